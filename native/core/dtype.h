@@ -1,0 +1,33 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace st_moe {
+
+// The numbers are part of the plugin ABI.
+enum class DType : int32_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, i32 = 4 };
+constexpr int32_t kDTypeCount = 5;
+
+static inline constexpr size_t dtype_size(DType dtype) {
+  switch (dtype) {
+    case DType::f64: return 8;
+    case DType::bf16:
+    case DType::f16: return 2;
+    default: return 4;
+  }
+}
+
+static inline constexpr const char* dtype_name(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return "f32";
+    case DType::f64: return "f64";
+    case DType::bf16: return "bf16";
+    case DType::f16: return "f16";
+    case DType::i32: return "i32";
+  }
+  return "unknown";
+}
+
+static inline constexpr bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::f64; }
+
+}  // namespace st_moe

@@ -1,0 +1,37 @@
+#pragma once
+#include <cstdint>
+#include <exception>
+
+namespace st_moe {
+
+// The numbers are part of the plugin ABI; the binding maps them to the `code` of a MoeError.
+enum class ErrorCode : int32_t {
+  none = 0,
+  shape,
+  dtype,
+  device,
+  disposed,
+  option,
+  out_of_memory,
+  unsupported,
+  non_finite,
+  backend_unavailable,
+  internal,
+};
+
+// The one exception type of the native code. Text without the operation's name: the binding adds it.
+class Error : public std::exception {
+ public:
+  Error(ErrorCode code, const char* text) noexcept;
+  ErrorCode code() const noexcept { return code_; }
+  const char* what() const noexcept override { return text_; }
+
+ private:
+  ErrorCode code_;
+  char text_[240];
+};
+
+// printf-style; throws Error.
+[[noreturn]] void fail(ErrorCode code, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+}  // namespace st_moe

@@ -1,0 +1,34 @@
+#pragma once
+#include "cpu/kernel.h"
+
+// Blocked, packed GEMM for many independent products at once. Every element of C is the sum over k in a fixed
+// order, whatever the number of threads and whatever else is in the batch.
+namespace st_moe::cpu::ST_MOE_ISA {
+
+// A matrix by strides, in elements. element(i, j) = data[row(i)·row_stride + j·col_stride], where row(i) is rows[i] or i.
+template <class T>
+struct MatrixView {
+  const T* data;
+  int64_t row_stride, col_stride;
+  const int32_t* rows = nullptr;
+};
+
+template <class T>
+struct GemmProblem {  // C [M, N] (+)= A [M, K] · B [K, N] (+ bias [N])
+  int64_t M, N, K;
+  MatrixView<T> a, b;       // one stride of each is 1; a.rows gathers by m, b.rows gathers by k
+  T* c;
+  int64_t c_stride;         // row stride of C
+  const T* bias = nullptr;  // added to each row
+  bool accumulate = false;  // C += instead of C =
+};
+
+// K = 0 writes bias or zeros. Problems must not overlap in C.
+template <class T>
+void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count);
+
+// One small product on the calling thread, inside a task: no scratch allocation beyond the thread's own.
+template <class T>
+void gemm_serial(const GemmProblem<T>& problem);
+
+}  // namespace st_moe::cpu::ST_MOE_ISA

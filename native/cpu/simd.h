@@ -1,0 +1,67 @@
+#pragma once
+#include "cpu/kernel.h"
+
+// Vectors by the compiler's own extension: one source for every width.
+namespace st_moe::cpu::ST_MOE_ISA {
+
+template <class T>
+struct Simd {
+  static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
+  typedef T V __attribute__((vector_size(kVectorBytes)));
+  typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+
+  static inline V load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
+  static inline void store(T* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  static inline V set(T v) { return V{} + v; }
+  static inline T sum(V v) {  // pairwise, fixed order
+    T lane[lanes];
+    store(lane, v);
+    for (int width = lanes / 2; width > 0; width /= 2)
+      for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+    return lane[0];
+  }
+};
+
+// <a, b>
+template <class T>
+static inline T dot(const T* a, const T* b, int64_t n) {
+  using S = Simd<T>;
+  typename S::V s0{}, s1{}, s2{}, s3{};
+  int64_t i = 0;
+  for (; i + 4 * S::lanes <= n; i += 4 * S::lanes) {
+    s0 += S::load(a + i) * S::load(b + i);
+    s1 += S::load(a + i + S::lanes) * S::load(b + i + S::lanes);
+    s2 += S::load(a + i + 2 * S::lanes) * S::load(b + i + 2 * S::lanes);
+    s3 += S::load(a + i + 3 * S::lanes) * S::load(b + i + 3 * S::lanes);
+  }
+  for (; i + S::lanes <= n; i += S::lanes) s0 += S::load(a + i) * S::load(b + i);
+  T tail = 0;
+  for (; i < n; ++i) tail += a[i] * b[i];
+  return S::sum((s0 + s1) + (s2 + s3)) + tail;
+}
+
+// Σ a
+template <class T>
+static inline T sum(const T* a, int64_t n) {
+  using S = Simd<T>;
+  typename S::V s0{}, s1{}, s2{}, s3{};
+  int64_t i = 0;
+  for (; i + 4 * S::lanes <= n; i += 4 * S::lanes) {
+    s0 += S::load(a + i);
+    s1 += S::load(a + i + S::lanes);
+    s2 += S::load(a + i + 2 * S::lanes);
+    s3 += S::load(a + i + 3 * S::lanes);
+  }
+  for (; i + S::lanes <= n; i += S::lanes) s0 += S::load(a + i);
+  T tail = 0;
+  for (; i < n; ++i) tail += a[i];
+  return S::sum((s0 + s1) + (s2 + s3)) + tail;
+}
+
+// y += factor · x
+template <class T>
+static inline void axpy(T factor, const T* x, T* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] += factor * x[i];
+}
+
+}  // namespace st_moe::cpu::ST_MOE_ISA
