@@ -442,10 +442,10 @@ struct OpTable {
 
 struct Backend {
   uint32_t abi;        // kBackendAbi
-  const char* name;    // "cpu", "cuda"
-  const char* variant; // instruction set or card
-  void* (*allocate)(size_t bytes);  // 64-byte aligned; null when memory is exhausted
-  void (*release)(void* data, size_t bytes);
+  const char* name;     // "cpu", "cuda"
+  const char* variant;  // instruction set or card
+  void* (*allocate)(const Context&, size_t bytes);  // 64-byte aligned; null when memory is exhausted
+  void (*release)(const Context&, void* data, size_t bytes);
   Status (*copy_in)(const Context&, void* to, const void* host, size_t bytes);
   Status (*copy_out)(const Context&, void* host, const void* from, size_t bytes);
   OpTable ops;

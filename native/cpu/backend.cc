@@ -47,6 +47,10 @@ Variant choose_variant() {
   return {"baseline", baseline::op_table, true};
 }
 
+void* allocate(const Context&, size_t bytes) { return cache_allocate(bytes); }
+
+void release(const Context&, void* data, size_t bytes) { cache_release(data, bytes); }
+
 Status copy(const Context&, void* to, const void* from, size_t bytes) {
   if (bytes) std::memcpy(to, from, bytes);
   return Status{ErrorCode::none, {}};
@@ -58,7 +62,7 @@ Status copy(const Context&, void* to, const void* from, size_t bytes) {
 const Backend& cpu_backend() {
   static const Backend backend = [] {
     const cpu::Variant variant = cpu::choose_variant();
-    return Backend{kBackendAbi, "cpu", variant.name, cpu::cache_allocate, cpu::cache_release, cpu::copy, cpu::copy, variant.table()};
+    return Backend{kBackendAbi, "cpu", variant.name, cpu::allocate, cpu::release, cpu::copy, cpu::copy, variant.table()};
   }();
   return backend;
 }

@@ -1,0 +1,112 @@
+#include "binding/call.h"
+
+#include <cmath>
+#include <string>
+
+namespace st_moe {
+
+static std::string text_of(const Shape& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (i) text += ", ";
+    text += shape[i] < 0 ? "any" : std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+Tensor& Call::tensor(const char* name) {
+  Napi::Value value = this->value();
+  if (!value.IsNumber()) fail(ErrorCode::option, "%s must be a tensor handle", name);
+  const double handle = value.As<Napi::Number>().DoubleValue();
+  if (!(handle > 0 && handle < 0x1p53 && handle == std::floor(handle))) fail(ErrorCode::disposed, "%s is not a live tensor", name);
+  if (!environment.tensors.alive(static_cast<int64_t>(handle))) fail(ErrorCode::disposed, "%s has been disposed", name);
+  Tensor& tensor = environment.tensors.get(static_cast<int64_t>(handle));
+  if (device_ && device_ != tensor.device)
+    fail(ErrorCode::device, "%s is on %s, the other tensors are on %s", name, tensor.device->backend->name, device_->backend->name);
+  device_ = tensor.device;
+  return tensor;
+}
+
+Tensor* Call::optional(const char* name) {
+  Napi::Value value = info[index_];
+  if (value.IsNull() || value.IsUndefined()) {
+    ++index_;
+    return nullptr;
+  }
+  return &tensor(name);
+}
+
+double Call::number(const char* name) {
+  Napi::Value value = this->value();
+  if (!value.IsNumber()) fail(ErrorCode::option, "%s must be a number", name);
+  return value.As<Napi::Number>().DoubleValue();
+}
+
+int64_t Call::integer(const char* name, int64_t min, int64_t max) {
+  const double value = number(name);
+  if (!(value >= static_cast<double>(min) && value <= static_cast<double>(max) && value == std::floor(value)))
+    fail(ErrorCode::option, "%s must be an integer from %lld to %lld, got %g", name, static_cast<long long>(min),
+         static_cast<long long>(max), value);
+  return static_cast<int64_t>(value);
+}
+
+bool Call::boolean(const char* name) {
+  Napi::Value value = this->value();
+  if (!value.IsBoolean()) fail(ErrorCode::option, "%s must be a boolean", name);
+  return value.As<Napi::Boolean>().Value();
+}
+
+Shape Call::shape(const char* name) {
+  Napi::Value value = this->value();
+  if (!value.IsArray()) fail(ErrorCode::shape, "%s must be an array", name);
+  Napi::Array array = value.As<Napi::Array>();
+  if (array.Length() > kMaxRank) fail(ErrorCode::shape, "%s has at most %d dimensions, got %u", name, kMaxRank, array.Length());
+  Shape shape;
+  for (uint32_t i = 0; i < array.Length(); ++i) {
+    Napi::Value entry = array[i];
+    const double n = entry.IsNumber() ? entry.As<Napi::Number>().DoubleValue() : -1;
+    if (!(n >= 0 && n <= 0x1p46 && n == std::floor(n))) fail(ErrorCode::shape, "%s must hold non-negative integers", name);
+    shape.push_back(static_cast<int64_t>(n));
+  }
+  return shape;
+}
+
+std::vector<int64_t> Call::integers(const char* name, size_t count) {
+  Shape values = shape(name);
+  if (values.size() != count) fail(ErrorCode::shape, "%s must hold %zu numbers, got %zu", name, count, values.size());
+  return values;
+}
+
+void Call::expect(const char* name, const Tensor& tensor, DType dtype, const Shape& shape) {
+  if (tensor.dtype != dtype) fail(ErrorCode::dtype, "%s must be %s, got %s", name, dtype_name(dtype), dtype_name(tensor.dtype));
+  bool same = tensor.shape.size() == shape.size();
+  for (size_t i = 0; same && i < shape.size(); ++i) same = shape[i] < 0 || tensor.shape[i] == shape[i];
+  if (!same) fail(ErrorCode::shape, "%s must be %s, got %s", name, text_of(shape).c_str(), text_of(tensor.shape).c_str());
+}
+
+void Call::expect_rank(const char* name, const Tensor& tensor, size_t rank) {
+  if (tensor.shape.size() != rank)
+    fail(ErrorCode::shape, "%s must have %zu dimensions, got %s", name, rank, text_of(tensor.shape).c_str());
+}
+
+void Call::expect_float(const char* name, const Tensor& tensor) {
+  if (!is_float(tensor.dtype)) fail(ErrorCode::dtype, "%s must be f32 or f64, got %s", name, dtype_name(tensor.dtype));
+}
+
+void Call::expect_writable(const char* name, const Tensor& tensor, const Tensor& like) {
+  expect(name, tensor, like.dtype, like.shape);
+  if (tensor.storage == like.storage) fail(ErrorCode::option, "%s must not share memory with the tensor it updates", name);
+}
+
+Napi::Value Call::give(Tensor tensor) {
+  return Napi::Number::New(env, static_cast<double>(environment.tensors.insert(std::move(tensor))));
+}
+
+Napi::Value Call::give(std::initializer_list<const Tensor*> tensors) {
+  Napi::Array array = Napi::Array::New(env, tensors.size());
+  uint32_t i = 0;
+  for (const Tensor* tensor : tensors) array[i++] = tensor ? give(*tensor) : env.Null();
+  return array;
+}
+
+}  // namespace st_moe

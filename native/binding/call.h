@@ -1,0 +1,73 @@
+#pragma once
+#include <napi.h>
+
+#include <initializer_list>
+#include <new>
+#include <vector>
+
+#include "binding/environment.h"
+
+namespace st_moe {
+
+// One call from JavaScript: checked conversion of its arguments, allocation of results, errors that name op and argument.
+// The TypeScript layer has checked everything for people already; here it is checked for safety.
+class Call {
+ public:
+  Call(const Napi::CallbackInfo& info, const char* op) : info(info), env(info.Env()), op(op), environment(Environment::of(env)) {}
+
+  const Napi::CallbackInfo& info;
+  Napi::Env env;
+  const char* op;
+  Environment& environment;
+
+  // Arguments, taken in order.
+  Napi::Value value() { return info[index_++]; }
+  Tensor& tensor(const char* name);    // all of one call on one device
+  Tensor* optional(const char* name);  // null, undefined and 0 give null
+  double number(const char* name);
+  int64_t integer(const char* name, int64_t min, int64_t max);
+  int64_t size(const char* name) { return integer(name, 0, int64_t{1} << 46); }
+  uint64_t seed(const char* name) { return static_cast<uint64_t>(integer(name, 0, (int64_t{1} << 53) - 1)); }
+  bool boolean(const char* name);
+  DType dtype(const char* name) { return static_cast<DType>(integer(name, 0, kDTypeCount - 1)); }
+  Shape shape(const char* name);
+  std::vector<int64_t> integers(const char* name, size_t count);
+
+  // Checks of tensors.
+  void expect(const char* name, const Tensor& tensor, DType dtype, const Shape& shape);  // −1 accepts any size
+  void expect_rank(const char* name, const Tensor& tensor, size_t rank);
+  void expect_float(const char* name, const Tensor& tensor);
+  void expect_writable(const char* name, const Tensor& tensor, const Tensor& like);
+
+  // Results.
+  Napi::Value give(Tensor tensor);
+  Napi::Value give(std::initializer_list<const Tensor*> tensors);  // an array of handles; null for a null pointer
+
+  template <class Args>
+  void run(Device& device, Op<Args> OpTable::*member, const Args& args) {
+    if (!(device.backend->ops.*member)) fail(ErrorCode::unsupported, "not available on %s", device.backend->name);
+    check((device.backend->ops.*member)(device.context, args));
+  }
+  void check(const Status& status) {
+    if (status.code != ErrorCode::none) throw Error(status.code, status.text);
+  }
+
+ private:
+  size_t index_ = 0;
+  Device* device_ = nullptr;
+};
+
+inline void* data_of(const Tensor* tensor) { return tensor ? tensor->data() : nullptr; }
+inline int32_t* i32_of(const Tensor* tensor) { return tensor ? static_cast<int32_t*>(tensor->data()) : nullptr; }
+
+using Method = Napi::Value (*)(Call&);
+
+// A method under its JavaScript name; also the `op` of its errors.
+struct Entry {
+  const char* name;
+  Method method;
+};
+
+extern const std::vector<Entry> kTensorEntries, kNnEntries, kMoeEntries, kOptimEntries;
+
+}  // namespace st_moe

@@ -1,0 +1,52 @@
+#include "binding/environment.h"
+
+#include <algorithm>
+#include <string>
+#include <thread>
+
+namespace st_moe {
+
+static const char* code_name(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::shape: return "SHAPE";
+    case ErrorCode::dtype: return "DTYPE";
+    case ErrorCode::device: return "DEVICE";
+    case ErrorCode::disposed: return "DISPOSED";
+    case ErrorCode::option: return "OPTION";
+    case ErrorCode::out_of_memory: return "OUT_OF_MEMORY";
+    case ErrorCode::unsupported: return "UNSUPPORTED";
+    case ErrorCode::non_finite: return "NON_FINITE";
+    case ErrorCode::backend_unavailable: return "BACKEND_UNAVAILABLE";
+    case ErrorCode::none:
+    case ErrorCode::internal: break;
+  }
+  return "INTERNAL";
+}
+
+Environment::Environment(Napi::Env) {
+  const int32_t cores = static_cast<int32_t>(std::clamp(std::thread::hardware_concurrency(), 1u, 256u));
+  auto cpu = std::make_unique<Device>();
+  cpu->backend = &cpu_backend();
+  cpu->context = Context{cores, nullptr};
+  devices_.push_back(std::move(cpu));
+}
+
+Device& Environment::device(int64_t index) {
+  if (index < 0 || index >= static_cast<int64_t>(devices_.size()))
+    fail(ErrorCode::device, "no device number %lld", static_cast<long long>(index));
+  return *devices_[index];
+}
+
+void Environment::set_threads(int32_t threads) {
+  for (auto& device : devices_) device->context.threads = threads;
+}
+
+Napi::Error Environment::make_error(Napi::Env env, const char* op, const Error& error) {
+  const std::string text = std::string("[") + op + "] " + error.what();
+  if (error_factory.IsEmpty()) return Napi::Error::New(env, text);
+  Napi::Value made = error_factory.Call({Napi::String::New(env, code_name(error.code())), Napi::String::New(env, op),
+                                         Napi::String::New(env, text)});
+  return Napi::Error(env, made);
+}
+
+}  // namespace st_moe

@@ -1,0 +1,33 @@
+#pragma once
+#include <napi.h>
+
+#include <memory>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace st_moe {
+
+// The native state of one JavaScript environment (main thread or worker). Node deletes it when the environment ends.
+class Environment {
+ public:
+  explicit Environment(Napi::Env env);
+  static Environment& of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
+
+  Device& device(int64_t index);  // 0 is the CPU; throws Error(device)
+  size_t device_count() const { return devices_.size(); }
+  void set_threads(int32_t threads);
+  int32_t threads() const { return devices_[0]->context.threads; }
+
+  // Makes the MoeError that JavaScript sees; before the loader has set the factory, a plain Error.
+  Napi::Error make_error(Napi::Env env, const char* op, const Error& error);
+  Napi::FunctionReference error_factory;
+
+ private:
+  std::vector<std::unique_ptr<Device>> devices_;  // declared before the tensors, which release into them
+
+ public:
+  TensorTable tensors;
+};
+
+}  // namespace st_moe

@@ -1,0 +1,99 @@
+#include "core/tensor.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace st_moe {
+
+Storage::Storage(Device& device, size_t bytes)
+    : device_(device), bytes_(bytes), data_(device.backend->allocate(device.context, bytes)) {
+  if (!data_)
+    fail(ErrorCode::out_of_memory, "not enough memory on %s for %zu bytes (%lld bytes are live)", device.backend->name,
+         bytes, static_cast<long long>(device.stats.bytes));
+  device.stats.bytes += static_cast<int64_t>(bytes);
+  device.stats.peak_bytes = std::max(device.stats.peak_bytes, device.stats.bytes);
+}
+
+Storage::~Storage() {
+  device_.stats.bytes -= static_cast<int64_t>(bytes_);
+  device_.backend->release(device_.context, data_, bytes_);
+}
+
+int64_t shape_size(const Shape& shape) {
+  constexpr int64_t limit = int64_t{1} << 46;
+  if (shape.size() > kMaxRank) fail(ErrorCode::shape, "a shape has at most %d dimensions, got %zu", kMaxRank, shape.size());
+  int64_t size = 1;
+  bool empty = false;
+  for (int64_t n : shape) {
+    if (n < 0) fail(ErrorCode::shape, "a dimension must not be negative, got %lld", static_cast<long long>(n));
+    if (n == 0) empty = true;
+    if (n > limit || (n > 0 && size > limit / n)) fail(ErrorCode::shape, "a tensor has at most 2^46 elements");
+    if (n > 0) size *= n;
+  }
+  return empty ? 0 : size;
+}
+
+Tensor make_tensor(Device& device, DType dtype, Shape shape) {
+  Tensor tensor;
+  tensor.size = shape_size(shape);
+  tensor.device = &device;
+  tensor.dtype = dtype;
+  tensor.storage = std::make_shared<Storage>(device, static_cast<size_t>(tensor.size) * dtype_size(dtype));
+  tensor.shape = std::move(shape);
+  return tensor;
+}
+
+TensorTable::Slot* TensorTable::find(Handle handle) {
+  const auto index = static_cast<uint64_t>(handle) & ((uint64_t{1} << kSlotBits) - 1);
+  if (handle <= 0 || index >= slots_.size()) return nullptr;
+  Slot& slot = slots_[index];
+  return slot.references > 0 && slot.generation == handle >> kSlotBits ? &slot : nullptr;
+}
+
+TensorTable::Handle TensorTable::insert(Tensor tensor) {
+  uint32_t index;
+  if (!free_.empty()) {
+    index = free_.back();
+    free_.pop_back();
+  } else {
+    if (slots_.size() >> kSlotBits) fail(ErrorCode::out_of_memory, "more than 2^24 tensors are alive");
+    index = static_cast<uint32_t>(slots_.size());
+    slots_.emplace_back();
+    free_.reserve(slots_.size());  // so that release never allocates
+  }
+  Slot& slot = slots_[index];
+  ++tensor.device->stats.tensors;
+  slot.tensor = std::move(tensor);
+  slot.references = 1;
+  return slot.generation << kSlotBits | index;
+}
+
+Tensor& TensorTable::get(Handle handle) {
+  Slot* slot = find(handle);
+  if (!slot) fail(ErrorCode::disposed, "the tensor has been disposed");
+  return slot->tensor;
+}
+
+bool TensorTable::alive(Handle handle) const { return const_cast<TensorTable*>(this)->find(handle) != nullptr; }
+
+int32_t TensorTable::references(Handle handle) {
+  const Slot* slot = find(handle);
+  return slot ? slot->references : 0;
+}
+
+void TensorTable::retain(Handle handle) {
+  Slot* slot = find(handle);
+  if (!slot) fail(ErrorCode::disposed, "the tensor has been disposed");
+  ++slot->references;
+}
+
+void TensorTable::release(Handle handle) {
+  Slot* slot = find(handle);
+  if (!slot || --slot->references > 0) return;
+  --slot->tensor.device->stats.tensors;
+  slot->tensor = Tensor{};
+  slot->generation = slot->generation < kMaxGeneration ? slot->generation + 1 : 1;
+  free_.push_back(static_cast<uint32_t>(slot - slots_.data()));
+}
+
+}  // namespace st_moe

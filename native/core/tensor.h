@@ -1,0 +1,85 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/backend.h"
+
+// Tensors live in a table of the environment (main thread or worker) that made them. JavaScript holds handles:
+// slot number and generation, so a handle of a freed tensor is recognised and never reads foreign memory.
+namespace st_moe {
+
+struct MemoryStats {
+  int64_t tensors = 0;  // live slots
+  int64_t bytes = 0;    // live storage
+  int64_t peak_bytes = 0;
+};
+
+// A backend with the stream and counters of one environment.
+struct Device {
+  const Backend* backend;
+  Context context;
+  MemoryStats stats;
+};
+
+// Memory of one or more tensors (a reshape shares it).
+class Storage {
+ public:
+  Storage(Device& device, size_t bytes);  // throws Error(out_of_memory)
+  ~Storage();
+  Storage(const Storage&) = delete;
+  Storage& operator=(const Storage&) = delete;
+  void* data() const { return data_; }
+
+  uint32_t version = 0;  // raised by every in-place change
+
+ private:
+  Device& device_;
+  size_t bytes_;
+  void* data_;
+};
+
+using Shape = std::vector<int64_t>;
+
+struct Tensor {
+  std::shared_ptr<Storage> storage;
+  Device* device = nullptr;
+  DType dtype = DType::f32;
+  Shape shape;
+  int64_t size = 0;
+
+  void* data() const { return storage->data(); }
+};
+
+// Elements of a shape. Throws Error(shape) when a dimension is negative or the size leaves 2^46 elements.
+int64_t shape_size(const Shape& shape);
+
+// Uninitialised. Throws Error(shape | out_of_memory).
+Tensor make_tensor(Device& device, DType dtype, Shape shape);
+
+class TensorTable {
+ public:
+  using Handle = int64_t;  // generation << 24 | slot; below 2^53, so exact as a JavaScript number
+
+  Handle insert(Tensor tensor);          // with one reference
+  Tensor& get(Handle handle);            // throws Error(disposed)
+  bool alive(Handle handle) const;
+  int32_t references(Handle handle);     // 0 of a dead handle
+  void retain(Handle handle);            // throws Error(disposed)
+  void release(Handle handle);           // of a dead handle: nothing
+
+ private:
+  static constexpr int kSlotBits = 24;
+  static constexpr int64_t kMaxGeneration = (int64_t{1} << 29) - 1;
+  struct Slot {
+    Tensor tensor;
+    int64_t generation = 1;
+    int32_t references = 0;
+  };
+  Slot* find(Handle handle);
+
+  std::vector<Slot> slots_;
+  std::vector<uint32_t> free_;
+};
+
+}  // namespace st_moe
