@@ -1,0 +1,94 @@
+import { MoeError, type MoeErrorCode, show } from './errors.js'
+
+/** Checks of what people pass in. Each throws a MoeError that names operation, argument, expected and got. */
+
+export function fail(code: MoeErrorCode, op: string, text: string): never {
+  throw new MoeError(code, op, text)
+}
+
+export function checkNumber(op: string, name: string, value: unknown, min = -Infinity, max = Infinity): number {
+  if (typeof value === 'number' && Number.isFinite(value) && value >= min && value <= max) return value
+  const range = min > -Infinity || max < Infinity ? ` from ${min} to ${max}` : ''
+  return fail('OPTION', op, `${name} must be a finite number${range}, got ${show(value)}`)
+}
+
+export function checkInteger(op: string, name: string, value: unknown, min: number, max = Number.MAX_SAFE_INTEGER): number {
+  if (typeof value === 'number' && Number.isSafeInteger(value) && value >= min && value <= max) return value
+  const range = max < Number.MAX_SAFE_INTEGER ? `from ${min} to ${max}` : `of at least ${min}`
+  return fail('OPTION', op, `${name} must be an integer ${range}, got ${show(value)}`)
+}
+
+export function checkBoolean(op: string, name: string, value: unknown): boolean {
+  if (typeof value === 'boolean') return value
+  return fail('OPTION', op, `${name} must be true or false, got ${show(value)}`)
+}
+
+export function checkFunction(op: string, name: string, value: unknown): void {
+  if (typeof value !== 'function') fail('OPTION', op, `${name} must be a function, got ${show(value)}`)
+}
+
+export function checkOneOf<T extends string>(op: string, name: string, value: unknown, allowed: readonly T[]): T {
+  if (allowed.includes(value as T)) return value as T
+  return fail('OPTION', op, `${name} must be one of ${allowed.map((v) => `'${v}'`).join(', ')}, got ${show(value)}`)
+}
+
+const maxRank = 8
+const maxSize = 2 ** 46
+
+/** A frozen copy of a shape. */
+export function checkShape(op: string, name: string, value: unknown): readonly number[] {
+  if (!Array.isArray(value)) return fail('SHAPE', op, `${name} must be an array of dimensions, got ${show(value)}`)
+  if (value.length > maxRank) return fail('SHAPE', op, `${name} must have at most ${maxRank} dimensions, got ${value.length}`)
+  const shape = Array.from(value)
+  if (!shape.every((n) => typeof n === 'number' && Number.isInteger(n) && n >= 0)) {
+    return fail('SHAPE', op, `${name} must hold non-negative integers, got ${show(shape)}`)
+  }
+  if (!(shape.reduce((a, b) => a * b, 1) <= maxSize)) return fail('SHAPE', op, `${name} ${show(shape)} has more than 2^46 elements`)
+  return Object.freeze(shape)
+}
+
+export const sizeOf = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1)
+export const showShape = (shape: readonly (number | string)[]): string => `[${shape.join(', ')}]`
+export const sameShape = (a: readonly number[], b: readonly number[]): boolean =>
+  a.length === b.length && a.every((n, i) => n === b[i])
+
+/**
+ * A plain copy of an options object: unknown names throw and name the nearest known one, `undefined` counts as absent.
+ * Getters run once, here.
+ */
+export function checkOptions<T extends object>(op: string, value: unknown, known: readonly (keyof T & string)[]): Partial<T> {
+  if (value === undefined) return {}
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    return fail('OPTION', op, `options must be an object, got ${show(value)}`)
+  }
+  const options: Partial<T> = {}
+  for (const key of Object.keys(value)) {
+    if (!known.includes(key as keyof T & string)) {
+      const near = nearest(key, known)
+      fail('OPTION', op, `unknown option ${show(key)}${near ? `; did you mean '${near}'?` : ''} Known: ${known.join(', ')}`)
+    }
+    const entry = (value as Record<string, unknown>)[key]
+    if (entry !== undefined) options[key as keyof T] = entry as T[keyof T]
+  }
+  return options
+}
+
+function nearest(word: string, candidates: readonly string[]): string | undefined {
+  const plain = (text: string) => text.replaceAll('_', '').toLowerCase().slice(0, 64)
+  const ranked = candidates.map((name) => ({ name, distance: editDistance(plain(word), plain(name)) }))
+  ranked.sort((a, b) => a.distance - b.distance)
+  const best = ranked[0]
+  return best && best.distance <= Math.max(2, best.name.length / 2) ? best.name : undefined
+}
+
+function editDistance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, i) => i)
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i]
+    for (let j = 1; j <= b.length; j++) {
+      next.push(Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1)))
+    }
+    row = next
+  }
+  return row[b.length]
+}

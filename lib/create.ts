@@ -1,0 +1,165 @@
+import { checkBoolean, checkNumber, checkOptions, checkShape, fail, showShape, sizeOf } from './check.js'
+import { type Device, deviceIndex } from './device.js'
+import { checkDType, type DType, dtypeCode, dtypeSize, isFloat, type TypedArray } from './dtype.js'
+import { MoeError, show } from './errors.js'
+import { type Handle, native } from './native.js'
+import { drawFrom, type Generator } from './random.js'
+import { type Tensor, wrap } from './tensor.js'
+
+export interface TensorOptions {
+  dtype?: DType
+  device?: Device
+  requiresGrad?: boolean
+}
+
+export interface RandomOptions extends TensorOptions {
+  generator?: Generator
+}
+
+export type NestedArray = readonly (number | NestedArray)[]
+
+const names = ['dtype', 'device', 'requiresGrad'] as const
+
+function make(op: string, shape: readonly number[], options: TensorOptions, handle: (dtype: DType, device: number) => Handle, dtype: DType): Tensor {
+  const device = options.device ?? 'cpu'
+  const requiresGrad = options.requiresGrad === undefined ? false : checkBoolean(op, 'requiresGrad', options.requiresGrad)
+  if (requiresGrad && !isFloat(dtype)) fail('DTYPE', op, `only f32 and f64 tensors have gradients, dtype is ${dtype}`)
+  const tensor = wrap(handle(dtype, deviceIndex(op, device)), { shape, dtype, device })
+  if (requiresGrad) tensor.requiresGrad = true
+  return tensor
+}
+
+/**
+ * A tensor with a copy of `data`: a typed array, numbers, or nested arrays of them. `shape` defaults to that of the
+ * data. dtype by default: Float32Array and numbers f32, Float64Array f64, Int32Array i32; a Uint16Array holds the bits
+ * of bf16 or f16 and needs `dtype`. Shared, resizable and detached buffers are refused.
+ *
+ * @example
+ * tensor([[1, 2, 3], [4, 5, 6]])                          // f32 [2, 3]
+ * tensor(new Float64Array(6), [2, 3], { requiresGrad: true })
+ */
+export function tensor(data: TypedArray | number | NestedArray, shape?: readonly number[] | null, options?: TensorOptions): Tensor {
+  const op = 'tensor'
+  const checked = checkOptions<TensorOptions>(op, options, names)
+  const source = ArrayBuffer.isView(data) ? fromTypedArray(op, data) : fromNumbers(op, data)
+  const target = shape === undefined || shape === null ? Object.freeze(source.shape) : checkShape(op, 'shape', shape)
+  if (sizeOf(target) !== source.values.length) {
+    fail('SHAPE', op, `shape ${showShape(target)} needs ${sizeOf(target)} values, data has ${source.values.length}`)
+  }
+  const dtype = checked.dtype === undefined ? source.dtype : checkDType(op, checked.dtype)
+  if (dtype === undefined) fail('DTYPE', op, "data is a Uint16Array: say dtype 'bf16' or 'f16'")
+  return make(op, target, checked, (to, device) => upload(op, source.values, source.dtype, to, target, device), dtype)
+}
+
+type Values = Float32Array | Float64Array | Int32Array | Uint16Array
+
+/** Copies in, converting where the array travels as another dtype. */
+function upload(op: string, values: Values, from: DType | undefined, to: DType, shape: readonly number[], device: number): Handle {
+  if (values instanceof Uint16Array) {
+    if (to !== 'bf16' && to !== 'f16') fail('DTYPE', op, `a Uint16Array holds bf16 or f16, not ${to}`)
+    return native.fromData(values, dtypeCode(to), shape, device)
+  }
+  const handle = native.fromData(values, dtypeCode(from!), shape, device)
+  if (from === to) return handle
+  try {
+    return native.convert(handle, dtypeCode(to))
+  } finally {
+    native.release(handle)
+  }
+}
+
+interface Source {
+  values: Values
+  shape: number[]
+  /** undefined: bf16 or f16, the caller must say. */
+  dtype: DType | undefined
+}
+
+function fromTypedArray(op: string, data: ArrayBufferView): Source {
+  const { buffer } = data
+  if (!(buffer instanceof ArrayBuffer)) fail('OPTION', op, 'data must not be a view of a SharedArrayBuffer; copy it first')
+  if ((buffer as { resizable?: boolean }).resizable) fail('OPTION', op, 'data must not be a view of a resizable ArrayBuffer; copy it first')
+  if ((buffer as { detached?: boolean }).detached) fail('OPTION', op, 'the buffer of data has been transferred away')
+  if (data instanceof Float32Array) return { values: data, shape: [data.length], dtype: 'f32' }
+  if (data instanceof Float64Array) return { values: data, shape: [data.length], dtype: 'f64' }
+  if (data instanceof Int32Array) return { values: data, shape: [data.length], dtype: 'i32' }
+  if (data instanceof Uint16Array) return { values: data, shape: [data.length], dtype: undefined }
+  if (data instanceof Int16Array || data instanceof Int8Array || data instanceof Uint8Array || data instanceof Uint8ClampedArray) {
+    return { values: Int32Array.from(data), shape: [data.length], dtype: 'i32' }
+  }
+  return fail('DTYPE', op, `data must be a Float32Array, Float64Array, Int32Array, Uint16Array or a smaller integer array, got ${show(data)}`)
+}
+
+/** Nested arrays of numbers, read once. Iterative, so that depth cannot overflow the stack. */
+function fromNumbers(op: string, data: unknown): Source {
+  const shape: number[] = []
+  let level: unknown[] = [data]
+  while (level.some((entry) => Array.isArray(entry))) {
+    const first = level.find((entry) => Array.isArray(entry)) as unknown[]
+    if (shape.length === 8) fail('SHAPE', op, 'data is nested more than 8 deep')
+    if (!level.every((entry) => Array.isArray(entry) && entry.length === first.length)) {
+      fail('SHAPE', op, `data must be a regular array, but its parts at depth ${shape.length} differ in length`)
+    }
+    shape.push(first.length)
+    level = (level as unknown[][]).flat()
+  }
+  const bad = level.find((entry) => typeof entry !== 'number')
+  if (bad !== undefined || (level.length > 0 && level.includes(undefined))) {
+    fail('OPTION', op, `data must be a typed array, numbers or nested arrays of numbers, got ${show(bad)}`)
+  }
+  try {
+    return { values: Float32Array.from(level as number[]), shape, dtype: 'f32' }
+  } catch (cause) {
+    throw new MoeError('OUT_OF_MEMORY', op, `cannot copy ${level.length} numbers`, { cause })
+  }
+}
+
+function filled(op: string, shape: unknown, value: number, options: unknown): Tensor {
+  const checked = checkOptions<TensorOptions>(op, options, names)
+  const target = checkShape(op, 'shape', shape)
+  const dtype = checked.dtype === undefined ? 'f32' : checkDType(op, checked.dtype)
+  return make(op, target, checked, (to, device) => native.full(target, dtypeCode(to), device, value), dtype)
+}
+
+/** Zeros of a shape; f32 on the CPU unless said otherwise. */
+export const zeros = (shape: readonly number[], options?: TensorOptions): Tensor => filled('zeros', shape, 0, options)
+/** Ones of a shape. */
+export const ones = (shape: readonly number[], options?: TensorOptions): Tensor => filled('ones', shape, 1, options)
+/** One value everywhere, rounded to the dtype. */
+export function full(shape: readonly number[], value: number, options?: TensorOptions): Tensor {
+  if (typeof value !== 'number') fail('OPTION', 'full', `value must be a number, got ${show(value)}`)
+  return filled('full', shape, value, options)
+}
+
+function drawn(op: string, shape: unknown, normal: boolean, a: number, b: number, options: unknown): Tensor {
+  const checked = checkOptions<RandomOptions>(op, options, [...names, 'generator'])
+  const target = checkShape(op, 'shape', shape)
+  const dtype = checked.dtype === undefined ? 'f32' : checkDType(op, checked.dtype, ['f32', 'f64'])
+  const { seed, step } = drawFrom(op, checked.generator)
+  return make(op, target, checked, (to, device) => native.random(target, dtypeCode(to), device, normal, a, b, seed, step), dtype)
+}
+
+/** Uniform on [0, 1). */
+export const rand = (shape: readonly number[], options?: RandomOptions): Tensor => drawn('rand', shape, false, 0, 1, options)
+/** Normal with mean 0 and variance 1. */
+export const randn = (shape: readonly number[], options?: RandomOptions): Tensor => drawn('randn', shape, true, 0, 1, options)
+/** Uniform on [low, high). */
+export function uniform(shape: readonly number[], low: number, high: number, options?: RandomOptions): Tensor {
+  return drawn('uniform', shape, false, checkNumber('uniform', 'low', low), checkNumber('uniform', 'high', high), options)
+}
+
+/** start, start + step, … below `end`; with one number 0 … end − 1. i32 where all are integers and no dtype is given. */
+export function arange(start: number, end?: number | TensorOptions, step?: number, options?: TensorOptions): Tensor {
+  const op = 'arange'
+  if (typeof end === 'object' && end !== null) return arange(0, start, 1, end)
+  const from = end === undefined ? 0 : checkNumber(op, 'start', start)
+  const to = end === undefined ? checkNumber(op, 'end', start) : checkNumber(op, 'end', end)
+  const by = step === undefined ? 1 : checkNumber(op, 'step', step)
+  if (by === 0) fail('OPTION', op, 'step must not be 0')
+  const size = Math.max(0, Math.ceil((to - from) / by))
+  if (size * dtypeSize('f64') > 2 ** 32) fail('SHAPE', op, `${size} elements are too many; make it in parts`)
+  const values = Float64Array.from({ length: size }, (_, i) => from + i * by)
+  const checked = checkOptions<TensorOptions>(op, options, names)
+  const whole = [from, to, by].every(Number.isInteger) && Math.max(Math.abs(from), Math.abs(to)) < 2 ** 31
+  return tensor(values, [size], { ...checked, dtype: checked.dtype ?? (whole ? 'i32' : 'f32') })
+}

@@ -1,0 +1,40 @@
+import { MoeError, show } from './errors.js'
+
+/** Element types. `bf16` and `f16` are storage formats that travel as their bits in a Uint16Array. */
+export type DType = 'f32' | 'f64' | 'bf16' | 'f16' | 'i32'
+
+export type TypedArray =
+  | Float32Array
+  | Float64Array
+  | Int32Array
+  | Uint16Array
+  | Int16Array
+  | Int8Array
+  | Uint8Array
+  | Uint8ClampedArray
+  | Uint32Array
+
+/** Order of the native enumeration. */
+const dtypes: readonly DType[] = ['f32', 'f64', 'bf16', 'f16', 'i32']
+const sizes: Record<DType, number> = { f32: 4, f64: 8, bf16: 2, f16: 2, i32: 4 }
+
+export const dtypeCode = (dtype: DType): number => dtypes.indexOf(dtype)
+export const dtypeSize = (dtype: DType): number => sizes[dtype]
+export const isFloat = (dtype: DType): boolean => dtype === 'f32' || dtype === 'f64'
+
+export function checkDType(op: string, value: unknown, allowed: readonly DType[] = dtypes): DType {
+  if (allowed.includes(value as DType)) return value as DType
+  throw new MoeError('DTYPE', op, `dtype must be one of ${allowed.join(', ')}, got ${show(value)}`)
+}
+
+/** A new array of the type in which a dtype travels. */
+export function allocateArray(op: string, dtype: DType, size: number): Float32Array | Float64Array | Int32Array | Uint16Array {
+  try {
+    if (dtype === 'f32') return new Float32Array(size)
+    if (dtype === 'f64') return new Float64Array(size)
+    if (dtype === 'i32') return new Int32Array(size)
+    return new Uint16Array(size)
+  } catch (cause) {
+    throw new MoeError('OUT_OF_MEMORY', op, `cannot allocate an array of ${size} ${dtype}`, { cause })
+  }
+}

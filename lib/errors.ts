@@ -1,0 +1,56 @@
+/** What went wrong, for programs. The text of the error is for people. */
+export type MoeErrorCode =
+  | 'SHAPE'
+  | 'DTYPE'
+  | 'DEVICE'
+  | 'DISPOSED'
+  | 'OPTION'
+  | 'STATE_DICT'
+  | 'FILE_FORMAT'
+  | 'OUT_OF_MEMORY'
+  | 'UNSUPPORTED'
+  | 'NON_FINITE'
+  | 'BACKEND_UNAVAILABLE'
+  | 'INTERNAL'
+
+/**
+ * The one error class of this package. `message` names the operation, the argument, what was expected and what came.
+ *
+ * @example
+ * try { moe.forward(x) } catch (error) { if (error instanceof MoeError && error.code === 'SHAPE') … }
+ */
+export class MoeError extends Error {
+  override readonly name = 'MoeError'
+  readonly code: MoeErrorCode
+  /** The operation that failed, for example `MoE.forward`. */
+  readonly op: string
+
+  /** `text` without the operation: the message becomes `[op] text`. */
+  constructor(code: MoeErrorCode, op: string, text: string, options?: ErrorOptions) {
+    super(`[${op}] ${text}`, options)
+    this.code = code
+    this.op = op
+  }
+}
+
+/** A value as an error message shows it: short, and safe for any value, proxies included. */
+export function show(value: unknown): string {
+  try {
+    if (typeof value === 'string') return JSON.stringify(value.length > 60 ? `${value.slice(0, 57)}...` : value)
+    if (typeof value === 'function') return 'a function'
+    if (typeof value === 'bigint') return `${value}n`
+    if (Array.isArray(value)) {
+      const head = value.slice(0, 8).map((entry) => (typeof entry === 'object' ? kind(entry) : show(entry)))
+      return `[${head.join(', ')}${value.length > 8 ? ', ...' : ''}]`
+    }
+    return typeof value === 'object' && value !== null ? kind(value) : String(value)
+  } catch {
+    return 'an unreadable value'
+  }
+}
+
+function kind(value: object | null): string {
+  if (value === null) return 'null'
+  const name = Object.getPrototypeOf(value)?.constructor?.name
+  return typeof name === 'string' && name !== '' && name !== 'Object' ? name.slice(0, 60) : 'an object'
+}

@@ -1,0 +1,43 @@
+import { record } from '../autograd.js'
+import { checkBoolean, checkInteger, checkNumber, checkOptions, fail, showShape } from '../check.js'
+import { native } from '../native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+
+export interface AttentionOptions {
+  heads: number
+  /** Query i sees keys 0 … i + Nk − Nq. Default true. */
+  causal?: boolean
+  /** Factor of the scores, default 1/√(D/heads). */
+  scale?: number
+}
+
+/**
+ * Multi-head scaled dot-product attention (Vaswani et al., arXiv 1706.03762, §3.2). q [B, Nq, D], k and v [B, Nk, D],
+ * D split into `heads` equal parts → [B, Nq, D]. No N×N matrix is kept (Dao et al., arXiv 2205.14135).
+ */
+export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): Tensor {
+  const op = 'attention'
+  checkFloat(op, 'q', q)
+  if (q.shape.length !== 3) fail('SHAPE', op, `q must be [B, N, D], got ${showShape(q.shape)}`)
+  const { heads, causal = true, scale } = checkOptions<AttentionOptions>(op, options, ['heads', 'causal', 'scale'])
+  checkInteger(op, 'heads', heads, 1, 2 ** 20)
+  checkBoolean(op, 'causal', causal)
+  const [B, Nq, D] = q.shape
+  if (D % heads! !== 0) fail('SHAPE', op, `the width ${D} must be a multiple of ${heads} heads`)
+  const factor = scale === undefined ? 1 / Math.sqrt(D / heads!) : checkNumber(op, 'scale', scale)
+  checkTensor(op, 'k', k)
+  const Nk = k.shape[1]
+  checkTensor(op, 'k', k, { shape: [B, Nk, D], dtype: q.dtype, device: q.device })
+  checkTensor(op, 'v', v, k)
+  if (causal && Nk < Nq) fail('SHAPE', op, `causal attention needs at least as many keys as queries, got ${Nk} and ${Nq}`)
+  const [yh, lse] = native.attention(handleOf(q), handleOf(k), handleOf(v), heads!, factor, causal)
+  const y = wrap(yh, q)
+  record({
+    op,
+    inputs: [q, k, v],
+    outputs: [y],
+    saved: [q, k, v, y, lse],
+    backward: ([dy], [qv, kv, vv, yv, lsev]) => native.attentionBackward(dy!, qv, kv, vv, yv, lsev, heads!, factor, causal),
+  })
+  return y
+}

@@ -1,0 +1,93 @@
+import { record, share } from '../autograd.js'
+import { fail, showShape } from '../check.js'
+import { deviceIndex } from '../device.js'
+import { dtypeCode } from '../dtype.js'
+import { show } from '../errors.js'
+import { type Handle, native } from '../native.js'
+import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { sumTo } from './reduce.js'
+
+const kinds = { add: 0, sub: 1, mul: 2, div: 3 } as const
+type Kind = keyof typeof kinds
+
+/** Gradients of both operands, before the sum over broadcast axes. */
+const gradients: Record<Kind, (dy: Handle, a: Handle, b: Handle) => [a: () => Handle, b: () => Handle]> = {
+  add: (dy) => [() => share(dy), () => share(dy)],
+  sub: (dy) => [() => share(dy), () => negated(dy)],
+  mul: (dy, a, b) => [() => native.binary(dy, b, kinds.mul), () => native.binary(dy, a, kinds.mul)],
+  div: (dy, a, b) => [() => native.binary(dy, b, kinds.div), () => negated(timesQuotient(dy, a, b), true)],
+}
+
+function negated(x: Handle, own = false): Handle {
+  const y = native.unary(x, 0)
+  if (own) native.release(x)
+  return y
+}
+
+function timesQuotient(dy: Handle, a: Handle, b: Handle): Handle {
+  const product = native.binary(dy, a, kinds.mul)
+  const square = native.binary(b, b, kinds.mul)
+  const result = native.binary(product, square, kinds.div)
+  native.release(product)
+  native.release(square)
+  return result
+}
+
+function broadcastShape(op: string, a: readonly number[], b: readonly number[]): number[] {
+  const rank = Math.max(a.length, b.length)
+  return Array.from({ length: rank }, (_, i) => {
+    const m = a[a.length - rank + i] ?? 1
+    const n = b[b.length - rank + i] ?? 1
+    if (m !== n && m !== 1 && n !== 1) fail('SHAPE', op, `shapes ${showShape(a)} and ${showShape(b)} do not broadcast`)
+    return m === 1 ? n : m
+  })
+}
+
+function operand(op: string, value: unknown, like: Tensor): Tensor {
+  if (typeof value !== 'number') {
+    const tensor = checkTensor(op, 'b', value)
+    if (tensor.dtype !== like.dtype) fail('DTYPE', op, `b must be ${like.dtype} like a, got ${tensor.dtype}`)
+    return tensor
+  }
+  if (like.dtype === 'i32' && !Number.isInteger(value)) fail('DTYPE', op, `b must be an integer beside an i32 tensor, got ${value}`)
+  const meta = { shape: [], dtype: like.dtype, device: like.device }
+  return wrap(native.full([], dtypeCode(like.dtype), deviceIndex(op, like.device), value), meta)
+}
+
+function binary(kind: Kind, a: Tensor, other: Tensor | number): Tensor {
+  checkTensor(kind, 'a', a)
+  if (a.dtype === 'bf16' || a.dtype === 'f16' || (a.dtype === 'i32' && kind === 'div')) {
+    fail('DTYPE', kind, `a must be ${kind === 'div' ? 'f32 or f64' : 'f32, f64 or i32'}, got ${a.dtype}; convert it with .to('f32')`)
+  }
+  if (typeof other !== 'number' && typeof other !== 'object') fail('OPTION', kind, `b must be a Tensor or a number, got ${show(other)}`)
+  const b = operand(kind, other, a)
+  try {
+    const shape = broadcastShape(kind, a.shape, b.shape)
+    const y = wrap(native.binary(handleOf(a), handleOf(b), kinds[kind]), { shape, dtype: a.dtype, device: a.device })
+    const { shape: aShape } = a
+    const { shape: bShape } = b
+    const reads = kind === 'mul' || kind === 'div'
+    record({
+      op: kind,
+      inputs: [a, b],
+      outputs: [y],
+      saved: reads ? [a, b] : [],
+      backward: ([dy], [av, bv], [needA, needB]) => {
+        const [da, db] = gradients[kind](dy!, av, bv)
+        return [needA ? sumTo(da(), shape, aShape) : null, needB ? sumTo(db(), shape, bShape) : null]
+      },
+    })
+    return y
+  } finally {
+    if (typeof other === 'number') b.dispose()
+  }
+}
+
+/** a + b with broadcasting (NumPy's rules); `b` may be a number. Shapes [..]; f32, f64 or i32. */
+export const add = (a: Tensor, b: Tensor | number): Tensor => binary('add', a, b)
+/** a − b with broadcasting; `b` may be a number. */
+export const sub = (a: Tensor, b: Tensor | number): Tensor => binary('sub', a, b)
+/** a · b element by element with broadcasting; `b` may be a number. */
+export const mul = (a: Tensor, b: Tensor | number): Tensor => binary('mul', a, b)
+/** a / b element by element with broadcasting; `b` may be a number. f32 or f64. */
+export const div = (a: Tensor, b: Tensor | number): Tensor => binary('div', a, b)

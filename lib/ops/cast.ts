@@ -1,0 +1,50 @@
+import { record } from '../autograd.js'
+import { deviceIndex } from '../device.js'
+import { checkDType, type DType, dtypeCode, isFloat } from '../dtype.js'
+import { show } from '../errors.js'
+import { fail } from '../check.js'
+import { native } from '../native.js'
+import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { type Device } from '../device.js'
+import { share } from '../autograd.js'
+
+/** A copy with its own memory; differentiable. */
+export function clone(x: Tensor): Tensor {
+  checkTensor('clone', 'x', x)
+  const y = wrap(native.convert(handleOf(x), dtypeCode(x.dtype)), x)
+  if (isFloat(x.dtype)) record({ op: 'clone', inputs: [x], outputs: [y], backward: ([dy]) => [share(dy!)] })
+  return y
+}
+
+function cast(x: Tensor, dtype: DType): Tensor {
+  const y = wrap(native.convert(handleOf(x), dtypeCode(dtype)), { shape: x.shape, dtype, device: x.device })
+  if (isFloat(dtype)) {
+    const from = dtypeCode(x.dtype)
+    record({ op: 'to', inputs: [x], outputs: [y], backward: ([dy]) => [native.convert(dy!, from)] })
+  }
+  return y
+}
+
+/**
+ * A tensor of another dtype, or on another device; itself where nothing changes. Rounds to nearest even; to i32 it
+ * truncates. Differentiable between f32 and f64.
+ */
+export function to(x: Tensor, target: DType | Device): Tensor {
+  checkTensor('to', 'x', x)
+  if (typeof target !== 'string') fail('OPTION', 'to', `target must be a dtype or a device, got ${show(target)}`)
+  if (target === 'cpu' || target.startsWith('cuda')) {
+    deviceIndex('to', target)
+    return x
+  }
+  const dtype = checkDType('to', target)
+  return dtype === x.dtype ? x : cast(x, dtype)
+}
+
+/** x rounded to bf16 and back to its own dtype; the gradient passes through unchanged. */
+export function roundToBf16(x: Tensor): Tensor {
+  const narrow = native.convert(handleOf(x), dtypeCode('bf16'))
+  const y = wrap(native.convert(narrow, dtypeCode(x.dtype)), x)
+  native.release(narrow)
+  record({ op: 'roundToBf16', inputs: [x], outputs: [y], backward: ([dy]) => [share(dy!)] })
+  return y
+}

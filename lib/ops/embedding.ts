@@ -1,0 +1,27 @@
+import { record } from '../autograd.js'
+import { fail, showShape } from '../check.js'
+import { native } from '../native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { reshaped, withViews } from './rows.js'
+
+/** Rows of weight [V, D] at index [...] (i32, in [0, V), else OPTION) → [..., D]. */
+export function embedding(weight: Tensor, index: Tensor): Tensor {
+  const op = 'embedding'
+  checkFloat(op, 'weight', weight)
+  checkTensor(op, 'index', index)
+  if (weight.shape.length !== 2) fail('SHAPE', op, `weight must be [V, D], got ${showShape(weight.shape)}`)
+  if (index.dtype !== 'i32') fail('DTYPE', op, `index must be i32, got ${index.dtype}`)
+  const [V, D] = weight.shape
+  const T = index.size
+  const shape = [...index.shape, D]
+  const y = withViews([handleOf(index)], [[T]], ([flat]) => reshaped(native.embedding(handleOf(weight), flat), shape))
+  const out = wrap(y, { shape, dtype: weight.dtype, device: weight.device })
+  record({
+    op,
+    inputs: [weight],
+    outputs: [out],
+    saved: [index],
+    backward: ([dy], [indexv]) => withViews([dy!, indexv], [[T, D], [T]], ([dyRows, flat]) => [native.embeddingBackward(dyRows, flat, V)]),
+  })
+  return out
+}

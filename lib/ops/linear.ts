@@ -1,0 +1,38 @@
+import { record } from '../autograd.js'
+import { fail, showShape } from '../check.js'
+import { native } from '../native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { reshaped, rowsOf, withViews } from './rows.js'
+
+/** x [..., I] · weightᵀ + bias → [..., O], weight [O, I], bias [O]. f32 or f64. */
+export function linear(x: Tensor, weight: Tensor, bias?: Tensor | null): Tensor {
+  const op = 'linear'
+  checkFloat(op, 'x', x)
+  checkTensor(op, 'weight', weight)
+  if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
+  const [T, I] = rowsOf(x.shape)
+  if (weight.shape.length !== 2 || weight.shape[1] !== I) {
+    fail('SHAPE', op, `x must be [..., ${weight.shape[1]}] for weight ${showShape(weight.shape)}, got ${showShape(x.shape)}`)
+  }
+  const O = weight.shape[0]
+  checkTensor(op, 'weight', weight, { ...meta(x), shape: [O, I] })
+  if (bias) checkTensor(op, 'bias', bias, { ...meta(x), shape: [O] })
+  const shape = [...x.shape.slice(0, -1), O]
+  const y = withViews([handleOf(x)], [[T, I]], ([xv]) => reshaped(native.linear(xv, handleOf(weight), bias ? handleOf(bias) : null), shape))
+  const out = wrap(y, { ...meta(x), shape })
+  const { shape: xShape } = x
+  record({
+    op,
+    inputs: [x, weight, bias ?? null],
+    outputs: [out],
+    saved: [x, weight],
+    backward: ([dy], [xv, w], [needX, needW, needBias]) =>
+      withViews([dy!, xv], [[T, O], [T, I]], ([dyRows, xRows]) => {
+        const [dx, dw, dbias] = native.linearBackward(dyRows, xRows, w, needX, needW, needBias)
+        return [dx === null ? null : reshaped(dx, xShape), dw, dbias]
+      }),
+  })
+  return out
+}
+
+const meta = ({ dtype, device }: Tensor) => ({ dtype, device })

@@ -1,0 +1,55 @@
+import { record } from '../autograd.js'
+import { fail, showShape, sizeOf } from '../check.js'
+import { type Handle, native } from '../native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { reshaped, withViews } from './rows.js'
+
+/** As [batch, rows, columns]. */
+const asBatch = (shape: readonly number[]): number[] => [sizeOf(shape.slice(0, -2)), ...shape.slice(-2)]
+
+/** a · b of two handles of rank 3, or their transposes. */
+const product = (a: Handle, b: Handle, transposeA = false, transposeB = false) => native.matmul(a, b, transposeA, transposeB)
+
+/** Sums the batch away where the operand had none of its own. */
+function toOperand(grad: Handle, batch: number, own: readonly number[], shape: readonly number[]): Handle {
+  if (own[0] === batch) return reshaped(grad, shape)
+  const summed = native.reduce(grad, [1, batch, own[1] * own[2]], shape, 1)
+  native.release(grad)
+  return summed
+}
+
+/**
+ * Matrix product: a [..., M, K] · b [..., K, N] → [..., M, N]. The leading dimensions are equal, or one side has none
+ * (or only ones) and is used for the whole batch. f32 or f64.
+ */
+export function matmul(a: Tensor, b: Tensor): Tensor {
+  const op = 'matmul'
+  checkFloat(op, 'a', a)
+  checkTensor(op, 'b', b)
+  if (b.dtype !== a.dtype) fail('DTYPE', op, `b must be ${a.dtype} like a, got ${b.dtype}`)
+  if (a.shape.length < 2 || b.shape.length < 2) fail('SHAPE', op, `a and b must have at least 2 dimensions, got ${showShape(a.shape)} and ${showShape(b.shape)}`)
+  const [as, bs] = [asBatch(a.shape), asBatch(b.shape)]
+  if (as[2] !== bs[1]) fail('SHAPE', op, `the inner dimensions must agree, got ${showShape(a.shape)} and ${showShape(b.shape)}`)
+  const [aLead, bLead] = [a.shape.slice(0, -2), b.shape.slice(0, -2)]
+  const lead = as[0] === 1 && (bs[0] !== 1 || bLead.length > aLead.length) ? bLead : aLead
+  if (as[0] !== 1 && bs[0] !== 1 && aLead.join() !== bLead.join()) {
+    fail('SHAPE', op, `the leading dimensions must agree, got ${showShape(a.shape)} and ${showShape(b.shape)}`)
+  }
+  const batch = sizeOf(lead)
+  const shape = [...lead, as[1], bs[2]]
+  const y3 = withViews([handleOf(a), handleOf(b)], [as, bs], ([av, bv]) => product(av, bv))
+  const y = wrap(reshaped(y3, shape), { shape, dtype: a.dtype, device: a.device })
+  const [aShape, bShape] = [a.shape, b.shape]
+  record({
+    op,
+    inputs: [a, b],
+    outputs: [y],
+    saved: [a, b],
+    backward: ([dy], saved, [needA, needB]) =>
+      withViews([dy!, ...saved], [[batch, as[1], bs[2]], as, bs], ([dyv, av, bv]) => [
+        needA ? toOperand(product(dyv, bv, false, true), batch, as, aShape) : null,
+        needB ? toOperand(product(av, dyv, true), batch, bs, bShape) : null,
+      ]),
+  })
+  return y
+}

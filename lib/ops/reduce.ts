@@ -1,0 +1,76 @@
+import { record } from '../autograd.js'
+import { checkBoolean, checkInteger, fail, sameShape, sizeOf } from '../check.js'
+import { type Handle, native } from '../native.js'
+import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
+import { reshaped, withViews } from './rows.js'
+import { expand } from './strided.js'
+
+/** Sum over one axis; releases x. */
+function sumAxis(x: Handle, shape: readonly number[], axis: number, factor: number): Handle {
+  const split = [sizeOf(shape.slice(0, axis)), shape[axis], sizeOf(shape.slice(axis + 1))]
+  const y = native.reduce(x, split, shape.map((n, i) => (i === axis ? 1 : n)), factor)
+  native.release(x)
+  return y
+}
+
+/** Sum over axes (those of length 1 stay); releases x. Neighbouring axes are summed as one. */
+function sumAxes(x: Handle, shape: readonly number[], axes: readonly number[], factor: number): Handle {
+  if (axes.length === 0) return x
+  if (axes.length === shape.length) {
+    const y = native.reduce(x, [1, sizeOf(shape), 1], shape.map(() => 1), factor)
+    native.release(x)
+    return y
+  }
+  let current = [...shape]
+  let y = x
+  for (const [i, axis] of axes.entries()) {
+    y = sumAxis(y, current, axis, i === 0 ? factor : 1)
+    current = current.map((n, j) => (j === axis ? 1 : n))
+  }
+  return y
+}
+
+/** Undoes broadcasting from `shape` to `target`: the sum over the axes that were stretched. Releases x. */
+export function sumTo(x: Handle, shape: readonly number[], target: readonly number[]): Handle {
+  if (sameShape(shape, target)) return x
+  const padded = [...Array(shape.length - target.length).fill(1), ...target]
+  const axes = shape.flatMap((n, i) => (n !== padded[i] ? [i] : []))
+  return reshaped(sumAxes(x, shape, axes, 1), target)
+}
+
+function checkAxes(op: string, axis: unknown, rank: number): number[] {
+  if (axis === undefined) return Array.from({ length: rank }, (_, i) => i)
+  const list = Array.isArray(axis) ? axis : [axis]
+  const axes = list.map((entry) => checkInteger(op, 'axis', entry, -rank, rank - 1)).map((entry) => (entry < 0 ? entry + rank : entry))
+  if (new Set(axes).size !== axes.length) fail('OPTION', op, 'axis must not name an axis twice')
+  return axes.sort((a, b) => a - b)
+}
+
+function reduce(op: 'sum' | 'mean', x: Tensor, axis?: number | readonly number[], keepDim = false): Tensor {
+  checkFloat(op, 'x', x)
+  checkBoolean(op, 'keepDim', keepDim)
+  const axes = checkAxes(op, axis, x.shape.length)
+  const kept = x.shape.map((n, i) => (axes.includes(i) ? 1 : n))
+  const shape = keepDim ? kept : x.shape.filter((_, i) => !axes.includes(i))
+  const factor = op === 'mean' ? 1 / sizeOf(axes.map((i) => x.shape[i])) : 1
+  native.retain(handleOf(x)) // sumAxes releases it
+  const sum = reshaped(sumAxes(handleOf(x), x.shape, axes, factor), shape)
+  const y = wrap(sum, { shape, dtype: x.dtype, device: x.device })
+  const { shape: full } = x
+  record({
+    op,
+    inputs: [x],
+    outputs: [y],
+    backward: ([dy]) => {
+      const dx = withViews([dy!], [kept], ([grad]) => expand(grad, kept, full))
+      if (factor !== 1) native.scaleInPlace(dx, factor)
+      return [dx]
+    },
+  })
+  return y
+}
+
+/** Σ over all axes (shape []), one axis, or several. f32 or f64; the order of addition is fixed. */
+export const sum = (x: Tensor, axis?: number | readonly number[], keepDim?: boolean): Tensor => reduce('sum', x, axis, keepDim)
+/** Mean over all axes (shape []), one axis, or several. Over nothing: NaN, as 0/0. */
+export const mean = (x: Tensor, axis?: number | readonly number[], keepDim?: boolean): Tensor => reduce('mean', x, axis, keepDim)

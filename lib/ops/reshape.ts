@@ -1,0 +1,21 @@
+import { record } from '../autograd.js'
+import { checkShape, fail, showShape, sizeOf } from '../check.js'
+import { native } from '../native.js'
+import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+
+/** The same elements in another shape, sharing memory; one dimension may be −1 (what is left). Any dtype. */
+export function reshape(x: Tensor, shape: readonly number[]): Tensor {
+  checkTensor('reshape', 'x', x)
+  const target = checkShape('reshape', 'shape', inferred(shape, x.size))
+  if (sizeOf(target) !== x.size) fail('SHAPE', 'reshape', `${showShape(x.shape)} has ${x.size} elements, ${showShape(target)} needs ${sizeOf(target)}`)
+  const y = wrap(native.reshape(handleOf(x), target), { shape: target, dtype: x.dtype, device: x.device })
+  const { shape: from } = x
+  record({ op: 'reshape', inputs: [x], outputs: [y], backward: ([dy]) => [native.reshape(dy!, from)] })
+  return y
+}
+
+function inferred(shape: unknown, size: number): unknown {
+  if (!Array.isArray(shape) || shape.filter((n) => n === -1).length !== 1) return shape
+  const known = shape.reduce((a, n) => (n === -1 ? a : a * n), 1)
+  return shape.map((n) => (n === -1 ? (known > 0 ? size / known : 0) : n))
+}

@@ -1,0 +1,38 @@
+import { record } from '../autograd.js'
+import { fail, showShape } from '../check.js'
+import { native } from '../native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { reshaped, rowsOf, withViews } from './rows.js'
+
+/**
+ * Root-mean-square norm over the last axis (Zhang and Sennrich, arXiv 1910.07467, in the form of st-moe-pytorch):
+ * y = x / max(‖x‖₂, 1e-12) · gamma · √D, x [..., D], gamma [D]. The gradient of an all-zero row is 0.
+ */
+export function rmsNorm(x: Tensor, gamma: Tensor): Tensor {
+  const op = 'rmsNorm'
+  checkFloat(op, 'x', x)
+  if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
+  const rows = rowsOf(x.shape)
+  checkTensor(op, 'gamma', gamma)
+  if (gamma.shape.length !== 1 || gamma.shape[0] !== rows[1]) {
+    fail('SHAPE', op, `x must be [..., ${gamma.size}] for gamma ${showShape(gamma.shape)}, got ${showShape(x.shape)}`)
+  }
+  checkTensor(op, 'gamma', gamma, { shape: [rows[1]], dtype: x.dtype, device: x.device })
+  const { shape } = x
+  const y = wrap(
+    withViews([handleOf(x)], [rows], ([xv]) => reshaped(native.rmsnorm(xv, handleOf(gamma)), shape)),
+    x,
+  )
+  record({
+    op,
+    inputs: [x, gamma],
+    outputs: [y],
+    saved: [x, gamma],
+    backward: ([dy], [xv, g]) =>
+      withViews([dy!, xv], [rows, rows], ([dyRows, xRows]) => {
+        const [dx, dgamma] = native.rmsnormBackward(dyRows, xRows, g)
+        return [reshaped(dx, shape), dgamma]
+      }),
+  })
+  return y
+}

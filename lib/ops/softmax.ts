@@ -1,0 +1,29 @@
+import { record } from '../autograd.js'
+import { fail } from '../check.js'
+import { native } from '../native.js'
+import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
+import { reshaped, rowsOf, withViews } from './rows.js'
+
+function overLastAxis(op: 'softmax' | 'logSoftmax', x: Tensor): Tensor {
+  checkFloat(op, 'x', x)
+  if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
+  const log = op === 'logSoftmax'
+  const { shape } = x
+  const rows = rowsOf(shape)
+  const y = wrap(withViews([handleOf(x)], [rows], ([view]) => reshaped(native.softmax(view, log), shape)), x)
+  record({
+    op,
+    inputs: [x],
+    outputs: [y],
+    saved: [y],
+    backward: ([dy], [yv]) => [
+      withViews([dy!, yv], [rows, rows], (views) => reshaped(native.softmaxBackward(views[0], views[1], log), shape)),
+    ],
+  })
+  return y
+}
+
+/** Softmax over the last axis, any leading shape. A row with a NaN is NaN; others are not touched. */
+export const softmax = (x: Tensor): Tensor => overLastAxis('softmax', x)
+/** x − logsumexp(x) over the last axis. */
+export const logSoftmax = (x: Tensor): Tensor => overLastAxis('logSoftmax', x)

@@ -1,0 +1,95 @@
+import { record } from '../autograd.js'
+import { checkInteger, fail, showShape, sizeOf } from '../check.js'
+import { deviceIndex } from '../device.js'
+import { dtypeCode } from '../dtype.js'
+import { show } from '../errors.js'
+import { type Handle, native } from '../native.js'
+import { checkTensor, handleOf, type Tensor, type TensorMeta, wrap } from '../tensor.js'
+
+/** Row-major strides of a contiguous tensor. */
+export function stridesOf(shape: readonly number[]): number[] {
+  const strides = shape.map(() => 1)
+  for (let i = shape.length - 2; i >= 0; i--) strides[i] = strides[i + 1] * shape[i + 1]
+  return strides
+}
+
+/** A copy of x [shape] stretched to `target`, of the same rank; axes of length 1 repeat. */
+export function expand(x: Handle, shape: readonly number[], target: readonly number[]): Handle {
+  const strides = stridesOf(shape).map((stride, i) => (shape[i] === 1 ? 0 : stride))
+  return native.gather(x, target, strides, 0)
+}
+
+const swapped = <T>(list: readonly T[], i: number, j: number): T[] =>
+  list.map((entry, at) => (at === i ? list[j] : at === j ? list[i] : entry))
+
+/** Swaps two axes, by default the last two: a copy. Any dtype. */
+export function transpose(x: Tensor, axis0 = -2, axis1 = -1): Tensor {
+  checkTensor('transpose', 'x', x)
+  const rank = x.shape.length
+  if (rank < 2) fail('SHAPE', 'transpose', `x must have at least 2 dimensions, got ${showShape(x.shape)}`)
+  const i = (checkInteger('transpose', 'axis0', axis0, -rank, rank - 1) + rank) % rank
+  const j = (checkInteger('transpose', 'axis1', axis1, -rank, rank - 1) + rank) % rank
+  const swap = (handle: Handle, from: readonly number[]) =>
+    native.gather(handle, swapped(from, i, j), swapped(stridesOf(from), i, j), 0)
+  const shape = swapped(x.shape, i, j)
+  const y = wrap(swap(handleOf(x), x.shape), { shape, dtype: x.dtype, device: x.device })
+  record({ op: 'transpose', inputs: [x], outputs: [y], backward: ([dy]) => [swap(dy!, shape)] })
+  return y
+}
+
+/** Zeros of `meta` with `part` written at an offset. */
+function placed(part: Handle, meta: TensorMeta, offset: number): Handle {
+  const whole = native.full(meta.shape, dtypeCode(meta.dtype), deviceIndex('slice', meta.device), 0)
+  native.scatter(whole, part, stridesOf(meta.shape), offset)
+  return whole
+}
+
+/** Entries `start` to `end` (exclusive, default the axis' length) along an axis: a copy. Negative numbers count from the end. */
+export function slice(x: Tensor, axis: number, start: number, end?: number): Tensor {
+  checkTensor('slice', 'x', x)
+  const rank = x.shape.length
+  if (rank === 0) fail('SHAPE', 'slice', 'x must have at least one dimension, got []')
+  const at = (checkInteger('slice', 'axis', axis, -rank, rank - 1) + rank) % rank
+  const length = x.shape[at]
+  const first = fromEnd(checkInteger('slice', 'start', start, -length, length), length)
+  const last = fromEnd(checkInteger('slice', 'end', end ?? length, -length, length), length)
+  if (last < first) fail('OPTION', 'slice', `end must not be before start, got ${first} to ${last}`)
+  const { shape: whole, dtype, device } = x
+  const strides = stridesOf(whole)
+  const shape = whole.map((n, i) => (i === at ? last - first : n))
+  const offset = first * strides[at]
+  const y = wrap(native.gather(handleOf(x), shape, strides, sizeOf(shape) ? offset : 0), { shape, dtype, device })
+  record({ op: 'slice', inputs: [x], outputs: [y], backward: ([dy]) => [placed(dy!, { shape: whole, dtype, device }, offset)] })
+  return y
+}
+
+const fromEnd = (index: number, length: number): number => (index < 0 ? index + length : index)
+
+/** Tensors one after another along an axis; all other dimensions must agree. */
+export function concat(tensors: readonly Tensor[], axis = 0): Tensor {
+  const op = 'concat'
+  if (!Array.isArray(tensors) || tensors.length === 0) fail('OPTION', op, `tensors must be a non-empty array, got ${show(tensors)}`)
+  const first = checkTensor(op, 'tensors[0]', tensors[0])
+  const rank = first.shape.length
+  if (rank === 0) fail('SHAPE', op, 'tensors must have at least one dimension')
+  const at = (checkInteger(op, 'axis', axis, -rank, rank - 1) + rank) % rank
+  const parts = tensors.map((entry, i) => {
+    const like = { ...first, shape: first.shape.map((n, j) => (j === at ? (entry?.shape?.[at] ?? n) : n)) }
+    return checkTensor(op, `tensors[${i}]`, entry, { shape: like.shape, dtype: first.dtype, device: first.device })
+  })
+  const lengths = parts.map((part) => part.shape[at])
+  const shape = first.shape.map((n, i) => (i === at ? lengths.reduce((a, b) => a + b, 0) : n))
+  const strides = stridesOf(shape)
+  const offsets = lengths.map((_, i) => lengths.slice(0, i).reduce((a, b) => a + b, 0) * strides[at])
+  const y = wrap(native.full(shape, dtypeCode(first.dtype), deviceIndex(op, first.device), 0), { shape, dtype: first.dtype, device: first.device })
+  for (const [i, part] of parts.entries()) if (part.size) native.scatter(handleOf(y), handleOf(part), strides, offsets[i])
+  const shapes = parts.map((part) => part.shape)
+  record({
+    op,
+    inputs: parts,
+    outputs: [y],
+    backward: ([dy], _, needs) =>
+      shapes.map((part, i) => (needs[i] ? native.gather(dy!, part, strides, sizeOf(part) ? offsets[i] : 0) : null)),
+  })
+  return y
+}

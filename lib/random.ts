@@ -1,0 +1,73 @@
+import { checkInteger, fail } from './check.js'
+import { show } from './errors.js'
+
+const maxSeed = Number.MAX_SAFE_INTEGER
+
+/**
+ * A stream of random numbers: Philox 4×32-10 keyed by (seed, step, element). Each draw, of whatever size, takes one
+ * step, so a stream can be saved and continued as two integers, and every backend draws the same bits.
+ *
+ * @example
+ * const generator = new Generator(7)
+ * const x = randn([4, 4], { generator })
+ */
+export class Generator {
+  #seed: number
+  #step: number
+
+  /** `seed` and `step` from 0 to 2^53 − 1. */
+  constructor(seed = 0, step = 0) {
+    this.#seed = checkInteger('Generator', 'seed', seed, 0, maxSeed)
+    this.#step = checkInteger('Generator', 'step', step, 0, maxSeed)
+  }
+
+  get seed(): number {
+    return this.#seed
+  }
+
+  /** How many draws have been made. */
+  get step(): number {
+    return this.#step
+  }
+
+  /** Continues from a saved state. */
+  setState(state: { seed: number; step: number }): void {
+    const op = 'Generator.setState'
+    if (typeof state !== 'object' || state === null) fail('OPTION', op, `state must be { seed, step }, got ${show(state)}`)
+    const seed = checkInteger(op, 'seed', state.seed, 0, maxSeed)
+    this.#step = checkInteger(op, 'step', state.step, 0, maxSeed)
+    this.#seed = seed
+  }
+
+  static isGenerator(value: unknown): value is Generator {
+    return typeof value === 'object' && value !== null && #seed in value
+  }
+
+  /** Takes one step. */
+  next(): { seed: number; step: number } {
+    const step = this.#step
+    this.#step = step < maxSeed ? step + 1 : 0
+    return { seed: this.#seed, step }
+  }
+}
+
+/** The generator of this environment: each worker has its own, with the same first seed. */
+export const defaultGenerator = new Generator()
+
+/**
+ * Seeds this environment: initial parameters, `rand`, `randn`, dropout, and the random numbers of routing.
+ *
+ * @example
+ * manualSeed(42)
+ */
+export function manualSeed(seed: number): Generator {
+  defaultGenerator.setState({ seed: checkInteger('manualSeed', 'seed', seed, 0, maxSeed), step: 0 })
+  return defaultGenerator
+}
+
+/** One draw from `generator`, or from the environment's where none is given. */
+export function drawFrom(op: string, generator: unknown): { seed: number; step: number } {
+  if (generator === undefined) return defaultGenerator.next()
+  if (!Generator.isGenerator(generator)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
+  return generator.next()
+}

@@ -1,0 +1,119 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
+import { checkFunction } from './check.js'
+import { checkTensor, gradOwnerOf, isTensor, moveToScope, type Tensor } from './tensor.js'
+
+/** What surrounds a piece of code: the innermost scope, and whether operations are recorded. Follows `await`. */
+interface Surroundings {
+  readonly scope: Scope | null
+  readonly gradEnabled: boolean
+}
+
+/** Tensors made inside one `scope` call. */
+export class Scope {
+  readonly tensors = new Set<Tensor>()
+  readonly parent: Scope | null
+
+  constructor(parent: Scope | null) {
+    this.parent = parent
+  }
+
+  /** Disposes everything but `kept` tensors and the gradients of survivors, which move to the parent. */
+  close(kept: ReadonlySet<Tensor>): void {
+    const survives = (tensor: Tensor): boolean => {
+      if (kept.has(tensor)) return true
+      const owner = gradOwnerOf(tensor)
+      return owner !== null && !owner.disposed && (!this.tensors.has(owner) || survives(owner))
+    }
+    const survivors = [...this.tensors].filter(survives)
+    for (const tensor of survivors) moveToScope(tensor, this.parent)
+    for (const tensor of [...this.tensors]) tensor.dispose()
+  }
+}
+
+const storage = new AsyncLocalStorage<Surroundings>()
+const outside: Surroundings = { scope: null, gradEnabled: true }
+const surroundings = (): Surroundings => storage.getStore() ?? outside
+
+export const currentScope = (): Scope | null => surroundings().scope
+export const isGradEnabled = (): boolean => surroundings().gradEnabled
+
+/**
+ * Runs `fn` and frees every tensor made inside, except what it returns, parameters, gradients of tensors that
+ * survive, and what {@link keep} names. Nests; an async `fn` gives a promise and keeps its scope across `await`.
+ *
+ * @example
+ * const loss = scope(() => { const l = model.forward(x).sub(y).square().mean(); l.backward(); return l.item() })
+ */
+export function scope<T>(fn: () => T): T {
+  checkFunction('scope', 'fn', fn)
+  const { scope: parent, gradEnabled } = surroundings()
+  const inner = new Scope(parent)
+  return settle(
+    () => storage.run({ scope: inner, gradEnabled }, fn),
+    (value) => inner.close(tensorsIn(value)),
+    () => inner.close(new Set()),
+  )
+}
+
+/**
+ * Runs `fn` without recording operations: less memory, no backward.
+ *
+ * @example
+ * const logits = noGrad(() => model.forward(x))
+ */
+export function noGrad<T>(fn: () => T): T {
+  checkFunction('noGrad', 'fn', fn)
+  return storage.run({ scope: currentScope(), gradEnabled: false }, fn)
+}
+
+/** Runs `fn` outside of every scope: what it makes lives until disposed. */
+export function withoutScope<T>(fn: () => T): T {
+  return storage.run({ scope: null, gradEnabled: isGradEnabled() }, fn)
+}
+
+/** Takes a tensor out of its scope: it lives until `dispose()`. Returns it. */
+export function keep<T extends Tensor>(tensor: T): T {
+  moveToScope(checkTensor('keep', 'tensor', tensor), null)
+  return tensor
+}
+
+function settle<T>(run: () => T, done: (value: unknown) => void, failed: () => void): T {
+  const fail = (error: unknown): never => {
+    failed()
+    throw error
+  }
+  const finish = <V>(value: V): V => {
+    done(value)
+    return value
+  }
+  try {
+    const value = run()
+    return value instanceof Promise ? (value.then(finish, fail) as T) : finish(value)
+  } catch (error) {
+    return fail(error)
+  }
+}
+
+/** Every tensor that can be reached from a value through arrays, maps, sets and own data properties. No getter runs. */
+function tensorsIn(value: unknown): Set<Tensor> {
+  const found = new Set<Tensor>()
+  const seen = new Set<unknown>()
+  const queue: unknown[] = [value]
+  while (queue.length > 0) {
+    const next = queue.pop()
+    if (typeof next !== 'object' || next === null || seen.has(next)) continue
+    seen.add(next)
+    if (isTensor(next)) {
+      found.add(next)
+      continue
+    }
+    if (ArrayBuffer.isView(next)) continue
+    try {
+      if (next instanceof Map || next instanceof Set) for (const entry of next.entries()) queue.push(...entry)
+      for (const property of Object.values(Object.getOwnPropertyDescriptors(next))) queue.push(property.value)
+    } catch {
+      // A hostile proxy shows nothing.
+    }
+  }
+  return found
+}
