@@ -26,7 +26,7 @@ class Assignments {
  public:
   template <class Args>
   explicit Assignments(const Args& args)
-      : lists_(args.expert_index != nullptr),
+      : lists_(args.expert_index || args.T == 0),
         offset_(args.E + 1),
         token_(lists_ ? args.rows : 0),
         assignment_(lists_ ? args.rows : 0),
@@ -38,6 +38,7 @@ class Assignments {
       fill_dense(args.T, args.K, args.E, args.rows);
   }
 
+  bool dense() const { return !lists_; }
   int64_t rows() const { return rows_; }
   int64_t begin(int64_t expert) const { return offset_[expert]; }
   int64_t end(int64_t expert) const { return offset_[expert + 1]; }

@@ -57,7 +57,7 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
   const T *w2 = static_cast<const T*>(args.w2), *b2 = static_cast<const T*>(args.b2);
   T* saved = static_cast<T*>(args.a);
   const int64_t chunk_rows = min_of(rows, limit);
-  Scratch<T> h(chunk_rows * H), unsaved(saved ? 1 : chunk_rows * 2 * H);
+  Scratch<T> h(chunk_rows * H), unsaved(saved ? 0 : chunk_rows * 2 * H);
   Scratch<Piece> pieces(E);
   Scratch<GemmProblem<T>> problems(E);
 
@@ -111,8 +111,8 @@ void expert_ffn(const Context& ctx, const ExpertFfnArgs& args) {
     const Assignments assignments(args);
     const T* weight = static_cast<const T*>(args.weight);
     T* y = static_cast<T*>(args.y);
-    const bool in_place = !assignments.token() && !weight;
-    Scratch<T> y_rows(in_place ? 1 : assignments.rows() * args.D);
+    const bool in_place = assignments.dense() && !weight;
+    Scratch<T> y_rows(in_place ? 0 : assignments.rows() * args.D);
     expert_rows(ctx, args, assignments, in_place ? y : y_rows.get());
     if (!in_place) combine_rows(ctx, assignments, y_rows.get(), weight, y, args.T, args.K, args.D);
   });
@@ -303,10 +303,10 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
     chunk_rows = max_of(chunk_rows, rows);
     chunk_blocks = max_of(chunk_blocks, rows / kRowBlock + last - first);
   }
-  const bool gather = assignments.token(), parameters = args.dw1, dots = args.dweight;
-  Scratch<T> gathered(gather ? chunk_rows * D : 1), q(chunk_rows * H), da(chunk_rows * 2 * H);
-  Scratch<T> dot_parts(dots ? chunk_rows * (ceil_div(H, kColumnBlock) + 1) : 1);
-  Scratch<T> sum_parts(parameters ? chunk_blocks * (3 * H + D) : 1);
+  const bool gather = !assignments.dense(), parameters = args.dw1, dots = args.dweight;
+  Scratch<T> gathered(gather ? chunk_rows * D : 0), q(chunk_rows * H), da(chunk_rows * 2 * H);
+  Scratch<T> dot_parts(dots ? chunk_rows * (ceil_div(H, kColumnBlock) + 1) : 0);
+  Scratch<T> sum_parts(parameters ? chunk_blocks * (3 * H + D) : 0);
   Scratch<Piece> blocks(chunk_blocks);
   Scratch<GemmProblem<T>> problems(E);
 
@@ -331,8 +331,8 @@ void expert_ffn_backward(const Context& ctx, const ExpertFfnBackwardArgs& args) 
     using T = decltype(zero);
     const Assignments assignments(args);
     T *dx = static_cast<T*>(args.dx), *dweight = static_cast<T*>(args.dweight);
-    const bool in_place = !assignments.token();
-    Scratch<T> dx_rows(dx && !in_place ? assignments.rows() * args.D : 1);
+    const bool in_place = assignments.dense();
+    Scratch<T> dx_rows(dx && !in_place ? assignments.rows() * args.D : 0);
     if (dweight)
       for (int64_t i = 0; i < args.T * args.K; ++i) dweight[i] = 0;
     backward(ctx, args, assignments, !dx ? nullptr : in_place ? dx : dx_rows.get());

@@ -204,8 +204,8 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
                                router.logits, E};
   gemm(ctx, &problem, 1);
 
-  Scratch<double> prob_sum(max_of<int64_t>(1, B * blocks * E)), sequence_balance(max_of<int64_t>(1, B));
-  Scratch<Sums> sums(max_of<int64_t>(1, B * blocks));
+  Scratch<double> prob_sum(B * blocks * E), sequence_balance(B);
+  Scratch<Sums> sums(B * blocks);
   parallel_for(ctx, B * blocks, [&](int64_t i) {
     const int64_t begin = i % blocks * kTokenBlock, end = min_of(N, begin + kTokenBlock), offset = i / blocks * N;
     router.choose_block(offset + begin, offset + end, prob_sum.get() + i * E, sums[i]);

@@ -96,7 +96,7 @@ struct Unmasked {
   int64_t count = 0;
 
   explicit Unmasked(const RouteBackwardArgs& args)
-      : token(max_of<int64_t>(1, args.B * args.N)), in_sequence(max_of<int64_t>(1, args.B)) {
+      : token(args.B * args.N), in_sequence(args.B) {
     for (int64_t b = 0; b < args.B; ++b) {
       const int64_t before = count;
       for (int64_t t = b * args.N; t < (b + 1) * args.N; ++t)
@@ -116,7 +116,7 @@ static void route_backward_as(const Context& ctx, const RouteBackwardArgs& args)
   gradient.set_scales(unmasked.in_sequence.get());
 
   // dl holds the rows that are not masked: a masked row of x may be anything, even NaN, and must not reach dw.
-  Scratch<T> dl(max_of<int64_t>(1, unmasked.count * E));
+  Scratch<T> dl(unmasked.count * E);
   parallel_blocks(ctx, unmasked.count, 64, [&](int64_t begin, int64_t end) {
     Scratch<T> work(4 * E);
     for (int64_t i = begin; i < end; ++i) {
@@ -133,11 +133,11 @@ static void route_backward_as(const Context& ctx, const RouteBackwardArgs& args)
   }
   if (!args.dx) return;
   T* dx = static_cast<T*>(args.dx);
-  Scratch<T> packed(args.mask ? max_of<int64_t>(1, unmasked.count * D) : 1);
+  Scratch<T> packed(args.mask ? unmasked.count * D : 0);
   const GemmProblem<T> problem{unmasked.count, D, E, {dl.get(), E, 1}, {w, D, 1}, args.mask ? packed.get() : dx, D};
   gemm(ctx, &problem, 1);
   if (!args.mask) return;
-  Scratch<int32_t> packed_row(max_of<int64_t>(1, tokens));
+  Scratch<int32_t> packed_row(tokens);
   for (int64_t t = 0; t < tokens; ++t) packed_row[t] = -1;
   for (int64_t i = 0; i < unmasked.count; ++i) packed_row[unmasked.token[i]] = static_cast<int32_t>(i);
   parallel_blocks(ctx, tokens, rows_per_task(D * sizeof(T)), [&](int64_t begin, int64_t end) {
