@@ -1,0 +1,249 @@
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
+
+#include "core/error.h"
+#include "cpu/pool.h"
+
+namespace st_moe::cpu {
+namespace {
+
+constexpr size_t kMaxBytes = size_t{1} << 46;
+constexpr size_t kFineStep = 64, kFineLimit = 4096;  // multiples of 64 bytes up to 4 KiB
+constexpr int kFineClasses = kFineLimit / kFineStep;
+constexpr int kStepsPerOctave = 8;  // above: at most 1/8 of a block is waste
+constexpr int kClasses = kFineClasses + (46 - 12) * kStepsPerOctave;
+constexpr size_t kHugePage = size_t{2} << 20, kHugeLimit = size_t{4} << 20;
+constexpr size_t kCacheLimit = size_t{2} << 30, kCacheFloor = size_t{64} << 20;
+
+// Under ASan each block is the system's own, so that it sees a use after release.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kCaching = false;
+#else
+constexpr bool kCaching = true;
+#endif
+
+struct SizeClass {
+  int index;
+  size_t bytes;
+};
+
+SizeClass size_class(size_t bytes) {
+  if (bytes <= kFineLimit) {
+    const size_t steps = bytes == 0 ? 1 : (bytes + kFineStep - 1) / kFineStep;
+    return {static_cast<int>(steps) - 1, steps * kFineStep};
+  }
+  const int octave = 63 - __builtin_clzll(bytes - 1);  // 2^octave < bytes ≤ 2^(octave + 1)
+  const size_t base = size_t{1} << octave, step = base / kStepsPerOctave;
+  const size_t steps = (bytes - base + step - 1) / step;
+  return {kFineClasses + (octave - 12) * kStepsPerOctave + static_cast<int>(steps) - 1, base + steps * step};
+}
+
+void* system_allocate(size_t bytes) {
+  void* data = nullptr;
+  const bool huge = bytes >= kHugeLimit;
+  if (posix_memalign(&data, huge ? kHugePage : 64, bytes) != 0) return nullptr;
+#if defined(__linux__)
+  if (huge) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+  return data;
+}
+
+size_t cache_limit() {
+  const int64_t pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  const size_t share = pages > 0 && page > 0 ? static_cast<size_t>(pages) * static_cast<size_t>(page) / 8 : 0;
+  return share < kCacheFloor ? kCacheFloor : share > kCacheLimit ? kCacheLimit : share;
+}
+
+// Free blocks by size class, linked through their first bytes.
+class Cache {
+ public:
+  void* take(SizeClass size) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    List& list = lists_[size.index];
+    list.last_use = ++clock_;
+    Block* block = list.head;
+    if (!block) return nullptr;
+    list.head = block->next;
+    held_ -= size.bytes;
+    return block;
+  }
+
+  void give(void* data, SizeClass size) {
+    Block* evicted = nullptr;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (size.bytes > limit_) {
+        evicted = new (data) Block{nullptr, size.bytes};
+      } else {
+        while (held_ + size.bytes > limit_) evict(stalest(), evicted);
+        List& list = lists_[size.index];
+        list.head = new (data) Block{list.head, size.bytes};
+        held_ += size.bytes;
+      }
+    }
+    release(evicted);
+  }
+
+  size_t held() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return held_;
+  }
+
+  void trim() {
+    Block* evicted = nullptr;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      for (List& list : lists_)
+        while (list.head) evict(list, evicted);
+    }
+    release(evicted);
+  }
+
+ private:
+  struct Block {
+    Block* next;
+    size_t bytes;
+  };
+  struct List {
+    Block* head = nullptr;
+    uint64_t last_use = 0;
+  };
+
+  // The class with a block that has gone unasked for longest: left behind by shapes no longer in use.
+  List& stalest() {
+    List* oldest = nullptr;
+    for (List& list : lists_)
+      if (list.head && (!oldest || list.last_use < oldest->last_use)) oldest = &list;
+    return *oldest;
+  }
+
+  void evict(List& list, Block*& evicted) {
+    Block* block = list.head;
+    list.head = block->next;
+    held_ -= block->bytes;
+    block->next = evicted;
+    evicted = block;
+  }
+
+  static void release(Block* block) {
+    while (block) {
+      Block* next = block->next;
+      std::free(block);
+      block = next;
+    }
+  }
+
+  std::mutex mutex_;
+  List lists_[kClasses];
+  uint64_t clock_ = 0;
+  size_t held_ = 0;
+  const size_t limit_ = cache_limit();
+};
+
+// Never destroyed: blocks are given back while the process exits.
+Cache& cache() {
+  static Cache* const instance = new Cache;
+  return *instance;
+}
+
+void* allocate_class(SizeClass size) {
+  if (!kCaching) return system_allocate(size.bytes);
+  if (void* data = cache().take(size)) return data;
+  if (void* data = system_allocate(size.bytes)) return data;
+  cache().trim();
+  return system_allocate(size.bytes);
+}
+
+void release_class(void* data, SizeClass size) {
+  if (kCaching) {
+    cache().give(data, size);
+  } else {
+    std::free(data);
+  }
+}
+
+// The last few scratch blocks of a thread, so that kernels allocate inside tasks without a lock.
+class Stash {
+ public:
+  static constexpr size_t kLimit = size_t{1} << 20;
+
+  ~Stash() {
+    for (Entry& entry : entries_)
+      if (entry.data) release_class(entry.data, entry.size);
+  }
+
+  void* take(SizeClass size) {
+    for (Entry& entry : entries_)
+      if (entry.data && entry.size.index == size.index) {
+        void* data = entry.data;
+        entry.data = nullptr;
+        return data;
+      }
+    return nullptr;
+  }
+
+  void give(void* data, SizeClass size) {
+    Entry* place = nullptr;
+    for (Entry& entry : entries_)
+      if (!entry.data) place = &entry;
+    if (!place) {
+      place = &entries_[victim_++ % kEntries];
+      release_class(place->data, place->size);
+    }
+    *place = {data, size};
+  }
+
+ private:
+  static constexpr unsigned kEntries = 6;
+  struct Entry {
+    void* data = nullptr;
+    SizeClass size{};
+  };
+  Entry entries_[kEntries];
+  unsigned victim_ = 0;
+};
+
+thread_local Stash stash;
+
+}  // namespace
+
+void* cache_allocate(size_t bytes) { return bytes > kMaxBytes ? nullptr : allocate_class(size_class(bytes)); }
+
+void cache_release(void* data, size_t bytes) {
+  if (data) release_class(data, size_class(bytes));
+}
+
+size_t cached_bytes() { return cache().held(); }
+
+void cache_trim() { cache().trim(); }
+
+void* scratch_allocate(size_t bytes) {
+  if (bytes <= kMaxBytes) {
+    const SizeClass size = size_class(bytes);
+    if (kCaching && size.bytes <= Stash::kLimit)
+      if (void* data = stash.take(size)) return data;
+    if (void* data = allocate_class(size)) return data;
+  }
+  fail(ErrorCode::out_of_memory, "not enough memory: %zu bytes of scratch", bytes);
+}
+
+void scratch_release(void* data, size_t bytes) {
+  if (!data) return;
+  const SizeClass size = size_class(bytes);
+  if (kCaching && size.bytes <= Stash::kLimit) {
+    stash.give(data, size);
+  } else {
+    release_class(data, size);
+  }
+}
+
+}  // namespace st_moe::cpu

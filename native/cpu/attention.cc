@@ -1,0 +1,206 @@
+#include <cmath>
+#include <cstring>
+
+#include "core/formulas.h"
+#include "cpu/gemm.h"
+#include "cpu/ops.h"
+#include "cpu/simd.h"
+
+// Blocks of query rows against all the keys they see; the probabilities of a block live in scratch and the backward
+// computes them again from lse. In a causal block the keys that every row sees go through GEMM; the triangle at the
+// diagonal goes row by row, so that a NaN in a key or query never meets a row that must not see it, not even times 0.
+namespace st_moe::cpu::ST_MOE_ISA {
+
+constexpr int64_t kQueryRows = 64;
+constexpr int64_t kScoreBytes = int64_t{4} << 20;
+
+template <class T, class Args>
+struct AttentionShape {
+  int64_t Nq, Nk, heads, d, width;  // width: row stride of q, k, v, y
+  int64_t block_rows, blocks, score_stride;
+  bool causal;
+  T factor;
+
+  explicit AttentionShape(const Args& args)
+      : Nq(args.Nq), Nk(args.Nk), heads(args.heads), d(args.d), width(args.heads * args.d), causal(args.causal != 0),
+        factor(static_cast<T>(args.scale)) {
+    if (causal && Nk < Nq)
+      fail(ErrorCode::shape, "causal attention needs at least as many keys as queries, got %lld keys and %lld queries",
+           static_cast<long long>(Nk), static_cast<long long>(Nq));
+    score_stride = ceil_div(Nk, 16) * 16;
+    block_rows = kQueryRows;
+    while (block_rows > 8 && block_rows * score_stride * static_cast<int64_t>(sizeof(T)) > kScoreBytes) block_rows /= 2;
+    blocks = ceil_div(Nq, block_rows);
+  }
+  int64_t seen(int64_t query) const { return causal ? query + Nk - Nq + 1 : Nk; }
+  int64_t query_offset(int64_t b, int64_t h) const { return b * Nq * width + h * d; }
+  int64_t key_offset(int64_t b, int64_t h) const { return b * Nk * width + h * d; }
+};
+
+struct QueryBlock {
+  int64_t first, rows;
+  int64_t shared, keys;  // keys that all rows see, that any row sees
+
+  template <class Shape>
+  QueryBlock(const Shape& shape, int64_t index)
+      : first(index * shape.block_rows), rows(min_of(shape.block_rows, shape.Nq - first)), shared(shape.seen(first)),
+        keys(shape.seen(first + rows - 1)) {}
+};
+
+// s [rows, keys] = x [rows, d] · z [keys, d]ᵀ
+template <class T, class Shape>
+static void block_products(const Shape& shape, const QueryBlock& block, const T* x, const T* z, T* s) {
+  GemmProblem<T> p{};
+  p.M = block.rows, p.N = block.keys, p.K = shape.d;
+  p.a = {x, shape.width, 1};
+  p.b = {z, 1, shape.width};
+  p.c = s;
+  p.c_stride = shape.score_stride;
+  gemm_serial(p);
+}
+
+// out [rows, d] = s · z over the keys that each row sees
+template <class T, class Shape>
+static void block_combine(const Shape& shape, const QueryBlock& block, const T* s, const T* z, T* out) {
+  GemmProblem<T> p{};
+  p.M = block.rows, p.N = shape.d, p.K = block.shared;
+  p.a = {s, shape.score_stride, 1};
+  p.b = {z, shape.width, 1};
+  p.c = out;
+  p.c_stride = shape.width;
+  gemm_serial(p);
+  for (int64_t i = 0; i < block.rows; ++i)
+    for (int64_t j = block.shared; j < shape.seen(block.first + i); ++j)
+      axpy(s[i * shape.score_stride + j], z + j * shape.width, out + i * shape.width, shape.d);
+}
+
+// out [keys, d] += sᵀ · x over the rows that see each key
+template <class T, class Shape>
+static void block_scatter(const Shape& shape, const QueryBlock& block, const T* s, const T* x, T* out) {
+  GemmProblem<T> p{};
+  p.M = block.shared, p.N = shape.d, p.K = block.rows;
+  p.a = {s, 1, shape.score_stride};
+  p.b = {x, shape.width, 1};
+  p.c = out;
+  p.c_stride = shape.width;
+  p.accumulate = true;
+  gemm_serial(p);
+  for (int64_t i = 0; i < block.rows; ++i)
+    for (int64_t j = block.shared; j < shape.seen(block.first + i); ++j)
+      axpy(s[i * shape.score_stride + j], x + i * shape.width, out + j * shape.width, shape.d);
+}
+
+// Scales s in place. A NaN may be passed over: it comes back in the sum of the exponentials.
+template <class T>
+static T scale_and_max(T* s, int64_t n, T factor) {
+  using S = Simd<T>;
+  T largest = -INFINITY;
+  typename S::V most = S::set(largest);
+  int64_t i = 0;
+  for (; i + S::lanes <= n; i += S::lanes) {
+    const typename S::V v = S::load(s + i) * factor;
+    S::store(s + i, v);
+    most = v > most ? v : most;
+  }
+  for (; i < n; ++i) {
+    s[i] *= factor;
+    largest = max_of(largest, s[i]);
+  }
+  for (int lane = 0; lane < S::lanes; ++lane) largest = max_of<T>(largest, most[lane]);
+  return largest;
+}
+
+template <class T, class Shape>
+static void forward_block(const Shape& shape, const QueryBlock& block, const T* q, const T* k, const T* v, T* y, T* lse,
+                          T* s) {
+  block_products(shape, block, q, k, s);
+  T total[kQueryRows];
+  for (int64_t i = 0; i < block.rows; ++i) {
+    T* row = s + i * shape.score_stride;
+    const int64_t n = shape.seen(block.first + i);
+    const T largest = scale_and_max(row, n, shape.factor);
+    for (int64_t j = 0; j < n; ++j) row[j] = exp_of(row[j] - largest);
+    total[i] = sum(row, n);
+    lse[i] = n > 0 ? largest + std::log(total[i]) : -INFINITY;
+  }
+  block_combine(shape, block, s, v, y);
+  for (int64_t i = 0; i < block.rows; ++i) {
+    const T inverse = shape.seen(block.first + i) > 0 ? T(1) / total[i] : T(0);
+    for (int64_t c = 0; c < shape.d; ++c) y[i * shape.width + c] *= inverse;
+  }
+}
+
+template <class T>
+static void attention_forward(const Context& ctx, const AttentionArgs& args) {
+  const AttentionShape<T, AttentionArgs> shape(args);
+  parallel_for(ctx, args.B * shape.heads * shape.blocks, [&](int64_t task) {
+    const int64_t b = task / shape.blocks / shape.heads, h = task / shape.blocks % shape.heads;
+    // the last blocks of a causal head have the most work: they come first
+    const QueryBlock block(shape, shape.blocks - 1 - task % shape.blocks);
+    const int64_t rows_at = shape.query_offset(b, h) + block.first * shape.width, keys_at = shape.key_offset(b, h);
+    const Scratch<T> s(block.rows * shape.score_stride);
+    forward_block(shape, block, static_cast<const T*>(args.q) + rows_at, static_cast<const T*>(args.k) + keys_at,
+                  static_cast<const T*>(args.v) + keys_at, static_cast<T*>(args.y) + rows_at,
+                  static_cast<T*>(args.lse) + (b * shape.heads + h) * shape.Nq + block.first, s.get());
+  });
+}
+
+template <class T>
+struct HeadGradients {  // one head of one sequence; rows are `width` apart
+  const T *dy, *q, *k, *v, *y, *lse;
+  T *dq, *dk, *dv;
+};
+
+template <class T, class Shape>
+static void backward_block(const Shape& shape, const QueryBlock& block, const HeadGradients<T>& head, T* p, T* ds) {
+  const int64_t at = block.first * shape.width;
+  const T *dy = head.dy + at, *q = head.q + at;
+  block_products(shape, block, q, head.k, p);
+  block_products(shape, block, dy, head.v, ds);
+  for (int64_t i = 0; i < block.rows; ++i) {
+    T *p_row = p + i * shape.score_stride, *ds_row = ds + i * shape.score_stride;
+    const int64_t n = shape.seen(block.first + i);
+    const T delta = dot(dy + i * shape.width, head.y + at + i * shape.width, shape.d);
+    const T lse = head.lse[block.first + i], factor = shape.factor;
+    for (int64_t j = 0; j < n; ++j) p_row[j] = exp_of(p_row[j] * factor - lse);
+    for (int64_t j = 0; j < n; ++j) ds_row[j] = p_row[j] * (ds_row[j] - delta) * factor;
+  }
+  block_combine(shape, block, ds, head.k, head.dq + at);
+  block_scatter(shape, block, p, dy, head.dv);
+  block_scatter(shape, block, ds, q, head.dk);
+}
+
+template <class T>
+static void attention_gradients(const Context& ctx, const AttentionBackwardArgs& args) {
+  const AttentionShape<T, AttentionBackwardArgs> shape(args);
+  parallel_for(ctx, args.B * shape.heads, [&](int64_t task) {
+    const int64_t b = task / shape.heads, h = task % shape.heads;
+    const int64_t rows_at = shape.query_offset(b, h), keys_at = shape.key_offset(b, h);
+    const HeadGradients<T> head{static_cast<const T*>(args.dy) + rows_at,
+                                static_cast<const T*>(args.q) + rows_at,
+                                static_cast<const T*>(args.k) + keys_at,
+                                static_cast<const T*>(args.v) + keys_at,
+                                static_cast<const T*>(args.y) + rows_at,
+                                static_cast<const T*>(args.lse) + task * shape.Nq,
+                                static_cast<T*>(args.dq) + rows_at,
+                                static_cast<T*>(args.dk) + keys_at,
+                                static_cast<T*>(args.dv) + keys_at};
+    for (int64_t j = 0; j < shape.Nk; ++j) {
+      std::memset(head.dk + j * shape.width, 0, static_cast<size_t>(shape.d) * sizeof(T));
+      std::memset(head.dv + j * shape.width, 0, static_cast<size_t>(shape.d) * sizeof(T));
+    }
+    const Scratch<T> p(shape.block_rows * shape.score_stride), ds(shape.block_rows * shape.score_stride);
+    for (int64_t i = 0; i < shape.blocks; ++i)
+      backward_block(shape, QueryBlock(shape, i), head, p.get(), ds.get());
+  });
+}
+
+void attention(const Context& ctx, const AttentionArgs& args) {
+  dispatch_float(args.dtype, [&](auto zero) { attention_forward<decltype(zero)>(ctx, args); });
+}
+
+void attention_backward(const Context& ctx, const AttentionBackwardArgs& args) {
+  dispatch_float(args.dtype, [&](auto zero) { attention_gradients<decltype(zero)>(ctx, args); });
+}
+
+}  // namespace st_moe::cpu::ST_MOE_ISA

@@ -1,0 +1,60 @@
+#include <cstring>
+
+#include "cpu/ops.h"
+#include "cpu/wide.h"
+
+namespace st_moe::cpu::ST_MOE_ISA {
+
+static void check_indices(const int32_t* index, int64_t T, int64_t V) {
+  for (int64_t t = 0; t < T; ++t)
+    if (index[t] < 0 || index[t] >= V)
+      fail(ErrorCode::option, "index must be in [0, %lld), got %d at %lld", static_cast<long long>(V), index[t],
+           static_cast<long long>(t));
+}
+
+void embedding(const Context& ctx, const EmbeddingArgs& args) {
+  check_indices(args.index, args.T, args.V);
+  if (!is_float(args.dtype)) fail(ErrorCode::dtype, "dtype must be f32 or f64, got %s", dtype_name(args.dtype));
+  const size_t row = static_cast<size_t>(args.D) * dtype_size(args.dtype);
+  const char* w = static_cast<const char*>(args.w);
+  char* y = static_cast<char*>(args.y);
+  if (row == 0) return;
+  parallel_blocks(ctx, args.T, max_of<int64_t>(1, kElementBlock / args.D), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      std::memcpy(y + static_cast<size_t>(t) * row, w + static_cast<size_t>(args.index[t]) * row, row);
+  });
+}
+
+// Tokens are sorted by index (a counting sort keeps their order), so each row of dw has one task that adds to it.
+template <class T>
+static void add_tokens(const Context& ctx, const EmbeddingBackwardArgs& args) {
+  const T* dy = static_cast<const T*>(args.dy);
+  T* dw = static_cast<T*>(args.dw);
+  const int64_t D = args.D, V = args.V;
+  Scratch<int64_t> end(V + 1), order(args.T);  // of row v: order[end[v − 1] … end[v]), with end[−1] = 0
+  for (int64_t v = 0; v <= V; ++v) end[v] = 0;
+  for (int64_t t = 0; t < args.T; ++t) ++end[args.index[t] + 1];
+  for (int64_t v = 0; v < V; ++v) end[v + 1] += end[v];
+  for (int64_t t = 0; t < args.T; ++t) order[end[args.index[t]]++] = t;
+  const int64_t tokens_per_row = ceil_div(args.T, V) + 1;
+  const int64_t rows = max_of<int64_t>(1, kElementBlock / max_of<int64_t>(1, D * tokens_per_row));
+  parallel_blocks(ctx, V, rows, [&](int64_t first, int64_t last) {
+    for (int64_t v = first; v < last; ++v) {
+      T* row = dw + v * D;
+      for (int64_t j = 0; j < D; ++j) row[j] = 0;
+      for (int64_t i = v == 0 ? 0 : end[v - 1]; i < end[v]; ++i) {
+        const T* from = dy + order[i] * D;
+#pragma GCC ivdep
+        for (int64_t j = 0; j < D; ++j) row[j] += from[j];
+      }
+    }
+  });
+}
+
+void embedding_backward(const Context& ctx, const EmbeddingBackwardArgs& args) {
+  check_indices(args.index, args.T, args.V);
+  if (args.V == 0) return;
+  dispatch_float(args.dtype, [&](auto zero) { add_tokens<decltype(zero)>(ctx, args); });
+}
+
+}  // namespace st_moe::cpu::ST_MOE_ISA

@@ -1,0 +1,77 @@
+#include "cpu/gemm.h"
+#include "cpu/ops.h"
+
+namespace st_moe::cpu::ST_MOE_ISA {
+
+static void check_groups(const int32_t* sizes, int64_t G, int64_t R) {
+  int64_t sum = 0;
+  for (int64_t g = 0; g < G; ++g) {
+    if (sizes[g] < 0)
+      fail(ErrorCode::shape, "group sizes must not be negative, got %d for group %lld", sizes[g],
+           static_cast<long long>(g));
+    sum += sizes[g];
+  }
+  if (sum != R)
+    fail(ErrorCode::shape, "group sizes must sum to the %lld rows of x, got %lld", static_cast<long long>(R),
+         static_cast<long long>(sum));
+}
+
+template <class T>
+static void grouped_forward(const Context& ctx, const GroupedGemmArgs& args) {
+  const int64_t I = args.I, O = args.O;
+  Scratch<GemmProblem<T>> problems(args.G);
+  int64_t row = 0;
+  for (int64_t g = 0; g < args.G; ++g) {
+    GemmProblem<T> p{};
+    p.M = args.group_sizes[g], p.N = O, p.K = I;
+    p.a = {static_cast<const T*>(args.x) + row * I, I, 1};
+    p.b = {static_cast<const T*>(args.w) + g * O * I, 1, I};
+    p.c = static_cast<T*>(args.y) + row * O;
+    p.c_stride = O;
+    problems[g] = p;
+    row += p.M;
+  }
+  gemm(ctx, problems.get(), args.G);
+}
+
+template <class T>
+static void grouped_gradients(const Context& ctx, const GroupedGemmBackwardArgs& args) {
+  const int64_t I = args.I, O = args.O;
+  // dx of all groups, then dw of all groups: one batch
+  Scratch<GemmProblem<T>> problems(2 * args.G);
+  int64_t count = 0, row = 0;
+  for (int64_t g = 0; args.dx && g < args.G; ++g) {
+    GemmProblem<T> p{};
+    p.M = args.group_sizes[g], p.N = I, p.K = O;
+    p.a = {static_cast<const T*>(args.dy) + row * O, O, 1};
+    p.b = {static_cast<const T*>(args.w) + g * O * I, I, 1};
+    p.c = static_cast<T*>(args.dx) + row * I;
+    p.c_stride = I;
+    problems[count++] = p;
+    row += p.M;
+  }
+  row = 0;
+  for (int64_t g = 0; args.dw && g < args.G; ++g) {
+    GemmProblem<T> p{};
+    p.M = O, p.N = I, p.K = args.group_sizes[g];
+    p.a = {static_cast<const T*>(args.dy) + row * O, 1, O};
+    p.b = {static_cast<const T*>(args.x) + row * I, I, 1};
+    p.c = static_cast<T*>(args.dw) + g * O * I;
+    p.c_stride = I;
+    problems[count++] = p;
+    row += p.K;
+  }
+  gemm(ctx, problems.get(), count);
+}
+
+void grouped_gemm(const Context& ctx, const GroupedGemmArgs& args) {
+  check_groups(args.group_sizes, args.G, args.R);
+  dispatch_float(args.dtype, [&](auto zero) { grouped_forward<decltype(zero)>(ctx, args); });
+}
+
+void grouped_gemm_backward(const Context& ctx, const GroupedGemmBackwardArgs& args) {
+  check_groups(args.group_sizes, args.G, args.R);
+  dispatch_float(args.dtype, [&](auto zero) { grouped_gradients<decltype(zero)>(ctx, args); });
+}
+
+}  // namespace st_moe::cpu::ST_MOE_ISA

@@ -1,0 +1,44 @@
+#pragma once
+#include <cmath>
+
+#include "core/formulas.h"
+#include "cpu/wide.h"
+
+namespace st_moe::cpu::ST_MOE_ISA {
+
+// The largest of x [n]; NaN is passed over, −inf where nothing is left.
+template <class T>
+static inline T row_max(const T* x, int64_t n) {
+  using S = Simd<T>;
+  typename S::V m0 = S::set(-static_cast<T>(INFINITY)), m1 = m0;
+  int64_t i = 0;
+  for (; i + 2 * S::lanes <= n; i += 2 * S::lanes) {
+    const typename S::V a = S::load(x + i), b = S::load(x + i + S::lanes);
+    m0 = a > m0 ? a : m0;
+    m1 = b > m1 ? b : m1;
+  }
+  m0 = m1 > m0 ? m1 : m0;
+  T lane[S::lanes];
+  S::store(lane, m0);
+  T best = lane[0];
+  for (int j = 1; j < S::lanes; ++j) best = lane[j] > best ? lane[j] : best;
+  for (; i < n; ++i) best = x[i] > best ? x[i] : best;
+  return best;
+}
+
+// log Σ e^x over x [n]. A NaN or +inf in the row, or nothing but −inf, gives NaN.
+template <class T>
+static inline double logsumexp(const T* __restrict x, int64_t n) {
+  constexpr int64_t chunk = 512;
+  const T largest = row_max(x, n);
+  double sum = 0;
+  T e[chunk];
+  for (int64_t first = 0; first < n; first += chunk) {
+    const int64_t count = min_of(chunk, n - first);
+    for (int64_t j = 0; j < count; ++j) e[j] = exp_of(x[first + j] - largest);
+    sum += wide_sum(e, count);
+  }
+  return static_cast<double>(largest) + std::log(sum);
+}
+
+}  // namespace st_moe::cpu::ST_MOE_ISA

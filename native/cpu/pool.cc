@@ -1,0 +1,137 @@
+#include "cpu/pool.h"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+namespace st_moe::cpu {
+namespace {
+
+constexpr int kMaxWorkers = 255;
+constexpr auto kSpin = std::chrono::microseconds(30);
+
+thread_local bool inside_task = false;
+
+struct Job {
+  void (*task)(void*, int64_t);
+  void* argument;
+  int64_t count;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr error = nullptr;  // written by the one thread that set `failed`
+
+  void run() {
+    const bool outer = inside_task;
+    inside_task = true;
+    try {
+      while (!failed.load(std::memory_order_relaxed)) {
+        const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
+        if (i >= count) break;
+        task(argument, i);
+      }
+    } catch (...) {
+      if (!failed.exchange(true)) error = std::current_exception();
+    }
+    inside_task = outer;
+  }
+};
+
+// A call posts a job and as many invitations as it wants helpers. Invitations that nobody has taken up when the
+// caller runs out of work are withdrawn, so a call never waits for a worker that is slow to wake.
+class Pool {
+ public:
+  // False if another call holds the workers.
+  bool run(Job& job, int helpers) {
+    std::unique_lock<std::mutex> holder(holder_, std::try_to_lock);
+    if (!holder.owns_lock()) return false;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      start_workers(helpers);
+      job_ = &job;
+      invitations_.store(helpers < workers_ ? helpers : workers_);
+      for (int i = 0; i < helpers && i < sleeping_; ++i) wake_.notify_one();
+    }
+    job.run();
+    std::unique_lock<std::mutex> lock(mutex_);
+    invitations_.store(0);
+    if (active_.load() > 0) {
+      lock.unlock();
+      spin_while([this] { return active_.load() > 0; });
+      lock.lock();
+      done_.wait(lock, [this] { return active_.load() == 0; });
+    }
+    job_ = nullptr;
+    return true;
+  }
+
+ private:
+  void start_workers(int wanted) {
+    if (wanted > kMaxWorkers) wanted = kMaxWorkers;
+    try {
+      for (; workers_ < wanted; ++workers_) std::thread([this] { work(); }).detach();
+    } catch (const std::exception&) {
+      // The system gives no more threads; those that exist do the work.
+    }
+  }
+
+  [[noreturn]] void work() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      if (invitations_.load() == 0) {
+        lock.unlock();
+        spin_while([this] { return invitations_.load() == 0; });
+        lock.lock();
+        ++sleeping_;
+        wake_.wait(lock, [this] { return invitations_.load() > 0; });
+        --sleeping_;
+      }
+      invitations_.fetch_sub(1);
+      active_.fetch_add(1);
+      Job& job = *job_;
+      lock.unlock();
+      job.run();
+      lock.lock();
+      if (active_.fetch_sub(1) == 1) done_.notify_one();
+    }
+  }
+
+  // Yields at each turn: a machine with few cores has other use for them.
+  template <class Condition>
+  static void spin_while(Condition condition) {
+    const auto end = std::chrono::steady_clock::now() + kSpin;
+    while (condition() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  }
+
+  std::mutex holder_;  // held during a call
+  std::mutex mutex_;   // guards what follows; the two atomics are written under it and read by spinning threads
+  std::condition_variable wake_, done_;
+  std::atomic<int> invitations_{0}, active_{0};
+  int workers_ = 0, sleeping_ = 0;
+  Job* job_ = nullptr;
+};
+
+// Never destroyed: workers still wait on it while the process exits.
+Pool& pool() {
+  static Pool* const instance = new Pool;
+  return *instance;
+}
+
+}  // namespace
+
+void pool_run(int threads, int64_t count, void (*task)(void* argument, int64_t i), void* argument) {
+  if (count <= 0) return;
+  const int64_t helpers = (threads < count ? threads : count) - 1;
+  if (helpers > 0 && !inside_task) {
+    Job job{task, argument, count};
+    if (pool().run(job, static_cast<int>(helpers))) {
+      if (job.error) std::rethrow_exception(job.error);
+      return;
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) task(argument, i);
+}
+
+}  // namespace st_moe::cpu

@@ -1,0 +1,241 @@
+#include "cpu/ops.h"
+
+#include <cmath>
+
+#include "core/formulas.h"
+#include "core/philox.h"
+#include "cpu/gemm.h"
+#include "cpu/simd.h"
+#include "cpu/soft_topk.h"
+
+namespace st_moe::cpu::ST_MOE_ISA {
+
+constexpr int64_t kTokenBlock = 128;  // tokens of one sequence whose loss terms are added up before they are combined
+
+// Numbers of a draw in rising order of index: a Philox block is computed once for its four words.
+class Draw {
+ public:
+  Draw(uint64_t seed, uint64_t step) : seed_(seed), step_(step) {}
+  float operator()(int64_t index) {
+    const uint64_t i = static_cast<uint64_t>(index);
+    if (i >> 2 != held_) {
+      held_ = i >> 2;
+      block_ = philox(seed_, step_, held_);
+    }
+    return uniform24(block_.word[i & 3]);
+  }
+
+ private:
+  uint64_t seed_, step_, held_ = UINT64_MAX;
+  PhiloxBlock block_{};
+};
+
+// y = softmax(x); returns logsumexp(x). y may be x.
+template <class T>
+static T softmax_row(const T* x, T* y, int64_t E) {
+  T largest = x[0];
+  for (int64_t e = 1; e < E; ++e) largest = max_of(largest, x[e]);
+  for (int64_t e = 0; e < E; ++e) y[e] = exp_of(x[e] - largest);
+  const T total = sum(y, E);
+  for (int64_t e = 0; e < E; ++e) y[e] /= total;
+  return largest + std::log(total);
+}
+
+// The K largest, falling, on ties the lowest index first. Scores are ≥ 0; a row of NaN gives the indices 0 … K−1.
+template <class T>
+static void select_top(const T* score, int64_t E, int64_t K, int32_t* index, T* value) {
+  for (int64_t k = 0; k < K; ++k) {
+    index[k] = -1;
+    value[k] = -1;
+  }
+  for (int64_t e = 0; e < E; ++e) {
+    if (!(score[e] > value[K - 1])) continue;
+    int64_t k = K - 1;
+    for (; k > 0 && score[e] > value[k - 1]; --k) {
+      value[k] = value[k - 1];
+      index[k] = index[k - 1];
+    }
+    value[k] = score[e];
+    index[k] = static_cast<int32_t>(e);
+  }
+  int32_t unused = 0;
+  for (int64_t k = 0; k < K; ++k) {
+    if (index[k] >= 0) continue;
+    const auto taken = [&] {
+      for (int64_t i = 0; i < k; ++i)
+        if (index[i] == unused) return true;
+      return false;
+    };
+    while (taken()) ++unused;
+    index[k] = unused;
+  }
+}
+
+// Sums over the tokens of a sequence that are not masked, or over a block of them.
+struct Sums {
+  int64_t tokens = 0;
+  double z = 0;  // Σ lse²
+};
+
+template <class T>
+struct Router {
+  const RouteArgs& args;
+  const T *uniforms, *gumbel_uniforms;
+  T *gate, *weight, *probs, *logits, *lse, *density;
+
+  explicit Router(const RouteArgs& a)
+      : args(a),
+        uniforms(static_cast<const T*>(a.uniforms)),
+        gumbel_uniforms(static_cast<const T*>(a.gumbel_uniforms)),
+        gate(static_cast<T*>(a.gate)),
+        weight(static_cast<T*>(a.weight)),
+        probs(static_cast<T*>(a.probs)),
+        logits(static_cast<T*>(a.logits)),
+        lse(static_cast<T*>(a.lse)),
+        density(static_cast<T*>(a.density)) {}
+
+  bool masked(int64_t token) const { return args.mask && args.mask[token] == 0; }
+
+  // Probabilities, choices and gates of a token; `kept` says for now which choices are routed. work [3E]
+  void choose(int64_t t, Draw& noise, T* work) const {
+    const int64_t E = args.E, K = args.K;
+    const T* l = logits + t * E;
+    T *s = probs + t * E, *g = gate + t * K;
+    int32_t* index = args.expert_index + t * K;
+    if (args.noisy) {
+      lse[t] = softmax_row(l, work, E);
+      for (int64_t e = 0; e < E; ++e) {
+        const T u = gumbel_uniforms ? gumbel_uniforms[t * E + e] : static_cast<T>(noise(t * E + e));
+        s[e] = l[e] + static_cast<T>(args.noise_mult) * gumbel(u);
+      }
+      softmax_row(s, s, E);
+    } else {
+      lse[t] = softmax_row(l, s, E);
+    }
+    const T* score = s;  // what becomes the gates
+    if (args.differentiable_topk) {
+      T *c = work, *selection = work + E;
+      SoftTopk<T>(E, K, work + 2 * E).forward(s, c);
+      for (int64_t e = 0; e < E; ++e) selection[e] = s[e] * (c[e] + (T(1) - c[e]));
+      select_top(selection, E, K, index, g);
+      score = c;
+    } else {
+      select_top(s, E, K, index, g);
+    }
+    T total = 0;
+    for (int64_t k = 0; k < K; ++k) total += score[index[k]];
+    const T delta = max_of(total, static_cast<T>(args.eps));
+    for (int64_t k = 0; k < K; ++k) g[k] = masked(t) ? T(0) : score[index[k]] / delta;
+  }
+
+  void choose_block(int64_t begin, int64_t end, double* prob_sum, Sums& sums) const {
+    const int64_t E = args.E, K = args.K, tokens = args.B * args.N;
+    Scratch<T> work(3 * E);
+    Draw noise(args.seed, args.gumbel_step), draw(args.seed, args.step);
+    for (int64_t e = 0; e < E; ++e) prob_sum[e] = 0;
+    sums = Sums{};
+    for (int64_t t = begin; t < end; ++t) {
+      choose(t, noise, work.get());
+      if (masked(t)) continue;
+      for (int64_t e = 0; e < E; ++e) prob_sum[e] += static_cast<double>(probs[t * E + e]);
+      sums.z += static_cast<double>(lse[t]) * static_cast<double>(lse[t]);
+      ++sums.tokens;
+    }
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t t = begin; t < end; ++t) {
+        bool is_routed = !masked(t);
+        if (is_routed && k > 0) {
+          const T u = uniforms ? uniforms[k * tokens + t] : static_cast<T>(draw(k * tokens + t));
+          is_routed = routed(u, gate[t * K + k], static_cast<T>(args.threshold[k]));
+        }
+        args.kept[t * K + k] = is_routed;
+      }
+  }
+
+  // Slots of one sequence, by choice, then token. used, first [E]: slots taken, and first choices that count in f.
+  void assign_slots(int64_t b, int64_t* used, int64_t* first) const {
+    const int64_t E = args.E, K = args.K;
+    for (int64_t e = 0; e < E; ++e) used[e] = first[e] = 0;
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t t = b * args.N; t < (b + 1) * args.N; ++t) {
+        const int64_t i = t * K + k;
+        const int32_t e = args.expert_index[i];
+        const bool kept = args.kept[i] && used[e] < args.C;
+        if (k == 0 && (args.density_assigned ? args.kept[i] != 0 : kept)) ++first[e];
+        args.kept[i] = kept;
+        args.position[i] = kept ? static_cast<int32_t>(used[e]++) : -1;
+        weight[i] = kept ? gate[i] : T(0);
+      }
+  }
+
+  // The block sums of a sequence are combined in order. Returns Σ_e f·P; `sums` become the sequence's.
+  double finish_sequence(int64_t b, int64_t blocks, const double* prob_sum, const int64_t* first, Sums* sums) const {
+    for (int64_t i = 1; i < blocks; ++i) {
+      sums[0].tokens += sums[i].tokens;
+      sums[0].z += sums[i].z;
+    }
+    const double tokens = static_cast<double>(max_of<int64_t>(1, sums[0].tokens));
+    double balance = 0;
+    for (int64_t e = 0; e < args.E; ++e) {
+      double p = 0;
+      for (int64_t i = 0; i < blocks; ++i) p += prob_sum[i * args.E + e];
+      const double f = static_cast<double>(first[e]) / tokens;
+      density[b * args.E + e] = static_cast<T>(f);
+      balance += f * (p / tokens);
+    }
+    return balance;
+  }
+
+  void write_losses(double balance, double z) const {
+    if (!args.training) balance = z = 0;
+    *static_cast<T*>(args.balance_loss) = static_cast<T>(balance);
+    *static_cast<T*>(args.z_loss) = static_cast<T>(z);
+    *static_cast<T*>(args.total_loss) =
+        args.training ? static_cast<T>(args.balance_coef * balance + args.z_coef * z) : T(0);
+  }
+};
+
+template <class T>
+static void route_as(const Context& ctx, const RouteArgs& args) {
+  const Router<T> router(args);
+  const int64_t B = args.B, N = args.N, D = args.D, E = args.E;
+  const int64_t blocks = ceil_div(N, kTokenBlock);  // of a sequence
+  const GemmProblem<T> problem{B * N, E, D, {static_cast<const T*>(args.x), D, 1}, {static_cast<const T*>(args.w), 1, D},
+                               router.logits, E};
+  gemm(ctx, &problem, 1);
+
+  Scratch<double> prob_sum(B * blocks * E), sequence_balance(B);
+  Scratch<Sums> sums(B * blocks);
+  parallel_for(ctx, B * blocks, [&](int64_t i) {
+    const int64_t begin = i % blocks * kTokenBlock, end = min_of(N, begin + kTokenBlock), offset = i / blocks * N;
+    router.choose_block(offset + begin, offset + end, prob_sum.get() + i * E, sums[i]);
+  });
+  parallel_for(ctx, B, [&](int64_t b) {
+    Scratch<int64_t> counts(2 * E);
+    router.assign_slots(b, counts.get(), counts.get() + E);
+    sequence_balance[b] = router.finish_sequence(b, blocks, prob_sum.get() + b * blocks * E, counts.get() + E,
+                                                 sums.get() + b * blocks);
+  });
+
+  int64_t tokens = 0, sequences = 0;
+  double balance = 0, z = 0;
+  for (int64_t b = 0; b < B && N > 0; ++b) {
+    const Sums& sequence = sums[b * blocks];
+    if (sequence.tokens == 0) continue;
+    tokens += sequence.tokens;
+    ++sequences;
+    balance += sequence_balance[b];
+    z += sequence.z;
+  }
+  router.write_losses(sequences ? balance * static_cast<double>(E) / static_cast<double>(sequences) : 0,
+                      tokens ? z / static_cast<double>(tokens) : 0);
+}
+
+void route(const Context& ctx, const RouteArgs& args) {
+  if (args.K < 1 || args.K > args.E)
+    fail(ErrorCode::option, "the number of choices must be in [1, %lld], got %lld", static_cast<long long>(args.E),
+         static_cast<long long>(args.K));
+  dispatch_float(args.dtype, [&](auto zero) { route_as<decltype(zero)>(ctx, args); });
+}
+
+}  // namespace st_moe::cpu::ST_MOE_ISA

@@ -1,0 +1,66 @@
+#include "cpu/logsumexp.h"
+#include "cpu/ops.h"
+
+namespace st_moe::cpu::ST_MOE_ISA {
+
+template <class T>
+static inline void softmax_row(const T* __restrict x, T* __restrict y, int64_t V) {
+  const T largest = row_max(x, V);
+  for (int64_t j = 0; j < V; ++j) y[j] = exp_of(x[j] - largest);
+  const T factor = static_cast<T>(1.0 / wide_sum(y, V));
+  for (int64_t j = 0; j < V; ++j) y[j] *= factor;
+}
+
+template <class T>
+static inline void log_softmax_row(const T* __restrict x, T* __restrict y, int64_t V) {
+  const T largest = row_max(x, V);
+  // The largest is taken off first: lse of the shifted row is in [0, log V], so nothing is lost when logits are large.
+  for (int64_t j = 0; j < V; ++j) y[j] = x[j] - largest;
+  const T lse = static_cast<T>(logsumexp(y, V));
+  for (int64_t j = 0; j < V; ++j) y[j] -= lse;
+}
+
+void softmax(const Context& ctx, const SoftmaxArgs& args) {
+  if (args.V == 0) return;
+  dispatch_float(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const T* x = static_cast<const T*>(args.x);
+    T* y = static_cast<T*>(args.y);
+    parallel_blocks(ctx, args.T, max_of<int64_t>(1, kElementBlock / args.V), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        if (args.log) {
+          log_softmax_row(x + t * args.V, y + t * args.V, args.V);
+        } else {
+          softmax_row(x + t * args.V, y + t * args.V, args.V);
+        }
+      }
+    });
+  });
+}
+
+// dx = y ⊙ (dy − <y, dy>); log: dx = dy − e^y · Σ dy
+template <class T>
+static inline void row_backward(const T* __restrict dy, const T* __restrict y, T* __restrict dx, int64_t V, bool log) {
+  if (log) {
+    const T total = static_cast<T>(wide_sum(dy, V));
+    for (int64_t j = 0; j < V; ++j) dx[j] = dy[j] - exp_of(y[j]) * total;
+  } else {
+    const T mean = static_cast<T>(wide_dot(y, dy, V));
+    for (int64_t j = 0; j < V; ++j) dx[j] = y[j] * (dy[j] - mean);
+  }
+}
+
+void softmax_backward(const Context& ctx, const SoftmaxBackwardArgs& args) {
+  if (args.V == 0) return;
+  dispatch_float(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const T *dy = static_cast<const T*>(args.dy), *y = static_cast<const T*>(args.y);
+    T* dx = static_cast<T*>(args.dx);
+    parallel_blocks(ctx, args.T, max_of<int64_t>(1, kElementBlock / args.V), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t)
+        row_backward(dy + t * args.V, y + t * args.V, dx + t * args.V, args.V, args.log != 0);
+    });
+  });
+}
+
+}  // namespace st_moe::cpu::ST_MOE_ISA

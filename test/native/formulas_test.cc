@@ -1,0 +1,123 @@
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+
+#include "core/formulas.h"
+
+// The float32 formulas against the C library in double precision, over a dense sweep of each one's range.
+namespace {
+
+int failures = 0;
+
+void expect(bool ok, const char* what, double got, double bound) {
+  if (ok) return;
+  ++failures;
+  std::printf("FAIL %s: %.9g, bound %.9g\n", what, got, bound);
+}
+
+double ulp_of(double value) {
+  const float magnitude = std::fabs(static_cast<float>(value));
+  return static_cast<double>(std::nextafter(magnitude, std::numeric_limits<float>::infinity())) - magnitude;
+}
+
+// The largest error of f on [low, high], divided by scale(x, wanted).
+template <class F, class Wanted, class ScaleBy>
+void sweep(const char* name, double low, double high, double bound, F f, Wanted wanted, ScaleBy scale_by) {
+  double worst = 0;
+  const int steps = 2000000;
+  for (int i = 0; i <= steps; ++i) {
+    const float x = static_cast<float>(low + (high - low) * i / steps);
+    const double want = wanted(static_cast<double>(x));
+    const double error = std::fabs(static_cast<double>(f(x)) - want) / scale_by(static_cast<double>(x), want);
+    if (!(error <= worst)) worst = error;
+  }
+  std::printf("%-24s [%g, %g]  %.3g\n", name, low, high, worst);
+  expect(worst <= bound, name, worst, bound);
+}
+
+double cdf(double z) { return 0.5 * std::erfc(-z * std::sqrt(0.5)); }
+double pdf(double z) { return std::exp(-0.5 * z * z) / std::sqrt(2 * std::acos(-1.0)); }
+
+void sweeps() {
+  const auto ulp = [](double, double want) { return ulp_of(want); };
+  const auto absolute = [](double, double) { return 1.0; };
+  const auto by_x = [](double x, double) { return std::fmax(std::fabs(x), 1e-30); };
+  const auto relative = [](double, double want) { return std::fabs(want) + 1e-37; };
+  const auto exp_f = [](float x) { return st_moe::exp_of(x); };
+  const auto exp_d = [](double x) { return std::exp(x); };
+  sweep("exp (ulp)", -87.3, 88.7, 1.5, exp_f, exp_d, ulp);
+  sweep("exp (ulp)", -1, 1, 1.5, exp_f, exp_d, ulp);
+  sweep("exp, subnormal (ulp)", -104.5, -87.3, 1.5, exp_f, exp_d, ulp);
+  const auto tanh_f = [](float x) { return st_moe::tanh_of(x); };
+  const auto tanh_d = [](double x) { return std::tanh(x); };
+  sweep("tanh (ulp)", -10, 10, 2, tanh_f, tanh_d, ulp);
+  sweep("tanh (ulp)", -1e-3, 1e-3, 2, tanh_f, tanh_d, ulp);
+  sweep("sigmoid (relative)", -87, 20, 3e-7, [](float x) { return st_moe::sigmoid(x); },
+        [](double x) { return 1 / (1 + std::exp(-x)); }, relative);
+  sweep("sigmoid_grad (relative)", -80, 80, 4e-7, [](float x) { return st_moe::sigmoid_grad(x); },
+        [](double x) { return 1 / (2 + std::exp(x) + std::exp(-x)); }, relative);
+  sweep("silu_grad", -100, 100, 3e-7, [](float x) { return st_moe::silu_grad(x); },
+        [](double x) { return (1 + x / (1 + std::exp(x))) / (1 + std::exp(-x)); }, absolute);
+  sweep("normal_cdf", -15, 15, 1.2e-7, [](float x) { return st_moe::normal_cdf(x); }, cdf, absolute);
+  sweep("normal_cdf (relative)", -5, 0, 4e-6, [](float x) { return st_moe::normal_cdf(x); }, cdf, relative);
+  sweep("gelu (over |z|)", -15, 15, 1.4e-7, [](float x) { return st_moe::gelu(x); },
+        [](double x) { return x * cdf(x); }, by_x);
+  sweep("gelu_grad", -15, 15, 1.6e-7, [](float x) { return st_moe::gelu_grad(x); },
+        [](double x) { return cdf(x) + x * pdf(x); }, absolute);
+}
+
+template <class T>
+void limits(const char* type) {
+  const T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+  const auto same = [&](const char* what, T got, T want) {
+    const bool ok = std::isnan(want) ? std::isnan(got) : got == want;
+    if (!ok) std::printf("%s: ", type);
+    expect(ok, what, static_cast<double>(got), static_cast<double>(want));
+  };
+  same("exp(inf)", st_moe::exp_of(inf), inf);
+  same("exp(-inf)", st_moe::exp_of(-inf), 0);
+  same("exp(1000)", st_moe::exp_of(T(1000)), inf);
+  same("exp(-1000)", st_moe::exp_of(T(-1000)), 0);
+  same("exp(0)", st_moe::exp_of(T(0)), 1);
+  same("tanh(inf)", st_moe::tanh_of(inf), 1);
+  same("tanh(-inf)", st_moe::tanh_of(-inf), -1);
+  same("sigmoid(inf)", st_moe::sigmoid(inf), 1);
+  same("sigmoid(-inf)", st_moe::sigmoid(-inf), 0);
+  same("silu(inf)", st_moe::silu(inf), inf);
+  same("silu(-inf)", st_moe::silu(-inf), 0);
+  same("silu_grad(inf)", st_moe::silu_grad(inf), 1);
+  same("silu_grad(-inf)", st_moe::silu_grad(-inf), 0);
+  same("cdf(inf)", st_moe::normal_cdf(inf), 1);
+  same("cdf(-inf)", st_moe::normal_cdf(-inf), 0);
+  same("cdf(0)", st_moe::normal_cdf(T(0)), T(0.5));
+  same("gelu(inf)", st_moe::gelu(inf), inf);
+  same("gelu(-inf)", st_moe::gelu(-inf), 0);
+  same("gelu_grad(inf)", st_moe::gelu_grad(inf), 1);
+  same("gelu_grad(-inf)", st_moe::gelu_grad(-inf), 0);
+  for (const T got : {st_moe::exp_of(nan), st_moe::tanh_of(nan), st_moe::sigmoid(nan), st_moe::silu(nan),
+                      st_moe::silu_grad(nan), st_moe::sigmoid_grad(nan), st_moe::normal_cdf(nan), st_moe::gelu(nan),
+                      st_moe::gelu_grad(nan)})
+    same("of NaN", got, nan);
+  for (int i = -900; i <= 900; ++i) {
+    const T z = T(i) / T(100);
+    const st_moe::GeluPair<T> pair = st_moe::gelu_with_grad(z);
+    same("gelu_with_grad value", pair.value, st_moe::gelu(z));
+    same("gelu_with_grad grad", pair.grad, st_moe::gelu_grad(z));
+  }
+  expect(!st_moe::routed(T(0.5), T(0.1), T(0.2)) && st_moe::routed(T(0.49), T(0.1), T(0.2)), "routed", 0, 0);
+  expect(st_moe::routed(T(0.99), T(0.1), T(0)), "routed with threshold 0", 0, 0);
+  expect(std::fabs(st_moe::gumbel(T(0)) + T(std::log(20 * std::log(10.0)))) < T(1e-6), "gumbel(0)", 0, 0);
+}
+
+}  // namespace
+
+int main() {
+  sweeps();
+  limits<float>("float");
+  limits<double>("double");
+  std::printf(failures ? "%d failures\n" : "formulas: ok\n", failures);
+  return failures != 0;
+}
