@@ -30,7 +30,8 @@ function letGo(held: Held): void {
 
 /** Only a safety net: in a synchronous loop finalizers do not run. */
 const registry = new FinalizationRegistry<Held>(letGo)
-const internal = Symbol('st-moe internal')
+/** Opens the constructor to this package. */
+export const adopt = Symbol('st-moe adopt')
 
 export interface TensorMeta {
   shape: readonly number[]
@@ -79,7 +80,7 @@ export class Tensor {
 
   /** Tensors are made by functions such as {@link tensor} and {@link zeros}, not by the constructor. */
   constructor(key: unknown, handle?: Handle, meta?: TensorMeta) {
-    if (key !== internal || handle === undefined || meta === undefined) {
+    if (key !== adopt || handle === undefined || meta === undefined) {
       throw new MoeError('OPTION', 'Tensor', 'a Tensor is made by tensor(), zeros(), randn() …, not by its constructor')
     }
     this.shape = Object.freeze([...meta.shape])
@@ -300,7 +301,7 @@ export class Tensor {
   static {
     isTensor = (value): value is Tensor => typeof value === 'object' && value !== null && #held in value
     handleOf = (tensor) => tensor.#held.handle
-    wrap = (handle, meta) => new Tensor(internal, handle, meta)
+    wrap = (handle, meta) => new Tensor(adopt, handle, meta)
     sourceOf = (tensor) => tensor.#held.source
     setSource = (tensor, node, output) => {
       tensor.#held.source = { node, output }

@@ -1,0 +1,32 @@
+export { arange, full, ones, rand, randn, type RandomOptions, tensor, type TensorOptions, uniform, zeros } from './create.js'
+export { type Device, type DeviceInfo, devices, getNumThreads, type MemoryInfo, memory, resetPeakMemory, setNumThreads } from './device.js'
+export type { DType, TypedArray } from './dtype.js'
+export { MoeError, type MoeErrorCode } from './errors.js'
+export * from './io/index.js'
+export * as nn from './nn/index.js'
+export * from './nn/index.js'
+export * as ops from './ops/index.js'
+export {
+  attention,
+  concat,
+  crossEntropy,
+  dropout,
+  embedding,
+  gelu,
+  layerNorm,
+  linear,
+  logSoftmax,
+  matmul,
+  mseLoss,
+  relu,
+  rmsNorm,
+  sigmoid,
+  silu,
+  softmax,
+  tanh,
+} from './ops/index.js'
+export * as optim from './optim/index.js'
+export * from './optim/index.js'
+export { Generator, manualSeed } from './random.js'
+export { keep, noGrad, scope } from './scope.js'
+export { Tensor } from './tensor.js'

@@ -1,0 +1,74 @@
+import { checkBoolean, checkOptions, fail, showShape } from '../check.js'
+import { show } from '../errors.js'
+import { add } from '../ops/binary.js'
+import { scope } from '../scope.js'
+import { checkTensor, type Tensor } from '../tensor.js'
+import { FeedForward } from './feed-forward.js'
+import { MoE, type MoEForwardOptions } from './moe.js'
+import type { MoEResult } from './moe-result.js'
+import { Module } from './module.js'
+import { RMSNorm } from './norm.js'
+import { type GradHandle, forwardWithGrad } from './with-grad.js'
+
+export interface SparseMoEBlockOptions {
+  /** A dense feed-forward before the experts. Default false. */
+  addFfBefore?: boolean
+  /** A dense feed-forward after the experts. Default false. */
+  addFfAfter?: boolean
+}
+
+const stateNames: Record<string, string> = { moePrenorm: 'moe_prenorm', ffBefore: 'ff_before', ffAfter: 'ff_after' }
+
+/**
+ * A mixture of experts as a residual block: x += ffBefore(x); x += moe(rmsNorm(x)); x += ffAfter(x). Dense
+ * feed-forwards around the experts stabilise training (ST-MoE, arXiv 2202.08906, §C).
+ *
+ * @example
+ * const block = new SparseMoEBlock(new MoE({ dim: 512 }), { addFfBefore: true, addFfAfter: true })
+ */
+export class SparseMoEBlock extends Module {
+  readonly moe: MoE
+  readonly moePrenorm: RMSNorm
+  readonly ffBefore: FeedForward | null
+  readonly ffAfter: FeedForward | null
+
+  constructor(moe: MoE, options?: SparseMoEBlockOptions) {
+    super()
+    const op = 'SparseMoEBlock'
+    if (!(moe instanceof MoE)) fail('OPTION', op, `moe must be a MoE, got ${show(moe)}`)
+    const o = checkOptions<SparseMoEBlockOptions>(op, options, ['addFfBefore', 'addFfAfter'])
+    const [before, after] = [checkBoolean(op, 'addFfBefore', o.addFfBefore ?? false), checkBoolean(op, 'addFfAfter', o.addFfAfter ?? false)]
+    const { dtype, device } = moe.gate.toGates.weight
+    const layer = { dtype: dtype as 'f32' | 'f64', device }
+    this.moe = moe
+    this.moePrenorm = new RMSNorm(moe.dim, layer)
+    this.ffBefore = before ? new FeedForward(moe.dim, layer) : null
+    this.ffAfter = after ? new FeedForward(moe.dim, layer) : null
+  }
+
+  forward(x: Tensor, options?: MoEForwardOptions): MoEResult {
+    const op = 'SparseMoEBlock.forward'
+    checkTensor(op, 'x', x)
+    if (x.shape.length !== 3 || x.shape[2] !== this.moe.dim) {
+      fail('SHAPE', op, `x must be [batch, tokens, ${this.moe.dim}], got ${showShape(x.shape)}`)
+    }
+    checkTensor(op, 'x', x, { ...layerOf(this.moe), shape: x.shape })
+    return scope(() => {
+      const before = this.ffBefore ? add(this.ffBefore.forward(x), x) : x
+      const result = this.moe.forward(this.moePrenorm.forward(before), options)
+      const mixed = add(result.outputs, before)
+      return result.withOutputs(this.ffAfter ? add(this.ffAfter.forward(mixed), mixed) : mixed)
+    })
+  }
+
+  /** As {@link MoE.forwardWithGrad}. */
+  forwardWithGrad(input: Float32Array | Float64Array, shape: readonly number[], options?: MoEForwardOptions): GradHandle {
+    return forwardWithGrad('SparseMoEBlock.forwardWithGrad', this, this.moe.gate.toGates.weight, input, shape, options)
+  }
+
+  protected override stateName(property: string): string {
+    return stateNames[property] ?? property
+  }
+}
+
+const layerOf = ({ gate }: MoE) => ({ dtype: gate.toGates.weight.dtype, device: gate.toGates.weight.device })

@@ -1,0 +1,59 @@
+import { checkInteger } from '../check.js'
+import { ones } from '../create.js'
+import { withoutScope } from '../scope.js'
+import { type LayerOptions, uniformParameter } from './linear.js'
+import { Module, type StateEntry } from './module.js'
+import { Parameter } from './parameter.js'
+
+/** H = trunc(D · mult · 2 / 3), in double precision from left to right. */
+export const hiddenWidth = (op: string, dim: number, mult: number): number =>
+  checkInteger(op, 'the hidden width dim · mult · 2 / 3', Math.trunc((dim * mult * 2) / 3), 1)
+
+/** Names of one expert's tensors in a state dict, for the layer index that the activation has in the reference. */
+const expertNames = (first: number) =>
+  [
+    ['w1', `net.${first}.weight`],
+    ['b1', `net.${first}.bias`],
+    ['multBias', `net.${first + 1}.mult_bias`],
+    ['w2', `net.${first + 2}.weight`],
+    ['b2', `net.${first + 2}.bias`],
+  ] as const
+
+/**
+ * Parameters of E GEGLU experts, stacked. A state dict has each expert's own: `experts.{i}.net.0.weight` …
+ * They are applied by `ops.expertFfn`.
+ */
+export class Experts extends Module {
+  /** [E, 2H, D] */
+  w1: Parameter
+  /** [E, 2H] */
+  b1: Parameter
+  /** [E, H] */
+  multBias: Parameter
+  /** [E, D, H] */
+  w2: Parameter
+  /** [E, D] */
+  b2: Parameter
+
+  constructor(numExperts: number, dim: number, hidden: number, options: Required<LayerOptions>) {
+    super()
+    const [inner, outer] = [1 / Math.sqrt(2 * hidden), 1 / Math.sqrt(dim)]
+    this.w1 = uniformParameter([numExperts, 2 * hidden, dim], inner, options)
+    this.b1 = uniformParameter([numExperts, 2 * hidden], inner, options)
+    this.multBias = withoutScope(() => {
+      using values = ones([numExperts, hidden], options)
+      return new Parameter(values)
+    })
+    this.w2 = uniformParameter([numExperts, dim, hidden], outer, options)
+    this.b2 = uniformParameter([numExperts, dim], outer, options)
+  }
+
+  override *stateEntries(): Iterable<StateEntry> {
+    for (let index = 0; index < this.w1.shape[0]; index++) yield* this.expertEntries(index, `experts.${index}.`, 0)
+  }
+
+  /** Entries of one expert whose first Linear has the number `first` in the reference's list of layers. */
+  *expertEntries(index: number, prefix: string, first: number): Iterable<StateEntry> {
+    for (const [property, name] of expertNames(first)) yield { name: prefix + name, tensor: this[property], index }
+  }
+}

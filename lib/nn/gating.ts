@@ -1,0 +1,127 @@
+import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail } from '../check.js'
+import { tensor } from '../create.js'
+import { show } from '../errors.js'
+import { type RouteResult, expertCapacity, route } from '../ops/route.js'
+import { keep } from '../scope.js'
+import type { Tensor } from '../tensor.js'
+import { type LayerOptions, Linear, layerOptions } from './linear.js'
+import { Module, type StateEntry } from './module.js'
+
+export interface TopNGatingOptions extends LayerOptions {
+  /** D */
+  dim: number
+  /** E */
+  numGates: number
+  /** K. Default 2. */
+  topN?: number
+  /** A number, or one for each choice after the first. Default 0.2. */
+  thresholdTrain?: number | readonly number[]
+  thresholdEval?: number | readonly number[]
+  /** Default 1.25. */
+  capacityFactorTrain?: number
+  /** Default 2. */
+  capacityFactorEval?: number
+  /** Factors of the two losses in `totalAuxLoss`. Default 1e-2 and 1e-3. */
+  balanceLossCoef?: number
+  routerZLossCoef?: number
+  differentiableTopk?: boolean
+  noiseGates?: boolean
+  noiseMult?: number
+  balanceDensity?: 'kept' | 'assigned'
+  /** Floor of the sum of the chosen probabilities. Default 1e-9. */
+  eps?: number
+}
+
+const names = [
+  'dim', 'numGates', 'topN', 'thresholdTrain', 'thresholdEval', 'capacityFactorTrain', 'capacityFactorEval', 'balanceLossCoef',
+  'routerZLossCoef', 'differentiableTopk', 'noiseGates', 'noiseMult', 'balanceDensity', 'eps', 'dtype', 'device',
+] as const
+
+export interface GatingForwardOptions {
+  random?: { uniforms?: Tensor; gumbelUniforms?: Tensor }
+  mask?: Tensor
+  noiseGates?: boolean
+  noiseMult?: number
+}
+
+/** f32 [K]: eps, then the thresholds. */
+function thresholdBuffer(op: string, name: string, value: unknown, K: number, eps: number): Tensor {
+  const list = Array.isArray(value) ? value : Array(K - 1).fill(value)
+  if (list.length !== K - 1) fail('OPTION', op, `${name} must be a number or ${K - 1} numbers (one for each choice after the first), got ${show(value)}`)
+  const values = list.map((entry, i) => checkNumber(op, Array.isArray(value) ? `${name}[${i}]` : name, entry))
+  return keep(tensor(Float32Array.from([eps, ...values]), [K]))
+}
+
+/** The router: top-N gating with stochastic thresholds and capacity. State: `to_gates.weight` and two threshold buffers. */
+export class TopNGating extends Module {
+  readonly topN: number
+  readonly numGates: number
+  readonly toGates: Linear
+  readonly thresholdTrain: Tensor
+  readonly thresholdEval: Tensor
+  readonly #options: {
+    capacityFactorTrain: number
+    capacityFactorEval: number
+    balanceLossCoef: number
+    routerZLossCoef: number
+    differentiableTopk: boolean
+    noiseGates: boolean
+    noiseMult: number
+    balanceDensity: 'kept' | 'assigned'
+    eps: number
+  }
+
+  constructor(options: TopNGatingOptions, op = 'TopNGating') {
+    super()
+    const o = checkOptions<TopNGatingOptions>(op, options, names)
+    const layer = layerOptions(op, o)
+    const dim = checkInteger(op, 'dim', o.dim, 1)
+    this.numGates = checkInteger(op, op === 'MoE' ? 'numExperts' : 'numGates', o.numGates, 1)
+    this.topN = checkInteger(op, op === 'MoE' ? 'gatingTopN' : 'topN', o.topN ?? 2, 1, this.numGates)
+    const eps = checkNumber(op, 'eps', o.eps ?? 1e-9, 0)
+    this.#options = {
+      capacityFactorTrain: checkNumber(op, 'capacityFactorTrain', o.capacityFactorTrain ?? 1.25, 0),
+      capacityFactorEval: checkNumber(op, 'capacityFactorEval', o.capacityFactorEval ?? 2, 0),
+      balanceLossCoef: checkNumber(op, 'balanceLossCoef', o.balanceLossCoef ?? 1e-2),
+      routerZLossCoef: checkNumber(op, 'routerZLossCoef', o.routerZLossCoef ?? 1e-3),
+      differentiableTopk: checkBoolean(op, 'differentiableTopk', o.differentiableTopk ?? false),
+      noiseGates: checkBoolean(op, 'noiseGates', o.noiseGates ?? false),
+      noiseMult: checkNumber(op, 'noiseMult', o.noiseMult ?? 1),
+      balanceDensity: checkOneOf(op, 'balanceDensity', o.balanceDensity ?? 'kept', ['kept', 'assigned']),
+      eps,
+    }
+    this.thresholdTrain = thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain ?? 0.2, this.topN, eps)
+    this.thresholdEval = thresholdBuffer(op, 'thresholdEval', o.thresholdEval ?? 0.2, this.topN, eps)
+    this.toGates = new Linear(dim, this.numGates, { ...layer, bias: false })
+  }
+
+  /** x [B, N, D] → where its tokens go, and the losses (0 in evaluation). */
+  forward(x: Tensor, options?: GatingForwardOptions): RouteResult {
+    const op = 'TopNGating.forward'
+    const o = checkOptions<GatingForwardOptions>(op, options, ['random', 'mask', 'noiseGates', 'noiseMult'])
+    const random = checkOptions<NonNullable<GatingForwardOptions['random']>>(op, o.random, ['uniforms', 'gumbelUniforms'])
+    const { capacityFactorTrain, capacityFactorEval, ...rest } = this.#options
+    const factor = this.training ? capacityFactorTrain : capacityFactorEval
+    return route(x, this.toGates.weight, {
+      ...rest,
+      ...random,
+      topN: this.topN,
+      capacity: expertCapacity(x.shape?.[1] ?? 0, this.numGates, factor),
+      threshold: this.training ? this.thresholdTrain : this.thresholdEval,
+      training: this.training,
+      noiseGates: o.noiseGates ?? rest.noiseGates,
+      noiseMult: o.noiseMult ?? rest.noiseMult,
+      mask: o.mask,
+    })
+  }
+
+  override *stateEntries(): Iterable<StateEntry> {
+    yield { name: 'threshold_train', tensor: this.thresholdTrain }
+    yield { name: 'threshold_eval', tensor: this.thresholdEval }
+    yield { name: 'to_gates.weight', tensor: this.toGates.weight }
+  }
+
+  protected override stateName(property: string): string {
+    return property === 'toGates' ? 'to_gates' : property
+  }
+}

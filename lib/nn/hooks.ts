@@ -1,0 +1,167 @@
+import { record, share } from '../autograd.js'
+import { fail } from '../check.js'
+import { type Handle, native } from '../native.js'
+import { checkTensor, handleOf, isKept, isTensor, type Tensor, type TensorMeta, wrap } from '../tensor.js'
+import type { Module } from './module.js'
+
+export type ForwardPreHook = (module: Module, args: unknown[]) => unknown[] | void
+// biome-ignore lint/suspicious/noExplicitAny: a hook may replace the result by anything
+export type ForwardHook = (module: Module, args: unknown[], result: any) => any
+export type BackwardHook = (
+  module: Module,
+  gradInput: (Tensor | null)[],
+  gradOutput: (Tensor | null)[],
+) => (Tensor | null)[] | void
+
+interface Kinds {
+  pre: ForwardPreHook
+  post: ForwardHook
+  backward: BackwardHook
+}
+
+type Forward = (...args: unknown[]) => unknown
+
+/** A result that can be rebuilt with other tensors in it, such as a MoEResult. */
+export interface TensorContainer {
+  mapTensors(f: (tensor: Tensor) => Tensor): unknown
+}
+
+/** Hooks of one module. The first hook puts a wrapper of `forward` on the instance; without hooks there is no cost. */
+class Hooks {
+  readonly pre = new Set<{ fn: ForwardPreHook }>()
+  readonly post = new Set<{ fn: ForwardHook }>()
+  readonly backward = new Set<{ fn: BackwardHook }>()
+  readonly #module: Module
+
+  constructor(module: Module) {
+    this.#module = module
+    const forward = (module as unknown as { forward?: unknown }).forward
+    if (typeof forward !== 'function') fail('OPTION', 'Module hooks', `${module.constructor.name} has no forward method`)
+    Object.defineProperty(module, 'forward', {
+      value: (...args: unknown[]) => this.#run((...rest) => (forward as Forward).apply(module, rest), args),
+      configurable: true,
+      writable: true,
+      enumerable: false,
+    })
+  }
+
+  add<K extends keyof Kinds>(kind: K, fn: Kinds[K]): { remove(): void } {
+    const entry = { fn }
+    const set = this[kind] as unknown as Set<{ fn: Kinds[K] }>
+    set.add(entry)
+    return { remove: () => void set.delete(entry) }
+  }
+
+  #run(forward: Forward, given: unknown[]): unknown {
+    let args = given
+    for (const { fn } of [...this.pre]) {
+      const replaced = fn(this.#module, args)
+      if (replaced !== undefined) {
+        if (!Array.isArray(replaced)) fail('OPTION', 'forward pre-hook', 'a hook must return an array of arguments or nothing')
+        args = replaced
+      }
+    }
+    const hooks = [...this.backward].map(({ fn }) => fn)
+    let result = hooks.length > 0 ? this.#withBackward(forward, args, hooks) : forward(...args)
+    for (const { fn } of [...this.post]) {
+      const replaced = fn(this.#module, args, result)
+      if (replaced !== undefined) result = replaced
+    }
+    return result
+  }
+
+  /** Puts an identity op before and after the module: the second sees gradOutput, the first gradInput. */
+  #withBackward(forward: Forward, args: unknown[], hooks: readonly BackwardHook[]): unknown {
+    let gradOutput: (Handle | null)[] = []
+    const inputs = args.filter(isTensor)
+    const outputMeta: TensorMeta[] = []
+    const seen = identity(inputs, (gradInput) => callHooks(this.#module, hooks, gradInput, inputs, gradOutput, outputMeta))
+    let next = 0
+    const result = forward(...args.map((arg) => (isTensor(arg) ? seen[next++] : arg)))
+    const outputs: Tensor[] = []
+    mapTensors(result, (tensor) => {
+      outputs.push(tensor)
+      return tensor
+    })
+    outputMeta.push(...outputs.map(({ shape, dtype, device }) => ({ shape, dtype, device })))
+    const passed = identity(outputs, (grads) => {
+      for (const handle of gradOutput) if (handle !== null) native.release(handle)
+      gradOutput = grads.map((grad) => (grad === null ? null : share(grad)))
+      return grads.map((grad) => (grad === null ? null : share(grad)))
+    })
+    next = 0
+    return mapTensors(result, () => passed[next++])
+  }
+}
+
+const all = new WeakMap<Module, Hooks>()
+
+export function hooksOf(module: Module): Hooks {
+  let hooks = all.get(module)
+  if (!hooks) {
+    hooks = new Hooks(module)
+    all.set(module, hooks)
+  }
+  return hooks
+}
+
+/** The tensors themselves, as outputs of one op whose backward is `f`. */
+function identity(tensors: readonly Tensor[], f: (grads: readonly (Handle | null)[]) => (Handle | null)[]): Tensor[] {
+  const outputs = tensors.map((tensor) => wrap(share(handleOf(checkTensor('forward', 'argument', tensor))), tensor))
+  const differentiable = outputs.filter((_, i) => tensors[i].requiresGrad)
+  const positions = tensors.flatMap((tensor, i) => (tensor.requiresGrad ? [i] : []))
+  record({
+    op: 'module hook',
+    inputs: positions.map((i) => tensors[i]),
+    outputs: differentiable,
+    backward: (grads) => {
+      const full: (Handle | null)[] = tensors.map(() => null)
+      for (const [at, i] of positions.entries()) full[i] = grads[at]
+      const results = f(full)
+      return positions.map((i) => results[i])
+    },
+  })
+  return outputs
+}
+
+function callHooks(
+  module: Module,
+  hooks: readonly BackwardHook[],
+  gradInput: readonly (Handle | null)[],
+  inputMeta: readonly TensorMeta[],
+  gradOutput: (Handle | null)[],
+  outputMeta: readonly TensorMeta[],
+): (Handle | null)[] {
+  const wrapAll = (handles: readonly (Handle | null)[], meta: readonly TensorMeta[]) =>
+    handles.map((handle, i) => (handle === null ? null : wrap(share(handle), meta[i])))
+  const outputs = wrapAll(gradOutput, outputMeta)
+  const inputs = wrapAll(gradInput, inputMeta)
+  let current: (Tensor | null)[] = [...inputs]
+  try {
+    for (const hook of hooks) {
+      const replaced = hook(module, [...current], [...outputs])
+      if (replaced === undefined || replaced === null) continue
+      if (!Array.isArray(replaced) || replaced.length !== inputs.length) {
+        fail('OPTION', 'full backward hook', `a hook must return an array of ${inputs.length} gradients or nothing`)
+      }
+      for (const [i, grad] of replaced.entries()) {
+        if (grad !== null) checkTensor('full backward hook', `gradient ${i}`, grad, inputMeta[i])
+      }
+      current = replaced
+    }
+    return current.map((tensor) => (tensor === null ? null : share(handleOf(tensor))))
+  } finally {
+    for (const tensor of [...inputs, ...outputs]) if (tensor && !isKept(tensor)) tensor.dispose()
+    for (const handle of gradOutput.splice(0)) if (handle !== null) native.release(handle)
+  }
+}
+
+/** Rebuilds a result with `f` applied to each tensor in it: a Tensor, an array, a container, or a plain object. */
+function mapTensors(value: unknown, f: (tensor: Tensor) => Tensor): unknown {
+  if (isTensor(value)) return f(value)
+  if (Array.isArray(value)) return value.map((entry) => mapTensors(entry, f))
+  if (typeof value !== 'object' || value === null) return value
+  if (typeof (value as TensorContainer).mapTensors === 'function') return (value as TensorContainer).mapTensors(f)
+  if (Object.getPrototypeOf(value) !== Object.prototype) return value
+  return Object.fromEntries(Object.entries(value).map(([key, entry]) => [key, mapTensors(entry, f)]))
+}

@@ -1,0 +1,223 @@
+import { checkBoolean, checkFunction, checkOptions, fail, sameShape, showShape } from '../check.js'
+import { type Device, deviceIndex } from '../device.js'
+import { dtypeCode } from '../dtype.js'
+import { MoeError, show } from '../errors.js'
+import { type Handle, native } from '../native.js'
+import { stridesOf } from '../ops/strided.js'
+import { handleOf, isTensor, type Tensor, wrap } from '../tensor.js'
+import { type BackwardHook, type ForwardHook, type ForwardPreHook, hooksOf } from './hooks.js'
+import { Parameter } from './parameter.js'
+
+/** Tensors under the names of the PyTorch package. */
+export type StateDict = Record<string, Tensor>
+
+export interface LoadReport {
+  /** Names that the state lacks (only with `strict: false`). */
+  missing: string[]
+  /** Names of the state that the module does not know (only with `strict: false`). */
+  unexpected: string[]
+}
+
+/** One name of a state dict: a whole tensor, or slice `index` of a stacked one. */
+export interface StateEntry {
+  name: string
+  tensor: Tensor
+  index?: number
+}
+
+const entryShape = ({ tensor, index }: StateEntry): readonly number[] => (index === undefined ? tensor.shape : tensor.shape.slice(1))
+const entryOffset = ({ tensor, index = 0 }: StateEntry): number => (index > 0 ? index * stridesOf(tensor.shape)[0] : 0)
+
+/** A copy of the entry's values out of a tensor of the shape of `entry.tensor`. */
+function read(entry: StateEntry, from: Tensor): Tensor {
+  const shape = entryShape(entry)
+  const handle = native.gather(handleOf(from), shape, stridesOf(shape), shape.includes(0) ? 0 : entryOffset(entry))
+  return wrap(handle, { shape, dtype: from.dtype, device: from.device })
+}
+
+/**
+ * Base class of everything with parameters. Properties that are Parameters, Modules, or arrays of these are found by
+ * themselves; a subclass needs a constructor and `forward`.
+ *
+ * @example
+ * class Net extends Module {
+ *   hidden = new Linear(8, 32)
+ *   out = new Linear(32, 1)
+ *   forward(x: Tensor) { return this.out.forward(this.hidden.forward(x).relu()) }
+ * }
+ */
+export abstract class Module {
+  #training = true
+
+  get training(): boolean {
+    return this.#training
+  }
+
+  /** Children under the names of their properties; arrays give `name.0`, `name.1`, … */
+  protected *children(): Iterable<[name: string, child: Parameter | Module]> {
+    for (const [key, value] of Object.entries(this)) {
+      const name = this.stateName(key)
+      if (value instanceof Parameter || value instanceof Module) yield [name, value]
+      if (!Array.isArray(value)) continue
+      for (const [i, entry] of value.entries()) {
+        if (entry instanceof Parameter || entry instanceof Module) yield [`${name}.${i}`, entry]
+      }
+    }
+  }
+
+  /** The name in state dicts of a property. */
+  protected stateName(property: string): string {
+    return property
+  }
+
+  *namedParameters(): Iterable<[string, Parameter]> {
+    for (const [name, child] of this.children()) {
+      if (child instanceof Parameter) yield [name, child]
+      else for (const [inner, parameter] of child.namedParameters()) yield [`${name}.${inner}`, parameter]
+    }
+  }
+
+  *parameters(): Iterable<Parameter> {
+    for (const [, parameter] of this.namedParameters()) yield parameter
+  }
+
+  /** This module and all below it. */
+  *modules(): Iterable<Module> {
+    yield this
+    for (const [, child] of this.children()) if (child instanceof Module) yield* child.modules()
+  }
+
+  /** Everything that a state dict holds, buffers included. A module with stacked parameters or buffers overrides it. */
+  *stateEntries(): Iterable<StateEntry> {
+    for (const [name, child] of this.children()) {
+      if (child instanceof Parameter) yield { name, tensor: child }
+      else for (const entry of child.stateEntries()) yield { ...entry, name: `${name}.${entry.name}` }
+    }
+  }
+
+  /** Copies of all parameters and buffers. */
+  stateDict(): StateDict {
+    return Object.fromEntries([...this.stateEntries()].map((entry) => [entry.name, read(entry, entry.tensor)]))
+  }
+
+  /** Copies of the gradients under the names of the state dict; zeros where there is none. */
+  gradDict(): StateDict {
+    const entries = [...this.stateEntries()].filter((entry) => entry.tensor instanceof Parameter)
+    return Object.fromEntries(
+      entries.map((entry) => {
+        const { tensor } = entry
+        if (tensor.grad) return [entry.name, read(entry, tensor.grad)]
+        const shape = entryShape(entry)
+        const handle = native.full(shape, dtypeCode(tensor.dtype), deviceIndex('gradDict', tensor.device), 0)
+        return [entry.name, wrap(handle, { shape, dtype: tensor.dtype, device: tensor.device })]
+      }),
+    )
+  }
+
+  /**
+   * Copies values in, converting between floating-point types. Missing, unknown, misshapen and mistyped entries are
+   * one STATE_DICT error that lists them all, and nothing is changed; with `strict: false` missing and unknown names
+   * are only reported.
+   */
+  loadStateDict(state: StateDict, options?: { strict?: boolean }): LoadReport {
+    const op = `${this.constructor.name}.loadStateDict`
+    const { strict = true } = checkOptions<{ strict: boolean }>(op, options, ['strict'])
+    checkBoolean(op, 'strict', strict)
+    if (typeof state !== 'object' || state === null) fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
+    const values = new Map<string, unknown>(Object.entries(state))
+    const entries = [...this.stateEntries()]
+    const known = new Set(entries.map(({ name }) => name))
+    const missing = entries.flatMap(({ name }) => (values.has(name) ? [] : [name]))
+    const unexpected = [...values.keys()].filter((name) => !known.has(name))
+    const present = entries.filter(({ name }) => values.has(name))
+    const problems = present.flatMap((entry) => mismatch(entry, values.get(entry.name)))
+    if (strict) problems.unshift(...missing.map((name) => `missing: ${name}`), ...unexpected.map((name) => `unexpected: ${name}`))
+    if (problems.length > 0) fail('STATE_DICT', op, `the state does not fit, nothing was changed:\n  ${problems.join('\n  ')}`)
+    this.#write(present, values)
+    return { missing, unexpected }
+  }
+
+  #write(entries: readonly StateEntry[], values: ReadonlyMap<string, unknown>): void {
+    const staged: { entry: StateEntry; handle: Handle }[] = []
+    try {
+      for (const entry of entries) {
+        const value = values.get(entry.name) as Tensor
+        staged.push({ entry, handle: native.convert(handleOf(value), dtypeCode(entry.tensor.dtype)) })
+      }
+      for (const { entry, handle } of staged) {
+        const shape = entryShape(entry)
+        if (!shape.includes(0)) native.scatter(handleOf(entry.tensor), handle, stridesOf(shape), entryOffset(entry))
+      }
+    } finally {
+      for (const { handle } of staged) native.release(handle)
+    }
+  }
+
+  /** Training mode (default) or evaluation, for this module and all below. */
+  train(mode = true): this {
+    checkBoolean('Module.train', 'mode', mode)
+    for (const module of this.modules()) module.#training = mode
+    return this
+  }
+
+  eval(): this {
+    return this.train(false)
+  }
+
+  /** Moves all parameters to a device. */
+  to(device: Device): this {
+    deviceIndex(`${this.constructor.name}.to`, device)
+    return this
+  }
+
+  /** Frees all gradients: `grad` is null afterwards. */
+  zeroGrad(): void {
+    for (const parameter of this.parameters()) parameter.grad = null
+  }
+
+  /** Frees parameters, buffers and gradients. */
+  dispose(): void {
+    for (const { tensor } of this.stateEntries()) tensor.dispose()
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  /** Called as fn(module, args) before `forward`; an array that it returns replaces the arguments. */
+  registerForwardPreHook(fn: ForwardPreHook): { remove(): void } {
+    checkFunction('Module.registerForwardPreHook', 'fn', fn)
+    return hooksOf(this).add('pre', fn)
+  }
+
+  /** Called as fn(module, args, result) after `forward`; anything but undefined that it returns replaces the result. */
+  registerForwardHook(fn: ForwardHook): { remove(): void } {
+    checkFunction('Module.registerForwardHook', 'fn', fn)
+    return hooksOf(this).add('post', fn)
+  }
+
+  /**
+   * Called as fn(module, gradInput, gradOutput) when the gradients of the module's tensor arguments are known: one
+   * entry for each tensor argument and each tensor of the result, null where nothing flows. An array that it returns
+   * replaces gradInput.
+   */
+  registerFullBackwardHook(fn: BackwardHook): { remove(): void } {
+    checkFunction('Module.registerFullBackwardHook', 'fn', fn)
+    return hooksOf(this).add('backward', fn)
+  }
+}
+
+function mismatch(entry: StateEntry, value: unknown): string[] {
+  if (!isTensor(value)) return [`mistyped: ${entry.name} must be a Tensor, got ${show(value)}`]
+  if (value.disposed) return [`disposed: ${entry.name}`]
+  const shape = entryShape(entry)
+  if (!sameShape(value.shape, shape)) return [`misshapen: ${entry.name} must be ${showShape(shape)}, got ${showShape(value.shape)}`]
+  if (value.dtype === 'i32') return [`mistyped: ${entry.name} must be a floating-point tensor, got i32`]
+  return []
+}
+
+/** A module that `value` must be. */
+export function checkModule(op: string, name: string, value: unknown): Module {
+  if (value instanceof Module) return value
+  throw new MoeError('OPTION', op, `${name} must be a Module, got ${show(value)}`)
+}

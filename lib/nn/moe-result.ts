@@ -1,0 +1,95 @@
+import type { Routing, RouteResult } from '../ops/route.js'
+import type { Tensor } from '../tensor.js'
+
+/** How many tokens the experts got in one forward. */
+export interface RoutingStats {
+  /** Assignments that found a slot. */
+  keptPerExpert: number[]
+  /** First choices of each expert, kept or not. */
+  firstChoicePerExpert: number[]
+  /** Share of tokens of which nothing was kept, 0 to 1. */
+  droppedTokens: number
+  /** Kept assignments over slots, 0 to 1. */
+  slotOccupancy: number
+}
+
+function statsOf({ expertIndex, kept, capacity, numExperts }: Routing): RoutingStats {
+  const [B, N, K] = expertIndex.shape
+  const index = expertIndex.dataSync()
+  const taken = kept.dataSync()
+  const keptPerExpert: number[] = Array(numExperts).fill(0)
+  const firstChoicePerExpert: number[] = Array(numExperts).fill(0)
+  let dropped = 0
+  let total = 0
+  for (let t = 0; t < B * N; t++) {
+    let any = false
+    firstChoicePerExpert[index[t * K]]++
+    for (let i = t * K; i < (t + 1) * K; i++) {
+      if (!taken[i]) continue
+      keptPerExpert[index[i]]++
+      total++
+      any = true
+    }
+    if (!any) dropped++
+  }
+  return {
+    keptPerExpert,
+    firstChoicePerExpert,
+    droppedTokens: B * N > 0 ? dropped / (B * N) : 0,
+    slotOccupancy: total / Math.max(1, B * capacity * numExperts),
+  }
+}
+
+/**
+ * What a MoE layer gives, by name or by position: `const [outputs, totalAuxLoss, balanceLoss, routerZLoss] = result`.
+ */
+export class MoEResult implements Iterable<Tensor> {
+  /** [B, N, D] */
+  readonly outputs: Tensor
+  /** balanceLossCoef · balanceLoss + routerZLossCoef · routerZLoss, shape []; 0 in evaluation, as the other two. */
+  readonly totalAuxLoss: Tensor
+  readonly balanceLoss: Tensor
+  readonly routerZLoss: Tensor
+  readonly routing: Routing
+  /** With `stats: true`. */
+  readonly stats?: RoutingStats
+
+  constructor(outputs: Tensor, route: RouteResult, stats: boolean | RoutingStats = false) {
+    const { balanceLoss, routerZLoss, totalAuxLoss, ...routing } = route
+    this.outputs = outputs
+    this.totalAuxLoss = totalAuxLoss
+    this.balanceLoss = balanceLoss
+    this.routerZLoss = routerZLoss
+    this.routing = routing
+    if (stats) this.stats = stats === true ? statsOf(routing) : stats
+  }
+
+  *[Symbol.iterator](): Iterator<Tensor> {
+    yield this.outputs
+    yield this.totalAuxLoss
+    yield this.balanceLoss
+    yield this.routerZLoss
+  }
+
+  /** The same routing with other outputs. */
+  withOutputs(outputs: Tensor): MoEResult {
+    const { balanceLoss, routerZLoss, totalAuxLoss, routing } = this
+    return new MoEResult(outputs, { ...routing, balanceLoss, routerZLoss, totalAuxLoss }, this.stats)
+  }
+
+  /** The same result with `f` applied to outputs and losses; used by module hooks. */
+  mapTensors(f: (tensor: Tensor) => Tensor): MoEResult {
+    const [outputs, totalAuxLoss, balanceLoss, routerZLoss] = [...this].map(f)
+    return new MoEResult(outputs, { ...this.routing, totalAuxLoss, balanceLoss, routerZLoss }, this.stats)
+  }
+
+  /** Frees every tensor of the result. */
+  dispose(): void {
+    const { expertIndex, gate, kept, position, weight } = this.routing
+    for (const tensor of [...this, expertIndex, gate, kept, position, weight]) tensor.dispose()
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+}

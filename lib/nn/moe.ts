@@ -1,0 +1,197 @@
+import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail, sameShape, showShape } from '../check.js'
+import { deviceIndex } from '../device.js'
+import { MoeError, show } from '../errors.js'
+import { native } from '../native.js'
+import { roundToBf16 } from '../ops/cast.js'
+import { combine } from '../ops/combine.js'
+import { dispatch } from '../ops/dispatch.js'
+import { type ExpertWeights, expertFfn } from '../ops/expert-ffn.js'
+import { reshape } from '../ops/reshape.js'
+import type { RouteResult } from '../ops/route.js'
+import { concat, slice } from '../ops/strided.js'
+import { scope } from '../scope.js'
+import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor.js'
+import { Experts, hiddenWidth } from './experts.js'
+import { type GatingForwardOptions, TopNGating, type TopNGatingOptions } from './gating.js'
+import { layerOptions } from './linear.js'
+import { MoEResult } from './moe-result.js'
+import { checkModule, Module, type StateEntry } from './module.js'
+import { type GradHandle, forwardWithGrad } from './with-grad.js'
+
+export interface MoEOptions extends Omit<TopNGatingOptions, 'numGates' | 'topN'> {
+  /** E. Default 16. */
+  numExperts?: number
+  /** Hidden width of the built-in experts is trunc(dim · mult · 2 / 3). Default 4. */
+  expertHiddenMult?: number
+  /** K, choices a token. Default 2. */
+  gatingTopN?: number
+  /** The dispatch weight is 1 forward but passes its gradient to the router. Default true. */
+  straightThroughDispatchTensor?: boolean
+  /** E modules of your own instead of the built-in GEGLU experts, each called with [B, C, D] (empty slots are zero rows). */
+  experts?: readonly Module[]
+  /** 'bf16': experts see x and their weights rounded to bf16, with f32 accumulation; router and losses stay in f32. */
+  computeDtype?: 'f32' | 'f64' | 'bf16'
+  /** 'throw': a NaN or infinity in the input or output is a NON_FINITE error. Default 'propagate': only its rows suffer. */
+  onNonFinite?: 'propagate' | 'throw'
+  /** Variable sequence lengths between processes; needs `processGroup`. */
+  allowVarSeqLen?: boolean
+  /** Expert parallelism. Not available in this version. */
+  processGroup?: unknown
+}
+
+export interface MoEForwardOptions extends GatingForwardOptions {
+  /** Adds counts of tokens per expert to the result. Default false. */
+  stats?: boolean
+}
+
+const gatingNames = [
+  'dim', 'thresholdTrain', 'thresholdEval', 'capacityFactorTrain', 'capacityFactorEval', 'balanceLossCoef', 'routerZLossCoef',
+  'differentiableTopk', 'noiseGates', 'noiseMult', 'balanceDensity', 'eps', 'dtype', 'device',
+] as const
+const ownNames = [
+  'numExperts', 'expertHiddenMult', 'gatingTopN', 'straightThroughDispatchTensor', 'experts', 'computeDtype', 'onNonFinite',
+  'allowVarSeqLen', 'processGroup',
+] as const
+const forwardNames = ['random', 'mask', 'noiseGates', 'noiseMult', 'stats'] as const
+
+/**
+ * Sparse mixture of experts (ST-MoE, arXiv 2202.08906) with the semantics and state names of st-moe-pytorch:
+ * x [B, N, D] → outputs [B, N, D] and auxiliary losses.
+ *
+ * @example
+ * const moe = new MoE({ dim: 512, numExperts: 16 })
+ * const { outputs, totalAuxLoss } = moe.forward(randn([4, 1024, 512]))
+ */
+export class MoE extends Module {
+  readonly dim: number
+  readonly numExperts: number
+  readonly gate: TopNGating
+  readonly experts: Experts | UserExperts
+  readonly #straightThrough: boolean
+  readonly #bf16: boolean
+  readonly #throwNonFinite: boolean
+
+  constructor(options: MoEOptions) {
+    super()
+    const op = 'MoE'
+    const o = checkOptions<MoEOptions>(op, options, [...gatingNames, ...ownNames])
+    if (o.processGroup || o.allowVarSeqLen) {
+      throw new MoeError('UNSUPPORTED', op, 'processGroup and allowVarSeqLen (expert parallelism) are not available in this version')
+    }
+    this.#straightThrough = checkBoolean(op, 'straightThroughDispatchTensor', o.straightThroughDispatchTensor ?? true)
+    this.#throwNonFinite = checkOneOf(op, 'onNonFinite', o.onNonFinite ?? 'propagate', ['propagate', 'throw']) === 'throw'
+    const layer = layerOptions(op, o)
+    deviceIndex(op, layer.device)
+    this.#bf16 = checkComputeDtype(op, o, layer.dtype)
+    this.dim = checkInteger(op, 'dim', o.dim, 1)
+    const mult = checkNumber(op, 'expertHiddenMult', o.expertHiddenMult ?? 4, 0)
+    this.numExperts = checkInteger(op, 'numExperts', o.numExperts ?? (Array.isArray(o.experts) ? o.experts.length : 16), 1)
+    const modules = o.experts === undefined ? null : checkExperts(op, o.experts, this.numExperts)
+    const hidden = modules ? 0 : hiddenWidth(op, this.dim, mult)
+    const gating = Object.fromEntries(gatingNames.flatMap((name) => (o[name] === undefined ? [] : [[name, o[name]]])))
+    this.gate = new TopNGating({ ...gating, dim: this.dim, numGates: this.numExperts, topN: o.gatingTopN }, op)
+    this.experts = modules ? new UserExperts(modules) : new Experts(this.numExperts, this.dim, hidden, layer)
+  }
+
+  forward(x: Tensor, options?: MoEForwardOptions): MoEResult {
+    const op = 'MoE.forward'
+    const { stats = false, ...gating } = checkOptions<MoEForwardOptions>(op, options, forwardNames)
+    checkBoolean(op, 'stats', stats)
+    checkTensor(op, 'x', x)
+    if (x.shape.length !== 3 || x.shape[2] !== this.dim) {
+      fail('SHAPE', op, `x must be [batch, tokens, ${this.dim}], got ${showShape(x.shape)}`)
+    }
+    const { dtype, device } = this.gate.toGates.weight
+    checkTensor(op, 'x', x, { shape: x.shape, dtype, device })
+    this.#checkFinite(op, 'x', x)
+    const routing = this.gate.forward(x, gating)
+    const outputs = this.experts instanceof Experts ? this.#applyBuiltIn(x, routing, this.experts) : this.#applyUsers(x, routing, this.experts)
+    this.#checkFinite(op, 'the output', outputs)
+    return new MoEResult(outputs, routing, stats)
+  }
+
+  /**
+   * For training loops that are not ours: takes and gives plain arrays. Parameter gradients accumulate in
+   * `parameter.grad`.
+   *
+   * @example
+   * const step = moe.forwardWithGrad(input, [4, 1024, 512])
+   * const { dInput } = step.backward(dOutputs, 1)
+   */
+  forwardWithGrad(input: Float32Array | Float64Array, shape: readonly number[], options?: MoEForwardOptions): GradHandle {
+    return forwardWithGrad('MoE.forwardWithGrad', this, this.gate.toGates.weight, input, shape, options)
+  }
+
+  #applyBuiltIn(x: Tensor, routing: RouteResult, experts: Experts): Tensor {
+    const straightThrough = this.#straightThrough
+    if (!this.#bf16) return expertFfn(x, routing, experts, { straightThrough })
+    return scope(() => {
+      const weights: ExpertWeights = {
+        w1: roundToBf16(experts.w1),
+        b1: experts.b1,
+        multBias: experts.multBias,
+        w2: roundToBf16(experts.w2),
+        b2: experts.b2,
+      }
+      return expertFfn(roundToBf16(x), routing, weights, { straightThrough })
+    })
+  }
+
+  #applyUsers(x: Tensor, routing: RouteResult, experts: UserExperts): Tensor {
+    const [B, , D] = x.shape
+    const slot = [B, routing.capacity, D]
+    return scope(() => {
+      const dispatched = dispatch(x, routing, { straightThrough: this.#straightThrough })
+      const results = experts.experts.map((expert, i) => {
+        const rows = reshape(slice(dispatched, 0, i, i + 1), slot)
+        const y = (expert as Module & { forward(x: Tensor): unknown }).forward(rows)
+        if (!isTensor(y) || !sameShape(y.shape, slot)) {
+          fail('SHAPE', 'MoE.forward', `expert ${i} must give a tensor ${showShape(slot)}, got ${isTensor(y) ? showShape(y.shape) : show(y)}`)
+        }
+        return reshape(y, [1, ...slot])
+      })
+      return combine(concat(results, 0), routing)
+    })
+  }
+
+  #checkFinite(op: string, name: string, x: Tensor): void {
+    if (this.#throwNonFinite && !Number.isFinite(native.sumSquares(handleOf(x)))) {
+      throw new MoeError('NON_FINITE', op, `${name} holds a NaN or an infinity`)
+    }
+  }
+}
+
+/** Experts of the user's making, under the names `experts.{i}.…`. */
+export class UserExperts extends Module {
+  readonly experts: readonly Module[]
+
+  constructor(experts: readonly Module[]) {
+    super()
+    this.experts = experts
+  }
+
+  override *stateEntries(): Iterable<StateEntry> {
+    for (const [i, expert] of this.experts.entries()) {
+      for (const entry of expert.stateEntries()) yield { ...entry, name: `experts.${i}.${entry.name}` }
+    }
+  }
+}
+
+function checkExperts(op: string, experts: unknown, count: number): Module[] {
+  if (!Array.isArray(experts)) fail('OPTION', op, `experts must be an array of modules, got ${show(experts)}`)
+  if (experts.length !== count) fail('OPTION', op, `experts must hold numExperts = ${count} modules, got ${experts.length}`)
+  return experts.map((expert, i) => {
+    const module = checkModule(op, `experts[${i}]`, expert)
+    if (typeof (module as { forward?: unknown }).forward !== 'function') fail('OPTION', op, `experts[${i}] must have a forward method`)
+    return module
+  })
+}
+
+function checkComputeDtype(op: string, o: Partial<MoEOptions>, dtype: 'f32' | 'f64'): boolean {
+  const compute = checkOneOf(op, 'computeDtype', o.computeDtype ?? dtype, ['f32', 'f64', 'bf16'])
+  if (compute !== dtype && !(compute === 'bf16' && dtype === 'f32')) {
+    fail('OPTION', op, `computeDtype must be ${dtype === 'f32' ? "'f32' or 'bf16'" : "'f64'"} with dtype '${dtype}', got '${compute}'`)
+  }
+  if (compute === 'bf16' && o.experts) fail('OPTION', op, "computeDtype 'bf16' is for the built-in experts")
+  return compute === 'bf16'
+}

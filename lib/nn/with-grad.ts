@@ -1,0 +1,117 @@
+import { checkNumber, checkShape, fail, sizeOf } from '../check.js'
+import { full, tensor } from '../create.js'
+import { MoeError, show } from '../errors.js'
+import { add, mul } from '../ops/binary.js'
+import { sum } from '../ops/reduce.js'
+import { scope, withoutScope } from '../scope.js'
+import type { Tensor } from '../tensor.js'
+import type { MoEForwardOptions } from './moe.js'
+import type { MoEResult } from './moe-result.js'
+
+type FloatArray = Float32Array | Float64Array
+
+/** One forward of a layer over plain arrays, with its backward. Holds native memory until `backward` or `dispose`. */
+export interface GradHandle extends Disposable {
+  /** A copy, [B, N, D] flat. */
+  outputs: FloatArray
+  totalAuxLoss: number
+  balanceLoss: number
+  routerZLoss: number
+  /** Capacity and choices as plain arrays, [B, N, K] flat. */
+  routing: { expertIndex: Int32Array; gate: FloatArray; kept: Int32Array; position: Int32Array; capacity: number }
+  /**
+   * Gradient of the input, given those of the outputs and of totalAuxLoss (default 0: the auxiliary loss is not part
+   * of the caller's loss). Adds to `grad` of the parameters. Once.
+   */
+  backward(dOutputs: FloatArray, dTotalAux?: number): { dInput: FloatArray }
+  dispose(): void
+}
+
+interface Layer {
+  forward(x: Tensor, options?: MoEForwardOptions): MoEResult
+}
+
+export function forwardWithGrad(
+  op: string,
+  layer: Layer,
+  like: Tensor,
+  input: FloatArray,
+  shape: readonly number[],
+  options?: MoEForwardOptions,
+): GradHandle {
+  const dims = checkShape(op, 'shape', shape)
+  checkArray(op, 'input', input, like, sizeOf(dims))
+  return withoutScope(() => {
+    const x = tensor(input, dims, { dtype: like.dtype, device: like.device, requiresGrad: true })
+    let result: MoEResult
+    try {
+      result = layer.forward(x, options)
+    } catch (error) {
+      x.dispose()
+      throw error
+    }
+    return new Handle(op, x, result)
+  })
+}
+
+class Handle implements GradHandle {
+  readonly outputs: FloatArray
+  readonly totalAuxLoss: number
+  readonly balanceLoss: number
+  readonly routerZLoss: number
+  readonly routing: GradHandle['routing']
+  readonly #op: string
+  readonly #x: Tensor
+  readonly #result: MoEResult
+
+  constructor(op: string, x: Tensor, result: MoEResult) {
+    const { expertIndex, gate, kept, position, capacity } = result.routing
+    this.#op = op
+    this.#x = x
+    this.#result = result
+    this.outputs = result.outputs.dataSync() as FloatArray
+    this.totalAuxLoss = result.totalAuxLoss.item()
+    this.balanceLoss = result.balanceLoss.item()
+    this.routerZLoss = result.routerZLoss.item()
+    this.routing = {
+      expertIndex: expertIndex.dataSync() as Int32Array,
+      gate: gate.dataSync() as FloatArray,
+      kept: kept.dataSync() as Int32Array,
+      position: position.dataSync() as Int32Array,
+      capacity,
+    }
+  }
+
+  backward(dOutputs: FloatArray, dTotalAux = 0): { dInput: FloatArray } {
+    const op = `${this.#op}.backward`
+    if (this.#x.disposed) throw new MoeError('DISPOSED', op, 'backward has been called before, or this step was disposed')
+    const { outputs, totalAuxLoss } = this.#result
+    checkArray(op, 'dOutputs', dOutputs, outputs, outputs.size)
+    checkNumber(op, 'dTotalAux', dTotalAux)
+    return withoutScope(() =>
+      scope(() => {
+        const { dtype, device } = outputs
+        const weighted = sum(mul(outputs, tensor(dOutputs, outputs.shape, { dtype, device })))
+        add(weighted, mul(totalAuxLoss, full([], dTotalAux, { dtype, device }))).backward()
+        const dInput = this.#x.grad!.dataSync() as FloatArray
+        this.dispose()
+        return { dInput }
+      }),
+    )
+  }
+
+  dispose(): void {
+    this.#result.dispose()
+    this.#x.dispose()
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+}
+
+function checkArray(op: string, name: string, value: unknown, like: Tensor, size: number): void {
+  const expected = like.dtype === 'f64' ? Float64Array : Float32Array
+  if (!(value instanceof expected)) fail('DTYPE', op, `${name} must be a ${expected.name}, got ${show(value)}`)
+  if (value.length !== size) fail('SHAPE', op, `${name} must have ${size} values, got ${value.length}`)
+}

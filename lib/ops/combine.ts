@@ -1,0 +1,33 @@
+import { record } from '../autograd.js'
+import { fail, showShape } from '../check.js'
+import { native } from '../native.js'
+import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
+import { checkRouting } from './dispatch.js'
+import type { Routing } from './route.js'
+
+/** Σ_k weight_k · (row of the token's k-th slot): expert outputs [E, B, C, D] → [B, N, D]. Zero rows where nothing was kept. */
+export function combine(x: Tensor, routing: Routing): Tensor {
+  const op = 'combine'
+  checkFloat(op, 'x', x)
+  if (x.shape.length !== 4) fail('SHAPE', op, `x must be [E, B, C, D], got ${showShape(x.shape)}`)
+  const [E, B, C, D] = x.shape
+  const N = routing?.expertIndex?.shape?.[1] ?? 0
+  const routed = checkRouting(op, routing, B, N, x)
+  if (routed.E !== E || routed.C !== C) {
+    fail('SHAPE', op, `x must be [${routed.E}, ${B}, ${routed.C}, D] for this routing, got ${showShape(x.shape)}`)
+  }
+  const { expertIndex, position, weight } = routing
+  const y = wrap(native.combine(handleOf(x), handleOf(weight), handleOf(expertIndex), handleOf(position)), {
+    shape: [B, N, D],
+    dtype: x.dtype,
+    device: x.device,
+  })
+  record({
+    op,
+    inputs: [x, weight],
+    outputs: [y],
+    saved: [x, weight, expertIndex, position],
+    backward: ([dy], [xv, w, index, positions]) => native.combineBackward(dy!, xv, w, index, positions),
+  })
+  return y
+}

@@ -1,0 +1,44 @@
+import { record } from '../autograd.js'
+import { checkBoolean, checkInteger, checkOptions, fail, showShape } from '../check.js'
+import { native } from '../native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import type { Routing } from './route.js'
+
+/**
+ * Copies each kept token to its slots: x [B, N, D] → [E, B, C, D]; empty slots are zero. With `straightThrough`
+ * (default) the routing weight gets the gradient <x, d row>, as if the row were x · (1 + w − stop_gradient(w)).
+ */
+export function dispatch(x: Tensor, routing: Routing, options?: { straightThrough?: boolean }): Tensor {
+  const op = 'dispatch'
+  const { straightThrough = true } = checkOptions<{ straightThrough: boolean }>(op, options, ['straightThrough'])
+  checkBoolean(op, 'straightThrough', straightThrough)
+  checkFloat(op, 'x', x)
+  if (x.shape.length !== 3) fail('SHAPE', op, `x must be [B, N, D], got ${showShape(x.shape)}`)
+  const [B, N, D] = x.shape
+  const { K, E, C } = checkRouting(op, routing, B, N, x)
+  const { expertIndex, position } = routing
+  const shape = [E, B, C, D]
+  const y = wrap(native.dispatch(handleOf(x), handleOf(expertIndex), handleOf(position), E, C), { shape, dtype: x.dtype, device: x.device })
+  record({
+    op,
+    inputs: [x, straightThrough ? routing.weight : null],
+    outputs: [y],
+    saved: [x, expertIndex, position],
+    backward: ([dy], [xv, index, positions]) => native.dispatchBackward(dy!, xv, index, positions, straightThrough && K > 0),
+  })
+  return y
+}
+
+/** What `dispatch` and `combine` need of a routing. */
+export function checkRouting(op: string, routing: Routing, B: number, N: number, like: Tensor): { K: number; E: number; C: number } {
+  if (typeof routing !== 'object' || routing === null) fail('OPTION', op, 'routing must come from route()')
+  const { dtype, device } = like
+  checkTensor(op, 'routing.expertIndex', routing.expertIndex)
+  const K = routing.expertIndex.shape[2] ?? 0
+  checkTensor(op, 'routing.expertIndex', routing.expertIndex, { shape: [B, N, K], dtype: 'i32', device })
+  checkTensor(op, 'routing.position', routing.position, { shape: [B, N, K], dtype: 'i32', device })
+  checkTensor(op, 'routing.weight', routing.weight, { shape: [B, N, K], dtype, device })
+  const E = checkInteger(op, 'routing.numExperts', routing.numExperts, 1, 2 ** 31 - 1)
+  const C = checkInteger(op, 'routing.capacity', routing.capacity, 0, 2 ** 31 - 1)
+  return { K, E, C }
+}

@@ -1,0 +1,101 @@
+import { record, willRecord } from '../autograd.js'
+import { checkBoolean, checkOptions, fail, showShape } from '../check.js'
+import { native } from '../native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { reshaped, rowsOf, withViews } from './rows.js'
+import type { Routing } from './route.js'
+
+/** Stacked parameters of E GEGLU experts of hidden width H. */
+export interface ExpertWeights {
+  /** [E, 2H, D]: first half values, second half gates. */
+  w1: Tensor
+  /** [E, 2H] */
+  b1: Tensor
+  /** [E, H] */
+  multBias: Tensor
+  /** [E, D, H] */
+  w2: Tensor
+  /** [E, D] */
+  b2: Tensor
+}
+
+export interface ExpertFfnOptions {
+  /** The combine weight also gets the gradient <x, dx> of a dispatch weight whose forward value is 1. Default true. */
+  straightThrough?: boolean
+}
+
+function checkWeights(op: string, x: Tensor, weights: ExpertWeights, experts?: number): { E: number; H: number } {
+  if (typeof weights !== 'object' || weights === null) fail('OPTION', op, 'weights must be { w1, b1, multBias, w2, b2 }')
+  const D = x.shape[x.shape.length - 1]
+  checkTensor(op, 'w2', weights.w2)
+  const [E, , H] = weights.w2.shape
+  const like = (shape: number[]) => ({ shape, dtype: x.dtype, device: x.device })
+  if (weights.w2.shape.length !== 3) fail('SHAPE', op, `w2 must be [E, ${D}, H], got ${showShape(weights.w2.shape)}`)
+  if (experts !== undefined && E !== experts) fail('SHAPE', op, `w2 must have ${experts} experts, got ${showShape(weights.w2.shape)}`)
+  checkTensor(op, 'w2', weights.w2, like([E, D, H]))
+  checkTensor(op, 'w1', weights.w1, like([E, 2 * H, D]))
+  checkTensor(op, 'b1', weights.b1, like([E, 2 * H]))
+  checkTensor(op, 'multBias', weights.multBias, like([E, H]))
+  checkTensor(op, 'b2', weights.b2, like([E, D]))
+  return { E, H }
+}
+
+/**
+ * GEGLU experts (Shazeer, arXiv 2002.05202, with a multiplicative bias μ): for each kept assignment
+ * [a ; γ] = x w1ᵀ + b1, h = gelu(γ) ⊙ a ⊙ μ, y = h w2ᵀ + b2; the output of a token is Σ_k weight_k · y_k.
+ * x [B, N, D] with a routing, or [..., D] with `null` and one expert (a dense feed-forward) → the shape of x.
+ * Only [a ; γ] is saved for the backward.
+ */
+export function expertFfn(x: Tensor, routing: Routing | null, weights: ExpertWeights, options?: ExpertFfnOptions): Tensor {
+  const op = 'expertFfn'
+  const { straightThrough = true } = checkOptions<ExpertFfnOptions>(op, options, ['straightThrough'])
+  checkBoolean(op, 'straightThrough', straightThrough)
+  checkFloat(op, 'x', x)
+  if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
+  const { shape, dtype, device } = x
+  const [T, D] = rowsOf(shape)
+  const { E } = checkWeights(op, x, weights, routing === null ? 1 : undefined)
+  let K = 1
+  let rows = T
+  if (routing !== null) {
+    if (typeof routing !== 'object' || routing === undefined) fail('OPTION', op, 'routing must come from route(), or be null')
+    if (shape.length !== 3) fail('SHAPE', op, `x must be [B, N, D], got ${showShape(shape)}`)
+    checkTensor(op, 'routing.expertIndex', routing.expertIndex)
+    K = routing.expertIndex.shape[2] ?? 0
+    const choices = [shape[0], shape[1], K]
+    checkTensor(op, 'routing.expertIndex', routing.expertIndex, { shape: choices, dtype: 'i32', device })
+    checkTensor(op, 'routing.position', routing.position, { shape: choices, dtype: 'i32', device })
+    checkTensor(op, 'routing.weight', routing.weight, { shape: choices, dtype, device })
+    rows = Math.min(T * K, E * shape[0] * (Number(routing.capacity) || 0))
+  }
+  const { w1, b1, multBias, w2, b2 } = weights
+  const parameters = [w1, b1, multBias, w2, b2]
+  const inputs = [x, routing?.weight ?? null, ...parameters]
+  const save = willRecord(...inputs)
+  const choices = routing ? [routing.expertIndex, routing.position, routing.weight] : []
+  const flat = [[T, D], ...choices.map(() => [T, K])]
+  const [yh, a] = withViews([x, ...choices].map(handleOf), flat, ([xv, index = null, position = null, weight = null]) =>
+    native.expertFfn(xv, index, position, weight, handleOf(w1), handleOf(b1), handleOf(multBias), handleOf(w2), handleOf(b2), rows, save),
+  )
+  const y = wrap(reshaped(yh, shape), { shape, dtype, device })
+  if (!save) return y
+  record({
+    op,
+    inputs,
+    outputs: [y],
+    saved: [...parameters, a!, x, ...choices],
+    backward: ([dy], [w1v, b1v, multBiasv, w2v, b2v, av, ...tokens], [needX, , ...needParameters]) =>
+      withViews([dy!, ...tokens], [[T, D], ...flat], ([dyv, xv, index = null, position = null, weight = null]) => {
+        const [dx, dweight, ...grads] = native.expertFfnBackward(
+          dyv, xv, index, position, weight, w1v, b1v, multBiasv, w2v, b2v, av,
+          straightThrough && routing !== null, needX, needParameters.includes(true),
+        )
+        return [
+          dx === null ? null : reshaped(dx, shape),
+          dweight === null ? null : reshaped(dweight, [...shape.slice(0, -1), K]),
+          ...grads,
+        ]
+      }),
+  })
+  return y
+}

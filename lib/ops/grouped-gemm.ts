@@ -1,0 +1,34 @@
+import { record } from '../autograd.js'
+import { fail, showShape } from '../check.js'
+import { native } from '../native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+
+/**
+ * One product for each group of rows: x [R, I], weight [G, O, I], groupSizes [G] (i32, not negative, sum R) → [R, O];
+ * the rows of group g, which follow each other, are multiplied by weight[g]ᵀ. f32 or f64.
+ */
+export function groupedGemm(x: Tensor, weight: Tensor, groupSizes: Tensor): Tensor {
+  const op = 'groupedGemm'
+  checkFloat(op, 'x', x)
+  checkTensor(op, 'weight', weight)
+  checkTensor(op, 'groupSizes', groupSizes)
+  if (x.shape.length !== 2) fail('SHAPE', op, `x must be [R, I], got ${showShape(x.shape)}`)
+  const [R, I] = x.shape
+  const [G, O] = weight.shape
+  if (weight.shape.length !== 3 || weight.shape[2] !== I) fail('SHAPE', op, `weight must be [G, O, ${I}], got ${showShape(weight.shape)}`)
+  checkTensor(op, 'weight', weight, { shape: weight.shape, dtype: x.dtype, device: x.device })
+  checkTensor(op, 'groupSizes', groupSizes, { shape: [G], dtype: 'i32', device: x.device })
+  const y = wrap(native.groupedGemm(handleOf(x), handleOf(weight), handleOf(groupSizes)), {
+    shape: [R, O],
+    dtype: x.dtype,
+    device: x.device,
+  })
+  record({
+    op,
+    inputs: [x, weight],
+    outputs: [y],
+    saved: [x, weight, groupSizes],
+    backward: ([dy], [xv, w, sizes]) => native.groupedGemmBackward(dy!, xv, w, sizes),
+  })
+  return y
+}

@@ -1,0 +1,16 @@
+import { checkTensor, type Tensor } from '../tensor.js'
+import { mean } from './reduce.js'
+import { square } from './unary.js'
+import { sub } from './binary.js'
+
+/** Mean of the squared differences, shape []. Both tensors of one shape, f32 or f64. */
+export function mseLoss(prediction: Tensor, target: Tensor): Tensor {
+  checkTensor('mseLoss', 'prediction', prediction)
+  checkTensor('mseLoss', 'target', target, prediction)
+  const difference = sub(prediction, target)
+  const squared = square(difference)
+  const loss = mean(squared)
+  difference.dispose()
+  squared.dispose()
+  return loss
+}

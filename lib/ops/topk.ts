@@ -1,0 +1,28 @@
+import { record } from '../autograd.js'
+import { checkInteger, fail } from '../check.js'
+import { native } from '../native.js'
+import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
+import { reshaped, rowsOf, withViews } from './rows.js'
+
+/** The K largest entries of the last axis, descending; on ties the lowest index first. x [..., E] → value and index (i32) [..., K]. */
+export function topk(x: Tensor, k: number): { value: Tensor; index: Tensor } {
+  const op = 'topk'
+  checkFloat(op, 'x', x)
+  if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
+  const [T, E] = rowsOf(x.shape)
+  checkInteger(op, 'k', k, 1, E)
+  const { shape, device } = x
+  const out = [...shape.slice(0, -1), k]
+  const [valueRows, indexRows] = withViews([handleOf(x)], [[T, E]], ([rows]) => native.topk(rows, k))
+  const value = wrap(reshaped(valueRows, out), { shape: out, dtype: x.dtype, device })
+  const index = wrap(reshaped(indexRows, out), { shape: out, dtype: 'i32', device })
+  record({
+    op,
+    inputs: [x],
+    outputs: [value],
+    saved: [index],
+    backward: ([dvalue], [indexv]) =>
+      withViews([dvalue!, indexv], [[T, k], [T, k]], ([dv, iv]) => [reshaped(native.topkBackward(dv, iv, E), shape)]),
+  })
+  return { value, index }
+}

@@ -1,0 +1,66 @@
+import { checkNumber, checkOptions, fail } from '../check.js'
+import { show } from '../errors.js'
+import { native } from '../native.js'
+import type { Parameter } from '../nn/parameter.js'
+import { handleOf, type Tensor } from '../tensor.js'
+import { Optimizer, type ParameterState } from './optimizer.js'
+
+export interface AdamWOptions {
+  /** Default 1e-3. May be changed between steps by `optimizer.lr = …`. */
+  lr?: number
+  /** Default [0.9, 0.999]. */
+  betas?: readonly [number, number]
+  /** Default 1e-8. */
+  eps?: number
+  /** Default 1e-2. */
+  weightDecay?: number
+}
+
+/**
+ * Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), the update of torch.optim.AdamW.
+ *
+ * @example
+ * const optimizer = new AdamW(model.parameters(), { lr: 3e-4 })
+ */
+export class AdamW extends Optimizer {
+  lr: number
+  betas: readonly [number, number]
+  eps: number
+  weightDecay: number
+  protected readonly stateNames = ['exp_avg', 'exp_avg_sq']
+
+  constructor(params: Iterable<Parameter>, options?: AdamWOptions) {
+    const op = 'AdamW'
+    super(op, params)
+    const o = checkOptions<AdamWOptions>(op, options, ['lr', 'betas', 'eps', 'weightDecay'])
+    const betas = o.betas ?? [0.9, 0.999]
+    if (!Array.isArray(betas) || betas.length !== 2) fail('OPTION', op, `betas must be two numbers, got ${show(betas)}`)
+    this.lr = o.lr ?? 1e-3
+    this.betas = [betas[0], betas[1]]
+    this.eps = o.eps ?? 1e-8
+    this.weightDecay = o.weightDecay ?? 1e-2
+    this.#check(op)
+  }
+
+  override step(): void {
+    this.#check('AdamW.step')
+    super.step()
+  }
+
+  #check(op: string): void {
+    checkNumber(op, 'lr', this.lr, 0)
+    checkNumber(op, 'eps', this.eps, 0)
+    checkNumber(op, 'weightDecay', this.weightDecay, 0)
+    for (const [i, beta] of this.betas.entries()) {
+      if (checkNumber(op, `betas[${i}]`, beta, 0) >= 1) fail('OPTION', op, `betas[${i}] must be below 1, got ${beta}`)
+    }
+  }
+
+  protected update(parameter: Parameter, grad: Tensor, { step, tensors }: ParameterState): void {
+    const [beta1, beta2] = this.betas
+    native.adamw(
+      handleOf(parameter), handleOf(grad), handleOf(tensors.exp_avg), handleOf(tensors.exp_avg_sq),
+      step, this.lr, beta1, beta2, this.eps, this.weightDecay,
+    )
+  }
+}

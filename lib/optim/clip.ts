@@ -1,0 +1,33 @@
+import { checkNumber, fail } from '../check.js'
+import { MoeError, show } from '../errors.js'
+import { native } from '../native.js'
+import { Parameter } from '../nn/parameter.js'
+import { handleOf } from '../tensor.js'
+
+/**
+ * Scales all gradients in place so that their joint 2-norm is at most `maxNorm`, and returns the norm from before.
+ * A norm that is not finite is a NON_FINITE error with `onNonFinite: 'throw'`; else the gradients are left as they
+ * are, so that the caller can skip the step.
+ *
+ * @example
+ * const norm = clipGradNorm(model.parameters(), 1)
+ */
+export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, options: { onNonFinite?: 'propagate' | 'throw' } = {}): number {
+  const op = 'clipGradNorm'
+  if (typeof params !== 'object' || params === null || typeof params[Symbol.iterator] !== 'function') {
+    fail('OPTION', op, `params must be parameters, such as model.parameters(), got ${show(params)}`)
+  }
+  checkNumber(op, 'maxNorm', maxNorm, 0)
+  if (typeof options !== 'object' || options === null) fail('OPTION', op, `options must be an object, got ${show(options)}`)
+  const grads = [...params].flatMap((parameter) => {
+    if (!(parameter instanceof Parameter)) fail('OPTION', op, `params must hold Parameters, got ${show(parameter)}`)
+    return parameter.grad ? [handleOf(parameter.grad)] : []
+  })
+  const norm = Math.sqrt(grads.reduce((total, grad) => total + native.sumSquares(grad), 0))
+  if (!Number.isFinite(norm)) {
+    if (options.onNonFinite === 'throw') throw new MoeError('NON_FINITE', op, `the gradient norm is ${norm}`)
+    return norm
+  }
+  if (norm > maxNorm) for (const grad of grads) native.scaleInPlace(grad, maxNorm / (norm + 1e-6))
+  return norm
+}

@@ -1,0 +1,109 @@
+import { fail } from '../check.js'
+import { tensor, zeros } from '../create.js'
+import { show } from '../errors.js'
+import type { StateDict } from '../nn/module.js'
+import { Parameter } from '../nn/parameter.js'
+import { withoutScope } from '../scope.js'
+import { checkTensor, type Tensor } from '../tensor.js'
+
+/** What one parameter's updates leave behind: a step count and tensors of the parameter's shape. */
+export interface ParameterState {
+  step: number
+  tensors: Record<string, Tensor>
+}
+
+/** Base of the optimizers: the list of parameters, their state, and its dict. */
+export abstract class Optimizer {
+  readonly parameters: readonly Parameter[]
+  protected readonly states = new Map<Parameter, ParameterState>()
+  protected abstract readonly stateNames: readonly string[]
+
+  protected constructor(op: string, params: Iterable<Parameter>) {
+    if (typeof params !== 'object' || params === null || typeof params[Symbol.iterator] !== 'function') {
+      fail('OPTION', op, `params must be parameters, such as model.parameters(), got ${show(params)}`)
+    }
+    this.parameters = Object.freeze([...new Set(params)])
+    for (const [i, parameter] of this.parameters.entries()) {
+      if (!(parameter instanceof Parameter)) fail('OPTION', op, `params must hold Parameters, number ${i} is ${show(parameter)}`)
+      checkTensor(op, `parameter ${i}`, parameter)
+    }
+  }
+
+  /** Updates every parameter that has a gradient. */
+  step(): void {
+    for (const parameter of this.parameters) {
+      if (!parameter.grad) continue
+      const state = this.stateOf(parameter)
+      state.step++
+      this.update(parameter, parameter.grad, state)
+    }
+  }
+
+  protected abstract update(parameter: Parameter, grad: Tensor, state: ParameterState): void
+
+  private stateOf(parameter: Parameter): ParameterState {
+    let state = this.states.get(parameter)
+    if (!state) {
+      const { shape, dtype, device } = parameter
+      const tensors = withoutScope(() => Object.fromEntries(this.stateNames.map((name) => [name, zeros(shape, { dtype, device })])))
+      state = { step: 0, tensors }
+      this.states.set(parameter, state)
+    }
+    return state
+  }
+
+  /** Frees all gradients: `grad` is null afterwards. */
+  zeroGrad(): void {
+    for (const parameter of this.parameters) parameter.grad = null
+  }
+
+  /** Copies of the state: `{i}.step` (f64, []) and the tensors of parameter i, for parameters that have been updated. */
+  stateDict(): StateDict {
+    const entries = this.parameters.flatMap((parameter, i) => {
+      const state = this.states.get(parameter)
+      if (!state) return []
+      const tensors = Object.entries(state.tensors).map(([name, value]) => [`${i}.${name}`, value.clone()] as const)
+      return [[`${i}.step`, tensor(Float64Array.of(state.step), [])] as const, ...tensors]
+    })
+    return Object.fromEntries(entries)
+  }
+
+  /** Takes copies. Everything is checked first: entries that do not fit are one STATE_DICT error, and nothing is changed. */
+  loadStateDict(dict: StateDict): void {
+    const op = `${this.constructor.name}.loadStateDict`
+    if (typeof dict !== 'object' || dict === null) fail('OPTION', op, `state must be an object of tensors, got ${show(dict)}`)
+    const names = ['step', ...this.stateNames]
+    const problems: string[] = []
+    const known = new Set(this.parameters.flatMap((_, i) => names.map((name) => `${i}.${name}`)))
+    for (const key of Object.keys(dict)) if (!known.has(key)) problems.push(`unexpected: ${key}`)
+    const present = this.parameters.flatMap((parameter, i) => (names.some((name) => Object.hasOwn(dict, `${i}.${name}`)) ? [{ parameter, i }] : []))
+    for (const { parameter, i } of present) {
+      for (const name of names) {
+        const like = name === 'step' ? { shape: [], dtype: 'f64', device: 'cpu' } as const : parameter
+        try {
+          checkTensor(op, `${i}.${name}`, dict[`${i}.${name}`], like)
+        } catch (error) {
+          problems.push((error as Error).message)
+        }
+      }
+    }
+    if (problems.length > 0) fail('STATE_DICT', op, `the state does not fit, nothing was changed:\n  ${problems.join('\n  ')}`)
+    const loaded = present.map(({ parameter, i }) => {
+      const tensors = withoutScope(() => Object.fromEntries(this.stateNames.map((name) => [name, dict[`${i}.${name}`].clone()])))
+      for (const copy of Object.values(tensors)) copy.requiresGrad = false
+      return [parameter, { step: dict[`${i}.step`].item(), tensors }] as const
+    })
+    this.dispose()
+    for (const [parameter, state] of loaded) this.states.set(parameter, state)
+  }
+
+  /** Frees the state, not the parameters. */
+  dispose(): void {
+    for (const { tensors } of this.states.values()) for (const value of Object.values(tensors)) value.dispose()
+    this.states.clear()
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+}
