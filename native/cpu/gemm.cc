@@ -19,7 +19,7 @@ constexpr int64_t kBlockRows = 336 * 4 / static_cast<int64_t>(sizeof(T)) / kTile
 
 template <class T>
 int64_t block_k(int64_t K) {
-  const int64_t blocks = ceil_div(K, kBlockK);
+  const int64_t blocks = ceil_div(K, TileShape<T>::block_k);
   return ceil_div(ceil_div(K, blocks), 16) * 16;
 }
 
@@ -46,18 +46,41 @@ void fill_block(const GemmProblem<T>& p, const Block<T>& block) {
     }
 }
 
+// Asks for parts of the panel of B that is packed next while the present one is swept: packing would wait for memory.
+template <class T>
+struct Prefetch {
+  const PanelSource<T>* source;
+  int64_t w0, width, k0, kc;
+
+  // Part `index` of `parts`.
+  void operator()(int64_t index, int64_t parts) const {
+    if (width <= 0) return;
+    constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
+    const bool along_k = source->k_stride == 1;
+    const int64_t runs = along_k ? width : kc, length = along_k ? kc : width;
+    for (int64_t run = runs * index / parts; run < runs * (index + 1) / parts; ++run) {
+      const T* p = along_k ? source->at(w0 + run, k0) : source->at(w0, k0 + run);
+      for (int64_t i = 0; i < length; i += line) __builtin_prefetch(p + i, 0, 2);
+      __builtin_prefetch(p + length - 1, 0, 2);
+    }
+  }
+};
+
 // One panel of B against all packed rows.
 template <class T>
-void sweep_rows(const GemmProblem<T>& p, const Block<T>& block, int64_t k0, Tile<T> tile, int64_t col) {
+void sweep_rows(const GemmProblem<T>& p, const Block<T>& block, int64_t k0, Tile<T> tile, int64_t col,
+                const Prefetch<T>& prefetch) {
   using Shape = TileShape<T>;
   const T* a = tile.a;
   tile.bias = k0 == 0 && p.bias ? p.bias + col : nullptr;
   tile.accumulate = k0 > 0 || p.accumulate;
   tile.c_stride = p.c_stride;
-  for (int64_t i = 0; i < block.rows; i += Shape::rows) {
-    tile.a = a + i / Shape::rows * Shape::row_width * tile.kc;
-    tile.rows = min_of<int64_t>(Shape::rows, block.rows - i);
-    tile.c = p.c + (block.row + i) * p.c_stride + col;
+  const int64_t tiles = ceil_div(block.rows, Shape::rows);
+  for (int64_t i = 0; i < tiles; ++i) {
+    prefetch(i, tiles);
+    tile.a = a + i * Shape::row_width * tile.kc;
+    tile.rows = min_of<int64_t>(Shape::rows, block.rows - i * Shape::rows);
+    tile.c = p.c + (block.row + i * Shape::rows) * p.c_stride + col;
     run_tile(tile);
   }
 }
@@ -92,7 +115,8 @@ void compute_block(const GemmProblem<T>& p, const Block<T>& block, const Workspa
         tile.b = work.b.get();
         tile.b_stride = Shape::cols;
       }
-      sweep_rows(p, block, k0, tile, col);
+      const int64_t next = col + Shape::cols, ahead = min_of<int64_t>(Shape::cols, block.col + block.cols - next);
+      sweep_rows(p, block, k0, tile, col, {&b, next, in_place ? 0 : ahead, k0, kc});
     }
   }
 }

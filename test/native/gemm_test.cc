@@ -129,7 +129,7 @@ struct Case {
 };
 
 template <class T>
-constexpr double kTolerance = sizeof(T) == 4 ? 6e-7 : 1e-15;
+constexpr double kTolerance = sizeof(T) == 4 ? 6e-7 : 4e-15;
 
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
