@@ -22,7 +22,12 @@ struct AttentionShape {
   T factor;
 
   explicit AttentionShape(const Args& args)
-      : Nq(args.Nq), Nk(args.Nk), heads(args.heads), d(args.d), width(args.heads * args.d), causal(args.causal != 0),
+      : Nq(args.Nq),
+        Nk(args.Nk),
+        heads(args.heads),
+        d(args.d),
+        width(args.heads * args.d),
+        causal(args.causal != 0),
         factor(static_cast<T>(args.scale)) {
     if (causal && Nk < Nq)
       fail(ErrorCode::shape, "causal attention needs at least as many keys as queries, got %lld keys and %lld queries",
@@ -43,7 +48,9 @@ struct QueryBlock {
 
   template <class Shape>
   QueryBlock(const Shape& shape, int64_t index)
-      : first(index * shape.block_rows), rows(min_of(shape.block_rows, shape.Nq - first)), shared(shape.seen(first)),
+      : first(index * shape.block_rows),
+        rows(min_of(shape.block_rows, shape.Nq - first)),
+        shared(shape.seen(first)),
         keys(shape.seen(first + rows - 1)) {}
 };
 
@@ -176,22 +183,18 @@ static void attention_gradients(const Context& ctx, const AttentionBackwardArgs&
   parallel_for(ctx, args.B * shape.heads, [&](int64_t task) {
     const int64_t b = task / shape.heads, h = task % shape.heads;
     const int64_t rows_at = shape.query_offset(b, h), keys_at = shape.key_offset(b, h);
-    const HeadGradients<T> head{static_cast<const T*>(args.dy) + rows_at,
-                                static_cast<const T*>(args.q) + rows_at,
-                                static_cast<const T*>(args.k) + keys_at,
-                                static_cast<const T*>(args.v) + keys_at,
-                                static_cast<const T*>(args.y) + rows_at,
-                                static_cast<const T*>(args.lse) + task * shape.Nq,
-                                static_cast<T*>(args.dq) + rows_at,
-                                static_cast<T*>(args.dk) + keys_at,
-                                static_cast<T*>(args.dv) + keys_at};
+    const HeadGradients<T> head{
+        static_cast<const T*>(args.dy) + rows_at, static_cast<const T*>(args.q) + rows_at,
+        static_cast<const T*>(args.k) + keys_at,  static_cast<const T*>(args.v) + keys_at,
+        static_cast<const T*>(args.y) + rows_at,  static_cast<const T*>(args.lse) + task * shape.Nq,
+        static_cast<T*>(args.dq) + rows_at,       static_cast<T*>(args.dk) + keys_at,
+        static_cast<T*>(args.dv) + keys_at};
     for (int64_t j = 0; j < shape.Nk; ++j) {
       std::memset(head.dk + j * shape.width, 0, static_cast<size_t>(shape.d) * sizeof(T));
       std::memset(head.dv + j * shape.width, 0, static_cast<size_t>(shape.d) * sizeof(T));
     }
     const Scratch<T> p(shape.block_rows * shape.score_stride), ds(shape.block_rows * shape.score_stride);
-    for (int64_t i = 0; i < shape.blocks; ++i)
-      backward_block(shape, QueryBlock(shape, i), head, p.get(), ds.get());
+    for (int64_t i = 0; i < shape.blocks; ++i) backward_block(shape, QueryBlock(shape, i), head, p.get(), ds.get());
   });
 }
 

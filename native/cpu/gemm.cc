@@ -13,9 +13,8 @@ constexpr double kChunkFlops = 2e5;   // the least work worth an index of its ow
 constexpr int64_t kTasksPerThread = 8;
 constexpr int64_t kLeastTiles = 4;  // rows and columns of a task, in tiles: less and packing dominates
 
-// A block of packed rows takes about a third of a typical L2 cache.
-template <class T>
-constexpr int64_t kBlockRows = 336 * 4 / static_cast<int64_t>(sizeof(T)) / kTileRows * kTileRows;
+// Rows of a task at most: with block_k they take about 3/4 of an L2 cache of 1 MiB.
+constexpr int64_t kBlockRows = 336 / kTileRows * kTileRows;
 
 template <class T>
 int64_t block_k(int64_t K) {
@@ -132,7 +131,7 @@ Split<T> split_problem(const GemmProblem<T>& p, int64_t first_task, int64_t want
   using Shape = TileShape<T>;
   if (p.M <= 0 || p.N <= 0) return {first_task, 0, 0, 0, 0};
   const int64_t row_tiles = ceil_div(p.M, Shape::rows), col_tiles = ceil_div(p.N, Shape::cols);
-  int64_t row_blocks = ceil_div(p.M, kBlockRows<T>), col_blocks = 1;
+  int64_t row_blocks = ceil_div(p.M, kBlockRows), col_blocks = 1;
   if (row_blocks < wanted) col_blocks = min_of(ceil_div(wanted, row_blocks), ceil_div(col_tiles, kLeastTiles));
   if (row_blocks * col_blocks < wanted)
     row_blocks = max_of(row_blocks, min_of(ceil_div(wanted, col_blocks), ceil_div(row_tiles, kLeastTiles)));
