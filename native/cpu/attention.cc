@@ -11,7 +11,7 @@
 // diagonal goes row by row, so that a NaN in a key or query never meets a row that must not see it, not even times 0.
 namespace st_moe::cpu::ST_MOE_ISA {
 
-constexpr int64_t kQueryRows = 64;
+constexpr int64_t kQueryRows = 84;  // whole tiles of 14 and of 6 rows
 constexpr int64_t kScoreBytes = int64_t{4} << 20;
 
 template <class T, class Args>
@@ -32,7 +32,7 @@ struct AttentionShape {
     if (causal && Nk < Nq)
       fail(ErrorCode::shape, "causal attention needs at least as many keys as queries, got %lld keys and %lld queries",
            static_cast<long long>(Nk), static_cast<long long>(Nq));
-    score_stride = ceil_div(Nk, 16) * 16;
+    score_stride = ceil_div(Nk, 16) * 16 + 16;  // not a power of two, which would crowd few cache sets
     block_rows = kQueryRows;
     while (block_rows > 8 && block_rows * score_stride * static_cast<int64_t>(sizeof(T)) > kScoreBytes) block_rows /= 2;
     blocks = ceil_div(Nq, block_rows);
@@ -66,6 +66,33 @@ static void block_products(const Shape& shape, const QueryBlock& block, const T*
   gemm_serial(p);
 }
 
+// NV vectors of columns of add_rows
+template <class T, int NV>
+static inline void add_columns(const T* s, int64_t s_stride, const T* z, int64_t z_stride, int64_t n, T* out) {
+  using S = Simd<T>;
+  typename S::V acc[NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) acc[v] = S::load(out + v * S::lanes);
+  for (int64_t j = 0; j < n; ++j) {
+    const typename S::V factor = S::set(s[j * s_stride]);
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[v] += factor * S::load(z + j * z_stride + v * S::lanes);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) S::store(out + v * S::lanes, acc[v]);
+}
+
+// out [d] += Σ_j s[j · s_stride] · z[j · z_stride …] over n rows of z
+template <class T>
+static void add_rows(const T* s, int64_t s_stride, const T* z, int64_t z_stride, int64_t n, T* out, int64_t d) {
+  constexpr int64_t L = Simd<T>::lanes;
+  int64_t c = 0;
+  for (; c + 4 * L <= d; c += 4 * L) add_columns<T, 4>(s, s_stride, z + c, z_stride, n, out + c);
+  for (; c + L <= d; c += L) add_columns<T, 1>(s, s_stride, z + c, z_stride, n, out + c);
+  for (; c < d; ++c)
+    for (int64_t j = 0; j < n; ++j) out[c] += s[j * s_stride] * z[j * z_stride + c];
+}
+
 // out [rows, d] = s · z over the keys that each row sees
 template <class T, class Shape>
 static void block_combine(const Shape& shape, const QueryBlock& block, const T* s, const T* z, T* out) {
@@ -77,8 +104,8 @@ static void block_combine(const Shape& shape, const QueryBlock& block, const T* 
   p.c_stride = shape.width;
   gemm_serial(p);
   for (int64_t i = 0; i < block.rows; ++i)
-    for (int64_t j = block.shared; j < shape.seen(block.first + i); ++j)
-      axpy(s[i * shape.score_stride + j], z + j * shape.width, out + i * shape.width, shape.d);
+    add_rows(s + i * shape.score_stride + block.shared, 1, z + block.shared * shape.width, shape.width,
+             shape.seen(block.first + i) - block.shared, out + i * shape.width, shape.d);
 }
 
 // out [keys, d] += sᵀ · x over the rows that see each key
@@ -92,9 +119,11 @@ static void block_scatter(const Shape& shape, const QueryBlock& block, const T* 
   p.c_stride = shape.width;
   p.accumulate = true;
   gemm_serial(p);
-  for (int64_t i = 0; i < block.rows; ++i)
-    for (int64_t j = block.shared; j < shape.seen(block.first + i); ++j)
-      axpy(s[i * shape.score_stride + j], x + i * shape.width, out + j * shape.width, shape.d);
+  for (int64_t j = block.shared; j < block.keys; ++j) {
+    const int64_t i = j - block.shared + 1;  // the first row that sees key j
+    add_rows(s + i * shape.score_stride + j, shape.score_stride, x + i * shape.width, shape.width, block.rows - i,
+             out + j * shape.width, shape.d);
+  }
 }
 
 // Scales s in place. A NaN may be passed over: it comes back in the sum of the exponentials.
