@@ -170,7 +170,7 @@ template <class T>
 void test_shapes(const std::vector<Isa>& isas) {
   TestRandom random{sizeof(T)};
   const auto size = [&](int64_t medium) { return random.below(3) ? random.below(36) : random.below(medium); };
-  for (int round = 0; round < 300; ++round) {
+  for (int round = 0; round < 200; ++round) {
     std::vector<Case<T>> cases;
     for (int64_t i = 1 + random.below(3); i > 0; --i)
       cases.emplace_back(random, size(120), size(150), random.below(4) ? size(100) : random.below(600));
