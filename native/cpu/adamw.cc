@@ -17,7 +17,7 @@ static void update(const Context& ctx, const AdamwArgs& args) {
   parallel_blocks(ctx, args.size, kElementBlock, [=](int64_t begin, int64_t end) {
     T* __restrict p = static_cast<T*>(args.p);
     const T* __restrict g = static_cast<const T*>(args.g);
-    T *__restrict m = static_cast<T*>(args.m), *__restrict v = static_cast<T*>(args.v);
+    T* __restrict m = static_cast<T*>(args.m), * __restrict v = static_cast<T*>(args.v);
     for (int64_t i = begin; i < end; ++i) {
       const T first = m[i] + (g[i] - m[i]) * blend1;
       const T second = v[i] * beta2 + g[i] * g[i] * blend2;

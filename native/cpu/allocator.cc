@@ -216,15 +216,21 @@ thread_local Stash stash;
 
 }  // namespace
 
-void* cache_allocate(size_t bytes) { return bytes > kMaxBytes ? nullptr : allocate_class(size_class(bytes)); }
+void* cache_allocate(size_t bytes) {
+  return bytes > kMaxBytes ? nullptr : allocate_class(size_class(bytes));
+}
 
 void cache_release(void* data, size_t bytes) {
   if (data) release_class(data, size_class(bytes));
 }
 
-size_t cached_bytes() { return cache().held(); }
+size_t cached_bytes() {
+  return cache().held();
+}
 
-void cache_trim() { cache().trim(); }
+void cache_trim() {
+  cache().trim();
+}
 
 void* scratch_allocate(size_t bytes) {
   if (bytes <= kMaxBytes) {

@@ -11,7 +11,7 @@
 // diagonal goes row by row, so that a NaN in a key or query never meets a row that must not see it, not even times 0.
 namespace st_moe::cpu::ST_MOE_ISA {
 
-constexpr int64_t kQueryRows = 64;
+constexpr int64_t kQueryRows = 84;  // whole tiles of 14 and of 6 rows
 constexpr int64_t kScoreBytes = int64_t{4} << 20;
 
 template <class T, class Args>
@@ -22,12 +22,17 @@ struct AttentionShape {
   T factor;
 
   explicit AttentionShape(const Args& args)
-      : Nq(args.Nq), Nk(args.Nk), heads(args.heads), d(args.d), width(args.heads * args.d), causal(args.causal != 0),
+      : Nq(args.Nq),
+        Nk(args.Nk),
+        heads(args.heads),
+        d(args.d),
+        width(args.heads * args.d),
+        causal(args.causal != 0),
         factor(static_cast<T>(args.scale)) {
     if (causal && Nk < Nq)
       fail(ErrorCode::shape, "causal attention needs at least as many keys as queries, got %lld keys and %lld queries",
            static_cast<long long>(Nk), static_cast<long long>(Nq));
-    score_stride = ceil_div(Nk, 16) * 16;
+    score_stride = ceil_div(Nk, 16) * 16 + 16;  // not a power of two, which would crowd few cache sets
     block_rows = kQueryRows;
     while (block_rows > 8 && block_rows * score_stride * static_cast<int64_t>(sizeof(T)) > kScoreBytes) block_rows /= 2;
     blocks = ceil_div(Nq, block_rows);
@@ -43,7 +48,9 @@ struct QueryBlock {
 
   template <class Shape>
   QueryBlock(const Shape& shape, int64_t index)
-      : first(index * shape.block_rows), rows(min_of(shape.block_rows, shape.Nq - first)), shared(shape.seen(first)),
+      : first(index * shape.block_rows),
+        rows(min_of(shape.block_rows, shape.Nq - first)),
+        shared(shape.seen(first)),
         keys(shape.seen(first + rows - 1)) {}
 };
 
@@ -59,6 +66,33 @@ static void block_products(const Shape& shape, const QueryBlock& block, const T*
   gemm_serial(p);
 }
 
+// NV vectors of columns of add_rows
+template <class T, int NV>
+static inline void add_columns(const T* s, int64_t s_stride, const T* z, int64_t z_stride, int64_t n, T* out) {
+  using S = Simd<T>;
+  typename S::V acc[NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) acc[v] = S::load(out + v * S::lanes);
+  for (int64_t j = 0; j < n; ++j) {
+    const typename S::V factor = S::set(s[j * s_stride]);
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[v] += factor * S::load(z + j * z_stride + v * S::lanes);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) S::store(out + v * S::lanes, acc[v]);
+}
+
+// out [d] += Σ_j s[j · s_stride] · z[j · z_stride …] over n rows of z
+template <class T>
+static void add_rows(const T* s, int64_t s_stride, const T* z, int64_t z_stride, int64_t n, T* out, int64_t d) {
+  constexpr int64_t L = Simd<T>::lanes;
+  int64_t c = 0;
+  for (; c + 4 * L <= d; c += 4 * L) add_columns<T, 4>(s, s_stride, z + c, z_stride, n, out + c);
+  for (; c + L <= d; c += L) add_columns<T, 1>(s, s_stride, z + c, z_stride, n, out + c);
+  for (; c < d; ++c)
+    for (int64_t j = 0; j < n; ++j) out[c] += s[j * s_stride] * z[j * z_stride + c];
+}
+
 // out [rows, d] = s · z over the keys that each row sees
 template <class T, class Shape>
 static void block_combine(const Shape& shape, const QueryBlock& block, const T* s, const T* z, T* out) {
@@ -70,8 +104,8 @@ static void block_combine(const Shape& shape, const QueryBlock& block, const T* 
   p.c_stride = shape.width;
   gemm_serial(p);
   for (int64_t i = 0; i < block.rows; ++i)
-    for (int64_t j = block.shared; j < shape.seen(block.first + i); ++j)
-      axpy(s[i * shape.score_stride + j], z + j * shape.width, out + i * shape.width, shape.d);
+    add_rows(s + i * shape.score_stride + block.shared, 1, z + block.shared * shape.width, shape.width,
+             shape.seen(block.first + i) - block.shared, out + i * shape.width, shape.d);
 }
 
 // out [keys, d] += sᵀ · x over the rows that see each key
@@ -85,9 +119,11 @@ static void block_scatter(const Shape& shape, const QueryBlock& block, const T* 
   p.c_stride = shape.width;
   p.accumulate = true;
   gemm_serial(p);
-  for (int64_t i = 0; i < block.rows; ++i)
-    for (int64_t j = block.shared; j < shape.seen(block.first + i); ++j)
-      axpy(s[i * shape.score_stride + j], x + i * shape.width, out + j * shape.width, shape.d);
+  for (int64_t j = block.shared; j < block.keys; ++j) {
+    const int64_t i = j - block.shared + 1;  // the first row that sees key j
+    add_rows(s + i * shape.score_stride + j, shape.score_stride, x + i * shape.width, shape.width, block.rows - i,
+             out + j * shape.width, shape.d);
+  }
 }
 
 // Scales s in place. A NaN may be passed over: it comes back in the sum of the exponentials.
@@ -176,22 +212,18 @@ static void attention_gradients(const Context& ctx, const AttentionBackwardArgs&
   parallel_for(ctx, args.B * shape.heads, [&](int64_t task) {
     const int64_t b = task / shape.heads, h = task % shape.heads;
     const int64_t rows_at = shape.query_offset(b, h), keys_at = shape.key_offset(b, h);
-    const HeadGradients<T> head{static_cast<const T*>(args.dy) + rows_at,
-                                static_cast<const T*>(args.q) + rows_at,
-                                static_cast<const T*>(args.k) + keys_at,
-                                static_cast<const T*>(args.v) + keys_at,
-                                static_cast<const T*>(args.y) + rows_at,
-                                static_cast<const T*>(args.lse) + task * shape.Nq,
-                                static_cast<T*>(args.dq) + rows_at,
-                                static_cast<T*>(args.dk) + keys_at,
-                                static_cast<T*>(args.dv) + keys_at};
+    const HeadGradients<T> head{
+        static_cast<const T*>(args.dy) + rows_at, static_cast<const T*>(args.q) + rows_at,
+        static_cast<const T*>(args.k) + keys_at,  static_cast<const T*>(args.v) + keys_at,
+        static_cast<const T*>(args.y) + rows_at,  static_cast<const T*>(args.lse) + task * shape.Nq,
+        static_cast<T*>(args.dq) + rows_at,       static_cast<T*>(args.dk) + keys_at,
+        static_cast<T*>(args.dv) + keys_at};
     for (int64_t j = 0; j < shape.Nk; ++j) {
       std::memset(head.dk + j * shape.width, 0, static_cast<size_t>(shape.d) * sizeof(T));
       std::memset(head.dv + j * shape.width, 0, static_cast<size_t>(shape.d) * sizeof(T));
     }
     const Scratch<T> p(shape.block_rows * shape.score_stride), ds(shape.block_rows * shape.score_stride);
-    for (int64_t i = 0; i < shape.blocks; ++i)
-      backward_block(shape, QueryBlock(shape, i), head, p.get(), ds.get());
+    for (int64_t i = 0; i < shape.blocks; ++i) backward_block(shape, QueryBlock(shape, i), head, p.get(), ds.get());
   });
 }
 

@@ -42,7 +42,8 @@ template <class T>
 static void activate(const T* pre, const T* mult_bias, T* h, int64_t rows, int64_t H) {
   const T* __restrict mu = mult_bias;
   for (int64_t r = 0; r < rows; ++r) {
-    const T *__restrict value = pre + r * 2 * H, *__restrict gate = value + H;
+    const T* __restrict value = pre + r * 2 * H;
+    const T* __restrict gate = value + H;
     T* __restrict out = h + r * H;
     for (int64_t j = 0; j < H; ++j) out[j] = gelu(gate[j]) * value[j] * mu[j];
   }
@@ -70,8 +71,9 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
       if (piece.begin >= piece.end) continue;
       const int32_t* token = assignments.token();
       const MatrixView<T> in{token ? x : x + piece.begin * D, D, 1, token ? token + piece.begin : nullptr};
-      problems[count] = {piece.rows(), 2 * H, D, in, {w1 + e * 2 * H * D, 1, D}, pre + (piece.begin - begin) * 2 * H,
-                         2 * H, b1 + e * 2 * H};
+      const MatrixView<T> weights{w1 + e * 2 * H * D, 1, D};
+      T* out = pre + (piece.begin - begin) * 2 * H;
+      problems[count] = {piece.rows(), 2 * H, D, in, weights, out, 2 * H, b1 + e * 2 * H};
       pieces[count++] = piece;
     }
     gemm(ctx, problems.get(), count);
@@ -84,8 +86,10 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
     });
     for (int64_t i = 0; i < count; ++i) {
       const Piece& piece = pieces[i];
-      problems[i] = {piece.rows(), D, H, {h.get() + (piece.begin - begin) * H, H, 1},
-                     {w2 + piece.expert * D * H, 1, H}, y_rows + piece.begin * D, D, b2 + piece.expert * D};
+      const MatrixView<T> hidden{h.get() + (piece.begin - begin) * H, H, 1};
+      const MatrixView<T> weights{w2 + piece.expert * D * H, 1, H};
+      T* out = y_rows + piece.begin * D;
+      problems[i] = {piece.rows(), D, H, hidden, weights, out, D, b2 + piece.expert * D};
     }
     gemm(ctx, problems.get(), count);
   }
@@ -126,15 +130,15 @@ struct Chunk {
   const ExpertFfnBackwardArgs& args;
   const Assignments& assignments;
   int64_t first_expert, last_expert, begin, end;  // experts [first, last), rows [begin, end)
-  const T* g;   // [rows, D] gradient of the token's output
-  T* gathered;  // the buffer g points at, or null where g is dy itself
-  T* q;         // [rows, H] g · W2, then w · h
-  T* da;        // [rows, 2H] gradient of A
-  T* dx_rows;   // [all rows, D] or null
-  T* dots;      // [rows, column blocks + 1] parts of dweight, or null
-  Piece* blocks;
+  const Piece* blocks;
   int64_t block_count;
-  T* sums;  // [block_count, 3H + D] parts of db1, dmult_bias, db2; or null
+  const T* g = nullptr;   // [rows, D] gradient of the token's output
+  T* gathered = nullptr;  // the buffer g points at, or null where g is dy itself
+  T* q = nullptr;         // [rows, H] g · W2, then w · h
+  T* da = nullptr;        // [rows, 2H] gradient of A
+  T* dx_rows = nullptr;   // [all rows, D] or null
+  T* dots = nullptr;      // [rows, column blocks + 1] parts of dweight, or null
+  T* sums = nullptr;      // [block_count, 3H + D] parts of db1, dmult_bias, db2; or null
 
   int64_t columns() const { return ceil_div(args.H, kColumnBlock); }
   int64_t assignment(int64_t row) const { return assignments.assignment() ? assignments.assignment()[row] : row; }
@@ -265,8 +269,7 @@ static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProble
   expert_gemms(ctx, chunk, problems, [&](int64_t e, int64_t r, int64_t rows) {
     return Problem{rows, H, D, {chunk.g + r * D, D, 1}, {w2 + e * D * H, H, 1}, chunk.q + r * H, H};
   });
-  parallel_for(ctx, chunk.block_count * columns,
-               [&](int64_t i) { hidden_block(chunk, i / columns, i % columns); });
+  parallel_for(ctx, chunk.block_count * columns, [&](int64_t i) { hidden_block(chunk, i / columns, i % columns); });
   finish_sums(ctx, chunk);
   if (args.dw1) {
     T *dw1 = static_cast<T*>(args.dw1), *dw2 = static_cast<T*>(args.dw2);
@@ -294,7 +297,8 @@ static int64_t chunk_experts(const Assignments& assignments, int64_t E, int64_t 
 }
 
 template <class T>
-static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, const Assignments& assignments, T* dx_rows) {
+static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, const Assignments& assignments,
+                     T* dx_rows) {
   const int64_t D = args.D, H = args.H, E = args.E, limit = rows_per_chunk<T>(ctx, H);
   int64_t chunk_rows = 0, chunk_blocks = 0;
   for (int64_t first = 0, last; first < E; first = last) {
@@ -317,11 +321,14 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
     for (int64_t e = first; e < last; ++e)
       for (int64_t r = assignments.begin(e); r < assignments.end(e); r += kRowBlock)
         blocks[count++] = {e, r, min_of(assignments.end(e), r + kRowBlock)};
-    const Chunk<T> chunk{args, assignments, first, last, begin, end,
-                         gather ? gathered.get() : static_cast<const T*>(args.dy) + begin * D,
-                         gather ? gathered.get() : nullptr, q.get(), da.get(), dx_rows,
-                         dots ? dot_parts.get() : nullptr, blocks.get(), count,
-                         parameters ? sum_parts.get() : nullptr};
+    Chunk<T> chunk{args, assignments, first, last, begin, end, blocks.get(), count};
+    chunk.g = gather ? gathered.get() : static_cast<const T*>(args.dy) + begin * D;
+    chunk.gathered = gather ? gathered.get() : nullptr;
+    chunk.q = q.get();
+    chunk.da = da.get();
+    chunk.dx_rows = dx_rows;
+    chunk.dots = dots ? dot_parts.get() : nullptr;
+    chunk.sums = parameters ? sum_parts.get() : nullptr;
     chunk_backward(ctx, chunk, problems.get());
   }
 }
@@ -336,8 +343,7 @@ void expert_ffn_backward(const Context& ctx, const ExpertFfnBackwardArgs& args) 
     if (dweight)
       for (int64_t i = 0; i < args.T * args.K; ++i) dweight[i] = 0;
     backward(ctx, args, assignments, !dx ? nullptr : in_place ? dx : dx_rows.get());
-    if (dx && !in_place)
-      combine_rows<T>(ctx, assignments, dx_rows.get(), nullptr, dx, args.T, args.K, args.D);
+    if (dx && !in_place) combine_rows<T>(ctx, assignments, dx_rows.get(), nullptr, dx, args.T, args.K, args.D);
   });
 }
 

@@ -13,13 +13,12 @@ constexpr double kChunkFlops = 2e5;   // the least work worth an index of its ow
 constexpr int64_t kTasksPerThread = 8;
 constexpr int64_t kLeastTiles = 4;  // rows and columns of a task, in tiles: less and packing dominates
 
-// A block of packed rows takes about a third of a typical L2 cache.
-template <class T>
-constexpr int64_t kBlockRows = 336 * 4 / static_cast<int64_t>(sizeof(T)) / kTileRows * kTileRows;
+// Rows of a task at most: with block_k they take about 3/4 of an L2 cache of 1 MiB.
+constexpr int64_t kBlockRows = 336 / kTileRows * kTileRows;
 
 template <class T>
 int64_t block_k(int64_t K) {
-  const int64_t blocks = ceil_div(K, kBlockK);
+  const int64_t blocks = ceil_div(K, TileShape<T>::block_k);
   return ceil_div(ceil_div(K, blocks), 16) * 16;
 }
 
@@ -46,18 +45,41 @@ void fill_block(const GemmProblem<T>& p, const Block<T>& block) {
     }
 }
 
+// Asks for parts of the panel of B that is packed next while the present one is swept: packing would wait for memory.
+template <class T>
+struct Prefetch {
+  const PanelSource<T>* source;
+  int64_t w0, width, k0, kc;
+
+  // Part `index` of `parts`.
+  void operator()(int64_t index, int64_t parts) const {
+    if (width <= 0) return;
+    constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
+    const bool along_k = source->k_stride == 1;
+    const int64_t runs = along_k ? width : kc, length = along_k ? kc : width;
+    for (int64_t run = runs * index / parts; run < runs * (index + 1) / parts; ++run) {
+      const T* p = along_k ? source->at(w0 + run, k0) : source->at(w0, k0 + run);
+      for (int64_t i = 0; i < length; i += line) __builtin_prefetch(p + i, 0, 2);
+      __builtin_prefetch(p + length - 1, 0, 2);
+    }
+  }
+};
+
 // One panel of B against all packed rows.
 template <class T>
-void sweep_rows(const GemmProblem<T>& p, const Block<T>& block, int64_t k0, Tile<T> tile, int64_t col) {
+void sweep_rows(const GemmProblem<T>& p, const Block<T>& block, int64_t k0, Tile<T> tile, int64_t col,
+                const Prefetch<T>& prefetch) {
   using Shape = TileShape<T>;
   const T* a = tile.a;
   tile.bias = k0 == 0 && p.bias ? p.bias + col : nullptr;
   tile.accumulate = k0 > 0 || p.accumulate;
   tile.c_stride = p.c_stride;
-  for (int64_t i = 0; i < block.rows; i += Shape::rows) {
-    tile.a = a + i / Shape::rows * Shape::row_width * tile.kc;
-    tile.rows = min_of<int64_t>(Shape::rows, block.rows - i);
-    tile.c = p.c + (block.row + i) * p.c_stride + col;
+  const int64_t tiles = ceil_div(block.rows, Shape::rows);
+  for (int64_t i = 0; i < tiles; ++i) {
+    prefetch(i, tiles);
+    tile.a = a + i * Shape::row_width * tile.kc;
+    tile.rows = min_of<int64_t>(Shape::rows, block.rows - i * Shape::rows);
+    tile.c = p.c + (block.row + i * Shape::rows) * p.c_stride + col;
     run_tile(tile);
   }
 }
@@ -92,7 +114,8 @@ void compute_block(const GemmProblem<T>& p, const Block<T>& block, const Workspa
         tile.b = work.b.get();
         tile.b_stride = Shape::cols;
       }
-      sweep_rows(p, block, k0, tile, col);
+      const int64_t next = col + Shape::cols, ahead = min_of<int64_t>(Shape::cols, block.col + block.cols - next);
+      sweep_rows(p, block, k0, tile, col, {&b, next, in_place ? 0 : ahead, k0, kc});
     }
   }
 }
@@ -108,7 +131,7 @@ Split<T> split_problem(const GemmProblem<T>& p, int64_t first_task, int64_t want
   using Shape = TileShape<T>;
   if (p.M <= 0 || p.N <= 0) return {first_task, 0, 0, 0, 0};
   const int64_t row_tiles = ceil_div(p.M, Shape::rows), col_tiles = ceil_div(p.N, Shape::cols);
-  int64_t row_blocks = ceil_div(p.M, kBlockRows<T>), col_blocks = 1;
+  int64_t row_blocks = ceil_div(p.M, kBlockRows), col_blocks = 1;
   if (row_blocks < wanted) col_blocks = min_of(ceil_div(wanted, row_blocks), ceil_div(col_tiles, kLeastTiles));
   if (row_blocks * col_blocks < wanted)
     row_blocks = max_of(row_blocks, min_of(ceil_div(wanted, col_blocks), ceil_div(row_tiles, kLeastTiles)));

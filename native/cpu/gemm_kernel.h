@@ -13,10 +13,10 @@ constexpr int kTileRows = 14;  // 28 accumulators, 2 vectors of B and the broadc
 constexpr int kTileRows = 6;  // 12 accumulators in 16 registers
 #endif
 constexpr int kTileVectors = 2;
-constexpr int64_t kBlockK = 256;  // a panel of B stays in the L1 cache
 
 template <class T>
 struct TileShape {
+  static constexpr int64_t block_k = 2048 / static_cast<int64_t>(sizeof(T));  // a panel of B stays near the core
   static constexpr int lanes = Simd<T>::lanes;
   static constexpr int rows = kTileRows, row_width = (kTileRows + lanes - 1) / lanes * lanes;
   static constexpr int cols = kTileVectors * lanes;
@@ -63,7 +63,7 @@ template <class T, int W>
 static void pack_along_k(const PanelSource<T>& source, int64_t w0, int64_t width, int64_t k0, int64_t kc, T* out) {
   using S = Simd<T>;
   constexpr int L = S::lanes;
-  static const T zeros[kBlockK] = {};
+  static const T zeros[TileShape<T>::block_k] = {};
   for (int g = 0; g < W; g += L) {
     const T* row[L];
     for (int i = 0; i < L; ++i) row[i] = g + i < width ? source.at(w0 + g + i, k0) : zeros;
@@ -146,6 +146,10 @@ template <class T, int R, int NV>
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j) acc[i][j] = V{};
+  for (int64_t i = 0; i < tile.rows; ++i) {  // both ends: the rows need not be aligned
+    __builtin_prefetch(tile.c + i * tile.c_stride, 1);
+    __builtin_prefetch(tile.c + i * tile.c_stride + tile.cols - 1, 1);
+  }
   const T *a = tile.a, *b = tile.b;
   const int64_t b_stride = tile.b_stride;
   for (int64_t k = tile.kc; k > 0; --k) {

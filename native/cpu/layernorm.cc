@@ -22,7 +22,7 @@ static inline Moments moments(const T* x, int64_t D, double eps) {
 
 template <class T>
 static void normalize(const Context& ctx, const LayernormArgs& args) {
-  const T *__restrict weight = static_cast<const T*>(args.weight), *__restrict bias = static_cast<const T*>(args.bias);
+  const T* __restrict weight = static_cast<const T*>(args.weight), * __restrict bias = static_cast<const T*>(args.bias);
   const int64_t D = args.D;
   parallel_blocks(ctx, args.T, max_of<int64_t>(1, kElementBlock / D), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {

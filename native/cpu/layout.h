@@ -18,8 +18,7 @@ static inline void collapse(Layout<N>& layout) {
   for (int d = 0; d < layout.rank; ++d) {
     if (layout.shape[d] == 1) continue;
     bool joins = kept > 0;
-    for (int t = 0; t < N && joins; ++t)
-      joins = layout.strides[t][kept - 1] == layout.strides[t][d] * layout.shape[d];
+    for (int t = 0; t < N && joins; ++t) joins = layout.strides[t][kept - 1] == layout.strides[t][d] * layout.shape[d];
     const int to = joins ? kept - 1 : kept++;
     layout.shape[to] = joins ? layout.shape[to] * layout.shape[d] : layout.shape[d];
     for (int t = 0; t < N; ++t) layout.strides[t][to] = layout.strides[t][d];

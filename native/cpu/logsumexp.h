@@ -17,11 +17,16 @@ static inline T row_max(const T* x, int64_t n) {
     m0 = a > m0 ? a : m0;
     m1 = b > m1 ? b : m1;
   }
+  for (; i + S::lanes <= n; i += S::lanes) {
+    const typename S::V a = S::load(x + i);
+    m0 = a > m0 ? a : m0;
+  }
   m0 = m1 > m0 ? m1 : m0;
   T lane[S::lanes];
   S::store(lane, m0);
+  for (int width = S::lanes / 2; width > 0; width /= 2)
+    for (int j = 0; j < width; ++j) lane[j] = lane[j + width] > lane[j] ? lane[j + width] : lane[j];
   T best = lane[0];
-  for (int j = 1; j < S::lanes; ++j) best = lane[j] > best ? lane[j] : best;
   for (; i < n; ++i) best = x[i] > best ? x[i] : best;
   return best;
 }

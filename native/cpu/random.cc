@@ -1,17 +1,21 @@
 #include <cmath>
 
-#include "core/philox.h"
 #include "cpu/ops.h"
+#include "cpu/philox_words.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-// Calls f(i, block) for the Philox blocks of a draw whose blocks give `per_block` elements each; i is the first element.
+// Calls f(first, count, words) for runs of elements, each of which uses `words_each` words of the draw.
 template <class F>
-static void for_blocks(const Context& ctx, const RandomArgs& args, int64_t per_block, F&& f) {
-  parallel_blocks(ctx, ceil_div(args.size, per_block), kElementBlock / 8, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b)
-      f(b * per_block, philox(args.seed, args.step, static_cast<uint64_t>(b)));
+static void for_runs(const Context& ctx, const RandomArgs& args, int64_t words_each, F&& f) {
+  const int64_t run = kPhiloxWords / words_each;
+  parallel_blocks(ctx, ceil_div(args.size, run), kElementBlock / 2 / run, [&](int64_t begin, int64_t end) {
+    uint32_t words[kPhiloxWords];
+    for (int64_t r = begin; r < end; ++r) {
+      philox_words(args.seed, args.step, static_cast<uint64_t>(r * kPhiloxBlocks), words);
+      f(r * run, min_of(run, args.size - r * run), words);
+    }
   });
 }
 
@@ -19,13 +23,12 @@ static void for_blocks(const Context& ctx, const RandomArgs& args, int64_t per_b
 // and the width, a float, is exact in double. Rounding may reach b, which is outside of [a, b).
 static void uniform_f32(const Context& ctx, const RandomArgs& args) {
   float* out = static_cast<float*>(args.out);
-  const float a = static_cast<float>(args.a), b = static_cast<float>(args.b), below = std::nextafter(b, a);
-  const float width = static_cast<float>(args.b - args.a);
-  for_blocks(ctx, args, 4, [&](int64_t first, const PhiloxBlock& block) {
-    for (int64_t j = 0; j < min_of<int64_t>(4, args.size - first); ++j) {
-      const double u = static_cast<double>(uniform24(block.word[j]));
-      const float value = static_cast<float>(static_cast<double>(a) + static_cast<double>(width) * u);
-      out[first + j] = value < b ? value : below;
+  const float b = static_cast<float>(args.b), below = std::nextafter(b, static_cast<float>(args.a));
+  const double a = static_cast<float>(args.a), width = static_cast<float>(args.b - args.a);
+  for_runs(ctx, args, 1, [=](int64_t first, int64_t count, const uint32_t* words) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float value = static_cast<float>(a + width * static_cast<double>(uniform24(words[i])));
+      out[first + i] = value < b ? value : below;
     }
   });
 }
@@ -33,11 +36,11 @@ static void uniform_f32(const Context& ctx, const RandomArgs& args) {
 // Element i has words 2i and 2i + 1. The multiply-add is fused in every backend.
 static void uniform_f64(const Context& ctx, const RandomArgs& args) {
   double* out = static_cast<double*>(args.out);
-  const double below = std::nextafter(args.b, args.a), width = args.b - args.a;
-  for_blocks(ctx, args, 2, [&](int64_t first, const PhiloxBlock& block) {
-    for (int64_t j = 0; j < min_of<int64_t>(2, args.size - first); ++j) {
-      const double value = std::fma(width, uniform53(block.word[2 * j], block.word[2 * j + 1]), args.a);
-      out[first + j] = value < args.b ? value : below;
+  const double a = args.a, b = args.b, below = std::nextafter(b, a), width = b - a;
+  for_runs(ctx, args, 2, [=](int64_t first, int64_t count, const uint32_t* words) {
+    for (int64_t i = 0; i < count; ++i) {
+      const double value = std::fma(width, uniform53(words[2 * i], words[2 * i + 1]), a);
+      out[first + i] = value < b ? value : below;
     }
   });
 }
@@ -47,12 +50,14 @@ static void uniform_f64(const Context& ctx, const RandomArgs& args) {
 template <class T>
 static void normal_pairs(const Context& ctx, const RandomArgs& args) {
   T* out = static_cast<T*>(args.out);
-  for_blocks(ctx, args, 2, [&](int64_t first, const PhiloxBlock& block) {
-    const double u = 1.0 - uniform53(block.word[0], block.word[1]);
-    const double angle = 6.283185307179586477 * uniform53(block.word[2], block.word[3]);
-    const double radius = std::sqrt(-2.0 * std::log(u));
-    out[first] = static_cast<T>(std::fma(args.b, radius * std::cos(angle), args.a));
-    if (first + 1 < args.size) out[first + 1] = static_cast<T>(std::fma(args.b, radius * std::sin(angle), args.a));
+  for_runs(ctx, args, 2, [&](int64_t first, int64_t count, const uint32_t* words) {
+    for (int64_t i = 0; i < count; i += 2) {
+      const uint32_t* word = words + 2 * i;
+      const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform53(word[0], word[1])));
+      const double angle = 6.283185307179586477 * uniform53(word[2], word[3]);
+      out[first + i] = static_cast<T>(std::fma(args.b, radius * std::cos(angle), args.a));
+      if (i + 1 < count) out[first + i + 1] = static_cast<T>(std::fma(args.b, radius * std::sin(angle), args.a));
+    }
   });
 }
 

@@ -12,8 +12,7 @@ static void reduce_rows(const Context& ctx, const ReduceArgs& args) {
   if (blocks <= 1) {
     const int64_t rows = max_of<int64_t>(1, kElementBlock / max_of<int64_t>(1, args.axis));
     return parallel_blocks(ctx, args.outer, rows, [&](int64_t begin, int64_t end) {
-      for (int64_t o = begin; o < end; ++o)
-        y[o] = static_cast<T>(args.factor * wide_sum(x + o * args.axis, args.axis));
+      for (int64_t o = begin; o < end; ++o) y[o] = static_cast<T>(args.factor * wide_sum(x + o * args.axis, args.axis));
     });
   }
   Scratch<double> partial(args.outer * blocks);

@@ -7,7 +7,9 @@ namespace st_moe::cpu::ST_MOE_ISA {
 
 constexpr double kNormFloor = 1e-12;
 
-static inline double floor_norm(double norm) { return norm < kNormFloor ? kNormFloor : norm; }
+static inline double floor_norm(double norm) {
+  return norm < kNormFloor ? kNormFloor : norm;
+}
 
 template <class T>
 static void normalize(const Context& ctx, const RmsnormArgs& args) {
@@ -43,8 +45,7 @@ static inline void row_backward(const T* __restrict dy, const T* __restrict x, c
   }
   if (!dgamma) return;
   const double factor = root / floor_norm(norm);
-  for (int64_t j = 0; j < D; ++j)
-    dgamma[j] += factor * static_cast<double>(x[j]) * static_cast<double>(dy[j]);
+  for (int64_t j = 0; j < D; ++j) dgamma[j] += factor * static_cast<double>(x[j]) * static_cast<double>(dy[j]);
 }
 
 template <class T>

@@ -200,8 +200,8 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
   const Router<T> router(args);
   const int64_t B = args.B, N = args.N, D = args.D, E = args.E;
   const int64_t blocks = ceil_div(N, kTokenBlock);  // of a sequence
-  const GemmProblem<T> problem{B * N, E, D, {static_cast<const T*>(args.x), D, 1}, {static_cast<const T*>(args.w), 1, D},
-                               router.logits, E};
+  const MatrixView<T> x{static_cast<const T*>(args.x), D, 1}, w{static_cast<const T*>(args.w), 1, D};
+  const GemmProblem<T> problem{B * N, E, D, x, w, router.logits, E};
   gemm(ctx, &problem, 1);
 
   Scratch<double> prob_sum(B * blocks * E), sequence_balance(B);
@@ -213,8 +213,8 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
   parallel_for(ctx, B, [&](int64_t b) {
     Scratch<int64_t> counts(2 * E);
     router.assign_slots(b, counts.get(), counts.get() + E);
-    sequence_balance[b] = router.finish_sequence(b, blocks, prob_sum.get() + b * blocks * E, counts.get() + E,
-                                                 sums.get() + b * blocks);
+    sequence_balance[b] =
+        router.finish_sequence(b, blocks, prob_sum.get() + b * blocks * E, counts.get() + E, sums.get() + b * blocks);
   });
 
   int64_t tokens = 0, sequences = 0;

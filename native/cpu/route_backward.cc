@@ -73,7 +73,8 @@ struct RouterGradient {
   // dl [E] = gradient of the logits of token t; tokens: those of its sequence that are not masked
   void logits_row(int64_t t, int64_t tokens, T* __restrict dl, T* work) const {
     const int64_t E = args.E;
-    const T *__restrict s = probs + t * E, *__restrict l = logits + t * E;
+    const T* __restrict s = probs + t * E;
+    const T* __restrict l = logits + t * E;
     const T* __restrict f = density + t / args.N * E;
     through_gates(t, dl, work);
     if (args.training) {
@@ -95,8 +96,7 @@ struct Unmasked {
   Scratch<int64_t> in_sequence;
   int64_t count = 0;
 
-  explicit Unmasked(const RouteBackwardArgs& args)
-      : token(args.B * args.N), in_sequence(args.B) {
+  explicit Unmasked(const RouteBackwardArgs& args) : token(args.B * args.N), in_sequence(args.B) {
     for (int64_t b = 0; b < args.B; ++b) {
       const int64_t before = count;
       for (int64_t t = b * args.N; t < (b + 1) * args.N; ++t)

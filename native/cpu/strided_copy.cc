@@ -7,7 +7,7 @@
 namespace st_moe::cpu::ST_MOE_ISA {
 
 using CopyLayout = Layout<2>;  // strides[0]: in, strides[1]: out
-constexpr int64_t kTile = 32;  // of a transposition: 32 lines of either side stay in the first-level cache
+constexpr int64_t kTile = 32;  // side of the blocks of a transposition
 
 static void swap_dims(CopyLayout& layout, int a, int b) {
   const CopyLayout old = layout;
@@ -30,18 +30,30 @@ static void order_dims(CopyLayout& layout) {
   }
 }
 
-// in and out [p, q] by strides
+// One tile of a plane that is dense by p in in and by q in out. It goes through a buffer, since the lines of either
+// side may be a power of two apart and then share a few sets of the cache.
 template <class T>
-static void copy_plane(const T* in, T* out, int64_t P, int64_t Q, int64_t in_p, int64_t in_q, int64_t out_p, int64_t out_q) {
+static inline void transpose_tile(const T* in, T* out, int64_t P, int64_t Q, int64_t in_q, int64_t out_p) {
+  T tile[kTile][kTile + 1];
+  for (int64_t q = 0; q < Q; ++q)
+    for (int64_t p = 0; p < P; ++p) tile[p][q] = in[q * in_q + p];
+  for (int64_t p = 0; p < P; ++p) std::memcpy(out + p * out_p, tile[p], static_cast<size_t>(Q) * sizeof(T));
+}
+
+// in and out [P, Q] by strides
+template <class T>
+static void copy_plane(const T* in, T* out, int64_t P, int64_t Q, int64_t in_p, int64_t in_q, int64_t out_p,
+                       int64_t out_q) {
   if (in_q == 1 && out_q == 1) {
+    for (int64_t p = 0; p < P; ++p) std::memcpy(out + p * out_p, in + p * in_p, static_cast<size_t>(Q) * sizeof(T));
+  } else if (in_p == 1 && out_q == 1) {
+    for (int64_t p = 0; p < P; p += kTile)
+      for (int64_t q = 0; q < Q; q += kTile)
+        transpose_tile(in + p + q * in_q, out + p * out_p + q, min_of(kTile, P - p), min_of(kTile, Q - q), in_q, out_p);
+  } else {
     for (int64_t p = 0; p < P; ++p)
-      std::memcpy(out + p * out_p, in + p * in_p, static_cast<size_t>(Q) * sizeof(T));
-    return;
+      for (int64_t q = 0; q < Q; ++q) out[p * out_p + q * out_q] = in[p * in_p + q * in_q];
   }
-  for (int64_t p0 = 0; p0 < P; p0 += kTile)
-    for (int64_t q0 = 0; q0 < Q; q0 += kTile)
-      for (int64_t p = p0; p < min_of(P, p0 + kTile); ++p)
-        for (int64_t q = q0; q < min_of(Q, q0 + kTile); ++q) out[p * out_p + q * out_q] = in[p * in_p + q * in_q];
 }
 
 template <class T>

@@ -3,7 +3,8 @@
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-// A total order, so that a selection never has duplicates: NaN before everything, then larger values, then lower indices.
+// A total order, so that a selection never has duplicates: NaN before everything, then larger values, then lower
+// indices.
 template <class T>
 static inline bool before(T a, int32_t i, T b, int32_t j) {
   const bool a_nan = a != a, b_nan = b != b;
@@ -37,6 +38,7 @@ static void select_row(const T* x, int64_t E, int64_t K, T* value, int32_t* inde
   }
   for (int64_t hole = K / 2 - 1; hole >= 0; --hole) sift_down(value, index, K, hole);
   for (int64_t e = K; e < E; ++e) {
+    if (x[e] <= value[0]) continue;  // most entries; equal ones have the higher index
     if (!before(x[e], static_cast<int32_t>(e), value[0], index[0])) continue;
     value[0] = x[e];
     index[0] = static_cast<int32_t>(e);

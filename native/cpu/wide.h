@@ -48,7 +48,9 @@ static inline double wide_dot(const T* x, const T* y, int64_t n) {
 // Sums over rows [T] of many columns: rows are split into blocks by T alone, at most kRowBlocks of them, so that the
 // order of addition is fixed and the partial sums stay small.
 constexpr int64_t kRowBlocks = 32;
-static inline int64_t row_block(int64_t rows) { return max_of<int64_t>(16, ceil_div(rows, kRowBlocks)); }
+static inline int64_t row_block(int64_t rows) {
+  return max_of<int64_t>(16, ceil_div(rows, kRowBlocks));
+}
 
 // out [D] = Σ_b partial [blocks, D], in order.
 template <class T>

@@ -43,12 +43,13 @@ constexpr double kScale = 1.7;
 template <class T>
 void run(const Shape& s, Tensors<T>& t, int threads) {
   const Context ctx{threads, nullptr};
-  AttentionArgs forward{t.q.data(), t.k.data(), t.v.data(), t.y.data(), t.lse.data(), kDType<T>, s.B, s.Nq, s.Nk, s.heads,
-                        s.d, kScale, s.causal};
+  AttentionArgs forward{t.q.data(), t.k.data(), t.v.data(), t.y.data(), t.lse.data(), kDType<T>, s.B,
+                        s.Nq,       s.Nk,       s.heads,    s.d,        kScale,       s.causal};
   Status status = cpu_backend().ops.attention(ctx, forward);
   check(status.code == ErrorCode::none, "attention: %s", status.text);
-  AttentionBackwardArgs backward{t.dy.data(), t.q.data(), t.k.data(), t.v.data(), t.y.data(), t.lse.data(), t.dq.data(),
-                                 t.dk.data(), t.dv.data(), kDType<T>, s.B, s.Nq, s.Nk, s.heads, s.d, kScale, s.causal};
+  AttentionBackwardArgs backward{t.dy.data(), t.q.data(),  t.k.data(),  t.v.data(), t.y.data(), t.lse.data(),
+                                 t.dq.data(), t.dk.data(), t.dv.data(), kDType<T>,  s.B,        s.Nq,
+                                 s.Nk,        s.heads,     s.d,         kScale,     s.causal};
   status = cpu_backend().ops.attention_backward(ctx, backward);
   check(status.code == ErrorCode::none, "attention_backward: %s", status.text);
 }
@@ -128,7 +129,8 @@ void test_causal_nan() {
   Tensors<float> t(s, random);
   const int64_t bad = 77, width = s.heads * s.d;
   for (auto* x : {&t.k, &t.v})
-    for (int64_t c = 0; c < width; ++c) (*x)[static_cast<size_t>(bad * width + c)] = std::numeric_limits<float>::quiet_NaN();
+    for (int64_t c = 0; c < width; ++c)
+      (*x)[static_cast<size_t>(bad * width + c)] = std::numeric_limits<float>::quiet_NaN();
   run(s, t, 2);
   for (int64_t i = 0; i < s.Nq; ++i)
     for (int64_t c = 0; c < width; ++c) {
@@ -139,7 +141,8 @@ void test_causal_nan() {
 
   Tensors<float> u(s, random);
   const int64_t query = 20;
-  for (int64_t c = 0; c < width; ++c) u.dy[static_cast<size_t>(query * width + c)] = std::numeric_limits<float>::quiet_NaN();
+  for (int64_t c = 0; c < width; ++c)
+    u.dy[static_cast<size_t>(query * width + c)] = std::numeric_limits<float>::quiet_NaN();
   run(s, u, 2);
   for (int64_t j = 0; j < s.Nk; ++j)
     check(std::isnan(u.dv[static_cast<size_t>(j * width)]) == (j <= query), "dv of key %lld", (long long)j);

@@ -38,8 +38,12 @@ void sweep(const char* name, double low, double high, double bound, F f, Wanted 
   expect(worst <= bound, name, worst, bound);
 }
 
-double cdf(double z) { return 0.5 * std::erfc(-z * std::sqrt(0.5)); }
-double pdf(double z) { return std::exp(-0.5 * z * z) / std::sqrt(2 * std::acos(-1.0)); }
+double cdf(double z) {
+  return 0.5 * std::erfc(-z * std::sqrt(0.5));
+}
+double pdf(double z) {
+  return std::exp(-0.5 * z * z) / std::sqrt(2 * std::acos(-1.0));
+}
 
 void sweeps() {
   const auto ulp = [](double, double want) { return ulp_of(want); };
@@ -55,18 +59,25 @@ void sweeps() {
   const auto tanh_d = [](double x) { return std::tanh(x); };
   sweep("tanh (ulp)", -10, 10, 2, tanh_f, tanh_d, ulp);
   sweep("tanh (ulp)", -1e-3, 1e-3, 2, tanh_f, tanh_d, ulp);
-  sweep("sigmoid (relative)", -87, 20, 3e-7, [](float x) { return st_moe::sigmoid(x); },
-        [](double x) { return 1 / (1 + std::exp(-x)); }, relative);
-  sweep("sigmoid_grad (relative)", -80, 80, 4e-7, [](float x) { return st_moe::sigmoid_grad(x); },
-        [](double x) { return 1 / (2 + std::exp(x) + std::exp(-x)); }, relative);
-  sweep("silu_grad", -100, 100, 3e-7, [](float x) { return st_moe::silu_grad(x); },
-        [](double x) { return (1 + x / (1 + std::exp(x))) / (1 + std::exp(-x)); }, absolute);
-  sweep("normal_cdf", -15, 15, 1.2e-7, [](float x) { return st_moe::normal_cdf(x); }, cdf, absolute);
-  sweep("normal_cdf (relative)", -5, 0, 4e-6, [](float x) { return st_moe::normal_cdf(x); }, cdf, relative);
-  sweep("gelu (over |z|)", -15, 15, 1.4e-7, [](float x) { return st_moe::gelu(x); },
-        [](double x) { return x * cdf(x); }, by_x);
-  sweep("gelu_grad", -15, 15, 1.6e-7, [](float x) { return st_moe::gelu_grad(x); },
-        [](double x) { return cdf(x) + x * pdf(x); }, absolute);
+  sweep(
+      "sigmoid (relative)", -87, 20, 3e-7, [](float x) { return st_moe::sigmoid(x); },
+      [](double x) { return 1 / (1 + std::exp(-x)); }, relative);
+  sweep(
+      "sigmoid_grad (relative)", -80, 80, 4e-7, [](float x) { return st_moe::sigmoid_grad(x); },
+      [](double x) { return 1 / (2 + std::exp(x) + std::exp(-x)); }, relative);
+  sweep(
+      "silu_grad", -100, 100, 3e-7, [](float x) { return st_moe::silu_grad(x); },
+      [](double x) { return (1 + x / (1 + std::exp(x))) / (1 + std::exp(-x)); }, absolute);
+  sweep(
+      "normal_cdf", -15, 15, 1.2e-7, [](float x) { return st_moe::normal_cdf(x); }, cdf, absolute);
+  sweep(
+      "normal_cdf (relative)", -5, 0, 4e-6, [](float x) { return st_moe::normal_cdf(x); }, cdf, relative);
+  sweep(
+      "gelu (over |z|)", -15, 15, 1.4e-7, [](float x) { return st_moe::gelu(x); }, [](double x) { return x * cdf(x); },
+      by_x);
+  sweep(
+      "gelu_grad", -15, 15, 1.6e-7, [](float x) { return st_moe::gelu_grad(x); },
+      [](double x) { return cdf(x) + x * pdf(x); }, absolute);
 }
 
 template <class T>
@@ -97,9 +108,9 @@ void limits(const char* type) {
   same("gelu(-inf)", st_moe::gelu(-inf), 0);
   same("gelu_grad(inf)", st_moe::gelu_grad(inf), 1);
   same("gelu_grad(-inf)", st_moe::gelu_grad(-inf), 0);
-  for (const T got : {st_moe::exp_of(nan), st_moe::tanh_of(nan), st_moe::sigmoid(nan), st_moe::silu(nan),
-                      st_moe::silu_grad(nan), st_moe::sigmoid_grad(nan), st_moe::normal_cdf(nan), st_moe::gelu(nan),
-                      st_moe::gelu_grad(nan)})
+  for (const T got :
+       {st_moe::exp_of(nan), st_moe::tanh_of(nan), st_moe::sigmoid(nan), st_moe::silu(nan), st_moe::silu_grad(nan),
+        st_moe::sigmoid_grad(nan), st_moe::normal_cdf(nan), st_moe::gelu(nan), st_moe::gelu_grad(nan)})
     same("of NaN", got, nan);
   for (int i = -900; i <= 900; ++i) {
     const T z = T(i) / T(100);

@@ -13,7 +13,9 @@ struct Rows {
 };
 const Rows kRows[] = {{0, 5}, {1, 1}, {3, 2}, {5, 17}, {40, 64}, {70, 129}, {1100, 33}, {3, 5000}};
 
-const OpTable& reference() { return *variants()[0].table; }
+const OpTable& reference() {
+  return *variants()[0].table;
+}
 const Context kSerial{1, nullptr};
 
 template <class T>
@@ -40,7 +42,8 @@ std::vector<double> layernorm_loops(const std::vector<double>& x, const std::vec
     double mean = 0, squares = 0;
     for (int64_t j = 0; j < s.D; ++j) mean += x[t * s.D + j] / static_cast<double>(s.D);
     for (int64_t j = 0; j < s.D; ++j) squares += std::pow(x[t * s.D + j] - mean, 2) / static_cast<double>(s.D);
-    for (int64_t j = 0; j < s.D; ++j) y[t * s.D + j] = (x[t * s.D + j] - mean) / std::sqrt(squares + 1e-5) * w[j] + b[j];
+    for (int64_t j = 0; j < s.D; ++j)
+      y[t * s.D + j] = (x[t * s.D + j] - mean) / std::sqrt(squares + 1e-5) * w[j] + b[j];
   }
   return y;
 }
@@ -58,26 +61,39 @@ std::vector<double> softmax_loops(const std::vector<double>& x, Rows s, bool log
 
 template <class T>
 void test_rmsnorm(Rows s) {
-  std::vector<double> x = normals<double>(s.T * s.D, 1), gamma = normals<double>(s.D, 2, 1), dy = normals<double>(s.T * s.D, 3);
+  std::vector<double> x = normals<double>(s.T * s.D, 1), gamma = normals<double>(s.D, 2, 1),
+                      dy = normals<double>(s.T * s.D, 3);
   std::vector<double> dx(x.size()), dgamma(s.D), want = rmsnorm_loops(x, gamma, s);
-  reference().rmsnorm_backward(kSerial, {dy.data(), x.data(), gamma.data(), dx.data(), dgamma.data(), DType::f64, s.T, s.D});
+  reference().rmsnorm_backward(kSerial,
+                               {dy.data(), x.data(), gamma.data(), dx.data(), dgamma.data(), DType::f64, s.T, s.D});
   const auto loss = [&] { return inner(dy, rmsnorm_loops(x, gamma, s)); };
   expect_gradient(x, dx, loss, "rmsnorm dx");
   expect_gradient(gamma, dgamma, loss, "rmsnorm dgamma");
   const auto x_t = narrow<T>(x), gamma_t = narrow<T>(gamma), dy_t = narrow<T>(dy);
   std::vector<T> y(x.size()), dx_t(x.size()), dgamma_t(s.D), alone(s.D);
-  run_op("rmsnorm", {output(y)}, [&](auto& ops, auto& ctx) {
-    return ops.rmsnorm(ctx, {x_t.data(), gamma_t.data(), y.data(), dtype_of<T>(), s.T, s.D});
-  }, [&](auto what) { expect_close(y, want, what); });
-  run_op("rmsnorm_backward", {output(dx_t), output(dgamma_t)}, [&](auto& ops, auto& ctx) {
-    return ops.rmsnorm_backward(ctx, {dy_t.data(), x_t.data(), gamma_t.data(), dx_t.data(), dgamma_t.data(), dtype_of<T>(), s.T, s.D});
-  }, [&](auto what) {
-    if (s.D > 1) expect_close(dx_t, dx, what + " dx", 2);
-    expect_close(dgamma_t, dgamma, what + " dgamma", 2);
-  });
-  run_op("rmsnorm_backward, one output", {output(alone)}, [&](auto& ops, auto& ctx) {
-    return ops.rmsnorm_backward(ctx, {dy_t.data(), x_t.data(), gamma_t.data(), nullptr, alone.data(), dtype_of<T>(), s.T, s.D});
-  }, [&](auto what) { expect_close(alone, dgamma, what, 2); });
+  run_op(
+      "rmsnorm", {output(y)},
+      [&](auto& ops, auto& ctx) {
+        return ops.rmsnorm(ctx, {x_t.data(), gamma_t.data(), y.data(), dtype_of<T>(), s.T, s.D});
+      },
+      [&](auto what) { expect_close(y, want, what); });
+  run_op(
+      "rmsnorm_backward", {output(dx_t), output(dgamma_t)},
+      [&](auto& ops, auto& ctx) {
+        return ops.rmsnorm_backward(
+            ctx, {dy_t.data(), x_t.data(), gamma_t.data(), dx_t.data(), dgamma_t.data(), dtype_of<T>(), s.T, s.D});
+      },
+      [&](auto what) {
+        if (s.D > 1) expect_close(dx_t, dx, what + " dx", 2);
+        expect_close(dgamma_t, dgamma, what + " dgamma", 2);
+      });
+  run_op(
+      "rmsnorm_backward, one output", {output(alone)},
+      [&](auto& ops, auto& ctx) {
+        return ops.rmsnorm_backward(
+            ctx, {dy_t.data(), x_t.data(), gamma_t.data(), nullptr, alone.data(), dtype_of<T>(), s.T, s.D});
+      },
+      [&](auto what) { expect_close(alone, dgamma, what, 2); });
 }
 
 template <class T>
@@ -93,33 +109,50 @@ void test_layernorm(Rows s) {
   expect_gradient(b, db, loss, "layernorm dbias");
   const auto x_t = narrow<T>(x), w_t = narrow<T>(w), b_t = narrow<T>(b), dy_t = narrow<T>(dy);
   std::vector<T> y(x.size()), dx_t(x.size()), dw_t(s.D), db_t(s.D);
-  run_op("layernorm", {output(y)}, [&](auto& ops, auto& ctx) {
-    return ops.layernorm(ctx, {x_t.data(), w_t.data(), b_t.data(), y.data(), dtype_of<T>(), s.T, s.D, 1e-5});
-  }, [&](auto what) { expect_close(y, want, what); });
-  run_op("layernorm_backward", {output(dx_t), output(dw_t), output(db_t)}, [&](auto& ops, auto& ctx) {
-    return ops.layernorm_backward(ctx, {dy_t.data(), x_t.data(), w_t.data(), dx_t.data(), dw_t.data(), db_t.data(),
-                                        dtype_of<T>(), s.T, s.D, 1e-5});
-  }, [&](auto what) {
-    if (s.D > 2) expect_close(dx_t, dx, what + " dx", 2);
-    expect_close(dw_t, dw, what + " dweight", 2);
-    expect_close(db_t, db, what + " dbias", 2);
-  });
+  run_op(
+      "layernorm", {output(y)},
+      [&](auto& ops, auto& ctx) {
+        return ops.layernorm(ctx, {x_t.data(), w_t.data(), b_t.data(), y.data(), dtype_of<T>(), s.T, s.D, 1e-5});
+      },
+      [&](auto what) { expect_close(y, want, what); });
+  run_op(
+      "layernorm_backward", {output(dx_t), output(dw_t), output(db_t)},
+      [&](auto& ops, auto& ctx) {
+        return ops.layernorm_backward(ctx, {dy_t.data(), x_t.data(), w_t.data(), dx_t.data(), dw_t.data(), db_t.data(),
+                                            dtype_of<T>(), s.T, s.D, 1e-5});
+      },
+      [&](auto what) {
+        if (s.D > 2) expect_close(dx_t, dx, what + " dx", 2);
+        expect_close(dw_t, dw, what + " dweight", 2);
+        expect_close(db_t, db, what + " dbias", 2);
+      });
 }
 
 template <class T>
 void test_softmax(Rows s, bool log) {
-  std::vector<double> x = normals<double>(s.T * s.D, 5), dy = normals<double>(s.T * s.D, 6), want = softmax_loops(x, s, log);
+  std::vector<double> x = normals<double>(s.T * s.D, 5), dy = normals<double>(s.T * s.D, 6),
+                      want = softmax_loops(x, s, log);
   std::vector<double> dx(x.size());
   reference().softmax_backward(kSerial, {dy.data(), want.data(), dx.data(), DType::f64, s.T, s.D, log});
-  if (s.D > 1) expect_gradient(x, dx, [&] { return inner(dy, softmax_loops(x, s, log)); }, "softmax dx");
+  if (s.D > 1)
+    expect_gradient(
+        x, dx, [&] { return inner(dy, softmax_loops(x, s, log)); }, "softmax dx");
   const auto x_t = narrow<T>(x), dy_t = narrow<T>(dy), y_t = narrow<T>(want);
   std::vector<T> y(x.size()), dx_t(x.size());
-  run_op(log ? "log_softmax" : "softmax", {output(y)}, [&](auto& ops, auto& ctx) {
-    return ops.softmax(ctx, {x_t.data(), y.data(), dtype_of<T>(), s.T, s.D, log});
-  }, [&](auto what) { expect_close(y, want, what); });
-  run_op("softmax_backward", {output(dx_t)}, [&](auto& ops, auto& ctx) {
-    return ops.softmax_backward(ctx, {dy_t.data(), y_t.data(), dx_t.data(), dtype_of<T>(), s.T, s.D, log});
-  }, [&](auto what) { if (s.D > 1) expect_close(dx_t, dx, what, 3); });
+  run_op(
+      log ? "log_softmax" : "softmax", {output(y)},
+      [&](auto& ops, auto& ctx) {
+        return ops.softmax(ctx, {x_t.data(), y.data(), dtype_of<T>(), s.T, s.D, log});
+      },
+      [&](auto what) { expect_close(y, want, what); });
+  run_op(
+      "softmax_backward", {output(dx_t)},
+      [&](auto& ops, auto& ctx) {
+        return ops.softmax_backward(ctx, {dy_t.data(), y_t.data(), dx_t.data(), dtype_of<T>(), s.T, s.D, log});
+      },
+      [&](auto what) {
+        if (s.D > 1) expect_close(dx_t, dx, what, 3);
+      });
 }
 
 template <class T>
@@ -132,31 +165,40 @@ void test_non_finite_rows() {
     x[V + 36] = inf;
     for (int64_t j = 0; j < V - 1; ++j) x[2 * V + j] = -inf;
     for (int64_t j = 0; j < V; ++j) x[3 * V + j] += 1000;
-    run_op("softmax of non-finite rows", {output(y)}, [&](auto& ops, auto& ctx) {
-      return ops.softmax(ctx, {x.data(), y.data(), dtype_of<T>(), 4, V, log});
-    }, [&](auto what) {
-      double sum = 0;
-      for (int64_t j = 0; j < V; ++j) sum += log ? std::exp(static_cast<double>(y[3 * V + j])) : static_cast<double>(y[3 * V + j]);
-      expect(std::isnan(y[0]) && std::isnan(y[V + 36]), what + ": NaN and inf");
-      expect(y[2 * V + 36] == (log ? 0 : 1) && y[2 * V] == (log ? -inf : 0), what + ": −inf");
-      expect(std::fabs(sum - 1) < 1e-5, what + ": large logits", sum, 1);
-    });
+    run_op(
+        "softmax of non-finite rows", {output(y)},
+        [&](auto& ops, auto& ctx) {
+          return ops.softmax(ctx, {x.data(), y.data(), dtype_of<T>(), 4, V, log});
+        },
+        [&](auto what) {
+          double sum = 0;
+          for (int64_t j = 0; j < V; ++j)
+            sum += log ? std::exp(static_cast<double>(y[3 * V + j])) : static_cast<double>(y[3 * V + j]);
+          expect(std::isnan(y[0]) && std::isnan(y[V + 36]), what + ": NaN and inf");
+          expect(y[2 * V + 36] == (log ? 0 : 1) && y[2 * V] == (log ? -inf : 0), what + ": −inf");
+          expect(std::fabs(sum - 1) < 1e-5, what + ": large logits", sum, 1);
+        });
   }
   std::vector<T> x = normals<T>(3 * V, 8), gamma(V, T(1)), y(3 * V), dx(3 * V);
   for (int64_t j = 0; j < V; ++j) x[V + j] = 0;
   x[2 * V + 3] = nan;
-  run_op("rmsnorm of zero and NaN rows", {output(y), output(dx)}, [&](auto& ops, auto& ctx) {
-    ops.rmsnorm(ctx, {x.data(), gamma.data(), y.data(), dtype_of<T>(), 3, V});
-    return ops.rmsnorm_backward(ctx, {gamma.data(), x.data(), gamma.data(), dx.data(), nullptr, dtype_of<T>(), 1, V});
-  }, [&](auto what) {
-    expect(std::isfinite(y[0]) && y[V] == 0 && std::isnan(y[2 * V]), what);
-  });
+  run_op(
+      "rmsnorm of zero and NaN rows", {output(y), output(dx)},
+      [&](auto& ops, auto& ctx) {
+        ops.rmsnorm(ctx, {x.data(), gamma.data(), y.data(), dtype_of<T>(), 3, V});
+        return ops.rmsnorm_backward(ctx,
+                                    {gamma.data(), x.data(), gamma.data(), dx.data(), nullptr, dtype_of<T>(), 1, V});
+      },
+      [&](auto what) { expect(std::isfinite(y[0]) && y[V] == 0 && std::isnan(y[2 * V]), what); });
   const std::vector<T> dy = normals<T>(3 * V, 9);
-  run_op("rmsnorm_backward of a zero row", {output(dx)}, [&](auto& ops, auto& ctx) {
-    return ops.rmsnorm_backward(ctx, {dy.data(), x.data(), gamma.data(), dx.data(), nullptr, dtype_of<T>(), 3, V});
-  }, [&](auto what) {
-    expect(std::isfinite(dx[0]) && dx[V] == 0 && dx[2 * V - 1] == 0 && std::isnan(dx[2 * V]), what);
-  });
+  run_op(
+      "rmsnorm_backward of a zero row", {output(dx)},
+      [&](auto& ops, auto& ctx) {
+        return ops.rmsnorm_backward(ctx, {dy.data(), x.data(), gamma.data(), dx.data(), nullptr, dtype_of<T>(), 3, V});
+      },
+      [&](auto what) {
+        expect(std::isfinite(dx[0]) && dx[V] == 0 && dx[2 * V - 1] == 0 && std::isnan(dx[2 * V]), what);
+      });
 }
 
 template <class T>
@@ -179,24 +221,31 @@ void test_cross_entropy(Rows s) {
   const std::vector<double> wanted_loss{loss()};
   std::vector<double> dx(x.size()), lse(s.T), value(1), one{1};
   reference().cross_entropy(kSerial, {x.data(), target.data(), value.data(), lse.data(), DType::f64, s.T, V, -100});
-  reference().cross_entropy_backward(kSerial, {one.data(), x.data(), lse.data(), target.data(), dx.data(), DType::f64, s.T, V, -100});
-  if (V > 1) expect_gradient(x, dx, [&] { return loss(); }, "cross_entropy dlogits");
+  reference().cross_entropy_backward(
+      kSerial, {one.data(), x.data(), lse.data(), target.data(), dx.data(), DType::f64, s.T, V, -100});
+  if (V > 1)
+    expect_gradient(
+        x, dx, [&] { return loss(); }, "cross_entropy dlogits");
   const auto x_t = narrow<T>(x);
   std::vector<T> loss_t(1), lse_t(s.T), dx_t(x.size()), upstream{T(0.5)};
   for (double& v : dx) v *= 0.5;
-  run_op("cross_entropy", {output(loss_t), output(lse_t), output(dx_t)}, [&](auto& ops, auto& ctx) {
-    ops.cross_entropy(ctx, {x_t.data(), target.data(), loss_t.data(), lse_t.data(), dtype_of<T>(), s.T, V, -100});
-    return ops.cross_entropy_backward(
-        ctx, {upstream.data(), x_t.data(), lse_t.data(), target.data(), dx_t.data(), dtype_of<T>(), s.T, V, -100});
-  }, [&](auto what) {
-    if (V > 1) expect_close(loss_t, wanted_loss, what + " loss");
-    expect_close(lse_t, lse, what + " lse");
-    if (V > 1) expect_close(dx_t, dx, what + " dlogits", 2);
-  });
+  run_op(
+      "cross_entropy", {output(loss_t), output(lse_t), output(dx_t)},
+      [&](auto& ops, auto& ctx) {
+        ops.cross_entropy(ctx, {x_t.data(), target.data(), loss_t.data(), lse_t.data(), dtype_of<T>(), s.T, V, -100});
+        return ops.cross_entropy_backward(
+            ctx, {upstream.data(), x_t.data(), lse_t.data(), target.data(), dx_t.data(), dtype_of<T>(), s.T, V, -100});
+      },
+      [&](auto what) {
+        if (V > 1) expect_close(loss_t, wanted_loss, what + " loss");
+        expect_close(lse_t, lse, what + " lse");
+        if (V > 1) expect_close(dx_t, dx, what + " dlogits", 2);
+      });
   if (s.T < 2) return;
   target[1] = static_cast<int32_t>(V);
   run_error("cross_entropy", ErrorCode::option, " at 1", [&](auto& ops, auto& ctx) {
-    return ops.cross_entropy(ctx, {x_t.data(), target.data(), loss_t.data(), lse_t.data(), dtype_of<T>(), s.T, V, -100});
+    return ops.cross_entropy(ctx,
+                             {x_t.data(), target.data(), loss_t.data(), lse_t.data(), dtype_of<T>(), s.T, V, -100});
   });
 }
 
@@ -212,12 +261,18 @@ void test_embedding(int64_t tokens, int64_t D, int64_t V) {
       want[t * D + j] = w[index[t] * D + j];
       want_dw[index[t] * D + j] += dy[t * D + j];
     }
-  run_op("embedding", {output(y)}, [&](auto& ops, auto& ctx) {
-    return ops.embedding(ctx, {w.data(), index.data(), y.data(), dtype_of<T>(), tokens, D, V});
-  }, [&](auto what) { expect(y == want, what); });
-  run_op("embedding_backward", {output(dw)}, [&](auto& ops, auto& ctx) {
-    return ops.embedding_backward(ctx, {dy.data(), index.data(), dw.data(), dtype_of<T>(), tokens, D, V});
-  }, [&](auto what) { expect(dw == want_dw, what); });
+  run_op(
+      "embedding", {output(y)},
+      [&](auto& ops, auto& ctx) {
+        return ops.embedding(ctx, {w.data(), index.data(), y.data(), dtype_of<T>(), tokens, D, V});
+      },
+      [&](auto what) { expect(y == want, what); });
+  run_op(
+      "embedding_backward", {output(dw)},
+      [&](auto& ops, auto& ctx) {
+        return ops.embedding_backward(ctx, {dy.data(), index.data(), dw.data(), dtype_of<T>(), tokens, D, V});
+      },
+      [&](auto what) { expect(dw == want_dw, what); });
   if (tokens == 0) return;
   index[tokens - 1] = -1;
   const std::string place = "got -1 at " + std::to_string(tokens - 1);
@@ -242,22 +297,26 @@ void test_adamw(int64_t n) {
       wp[i] -= 1e-2 / (1 - std::pow(0.9, step)) * wm[i] / (std::sqrt(wv[i] / (1 - std::pow(0.999, step))) + 1e-8);
     }
   std::vector<T> p(n), m(n), v(n);
-  run_op("adamw", {output(p), output(m), output(v)}, [&](auto& ops, auto& ctx) {
-    p = start;
-    m.assign(n, T(0));
-    v.assign(n, T(0));
-    Status status{};
-    for (int64_t step = 1; step <= 3; ++step) {
-      std::vector<T> scaled = g;
-      for (T& x : scaled) x *= static_cast<T>(step);
-      status = ops.adamw(ctx, {p.data(), scaled.data(), m.data(), v.data(), dtype_of<T>(), n, step, 1e-2, 0.9, 0.999, 1e-8, 0.1});
-    }
-    return status;
-  }, [&](auto what) {
-    expect_close(p, wp, what + " p");
-    expect_close(m, wm, what + " m", 2);
-    expect_close(v, wv, what + " v", 2);
-  });
+  run_op(
+      "adamw", {output(p), output(m), output(v)},
+      [&](auto& ops, auto& ctx) {
+        p = start;
+        m.assign(n, T(0));
+        v.assign(n, T(0));
+        Status status{};
+        for (int64_t step = 1; step <= 3; ++step) {
+          std::vector<T> scaled = g;
+          for (T& x : scaled) x *= static_cast<T>(step);
+          status = ops.adamw(
+              ctx, {p.data(), scaled.data(), m.data(), v.data(), dtype_of<T>(), n, step, 1e-2, 0.9, 0.999, 1e-8, 0.1});
+        }
+        return status;
+      },
+      [&](auto what) {
+        expect_close(p, wp, what + " p");
+        expect_close(m, wm, what + " m", 2);
+        expect_close(v, wv, what + " v", 2);
+      });
 }
 
 template <class T>
@@ -271,13 +330,17 @@ void test_sgd(int64_t n, double momentum) {
       wp[i] -= 0.05 * (momentum > 0 ? wb[i] : grad);
     }
   std::vector<T> p(n), buffer(n);
-  run_op("sgd", {output(p), output(buffer)}, [&](auto& ops, auto& ctx) {
-    p = start;
-    Status status{};
-    for (int64_t step = 1; step <= 3; ++step)
-      status = ops.sgd(ctx, {p.data(), g.data(), momentum > 0 ? buffer.data() : nullptr, dtype_of<T>(), n, step, 0.05, momentum, 0.1});
-    return status;
-  }, [&](auto what) { expect_close(p, wp, what); });
+  run_op(
+      "sgd", {output(p), output(buffer)},
+      [&](auto& ops, auto& ctx) {
+        p = start;
+        Status status{};
+        for (int64_t step = 1; step <= 3; ++step)
+          status = ops.sgd(ctx, {p.data(), g.data(), momentum > 0 ? buffer.data() : nullptr, dtype_of<T>(), n, step,
+                                 0.05, momentum, 0.1});
+        return status;
+      },
+      [&](auto what) { expect_close(p, wp, what); });
 }
 
 template <class T>

@@ -17,7 +17,8 @@ namespace {
 template <class F>
 void run(int threads, int64_t count, F&& f) {
   using Fn = std::remove_reference_t<F>;
-  pool_run(threads, count, [](void* fn, int64_t i) { (*static_cast<Fn*>(fn))(i); }, &f);
+  pool_run(
+      threads, count, [](void* fn, int64_t i) { (*static_cast<Fn*>(fn))(i); }, &f);
 }
 
 // Every index once, for many sizes and numbers of threads.
@@ -26,8 +27,8 @@ void test_coverage() {
     for (int64_t count : {-1, 0, 1, 2, 7, 1000}) {
       std::vector<std::atomic<int>> seen(count > 0 ? static_cast<size_t>(count) : 0);
       run(threads, count, [&](int64_t i) { ++seen[static_cast<size_t>(i)]; });
-      for (auto& n : seen) check(n == 1, "threads %d count %lld: an index ran %d times", threads,
-                                 static_cast<long long>(count), n.load());
+      for (auto& n : seen)
+        check(n == 1, "threads %d count %lld: an index ran %d times", threads, static_cast<long long>(count), n.load());
     }
 }
 

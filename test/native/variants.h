@@ -43,7 +43,8 @@ inline std::vector<Variant> variants() {
   std::vector<Variant> found{{"baseline", &cpu::baseline::op_table()}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({"avx2", &cpu::avx2::op_table()});
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    found.push_back({"avx2", &cpu::avx2::op_table()});
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     found.push_back({"avx512", &cpu::avx512::op_table()});
 #endif
@@ -139,12 +140,13 @@ constexpr DType dtype_of() {
 }
 
 // Differences of `loss` (fourth order) by a sample of the entries of x, against grad.
-inline void expect_gradient(std::vector<double>& x, const std::vector<double>& grad, const std::function<double()>& loss,
-                            const std::string& what) {
+inline void expect_gradient(std::vector<double>& x, const std::vector<double>& grad,
+                            const std::function<double()>& loss, const std::string& what) {
   Source source(x.size() + 7);
   std::vector<double> wanted, got;
   for (size_t sample = 0; sample < 24 && !x.empty(); ++sample) {
-    const size_t i = x.size() <= 24 ? sample % x.size() : static_cast<size_t>(source.below(static_cast<int64_t>(x.size())));
+    const size_t i =
+        x.size() <= 24 ? sample % x.size() : static_cast<size_t>(source.below(static_cast<int64_t>(x.size())));
     const double kept = x[i], h = 1e-3;
     const auto at = [&](double step) {
       x[i] = kept + step;

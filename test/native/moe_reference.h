@@ -1,0 +1,216 @@
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "core/philox.h"
+
+// A mixture-of-experts layer in plain loops and double precision, token by token and expert by expert.
+namespace moe_reference {
+
+using namespace st_moe;
+using Values = std::vector<double>;
+using Indices = std::vector<int32_t>;
+
+enum Flags : uint32_t {
+  kMasked = 1,
+  kNoisy = 2,
+  kSoft = 4,  // differentiable top-k
+  kAssigned = 8,
+  kNoStraightThrough = 16,
+  kEvaluation = 32,
+  kCollapse = 64,  // every token prefers expert 1
+  kDrawn = 128,    // random numbers from the generator instead of given ones
+};
+
+struct Shape {
+  const char* name;
+  int64_t B, N, D, E, K, C, H;
+  std::vector<float> threshold;  // [K]
+  uint32_t flags = 0;
+  double spread = 2;  // of the logits
+  int64_t tokens() const { return B * N; }
+  bool has(Flags flag) const { return flags & flag; }
+};
+
+// Every number is a float, so float32 and float64 layers see the same.
+struct Problem {
+  Shape shape;
+  Values x, w, w1, b1, mu, w2, b2, uniforms, gumbel, gy;
+  Indices mask;
+  double cb = 0.7, cz = -0.4, ct = 1.3, balance_coef = 0.5, z_coef = 0.25, noise_mult = 0.75;
+  uint64_t seed = 12345678901234567ull, step = 3, gumbel_step = 2;
+};
+
+inline Problem make_problem(const Shape& s, uint32_t seed) {
+  std::mt19937 engine(seed);
+  const auto normals = [&](int64_t n, double scale, double shift = 0) {
+    std::normal_distribution<double> normal;
+    Values v(n);
+    for (double& value : v) value = static_cast<float>(shift + scale * normal(engine));
+    return v;
+  };
+  Problem p;
+  p.shape = s;
+  p.x = normals(s.tokens() * s.D, 1);
+  p.w = normals(s.E * s.D, s.spread / std::sqrt(s.D));
+  if (s.has(kCollapse))
+    for (int64_t t = 0; t < s.tokens(); ++t) p.x[t * s.D] = 4;
+  if (s.has(kCollapse))
+    for (int64_t e = 0; e < s.E; ++e) p.w[e * s.D] = e == 1 ? 3 : -1;
+  p.w1 = normals(s.E * 2 * s.H * s.D, 1.5 / std::sqrt(s.D));
+  p.b1 = normals(s.E * 2 * s.H, 0.3);
+  p.mu = normals(s.E * s.H, 0.3, 1);
+  p.w2 = normals(s.E * s.D * s.H, 1.5 / std::sqrt(s.H));
+  p.b2 = normals(s.E * s.D, 0.3);
+  p.gy = normals(s.tokens() * s.D, 1);
+  const auto draws = [&](int64_t n, uint64_t step) {
+    Values v(n);
+    for (int64_t i = 0; i < n; ++i) v[i] = uniform24(philox_word(p.seed, step, i));
+    return v;
+  };
+  p.step = 1000 + seed;
+  p.uniforms = draws(s.K * s.tokens(), p.step);
+  p.gumbel = draws(s.tokens() * s.E, p.gumbel_step);
+  if (s.has(kMasked))
+    for (int64_t t = 0; t < s.tokens(); ++t) p.mask.push_back(t / s.N == 1 ? 0 : t % 5 != 2);  // sequence 1: all masked
+  return p;
+}
+
+struct Reference {
+  Indices index, kept, position;
+  Values gate, weight, y, density;
+  double balance = 0, z = 0, total = 0, objective = 0;
+  double margin = 1;  // how far the closest routing decision is from turning out otherwise
+};
+
+inline Values soft_topk(const Values& s, int64_t K) {
+  const double eps = 0.1, log_k = std::log(std::min(K * 9.0 / 8, double(s.size())));
+  Values b(s), c(s);
+  for (double& value : b) value = -value;
+  double a = 0;
+  for (int iteration = 0; iteration < 20; ++iteration) {
+    double total = 0;
+    for (size_t e = 0; e < s.size(); ++e) total += std::exp((s[e] + b[e]) / eps);
+    a = eps * (log_k - std::log(total));
+    for (size_t e = 0; e < s.size(); ++e) b[e] = -std::max(s[e] + a, 0.0);
+  }
+  for (size_t e = 0; e < s.size(); ++e) c[e] = std::exp((s[e] + a + b[e]) / eps);
+  return c;
+}
+
+inline double log_sum_exp(const Values& l) {
+  const double largest = *std::max_element(l.begin(), l.end());
+  double total = 0;
+  for (double value : l) total += std::exp(value - largest);
+  return largest + std::log(total);
+}
+
+inline void reference_token(const Problem& p, int64_t t, Reference& r, Values& s, double& lse) {
+  const Shape& q = p.shape;
+  Values l(q.E);
+  for (int64_t e = 0; e < q.E; ++e)
+    for (int64_t d = 0; d < q.D; ++d) l[e] += p.x[t * q.D + d] * p.w[e * q.D + d];
+  lse = log_sum_exp(l);
+  if (q.has(kNoisy))
+    for (int64_t e = 0; e < q.E; ++e)
+      l[e] -= p.noise_mult * std::log(std::max(-std::log(std::max(p.gumbel[t * q.E + e], 1e-20)), 1e-20));
+  const double noisy_lse = log_sum_exp(l);
+  s.resize(q.E);
+  for (int64_t e = 0; e < q.E; ++e) s[e] = std::exp(l[e] - noisy_lse);
+  std::vector<int32_t> order(q.E);
+  for (int64_t e = 0; e < q.E; ++e) order[e] = int32_t(e);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return s[a] > s[b]; });
+  for (int64_t k = 0; k < std::min(q.K, q.E - 1); ++k)
+    r.margin = std::min(r.margin, (s[order[k]] - s[order[k + 1]]) / s[order[k]]);
+  const Values score = q.has(kSoft) ? soft_topk(s, q.K) : s;
+  double delta = 0;
+  for (int64_t k = 0; k < q.K; ++k) delta += score[order[k]];
+  for (int64_t k = 0; k < q.K; ++k) {
+    const int64_t i = t * q.K + k;
+    const bool counted = p.mask.empty() || p.mask[t];
+    r.index[i] = order[k];
+    r.gate[i] = counted ? score[order[k]] / std::max(delta, 1e-9) : 0;
+    const double ratio = r.gate[i] / std::max(double(q.threshold[k]), 1e-9), u = p.uniforms[k * q.tokens() + t];
+    r.kept[i] = counted && (k == 0 || u < ratio);
+    if (k > 0) r.margin = std::min(r.margin, std::fabs(u - ratio));
+  }
+}
+
+inline void reference_slots(const Problem& p, Reference& r) {
+  const Shape& q = p.shape;
+  for (int64_t b = 0; b < q.B; ++b) {
+    Indices used(q.E);
+    for (int64_t k = 0; k < q.K; ++k)
+      for (int64_t t = b * q.N; t < (b + 1) * q.N; ++t) {
+        const int64_t i = t * q.K + k;
+        const bool routed = r.kept[i];
+        r.kept[i] = routed && used[r.index[i]] < q.C;
+        if (k == 0 && (q.has(kAssigned) ? routed : r.kept[i])) r.density[b * q.E + r.index[i]] += 1;
+        r.position[i] = r.kept[i] ? used[r.index[i]]++ : -1;
+        r.weight[i] = r.kept[i] ? r.gate[i] : 0;
+      }
+  }
+}
+
+// y += weight · expert(factor · x)
+inline void reference_expert(const Problem& p, int64_t t, int64_t e, double factor, double weight, Values& y) {
+  const Shape& q = p.shape;
+  Values a(2 * q.H), h(q.H);
+  for (int64_t j = 0; j < 2 * q.H; ++j) {
+    double total = 0;
+    for (int64_t d = 0; d < q.D; ++d) total += p.x[t * q.D + d] * p.w1[(e * 2 * q.H + j) * q.D + d];
+    a[j] = factor * total + p.b1[e * 2 * q.H + j];
+  }
+  for (int64_t j = 0; j < q.H; ++j) {
+    const double z = a[q.H + j];
+    h[j] = z * 0.5 * std::erfc(-z / std::sqrt(2.0)) * a[j] * p.mu[e * q.H + j];
+  }
+  for (int64_t d = 0; d < q.D; ++d) {
+    double total = p.b2[e * q.D + d];
+    for (int64_t j = 0; j < q.H; ++j) total += h[j] * p.w2[(e * q.D + d) * q.H + j];
+    y[t * q.D + d] += weight * total;
+  }
+}
+
+// `frozen`: the weights that the straight-through factor 1 + w − stop_gradient(w) subtracts; null: the factor is 1.
+inline Reference reference(const Problem& p, const Values* frozen = nullptr) {
+  const Shape& q = p.shape;
+  Reference r;
+  r.index = r.kept = r.position = Indices(q.tokens() * q.K);
+  r.gate = r.weight = Values(q.tokens() * q.K);
+  r.y = Values(q.tokens() * q.D);
+  r.density = Values(q.B * q.E);
+  Values mean(q.B * q.E), counted(q.B), s;
+  double lse, tokens = 0, sequences = 0;
+  for (int64_t t = 0; t < q.tokens(); ++t) {
+    reference_token(p, t, r, s, lse);
+    if (!p.mask.empty() && !p.mask[t]) continue;
+    ++counted[t / q.N];
+    r.z += lse * lse;
+    for (int64_t e = 0; e < q.E; ++e) mean[t / q.N * q.E + e] += s[e];
+  }
+  reference_slots(p, r);
+  for (int64_t b = 0; b < q.B; ++b) {
+    tokens += counted[b];
+    sequences += counted[b] > 0;
+    for (int64_t e = 0; e < q.E && counted[b] > 0; ++e) {
+      r.density[b * q.E + e] /= counted[b];
+      r.balance += r.density[b * q.E + e] * mean[b * q.E + e] / counted[b];
+    }
+  }
+  r.balance *= q.E / std::max(1.0, sequences);
+  r.z /= std::max(1.0, tokens);
+  if (q.has(kEvaluation)) r.balance = r.z = 0;
+  r.total = p.balance_coef * r.balance + p.z_coef * r.z;
+  for (int64_t i = 0; i < q.tokens() * q.K; ++i)
+    if (r.kept[i])
+      reference_expert(p, i / q.K, r.index[i], frozen ? 1 + r.weight[i] - (*frozen)[i] : 1, r.weight[i], r.y);
+  r.objective = p.cb * r.balance + p.cz * r.z + p.ct * r.total;
+  for (size_t i = 0; i < r.y.size(); ++i) r.objective += r.y[i] * p.gy[i];
+  return r;
+}
+
+}  // namespace moe_reference
