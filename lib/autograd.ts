@@ -1,7 +1,18 @@
 import { MoeError } from './errors.js'
 import { type Handle, native } from './native.js'
 import { isGradEnabled } from './scope.js'
-import { accumulateGrad, checkTensor, handleOf, isKept, leafHooksOf, setSource, sourceOf, type Tensor, type TensorMeta, wrap } from './tensor.js'
+import {
+  accumulateGrad,
+  checkTensor,
+  handleOf,
+  isKept,
+  leafHooksOf,
+  setSource,
+  sourceOf,
+  type Tensor,
+  type TensorMeta,
+  wrap,
+} from './tensor.js'
 
 /**
  * The tape. It records which op made which tensor and what that op wants to see again; the mathematics is native.

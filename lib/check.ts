@@ -12,7 +12,13 @@ export function checkNumber(op: string, name: string, value: unknown, min = -Inf
   return fail('OPTION', op, `${name} must be a finite number${range}, got ${show(value)}`)
 }
 
-export function checkInteger(op: string, name: string, value: unknown, min: number, max = Number.MAX_SAFE_INTEGER): number {
+export function checkInteger(
+  op: string,
+  name: string,
+  value: unknown,
+  min: number,
+  max = Number.MAX_SAFE_INTEGER,
+): number {
   if (typeof value === 'number' && Number.isSafeInteger(value) && value >= min && value <= max) return value
   const range = max < Number.MAX_SAFE_INTEGER ? `from ${min} to ${max}` : `of at least ${min}`
   return fail('OPTION', op, `${name} must be an integer ${range}, got ${show(value)}`)
@@ -38,12 +44,14 @@ const maxSize = 2 ** 46
 /** A frozen copy of a shape. */
 export function checkShape(op: string, name: string, value: unknown): readonly number[] {
   if (!Array.isArray(value)) return fail('SHAPE', op, `${name} must be an array of dimensions, got ${show(value)}`)
-  if (value.length > maxRank) return fail('SHAPE', op, `${name} must have at most ${maxRank} dimensions, got ${value.length}`)
+  if (value.length > maxRank)
+    return fail('SHAPE', op, `${name} must have at most ${maxRank} dimensions, got ${value.length}`)
   const shape = Array.from(value)
   if (!shape.every((n) => typeof n === 'number' && Number.isInteger(n) && n >= 0)) {
     return fail('SHAPE', op, `${name} must hold non-negative integers, got ${show(shape)}`)
   }
-  if (!(shape.reduce((a, b) => a * b, 1) <= maxSize)) return fail('SHAPE', op, `${name} ${show(shape)} has more than 2^46 elements`)
+  if (!(shape.reduce((a, b) => a * b, 1) <= maxSize))
+    return fail('SHAPE', op, `${name} ${show(shape)} has more than 2^46 elements`)
   return Object.freeze(shape)
 }
 
@@ -56,7 +64,11 @@ export const sameShape = (a: readonly number[], b: readonly number[]): boolean =
  * A plain copy of an options object: unknown names throw and name the nearest known one, `undefined` counts as absent.
  * Getters run once, here.
  */
-export function checkOptions<T extends object>(op: string, value: unknown, known: readonly (keyof T & string)[]): Partial<T> {
+export function checkOptions<T extends object>(
+  op: string,
+  value: unknown,
+  known: readonly (keyof T & string)[],
+): Partial<T> {
   if (value === undefined) return {}
   if (typeof value !== 'object' || value === null || Array.isArray(value)) {
     return fail('OPTION', op, `options must be an object, got ${show(value)}`)
@@ -65,7 +77,11 @@ export function checkOptions<T extends object>(op: string, value: unknown, known
   for (const key of Object.keys(value)) {
     if (!known.includes(key as keyof T & string)) {
       const near = nearest(key, known)
-      fail('OPTION', op, `unknown option ${show(key)}${near ? `; did you mean '${near}'?` : ''} Known: ${known.join(', ')}`)
+      fail(
+        'OPTION',
+        op,
+        `unknown option ${show(key)}${near ? `; did you mean '${near}'?` : ''} Known: ${known.join(', ')}`,
+      )
     }
     const entry = (value as Record<string, unknown>)[key]
     if (entry !== undefined) options[key as keyof T] = entry as T[keyof T]

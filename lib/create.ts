@@ -20,9 +20,16 @@ export type NestedArray = readonly (number | NestedArray)[]
 
 const names = ['dtype', 'device', 'requiresGrad'] as const
 
-function make(op: string, shape: readonly number[], options: TensorOptions, handle: (dtype: DType, device: number) => Handle, dtype: DType): Tensor {
+function make(
+  op: string,
+  shape: readonly number[],
+  options: TensorOptions,
+  handle: (dtype: DType, device: number) => Handle,
+  dtype: DType,
+): Tensor {
   const device = options.device ?? 'cpu'
-  const requiresGrad = options.requiresGrad === undefined ? false : checkBoolean(op, 'requiresGrad', options.requiresGrad)
+  const requiresGrad =
+    options.requiresGrad === undefined ? false : checkBoolean(op, 'requiresGrad', options.requiresGrad)
   if (requiresGrad && !isFloat(dtype)) fail('DTYPE', op, `only f32 and f64 tensors have gradients, dtype is ${dtype}`)
   const tensor = wrap(handle(dtype, deviceIndex(op, device)), { shape, dtype, device })
   if (requiresGrad) tensor.requiresGrad = true
@@ -38,7 +45,11 @@ function make(op: string, shape: readonly number[], options: TensorOptions, hand
  * tensor([[1, 2, 3], [4, 5, 6]])                          // f32 [2, 3]
  * tensor(new Float64Array(6), [2, 3], { requiresGrad: true })
  */
-export function tensor(data: TypedArray | number | NestedArray, shape?: readonly number[] | null, options?: TensorOptions): Tensor {
+export function tensor(
+  data: TypedArray | number | NestedArray,
+  shape?: readonly number[] | null,
+  options?: TensorOptions,
+): Tensor {
   const op = 'tensor'
   const checked = checkOptions<TensorOptions>(op, options, names)
   const source = ArrayBuffer.isView(data) ? fromTypedArray(op, data) : fromNumbers(op, data)
@@ -54,7 +65,14 @@ export function tensor(data: TypedArray | number | NestedArray, shape?: readonly
 type Values = Float32Array | Float64Array | Int32Array | Uint16Array
 
 /** Copies in, converting where the array travels as another dtype. */
-function upload(op: string, values: Values, from: DType | undefined, to: DType, shape: readonly number[], device: number): Handle {
+function upload(
+  op: string,
+  values: Values,
+  from: DType | undefined,
+  to: DType,
+  shape: readonly number[],
+  device: number,
+): Handle {
   if (values instanceof Uint16Array) {
     if (to !== 'bf16' && to !== 'f16') fail('DTYPE', op, `a Uint16Array holds bf16 or f16, not ${to}`)
     return native.fromData(values, dtypeCode(to), shape, device)
@@ -77,17 +95,28 @@ interface Source {
 
 function fromTypedArray(op: string, data: ArrayBufferView): Source {
   const { buffer } = data
-  if (!(buffer instanceof ArrayBuffer)) fail('OPTION', op, 'data must not be a view of a SharedArrayBuffer; copy it first')
-  if ((buffer as { resizable?: boolean }).resizable) fail('OPTION', op, 'data must not be a view of a resizable ArrayBuffer; copy it first')
+  if (!(buffer instanceof ArrayBuffer))
+    fail('OPTION', op, 'data must not be a view of a SharedArrayBuffer; copy it first')
+  if ((buffer as { resizable?: boolean }).resizable)
+    fail('OPTION', op, 'data must not be a view of a resizable ArrayBuffer; copy it first')
   if ((buffer as { detached?: boolean }).detached) fail('OPTION', op, 'the buffer of data has been transferred away')
   if (data instanceof Float32Array) return { values: data, shape: [data.length], dtype: 'f32' }
   if (data instanceof Float64Array) return { values: data, shape: [data.length], dtype: 'f64' }
   if (data instanceof Int32Array) return { values: data, shape: [data.length], dtype: 'i32' }
   if (data instanceof Uint16Array) return { values: data, shape: [data.length], dtype: undefined }
-  if (data instanceof Int16Array || data instanceof Int8Array || data instanceof Uint8Array || data instanceof Uint8ClampedArray) {
+  if (
+    data instanceof Int16Array ||
+    data instanceof Int8Array ||
+    data instanceof Uint8Array ||
+    data instanceof Uint8ClampedArray
+  ) {
     return { values: Int32Array.from(data), shape: [data.length], dtype: 'i32' }
   }
-  return fail('DTYPE', op, `data must be a Float32Array, Float64Array, Int32Array, Uint16Array or a smaller integer array, got ${show(data)}`)
+  return fail(
+    'DTYPE',
+    op,
+    `data must be a Float32Array, Float64Array, Int32Array, Uint16Array or a smaller integer array, got ${show(data)}`,
+  )
 }
 
 /** Nested arrays of numbers, read once. Iterative, so that depth cannot overflow the stack. */
@@ -136,16 +165,31 @@ function drawn(op: string, shape: unknown, normal: boolean, a: number, b: number
   const target = checkShape(op, 'shape', shape)
   const dtype = checked.dtype === undefined ? 'f32' : checkDType(op, checked.dtype, ['f32', 'f64'])
   const { seed, step } = drawFrom(op, checked.generator)
-  return make(op, target, checked, (to, device) => native.random(target, dtypeCode(to), device, normal, a, b, seed, step), dtype)
+  return make(
+    op,
+    target,
+    checked,
+    (to, device) => native.random(target, dtypeCode(to), device, normal, a, b, seed, step),
+    dtype,
+  )
 }
 
 /** Uniform on [0, 1). */
-export const rand = (shape: readonly number[], options?: RandomOptions): Tensor => drawn('rand', shape, false, 0, 1, options)
+export const rand = (shape: readonly number[], options?: RandomOptions): Tensor =>
+  drawn('rand', shape, false, 0, 1, options)
 /** Normal with mean 0 and variance 1. */
-export const randn = (shape: readonly number[], options?: RandomOptions): Tensor => drawn('randn', shape, true, 0, 1, options)
+export const randn = (shape: readonly number[], options?: RandomOptions): Tensor =>
+  drawn('randn', shape, true, 0, 1, options)
 /** Uniform on [low, high). */
 export function uniform(shape: readonly number[], low: number, high: number, options?: RandomOptions): Tensor {
-  return drawn('uniform', shape, false, checkNumber('uniform', 'low', low), checkNumber('uniform', 'high', high), options)
+  return drawn(
+    'uniform',
+    shape,
+    false,
+    checkNumber('uniform', 'low', low),
+    checkNumber('uniform', 'high', high),
+    options,
+  )
 }
 
 /** start, start + step, … below `end`; with one number 0 … end − 1. i32 where all are integers and no dtype is given. */

@@ -28,7 +28,11 @@ export function checkDType(op: string, value: unknown, allowed: readonly DType[]
 }
 
 /** A new array of the type in which a dtype travels. */
-export function allocateArray(op: string, dtype: DType, size: number): Float32Array | Float64Array | Int32Array | Uint16Array {
+export function allocateArray(
+  op: string,
+  dtype: DType,
+  size: number,
+): Float32Array | Float64Array | Int32Array | Uint16Array {
   try {
     if (dtype === 'f32') return new Float32Array(size)
     if (dtype === 'f64') return new Float64Array(size)

@@ -1,5 +1,25 @@
-export { arange, full, ones, rand, randn, type RandomOptions, tensor, type TensorOptions, uniform, zeros } from './create.js'
-export { type Device, type DeviceInfo, devices, getNumThreads, type MemoryInfo, memory, resetPeakMemory, setNumThreads } from './device.js'
+export {
+  arange,
+  full,
+  ones,
+  type RandomOptions,
+  rand,
+  randn,
+  type TensorOptions,
+  tensor,
+  uniform,
+  zeros,
+} from './create.js'
+export {
+  type Device,
+  type DeviceInfo,
+  devices,
+  getNumThreads,
+  type MemoryInfo,
+  memory,
+  resetPeakMemory,
+  setNumThreads,
+} from './device.js'
 export type { DType, TypedArray } from './dtype.js'
 export { MoeError, type MoeErrorCode } from './errors.js'
 export * from './io/index.js'

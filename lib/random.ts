@@ -33,7 +33,8 @@ export class Generator {
   /** Continues from a saved state. */
   setState(state: { seed: number; step: number }): void {
     const op = 'Generator.setState'
-    if (typeof state !== 'object' || state === null) fail('OPTION', op, `state must be { seed, step }, got ${show(state)}`)
+    if (typeof state !== 'object' || state === null)
+      fail('OPTION', op, `state must be { seed, step }, got ${show(state)}`)
     const seed = checkInteger(op, 'seed', state.seed, 0, maxSeed)
     this.#step = checkInteger(op, 'step', state.step, 0, maxSeed)
     this.#seed = seed

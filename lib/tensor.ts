@@ -9,9 +9,9 @@ import { clone, to } from './ops/cast.js'
 import { matmul } from './ops/matmul.js'
 import { mean, sum } from './ops/reduce.js'
 import { reshape } from './ops/reshape.js'
+import { softmax } from './ops/softmax.js'
 import { slice, transpose } from './ops/strided.js'
 import { abs, exp, gelu, log, neg, relu, sigmoid, silu, sqrt, square, tanh } from './ops/unary.js'
-import { softmax } from './ops/softmax.js'
 import { currentScope, type Scope } from './scope.js'
 
 /** What a finalizer needs, apart from the Tensor itself. */
@@ -121,7 +121,8 @@ export class Tensor {
   /** Setting it makes this tensor a leaf: whatever made it is forgotten, and `backward` puts its gradient in `grad`. */
   set requiresGrad(value: boolean) {
     checkBoolean('Tensor.requiresGrad', 'value', value)
-    if (value && !isFloat(this.dtype)) fail('DTYPE', 'Tensor.requiresGrad', `only f32 and f64 tensors have gradients, this is ${this.dtype}`)
+    if (value && !isFloat(this.dtype))
+      fail('DTYPE', 'Tensor.requiresGrad', `only f32 and f64 tensors have gradients, this is ${this.dtype}`)
     this.#held.source?.node.release()
     this.#held.source = null
     this.#requiresGrad = value
@@ -151,7 +152,8 @@ export class Tensor {
     checkTensor(op, 'this', this)
     if (!this.#requiresGrad) fail('UNSUPPORTED', op, 'this tensor does not depend on any tensor with requiresGrad')
     if (gradient === undefined || gradient === null) {
-      if (this.size !== 1) fail('SHAPE', op, `a tensor of shape ${showShape(this.shape)} needs a gradient of the same shape`)
+      if (this.size !== 1)
+        fail('SHAPE', op, `a tensor of shape ${showShape(this.shape)} needs a gradient of the same shape`)
       runBackward(this, native.full(this.shape, dtypeCode(this.dtype), deviceIndex(op, this.device), 1), retainGraph)
       return
     }
@@ -342,7 +344,8 @@ export function checkTensor(op: string, name: string, value: unknown, like?: Ten
   if (!isTensor(value)) fail('OPTION', op, `${name} must be a Tensor, got ${show(value)}`)
   if (value.disposed) fail('DISPOSED', op, `${name} has been disposed`)
   if (like) {
-    if (!sameShape(value.shape, like.shape)) fail('SHAPE', op, `${name} must be ${showShape(like.shape)}, got ${showShape(value.shape)}`)
+    if (!sameShape(value.shape, like.shape))
+      fail('SHAPE', op, `${name} must be ${showShape(like.shape)}, got ${showShape(value.shape)}`)
     if (value.dtype !== like.dtype) fail('DTYPE', op, `${name} must be ${like.dtype}, got ${value.dtype}`)
     if (value.device !== like.device) fail('DEVICE', op, `${name} must be on ${like.device}, got ${value.device}`)
   }
@@ -352,6 +355,7 @@ export function checkTensor(op: string, name: string, value: unknown, like?: Ten
 /** A live f32 or f64 Tensor. */
 export function checkFloat(op: string, name: string, value: unknown): Tensor {
   const tensor = checkTensor(op, name, value)
-  if (!isFloat(tensor.dtype)) fail('DTYPE', op, `${name} must be f32 or f64, got ${tensor.dtype}; convert it with .to('f32')`)
+  if (!isFloat(tensor.dtype))
+    fail('DTYPE', op, `${name} must be f32 or f64, got ${tensor.dtype}; convert it with .to('f32')`)
   return tensor
 }

@@ -41,11 +41,16 @@ function main() {
     cmakeJs = require.resolve('cmake-js/bin/cmake-js', { paths: [root] })
     require.resolve('node-addon-api/package.json', { paths: [root] })
   } catch {
-    console.error('st-moe: compiling needs cmake-js and node-addon-api: npm install cmake-js node-addon-api, then npm rebuild st-moe')
+    console.error(
+      'st-moe: compiling needs cmake-js and node-addon-api: npm install cmake-js node-addon-api, then npm rebuild st-moe',
+    )
     return 1
   }
   const parallel = String(Math.max(1, require('node:os').availableParallelism()))
-  const result = spawnSync(process.execPath, [cmakeJs, 'compile', '--parallel', parallel], { cwd: root, stdio: 'inherit' })
+  const result = spawnSync(process.execPath, [cmakeJs, 'compile', '--parallel', parallel], {
+    cwd: root,
+    stdio: 'inherit',
+  })
   return result.status ?? 1
 }
 

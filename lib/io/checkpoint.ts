@@ -22,10 +22,14 @@ export interface Checkpoint extends CheckpointTargets {
 
 const names = ['model', 'optimizer', 'generator'] as const
 
-function checkTargets(op: string, targets: Partial<CheckpointTargets>): Required<Pick<CheckpointTargets, 'model' | 'generator'>> & CheckpointTargets {
+function checkTargets(
+  op: string,
+  targets: Partial<CheckpointTargets>,
+): Required<Pick<CheckpointTargets, 'model' | 'generator'>> & CheckpointTargets {
   const { model, optimizer, generator = defaultGenerator } = targets
   if (!(model instanceof Module)) fail('OPTION', op, `model must be a Module, got ${show(model)}`)
-  if (optimizer !== undefined && !(optimizer instanceof Optimizer)) fail('OPTION', op, `optimizer must be an optimizer, got ${show(optimizer)}`)
+  if (optimizer !== undefined && !(optimizer instanceof Optimizer))
+    fail('OPTION', op, `optimizer must be an optimizer, got ${show(optimizer)}`)
   if (!Generator.isGenerator(generator)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
   return { model, optimizer, generator }
 }
@@ -34,7 +38,11 @@ const prefixed = (prefix: string, state: StateDict): StateDict =>
   Object.fromEntries(Object.entries(state).map(([name, value]) => [prefix + name, value]))
 
 const unprefixed = (prefix: string, state: StateDict): StateDict =>
-  Object.fromEntries(Object.entries(state).flatMap(([name, value]) => (name.startsWith(prefix) ? [[name.slice(prefix.length), value]] : [])))
+  Object.fromEntries(
+    Object.entries(state).flatMap(([name, value]) =>
+      name.startsWith(prefix) ? [[name.slice(prefix.length), value]] : [],
+    ),
+  )
 
 /**
  * Writes model, optimizer, step, generator and data position to one safetensors file, atomically. A run that is
@@ -49,7 +57,12 @@ export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Prom
   checkInteger(op, 'step', step, 0)
   const { model, optimizer, generator } = checkTargets(op, rest)
   const state = { ...prefixed('model.', model.stateDict()), ...prefixed('optimizer.', optimizer?.stateDict() ?? {}) }
-  const about = { step, extra, optimizer: optimizer !== undefined, generator: { seed: generator.seed, step: generator.step } }
+  const about = {
+    step,
+    extra,
+    optimizer: optimizer !== undefined,
+    generator: { seed: generator.seed, step: generator.step },
+  }
   try {
     await saveSafetensors(path, state, { metadata: { 'st-moe.checkpoint': JSON.stringify(about) } })
   } finally {
@@ -58,7 +71,10 @@ export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Prom
 }
 
 /** Restores what {@link saveCheckpoint} wrote into `targets`, and gives step and extra. */
-export async function loadCheckpoint(path: string, targets: CheckpointTargets): Promise<{ step: number; extra: unknown }> {
+export async function loadCheckpoint(
+  path: string,
+  targets: CheckpointTargets,
+): Promise<{ step: number; extra: unknown }> {
   const op = 'loadCheckpoint'
   const { model, optimizer, generator } = checkTargets(op, checkOptions<CheckpointTargets>(op, targets, names))
   const { tensors, metadata } = await loadSafetensors(path)

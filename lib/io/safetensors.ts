@@ -35,8 +35,11 @@ const maxHeader = 100_000_000
 /** Header and tensors as the parts of a file; copies are taken here, so later changes do not matter. */
 function encode(op: string, state: StateDict, options: unknown): Uint8Array[] {
   const { metadata } = checkOptions<{ metadata: Record<string, string> }>(op, options, ['metadata'])
-  if (typeof state !== 'object' || state === null) fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
-  const entries = Object.entries(state).map(([name, value]) => [name, checkTensor(op, `state[${show(name)}]`, value)] as const)
+  if (typeof state !== 'object' || state === null)
+    fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
+  const entries = Object.entries(state).map(
+    ([name, value]) => [name, checkTensor(op, `state[${show(name)}]`, value)] as const,
+  )
   // Widest types first, as the reference writer does: every tensor is then aligned to its own size.
   entries.sort(([a, x], [b, y]) => dtypeSize(y.dtype) - dtypeSize(x.dtype) || (a < b ? -1 : 1))
   const header: Record<string, unknown> = Object.create(null)
@@ -57,7 +60,8 @@ function encode(op: string, state: StateDict, options: unknown): Uint8Array[] {
 }
 
 function checkMetadata(op: string, metadata: unknown): Record<string, string> {
-  if (typeof metadata !== 'object' || metadata === null) fail('OPTION', op, `metadata must be an object of strings, got ${show(metadata)}`)
+  if (typeof metadata !== 'object' || metadata === null)
+    fail('OPTION', op, `metadata must be an object of strings, got ${show(metadata)}`)
   for (const [key, value] of Object.entries(metadata)) {
     if (typeof value !== 'string') fail('OPTION', op, `metadata.${key} must be a string, got ${show(value)}`)
   }
@@ -65,7 +69,8 @@ function checkMetadata(op: string, metadata: unknown): Record<string, string> {
 }
 
 function checkPath(op: string, path: unknown): string {
-  if (typeof path !== 'string' || path === '' || path.includes('\0')) fail('OPTION', op, `path must be a file name, got ${show(path)}`)
+  if (typeof path !== 'string' || path === '' || path.includes('\0'))
+    fail('OPTION', op, `path must be a file name, got ${show(path)}`)
   return path
 }
 
@@ -75,13 +80,21 @@ function checkPath(op: string, path: unknown): string {
  * @example
  * saveSafetensorsSync('moe.safetensors', moe.stateDict(), { metadata: { step: '1000' } })
  */
-export function saveSafetensorsSync(path: string, state: StateDict, options?: { metadata?: Record<string, string> }): void {
+export function saveSafetensorsSync(
+  path: string,
+  state: StateDict,
+  options?: { metadata?: Record<string, string> },
+): void {
   const op = 'saveSafetensors'
   writeAtomicSync(checkPath(op, path), encode(op, state, options))
 }
 
 /** As {@link saveSafetensorsSync}; the values are copied before the first await. */
-export async function saveSafetensors(path: string, state: StateDict, options?: { metadata?: Record<string, string> }): Promise<void> {
+export async function saveSafetensors(
+  path: string,
+  state: StateDict,
+  options?: { metadata?: Record<string, string> },
+): Promise<void> {
   const op = 'saveSafetensors'
   await writeAtomic(checkPath(op, path), encode(op, state, options))
 }
@@ -102,7 +115,11 @@ function headerLength(path: string, bytes: Uint8Array, fileSize: number): number
   return Number(length)
 }
 
-function parseHeader(path: string, bytes: Uint8Array, dataSize: number): { entries: Entry[]; metadata: Record<string, string> } {
+function parseHeader(
+  path: string,
+  bytes: Uint8Array,
+  dataSize: number,
+): { entries: Entry[]; metadata: Record<string, string> } {
   let header: unknown
   try {
     const text = new TextDecoder('utf-8', { fatal: true }).decode(bytes)
@@ -110,7 +127,12 @@ function parseHeader(path: string, bytes: Uint8Array, dataSize: number): { entri
     header = JSON.parse(text)
   } catch (cause) {
     if (cause instanceof MoeError) throw cause
-    throw new MoeError('FILE_FORMAT', 'loadSafetensors', `${path}: the header is not JSON: ${(cause as Error).message}`, { cause })
+    throw new MoeError(
+      'FILE_FORMAT',
+      'loadSafetensors',
+      `${path}: the header is not JSON: ${(cause as Error).message}`,
+      { cause },
+    )
   }
   const entries: Entry[] = []
   let metadata: Record<string, string> = {}
@@ -129,19 +151,29 @@ function parseHeader(path: string, bytes: Uint8Array, dataSize: number): { entri
 }
 
 function parseMetadata(path: string, value: unknown): Record<string, string> {
-  const isStrings = typeof value === 'object' && value !== null && !Array.isArray(value) && Object.values(value).every((v) => typeof v === 'string')
+  const isStrings =
+    typeof value === 'object' &&
+    value !== null &&
+    !Array.isArray(value) &&
+    Object.values(value).every((v) => typeof v === 'string')
   if (!isStrings) malformed(path, '__metadata__ must be an object of strings')
   return { ...(value as Record<string, string>) }
 }
 
 function parseEntry(path: string, name: string, value: unknown): Entry {
-  const { dtype, shape, data_offsets: offsets } = (typeof value === 'object' && value !== null ? value : {}) as Record<string, unknown>
+  const {
+    dtype,
+    shape,
+    data_offsets: offsets,
+  } = (typeof value === 'object' && value !== null ? value : {}) as Record<string, unknown>
   const isCount = (n: unknown): n is number => Number.isSafeInteger(n) && (n as number) >= 0
   if (typeof dtype !== 'string' || !Object.hasOwn(bytesOf, dtype)) {
     malformed(path, `tensor ${show(name)} has dtype ${show(dtype)}, known are ${Object.keys(bytesOf).join(', ')}`)
   }
-  if (!Array.isArray(shape) || shape.length > 8 || !shape.every(isCount)) malformed(path, `tensor ${show(name)} has shape ${show(shape)}`)
-  if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isCount)) malformed(path, `tensor ${show(name)} has data_offsets ${show(offsets)}`)
+  if (!Array.isArray(shape) || shape.length > 8 || !shape.every(isCount))
+    malformed(path, `tensor ${show(name)} has shape ${show(shape)}`)
+  if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isCount))
+    malformed(path, `tensor ${show(name)} has data_offsets ${show(offsets)}`)
   const [begin, end] = offsets as number[]
   if (end - begin !== sizeOf(shape as number[]) * bytesOf[dtype as string]) {
     malformed(path, `tensor ${show(name)}: ${dtype} ${show(shape)} does not fill bytes ${begin} to ${end}`)
@@ -163,7 +195,8 @@ function narrowed(path: string, entry: Entry, bytes: Uint8Array): Int32Array {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
   return Int32Array.from({ length: bytes.byteLength / 8 }, (_, i) => {
     const value = view.getBigInt64(i * 8, true)
-    if (value !== BigInt.asIntN(32, value)) malformed(path, `tensor ${show(entry.name)} holds ${value}, which does not fit i32`)
+    if (value !== BigInt.asIntN(32, value))
+      malformed(path, `tensor ${show(entry.name)} holds ${value}, which does not fit i32`)
     return Number(value)
   })
 }
@@ -174,7 +207,8 @@ function loadWith(path: string, fileSize: number, read: Read): LoadedTensors {
   const { entries, metadata } = parseHeader(path, read(8, length), fileSize - 8 - length)
   const tensors: StateDict = Object.create(null)
   try {
-    for (const entry of entries) tensors[entry.name] = decode(path, entry, read(8 + length + entry.begin, entry.end - entry.begin))
+    for (const entry of entries)
+      tensors[entry.name] = decode(path, entry, read(8 + length + entry.begin, entry.end - entry.begin))
   } catch (error) {
     for (const tensor of Object.values(tensors)) tensor.dispose()
     throw error

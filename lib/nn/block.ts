@@ -4,11 +4,11 @@ import { add } from '../ops/binary.js'
 import { scope } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import { FeedForward } from './feed-forward.js'
+import { Module } from './module.js'
 import { MoE, type MoEForwardOptions } from './moe.js'
 import type { MoEResult } from './moe-result.js'
-import { Module } from './module.js'
 import { RMSNorm } from './norm.js'
-import { type GradHandle, forwardWithGrad } from './with-grad.js'
+import { forwardWithGrad, type GradHandle } from './with-grad.js'
 
 export interface SparseMoEBlockOptions {
   /** A dense feed-forward before the experts. Default false. */
@@ -37,7 +37,10 @@ export class SparseMoEBlock extends Module {
     const op = 'SparseMoEBlock'
     if (!(moe instanceof MoE)) fail('OPTION', op, `moe must be a MoE, got ${show(moe)}`)
     const o = checkOptions<SparseMoEBlockOptions>(op, options, ['addFfBefore', 'addFfAfter'])
-    const [before, after] = [checkBoolean(op, 'addFfBefore', o.addFfBefore ?? false), checkBoolean(op, 'addFfAfter', o.addFfAfter ?? false)]
+    const [before, after] = [
+      checkBoolean(op, 'addFfBefore', o.addFfBefore ?? false),
+      checkBoolean(op, 'addFfAfter', o.addFfAfter ?? false),
+    ]
     const { dtype, device } = moe.gate.toGates.weight
     const layer = { dtype: dtype as 'f32' | 'f64', device }
     this.moe = moe
@@ -62,7 +65,11 @@ export class SparseMoEBlock extends Module {
   }
 
   /** As {@link MoE.forwardWithGrad}. */
-  forwardWithGrad(input: Float32Array | Float64Array, shape: readonly number[], options?: MoEForwardOptions): GradHandle {
+  forwardWithGrad(
+    input: Float32Array | Float64Array,
+    shape: readonly number[],
+    options?: MoEForwardOptions,
+  ): GradHandle {
     return forwardWithGrad('SparseMoEBlock.forwardWithGrad', this, this.moe.gate.toGates.weight, input, shape, options)
   }
 

@@ -1,7 +1,7 @@
 import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail } from '../check.js'
 import { tensor } from '../create.js'
 import { show } from '../errors.js'
-import { type RouteResult, expertCapacity, route } from '../ops/route.js'
+import { expertCapacity, type RouteResult, route } from '../ops/route.js'
 import { keep } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
@@ -33,8 +33,22 @@ export interface TopNGatingOptions extends LayerOptions {
 }
 
 const names = [
-  'dim', 'numGates', 'topN', 'thresholdTrain', 'thresholdEval', 'capacityFactorTrain', 'capacityFactorEval', 'balanceLossCoef',
-  'routerZLossCoef', 'differentiableTopk', 'noiseGates', 'noiseMult', 'balanceDensity', 'eps', 'dtype', 'device',
+  'dim',
+  'numGates',
+  'topN',
+  'thresholdTrain',
+  'thresholdEval',
+  'capacityFactorTrain',
+  'capacityFactorEval',
+  'balanceLossCoef',
+  'routerZLossCoef',
+  'differentiableTopk',
+  'noiseGates',
+  'noiseMult',
+  'balanceDensity',
+  'eps',
+  'dtype',
+  'device',
 ] as const
 
 export interface GatingForwardOptions {
@@ -47,7 +61,12 @@ export interface GatingForwardOptions {
 /** f32 [K]: eps, then the thresholds. */
 function thresholdBuffer(op: string, name: string, value: unknown, K: number, eps: number): Tensor {
   const list = Array.isArray(value) ? value : Array(K - 1).fill(value)
-  if (list.length !== K - 1) fail('OPTION', op, `${name} must be a number or ${K - 1} numbers (one for each choice after the first), got ${show(value)}`)
+  if (list.length !== K - 1)
+    fail(
+      'OPTION',
+      op,
+      `${name} must be a number or ${K - 1} numbers (one for each choice after the first), got ${show(value)}`,
+    )
   const values = list.map((entry, i) => checkNumber(op, Array.isArray(value) ? `${name}[${i}]` : name, entry))
   return keep(tensor(Float32Array.from([eps, ...values]), [K]))
 }
@@ -99,7 +118,10 @@ export class TopNGating extends Module {
   forward(x: Tensor, options?: GatingForwardOptions): RouteResult {
     const op = 'TopNGating.forward'
     const o = checkOptions<GatingForwardOptions>(op, options, ['random', 'mask', 'noiseGates', 'noiseMult'])
-    const random = checkOptions<NonNullable<GatingForwardOptions['random']>>(op, o.random, ['uniforms', 'gumbelUniforms'])
+    const random = checkOptions<NonNullable<GatingForwardOptions['random']>>(op, o.random, [
+      'uniforms',
+      'gumbelUniforms',
+    ])
     const { capacityFactorTrain, capacityFactorEval, ...rest } = this.#options
     const factor = this.training ? capacityFactorTrain : capacityFactorEval
     return route(x, this.toGates.weight, {

@@ -36,7 +36,8 @@ class Hooks {
   constructor(module: Module) {
     this.#module = module
     const forward = (module as unknown as { forward?: unknown }).forward
-    if (typeof forward !== 'function') fail('OPTION', 'Module hooks', `${module.constructor.name} has no forward method`)
+    if (typeof forward !== 'function')
+      fail('OPTION', 'Module hooks', `${module.constructor.name} has no forward method`)
     Object.defineProperty(module, 'forward', {
       value: (...args: unknown[]) => this.#run((...rest) => (forward as Forward).apply(module, rest), args),
       configurable: true,
@@ -57,7 +58,8 @@ class Hooks {
     for (const { fn } of [...this.pre]) {
       const replaced = fn(this.#module, args)
       if (replaced !== undefined) {
-        if (!Array.isArray(replaced)) fail('OPTION', 'forward pre-hook', 'a hook must return an array of arguments or nothing')
+        if (!Array.isArray(replaced))
+          fail('OPTION', 'forward pre-hook', 'a hook must return an array of arguments or nothing')
         args = replaced
       }
     }
@@ -75,7 +77,9 @@ class Hooks {
     let gradOutput: (Handle | null)[] = []
     const inputs = args.filter(isTensor)
     const outputMeta: TensorMeta[] = []
-    const seen = identity(inputs, (gradInput) => callHooks(this.#module, hooks, gradInput, inputs, gradOutput, outputMeta))
+    const seen = identity(inputs, (gradInput) =>
+      callHooks(this.#module, hooks, gradInput, inputs, gradOutput, outputMeta),
+    )
     let next = 0
     const result = forward(...args.map((arg) => (isTensor(arg) ? seen[next++] : arg)))
     const outputs: Tensor[] = []

@@ -25,7 +25,8 @@ export interface StateEntry {
   index?: number
 }
 
-const entryShape = ({ tensor, index }: StateEntry): readonly number[] => (index === undefined ? tensor.shape : tensor.shape.slice(1))
+const entryShape = ({ tensor, index }: StateEntry): readonly number[] =>
+  index === undefined ? tensor.shape : tensor.shape.slice(1)
 const entryOffset = ({ tensor, index = 0 }: StateEntry): number => (index > 0 ? index * stridesOf(tensor.shape)[0] : 0)
 
 /** A copy of the entry's values out of a tensor of the shape of `entry.tensor`. */
@@ -123,7 +124,8 @@ export abstract class Module {
     const op = `${this.constructor.name}.loadStateDict`
     const { strict = true } = checkOptions<{ strict: boolean }>(op, options, ['strict'])
     checkBoolean(op, 'strict', strict)
-    if (typeof state !== 'object' || state === null) fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
+    if (typeof state !== 'object' || state === null)
+      fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
     const values = new Map<string, unknown>(Object.entries(state))
     const entries = [...this.stateEntries()]
     const known = new Set(entries.map(({ name }) => name))
@@ -131,8 +133,10 @@ export abstract class Module {
     const unexpected = [...values.keys()].filter((name) => !known.has(name))
     const present = entries.filter(({ name }) => values.has(name))
     const problems = present.flatMap((entry) => mismatch(entry, values.get(entry.name)))
-    if (strict) problems.unshift(...missing.map((name) => `missing: ${name}`), ...unexpected.map((name) => `unexpected: ${name}`))
-    if (problems.length > 0) fail('STATE_DICT', op, `the state does not fit, nothing was changed:\n  ${problems.join('\n  ')}`)
+    if (strict)
+      problems.unshift(...missing.map((name) => `missing: ${name}`), ...unexpected.map((name) => `unexpected: ${name}`))
+    if (problems.length > 0)
+      fail('STATE_DICT', op, `the state does not fit, nothing was changed:\n  ${problems.join('\n  ')}`)
     this.#write(present, values)
     return { missing, unexpected }
   }
@@ -211,7 +215,8 @@ function mismatch(entry: StateEntry, value: unknown): string[] {
   if (!isTensor(value)) return [`mistyped: ${entry.name} must be a Tensor, got ${show(value)}`]
   if (value.disposed) return [`disposed: ${entry.name}`]
   const shape = entryShape(entry)
-  if (!sameShape(value.shape, shape)) return [`misshapen: ${entry.name} must be ${showShape(shape)}, got ${showShape(value.shape)}`]
+  if (!sameShape(value.shape, shape))
+    return [`misshapen: ${entry.name} must be ${showShape(shape)}, got ${showShape(value.shape)}`]
   if (value.dtype === 'i32') return [`mistyped: ${entry.name} must be a floating-point tensor, got i32`]
   return []
 }

@@ -1,4 +1,4 @@
-import type { Routing, RouteResult } from '../ops/route.js'
+import type { RouteResult, Routing } from '../ops/route.js'
 import type { Tensor } from '../tensor.js'
 
 /** How many tokens the experts got in one forward. */

@@ -1,4 +1,13 @@
-import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail, sameShape, showShape } from '../check.js'
+import {
+  checkBoolean,
+  checkInteger,
+  checkNumber,
+  checkOneOf,
+  checkOptions,
+  fail,
+  sameShape,
+  showShape,
+} from '../check.js'
 import { deviceIndex } from '../device.js'
 import { MoeError, show } from '../errors.js'
 import { native } from '../native.js'
@@ -14,9 +23,9 @@ import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor.js'
 import { Experts, hiddenWidth } from './experts.js'
 import { type GatingForwardOptions, TopNGating, type TopNGatingOptions } from './gating.js'
 import { layerOptions } from './linear.js'
-import { MoEResult } from './moe-result.js'
 import { checkModule, Module, type StateEntry } from './module.js'
-import { type GradHandle, forwardWithGrad } from './with-grad.js'
+import { MoEResult } from './moe-result.js'
+import { forwardWithGrad, type GradHandle } from './with-grad.js'
 
 export interface MoEOptions extends Omit<TopNGatingOptions, 'numGates' | 'topN'> {
   /** E. Default 16. */
@@ -45,12 +54,31 @@ export interface MoEForwardOptions extends GatingForwardOptions {
 }
 
 const gatingNames = [
-  'dim', 'thresholdTrain', 'thresholdEval', 'capacityFactorTrain', 'capacityFactorEval', 'balanceLossCoef', 'routerZLossCoef',
-  'differentiableTopk', 'noiseGates', 'noiseMult', 'balanceDensity', 'eps', 'dtype', 'device',
+  'dim',
+  'thresholdTrain',
+  'thresholdEval',
+  'capacityFactorTrain',
+  'capacityFactorEval',
+  'balanceLossCoef',
+  'routerZLossCoef',
+  'differentiableTopk',
+  'noiseGates',
+  'noiseMult',
+  'balanceDensity',
+  'eps',
+  'dtype',
+  'device',
 ] as const
 const ownNames = [
-  'numExperts', 'expertHiddenMult', 'gatingTopN', 'straightThroughDispatchTensor', 'experts', 'computeDtype', 'onNonFinite',
-  'allowVarSeqLen', 'processGroup',
+  'numExperts',
+  'expertHiddenMult',
+  'gatingTopN',
+  'straightThroughDispatchTensor',
+  'experts',
+  'computeDtype',
+  'onNonFinite',
+  'allowVarSeqLen',
+  'processGroup',
 ] as const
 const forwardNames = ['random', 'mask', 'noiseGates', 'noiseMult', 'stats'] as const
 
@@ -76,16 +104,26 @@ export class MoE extends Module {
     const op = 'MoE'
     const o = checkOptions<MoEOptions>(op, options, [...gatingNames, ...ownNames])
     if (o.processGroup || o.allowVarSeqLen) {
-      throw new MoeError('UNSUPPORTED', op, 'processGroup and allowVarSeqLen (expert parallelism) are not available in this version')
+      throw new MoeError(
+        'UNSUPPORTED',
+        op,
+        'processGroup and allowVarSeqLen (expert parallelism) are not available in this version',
+      )
     }
     this.#straightThrough = checkBoolean(op, 'straightThroughDispatchTensor', o.straightThroughDispatchTensor ?? true)
-    this.#throwNonFinite = checkOneOf(op, 'onNonFinite', o.onNonFinite ?? 'propagate', ['propagate', 'throw']) === 'throw'
+    this.#throwNonFinite =
+      checkOneOf(op, 'onNonFinite', o.onNonFinite ?? 'propagate', ['propagate', 'throw']) === 'throw'
     const layer = layerOptions(op, o)
     deviceIndex(op, layer.device)
     this.#bf16 = checkComputeDtype(op, o, layer.dtype)
     this.dim = checkInteger(op, 'dim', o.dim, 1)
     const mult = checkNumber(op, 'expertHiddenMult', o.expertHiddenMult ?? 4, 0)
-    this.numExperts = checkInteger(op, 'numExperts', o.numExperts ?? (Array.isArray(o.experts) ? o.experts.length : 16), 1)
+    this.numExperts = checkInteger(
+      op,
+      'numExperts',
+      o.numExperts ?? (Array.isArray(o.experts) ? o.experts.length : 16),
+      1,
+    )
     const modules = o.experts === undefined ? null : checkExperts(op, o.experts, this.numExperts)
     const hidden = modules ? 0 : hiddenWidth(op, this.dim, mult)
     const gating = Object.fromEntries(gatingNames.flatMap((name) => (o[name] === undefined ? [] : [[name, o[name]]])))
@@ -105,7 +143,10 @@ export class MoE extends Module {
     checkTensor(op, 'x', x, { shape: x.shape, dtype, device })
     this.#checkFinite(op, 'x', x)
     const routing = this.gate.forward(x, gating)
-    const outputs = this.experts instanceof Experts ? this.#applyBuiltIn(x, routing, this.experts) : this.#applyUsers(x, routing, this.experts)
+    const outputs =
+      this.experts instanceof Experts
+        ? this.#applyBuiltIn(x, routing, this.experts)
+        : this.#applyUsers(x, routing, this.experts)
     this.#checkFinite(op, 'the output', outputs)
     return new MoEResult(outputs, routing, stats)
   }
@@ -118,7 +159,11 @@ export class MoE extends Module {
    * const step = moe.forwardWithGrad(input, [4, 1024, 512])
    * const { dInput } = step.backward(dOutputs, 1)
    */
-  forwardWithGrad(input: Float32Array | Float64Array, shape: readonly number[], options?: MoEForwardOptions): GradHandle {
+  forwardWithGrad(
+    input: Float32Array | Float64Array,
+    shape: readonly number[],
+    options?: MoEForwardOptions,
+  ): GradHandle {
     return forwardWithGrad('MoE.forwardWithGrad', this, this.gate.toGates.weight, input, shape, options)
   }
 
@@ -146,7 +191,11 @@ export class MoE extends Module {
         const rows = reshape(slice(dispatched, 0, i, i + 1), slot)
         const y = (expert as Module & { forward(x: Tensor): unknown }).forward(rows)
         if (!isTensor(y) || !sameShape(y.shape, slot)) {
-          fail('SHAPE', 'MoE.forward', `expert ${i} must give a tensor ${showShape(slot)}, got ${isTensor(y) ? showShape(y.shape) : show(y)}`)
+          fail(
+            'SHAPE',
+            'MoE.forward',
+            `expert ${i} must give a tensor ${showShape(slot)}, got ${isTensor(y) ? showShape(y.shape) : show(y)}`,
+          )
         }
         return reshape(y, [1, ...slot])
       })
@@ -179,10 +228,12 @@ export class UserExperts extends Module {
 
 function checkExperts(op: string, experts: unknown, count: number): Module[] {
   if (!Array.isArray(experts)) fail('OPTION', op, `experts must be an array of modules, got ${show(experts)}`)
-  if (experts.length !== count) fail('OPTION', op, `experts must hold numExperts = ${count} modules, got ${experts.length}`)
+  if (experts.length !== count)
+    fail('OPTION', op, `experts must hold numExperts = ${count} modules, got ${experts.length}`)
   return experts.map((expert, i) => {
     const module = checkModule(op, `experts[${i}]`, expert)
-    if (typeof (module as { forward?: unknown }).forward !== 'function') fail('OPTION', op, `experts[${i}] must have a forward method`)
+    if (typeof (module as { forward?: unknown }).forward !== 'function')
+      fail('OPTION', op, `experts[${i}] must have a forward method`)
     return module
   })
 }
@@ -190,7 +241,11 @@ function checkExperts(op: string, experts: unknown, count: number): Module[] {
 function checkComputeDtype(op: string, o: Partial<MoEOptions>, dtype: 'f32' | 'f64'): boolean {
   const compute = checkOneOf(op, 'computeDtype', o.computeDtype ?? dtype, ['f32', 'f64', 'bf16'])
   if (compute !== dtype && !(compute === 'bf16' && dtype === 'f32')) {
-    fail('OPTION', op, `computeDtype must be ${dtype === 'f32' ? "'f32' or 'bf16'" : "'f64'"} with dtype '${dtype}', got '${compute}'`)
+    fail(
+      'OPTION',
+      op,
+      `computeDtype must be ${dtype === 'f32' ? "'f32' or 'bf16'" : "'f64'"} with dtype '${dtype}', got '${compute}'`,
+    )
   }
   if (compute === 'bf16' && o.experts) fail('OPTION', op, "computeDtype 'bf16' is for the built-in experts")
   return compute === 'bf16'

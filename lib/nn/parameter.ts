@@ -1,5 +1,5 @@
 import { native } from '../native.js'
-import { checkFloat, handleOf, moveToScope, Tensor, type TensorMeta, adopt } from '../tensor.js'
+import { adopt, checkFloat, handleOf, moveToScope, Tensor, type TensorMeta } from '../tensor.js'
 
 /**
  * A tensor that a module trains: a leaf that requires a gradient and that no scope frees.

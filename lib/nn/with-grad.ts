@@ -84,7 +84,8 @@ class Handle implements GradHandle {
 
   backward(dOutputs: FloatArray, dTotalAux = 0): { dInput: FloatArray } {
     const op = `${this.#op}.backward`
-    if (this.#x.disposed) throw new MoeError('DISPOSED', op, 'backward has been called before, or this step was disposed')
+    if (this.#x.disposed)
+      throw new MoeError('DISPOSED', op, 'backward has been called before, or this step was disposed')
     const { outputs, totalAuxLoss } = this.#result
     checkArray(op, 'dOutputs', dOutputs, outputs, outputs.size)
     checkNumber(op, 'dTotalAux', dTotalAux)

@@ -29,7 +29,8 @@ export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOpt
   const Nk = k.shape[1]
   checkTensor(op, 'k', k, { shape: [B, Nk, D], dtype: q.dtype, device: q.device })
   checkTensor(op, 'v', v, k)
-  if (causal && Nk < Nq) fail('SHAPE', op, `causal attention needs at least as many keys as queries, got ${Nk} and ${Nq}`)
+  if (causal && Nk < Nq)
+    fail('SHAPE', op, `causal attention needs at least as many keys as queries, got ${Nk} and ${Nq}`)
   const [yh, lse] = native.attention(handleOf(q), handleOf(k), handleOf(v), heads!, factor, causal)
   const y = wrap(yh, q)
   record({
@@ -37,7 +38,8 @@ export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOpt
     inputs: [q, k, v],
     outputs: [y],
     saved: [q, k, v, y, lse],
-    backward: ([dy], [qv, kv, vv, yv, lsev]) => native.attentionBackward(dy!, qv, kv, vv, yv, lsev, heads!, factor, causal),
+    backward: ([dy], [qv, kv, vv, yv, lsev]) =>
+      native.attentionBackward(dy!, qv, kv, vv, yv, lsev, heads!, factor, causal),
   })
   return y
 }

@@ -49,7 +49,8 @@ function operand(op: string, value: unknown, like: Tensor): Tensor {
     if (tensor.dtype !== like.dtype) fail('DTYPE', op, `b must be ${like.dtype} like a, got ${tensor.dtype}`)
     return tensor
   }
-  if (like.dtype === 'i32' && !Number.isInteger(value)) fail('DTYPE', op, `b must be an integer beside an i32 tensor, got ${value}`)
+  if (like.dtype === 'i32' && !Number.isInteger(value))
+    fail('DTYPE', op, `b must be an integer beside an i32 tensor, got ${value}`)
   const meta = { shape: [], dtype: like.dtype, device: like.device }
   return wrap(native.full([], dtypeCode(like.dtype), deviceIndex(op, like.device), value), meta)
 }
@@ -57,9 +58,14 @@ function operand(op: string, value: unknown, like: Tensor): Tensor {
 function binary(kind: Kind, a: Tensor, other: Tensor | number): Tensor {
   checkTensor(kind, 'a', a)
   if (a.dtype === 'bf16' || a.dtype === 'f16' || (a.dtype === 'i32' && kind === 'div')) {
-    fail('DTYPE', kind, `a must be ${kind === 'div' ? 'f32 or f64' : 'f32, f64 or i32'}, got ${a.dtype}; convert it with .to('f32')`)
+    fail(
+      'DTYPE',
+      kind,
+      `a must be ${kind === 'div' ? 'f32 or f64' : 'f32, f64 or i32'}, got ${a.dtype}; convert it with .to('f32')`,
+    )
   }
-  if (typeof other !== 'number' && typeof other !== 'object') fail('OPTION', kind, `b must be a Tensor or a number, got ${show(other)}`)
+  if (typeof other !== 'number' && typeof other !== 'object')
+    fail('OPTION', kind, `b must be a Tensor or a number, got ${show(other)}`)
   const b = operand(kind, other, a)
   try {
     const shape = broadcastShape(kind, a.shape, b.shape)

@@ -1,12 +1,10 @@
-import { record } from '../autograd.js'
-import { deviceIndex } from '../device.js'
+import { record, share } from '../autograd.js'
+import { fail } from '../check.js'
+import { type Device, deviceIndex } from '../device.js'
 import { checkDType, type DType, dtypeCode, isFloat } from '../dtype.js'
 import { show } from '../errors.js'
-import { fail } from '../check.js'
 import { native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
-import { type Device } from '../device.js'
-import { share } from '../autograd.js'
 
 /** A copy with its own memory; differentiable. */
 export function clone(x: Tensor): Tensor {

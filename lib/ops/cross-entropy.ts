@@ -16,10 +16,16 @@ export function crossEntropy(logits: Tensor, targets: Tensor, options?: { ignore
   checkTensor(op, 'targets', targets)
   if (targets.dtype !== 'i32') fail('DTYPE', op, `targets must be i32, got ${targets.dtype}`)
   if (logits.shape.length === 0 || targets.shape.join() !== logits.shape.slice(0, -1).join()) {
-    fail('SHAPE', op, `targets must be ${showShape(logits.shape.slice(0, -1))} for logits ${showShape(logits.shape)}, got ${showShape(targets.shape)}`)
+    fail(
+      'SHAPE',
+      op,
+      `targets must be ${showShape(logits.shape.slice(0, -1))} for logits ${showShape(logits.shape)}, got ${showShape(targets.shape)}`,
+    )
   }
   const rows = rowsOf(logits.shape)
-  const [loss, lse] = withViews([handleOf(logits), handleOf(targets)], [rows, [rows[0]]], ([lv, tv]) => native.crossEntropy(lv, tv, ignoreIndex))
+  const [loss, lse] = withViews([handleOf(logits), handleOf(targets)], [rows, [rows[0]]], ([lv, tv]) =>
+    native.crossEntropy(lv, tv, ignoreIndex),
+  )
   const y = wrap(loss, { shape: [], dtype: logits.dtype, device: logits.device })
   const { shape } = logits
   record({
@@ -28,7 +34,9 @@ export function crossEntropy(logits: Tensor, targets: Tensor, options?: { ignore
     outputs: [y],
     saved: [logits, targets, lse],
     backward: ([dloss], [lv, tv, lsev]) =>
-      withViews([lv, tv], [rows, [rows[0]]], ([l, t]) => [reshaped(native.crossEntropyBackward(dloss!, l, lsev, t, ignoreIndex), shape)]),
+      withViews([lv, tv], [rows, [rows[0]]], ([l, t]) => [
+        reshaped(native.crossEntropyBackward(dloss!, l, lsev, t, ignoreIndex), shape),
+      ]),
   })
   return y
 }

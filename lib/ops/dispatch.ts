@@ -18,19 +18,30 @@ export function dispatch(x: Tensor, routing: Routing, options?: { straightThroug
   const { K, E, C } = checkRouting(op, routing, B, N, x)
   const { expertIndex, position } = routing
   const shape = [E, B, C, D]
-  const y = wrap(native.dispatch(handleOf(x), handleOf(expertIndex), handleOf(position), E, C), { shape, dtype: x.dtype, device: x.device })
+  const y = wrap(native.dispatch(handleOf(x), handleOf(expertIndex), handleOf(position), E, C), {
+    shape,
+    dtype: x.dtype,
+    device: x.device,
+  })
   record({
     op,
     inputs: [x, straightThrough ? routing.weight : null],
     outputs: [y],
     saved: [x, expertIndex, position],
-    backward: ([dy], [xv, index, positions]) => native.dispatchBackward(dy!, xv, index, positions, straightThrough && K > 0),
+    backward: ([dy], [xv, index, positions]) =>
+      native.dispatchBackward(dy!, xv, index, positions, straightThrough && K > 0),
   })
   return y
 }
 
 /** What `dispatch` and `combine` need of a routing. */
-export function checkRouting(op: string, routing: Routing, B: number, N: number, like: Tensor): { K: number; E: number; C: number } {
+export function checkRouting(
+  op: string,
+  routing: Routing,
+  B: number,
+  N: number,
+  like: Tensor,
+): { K: number; E: number; C: number } {
   if (typeof routing !== 'object' || routing === null) fail('OPTION', op, 'routing must come from route()')
   const { dtype, device } = like
   checkTensor(op, 'routing.expertIndex', routing.expertIndex)

@@ -1,7 +1,7 @@
 import { record } from '../autograd.js'
 import { checkNumber, fail } from '../check.js'
 import { native } from '../native.js'
-import { type Generator, drawFrom } from '../random.js'
+import { drawFrom, type Generator } from '../random.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 
 /** Zeroes each element with probability `p` in [0, 1) and divides the others by 1 − p. Any shape, f32 or f64. */

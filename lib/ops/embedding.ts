@@ -21,7 +21,8 @@ export function embedding(weight: Tensor, index: Tensor): Tensor {
     inputs: [weight],
     outputs: [out],
     saved: [index],
-    backward: ([dy], [indexv]) => withViews([dy!, indexv], [[T, D], [T]], ([dyRows, flat]) => [native.embeddingBackward(dyRows, flat, V)]),
+    backward: ([dy], [indexv]) =>
+      withViews([dy!, indexv], [[T, D], [T]], ([dyRows, flat]) => [native.embeddingBackward(dyRows, flat, V)]),
   })
   return out
 }

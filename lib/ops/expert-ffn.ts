@@ -2,8 +2,8 @@ import { record, willRecord } from '../autograd.js'
 import { checkBoolean, checkOptions, fail, showShape } from '../check.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
-import { reshaped, rowsOf, withViews } from './rows.js'
 import type { Routing } from './route.js'
+import { reshaped, rowsOf, withViews } from './rows.js'
 
 /** Stacked parameters of E GEGLU experts of hidden width H. */
 export interface ExpertWeights {
@@ -25,13 +25,15 @@ export interface ExpertFfnOptions {
 }
 
 function checkWeights(op: string, x: Tensor, weights: ExpertWeights, experts?: number): { E: number; H: number } {
-  if (typeof weights !== 'object' || weights === null) fail('OPTION', op, 'weights must be { w1, b1, multBias, w2, b2 }')
+  if (typeof weights !== 'object' || weights === null)
+    fail('OPTION', op, 'weights must be { w1, b1, multBias, w2, b2 }')
   const D = x.shape[x.shape.length - 1]
   checkTensor(op, 'w2', weights.w2)
   const [E, , H] = weights.w2.shape
   const like = (shape: number[]) => ({ shape, dtype: x.dtype, device: x.device })
   if (weights.w2.shape.length !== 3) fail('SHAPE', op, `w2 must be [E, ${D}, H], got ${showShape(weights.w2.shape)}`)
-  if (experts !== undefined && E !== experts) fail('SHAPE', op, `w2 must have ${experts} experts, got ${showShape(weights.w2.shape)}`)
+  if (experts !== undefined && E !== experts)
+    fail('SHAPE', op, `w2 must have ${experts} experts, got ${showShape(weights.w2.shape)}`)
   checkTensor(op, 'w2', weights.w2, like([E, D, H]))
   checkTensor(op, 'w1', weights.w1, like([E, 2 * H, D]))
   checkTensor(op, 'b1', weights.b1, like([E, 2 * H]))
@@ -46,7 +48,12 @@ function checkWeights(op: string, x: Tensor, weights: ExpertWeights, experts?: n
  * x [B, N, D] with a routing, or [..., D] with `null` and one expert (a dense feed-forward) → the shape of x.
  * Only [a ; γ] is saved for the backward.
  */
-export function expertFfn(x: Tensor, routing: Routing | null, weights: ExpertWeights, options?: ExpertFfnOptions): Tensor {
+export function expertFfn(
+  x: Tensor,
+  routing: Routing | null,
+  weights: ExpertWeights,
+  options?: ExpertFfnOptions,
+): Tensor {
   const op = 'expertFfn'
   const { straightThrough = true } = checkOptions<ExpertFfnOptions>(op, options, ['straightThrough'])
   checkBoolean(op, 'straightThrough', straightThrough)
@@ -58,7 +65,8 @@ export function expertFfn(x: Tensor, routing: Routing | null, weights: ExpertWei
   let K = 1
   let rows = T
   if (routing !== null) {
-    if (typeof routing !== 'object' || routing === undefined) fail('OPTION', op, 'routing must come from route(), or be null')
+    if (typeof routing !== 'object' || routing === undefined)
+      fail('OPTION', op, 'routing must come from route(), or be null')
     if (shape.length !== 3) fail('SHAPE', op, `x must be [B, N, D], got ${showShape(shape)}`)
     checkTensor(op, 'routing.expertIndex', routing.expertIndex)
     K = routing.expertIndex.shape[2] ?? 0
@@ -75,7 +83,19 @@ export function expertFfn(x: Tensor, routing: Routing | null, weights: ExpertWei
   const choices = routing ? [routing.expertIndex, routing.position, routing.weight] : []
   const flat = [[T, D], ...choices.map(() => [T, K])]
   const [yh, a] = withViews([x, ...choices].map(handleOf), flat, ([xv, index = null, position = null, weight = null]) =>
-    native.expertFfn(xv, index, position, weight, handleOf(w1), handleOf(b1), handleOf(multBias), handleOf(w2), handleOf(b2), rows, save),
+    native.expertFfn(
+      xv,
+      index,
+      position,
+      weight,
+      handleOf(w1),
+      handleOf(b1),
+      handleOf(multBias),
+      handleOf(w2),
+      handleOf(b2),
+      rows,
+      save,
+    ),
   )
   const y = wrap(reshaped(yh, shape), { shape, dtype, device })
   if (!save) return y
@@ -87,8 +107,20 @@ export function expertFfn(x: Tensor, routing: Routing | null, weights: ExpertWei
     backward: ([dy], [w1v, b1v, multBiasv, w2v, b2v, av, ...tokens], [needX, , ...needParameters]) =>
       withViews([dy!, ...tokens], [[T, D], ...flat], ([dyv, xv, index = null, position = null, weight = null]) => {
         const [dx, dweight, ...grads] = native.expertFfnBackward(
-          dyv, xv, index, position, weight, w1v, b1v, multBiasv, w2v, b2v, av,
-          straightThrough && routing !== null, needX, needParameters.includes(true),
+          dyv,
+          xv,
+          index,
+          position,
+          weight,
+          w1v,
+          b1v,
+          multBiasv,
+          w2v,
+          b2v,
+          av,
+          straightThrough && routing !== null,
+          needX,
+          needParameters.includes(true),
         )
         return [
           dx === null ? null : reshaped(dx, shape),

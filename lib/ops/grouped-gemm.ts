@@ -15,7 +15,8 @@ export function groupedGemm(x: Tensor, weight: Tensor, groupSizes: Tensor): Tens
   if (x.shape.length !== 2) fail('SHAPE', op, `x must be [R, I], got ${showShape(x.shape)}`)
   const [R, I] = x.shape
   const [G, O] = weight.shape
-  if (weight.shape.length !== 3 || weight.shape[2] !== I) fail('SHAPE', op, `weight must be [G, O, ${I}], got ${showShape(weight.shape)}`)
+  if (weight.shape.length !== 3 || weight.shape[2] !== I)
+    fail('SHAPE', op, `weight must be [G, O, ${I}], got ${showShape(weight.shape)}`)
   checkTensor(op, 'weight', weight, { shape: weight.shape, dtype: x.dtype, device: x.device })
   checkTensor(op, 'groupSizes', groupSizes, { shape: [G], dtype: 'i32', device: x.device })
   const y = wrap(native.groupedGemm(handleOf(x), handleOf(weight), handleOf(groupSizes)), {

@@ -16,14 +16,20 @@ export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor, eps = 1e-5): 
   const rows = rowsOf(x.shape)
   checkTensor(op, 'weight', weight)
   if (weight.shape.length !== 1 || weight.shape[0] !== rows[1]) {
-    fail('SHAPE', op, `x must be [..., ${weight.size}] for weight ${showShape(weight.shape)}, got ${showShape(x.shape)}`)
+    fail(
+      'SHAPE',
+      op,
+      `x must be [..., ${weight.size}] for weight ${showShape(weight.shape)}, got ${showShape(x.shape)}`,
+    )
   }
   const like = { shape: [rows[1]], dtype: x.dtype, device: x.device }
   checkTensor(op, 'weight', weight, like)
   checkTensor(op, 'bias', bias, like)
   const { shape } = x
   const y = wrap(
-    withViews([handleOf(x)], [rows], ([xv]) => reshaped(native.layernorm(xv, handleOf(weight), handleOf(bias), eps), shape)),
+    withViews([handleOf(x)], [rows], ([xv]) =>
+      reshaped(native.layernorm(xv, handleOf(weight), handleOf(bias), eps), shape),
+    ),
     x,
   )
   record({

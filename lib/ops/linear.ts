@@ -12,13 +12,19 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor | null): Tensor 
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
   const [T, I] = rowsOf(x.shape)
   if (weight.shape.length !== 2 || weight.shape[1] !== I) {
-    fail('SHAPE', op, `x must be [..., ${weight.shape[1]}] for weight ${showShape(weight.shape)}, got ${showShape(x.shape)}`)
+    fail(
+      'SHAPE',
+      op,
+      `x must be [..., ${weight.shape[1]}] for weight ${showShape(weight.shape)}, got ${showShape(x.shape)}`,
+    )
   }
   const O = weight.shape[0]
   checkTensor(op, 'weight', weight, { ...meta(x), shape: [O, I] })
   if (bias) checkTensor(op, 'bias', bias, { ...meta(x), shape: [O] })
   const shape = [...x.shape.slice(0, -1), O]
-  const y = withViews([handleOf(x)], [[T, I]], ([xv]) => reshaped(native.linear(xv, handleOf(weight), bias ? handleOf(bias) : null), shape))
+  const y = withViews([handleOf(x)], [[T, I]], ([xv]) =>
+    reshaped(native.linear(xv, handleOf(weight), bias ? handleOf(bias) : null), shape),
+  )
   const out = wrap(y, { ...meta(x), shape })
   const { shape: xShape } = x
   record({
@@ -27,10 +33,17 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor | null): Tensor 
     outputs: [out],
     saved: [x, weight],
     backward: ([dy], [xv, w], [needX, needW, needBias]) =>
-      withViews([dy!, xv], [[T, O], [T, I]], ([dyRows, xRows]) => {
-        const [dx, dw, dbias] = native.linearBackward(dyRows, xRows, w, needX, needW, needBias)
-        return [dx === null ? null : reshaped(dx, xShape), dw, dbias]
-      }),
+      withViews(
+        [dy!, xv],
+        [
+          [T, O],
+          [T, I],
+        ],
+        ([dyRows, xRows]) => {
+          const [dx, dw, dbias] = native.linearBackward(dyRows, xRows, w, needX, needW, needBias)
+          return [dx === null ? null : reshaped(dx, xShape), dw, dbias]
+        },
+      ),
   })
   return out
 }

@@ -1,7 +1,7 @@
 import { checkTensor, type Tensor } from '../tensor.js'
+import { sub } from './binary.js'
 import { mean } from './reduce.js'
 import { square } from './unary.js'
-import { sub } from './binary.js'
 
 /** Mean of the squared differences, shape []. Both tensors of one shape, f32 or f64. */
 export function mseLoss(prediction: Tensor, target: Tensor): Tensor {

@@ -8,7 +8,8 @@ import { reshaped, withViews } from './rows.js'
 const asBatch = (shape: readonly number[]): number[] => [sizeOf(shape.slice(0, -2)), ...shape.slice(-2)]
 
 /** a · b of two handles of rank 3, or their transposes. */
-const product = (a: Handle, b: Handle, transposeA = false, transposeB = false) => native.matmul(a, b, transposeA, transposeB)
+const product = (a: Handle, b: Handle, transposeA = false, transposeB = false) =>
+  native.matmul(a, b, transposeA, transposeB)
 
 /** Sums the batch away where the operand had none of its own. */
 function toOperand(grad: Handle, batch: number, own: readonly number[], shape: readonly number[]): Handle {
@@ -27,9 +28,11 @@ export function matmul(a: Tensor, b: Tensor): Tensor {
   checkFloat(op, 'a', a)
   checkTensor(op, 'b', b)
   if (b.dtype !== a.dtype) fail('DTYPE', op, `b must be ${a.dtype} like a, got ${b.dtype}`)
-  if (a.shape.length < 2 || b.shape.length < 2) fail('SHAPE', op, `a and b must have at least 2 dimensions, got ${showShape(a.shape)} and ${showShape(b.shape)}`)
+  if (a.shape.length < 2 || b.shape.length < 2)
+    fail('SHAPE', op, `a and b must have at least 2 dimensions, got ${showShape(a.shape)} and ${showShape(b.shape)}`)
   const [as, bs] = [asBatch(a.shape), asBatch(b.shape)]
-  if (as[2] !== bs[1]) fail('SHAPE', op, `the inner dimensions must agree, got ${showShape(a.shape)} and ${showShape(b.shape)}`)
+  if (as[2] !== bs[1])
+    fail('SHAPE', op, `the inner dimensions must agree, got ${showShape(a.shape)} and ${showShape(b.shape)}`)
   const [aLead, bLead] = [a.shape.slice(0, -2), b.shape.slice(0, -2)]
   const lead = as[0] === 1 && (bs[0] !== 1 || bLead.length > aLead.length) ? bLead : aLead
   if (as[0] !== 1 && bs[0] !== 1 && aLead.join() !== bLead.join()) {

@@ -8,7 +8,12 @@ import { expand } from './strided.js'
 /** Sum over one axis; releases x. */
 function sumAxis(x: Handle, shape: readonly number[], axis: number, factor: number): Handle {
   const split = [sizeOf(shape.slice(0, axis)), shape[axis], sizeOf(shape.slice(axis + 1))]
-  const y = native.reduce(x, split, shape.map((n, i) => (i === axis ? 1 : n)), factor)
+  const y = native.reduce(
+    x,
+    split,
+    shape.map((n, i) => (i === axis ? 1 : n)),
+    factor,
+  )
   native.release(x)
   return y
 }
@@ -17,7 +22,12 @@ function sumAxis(x: Handle, shape: readonly number[], axis: number, factor: numb
 function sumAxes(x: Handle, shape: readonly number[], axes: readonly number[], factor: number): Handle {
   if (axes.length === 0) return x
   if (axes.length === shape.length) {
-    const y = native.reduce(x, [1, sizeOf(shape), 1], shape.map(() => 1), factor)
+    const y = native.reduce(
+      x,
+      [1, sizeOf(shape), 1],
+      shape.map(() => 1),
+      factor,
+    )
     native.release(x)
     return y
   }
@@ -41,7 +51,9 @@ export function sumTo(x: Handle, shape: readonly number[], target: readonly numb
 function checkAxes(op: string, axis: unknown, rank: number): number[] {
   if (axis === undefined) return Array.from({ length: rank }, (_, i) => i)
   const list = Array.isArray(axis) ? axis : [axis]
-  const axes = list.map((entry) => checkInteger(op, 'axis', entry, -rank, rank - 1)).map((entry) => (entry < 0 ? entry + rank : entry))
+  const axes = list
+    .map((entry) => checkInteger(op, 'axis', entry, -rank, rank - 1))
+    .map((entry) => (entry < 0 ? entry + rank : entry))
   if (new Set(axes).size !== axes.length) fail('OPTION', op, 'axis must not name an axis twice')
   return axes.sort((a, b) => a - b)
 }
@@ -71,6 +83,8 @@ function reduce(op: 'sum' | 'mean', x: Tensor, axis?: number | readonly number[]
 }
 
 /** Σ over all axes (shape []), one axis, or several. f32 or f64; the order of addition is fixed. */
-export const sum = (x: Tensor, axis?: number | readonly number[], keepDim?: boolean): Tensor => reduce('sum', x, axis, keepDim)
+export const sum = (x: Tensor, axis?: number | readonly number[], keepDim?: boolean): Tensor =>
+  reduce('sum', x, axis, keepDim)
 /** Mean over all axes (shape []), one axis, or several. Over nothing: NaN, as 0/0. */
-export const mean = (x: Tensor, axis?: number | readonly number[], keepDim?: boolean): Tensor => reduce('mean', x, axis, keepDim)
+export const mean = (x: Tensor, axis?: number | readonly number[], keepDim?: boolean): Tensor =>
+  reduce('mean', x, axis, keepDim)

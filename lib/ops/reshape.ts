@@ -7,7 +7,12 @@ import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   checkTensor('reshape', 'x', x)
   const target = checkShape('reshape', 'shape', inferred(shape, x.size))
-  if (sizeOf(target) !== x.size) fail('SHAPE', 'reshape', `${showShape(x.shape)} has ${x.size} elements, ${showShape(target)} needs ${sizeOf(target)}`)
+  if (sizeOf(target) !== x.size)
+    fail(
+      'SHAPE',
+      'reshape',
+      `${showShape(x.shape)} has ${x.size} elements, ${showShape(target)} needs ${sizeOf(target)}`,
+    )
   const y = wrap(native.reshape(handleOf(x), target), { shape: target, dtype: x.dtype, device: x.device })
   const { shape: from } = x
   record({ op: 'reshape', inputs: [x], outputs: [y], backward: ([dy]) => [native.reshape(dy!, from)] })

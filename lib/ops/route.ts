@@ -90,7 +90,14 @@ function thresholds(op: string, value: unknown, K: number, like: Tensor): { tens
 }
 
 /** A handle of its own to an optional tensor, in the dtype that the op reads. */
-function converted(op: string, name: string, value: unknown, shape: readonly number[], dtype: DType, device: Device): Handle | null {
+function converted(
+  op: string,
+  name: string,
+  value: unknown,
+  shape: readonly number[],
+  dtype: DType,
+  device: Device,
+): Handle | null {
   if (value === undefined || value === null) return null
   const tensor = checkTensor(op, name, value)
   checkTensor(op, name, tensor, { shape, dtype: tensor.dtype, device })
@@ -113,7 +120,13 @@ export function route(x: Tensor, weight: Tensor, options?: RouteOptions): RouteR
   const E = weight.shape[0] ?? 0
   checkTensor(op, 'weight', weight, { shape: [E, D], dtype, device })
   const K = checkInteger(op, 'topN', o.topN ?? 2, 1, E)
-  const C = checkInteger(op, 'capacity', o.capacity ?? expertCapacity(N, E, checkNumber(op, 'capacityFactor', o.capacityFactor ?? 1.25, 0)), 0, 2 ** 31 - 1)
+  const C = checkInteger(
+    op,
+    'capacity',
+    o.capacity ?? expertCapacity(N, E, checkNumber(op, 'capacityFactor', o.capacityFactor ?? 1.25, 0)),
+    0,
+    2 ** 31 - 1,
+  )
   const noisy = checkBoolean(op, 'noiseGates', o.noiseGates ?? false)
   const differentiableTopk = checkBoolean(op, 'differentiableTopk', o.differentiableTopk ?? false)
   const training = checkBoolean(op, 'training', o.training ?? true)
@@ -132,8 +145,25 @@ export function route(x: Tensor, weight: Tensor, options?: RouteOptions): RouteR
   const draw = uniforms ? { seed: gumbelDraw.seed, step: 0 } : generator.next()
 
   const handles = native.route(
-    handleOf(x), handleOf(weight), handleOf(threshold.tensor), uniforms, gumbelUniforms, mask,
-    K, C, draw.seed, draw.step, gumbelDraw.step, noiseMult, eps, balanceLossCoef, routerZLossCoef, noisy, training, differentiableTopk, assigned,
+    handleOf(x),
+    handleOf(weight),
+    handleOf(threshold.tensor),
+    uniforms,
+    gumbelUniforms,
+    mask,
+    K,
+    C,
+    draw.seed,
+    draw.step,
+    gumbelDraw.step,
+    noiseMult,
+    eps,
+    balanceLossCoef,
+    routerZLossCoef,
+    noisy,
+    training,
+    differentiableTopk,
+    assigned,
   )
   if (threshold.own) threshold.tensor.dispose()
   for (const handle of [uniforms, gumbelUniforms]) if (handle !== null) native.release(handle)
@@ -157,11 +187,42 @@ export function route(x: Tensor, weight: Tensor, options?: RouteOptions): RouteR
     op,
     inputs: [x, weight],
     outputs: [result.weight, result.balanceLoss, result.routerZLoss, result.totalAuxLoss],
-    saved: [x, weight, result.expertIndex, result.kept, result.gate, probs, logits, lse, density, ...(mask === null ? [] : [mask])],
+    saved: [
+      x,
+      weight,
+      result.expertIndex,
+      result.kept,
+      result.gate,
+      probs,
+      logits,
+      lse,
+      density,
+      ...(mask === null ? [] : [mask]),
+    ],
     backward: ([dweight, dbalance, dz, dtotal], [xv, w, index, kept, gate, s, l, logSum, f, maskv], [needX, needW]) =>
       native.routeBackward(
-        dweight, dbalance, dz, dtotal, xv, w, maskv ?? null, index, kept, gate, s, l, logSum, f,
-        eps, balanceLossCoef, routerZLossCoef, noisy, training, differentiableTopk, needX, needW,
+        dweight,
+        dbalance,
+        dz,
+        dtotal,
+        xv,
+        w,
+        maskv ?? null,
+        index,
+        kept,
+        gate,
+        s,
+        l,
+        logSum,
+        f,
+        eps,
+        balanceLossCoef,
+        routerZLossCoef,
+        noisy,
+        training,
+        differentiableTopk,
+        needX,
+        needW,
       ),
   })
   return result

@@ -10,7 +10,10 @@ function overLastAxis(op: 'softmax' | 'logSoftmax', x: Tensor): Tensor {
   const log = op === 'logSoftmax'
   const { shape } = x
   const rows = rowsOf(shape)
-  const y = wrap(withViews([handleOf(x)], [rows], ([view]) => reshaped(native.softmax(view, log), shape)), x)
+  const y = wrap(
+    withViews([handleOf(x)], [rows], ([view]) => reshaped(native.softmax(view, log), shape)),
+    x,
+  )
   record({
     op,
     inputs: [x],

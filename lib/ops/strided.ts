@@ -59,7 +59,12 @@ export function slice(x: Tensor, axis: number, start: number, end?: number): Ten
   const shape = whole.map((n, i) => (i === at ? last - first : n))
   const offset = first * strides[at]
   const y = wrap(native.gather(handleOf(x), shape, strides, sizeOf(shape) ? offset : 0), { shape, dtype, device })
-  record({ op: 'slice', inputs: [x], outputs: [y], backward: ([dy]) => [placed(dy!, { shape: whole, dtype, device }, offset)] })
+  record({
+    op: 'slice',
+    inputs: [x],
+    outputs: [y],
+    backward: ([dy]) => [placed(dy!, { shape: whole, dtype, device }, offset)],
+  })
   return y
 }
 
@@ -68,7 +73,8 @@ const fromEnd = (index: number, length: number): number => (index < 0 ? index + 
 /** Tensors one after another along an axis; all other dimensions must agree. */
 export function concat(tensors: readonly Tensor[], axis = 0): Tensor {
   const op = 'concat'
-  if (!Array.isArray(tensors) || tensors.length === 0) fail('OPTION', op, `tensors must be a non-empty array, got ${show(tensors)}`)
+  if (!Array.isArray(tensors) || tensors.length === 0)
+    fail('OPTION', op, `tensors must be a non-empty array, got ${show(tensors)}`)
   const first = checkTensor(op, 'tensors[0]', tensors[0])
   const rank = first.shape.length
   if (rank === 0) fail('SHAPE', op, 'tensors must have at least one dimension')
@@ -81,8 +87,13 @@ export function concat(tensors: readonly Tensor[], axis = 0): Tensor {
   const shape = first.shape.map((n, i) => (i === at ? lengths.reduce((a, b) => a + b, 0) : n))
   const strides = stridesOf(shape)
   const offsets = lengths.map((_, i) => lengths.slice(0, i).reduce((a, b) => a + b, 0) * strides[at])
-  const y = wrap(native.full(shape, dtypeCode(first.dtype), deviceIndex(op, first.device), 0), { shape, dtype: first.dtype, device: first.device })
-  for (const [i, part] of parts.entries()) if (part.size) native.scatter(handleOf(y), handleOf(part), strides, offsets[i])
+  const y = wrap(native.full(shape, dtypeCode(first.dtype), deviceIndex(op, first.device), 0), {
+    shape,
+    dtype: first.dtype,
+    device: first.device,
+  })
+  for (const [i, part] of parts.entries())
+    if (part.size) native.scatter(handleOf(y), handleOf(part), strides, offsets[i])
   const shapes = parts.map((part) => part.shape)
   record({
     op,

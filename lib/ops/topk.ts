@@ -22,7 +22,14 @@ export function topk(x: Tensor, k: number): { value: Tensor; index: Tensor } {
     outputs: [value],
     saved: [index],
     backward: ([dvalue], [indexv]) =>
-      withViews([dvalue!, indexv], [[T, k], [T, k]], ([dv, iv]) => [reshaped(native.topkBackward(dv, iv, E), shape)]),
+      withViews(
+        [dvalue!, indexv],
+        [
+          [T, k],
+          [T, k],
+        ],
+        ([dv, iv]) => [reshaped(native.topkBackward(dv, iv, E), shape)],
+      ),
   })
   return { value, index }
 }

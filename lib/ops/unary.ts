@@ -9,7 +9,13 @@ function unary(op: string): (x: Tensor) => Tensor {
   return (x) => {
     checkFloat(op, 'x', x)
     const y = wrap(native.unary(handleOf(x), kind), x)
-    record({ op, inputs: [x], outputs: [y], saved: [x], backward: ([dy], [xv]) => [native.unaryBackward(xv, dy!, kind)] })
+    record({
+      op,
+      inputs: [x],
+      outputs: [y],
+      saved: [x],
+      backward: ([dy], [xv]) => [native.unaryBackward(xv, dy!, kind)],
+    })
     return y
   }
 }

@@ -59,8 +59,16 @@ export class AdamW extends Optimizer {
   protected update(parameter: Parameter, grad: Tensor, { step, tensors }: ParameterState): void {
     const [beta1, beta2] = this.betas
     native.adamw(
-      handleOf(parameter), handleOf(grad), handleOf(tensors.exp_avg), handleOf(tensors.exp_avg_sq),
-      step, this.lr, beta1, beta2, this.eps, this.weightDecay,
+      handleOf(parameter),
+      handleOf(grad),
+      handleOf(tensors.exp_avg),
+      handleOf(tensors.exp_avg_sq),
+      step,
+      this.lr,
+      beta1,
+      beta2,
+      this.eps,
+      this.weightDecay,
     )
   }
 }

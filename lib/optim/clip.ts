@@ -12,13 +12,18 @@ import { handleOf } from '../tensor.js'
  * @example
  * const norm = clipGradNorm(model.parameters(), 1)
  */
-export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, options: { onNonFinite?: 'propagate' | 'throw' } = {}): number {
+export function clipGradNorm(
+  params: Iterable<Parameter>,
+  maxNorm: number,
+  options: { onNonFinite?: 'propagate' | 'throw' } = {},
+): number {
   const op = 'clipGradNorm'
   if (typeof params !== 'object' || params === null || typeof params[Symbol.iterator] !== 'function') {
     fail('OPTION', op, `params must be parameters, such as model.parameters(), got ${show(params)}`)
   }
   checkNumber(op, 'maxNorm', maxNorm, 0)
-  if (typeof options !== 'object' || options === null) fail('OPTION', op, `options must be an object, got ${show(options)}`)
+  if (typeof options !== 'object' || options === null)
+    fail('OPTION', op, `options must be an object, got ${show(options)}`)
   const grads = [...params].flatMap((parameter) => {
     if (!(parameter instanceof Parameter)) fail('OPTION', op, `params must hold Parameters, got ${show(parameter)}`)
     return parameter.grad ? [handleOf(parameter.grad)] : []

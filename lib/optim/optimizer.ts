@@ -24,7 +24,8 @@ export abstract class Optimizer {
     }
     this.parameters = Object.freeze([...new Set(params)])
     for (const [i, parameter] of this.parameters.entries()) {
-      if (!(parameter instanceof Parameter)) fail('OPTION', op, `params must hold Parameters, number ${i} is ${show(parameter)}`)
+      if (!(parameter instanceof Parameter))
+        fail('OPTION', op, `params must hold Parameters, number ${i} is ${show(parameter)}`)
       checkTensor(op, `parameter ${i}`, parameter)
     }
   }
@@ -45,7 +46,9 @@ export abstract class Optimizer {
     let state = this.states.get(parameter)
     if (!state) {
       const { shape, dtype, device } = parameter
-      const tensors = withoutScope(() => Object.fromEntries(this.stateNames.map((name) => [name, zeros(shape, { dtype, device })])))
+      const tensors = withoutScope(() =>
+        Object.fromEntries(this.stateNames.map((name) => [name, zeros(shape, { dtype, device })])),
+      )
       state = { step: 0, tensors }
       this.states.set(parameter, state)
     }
@@ -71,15 +74,18 @@ export abstract class Optimizer {
   /** Takes copies. Everything is checked first: entries that do not fit are one STATE_DICT error, and nothing is changed. */
   loadStateDict(dict: StateDict): void {
     const op = `${this.constructor.name}.loadStateDict`
-    if (typeof dict !== 'object' || dict === null) fail('OPTION', op, `state must be an object of tensors, got ${show(dict)}`)
+    if (typeof dict !== 'object' || dict === null)
+      fail('OPTION', op, `state must be an object of tensors, got ${show(dict)}`)
     const names = ['step', ...this.stateNames]
     const problems: string[] = []
     const known = new Set(this.parameters.flatMap((_, i) => names.map((name) => `${i}.${name}`)))
     for (const key of Object.keys(dict)) if (!known.has(key)) problems.push(`unexpected: ${key}`)
-    const present = this.parameters.flatMap((parameter, i) => (names.some((name) => Object.hasOwn(dict, `${i}.${name}`)) ? [{ parameter, i }] : []))
+    const present = this.parameters.flatMap((parameter, i) =>
+      names.some((name) => Object.hasOwn(dict, `${i}.${name}`)) ? [{ parameter, i }] : [],
+    )
     for (const { parameter, i } of present) {
       for (const name of names) {
-        const like = name === 'step' ? { shape: [], dtype: 'f64', device: 'cpu' } as const : parameter
+        const like = name === 'step' ? ({ shape: [], dtype: 'f64', device: 'cpu' } as const) : parameter
         try {
           checkTensor(op, `${i}.${name}`, dict[`${i}.${name}`], like)
         } catch (error) {
@@ -87,9 +93,12 @@ export abstract class Optimizer {
         }
       }
     }
-    if (problems.length > 0) fail('STATE_DICT', op, `the state does not fit, nothing was changed:\n  ${problems.join('\n  ')}`)
+    if (problems.length > 0)
+      fail('STATE_DICT', op, `the state does not fit, nothing was changed:\n  ${problems.join('\n  ')}`)
     const loaded = present.map(({ parameter, i }) => {
-      const tensors = withoutScope(() => Object.fromEntries(this.stateNames.map((name) => [name, dict[`${i}.${name}`].clone()])))
+      const tensors = withoutScope(() =>
+        Object.fromEntries(this.stateNames.map((name) => [name, dict[`${i}.${name}`].clone()])),
+      )
       for (const copy of Object.values(tensors)) copy.requiresGrad = false
       return [parameter, { step: dict[`${i}.step`].item(), tensors }] as const
     })
