@@ -169,10 +169,10 @@ ST_MOE_HOST_DEVICE static inline GeluPair<T> gelu_with_grad(T z) {
   return {(z < n.clamped ? n.clamped : z) * n.cdf, n.cdf + n.clamped * n.pdf};
 }
 
-// Whether a choice after the first is routed, for u uniform on [0, 1).
+// Whether a choice after the first is routed, for u uniform on [0, 1): with probability gate / max(threshold, floor).
 template <class T>
-ST_MOE_HOST_DEVICE static inline bool routed(T u, T gate, T threshold) {
-  return u < gate / (threshold < T(1e-9) ? T(1e-9) : threshold);
+ST_MOE_HOST_DEVICE static inline bool routed(T u, T gate, T threshold, T floor) {
+  return u < gate / (threshold < floor ? floor : threshold);
 }
 
 // Uniform on [0, 1) to Gumbel noise, by the C library: routing decisions hang on it.

@@ -146,7 +146,7 @@ struct Router {
         bool is_routed = !masked(t);
         if (is_routed && k > 0) {
           const T u = uniforms ? uniforms[k * tokens + t] : static_cast<T>(draw(k * tokens + t));
-          is_routed = routed(u, gate[t * K + k], static_cast<T>(args.threshold[k]));
+          is_routed = routed(u, gate[t * K + k], static_cast<T>(args.threshold[k]), static_cast<T>(args.eps));
         }
         args.kept[t * K + k] = is_routed;
       }

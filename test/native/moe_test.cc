@@ -439,9 +439,9 @@ void check_optional() {
   check(part.dw1 == full.dw1 && part.db1 == full.db1 && part.dw2 == full.dw2, "expert_ffn_backward without dx");
 }
 
-// Larger than a chunk of rows and than the blocks of the sums.
+// Experts larger than a chunk of rows and than the blocks of the sums.
 void check_large() {
-  const Shape shape{"large", 2, 700, 24, 3, 2, 600, 300, {0, 0.2f}};
+  const Shape shape{"large", 2, 700, 16, 2, 2, 600, 800, {0, 0.2f}};
   const Problem p = make_problem(shape, 1);
   Layer<double> wide(p, 1);
   Layer<float> narrow(p, 1);
