@@ -1,4 +1,4 @@
-import { record, share } from '../autograd.js'
+import { atBackwardEnd, record, share } from '../autograd.js'
 import { fail } from '../check.js'
 import { type Handle, native } from '../native.js'
 import { checkTensor, handleOf, isKept, isTensor, type Tensor, type TensorMeta, wrap } from '../tensor.js'
@@ -76,9 +76,10 @@ class Hooks {
   #withBackward(forward: Forward, args: unknown[], hooks: readonly BackwardHook[]): unknown {
     let gradOutput: (Handle | null)[] = []
     const inputs = args.filter(isTensor)
+    const inputMeta = inputs.map(metaOf)
     const outputMeta: TensorMeta[] = []
     const seen = identity(inputs, (gradInput) =>
-      callHooks(this.#module, hooks, gradInput, inputs, gradOutput, outputMeta),
+      callHooks(this.#module, hooks, gradInput, inputMeta, gradOutput, outputMeta),
     )
     let next = 0
     const result = forward(...args.map((arg) => (isTensor(arg) ? seen[next++] : arg)))
@@ -87,10 +88,15 @@ class Hooks {
       outputs.push(tensor)
       return tensor
     })
-    outputMeta.push(...outputs.map(({ shape, dtype, device }) => ({ shape, dtype, device })))
+    outputMeta.push(...outputs.map(metaOf))
+    const inputsNeedGrad = inputs.some((input) => input.requiresGrad)
     const passed = identity(outputs, (grads) => {
-      for (const handle of gradOutput) if (handle !== null) native.release(handle)
       gradOutput = grads.map((grad) => (grad === null ? null : share(grad)))
+      atBackwardEnd(() => releaseAll(gradOutput.splice(0)))
+      if (!inputsNeedGrad) {
+        const none = inputs.map(() => null)
+        releaseAll(callHooks(this.#module, hooks, none, inputMeta, gradOutput, outputMeta))
+      }
       return grads.map((grad) => (grad === null ? null : share(grad)))
     })
     next = 0
@@ -122,6 +128,7 @@ function identity(tensors: readonly Tensor[], f: (grads: readonly (Handle | null
       const full: (Handle | null)[] = tensors.map(() => null)
       for (const [at, i] of positions.entries()) full[i] = grads[at]
       const results = f(full)
+      releaseAll(results.filter((_, i) => !positions.includes(i))) // a hook may answer for inputs that want none
       return positions.map((i) => results[i])
     },
   })
@@ -156,8 +163,14 @@ function callHooks(
     return current.map((tensor) => (tensor === null ? null : share(handleOf(tensor))))
   } finally {
     for (const tensor of [...inputs, ...outputs]) if (tensor && !isKept(tensor)) tensor.dispose()
-    for (const handle of gradOutput.splice(0)) if (handle !== null) native.release(handle)
+    releaseAll(gradOutput.splice(0))
   }
+}
+
+const metaOf = ({ shape, dtype, device }: Tensor): TensorMeta => ({ shape, dtype, device })
+
+function releaseAll(handles: readonly (Handle | null)[]): void {
+  for (const handle of handles) if (handle !== null) native.release(handle)
 }
 
 /** Rebuilds a result with `f` applied to each tensor in it: a Tensor, an array, a container, or a plain object. */
