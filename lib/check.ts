@@ -44,9 +44,9 @@ const maxSize = 2 ** 46
 /** A frozen copy of a shape. */
 export function checkShape(op: string, name: string, value: unknown): readonly number[] {
   if (!Array.isArray(value)) return fail('SHAPE', op, `${name} must be an array of dimensions, got ${show(value)}`)
-  if (value.length > maxRank)
-    return fail('SHAPE', op, `${name} must have at most ${maxRank} dimensions, got ${value.length}`)
-  const shape = Array.from(value)
+  const { length } = value // read once, and no iterator of the caller's runs
+  if (!(length <= maxRank)) return fail('SHAPE', op, `${name} must have at most ${maxRank} dimensions, got ${length}`)
+  const shape = Array.from({ length }, (_, i) => value[i])
   if (!shape.every((n) => typeof n === 'number' && Number.isInteger(n) && n >= 0)) {
     return fail('SHAPE', op, `${name} must hold non-negative integers, got ${show(shape)}`)
   }

@@ -96,7 +96,7 @@ export class TopNGating extends Module {
     const layer = layerOptions(op, o)
     const dim = checkInteger(op, 'dim', o.dim, 1)
     this.numGates = checkInteger(op, op === 'MoE' ? 'numExperts' : 'numGates', o.numGates, 1)
-    this.topN = checkInteger(op, op === 'MoE' ? 'gatingTopN' : 'topN', o.topN ?? 2, 1, this.numGates)
+    this.topN = checkInteger(op, op === 'MoE' ? 'gatingTopN' : 'topN', o.topN ?? 2, 1, Math.min(this.numGates, 2 ** 20))
     const eps = checkNumber(op, 'eps', o.eps ?? 1e-9, 0)
     this.#options = {
       capacityFactorTrain: checkNumber(op, 'capacityFactorTrain', o.capacityFactorTrain ?? 1.25, 0),

@@ -51,6 +51,7 @@ export function sumTo(x: Handle, shape: readonly number[], target: readonly numb
 function checkAxes(op: string, axis: unknown, rank: number): number[] {
   if (axis === undefined) return Array.from({ length: rank }, (_, i) => i)
   const list = Array.isArray(axis) ? axis : [axis]
+  if (!(list.length <= rank)) fail('OPTION', op, `axis must name at most ${rank} axes, got ${list.length}`)
   const axes = list
     .map((entry) => checkInteger(op, 'axis', entry, -rank, rank - 1))
     .map((entry) => (entry < 0 ? entry + rank : entry))
