@@ -142,13 +142,15 @@ export class MoE extends Module {
     const { dtype, device } = this.gate.toGates.weight
     checkTensor(op, 'x', x, { shape: x.shape, dtype, device })
     this.#checkFinite(op, 'x', x)
-    const routing = this.gate.forward(x, gating)
-    const outputs =
-      this.experts instanceof Experts
-        ? this.#applyBuiltIn(x, routing, this.experts)
-        : this.#applyUsers(x, routing, this.experts)
-    this.#checkFinite(op, 'the output', outputs)
-    return new MoEResult(outputs, routing, stats)
+    return scope(() => {
+      const routing = this.gate.forward(x, gating)
+      const outputs =
+        this.experts instanceof Experts
+          ? this.#applyBuiltIn(x, routing, this.experts)
+          : this.#applyUsers(x, routing, this.experts)
+      this.#checkFinite(op, 'the output', outputs)
+      return new MoEResult(outputs, routing, stats)
+    })
   }
 
   /**
