@@ -230,6 +230,7 @@ export function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean
   const rootEdge = edgeTo(root)
   pending.add(rootEdge, gradient)
   const nodes = rootEdge && 'node' in rootEdge ? reachable(rootEdge.node) : []
+  nodes[0]?.hold() // a hook may dispose the root
   endings.push([])
   try {
     for (const node of nodes) {
@@ -263,5 +264,6 @@ export function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean
     for (const end of endings.pop() ?? []) end()
     pending.release()
     if (!retainGraph) for (const node of nodes) node.free()
+    nodes[0]?.release()
   }
 }
