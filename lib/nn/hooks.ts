@@ -1,5 +1,5 @@
 import { atBackwardEnd, record, share } from '../autograd.js'
-import { fail } from '../check.js'
+import { copyArray, fail } from '../check.js'
 import { type Handle, native } from '../native.js'
 import { checkTensor, handleOf, isKept, isTensor, type Tensor, type TensorMeta, wrap } from '../tensor.js'
 import type { Module } from './module.js'
@@ -58,9 +58,7 @@ class Hooks {
     for (const { fn } of [...this.pre]) {
       const replaced = fn(this.#module, args)
       if (replaced !== undefined) {
-        if (!Array.isArray(replaced))
-          fail('OPTION', 'forward pre-hook', 'a hook must return an array of arguments or nothing')
-        args = replaced
+        args = copyArray('forward pre-hook', 'what a hook returns', replaced, 1000)
       }
     }
     const hooks = [...this.backward].map(({ fn }) => fn)
@@ -152,13 +150,13 @@ function callHooks(
     for (const hook of hooks) {
       const replaced = hook(module, [...current], [...outputs])
       if (replaced === undefined || replaced === null) continue
-      if (!Array.isArray(replaced) || replaced.length !== inputs.length) {
-        fail('OPTION', 'full backward hook', `a hook must return an array of ${inputs.length} gradients or nothing`)
+      const grads = copyArray('full backward hook', 'what a hook returns', replaced, inputs.length)
+      if (grads.length !== inputs.length) {
+        fail('OPTION', 'full backward hook', `a hook must return ${inputs.length} gradients or nothing`)
       }
-      for (const [i, grad] of replaced.entries()) {
-        if (grad !== null) checkTensor('full backward hook', `gradient ${i}`, grad, inputMeta[i])
-      }
-      current = replaced
+      current = grads.map((grad, i) =>
+        grad === null ? null : checkTensor('full backward hook', `gradient ${i}`, grad, inputMeta[i]),
+      )
     }
     return current.map((tensor) => (tensor === null ? null : share(handleOf(tensor))))
   } finally {
