@@ -54,7 +54,7 @@ const oddNumbers = [
   -(2 ** 31),
 ]
 /** Sizes that a machine may really have memory for: only where the process is limited. */
-const largeNumbers = [2 ** 31 - 1, 2 ** 31, 2 ** 32]
+const largeNumbers = [2 ** 32, 2 ** 32 + 1]
 
 const failing = () => {
   throw new Error('thrown by the caller')
