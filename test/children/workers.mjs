@@ -109,7 +109,9 @@ const scenarios = {
       codes.add(await exit)
       if (i === 9) before = process.memoryUsage.rss()
     }
-    return [...codes, process.memoryUsage.rss() - before < 100e6]
+    // A sanitizer holds on to freed memory.
+    const flat = process.env.ST_MOE_TEST_SANITIZED === '1' || process.memoryUsage.rss() - before < 100e6
+    return [...codes, flat]
   },
 
   async exitInWorker() {
