@@ -5,6 +5,7 @@ import { createRequire } from 'node:module'
 import { setImmediate } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import * as api from '../../dist/index.js'
+import { nativeCaller } from './hostile-native.mjs'
 import { hostileValues, randomSource } from './hostile-values.mjs'
 
 const [seed, count] = [Number(process.argv[2]), Number(process.argv[3])]
@@ -136,39 +137,8 @@ function callHooked() {
 
 const require = createRequire(import.meta.url)
 const native = require('node-gyp-build')(fileURLToPath(new URL('../..', import.meta.url)))
-const handles = []
-const nativeNames = Object.keys(native).filter((name) => name !== 'setErrorFactory')
-
-/** Arguments by likely kind: mostly handles and plausible numbers, so that calls get past the first check. */
-function callNative() {
-  const name = pick(nativeNames)
-  note(`native ${name}`)
-  if (handles.length < 40) {
-    handles.push(
-      native.full(
-        shapes().map((n) => (n > 8 || !(n >= 0) ? 2 : Math.floor(n))),
-        pick([0, 0, 0, 1, 4]),
-        0,
-        pick([0, 1, 2]),
-      ),
-    )
-  }
-  const one = () => {
-    const kind = random()
-    if (kind < 0.6) return pick(handles)
-    if (kind < 0.7) return number()
-    if (kind < 0.78) return null
-    if (kind < 0.88) return random() < 0.5
-    if (kind < 0.95) return shapes()
-    return any()
-  }
-  const result = native[name](...Array.from({ length: Math.floor(random() * 22) }, one))
-  for (const handle of Array.isArray(result) ? result : [result]) {
-    if (typeof handle === 'number' && handle >= 2 ** 24 && handles.length < 80) handles.push(handle)
-  }
-  if (random() < 0.05) for (const handle of handles.splice(0)) native.release(handle)
-  return undefined
-}
+const callAddon = nativeCaller(native, random, { any, number, pick, shapes })
+const reached = new Set()
 
 function note(text) {
   current = text
@@ -186,7 +156,8 @@ function choose() {
   if (kind < 0.7) return callMethod()
   if (kind < 0.74) return disfigure()
   if (kind < 0.8) return callHooked()
-  return callNative()
+  reached.add(callAddon(note))
+  return undefined
 }
 
 const pending = new Set()
@@ -249,6 +220,8 @@ console.log(
     calls: count,
     targets: calls.length,
     thrown,
+    addonReached: reached.size,
+    addonFunctions: Object.keys(native).length - 1,
     slowest,
     peakMb: Math.round(peak),
     problems,

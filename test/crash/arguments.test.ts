@@ -66,7 +66,10 @@ describe('sizes', () => {
         }
         const heads = zeros([2 ** 26, 0, 0], { requiresGrad: true })
         const seen = zeros([2 ** 26, 2 ** 20, 0])
-        ops.attention(heads, seen, seen, { heads: 2 ** 20, causal: false }).sum().backward()
+        ops
+          .attention(heads, seen, seen, { heads: 2 ** 20, causal: false })
+          .sum()
+          .backward()
         expect(heads.grad!.shape).toEqual([2 ** 26, 0, 0])
         expect(() => empty.sum(1)).toThrowError(code('OUT_OF_MEMORY'))
         expect(() => ops.matmul(empty, ones([0, 1]))).toThrowError(code('OUT_OF_MEMORY'))

@@ -27,4 +27,5 @@ it(`${calls} hostile calls into the package and the addon: no crash, Errors only
   expect(summary.calls).toBe(calls)
   expect(summary.targets).toBeGreaterThan(300)
   expect(summary.thrown).toBeGreaterThan(calls / 4)
+  expect(summary.addonReached).toBeGreaterThan(sanitized ? 25 : 45)
 })

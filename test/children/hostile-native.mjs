@@ -1,0 +1,133 @@
+// Calls into the addon itself. Handles mostly have the right shape and type, so that calls get past the first checks,
+// but their contents (indices!) and every other argument are anything.
+
+// Sizes of all shapes: B sequences of N tokens (T in all), D wide, E experts with H hidden and C slots, K choices,
+// R rows of experts.
+const sizes = { B: 2, N: 4, T: 8, D: 8, E: 3, K: 2, H: 4, J: 8, C: 4, R: 16, V: 5, I: 8, 1: 1 }
+
+// Arguments by function: x[BND] a float tensor of that shape, i[..] an i32 tensor, a ? after it makes it optional,
+// f one that no other argument is, s a shape, n a number, c a count, 0 zero, b a boolean, d a typed array.
+const signatures = {
+  retain: 'x[D]',
+  release: 'x[D]',
+  unique: 'x[D]',
+  version: 'x[D]',
+  memory: 'n',
+  resetPeak: 'n',
+  deviceInfo: 'n',
+  setThreads: 'n',
+  getThreads: '',
+  unaryKinds: '',
+  fromData: 'd c s 0',
+  toData: 'x[D] d',
+  full: 's c 0 n',
+  random: 's 0 0 b n n c c',
+  convert: 'x[BND] n',
+  reshape: 'x[BND] s',
+  gather: 'x[BND] s s n',
+  scatter: 'x[BND] f[BN] s c',
+  unary: 'x[BND] n',
+  unaryBackward: 'x[BND] x[BND] n',
+  binary: 'x[BND] x[D] n',
+  addInPlace: 'x[BND] x[BND]',
+  scaleInPlace: 'x[BND] n',
+  reduce: 'x[BND] s s n',
+  sumSquares: 'x[BND]',
+  matmul: 'x[BND] x[BDN] b b',
+  linear: 'x[TD] x[ED] x[E]?',
+  linearBackward: 'x[TE] x[TD] x[ED] b b b',
+  embedding: 'x[VD] i[T]',
+  embeddingBackward: 'x[TD] i[T] c',
+  rmsnorm: 'x[TD] x[D]',
+  rmsnormBackward: 'x[TD] x[TD] x[D]',
+  layernorm: 'x[TD] x[D] x[D] n',
+  layernormBackward: 'x[TD] x[TD] x[D] n',
+  softmax: 'x[TD] b',
+  softmaxBackward: 'x[TD] x[TD] b',
+  crossEntropy: 'x[TV] i[T] n',
+  crossEntropyBackward: 'x[] x[TV] x[T] i[T] n',
+  attention: 'x[BND] x[BND] x[BND] c n b',
+  attentionBackward: 'x[BND] x[BND] x[BND] x[BND] x[BND] x[BKN] c n b',
+  dropout: 'x[BND] n c c',
+  route: 'x[BND] x[ED] x[K] x[KBN]? x[BNE]? i[BN]? c c c c c n n n n b b b b',
+  routeBackward:
+    'x[BNK]? x[]? x[]? x[]? x[BND] x[ED] i[BN]? i[BNK] i[BNK] x[BNK] x[BNE] x[BNE] x[BN] x[BE] n n n b b b b b',
+  expertFfn: 'x[TD] i[TK]? i[TK]? x[TK]? x[EJD] x[EJ] x[EH] x[EDH] x[ED] c b',
+  expertFfnBackward: 'x[TD] x[TD] i[TK]? i[TK]? x[TK]? x[EJD] x[EJ] x[EH] x[EDH] x[ED] x[RJ] b b b',
+  dispatch: 'x[BND] i[BNK] i[BNK] c c',
+  dispatchBackward: 'x[EBCD] x[BND] i[BNK] i[BNK] b',
+  combine: 'x[EBCD] x[BNK] i[BNK] i[BNK]',
+  combineBackward: 'x[BND] x[EBCD] x[BNK] i[BNK] i[BNK]',
+  topk: 'x[TE] c',
+  topkBackward: 'x[TK] i[TK] c',
+  groupedGemm: 'x[TI] x[EDI] i[E]',
+  groupedGemmBackward: 'x[TD] x[TI] x[EDI] i[E]',
+  adamw: 'x[TD] x[TD] f[TD] f[TD] c n n n n n',
+  sgd: 'x[TD] x[TD] f[TD]? c n n n',
+}
+
+/** A function that makes one call; throws where the addon has a function that it does not know. */
+export function nativeCaller(native, random, { any, number, pick, shapes }) {
+  const names = Object.keys(native).filter((name) => name !== 'setErrorFactory')
+  for (const name of names) if (!(name in signatures)) throw new Error(`no signature of ${name}`)
+  const pool = new Map()
+
+  const contents = (size) => {
+    const kind = random()
+    if (kind < 0.4) return Int32Array.from({ length: size }, () => Math.floor(random() * 3))
+    if (kind < 0.7) return Int32Array.from({ length: size }, () => Math.floor(random() * 6) - 1)
+    return Int32Array.from({ length: size }, () => pick([0, 1, -1, 2 ** 31 - 1, -(2 ** 31), 7, 100]))
+  }
+
+  const make = (kind, letters, wide) => {
+    const shape = [...letters].map((letter) => sizes[letter])
+    const size = shape.reduce((a, b) => a * b, 1)
+    if (kind === 'i') return native.fromData(contents(size), 4, shape, 0)
+    const value = pick([0, 1, 0.5, Number.NaN, Infinity, 1e30])
+    if (random() < 0.3) return native.full(shape, wide ? 1 : 0, 0, value)
+    return native.random(shape, wide ? 1 : 0, 0, true, 0, 1, Math.floor(random() * 1000), 0)
+  }
+
+  const argument = (spec, wide, optional, replaced) => {
+    if (random() < 0.03) return any()
+    if (spec.endsWith('?') && (random() < 0.9 ? !optional : random() < 0.5)) return null
+    const [, kind, letters] = /^(\w)(?:\[(\w*)\])?/.exec(spec)
+    if (kind === 'n') return random() < 0.7 ? pick([0, 1, 2, 3, 4, 16, 0.5]) : number()
+    if (kind === 'c') return random() < 0.9 ? pick([1, 1, 2, 3, 4, 16]) : number()
+    if (kind === '0') return random() < 0.9 ? 0 : number()
+    if (kind === 'b') return random() < 0.5
+    if (kind === 's') return random() < 0.5 ? pick([[2, 4, 8], [8, 8], [32, 8, 1], [64], [8, 1], [8]]) : shapes()
+    if (kind === 'd') return new (pick([Float32Array, Float64Array, Int32Array, Uint16Array]))(pick([8, 64, 4, 0]))
+    const key = `${kind}${letters}${wide}`
+    const stale = random() < 0.02 ? [...pool.values()].at(Math.floor(random() * pool.size)) : undefined
+    const handle = stale ?? pool.get(key)
+    if (handle !== undefined && random() < 0.8 && kind !== 'f') return handle
+    const made = make(kind, letters, wide)
+    replaced.push(kind === 'f' ? made : pool.get(key))
+    if (kind !== 'f') pool.set(key, made)
+    return made
+  }
+
+  return (note) => {
+    const name = pick(names)
+    note(`native ${name}`)
+    const wide = random() < 0.2
+    const list = signatures[name].split(' ').filter(Boolean)
+    const optional = random() < 0.5
+    const replaced = []
+    const values = list.map((spec) => argument(spec, wide, optional, replaced))
+    if (random() < 0.03) values.length = Math.floor(random() * (values.length + 1))
+    if (name === 'setThreads') values[0] = pick([1, 2, 3, any()])
+    let result
+    try {
+      result = native[name](...values)
+    } finally {
+      for (const handle of replaced) if (handle !== undefined) native.release(handle)
+    }
+    for (const handle of Array.isArray(result) ? result : [result]) {
+      if (typeof handle === 'number' && handle >= 2 ** 24) native.release(handle)
+    }
+    if (random() < 0.01) for (const [key, handle] of pool) if (pool.delete(key)) native.release(handle)
+    return name
+  }
+}
