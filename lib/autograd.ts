@@ -239,13 +239,13 @@ export function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean
         releaseAll(grads)
       }
     }
-    for (const [leaf, grad] of pending.leaves) {
+    for (const [leaf, grad] of [...pending.leaves]) {
       const hooks = leafHooksOf(leaf)
       if (hooks.length === 0) continue
       pending.leaves.delete(leaf)
       pending.leaves.set(leaf, applyHooks(hooks, grad, leaf))
     }
-    for (const [leaf, grad] of pending.leaves) {
+    for (const [leaf, grad] of [...pending.leaves]) {
       pending.leaves.delete(leaf)
       if (leaf.disposed) native.release(grad)
       else accumulateGrad(leaf, grad)
