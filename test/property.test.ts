@@ -10,17 +10,17 @@ import { gradients } from './support/reference-gradient.js'
 const seed = runSeed()
 const limits = { f32: { forward: 1e-5, gradient: 1e-4 }, f64: { forward: 1e-12, gradient: 1e-10 } }
 
-/** ‖a − b‖ over ‖b‖, or over 0.1 where b is smaller: upstream gradients are of size 1, and a sum may cancel. */
+const normOf = (list: Numbers): number => Math.sqrt(Array.from(list).reduce((total, v) => total + v * v, 0))
+
+/**
+ * ‖a − b‖ / ‖b‖, or over what numbers of size 0.3 would have for a norm where b is smaller: all inputs are of size 1,
+ * so there large terms have cancelled, and float32 keeps the rounding errors of the terms.
+ */
 function distance(a: Numbers, b: Numbers): number {
   if (a.length !== b.length) return Infinity
-  const norm = (f: (i: number) => number) => Math.sqrt(Array.from(b, (_, i) => f(i) ** 2).reduce((x, y) => x + y, 0))
-  const result =
-    norm((i) => a[i] - b[i]) /
-    Math.max(
-      norm((i) => b[i]),
-      0.1,
-    )
-  return Number.isNaN(result) ? Infinity : result
+  const floor = 0.3 * Math.sqrt(Math.max(1, Array.from(b).filter((v) => v !== 0).length))
+  const error = normOf(Array.from(b, (v, i) => a[i] - v)) / Math.max(normOf(b), floor)
+  return Number.isNaN(error) ? Infinity : error
 }
 
 /** Everything that one layer gives for a problem, against the loops. Lists what is wrong. */

@@ -16,7 +16,7 @@ export function gradients(p: Problem, r: Routing, dy: Float64Array, dtotal: numb
   }
   const dweight = new Float64Array(r.kept.length)
   for (let i = 0; i < r.kept.length; i++) if (r.kept[i]) dweight[i] = expertGradient(p, r, grads, dy, i)
-  for (let t = 0; t < p.B * p.N; t++) if (!p.mask || p.mask[t] !== 0) routerGradient(p, r, grads, dweight, dtotal, t)
+  for (let t = 0; t < p.B * p.N; t++) if (p.mask?.[t] !== 0) routerGradient(p, r, grads, dweight, dtotal, t)
   return grads
 }
 
