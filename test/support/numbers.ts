@@ -61,8 +61,8 @@ export class Draw {
   }
 }
 
-/** The seed of this run: ST_MOE_SEED, or one of its own each time. */
+/** The seed of the random tests: ST_MOE_SEED, or always the same. */
 export function runSeed(): number {
   const given = Number(process.env.ST_MOE_SEED)
-  return Number.isSafeInteger(given) && given > 0 ? given : Math.floor(Math.random() * 2 ** 31)
+  return Number.isSafeInteger(given) && given > 0 ? given : 220208906
 }
