@@ -1,4 +1,4 @@
-import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail } from '../check.js'
+import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, copyArray, fail } from '../check.js'
 import { tensor } from '../create.js'
 import { show } from '../errors.js'
 import { expertCapacity, type RouteResult, route } from '../ops/route.js'
@@ -60,7 +60,7 @@ export interface GatingForwardOptions {
 
 /** f32 [K]: eps, then the thresholds. */
 function thresholdBuffer(op: string, name: string, value: unknown, K: number, eps: number): Tensor {
-  const list = Array.isArray(value) ? value : Array(K - 1).fill(value)
+  const list = Array.isArray(value) ? copyArray(op, name, value, 2 ** 20) : Array(K - 1).fill(value)
   if (list.length !== K - 1)
     fail(
       'OPTION',
@@ -96,7 +96,7 @@ export class TopNGating extends Module {
     const layer = layerOptions(op, o)
     const dim = checkInteger(op, 'dim', o.dim, 1)
     this.numGates = checkInteger(op, op === 'MoE' ? 'numExperts' : 'numGates', o.numGates, 1)
-    this.topN = checkInteger(op, op === 'MoE' ? 'gatingTopN' : 'topN', o.topN ?? 2, 1, this.numGates)
+    this.topN = checkInteger(op, op === 'MoE' ? 'gatingTopN' : 'topN', o.topN ?? 2, 1, Math.min(this.numGates, 2 ** 20))
     const eps = checkNumber(op, 'eps', o.eps ?? 1e-9, 0)
     this.#options = {
       capacityFactorTrain: checkNumber(op, 'capacityFactorTrain', o.capacityFactorTrain ?? 1.25, 0),

@@ -60,7 +60,7 @@ export abstract class Module {
       const name = this.stateName(key)
       if (value instanceof Parameter || value instanceof Module) yield [name, value]
       if (!Array.isArray(value)) continue
-      for (const [i, entry] of value.entries()) {
+      for (const [i, entry] of Object.entries(value)) {
         if (entry instanceof Parameter || entry instanceof Module) yield [`${name}.${i}`, entry]
       }
     }

@@ -1,0 +1,37 @@
+import { spawn } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
+
+export interface ChildResult {
+  /** null where a signal ended the process. */
+  code: number | null
+  signal: NodeJS.Signals | null
+  stdout: string
+  stderr: string
+}
+
+/** Runs a script of test/children with Node and gives how it ended. Children import the built package. */
+export function runChild(
+  script: string,
+  args: readonly string[] = [],
+  options: { env?: Record<string, string>; nodeArgs?: readonly string[]; cwd?: string; timeout?: number } = {},
+): Promise<ChildResult> {
+  const file = fileURLToPath(new URL(`../children/${script}`, import.meta.url))
+  const child = spawn(process.execPath, [...(options.nodeArgs ?? []), file, ...args], {
+    env: { ...process.env, ...options.env },
+    cwd: options.cwd,
+    stdio: ['ignore', 'pipe', 'pipe'],
+    timeout: options.timeout ?? 110_000,
+    killSignal: 'SIGKILL',
+  })
+  const chunks = { stdout: '', stderr: '' }
+  for (const name of ['stdout', 'stderr'] as const) {
+    child[name].setEncoding('utf8')
+    child[name].on('data', (text: string) => {
+      chunks[name] += text
+    })
+  }
+  return new Promise((resolve, reject) => {
+    child.once('error', reject)
+    child.once('close', (code, signal) => resolve({ code, signal, ...chunks }))
+  })
+}
