@@ -130,7 +130,8 @@ export interface Native {
     multBias: Handle,
     w2: Handle,
     b2: Handle,
-    rows: number,
+    B: number,
+    capacity: number,
     save: boolean,
   ): [y: Handle, a: Optional]
   expertFfnBackward(
@@ -145,6 +146,8 @@ export interface Native {
     w2: Handle,
     b2: Handle,
     a: Handle,
+    B: number,
+    capacity: number,
     straightThrough: boolean,
     needX: boolean,
     needParameters: boolean,

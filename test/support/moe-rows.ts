@@ -118,8 +118,8 @@ const opRows: Row[] = [
         const [k, shape] = [dims[dims.length - 1], dims.slice(0, -1)]
         const order = leaf(shape, () => draw.integer(-1000, 1000) / 64)
         return functionSubject(JSON.stringify(dims), { x: order }, ({ x }) => {
-          const { value, index } = ops.topk(x, k)
-          return [value, index]
+          const { values, indices } = ops.topk(x, k)
+          return [values, indices]
         })
       }),
   },
