@@ -210,6 +210,14 @@ function applyHooks(hooks: readonly GradHook[], grad: Handle, meta: TensorMeta):
   return current
 }
 
+/** What the backward passes that are running now (a hook may start another) have to do at their end. */
+const endings: (() => void)[][] = []
+
+/** Calls `fn` when the innermost running backward ends, by an exception too. */
+export function atBackwardEnd(fn: () => void): void {
+  endings.at(-1)?.push(fn)
+}
+
 function reachable(root: Node): Node[] {
   const seen = new Set<Node>([root])
   for (const node of seen) for (const edge of node.edges) if (edge && 'node' in edge) seen.add(edge.node)
@@ -222,6 +230,8 @@ export function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean
   const rootEdge = edgeTo(root)
   pending.add(rootEdge, gradient)
   const nodes = rootEdge && 'node' in rootEdge ? reachable(rootEdge.node) : []
+  nodes[0]?.hold() // a hook may dispose the root
+  endings.push([])
   try {
     for (const node of nodes) {
       const grads = pending.take(node)
@@ -239,19 +249,21 @@ export function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean
         releaseAll(grads)
       }
     }
-    for (const [leaf, grad] of pending.leaves) {
+    for (const [leaf, grad] of [...pending.leaves]) {
       const hooks = leafHooksOf(leaf)
       if (hooks.length === 0) continue
       pending.leaves.delete(leaf)
       pending.leaves.set(leaf, applyHooks(hooks, grad, leaf))
     }
-    for (const [leaf, grad] of pending.leaves) {
+    for (const [leaf, grad] of [...pending.leaves]) {
       pending.leaves.delete(leaf)
       if (leaf.disposed) native.release(grad)
       else accumulateGrad(leaf, grad)
     }
   } finally {
+    for (const end of endings.pop() ?? []) end()
     pending.release()
     if (!retainGraph) for (const node of nodes) node.free()
+    nodes[0]?.release()
   }
 }

@@ -38,15 +38,29 @@ export function checkOneOf<T extends string>(op: string, name: string, value: un
   return fail('OPTION', op, `${name} must be one of ${allowed.map((v) => `'${v}'`).join(', ')}, got ${show(value)}`)
 }
 
+/**
+ * A copy of an array. Its length is read once and its entries by index: an iterator of the caller's might never end,
+ * and a proxy might answer differently later.
+ */
+export function copyArray(
+  op: string,
+  name: string,
+  value: unknown,
+  maxLength: number,
+  code: MoeErrorCode = 'OPTION',
+): unknown[] {
+  if (!Array.isArray(value)) return fail(code, op, `${name} must be an array, got ${show(value)}`)
+  const { length } = value
+  if (!(length <= maxLength)) fail(code, op, `${name} must have at most ${maxLength} entries, got ${show(length)}`)
+  return Array.from({ length }, (_, i) => value[i])
+}
+
 const maxRank = 8
 const maxSize = 2 ** 46
 
 /** A frozen copy of a shape. */
 export function checkShape(op: string, name: string, value: unknown): readonly number[] {
-  if (!Array.isArray(value)) return fail('SHAPE', op, `${name} must be an array of dimensions, got ${show(value)}`)
-  if (value.length > maxRank)
-    return fail('SHAPE', op, `${name} must have at most ${maxRank} dimensions, got ${value.length}`)
-  const shape = Array.from(value)
+  const shape = copyArray(op, name, value, maxRank, 'SHAPE') as number[]
   if (!shape.every((n) => typeof n === 'number' && Number.isInteger(n) && n >= 0)) {
     return fail('SHAPE', op, `${name} must hold non-negative integers, got ${show(shape)}`)
   }

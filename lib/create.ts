@@ -1,6 +1,6 @@
 import { checkBoolean, checkNumber, checkOptions, checkShape, fail, showShape, sizeOf } from './check.js'
-import { type Device, deviceIndex } from './device.js'
-import { checkDType, type DType, dtypeCode, dtypeSize, isFloat, type TypedArray } from './dtype.js'
+import { checkDevice, type Device, deviceIndex } from './device.js'
+import { checkDType, type DType, dtypeCode, isFloat, type TypedArray } from './dtype.js'
 import { MoeError, show } from './errors.js'
 import { type Handle, native } from './native.js'
 import { drawFrom, type Generator } from './random.js'
@@ -27,7 +27,7 @@ function make(
   handle: (dtype: DType, device: number) => Handle,
   dtype: DType,
 ): Tensor {
-  const device = options.device ?? 'cpu'
+  const device = checkDevice(op, options.device ?? 'cpu')
   const requiresGrad =
     options.requiresGrad === undefined ? false : checkBoolean(op, 'requiresGrad', options.requiresGrad)
   if (requiresGrad && !isFloat(dtype)) fail('DTYPE', op, `only f32 and f64 tensors have gradients, dtype is ${dtype}`)
@@ -110,7 +110,8 @@ function fromTypedArray(op: string, data: ArrayBufferView): Source {
     data instanceof Uint8Array ||
     data instanceof Uint8ClampedArray
   ) {
-    return { values: Int32Array.from(data), shape: [data.length], dtype: 'i32' }
+    const values = new Int32Array(data) // not Int32Array.from: that would run an iterator of the caller's
+    return { values, shape: [values.length], dtype: 'i32' }
   }
   return fail(
     'DTYPE',
@@ -119,18 +120,34 @@ function fromTypedArray(op: string, data: ArrayBufferView): Source {
   )
 }
 
+/** More than an array of the engine can hold without risk to the process; typed arrays have no such limit. */
+const maxNumbers = 2 ** 26
+
+/** The entries of arrays of one length, in one array. Each length is read once: the arrays may be proxies. */
+function flattened(op: string, level: readonly unknown[], depth: number): { length: number; entries: unknown[] } {
+  let length = -1
+  const entries: unknown[] = []
+  for (const part of level) {
+    const own = Array.isArray(part) ? part.length : -1
+    if (length < 0) length = own
+    if (own !== length || own < 0)
+      fail('SHAPE', op, `data must be a regular array, but its parts at depth ${depth} differ in length`)
+    if (!(length * level.length <= maxNumbers))
+      fail('OUT_OF_MEMORY', op, `data has more than 2^26 numbers in plain arrays; use a typed array`)
+    for (let i = 0; i < length; i++) entries.push((part as unknown[])[i])
+  }
+  return { length, entries }
+}
+
 /** Nested arrays of numbers, read once. Iterative, so that depth cannot overflow the stack. */
 function fromNumbers(op: string, data: unknown): Source {
   const shape: number[] = []
   let level: unknown[] = [data]
   while (level.some((entry) => Array.isArray(entry))) {
-    const first = level.find((entry) => Array.isArray(entry)) as unknown[]
     if (shape.length === 8) fail('SHAPE', op, 'data is nested more than 8 deep')
-    if (!level.every((entry) => Array.isArray(entry) && entry.length === first.length)) {
-      fail('SHAPE', op, `data must be a regular array, but its parts at depth ${shape.length} differ in length`)
-    }
-    shape.push(first.length)
-    level = (level as unknown[][]).flat()
+    const { length, entries } = flattened(op, level, shape.length)
+    shape.push(length)
+    level = entries
   }
   const bad = level.find((entry) => typeof entry !== 'number')
   if (bad !== undefined || (level.length > 0 && level.includes(undefined))) {
@@ -201,7 +218,7 @@ export function arange(start: number, end?: number | TensorOptions, step?: numbe
   const by = step === undefined ? 1 : checkNumber(op, 'step', step)
   if (by === 0) fail('OPTION', op, 'step must not be 0')
   const size = Math.max(0, Math.ceil((to - from) / by))
-  if (size * dtypeSize('f64') > 2 ** 32) fail('SHAPE', op, `${size} elements are too many; make it in parts`)
+  if (size > 2 ** 27) fail('SHAPE', op, `${size} elements are too many; make it in parts`)
   const values = Float64Array.from({ length: size }, (_, i) => from + i * by)
   const checked = checkOptions<TensorOptions>(op, options, names)
   const whole = [from, to, by].every(Number.isInteger) && Math.max(Math.abs(from), Math.abs(to)) < 2 ** 31

@@ -1,4 +1,5 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
+import { types } from 'node:util'
 import { checkFunction } from './check.js'
 import { checkTensor, gradOwnerOf, isTensor, moveToScope, type Tensor } from './tensor.js'
 
@@ -20,9 +21,16 @@ export class Scope {
   /** Disposes everything but `kept` tensors and the gradients of survivors, which move to the parent. */
   close(kept: ReadonlySet<Tensor>): void {
     const survives = (tensor: Tensor): boolean => {
-      if (kept.has(tensor)) return true
-      const owner = gradOwnerOf(tensor)
-      return owner !== null && !owner.disposed && (!this.tensors.has(owner) || survives(owner))
+      // A gradient may have a gradient, and programs can even tie such a chain into a ring.
+      for (const seen = new Set<Tensor>(); !seen.has(tensor); ) {
+        if (kept.has(tensor)) return true
+        seen.add(tensor)
+        const owner = gradOwnerOf(tensor)
+        if (owner === null || owner.disposed) return false
+        if (!this.tensors.has(owner)) return true
+        tensor = owner
+      }
+      return false
     }
     const survivors = [...this.tensors].filter(survives)
     for (const tensor of survivors) moveToScope(tensor, this.parent)
@@ -94,23 +102,34 @@ function settle<T>(run: () => T, done: (value: unknown) => void, failed: () => v
   }
 }
 
-/** Every tensor that can be reached from a value through arrays, maps, sets and own data properties. No getter runs. */
+const isObject = (value: unknown): boolean => typeof value === 'object' && value !== null
+
+/** The objects that a value holds directly. Long arrays of numbers cost no descriptors; no getter runs elsewhere. */
+function* contents(value: object): Iterable<unknown> {
+  if (ArrayBuffer.isView(value)) return
+  if (Array.isArray(value) && !types.isProxy(value) && value.length <= 2 ** 27) {
+    for (let i = 0; i < value.length; i++) if (isObject(value[i])) yield value[i]
+    return
+  }
+  if (value instanceof Map || value instanceof Set) for (const entry of value.entries()) yield* entry
+  for (const key of Reflect.ownKeys(value)) yield Reflect.getOwnPropertyDescriptor(value, key)?.value
+}
+
+/** Every tensor that can be reached from a value through arrays, maps, sets and own data properties. */
 function tensorsIn(value: unknown): Set<Tensor> {
   const found = new Set<Tensor>()
   const seen = new Set<unknown>()
   const queue: unknown[] = [value]
   while (queue.length > 0) {
     const next = queue.pop()
-    if (typeof next !== 'object' || next === null || seen.has(next)) continue
+    if (!isObject(next) || seen.has(next)) continue
     seen.add(next)
     if (isTensor(next)) {
       found.add(next)
       continue
     }
-    if (ArrayBuffer.isView(next)) continue
     try {
-      if (next instanceof Map || next instanceof Set) for (const entry of next.entries()) queue.push(...entry)
-      for (const property of Object.values(Object.getOwnPropertyDescriptors(next))) queue.push(property.value)
+      for (const value of contents(next as object)) if (isObject(value)) queue.push(value)
     } catch {
       // A hostile proxy shows nothing.
     }

@@ -52,6 +52,8 @@ export let setSource: (tensor: Tensor, node: Node, output: number) => void
 export let leafHooksOf: (tensor: Tensor) => readonly GradHook[]
 export let gradOwnerOf: (tensor: Tensor) => Tensor | null
 export let isKept: (tensor: Tensor) => boolean
+/** Puts the memory of a leaf and its gradient on another device, in place. */
+export let moveToDevice: (tensor: Tensor, device: Device, number: number) => void
 /** null: the tensor lives until disposed. */
 export let moveToScope: (tensor: Tensor, scope: Scope | null) => void
 /** Adds to `leaf.grad`; takes the gradient over. */
@@ -68,7 +70,7 @@ export let accumulateGrad: (leaf: Tensor, grad: Handle) => void
 export class Tensor {
   readonly shape: readonly number[]
   readonly dtype: DType
-  readonly device: Device
+  #device: Device
   readonly size: number
   readonly #held: Held
   #scope: Scope | null = null
@@ -85,12 +87,16 @@ export class Tensor {
     }
     this.shape = Object.freeze([...meta.shape])
     this.dtype = meta.dtype
-    this.device = meta.device
+    this.#device = meta.device
     this.size = sizeOf(meta.shape)
     this.#held = { handle, source: null }
     registry.register(this, this.#held, this.#held)
     const scope = currentScope()
     if (scope) moveToScope(this, scope)
+  }
+
+  get device(): Device {
+    return this.#device
   }
 
   get disposed(): boolean {
@@ -311,6 +317,13 @@ export class Tensor {
       node.hold()
     }
     leafHooksOf = (tensor) => tensor.#hooks
+    moveToDevice = (tensor, device, number) => {
+      const moved = native.toDevice(tensor.#held.handle, number)
+      native.release(tensor.#held.handle)
+      tensor.#held.handle = moved
+      tensor.#device = device
+      if (tensor.#grad && !tensor.#grad.disposed) moveToDevice(tensor.#grad, device, number)
+    }
     gradOwnerOf = (tensor) => tensor.#gradOwner
     isKept = (tensor) => tensor.#kept
     moveToScope = (tensor, scope) => {

@@ -1,10 +1,11 @@
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import * as fs from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { afterAll, afterEach, expect, test, vi } from 'vitest'
 import { full, loadSafetensorsSync, saveSafetensors, saveSafetensorsSync, scope } from '../lib/index.js'
-import { startNode } from './support/child.js'
 import { Draw } from './support/numbers.js'
 
 const faults = vi.hoisted(() => ({ countdown: Infinity, code: '' }))
@@ -34,30 +35,15 @@ afterEach(() => {
   faults.countdown = Infinity
 })
 
-/** Saves files whose numbers are all equal, 1, 2, 3 …, until it is killed. */
-const writer = `
-  for (let version = 1; ; version++) {
-    st.scope(() => {
-      const state = { a: st.full([300, 300], version), b: st.full([70000], version), c: st.full([], version) }
-      if (version % 2) st.saveSafetensorsSync(process.argv[1], state)
-    })
-    if (version % 2 === 0) {
-      const state = { a: st.full([300, 300], version), b: st.full([70000], version), c: st.full([], version) }
-      await st.saveSafetensors(process.argv[1], state)
-      for (const t of Object.values(state)) t.dispose()
-    }
-    if (version === 1) console.log('saved')
-  }
-`
-
+const saveLoop = fileURLToPath(new URL('children/save-loop.mjs', import.meta.url))
 const kills = 30
 
 test(`${kills} × SIGKILL while saving leave the old file or the new one`, async () => {
   const draw = new Draw(4)
   let versions = 0
   for (let kill = 0; kill < kills; kill++) {
-    const child = startNode(writer, [file])
-    await once(child.stdout!, 'data')
+    const child = spawn(process.execPath, [saveLoop, file], { stdio: ['ignore', 'pipe', 'inherit'] })
+    await once(child.stdout, 'data')
     await new Promise((resolve) => setTimeout(resolve, draw.between(0, 25)))
     child.kill('SIGKILL')
     await once(child, 'close')

@@ -15,60 +15,17 @@ import {
   scope,
   zeros,
 } from '../lib/index.js'
-import { runNode } from './support/child.js'
+import { runChild } from './support/child.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-checkpoint-'))
 afterAll(() => rmSync(folder, { recursive: true }))
 
-/**
- * Trains for some steps, from a checkpoint where there is one, and prints the loss of each step and a hash of all
- * parameters. The model draws random numbers in every step: batches, dropout, routing.
- * Arguments: steps, file to start from or '-', file to save to or '-', optimizer, threads.
- */
-const program = `
-  import { createHash } from 'node:crypto'
-  const [, steps, from, to, kind, threads] = process.argv
-  st.setNumThreads(Number(threads))
-  st.manualSeed(31)
-  class Model extends st.Module {
-    embed = new st.Embedding(17, 12)
-    drop = new st.Dropout(0.2)
-    attend = new st.CausalSelfAttention(12, { heads: 3 })
-    block = new st.SparseMoEBlock(new st.MoE({ dim: 12, numExperts: 5, noiseGates: true }), { addFfBefore: true })
-    head = new st.Linear(12, 17)
-    forward(tokens) {
-      const x = this.drop.forward(this.embed.forward(tokens))
-      const { outputs, totalAuxLoss } = this.block.forward(x.add(this.attend.forward(x)))
-      return [this.head.forward(outputs), totalAuxLoss]
-    }
-  }
-  const model = new Model()
-  const optimizer = kind === 'AdamW'
-    ? new st.AdamW(model.parameters(), { lr: 1e-2 })
-    : new st.SGD(model.parameters(), { lr: 0.1, momentum: 0.9, weightDecay: 1e-3 })
-  let { step, extra } = from === '-' ? { step: 0, extra: { position: 5 } } : await st.loadCheckpoint(from, { model, optimizer })
-  let { position } = extra
-  for (const end = step + Number(steps); step < end; step++) {
-    const loss = st.scope(() => {
-      const tokens = st.tensor(Int32Array.from({ length: 24 }, (_, i) => (position + i * i) % 17), [2, 12])
-      const [logits, aux] = model.forward(tokens)
-      const loss = st.crossEntropy(logits, tokens).add(aux)
-      optimizer.zeroGrad()
-      loss.backward()
-      st.clipGradNorm(model.parameters(), 1)
-      optimizer.step()
-      return loss.item()
-    })
-    position += 3
-    console.log(step, loss)
-  }
-  if (to !== '-') await st.saveCheckpoint(to, { model, optimizer, step, extra: { position } })
-  const hash = createHash('sha256')
-  for (const entry of Object.values(model.stateDict())) hash.update(entry.dataSync())
-  console.log(hash.digest('hex'))
-`
-
-const train = async (...args: (string | number)[]) => (await runNode(program, args.map(String))).trim().split('\n')
+/** Lines that a training in a process of its own prints: the loss of each step, and a hash of all parameters. */
+async function train(...args: (string | number)[]): Promise<string[]> {
+  const { code, stdout, stderr } = await runChild('resumable-run.mjs', args.map(String))
+  expect([code, stderr]).toEqual([0, ''])
+  return stdout.trim().split('\n')
+}
 
 test.each(['AdamW', 'SGD'])(
   '10 steps, a checkpoint, a new process and 10 more are 20 steps, bit for bit: %s',

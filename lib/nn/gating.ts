@@ -1,5 +1,6 @@
-import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail } from '../check.js'
+import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, copyArray, fail } from '../check.js'
 import { tensor } from '../create.js'
+import type { Device } from '../device.js'
 import { show } from '../errors.js'
 import { expertCapacity, type RouteResult, route } from '../ops/route.js'
 import { keep } from '../scope.js'
@@ -59,8 +60,8 @@ export interface GatingForwardOptions {
 }
 
 /** f32 [K]: eps, then the thresholds. */
-function thresholdBuffer(op: string, name: string, value: unknown, K: number, eps: number): Tensor {
-  const list = Array.isArray(value) ? value : Array(K - 1).fill(value)
+function thresholdBuffer(op: string, name: string, value: unknown, K: number, eps: number, device: Device): Tensor {
+  const list = Array.isArray(value) ? copyArray(op, name, value, 2 ** 20) : Array(K - 1).fill(value)
   if (list.length !== K - 1)
     fail(
       'OPTION',
@@ -68,7 +69,7 @@ function thresholdBuffer(op: string, name: string, value: unknown, K: number, ep
       `${name} must be a number or ${K - 1} numbers (one for each choice after the first), got ${show(value)}`,
     )
   const values = list.map((entry, i) => checkNumber(op, Array.isArray(value) ? `${name}[${i}]` : name, entry))
-  return keep(tensor(Float32Array.from([eps, ...values]), [K]))
+  return keep(tensor(Float32Array.from([eps, ...values]), [K], { device }))
 }
 
 /** The router: top-N gating with stochastic thresholds and capacity. State: `to_gates.weight` and two threshold buffers. */
@@ -96,7 +97,7 @@ export class TopNGating extends Module {
     const layer = layerOptions(op, o)
     const dim = checkInteger(op, 'dim', o.dim, 1)
     this.numGates = checkInteger(op, op === 'MoE' ? 'numExperts' : 'numGates', o.numGates, 1)
-    this.topN = checkInteger(op, op === 'MoE' ? 'gatingTopN' : 'topN', o.topN ?? 2, 1, this.numGates)
+    this.topN = checkInteger(op, op === 'MoE' ? 'gatingTopN' : 'topN', o.topN ?? 2, 1, Math.min(this.numGates, 2 ** 20))
     const eps = checkNumber(op, 'eps', o.eps ?? 1e-9, 0)
     this.#options = {
       capacityFactorTrain: checkNumber(op, 'capacityFactorTrain', o.capacityFactorTrain ?? 1.25, 0),
@@ -109,8 +110,8 @@ export class TopNGating extends Module {
       balanceDensity: checkOneOf(op, 'balanceDensity', o.balanceDensity ?? 'kept', ['kept', 'assigned']),
       eps,
     }
-    this.thresholdTrain = thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain ?? 0.2, this.topN, eps)
-    this.thresholdEval = thresholdBuffer(op, 'thresholdEval', o.thresholdEval ?? 0.2, this.topN, eps)
+    this.thresholdTrain = thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain ?? 0.2, this.topN, eps, layer.device)
+    this.thresholdEval = thresholdBuffer(op, 'thresholdEval', o.thresholdEval ?? 0.2, this.topN, eps, layer.device)
     this.toGates = new Linear(dim, this.numGates, { ...layer, bias: false })
   }
 

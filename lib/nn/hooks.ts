@@ -1,5 +1,5 @@
-import { record, share } from '../autograd.js'
-import { fail } from '../check.js'
+import { atBackwardEnd, record, share } from '../autograd.js'
+import { copyArray, fail } from '../check.js'
 import { type Handle, native } from '../native.js'
 import { checkTensor, handleOf, isKept, isTensor, type Tensor, type TensorMeta, wrap } from '../tensor.js'
 import type { Module } from './module.js'
@@ -58,9 +58,7 @@ class Hooks {
     for (const { fn } of [...this.pre]) {
       const replaced = fn(this.#module, args)
       if (replaced !== undefined) {
-        if (!Array.isArray(replaced))
-          fail('OPTION', 'forward pre-hook', 'a hook must return an array of arguments or nothing')
-        args = replaced
+        args = copyArray('forward pre-hook', 'what a hook returns', replaced, 1000)
       }
     }
     const hooks = [...this.backward].map(({ fn }) => fn)
@@ -76,9 +74,10 @@ class Hooks {
   #withBackward(forward: Forward, args: unknown[], hooks: readonly BackwardHook[]): unknown {
     let gradOutput: (Handle | null)[] = []
     const inputs = args.filter(isTensor)
+    const inputMeta = inputs.map(metaOf)
     const outputMeta: TensorMeta[] = []
     const seen = identity(inputs, (gradInput) =>
-      callHooks(this.#module, hooks, gradInput, inputs, gradOutput, outputMeta),
+      callHooks(this.#module, hooks, gradInput, inputMeta, gradOutput, outputMeta),
     )
     let next = 0
     const result = forward(...args.map((arg) => (isTensor(arg) ? seen[next++] : arg)))
@@ -87,10 +86,15 @@ class Hooks {
       outputs.push(tensor)
       return tensor
     })
-    outputMeta.push(...outputs.map(({ shape, dtype, device }) => ({ shape, dtype, device })))
+    outputMeta.push(...outputs.map(metaOf))
+    const inputsNeedGrad = inputs.some((input) => input.requiresGrad)
     const passed = identity(outputs, (grads) => {
-      for (const handle of gradOutput) if (handle !== null) native.release(handle)
       gradOutput = grads.map((grad) => (grad === null ? null : share(grad)))
+      atBackwardEnd(() => releaseAll(gradOutput.splice(0)))
+      if (!inputsNeedGrad) {
+        const none = inputs.map(() => null)
+        releaseAll(callHooks(this.#module, hooks, none, inputMeta, gradOutput, outputMeta))
+      }
       return grads.map((grad) => (grad === null ? null : share(grad)))
     })
     next = 0
@@ -122,6 +126,7 @@ function identity(tensors: readonly Tensor[], f: (grads: readonly (Handle | null
       const full: (Handle | null)[] = tensors.map(() => null)
       for (const [at, i] of positions.entries()) full[i] = grads[at]
       const results = f(full)
+      releaseAll(results.filter((_, i) => !positions.includes(i))) // a hook may answer for inputs that want none
       return positions.map((i) => results[i])
     },
   })
@@ -145,19 +150,25 @@ function callHooks(
     for (const hook of hooks) {
       const replaced = hook(module, [...current], [...outputs])
       if (replaced === undefined || replaced === null) continue
-      if (!Array.isArray(replaced) || replaced.length !== inputs.length) {
-        fail('OPTION', 'full backward hook', `a hook must return an array of ${inputs.length} gradients or nothing`)
+      const grads = copyArray('full backward hook', 'what a hook returns', replaced, inputs.length)
+      if (grads.length !== inputs.length) {
+        fail('OPTION', 'full backward hook', `a hook must return ${inputs.length} gradients or nothing`)
       }
-      for (const [i, grad] of replaced.entries()) {
-        if (grad !== null) checkTensor('full backward hook', `gradient ${i}`, grad, inputMeta[i])
-      }
-      current = replaced
+      current = grads.map((grad, i) =>
+        grad === null ? null : checkTensor('full backward hook', `gradient ${i}`, grad, inputMeta[i]),
+      )
     }
     return current.map((tensor) => (tensor === null ? null : share(handleOf(tensor))))
   } finally {
     for (const tensor of [...inputs, ...outputs]) if (tensor && !isKept(tensor)) tensor.dispose()
-    for (const handle of gradOutput.splice(0)) if (handle !== null) native.release(handle)
+    releaseAll(gradOutput.splice(0))
   }
+}
+
+const metaOf = ({ shape, dtype, device }: Tensor): TensorMeta => ({ shape, dtype, device })
+
+function releaseAll(handles: readonly (Handle | null)[]): void {
+  for (const handle of handles) if (handle !== null) native.release(handle)
 }
 
 /** Rebuilds a result with `f` applied to each tensor in it: a Tensor, an array, a container, or a plain object. */

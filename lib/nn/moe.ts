@@ -4,6 +4,7 @@ import {
   checkNumber,
   checkOneOf,
   checkOptions,
+  copyArray,
   fail,
   sameShape,
   showShape,
@@ -142,13 +143,15 @@ export class MoE extends Module {
     const { dtype, device } = this.gate.toGates.weight
     checkTensor(op, 'x', x, { shape: x.shape, dtype, device })
     this.#checkFinite(op, 'x', x)
-    const routing = this.gate.forward(x, gating)
-    const outputs =
-      this.experts instanceof Experts
-        ? this.#applyBuiltIn(x, routing, this.experts)
-        : this.#applyUsers(x, routing, this.experts)
-    this.#checkFinite(op, 'the output', outputs)
-    return new MoEResult(outputs, routing, stats)
+    return scope(() => {
+      const routing = this.gate.forward(x, gating)
+      const outputs =
+        this.experts instanceof Experts
+          ? this.#applyBuiltIn(x, routing, this.experts)
+          : this.#applyUsers(x, routing, this.experts)
+      this.#checkFinite(op, 'the output', outputs)
+      return new MoEResult(outputs, routing, stats)
+    })
   }
 
   /**
@@ -227,10 +230,9 @@ export class UserExperts extends Module {
 }
 
 function checkExperts(op: string, experts: unknown, count: number): Module[] {
-  if (!Array.isArray(experts)) fail('OPTION', op, `experts must be an array of modules, got ${show(experts)}`)
-  if (experts.length !== count)
-    fail('OPTION', op, `experts must hold numExperts = ${count} modules, got ${experts.length}`)
-  return experts.map((expert, i) => {
+  const list = copyArray(op, 'experts', experts, 2 ** 20)
+  if (list.length !== count) fail('OPTION', op, `experts must hold numExperts = ${count} modules, got ${list.length}`)
+  return list.map((expert, i) => {
     const module = checkModule(op, `experts[${i}]`, expert)
     if (typeof (module as { forward?: unknown }).forward !== 'function')
       fail('OPTION', op, `experts[${i}] must have a forward method`)

@@ -42,14 +42,10 @@ export function forwardWithGrad(
   const dims = checkShape(op, 'shape', shape)
   checkArray(op, 'input', input, like, sizeOf(dims))
   return withoutScope(() => {
-    const x = tensor(input, dims, { dtype: like.dtype, device: like.device, requiresGrad: true })
-    let result: MoEResult
-    try {
-      result = layer.forward(x, options)
-    } catch (error) {
-      x.dispose()
-      throw error
-    }
+    const { x, result } = scope(() => {
+      const x = tensor(input, dims, { dtype: like.dtype, device: like.device, requiresGrad: true })
+      return { x, result: layer.forward(x, options) }
+    })
     return new Handle(op, x, result)
   })
 }

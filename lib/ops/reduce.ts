@@ -1,5 +1,5 @@
 import { record } from '../autograd.js'
-import { checkBoolean, checkInteger, fail, sameShape, sizeOf } from '../check.js'
+import { checkBoolean, checkInteger, copyArray, fail, sameShape, sizeOf } from '../check.js'
 import { type Handle, native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, withViews } from './rows.js'
@@ -50,7 +50,7 @@ export function sumTo(x: Handle, shape: readonly number[], target: readonly numb
 
 function checkAxes(op: string, axis: unknown, rank: number): number[] {
   if (axis === undefined) return Array.from({ length: rank }, (_, i) => i)
-  const list = Array.isArray(axis) ? axis : [axis]
+  const list = Array.isArray(axis) ? copyArray(op, 'axis', axis, rank) : [axis]
   const axes = list
     .map((entry) => checkInteger(op, 'axis', entry, -rank, rank - 1))
     .map((entry) => (entry < 0 ? entry + rank : entry))

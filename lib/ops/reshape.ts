@@ -1,12 +1,12 @@
 import { record } from '../autograd.js'
-import { checkShape, fail, showShape, sizeOf } from '../check.js'
+import { checkShape, copyArray, fail, showShape, sizeOf } from '../check.js'
 import { native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
 /** The same elements in another shape, sharing memory; one dimension may be −1 (what is left). Any dtype. */
 export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   checkTensor('reshape', 'x', x)
-  const target = checkShape('reshape', 'shape', inferred(shape, x.size))
+  const target = checkShape('reshape', 'shape', inferred(copyArray('reshape', 'shape', shape, 8, 'SHAPE'), x.size))
   if (sizeOf(target) !== x.size)
     fail(
       'SHAPE',
@@ -19,8 +19,8 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   return y
 }
 
-function inferred(shape: unknown, size: number): unknown {
-  if (!Array.isArray(shape) || shape.filter((n) => n === -1).length !== 1) return shape
-  const known = shape.reduce((a, n) => (n === -1 ? a : a * n), 1)
+function inferred(shape: readonly unknown[], size: number): readonly unknown[] {
+  if (shape.filter((n) => n === -1).length !== 1) return shape
+  const known = shape.reduce((a: number, n) => (n === -1 ? a : a * Number(n)), 1)
   return shape.map((n) => (n === -1 ? (known > 0 ? size / known : 0) : n))
 }

@@ -1,6 +1,6 @@
-import { record } from '../autograd.js'
+import { record, share } from '../autograd.js'
 import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail, showShape } from '../check.js'
-import type { Device } from '../device.js'
+import { type Device, deviceIndex } from '../device.js'
 import { type DType, dtypeCode } from '../dtype.js'
 import { type Handle, native } from '../native.js'
 import { defaultGenerator, Generator } from '../random.js'
@@ -81,12 +81,12 @@ const names = [
 export const expertCapacity = (N: number, E: number, factor: number): number =>
   Math.max(Math.min(N, Math.trunc((N * factor) / E)), 4)
 
-function thresholds(op: string, value: unknown, K: number, like: Tensor): { tensor: Tensor; own: boolean } {
+/** A handle of its own. */
+function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle {
   if (typeof value === 'number' || value === undefined) {
-    const t = checkNumber(op, 'threshold', value ?? 0.2)
-    return { tensor: wrap(native.full([K], 0, 0, t), { shape: [K], dtype: 'f32', device: like.device }), own: true }
+    return native.full([K], dtypeCode('f32'), deviceIndex(op, like.device), checkNumber(op, 'threshold', value ?? 0.2))
   }
-  return { tensor: checkTensor(op, 'threshold', value, { shape: [K], dtype: 'f32', device: like.device }), own: false }
+  return share(handleOf(checkTensor(op, 'threshold', value, { shape: [K], dtype: 'f32', device: like.device })))
 }
 
 /** A handle of its own to an optional tensor, in the dtype that the op reads. */
@@ -100,8 +100,14 @@ function converted(
 ): Handle | null {
   if (value === undefined || value === null) return null
   const tensor = checkTensor(op, name, value)
-  checkTensor(op, name, tensor, { shape, dtype: tensor.dtype, device })
-  return native.convert(handleOf(tensor), dtypeCode(dtype))
+  checkTensor(op, name, tensor, { shape, dtype: tensor.dtype, device: tensor.device })
+  const own = native.convert(handleOf(tensor), dtypeCode(dtype))
+  if (tensor.device === device) return own
+  try {
+    return native.toDevice(own, deviceIndex(op, device))
+  } finally {
+    native.release(own)
+  }
 }
 
 /**
@@ -135,95 +141,102 @@ export function route(x: Tensor, weight: Tensor, options?: RouteOptions): RouteR
   const balanceLossCoef = checkNumber(op, 'balanceLossCoef', o.balanceLossCoef ?? 1e-2)
   const routerZLossCoef = checkNumber(op, 'routerZLossCoef', o.routerZLossCoef ?? 1e-3)
   const eps = checkNumber(op, 'eps', o.eps ?? 1e-9, 0)
-  const uniforms = converted(op, 'uniforms', o.uniforms, [K, B, N], dtype, device)
-  const gumbelUniforms = converted(op, 'gumbelUniforms', o.gumbelUniforms, [B, N, E], dtype, device)
-  const mask = converted(op, 'mask', o.mask, [B, N], 'i32', device)
   const generator = o.generator ?? defaultGenerator
   if (!Generator.isGenerator(generator)) fail('OPTION', op, 'generator must be a Generator')
-  const threshold = thresholds(op, o.threshold, K, x)
-  const gumbelDraw = noisy && !gumbelUniforms ? generator.next() : { seed: generator.seed, step: 0 }
-  const draw = uniforms ? { seed: gumbelDraw.seed, step: 0 } : generator.next()
-
-  const handles = native.route(
-    handleOf(x),
-    handleOf(weight),
-    handleOf(threshold.tensor),
-    uniforms,
-    gumbelUniforms,
-    mask,
-    K,
-    C,
-    draw.seed,
-    draw.step,
-    gumbelDraw.step,
-    noiseMult,
-    eps,
-    balanceLossCoef,
-    routerZLossCoef,
-    noisy,
-    training,
-    differentiableTopk,
-    assigned,
-  )
-  if (threshold.own) threshold.tensor.dispose()
-  for (const handle of [uniforms, gumbelUniforms]) if (handle !== null) native.release(handle)
-  const [expertIndexH, keptH, positionH, gateH, weightH, balanceH, zH, totalH, probs, logits, lse, density] = handles
-  const i32 = { shape: [B, N, K], dtype: 'i32', device } as const
-  const choices = { shape: [B, N, K], dtype, device }
-  const scalar = { shape: [], dtype, device }
-  const result = {
-    expertIndex: wrap(expertIndexH, i32),
-    gate: wrap(gateH, choices),
-    kept: wrap(keptH, i32),
-    position: wrap(positionH, i32),
-    weight: wrap(weightH, choices),
-    capacity: C,
-    numExperts: E,
-    balanceLoss: wrap(balanceH, scalar),
-    routerZLoss: wrap(zH, scalar),
-    totalAuxLoss: wrap(totalH, scalar),
+  const own: Handle[] = []
+  const held = (handle: Handle | null): Handle | null => {
+    if (handle !== null) own.push(handle)
+    return handle
   }
-  record({
-    op,
-    inputs: [x, weight],
-    outputs: [result.weight, result.balanceLoss, result.routerZLoss, result.totalAuxLoss],
-    saved: [
-      x,
-      weight,
-      result.expertIndex,
-      result.kept,
-      result.gate,
-      probs,
-      logits,
-      lse,
-      density,
-      ...(mask === null ? [] : [mask]),
-    ],
-    backward: ([dweight, dbalance, dz, dtotal], [xv, w, index, kept, gate, s, l, logSum, f, maskv], [needX, needW]) =>
-      native.routeBackward(
-        dweight,
-        dbalance,
-        dz,
-        dtotal,
-        xv,
-        w,
-        maskv ?? null,
-        index,
-        kept,
-        gate,
-        s,
-        l,
-        logSum,
-        f,
-        eps,
-        balanceLossCoef,
-        routerZLossCoef,
-        noisy,
-        training,
-        differentiableTopk,
-        needX,
-        needW,
-      ),
-  })
-  return result
+  try {
+    const uniforms = held(converted(op, 'uniforms', o.uniforms, [K, B, N], dtype, device))
+    const gumbelUniforms = held(converted(op, 'gumbelUniforms', o.gumbelUniforms, [B, N, E], dtype, device))
+    const mask = held(converted(op, 'mask', o.mask, [B, N], 'i32', device))
+    const threshold = held(thresholds(op, o.threshold, K, x))!
+    const gumbelDraw = noisy && !gumbelUniforms ? generator.next() : { seed: generator.seed, step: 0 }
+    const draw = uniforms ? { seed: gumbelDraw.seed, step: 0 } : generator.next()
+
+    const handles = native.route(
+      handleOf(x),
+      handleOf(weight),
+      threshold,
+      uniforms,
+      gumbelUniforms,
+      mask,
+      K,
+      C,
+      draw.seed,
+      draw.step,
+      gumbelDraw.step,
+      noiseMult,
+      eps,
+      balanceLossCoef,
+      routerZLossCoef,
+      noisy,
+      training,
+      differentiableTopk,
+      assigned,
+    )
+    const [expertIndexH, keptH, positionH, gateH, weightH, balanceH, zH, totalH, probs, logits, lse, density] = handles
+    const i32 = { shape: [B, N, K], dtype: 'i32', device } as const
+    const choices = { shape: [B, N, K], dtype, device }
+    const scalar = { shape: [], dtype, device }
+    const result = {
+      expertIndex: wrap(expertIndexH, i32),
+      gate: wrap(gateH, choices),
+      kept: wrap(keptH, i32),
+      position: wrap(positionH, i32),
+      weight: wrap(weightH, choices),
+      capacity: C,
+      numExperts: E,
+      balanceLoss: wrap(balanceH, scalar),
+      routerZLoss: wrap(zH, scalar),
+      totalAuxLoss: wrap(totalH, scalar),
+    }
+    record({
+      op,
+      inputs: [x, weight],
+      outputs: [result.weight, result.balanceLoss, result.routerZLoss, result.totalAuxLoss],
+      saved: [
+        x,
+        weight,
+        result.expertIndex,
+        result.kept,
+        result.gate,
+        probs,
+        logits,
+        lse,
+        density,
+        ...(mask === null ? [] : [share(mask)]),
+      ],
+      backward: ([dweight, dbalance, dz, dtotal], [xv, w, index, kept, gate, s, l, logSum, f, maskv], [needX, needW]) =>
+        native.routeBackward(
+          dweight,
+          dbalance,
+          dz,
+          dtotal,
+          xv,
+          w,
+          maskv ?? null,
+          index,
+          kept,
+          gate,
+          s,
+          l,
+          logSum,
+          f,
+          eps,
+          balanceLossCoef,
+          routerZLossCoef,
+          noisy,
+          training,
+          differentiableTopk,
+          needX,
+          needW,
+        ),
+    })
+    return result
+  } finally {
+    for (const handle of own) native.release(handle)
+  }
 }

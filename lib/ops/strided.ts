@@ -1,8 +1,7 @@
 import { record } from '../autograd.js'
-import { checkInteger, fail, showShape, sizeOf } from '../check.js'
+import { checkInteger, copyArray, fail, showShape, sizeOf } from '../check.js'
 import { deviceIndex } from '../device.js'
 import { dtypeCode } from '../dtype.js'
-import { show } from '../errors.js'
 import { type Handle, native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, type TensorMeta, wrap } from '../tensor.js'
 
@@ -73,25 +72,23 @@ const fromEnd = (index: number, length: number): number => (index < 0 ? index + 
 /** Tensors one after another along an axis; all other dimensions must agree. */
 export function concat(tensors: readonly Tensor[], axis = 0): Tensor {
   const op = 'concat'
-  if (!Array.isArray(tensors) || tensors.length === 0)
-    fail('OPTION', op, `tensors must be a non-empty array, got ${show(tensors)}`)
-  const first = checkTensor(op, 'tensors[0]', tensors[0])
+  const list = copyArray(op, 'tensors', tensors, 2 ** 20)
+  if (list.length === 0) fail('OPTION', op, 'tensors must not be empty')
+  const first = checkTensor(op, 'tensors[0]', list[0])
   const rank = first.shape.length
   if (rank === 0) fail('SHAPE', op, 'tensors must have at least one dimension')
   const at = (checkInteger(op, 'axis', axis, -rank, rank - 1) + rank) % rank
-  const parts = tensors.map((entry, i) => {
-    const like = { ...first, shape: first.shape.map((n, j) => (j === at ? (entry?.shape?.[at] ?? n) : n)) }
-    return checkTensor(op, `tensors[${i}]`, entry, { shape: like.shape, dtype: first.dtype, device: first.device })
+  const { dtype, device } = first
+  const parts = list.map((entry, i) => {
+    const length = checkTensor(op, `tensors[${i}]`, entry).shape[at]
+    const shape = first.shape.map((n, j) => (j === at ? (length ?? n) : n))
+    return checkTensor(op, `tensors[${i}]`, entry, { shape, dtype, device })
   })
   const lengths = parts.map((part) => part.shape[at])
   const shape = first.shape.map((n, i) => (i === at ? lengths.reduce((a, b) => a + b, 0) : n))
   const strides = stridesOf(shape)
   const offsets = lengths.map((_, i) => lengths.slice(0, i).reduce((a, b) => a + b, 0) * strides[at])
-  const y = wrap(native.full(shape, dtypeCode(first.dtype), deviceIndex(op, first.device), 0), {
-    shape,
-    dtype: first.dtype,
-    device: first.device,
-  })
+  const y = wrap(native.full(shape, dtypeCode(dtype), deviceIndex(op, device), 0), { shape, dtype, device })
   for (const [i, part] of parts.entries())
     if (part.size) native.scatter(handleOf(y), handleOf(part), strides, offsets[i])
   const shapes = parts.map((part) => part.shape)

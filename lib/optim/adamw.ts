@@ -1,5 +1,4 @@
-import { checkNumber, checkOptions, fail } from '../check.js'
-import { show } from '../errors.js'
+import { checkNumber, checkOptions, copyArray, fail } from '../check.js'
 import { native } from '../native.js'
 import type { Parameter } from '../nn/parameter.js'
 import { handleOf, type Tensor } from '../tensor.js'
@@ -33,8 +32,8 @@ export class AdamW extends Optimizer {
     const op = 'AdamW'
     super(op, params)
     const o = checkOptions<AdamWOptions>(op, options, ['lr', 'betas', 'eps', 'weightDecay'])
-    const betas = o.betas ?? [0.9, 0.999]
-    if (!Array.isArray(betas) || betas.length !== 2) fail('OPTION', op, `betas must be two numbers, got ${show(betas)}`)
+    const betas = copyArray(op, 'betas', o.betas ?? [0.9, 0.999], 2) as [number, number]
+    if (betas.length !== 2) fail('OPTION', op, `betas must be two numbers, got ${betas.length}`)
     this.lr = o.lr ?? 1e-3
     this.betas = [betas[0], betas[1]]
     this.eps = o.eps ?? 1e-8

@@ -1,6 +1,6 @@
 import { checkNumber, fail } from '../check.js'
 import { MoeError, show } from '../errors.js'
-import { native } from '../native.js'
+import { type Handle, native } from '../native.js'
 import { Parameter } from '../nn/parameter.js'
 import { handleOf } from '../tensor.js'
 
@@ -24,10 +24,11 @@ export function clipGradNorm(
   checkNumber(op, 'maxNorm', maxNorm, 0)
   if (typeof options !== 'object' || options === null)
     fail('OPTION', op, `options must be an object, got ${show(options)}`)
-  const grads = [...params].flatMap((parameter) => {
+  const grads: Handle[] = []
+  for (const parameter of params) {
     if (!(parameter instanceof Parameter)) fail('OPTION', op, `params must hold Parameters, got ${show(parameter)}`)
-    return parameter.grad ? [handleOf(parameter.grad)] : []
-  })
+    if (parameter.grad) grads.push(handleOf(parameter.grad))
+  }
   const norm = Math.sqrt(grads.reduce((total, grad) => total + native.sumSquares(grad), 0))
   if (!Number.isFinite(norm)) {
     if (options.onNonFinite === 'throw') throw new MoeError('NON_FINITE', op, `the gradient norm is ${norm}`)

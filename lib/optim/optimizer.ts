@@ -22,12 +22,14 @@ export abstract class Optimizer {
     if (typeof params !== 'object' || params === null || typeof params[Symbol.iterator] !== 'function') {
       fail('OPTION', op, `params must be parameters, such as model.parameters(), got ${show(params)}`)
     }
-    this.parameters = Object.freeze([...new Set(params)])
-    for (const [i, parameter] of this.parameters.entries()) {
-      if (!(parameter instanceof Parameter))
-        fail('OPTION', op, `params must hold Parameters, number ${i} is ${show(parameter)}`)
-      checkTensor(op, `parameter ${i}`, parameter)
+    const distinct = new Set<Parameter>()
+    for (const parameter of params) {
+      const name = `parameter ${distinct.size}`
+      if (!(parameter instanceof Parameter)) fail('OPTION', op, `${name} must be a Parameter, got ${show(parameter)}`)
+      checkTensor(op, name, parameter)
+      distinct.add(parameter)
     }
+    this.parameters = Object.freeze([...distinct])
   }
 
   /** Updates every parameter that has a gradient. */

@@ -14,13 +14,23 @@ static std::string text_of(const Shape& shape) {
   return text + "]";
 }
 
+// Reading a later argument may run JavaScript (a getter on an array of dimensions), which may release a tensor that an
+// earlier argument named: the call holds its tensors.
+Call::~Call() {
+  for (size_t i = 0; i < held_count_; ++i) environment.tensors.release(held_[i]);
+}
+
 Tensor& Call::tensor(const char* name) {
   Napi::Value value = this->value();
   if (!value.IsNumber()) fail(ErrorCode::option, "%s must be a tensor handle", name);
   const double handle = value.As<Napi::Number>().DoubleValue();
   if (!(handle > 0 && handle < 0x1p53 && handle == std::floor(handle))) fail(ErrorCode::disposed, "%s is not a live tensor", name);
-  if (!environment.tensors.alive(static_cast<int64_t>(handle))) fail(ErrorCode::disposed, "%s has been disposed", name);
-  Tensor& tensor = environment.tensors.get(static_cast<int64_t>(handle));
+  const auto live = static_cast<TensorTable::Handle>(handle);
+  if (!environment.tensors.alive(live)) fail(ErrorCode::disposed, "%s has been disposed", name);
+  Tensor& tensor = environment.tensors.get(live);
+  if (held_count_ == held_.size()) fail(ErrorCode::internal, "more than %zu tensors", held_.size());
+  environment.tensors.retain(live);
+  held_[held_count_++] = live;
   if (device_ && device_ != tensor.device)
     fail(ErrorCode::device, "%s is on %s, the other tensors are on %s", name, tensor.device->backend->name, device_->backend->name);
   device_ = tensor.device;

@@ -1,6 +1,7 @@
 #pragma once
 #include <napi.h>
 
+#include <array>
 #include <initializer_list>
 #include <new>
 #include <vector>
@@ -14,6 +15,9 @@ namespace st_moe {
 class Call {
  public:
   Call(const Napi::CallbackInfo& info, const char* op) : info(info), env(info.Env()), op(op), environment(Environment::of(env)) {}
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
 
   const Napi::CallbackInfo& info;
   Napi::Env env;
@@ -22,7 +26,7 @@ class Call {
 
   // Arguments, taken in order.
   Napi::Value value() { return info[index_++]; }
-  Tensor& tensor(const char* name);    // all of one call on one device
+  Tensor& tensor(const char* name);    // all of one call on one device; held until the call ends
   Tensor* optional(const char* name);  // null, undefined and 0 give null
   double number(const char* name);
   int64_t integer(const char* name, int64_t min, int64_t max);
@@ -55,6 +59,8 @@ class Call {
  private:
   size_t index_ = 0;
   Device* device_ = nullptr;
+  std::array<TensorTable::Handle, 16> held_;
+  size_t held_count_ = 0;
 };
 
 inline void* data_of(const Tensor* tensor) { return tensor ? tensor->data() : nullptr; }

@@ -26,7 +26,7 @@ struct Status {
 // What a call may use.
 struct Context {
   int32_t threads;  // CPU threads; results never depend on it
-  void* stream;     // null on the CPU
+  void* stream;     // a plugin's own: the stream, and what goes with it, of one environment on one device; null on the CPU
 };
 
 template <class Args>
@@ -450,6 +450,24 @@ struct Backend {
   Status (*copy_out)(const Context&, void* host, const void* from, size_t bytes);
   OpTable ops;
 };
+
+// ---- plugins ------------------------------------------------------------------------------------------------
+
+struct Probe {           // what a plugin answers to "can you work here?"
+  int32_t device_count;  // 0: no, and then stage and reason say why
+  char stage[16];        // "plugin", "abi", "driver", "device" or "cublas"
+  char reason[512];
+};
+
+// What the symbol `st_moe_plugin` of a shared library gives. The ABI number comes first and is looked at first.
+struct Plugin {
+  uint32_t abi;                                                                // kBackendAbi
+  void (*probe)(Probe* probe);                                                 // opens driver and libraries; never throws
+  Status (*open)(int32_t index, const Backend** backend, Context* context);    // a stream for one environment
+  void (*close)(const Backend* backend, Context* context);                     // after its last tensor is gone
+};
+using PluginEntry = const Plugin* (*)();
+constexpr const char* kPluginSymbol = "st_moe_plugin";
 
 // Compiled in. Chooses the widest instruction set that the machine has.
 const Backend& cpu_backend();

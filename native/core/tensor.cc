@@ -58,8 +58,8 @@ TensorTable::Handle TensorTable::insert(Tensor tensor) {
   } else {
     if (slots_.size() >> kSlotBits) fail(ErrorCode::out_of_memory, "more than 2^24 tensors are alive");
     index = static_cast<uint32_t>(slots_.size());
-    slots_.emplace_back();
-    free_.reserve(slots_.size());  // so that release never allocates
+    if (free_.capacity() <= slots_.size()) free_.reserve(2 * slots_.size() + 64);  // so that release never allocates
+    slots_.emplace_back().index = index;
   }
   Slot& slot = slots_[index];
   ++tensor.device->stats.tensors;
@@ -76,7 +76,7 @@ Tensor& TensorTable::get(Handle handle) {
 
 bool TensorTable::alive(Handle handle) const { return const_cast<TensorTable*>(this)->find(handle) != nullptr; }
 
-int32_t TensorTable::references(Handle handle) {
+int64_t TensorTable::references(Handle handle) {
   const Slot* slot = find(handle);
   return slot ? slot->references : 0;
 }
@@ -93,7 +93,7 @@ void TensorTable::release(Handle handle) {
   --slot->tensor.device->stats.tensors;
   slot->tensor = Tensor{};
   slot->generation = slot->generation < kMaxGeneration ? slot->generation + 1 : 1;
-  free_.push_back(static_cast<uint32_t>(slot - slots_.data()));
+  free_.push_back(slot->index);
 }
 
 }  // namespace st_moe

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -17,9 +18,18 @@ struct MemoryStats {
 
 // A backend with the stream and counters of one environment.
 struct Device {
+  Device(const Backend* backend, const Context& context, const Plugin* plugin = nullptr)
+      : backend(backend), context(context), plugin(plugin) {}
+  ~Device() {
+    if (plugin) plugin->close(backend, &context);
+  }
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
   const Backend* backend;
   Context context;
   MemoryStats stats;
+  const Plugin* plugin;  // null: compiled in
 };
 
 // Memory of one or more tensors (a reshape shares it).
@@ -62,9 +72,9 @@ class TensorTable {
   using Handle = int64_t;  // generation << 24 | slot; below 2^53, so exact as a JavaScript number
 
   Handle insert(Tensor tensor);          // with one reference
-  Tensor& get(Handle handle);            // throws Error(disposed)
+  Tensor& get(Handle handle);            // throws Error(disposed); stays valid while the handle has references
   bool alive(Handle handle) const;
-  int32_t references(Handle handle);     // 0 of a dead handle
+  int64_t references(Handle handle);     // 0 of a dead handle
   void retain(Handle handle);            // throws Error(disposed)
   void release(Handle handle);           // of a dead handle: nothing
 
@@ -73,12 +83,13 @@ class TensorTable {
   static constexpr int64_t kMaxGeneration = (int64_t{1} << 29) - 1;
   struct Slot {
     Tensor tensor;
+    uint32_t index = 0;
     int64_t generation = 1;
-    int32_t references = 0;
+    int64_t references = 0;
   };
   Slot* find(Handle handle);
 
-  std::vector<Slot> slots_;
+  std::deque<Slot> slots_;  // never moves a slot when it grows
   std::vector<uint32_t> free_;
 };
 

@@ -22,6 +22,7 @@ constexpr int kFineClasses = kFineLimit / kFineStep;
 constexpr int kStepsPerOctave = 8;  // above: at most 1/8 of a block is waste
 constexpr int kClasses = kFineClasses + (46 - 12) * kStepsPerOctave;
 constexpr size_t kHugePage = size_t{2} << 20, kHugeLimit = size_t{4} << 20;
+constexpr size_t kCheckedLimit = size_t{256} << 20;  // from here on the system is asked whether it has as much
 constexpr size_t kCacheLimit = size_t{2} << 30, kCacheFloor = size_t{64} << 20;
 
 // Under ASan each block is the system's own, so that it sees a use after release.
@@ -48,6 +49,7 @@ SizeClass size_class(size_t bytes) {
 }
 
 void* system_allocate(size_t bytes) {
+  if (bytes >= kCheckedLimit && bytes > available_bytes()) return nullptr;
   void* data = nullptr;
   const bool huge = bytes >= kHugeLimit;
   if (posix_memalign(&data, huge ? kHugePage : 64, bytes) != 0) return nullptr;

@@ -1,29 +1,37 @@
-import { type ChildProcess, spawn } from 'node:child_process'
-import { existsSync } from 'node:fs'
+import { spawn } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 
-const dist = new URL('../../dist/index.js', import.meta.url)
-
-/** Starts Node on a piece of code that imports the built package as `st`. */
-export function startNode(code: string, args: readonly string[] = []): ChildProcess {
-  if (!existsSync(fileURLToPath(dist))) throw new Error('dist/ is missing: run npm run build:ts')
-  const whole = `import * as st from ${JSON.stringify(dist.href)}\n${code}`
-  return spawn(process.execPath, ['--input-type=module', '-e', whole, ...args], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
+export interface ChildResult {
+  /** null where a signal ended the process. */
+  code: number | null
+  signal: NodeJS.Signals | null
+  stdout: string
+  stderr: string
 }
 
-/** Runs it to its end and gives what it printed; another exit code than 0 is an error. */
-export function runNode(code: string, args: readonly string[] = []): Promise<string> {
-  const child = startNode(code, args)
-  let output = ''
-  child.stdout!.on('data', (chunk) => {
-    output += chunk
+/** Runs a script of test/children with Node and gives how it ended. Children import the built package. */
+export function runChild(
+  script: string,
+  args: readonly string[] = [],
+  options: { env?: Record<string, string>; nodeArgs?: readonly string[]; cwd?: string; timeout?: number } = {},
+): Promise<ChildResult> {
+  const file = fileURLToPath(new URL(`../children/${script}`, import.meta.url))
+  const child = spawn(process.execPath, [...(options.nodeArgs ?? []), file, ...args], {
+    env: { ...process.env, ...options.env },
+    cwd: options.cwd,
+    stdio: ['ignore', 'pipe', 'pipe'],
+    timeout: options.timeout ?? 110_000,
+    killSignal: 'SIGKILL',
   })
+  const chunks = { stdout: '', stderr: '' }
+  for (const name of ['stdout', 'stderr'] as const) {
+    child[name].setEncoding('utf8')
+    child[name].on('data', (text: string) => {
+      chunks[name] += text
+    })
+  }
   return new Promise((resolve, reject) => {
-    child.on('error', reject)
-    child.on('close', (exit, signal) =>
-      exit === 0 ? resolve(output) : reject(new Error(`the child process ended with ${exit ?? signal}`)),
-    )
+    child.once('error', reject)
+    child.once('close', (code, signal) => resolve({ code, signal, ...chunks }))
   })
 }

@@ -1,0 +1,51 @@
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+
+#include "cpu/pool.h"
+
+// How much memory the system can still give. Linux hands out more than it has and kills the process that touches it;
+// a request that cannot be met must be an error instead.
+namespace st_moe::cpu {
+namespace {
+
+// The number after `key` in a file of "key number" lines; without a key the first number. −1 where there is none.
+int64_t number_in(const char* path, const char* key) {
+  std::FILE* file = std::fopen(path, "re");
+  if (!file) return -1;
+  char line[256];
+  long long value = -1;
+  const size_t skip = std::strlen(key);
+  while (value < 0 && std::fgets(line, sizeof line, file))
+    if (std::strncmp(line, key, skip) == 0 && std::sscanf(line + skip, "%lld", &value) != 1) value = -1;
+  std::fclose(file);
+  return value;
+}
+
+int64_t least(int64_t a, int64_t b) { return a < 0 ? b : b < 0 ? a : a < b ? a : b; }
+
+// What a control group leaves, its reclaimable file cache counted as free; −1 without a limit.
+int64_t left_in_group(const char* limit_path, const char* usage_path, const char* stat_path, const char* cache_key) {
+  const int64_t limit = number_in(limit_path, ""), usage = number_in(usage_path, "");
+  if (limit < 0 || usage < 0) return -1;
+  const int64_t cache = number_in(stat_path, cache_key), used = usage - (cache > 0 ? cache : 0);
+  return limit > used ? limit - used : 0;
+}
+
+}  // namespace
+
+size_t available_bytes() {
+#if defined(__linux__)
+  const int64_t free_kib = number_in("/proc/meminfo", "MemAvailable:"), swap_kib = number_in("/proc/meminfo", "SwapFree:");
+  int64_t available = free_kib < 0 ? -1 : (free_kib + (swap_kib > 0 ? swap_kib : 0)) * 1024;
+  available = least(available, left_in_group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current",
+                                             "/sys/fs/cgroup/memory.stat", "inactive_file "));
+  available = least(available, left_in_group("/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                                             "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+                                             "/sys/fs/cgroup/memory/memory.stat", "total_inactive_file "));
+  if (available >= 0) return static_cast<size_t>(available);
+#endif
+  return SIZE_MAX;
+}
+
+}  // namespace st_moe::cpu

@@ -1,0 +1,26 @@
+import { describe, expect, it } from 'vitest'
+import { runChild } from './support/child.js'
+
+interface Runs {
+  variant: string
+  main: Record<string, string>
+  worker: Record<string, string>
+}
+
+async function runs(isa: string): Promise<Runs> {
+  const { code, stdout, stderr } = await runChild('training-run.mjs', [], { env: { ST_MOE_ISA: isa } })
+  expect([code, stderr]).toEqual([0, ''])
+  return JSON.parse(stdout)
+}
+
+describe('SHA-256 of all parameters after 50 steps, dropout and random routing included', () => {
+  for (const isa of ['baseline', 'avx2', 'avx512']) {
+    it(`is the same on 1, 2 and 3 threads, in the main thread and in a worker, run to run: ${isa}`, async (context) => {
+      const { variant, main, worker } = await runs(isa)
+      if (variant !== isa) context.skip(`this machine has no ${isa}`)
+      const hashes = [...Object.values(main), ...Object.values(worker), (await runs(isa)).main[1]]
+      expect(hashes[0]).toMatch(/^[0-9a-f]{64}$/)
+      expect(hashes).toEqual(Array(7).fill(hashes[0]))
+    })
+  }
+})
