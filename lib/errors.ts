@@ -27,9 +27,10 @@ export class MoeError extends Error {
 
   /** `text` without the operation: the message becomes `[op] text`. */
   constructor(code: MoeErrorCode, op: string, text: string, options?: ErrorOptions) {
-    super(`[${op}] ${text}`, options)
+    const name = typeof op === 'string' ? op : show(op)
+    super(`[${name}] ${typeof text === 'string' ? text : show(text)}`, options)
     this.code = code
-    this.op = op
+    this.op = name
   }
 }
 

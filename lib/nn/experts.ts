@@ -37,6 +37,9 @@ export class Experts extends Module {
 
   constructor(numExperts: number, dim: number, hidden: number, options: Required<LayerOptions>) {
     super()
+    checkInteger('Experts', 'numExperts', numExperts, 1)
+    checkInteger('Experts', 'dim', dim, 1)
+    checkInteger('Experts', 'hidden', hidden, 1)
     const [inner, outer] = [1 / Math.sqrt(2 * hidden), 1 / Math.sqrt(dim)]
     this.w1 = uniformParameter([numExperts, 2 * hidden, dim], inner, options)
     this.b1 = uniformParameter([numExperts, 2 * hidden], inner, options)

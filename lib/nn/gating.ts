@@ -4,7 +4,7 @@ import type { Device } from '../device.js'
 import { show } from '../errors.js'
 import { expertCapacity, type RouteResult, route } from '../ops/route.js'
 import { keep } from '../scope.js'
-import type { Tensor } from '../tensor.js'
+import { checkTensor, type Tensor } from '../tensor.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
 import { Module, type StateEntry } from './module.js'
 
@@ -123,13 +123,14 @@ export class TopNGating extends Module {
       'uniforms',
       'gumbelUniforms',
     ])
+    checkTensor(op, 'x', x)
     const { capacityFactorTrain, capacityFactorEval, ...rest } = this.#options
     const factor = this.training ? capacityFactorTrain : capacityFactorEval
     return route(x, this.toGates.weight, {
       ...rest,
       ...random,
       topN: this.topN,
-      capacity: expertCapacity(x.shape?.[1] ?? 0, this.numGates, factor),
+      capacity: expertCapacity(x.shape[1] ?? 0, this.numGates, factor),
       threshold: this.training ? this.thresholdTrain : this.thresholdEval,
       training: this.training,
       noiseGates: o.noiseGates ?? rest.noiseGates,

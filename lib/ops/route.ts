@@ -78,8 +78,13 @@ const names = [
 ] as const
 
 /** C = max(min(N, trunc(N · factor / E)), 4), in double precision from left to right. */
-export const expertCapacity = (N: number, E: number, factor: number): number =>
-  Math.max(Math.min(N, Math.trunc((N * factor) / E)), 4)
+export function expertCapacity(N: number, E: number, factor: number): number {
+  const op = 'expertCapacity'
+  checkInteger(op, 'N', N, 0)
+  checkInteger(op, 'E', E, 1)
+  checkNumber(op, 'factor', factor, 0)
+  return Math.max(Math.min(N, Math.trunc((N * factor) / E)), 4)
+}
 
 /** A handle of its own. */
 function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle {
@@ -125,6 +130,7 @@ export function route(x: Tensor, weight: Tensor, options?: RouteOptions): RouteR
   const { dtype, device } = x
   const E = weight.shape[0] ?? 0
   checkTensor(op, 'weight', weight, { shape: [E, D], dtype, device })
+  if (E === 0) fail('SHAPE', op, `weight must have at least one expert, got ${showShape(weight.shape)}`)
   const K = checkInteger(op, 'topN', o.topN ?? 2, 1, E)
   const C = checkInteger(
     op,

@@ -146,7 +146,7 @@ export function hostileValues(random, live, limited) {
     () => new Array(5),
     () => new Array(2 ** 32 - 1),
     () => Array(20).fill(1),
-    () => Array(20_000).fill(Array(20_000).fill(0)),
+    () => Array(2000).fill(Array(2000).fill(0)),
     () => Array.from({ length: 3 }, () => any(2)),
     () => Object.defineProperty([2, 3], 0, { get: failing }),
     () => Object.defineProperty([2, 3], pick([0, 1]), { get: () => meddle(pick([2, 3, 2 ** 40])) }),
