@@ -279,7 +279,7 @@ const rowsOfOptions: Row[] = [
     '[AdamW] lr must be a finite number from 0 to Infinity, got NaN',
   ],
   ['betas', () => new st.AdamW(moe.parameters(), { betas: [0.9, 1] }), 'OPTION', /betas\[1\] must be below 1, got 1/],
-  ['parameters', () => new st.SGD(any([randn([2])])), 'OPTION', /params must hold Parameters, number 0 is Tensor/],
+  ['parameters', () => new st.SGD(any([randn([2])])), 'OPTION', /\[SGD\] parameter 0 must be a Parameter, got Tensor/],
   ['a seed', () => st.manualSeed(-1), 'OPTION', /seed must be an integer of at least 0, got -1/],
   ['a seed that is not whole', () => new st.Generator(0.5), 'OPTION', /got 0\.5/],
   ['threads', () => st.setNumThreads(0), 'OPTION', /threads must be an integer from 1 to 256, got 0/],
