@@ -124,6 +124,17 @@ describe('the demo', () => {
   })
 })
 
+test('--minutes ends a run that can be resumed', async () => {
+  const out = join(folder, 'minutes')
+  const { code } = await demo(['--text', text, '--out', out, '--steps', '10000000', '--minutes', '0.02', ...small])
+  expect(code).toBe(0)
+  const { step } = checkpoint(out)
+  expect(step).toBeGreaterThan(0)
+  expect(step).toBeLessThan(10000000)
+  expect((await demo(['--resume', '--out', out, '--steps', String(step + 3)])).code).toBe(0)
+  expect(checkpoint(out).step).toBe(step + 3)
+})
+
 test.each([
   [['--steps', '0'], "--steps must be a whole number of at least 1, got '0'"],
   [['--lr', 'fast'], "--lr must be a number of at least 0, got 'fast'"],

@@ -105,7 +105,7 @@ export function lineChart(chart: LineChart): string {
     17,
   )
   return svg(chart.title, height, [
-    ...ticks(y.min, y.max, (height - top - bottom) / 60).map(
+    ...ticks(y.min, y.max, (height - top - bottom) / 36).map(
       (value) =>
         `<line class="grid" x1="${left}" x2="${edge}" y1="${at(toY(value))}" y2="${at(toY(value))}"/>` +
         `<text class="end" x="${left - 10}" y="${at(toY(value) + 4)}">${y.format(value)}</text>`,

@@ -8,7 +8,7 @@ const top = 62
 const bottom = 48
 
 export interface ExpertLoad {
-  /** [step][layer][expert]: share of the kept assignments. */
+  /** [step][layer][expert]: share of the characters whose first choice it is. */
   load: readonly number[][][]
   /** [layer][expert]: the characters that it prefers. */
   preferred: readonly string[][][]
@@ -16,7 +16,7 @@ export interface ExpertLoad {
 }
 
 /**
- * A heat map for each layer: one row an expert, time to the right, colour for its share of the assignments relative to
+ * A heat map for each layer: one row an expert, time to the right, colour for its share of the first choices relative to
  * the 1/E of perfect balance. At the end of a row: the last share, and the characters that the expert prefers.
  */
 export function expertLoadChart({ load, preferred, steps }: ExpertLoad): string {

@@ -4,7 +4,7 @@ export interface History {
   loss: number[]
   /** Share of characters that no expert had room for, mean over the layers, of each step. */
   dropped: number[]
-  /** [step][layer][expert]: share of the kept assignments. */
+  /** [step][layer][expert]: share of the characters whose first choice it is. */
   load: number[][][]
   evaluations: Evaluation[]
   /** Spent in training, evaluations left out. */

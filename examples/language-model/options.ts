@@ -14,7 +14,7 @@ interface NumberOption {
 }
 
 const numbers = {
-  steps: { help: 'training steps', default: 2200, min: 1 },
+  steps: { help: 'training steps', default: 3500, min: 1 },
   minutes: { help: 'stop after this time, to be resumed later; 0 for no limit', default: 0, min: 0, real: true },
   seed: { help: 'of the first weights, the order of the text and the routing', default: 1, min: 0 },
   threads: { help: 'CPU threads; results do not depend on it', default: getNumThreads(), min: 1, max: 256 },
@@ -24,8 +24,8 @@ const numbers = {
   experts: { help: 'experts in a layer, of which a character visits up to two', default: 8, min: 2 },
   context: { help: 'characters in a sequence', default: 128, min: 2 },
   batch: { help: 'sequences in a step', default: 16, min: 1 },
-  lr: { help: 'highest learning rate', default: 2e-3, min: 0, real: true },
-  'evaluate-every': { help: 'steps between looks at the held-out text', default: 275, min: 1 },
+  lr: { help: 'highest learning rate', default: 4e-3, min: 0, real: true },
+  'evaluate-every': { help: 'steps between looks at the held-out text', default: 350, min: 1 },
 } satisfies Record<string, NumberOption>
 
 export type NumberName = keyof typeof numbers
@@ -61,7 +61,7 @@ export const helpText = `Trains a small language model with mixture-of-experts l
   --out FOLDER          where report and checkpoint go (runs/<name of the text>)
   --resume              continue the run in that folder, bit for bit
 ${Object.entries(numbers)
-  .map(([name, option]) => `  --${name.padEnd(20)}${option.help} (${option.default})`)
+  .map(([name, option]) => `  --${`${name} N`.padEnd(20)}${option.help} (${option.default})`)
   .join('\n')}
   --help
 

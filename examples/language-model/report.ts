@@ -73,7 +73,7 @@ function droppedChart({ history, steps }: RunSummary): string {
       max: Math.ceil(highest * 20) / 20,
       format: (value) => `${(value * 100).toFixed(0)} %`,
     },
-    lines: [{ name: 'no expert had room', look: 'training', points }],
+    lines: [{ name: 'dropped', look: 'training', points }],
   })
 }
 
@@ -119,7 +119,7 @@ const lossCaption = `Lower is better. The dashed lines are counts of one to four
 smoothed by Witten and Bell's interpolation, on the same held-out text: the last tenth, which the model never learns from.
 The points before the last are measured on a quarter of it.`
 const loadCaption = `Every layer has its own experts, and a router that sends each character to one or two of them. The colour
-compares an expert's share with an even split. On the right: its share at the end, and the characters that the router
+compares an expert's share of the first choices with an even split. On the right: its share at the end, and the characters that the router
 prefers to send to it (␣ space, ↵ line end).`
 const droppedCaption = `An expert has a fixed number of places for each sequence. A character that finds no place passes the
 layer unchanged; mean over the layers, in training. On held-out text there is always room.`

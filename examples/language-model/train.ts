@@ -38,12 +38,12 @@ export function trainStep(model: LanguageModel, optimizer: AdamW, { input, targe
 export function recordStep(history: History, { loss, stats }: StepResult): void {
   history.loss.push(round(loss))
   history.dropped.push(round(mean(stats.map(({ droppedTokens }) => droppedTokens))))
-  history.load.push(
-    stats.map(({ keptPerExpert }) => {
-      const total = keptPerExpert.reduce((a, b) => a + b, 0)
-      return keptPerExpert.map((kept) => round(kept / Math.max(1, total)))
-    }),
-  )
+  history.load.push(stats.map(({ firstChoicePerExpert }) => sharesOf(firstChoicePerExpert)))
+}
+
+function sharesOf(counts: readonly number[]): number[] {
+  const total = counts.reduce((a, b) => a + b, 0)
+  return counts.map((count) => round(count / total))
 }
 
 const round = (value: number): number => Number(value.toPrecision(5))
