@@ -43,6 +43,15 @@ function readText(path: string): string {
   }
 }
 
+/** The beginning of the first whole paragraph of the held-out text: whole words of at most `length` characters. */
+export function promptOf({ heldOut, vocabulary }: Corpus, length: number): Int32Array {
+  const [lineEnd, space] = [vocabulary.indexOf('\n'), vocabulary.indexOf(' ')]
+  const gap = heldOut.findIndex((character, i) => character === lineEnd && heldOut[i + 1] === lineEnd)
+  const start = gap >= 0 && gap + 2 + length < heldOut.length ? gap + 2 : 0
+  const end = heldOut.lastIndexOf(space, start + length - 1)
+  return heldOut.subarray(start, end > start ? end + 1 : start + length)
+}
+
 /** Input and target of one step: `batch` sequences one after another; the target is the next character. */
 export interface Batch {
   input: Int32Array

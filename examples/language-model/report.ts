@@ -101,7 +101,7 @@ ${figure('Loss', charts['loss.svg'], lossCaption)}
 ${figure('Who reads what', charts['expert-load.svg'], loadCaption)}
 ${figure('Dropped characters', charts['dropped.svg'], droppedCaption)}
 <section><h2>What it writes</h2>
-<p class="caption">Continuations of the first words of the held-out text, as training went on. Each character is drawn
+<p class="caption">Continuations of the beginning of a paragraph of the held-out text, as training went on. Each character is drawn
 at temperature 0.7.</p>
 ${shown(history.evaluations)
   .map((evaluation) => sample(evaluation, run.prompt))
@@ -127,7 +127,7 @@ layer unchanged; mean over the layers, in training. On held-out text there is al
 function lead({ history, steps }: RunSummary): string {
   const done = history.loss.length
   return done < steps
-    ? `Stopped after ${done.toLocaleString('en')} of ${steps.toLocaleString('en')} steps; <code>--resume</code> goes on.`
+    ? `${done.toLocaleString('en')} of ${steps.toLocaleString('en')} steps so far.`
     : 'A small transformer whose feed-forward layers are sparse mixtures of experts, trained from nothing, character by character.'
 }
 

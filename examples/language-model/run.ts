@@ -2,7 +2,7 @@ import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node
 import { join } from 'node:path'
 import { setImmediate } from 'node:timers/promises'
 import { type AdamW, devices, type Generator, loadCheckpoint, manualSeed, saveCheckpoint, setNumThreads } from 'st-moe'
-import { Batches, type Corpus, loadCorpus } from './data.js'
+import { Batches, type Corpus, loadCorpus, promptOf } from './data.js'
 import { evaluating, heldOutLoss, writeOn } from './evaluate.js'
 import { emptyHistory, type History, mean } from './history.js'
 import { LanguageModel } from './model.js'
@@ -46,7 +46,7 @@ export class Run {
     this.#optimizer = makeOptimizer(this.#model)
     this.#batches = new Batches(training, options)
     this.#ngrams = ngramLosses(training, heldOut, vocabulary.length)
-    this.#prompt = heldOut.subarray(0, Math.min(40, options.context))
+    this.#prompt = promptOf(this.#corpus, Math.min(40, options.context))
   }
 
   /** Makes the folder. A checkpoint that an earlier run left there goes. */
@@ -77,7 +77,7 @@ export class Run {
     const { steps, minutes } = this.options
     const every = this.options['evaluate-every']
     const deadline = minutes > 0 ? performance.now() + minutes * 60_000 : Number.POSITIVE_INFINITY
-    if (this.#step === 0) this.#look()
+    if (this.#history.evaluations.length === 0) this.#look()
     while (this.#step < steps && !stopped() && performance.now() < deadline) {
       this.#advance()
       if (this.#step % every === 0 && this.#step < steps) {
