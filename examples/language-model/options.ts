@@ -14,7 +14,7 @@ interface NumberOption {
 }
 
 const numbers = {
-  steps: { help: 'training steps', default: 3500, min: 1 },
+  steps: { help: 'training steps', default: 2000, min: 1 },
   minutes: { help: 'stop after this time, to be resumed later; 0 for no limit', default: 0, min: 0, real: true },
   seed: { help: 'of the first weights, the order of the text and the routing', default: 1, min: 0 },
   threads: { help: 'CPU threads; results do not depend on it', default: getNumThreads(), min: 1, max: 256 },
@@ -25,7 +25,7 @@ const numbers = {
   context: { help: 'characters in a sequence', default: 128, min: 2 },
   batch: { help: 'sequences in a step', default: 16, min: 1 },
   lr: { help: 'highest learning rate', default: 4e-3, min: 0, real: true },
-  'evaluate-every': { help: 'steps between looks at the held-out text', default: 350, min: 1 },
+  'evaluate-every': { help: 'steps between looks at the held-out text', default: 200, min: 1 },
 } satisfies Record<string, NumberOption>
 
 export type NumberName = keyof typeof numbers
