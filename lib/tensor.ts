@@ -68,10 +68,8 @@ export let accumulateGrad: (leaf: Tensor, grad: Handle) => void
  * x.mul(2).sum().item() // 20
  */
 export class Tensor {
-  readonly shape: readonly number[]
-  readonly dtype: DType
-  #device: Device
-  readonly size: number
+  #meta: TensorMeta
+  readonly #size: number
   readonly #held: Held
   #scope: Scope | null = null
   #kept = false
@@ -85,18 +83,30 @@ export class Tensor {
     if (key !== adopt || handle === undefined || meta === undefined) {
       throw new MoeError('OPTION', 'Tensor', 'a Tensor is made by tensor(), zeros(), randn() …, not by its constructor')
     }
-    this.shape = Object.freeze([...meta.shape])
-    this.dtype = meta.dtype
-    this.#device = meta.device
-    this.size = sizeOf(meta.shape)
+    const { shape, dtype, device } = meta
+    this.#meta = { shape: Object.freeze([...shape]), dtype, device }
+    this.#size = sizeOf(shape)
     this.#held = { handle, source: null }
     registry.register(this, this.#held, this.#held)
     const scope = currentScope()
     if (scope) moveToScope(this, scope)
   }
 
+  get shape(): readonly number[] {
+    return this.#meta.shape
+  }
+
+  get dtype(): DType {
+    return this.#meta.dtype
+  }
+
   get device(): Device {
-    return this.#device
+    return this.#meta.device
+  }
+
+  /** Number of elements. */
+  get size(): number {
+    return this.#size
   }
 
   get disposed(): boolean {
@@ -223,6 +233,11 @@ export class Tensor {
     return `Tensor(${showShape(this.shape)}, ${this.dtype}, ${this.device}${this.disposed ? ', disposed' : ''})`
   }
 
+  /** What console.log shows. */
+  [Symbol.for('nodejs.util.inspect.custom')](): string {
+    return this.toString()
+  }
+
   // ---- the functions of the same name as methods
 
   /** a + b with broadcasting; also of a number. */
@@ -321,7 +336,7 @@ export class Tensor {
       const moved = native.toDevice(tensor.#held.handle, number)
       native.release(tensor.#held.handle)
       tensor.#held.handle = moved
-      tensor.#device = device
+      tensor.#meta = { ...tensor.#meta, device }
       if (tensor.#grad && !tensor.#grad.disposed) moveToDevice(tensor.#grad, device, number)
     }
     gradOwnerOf = (tensor) => tensor.#gradOwner

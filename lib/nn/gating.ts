@@ -110,9 +110,10 @@ export class TopNGating extends Module {
       balanceDensity: checkOneOf(op, 'balanceDensity', o.balanceDensity ?? 'kept', ['kept', 'assigned']),
       eps,
     }
+    // first what may not fit into memory: the buffers are in no scope
+    this.toGates = new Linear(dim, this.numGates, { ...layer, bias: false })
     this.thresholdTrain = thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain ?? 0.2, this.topN, eps, layer.device)
     this.thresholdEval = thresholdBuffer(op, 'thresholdEval', o.thresholdEval ?? 0.2, this.topN, eps, layer.device)
-    this.toGates = new Linear(dim, this.numGates, { ...layer, bias: false })
   }
 
   /** x [B, N, D] → where its tokens go, and the losses (0 in evaluation). */

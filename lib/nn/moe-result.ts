@@ -79,14 +79,21 @@ export class MoEResult implements Iterable<Tensor> {
 
   /** The same result with `f` applied to outputs and losses; used by module hooks. */
   mapTensors(f: (tensor: Tensor) => Tensor): MoEResult {
-    const [outputs, totalAuxLoss, balanceLoss, routerZLoss] = [...this].map(f)
+    const [outputs, totalAuxLoss, balanceLoss, routerZLoss] = [
+      this.outputs,
+      this.totalAuxLoss,
+      this.balanceLoss,
+      this.routerZLoss,
+    ].map((tensor) => f(tensor))
     return new MoEResult(outputs, { ...this.routing, totalAuxLoss, balanceLoss, routerZLoss }, this.stats)
   }
 
   /** Frees every tensor of the result. */
   dispose(): void {
     const { expertIndex, gate, kept, position, weight } = this.routing
-    for (const tensor of [...this, expertIndex, gate, kept, position, weight]) tensor.dispose()
+    const { outputs, totalAuxLoss, balanceLoss, routerZLoss } = this
+    for (const tensor of [outputs, totalAuxLoss, balanceLoss, routerZLoss, expertIndex, gate, kept, position, weight])
+      tensor.dispose()
   }
 
   [Symbol.dispose](): void {

@@ -19,18 +19,22 @@ const gradients: Record<Kind, (dy: Handle, a: Handle, b: Handle) => [a: () => Ha
 }
 
 function negated(x: Handle, own = false): Handle {
-  const y = native.unary(x, 0)
-  if (own) native.release(x)
-  return y
+  try {
+    return native.unary(x, 0)
+  } finally {
+    if (own) native.release(x)
+  }
 }
 
 function timesQuotient(dy: Handle, a: Handle, b: Handle): Handle {
-  const product = native.binary(dy, a, kinds.mul)
-  const square = native.binary(b, b, kinds.mul)
-  const result = native.binary(product, square, kinds.div)
-  native.release(product)
-  native.release(square)
-  return result
+  const parts: Handle[] = []
+  try {
+    parts.push(native.binary(dy, a, kinds.mul))
+    parts.push(native.binary(b, b, kinds.mul))
+    return native.binary(parts[0], parts[1], kinds.div)
+  } finally {
+    for (const part of parts) native.release(part)
+  }
 }
 
 function broadcastShape(op: string, a: readonly number[], b: readonly number[]): number[] {

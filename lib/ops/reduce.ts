@@ -5,32 +5,27 @@ import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, withViews } from './rows.js'
 import { expand } from './strided.js'
 
+/** x as [outer, axis, inner], summed over the middle; releases x, by an exception too. */
+function summed(x: Handle, split: readonly number[], shape: readonly number[], factor: number): Handle {
+  try {
+    return native.reduce(x, split, shape, factor)
+  } finally {
+    native.release(x)
+  }
+}
+
 /** Sum over one axis; releases x. */
 function sumAxis(x: Handle, shape: readonly number[], axis: number, factor: number): Handle {
   const split = [sizeOf(shape.slice(0, axis)), shape[axis], sizeOf(shape.slice(axis + 1))]
-  const y = native.reduce(
-    x,
-    split,
-    shape.map((n, i) => (i === axis ? 1 : n)),
-    factor,
-  )
-  native.release(x)
-  return y
+  const kept = shape.map((n, i) => (i === axis ? 1 : n))
+  return summed(x, split, kept, factor)
 }
 
 /** Sum over axes (those of length 1 stay); releases x. Neighbouring axes are summed as one. */
 function sumAxes(x: Handle, shape: readonly number[], axes: readonly number[], factor: number): Handle {
   if (axes.length === 0) return x
-  if (axes.length === shape.length) {
-    const y = native.reduce(
-      x,
-      [1, sizeOf(shape), 1],
-      shape.map(() => 1),
-      factor,
-    )
-    native.release(x)
-    return y
-  }
+  const ones = shape.map(() => 1)
+  if (axes.length === shape.length) return summed(x, [1, sizeOf(shape), 1], ones, factor)
   let current = [...shape]
   let y = x
   for (const [i, axis] of axes.entries()) {

@@ -24,7 +24,9 @@ export function withViews<T>(
 
 /** The same memory under another shape; releases x. */
 export function reshaped(x: Handle, shape: readonly number[]): Handle {
-  const y = native.reshape(x, shape)
-  native.release(x)
-  return y
+  try {
+    return native.reshape(x, shape)
+  } finally {
+    native.release(x)
+  }
 }

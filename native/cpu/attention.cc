@@ -232,6 +232,7 @@ void attention(const Context& ctx, const AttentionArgs& args) {
 }
 
 void attention_backward(const Context& ctx, const AttentionBackwardArgs& args) {
+  if (args.d == 0 || (args.Nq == 0 && args.Nk == 0)) return;  // nothing to write, however large the other sizes are
   dispatch_float(args.dtype, [&](auto zero) { attention_gradients<decltype(zero)>(ctx, args); });
 }
 

@@ -12,6 +12,7 @@ const limited = process.argv[4] === 'limited'
 const random = randomSource(seed)
 const log = openSync('last-call', 'w')
 const problems = []
+let current = ''
 const report = (text) => problems.length < 20 && problems.push(text)
 
 let pool = []
@@ -170,6 +171,7 @@ function callNative() {
 }
 
 function note(text) {
+  current = text
   const line = `${text}\n`.slice(0, 200)
   writeSync(log, line.padEnd(200), 0)
 }
@@ -189,7 +191,7 @@ function choose() {
 
 const pending = new Set()
 let thrown = 0
-let slowest = 0
+let slowest = { ms: 0, call: '' }
 process.on('unhandledRejection', (reason) => {
   if (!(reason instanceof Error)) report(`rejected with ${typeof reason}`)
 })
@@ -230,10 +232,11 @@ for (let i = 0; i < count; i++) {
   }
   const start = performance.now()
   api.scope(() => attempt(choose))
-  slowest = Math.max(slowest, performance.now() - start)
+  const ms = Math.round(performance.now() - start)
+  if (ms > slowest.ms) slowest = { ms, call: current }
   const rss = process.memoryUsage.rss()
   if (rss > 4e9) {
-    report(`${(rss / 1e9).toFixed(1)} GB resident`)
+    report(`${(rss / 1e9).toFixed(1)} GB resident after ${current}`)
     break
   }
 }
@@ -246,7 +249,7 @@ console.log(
     calls: count,
     targets: calls.length,
     thrown,
-    slowestMs: Math.round(slowest),
+    slowest,
     peakMb: Math.round(peak),
     problems,
   }),

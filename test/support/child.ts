@@ -9,14 +9,26 @@ export interface ChildResult {
   stderr: string
 }
 
+/** Under a sanitizer a process cannot be limited: shadow memory takes terabytes of address space. */
+export const sanitized = process.env.ST_MOE_TEST_SANITIZED === '1'
+
 /** Runs a script of test/children with Node and gives how it ended. Children import the built package. */
 export function runChild(
   script: string,
   args: readonly string[] = [],
-  options: { env?: Record<string, string>; nodeArgs?: readonly string[]; cwd?: string; timeout?: number } = {},
+  options: {
+    env?: Record<string, string>
+    nodeArgs?: readonly string[]
+    cwd?: string
+    timeout?: number
+    limitKb?: number
+  } = {},
 ): Promise<ChildResult> {
   const file = fileURLToPath(new URL(`../children/${script}`, import.meta.url))
-  const child = spawn(process.execPath, [...(options.nodeArgs ?? []), file, ...args], {
+  const command = [process.execPath, ...(options.nodeArgs ?? []), file, ...args]
+  const limited = options.limitKb === undefined ? [] : ['sh', '-c', `ulimit -v ${options.limitKb}; exec "$0" "$@"`]
+  const [program, ...rest] = [...limited, ...command]
+  const child = spawn(program, rest, {
     env: { ...process.env, ...options.env },
     cwd: options.cwd,
     stdio: ['ignore', 'pipe', 'pipe'],
