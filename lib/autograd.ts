@@ -255,7 +255,7 @@ export function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean
       pending.leaves.delete(leaf)
       pending.leaves.set(leaf, applyHooks(hooks, grad, leaf))
     }
-    for (const [leaf, grad] of pending.leaves) {
+    for (const [leaf, grad] of [...pending.leaves]) {
       pending.leaves.delete(leaf)
       if (leaf.disposed) native.release(grad)
       else accumulateGrad(leaf, grad)

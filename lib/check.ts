@@ -94,7 +94,7 @@ export function checkOptions<T extends object>(
       fail(
         'OPTION',
         op,
-        `unknown option ${show(key)}${near ? `; did you mean '${near}'?` : ''} Known: ${known.join(', ')}`,
+        `unknown option ${show(key)}${near ? `; did you mean '${near}'?` : '.'} Known: ${known.join(', ')}`,
       )
     }
     const entry = (value as Record<string, unknown>)[key]

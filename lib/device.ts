@@ -1,6 +1,7 @@
+import { join } from 'node:path'
 import { checkInteger } from './check.js'
 import { MoeError, show } from './errors.js'
-import { native } from './native.js'
+import { addonFolder, native } from './native.js'
 
 export type Device = 'cpu' | 'cuda' | `cuda:${number}`
 
@@ -14,7 +15,11 @@ export interface DeviceInfo {
   reason?: string
 }
 
-const cudaReason = 'this build has no CUDA backend (libst_moe_cuda.so is not beside the addon)'
+/** The plugin with the CUDA backend, opened when a device is asked for. */
+const pluginPath = (): string => process.env.ST_MOE_CUDA_LIBRARY || join(addonFolder, 'libst_moe_cuda.so')
+
+/** Native numbers of the devices that this environment has opened. */
+const opened = new Map<Device, number>([['cpu', 0]])
 
 /**
  * All devices, usable or not.
@@ -23,19 +28,43 @@ const cudaReason = 'this build has no CUDA backend (libst_moe_cuda.so is not bes
  * for (const { device, available, reason } of devices()) console.log(device, available ? 'ready' : reason)
  */
 export function devices(): DeviceInfo[] {
-  return [
-    { device: 'cpu', available: true, variant: native.deviceInfo(0).variant },
-    { device: 'cuda', available: false, stage: 'plugin', reason: cudaReason },
-  ]
+  const cpu: DeviceInfo = { device: 'cpu', available: true, variant: native.deviceInfo(0).variant }
+  const { devices: count, stage, reason } = native.probePlugin(pluginPath())
+  if (count <= 0) return [cpu, { device: 'cuda', available: false, stage: stage as DeviceInfo['stage'], reason }]
+  const cards = Array.from({ length: count }, (_, i): DeviceInfo => {
+    const device: Device = `cuda:${i}`
+    try {
+      return { device, available: true, variant: native.deviceInfo(deviceIndex('devices', device)).variant }
+    } catch (error) {
+      return { device, available: false, stage: 'device', reason: (error as Error).message }
+    }
+  })
+  return [cpu, ...cards]
 }
 
-/** Number of a device in the native table. Throws DEVICE for an unknown name, BACKEND_UNAVAILABLE where it cannot be used. */
-export function deviceIndex(op: string, device: unknown): number {
-  if (device === 'cpu') return 0
-  if (typeof device === 'string' && /^cuda(:\d{1,4})?$/.test(device)) {
-    throw new MoeError('BACKEND_UNAVAILABLE', op, `device '${device}' cannot be used: plugin: ${cudaReason}`)
-  }
+/** The name under which a device is known: 'cuda' is 'cuda:0'. Throws DEVICE for anything else. */
+export function checkDevice(op: string, device: unknown): Device {
+  if (device === 'cpu') return 'cpu'
+  if (device === 'cuda') return 'cuda:0'
+  if (typeof device === 'string' && /^cuda:\d{1,4}$/.test(device)) return `cuda:${Number(device.slice(5))}`
   throw new MoeError('DEVICE', op, `device must be 'cpu', 'cuda' or 'cuda:<number>', got ${show(device)}`)
+}
+
+/** Number of a device in the native table; opens it at the first use. Throws BACKEND_UNAVAILABLE where it cannot be used. */
+export function deviceIndex(op: string, device: Device): number {
+  const known = opened.get(device)
+  if (known !== undefined) return known
+  const name = checkDevice(op, device)
+  const path = pluginPath()
+  const { devices: count, stage, reason } = native.probePlugin(path)
+  const index = Number(name.slice(5))
+  if (count <= 0) throw new MoeError('BACKEND_UNAVAILABLE', op, `device '${name}' cannot be used: ${stage}: ${reason}`)
+  if (index >= count) {
+    throw new MoeError('BACKEND_UNAVAILABLE', op, `device '${name}' cannot be used: device: there are ${count} cards`)
+  }
+  const number = opened.get(name) ?? native.openDevice(path, index)
+  opened.set(name, number)
+  return number
 }
 
 export interface MemoryInfo {
@@ -48,21 +77,30 @@ export interface MemoryInfo {
   cachedBytes: number
 }
 
+function memoryOf(number: number): MemoryInfo {
+  const [tensors, bytes, peakBytes, cachedBytes] = native.memory(number)
+  return { tensors, bytes, peakBytes, cachedBytes }
+}
+
 /**
- * What this environment (main thread or worker) holds. The same after each step of a steady loop.
+ * What this environment (main thread or worker) holds, in all and on each device. The same after each step of a
+ * steady loop.
  *
  * @example
  * const { tensors, bytes } = memory()
  */
 export function memory(): MemoryInfo & { devices: Record<string, MemoryInfo> } {
-  const [tensors, bytes, peakBytes, cachedBytes] = native.memory(0)
-  const cpu = { tensors, bytes, peakBytes, cachedBytes }
-  return { ...cpu, devices: { cpu } }
+  const perDevice = [...opened].map(([device, number]) => [device, memoryOf(number)] as const)
+  const total = { tensors: 0, bytes: 0, peakBytes: 0, cachedBytes: 0 }
+  for (const [, info] of perDevice) {
+    for (const key of Object.keys(total) as (keyof MemoryInfo)[]) total[key] += info[key]
+  }
+  return { ...total, devices: Object.fromEntries(perDevice) }
 }
 
 /** Sets `peakBytes` back to what is live now. */
 export function resetPeakMemory(): void {
-  native.resetPeak(0)
+  for (const number of opened.values()) native.resetPeak(number)
 }
 
 /** CPU threads that this environment's calls use, 1 to 256. Results do not depend on it. */

@@ -1,4 +1,5 @@
 import { createRequire } from 'node:module'
+import { dirname } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { MoeError, type MoeErrorCode } from './errors.js'
 
@@ -12,6 +13,8 @@ export interface Native {
   setThreads(threads: number): void
   getThreads(): number
   deviceInfo(device: number): { name: string; variant: string }
+  probePlugin(path: string): { devices: number; stage: string; reason: string }
+  openDevice(path: string, index: number): number
   memory(device: number): [tensors: number, bytes: number, peakBytes: number, cachedBytes: number]
   resetPeak(device: number): void
   retain(handle: Handle): void
@@ -20,6 +23,7 @@ export interface Native {
   version(handle: Handle): number
   fromData(data: ArrayBufferView, dtype: number, shape: readonly number[], device: number): Handle
   toData(x: Handle, data: ArrayBufferView): void
+  toDevice(x: Handle, device: number): Handle
   full(shape: readonly number[], dtype: number, device: number, value: number): Handle
   random(
     shape: readonly number[],
@@ -126,7 +130,8 @@ export interface Native {
     multBias: Handle,
     w2: Handle,
     b2: Handle,
-    rows: number,
+    B: number,
+    capacity: number,
     save: boolean,
   ): [y: Handle, a: Optional]
   expertFfnBackward(
@@ -141,6 +146,8 @@ export interface Native {
     w2: Handle,
     b2: Handle,
     a: Handle,
+    B: number,
+    capacity: number,
     straightThrough: boolean,
     needX: boolean,
     needParameters: boolean,
@@ -169,12 +176,15 @@ export interface Native {
   sgd(p: Handle, g: Handle, buffer: Optional, step: number, lr: number, momentum: number, weightDecay: number): void
 }
 
-function load(): Native {
+function load(): { addon: Native; folder: string } {
   const require = createRequire(import.meta.url)
   const root = fileURLToPath(new URL('..', import.meta.url))
   let addon: Native
+  let folder: string
   try {
-    addon = require('node-gyp-build')(root)
+    const gypBuild = require('node-gyp-build')
+    folder = dirname(gypBuild.path(root))
+    addon = gypBuild(root)
   } catch (cause) {
     const platform = `${process.platform}-${process.arch} (Node ${process.versions.node}, N-API ${process.versions.napi})`
     throw new MoeError(
@@ -187,7 +197,10 @@ function load(): Native {
     )
   }
   addon.setErrorFactory((code, op, text) => new MoeError(code as MoeErrorCode, op, text.slice(op.length + 3)))
-  return addon
+  return { addon, folder }
 }
 
-export const native: Native = load()
+const loaded = load()
+export const native: Native = loaded.addon
+/** Where the addon was found; plugins lie beside it. */
+export const addonFolder: string = loaded.folder

@@ -52,6 +52,8 @@ export let setSource: (tensor: Tensor, node: Node, output: number) => void
 export let leafHooksOf: (tensor: Tensor) => readonly GradHook[]
 export let gradOwnerOf: (tensor: Tensor) => Tensor | null
 export let isKept: (tensor: Tensor) => boolean
+/** Puts the memory of a leaf and its gradient on another device, in place. */
+export let moveToDevice: (tensor: Tensor, device: Device, number: number) => void
 /** null: the tensor lives until disposed. */
 export let moveToScope: (tensor: Tensor, scope: Scope | null) => void
 /** Adds to `leaf.grad`; takes the gradient over. */
@@ -66,7 +68,7 @@ export let accumulateGrad: (leaf: Tensor, grad: Handle) => void
  * x.mul(2).sum().item() // 20
  */
 export class Tensor {
-  readonly #meta: TensorMeta
+  #meta: TensorMeta
   readonly #size: number
   readonly #held: Held
   #scope: Scope | null = null
@@ -330,6 +332,13 @@ export class Tensor {
       node.hold()
     }
     leafHooksOf = (tensor) => tensor.#hooks
+    moveToDevice = (tensor, device, number) => {
+      const moved = native.toDevice(tensor.#held.handle, number)
+      native.release(tensor.#held.handle)
+      tensor.#held.handle = moved
+      tensor.#meta = { ...tensor.#meta, device }
+      if (tensor.#grad && !tensor.#grad.disposed) moveToDevice(tensor.#grad, device, number)
+    }
     gradOwnerOf = (tensor) => tensor.#gradOwner
     isKept = (tensor) => tensor.#kept
     moveToScope = (tensor, scope) => {

@@ -110,7 +110,7 @@ interface About {
 function parse(op: string, path: string, text: string | undefined): About {
   try {
     const about = JSON.parse(text ?? '') as About
-    new Generator(about.generator.seed, about.generator.step)
+    new Generator().setState(about.generator)
     checkInteger(op, 'step', about.step, 0)
     return about
   } catch (cause) {

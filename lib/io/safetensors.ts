@@ -101,9 +101,6 @@ export async function saveSafetensors(
 
 // ---- reading
 
-/** Reads exactly `length` bytes at `position`. */
-type Read = (position: number, length: number) => Uint8Array
-
 const malformed = (path: string, text: string): never => {
   throw new MoeError('FILE_FORMAT', 'loadSafetensors', `${path}: ${text}`)
 }
@@ -167,10 +164,11 @@ function parseEntry(path: string, name: string, value: unknown): Entry {
     data_offsets: offsets,
   } = (typeof value === 'object' && value !== null ? value : {}) as Record<string, unknown>
   const isCount = (n: unknown): n is number => Number.isSafeInteger(n) && (n as number) >= 0
+  const isDimension = (n: unknown): n is number => isCount(n) && n <= 2 ** 46
   if (typeof dtype !== 'string' || !Object.hasOwn(bytesOf, dtype)) {
     malformed(path, `tensor ${show(name)} has dtype ${show(dtype)}, known are ${Object.keys(bytesOf).join(', ')}`)
   }
-  if (!Array.isArray(shape) || shape.length > 8 || !shape.every(isCount))
+  if (!Array.isArray(shape) || shape.length > 8 || !shape.every(isDimension))
     malformed(path, `tensor ${show(name)} has shape ${show(shape)}`)
   if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isCount))
     malformed(path, `tensor ${show(name)} has data_offsets ${show(offsets)}`)
@@ -201,19 +199,30 @@ function narrowed(path: string, entry: Entry, bytes: Uint8Array): Int32Array {
   })
 }
 
-function loadWith(path: string, fileSize: number, read: Read): LoadedTensors {
+/** What to read next; answered with exactly these bytes. */
+interface Piece {
+  position: number
+  length: number
+}
+
+/** Asks for one piece of the file after another. Checks the whole header before it asks for the first tensor. */
+function* pieces(path: string, fileSize: number): Generator<Piece, LoadedTensors, Uint8Array> {
   if (fileSize < 8) malformed(path, `a safetensors file has at least 8 bytes, this has ${fileSize}`)
-  const length = headerLength(path, read(0, 8), fileSize)
-  const { entries, metadata } = parseHeader(path, read(8, length), fileSize - 8 - length)
+  const length = headerLength(path, yield { position: 0, length: 8 }, fileSize)
+  const start = 8 + length
+  const { entries, metadata } = parseHeader(path, yield { position: 8, length }, fileSize - start)
   const tensors: StateDict = Object.create(null)
+  let complete = false
   try {
-    for (const entry of entries)
-      tensors[entry.name] = decode(path, entry, read(8 + length + entry.begin, entry.end - entry.begin))
-  } catch (error) {
-    for (const tensor of Object.values(tensors)) tensor.dispose()
-    throw error
+    for (const entry of entries) {
+      const { begin, end } = entry
+      tensors[entry.name] = decode(path, entry, yield { position: start + begin, length: end - begin })
+    }
+    complete = true
+    return { tensors: { ...tensors }, metadata }
+  } finally {
+    if (!complete) for (const tensor of Object.values(tensors)) tensor.dispose()
   }
-  return { tensors: { ...tensors }, metadata }
 }
 
 /**
@@ -227,15 +236,21 @@ function loadWith(path: string, fileSize: number, read: Read): LoadedTensors {
 export function loadSafetensorsSync(path: string): LoadedTensors {
   const file = openSync(checkPath('loadSafetensors', path), 'r')
   try {
-    return loadWith(path, fstatSync(file).size, (position, length) => {
-      const bytes = allocateBytes(length)
-      for (let at = 0; at < length; ) {
-        const count = readSync(file, bytes, at, Math.min(length - at, 2 ** 30), position + at)
-        if (count === 0) malformed(path, 'the file ended while it was read')
-        at += count
+    const wanted = pieces(path, fstatSync(file).size)
+    try {
+      let next = wanted.next()
+      while (!next.done) {
+        const { position, length } = next.value
+        const bytes = allocateBytes(length)
+        for (let at = 0; at < length; ) {
+          at += advance(path, readSync(file, bytes, at, Math.min(length - at, 2 ** 30), position + at))
+        }
+        next = wanted.next(bytes)
       }
-      return bytes
-    })
+      return next.value
+    } finally {
+      wanted.return(undefined as never)
+    }
   } finally {
     closeSync(file)
   }
@@ -244,19 +259,30 @@ export function loadSafetensorsSync(path: string): LoadedTensors {
 /** As {@link loadSafetensorsSync}. */
 export async function loadSafetensors(path: string): Promise<LoadedTensors> {
   const file = await open(checkPath('loadSafetensors', path), 'r')
-  let bytes: Uint8Array
   try {
-    const { size } = await file.stat()
-    bytes = allocateBytes(size)
-    for (let at = 0; at < size; ) {
-      const { bytesRead } = await file.read(bytes, at, Math.min(size - at, 2 ** 30), at)
-      if (bytesRead === 0) malformed(path, 'the file ended while it was read')
-      at += bytesRead
+    const wanted = pieces(path, (await file.stat()).size)
+    try {
+      let next = wanted.next()
+      while (!next.done) {
+        const { position, length } = next.value
+        const bytes = allocateBytes(length)
+        for (let at = 0; at < length; ) {
+          const { bytesRead } = await file.read(bytes, at, Math.min(length - at, 2 ** 30), position + at)
+          at += advance(path, bytesRead)
+        }
+        next = wanted.next(bytes)
+      }
+      return next.value
+    } finally {
+      wanted.return(undefined as never)
     }
   } finally {
     await file.close()
   }
-  return loadWith(path, bytes.byteLength, (position, length) => bytes.subarray(position, position + length))
+}
+
+function advance(path: string, count: number): number {
+  return count > 0 ? count : malformed(path, 'the file ended while it was read')
 }
 
 function allocateBytes(length: number): Uint8Array {

@@ -13,7 +13,7 @@ import { forwardWithGrad, type GradHandle } from './with-grad.js'
 export interface SparseMoEBlockOptions {
   /** A dense feed-forward before the experts. Default false. */
   addFfBefore?: boolean
-  /** A dense feed-forward after the experts. Default false. */
+  /** A dense feed-forward after the experts. Default true. */
   addFfAfter?: boolean
 }
 
@@ -39,7 +39,7 @@ export class SparseMoEBlock extends Module {
     const o = checkOptions<SparseMoEBlockOptions>(op, options, ['addFfBefore', 'addFfAfter'])
     const [before, after] = [
       checkBoolean(op, 'addFfBefore', o.addFfBefore ?? false),
-      checkBoolean(op, 'addFfAfter', o.addFfAfter ?? false),
+      checkBoolean(op, 'addFfAfter', o.addFfAfter ?? true),
     ]
     const { dtype, device } = moe.gate.toGates.weight
     const layer = { dtype: dtype as 'f32' | 'f64', device }

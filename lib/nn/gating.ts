@@ -1,5 +1,6 @@
 import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, copyArray, fail } from '../check.js'
 import { tensor } from '../create.js'
+import type { Device } from '../device.js'
 import { show } from '../errors.js'
 import { expertCapacity, type RouteResult, route } from '../ops/route.js'
 import { keep } from '../scope.js'
@@ -59,7 +60,7 @@ export interface GatingForwardOptions {
 }
 
 /** f32 [K]: eps, then the thresholds. */
-function thresholdBuffer(op: string, name: string, value: unknown, K: number, eps: number): Tensor {
+function thresholdBuffer(op: string, name: string, value: unknown, K: number, eps: number, device: Device): Tensor {
   const list = Array.isArray(value) ? copyArray(op, name, value, 2 ** 20) : Array(K - 1).fill(value)
   if (list.length !== K - 1)
     fail(
@@ -68,7 +69,7 @@ function thresholdBuffer(op: string, name: string, value: unknown, K: number, ep
       `${name} must be a number or ${K - 1} numbers (one for each choice after the first), got ${show(value)}`,
     )
   const values = list.map((entry, i) => checkNumber(op, Array.isArray(value) ? `${name}[${i}]` : name, entry))
-  return keep(tensor(Float32Array.from([eps, ...values]), [K]))
+  return keep(tensor(Float32Array.from([eps, ...values]), [K], { device }))
 }
 
 /** The router: top-N gating with stochastic thresholds and capacity. State: `to_gates.weight` and two threshold buffers. */
@@ -111,8 +112,8 @@ export class TopNGating extends Module {
     }
     // first what may not fit into memory: the buffers are in no scope
     this.toGates = new Linear(dim, this.numGates, { ...layer, bias: false })
-    this.thresholdTrain = thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain ?? 0.2, this.topN, eps)
-    this.thresholdEval = thresholdBuffer(op, 'thresholdEval', o.thresholdEval ?? 0.2, this.topN, eps)
+    this.thresholdTrain = thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain ?? 0.2, this.topN, eps, layer.device)
+    this.thresholdEval = thresholdBuffer(op, 'thresholdEval', o.thresholdEval ?? 0.2, this.topN, eps, layer.device)
   }
 
   /** x [B, N, D] → where its tokens go, and the losses (0 in evaluation). */

@@ -1,6 +1,6 @@
 import { checkBoolean, checkInteger, checkOptions } from '../check.js'
 import { uniform } from '../create.js'
-import type { Device } from '../device.js'
+import { checkDevice, type Device } from '../device.js'
 import { checkDType } from '../dtype.js'
 import { linear } from '../ops/linear.js'
 import { withoutScope } from '../scope.js'
@@ -15,7 +15,10 @@ export interface LayerOptions {
 
 /** dtype and device of a layer, checked. */
 export function layerOptions(op: string, o: LayerOptions): Required<LayerOptions> {
-  return { dtype: checkDType(op, o.dtype ?? 'f32', ['f32', 'f64']) as 'f32' | 'f64', device: o.device ?? 'cpu' }
+  return {
+    dtype: checkDType(op, o.dtype ?? 'f32', ['f32', 'f64']) as 'f32' | 'f64',
+    device: checkDevice(op, o.device ?? 'cpu'),
+  }
 }
 
 /** A parameter drawn uniformly from ±bound. */

@@ -1,10 +1,10 @@
 import { checkBoolean, checkFunction, checkOptions, fail, sameShape, showShape } from '../check.js'
-import { type Device, deviceIndex } from '../device.js'
+import { checkDevice, type Device, deviceIndex } from '../device.js'
 import { dtypeCode } from '../dtype.js'
 import { MoeError, show } from '../errors.js'
 import { type Handle, native } from '../native.js'
 import { stridesOf } from '../ops/strided.js'
-import { handleOf, isTensor, type Tensor, wrap } from '../tensor.js'
+import { handleOf, isTensor, moveToDevice, type Tensor, wrap } from '../tensor.js'
 import { type BackwardHook, type ForwardHook, type ForwardPreHook, hooksOf } from './hooks.js'
 import { Parameter } from './parameter.js'
 
@@ -146,7 +146,12 @@ export abstract class Module {
     try {
       for (const entry of entries) {
         const value = values.get(entry.name) as Tensor
-        staged.push({ entry, handle: native.convert(handleOf(value), dtypeCode(entry.tensor.dtype)) })
+        const { dtype, device } = entry.tensor
+        const converted = native.convert(handleOf(value), dtypeCode(dtype))
+        staged.push({ entry, handle: converted })
+        if (value.device === device) continue
+        staged[staged.length - 1].handle = native.toDevice(converted, deviceIndex('loadStateDict', device))
+        native.release(converted)
       }
       for (const { entry, handle } of staged) {
         const shape = entryShape(entry)
@@ -168,9 +173,13 @@ export abstract class Module {
     return this.train(false)
   }
 
-  /** Moves all parameters to a device. */
+  /** Moves parameters, buffers and gradients to a device. Make the optimizer after that: its state stays where it is. */
   to(device: Device): this {
-    deviceIndex(`${this.constructor.name}.to`, device)
+    const target = checkDevice(`${this.constructor.name}.to`, device)
+    const number = deviceIndex(`${this.constructor.name}.to`, target)
+    for (const tensor of new Set([...this.stateEntries()].map((entry) => entry.tensor))) {
+      if (tensor.device !== target) moveToDevice(tensor, target, number)
+    }
     return this
   }
 

@@ -1,6 +1,6 @@
 import { record, share } from '../autograd.js'
 import { fail } from '../check.js'
-import { type Device, deviceIndex } from '../device.js'
+import { checkDevice, type Device, deviceIndex } from '../device.js'
 import { checkDType, type DType, dtypeCode, isFloat } from '../dtype.js'
 import { show } from '../errors.js'
 import { type Handle, native } from '../native.js'
@@ -23,16 +23,25 @@ function cast(x: Tensor, dtype: DType): Tensor {
   return y
 }
 
+function move(x: Tensor, device: Device): Tensor {
+  const back = deviceIndex('to', x.device)
+  const y = wrap(native.toDevice(handleOf(x), deviceIndex('to', device)), { shape: x.shape, dtype: x.dtype, device })
+  if (isFloat(x.dtype))
+    record({ op: 'to', inputs: [x], outputs: [y], backward: ([dy]) => [native.toDevice(dy!, back)] })
+  return y
+}
+
 /**
  * A tensor of another dtype, or on another device; itself where nothing changes. Rounds to nearest even; to i32 it
- * truncates. Differentiable between f32 and f64.
+ * truncates. Differentiable between f32 and f64,
+ * and between devices.
  */
 export function to(x: Tensor, target: DType | Device): Tensor {
   checkTensor('to', 'x', x)
   if (typeof target !== 'string') fail('OPTION', 'to', `target must be a dtype or a device, got ${show(target)}`)
   if (target === 'cpu' || target.startsWith('cuda')) {
-    deviceIndex('to', target)
-    return x
+    const device = checkDevice('to', target)
+    return device === x.device ? x : move(x, device)
   }
   const dtype = checkDType('to', target)
   return dtype === x.dtype ? x : cast(x, dtype)

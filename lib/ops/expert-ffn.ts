@@ -1,5 +1,5 @@
 import { record, willRecord } from '../autograd.js'
-import { checkBoolean, checkOptions, fail, showShape } from '../check.js'
+import { checkBoolean, checkInteger, checkOptions, fail, showShape } from '../check.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import type { Routing } from './route.js'
@@ -61,9 +61,9 @@ export function expertFfn(
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
   const { shape, dtype, device } = x
   const [T, D] = rowsOf(shape)
-  const { E } = checkWeights(op, x, weights, routing === null ? 1 : undefined)
+  checkWeights(op, x, weights, routing === null ? 1 : undefined)
   let K = 1
-  let rows = T
+  let [B, C] = [1, T]
   if (routing !== null) {
     if (typeof routing !== 'object' || routing === undefined)
       fail('OPTION', op, 'routing must come from route(), or be null')
@@ -74,7 +74,8 @@ export function expertFfn(
     checkTensor(op, 'routing.expertIndex', routing.expertIndex, { shape: choices, dtype: 'i32', device })
     checkTensor(op, 'routing.position', routing.position, { shape: choices, dtype: 'i32', device })
     checkTensor(op, 'routing.weight', routing.weight, { shape: choices, dtype, device })
-    rows = Math.min(T * K, E * shape[0] * (Number(routing.capacity) || 0))
+    B = shape[0]
+    C = checkInteger(op, 'routing.capacity', routing.capacity, 0, 2 ** 31 - 1)
   }
   const { w1, b1, multBias, w2, b2 } = weights
   const parameters = [w1, b1, multBias, w2, b2]
@@ -93,7 +94,8 @@ export function expertFfn(
       handleOf(multBias),
       handleOf(w2),
       handleOf(b2),
-      rows,
+      B,
+      C,
       save,
     ),
   )
@@ -118,6 +120,8 @@ export function expertFfn(
           w2v,
           b2v,
           av,
+          B,
+          C,
           straightThrough && routing !== null,
           needX,
           needParameters.includes(true),

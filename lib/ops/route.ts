@@ -105,8 +105,14 @@ function converted(
 ): Handle | null {
   if (value === undefined || value === null) return null
   const tensor = checkTensor(op, name, value)
-  checkTensor(op, name, tensor, { shape, dtype: tensor.dtype, device })
-  return native.convert(handleOf(tensor), dtypeCode(dtype))
+  checkTensor(op, name, tensor, { shape, dtype: tensor.dtype, device: tensor.device })
+  const own = native.convert(handleOf(tensor), dtypeCode(dtype))
+  if (tensor.device === device) return own
+  try {
+    return native.toDevice(own, deviceIndex(op, device))
+  } finally {
+    native.release(own)
+  }
 }
 
 /**

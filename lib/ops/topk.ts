@@ -4,8 +4,8 @@ import { native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, rowsOf, withViews } from './rows.js'
 
-/** The K largest entries of the last axis, descending; on ties the lowest index first. x [..., E] → value and index (i32) [..., K]. */
-export function topk(x: Tensor, k: number): { value: Tensor; index: Tensor } {
+/** The K largest entries of the last axis, descending; on ties the lowest index first. x [..., E] → values and indices (i32) [..., K]. */
+export function topk(x: Tensor, k: number): { values: Tensor; indices: Tensor } {
   const op = 'topk'
   checkFloat(op, 'x', x)
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
@@ -14,13 +14,13 @@ export function topk(x: Tensor, k: number): { value: Tensor; index: Tensor } {
   const { shape, device } = x
   const out = [...shape.slice(0, -1), k]
   const [valueRows, indexRows] = withViews([handleOf(x)], [[T, E]], ([rows]) => native.topk(rows, k))
-  const value = wrap(reshaped(valueRows, out), { shape: out, dtype: x.dtype, device })
-  const index = wrap(reshaped(indexRows, out), { shape: out, dtype: 'i32', device })
+  const values = wrap(reshaped(valueRows, out), { shape: out, dtype: x.dtype, device })
+  const indices = wrap(reshaped(indexRows, out), { shape: out, dtype: 'i32', device })
   record({
     op,
     inputs: [x],
-    outputs: [value],
-    saved: [index],
+    outputs: [values],
+    saved: [indices],
     backward: ([dvalue], [indexv]) =>
       withViews(
         [dvalue!, indexv],
@@ -31,5 +31,5 @@ export function topk(x: Tensor, k: number): { value: Tensor; index: Tensor } {
         ([dv, iv]) => [reshaped(native.topkBackward(dv, iv, E), shape)],
       ),
   })
-  return { value, index }
+  return { values, indices }
 }

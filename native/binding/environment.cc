@@ -4,6 +4,8 @@
 #include <string>
 #include <thread>
 
+#include "core/plugin.h"
+
 namespace st_moe {
 
 static const char* code_name(ErrorCode code) {
@@ -25,16 +27,24 @@ static const char* code_name(ErrorCode code) {
 
 Environment::Environment(Napi::Env) {
   const int32_t cores = static_cast<int32_t>(std::clamp(std::thread::hardware_concurrency(), 1u, 256u));
-  auto cpu = std::make_unique<Device>();
-  cpu->backend = &cpu_backend();
-  cpu->context = Context{cores, nullptr};
-  devices_.push_back(std::move(cpu));
+  devices_.push_back(std::make_unique<Device>(&cpu_backend(), Context{cores, nullptr}));
 }
 
 Device& Environment::device(int64_t index) {
   if (index < 0 || index >= static_cast<int64_t>(devices_.size()))
     fail(ErrorCode::device, "no device number %lld", static_cast<long long>(index));
   return *devices_[index];
+}
+
+int64_t Environment::open_device(const std::string& plugin_path, int32_t index) {
+  const PluginLibrary& library = load_plugin(plugin_path);
+  if (!library.plugin) fail(ErrorCode::backend_unavailable, "%s: %s", library.probe.stage, library.probe.reason);
+  const Backend* backend = nullptr;
+  Context context{threads(), nullptr};
+  const Status status = library.plugin->open(index, &backend, &context);
+  if (status.code != ErrorCode::none) throw Error(status.code, status.text);
+  devices_.push_back(std::make_unique<Device>(backend, context, library.plugin));
+  return static_cast<int64_t>(devices_.size()) - 1;
 }
 
 void Environment::set_threads(int32_t threads) {

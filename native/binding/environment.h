@@ -2,6 +2,7 @@
 #include <napi.h>
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "core/tensor.h"
@@ -15,7 +16,7 @@ class Environment {
   static Environment& of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
 
   Device& device(int64_t index);  // 0 is the CPU; throws Error(device)
-  size_t device_count() const { return devices_.size(); }
+  int64_t open_device(const std::string& plugin_path, int32_t index);  // throws Error(backend_unavailable)
   void set_threads(int32_t threads);
   int32_t threads() const { return devices_[0]->context.threads; }
 

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "binding/call.h"
 
 // The ops of a mixture-of-experts layer.
@@ -126,11 +128,17 @@ static Napi::Value route_backward(Call& c) {
 }
 
 struct Ffn {
-  int64_t T, K, D, E, H;
+  int64_t T, K, D, E, H, B, C;
+
+  int64_t rows(const Backend& backend) const {
+    const int64_t slots = shape_size({E, B, C});
+    return backend.fixed_slots ? slots : std::min(T * K, slots);
+  }
 };
 
 static Ffn expect_ffn(Call& c, const Tensor& x, const Tensor* expert_index, const Tensor* position, const Tensor* weight,
-                      const Tensor& w1, const Tensor& b1, const Tensor& mult_bias, const Tensor& w2, const Tensor& b2) {
+                      const Tensor& w1, const Tensor& b1, const Tensor& mult_bias, const Tensor& w2, const Tensor& b2, int64_t B,
+                      int64_t C) {
   c.expect_float("x", x);
   c.expect_rank("x", x, 2);
   c.expect("w2", w2, x.dtype, {-1, x.shape[1], -1});
@@ -142,16 +150,17 @@ static Ffn expect_ffn(Call& c, const Tensor& x, const Tensor* expert_index, cons
   if (!expert_index || !position || !weight) {
     if (expert_index || position || weight) fail(ErrorCode::option, "expertIndex, position and weight come together");
     if (E != 1) fail(ErrorCode::shape, "without routing there is one expert, got %lld", (long long)E);
-    return {T, 1, D, E, H};
+    return {T, 1, D, E, H, 1, T};
   }
   c.expect("expertIndex", *expert_index, DType::i32, {T, -1});
   const int64_t K = expert_index->shape[1];
   c.expect("position", *position, DType::i32, {T, K});
   c.expect("weight", *weight, x.dtype, {T, K});
-  return {T, K, D, E, H};
+  if (B == 0 ? T != 0 : T % B != 0) fail(ErrorCode::shape, "%lld tokens are not a multiple of %lld sequences", (long long)T, (long long)B);
+  return {T, K, D, E, H, B, C};
 }
 
-// (x [T, D], expertIndex [T, K] | null, position | null, weight | null, w1, b1, multBias, w2, b2, rows, save) → [y, a | null]
+// (x [T, D], expertIndex [T, K] | null, position | null, weight | null, w1, b1, multBias, w2, b2, B, capacity, save) → [y, a | null]
 static Napi::Value expert_ffn(Call& c) {
   Tensor& x = c.tensor("x");
   Tensor* expert_index = c.optional("expertIndex");
@@ -162,19 +171,20 @@ static Napi::Value expert_ffn(Call& c) {
   Tensor& mult_bias = c.tensor("multBias");
   Tensor& w2 = c.tensor("w2");
   Tensor& b2 = c.tensor("b2");
-  const int64_t rows = c.size("rows");
+  const int64_t B = c.size("B"), C = c.size("capacity");
   const bool save = c.boolean("save");
-  const Ffn n = expect_ffn(c, x, expert_index, position, weight, w1, b1, mult_bias, w2, b2);
+  const Ffn n = expect_ffn(c, x, expert_index, position, weight, w1, b1, mult_bias, w2, b2, B, C);
+  const int64_t rows = n.rows(*x.device->backend);
   Tensor y = empty(x, x.shape), a;
   if (save) a = empty(x, {rows, 2 * n.H});
   c.run(*x.device, &OpTable::expert_ffn,
         ExpertFfnArgs{x.data(), i32_of(expert_index), i32_of(position), data_of(weight), w1.data(), b1.data(),
                       mult_bias.data(), w2.data(), b2.data(), y.data(), save ? a.data() : nullptr, x.dtype, n.T, n.K,
-                      n.D, n.E, n.H, rows});
+                      n.D, n.E, n.H, n.B, n.C, rows});
   return c.give({&y, save ? &a : nullptr});
 }
 
-// (dy, x, expertIndex, position, weight, w1, b1, multBias, w2, b2, a, straightThrough, needX, needParameters)
+// (dy, x, expertIndex, position, weight, w1, b1, multBias, w2, b2, a, B, capacity, straightThrough, needX, needParameters)
 // → [dx, dweight, dw1, db1, dmultBias, dw2, db2]
 static Napi::Value expert_ffn_backward(Call& c) {
   Tensor& dy = c.tensor("dy");
@@ -188,11 +198,12 @@ static Napi::Value expert_ffn_backward(Call& c) {
   Tensor& w2 = c.tensor("w2");
   Tensor& b2 = c.tensor("b2");
   Tensor& a = c.tensor("a");
+  const int64_t B = c.size("B"), C = c.size("capacity");
   const bool straight_through = c.boolean("straightThrough");
   const bool need_x = c.boolean("needX"), need_parameters = c.boolean("needParameters");
-  const Ffn n = expect_ffn(c, x, expert_index, position, weight, w1, b1, mult_bias, w2, b2);
+  const Ffn n = expect_ffn(c, x, expert_index, position, weight, w1, b1, mult_bias, w2, b2, B, C);
   c.expect("dy", dy, x.dtype, x.shape);
-  c.expect("a", a, x.dtype, {-1, 2 * n.H});
+  c.expect("a", a, x.dtype, {n.rows(*x.device->backend), 2 * n.H});
   Tensor dx, dweight, dw1, db1, dmult_bias, dw2, db2;
   if (need_x) dx = empty(x, x.shape);
   if (weight) dweight = empty(x, weight->shape);
@@ -209,7 +220,7 @@ static Napi::Value expert_ffn_backward(Call& c) {
                               b1.data(), mult_bias.data(), w2.data(), b2.data(), a.data(), out(need_x, dx),
                               out(weight, dweight), out(need_parameters, dw1), out(need_parameters, db1),
                               out(need_parameters, dmult_bias), out(need_parameters, dw2), out(need_parameters, db2),
-                              x.dtype, n.T, n.K, n.D, n.E, n.H, a.shape[0], straight_through});
+                              x.dtype, n.T, n.K, n.D, n.E, n.H, n.B, n.C, a.shape[0], straight_through});
   const auto result = [](bool needed, const Tensor& tensor) { return needed ? &tensor : nullptr; };
   return c.give({result(need_x, dx), result(weight, dweight), result(need_parameters, dw1), result(need_parameters, db1),
                  result(need_parameters, dmult_bias), result(need_parameters, dw2), result(need_parameters, db2)});

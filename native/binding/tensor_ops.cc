@@ -2,6 +2,7 @@
 #include <limits>
 
 #include "binding/call.h"
+#include "core/plugin.h"
 #include "cpu/pool.h"
 
 // Life cycle, copies, element-wise ops.
@@ -26,6 +27,27 @@ static Napi::Value device_info(Call& c) {
   info["name"] = device.backend->name;
   info["variant"] = device.backend->variant;
   return info;
+}
+
+static std::string path_of(Call& c) {
+  Napi::Value value = c.value();
+  if (!value.IsString()) fail(ErrorCode::option, "path must be a string");
+  return value.As<Napi::String>().Utf8Value();
+}
+
+static Napi::Value probe_plugin(Call& c) {  // (path) → { devices, stage, reason }
+  const Probe& probe = load_plugin(path_of(c)).probe;
+  Napi::Object answer = Napi::Object::New(c.env);
+  answer["devices"] = probe.device_count;
+  answer["stage"] = probe.stage;
+  answer["reason"] = probe.reason;
+  return answer;
+}
+
+static Napi::Value open_device(Call& c) {  // (path, index) → device number
+  const std::string path = path_of(c);
+  const auto index = static_cast<int32_t>(c.integer("index", 0, 1 << 16));
+  return Napi::Number::New(c.env, static_cast<double>(c.environment.open_device(path, index)));
 }
 
 static Napi::Value memory(Call& c) {
@@ -98,6 +120,24 @@ static Napi::Value to_data(Call& c) {  // (tensor, data): fills data
   Device& device = *tensor.device;
   if (bytes) c.check(device.backend->copy_out(device.context, const_cast<void*>(bytes_of(array)), tensor.data(), bytes));
   return c.env.Undefined();
+}
+
+static Napi::Value to_device(Call& c) {  // (x, device): a copy there, through host memory
+  Tensor& x = c.tensor("x");
+  Device& device = c.environment.device(c.integer("device", 0, 1 << 20));
+  Tensor y = make_tensor(device, x.dtype, x.shape);
+  const size_t bytes = static_cast<size_t>(x.size) * dtype_size(x.dtype);
+  if (bytes == 0) return c.give(std::move(y));
+  if (x.device->plugin && device.plugin) {
+    const std::unique_ptr<uint8_t[]> host(new uint8_t[bytes]);
+    c.check(x.device->backend->copy_out(x.device->context, host.get(), x.data(), bytes));
+    c.check(device.backend->copy_in(device.context, y.data(), host.get(), bytes));
+  } else if (x.device->plugin) {
+    c.check(x.device->backend->copy_out(x.device->context, y.data(), x.data(), bytes));
+  } else {
+    c.check(device.backend->copy_in(device.context, y.data(), x.data(), bytes));
+  }
+  return c.give(std::move(y));
 }
 
 static Napi::Value full(Call& c) {  // (shape, dtype, device, value)
@@ -311,6 +351,8 @@ const std::vector<Entry> kTensorEntries = {
     {"setThreads", set_threads},
     {"getThreads", get_threads},
     {"deviceInfo", device_info},
+    {"probePlugin", probe_plugin},
+    {"openDevice", open_device},
     {"memory", memory},
     {"resetPeak", reset_peak},
     {"retain", retain},
@@ -319,6 +361,7 @@ const std::vector<Entry> kTensorEntries = {
     {"version", version},
     {"fromData", from_data},
     {"toData", to_data},
+    {"toDevice", to_device},
     {"full", full},
     {"random", random},
     {"convert", convert},

@@ -26,7 +26,7 @@ struct Status {
 // What a call may use.
 struct Context {
   int32_t threads;  // CPU threads; results never depend on it
-  void* stream;     // null on the CPU
+  void* stream;     // a plugin's own: the stream, and what goes with it, of one environment on one device; null on the CPU
 };
 
 template <class Args>
@@ -286,7 +286,8 @@ struct RouteBackwardArgs {
   int32_t noisy, training, differentiable_topk;
 };
 
-// Kept assignments are those with position ≥ 0. Backends may order rows as they like; the CPU sorts by (expert, token, choice).
+// Kept assignments are those with position ≥ 0. A backend with fixed_slots has a row for each slot [E, B, C]; one without
+// has rows for kept assignments only, sorted by (expert, token, choice).
 struct ExpertFfnArgs {
   const void* x;                                  // [T, D]
   const int32_t *expert_index, *position;         // [T, K]; both null: one expert, every token, K = 1
@@ -295,7 +296,7 @@ struct ExpertFfnArgs {
   void* y;                                        // [T, D]; zeros for a token with nothing kept
   void* a;                                        // pre-activations A [rows, 2H], saved for the backward; null: not needed
   DType dtype;
-  int64_t T, K, D, E, H, rows;                    // rows: the most assignments that can be kept; more is an Error
+  int64_t T, K, D, E, H, B, C, rows;              // T = B·N. rows: E·B·C, or the most that can be kept; more is an Error
 };
 
 struct ExpertFfnBackwardArgs {
@@ -307,7 +308,7 @@ struct ExpertFfnBackwardArgs {
   void *dx, *dweight;                             // dweight null where weight is; dx or null
   void *dw1, *db1, *dmult_bias, *dw2, *db2;       // all or none null; zeros for experts without tokens
   DType dtype;
-  int64_t T, K, D, E, H, rows;
+  int64_t T, K, D, E, H, B, C, rows;
   int32_t straight_through;                       // dweight += <A − b1, dA>
 };
 
@@ -444,12 +445,31 @@ struct Backend {
   uint32_t abi;        // kBackendAbi
   const char* name;     // "cpu", "cuda"
   const char* variant;  // instruction set or card
+  int32_t fixed_slots;  // 1: expert_ffn computes every slot, so that shapes do not depend on the routing
   void* (*allocate)(const Context&, size_t bytes);  // 64-byte aligned; null when memory is exhausted
   void (*release)(const Context&, void* data, size_t bytes);
   Status (*copy_in)(const Context&, void* to, const void* host, size_t bytes);
   Status (*copy_out)(const Context&, void* host, const void* from, size_t bytes);
   OpTable ops;
 };
+
+// ---- plugins ------------------------------------------------------------------------------------------------
+
+struct Probe {           // what a plugin answers to "can you work here?"
+  int32_t device_count;  // 0: no, and then stage and reason say why
+  char stage[16];        // "plugin", "abi", "driver", "device" or "cublas"
+  char reason[512];
+};
+
+// What the symbol `st_moe_plugin` of a shared library gives. The ABI number comes first and is looked at first.
+struct Plugin {
+  uint32_t abi;                                                                // kBackendAbi
+  void (*probe)(Probe* probe);                                                 // opens driver and libraries; never throws
+  Status (*open)(int32_t index, const Backend** backend, Context* context);    // a stream for one environment
+  void (*close)(const Backend* backend, Context* context);                     // after its last tensor is gone
+};
+using PluginEntry = const Plugin* (*)();
+constexpr const char* kPluginSymbol = "st_moe_plugin";
 
 // Compiled in. Chooses the widest instruction set that the machine has.
 const Backend& cpu_backend();

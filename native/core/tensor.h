@@ -18,9 +18,18 @@ struct MemoryStats {
 
 // A backend with the stream and counters of one environment.
 struct Device {
+  Device(const Backend* backend, const Context& context, const Plugin* plugin = nullptr)
+      : backend(backend), context(context), plugin(plugin) {}
+  ~Device() {
+    if (plugin) plugin->close(backend, &context);
+  }
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
   const Backend* backend;
   Context context;
   MemoryStats stats;
+  const Plugin* plugin;  // null: compiled in
 };
 
 // Memory of one or more tensors (a reshape shares it).

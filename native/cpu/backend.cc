@@ -62,7 +62,7 @@ Status copy(const Context&, void* to, const void* from, size_t bytes) {
 const Backend& cpu_backend() {
   static const Backend backend = [] {
     const cpu::Variant variant = cpu::choose_variant();
-    return Backend{kBackendAbi, "cpu", variant.name, cpu::allocate, cpu::release, cpu::copy, cpu::copy, variant.table()};
+    return Backend{kBackendAbi, "cpu", variant.name, 0, cpu::allocate, cpu::release, cpu::copy, cpu::copy, variant.table()};
   }();
   return backend;
 }

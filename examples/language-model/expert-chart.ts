@@ -1,0 +1,97 @@
+import { bins, chartWidth, escapeXml, svg, xAxis } from './chart.js'
+
+const left = 64
+const right = 136
+const row = 14
+const gap = 34
+const top = 62
+const bottom = 48
+
+export interface ExpertLoad {
+  /** [step][layer][expert]: share of the characters whose first choice it is. */
+  load: readonly number[][][]
+  /** [layer][expert]: the characters that it prefers. */
+  preferred: readonly string[][][]
+  steps: number
+}
+
+/**
+ * A heat map for each layer: one row an expert, time to the right, colour for its share of the first choices relative to
+ * the 1/E of perfect balance. At the end of a row: the last share, and the characters that the expert prefers.
+ */
+export function expertLoadChart({ load, preferred, steps }: ExpertLoad): string {
+  const layers = load[0]?.length ?? 0
+  const experts = load[0]?.[0]?.length ?? 0
+  const height = top + layers * (experts * row + gap) - gap + bottom
+  const edge = chartWidth - right
+  const toX = (step: number): number => left + (step / steps) * (edge - left)
+  const body = [...legend(), ...xAxis({ label: 'training steps', max: steps }, height, toX)]
+  for (let layer = 0; layer < layers; layer++) {
+    const y0 = top + layer * (experts * row + gap)
+    body.push(`<text class="ink strong" x="${left}" y="${y0 - 8}">layer ${layer + 1}</text>`)
+    for (let expert = 0; expert < experts; expert++) {
+      const y = y0 + expert * row
+      const shares = binnedShares(load, layer, expert)
+      const last = `${((shares.at(-1)?.share ?? 0) * 100).toFixed(0)} %`
+      const likes = escapeXml((preferred[layer]?.[expert] ?? []).join(' '))
+      body.push(
+        ...cells(shares, experts, y, toX),
+        `<text class="end small" x="${left - 8}" y="${y + 11}">${expert + 1}</text>`,
+        `<text class="end small" x="${edge + 38}" y="${y + 11}">${last}</text>`,
+        `<text class="ink small" x="${edge + 50}" y="${y + 11}">${likes}</text>`,
+      )
+    }
+  }
+  return svg('Load of the experts over time', height, body)
+}
+
+interface Stretch {
+  from: number
+  to: number
+  share: number
+}
+
+function binnedShares(load: readonly number[][][], layer: number, expert: number): Stretch[] {
+  return bins(load.length, 120).map(([from, to]) => {
+    let sum = 0
+    for (let i = from; i < to; i++) sum += load[i][layer][expert]
+    return { from, to, share: sum / (to - from) }
+  })
+}
+
+/** Level 4 is balance, each level a quarter of the fair share away from the next. */
+const levelOf = (share: number, experts: number): number =>
+  Math.max(0, Math.min(8, Math.round(4 + (share * experts - 1) * 4)))
+
+/** Rectangles of one row; neighbours of one level become one. */
+function cells(shares: readonly Stretch[], experts: number, y: number, toX: (step: number) => number): string[] {
+  const runs: { from: number; to: number; level: number }[] = []
+  for (const { from, to, share } of shares) {
+    const level = levelOf(share, experts)
+    const last = runs.at(-1)
+    if (last?.level === level) last.to = to
+    else runs.push({ from, to, level })
+  }
+  return runs.map(({ from, to, level }) => {
+    const [x0, x1] = [toX(from), toX(to)]
+    return `<rect class="l${level}" x="${x0.toFixed(1)}" y="${y}" width="${(x1 - x0 + 0.3).toFixed(1)}" height="${row - 1}"/>`
+  })
+}
+
+function legend(): string[] {
+  const width = 22
+  const x0 = chartWidth - right - 9 * width
+  const label = (level: number, text: string): string =>
+    `<text class="mid small" x="${x0 + (level + 0.5) * width}" y="32">${text}</text>`
+  return [
+    `<text x="${left}" y="17">share of the characters, 1 = perfect balance</text>`,
+    ...Array.from(
+      { length: 9 },
+      (_, i) => `<rect class="l${i}" x="${x0 + i * width}" y="6" width="${width}" height="14"/>`,
+    ),
+    label(0, '0'),
+    label(4, '1'),
+    label(8, '≥ 2'),
+    `<text class="small" x="${chartWidth - right + 50}" y="17">prefers</text>`,
+  ]
+}

@@ -1,0 +1,168 @@
+import { binned, escapeXml, lineChart } from './chart.js'
+import { expertLoadChart } from './expert-chart.js'
+import type { Evaluation, History } from './history.js'
+import { mean } from './history.js'
+import { ngramNames } from './ngram.js'
+import { reportStyle } from './report-style.js'
+
+/** What the report shows. */
+export interface RunSummary {
+  textName: string
+  steps: number
+  charactersPerStep: number
+  parameters: number
+  history: History
+  /** Held-out losses of the n-gram counts, unigram first. */
+  ngrams: readonly number[]
+  prompt: string
+  /** [layer][expert]: characters that it prefers. */
+  preferred: readonly string[][][]
+  /** Name and value, as the configuration table shows them. */
+  configuration: readonly (readonly [string, string])[]
+}
+
+export interface Report {
+  html: string
+  /** Files by name. */
+  charts: Record<string, string>
+}
+
+export function makeReport(run: RunSummary): Report {
+  const { history, steps } = run
+  const charts = {
+    'loss.svg': lossChart(run),
+    'expert-load.svg': expertLoadChart({ load: history.load, preferred: run.preferred, steps }),
+    'dropped.svg': droppedChart(run),
+  }
+  return { html: page(run, charts), charts }
+}
+
+function lossChart({ history, ngrams, steps }: RunSummary): string {
+  const [unigram] = ngrams
+  const evaluations = history.evaluations.map(({ step, loss }) => [step, loss] as const)
+  const lowest = Math.min(...ngrams, ...evaluations.map(([, loss]) => loss))
+  const last = history.evaluations.at(-1)
+  return lineChart({
+    title: 'Loss',
+    height: 430,
+    x: { label: 'training steps', max: steps },
+    y: {
+      label: 'nats per character',
+      min: Math.floor((lowest - 0.1) * 5) / 5,
+      max: Math.ceil((unigram + 0.15) * 5) / 5,
+      format: (value) => value.toFixed(2),
+    },
+    levels: ngramNames.map((name, i) => ({ name, value: ngrams[i] })),
+    lines: [
+      { name: 'training', look: 'training', points: binned(history.loss, 250) },
+      { name: `held out ${last ? last.loss.toFixed(2) : ''}`, look: 'heldOut', points: evaluations },
+    ],
+  })
+}
+
+function droppedChart({ history, steps }: RunSummary): string {
+  const points = binned(history.dropped, 250)
+  const highest = Math.max(0.01, ...points.map(([, share]) => share))
+  return lineChart({
+    title: 'Dropped characters',
+    height: 200,
+    x: { label: 'training steps', max: steps },
+    y: {
+      label: 'share dropped',
+      min: 0,
+      max: Math.ceil(highest * 20) / 20,
+      format: (value) => `${(value * 100).toFixed(0)} %`,
+    },
+    lines: [{ name: 'dropped', look: 'training', points }],
+  })
+}
+
+function page(run: RunSummary, charts: Record<string, string>): string {
+  const { history, steps, textName } = run
+  const done = history.loss.length
+  const refresh = done < steps ? '<meta http-equiv="refresh" content="10">' : ''
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+${refresh}<title>${escapeXml(textName)} · st-moe</title>
+<style>${reportStyle}</style>
+</head>
+<body>
+<header>
+<p class="eyebrow">st-moe language model</p>
+<h1>Learning to write from ${escapeXml(textName)}</h1>
+<p>${lead(run)}</p>
+</header>
+${cards(run)}
+${figure('Loss', charts['loss.svg'], lossCaption)}
+${figure('Who reads what', charts['expert-load.svg'], loadCaption)}
+${figure('Dropped characters', charts['dropped.svg'], droppedCaption)}
+<section><h2>What it writes</h2>
+<p class="caption">Continuations of the beginning of a paragraph of the held-out text, as training went on. Each character is drawn
+at temperature 0.7.</p>
+${shown(history.evaluations)
+  .map((evaluation) => sample(evaluation, run.prompt))
+  .join('\n')}
+</section>
+<section><h2>Configuration</h2>
+<table>${run.configuration.map(([name, value]) => `<tr><th>${escapeXml(name)}</th><td>${escapeXml(value)}</td></tr>`).join('')}</table>
+</section>
+</body>
+</html>
+`
+}
+
+const lossCaption = `Lower is better. The dashed lines are counts of one to four characters of the same training text,
+smoothed by Witten and Bell's interpolation, on the same held-out text: the last tenth, which the model never learns from.
+The points before the last are measured on a quarter of it.`
+const loadCaption = `Every layer has its own experts, and a router that sends each character to one or two of them. The colour
+compares an expert's share of the first choices with an even split. On the right: its share at the end, and the characters that the router
+prefers to send to it (␣ space, ↵ line end).`
+const droppedCaption = `An expert has a fixed number of places for each sequence. A character that finds no place passes the
+layer unchanged; mean over the layers, in training. On held-out text there is always room.`
+
+function lead({ history, steps }: RunSummary): string {
+  const done = history.loss.length
+  return done < steps
+    ? `${done.toLocaleString('en')} of ${steps.toLocaleString('en')} steps so far.`
+    : 'A small transformer whose feed-forward layers are sparse mixtures of experts, trained from nothing, character by character.'
+}
+
+function cards({ history, ngrams, charactersPerStep, parameters }: RunSummary): string {
+  const steps = history.loss.length
+  const best = ngrams.at(-1)!
+  const loss = history.evaluations.at(-1)?.loss
+  const seconds = Math.round(history.seconds)
+  const recent = history.dropped.slice(-100)
+  const entries = [
+    ['held-out loss', loss === undefined ? '–' : loss.toFixed(3), `nats per character; four-gram ${best.toFixed(3)}`],
+    ['training time', `${Math.floor(seconds / 60)} min ${seconds % 60} s`, `${steps.toLocaleString('en')} steps`],
+    [
+      'speed',
+      seconds > 0 ? Math.round((steps * charactersPerStep) / history.seconds).toLocaleString('en') : '–',
+      'characters a second',
+    ],
+    ['parameters', `${(parameters / 1e6).toFixed(2)} M`, 'of which a character uses a part'],
+    ['dropped', recent.length > 0 ? `${(mean(recent) * 100).toFixed(1)} %` : '–', 'of the characters, last 100 steps'],
+  ]
+  const card = ([name, value, note]: string[]): string =>
+    `<div class="card"><span>${name}</span><strong>${value}</strong><small>${note}</small></div>`
+  return `<section class="cards">${entries.map(card).join('')}</section>`
+}
+
+const figure = (title: string, chart: string, caption: string): string =>
+  `<section><h2>${title}</h2><figure>${chart}<figcaption>${caption}</figcaption></figure></section>`
+
+/** First, a few in between, last. */
+function shown(evaluations: readonly Evaluation[]): Evaluation[] {
+  const last = evaluations.length - 1
+  const wanted = new Set([0, 1, 2, Math.round(last / 2), last])
+  return evaluations.filter((_, i) => wanted.has(i))
+}
+
+const sample = ({ step, loss, sample: text }: Evaluation, prompt: string): string =>
+  `<article><h3>step ${step.toLocaleString('en')}<span>${loss.toFixed(2)}</span></h3>
+<blockquote><b>${escapeXml(prompt)}</b>${escapeXml(text)}</blockquote></article>`

@@ -1,0 +1,49 @@
+import { AdamW, clipGradNorm, crossEntropy, type RoutingStats, scope, tensor } from 'st-moe'
+import type { Batch } from './data.js'
+import { type History, mean } from './history.js'
+import type { LanguageModel } from './model.js'
+
+/** Adam's memory of squared gradients is short, as a run of a few minutes asks for. */
+export const makeOptimizer = (model: LanguageModel): AdamW =>
+  new AdamW(model.parameters(), { betas: [0.9, 0.98], weightDecay: 0.1 })
+
+/** Linear warm-up over the first 5 % of the steps, at most 100, then a cosine down to 2 % of the highest rate. */
+export function learningRate(step: number, steps: number, highest: number): number {
+  const warmUp = Math.min(100, Math.ceil(steps * 0.05))
+  if (step < warmUp) return (highest * (step + 1)) / warmUp
+  const progress = (step - warmUp) / Math.max(1, steps - warmUp)
+  return highest * (0.02 + 0.98 * 0.5 * (1 + Math.cos(Math.PI * progress)))
+}
+
+export interface StepResult {
+  loss: number
+  stats: RoutingStats[]
+}
+
+/** One update of the weights. Everything made on the way is freed by the scope. */
+export function trainStep(model: LanguageModel, optimizer: AdamW, { input, target }: Batch, lr: number): StepResult {
+  return scope(() => {
+    const shape = [input.length / model.context, model.context]
+    const { logits, routed } = model.forward(tensor(input, shape))
+    const loss = crossEntropy(logits, tensor(target, shape))
+    routed.reduce((sum, { totalAuxLoss }) => sum.add(totalAuxLoss), loss).backward()
+    clipGradNorm(model.parameters(), 1, { onNonFinite: 'throw' })
+    optimizer.lr = lr
+    optimizer.step()
+    optimizer.zeroGrad()
+    return { loss: loss.item(), stats: routed.map(({ stats }) => stats!) }
+  })
+}
+
+export function recordStep(history: History, { loss, stats }: StepResult): void {
+  history.loss.push(round(loss))
+  history.dropped.push(round(mean(stats.map(({ droppedTokens }) => droppedTokens))))
+  history.load.push(stats.map(({ firstChoicePerExpert }) => sharesOf(firstChoicePerExpert)))
+}
+
+function sharesOf(counts: readonly number[]): number[] {
+  const total = counts.reduce((a, b) => a + b, 0)
+  return counts.map((count) => round(count / total))
+}
+
+const round = (value: number): number => Number(value.toPrecision(5))

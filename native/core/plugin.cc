@@ -1,0 +1,44 @@
+#include "core/plugin.h"
+
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <map>
+#include <mutex>
+
+namespace st_moe {
+
+static PluginLibrary failed(const char* stage, const std::string& reason) {
+  PluginLibrary library{nullptr, {}};
+  std::snprintf(library.probe.stage, sizeof library.probe.stage, "%s", stage);
+  std::snprintf(library.probe.reason, sizeof library.probe.reason, "%s", reason.c_str());
+  return library;
+}
+
+static PluginLibrary open_library(const std::string& path) {
+  void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!handle) {
+    const char* reason = dlerror();
+    return failed("plugin", reason ? reason : path + " cannot be opened");
+  }
+  const auto entry = reinterpret_cast<PluginEntry>(dlsym(handle, kPluginSymbol));
+  const Plugin* plugin = entry ? entry() : nullptr;
+  if (!plugin) return failed("plugin", path + " is not an st-moe plugin: it has no " + kPluginSymbol);
+  if (plugin->abi != kBackendAbi)
+    return failed("abi", path + " has ABI " + std::to_string(plugin->abi) + ", this addon needs " + std::to_string(kBackendAbi));
+  PluginLibrary library{plugin, {}};
+  plugin->probe(&library.probe);
+  if (library.probe.device_count <= 0) library.plugin = nullptr;
+  return library;
+}
+
+const PluginLibrary& load_plugin(const std::string& path) {
+  static std::mutex mutex;
+  static auto* const libraries = new std::map<std::string, PluginLibrary>;  // never closed: its threads may still run at exit
+  std::lock_guard<std::mutex> lock(mutex);
+  const auto found = libraries->find(path);
+  if (found != libraries->end()) return found->second;
+  return libraries->emplace(path, open_library(path)).first->second;
+}
+
+}  // namespace st_moe

@@ -1,0 +1,109 @@
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "core/backend.h"
+#include "core/philox.h"
+#include "cuda/stream.h"
+
+// What every CUDA op file includes. Kernels are plain CUDA C++ (no <<<>>>, no inline PTX), so that the same files also
+// compile for the emulator of the tests. An op checks sizes on the host, launches, and never waits for the device.
+namespace st_moe::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kBlock = 256;  // threads of a block where nothing else decides
+
+__host__ __device__ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Blocks for one thread an element, bounded: kernels stride over the grid.
+static inline unsigned grid_for(int64_t elements, int64_t per_block = kBlock) {
+  const int64_t blocks = ceil_div(elements, per_block);
+  return static_cast<unsigned>(blocks < 1 ? 1 : blocks > 65535 ? 65535 : blocks);
+}
+
+// Launches on the stream of the call. Throws Error.
+template <class... Params, class... Args>
+void launch(const Context& ctx, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Args&&... args) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream_of(ctx).stream();
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "kernel launch");
+  stream_of(ctx).count_launch();
+}
+
+// Element loop: one launch, f(i) for i in [0, size). F is a functor of plain data with a __device__ operator().
+template <class F>
+__global__ void __launch_bounds__(kBlock) elementwise_kernel(int64_t size, F f) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < size; i += int64_t{gridDim.x} * blockDim.x) f(i);
+}
+
+template <class F>
+void elementwise(const Context& ctx, int64_t size, F f) {
+  if (size > 0) launch(ctx, elementwise_kernel<F>, grid_for(size), kBlock, 0, size, f);
+}
+
+// Uninitialised device memory for one op, taken from the stream's pool and given back in stream order.
+template <class T>
+class Scratch {
+ public:
+  Scratch(const Context& ctx, int64_t count) : ctx_(ctx), bytes_(static_cast<size_t>(count) * sizeof(T)) {
+    data_ = bytes_ ? static_cast<T*>(stream_of(ctx).allocate(bytes_)) : nullptr;
+  }
+  ~Scratch() {
+    if (data_) stream_of(ctx_).release(data_, bytes_);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* get() const { return data_; }
+
+ private:
+  const Context& ctx_;
+  size_t bytes_;
+  T* data_;
+};
+
+// Calls f(T{}) with T = float or double.
+template <class F>
+void dispatch_float(DType dtype, F&& f) {
+  if (dtype == DType::f32) return f(float{});
+  if (dtype == DType::f64) return f(double{});
+  fail(ErrorCode::dtype, "dtype must be f32 or f64, got %s", dtype_name(dtype));
+}
+
+// ---- reductions in a fixed order
+
+struct Sum {
+  template <class T>
+  __device__ T operator()(T a, T b) const { return a + b; }
+};
+struct Max {  // a NaN wins, as in torch
+  template <class T>
+  __device__ T operator()(T a, T b) const { return a > b || a != a ? a : b; }
+};
+
+// All lanes get the result.
+template <class T, class Combine>
+__device__ static inline T warp_reduce(T value, Combine combine) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value = combine(value, __shfl_xor_sync(kAllLanes, value, offset));
+  return value;
+}
+
+// All threads get the result; every thread of the block calls it. blockDim.x is a multiple of 32, at most 1024.
+template <class T, class Combine>
+__device__ static inline T block_reduce(T value, Combine combine, T empty) {
+  __shared__ T partial[kWarp];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  value = warp_reduce(value, combine);
+  __syncthreads();  // an earlier call may still read
+  if (lane == 0) partial[warp] = value;
+  __syncthreads();
+  return warp_reduce(lane < warps ? partial[lane] : empty, combine);
+}
+
+}  // namespace st_moe::cuda

@@ -1,0 +1,11 @@
+#pragma once
+#include "core/backend.h"
+
+// One file each in this folder, of the same name as in cpu/, forward and backward together.
+namespace st_moe::cuda {
+
+#include "core/op_declarations.inc"
+
+const OpTable& op_table();
+
+}  // namespace st_moe::cuda

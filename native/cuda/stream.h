@@ -1,0 +1,68 @@
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/backend.h"
+
+namespace st_moe::cuda {
+
+// Turns an error of the runtime into Error (out_of_memory or internal) with `what` and the runtime's text.
+void check(cudaError_t status, const char* what);
+
+// What one environment uses on one device: a CUDA stream, its memory pool, the cuBLAS handle, pinned staging memory.
+// Context::stream points at it.
+class Stream {
+ public:
+  explicit Stream(int device);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  cudaStream_t stream() const { return stream_; }
+  int device() const { return device_; }
+
+  void* allocate(size_t bytes);  // in stream order; throws Error(out_of_memory)
+  void* try_allocate(size_t bytes) noexcept;  // null when memory is exhausted
+  void release(void* data, size_t bytes) noexcept;
+
+  void copy_in(void* to, const void* host, size_t bytes);
+  void copy_out(void* host, const void* from, size_t bytes);  // waits, and throws what kernels reported
+
+  // Kernels cannot throw: they write a Fault here (the first one wins), and the next copy_out throws it.
+  struct Fault {
+    int32_t kind;  // 0: none; else one of FaultKind
+    int32_t value;
+  };
+  Fault* fault() const { return fault_; }
+
+  void count_launch() { ++launches_; }
+  void count_gemm() { ++gemms_; }
+  int64_t launches() const { return launches_; }
+  int64_t gemms() const { return gemms_; }
+  int64_t synchronisations() const { return synchronisations_; }
+
+  void* blas = nullptr;  // cublasHandle_t, made at the first product (cuda/blas.h)
+
+ private:
+  void make_current() const;
+
+  int device_;
+  cudaStream_t stream_ = nullptr;
+  void* staging_ = nullptr;  // pinned
+  size_t staging_bytes_ = 0;
+  Fault* fault_ = nullptr;  // on the device
+  int64_t launches_ = 0, gemms_ = 0, synchronisations_ = 0;
+};
+
+enum FaultKind : int32_t { kNoFault = 0, kIndexFault, kTargetFault, kExpertFault, kGroupFault };
+
+static inline Stream& stream_of(const Context& ctx) { return *static_cast<Stream*>(ctx.stream); }
+
+// Called by a kernel that meets an index out of range; the kernel then skips the element.
+__device__ static inline void report_fault(Stream::Fault* fault, FaultKind kind, int32_t value) {
+  if (atomicExch(&fault->kind, static_cast<int32_t>(kind)) == 0) fault->value = value;
+}
+
+}  // namespace st_moe::cuda

@@ -1,0 +1,143 @@
+import { expect, test } from 'vitest'
+import { Generator, MoE, ops, randn, scope, tensor } from '../lib/index.js'
+import type { Float } from './support/golden-case.js'
+import { Draw, type Numbers, relativeError, runSeed, values } from './support/numbers.js'
+
+const seed = runSeed()
+const rounds = 10_000
+
+interface Routed {
+  B: number
+  N: number
+  K: number
+  E: number
+  C: number
+  index: Numbers
+  kept: Numbers
+  position: Numbers
+  gate: Numbers
+  weight: Numbers
+  masked: (token: number) => boolean
+}
+
+/** Laws of one token's choices: distinct experts, falling gates that sum to 1, the weight where kept. */
+function checkToken(r: Routed, t: number): void {
+  const choices = Array.from({ length: r.K }, (_, k) => t * r.K + k)
+  if (new Set(choices.map((i) => r.index[i])).size !== r.K) throw new Error(`token ${t} has an expert twice`)
+  if (choices.some((i) => r.index[i] < 0 || r.index[i] >= r.E)) throw new Error(`token ${t} has no such expert`)
+  const total = choices.reduce((sum, i) => sum + r.gate[i], 0)
+  if (Math.abs(total - (r.masked(t) ? 0 : 1)) > 1e-6) throw new Error(`the gates of token ${t} sum to ${total}`)
+  for (const i of choices) {
+    if (i > t * r.K && r.gate[i] > r.gate[i - 1]) throw new Error(`the gates of token ${t} rise`)
+    if (r.kept[i] !== Number(r.position[i] >= 0)) throw new Error(`choice ${i}: kept ${r.kept[i]} at ${r.position[i]}`)
+    if (r.weight[i] !== (r.kept[i] ? r.gate[i] : 0)) throw new Error(`choice ${i}: weight ${r.weight[i]}`)
+    if (r.kept[i] && r.masked(t)) throw new Error(`masked token ${t} has a slot`)
+  }
+}
+
+/** Laws of one sequence: slots are 0, 1, 2 … by choice and token, at most C; a first choice is dropped only when full. */
+function checkSlots(r: Routed, b: number): void {
+  const used = new Int32Array(r.E)
+  for (let k = 0; k < r.K; k++) {
+    for (let t = b * r.N; t < (b + 1) * r.N; t++) {
+      const i = t * r.K + k
+      const e = r.index[i]
+      if (r.position[i] >= 0 && r.position[i] !== used[e]++) throw new Error(`choice ${i} has slot ${r.position[i]}`)
+      if (k === 0 && !r.kept[i] && !r.masked(t) && used[e] < r.C) throw new Error(`first choice ${i} was lost`)
+    }
+  }
+  if (used.some((count) => count > r.C)) throw new Error(`sequence ${b} has ${used} of ${r.C} slots`)
+}
+
+/** Each kept choice has exactly one row in the dispatched tensor, every other row is zero, and combine brings it back. */
+function checkRows(r: Routed, x: Numbers, D: number, rows: Numbers, y: Numbers): void {
+  const expectedRows = new Float64Array(rows.length)
+  const expected = new Float64Array(y.length)
+  for (let i = 0; i < r.kept.length; i++) {
+    if (!r.kept[i]) continue
+    const t = Math.floor(i / r.K)
+    const row = ((r.index[i] * r.B + Math.floor(t / r.N)) * r.C + r.position[i]) * D
+    for (let d = 0; d < D; d++) {
+      if (expectedRows[row + d] !== 0) throw new Error(`slot ${row / D} is taken twice`)
+      expectedRows[row + d] = x[t * D + d]
+      expected[t * D + d] += r.weight[i] * x[t * D + d]
+    }
+  }
+  if (expectedRows.some((value, at) => value !== rows[at])) throw new Error('a dispatched row is not its token')
+  if (!(relativeError(y, expected) < 1e-6)) throw new Error('combine loses or doubles something')
+}
+
+function checkRound(draw: Draw): void {
+  const [B, N, D, E] = [draw.integer(1, 3), draw.integer(1, 12), draw.integer(1, 3), draw.integer(1, 8)]
+  const K = draw.integer(1, E)
+  const dtype = draw.of<Float>(['f32', 'f64'])
+  const generator = new Generator(draw.integer(0, 2 ** 31 - 1))
+  const x = randn([B, N, D], { dtype, generator })
+  const mask = draw.boolean(0.3) ? Int32Array.from({ length: B * N }, () => Number(draw.boolean(0.6))) : undefined
+  const routing = ops.route(x, randn([E, D], { dtype, generator }), {
+    generator,
+    topN: K,
+    capacity: draw.integer(0, N + 1),
+    threshold: draw.of([0, 0.2, 0.9, 1e6]),
+    noiseGates: draw.boolean(),
+    differentiableTopk: draw.boolean(0.2),
+    training: draw.boolean(),
+    mask: mask && tensor(mask, [B, N]),
+  })
+  const [index, kept, position, gate, weight] = [
+    routing.expertIndex,
+    routing.kept,
+    routing.position,
+    routing.gate,
+    routing.weight,
+  ].map(values)
+  const masked = (t: number) => mask?.[t] === 0
+  const r: Routed = { B, N, K, E, C: routing.capacity, index, kept, position, gate, weight, masked }
+  for (let t = 0; t < B * N; t++) checkToken(r, t)
+  for (let b = 0; b < B; b++) checkSlots(r, b)
+  const rows = ops.dispatch(x, routing)
+  checkRows(r, values(x), D, values(rows), values(ops.combine(rows, routing)))
+}
+
+test(`no token is lost or doubled (seed ${seed}, ${rounds} routings)`, () => {
+  const draw = new Draw(seed)
+  for (let round = 0; round < rounds; round++) {
+    try {
+      scope(() => checkRound(draw))
+    } catch (cause) {
+      throw new Error(`round ${round}: ${(cause as Error).message}`, { cause })
+    }
+  }
+})
+
+test('a second choice is routed as often as its gate over the threshold says', () =>
+  scope(() => {
+    const [N, threshold] = [40_000, 0.6]
+    const generator = new Generator(77)
+    const x = randn([1, N, 4], { generator })
+    const routing = ops.route(x, randn([6, 4], { generator }), { generator, threshold, capacity: N * 2 })
+    const [gate, kept] = [routing.gate, routing.kept].map(values)
+    let [expected, variance, count] = [0, 0, 0]
+    for (let t = 0; t < N; t++) {
+      const p = Math.min(1, gate[2 * t + 1] / threshold)
+      expected += p
+      variance += p * (1 - p)
+      count += kept[2 * t + 1]
+    }
+    expect(Math.abs(count - expected) / Math.sqrt(variance)).toBeLessThan(4)
+    expect(variance).toBeGreaterThan(1000)
+  }))
+
+test('a row with a NaN spoils its own output only', () =>
+  scope(() => {
+    const moe = new MoE({ dim: 4, numExperts: 3, capacityFactorTrain: 6 })
+    const clean = randn([2, 5, 4])
+    const data = Float32Array.from(values(clean))
+    data[4 * 7 + 2] = Number.NaN
+    const random = { uniforms: tensor(new Float32Array(20).fill(0.1), [2, 2, 5]) }
+    const [good, bad] = [clean, tensor(data, [2, 5, 4])].map((x) => values(moe.forward(x, { random }).outputs))
+    for (let i = 0; i < good.length; i++) {
+      if (Math.floor(i / 4) === 7) expect(bad[i]).toBeNaN()
+      else expect(bad[i]).toBe(good[i])
+    }
+  }))

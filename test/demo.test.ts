@@ -1,0 +1,159 @@
+import { spawn } from 'node:child_process'
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import type { History } from '../examples/language-model/history.js'
+import { loadSafetensorsSync } from '../lib/index.js'
+
+const small = '--layers 2 --width 32 --heads 2 --experts 4 --context 32 --batch 4 --threads 1 --lr 4e-3'.split(' ')
+let folder: string
+let text: string
+
+/** Sentences of a small grammar: structure that a model can learn in a few hundred steps. */
+function sentences(count: number): string {
+  let state = 1
+  const pick = (words: string): string => {
+    const all = words.split(' ')
+    state = (state * 48271) % 2147483647
+    return all[state % all.length]
+  }
+  return Array.from(
+    { length: count },
+    () => `The ${pick('old young tired grey')} ${pick('whale sailor ship')} ${pick('sees hears follows')} the sea.\n`,
+  ).join('')
+}
+
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), 'st-moe-demo-'))
+  text = join(folder, 'sentences.txt')
+  writeFileSync(text, sentences(400))
+})
+
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
+
+interface Ended {
+  code: number | null
+  out: string
+  err: string
+}
+
+/** Runs the demo; sends SIGINT as soon as it prints `interruptAt`. */
+function demo(args: readonly string[], interruptAt?: string): Promise<Ended> {
+  const child = spawn(process.execPath, ['--import', 'tsx', 'examples/train-language-model.ts', ...args])
+  let [out, err, sent] = ['', '', false]
+  child.stdout.on('data', (data) => {
+    out += data
+    if (interruptAt === undefined || sent || !out.includes(interruptAt)) return
+    sent = true
+    child.kill('SIGINT')
+  })
+  child.stderr.on('data', (data) => {
+    err += data
+  })
+  return new Promise((resolve, reject) => {
+    child.on('error', reject)
+    child.on('close', (code) => resolve({ code, out, err }))
+  })
+}
+
+function checkpoint(out: string) {
+  const { tensors, metadata } = loadSafetensorsSync(join(out, 'checkpoint.safetensors'))
+  const about = JSON.parse(metadata['st-moe.checkpoint'])
+  const values = Object.entries(tensors).map(([name, value]) => [name, Buffer.from(value.dataSync().buffer)] as const)
+  for (const value of Object.values(tensors)) value.dispose()
+  const history: History = about.extra.history
+  return { step: about.step as number, generator: about.generator, history, values: new Map(values) }
+}
+
+describe('the demo', () => {
+  const options = (out: string): string[] => ['--text', text, '--out', out, '--steps', '2000', ...small]
+  let whole: ReturnType<typeof checkpoint>
+
+  test('learns a text, and leaves a checkpoint and a report that needs nothing else', async () => {
+    const out = join(folder, 'whole')
+    const { code, out: printed, err } = await demo([...options(out), '--evaluate-every', '200'])
+    expect(err).toBe('')
+    expect(code).toBe(0)
+    expect(printed).toContain('2000 of 2000')
+    expect(readdirSync(out).sort()).toEqual(
+      ['checkpoint.safetensors', 'dropped.svg', 'expert-load.svg', 'loss.svg', 'options.json', 'report.html'].sort(),
+    )
+    whole = checkpoint(out)
+    const { evaluations, loss, load } = whole.history
+    expect(evaluations).toHaveLength(11)
+    expect(evaluations[0].loss).toBeGreaterThan(2.5)
+    // Each sentence takes one of 4 · 3 · 3 forms, so at best ln(36) / 35 characters ≈ 0.1.
+    expect(evaluations.at(-1)!.loss).toBeLessThan(0.25)
+    expect(evaluations.at(-1)!.loss).toBeGreaterThan(0.05)
+    expect(evaluations.at(-1)!.sample).toMatch(/\nThe (old|young|tired|grey) \w+ (sees|hears|follows) the sea\.\n/)
+    expect(loss).toHaveLength(2000)
+    for (const shares of load.flat()) expect(shares.reduce((a, b) => a + b)).toBeCloseTo(1, 3)
+
+    const html = readFileSync(join(out, 'report.html'), 'utf8')
+    expect(html.match(/<svg /g)).toHaveLength(3)
+    expect(html.replaceAll('http://www.w3.org/2000/svg', '')).not.toMatch(/https?:|src=|url\(|@import|NaN|undefined/)
+  })
+
+  test('Ctrl-C saves, and --resume goes on bit for bit', async () => {
+    const out = join(folder, 'parts')
+    const first = await demo([...options(out), '--evaluate-every', '200'], 'step 400 ')
+    expect(first.code).toBe(130)
+    const part = checkpoint(out)
+    expect(part.step).toBeGreaterThanOrEqual(400)
+    expect(part.step).toBeLessThan(2000)
+    expect(part.history.loss).toHaveLength(part.step)
+    expect(existsSync(join(out, 'report.html'))).toBe(true)
+
+    const second = await demo(['--resume', '--out', out])
+    expect(second.err).toBe('')
+    expect(second.code).toBe(0)
+    const { step, generator, history, values } = checkpoint(out)
+    expect({ step, generator }).toEqual({ step: whole.step, generator: whole.generator })
+    expect(history.loss).toEqual(whole.history.loss)
+    expect(history.evaluations).toEqual(whole.history.evaluations)
+    expect([...values.keys()].sort()).toEqual([...whole.values.keys()].sort())
+    for (const [name, bytes] of values) expect(bytes.equals(whole.values.get(name)!), name).toBe(true)
+  })
+
+  test('evaluations change nothing', async () => {
+    const out = join(folder, 'quiet')
+    const { code } = await demo([...options(out), '--evaluate-every', '2000'])
+    expect(code).toBe(0)
+    expect(checkpoint(out).history.loss).toEqual(whole.history.loss)
+  })
+})
+
+test('--minutes ends a run that can be resumed', async () => {
+  const out = join(folder, 'minutes')
+  const { code } = await demo(['--text', text, '--out', out, '--steps', '10000000', '--minutes', '0.02', ...small])
+  expect(code).toBe(0)
+  const { step } = checkpoint(out)
+  expect(step).toBeGreaterThan(0)
+  expect(step).toBeLessThan(10000000)
+  expect((await demo(['--resume', '--out', out, '--steps', String(step + 3)])).code).toBe(0)
+  expect(checkpoint(out).step).toBe(step + 3)
+})
+
+test.each([
+  [['--steps', '0'], "--steps must be a whole number of at least 1, got '0'"],
+  [['--lr', 'fast'], "--lr must be a number of at least 0, got 'fast'"],
+  [['--threads', '1000'], '--threads must be a whole number from 1 to 256'],
+  [['--width', '30'], '--width must be a multiple of --heads, got 30 and 4'],
+  [['--depth', '3'], '--depth'],
+  [['--text', '/nowhere/book.txt'], '--text cannot be read'],
+  [['--resume', '--out', '/nowhere'], 'there is nothing to resume in /nowhere'],
+])('%j is refused', async (args, message) => {
+  const { code, err } = await demo(args)
+  expect(code).toBe(2)
+  expect(err).toContain(message)
+  expect(err).not.toContain('    at ')
+})
+
+test('--help names every option', async () => {
+  const { code, out } = await demo(['--help'])
+  expect(code).toBe(0)
+  for (const name of ['text', 'out', 'resume', 'steps', 'minutes', 'seed', 'threads', 'layers', 'width', 'lr']) {
+    expect(out).toContain(`--${name}`)
+  }
+})

@@ -1,0 +1,90 @@
+import { readdirSync, readFileSync } from 'node:fs'
+import { basename } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { expect, test } from 'vitest'
+import { native } from '../lib/native.js'
+
+// An op has one name everywhere. Adding one means an edit in each of these places, and this test says which is missing.
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const text = (path: string): string => readFileSync(root + path, 'utf8')
+const list = (folder: string, extension: string): string[] =>
+  readdirSync(root + folder)
+    .filter((name) => name.endsWith(extension))
+    .map((name) => basename(name, extension))
+const all = (source: string, pattern: RegExp): string[] => Array.from(source.matchAll(pattern), (match) => match[1])
+const sorted = (names: Iterable<string>): string[] => [...new Set(names)].sort()
+
+const camel = (name: string): string => name.replaceAll(/_(\w)/g, (_, letter) => letter.toUpperCase())
+const kebab = (name: string): string => name.replaceAll('_', '-')
+const forward = (name: string): string => name.replace(/_backward$/, '')
+
+const header = text('native/core/backend.h')
+const table = all(header.slice(header.indexOf('struct OpTable {')), /^ {2}Op<\w+> (\w+);/gm)
+const bindingSource = list('native/binding', '.cc')
+  .map((name) => text(`native/binding/${name}.cc`))
+  .join('\n')
+const entries = all(bindingSource, /^ {4}\{"(\w+)", \w+\},/gm)
+
+/** Ops that the binding offers under other names. */
+const bindingNames: Record<string, string[]> = {
+  fill: ['full'],
+  strided_copy: ['gather', 'scatter'],
+  scale: ['scaleInPlace'],
+}
+/** Ops without a file in lib/ops: creation, what the tape and the optimizers use, and the optimizers. */
+const withoutFile = ['fill', 'random', 'scale', 'sum_squares', 'adamw', 'sgd']
+const fileNames: Record<string, string> = { convert: 'cast', strided_copy: 'strided' }
+/** Files of lib/ops without a native op of their own. */
+const withoutOp = ['index', 'losses', 'reshape', 'rows']
+
+test('the table and the declarations of the CPU ops agree', () => {
+  expect(table.length).toBeGreaterThan(30)
+  expect(all(text('native/core/op_declarations.inc'), /^void (\w+)\(const Context&, const \w+&\);/gm)).toEqual(table)
+})
+
+test('arguments are named after their op', () => {
+  const types = all(header.slice(header.indexOf('struct OpTable {')), /^ {2}Op<(\w+)> \w+;/gm)
+  const expected = table.map((name) => `${camel(`_${name}`)}Args`)
+  expect(types).toEqual(expected)
+})
+
+test('each CPU op is defined in the file of its name, or a backward in that of its forward', () => {
+  const files = list('native/cpu', '.cc')
+  for (const name of table) {
+    const homes = files.filter((file) =>
+      new RegExp(`^void ${name}\\(const Context& ?\\w*, const \\w+& \\w+\\) \\{`, 'm').test(
+        text(`native/cpu/${file}.cc`),
+      ),
+    )
+    expect(homes, name).toHaveLength(1)
+    expect([name, forward(name)], `${name} is defined in ${homes[0]}.cc`).toContain(homes[0])
+  }
+})
+
+test('the binding calls every op and offers it under its name', () => {
+  expect(sorted(all(bindingSource, /&OpTable::(\w+)/g))).toEqual(sorted(table))
+  const expected = table.flatMap((name) => bindingNames[name] ?? [camel(name)])
+  expect(expected.filter((name) => !entries.includes(name))).toEqual([])
+})
+
+test('the interface in lib/native.ts, the entries of the binding and the loaded addon agree', () => {
+  const source = text('lib/native.ts')
+  const body = source.slice(source.indexOf('export interface Native {'), source.indexOf('\n}\n'))
+  expect(sorted(all(body, /^ {2}(\w+)\(/gm))).toEqual(sorted(entries))
+  expect(sorted(Object.keys(native))).toEqual(sorted(entries))
+})
+
+test('every binding entry is used in lib', () => {
+  const sources = ['lib', 'lib/ops', 'lib/nn', 'lib/optim', 'lib/io'].flatMap((folder) =>
+    list(folder, '.ts').map((name) => text(`${folder}/${name}.ts`)),
+  )
+  const used = new Set(all(sources.join('\n'), /(?:native|addon)\.(\w+)\(/g))
+  expect(entries.filter((name) => !used.has(name))).toEqual([])
+})
+
+test('every op has its file in lib/ops', () => {
+  const expected = table.map(forward).filter((name) => !withoutFile.includes(name))
+  const files = list('lib/ops', '.ts').filter((name) => !withoutOp.includes(name))
+  expect(sorted(files)).toEqual(sorted(expected.map((name) => fileNames[name] ?? kebab(name))))
+})

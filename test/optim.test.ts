@@ -1,0 +1,200 @@
+import { describe, expect, test } from 'vitest'
+import {
+  AdamW,
+  clipGradNorm,
+  MoE,
+  MoEResult,
+  type Optimizer,
+  Parameter,
+  randn,
+  SGD,
+  scope,
+  tensor,
+} from '../lib/index.js'
+import type { Float } from './support/golden-case.js'
+import { Draw, relativeError, values } from './support/numbers.js'
+
+const limit = { f32: 1e-5, f64: 1e-13 }
+const sizes = [1, 7, 33, 1000]
+
+interface Plain {
+  p: Float64Array
+  buffers: Float64Array[]
+}
+
+/** torch.optim.AdamW, from its documentation. */
+function adamw(
+  { p, buffers: [m, v] }: Plain,
+  g: Float64Array,
+  t: number,
+  o: { lr: number; betas: number[]; eps: number; weightDecay: number },
+) {
+  const [beta1, beta2] = o.betas
+  for (let i = 0; i < p.length; i++) {
+    p[i] -= o.lr * o.weightDecay * p[i]
+    m[i] = beta1 * m[i] + (1 - beta1) * g[i]
+    v[i] = beta2 * v[i] + (1 - beta2) * g[i] ** 2
+    p[i] -= (o.lr * (m[i] / (1 - beta1 ** t))) / (Math.sqrt(v[i] / (1 - beta2 ** t)) + o.eps)
+  }
+}
+
+/** torch.optim.SGD, from its documentation. */
+function sgd(
+  { p, buffers: [b] }: Plain,
+  g: Float64Array,
+  t: number,
+  o: { lr: number; momentum: number; weightDecay: number },
+) {
+  for (let i = 0; i < p.length; i++) {
+    const decayed = g[i] + o.weightDecay * p[i]
+    b[i] = t === 1 ? decayed : o.momentum * b[i] + decayed
+    p[i] -= o.lr * (o.momentum > 0 ? b[i] : decayed)
+  }
+}
+
+/** Steps of an optimizer and of its plain form on the same gradients; gives the relative error of all parameters. */
+function compare(
+  dtype: Float,
+  make: (parameters: Parameter[]) => Optimizer & { lr: number },
+  plainStep: (plain: Plain, g: Float64Array, t: number, lr: number) => void,
+): number {
+  const draw = new Draw(3)
+  const starts = sizes.map((size) => draw.array(size, () => Math.fround(draw.normal())))
+  const plain = starts.map((p) => ({ p: p.slice(), buffers: [p.map(() => 0), p.map(() => 0)] }))
+  return scope(() => {
+    const parameters = starts.map((p) => new Parameter(tensor(p, [p.length], { dtype })))
+    const optimizer = make(parameters)
+    const seen = sizes.map(() => 0)
+    for (let step = 1; step <= 12; step++) {
+      if (step === 6) optimizer.lr *= 0.5
+      for (const [i, parameter] of parameters.entries()) {
+        if ((step + i) % 5 === 0) continue // no gradient: neither updated nor counted
+        const g = draw.array(sizes[i], () => Math.fround(10 ** draw.integer(-4, 2) * draw.normal()))
+        parameter.grad = tensor(g, [sizes[i]], { dtype })
+        plainStep(plain[i], g, ++seen[i], optimizer.lr)
+      }
+      optimizer.step()
+      optimizer.zeroGrad()
+      expect(parameters.every(({ grad }) => grad === null)).toBe(true)
+    }
+    optimizer.dispose()
+    return relativeError(
+      parameters.flatMap((parameter) => Array.from(values(parameter))),
+      plain.flatMap(({ p }) => Array.from(p)),
+    )
+  })
+}
+
+describe.each<Float>(['f32', 'f64'])('%s', (dtype) => {
+  const adamOptions = [
+    { lr: 1e-3, betas: [0.9, 0.999] as const, eps: 1e-8, weightDecay: 1e-2 },
+    { lr: 0.05, betas: [0.5, 0.7] as const, eps: 1e-3, weightDecay: 0 },
+    { lr: 0.1, betas: [0, 0] as const, eps: 1e-2, weightDecay: 0.5 },
+    { lr: 0, betas: [0.9, 0.95] as const, eps: 1e-8, weightDecay: 0.1 },
+  ]
+  test.each(adamOptions)('AdamW %o', (options) => {
+    const make = (parameters: Parameter[]) => new AdamW(parameters, options)
+    const error = compare(dtype, make, (plain, g, t, lr) =>
+      adamw(plain, g, t, { ...options, betas: [...options.betas], lr }),
+    )
+    expect(error).toBeLessThan(limit[dtype])
+  })
+
+  const sgdOptions = [
+    { lr: 0.01, momentum: 0, weightDecay: 0 },
+    { lr: 0.01, momentum: 0.9, weightDecay: 0 },
+    { lr: 0.02, momentum: 0.5, weightDecay: 0.1 },
+    { lr: 0.02, momentum: 0, weightDecay: 0.1 },
+  ]
+  test.each(sgdOptions)('SGD %o', (options) => {
+    const make = (parameters: Parameter[]) => new SGD(parameters, options)
+    const error = compare(dtype, make, (plain, g, t, lr) => sgd(plain, g, t, { ...options, lr }))
+    expect(error).toBeLessThan(limit[dtype])
+  })
+
+  test('clipGradNorm scales to the norm, and leaves smaller gradients alone', () =>
+    scope(() => {
+      const draw = new Draw(9)
+      const lists = sizes.map((size) => draw.array(size, () => Math.fround(draw.normal())))
+      const parameters = lists.map((list) => new Parameter(tensor(list, [list.length], { dtype })))
+      const without = new Parameter(tensor([1], [1], { dtype }))
+      const norm = Math.hypot(...lists.flatMap((list) => [...list]))
+      const give = () => {
+        for (const [i, p] of parameters.entries()) p.grad = tensor(lists[i], [sizes[i]], { dtype })
+      }
+      give()
+      expect(clipGradNorm([...parameters, without], norm * 2) / norm).toBeCloseTo(1, 6)
+      for (const [i, p] of parameters.entries()) expect(Array.from(values(p.grad!))).toEqual(Array.from(lists[i]))
+      give()
+      expect(clipGradNorm([...parameters, without], 1.5) / norm).toBeCloseTo(1, 6)
+      const factor = 1.5 / (norm + 1e-6)
+      for (const [i, p] of parameters.entries())
+        expect(
+          relativeError(
+            values(p.grad!),
+            lists[i].map((v) => v * factor),
+          ),
+        ).toBeLessThan(limit[dtype])
+      expect(without.grad).toBeNull()
+    }))
+})
+
+test('clipGradNorm with gradients that are not finite', () => {
+  const parameter = new Parameter(tensor([1, 2]))
+  for (const bad of [Number.NaN, Infinity]) {
+    parameter.grad = tensor([3, bad])
+    expect(clipGradNorm([parameter], 1)).toBe(bad)
+    expect(Array.from(values(parameter.grad!))).toEqual([3, bad])
+    expect(() => clipGradNorm([parameter], 1, { onNonFinite: 'throw' })).toThrow(
+      expect.objectContaining({ code: 'NON_FINITE' }),
+    )
+  }
+})
+
+test('AdamW brings a MoE to its target', () =>
+  scope(() => {
+    const moe = new MoE({ dim: 8, numExperts: 4, dtype: 'f64' })
+    const optimizer = new AdamW(moe.parameters(), { lr: 1e-2, weightDecay: 0 })
+    const [x, target] = [randn([2, 16, 8], { dtype: 'f64' }), randn([2, 16, 8], { dtype: 'f64' })]
+    const losses = Array.from({ length: 60 }, () =>
+      scope(() => {
+        const result = moe.forward(x)
+        expect(result).toBeInstanceOf(MoEResult)
+        const loss = result.outputs.sub(target).square().mean()
+        loss.add(result.totalAuxLoss).backward()
+        optimizer.step()
+        optimizer.zeroGrad()
+        return loss.item()
+      }),
+    )
+    expect(losses[59]).toBeLessThan(0.5 * losses[0])
+    moe.dispose()
+    optimizer.dispose()
+  }))
+
+test('the state of an optimizer moves to another one; what does not fit changes nothing', () =>
+  scope(() => {
+    const make = () => [new Parameter(tensor([1, 2, 3])), new Parameter(tensor([[4], [5]]))]
+    const [first, second] = [make(), make()]
+    const [a, b] = [new AdamW(first), new AdamW(second)]
+    const step = (parameters: Parameter[], optimizer: AdamW, scale: number) => {
+      for (const p of parameters) p.grad = p.detach().mul(scale)
+      optimizer.step()
+    }
+    step(first, a, 0.3)
+    step(first, a, -2)
+    for (const [i, p] of second.entries()) p.grad = first[i].detach().mul(0)
+    b.loadStateDict(a.stateDict())
+    const state = b.stateDict()
+    expect(Object.keys(state)).toEqual(['0.step', '0.exp_avg', '0.exp_avg_sq', '1.step', '1.exp_avg', '1.exp_avg_sq'])
+    expect(state['1.step'].item()).toBe(2)
+    expect(state['1.exp_avg'].shape).toEqual([2, 1])
+    const bad = { ...state, '0.exp_avg': tensor([1, 2]), '2.step': state['0.step'], '1.exp_avg_sq': undefined as never }
+    const message = expect.stringMatching(
+      /nothing was changed[\s\S]*unexpected: 2\.step[\s\S]*0\.exp_avg must be \[3\][\s\S]*1\.exp_avg_sq/,
+    )
+    expect(() => b.loadStateDict(bad)).toThrow(expect.objectContaining({ code: 'STATE_DICT', message }))
+    const numbers = (dict: Record<string, { dataSync(): ArrayLike<number> }>) =>
+      Object.entries(dict).map(([name, t]) => [name, ...Array.from(t.dataSync())])
+    expect(numbers(b.stateDict())).toEqual(numbers(a.stateDict()))
+  }))

@@ -1,0 +1,248 @@
+import { mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, describe, expect, test } from 'vitest'
+import {
+  type DType,
+  loadSafetensors,
+  loadSafetensorsSync,
+  MoeError,
+  memory,
+  randn,
+  type StateDict,
+  saveSafetensors,
+  saveSafetensorsSync,
+  scope,
+  tensor,
+  zeros,
+} from '../lib/index.js'
+import { Draw, runSeed } from './support/numbers.js'
+
+const folder = mkdtempSync(join(tmpdir(), 'st-moe-safetensors-'))
+afterAll(() => rmSync(folder, { recursive: true }))
+const file = join(folder, 'a.safetensors')
+
+const dtypes: readonly DType[] = ['f32', 'f64', 'bf16', 'f16', 'i32']
+const bytesOf = (state: StateDict) =>
+  Object.fromEntries(
+    Object.entries(state).map(([name, t]) => [
+      name,
+      [t.dtype, [...t.shape], Buffer.from(t.dataSync().buffer).toString('hex')],
+    ]),
+  )
+
+function everything(): StateDict {
+  const special = [0, -0, 1, -1.5, Number.NaN, Infinity, -Infinity, 1e-40, 3.4e38, 1 / 3]
+  const state: StateDict = Object.create(null)
+  for (const dtype of dtypes) {
+    state[`${dtype}.matrix`] = randn([3, 5]).mul(100).to(dtype)
+    state[`${dtype}.special`] = tensor(Float64Array.from(special), [2, 5]).to(dtype)
+    state[`${dtype}.scalar`] = tensor([2], []).to(dtype)
+    state[`${dtype}.empty`] = zeros([0, 3], { dtype })
+  }
+  for (const name of ['', 'ä 漢 "quoted" \\ \n', '__proto__', 'constructor', 'a'.repeat(300)]) state[name] = randn([2])
+  return state
+}
+
+describe('round trips', () => {
+  test('every dtype, shape and odd name, bit for bit, by the four functions', async () => {
+    const state = everything()
+    const metadata = { step: '7', ü: 'ö\n"', __proto__x: '' }
+    saveSafetensorsSync(file, state, { metadata })
+    const written = readFileSync(file)
+    await saveSafetensors(file, state, { metadata })
+    expect(readFileSync(file).equals(written)).toBe(true)
+    for (const loaded of [loadSafetensorsSync(file), await loadSafetensors(file)]) {
+      expect(bytesOf(loaded.tensors)).toEqual(bytesOf(state))
+      expect(loaded.metadata).toEqual(metadata)
+    }
+  })
+
+  test('a file without tensors, and one without metadata', () => {
+    saveSafetensorsSync(file, {})
+    expect(loadSafetensorsSync(file)).toEqual({ tensors: {}, metadata: {} })
+  })
+
+  test('the header fills whole words, and every tensor is aligned to its type', () => {
+    saveSafetensorsSync(file, everything())
+    const bytes = readFileSync(file)
+    const length = Number(bytes.readBigUInt64LE())
+    expect(length % 8).toBe(0)
+    const header = JSON.parse(bytes.toString('utf8', 8, 8 + length))
+    const sizes: Record<string, number> = { F32: 4, F64: 8, BF16: 2, F16: 2, I32: 4 }
+    for (const { dtype, data_offsets: offsets } of Object.values<{ dtype: string; data_offsets: number[] }>(header))
+      expect(offsets[0] % sizes[dtype]).toBe(0)
+  })
+
+  test('I64, U8 and BOOL come as i32', () => {
+    const data = Buffer.alloc(16 + 3 + 2)
+    data.writeBigInt64LE(-5n, 0)
+    data.writeBigInt64LE(2n ** 31n - 1n, 8)
+    data.set([0, 7, 255, 1, 0], 16)
+    writeRaw(
+      {
+        a: { dtype: 'I64', shape: [2], data_offsets: [0, 16] },
+        b: { dtype: 'U8', shape: [3], data_offsets: [16, 19] },
+        c: { dtype: 'BOOL', shape: [2], data_offsets: [19, 21] },
+      },
+      data,
+    )
+    const { a, b, c } = loadSafetensorsSync(file).tensors
+    expect([a, b, c].map((t) => [t.dtype, ...t.dataSync()])).toEqual([
+      ['i32', -5, 2 ** 31 - 1],
+      ['i32', 0, 7, 255],
+      ['i32', 1, 0],
+    ])
+  })
+})
+
+/** A file with this header, as JSON or as text, and these data. */
+function writeRaw(header: unknown, data: Uint8Array = new Uint8Array(0), length?: bigint): void {
+  const text = Buffer.from(typeof header === 'string' ? header : JSON.stringify(header))
+  const head = Buffer.alloc(8)
+  head.writeBigUInt64LE(length ?? BigInt(text.length))
+  writeFileSync(file, Buffer.concat([head, text, data]))
+}
+
+const entry = (change: object) => ({ a: { dtype: 'F32', shape: [2], data_offsets: [0, 8], ...change } })
+
+describe('hostile files are FILE_FORMAT errors', () => {
+  const cases: [name: string, write: () => void][] = [
+    ['nothing', () => writeFileSync(file, '')],
+    ['7 bytes', () => writeFileSync(file, Buffer.alloc(7))],
+    ['a header longer than the file', () => writeRaw({}, undefined, 1000n)],
+    ['a header of 2^63 bytes', () => writeRaw({}, undefined, 2n ** 63n)],
+    ['a header above the limit', () => writeRaw({}, undefined, 100_000_001n)],
+    ['an empty header', () => writeRaw('')],
+    ['no JSON', () => writeRaw('{"a":')],
+    ['an array', () => writeRaw('[]')],
+    ['null', () => writeRaw('null')],
+    ['no UTF-8', () => writeFileSync(file, Buffer.from([1, 0, 0, 0, 0, 0, 0, 0, 0xff]))],
+    ['deep nesting', () => writeRaw(`{"a":${'['.repeat(2_000_000)}`)],
+    ['deep nesting that ends', () => writeRaw(`{"a":${'['.repeat(1e6)}${']'.repeat(1e6)}}`)],
+    ['an entry that is a number', () => writeRaw({ a: 1 })],
+    ['an entry that is null', () => writeRaw({ a: null })],
+    ['an unknown dtype', () => writeRaw(entry({ dtype: 'F8_E4M3' }), Buffer.alloc(8))],
+    ['a dtype of the prototype', () => writeRaw(entry({ dtype: 'constructor' }), Buffer.alloc(8))],
+    ['a negative dimension', () => writeRaw(entry({ shape: [-2] }), Buffer.alloc(8))],
+    ['a fractional dimension', () => writeRaw(entry({ shape: [1.5] }), Buffer.alloc(8))],
+    ['a dimension in quotes', () => writeRaw(entry({ shape: ['2'] }), Buffer.alloc(8))],
+    ['an overflowing shape', () => writeRaw(entry({ shape: [2 ** 40, 2 ** 40] }), Buffer.alloc(8))],
+    ['nine dimensions', () => writeRaw(entry({ shape: [1, 1, 1, 1, 1, 1, 1, 1, 2] }), Buffer.alloc(8))],
+    ['a huge empty shape', () => writeRaw(entry({ shape: [0, 2 ** 53 - 1, 2 ** 53 - 1], data_offsets: [0, 0] }))],
+    ['no shape', () => writeRaw(entry({ shape: undefined }), Buffer.alloc(8))],
+    ['offsets that are not two', () => writeRaw(entry({ data_offsets: [0, 8, 8] }), Buffer.alloc(8))],
+    ['offsets that go back', () => writeRaw(entry({ data_offsets: [8, 0] }), Buffer.alloc(8))],
+    ['offsets beyond the file', () => writeRaw(entry({ shape: [4], data_offsets: [0, 16] }), Buffer.alloc(8))],
+    ['offsets that do not fit the shape', () => writeRaw(entry({ data_offsets: [0, 4] }), Buffer.alloc(4))],
+    ['a hole', () => writeRaw(entry({ data_offsets: [4, 12] }), Buffer.alloc(12))],
+    ['bytes left over', () => writeRaw(entry({}), Buffer.alloc(9))],
+    ['an overlap', () => writeRaw({ ...entry({}), b: entry({}).a }, Buffer.alloc(8))],
+    ['metadata with a number', () => writeRaw({ __metadata__: { a: 1 } })],
+    ['metadata that is a list', () => writeRaw({ __metadata__: ['a'] })],
+    [
+      'an I64 that does not fit',
+      () => {
+        const data = Buffer.alloc(8)
+        data.writeBigInt64LE(2n ** 31n)
+        writeRaw(entry({ dtype: 'I64', shape: [1] }), data)
+      },
+    ],
+  ]
+
+  test.each(cases)('%s', async (_, write) => {
+    write()
+    const before = memory().tensors
+    const expected = expect.objectContaining({ name: 'MoeError', code: 'FILE_FORMAT' })
+    expect(() => loadSafetensorsSync(file)).toThrow(expected)
+    await expect(loadSafetensors(file)).rejects.toEqual(expected)
+    expect(memory().tensors).toBeLessThanOrEqual(before) // the collector may free what earlier tests left
+  })
+
+  test('every truncation', () => {
+    saveSafetensorsSync(file, { a: randn([3]), b: zeros([2], { dtype: 'i32' }) }, { metadata: { k: 'v' } })
+    const whole = readFileSync(file)
+    for (let length = 0; length < whole.length; length++) {
+      writeFileSync(file, whole.subarray(0, length))
+      expect(() => loadSafetensorsSync(file), `${length} bytes`).toThrow(
+        expect.objectContaining({ code: 'FILE_FORMAT' }),
+      )
+    }
+  })
+
+  test('a file that claims terabytes is refused by its header before any of it is read', async () => {
+    writeRaw(entry({}), Buffer.alloc(8))
+    truncateSync(file, 2 ** 42)
+    const before = process.memoryUsage().rss
+    expect(() => loadSafetensorsSync(file)).toThrow(expect.objectContaining({ code: 'FILE_FORMAT' }))
+    await expect(loadSafetensors(file)).rejects.toMatchObject({ code: 'FILE_FORMAT' })
+    expect(process.memoryUsage().rss - before).toBeLessThan(2 ** 28)
+  })
+})
+
+/** One random change: a byte, a bit, a piece cut out, put in, doubled or moved. */
+function mutate(draw: Draw, bytes: Buffer): Buffer {
+  const at = draw.integer(0, bytes.length - 1)
+  const near = Math.min(bytes.length, at + draw.integer(1, 8))
+  const copy = Buffer.from(bytes)
+  switch (draw.integer(0, 6)) {
+    case 0:
+      copy[at] = draw.integer(0, 255)
+      return copy
+    case 1:
+      copy[at] ^= 1 << draw.integer(0, 7)
+      return copy
+    case 2:
+      return Buffer.concat([copy.subarray(0, at), copy.subarray(near)])
+    case 3:
+      return Buffer.concat([copy.subarray(0, near), copy.subarray(at)])
+    case 4:
+      copy[at] = draw.of([...Buffer.from('0123456789-.,:[]{}"eE\\')])
+      return copy
+    case 5:
+      copy.writeBigUInt64LE(BigInt(draw.integer(0, 400)), 0)
+      return copy
+    default:
+      return Buffer.concat([
+        copy.subarray(0, at),
+        Buffer.from(draw.of(['0', '-1', '1e308', 'null', '"', ',', '{}'])),
+        copy.subarray(at),
+      ])
+  }
+}
+
+const mutants = 4000
+
+test(`${mutants} mutants load or are FILE_FORMAT errors, and nothing leaks (seed ${runSeed()})`, () => {
+  const draw = new Draw(runSeed())
+  saveSafetensorsSync(
+    file,
+    { w: randn([2, 3]), 'net.0.bias': randn([4], { dtype: 'f64' }), i: zeros([3], { dtype: 'i32' }) },
+    { metadata: { step: '12' } },
+  )
+  const whole = readFileSync(file)
+  const counts = { loaded: 0, refused: 0 }
+  const before = memory().tensors
+  for (let i = 0; i < mutants; i++) {
+    let bytes: Buffer = whole
+    for (let changes = draw.integer(1, 3); changes > 0; changes--) bytes = mutate(draw, bytes)
+    writeFileSync(file, bytes)
+    scope(() => {
+      try {
+        const { tensors } = loadSafetensorsSync(file)
+        for (const t of Object.values(tensors)) expect(t.dataSync().length).toBe(t.size)
+        counts.loaded++
+      } catch (error) {
+        if (!(error instanceof MoeError) || error.code !== 'FILE_FORMAT') throw error
+        counts.refused++
+      }
+    })
+    expect(memory().tensors).toBeLessThanOrEqual(before)
+  }
+  expect(counts.loaded).toBeGreaterThan(100)
+  expect(counts.refused).toBeGreaterThan(1000)
+})
+
+test('nothing but the file itself is left in the folder', () => {
+  expect(readdirSync(folder)).toEqual(['a.safetensors'])
+})

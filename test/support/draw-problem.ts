@@ -1,0 +1,131 @@
+import type { Draw } from './numbers.js'
+import { capacityOf, chance, choose, type Problem, probabilities } from './reference.js'
+
+/** What is special about a drawn problem. */
+export const kinds = [
+  'plain',
+  'empty experts',
+  'all to one',
+  'ties',
+  'short',
+  'many experts',
+  'every expert',
+  'masked',
+  'noisy',
+  'soft',
+  'switch',
+] as const
+export type Kind = (typeof kinds)[number]
+
+export interface Drawn {
+  kind: Kind
+  problem: Problem
+  capacityFactor: number
+  /** The option: one number, or K − 1. */
+  threshold: number | number[]
+}
+
+/** The nearest relative distance of two different probabilities, and of a uniform from its chance, that float32 keeps. */
+const margin = 1e-4
+
+function drawSizes(draw: Draw, kind: Kind): { B: number; N: number; E: number; K: number } {
+  const few = draw.integer(1, 9)
+  const E = kind === 'many experts' ? draw.integer(60, 300) : kind === 'empty experts' ? draw.integer(9, 40) : few
+  const N = kind === 'short' ? draw.integer(1, 3) : kind === 'many experts' ? draw.integer(1, 9) : draw.integer(1, 26)
+  const most = kind === 'many experts' && draw.boolean(0.9) ? 4 : E
+  const K =
+    kind === 'every expert' ? E : kind === 'switch' ? 1 : draw.integer(1, Math.min(E, draw.boolean(0.8) ? 3 : most))
+  return { B: draw.integer(1, 3), N: kind === 'empty experts' ? draw.integer(1, 5) : N, E, K }
+}
+
+function drawThreshold(draw: Draw, K: number): number | number[] {
+  const one = () => Math.fround(draw.of([0, 0.2, 0.2, draw.between(0.05, 0.9), 1e6]))
+  return K > 1 && draw.boolean(0.4) ? Array.from({ length: K - 1 }, one) : one()
+}
+
+/** A problem whose routing float32 decides as float64 does. All numbers are float32. */
+export function drawProblem(draw: Draw, kind: Kind): Drawn {
+  const { B, N, E, K } = drawSizes(draw, kind)
+  const D = draw.integer(1, 10)
+  const H = Math.max(1, draw.integer(1, 12))
+  const capacityFactor = draw.of([1.25, 2, 0.7, draw.between(0.3, 4)])
+  const threshold = drawThreshold(draw, K)
+  const scaled = (size: number, scale: number, shift = 0) =>
+    draw.array(size, () => Math.fround(shift + scale * draw.normal()))
+  const problem: Problem = {
+    ...{ B, N, D, E, K, H, C: capacityOf(N, E, capacityFactor) },
+    x: scaled(B * N * D, 1),
+    router: scaled(E * D, draw.between(0.5, 3) / Math.sqrt(D)),
+    w1: scaled(E * 2 * H * D, 1.5 / Math.sqrt(D)),
+    b1: scaled(E * 2 * H, 0.3),
+    multBias: scaled(E * H, 0.3, 1),
+    w2: scaled(E * D * H, 1.5 / Math.sqrt(H)),
+    b2: scaled(E * D, 0.3),
+    thresholds: [1e-9, ...(typeof threshold === 'number' ? Array(K - 1).fill(threshold) : threshold)].map(Math.fround),
+    uniforms: new Float64Array(K * B * N),
+    gumbel: kind === 'noisy' || draw.boolean(0.1) ? new Float64Array(B * N * E) : null,
+    noiseMult: draw.of([1, 0.5, draw.between(0, 2)]),
+    mask: kind === 'masked' ? Int32Array.from({ length: B * N }, () => Number(draw.boolean(0.7))) : null,
+    training: draw.boolean(0.7),
+    eps: 1e-9,
+    balanceLossCoef: draw.of([0, 1e-2, draw.between(0, 3)]),
+    routerZLossCoef: draw.of([0, 1e-3, draw.between(0, 2)]),
+    assigned: draw.boolean(0.2),
+    differentiableTopk: kind === 'soft',
+    straightThrough: draw.boolean(),
+  }
+  if (kind === 'ties') makeTies(draw, problem)
+  if (kind === 'all to one') collapse(draw, problem)
+  for (let t = 0; t < B * N; t++) settleToken(draw, problem, t, kind)
+  return { kind, problem, capacityFactor, threshold }
+}
+
+/** Small integers: equal logits are equal in every precision and order of addition. */
+function makeTies(draw: Draw, p: Problem): void {
+  p.gumbel = null
+  p.router = draw.array(p.router.length, () => draw.integer(-1, 1))
+  p.x = draw.array(p.x.length, () => draw.integer(-1, 1))
+}
+
+function collapse(draw: Draw, p: Problem): void {
+  const favourite = draw.integer(0, p.E - 1)
+  p.gumbel = null
+  for (let t = 0; t < p.B * p.N; t++) p.x[t * p.D] = 1
+  for (let e = 0; e < p.E; e++) p.router[e * p.D] = e === favourite ? 8 : -6
+}
+
+function redrawToken(draw: Draw, p: Problem, t: number, kind: Kind): void {
+  const entry = kind === 'ties' ? () => draw.integer(-1, 1) : () => Math.fround(draw.normal())
+  const from = kind === 'all to one' ? 1 : 0
+  p.x.set(draw.array(Math.max(0, p.D - from), entry), t * p.D + from)
+  p.gumbel?.set(drawGumbel(draw, p.E), t * p.E)
+}
+
+const drawGumbel = (draw: Draw, size: number) => draw.array(size, () => Math.fround(draw.next() * (1 - 2 ** -24)))
+
+/** Draws the random numbers of a token, and the token again, until no decision about it is close. */
+function settleToken(draw: Draw, p: Problem, t: number, kind: Kind): void {
+  p.gumbel?.set(drawGumbel(draw, p.E), t * p.E)
+  for (let tries = 0; isClose(p, t); tries++) {
+    if (tries === 500) throw new Error(`no token without a close decision in ${tries} draws (E = ${p.E}, K = ${p.K})`)
+    redrawToken(draw, p, t, kind)
+  }
+  const { gates } = choose(p, probabilities(p, t).probs)
+  for (let k = 0; k < p.K; k++) {
+    const limit = chance(p, k, gates[k])
+    let u = 0
+    do u = Math.fround(draw.next() * (1 - 2 ** -24))
+    while (Math.abs(u - limit) < margin)
+    p.uniforms[k * p.B * p.N + t] = u
+  }
+}
+
+/** Whether two probabilities that decide the choice differ, but by little. */
+function isClose(p: Problem, t: number): boolean {
+  const sorted = probabilities(p, t).probs.sort().reverse()
+  for (let k = 0; k < Math.min(p.K, p.E - 1); k++) {
+    const gap = (sorted[k] - sorted[k + 1]) / sorted[k]
+    if (gap > 1e-12 && gap < Math.min(margin, 1 / p.E ** 2)) return true
+  }
+  return false
+}

@@ -1,0 +1,85 @@
+import { expert, gelu, geluGradient, type Problem, type Routing, softTopk } from './reference.js'
+
+export type Gradients = Record<'x' | 'router' | 'w1' | 'b1' | 'multBias' | 'w2' | 'b2', Float64Array>
+
+/** Gradients of Σ y · dy + dtotal · total in plain loops, by the formulas of docs/semantics.md §4. */
+export function gradients(p: Problem, r: Routing, dy: Float64Array, dtotal: number): Gradients {
+  const zeros = (like: Float64Array) => new Float64Array(like.length)
+  const grads: Gradients = {
+    x: zeros(p.x),
+    router: zeros(p.router),
+    w1: zeros(p.w1),
+    b1: zeros(p.b1),
+    multBias: zeros(p.multBias),
+    w2: zeros(p.w2),
+    b2: zeros(p.b2),
+  }
+  const dweight = new Float64Array(r.kept.length)
+  for (let i = 0; i < r.kept.length; i++) if (r.kept[i]) dweight[i] = expertGradient(p, r, grads, dy, i)
+  for (let t = 0; t < p.B * p.N; t++) if (p.mask?.[t] !== 0) routerGradient(p, r, grads, dweight, dtotal, t)
+  return grads
+}
+
+/** Adds what one kept assignment contributes; gives the gradient of its weight. */
+function expertGradient(p: Problem, r: Routing, grads: Gradients, dy: Float64Array, i: number): number {
+  const { D, H } = p
+  const [t, e, w] = [Math.floor(i / p.K), r.expertIndex[i], r.weight[i]]
+  const { a, h, y } = expert(p, e, t)
+  const g = dy.subarray(t * D, (t + 1) * D)
+  let dw = 0
+  for (let d = 0; d < D; d++) {
+    dw += y[d] * g[d]
+    grads.b2[e * D + d] += w * g[d]
+  }
+  const da = new Float64Array(2 * H)
+  for (let j = 0; j < H; j++) {
+    let dh = 0
+    for (let d = 0; d < D; d++) {
+      dh += w * g[d] * p.w2[(e * D + d) * H + j]
+      grads.w2[(e * D + d) * H + j] += w * g[d] * h[j]
+    }
+    const mu = p.multBias[e * H + j]
+    grads.multBias[e * H + j] += dh * gelu(a[H + j]) * a[j]
+    da[j] = dh * gelu(a[H + j]) * mu
+    da[H + j] = dh * a[j] * mu * geluGradient(a[H + j])
+  }
+  for (let j = 0; j < 2 * H; j++) {
+    grads.b1[e * 2 * H + j] += da[j]
+    for (let d = 0; d < D; d++) {
+      const at = (e * 2 * H + j) * D + d
+      grads.w1[at] += da[j] * p.x[t * D + d]
+      grads.x[t * D + d] += da[j] * p.w1[at]
+      if (p.straightThrough) dw += p.x[t * D + d] * da[j] * p.w1[at]
+    }
+  }
+  return dw
+}
+
+/** Adds what one token's logits contribute to the router weight and the input. */
+function routerGradient(p: Problem, r: Routing, grads: Gradients, dweight: Float64Array, dtotal: number, t: number) {
+  const { D, E, K } = p
+  const [first, b] = [t * K, Math.floor(t / p.N)]
+  const s = r.probs.subarray(t * E, (t + 1) * E)
+  const dscore = new Float64Array(E)
+  let mean = 0
+  for (let k = 0; k < K; k++) mean += dweight[first + k] * r.gate[first + k]
+  for (let k = 0; k < K; k++) {
+    const dg = dweight[first + k]
+    dscore[r.expertIndex[first + k]] += r.delta[t] > p.eps ? (dg - mean) / r.delta[t] : dg / p.eps
+  }
+  const ds = p.differentiableTopk ? softTopk(s, K).back(dscore) : dscore
+  const balance = p.training ? dtotal * p.balanceLossCoef : 0
+  const sequences = r.tokens.filter((n) => n > 0).length
+  for (let e = 0; e < E; e++) ds[e] += (balance * E * r.density[b * E + e]) / (r.tokens[b] * sequences)
+  let inner = 0
+  for (let e = 0; e < E; e++) inner += s[e] * ds[e]
+  const tokens = r.tokens.reduce((total, n) => total + n, 0)
+  const z = p.training ? (dtotal * p.routerZLossCoef * 2 * r.lse[t]) / tokens : 0
+  for (let e = 0; e < E; e++) {
+    const dl = s[e] * (ds[e] - inner) + z * Math.exp(r.logits[t * E + e] - r.lse[t])
+    for (let d = 0; d < D; d++) {
+      grads.router[e * D + d] += dl * p.x[t * D + d]
+      grads.x[t * D + d] += dl * p.router[e * D + d]
+    }
+  }
+}

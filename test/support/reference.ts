@@ -1,0 +1,248 @@
+/**
+ * The layer of docs/semantics.md in plain loops and double precision: one token, one expert, one number at a time.
+ * Nothing here is shared with the library. Arrays are flat and row-major.
+ */
+
+export interface Problem {
+  B: number
+  N: number
+  D: number
+  E: number
+  K: number
+  H: number
+  C: number
+  x: Float64Array // [B, N, D]
+  router: Float64Array // [E, D]
+  w1: Float64Array // [E, 2H, D]
+  b1: Float64Array // [E, 2H]
+  multBias: Float64Array // [E, H]
+  w2: Float64Array // [E, D, H]
+  b2: Float64Array // [E, D]
+  thresholds: readonly number[] // [K], the first is not used
+  uniforms: Float64Array // [K, B, N]
+  gumbel: Float64Array | null // [B, N, E]
+  noiseMult: number
+  mask: Int32Array | null // [B, N]
+  training: boolean
+  eps: number
+  balanceLossCoef: number
+  routerZLossCoef: number
+  assigned: boolean
+  differentiableTopk: boolean
+  straightThrough: boolean
+}
+
+export interface Routing {
+  expertIndex: Int32Array // [B, N, K], as the next four
+  gate: Float64Array
+  kept: Int32Array
+  position: Int32Array
+  weight: Float64Array
+  balance: number
+  z: number
+  total: number
+  logits: Float64Array // clean, [B, N, E]
+  probs: Float64Array // [B, N, E]
+  lse: Float64Array // [B, N]
+  density: Float64Array // [B, E]
+  delta: Float64Array // [B, N]: sum of the chosen scores
+  tokens: Int32Array // [B]: those of a sequence that are not masked
+}
+
+/** C = max(min(N, trunc(N · factor / E)), 4) */
+export const capacityOf = (N: number, E: number, factor: number): number =>
+  Math.max(Math.min(N, Math.trunc((N * factor) / E)), 4)
+
+export function logSumExp(row: ArrayLike<number>): number {
+  let largest = -Infinity
+  for (let e = 0; e < row.length; e++) largest = Math.max(largest, row[e])
+  let total = 0
+  for (let e = 0; e < row.length; e++) total += Math.exp(row[e] - largest)
+  return largest + Math.log(total)
+}
+
+const softmax = (row: Float64Array): Float64Array => {
+  const lse = logSumExp(row)
+  return row.map((l) => Math.exp(l - lse))
+}
+
+/** Clean logits of one token, and its probabilities, with noise where the problem has it. */
+export function probabilities(p: Problem, t: number): { logits: Float64Array; probs: Float64Array } {
+  const logits = new Float64Array(p.E)
+  for (let e = 0; e < p.E; e++) for (let d = 0; d < p.D; d++) logits[e] += p.x[t * p.D + d] * p.router[e * p.D + d]
+  const noise = (u: number) => -Math.log(Math.max(-Math.log(Math.max(u, 1e-20)), 1e-20))
+  const { gumbel } = p
+  const noisy = gumbel ? logits.map((l, e) => l + p.noiseMult * noise(gumbel[t * p.E + e])) : logits
+  return { logits, probs: softmax(noisy) }
+}
+
+const iterations = 20
+const temperature = 0.1
+
+/** Coordinate descent for a soft top-k, and its gradient. */
+export function softTopk(s: Float64Array, K: number): { c: Float64Array; back: (dc: Float64Array) => Float64Array } {
+  const logK = Math.log(Math.min((K * 9) / 8, s.length))
+  let b = s.map((v) => -v)
+  let a = 0
+  const steps: { a: number; p: Float64Array }[] = []
+  for (let i = 0; i < iterations; i++) {
+    const scaled = s.map((v, e) => (v + b[e]) / temperature)
+    a = temperature * (logK - logSumExp(scaled))
+    steps.push({ a, p: softmax(scaled) })
+    b = s.map((v) => -Math.max(v + a, 0))
+  }
+  const c = s.map((v, e) => Math.exp((v + a + b[e]) / temperature))
+  const back = (dc: Float64Array) => {
+    const ds = dc.map((v, e) => (v * c[e]) / temperature)
+    let db = Float64Array.from(ds)
+    let da = ds.reduce((total, v) => total + v, 0)
+    for (const { a, p } of steps.toReversed()) {
+      for (const [e, v] of db.entries()) {
+        if (s[e] + a <= 0) continue
+        ds[e] -= v
+        da -= v
+      }
+      db = p.map((v) => -da * v)
+      for (const [e, v] of db.entries()) ds[e] += v
+      da = 0
+    }
+    return ds.map((v, e) => v - db[e])
+  }
+  return { c, back }
+}
+
+/** What becomes the gates: the probabilities, or their soft top-k. */
+const scores = (p: Problem, probs: Float64Array): Float64Array =>
+  p.differentiableTopk ? softTopk(probs, p.K).c : probs
+
+/** The K chosen experts of a token, the most probable first, the lowest index first on ties; and their gates. */
+export function choose(p: Problem, probs: Float64Array): { experts: number[]; gates: number[]; delta: number } {
+  const order = Array.from(probs.keys()).sort((i, j) => probs[j] - probs[i] || i - j)
+  const experts = order.slice(0, p.K)
+  const score = scores(p, probs)
+  const delta = experts.reduce((total, e) => total + score[e], 0)
+  return { experts, gates: experts.map((e) => score[e] / Math.max(delta, p.eps)), delta }
+}
+
+/** Probability with which choice k is routed, before it is cut at 1. */
+export const chance = (p: Problem, k: number, gate: number): number => gate / Math.max(p.thresholds[k], p.eps)
+
+export function route(p: Problem): Routing {
+  const T = p.B * p.N
+  const r: Routing = {
+    expertIndex: new Int32Array(T * p.K),
+    gate: new Float64Array(T * p.K),
+    kept: new Int32Array(T * p.K),
+    position: new Int32Array(T * p.K).fill(-1),
+    weight: new Float64Array(T * p.K),
+    balance: 0,
+    z: 0,
+    total: 0,
+    logits: new Float64Array(T * p.E),
+    probs: new Float64Array(T * p.E),
+    lse: new Float64Array(T),
+    density: new Float64Array(p.B * p.E),
+    delta: new Float64Array(T),
+    tokens: new Int32Array(p.B),
+  }
+  for (let t = 0; t < T; t++) {
+    const { logits, probs } = probabilities(p, t)
+    const { experts, gates, delta } = choose(p, probs)
+    r.logits.set(logits, t * p.E)
+    r.probs.set(probs, t * p.E)
+    r.lse[t] = logSumExp(logits)
+    r.delta[t] = delta
+    r.expertIndex.set(experts, t * p.K)
+    if (p.mask && p.mask[t] === 0) continue
+    r.gate.set(gates, t * p.K)
+    r.tokens[Math.floor(t / p.N)]++
+  }
+  for (let b = 0; b < p.B; b++) assignSlots(p, r, b)
+  if (p.training) losses(p, r)
+  return r
+}
+
+function assignSlots(p: Problem, r: Routing, b: number): void {
+  const used = new Int32Array(p.E)
+  for (let k = 0; k < p.K; k++) {
+    for (let t = b * p.N; t < (b + 1) * p.N; t++) {
+      const i = t * p.K + k
+      const e = r.expertIndex[i]
+      if (p.mask && p.mask[t] === 0) continue
+      if (k > 0 && !(p.uniforms[k * p.B * p.N + t] < chance(p, k, r.gate[i]))) continue
+      const kept = used[e] < p.C
+      if (k === 0 && (kept || p.assigned)) r.density[b * p.E + e] += 1 / r.tokens[b]
+      if (!kept) continue
+      r.kept[i] = 1
+      r.position[i] = used[e]++
+      r.weight[i] = r.gate[i]
+    }
+  }
+}
+
+const sequencesWithTokens = (r: Routing): number => r.tokens.filter((n) => n > 0).length
+
+function losses(p: Problem, r: Routing): void {
+  const tokens = r.tokens.reduce((a, b) => a + b, 0)
+  for (let t = 0; t < p.B * p.N; t++) {
+    if (p.mask && p.mask[t] === 0) continue
+    const b = Math.floor(t / p.N)
+    r.z += r.lse[t] ** 2 / tokens
+    for (let e = 0; e < p.E; e++) {
+      r.balance += (r.density[b * p.E + e] * r.probs[t * p.E + e] * p.E) / (r.tokens[b] * sequencesWithTokens(r))
+    }
+  }
+  r.total = p.balanceLossCoef * r.balance + p.routerZLossCoef * r.z
+}
+
+const sqrt2 = Math.sqrt(2)
+const cdf = (z: number): number => 0.5 * erfc(-z / sqrt2)
+export const gelu = (z: number): number => z * cdf(z)
+export const geluGradient = (z: number): number => cdf(z) + (z * Math.exp((-z * z) / 2)) / Math.sqrt(2 * Math.PI)
+
+/** Complementary error function: a Taylor series near 0, a continued fraction (Lentz) away from it. */
+export function erfc(x: number): number {
+  if (x < 0) return 2 - erfc(-x)
+  if (x < 2) {
+    let term = x
+    let total = x
+    for (let n = 1; Math.abs(term) > 1e-18 * Math.abs(total); n++) {
+      term *= (-x * x) / n
+      total += term / (2 * n + 1)
+    }
+    return 1 - (2 / Math.sqrt(Math.PI)) * total
+  }
+  let fraction = 0
+  for (let n = 120; n > 0; n--) fraction = n / 2 / (x + fraction)
+  return Math.exp(-x * x) / Math.sqrt(Math.PI) / (x + fraction)
+}
+
+/** Pre-activations [2H], hidden values [H] and output [D] of expert e at token t. */
+export function expert(p: Problem, e: number, t: number): { a: Float64Array; h: Float64Array; y: Float64Array } {
+  const { D, H } = p
+  const a = new Float64Array(2 * H)
+  for (let j = 0; j < 2 * H; j++) {
+    a[j] = p.b1[e * 2 * H + j]
+    for (let d = 0; d < D; d++) a[j] += p.x[t * D + d] * p.w1[(e * 2 * H + j) * D + d]
+  }
+  const h = new Float64Array(H)
+  for (let j = 0; j < H; j++) h[j] = gelu(a[H + j]) * a[j] * p.multBias[e * H + j]
+  const y = new Float64Array(D)
+  for (let d = 0; d < D; d++) {
+    y[d] = p.b2[e * D + d]
+    for (let j = 0; j < H; j++) y[d] += h[j] * p.w2[(e * D + d) * H + j]
+  }
+  return { a, h, y }
+}
+
+/** Σ_k weight · expert(x) for each token, [B, N, D]. */
+export function outputs(p: Problem, r: Routing): Float64Array {
+  const y = new Float64Array(p.B * p.N * p.D)
+  for (let i = 0; i < r.kept.length; i++) {
+    if (!r.kept[i]) continue
+    const t = Math.floor(i / p.K)
+    const row = expert(p, r.expertIndex[i], t).y
+    for (let d = 0; d < p.D; d++) y[t * p.D + d] += r.weight[i] * row[d]
+  }
+  return y
+}

@@ -1,0 +1,94 @@
+import { expect, test } from 'vitest'
+import { Module, MoE, Parameter, type StateDict, scope, type Tensor } from '../lib/index.js'
+import { type Drawn, drawProblem, kinds } from './support/draw-problem.js'
+import { forwardOptions, layerOf, stateOf, toTensor } from './support/from-problem.js'
+import { Draw, relativeError, values } from './support/numbers.js'
+
+/** What the built-in experts compute, as a module of a user. Names are those of the built-in state. */
+class Geglu extends Module {
+  readonly names = ['net.0.weight', 'net.0.bias', 'net.1.mult_bias', 'net.2.weight', 'net.2.bias']
+  weights: Parameter[]
+
+  constructor(state: StateDict, index: number) {
+    super()
+    this.weights = this.names.map((name) => new Parameter(state[`experts.experts.${index}.${name}`]))
+  }
+
+  forward(x: Tensor): Tensor {
+    const [w1, b1, mu, w2, b2] = this.weights
+    const a = x.matmul(w1.transpose()).add(b1)
+    const H = mu.size
+    const hidden = a
+      .slice(2, H)
+      .gelu()
+      .mul(a.slice(2, 0, H))
+      .mul(mu)
+    return hidden.matmul(w2.transpose()).add(b2)
+  }
+}
+
+const limit = 1e-12
+
+/** The layer of a drawn problem with such experts. */
+function ownLayer({ problem: p, threshold, capacityFactor }: Drawn, experts: Geglu[]): MoE {
+  const moe = new MoE({
+    dtype: 'f64',
+    dim: p.D,
+    experts,
+    gatingTopN: p.K,
+    thresholdTrain: threshold,
+    thresholdEval: threshold,
+    capacityFactorTrain: capacityFactor,
+    capacityFactorEval: capacityFactor,
+    balanceLossCoef: p.balanceLossCoef,
+    routerZLossCoef: p.routerZLossCoef,
+    balanceDensity: p.assigned ? 'assigned' : 'kept',
+    differentiableTopk: p.differentiableTopk,
+    straightThroughDispatchTensor: p.straightThrough,
+    noiseGates: p.gumbel !== null,
+    noiseMult: p.noiseMult,
+  })
+  return moe.train(p.training)
+}
+
+function compareLayers(drawn: Drawn, dy: Float64Array): void {
+  const { problem: p } = drawn
+  const shape = [p.B, p.N, p.D]
+  const state = stateOf(p, 'f64')
+  const experts = Array.from({ length: p.E }, (_, i) => new Geglu(state, i))
+  using builtIn = layerOf(drawn, 'f64')
+  using own = ownLayer(drawn, experts)
+  own.loadStateDict({ 'gate.to_gates.weight': state['gate.to_gates.weight'] }, { strict: false })
+  const run = (moe: MoE) => {
+    const x = toTensor(p.x, shape, 'f64')
+    x.requiresGrad = true
+    const { outputs, totalAuxLoss } = moe.forward(x, forwardOptions(p, 'f64'))
+    outputs
+      .mul(toTensor(dy, shape, 'f64'))
+      .sum()
+      .add(totalAuxLoss)
+      .backward()
+    return { outputs, x: x.grad!, router: moe.gate.toGates.weight.grad! }
+  }
+  const [theirs, ours] = [run(own), run(builtIn)]
+  expect(relativeError(values(theirs.outputs), values(ours.outputs)), 'outputs').toBeLessThan(limit)
+  expect(relativeError(values(theirs.x), values(ours.x)), 'gradient of x').toBeLessThan(limit)
+  const [a, b] = [theirs.router, ours.router].map(values)
+  const difference = Math.hypot(...Array.from(a, (v, i) => v - b[i]))
+  expect(difference, 'gradient of the router').toBeLessThan(limit * (1 + Math.hypot(...Array.from(b))))
+  const grads = builtIn.gradDict()
+  for (const [i, expert] of experts.entries()) {
+    for (const [j, name] of expert.names.entries()) {
+      const expected = values(grads[`experts.experts.${i}.${name}`])
+      expect(relativeError(values(expert.weights[j].grad!), expected), `${i}.${name}`).toBeLessThan(limit)
+    }
+  }
+}
+
+test.each(kinds)('experts of a user give what the built-in ones give: %s', (kind) => {
+  const draw = new Draw(99 + kinds.indexOf(kind))
+  for (let round = 0; round < 8; round++) {
+    const drawn = drawProblem(draw, kind)
+    scope(() => compareLayers(drawn, draw.array(drawn.problem.x.length)))
+  }
+})
