@@ -25,5 +25,7 @@ static Napi::Object initialize(Napi::Env env, Napi::Object exports) {
 
 }  // namespace st_moe
 
-static Napi::Object Init(Napi::Env env, Napi::Object exports) { return st_moe::initialize(env, exports); }
+static Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  return st_moe::initialize(env, exports);
+}
 NODE_API_MODULE(st_moe, Init)

@@ -24,7 +24,8 @@ Tensor& Call::tensor(const char* name) {
   Napi::Value value = this->value();
   if (!value.IsNumber()) fail(ErrorCode::option, "%s must be a tensor handle", name);
   const double handle = value.As<Napi::Number>().DoubleValue();
-  if (!(handle > 0 && handle < 0x1p53 && handle == std::floor(handle))) fail(ErrorCode::disposed, "%s is not a live tensor", name);
+  if (!(handle > 0 && handle < 0x1p53 && handle == std::floor(handle)))
+    fail(ErrorCode::disposed, "%s is not a live tensor", name);
   const auto live = static_cast<TensorTable::Handle>(handle);
   if (!environment.tensors.alive(live)) fail(ErrorCode::disposed, "%s has been disposed", name);
   Tensor& tensor = environment.tensors.get(live);
@@ -32,7 +33,8 @@ Tensor& Call::tensor(const char* name) {
   environment.tensors.retain(live);
   held_[held_count_++] = live;
   if (device_ && device_ != tensor.device)
-    fail(ErrorCode::device, "%s is on %s, the other tensors are on %s", name, tensor.device->backend->name, device_->backend->name);
+    fail(ErrorCode::device, "%s is on %s, the other tensors are on %s", name, tensor.device->backend->name,
+         device_->backend->name);
   device_ = tensor.device;
   return tensor;
 }
@@ -70,12 +72,14 @@ Shape Call::shape(const char* name) {
   Napi::Value value = this->value();
   if (!value.IsArray()) fail(ErrorCode::shape, "%s must be an array", name);
   Napi::Array array = value.As<Napi::Array>();
-  if (array.Length() > kMaxRank) fail(ErrorCode::shape, "%s has at most %d dimensions, got %u", name, kMaxRank, array.Length());
+  if (array.Length() > kMaxRank)
+    fail(ErrorCode::shape, "%s has at most %d dimensions, got %u", name, kMaxRank, array.Length());
   Shape shape;
   for (uint32_t i = 0; i < array.Length(); ++i) {
     Napi::Value entry = array[i];
     const double n = entry.IsNumber() ? entry.As<Napi::Number>().DoubleValue() : -1;
-    if (!(n >= 0 && n <= 0x1p46 && n == std::floor(n))) fail(ErrorCode::shape, "%s must hold non-negative integers", name);
+    if (!(n >= 0 && n <= 0x1p46 && n == std::floor(n)))
+      fail(ErrorCode::shape, "%s must hold non-negative integers", name);
     shape.push_back(static_cast<int64_t>(n));
   }
   return shape;
@@ -88,10 +92,12 @@ std::vector<int64_t> Call::integers(const char* name, size_t count) {
 }
 
 void Call::expect(const char* name, const Tensor& tensor, DType dtype, const Shape& shape) {
-  if (tensor.dtype != dtype) fail(ErrorCode::dtype, "%s must be %s, got %s", name, dtype_name(dtype), dtype_name(tensor.dtype));
+  if (tensor.dtype != dtype)
+    fail(ErrorCode::dtype, "%s must be %s, got %s", name, dtype_name(dtype), dtype_name(tensor.dtype));
   bool same = tensor.shape.size() == shape.size();
   for (size_t i = 0; same && i < shape.size(); ++i) same = shape[i] < 0 || tensor.shape[i] == shape[i];
-  if (!same) fail(ErrorCode::shape, "%s must be %s, got %s", name, text_of(shape).c_str(), text_of(tensor.shape).c_str());
+  if (!same)
+    fail(ErrorCode::shape, "%s must be %s, got %s", name, text_of(shape).c_str(), text_of(tensor.shape).c_str());
 }
 
 void Call::expect_rank(const char* name, const Tensor& tensor, size_t rank) {
@@ -105,7 +111,8 @@ void Call::expect_float(const char* name, const Tensor& tensor) {
 
 void Call::expect_writable(const char* name, const Tensor& tensor, const Tensor& like) {
   expect(name, tensor, like.dtype, like.shape);
-  if (tensor.storage == like.storage) fail(ErrorCode::option, "%s must not share memory with the tensor it updates", name);
+  if (tensor.storage == like.storage)
+    fail(ErrorCode::option, "%s must not share memory with the tensor it updates", name);
 }
 
 Napi::Value Call::give(Tensor tensor) {

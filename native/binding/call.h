@@ -10,11 +10,12 @@
 
 namespace st_moe {
 
-// One call from JavaScript: checked conversion of its arguments, allocation of results, errors that name op and argument.
-// The TypeScript layer has checked everything for people already; here it is checked for safety.
+// One call from JavaScript: checked conversion of its arguments, allocation of results, errors that name op and
+// argument. The TypeScript layer has checked everything for people already; here it is checked for safety.
 class Call {
  public:
-  Call(const Napi::CallbackInfo& info, const char* op) : info(info), env(info.Env()), op(op), environment(Environment::of(env)) {}
+  Call(const Napi::CallbackInfo& info, const char* op)
+      : info(info), env(info.Env()), op(op), environment(Environment::of(env)) {}
   ~Call();
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -48,7 +49,7 @@ class Call {
   Napi::Value give(std::initializer_list<const Tensor*> tensors);  // an array of handles; null for a null pointer
 
   template <class Args>
-  void run(Device& device, Op<Args> OpTable::*member, const Args& args) {
+  void run(Device& device, Op<Args> OpTable::* member, const Args& args) {
     if (!(device.backend->ops.*member)) fail(ErrorCode::unsupported, "not available on %s", device.backend->name);
     check((device.backend->ops.*member)(device.context, args));
   }
@@ -63,8 +64,12 @@ class Call {
   size_t held_count_ = 0;
 };
 
-inline void* data_of(const Tensor* tensor) { return tensor ? tensor->data() : nullptr; }
-inline int32_t* i32_of(const Tensor* tensor) { return tensor ? static_cast<int32_t*>(tensor->data()) : nullptr; }
+inline void* data_of(const Tensor* tensor) {
+  return tensor ? tensor->data() : nullptr;
+}
+inline int32_t* i32_of(const Tensor* tensor) {
+  return tensor ? static_cast<int32_t*>(tensor->data()) : nullptr;
+}
 
 using Method = Napi::Value (*)(Call&);
 

@@ -54,8 +54,8 @@ void Environment::set_threads(int32_t threads) {
 Napi::Error Environment::make_error(Napi::Env env, const char* op, const Error& error) {
   const std::string text = std::string("[") + op + "] " + error.what();
   if (error_factory.IsEmpty()) return Napi::Error::New(env, text);
-  Napi::Value made = error_factory.Call({Napi::String::New(env, code_name(error.code())), Napi::String::New(env, op),
-                                         Napi::String::New(env, text)});
+  Napi::Value made = error_factory.Call(
+      {Napi::String::New(env, code_name(error.code())), Napi::String::New(env, op), Napi::String::New(env, text)});
   return Napi::Error(env, made);
 }
 

@@ -15,7 +15,7 @@ class Environment {
   explicit Environment(Napi::Env env);
   static Environment& of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
 
-  Device& device(int64_t index);  // 0 is the CPU; throws Error(device)
+  Device& device(int64_t index);                                       // 0 is the CPU; throws Error(device)
   int64_t open_device(const std::string& plugin_path, int32_t index);  // throws Error(backend_unavailable)
   void set_threads(int32_t threads);
   int32_t threads() const { return devices_[0]->context.threads; }

@@ -5,8 +5,12 @@
 // The ops of a mixture-of-experts layer.
 namespace st_moe {
 
-static Tensor empty(const Tensor& like, Shape shape) { return make_tensor(*like.device, like.dtype, std::move(shape)); }
-static Tensor empty_i32(const Tensor& like, Shape shape) { return make_tensor(*like.device, DType::i32, std::move(shape)); }
+static Tensor empty(const Tensor& like, Shape shape) {
+  return make_tensor(*like.device, like.dtype, std::move(shape));
+}
+static Tensor empty_i32(const Tensor& like, Shape shape) {
+  return make_tensor(*like.device, DType::i32, std::move(shape));
+}
 
 // → [expertIndex, kept, position, gate, weight, balanceLoss, zLoss, totalLoss, probs, logits, lse, density]
 static Napi::Value route(Call& c) {
@@ -59,9 +63,11 @@ static Napi::Value route(Call& c) {
   args.B = B, args.N = N, args.D = D, args.E = E, args.K = K, args.C = C;
   args.seed = seed, args.step = step, args.gumbel_step = gumbel_step;
   args.noise_mult = noise_mult, args.eps = eps, args.balance_coef = balance_coef, args.z_coef = z_coef;
-  args.noisy = noisy, args.training = training, args.differentiable_topk = differentiable, args.density_assigned = assigned;
+  args.noisy = noisy, args.training = training, args.differentiable_topk = differentiable,
+  args.density_assigned = assigned;
   c.run(*x.device, &OpTable::route, args);
-  return c.give({&expert_index, &kept, &position, &gate, &weight, &balance, &z, &total, &probs, &logits, &lse, &density});
+  return c.give(
+      {&expert_index, &kept, &position, &gate, &weight, &balance, &z, &total, &probs, &logits, &lse, &density});
 }
 
 // → [dx, dw]
@@ -81,12 +87,14 @@ static Napi::Value route_backward(Call& c) {
   Tensor& lse = c.tensor("lse");
   Tensor& density = c.tensor("density");
   const double eps = c.number("eps"), balance_coef = c.number("balanceLossCoef"), z_coef = c.number("routerZLossCoef");
-  const bool noisy = c.boolean("noisy"), training = c.boolean("training"), differentiable = c.boolean("differentiableTopk");
+  const bool noisy = c.boolean("noisy"), training = c.boolean("training"),
+             differentiable = c.boolean("differentiableTopk");
   const bool need_x = c.boolean("needX"), need_w = c.boolean("needW");
   c.expect_float("x", x);
   c.expect_rank("x", x, 3);
   c.expect_rank("expertIndex", expert_index, 3);
-  const int64_t B = x.shape[0], N = x.shape[1], D = x.shape[2], E = w.shape.empty() ? 0 : w.shape[0], K = expert_index.shape[2];
+  const int64_t B = x.shape[0], N = x.shape[1], D = x.shape[2], E = w.shape.empty() ? 0 : w.shape[0],
+                K = expert_index.shape[2];
   c.expect("w", w, x.dtype, {E, D});
   c.expect("expertIndex", expert_index, DType::i32, {B, N, K});
   c.expect("kept", kept, DType::i32, {B, N, K});
@@ -136,9 +144,9 @@ struct Ffn {
   }
 };
 
-static Ffn expect_ffn(Call& c, const Tensor& x, const Tensor* expert_index, const Tensor* position, const Tensor* weight,
-                      const Tensor& w1, const Tensor& b1, const Tensor& mult_bias, const Tensor& w2, const Tensor& b2, int64_t B,
-                      int64_t C) {
+static Ffn expect_ffn(Call& c, const Tensor& x, const Tensor* expert_index, const Tensor* position,
+                      const Tensor* weight, const Tensor& w1, const Tensor& b1, const Tensor& mult_bias,
+                      const Tensor& w2, const Tensor& b2, int64_t B, int64_t C) {
   c.expect_float("x", x);
   c.expect_rank("x", x, 2);
   c.expect("w2", w2, x.dtype, {-1, x.shape[1], -1});
@@ -156,11 +164,13 @@ static Ffn expect_ffn(Call& c, const Tensor& x, const Tensor* expert_index, cons
   const int64_t K = expert_index->shape[1];
   c.expect("position", *position, DType::i32, {T, K});
   c.expect("weight", *weight, x.dtype, {T, K});
-  if (B == 0 ? T != 0 : T % B != 0) fail(ErrorCode::shape, "%lld tokens are not a multiple of %lld sequences", (long long)T, (long long)B);
+  if (B == 0 ? T != 0 : T % B != 0)
+    fail(ErrorCode::shape, "%lld tokens are not a multiple of %lld sequences", (long long)T, (long long)B);
   return {T, K, D, E, H, B, C};
 }
 
-// (x [T, D], expertIndex [T, K] | null, position | null, weight | null, w1, b1, multBias, w2, b2, B, capacity, save) → [y, a | null]
+// (x [T, D], expertIndex [T, K] | null, position | null, weight | null, w1, b1, multBias, w2, b2, B, capacity, save) →
+// [y, a | null]
 static Napi::Value expert_ffn(Call& c) {
   Tensor& x = c.tensor("x");
   Tensor* expert_index = c.optional("expertIndex");
@@ -178,14 +188,31 @@ static Napi::Value expert_ffn(Call& c) {
   Tensor y = empty(x, x.shape), a;
   if (save) a = empty(x, {rows, 2 * n.H});
   c.run(*x.device, &OpTable::expert_ffn,
-        ExpertFfnArgs{x.data(), i32_of(expert_index), i32_of(position), data_of(weight), w1.data(), b1.data(),
-                      mult_bias.data(), w2.data(), b2.data(), y.data(), save ? a.data() : nullptr, x.dtype, n.T, n.K,
-                      n.D, n.E, n.H, n.B, n.C, rows});
+        ExpertFfnArgs{x.data(),
+                      i32_of(expert_index),
+                      i32_of(position),
+                      data_of(weight),
+                      w1.data(),
+                      b1.data(),
+                      mult_bias.data(),
+                      w2.data(),
+                      b2.data(),
+                      y.data(),
+                      save ? a.data() : nullptr,
+                      x.dtype,
+                      n.T,
+                      n.K,
+                      n.D,
+                      n.E,
+                      n.H,
+                      n.B,
+                      n.C,
+                      rows});
   return c.give({&y, save ? &a : nullptr});
 }
 
-// (dy, x, expertIndex, position, weight, w1, b1, multBias, w2, b2, a, B, capacity, straightThrough, needX, needParameters)
-// → [dx, dweight, dw1, db1, dmultBias, dw2, db2]
+// (dy, x, expertIndex, position, weight, w1, b1, multBias, w2, b2, a, B, capacity, straightThrough, needX,
+// needParameters) → [dx, dweight, dw1, db1, dmultBias, dw2, db2]
 static Napi::Value expert_ffn_backward(Call& c) {
   Tensor& dy = c.tensor("dy");
   Tensor& x = c.tensor("x");
@@ -216,14 +243,38 @@ static Napi::Value expert_ffn_backward(Call& c) {
   }
   const auto out = [](bool needed, const Tensor& tensor) { return needed ? tensor.data() : nullptr; };
   c.run(*x.device, &OpTable::expert_ffn_backward,
-        ExpertFfnBackwardArgs{dy.data(), x.data(), i32_of(expert_index), i32_of(position), data_of(weight), w1.data(),
-                              b1.data(), mult_bias.data(), w2.data(), b2.data(), a.data(), out(need_x, dx),
-                              out(weight, dweight), out(need_parameters, dw1), out(need_parameters, db1),
-                              out(need_parameters, dmult_bias), out(need_parameters, dw2), out(need_parameters, db2),
-                              x.dtype, n.T, n.K, n.D, n.E, n.H, n.B, n.C, a.shape[0], straight_through});
+        ExpertFfnBackwardArgs{dy.data(),
+                              x.data(),
+                              i32_of(expert_index),
+                              i32_of(position),
+                              data_of(weight),
+                              w1.data(),
+                              b1.data(),
+                              mult_bias.data(),
+                              w2.data(),
+                              b2.data(),
+                              a.data(),
+                              out(need_x, dx),
+                              out(weight, dweight),
+                              out(need_parameters, dw1),
+                              out(need_parameters, db1),
+                              out(need_parameters, dmult_bias),
+                              out(need_parameters, dw2),
+                              out(need_parameters, db2),
+                              x.dtype,
+                              n.T,
+                              n.K,
+                              n.D,
+                              n.E,
+                              n.H,
+                              n.B,
+                              n.C,
+                              a.shape[0],
+                              straight_through});
   const auto result = [](bool needed, const Tensor& tensor) { return needed ? &tensor : nullptr; };
-  return c.give({result(need_x, dx), result(weight, dweight), result(need_parameters, dw1), result(need_parameters, db1),
-                 result(need_parameters, dmult_bias), result(need_parameters, dw2), result(need_parameters, db2)});
+  return c.give({result(need_x, dx), result(weight, dweight), result(need_parameters, dw1),
+                 result(need_parameters, db1), result(need_parameters, dmult_bias), result(need_parameters, dw2),
+                 result(need_parameters, db2)});
 }
 
 static Napi::Value dispatch(Call& c) {  // (x [B, N, D], expertIndex [B, N, K], position, E, C) → y [E, B, C, D]
@@ -242,7 +293,8 @@ static Napi::Value dispatch(Call& c) {  // (x [B, N, D], expertIndex [B, N, K], 
   return c.give(std::move(y));
 }
 
-static Napi::Value dispatch_backward(Call& c) {  // (dy [E, B, C, D], x, expertIndex, position, straightThrough) → [dx, dweight]
+static Napi::Value dispatch_backward(
+    Call& c) {  // (dy [E, B, C, D], x, expertIndex, position, straightThrough) → [dx, dweight]
   Tensor& dy = c.tensor("dy");
   Tensor& x = c.tensor("x");
   Tensor& expert_index = c.tensor("expertIndex");
@@ -262,7 +314,8 @@ static Napi::Value dispatch_backward(Call& c) {  // (dy [E, B, C, D], x, expertI
   return c.give({&dx, straight_through ? &dweight : nullptr});
 }
 
-static void expect_combine(Call& c, const Tensor& x, const Tensor& weight, const Tensor& expert_index, const Tensor& position) {
+static void expect_combine(Call& c, const Tensor& x, const Tensor& weight, const Tensor& expert_index,
+                           const Tensor& position) {
   c.expect_float("x", x);
   c.expect_rank("x", x, 4);
   c.expect("weight", weight, x.dtype, {x.shape[1], -1, -1});
@@ -307,7 +360,8 @@ static Napi::Value topk(Call& c) {  // (x [T, E], K) → [value, index]
   c.expect_rank("x", x, 2);
   if (K > x.shape[1]) fail(ErrorCode::option, "K = %lld of %lld entries", (long long)K, (long long)x.shape[1]);
   Tensor value = empty(x, {x.shape[0], K}), index = empty_i32(x, {x.shape[0], K});
-  c.run(*x.device, &OpTable::topk, TopkArgs{x.data(), value.data(), i32_of(&index), x.dtype, x.shape[0], x.shape[1], K});
+  c.run(*x.device, &OpTable::topk,
+        TopkArgs{x.data(), value.data(), i32_of(&index), x.dtype, x.shape[0], x.shape[1], K});
   return c.give({&value, &index});
 }
 
@@ -334,7 +388,8 @@ static Napi::Value grouped_gemm(Call& c) {  // (x [R, I], w [G, O, I], groupSize
   c.expect("groupSizes", sizes, DType::i32, {w.shape[0]});
   Tensor y = empty(x, {x.shape[0], w.shape[1]});
   c.run(*x.device, &OpTable::grouped_gemm,
-        GroupedGemmArgs{x.data(), w.data(), i32_of(&sizes), y.data(), x.dtype, x.shape[0], w.shape[0], w.shape[2], w.shape[1]});
+        GroupedGemmArgs{x.data(), w.data(), i32_of(&sizes), y.data(), x.dtype, x.shape[0], w.shape[0], w.shape[2],
+                        w.shape[1]});
   return c.give(std::move(y));
 }
 
@@ -350,8 +405,8 @@ static Napi::Value grouped_gemm_backward(Call& c) {  // (dy, x, w, groupSizes) �
   c.expect("dy", dy, x.dtype, {x.shape[0], w.shape[1]});
   Tensor dx = empty(x, x.shape), dw = empty(x, w.shape);
   c.run(*x.device, &OpTable::grouped_gemm_backward,
-        GroupedGemmBackwardArgs{dy.data(), x.data(), w.data(), i32_of(&sizes), dx.data(), dw.data(), x.dtype, x.shape[0],
-                                w.shape[0], w.shape[2], w.shape[1]});
+        GroupedGemmBackwardArgs{dy.data(), x.data(), w.data(), i32_of(&sizes), dx.data(), dw.data(), x.dtype,
+                                x.shape[0], w.shape[0], w.shape[2], w.shape[1]});
   return c.give({&dx, &dw});
 }
 

@@ -11,7 +11,8 @@ static Napi::Value matmul(Call& c) {  // (a [batch | 1, M, K], b [batch | 1, K, 
   c.expect_rank("a", a, 3);
   c.expect("b", b, a.dtype, {-1, -1, -1});
   const int64_t M = a.shape[ta ? 2 : 1], K = a.shape[ta ? 1 : 2], N = b.shape[tb ? 1 : 2];
-  if (b.shape[tb ? 2 : 1] != K) fail(ErrorCode::shape, "the inner dimensions differ: %lld and %lld", (long long)K, (long long)b.shape[tb ? 2 : 1]);
+  if (b.shape[tb ? 2 : 1] != K)
+    fail(ErrorCode::shape, "the inner dimensions differ: %lld and %lld", (long long)K, (long long)b.shape[tb ? 2 : 1]);
   const int64_t batch = a.shape[0] == 1 ? b.shape[0] : a.shape[0];
   if (b.shape[0] != batch && b.shape[0] != 1) fail(ErrorCode::shape, "the batch dimensions differ");
   Tensor y = make_tensor(*a.device, a.dtype, {batch, M, N});
@@ -101,7 +102,8 @@ static Napi::Value rmsnorm_backward(Call& c) {  // (dy, x, gamma) → [dx, dgamm
   c.expect("gamma", gamma, x.dtype, {x.shape[1]});
   Tensor dx = make_tensor(*x.device, x.dtype, x.shape), dgamma = make_tensor(*x.device, x.dtype, gamma.shape);
   c.run(*x.device, &OpTable::rmsnorm_backward,
-        RmsnormBackwardArgs{dy.data(), x.data(), gamma.data(), dx.data(), dgamma.data(), x.dtype, x.shape[0], x.shape[1]});
+        RmsnormBackwardArgs{dy.data(), x.data(), gamma.data(), dx.data(), dgamma.data(), x.dtype, x.shape[0],
+                            x.shape[1]});
   return c.give({&dx, &dgamma});
 }
 
@@ -160,7 +162,9 @@ static Napi::Value softmax_backward(Call& c) {  // (dy, y, log)
   return c.give(std::move(dx));
 }
 
-static int32_t ignore_index(Call& c) { return static_cast<int32_t>(c.integer("ignoreIndex", INT32_MIN, INT32_MAX)); }
+static int32_t ignore_index(Call& c) {
+  return static_cast<int32_t>(c.integer("ignoreIndex", INT32_MIN, INT32_MAX));
+}
 
 static Napi::Value cross_entropy(Call& c) {  // (logits [T, V], target [T], ignoreIndex) → [loss, lse]
   Tensor& logits = c.tensor("logits");
@@ -190,7 +194,8 @@ static Napi::Value cross_entropy_backward(Call& c) {  // (dloss, logits, lse, ta
   c.expect("target", target, DType::i32, {T});
   Tensor dlogits = make_tensor(*logits.device, logits.dtype, logits.shape);
   c.run(*logits.device, &OpTable::cross_entropy_backward,
-        CrossEntropyBackwardArgs{dloss.data(), logits.data(), lse.data(), i32_of(&target), dlogits.data(), logits.dtype, T, V, ignore});
+        CrossEntropyBackwardArgs{dloss.data(), logits.data(), lse.data(), i32_of(&target), dlogits.data(), logits.dtype,
+                                 T, V, ignore});
   return c.give(std::move(dlogits));
 }
 
@@ -198,13 +203,16 @@ struct AttentionSizes {
   int64_t B, Nq, Nk, heads, d;
 };
 
-static AttentionSizes attention_sizes(Call& c, const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads, bool causal) {
+static AttentionSizes attention_sizes(Call& c, const Tensor& q, const Tensor& k, const Tensor& v, int64_t heads,
+                                      bool causal) {
   c.expect_float("q", q);
   c.expect_rank("q", q, 3);
   c.expect("k", k, q.dtype, {q.shape[0], -1, q.shape[2]});
   c.expect("v", v, q.dtype, k.shape);
-  if (q.shape[2] % heads) fail(ErrorCode::shape, "the width %lld is not a multiple of %lld heads", (long long)q.shape[2], (long long)heads);
-  if (causal && k.shape[1] < q.shape[1]) fail(ErrorCode::shape, "causal attention needs at least as many keys as queries");
+  if (q.shape[2] % heads)
+    fail(ErrorCode::shape, "the width %lld is not a multiple of %lld heads", (long long)q.shape[2], (long long)heads);
+  if (causal && k.shape[1] < q.shape[1])
+    fail(ErrorCode::shape, "causal attention needs at least as many keys as queries");
   return {q.shape[0], q.shape[1], k.shape[1], heads, q.shape[2] / heads};
 }
 
@@ -218,7 +226,8 @@ static Napi::Value attention(Call& c) {  // (q, k, v, heads, scale, causal) → 
   const auto n = attention_sizes(c, q, k, v, heads, causal);
   Tensor y = make_tensor(*q.device, q.dtype, q.shape), lse = make_tensor(*q.device, q.dtype, {n.B, heads, n.Nq});
   c.run(*q.device, &OpTable::attention,
-        AttentionArgs{q.data(), k.data(), v.data(), y.data(), lse.data(), q.dtype, n.B, n.Nq, n.Nk, n.heads, n.d, scale, causal});
+        AttentionArgs{q.data(), k.data(), v.data(), y.data(), lse.data(), q.dtype, n.B, n.Nq, n.Nk, n.heads, n.d, scale,
+                      causal});
   return c.give({&y, &lse});
 }
 
@@ -239,8 +248,8 @@ static Napi::Value attention_backward(Call& c) {  // (dy, q, k, v, y, lse, heads
   Tensor dq = make_tensor(*q.device, q.dtype, q.shape);
   Tensor dk = make_tensor(*q.device, q.dtype, k.shape), dv = make_tensor(*q.device, q.dtype, v.shape);
   c.run(*q.device, &OpTable::attention_backward,
-        AttentionBackwardArgs{dy.data(), q.data(), k.data(), v.data(), y.data(), lse.data(), dq.data(), dk.data(), dv.data(),
-                              q.dtype, n.B, n.Nq, n.Nk, n.heads, n.d, scale, causal});
+        AttentionBackwardArgs{dy.data(), q.data(), k.data(), v.data(), y.data(), lse.data(), dq.data(), dk.data(),
+                              dv.data(), q.dtype, n.B, n.Nq, n.Nk, n.heads, n.d, scale, causal});
   return c.give({&dq, &dk, &dv});
 }
 

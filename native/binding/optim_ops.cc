@@ -30,7 +30,8 @@ static Napi::Value sgd(Call& c) {  // (p, g, buffer | null, step, lr, momentum, 
   c.expect_float("p", p);
   c.expect("g", g, p.dtype, p.shape);
   if (buffer) c.expect_writable("buffer", *buffer, p);
-  c.run(*p.device, &OpTable::sgd, SgdArgs{p.data(), g.data(), data_of(buffer), p.dtype, p.size, step, lr, momentum, weight_decay});
+  c.run(*p.device, &OpTable::sgd,
+        SgdArgs{p.data(), g.data(), data_of(buffer), p.dtype, p.size, step, lr, momentum, weight_decay});
   ++p.storage->version;
   if (buffer) ++buffer->storage->version;
   return c.env.Undefined();

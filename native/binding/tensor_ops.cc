@@ -19,7 +19,9 @@ static Napi::Value set_threads(Call& c) {
   return c.env.Undefined();
 }
 
-static Napi::Value get_threads(Call& c) { return Napi::Number::New(c.env, c.environment.threads()); }
+static Napi::Value get_threads(Call& c) {
+  return Napi::Number::New(c.env, c.environment.threads());
+}
 
 static Napi::Value device_info(Call& c) {
   Device& device = c.environment.device(c.integer("device", 0, 1 << 20));
@@ -67,7 +69,9 @@ static Napi::Value reset_peak(Call& c) {
 }
 
 // Handles from JavaScript's own bookkeeping: anything that is not a live handle is ignored or reported, never followed.
-static int64_t handle_of(Call& c) { return c.integer("handle", 0, (int64_t{1} << 53) - 1); }
+static int64_t handle_of(Call& c) {
+  return c.integer("handle", 0, (int64_t{1} << 53) - 1);
+}
 
 static Napi::Value retain(Call& c) {
   c.environment.tensors.retain(handle_of(c));
@@ -86,7 +90,9 @@ static Napi::Value unique(Call& c) {
   return Napi::Boolean::New(c.env, c.environment.tensors.references(handle) == 1 && tensor.storage.use_count() == 1);
 }
 
-static Napi::Value version(Call& c) { return Napi::Number::New(c.env, c.tensor("tensor").storage->version); }
+static Napi::Value version(Call& c) {
+  return Napi::Number::New(c.env, c.tensor("tensor").storage->version);
+}
 
 static Napi::TypedArray typed_array(const Napi::Value& value) {
   if (!value.IsTypedArray()) fail(ErrorCode::option, "data must be a typed array");
@@ -107,7 +113,8 @@ static Napi::Value from_data(Call& c) {  // (data, dtype, shape, device)
   Device& device = c.environment.device(c.integer("device", 0, 1 << 20));
   Tensor tensor = make_tensor(device, dtype, std::move(shape));
   const size_t bytes = static_cast<size_t>(tensor.size) * dtype_size(dtype);
-  if (array.ByteLength() != bytes) fail(ErrorCode::shape, "data has %zu bytes, the shape needs %zu", array.ByteLength(), bytes);
+  if (array.ByteLength() != bytes)
+    fail(ErrorCode::shape, "data has %zu bytes, the shape needs %zu", array.ByteLength(), bytes);
   if (bytes) c.check(device.backend->copy_in(device.context, tensor.data(), bytes_of(array), bytes));
   return c.give(std::move(tensor));
 }
@@ -116,9 +123,11 @@ static Napi::Value to_data(Call& c) {  // (tensor, data): fills data
   Tensor& tensor = c.tensor("tensor");
   auto array = typed_array(c.value());
   const size_t bytes = static_cast<size_t>(tensor.size) * dtype_size(tensor.dtype);
-  if (array.ByteLength() != bytes) fail(ErrorCode::shape, "data has %zu bytes, the tensor %zu", array.ByteLength(), bytes);
+  if (array.ByteLength() != bytes)
+    fail(ErrorCode::shape, "data has %zu bytes, the tensor %zu", array.ByteLength(), bytes);
   Device& device = *tensor.device;
-  if (bytes) c.check(device.backend->copy_out(device.context, const_cast<void*>(bytes_of(array)), tensor.data(), bytes));
+  if (bytes)
+    c.check(device.backend->copy_out(device.context, const_cast<void*>(bytes_of(array)), tensor.data(), bytes));
   return c.env.Undefined();
 }
 
@@ -172,13 +181,15 @@ static Napi::Value convert(Call& c) {  // (x, dtype)
 static Napi::Value reshape(Call& c) {  // (x, shape): shares memory
   Tensor y = c.tensor("x");
   Shape shape = c.shape("shape");
-  if (shape_size(shape) != y.size) fail(ErrorCode::shape, "the new shape must keep %lld elements", static_cast<long long>(y.size));
+  if (shape_size(shape) != y.size)
+    fail(ErrorCode::shape, "the new shape must keep %lld elements", static_cast<long long>(y.size));
   y.shape = std::move(shape);
   return c.give(std::move(y));
 }
 
 // The furthest element that a strided walk touches must lie inside the tensor.
-static void expect_inside(const char* name, const Tensor& tensor, const Shape& shape, const Shape& strides, int64_t offset) {
+static void expect_inside(const char* name, const Tensor& tensor, const Shape& shape, const Shape& strides,
+                          int64_t offset) {
   long double last = static_cast<long double>(offset);
   for (size_t i = 0; i < shape.size(); ++i) {
     if (shape[i] == 0) return;
@@ -217,7 +228,8 @@ static Napi::Value gather(Call& c) {  // (x, shape, strides, offset): a contiguo
   const int64_t offset = c.size("offset");
   expect_inside("x", x, shape, strides, offset);
   Tensor y = make_tensor(*x.device, x.dtype, std::move(shape));
-  if (y.size) c.run(*x.device, &OpTable::strided_copy, strided(x, y, y.shape, strides, contiguous_strides(y.shape), offset, 0));
+  if (y.size)
+    c.run(*x.device, &OpTable::strided_copy, strided(x, y, y.shape, strides, contiguous_strides(y.shape), offset, 0));
   return c.give(std::move(y));
 }
 
@@ -227,15 +239,19 @@ static Napi::Value scatter(Call& c) {  // (target, x, strides, offset): writes x
   const Shape strides = c.integers("strides", x.shape.size());
   const int64_t offset = c.size("offset");
   expect_inside("target", target, x.shape, strides, offset);
-  if (x.dtype != target.dtype) fail(ErrorCode::dtype, "x must be %s, got %s", dtype_name(target.dtype), dtype_name(x.dtype));
+  if (x.dtype != target.dtype)
+    fail(ErrorCode::dtype, "x must be %s, got %s", dtype_name(target.dtype), dtype_name(x.dtype));
   if (x.storage == target.storage) fail(ErrorCode::option, "x must not share memory with target");
-  if (x.size) c.run(*x.device, &OpTable::strided_copy, strided(x, target, x.shape, contiguous_strides(x.shape), strides, 0, offset));
+  if (x.size)
+    c.run(*x.device, &OpTable::strided_copy,
+          strided(x, target, x.shape, contiguous_strides(x.shape), strides, 0, offset));
   ++target.storage->version;
   return c.env.Undefined();
 }
 
 static Napi::Value unary_kinds(Call& c) {
-  static const char* names[kUnaryKindCount] = {"neg", "exp", "log", "sqrt", "abs", "square", "relu", "gelu", "silu", "sigmoid", "tanh"};
+  static const char* names[kUnaryKindCount] = {"neg",  "exp",  "log",  "sqrt",    "abs", "square",
+                                               "relu", "gelu", "silu", "sigmoid", "tanh"};
   Napi::Array array = Napi::Array::New(c.env, kUnaryKindCount);
   for (uint32_t i = 0; i < kUnaryKindCount; ++i) array[i] = names[i];
   return array;
@@ -330,7 +346,8 @@ static Napi::Value reduce(Call& c) {  // (x, outer, axis, inner, shape, factor)
   const Shape split = c.integers("split", 3);
   Shape shape = c.shape("shape");
   const double factor = c.number("factor");
-  if (shape_size(split) != x.size || shape_size(shape) != split[0] * split[2]) fail(ErrorCode::shape, "the split does not fit the tensor");
+  if (shape_size(split) != x.size || shape_size(shape) != split[0] * split[2])
+    fail(ErrorCode::shape, "the split does not fit the tensor");
   Tensor y = make_tensor(*x.device, x.dtype, std::move(shape));
   c.run(*x.device, &OpTable::reduce, ReduceArgs{x.data(), y.data(), x.dtype, split[0], split[1], split[2], factor});
   return c.give(std::move(y));

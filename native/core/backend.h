@@ -26,7 +26,7 @@ struct Status {
 // What a call may use.
 struct Context {
   int32_t threads;  // CPU threads; results never depend on it
-  void* stream;     // a plugin's own: the stream, and what goes with it, of one environment on one device; null on the CPU
+  void* stream;  // a plugin's own: the stream, and what goes with it, of one environment on one device; null on the CPU
 };
 
 template <class Args>
@@ -210,16 +210,17 @@ struct SoftmaxBackwardArgs {
   int32_t log;
 };
 
-struct CrossEntropyArgs {  // loss [] = mean over counted rows of lse(logits) − logits[target]; an all-ignored batch gives 0
-  const void* logits;     // [T, V]
-  const int32_t* target;  // [T]; ignore_index or in [0, V), else an Error
-  void *loss, *lse;       // [], [T]
+struct CrossEntropyArgs {  // loss [] = mean over counted rows of lse(logits) − logits[target]; an all-ignored batch
+                           // gives 0
+  const void* logits;      // [T, V]
+  const int32_t* target;   // [T]; ignore_index or in [0, V), else an Error
+  void *loss, *lse;        // [], [T]
   DType dtype;
   int64_t T, V;
   int32_t ignore_index;
 };
 
-struct CrossEntropyBackwardArgs {  // dlogits = dloss / counted rows · (softmax − onehot)
+struct CrossEntropyBackwardArgs {    // dlogits = dloss / counted rows · (softmax − onehot)
   const void *dloss, *logits, *lse;  // dloss []
   const int32_t* target;
   void* dlogits;
@@ -228,7 +229,7 @@ struct CrossEntropyBackwardArgs {  // dlogits = dloss / counted rows · (softmax
   int32_t ignore_index;
 };
 
-struct AttentionArgs {  // y = softmax(q kᵀ · scale [causal mask]) v for each sequence and head
+struct AttentionArgs {    // y = softmax(q kᵀ · scale [causal mask]) v for each sequence and head
   const void *q, *k, *v;  // q [B, Nq, heads·d], k and v [B, Nk, heads·d]
   void *y, *lse;          // y [B, Nq, heads·d], lse [B, heads, Nq]
   DType dtype;
@@ -258,14 +259,16 @@ struct DropoutArgs {  // y_i = x_i / (1 − p) where uniform24(word i) ≥ p, el
 // ---- mixture of experts -----------------------------------------------------------------------------------
 
 struct RouteArgs {
-  const void *x, *w;                         // x [B, N, D], router weight w [E, D]
-  const float* threshold;                    // [K], first entry not used
-  const void *uniforms, *gumbel_uniforms;    // [K, B, N] and [B, N, E], or null: drawn with (seed, step) and (seed, gumbel_step)
-  const int32_t* mask;                       // [B, N], 0 = padding; or null
+  const void *x, *w;       // x [B, N, D], router weight w [E, D]
+  const float* threshold;  // [K], first entry not used
+  const void *uniforms,
+      *gumbel_uniforms;  // [K, B, N] and [B, N, E], or null: drawn with (seed, step) and (seed, gumbel_step)
+  const int32_t* mask;   // [B, N], 0 = padding; or null
   int32_t *expert_index, *kept, *position;   // [B, N, K]; position −1 where not kept
   void *gate, *weight;                       // [B, N, K]: g_k and w_k = g_k · kept_k
   void *balance_loss, *z_loss, *total_loss;  // []
-  void *probs, *logits, *lse, *density;      // saved for the backward: s [B, N, E], clean l [B, N, E], lse of l [B, N], f [B, E]
+  void *probs, *logits, *lse,
+      *density;  // saved for the backward: s [B, N, E], clean l [B, N, E], lse of l [B, N], f [B, E]
   DType dtype;
   int64_t B, N, D, E, K, C;
   uint64_t seed, step, gumbel_step;
@@ -274,29 +277,29 @@ struct RouteArgs {
 };
 
 struct RouteBackwardArgs {
-  const void* dweight;                    // [B, N, K] or null
-  const void *dbalance, *dz, *dtotal;     // [] or null
+  const void* dweight;                 // [B, N, K] or null
+  const void *dbalance, *dz, *dtotal;  // [] or null
   const void *x, *w;
   const int32_t *mask, *expert_index, *kept;
   const void *gate, *probs, *logits, *lse, *density;
-  void *dx, *dw;                          // [B, N, D], [E, D]; each or null
+  void *dx, *dw;  // [B, N, D], [E, D]; each or null
   DType dtype;
   int64_t B, N, D, E, K;
   double eps, balance_coef, z_coef;
   int32_t noisy, training, differentiable_topk;
 };
 
-// Kept assignments are those with position ≥ 0. A backend with fixed_slots has a row for each slot [E, B, C]; one without
-// has rows for kept assignments only, sorted by (expert, token, choice).
+// Kept assignments are those with position ≥ 0. A backend with fixed_slots has a row for each slot [E, B, C]; one
+// without has rows for kept assignments only, sorted by (expert, token, choice).
 struct ExpertFfnArgs {
-  const void* x;                                  // [T, D]
-  const int32_t *expert_index, *position;         // [T, K]; both null: one expert, every token, K = 1
-  const void* weight;                             // [T, K]; null: all 1
-  const void *w1, *b1, *mult_bias, *w2, *b2;      // [E, 2H, D], [E, 2H], [E, H], [E, D, H], [E, D]
-  void* y;                                        // [T, D]; zeros for a token with nothing kept
-  void* a;                                        // pre-activations A [rows, 2H], saved for the backward; null: not needed
+  const void* x;                              // [T, D]
+  const int32_t *expert_index, *position;     // [T, K]; both null: one expert, every token, K = 1
+  const void* weight;                         // [T, K]; null: all 1
+  const void *w1, *b1, *mult_bias, *w2, *b2;  // [E, 2H, D], [E, 2H], [E, H], [E, D, H], [E, D]
+  void* y;                                    // [T, D]; zeros for a token with nothing kept
+  void* a;                                    // pre-activations A [rows, 2H], saved for the backward; null: not needed
   DType dtype;
-  int64_t T, K, D, E, H, B, C, rows;              // T = B·N. rows: E·B·C, or the most that can be kept; more is an Error
+  int64_t T, K, D, E, H, B, C, rows;  // T = B·N. rows: E·B·C, or the most that can be kept; more is an Error
 };
 
 struct ExpertFfnBackwardArgs {
@@ -305,11 +308,11 @@ struct ExpertFfnBackwardArgs {
   const int32_t *expert_index, *position;
   const void* weight;
   const void *w1, *b1, *mult_bias, *w2, *b2, *a;
-  void *dx, *dweight;                             // dweight null where weight is; dx or null
-  void *dw1, *db1, *dmult_bias, *dw2, *db2;       // all or none null; zeros for experts without tokens
+  void *dx, *dweight;                        // dweight null where weight is; dx or null
+  void *dw1, *db1, *dmult_bias, *dw2, *db2;  // all or none null; zeros for experts without tokens
   DType dtype;
   int64_t T, K, D, E, H, B, C, rows;
-  int32_t straight_through;                       // dweight += <A − b1, dA>
+  int32_t straight_through;  // dweight += <A − b1, dA>
 };
 
 struct DispatchArgs {  // y [E, B, C, D]: row (e, b, position) = x[b, n]; empty slots are zero
@@ -328,7 +331,7 @@ struct DispatchBackwardArgs {
   int64_t B, N, D, E, K, C;
 };
 
-struct CombineArgs {   // y [B, N, D] = Σ_k weight_k · x[e_k, b, position_k]
+struct CombineArgs {       // y [B, N, D] = Σ_k weight_k · x[e_k, b, position_k]
   const void *x, *weight;  // x [E, B, C, D], weight [B, N, K]
   const int32_t *expert_index, *position;
   void* y;
@@ -360,9 +363,9 @@ struct TopkBackwardArgs {  // dx [T, E]: zeros, and dvalue at the chosen entries
   int64_t T, E, K;
 };
 
-struct GroupedGemmArgs {        // y [R, O]: rows of group g are x rows · w[g]ᵀ. Groups follow each other.
-  const void *x, *w;            // x [R, I], w [G, O, I]
-  const int32_t* group_sizes;   // [G], ≥ 0, sum R, else an Error
+struct GroupedGemmArgs {       // y [R, O]: rows of group g are x rows · w[g]ᵀ. Groups follow each other.
+  const void *x, *w;           // x [R, I], w [G, O, I]
+  const int32_t* group_sizes;  // [G], ≥ 0, sum R, else an Error
   void* y;
   DType dtype;
   int64_t R, G, I, O;
@@ -378,7 +381,8 @@ struct GroupedGemmBackwardArgs {  // each of dx, dw or null
 
 // ---- optimizers: in place -----------------------------------------------------------------------------------
 
-struct AdamwArgs {  // torch.optim.AdamW: p *= 1 − lr·wd; m, v; p −= lr / (1 − β1^step) · m / (√(v / (1 − β2^step)) + eps)
+struct AdamwArgs {  // torch.optim.AdamW: p *= 1 − lr·wd; m, v; p −= lr / (1 − β1^step) · m / (√(v / (1 − β2^step)) +
+                    // eps)
   void* p;
   const void* g;
   void *m, *v;
@@ -442,7 +446,7 @@ struct OpTable {
 };
 
 struct Backend {
-  uint32_t abi;        // kBackendAbi
+  uint32_t abi;         // kBackendAbi
   const char* name;     // "cpu", "cuda"
   const char* variant;  // instruction set or card
   int32_t fixed_slots;  // 1: expert_ffn computes every slot, so that shapes do not depend on the routing
@@ -463,10 +467,10 @@ struct Probe {           // what a plugin answers to "can you work here?"
 
 // What the symbol `st_moe_plugin` of a shared library gives. The ABI number comes first and is looked at first.
 struct Plugin {
-  uint32_t abi;                                                                // kBackendAbi
-  void (*probe)(Probe* probe);                                                 // opens driver and libraries; never throws
-  Status (*open)(int32_t index, const Backend** backend, Context* context);    // a stream for one environment
-  void (*close)(const Backend* backend, Context* context);                     // after its last tensor is gone
+  uint32_t abi;                                                              // kBackendAbi
+  void (*probe)(Probe* probe);                                               // opens driver and libraries; never throws
+  Status (*open)(int32_t index, const Backend** backend, Context* context);  // a stream for one environment
+  void (*close)(const Backend* backend, Context* context);                   // after its last tensor is gone
 };
 using PluginEntry = const Plugin* (*)();
 constexpr const char* kPluginSymbol = "st_moe_plugin";

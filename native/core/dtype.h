@@ -28,6 +28,8 @@ static inline constexpr const char* dtype_name(DType dtype) {
   return "unknown";
 }
 
-static inline constexpr bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::f64; }
+static inline constexpr bool is_float(DType dtype) {
+  return dtype == DType::f32 || dtype == DType::f64;
+}
 
 }  // namespace st_moe

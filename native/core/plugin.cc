@@ -25,7 +25,8 @@ static PluginLibrary open_library(const std::string& path) {
   const Plugin* plugin = entry ? entry() : nullptr;
   if (!plugin) return failed("plugin", path + " is not an st-moe plugin: it has no " + kPluginSymbol);
   if (plugin->abi != kBackendAbi)
-    return failed("abi", path + " has ABI " + std::to_string(plugin->abi) + ", this addon needs " + std::to_string(kBackendAbi));
+    return failed(
+        "abi", path + " has ABI " + std::to_string(plugin->abi) + ", this addon needs " + std::to_string(kBackendAbi));
   PluginLibrary library{plugin, {}};
   plugin->probe(&library.probe);
   if (library.probe.device_count <= 0) library.plugin = nullptr;
@@ -34,7 +35,8 @@ static PluginLibrary open_library(const std::string& path) {
 
 const PluginLibrary& load_plugin(const std::string& path) {
   static std::mutex mutex;
-  static auto* const libraries = new std::map<std::string, PluginLibrary>;  // never closed: its threads may still run at exit
+  static auto* const libraries =
+      new std::map<std::string, PluginLibrary>;  // never closed: its threads may still run at exit
   std::lock_guard<std::mutex> lock(mutex);
   const auto found = libraries->find(path);
   if (found != libraries->end()) return found->second;

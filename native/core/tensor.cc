@@ -21,7 +21,8 @@ Storage::~Storage() {
 
 int64_t shape_size(const Shape& shape) {
   constexpr int64_t limit = int64_t{1} << 46;
-  if (shape.size() > kMaxRank) fail(ErrorCode::shape, "a shape has at most %d dimensions, got %zu", kMaxRank, shape.size());
+  if (shape.size() > kMaxRank)
+    fail(ErrorCode::shape, "a shape has at most %d dimensions, got %zu", kMaxRank, shape.size());
   int64_t size = 1;
   bool empty = false;
   for (int64_t n : shape) {
@@ -74,7 +75,9 @@ Tensor& TensorTable::get(Handle handle) {
   return slot->tensor;
 }
 
-bool TensorTable::alive(Handle handle) const { return const_cast<TensorTable*>(this)->find(handle) != nullptr; }
+bool TensorTable::alive(Handle handle) const {
+  return const_cast<TensorTable*>(this)->find(handle) != nullptr;
+}
 
 int64_t TensorTable::references(Handle handle) {
   const Slot* slot = find(handle);

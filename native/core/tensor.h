@@ -71,12 +71,12 @@ class TensorTable {
  public:
   using Handle = int64_t;  // generation << 24 | slot; below 2^53, so exact as a JavaScript number
 
-  Handle insert(Tensor tensor);          // with one reference
-  Tensor& get(Handle handle);            // throws Error(disposed); stays valid while the handle has references
+  Handle insert(Tensor tensor);  // with one reference
+  Tensor& get(Handle handle);    // throws Error(disposed); stays valid while the handle has references
   bool alive(Handle handle) const;
-  int64_t references(Handle handle);     // 0 of a dead handle
-  void retain(Handle handle);            // throws Error(disposed)
-  void release(Handle handle);           // of a dead handle: nothing
+  int64_t references(Handle handle);  // 0 of a dead handle
+  void retain(Handle handle);         // throws Error(disposed)
+  void release(Handle handle);        // of a dead handle: nothing
 
  private:
   static constexpr int kSlotBits = 24;

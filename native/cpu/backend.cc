@@ -35,7 +35,8 @@ Variant choose_variant() {
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                   __builtin_cpu_supports("avx512cd");
-  const Variant variants[] = {{"avx512", avx512::op_table, v4}, {"avx2", avx2::op_table, v3}, {"baseline", baseline::op_table, true}};
+  const Variant variants[] = {
+      {"avx512", avx512::op_table, v4}, {"avx2", avx2::op_table, v3}, {"baseline", baseline::op_table, true}};
 #else
   const Variant variants[] = {{"baseline", baseline::op_table, true}};
 #endif
@@ -47,9 +48,13 @@ Variant choose_variant() {
   return {"baseline", baseline::op_table, true};
 }
 
-void* allocate(const Context&, size_t bytes) { return cache_allocate(bytes); }
+void* allocate(const Context&, size_t bytes) {
+  return cache_allocate(bytes);
+}
 
-void release(const Context&, void* data, size_t bytes) { cache_release(data, bytes); }
+void release(const Context&, void* data, size_t bytes) {
+  cache_release(data, bytes);
+}
 
 Status copy(const Context&, void* to, const void* from, size_t bytes) {
   if (bytes) std::memcpy(to, from, bytes);
@@ -62,7 +67,8 @@ Status copy(const Context&, void* to, const void* from, size_t bytes) {
 const Backend& cpu_backend() {
   static const Backend backend = [] {
     const cpu::Variant variant = cpu::choose_variant();
-    return Backend{kBackendAbi, "cpu", variant.name, 0, cpu::allocate, cpu::release, cpu::copy, cpu::copy, variant.table()};
+    return Backend{kBackendAbi, "cpu",     variant.name,   0, cpu::allocate, cpu::release,
+                   cpu::copy,   cpu::copy, variant.table()};
   }();
   return backend;
 }

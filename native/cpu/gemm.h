@@ -5,7 +5,8 @@
 // order, whatever the number of threads and whatever else is in the batch.
 namespace st_moe::cpu::ST_MOE_ISA {
 
-// A matrix by strides, in elements. element(i, j) = data[row(i)·row_stride + j·col_stride], where row(i) is rows[i] or i.
+// A matrix by strides, in elements. element(i, j) = data[row(i)·row_stride + j·col_stride], where row(i) is rows[i] or
+// i.
 template <class T>
 struct MatrixView {
   const T* data;
@@ -16,7 +17,7 @@ struct MatrixView {
 template <class T>
 struct GemmProblem {  // C [M, N] (+)= A [M, K] · B [K, N] (+ bias [N])
   int64_t M, N, K;
-  MatrixView<T> a, b;       // one stride of each is 1; a.rows gathers by m, b.rows gathers by k
+  MatrixView<T> a, b;  // one stride of each is 1; a.rows gathers by m, b.rows gathers by k
   T* c;
   int64_t c_stride;         // row stride of C
   const T* bias = nullptr;  // added to each row

@@ -28,17 +28,21 @@ template <class T>
 static inline T max_of(T a, T b) {
   return a < b ? b : a;
 }
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 // Calls f(i) for i in [0, count) on up to ctx.threads threads, in any order. Results must not depend on the order.
 template <class F>
 static inline void parallel_for(const Context& ctx, int64_t count, F&& f) {
   using Fn = std::remove_reference_t<F>;
-  pool_run(ctx.threads, count, [](void* fn, int64_t i) { (*static_cast<Fn*>(fn))(i); },
-           const_cast<void*>(static_cast<const void*>(&f)));
+  pool_run(
+      ctx.threads, count, [](void* fn, int64_t i) { (*static_cast<Fn*>(fn))(i); },
+      const_cast<void*>(static_cast<const void*>(&f)));
 }
 
-// Calls f(begin, end) for the ranges of a split of [0, count) into blocks of `block`; the split does not depend on threads.
+// Calls f(begin, end) for the ranges of a split of [0, count) into blocks of `block`; the split does not depend on
+// threads.
 template <class F>
 static inline void parallel_blocks(const Context& ctx, int64_t count, int64_t block, F&& f) {
   parallel_for(ctx, ceil_div(count, block), [&](int64_t i) { f(i * block, min_of(count, (i + 1) * block)); });
@@ -48,7 +52,8 @@ static inline void parallel_blocks(const Context& ctx, int64_t count, int64_t bl
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t count) : bytes_(static_cast<size_t>(count) * sizeof(T)), data_(static_cast<T*>(scratch_allocate(bytes_))) {}
+  explicit Scratch(int64_t count)
+      : bytes_(static_cast<size_t>(count) * sizeof(T)), data_(static_cast<T*>(scratch_allocate(bytes_))) {}
   ~Scratch() { scratch_release(data_, bytes_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

@@ -15,8 +15,8 @@ size_t available_bytes();  // that the system can still give; the largest number
 // 64-byte aligned; null when memory is exhausted or bytes is absurd.
 void* cache_allocate(size_t bytes);
 void cache_release(void* data, size_t bytes);
-size_t cached_bytes();   // held for re-use, not counted as live
-void cache_trim();       // gives what is cached back to the system
+size_t cached_bytes();  // held for re-use, not counted as live
+void cache_trim();      // gives what is cached back to the system
 
 void* scratch_allocate(size_t bytes);  // as cache_allocate, but throws Error(out_of_memory)
 void scratch_release(void* data, size_t bytes);

@@ -13,7 +13,7 @@ struct Simd {
   static inline V load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
   static inline void store(T* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
   static inline V set(T v) { return v - V{}; }  // unlike v + 0, folds to a broadcast
-  static inline T sum(V v) {  // pairwise, fixed order
+  static inline T sum(V v) {                    // pairwise, fixed order
     T lane[lanes];
     store(lane, v);
     for (int width = lanes / 2; width > 0; width /= 2)

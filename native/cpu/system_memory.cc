@@ -22,7 +22,9 @@ int64_t number_in(const char* path, const char* key) {
   return value;
 }
 
-int64_t least(int64_t a, int64_t b) { return a < 0 ? b : b < 0 ? a : a < b ? a : b; }
+int64_t least(int64_t a, int64_t b) {
+  return a < 0 ? b : b < 0 ? a : a < b ? a : b;
+}
 
 // What a control group leaves, its reclaimable file cache counted as free; −1 without a limit.
 int64_t left_in_group(const char* limit_path, const char* usage_path, const char* stat_path, const char* cache_key) {
@@ -36,7 +38,8 @@ int64_t left_in_group(const char* limit_path, const char* usage_path, const char
 
 size_t available_bytes() {
 #if defined(__linux__)
-  const int64_t free_kib = number_in("/proc/meminfo", "MemAvailable:"), swap_kib = number_in("/proc/meminfo", "SwapFree:");
+  const int64_t free_kib = number_in("/proc/meminfo", "MemAvailable:"),
+                swap_kib = number_in("/proc/meminfo", "SwapFree:");
   int64_t available = free_kib < 0 ? -1 : (free_kib + (swap_kib > 0 ? swap_kib : 0)) * 1024;
   available = least(available, left_in_group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current",
                                              "/sys/fs/cgroup/memory.stat", "inactive_file "));

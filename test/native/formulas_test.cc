@@ -68,10 +68,8 @@ void sweeps() {
   sweep(
       "silu_grad", -100, 100, 3e-7, [](float x) { return st_moe::silu_grad(x); },
       [](double x) { return (1 + x / (1 + std::exp(x))) / (1 + std::exp(-x)); }, absolute);
-  sweep(
-      "normal_cdf", -15, 15, 1.2e-7, [](float x) { return st_moe::normal_cdf(x); }, cdf, absolute);
-  sweep(
-      "normal_cdf (relative)", -5, 0, 4e-6, [](float x) { return st_moe::normal_cdf(x); }, cdf, relative);
+  sweep("normal_cdf", -15, 15, 1.2e-7, [](float x) { return st_moe::normal_cdf(x); }, cdf, absolute);
+  sweep("normal_cdf (relative)", -5, 0, 4e-6, [](float x) { return st_moe::normal_cdf(x); }, cdf, relative);
   sweep(
       "gelu (over |z|)", -15, 15, 1.4e-7, [](float x) { return st_moe::gelu(x); }, [](double x) { return x * cdf(x); },
       by_x);
@@ -118,7 +116,8 @@ void limits(const char* type) {
     same("gelu_with_grad value", pair.value, st_moe::gelu(z));
     same("gelu_with_grad grad", pair.grad, st_moe::gelu_grad(z));
   }
-  expect(!st_moe::routed(T(0.5), T(0.1), T(0.2), T(1e-9)) && st_moe::routed(T(0.49), T(0.1), T(0.2), T(1e-9)), "routed", 0, 0);
+  expect(!st_moe::routed(T(0.5), T(0.1), T(0.2), T(1e-9)) && st_moe::routed(T(0.49), T(0.1), T(0.2), T(1e-9)), "routed",
+         0, 0);
   expect(st_moe::routed(T(0.99), T(0.1), T(0), T(1e-9)), "routed with threshold 0", 0, 0);
   expect(std::fabs(st_moe::gumbel(T(0)) + T(std::log(20 * std::log(10.0)))) < T(1e-6), "gumbel(0)", 0, 0);
 }

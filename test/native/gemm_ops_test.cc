@@ -53,9 +53,7 @@ void test_linear(int64_t T, int64_t I, int64_t O) {
          product(
              O, I, T, [&](int64_t o, int64_t t) { return dy_at(t, o); },
              [&](int64_t t, int64_t i) { return x[t * I + i]; }));
-  expect("dbias", status, dbias.data(),
-         product(
-             1, O, T, [](int64_t, int64_t) { return 1.0; }, dy_at));
+  expect("dbias", status, dbias.data(), product(1, O, T, [](int64_t, int64_t) { return 1.0; }, dy_at));
 }
 
 void test_matmul(bool transpose_a, bool transpose_b, bool broadcast_a, bool broadcast_b) {
@@ -94,8 +92,7 @@ void test_grouped() {
            product(n, O, I, x_at, [&](int64_t i, int64_t o) { return w_at(o, i); }));
     expect("grouped dx", backward, dx.data() + row * I, product(n, I, O, dy_at, w_at));
     expect("grouped dw", backward, dw.data() + g * O * I,
-           product(
-               O, I, n, [&](int64_t o, int64_t r) { return dy_at(r, o); }, x_at));
+           product(O, I, n, [&](int64_t o, int64_t r) { return dy_at(r, o); }, x_at));
     row += n;
   }
   const int32_t negative[2] = {-1, 45}, wrong[2] = {3, 40};

@@ -134,16 +134,12 @@ void test_softmax(Rows s, bool log) {
                       want = softmax_loops(x, s, log);
   std::vector<double> dx(x.size());
   reference().softmax_backward(kSerial, {dy.data(), want.data(), dx.data(), DType::f64, s.T, s.D, log});
-  if (s.D > 1)
-    expect_gradient(
-        x, dx, [&] { return inner(dy, softmax_loops(x, s, log)); }, "softmax dx");
+  if (s.D > 1) expect_gradient(x, dx, [&] { return inner(dy, softmax_loops(x, s, log)); }, "softmax dx");
   const auto x_t = narrow<T>(x), dy_t = narrow<T>(dy), y_t = narrow<T>(want);
   std::vector<T> y(x.size()), dx_t(x.size());
   run_op(
       log ? "log_softmax" : "softmax", {output(y)},
-      [&](auto& ops, auto& ctx) {
-        return ops.softmax(ctx, {x_t.data(), y.data(), dtype_of<T>(), s.T, s.D, log});
-      },
+      [&](auto& ops, auto& ctx) { return ops.softmax(ctx, {x_t.data(), y.data(), dtype_of<T>(), s.T, s.D, log}); },
       [&](auto what) { expect_close(y, want, what); });
   run_op(
       "softmax_backward", {output(dx_t)},
@@ -167,9 +163,7 @@ void test_non_finite_rows() {
     for (int64_t j = 0; j < V; ++j) x[3 * V + j] += 1000;
     run_op(
         "softmax of non-finite rows", {output(y)},
-        [&](auto& ops, auto& ctx) {
-          return ops.softmax(ctx, {x.data(), y.data(), dtype_of<T>(), 4, V, log});
-        },
+        [&](auto& ops, auto& ctx) { return ops.softmax(ctx, {x.data(), y.data(), dtype_of<T>(), 4, V, log}); },
         [&](auto what) {
           double sum = 0;
           for (int64_t j = 0; j < V; ++j)
@@ -223,9 +217,7 @@ void test_cross_entropy(Rows s) {
   reference().cross_entropy(kSerial, {x.data(), target.data(), value.data(), lse.data(), DType::f64, s.T, V, -100});
   reference().cross_entropy_backward(
       kSerial, {one.data(), x.data(), lse.data(), target.data(), dx.data(), DType::f64, s.T, V, -100});
-  if (V > 1)
-    expect_gradient(
-        x, dx, [&] { return loss(); }, "cross_entropy dlogits");
+  if (V > 1) expect_gradient(x, dx, [&] { return loss(); }, "cross_entropy dlogits");
   const auto x_t = narrow<T>(x);
   std::vector<T> loss_t(1), lse_t(s.T), dx_t(x.size()), upstream{T(0.5)};
   for (double& v : dx) v *= 0.5;

@@ -231,7 +231,7 @@ void check_forward(const Layer<T>& layer, const Reference& r, double tolerance, 
 }
 
 // Central differences of the plain implementation at up to 60 entries of one input.
-void check_gradient(const Problem& problem, Values Problem::*input, const Values& gradient, const std::string& name) {
+void check_gradient(const Problem& problem, Values Problem::* input, const Values& gradient, const std::string& name) {
   Problem p = problem;
   const Values weight = reference(p).weight, *frozen = !p.shape.has(kNoStraightThrough) ? &weight : nullptr;
   Values& v = p.*input;

@@ -17,24 +17,15 @@ void test_fill() {
   for (int64_t n : kSizes) {
     std::vector<float> f(n);
     run_op(
-        "fill f32", {output(f)},
-        [&](auto& ops, auto& ctx) {
-          return ops.fill(ctx, {f.data(), DType::f32, n, 0.1});
-        },
+        "fill f32", {output(f)}, [&](auto& ops, auto& ctx) { return ops.fill(ctx, {f.data(), DType::f32, n, 0.1}); },
         [&](auto what) { expect(std::count(f.begin(), f.end(), 0.1f) == n, what); });
     std::vector<int32_t> i(n);
     run_op(
-        "fill i32", {output(i)},
-        [&](auto& ops, auto& ctx) {
-          return ops.fill(ctx, {i.data(), DType::i32, n, -3e9});
-        },
+        "fill i32", {output(i)}, [&](auto& ops, auto& ctx) { return ops.fill(ctx, {i.data(), DType::i32, n, -3e9}); },
         [&](auto what) { expect(std::count(i.begin(), i.end(), INT32_MIN) == n, what); });
     std::vector<uint16_t> b(n);
     run_op(
-        "fill bf16", {output(b)},
-        [&](auto& ops, auto& ctx) {
-          return ops.fill(ctx, {b.data(), DType::bf16, n, 1.5});
-        },
+        "fill bf16", {output(b)}, [&](auto& ops, auto& ctx) { return ops.fill(ctx, {b.data(), DType::bf16, n, 1.5}); },
         [&](auto what) { expect(std::count(b.begin(), b.end(), 0x3fc0) == n, what); });
   }
 }
@@ -235,9 +226,7 @@ void test_unary() {
       const std::string name = "unary " + std::to_string(k);
       run_op(
           name, {output(y)},
-          [&](auto& ops, auto& ctx) {
-            return ops.unary(ctx, {x.data(), y.data(), dtype_of<T>(), n, kind});
-          },
+          [&](auto& ops, auto& ctx) { return ops.unary(ctx, {x.data(), y.data(), dtype_of<T>(), n, kind}); },
           [&](auto what) { expect_close(y, want, what); });
       run_op(
           name + " backward", {output(dx)},
@@ -304,8 +293,7 @@ void binary_case(DType dtype, std::vector<int64_t> shape, std::vector<int> a_dim
     args.a = a.data();
     args.b = b.data();
     args.y = y.data();
-    run_op(
-        "binary", {output(y)}, [&](auto& ops, auto& ctx) { return ops.binary(ctx, args); }, verify);
+    run_op("binary", {output(y)}, [&](auto& ops, auto& ctx) { return ops.binary(ctx, args); }, verify);
     if (a_size != size) continue;
     run_op(
         "binary in place", {output(y)},
@@ -367,9 +355,7 @@ void test_reduce() {
     const std::vector<double> sum{static_cast<double>(exact)};
     run_op(
         "sum_squares", {output(squares)},
-        [&](auto& ops, auto& ctx) {
-          return ops.sum_squares(ctx, {x.data(), squares.data(), dtype_of<T>(), n});
-        },
+        [&](auto& ops, auto& ctx) { return ops.sum_squares(ctx, {x.data(), squares.data(), dtype_of<T>(), n}); },
         [&](auto what) { expect_close(squares, sum, what); });
     run_op(
         "scale", {output(y)},
@@ -391,9 +377,7 @@ void test_dropout() {
         want[i] = static_cast<double>(uniform24(philox_word(8, 9, i))) >= p ? x[i] * static_cast<T>(1 / (1 - p)) : T(0);
       run_op(
           "dropout", {output(y)},
-          [&](auto& ops, auto& ctx) {
-            return ops.dropout(ctx, {x.data(), y.data(), dtype_of<T>(), n, p, 8, 9});
-          },
+          [&](auto& ops, auto& ctx) { return ops.dropout(ctx, {x.data(), y.data(), dtype_of<T>(), n, p, 8, 9}); },
           [&](auto what) { expect(y == want, what); });
     }
 }

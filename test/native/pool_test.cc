@@ -17,8 +17,7 @@ namespace {
 template <class F>
 void run(int threads, int64_t count, F&& f) {
   using Fn = std::remove_reference_t<F>;
-  pool_run(
-      threads, count, [](void* fn, int64_t i) { (*static_cast<Fn*>(fn))(i); }, &f);
+  pool_run(threads, count, [](void* fn, int64_t i) { (*static_cast<Fn*>(fn))(i); }, &f);
 }
 
 // Every index once, for many sizes and numbers of threads.
