@@ -20,6 +20,9 @@ struct Product {
 // K = 0 writes zeros (nothing when accumulating). Throws Error.
 void multiply(const Context& ctx, DType dtype, const Product& product);
 
+// Frees Stream::blas.
+void destroy_blas(void* handle) noexcept;
+
 // For groups of different sizes, which the host knows: one cublasGemmGroupedBatchedEx.
 void multiply_grouped(const Context& ctx, DType dtype, const Product* products, int64_t count);
 

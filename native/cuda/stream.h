@@ -20,7 +20,7 @@ class Stream {
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
-  cudaStream_t stream() const { return stream_; }
+  cudaStream_t stream() const;  // makes the device current
   int device() const { return device_; }
 
   void* allocate(size_t bytes);  // in stream order; throws Error(out_of_memory)
@@ -46,13 +46,23 @@ class Stream {
   void* blas = nullptr;  // cublasHandle_t, made at the first product (cuda/blas.h)
 
  private:
+  struct Half {  // of the pinned staging memory
+    void* data = nullptr;
+    cudaEvent_t copied = nullptr;  // recorded after the copy that uses it
+  };
+
   void make_current() const;
+  void destroy() noexcept;
+  void wait_for(const Half& half);
+  void throw_fault();
 
   int device_;
   cudaStream_t stream_ = nullptr;
-  void* staging_ = nullptr;  // pinned
-  size_t staging_bytes_ = 0;
-  Fault* fault_ = nullptr;  // on the device
+  cudaMemPool_t pool_ = nullptr;
+  Half halves_[2];
+  int next_half_ = 0;
+  Fault* fault_ = nullptr;      // on the device
+  void* fault_copy_ = nullptr;  // pinned
   int64_t launches_ = 0, gemms_ = 0, synchronisations_ = 0;
 };
 
@@ -62,7 +72,7 @@ static inline Stream& stream_of(const Context& ctx) { return *static_cast<Stream
 
 // Called by a kernel that meets an index out of range; the kernel then skips the element.
 __device__ static inline void report_fault(Stream::Fault* fault, FaultKind kind, int32_t value) {
-  if (atomicExch(&fault->kind, static_cast<int32_t>(kind)) == 0) fault->value = value;
+  if (atomicCAS(&fault->kind, 0, static_cast<int32_t>(kind)) == 0) fault->value = value;
 }
 
 }  // namespace st_moe::cuda

@@ -1,0 +1,186 @@
+#include "cuda/blas.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "cuda/blas_library.h"
+#include "cuda/kernel.cuh"
+
+namespace st_moe::cuda {
+
+static void check_blas(cublasStatus_t status, const char* what) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  const ErrorCode code = status == CUBLAS_STATUS_ALLOC_FAILED ? ErrorCode::out_of_memory : ErrorCode::internal;
+  fail(code, "cuBLAS, %s: %s", what, blas_library().status_string(status));
+}
+
+static cublasHandle_t handle_of(Stream& stream) {
+  const cudaStream_t queue = stream.stream();  // makes the device current
+  if (!stream.blas) {
+    if (!blas_library().found) fail(ErrorCode::backend_unavailable, "cublas: %s", blas_library().reason);
+    cublasHandle_t handle = nullptr;
+    check_blas(blas_library().create(&handle), "create");
+    stream.blas = handle;
+    check_blas(blas_library().set_stream(handle, queue), "stream");
+  }
+  return static_cast<cublasHandle_t>(stream.blas);
+}
+
+void destroy_blas(void* handle) noexcept {
+  if (handle) blas_library().destroy(static_cast<cublasHandle_t>(handle));
+}
+
+static int as_int(int64_t value, const char* what) {
+  if (value > std::numeric_limits<int>::max())
+    fail(ErrorCode::shape, "a matrix product on cuda has a %s below 2^31, got %lld", what, static_cast<long long>(value));
+  return static_cast<int>(value);
+}
+
+// How cuBLAS calls a dtype, and what it multiplies and adds in.
+struct Types {
+  cudaDataType data;
+  cublasComputeType_t compute;
+};
+
+static Types types_of(DType dtype) {
+  static const bool tf32 = [] {
+    const char* wanted = std::getenv("ST_MOE_TF32");
+    return wanted && std::strcmp(wanted, "1") == 0;
+  }();
+  switch (dtype) {
+    case DType::f32: return {CUDA_R_32F, tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F};
+    case DType::f64: return {CUDA_R_64F, CUBLAS_COMPUTE_64F};
+    case DType::bf16: return {CUDA_R_16BF, CUBLAS_COMPUTE_32F};
+    case DType::f16: return {CUDA_R_16F, CUBLAS_COMPUTE_32F};
+    case DType::i32: break;
+  }
+  fail(ErrorCode::dtype, "a matrix product needs floating point, got %s", dtype_name(dtype));
+}
+
+// alpha and beta have the type of the arithmetic.
+struct Scalars {
+  Scalars(const Types& types, double first, double second)
+      : wide{first, second}, narrow{static_cast<float>(first), static_cast<float>(second)},
+        is_wide(types.compute == CUBLAS_COMPUTE_64F) {}
+  const void* at(int i) const { return is_wide ? static_cast<const void*>(wide + i) : narrow + i; }
+  double wide[2];
+  float narrow[2];
+  bool is_wide;
+};
+
+// A row-major C = op(A) op(B) is the column-major Cᵀ = op(B)ᵀ op(A)ᵀ, whose operands are stored as they stand. This is
+// the only place that knows.
+struct ColumnMajor {
+  cublasOperation_t transa, transb;
+  int m, n, k, lda, ldb, ldc;
+  const void *a, *b;
+};
+
+static ColumnMajor column_major(const Product& p) {
+  return {p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N,
+          p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N,
+          as_int(p.N, "N"),
+          as_int(p.M, "M"),
+          as_int(p.K, "K"),
+          as_int(p.ldb, "row stride"),
+          as_int(p.lda, "row stride"),
+          as_int(p.ldc, "row stride"),
+          p.b,
+          p.a};
+}
+
+template <class Word>
+struct Zero {
+  Word* c;
+  int64_t M, N, ldc, stride;
+  __device__ void operator()(int64_t i) const { c[i / (M * N) * stride + i / N % M * ldc + i % N] = 0; }
+};
+
+// Whether nothing is left to multiply. All dtypes have zero in their zero bits.
+static bool write_empty(const Context& ctx, DType dtype, const Product& p) {
+  if (p.M == 0 || p.N == 0 || p.batch == 0) return true;
+  if (p.K > 0) return false;
+  if (p.accumulate) return true;
+  const int64_t size = p.batch * p.M * p.N;
+  switch (dtype_size(dtype)) {
+    case 8: elementwise(ctx, size, Zero<uint64_t>{static_cast<uint64_t*>(p.c), p.M, p.N, p.ldc, p.c_stride}); break;
+    case 4: elementwise(ctx, size, Zero<uint32_t>{static_cast<uint32_t*>(p.c), p.M, p.N, p.ldc, p.c_stride}); break;
+    default: elementwise(ctx, size, Zero<uint16_t>{static_cast<uint16_t*>(p.c), p.M, p.N, p.ldc, p.c_stride});
+  }
+  return true;
+}
+
+void multiply(const Context& ctx, DType dtype, const Product& p) {
+  const Types types = types_of(dtype);
+  if (write_empty(ctx, dtype, p)) return;
+  const ColumnMajor g = column_major(p);
+  const Scalars scalars(types, 1, p.accumulate ? 1 : 0);
+  Stream& stream = stream_of(ctx);
+  check_blas(blas_library().gemm_strided_batched(handle_of(stream), g.transa, g.transb, g.m, g.n, g.k, scalars.at(0), g.a,
+                                                 types.data, g.lda, p.b_stride, g.b, types.data, g.ldb, p.a_stride,
+                                                 scalars.at(1), p.c, types.data, g.ldc, p.c_stride,
+                                                 as_int(p.batch, "batch"), types.compute, CUBLAS_GEMM_DEFAULT),
+             "product");
+  stream.count_gemm();
+}
+
+// The columns of the arguments of cublasGemmGroupedBatchedEx. Empty groups stay out: some versions mistreat them.
+struct Groups {
+  std::vector<cublasOperation_t> transa, transb;
+  std::vector<int> m, n, k, lda, ldb, ldc, size;
+  std::vector<double> wide_alpha, wide_beta;
+  std::vector<float> alpha, beta;
+  std::vector<const void*> pointers;  // all A, all B, all C
+
+  void add(const Product& p) {
+    const ColumnMajor g = column_major(p);
+    transa.push_back(g.transa);
+    transb.push_back(g.transb);
+    m.push_back(g.m);
+    n.push_back(g.n);
+    k.push_back(g.k);
+    lda.push_back(g.lda);
+    ldb.push_back(g.ldb);
+    ldc.push_back(g.ldc);
+    size.push_back(1);
+    wide_alpha.push_back(1);
+    alpha.push_back(1);
+    wide_beta.push_back(p.accumulate ? 1 : 0);
+    beta.push_back(p.accumulate ? 1 : 0);
+  }
+};
+
+void multiply_grouped(const Context& ctx, DType dtype, const Product* products, int64_t count) {
+  const Types types = types_of(dtype);
+  std::vector<Product> work;
+  for (int64_t i = 0; i < count; ++i)
+    if (!write_empty(ctx, dtype, products[i])) work.push_back(products[i]);
+  Stream& stream = stream_of(ctx);
+  const cublasHandle_t handle = handle_of(stream);
+  if (work.size() < 2 || !blas_library().gemm_grouped_batched) {
+    for (const Product& p : work) multiply(ctx, dtype, p);
+    return;
+  }
+  Groups groups;
+  for (const Product& p : work) groups.add(p);
+  for (const Product& p : work) groups.pointers.push_back(p.b);
+  for (const Product& p : work) groups.pointers.push_back(p.a);
+  for (const Product& p : work) groups.pointers.push_back(p.c);
+  const size_t n = work.size();
+  Scratch<const void*> pointers(ctx, static_cast<int64_t>(3 * n));
+  stream.copy_in(pointers.get(), groups.pointers.data(), 3 * n * sizeof(void*));
+  const bool wide = types.compute == CUBLAS_COMPUTE_64F;
+  check_blas(blas_library().gemm_grouped_batched(
+                 handle, groups.transa.data(), groups.transb.data(), groups.m.data(), groups.n.data(), groups.k.data(),
+                 wide ? static_cast<const void*>(groups.wide_alpha.data()) : groups.alpha.data(), pointers.get(),
+                 types.data, groups.lda.data(), pointers.get() + n, types.data, groups.ldb.data(),
+                 wide ? static_cast<const void*>(groups.wide_beta.data()) : groups.beta.data(),
+                 const_cast<void* const*>(pointers.get() + 2 * n), types.data, groups.ldc.data(), static_cast<int>(n),
+                 groups.size.data(), types.compute),
+             "grouped product");
+  stream.count_gemm();
+}
+
+}  // namespace st_moe::cuda

@@ -1,0 +1,129 @@
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <new>
+#include <string>
+
+#include "cuda/blas_library.h"
+#include "cuda/ops.h"
+#include "cuda/stream.h"
+
+namespace st_moe::cuda {
+namespace {
+
+constexpr int kOldestCapability = 75;  // kernels are compiled for this and newer ones
+
+void answer(Probe* probe, const char* stage, const std::string& reason) {
+  probe->device_count = 0;
+  std::snprintf(probe->stage, sizeof probe->stage, "%s", stage);
+  std::snprintf(probe->reason, sizeof probe->reason, "%s", reason.c_str());
+}
+
+std::string version_text(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
+
+std::string driver_reason(cudaError_t status) {
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  if (driver == 0) return "no NVIDIA driver is installed (libcuda.so.1 is not found)";
+  return std::string(cudaGetErrorString(status)) + ": the driver supports CUDA " + version_text(driver) +
+         ", this plugin is built with CUDA " + version_text(runtime);
+}
+
+std::string device_reason() {
+  const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+  return std::string("the driver sees no CUDA card") + (visible ? std::string(" (CUDA_VISIBLE_DEVICES is '") + visible + "')" : "");
+}
+
+void probe(Probe* probe) {
+  *probe = {};
+  try {
+    int count = 0;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    cudaGetLastError();
+    if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0)) return answer(probe, "device", device_reason());
+    if (status != cudaSuccess) return answer(probe, "driver", driver_reason(status));
+    if (!blas_library().found) return answer(probe, "cublas", blas_library().reason);
+    probe->device_count = count;
+  } catch (const std::exception& error) {
+    answer(probe, "plugin", error.what());
+  }
+}
+
+template <class F>
+Status guarded(F&& f) {
+  ErrorCode code = ErrorCode::internal;
+  char text[sizeof Status{}.text] = "unexpected exception";
+  try {
+    f();
+    return Status{ErrorCode::none, {}};
+  } catch (const Error& error) {
+    code = error.code();
+    std::snprintf(text, sizeof text, "%s", error.what());
+  } catch (const std::bad_alloc&) {
+    code = ErrorCode::out_of_memory;
+    std::snprintf(text, sizeof text, "not enough memory");
+  } catch (...) {
+  }
+  Status status{code, {}};
+  std::memcpy(status.text, text, sizeof text);
+  return status;
+}
+
+void* allocate(const Context& ctx, size_t bytes) { return stream_of(ctx).try_allocate(bytes); }
+void release(const Context& ctx, void* data, size_t bytes) { stream_of(ctx).release(data, bytes); }
+Status copy_in(const Context& ctx, void* to, const void* host, size_t bytes) {
+  return guarded([&] { stream_of(ctx).copy_in(to, host, bytes); });
+}
+Status copy_out(const Context& ctx, void* host, const void* from, size_t bytes) {
+  return guarded([&] { stream_of(ctx).copy_out(host, from, bytes); });
+}
+
+struct Card {
+  std::string name;
+  Backend backend;
+};
+
+Card* make_card(int index) {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, index), "device");
+  if (properties.major * 10 + properties.minor < kOldestCapability)
+    fail(ErrorCode::backend_unavailable, "%s has compute capability %d.%d; %d.%d or newer is needed", properties.name,
+         properties.major, properties.minor, kOldestCapability / 10, kOldestCapability % 10);
+  auto* card = new Card{properties.name, {}};
+  card->backend = {kBackendAbi, "cuda", card->name.c_str(), 1, allocate, release, copy_in, copy_out, op_table()};
+  return card;
+}
+
+// One for each card, never freed: environments of several threads hold them.
+const Backend* backend_of(int index) {
+  static std::mutex mutex;
+  static auto* const cards = new std::map<int, Card*>;
+  std::lock_guard<std::mutex> lock(mutex);
+  auto found = cards->find(index);
+  if (found == cards->end()) found = cards->emplace(index, make_card(index)).first;
+  return &found->second->backend;
+}
+
+Status open(int32_t index, const Backend** backend, Context* context) {
+  return guarded([&] {
+    const Backend* card = backend_of(index);
+    context->stream = new Stream(index);
+    *backend = card;
+  });
+}
+
+void close(const Backend*, Context* context) {
+  delete static_cast<Stream*>(context->stream);
+  context->stream = nullptr;
+}
+
+}  // namespace
+}  // namespace st_moe::cuda
+
+extern "C" __attribute__((visibility("default"))) const st_moe::Plugin* st_moe_plugin() {
+  static const st_moe::Plugin plugin{st_moe::kBackendAbi, st_moe::cuda::probe, st_moe::cuda::open, st_moe::cuda::close};
+  return &plugin;
+}

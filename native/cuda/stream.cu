@@ -1,0 +1,148 @@
+#include "cuda/stream.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cuda/blas.h"
+
+namespace st_moe::cuda {
+
+constexpr size_t kHalfBytes = size_t{4} << 20;  // of the staging memory: one is filled while the other is copied
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // an error that is not sticky must not fail the next launch
+  const ErrorCode code = status == cudaErrorMemoryAllocation ? ErrorCode::out_of_memory : ErrorCode::internal;
+  fail(code, "CUDA, %s: %s (%s)", what, cudaGetErrorString(status), cudaGetErrorName(status));
+}
+
+Stream::Stream(int device) : device_(device) {
+  try {
+    check(cudaSetDevice(device_), "device");
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
+    check(cudaDeviceGetDefaultMemPool(&pool_, device_), "memory pool");
+    uint64_t keep = UINT64_MAX;  // freed memory stays in the pool: giving it back costs a synchronisation
+    check(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep), "memory pool");
+    for (Half& half : halves_) {
+      check(cudaMallocHost(&half.data, kHalfBytes), "staging memory");
+      check(cudaEventCreateWithFlags(&half.copied, cudaEventDisableTiming), "event");
+    }
+    check(cudaMallocHost(&fault_copy_, sizeof(Fault)), "staging memory");
+    check(cudaMallocAsync(&fault_, sizeof(Fault), stream_), "fault word");
+    check(cudaMemsetAsync(fault_, 0, sizeof(Fault), stream_), "fault word");
+  } catch (...) {
+    destroy();
+    throw;
+  }
+}
+
+Stream::~Stream() { destroy(); }
+
+void Stream::destroy() noexcept {
+  cudaSetDevice(device_);
+  if (stream_) cudaStreamSynchronize(stream_);
+  destroy_blas(blas);
+  if (fault_) cudaFreeAsync(fault_, stream_);
+  for (Half& half : halves_) {
+    if (half.copied) cudaEventDestroy(half.copied);
+    if (half.data) cudaFreeHost(half.data);
+  }
+  if (fault_copy_) cudaFreeHost(fault_copy_);
+  if (stream_) cudaStreamDestroy(stream_);
+  cudaGetLastError();
+}
+
+void Stream::make_current() const { check(cudaSetDevice(device_), "device"); }
+
+cudaStream_t Stream::stream() const {
+  make_current();
+  return stream_;
+}
+
+void* Stream::try_allocate(size_t bytes) noexcept {
+  void* data = nullptr;
+  if (cudaSetDevice(device_) != cudaSuccess) return nullptr;
+  bytes = std::max<size_t>(bytes, 1);
+  if (cudaMallocAsync(&data, bytes, stream_) == cudaSuccess) return data;
+  // What other streams have freed comes back when they are done.
+  cudaGetLastError();
+  ++synchronisations_;
+  if (cudaDeviceSynchronize() == cudaSuccess && cudaMemPoolTrimTo(pool_, 0) == cudaSuccess &&
+      cudaMallocAsync(&data, bytes, stream_) == cudaSuccess)
+    return data;
+  cudaGetLastError();
+  return nullptr;
+}
+
+void* Stream::allocate(size_t bytes) {
+  if (void* data = try_allocate(bytes)) return data;
+  size_t free_bytes = 0, total_bytes = 0;
+  cudaMemGetInfo(&free_bytes, &total_bytes);
+  fail(ErrorCode::out_of_memory, "not enough memory on cuda: %zu bytes of scratch (%zu of %zu bytes are free)", bytes,
+       free_bytes, total_bytes);
+}
+
+void Stream::release(void* data, size_t) noexcept {
+  cudaSetDevice(device_);
+  if (cudaFreeAsync(data, stream_) != cudaSuccess) cudaGetLastError();
+}
+
+// The host waits for `half`, which a copy may still use.
+void Stream::wait_for(const Half& half) {
+  const cudaError_t status = cudaEventQuery(half.copied);
+  if (status == cudaSuccess) return;
+  if (status != cudaErrorNotReady) check(status, "copy");
+  cudaGetLastError();
+  ++synchronisations_;
+  check(cudaEventSynchronize(half.copied), "copy");
+}
+
+void Stream::copy_in(void* to, const void* host, size_t bytes) {
+  make_current();
+  for (size_t done = 0; done < bytes; done += kHalfBytes) {
+    Half& half = halves_[next_half_];
+    next_half_ ^= 1;
+    const size_t part = std::min(kHalfBytes, bytes - done);
+    wait_for(half);
+    std::memcpy(half.data, static_cast<const char*>(host) + done, part);
+    check(cudaMemcpyAsync(static_cast<char*>(to) + done, half.data, part, cudaMemcpyHostToDevice, stream_), "copy");
+    check(cudaEventRecord(half.copied, stream_), "copy");
+  }
+}
+
+void Stream::copy_out(void* host, const void* from, size_t bytes) {
+  make_current();
+  check(cudaMemcpyAsync(fault_copy_, fault_, sizeof(Fault), cudaMemcpyDeviceToHost, stream_), "copy");
+  for (const Half& half : halves_) wait_for(half);
+  const auto start = [&](size_t begin) {  // chunk i goes through half i & 1
+    const Half& half = halves_[begin / kHalfBytes & 1];
+    const size_t part = std::min(kHalfBytes, bytes - begin);
+    check(cudaMemcpyAsync(half.data, static_cast<const char*>(from) + begin, part, cudaMemcpyDeviceToHost, stream_),
+          "copy");
+    check(cudaEventRecord(half.copied, stream_), "copy");
+  };
+  if (bytes > 0) start(0);
+  for (size_t done = 0; done < bytes; done += kHalfBytes) {
+    if (done + kHalfBytes < bytes) start(done + kHalfBytes);
+    const Half& half = halves_[done / kHalfBytes & 1];
+    wait_for(half);
+    std::memcpy(static_cast<char*>(host) + done, half.data, std::min(kHalfBytes, bytes - done));
+  }
+  if (bytes == 0) check(cudaStreamSynchronize(stream_), "copy");
+  throw_fault();
+}
+
+void Stream::throw_fault() {
+  const Fault fault = *static_cast<const Fault*>(fault_copy_);
+  if (fault.kind == kNoFault) return;
+  check(cudaMemsetAsync(fault_, 0, sizeof(Fault), stream_), "fault word");
+  switch (fault.kind) {
+    case kIndexFault: fail(ErrorCode::option, "index must be in [0, V), got %d", fault.value);
+    case kTargetFault: fail(ErrorCode::option, "target must be in [0, V) or ignore_index, got %d", fault.value);
+    case kExpertFault: fail(ErrorCode::option, "expert index and position must be in range, got %d", fault.value);
+    case kGroupFault: fail(ErrorCode::shape, "group sizes must not be negative and must sum to the rows of x, got %d", fault.value);
+  }
+  fail(ErrorCode::internal, "a kernel reported fault %d with %d", fault.kind, fault.value);
+}
+
+}  // namespace st_moe::cuda

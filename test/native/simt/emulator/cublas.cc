@@ -1,0 +1,198 @@
+#include "cublas_v2.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "core/convert.h"
+#include "emulator/runtime_api.h"
+
+// Column-major products with the argument checks of cuBLAS. C is not read where beta is 0, and A and B are not where
+// alpha is.
+struct cublasContext {
+  cudaStream_t stream = nullptr;
+};
+
+namespace {
+
+struct Gemm {
+  cublasOperation_t transa, transb;
+  int m, n, k;
+  double alpha, beta;
+  const void *A, *B;
+  void* C;
+  int lda, ldb, ldc;
+  cudaDataType type, C_type;
+};
+
+size_t bytes_of(cudaDataType type) { return type == CUDA_R_64F ? 8 : type == CUDA_R_32F ? 4 : 2; }
+
+double load(const void* from, size_t i, cudaDataType type) {
+  switch (type) {
+    case CUDA_R_64F: return static_cast<const double*>(from)[i];
+    case CUDA_R_32F: return static_cast<const float*>(from)[i];
+    case CUDA_R_16BF: return st_moe::bf16_to_float(static_cast<const uint16_t*>(from)[i]);
+    case CUDA_R_16F: return st_moe::f16_to_float(static_cast<const uint16_t*>(from)[i]);
+  }
+  return 0;
+}
+
+void store(void* to, size_t i, cudaDataType type, double value) {
+  const float rounded = static_cast<float>(value);
+  switch (type) {
+    case CUDA_R_64F: static_cast<double*>(to)[i] = value; break;
+    case CUDA_R_32F: static_cast<float*>(to)[i] = rounded; break;
+    case CUDA_R_16BF: static_cast<uint16_t*>(to)[i] = st_moe::float_to_bf16(rounded); break;
+    case CUDA_R_16F: static_cast<uint16_t*>(to)[i] = st_moe::float_to_f16(rounded); break;
+  }
+}
+
+bool types_fit(cudaDataType a, cudaDataType b, cudaDataType c, cublasComputeType_t compute) {
+  if (a != b) return false;
+  if (compute == CUBLAS_COMPUTE_64F) return a == CUDA_R_64F && c == a;
+  if (a == CUDA_R_64F || c == CUDA_R_64F) return false;
+  return c == a || (c == CUDA_R_32F && compute != CUBLAS_COMPUTE_32F_FAST_TF32);
+}
+
+bool sizes_fit(const Gemm& g) {
+  const int a_rows = g.transa == CUBLAS_OP_N ? g.m : g.k, b_rows = g.transb == CUBLAS_OP_N ? g.k : g.n;
+  return g.m >= 0 && g.n >= 0 && g.k >= 0 && g.lda >= std::max(1, a_rows) && g.ldb >= std::max(1, b_rows) &&
+         g.ldc >= std::max(1, g.m);
+}
+
+// Sum of eight interleaved partial sums, in the precision of the product.
+template <class T>
+T dot(const T* a, const T* b, int k) {
+  T part[8] = {};
+  int p = 0;
+  for (; p + 8 <= k; p += 8)
+    for (int i = 0; i < 8; ++i) part[i] += a[p + i] * b[p + i];
+  for (; p < k; ++p) part[p % 8] += a[p] * b[p];
+  return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+}
+
+template <class T>
+void run(const Gemm& g) {
+  const auto m = static_cast<size_t>(g.m), n = static_cast<size_t>(g.n), k = static_cast<size_t>(g.k);
+  const auto lda = static_cast<size_t>(g.lda), ldb = static_cast<size_t>(g.ldb), ldc = static_cast<size_t>(g.ldc);
+  std::vector<T> a(m * k), column(k);
+  for (size_t i = 0; i < m; ++i)
+    for (size_t p = 0; p < k; ++p)
+      a[i * k + p] = static_cast<T>(load(g.A, g.transa == CUBLAS_OP_N ? i + p * lda : p + i * lda, g.type));
+  for (size_t j = 0; j < n; ++j) {
+    for (size_t p = 0; p < k; ++p)
+      column[p] = static_cast<T>(load(g.B, g.transb == CUBLAS_OP_N ? p + j * ldb : j + p * ldb, g.type));
+    for (size_t i = 0; i < m; ++i) {
+      T value = static_cast<T>(g.alpha) * dot(a.data() + i * k, column.data(), g.k);
+      const size_t at = i + j * ldc;
+      if (g.beta != 0) value += static_cast<T>(g.beta) * static_cast<T>(load(g.C, at, g.C_type));
+      store(g.C, at, g.C_type, value);
+    }
+  }
+}
+
+void run_typed(const Gemm& g) { g.type == CUDA_R_64F ? run<double>(g) : run<float>(g); }
+
+double scalar(const void* from, int i, cublasComputeType_t compute) {
+  return load(from, static_cast<size_t>(i), compute == CUBLAS_COMPUTE_64F ? CUDA_R_64F : CUDA_R_32F);
+}
+
+}  // namespace
+
+cublasStatus_t cublasCreate_v2(cublasHandle_t* handle) {
+  *handle = new cublasContext;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasDestroy_v2(cublasHandle_t handle) {
+  delete handle;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasGetVersion_v2(cublasHandle_t, int* version) {
+  *version = 130000;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasSetStream_v2(cublasHandle_t handle, cudaStream_t stream) {
+  handle->stream = stream;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
+
+cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t, void* workspace, size_t bytes) {
+  return bytes == 0 || simt::is_device_memory(workspace) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+}
+
+const char* cublasGetStatusString(cublasStatus_t status) {
+  switch (status) {
+    case CUBLAS_STATUS_SUCCESS: return "CUBLAS_STATUS_SUCCESS";
+    case CUBLAS_STATUS_INVALID_VALUE: return "CUBLAS_STATUS_INVALID_VALUE";
+    case CUBLAS_STATUS_NOT_SUPPORTED: return "CUBLAS_STATUS_NOT_SUPPORTED";
+    default: return "unknown";
+  }
+}
+
+cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t transa, cublasOperation_t transb,
+                                          int m, int n, int k, const void* alpha, const void* A, cudaDataType Atype,
+                                          int lda, long long strideA, const void* B, cudaDataType Btype, int ldb,
+                                          long long strideB, const void* beta, void* C, cudaDataType Ctype, int ldc,
+                                          long long strideC, int batchCount, cublasComputeType_t computeType,
+                                          cublasGemmAlgo_t) {
+  if (!types_fit(Atype, Btype, Ctype, computeType)) return CUBLAS_STATUS_NOT_SUPPORTED;
+  const Gemm first{transa, transb, m,   n,   k,   scalar(alpha, 0, computeType), scalar(beta, 0, computeType),
+                   A,      B,      C,   lda, ldb, ldc,                           Atype,
+                   Ctype};
+  if (batchCount < 0 || !sizes_fit(first)) return CUBLAS_STATUS_INVALID_VALUE;
+  if (m == 0 || n == 0 || batchCount == 0) return CUBLAS_STATUS_SUCCESS;
+  if (!simt::is_device_memory(C) || (k > 0 && !(simt::is_device_memory(A) && simt::is_device_memory(B))))
+    return CUBLAS_STATUS_INVALID_VALUE;
+  simt::count_product();
+  simt::enqueue(handle->stream, [=] {
+    for (int i = 0; i < batchCount; ++i) {
+      Gemm gemm = first;
+      gemm.A = static_cast<const char*>(A) + i * strideA * static_cast<long long>(bytes_of(Atype));
+      gemm.B = static_cast<const char*>(B) + i * strideB * static_cast<long long>(bytes_of(Btype));
+      gemm.C = static_cast<char*>(C) + i * strideC * static_cast<long long>(bytes_of(Ctype));
+      run_typed(gemm);
+    }
+  });
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasGemmGroupedBatchedEx(cublasHandle_t handle, const cublasOperation_t transa_array[],
+                                          const cublasOperation_t transb_array[], const int m_array[],
+                                          const int n_array[], const int k_array[], const void* alpha_array,
+                                          const void* const Aarray[], cudaDataType_t Atype, const int lda_array[],
+                                          const void* const Barray[], cudaDataType_t Btype, const int ldb_array[],
+                                          const void* beta_array, void* const Carray[], cudaDataType_t Ctype,
+                                          const int ldc_array[], int group_count, const int group_size[],
+                                          cublasComputeType_t computeType) {
+  if (!types_fit(Atype, Btype, Ctype, computeType) || Ctype != Atype) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (group_count < 0) return CUBLAS_STATUS_INVALID_VALUE;
+  std::vector<Gemm> gemms;
+  for (int g = 0; g < group_count; ++g) {
+    const Gemm gemm{transa_array[g], transb_array[g],
+                    m_array[g],      n_array[g],
+                    k_array[g],      scalar(alpha_array, g, computeType), scalar(beta_array, g, computeType),
+                    nullptr,         nullptr,
+                    nullptr,         lda_array[g],
+                    ldb_array[g],    ldc_array[g],
+                    Atype,           Ctype};
+    if (group_size[g] < 0 || !sizes_fit(gemm)) return CUBLAS_STATUS_INVALID_VALUE;
+    gemms.insert(gemms.end(), static_cast<size_t>(group_size[g]), gemm);
+  }
+  if (gemms.empty()) return CUBLAS_STATUS_SUCCESS;
+  if (!simt::is_device_memory(Aarray) || !simt::is_device_memory(Barray) || !simt::is_device_memory(Carray))
+    return CUBLAS_STATUS_INVALID_VALUE;
+  simt::count_product();
+  simt::enqueue(handle->stream, [=]() mutable {
+    for (size_t i = 0; i < gemms.size(); ++i) {
+      gemms[i].A = Aarray[i];
+      gemms[i].B = Barray[i];
+      gemms[i].C = Carray[i];
+      run_typed(gemms[i]);
+    }
+  });
+  return CUBLAS_STATUS_SUCCESS;
+}

@@ -1,0 +1,327 @@
+#include "emulator/engine.h"
+
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
+#include "emulator/fiber.h"
+#include "emulator/sanitizers.h"
+
+thread_local __align__(16) unsigned char shared_memory[simt::kMaxDynamicShared];
+
+namespace simt {
+namespace {
+
+#if defined(SIMT_ASAN) || defined(SIMT_TSAN) || !defined(__OPTIMIZE__)
+constexpr size_t kStackBytes = 256 * 1024;
+#else
+constexpr size_t kStackBytes = 64 * 1024;
+#endif
+constexpr size_t kGuardBytes = 4096;
+
+struct Stack {
+  char* bottom;  // above the guard page
+  Stack* next_free;
+};
+
+enum class State { fresh, ready, at_collective, at_barrier, done };
+
+struct Warp;
+
+struct Thread {
+  uint3 index;
+  Warp* warp;
+  int lane;
+  State state;
+  Stack* stack;
+  void* stack_pointer;
+  const char* waits_at;
+  int line;
+  unsigned mask;
+  SanitizerFiber sanitizer;
+};
+
+struct Warp {
+  unsigned live, arrived;
+  Thread* threads[kLanes];
+  Exchange exchange;
+  char fence[kLanes][2];  // tokens for ThreadSanitizer, by lowest lane of the mask and parity
+  unsigned meetings[kLanes];
+};
+
+// Which index comes when.
+class Order {
+ public:
+  Order() {
+    const char* wanted = std::getenv("SIMT_ORDER");
+    if (wanted && std::strcmp(wanted, "rev") == 0) kind_ = kReverse;
+    if (wanted && std::strncmp(wanted, "rand", 4) == 0) {
+      kind_ = kRandom;
+      state_ = wanted[4] == ':' ? std::strtoull(wanted + 5, nullptr, 10) * 2 + 1 : 1;
+    }
+  }
+
+  void arrange(int* items, int count) {
+    if (kind_ == kReverse)
+      for (int i = 0; i < count / 2; ++i) std::swap(items[i], items[count - 1 - i]);
+    if (kind_ == kRandom)
+      for (int i = count - 1; i > 0; --i) std::swap(items[i], items[draw(static_cast<uint64_t>(i) + 1)]);
+  }
+
+  // A bijection of [0, count): step i of a loop over the blocks of a grid.
+  uint64_t permute(uint64_t i, uint64_t count, uint64_t offset) const {
+    if (kind_ == kReverse) return count - 1 - i;
+    return kind_ == kRandom ? (i + offset) % count : i;
+  }
+
+  uint64_t draw(uint64_t below) {
+    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    return (state_ >> 33) % below;
+  }
+
+ private:
+  enum { kForward, kReverse, kRandom } kind_ = kForward;
+  uint64_t state_ = 1;
+};
+
+struct Engine {
+  Thread threads[kMaxThreads];
+  Warp warps[kMaxThreads / kLanes];
+  int queue[kMaxThreads + 1];
+  int queue_begin, queue_end;
+  int count, live;
+  int arrived, sum;  // at the barrier
+  const char* barrier_name;
+  int barrier_line, barrier_result;
+  unsigned barriers;
+  char barrier_fence[2], block_fence;
+  void (*body)(void*);
+  void* argument;
+  Thread* current;
+  void* scheduler_pointer;
+  SanitizerFiber scheduler;
+  Stack* free_stacks;
+  Order order;
+
+  void push(int thread) {
+    queue[queue_end] = thread;
+    queue_end = queue_end == kMaxThreads ? 0 : queue_end + 1;
+  }
+  int pop() {
+    if (queue_begin == queue_end) return -1;
+    const int thread = queue[queue_begin];
+    queue_begin = queue_begin == kMaxThreads ? 0 : queue_begin + 1;
+    return thread;
+  }
+  void wake(int* items, int n) {
+    order.arrange(items, n);
+    for (int i = 0; i < n; ++i) {
+      threads[items[i]].state = State::ready;
+      push(items[i]);
+    }
+  }
+};
+
+thread_local Engine* engine = nullptr;  // never freed: a worker's thread is as rare as it is short of them
+
+Stack* take_stack(Engine& e) {
+  if (Stack* stack = e.free_stacks) {
+    e.free_stacks = stack->next_free;
+#if defined(SIMT_ASAN)
+    __asan_unpoison_memory_region(stack->bottom, kStackBytes);
+#endif
+    return stack;
+  }
+  void* memory = mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) die("no memory for the stack of a thread");
+  mprotect(memory, kGuardBytes, PROT_NONE);
+  return new Stack{static_cast<char*>(memory) + kGuardBytes, nullptr};
+}
+
+void suspend(Engine& e, Thread& thread) {
+  before_switch(thread.sanitizer, e.scheduler, thread.state == State::done);
+  simt_switch(&thread.stack_pointer, e.scheduler_pointer);
+  after_switch(thread.sanitizer);
+}
+
+void release_barrier(Engine& e) {
+  e.barrier_result = e.sum;
+  e.arrived = e.sum = 0;
+  ++e.barriers;
+  int waiting[kMaxThreads], n = 0;
+  for (int i = 0; i < e.count; ++i)
+    if (e.threads[i].state == State::at_barrier) waiting[n++] = i;
+  e.wake(waiting, n);
+}
+
+void thread_main() {
+  Engine& e = *engine;
+  Thread& thread = *e.current;
+  enter_fiber(e.scheduler);
+  acquire(&e.block_fence);
+  e.body(e.argument);
+  release(&e.block_fence);
+  thread.state = State::done;
+  thread.warp->live &= ~(1u << thread.lane);
+  --e.live;
+  if (e.arrived > 0 && e.arrived == e.live) release_barrier(e);  // threads that have ended count as arrived
+  suspend(e, thread);
+  __builtin_trap();
+}
+
+void resume(Engine& e, Thread& thread) {
+  if (thread.state == State::fresh) {
+    thread.stack = take_stack(e);
+    thread.sanitizer.bottom = thread.stack->bottom;
+    thread.sanitizer.size = kStackBytes;
+    thread.sanitizer.fake_stack = nullptr;
+#if defined(SIMT_TSAN)
+    if (!thread.sanitizer.tsan) thread.sanitizer.tsan = __tsan_create_fiber(0);
+#endif
+    thread.stack_pointer = first_stack_pointer(thread.stack->bottom + kStackBytes, thread_main);
+  }
+  thread.state = State::ready;
+  e.current = &thread;
+  threadIdx = thread.index;
+  before_switch(e.scheduler, thread.sanitizer, false);
+  simt_switch(&e.scheduler_pointer, thread.stack_pointer);
+  after_switch(e.scheduler);
+  if (thread.state == State::done) {
+    thread.stack->next_free = e.free_stacks;
+    e.free_stacks = thread.stack;
+    thread.stack = nullptr;
+  }
+}
+
+void run_block(Engine& e) {
+  e.count = e.live = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
+  e.queue_begin = e.queue_end = e.arrived = e.sum = 0;
+  int first[kMaxThreads];
+  for (int i = 0; i < e.count; ++i) {
+    const unsigned n = static_cast<unsigned>(i);
+    Thread& thread = e.threads[i];
+    Warp& warp = e.warps[i / kLanes];
+    thread.index = {n % blockDim.x, n / blockDim.x % blockDim.y, n / (blockDim.x * blockDim.y)};
+    thread.warp = &warp;
+    thread.lane = i % kLanes;
+    thread.state = State::fresh;
+    if (thread.lane == 0) warp.live = warp.arrived = 0;
+    warp.live |= 1u << thread.lane;
+    warp.threads[thread.lane] = &thread;
+    first[i] = i;
+  }
+  e.order.arrange(first, e.count);
+  for (int i = 0; i < e.count; ++i) e.push(first[i]);
+  release(&e.block_fence);
+  for (int next; (next = e.pop()) >= 0;) resume(e, e.threads[next]);
+  if (e.live > 0) die("deadlock: no thread can run");
+  acquire(&e.block_fence);
+}
+
+}  // namespace
+
+void die(const char* what) {
+  std::fprintf(stderr, "simt: %s, block (%u, %u, %u)", what, blockIdx.x, blockIdx.y, blockIdx.z);
+  if (engine && engine->current) {
+    std::fprintf(stderr, ", thread (%u, %u, %u)\n", threadIdx.x, threadIdx.y, threadIdx.z);
+    int shown = 0;
+    for (int i = 0; i < engine->count && shown < 40; ++i) {
+      const Thread& thread = engine->threads[i];
+      if (thread.state != State::at_barrier && thread.state != State::at_collective) continue;
+      std::fprintf(stderr, "  thread %d waits at %s in line %d, mask %08x\n", i, thread.waits_at, thread.line, thread.mask);
+      ++shown;
+    }
+  }
+  std::fputc('\n', stderr);
+  std::fflush(stderr);
+  std::abort();
+}
+
+void run_grid(dim3 grid, dim3 block, size_t dynamic_shared, void (*body)(void*), void* argument) {
+  if (!engine) engine = new Engine{};
+  Engine& e = *engine;
+#if defined(SIMT_TSAN)
+  e.scheduler.tsan = __tsan_get_current_fiber();
+#endif
+  e.body = body;
+  e.argument = argument;
+  blockDim = block;
+  gridDim = grid;
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z, offset = e.order.draw(blocks);
+  for (uint64_t i = 0; i < blocks; ++i) {
+    const uint64_t b = e.order.permute(i, blocks, offset);
+    blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                static_cast<unsigned>(b / (uint64_t{grid.x} * grid.y))};
+    std::memset(shared_memory, 0xff, dynamic_shared);
+    run_block(e);
+  }
+  e.current = nullptr;
+}
+
+int lane() { return engine->current->lane; }
+
+int barrier(const char* name, int line, bool predicate, Barrier kind) {
+  Engine& e = *engine;
+  Thread& thread = *e.current;
+  thread.waits_at = name;
+  thread.line = line;
+  thread.mask = 0xffffffffu;
+  thread.state = State::at_barrier;
+  if (e.arrived == 0) {
+    e.barrier_name = name;
+    e.barrier_line = line;
+    e.sum = kind == Barrier::all;
+  } else if (e.barrier_line != line || std::strcmp(e.barrier_name, name) != 0) {
+    die("threads of one block meet at different barriers");
+  }
+  if (kind == Barrier::count) e.sum += predicate;
+  if (kind == Barrier::all) e.sum &= predicate;
+  if (kind == Barrier::any) e.sum |= predicate;
+  void* fence = &e.barrier_fence[e.barriers & 1];
+  release(fence);
+  if (++e.arrived == e.live) release_barrier(e);
+  suspend(e, thread);
+  acquire(fence);
+  return e.barrier_result;
+}
+
+Cell collective(const char* name, int line, unsigned mask, bool fence, Cell in, int source,
+                void (*finish)(Exchange& exchange)) {
+  Engine& e = *engine;
+  Thread& thread = *e.current;
+  Warp& warp = *thread.warp;
+  thread.waits_at = name;
+  thread.line = line;
+  thread.mask = mask;
+  thread.state = State::at_collective;
+  if (!(mask >> thread.lane & 1)) die("the calling lane is not in the mask of a warp collective");
+  if (mask & ~warp.live) die("the mask of a warp collective names a lane that has ended or does not exist");
+  warp.exchange.in[thread.lane] = in;
+  warp.exchange.source[thread.lane] = source;
+  warp.arrived |= 1u << thread.lane;
+  const int lowest = __builtin_ctz(mask);
+  void* token = &warp.fence[lowest][warp.meetings[lowest] & 1];
+  if (fence) release(token);
+  if ((warp.arrived & mask) == mask) {
+    int others[kLanes], n = 0;
+    for (int l = 0; l < kLanes; ++l) {
+      if (!(mask >> l & 1)) continue;
+      if (warp.threads[l]->mask != mask) die("lanes disagree on the mask of a warp collective");
+      if (std::strcmp(warp.threads[l]->waits_at, name) != 0) die("lanes of one mask meet at different warp collectives");
+      others[n++] = static_cast<int>(warp.threads[l] - e.threads);
+    }
+    warp.exchange.mask = mask;
+    finish(warp.exchange);
+    warp.arrived &= ~mask;
+    ++warp.meetings[lowest];
+    e.wake(others, n);
+  }
+  suspend(e, thread);
+  if (fence) acquire(token);
+  return warp.exchange.out[thread.lane];
+}
+
+}  // namespace simt

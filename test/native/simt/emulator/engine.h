@@ -1,0 +1,46 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "emulator/vector_types.h"
+
+// Runs the blocks of a grid one after the other, and the threads of a block as fibers of one OS thread. A fiber runs
+// until it meets the others at a barrier or at a collective of its warp. Whatever cannot work on a GPU (a collective
+// without all the lanes of its mask, barriers on different lines, a deadlock) ends the process with a report.
+// SIMT_ORDER=rev or rand:N changes the order of blocks and threads, so that a missing barrier shows in the results.
+namespace simt {
+
+constexpr int kLanes = 32, kMaxThreads = 1024;
+constexpr size_t kMaxDynamicShared = 227 * 1024;
+
+struct Cell {  // what one lane brings to a collective of its warp, or takes away
+  uint64_t words[2];
+};
+
+// The lanes of `mask` in a collective. The last one to come computes `out` from `in`.
+struct Exchange {
+  unsigned mask;
+  Cell in[kLanes], out[kLanes];
+  int source[kLanes];  // lane to read in a shuffle, predicate in a vote
+};
+
+[[noreturn]] void die(const char* what);
+
+// `body(argument)` is one thread of the kernel.
+void run_grid(dim3 grid, dim3 block, size_t dynamic_shared, void (*body)(void*), void* argument);
+
+// ---- called by the threads of a kernel
+
+int lane();
+
+enum class Barrier { count, all, any };
+int barrier(const char* name, int line, bool predicate, Barrier kind);
+
+// `fence`: orders memory, as __syncwarp does and shuffles do not.
+Cell collective(const char* name, int line, unsigned mask, bool fence, Cell in, int source,
+                void (*finish)(Exchange& exchange));
+
+}  // namespace simt
+
+// Dynamic shared memory: kernels declare `extern __shared__ __align__(16) unsigned char shared_memory[];`
+extern thread_local __align__(16) unsigned char shared_memory[simt::kMaxDynamicShared];

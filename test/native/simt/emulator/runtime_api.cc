@@ -1,0 +1,414 @@
+#include "emulator/runtime_api.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <mutex>
+
+#include "emulator/engine.h"
+
+struct CUstream_st {
+  std::mutex mutex;
+  std::deque<std::function<void()>> queue;
+};
+struct CUevent_st {
+  cudaStream_t stream = nullptr;
+  bool reached = true;
+};
+
+namespace simt {
+namespace {
+
+constexpr size_t kQueueLimit = 256;
+constexpr size_t kTailBytes = 64;         // after each allocation, checked when it is freed
+constexpr uint32_t kPoison = 0x7ff97ff9;  // NaN in every floating-point format, and no index that a test would use
+
+struct Memory {
+  size_t bytes;
+  bool device;
+};
+
+struct Process {
+  std::mutex mutex;
+  std::map<const char*, Memory> memory;
+  Counters counters{};
+  CUstream_st null_stream;
+};
+Process& process() {
+  static auto* const instance = new Process;
+  return *instance;
+}
+
+thread_local cudaError_t last_error = cudaSuccess;
+thread_local int current_device = 0;
+
+cudaError_t report(cudaError_t error) {
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+
+int64_t setting(const char* name, int64_t fallback) {
+  const char* text = std::getenv(name);
+  return text && *text ? std::strtoll(text, nullptr, 10) : fallback;
+}
+
+bool is(const char* name, const char* value) {
+  const char* text = std::getenv(name);
+  return text && std::strcmp(text, value) == 0;
+}
+
+cudaError_t driver() {
+  if (is("SIMT_DRIVER", "missing")) return cudaErrorInsufficientDriver;
+  return setting("SIMT_DEVICES", 1) > 0 ? cudaSuccess : cudaErrorNoDevice;
+}
+
+size_t card_bytes() { return static_cast<size_t>(setting("SIMT_MEMORY_MB", 4096)) << 20; }
+
+CUstream_st& queue_of(cudaStream_t stream) { return stream ? *stream : process().null_stream; }
+
+// One operation, in order. The mutex is not held while it runs: it may wait for an event of another stream.
+bool run_one(CUstream_st& stream) {
+  std::function<void()> work;
+  {
+    std::lock_guard<std::mutex> lock(stream.mutex);
+    if (stream.queue.empty()) return false;
+    work = std::move(stream.queue.front());
+    stream.queue.pop_front();
+  }
+  work();
+  return true;
+}
+
+void drain(CUstream_st& stream) {
+  while (run_one(stream)) {
+  }
+}
+
+void count(int64_t Counters::* counter, int64_t by = 1) {
+  std::lock_guard<std::mutex> lock(process().mutex);
+  process().counters.*counter += by;
+}
+
+void poison(void* pointer, size_t bytes) {
+  auto* to = static_cast<char*>(pointer);
+  for (size_t i = 0; i + 4 <= bytes; i += 4) std::memcpy(to + i, &kPoison, 4);
+  if (bytes % 4) std::memcpy(to + bytes / 4 * 4, &kPoison, bytes % 4);
+}
+
+cudaError_t allocate(void** pointer, size_t bytes, bool device) {
+  Process& p = process();
+  std::lock_guard<std::mutex> lock(p.mutex);
+  if (bytes == 0) return report(cudaErrorInvalidValue);
+  if (bytes > card_bytes() || (device && static_cast<size_t>(p.counters.live_bytes) + bytes > card_bytes()))
+    return report(cudaErrorMemoryAllocation);
+  auto* data = static_cast<char*>(std::aligned_alloc(256, (bytes + kTailBytes + 255) / 256 * 256));
+  if (!data) return report(cudaErrorMemoryAllocation);
+  poison(data, bytes);
+  std::memset(data + bytes, 0x5a, kTailBytes);
+  p.memory[data] = {bytes, device};
+  if (device) {
+    ++p.counters.allocations;
+    ++p.counters.live_allocations;
+    p.counters.live_bytes += static_cast<int64_t>(bytes);
+  }
+  *pointer = data;
+  return cudaSuccess;
+}
+
+cudaError_t release(void* pointer, bool device) {
+  if (!pointer) return cudaSuccess;
+  Process& p = process();
+  std::lock_guard<std::mutex> lock(p.mutex);
+  const auto found = p.memory.find(static_cast<char*>(pointer));
+  if (found == p.memory.end() || found->second.device != device) return report(cudaErrorInvalidValue);
+  const size_t bytes = found->second.bytes;
+  for (size_t i = 0; i < kTailBytes; ++i)
+    if (static_cast<char*>(pointer)[bytes + i] != 0x5a) die("memory was written past its end, found when it was freed");
+  poison(pointer, bytes);
+  p.memory.erase(found);
+  if (device) {
+    --p.counters.live_allocations;
+    p.counters.live_bytes -= static_cast<int64_t>(bytes);
+  }
+  std::free(pointer);
+  return cudaSuccess;
+}
+
+enum class Place { pageable, pinned, device };
+
+Place place_of(const void* pointer) {
+  Process& p = process();
+  std::lock_guard<std::mutex> lock(p.mutex);
+  auto after = p.memory.upper_bound(static_cast<const char*>(pointer));
+  if (after == p.memory.begin()) return Place::pageable;
+  --after;
+  if (static_cast<const char*>(pointer) >= after->first + after->second.bytes) return Place::pageable;
+  return after->second.device ? Place::device : Place::pinned;
+}
+
+}  // namespace
+
+void enqueue(cudaStream_t stream, std::function<void()> work) {
+  static const bool eager = is("SIMT_STREAMS", "eager");
+  CUstream_st& queue = queue_of(stream);
+  size_t length;
+  {
+    std::lock_guard<std::mutex> lock(queue.mutex);
+    queue.queue.push_back(std::move(work));
+    length = queue.queue.size();
+  }
+  if (eager || !stream || length > kQueueLimit) drain(queue);
+}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> thread) {
+  const dim3 grid = config.gridDim, block = config.blockDim;
+  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+  if (threads == 0 || threads > kMaxThreads || block.z > 64 || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
+      grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || config.dynamicSmemBytes > kMaxDynamicShared)
+    return report(cudaErrorInvalidConfiguration);
+  if (config.numAttrs) return report(cudaErrorNotSupported);
+  count(&Counters::launches);
+  const size_t shared = config.dynamicSmemBytes;
+  enqueue(config.stream, [=] {
+    auto body = thread;
+    run_grid(grid, block, shared, [](void* fn) { (*static_cast<std::function<void()>*>(fn))(); }, &body);
+  });
+  return cudaSuccess;
+}
+
+bool is_device_memory(const void* pointer) { return place_of(pointer) == Place::device; }
+void count_product() { count(&Counters::products); }
+
+void simt_counters(Counters* counters) {
+  std::lock_guard<std::mutex> lock(process().mutex);
+  *counters = process().counters;
+}
+
+}  // namespace simt
+
+using namespace simt;
+
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return "cudaSuccess";
+    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
+    case cudaErrorStubLibrary: return "cudaErrorStubLibrary";
+    case cudaErrorInsufficientDriver: return "cudaErrorInsufficientDriver";
+    case cudaErrorNoDevice: return "cudaErrorNoDevice";
+    case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
+    case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
+    case cudaErrorNotReady: return "cudaErrorNotReady";
+    case cudaErrorNotSupported: return "cudaErrorNotSupported";
+  }
+  return "unrecognized error code";
+}
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorInvalidResourceHandle: return "invalid resource handle";
+    case cudaErrorNotReady: return "device not ready";
+    case cudaErrorNotSupported: return "operation not supported";
+    default: return cudaGetErrorName(error);
+  }
+}
+
+cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+cudaError_t cudaPeekAtLastError() { return last_error; }
+
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = is("SIMT_DRIVER", "missing") ? 0 : 13000;
+  return cudaSuccess;
+}
+
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  const cudaError_t status = driver();
+  *count = status == cudaSuccess ? static_cast<int>(setting("SIMT_DEVICES", 1)) : 0;
+  return report(status);
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = current_device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device) {
+  if (driver() != cudaSuccess) return report(driver());
+  if (device < 0 || device >= setting("SIMT_DEVICES", 1)) return report(cudaErrorInvalidDevice);
+  current_device = device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device < 0 || device >= setting("SIMT_DEVICES", 1)) return report(cudaErrorInvalidDevice);
+  *properties = {};
+  std::snprintf(properties->name, sizeof properties->name, "emulated card");
+  properties->major = static_cast<int>(setting("SIMT_CAPABILITY", 90)) / 10;
+  properties->minor = static_cast<int>(setting("SIMT_CAPABILITY", 90)) % 10;
+  properties->multiProcessorCount = 4;
+  properties->warpSize = kLanes;
+  properties->maxThreadsPerBlock = kMaxThreads;
+  properties->sharedMemPerBlock = 48 * 1024;
+  properties->sharedMemPerBlockOptin = kMaxDynamicShared;
+  properties->totalGlobalMem = card_bytes();
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  cudaDeviceProp properties;
+  if (const cudaError_t status = cudaGetDeviceProperties(&properties, device); status != cudaSuccess) return status;
+  switch (attribute) {
+    case cudaDevAttrMaxThreadsPerBlock: *value = kMaxThreads; break;
+    case cudaDevAttrMultiProcessorCount: *value = properties.multiProcessorCount; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = properties.major; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = properties.minor; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(kMaxDynamicShared); break;
+    case cudaDevAttrMemoryPoolsSupported: *value = 1; break;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceSynchronize() {
+  drain(process().null_stream);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  if (driver() != cudaSuccess) return report(driver());
+  *stream = new CUstream_st;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  drain(*stream);
+  delete stream;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  count(&Counters::synchronisations);
+  drain(queue_of(stream));
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  return run_one(queue_of(stream)) ? cudaErrorNotReady : cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  enqueue(stream, [event] {
+    while (!event->reached && run_one(queue_of(event->stream))) {
+    }
+  });
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new CUevent_st;
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  if (!event->reached) drain(queue_of(event->stream));
+  delete event;
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  event->stream = stream;
+  event->reached = false;
+  enqueue(stream, [event] { event->reached = true; });
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  count(&Counters::synchronisations);
+  while (!event->reached && run_one(queue_of(event->stream))) {
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  if (event->reached) return cudaSuccess;
+  run_one(queue_of(event->stream));
+  return cudaErrorNotReady;
+}
+
+cudaError_t cudaMalloc(void** pointer, size_t bytes) { return allocate(pointer, bytes, true); }
+cudaError_t cudaFree(void* pointer) { return release(pointer, true); }
+cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t stream) {
+  // Memory that waits in the queue to be freed is the pool's own: it counts when the card is full.
+  const cudaError_t status = allocate(pointer, bytes, true);
+  if (status != cudaErrorMemoryAllocation) return status;
+  drain(queue_of(stream));
+  const cudaError_t again = allocate(pointer, bytes, true);
+  if (again == cudaSuccess) last_error = cudaSuccess;
+  return again;
+}
+
+cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
+  if (!is_device_memory(pointer)) return report(cudaErrorInvalidValue);
+  enqueue(stream, [pointer] { release(pointer, true); });
+  return cudaSuccess;
+}
+
+cudaError_t cudaMallocHost(void** pointer, size_t bytes) { return allocate(pointer, bytes, false); }
+cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) { return allocate(pointer, bytes, false); }
+cudaError_t cudaFreeHost(void* pointer) { return release(pointer, false); }
+
+cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
+  std::lock_guard<std::mutex> lock(process().mutex);
+  *total_bytes = card_bytes();
+  *free_bytes = *total_bytes - static_cast<size_t>(process().counters.live_bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
+  *pool = nullptr;
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return cudaSuccess; }
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  if (bytes == 0) return cudaSuccess;
+  const Place source = place_of(from), target = place_of(to);
+  const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+  const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+  if (kind != cudaMemcpyDefault &&
+      (from_device != (source == Place::device) || to_device != (target == Place::device)))
+    return report(cudaErrorInvalidValue);
+  count(&Counters::copies);
+  enqueue(stream, [=] { std::memcpy(to, from, bytes); });
+  if (source == Place::pageable || target == Place::pageable) return cudaStreamSynchronize(stream);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  const cudaError_t status = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+  return status == cudaSuccess ? cudaStreamSynchronize(nullptr) : status;
+}
+
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  if (bytes == 0) return cudaSuccess;
+  if (!is_device_memory(to)) return report(cudaErrorInvalidValue);
+  enqueue(stream, [=] { std::memset(to, value, bytes); });
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemset(void* to, int value, size_t bytes) { return cudaMemsetAsync(to, value, bytes, nullptr); }
