@@ -25,12 +25,9 @@ struct Assignments {
     const int32_t at = position[i];
     if (at < 0) return -1;
     const int32_t expert = expert_index[i];
-    if (expert < 0 || expert >= E) {
-      report_fault(fault, kExpertFault, expert);
-      return -1;
-    }
-    if (at >= C) {
-      report_fault(fault, kPositionFault, at);
+    const bool known = expert >= 0 && expert < E;
+    if (!known || at >= C) {
+      report_fault(fault, kExpertFault, known ? at : expert);
       return -1;
     }
     // Tokens fit in 31 bits: assignments are counted in int32.

@@ -46,7 +46,7 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 
 template <class T>
 void check_close(const std::vector<T>& a, const std::vector<T>& b, const std::string& what, double factor = 1) {
-  const double tolerance = factor * (sizeof(T) == 4 ? 1e-6 : 1e-14), d = distance(a, b);
+  const double tolerance = factor * (sizeof(T) == 4 ? 2e-6 : 1e-14), d = distance(a, b);
   if (!(d <= tolerance)) check(false, what + ": distance " + std::to_string(d / tolerance) + " × tolerance");
 }
 
