@@ -2,30 +2,32 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/qualifiers.h"
+
 // bf16 and f16 are storage formats: values are converted to float32 for arithmetic, and rounded to nearest even back.
 namespace st_moe {
 
-static inline float bits_to_float(uint32_t bits) {
+ST_MOE_HOST_DEVICE static inline float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
 }
 
-static inline uint32_t float_to_bits(float value) {
+ST_MOE_HOST_DEVICE static inline uint32_t float_to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   return bits;
 }
 
-static inline float bf16_to_float(uint16_t value) { return bits_to_float(static_cast<uint32_t>(value) << 16); }
+ST_MOE_HOST_DEVICE static inline float bf16_to_float(uint16_t value) { return bits_to_float(static_cast<uint32_t>(value) << 16); }
 
-static inline uint16_t float_to_bf16(float value) {
+ST_MOE_HOST_DEVICE static inline uint16_t float_to_bf16(float value) {
   const uint32_t bits = float_to_bits(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);  // keep NaN a NaN
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-static inline float f16_to_float(uint16_t value) {
+ST_MOE_HOST_DEVICE static inline float f16_to_float(uint16_t value) {
   const uint32_t sign = static_cast<uint32_t>(value & 0x8000u) << 16;
   const uint32_t exponent = (value >> 10) & 0x1fu, fraction = value & 0x3ffu;
   if (exponent == 0x1f) return bits_to_float(sign | 0x7f800000u | fraction << 13);
@@ -34,7 +36,7 @@ static inline float f16_to_float(uint16_t value) {
   return sign ? -magnitude : magnitude;
 }
 
-static inline uint16_t float_to_f16(float value) {
+ST_MOE_HOST_DEVICE static inline uint16_t float_to_f16(float value) {
   const uint32_t bits = float_to_bits(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | (magnitude >> 13 & 0x3ffu));
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 65536 or more
@@ -43,6 +45,14 @@ static inline uint16_t float_to_f16(float value) {
     return static_cast<uint16_t>(sign | (sum - 0x3f000000u));
   }
   return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13));
+}
+
+// Towards zero, clamped to int32; NaN gives 0. Without branches, so that loops are vectorised.
+ST_MOE_HOST_DEVICE static inline int32_t saturate(double value) {
+  value = value == value ? value : 0.0;
+  value = value > 2147483647.0 ? 2147483647.0 : value;
+  value = value < -2147483648.0 ? -2147483648.0 : value;
+  return static_cast<int32_t>(value);
 }
 
 }  // namespace st_moe

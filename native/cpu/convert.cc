@@ -1,7 +1,6 @@
 #include "core/convert.h"
 
 #include "cpu/ops.h"
-#include "cpu/saturate.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {

@@ -1,6 +1,5 @@
 #include "core/convert.h"
 #include "cpu/ops.h"
-#include "cpu/saturate.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {

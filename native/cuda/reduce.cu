@@ -1,0 +1,93 @@
+#include "cuda/kernel.cuh"
+#include "cuda/ops.h"
+
+// Sums are accumulated in double, in an order that the shape alone decides.
+namespace st_moe::cuda {
+
+constexpr int64_t kChunk = 16384;  // elements of a long row that one block sums
+
+// x [rows, n] → y [rows], times factor. A warp takes a row.
+template <class In, class Out>
+__global__ void __launch_bounds__(kBlock) sum_rows_kernel(const In* x, Out* y, int64_t rows, int64_t n, double factor) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t warps = int64_t{gridDim.x} * (blockDim.x / kWarp);
+  for (int64_t row = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp; row < rows; row += warps) {
+    double sum = 0;
+    for (int64_t i = lane; i < n; i += kWarp) sum += static_cast<double>(x[row * n + i]);
+    sum = warp_reduce(sum, Sum{});
+    if (lane == 0) y[row] = static_cast<Out>(factor * sum);
+  }
+}
+
+// x [rows, n] → partial [rows, chunks]. A block takes a chunk of a row.
+template <class T>
+__global__ void __launch_bounds__(kBlock) sum_chunks_kernel(const T* x, double* partial, int64_t rows, int64_t n) {
+  const int64_t chunks = ceil_div(n, kChunk);
+  for (int64_t c = blockIdx.x; c < rows * chunks; c += gridDim.x) {
+    const int64_t row = c / chunks, first = c % chunks * kChunk, end = min(n, first + kChunk);
+    double sum = 0;
+    for (int64_t i = first + threadIdx.x; i < end; i += blockDim.x) sum += static_cast<double>(x[row * n + i]);
+    sum = block_reduce(sum, Sum{}, 0.0);
+    if (threadIdx.x == 0) partial[c] = sum;
+  }
+}
+
+template <class In, class Out>
+static void sum_rows(const Context& ctx, const In* x, Out* y, int64_t rows, int64_t n, double factor) {
+  launch(ctx, sum_rows_kernel<In, Out>, grid_for(rows, kBlock / kWarp), kBlock, 0, x, y, rows, n, factor);
+}
+
+template <class T>
+static void reduce_rows(const Context& ctx, const ReduceArgs& args) {
+  const T* x = static_cast<const T*>(args.x);
+  T* y = static_cast<T*>(args.y);
+  const int64_t chunks = ceil_div(args.axis, kChunk);
+  if (chunks <= 1) return sum_rows(ctx, x, y, args.outer, args.axis, args.factor);
+  Scratch<double> partial(ctx, args.outer * chunks);
+  launch(ctx, sum_chunks_kernel<T>, grid_for(args.outer * chunks, 1), kBlock, 0, x, partial.get(), args.outer, args.axis);
+  sum_rows(ctx, partial.get(), y, args.outer, chunks, args.factor);
+}
+
+// x [outer, axis, inner] → y [outer, blocks, inner]: a thread sums `rows` rows of a column.
+template <class In, class Out>
+struct SumColumn {
+  const In* x;
+  Out* y;
+  int64_t axis, inner, blocks, rows;
+  double factor;
+  __device__ void operator()(int64_t i) const {
+    const int64_t column = i % inner, block = i / inner % blocks, o = i / inner / blocks;
+    const int64_t end = min(axis, (block + 1) * rows);
+    double sum = 0;
+    for (int64_t r = block * rows; r < end; ++r) sum += static_cast<double>(x[(o * axis + r) * inner + column]);
+    y[i] = static_cast<Out>(factor * sum);
+  }
+};
+
+// Rows are cut into blocks where columns alone make too few threads to fill a card.
+template <class T>
+static void reduce_columns(const Context& ctx, const ReduceArgs& args) {
+  constexpr int64_t kThreads = int64_t{1} << 17, kLeastRows = 64;
+  const T* x = static_cast<const T*>(args.x);
+  T* y = static_cast<T*>(args.y);
+  const int64_t columns = args.outer * args.inner;
+  const int64_t wanted = max(int64_t{1}, min(ceil_div(args.axis, kLeastRows), kThreads / columns));
+  const int64_t rows = max(int64_t{1}, ceil_div(args.axis, wanted)), blocks = max(int64_t{1}, ceil_div(args.axis, rows));
+  if (blocks == 1) {
+    return elementwise(ctx, columns, SumColumn<T, T>{x, y, args.axis, args.inner, 1, rows, args.factor});
+  }
+  Scratch<double> partial(ctx, columns * blocks);
+  elementwise(ctx, columns * blocks, SumColumn<T, double>{x, partial.get(), args.axis, args.inner, blocks, rows, 1.0});
+  elementwise(ctx, columns, SumColumn<double, T>{partial.get(), y, blocks, args.inner, 1, blocks, args.factor});
+}
+
+void reduce(const Context& ctx, const ReduceArgs& args) {
+  if (args.outer == 0 || args.inner == 0) return;
+  dispatch_float(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if (args.inner == 1) return reduce_rows<T>(ctx, args);
+    reduce_columns<T>(ctx, args);
+  });
+}
+
+}  // namespace st_moe::cuda

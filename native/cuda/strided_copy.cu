@@ -1,0 +1,102 @@
+#include "cuda/layout.cuh"
+#include "cuda/ops.h"
+
+namespace st_moe::cuda {
+
+using CopyLayout = Layout<2>;  // strides[0]: in, strides[1]: out
+
+template <class T, class Index>
+struct CopyElement {
+  const T* in;
+  T* out;
+  CopyLayout layout;
+  __device__ void operator()(int64_t i) const {
+    int64_t offset[2];
+    offsets_of(layout, static_cast<Index>(i), offset);
+    out[offset[1]] = in[offset[0]];
+  }
+};
+
+constexpr int kTile = 32;      // side of the tiles of a transposition
+constexpr int kTileRows = 8;   // threads [kTileRows, kTile]
+
+// in [planes, Q, P] → out [planes, P, Q]; the planes and the slower dimension of each side go by strides.
+struct Transposition {
+  int64_t P, Q, in_q, out_p, planes;
+  CopyLayout plane;
+};
+
+// Both sides are read and written along their dense dimension; the tile turns in shared memory. One column more than
+// a tile has keeps the banks of a column apart.
+template <class T>
+__global__ void __launch_bounds__(kTile* kTileRows) transpose_kernel(const T* in, T* out, Transposition t) {
+  __shared__ T tile[kTile][kTile + 1];
+  const int64_t p_tiles = ceil_div(t.P, kTile), q_tiles = ceil_div(t.Q, kTile), tiles = t.planes * p_tiles * q_tiles;
+  const int column = threadIdx.x % kTile, row = threadIdx.x / kTile;
+  for (int64_t n = blockIdx.x; n < tiles; n += gridDim.x) {
+    const int64_t p0 = n % p_tiles * kTile, q0 = n / p_tiles % q_tiles * kTile;
+    int64_t offset[2];
+    offsets_of(t.plane, n / (p_tiles * q_tiles), offset);
+    for (int q = row; q < kTile; q += kTileRows)
+      if (p0 + column < t.P && q0 + q < t.Q) tile[q][column] = in[offset[0] + (q0 + q) * t.in_q + p0 + column];
+    __syncthreads();
+    for (int p = row; p < kTile; p += kTileRows)
+      if (p0 + p < t.P && q0 + column < t.Q) out[offset[1] + (p0 + p) * t.out_p + q0 + column] = tile[column][p];
+    __syncthreads();
+  }
+}
+
+// The dimension that is dense in tensor `which`, or −1.
+static int dense_dim(const CopyLayout& layout, int which) {
+  for (int d = layout.rank - 1; d >= 0; --d)
+    if (layout.strides[which][d] == 1) return d;
+  return -1;
+}
+
+// Whether in and out are dense along different dimensions, both long enough for tiles.
+static bool as_transposition(const CopyLayout& layout, Transposition* t) {
+  const int p = dense_dim(layout, 0), q = dense_dim(layout, 1);
+  if (p < 0 || q < 0 || p == q || layout.shape[p] < kTileRows || layout.shape[q] < kTileRows) return false;
+  *t = {layout.shape[p], layout.shape[q], layout.strides[0][q], layout.strides[1][p], 1, {0, {}, {}}};
+  for (int d = 0; d < layout.rank; ++d) {
+    if (d == p || d == q) continue;
+    const int to = t->plane.rank++;
+    t->plane.shape[to] = layout.shape[d];
+    for (int side = 0; side < 2; ++side) t->plane.strides[side][to] = layout.strides[side][d];
+    t->planes *= layout.shape[d];
+  }
+  return true;
+}
+
+template <class T>
+static void copy_all(const Context& ctx, const StridedCopyArgs& args, const CopyLayout& layout) {
+  const T* in = static_cast<const T*>(args.in) + args.in_offset;
+  T* out = static_cast<T*>(args.out) + args.out_offset;
+  const int64_t size = size_of(layout.shape, layout.rank);
+  Transposition t;
+  if (as_transposition(layout, &t)) {
+    const int64_t tiles = t.planes * ceil_div(t.P, kTile) * ceil_div(t.Q, kTile);
+    return launch(ctx, transpose_kernel<T>, grid_for(tiles, 1), kTile * kTileRows, 0, in, out, t);
+  }
+  dispatch_index(size, [&](auto index) {
+    elementwise(ctx, size, CopyElement<T, decltype(index)>{in, out, layout});
+  });
+}
+
+void strided_copy(const Context& ctx, const StridedCopyArgs& args) {
+  CopyLayout layout{args.rank, {}, {}};
+  for (int d = 0; d < args.rank; ++d) {
+    if (args.shape[d] == 0) return;
+    layout.shape[d] = args.shape[d];
+    layout.strides[0][d] = args.in_strides[d];
+    layout.strides[1][d] = args.out_strides[d];
+  }
+  collapse(layout);
+  switch (dtype_size(args.dtype)) {
+    case 2: return copy_all<uint16_t>(ctx, args, layout);
+    case 4: return copy_all<uint32_t>(ctx, args, layout);
+    default: return copy_all<uint64_t>(ctx, args, layout);
+  }
+}
+
+}  // namespace st_moe::cuda

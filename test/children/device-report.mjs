@@ -1,0 +1,11 @@
+// Prints devices() and what an explicit request for a card answers, as JSON.
+import { devices, MoeError, tensor } from '../../dist/index.js'
+
+let request = 'ready'
+try {
+  tensor([1, 2], null, { device: process.argv[2] ?? 'cuda' }).dispose()
+} catch (error) {
+  request = error instanceof MoeError ? { code: error.code, message: error.message } : String(error)
+}
+const cpu = Array.from(tensor([1, 2]).mul(2).dataSync())
+console.log(JSON.stringify({ devices: devices(), request, cpu }))

@@ -1,0 +1,156 @@
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "cuda/blas.h"
+#include "cuda/kernel.cuh"
+
+// multiply and multiply_grouped against plain loops.
+using namespace st_moe;
+using namespace st_moe::cuda;
+
+namespace {
+
+int failures = 0, checks = 0;
+
+void expect(bool ok, const char* what) {
+  ++checks;
+  if (!ok && ++failures <= 20) std::printf("FAIL %s\n", what);
+}
+
+template <class T>
+constexpr DType dtype = sizeof(T) == 4 ? DType::f32 : DType::f64;
+
+// Small whole numbers: products are exact in every order.
+template <class T>
+std::vector<T> whole(int64_t n, int seed) {
+  std::vector<T> values(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = static_cast<T>((i * 7 + seed) % 11 - 5);
+  return values;
+}
+
+template <class T>
+void multiply_on_host(const Product& p, const T* a, const T* b, T* c) {
+  for (int64_t g = 0; g < p.batch; ++g)
+    for (int64_t m = 0; m < p.M; ++m)
+      for (int64_t n = 0; n < p.N; ++n) {
+        T sum = 0;
+        for (int64_t k = 0; k < p.K; ++k)
+          sum += a[g * p.a_stride + (p.transpose_a ? k * p.lda + m : m * p.lda + k)] *
+                 b[g * p.b_stride + (p.transpose_b ? n * p.ldb + k : k * p.ldb + n)];
+        T& to = c[g * p.c_stride + m * p.ldc + n];
+        to = p.accumulate ? to + sum : sum;
+      }
+}
+
+template <class T>
+class OnDevice {
+ public:
+  OnDevice(const Context& ctx, const std::vector<T>& values) : ctx_(ctx), memory_(ctx, static_cast<int64_t>(values.size())) {
+    stream_of(ctx).copy_in(memory_.get(), values.data(), values.size() * sizeof(T));
+  }
+  T* get() const { return memory_.get(); }
+  std::vector<T> back(size_t n) const {
+    std::vector<T> values(n);
+    stream_of(ctx_).copy_out(values.data(), memory_.get(), n * sizeof(T));
+    return values;
+  }
+
+ private:
+  const Context& ctx_;
+  Scratch<T> memory_;
+};
+
+constexpr int64_t kSize = 600;
+
+template <class T>
+void test_multiply(const Context& ctx) {
+  const std::vector<T> a = whole<T>(kSize, 1), b = whole<T>(kSize, 2);
+  const OnDevice<T> device_a(ctx, a), device_b(ctx, b);
+  const int64_t shapes[][4] = {{3, 5, 7, 2}, {1, 1, 1, 1}, {4, 6, 0, 2}, {0, 3, 4, 1}, {8, 8, 8, 3}, {5, 9, 2, 0}};
+  for (const auto& [M, N, K, batch] : shapes)
+    for (int bits = 0; bits < 16; ++bits) {
+      Product p{M, N, K, device_a.get(), device_b.get(), nullptr, 10, 10, 11};
+      p.transpose_a = bits & 1;
+      p.transpose_b = bits & 2;
+      p.accumulate = bits & 4;
+      p.batch = batch;
+      p.a_stride = bits & 8 ? 0 : 100;
+      p.b_stride = 110;
+      p.c_stride = 120;
+      std::vector<T> c = whole<T>(kSize, 3);
+      const OnDevice<T> device_c(ctx, c);
+      p.c = device_c.get();
+      multiply(ctx, dtype<T>, p);
+      multiply_on_host(p, a.data(), b.data(), c.data());
+      expect(device_c.back(c.size()) == c, "multiply");
+    }
+}
+
+template <class T>
+void test_grouped(const Context& ctx) {
+  const std::vector<T> a = whole<T>(kSize, 4), b = whole<T>(kSize, 5);
+  const OnDevice<T> device_a(ctx, a), device_b(ctx, b);
+  for (int64_t count : {0, 1, 5}) {
+    std::vector<T> c = whole<T>(kSize, 6);
+    const OnDevice<T> device_c(ctx, c);
+    std::vector<Product> products;
+    const int64_t rows[] = {3, 0, 4, 1, 2};
+    for (int64_t g = 0; g < count; ++g) {
+      const int64_t at = g * 100, K = g == 3 ? 0 : 5;
+      products.push_back({rows[g], 6, K, device_a.get() + at, device_b.get() + at, device_c.get() + at, 7, 8, 9});
+      products.back().transpose_b = g == 2;
+      products.back().accumulate = g == 4;
+      multiply_on_host(products.back(), a.data() + at, b.data() + at, c.data() + at);
+    }
+    const int64_t before = stream_of(ctx).synchronisations();
+    multiply_grouped(ctx, dtype<T>, products.data(), count);
+    expect(stream_of(ctx).synchronisations() == before, "the host waits for nothing");
+    expect(device_c.back(c.size()) == c, "multiply_grouped");
+  }
+}
+
+void test_limits(const Context& ctx) {
+  try {
+    multiply(ctx, DType::f32, {int64_t{1} << 32, 1, 1, nullptr, nullptr, nullptr, 1, 1, 1});
+    expect(false, "2^32 rows");
+  } catch (const Error& error) {
+    expect(error.code() == ErrorCode::shape && std::strstr(error.what(), "below 2^31"), "2^32 rows");
+  }
+}
+
+// An index that a kernel refuses is an error of the next copy_out, once.
+__global__ void faulty_kernel(Stream::Fault* fault) { report_fault(fault, kIndexFault, static_cast<int32_t>(threadIdx.x)); }
+
+void test_fault(const Context& ctx) {
+  Stream& stream = stream_of(ctx);
+  const OnDevice<float> memory(ctx, {1, 2});
+  launch(ctx, faulty_kernel, 1, 64, 0, stream.fault());
+  try {
+    memory.back(2);
+    expect(false, "fault");
+  } catch (const Error& error) {
+    expect(error.code() == ErrorCode::option && std::strstr(error.what(), "index must be in"), "fault");
+  }
+  expect(memory.back(2) == std::vector<float>({1, 2}), "after a fault");
+}
+
+}  // namespace
+
+int main() {
+  {
+    Stream stream(0);
+    const Context ctx{1, &stream};
+    test_multiply<float>(ctx);
+    test_multiply<double>(ctx);
+    test_grouped<float>(ctx);
+    test_grouped<double>(ctx);
+    test_limits(ctx);
+    test_fault(ctx);
+  }
+  simt::Counters counters;
+  simt::simt_counters(&counters);
+  expect(counters.live_allocations == 0, "a stream leaves no memory behind");
+  std::printf("blas_test: %d checks, %d failures\n", checks, failures);
+  return failures != 0;
+}

@@ -1,0 +1,109 @@
+#include <cuda_runtime.h>
+
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+// Kernels with a mistake that a GPU may or may not show. `simt_mistakes <name>` must not end well in some order of
+// threads (SIMT_ORDER), and `simt_mistakes none` must in every one.
+namespace {
+
+enum class Mistake {
+  none,
+  missing_barrier,
+  missing_warp_barrier,
+  off_by_one,
+  wrong_mask,
+  early_return,
+  divergent_barrier,
+  past_the_end,
+  not_initialised,
+  missing_wait,
+};
+
+const char* const kNames[] = {"none",         "missing_barrier",   "missing_warp_barrier", "off_by_one",      "wrong_mask",
+                              "early_return", "divergent_barrier", "past_the_end",         "not_initialised", "missing_wait"};
+
+constexpr unsigned kAll = 0xffffffffu;
+
+// in [n] → out [n], exclusive sums; one block.
+template <Mistake mistake>
+__global__ void scan_kernel(const int* in, int* out, int n) {
+  __shared__ int warp_sum[32], previous[256];
+  const int i = static_cast<int>(threadIdx.x), lane = i % 32, warp = i / 32;
+  if (mistake == Mistake::early_return && i >= n) return;
+  const int mine = i < n ? in[i] : 0;
+  int sum = mine;
+  for (int step = 1; step < 32; step *= 2) {
+    const unsigned mask = mistake == Mistake::wrong_mask ? 0x0000ffffu : kAll;
+    const int below = __shfl_up_sync(mask, sum, step);
+    if (mistake == Mistake::off_by_one ? lane > step : lane >= step) sum += below;
+  }
+  if (lane == 31) warp_sum[warp] = sum;
+  if (mistake == Mistake::divergent_barrier) {
+    if (warp == 0) __syncthreads();
+  } else if (mistake != Mistake::missing_barrier) {
+    __syncthreads();
+  }
+  for (int w = 0; w < warp; ++w) sum += warp_sum[w];
+  previous[i] = sum;
+  if (mistake != Mistake::missing_warp_barrier) __syncwarp();
+  const int exclusive = lane > 0 ? previous[i - 1] : sum - mine;
+  if (mistake == Mistake::not_initialised && i == 7) return;
+  if (i < n) out[i] = exclusive;
+  if (mistake == Mistake::past_the_end && i == 0) out[n] = 0;
+}
+
+using Kernel = void (*)(const int*, int*, int);
+
+template <size_t... I>
+Kernel kernel_of(size_t mistake, std::index_sequence<I...>) {
+  const Kernel kernels[] = {scan_kernel<static_cast<Mistake>(I)>...};
+  return kernels[mistake];
+}
+
+// Whether the sums are right.
+bool run(size_t mistake) {
+  constexpr int n = 250, threads = 256;
+  const Kernel kernel = kernel_of(mistake, std::make_index_sequence<std::size(kNames)>());
+  std::vector<int> sums(n);
+  int *in = nullptr, *out = nullptr, *staging = nullptr;
+  cudaStream_t stream = nullptr;
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  cudaMallocAsync(&in, n * sizeof(int), stream);
+  cudaMallocAsync(&out, n * sizeof(int), stream);
+  cudaMallocHost(&staging, n * sizeof(int));
+  for (int i = 0; i < n; ++i) staging[i] = i % 7 + 1;
+  cudaMemcpyAsync(in, staging, n * sizeof(int), cudaMemcpyHostToDevice, stream);
+  cudaLaunchConfig_t config{};
+  config.gridDim = 1;
+  config.blockDim = threads;
+  config.stream = stream;
+  cudaLaunchKernelEx(&config, kernel, static_cast<const int*>(in), out, n);
+  cudaMemcpyAsync(staging, out, n * sizeof(int), cudaMemcpyDeviceToHost, stream);
+  if (static_cast<Mistake>(mistake) != Mistake::missing_wait) cudaStreamSynchronize(stream);
+  std::memcpy(sums.data(), staging, n * sizeof(int));
+  cudaFreeAsync(in, stream);
+  cudaFreeAsync(out, stream);
+  cudaStreamDestroy(stream);
+  cudaFreeHost(staging);
+  int expected = 0;
+  for (int i = 0; i < n; ++i) {
+    if (sums[i] != expected) return false;
+    expected += i % 7 + 1;
+  }
+  return true;
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  for (size_t i = 0; count == 2 && i < std::size(kNames); ++i) {
+    if (std::strcmp(words[1], kNames[i]) != 0) continue;
+    const bool right = run(i);
+    std::printf("%s\n", right ? "right" : "wrong");
+    return right ? 0 : 1;
+  }
+  std::fprintf(stderr, "usage: simt_mistakes <mistake>\n");
+  return 2;
+}

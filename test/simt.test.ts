@@ -1,0 +1,212 @@
+import { spawnSync } from 'node:child_process'
+import { existsSync, mkdtempSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { describe, expect, test } from 'vitest'
+import {
+  AdamW,
+  type Device,
+  devices,
+  dropout,
+  Generator,
+  memory,
+  ops,
+  Parameter,
+  rand,
+  randn,
+  SGD,
+  scope,
+  type Tensor,
+  tensor,
+  zeros,
+} from '../lib/index.js'
+import { runChild } from './support/child.js'
+import { Draw, relativeError, values } from './support/numbers.js'
+
+// The CUDA backend on the emulator (npm run build:simt), and what is answered where it cannot be used.
+
+const build = fileURLToPath(new URL('../build/', import.meta.url))
+const plugin = join(build, 'libst_moe_simt.so')
+process.env.ST_MOE_CUDA_LIBRARY = plugin
+const built = existsSync(plugin)
+const bits = (x: Tensor): Buffer => {
+  const data = x.dataSync()
+  return Buffer.from(data.buffer, data.byteOffset, data.byteLength)
+}
+const both: readonly Device[] = ['cpu', 'cuda']
+
+describe.skipIf(!built)('device cuda on the emulator', () => {
+  /** The results of the same program on the CPU and on the card. */
+  function onBoth(program: (device: Device) => Tensor): [cpu: Tensor, cuda: Tensor] {
+    const [cpu, cuda] = both.map((device) => {
+      const result = program(device)
+      expect(result.device).toBe(device === 'cpu' ? 'cpu' : 'cuda:0')
+      return result
+    })
+    return [cpu, cuda]
+  }
+  function expectClose(program: (device: Device) => Tensor, bound = 1e-6): void {
+    scope(() => {
+      const [cpu, cuda] = onBoth(program)
+      expect(cuda.shape).toEqual(cpu.shape)
+      expect(relativeError(values(cuda), values(cpu))).toBeLessThanOrEqual(bound)
+    })
+  }
+  function expectSameBits(program: (device: Device) => Tensor): void {
+    scope(() => {
+      const [cpu, cuda] = onBoth(program)
+      expect(bits(cuda).equals(bits(cpu))).toBe(true)
+    })
+  }
+  const draw = new Draw(7)
+  const numbers = draw.array(60)
+
+  test('it is listed', () => {
+    expect(devices()).toContainEqual({ device: 'cuda:0', available: true, variant: 'emulated card' })
+  })
+
+  test.each(['f32', 'f64'] as const)('random numbers and copies have the bits of the CPU: %s', (dtype) => {
+    expectSameBits((device) => rand([1003], { dtype, device, generator: new Generator(3, 4) }))
+    expectSameBits((device) => randn([777], { dtype, device, generator: new Generator(5) }))
+    expectSameBits((device) => tensor(numbers, [3, 4, 5], { dtype, device }).transpose(0, 2))
+    expectSameBits((device) => tensor(numbers, [12, 5], { dtype, device }).slice(0, 2, 7).to('bf16').to('f32'))
+    expectSameBits((device) => tensor(numbers, null, { dtype, device }).to('cpu').to(device))
+    expectSameBits((device) => dropout(tensor(numbers, null, { dtype, device }), 0.4, new Generator(9)))
+    expectSameBits((device) => zeros([3, 0], { dtype, device }))
+  })
+
+  test('element-wise ops and reductions, forward and backward', () => {
+    for (const name of ['exp', 'gelu', 'silu', 'sigmoid', 'tanh', 'relu', 'square', 'abs', 'neg'] as const) {
+      const grad = (device: Device): Tensor => {
+        const x = tensor(numbers, [3, 4, 5], { dtype: 'f32', device, requiresGrad: true })
+        const y = ops[name](x)
+        y.mul(y).mean().backward()
+        return x.grad as Tensor
+      }
+      expectClose((device) => ops[name](tensor(numbers, null, { dtype: 'f32', device })))
+      expectClose(grad)
+    }
+    const x = (device: Device) => tensor(numbers, [3, 4, 5], { dtype: 'f64', device })
+    const row = (device: Device) => tensor([2, -3, 5, 7, 11], null, { dtype: 'f64', device })
+    for (const name of ['add', 'sub', 'mul', 'div'] as const) {
+      expectClose((device) => ops[name](x(device), row(device)), 1e-15)
+    }
+    for (const axis of [0, 1, 2]) expectClose((device) => x(device).sum(axis), 1e-14)
+    expectClose((device) => x(device).mean(), 1e-14)
+  })
+
+  test('optimizers', () => {
+    for (const make of [
+      (p: Parameter) => new AdamW([p], { lr: 0.1, weightDecay: 0.1 }),
+      (p: Parameter) => new SGD([p], { lr: 0.02, momentum: 0.9, weightDecay: 0.1 }),
+    ]) {
+      expectClose((device) => {
+        const p = new Parameter(tensor(numbers, null, { dtype: 'f32', device }))
+        const optimizer = make(p)
+        for (let step = 0; step < 3; step++) {
+          optimizer.zeroGrad()
+          p.mul(p).sum().backward()
+          optimizer.step()
+        }
+        return p
+      })
+    }
+  })
+
+  test('nothing is left behind, and more memory than there is, is an error after which all works', () => {
+    const before = memory().devices['cuda:0'].tensors
+    scope(() => {
+      expect(() => zeros([2 ** 30, 8], { device: 'cuda' })).toThrow(/OUT_OF_MEMORY|not enough memory on cuda/)
+      expect(Array.from(values(tensor([1, 2], null, { device: 'cuda' }).add(1)))).toEqual([2, 3])
+    })
+    expect(memory().devices['cuda:0'].tensors).toBe(before)
+  })
+})
+
+/** What a child process reports with another plugin or environment. */
+async function reported(env: Record<string, string>, device = 'cuda') {
+  const result = await runChild('device-report.mjs', [device], { env })
+  expect(result.stderr).toBe('')
+  expect(result.code).toBe(0)
+  const report = JSON.parse(result.stdout)
+  expect(report.cpu).toEqual([2, 4])
+  expect(report.devices[0].available).toBe(true)
+  return report
+}
+
+describe('where it cannot be used, the answer says why and the CPU works', () => {
+  const expectAnswer = async (env: Record<string, string>, stage: string, reason: RegExp) => {
+    const { devices: list, request } = await reported(env)
+    expect(list[1]).toMatchObject({ device: 'cuda', available: false, stage })
+    expect(list[1].reason).toMatch(reason)
+    expect(request.code).toBe('BACKEND_UNAVAILABLE')
+    expect(request.message).toContain(`${stage}: `)
+    expect(request.message).toMatch(reason)
+  }
+
+  test('no plugin', () => expectAnswer({ ST_MOE_CUDA_LIBRARY: '/nowhere/plugin.so' }, 'plugin', /nowhere/))
+
+  test('a damaged plugin', async () => {
+    const file = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'damaged.so')
+    writeFileSync(file, `\x7fELF${'x'.repeat(4000)}`)
+    await expectAnswer({ ST_MOE_CUDA_LIBRARY: file }, 'plugin', /damaged\.so/)
+  })
+
+  const other = join(build, 'simt/libother_abi.so')
+  test.skipIf(!existsSync(other))('a plugin of another version', () =>
+    expectAnswer({ ST_MOE_CUDA_LIBRARY: other }, 'abi', /has ABI 4711, this addon needs 1/),
+  )
+
+  test.skipIf(!built)('no driver', () => expectAnswer({ SIMT_DRIVER: 'missing' }, 'driver', /no NVIDIA driver/))
+
+  test.skipIf(!built)('no card', () =>
+    expectAnswer({ SIMT_DEVICES: '0', CUDA_VISIBLE_DEVICES: '7' }, 'device', /CUDA_VISIBLE_DEVICES is '7'/),
+  )
+
+  test.skipIf(!built)('no cuBLAS', () =>
+    expectAnswer({ ST_MOE_CUBLAS_LIBRARY: '/nowhere/libcublas.so' }, 'cublas', /ST_MOE_CUBLAS_LIBRARY.*nowhere/),
+  )
+
+  test.skipIf(!built)('an old card, and one that is not there', async () => {
+    const old = await reported({ SIMT_CAPABILITY: '61' })
+    expect(old.devices[1]).toMatchObject({ device: 'cuda:0', available: false, stage: 'device' })
+    expect(old.request.message).toMatch(/compute capability 6\.1; 7\.5 or newer/)
+    const { devices: list, request } = await reported({ SIMT_DEVICES: '2' }, 'cuda:2')
+    expect(list.map((info: { device: string }) => info.device)).toEqual(['cpu', 'cuda:0', 'cuda:1'])
+    expect(request).toMatchObject({ code: 'BACKEND_UNAVAILABLE' })
+  })
+
+  const real = join(build, 'Release/libst_moe_cuda.so')
+  test.skipIf(!existsSync(real))('the real plugin loads and answers', async () => {
+    const { devices: list } = await reported({ ST_MOE_CUDA_LIBRARY: real })
+    expect(list[1].available || list[1].reason.length > 0).toBe(true)
+    if (!list[1].available) expect(['driver', 'device', 'cublas']).toContain(list[1].stage)
+  })
+})
+
+const mistakes = join(build, 'simt/simt_mistakes')
+describe.skipIf(!existsSync(mistakes))('the emulator finds what a GPU may hide', () => {
+  const orders = ['forward', 'rev', 'rand:1']
+  const run = (name: string, order: string) =>
+    spawnSync(mistakes, [name], { env: { ...process.env, SIMT_ORDER: order }, encoding: 'utf8' })
+
+  test('a right kernel passes in every order', () => {
+    for (const order of orders) expect(run('none', order).stdout).toBe('right\n')
+  })
+
+  test.each([
+    ['missing_barrier', /^wrong/],
+    ['missing_warp_barrier', /^wrong/],
+    ['off_by_one', /^wrong/],
+    ['divergent_barrier', /^wrong|different barriers/],
+    ['not_initialised', /^wrong/],
+    ['missing_wait', /^wrong/],
+    ['wrong_mask', /not in the mask/],
+    ['early_return', /deadlock|has ended/],
+    ['past_the_end', /past its end/],
+  ])('%s', (name, found) => {
+    const results = orders.map((order) => run(name, order))
+    expect(results.some(({ status, stdout, stderr }) => status !== 0 && found.test(stdout + stderr))).toBe(true)
+  })
+})
