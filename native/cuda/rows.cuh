@@ -1,0 +1,38 @@
+#pragma once
+#include "cuda/kernel.cuh"
+
+// Walking over rows and over the elements of a matrix.
+namespace st_moe::cuda {
+
+constexpr int kWarpBlock = 128;  // threads of a block where a warp takes one item
+
+__host__ __device__ static inline int64_t min_of(int64_t a, int64_t b) { return b < a ? b : a; }
+
+struct Place {
+  int64_t row, column;
+};
+
+// Where element i of a matrix with `width` columns is. A 64-bit division costs several times a 32-bit one.
+__device__ static inline Place place_of(int64_t i, int64_t width) {
+  if (((i | width) >> 32) == 0) {
+    const uint32_t narrow = static_cast<uint32_t>(i), columns = static_cast<uint32_t>(width), row = narrow / columns;
+    return {row, narrow - row * columns};
+  }
+  const int64_t row = i / width;
+  return {row, i - row * width};
+}
+
+// Items by warps: f(item, lane) for item in [0, items), with all lanes of a warp in the same item.
+template <class F>
+__global__ void __launch_bounds__(kWarpBlock) by_warp_kernel(int64_t items, F f) {
+  const int64_t warps = int64_t{gridDim.x} * (kWarpBlock / kWarp);
+  const int64_t first = blockIdx.x * int64_t{kWarpBlock / kWarp} + threadIdx.x / kWarp;
+  for (int64_t item = first; item < items; item += warps) f(item, static_cast<int>(threadIdx.x % kWarp));
+}
+
+template <class F>
+void by_warp(const Context& ctx, int64_t items, F f) {
+  if (items > 0) launch(ctx, by_warp_kernel<F>, grid_for(items, kWarpBlock / kWarp), kWarpBlock, 0, items, f);
+}
+
+}  // namespace st_moe::cuda
