@@ -6,8 +6,8 @@
 namespace st_moe::cuda {
 
 constexpr int kColumnTile = kWarp, kRowLanes = 8;
-constexpr int64_t kChunkRows = 64;   // a chunk has no fewer rows, and there are
-constexpr int64_t kRowChunks = 32;   // at most so many chunks
+constexpr int64_t kChunkRows = 64;  // a chunk has no fewer rows, and there are
+constexpr int64_t kRowChunks = 32;  // at most so many chunks
 
 template <int N>
 struct ColumnTerms {

@@ -2,7 +2,7 @@
 
 #include "cuda/columns.cuh"
 #include "cuda/ops.h"
-#include "cuda/rows.cuh"
+#include "cuda/row_group.cuh"
 
 namespace st_moe::cuda {
 
@@ -45,8 +45,12 @@ void layernorm(const Context& ctx, const LayernormArgs& args) {
   if (args.D == 0) return;
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const LayernormRow<T> row{static_cast<const T*>(args.x), static_cast<const T*>(args.weight),
-                              static_cast<const T*>(args.bias), static_cast<T*>(args.y), args.D, args.eps};
+    const LayernormRow<T> row{static_cast<const T*>(args.x),
+                              static_cast<const T*>(args.weight),
+                              static_cast<const T*>(args.bias),
+                              static_cast<T*>(args.y),
+                              args.D,
+                              args.eps};
     for_rows(ctx, args.T, args.D, row);
   });
 }

@@ -5,7 +5,9 @@
 namespace st_moe::cuda {
 
 // The row stride of a matrix stored [rows, columns]: cuBLAS wants it positive.
-static int64_t row_stride(int64_t columns) { return columns < 1 ? 1 : columns; }
+static int64_t row_stride(int64_t columns) {
+  return columns < 1 ? 1 : columns;
+}
 
 void matmul(const Context& ctx, const MatmulArgs& args) {
   if (args.batch <= 0 || args.M == 0 || args.N == 0) return;

@@ -2,13 +2,15 @@
 
 #include "cuda/columns.cuh"
 #include "cuda/ops.h"
-#include "cuda/rows.cuh"
+#include "cuda/row_group.cuh"
 
 namespace st_moe::cuda {
 
 constexpr double kNormFloor = 1e-12;
 
-__device__ static inline double floor_norm(double norm) { return norm < kNormFloor ? kNormFloor : norm; }
+__device__ static inline double floor_norm(double norm) {
+  return norm < kNormFloor ? kNormFloor : norm;
+}
 
 template <class T>
 struct RmsnormRow {
@@ -80,8 +82,8 @@ template <class T>
 static void normalize_backward(const Context& ctx, const RmsnormBackwardArgs& args) {
   const T *dy = static_cast<const T*>(args.dy), *x = static_cast<const T*>(args.x);
   const Scratch<double> factor(ctx, args.dgamma ? args.T : 0);
-  const RmsnormBackwardRow<T> row{
-      dy, x, static_cast<const T*>(args.gamma), static_cast<T*>(args.dx), factor.get(), args.D};
+  const RmsnormBackwardRow<T> row{dy,           x,     static_cast<const T*>(args.gamma), static_cast<T*>(args.dx),
+                                  factor.get(), args.D};
   for_rows(ctx, args.T, args.D, row);
   if (args.dgamma) {
     sum_columns(ctx, 1, args.T, args.D, GammaTerm<T>{dy, x, factor.get(), args.D},

@@ -2,7 +2,7 @@
 
 #include "core/formulas.h"
 #include "cuda/ops.h"
-#include "cuda/rows.cuh"
+#include "cuda/row_group.cuh"
 
 namespace st_moe::cuda {
 

@@ -6,7 +6,8 @@ namespace st_moe::cuda {
 
 constexpr int64_t kWarpWidth = 1024;  // the widest row for a warp
 
-// The threads that share a row. Element j belongs to lane j % kThreads. All lanes call the reductions, and all get the result.
+// The threads that share a row. Element j belongs to lane j % kThreads. All lanes call the reductions, and all get the
+// result.
 template <int kThreads>
 struct RowGroup {
   static constexpr int size = kThreads;
@@ -22,9 +23,13 @@ struct RowGroup {
     }
   }
   template <class T>
-  __device__ T sum(T value) const { return reduce(value, Sum{}, T(0)); }
+  __device__ T sum(T value) const {
+    return reduce(value, Sum{}, T(0));
+  }
   template <class T>
-  __device__ T max(T value) const { return reduce(value, Max{}, -static_cast<T>(INFINITY)); }
+  __device__ T max(T value) const {
+    return reduce(value, Max{}, -static_cast<T>(INFINITY));
+  }
 };
 
 template <int kThreads, class F>
