@@ -1,0 +1,245 @@
+#include <cmath>
+
+#include "cuda/attention_tile.cuh"
+#include "cuda/ops.h"
+#include "cuda/row_group.cuh"
+
+// Tiles of scores with a running maximum and sum; no matrix of all scores. The backward computes the probabilities
+// again from lse: one kernel over query tiles for dq, one over key tiles for dk and dv, so every sum has one owner and
+// one order. A block makes up to 128 columns of a head's output; wider heads take more blocks, each with the scores
+// computed again.
+namespace st_moe::cuda {
+
+template <class Args>
+static AttentionShape shape_of(const Args& args) {
+  const bool causal = args.causal != 0;
+  if (causal && args.Nk < args.Nq) {
+    fail(ErrorCode::shape, "causal attention needs at least as many keys as queries, got %lld keys and %lld queries",
+         static_cast<long long>(args.Nk), static_cast<long long>(args.Nq));
+  }
+  return {args.B, args.Nq, args.Nk, args.heads, args.d, args.heads * args.d, causal};
+}
+
+template <class T, int kSlices>
+__global__ void __launch_bounds__(kBlock)
+    attention_kernel(AttentionShape shape, TaskGrid grid, T factor, const T* q, const T* k, const T* v, T* y, T* lse) {
+  constexpr int M = Tile<T>::micro, size = Tile<T>::size;
+  __shared__ TileMemory<T> memory;
+  const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
+  for (int64_t i = blockIdx.x; i < grid.count(); i += gridDim.x) {
+    const TileTask task = grid.task(i, size, TileSums<T, kSlices>::columns);
+    const HeadRows<T> queries = shape.queries(q, task.head).from(task.first_row);
+    const int64_t last_row = (task.first_row + size < shape.Nq ? task.first_row + size : shape.Nq) - 1;
+    TileSums<T, kSlices> sums;
+    sums.clear();
+    T largest[M], total[M];
+    for (int r = 0; r < M; ++r) largest[r] = -static_cast<T>(INFINITY), total[r] = 0;
+    for (int64_t first_key = 0; first_key < shape.seen(last_row); first_key += size) {
+      Visible visible[M];
+      const bool whole = KeysSeen{task.first_row, first_key}.rows(shape, size, visible);
+      T s[M][M];
+      tile_products(queries, shape.keys(k, task.head).from(first_key), memory, s);
+      T rescale[M];
+      for (int r = 0; r < M; ++r) {
+        T most = largest[r];
+        for (int c = 0; c < M; ++c) {
+          s[r][c] *= factor;
+          if (tx + c * kSide < visible[r].end) most = Max{}(most, s[r][c]);
+        }
+        most = reduce_row(most, Max{});
+        const T shift = most == -static_cast<T>(INFINITY) ? T(0) : most;  // nothing but −inf so far: e^−inf, not e^NaN
+        rescale[r] = exp_of(largest[r] - shift);
+        T sum = 0;
+        for (int c = 0; c < M; ++c) {
+          const T p = tx + c * kSide < visible[r].end ? exp_of(s[r][c] - shift) : T(0);
+          memory.scores[ty * M + r][tx + c * kSide] = p;
+          sum += p;
+        }
+        total[r] = total[r] * rescale[r] + reduce_row(sum, Sum{});
+        largest[r] = most;
+      }
+      sums.scale(rescale);
+      sums.add(memory, shape.keys(v, task.head).from(first_key), task.first_column, visible, whole);
+    }
+    T inverse[M];
+    for (int r = 0; r < M; ++r) {
+      const int64_t query = task.first_row + ty * M + r;
+      if (shape.Nk > 0 && largest[r] == -static_cast<T>(INFINITY)) total[r] = static_cast<T>(NAN);
+      inverse[r] = shape.Nk > 0 ? T(1) / total[r] : T(0);
+      if (tx == 0 && task.first_column == 0 && query < shape.Nq)
+        lse[task.head * shape.Nq + query] = shape.Nk > 0 ? largest[r] + std::log(total[r]) : largest[r];
+    }
+    sums.scale(inverse);
+    sums.store(y + shape.query_offset(task.head) + task.first_row * shape.width, shape.width, queries.count,
+               task.first_column, shape.d);
+  }
+}
+
+template <class T, int kSlices>
+static void attention_forward(const Context& ctx, const AttentionArgs& args) {
+  const AttentionShape shape = shape_of(args);
+  const TaskGrid grid = grid_of<T, kSlices>(shape, shape.Nq);
+  if (grid.count() == 0) return;
+  launch(ctx, attention_kernel<T, kSlices>, grid_for(grid.count(), 1), kBlock, 0, shape, grid,
+         static_cast<T>(args.scale), static_cast<const T*>(args.q), static_cast<const T*>(args.k),
+         static_cast<const T*>(args.v), static_cast<T*>(args.y), static_cast<T*>(args.lse));
+}
+
+// Calls f with the number of slices of a head that a block makes.
+template <class F>
+static void dispatch_width(int64_t d, F&& f) {
+  if (d <= 2 * kSlice) return f(std::integral_constant<int, 2>{});
+  f(std::integral_constant<int, 4>{});
+}
+
+void attention(const Context& ctx, const AttentionArgs& args) {
+  dispatch_float(args.dtype, [&](auto zero) {
+    dispatch_width(args.d, [&](auto slices) { attention_forward<decltype(zero), slices.value>(ctx, args); });
+  });
+}
+
+template <class T>
+struct AttentionInputs {
+  const T *dy, *q, *k, *v, *lse;
+  const T* delta;  // [B, heads, Nq]: <dy, y>
+  T factor;
+};
+
+// delta of one query of one head
+template <class T>
+struct DeltaRow {
+  const T *dy, *y;
+  T* delta;
+  AttentionShape shape;
+
+  template <class Group>
+  __device__ void operator()(int64_t row, Group group) const {
+    const int64_t at = shape.query_offset(row / shape.Nq) + row % shape.Nq * shape.width;
+    double sum = 0;
+    for (int64_t j = group.lane(); j < shape.d; j += Group::size) sum += static_cast<double>(dy[at + j]) * y[at + j];
+    sum = group.sum(sum);
+    if (group.lane() == 0) delta[row] = static_cast<T>(sum);
+  }
+};
+
+template <class T, int kSlices>
+__global__ void __launch_bounds__(kBlock)
+    attention_dq_kernel(AttentionShape shape, TaskGrid grid, AttentionInputs<T> in, T* dq) {
+  constexpr int M = Tile<T>::micro, size = Tile<T>::size;
+  __shared__ TileMemory<T> memory;
+  const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
+  for (int64_t i = blockIdx.x; i < grid.count(); i += gridDim.x) {
+    const TileTask task = grid.task(i, size, TileSums<T, kSlices>::columns);
+    const HeadRows<T> queries = shape.queries(in.q, task.head).from(task.first_row);
+    const HeadRows<T> gradients = shape.queries(in.dy, task.head).from(task.first_row);
+    const int64_t last_row = (task.first_row + size < shape.Nq ? task.first_row + size : shape.Nq) - 1;
+    T lse[M], delta[M];
+    for (int r = 0; r < M; ++r) {
+      const int64_t query = task.first_row + ty * M + r, at = task.head * shape.Nq + query;
+      lse[r] = query < shape.Nq ? in.lse[at] : T(0);
+      delta[r] = query < shape.Nq ? in.delta[at] : T(0);
+    }
+    TileSums<T, kSlices> sums;
+    sums.clear();
+    for (int64_t first_key = 0; first_key < shape.seen(last_row); first_key += size) {
+      Visible visible[M];
+      const bool whole = KeysSeen{task.first_row, first_key}.rows(shape, size, visible);
+      T s[M][M], dp[M][M];
+      const HeadRows<T> keys = shape.keys(in.k, task.head).from(first_key);
+      tile_products(queries, keys, memory, s);
+      tile_products(gradients, shape.keys(in.v, task.head).from(first_key), memory, dp);
+      for (int r = 0; r < M; ++r)
+        for (int c = 0; c < M; ++c) {
+          const bool sees = tx + c * kSide < visible[r].end;
+          const T ds = exp_of(s[r][c] * in.factor - lse[r]) * (dp[r][c] - delta[r]) * in.factor;
+          memory.scores[ty * M + r][tx + c * kSide] = sees ? ds : T(0);
+        }
+      sums.add(memory, keys, task.first_column, visible, whole);
+    }
+    sums.store(dq + shape.query_offset(task.head) + task.first_row * shape.width, shape.width, queries.count,
+               task.first_column, shape.d);
+  }
+}
+
+// The tile is transposed: its rows are keys, its columns queries.
+template <class T, int kSlices>
+__global__ void __launch_bounds__(kBlock)
+    attention_dkv_kernel(AttentionShape shape, TaskGrid grid, AttentionInputs<T> in, T* dk, T* dv) {
+  constexpr int M = Tile<T>::micro, size = Tile<T>::size;
+  __shared__ TileMemory<T> memory;
+  const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
+  for (int64_t i = blockIdx.x; i < grid.count(); i += gridDim.x) {
+    const TileTask task = grid.task(grid.count() - 1 - i, size, TileSums<T, kSlices>::columns);
+    const HeadRows<T> keys = shape.keys(in.k, task.head).from(task.first_row);
+    const HeadRows<T> values = shape.keys(in.v, task.head).from(task.first_row);
+    TileSums<T, kSlices> dk_sums, dv_sums;
+    dk_sums.clear();
+    dv_sums.clear();
+    const int64_t last_key = (task.first_row + size < shape.Nk ? task.first_row + size : shape.Nk) - 1;
+    for (int64_t first = shape.first_query(task.first_row) / size * size; first < shape.Nq; first += size) {
+      Visible visible[M];
+      for (int r = 0; r < M; ++r) {
+        const int64_t begin = shape.first_query(task.first_row + ty * M + r) - first;
+        visible[r] = {clamp_to_tile(begin, size), clamp_to_tile(shape.Nq - first, size)};
+      }
+      const bool whole = shape.first_query(last_key) <= first;
+      T p[M][M], ds[M][M];
+      const HeadRows<T> queries = shape.queries(in.q, task.head).from(first);
+      const HeadRows<T> gradients = shape.queries(in.dy, task.head).from(first);
+      tile_products(keys, queries, memory, p);
+      tile_products(values, gradients, memory, ds);
+      for (int c = 0; c < M; ++c) {
+        const int column = tx + c * kSide;
+        const int64_t query = first + column, at = task.head * shape.Nq + query;
+        const T lse = query < shape.Nq ? in.lse[at] : T(0), delta = query < shape.Nq ? in.delta[at] : T(0);
+        for (int r = 0; r < M; ++r) {
+          const bool sees = column >= visible[r].begin && column < visible[r].end;
+          p[r][c] = sees ? exp_of(p[r][c] * in.factor - lse) : T(0);
+          ds[r][c] = sees ? p[r][c] * (ds[r][c] - delta) * in.factor : T(0);
+          memory.scores[ty * M + r][column] = p[r][c];
+        }
+      }
+      dv_sums.add(memory, gradients, task.first_column, visible, whole);
+      for (int r = 0; r < M; ++r)
+        for (int c = 0; c < M; ++c) memory.scores[ty * M + r][tx + c * kSide] = ds[r][c];
+      dk_sums.add(memory, queries, task.first_column, visible, whole);
+    }
+    const int64_t at = shape.key_offset(task.head) + task.first_row * shape.width;
+    dk_sums.store(dk + at, shape.width, keys.count, task.first_column, shape.d);
+    dv_sums.store(dv + at, shape.width, keys.count, task.first_column, shape.d);
+  }
+}
+
+template <class T, int kSlices>
+static void attention_gradients(const Context& ctx, const AttentionBackwardArgs& args) {
+  const AttentionShape shape = shape_of(args);
+  const T* dy = static_cast<const T*>(args.dy);
+  const int64_t rows = shape.B * shape.heads * shape.Nq;
+  const Scratch<T> delta(ctx, rows);
+  for_rows(ctx, rows, shape.d, DeltaRow<T>{dy, static_cast<const T*>(args.y), delta.get(), shape});
+  const AttentionInputs<T> in{dy,
+                              static_cast<const T*>(args.q),
+                              static_cast<const T*>(args.k),
+                              static_cast<const T*>(args.v),
+                              static_cast<const T*>(args.lse),
+                              delta.get(),
+                              static_cast<T>(args.scale)};
+  const TaskGrid over_queries = grid_of<T, kSlices>(shape, shape.Nq), over_keys = grid_of<T, kSlices>(shape, shape.Nk);
+  if (over_queries.count() > 0) {
+    launch(ctx, attention_dq_kernel<T, kSlices>, grid_for(over_queries.count(), 1), kBlock, 0, shape, over_queries, in,
+           static_cast<T*>(args.dq));
+  }
+  if (over_keys.count() > 0) {
+    launch(ctx, attention_dkv_kernel<T, kSlices>, grid_for(over_keys.count(), 1), kBlock, 0, shape, over_keys, in,
+           static_cast<T*>(args.dk), static_cast<T*>(args.dv));
+  }
+}
+
+void attention_backward(const Context& ctx, const AttentionBackwardArgs& args) {
+  if (args.d == 0) return;
+  dispatch_float(args.dtype, [&](auto zero) {
+    dispatch_width(args.d, [&](auto slices) { attention_gradients<decltype(zero), slices.value>(ctx, args); });
+  });
+}
+
+}  // namespace st_moe::cuda

@@ -1,0 +1,163 @@
+#include <cmath>
+
+#include "core/formulas.h"
+#include "cuda/ops.h"
+#include "cuda/row_group.cuh"
+
+namespace st_moe::cuda {
+
+constexpr int64_t kLossBlocks = 1024;  // at most so many blocks, each with its partial sums
+constexpr int64_t kCountBlocks = 64;
+
+// A row whose target is neither in the vocabulary nor ignored is a fault; it then counts for nothing in the mean's
+// divisor.
+struct Targets {
+  const int32_t* target;  // [T]
+  int64_t V;
+  int32_t ignore_index;
+
+  __device__ bool ignored(int64_t t) const { return target[t] == ignore_index; }
+  __device__ bool inside(int64_t t) const { return target[t] >= 0 && target[t] < V; }
+  __device__ bool counts(int64_t t) const { return !ignored(t) && inside(t); }
+};
+
+struct LossPartial {
+  double loss;
+  int64_t counted;
+};
+
+// log Σ e^x over a row. A NaN or +inf in the row, or nothing but −inf, gives NaN.
+template <class T, class Group>
+__device__ static inline double logsumexp(const T* x, int64_t V, Group group) {
+  T largest = -static_cast<T>(INFINITY);
+  for (int64_t j = group.lane(); j < V; j += Group::size) largest = Max{}(largest, x[j]);
+  largest = group.max(largest);
+  double sum = 0;
+  for (int64_t j = group.lane(); j < V; j += Group::size) sum += static_cast<double>(exp_of(x[j] - largest));
+  return static_cast<double>(largest) + std::log(group.sum(sum));
+}
+
+// lse [T], and for each group of threads the sum over its rows. A faulty row's loss is NaN.
+template <class T, int kThreads>
+__global__ void __launch_bounds__(kBlock) row_losses_kernel(int64_t rows, const T* logits, Targets targets, T* lse,
+                                                            LossPartial* partial, Stream::Fault* fault) {
+  const RowGroup<kThreads> group;
+  const int64_t per_block = blockDim.x / kThreads, index = blockIdx.x * per_block + threadIdx.x / kThreads;
+  LossPartial mine{0.0, 0};
+  for (int64_t t = index; t < rows; t += gridDim.x * per_block) {
+    const T* row = logits + t * targets.V;
+    const double value = logsumexp(row, targets.V, group);
+    if (group.lane() == 0) lse[t] = static_cast<T>(value);
+    if (targets.ignored(t)) continue;
+    if (targets.inside(t)) {
+      mine.loss += value - static_cast<double>(row[targets.target[t]]);
+      ++mine.counted;
+    } else {
+      if (group.lane() == 0) report_fault(fault, kTargetFault, targets.target[t]);
+      mine = {static_cast<double>(NAN), mine.counted + 1};
+    }
+  }
+  if (group.lane() == 0) partial[index] = mine;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kBlock) mean_loss_kernel(int64_t partials, const LossPartial* partial, T* loss) {
+  LossPartial mine{0.0, 0};
+  for (int64_t i = threadIdx.x; i < partials; i += blockDim.x) {
+    mine.loss += partial[i].loss;
+    mine.counted += partial[i].counted;
+  }
+  const double total = block_reduce(mine.loss, Sum{}, 0.0);
+  const int64_t counted = block_reduce(mine.counted, Sum{}, int64_t{0});
+  if (threadIdx.x == 0) *loss = counted ? static_cast<T>(total / static_cast<double>(counted)) : T(0);
+}
+
+template <class T, int kThreads>
+static void mean_loss(const Context& ctx, const CrossEntropyArgs& args) {
+  const int64_t wanted = args.T < kBlock / kThreads ? args.T : kBlock / kThreads, per_block = wanted < 1 ? 1 : wanted;
+  const int64_t needed = ceil_div(args.T, per_block), blocks = needed < kLossBlocks ? needed : kLossBlocks;
+  const int64_t partials = blocks * per_block;
+  const Scratch<LossPartial> partial(ctx, partials);
+  if (blocks > 0) {
+    launch(ctx, row_losses_kernel<T, kThreads>, static_cast<unsigned>(blocks),
+           static_cast<unsigned>(per_block * kThreads), 0, args.T, static_cast<const T*>(args.logits),
+           Targets{args.target, args.V, args.ignore_index}, static_cast<T*>(args.lse), partial.get(),
+           stream_of(ctx).fault());
+  }
+  launch(ctx, mean_loss_kernel<T>, 1, kBlock, 0, partials, partial.get(), static_cast<T*>(args.loss));
+}
+
+void cross_entropy(const Context& ctx, const CrossEntropyArgs& args) {
+  dispatch_float(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if (args.V <= kWarpWidth) {
+      mean_loss<T, kWarp>(ctx, args);
+    } else {
+      mean_loss<T, kBlock>(ctx, args);
+    }
+  });
+}
+
+// counts [blocks]: rows that count, for each block
+__global__ void __launch_bounds__(kBlock)
+    count_targets_kernel(int64_t rows, Targets targets, int64_t* counts, Stream::Fault* fault) {
+  int64_t mine = 0;
+  for (int64_t t = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; t < rows; t += int64_t{gridDim.x} * blockDim.x) {
+    mine += targets.counts(t);
+    if (!targets.ignored(t) && !targets.inside(t)) report_fault(fault, kTargetFault, targets.target[t]);
+  }
+  const int64_t total = block_reduce(mine, Sum{}, int64_t{0});
+  if (threadIdx.x == 0) counts[blockIdx.x] = total;
+}
+
+// dlogits = dloss / counted rows · (softmax − onehot); zeros for rows that do not count.
+template <class T>
+struct CrossEntropyBackwardRow {
+  const T *dloss, *logits, *lse;
+  Targets targets;
+  const int64_t* counts;  // [blocks], at least one of them positive where a row counts
+  int64_t blocks;
+  T* dlogits;
+
+  template <class Group>
+  __device__ void operator()(int64_t t, Group group) const {
+    const int64_t V = targets.V;
+    const T* row = logits + t * V;
+    T* out = dlogits + t * V;
+    if (!targets.counts(t)) {
+      for (int64_t j = group.lane(); j < V; j += Group::size) out[j] = 0;
+      return;
+    }
+    int64_t counted = 0;
+    for (int64_t i = 0; i < blocks; ++i) counted += counts[i];
+    const T factor = static_cast<T>(static_cast<double>(*dloss) / static_cast<double>(counted)), shift = lse[t];
+    const int64_t target = targets.target[t];
+    for (int64_t j = group.lane(); j < V; j += Group::size) {
+      const T e = exp_of(row[j] - shift);
+      out[j] = factor * (j == target ? e - T(1) : e);
+    }
+  }
+};
+
+void cross_entropy_backward(const Context& ctx, const CrossEntropyBackwardArgs& args) {
+  if (args.T == 0) return;
+  const int64_t needed = ceil_div(args.T, kBlock), blocks = needed < kCountBlocks ? needed : kCountBlocks;
+  const Targets targets{args.target, args.V, args.ignore_index};
+  dispatch_float(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const Scratch<int64_t> counts(ctx, blocks);
+    launch(ctx, count_targets_kernel, static_cast<unsigned>(blocks), kBlock, 0, args.T, targets, counts.get(),
+           stream_of(ctx).fault());
+    if (args.V == 0) return;
+    const CrossEntropyBackwardRow<T> row{static_cast<const T*>(args.dloss),
+                                         static_cast<const T*>(args.logits),
+                                         static_cast<const T*>(args.lse),
+                                         targets,
+                                         counts.get(),
+                                         blocks,
+                                         static_cast<T*>(args.dlogits)};
+    for_rows(ctx, args.T, args.V, row);
+  });
+}
+
+}  // namespace st_moe::cuda

@@ -1,0 +1,105 @@
+#include <cstdint>
+
+#include "cuda/ops.h"
+#include "cuda/row_group.cuh"
+#include "cuda/sort.cuh"
+
+namespace st_moe::cuda {
+
+template <class T>
+struct EmbeddingRow {
+  const T* w;            // [V, D]
+  const int32_t* index;  // [T]
+  T* y;                  // [T, D]; zeros where the index is a fault
+  int64_t D, V;
+  Stream::Fault* fault;
+
+  template <class Group>
+  __device__ void operator()(int64_t t, Group group) const {
+    const int32_t v = index[t];
+    const bool inside = v >= 0 && v < V;
+    if (!inside && group.lane() == 0) report_fault(fault, kIndexFault, v);
+    for (int64_t j = group.lane(); j < D; j += Group::size) y[t * D + j] = inside ? w[v * D + j] : T(0);
+  }
+};
+
+void embedding(const Context& ctx, const EmbeddingArgs& args) {
+  dispatch_float(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const EmbeddingRow<T> row{static_cast<const T*>(args.w), args.index, static_cast<T*>(args.y), args.D, args.V,
+                              stream_of(ctx).fault()};
+    for_rows(ctx, args.T, args.D, row);
+  });
+}
+
+// The key of a token is its index; faults come last and belong to no row.
+struct TokenKey {
+  const int32_t* index;  // [T]
+  int32_t* keys;         // [T]
+  int64_t* order;        // [T]
+  int64_t V;
+  int32_t fault_key;
+  Stream::Fault* fault;
+
+  __device__ void operator()(int64_t t) const {
+    const int32_t v = index[t];
+    const bool inside = v >= 0 && v < V;
+    if (!inside) report_fault(fault, kIndexFault, v);
+    keys[t] = inside ? v : fault_key;
+    order[t] = t;
+  }
+};
+
+__device__ static inline int64_t lower_bound(const int32_t* keys, int64_t count, int64_t key) {
+  int64_t low = 0, high = count;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (keys[middle] < key) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// Row v of dw, in token order.
+template <class T>
+struct EmbeddingBackwardRow {
+  const T* dy;           // [T, D]
+  const int32_t* keys;   // [T], sorted
+  const int64_t* order;  // [T]: the token of each key
+  T* dw;                 // [V, D]
+  int64_t tokens, D;
+
+  template <class Group>
+  __device__ void operator()(int64_t v, Group group) const {
+    const int64_t begin = lower_bound(keys, tokens, v), end = lower_bound(keys, tokens, v + 1);
+    for (int64_t j = group.lane(); j < D; j += Group::size) {
+      T sum = 0;
+#pragma unroll 8
+      for (int64_t i = begin; i < end; ++i) sum += dy[order[i] * D + j];
+      dw[v * D + j] = sum;
+    }
+  }
+};
+
+template <class T>
+static void add_tokens(const Context& ctx, const EmbeddingBackwardArgs& args) {
+  constexpr int64_t warp_width = 64;  // frequent tokens make long sums: few columns a thread
+  const Scratch<int32_t> keys(ctx, 2 * args.T);
+  const Scratch<int64_t> order(ctx, 2 * args.T);
+  const int32_t fault_key = args.V < INT32_MAX ? static_cast<int32_t>(args.V) : INT32_MAX;
+  elementwise(ctx, args.T, TokenKey{args.index, keys.get(), order.get(), args.V, fault_key, stream_of(ctx).fault()});
+  if (args.V == 0 || args.D == 0) return;
+  const int64_t half = sort_by_key(ctx, args.T, int64_t{fault_key} + 1, keys.get(), order.get()) * args.T;
+  const EmbeddingBackwardRow<T> row{
+      static_cast<const T*>(args.dy), keys.get() + half, order.get() + half, static_cast<T*>(args.dw), args.T, args.D};
+  for_rows(ctx, args.V, args.D, row, warp_width);
+}
+
+void embedding_backward(const Context& ctx, const EmbeddingBackwardArgs& args) {
+  dispatch_float(args.dtype, [&](auto zero) { add_tokens<decltype(zero)>(ctx, args); });
+}
+
+}  // namespace st_moe::cuda

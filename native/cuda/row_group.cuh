@@ -1,0 +1,54 @@
+#pragma once
+#include "cuda/kernel.cuh"
+
+// Ops that treat each row of [rows, width] by itself: a warp takes a row, or a whole block a wide one.
+namespace st_moe::cuda {
+
+constexpr int64_t kWarpWidth = 1024;  // the widest row for a warp
+
+// The threads that share a row. Element j belongs to lane j % kThreads. All lanes call the reductions, and all get the
+// result.
+template <int kThreads>
+struct RowGroup {
+  static constexpr int size = kThreads;
+
+  __device__ int lane() const { return threadIdx.x % kThreads; }
+
+  template <class T, class Combine>
+  __device__ T reduce(T value, Combine combine, T empty) const {
+    if constexpr (kThreads == kWarp) {
+      return warp_reduce(value, combine);
+    } else {
+      return block_reduce(value, combine, empty);
+    }
+  }
+  template <class T>
+  __device__ T sum(T value) const {
+    return reduce(value, Sum{}, T(0));
+  }
+  template <class T>
+  __device__ T max(T value) const {
+    return reduce(value, Max{}, -static_cast<T>(INFINITY));
+  }
+};
+
+template <int kThreads, class F>
+__global__ void __launch_bounds__(kBlock) rows_kernel(int64_t rows, F f) {
+  const int64_t per_block = blockDim.x / kThreads;
+  for (int64_t row = blockIdx.x * per_block + threadIdx.x / kThreads; row < rows; row += gridDim.x * per_block)
+    f(row, RowGroup<kThreads>{});
+}
+
+// f(row, group) for each row, by all threads of the group. F is a functor of plain data.
+template <class F>
+void for_rows(const Context& ctx, int64_t rows, int64_t width, F f, int64_t warp_width = kWarpWidth) {
+  if (rows == 0) return;
+  if (width <= warp_width) {
+    const int64_t warps = rows < kBlock / kWarp ? rows : kBlock / kWarp;
+    launch(ctx, rows_kernel<kWarp, F>, grid_for(rows, warps), static_cast<unsigned>(warps * kWarp), 0, rows, f);
+  } else {
+    launch(ctx, rows_kernel<kBlock, F>, grid_for(rows, 1), kBlock, 0, rows, f);
+  }
+}
+
+}  // namespace st_moe::cuda
