@@ -16,7 +16,9 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kBlock = 256;  // threads of a block where nothing else decides
 
-__host__ __device__ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ static inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 // Blocks for one thread an element, bounded: kernels stride over the grid.
 static inline unsigned grid_for(int64_t elements, int64_t per_block = kBlock) {
@@ -79,18 +81,23 @@ void dispatch_float(DType dtype, F&& f) {
 
 struct Sum {
   template <class T>
-  __device__ T operator()(T a, T b) const { return a + b; }
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
 };
 struct Max {  // a NaN wins, as in torch
   template <class T>
-  __device__ T operator()(T a, T b) const { return a > b || a != a ? a : b; }
+  __device__ T operator()(T a, T b) const {
+    return a > b || a != a ? a : b;
+  }
 };
 
 // All lanes get the result.
 template <class T, class Combine>
 __device__ static inline T warp_reduce(T value, Combine combine) {
 #pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) value = combine(value, __shfl_xor_sync(kAllLanes, value, offset));
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, offset));
   return value;
 }
 

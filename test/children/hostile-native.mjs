@@ -6,7 +6,7 @@
 const sizes = { B: 2, N: 4, T: 8, D: 8, E: 3, K: 2, H: 4, J: 8, C: 4, R: 16, V: 5, I: 8, 1: 1 }
 
 // Arguments by function: x[BND] a float tensor of that shape, i[..] an i32 tensor, a ? after it makes it optional,
-// f one that no other argument is, s a shape, n a number, c a count, 0 zero, b a boolean, d a typed array.
+// f one that no other argument is, s a shape, t a path, n a number, c a count, 0 zero, b a boolean, d a typed array.
 const signatures = {
   retain: 'x[D]',
   release: 'x[D]',
@@ -15,6 +15,9 @@ const signatures = {
   memory: 'n',
   resetPeak: 'n',
   deviceInfo: 'n',
+  probePlugin: 't',
+  openDevice: 't c',
+  toDevice: 'x[BND] 0',
   setThreads: 'n',
   getThreads: '',
   unaryKinds: '',
@@ -52,8 +55,8 @@ const signatures = {
   route: 'x[BND] x[ED] x[K] x[KBN]? x[BNE]? i[BN]? c c c c c n n n n b b b b',
   routeBackward:
     'x[BNK]? x[]? x[]? x[]? x[BND] x[ED] i[BN]? i[BNK] i[BNK] x[BNK] x[BNE] x[BNE] x[BN] x[BE] n n n b b b b b',
-  expertFfn: 'x[TD] i[TK]? i[TK]? x[TK]? x[EJD] x[EJ] x[EH] x[EDH] x[ED] c b',
-  expertFfnBackward: 'x[TD] x[TD] i[TK]? i[TK]? x[TK]? x[EJD] x[EJ] x[EH] x[EDH] x[ED] x[RJ] b b b',
+  expertFfn: 'x[TD] i[TK]? i[TK]? x[TK]? x[EJD] x[EJ] x[EH] x[EDH] x[ED] c c b',
+  expertFfnBackward: 'x[TD] x[TD] i[TK]? i[TK]? x[TK]? x[EJD] x[EJ] x[EH] x[EDH] x[ED] x[RJ] c c b b b',
   dispatch: 'x[BND] i[BNK] i[BNK] c c',
   dispatchBackward: 'x[EBCD] x[BND] i[BNK] i[BNK] b',
   combine: 'x[EBCD] x[BNK] i[BNK] i[BNK]',
@@ -95,6 +98,7 @@ export function nativeCaller(native, random, { any, number, pick, shapes }) {
     if (kind === 'n') return random() < 0.7 ? pick([0, 1, 2, 3, 4, 16, 0.5]) : number()
     if (kind === 'c') return random() < 0.9 ? pick([1, 1, 2, 3, 4, 16]) : number()
     if (kind === '0') return random() < 0.9 ? 0 : number()
+    if (kind === 't') return pick(['', '/dev/null', 'nothing.so', any()])
     if (kind === 'b') return random() < 0.5
     if (kind === 's') return random() < 0.5 ? pick([[2, 4, 8], [8, 8], [32, 8, 1], [64], [8, 1], [8]]) : shapes()
     if (kind === 'd') return new (pick([Float32Array, Float64Array, Int32Array, Uint16Array]))(pick([8, 64, 4, 0]))
