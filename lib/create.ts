@@ -1,5 +1,5 @@
 import { checkBoolean, checkNumber, checkOptions, checkShape, fail, showShape, sizeOf } from './check.js'
-import { checkDevice, type Device, deviceIndex } from './device.js'
+import { checkDevice, type Device, deviceIndex, getDefaultDevice } from './device.js'
 import { checkDType, type DType, dtypeCode, isFloat, type TypedArray } from './dtype.js'
 import { MoeError, show } from './errors.js'
 import { type Handle, native } from './native.js'
@@ -27,7 +27,7 @@ function make(
   handle: (dtype: DType, device: number) => Handle,
   dtype: DType,
 ): Tensor {
-  const device = checkDevice(op, options.device ?? 'cpu')
+  const device = checkDevice(op, options.device ?? getDefaultDevice())
   const requiresGrad =
     options.requiresGrad === undefined ? false : checkBoolean(op, 'requiresGrad', options.requiresGrad)
   if (requiresGrad && !isFloat(dtype)) fail('DTYPE', op, `only f32 and f64 tensors have gradients, dtype is ${dtype}`)

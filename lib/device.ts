@@ -50,6 +50,23 @@ export function checkDevice(op: string, device: unknown): Device {
   throw new MoeError('DEVICE', op, `device must be 'cpu', 'cuda' or 'cuda:<number>', got ${show(device)}`)
 }
 
+let defaultDevice: Device = 'cpu'
+
+/**
+ * Where tensors and layers are made when nothing is said. Throws BACKEND_UNAVAILABLE where the device cannot be used.
+ *
+ * @example
+ * if (devices().some(({ device, available }) => device === 'cuda:0' && available)) setDefaultDevice('cuda')
+ */
+export function setDefaultDevice(device: Device): void {
+  const name = checkDevice('setDefaultDevice', device)
+  deviceIndex('setDefaultDevice', name)
+  defaultDevice = name
+}
+
+/** 'cpu' unless {@link setDefaultDevice} has been called in this environment. */
+export const getDefaultDevice = (): Device => defaultDevice
+
 /** Number of a device in the native table; opens it at the first use. Throws BACKEND_UNAVAILABLE where it cannot be used. */
 export function deviceIndex(op: string, device: Device): number {
   const known = opened.get(device)

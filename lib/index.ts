@@ -14,10 +14,12 @@ export {
   type Device,
   type DeviceInfo,
   devices,
+  getDefaultDevice,
   getNumThreads,
   type MemoryInfo,
   memory,
   resetPeakMemory,
+  setDefaultDevice,
   setNumThreads,
 } from './device.js'
 export type { DType, TypedArray } from './dtype.js'

@@ -1,6 +1,6 @@
 import { checkBoolean, checkInteger, checkOptions } from '../check.js'
 import { uniform } from '../create.js'
-import { checkDevice, type Device } from '../device.js'
+import { checkDevice, type Device, getDefaultDevice } from '../device.js'
 import { checkDType } from '../dtype.js'
 import { linear } from '../ops/linear.js'
 import { withoutScope } from '../scope.js'
@@ -17,7 +17,7 @@ export interface LayerOptions {
 export function layerOptions(op: string, o: LayerOptions): Required<LayerOptions> {
   return {
     dtype: checkDType(op, o.dtype ?? 'f32', ['f32', 'f64']) as 'f32' | 'f64',
-    device: checkDevice(op, o.device ?? 'cpu'),
+    device: checkDevice(op, o.device ?? getDefaultDevice()),
   }
 }
 

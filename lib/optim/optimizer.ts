@@ -1,10 +1,17 @@
 import { fail } from '../check.js'
 import { tensor, zeros } from '../create.js'
+import type { Device } from '../device.js'
 import { show } from '../errors.js'
 import type { StateDict } from '../nn/module.js'
 import { Parameter } from '../nn/parameter.js'
-import { withoutScope } from '../scope.js'
+import { noGrad, withoutScope } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
+
+const stepMeta = { shape: [], dtype: 'f64' } as const
+
+/** A copy on a device, without history. */
+const copyTo = (value: Tensor, device: Device): Tensor =>
+  noGrad(() => (value.device === device ? value.clone() : value.to(device)))
 
 /** What one parameter's updates leave behind: a step count and tensors of the parameter's shape. */
 export interface ParameterState {
@@ -87,9 +94,10 @@ export abstract class Optimizer {
     )
     for (const { parameter, i } of present) {
       for (const name of names) {
-        const like = name === 'step' ? ({ shape: [], dtype: 'f64', device: 'cpu' } as const) : parameter
+        const { shape, dtype } = name === 'step' ? stepMeta : parameter
         try {
-          checkTensor(op, `${i}.${name}`, dict[`${i}.${name}`], like)
+          const value = checkTensor(op, `${i}.${name}`, dict[`${i}.${name}`])
+          checkTensor(op, `${i}.${name}`, value, { shape, dtype, device: value.device })
         } catch (error) {
           problems.push((error as Error).message)
         }
@@ -99,9 +107,8 @@ export abstract class Optimizer {
       fail('STATE_DICT', op, `the state does not fit, nothing was changed:\n  ${problems.join('\n  ')}`)
     const loaded = present.map(({ parameter, i }) => {
       const tensors = withoutScope(() =>
-        Object.fromEntries(this.stateNames.map((name) => [name, dict[`${i}.${name}`].clone()])),
+        Object.fromEntries(this.stateNames.map((name) => [name, copyTo(dict[`${i}.${name}`], parameter.device)])),
       )
-      for (const copy of Object.values(tensors)) copy.requiresGrad = false
       return [parameter, { step: dict[`${i}.step`].item(), tensors }] as const
     })
     this.dispose()

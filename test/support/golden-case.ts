@@ -1,5 +1,6 @@
 import {
   AdamW,
+  getDefaultDevice,
   loadSafetensorsSync,
   type Module,
   MoE,
@@ -53,7 +54,7 @@ export function checkCase(path: string, dtype: Float): Finding[] {
   })
 }
 
-const input = ({ tensors, dtype }: Case, name: string): Tensor => tensors[name].to(dtype)
+const input = ({ tensors, dtype }: Case, name: string): Tensor => tensors[name].to(dtype).to(getDefaultDevice())
 
 function statesOf({ tensors }: Case, prefix: string): StateDict {
   const entries = Object.entries(tensors).filter(([name]) => name.startsWith(prefix))
