@@ -24,57 +24,13 @@ T from_cell(Cell cell) {
   return value;
 }
 
-static inline bool in_mask(const Exchange& exchange, int lane) { return exchange.mask >> lane & 1; }
-
-static inline void finish_shuffle(Exchange& exchange) {
-  for (int l = 0; l < kLanes; ++l) {
-    if (!in_mask(exchange, l)) continue;
-    const int source = exchange.source[l];
-    if (!in_mask(exchange, source)) die("a shuffle reads a lane outside of its mask");
-    exchange.out[l] = exchange.in[source];
-  }
-}
-
-static inline void finish_ballot(Exchange& exchange) {
-  unsigned bits = 0;
-  for (int l = 0; l < kLanes; ++l)
-    if (in_mask(exchange, l) && exchange.source[l]) bits |= 1u << l;
-  for (int l = 0; l < kLanes; ++l)
-    if (in_mask(exchange, l)) exchange.out[l] = to_cell(bits);
-}
-
-static inline void finish_match(Exchange& exchange) {
-  for (int l = 0; l < kLanes; ++l) {
-    if (!in_mask(exchange, l)) continue;
-    unsigned equal = 0;
-    for (int other = 0; other < kLanes; ++other)
-      if (in_mask(exchange, other) && std::memcmp(&exchange.in[l], &exchange.in[other], sizeof(Cell)) == 0)
-        equal |= 1u << other;
-    exchange.out[l] = to_cell(equal);
-  }
-}
-
-template <class T, class Combine>
-void finish_reduce(Exchange& exchange) {
-  T total{};
-  bool first = true;
-  for (int l = 0; l < kLanes; ++l) {
-    if (!in_mask(exchange, l)) continue;
-    const T value = from_cell<T>(exchange.in[l]);
-    total = first ? value : Combine()(total, value);
-    first = false;
-  }
-  for (int l = 0; l < kLanes; ++l)
-    if (in_mask(exchange, l)) exchange.out[l] = to_cell(total);
-}
-
 template <class T>
 T shuffle(const char* name, int line, unsigned mask, T value, int source) {
-  return from_cell<T>(collective(name, line, mask, false, to_cell(value), source, finish_shuffle));
+  return from_cell<T>(collective(name, line, mask, to_cell(value), source, Collective::shuffle));
 }
 
 static inline unsigned vote(const char* name, int line, unsigned mask, int predicate) {
-  return from_cell<unsigned>(collective(name, line, mask, false, Cell{}, predicate != 0, finish_ballot));
+  return from_cell<unsigned>(collective(name, line, mask, Cell{}, predicate != 0, Collective::ballot));
 }
 
 static inline int segment(int lane, int width) { return lane & ~(width - 1); }  // first lane of a shuffle's segment
@@ -96,7 +52,7 @@ inline int __syncthreads_or(int predicate, int line = __builtin_LINE()) {
   return simt::barrier("__syncthreads_or", line, predicate != 0, simt::Barrier::any);
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
-  simt::collective("__syncwarp", line, mask, true, simt::Cell{}, 0, [](simt::Exchange&) {});
+  simt::collective("__syncwarp", line, mask, simt::Cell{}, 0, simt::Collective::barrier);
 }
 
 template <class T>
@@ -135,47 +91,33 @@ template <class T>
 unsigned __match_any_sync(unsigned mask, T value, int line = __builtin_LINE()) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
   return simt::from_cell<unsigned>(
-      simt::collective("__match_any_sync", line, mask, false, simt::to_cell(value), 0, simt::finish_match));
+      simt::collective("__match_any_sync", line, mask, simt::to_cell(value), 0, simt::Collective::match));
 }
 
 namespace simt {
-struct Add {
-  template <class T>
-  T operator()(T a, T b) const {
-    return a + b;
-  }
-};
-struct Min {
-  template <class T>
-  T operator()(T a, T b) const {
-    return b < a ? b : a;
-  }
-};
-struct Max {
-  template <class T>
-  T operator()(T a, T b) const {
-    return a < b ? b : a;
-  }
-};
-template <class Combine, class T>
-T reduce(const char* name, int line, unsigned mask, T value) {
+template <class T>
+T reduce(const char* name, int line, unsigned mask, T value, Collective for_int, Collective for_unsigned) {
   static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>);
-  return from_cell<T>(collective(name, line, mask, false, to_cell(value), 0, finish_reduce<T, Combine>));
+  const Collective kind = std::is_same_v<T, int> ? for_int : for_unsigned;
+  return from_cell<T>(collective(name, line, mask, to_cell(value), 0, kind));
 }
 }  // namespace simt
 
 // These need compute capability 8.0.
 template <class T>
 T __reduce_add_sync(unsigned mask, T value, int line = __builtin_LINE()) {
-  return simt::reduce<simt::Add>("__reduce_add_sync", line, mask, value);
+  return simt::reduce("__reduce_add_sync", line, mask, value, simt::Collective::add_int,
+                      simt::Collective::add_unsigned);
 }
 template <class T>
 T __reduce_min_sync(unsigned mask, T value, int line = __builtin_LINE()) {
-  return simt::reduce<simt::Min>("__reduce_min_sync", line, mask, value);
+  return simt::reduce("__reduce_min_sync", line, mask, value, simt::Collective::min_int,
+                      simt::Collective::min_unsigned);
 }
 template <class T>
 T __reduce_max_sync(unsigned mask, T value, int line = __builtin_LINE()) {
-  return simt::reduce<simt::Max>("__reduce_max_sync", line, mask, value);
+  return simt::reduce("__reduce_max_sync", line, mask, value, simt::Collective::max_int,
+                      simt::Collective::max_unsigned);
 }
 
 // ---- memory
