@@ -33,7 +33,9 @@ static inline unsigned vote(const char* name, int line, unsigned mask, int predi
   return from_cell<unsigned>(collective(name, line, mask, Cell{}, predicate != 0, Collective::ballot));
 }
 
-static inline int segment(int lane, int width) { return lane & ~(width - 1); }  // first lane of a shuffle's segment
+static inline int segment(int lane, int width) {
+  return lane & ~(width - 1);
+}  // first lane of a shuffle's segment
 
 }  // namespace simt
 
@@ -122,8 +124,12 @@ T __reduce_max_sync(unsigned mask, T value, int line = __builtin_LINE()) {
 
 // ---- memory
 
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline void __threadfence() {
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+inline void __threadfence_block() {
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
 template <class T>
 T __ldg(const T* address) {
   return *address;
@@ -175,32 +181,78 @@ T atomicCAS(T* address, T expected, T value) {
 
 // ---- bits and numbers
 
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __ffsll(long long x) { return __builtin_ffsll(x); }
-inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
-inline int __clzll(long long x) { return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64; }
+inline int __popc(unsigned x) {
+  return __builtin_popcount(x);
+}
+inline int __popcll(unsigned long long x) {
+  return __builtin_popcountll(x);
+}
+inline int __ffs(int x) {
+  return __builtin_ffs(x);
+}
+inline int __ffsll(long long x) {
+  return __builtin_ffsll(x);
+}
+inline int __clz(int x) {
+  return x ? __builtin_clz(static_cast<unsigned>(x)) : 32;
+}
+inline int __clzll(long long x) {
+  return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64;
+}
 
-inline int __float_as_int(float x) { return simt::from_cell<int>(simt::to_cell(x)); }
-inline unsigned __float_as_uint(float x) { return simt::from_cell<unsigned>(simt::to_cell(x)); }
-inline float __int_as_float(int x) { return simt::from_cell<float>(simt::to_cell(x)); }
-inline float __uint_as_float(unsigned x) { return simt::from_cell<float>(simt::to_cell(x)); }
-inline long long __double_as_longlong(double x) { return simt::from_cell<long long>(simt::to_cell(x)); }
-inline double __longlong_as_double(long long x) { return simt::from_cell<double>(simt::to_cell(x)); }
+inline int __float_as_int(float x) {
+  return simt::from_cell<int>(simt::to_cell(x));
+}
+inline unsigned __float_as_uint(float x) {
+  return simt::from_cell<unsigned>(simt::to_cell(x));
+}
+inline float __int_as_float(int x) {
+  return simt::from_cell<float>(simt::to_cell(x));
+}
+inline float __uint_as_float(unsigned x) {
+  return simt::from_cell<float>(simt::to_cell(x));
+}
+inline long long __double_as_longlong(double x) {
+  return simt::from_cell<long long>(simt::to_cell(x));
+}
+inline double __longlong_as_double(long long x) {
+  return simt::from_cell<double>(simt::to_cell(x));
+}
 
 // Not contracted to a fused multiply-add, as on the device.
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fsqrt_rn(float x) { return std::sqrt(x); }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline double __dadd_rn(double a, double b) { return a + b; }
-inline double __dmul_rn(double a, double b) { return a * b; }
-inline double __ddiv_rn(double a, double b) { return a / b; }
-inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
+inline float __fadd_rn(float a, float b) {
+  return a + b;
+}
+inline float __fmul_rn(float a, float b) {
+  return a * b;
+}
+inline float __fdiv_rn(float a, float b) {
+  return a / b;
+}
+inline float __fsqrt_rn(float x) {
+  return std::sqrt(x);
+}
+inline float __fmaf_rn(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
+inline double __dadd_rn(double a, double b) {
+  return a + b;
+}
+inline double __dmul_rn(double a, double b) {
+  return a * b;
+}
+inline double __ddiv_rn(double a, double b) {
+  return a / b;
+}
+inline double __fma_rn(double a, double b, double c) {
+  return std::fma(a, b, c);
+}
+inline float rsqrtf(float x) {
+  return 1.0f / std::sqrt(x);
+}
+inline double rsqrt(double x) {
+  return 1.0 / std::sqrt(x);
+}
 
 template <class A, class B>
 constexpr std::common_type_t<A, B> min(A a, B b) {

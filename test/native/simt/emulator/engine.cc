@@ -228,9 +228,13 @@ void run_block(Engine& e) {
   acquire(&e.block_fence);
 }
 
-bool in_mask(const Exchange& exchange, int lane) { return exchange.mask >> lane & 1; }
+bool in_mask(const Exchange& exchange, int lane) {
+  return exchange.mask >> lane & 1;
+}
 
-Cell cell_of(unsigned value) { return {{value, 0}}; }
+Cell cell_of(unsigned value) {
+  return {{value, 0}};
+}
 
 void finish_shuffle(Exchange& exchange) {
   for (int l = 0; l < kLanes; ++l) {
@@ -272,7 +276,9 @@ void finish_reduce(Exchange& exchange, Combine combine) {
   for (int l = 0; l < kLanes; ++l) exchange.out[l] = in_mask(exchange, l) ? cell_of(total) : exchange.out[l];
 }
 
-bool less_int(unsigned a, unsigned b) { return static_cast<int>(a) < static_cast<int>(b); }
+bool less_int(unsigned a, unsigned b) {
+  return static_cast<int>(a) < static_cast<int>(b);
+}
 
 void finish(Exchange& exchange, Collective kind) {
   using U = unsigned;
@@ -300,7 +306,8 @@ void die(const char* what) {
     for (int i = 0; i < engine->count && shown < 40; ++i) {
       const Thread& thread = engine->threads[i];
       if (thread.state != State::at_barrier && thread.state != State::at_collective) continue;
-      std::fprintf(stderr, "  thread %d waits at %s in line %d, mask %08x\n", i, thread.waits_at, thread.line, thread.mask);
+      std::fprintf(stderr, "  thread %d waits at %s in line %d, mask %08x\n", i, thread.waits_at, thread.line,
+                   thread.mask);
       ++shown;
     }
   }
@@ -330,7 +337,9 @@ void run_grid(dim3 grid, dim3 block, size_t dynamic_shared, void (*body)(void*),
   e.current = nullptr;
 }
 
-int lane() { return engine->current->lane; }
+int lane() {
+  return engine->current->lane;
+}
 
 int barrier(const char* name, int line, bool predicate, Barrier kind) {
   Engine& e = *engine;
@@ -378,7 +387,8 @@ Cell collective(const char* name, int line, unsigned mask, Cell in, int source, 
     for (int l = 0; l < kLanes; ++l) {
       if (!(mask >> l & 1)) continue;
       if (warp.threads[l]->mask != mask) die("lanes disagree on the mask of a warp collective");
-      if (std::strcmp(warp.threads[l]->waits_at, name) != 0) die("lanes of one mask meet at different warp collectives");
+      if (std::strcmp(warp.threads[l]->waits_at, name) != 0)
+        die("lanes of one mask meet at different warp collectives");
       others[n++] = static_cast<int>(warp.threads[l] - e.threads);
     }
     warp.exchange.mask = mask;

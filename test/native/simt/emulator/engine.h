@@ -25,7 +25,18 @@ struct Exchange {
 };
 
 // What the last lane to come computes: `out` from `in`.
-enum class Collective { barrier, shuffle, ballot, match, add_int, add_unsigned, min_int, min_unsigned, max_int, max_unsigned };
+enum class Collective {
+  barrier,
+  shuffle,
+  ballot,
+  match,
+  add_int,
+  add_unsigned,
+  min_int,
+  min_unsigned,
+  max_int,
+  max_unsigned
+};
 
 [[noreturn]] void die(const char* what);
 
