@@ -67,14 +67,15 @@ __global__ void __launch_bounds__(kBlock) holders_kernel(Assignments a, int32_t*
 // into one slot the last one has it.
 static inline void fill_holders(const Context& ctx, const Assignments& a, int32_t* holder) {
   constexpr int experts = 8;  // every block reads all choices of its sequence
-  if (a.slots() > 0) launch(ctx, holders_kernel<experts>, grid_for(a.B * ceil_div(a.E, experts), 1), kBlock, 0, a, holder);
+  if (a.slots() > 0)
+    launch(ctx, holders_kernel<experts>, grid_for(a.B * ceil_div(a.E, experts), 1), kBlock, 0, a, holder);
 }
 
 // Element of out [slots, D] = weight · x [tokens, D] of the assignment in the slot; zeros in empty slots.
 template <class T>
 struct GatherRows {
-  const int32_t* holder;    // [slots]
-  const T *x, *weight;      // weight [tokens, K]; null: all 1
+  const int32_t* holder;  // [slots]
+  const T *x, *weight;    // weight [tokens, K]; null: all 1
   T* out;
   int64_t D, K;
 

@@ -9,9 +9,9 @@ void dispatch(const Context& ctx, const DispatchArgs& args) {
   fill_holders(ctx, assignments, holder.get());
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    elementwise(ctx, assignments.slots() * args.D,
-                GatherRows<T>{holder.get(), static_cast<const T*>(args.x), nullptr, static_cast<T*>(args.y), args.D,
-                              args.K});
+    elementwise(
+        ctx, assignments.slots() * args.D,
+        GatherRows<T>{holder.get(), static_cast<const T*>(args.x), nullptr, static_cast<T*>(args.y), args.D, args.K});
   });
 }
 

@@ -42,8 +42,8 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
   }
   if (count > 0) {
     multiply(ctx, args.dtype, rows.of_rows(gathers ? gathered.get() : x, args.w1, a, 2 * H, D, true));
-    elementwise(ctx, count * H, Activate<T>{a, static_cast<const T*>(args.b1), static_cast<const T*>(args.mult_bias),
-                                            h.get(), H, M});
+    elementwise(ctx, count * H,
+                Activate<T>{a, static_cast<const T*>(args.b1), static_cast<const T*>(args.mult_bias), h.get(), H, M});
     multiply(ctx, args.dtype, rows.of_rows(h.get(), args.w2, out, D, H, true));
   }
   elementwise(ctx, args.T * D, CombineRows<T>{rows.assignments, out, weight, static_cast<const T*>(args.b2), y, D});

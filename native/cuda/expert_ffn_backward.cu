@@ -12,7 +12,7 @@ constexpr int kStrip = kLaneColumns * kWarp;
 constexpr int kStripWarps = kWarpBlock / kWarp;
 
 template <class T>
-struct Gradient {
+struct ExpertGradient {
   const int32_t* holder;  // [rows]: assignment (token · K + choice) in the slot, −1: empty; null: row t is token t
   const T *dy, *x, *b1, *mult_bias, *b2, *a, *weight;
   T *g, *x_rows;  // [rows, D] dy and x of the rows, each or null where it is not gathered
@@ -30,7 +30,7 @@ struct Gradient {
 // A row by a warp.
 template <class T>
 struct LoadRow {
-  Gradient<T> p;
+  ExpertGradient<T> p;
 
   __device__ void operator()(int64_t row, int lane) const {
     const int64_t assignment = p.assignment(row), D = p.D;
@@ -57,7 +57,7 @@ struct StripSums {
 
 // A row of a strip that starts at column `first`, by a warp. Returns the lane's part of dweight.
 template <class T>
-__device__ static T hidden_row(const Gradient<T>& p, int64_t row, int64_t expert, int64_t first, int lane,
+__device__ static T hidden_row(const ExpertGradient<T>& p, int64_t row, int64_t expert, int64_t first, int lane,
                                StripSums<T>& sums) {
   const int64_t assignment = p.assignment(row), H = p.H;
   const T w = assignment < 0 ? T(0) : p.weight_of(assignment);
@@ -93,7 +93,7 @@ __device__ static T hidden_row(const Gradient<T>& p, int64_t row, int64_t expert
 
 // A strip of hidden columns by a block of rows. Warps take the rows in turn; their column sums are added in order.
 template <class T>
-__global__ void __launch_bounds__(kWarpBlock) hidden_kernel(Gradient<T> p, int64_t blocks) {
+__global__ void __launch_bounds__(kWarpBlock) hidden_kernel(ExpertGradient<T> p, int64_t blocks) {
   __shared__ T partial[kStripWarps][3 * kStrip];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   for (int64_t work = blockIdx.x; work < blocks; work += gridDim.x) {
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kWarpBlock) hidden_kernel(Gradient<T> p, int64
 // Part of db2 = Σ w · dy of one column over a block of rows. Element of [E · row blocks, D].
 template <class T>
 struct OutputBiasPart {
-  Gradient<T> p;
+  ExpertGradient<T> p;
 
   __device__ void operator()(int64_t i) const {
     const Place place = place_of(i, p.D);
@@ -147,7 +147,7 @@ struct OutputBiasPart {
 // Element of [E, 3H + D]: the parts in the order of the row blocks.
 template <class T>
 struct FinishSums {
-  Gradient<T> p;
+  ExpertGradient<T> p;
   T *db1, *dmult_bias, *db2;
 
   __device__ void operator()(int64_t i) const {
@@ -181,9 +181,9 @@ struct FinishDots {
 };
 
 template <class T>
-static Gradient<T> gradient_of(const ExpertFfnBackwardArgs& args, const ExpertRows& rows) {
+static ExpertGradient<T> gradient_of(const ExpertFfnBackwardArgs& args, const ExpertRows& rows) {
   const auto values = [](const void* p) { return static_cast<const T*>(p); };
-  Gradient<T> p{};
+  ExpertGradient<T> p{};
   p.dy = values(args.dy), p.x = values(args.x), p.b1 = values(args.b1), p.mult_bias = values(args.mult_bias);
   p.b2 = values(args.b2), p.a = values(args.a), p.weight = values(args.weight);
   p.D = args.D, p.H = args.H, p.K = args.K, p.each = rows.each, p.row_blocks = ceil_div(rows.each, kSumRows);
@@ -194,7 +194,7 @@ static Gradient<T> gradient_of(const ExpertFfnBackwardArgs& args, const ExpertRo
 template <class T>
 static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, const ExpertRows& rows) {
   const int64_t D = args.D, H = args.H, E = args.E, count = rows.count();
-  Gradient<T> p = gradient_of<T>(args, rows);
+  ExpertGradient<T> p = gradient_of<T>(args, rows);
   const bool parameters = args.dw1;
   Scratch<int32_t> holder(ctx, rows.slots ? count : 0);
   Scratch<T> g(ctx, rows.slots ? count * D : 0), x_rows(ctx, rows.slots && parameters ? count * D : 0);
@@ -211,8 +211,9 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   if (blocks > 0) launch(ctx, hidden_kernel<T>, grid_for(blocks, 1), kWarpBlock, 0, p, blocks);
   if (parameters) {
     elementwise(ctx, E * p.row_blocks * D, OutputBiasPart<T>{p});
-    elementwise(ctx, E * (3 * H + D), FinishSums<T>{p, static_cast<T*>(args.db1), static_cast<T*>(args.dmult_bias),
-                                                    static_cast<T*>(args.db2)});
+    elementwise(
+        ctx, E * (3 * H + D),
+        FinishSums<T>{p, static_cast<T*>(args.db1), static_cast<T*>(args.dmult_bias), static_cast<T*>(args.db2)});
     multiply(ctx, args.dtype, rows.over_rows(dy_rows, q.get(), args.dw2, D, H));
     multiply(ctx, args.dtype, rows.over_rows(da.get(), rows.slots ? x_rows.get() : p.x, args.dw1, 2 * H, D));
   }

@@ -16,7 +16,7 @@ struct ExpertRows {
 
   // c [rows, N] = a [rows, K] · w, w [E, N, K] if transposed, else [E, K, N]
   Product of_rows(const void* a, const void* w, void* c, int64_t N, int64_t K, bool transposed) const {
-    Product p{.M = each, .N = N, .K = K, .a = a, .b = w, .c = c, .lda = K, .ldb = transposed ? K : N, .ldc = N};
+    Product p{each, N, K, a, w, c, K, transposed ? K : N, N};
     p.transpose_b = transposed;
     p.batch = assignments.E, p.a_stride = each * K, p.b_stride = N * K, p.c_stride = each * N;
     return p;
@@ -24,7 +24,7 @@ struct ExpertRows {
 
   // c [E, M, N] = aᵀ · b over the rows of each expert, a [rows, M], b [rows, N]
   Product over_rows(const void* a, const void* b, void* c, int64_t M, int64_t N) const {
-    Product p{.M = M, .N = N, .K = each, .a = a, .b = b, .c = c, .lda = M, .ldb = N, .ldc = N};
+    Product p{M, N, each, a, b, c, M, N, N};
     p.transpose_a = true;
     p.batch = assignments.E, p.a_stride = each * M, p.b_stride = each * N, p.c_stride = M * N;
     return p;
@@ -41,8 +41,14 @@ ExpertRows expert_rows_of(const Context& ctx, const Args& args) {
     fail(ErrorCode::option, "there must be a row for each of the %lld slots, got %lld rows",
          static_cast<long long>(args.E * args.B * args.C), static_cast<long long>(args.rows));
   const int64_t N = args.B > 0 ? args.T / args.B : 0;
-  const Assignments assignments{slots ? args.expert_index : nullptr, slots ? args.position : nullptr,
-                                args.B, N, args.K, args.E, args.C, stream_of(ctx).fault()};
+  const Assignments assignments{slots ? args.expert_index : nullptr,
+                                slots ? args.position : nullptr,
+                                args.B,
+                                N,
+                                args.K,
+                                args.E,
+                                args.C,
+                                stream_of(ctx).fault()};
   return {assignments, slots, slots ? args.B * args.C : args.T};
 }
 

@@ -11,7 +11,7 @@ constexpr int kDepth = 16;      // of the inner dimension at a time
 constexpr int kThreadTile = 4;  // a thread has 4 × 4 results
 constexpr int kTileSide = kTile / kThreadTile;
 
-struct Groups {
+struct RowGroups {
   const int64_t *row, *tile;  // [G + 1]: the first row of each group, the first tile of kTile rows
   int64_t G;
 };
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 // The group of a tile: the last one that starts at or before it and is not empty.
-__device__ static inline int64_t group_of(const Groups& groups, int64_t tile) {
+__device__ static inline int64_t group_of(const RowGroups& groups, int64_t tile) {
   int64_t low = 0, high = groups.G;  // tile[low] ≤ tile < tile[high]
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
@@ -66,7 +66,7 @@ __device__ static inline int64_t group_of(const Groups& groups, int64_t tile) {
 }
 
 template <class T>
-struct Matrix {
+struct StridedMatrix {
   const T* data;
   int64_t row_stride, column_stride;
 };
@@ -74,8 +74,8 @@ struct Matrix {
 // A tile of c [M, N] (rows ldc apart) = a [M, K] · b [K, N] at (m0, n0), by a block. Consecutive threads load along
 // the dimension that is contiguous in memory. Every result is one sum over K in order.
 template <class T>
-__device__ static void tile_product(Matrix<T> a, Matrix<T> b, T* c, int64_t ldc, int64_t M, int64_t N, int64_t K,
-                                    int64_t m0, int64_t n0) {
+__device__ static void tile_product(StridedMatrix<T> a, StridedMatrix<T> b, T* c, int64_t ldc, int64_t M, int64_t N,
+                                    int64_t K, int64_t m0, int64_t n0) {
   __shared__ T a_tile[kDepth][kTile + 1], b_tile[kDepth][kTile + 1];
   const int row = threadIdx.x / kTileSide, column = threadIdx.x % kTileSide;
   const bool a_by_row = a.row_stride == 1, b_by_column = b.column_stride == 1;
@@ -110,12 +110,12 @@ __device__ static void tile_product(Matrix<T> a, Matrix<T> b, T* c, int64_t ldc,
 // c [R, N] = a [R, K] · op(w[group]); w [G, N, K] if transposed, else [G, K, N]. Blocks take (row tile, column tile).
 template <class T>
 __global__ void __launch_bounds__(kBlock)
-    grouped_rows_kernel(Groups groups, const T* a, const T* w, T* c, int64_t N, int64_t K, bool transposed) {
+    grouped_rows_kernel(RowGroups groups, const T* a, const T* w, T* c, int64_t N, int64_t K, bool transposed) {
   const int64_t column_tiles = ceil_div(N, kTile), tiles = groups.tile[groups.G];
   for (int64_t work = blockIdx.x; work < tiles * column_tiles; work += gridDim.x) {
     const int64_t tile = work / column_tiles, g = group_of(groups, tile), first = groups.row[g];
-    const Matrix<T> b{w + g * N * K, transposed ? 1 : N, transposed ? K : 1};
-    tile_product(Matrix<T>{a + first * K, K, 1}, b, c + first * N, N, groups.row[g + 1] - first, N, K,
+    const StridedMatrix<T> b{w + g * N * K, transposed ? 1 : N, transposed ? K : 1};
+    tile_product(StridedMatrix<T>{a + first * K, K, 1}, b, c + first * N, N, groups.row[g + 1] - first, N, K,
                  (tile - groups.tile[g]) * kTile, work % column_tiles * kTile);
   }
 }
@@ -123,11 +123,11 @@ __global__ void __launch_bounds__(kBlock)
 // c [G, M, N] = aᵀ · b over the rows of each group, a [R, M], b [R, N]. Blocks take (group, row tile, column tile).
 template <class T>
 __global__ void __launch_bounds__(kBlock)
-    over_rows_kernel(Groups groups, const T* a, const T* b, T* c, int64_t M, int64_t N) {
+    over_rows_kernel(RowGroups groups, const T* a, const T* b, T* c, int64_t M, int64_t N) {
   const int64_t row_tiles = ceil_div(M, kTile), column_tiles = ceil_div(N, kTile), each = row_tiles * column_tiles;
   for (int64_t work = blockIdx.x; work < groups.G * each; work += gridDim.x) {
     const int64_t g = work / each, tile = work % each, first = groups.row[g];
-    tile_product(Matrix<T>{a + first * M, 1, M}, Matrix<T>{b + first * N, N, 1}, c + g * M * N, N, M, N,
+    tile_product(StridedMatrix<T>{a + first * M, 1, M}, StridedMatrix<T>{b + first * N, N, 1}, c + g * M * N, N, M, N,
                  groups.row[g + 1] - first, tile / column_tiles * kTile, tile % column_tiles * kTile);
   }
 }
@@ -143,11 +143,11 @@ class DeviceGroups {
       launch(ctx, group_offsets_kernel<int32_t>, 1, kBlock, 0, sizes, G, R, row_.get(), tile_.get(),
              stream_of(ctx).fault());
   }
-  const Groups& get() const { return groups_; }
+  const RowGroups& get() const { return groups_; }
 
  private:
   Scratch<int64_t> row_, tile_;
-  Groups groups_;
+  RowGroups groups_;
 };
 
 // Blocks for the rows of all groups: each group has at most one tile that is not full.

@@ -34,13 +34,13 @@ struct Router {
   T noise_mult, eps;
   bool noisy, soft, density_assigned;
   // Scratch
-  int32_t* count;      // [B, tiles, K, E] choices of a tile that are routed, later those of the sequence that come before
-  int32_t* counted;    // [B, tiles] tokens that are not masked
-  double* prob_sum;    // [B, tiles, E] Σ s over them
-  double* z_sum;       // [B, tiles] Σ lse² over them
-  double* balance;     // [blocks of the scan] Σ f · P
-  double* z;           // [B] Σ lse²
-  int64_t* unmasked;   // [B]
+  int32_t* count;    // [B, tiles, K, E] choices of a tile that are routed, later those of the sequence that come before
+  int32_t* counted;  // [B, tiles] tokens that are not masked
+  double* prob_sum;  // [B, tiles, E] Σ s over them
+  double* z_sum;     // [B, tiles] Σ lse² over them
+  double* balance;   // [blocks of the scan] Σ f · P
+  double* z;         // [B] Σ lse²
+  int64_t* unmasked;  // [B]
 
   __device__ bool masked(int64_t token) const { return mask && mask[token] == 0; }
 
@@ -292,10 +292,10 @@ static Router<T> router_of(const RouteArgs& args) {
 template <class T>
 static void route_as(const Context& ctx, const RouteArgs& args) {
   Router<T> r = router_of<T>(args);
-  const int64_t tokens = args.B * args.N, work = args.B * r.tiles, parts = min_of(ceil_div(args.B * args.E, 8), kScanGrid);
+  const int64_t tokens = args.B * args.N, work = args.B * r.tiles;
+  const int64_t parts = min_of(ceil_div(args.B * args.E, kBlock / kWarp), kScanGrid);
   if (tokens > 0) {
-    Product logits{.M = tokens, .N = args.E, .K = args.D, .a = args.x, .b = args.w, .c = args.logits,
-                   .lda = args.D, .ldb = args.D, .ldc = args.E};
+    Product logits{tokens, args.E, args.D, args.x, args.w, args.logits, args.D, args.D, args.E};
     logits.transpose_b = true;
     multiply(ctx, args.dtype, logits);
   }
@@ -307,8 +307,12 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
   if (work > 0) launch(ctx, choose_kernel<T>, grid_for(work, 1), kWarpBlock, 0, r);
   if (parts > 0) launch(ctx, scan_kernel<T>, static_cast<unsigned>(parts), kBlock, 0, r);
   by_warp(ctx, work * args.K, FindSlots<T>{r});
-  const Losses<T> losses{static_cast<T*>(args.balance_loss), static_cast<T*>(args.z_loss),
-                         static_cast<T*>(args.total_loss), args.balance_coef, args.z_coef, args.training != 0};
+  const Losses<T> losses{static_cast<T*>(args.balance_loss),
+                         static_cast<T*>(args.z_loss),
+                         static_cast<T*>(args.total_loss),
+                         args.balance_coef,
+                         args.z_coef,
+                         args.training != 0};
   launch(ctx, losses_kernel<T>, 1, kBlock, 0, r, parts, losses);
 }
 

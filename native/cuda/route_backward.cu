@@ -8,7 +8,7 @@
 namespace st_moe::cuda {
 
 // Tokens that are not masked, for the mean of the losses.
-struct Counts {
+struct TokenCounts {
   int64_t tokens, sequences;  // sequences: those with such tokens
 };
 
@@ -26,7 +26,7 @@ struct CountSequence {  // a sequence by a warp
 };
 
 template <class Index>
-__global__ void __launch_bounds__(kBlock) total_counts_kernel(const Index* unmasked, Index B, Counts* counts) {
+__global__ void __launch_bounds__(kBlock) total_counts_kernel(const Index* unmasked, Index B, TokenCounts* counts) {
   Index tokens = 0, sequences = 0;
   for (Index b = threadIdx.x; b < B; b += blockDim.x) {
     tokens += unmasked[b];
@@ -49,8 +49,8 @@ struct LogitsGradient {
   T eps;
   double balance_coef, z_coef;
   bool noisy, training, soft;
-  const int64_t* unmasked;      // [B], with a mask
-  const Counts* masked_counts;  // with a mask
+  const int64_t* unmasked;           // [B], with a mask
+  const TokenCounts* masked_counts;  // with a mask
   Stream::Fault* fault;
 
   __device__ static double scalar(const T* value) { return value ? static_cast<double>(*value) : 0; }
@@ -97,10 +97,11 @@ struct LogitsGradient {
     const int64_t b = t / N;
     const T *s = probs + t * E, *l = logits + t * E, *f = density + b * E;
     through_gates(t, row, lane);
-    const Counts counts = mask ? *masked_counts : Counts{B * N, B};
+    const TokenCounts counts = mask ? *masked_counts : TokenCounts{B * N, B};
     if (training) {
       const double upstream = scalar(dbalance) + balance_coef * scalar(dtotal);
-      const double sequences = static_cast<double>(counts.sequences), tokens = static_cast<double>(mask ? unmasked[b] : N);
+      const double sequences = static_cast<double>(counts.sequences),
+                   tokens = static_cast<double>(mask ? unmasked[b] : N);
       const T scale = static_cast<T>(upstream * static_cast<double>(E) / sequences / tokens);
       for (int64_t e = lane; e < E; e += kWarp) row[e] += scale * f[e];
     }
@@ -153,7 +154,7 @@ static void route_backward_as(const Context& ctx, const RouteBackwardArgs& args)
   const bool masks = args.mask && tokens > 0;
   Scratch<T> dl(ctx, tokens * E), clean(ctx, masks && args.dw ? tokens * D : 0);
   Scratch<int64_t> unmasked(ctx, masks ? B : 0);
-  Scratch<Counts> counts(ctx, masks ? 1 : 0);
+  Scratch<TokenCounts> counts(ctx, masks ? 1 : 0);
   if (masks) {
     by_warp(ctx, B, CountSequence{args.mask, unmasked.get(), args.N});
     launch(ctx, total_counts_kernel<int64_t>, 1, kBlock, 0, unmasked.get(), B, counts.get());
@@ -164,15 +165,12 @@ static void route_backward_as(const Context& ctx, const RouteBackwardArgs& args)
   if (args.dw) {  // a masked row of x may be anything, even NaN, and must not reach dw
     const T* x = static_cast<const T*>(args.x);
     if (masks) elementwise(ctx, tokens * D, ClearMasked<T>{x, clean.get(), args.mask, D});
-    Product product{.M = E, .N = D, .K = tokens, .a = dl.get(), .b = masks ? clean.get() : x, .c = args.dw,
-                    .lda = E, .ldb = D, .ldc = D};
+    Product product{E, D, tokens, dl.get(), masks ? clean.get() : x, args.dw, E, D, D};
     product.transpose_a = true;
     multiply(ctx, args.dtype, product);
   }
   if (args.dx && tokens > 0) {
-    const Product product{.M = tokens, .N = D, .K = E, .a = dl.get(), .b = args.w, .c = args.dx,
-                          .lda = E, .ldb = D, .ldc = D};
-    multiply(ctx, args.dtype, product);
+    multiply(ctx, args.dtype, Product{tokens, D, E, dl.get(), args.w, args.dx, E, D, D});
     T* dx = static_cast<T*>(args.dx);
     if (masks) elementwise(ctx, tokens * D, ClearMasked<T>{dx, dx, args.mask, D});
   }

@@ -6,7 +6,9 @@ namespace st_moe::cuda {
 
 constexpr int kWarpBlock = 128;  // threads of a block where a warp takes one item
 
-__host__ __device__ static inline int64_t min_of(int64_t a, int64_t b) { return b < a ? b : a; }
+__host__ __device__ static inline int64_t min_of(int64_t a, int64_t b) {
+  return b < a ? b : a;
+}
 
 struct Place {
   int64_t row, column;

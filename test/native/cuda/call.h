@@ -1,0 +1,112 @@
+#pragma once
+#include <limits>
+
+#include "compare.h"
+
+// An op on the CPU or the card with vectors of the host, for results that are not compared one op at a time.
+namespace st_moe::test {
+
+struct Device {
+  const Backend* backend;
+  Context ctx;
+};
+
+inline Device cpu() {
+  return {&cpu_backend(), {1, nullptr}};
+}
+inline Device card() {
+  return {&machine().card(), machine().context};
+}
+
+// What the emulator counts, and zeros on a real card.
+struct Counters {
+  int64_t launches, products, copies, allocations, synchronisations, live_allocations, live_bytes;
+};
+inline Counters counters() {
+  Counters counters{};
+  void* library = dlopen(std::getenv("ST_MOE_CUDA_LIBRARY"), RTLD_NOW | RTLD_LOCAL);
+  const auto count = reinterpret_cast<void (*)(Counters*)>(dlsym(library, "simt_counters"));
+  if (count) count(&counters);
+  dlclose(library);
+  return counters;
+}
+
+// The pointers of one call and what it did. Outputs are copied back when it has run.
+class Call {
+ public:
+  explicit Call(const Device& device) : device_(device) {}
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+  ~Call() {
+    for (const Held& held : held_) device_.backend->release(device_.ctx, held.data, held.bytes);
+  }
+
+  template <class T>
+  T* in(const std::vector<T>& v) {
+    return static_cast<T*>(hold(v.data(), nullptr, v.size() * sizeof(T)));
+  }
+  template <class T>
+  T* out(std::vector<T>& v) {
+    return static_cast<T*>(hold(v.data(), v.data(), v.size() * sizeof(T)));
+  }
+
+  // The status of the op, or of the first copy that fails: what a kernel met comes with a copy.
+  template <class Args>
+  Status run(Op<Args> OpTable::*op, const Args& args) {
+    const Counters before = counters();
+    Status status = (device_.backend->ops.*op)(device_.ctx, args);
+    const Counters after = counters();
+    launches = after.launches - before.launches;
+    expect(after.synchronisations == before.synchronisations && after.copies == before.copies,
+           "an op waits for the device");
+    for (const Held& held : held_) {
+      const Status copied =
+          held.host ? device_.backend->copy_out(device_.ctx, held.host, held.data, held.bytes) : status;
+      if (status.code == ErrorCode::none) status = copied;
+    }
+    return status;
+  }
+
+  int64_t launches = 0;
+
+ private:
+  struct Held {
+    void *data, *host;
+    size_t bytes;
+  };
+
+  void* hold(const void* from, void* to, size_t bytes) {
+    void* data = device_.backend->allocate(device_.ctx, bytes);
+    device_.backend->copy_in(device_.ctx, data, from, bytes);
+    held_.push_back({data, to, bytes});
+    return data;
+  }
+
+  Device device_;
+  std::vector<Held> held_;
+};
+
+inline void expect_ok(const Status& status, const std::string& what) {
+  expect(status.code == ErrorCode::none, what + ": " + status.text);
+}
+
+template <class T>
+Bytes bytes_of(const std::vector<T>& v) {
+  const char* data = reinterpret_cast<const char*>(v.data());
+  return Bytes(data, data + v.size() * sizeof(T));
+}
+
+// float32: routers and experts are chains of products whose order differs.
+template <class T>
+void expect_close(const std::vector<T>& got, const std::vector<T>& wanted, const std::string& what) {
+  const double limit = sizeof(T) == 4 ? 2e-6 : 1e-14, error = relative_error<T>(bytes_of(got), bytes_of(wanted));
+  expect(got.size() == wanted.size() && error <= limit, what + ": relative error", error, limit);
+}
+
+// What an op leaves out shows.
+template <class T>
+std::vector<T> unset(int64_t n) {
+  return std::vector<T>(n, std::numeric_limits<T>::quiet_NaN());
+}
+
+}  // namespace st_moe::test
