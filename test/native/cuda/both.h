@@ -1,4 +1,6 @@
 #pragma once
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -10,9 +12,7 @@
 
 #include "core/backend.h"
 
-// Runs an op on the CPU and on device 0 of the plugin that is linked in, and compares every output.
-extern "C" const st_moe::Plugin* st_moe_plugin();
-
+// Runs an op on the CPU and on device 0 of the plugin that ST_MOE_CUDA_LIBRARY names, and compares every output.
 namespace st_moe::test {
 
 inline int failures = 0, checks = 0;
@@ -24,17 +24,29 @@ inline void expect(bool ok, const std::string& what) {
 }
 
 struct Device {
+  const Plugin* plugin = nullptr;
   const Backend* backend = nullptr;
   Context ctx{1, nullptr};
 
   Device() {
+    const char* path = std::getenv("ST_MOE_CUDA_LIBRARY");
+    void* library = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : nullptr;
+    const auto entry = library ? reinterpret_cast<PluginEntry>(dlsym(library, kPluginSymbol)) : nullptr;
+    if (!entry) stop(path ? dlerror() : "ST_MOE_CUDA_LIBRARY is not set");
+    plugin = entry();
     Probe probe{};
-    st_moe_plugin()->probe(&probe);
-    const Status status = probe.device_count > 0 ? st_moe_plugin()->open(0, &backend, &ctx) : Status{};
-    if (!backend) std::printf("no device: %s %s %s\n", probe.stage, probe.reason, status.text);
-    if (!backend) std::exit(2);
+    plugin->probe(&probe);
+    if (probe.device_count <= 0) stop(std::string(probe.stage) + ": " + probe.reason);
+    const Status status = plugin->open(0, &backend, &ctx);
+    if (status.code != ErrorCode::none) stop(status.text);
   }
-  ~Device() { st_moe_plugin()->close(backend, &ctx); }
+  ~Device() { plugin->close(backend, &ctx); }
+
+ private:
+  [[noreturn]] static void stop(const std::string& reason) {
+    std::printf("no device: %s\n", reason.c_str());
+    std::exit(2);
+  }
 };
 
 inline Device& device() {

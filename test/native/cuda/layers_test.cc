@@ -181,33 +181,37 @@ struct Heads {
   int64_t B, Nq, Nk, heads, d;
 };
 
-// causal 2: with NaNs in the last key and value, which only the last query sees, and in the first query, which sees few
-// keys
-void attention_case(DType dtype, Heads s, int causal) {
+enum Mode { kAll, kCausal, kCausalNan, kInfinite };
+
+// kCausalNan: the last key and value, which only the last query sees, and the first query, which sees few keys, hold
+// NaNs. kInfinite (d = 1): the first 66 scores of each row are −∞.
+void attention_case(DType dtype, Heads s, Mode mode) {
+  const int32_t causal = mode == kCausal || mode == kCausalNan;
   const int64_t width = s.heads * s.d, rows_q = s.B * s.Nq, rows_k = s.B * s.Nk;
   Tensor q(dtype, rows_q * width), k(dtype, rows_k * width), v(dtype, rows_k * width), y(dtype, rows_q * width);
   Tensor lse(dtype, rows_q * s.heads), dy(dtype, rows_q * width);
   Tensor dq(dtype, rows_q * width), dk(dtype, rows_k * width), dv(dtype, rows_k * width);
   fill_normal(q), fill_normal(k), fill_normal(v), fill_normal(dy);
-  if (causal == 2 && k.size && q.size)
+  for (int64_t i = 0; mode == kInfinite && i < q.size; ++i) q.set(i, 1);
+  for (int64_t j = 0; mode == kInfinite && j < 66 && j < k.size; ++j) k.set(j, -INFINITY);
+  if (mode == kCausalNan && k.size && q.size)
     k.set(k.size - 1, NAN), v.set(v.size - 1, NAN), q.set(0, NAN), dy.set(width - 1, NAN);
   for (Tensor* x : {&q, &k, &v, &dy}) x->upload();
   const double scale = 1 / std::sqrt(static_cast<double>(s.d < 1 ? 1 : s.d));
-  const std::string sizes = label("", dtype, {s.B, s.Nq, s.Nk, s.heads, s.d, causal});
+  const std::string sizes = label("", dtype, {s.B, s.Nq, s.Nk, s.heads, s.d, mode});
   compare<AttentionArgs>("attention" + sizes, &OpTable::attention,
                          [&](bool cpu) {
-                           return AttentionArgs{q.at(cpu), k.at(cpu), v.at(cpu),  y.at(cpu), lse.at(cpu),
-                                                dtype,     s.B,       s.Nq,       s.Nk,      s.heads,
-                                                s.d,       scale,     causal != 0};
+                           return AttentionArgs{q.at(cpu), k.at(cpu), v.at(cpu), y.at(cpu), lse.at(cpu), dtype, s.B,
+                                                s.Nq,      s.Nk,      s.heads,   s.d,       scale,       causal};
                          },
                          {&y, &lse});
   y.upload(), lse.upload();
   compare<AttentionBackwardArgs>(
       "attention_backward" + sizes, &OpTable::attention_backward,
       [&](bool cpu) {
-        return AttentionBackwardArgs{dy.at(cpu), q.at(cpu),  k.at(cpu),  v.at(cpu), y.at(cpu),  lse.at(cpu),
-                                     dq.at(cpu), dk.at(cpu), dv.at(cpu), dtype,     s.B,        s.Nq,
-                                     s.Nk,       s.heads,    s.d,        scale,     causal != 0};
+        return AttentionBackwardArgs{dy.at(cpu), q.at(cpu),  k.at(cpu),  v.at(cpu), y.at(cpu), lse.at(cpu),
+                                     dq.at(cpu), dk.at(cpu), dv.at(cpu), dtype,     s.B,       s.Nq,
+                                     s.Nk,       s.heads,    s.d,        scale,     causal};
       },
       {&dq, &dk, &dv}, 2);
 }
@@ -237,8 +241,12 @@ void all_cases(DType dtype) {
                          {1, 65, 129, 1, 64}, {1, 40, 131, 1, 130}, {1, 3, 66, 1, 300}, {1, 130, 130, 1, 8},
                          {1, 0, 3, 1, 4},     {0, 3, 3, 1, 4},      {1, 3, 3, 2, 0}};
   for (const Heads& s : heads)
-    for (int causal = 0; causal < 3; ++causal) attention_case(dtype, s, causal);
-  attention_case(dtype, {1, 3, 0, 2, 4}, 0);
+    for (const Mode mode : {kAll, kCausal, kCausalNan}) attention_case(dtype, s, mode);
+  attention_case(dtype, {1, 3, 0, 2, 4}, kAll);
+  attention_case(dtype, {1, 3, 130, 1, 1}, kInfinite);
+  attention_case(dtype, {1, 3, 60, 1, 1}, kInfinite);
+  cross_entropy_case(dtype, {9000, 2}, 1, false);  // more rows than groups of threads
+  embedding_case(dtype, 70000, 1, 300, 300);       // more tiles of the sort than lanes of a warp
 }
 
 }  // namespace
