@@ -11,9 +11,10 @@ struct Adamw {
   T* p;
   const T* g;
   T *m, *v;
-  T decay, blend1, blend2, beta2, rate, inverse_root, eps;
+  T decay, beta1, blend1, blend2, beta2, rate, inverse_root, eps;
   __device__ void operator()(int64_t i) const {
-    const T first = m[i] + (g[i] - m[i]) * blend1;
+    const T difference = g[i] - m[i];
+    const T first = blend1 >= T(0.5) ? g[i] - difference * beta1 : m[i] + difference * blend1;
     const T second = v[i] * beta2 + g[i] * g[i] * blend2;
     m[i] = first;
     v[i] = second;
@@ -29,9 +30,9 @@ void adamw(const Context& ctx, const AdamwArgs& args) {
     elementwise(ctx, args.size,
                 Adamw<T>{static_cast<T*>(args.p), static_cast<const T*>(args.g), static_cast<T*>(args.m),
                          static_cast<T*>(args.v), static_cast<T>(1.0 - args.lr * args.weight_decay),
-                         static_cast<T>(1.0 - args.beta1), static_cast<T>(1.0 - args.beta2), static_cast<T>(args.beta2),
-                         static_cast<T>(args.lr / correction1), static_cast<T>(1.0 / std::sqrt(correction2)),
-                         static_cast<T>(args.eps)});
+                         static_cast<T>(args.beta1), static_cast<T>(1.0 - args.beta1), static_cast<T>(1.0 - args.beta2),
+                         static_cast<T>(args.beta2), static_cast<T>(args.lr / correction1),
+                         static_cast<T>(1.0 / std::sqrt(correction2)), static_cast<T>(args.eps)});
   });
 }
 

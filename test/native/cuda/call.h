@@ -52,7 +52,7 @@ class Call {
 
   // The status of the op, or of the first copy that fails: what a kernel met comes with a copy.
   template <class Args>
-  Status run(Op<Args> OpTable::*op, const Args& args) {
+  Status run(Op<Args> OpTable::* op, const Args& args) {
     const Counters before = counters();
     Status status = (device_.backend->ops.*op)(device_.ctx, args);
     const Counters after = counters();

@@ -54,7 +54,7 @@ struct Layer {
   }
 
   template <class Args>
-  Status run(Call& c, Op<Args> OpTable::*op, const Args& args) {
+  Status run(Call& c, Op<Args> OpTable::* op, const Args& args) {
     const Status status = c.run(op, args);
     launches += c.launches;
     return status;
