@@ -19,7 +19,9 @@ ST_MOE_HOST_DEVICE static inline uint32_t float_to_bits(float value) {
   return bits;
 }
 
-ST_MOE_HOST_DEVICE static inline float bf16_to_float(uint16_t value) { return bits_to_float(static_cast<uint32_t>(value) << 16); }
+ST_MOE_HOST_DEVICE static inline float bf16_to_float(uint16_t value) {
+  return bits_to_float(static_cast<uint32_t>(value) << 16);
+}
 
 ST_MOE_HOST_DEVICE static inline uint16_t float_to_bf16(float value) {
   const uint32_t bits = float_to_bits(value);

@@ -44,9 +44,8 @@ static void apply_all(const Context& ctx, const BinaryArgs& args, const BinaryLa
     return elementwise(ctx, size,
                        Row<kind, T>{y, a, b, row ? layout.strides[1][0] : 0, row ? layout.strides[2][0] : 0});
   }
-  dispatch_index(size, [&](auto index) {
-    elementwise(ctx, size, Broadcast<kind, T, decltype(index)>{y, a, b, layout});
-  });
+  dispatch_index(size,
+                 [&](auto index) { elementwise(ctx, size, Broadcast<kind, T, decltype(index)>{y, a, b, layout}); });
 }
 
 template <class T>

@@ -34,7 +34,8 @@ void destroy_blas(void* handle) noexcept {
 
 static int as_int(int64_t value, const char* what) {
   if (value > std::numeric_limits<int>::max())
-    fail(ErrorCode::shape, "a matrix product on cuda has a %s below 2^31, got %lld", what, static_cast<long long>(value));
+    fail(ErrorCode::shape, "a matrix product on cuda has a %s below 2^31, got %lld", what,
+         static_cast<long long>(value));
   return static_cast<int>(value);
 }
 
@@ -62,7 +63,8 @@ static Types types_of(DType dtype) {
 // alpha and beta have the type of the arithmetic.
 struct Scalars {
   Scalars(const Types& types, double first, double second)
-      : wide{first, second}, narrow{static_cast<float>(first), static_cast<float>(second)},
+      : wide{first, second},
+        narrow{static_cast<float>(first), static_cast<float>(second)},
         is_wide(types.compute == CUBLAS_COMPUTE_64F) {}
   const void* at(int i) const { return is_wide ? static_cast<const void*>(wide + i) : narrow + i; }
   double wide[2];
@@ -118,8 +120,8 @@ void multiply(const Context& ctx, DType dtype, const Product& p) {
   const ColumnMajor g = column_major(p);
   const Scalars scalars(types, 1, p.accumulate ? 1 : 0);
   Stream& stream = stream_of(ctx);
-  check_blas(blas_library().gemm_strided_batched(handle_of(stream), g.transa, g.transb, g.m, g.n, g.k, scalars.at(0), g.a,
-                                                 types.data, g.lda, p.b_stride, g.b, types.data, g.ldb, p.a_stride,
+  check_blas(blas_library().gemm_strided_batched(handle_of(stream), g.transa, g.transb, g.m, g.n, g.k, scalars.at(0),
+                                                 g.a, types.data, g.lda, p.b_stride, g.b, types.data, g.ldb, p.a_stride,
                                                  scalars.at(1), p.c, types.data, g.ldc, p.c_stride,
                                                  as_int(p.batch, "batch"), types.compute, CUBLAS_GEMM_DEFAULT),
              "product");

@@ -73,8 +73,14 @@ static BlasLibrary load() {
   BlasLibrary blas{};
 #if defined(ST_MOE_SIMT)
   if (environment("ST_MOE_CUBLAS_LIBRARY").empty())
-    return {cublasCreate_v2,       cublasDestroy_v2,           cublasSetStream_v2,         cublasGetVersion_v2,
-            cublasGetStatusString, cublasGemmStridedBatchedEx, cublasGemmGroupedBatchedEx, true,
+    return {cublasCreate_v2,
+            cublasDestroy_v2,
+            cublasSetStream_v2,
+            cublasGetVersion_v2,
+            cublasGetStatusString,
+            cublasGemmStridedBatchedEx,
+            cublasGemmGroupedBatchedEx,
+            true,
             {}};
 #endif
   std::string reason;

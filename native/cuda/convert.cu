@@ -58,8 +58,9 @@ struct Convert {
 
 template <class In, class Out>
 static void convert_to(const Context& ctx, const ConvertArgs& args) {
-  elementwise(ctx, args.size, Convert<In, Out>{static_cast<const typename In::Stored*>(args.in),
-                                               static_cast<typename Out::Stored*>(args.out)});
+  elementwise(
+      ctx, args.size,
+      Convert<In, Out>{static_cast<const typename In::Stored*>(args.in), static_cast<typename Out::Stored*>(args.out)});
 }
 
 template <class In>

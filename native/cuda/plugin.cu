@@ -21,7 +21,9 @@ void answer(Probe* probe, const char* stage, const std::string& reason) {
   std::snprintf(probe->reason, sizeof probe->reason, "%s", reason.c_str());
 }
 
-std::string version_text(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
+std::string version_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
 
 std::string driver_reason(cudaError_t status) {
   int driver = 0, runtime = 0;
@@ -34,7 +36,8 @@ std::string driver_reason(cudaError_t status) {
 
 std::string device_reason() {
   const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
-  return std::string("the driver sees no CUDA card") + (visible ? std::string(" (CUDA_VISIBLE_DEVICES is '") + visible + "')" : "");
+  return std::string("the driver sees no CUDA card") +
+         (visible ? std::string(" (CUDA_VISIBLE_DEVICES is '") + visible + "')" : "");
 }
 
 void probe(Probe* probe) {
@@ -43,7 +46,8 @@ void probe(Probe* probe) {
     int count = 0;
     const cudaError_t status = cudaGetDeviceCount(&count);
     cudaGetLastError();
-    if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0)) return answer(probe, "device", device_reason());
+    if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0))
+      return answer(probe, "device", device_reason());
     if (status != cudaSuccess) return answer(probe, "driver", driver_reason(status));
     if (!blas_library().found) return answer(probe, "cublas", blas_library().reason);
     probe->device_count = count;
@@ -72,8 +76,12 @@ Status guarded(F&& f) {
   return status;
 }
 
-void* allocate(const Context& ctx, size_t bytes) { return stream_of(ctx).try_allocate(bytes); }
-void release(const Context& ctx, void* data, size_t bytes) { stream_of(ctx).release(data, bytes); }
+void* allocate(const Context& ctx, size_t bytes) {
+  return stream_of(ctx).try_allocate(bytes);
+}
+void release(const Context& ctx, void* data, size_t bytes) {
+  stream_of(ctx).release(data, bytes);
+}
 Status copy_in(const Context& ctx, void* to, const void* host, size_t bytes) {
   return guarded([&] { stream_of(ctx).copy_in(to, host, bytes); });
 }

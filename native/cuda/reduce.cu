@@ -44,7 +44,8 @@ static void reduce_rows(const Context& ctx, const ReduceArgs& args) {
   const int64_t chunks = ceil_div(args.axis, kChunk);
   if (chunks <= 1) return sum_rows(ctx, x, y, args.outer, args.axis, args.factor);
   Scratch<double> partial(ctx, args.outer * chunks);
-  launch(ctx, sum_chunks_kernel<T>, grid_for(args.outer * chunks, 1), kBlock, 0, x, partial.get(), args.outer, args.axis);
+  launch(ctx, sum_chunks_kernel<T>, grid_for(args.outer * chunks, 1), kBlock, 0, x, partial.get(), args.outer,
+         args.axis);
   sum_rows(ctx, partial.get(), y, args.outer, chunks, args.factor);
 }
 
@@ -72,7 +73,8 @@ static void reduce_columns(const Context& ctx, const ReduceArgs& args) {
   T* y = static_cast<T*>(args.y);
   const int64_t columns = args.outer * args.inner;
   const int64_t wanted = max(int64_t{1}, min(ceil_div(args.axis, kLeastRows), kThreads / columns));
-  const int64_t rows = max(int64_t{1}, ceil_div(args.axis, wanted)), blocks = max(int64_t{1}, ceil_div(args.axis, rows));
+  const int64_t rows = max(int64_t{1}, ceil_div(args.axis, wanted)),
+                blocks = max(int64_t{1}, ceil_div(args.axis, rows));
   if (blocks == 1) {
     return elementwise(ctx, columns, SumColumn<T, T>{x, y, args.axis, args.inner, 1, rows, args.factor});
   }

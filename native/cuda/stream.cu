@@ -36,7 +36,9 @@ Stream::Stream(int device) : device_(device) {
   }
 }
 
-Stream::~Stream() { destroy(); }
+Stream::~Stream() {
+  destroy();
+}
 
 void Stream::destroy() noexcept {
   cudaSetDevice(device_);
@@ -52,7 +54,9 @@ void Stream::destroy() noexcept {
   cudaGetLastError();
 }
 
-void Stream::make_current() const { check(cudaSetDevice(device_), "device"); }
+void Stream::make_current() const {
+  check(cudaSetDevice(device_), "device");
+}
 
 cudaStream_t Stream::stream() const {
   make_current();
@@ -140,7 +144,8 @@ void Stream::throw_fault() {
     case kIndexFault: fail(ErrorCode::option, "index must be in [0, V), got %d", fault.value);
     case kTargetFault: fail(ErrorCode::option, "target must be in [0, V) or ignore_index, got %d", fault.value);
     case kExpertFault: fail(ErrorCode::option, "expert index and position must be in range, got %d", fault.value);
-    case kGroupFault: fail(ErrorCode::shape, "group sizes must not be negative and must sum to the rows of x, got %d", fault.value);
+    case kGroupFault:
+      fail(ErrorCode::shape, "group sizes must not be negative and must sum to the rows of x, got %d", fault.value);
   }
   fail(ErrorCode::internal, "a kernel reported fault %d with %d", fault.kind, fault.value);
 }

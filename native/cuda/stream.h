@@ -23,7 +23,7 @@ class Stream {
   cudaStream_t stream() const;  // makes the device current
   int device() const { return device_; }
 
-  void* allocate(size_t bytes);  // in stream order; throws Error(out_of_memory)
+  void* allocate(size_t bytes);               // in stream order; throws Error(out_of_memory)
   void* try_allocate(size_t bytes) noexcept;  // null when memory is exhausted
   void release(void* data, size_t bytes) noexcept;
 
@@ -68,7 +68,9 @@ class Stream {
 
 enum FaultKind : int32_t { kNoFault = 0, kIndexFault, kTargetFault, kExpertFault, kGroupFault };
 
-static inline Stream& stream_of(const Context& ctx) { return *static_cast<Stream*>(ctx.stream); }
+static inline Stream& stream_of(const Context& ctx) {
+  return *static_cast<Stream*>(ctx.stream);
+}
 
 // Called by a kernel that meets an index out of range; the kernel then skips the element.
 __device__ static inline void report_fault(Stream::Fault* fault, FaultKind kind, int32_t value) {

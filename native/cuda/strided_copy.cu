@@ -17,8 +17,8 @@ struct CopyElement {
   }
 };
 
-constexpr int kTile = 32;      // side of the tiles of a transposition
-constexpr int kTileRows = 8;   // threads [kTileRows, kTile]
+constexpr int kTile = 32;     // side of the tiles of a transposition
+constexpr int kTileRows = 8;  // threads [kTileRows, kTile]
 
 // in [planes, Q, P] → out [planes, P, Q]; the planes and the slower dimension of each side go by strides.
 struct Transposition {
@@ -78,9 +78,7 @@ static void copy_all(const Context& ctx, const StridedCopyArgs& args, const Copy
     const int64_t tiles = t.planes * ceil_div(t.P, kTile) * ceil_div(t.Q, kTile);
     return launch(ctx, transpose_kernel<T>, grid_for(tiles, 1), kTile * kTileRows, 0, in, out, t);
   }
-  dispatch_index(size, [&](auto index) {
-    elementwise(ctx, size, CopyElement<T, decltype(index)>{in, out, layout});
-  });
+  dispatch_index(size, [&](auto index) { elementwise(ctx, size, CopyElement<T, decltype(index)>{in, out, layout}); });
 }
 
 void strided_copy(const Context& ctx, const StridedCopyArgs& args) {

@@ -25,8 +25,9 @@ static void map(const Context& ctx, const UnaryArgs& args) {
 
 template <UnaryKind kind, class T>
 static void map(const Context& ctx, const UnaryBackwardArgs& args) {
-  elementwise(ctx, args.size, UnaryGrad<kind, T>{static_cast<const T*>(args.x), static_cast<const T*>(args.dy),
-                                                 static_cast<T*>(args.dx)});
+  elementwise(
+      ctx, args.size,
+      UnaryGrad<kind, T>{static_cast<const T*>(args.x), static_cast<const T*>(args.dy), static_cast<T*>(args.dx)});
 }
 
 template <class T, class Args>

@@ -83,8 +83,8 @@ void test_strided_copy(DType dtype) {
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<T>(i);
   for (const Copy& copy : copies) {
     std::vector<T> y(9000, static_cast<T>(1));
-    StridedCopyArgs args{nullptr, nullptr, dtype, static_cast<int32_t>(copy.shape.size()), {}, {}, {},
-                         copy.in_offset, copy.out_offset};
+    StridedCopyArgs args{nullptr, nullptr,        dtype,          static_cast<int32_t>(copy.shape.size()), {}, {},
+                         {},      copy.in_offset, copy.out_offset};
     for (size_t d = 0; d < copy.shape.size(); ++d) {
       args.shape[d] = copy.shape[d];
       args.in_strides[d] = copy.in[d];
@@ -99,8 +99,8 @@ template <class T>
 void test_unary() {
   for (int32_t kind = 0; kind < kUnaryKindCount; ++kind) {
     std::vector<T> x = normals<T>(1500, 8), dy = normals<T>(1500, 9), y(1500);
-    const T special[] = {T(0), T(-0.0), std::numeric_limits<T>::infinity(), -std::numeric_limits<T>::infinity(), T(80), T(-80),
-                         std::numeric_limits<T>::quiet_NaN()};
+    const T special[] = {T(0),  T(-0.0), std::numeric_limits<T>::infinity(), -std::numeric_limits<T>::infinity(),
+                         T(80), T(-80),  std::numeric_limits<T>::quiet_NaN()};
     std::copy(std::begin(special), std::end(special), x.begin());
     UnaryArgs args{nullptr, nullptr, dtype_of<T>(), 1500, static_cast<UnaryKind>(kind)};
     compare(named("unary", 1500, kind), &OpTable::unary, args, {in(&args.x, x), out(&args.y, y)}, kRounding);
@@ -115,8 +115,12 @@ void test_binary(DType dtype) {
   struct Case {
     std::vector<int64_t> shape, a, b;
   };
-  const Case cases[] = {{{}, {}, {}},           {{300}, {1}, {1}},           {{300}, {1}, {0}},
-                        {{30, 10}, {10, 1}, {0, 1}}, {{30, 10}, {1, 0}, {10, 1}}, {{3, 4, 5, 2}, {40, 10, 0, 1}, {0, 2, 8, 0}},
+  const Case cases[] = {{{}, {}, {}},
+                        {{300}, {1}, {1}},
+                        {{300}, {1}, {0}},
+                        {{30, 10}, {10, 1}, {0, 1}},
+                        {{30, 10}, {1, 0}, {10, 1}},
+                        {{3, 4, 5, 2}, {40, 10, 0, 1}, {0, 2, 8, 0}},
                         {{5, 0}, {0, 1}, {0, 1}}};
   for (int32_t kind = 0; kind < (dtype == DType::i32 ? 3 : kBinaryKindCount); ++kind)
     for (const Case& c : cases) {
@@ -124,8 +128,9 @@ void test_binary(DType dtype) {
       Source source(4);
       for (T& v : a) v = static_cast<T>(100 * source.normal());
       for (T& v : b) v = static_cast<T>(100 * source.normal() + 700);
-      BinaryArgs args{nullptr, nullptr, nullptr, dtype, static_cast<BinaryKind>(kind), static_cast<int32_t>(c.shape.size()),
-                      {}, {}, {}};
+      BinaryArgs args{
+          nullptr, nullptr, nullptr, dtype, static_cast<BinaryKind>(kind), static_cast<int32_t>(c.shape.size()),
+          {},      {},      {}};
       for (size_t d = 0; d < c.shape.size(); ++d) {
         args.shape[d] = c.shape[d];
         args.a_strides[d] = c.a[d];
@@ -138,7 +143,7 @@ void test_binary(DType dtype) {
 
 template <class T>
 void test_reductions() {
-  const int64_t shapes[][3] = {{1, 0, 1}, {3, 0, 5}, {7, 5, 1}, {300, 33, 1}, {2, 40000, 1}, {1, 16384, 1},
+  const int64_t shapes[][3] = {{1, 0, 1},  {3, 0, 5},   {7, 5, 1},    {300, 33, 1},  {2, 40000, 1}, {1, 16384, 1},
                                {1, 70, 3}, {3, 700, 1}, {2, 1000, 5}, {1, 129, 300}, {0, 4, 4}};
   for (const auto& [outer, axis, inner] : shapes) {
     std::vector<T> x = normals<T>(outer * axis * inner, 2, 1), y(outer * inner);

@@ -75,8 +75,12 @@ constexpr DType dtype_of() {
 
 template <class P, class T>
 Field field(P** slot, std::vector<T>& data, bool written, bool read) {
-  return {const_cast<const void**>(reinterpret_cast<void**>(const_cast<std::remove_const_t<P>**>(slot))), data.data(),
-          data.size() * sizeof(T), dtype_of<T>(), written, read};
+  return {const_cast<const void**>(reinterpret_cast<void**>(const_cast<std::remove_const_t<P>**>(slot))),
+          data.data(),
+          data.size() * sizeof(T),
+          dtype_of<T>(),
+          written,
+          read};
 }
 template <class P, class T>
 Field in(P** slot, std::vector<T>& data) {
@@ -135,7 +139,8 @@ constexpr double kExact = -1, kRounding = 0;
 
 // `bound`: kExact for equal bits, kRounding for that of the dtype, or a relative error.
 template <class Args>
-void compare(const std::string& what, Op<Args> OpTable::* op, Args& args, const std::vector<Field>& fields, double bound) {
+void compare(const std::string& what, Op<Args> OpTable::* op, Args& args, const std::vector<Field>& fields,
+             double bound) {
   const std::vector<Bytes> first = run_on_card(what, machine().card().ops.*op, args, fields);
   const std::vector<Bytes> second = run_on_card(what, machine().card().ops.*op, args, fields);
   for (const Field& f : fields) *f.slot = f.host;

@@ -24,7 +24,9 @@ struct Gemm {
   cudaDataType type, C_type;
 };
 
-size_t bytes_of(cudaDataType type) { return type == CUDA_R_64F ? 8 : type == CUDA_R_32F ? 4 : 2; }
+size_t bytes_of(cudaDataType type) {
+  return type == CUDA_R_64F ? 8 : type == CUDA_R_32F ? 4 : 2;
+}
 
 double load(const void* from, size_t i, cudaDataType type) {
   switch (type) {
@@ -90,7 +92,9 @@ void run(const Gemm& g) {
   }
 }
 
-void run_typed(const Gemm& g) { g.type == CUDA_R_64F ? run<double>(g) : run<float>(g); }
+void run_typed(const Gemm& g) {
+  g.type == CUDA_R_64F ? run<double>(g) : run<float>(g);
+}
 
 double scalar(const void* from, int i, cublasComputeType_t compute) {
   return load(from, static_cast<size_t>(i), compute == CUBLAS_COMPUTE_64F ? CUDA_R_64F : CUDA_R_32F);
@@ -118,7 +122,9 @@ cublasStatus_t cublasSetStream_v2(cublasHandle_t handle, cudaStream_t stream) {
   return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) {
+  return CUBLAS_STATUS_SUCCESS;
+}
 
 cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t, void* workspace, size_t bytes) {
   return bytes == 0 || simt::is_device_memory(workspace) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
@@ -140,9 +146,9 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
                                           long long strideC, int batchCount, cublasComputeType_t computeType,
                                           cublasGemmAlgo_t) {
   if (!types_fit(Atype, Btype, Ctype, computeType)) return CUBLAS_STATUS_NOT_SUPPORTED;
-  const Gemm first{transa, transb, m,   n,   k,   scalar(alpha, 0, computeType), scalar(beta, 0, computeType),
-                   A,      B,      C,   lda, ldb, ldc,                           Atype,
-                   Ctype};
+  const Gemm first{
+      transa, transb, m,   n,     k,    scalar(alpha, 0, computeType), scalar(beta, 0, computeType), A, B, C,
+      lda,    ldb,    ldc, Atype, Ctype};
   if (batchCount < 0 || !sizes_fit(first)) return CUBLAS_STATUS_INVALID_VALUE;
   if (m == 0 || n == 0 || batchCount == 0) return CUBLAS_STATUS_SUCCESS;
   if (!simt::is_device_memory(C) || (k > 0 && !(simt::is_device_memory(A) && simt::is_device_memory(B))))
@@ -172,13 +178,21 @@ cublasStatus_t cublasGemmGroupedBatchedEx(cublasHandle_t handle, const cublasOpe
   if (group_count < 0) return CUBLAS_STATUS_INVALID_VALUE;
   std::vector<Gemm> gemms;
   for (int g = 0; g < group_count; ++g) {
-    const Gemm gemm{transa_array[g], transb_array[g],
-                    m_array[g],      n_array[g],
-                    k_array[g],      scalar(alpha_array, g, computeType), scalar(beta_array, g, computeType),
-                    nullptr,         nullptr,
-                    nullptr,         lda_array[g],
-                    ldb_array[g],    ldc_array[g],
-                    Atype,           Ctype};
+    const Gemm gemm{transa_array[g],
+                    transb_array[g],
+                    m_array[g],
+                    n_array[g],
+                    k_array[g],
+                    scalar(alpha_array, g, computeType),
+                    scalar(beta_array, g, computeType),
+                    nullptr,
+                    nullptr,
+                    nullptr,
+                    lda_array[g],
+                    ldb_array[g],
+                    ldc_array[g],
+                    Atype,
+                    Ctype};
     if (group_size[g] < 0 || !sizes_fit(gemm)) return CUBLAS_STATUS_INVALID_VALUE;
     gemms.insert(gemms.end(), static_cast<size_t>(group_size[g]), gemm);
   }

@@ -24,60 +24,18 @@ T from_cell(Cell cell) {
   return value;
 }
 
-static inline bool in_mask(const Exchange& exchange, int lane) { return exchange.mask >> lane & 1; }
-
-static inline void finish_shuffle(Exchange& exchange) {
-  for (int l = 0; l < kLanes; ++l) {
-    if (!in_mask(exchange, l)) continue;
-    const int source = exchange.source[l];
-    if (!in_mask(exchange, source)) die("a shuffle reads a lane outside of its mask");
-    exchange.out[l] = exchange.in[source];
-  }
-}
-
-static inline void finish_ballot(Exchange& exchange) {
-  unsigned bits = 0;
-  for (int l = 0; l < kLanes; ++l)
-    if (in_mask(exchange, l) && exchange.source[l]) bits |= 1u << l;
-  for (int l = 0; l < kLanes; ++l)
-    if (in_mask(exchange, l)) exchange.out[l] = to_cell(bits);
-}
-
-static inline void finish_match(Exchange& exchange) {
-  for (int l = 0; l < kLanes; ++l) {
-    if (!in_mask(exchange, l)) continue;
-    unsigned equal = 0;
-    for (int other = 0; other < kLanes; ++other)
-      if (in_mask(exchange, other) && std::memcmp(&exchange.in[l], &exchange.in[other], sizeof(Cell)) == 0)
-        equal |= 1u << other;
-    exchange.out[l] = to_cell(equal);
-  }
-}
-
-template <class T, class Combine>
-void finish_reduce(Exchange& exchange) {
-  T total{};
-  bool first = true;
-  for (int l = 0; l < kLanes; ++l) {
-    if (!in_mask(exchange, l)) continue;
-    const T value = from_cell<T>(exchange.in[l]);
-    total = first ? value : Combine()(total, value);
-    first = false;
-  }
-  for (int l = 0; l < kLanes; ++l)
-    if (in_mask(exchange, l)) exchange.out[l] = to_cell(total);
-}
-
 template <class T>
 T shuffle(const char* name, int line, unsigned mask, T value, int source) {
-  return from_cell<T>(collective(name, line, mask, false, to_cell(value), source, finish_shuffle));
+  return from_cell<T>(collective(name, line, mask, to_cell(value), source, Collective::shuffle));
 }
 
 static inline unsigned vote(const char* name, int line, unsigned mask, int predicate) {
-  return from_cell<unsigned>(collective(name, line, mask, false, Cell{}, predicate != 0, finish_ballot));
+  return from_cell<unsigned>(collective(name, line, mask, Cell{}, predicate != 0, Collective::ballot));
 }
 
-static inline int segment(int lane, int width) { return lane & ~(width - 1); }  // first lane of a shuffle's segment
+static inline int segment(int lane, int width) {
+  return lane & ~(width - 1);
+}  // first lane of a shuffle's segment
 
 }  // namespace simt
 
@@ -96,7 +54,7 @@ inline int __syncthreads_or(int predicate, int line = __builtin_LINE()) {
   return simt::barrier("__syncthreads_or", line, predicate != 0, simt::Barrier::any);
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
-  simt::collective("__syncwarp", line, mask, true, simt::Cell{}, 0, [](simt::Exchange&) {});
+  simt::collective("__syncwarp", line, mask, simt::Cell{}, 0, simt::Collective::barrier);
 }
 
 template <class T>
@@ -135,53 +93,43 @@ template <class T>
 unsigned __match_any_sync(unsigned mask, T value, int line = __builtin_LINE()) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
   return simt::from_cell<unsigned>(
-      simt::collective("__match_any_sync", line, mask, false, simt::to_cell(value), 0, simt::finish_match));
+      simt::collective("__match_any_sync", line, mask, simt::to_cell(value), 0, simt::Collective::match));
 }
 
 namespace simt {
-struct Add {
-  template <class T>
-  T operator()(T a, T b) const {
-    return a + b;
-  }
-};
-struct Min {
-  template <class T>
-  T operator()(T a, T b) const {
-    return b < a ? b : a;
-  }
-};
-struct Max {
-  template <class T>
-  T operator()(T a, T b) const {
-    return a < b ? b : a;
-  }
-};
-template <class Combine, class T>
-T reduce(const char* name, int line, unsigned mask, T value) {
+template <class T>
+T reduce(const char* name, int line, unsigned mask, T value, Collective for_int, Collective for_unsigned) {
   static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>);
-  return from_cell<T>(collective(name, line, mask, false, to_cell(value), 0, finish_reduce<T, Combine>));
+  const Collective kind = std::is_same_v<T, int> ? for_int : for_unsigned;
+  return from_cell<T>(collective(name, line, mask, to_cell(value), 0, kind));
 }
 }  // namespace simt
 
 // These need compute capability 8.0.
 template <class T>
 T __reduce_add_sync(unsigned mask, T value, int line = __builtin_LINE()) {
-  return simt::reduce<simt::Add>("__reduce_add_sync", line, mask, value);
+  return simt::reduce("__reduce_add_sync", line, mask, value, simt::Collective::add_int,
+                      simt::Collective::add_unsigned);
 }
 template <class T>
 T __reduce_min_sync(unsigned mask, T value, int line = __builtin_LINE()) {
-  return simt::reduce<simt::Min>("__reduce_min_sync", line, mask, value);
+  return simt::reduce("__reduce_min_sync", line, mask, value, simt::Collective::min_int,
+                      simt::Collective::min_unsigned);
 }
 template <class T>
 T __reduce_max_sync(unsigned mask, T value, int line = __builtin_LINE()) {
-  return simt::reduce<simt::Max>("__reduce_max_sync", line, mask, value);
+  return simt::reduce("__reduce_max_sync", line, mask, value, simt::Collective::max_int,
+                      simt::Collective::max_unsigned);
 }
 
 // ---- memory
 
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline void __threadfence() {
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+inline void __threadfence_block() {
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
 template <class T>
 T __ldg(const T* address) {
   return *address;
@@ -233,32 +181,78 @@ T atomicCAS(T* address, T expected, T value) {
 
 // ---- bits and numbers
 
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __ffsll(long long x) { return __builtin_ffsll(x); }
-inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
-inline int __clzll(long long x) { return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64; }
+inline int __popc(unsigned x) {
+  return __builtin_popcount(x);
+}
+inline int __popcll(unsigned long long x) {
+  return __builtin_popcountll(x);
+}
+inline int __ffs(int x) {
+  return __builtin_ffs(x);
+}
+inline int __ffsll(long long x) {
+  return __builtin_ffsll(x);
+}
+inline int __clz(int x) {
+  return x ? __builtin_clz(static_cast<unsigned>(x)) : 32;
+}
+inline int __clzll(long long x) {
+  return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64;
+}
 
-inline int __float_as_int(float x) { return simt::from_cell<int>(simt::to_cell(x)); }
-inline unsigned __float_as_uint(float x) { return simt::from_cell<unsigned>(simt::to_cell(x)); }
-inline float __int_as_float(int x) { return simt::from_cell<float>(simt::to_cell(x)); }
-inline float __uint_as_float(unsigned x) { return simt::from_cell<float>(simt::to_cell(x)); }
-inline long long __double_as_longlong(double x) { return simt::from_cell<long long>(simt::to_cell(x)); }
-inline double __longlong_as_double(long long x) { return simt::from_cell<double>(simt::to_cell(x)); }
+inline int __float_as_int(float x) {
+  return simt::from_cell<int>(simt::to_cell(x));
+}
+inline unsigned __float_as_uint(float x) {
+  return simt::from_cell<unsigned>(simt::to_cell(x));
+}
+inline float __int_as_float(int x) {
+  return simt::from_cell<float>(simt::to_cell(x));
+}
+inline float __uint_as_float(unsigned x) {
+  return simt::from_cell<float>(simt::to_cell(x));
+}
+inline long long __double_as_longlong(double x) {
+  return simt::from_cell<long long>(simt::to_cell(x));
+}
+inline double __longlong_as_double(long long x) {
+  return simt::from_cell<double>(simt::to_cell(x));
+}
 
 // Not contracted to a fused multiply-add, as on the device.
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fsqrt_rn(float x) { return std::sqrt(x); }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline double __dadd_rn(double a, double b) { return a + b; }
-inline double __dmul_rn(double a, double b) { return a * b; }
-inline double __ddiv_rn(double a, double b) { return a / b; }
-inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
+inline float __fadd_rn(float a, float b) {
+  return a + b;
+}
+inline float __fmul_rn(float a, float b) {
+  return a * b;
+}
+inline float __fdiv_rn(float a, float b) {
+  return a / b;
+}
+inline float __fsqrt_rn(float x) {
+  return std::sqrt(x);
+}
+inline float __fmaf_rn(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
+inline double __dadd_rn(double a, double b) {
+  return a + b;
+}
+inline double __dmul_rn(double a, double b) {
+  return a * b;
+}
+inline double __ddiv_rn(double a, double b) {
+  return a / b;
+}
+inline double __fma_rn(double a, double b, double c) {
+  return std::fma(a, b, c);
+}
+inline float rsqrtf(float x) {
+  return 1.0f / std::sqrt(x);
+}
+inline double rsqrt(double x) {
+  return 1.0 / std::sqrt(x);
+}
 
 template <class A, class B>
 constexpr std::common_type_t<A, B> min(A a, B b) {

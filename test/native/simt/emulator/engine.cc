@@ -21,6 +21,13 @@ constexpr size_t kStackBytes = 64 * 1024;
 #endif
 constexpr size_t kGuardBytes = 4096;
 
+// Threads that have ended pass their stacks on. To ThreadSanitizer that would look like sharing memory.
+#if defined(SIMT_TSAN)
+constexpr bool kSharedStacks = false;
+#else
+constexpr bool kSharedStacks = true;
+#endif
+
 struct Stack {
   char* bottom;  // above the guard page
   Stack* next_free;
@@ -174,7 +181,7 @@ void thread_main() {
 
 void resume(Engine& e, Thread& thread) {
   if (thread.state == State::fresh) {
-    thread.stack = take_stack(e);
+    if (!thread.stack) thread.stack = take_stack(e);
     thread.sanitizer.bottom = thread.stack->bottom;
     thread.sanitizer.size = kStackBytes;
     thread.sanitizer.fake_stack = nullptr;
@@ -189,7 +196,7 @@ void resume(Engine& e, Thread& thread) {
   before_switch(e.scheduler, thread.sanitizer, false);
   simt_switch(&e.scheduler_pointer, thread.stack_pointer);
   after_switch(e.scheduler);
-  if (thread.state == State::done) {
+  if (thread.state == State::done && kSharedStacks) {
     thread.stack->next_free = e.free_stacks;
     e.free_stacks = thread.stack;
     thread.stack = nullptr;
@@ -221,6 +228,74 @@ void run_block(Engine& e) {
   acquire(&e.block_fence);
 }
 
+bool in_mask(const Exchange& exchange, int lane) {
+  return exchange.mask >> lane & 1;
+}
+
+Cell cell_of(unsigned value) {
+  return {{value, 0}};
+}
+
+void finish_shuffle(Exchange& exchange) {
+  for (int l = 0; l < kLanes; ++l) {
+    if (!in_mask(exchange, l)) continue;
+    const int source = exchange.source[l];
+    if (!in_mask(exchange, source)) die("a shuffle reads a lane outside of its mask");
+    exchange.out[l] = exchange.in[source];
+  }
+}
+
+void finish_ballot(Exchange& exchange) {
+  unsigned bits = 0;
+  for (int l = 0; l < kLanes; ++l)
+    if (in_mask(exchange, l) && exchange.source[l]) bits |= 1u << l;
+  for (int l = 0; l < kLanes; ++l) exchange.out[l] = in_mask(exchange, l) ? cell_of(bits) : exchange.out[l];
+}
+
+void finish_match(Exchange& exchange) {
+  for (int l = 0; l < kLanes; ++l) {
+    if (!in_mask(exchange, l)) continue;
+    unsigned equal = 0;
+    for (int other = 0; other < kLanes; ++other)
+      if (in_mask(exchange, other) && exchange.in[l].words[0] == exchange.in[other].words[0]) equal |= 1u << other;
+    exchange.out[l] = cell_of(equal);
+  }
+}
+
+// Values are the low halves of the first words.
+template <class Combine>
+void finish_reduce(Exchange& exchange, Combine combine) {
+  unsigned total = 0;
+  bool first = true;
+  for (int l = 0; l < kLanes; ++l) {
+    if (!in_mask(exchange, l)) continue;
+    const unsigned value = static_cast<unsigned>(exchange.in[l].words[0]);
+    total = first ? value : combine(total, value);
+    first = false;
+  }
+  for (int l = 0; l < kLanes; ++l) exchange.out[l] = in_mask(exchange, l) ? cell_of(total) : exchange.out[l];
+}
+
+bool less_int(unsigned a, unsigned b) {
+  return static_cast<int>(a) < static_cast<int>(b);
+}
+
+void finish(Exchange& exchange, Collective kind) {
+  using U = unsigned;
+  switch (kind) {
+    case Collective::barrier: return;
+    case Collective::shuffle: return finish_shuffle(exchange);
+    case Collective::ballot: return finish_ballot(exchange);
+    case Collective::match: return finish_match(exchange);
+    case Collective::add_int:
+    case Collective::add_unsigned: return finish_reduce(exchange, [](U a, U b) { return a + b; });
+    case Collective::min_int: return finish_reduce(exchange, [](U a, U b) { return less_int(b, a) ? b : a; });
+    case Collective::max_int: return finish_reduce(exchange, [](U a, U b) { return less_int(a, b) ? b : a; });
+    case Collective::min_unsigned: return finish_reduce(exchange, [](U a, U b) { return b < a ? b : a; });
+    case Collective::max_unsigned: return finish_reduce(exchange, [](U a, U b) { return a < b ? b : a; });
+  }
+}
+
 }  // namespace
 
 void die(const char* what) {
@@ -231,7 +306,8 @@ void die(const char* what) {
     for (int i = 0; i < engine->count && shown < 40; ++i) {
       const Thread& thread = engine->threads[i];
       if (thread.state != State::at_barrier && thread.state != State::at_collective) continue;
-      std::fprintf(stderr, "  thread %d waits at %s in line %d, mask %08x\n", i, thread.waits_at, thread.line, thread.mask);
+      std::fprintf(stderr, "  thread %d waits at %s in line %d, mask %08x\n", i, thread.waits_at, thread.line,
+                   thread.mask);
       ++shown;
     }
   }
@@ -261,7 +337,9 @@ void run_grid(dim3 grid, dim3 block, size_t dynamic_shared, void (*body)(void*),
   e.current = nullptr;
 }
 
-int lane() { return engine->current->lane; }
+int lane() {
+  return engine->current->lane;
+}
 
 int barrier(const char* name, int line, bool predicate, Barrier kind) {
   Engine& e = *engine;
@@ -288,8 +366,7 @@ int barrier(const char* name, int line, bool predicate, Barrier kind) {
   return e.barrier_result;
 }
 
-Cell collective(const char* name, int line, unsigned mask, bool fence, Cell in, int source,
-                void (*finish)(Exchange& exchange)) {
+Cell collective(const char* name, int line, unsigned mask, Cell in, int source, Collective kind) {
   Engine& e = *engine;
   Thread& thread = *e.current;
   Warp& warp = *thread.warp;
@@ -304,23 +381,24 @@ Cell collective(const char* name, int line, unsigned mask, bool fence, Cell in, 
   warp.arrived |= 1u << thread.lane;
   const int lowest = __builtin_ctz(mask);
   void* token = &warp.fence[lowest][warp.meetings[lowest] & 1];
-  if (fence) release(token);
+  if (kind == Collective::barrier) release(token);
   if ((warp.arrived & mask) == mask) {
     int others[kLanes], n = 0;
     for (int l = 0; l < kLanes; ++l) {
       if (!(mask >> l & 1)) continue;
       if (warp.threads[l]->mask != mask) die("lanes disagree on the mask of a warp collective");
-      if (std::strcmp(warp.threads[l]->waits_at, name) != 0) die("lanes of one mask meet at different warp collectives");
+      if (std::strcmp(warp.threads[l]->waits_at, name) != 0)
+        die("lanes of one mask meet at different warp collectives");
       others[n++] = static_cast<int>(warp.threads[l] - e.threads);
     }
     warp.exchange.mask = mask;
-    finish(warp.exchange);
+    finish(warp.exchange, kind);
     warp.arrived &= ~mask;
     ++warp.meetings[lowest];
     e.wake(others, n);
   }
   suspend(e, thread);
-  if (fence) acquire(token);
+  if (kind == Collective::barrier) acquire(token);
   return warp.exchange.out[thread.lane];
 }
 

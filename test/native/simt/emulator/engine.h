@@ -17,11 +17,25 @@ struct Cell {  // what one lane brings to a collective of its warp, or takes awa
   uint64_t words[2];
 };
 
-// The lanes of `mask` in a collective. The last one to come computes `out` from `in`.
+// The lanes of `mask` in a collective; of the others nothing is looked at.
 struct Exchange {
   unsigned mask;
   Cell in[kLanes], out[kLanes];
   int source[kLanes];  // lane to read in a shuffle, predicate in a vote
+};
+
+// What the last lane to come computes: `out` from `in`.
+enum class Collective {
+  barrier,
+  shuffle,
+  ballot,
+  match,
+  add_int,
+  add_unsigned,
+  min_int,
+  min_unsigned,
+  max_int,
+  max_unsigned
 };
 
 [[noreturn]] void die(const char* what);
@@ -36,9 +50,8 @@ int lane();
 enum class Barrier { count, all, any };
 int barrier(const char* name, int line, bool predicate, Barrier kind);
 
-// `fence`: orders memory, as __syncwarp does and shuffles do not.
-Cell collective(const char* name, int line, unsigned mask, bool fence, Cell in, int source,
-                void (*finish)(Exchange& exchange));
+// Collective::barrier orders memory; the others do not.
+Cell collective(const char* name, int line, unsigned mask, Cell in, int source, Collective kind);
 
 }  // namespace simt
 

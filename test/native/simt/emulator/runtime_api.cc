@@ -64,9 +64,13 @@ cudaError_t driver() {
   return setting("SIMT_DEVICES", 1) > 0 ? cudaSuccess : cudaErrorNoDevice;
 }
 
-size_t card_bytes() { return static_cast<size_t>(setting("SIMT_MEMORY_MB", 4096)) << 20; }
+size_t card_bytes() {
+  return static_cast<size_t>(setting("SIMT_MEMORY_MB", 4096)) << 20;
+}
 
-CUstream_st& queue_of(cudaStream_t stream) { return stream ? *stream : process().null_stream; }
+CUstream_st& queue_of(cudaStream_t stream) {
+  return stream ? *stream : process().null_stream;
+}
 
 // One operation, in order. The mutex is not held while it runs: it may wait for an event of another stream.
 bool run_one(CUstream_st& stream) {
@@ -178,8 +182,12 @@ cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> threa
   return cudaSuccess;
 }
 
-bool is_device_memory(const void* pointer) { return place_of(pointer) == Place::device; }
-void count_product() { count(&Counters::products); }
+bool is_device_memory(const void* pointer) {
+  return place_of(pointer) == Place::device;
+}
+void count_product() {
+  count(&Counters::products);
+}
 
 void simt_counters(Counters* counters) {
   std::lock_guard<std::mutex> lock(process().mutex);
@@ -223,8 +231,12 @@ const char* cudaGetErrorString(cudaError_t error) {
   }
 }
 
-cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
-cudaError_t cudaPeekAtLastError() { return last_error; }
+cudaError_t cudaGetLastError() {
+  return std::exchange(last_error, cudaSuccess);
+}
+cudaError_t cudaPeekAtLastError() {
+  return last_error;
+}
 
 cudaError_t cudaDriverGetVersion(int* version) {
   *version = is("SIMT_DRIVER", "missing") ? 0 : 13000;
@@ -349,8 +361,12 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   return cudaErrorNotReady;
 }
 
-cudaError_t cudaMalloc(void** pointer, size_t bytes) { return allocate(pointer, bytes, true); }
-cudaError_t cudaFree(void* pointer) { return release(pointer, true); }
+cudaError_t cudaMalloc(void** pointer, size_t bytes) {
+  return allocate(pointer, bytes, true);
+}
+cudaError_t cudaFree(void* pointer) {
+  return release(pointer, true);
+}
 cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t stream) {
   // Memory that waits in the queue to be freed is the pool's own: it counts when the card is full.
   const cudaError_t status = allocate(pointer, bytes, true);
@@ -367,9 +383,15 @@ cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMallocHost(void** pointer, size_t bytes) { return allocate(pointer, bytes, false); }
-cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) { return allocate(pointer, bytes, false); }
-cudaError_t cudaFreeHost(void* pointer) { return release(pointer, false); }
+cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
+  return allocate(pointer, bytes, false);
+}
+cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
+  return allocate(pointer, bytes, false);
+}
+cudaError_t cudaFreeHost(void* pointer) {
+  return release(pointer, false);
+}
 
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
   std::lock_guard<std::mutex> lock(process().mutex);
@@ -382,16 +404,19 @@ cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
   *pool = nullptr;
   return cudaSuccess;
 }
-cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
-cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return cudaSuccess; }
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) {
+  return cudaSuccess;
+}
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   if (bytes == 0) return cudaSuccess;
   const Place source = place_of(from), target = place_of(to);
   const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
   const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
-  if (kind != cudaMemcpyDefault &&
-      (from_device != (source == Place::device) || to_device != (target == Place::device)))
+  if (kind != cudaMemcpyDefault && (from_device != (source == Place::device) || to_device != (target == Place::device)))
     return report(cudaErrorInvalidValue);
   count(&Counters::copies);
   enqueue(stream, [=] { std::memcpy(to, from, bytes); });
@@ -411,4 +436,6 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
   return cudaSuccess;
 }
 
-cudaError_t cudaMemset(void* to, int value, size_t bytes) { return cudaMemsetAsync(to, value, bytes, nullptr); }
+cudaError_t cudaMemset(void* to, int value, size_t bytes) {
+  return cudaMemsetAsync(to, value, bytes, nullptr);
+}

@@ -2,7 +2,8 @@
 #include <cstddef>
 
 // Tells the sanitizers about fibers. ThreadSanitizer sees each CUDA thread as a thread of its own, ordered with others
-// by barriers alone. engine.cc itself is not instrumented.
+// by barriers alone. It has 255 slots for threads and may give neighbours in the order of running the same one, whose
+// races it then does not see: run it in several random orders. engine.cc itself is not instrumented.
 #if defined(SIMT_TSAN)
 extern "C" {
 void* __tsan_get_current_fiber(void);

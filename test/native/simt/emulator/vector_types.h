@@ -57,13 +57,27 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
-static inline int2 make_int2(int x, int y) { return {x, y}; }
-static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-static inline float2 make_float2(float x, float y) { return {x, y}; }
-static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-static inline double2 make_double2(double x, double y) { return {x, y}; }
+static inline int2 make_int2(int x, int y) {
+  return {x, y};
+}
+static inline int4 make_int4(int x, int y, int z, int w) {
+  return {x, y, z, w};
+}
+static inline uint2 make_uint2(unsigned x, unsigned y) {
+  return {x, y};
+}
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+  return {x, y, z, w};
+}
+static inline float2 make_float2(float x, float y) {
+  return {x, y};
+}
+static inline float4 make_float4(float x, float y, float z, float w) {
+  return {x, y, z, w};
+}
+static inline double2 make_double2(double x, double y) {
+  return {x, y};
+}
 
 // Real objects: cudaLaunchConfig_t has members of these names, so they cannot be macros.
 inline thread_local uint3 threadIdx, blockIdx;

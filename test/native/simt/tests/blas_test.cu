@@ -46,7 +46,8 @@ void multiply_on_host(const Product& p, const T* a, const T* b, T* c) {
 template <class T>
 class OnDevice {
  public:
-  OnDevice(const Context& ctx, const std::vector<T>& values) : ctx_(ctx), memory_(ctx, static_cast<int64_t>(values.size())) {
+  OnDevice(const Context& ctx, const std::vector<T>& values)
+      : ctx_(ctx), memory_(ctx, static_cast<int64_t>(values.size())) {
     stream_of(ctx).copy_in(memory_.get(), values.data(), values.size() * sizeof(T));
   }
   T* get() const { return memory_.get(); }
@@ -120,7 +121,9 @@ void test_limits(const Context& ctx) {
 }
 
 // An index that a kernel refuses is an error of the next copy_out, once.
-__global__ void faulty_kernel(Stream::Fault* fault) { report_fault(fault, kIndexFault, static_cast<int32_t>(threadIdx.x)); }
+__global__ void faulty_kernel(Stream::Fault* fault) {
+  report_fault(fault, kIndexFault, static_cast<int32_t>(threadIdx.x));
+}
 
 void test_fault(const Context& ctx) {
   Stream& stream = stream_of(ctx);

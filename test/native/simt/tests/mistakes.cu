@@ -21,8 +21,9 @@ enum class Mistake {
   missing_wait,
 };
 
-const char* const kNames[] = {"none",         "missing_barrier",   "missing_warp_barrier", "off_by_one",      "wrong_mask",
-                              "early_return", "divergent_barrier", "past_the_end",         "not_initialised", "missing_wait"};
+const char* const kNames[] = {
+    "none",         "missing_barrier",   "missing_warp_barrier", "off_by_one",      "wrong_mask",
+    "early_return", "divergent_barrier", "past_the_end",         "not_initialised", "missing_wait"};
 
 constexpr unsigned kAll = 0xffffffffu;
 
