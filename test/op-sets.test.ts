@@ -38,7 +38,7 @@ const fileNames: Record<string, string> = { convert: 'cast', strided_copy: 'stri
 /** Files of lib/ops without a native op of their own. */
 const withoutOp = ['index', 'losses', 'reshape', 'rows']
 
-test('the table and the declarations of the CPU ops agree', () => {
+test('the table and the declarations of the ops agree', () => {
   expect(table.length).toBeGreaterThan(30)
   expect(all(text('native/core/op_declarations.inc'), /^void (\w+)\(const Context&, const \w+&\);/gm)).toEqual(table)
 })
@@ -49,18 +49,28 @@ test('arguments are named after their op', () => {
   expect(types).toEqual(expected)
 })
 
-test('each CPU op is defined in the file of its name, or a backward in that of its forward', () => {
-  const files = list('native/cpu', '.cc')
-  for (const name of table) {
-    const homes = files.filter((file) =>
-      new RegExp(`^void ${name}\\(const Context& ?\\w*, const \\w+& \\w+\\) \\{`, 'm').test(
-        text(`native/cpu/${file}.cc`),
-      ),
-    )
-    expect(homes, name).toHaveLength(1)
-    expect([name, forward(name)], `${name} is defined in ${homes[0]}.cc`).toContain(homes[0])
-  }
-})
+/** Files of a backend that hold no op of their name. */
+const backends = [
+  { folder: 'cpu', extension: '.cc', helpers: ['allocator', 'backend', 'gemm', 'pool', 'system_memory', 'table'] },
+  { folder: 'cuda', extension: '.cu', helpers: ['blas', 'blas_library', 'plugin', 'stream', 'table'] },
+]
+
+test.each(backends)(
+  'each op of native/$folder is in the file of its name, or a backward in that of its forward',
+  ({ folder, extension, helpers }) => {
+    const files = list(`native/${folder}`, extension)
+    for (const name of table) {
+      const homes = files.filter((file) =>
+        new RegExp(`^void ${name}\\(const Context& ?\\w*, const \\w+& \\w+\\) \\{`, 'm').test(
+          text(`native/${folder}/${file}${extension}`),
+        ),
+      )
+      expect(homes, name).toHaveLength(1)
+      expect([name, forward(name)], `${name} is defined in ${homes[0]}${extension}`).toContain(homes[0])
+    }
+    expect(files.filter((file) => !helpers.includes(file) && !table.includes(file))).toEqual([])
+  },
+)
 
 test('the binding calls every op and offers it under its name', () => {
   expect(sorted(all(bindingSource, /&OpTable::(\w+)/g))).toEqual(sorted(table))
