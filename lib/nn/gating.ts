@@ -33,10 +33,9 @@ export interface TopNGatingOptions extends LayerOptions {
   eps?: number
 }
 
-const names = [
+/** Options that a layer passes on to its gating under the same names. */
+export const gatingNames = [
   'dim',
-  'numGates',
-  'topN',
   'thresholdTrain',
   'thresholdEval',
   'capacityFactorTrain',
@@ -93,7 +92,7 @@ export class TopNGating extends Module {
 
   constructor(options: TopNGatingOptions, op = 'TopNGating') {
     super()
-    const o = checkOptions<TopNGatingOptions>(op, options, names)
+    const o = checkOptions<TopNGatingOptions>(op, options, ['numGates', 'topN', ...gatingNames])
     const layer = layerOptions(op, o)
     const dim = checkInteger(op, 'dim', o.dim, 1)
     this.numGates = checkInteger(op, op === 'MoE' ? 'numExperts' : 'numGates', o.numGates, 1)

@@ -22,7 +22,7 @@ import { concat, slice } from '../ops/strided.js'
 import { scope } from '../scope.js'
 import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor.js'
 import { Experts, hiddenWidth } from './experts.js'
-import { type GatingForwardOptions, TopNGating, type TopNGatingOptions } from './gating.js'
+import { type GatingForwardOptions, gatingNames, TopNGating, type TopNGatingOptions } from './gating.js'
 import { layerOptions } from './linear.js'
 import { checkModule, Module, type StateEntry } from './module.js'
 import { MoEResult } from './moe-result.js'
@@ -54,22 +54,6 @@ export interface MoEForwardOptions extends GatingForwardOptions {
   stats?: boolean
 }
 
-const gatingNames = [
-  'dim',
-  'thresholdTrain',
-  'thresholdEval',
-  'capacityFactorTrain',
-  'capacityFactorEval',
-  'balanceLossCoef',
-  'routerZLossCoef',
-  'differentiableTopk',
-  'noiseGates',
-  'noiseMult',
-  'balanceDensity',
-  'eps',
-  'dtype',
-  'device',
-] as const
 const ownNames = [
   'numExperts',
   'expertHiddenMult',
