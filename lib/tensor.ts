@@ -29,7 +29,7 @@ function letGo(held: Held): void {
 }
 
 /** Only a safety net: in a synchronous loop finalizers do not run. */
-const registry = new FinalizationRegistry<Held>(letGo)
+const finalizers = new FinalizationRegistry<Held>(letGo)
 /** Opens the constructor to this package. */
 export const adopt = Symbol('st-moe adopt')
 
@@ -87,7 +87,7 @@ export class Tensor {
     this.#meta = { shape: Object.freeze([...shape]), dtype, device }
     this.#size = sizeOf(shape)
     this.#held = { handle, source: null }
-    registry.register(this, this.#held, this.#held)
+    finalizers.register(this, this.#held, this.#held)
     const scope = currentScope()
     if (scope) moveToScope(this, scope)
   }
@@ -118,7 +118,7 @@ export class Tensor {
     if (this.disposed) return
     this.#scope?.tensors.delete(this)
     this.#scope = null
-    registry.unregister(this.#held)
+    finalizers.unregister(this.#held)
     letGo(this.#held)
     this.#grad?.dispose()
     this.#grad = null
