@@ -1,4 +1,9 @@
-import { setDefaultDevice } from '../../lib/index.js'
-
-/** ST_MOE_TEST_DEVICE runs the suite on another device: `cuda` with the plugin that ST_MOE_CUDA_LIBRARY names. */
-setDefaultDevice((process.env.ST_MOE_TEST_DEVICE ?? 'cpu') as 'cpu')
+/**
+ * ST_MOE_TEST_DEVICE runs the suite on another device: `cuda` with the plugin that ST_MOE_CUDA_LIBRARY names. Without it
+ * nothing is loaded here, so that a test may replace modules first.
+ */
+const device = process.env.ST_MOE_TEST_DEVICE
+if (device) {
+  const { setDefaultDevice } = await import('../../lib/index.js')
+  setDefaultDevice(device as 'cuda')
+}
