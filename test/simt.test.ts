@@ -186,6 +186,22 @@ describe('where it cannot be used, the answer says why and the CPU works', () =>
 })
 
 const mistakes = join(build, 'simt/simt_mistakes')
+test.skipIf(!built)('the demo trains a few steps on the emulator', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'st-moe-simt-'))
+  const text = join(folder, 'text.txt')
+  writeFileSync(text, 'the quick brown fox jumps over the lazy dog. '.repeat(60))
+  const small = ['--layers', '1', '--width', '16', '--heads', '2', '--context', '16', '--batch', '2', '--experts', '4']
+  const { status, stdout, stderr } = spawnSync(
+    fileURLToPath(new URL('../node_modules/.bin/tsx', import.meta.url)),
+    ['examples/train-language-model.ts', '--device', 'cuda', '--text', text, '--out', folder, '--steps', '3', ...small],
+    { cwd: fileURLToPath(new URL('..', import.meta.url)), encoding: 'utf8', timeout: 100_000 },
+  )
+  expect(stderr).toBe('')
+  expect(stdout).toMatch(/step 3 of 3/)
+  expect(status).toBe(0)
+  expect(existsSync(join(folder, 'report.html'))).toBe(true)
+})
+
 describe.skipIf(!existsSync(mistakes))('the emulator finds what a GPU may hide', () => {
   const orders = ['forward', 'rev', 'rand:1']
   const run = (name: string, order: string) =>

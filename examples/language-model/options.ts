@@ -32,6 +32,7 @@ export type NumberName = keyof typeof numbers
 export type Options = Record<NumberName, number> & {
   text: string | null
   out: string
+  device: string
 }
 
 export interface CommandLine {
@@ -42,7 +43,14 @@ export interface CommandLine {
 }
 
 /** What a resumed run may change. More steps stretch the schedule of the learning rate from here on. */
-export const mayChange: ReadonlySet<string> = new Set(['steps', 'minutes', 'threads', 'evaluate-every', 'out'])
+export const mayChange: ReadonlySet<string> = new Set([
+  'steps',
+  'minutes',
+  'threads',
+  'evaluate-every',
+  'out',
+  'device',
+])
 
 export const defaults: Options = {
   ...(Object.fromEntries(Object.entries(numbers).map(([name, { default: value }]) => [name, value])) as Record<
@@ -51,6 +59,7 @@ export const defaults: Options = {
   >),
   text: null,
   out: 'runs/moby-dick',
+  device: 'cpu',
 }
 
 export const helpText = `Trains a small language model with mixture-of-experts layers on a text, character by character.
@@ -59,6 +68,7 @@ export const helpText = `Trains a small language model with mixture-of-experts l
 
   --text FILE           text to learn; without it Moby-Dick
   --out FOLDER          where report and checkpoint go (runs/<name of the text>)
+  --device NAME         cpu, cuda or cuda:N (cpu)
   --resume              continue the run in that folder, bit for bit
 ${Object.entries(numbers)
   .map(([name, option]) => `  --${`${name} N`.padEnd(20)}${option.help} (${option.default})`)
@@ -71,13 +81,14 @@ Ctrl-C saves a checkpoint and ends with code 130; a second one ends at once.
 /** Reads the command line; throws a UsageError that says what is wrong. */
 export function parseCommandLine(args: string[]): CommandLine {
   const { values } = parse(args)
-  const { text, out, resume, help, ...rest } = values as Record<string, string | boolean | undefined>
+  const { text, out, device, resume, help, ...rest } = values as Record<string, string | boolean | undefined>
   const given: Partial<Options> = {}
   for (const [name, value] of Object.entries(rest)) {
     if (value !== undefined) given[name as NumberName] = readNumber(name as NumberName, String(value))
   }
   if (text !== undefined) given.text = resolve(String(text))
   if (out !== undefined) given.out = String(out)
+  if (device !== undefined) given.device = String(device)
   return { given, resume: resume === true, help: help === true }
 }
 
@@ -93,7 +104,7 @@ function parse(args: string[]) {
   const flag = { type: 'boolean' } as const
   const options = Object.fromEntries(Object.keys(numbers).map((name) => [name, text]))
   try {
-    return parseArgs({ args, options: { ...options, text, out: text, resume: flag, help: flag } })
+    return parseArgs({ args, options: { ...options, text, out: text, device: text, resume: flag, help: flag } })
   } catch (error) {
     throw new UsageError((error as Error).message)
   }

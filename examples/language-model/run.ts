@@ -1,7 +1,19 @@
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setImmediate } from 'node:timers/promises'
-import { type AdamW, devices, type Generator, loadCheckpoint, manualSeed, saveCheckpoint, setNumThreads } from 'st-moe'
+import {
+  type AdamW,
+  type Device,
+  devices,
+  type Generator,
+  getDefaultDevice,
+  loadCheckpoint,
+  MoeError,
+  manualSeed,
+  saveCheckpoint,
+  setDefaultDevice,
+  setNumThreads,
+} from 'st-moe'
 import { Batches, type Corpus, loadCorpus, promptOf } from './data.js'
 import { evaluating, heldOutLoss, writeOn } from './evaluate.js'
 import { emptyHistory, type History, mean } from './history.js'
@@ -22,6 +34,15 @@ export function savedOptions(folder: string): Options {
   return JSON.parse(readFileSync(join(folder, optionsName), 'utf8'))
 }
 
+function useDevice(device: string): void {
+  try {
+    setDefaultDevice(device as Device)
+  } catch (error) {
+    if (error instanceof MoeError) throw new UsageError(`--device: ${error.message}`)
+    throw error
+  }
+}
+
 /** A run and its folder: the model and all that changes with it. */
 export class Run {
   readonly options: Options
@@ -38,6 +59,7 @@ export class Run {
 
   constructor(options: Options) {
     this.options = options
+    useDevice(options.device)
     setNumThreads(options.threads)
     this.#generator = manualSeed(options.seed)
     this.#corpus = loadCorpus(options.text, options.context)
@@ -162,7 +184,7 @@ export class Run {
         ...['steps', 'batch', 'context', 'layers', 'width', 'heads', 'experts', 'lr', 'seed', 'threads'].map(
           (key) => [key === 'lr' ? 'highest learning rate' : key, String(options[key as keyof Options])] as const,
         ),
-        ['kernels', devices()[0].variant ?? ''],
+        ['kernels', devices().find(({ device }) => device === getDefaultDevice())?.variant ?? ''],
         ['Node.js', process.versions.node],
       ] as [string, string][],
     }
