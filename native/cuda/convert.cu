@@ -4,50 +4,7 @@
 
 namespace st_moe::cuda {
 
-// How an element of each dtype is stored, and the type that holds its value exactly.
-struct F32 {
-  using Stored = float;
-  __device__ static float load(float v) { return v; }
-  template <class V>
-  __device__ static float store(V v) {
-    return static_cast<float>(v);
-  }
-};
-
-struct F64 {
-  using Stored = double;
-  __device__ static double load(double v) { return v; }
-  template <class V>
-  __device__ static double store(V v) {
-    return static_cast<double>(v);
-  }
-};
-
-struct Bf16 {
-  using Stored = uint16_t;
-  __device__ static float load(uint16_t v) { return bf16_to_float(v); }
-  template <class V>
-  __device__ static uint16_t store(V v) {
-    return float_to_bf16(static_cast<float>(v));
-  }
-};
-
-struct F16 {
-  using Stored = uint16_t;
-  __device__ static float load(uint16_t v) { return f16_to_float(v); }
-  template <class V>
-  __device__ static uint16_t store(V v) {
-    return float_to_f16(static_cast<float>(v));
-  }
-};
-
-struct I32 {
-  using Stored = int32_t;
-  __device__ static int32_t load(int32_t v) { return v; }
-  __device__ static int32_t store(int32_t v) { return v; }
-  __device__ static int32_t store(double v) { return saturate(v); }
-  __device__ static int32_t store(float v) { return saturate(static_cast<double>(v)); }
-};
+#include "core/element_types.inc"
 
 template <class In, class Out>
 struct Convert {

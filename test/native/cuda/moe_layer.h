@@ -1,0 +1,165 @@
+#pragma once
+#include <algorithm>
+
+#include "../moe_reference.h"
+#include "call.h"
+
+// One mixture-of-experts layer, op by op, on the CPU or the card.
+namespace st_moe::test {
+
+using namespace moe_reference;
+
+template <class T>
+std::vector<T> cast(const Values& v) {
+  return std::vector<T>(v.begin(), v.end());
+}
+
+// One layer on one device. Weights may be spoilt before it runs.
+template <class T>
+struct Layer {
+  const Problem& p;
+  Device device;
+  std::vector<T> x, w, w1, b1, mu, w2, b2, uniforms, gumbel, gy;
+  std::vector<T> gate, weight, balance, z, total, probs, logits, lse, density, y, a;
+  std::vector<T> dweight, dx, dx_router, dw, dw1, db1, dmu, dw2, db2;
+  Indices index, kept, position;
+  int64_t launches = 0;
+  bool optional = true;  // saves A, and wants every gradient
+
+  Layer(const Problem& problem, const Device& on) : p(problem), device(on) {
+    x = cast<T>(p.x), w = cast<T>(p.w), w1 = cast<T>(p.w1), b1 = cast<T>(p.b1), mu = cast<T>(p.mu);
+    w2 = cast<T>(p.w2), b2 = cast<T>(p.b2), gy = cast<T>(p.gy);
+    uniforms = cast<T>(p.uniforms), gumbel = cast<T>(p.gumbel);
+    const Shape& s = p.shape;
+    const int64_t tokens = s.tokens();
+    gate = weight = dweight = unset<T>(tokens * s.K);
+    balance = z = total = unset<T>(1);
+    probs = logits = unset<T>(tokens * s.E);
+    lse = unset<T>(tokens);
+    density = unset<T>(s.B * s.E);
+    y = dx = dx_router = unset<T>(tokens * s.D);
+    a = unset<T>(rows() * 2 * s.H);
+    dw = unset<T>(w.size()), dw1 = unset<T>(w1.size()), db1 = unset<T>(b1.size()), dmu = unset<T>(mu.size());
+    dw2 = unset<T>(w2.size()), db2 = unset<T>(b2.size());
+    index = kept = position = Indices(tokens * s.K, -7);
+  }
+
+  int64_t rows() const {
+    const Shape& s = p.shape;
+    return device.backend->fixed_slots ? s.E * s.B * s.C : s.tokens() * s.K;
+  }
+
+  template <class Args>
+  Status run(Call& c, Op<Args> OpTable::* op, const Args& args) {
+    const Status status = c.run(op, args);
+    launches += c.launches;
+    return status;
+  }
+
+  Status route() {
+    const Shape& s = p.shape;
+    Call c(device);
+    RouteArgs r{};
+    r.x = c.in(x), r.w = c.in(w), r.threshold = c.in(s.threshold);
+    if (!s.has(kDrawn)) r.uniforms = c.in(uniforms), r.gumbel_uniforms = c.in(gumbel);
+    r.mask = p.mask.empty() ? nullptr : c.in(p.mask);
+    r.expert_index = c.out(index), r.kept = c.out(kept), r.position = c.out(position);
+    r.gate = c.out(gate), r.weight = c.out(weight);
+    r.balance_loss = c.out(balance), r.z_loss = c.out(z), r.total_loss = c.out(total);
+    r.probs = c.out(probs), r.logits = c.out(logits), r.lse = c.out(lse), r.density = c.out(density);
+    r.dtype = dtype_of<T>();
+    r.B = s.B, r.N = s.N, r.D = s.D, r.E = s.E, r.K = s.K, r.C = s.C;
+    r.seed = p.seed, r.step = p.step, r.gumbel_step = p.gumbel_step;
+    r.noise_mult = p.noise_mult, r.eps = 1e-9, r.balance_coef = p.balance_coef, r.z_coef = p.z_coef;
+    r.noisy = s.has(kNoisy), r.training = !s.has(kEvaluation), r.differentiable_topk = s.has(kSoft);
+    r.density_assigned = s.has(kAssigned);
+    return run(c, &OpTable::route, r);
+  }
+
+  Status expert_ffn() {
+    const Shape& s = p.shape;
+    Call c(device);
+    ExpertFfnArgs f{};
+    f.x = c.in(x), f.expert_index = c.in(index), f.position = c.in(position), f.weight = c.in(weight);
+    f.w1 = c.in(w1), f.b1 = c.in(b1), f.mult_bias = c.in(mu), f.w2 = c.in(w2), f.b2 = c.in(b2);
+    f.y = c.out(y), f.a = optional ? c.out(a) : nullptr, f.dtype = dtype_of<T>();
+    f.T = s.tokens(), f.K = s.K, f.D = s.D, f.E = s.E, f.H = s.H, f.B = s.B, f.C = s.C, f.rows = rows();
+    return run(c, &OpTable::expert_ffn, f);
+  }
+
+  Status expert_ffn_backward(bool with_dx = true, bool with_parameters = true) {
+    const Shape& s = p.shape;
+    Call c(device);
+    ExpertFfnBackwardArgs g{};
+    g.dy = c.in(gy), g.x = c.in(x), g.expert_index = c.in(index), g.position = c.in(position), g.weight = c.in(weight);
+    g.w1 = c.in(w1), g.b1 = c.in(b1), g.mult_bias = c.in(mu), g.w2 = c.in(w2), g.b2 = c.in(b2), g.a = c.in(a);
+    g.dweight = c.out(dweight), g.dx = with_dx ? c.out(dx) : nullptr;
+    if (with_parameters) {
+      g.dw1 = c.out(dw1), g.db1 = c.out(db1), g.dmult_bias = c.out(dmu), g.dw2 = c.out(dw2), g.db2 = c.out(db2);
+    }
+    g.dtype = dtype_of<T>();
+    g.T = s.tokens(), g.K = s.K, g.D = s.D, g.E = s.E, g.H = s.H, g.B = s.B, g.C = s.C, g.rows = rows();
+    g.straight_through = !s.has(kNoStraightThrough);
+    return run(c, &OpTable::expert_ffn_backward, g);
+  }
+
+  Status route_backward() {
+    const Shape& s = p.shape;
+    const std::vector<T> upstream[3] = {{T(p.cb)}, {T(p.cz)}, {T(p.ct)}};
+    Call c(device);
+    RouteBackwardArgs g{};
+    g.dweight = c.in(dweight), g.dbalance = c.in(upstream[0]), g.dz = c.in(upstream[1]), g.dtotal = c.in(upstream[2]);
+    g.x = c.in(x), g.w = c.in(w), g.mask = p.mask.empty() ? nullptr : c.in(p.mask);
+    g.expert_index = c.in(index), g.kept = c.in(kept), g.gate = c.in(gate), g.probs = c.in(probs);
+    g.logits = c.in(logits), g.lse = c.in(lse), g.density = c.in(density);
+    g.dx = c.out(dx_router), g.dw = c.out(dw), g.dtype = dtype_of<T>();
+    g.B = s.B, g.N = s.N, g.D = s.D, g.E = s.E, g.K = s.K;
+    g.eps = 1e-9, g.balance_coef = p.balance_coef, g.z_coef = p.z_coef;
+    g.noisy = s.has(kNoisy), g.training = !s.has(kEvaluation), g.differentiable_topk = s.has(kSoft);
+    return run(c, &OpTable::route_backward, g);
+  }
+
+  void run(const std::string& name) {
+    launches = 0;
+    expect_ok(route(), name + " route");
+    expect_ok(expert_ffn(), name + " expert_ffn");
+    expect(launches <= 8, name + ": kernels of the forward pass", double(launches), 8);
+    launches = 0;
+    expect_ok(expert_ffn_backward(), name + " expert_ffn_backward");
+    expect_ok(route_backward(), name + " route_backward");
+    expect(launches <= 14, name + ": kernels of the backward pass", double(launches), 14);
+  }
+
+  std::vector<std::pair<const char*, const std::vector<T>*>> results() const {
+    return {{"logits", &logits},
+            {"lse", &lse},
+            {"probs", &probs},
+            {"gate", &gate},
+            {"weight", &weight},
+            {"density", &density},
+            {"balance", &balance},
+            {"z", &z},
+            {"total", &total},
+            {"y", &y},
+            {"dweight", &dweight},
+            {"dx", &dx},
+            {"dx of the router", &dx_router},
+            {"dw", &dw},
+            {"dw1", &dw1},
+            {"db1", &db1},
+            {"dmult_bias", &dmu},
+            {"dw2", &dw2},
+            {"db2", &db2}};
+  }
+};
+
+template <class T>
+void check_equal(const Layer<T>& got, const Layer<T>& expected, const std::string& name) {
+  expect(got.index == expected.index, name + " expert_index");
+  expect(got.kept == expected.kept, name + " kept");
+  expect(got.position == expected.position, name + " position");
+  const auto a = got.results(), b = expected.results();
+  for (size_t i = 0; i < a.size(); ++i) expect_close(*a[i].second, *b[i].second, name + " " + a[i].first);
+}
+
+}  // namespace st_moe::test
