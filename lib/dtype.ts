@@ -3,6 +3,9 @@ import { MoeError, show } from './errors.js'
 /** Element types. `bf16` and `f16` are storage formats that travel as their bits in a Uint16Array. */
 export type DType = 'f32' | 'f64' | 'bf16' | 'f16' | 'i32'
 
+/** What the operands of matrix products are rounded to before they are multiplied; products are added in the dtype. */
+export type ComputeDType = 'f32' | 'f64' | 'bf16' | 'f16'
+
 export type TypedArray =
   | Float32Array
   | Float64Array
@@ -25,6 +28,15 @@ export const isFloat = (dtype: DType): boolean => dtype === 'f32' || dtype === '
 export function checkDType(op: string, value: unknown, allowed: readonly DType[] = dtypes): DType {
   if (allowed.includes(value as DType)) return value as DType
   throw new MoeError('DTYPE', op, `dtype must be one of ${allowed.join(', ')}, got ${show(value)}`)
+}
+
+/** The dtype of a layer, or 'bf16' or 'f16' where that is f32. */
+export function checkComputeDType(op: string, value: unknown, dtype: DType): ComputeDType {
+  const allowed: readonly unknown[] = dtype === 'f32' ? ['f32', 'bf16', 'f16'] : [dtype]
+  if (value === undefined) return dtype as ComputeDType
+  if (allowed.includes(value)) return value as ComputeDType
+  const names = allowed.map((name) => `'${name}'`).join(', ')
+  throw new MoeError('OPTION', op, `computeDtype must be one of ${names} with dtype '${dtype}', got ${show(value)}`)
 }
 
 /** A new array of the type in which a dtype travels. */

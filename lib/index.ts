@@ -22,7 +22,7 @@ export {
   setDefaultDevice,
   setNumThreads,
 } from './device.js'
-export type { DType, TypedArray } from './dtype.js'
+export type { ComputeDType, DType, TypedArray } from './dtype.js'
 export { MoeError, type MoeErrorCode } from './errors.js'
 export * from './io/index.js'
 export * as nn from './nn/index.js'

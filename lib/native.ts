@@ -49,8 +49,16 @@ export interface Native {
   sumSquares(x: Handle): number
 
   matmul(a: Handle, b: Handle, transposeA: boolean, transposeB: boolean): Handle
-  linear(x: Handle, w: Handle, bias: Optional): Handle
-  linearBackward(dy: Handle, x: Handle, w: Handle, needX: boolean, needW: boolean, needBias: boolean): Optional[]
+  linear(x: Handle, w: Handle, bias: Optional, compute: number): Handle
+  linearBackward(
+    dy: Handle,
+    x: Handle,
+    w: Handle,
+    needX: boolean,
+    needW: boolean,
+    needBias: boolean,
+    compute: number,
+  ): Optional[]
   embedding(w: Handle, index: Handle): Handle
   embeddingBackward(dy: Handle, index: Handle, V: number): Handle
   rmsnorm(x: Handle, gamma: Handle): Handle
@@ -133,6 +141,7 @@ export interface Native {
     B: number,
     capacity: number,
     save: boolean,
+    compute: number,
   ): [y: Handle, a: Optional]
   expertFfnBackward(
     dy: Handle,
@@ -151,6 +160,7 @@ export interface Native {
     straightThrough: boolean,
     needX: boolean,
     needParameters: boolean,
+    compute: number,
   ): Optional[]
   dispatch(x: Handle, expertIndex: Handle, position: Handle, E: number, capacity: number): Handle
   dispatchBackward(dy: Handle, x: Handle, expertIndex: Handle, position: Handle, straightThrough: boolean): Optional[]

@@ -235,12 +235,17 @@ const rowsOfOptions: Row[] = [
     'OPTION',
     /balanceDensity must be one of 'kept', 'assigned', got "all"/,
   ],
-  ['computeDtype', withOptions({ computeDtype: 'f16' }), 'OPTION', /computeDtype must be one of/],
+  [
+    'computeDtype',
+    withOptions({ computeDtype: 'i32' }),
+    'OPTION',
+    /computeDtype must be one of 'f32', 'bf16', 'f16' with dtype 'f32'/,
+  ],
   [
     'computeDtype with f64',
     withOptions({ dtype: 'f64', computeDtype: 'bf16' }),
     'OPTION',
-    /computeDtype must be 'f64' with dtype 'f64', got 'bf16'/,
+    /computeDtype must be one of 'f64' with dtype 'f64', got "bf16"/,
   ],
   [
     'too few experts',

@@ -1,8 +1,7 @@
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import * as library from '../lib/index.js'
-import { Module, ops, scope, tensor } from '../lib/index.js'
+import { Module, ops, scope } from '../lib/index.js'
 import { type Native, native } from '../lib/native.js'
-import { roundToBf16 } from '../lib/ops/cast.js'
 import { gradcheck } from './support/gradcheck.js'
 import { moeRows } from './support/moe-rows.js'
 import { relativeError, values } from './support/numbers.js'
@@ -71,15 +70,4 @@ test('straight-through dispatch gives the weight <x, gradient of its row>', () =
       return slot < 0 ? 0 : [0, 1, 2].reduce((sum, d) => sum + xs[t * 3 + d] * rows[at + d], 0)
     })
     expect(relativeError(values(weight.grad!), expected)).toBeLessThan(1e-14)
-  }))
-
-test('rounding to bf16 passes its gradient through', () =>
-  scope(() => {
-    const x = tensor([1.001, -3.3, 0.1], [3], { requiresGrad: true })
-    const y = roundToBf16(x)
-    expect(Array.from(values(y))).toEqual([1, -3.296875, 0.10009765625])
-    y.mul(tensor([1, 2, 3]))
-      .sum()
-      .backward()
-    expect(Array.from(values(x.grad!))).toEqual([1, 2, 3])
   }))

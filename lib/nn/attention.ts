@@ -1,10 +1,10 @@
 import { checkBoolean, checkInteger, checkOptions, fail } from '../check.js'
 import { attention } from '../ops/attention.js'
 import type { Tensor } from '../tensor.js'
-import { type LayerOptions, Linear, layerOptions } from './linear.js'
+import { Linear, type ProductLayerOptions, productLayerNames, productLayerOptions } from './linear.js'
 import { Module } from './module.js'
 
-export interface AttentionLayerOptions extends LayerOptions {
+export interface AttentionLayerOptions extends ProductLayerOptions {
   heads?: number
   bias?: boolean
 }
@@ -25,11 +25,11 @@ export class CausalSelfAttention extends Module {
   constructor(dim: number, options?: AttentionLayerOptions) {
     super()
     const op = 'CausalSelfAttention'
-    const o = checkOptions<AttentionLayerOptions>(op, options, ['heads', 'bias', 'dtype', 'device'])
+    const o = checkOptions<AttentionLayerOptions>(op, options, ['heads', 'bias', ...productLayerNames])
     checkInteger(op, 'dim', dim, 1)
     this.heads = checkInteger(op, 'heads', o.heads ?? 8, 1)
     if (dim % this.heads !== 0) fail('OPTION', op, `dim must be a multiple of heads, got ${dim} and ${this.heads}`)
-    const layer = { ...layerOptions(op, o), bias: checkBoolean(op, 'bias', o.bias ?? false) }
+    const layer = { ...productLayerOptions(op, o), bias: checkBoolean(op, 'bias', o.bias ?? false) }
     this.query = new Linear(dim, dim, layer)
     this.key = new Linear(dim, dim, layer)
     this.value = new Linear(dim, dim, layer)

@@ -20,7 +20,7 @@ export interface SparseMoEBlockOptions {
 const stateNames: Record<string, string> = { moePrenorm: 'moe_prenorm', ffBefore: 'ff_before', ffAfter: 'ff_after' }
 
 /**
- * A mixture of experts as a residual block: x += ffBefore(x); x += moe(rmsNorm(x)); x += ffAfter(x). Dense
+ * A mixture of experts as a residual block, its feed-forwards with the computeDtype of the experts: x += ffBefore(x); x += moe(rmsNorm(x)); x += ffAfter(x). Dense
  * feed-forwards around the experts stabilise training (ST-MoE, arXiv 2202.08906, §C).
  *
  * @example
@@ -43,10 +43,11 @@ export class SparseMoEBlock extends Module {
     ]
     const { dtype, device } = moe.gate.toGates.weight
     const layer = { dtype: dtype as 'f32' | 'f64', device }
+    const product = { ...layer, computeDtype: moe.computeDtype }
     this.moe = moe
     this.moePrenorm = new RMSNorm(moe.dim, layer)
-    this.ffBefore = before ? new FeedForward(moe.dim, layer) : null
-    this.ffAfter = after ? new FeedForward(moe.dim, layer) : null
+    this.ffBefore = before ? new FeedForward(moe.dim, product) : null
+    this.ffAfter = after ? new FeedForward(moe.dim, product) : null
   }
 
   forward(x: Tensor, options?: MoEForwardOptions): MoEResult {

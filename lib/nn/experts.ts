@@ -1,7 +1,8 @@
 import { checkInteger } from '../check.js'
 import { ones } from '../create.js'
+import type { ComputeDType } from '../dtype.js'
 import { withoutScope } from '../scope.js'
-import { type LayerOptions, uniformParameter } from './linear.js'
+import { type ProductLayerOptions, uniformParameter } from './linear.js'
 import { Module, type StateEntry } from './module.js'
 import { Parameter } from './parameter.js'
 
@@ -24,6 +25,7 @@ const expertNames = (first: number) =>
  * They are applied by `ops.expertFfn`.
  */
 export class Experts extends Module {
+  readonly computeDtype: ComputeDType
   /** [E, 2H, D] */
   w1: Parameter
   /** [E, 2H] */
@@ -35,8 +37,9 @@ export class Experts extends Module {
   /** [E, D] */
   b2: Parameter
 
-  constructor(numExperts: number, dim: number, hidden: number, options: Required<LayerOptions>) {
+  constructor(numExperts: number, dim: number, hidden: number, options: Required<ProductLayerOptions>) {
     super()
+    this.computeDtype = options.computeDtype
     checkInteger('Experts', 'numExperts', numExperts, 1)
     checkInteger('Experts', 'dim', dim, 1)
     checkInteger('Experts', 'hidden', hidden, 1)
@@ -44,7 +47,7 @@ export class Experts extends Module {
     this.w1 = uniformParameter([numExperts, 2 * hidden, dim], inner, options)
     this.b1 = uniformParameter([numExperts, 2 * hidden], inner, options)
     this.multBias = withoutScope(() => {
-      using values = ones([numExperts, hidden], options)
+      using values = ones([numExperts, hidden], { dtype: options.dtype, device: options.device })
       return new Parameter(values)
     })
     this.w2 = uniformParameter([numExperts, dim, hidden], outer, options)

@@ -2,11 +2,11 @@ import { checkInteger, checkNumber, checkOptions } from '../check.js'
 import { expertFfn } from '../ops/expert-ffn.js'
 import type { Tensor } from '../tensor.js'
 import { Experts, hiddenWidth } from './experts.js'
-import { type LayerOptions, layerOptions } from './linear.js'
+import { type ProductLayerOptions, productLayerNames, productLayerOptions } from './linear.js'
 import { Module, type StateEntry } from './module.js'
 import { RMSNorm } from './norm.js'
 
-export interface FeedForwardOptions extends LayerOptions {
+export interface FeedForwardOptions extends ProductLayerOptions {
   /** Hidden width is trunc(dim · mult · 2 / 3). Default 4. */
   mult?: number
 }
@@ -19,15 +19,15 @@ export class FeedForward extends Module {
   constructor(dim: number, options?: FeedForwardOptions) {
     super()
     const op = 'FeedForward'
-    const o = checkOptions<FeedForwardOptions>(op, options, ['mult', 'dtype', 'device'])
+    const o = checkOptions<FeedForwardOptions>(op, options, ['mult', ...productLayerNames])
     checkInteger(op, 'dim', dim, 1)
-    const layer = layerOptions(op, o)
-    this.norm = new RMSNorm(dim, layer)
+    const layer = productLayerOptions(op, o)
+    this.norm = new RMSNorm(dim, { dtype: layer.dtype, device: layer.device })
     this.expert = new Experts(1, dim, hiddenWidth(op, dim, checkNumber(op, 'mult', o.mult ?? 4, 0)), layer)
   }
 
   forward(x: Tensor): Tensor {
-    return expertFfn(this.norm.forward(x), null, this.expert)
+    return expertFfn(this.norm.forward(x), null, this.expert, { computeDtype: this.expert.computeDtype })
   }
 
   override *stateEntries(): Iterable<StateEntry> {

@@ -1,7 +1,7 @@
 import { checkBoolean, checkInteger, checkOptions } from '../check.js'
 import { uniform } from '../create.js'
 import { checkDevice, type Device, getDefaultDevice } from '../device.js'
-import { checkDType } from '../dtype.js'
+import { type ComputeDType, checkComputeDType, checkDType } from '../dtype.js'
 import { linear } from '../ops/linear.js'
 import { withoutScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
@@ -13,6 +13,12 @@ export interface LayerOptions {
   device?: Device
 }
 
+/** Options of a layer with matrix products. */
+export interface ProductLayerOptions extends LayerOptions {
+  /** 'bf16' or 'f16' rounds the operands of the products; parameters, gradients and sums stay f32. Default: dtype. */
+  computeDtype?: ComputeDType
+}
+
 /** dtype and device of a layer, checked. */
 export function layerOptions(op: string, o: LayerOptions): Required<LayerOptions> {
   return {
@@ -21,10 +27,17 @@ export function layerOptions(op: string, o: LayerOptions): Required<LayerOptions
   }
 }
 
+export function productLayerOptions(op: string, o: ProductLayerOptions): Required<ProductLayerOptions> {
+  const layer = layerOptions(op, o)
+  return { ...layer, computeDtype: checkComputeDType(op, o.computeDtype, layer.dtype) }
+}
+
+export const productLayerNames = ['dtype', 'device', 'computeDtype'] as const
+
 /** A parameter drawn uniformly from ±bound. */
-export function uniformParameter(shape: readonly number[], bound: number, options: LayerOptions): Parameter {
+export function uniformParameter(shape: readonly number[], bound: number, { dtype, device }: LayerOptions): Parameter {
   return withoutScope(() => {
-    using values = uniform(shape, -bound, bound, options)
+    using values = uniform(shape, -bound, bound, { dtype, device })
     return new Parameter(values)
   })
 }
@@ -36,22 +49,25 @@ export function uniformParameter(shape: readonly number[], bound: number, option
  * const head = new Linear(128, 96)
  */
 export class Linear extends Module {
+  readonly computeDtype: ComputeDType
   weight: Parameter
   bias: Parameter | null
 
-  constructor(inFeatures: number, outFeatures: number, options?: LayerOptions & { bias?: boolean }) {
+  constructor(inFeatures: number, outFeatures: number, options?: ProductLayerOptions & { bias?: boolean }) {
     super()
     const op = 'Linear'
-    const o = checkOptions<LayerOptions & { bias: boolean }>(op, options, ['bias', 'dtype', 'device'])
+    const o = checkOptions<ProductLayerOptions & { bias: boolean }>(op, options, ['bias', ...productLayerNames])
     checkInteger(op, 'inFeatures', inFeatures, 1)
     checkInteger(op, 'outFeatures', outFeatures, 1)
     const bias = checkBoolean(op, 'bias', o.bias ?? true)
     const bound = 1 / Math.sqrt(inFeatures)
-    this.weight = uniformParameter([outFeatures, inFeatures], bound, layerOptions(op, o))
-    this.bias = bias ? uniformParameter([outFeatures], bound, layerOptions(op, o)) : null
+    const layer = productLayerOptions(op, o)
+    this.computeDtype = layer.computeDtype
+    this.weight = uniformParameter([outFeatures, inFeatures], bound, layer)
+    this.bias = bias ? uniformParameter([outFeatures], bound, layer) : null
   }
 
   forward(x: Tensor): Tensor {
-    return linear(x, this.weight, this.bias)
+    return linear(x, this.weight, this.bias, { computeDtype: this.computeDtype })
   }
 }

@@ -10,12 +10,12 @@ import {
   showShape,
 } from '../check.js'
 import { deviceIndex } from '../device.js'
+import { type ComputeDType, checkComputeDType } from '../dtype.js'
 import { MoeError, show } from '../errors.js'
 import { native } from '../native.js'
-import { roundToBf16 } from '../ops/cast.js'
 import { combine } from '../ops/combine.js'
 import { dispatch } from '../ops/dispatch.js'
-import { type ExpertWeights, expertFfn } from '../ops/expert-ffn.js'
+import { expertFfn } from '../ops/expert-ffn.js'
 import { reshape } from '../ops/reshape.js'
 import type { RouteResult } from '../ops/route.js'
 import { concat, slice } from '../ops/strided.js'
@@ -39,8 +39,11 @@ export interface MoEOptions extends Omit<TopNGatingOptions, 'numGates' | 'topN'>
   straightThroughDispatchTensor?: boolean
   /** E modules of your own instead of the built-in GEGLU experts, each called with [B, C, D] (empty slots are zero rows). */
   experts?: readonly Module[]
-  /** 'bf16': experts see x and their weights rounded to bf16, with f32 accumulation; router and losses stay in f32. */
-  computeDtype?: 'f32' | 'f64' | 'bf16'
+  /**
+   * 'bf16' or 'f16' rounds the operands of the built-in experts' products; their sums, the router, the losses and all
+   * parameters stay f32. Default: dtype.
+   */
+  computeDtype?: ComputeDType
   /** 'throw': a NaN or infinity in the input or output is a NON_FINITE error. Default 'propagate': only its rows suffer. */
   onNonFinite?: 'propagate' | 'throw'
   /** Variable sequence lengths between processes; needs `processGroup`. */
@@ -80,8 +83,8 @@ export class MoE extends Module {
   readonly numExperts: number
   readonly gate: TopNGating
   readonly experts: Experts | UserExperts
+  readonly computeDtype: ComputeDType
   readonly #straightThrough: boolean
-  readonly #bf16: boolean
   readonly #throwNonFinite: boolean
 
   constructor(options: MoEOptions) {
@@ -100,7 +103,9 @@ export class MoE extends Module {
       checkOneOf(op, 'onNonFinite', o.onNonFinite ?? 'propagate', ['propagate', 'throw']) === 'throw'
     const layer = layerOptions(op, o)
     deviceIndex(op, layer.device)
-    this.#bf16 = checkComputeDtype(op, o, layer.dtype)
+    this.computeDtype = checkComputeDType(op, o.computeDtype, layer.dtype)
+    if (this.computeDtype !== layer.dtype && o.experts)
+      fail('OPTION', op, `computeDtype '${this.computeDtype}' is for the built-in experts`)
     this.dim = checkInteger(op, 'dim', o.dim, 1)
     const mult = checkNumber(op, 'expertHiddenMult', o.expertHiddenMult ?? 4, 0)
     this.numExperts = checkInteger(
@@ -113,7 +118,9 @@ export class MoE extends Module {
     const hidden = modules ? 0 : hiddenWidth(op, this.dim, mult)
     const gating = Object.fromEntries(gatingNames.flatMap((name) => (o[name] === undefined ? [] : [[name, o[name]]])))
     this.gate = new TopNGating({ ...gating, dim: this.dim, numGates: this.numExperts, topN: o.gatingTopN }, op)
-    this.experts = modules ? new UserExperts(modules) : new Experts(this.numExperts, this.dim, hidden, layer)
+    this.experts = modules
+      ? new UserExperts(modules)
+      : new Experts(this.numExperts, this.dim, hidden, { ...layer, computeDtype: this.computeDtype })
   }
 
   forward(x: Tensor, options?: MoEForwardOptions): MoEResult {
@@ -131,7 +138,10 @@ export class MoE extends Module {
       const routing = this.gate.forward(x, gating)
       const outputs =
         this.experts instanceof Experts
-          ? this.#applyBuiltIn(x, routing, this.experts)
+          ? expertFfn(x, routing, this.experts, {
+              straightThrough: this.#straightThrough,
+              computeDtype: this.computeDtype,
+            })
           : this.#applyUsers(x, routing, this.experts)
       this.#checkFinite(op, 'the output', outputs)
       return new MoEResult(outputs, routing, stats)
@@ -152,21 +162,6 @@ export class MoE extends Module {
     options?: MoEForwardOptions,
   ): GradHandle {
     return forwardWithGrad('MoE.forwardWithGrad', this, this.gate.toGates.weight, input, shape, options)
-  }
-
-  #applyBuiltIn(x: Tensor, routing: RouteResult, experts: Experts): Tensor {
-    const straightThrough = this.#straightThrough
-    if (!this.#bf16) return expertFfn(x, routing, experts, { straightThrough })
-    return scope(() => {
-      const weights: ExpertWeights = {
-        w1: roundToBf16(experts.w1),
-        b1: experts.b1,
-        multBias: experts.multBias,
-        w2: roundToBf16(experts.w2),
-        b2: experts.b2,
-      }
-      return expertFfn(roundToBf16(x), routing, weights, { straightThrough })
-    })
   }
 
   #applyUsers(x: Tensor, routing: RouteResult, experts: UserExperts): Tensor {
@@ -222,17 +217,4 @@ function checkExperts(op: string, experts: unknown, count: number): Module[] {
       fail('OPTION', op, `experts[${i}] must have a forward method`)
     return module
   })
-}
-
-function checkComputeDtype(op: string, o: Partial<MoEOptions>, dtype: 'f32' | 'f64'): boolean {
-  const compute = checkOneOf(op, 'computeDtype', o.computeDtype ?? dtype, ['f32', 'f64', 'bf16'])
-  if (compute !== dtype && !(compute === 'bf16' && dtype === 'f32')) {
-    fail(
-      'OPTION',
-      op,
-      `computeDtype must be ${dtype === 'f32' ? "'f32' or 'bf16'" : "'f64'"} with dtype '${dtype}', got '${compute}'`,
-    )
-  }
-  if (compute === 'bf16' && o.experts) fail('OPTION', op, "computeDtype 'bf16' is for the built-in experts")
-  return compute === 'bf16'
 }

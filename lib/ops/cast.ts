@@ -3,7 +3,7 @@ import { fail } from '../check.js'
 import { checkDevice, type Device, deviceIndex } from '../device.js'
 import { checkDType, type DType, dtypeCode, isFloat } from '../dtype.js'
 import { show } from '../errors.js'
-import { type Handle, native } from '../native.js'
+import { native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
 /** A copy with its own memory; differentiable. */
@@ -45,18 +45,4 @@ export function to(x: Tensor, target: DType | Device): Tensor {
   }
   const dtype = checkDType('to', target)
   return dtype === x.dtype ? x : cast(x, dtype)
-}
-
-/** x rounded to bf16 and back to its own dtype; the gradient passes through unchanged. */
-export function roundToBf16(x: Tensor): Tensor {
-  const narrow = native.convert(handleOf(x), dtypeCode('bf16'))
-  let wide: Handle
-  try {
-    wide = native.convert(narrow, dtypeCode(x.dtype))
-  } finally {
-    native.release(narrow)
-  }
-  const y = wrap(wide, x)
-  record({ op: 'roundToBf16', inputs: [x], outputs: [y], backward: ([dy]) => [share(dy!)] })
-  return y
 }

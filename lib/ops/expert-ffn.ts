@@ -1,5 +1,6 @@
 import { record, willRecord } from '../autograd.js'
 import { checkBoolean, checkInteger, checkOptions, fail, showShape } from '../check.js'
+import { type ComputeDType, checkComputeDType, dtypeCode } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import type { Routing } from './route.js'
@@ -22,6 +23,8 @@ export interface ExpertWeights {
 export interface ExpertFfnOptions {
   /** The combine weight also gets the gradient <x, dx> of a dispatch weight whose forward value is 1. Default true. */
   straightThrough?: boolean
+  /** 'bf16' or 'f16' rounds the operands of the products, forward and backward; sums stay f32. Default: the dtype of x. */
+  computeDtype?: ComputeDType
 }
 
 function checkWeights(op: string, x: Tensor, weights: ExpertWeights, experts?: number): { E: number; H: number } {
@@ -55,9 +58,13 @@ export function expertFfn(
   options?: ExpertFfnOptions,
 ): Tensor {
   const op = 'expertFfn'
-  const { straightThrough = true } = checkOptions<ExpertFfnOptions>(op, options, ['straightThrough'])
+  const { straightThrough = true, computeDtype } = checkOptions<ExpertFfnOptions>(op, options, [
+    'straightThrough',
+    'computeDtype',
+  ])
   checkBoolean(op, 'straightThrough', straightThrough)
   checkFloat(op, 'x', x)
+  const compute = dtypeCode(checkComputeDType(op, computeDtype, x.dtype))
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
   const { shape, dtype, device } = x
   const [T, D] = rowsOf(shape)
@@ -97,6 +104,7 @@ export function expertFfn(
       B,
       C,
       save,
+      compute,
     ),
   )
   const y = wrap(reshaped(yh, shape), { shape, dtype, device })
@@ -125,6 +133,7 @@ export function expertFfn(
           straightThrough && routing !== null,
           needX,
           needParameters.includes(true),
+          compute,
         )
         return [
           dx === null ? null : reshaped(dx, shape),

@@ -1,13 +1,21 @@
 import { record } from '../autograd.js'
-import { fail, showShape } from '../check.js'
+import { checkOptions, fail, showShape } from '../check.js'
+import { type ComputeDType, checkComputeDType, dtypeCode } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, rowsOf, withViews } from './rows.js'
 
+export interface LinearOptions {
+  /** 'bf16' or 'f16' rounds the operands of the products, forward and backward; sums stay f32. Default: the dtype of x. */
+  computeDtype?: ComputeDType
+}
+
 /** x [..., I] · weightᵀ + bias → [..., O], weight [O, I], bias [O]. f32 or f64. */
-export function linear(x: Tensor, weight: Tensor, bias?: Tensor | null): Tensor {
+export function linear(x: Tensor, weight: Tensor, bias?: Tensor | null, options?: LinearOptions): Tensor {
   const op = 'linear'
   checkFloat(op, 'x', x)
+  const { computeDtype } = checkOptions<LinearOptions>(op, options, ['computeDtype'])
+  const compute = dtypeCode(checkComputeDType(op, computeDtype, x.dtype))
   checkTensor(op, 'weight', weight)
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
   const [T, I] = rowsOf(x.shape)
@@ -23,7 +31,7 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor | null): Tensor 
   if (bias) checkTensor(op, 'bias', bias, { ...meta(x), shape: [O] })
   const shape = [...x.shape.slice(0, -1), O]
   const y = withViews([handleOf(x)], [[T, I]], ([xv]) =>
-    reshaped(native.linear(xv, handleOf(weight), bias ? handleOf(bias) : null), shape),
+    reshaped(native.linear(xv, handleOf(weight), bias ? handleOf(bias) : null, compute), shape),
   )
   const out = wrap(y, { ...meta(x), shape })
   const { shape: xShape } = x
@@ -40,7 +48,7 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor | null): Tensor 
           [T, I],
         ],
         ([dyRows, xRows]) => {
-          const [dx, dw, dbias] = native.linearBackward(dyRows, xRows, w, needX, needW, needBias)
+          const [dx, dw, dbias] = native.linearBackward(dyRows, xRows, w, needX, needW, needBias, compute)
           return [dx === null ? null : reshaped(dx, xShape), dw, dbias]
         },
       ),

@@ -109,6 +109,15 @@ void Call::expect_float(const char* name, const Tensor& tensor) {
   if (!is_float(tensor.dtype)) fail(ErrorCode::dtype, "%s must be f32 or f64, got %s", name, dtype_name(tensor.dtype));
 }
 
+DType Call::compute_dtype(const char* name, DType dtype) {
+  const DType compute = this->dtype(name);
+  const bool narrow = compute == DType::bf16 || compute == DType::f16;
+  if (compute != dtype && !(narrow && dtype == DType::f32))
+    fail(ErrorCode::dtype, "%s must be %s with %s, got %s", name, dtype == DType::f32 ? "f32, bf16 or f16" : "f64",
+         dtype_name(dtype), dtype_name(compute));
+  return compute;
+}
+
 void Call::expect_writable(const char* name, const Tensor& tensor, const Tensor& like) {
   expect(name, tensor, like.dtype, like.shape);
   if (tensor.storage == like.storage)

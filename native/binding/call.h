@@ -35,6 +35,7 @@ class Call {
   uint64_t seed(const char* name) { return static_cast<uint64_t>(integer(name, 0, (int64_t{1} << 53) - 1)); }
   bool boolean(const char* name);
   DType dtype(const char* name) { return static_cast<DType>(integer(name, 0, kDTypeCount - 1)); }
+  DType compute_dtype(const char* name, DType dtype);  // dtype, or bf16 or f16 where dtype is f32
   Shape shape(const char* name);
   std::vector<int64_t> integers(const char* name, size_t count);
 

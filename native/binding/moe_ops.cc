@@ -169,8 +169,8 @@ static Ffn expect_ffn(Call& c, const Tensor& x, const Tensor* expert_index, cons
   return {T, K, D, E, H, B, C};
 }
 
-// (x [T, D], expertIndex [T, K] | null, position | null, weight | null, w1, b1, multBias, w2, b2, B, capacity, save) →
-// [y, a | null]
+// (x [T, D], expertIndex [T, K] | null, position | null, weight | null, w1, b1, multBias, w2, b2, B, capacity, save,
+// compute) → [y, a | null]
 static Napi::Value expert_ffn(Call& c) {
   Tensor& x = c.tensor("x");
   Tensor* expert_index = c.optional("expertIndex");
@@ -183,6 +183,7 @@ static Napi::Value expert_ffn(Call& c) {
   Tensor& b2 = c.tensor("b2");
   const int64_t B = c.size("B"), C = c.size("capacity");
   const bool save = c.boolean("save");
+  const DType compute = c.compute_dtype("compute", x.dtype);
   const Ffn n = expect_ffn(c, x, expert_index, position, weight, w1, b1, mult_bias, w2, b2, B, C);
   const int64_t rows = n.rows(*x.device->backend);
   Tensor y = empty(x, x.shape), a;
@@ -200,6 +201,7 @@ static Napi::Value expert_ffn(Call& c) {
                       y.data(),
                       save ? a.data() : nullptr,
                       x.dtype,
+                      compute,
                       n.T,
                       n.K,
                       n.D,
@@ -212,7 +214,7 @@ static Napi::Value expert_ffn(Call& c) {
 }
 
 // (dy, x, expertIndex, position, weight, w1, b1, multBias, w2, b2, a, B, capacity, straightThrough, needX,
-// needParameters) → [dx, dweight, dw1, db1, dmultBias, dw2, db2]
+// needParameters, compute) → [dx, dweight, dw1, db1, dmultBias, dw2, db2]
 static Napi::Value expert_ffn_backward(Call& c) {
   Tensor& dy = c.tensor("dy");
   Tensor& x = c.tensor("x");
@@ -228,6 +230,7 @@ static Napi::Value expert_ffn_backward(Call& c) {
   const int64_t B = c.size("B"), C = c.size("capacity");
   const bool straight_through = c.boolean("straightThrough");
   const bool need_x = c.boolean("needX"), need_parameters = c.boolean("needParameters");
+  const DType compute = c.compute_dtype("compute", x.dtype);
   const Ffn n = expect_ffn(c, x, expert_index, position, weight, w1, b1, mult_bias, w2, b2, B, C);
   c.expect("dy", dy, x.dtype, x.shape);
   c.expect("a", a, x.dtype, {n.rows(*x.device->backend), 2 * n.H});
@@ -262,6 +265,7 @@ static Napi::Value expert_ffn_backward(Call& c) {
                               out(need_parameters, dw2),
                               out(need_parameters, db2),
                               x.dtype,
+                              compute,
                               n.T,
                               n.K,
                               n.D,

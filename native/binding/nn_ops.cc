@@ -22,26 +22,29 @@ static Napi::Value matmul(Call& c) {  // (a [batch | 1, M, K], b [batch | 1, K, 
   return c.give(std::move(y));
 }
 
-static Napi::Value linear(Call& c) {  // (x [T, I], w [O, I], bias [O] | null)
+static Napi::Value linear(Call& c) {  // (x [T, I], w [O, I], bias [O] | null, compute)
   Tensor& x = c.tensor("x");
   Tensor& w = c.tensor("w");
   Tensor* bias = c.optional("bias");
   c.expect_float("x", x);
+  const DType compute = c.compute_dtype("compute", x.dtype);
   c.expect_rank("x", x, 2);
   c.expect("w", w, x.dtype, {-1, x.shape[1]});
   const int64_t T = x.shape[0], I = x.shape[1], O = w.shape[0];
   if (bias) c.expect("bias", *bias, x.dtype, {O});
   Tensor y = make_tensor(*x.device, x.dtype, {T, O});
-  c.run(*x.device, &OpTable::linear, LinearArgs{x.data(), w.data(), data_of(bias), y.data(), x.dtype, T, I, O});
+  c.run(*x.device, &OpTable::linear,
+        LinearArgs{x.data(), w.data(), data_of(bias), y.data(), x.dtype, compute, T, I, O});
   return c.give(std::move(y));
 }
 
-static Napi::Value linear_backward(Call& c) {  // (dy, x, w, needX, needW, needBias) → [dx, dw, dbias]
+static Napi::Value linear_backward(Call& c) {  // (dy, x, w, needX, needW, needBias, compute) → [dx, dw, dbias]
   Tensor& dy = c.tensor("dy");
   Tensor& x = c.tensor("x");
   Tensor& w = c.tensor("w");
   const bool need_x = c.boolean("needX"), need_w = c.boolean("needW"), need_bias = c.boolean("needBias");
   c.expect_float("x", x);
+  const DType compute = c.compute_dtype("compute", x.dtype);
   c.expect_rank("x", x, 2);
   c.expect("w", w, x.dtype, {-1, x.shape[1]});
   const int64_t T = x.shape[0], I = x.shape[1], O = w.shape[0];
@@ -52,7 +55,7 @@ static Napi::Value linear_backward(Call& c) {  // (dy, x, w, needX, needW, needB
   if (need_bias) dbias = make_tensor(*x.device, x.dtype, {O});
   c.run(*x.device, &OpTable::linear_backward,
         LinearBackwardArgs{dy.data(), x.data(), w.data(), need_x ? dx.data() : nullptr, need_w ? dw.data() : nullptr,
-                           need_bias ? dbias.data() : nullptr, x.dtype, T, I, O});
+                           need_bias ? dbias.data() : nullptr, x.dtype, compute, T, I, O});
   return c.give({need_x ? &dx : nullptr, need_w ? &dw : nullptr, need_bias ? &dbias : nullptr});
 }
 

@@ -12,6 +12,8 @@
 // C capacity (slots of one expert for one sequence), H expert hidden width, V vocabulary, R rows.
 // Tensors are contiguous and row-major. `dtype` is f32 or f64 unless said otherwise, and holds for every
 // pointer declared `void*`; index tensors are i32. A pointer marked "or null" may be left out.
+// `compute` is what the operands of matrix products are rounded to (nearest even) before they are multiplied: dtype
+// itself, or bf16 or f16 where dtype is f32. Products are added in dtype.
 // Ops never read what they are to write, and never write their inputs.
 namespace st_moe {
 
@@ -137,14 +139,14 @@ struct MatmulArgs {  // y [batch, M, N] = op(a) [batch, M, K] · op(b) [batch, K
 struct LinearArgs {  // y [T, O] = x [T, I] · wᵀ + bias, w [O, I], bias [O] or null
   const void *x, *w, *bias;
   void* y;
-  DType dtype;
+  DType dtype, compute;
   int64_t T, I, O;
 };
 
 struct LinearBackwardArgs {  // each of dx, dw, dbias or null
   const void *dy, *x, *w;
   void *dx, *dw, *dbias;
-  DType dtype;
+  DType dtype, compute;
   int64_t T, I, O;
 };
 
@@ -298,7 +300,7 @@ struct ExpertFfnArgs {
   const void *w1, *b1, *mult_bias, *w2, *b2;  // [E, 2H, D], [E, 2H], [E, H], [E, D, H], [E, D]
   void* y;                                    // [T, D]; zeros for a token with nothing kept
   void* a;                                    // pre-activations A [rows, 2H], saved for the backward; null: not needed
-  DType dtype;
+  DType dtype, compute;
   int64_t T, K, D, E, H, B, C, rows;  // T = B·N. rows: E·B·C, or the most that can be kept; more is an Error
 };
 
@@ -310,7 +312,7 @@ struct ExpertFfnBackwardArgs {
   const void *w1, *b1, *mult_bias, *w2, *b2, *a;
   void *dx, *dweight;                        // dweight null where weight is; dx or null
   void *dw1, *db1, *dmult_bias, *dw2, *db2;  // all or none null; zeros for experts without tokens
-  DType dtype;
+  DType dtype, compute;
   int64_t T, K, D, E, H, B, C, rows;
   int32_t straight_through;  // dweight += <A − b1, dA>
 };

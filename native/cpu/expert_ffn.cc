@@ -76,7 +76,7 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
       problems[count] = {piece.rows(), 2 * H, D, in, weights, out, 2 * H, b1 + e * 2 * H};
       pieces[count++] = piece;
     }
-    gemm(ctx, problems.get(), count);
+    gemm(ctx, problems.get(), count, args.compute);
     parallel_blocks(ctx, end - begin, rows_per_task(3 * H * sizeof(T)), [&](int64_t from, int64_t to) {
       for (int64_t i = 0; i < count; ++i) {
         const int64_t first = max_of(from, pieces[i].begin - begin), last = min_of(to, pieces[i].end - begin);
@@ -91,7 +91,7 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
       T* out = y_rows + piece.begin * D;
       problems[i] = {piece.rows(), D, H, hidden, weights, out, D, b2 + piece.expert * D};
     }
-    gemm(ctx, problems.get(), count);
+    gemm(ctx, problems.get(), count, args.compute);
   }
 }
 
@@ -253,7 +253,7 @@ static void expert_gemms(const Context& ctx, const Chunk<T>& chunk, GemmProblem<
     const int64_t begin = chunk.assignments.begin(e);
     problems[count++] = problem(e, begin - chunk.begin, chunk.assignments.end(e) - begin);
   }
-  gemm(ctx, problems, count);
+  gemm(ctx, problems, count, chunk.args.compute);
 }
 
 template <class T>

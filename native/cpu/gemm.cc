@@ -85,13 +85,13 @@ void sweep_rows(const GemmProblem<T>& p, const Block<T>& block, int64_t k0, Tile
 }
 
 template <class T>
-void compute_block(const GemmProblem<T>& p, const Block<T>& block, const Workspace<T>& work) {
+void compute_block(const GemmProblem<T>& p, const Block<T>& block, const Workspace<T>& work, DType compute) {
   using Shape = TileShape<T>;
   if (p.K == 0) return fill_block(p, block);
   const PanelSource<T> a{p.a.data, p.a.row_stride, p.a.col_stride, p.a.rows, nullptr};
   const PanelSource<T> b{p.b.data, p.b.col_stride, p.b.row_stride, nullptr, p.b.rows};
   // A panel of B that is used once or twice and has whole rows is read where it is.
-  const bool in_place = b.w_stride == 1 && !b.k_rows && block.rows <= 2 * Shape::rows;
+  const bool in_place = b.w_stride == 1 && !b.k_rows && block.rows <= 2 * Shape::rows && compute == dtype_of<T>;
   const int64_t step = block_k<T>(p.K);
   for (int64_t k0 = 0; k0 < p.K; k0 += step) {
     const int64_t kc = min_of(step, p.K - k0);
@@ -99,6 +99,7 @@ void compute_block(const GemmProblem<T>& p, const Block<T>& block, const Workspa
       const int64_t width = min_of<int64_t>(Shape::row_width, p.M - block.row - i);
       pack_panel<T, Shape::row_width>(a, block.row + i, width, k0, kc,
                                       work.a.get() + i / Shape::rows * Shape::row_width * kc);
+      round_panel(work.a.get() + i / Shape::rows * Shape::row_width * kc, Shape::row_width * kc, compute);
     }
     for (int64_t col = block.col; col < block.col + block.cols; col += Shape::cols) {
       const int64_t width = min_of<int64_t>(Shape::cols, block.col + block.cols - col);
@@ -111,6 +112,7 @@ void compute_block(const GemmProblem<T>& p, const Block<T>& block, const Workspa
         tile.b_stride = b.k_stride;
       } else {
         pack_panel<T, Shape::cols>(b, col, width, k0, kc, work.b.get());
+        round_panel(work.b.get(), Shape::cols * kc, compute);
         tile.b = work.b.get();
         tile.b_stride = Shape::cols;
       }
@@ -141,10 +143,10 @@ Split<T> split_problem(const GemmProblem<T>& p, int64_t first_task, int64_t want
 }
 
 template <class T>
-void run_task(const GemmProblem<T>& p, const Split<T>& split, int64_t task, const Workspace<T>& work) {
+void run_task(const GemmProblem<T>& p, const Split<T>& split, int64_t task, const Workspace<T>& work, DType compute) {
   const int64_t row = (task - split.first_task) / split.col_blocks * split.row_block;
   const int64_t col = (task - split.first_task) % split.col_blocks * split.col_block;
-  compute_block(p, {row, min_of(split.row_block, p.M - row), col, min_of(split.col_block, p.N - col)}, work);
+  compute_block(p, {row, min_of(split.row_block, p.M - row), col, min_of(split.col_block, p.N - col)}, work, compute);
 }
 
 // Index of the problem that holds the task.
@@ -161,7 +163,7 @@ int64_t find_problem(const Split<T>* splits, int64_t count, int64_t task) {
 }  // namespace
 
 template <class T>
-void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count) {
+void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DType compute) {
   if (count <= 0) return;
   double flops = 0;
   const auto flops_of = [](const GemmProblem<T>& p) {
@@ -189,7 +191,7 @@ void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count) {
     int64_t i = find_problem(splits.get(), count, begin);
     for (int64_t task = begin; task < end; ++task) {
       while (i + 1 < count && splits[i + 1].first_task <= task) ++i;
-      run_task(problems[i], splits[i], task, work);
+      run_task(problems[i], splits[i], task, work, compute);
     }
   });
 }
@@ -199,11 +201,12 @@ void gemm_serial(const GemmProblem<T>& p) {
   if (p.M <= 0 || p.N <= 0) return;
   const Split<T> split = split_problem(p, 0, 1);
   const Workspace<T> work(min_of(split.row_block, p.M), p.K > 0 ? block_k<T>(p.K) : 0);
-  for (int64_t task = 0; task < split.row_blocks * split.col_blocks; ++task) run_task(p, split, task, work);
+  for (int64_t task = 0; task < split.row_blocks * split.col_blocks; ++task)
+    run_task(p, split, task, work, dtype_of<T>);
 }
 
-template void gemm<float>(const Context&, const GemmProblem<float>*, int64_t);
-template void gemm<double>(const Context&, const GemmProblem<double>*, int64_t);
+template void gemm<float>(const Context&, const GemmProblem<float>*, int64_t, DType);
+template void gemm<double>(const Context&, const GemmProblem<double>*, int64_t, DType);
 template void gemm_serial<float>(const GemmProblem<float>&);
 template void gemm_serial<double>(const GemmProblem<double>&);
 

@@ -24,9 +24,9 @@ struct GemmProblem {  // C [M, N] (+)= A [M, K] · B [K, N] (+ bias [N])
   bool accumulate = false;  // C += instead of C =
 };
 
-// K = 0 writes bias or zeros. Problems must not overlap in C.
+// K = 0 writes bias or zeros. Problems must not overlap in C. The elements of A and B are rounded to `compute` first.
 template <class T>
-void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count);
+void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DType compute = dtype_of<T>);
 
 // One small product on the calling thread, inside a task: no scratch allocation beyond the thread's own.
 template <class T>

@@ -1,4 +1,5 @@
 #pragma once
+#include "core/convert.h"
 #include "cpu/gemm.h"
 #include "cpu/simd.h"
 
@@ -103,6 +104,14 @@ static void pack_panel(const PanelSource<T>& source, int64_t w0, int64_t width, 
   if (source.w_stride == 1 && !source.w_rows) return pack_along_w<T, W>(source, w0, width, k0, kc, out);
   for (int64_t k = 0; k < kc; ++k)
     for (int w = 0; w < W; ++w) out[k * W + w] = w < width ? *source.at(w0 + w, k0 + k) : T(0);
+}
+
+template <class T>
+static void round_panel(T* panel, int64_t count, DType compute) {
+  if (compute == DType::bf16)
+    for (int64_t i = 0; i < count; ++i) panel[i] = bf16_to_float(float_to_bf16(static_cast<float>(panel[i])));
+  if (compute == DType::f16)
+    for (int64_t i = 0; i < count; ++i) panel[i] = f16_to_float(float_to_f16(static_cast<float>(panel[i])));
 }
 
 template <class T>

@@ -65,6 +65,9 @@ class Scratch {
   T* data_;
 };
 
+template <class T>
+constexpr DType dtype_of = sizeof(T) == sizeof(float) ? DType::f32 : DType::f64;
+
 // Calls f(T{}) with T = float or double.
 template <class F>
 static inline void dispatch_float(DType dtype, F&& f) {

@@ -34,7 +34,7 @@ static void linear_forward(const Context& ctx, const LinearArgs& args) {
   p.c = static_cast<T*>(args.y);
   p.c_stride = args.O;
   p.bias = static_cast<const T*>(args.bias);
-  gemm(ctx, &p, 1);
+  gemm(ctx, &p, 1, args.compute);
 }
 
 template <class T>
@@ -47,7 +47,7 @@ static void linear_gradients(const Context& ctx, const LinearBackwardArgs& args)
     p.b = {static_cast<const T*>(args.w), args.I, 1};
     p.c = static_cast<T*>(args.dx);
     p.c_stride = args.I;
-    gemm(ctx, &p, 1);
+    gemm(ctx, &p, 1, args.compute);
   }
   if (args.dw) {
     GemmProblem<T> p{};
@@ -56,7 +56,7 @@ static void linear_gradients(const Context& ctx, const LinearBackwardArgs& args)
     p.b = {static_cast<const T*>(args.x), args.I, 1};
     p.c = static_cast<T*>(args.dw);
     p.c_stride = args.I;
-    gemm(ctx, &p, 1);
+    gemm(ctx, &p, 1, args.compute);
   }
   if (args.dbias) sum_columns(ctx, dy, args.T, args.O, static_cast<T*>(args.dbias));
 }

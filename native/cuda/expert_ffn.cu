@@ -51,6 +51,7 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
 
 void expert_ffn(const Context& ctx, const ExpertFfnArgs& args) {
   const ExpertRows rows = expert_rows_of(ctx, args);
+  if (args.compute != args.dtype) fail(ErrorCode::unsupported, "compute dtype %s", dtype_name(args.compute));
   dispatch_float(args.dtype, [&](auto zero) { forward<decltype(zero)>(ctx, args, rows); });
 }
 

@@ -229,6 +229,7 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
 
 void expert_ffn_backward(const Context& ctx, const ExpertFfnBackwardArgs& args) {
   const ExpertRows rows = expert_rows_of(ctx, args);
+  if (args.compute != args.dtype) fail(ErrorCode::unsupported, "compute dtype %s", dtype_name(args.compute));
   dispatch_float(args.dtype, [&](auto zero) { backward<decltype(zero)>(ctx, args, rows); });
 }
 

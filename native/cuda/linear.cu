@@ -33,6 +33,7 @@ void linear(const Context& ctx, const LinearArgs& args) {
   p.lda = p.ldb = args.I < 1 ? 1 : args.I;
   p.ldc = args.O;
   p.transpose_b = true;
+  if (args.compute != args.dtype) fail(ErrorCode::unsupported, "compute dtype %s", dtype_name(args.compute));
   dispatch_float(args.dtype, [&](auto zero) {
     multiply(ctx, args.dtype, p);
     if (args.bias) add_bias<decltype(zero)>(ctx, args.T, args.O, args.bias, args.y);
@@ -63,6 +64,7 @@ static void weight_gradient(const Context& ctx, const LinearBackwardArgs& args) 
 }
 
 void linear_backward(const Context& ctx, const LinearBackwardArgs& args) {
+  if (args.compute != args.dtype) fail(ErrorCode::unsupported, "compute dtype %s", dtype_name(args.compute));
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (args.dx) input_gradient(ctx, args);

@@ -14,7 +14,7 @@ namespace avx2 {
 template <class T>
 struct GemmProblem;
 template <class T>
-void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count);
+void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DType compute);
 template <class T>
 void gemm_serial(const GemmProblem<T>& problem);
 }  // namespace avx2
@@ -22,7 +22,7 @@ namespace avx512 {
 template <class T>
 struct GemmProblem;
 template <class T>
-void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count);
+void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DType compute);
 template <class T>
 void gemm_serial(const GemmProblem<T>& problem);
 }  // namespace avx512
@@ -50,13 +50,16 @@ bool supported(Isa isa) {
 }
 
 template <class T>
+constexpr DType dtype_of = sizeof(T) == 4 ? DType::f32 : DType::f64;
+
+template <class T>
 void run(Isa isa, int threads, const GemmProblem<T>* problems, int64_t count) {
   const Context ctx{threads, nullptr};
-  if (isa == Isa::baseline) return cpu::baseline::gemm(ctx, problems, count);
+  if (isa == Isa::baseline) return cpu::baseline::gemm(ctx, problems, count, dtype_of<T>);
 #if defined(__x86_64__)
   if (isa == Isa::avx2)
-    return cpu::avx2::gemm(ctx, reinterpret_cast<const cpu::avx2::GemmProblem<T>*>(problems), count);
-  cpu::avx512::gemm(ctx, reinterpret_cast<const cpu::avx512::GemmProblem<T>*>(problems), count);
+    return cpu::avx2::gemm(ctx, reinterpret_cast<const cpu::avx2::GemmProblem<T>*>(problems), count, dtype_of<T>);
+  cpu::avx512::gemm(ctx, reinterpret_cast<const cpu::avx512::GemmProblem<T>*>(problems), count, dtype_of<T>);
 #endif
 }
 

@@ -110,7 +110,7 @@ struct Layer {
     ExpertFfnArgs f{};
     f.x = x.data(), f.expert_index = index.data(), f.position = position.data(), f.weight = weight.data();
     f.w1 = w1.data(), f.b1 = b1.data(), f.mult_bias = mu.data(), f.w2 = w2.data(), f.b2 = b2.data();
-    f.y = y.data(), f.a = a.data(), f.dtype = dtype_of<T>;
+    f.y = y.data(), f.a = a.data(), f.dtype = f.compute = dtype_of<T>;
     f.T = s.tokens(), f.K = s.K, f.D = s.D, f.E = s.E, f.H = s.H, f.B = s.B, f.C = s.C, f.rows = s.tokens() * s.K;
     return f;
   }
@@ -121,7 +121,7 @@ struct Layer {
     g.dy = gy.data(), g.x = f.x, g.expert_index = f.expert_index, g.position = f.position, g.weight = f.weight;
     g.w1 = f.w1, g.b1 = f.b1, g.mult_bias = f.mult_bias, g.w2 = f.w2, g.b2 = f.b2, g.a = f.a;
     g.dx = dx.data(), g.dweight = dweight.data(), g.dw1 = dw1.data(), g.db1 = db1.data();
-    g.dmult_bias = dmu.data(), g.dw2 = dw2.data(), g.db2 = db2.data(), g.dtype = f.dtype;
+    g.dmult_bias = dmu.data(), g.dw2 = dw2.data(), g.db2 = db2.data(), g.dtype = g.compute = f.dtype;
     g.T = f.T, g.K = f.K, g.D = f.D, g.E = f.E, g.H = f.H, g.B = f.B, g.C = f.C, g.rows = f.rows;
     g.straight_through = !p.shape.has(kNoStraightThrough);
     return g;
@@ -180,7 +180,7 @@ void check_unfused(const Layer<T>& fused, double tolerance, const std::string& n
     ExpertFfnArgs f{};
     f.x = in.data() + e * rows * s.D, f.w1 = fused.w1.data() + e * 2 * s.H * s.D, f.b1 = fused.b1.data() + e * 2 * s.H;
     f.mult_bias = fused.mu.data() + e * s.H, f.w2 = fused.w2.data() + e * s.D * s.H, f.b2 = fused.b2.data() + e * s.D;
-    f.y = out.data() + e * rows * s.D, f.a = a.data() + e * rows * 2 * s.H, f.dtype = type;
+    f.y = out.data() + e * rows * s.D, f.a = a.data() + e * rows * 2 * s.H, f.dtype = f.compute = type;
     f.T = rows, f.K = 1, f.D = s.D, f.E = 1, f.H = s.H, f.B = 1, f.C = rows, f.rows = rows;
     return f;
   };
@@ -199,7 +199,7 @@ void check_unfused(const Layer<T>& fused, double tolerance, const std::string& n
     g.dy = dout.data() + e * rows * s.D, g.x = f.x, g.w1 = f.w1, g.b1 = f.b1, g.mult_bias = f.mult_bias, g.w2 = f.w2;
     g.b2 = f.b2, g.a = f.a, g.dx = din.data() + e * rows * s.D, g.dw1 = grads.dw1.data() + e * 2 * s.H * s.D;
     g.db1 = grads.db1.data() + e * 2 * s.H, g.dmult_bias = grads.dmu.data() + e * s.H;
-    g.dw2 = grads.dw2.data() + e * s.D * s.H, g.db2 = grads.db2.data() + e * s.D, g.dtype = type;
+    g.dw2 = grads.dw2.data() + e * s.D * s.H, g.db2 = grads.db2.data() + e * s.D, g.dtype = g.compute = type;
     g.T = rows, g.K = 1, g.D = s.D, g.E = 1, g.H = s.H, g.B = 1, g.C = rows, g.rows = rows;
     expect_ok(ops.expert_ffn_backward(ctx, g), "dense expert_ffn_backward");
   }

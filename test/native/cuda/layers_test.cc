@@ -39,14 +39,15 @@ void linear_case(DType dtype, int64_t T, int64_t I, int64_t O) {
   for (const bool biased : {true, false})
     compare<LinearArgs>(label("linear", dtype, {T, I, O, biased}), &OpTable::linear,
                         [&](bool cpu) {
-                          return LinearArgs{x.at(cpu), w.at(cpu), biased ? bias.at(cpu) : nullptr, y.at(cpu), dtype, T,
-                                            I,         O};
+                          return LinearArgs{
+                              x.at(cpu), w.at(cpu), biased ? bias.at(cpu) : nullptr, y.at(cpu), dtype, dtype, T, I, O};
                         },
                         {&y});
   compare<LinearBackwardArgs>(label("linear_backward", dtype, {T, I, O}), &OpTable::linear_backward,
                               [&](bool cpu) {
-                                return LinearBackwardArgs{dy.at(cpu),    x.at(cpu), w.at(cpu), dx.at(cpu), dw.at(cpu),
-                                                          dbias.at(cpu), dtype,     T,         I,          O};
+                                return LinearBackwardArgs{
+                                    dy.at(cpu), x.at(cpu), w.at(cpu), dx.at(cpu), dw.at(cpu), dbias.at(cpu),
+                                    dtype,      dtype,     T,         I,          O};
                               },
                               {&dx, &dw, &dbias});
 }

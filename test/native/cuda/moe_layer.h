@@ -82,7 +82,7 @@ struct Layer {
     ExpertFfnArgs f{};
     f.x = c.in(x), f.expert_index = c.in(index), f.position = c.in(position), f.weight = c.in(weight);
     f.w1 = c.in(w1), f.b1 = c.in(b1), f.mult_bias = c.in(mu), f.w2 = c.in(w2), f.b2 = c.in(b2);
-    f.y = c.out(y), f.a = optional ? c.out(a) : nullptr, f.dtype = dtype_of<T>();
+    f.y = c.out(y), f.a = optional ? c.out(a) : nullptr, f.dtype = f.compute = dtype_of<T>();
     f.T = s.tokens(), f.K = s.K, f.D = s.D, f.E = s.E, f.H = s.H, f.B = s.B, f.C = s.C, f.rows = rows();
     return run(c, &OpTable::expert_ffn, f);
   }
@@ -97,7 +97,7 @@ struct Layer {
     if (with_parameters) {
       g.dw1 = c.out(dw1), g.db1 = c.out(db1), g.dmult_bias = c.out(dmu), g.dw2 = c.out(dw2), g.db2 = c.out(db2);
     }
-    g.dtype = dtype_of<T>();
+    g.dtype = g.compute = dtype_of<T>();
     g.T = s.tokens(), g.K = s.K, g.D = s.D, g.E = s.E, g.H = s.H, g.B = s.B, g.C = s.C, g.rows = rows();
     g.straight_through = !s.has(kNoStraightThrough);
     return run(c, &OpTable::expert_ffn_backward, g);

@@ -197,8 +197,9 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all) 
     const T* weights = weighted ? c.in(weight) : nullptr;
     const T *px = c.in(x), *pw1 = c.in(w1), *pb1 = c.in(b1), *pmu = c.in(mu), *pw2 = c.in(w2), *pb2 = c.in(b2);
     expect_ok(c.run(&OpTable::expert_ffn,
-                    ExpertFfnArgs{px,         nullptr,       nullptr, weights, pw1, pb1, pmu, pw2, pb2,    pointer[0],
-                                  pointer[1], dtype_of<T>(), tokens,  1,       D,   1,   H,   1,   tokens, tokens}),
+                    ExpertFfnArgs{px,  nullptr,    nullptr,    weights,       pw1,           pb1,    pmu, pw2,
+                                  pb2, pointer[0], pointer[1], dtype_of<T>(), dtype_of<T>(), tokens, 1,   D,
+                                  1,   H,          1,          tokens,        tokens}),
               name);
     ExpertFfnBackwardArgs g{c.in(gy),
                             px,
@@ -218,6 +219,7 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all) 
                             pointer[6],
                             pointer[7],
                             pointer[8],
+                            dtype_of<T>(),
                             dtype_of<T>(),
                             tokens,
                             1,

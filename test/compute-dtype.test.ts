@@ -1,0 +1,137 @@
+import { describe, expect, test } from 'vitest'
+import {
+  CausalSelfAttention,
+  FeedForward,
+  Linear,
+  MoE,
+  manualSeed,
+  ops,
+  SparseMoEBlock,
+  scope,
+  type Tensor,
+  tensor,
+} from '../lib/index.js'
+import { Draw, relativeError, runSeed, values } from './support/numbers.js'
+
+/** Half a unit in the last place of the narrow types, relative. */
+const rounding = { bf16: 2 ** -9, f16: 2 ** -12 } as const
+type Narrow = keyof typeof rounding
+const narrow = Object.keys(rounding) as Narrow[]
+
+const draw = new Draw(runSeed())
+const normal = (shape: readonly number[], dtype: 'f32' | 'f64' = 'f32', scale = 1): Tensor => {
+  const size = shape.reduce((a, b) => a * b, 1)
+  return tensor(
+    draw.array(size, () => Math.fround(scale * draw.normal())),
+    shape,
+    { dtype },
+  )
+}
+const leaf = (x: Tensor): Tensor => {
+  const copy = x.clone()
+  copy.requiresGrad = true
+  return copy
+}
+const rounded = (x: Tensor, dtype: Narrow): Tensor => x.to('f32').to(dtype).to('f64')
+
+describe.each(narrow)('products of %s operands', (computeDtype) => {
+  // Odd sizes, one row, more than a block of k, nothing to add up.
+  test.each([
+    [1, 1, 1],
+    [3, 5, 7],
+    [1, 33, 17],
+    [2, 64, 32],
+    [5, 31, 96],
+    [16, 40, 33],
+    [37, 515, 45],
+    [130, 1030, 70],
+    [4, 0, 3],
+  ])('linear of %d rows, %d → %d, equals float64 on rounded operands', (T, I, O) =>
+    scope(() => {
+      const [x, w, b, dy] = [normal([T, I]), normal([O, I]), normal([O]), normal([T, O])]
+      const [xl, wl, bl] = [x, w, b].map(leaf)
+      const y = ops.linear(xl, wl, bl, { computeDtype })
+      y.backward(dy)
+      const [xr, wr, dyr] = [x, w, dy].map((t) => rounded(t, computeDtype))
+      const expected = {
+        y: xr.matmul(wr.transpose()).add(b.to('f64')),
+        dx: dyr.matmul(wr),
+        dw: dyr.transpose().matmul(xr),
+        db: dy.to('f64').sum(0),
+      }
+      for (const [name, got, want] of [
+        ['y', y, expected.y],
+        ['dx', xl.grad!, expected.dx],
+        ['dw', wl.grad!, expected.dw],
+        ['db', bl.grad!, expected.db],
+      ] as const)
+        expect(relativeError(values(got), values(want)), name).toBeLessThan(1e-6)
+    }),
+  )
+
+  test('infinities and NaN pass, what is too large for the type becomes infinite', () =>
+    scope(() => {
+      const w = tensor([1], [1, 1])
+      const y = (x: number) => ops.linear(tensor([x], [1, 1]), w, null, { computeDtype }).item()
+      expect(y(Number.POSITIVE_INFINITY)).toBe(Number.POSITIVE_INFINITY)
+      expect(y(Number.NaN)).toBeNaN()
+      expect(y(-1e38)).toBe(computeDtype === 'bf16' ? -9.969209968386869e37 : Number.NEGATIVE_INFINITY)
+      expect(y(-0)).toBeCloseTo(0)
+    }))
+
+  test.each([
+    [1, 2, 8, 4, 2],
+    [2, 40, 24, 4, 2],
+    [1, 70, 130, 2, 2],
+  ])('experts: %d × %d tokens, width %d, %d experts, top-%d', (B, N, D, E, K) =>
+    scope(() => {
+      const bound = 12 * rounding[computeDtype]
+      const build = (dtype: 'f32' | 'f64', compute?: Narrow) =>
+        new MoE({ dtype, computeDtype: compute, dim: D, numExperts: E, gatingTopN: K, capacityFactorTrain: 2 })
+      const [exact, plain, coarse] = [build('f64'), build('f32'), build('f32', computeDtype)]
+      const state = Object.entries(plain.stateDict())
+      exact.loadStateDict(Object.fromEntries(state.map(([name, t]) => [name, t.to('f64')])))
+      coarse.loadStateDict(Object.fromEntries(state))
+      const input = normal([B, N, D])
+      const dy = normal([B, N, D])
+      const uniforms = tensor(
+        draw.array(K * B * N, () => Math.fround(draw.next())),
+        [K, B, N],
+        { dtype: 'f32' },
+      )
+      const run = (moe: MoE, dtype: 'f32' | 'f64') => {
+        const x = leaf(input.to(dtype))
+        const { outputs, routing } = moe.forward(x, { random: { uniforms: uniforms.to(dtype) } })
+        outputs.backward(dy.to(dtype))
+        const { experts } = moe
+        const grads = {
+          dx: x.grad!,
+          ...Object.fromEntries([...experts.namedParameters()].map(([n, p]) => [n, p.grad!])),
+        }
+        return { outputs, routing, grads: grads as Record<string, Tensor> }
+      }
+      const [want, got] = [run(exact, 'f64'), run(coarse, 'f32')]
+      expect(values(got.routing.expertIndex)).toEqual(values(want.routing.expertIndex))
+      const error = relativeError(values(got.outputs), values(want.outputs))
+      expect(error).toBeLessThan(bound)
+      expect(error).toBeGreaterThan(rounding[computeDtype] / 50) // it does round
+      for (const [name, grad] of Object.entries(want.grads))
+        expect(relativeError(values(got.grads[name]), values(grad)), name).toBeLessThan(2 * bound)
+    }),
+  )
+})
+
+test('layers pass their computeDtype on', () =>
+  scope(() => {
+    const layer = { computeDtype: 'bf16' } as const
+    expect(new Linear(2, 3).computeDtype).toBe('f32')
+    expect(new Linear(2, 3, { dtype: 'f64' }).computeDtype).toBe('f64')
+    expect(new CausalSelfAttention(8, layer).out.computeDtype).toBe('bf16')
+    expect(new FeedForward(8, layer).expert.computeDtype).toBe('bf16')
+    const block = new SparseMoEBlock(new MoE({ dim: 8, numExperts: 2, ...layer }), { addFfBefore: true })
+    expect([block.ffBefore!.expert.computeDtype, block.ffAfter!.expert.computeDtype]).toEqual(['bf16', 'bf16'])
+    manualSeed(1)
+    const x = normal([3, 8])
+    const linear = new Linear(8, 8, layer)
+    expect(values(linear.forward(x))).toEqual(values(ops.linear(x, linear.weight, linear.bias, layer)))
+  }))
