@@ -3,49 +3,23 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/isa.h"
 #include "cpu/pool.h"
 
 namespace st_moe {
 namespace cpu {
-namespace baseline {
-const OpTable& op_table();
-}
-#if defined(ST_MOE_X86)
-namespace avx2 {
-const OpTable& op_table();
-}
-namespace avx512 {
-const OpTable& op_table();
-}
-#endif
-
 namespace {
 
-struct Variant {
-  const char* name;
-  const OpTable& (*table)();
-  bool supported;
-};
-
-// The widest that the machine has; ST_MOE_ISA=baseline|avx2|avx512 asks for a narrower one.
-Variant choose_variant() {
-#if defined(ST_MOE_X86)
-  __builtin_cpu_init();
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                  __builtin_cpu_supports("avx512cd");
-  const Variant variants[] = {
-      {"avx512", avx512::op_table, v4}, {"avx2", avx2::op_table, v3}, {"baseline", baseline::op_table, true}};
-#else
-  const Variant variants[] = {{"baseline", baseline::op_table, true}};
-#endif
+// The widest that the machine has; ST_MOE_ISA names a narrower one.
+Isa choose_isa() {
   const char* wanted = std::getenv("ST_MOE_ISA");
-  for (const Variant& variant : variants)
-    if (variant.supported && wanted && std::strcmp(wanted, variant.name) == 0) return variant;
-  for (const Variant& variant : variants)
-    if (variant.supported) return variant;
-  return {"baseline", baseline::op_table, true};
+  Isa widest{}, named{};
+  for_each_isa([&](const Isa& isa) {
+    if (!isa.supported) return;
+    if (!widest.name) widest = isa;
+    if (wanted && std::strcmp(wanted, isa.name) == 0) named = isa;
+  });
+  return named.name ? named : widest;
 }
 
 void* allocate(const Context&, size_t bytes) {
@@ -66,9 +40,8 @@ Status copy(const Context&, void* to, const void* from, size_t bytes) {
 
 const Backend& cpu_backend() {
   static const Backend backend = [] {
-    const cpu::Variant variant = cpu::choose_variant();
-    return Backend{kBackendAbi, "cpu",     variant.name,   0, cpu::allocate, cpu::release,
-                   cpu::copy,   cpu::copy, variant.table()};
+    const cpu::Isa isa = cpu::choose_isa();
+    return Backend{kBackendAbi, "cpu", isa.name, 0, cpu::allocate, cpu::release, cpu::copy, cpu::copy, isa.op_table()};
   }();
   return backend;
 }

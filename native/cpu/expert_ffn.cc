@@ -10,9 +10,10 @@
 // the backward, which adds rows up, never splits an expert.
 namespace st_moe::cpu::ST_MOE_ISA {
 
-constexpr int64_t kChunkBytes = 16 << 20;  // activations of a chunk, for each thread
-constexpr int64_t kColumnBlock = 256;      // hidden columns of an element-wise task: its sums stay in the L1 cache
-constexpr int64_t kRowBlock = 128;         // rows added up before partial sums are combined
+constexpr int64_t kChunkBytes = 16 << 20;   // activations of a chunk, for each thread
+constexpr int64_t kColumnBlock = 256;       // hidden columns of an element-wise task: its sums stay in the L1 cache
+constexpr int64_t kStreamBytes = 32 << 20;  // gradients of weights past the caches: the next step reads them much later
+constexpr int64_t kRowBlock = 128;          // rows added up before partial sums are combined
 
 template <class T>
 static int64_t rows_per_chunk(const Context& ctx, int64_t H) {
@@ -247,11 +248,13 @@ static void finish_sums(const Context& ctx, const Chunk<T>& chunk) {
 }
 
 template <class T, class Problem>
-static void expert_gemms(const Context& ctx, const Chunk<T>& chunk, GemmProblem<T>* problems, Problem&& problem) {
+static void expert_gemms(const Context& ctx, const Chunk<T>& chunk, GemmProblem<T>* problems, bool stream,
+                         Problem&& problem) {
   int64_t count = 0;
   for (int64_t e = chunk.first_expert; e < chunk.last_expert; ++e) {
     const int64_t begin = chunk.assignments.begin(e);
-    problems[count++] = problem(e, begin - chunk.begin, chunk.assignments.end(e) - begin);
+    problems[count] = problem(e, begin - chunk.begin, chunk.assignments.end(e) - begin);
+    problems[count++].stream = stream;
   }
   gemm(ctx, problems, count, chunk.args.compute);
 }
@@ -266,24 +269,25 @@ static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProble
   const int32_t* token = chunk.assignments.token();
 
   load_gradient(ctx, chunk);
-  expert_gemms(ctx, chunk, problems, [&](int64_t e, int64_t r, int64_t rows) {
+  expert_gemms(ctx, chunk, problems, false, [&](int64_t e, int64_t r, int64_t rows) {
     return Problem{rows, H, D, {chunk.g + r * D, D, 1}, {w2 + e * D * H, H, 1}, chunk.q + r * H, H};
   });
   parallel_for(ctx, chunk.block_count * columns, [&](int64_t i) { hidden_block(chunk, i / columns, i % columns); });
   finish_sums(ctx, chunk);
   if (args.dw1) {
     T *dw1 = static_cast<T*>(args.dw1), *dw2 = static_cast<T*>(args.dw2);
-    expert_gemms(ctx, chunk, problems, [&](int64_t e, int64_t r, int64_t rows) {
+    const bool stream = args.E * D * H * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+    expert_gemms(ctx, chunk, problems, stream, [&](int64_t e, int64_t r, int64_t rows) {
       return Problem{D, H, rows, {chunk.g + r * D, 1, D}, {chunk.q + r * H, H, 1}, dw2 + e * D * H, H};
     });
-    expert_gemms(ctx, chunk, problems, [&](int64_t e, int64_t r, int64_t rows) {
+    expert_gemms(ctx, chunk, problems, stream, [&](int64_t e, int64_t r, int64_t rows) {
       const int64_t row = chunk.begin + r;
       const MatrixView<T> in{token ? x : x + row * D, D, 1, token ? token + row : nullptr};
       return Problem{2 * H, D, rows, {chunk.da + r * 2 * H, 1, 2 * H}, in, dw1 + e * 2 * H * D, D};
     });
   }
   if (chunk.dx_rows)
-    expert_gemms(ctx, chunk, problems, [&](int64_t e, int64_t r, int64_t rows) {
+    expert_gemms(ctx, chunk, problems, false, [&](int64_t e, int64_t r, int64_t rows) {
       T* to = chunk.dx_rows + (chunk.begin + r) * D;
       return Problem{rows, D, 2 * H, {chunk.da + r * 2 * H, 2 * H, 1}, {w1 + e * 2 * H * D, D, 1}, to, D};
     });

@@ -1,41 +1,47 @@
 #include "cpu/gemm.h"
 
-#include "cpu/gemm_kernel.h"
+#include "cpu/gemm_pack.h"
 
-// A task computes a block of rows × columns of one problem: for each block of k it packs its rows of A, then sweeps
-// all of them with one packed panel of B after the other, adding into C. Only the partition into tasks depends on
-// the number of threads; the sums do not, since the blocks of k depend on K alone.
+// A task computes rows × columns of one problem, one block of k after the other. It packs as many rows of A as stay in
+// the L2 cache and sweeps them with one packed panel of B after the other, adding into C. Only the partition into tasks
+// depends on the number of threads; the sums do not, since the blocks of k depend on K alone.
 namespace st_moe::cpu::ST_MOE_ISA {
 namespace {
 
 constexpr double kSerialFlops = 5e5;  // below, waking threads costs more than they bring
 constexpr double kChunkFlops = 2e5;   // the least work worth an index of its own in the pool
 constexpr int64_t kTasksPerThread = 8;
-constexpr int64_t kLeastTiles = 4;  // rows and columns of a task, in tiles: less and packing dominates
+constexpr int64_t kLeastTiles = 4;              // rows and columns of a task, in tiles: less and packing dominates
+constexpr int64_t kRowBlockBytes = 688 << 10;   // packed rows of A: about 2/3 of an L2 cache of 1 MiB
+constexpr int64_t kColumnBlockBytes = 4 << 20;  // packed columns of B that several blocks of rows share
+constexpr int64_t kMaxRowTiles = 96;
 
-// Rows of a task at most: with block_k they take about 3/4 of an L2 cache of 1 MiB.
-constexpr int64_t kBlockRows = 336 / kTileRows * kTileRows;
-
-template <class T>
+// Elements of k in a block. Units of 16 fill whole vectors whatever the operand type.
+template <class Operand>
 int64_t block_k(int64_t K) {
-  const int64_t blocks = ceil_div(K, TileShape<T>::block_k);
-  return ceil_div(ceil_div(K, blocks), 16) * 16;
+  constexpr int64_t longest = TileShape<typename Operand::Element>::block_k * Operand::depth;
+  const int64_t blocks = ceil_div(K, longest);
+  return blocks == 0 ? 0 : ceil_div(ceil_div(K, blocks), 16 * Operand::depth) * 16 * Operand::depth;
 }
 
-template <class T>
-struct Workspace {  // packed operands of one task
-  explicit Workspace(int64_t rows, int64_t kc)
-      : a(ceil_div(rows, kTileRows) * TileShape<T>::row_width * kc), b(TileShape<T>::cols * kc) {}
-  Scratch<T> a, b;
-};
+template <class Operand>
+int64_t block_units(int64_t K) {
+  return ceil_div(min_of(K, block_k<Operand>(K)), Operand::depth);
+}
 
-template <class T>
 struct Block {
   int64_t row, rows, col, cols;
 };
 
+// How one problem is cut up.
+struct Split {
+  int64_t first_task;
+  int64_t rows, row_tasks, cols, col_tasks;  // of a task, and how many
+  int64_t row_block, col_block;              // packed at a time inside of a task
+};
+
 template <class T>
-void fill_block(const GemmProblem<T>& p, const Block<T>& block) {
+void fill_block(const GemmProblem<T>& p, const Block& block) {
   if (p.accumulate && !p.bias) return;
   for (int64_t i = block.row; i < block.row + block.rows; ++i)
     for (int64_t j = block.col; j < block.col + block.cols; ++j) {
@@ -49,14 +55,14 @@ void fill_block(const GemmProblem<T>& p, const Block<T>& block) {
 template <class T>
 struct Prefetch {
   const PanelSource<T>* source;
-  int64_t w0, width, k0, kc;
+  int64_t w0, width, k0, elements;
 
   // Part `index` of `parts`.
   void operator()(int64_t index, int64_t parts) const {
     if (width <= 0) return;
     constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
-    const bool along_k = source->k_stride == 1;
-    const int64_t runs = along_k ? width : kc, length = along_k ? kc : width;
+    const bool along_k = source->along_k();
+    const int64_t runs = along_k ? width : elements, length = along_k ? elements : width;
     for (int64_t run = runs * index / parts; run < runs * (index + 1) / parts; ++run) {
       const T* p = along_k ? source->at(w0 + run, k0) : source->at(w0, k0 + run);
       for (int64_t i = 0; i < length; i += line) __builtin_prefetch(p + i, 0, 2);
@@ -65,93 +71,135 @@ struct Prefetch {
   }
 };
 
-// One panel of B against all packed rows.
-template <class T>
-void sweep_rows(const GemmProblem<T>& p, const Block<T>& block, int64_t k0, Tile<T> tile, int64_t col,
-                const Prefetch<T>& prefetch) {
+template <class Operand, class Math>
+class Task {
+  using T = typename Operand::Element;
   using Shape = TileShape<T>;
-  const T* a = tile.a;
-  tile.bias = k0 == 0 && p.bias ? p.bias + col : nullptr;
-  tile.accumulate = k0 > 0 || p.accumulate;
-  tile.c_stride = p.c_stride;
-  const int64_t tiles = ceil_div(block.rows, Shape::rows);
-  for (int64_t i = 0; i < tiles; ++i) {
-    prefetch(i, tiles);
-    tile.a = a + i * Shape::row_width * tile.kc;
-    tile.rows = min_of<int64_t>(Shape::rows, block.rows - i * Shape::rows);
-    tile.c = p.c + (block.row + i * Shape::rows) * p.c_stride + col;
-    run_tile(tile);
-  }
-}
 
-template <class T>
-void compute_block(const GemmProblem<T>& p, const Block<T>& block, const Workspace<T>& work, DType compute) {
-  using Shape = TileShape<T>;
-  if (p.K == 0) return fill_block(p, block);
-  const PanelSource<T> a{p.a.data, p.a.row_stride, p.a.col_stride, p.a.rows, nullptr};
-  const PanelSource<T> b{p.b.data, p.b.col_stride, p.b.row_stride, nullptr, p.b.rows};
-  // A panel of B that is used once or twice and has whole rows is read where it is.
-  const bool in_place = b.w_stride == 1 && !b.k_rows && block.rows <= 2 * Shape::rows && compute == dtype_of<T>;
-  const int64_t step = block_k<T>(p.K);
-  for (int64_t k0 = 0; k0 < p.K; k0 += step) {
-    const int64_t kc = min_of(step, p.K - k0);
-    for (int64_t i = 0; i < block.rows; i += Shape::rows) {
-      const int64_t width = min_of<int64_t>(Shape::row_width, p.M - block.row - i);
-      pack_panel<T, Shape::row_width>(a, block.row + i, width, k0, kc,
-                                      work.a.get() + i / Shape::rows * Shape::row_width * kc);
-      round_panel(work.a.get() + i / Shape::rows * Shape::row_width * kc, Shape::row_width * kc, compute);
+ public:
+  struct Size {  // packed elements of A and B that tasks need
+    int64_t a = 0, b = 0;
+
+    void fit(const GemmProblem<T>& p, const Split& split) {
+      const int64_t units = block_units<Operand>(p.K), row_tiles = ceil_div(split.row_block, Shape::rows);
+      a = max_of(a, row_tiles * max_of(Shape::a_panel(true, units), Shape::a_panel(false, units)));
+      b = max_of(b, (keeps_b(split) ? ceil_div(split.col_block, Shape::cols) : 1) * Shape::cols * units);
     }
-    for (int64_t col = block.col; col < block.col + block.cols; col += Shape::cols) {
-      const int64_t width = min_of<int64_t>(Shape::cols, block.col + block.cols - col);
-      Tile<T> tile{};
-      tile.kc = kc;
-      tile.a = work.a.get();
-      tile.cols = width;
-      if (in_place && width == Shape::cols) {
-        tile.b = b.at(col, k0);
-        tile.b_stride = b.k_stride;
-      } else {
-        pack_panel<T, Shape::cols>(b, col, width, k0, kc, work.b.get());
-        round_panel(work.b.get(), Shape::cols * kc, compute);
-        tile.b = work.b.get();
-        tile.b_stride = Shape::cols;
+  };
+
+  explicit Task(const Size& size) : a_(size.a), b_(size.b) {}
+
+  void run(const GemmProblem<T>& p, const Split& split, int64_t index) const {
+    const int64_t row = index / split.col_tasks * split.rows, col = index % split.col_tasks * split.cols;
+    const Block task{row, min_of(split.rows, p.M - row), col, min_of(split.cols, p.N - col)};
+    if (p.K == 0) return fill_block(p, task);
+    const int64_t step = block_k<Operand>(p.K);
+    for (int64_t col0 = 0; col0 < task.cols; col0 += split.col_block)
+      for (int64_t k0 = 0; k0 < p.K; k0 += step) {
+        const Block block{task.row, task.rows, col + col0, min_of(split.col_block, task.cols - col0)};
+        run_block(p, split, block, k0, min_of(step, p.K - k0));
       }
-      const int64_t next = col + Shape::cols, ahead = min_of<int64_t>(Shape::cols, block.col + block.cols - next);
-      sweep_rows(p, block, k0, tile, col, {&b, next, in_place ? 0 : ahead, k0, kc});
+    if (p.stream) stream_fence();
+  }
+
+ private:
+  static bool keeps_b(const Split& split) { return split.row_block < split.rows; }
+
+  void run_block(const GemmProblem<T>& p, const Split& split, const Block& block, int64_t k0, int64_t elements) const {
+    const PanelSource<T> a{p.a.data, p.a.row_stride, p.a.col_stride, p.a.rows, nullptr, p.K};
+    const PanelSource<T> b{p.b.data, p.b.col_stride, p.b.row_stride, nullptr, p.b.rows, p.K};
+    const int64_t units = ceil_div(elements, Operand::depth), col_end = block.col + block.cols;
+    const bool keeps = keeps_b(split);
+    // A panel of B that is used once or twice and has whole rows is read where it is.
+    const bool exact = std::is_same_v<Operand, Exact<T>>;
+    const bool in_place = exact && b.along_w() && !b.k_rows && block.rows <= 2 * Shape::rows;
+    if (keeps)
+      for (int64_t col = block.col; col < col_end; col += Shape::cols)
+        pack_b<Operand>(b, col, min_of<int64_t>(Shape::cols, col_end - col), k0, elements,
+                        b_.get() + (col - block.col) * units);
+    for (int64_t row = block.row; row < block.row + block.rows; row += split.row_block) {
+      const Block part{row, min_of(split.row_block, block.row + block.rows - row), block.col, block.cols};
+      Tile<T> tile{};
+      tile.units = units;
+      tile.a = a_.get();
+      tile.a_by_k = !a.along_w() || a.along_k();
+      if (tile.a_by_k)
+        pack_a_by_k<Operand>(a, part.row, part.rows, k0, elements, a_.get());
+      else
+        pack_a_by_row<Operand>(a, part.row, part.rows, k0, units, a_.get());
+      for (int64_t col = part.col; col < col_end; col += Shape::cols) {
+        tile.cols = min_of<int64_t>(Shape::cols, col_end - col);
+        tile.b_stride = Shape::cols;
+        Prefetch<T> prefetch{&b, col + Shape::cols, 0, k0, elements};
+        if (keeps) {
+          tile.b = b_.get() + (col - block.col) * units;
+        } else if (in_place && tile.cols == Shape::cols) {
+          tile.b = b.at(col, k0);
+          tile.b_stride = b.k_stride;
+        } else {
+          pack_b<Operand>(b, col, tile.cols, k0, elements, b_.get());
+          tile.b = b_.get();
+          if (!in_place) prefetch.width = min_of<int64_t>(Shape::cols, col_end - col - Shape::cols);
+        }
+        sweep(p, part, k0, tile, col, prefetch);
+      }
     }
   }
-}
 
-template <class T>
-struct Split {  // of one problem into tasks
-  int64_t first_task;
-  int64_t row_block, row_blocks, col_block, col_blocks;
+  // One panel of B against the packed rows.
+  static void sweep(const GemmProblem<T>& p, const Block& part, int64_t k0, Tile<T> tile, int64_t col,
+                    const Prefetch<T>& prefetch) {
+    const T* a = tile.a;
+    const int64_t panel = Shape::a_panel(tile.a_by_k, tile.units), tiles = ceil_div(part.rows, Shape::rows);
+    tile.bias = k0 == 0 && p.bias ? p.bias + col : nullptr;
+    tile.accumulate = k0 > 0 || p.accumulate;
+    tile.c_stride = p.c_stride;
+    tile.stream = p.stream && !tile.accumulate && p.c_stride % Shape::lanes == 0 &&
+                  reinterpret_cast<uintptr_t>(p.c + col) % kVectorBytes == 0;
+    for (int64_t i = 0; i < tiles; ++i) {
+      prefetch(i, tiles);
+      tile.a = a + i * panel;
+      tile.rows = min_of<int64_t>(Shape::rows, part.rows - i * Shape::rows);
+      tile.c = p.c + (part.row + i * Shape::rows) * p.c_stride + col;
+      run_tile<Math>(tile);
+    }
+  }
+
+  Scratch<T> a_, b_;
 };
 
-template <class T>
-Split<T> split_problem(const GemmProblem<T>& p, int64_t first_task, int64_t wanted) {
+// The cut into `wanted` tasks that packs least: rows of A once for each column of tasks, columns of B once for each
+// row.
+template <class Operand>
+Split split_problem(const GemmProblem<typename Operand::Element>& p, int64_t first_task, int64_t wanted) {
+  using T = typename Operand::Element;
   using Shape = TileShape<T>;
-  if (p.M <= 0 || p.N <= 0) return {first_task, 0, 0, 0, 0};
+  if (p.M <= 0 || p.N <= 0) return {first_task, 0, 0, 0, 0, 0, 0};
   const int64_t row_tiles = ceil_div(p.M, Shape::rows), col_tiles = ceil_div(p.N, Shape::cols);
-  int64_t row_blocks = ceil_div(p.M, kBlockRows), col_blocks = 1;
-  if (row_blocks < wanted) col_blocks = min_of(ceil_div(wanted, row_blocks), ceil_div(col_tiles, kLeastTiles));
-  if (row_blocks * col_blocks < wanted)
-    row_blocks = max_of(row_blocks, min_of(ceil_div(wanted, col_blocks), ceil_div(row_tiles, kLeastTiles)));
-  const int64_t row_block = ceil_div(row_tiles, row_blocks) * Shape::rows;
-  const int64_t col_block = ceil_div(col_tiles, col_blocks) * Shape::cols;
-  return {first_task, row_block, ceil_div(p.M, row_block), col_block, ceil_div(p.N, col_block)};
-}
-
-template <class T>
-void run_task(const GemmProblem<T>& p, const Split<T>& split, int64_t task, const Workspace<T>& work, DType compute) {
-  const int64_t row = (task - split.first_task) / split.col_blocks * split.row_block;
-  const int64_t col = (task - split.first_task) % split.col_blocks * split.col_block;
-  compute_block(p, {row, min_of(split.row_block, p.M - row), col, min_of(split.col_block, p.N - col)}, work, compute);
+  const int64_t most_rows = ceil_div(row_tiles, kLeastTiles), most_cols = ceil_div(col_tiles, kLeastTiles);
+  int64_t best_rows = 1, best_cols = 1, best = INT64_MAX;
+  for (int64_t rows = 1; rows <= min_of(wanted, most_rows); ++rows) {
+    const int64_t cols = min_of(ceil_div(wanted, rows), most_cols);
+    const int64_t missing = wanted - min_of(wanted, rows * cols), packed = cols * p.M + rows * p.N;
+    const int64_t cost = packed + missing * (p.M + p.N);
+    if (cost < best) best = cost, best_rows = rows, best_cols = cols;
+  }
+  Split split{first_task, 0, 0, 0, 0, 0, 0};
+  split.rows = ceil_div(row_tiles, best_rows) * Shape::rows;
+  split.cols = ceil_div(col_tiles, best_cols) * Shape::cols;
+  split.row_tasks = ceil_div(p.M, split.rows);
+  split.col_tasks = ceil_div(p.N, split.cols);
+  const int64_t unit_bytes = max_of<int64_t>(1, block_units<Operand>(p.K)) * static_cast<int64_t>(sizeof(T));
+  const int64_t fitting = kRowBlockBytes / (Shape::row_width * unit_bytes);
+  const int64_t limit = max_of<int64_t>(1, min_of(kMaxRowTiles, fitting)) * Shape::rows;
+  split.row_block = ceil_div(ceil_div(split.rows, ceil_div(split.rows, limit)), Shape::rows) * Shape::rows;
+  const int64_t wide = max_of<int64_t>(1, kColumnBlockBytes / (Shape::cols * unit_bytes)) * Shape::cols;
+  split.col_block = split.row_block < split.rows ? min_of(split.cols, wide) : split.cols;
+  return split;
 }
 
 // Index of the problem that holds the task.
-template <class T>
-int64_t find_problem(const Split<T>* splits, int64_t count, int64_t task) {
+int64_t find_problem(const Split* splits, int64_t count, int64_t task) {
   int64_t low = 0, high = count;  // splits[low].first_task <= task < splits[high].first_task
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
@@ -160,49 +208,64 @@ int64_t find_problem(const Split<T>* splits, int64_t count, int64_t task) {
   return low;
 }
 
-}  // namespace
-
-template <class T>
-void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DType compute) {
-  if (count <= 0) return;
-  double flops = 0;
+template <class Operand, class Math>
+void run_problems(const Context& ctx, const GemmProblem<typename Operand::Element>* problems, int64_t count) {
+  using T = typename Operand::Element;
   const auto flops_of = [](const GemmProblem<T>& p) {
     return 2.0 * static_cast<double>(p.M) * static_cast<double>(p.N) * static_cast<double>(max_of<int64_t>(p.K, 1));
   };
+  double flops = 0;
   for (int64_t i = 0; i < count; ++i) flops += flops_of(problems[i]);
   const Context used{flops < kSerialFlops ? 1 : ctx.threads, ctx.stream};
 
-  Scratch<Split<T>> splits(count);
-  int64_t tasks = 0, rows = 0, kc = 0;
+  Scratch<Split> splits(count);
+  typename Task<Operand, Math>::Size size;
+  int64_t tasks = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const GemmProblem<T>& p = problems[i];
-    const double share = flops > 0 ? flops_of(p) / flops : 0;
+    const double share = flops > 0 ? flops_of(problems[i]) / flops : 0;
     const double wanted = share * static_cast<double>(kTasksPerThread * used.threads);
-    splits[i] = split_problem(p, tasks, used.threads > 1 ? static_cast<int64_t>(wanted - 1e-6) + 1 : 1);
-    tasks += splits[i].row_blocks * splits[i].col_blocks;
-    rows = max_of(rows, min_of(splits[i].row_block, p.M));
-    if (p.K > 0) kc = max_of(kc, block_k<T>(p.K));
+    splits[i] =
+        split_problem<Operand>(problems[i], tasks, used.threads > 1 ? static_cast<int64_t>(wanted - 1e-6) + 1 : 1);
+    tasks += splits[i].row_tasks * splits[i].col_tasks;
+    size.fit(problems[i], splits[i]);
   }
   if (tasks == 0) return;
   const int64_t chunk =
       used.threads > 1 ? static_cast<int64_t>(static_cast<double>(tasks) * (kChunkFlops / flops)) + 1 : tasks;
   parallel_blocks(used, tasks, chunk, [&](int64_t begin, int64_t end) {
-    const Workspace<T> work(rows, kc);
+    const Task<Operand, Math> task(size);
     int64_t i = find_problem(splits.get(), count, begin);
-    for (int64_t task = begin; task < end; ++task) {
-      while (i + 1 < count && splits[i + 1].first_task <= task) ++i;
-      run_task(problems[i], splits[i], task, work, compute);
+    for (int64_t t = begin; t < end; ++t) {
+      while (i + 1 < count && splits[i + 1].first_task <= t) ++i;
+      task.run(problems[i], splits[i], t - splits[i].first_task);
     }
   });
+}
+
+}  // namespace
+
+template <class T>
+void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DType compute) {
+  if (count <= 0) return;
+  if constexpr (std::is_same_v<T, float>) {
+    if (compute == DType::f16) return run_problems<Rounded<DType::f16>, Multiply<float>>(ctx, problems, count);
+#if defined(__AVX512BF16__)
+    if (compute == DType::bf16) return run_problems<Bf16Pairs, MultiplyPairs>(ctx, problems, count);
+#else
+    if (compute == DType::bf16) return run_problems<Rounded<DType::bf16>, Multiply<float>>(ctx, problems, count);
+#endif
+  }
+  run_problems<Exact<T>, Multiply<T>>(ctx, problems, count);
 }
 
 template <class T>
 void gemm_serial(const GemmProblem<T>& p) {
   if (p.M <= 0 || p.N <= 0) return;
-  const Split<T> split = split_problem(p, 0, 1);
-  const Workspace<T> work(min_of(split.row_block, p.M), p.K > 0 ? block_k<T>(p.K) : 0);
-  for (int64_t task = 0; task < split.row_blocks * split.col_blocks; ++task)
-    run_task(p, split, task, work, dtype_of<T>);
+  const Split split = split_problem<Exact<T>>(p, 0, 1);
+  typename Task<Exact<T>, Multiply<T>>::Size size;
+  size.fit(p, split);
+  const Task<Exact<T>, Multiply<T>> task(size);
+  for (int64_t t = 0; t < split.row_tasks * split.col_tasks; ++t) task.run(p, split, t);
 }
 
 template void gemm<float>(const Context&, const GemmProblem<float>*, int64_t, DType);

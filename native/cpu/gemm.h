@@ -22,6 +22,7 @@ struct GemmProblem {  // C [M, N] (+)= A [M, K] · B [K, N] (+ bias [N])
   int64_t c_stride;         // row stride of C
   const T* bias = nullptr;  // added to each row
   bool accumulate = false;  // C += instead of C =
+  bool stream = false;      // C is large and not read soon: it goes past the caches
 };
 
 // K = 0 writes bias or zeros. Problems must not overlap in C. The elements of A and B are rounded to `compute` first.

@@ -1,5 +1,8 @@
 #pragma once
 #include "cpu/kernel.h"
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 // Vectors by the compiler's own extension: one source for every width.
 namespace st_moe::cpu::ST_MOE_ISA {
@@ -12,6 +15,16 @@ struct Simd {
 
   static inline V load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
   static inline void store(T* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  // Past the caches; p is aligned to a vector. Other threads see it after stream_fence().
+  static inline void stream(T* p, V v) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
+#elif defined(__AVX2__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
+#else
+    store(p, v);
+#endif
+  }
   static inline V set(T v) { return v - V{}; }  // unlike v + 0, folds to a broadcast
   static inline T sum(V v) {                    // pairwise, fixed order
     T lane[lanes];
@@ -21,6 +34,12 @@ struct Simd {
     return lane[0];
   }
 };
+
+static inline void stream_fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
 
 // <a, b>
 template <class T>

@@ -43,10 +43,10 @@ void test_linear(int64_t T, int64_t I, int64_t O) {
       T, O, I, [&](int64_t t, int64_t i) { return x[t * I + i]; }, [&](int64_t i, int64_t o) { return w[o * I + i]; });
   for (size_t i = 0; i < want.size(); ++i) want[i] += bias[i % O];
   const OpTable& ops = cpu_backend().ops;
-  Status status = ops.linear(kContext, {x.data(), w.data(), bias.data(), y.data(), DType::f64, T, I, O});
+  Status status = ops.linear(kContext, {x.data(), w.data(), bias.data(), y.data(), DType::f64, DType::f64, T, I, O});
   expect("linear", status, y.data(), want);
   status = ops.linear_backward(
-      kContext, {dy.data(), x.data(), w.data(), dx.data(), dw.data(), dbias.data(), DType::f64, T, I, O});
+      kContext, {dy.data(), x.data(), w.data(), dx.data(), dw.data(), dbias.data(), DType::f64, DType::f64, T, I, O});
   const auto dy_at = [&](int64_t t, int64_t o) { return dy[t * O + o]; };
   expect("dx", status, dx.data(), product(T, I, O, dy_at, [&](int64_t o, int64_t i) { return w[o * I + i]; }));
   expect("dw", status, dw.data(),

@@ -2,74 +2,83 @@
 #include "cpu/gemm.h"
 
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <vector>
 
 #include "check.h"
+#include "core/convert.h"
+#include "cpu/isa.h"
 
-// The problems of the other instruction sets have the same layout.
-#if defined(__x86_64__)
 namespace st_moe::cpu {
-namespace avx2 {
-template <class T>
-struct GemmProblem;
-template <class T>
-void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DType compute);
-template <class T>
-void gemm_serial(const GemmProblem<T>& problem);
-}  // namespace avx2
-namespace avx512 {
-template <class T>
-struct GemmProblem;
-template <class T>
-void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DType compute);
-template <class T>
-void gemm_serial(const GemmProblem<T>& problem);
-}  // namespace avx512
+using baseline::GemmProblem;
+
+struct Gemm {
+  const char* isa;
+  std::function<void(const Context&, const GemmProblem<float>*, int64_t, DType)> f32;
+  std::function<void(const Context&, const GemmProblem<double>*, int64_t, DType)> f64;
+  std::function<void(const GemmProblem<float>&)> serial_f32;
+  std::function<void(const GemmProblem<double>&)> serial_f64;
+};
+
+// The problems of the other instruction sets are types of their own, with the same layout.
+#define ST_MOE_DECLARE_GEMM(isa, supported)                                               \
+  namespace isa {                                                                         \
+  template <class T>                                                                      \
+  struct GemmProblem;                                                                     \
+  template <class T>                                                                      \
+  void gemm(const Context&, const GemmProblem<T>*, int64_t, DType);                       \
+  template <class T>                                                                      \
+  void gemm_serial(const GemmProblem<T>&);                                                \
+  template <class T>                                                                      \
+  void call(const Context& ctx, const cpu::GemmProblem<T>* p, int64_t n, DType compute) { \
+    gemm(ctx, reinterpret_cast<const GemmProblem<T>*>(p), n, compute);                    \
+  }                                                                                       \
+  template <class T>                                                                      \
+  void call_serial(const cpu::GemmProblem<T>& p) {                                        \
+    gemm_serial(reinterpret_cast<const GemmProblem<T>&>(p));                              \
+  }                                                                                       \
+  }
+ST_MOE_CPU_ISAS(ST_MOE_DECLARE_GEMM)
+
+std::vector<Gemm> gemms() {
+  std::vector<Gemm> found;
+#define ST_MOE_ADD_GEMM(isa, supported)                                                                              \
+  if (supported)                                                                                                     \
+    found.push_back({#isa, isa::call<float>, isa::call<double>, isa::call_serial<float>, isa::call_serial<double>}); \
+  else                                                                                                               \
+    std::printf("skipped: %s (not supported by this machine)\n", #isa);
+  ST_MOE_CPU_ISAS(ST_MOE_ADD_GEMM)
+  return found;
+}
 }  // namespace st_moe::cpu
-#endif
 
 using namespace st_moe;
-namespace cpu = st_moe::cpu;
-using cpu::baseline::GemmProblem;
+using cpu::Gemm;
+using cpu::GemmProblem;
 
 namespace {
-
-enum class Isa { baseline, avx2, avx512 };
-const char* const kIsaNames[] = {"baseline", "avx2", "avx512"};
-
-bool supported(Isa isa) {
-  if (isa == Isa::baseline) return true;
-#if defined(__x86_64__)
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return false;
-  return isa == Isa::avx2 || (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
-#else
-  return false;
-#endif
-}
 
 template <class T>
 constexpr DType dtype_of = sizeof(T) == 4 ? DType::f32 : DType::f64;
 
-template <class T>
-void run(Isa isa, int threads, const GemmProblem<T>* problems, int64_t count) {
-  const Context ctx{threads, nullptr};
-  if (isa == Isa::baseline) return cpu::baseline::gemm(ctx, problems, count, dtype_of<T>);
-#if defined(__x86_64__)
-  if (isa == Isa::avx2)
-    return cpu::avx2::gemm(ctx, reinterpret_cast<const cpu::avx2::GemmProblem<T>*>(problems), count, dtype_of<T>);
-  cpu::avx512::gemm(ctx, reinterpret_cast<const cpu::avx512::GemmProblem<T>*>(problems), count, dtype_of<T>);
-#endif
+void run(const Gemm& gemm, int threads, const GemmProblem<float>* problems, int64_t count, DType compute) {
+  gemm.f32({threads, nullptr}, problems, count, compute);
+}
+void run(const Gemm& gemm, int threads, const GemmProblem<double>* problems, int64_t count, DType compute) {
+  gemm.f64({threads, nullptr}, problems, count, compute);
+}
+void run_serial(const Gemm& gemm, const GemmProblem<float>& problem) {
+  gemm.serial_f32(problem);
+}
+void run_serial(const Gemm& gemm, const GemmProblem<double>& problem) {
+  gemm.serial_f64(problem);
 }
 
-template <class T>
-void run_serial(Isa isa, const GemmProblem<T>& problem) {
-  if (isa == Isa::baseline) return cpu::baseline::gemm_serial(problem);
-#if defined(__x86_64__)
-  if (isa == Isa::avx2) return cpu::avx2::gemm_serial(reinterpret_cast<const cpu::avx2::GemmProblem<T>&>(problem));
-  cpu::avx512::gemm_serial(reinterpret_cast<const cpu::avx512::GemmProblem<T>&>(problem));
-#endif
+double rounded(double x, DType compute) {
+  if (compute == DType::bf16) return bf16_to_float(float_to_bf16(static_cast<float>(x)));
+  if (compute == DType::f16) return f16_to_float(float_to_f16(static_cast<float>(x)));
+  return x;
 }
 
 // A matrix [rows, cols] in a buffer without slack, so that a sanitizer sees any read outside.
@@ -101,17 +110,20 @@ struct Case {
   int64_t M, N, K, c_stride;
   Operand<T> a, b;
   std::vector<T> bias, initial;
-  bool accumulate;
+  DType compute;
+  bool accumulate, stream;
   std::vector<double> want;  // as C, gaps included
 
-  Case(TestRandom& random, int64_t m, int64_t n, int64_t k)
+  Case(TestRandom& random, int64_t m, int64_t n, int64_t k, DType compute)
       : M(m),
         N(n),
         K(k),
         c_stride(n + random.below(3)),
         a(random, m, k, random.below(2), random.below(2)),
         b(random, k, n, random.below(2), random.below(2)),
-        accumulate(random.below(2)) {
+        compute(compute),
+        accumulate(random.below(2)),
+        stream(random.below(2)) {
     if (random.below(2)) bias.resize(static_cast<size_t>(N));
     for (T& x : bias) x = static_cast<T>(random.real());
     initial.resize(M > 0 ? static_cast<size_t>((M - 1) * c_stride + N) : 0);
@@ -121,7 +133,7 @@ struct Case {
       for (int64_t j = 0; j < N; ++j) {
         double& c = want[static_cast<size_t>(i * c_stride + j)];
         double value = bias.empty() ? 0 : static_cast<double>(bias[static_cast<size_t>(j)]);
-        for (int64_t q = 0; q < K; ++q) value += static_cast<double>(a.at(i, q)) * static_cast<double>(b.at(q, j));
+        for (int64_t q = 0; q < K; ++q) value += rounded(a.at(i, q), compute) * rounded(b.at(q, j), compute);
         c = accumulate ? c + value : value;
       }
   }
@@ -132,7 +144,7 @@ struct Case {
     p.a = a.view(), p.b = b.view();
     p.c = c.data(), p.c_stride = c_stride;
     p.bias = bias.empty() ? nullptr : bias.data();
-    p.accumulate = accumulate;
+    p.accumulate = accumulate, p.stream = stream;
     return p;
   }
 };
@@ -146,51 +158,52 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 }
 
 template <class T>
-void test_batch(Isa isa, const std::vector<Case<T>>& cases) {
+void test_batch(const Gemm& gemm, const std::vector<Case<T>>& cases) {
   std::vector<std::vector<T>> first;
   for (int threads = 1; threads <= 3; ++threads) {
     std::vector<std::vector<T>> c(cases.size());
     std::vector<GemmProblem<T>> problems;
     for (size_t i = 0; i < cases.size(); ++i) problems.push_back(cases[i].problem(c[i]));
-    run(isa, threads, problems.data(), static_cast<int64_t>(problems.size()));
+    run(gemm, threads, problems.data(), static_cast<int64_t>(problems.size()), cases[0].compute);
     if (threads == 1) first = c;
     for (size_t i = 0; i < cases.size(); ++i) {
       const Case<T>& x = cases[i];
       const double error = relative_error(c[i].data(), x.want.data(), static_cast<int64_t>(c[i].size()));
-      check(error < kTolerance<T>, "%s f%d M %lld N %lld K %lld (A %s%s, B %s%s): error %.2e", kIsaNames[int(isa)],
-            int(sizeof(T)) * 8, (long long)x.M, (long long)x.N, (long long)x.K, x.a.row_stride == 1 ? "T" : "N",
+      check(error < kTolerance<T>, "%s %s M %lld N %lld K %lld (A %s%s, B %s%s): error %.2e", gemm.isa,
+            dtype_name(x.compute), (long long)x.M, (long long)x.N, (long long)x.K, x.a.row_stride == 1 ? "T" : "N",
             x.a.rows.empty() ? "" : "g", x.b.row_stride == 1 ? "T" : "N", x.b.rows.empty() ? "" : "g", error);
-      check(same_bits(c[i], first[i]), "%s M %lld N %lld K %lld: %d threads change bits", kIsaNames[int(isa)],
-            (long long)x.M, (long long)x.N, (long long)x.K, threads);
+      check(same_bits(c[i], first[i]), "%s M %lld N %lld K %lld: %d threads change bits", gemm.isa, (long long)x.M,
+            (long long)x.N, (long long)x.K, threads);
     }
   }
+  if (cases[0].compute != dtype_of<T>) return;
   std::vector<T> c;
-  run_serial(isa, cases[0].problem(c));
-  check(same_bits(c, first[0]), "%s: gemm_serial differs from gemm", kIsaNames[int(isa)]);
+  run_serial(gemm, cases[0].problem(c));
+  check(same_bits(c, first[0]), "%s: gemm_serial differs from gemm", gemm.isa);
 }
 
 template <class T>
-void test_shapes(const std::vector<Isa>& isas) {
+void test_shapes(const std::vector<Gemm>& gemms, DType compute, int rounds) {
   TestRandom random{sizeof(T)};
   const auto size = [&](int64_t medium) { return random.below(3) ? random.below(36) : random.below(medium); };
-  for (int round = 0; round < 200; ++round) {
+  for (int round = 0; round < rounds; ++round) {
     std::vector<Case<T>> cases;
     for (int64_t i = 1 + random.below(3); i > 0; --i)
-      cases.emplace_back(random, size(120), size(150), random.below(4) ? size(100) : random.below(600));
-    for (Isa isa : isas) test_batch(isa, cases);
+      cases.emplace_back(random, size(120), size(150), random.below(4) ? size(100) : random.below(600), compute);
+    for (const Gemm& gemm : gemms) test_batch(gemm, cases);
   }
   // enough work for several threads, blocks of rows, blocks of k
-  const int64_t large[][3] = {{700, 20, 70}, {40, 500, 300}, {351, 65, 257}, {20, 900, 40}, {130, 130, 513}};
+  const int64_t large[][3] = {{700, 20, 70}, {40, 500, 300}, {351, 65, 257}, {20, 900, 40}, {130, 130, 1025}};
   for (const auto& s : large) {
     std::vector<Case<T>> cases;
-    cases.emplace_back(random, s[0], s[1], s[2]);
-    for (Isa isa : isas) test_batch(isa, cases);
+    cases.emplace_back(random, s[0], s[1], s[2], compute);
+    for (const Gemm& gemm : gemms) test_batch(gemm, cases);
   }
 }
 
 // A NaN in a row of A, and in what a gather leaves out, stays there.
 template <class T>
-void test_nan(Isa isa) {
+void test_nan(const Gemm& gemm, DType compute) {
   TestRandom random{7};
   const int64_t M = 37, N = 41, K = 300, bad = 12;
   Operand<T> a(random, M, K, false, false), b(random, K, N, true, false);
@@ -201,29 +214,23 @@ void test_nan(Isa isa) {
   p.M = M, p.N = N, p.K = K;
   p.a = a.view(), p.b = b.view();
   p.c = c.data(), p.c_stride = N;
-  run(isa, 2, &p, 1);
+  run(gemm, 2, &p, 1, compute);
   for (int64_t i = 0; i < M; ++i)
     for (int64_t j = 0; j < N; ++j)
-      check(std::isnan(c[static_cast<size_t>(i * N + j)]) == (i == bad), "%s: NaN at row %lld", kIsaNames[int(isa)],
-            (long long)i);
+      check(std::isnan(c[static_cast<size_t>(i * N + j)]) == (i == bad), "%s: NaN at row %lld", gemm.isa, (long long)i);
 }
 
 }  // namespace
 
 int main() {
-  std::vector<Isa> isas;
-  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
-    if (supported(isa)) {
-      isas.push_back(isa);
-    } else {
-      std::printf("skipped: %s (not supported by this machine)\n", kIsaNames[int(isa)]);
-    }
-  }
-  test_shapes<float>(isas);
-  test_shapes<double>(isas);
-  for (Isa isa : isas) {
-    test_nan<float>(isa);
-    test_nan<double>(isa);
+  const std::vector<Gemm> gemms = cpu::gemms();
+  test_shapes<float>(gemms, DType::f32, 200);
+  test_shapes<float>(gemms, DType::bf16, 100);
+  test_shapes<float>(gemms, DType::f16, 40);
+  test_shapes<double>(gemms, DType::f64, 200);
+  for (const Gemm& gemm : gemms) {
+    for (DType compute : {DType::f32, DType::bf16, DType::f16}) test_nan<float>(gemm, compute);
+    test_nan<double>(gemm, DType::f64);
   }
   return check_result();
 }

@@ -7,23 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "core/backend.h"
+#include "cpu/isa.h"
 
 // Runs an op by every instruction set of the machine and by 1, 2 and 3 threads.
-namespace st_moe::cpu {
-namespace baseline {
-const OpTable& op_table();
-}
-#if defined(__x86_64__)
-namespace avx2 {
-const OpTable& op_table();
-}
-namespace avx512 {
-const OpTable& op_table();
-}
-#endif
-}  // namespace st_moe::cpu
-
 namespace st_moe::test {
 
 inline int failures = 0, checks = 0;
@@ -34,20 +20,11 @@ inline void expect(bool ok, const std::string& what, double got = 0, double want
   if (++failures <= 50) std::printf("FAIL %s: got %.9g, wanted %.9g\n", what.c_str(), got, wanted);
 }
 
-struct Variant {
-  const char* name;
-  const OpTable* table;
-};
-
-inline std::vector<Variant> variants() {
-  std::vector<Variant> found{{"baseline", &cpu::baseline::op_table()}};
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    found.push_back({"avx2", &cpu::avx2::op_table()});
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    found.push_back({"avx512", &cpu::avx512::op_table()});
-#endif
+inline std::vector<cpu::Isa> variants() {
+  std::vector<cpu::Isa> found;
+  cpu::for_each_isa([&](const cpu::Isa& isa) {
+    if (isa.supported) found.push_back(isa);
+  });
   return found;
 }
 
@@ -67,13 +44,13 @@ using Call = std::function<Status(const OpTable&, const Context&)>;
 // other thread counts must give the same bits.
 inline void run_op(const std::string& name, const std::vector<Output>& outputs, const Call& call,
                    const std::function<void(const std::string&)>& verify) {
-  for (const Variant& variant : variants()) {
+  for (const cpu::Isa& variant : variants()) {
     const std::string what = name + " [" + variant.name + "]";
     std::vector<std::string> first;
     for (int threads = 1; threads <= 3; ++threads) {
       for (const Output& out : outputs)
         if (out.bytes) std::memset(out.data, 0xff, out.bytes);
-      const Status status = call(*variant.table, Context{threads, nullptr});
+      const Status status = call(variant.op_table(), Context{threads, nullptr});
       expect(status.code == ErrorCode::none, what + ": " + status.text);
       for (size_t i = 0; i < outputs.size(); ++i) {
         const std::string bytes(static_cast<const char*>(outputs[i].data), outputs[i].bytes);
@@ -89,8 +66,8 @@ inline void run_op(const std::string& name, const std::vector<Output>& outputs, 
 }
 
 inline void run_error(const std::string& name, ErrorCode code, const char* part, const Call& call) {
-  for (const Variant& variant : variants()) {
-    const Status status = call(*variant.table, Context{2, nullptr});
+  for (const cpu::Isa& variant : variants()) {
+    const Status status = call(variant.op_table(), Context{2, nullptr});
     expect(status.code == code && std::strstr(status.text, part), name + ": error, got: " + status.text);
   }
 }

@@ -1,0 +1,148 @@
+#pragma once
+#include <utility>
+
+#include "core/convert.h"
+#include "cpu/simd.h"
+
+// What packed panels are made of. A unit is what one lane multiplies at a time: an element, or two neighbours in k that
+// share its bits. An operand type says how units are made from elements in memory:
+//   depth          elements of k in a unit
+//   along_k(p)     a vector of units of one row, from p[0 … lanes · depth)
+//   quad(p)        16 bytes of the same
+//   across(p, q)   a vector of units of one k, from rows k (p) and k + 1 (q; looked at where depth is 2)
+namespace st_moe::cpu::ST_MOE_ISA {
+
+template <class T>
+struct Quad {
+  static constexpr int units = 16 / static_cast<int>(sizeof(T));
+  typedef T V __attribute__((vector_size(16)));
+  typedef T Unaligned __attribute__((vector_size(16), aligned(alignof(T)), may_alias));
+
+  static inline V load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
+};
+
+// Elements as they are.
+template <class T>
+struct Exact {
+  using Element = T;
+  static constexpr int depth = 1;
+
+  static inline typename Simd<T>::V along_k(const T* p) { return Simd<T>::load(p); }
+  static inline typename Quad<T>::V quad(const T* p) { return Quad<T>::load(p); }
+  static inline typename Simd<T>::V across(const T* p, const T*) { return Simd<T>::load(p); }
+};
+
+static inline float round_to(float x, DType dtype) {
+  return dtype == DType::bf16 ? bf16_to_float(float_to_bf16(x)) : f16_to_float(float_to_f16(x));
+}
+
+// Elements rounded to a narrow type and kept as float32.
+template <DType dtype>
+struct Rounded {
+  using Element = float;
+  static constexpr int depth = 1;
+
+  template <class V>
+  static inline V rounded(V v) {
+    for (size_t i = 0; i < sizeof(V) / sizeof(float); ++i) v[i] = round_to(v[i], dtype);
+    return v;
+  }
+  static inline Simd<float>::V along_k(const float* p) { return rounded(Simd<float>::load(p)); }
+  static inline Quad<float>::V quad(const float* p) { return rounded(Quad<float>::load(p)); }
+  static inline Simd<float>::V across(const float* p, const float*) { return along_k(p); }
+};
+
+// acc + a · b, lane by lane, with `a` one unit in memory.
+template <class T>
+struct Multiply {
+  using V = typename Simd<T>::V;
+  static inline V broadcast(const T* a) { return Simd<T>::set(*a); }
+  static inline V add(V acc, V a, V b) { return acc + a * b; }
+};
+
+#if defined(__AVX512BF16__)
+// Two bf16 neighbours in k, for the dot-product instruction. Subnormals count as zero there.
+struct Bf16Pairs {
+  using Element = float;
+  using V = Simd<float>::V;
+  static constexpr int depth = 2;
+
+  static inline V along_k(const float* p) {
+    return reinterpret_cast<V>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(p + 16), _mm512_loadu_ps(p)));
+  }
+  static inline Quad<float>::V quad(const float* p) {
+    return reinterpret_cast<Quad<float>::V>(_mm256_cvtneps_pbh(_mm256_loadu_ps(p)));
+  }
+  static inline V across(const float* p, const float* next) {
+    alignas(64) static constexpr uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                             21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                             11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i rows = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(next), _mm512_loadu_ps(p)));
+    return reinterpret_cast<V>(_mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), rows));
+  }
+};
+
+struct MultiplyPairs {
+  using V = Simd<float>::V;
+  static inline V broadcast(const float* a) {
+    int32_t bits;
+    memcpy(&bits, a, sizeof bits);
+    return reinterpret_cast<V>(_mm512_set1_epi32(bits));
+  }
+  static inline V add(V acc, V a, V b) {
+    return reinterpret_cast<V>(
+        _mm512_dpbf16_ps(reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+  }
+};
+#endif
+
+// ---- transposition ----------------------------------------------------------------------------------------------
+
+// One vector from the 16 bytes at each of its lanes.
+template <class T>
+static inline typename Simd<T>::V join(const typename Quad<T>::V* lane) {
+#if defined(__AVX512F__)
+  __m512 v = _mm512_castps128_ps512(reinterpret_cast<__m128>(lane[0]));
+  v = _mm512_insertf32x4(v, reinterpret_cast<__m128>(lane[1]), 1);
+  v = _mm512_insertf32x4(v, reinterpret_cast<__m128>(lane[2]), 2);
+  return reinterpret_cast<typename Simd<T>::V>(_mm512_insertf32x4(v, reinterpret_cast<__m128>(lane[3]), 3));
+#elif defined(__AVX2__)
+  const __m256 v = _mm256_castps128_ps256(reinterpret_cast<__m128>(lane[0]));
+  return reinterpret_cast<typename Simd<T>::V>(_mm256_insertf128_ps(v, reinterpret_cast<__m128>(lane[1]), 1));
+#else
+  return lane[0];
+#endif
+}
+
+// Interleaves, in each 16 bytes, the lower or upper halves of a and b.
+template <class T, bool upper, int... I>
+static inline typename Simd<T>::V interleave(typename Simd<T>::V a, typename Simd<T>::V b,
+                                             std::integer_sequence<int, I...>) {
+  constexpr int U = Quad<T>::units, L = Simd<T>::lanes;
+  return __builtin_shufflevector(a, b, ((I % 2) * L + I / U * U + (upper ? U / 2 : 0) + I % U / 2)...);
+}
+
+// Transposes the units of U vectors within each 16 bytes.
+template <class T>
+static inline void transpose_quads(typename Simd<T>::V* r) {
+  using V = typename Simd<T>::V;
+  using Units = std::make_integer_sequence<int, Simd<T>::lanes>;
+  if constexpr (Quad<T>::units == 2) {
+    const V a = r[0], b = r[1];
+    r[0] = interleave<T, false>(a, b, Units());
+    r[1] = interleave<T, true>(a, b, Units());
+  } else {
+    using Pair = typename Simd<double>::V;  // moves two units at a time
+    using Pairs = std::make_integer_sequence<int, Simd<double>::lanes>;
+    const Pair low01 = reinterpret_cast<Pair>(interleave<T, false>(r[0], r[1], Units()));
+    const Pair high01 = reinterpret_cast<Pair>(interleave<T, true>(r[0], r[1], Units()));
+    const Pair low23 = reinterpret_cast<Pair>(interleave<T, false>(r[2], r[3], Units()));
+    const Pair high23 = reinterpret_cast<Pair>(interleave<T, true>(r[2], r[3], Units()));
+    r[0] = reinterpret_cast<V>(interleave<double, false>(low01, low23, Pairs()));
+    r[1] = reinterpret_cast<V>(interleave<double, true>(low01, low23, Pairs()));
+    r[2] = reinterpret_cast<V>(interleave<double, false>(high01, high23, Pairs()));
+    r[3] = reinterpret_cast<V>(interleave<double, true>(high01, high23, Pairs()));
+  }
+}
+
+}  // namespace st_moe::cpu::ST_MOE_ISA

@@ -1,0 +1,52 @@
+#pragma once
+#include "core/backend.h"
+
+// The instruction sets that the CPU ops are compiled for, the widest first: X(name, whether this machine has it).
+#if defined(__x86_64__) || defined(_M_X64)
+#define ST_MOE_CPU_ISAS(X)               \
+  X(avx512bf16, st_moe::cpu::has_bf16()) \
+  X(avx512, st_moe::cpu::has_v4())       \
+  X(avx2, st_moe::cpu::has_v3())         \
+  X(baseline, true)
+#else
+#define ST_MOE_CPU_ISAS(X) X(baseline, true)
+#endif
+
+namespace st_moe::cpu {
+
+#if defined(__x86_64__) || defined(_M_X64)
+inline bool has_v3() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+}
+inline bool has_v4() {
+  return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
+}
+inline bool has_bf16() {
+  return has_v4() && __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
+#define ST_MOE_DECLARE(isa, supported) \
+  namespace isa {                      \
+  const OpTable& op_table();           \
+  }
+ST_MOE_CPU_ISAS(ST_MOE_DECLARE)
+#undef ST_MOE_DECLARE
+
+struct Isa {
+  const char* name;
+  const OpTable& (*op_table)();
+  bool supported;
+};
+
+// Calls f(isa) for each, the widest first.
+template <class F>
+inline void for_each_isa(F&& f) {
+#define ST_MOE_VISIT(isa, supported) f(Isa{#isa, isa::op_table, supported});
+  ST_MOE_CPU_ISAS(ST_MOE_VISIT)
+#undef ST_MOE_VISIT
+}
+
+}  // namespace st_moe::cpu
