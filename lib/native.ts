@@ -21,6 +21,7 @@ export interface Native {
   release(handle: Handle): void
   unique(handle: Handle): boolean
   version(handle: Handle): number
+  keepPacked(handle: Handle): void
   fromData(data: ArrayBufferView, dtype: number, shape: readonly number[], device: number): Handle
   toData(x: Handle, data: ArrayBufferView): void
   toDevice(x: Handle, device: number): Handle

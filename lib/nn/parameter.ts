@@ -15,5 +15,6 @@ export class Parameter extends Tensor {
     super(adopt, handleOf(tensor), tensor as TensorMeta)
     moveToScope(this, null)
     this.requiresGrad = true
+    native.keepPacked(handleOf(this)) // a backend may keep copies of weights in layouts of its own
   }
 }

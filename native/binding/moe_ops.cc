@@ -209,7 +209,9 @@ static Napi::Value expert_ffn(Call& c) {
                       n.H,
                       n.B,
                       n.C,
-                      rows});
+                      rows,
+                      w1.storage->packed(),
+                      w2.storage->packed()});
   return c.give({&y, save ? &a : nullptr});
 }
 
@@ -274,7 +276,9 @@ static Napi::Value expert_ffn_backward(Call& c) {
                               n.B,
                               n.C,
                               a.shape[0],
-                              straight_through});
+                              straight_through,
+                              w1.storage->packed(),
+                              w2.storage->packed()});
   const auto result = [](bool needed, const Tensor& tensor) { return needed ? &tensor : nullptr; };
   return c.give({result(need_x, dx), result(weight, dweight), result(need_parameters, dw1),
                  result(need_parameters, db1), result(need_parameters, dmult_bias), result(need_parameters, dw2),

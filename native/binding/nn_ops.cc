@@ -34,7 +34,7 @@ static Napi::Value linear(Call& c) {  // (x [T, I], w [O, I], bias [O] | null, c
   if (bias) c.expect("bias", *bias, x.dtype, {O});
   Tensor y = make_tensor(*x.device, x.dtype, {T, O});
   c.run(*x.device, &OpTable::linear,
-        LinearArgs{x.data(), w.data(), data_of(bias), y.data(), x.dtype, compute, T, I, O});
+        LinearArgs{x.data(), w.data(), data_of(bias), y.data(), x.dtype, compute, T, I, O, w.storage->packed()});
   return c.give(std::move(y));
 }
 
@@ -55,7 +55,7 @@ static Napi::Value linear_backward(Call& c) {  // (dy, x, w, needX, needW, needB
   if (need_bias) dbias = make_tensor(*x.device, x.dtype, {O});
   c.run(*x.device, &OpTable::linear_backward,
         LinearBackwardArgs{dy.data(), x.data(), w.data(), need_x ? dx.data() : nullptr, need_w ? dw.data() : nullptr,
-                           need_bias ? dbias.data() : nullptr, x.dtype, compute, T, I, O});
+                           need_bias ? dbias.data() : nullptr, x.dtype, compute, T, I, O, w.storage->packed()});
   return c.give({need_x ? &dx : nullptr, need_w ? &dw : nullptr, need_bias ? &dbias : nullptr});
 }
 

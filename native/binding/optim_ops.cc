@@ -15,9 +15,9 @@ static Napi::Value adamw(Call& c) {  // (p, g, m, v, step, lr, beta1, beta2, eps
   c.expect("g", g, p.dtype, p.shape);
   c.expect_writable("m", m, p);
   c.expect_writable("v", v, p);
+  for (Tensor* changed : {&p, &m, &v}) changed->storage->change();
   c.run(*p.device, &OpTable::adamw,
         AdamwArgs{p.data(), g.data(), m.data(), v.data(), p.dtype, p.size, step, lr, beta1, beta2, eps, weight_decay});
-  for (Tensor* changed : {&p, &m, &v}) ++changed->storage->version;
   return c.env.Undefined();
 }
 
@@ -30,10 +30,10 @@ static Napi::Value sgd(Call& c) {  // (p, g, buffer | null, step, lr, momentum, 
   c.expect_float("p", p);
   c.expect("g", g, p.dtype, p.shape);
   if (buffer) c.expect_writable("buffer", *buffer, p);
+  p.storage->change();
+  if (buffer) buffer->storage->change();
   c.run(*p.device, &OpTable::sgd,
         SgdArgs{p.data(), g.data(), data_of(buffer), p.dtype, p.size, step, lr, momentum, weight_decay});
-  ++p.storage->version;
-  if (buffer) ++buffer->storage->version;
   return c.env.Undefined();
 }
 

@@ -91,7 +91,12 @@ static Napi::Value unique(Call& c) {
 }
 
 static Napi::Value version(Call& c) {
-  return Napi::Number::New(c.env, c.tensor("tensor").storage->version);
+  return Napi::Number::New(c.env, c.tensor("tensor").storage->version());
+}
+
+static Napi::Value keep_packed(Call& c) {  // (tensor): it is a parameter
+  c.tensor("tensor").storage->keep_packed();
+  return c.env.Undefined();
 }
 
 static Napi::TypedArray typed_array(const Napi::Value& value) {
@@ -135,6 +140,7 @@ static Napi::Value to_device(Call& c) {  // (x, device): a copy there, through h
   Tensor& x = c.tensor("x");
   Device& device = c.environment.device(c.integer("device", 0, 1 << 20));
   Tensor y = make_tensor(device, x.dtype, x.shape);
+  if (x.storage->packed()) y.storage->keep_packed();
   const size_t bytes = static_cast<size_t>(x.size) * dtype_size(x.dtype);
   if (bytes == 0) return c.give(std::move(y));
   if (x.device->plugin && device.plugin) {
@@ -242,10 +248,10 @@ static Napi::Value scatter(Call& c) {  // (target, x, strides, offset): writes x
   if (x.dtype != target.dtype)
     fail(ErrorCode::dtype, "x must be %s, got %s", dtype_name(target.dtype), dtype_name(x.dtype));
   if (x.storage == target.storage) fail(ErrorCode::option, "x must not share memory with target");
+  target.storage->change();
   if (x.size)
     c.run(*x.device, &OpTable::strided_copy,
           strided(x, target, x.shape, contiguous_strides(x.shape), strides, 0, offset));
-  ++target.storage->version;
   return c.env.Undefined();
 }
 
@@ -327,16 +333,17 @@ static Napi::Value add_in_place(Call& c) {  // (a, b): a += b, same shapes
   Shape shape;
   BinaryArgs args = broadcast(a, b, BinaryKind::add, shape);
   args.y = a.data();
+  a.storage->change();
   c.run(*a.device, &OpTable::binary, args);
-  ++a.storage->version;
   return c.env.Undefined();
 }
 
 static Napi::Value scale_in_place(Call& c) {  // (x, factor)
   Tensor& x = c.tensor("x");
   c.expect_float("x", x);
-  c.run(*x.device, &OpTable::scale, ScaleArgs{x.data(), x.dtype, x.size, c.number("factor")});
-  ++x.storage->version;
+  const double factor = c.number("factor");
+  x.storage->change();
+  c.run(*x.device, &OpTable::scale, ScaleArgs{x.data(), x.dtype, x.size, factor});
   return c.env.Undefined();
 }
 
@@ -376,6 +383,7 @@ const std::vector<Entry> kTensorEntries = {
     {"release", release},
     {"unique", unique},
     {"version", version},
+    {"keepPacked", keep_packed},
     {"fromData", from_data},
     {"toData", to_data},
     {"toDevice", to_device},

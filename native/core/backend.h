@@ -4,6 +4,7 @@
 
 #include "core/dtype.h"
 #include "core/error.h"
+#include "core/pack.h"
 
 // The interface between the binding and a backend: one table of memory functions and ops for each device kind.
 // Kernels know pointers, sizes and a stream. Everything here is plain data, so a backend may live in a plugin.
@@ -17,7 +18,7 @@
 // Ops never read what they are to write, and never write their inputs.
 namespace st_moe {
 
-constexpr uint32_t kBackendAbi = 1;
+constexpr uint32_t kBackendAbi = 2;
 constexpr int kMaxRank = 8;
 
 struct Status {
@@ -141,6 +142,7 @@ struct LinearArgs {  // y [T, O] = x [T, I] · wᵀ + bias, w [O, I], bias [O] o
   void* y;
   DType dtype, compute;
   int64_t T, I, O;
+  PackedCopies* w_packed = nullptr;
 };
 
 struct LinearBackwardArgs {  // each of dx, dw, dbias or null
@@ -148,6 +150,7 @@ struct LinearBackwardArgs {  // each of dx, dw, dbias or null
   void *dx, *dw, *dbias;
   DType dtype, compute;
   int64_t T, I, O;
+  PackedCopies* w_packed = nullptr;
 };
 
 struct EmbeddingArgs {  // y [T, D] = w[index], w [V, D]; an index outside [0, V) is an Error
@@ -302,6 +305,7 @@ struct ExpertFfnArgs {
   void* a;                                    // pre-activations A [rows, 2H], saved for the backward; null: not needed
   DType dtype, compute;
   int64_t T, K, D, E, H, B, C, rows;  // T = B·N. rows: E·B·C, or the most that can be kept; more is an Error
+  PackedCopies *w1_packed = nullptr, *w2_packed = nullptr;
 };
 
 struct ExpertFfnBackwardArgs {
@@ -315,6 +319,7 @@ struct ExpertFfnBackwardArgs {
   DType dtype, compute;
   int64_t T, K, D, E, H, B, C, rows;
   int32_t straight_through;  // dweight += <A − b1, dA>
+  PackedCopies *w1_packed = nullptr, *w2_packed = nullptr;
 };
 
 struct DispatchArgs {  // y [E, B, C, D]: row (e, b, position) = x[b, n]; empty slots are zero

@@ -1,6 +1,5 @@
 #include "core/tensor.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace st_moe {
@@ -10,13 +9,21 @@ Storage::Storage(Device& device, size_t bytes)
   if (!data_)
     fail(ErrorCode::out_of_memory, "not enough memory on %s for %zu bytes (%lld bytes are live)", device.backend->name,
          bytes, static_cast<long long>(device.stats.bytes));
-  device.stats.bytes += static_cast<int64_t>(bytes);
-  device.stats.peak_bytes = std::max(device.stats.peak_bytes, device.stats.bytes);
+  device.stats.add(bytes);
 }
 
 Storage::~Storage() {
-  device_.stats.bytes -= static_cast<int64_t>(bytes_);
+  device_.stats.remove(bytes_);
   device_.backend->release(device_.context, data_, bytes_);
+}
+
+void Storage::change() {
+  ++version_;
+  if (packed_) packed_->clear();
+}
+
+void Storage::keep_packed() {
+  if (!packed_) packed_ = std::make_unique<PackedStore>(device_);
 }
 
 int64_t shape_size(const Shape& shape) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/backend.h"
+#include "core/packed.h"
 
 // Tensors live in a table of the environment (main thread or worker) that made them. JavaScript holds handles:
 // slot number and generation, so a handle of a freed tensor is recognised and never reads foreign memory.
@@ -12,8 +13,14 @@ namespace st_moe {
 
 struct MemoryStats {
   int64_t tensors = 0;  // live slots
-  int64_t bytes = 0;    // live storage
+  int64_t bytes = 0;    // live storage and packed copies
   int64_t peak_bytes = 0;
+
+  void add(size_t n) {
+    bytes += static_cast<int64_t>(n);
+    if (bytes > peak_bytes) peak_bytes = bytes;
+  }
+  void remove(size_t n) { bytes -= static_cast<int64_t>(n); }
 };
 
 // A backend with the stream and counters of one environment.
@@ -41,10 +48,16 @@ class Storage {
   Storage& operator=(const Storage&) = delete;
   void* data() const { return data_; }
 
-  uint32_t version = 0;  // raised by every in-place change
+  uint32_t version() const { return version_; }
+  void change();  // before every in-place change: raises the version, frees the packed copies
+
+  void keep_packed();                                     // from now on: this is a parameter
+  PackedCopies* packed() const { return packed_.get(); }  // null unless kept
 
  private:
   Device& device_;
+  uint32_t version_ = 0;
+  std::unique_ptr<PackedStore> packed_;
   size_t bytes_;
   void* data_;
 };
