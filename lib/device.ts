@@ -1,6 +1,7 @@
 import { join } from 'node:path'
 import { checkInteger } from './check.js'
 import { MoeError, show } from './errors.js'
+import { damageOf } from './library-file.js'
 import { addonFolder, native } from './native.js'
 
 export type Device = 'cpu' | 'cuda' | `cuda:${number}`
@@ -18,6 +19,16 @@ export interface DeviceInfo {
 /** The plugin with the CUDA backend, opened when a device is asked for. */
 const pluginPath = (): string => process.env.ST_MOE_CUDA_LIBRARY || join(addonFolder, 'libst_moe_cuda.so')
 
+const pluginCure =
+  'Packages for linux-x64 hold the CUDA plugin: install st-moe again, or in a clone run: npm run build:cuda'
+
+/** Opens the plugin, once a process, and asks it for devices. A file that must not be opened is an answer too. */
+function probePlugin(path: string): ReturnType<typeof native.probePlugin> {
+  const damage = damageOf(path)
+  if (damage === null) return native.probePlugin(path)
+  return { devices: 0, stage: 'plugin', reason: `${path}: ${damage}. ${pluginCure}` }
+}
+
 /** Native numbers of the devices that this environment has opened. */
 const opened = new Map<Device, number>([['cpu', 0]])
 
@@ -29,7 +40,7 @@ const opened = new Map<Device, number>([['cpu', 0]])
  */
 export function devices(): DeviceInfo[] {
   const cpu: DeviceInfo = { device: 'cpu', available: true, variant: native.deviceInfo(0).variant }
-  const { devices: count, stage, reason } = native.probePlugin(pluginPath())
+  const { devices: count, stage, reason } = probePlugin(pluginPath())
   if (count <= 0) return [cpu, { device: 'cuda', available: false, stage: stage as DeviceInfo['stage'], reason }]
   const cards = Array.from({ length: count }, (_, i): DeviceInfo => {
     const device: Device = `cuda:${i}`
@@ -73,7 +84,7 @@ export function deviceIndex(op: string, device: Device): number {
   if (known !== undefined) return known
   const name = checkDevice(op, device)
   const path = pluginPath()
-  const { devices: count, stage, reason } = native.probePlugin(path)
+  const { devices: count, stage, reason } = probePlugin(path)
   const index = Number(name.slice(5))
   if (count <= 0) throw new MoeError('BACKEND_UNAVAILABLE', op, `device '${name}' cannot be used: ${stage}: ${reason}`)
   if (index >= count) {

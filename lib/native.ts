@@ -1,6 +1,4 @@
-import { createRequire } from 'node:module'
-import { dirname } from 'node:path'
-import { fileURLToPath } from 'node:url'
+import { loadAddon } from './addon.js'
 import { MoeError, type MoeErrorCode } from './errors.js'
 
 /** A live native tensor: slot and generation. Plain numbers, so that the tape costs nothing. */
@@ -187,31 +185,8 @@ export interface Native {
   sgd(p: Handle, g: Handle, buffer: Optional, step: number, lr: number, momentum: number, weightDecay: number): void
 }
 
-function load(): { addon: Native; folder: string } {
-  const require = createRequire(import.meta.url)
-  const root = fileURLToPath(new URL('..', import.meta.url))
-  let addon: Native
-  let folder: string
-  try {
-    const gypBuild = require('node-gyp-build')
-    folder = dirname(gypBuild.path(root))
-    addon = gypBuild(root)
-  } catch (cause) {
-    const platform = `${process.platform}-${process.arch} (Node ${process.versions.node}, N-API ${process.versions.napi})`
-    throw new MoeError(
-      'BACKEND_UNAVAILABLE',
-      'st-moe',
-      `the native addon could not be loaded for ${platform}.\n` +
-        `Looked in ${root}build/Release and ${root}prebuilds: ${(cause as Error).message}\n` +
-        'To compile it, install a C++ compiler, make and CMake (apt-get install g++ make cmake) and run: npm rebuild st-moe',
-      { cause },
-    )
-  }
-  addon.setErrorFactory((code, op, text) => new MoeError(code as MoeErrorCode, op, text.slice(op.length + 3)))
-  return { addon, folder }
-}
-
-const loaded = load()
-export const native: Native = loaded.addon
+const loaded = loadAddon()
+export const native = loaded.addon as Native
+native.setErrorFactory((code, op, text) => new MoeError(code as MoeErrorCode, op, text.slice(op.length + 3)))
 /** Where the addon was found; plugins lie beside it. */
 export const addonFolder: string = loaded.folder

@@ -4,46 +4,48 @@ const path = require('node:path')
 
 const root = path.join(__dirname, '..')
 
+// In a process of its own, since a damaged file may crash the loader. An earlier build of this folder may be stale, so
+// only prebuilds count: with none of them it is compiled again.
 function prebuilt() {
   if (process.env.npm_config_build_from_source) return false
-  process.env.PREBUILDS_ONLY = '1' // an earlier build of this folder may be stale: compile again
+  const load = ['-e', 'require("node-gyp-build")(process.argv[1])', root]
+  return spawnSync(process.execPath, load, { cwd: root, env: { ...process.env, PREBUILDS_ONLY: '1' } }).status === 0
+}
+
+const has = (command) => spawnSync(command, ['--version'], { stdio: 'ignore' }).status === 0
+
+const sources = { paths: [root, process.env.INIT_CWD ?? process.cwd()] }
+
+function resolves(file) {
   try {
-    require('node-gyp-build')(root)
-    return true
+    return require.resolve(file, sources)
   } catch {
-    return false
+    return null
   }
 }
 
-const has = (command, args = ['--version']) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
-
-function missing() {
+function missingTools() {
   const lines = []
-  const compiler = process.env.CXX || ['g++', 'clang++', 'c++'].find((name) => has(name))
+  const compiler = process.env.CXX || ['g++', 'clang++', 'c++'].find(has)
   if (!compiler || !has(compiler)) lines.push('a C++ compiler: apt-get install g++   (or: dnf install gcc-c++)')
   if (!has('make') && !has('ninja')) lines.push('make:           apt-get install make   (or: dnf install make)')
   if (!has('cmake')) lines.push('CMake 3.18+:    apt-get install cmake   (or: dnf install cmake, pip install cmake)')
-  return lines
+  return process.platform === 'win32' ? lines.filter((line) => line.startsWith('CMake')) : lines
 }
 
 function main() {
   if (prebuilt()) return 0
-  const lacks = missing()
+  const cmakeJs = resolves('cmake-js/bin/cmake-js')
+  const lacks = missingTools()
+  const packages = [!cmakeJs && 'cmake-js', !resolves('node-addon-api/package.json') && 'node-addon-api'].filter(
+    Boolean,
+  )
+  if (packages.length > 0) lacks.push(`packages:       npm install ${packages.join(' ')}`)
   if (lacks.length > 0) {
     const platform = `${process.platform}-${process.arch}`
-    console.error(`st-moe: no prebuilt addon for ${platform}, and it cannot be compiled here. Missing:`)
+    console.error(`st-moe: no prebuilt addon loads on ${platform}, and it cannot be compiled here. Missing:`)
     for (const line of lacks) console.error(`  - ${line}`)
-    console.error('Install what is missing, then run: npm rebuild st-moe   (in a clone: npm install)')
-    return 1
-  }
-  let cmakeJs
-  try {
-    cmakeJs = require.resolve('cmake-js/bin/cmake-js', { paths: [root] })
-    require.resolve('node-addon-api/package.json', { paths: [root] })
-  } catch {
-    console.error(
-      'st-moe: compiling needs cmake-js and node-addon-api: npm install cmake-js node-addon-api, then npm rebuild st-moe',
-    )
+    console.error(`Install what is missing, then run: npm rebuild st-moe   (or: node ${JSON.stringify(__filename)})`)
     return 1
   }
   const parallel = String(Math.max(1, require('node:os').availableParallelism()))

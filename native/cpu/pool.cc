@@ -61,7 +61,7 @@ class Pool {
       lock.unlock();
       spin_while([this] { return active_.load() > 0; });
       lock.lock();
-      done_.wait(lock, [this] { return active_.load() == 0; });
+      sleep_until(done_, lock, [this] { return active_.load() == 0; });
     }
     job_ = nullptr;
     return true;
@@ -85,7 +85,7 @@ class Pool {
         spin_while([this] { return invitations_.load() == 0; });
         lock.lock();
         ++sleeping_;
-        wake_.wait(lock, [this] { return invitations_.load() > 0; });
+        sleep_until(wake_, lock, [this] { return invitations_.load() > 0; });
         --sleeping_;
       }
       invitations_.fetch_sub(1);
@@ -103,6 +103,13 @@ class Pool {
   static void spin_while(Condition condition) {
     const auto end = std::chrono::steady_clock::now() + kSpin;
     while (condition() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  }
+
+  // A timed wait, since the untimed one as GCC 12 compiles it does not load with the libstdc++ of GCC 11.
+  template <class Condition>
+  static void sleep_until(std::condition_variable& signal, std::unique_lock<std::mutex>& lock, Condition condition) {
+    while (!signal.wait_for(lock, std::chrono::hours(1), condition)) {
+    }
   }
 
   std::mutex holder_;  // held during a call

@@ -1,3 +1,4 @@
+#include <charconv>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -14,10 +15,13 @@ int64_t number_in(const char* path, const char* key) {
   std::FILE* file = std::fopen(path, "re");
   if (!file) return -1;
   char line[256];
-  long long value = -1;
+  int64_t value = -1;
   const size_t skip = std::strlen(key);
-  while (value < 0 && std::fgets(line, sizeof line, file))
-    if (std::strncmp(line, key, skip) == 0 && std::sscanf(line + skip, "%lld", &value) != 1) value = -1;
+  while (value < 0 && std::fgets(line, sizeof line, file)) {
+    if (std::strncmp(line, key, skip) != 0) continue;
+    const char* number = line + skip + std::strspn(line + skip, " ");
+    std::from_chars(number, line + std::strlen(line), value);  // not sscanf: its C++20 form needs glibc 2.38
+  }
   std::fclose(file);
   return value;
 }

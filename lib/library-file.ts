@@ -1,0 +1,40 @@
+import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
+
+const ELF_HEADER = 64
+const ELF_SECTION = 64
+const STRING_TABLE = 3
+
+/**
+ * Why a shared library must not be opened, or null. The system's loader maps a file without a look at its length and
+ * dies of SIGBUS where a copy was cut short, so the end of the file, where the section table lies, is checked first.
+ * Only 64-bit ELF is looked into: other loaders answer such files with an error.
+ */
+export function damageOf(path: string): string | null {
+  let file: number
+  try {
+    file = openSync(path, 'r')
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException
+    return code === 'ENOENT' ? 'there is no such file' : message
+  }
+  try {
+    const { size } = fstatSync(file)
+    const header = Buffer.alloc(ELF_HEADER)
+    const length = readSync(file, header, 0, ELF_HEADER, 0)
+    if (length === 0) return 'the file is empty'
+    const isElf64 = header.readUInt32BE(0) === 0x7f454c46 && header[4] === 2
+    if (!isElf64 || length < ELF_HEADER) return null
+    const sections = Number(header.readBigUInt64LE(0x28))
+    const [count, names] = [header.readUInt16LE(0x3c), header.readUInt16LE(0x3e)]
+    const end = sections + count * ELF_SECTION
+    if (end > size) return `the file is damaged: it has ${size} bytes, its header tells of ${end}`
+    const section = Buffer.alloc(ELF_SECTION)
+    readSync(file, section, 0, ELF_SECTION, sections + names * ELF_SECTION)
+    if (section.readUInt32LE(4) !== STRING_TABLE) return 'the file is damaged: its section table is not one'
+    return null
+  } catch (error) {
+    return (error as Error).message
+  } finally {
+    closeSync(file)
+  }
+}

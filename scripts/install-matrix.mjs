@@ -1,0 +1,354 @@
+// Installs one packed tarball as users do and trains a layer with it as they do, on each runtime: with no network, no
+// compiler, and of programs in PATH only the runtime and the basic ones that installers call.
+//
+//   node scripts/install-matrix.mjs [--quick] [--compile] [--only TEXT] [TARBALL]
+//
+// --quick: Node 20 and Bun, npm and pnpm. --compile: also from source. --only: cases whose name has TEXT in it. The
+// tools are packages of the npm registry and stay in build/matrix.
+import { execFileSync, spawnSync } from 'node:child_process'
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  realpathSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
+import { createRequire } from 'node:module'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+
+const { values: options, positionals } = parseArgs({
+  options: { quick: { type: 'boolean' }, compile: { type: 'boolean' }, only: { type: 'string', default: '' } },
+  allowPositionals: true,
+})
+const root = fileURLToPath(new URL('..', import.meta.url))
+const packed = path.join(root, 'build/package')
+const tarball = path.resolve(
+  positionals[0] ??
+    path.join(
+      packed,
+      readdirSync(packed).find((name) => name.endsWith('.tgz')),
+    ),
+)
+const { platform, arch } = process
+const windows = platform === 'win32'
+
+// --- The tools: runtimes, installers, checkers ---
+
+const nodePackage = `node-${windows ? 'win' : platform}-${arch}`
+const bunPackage = `@oven/bun-${windows ? 'windows' : platform}-${arch === 'arm64' ? 'aarch64' : arch}`
+const denoPackage = `@deno/${platform}-${arch}${platform === 'linux' ? '-glibc' : ''}`
+const exe = windows ? '.exe' : ''
+
+const runtimes = {
+  'node-20.19': { spec: `npm:${nodePackage}@20.19.0`, file: `bin/node${exe}`, args: [] },
+  'node-22': { spec: `npm:${nodePackage}@22`, file: `bin/node${exe}`, args: [] },
+  'node-24': { spec: `npm:${nodePackage}@24`, file: `bin/node${exe}`, args: [] },
+  'node-26': { spec: `npm:${nodePackage}@26`, file: `bin/node${exe}`, args: [] },
+  bun: { spec: `npm:${bunPackage}@1.4.5`, file: `bin/bun${exe}`, args: [] },
+  deno: { spec: `npm:${denoPackage}@2.9.6`, file: `deno${exe}`, args: ['run', '--allow-all', '--no-remote'] },
+}
+
+/** `pnp`: packages stay in archives, and a loader that only Node knows finds them. */
+const installers = {
+  'npm with scripts': { tool: 'npm', file: 'bin/npm-cli.js', args: ['install', '--offline'] },
+  'npm without scripts': { tool: 'npm', file: 'bin/npm-cli.js', args: ['install', '--offline', '--ignore-scripts'] },
+  'npm 12': { tool: 'npm-12', file: 'bin/npm-cli.js', args: ['install', '--offline'] },
+  pnpm: { tool: 'pnpm', file: 'bin/pnpm.mjs', args: ['install', '--offline', '--ignore-scripts'] },
+  'yarn 1': { tool: 'yarn', file: 'bin/yarn.js', args: ['install', '--offline', '--ignore-scripts'] },
+  'yarn 4': { tool: 'yarn-4', file: 'bin/yarn.js', args: ['install'], linker: 'node-modules' },
+  'yarn 4 PnP': { tool: 'yarn-4', file: 'bin/yarn.js', args: ['install'], linker: 'pnp', pnp: true },
+  bun: { tool: 'bun', file: `bin/bun${exe}`, args: ['install'], native: true },
+}
+
+const tools = {
+  npm: '11.19.1',
+  'npm-12': 'npm:npm@12.2.0',
+  pnpm: '12.21.0',
+  yarn: '1.22.22',
+  'yarn-4': 'npm:@yarnpkg/cli-dist@4.18.1',
+  esbuild: '0.28.2',
+  publint: '0.3.25',
+  '@arethetypeswrong/cli': '0.18.5',
+}
+
+const chosenRuntimes = options.quick ? ['node-20.19', 'bun'] : Object.keys(runtimes)
+const chosenInstallers = options.quick ? ['npm without scripts', 'pnpm'] : Object.keys(installers)
+const toolFolder = path.join(root, 'build/matrix')
+const toolFile = (name, file) => path.join(toolFolder, 'node_modules', name, file)
+
+function fetchTools() {
+  const wanted = {}
+  for (const name of chosenRuntimes) wanted[name] = runtimes[name].spec
+  for (const name of chosenInstallers) {
+    const { tool } = installers[name]
+    wanted[tool] = tools[tool] ?? runtimes[tool].spec
+  }
+  for (const name of ['esbuild', 'publint', '@arethetypeswrong/cli']) wanted[name] = tools[name]
+  const lacking = Object.entries(wanted).filter(([name]) => !existsSync(toolFile(name, 'package.json')))
+  if (lacking.length === 0) return
+  mkdirSync(toolFolder, { recursive: true })
+  if (!existsSync(path.join(toolFolder, 'package.json'))) writeFileSync(path.join(toolFolder, 'package.json'), '{}')
+  const specs = lacking.map(([name, spec]) => `${name}@${spec}`)
+  execFileSync('npm', ['install', '--ignore-scripts', '--no-package-lock', '--loglevel=error', ...specs], {
+    cwd: toolFolder,
+    stdio: 'inherit',
+    shell: windows,
+  })
+}
+
+// --- What the projects hold ---
+
+const train = `
+manualSeed(1)
+const moe = new MoE({ dim: 8, numExperts: 4, gatingTopN: 2 })
+const optimizer = new AdamW(moe.parameters(), { lr: 1e-2 })
+const x = randn([2, 16, 8])
+let [first, last, all] = [0, 0, 'losses']
+for (let step = 0; step < 5; step++) {
+  last = scope(() => {
+    const { outputs, totalAuxLoss } = moe.forward(x)
+    const loss = outputs.sub(x).square().mean().add(totalAuxLoss)
+    loss.backward()
+    optimizer.step()
+    optimizer.zeroGrad()
+    return loss.item()
+  })
+  if (step === 0) first = last
+  all += ' ' + last
+}
+if (!(last < first)) throw new Error('the loss does not fall: ' + all)
+console.log(all)
+`
+const names = '{ AdamW, MoE, manualSeed, randn, scope }'
+const files = {
+  'main.cjs': `const ${names} = require('st-moe')\n${train}`,
+  'main.mjs': `import ${names} from 'st-moe'\n${train}`,
+  'worker.mjs': `import { Worker } from 'node:worker_threads'\nnew Worker(new URL('./main.mjs', import.meta.url))\n`,
+  'typed-module.mts': `import ${names} from 'st-moe'\n${train}`,
+  'typed-common.cts': `import moe = require('st-moe')\nconst loss: number = moe.ones([2]).sum().item()\nconsole.log(loss)\n`,
+  'tsconfig.json': JSON.stringify({
+    compilerOptions: {
+      strict: true,
+      exactOptionalPropertyTypes: true,
+      noUncheckedIndexedAccess: true,
+      noPropertyAccessFromIndexSignature: true,
+      skipLibCheck: false,
+      isolatedModules: true,
+      verbatimModuleSyntax: true,
+      module: 'nodenext',
+      target: 'es2022',
+      lib: ['es2023', 'esnext.disposable'],
+      types: ['node'],
+    },
+    files: ['typed-module.mts', 'typed-common.cts'],
+  }),
+}
+
+/** How a program is started: the file, and what has to make it. */
+const uses = {
+  CommonJS: 'main.cjs',
+  module: 'main.mjs',
+  worker: 'worker.mjs',
+  bundle: 'bundle.mjs',
+  TypeScript: 'typed-module.mjs',
+}
+
+// --- Running without network, with few programs in PATH ---
+
+const work = realpathSync(mkdtempSync(path.join(tmpdir(), 'st-moe-matrix-')))
+process.on('exit', () => rmSync(work, { recursive: true, force: true }))
+
+const basic = [
+  'sh',
+  'cat',
+  'ls',
+  'mkdir',
+  'rm',
+  'cp',
+  'mv',
+  'ln',
+  'uname',
+  'dirname',
+  'basename',
+  'env',
+  'pwd',
+  'chmod',
+]
+const which = (name) => execFileSync('which', [name], { encoding: 'utf8' }).trim()
+
+/** A folder to stand alone in PATH, with `node` the given one. */
+function pathWith(node) {
+  const folder = mkdtempSync(path.join(work, 'bin-'))
+  for (const name of basic) symlinkSync(realpathSync(which(name)), path.join(folder, name))
+  if (node) symlinkSync(node, path.join(folder, 'node'))
+  return folder
+}
+
+const cutOff = [
+  ['unshare', '-n'],
+  ['unshare', '-rn'],
+].find(([command, ...args]) => spawnSync(command, [...args, 'true']).status === 0)
+if (!cutOff)
+  console.log('note: this system lets nobody cut off the network (unshare -n); only the proxies are set wrong')
+const nowhere = 'http://127.0.0.1:9'
+
+function run(command, args, { cwd, PATH, env = {} }) {
+  const [program, ...rest] = [...(cutOff ? [which(cutOff[0]), ...cutOff.slice(1)] : []), command, ...args]
+  const home = path.join(work, 'home')
+  const offline = {
+    npm_config_registry: nowhere,
+    HTTP_PROXY: nowhere,
+    HTTPS_PROXY: nowhere,
+    YARN_ENABLE_TELEMETRY: '0',
+  }
+  const result = spawnSync(program, rest, {
+    cwd,
+    env: { PATH, HOME: home, TMPDIR: work, CI: '1', ...offline, ...env },
+    encoding: 'utf8',
+    timeout: 300_000,
+  })
+  return { ok: result.status === 0, output: `${result.stdout}${result.stderr}${result.error ?? ''}`.trim() }
+}
+
+// --- The cases ---
+
+let passed = 0
+let failed = 0
+let losses
+
+function check(name, { ok, output }) {
+  if (ok) passed++
+  else failed++
+  console.log(`${ok ? 'ok    ' : 'FAILED'} ${name}`)
+  if (!ok)
+    console.log(
+      output
+        .split('\n')
+        .slice(0, 30)
+        .map((line) => `         ${line}`)
+        .join('\n'),
+    )
+  return ok
+}
+
+/** Every runtime must print the same losses, to the last bit. */
+function trained({ ok, output }) {
+  const line = /^losses .*$/m.exec(output)?.[0]
+  losses ??= line
+  return line === losses
+    ? { ok: ok && line !== undefined, output }
+    : { ok: false, output: `${output}\nexpected ${losses}` }
+}
+
+/** A project that depends on the tarball; its one dependency is a file too, so that nothing is asked of a registry. */
+function makeProject(name, installer, dependency) {
+  const folder = path.join(work, name.replaceAll(' ', '-'))
+  mkdirSync(folder)
+  const [moe, gypBuild] = [`file:${tarball}`, `file:${dependency}`]
+  const all = { 'st-moe': moe, 'node-gyp-build': gypBuild }
+  const manifest = { name: 'project', private: true, dependencies: all, resolutions: { 'node-gyp-build': gypBuild } }
+  writeFileSync(path.join(folder, 'package.json'), JSON.stringify(manifest))
+  writeFileSync(path.join(folder, 'pnpm-workspace.yaml'), `overrides:\n  node-gyp-build: ${gypBuild}\n`)
+  if (installer.linker) {
+    writeFileSync(path.join(folder, '.yarnrc.yml'), `nodeLinker: ${installer.linker}\nenableGlobalCache: false\n`)
+    writeFileSync(path.join(folder, 'yarn.lock'), '')
+  }
+  for (const [file, text] of Object.entries(files)) writeFileSync(path.join(folder, file), text)
+  return folder
+}
+
+/** Makes bundle.mjs and typed-module.mjs: the tools run here, their products there. */
+function compileProject(name, folder, pnp) {
+  const modules = path.join(folder, 'node_modules/@types')
+  if (!pnp) {
+    mkdirSync(modules, { recursive: true })
+    symlinkSync(path.join(root, 'node_modules/@types/node'), path.join(modules, 'node'))
+  }
+  const node = process.execPath
+  const tsc = createRequire(import.meta.url).resolve('typescript/bin/tsc')
+  const esbuild = [
+    toolFile('esbuild', 'bin/esbuild'),
+    'main.mjs',
+    '--bundle',
+    '--platform=node',
+    '--format=esm',
+    '--external:st-moe',
+  ]
+  const here = { cwd: folder, PATH: process.env.PATH }
+  check(`${name}: esbuild`, run(node, [...esbuild, '--outfile=bundle.mjs'], here))
+  if (!pnp) check(`${name}: tsc`, run(node, [tsc, '-p', '.'], here))
+}
+
+function useProject(name, folder, pnp) {
+  for (const runtime of chosenRuntimes.filter((runtime) => !pnp || runtime.startsWith('node'))) {
+    const { file, args } = runtimes[runtime]
+    const program = toolFile(runtime, file)
+    const PATH = pathWith(runtime.startsWith('node') ? program : null)
+    const env = pnp ? { NODE_OPTIONS: '--require ./.pnp.cjs --loader ./.pnp.loader.mjs' } : {}
+    for (const [use, main] of Object.entries(uses)) {
+      if (pnp && use === 'TypeScript') continue
+      check(`${name}: ${runtime}: ${use}`, trained(run(program, [...args, main], { cwd: folder, PATH, env })))
+    }
+  }
+}
+
+function install(name, dependency) {
+  const installer = installers[name]
+  const folder = makeProject(name, installer, dependency)
+  const node = toolFile(options.quick ? 'node-20.19' : 'node-24', runtimes['node-24'].file)
+  const command = installer.native
+    ? [toolFile(installer.tool, installer.file)]
+    : [node, toolFile(installer.tool, installer.file)]
+  const result = run(command[0], [...command.slice(1), ...installer.args], { cwd: folder, PATH: pathWith(node) })
+  if (!check(`${name}: install`, result)) return
+  compileProject(name, folder, installer.pnp)
+  useProject(name, folder, installer.pnp)
+}
+
+/** From source, with the tools of this machine: what the tarball holds must be enough. */
+function compile(dependency) {
+  const folder = makeProject('compile', installers['npm without scripts'], dependency)
+  const npm = [toolFile('npm', 'bin/npm-cli.js'), ...installers['npm without scripts'].args]
+  const here = { cwd: folder, PATH: process.env.PATH }
+  if (!check('compile: install', run(process.execPath, npm, here))) return
+  const installed = path.join(folder, 'node_modules/st-moe')
+  rmSync(path.join(installed, 'prebuilds'), { recursive: true, force: true })
+  for (const name of ['cmake-js', 'node-addon-api']) {
+    symlinkSync(path.join(root, 'node_modules', name), path.join(folder, 'node_modules', name))
+  }
+  const script = path.join(installed, 'scripts/install.cjs')
+  if (!check('compile: from source', run(process.execPath, [script], here))) return
+  check('compile: module', trained(run(process.execPath, ['main.mjs'], here)))
+}
+
+function checkPackage() {
+  const here = { cwd: root, PATH: process.env.PATH }
+  check('publint', run(process.execPath, [toolFile('publint', 'src/cli.js'), tarball, '--strict'], here))
+  // The package is ESM; from CommonJS it is require()d, which every Node of `engines` can and this rule does not know.
+  const types = [toolFile('@arethetypeswrong/cli', 'dist/index.js'), tarball, '--ignore-rules', 'cjs-resolves-to-esm']
+  check('are the types wrong', run(process.execPath, types, here))
+}
+
+fetchTools()
+const dependency = path.join(work, 'node-gyp-build.tgz')
+execFileSync('tar', [
+  '-czf',
+  dependency,
+  '-C',
+  path.join(root, 'node_modules'),
+  '--transform=s,^node-gyp-build,package,',
+  'node-gyp-build',
+])
+console.log(`${path.basename(tarball)}, ${cutOff ? 'no network' : 'wrong proxies'}, work in ${work}`)
+const wanted = (name) => name.includes(options.only)
+if (wanted('package')) checkPackage()
+for (const name of chosenInstallers.filter(wanted)) install(name, dependency)
+if (options.compile && wanted('compile')) compile(dependency)
+console.log(`${passed} passed, ${failed} failed`)
+if (failed > 0 || passed === 0) process.exitCode = 1

@@ -1,0 +1,76 @@
+// Makes prebuilds/<platform>-<arch>/: the addon, stripped and tagged with its C library, and beside it the CUDA plugin
+// where one can be built. Compiles only what has changed since the last build of this tree.
+//
+//   node scripts/prebuilds.mjs [--no-cuda]         for this machine
+//   node scripts/prebuilds.mjs --arch arm64        crossed, with Debian's g++-12-aarch64-linux-gnu
+import { execFileSync } from 'node:child_process'
+import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { availableParallelism } from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs, promisify } from 'node:util'
+import prebuildify from 'prebuildify'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const { values } = parseArgs({ options: { arch: { type: 'string' }, 'no-cuda': { type: 'boolean' } } })
+const arch = values.arch ?? process.arch
+const target = `${process.platform}-${arch}`
+const crossed = arch !== process.arch
+const jobs = String(availableParallelism())
+const cross = { 'linux-arm64': { toolchain: 'cmake/aarch64-linux-gnu.cmake', strip: 'aarch64-linux-gnu-strip' } }[
+  target
+]
+if (crossed && !cross) throw new Error(`prebuilds: ${target} cannot be built on ${process.platform}-${process.arch}`)
+
+const run = (command, ...args) => execFileSync(command, args, { cwd: root, stdio: 'inherit' })
+
+function compileAddon() {
+  const build = crossed ? `build/${target}` : 'build'
+  const cmakeJs = createRequire(import.meta.url).resolve('cmake-js/bin/cmake-js')
+  const extra = crossed
+    ? ['--arch', arch, '--out', build, `--CDCMAKE_TOOLCHAIN_FILE=${path.join(root, cross.toolchain)}`]
+    : []
+  run(process.execPath, cmakeJs, 'compile', '--parallel', jobs, ...extra)
+  return path.join(root, build, 'Release/st_moe.node')
+}
+
+/** The plugin, or null with a word where this machine has no CUDA compiler. A compiler that fails is an error. */
+function compilePlugin() {
+  if (crossed || values['no-cuda'] || process.platform !== 'linux') return null
+  try {
+    execFileSync(process.env.CUDACXX ?? 'nvcc', ['--version'])
+  } catch {
+    console.log('prebuilds: no nvcc (in PATH or CUDACXX), so these prebuilds hold no CUDA plugin')
+    return null
+  }
+  run('cmake', '-S', '.', '-B', 'build/cuda', '-DST_MOE_CUDA=ON')
+  run('cmake', '--build', 'build/cuda', '--parallel', jobs, '--target', 'st_moe_cuda')
+  return path.join(root, 'build/Release/libst_moe_cuda.so')
+}
+
+// prebuildify strips, tags and moves what it finds in <cwd>/build/Release; it gets copies, so that the tree keeps its own.
+const staging = path.join(root, 'build/staging', target)
+const release = path.join(staging, 'build/Release')
+rmSync(staging, { recursive: true, force: true })
+rmSync(path.join(root, 'prebuilds', target), { recursive: true, force: true })
+mkdirSync(release, { recursive: true })
+for (const file of [compileAddon(), compilePlugin()]) {
+  if (file && !existsSync(file)) throw new Error(`prebuilds: the build left no ${file}`)
+  if (file) copyFileSync(file, path.join(release, path.basename(file)))
+}
+
+await promisify(prebuildify)({
+  name: 'st-moe',
+  arch,
+  cwd: staging,
+  out: root,
+  napi: true,
+  tagLibc: process.platform === 'linux',
+  strip: true,
+  stripBin: cross?.strip ?? 'strip',
+  shell: true,
+  nodeGyp: `"${process.execPath}" -e 0 --`, // prebuildify calls a node-gyp to compile; that is done
+  quiet: true,
+})
+console.log(`prebuilds/${target} is made`)

@@ -1,0 +1,120 @@
+import { spawnSync } from 'node:child_process'
+import {
+  copyFileSync,
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+
+/** An installed package whose addon or plugin is missing or damaged: a described error, and never a crash. */
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const addon = readFileSync(join(root, 'build/Release/st_moe.node'))
+const zeroTail = (bytes: Buffer) => Buffer.concat([bytes.subarray(0, bytes.length / 2), Buffer.alloc(bytes.length / 2)])
+const damages: [name: string, bytes: Buffer, reason: RegExp][] = [
+  ['empty', Buffer.alloc(0), /the file is empty/],
+  ['garbage', Buffer.from('garbage '.repeat(999)), /invalid ELF header/],
+  ['three bytes', Buffer.from('abc'), /file too short/],
+  ['cut in its header', addon.subarray(0, 40), /file too short/],
+  ['cut in the middle', addon.subarray(0, addon.length / 2), /damaged: it has \d+ bytes, its header tells of \d+/],
+  ['cut by one byte', addon.subarray(0, -1), /damaged: it has \d+ bytes, its header tells of \d+/],
+  ['zeros to the end', zeroTail(addon), /damaged: its section table is not one/],
+]
+
+let installed: string
+let prebuilds: string
+
+beforeEach(() => {
+  installed = realpathSync(mkdtempSync(join(tmpdir(), 'st-moe-broken-')))
+  prebuilds = join(installed, 'prebuilds', `${process.platform}-${process.arch}`)
+  mkdirSync(join(installed, 'node_modules'))
+  mkdirSync(prebuilds, { recursive: true })
+  copyFileSync(join(root, 'package.json'), join(installed, 'package.json'))
+  cpSync(join(root, 'dist'), join(installed, 'dist'), { recursive: true })
+  symlinkSync(join(root, 'node_modules/node-gyp-build'), join(installed, 'node_modules/node-gyp-build'))
+})
+afterEach(() => rmSync(installed, { recursive: true, force: true }))
+
+/** What a program gets that imports the package; its exit code is 0 where it could catch what went wrong. */
+function use(): { error?: { code: string; message: string }; devices?: Record<string, unknown>[]; sum?: number } {
+  const program = `
+    try {
+      const { devices, ones } = await import('./dist/index.js')
+      console.log(JSON.stringify({ devices: devices(), sum: ones([2, 3]).sum().item() }))
+    } catch ({ code, message }) {
+      console.log(JSON.stringify({ error: { code, message } }))
+    }`
+  const { ST_MOE_CUDA_LIBRARY, ST_MOE_PREBUILD, ...env } = process.env
+  const child = spawnSync(process.execPath, ['--input-type=module', '-e', program], {
+    cwd: installed,
+    env,
+    encoding: 'utf8',
+    timeout: 60_000,
+  })
+  expect(child).toMatchObject({ status: 0, signal: null, stderr: '' })
+  return JSON.parse(child.stdout)
+}
+
+function expectExplained(tried: RegExp) {
+  const { error } = use()
+  expect(error?.code).toBe('BACKEND_UNAVAILABLE')
+  const { message } = error!
+  expect(message).toContain(`the native addon could not be loaded on ${process.platform}-${process.arch}`)
+  expect(message).toMatch(tried)
+  expect(message).toMatch(/Needed: .*C\+\+ compiler, make and CMake/)
+  expect(message).toContain(`run: node ${JSON.stringify(join(installed, 'scripts/install.cjs'))}`)
+}
+
+describe('the addon', () => {
+  test('missing', () => expectExplained(/Tried:\n.*build\/Release: no addon\n.*prebuilds: no addon\n/))
+
+  test('for another C library alone', () => {
+    writeFileSync(join(prebuilds, 'st-moe.other.musl.node'), addon)
+    expectExplained(/prebuilds: only linux-\w+\/st-moe\.other\.musl\.node\n/)
+  })
+
+  test.each(damages)('%s', (_name, bytes, reason) => {
+    writeFileSync(join(prebuilds, 'st-moe.glibc.node'), bytes)
+    expectExplained(new RegExp(`Tried:\n.*st-moe\\.glibc\\.node: .*${reason.source}`))
+  })
+
+  test('another library', () => {
+    const [libm] = /\/\S*libm\.so\.6/.exec(readFileSync('/proc/self/maps', 'utf8')) ?? []
+    copyFileSync(libm!, join(prebuilds, 'st-moe.glibc.node'))
+    expectExplained(/st-moe\.glibc\.node: .*did not self-register/)
+  })
+})
+
+describe('the plugin', () => {
+  beforeEach(() => writeFileSync(join(prebuilds, 'st-moe.glibc.node'), addon))
+
+  function expectCpuAnd(reason: RegExp) {
+    const { devices, sum } = use()
+    expect(sum).toBe(6)
+    expect(devices?.[0]).toMatchObject({ device: 'cpu', available: true })
+    expect(devices?.[1]).toMatchObject({ device: 'cuda', available: false, stage: 'plugin' })
+    expect(devices?.[1].reason).toContain(join(prebuilds, 'libst_moe_cuda.so'))
+    expect(devices?.[1].reason).toMatch(reason)
+  }
+
+  test('missing', () => expectCpuAnd(/there is no such file.*install st-moe again/))
+
+  test.each(damages)('%s', (_name, bytes, reason) => {
+    writeFileSync(join(prebuilds, 'libst_moe_cuda.so'), bytes)
+    expectCpuAnd(reason)
+  })
+
+  test('another library', () => {
+    writeFileSync(join(prebuilds, 'libst_moe_cuda.so'), addon)
+    expectCpuAnd(/is not an st-moe plugin/)
+  })
+})

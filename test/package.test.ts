@@ -1,0 +1,45 @@
+import { execFileSync } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { expect, test } from 'vitest'
+
+/** The package holds what it needs to run and to be compiled from source, and nothing else. */
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const lines = (command: string, ...args: string[]) =>
+  execFileSync(command, args, { cwd: root, encoding: 'utf8' }).split('\n').filter(Boolean)
+
+const tracked = (...folders: string[]) =>
+  lines('git', 'ls-files', '--', ...folders).filter((name) => existsSync(join(root, name)))
+
+const packed: string[] = JSON.parse(
+  lines('npm', 'pack', '--dry-run', '--json', '--ignore-scripts').join('\n'),
+)[0].files.map((file: { path: string }) => file.path)
+
+const prebuilt = /^prebuilds\/(linux|darwin|win32)-(x64|arm64)\/(st-moe(\.glibc|\.musl)?\.node|libst_moe_cuda\.so)$/
+
+test('everything outside of prebuilds/ is on the list, and everything on the list is packed', () => {
+  const compiled = tracked('lib').flatMap((name) => {
+    const stem = name.replace(/^lib/, 'dist').replace(/\.ts$/, '')
+    return [`${stem}.js`, `${stem}.js.map`, `${stem}.d.ts`]
+  })
+  const single = ['package.json', 'README.md', 'CHANGELOG.md', 'LICENSE', 'CMakeLists.txt', 'scripts/install.cjs']
+  const allowed = [...single, ...tracked('native'), ...compiled]
+  expect(packed.filter((name) => !name.startsWith('prebuilds/')).sort()).toEqual(allowed.sort())
+})
+
+test('prebuilds/ holds addons and CUDA plugins alone', () => {
+  expect(packed.filter((name) => name.startsWith('prebuilds/') && !prebuilt.test(name))).toEqual([])
+})
+
+/** A file that CMake or an #include names and that is not packed would break the compilation elsewhere. */
+test('the sources name no file that is not packed', () => {
+  const includes = lines('git', 'grep', '-hoE', '#include "[^"]+"', '--', 'native').map(
+    (line) => `native/${line.split('"')[1]}`,
+  )
+  expect(includes.length).toBeGreaterThan(50)
+  expect([...new Set(includes)].filter((name) => !packed.includes(name))).toEqual([])
+  const folders = lines('git', 'grep', '-hoE', 'add_subdirectory\\([^)]+\\)', '--', 'CMakeLists.txt')
+  for (const folder of folders) expect(packed).toContain(`${folder.slice(17, -1)}/CMakeLists.txt`)
+})
