@@ -29,6 +29,7 @@ export type Backward = (
   needs: readonly boolean[],
 ) => readonly (Handle | null)[]
 
+/** Sees a gradient in a backward; a tensor that it returns takes the gradient's place. */
 export type GradHook = (grad: Tensor) => Tensor | undefined | null | void
 
 export interface Recording {

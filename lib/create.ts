@@ -16,6 +16,7 @@ export interface RandomOptions extends TensorOptions {
   generator?: Generator
 }
 
+/** Numbers in arrays in arrays, all of one length at each depth. */
 export type NestedArray = readonly (number | NestedArray)[]
 
 const names = ['dtype', 'device', 'requiresGrad'] as const

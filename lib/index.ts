@@ -1,6 +1,8 @@
+export type { GradHook } from './autograd.js'
 export {
   arange,
   full,
+  type NestedArray,
   ones,
   type RandomOptions,
   rand,

@@ -78,7 +78,7 @@ export class Tensor {
   #gradOwner: Tensor | null = null
   readonly #hooks: GradHook[] = []
 
-  /** Tensors are made by functions such as {@link tensor} and {@link zeros}, not by the constructor. */
+  /** @internal Tensors are made by functions such as `tensor` and `zeros`. */
   constructor(key: unknown, handle?: Handle, meta?: TensorMeta) {
     if (key !== adopt || handle === undefined || meta === undefined) {
       throw new MoeError('OPTION', 'Tensor', 'a Tensor is made by tensor(), zeros(), randn() …, not by its constructor')

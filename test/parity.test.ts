@@ -1,7 +1,7 @@
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, expect, type TestContext, test } from 'vitest'
+import { afterAll, beforeAll, expect, test } from 'vitest'
 import {
   loadSafetensorsSync,
   MoE,
@@ -15,7 +15,7 @@ import {
 } from '../lib/index.js'
 import { checkCase } from './support/golden-case.js'
 import { relativeError, runSeed, values } from './support/numbers.js'
-import { referencePython, runParity } from './support/python.js'
+import { pythonFor, referencePython, runParity } from './support/python.js'
 
 // Against the reference package itself, on configurations that are drawn now: ST_MOE_SEED=<n> draws others.
 
@@ -31,15 +31,8 @@ beforeAll(() => {
 
 afterAll(() => rmSync(folder, { recursive: true }))
 
-/** The reference's Python. Without one: an error in CI, elsewhere a skip that is counted and says why. */
-function pythonFor(context: TestContext): string {
-  if ('python' in found) return found.python
-  if (process.env.CI) throw new Error(`the reference package must be there in CI: ${found.reason}`)
-  return context.skip(found.reason)
-}
-
 test(`${cases} random configurations (seed ${seed})`, (context) => {
-  const python = pythonFor(context)
+  const python = pythonFor(context, found)
   runParity(python, 'draw', String(seed), String(cases), folder)
   const files = readdirSync(folder).filter((name) => name.endsWith('.safetensors'))
   expect(files.length).toBe(cases)
@@ -80,7 +73,7 @@ const single = (state: StateDict): StateDict =>
   Object.fromEntries(Object.entries(state).map(([name, value]) => [name, value.to('f32')]))
 
 test.for(layers)('files go both ways: $kind', ({ kind, mode, build, config, random }, context) => {
-  const python = pythonFor(context)
+  const python = pythonFor(context, found)
   const inFolder = (name: string) => join(folder, name)
   scope(() => {
     manualSeed(seed)

@@ -8,7 +8,8 @@ import type { Tensor } from '../tensor.js'
 import type { MoEForwardOptions } from './moe.js'
 import type { MoEResult } from './moe-result.js'
 
-type FloatArray = Float32Array | Float64Array
+/** How f32 and f64 values travel. */
+export type FloatArray = Float32Array | Float64Array
 
 /** One forward of a layer over plain arrays, with its backward. Holds native memory until `backward` or `dispose`. */
 export interface GradHandle extends Disposable {

@@ -8,7 +8,7 @@ import { reshaped, rowsOf, withViews } from './rows.js'
 
 /** Stacked parameters of E GEGLU experts of hidden width H. */
 export interface ExpertWeights {
-  /** [E, 2H, D]: first half values, second half gates. */
+  /** Shape [E, 2H, D], first half values, second half gates. */
   w1: Tensor
   /** [E, 2H] */
   b1: Tensor

@@ -8,15 +8,15 @@ import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.
 
 /** Where each token goes. Letters as in the docs: B sequences, N tokens, E experts, K choices. */
 export interface Routing {
-  /** i32 [B, N, K]: chosen experts, the most probable first. */
+  /** i32 of shape [B, N, K], the chosen experts, the most probable first. */
   expertIndex: Tensor
-  /** [B, N, K]: probabilities of the chosen, normalised over the K choices, before dropping. */
+  /** Shape [B, N, K], probabilities of the chosen, normalised over the K choices, before dropping. */
   gate: Tensor
-  /** i32 0/1 [B, N, K]: routed and within capacity. */
+  /** i32 of shape [B, N, K], 1 where routed and within capacity, else 0. */
   kept: Tensor
-  /** i32 [B, N, K]: slot in the expert, −1 where not kept. */
+  /** i32 of shape [B, N, K], the slot in the expert, −1 where not kept. */
   position: Tensor
-  /** [B, N, K]: combine weight, gate · kept. Differentiable. */
+  /** Shape [B, N, K], combine weight gate · kept. Differentiable. */
   weight: Tensor
   /** Slots of one expert for one sequence. */
   capacity: number

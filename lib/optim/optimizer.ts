@@ -22,7 +22,7 @@ export interface ParameterState {
 /** Base of the optimizers: the list of parameters, their state, and its dict. */
 export abstract class Optimizer {
   readonly parameters: readonly Parameter[]
-  protected readonly states = new Map<Parameter, ParameterState>()
+  readonly #states = new Map<Parameter, ParameterState>()
   protected abstract readonly stateNames: readonly string[]
 
   protected constructor(op: string, params: Iterable<Parameter>) {
@@ -52,14 +52,14 @@ export abstract class Optimizer {
   protected abstract update(parameter: Parameter, grad: Tensor, state: ParameterState): void
 
   private stateOf(parameter: Parameter): ParameterState {
-    let state = this.states.get(parameter)
+    let state = this.#states.get(parameter)
     if (!state) {
       const { shape, dtype, device } = parameter
       const tensors = withoutScope(() =>
         Object.fromEntries(this.stateNames.map((name) => [name, zeros(shape, { dtype, device })])),
       )
       state = { step: 0, tensors }
-      this.states.set(parameter, state)
+      this.#states.set(parameter, state)
     }
     return state
   }
@@ -72,7 +72,7 @@ export abstract class Optimizer {
   /** Copies of the state: `{i}.step` (f64, []) and the tensors of parameter i, for parameters that have been updated. */
   stateDict(): StateDict {
     const entries = this.parameters.flatMap((parameter, i) => {
-      const state = this.states.get(parameter)
+      const state = this.#states.get(parameter)
       if (!state) return []
       const tensors = Object.entries(state.tensors).map(([name, value]) => [`${i}.${name}`, value.clone()] as const)
       return [[`${i}.step`, tensor(Float64Array.of(state.step), [])] as const, ...tensors]
@@ -112,13 +112,13 @@ export abstract class Optimizer {
       return [parameter, { step: dict[`${i}.step`].item(), tensors }] as const
     })
     this.dispose()
-    for (const [parameter, state] of loaded) this.states.set(parameter, state)
+    for (const [parameter, state] of loaded) this.#states.set(parameter, state)
   }
 
   /** Frees the state, not the parameters. */
   dispose(): void {
-    for (const { tensors } of this.states.values()) for (const value of Object.values(tensors)) value.dispose()
-    this.states.clear()
+    for (const { tensors } of this.#states.values()) for (const value of Object.values(tensors)) value.dispose()
+    this.#states.clear()
   }
 
   [Symbol.dispose](): void {

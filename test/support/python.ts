@@ -1,7 +1,8 @@
 import { type SpawnSyncReturns, spawnSync } from 'node:child_process'
-import { existsSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import type { TestContext } from 'vitest'
 
 const venv = fileURLToPath(new URL('../../build/parity-venv', import.meta.url))
 const packages = ['st-moe-pytorch==0.1.8', 'torch', 'safetensors', 'numpy']
@@ -22,6 +23,10 @@ export function referencePython(): { python: string } | { reason: string } {
   const given = process.env.ST_MOE_PYTHON
   if (given) return { python: given }
   const python = join(venv, process.platform === 'win32' ? 'Scripts/python.exe' : 'bin/python')
+  return locked(() => install(python))
+}
+
+function install(python: string): { python: string } | { reason: string } {
   if (existsSync(ready)) return { python }
   const made = run('python3', ['-m', 'venv', venv])
   if (made.status !== 0) return { reason: `python3 -m venv: ${failure(made)}` }
@@ -29,6 +34,45 @@ export function referencePython(): { python: string } | { reason: string } {
   if (installed.status !== 0) return { reason: `pip install ${packages.join(' ')}: ${failure(installed)}` }
   writeFileSync(ready, packages.join('\n'))
   return { python }
+}
+
+/** One process at a time makes the environment: test files run beside each other. The lock holds its owner's number. */
+function locked<T>(fn: () => T): T {
+  const lock = `${venv}.lock`
+  mkdirSync(dirname(lock), { recursive: true })
+  while (!tryLock(lock)) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 500)
+  try {
+    return fn()
+  } finally {
+    rmSync(lock, { force: true })
+  }
+}
+
+function tryLock(lock: string): boolean {
+  try {
+    writeFileSync(lock, String(process.pid), { flag: 'wx' })
+    return true
+  } catch {
+    if (isDead(lock)) rmSync(lock, { force: true })
+    return false
+  }
+}
+
+/** Whether the owner was killed before it could remove its lock. */
+function isDead(lock: string): boolean {
+  try {
+    process.kill(Number(readFileSync(lock, 'utf8')) || process.pid, 0)
+    return false
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'ESRCH'
+  }
+}
+
+/** The reference's Python. Without one: an error in CI, elsewhere a skip that is counted and says why. */
+export function pythonFor(context: TestContext, found: ReturnType<typeof referencePython>): string {
+  if ('python' in found) return found.python
+  if (process.env.CI) throw new Error(`the reference package must be there in CI: ${found.reason}`)
+  return context.skip(found.reason)
 }
 
 /** Runs test/parity.py; its traceback is the message of the error. */

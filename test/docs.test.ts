@@ -1,0 +1,119 @@
+import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { dirname, join, resolve } from 'node:path'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { type Block, blocksOf, compile, expectRun, root, writeAll } from './support/blocks.js'
+import { complaints } from './support/commands.js'
+import { pythonFor, referencePython } from './support/python.js'
+
+/**
+ * Every block of code in the README and the docs runs. The blocks of a page run in order in one folder, so that one may
+ * read what an earlier one wrote. The rules are in docs/README.md, under "How these pages are tested".
+ */
+
+const folder = join(root, 'build', 'docs-test')
+const extensions: Record<string, string> = { ts: '.mts', js: '.mjs', python: '.py' }
+const known = [...Object.keys(extensions), 'sh', 'text', '']
+
+const pages = [
+  'README.md',
+  ...readdirSync(join(root, 'docs'), { recursive: true, encoding: 'utf8' }).map((name) => `docs/${name}`),
+]
+  .filter((name) => name.endsWith('.md'))
+  .sort()
+  .map((page) => {
+    const text = readFileSync(join(root, page), 'utf8')
+    const place = join(folder, page.replaceAll(/\W/g, '-'))
+    const blocks = blocksOf(text).map((block) => ({
+      ...block,
+      name: `${block.language} block of line ${block.line}`,
+      file: join(place, `line-${block.line}${extensions[block.language]}`),
+    }))
+    return { page, text, place, blocks }
+  })
+
+const all = pages.flatMap(({ blocks }) => blocks)
+const inFiles = all.filter(({ language }) => language in extensions)
+const typed = all.filter(({ language }) => language === 'ts').map(({ file }) => file)
+let python: ReturnType<typeof referencePython> | undefined
+
+beforeAll(() => {
+  writeAll(
+    folder,
+    inFiles.map(({ file, language, code }) => ({ file, code: language === 'ts' ? `${code}\nexport {}\n` : code })),
+  )
+  if (all.some(({ language }) => language === 'python')) python = referencePython()
+}, 45 * 60_000)
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
+
+test('the TypeScript blocks compile under strict', () => {
+  expect(typed.length).toBeGreaterThan(5)
+  expect(compile(typed)).toBe('')
+})
+
+test('every block says a language that is tested here', () => {
+  expect(
+    pages.flatMap(({ page, blocks }) =>
+      blocks.filter(({ language }) => !known.includes(language)).map(({ line }) => `${page}:${line}`),
+    ),
+  ).toEqual([])
+})
+
+describe.each(pages.filter(({ blocks }) => blocks.some(({ language }) => language !== '' && language !== 'text')))(
+  '$page',
+  ({ place, blocks }) => {
+    let withoutPython = false
+
+    const run = (block: Block & { file: string }) => {
+      const { language, file, code, flags } = block
+      if (language === 'ts') expectRun(block, process.execPath, [file.replace(/mts$/, 'mjs')], place)
+      else if (language === 'js') expectRun(block, process.execPath, [file], place)
+      else {
+        expect(complaints(code)).toEqual([])
+        if (flags.includes('run')) expectRun(block, 'bash', ['-euo', 'pipefail', '-c', code], root)
+      }
+    }
+
+    for (const block of blocks.filter(({ language }) => language !== '' && language !== 'text')) {
+      const how = block.language === 'sh' && !block.flags.includes('run') ? 'names what exists' : 'runs'
+      test(`${block.name} ${how}`, (context) => {
+        if (block.language === 'python' || withoutPython) {
+          withoutPython = python !== undefined && 'reason' in python // what follows may read its files
+          const program = pythonFor(context, python!)
+          if (block.language === 'python') return expectRun(block, program, ['-W', 'ignore', block.file], place)
+        }
+        run(block)
+      })
+    }
+  },
+)
+
+describe.each(pages)('$page', ({ page, text }) => {
+  test('links lead to files and headings that exist', () => {
+    const anchor = (heading: string) =>
+      heading
+        .toLowerCase()
+        .replaceAll(/[^\p{L}\p{N}\s_-]/gu, '')
+        .trim()
+        .replaceAll(' ', '-')
+    const prose = text.replaceAll(/^```.*?^```$/gms, '')
+    const targets = [...prose.matchAll(/\]\(([^)\s]+)\)/g)]
+      .map(([, target]) => target)
+      .filter((target) => !/^https?:/.test(target))
+    const broken = targets.filter((target) => {
+      const [path, fragment] = target.split('#')
+      const file = path === '' ? join(root, page) : resolve(root, dirname(page), path)
+      if (!existsSync(file)) return true
+      if (fragment === undefined) return false
+      return ![...readFileSync(file, 'utf8').matchAll(/^#+ (.*)$/gm)].some(
+        ([, heading]) => anchor(heading) === fragment,
+      )
+    })
+    expect(broken).toEqual([])
+  })
+
+  test('commands within sentences name what exists', () => {
+    const prose = text.replaceAll(/^```.*?^```$/gms, '')
+    const commands = [...prose.matchAll(/`((?:npm|npx|scripts\/)[^`]*)`/g)].map(([, command]) => command)
+    expect(commands.flatMap(complaints)).toEqual([])
+  })
+})
