@@ -358,15 +358,9 @@ function checkPackage() {
 }
 
 fetchTools()
-const dependency = path.join(work, 'node-gyp-build.tgz')
-execFileSync('tar', [
-  '-czf',
-  dependency,
-  '-C',
-  path.join(root, 'node_modules'),
-  '--transform=s,^node-gyp-build,package,',
-  'node-gyp-build',
-])
+const gypBuild = path.join(root, 'node_modules/node-gyp-build')
+const packing = ['pack', '--ignore-scripts', '--silent', '--pack-destination', work, gypBuild]
+const dependency = path.join(work, execFileSync('npm', packing, { encoding: 'utf8', shell: windows }).trim())
 console.log(`${path.basename(tarball)}, ${cutOff ? 'no network' : 'wrong proxies'}, work in ${work}`)
 const wanted = (name) => name.includes(options.only)
 if (wanted('package')) checkPackage()

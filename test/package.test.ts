@@ -33,13 +33,17 @@ test('prebuilds/ holds addons and CUDA plugins alone', () => {
   expect(packed.filter((name) => name.startsWith('prebuilds/') && !prebuilt.test(name))).toEqual([])
 })
 
-/** A file that CMake or an #include names and that is not packed would break the compilation elsewhere. */
-test('the sources name no file that is not packed', () => {
+/** A missing header would break the compilation elsewhere. */
+test('the sources include no file that is not packed', () => {
   const includes = lines('git', 'grep', '-hoE', '#include "[^"]+"', '--', 'native').map(
     (line) => `native/${line.split('"')[1]}`,
   )
   expect(includes.length).toBeGreaterThan(50)
   expect([...new Set(includes)].filter((name) => !packed.includes(name))).toEqual([])
-  const folders = lines('git', 'grep', '-hoE', 'add_subdirectory\\([^)]+\\)', '--', 'CMakeLists.txt')
-  for (const folder of folders) expect(packed).toContain(`${folder.slice(17, -1)}/CMakeLists.txt`)
+})
+
+test('the release workflow pins its actions by commit', () => {
+  const uses = lines('git', 'grep', '-hE', '^ *-? *uses:', '--', '.github/workflows')
+  expect(uses.length).toBeGreaterThan(5)
+  expect(uses.filter((line) => !/@[0-9a-f]{40} # v\d+\.\d+\.\d+$/.test(line))).toEqual([])
 })
