@@ -259,7 +259,7 @@ function trained({ ok, output }, machine = arch) {
   return { ok: false, output: `${output}\nexpected ${losses[machine]}` }
 }
 
-/** A project that depends on the tarball; its one dependency is a file too, so that nothing is asked of a registry. */
+/** A project that depends on the tarball; its one dependency is a file too, so that npm is asked for nothing. */
 function makeProject(name, installer, dependency) {
   const folder = path.join(work, name.replaceAll(' ', '-'))
   mkdirSync(folder)
