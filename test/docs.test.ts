@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
@@ -12,7 +13,9 @@ import { pythonFor, referencePython } from './support/python.js'
 
 const folder = join(root, 'build', 'docs-test')
 const extensions: Record<string, string> = { ts: '.mts', js: '.mjs', python: '.py' }
-const known = [...Object.keys(extensions), 'sh', 'text', '']
+const known = [...Object.keys(extensions), 'sh']
+/** The file that a block is an excerpt of, where it says one. */
+const excerptOf = ({ flags }: Block): string | undefined => flags.find((flag) => flag.includes('/'))
 
 const pages = [
   'README.md',
@@ -28,12 +31,12 @@ const pages = [
       name: `${block.language} block of line ${block.line}`,
       file: join(place, `line-${block.line}${extensions[block.language]}`),
     }))
-    return { page, text, place, blocks }
+    return { page, text, place, tested: blocks.filter(({ language }) => language !== '') }
   })
 
-const all = pages.flatMap(({ blocks }) => blocks)
-const inFiles = all.filter(({ language }) => language in extensions)
-const typed = all.filter(({ language }) => language === 'ts').map(({ file }) => file)
+const all = pages.flatMap(({ tested }) => tested)
+const inFiles = all.filter((block) => block.language in extensions && !excerptOf(block))
+const typed = inFiles.filter(({ language }) => language === 'ts').map(({ file }) => file)
 let python: ReturnType<typeof referencePython> | undefined
 
 beforeAll(() => {
@@ -50,42 +53,49 @@ test('the TypeScript blocks compile under strict', () => {
   expect(compile(typed)).toBe('')
 })
 
-test('every block says a language that is tested here', () => {
-  expect(
-    pages.flatMap(({ page, blocks }) =>
-      blocks.filter(({ language }) => !known.includes(language)).map(({ line }) => `${page}:${line}`),
-    ),
-  ).toEqual([])
+test('every block says a language that is tested here, or none: a drawing', () => {
+  const unknown = pages.flatMap(({ page, tested }) =>
+    tested
+      .filter((block) => !known.includes(block.language) && !excerptOf(block))
+      .map(({ line, language }) => `${page}:${line} ${language}`),
+  )
+  expect(unknown).toEqual([])
 })
 
-describe.each(pages.filter(({ blocks }) => blocks.some(({ language }) => language !== '' && language !== 'text')))(
-  '$page',
-  ({ place, blocks }) => {
-    let withoutPython = false
+/** Without indentation, which the formatter of these pages changes. */
+const flat = (text: string): string => text.replaceAll(/^ +/gm, '')
 
-    const run = (block: Block & { file: string }) => {
-      const { language, file, code, flags } = block
-      if (language === 'ts') expectRun(block, process.execPath, [file.replace(/mts$/, 'mjs')], place)
-      else if (language === 'js') expectRun(block, process.execPath, [file], place)
-      else {
-        expect(complaints(code)).toEqual([])
-        if (flags.includes('run')) expectRun(block, 'bash', ['-euo', 'pipefail', '-c', code], root)
+const howTested = (block: Block): string => {
+  if (excerptOf(block)) return `is in ${excerptOf(block)}`
+  return block.language === 'sh' && !block.flags.includes('run') ? 'names what exists' : 'runs'
+}
+
+describe.each(pages.filter(({ tested }) => tested.length > 0))('$page', ({ place, tested }) => {
+  let withoutPython = false
+
+  const run = (block: (typeof tested)[number]) => {
+    const { language, file, code, flags } = block
+    if (language === 'ts') expectRun(block, process.execPath, [file.replace(/mts$/, 'mjs')], place)
+    else if (language === 'js') expectRun(block, process.execPath, [file], place)
+    else {
+      expect(complaints(code)).toEqual([])
+      if (flags.includes('run')) expectRun(block, 'bash', ['-euo', 'pipefail', '-c', code], root)
+    }
+  }
+
+  for (const block of tested) {
+    test(`${block.name} ${howTested(block)}`, (context) => {
+      const excerpt = excerptOf(block)
+      if (excerpt) return expect(flat(readFileSync(join(root, excerpt), 'utf8'))).toContain(flat(block.code))
+      if (block.language === 'python' || withoutPython) {
+        withoutPython = python !== undefined && 'reason' in python // what follows may read its files
+        const program = pythonFor(context, python!)
+        if (block.language === 'python') return expectRun(block, program, ['-W', 'ignore', block.file], place)
       }
-    }
-
-    for (const block of blocks.filter(({ language }) => language !== '' && language !== 'text')) {
-      const how = block.language === 'sh' && !block.flags.includes('run') ? 'names what exists' : 'runs'
-      test(`${block.name} ${how}`, (context) => {
-        if (block.language === 'python' || withoutPython) {
-          withoutPython = python !== undefined && 'reason' in python // what follows may read its files
-          const program = pythonFor(context, python!)
-          if (block.language === 'python') return expectRun(block, program, ['-W', 'ignore', block.file], place)
-        }
-        run(block)
-      })
-    }
-  },
-)
+      run(block)
+    })
+  }
+})
 
 describe.each(pages)('$page', ({ page, text }) => {
   test('links lead to files and headings that exist', () => {
@@ -113,7 +123,27 @@ describe.each(pages)('$page', ({ page, text }) => {
 
   test('commands within sentences name what exists', () => {
     const prose = text.replaceAll(/^```.*?^```$/gms, '')
-    const commands = [...prose.matchAll(/`((?:npm|npx|scripts\/)[^`]*)`/g)].map(([, command]) => command)
+    const commands = [...prose.matchAll(/`((?:npm |npx |scripts\/)[^`]*)`/g)].map(([, command]) => command)
     expect(commands.flatMap(complaints)).toEqual([])
   })
+})
+
+test('the picture of the slots is what its program draws', () => {
+  const file = join(folder, 'capacity.svg')
+  const { status, stderr } = spawnSync(process.execPath, ['--import', 'tsx', 'examples/draw-capacity.ts', file], {
+    cwd: root,
+    encoding: 'utf8',
+  })
+  expect(stderr).toBe('')
+  expect(status).toBe(0)
+  expect(readFileSync(file, 'utf8')).toBe(readFileSync(join(root, 'docs/images/capacity.svg'), 'utf8'))
+})
+
+test('the index lists every page', () => {
+  const index = readFileSync(join(root, 'docs/README.md'), 'utf8')
+  const missing = pages.filter(
+    ({ page }) =>
+      page !== 'docs/README.md' && !index.includes(`](${page.replace('docs/', '').replace(/^README/, '../README')})`),
+  )
+  expect(missing.map(({ page }) => page)).toEqual([])
 })
