@@ -6,11 +6,14 @@ import {
   MoE,
   manualSeed,
   ops,
+  SGD,
   SparseMoEBlock,
   scope,
   type Tensor,
   tensor,
+  zeros,
 } from '../lib/index.js'
+import { expectNoLeak } from './support/baseline.js'
 import { Draw, relativeError, runSeed, values } from './support/numbers.js'
 
 /** Half a unit in the last place of the narrow types, relative. */
@@ -119,6 +122,46 @@ describe.each(narrow)('products of %s operands', (computeDtype) => {
         expect(relativeError(values(got.grads[name]), values(grad)), name).toBeLessThan(2 * bound)
     }),
   )
+})
+
+describe.each(narrow)('copies of weights in %s', (computeDtype) => {
+  test('serve until the weight changes, and go with it', () =>
+    expectNoLeak(() => {
+      manualSeed(2)
+      const build = () => new MoE({ dim: 24, numExperts: 4, computeDtype })
+      const [linear, moe, same, other] = [new Linear(24, 40, { computeDtype }), build(), build(), build()]
+      const expectFresh = () =>
+        scope(() => {
+          const x = normal([2, 16, 24])
+          const { weight, bias } = linear
+          const plain = values(ops.linear(x, weight.clone(), bias, { computeDtype })) // a clone is no parameter
+          for (let i = 0; i < 2; i++) expect(values(linear.forward(x))).toEqual(plain)
+          same.loadStateDict(moe.stateDict())
+          const random = { uniforms: zeros([2, 2, 16]) }
+          const outputs = () => values(moe.forward(x, { random }).outputs)
+          expect(outputs()).toEqual(values(same.forward(x, { random }).outputs))
+          expect(outputs()).toEqual(outputs())
+          return outputs()
+        })
+      const first = expectFresh()
+      const optimizer = new SGD([...linear.parameters(), ...moe.parameters()], { lr: 0.1 })
+      scope(() => {
+        const x = normal([2, 16, 24])
+        linear.forward(x).square().sum().backward()
+        moe.forward(x).outputs.square().sum().backward()
+        optimizer.step()
+      })
+      expect(expectFresh()).not.toEqual(first)
+      scope(() => moe.loadStateDict(other.stateDict()))
+      expectFresh()
+      for (const entry of [linear, moe, same, other, optimizer]) entry.dispose()
+    }))
+
+  test('are not kept for tensors that are no parameters', () =>
+    scope(() => {
+      const [x, w] = [normal([4, 24]), normal([40, 24])]
+      expectNoLeak(() => ops.linear(x, w, null, { computeDtype }).dispose())
+    }))
 })
 
 test('layers pass their computeDtype on', () =>

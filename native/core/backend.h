@@ -302,7 +302,7 @@ struct ExpertFfnArgs {
   const void* weight;                         // [T, K]; null: all 1
   const void *w1, *b1, *mult_bias, *w2, *b2;  // [E, 2H, D], [E, 2H], [E, H], [E, D, H], [E, D]
   void* y;                                    // [T, D]; zeros for a token with nothing kept
-  void* a;                                    // pre-activations A [rows, 2H], saved for the backward; null: not needed
+  void* a;  // pre-activations A [rows, Backend::saved_columns(H)] for the backward, as the backend likes them; or null
   DType dtype, compute;
   int64_t T, K, D, E, H, B, C, rows;  // T = B·N. rows: E·B·C, or the most that can be kept; more is an Error
   PackedCopies *w1_packed = nullptr, *w2_packed = nullptr;
@@ -453,15 +453,18 @@ struct OpTable {
 };
 
 struct Backend {
-  uint32_t abi;         // kBackendAbi
-  const char* name;     // "cpu", "cuda"
-  const char* variant;  // instruction set or card
-  int32_t fixed_slots;  // 1: expert_ffn computes every slot, so that shapes do not depend on the routing
+  uint32_t abi;            // kBackendAbi
+  const char* name;        // "cpu", "cuda"
+  const char* variant;     // instruction set or card
+  int32_t fixed_slots;     // 1: expert_ffn computes every slot, so that shapes do not depend on the routing
+  int32_t saved_multiple;  // what expert_ffn saves has 2H columns rounded up to a multiple of this
   void* (*allocate)(const Context&, size_t bytes);  // 64-byte aligned; null when memory is exhausted
   void (*release)(const Context&, void* data, size_t bytes);
   Status (*copy_in)(const Context&, void* to, const void* host, size_t bytes);
   Status (*copy_out)(const Context&, void* host, const void* from, size_t bytes);
   OpTable ops;
+
+  int64_t saved_columns(int64_t H) const { return (2 * H + saved_multiple - 1) / saved_multiple * saved_multiple; }
 };
 
 // ---- plugins ------------------------------------------------------------------------------------------------

@@ -41,7 +41,8 @@ Status copy(const Context&, void* to, const void* from, size_t bytes) {
 const Backend& cpu_backend() {
   static const Backend backend = [] {
     const cpu::Isa isa = cpu::choose_isa();
-    return Backend{kBackendAbi, "cpu", isa.name, 0, cpu::allocate, cpu::release, cpu::copy, cpu::copy, isa.op_table()};
+    return Backend{kBackendAbi,   "cpu",        isa.name,  0,         1,
+                   cpu::allocate, cpu::release, cpu::copy, cpu::copy, isa.op_table()};
   }();
   return backend;
 }

@@ -2,7 +2,8 @@
 #include "core/backend.h"
 
 // The instruction sets that the CPU ops are compiled for, the widest first: X(name, whether this machine has it).
-#if defined(__x86_64__) || defined(_M_X64)
+// ST_MOE_ISA, where even this is compiled with it, is the only one (the tests of the CUDA backend do so).
+#if (defined(__x86_64__) || defined(_M_X64)) && !defined(ST_MOE_ISA)
 #define ST_MOE_CPU_ISAS(X)               \
   X(avx512bf16, st_moe::cpu::has_bf16()) \
   X(avx512, st_moe::cpu::has_v4())       \

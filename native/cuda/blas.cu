@@ -114,15 +114,16 @@ static bool write_empty(const Context& ctx, DType dtype, const Product& p) {
   return true;
 }
 
-void multiply(const Context& ctx, DType dtype, const Product& p) {
-  const Types types = types_of(dtype);
-  if (write_empty(ctx, dtype, p)) return;
+void multiply(const Context& ctx, DType operands, DType result, const Product& p) {
+  const Types types = types_of(operands);
+  const cudaDataType data_c = types_of(result).data;
+  if (write_empty(ctx, result, p)) return;
   const ColumnMajor g = column_major(p);
   const Scalars scalars(types, 1, p.accumulate ? 1 : 0);
   Stream& stream = stream_of(ctx);
   check_blas(blas_library().gemm_strided_batched(handle_of(stream), g.transa, g.transb, g.m, g.n, g.k, scalars.at(0),
                                                  g.a, types.data, g.lda, p.b_stride, g.b, types.data, g.ldb, p.a_stride,
-                                                 scalars.at(1), p.c, types.data, g.ldc, p.c_stride,
+                                                 scalars.at(1), p.c, data_c, g.ldc, p.c_stride,
                                                  as_int(p.batch, "batch"), types.compute, CUBLAS_GEMM_DEFAULT),
              "product");
   stream.count_gemm();
@@ -162,7 +163,7 @@ void multiply_grouped(const Context& ctx, DType dtype, const Product* products, 
   Stream& stream = stream_of(ctx);
   const cublasHandle_t handle = handle_of(stream);
   if (work.size() < 2 || !blas_library().gemm_grouped_batched) {
-    for (const Product& p : work) multiply(ctx, dtype, p);
+    for (const Product& p : work) multiply(ctx, dtype, dtype, p);
     return;
   }
   Groups groups;

@@ -7,7 +7,7 @@
 namespace st_moe::cuda {
 
 // C [M, N] = op(A) [M, K] · op(B) [K, N], `batch` times with strides in elements. Row-major; transposed operands are
-// stored [K, M] and [N, K]. f32 or f64. accumulate: C += instead of C =.
+// stored [K, M] and [N, K]. accumulate: C += instead of C =.
 struct Product {
   int64_t M, N, K;
   const void *a, *b;
@@ -17,8 +17,18 @@ struct Product {
   int64_t batch = 1, a_stride = 0, b_stride = 0, c_stride = 0;
 };
 
-// K = 0 writes zeros (nothing when accumulating). Throws Error.
-void multiply(const Context& ctx, DType dtype, const Product& product);
+// K = 0 writes zeros (nothing when accumulating). A and B are f32, f64, bf16 or f16, added up in f64 where they are f64
+// and in f32 otherwise; C is of the same dtype, or f32. Throws Error.
+void multiply(const Context& ctx, DType operands, DType result, const Product& product);
+
+// A matrix that stands in memory as it is, one of a batch that follow each other.
+struct Matrix {
+  const void* data;
+  int64_t rows, columns;
+};
+
+// Rows and columns of bf16 and f16 operands, and the columns of A that expert_ffn saves, are multiples of this.
+constexpr int64_t kOperandMultiple = 64;
 
 // Frees Stream::blas.
 void destroy_blas(void* handle) noexcept;

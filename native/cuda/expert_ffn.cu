@@ -5,54 +5,65 @@
 
 namespace st_moe::cuda {
 
-// Element of the hidden layer. a [rows, 2H] enters as x W1ᵀ and leaves as A = [a ; γ]; h [rows, H] = gelu(γ) ⊙ a ⊙ μ.
-template <class T>
+// Element of h [rows, padded H] = gelu(γ) ⊙ a ⊙ μ, where [a ; γ] = x W1ᵀ + b1 and `a` [rows, saved columns] is x W1ᵀ.
+template <class T, class O>
 struct Activate {
-  T* a;
-  const T *b1, *mult_bias;  // [E, 2H], [E, H]
-  T* h;
-  int64_t H, rows_each;
+  const T *a, *b1, *mult_bias;  // b1 [E, 2H], mult_bias [E, H]
+  typename O::Stored* h;
+  int64_t H, width, saved, rows_each;
 
   __device__ void operator()(int64_t i) const {
-    const Place place = place_of(i, H);
-    const int64_t expert = place_of(place.row, rows_each).row;
-    T *value = a + place.row * 2 * H + place.column, *gate = value + H;
-    const T* bias = b1 + expert * 2 * H + place.column;
-    const T v = *value + bias[0], z = *gate + bias[H];
-    *value = v;
-    *gate = z;
-    h[i] = gelu(z) * v * mult_bias[expert * H + place.column];
+    const Place place = place_of(i, width);
+    const int64_t expert = place_of(place.row, rows_each).row, j = place.column;
+    if (is_narrow<O> && j >= H) {
+      h[i] = 0;
+      return;
+    }
+    const T *value = a + place.row * saved + j, *bias = b1 + expert * 2 * H + j;
+    h[i] = O::store(gelu(value[H] + bias[H]) * (value[0] + bias[0]) * mult_bias[expert * H + j]);
   }
 };
 
-template <class T>
+template <class T, class O>
 static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertRows& rows) {
-  const int64_t D = args.D, H = args.H, M = rows.each, count = rows.count();
-  const bool gathers = rows.slots;
+  using Stored = typename O::Stored;
+  const int64_t D = args.D, H = args.H, E = args.E, count = rows.count();
+  const int64_t width = padded<O>(D), hidden = padded<O>(H), saved = saved_columns(H);
+  const bool gathers = rows.slots, copies = gathers || is_narrow<O>;
   const T *x = static_cast<const T*>(args.x), *weight = static_cast<const T*>(args.weight);
   T* y = static_cast<T*>(args.y);
   Scratch<int32_t> holder(ctx, gathers ? count : 0);
-  Scratch<T> gathered(ctx, gathers ? count * D : 0);  // x of the rows, then their outputs
-  Scratch<T> unsaved(ctx, args.a ? 0 : count * 2 * H), h(ctx, count * H);
-  T *a = args.a ? static_cast<T*>(args.a) : unsaved.get(), *out = gathers ? gathered.get() : y;
+  Scratch<Stored> x_rows(ctx, copies ? count * width : 0), h(ctx, count * hidden);
+  Scratch<T> unsaved(ctx, args.a ? 0 : count * saved), out_rows(ctx, gathers && is_narrow<O> ? count * D : 0);
+  OperandWeight<T, O> w1(ctx, args.w1, args.compute, E, 2 * H, D, args.w1_packed);
+  OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, D, H, args.w2_packed);
+  T *a = args.a ? static_cast<T*>(args.a) : unsaved.get(), *out = gathers ? out_rows.get() : y;
+  if constexpr (!is_narrow<O>) out = gathers ? x_rows.get() : y;  // x of the rows is not needed any more
 
   if (gathers) {
     fill_holders(ctx, rows.assignments, holder.get());
-    elementwise(ctx, count * D, GatherRows<T>{holder.get(), x, nullptr, gathered.get(), D, args.K});
+    fill_operands(ctx, FillOperand<T, O, HeldToken>{x, x_rows.get(), count, D, {holder.get(), args.K}}, w1.fill(),
+                  w2.fill());
+  } else if (copies) {
+    fill_operands(ctx, FillOperand<T, O, SameRow>{x, x_rows.get(), count, D, {}}, w1.fill(), w2.fill());
   }
+  w1.filled(), w2.filled();
   if (count > 0) {
-    multiply(ctx, args.dtype, rows.of_rows(gathers ? gathered.get() : x, args.w1, a, 2 * H, D, true));
-    elementwise(ctx, count * H,
-                Activate<T>{a, static_cast<const T*>(args.b1), static_cast<const T*>(args.mult_bias), h.get(), H, M});
-    multiply(ctx, args.dtype, rows.of_rows(h.get(), args.w2, out, D, H, true));
+    const Matrix in{copies ? static_cast<const void*>(x_rows.get()) : x, rows.each, width};
+    multiply(ctx, args.compute, args.dtype,
+             rows.of_rows(in, w1.get(), true, a, saved, is_narrow<O> ? w1.get().rows : 2 * H));
+    elementwise(ctx, count * hidden,
+                Activate<T, O>{a, static_cast<const T*>(args.b1), static_cast<const T*>(args.mult_bias), h.get(), H,
+                               hidden, saved, rows.each});
+    multiply(ctx, args.compute, args.dtype, rows.of_rows({h.get(), rows.each, hidden}, w2.get(), true, out, D, D));
   }
   elementwise(ctx, args.T * D, CombineRows<T>{rows.assignments, out, weight, static_cast<const T*>(args.b2), y, D});
 }
 
 void expert_ffn(const Context& ctx, const ExpertFfnArgs& args) {
   const ExpertRows rows = expert_rows_of(ctx, args);
-  if (args.compute != args.dtype) fail(ErrorCode::unsupported, "compute dtype %s", dtype_name(args.compute));
-  dispatch_float(args.dtype, [&](auto zero) { forward<decltype(zero)>(ctx, args, rows); });
+  dispatch_operands(args.dtype, args.compute,
+                    [&](auto zero, auto operand) { forward<decltype(zero), decltype(operand)>(ctx, args, rows); });
 }
 
 }  // namespace st_moe::cuda

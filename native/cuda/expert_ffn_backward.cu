@@ -11,38 +11,44 @@ constexpr int kLaneColumns = 4;
 constexpr int kStrip = kLaneColumns * kWarp;
 constexpr int kStripWarps = kWarpBlock / kWarp;
 
-template <class T>
+template <class T, class O>
 struct ExpertGradient {
+  using Stored = typename O::Stored;
+
   const int32_t* holder;  // [rows]: assignment (token · K + choice) in the slot, −1: empty; null: row t is token t
-  const T *dy, *x, *b1, *mult_bias, *b2, *a, *weight;
-  T *g, *x_rows;  // [rows, D] dy and x of the rows, each or null where it is not gathered
-  T* q;           // [rows, H] dy · W2, then w · h
-  T* da;          // [rows, 2H] gradient of A
-  T* dots;        // [rows, strips + 1] parts of dweight: <h, q> and <A − b1, dA> of each strip, and <b2, dy>; or null
-  T* sums;        // [E, row blocks, 3H + D] parts of db1, dmult_bias and db2; or null
+  const T *dy, *x, *b1, *mult_bias, *b2, *a, *weight;  // a [rows, saved columns]: A without b1
+  Stored *g, *x_rows;  // [rows, padded D] dy and x of the rows, each or null where it is neither gathered nor rounded
+  T* q;                // [rows, padded H] dy · W2
+  Stored* wh;          // [rows, padded H] w · h; q itself where it is not rounded
+  Stored* da;          // [rows, padded 2H] gradient of A
+  T* dots;  // [rows, strips + 1] parts of dweight: <h, q> and <A − b1, dA> of each strip, and <b2, dy>; or null
+  T* sums;  // [E, row blocks, 3H + D] parts of db1, dmult_bias and db2; or null
   int64_t D, H, K, each, row_blocks, strips;  // each: rows of one expert; row_blocks: of one expert
+  int64_t width, hidden, saved, da_width;     // columns of g, of q, of a, of da
   bool straight_through;
 
   __device__ int64_t assignment(int64_t row) const { return holder ? holder[row] : row; }
   __device__ T weight_of(int64_t assignment) const { return weight ? weight[assignment] : T(1); }
+  __device__ int64_t token_of(int64_t assignment) const { return place_of(assignment, K).row; }
 };
 
 // A row by a warp.
-template <class T>
+template <class T, class O>
 struct LoadRow {
-  ExpertGradient<T> p;
+  ExpertGradient<T, O> p;
 
   __device__ void operator()(int64_t row, int lane) const {
     const int64_t assignment = p.assignment(row), D = p.D;
     const bool full = assignment >= 0;
-    const int64_t token = full ? place_of(assignment, p.K).row : 0;
+    const int64_t token = full ? p.token_of(assignment) : 0;
     const T *dy = p.dy + token * D, *x = p.x + token * D, *b2 = p.b2 + place_of(row, p.each).row * D;
     T dot = 0;
-    for (int64_t j = lane; j < D; j += kWarp) {
-      const T g = full ? dy[j] : T(0);
-      if (p.g) p.g[row * D + j] = g;
-      if (p.x_rows) p.x_rows[row * D + j] = full ? x[j] : T(0);
-      if (full) dot += b2[j] * g;
+    for (int64_t j = lane; j < p.width; j += kWarp) {
+      const bool real = full && j < D;
+      const T g = real ? dy[j] : T(0);
+      if (p.g) p.g[row * p.width + j] = O::store(g);
+      if (p.x_rows) p.x_rows[row * p.width + j] = O::store(real ? x[j] : T(0));
+      if (real) dot += b2[j] * g;
     }
     if (!p.dots) return;
     dot = warp_reduce(dot, Sum{});
@@ -55,9 +61,18 @@ struct StripSums {
   T value[kLaneColumns], gate[kLaneColumns], mult_bias[kLaneColumns];
 };
 
+// The padding of wh and da that belongs to column j ≥ H: two columns of da for each of wh, since 2H is padded by at
+// most twice as much as H.
+template <class T, class O>
+__device__ static void clear_padding(const ExpertGradient<T, O>& p, int64_t row, int64_t j) {
+  if (j >= p.hidden) return;
+  p.wh[row * p.hidden + j] = 0;
+  for (int64_t i = 2 * j; i < 2 * j + 2 && i < p.da_width; ++i) p.da[row * p.da_width + i] = 0;
+}
+
 // A row of a strip that starts at column `first`, by a warp. Returns the lane's part of dweight.
-template <class T>
-__device__ static T hidden_row(const ExpertGradient<T>& p, int64_t row, int64_t expert, int64_t first, int lane,
+template <class T, class O>
+__device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64_t expert, int64_t first, int lane,
                                StripSums<T>& sums) {
   const int64_t assignment = p.assignment(row), H = p.H;
   const T w = assignment < 0 ? T(0) : p.weight_of(assignment);
@@ -65,25 +80,27 @@ __device__ static T hidden_row(const ExpertGradient<T>& p, int64_t row, int64_t 
 #pragma unroll
   for (int c = 0; c < kLaneColumns; ++c) {
     const int64_t j = first + c * kWarp + lane;
-    if (j >= H) continue;
-    T *q = p.q + row * H + j, *dvalue = p.da + row * 2 * H + j, *dgate = dvalue + H;
-    if (assignment < 0) {
-      *q = *dvalue = *dgate = 0;
+    if (j >= H) {
+      if (is_narrow<O>) clear_padding(p, row, j);
       continue;
     }
-    const T value = p.a[row * 2 * H + j], gate = p.a[row * 2 * H + H + j], mu = p.mult_bias[expert * H + j];
-    const GeluPair<T> gelu = gelu_with_grad(gate);
-    const T plain = gelu.value * value, h = plain * mu, dh = w * *q, scaled = dh * mu;
-    const T dv = scaled * gelu.value, dg = scaled * value * gelu.grad;
-    T product = h * *q;
-    if (p.straight_through) {
-      const T* bias = p.b1 + expert * 2 * H + j;
-      product += (value - bias[0]) * dv + (gate - bias[H]) * dg;
+    typename O::Stored *wh = p.wh + row * p.hidden + j, *dvalue = p.da + row * p.da_width + j, *dgate = dvalue + H;
+    if (assignment < 0) {
+      *wh = *dvalue = *dgate = 0;
+      continue;
     }
+    const T *a = p.a + row * p.saved + j, *bias = p.b1 + expert * 2 * H + j;
+    const T q = p.q[row * p.hidden + j], value = a[0] + bias[0], gate = a[H] + bias[H],
+            mu = p.mult_bias[expert * H + j];
+    const GeluPair<T> gelu = gelu_with_grad(gate);
+    const T plain = gelu.value * value, h = plain * mu, dh = w * q, scaled = dh * mu;
+    const T dv = scaled * gelu.value, dg = scaled * value * gelu.grad;
+    T product = h * q;
+    if (p.straight_through) product += a[0] * dv + a[H] * dg;
     dot += product;
-    *q = w * h;
-    *dvalue = dv;
-    *dgate = dg;
+    *wh = O::store(w * h);
+    *dvalue = O::store(dv);
+    *dgate = O::store(dg);
     sums.value[c] += dv;
     sums.gate[c] += dg;
     sums.mult_bias[c] += dh * plain;
@@ -92,8 +109,8 @@ __device__ static T hidden_row(const ExpertGradient<T>& p, int64_t row, int64_t 
 }
 
 // A strip of hidden columns by a block of rows. Warps take the rows in turn; their column sums are added in order.
-template <class T>
-__global__ void __launch_bounds__(kWarpBlock) hidden_kernel(ExpertGradient<T> p, int64_t blocks) {
+template <class T, class O>
+__global__ void __launch_bounds__(kWarpBlock) hidden_kernel(ExpertGradient<T, O> p, int64_t blocks) {
   __shared__ T partial[kStripWarps][3 * kStrip];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   for (int64_t work = blockIdx.x; work < blocks; work += gridDim.x) {
@@ -125,29 +142,28 @@ __global__ void __launch_bounds__(kWarpBlock) hidden_kernel(ExpertGradient<T> p,
 }
 
 // Part of db2 = Σ w · dy of one column over a block of rows. Element of [E · row blocks, D].
-template <class T>
+template <class T, class O>
 struct OutputBiasPart {
-  ExpertGradient<T> p;
+  ExpertGradient<T, O> p;
 
   __device__ void operator()(int64_t i) const {
     const Place place = place_of(i, p.D);
     const int64_t expert = place_of(place.row, p.row_blocks).row;
     const int64_t begin = expert * p.each + (place.row - expert * p.row_blocks) * kSumRows;
     const int64_t end = min_of(begin + kSumRows, (expert + 1) * p.each);
-    const T* g = p.g ? p.g : p.dy;
     T total = 0;
     for (int64_t row = begin; row < end; ++row) {
       const int64_t assignment = p.assignment(row);
-      if (assignment >= 0) total += p.weight_of(assignment) * g[row * p.D + place.column];
+      if (assignment >= 0) total += p.weight_of(assignment) * p.dy[p.token_of(assignment) * p.D + place.column];
     }
     p.sums[place.row * (3 * p.H + p.D) + 3 * p.H + place.column] = total;
   }
 };
 
 // Element of [E, 3H + D]: the parts in the order of the row blocks.
-template <class T>
+template <class T, class O>
 struct FinishSums {
-  ExpertGradient<T> p;
+  ExpertGradient<T, O> p;
   T *db1, *dmult_bias, *db2;
 
   __device__ void operator()(int64_t i) const {
@@ -180,57 +196,71 @@ struct FinishDots {
   }
 };
 
-template <class T>
-static ExpertGradient<T> gradient_of(const ExpertFfnBackwardArgs& args, const ExpertRows& rows) {
+template <class T, class O>
+static ExpertGradient<T, O> gradient_of(const ExpertFfnBackwardArgs& args, const ExpertRows& rows) {
   const auto values = [](const void* p) { return static_cast<const T*>(p); };
-  ExpertGradient<T> p{};
+  ExpertGradient<T, O> p{};
   p.dy = values(args.dy), p.x = values(args.x), p.b1 = values(args.b1), p.mult_bias = values(args.mult_bias);
   p.b2 = values(args.b2), p.a = values(args.a), p.weight = values(args.weight);
   p.D = args.D, p.H = args.H, p.K = args.K, p.each = rows.each, p.row_blocks = ceil_div(rows.each, kSumRows);
+  p.width = padded<O>(args.D), p.hidden = padded<O>(args.H), p.da_width = padded<O>(2 * args.H);
+  p.saved = saved_columns(args.H);
   p.strips = ceil_div(args.H, kStrip), p.straight_through = args.straight_through;
   return p;
 }
 
-template <class T>
+template <class T, class O>
 static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, const ExpertRows& rows) {
+  using Stored = typename O::Stored;
   const int64_t D = args.D, H = args.H, E = args.E, count = rows.count();
-  ExpertGradient<T> p = gradient_of<T>(args, rows);
-  const bool parameters = args.dw1;
+  ExpertGradient<T, O> p = gradient_of<T, O>(args, rows);
+  const bool parameters = args.dw1, copies = rows.slots || is_narrow<O>;
   Scratch<int32_t> holder(ctx, rows.slots ? count : 0);
-  Scratch<T> g(ctx, rows.slots ? count * D : 0), x_rows(ctx, rows.slots && parameters ? count * D : 0);
-  Scratch<T> q(ctx, count * H), da(ctx, count * 2 * H), dots(ctx, args.dweight ? count * (p.strips + 1) : 0);
+  Scratch<Stored> g(ctx, copies ? count * p.width : 0), x_rows(ctx, copies && parameters ? count * p.width : 0);
+  Scratch<Stored> wh(ctx, is_narrow<O> ? count * p.hidden : 0), da(ctx, count * p.da_width);
+  Scratch<T> q(ctx, count * p.hidden), dots(ctx, args.dweight ? count * (p.strips + 1) : 0);
   Scratch<T> sums(ctx, parameters ? E * p.row_blocks * (3 * H + D) : 0);
+  OperandWeight<T, O> w1(ctx, args.w1, args.compute, args.dx ? E : 0, 2 * H, D, args.dx ? args.w1_packed : nullptr);
+  OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, D, H, args.w2_packed);
   p.holder = holder.get(), p.g = g.get(), p.x_rows = x_rows.get(), p.q = q.get(), p.da = da.get();
-  p.dots = dots.get(), p.sums = sums.get();
-  const T* dy_rows = rows.slots ? g.get() : p.dy;
+  p.dots = dots.get(), p.sums = sums.get(), p.wh = wh.get();
+  if constexpr (!is_narrow<O>) p.wh = q.get();
+  const Matrix dy_rows{copies ? static_cast<const void*>(g.get()) : p.dy, rows.each, p.width};
+  const Matrix in_rows{copies ? static_cast<const void*>(x_rows.get()) : p.x, rows.each, p.width};
+  const Matrix hidden_rows{p.wh, rows.each, p.hidden}, da_rows{p.da, rows.each, p.da_width};
+  const auto product = [&](const Product& each) { multiply(ctx, args.compute, args.dtype, each); };
 
   if (rows.slots) fill_holders(ctx, rows.assignments, holder.get());
-  if (rows.slots || args.dweight) by_warp(ctx, count, LoadRow<T>{p});
-  if (count > 0) multiply(ctx, args.dtype, rows.of_rows(dy_rows, args.w2, q.get(), H, D, false));
+  if (copies || args.dweight) by_warp(ctx, count, LoadRow<T, O>{p});
+  fill_operands(ctx, w1.fill(), w2.fill());
+  w1.filled(), w2.filled();
+  if (count > 0) product(rows.of_rows(dy_rows, w2.get(), false, q.get(), p.hidden, p.hidden));
   const int64_t blocks = E * p.row_blocks * p.strips;
-  if (blocks > 0) launch(ctx, hidden_kernel<T>, grid_for(blocks, 1), kWarpBlock, 0, p, blocks);
+  if (blocks > 0) launch(ctx, hidden_kernel<T, O>, grid_for(blocks, 1), kWarpBlock, 0, p, blocks);
   if (parameters) {
-    elementwise(ctx, E * p.row_blocks * D, OutputBiasPart<T>{p});
+    elementwise(ctx, E * p.row_blocks * D, OutputBiasPart<T, O>{p});
     elementwise(
         ctx, E * (3 * H + D),
-        FinishSums<T>{p, static_cast<T*>(args.db1), static_cast<T*>(args.dmult_bias), static_cast<T*>(args.db2)});
-    multiply(ctx, args.dtype, rows.over_rows(dy_rows, q.get(), args.dw2, D, H));
-    multiply(ctx, args.dtype, rows.over_rows(da.get(), rows.slots ? x_rows.get() : p.x, args.dw1, 2 * H, D));
+        FinishSums<T, O>{p, static_cast<T*>(args.db1), static_cast<T*>(args.dmult_bias), static_cast<T*>(args.db2)});
+    product(rows.over_rows(dy_rows, hidden_rows, args.dw2, D, H));
+    product(rows.over_rows(da_rows, in_rows, args.dw1, 2 * H, D));
   }
   if (args.dweight)
     elementwise(ctx, args.T * args.K,
                 FinishDots<T>{rows.assignments, dots.get(), static_cast<T*>(args.dweight), p.strips + 1});
   if (!args.dx) return;
   T* dx = static_cast<T*>(args.dx);
-  T* dx_rows = rows.slots ? g.get() : dx;  // g is not needed any more
-  if (count > 0) multiply(ctx, args.dtype, rows.of_rows(da.get(), args.w1, dx_rows, D, 2 * H, false));
+  Scratch<T> rounded_dx(ctx, rows.slots && is_narrow<O> ? count * D : 0);
+  T* dx_rows = rows.slots ? rounded_dx.get() : dx;
+  if constexpr (!is_narrow<O>) dx_rows = rows.slots ? g.get() : dx;  // g is not needed any more
+  if (count > 0) product(rows.of_rows(da_rows, w1.get(), false, dx_rows, D, D));
   if (rows.slots) elementwise(ctx, args.T * D, CombineRows<T>{rows.assignments, dx_rows, nullptr, nullptr, dx, D});
 }
 
 void expert_ffn_backward(const Context& ctx, const ExpertFfnBackwardArgs& args) {
   const ExpertRows rows = expert_rows_of(ctx, args);
-  if (args.compute != args.dtype) fail(ErrorCode::unsupported, "compute dtype %s", dtype_name(args.compute));
-  dispatch_float(args.dtype, [&](auto zero) { backward<decltype(zero)>(ctx, args, rows); });
+  dispatch_operands(args.dtype, args.compute,
+                    [&](auto zero, auto operand) { backward<decltype(zero), decltype(operand)>(ctx, args, rows); });
 }
 
 }  // namespace st_moe::cuda

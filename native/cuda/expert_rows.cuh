@@ -1,6 +1,6 @@
 #pragma once
 #include "cuda/assignments.cuh"
-#include "cuda/blas.h"
+#include "cuda/operands.cuh"
 
 namespace st_moe::cuda {
 
@@ -14,22 +14,28 @@ struct ExpertRows {
 
   int64_t count() const { return assignments.E * each; }
 
-  // c [rows, N] = a [rows, K] · w, w [E, N, K] if transposed, else [E, K, N]
-  Product of_rows(const void* a, const void* w, void* c, int64_t N, int64_t K, bool transposed) const {
-    Product p{each, N, K, a, w, c, K, transposed ? K : N, N};
+  // c [rows, N] = a [rows, K] · w, w [E, N, K] if transposed, else [E, K, N]. All of a's columns count, padding too;
+  // w and c may have more than N.
+  Product of_rows(const Matrix& a, const Matrix& w, bool transposed, void* c, int64_t ldc, int64_t N) const {
+    Product p{each, N, a.columns, a.data, w.data, c, a.columns, w.columns, ldc};
     p.transpose_b = transposed;
-    p.batch = assignments.E, p.a_stride = each * K, p.b_stride = N * K, p.c_stride = each * N;
+    p.batch = assignments.E, p.a_stride = each * a.columns, p.b_stride = w.rows * w.columns, p.c_stride = each * ldc;
     return p;
   }
 
-  // c [E, M, N] = aᵀ · b over the rows of each expert, a [rows, M], b [rows, N]
-  Product over_rows(const void* a, const void* b, void* c, int64_t M, int64_t N) const {
-    Product p{M, N, each, a, b, c, M, N, N};
+  // c [E, M, N] = aᵀ · b over the rows of each expert; a and b may have more columns than M and N
+  Product over_rows(const Matrix& a, const Matrix& b, void* c, int64_t M, int64_t N) const {
+    Product p{M, N, each, a.data, b.data, c, a.columns, b.columns, N};
     p.transpose_a = true;
-    p.batch = assignments.E, p.a_stride = each * M, p.b_stride = each * N, p.c_stride = M * N;
+    p.batch = assignments.E, p.a_stride = each * a.columns, p.b_stride = each * b.columns, p.c_stride = M * N;
     return p;
   }
 };
+
+// Columns of A as it is saved: a pre-activation without its bias in the first 2H.
+static inline int64_t saved_columns(int64_t H) {
+  return ceil_div(2 * H, kOperandMultiple) * kOperandMultiple;
+}
 
 template <class Args>
 ExpertRows expert_rows_of(const Context& ctx, const Args& args) {

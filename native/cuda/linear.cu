@@ -1,5 +1,5 @@
-#include "cuda/blas.h"
 #include "cuda/columns.cuh"
+#include "cuda/operands.cuh"
 #include "cuda/ops.h"
 
 namespace st_moe::cuda {
@@ -25,54 +25,56 @@ static void add_bias(const Context& ctx, int64_t rows, int64_t columns, const vo
          static_cast<T*>(y));
 }
 
+template <class T, class O>
+static void forward(const Context& ctx, const LinearArgs& args) {
+  const OperandRows<T, O> x(ctx, args.x, args.T, args.I);
+  OperandWeight<T, O> w(ctx, args.w, args.compute, 1, args.O, args.I, args.w_packed);
+  fill_operands(ctx, x.fill(), w.fill());
+  w.filled();
+  const int64_t K = x.get().columns;
+  Product p{args.T, args.O, K, x.get().data, w.get().data, args.y, K, K, args.O};
+  p.transpose_b = true;
+  multiply(ctx, args.compute, args.dtype, p);
+  if (args.bias) add_bias<T>(ctx, args.T, args.O, args.bias, args.y);
+}
+
 void linear(const Context& ctx, const LinearArgs& args) {
   if (args.T == 0 || args.O == 0) return;
-  Product p{};
-  p.M = args.T, p.N = args.O, p.K = args.I;
-  p.a = args.x, p.b = args.w, p.c = args.y;
-  p.lda = p.ldb = args.I < 1 ? 1 : args.I;
-  p.ldc = args.O;
-  p.transpose_b = true;
-  if (args.compute != args.dtype) fail(ErrorCode::unsupported, "compute dtype %s", dtype_name(args.compute));
-  dispatch_float(args.dtype, [&](auto zero) {
-    multiply(ctx, args.dtype, p);
-    if (args.bias) add_bias<decltype(zero)>(ctx, args.T, args.O, args.bias, args.y);
-  });
+  dispatch_operands(args.dtype, args.compute,
+                    [&](auto zero, auto operand) { forward<decltype(zero), decltype(operand)>(ctx, args); });
 }
 
 // dx [T, I] = dy [T, O] · w [O, I]
-static void input_gradient(const Context& ctx, const LinearBackwardArgs& args) {
-  if (args.T == 0 || args.I == 0) return;
-  Product p{};
-  p.M = args.T, p.N = args.I, p.K = args.O;
-  p.a = args.dy, p.b = args.w, p.c = args.dx;
-  p.lda = args.O < 1 ? 1 : args.O;
-  p.ldb = p.ldc = args.I;
-  multiply(ctx, args.dtype, p);
+static void input_gradient(const Context& ctx, const LinearBackwardArgs& args, const Matrix& dy, const Matrix& w) {
+  multiply(ctx, args.compute, args.dtype,
+           Product{args.T, args.I, dy.columns, dy.data, w.data, args.dx, dy.columns, w.columns, args.I});
 }
 
 // dw [O, I] = dyᵀ · x
-static void weight_gradient(const Context& ctx, const LinearBackwardArgs& args) {
-  if (args.O == 0 || args.I == 0) return;
-  Product p{};
-  p.M = args.O, p.N = args.I, p.K = args.T;
-  p.a = args.dy, p.b = args.x, p.c = args.dw;
-  p.lda = args.O;
-  p.ldb = p.ldc = args.I;
+static void weight_gradient(const Context& ctx, const LinearBackwardArgs& args, const Matrix& dy, const Matrix& x) {
+  Product p{args.O, args.I, args.T, dy.data, x.data, args.dw, dy.columns, x.columns, args.I};
   p.transpose_a = true;
-  multiply(ctx, args.dtype, p);
+  multiply(ctx, args.compute, args.dtype, p);
+}
+
+template <class T, class O>
+static void backward(const Context& ctx, const LinearBackwardArgs& args) {
+  const bool products = args.dx || args.dw;
+  const OperandRows<T, O> dy(ctx, args.dy, products ? args.T : 0, args.O);
+  const OperandRows<T, O> x(ctx, args.x, args.dw ? args.T : 0, args.I);
+  OperandWeight<T, O> w(ctx, args.w, args.compute, args.dx ? 1 : 0, args.O, args.I, args.dx ? args.w_packed : nullptr);
+  fill_operands(ctx, dy.fill(), x.fill(), w.fill());
+  w.filled();
+  if (args.dx) input_gradient(ctx, args, dy.get(), w.get());
+  if (args.dw) weight_gradient(ctx, args, dy.get(), x.get());
+  if (args.dbias) {
+    sum_columns(ctx, 1, args.T, args.O, static_cast<const T*>(args.dy), static_cast<T*>(args.dbias));
+  }
 }
 
 void linear_backward(const Context& ctx, const LinearBackwardArgs& args) {
-  if (args.compute != args.dtype) fail(ErrorCode::unsupported, "compute dtype %s", dtype_name(args.compute));
-  dispatch_float(args.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    if (args.dx) input_gradient(ctx, args);
-    if (args.dw) weight_gradient(ctx, args);
-    if (args.dbias) {
-      sum_columns(ctx, 1, args.T, args.O, static_cast<const T*>(args.dy), static_cast<T*>(args.dbias));
-    }
-  });
+  dispatch_operands(args.dtype, args.compute,
+                    [&](auto zero, auto operand) { backward<decltype(zero), decltype(operand)>(ctx, args); });
 }
 
 }  // namespace st_moe::cuda

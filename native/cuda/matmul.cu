@@ -20,7 +20,7 @@ void matmul(const Context& ctx, const MatmulArgs& args) {
   p.ldc = args.N;
   p.batch = args.batch;
   p.a_stride = args.a_batch_stride, p.b_stride = args.b_batch_stride, p.c_stride = args.M * args.N;
-  dispatch_float(args.dtype, [&](auto) { multiply(ctx, args.dtype, p); });
+  dispatch_float(args.dtype, [&](auto) { multiply(ctx, args.dtype, args.dtype, p); });
 }
 
 }  // namespace st_moe::cuda

@@ -6,6 +6,7 @@
 #include <new>
 #include <string>
 
+#include "cuda/blas.h"
 #include "cuda/blas_library.h"
 #include "cuda/ops.h"
 #include "cuda/stream.h"
@@ -101,7 +102,8 @@ Card* make_card(int index) {
     fail(ErrorCode::backend_unavailable, "%s has compute capability %d.%d; %d.%d or newer is needed", properties.name,
          properties.major, properties.minor, kOldestCapability / 10, kOldestCapability % 10);
   auto* card = new Card{properties.name, {}};
-  card->backend = {kBackendAbi, "cuda", card->name.c_str(), 1, allocate, release, copy_in, copy_out, op_table()};
+  card->backend = {kBackendAbi, "cuda",  card->name.c_str(), 1,         kOperandMultiple, allocate,
+                   release,     copy_in, copy_out,           op_table()};
   return card;
 }
 

@@ -297,7 +297,7 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
   if (tokens > 0) {
     Product logits{tokens, args.E, args.D, args.x, args.w, args.logits, args.D, args.D, args.E};
     logits.transpose_b = true;
-    multiply(ctx, args.dtype, logits);
+    multiply(ctx, args.dtype, args.dtype, logits);
   }
   Scratch<int32_t> count(ctx, work * args.K * args.E), counted(ctx, work);
   Scratch<double> prob_sum(ctx, work * args.E), z_sum(ctx, work), balance(ctx, parts), z(ctx, args.B);

@@ -167,10 +167,10 @@ static void route_backward_as(const Context& ctx, const RouteBackwardArgs& args)
     if (masks) elementwise(ctx, tokens * D, ClearMasked<T>{x, clean.get(), args.mask, D});
     Product product{E, D, tokens, dl.get(), masks ? clean.get() : x, args.dw, E, D, D};
     product.transpose_a = true;
-    multiply(ctx, args.dtype, product);
+    multiply(ctx, args.dtype, args.dtype, product);
   }
   if (args.dx && tokens > 0) {
-    multiply(ctx, args.dtype, Product{tokens, D, E, dl.get(), args.w, args.dx, E, D, D});
+    multiply(ctx, args.dtype, args.dtype, Product{tokens, D, E, dl.get(), args.w, args.dx, E, D, D});
     T* dx = static_cast<T*>(args.dx);
     if (masks) elementwise(ctx, tokens * D, ClearMasked<T>{dx, dx, args.mask, D});
   }

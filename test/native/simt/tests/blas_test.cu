@@ -2,6 +2,7 @@
 #include <cstring>
 #include <vector>
 
+#include "core/convert.h"
 #include "cuda/blas.h"
 #include "cuda/kernel.cuh"
 
@@ -20,6 +21,16 @@ void expect(bool ok, const char* what) {
 
 template <class T>
 constexpr DType dtype = sizeof(T) == 4 ? DType::f32 : DType::f64;
+
+// How values of T are handed to a product: as they are, or as bf16 or f16.
+template <class T>
+std::vector<uint16_t> narrow(const std::vector<T>& values, DType type) {
+  std::vector<uint16_t> out;
+  for (T value : values)
+    out.push_back(type == DType::bf16 ? float_to_bf16(static_cast<float>(value))
+                                      : float_to_f16(static_cast<float>(value)));
+  return out;
+}
 
 // Small whole numbers: products are exact in every order.
 template <class T>
@@ -64,6 +75,23 @@ class OnDevice {
 
 constexpr int64_t kSize = 600;
 
+// f32 results of narrow operands: whole numbers are exact in all types.
+void test_narrow(const Context& ctx, DType type) {
+  const std::vector<float> a = whole<float>(kSize, 1), b = whole<float>(kSize, 2);
+  const OnDevice<uint16_t> device_a(ctx, narrow(a, type)), device_b(ctx, narrow(b, type));
+  for (int bits = 0; bits < 8; ++bits) {
+    Product p{3, 5, 7, device_a.get(), device_b.get(), nullptr, 10, 10, 11};
+    p.transpose_a = bits & 1, p.transpose_b = bits & 2, p.accumulate = bits & 4;
+    p.batch = 2, p.a_stride = 100, p.b_stride = 110, p.c_stride = 120;
+    std::vector<float> c = whole<float>(kSize, 3);
+    const OnDevice<float> device_c(ctx, c);
+    p.c = device_c.get();
+    multiply(ctx, type, DType::f32, p);
+    multiply_on_host(p, a.data(), b.data(), c.data());
+    expect(device_c.back(c.size()) == c, "multiply of narrow operands");
+  }
+}
+
 template <class T>
 void test_multiply(const Context& ctx) {
   const std::vector<T> a = whole<T>(kSize, 1), b = whole<T>(kSize, 2);
@@ -82,7 +110,7 @@ void test_multiply(const Context& ctx) {
       std::vector<T> c = whole<T>(kSize, 3);
       const OnDevice<T> device_c(ctx, c);
       p.c = device_c.get();
-      multiply(ctx, dtype<T>, p);
+      multiply(ctx, dtype<T>, dtype<T>, p);
       multiply_on_host(p, a.data(), b.data(), c.data());
       expect(device_c.back(c.size()) == c, "multiply");
     }
@@ -113,7 +141,7 @@ void test_grouped(const Context& ctx) {
 
 void test_limits(const Context& ctx) {
   try {
-    multiply(ctx, DType::f32, {int64_t{1} << 32, 1, 1, nullptr, nullptr, nullptr, 1, 1, 1});
+    multiply(ctx, DType::f32, DType::f32, {int64_t{1} << 32, 1, 1, nullptr, nullptr, nullptr, 1, 1, 1});
     expect(false, "2^32 rows");
   } catch (const Error& error) {
     expect(error.code() == ErrorCode::shape && std::strstr(error.what(), "below 2^31"), "2^32 rows");
@@ -146,6 +174,8 @@ int main() {
     const Context ctx{1, &stream};
     test_multiply<float>(ctx);
     test_multiply<double>(ctx);
+    test_narrow(ctx, DType::bf16);
+    test_narrow(ctx, DType::f16);
     test_grouped<float>(ctx);
     test_grouped<double>(ctx);
     test_limits(ctx);

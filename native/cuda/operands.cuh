@@ -1,0 +1,168 @@
+#pragma once
+#include <type_traits>
+
+#include "core/convert.h"
+#include "cuda/blas.h"
+#include "cuda/rows.cuh"
+
+// Operands of matrix products: values as they are, or rounded to bf16 or f16. Rounded ones stand in rows padded with
+// zeros to whole multiples of 64, since tensor cores want aligned rows and widths such as 1365 have none.
+namespace st_moe::cuda {
+
+#include "core/element_types.inc"
+
+template <class O>
+constexpr bool is_narrow = sizeof(typename O::Stored) == 2;
+
+template <class O>
+__host__ __device__ static inline int64_t padded(int64_t n) {
+  return is_narrow<O> ? ceil_div(n, kOperandMultiple) * kOperandMultiple : n;
+}
+
+// Calls f(T{}, O{}) with the type of the values and how they stand in operands.
+template <class F>
+void dispatch_operands(DType dtype, DType compute, F&& f) {
+  if (dtype == DType::f64 && compute == DType::f64) return f(double{}, F64{});
+  if (dtype == DType::f32 && compute == DType::f32) return f(float{}, F32{});
+  if (dtype == DType::f32 && compute == DType::bf16) return f(float{}, Bf16{});
+  if (dtype == DType::f32 && compute == DType::f16) return f(float{}, F16{});
+  fail(ErrorCode::dtype, "products of %s cannot have operands of %s", dtype_name(dtype), dtype_name(compute));
+}
+
+// Where the rows of an operand come from; −1: a row of zeros.
+struct SameRow {
+  __device__ int64_t operator()(int64_t row) const { return row; }
+};
+struct PaddedBatch {  // [batch, rows] in [batch, padded]
+  int64_t rows, padded;
+  __device__ int64_t operator()(int64_t row) const {
+    const Place place = place_of(row, padded);
+    return place.column < rows ? place.row * rows + place.column : -1;
+  }
+};
+struct HeldToken {  // the token of the assignment in a slot
+  const int32_t* holder;
+  int64_t K;
+  __device__ int64_t operator()(int64_t row) const { return holder[row] < 0 ? -1 : place_of(holder[row], K).row; }
+};
+
+// to [to_rows, padded columns] = rows of from [.., columns]. An element of the loop is four columns where they are
+// padded.
+template <class T, class O, class Rows>
+struct FillOperand {
+  static constexpr int kRun = is_narrow<O> ? 4 : 1;
+  struct alignas(kRun * sizeof(typename O::Stored)) Run {
+    typename O::Stored value[kRun];
+  };
+
+  const T* from;
+  typename O::Stored* to;
+  int64_t to_rows, columns;
+  Rows rows;
+
+  int64_t size() const { return to_rows * padded<O>(columns) / kRun; }
+  __device__ void operator()(int64_t i) const {
+    const Place place = place_of(i, padded<O>(columns) / kRun);
+    const int64_t row = rows(place.row), first = place.column * kRun;
+    Run run;
+#pragma unroll
+    for (int c = 0; c < kRun; ++c)
+      run.value[c] = O::store(row >= 0 && first + c < columns ? from[row * columns + first + c] : T(0));
+    reinterpret_cast<Run*>(to)[i] = run;
+  }
+};
+
+// Element loops one after the other.
+template <class... Fs>
+struct Loops {
+  int64_t size() const { return 0; }
+  __device__ void operator()(int64_t) const {}
+};
+template <class F, class... Rest>
+struct Loops<F, Rest...> {
+  F first;
+  int64_t split;
+  Loops<Rest...> rest;
+
+  explicit Loops(F f, Rest... others) : first(f), split(f.size()), rest(others...) {}
+  int64_t size() const { return split + rest.size(); }
+  __device__ void operator()(int64_t i) const {
+    if (i < split) {
+      first(i);
+    } else {
+      rest(i - split);
+    }
+  }
+};
+
+// Fills several operands in one launch.
+template <class... Fs>
+void fill_operands(const Context& ctx, Fs... fills) {
+  const Loops<Fs...> loops(fills...);
+  elementwise(ctx, loops.size(), loops);
+}
+
+// An activation [rows, columns] as an operand: itself, or rounded for the time of one call.
+template <class T, class O>
+class OperandRows {
+ public:
+  using Fill = FillOperand<T, O, SameRow>;
+
+  OperandRows(const Context& ctx, const void* x, int64_t rows, int64_t columns)
+      : copy_(ctx, is_narrow<O> ? rows * padded<O>(columns) : 0),
+        fill_{static_cast<const T*>(x), copy_.get(), is_narrow<O> ? rows : 0, columns, {}},
+        matrix_{is_narrow<O> ? copy_.get() : x, rows, padded<O>(columns)} {}
+
+  const Fill& fill() const { return fill_; }
+  const Matrix& get() const { return matrix_; }
+
+ private:
+  Scratch<typename O::Stored> copy_;
+  Fill fill_;
+  Matrix matrix_;
+};
+
+// A weight [batch, rows, columns] as an operand: itself, or a rounded copy with padded rows and columns. A parameter
+// keeps its copy until it changes.
+template <class T, class O>
+class OperandWeight {
+ public:
+  using Fill = FillOperand<T, O, PaddedBatch>;
+
+  OperandWeight(const Context& ctx, const void* w, DType compute, int64_t batch, int64_t rows, int64_t columns,
+                PackedCopies* copies)
+      : ctx_(ctx), copies_(copies), key_{0, compute, batch, rows, columns} {
+    const int64_t wide = padded<O>(columns), high = padded<O>(rows);
+    fill_ = {static_cast<const T*>(w), nullptr, 0, columns, {rows, high}};
+    const void* data = w;
+    if (is_narrow<O> && !(data = copies ? copies->find(*copies, key_) : nullptr)) {
+      bytes_ = static_cast<size_t>(batch * high * wide) * sizeof(typename O::Stored);
+      data = made_ = bytes_ > 0 ? stream_of(ctx).allocate(bytes_) : nullptr;
+      fill_.to = static_cast<typename O::Stored*>(made_);
+      fill_.to_rows = batch * high;
+    }
+    matrix_ = {data, high, wide};
+  }
+  ~OperandWeight() {
+    if (made_) stream_of(ctx_).release(made_, bytes_);
+  }
+  OperandWeight(const OperandWeight&) = delete;
+  OperandWeight& operator=(const OperandWeight&) = delete;
+
+  const Fill& fill() const { return fill_; }  // of size 0 where there is nothing to do
+  void filled() {                             // what fill() says has been launched
+    if (made_ && copies_ && copies_->keep(*copies_, key_, made_, bytes_)) made_ = nullptr;
+  }
+  const Matrix& get() const { return matrix_; }
+
+ private:
+  const Context& ctx_;
+  PackedCopies* copies_;
+  PackKey key_;
+  Fill fill_{};
+  Matrix matrix_{};
+  void* made_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+}  // namespace st_moe::cuda
