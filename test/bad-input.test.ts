@@ -351,7 +351,7 @@ const rowsOfUse: Row[] = [
     'a NaN',
     () => strict.forward(tensor(new Float32Array(60).fill(Number.NaN), [2, 5, 6])),
     'NON_FINITE',
-    /x holds a NaN or an infinity/,
+    /x must be finite, got a NaN or an infinity/,
   ],
 ]
 

@@ -187,7 +187,7 @@ export class MoE extends Module {
 
   #checkFinite(op: string, name: string, x: Tensor): void {
     if (this.#throwNonFinite && !Number.isFinite(native.sumSquares(handleOf(x)))) {
-      throw new MoeError('NON_FINITE', op, `${name} holds a NaN or an infinity`)
+      throw new MoeError('NON_FINITE', op, `${name} must be finite, got a NaN or an infinity`)
     }
   }
 }

@@ -31,7 +31,8 @@ export function clipGradNorm(
   }
   const norm = Math.sqrt(grads.reduce((total, grad) => total + native.sumSquares(grad), 0))
   if (!Number.isFinite(norm)) {
-    if (options.onNonFinite === 'throw') throw new MoeError('NON_FINITE', op, `the gradient norm is ${norm}`)
+    if (options.onNonFinite === 'throw')
+      throw new MoeError('NON_FINITE', op, `the gradient norm must be finite, got ${norm}`)
     return norm
   }
   if (norm > maxNorm) for (const grad of grads) native.scaleInPlace(grad, maxNorm / (norm + 1e-6))

@@ -9,7 +9,7 @@ static int64_t count_targets(const int32_t* target, int64_t T, int64_t V, int32_
   for (int64_t t = 0; t < T; ++t) {
     if (target[t] == ignore_index) continue;
     if (target[t] < 0 || target[t] >= V)
-      fail(ErrorCode::option, "target must be in [0, %lld) or %d (ignore_index), got %d at %lld",
+      fail(ErrorCode::option, "target must be in [0, %lld) or %d (ignoreIndex), got %d at %lld",
            static_cast<long long>(V), ignore_index, target[t], static_cast<long long>(t));
     ++counted;
   }
