@@ -1,6 +1,6 @@
 #include "cpu/gemm.h"
 
-#include "cpu/gemm_pack.h"
+#include "cpu/gemm_rows.h"
 
 // A task computes rows × columns of one problem, one block of k after the other. It packs as many rows of A as stay in
 // the L2 cache and sweeps them with one packed panel of B after the other, adding into C. Only the partition into tasks
@@ -75,12 +75,14 @@ template <class Operand, class Math>
 class Task {
   using T = typename Operand::Element;
   using Shape = TileShape<T>;
+  using Few = FewRows<Operand, Math>;
 
  public:
   struct Size {  // packed elements of A and B that tasks need
     int64_t a = 0, b = 0;
 
     void fit(const GemmProblem<T>& p, const Split& split) {
+      if (Few::fits(p)) return void(a = max_of(a, Few::packed(p)));
       const int64_t units = block_units<Operand>(p.K), row_tiles = ceil_div(split.row_block, Shape::rows);
       a = max_of(a, row_tiles * max_of(Shape::a_panel(true, units), Shape::a_panel(false, units)));
       b = max_of(b, (keeps_b(split) ? ceil_div(split.col_block, Shape::cols) : 1) * Shape::cols * units);
@@ -93,6 +95,7 @@ class Task {
     const int64_t row = index / split.col_tasks * split.rows, col = index % split.col_tasks * split.cols;
     const Block task{row, min_of(split.rows, p.M - row), col, min_of(split.cols, p.N - col)};
     if (p.K == 0) return fill_block(p, task);
+    if (Few::fits(p)) return Few::run(p, col, col + task.cols, a_.get());
     const int64_t step = block_k<Operand>(p.K);
     for (int64_t col0 = 0; col0 < task.cols; col0 += split.col_block)
       for (int64_t k0 = 0; k0 < p.K; k0 += step) {

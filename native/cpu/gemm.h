@@ -1,8 +1,8 @@
 #pragma once
 #include "cpu/kernel.h"
 
-// Blocked, packed GEMM for many independent products at once. Every element of C is the sum over k in a fixed
-// order, whatever the number of threads and whatever else is in the batch.
+// Blocked, packed GEMM for many independent products at once. Every element of C is the sum over k in an order that
+// the sizes of its own problem fix: neither the number of threads nor what else is in the batch changes it.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 // A matrix by strides, in elements. element(i, j) = data[row(i)·row_stride + j·col_stride], where row(i) is rows[i] or

@@ -15,6 +15,19 @@ struct Simd {
 
   static inline V load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
   static inline void store(T* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  // The first n lanes, none to all; the rest are zeros.
+  static inline V load_first(const T* p, int64_t n) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+      return reinterpret_cast<V>(_mm512_maskz_loadu_ps((1u << n) - 1, p));
+    else
+      return reinterpret_cast<V>(_mm512_maskz_loadu_pd((1u << n) - 1, p));
+#else
+    T lane[lanes] = {};
+    for (int64_t i = 0; i < n; ++i) lane[i] = p[i];
+    return load(lane);
+#endif
+  }
   // Past the caches; p is aligned to a vector. Other threads see it after stream_fence().
   static inline void stream(T* p, V v) {
 #if defined(__AVX512F__)

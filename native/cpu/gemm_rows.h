@@ -1,0 +1,152 @@
+#pragma once
+#include "cpu/gemm.h"
+#include "cpu/gemm_pack.h"
+
+// Products of few rows, as in decoding, where columns of B are contiguous in k (a weight [N, K]): dot products that
+// read B once, where it is, at the speed of memory.
+namespace st_moe::cpu::ST_MOE_ISA {
+
+constexpr int64_t kFewRows = 16;
+constexpr int kDotRows = 4;  // at a time
+#if defined(__AVX512F__)
+constexpr int kManyColumns = 4;  // 16 sums and 5 operands in 32 registers
+#else
+constexpr int kManyColumns = 2;
+#endif
+constexpr int64_t kDotBlockBytes = 64 << 10;  // columns of B that are in the L2 cache for the rows that come next
+
+// Sums of the lanes of U vectors, in a fixed order.
+template <class T>
+static inline typename Quad<T>::V sum_lanes(typename Simd<T>::V* r) {
+  constexpr int U = Quad<T>::units, parts = Simd<T>::lanes / U;
+  transpose_quads<T>(r);
+  typename Simd<T>::V total = r[0];
+#pragma GCC unroll 4
+  for (int i = 1; i < U; ++i) total += r[i];
+  typename Quad<T>::V part[parts];
+  memcpy(part, &total, sizeof total);
+#pragma GCC unroll 4
+  for (int i = 1; i < parts; ++i) part[0] += part[i];
+  return part[0];
+}
+
+template <class Operand, class Math>
+class FewRows {
+  using T = typename Operand::Element;
+  using S = Simd<T>;
+  static constexpr int64_t step = S::lanes * Operand::depth;
+
+ public:
+  static bool fits(const GemmProblem<T>& p) { return p.M <= kFewRows && p.K > 0 && p.b.row_stride == 1 && !p.b.rows; }
+  static int64_t packed(const GemmProblem<T>& p) { return p.M * row_units(p.K); }  // elements of scratch memory
+
+  // Columns [begin, end) of C.
+  static void run(const GemmProblem<T>& p, int64_t begin, int64_t end, T* packed) {
+    const PanelSource<T> a{p.a.data, p.a.row_stride, p.a.col_stride, p.a.rows, nullptr, p.K};
+    const int64_t stride = row_units(p.K);
+    for (int64_t row = 0; row < p.M; ++row) pack(a, row, packed + row * stride);
+    const int64_t fitting = kDotBlockBytes / (p.K * static_cast<int64_t>(sizeof(T)));
+    const int64_t width = max_of<int64_t>(1, fitting / kManyColumns) * kManyColumns;
+    for (int64_t col = begin; col < end; col += width)
+      for (int64_t row = 0; row < p.M; row += kDotRows)
+        rows(p, row, min_of<int64_t>(kDotRows, p.M - row), col, min_of(end, col + width), packed + row * stride);
+  }
+
+ private:
+  static int64_t row_units(int64_t K) { return ceil_div(K, step) * S::lanes; }
+
+  static void pack(const PanelSource<T>& a, int64_t row, T* out) {
+    if (a.along_k()) return pack_row<Operand>(a.at(row, 0), a.K, out);
+    for (int64_t k = 0; k < a.K; k += step, out += S::lanes) {
+      T run[step];
+      const int64_t count = min_of(step, a.K - k);
+      for (int64_t i = 0; i < count; ++i) run[i] = *a.at(row, k + i);
+      pack_row<Operand>(run, count, out);
+    }
+  }
+
+  // Rows [row, row + count) and columns [col, end) of C. One row waits for memory alone, and memory likes one stream;
+  // many rows want more columns for each load of A.
+  static void rows(const GemmProblem<T>& p, int64_t row, int64_t count, int64_t col, int64_t end, const T* a) {
+    if (p.M <= 2) return columns<2, 1>(p, row, count, col, end, a);
+    if (p.M <= kDotRows) return columns<kDotRows, 2>(p, row, count, col, end, a);
+    columns<kDotRows, kManyColumns>(p, row, count, col, end, a);
+  }
+
+  template <int R, int C>
+  static void columns(const GemmProblem<T>& p, int64_t row, int64_t count, int64_t col, int64_t end, const T* a) {
+    if constexpr (R > 1) {
+      if (count < R) return columns<R - 1, C>(p, row, count, col, end, a);
+    }
+    for (; col < end; col += C) {
+      const int64_t width = min_of<int64_t>(C, end - col);
+      T sums[C][kDotRows];
+      dots<R, C>(p, col, width, a, sums);
+      for (int64_t j = 0; j < width; ++j)
+        for (int i = 0; i < R; ++i) {
+          const T value = p.bias ? sums[j][i] + p.bias[col + j] : sums[j][i];
+          T& c = p.c[(row + i) * p.c_stride + col + j];
+          c = p.accumulate ? c + value : value;
+        }
+    }
+  }
+
+  template <int R, int C>
+  [[gnu::noinline]] static void dots(const GemmProblem<T>& p, int64_t col, int64_t width, const T* a,
+                                     T (*sums)[kDotRows]) {
+    using V = typename S::V;
+    constexpr int U = Quad<T>::units, chains = C > 1 ? 1 : 4;  // sums enough to hide the latency of one
+    // B is asked for this much ahead, into the L2 cache. Both figures are measured.
+    constexpr int64_t ahead = (C > 1 ? 64 << 10 : 4 << 10) / static_cast<int64_t>(sizeof(T));
+    const int64_t stride = row_units(p.K);
+    const T* b[C];
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < C; ++j) b[j] = p.b.data + (col + min_of(j, width - 1)) * p.b.col_stride;
+    V acc[chains][C][kDotRows] = {};
+    const auto multiply = [&](int chain, const T* const* from, int64_t at, const T* x) __attribute__((always_inline)) {
+      V bv[C];
+#pragma GCC unroll 4
+      for (int j = 0; j < C; ++j) bv[j] = Operand::along_k(from[j] + at);
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i) {
+        const V av = S::load(x + i * stride);
+#pragma GCC unroll 4
+        for (int j = 0; j < C; ++j) acc[chain][j][i] = Math::add(acc[chain][j][i], av, bv[j]);
+      }
+    };
+    int64_t k = 0;
+    for (; k + chains * step <= p.K; k += chains * step, a += chains * S::lanes) {
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < C * chains * step; i += S::lanes) __builtin_prefetch(b[0] + C * k + i + ahead, 0, 2);
+#pragma GCC unroll 8
+      for (int c = 0; c < chains; ++c) multiply(c, b, k + c * step, a + c * S::lanes);
+    }
+    for (; k + step <= p.K; k += step, a += S::lanes) multiply(0, b, k, a);
+    if (k < p.K) {
+      T rest[C][step];
+      const T* from[C];
+      for (int j = 0; j < C; ++j) {
+        from[j] = rest[j];
+        for (int64_t i = 0; i < step; i += S::lanes) {
+          const int64_t count = max_of<int64_t>(0, min_of<int64_t>(S::lanes, p.K - k - i));
+          S::store(rest[j] + i, S::load_first(b[j] + k + i, count));
+        }
+      }
+      multiply(0, from, 0, a);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < C; ++j) {
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i)
+#pragma GCC unroll 8
+        for (int c = 1; c < chains; ++c) acc[0][j][i] += acc[c][j][i];
+#pragma GCC unroll 4
+      for (int i = 0; i < R; i += U) {
+        const typename Quad<T>::V some = sum_lanes<T>(&acc[0][j][i]);
+        memcpy(&sums[j][i], &some, sizeof some);
+      }
+    }
+  }
+};
+
+}  // namespace st_moe::cpu::ST_MOE_ISA
