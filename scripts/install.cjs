@@ -48,8 +48,9 @@ function main() {
     console.error(`Install what is missing, then run: npm rebuild st-moe   (or: node ${JSON.stringify(__filename)})`)
     return 1
   }
+  const toolset = process.platform === 'win32' ? ['--toolset', 'ClangCL'] : []
   const parallel = String(Math.max(1, require('node:os').availableParallelism()))
-  const result = spawnSync(process.execPath, [cmakeJs, 'compile', '--parallel', parallel], {
+  const result = spawnSync(process.execPath, [cmakeJs, 'compile', '--parallel', parallel, ...toolset], {
     cwd: root,
     stdio: 'inherit',
   })

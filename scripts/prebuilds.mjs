@@ -28,10 +28,11 @@ const run = (command, ...args) => execFileSync(command, args, { cwd: root, stdio
 function compileAddon() {
   const build = crossed ? `build/${target}` : 'build'
   const cmakeJs = createRequire(import.meta.url).resolve('cmake-js/bin/cmake-js')
+  const toolset = process.platform === 'win32' ? ['--toolset', 'ClangCL'] : []
   const extra = crossed
     ? ['--arch', arch, '--out', build, `--CDCMAKE_TOOLCHAIN_FILE=${path.join(root, cross.toolchain)}`]
     : []
-  run(process.execPath, cmakeJs, 'compile', '--parallel', jobs, ...extra)
+  run(process.execPath, cmakeJs, 'compile', '--parallel', jobs, ...toolset, ...extra)
   return path.join(root, build, 'Release/st_moe.node')
 }
 

@@ -1,6 +1,8 @@
 #include "core/plugin.h"
 
+#if !defined(_WIN32)
 #include <dlfcn.h>
+#endif
 
 #include <cstdio>
 #include <map>
@@ -14,6 +16,14 @@ static PluginLibrary failed(const char* stage, const std::string& reason) {
   std::snprintf(library.probe.reason, sizeof library.probe.reason, "%s", reason.c_str());
   return library;
 }
+
+#if defined(_WIN32)
+
+static PluginLibrary open_library(const std::string& path) {
+  return failed("plugin", path + ": there are no plugins for Windows");
+}
+
+#else
 
 static PluginLibrary open_library(const std::string& path) {
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -32,6 +42,8 @@ static PluginLibrary open_library(const std::string& path) {
   if (library.probe.device_count <= 0) library.plugin = nullptr;
   return library;
 }
+
+#endif
 
 const PluginLibrary& load_plugin(const std::string& path) {
   static std::mutex mutex;

@@ -1,17 +1,10 @@
 #include <cstdint>
-#include <cstdlib>
 #include <mutex>
 #include <new>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-#if !defined(_WIN32)
-#include <unistd.h>
-#endif
-
 #include "core/error.h"
 #include "cpu/pool.h"
+#include "cpu/system_memory.h"
 
 namespace st_moe::cpu {
 namespace {
@@ -50,18 +43,11 @@ SizeClass size_class(size_t bytes) {
 
 void* system_allocate(size_t bytes) {
   if (bytes >= kCheckedLimit && bytes > available_bytes()) return nullptr;
-  void* data = nullptr;
-  const bool huge = bytes >= kHugeLimit;
-  if (posix_memalign(&data, huge ? kHugePage : 64, bytes) != 0) return nullptr;
-#if defined(__linux__)
-  if (huge) madvise(data, bytes, MADV_HUGEPAGE);
-#endif
-  return data;
+  return bytes >= kHugeLimit ? aligned_allocate(kHugePage, bytes, true) : aligned_allocate(64, bytes, false);
 }
 
 size_t cache_limit() {
-  const int64_t pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-  const size_t share = pages > 0 && page > 0 ? static_cast<size_t>(pages) * static_cast<size_t>(page) / 8 : 0;
+  const size_t share = physical_bytes() / 8;
   return share < kCacheFloor ? kCacheFloor : share > kCacheLimit ? kCacheLimit : share;
 }
 
@@ -139,7 +125,7 @@ class Cache {
   static void release(Block* block) {
     while (block) {
       Block* next = block->next;
-      std::free(block);
+      aligned_release(block);
       block = next;
     }
   }
@@ -169,7 +155,7 @@ void release_class(void* data, SizeClass size) {
   if (kCaching) {
     cache().give(data, size);
   } else {
-    std::free(data);
+    aligned_release(data);
   }
 }
 

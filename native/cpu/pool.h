@@ -10,8 +10,6 @@ namespace st_moe::cpu {
 // While another call holds the workers, or from inside a task, the calling thread does it all alone.
 void pool_run(int threads, int64_t count, void (*task)(void* argument, int64_t i), void* argument);
 
-size_t available_bytes();  // that the system can still give; the largest number where it does not say
-
 // 64-byte aligned; null when memory is exhausted or bytes is absurd.
 void* cache_allocate(size_t bytes);
 void cache_release(void* data, size_t bytes);

@@ -1,12 +1,21 @@
+#include "cpu/system_memory.h"
+
 #include <charconv>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
-#include "cpu/pool.h"
+#if defined(_WIN32)
+#include <malloc.h>
+#include <windows.h>
+#else
+#include <unistd.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
-// How much memory the system can still give. Linux hands out more than it has and kills the process that touches it;
-// a request that cannot be met must be an error instead.
 namespace st_moe::cpu {
 namespace {
 
@@ -40,6 +49,8 @@ int64_t left_in_group(const char* limit_path, const char* usage_path, const char
 
 }  // namespace
 
+// Linux hands out more than it has and kills the process that touches it; a request that cannot be met must be an error
+// instead.
 size_t available_bytes() {
 #if defined(__linux__)
   const int64_t free_kib = number_in("/proc/meminfo", "MemAvailable:"),
@@ -54,5 +65,43 @@ size_t available_bytes() {
 #endif
   return SIZE_MAX;
 }
+
+#if defined(_WIN32)
+
+size_t physical_bytes() {
+  MEMORYSTATUSEX status{};
+  status.dwLength = sizeof status;
+  return GlobalMemoryStatusEx(&status) ? static_cast<size_t>(status.ullTotalPhys) : 0;
+}
+
+void* aligned_allocate(size_t alignment, size_t bytes, bool) {
+  return _aligned_malloc(bytes, alignment);
+}
+
+void aligned_release(void* data) {
+  _aligned_free(data);
+}
+
+#else
+
+size_t physical_bytes() {
+  const int64_t pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  return pages > 0 && page > 0 ? static_cast<size_t>(pages) * static_cast<size_t>(page) : 0;
+}
+
+void* aligned_allocate(size_t alignment, size_t bytes, [[maybe_unused]] bool huge) {
+  void* data = nullptr;
+  if (posix_memalign(&data, alignment, bytes) != 0) return nullptr;
+#if defined(__linux__)
+  if (huge) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+  return data;
+}
+
+void aligned_release(void* data) {
+  std::free(data);
+}
+
+#endif
 
 }  // namespace st_moe::cpu
