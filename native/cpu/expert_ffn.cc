@@ -2,7 +2,7 @@
 
 #include "core/formulas.h"
 #include "cpu/assignments.h"
-#include "cpu/gemm.h"
+#include "cpu/packed_weights.h"
 #include "cpu/simd.h"
 
 // Rows are processed in chunks, so that what one step writes is still in the cache for the next and scratch memory
@@ -62,6 +62,9 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
   Scratch<T> h(chunk_rows * H), unsaved(saved ? 0 : chunk_rows * 2 * H);
   Scratch<Piece> pieces(E);
   Scratch<GemmProblem<T>> problems(E);
+  const MatrixView<T> w1_view{w1, 1, D}, w2_view{w2, 1, H};
+  const PackedWeights<T> w1_packed(ctx, args.w1_packed, w1_view, E, 2 * H * D, D, 2 * H, args.compute);
+  const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2_view, E, D * H, H, D, args.compute);
 
   for (int64_t begin = 0, end; begin < rows; begin = end) {
     end = chunk_end(assignments, E, begin, limit);
@@ -75,6 +78,7 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
       const MatrixView<T> weights{w1 + e * 2 * H * D, 1, D};
       T* out = pre + (piece.begin - begin) * 2 * H;
       problems[count] = {piece.rows(), 2 * H, D, in, weights, out, 2 * H, b1 + e * 2 * H};
+      problems[count].packed_b = w1_packed.at(e);
       pieces[count++] = piece;
     }
     gemm(ctx, problems.get(), count, args.compute);
@@ -91,6 +95,7 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
       const MatrixView<T> weights{w2 + piece.expert * D * H, 1, H};
       T* out = y_rows + piece.begin * D;
       problems[i] = {piece.rows(), D, H, hidden, weights, out, D, b2 + piece.expert * D};
+      problems[i].packed_b = w2_packed.at(piece.expert);
     }
     gemm(ctx, problems.get(), count, args.compute);
   }
@@ -133,6 +138,7 @@ struct Chunk {
   int64_t first_expert, last_expert, begin, end;  // experts [first, last), rows [begin, end)
   const Piece* blocks;
   int64_t block_count;
+  const PackedWeights<T>&w1_packed, &w2_packed;
   const T* g = nullptr;   // [rows, D] gradient of the token's output
   T* gathered = nullptr;  // the buffer g points at, or null where g is dy itself
   T* q = nullptr;         // [rows, H] g · W2, then w · h
@@ -270,7 +276,9 @@ static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProble
 
   load_gradient(ctx, chunk);
   expert_gemms(ctx, chunk, problems, false, [&](int64_t e, int64_t r, int64_t rows) {
-    return Problem{rows, H, D, {chunk.g + r * D, D, 1}, {w2 + e * D * H, H, 1}, chunk.q + r * H, H};
+    Problem p{rows, H, D, {chunk.g + r * D, D, 1}, {w2 + e * D * H, H, 1}, chunk.q + r * H, H};
+    p.packed_b = chunk.w2_packed.at(e);
+    return p;
   });
   parallel_for(ctx, chunk.block_count * columns, [&](int64_t i) { hidden_block(chunk, i / columns, i % columns); });
   finish_sums(ctx, chunk);
@@ -289,7 +297,9 @@ static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProble
   if (chunk.dx_rows)
     expert_gemms(ctx, chunk, problems, false, [&](int64_t e, int64_t r, int64_t rows) {
       T* to = chunk.dx_rows + (chunk.begin + r) * D;
-      return Problem{rows, D, 2 * H, {chunk.da + r * 2 * H, 2 * H, 1}, {w1 + e * 2 * H * D, D, 1}, to, D};
+      Problem p{rows, D, 2 * H, {chunk.da + r * 2 * H, 2 * H, 1}, {w1 + e * 2 * H * D, D, 1}, to, D};
+      p.packed_b = chunk.w1_packed.at(e);
+      return p;
     });
 }
 
@@ -317,6 +327,9 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   Scratch<T> sum_parts(parameters ? chunk_blocks * (3 * H + D) : 0);
   Scratch<Piece> blocks(chunk_blocks);
   Scratch<GemmProblem<T>> problems(E);
+  const MatrixView<T> w1{static_cast<const T*>(args.w1), D, 1}, w2{static_cast<const T*>(args.w2), H, 1};
+  const PackedWeights<T> w1_packed(ctx, dx_rows ? args.w1_packed : nullptr, w1, E, 2 * H * D, 2 * H, D, args.compute);
+  const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2, E, D * H, D, H, args.compute);
 
   for (int64_t first = 0, last; first < E; first = last) {
     last = chunk_experts(assignments, E, first, limit);
@@ -325,7 +338,7 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
     for (int64_t e = first; e < last; ++e)
       for (int64_t r = assignments.begin(e); r < assignments.end(e); r += kRowBlock)
         blocks[count++] = {e, r, min_of(assignments.end(e), r + kRowBlock)};
-    Chunk<T> chunk{args, assignments, first, last, begin, end, blocks.get(), count};
+    Chunk<T> chunk{args, assignments, first, last, begin, end, blocks.get(), count, w1_packed, w2_packed};
     chunk.g = gather ? gathered.get() : static_cast<const T*>(args.dy) + begin * D;
     chunk.gathered = gather ? gathered.get() : nullptr;
     chunk.q = q.get();

@@ -29,6 +29,13 @@ int64_t block_units(int64_t K) {
   return ceil_div(min_of(K, block_k<Operand>(K)), Operand::depth);
 }
 
+// Whole panels of B, those of one block of k after those of the other: columns from `col` on, k from `k0` on.
+template <class Operand>
+int64_t packed_offset(int64_t N, int64_t k0, int64_t col, int64_t units) {
+  constexpr int64_t cols = TileShape<typename Operand::Element>::cols;
+  return k0 / Operand::depth * ceil_div(N, cols) * cols + col * units;
+}
+
 struct Block {
   int64_t row, rows, col, cols;
 };
@@ -112,7 +119,7 @@ class Task {
     const PanelSource<T> a{p.a.data, p.a.row_stride, p.a.col_stride, p.a.rows, nullptr, p.K};
     const PanelSource<T> b{p.b.data, p.b.col_stride, p.b.row_stride, nullptr, p.b.rows, p.K};
     const int64_t units = ceil_div(elements, Operand::depth), col_end = block.col + block.cols;
-    const bool keeps = keeps_b(split);
+    const bool keeps = keeps_b(split) && !p.packed_b;
     // A panel of B that is used once or twice and has whole rows is read where it is.
     const bool exact = std::is_same_v<Operand, Exact<T>>;
     const bool in_place = exact && b.along_w() && !b.k_rows && block.rows <= 2 * Shape::rows;
@@ -134,7 +141,9 @@ class Task {
         tile.cols = min_of<int64_t>(Shape::cols, col_end - col);
         tile.b_stride = Shape::cols;
         Prefetch<T> prefetch{&b, col + Shape::cols, 0, k0, elements};
-        if (keeps) {
+        if (p.packed_b) {
+          tile.b = p.packed_b + packed_offset<Operand>(p.N, k0, col, units);
+        } else if (keeps) {
           tile.b = b_.get() + (col - block.col) * units;
         } else if (in_place && tile.cols == Shape::cols) {
           tile.b = b.at(col, k0);
@@ -245,7 +254,46 @@ void run_problems(const Context& ctx, const GemmProblem<typename Operand::Elemen
   });
 }
 
+template <class Operand, class T>
+void pack_matrices(const Context& ctx, const PanelSource<T>& first, int64_t batch, int64_t batch_stride, int64_t N,
+                   T* out) {
+  constexpr int64_t cols = TileShape<T>::cols;
+  const int64_t panels = ceil_div(N, cols), step = block_k<Operand>(first.K);
+  const int64_t size = packed_offset<Operand>(N, ceil_div(first.K, Operand::depth) * Operand::depth, 0, 0);
+  parallel_for(ctx, batch * panels, [&](int64_t i) {
+    const int64_t col = i % panels * cols;
+    PanelSource<T> source = first;
+    source.data += i / panels * batch_stride;
+    for (int64_t k0 = 0; k0 < source.K; k0 += step) {
+      const int64_t elements = min_of(step, source.K - k0);
+      T* to = out + i / panels * size + packed_offset<Operand>(N, k0, col, ceil_div(elements, Operand::depth));
+      pack_b<Operand>(source, col, min_of(cols, N - col), k0, elements, to);
+    }
+  });
+}
+
 }  // namespace
+
+template <class T>
+int64_t packed_size([[maybe_unused]] int64_t K, [[maybe_unused]] int64_t N, [[maybe_unused]] DType compute) {
+#if defined(__AVX512BF16__)
+  if (std::is_same_v<T, float> && compute == DType::bf16)
+    return packed_offset<Bf16Pairs>(N, ceil_div(K, Bf16Pairs::depth) * Bf16Pairs::depth, 0, 0);
+#endif
+  return 0;  // float32 copies would double the memory for a few per cent
+}
+
+template <class T>
+void pack_weights([[maybe_unused]] const Context& ctx, [[maybe_unused]] const MatrixView<T>& b,
+                  [[maybe_unused]] int64_t batch, [[maybe_unused]] int64_t batch_stride, [[maybe_unused]] int64_t K,
+                  [[maybe_unused]] int64_t N, [[maybe_unused]] DType compute, [[maybe_unused]] T* out) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, float>) {
+    const PanelSource<T> first{b.data, b.col_stride, b.row_stride, nullptr, b.rows, K};
+    if (compute == DType::bf16) pack_matrices<Bf16Pairs>(ctx, first, batch, batch_stride, N, out);
+  }
+#endif
+}
 
 template <class T>
 void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DType compute) {
@@ -273,6 +321,12 @@ void gemm_serial(const GemmProblem<T>& p) {
 
 template void gemm<float>(const Context&, const GemmProblem<float>*, int64_t, DType);
 template void gemm<double>(const Context&, const GemmProblem<double>*, int64_t, DType);
+template int64_t packed_size<float>(int64_t, int64_t, DType);
+template int64_t packed_size<double>(int64_t, int64_t, DType);
+template void pack_weights<float>(const Context&, const MatrixView<float>&, int64_t, int64_t, int64_t, int64_t, DType,
+                                  float*);
+template void pack_weights<double>(const Context&, const MatrixView<double>&, int64_t, int64_t, int64_t, int64_t, DType,
+                                   double*);
 template void gemm_serial<float>(const GemmProblem<float>&);
 template void gemm_serial<double>(const GemmProblem<double>&);
 

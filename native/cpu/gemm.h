@@ -19,15 +19,24 @@ struct GemmProblem {  // C [M, N] (+)= A [M, K] · B [K, N] (+ bias [N])
   int64_t M, N, K;
   MatrixView<T> a, b;  // one stride of each is 1; a.rows gathers by m, b.rows gathers by k
   T* c;
-  int64_t c_stride;         // row stride of C
-  const T* bias = nullptr;  // added to each row
-  bool accumulate = false;  // C += instead of C =
-  bool stream = false;      // C is large and not read soon: it goes past the caches
+  int64_t c_stride;             // row stride of C
+  const T* bias = nullptr;      // added to each row
+  bool accumulate = false;      // C += instead of C =
+  bool stream = false;          // C is large and not read soon: it goes past the caches
+  const T* packed_b = nullptr;  // the elements of b as pack_weights wrote them for the same `compute`, or null
 };
 
 // K = 0 writes bias or zeros. Problems must not overlap in C. The elements of A and B are rounded to `compute` first.
 template <class T>
 void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DType compute = dtype_of<T>);
+
+// Packed B ahead of time, for matrices that many products read. packed_size: elements of T, 0 where it does not pay.
+// pack_weights: `batch` matrices b [K, N], each batch_stride elements after the other, to out [batch, packed_size].
+template <class T>
+int64_t packed_size(int64_t K, int64_t N, DType compute);
+template <class T>
+void pack_weights(const Context& ctx, const MatrixView<T>& b, int64_t batch, int64_t batch_stride, int64_t K, int64_t N,
+                  DType compute, T* out);
 
 // One small product on the calling thread, inside a task: no scratch allocation beyond the thread's own.
 template <class T>

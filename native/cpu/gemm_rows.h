@@ -37,7 +37,10 @@ class FewRows {
   static constexpr int64_t step = S::lanes * Operand::depth;
 
  public:
-  static bool fits(const GemmProblem<T>& p) { return p.M <= kFewRows && p.K > 0 && p.b.row_stride == 1 && !p.b.rows; }
+  // Pairs take the way of many rows: the bits must not depend on whether B was packed before.
+  static bool fits(const GemmProblem<T>& p) {
+    return Operand::depth == 1 && p.M <= kFewRows && p.K > 0 && p.b.row_stride == 1 && !p.b.rows;
+  }
   static int64_t packed(const GemmProblem<T>& p) { return p.M * row_units(p.K); }  // elements of scratch memory
 
   // Columns [begin, end) of C.

@@ -1,5 +1,6 @@
 #include "cpu/gemm.h"
 #include "cpu/ops.h"
+#include "cpu/packed_weights.h"
 #include "cpu/simd.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
@@ -34,6 +35,7 @@ static void linear_forward(const Context& ctx, const LinearArgs& args) {
   p.c = static_cast<T*>(args.y);
   p.c_stride = args.O;
   p.bias = static_cast<const T*>(args.bias);
+  p.packed_b = PackedWeights<T>(ctx, args.w_packed, p.b, 1, 0, p.K, p.N, args.compute).at(0);
   gemm(ctx, &p, 1, args.compute);
 }
 
@@ -47,6 +49,7 @@ static void linear_gradients(const Context& ctx, const LinearBackwardArgs& args)
     p.b = {static_cast<const T*>(args.w), args.I, 1};
     p.c = static_cast<T*>(args.dx);
     p.c_stride = args.I;
+    p.packed_b = PackedWeights<T>(ctx, args.w_packed, p.b, 1, 0, p.K, p.N, args.compute).at(0);
     gemm(ctx, &p, 1, args.compute);
   }
   if (args.dw) {

@@ -19,34 +19,48 @@ struct Gemm {
   std::function<void(const Context&, const GemmProblem<double>*, int64_t, DType)> f64;
   std::function<void(const GemmProblem<float>&)> serial_f32;
   std::function<void(const GemmProblem<double>&)> serial_f64;
+  std::function<std::vector<float>(const GemmProblem<float>&, DType)> packed_b;  // empty where it is not offered
 };
 
 // The problems of the other instruction sets are types of their own, with the same layout.
-#define ST_MOE_DECLARE_GEMM(isa, supported)                                               \
-  namespace isa {                                                                         \
-  template <class T>                                                                      \
-  struct GemmProblem;                                                                     \
-  template <class T>                                                                      \
-  void gemm(const Context&, const GemmProblem<T>*, int64_t, DType);                       \
-  template <class T>                                                                      \
-  void gemm_serial(const GemmProblem<T>&);                                                \
-  template <class T>                                                                      \
-  void call(const Context& ctx, const cpu::GemmProblem<T>* p, int64_t n, DType compute) { \
-    gemm(ctx, reinterpret_cast<const GemmProblem<T>*>(p), n, compute);                    \
-  }                                                                                       \
-  template <class T>                                                                      \
-  void call_serial(const cpu::GemmProblem<T>& p) {                                        \
-    gemm_serial(reinterpret_cast<const GemmProblem<T>&>(p));                              \
-  }                                                                                       \
+#define ST_MOE_DECLARE_GEMM(isa, supported)                                                               \
+  namespace isa {                                                                                         \
+  template <class T>                                                                                      \
+  struct GemmProblem;                                                                                     \
+  template <class T>                                                                                      \
+  struct MatrixView;                                                                                      \
+  template <class T>                                                                                      \
+  void gemm(const Context&, const GemmProblem<T>*, int64_t, DType);                                       \
+  template <class T>                                                                                      \
+  void gemm_serial(const GemmProblem<T>&);                                                                \
+  template <class T>                                                                                      \
+  int64_t packed_size(int64_t, int64_t, DType);                                                           \
+  template <class T>                                                                                      \
+  void pack_weights(const Context&, const MatrixView<T>&, int64_t, int64_t, int64_t, int64_t, DType, T*); \
+  template <class T>                                                                                      \
+  void call(const Context& ctx, const cpu::GemmProblem<T>* p, int64_t n, DType compute) {                 \
+    gemm(ctx, reinterpret_cast<const GemmProblem<T>*>(p), n, compute);                                    \
+  }                                                                                                       \
+  template <class T>                                                                                      \
+  void call_serial(const cpu::GemmProblem<T>& p) {                                                        \
+    gemm_serial(reinterpret_cast<const GemmProblem<T>&>(p));                                              \
+  }                                                                                                       \
+  inline std::vector<float> packed_b(const cpu::GemmProblem<float>& p, DType compute) {                   \
+    std::vector<float> out(static_cast<size_t>(packed_size<float>(p.K, p.N, compute)));                   \
+    const auto& b = reinterpret_cast<const MatrixView<float>&>(p.b);                                      \
+    if (!out.empty()) pack_weights(Context{2, nullptr}, b, 1, 0, p.K, p.N, compute, out.data());          \
+    return out;                                                                                           \
+  }                                                                                                       \
   }
 ST_MOE_CPU_ISAS(ST_MOE_DECLARE_GEMM)
 
 std::vector<Gemm> gemms() {
   std::vector<Gemm> found;
-#define ST_MOE_ADD_GEMM(isa, supported)                                                                              \
-  if (supported)                                                                                                     \
-    found.push_back({#isa, isa::call<float>, isa::call<double>, isa::call_serial<float>, isa::call_serial<double>}); \
-  else                                                                                                               \
+#define ST_MOE_ADD_GEMM(isa, supported)                                                                            \
+  if (supported)                                                                                                   \
+    found.push_back({#isa, isa::call<float>, isa::call<double>, isa::call_serial<float>, isa::call_serial<double>, \
+                     isa::packed_b});                                                                              \
+  else                                                                                                             \
     std::printf("skipped: %s (not supported by this machine)\n", #isa);
   ST_MOE_CPU_ISAS(ST_MOE_ADD_GEMM)
   return found;
@@ -157,6 +171,22 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
+// Packed ahead of time or on the way: the same bits.
+void test_packed(const Gemm& gemm, const std::vector<Case<float>>& cases, const std::vector<std::vector<float>>& want) {
+  for (size_t i = 0; i < cases.size(); ++i) {
+    std::vector<float> c;
+    GemmProblem<float> p = cases[i].problem(c);
+    const std::vector<float> packed = gemm.packed_b(p, cases[i].compute);
+    if (packed.empty()) continue;
+    p.packed_b = packed.data();
+    p.b.data = nullptr;
+    run(gemm, 2, &p, 1, cases[i].compute);
+    check(same_bits(c, want[i]), "%s M %lld N %lld K %lld: packed B changes bits", gemm.isa, (long long)p.M,
+          (long long)p.N, (long long)p.K);
+  }
+}
+void test_packed(const Gemm&, const std::vector<Case<double>>&, const std::vector<std::vector<double>>&) {}
+
 template <class T>
 void test_batch(const Gemm& gemm, const std::vector<Case<T>>& cases) {
   std::vector<std::vector<T>> first;
@@ -176,6 +206,7 @@ void test_batch(const Gemm& gemm, const std::vector<Case<T>>& cases) {
             (long long)x.N, (long long)x.K, threads);
     }
   }
+  test_packed(gemm, cases, first);
   if (cases[0].compute != dtype_of<T>) return;
   std::vector<T> c;
   run_serial(gemm, cases[0].problem(c));
