@@ -167,8 +167,8 @@ export interface Native {
   combineBackward(dy: Handle, x: Handle, weight: Handle, expertIndex: Handle, position: Handle): Handle[]
   topk(x: Handle, K: number): [value: Handle, index: Handle]
   topkBackward(dvalue: Handle, index: Handle, E: number): Handle
-  groupedGemm(x: Handle, w: Handle, groupSizes: Handle): Handle
-  groupedGemmBackward(dy: Handle, x: Handle, w: Handle, groupSizes: Handle): Handle[]
+  groupedGemm(x: Handle, w: Handle, groupSizes: Handle, compute: number): Handle
+  groupedGemmBackward(dy: Handle, x: Handle, w: Handle, groupSizes: Handle, compute: number): Handle[]
 
   adamw(
     p: Handle,

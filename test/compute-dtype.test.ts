@@ -72,6 +72,30 @@ describe.each(narrow)('products of %s operands', (computeDtype) => {
     }),
   )
 
+  test('groupedGemm equals linear of each group', () =>
+    scope(() => {
+      const [sizes, I, O] = [[3, 0, 70, 1, 0], 33, 20]
+      const R = sizes.reduce((a, b) => a + b)
+      const [x, w, dy] = [normal([R, I]), normal([sizes.length, O, I]), normal([R, O])]
+      const [xl, wl] = [x, w].map(leaf)
+      const y = ops.groupedGemm(xl, wl, tensor(Int32Array.from(sizes)), { computeDtype })
+      y.backward(dy)
+      let row = 0
+      for (const [g, size] of sizes.entries()) {
+        const part = (t: Tensor) => leaf(ops.slice(t, 0, row, row + size))
+        const [xg, wg] = [part(x), leaf(ops.slice(w, 0, g, g + 1).reshape([O, I]))]
+        const yg = ops.linear(xg, wg, null, { computeDtype })
+        yg.backward(part(dy))
+        for (const [got, want] of [
+          [part(y), yg],
+          [part(xl.grad!), xg.grad!],
+          [ops.slice(wl.grad!, 0, g, g + 1), wg.grad!],
+        ])
+          expect(relativeError(values(got), values(want))).toBeLessThan(1e-6)
+        row += size
+      }
+    }))
+
   test('infinities and NaN pass, what is too large for the type becomes infinite', () =>
     scope(() => {
       const w = tensor([1], [1, 1])

@@ -124,6 +124,13 @@ describe.skipIf(!built)('device cuda on the emulator', () => {
   })
 })
 
+test.skipIf(!built)('TF32 is an option of products, and never of the router', async () => {
+  const run = async (env: Record<string, string>) => JSON.parse((await runChild('tf32.mjs', [], { env })).stdout)
+  const fine = 1 + 2 ** -12
+  expect(await run({ ST_MOE_TF32: '0' })).toEqual({ product: fine, chosen: [1, 0] })
+  expect(await run({ ST_MOE_TF32: '1' })).toEqual({ product: 1, chosen: [1, 0] })
+})
+
 /** What a child process reports with another plugin or environment. */
 async function reported(env: Record<string, string>, device = 'cuda') {
   const result = await runChild('device-report.mjs', [device], { env })

@@ -1,15 +1,20 @@
 import { record } from '../autograd.js'
-import { fail, showShape } from '../check.js'
+import { checkOptions, fail, showShape } from '../check.js'
+import { checkComputeDType, dtypeCode } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import type { LinearOptions } from './linear.js'
 
 /**
  * One product for each group of rows: x [R, I], weight [G, O, I], groupSizes [G] (i32, not negative, sum R) → [R, O];
  * the rows of group g, which follow each other, are multiplied by weight[g]ᵀ. f32 or f64.
+ * On CUDA sizes that came from the host go to the grouped products of cuBLAS; sizes computed on the card to a plainer kernel, without a wait.
  */
-export function groupedGemm(x: Tensor, weight: Tensor, groupSizes: Tensor): Tensor {
+export function groupedGemm(x: Tensor, weight: Tensor, groupSizes: Tensor, options?: LinearOptions): Tensor {
   const op = 'groupedGemm'
   checkFloat(op, 'x', x)
+  const { computeDtype } = checkOptions<LinearOptions>(op, options, ['computeDtype'])
+  const compute = dtypeCode(checkComputeDType(op, computeDtype, x.dtype))
   checkTensor(op, 'weight', weight)
   checkTensor(op, 'groupSizes', groupSizes)
   if (x.shape.length !== 2) fail('SHAPE', op, `x must be [R, I], got ${showShape(x.shape)}`)
@@ -19,7 +24,7 @@ export function groupedGemm(x: Tensor, weight: Tensor, groupSizes: Tensor): Tens
     fail('SHAPE', op, `weight must be [G, O, ${I}], got ${showShape(weight.shape)}`)
   checkTensor(op, 'weight', weight, { shape: weight.shape, dtype: x.dtype, device: x.device })
   checkTensor(op, 'groupSizes', groupSizes, { shape: [G], dtype: 'i32', device: x.device })
-  const y = wrap(native.groupedGemm(handleOf(x), handleOf(weight), handleOf(groupSizes)), {
+  const y = wrap(native.groupedGemm(handleOf(x), handleOf(weight), handleOf(groupSizes), compute), {
     shape: [R, O],
     dtype: x.dtype,
     device: x.device,
@@ -29,7 +34,7 @@ export function groupedGemm(x: Tensor, weight: Tensor, groupSizes: Tensor): Tens
     inputs: [x, weight],
     outputs: [y],
     saved: [x, weight, groupSizes],
-    backward: ([dy], [xv, w, sizes]) => native.groupedGemmBackward(dy!, xv, w, sizes),
+    backward: ([dy], [xv, w, sizes]) => native.groupedGemmBackward(dy!, xv, w, sizes, compute),
   })
   return y
 }

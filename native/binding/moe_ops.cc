@@ -386,35 +386,38 @@ static Napi::Value topk_backward(Call& c) {  // (dvalue [T, K], index, E)
   return c.give(std::move(dx));
 }
 
-static Napi::Value grouped_gemm(Call& c) {  // (x [R, I], w [G, O, I], groupSizes [G]) → y [R, O]
+static Napi::Value grouped_gemm(Call& c) {  // (x [R, I], w [G, O, I], groupSizes [G], compute) → y [R, O]
   Tensor& x = c.tensor("x");
   Tensor& w = c.tensor("w");
   Tensor& sizes = c.tensor("groupSizes");
   c.expect_float("x", x);
+  const DType compute = c.compute_dtype("compute", x.dtype);
   c.expect_rank("x", x, 2);
   c.expect("w", w, x.dtype, {-1, -1, x.shape[1]});
   c.expect("groupSizes", sizes, DType::i32, {w.shape[0]});
   Tensor y = empty(x, {x.shape[0], w.shape[1]});
   c.run(*x.device, &OpTable::grouped_gemm,
-        GroupedGemmArgs{x.data(), w.data(), i32_of(&sizes), y.data(), x.dtype, x.shape[0], w.shape[0], w.shape[2],
-                        w.shape[1]});
+        GroupedGemmArgs{x.data(), w.data(), i32_of(&sizes), sizes.storage->remembered(), y.data(), x.dtype, compute,
+                        x.shape[0], w.shape[0], w.shape[2], w.shape[1], w.storage->packed()});
   return c.give(std::move(y));
 }
 
-static Napi::Value grouped_gemm_backward(Call& c) {  // (dy, x, w, groupSizes) → [dx, dw]
+static Napi::Value grouped_gemm_backward(Call& c) {  // (dy, x, w, groupSizes, compute) → [dx, dw]
   Tensor& dy = c.tensor("dy");
   Tensor& x = c.tensor("x");
   Tensor& w = c.tensor("w");
   Tensor& sizes = c.tensor("groupSizes");
   c.expect_float("x", x);
+  const DType compute = c.compute_dtype("compute", x.dtype);
   c.expect_rank("x", x, 2);
   c.expect("w", w, x.dtype, {-1, -1, x.shape[1]});
   c.expect("groupSizes", sizes, DType::i32, {w.shape[0]});
   c.expect("dy", dy, x.dtype, {x.shape[0], w.shape[1]});
   Tensor dx = empty(x, x.shape), dw = empty(x, w.shape);
   c.run(*x.device, &OpTable::grouped_gemm_backward,
-        GroupedGemmBackwardArgs{dy.data(), x.data(), w.data(), i32_of(&sizes), dx.data(), dw.data(), x.dtype,
-                                x.shape[0], w.shape[0], w.shape[2], w.shape[1]});
+        GroupedGemmBackwardArgs{dy.data(), x.data(), w.data(), i32_of(&sizes), sizes.storage->remembered(), dx.data(),
+                                dw.data(), x.dtype, compute, x.shape[0], w.shape[0], w.shape[2], w.shape[1],
+                                w.storage->packed()});
   return c.give({&dx, &dw});
 }
 

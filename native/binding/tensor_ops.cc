@@ -121,6 +121,7 @@ static Napi::Value from_data(Call& c) {  // (data, dtype, shape, device)
   if (array.ByteLength() != bytes)
     fail(ErrorCode::shape, "data has %zu bytes, the shape needs %zu", array.ByteLength(), bytes);
   if (bytes) c.check(device.backend->copy_in(device.context, tensor.data(), bytes_of(array), bytes));
+  if (device.plugin) tensor.storage->remember(bytes_of(array), dtype);
   return c.give(std::move(tensor));
 }
 
@@ -151,6 +152,7 @@ static Napi::Value to_device(Call& c) {  // (x, device): a copy there, through h
     c.check(x.device->backend->copy_out(x.device->context, y.data(), x.data(), bytes));
   } else {
     c.check(device.backend->copy_in(device.context, y.data(), x.data(), bytes));
+    if (device.plugin) y.storage->remember(x.data(), x.dtype);
   }
   return c.give(std::move(y));
 }

@@ -373,17 +373,20 @@ struct TopkBackwardArgs {  // dx [T, E]: zeros, and dvalue at the chosen entries
 struct GroupedGemmArgs {       // y [R, O]: rows of group g are x rows · w[g]ᵀ. Groups follow each other.
   const void *x, *w;           // x [R, I], w [G, O, I]
   const int32_t* group_sizes;  // [G], ≥ 0, sum R, else an Error
+  const int32_t* host_sizes;   // the same in memory of the host, or null where only the device knows them
   void* y;
-  DType dtype;
+  DType dtype, compute;
   int64_t R, G, I, O;
+  PackedCopies* w_packed = nullptr;
 };
 
 struct GroupedGemmBackwardArgs {  // each of dx, dw or null
   const void *dy, *x, *w;
-  const int32_t* group_sizes;
+  const int32_t *group_sizes, *host_sizes;
   void *dx, *dw;
-  DType dtype;
+  DType dtype, compute;
   int64_t R, G, I, O;
+  PackedCopies* w_packed = nullptr;
 };
 
 // ---- optimizers: in place -----------------------------------------------------------------------------------

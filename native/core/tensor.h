@@ -48,8 +48,13 @@ class Storage {
   Storage& operator=(const Storage&) = delete;
   void* data() const { return data_; }
 
+  // What the host put here, if it is worth knowing without a wait for the device: short lists of i32, such as the sizes
+  // of groups.
+  void remember(const void* host, DType dtype);
+  const int32_t* remembered() const { return remembered_.empty() ? nullptr : remembered_.data(); }
+
   uint32_t version() const { return version_; }
-  void change();  // before every in-place change: raises the version, frees the packed copies
+  void change();  // before every in-place change: raises the version, drops what is derived from the values
 
   void keep_packed();                                     // from now on: this is a parameter
   PackedCopies* packed() const { return packed_.get(); }  // null unless kept
@@ -58,6 +63,7 @@ class Storage {
   Device& device_;
   uint32_t version_ = 0;
   std::unique_ptr<PackedStore> packed_;
+  std::vector<int32_t> remembered_;  // until a change
   size_t bytes_;
   void* data_;
 };

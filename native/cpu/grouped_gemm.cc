@@ -31,7 +31,7 @@ static void grouped_forward(const Context& ctx, const GroupedGemmArgs& args) {
     problems[g] = p;
     row += p.M;
   }
-  gemm(ctx, problems.get(), args.G);
+  gemm(ctx, problems.get(), args.G, args.compute);
 }
 
 template <class T>
@@ -61,7 +61,7 @@ static void grouped_gradients(const Context& ctx, const GroupedGemmBackwardArgs&
     problems[count++] = p;
     row += p.K;
   }
-  gemm(ctx, problems.get(), count);
+  gemm(ctx, problems.get(), count, args.compute);
 }
 
 void grouped_gemm(const Context& ctx, const GroupedGemmArgs& args) {

@@ -1,5 +1,6 @@
 #include "cuda/blas.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -45,13 +46,17 @@ struct Types {
   cublasComputeType_t compute;
 };
 
-static Types types_of(DType dtype) {
+bool uses_tf32() {
   static const bool tf32 = [] {
     const char* wanted = std::getenv("ST_MOE_TF32");
     return wanted && std::strcmp(wanted, "1") == 0;
   }();
+  return tf32;
+}
+
+static Types types_of(DType dtype) {
   switch (dtype) {
-    case DType::f32: return {CUDA_R_32F, tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F};
+    case DType::f32: return {CUDA_R_32F, uses_tf32() ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F};
     case DType::f64: return {CUDA_R_64F, CUBLAS_COMPUTE_64F};
     case DType::bf16: return {CUDA_R_16BF, CUBLAS_COMPUTE_32F};
     case DType::f16: return {CUDA_R_16F, CUBLAS_COMPUTE_32F};
@@ -115,7 +120,8 @@ static bool write_empty(const Context& ctx, DType dtype, const Product& p) {
 }
 
 void multiply(const Context& ctx, DType operands, DType result, const Product& p) {
-  const Types types = types_of(operands);
+  Types types = types_of(operands);
+  if (p.exact && operands == DType::f32) types.compute = CUBLAS_COMPUTE_32F;
   const cudaDataType data_c = types_of(result).data;
   if (write_empty(ctx, result, p)) return;
   const ColumnMajor g = column_major(p);
@@ -155,35 +161,60 @@ struct Groups {
   }
 };
 
-void multiply_grouped(const Context& ctx, DType dtype, const Product* products, int64_t count) {
-  const Types types = types_of(dtype);
-  std::vector<Product> work;
-  for (int64_t i = 0; i < count; ++i)
-    if (!write_empty(ctx, dtype, products[i])) work.push_back(products[i]);
+// Pointers reach the device as parameters of kernels: a copy would need memory of the host that outlives the call.
+struct PointerBlock {
+  static constexpr int kSize = 480;  // of the 4 KB of parameters
+  const void* pointer[kSize];
+};
+
+__global__ void __launch_bounds__(kBlock) store_pointers_kernel(PointerBlock block, int count, const void** to) {
+  for (int i = threadIdx.x; i < count; i += kBlock) to[i] = block.pointer[i];
+}
+
+static void store_pointers(const Context& ctx, const std::vector<const void*>& pointers, const void** to) {
+  for (size_t first = 0; first < pointers.size(); first += PointerBlock::kSize) {
+    PointerBlock block{};
+    const size_t count = std::min<size_t>(PointerBlock::kSize, pointers.size() - first);
+    std::copy_n(pointers.data() + first, count, block.pointer);
+    launch(ctx, store_pointers_kernel, 1, kBlock, 0, block, static_cast<int>(count), to + first);
+  }
+}
+
+// false: this cuBLAS has no grouped product of these types.
+static bool try_grouped(const Context& ctx, DType operands, DType result, const std::vector<Product>& products) {
+  if (products.size() < 2 || !blas_library().gemm_grouped_batched) return false;
+  const Types types = types_of(operands);
+  const cudaDataType data_c = types_of(result).data;
   Stream& stream = stream_of(ctx);
   const cublasHandle_t handle = handle_of(stream);
-  if (work.size() < 2 || !blas_library().gemm_grouped_batched) {
-    for (const Product& p : work) multiply(ctx, dtype, dtype, p);
-    return;
-  }
   Groups groups;
-  for (const Product& p : work) groups.add(p);
-  for (const Product& p : work) groups.pointers.push_back(p.b);
-  for (const Product& p : work) groups.pointers.push_back(p.a);
-  for (const Product& p : work) groups.pointers.push_back(p.c);
-  const size_t n = work.size();
+  for (const Product& p : products) groups.add(p);
+  for (const Product& p : products) groups.pointers.push_back(p.b);
+  for (const Product& p : products) groups.pointers.push_back(p.a);
+  for (const Product& p : products) groups.pointers.push_back(p.c);
+  const size_t n = products.size();
   Scratch<const void*> pointers(ctx, static_cast<int64_t>(3 * n));
-  stream.copy_in(pointers.get(), groups.pointers.data(), 3 * n * sizeof(void*));
+  store_pointers(ctx, groups.pointers, pointers.get());
   const bool wide = types.compute == CUBLAS_COMPUTE_64F;
-  check_blas(blas_library().gemm_grouped_batched(
-                 handle, groups.transa.data(), groups.transb.data(), groups.m.data(), groups.n.data(), groups.k.data(),
-                 wide ? static_cast<const void*>(groups.wide_alpha.data()) : groups.alpha.data(), pointers.get(),
-                 types.data, groups.lda.data(), pointers.get() + n, types.data, groups.ldb.data(),
-                 wide ? static_cast<const void*>(groups.wide_beta.data()) : groups.beta.data(),
-                 const_cast<void* const*>(pointers.get() + 2 * n), types.data, groups.ldc.data(), static_cast<int>(n),
-                 groups.size.data(), types.compute),
-             "grouped product");
+  const cublasStatus_t status = blas_library().gemm_grouped_batched(
+      handle, groups.transa.data(), groups.transb.data(), groups.m.data(), groups.n.data(), groups.k.data(),
+      wide ? static_cast<const void*>(groups.wide_alpha.data()) : groups.alpha.data(), pointers.get(), types.data,
+      groups.lda.data(), pointers.get() + n, types.data, groups.ldb.data(),
+      wide ? static_cast<const void*>(groups.wide_beta.data()) : groups.beta.data(),
+      const_cast<void* const*>(pointers.get() + 2 * n), data_c, groups.ldc.data(), static_cast<int>(n),
+      groups.size.data(), types.compute);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return false;
+  check_blas(status, "grouped product");
   stream.count_gemm();
+  return true;
+}
+
+void multiply_grouped(const Context& ctx, DType operands, DType result, const std::vector<Product>& products) {
+  std::vector<Product> work;
+  for (const Product& p : products)
+    if (!write_empty(ctx, result, p)) work.push_back(p);
+  if (try_grouped(ctx, operands, result, work)) return;
+  for (const Product& p : work) multiply(ctx, operands, result, p);
 }
 
 }  // namespace st_moe::cuda

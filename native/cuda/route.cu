@@ -296,7 +296,7 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
   const int64_t parts = min_of(ceil_div(args.B * args.E, kBlock / kWarp), kScanGrid);
   if (tokens > 0) {
     Product logits{tokens, args.E, args.D, args.x, args.w, args.logits, args.D, args.D, args.E};
-    logits.transpose_b = true;
+    logits.transpose_b = logits.exact = true;
     multiply(ctx, args.dtype, args.dtype, logits);
   }
   Scratch<int32_t> count(ctx, work * args.K * args.E), counted(ctx, work);

@@ -79,9 +79,10 @@ void test_grouped() {
   const auto x = numbers(random, R * I), w = numbers(random, G * O * I), dy = numbers(random, R * O);
   std::vector<double> y(static_cast<size_t>(R * O)), dx(x.size(), 9), dw(w.size(), 9);
   const OpTable& ops = cpu_backend().ops;
-  Status forward = ops.grouped_gemm(kContext, {x.data(), w.data(), sizes, y.data(), DType::f64, R, G, I, O});
-  Status backward = ops.grouped_gemm_backward(
-      kContext, {dy.data(), x.data(), w.data(), sizes, dx.data(), dw.data(), DType::f64, R, G, I, O});
+  Status forward =
+      ops.grouped_gemm(kContext, {x.data(), w.data(), sizes, nullptr, y.data(), DType::f64, DType::f64, R, G, I, O});
+  Status backward = ops.grouped_gemm_backward(kContext, {dy.data(), x.data(), w.data(), sizes, nullptr, dx.data(),
+                                                         dw.data(), DType::f64, DType::f64, R, G, I, O});
   int64_t row = 0;
   for (int64_t g = 0; g < G; ++g) {
     const int64_t n = sizes[g];
@@ -97,9 +98,10 @@ void test_grouped() {
   }
   const int32_t negative[2] = {-1, 45}, wrong[2] = {3, 40};
   for (const int32_t* bad : {negative, wrong}) {
-    forward = ops.grouped_gemm(kContext, {x.data(), w.data(), bad, y.data(), DType::f64, R, 2, I, O});
-    backward = ops.grouped_gemm_backward(
-        kContext, {dy.data(), x.data(), w.data(), bad, dx.data(), nullptr, DType::f64, R, 2, I, O});
+    forward =
+        ops.grouped_gemm(kContext, {x.data(), w.data(), bad, nullptr, y.data(), DType::f64, DType::f64, R, 2, I, O});
+    backward = ops.grouped_gemm_backward(kContext, {dy.data(), x.data(), w.data(), bad, nullptr, dx.data(), nullptr,
+                                                    DType::f64, DType::f64, R, 2, I, O});
     check(forward.code == ErrorCode::shape && backward.code == ErrorCode::shape, "wrong group sizes must be an error");
   }
 }

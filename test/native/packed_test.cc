@@ -1,4 +1,5 @@
-// The packed copies of a weight: found under their own key, gone when the weight changes or is freed, counted.
+// What a storage keeps beside its memory. The packed copies of a weight: found under their own key, gone when the
+// weight changes or is freed, counted. Short lists of i32 that the host put there: until a change.
 #include <cstring>
 
 #include "check.h"
@@ -56,9 +57,29 @@ void test_copies() {
         static_cast<long long>(device.stats.bytes));
 }
 
+void test_remembered() {
+  Device device(&cpu_backend(), Context{1, nullptr});
+  const int32_t sizes[] = {3, 0, 5};
+  const Tensor list = make_tensor(device, DType::i32, {3}), floats = make_tensor(device, DType::f32, {3});
+  const Tensor empty = make_tensor(device, DType::i32, {0}), large = make_tensor(device, DType::i32, {5000});
+  check(!list.storage->remembered(), "nothing is remembered at first");
+  list.storage->remember(sizes, DType::i32);
+  const int32_t* values = list.storage->remembered();
+  check(values && values != sizes && std::memcmp(values, sizes, sizeof sizes) == 0, "a list is remembered");
+  list.storage->change();
+  check(!list.storage->remembered(), "until it changes");
+  floats.storage->remember(sizes, DType::f32);
+  empty.storage->remember(nullptr, DType::i32);
+  const std::vector<int32_t> many(5000);
+  large.storage->remember(many.data(), DType::i32);
+  for (const Tensor* tensor : {&floats, &empty, &large})
+    check(!tensor->storage->remembered(), "floats, nothing and long lists are not");
+}
+
 }  // namespace
 
 int main() {
   test_copies();
+  test_remembered();
   return check_result();
 }

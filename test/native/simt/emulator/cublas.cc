@@ -1,6 +1,7 @@
 #include "cublas_v2.h"
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "core/convert.h"
@@ -14,6 +15,15 @@ struct cublasContext {
 
 namespace {
 
+// Ten bits after the point, rounded to nearest.
+float round_to_tf32(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7f800000u) != 0x7f800000u) bits = (bits + 0xfffu + (bits >> 13 & 1u)) & ~0x1fffu;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
 struct Gemm {
   cublasOperation_t transa, transb;
   int m, n, k;
@@ -22,6 +32,7 @@ struct Gemm {
   void* C;
   int lda, ldb, ldc;
   cudaDataType type, C_type;
+  bool tf32;
 };
 
 size_t bytes_of(cudaDataType type) {
@@ -77,12 +88,15 @@ void run(const Gemm& g) {
   const auto m = static_cast<size_t>(g.m), n = static_cast<size_t>(g.n), k = static_cast<size_t>(g.k);
   const auto lda = static_cast<size_t>(g.lda), ldb = static_cast<size_t>(g.ldb), ldc = static_cast<size_t>(g.ldc);
   std::vector<T> a(m * k), column(k);
+  const auto operand = [&](double value) {
+    return static_cast<T>(g.tf32 ? static_cast<double>(round_to_tf32(static_cast<float>(value))) : value);
+  };
   for (size_t i = 0; i < m; ++i)
     for (size_t p = 0; p < k; ++p)
-      a[i * k + p] = static_cast<T>(load(g.A, g.transa == CUBLAS_OP_N ? i + p * lda : p + i * lda, g.type));
+      a[i * k + p] = operand(load(g.A, g.transa == CUBLAS_OP_N ? i + p * lda : p + i * lda, g.type));
   for (size_t j = 0; j < n; ++j) {
     for (size_t p = 0; p < k; ++p)
-      column[p] = static_cast<T>(load(g.B, g.transb == CUBLAS_OP_N ? p + j * ldb : j + p * ldb, g.type));
+      column[p] = operand(load(g.B, g.transb == CUBLAS_OP_N ? p + j * ldb : j + p * ldb, g.type));
     for (size_t i = 0; i < m; ++i) {
       T value = static_cast<T>(g.alpha) * dot(a.data() + i * k, column.data(), g.k);
       const size_t at = i + j * ldc;
@@ -146,9 +160,22 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
                                           long long strideC, int batchCount, cublasComputeType_t computeType,
                                           cublasGemmAlgo_t) {
   if (!types_fit(Atype, Btype, Ctype, computeType)) return CUBLAS_STATUS_NOT_SUPPORTED;
-  const Gemm first{
-      transa, transb, m,   n,     k,    scalar(alpha, 0, computeType), scalar(beta, 0, computeType), A, B, C,
-      lda,    ldb,    ldc, Atype, Ctype};
+  const Gemm first{transa,
+                   transb,
+                   m,
+                   n,
+                   k,
+                   scalar(alpha, 0, computeType),
+                   scalar(beta, 0, computeType),
+                   A,
+                   B,
+                   C,
+                   lda,
+                   ldb,
+                   ldc,
+                   Atype,
+                   Ctype,
+                   computeType == CUBLAS_COMPUTE_32F_FAST_TF32};
   if (batchCount < 0 || !sizes_fit(first)) return CUBLAS_STATUS_INVALID_VALUE;
   if (m == 0 || n == 0 || batchCount == 0) return CUBLAS_STATUS_SUCCESS;
   if (!simt::is_device_memory(C) || (k > 0 && !(simt::is_device_memory(A) && simt::is_device_memory(B))))
@@ -192,7 +219,8 @@ cublasStatus_t cublasGemmGroupedBatchedEx(cublasHandle_t handle, const cublasOpe
                     ldb_array[g],
                     ldc_array[g],
                     Atype,
-                    Ctype};
+                    Ctype,
+                    computeType == CUBLAS_COMPUTE_32F_FAST_TF32};
     if (group_size[g] < 0 || !sizes_fit(gemm)) return CUBLAS_STATUS_INVALID_VALUE;
     gemms.insert(gemms.end(), static_cast<size_t>(group_size[g]), gemm);
   }

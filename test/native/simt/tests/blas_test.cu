@@ -133,10 +133,35 @@ void test_grouped(const Context& ctx) {
       multiply_on_host(products.back(), a.data() + at, b.data() + at, c.data() + at);
     }
     const int64_t before = stream_of(ctx).synchronisations();
-    multiply_grouped(ctx, dtype<T>, products.data(), count);
+    multiply_grouped(ctx, dtype<T>, dtype<T>, products);
     expect(stream_of(ctx).synchronisations() == before, "the host waits for nothing");
     expect(device_c.back(c.size()) == c, "multiply_grouped");
   }
+}
+
+// Groups of narrow operands, with results of the same type and of f32; the second has no grouped product.
+void test_narrow_grouped(const Context& ctx, DType type) {
+  const std::vector<float> a = whole<float>(kSize, 4), b = whole<float>(kSize, 5);
+  const OnDevice<uint16_t> device_a(ctx, narrow(a, type)), device_b(ctx, narrow(b, type));
+  std::vector<float> c = whole<float>(kSize, 6);
+  const OnDevice<float> wide_c(ctx, c);
+  const OnDevice<uint16_t> narrow_c(ctx, narrow(c, type));
+  std::vector<Product> wide, same;
+  for (int64_t g = 0; g < 5; ++g) {
+    const int64_t rows[] = {3, 0, 4, 1, 2}, at = g * 100;
+    Product p{rows[g], 6, 5, device_a.get() + at, device_b.get() + at, wide_c.get() + at, 7, 8, 9};
+    wide.push_back(p);
+    p.c = narrow_c.get() + at;
+    same.push_back(p);
+    multiply_on_host(p, a.data() + at, b.data() + at, c.data() + at);
+  }
+  const int64_t before = stream_of(ctx).gemms();
+  multiply_grouped(ctx, type, type, same);
+  expect(stream_of(ctx).gemms() == before + 1, "one grouped product");
+  multiply_grouped(ctx, type, DType::f32, wide);
+  expect(stream_of(ctx).gemms() == before + 5, "a product for each group that is not empty");
+  expect(wide_c.back(c.size()) == c, "groups of narrow operands");
+  expect(narrow_c.back(c.size()) == narrow(c, type), "groups of narrow operands and results");
 }
 
 void test_limits(const Context& ctx) {
@@ -178,6 +203,8 @@ int main() {
     test_narrow(ctx, DType::f16);
     test_grouped<float>(ctx);
     test_grouped<double>(ctx);
+    test_narrow_grouped(ctx, DType::bf16);
+    test_narrow_grouped(ctx, DType::f16);
     test_limits(ctx);
     test_fault(ctx);
   }
