@@ -29,8 +29,14 @@ export type Backward = (
   needs: readonly boolean[],
 ) => readonly (Handle | null)[]
 
-/** Sees a gradient in a backward; a tensor that it returns takes the gradient's place. */
+/** Sees a gradient in a backward; a tensor of its shape and dtype that it returns takes the gradient's place. */
 export type GradHook = (grad: Tensor) => Tensor | undefined | null | void
+
+/** What registering a hook gives. */
+export interface HookHandle {
+  /** The hook is not called again. A second call does nothing. */
+  remove(): void
+}
 
 export interface Recording {
   op: string

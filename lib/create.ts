@@ -6,13 +6,19 @@ import { type Handle, native } from './native.js'
 import { drawFrom, type Generator } from './random.js'
 import { type Tensor, wrap } from './tensor.js'
 
+/** Options of the functions that make tensors. */
 export interface TensorOptions {
+  /** Default: that of the data, else 'f32'. */
   dtype?: DType
+  /** Default: that of {@link setDefaultDevice}, at first 'cpu'. */
   device?: Device
+  /** The tensor is a leaf whose `grad` a backward fills; f32 and f64 only. Default false. */
   requiresGrad?: boolean
 }
 
+/** Options of the functions that draw random numbers; dtype 'f32' or 'f64'. */
 export interface RandomOptions extends TensorOptions {
+  /** Default: that of {@link manualSeed}. */
   generator?: Generator
 }
 
@@ -40,11 +46,17 @@ function make(
 /**
  * A tensor with a copy of `data`: a typed array, numbers, or nested arrays of them. `shape` defaults to that of the
  * data. dtype by default: Float32Array and numbers f32, Float64Array f64, Int32Array i32; a Uint16Array holds the bits
- * of bf16 or f16 and needs `dtype`. Shared, resizable and detached buffers are refused.
+ * of bf16 or f16 and needs `dtype`.
+ *
+ * Errors: SHAPE where data and shape do not fit, DTYPE for other arrays, OPTION for shared, resizable and detached
+ * buffers, BACKEND_UNAVAILABLE for a device that cannot be used, OUT_OF_MEMORY.
  *
  * @example
- * tensor([[1, 2, 3], [4, 5, 6]])                          // f32 [2, 3]
- * tensor(new Float64Array(6), [2, 3], { requiresGrad: true })
+ * ```ts
+ * console.log(tensor([[1, 2, 3], [4, 5, 6]])) // → Tensor([2, 3], f32, cpu)
+ * console.log(tensor(new Float64Array(6), [3, 2])) // → Tensor([3, 2], f64, cpu)
+ * console.log(tensor(Uint16Array.of(0x3f80), [1], { dtype: 'bf16' }).item()) // → 1
+ * ```
  */
 export function tensor(
   data: TypedArray | number | NestedArray,
@@ -168,11 +180,32 @@ function filled(op: string, shape: unknown, value: number, options: unknown): Te
   return make(op, target, checked, (to, device) => native.full(target, dtypeCode(to), device, value), dtype)
 }
 
-/** Zeros of a shape; f32 on the CPU unless said otherwise. */
+/**
+ * Zeros of a shape, dtype 'f32' by default. Errors: SHAPE, DTYPE, BACKEND_UNAVAILABLE, OUT_OF_MEMORY.
+ *
+ * @example
+ * ```ts
+ * console.log(zeros([2, 3], { dtype: 'i32' })) // → Tensor([2, 3], i32, cpu)
+ * ```
+ */
 export const zeros = (shape: readonly number[], options?: TensorOptions): Tensor => filled('zeros', shape, 0, options)
-/** Ones of a shape. */
+/**
+ * Ones of a shape; the rest as {@link zeros}.
+ *
+ * @example
+ * ```ts
+ * console.log(ones([2, 3]).sum().item()) // → 6
+ * ```
+ */
 export const ones = (shape: readonly number[], options?: TensorOptions): Tensor => filled('ones', shape, 1, options)
-/** One value everywhere, rounded to the dtype. */
+/**
+ * One value everywhere, rounded to the dtype; the rest as {@link zeros}.
+ *
+ * @example
+ * ```ts
+ * console.log(full([2], 0.5).dataSync()) // → Float32Array(2) [ 0.5, 0.5 ]
+ * ```
+ */
 export function full(shape: readonly number[], value: number, options?: TensorOptions): Tensor {
   if (typeof value !== 'number') fail('OPTION', 'full', `value must be a number, got ${show(value)}`)
   return filled('full', shape, value, options)
@@ -192,13 +225,39 @@ function drawn(op: string, shape: unknown, normal: boolean, a: number, b: number
   )
 }
 
-/** Uniform on [0, 1). */
+/**
+ * Uniform on [0, 1), f32 or f64. A seed gives the same numbers on every device. Errors as {@link zeros}.
+ *
+ * @example
+ * ```ts
+ * const u = rand([1000], { generator: new Generator(7) })
+ * console.log(Math.min(...u.dataSync()) >= 0, Math.max(...u.dataSync()) < 1) // → true true
+ * ```
+ */
 export const rand = (shape: readonly number[], options?: RandomOptions): Tensor =>
   drawn('rand', shape, false, 0, 1, options)
-/** Normal with mean 0 and variance 1. */
+/**
+ * Normal with mean 0 and variance 1, f32 or f64. Errors as {@link zeros}.
+ *
+ * @example
+ * ```ts
+ * manualSeed(1)
+ * const a = randn([4, 8]).sum().item()
+ * manualSeed(1)
+ * console.log(randn([4, 8]).sum().item() === a) // → true
+ * ```
+ */
 export const randn = (shape: readonly number[], options?: RandomOptions): Tensor =>
   drawn('randn', shape, true, 0, 1, options)
-/** Uniform on [low, high). */
+/**
+ * Uniform on [low, high), f32 or f64. Errors as {@link zeros}.
+ *
+ * @example
+ * ```ts
+ * const w = uniform([64, 16], -0.25, 0.25)
+ * console.log(Math.max(...w.abs().dataSync()) <= 0.25) // → true
+ * ```
+ */
 export function uniform(shape: readonly number[], low: number, high: number, options?: RandomOptions): Tensor {
   return drawn(
     'uniform',
@@ -210,7 +269,16 @@ export function uniform(shape: readonly number[], low: number, high: number, opt
   )
 }
 
-/** start, start + step, … below `end`; with one number 0 … end − 1. i32 where all are integers and no dtype is given. */
+/**
+ * start, start + step, … below `end`, shape [length]; with one number 0 … end − 1. i32 where all are integers and no
+ * dtype is given, else f32. Errors: OPTION, and SHAPE above 2^27 elements.
+ *
+ * @example
+ * ```ts
+ * console.log(arange(4).dataSync()) // → Int32Array(4) [ 0, 1, 2, 3 ]
+ * console.log(arange(0, 1, 0.25).dataSync()) // → Float32Array(4) [ 0, 0.25, 0.5, 0.75 ]
+ * ```
+ */
 export function arange(start: number, end?: number | TensorOptions, step?: number, options?: TensorOptions): Tensor {
   const op = 'arange'
   if (typeof end === 'object' && end !== null) return arange(0, start, 1, end)

@@ -4,15 +4,20 @@ import { MoeError, show } from './errors.js'
 import { damageOf } from './library-file.js'
 import { addonFolder, native } from './native.js'
 
+/** Where a tensor lives. 'cuda' is 'cuda:0'. */
 export type Device = 'cpu' | 'cuda' | `cuda:${number}`
 
 /** A device kind this package knows, whether it can be used here, and where not, at which stage it failed and why. */
 export interface DeviceInfo {
+  /** Its name in the option `device`. */
   device: Device
+  /** Tensors can be made on it. */
   available: boolean
   /** Instruction set of the CPU kernels, or the name of the card. */
   variant?: string
+  /** Where it failed: the plugin file, its version, the driver, the card, or the cuBLAS library. */
   stage?: 'plugin' | 'abi' | 'driver' | 'device' | 'cublas'
+  /** What happened there, for people. */
   reason?: string
 }
 
@@ -36,10 +41,14 @@ function probePlugin(path: string): ReturnType<typeof native.probePlugin> {
 const opened = new Map<Device, number>([['cpu', 0]])
 
 /**
- * All devices, usable or not.
+ * All devices, usable or not. Throws nothing: what is wrong with a device is in its entry.
  *
  * @example
- * for (const { device, available, reason } of devices()) console.log(device, available ? 'ready' : reason)
+ * ```ts
+ * const usable = devices().filter(({ available }) => available)
+ * const whyNot = devices().map(({ device, stage, reason }) => `${device}: ${stage}: ${reason}`)
+ * console.log(usable[0].device) // → cpu
+ * ```
  */
 export function devices(): DeviceInfo[] {
   const cpu: DeviceInfo = { device: 'cpu', available: true, variant: native.deviceInfo(0).variant }
@@ -67,10 +76,16 @@ export function checkDevice(op: string, device: unknown): Device {
 let defaultDevice: Device = 'cpu'
 
 /**
- * Where tensors and layers are made when nothing is said. Throws BACKEND_UNAVAILABLE where the device cannot be used.
+ * Where tensors and layers of this environment (main thread or worker) are made when nothing is said. Errors: DEVICE
+ * for an unknown name, BACKEND_UNAVAILABLE where the device cannot be used.
  *
  * @example
- * if (devices().some(({ device, available }) => device === 'cuda:0' && available)) setDefaultDevice('cuda')
+ * ```ts
+ * const card = devices().find(({ device, available }) => device !== 'cpu' && available)
+ * if (card) setDefaultDevice(card.device)
+ * console.log(ones([2]).device === (card?.device ?? 'cpu')) // → true
+ * setDefaultDevice('cpu')
+ * ```
  */
 export function setDefaultDevice(device: Device): void {
   const name = checkDevice('setDefaultDevice', device)
@@ -78,7 +93,14 @@ export function setDefaultDevice(device: Device): void {
   defaultDevice = name
 }
 
-/** 'cpu' unless {@link setDefaultDevice} has been called in this environment. */
+/**
+ * 'cpu' unless {@link setDefaultDevice} has been called in this environment.
+ *
+ * @example
+ * ```ts
+ * console.log(ones([2]).device === getDefaultDevice()) // → true
+ * ```
+ */
 export const getDefaultDevice = (): Device => defaultDevice
 
 /** Number of a device in the native table; opens it at the first use. Throws BACKEND_UNAVAILABLE where it cannot be used. */
@@ -98,14 +120,22 @@ export function deviceIndex(op: string, device: Device): number {
   return number
 }
 
+/** Native memory of one device, or of all. */
 export interface MemoryInfo {
   /** Live tensors, those that a recorded graph holds included. */
   tensors: number
-  /** Bytes of live tensors, optimizer state included. */
+  /** Bytes of live tensors, optimizer state and packed copies of weights included. */
   bytes: number
+  /** The most that `bytes` has been since the start or {@link resetPeakMemory}. */
   peakBytes: number
   /** Bytes that the process keeps for re-use; not part of `bytes`. */
   cachedBytes: number
+}
+
+/** All devices together, and each that has been used. */
+export interface MemoryReport extends MemoryInfo {
+  /** By name, such as `cpu` or `cuda:0`. */
+  devices: Record<string, MemoryInfo>
 }
 
 function memoryOf(number: number): MemoryInfo {
@@ -118,9 +148,13 @@ function memoryOf(number: number): MemoryInfo {
  * steady loop.
  *
  * @example
- * const { tensors, bytes } = memory()
+ * ```ts
+ * const before = memory().bytes
+ * using x = ones([1000])
+ * console.log(memory().bytes - before) // → 4000
+ * ```
  */
-export function memory(): MemoryInfo & { devices: Record<string, MemoryInfo> } {
+export function memory(): MemoryReport {
   const perDevice = [...opened].map(([device, number]) => [device, memoryOf(number)] as const)
   const total = { tensors: 0, bytes: 0, peakBytes: 0, cachedBytes: 0 }
   for (const [, info] of perDevice) {
@@ -129,16 +163,43 @@ export function memory(): MemoryInfo & { devices: Record<string, MemoryInfo> } {
   return { ...total, devices: Object.fromEntries(perDevice) }
 }
 
-/** Sets `peakBytes` back to what is live now. */
+/**
+ * Sets `peakBytes` of every device back to what is live now.
+ *
+ * @example
+ * ```ts
+ * resetPeakMemory()
+ * const { bytes } = memory()
+ * scope(() => ones([1000]).mul(2).sum().item())
+ * console.log(memory().peakBytes - bytes >= 8000) // → true
+ * ```
+ */
 export function resetPeakMemory(): void {
   for (const number of opened.values()) native.resetPeak(number)
 }
 
-/** CPU threads that this environment's calls use, 1 to 256. Results do not depend on it. */
+/**
+ * CPU threads that this environment's calls use, 1 to 256, at first the cores of the machine. Results do not depend on
+ * it. Errors: OPTION.
+ *
+ * @example
+ * ```ts
+ * setNumThreads(1)
+ * console.log(getNumThreads()) // → 1
+ * ```
+ */
 export function setNumThreads(threads: number): void {
   native.setThreads(checkInteger('setNumThreads', 'threads', threads, 1, 256))
 }
 
+/**
+ * The threads of {@link setNumThreads}.
+ *
+ * @example
+ * ```ts
+ * console.log(getNumThreads() >= 1) // → true
+ * ```
+ */
 export function getNumThreads(): number {
   return native.getThreads()
 }

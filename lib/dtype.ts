@@ -1,11 +1,15 @@
 import { MoeError, show } from './errors.js'
 
-/** Element types. `bf16` and `f16` are storage formats that travel as their bits in a Uint16Array. */
+/**
+ * Element types: arithmetic in f32 and f64, indices in i32. `bf16` and `f16` are storage formats that travel as their
+ * bits in a Uint16Array.
+ */
 export type DType = 'f32' | 'f64' | 'bf16' | 'f16' | 'i32'
 
 /** What the operands of matrix products are rounded to before they are multiplied; products are added in the dtype. */
 export type ComputeDType = 'f32' | 'f64' | 'bf16' | 'f16'
 
+/** The arrays that {@link tensor} takes; Uint16Array as the bits of bf16 or f16. */
 export type TypedArray =
   | Float32Array
   | Float64Array

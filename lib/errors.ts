@@ -1,4 +1,7 @@
-/** What went wrong, for programs. The text of the error is for people. */
+/**
+ * What went wrong, for programs; the text of the error is for people. `OPTION` is any argument that is not what it must
+ * be, where none of the more exact codes fits; `INTERNAL` is a mistake of this package.
+ */
 export type MoeErrorCode =
   | 'SHAPE'
   | 'DTYPE'
@@ -17,10 +20,21 @@ export type MoeErrorCode =
  * The one error class of this package. `message` names the operation, the argument, what was expected and what came.
  *
  * @example
- * try { moe.forward(x) } catch (error) { if (error instanceof MoeError && error.code === 'SHAPE') … }
+ * ```ts
+ * const moe = new MoE({ dim: 64, numExperts: 4 })
+ * try {
+ *   moe.forward(ones([16, 64]))
+ * } catch (error) {
+ *   if (!(error instanceof MoeError)) throw error
+ *   console.log(error.code, error.op) // → SHAPE MoE.forward
+ *   console.log(error.message) // → [MoE.forward] x must be [batch, tokens, 64], got [16, 64]
+ * }
+ * ```
  */
 export class MoeError extends Error {
+  /** 'MoeError', also where `instanceof` does not reach, as across workers. */
   override readonly name = 'MoeError'
+  /** What went wrong, for programs. */
   readonly code: MoeErrorCode
   /** The operation that failed, for example `MoE.forward`. */
   readonly op: string

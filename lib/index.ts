@@ -1,4 +1,4 @@
-export type { GradHook } from './autograd.js'
+export type { GradHook, HookHandle } from './autograd.js'
 export {
   arange,
   full,
@@ -19,6 +19,7 @@ export {
   getDefaultDevice,
   getNumThreads,
   type MemoryInfo,
+  type MemoryReport,
   memory,
   resetPeakMemory,
   setDefaultDevice,
@@ -27,8 +28,10 @@ export {
 export type { ComputeDType, DType, TypedArray } from './dtype.js'
 export { MoeError, type MoeErrorCode } from './errors.js'
 export * from './io/index.js'
+/** The layers, also exported by themselves. */
 export * as nn from './nn/index.js'
 export * from './nn/index.js'
+/** All functions of tensors, differentiable where that makes sense; the most used are also exported by themselves. */
 export * as ops from './ops/index.js'
 export {
   attention,
@@ -49,8 +52,9 @@ export {
   softmax,
   tanh,
 } from './ops/index.js'
+/** The optimizers, also exported by themselves. */
 export * as optim from './optim/index.js'
 export * from './optim/index.js'
-export { Generator, manualSeed } from './random.js'
+export { Generator, type GeneratorState, manualSeed } from './random.js'
 export { keep, noGrad, scope } from './scope.js'
-export { Tensor } from './tensor.js'
+export { type BackwardOptions, Tensor } from './tensor.js'

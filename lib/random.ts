@@ -3,24 +3,37 @@ import { show } from './errors.js'
 
 const maxSeed = Number.MAX_SAFE_INTEGER
 
+/** A place in a stream of random numbers. */
+export interface GeneratorState {
+  /** The key of the stream. */
+  seed: number
+  /** How many draws have been made. */
+  step: number
+}
+
 /**
- * A stream of random numbers: Philox 4×32-10 keyed by (seed, step, element). Each draw, of whatever size, takes one
- * step, so a stream can be saved and continued as two integers, and every backend draws the same bits.
+ * A stream of random numbers: Philox 4×32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC11) keyed by
+ * (seed, step, element). Each draw, of whatever size, takes one step, so a stream can be saved and continued as two
+ * integers, and every backend draws the same bits.
  *
  * @example
+ * ```ts
  * const generator = new Generator(7)
  * const x = randn([4, 4], { generator })
+ * console.log(generator.seed, generator.step) // → 7 1
+ * ```
  */
 export class Generator {
   #seed: number
   #step: number
 
-  /** `seed` and `step` from 0 to 2^53 − 1. */
+  /** `seed` and `step` are integers from 0 to 2^53 − 1, else OPTION. */
   constructor(seed = 0, step = 0) {
     this.#seed = checkInteger('Generator', 'seed', seed, 0, maxSeed)
     this.#step = checkInteger('Generator', 'step', step, 0, maxSeed)
   }
 
+  /** The key of the stream. */
   get seed(): number {
     return this.#seed
   }
@@ -30,8 +43,19 @@ export class Generator {
     return this.#step
   }
 
-  /** Continues from a saved state. */
-  setState(state: { seed: number; step: number }): void {
+  /**
+   * Continues from a saved state: that of another generator, or what {@link Generator.next} gave. Errors: OPTION.
+   *
+   * @example
+   * ```ts
+   * const a = new Generator(7)
+   * randn([4], { generator: a })
+   * const b = new Generator()
+   * b.setState(a)
+   * console.log(b.seed, b.step) // → 7 1
+   * ```
+   */
+  setState(state: GeneratorState): void {
     const op = 'Generator.setState'
     if (typeof state !== 'object' || state === null)
       fail('OPTION', op, `state must be { seed, step }, got ${show(state)}`)
@@ -40,12 +64,13 @@ export class Generator {
     this.#seed = seed
   }
 
+  /** Whether a value is a Generator and no look-alike. */
   static isGenerator(value: unknown): value is Generator {
     return typeof value === 'object' && value !== null && #seed in value
   }
 
-  /** Takes one step. */
-  next(): { seed: number; step: number } {
+  /** Takes one step, and gives the state from before it. */
+  next(): GeneratorState {
     const step = this.#step
     this.#step = step < maxSeed ? step + 1 : 0
     return { seed: this.#seed, step }
@@ -56,10 +81,15 @@ export class Generator {
 export const defaultGenerator = new Generator()
 
 /**
- * Seeds this environment: initial parameters, `rand`, `randn`, dropout, and the random numbers of routing.
+ * Seeds this environment (main thread or worker): initial parameters, `rand`, `randn`, dropout, and the random numbers
+ * of routing. `seed` is an integer from 0 to 2^53 − 1, else OPTION.
  *
  * @example
- * manualSeed(42)
+ * ```ts
+ * const generator = manualSeed(42)
+ * const layer = new Linear(8, 8) // the same parameters in every run
+ * console.log(generator.seed) // → 42
+ * ```
  */
 export function manualSeed(seed: number): Generator {
   defaultGenerator.setState({ seed: checkInteger('manualSeed', 'seed', seed, 0, maxSeed), step: 0 })

@@ -46,11 +46,17 @@ export const currentScope = (): Scope | null => surroundings().scope
 export const isGradEnabled = (): boolean => surroundings().gradEnabled
 
 /**
- * Runs `fn` and frees every tensor made inside, except what it returns, parameters, gradients of tensors that
- * survive, and what {@link keep} names. Nests; an async `fn` gives a promise and keeps its scope across `await`.
+ * Runs `fn` and frees every tensor made inside, except what it returns (in arrays, maps and objects too), parameters,
+ * gradients of tensors that survive, and what {@link keep} names. Nests; an async `fn` gives a promise and keeps its
+ * scope across `await`. Errors of `fn` pass through.
  *
  * @example
- * const loss = scope(() => { const l = model.forward(x).sub(y).square().mean(); l.backward(); return l.item() })
+ * ```ts
+ * const before = memory().tensors
+ * const y = scope(() => ones([3]).mul(2).add(1))
+ * console.log(y.dataSync(), memory().tensors - before) // → Float32Array(3) [ 3, 3, 3 ] 1
+ * y.dispose()
+ * ```
  */
 export function scope<T>(fn: () => T): T {
   checkFunction('scope', 'fn', fn)
@@ -64,10 +70,15 @@ export function scope<T>(fn: () => T): T {
 }
 
 /**
- * Runs `fn` without recording operations: less memory, no backward.
+ * Runs `fn` without recording operations: less memory, no backward. Nests, follows `await`, and frees nothing by
+ * itself.
  *
  * @example
- * const logits = noGrad(() => model.forward(x))
+ * ```ts
+ * const layer = new Linear(4, 2)
+ * const y = noGrad(() => layer.forward(ones([1, 4])))
+ * console.log(y.requiresGrad) // → false
+ * ```
  */
 export function noGrad<T>(fn: () => T): T {
   checkFunction('noGrad', 'fn', fn)
@@ -79,7 +90,21 @@ export function withoutScope<T>(fn: () => T): T {
   return storage.run({ scope: null, gradEnabled: isGradEnabled() }, fn)
 }
 
-/** Takes a tensor out of its scope: it lives until `dispose()`. Returns it. */
+/**
+ * Takes a tensor out of its scope: it lives until `dispose()`. Returns it. Errors: OPTION for anything but a Tensor,
+ * DISPOSED.
+ *
+ * @example
+ * ```ts
+ * const seen: Tensor[] = []
+ * scope(() => {
+ *   seen.push(keep(ones([2])))
+ *   seen.push(ones([2]))
+ * })
+ * console.log(seen.map((tensor) => tensor.disposed)) // → [ false, true ]
+ * seen[0].dispose()
+ * ```
+ */
 export function keep<T extends Tensor>(tensor: T): T {
   moveToScope(checkTensor('keep', 'tensor', tensor), null)
   return tensor

@@ -1,4 +1,4 @@
-import { type GradHook, type Node, runBackward } from './autograd.js'
+import { type GradHook, type HookHandle, type Node, runBackward } from './autograd.js'
 import { checkBoolean, checkFunction, checkOptions, fail, sameShape, showShape, sizeOf } from './check.js'
 import { type Device, deviceIndex } from './device.js'
 import { allocateArray, type DType, dtypeCode, isFloat } from './dtype.js'
@@ -33,6 +33,12 @@ const finalizers = new FinalizationRegistry<Held>(letGo)
 /** Opens the constructor to this package. */
 export const adopt = Symbol('st-moe adopt')
 
+/** Options of {@link Tensor.backward}. */
+export interface BackwardOptions {
+  /** Keeps the graph and what it saved, for another backward. Default false. */
+  retainGraph?: boolean
+}
+
 export interface TensorMeta {
   shape: readonly number[]
   dtype: DType
@@ -60,12 +66,17 @@ export let moveToScope: (tensor: Tensor, scope: Scope | null) => void
 export let accumulateGrad: (leaf: Tensor, grad: Handle) => void
 
 /**
- * A contiguous array on a device. Operations give new tensors and never change their inputs. Memory is freed by
- * `scope`, `using` or `dispose()`.
+ * A contiguous array on a device, made by {@link tensor}, {@link zeros}, {@link randn} and their like. Operations give
+ * new tensors and never change their inputs. Memory is freed by {@link scope}, `using` or `dispose()`; a tensor used
+ * after that is a DISPOSED error.
  *
  * @example
- * using x = tensor([[1, 2], [3, 4]])
- * x.mul(2).sum().item() // 20
+ * ```ts
+ * using x = tensor([[1, 2], [3, 4]], null, { requiresGrad: true })
+ * const loss = scope(() => x.square().sum())
+ * loss.backward()
+ * console.log(loss.item(), x.grad?.dataSync()) // → 30 Float32Array(4) [ 2, 4, 6, 8 ]
+ * ```
  */
 export class Tensor {
   #meta: TensorMeta
@@ -92,14 +103,17 @@ export class Tensor {
     if (scope) moveToScope(this, scope)
   }
 
+  /** Length of each axis, frozen; [] for a single value. */
   get shape(): readonly number[] {
     return this.#meta.shape
   }
 
+  /** Type of the elements. */
   get dtype(): DType {
     return this.#meta.dtype
   }
 
+  /** 'cpu' or 'cuda:<number>'. */
   get device(): Device {
     return this.#meta.device
   }
@@ -109,6 +123,7 @@ export class Tensor {
     return this.#size
   }
 
+  /** The memory has been freed; every operation on it is a DISPOSED error. */
   get disposed(): boolean {
     return this.#held.handle === 0
   }
@@ -124,17 +139,22 @@ export class Tensor {
     this.#grad = null
   }
 
+  /** For `using`. */
   [Symbol.dispose](): void {
     this.dispose()
   }
 
   // ---- gradients
 
+  /** Operations on this tensor are recorded. */
   get requiresGrad(): boolean {
     return this.#requiresGrad
   }
 
-  /** Setting it makes this tensor a leaf: whatever made it is forgotten, and `backward` puts its gradient in `grad`. */
+  /**
+   * Makes this tensor a leaf: whatever made it is forgotten, and `backward` puts its gradient in `grad`. Errors: DTYPE
+   * unless f32 or f64.
+   */
   set requiresGrad(value: boolean) {
     checkBoolean('Tensor.requiresGrad', 'value', value)
     if (value && !isFloat(this.dtype))
@@ -144,11 +164,12 @@ export class Tensor {
     this.#requiresGrad = value
   }
 
-  /** The accumulated gradient of a leaf, of the same shape; null before the first `backward` and after `zeroGrad`. */
+  /** The accumulated gradient of a leaf; null before the first `backward` and after `zeroGrad`. */
   get grad(): Tensor | null {
     return this.#grad
   }
 
+  /** Frees the gradient from before. Errors: SHAPE, DTYPE, DEVICE where they are not those of this tensor. */
   set grad(value: Tensor | null) {
     if (value !== null) checkTensor('Tensor.grad', 'value', value, this)
     if (value === this.#grad) return
@@ -159,11 +180,21 @@ export class Tensor {
 
   /**
    * Adds d(this)/d(leaf) to `leaf.grad` for every leaf with `requiresGrad`. `gradient` has the shape of this tensor
-   * and may be left out where it has one element. Frees the graph unless `retainGraph`.
+   * and may be left out where it has one element. Frees the graph unless `retainGraph`, so a second call is an error.
+   *
+   * Errors: UNSUPPORTED where nothing was recorded, where the graph has been freed, or where a tensor that it needs has
+   * been changed in place; SHAPE, DTYPE, DEVICE of `gradient`. An error of a hook passes through and changes no `grad`.
+   *
+   * @example
+   * ```ts
+   * const x = tensor([1, 2, 3], null, { requiresGrad: true })
+   * x.mul(x).backward(tensor([1, 0, 1]))
+   * console.log(x.grad?.dataSync()) // → Float32Array(3) [ 2, 0, 6 ]
+   * ```
    */
-  backward(gradient?: Tensor | null, options?: { retainGraph?: boolean }): void {
+  backward(gradient?: Tensor | null, options?: BackwardOptions): void {
     const op = 'Tensor.backward'
-    const { retainGraph = false } = checkOptions<{ retainGraph: boolean }>(op, options, ['retainGraph'])
+    const { retainGraph = false } = checkOptions<BackwardOptions>(op, options, ['retainGraph'])
     checkBoolean(op, 'retainGraph', retainGraph)
     checkTensor(op, 'this', this)
     if (!this.#requiresGrad) fail('UNSUPPORTED', op, 'this tensor does not depend on any tensor with requiresGrad')
@@ -181,9 +212,17 @@ export class Tensor {
 
   /**
    * Calls `fn` with the gradient of this tensor in every backward; a tensor that it returns takes the gradient's place.
-   * The gradient is disposed after the call unless kept or cloned.
+   * The gradient is disposed after the call unless kept or cloned. Errors: OPTION unless this requires a gradient.
+   *
+   * @example
+   * ```ts
+   * const x = tensor([1, 2], null, { requiresGrad: true })
+   * x.registerHook((grad) => grad.mul(10))
+   * x.sum().backward()
+   * console.log(x.grad?.dataSync()) // → Float32Array(2) [ 10, 10 ]
+   * ```
    */
-  registerHook(fn: GradHook): { remove(): void } {
+  registerHook(fn: GradHook): HookHandle {
     checkFunction('Tensor.registerHook', 'fn', fn)
     if (!this.#requiresGrad) fail('OPTION', 'Tensor.registerHook', 'this tensor does not require a gradient')
     const source = this.#held.source
@@ -205,7 +244,10 @@ export class Tensor {
 
   // ---- values
 
-  /** A copy of the values. bf16 and f16 come as their bits in a Uint16Array. */
+  /**
+   * A copy of the values in row-major order: Float32Array, Float64Array or Int32Array; bf16 and f16 come as their bits
+   * in a Uint16Array. Waits for a card. Errors: DISPOSED, OUT_OF_MEMORY.
+   */
   dataSync(): Float32Array | Float64Array | Int32Array | Uint16Array {
     checkTensor('Tensor.dataSync', 'this', this)
     const data = allocateArray('Tensor.dataSync', this.dtype, this.size)
@@ -213,11 +255,12 @@ export class Tensor {
     return data
   }
 
+  /** As {@link Tensor.dataSync}, as a promise. */
   async data(): Promise<Float32Array | Float64Array | Int32Array | Uint16Array> {
     return this.dataSync()
   }
 
-  /** The value of a tensor with one element. */
+  /** The value of a tensor with one element, bf16 and f16 included; else SHAPE. */
   item(): number {
     checkTensor('Tensor.item', 'this', this)
     if (this.size !== 1) fail('SHAPE', 'Tensor.item', `needs one element, this has shape ${showShape(this.shape)}`)
@@ -229,6 +272,7 @@ export class Tensor {
     return data[0]
   }
 
+  /** Shape, dtype and device; no values. */
   toString(): string {
     return `Tensor(${showShape(this.shape)}, ${this.dtype}, ${this.device}${this.disposed ? ', disposed' : ''})`
   }
@@ -240,83 +284,99 @@ export class Tensor {
 
   // ---- the functions of the same name as methods
 
-  /** a + b with broadcasting; also of a number. */
+  /** See {@link ops.add}. */
   add(other: Tensor | number): Tensor {
     return add(this, other)
   }
+  /** See {@link ops.sub}. */
   sub(other: Tensor | number): Tensor {
     return sub(this, other)
   }
+  /** See {@link ops.mul}. */
   mul(other: Tensor | number): Tensor {
     return mul(this, other)
   }
+  /** See {@link ops.div}. */
   div(other: Tensor | number): Tensor {
     return div(this, other)
   }
+  /** See {@link ops.neg}. */
   neg(): Tensor {
     return neg(this)
   }
+  /** See {@link ops.exp}. */
   exp(): Tensor {
     return exp(this)
   }
+  /** See {@link ops.log}. */
   log(): Tensor {
     return log(this)
   }
+  /** See {@link ops.sqrt}. */
   sqrt(): Tensor {
     return sqrt(this)
   }
+  /** See {@link ops.abs}. */
   abs(): Tensor {
     return abs(this)
   }
+  /** See {@link ops.square}. */
   square(): Tensor {
     return square(this)
   }
+  /** See {@link ops.relu}. */
   relu(): Tensor {
     return relu(this)
   }
+  /** See {@link ops.gelu}. */
   gelu(): Tensor {
     return gelu(this)
   }
+  /** See {@link ops.silu}. */
   silu(): Tensor {
     return silu(this)
   }
+  /** See {@link ops.sigmoid}. */
   sigmoid(): Tensor {
     return sigmoid(this)
   }
+  /** See {@link ops.tanh}. */
   tanh(): Tensor {
     return tanh(this)
   }
-  /** Over the last axis. */
+  /** See {@link ops.softmax}. */
   softmax(): Tensor {
     return softmax(this)
   }
+  /** See {@link ops.matmul}. */
   matmul(other: Tensor): Tensor {
     return matmul(this, other)
   }
-  /** Over all axes (a tensor of shape []), one axis, or several. */
+  /** See {@link ops.sum}. */
   sum(axis?: number | readonly number[], keepDim?: boolean): Tensor {
     return sum(this, axis, keepDim)
   }
+  /** See {@link ops.mean}. */
   mean(axis?: number | readonly number[], keepDim?: boolean): Tensor {
     return mean(this, axis, keepDim)
   }
-  /** Shares memory. One dimension may be −1. */
+  /** See {@link ops.reshape}. */
   reshape(shape: readonly number[]): Tensor {
     return reshape(this, shape)
   }
-  /** Swaps two axes; by default the last two. A copy. */
+  /** See {@link ops.transpose}. */
   transpose(axis0?: number, axis1?: number): Tensor {
     return transpose(this, axis0, axis1)
   }
-  /** Entries `start` to `end` (exclusive) along an axis. A copy. */
+  /** See {@link ops.slice}. */
   slice(axis: number, start: number, end?: number): Tensor {
     return slice(this, axis, start, end)
   }
-  /** A copy with its own memory; differentiable. */
+  /** See {@link ops.clone}. */
   clone(): Tensor {
     return clone(this)
   }
-  /** To another dtype (differentiable between floating-point types) or device. */
+  /** See {@link ops.to}. */
   to(target: DType | Device): Tensor {
     return to(this, target)
   }

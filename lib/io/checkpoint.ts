@@ -7,18 +7,24 @@ import { loadSafetensors, saveSafetensors } from './safetensors.js'
 
 /** What a checkpoint is taken of, and restored into. */
 export interface CheckpointTargets {
+  /** Its state dict is kept. */
   model: Module
+  /** Its state dict is kept too. */
   optimizer?: Optimizer
   /** Default: the environment's. */
   generator?: Generator
 }
 
-export interface Checkpoint extends CheckpointTargets {
+/** Where a run stands. */
+export interface CheckpointProgress {
   /** Training steps done. */
   step: number
   /** Anything else to continue from, such as the position in the data; must survive JSON. */
   extra?: unknown
 }
+
+/** What {@link saveCheckpoint} writes. */
+export interface Checkpoint extends CheckpointTargets, CheckpointProgress {}
 
 const names = ['model', 'optimizer', 'generator'] as const
 
@@ -45,11 +51,16 @@ const unprefixed = (prefix: string, state: StateDict): StateDict =>
   )
 
 /**
- * Writes model, optimizer, step, generator and data position to one safetensors file, atomically. A run that is
- * resumed from it continues bit for bit.
+ * Writes model, optimizer, step, generator and data position to one safetensors file, which appears whole or not at
+ * all. A run that is resumed from it continues bit for bit. Errors: OPTION, DISPOSED, and those of the file system.
  *
  * @example
- * await saveCheckpoint('run.safetensors', { model, optimizer, step, extra: { position } })
+ * ```ts
+ * const model = new Linear(8, 8)
+ * const optimizer = new AdamW(model.parameters())
+ * await saveCheckpoint('run.safetensors', { model, optimizer, step: 100, extra: { position: 4096 } })
+ * console.log(await loadCheckpoint('run.safetensors', { model, optimizer })) // → { step: 100, extra: { position: 4096 } }
+ * ```
  */
 export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Promise<void> {
   const op = 'saveCheckpoint'
@@ -70,11 +81,22 @@ export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Prom
   }
 }
 
-/** Restores what {@link saveCheckpoint} wrote into `targets`, and gives step and extra. */
-export async function loadCheckpoint(
-  path: string,
-  targets: CheckpointTargets,
-): Promise<{ step: number; extra: unknown }> {
+/**
+ * Restores what {@link saveCheckpoint} wrote into `targets`, all of it or nothing, and gives step and extra.
+ *
+ * Errors: FILE_FORMAT where the file is no checkpoint, STATE_DICT where its tensors do not fit, OPTION, and those of the
+ * file system.
+ *
+ * @example
+ * ```ts
+ * const model = new Linear(8, 8)
+ * await saveCheckpoint('run.safetensors', { model, step: 100 })
+ * const resumed = new Linear(8, 8)
+ * const { step } = await loadCheckpoint('run.safetensors', { model: resumed })
+ * console.log(step, resumed.weight.sub(model.weight).abs().sum().item()) // → 100 0
+ * ```
+ */
+export async function loadCheckpoint(path: string, targets: CheckpointTargets): Promise<CheckpointProgress> {
   const op = 'loadCheckpoint'
   const { model, optimizer, generator } = checkTargets(op, checkOptions<CheckpointTargets>(op, targets, names))
   const { tensors, metadata } = await loadSafetensors(path)

@@ -1,8 +1,15 @@
-export { type Checkpoint, type CheckpointTargets, loadCheckpoint, saveCheckpoint } from './checkpoint.js'
+export {
+  type Checkpoint,
+  type CheckpointProgress,
+  type CheckpointTargets,
+  loadCheckpoint,
+  saveCheckpoint,
+} from './checkpoint.js'
 export {
   type LoadedTensors,
   loadSafetensors,
   loadSafetensorsSync,
+  type SafetensorsOptions,
   saveSafetensors,
   saveSafetensorsSync,
 } from './safetensors.js'

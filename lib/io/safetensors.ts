@@ -13,9 +13,18 @@ import { writeAtomic, writeAtomicSync } from './atomic.js'
  * Tensors of I64, U8 and BOOL in a file come as i32 (I64 only where the values fit).
  */
 
+/** What a safetensors file holds. */
 export interface LoadedTensors {
+  /** On the CPU, in the order of the file; they live in the surrounding scope, or until disposed. */
   tensors: StateDict
+  /** The entry `__metadata__` of the header, {} where there is none. */
   metadata: Record<string, string>
+}
+
+/** Options of {@link saveSafetensors}. */
+export interface SafetensorsOptions {
+  /** Strings to keep beside the tensors. */
+  metadata?: Record<string, string>
 }
 
 interface Entry {
@@ -34,7 +43,7 @@ const maxHeader = 100_000_000
 
 /** Header and tensors as the parts of a file; copies are taken here, so later changes do not matter. */
 function encode(op: string, state: StateDict, options: unknown): Uint8Array[] {
-  const { metadata } = checkOptions<{ metadata: Record<string, string> }>(op, options, ['metadata'])
+  const { metadata } = checkOptions<SafetensorsOptions>(op, options, ['metadata'])
   if (typeof state !== 'object' || state === null)
     fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
   const entries = Object.entries(state).map(
@@ -75,26 +84,31 @@ function checkPath(op: string, path: unknown): string {
 }
 
 /**
- * Writes tensors to a safetensors file that PyTorch can read. The file appears whole or not at all.
+ * Writes tensors to a safetensors file that PyTorch can read: a temporary file in the same folder, then a rename, so it
+ * appears whole or not at all. Tensors of any device. Errors: OPTION, DISPOSED, and those of the file system.
  *
  * @example
- * saveSafetensorsSync('moe.safetensors', moe.stateDict(), { metadata: { step: '1000' } })
+ * ```ts
+ * const layer = new Linear(8, 4)
+ * saveSafetensorsSync('linear.safetensors', layer.stateDict(), { metadata: { step: '1000' } })
+ * console.log(loadSafetensorsSync('linear.safetensors').metadata) // → { step: '1000' }
+ * ```
  */
-export function saveSafetensorsSync(
-  path: string,
-  state: StateDict,
-  options?: { metadata?: Record<string, string> },
-): void {
+export function saveSafetensorsSync(path: string, state: StateDict, options?: SafetensorsOptions): void {
   const op = 'saveSafetensors'
   writeAtomicSync(checkPath(op, path), encode(op, state, options))
 }
 
-/** As {@link saveSafetensorsSync}; the values are copied before the first await. */
-export async function saveSafetensors(
-  path: string,
-  state: StateDict,
-  options?: { metadata?: Record<string, string> },
-): Promise<void> {
+/**
+ * As {@link saveSafetensorsSync}; the values are copied before the first await.
+ *
+ * @example
+ * ```ts
+ * const layer = new Linear(8, 4)
+ * await saveSafetensors('linear.safetensors', layer.stateDict())
+ * ```
+ */
+export async function saveSafetensors(path: string, state: StateDict, options?: SafetensorsOptions): Promise<void> {
   const op = 'saveSafetensors'
   await writeAtomic(checkPath(op, path), encode(op, state, options))
 }
@@ -227,11 +241,16 @@ function* pieces(path: string, fileSize: number): Generator<Piece, LoadedTensors
 
 /**
  * Reads a safetensors file. Everything about the header is checked before a byte of data is allocated: a truncated or
- * hostile file is a FILE_FORMAT error.
+ * hostile file is a FILE_FORMAT error. Tensors of I64, U8 and BOOL come as i32, I64 only where the values fit. Other
+ * errors: OPTION, OUT_OF_MEMORY, and those of the file system.
  *
  * @example
- * const { tensors, metadata } = loadSafetensorsSync('moe.safetensors')
- * moe.loadStateDict(tensors)
+ * ```ts
+ * saveSafetensorsSync('linear.safetensors', new Linear(8, 4).stateDict())
+ * const { tensors } = loadSafetensorsSync('linear.safetensors')
+ * console.log(tensors.weight) // → Tensor([4, 8], f32, cpu)
+ * new Linear(8, 4).loadStateDict(tensors)
+ * ```
  */
 export function loadSafetensorsSync(path: string): LoadedTensors {
   const file = openSync(checkPath('loadSafetensors', path), 'r')
@@ -256,7 +275,16 @@ export function loadSafetensorsSync(path: string): LoadedTensors {
   }
 }
 
-/** As {@link loadSafetensorsSync}. */
+/**
+ * As {@link loadSafetensorsSync}, without blocking on the disk.
+ *
+ * @example
+ * ```ts
+ * await saveSafetensors('linear.safetensors', new Linear(8, 4).stateDict())
+ * const { tensors } = await loadSafetensors('linear.safetensors')
+ * console.log(Object.keys(tensors).sort()) // → [ 'bias', 'weight' ]
+ * ```
+ */
 export async function loadSafetensors(path: string): Promise<LoadedTensors> {
   const file = await open(checkPath('loadSafetensors', path), 'r')
   try {

@@ -4,24 +4,37 @@ import type { Tensor } from '../tensor.js'
 import { Linear, type ProductLayerOptions, productLayerNames, productLayerOptions } from './linear.js'
 import { Module } from './module.js'
 
+/** Options of {@link CausalSelfAttention}. */
 export interface AttentionLayerOptions extends ProductLayerOptions {
+  /** A divisor of the width. Default 8. */
   heads?: number
+  /** Biases of the four projections. Default false. */
   bias?: boolean
 }
 
 /**
- * Multi-head self-attention in which a token sees itself and what is before it: x [B, N, D] → [B, N, D].
+ * Multi-head self-attention (Vaswani et al., arXiv 1706.03762, §3.2) in which a token sees itself and what is before it:
+ * x [B, N, D] → [B, N, D], by {@link ops.attention} between linear projections. `computeDtype` is for the projections.
  *
  * @example
- * const attend = new CausalSelfAttention(128, { heads: 4 })
+ * ```ts
+ * const attend = new CausalSelfAttention(32, { heads: 4 })
+ * console.log(attend.forward(randn([2, 10, 32])).shape) // → [ 2, 10, 32 ]
+ * ```
  */
 export class CausalSelfAttention extends Module {
+  /** D is split into this many parts. */
   readonly heads: number
+  /** D → D, as the other three. */
   query: Linear
+  /** Keys. */
   key: Linear
+  /** Values. */
   value: Linear
+  /** From the joined heads to the result. */
   out: Linear
 
+  /** `dim` is D. Errors: OPTION unless it is a multiple of `heads`. */
   constructor(dim: number, options?: AttentionLayerOptions) {
     super()
     const op = 'CausalSelfAttention'
@@ -36,6 +49,7 @@ export class CausalSelfAttention extends Module {
     this.out = new Linear(dim, dim, layer)
   }
 
+  /** x [B, N, D] → [B, N, D]. Errors: SHAPE, DTYPE, DEVICE. */
   forward(x: Tensor): Tensor {
     const y = attention(this.query.forward(x), this.key.forward(x), this.value.forward(x), { heads: this.heads })
     return this.out.forward(y)

@@ -10,6 +10,7 @@ import type { MoEResult } from './moe-result.js'
 import { RMSNorm } from './norm.js'
 import { forwardWithGrad, type GradHandle } from './with-grad.js'
 
+/** Options of {@link SparseMoEBlock}. */
 export interface SparseMoEBlockOptions {
   /** A dense feed-forward before the experts. Default false. */
   addFfBefore?: boolean
@@ -20,18 +21,28 @@ export interface SparseMoEBlockOptions {
 const stateNames: Record<string, string> = { moePrenorm: 'moe_prenorm', ffBefore: 'ff_before', ffAfter: 'ff_after' }
 
 /**
- * A mixture of experts as a residual block, its feed-forwards with the computeDtype of the experts: x += ffBefore(x); x += moe(rmsNorm(x)); x += ffAfter(x). Dense
- * feed-forwards around the experts stabilise training (ST-MoE, arXiv 2202.08906, §C).
+ * A mixture of experts as a residual block, as in st-moe-pytorch: x += ffBefore(x); x += moe(rmsNorm(x));
+ * x += ffAfter(x). Dense feed-forwards around the experts improve quality (ST-MoE, arXiv 2202.08906, appendix C).
  *
  * @example
- * const block = new SparseMoEBlock(new MoE({ dim: 512 }), { addFfBefore: true, addFfAfter: true })
+ * ```ts
+ * const moe = new MoE({ dim: 32, numExperts: 4 })
+ * const block = new SparseMoEBlock(moe, { addFfBefore: true, addFfAfter: true })
+ * const { outputs, totalAuxLoss } = block.forward(randn([2, 16, 32]))
+ * console.log(outputs.shape, totalAuxLoss.shape) // → [ 2, 16, 32 ] []
+ * ```
  */
 export class SparseMoEBlock extends Module {
+  /** The layer given to the constructor; its parameters are those of the block too. */
   readonly moe: MoE
+  /** Before the experts. */
   readonly moePrenorm: RMSNorm
+  /** With the dtype, device and computeDtype of the experts. */
   readonly ffBefore: FeedForward | null
+  /** As `ffBefore`. */
   readonly ffAfter: FeedForward | null
 
+  /** Errors: OPTION unless `moe` is a {@link MoE}. */
   constructor(moe: MoE, options?: SparseMoEBlockOptions) {
     super()
     const op = 'SparseMoEBlock'
@@ -50,6 +61,7 @@ export class SparseMoEBlock extends Module {
     this.ffAfter = after ? new FeedForward(moe.dim, product) : null
   }
 
+  /** As {@link MoE.forward}; `outputs` with the residual added. */
   forward(x: Tensor, options?: MoEForwardOptions): MoEResult {
     const op = 'SparseMoEBlock.forward'
     checkTensor(op, 'x', x)

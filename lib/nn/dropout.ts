@@ -3,16 +3,27 @@ import { dropout } from '../ops/dropout.js'
 import type { Tensor } from '../tensor.js'
 import { Module } from './module.js'
 
-/** Zeroes elements with probability `p` and scales the others by 1/(1 − p) in training; the identity in evaluation. */
+/**
+ * {@link ops.dropout} in training, the identity in evaluation.
+ *
+ * @example
+ * ```ts
+ * const drop = new Dropout(0.1).eval()
+ * console.log(drop.forward(ones([4])).dataSync()) // → Float32Array(4) [ 1, 1, 1, 1 ]
+ * ```
+ */
 export class Dropout extends Module {
+  /** Share of the elements that become 0. */
   readonly p: number
 
+  /** `p` from 0, below 1, else OPTION. */
   constructor(p = 0.5) {
     super()
     this.p = checkNumber('Dropout', 'p', p, 0, 1)
     if (p === 1) fail('OPTION', 'Dropout', 'p must be below 1, got 1')
   }
 
+  /** Any shape, f32 or f64; in evaluation x itself. */
   forward(x: Tensor): Tensor {
     return this.training && this.p > 0 ? dropout(x, this.p) : x
   }

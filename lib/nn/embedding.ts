@@ -7,10 +7,20 @@ import { type LayerOptions, layerOptions } from './linear.js'
 import { Module } from './module.js'
 import { Parameter } from './parameter.js'
 
-/** Rows of weight [V, D], standard normal at the start, at i32 indices [...] → [..., D]. */
+/**
+ * A row of D numbers for each of V symbols: i32 indices [...] → [..., D], by {@link embedding}.
+ *
+ * @example
+ * ```ts
+ * const table = new Embedding(256, 32)
+ * console.log(table.forward(tensor(Int32Array.of(104, 105))).shape) // → [ 2, 32 ]
+ * ```
+ */
 export class Embedding extends Module {
+  /** [V, D], standard normal at the start, as in PyTorch. */
   weight: Parameter
 
+  /** `numEmbeddings` is V, `dim` is D. Errors: OPTION, DTYPE, DEVICE. */
   constructor(numEmbeddings: number, dim: number, options?: LayerOptions) {
     super()
     const o = checkOptions<LayerOptions>('Embedding', options, ['dtype', 'device'])
@@ -22,6 +32,7 @@ export class Embedding extends Module {
     })
   }
 
+  /** Errors: DTYPE unless `index` is i32, OPTION where an index is outside of [0, V). */
   forward(index: Tensor): Tensor {
     return embedding(this.weight, index)
   }

@@ -21,22 +21,30 @@ const expertNames = (first: number) =>
   ] as const
 
 /**
- * Parameters of E GEGLU experts, stacked. A state dict has each expert's own: `experts.{i}.net.0.weight` …
- * They are applied by `ops.expertFfn`.
+ * Parameters of E GEGLU experts, stacked; {@link ops.expertFfn} applies them. A state dict has each expert's own,
+ * `experts.{i}.net.0.weight` …, as in st-moe-pytorch. Made by {@link MoE}.
+ *
+ * @example
+ * ```ts
+ * const { experts } = new MoE({ dim: 12, numExperts: 4 })
+ * if (experts instanceof Experts) console.log(experts.w1.shape, experts.w2.shape) // → [ 4, 64, 12 ] [ 4, 12, 32 ]
+ * ```
  */
 export class Experts extends Module {
+  /** What the operands of the products are rounded to. */
   readonly computeDtype: ComputeDType
-  /** [E, 2H, D] */
+  /** [E, 2H, D], first half values, second half gates; uniform in ±1/√(2H) at the start. */
   w1: Parameter
-  /** [E, 2H] */
+  /** [E, 2H], uniform in ±1/√(2H). */
   b1: Parameter
-  /** [E, H] */
+  /** [E, H], ones. */
   multBias: Parameter
-  /** [E, D, H] */
+  /** [E, D, H], uniform in ±1/√D. */
   w2: Parameter
-  /** [E, D] */
+  /** [E, D], uniform in ±1/√D. */
   b2: Parameter
 
+  /** E, D, H, and dtype, device and computeDtype. Errors: OPTION. */
   constructor(numExperts: number, dim: number, hidden: number, options: Required<ProductLayerOptions>) {
     super()
     this.computeDtype = options.computeDtype
@@ -54,6 +62,7 @@ export class Experts extends Module {
     this.b2 = uniformParameter([numExperts, dim], outer, options)
   }
 
+  /** Every expert's own slices. */
   override *stateEntries(): Iterable<StateEntry> {
     for (let index = 0; index < this.w1.shape[0]; index++) yield* this.expertEntries(index, `experts.${index}.`, 0)
   }

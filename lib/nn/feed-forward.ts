@@ -6,16 +6,30 @@ import { type ProductLayerOptions, productLayerNames, productLayerOptions } from
 import { Module, type StateEntry } from './module.js'
 import { RMSNorm } from './norm.js'
 
+/** Options of {@link FeedForward}. */
 export interface FeedForwardOptions extends ProductLayerOptions {
   /** Hidden width is trunc(dim · mult · 2 / 3). Default 4. */
   mult?: number
 }
 
-/** RMSNorm, then one GEGLU expert that every token passes: x [..., D] → [..., D]. The residual is the caller's. */
+/**
+ * RMSNorm, then one GEGLU expert that every token passes: x [..., D] → [..., D], the feed-forward of st-moe-pytorch. The
+ * residual is the caller's.
+ *
+ * @example
+ * ```ts
+ * const ff = new FeedForward(32)
+ * const x = randn([2, 16, 32])
+ * console.log(x.add(ff.forward(x)).shape) // → [ 2, 16, 32 ]
+ * ```
+ */
 export class FeedForward extends Module {
+  /** Before the expert. */
   norm: RMSNorm
+  /** E = 1. */
   expert: Experts
 
+  /** `dim` is D. Errors: OPTION, DTYPE, DEVICE. */
   constructor(dim: number, options?: FeedForwardOptions) {
     super()
     const op = 'FeedForward'
@@ -26,10 +40,12 @@ export class FeedForward extends Module {
     this.expert = new Experts(1, dim, hiddenWidth(op, dim, checkNumber(op, 'mult', o.mult ?? 4, 0)), layer)
   }
 
+  /** x [..., D] → [..., D]. Errors: SHAPE, DTYPE, DEVICE. */
   forward(x: Tensor): Tensor {
     return expertFfn(this.norm.forward(x), null, this.expert, { computeDtype: this.expert.computeDtype })
   }
 
+  /** Under the names of the reference: `net.0.gamma`, `net.1.weight` … */
   override *stateEntries(): Iterable<StateEntry> {
     yield { name: 'net.0.gamma', tensor: this.norm.gamma }
     yield* this.expert.expertEntries(0, '', 1)

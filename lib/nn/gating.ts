@@ -2,12 +2,13 @@ import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, copy
 import { tensor } from '../create.js'
 import type { Device } from '../device.js'
 import { show } from '../errors.js'
-import { expertCapacity, type RouteResult, route } from '../ops/route.js'
+import { expertCapacity, type RouteResult, type RoutingRandom, route } from '../ops/route.js'
 import { keep } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
 import { Module, type StateEntry } from './module.js'
 
+/** Options of {@link TopNGating}. */
 export interface TopNGatingOptions extends LayerOptions {
   /** D */
   dim: number
@@ -15,19 +16,28 @@ export interface TopNGatingOptions extends LayerOptions {
   numGates: number
   /** K. Default 2. */
   topN?: number
-  /** A number, or one for each choice after the first. Default 0.2. */
+  /**
+   * A later choice of gate g is routed with probability min(1, g / threshold): a number, or one for each choice after
+   * the first. Default 0.2.
+   */
   thresholdTrain?: number | readonly number[]
+  /** The same in evaluation. Default 0.2. */
   thresholdEval?: number | readonly number[]
-  /** Default 1.25. */
+  /** See {@link ops.expertCapacity}. Default 1.25. */
   capacityFactorTrain?: number
-  /** Default 2. */
+  /** The same in evaluation. Default 2. */
   capacityFactorEval?: number
-  /** Factors of the two losses in `totalAuxLoss`. Default 1e-2 and 1e-3. */
+  /** Factor of the balance loss in `totalAuxLoss`. Default 1e-2. */
   balanceLossCoef?: number
+  /** Factor of the router z-loss in `totalAuxLoss`. Default 1e-3. */
   routerZLossCoef?: number
+  /** Gates by coordinate descent, so that every expert's score gets a gradient (CoLT5, arXiv 2303.09752). Default false. */
   differentiableTopk?: boolean
+  /** Adds Gumbel noise to the logits, in evaluation too. Default false. */
   noiseGates?: boolean
+  /** Factor of the noise. Default 1. */
   noiseMult?: number
+  /** What the balance loss counts, see {@link ops.RouteOptions.balanceDensity}. Default 'kept'. */
   balanceDensity?: 'kept' | 'assigned'
   /** Floor of the sum of the chosen probabilities. Default 1e-9. */
   eps?: number
@@ -51,10 +61,15 @@ export const gatingNames = [
   'device',
 ] as const
 
+/** Options of one forward of a router. */
 export interface GatingForwardOptions {
-  random?: { uniforms?: Tensor; gumbelUniforms?: Tensor }
+  /** Numbers to use instead of drawn ones. */
+  random?: RoutingRandom
+  /** [B, N], 0 for padding: not routed, takes no slot, counts in no loss. */
   mask?: Tensor
+  /** Default: that of the layer. */
   noiseGates?: boolean
+  /** Default: that of the layer. */
   noiseMult?: number
 }
 
@@ -71,12 +86,27 @@ function thresholdBuffer(op: string, name: string, value: unknown, K: number, ep
   return keep(tensor(Float32Array.from([eps, ...values]), [K], { device }))
 }
 
-/** The router: top-N gating with stochastic thresholds and capacity. State: `to_gates.weight` and two threshold buffers. */
+/**
+ * The router: top-N gating with stochastic thresholds and capacity, by {@link ops.route}. State: `to_gates.weight` [E, D]
+ * and two threshold buffers, under the names of st-moe-pytorch.
+ *
+ * @example
+ * ```ts
+ * const gate = new TopNGating({ dim: 32, numGates: 4 })
+ * const { expertIndex, capacity } = gate.forward(randn([2, 16, 32]))
+ * console.log(expertIndex.shape, capacity) // → [ 2, 16, 2 ] 5
+ * ```
+ */
 export class TopNGating extends Module {
+  /** K */
   readonly topN: number
+  /** E */
   readonly numGates: number
+  /** D → E, without bias; weight uniform in ±1/√D at the start. */
   readonly toGates: Linear
+  /** f32 [K], the first entry not used. */
   readonly thresholdTrain: Tensor
+  /** f32 [K], for evaluation. */
   readonly thresholdEval: Tensor
   readonly #options: {
     capacityFactorTrain: number
@@ -90,6 +120,7 @@ export class TopNGating extends Module {
     eps: number
   }
 
+  /** Errors: OPTION, DTYPE, DEVICE; they name `op`. */
   constructor(options: TopNGatingOptions, op = 'TopNGating') {
     super()
     const o = checkOptions<TopNGatingOptions>(op, options, ['numGates', 'topN', ...gatingNames])
@@ -115,14 +146,11 @@ export class TopNGating extends Module {
     this.thresholdEval = thresholdBuffer(op, 'thresholdEval', o.thresholdEval ?? 0.2, this.topN, eps, layer.device)
   }
 
-  /** x [B, N, D] → where its tokens go, and the losses (0 in evaluation). */
+  /** x [B, N, D] → where its tokens go, and the losses (0 in evaluation). Errors: SHAPE, DTYPE, DEVICE, OPTION. */
   forward(x: Tensor, options?: GatingForwardOptions): RouteResult {
     const op = 'TopNGating.forward'
     const o = checkOptions<GatingForwardOptions>(op, options, ['random', 'mask', 'noiseGates', 'noiseMult'])
-    const random = checkOptions<NonNullable<GatingForwardOptions['random']>>(op, o.random, [
-      'uniforms',
-      'gumbelUniforms',
-    ])
+    const random = checkOptions<RoutingRandom>(op, o.random, ['uniforms', 'gumbelUniforms'])
     checkTensor(op, 'x', x)
     const { capacityFactorTrain, capacityFactorEval, ...rest } = this.#options
     const factor = this.training ? capacityFactorTrain : capacityFactorEval
@@ -139,6 +167,7 @@ export class TopNGating extends Module {
     })
   }
 
+  /** Thresholds and the weight of the router. */
   override *stateEntries(): Iterable<StateEntry> {
     yield { name: 'threshold_train', tensor: this.thresholdTrain }
     yield { name: 'threshold_eval', tensor: this.thresholdEval }

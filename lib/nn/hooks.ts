@@ -1,12 +1,18 @@
-import { atBackwardEnd, record, share } from '../autograd.js'
+import { atBackwardEnd, type HookHandle, record, share } from '../autograd.js'
 import { copyArray, fail } from '../check.js'
 import { type Handle, native } from '../native.js'
 import { checkTensor, handleOf, isKept, isTensor, type Tensor, type TensorMeta, wrap } from '../tensor.js'
 import type { Module } from './module.js'
 
+/** Sees the arguments before `forward`; an array that it returns replaces them. */
 export type ForwardPreHook = (module: Module, args: unknown[]) => unknown[] | void
+/** Sees arguments and result after `forward`; anything but undefined that it returns replaces the result. */
 // biome-ignore lint/suspicious/noExplicitAny: a hook may replace the result by anything
 export type ForwardHook = (module: Module, args: unknown[], result: any) => any
+/**
+ * Sees the gradients of the tensor arguments and of the tensors of the result, null where nothing flows; an array that
+ * it returns replaces `gradInput`.
+ */
 export type BackwardHook = (
   module: Module,
   gradInput: (Tensor | null)[],
@@ -46,7 +52,7 @@ class Hooks {
     })
   }
 
-  add<K extends keyof Kinds>(kind: K, fn: Kinds[K]): { remove(): void } {
+  add<K extends keyof Kinds>(kind: K, fn: Kinds[K]): HookHandle {
     const entry = { fn }
     const set = this[kind] as unknown as Set<{ fn: Kinds[K] }>
     set.add(entry)

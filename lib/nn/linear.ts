@@ -8,8 +8,11 @@ import type { Tensor } from '../tensor.js'
 import { Module } from './module.js'
 import { Parameter } from './parameter.js'
 
+/** Options of every layer with parameters. */
 export interface LayerOptions {
+  /** Of parameters, inputs and outputs. Default 'f32'. */
   dtype?: 'f32' | 'f64'
+  /** Default: that of {@link setDefaultDevice}, at first 'cpu'. */
   device?: Device
 }
 
@@ -17,6 +20,12 @@ export interface LayerOptions {
 export interface ProductLayerOptions extends LayerOptions {
   /** 'bf16' or 'f16' rounds the operands of the products; parameters, gradients and sums stay f32. Default: dtype. */
   computeDtype?: ComputeDType
+}
+
+/** Options of {@link Linear}. */
+export interface LinearLayerOptions extends ProductLayerOptions {
+  /** Default true. */
+  bias?: boolean
 }
 
 /** dtype and device of a layer, checked. */
@@ -43,20 +52,27 @@ export function uniformParameter(shape: readonly number[], bound: number, { dtyp
 }
 
 /**
- * x [..., in] · weightᵀ + bias → [..., out]; weight [out, in] and bias [out] start uniform in ±1/√in, as in PyTorch.
+ * x [..., in] · weightᵀ + bias → [..., out], by {@link linear}.
  *
  * @example
- * const head = new Linear(128, 96)
+ * ```ts
+ * const head = new Linear(32, 96)
+ * console.log(head.forward(randn([2, 16, 32])).shape) // → [ 2, 16, 96 ]
+ * ```
  */
 export class Linear extends Module {
+  /** What the operands of the product are rounded to. */
   readonly computeDtype: ComputeDType
+  /** [out, in], uniform in ±1/√in at the start, as in PyTorch. */
   weight: Parameter
+  /** [out], likewise; null without bias. */
   bias: Parameter | null
 
-  constructor(inFeatures: number, outFeatures: number, options?: ProductLayerOptions & { bias?: boolean }) {
+  /** Errors: OPTION, DTYPE, DEVICE. */
+  constructor(inFeatures: number, outFeatures: number, options?: LinearLayerOptions) {
     super()
     const op = 'Linear'
-    const o = checkOptions<ProductLayerOptions & { bias: boolean }>(op, options, ['bias', ...productLayerNames])
+    const o = checkOptions<LinearLayerOptions>(op, options, ['bias', ...productLayerNames])
     checkInteger(op, 'inFeatures', inFeatures, 1)
     checkInteger(op, 'outFeatures', outFeatures, 1)
     const bias = checkBoolean(op, 'bias', o.bias ?? true)
@@ -67,6 +83,7 @@ export class Linear extends Module {
     this.bias = bias ? uniformParameter([outFeatures], bound, layer) : null
   }
 
+  /** x [..., in] → [..., out]. Errors: SHAPE, DTYPE, DEVICE. */
   forward(x: Tensor): Tensor {
     return linear(x, this.weight, this.bias, { computeDtype: this.computeDtype })
   }

@@ -1,3 +1,4 @@
+import type { HookHandle } from '../autograd.js'
 import { checkBoolean, checkFunction, checkOptions, fail, sameShape, showShape } from '../check.js'
 import { checkDevice, type Device, deviceIndex } from '../device.js'
 import { dtypeCode } from '../dtype.js'
@@ -11,6 +12,7 @@ import { Parameter } from './parameter.js'
 /** Tensors under the names of the PyTorch package. */
 export type StateDict = Record<string, Tensor>
 
+/** What {@link Module.loadStateDict} met. */
 export interface LoadReport {
   /** Names that the state lacks (only with `strict: false`). */
   missing: string[]
@@ -18,10 +20,19 @@ export interface LoadReport {
   unexpected: string[]
 }
 
+/** Options of {@link Module.loadStateDict}. */
+export interface LoadOptions {
+  /** Missing and unknown names are errors. Default true. */
+  strict?: boolean
+}
+
 /** One name of a state dict: a whole tensor, or slice `index` of a stacked one. */
 export interface StateEntry {
+  /** Under which the state dict has it. */
   name: string
+  /** Where its values are. */
   tensor: Tensor
+  /** Which slice of the first axis. */
   index?: number
 }
 
@@ -41,15 +52,21 @@ function read(entry: StateEntry, from: Tensor): Tensor {
  * themselves; a subclass needs a constructor and `forward`.
  *
  * @example
+ * ```ts
  * class Net extends Module {
  *   hidden = new Linear(8, 32)
  *   out = new Linear(32, 1)
- *   forward(x: Tensor) { return this.out.forward(this.hidden.forward(x).relu()) }
+ *   forward(x: Tensor): Tensor {
+ *     return this.out.forward(this.hidden.forward(x).relu())
+ *   }
  * }
+ * console.log([...new Net().namedParameters()].map(([name]) => name).join()) // → hidden.weight,hidden.bias,out.weight,out.bias
+ * ```
  */
 export abstract class Module {
   #training = true
 
+  /** Training mode, at first; see {@link Module.train}. */
   get training(): boolean {
     return this.#training
   }
@@ -71,6 +88,7 @@ export abstract class Module {
     return property
   }
 
+  /** All parameters of this module and those below it, under the names of their properties: stacked ones as one. */
   *namedParameters(): Iterable<[string, Parameter]> {
     for (const [name, child] of this.children()) {
       if (child instanceof Parameter) yield [name, child]
@@ -78,6 +96,7 @@ export abstract class Module {
     }
   }
 
+  /** All parameters of this module and those below it, in a fixed order. */
   *parameters(): Iterable<Parameter> {
     for (const [, parameter] of this.namedParameters()) yield parameter
   }
@@ -96,7 +115,16 @@ export abstract class Module {
     }
   }
 
-  /** Copies of all parameters and buffers. */
+  /**
+   * Copies of all parameters and buffers under the names of the PyTorch package. They live in the surrounding scope, or
+   * until disposed.
+   *
+   * @example
+   * ```ts
+   * const { weight } = new Linear(8, 4).stateDict()
+   * console.log(weight) // → Tensor([4, 8], f32, cpu)
+   * ```
+   */
   stateDict(): StateDict {
     return Object.fromEntries([...this.stateEntries()].map((entry) => [entry.name, read(entry, entry.tensor)]))
   }
@@ -118,11 +146,18 @@ export abstract class Module {
   /**
    * Copies values in, converting between floating-point types. Missing, unknown, misshapen and mistyped entries are
    * one STATE_DICT error that lists them all, and nothing is changed; with `strict: false` missing and unknown names
-   * are only reported.
+   * are only reported. Tensors may be on any device.
+   *
+   * @example
+   * ```ts
+   * const layer = new Linear(8, 4)
+   * layer.loadStateDict(new Linear(8, 4, { dtype: 'f64' }).stateDict())
+   * console.log(layer.loadStateDict({ scale: ones([4]) }, { strict: false }).unexpected) // → [ 'scale' ]
+   * ```
    */
-  loadStateDict(state: StateDict, options?: { strict?: boolean }): LoadReport {
+  loadStateDict(state: StateDict, options?: LoadOptions): LoadReport {
     const op = `${this.constructor.name}.loadStateDict`
-    const { strict = true } = checkOptions<{ strict: boolean }>(op, options, ['strict'])
+    const { strict = true } = checkOptions<LoadOptions>(op, options, ['strict'])
     checkBoolean(op, 'strict', strict)
     if (typeof state !== 'object' || state === null)
       fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
@@ -169,11 +204,15 @@ export abstract class Module {
     return this
   }
 
+  /** Evaluation mode: `train(false)`. */
   eval(): this {
     return this.train(false)
   }
 
-  /** Moves parameters, buffers and gradients to a device. Make the optimizer after that: its state stays where it is. */
+  /**
+   * Moves parameters, buffers and gradients to a device, in place. Make the optimizer after that: its state stays where
+   * it is. Errors: DEVICE, BACKEND_UNAVAILABLE, OUT_OF_MEMORY.
+   */
   to(device: Device): this {
     const target = checkDevice(`${this.constructor.name}.to`, device)
     const number = deviceIndex(`${this.constructor.name}.to`, target)
@@ -193,18 +232,38 @@ export abstract class Module {
     for (const { tensor } of this.stateEntries()) tensor.dispose()
   }
 
+  /** For `using`. */
   [Symbol.dispose](): void {
     this.dispose()
   }
 
-  /** Called as fn(module, args) before `forward`; an array that it returns replaces the arguments. */
-  registerForwardPreHook(fn: ForwardPreHook): { remove(): void } {
+  /**
+   * Called as fn(module, args) before `forward`; an array that it returns replaces the arguments.
+   *
+   * @example
+   * ```ts
+   * const layer = new Linear(4, 2)
+   * layer.registerForwardPreHook((_, [x]) => [(x as Tensor).mul(0)])
+   * console.log(layer.forward(ones([1, 4])).sub(layer.bias!).abs().sum().item()) // → 0
+   * ```
+   */
+  registerForwardPreHook(fn: ForwardPreHook): HookHandle {
     checkFunction('Module.registerForwardPreHook', 'fn', fn)
     return hooksOf(this).add('pre', fn)
   }
 
-  /** Called as fn(module, args, result) after `forward`; anything but undefined that it returns replaces the result. */
-  registerForwardHook(fn: ForwardHook): { remove(): void } {
+  /**
+   * Called as fn(module, args, result) after `forward`; anything but undefined that it returns replaces the result.
+   *
+   * @example
+   * ```ts
+   * const layer = new Linear(4, 2)
+   * const hook = layer.registerForwardHook((module, _, y) => console.log(module.constructor.name, y.shape))
+   * layer.forward(ones([1, 4])) // → Linear [ 1, 2 ]
+   * hook.remove()
+   * ```
+   */
+  registerForwardHook(fn: ForwardHook): HookHandle {
     checkFunction('Module.registerForwardHook', 'fn', fn)
     return hooksOf(this).add('post', fn)
   }
@@ -213,8 +272,17 @@ export abstract class Module {
    * Called as fn(module, gradInput, gradOutput) when the gradients of the module's tensor arguments are known: one
    * entry for each tensor argument and each tensor of the result, null where nothing flows. An array that it returns
    * replaces gradInput.
+   *
+   * @example
+   * ```ts
+   * const layer = new Linear(4, 2)
+   * layer.registerFullBackwardHook((_, gradInput, gradOutput) => {
+   *   console.log(gradInput[0]?.shape, gradOutput[0]?.dataSync()) // → [ 1, 4 ] Float32Array(2) [ 1, 1 ]
+   * })
+   * layer.forward(ones([1, 4], { requiresGrad: true })).sum().backward()
+   * ```
    */
-  registerFullBackwardHook(fn: BackwardHook): { remove(): void } {
+  registerFullBackwardHook(fn: BackwardHook): HookHandle {
     checkFunction('Module.registerFullBackwardHook', 'fn', fn)
     return hooksOf(this).add('backward', fn)
   }

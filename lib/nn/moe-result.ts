@@ -41,19 +41,31 @@ function statsOf({ expertIndex, kept, capacity, numExperts }: Routing): RoutingS
 }
 
 /**
- * What a MoE layer gives, by name or by position: `const [outputs, totalAuxLoss, balanceLoss, routerZLoss] = result`.
+ * What a MoE layer gives, by name or by position: outputs, totalAuxLoss, balanceLoss, routerZLoss.
+ *
+ * @example
+ * ```ts
+ * const moe = new MoE({ dim: 32, numExperts: 4 })
+ * const { outputs, totalAuxLoss, routing } = moe.forward(randn([2, 16, 32]))
+ * const [sameOutputs] = moe.forward(randn([2, 16, 32]))
+ * console.log(outputs.shape, totalAuxLoss.shape, routing.kept.shape) // → [ 2, 16, 32 ] [] [ 2, 16, 2 ]
+ * ```
  */
 export class MoEResult implements Iterable<Tensor> {
   /** [B, N, D] */
   readonly outputs: Tensor
   /** balanceLossCoef · balanceLoss + routerZLossCoef · routerZLoss, shape []; 0 in evaluation, as the other two. */
   readonly totalAuxLoss: Tensor
+  /** Shape [], without its coefficient: (E / B) · Σ_b Σ_e f · P, about 1 where the experts' shares are even. */
   readonly balanceLoss: Tensor
+  /** Shape [], without its coefficient: the mean of logsumexp(logits)². */
   readonly routerZLoss: Tensor
+  /** Where the tokens went. */
   readonly routing: Routing
   /** With `stats: true`. */
   readonly stats?: RoutingStats
 
+  /** For layers of your own. `stats: true` counts them from the routing, which waits for a card. */
   constructor(outputs: Tensor, route: RouteResult, stats: boolean | RoutingStats = false) {
     const { balanceLoss, routerZLoss, totalAuxLoss, ...routing } = route
     this.outputs = outputs
@@ -64,6 +76,7 @@ export class MoEResult implements Iterable<Tensor> {
     if (stats) this.stats = stats === true ? statsOf(routing) : stats
   }
 
+  /** For `const [outputs, totalAuxLoss, balanceLoss, routerZLoss] = result`. */
   *[Symbol.iterator](): Iterator<Tensor> {
     yield this.outputs
     yield this.totalAuxLoss
@@ -96,6 +109,7 @@ export class MoEResult implements Iterable<Tensor> {
       tensor.dispose()
   }
 
+  /** For `using`. */
   [Symbol.dispose](): void {
     this.dispose()
   }

@@ -28,6 +28,7 @@ import { checkModule, Module, type StateEntry } from './module.js'
 import { MoEResult } from './moe-result.js'
 import { forwardWithGrad, type GradHandle } from './with-grad.js'
 
+/** Options of {@link MoE}; `dim` is required. */
 export interface MoEOptions extends Omit<TopNGatingOptions, 'numGates' | 'topN'> {
   /** E. Default 16. */
   numExperts?: number
@@ -52,6 +53,7 @@ export interface MoEOptions extends Omit<TopNGatingOptions, 'numGates' | 'topN'>
   processGroup?: unknown
 }
 
+/** Options of {@link MoE.forward}. */
 export interface MoEForwardOptions extends GatingForwardOptions {
   /** Adds counts of tokens per expert to the result. Default false. */
   stats?: boolean
@@ -71,22 +73,37 @@ const ownNames = [
 const forwardNames = ['random', 'mask', 'noiseGates', 'noiseMult', 'stats'] as const
 
 /**
- * Sparse mixture of experts (ST-MoE, arXiv 2202.08906) with the semantics and state names of st-moe-pytorch:
- * x [B, N, D] → outputs [B, N, D] and auxiliary losses.
+ * Sparse mixture of experts (ST-MoE, arXiv 2202.08906) with the semantics and state names of st-moe-pytorch 0.1.8:
+ * x [B, N, D] → outputs [B, N, D] and auxiliary losses. {@link ops.route} chooses K of E experts for each token and
+ * {@link ops.expertFfn} applies them; a token of which nothing was kept gives a zero row.
  *
  * @example
- * const moe = new MoE({ dim: 512, numExperts: 16 })
- * const { outputs, totalAuxLoss } = moe.forward(randn([4, 1024, 512]))
+ * ```ts
+ * const moe = new MoE({ dim: 32, numExperts: 4, gatingTopN: 2 })
+ * const x = randn([2, 16, 32])
+ * const { outputs, totalAuxLoss } = moe.forward(x)
+ * outputs.sub(x).square().mean().add(totalAuxLoss).backward()
+ * console.log(outputs.shape, moe.gate.toGates.weight.grad?.shape) // → [ 2, 16, 32 ] [ 4, 32 ]
+ * ```
  */
 export class MoE extends Module {
+  /** D */
   readonly dim: number
+  /** E */
   readonly numExperts: number
+  /** The router. */
   readonly gate: TopNGating
+  /** Built in, or those of the option `experts`. */
   readonly experts: Experts | UserExperts
+  /** What the operands of the experts' products are rounded to. */
   readonly computeDtype: ComputeDType
   readonly #straightThrough: boolean
   readonly #throwNonFinite: boolean
 
+  /**
+   * Errors: OPTION (an unknown option is one, and names the nearest), DTYPE, DEVICE, BACKEND_UNAVAILABLE, UNSUPPORTED
+   * for expert parallelism, OUT_OF_MEMORY.
+   */
   constructor(options: MoEOptions) {
     super()
     const op = 'MoE'
@@ -123,6 +140,20 @@ export class MoE extends Module {
       : new Experts(this.numExperts, this.dim, hidden, { ...layer, computeDtype: this.computeDtype })
   }
 
+  /**
+   * x [B, N, D] of the dtype and device of the layer → outputs [B, N, D], three losses of shape [] and the routing.
+   * Later choices are routed at random, in evaluation too; the numbers are those of {@link manualSeed}, or `random`.
+   *
+   * Errors: SHAPE, DTYPE, DEVICE, DISPOSED, OPTION; NON_FINITE with `onNonFinite: 'throw'`.
+   *
+   * @example
+   * ```ts
+   * const moe = new MoE({ dim: 32, numExperts: 4 }).eval()
+   * const mask = tensor([Array(12).fill(1).concat(Array(4).fill(0))]) // the last four tokens are padding
+   * const { outputs, stats } = moe.forward(randn([1, 16, 32]), { mask, stats: true })
+   * console.log(outputs.slice(1, 12, 16).abs().sum().item(), stats?.keptPerExpert.length) // → 0 4
+   * ```
+   */
   forward(x: Tensor, options?: MoEForwardOptions): MoEResult {
     const op = 'MoE.forward'
     const { stats = false, ...gating } = checkOptions<MoEForwardOptions>(op, options, forwardNames)
@@ -149,12 +180,16 @@ export class MoE extends Module {
   }
 
   /**
-   * For training loops that are not ours: takes and gives plain arrays. Parameter gradients accumulate in
-   * `parameter.grad`.
+   * For training loops that are not ours: takes and gives plain arrays of the layer's dtype. Parameter gradients
+   * accumulate in `parameter.grad`. Errors: DTYPE, SHAPE, OPTION.
    *
    * @example
-   * const step = moe.forwardWithGrad(input, [4, 1024, 512])
-   * const { dInput } = step.backward(dOutputs, 1)
+   * ```ts
+   * const moe = new MoE({ dim: 32, numExperts: 4 })
+   * using step = moe.forwardWithGrad(new Float32Array(2 * 16 * 32).fill(0.1), [2, 16, 32])
+   * const { dInput } = step.backward(step.outputs, 1) // the gradient of |outputs|² / 2 + totalAuxLoss
+   * console.log(dInput.length) // → 1024
+   * ```
    */
   forwardWithGrad(
     input: Float32Array | Float64Array,
@@ -192,15 +227,26 @@ export class MoE extends Module {
   }
 }
 
-/** Experts of the user's making, under the names `experts.{i}.…`. */
+/**
+ * Experts of the user's making, under the names `experts.{i}.…`. Made by {@link MoE} of its option `experts`.
+ *
+ * @example
+ * ```ts
+ * const moe = new MoE({ dim: 32, experts: [new Linear(32, 32), new FeedForward(32)] })
+ * console.log(moe.forward(randn([1, 8, 32])).outputs.shape) // → [ 1, 8, 32 ]
+ * ```
+ */
 export class UserExperts extends Module {
+  /** E modules, [B, C, D] → [B, C, D]. */
   readonly experts: readonly Module[]
 
+  /** {@link MoE} checks them. */
   constructor(experts: readonly Module[]) {
     super()
     this.experts = experts
   }
 
+  /** The entries of each expert. */
   override *stateEntries(): Iterable<StateEntry> {
     for (const [i, expert] of this.experts.entries()) {
       for (const entry of expert.stateEntries()) yield { ...entry, name: `experts.${i}.${entry.name}` }

@@ -18,36 +18,66 @@ function constant(fill: Filler, dim: number, options: LayerOptions): Parameter {
   })
 }
 
-/** y = x / max(‖x‖₂, 1e-12) · gamma · √D over the last axis; gamma [D] starts at 1. */
+/**
+ * y = x / max(‖x‖₂, 1e-12) · gamma · √D over the last axis, by {@link rmsNorm}.
+ *
+ * @example
+ * ```ts
+ * const norm = new RMSNorm(4)
+ * console.log(norm.forward(tensor([[3, 3, 3, 3]])).dataSync()) // → Float32Array(4) [ 1, 1, 1, 1 ]
+ * ```
+ */
 export class RMSNorm extends Module {
+  /** [D], ones at the start. */
   gamma: Parameter
 
+  /** `dim` is D. Errors: OPTION, DTYPE, DEVICE. */
   constructor(dim: number, options?: LayerOptions) {
     super()
     const o = checkOptions<LayerOptions>('RMSNorm', options, ['dtype', 'device'])
     this.gamma = constant(ones, checkInteger('RMSNorm', 'dim', dim, 1), layerOptions('RMSNorm', o))
   }
 
+  /** x [..., D] → [..., D]. Errors: SHAPE, DTYPE, DEVICE. */
   forward(x: Tensor): Tensor {
     return rmsNorm(x, this.gamma)
   }
 }
 
-/** y = (x − mean) / √(var + eps) · weight + bias over the last axis; weight [D] starts at 1, bias [D] at 0. */
+/** Options of {@link LayerNorm}. */
+export interface LayerNormOptions extends LayerOptions {
+  /** Added to the variance. Default 1e-5. */
+  eps?: number
+}
+
+/**
+ * y = (x − mean) / √(var + eps) · weight + bias over the last axis, by {@link layerNorm}.
+ *
+ * @example
+ * ```ts
+ * const norm = new LayerNorm(2, { eps: 0 })
+ * console.log(norm.forward(tensor([[3, 5]])).dataSync()) // → Float32Array(2) [ -1, 1 ]
+ * ```
+ */
 export class LayerNorm extends Module {
+  /** [D], ones at the start. */
   weight: Parameter
+  /** [D], zeros at the start. */
   bias: Parameter
+  /** Added to the variance. */
   readonly eps: number
 
-  constructor(dim: number, options?: LayerOptions & { eps?: number }) {
+  /** `dim` is D. Errors: OPTION, DTYPE, DEVICE. */
+  constructor(dim: number, options?: LayerNormOptions) {
     super()
-    const o = checkOptions<LayerOptions & { eps: number }>('LayerNorm', options, ['eps', 'dtype', 'device'])
+    const o = checkOptions<LayerNormOptions>('LayerNorm', options, ['eps', 'dtype', 'device'])
     checkInteger('LayerNorm', 'dim', dim, 1)
     this.eps = checkNumber('LayerNorm', 'eps', o.eps ?? 1e-5, 0)
     this.weight = constant(ones, dim, layerOptions('LayerNorm', o))
     this.bias = constant(zeros, dim, layerOptions('LayerNorm', o))
   }
 
+  /** x [..., D] → [..., D]. Errors: SHAPE, DTYPE, DEVICE. */
   forward(x: Tensor): Tensor {
     return layerNorm(x, this.weight, this.bias, this.eps)
   }

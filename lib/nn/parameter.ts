@@ -5,10 +5,18 @@ import { adopt, checkFloat, handleOf, moveToScope, Tensor, type TensorMeta } fro
  * A tensor that a module trains: a leaf that requires a gradient and that no scope frees.
  *
  * @example
- * const scale = new Parameter(ones([64]))
+ * ```ts
+ * class Scale extends Module {
+ *   factor = new Parameter(ones([4]))
+ *   forward(x: Tensor): Tensor {
+ *     return x.mul(this.factor)
+ *   }
+ * }
+ * console.log([...new Scale().parameters()].length) // → 1
+ * ```
  */
 export class Parameter extends Tensor {
-  /** Shares the memory of `tensor`, which is then free to be disposed. */
+  /** Shares the memory of `tensor`, f32 or f64 (else DTYPE), which is then free to be disposed. */
   constructor(tensor: Tensor) {
     checkFloat('Parameter', 'tensor', tensor)
     native.retain(handleOf(tensor))

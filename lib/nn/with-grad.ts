@@ -11,21 +11,45 @@ import type { MoEResult } from './moe-result.js'
 /** How f32 and f64 values travel. */
 export type FloatArray = Float32Array | Float64Array
 
+/** A routing as plain arrays, [B, N, K] flat. */
+export interface RoutingArrays {
+  /** The chosen experts, the most probable first. */
+  expertIndex: Int32Array
+  /** Their probabilities, normalised over the K choices. */
+  gate: FloatArray
+  /** 1 where routed and within capacity. */
+  kept: Int32Array
+  /** The slot, −1 where not kept. */
+  position: Int32Array
+  /** Slots of one expert for one sequence. */
+  capacity: number
+}
+
 /** One forward of a layer over plain arrays, with its backward. Holds native memory until `backward` or `dispose`. */
 export interface GradHandle extends Disposable {
   /** A copy, [B, N, D] flat. */
   outputs: FloatArray
+  /** As in {@link MoEResult}, like the two others. */
   totalAuxLoss: number
+  /** Without its coefficient. */
   balanceLoss: number
+  /** Without its coefficient. */
   routerZLoss: number
-  /** Capacity and choices as plain arrays, [B, N, K] flat. */
-  routing: { expertIndex: Int32Array; gate: FloatArray; kept: Int32Array; position: Int32Array; capacity: number }
+  /** Where the tokens went. */
+  routing: RoutingArrays
   /**
    * Gradient of the input, given those of the outputs and of totalAuxLoss (default 0: the auxiliary loss is not part
-   * of the caller's loss). Adds to `grad` of the parameters. Once.
+   * of the caller's loss). Adds to `grad` of the parameters. Once: a second call is a DISPOSED error.
    */
-  backward(dOutputs: FloatArray, dTotalAux?: number): { dInput: FloatArray }
+  backward(dOutputs: FloatArray, dTotalAux?: number): InputGradient
+  /** Frees what the backward would have needed. */
   dispose(): void
+}
+
+/** What {@link GradHandle.backward} gives. */
+export interface InputGradient {
+  /** [B, N, D] flat. */
+  dInput: FloatArray
 }
 
 interface Layer {
@@ -56,7 +80,7 @@ class Handle implements GradHandle {
   readonly totalAuxLoss: number
   readonly balanceLoss: number
   readonly routerZLoss: number
-  readonly routing: GradHandle['routing']
+  readonly routing: RoutingArrays
   readonly #op: string
   readonly #x: Tensor
   readonly #result: MoEResult
@@ -79,7 +103,7 @@ class Handle implements GradHandle {
     }
   }
 
-  backward(dOutputs: FloatArray, dTotalAux = 0): { dInput: FloatArray } {
+  backward(dOutputs: FloatArray, dTotalAux = 0): InputGradient {
     const op = `${this.#op}.backward`
     if (this.#x.disposed)
       throw new MoeError('DISPOSED', op, 'backward has been called before, or this step was disposed')

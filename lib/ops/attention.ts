@@ -3,7 +3,9 @@ import { checkBoolean, checkInteger, checkNumber, checkOptions, fail, showShape 
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
+/** Options of {@link attention}. */
 export interface AttentionOptions {
+  /** A divisor of D. */
   heads: number
   /** Query i sees keys 0 … i + Nk − Nq. Default true. */
   causal?: boolean
@@ -13,7 +15,14 @@ export interface AttentionOptions {
 
 /**
  * Multi-head scaled dot-product attention (Vaswani et al., arXiv 1706.03762, §3.2). q [B, Nq, D], k and v [B, Nk, D],
- * D split into `heads` equal parts → [B, Nq, D]. No N×N matrix is kept (Dao et al., arXiv 2205.14135).
+ * D split into `heads` equal parts → [B, Nq, D]; all f32 or f64. No N×N matrix is kept (Dao et al., arXiv 2205.14135).
+ * Errors: SHAPE, DTYPE, DEVICE, OPTION.
+ *
+ * @example
+ * ```ts
+ * const x = randn([2, 10, 32])
+ * console.log(attention(x, x, x, { heads: 4 }).shape) // → [ 2, 10, 32 ]
+ * ```
  */
 export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): Tensor {
   const op = 'attention'

@@ -93,11 +93,40 @@ function binary(kind: Kind, a: Tensor, other: Tensor | number): Tensor {
   }
 }
 
-/** a + b with broadcasting (NumPy's rules); `b` may be a number. Shapes [..]; f32, f64 or i32. */
+/**
+ * a + b with broadcasting by NumPy's rules; `b` may be a number. f32, f64 or i32, both of one dtype and device.
+ * Errors: SHAPE where the shapes do not broadcast, DTYPE, DEVICE.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.add(ones([2, 3]), tensor([1, 2, 3])).shape) // → [ 2, 3 ]
+ * ```
+ */
 export const add = (a: Tensor, b: Tensor | number): Tensor => binary('add', a, b)
-/** a − b with broadcasting; `b` may be a number. */
+/**
+ * a − b, as {@link add}.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.sub(tensor([5, 7]), 1).dataSync()) // → Float32Array(2) [ 4, 6 ]
+ * ```
+ */
 export const sub = (a: Tensor, b: Tensor | number): Tensor => binary('sub', a, b)
-/** a · b element by element with broadcasting; `b` may be a number. */
+/**
+ * a · b element by element, as {@link add}.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.mul(tensor([5, 7]), tensor([2, 3])).dataSync()) // → Float32Array(2) [ 10, 21 ]
+ * ```
+ */
 export const mul = (a: Tensor, b: Tensor | number): Tensor => binary('mul', a, b)
-/** a / b element by element with broadcasting; `b` may be a number. f32 or f64. */
+/**
+ * a / b element by element, as {@link add} but f32 or f64 only.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.div(tensor([1, 0]), 0).dataSync()) // → Float32Array(2) [ Infinity, NaN ]
+ * ```
+ */
 export const div = (a: Tensor, b: Tensor | number): Tensor => binary('div', a, b)

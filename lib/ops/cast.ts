@@ -6,7 +6,17 @@ import { show } from '../errors.js'
 import { native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
-/** A copy with its own memory; differentiable. */
+/**
+ * A copy with its own memory, any dtype; differentiable. `requiresGrad = true` on it makes it a leaf.
+ *
+ * @example
+ * ```ts
+ * const x = ones([3])
+ * const copy = ops.clone(x)
+ * x.dispose()
+ * console.log(copy.dataSync()) // → Float32Array(3) [ 1, 1, 1 ]
+ * ```
+ */
 export function clone(x: Tensor): Tensor {
   checkTensor('clone', 'x', x)
   const y = wrap(native.convert(handleOf(x), dtypeCode(x.dtype)), x)
@@ -33,8 +43,13 @@ function move(x: Tensor, device: Device): Tensor {
 
 /**
  * A tensor of another dtype, or on another device; itself where nothing changes. Rounds to nearest even; to i32 it
- * truncates. Differentiable between f32 and f64,
- * and between devices.
+ * truncates and saturates, a NaN gives 0. Differentiable between f32 and f64, and between devices. Errors: DTYPE, DEVICE,
+ * BACKEND_UNAVAILABLE.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.to(tensor([1.7, -1.7]), 'i32').dataSync()) // → Int32Array(2) [ 1, -1 ]
+ * ```
  */
 export function to(x: Tensor, target: DType | Device): Tensor {
   checkTensor('to', 'x', x)

@@ -5,7 +5,19 @@ import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 import { checkRouting } from './dispatch.js'
 import type { Routing } from './route.js'
 
-/** Σ_k weight_k · (row of the token's k-th slot): expert outputs [E, B, C, D] → [B, N, D]. Zero rows where nothing was kept. */
+/**
+ * Σ_k weight_k · (row of the token's k-th slot): expert outputs [E, B, C, D] → [B, N, D], f32 or f64; zero rows where
+ * nothing was kept (the combine tensor of GShard, arXiv 2006.16668, §3.2). Differentiable in x and `routing.weight`.
+ * Errors: SHAPE, DTYPE, DEVICE, OPTION.
+ *
+ * @example
+ * ```ts
+ * const x = randn([2, 16, 32])
+ * const routing = ops.route(x, randn([4, 32]))
+ * const rows = ops.dispatch(x, routing) // what experts of your own would change
+ * console.log(ops.combine(rows, routing).shape) // → [ 2, 16, 32 ]
+ * ```
+ */
 export function combine(x: Tensor, routing: Routing): Tensor {
   const op = 'combine'
   checkFloat(op, 'x', x)

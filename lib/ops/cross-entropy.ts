@@ -4,13 +4,26 @@ import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, rowsOf, withViews } from './rows.js'
 
+/** Options of {@link crossEntropy}. */
+export interface CrossEntropyOptions {
+  /** Rows with this target do not count. Default −100. */
+  ignoreIndex?: number
+}
+
 /**
- * Mean of −log softmax(logits)[target] in nats, shape []. logits [..., V], targets [...] (i32, in [0, V) or
- * `ignoreIndex`, default −100, whose rows do not count; else OPTION). A batch in which every row is ignored gives 0.
+ * Mean of −log softmax(logits)[target] in nats, shape []; as torch.nn.functional.cross_entropy, but a batch in which
+ * every row is ignored gives 0. logits [..., V] f32 or f64, targets [...] i32. Errors: SHAPE, DTYPE, DEVICE; OPTION for a
+ * target outside of [0, V) that is not `ignoreIndex`.
+ *
+ * @example
+ * ```ts
+ * const loss = crossEntropy(zeros([3, 4]), tensor(Int32Array.of(0, 3, -100)))
+ * console.log(loss.item().toFixed(4), Math.log(4).toFixed(4)) // → 1.3863 1.3863
+ * ```
  */
-export function crossEntropy(logits: Tensor, targets: Tensor, options?: { ignoreIndex?: number }): Tensor {
+export function crossEntropy(logits: Tensor, targets: Tensor, options?: CrossEntropyOptions): Tensor {
   const op = 'crossEntropy'
-  const { ignoreIndex = -100 } = checkOptions<{ ignoreIndex: number }>(op, options, ['ignoreIndex'])
+  const { ignoreIndex = -100 } = checkOptions<CrossEntropyOptions>(op, options, ['ignoreIndex'])
   checkInteger(op, 'ignoreIndex', ignoreIndex, -(2 ** 31), 2 ** 31 - 1)
   checkFloat(op, 'logits', logits)
   checkTensor(op, 'targets', targets)

@@ -4,13 +4,29 @@ import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import type { Routing } from './route.js'
 
+/** Options of {@link dispatch}. */
+export interface DispatchOptions {
+  /**
+   * The routing weight w gets the gradient <x, d row>, as if the row were x · (1 + w − stop_gradient(w)), as in
+   * st-moe-pytorch. Default true.
+   */
+  straightThrough?: boolean
+}
+
 /**
- * Copies each kept token to its slots: x [B, N, D] → [E, B, C, D]; empty slots are zero. With `straightThrough`
- * (default) the routing weight gets the gradient <x, d row>, as if the row were x · (1 + w − stop_gradient(w)).
+ * Copies each kept token to its slots: x [B, N, D] → [E, B, C, D], f32 or f64; empty slots are zero (the dispatch tensor
+ * of GShard, arXiv 2006.16668, §3.2, without a tensor of that size). Errors: SHAPE, DTYPE, DEVICE, OPTION.
+ *
+ * @example
+ * ```ts
+ * const x = randn([2, 16, 32])
+ * const routing = ops.route(x, randn([4, 32]))
+ * console.log(ops.dispatch(x, routing).shape) // → [ 4, 2, 5, 32 ]
+ * ```
  */
-export function dispatch(x: Tensor, routing: Routing, options?: { straightThrough?: boolean }): Tensor {
+export function dispatch(x: Tensor, routing: Routing, options?: DispatchOptions): Tensor {
   const op = 'dispatch'
-  const { straightThrough = true } = checkOptions<{ straightThrough: boolean }>(op, options, ['straightThrough'])
+  const { straightThrough = true } = checkOptions<DispatchOptions>(op, options, ['straightThrough'])
   checkBoolean(op, 'straightThrough', straightThrough)
   checkFloat(op, 'x', x)
   if (x.shape.length !== 3) fail('SHAPE', op, `x must be [B, N, D], got ${showShape(x.shape)}`)

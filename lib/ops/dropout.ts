@@ -4,7 +4,16 @@ import { native } from '../native.js'
 import { drawFrom, type Generator } from '../random.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 
-/** Zeroes each element with probability `p` in [0, 1) and divides the others by 1 − p. Any shape, f32 or f64. */
+/**
+ * Zeroes each element with probability `p` in [0, 1) and divides the others by 1 − p (Srivastava et al., JMLR 15, 2014,
+ * in the inverted form). Any shape, f32 or f64. Errors: DTYPE, OPTION.
+ *
+ * @example
+ * ```ts
+ * const y = dropout(ones([1000]), 0.5, new Generator(1))
+ * console.log([...new Set(y.dataSync())].sort()) // → [ 0, 2 ]
+ * ```
+ */
 export function dropout(x: Tensor, p: number, generator?: Generator): Tensor {
   checkFloat('dropout', 'x', x)
   checkNumber('dropout', 'p', p, 0, 1)

@@ -4,7 +4,16 @@ import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, withViews } from './rows.js'
 
-/** Rows of weight [V, D] at index [...] (i32, in [0, V), else OPTION) → [..., D]. */
+/**
+ * Rows of weight [V, D], f32 or f64, at index [...], i32 → [..., D]. Errors: SHAPE, DTYPE, DEVICE; OPTION for an index
+ * outside of [0, V).
+ *
+ * @example
+ * ```ts
+ * const rows = embedding(tensor([[1, 2], [3, 4]]), tensor(Int32Array.of(1, 1, 0)))
+ * console.log(rows.shape, rows.sum(1).dataSync()) // → [ 3, 2 ] Float32Array(3) [ 7, 7, 3 ]
+ * ```
+ */
 export function embedding(weight: Tensor, index: Tensor): Tensor {
   const op = 'embedding'
   checkFloat(op, 'weight', weight)

@@ -20,6 +20,7 @@ export interface ExpertWeights {
   b2: Tensor
 }
 
+/** Options of {@link expertFfn}. */
 export interface ExpertFfnOptions {
   /** The combine weight also gets the gradient <x, dx> of a dispatch weight whose forward value is 1. Default true. */
   straightThrough?: boolean
@@ -49,7 +50,22 @@ function checkWeights(op: string, x: Tensor, weights: ExpertWeights, experts?: n
  * GEGLU experts (Shazeer, arXiv 2002.05202, with a multiplicative bias μ): for each kept assignment
  * [a ; γ] = x w1ᵀ + b1, h = gelu(γ) ⊙ a ⊙ μ, y = h w2ᵀ + b2; the output of a token is Σ_k weight_k · y_k.
  * x [B, N, D] with a routing, or [..., D] with `null` and one expert (a dense feed-forward) → the shape of x.
- * Only [a ; γ] is saved for the backward.
+ * f32 or f64; only [a ; γ] is saved for the backward. Errors: SHAPE, DTYPE, DEVICE, OPTION.
+ *
+ * @example
+ * ```ts
+ * const [E, D, H] = [4, 32, 64]
+ * const weights = {
+ *   w1: randn([E, 2 * H, D]).mul(0.1),
+ *   b1: zeros([E, 2 * H]),
+ *   multBias: ones([E, H]),
+ *   w2: randn([E, D, H]).mul(0.1),
+ *   b2: zeros([E, D]),
+ * }
+ * const x = randn([2, 16, D])
+ * const y = ops.expertFfn(x, ops.route(x, randn([E, D])), weights)
+ * console.log(y.shape) // → [ 2, 16, 32 ]
+ * ```
  */
 export function expertFfn(
   x: Tensor,

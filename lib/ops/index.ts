@@ -1,10 +1,9 @@
-/** The functions under their names; each is differentiable where that makes sense. */
 export { type AttentionOptions, attention } from './attention.js'
 export { add, div, mul, sub } from './binary.js'
 export { clone, to } from './cast.js'
 export { combine } from './combine.js'
-export { crossEntropy } from './cross-entropy.js'
-export { dispatch } from './dispatch.js'
+export { type CrossEntropyOptions, crossEntropy } from './cross-entropy.js'
+export { type DispatchOptions, dispatch } from './dispatch.js'
 export { dropout } from './dropout.js'
 export { embedding } from './embedding.js'
 export { type ExpertFfnOptions, type ExpertWeights, expertFfn } from './expert-ffn.js'
@@ -16,8 +15,15 @@ export { matmul } from './matmul.js'
 export { mean, sum } from './reduce.js'
 export { reshape } from './reshape.js'
 export { rmsNorm } from './rmsnorm.js'
-export { expertCapacity, type RouteOptions, type RouteResult, type Routing, route } from './route.js'
+export {
+  expertCapacity,
+  type RouteOptions,
+  type RouteResult,
+  type Routing,
+  type RoutingRandom,
+  route,
+} from './route.js'
 export { logSoftmax, softmax } from './softmax.js'
 export { concat, slice, transpose } from './strided.js'
-export { topk } from './topk.js'
+export { type TopK, topk } from './topk.js'
 export { abs, exp, gelu, log, neg, relu, sigmoid, silu, sqrt, square, tanh } from './unary.js'

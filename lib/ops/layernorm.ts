@@ -6,7 +6,13 @@ import { reshaped, rowsOf, withViews } from './rows.js'
 
 /**
  * Layer norm over the last axis (Ba, Kiros, Hinton, arXiv 1607.06450): y = (x − mean) / √(var + eps) · weight + bias,
- * x [..., D], weight and bias [D].
+ * x [..., D], weight and bias [D], f32 or f64. Errors: SHAPE, DTYPE, DEVICE, OPTION.
+ *
+ * @example
+ * ```ts
+ * const y = layerNorm(tensor([[3, 5]]), ones([2]), zeros([2]), 0)
+ * console.log(y.dataSync()) // → Float32Array(2) [ -1, 1 ]
+ * ```
  */
 export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor, eps = 1e-5): Tensor {
   const op = 'layerNorm'

@@ -5,12 +5,21 @@ import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, rowsOf, withViews } from './rows.js'
 
+/** Options of {@link linear} and {@link groupedGemm}. */
 export interface LinearOptions {
   /** 'bf16' or 'f16' rounds the operands of the products, forward and backward; sums stay f32. Default: the dtype of x. */
   computeDtype?: ComputeDType
 }
 
-/** x [..., I] · weightᵀ + bias → [..., O], weight [O, I], bias [O]. f32 or f64. */
+/**
+ * x [..., I] · weightᵀ + bias → [..., O], weight [O, I], bias [O]. f32 or f64. Errors: SHAPE, DTYPE, DEVICE, OPTION.
+ *
+ * @example
+ * ```ts
+ * const y = linear(tensor([[1, 2]]), tensor([[1, 0], [0, 1], [1, 1]]), tensor([0, 0, 10]))
+ * console.log(y.dataSync()) // → Float32Array(3) [ 1, 2, 13 ]
+ * ```
+ */
 export function linear(x: Tensor, weight: Tensor, bias?: Tensor | null, options?: LinearOptions): Tensor {
   const op = 'linear'
   checkFloat(op, 'x', x)

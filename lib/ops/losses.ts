@@ -3,7 +3,14 @@ import { sub } from './binary.js'
 import { mean } from './reduce.js'
 import { square } from './unary.js'
 
-/** Mean of the squared differences, shape []. Both tensors of one shape, f32 or f64. */
+/**
+ * Mean of the squared differences, shape []. Both tensors of one shape, f32 or f64. Errors: SHAPE, DTYPE, DEVICE.
+ *
+ * @example
+ * ```ts
+ * console.log(mseLoss(tensor([1, 2]), tensor([1, 4])).item()) // → 2
+ * ```
+ */
 export function mseLoss(prediction: Tensor, target: Tensor): Tensor {
   checkTensor('mseLoss', 'prediction', prediction)
   checkTensor('mseLoss', 'target', target, prediction)

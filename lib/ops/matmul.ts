@@ -21,7 +21,12 @@ function toOperand(grad: Handle, batch: number, own: readonly number[], shape: r
 
 /**
  * Matrix product: a [..., M, K] · b [..., K, N] → [..., M, N]. The leading dimensions are equal, or one side has none
- * (or only ones) and is used for the whole batch. f32 or f64.
+ * (or only ones) and is used for the whole batch. f32 or f64. Errors: SHAPE, DTYPE, DEVICE.
+ *
+ * @example
+ * ```ts
+ * console.log(matmul(randn([8, 2, 3]), randn([3, 5])).shape) // → [ 8, 2, 5 ]
+ * ```
  */
 export function matmul(a: Tensor, b: Tensor): Tensor {
   const op = 'matmul'

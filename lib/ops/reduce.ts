@@ -77,9 +77,25 @@ function reduce(op: 'sum' | 'mean', x: Tensor, axis?: number | readonly number[]
   return y
 }
 
-/** Σ over all axes (shape []), one axis, or several. f32 or f64; the order of addition is fixed. */
+/**
+ * Σ over all axes (shape []), one axis, or several; negative ones count from the end, `keepDim` leaves them with length
+ * 1. f32 or f64; the order of addition is fixed. Errors: DTYPE, OPTION.
+ *
+ * @example
+ * ```ts
+ * const x = tensor([[1, 2], [3, 4]])
+ * console.log(ops.sum(x).item(), ops.sum(x, 0).dataSync()) // → 10 Float32Array(2) [ 4, 6 ]
+ * ```
+ */
 export const sum = (x: Tensor, axis?: number | readonly number[], keepDim?: boolean): Tensor =>
   reduce('sum', x, axis, keepDim)
-/** Mean over all axes (shape []), one axis, or several. Over nothing: NaN, as 0/0. */
+/**
+ * Mean over all axes (shape []), one axis, or several, as {@link sum}. Over nothing: NaN, as 0/0.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.mean(tensor([[1, 2], [3, 4]]), -1, true).shape) // → [ 2, 1 ]
+ * ```
+ */
 export const mean = (x: Tensor, axis?: number | readonly number[], keepDim?: boolean): Tensor =>
   reduce('mean', x, axis, keepDim)

@@ -3,7 +3,14 @@ import { checkShape, copyArray, fail, showShape, sizeOf } from '../check.js'
 import { native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
-/** The same elements in another shape, sharing memory; one dimension may be −1 (what is left). Any dtype. */
+/**
+ * The same elements in another shape, sharing memory; one dimension may be −1 (what is left). Any dtype. Errors: SHAPE.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.reshape(ones([2, 6]), [3, -1]).shape) // → [ 3, 4 ]
+ * ```
+ */
 export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   checkTensor('reshape', 'x', x)
   const target = checkShape('reshape', 'shape', inferred(copyArray('reshape', 'shape', shape, 8, 'SHAPE'), x.size))

@@ -6,7 +6,13 @@ import { reshaped, rowsOf, withViews } from './rows.js'
 
 /**
  * Root-mean-square norm over the last axis (Zhang and Sennrich, arXiv 1910.07467, in the form of st-moe-pytorch):
- * y = x / max(‖x‖₂, 1e-12) · gamma · √D, x [..., D], gamma [D]. The gradient of an all-zero row is 0.
+ * y = x / max(‖x‖₂, 1e-12) · gamma · √D, x [..., D], gamma [D], f32 or f64. The gradient of an all-zero row is 0 (there
+ * it is near 1e12). Errors: SHAPE, DTYPE, DEVICE.
+ *
+ * @example
+ * ```ts
+ * console.log(rmsNorm(tensor([[3, 3, 3, 3]]), ones([4])).dataSync()) // → Float32Array(4) [ 1, 1, 1, 1 ]
+ * ```
  */
 export function rmsNorm(x: Tensor, gamma: Tensor): Tensor {
   const op = 'rmsNorm'

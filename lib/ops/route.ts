@@ -20,41 +20,66 @@ export interface Routing {
   weight: Tensor
   /** Slots of one expert for one sequence. */
   capacity: number
+  /** E */
   numExperts: number
 }
 
+/** A routing and the auxiliary losses, each of shape [], differentiable, and 0 unless training. */
 export interface RouteResult extends Routing {
-  /** [], 0 unless training. Differentiable, like the two others. */
+  /**
+   * (E / B) · Σ_b Σ_e f[b,e] · P[b,e] with P the mean probability of an expert and f its share of first choices
+   * (Switch Transformer, arXiv 2101.03961, §2.2; ST-MoE, arXiv 2202.08906, appendix A). No gradient through f.
+   */
   balanceLoss: Tensor
+  /** Mean of logsumexp(logits)², of the logits without noise (ST-MoE, arXiv 2202.08906, §3.3). */
   routerZLoss: Tensor
+  /** balanceLossCoef · balanceLoss + routerZLossCoef · routerZLoss. */
   totalAuxLoss: Tensor
 }
 
-export interface RouteOptions {
+/** Random numbers that a caller brings, so that a routing can be replayed. */
+export interface RoutingRandom {
+  /** [K, B, N] in [0, 1) instead of drawn numbers; row 0 is not used. */
+  uniforms?: Tensor
+  /** [B, N, E] in [0, 1), with noise. */
+  gumbelUniforms?: Tensor
+}
+
+/** Options of {@link route}. */
+export interface RouteOptions extends RoutingRandom {
   /** K, choices a token. Default 2. */
   topN?: number
   /** C. Default: that of {@link expertCapacity} for `capacityFactor`. */
   capacity?: number
   /** Default 1.25. */
   capacityFactor?: number
-  /** f32 [K], first entry not used; or a number for every choice after the first. Default 0.2. */
+  /**
+   * A later choice of gate g is routed with probability min(1, g / threshold): f32 [K], first entry not used; or a number
+   * for every choice after the first. Default 0.2.
+   */
   threshold?: Tensor | number
+  /** Adds noiseMult · −log(−log u) to the logits, u uniform in [0, 1). Default false. */
   noiseGates?: boolean
+  /** Factor of the noise. Default 1. */
   noiseMult?: number
+  /** Gates by 20 iterations of coordinate descent (CoLT5, arXiv 2303.09752). Default false. */
   differentiableTopk?: boolean
   /** Losses are computed. Default true. */
   training?: boolean
+  /** Factor in `totalAuxLoss`. Default 1e-2. */
   balanceLossCoef?: number
+  /** Factor in `totalAuxLoss`. Default 1e-3. */
   routerZLossCoef?: number
-  /** 'kept': first choices that found a slot count (st-moe-pytorch); 'assigned': all (Mesh TensorFlow, ST-MoE paper). */
+  /**
+   * 'kept': first choices that found a slot count (st-moe-pytorch); 'assigned': all (Mesh TensorFlow, ST-MoE paper).
+   * Default 'kept'.
+   */
   balanceDensity?: 'kept' | 'assigned'
+  /** Floor of the sum of the chosen probabilities, and of a threshold. Default 1e-9. */
   eps?: number
-  /** [K, B, N] in [0, 1) instead of drawn numbers; row 0 is not used. */
-  uniforms?: Tensor
-  /** [B, N, E] in [0, 1), with noise. */
-  gumbelUniforms?: Tensor
   /** [B, N], 0 for padding: not routed, takes no slot, counts in no loss. */
   mask?: Tensor
+  /** Default: that of {@link manualSeed}. */
   generator?: Generator
 }
 
@@ -77,7 +102,15 @@ const names = [
   'generator',
 ] as const
 
-/** C = max(min(N, trunc(N · factor / E)), 4), in double precision from left to right. */
+/**
+ * C = max(min(N, trunc(N · factor / E)), 4), in double precision from left to right: slots of one expert for one
+ * sequence of N tokens, as st-moe-pytorch and Mesh TensorFlow count them (not multiplied by K). Errors: OPTION.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.expertCapacity(1024, 16, 1.25)) // → 80
+ * ```
+ */
 export function expertCapacity(N: number, E: number, factor: number): number {
   const op = 'expertCapacity'
   checkInteger(op, 'N', N, 0)
@@ -116,9 +149,17 @@ function converted(
 }
 
 /**
- * Top-k routing with capacity: x [B, N, D], router weight [E, D] → routing and losses. The steps are those of
+ * Top-k routing with capacity: x [B, N, D], router weight [E, D] → routing and losses, f32 or f64. The steps are those of
  * docs/semantics.md: logits, Gumbel noise, softmax, the K largest, normalised gates, stochastic thresholds for the
- * choices after the first, slots in order of choice then token. f32 or f64.
+ * choices after the first (GShard, arXiv 2006.16668, algorithm 1), slots in order of choice then token.
+ *
+ * The gradient flows to x and weight from `weight` and the losses. Errors: SHAPE, DTYPE, DEVICE, OPTION.
+ *
+ * @example
+ * ```ts
+ * const { expertIndex, kept, totalAuxLoss } = ops.route(randn([2, 16, 32]), randn([4, 32]), { topN: 2 })
+ * console.log(expertIndex.shape, kept.dtype, totalAuxLoss.shape) // → [ 2, 16, 2 ] i32 []
+ * ```
  */
 export function route(x: Tensor, weight: Tensor, options?: RouteOptions): RouteResult {
   const op = 'route'

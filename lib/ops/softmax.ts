@@ -26,7 +26,22 @@ function overLastAxis(op: 'softmax' | 'logSoftmax', x: Tensor): Tensor {
   return y
 }
 
-/** Softmax over the last axis, any leading shape. A row with a NaN is NaN; others are not touched. */
+/**
+ * Softmax over the last axis, any leading shape, f32 or f64. A row with a NaN is NaN; others are not touched. Errors:
+ * SHAPE for [], DTYPE.
+ *
+ * @example
+ * ```ts
+ * console.log(softmax(tensor([[0, 0], [0, 1000]])).dataSync()) // → Float32Array(4) [ 0.5, 0.5, 0, 1 ]
+ * ```
+ */
 export const softmax = (x: Tensor): Tensor => overLastAxis('softmax', x)
-/** x − logsumexp(x) over the last axis. */
+/**
+ * x − logsumexp(x) over the last axis, as {@link softmax}.
+ *
+ * @example
+ * ```ts
+ * console.log(logSoftmax(tensor([0, 1000])).dataSync()) // → Float32Array(2) [ -1000, 0 ]
+ * ```
+ */
 export const logSoftmax = (x: Tensor): Tensor => overLastAxis('logSoftmax', x)

@@ -21,7 +21,14 @@ export function expand(x: Handle, shape: readonly number[], target: readonly num
 const swapped = <T>(list: readonly T[], i: number, j: number): T[] =>
   list.map((entry, at) => (at === i ? list[j] : at === j ? list[i] : entry))
 
-/** Swaps two axes, by default the last two: a copy. Any dtype. */
+/**
+ * Swaps two axes, by default the last two: a copy. Any dtype. Errors: SHAPE below 2 axes, OPTION.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.transpose(ones([2, 3, 4])).shape) // → [ 2, 4, 3 ]
+ * ```
+ */
 export function transpose(x: Tensor, axis0 = -2, axis1 = -1): Tensor {
   checkTensor('transpose', 'x', x)
   const rank = x.shape.length
@@ -43,7 +50,15 @@ function placed(part: Handle, meta: TensorMeta, offset: number): Handle {
   return whole
 }
 
-/** Entries `start` to `end` (exclusive, default the axis' length) along an axis: a copy. Negative numbers count from the end. */
+/**
+ * Entries `start` to `end` (exclusive, default the axis' length) along an axis: a copy. Negative numbers count from the
+ * end. Any dtype. Errors: SHAPE for [], OPTION.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.slice(arange(5), 0, 1, -1).dataSync()) // → Int32Array(3) [ 1, 2, 3 ]
+ * ```
+ */
 export function slice(x: Tensor, axis: number, start: number, end?: number): Tensor {
   checkTensor('slice', 'x', x)
   const rank = x.shape.length
@@ -69,7 +84,15 @@ export function slice(x: Tensor, axis: number, start: number, end?: number): Ten
 
 const fromEnd = (index: number, length: number): number => (index < 0 ? index + length : index)
 
-/** Tensors one after another along an axis; all other dimensions must agree. */
+/**
+ * Tensors one after another along an axis; all other dimensions, dtype and device must agree. Errors: SHAPE, DTYPE,
+ * DEVICE, OPTION.
+ *
+ * @example
+ * ```ts
+ * console.log(concat([ones([2, 3]), zeros([1, 3])]).shape) // → [ 3, 3 ]
+ * ```
+ */
 export function concat(tensors: readonly Tensor[], axis = 0): Tensor {
   const op = 'concat'
   const list = copyArray(op, 'tensors', tensors, 2 ** 20)

@@ -4,8 +4,25 @@ import { native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, rowsOf, withViews } from './rows.js'
 
-/** The K largest entries of the last axis, descending; on ties the lowest index first. x [..., E] → values and indices (i32) [..., K]. */
-export function topk(x: Tensor, k: number): { values: Tensor; indices: Tensor } {
+/** What {@link topk} gives. */
+export interface TopK {
+  /** [..., K], descending; differentiable. */
+  values: Tensor
+  /** i32 [..., K], where they were. */
+  indices: Tensor
+}
+
+/**
+ * The K largest entries of the last axis, descending; on ties the lowest index first. x [..., E], f32 or f64 → [..., K].
+ * Errors: SHAPE for [], DTYPE, OPTION.
+ *
+ * @example
+ * ```ts
+ * const { values, indices } = ops.topk(tensor([0.2, 0.5, 0.5, 0.1]), 2)
+ * console.log(values.dataSync(), indices.dataSync()) // → Float32Array(2) [ 0.5, 0.5 ] Int32Array(2) [ 1, 2 ]
+ * ```
+ */
+export function topk(x: Tensor, k: number): TopK {
   const op = 'topk'
   checkFloat(op, 'x', x)
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')

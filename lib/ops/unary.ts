@@ -20,20 +20,102 @@ function unary(op: string): (x: Tensor) => Tensor {
   }
 }
 
-// Element by element, any shape, f32 or f64.
+/**
+ * −x. Any shape, f32 or f64, as all functions of one tensor here. Errors: DTYPE, DISPOSED.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.neg(tensor([1, -2])).dataSync()) // → Float32Array(2) [ -1, 2 ]
+ * ```
+ */
 export const neg = unary('neg')
+/**
+ * e to the power of x, element by element.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.exp(tensor([0, -Infinity])).dataSync()) // → Float32Array(2) [ 1, 0 ]
+ * ```
+ */
 export const exp = unary('exp')
-/** Natural logarithm. */
+/**
+ * Natural logarithm, element by element; NaN below 0.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.log(tensor([1, 0])).dataSync()) // → Float32Array(2) [ 0, -Infinity ]
+ * ```
+ */
 export const log = unary('log')
+/**
+ * Square root, element by element; NaN below 0.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.sqrt(tensor([4, 9])).dataSync()) // → Float32Array(2) [ 2, 3 ]
+ * ```
+ */
 export const sqrt = unary('sqrt')
-/** Derivative 0 at 0. */
+/**
+ * |x|, element by element; derivative 0 at 0.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.abs(tensor([-3, 2])).dataSync()) // → Float32Array(2) [ 3, 2 ]
+ * ```
+ */
 export const abs = unary('abs')
+/**
+ * x², element by element.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.square(tensor([-3, 2])).dataSync()) // → Float32Array(2) [ 9, 4 ]
+ * ```
+ */
 export const square = unary('square')
-/** max(x, 0), derivative 0 at 0. */
+/**
+ * max(x, 0), element by element; derivative 0 at 0.
+ *
+ * @example
+ * ```ts
+ * console.log(relu(tensor([-3, 2])).dataSync()) // → Float32Array(2) [ 0, 2 ]
+ * ```
+ */
 export const relu = unary('relu')
-/** The exact form z Φ(z) (Hendrycks and Gimpel, arXiv 1606.08415), not the tanh approximation. */
+/**
+ * z Φ(z), element by element: the exact form (Hendrycks and Gimpel, arXiv 1606.08415), not the tanh approximation.
+ *
+ * @example
+ * ```ts
+ * console.log(gelu(tensor(1)).item().toFixed(4)) // → 0.8413
+ * ```
+ */
 export const gelu = unary('gelu')
-/** x · sigmoid(x). */
+/**
+ * x · sigmoid(x), element by element (Elfwing et al., arXiv 1702.03118).
+ *
+ * @example
+ * ```ts
+ * console.log(silu(tensor(1)).item().toFixed(4)) // → 0.7311
+ * ```
+ */
 export const silu = unary('silu')
+/**
+ * 1 / (1 + e^−x), element by element.
+ *
+ * @example
+ * ```ts
+ * console.log(sigmoid(tensor([0, 1000])).dataSync()) // → Float32Array(2) [ 0.5, 1 ]
+ * ```
+ */
 export const sigmoid = unary('sigmoid')
+/**
+ * Hyperbolic tangent, element by element.
+ *
+ * @example
+ * ```ts
+ * console.log(tanh(tensor([0, 1000])).dataSync()) // → Float32Array(2) [ 0, 1 ]
+ * ```
+ */
 export const tanh = unary('tanh')

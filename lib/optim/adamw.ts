@@ -4,30 +4,43 @@ import type { Parameter } from '../nn/parameter.js'
 import { handleOf, type Tensor } from '../tensor.js'
 import { Optimizer, type ParameterState } from './optimizer.js'
 
+/** Options of {@link AdamW}. */
 export interface AdamWOptions {
   /** Default 1e-3. May be changed between steps by `optimizer.lr = …`. */
   lr?: number
-  /** Default [0.9, 0.999]. */
+  /** Decay of the running means of gradient and squared gradient, each from 0, below 1. Default [0.9, 0.999]. */
   betas?: readonly [number, number]
-  /** Default 1e-8. */
+  /** Added to the root of the second mean. Default 1e-8. */
   eps?: number
-  /** Default 1e-2. */
+  /** Each step takes lr · weightDecay of the parameter away. Default 1e-2. */
   weightDecay?: number
 }
 
 /**
- * Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), the update of torch.optim.AdamW.
+ * Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2), the update of
+ * torch.optim.AdamW. The state of a parameter is two tensors of its shape, made at its first step.
  *
  * @example
+ * ```ts
+ * const model = new Linear(4, 1)
  * const optimizer = new AdamW(model.parameters(), { lr: 3e-4 })
+ * scope(() => model.forward(ones([8, 4])).square().mean().backward())
+ * optimizer.step()
+ * optimizer.zeroGrad()
+ * ```
  */
 export class AdamW extends Optimizer {
+  /** Learning rate; may be changed between steps, as the three others. */
   lr: number
+  /** See {@link AdamWOptions.betas}. */
   betas: readonly [number, number]
+  /** See {@link AdamWOptions.eps}. */
   eps: number
+  /** See {@link AdamWOptions.weightDecay}. */
   weightDecay: number
   protected readonly stateNames = ['exp_avg', 'exp_avg_sq']
 
+  /** Errors: OPTION, DISPOSED. */
   constructor(params: Iterable<Parameter>, options?: AdamWOptions) {
     const op = 'AdamW'
     super(op, params)

@@ -4,19 +4,26 @@ import { type Handle, native } from '../native.js'
 import { Parameter } from '../nn/parameter.js'
 import { handleOf } from '../tensor.js'
 
+/** Options of {@link clipGradNorm}. */
+export interface ClipOptions {
+  /** 'throw': a norm that is not finite is a NON_FINITE error. Default 'propagate'. */
+  onNonFinite?: 'propagate' | 'throw'
+}
+
 /**
  * Scales all gradients in place so that their joint 2-norm is at most `maxNorm`, and returns the norm from before.
- * A norm that is not finite is a NON_FINITE error with `onNonFinite: 'throw'`; else the gradients are left as they
- * are, so that the caller can skip the step.
+ * Where that is not finite the gradients are left as they are, so that the caller can skip the step. Pascanu et al.,
+ * arXiv 1211.5063, §3.2, the form of torch.nn.utils.clip_grad_norm_. Errors: OPTION, NON_FINITE.
  *
  * @example
- * const norm = clipGradNorm(model.parameters(), 1)
+ * ```ts
+ * const model = new Linear(4, 1)
+ * model.forward(full([8, 4], 100)).sum().backward()
+ * clipGradNorm(model.parameters(), 1)
+ * console.log(clipGradNorm(model.parameters(), 1).toFixed(3)) // → 1.000
+ * ```
  */
-export function clipGradNorm(
-  params: Iterable<Parameter>,
-  maxNorm: number,
-  options: { onNonFinite?: 'propagate' | 'throw' } = {},
-): number {
+export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, options: ClipOptions = {}): number {
   const op = 'clipGradNorm'
   if (typeof params !== 'object' || params === null || typeof params[Symbol.iterator] !== 'function') {
     fail('OPTION', op, `params must be parameters, such as model.parameters(), got ${show(params)}`)

@@ -15,16 +15,32 @@ const copyTo = (value: Tensor, device: Device): Tensor =>
 
 /** What one parameter's updates leave behind: a step count and tensors of the parameter's shape. */
 export interface ParameterState {
+  /** Updates done. */
   step: number
+  /** By the names of the optimizer's `stateNames`. */
   tensors: Record<string, Tensor>
 }
 
-/** Base of the optimizers: the list of parameters, their state, and its dict. */
+/**
+ * Base of the optimizers: the list of parameters, their state, and its dict.
+ *
+ * @example
+ * ```ts
+ * const model = new Linear(4, 1)
+ * const optimizer: Optimizer = new AdamW(model.parameters())
+ * model.forward(ones([8, 4])).sum().backward()
+ * optimizer.step()
+ * console.log(Object.keys(optimizer.stateDict()).slice(0, 3)) // → [ '0.step', '0.exp_avg', '0.exp_avg_sq' ]
+ * ```
+ */
 export abstract class Optimizer {
+  /** Those that the constructor got, each once. */
   readonly parameters: readonly Parameter[]
   readonly #states = new Map<Parameter, ParameterState>()
+  /** Names of the tensors in a parameter's state. */
   protected abstract readonly stateNames: readonly string[]
 
+  /** Errors: OPTION for anything but Parameters, DISPOSED. */
   protected constructor(op: string, params: Iterable<Parameter>) {
     if (typeof params !== 'object' || params === null || typeof params[Symbol.iterator] !== 'function') {
       fail('OPTION', op, `params must be parameters, such as model.parameters(), got ${show(params)}`)
@@ -39,7 +55,7 @@ export abstract class Optimizer {
     this.parameters = Object.freeze([...distinct])
   }
 
-  /** Updates every parameter that has a gradient. */
+  /** Updates every parameter that has a gradient, in place. Errors: DISPOSED; OPTION where a setting was made invalid. */
   step(): void {
     for (const parameter of this.parameters) {
       if (!parameter.grad) continue
@@ -49,6 +65,7 @@ export abstract class Optimizer {
     }
   }
 
+  /** Changes one parameter and its state in place. */
   protected abstract update(parameter: Parameter, grad: Tensor, state: ParameterState): void
 
   private stateOf(parameter: Parameter): ParameterState {
@@ -121,6 +138,7 @@ export abstract class Optimizer {
     this.#states.clear()
   }
 
+  /** For `using`. */
   [Symbol.dispose](): void {
     this.dispose()
   }

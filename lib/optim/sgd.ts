@@ -4,22 +4,39 @@ import type { Parameter } from '../nn/parameter.js'
 import { handleOf, type Tensor } from '../tensor.js'
 import { Optimizer, type ParameterState } from './optimizer.js'
 
+/** Options of {@link SGD}. */
 export interface SGDOptions {
   /** Default 1e-3. May be changed between steps by `optimizer.lr = …`. */
   lr?: number
-  /** Default 0: no buffers. */
+  /** Factor of the buffer of past gradients. Default 0: no buffers. */
   momentum?: number
-  /** Added to the gradient. Default 0. */
+  /** weightDecay · parameter is added to the gradient. Default 0. */
   weightDecay?: number
 }
 
-/** Stochastic gradient descent with momentum, the update of torch.optim.SGD. */
+/**
+ * Stochastic gradient descent, the update of torch.optim.SGD without dampening: g += weightDecay · p;
+ * m = momentum · m + g; p −= lr · m.
+ *
+ * @example
+ * ```ts
+ * const model = new Linear(2, 1, { bias: false })
+ * const before = model.weight.clone()
+ * model.forward(ones([1, 2])).sum().backward() // the gradient is 1
+ * new SGD(model.parameters(), { lr: 0.5 }).step()
+ * console.log(before.sub(model.weight).sum().item().toFixed(3)) // → 1.000
+ * ```
+ */
 export class SGD extends Optimizer {
+  /** Learning rate; may be changed between steps, as `weightDecay`. */
   lr: number
+  /** See {@link SGDOptions.momentum}. */
   readonly momentum: number
+  /** See {@link SGDOptions.weightDecay}. */
   weightDecay: number
   protected readonly stateNames: readonly string[]
 
+  /** Errors: OPTION, DISPOSED. */
   constructor(params: Iterable<Parameter>, options?: SGDOptions) {
     super('SGD', params)
     const o = checkOptions<SGDOptions>('SGD', options, ['lr', 'momentum', 'weightDecay'])

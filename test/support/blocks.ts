@@ -79,6 +79,11 @@ export function expectRun(block: Block, command: string, args: readonly string[]
     signal: null,
   })
   if (throws) expect(result.stderr).toMatch(new RegExp(pattern(block.output!)))
-  const prints = throws ? null : (block.output ?? (promised(block.code).join('\n') || null))
-  if (prints !== null) expect(result.stdout.trimEnd()).toMatch(new RegExp(`^${pattern(prints)}$`))
+  else expectPrinted(block, result.stdout)
+}
+
+/** Expects that a program printed what its block says that it prints, if it says so. */
+export function expectPrinted({ output, code }: Block, stdout: string): void {
+  const prints = output ?? (promised(code).join('\n') || null)
+  if (prints !== null) expect(stdout.trimEnd()).toMatch(new RegExp(`^${pattern(prints)}$`))
 }
