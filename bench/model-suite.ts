@@ -1,0 +1,84 @@
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { crossEntropy, manualSeed, noGrad, saveSafetensorsSync, scope, setNumThreads, tensor } from 'st-moe'
+import { type Batch, Batches, loadCorpus } from '../examples/language-model/data.js'
+import { LanguageModel } from '../examples/language-model/model.js'
+import { defaults } from '../examples/language-model/options.js'
+import { makeOptimizer, trainStep } from '../examples/language-model/train.js'
+import { Peer } from './peer.js'
+import type { Bench, Found } from './suite.js'
+import { clock, inTurns, type Participant } from './turns.js'
+
+const rate = 1e-4
+
+/** How long does a training step of the demo's language model take, beside the same model of st-moe-pytorch? */
+export async function modelSuite({ threads, repetitions, quick, peers }: Bench): Promise<Found> {
+  const count = Math.max(...threads)
+  const sizes = quick ? { ...defaults, layers: 1, width: 24, context: 16, batch: 2, experts: 4 } : defaults
+  const { context, width, layers, heads, experts } = sizes
+  const corpus = loadCorpus(null, context)
+  const options = { vocabulary: corpus.vocabulary.length, context, width, layers, heads, experts }
+  const batch = new Batches(corpus.training, sizes).at(0)
+  manualSeed(0)
+  setNumThreads(count)
+  const model = new LanguageModel(options)
+  const optimizer = makeOptimizer(model)
+  const peer = peers ? new Peer() : null
+  const params = { threads: count, compute: 'f32' }
+  try {
+    const theirs = peer && (await peerStep(peer, model, options, batch, count))
+    const ours: Participant = {
+      name: 'st-moe/model/step',
+      params,
+      time: () => clock(() => void trainStep(model, optimizer, batch, rate)),
+      against: theirs ? [{ other: theirs, measure: 'speed' }] : [],
+    }
+    return { results: await inTurns(theirs ? [ours, theirs] : [ours], repetitions * 3) }
+  } finally {
+    peer?.end()
+    model.dispose()
+  }
+}
+
+/** The model in PyTorch with the weights of ours. Throws where its loss is another. */
+async function peerStep(
+  peer: Peer,
+  model: LanguageModel,
+  options: Record<string, number>,
+  { input, target }: Batch,
+  threads: number,
+): Promise<Participant> {
+  const folder = mkdtempSync(join(tmpdir(), 'st-moe-bench-'))
+  try {
+    const state = join(folder, 'model.safetensors')
+    scope(() => saveSafetensorsSync(state, model.stateDict()))
+    await peer.threads(threads)
+    await peer.ask({ do: 'training', name: 'model', options, state })
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+  const { context } = options
+  await peer.ask({ do: 'input', name: 'model', input: [...input], target: [...target], context })
+  const theirs = await peer.ask<number>({ do: 'evaluate', name: 'model' })
+  const ours = lossOf(model, { input, target })
+  const error = Math.abs(theirs - ours) / ours
+  if (!(error < 1e-4)) throw new Error(`the model of PyTorch has a loss of ${theirs}, ours ${ours}`)
+  return {
+    name: 'st-moe-pytorch/model/step',
+    params: { threads, compute: 'f32' },
+    time: () => peer.time('model', 'step'),
+    error,
+  }
+}
+
+/** Without chance and without drops. */
+function lossOf(model: LanguageModel, { input, target }: Batch): number {
+  model.eval()
+  const shape = [input.length / model.context, model.context]
+  const loss = scope(() =>
+    noGrad(() => crossEntropy(model.forward(tensor(input, shape)).logits, tensor(target, shape)).item()),
+  )
+  model.train()
+  return loss
+}
