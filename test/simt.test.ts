@@ -66,6 +66,15 @@ describe.skipIf(!built)('device cuda on the emulator', () => {
     expect(devices()).toContainEqual({ device: 'cuda:0', available: true, variant: 'emulated card' })
   })
 
+  test('the cache of the process counts once', () =>
+    scope(() => {
+      zeros([2], { device: 'cuda' })
+      zeros([1 << 16]).dispose()
+      const { cachedBytes, devices } = memory()
+      expect(cachedBytes).toBeGreaterThan(0)
+      expect(cachedBytes).toBe(devices.cpu.cachedBytes)
+    }))
+
   test.each(['f32', 'f64'] as const)('random numbers and copies have the bits of the CPU: %s', (dtype) => {
     expectSameBits((device) => rand([1003], { dtype, device, generator: new Generator(3, 4) }))
     expectSameBits((device) => randn([777], { dtype, device, generator: new Generator(5) }))

@@ -53,12 +53,13 @@ static Napi::Value open_device(Call& c) {  // (path, index) → device number
 }
 
 static Napi::Value memory(Call& c) {
-  const MemoryStats& stats = c.environment.device(c.integer("device", 0, 1 << 20)).stats;
+  const Device& device = c.environment.device(c.integer("device", 0, 1 << 20));
+  const MemoryStats& stats = device.stats;
   Napi::Array values = Napi::Array::New(c.env, 4);
   values[0u] = static_cast<double>(stats.tensors);
   values[1u] = static_cast<double>(stats.bytes);
   values[2u] = static_cast<double>(stats.peak_bytes);
-  values[3u] = static_cast<double>(cpu::cached_bytes());
+  values[3u] = device.plugin ? 0.0 : static_cast<double>(cpu::cached_bytes());  // a plugin's is the driver's business
   return values;
 }
 
