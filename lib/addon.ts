@@ -1,6 +1,6 @@
 import { readdirSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { dirname, join } from 'node:path'
+import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { MoeError } from './errors.js'
 import { damageOf } from './library-file.js'
@@ -11,7 +11,7 @@ const root = fileURLToPath(new URL('..', import.meta.url))
  * Loads the addon: one compiled on this machine before a prebuilt one, as node-gyp-build chooses. Throws
  * BACKEND_UNAVAILABLE with what was tried, what is needed and the command that helps.
  */
-export function loadAddon(): { addon: unknown; folder: string } {
+export function loadAddon(): { addon: unknown; file: string } {
   const require = createRequire(import.meta.url)
   let file: string | null = null
   try {
@@ -21,24 +21,37 @@ export function loadAddon(): { addon: unknown; folder: string } {
     if (damage !== null) throw new Error(damage)
     const addon = require(found)
     if (typeof addon?.setErrorFactory !== 'function') throw new Error('this is not the addon of st-moe')
-    return { addon, folder: dirname(found) }
+    return { addon, file: found }
   } catch (cause) {
     throw new MoeError('BACKEND_UNAVAILABLE', 'st-moe', explanation(file, cause as Error), { cause })
   }
 }
 
+/** The folders where an addon may lie, best first, and the addons that are there. */
+export function addonPlaces(): { folder: string; addons: string[] }[] {
+  const [built, prebuilds] = [join(root, 'build', 'Release'), join(root, 'prebuilds')]
+  const prebuilt = entries(prebuilds).flatMap((target) =>
+    addonsIn(join(prebuilds, target)).map((name) => join(target, name)),
+  )
+  return [
+    { folder: built, addons: addonsIn(built) },
+    { folder: prebuilds, addons: prebuilt },
+  ]
+}
+
+const addonsIn = (folder: string): string[] => entries(folder).filter((name) => name.endsWith('.node'))
+
 function explanation(file: string | null, cause: Error): string {
   const platform = `${process.platform}-${process.arch}`
-  const libc = process.platform === 'linux' ? libcName() : ''
-  const prebuilt = entries(join(root, 'prebuilds')).flatMap((target) =>
-    entries(join(root, 'prebuilds', target)).flatMap((name) => (name.endsWith('.node') ? join(target, name) : [])),
-  )
+  const version = glibc()
+  const libc = version ? ` with glibc ${version}` : process.platform === 'linux' ? ' without glibc' : ''
   const reason = cause.message.trim().split('\n', 1)[0]
   const tried = file
     ? [`${file}: ${reason}`]
     : [
-        `${join(root, 'build', 'Release')}: no addon`,
-        `${join(root, 'prebuilds')}: ${prebuilt.length > 0 ? `only ${prebuilt.join(', ')}` : 'no addon'}`,
+        ...addonPlaces().map(
+          ({ folder, addons }) => `${folder}: ${addons.length > 0 ? `only ${addons.join(', ')}` : 'no addon'}`,
+        ),
         `node-gyp-build: ${reason}`,
       ]
   return [
@@ -50,9 +63,10 @@ function explanation(file: string | null, cause: Error): string {
   ].join('\n')
 }
 
-function libcName(): string {
+/** Version of glibc, or null where that is not the C library. */
+export function glibc(): string | null {
   const { header } = process.report.getReport() as { header?: { glibcVersionRuntime?: string } }
-  return header?.glibcVersionRuntime ? ` with glibc ${header.glibcVersionRuntime}` : ' without glibc'
+  return header?.glibcVersionRuntime ?? null
 }
 
 function entries(folder: string): string[] {

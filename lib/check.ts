@@ -103,7 +103,8 @@ export function checkOptions<T extends object>(
   return options
 }
 
-function nearest(word: string, candidates: readonly string[]): string | undefined {
+/** The candidate that is most like a word, if one is. */
+export function nearest(word: string, candidates: readonly string[]): string | undefined {
   const plain = (text: string) => text.replaceAll('_', '').toLowerCase().slice(0, 64)
   const ranked = candidates.map((name) => ({ name, distance: editDistance(plain(word), plain(name)) }))
   ranked.sort((a, b) => a.distance - b.distance)

@@ -1,8 +1,8 @@
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { checkInteger } from './check.js'
 import { MoeError, show } from './errors.js'
 import { damageOf } from './library-file.js'
-import { addonFolder, native } from './native.js'
+import { addonFile, native } from './native.js'
 
 /** Where a tensor lives. 'cuda' is 'cuda:0'. */
 export type Device = 'cpu' | 'cuda' | `cuda:${number}`
@@ -22,7 +22,7 @@ export interface DeviceInfo {
 }
 
 /** The plugin with the CUDA backend, opened when a device is asked for. */
-const pluginPath = (): string => process.env.ST_MOE_CUDA_LIBRARY || join(addonFolder, 'libst_moe_cuda.so')
+export const pluginPath = (): string => process.env.ST_MOE_CUDA_LIBRARY || join(dirname(addonFile), 'libst_moe_cuda.so')
 
 /** What brings a CUDA plugin back; only one platform has a prebuilt one. */
 const pluginCure =

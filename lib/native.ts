@@ -189,4 +189,4 @@ const loaded = loadAddon()
 export const native = loaded.addon as Native
 native.setErrorFactory((code, op, text) => new MoeError(code as MoeErrorCode, op, text.slice(op.length + 3)))
 /** Where the addon was found; plugins lie beside it. */
-export const addonFolder: string = loaded.folder
+export const addonFile: string = loaded.file

@@ -206,7 +206,7 @@ test.skipIf(!built)('the demo trains a few steps on the emulator', () => {
   const folder = mkdtempSync(join(tmpdir(), 'st-moe-simt-'))
   const text = join(folder, 'text.txt')
   writeFileSync(text, 'the quick brown fox jumps over the lazy dog. '.repeat(60))
-  const small = ['--layers', '1', '--width', '16', '--heads', '2', '--context', '16', '--batch', '2', '--experts', '4']
+  const small = ['--layers', '1', '--dim', '16', '--heads', '2', '--context', '16', '--batch', '2', '--experts', '4']
   const { status, stdout, stderr } = spawnSync(
     fileURLToPath(new URL('../node_modules/.bin/tsx', import.meta.url)),
     ['examples/train-language-model.ts', '--device', 'cuda', '--text', text, '--out', folder, '--steps', '3', ...small],

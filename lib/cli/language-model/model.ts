@@ -1,5 +1,6 @@
 import {
   CausalSelfAttention,
+  type ComputeDType,
   Embedding,
   Linear,
   Module,
@@ -11,15 +12,18 @@ import {
   SparseMoEBlock,
   type Tensor,
   tensor,
-} from 'st-moe'
+} from '../../index.js'
+import { hiddenWidth } from '../../nn/experts.js'
 
 export interface ModelOptions {
   vocabulary: number
   context: number
-  width: number
+  dim: number
   layers: number
   heads: number
   experts: number
+  topN: number
+  computeDtype: ComputeDType
 }
 
 /** A weight [out, in] that starts normal with a standard deviation. */
@@ -33,13 +37,13 @@ function normal(shape: readonly number[], deviation: number): Parameter {
  * Positions [N, D] as sines and cosines with periods from 2π to 2π N (Vaswani et al., arXiv 1706.03762, §3.5; theirs go
  * further). A start from which looking one character back is quickly learned; trained like all others.
  */
-function sinusoids(context: number, width: number, deviation: number): Parameter {
-  const values = Float32Array.from({ length: context * width }, (_, i) => {
-    const [position, channel] = [Math.floor(i / width), i % width]
-    const angle = position * context ** (-Math.floor(channel / 2) / (width / 2))
+function sinusoids(context: number, dim: number, deviation: number): Parameter {
+  const values = Float32Array.from({ length: context * dim }, (_, i) => {
+    const [position, channel] = [Math.floor(i / dim), i % dim]
+    const angle = position * context ** (-Math.floor(channel / 2) / (dim / 2))
     return Math.SQRT2 * deviation * (channel % 2 === 0 ? Math.sin(angle) : Math.cos(angle))
   })
-  using table = tensor(values, [context, width])
+  using table = tensor(values, [context, dim])
   return new Parameter(table)
 }
 
@@ -49,21 +53,23 @@ class Layer extends Module {
   attention: CausalSelfAttention
   block: SparseMoEBlock
 
-  constructor({ width, heads, experts, layers }: ModelOptions) {
+  constructor({ dim, heads, experts, topN, layers, computeDtype }: ModelOptions) {
     super()
-    this.norm = new RMSNorm(width)
-    this.attention = new CausalSelfAttention(width, { heads })
+    this.norm = new RMSNorm(dim)
+    this.attention = new CausalSelfAttention(dim, { heads, computeDtype })
     // What a layer adds starts small, so that the sum over layers does not grow with their number.
     this.attention.out.weight.dispose()
-    this.attention.out.weight = normal([width, width], 1 / Math.sqrt(2 * layers * width))
+    this.attention.out.weight = normal([dim, dim], 1 / Math.sqrt(2 * layers * dim))
     const moe = new MoE({
-      dim: width,
+      dim,
       numExperts: experts,
+      gatingTopN: topN,
       // Two choices a token need twice the places of one.
-      capacityFactorTrain: 2,
+      capacityFactorTrain: topN,
       // With C = N nothing is dropped, and no token's route depends on tokens behind it; nor on chance.
       capacityFactorEval: experts,
       thresholdEval: 0,
+      computeDtype,
     })
     this.block = new SparseMoEBlock(moe)
   }
@@ -85,15 +91,15 @@ export class LanguageModel extends Module {
 
   constructor(options: ModelOptions) {
     super()
-    const { vocabulary, context, width, layers } = options
+    const { vocabulary, context, dim, layers, computeDtype } = options
     this.context = context
-    this.tokens = new Embedding(vocabulary, width)
+    this.tokens = new Embedding(vocabulary, dim)
     this.tokens.weight.dispose()
-    this.tokens.weight = normal([vocabulary, width], 0.1)
-    this.positions = sinusoids(context, width, 0.1)
+    this.tokens.weight = normal([vocabulary, dim], 0.1)
+    this.positions = sinusoids(context, dim, 0.1)
     this.layers = Array.from({ length: layers }, () => new Layer(options))
-    this.norm = new RMSNorm(width)
-    this.head = new Linear(width, vocabulary)
+    this.norm = new RMSNorm(dim)
+    this.head = new Linear(dim, vocabulary, { computeDtype })
   }
 
   forward(characters: Tensor): { logits: Tensor; routed: MoEResult[] } {
@@ -108,4 +114,16 @@ export class LanguageModel extends Module {
     }
     return { logits: this.head.forward(this.norm.forward(x)), routed }
   }
+}
+
+/**
+ * Bytes that training takes at least: weights, their gradients and the two moments of AdamW, and what a step keeps for
+ * its backward.
+ */
+export function trainingBytes(options: ModelOptions, batch: number): number {
+  const { vocabulary, context, dim, layers, experts, topN } = options
+  const hidden = hiddenWidth('st-moe train', dim, 4)
+  const weights = layers * (4 * dim * dim + experts * 3 * hidden * dim) + (2 * vocabulary + context) * dim
+  const kept = batch * context * (layers * (8 * dim + topN * 2 * hidden) + 2 * vocabulary)
+  return 4 * (4 * weights + kept)
 }

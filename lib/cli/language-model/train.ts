@@ -1,5 +1,5 @@
-import { AdamW, clipGradNorm, crossEntropy, type RoutingStats, scope, tensor } from 'st-moe'
-import type { Batch } from './data.js'
+import { AdamW, clipGradNorm, crossEntropy, type RoutingStats, scope, tensor } from '../../index.js'
+import type { Batch } from './batches.js'
 import { type History, mean } from './history.js'
 import type { LanguageModel } from './model.js'
 

@@ -21,4 +21,11 @@ export interface Evaluation {
 
 export const emptyHistory = (): History => ({ loss: [], dropped: [], load: [], evaluations: [], seconds: 0 })
 
+/** Whether a value read from a file is the history of so many steps. */
+export function isHistory(value: unknown, steps: number): value is History {
+  const { loss, dropped, load, evaluations, seconds } = (value ?? {}) as Partial<History>
+  const isWhole = (list: unknown): boolean => Array.isArray(list) && list.length === steps
+  return [loss, dropped, load].every(isWhole) && Array.isArray(evaluations) && typeof seconds === 'number'
+}
+
 export const mean = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0) / values.length

@@ -1,5 +1,5 @@
-import { scope, tensor } from 'st-moe'
-import { cut } from './data.js'
+import { noGrad, scope, tensor } from '../../index.js'
+import { cut } from './batches.js'
 import type { LanguageModel } from './model.js'
 
 /**
@@ -17,7 +17,7 @@ export function preferredCharacters(
   const starts = Array.from({ length: available }, (_, i) => i * context)
   const { input } = cut(text, starts, context)
   return scope(() => {
-    const { routed } = model.forward(tensor(input, [available, context]))
+    const { routed } = noGrad(() => model.forward(tensor(input, [available, context])))
     return routed.map(({ routing }) => {
       const K = routing.expertIndex.shape[2]
       const choice = routing.expertIndex.dataSync()

@@ -1,0 +1,125 @@
+import {
+  type Device,
+  devices,
+  getNumThreads,
+  MoE,
+  manualSeed,
+  noGrad,
+  ops,
+  randn,
+  scope,
+  setDefaultDevice,
+  setNumThreads,
+  type Tensor,
+  tensor,
+} from '../../index.js'
+import { hiddenWidth } from '../../nn/experts.js'
+
+export interface Settings {
+  dim: number
+  experts: number
+  'top-n': number
+  batch: number
+  tokens: number
+  repetitions: number
+  device: string
+  threads: number | null
+  'compute-dtype': 'f32' | 'bf16' | 'f16'
+}
+
+export interface Row {
+  threads: number
+  what: 'forward' | 'forward + backward'
+  /** Median, fastest and slowest, in milliseconds. */
+  ms: number
+  fastest: number
+  slowest: number
+  tokensPerSecond: number
+  /** Median of the products alone. */
+  floorMs: number
+}
+
+export interface Measurement extends Settings {
+  variant: string
+  /** Share of the assignments that found a slot, 0 to 1. */
+  kept: number
+  rows: Row[]
+}
+
+type What = Row['what']
+const kinds: readonly What[] = ['forward', 'forward + backward']
+
+/** Times the layer and its products, alternating, with one thread and with all. */
+export function measure(settings: Settings): Measurement {
+  const { device, batch, tokens, repetitions } = settings
+  setDefaultDevice(device as Device)
+  const most = settings.threads ?? getNumThreads()
+  const counts = device === 'cpu' && settings.threads === null && most > 1 ? [1, most] : [most]
+  manualSeed(0)
+  const { layer, floor, kept } = programs(settings)
+  const cases = counts.flatMap((threads) =>
+    kinds.map((what) => ({ threads, what, layer: [] as number[], floor: [] as number[] })),
+  )
+  for (let i = 0; i <= repetitions; i++) {
+    for (const { threads, what, ...times } of cases) {
+      setNumThreads(threads)
+      const taken = { layer: timed(() => layer(what)), floor: timed(() => floor(what)) }
+      if (i === 0) continue // warm-up
+      times.layer.push(taken.layer)
+      times.floor.push(taken.floor)
+    }
+  }
+  const variant = devices().find((info) => info.device === device || info.device === `${device}:0`)?.variant ?? ''
+  const rows = cases.map(({ threads, what, ...times }) => {
+    const ms = median(times.layer)
+    const [fastest, slowest] = [Math.min(...times.layer), Math.max(...times.layer)]
+    const tokensPerSecond = (batch * tokens * 1000) / ms
+    return { threads, what, ms, fastest, slowest, tokensPerSecond, floorMs: median(times.floor) }
+  })
+  return { ...settings, threads: most, variant, kept, rows }
+}
+
+/** The layer, and its four products on as many rows: each a function that ends when the work is done. */
+function programs({ dim, experts, 'top-n': topN, batch, tokens, 'compute-dtype': computeDtype }: Settings) {
+  const moe = new MoE({ dim, numExperts: experts, gatingTopN: topN, computeDtype })
+  const x = randn([batch, tokens, dim], { requiresGrad: true })
+  const { keptPerExpert } = scope(() => moe.forward(x, { stats: true }).stats!)
+  const rows = keptPerExpert.reduce((a, b) => a + b, 0)
+  const hidden = hiddenWidth('bench', dim, 4)
+  const sizes = tensor(Int32Array.from(keptPerExpert), [experts])
+  const input = randn([rows, dim], { requiresGrad: true })
+  const middle = randn([rows, hidden], { requiresGrad: true })
+  const w1 = randn([experts, 2 * hidden, dim], { requiresGrad: true })
+  const w2 = randn([experts, dim, hidden], { requiresGrad: true })
+  const products = (): Tensor[] => [
+    ops.groupedGemm(input, w1, sizes, { computeDtype }),
+    ops.groupedGemm(middle, w2, sizes, { computeDtype }),
+  ]
+  const layer = (what: What): void => {
+    if (what === 'forward') return void noGrad(() => moe.forward(x).outputs.mean().item())
+    const { outputs, totalAuxLoss } = moe.forward(x)
+    outputs.mean().add(totalAuxLoss).backward()
+    x.grad!.mean().item() // waits for the device
+    moe.zeroGrad()
+    x.grad = null
+  }
+  const floor = (what: What): void => {
+    if (what === 'forward') return void noGrad(() => products().map((y) => y.slice(0, 0, 1).sum().item()))
+    for (const y of products()) y.backward(y)
+    w1.grad!.slice(0, 0, 1).sum().item()
+    for (const t of [input, middle, w1, w2]) t.grad = null
+  }
+  return { layer, floor, kept: rows / (batch * tokens * topN) }
+}
+
+function timed(run: () => void): number {
+  const start = performance.now()
+  scope(run)
+  return performance.now() - start
+}
+
+function median(list: readonly number[]): number {
+  const sorted = [...list].sort((a, b) => a - b)
+  const middle = sorted.length >> 1
+  return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
+}

@@ -1,0 +1,84 @@
+import { MoeError } from '../errors.js'
+import { command } from './command.js'
+import type { PackageFacts } from './doctor/package.js'
+import { type SystemFacts, systemFacts } from './doctor/system.js'
+import { toggle } from './flags.js'
+import { jsonLine, line, table } from './output.js'
+
+/** `st-moe doctor`: tells all it can where the addon cannot be loaded, hence loads it by a call. */
+export const doctor = command({
+  program: 'st-moe doctor',
+  summary: 'Says what runs here and what does not, and why.',
+  flags: { json: toggle('the report as one line of JSON') },
+  examples: [
+    ['st-moe doctor', 'a report to read, or to put into a bug report'],
+    ['st-moe doctor --json', 'for programs'],
+  ],
+  notes: `On each device that can be used a small layer runs forward and backward and is compared with itself in
+float64 and by finite differences.
+Exit code 0: the CPU works, and so does every device that is there; 1: not.`,
+  async run({ values }) {
+    const system = systemFacts()
+    const found = await load()
+    const healthy = 'facts' in found && found.facts.devices.every(({ selfTest }) => selfTest?.passed !== false)
+    if (values.json) jsonLine({ healthy, ...system, ...('facts' in found ? found.facts : { error: found.error }) })
+    else line(reportOf(system, found, healthy))
+    return healthy ? 0 : 1
+  },
+})
+
+type Found = { facts: PackageFacts } | { error: string }
+
+async function load(): Promise<Found> {
+  try {
+    const { packageFacts } = await import('./doctor/package.js')
+    return { facts: packageFacts() }
+  } catch (error) {
+    if (error instanceof MoeError) return { error: error.message }
+    throw error
+  }
+}
+
+function reportOf(system: SystemFacts, found: Found, healthy: boolean): string {
+  const { version, runtime, platform, libc, cpu, places } = system
+  const apis = [runtime.nodeApi && `Node-API ${runtime.nodeApi}`, runtime.modules && `modules ${runtime.modules}`]
+  const facts = 'facts' in found ? found.facts : null
+  const looked = places.map(({ folder, addons }) => `${folder}: ${addons.join(', ') || 'no addon'}`)
+  const rows = [
+    ['st-moe', version],
+    ['runtime', `${runtime.name} ${runtime.version} (${apis.filter(Boolean).join(', ')})${tooOld(runtime)}`],
+    ['system', [platform, libc].filter(Boolean).join(', ')],
+    ['processor', `${cpu.model}, ${cpu.cores} cores, ${(cpu.memory / 1e9).toFixed(1)} GB of memory`],
+    ['features', cpu.features?.join(' ') ?? 'this system does not list them'],
+    ['addon', facts?.addon ?? 'not loaded'],
+    ...looked.map((place, i) => [i === 0 ? 'looked in' : '', place]),
+    ...(facts ? deviceRows(facts) : []),
+  ]
+  const end = healthy ? 'Everything that is here works.' : 'error' in found ? found.error : 'A self-test failed.'
+  return `${table(rows)}\n\n${end}`
+}
+
+const tooOld = ({ supported }: SystemFacts['runtime']): string => (supported ? '' : ': 20.19 or newer is needed')
+
+function deviceRows({ threads, plugin, cublas, devices }: PackageFacts): string[][] {
+  return [
+    ['threads', String(threads)],
+    ['CUDA plugin', plugin],
+    ...(cublas ? [['cuBLAS', cublas]] : []),
+    ...devices.flatMap(({ device, available, variant, stage, reason, selfTest }) => [
+      [device, available ? `${variant}` : `cannot be used (stage ${stage}): ${reason}`],
+      ...(selfTest ? [['', selfTestLine(selfTest)]] : []),
+    ]),
+  ]
+}
+
+function selfTestLine({
+  passed,
+  outputError,
+  gradientError,
+  error,
+}: NonNullable<PackageFacts['devices'][0]['selfTest']>) {
+  if (error) return `self-test failed: ${error}`
+  const errors = `outputs within ${outputError.toExponential(1)}, gradients within ${gradientError.toExponential(1)}`
+  return `self-test ${passed ? 'passed' : 'failed'}: ${errors}`
+}

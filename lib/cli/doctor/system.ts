@@ -1,0 +1,61 @@
+import { readFileSync } from 'node:fs'
+import { availableParallelism, cpus, totalmem } from 'node:os'
+import { addonPlaces, glibc } from '../../addon.js'
+import { packageVersion } from '../version.js'
+
+/** What is known without the addon. */
+export interface SystemFacts {
+  version: string
+  runtime: { name: string; version: string; nodeApi: string | null; modules: string | null; supported: boolean }
+  platform: string
+  /** Such as `glibc 2.36`; null where Node does not tell. */
+  libc: string | null
+  cpu: { model: string; cores: number; features: string[] | null; memory: number }
+  places: { folder: string; addons: string[] }[]
+}
+
+export function systemFacts(): SystemFacts {
+  return {
+    version: packageVersion(),
+    runtime: runtime(),
+    platform: `${process.platform}-${process.arch}`,
+    libc: libc(),
+    cpu: {
+      model: cpus()[0]?.model.trim() ?? 'unknown',
+      cores: availableParallelism(),
+      features: cpuFeatures(),
+      memory: totalmem(),
+    },
+    places: addonPlaces(),
+  }
+}
+
+function runtime(): SystemFacts['runtime'] {
+  const { bun, deno, node, napi = null, modules = null } = process.versions as Record<string, string | undefined>
+  const [name, version] = bun ? ['Bun', bun] : deno ? ['Deno', deno] : ['Node.js', node!]
+  const [major, minor] = node!.split('.').map(Number)
+  return { name, version, nodeApi: napi, modules, supported: major > 20 || (major === 20 && minor >= 19) }
+}
+
+function libc(): string | null {
+  if (process.platform !== 'linux') return null
+  try {
+    const version = glibc()
+    return version ? `glibc ${version}` : 'not glibc'
+  } catch {
+    return null // not every runtime has reports
+  }
+}
+
+/** Those that kernels are chosen by; null where the system does not list them. */
+const interesting =
+  /^(sse4_2|avx|f16c|fma|bmi2|avx2|avx512(f|bw|dq|vl|cd|_bf16|_fp16)|amx_(bf16|tile)|asimd|bf16|i8mm|sve2?)$/
+
+function cpuFeatures(): string[] | null {
+  try {
+    const [, flags] = /^(?:flags|Features)\s*:\s*(.*)$/m.exec(readFileSync('/proc/cpuinfo', 'utf8')) ?? []
+    return flags === undefined ? null : flags.split(' ').filter((flag) => interesting.test(flag))
+  } catch {
+    return null
+  }
+}

@@ -1,0 +1,171 @@
+import { nearest } from '../check.js'
+import { UsageError } from './errors.js'
+
+/** One flag of a command and how its value is read. */
+export interface Flag<T> {
+  help: string
+  /** What stands for the value in the help; a flag without it is a switch. */
+  value?: string
+  default: T
+  /** What the help shows as default; nothing where it is ''. */
+  shown: string
+  /** Another name. */
+  alias?: string
+  read(name: string, text: string): T
+}
+
+export type Flags = Record<string, Flag<unknown>>
+export type Values<F extends Flags> = { [K in keyof F]: F[K] extends Flag<infer T> ? T : never }
+
+export interface Parsed<F extends Flags> {
+  /** What was given, and the defaults of the rest. */
+  values: Values<F>
+  given: Partial<Values<F>>
+  positionals: string[]
+  help: boolean
+}
+
+interface NumberRules {
+  help: string
+  min: number
+  max?: number
+  /** A fraction may be given. */
+  real?: true
+  alias?: string
+}
+
+const decimal = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i
+
+function readNumber({ min, max = Number.MAX_SAFE_INTEGER, real }: NumberRules, name: string, text: string): number {
+  const value = decimal.test(text.trim()) ? Number(text) : Number.NaN
+  if (value >= min && value <= max && (real || Number.isInteger(value))) return value
+  const range = max < Number.MAX_SAFE_INTEGER ? `from ${min} to ${max}` : `of at least ${min}`
+  throw new UsageError(`--${name} must be ${real ? 'a number' : 'a whole number'} ${range}, got '${text}'`)
+}
+
+/** A number within a range. */
+export const number = (rules: NumberRules & { default: number }): Flag<number> => ({
+  ...rules,
+  value: 'N',
+  shown: String(rules.default),
+  read: (name, text) => readNumber(rules, name, text),
+})
+
+/** A number for which something else stands where it is not given. */
+export const optionalNumber = (rules: NumberRules & { shown: string }): Flag<number | null> => ({
+  ...rules,
+  value: 'N',
+  default: null,
+  read: (name, text) => readNumber(rules, name, text),
+})
+
+/** Any text but the empty one. */
+export const text = <D extends string | null>(rules: {
+  help: string
+  value: string
+  default: D
+}): Flag<string | D> => ({
+  ...rules,
+  shown: rules.default ?? '',
+  read(name, text) {
+    if (text === '') throw new UsageError(`--${name} must not be empty`)
+    return text
+  },
+})
+
+/** One of a few words. */
+export const oneOf = <T extends string>(rules: { help: string; allowed: readonly T[]; default: T }): Flag<T> => ({
+  ...rules,
+  value: 'NAME',
+  shown: rules.default,
+  read(name, text) {
+    const found = rules.allowed.find((word) => word === text)
+    if (found === undefined) throw new UsageError(`--${name} must be ${rules.allowed.join(', ')}, got '${text}'`)
+    return found
+  },
+})
+
+export const toggle = (help: string): Flag<boolean> => ({ help, default: false, shown: '', read: () => true })
+
+export const deviceFlag: Flag<string> = {
+  help: 'cpu, cuda or cuda:N',
+  value: 'NAME',
+  default: 'cpu',
+  shown: 'cpu',
+  read(name, text) {
+    if (/^(cpu|cuda(:\d{1,4})?)$/.test(text)) return text
+    throw new UsageError(`--${name} must be cpu, cuda or cuda:N, got '${text}'`)
+  },
+}
+
+export const threadsFlag = optionalNumber({
+  help: 'CPU threads; results do not depend on it',
+  shown: 'all',
+  min: 1,
+  max: 256,
+})
+
+export const computeDtypeFlag = oneOf({
+  help: 'f32, bf16 or f16: what operands of products are rounded to',
+  allowed: ['f32', 'bf16', 'f16'],
+  default: 'f32',
+})
+
+/** The wrong word, and the known one that is nearest to it. */
+export function unknownWord(what: string, word: string, known: readonly string[], prefix = ''): UsageError {
+  const near = nearest(word, known)
+  const shown = word.length > 60 ? `${word.slice(0, 57)}...` : word
+  return new UsageError(`unknown ${what} ${prefix}${shown}${near ? `; did you mean ${prefix}${near}?` : ''}`)
+}
+
+/** Reads `--flag value`, `--flag=value`, switches and what stands alone; after `--` everything stands alone. */
+export function parseFlags<F extends Flags>(flags: F, args: readonly string[]): Parsed<F> {
+  const given: Record<string, unknown> = {}
+  const positionals: string[] = []
+  let help = false
+  for (let i = 0; i < args.length; i++) {
+    const arg = args[i]
+    if (arg === '--') {
+      positionals.push(...args.slice(i + 1))
+      break
+    }
+    if (arg === '-h' || arg === '--help') help = true
+    else if (!arg.startsWith('-') || arg === '-') positionals.push(arg)
+    else {
+      const [, word, inline] = /^--?([^=]*)(?:=(.*))?$/s.exec(arg)!
+      const name = nameOf(flags, arg, word)
+      const { value, read } = flags[name]
+      if (value === undefined) {
+        if (inline !== undefined) throw new UsageError(`--${name} is a switch and takes no value, got '${inline}'`)
+        given[name] = true
+        continue
+      }
+      const follows = args[i + 1]
+      const isValue = follows !== undefined && !follows.startsWith('--')
+      if (inline === undefined && !isValue) throw new UsageError(`--${name} needs a value: --${name} ${value}`)
+      if (inline === undefined) i++
+      given[name] = read(name, inline ?? follows)
+    }
+  }
+  const defaults = Object.fromEntries(Object.entries(flags).map(([name, flag]) => [name, flag.default]))
+  const result = { given, values: { ...defaults, ...given }, positionals, help }
+  return result as unknown as Parsed<F>
+}
+
+function nameOf(flags: Flags, arg: string, word: string): string {
+  if (arg.startsWith('--')) {
+    const found = Object.keys(flags).find((name) => name === word || flags[name].alias === word)
+    if (found !== undefined) return found
+  }
+  throw unknownWord('flag', word, [...Object.keys(flags), 'help'], arg.startsWith('--') ? '--' : '-')
+}
+
+/** One line a flag. */
+export function describeFlags(flags: Flags): string {
+  const rows = Object.entries({ ...flags, help: toggle('show this text') }).map(([name, { value, help, shown }]) => [
+    `--${name}${value === undefined ? '' : ` ${value}`}`,
+    `${help}${shown === '' ? '' : ` (${shown})`}`,
+  ])
+  const width = Math.max(...rows.map(([flag]) => flag.length)) + 2
+  return rows.map(([flag, help]) => `  ${flag.padEnd(width)}${help}`).join('\n')
+}

@@ -1,0 +1,42 @@
+import { UsageError } from '../errors.js'
+import { computeDtypeFlag, deviceFlag, number, threadsFlag, type Values } from '../flags.js'
+import type { ModelOptions } from './model.js'
+
+/** What makes a run: a resumed one takes these from its folder. */
+export const runFlags = {
+  steps: number({ help: 'training steps', default: 2000, min: 1 }),
+  minutes: number({ help: 'stop after this time, to be resumed later; 0: no limit', default: 0, min: 0, real: true }),
+  seed: number({ help: 'of the first weights, the order of the text and the routing', default: 1, min: 0 }),
+  device: deviceFlag,
+  threads: threadsFlag,
+  'compute-dtype': computeDtypeFlag,
+  layers: number({ help: 'transformer layers', default: 3, min: 1 }),
+  dim: number({ help: 'model width, a multiple of --heads', default: 128, min: 1, alias: 'width' }),
+  heads: number({ help: 'attention heads', default: 4, min: 1 }),
+  experts: number({ help: 'experts in a layer', default: 8, min: 1 }),
+  'top-n': number({ help: 'experts that a character visits at most', default: 2, min: 1 }),
+  context: number({ help: 'characters in a sequence', default: 128, min: 2 }),
+  batch: number({ help: 'sequences in a step', default: 16, min: 1 }),
+  lr: number({ help: 'highest learning rate', default: 4e-3, min: 0, real: true }),
+  'evaluate-every': number({ help: 'steps between looks at the held-out text', default: 200, min: 1 }),
+}
+
+export type RunOptions = Values<typeof runFlags>
+
+/** What a resumed run may change. More steps stretch the schedule of the learning rate from here on. */
+export const mayChange: ReadonlySet<string> = new Set(['steps', 'minutes', 'threads', 'evaluate-every', 'device'])
+
+/** Rules between options. */
+export function checkRunOptions(options: RunOptions): RunOptions {
+  const { dim, heads, experts, 'top-n': topN } = options
+  if (dim % heads !== 0) throw new UsageError(`--dim must be a multiple of --heads, got ${dim} and ${heads}`)
+  if (topN > experts) throw new UsageError(`--top-n must be at most --experts, got ${topN} and ${experts}`)
+  return options
+}
+
+export const modelOptions = (options: RunOptions, vocabulary: number): ModelOptions => ({
+  ...options,
+  vocabulary,
+  topN: options['top-n'],
+  computeDtype: options['compute-dtype'],
+})

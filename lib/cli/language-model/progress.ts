@@ -1,0 +1,120 @@
+import { jsonLine } from '../output.js'
+
+/** What happens in a run. */
+export type RunEvent =
+  | {
+      event: 'start'
+      text: string
+      training: number
+      heldOut: number
+      vocabulary: number
+      parameters: number
+      charactersPerStep: number
+      /** Held-out loss of n-gram counts, nats per character. */
+      counts: Record<string, number>
+    }
+  | { event: 'resume'; step: number }
+  | { event: 'step'; step: number; steps: number; loss: number; dropped: number }
+  | { event: 'evaluation'; step: number; loss: number; sample: string }
+  | { event: 'end'; step: number; steps: number; out: string; text: string }
+
+export type Report = (event: RunEvent) => void
+
+/** A line of JSON for each event. */
+export const jsonProgress = (): Report => jsonLine
+
+/** One line that is rewritten on a terminal; elsewhere, such as in a log file, a line every few seconds. */
+export function textProgress(): Report {
+  const out = process.stdout
+  const pace = new Pace(out.isTTY ? 100 : 5000)
+  const say = (text: string): void => {
+    out.write(out.isTTY ? `\r\x1b[2K${text}\n` : `${text}\n`)
+    pace.pause()
+  }
+  let charactersPerStep = 0
+  return (event) => {
+    switch (event.event) {
+      case 'start':
+        charactersPerStep = event.charactersPerStep
+        return say(introduction(event))
+      case 'resume':
+        return say(`resumed at step ${event.step}`)
+      case 'evaluation':
+        return say(`step ${event.step}  held-out loss ${event.loss.toFixed(3)}`)
+      case 'step': {
+        if (!pace.next(event.step === event.steps)) return
+        const line = progressLine(event, charactersPerStep, pace.seconds)
+        out.write(out.isTTY ? `\r\x1b[2K${[...line].slice(0, out.columns - 1).join('')}` : `${line}\n`)
+        return
+      }
+      case 'end': {
+        const { step, steps, out, text } = event
+        if (text !== '') say(`\n${text}\n`)
+        const goOn = step < steps ? `; go on with --resume --out ${out}` : ''
+        return say(`step ${step} of ${steps}, report and checkpoint in ${out}${goOn}`)
+      }
+    }
+  }
+}
+
+/** How long a step takes, and when there is something to show. */
+class Pace {
+  /** A step, by a mean that forgets. */
+  seconds = 0
+  readonly #interval: number
+  #shown = 0
+  #last: number | null = null
+
+  constructor(interval: number) {
+    this.#interval = interval
+  }
+
+  /** A step is done; says whether to show it. */
+  next(isLast: boolean): boolean {
+    const now = performance.now()
+    if (this.#last !== null) {
+      const seconds = (now - this.#last) / 1000
+      this.seconds = this.seconds === 0 ? seconds : 0.95 * this.seconds + 0.05 * seconds
+    }
+    this.#last = now
+    if (this.seconds === 0 || (now - this.#shown < this.#interval && !isLast)) return false
+    this.#shown = now
+    return true
+  }
+
+  /** The time until the next step is not the pace of training. */
+  pause(): void {
+    this.#last = null
+  }
+}
+
+function introduction({ text, training, heldOut, vocabulary, parameters, counts }: RunEvent & { event: 'start' }) {
+  const number = (value: number): string => value.toLocaleString('en')
+  const losses = Object.entries(counts).map(([name, loss]) => `${name} ${loss.toFixed(3)}`)
+  return (
+    `${text}: ${number(training)} characters to learn, ${number(heldOut)} held out, ` +
+    `${vocabulary} different; ${number(parameters)} parameters\n` +
+    `held-out loss of counts, in nats per character: ${losses.join(', ')}`
+  )
+}
+
+function progressLine(
+  { step, steps, loss, dropped }: RunEvent & { event: 'step' },
+  charactersPerStep: number,
+  pace: number,
+): string {
+  const width = 20
+  const done = Math.floor((step / steps) * width)
+  return [
+    `${'█'.repeat(done)}${'░'.repeat(width - done)} ${step}/${steps}`,
+    `loss ${loss.toFixed(3)}`,
+    `${Math.round(charactersPerStep / pace).toLocaleString('en')} char/s`,
+    `${(dropped * 100).toFixed(1)} % dropped`,
+    `${duration((steps - step) * pace)} left`,
+  ].join('  ')
+}
+
+function duration(seconds: number): string {
+  const whole = Math.round(seconds)
+  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, '0')}`
+}

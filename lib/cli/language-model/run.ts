@@ -1,0 +1,238 @@
+import { totalmem } from 'node:os'
+import { setImmediate } from 'node:timers/promises'
+import {
+  type AdamW,
+  type Device,
+  devices,
+  type Generator,
+  getDefaultDevice,
+  getNumThreads,
+  loadCheckpoint,
+  manualSeed,
+  saveCheckpoint,
+  setDefaultDevice,
+  setNumThreads,
+} from '../../index.js'
+import { Failure } from '../errors.js'
+import { Batches } from './batches.js'
+import { type Corpus, loadCorpus, promptOf } from './data.js'
+import { evaluating, heldOutLoss } from './evaluate.js'
+import { checkpointIn, RunFolder } from './folder.js'
+import { emptyHistory, type History, isHistory, mean } from './history.js'
+import { LanguageModel, trainingBytes } from './model.js'
+import { ngramLosses, ngramNames } from './ngram.js'
+import { modelOptions, type RunOptions, runFlags } from './options.js'
+import { preferredCharacters } from './preferences.js'
+import type { Report } from './progress.js'
+import { makeReport, type RunSummary } from './report.js'
+import { learningRate, makeOptimizer, recordStep, trainStep } from './train.js'
+import { writeOn } from './write.js'
+
+interface RunSettings {
+  options: RunOptions
+  text: { path: string; name: string }
+  /** Folder of checkpoint and report. */
+  out: string
+  report: Report
+}
+
+/** A training run and its folder: the model and all that changes with it. */
+export class Run {
+  readonly #options: RunOptions
+  readonly #textPath: string
+  readonly #report: Report
+  readonly #corpus: Corpus
+  readonly #model: LanguageModel
+  readonly #optimizer: AdamW
+  readonly #generator: Generator
+  readonly #batches: Batches
+  readonly #ngrams: number[]
+  readonly #prompt: number[]
+  readonly #folder: RunFolder
+  #history: History = emptyHistory()
+  #step = 0
+
+  constructor({ options, text, out, report }: RunSettings) {
+    this.#options = options
+    this.#textPath = text.path
+    this.#report = report
+    this.#corpus = loadCorpus(text.path, options.context, text.name)
+    const { training, heldOut, vocabulary } = this.#corpus
+    const model = modelOptions(options, vocabulary.length)
+    setDefaultDevice(options.device as Device)
+    if (getDefaultDevice() === 'cpu') checkMemory(trainingBytes(model, options.batch))
+    if (options.threads !== null) setNumThreads(options.threads)
+    this.#folder = new RunFolder(out)
+    this.#generator = manualSeed(options.seed)
+    this.#model = new LanguageModel(model)
+    this.#optimizer = makeOptimizer(this.#model)
+    this.#batches = new Batches(training, options)
+    this.#ngrams = ngramLosses(training, heldOut, vocabulary.length)
+    this.#prompt = [...promptOf(this.#corpus, Math.min(40, options.context))]
+  }
+
+  [Symbol.dispose](): void {
+    this.#folder[Symbol.dispose]()
+  }
+
+  /** A new run. What an earlier one left in the folder is lost, so `overwrite` has to say so. */
+  start(overwrite: boolean): void {
+    const { path, hasCheckpoint } = this.#folder
+    if (hasCheckpoint && !overwrite)
+      throw new Failure(
+        `${path} holds a run: --resume goes on with it, --overwrite starts anew, --out names another folder`,
+      )
+    this.#folder.clear()
+    this.#describe()
+  }
+
+  /** Goes on from the checkpoint; `digest` is that of the text it has learned from. */
+  async resume(digest: string): Promise<void> {
+    if (this.#corpus.digest !== digest)
+      throw new Failure(`${this.#textPath} is not the text that this run learned from; a run keeps its text`)
+    const file = checkpointIn(this.#folder.path)
+    const targets = { model: this.#model, optimizer: this.#optimizer, generator: this.#generator }
+    const { step, extra } = await loadCheckpoint(file, targets)
+    const { history } = (extra ?? {}) as { history?: unknown }
+    if (!isHistory(history, step)) throw new Failure(`${file} is not from st-moe train`)
+    this.#step = step
+    this.#history = history
+    this.#describe()
+    this.#report({ event: 'resume', step })
+  }
+
+  /** Trains until the last step, the time limit, or until `stopped` says so; leaves checkpoint and report. */
+  async train(stopped: () => boolean): Promise<void> {
+    this.#introduce()
+    const { steps, minutes, 'evaluate-every': every } = this.#options
+    const deadline = minutes > 0 ? performance.now() + minutes * 60_000 : Number.POSITIVE_INFINITY
+    for (;;) {
+      const due = this.#step % every === 0 || this.#step >= steps
+      if (due && this.#history.evaluations.at(-1)?.step !== this.#step) {
+        await this.#look(stopped)
+        if (this.#step < steps) await this.#save()
+      }
+      if (this.#step >= steps || stopped() || performance.now() > deadline) break
+      this.#advance()
+      await setImmediate() // lets signals in
+    }
+    await this.#save()
+    this.#conclude()
+  }
+
+  #describe(): void {
+    const { name, digest, vocabulary } = this.#corpus
+    this.#folder.describe({ options: this.#options, text: { path: this.#textPath, name, digest, vocabulary } })
+  }
+
+  #advance(): void {
+    const { steps, lr } = this.#options
+    const before = performance.now()
+    const rate = learningRate(this.#step, steps, lr)
+    const result = trainStep(this.#model, this.#optimizer, this.#batches.at(this.#step), rate)
+    this.#step++
+    recordStep(this.#history, result)
+    this.#history.seconds += (performance.now() - before) / 1000
+    const recent = (values: number[]): number => mean(values.slice(-20))
+    const { loss, dropped } = this.#history
+    this.#report({ event: 'step', step: this.#step, steps, loss: recent(loss), dropped: recent(dropped) })
+  }
+
+  /** Measures the loss on held-out text (on all of it at the end) and lets the model write. */
+  async #look(stopped: () => boolean): Promise<void> {
+    const last = this.#step >= this.#options.steps
+    const { heldOut } = this.#corpus
+    const { seed } = this.#options
+    const evaluation = await evaluating(this.#model, this.#generator, async () => {
+      const written: number[] = []
+      const length = last ? 600 : 240
+      for await (const character of writeOn(this.#model, this.#prompt, length, { seed, temperature: 0.7, topK: 0 })) {
+        written.push(character)
+        if (stopped()) return null
+      }
+      const loss = await heldOutLoss(this.#model, heldOut, { part: last ? 1 : 0.25, stopped })
+      return loss === null ? null : { step: this.#step, loss, sample: this.#textOf(written) }
+    })
+    if (evaluation === null) return
+    this.#history.evaluations.push(evaluation)
+    this.#report({ event: 'evaluation', ...evaluation })
+  }
+
+  async #save(): Promise<void> {
+    await saveCheckpoint(checkpointIn(this.#folder.path), {
+      model: this.#model,
+      optimizer: this.#optimizer,
+      generator: this.#generator,
+      step: this.#step,
+      extra: { history: this.#history },
+    })
+    const { html, charts } = makeReport(await this.#summary())
+    this.#folder.write({ 'report.html': html, ...charts })
+  }
+
+  async #summary(): Promise<RunSummary> {
+    const options = { ...this.#options, threads: this.#options.threads ?? getNumThreads() }
+    const { vocabulary, heldOut, training, name } = this.#corpus
+    const characters = (length: number): string => `${length.toLocaleString('en')} characters`
+    const shown = Object.keys(runFlags).filter((key) => !['minutes', 'evaluate-every'].includes(key))
+    return {
+      textName: name,
+      steps: options.steps,
+      charactersPerStep: options.batch * options.context,
+      parameters: this.#parameterCount(),
+      history: this.#history,
+      ngrams: this.#ngrams,
+      prompt: this.#textOf(this.#prompt),
+      preferred: await evaluating(this.#model, this.#generator, () =>
+        preferredCharacters(this.#model, heldOut, vocabulary),
+      ),
+      configuration: [
+        ['training text', characters(training.length)],
+        ['held-out text', characters(heldOut.length)],
+        ['vocabulary', characters(vocabulary.length)],
+        ...shown.map((key) => [key, String(options[key as keyof RunOptions])] as const),
+        ['kernels', devices().find(({ device }) => device === getDefaultDevice())?.variant ?? ''],
+        ['Node.js', process.versions.node],
+      ],
+    }
+  }
+
+  #textOf(characters: readonly number[]): string {
+    return characters.map((character) => this.#corpus.vocabulary[character]).join('')
+  }
+
+  #parameterCount(): number {
+    return [...this.#model.parameters()].reduce((sum, { size }) => sum + size, 0)
+  }
+
+  #introduce(): void {
+    const { name, training, heldOut, vocabulary } = this.#corpus
+    this.#report({
+      event: 'start',
+      text: name,
+      training: training.length,
+      heldOut: heldOut.length,
+      vocabulary: vocabulary.length,
+      parameters: this.#parameterCount(),
+      charactersPerStep: this.#options.batch * this.#options.context,
+      counts: Object.fromEntries(this.#ngrams.map((loss, i) => [ngramNames[i], loss])),
+    })
+  }
+
+  #conclude(): void {
+    const { steps } = this.#options
+    const last = this.#history.evaluations.at(-1)
+    const text = this.#step >= steps && last ? this.#textOf(this.#prompt) + last.sample : ''
+    this.#report({ event: 'end', step: this.#step, steps, out: this.#folder.path, text })
+  }
+}
+
+function checkMemory(bytes: number): void {
+  const allowed = process.constrainedMemory?.() || Number.POSITIVE_INFINITY
+  const present = Math.min(totalmem(), allowed)
+  const gigabytes = (n: number): string => `${(n / 1e9).toPrecision(3)} GB`
+  if (bytes > present)
+    throw new Failure(
+      `training at this size needs at least ${gigabytes(bytes)} of memory, there are ${gigabytes(present)}`,
+    )
+}

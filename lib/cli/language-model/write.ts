@@ -1,0 +1,74 @@
+import { setImmediate } from 'node:timers/promises'
+import {
+  type Device,
+  Generator,
+  loadCheckpoint,
+  noGrad,
+  rand,
+  scope,
+  setDefaultDevice,
+  setNumThreads,
+  tensor,
+} from '../../index.js'
+import { checkpointIn, type SavedRun } from './folder.js'
+import { LanguageModel } from './model.js'
+import { modelOptions } from './options.js'
+
+/** The model of a run, ready to write. */
+export async function loadModel(
+  folder: string,
+  { options, text }: SavedRun,
+  { device, threads }: { device: string; threads: number | null },
+): Promise<LanguageModel> {
+  setDefaultDevice(device as Device)
+  if (threads !== null) setNumThreads(threads)
+  const model = new LanguageModel(modelOptions(options, text.vocabulary.length))
+  await loadCheckpoint(checkpointIn(folder), { model })
+  return model.eval()
+}
+
+export interface WriteOptions {
+  seed: number
+  /** Below 1 the likely becomes likelier; at 0 the likeliest character is taken each time. */
+  temperature: number
+  /** Only so many of the likeliest characters are drawn from; 0: all. */
+  topK: number
+}
+
+/** Continues `prompt`, one character of `length` after another, each drawn from the model's distribution. */
+export async function* writeOn(
+  model: LanguageModel,
+  prompt: readonly number[],
+  length: number,
+  { seed, temperature, topK }: WriteOptions,
+): AsyncGenerator<number> {
+  using drawn = rand([length], { generator: new Generator(seed), dtype: 'f64', device: 'cpu' })
+  const random = drawn.dataSync()
+  let seen = prompt.slice(-model.context)
+  for (let i = 0; i < length; i++) {
+    const logits = noGrad(() => scope(() => lastLogits(model, seen)))
+    const next = draw(logits, random[i], temperature, topK)
+    yield next
+    seen = [...seen, next].slice(-model.context)
+    await setImmediate() // lets signals in
+  }
+}
+
+function lastLogits(model: LanguageModel, seen: readonly number[]): ArrayLike<number> {
+  const { logits } = model.forward(tensor(Int32Array.from(seen), [1, seen.length]))
+  return logits.slice(1, seen.length - 1).dataSync()
+}
+
+/** Goes from the likeliest character down until the running sum of probabilities passes `u`. */
+function draw(logits: ArrayLike<number>, u: number, temperature: number, topK: number): number {
+  const order = Array.from(logits, (_, i) => i).sort((a, b) => logits[b] - logits[a] || a - b)
+  if (temperature === 0) return order[0]
+  const among = topK > 0 ? order.slice(0, topK) : order
+  const weights = among.map((i) => Math.exp((logits[i] - logits[among[0]]) / temperature))
+  let left = u * weights.reduce((a, b) => a + b)
+  for (const [rank, i] of among.entries()) {
+    left -= weights[rank]
+    if (left < 0) return i
+  }
+  return among.at(-1)!
+}

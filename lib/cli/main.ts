@@ -1,0 +1,41 @@
+import { bench } from './bench.js'
+import { type Command, reportingErrors } from './command.js'
+import { doctor } from './doctor.js'
+import { unknownWord } from './flags.js'
+import { generate } from './generate.js'
+import { line, table } from './output.js'
+import { trainCommand } from './train.js'
+import { packageVersion } from './version.js'
+
+// No command loads the addon before it runs, so that help and doctor work where that fails.
+const commands: Record<string, Command> = { doctor, train: trainCommand(), generate, bench }
+
+function helpText(): string {
+  const rows = Object.entries(commands).map(([name, { summary }]) => [`  st-moe ${name}`, summary])
+  return `Sparse mixture-of-experts layers for Node.js, from the command line.
+
+${table(rows)}
+
+  st-moe <command> --help   flags and examples of a command
+  st-moe --version
+
+Exit codes: 0 done, 1 failed, 2 a wrong command line, 130 stopped by Ctrl-C.`
+}
+
+/** Runs what the arguments of the program ask for and gives its exit code. */
+export async function main(args: readonly string[]): Promise<number> {
+  const [name = '--help', ...rest] = args
+  if (Object.hasOwn(commands, name)) return commands[name].run(rest)
+  if (name === 'help' && Object.hasOwn(commands, rest[0] ?? '')) return commands[rest[0]].run(['--help'])
+  return reportingErrors('st-moe', () => {
+    if (['--help', '-h', 'help'].includes(name)) line(helpText())
+    else if (name === '--version') line(packageVersion())
+    else
+      throw unknownWord(name.startsWith('-') ? 'flag' : 'command', name, [
+        ...Object.keys(commands),
+        'help',
+        '--version',
+      ])
+    return 0
+  })
+}
