@@ -34,7 +34,7 @@ export interface MoEOptions extends Omit<TopNGatingOptions, 'numGates' | 'topN'>
   numExperts?: number
   /** Hidden width of the built-in experts is trunc(dim · mult · 2 / 3). Default 4. */
   expertHiddenMult?: number
-  /** K, choices a token. Default 2. */
+  /** K, choices a token. With 1 a gate is always 1 and the router learns from the losses alone. Default 2. */
   gatingTopN?: number
   /** The dispatch weight is 1 forward but passes its gradient to the router. Default true. */
   straightThroughDispatchTensor?: boolean
