@@ -57,6 +57,7 @@ class ProductGroup {
   void run(Product product, const Buffer<float>& a, const Buffer<float>& b, const Buffer<float>& c, Results& results) {
     args_.product = product, args_.a = a, args_.b = b, args_.c = c;
     group_ = {};
+    packed_.clear();
     fma_ = group_.add(fma_floor(bench_, threads_));
     dram_ = group_.add(dram_floor(bench_, threads_));
     if (has_bf16_dot()) bf16_ = group_.add(bf16_floor(bench_, threads_));
@@ -78,10 +79,21 @@ class ProductGroup {
       if (std::function<void()> theirs = onednn_product(args_, threads_, packed))
         ours.push_back({group_.add(case_of("onednn/", packed, std::move(theirs), floors)), Measure::speed});
     }
-    const ProductArgs args = args_;
+    add_own(args_, false, ours);
+    if (const int64_t size = bench_.kernels.packed_size(args_)) {
+      const Buffer<float> packed(bench_, size * static_cast<int64_t>(args_.rows.size()));
+      bench_.kernels.pack({threads_, nullptr}, args_, packed);
+      ProductArgs args = args_;
+      args.packed = packed;
+      packed_.push_back(packed);
+      add_own(args, true, ours);
+    }
+  }
+
+  void add_own(const ProductArgs& args, bool packed, const std::vector<Against>& against) {
     const Context ctx{threads_, nullptr};
     const auto product = bench_.kernels.run_product;
-    Case own = case_of("gemm/", false, [=] { product(ctx, args); }, ours);
+    Case own = case_of("gemm/", packed, [=] { product(ctx, args); }, against);
     own.run();
     own.error = product_error(args);
     group_.add(std::move(own));
@@ -92,6 +104,7 @@ class ProductGroup {
     const double M = static_cast<double>(s.rows_of_c > 0 ? s.rows_of_c : rows_);
     const double K = static_cast<double>(s.rows_of_c > 0 ? rows_ : s.K), N = static_cast<double>(s.N);
     const double experts = static_cast<double>(args_.rows.size());
+    const double weight = packed && args_.compute == DType::bf16 ? 2 : 4;
     return {.name = std::string(prefix) + product_name(args_.product),
             .params = {{"rows", std::to_string(rows_)},
                        {"threads", std::to_string(threads_)},
@@ -99,7 +112,7 @@ class ProductGroup {
                        {"weights", packed ? "packed" : "plain"}},
             .run = std::move(run),
             .flops = 2 * M * N * K * experts,
-            .bytes = (M * K + K * N + M * N) * 4 * experts,
+            .bytes = ((M * K + M * N) * 4 + K * N * weight) * experts,
             .against = std::move(against)};
   }
 
@@ -108,6 +121,7 @@ class ProductGroup {
   int threads_;
   ProductArgs args_;
   Group group_;
+  std::vector<Buffer<float>> packed_;  // of the cases of the group
   size_t fma_ = 0, dram_ = 0, bf16_ = 0;
 };
 

@@ -8,8 +8,25 @@ namespace {
 
 using bench::Product, bench::ProductArgs, bench::ProductShape;
 
+MatrixView<float> weights_of(const ProductArgs& args, const ProductShape& shape, int64_t expert) {
+  const float* w = args.b + expert * shape.N * shape.K;
+  return shape.transposed ? MatrixView<float>{w, 1, shape.K} : MatrixView<float>{w, shape.N, 1};
+}
+
+int64_t packed_weights_size(const ProductArgs& args) {
+  const ProductShape shape = bench::shape_of(args.product, args.D, args.H);
+  return shape.rows_of_c > 0 ? 0 : packed_size<float>(shape.K, shape.N, args.compute);
+}
+
+void pack(const Context& ctx, const ProductArgs& args, float* out) {
+  const ProductShape shape = bench::shape_of(args.product, args.D, args.H);
+  const int64_t experts = static_cast<int64_t>(args.rows.size());
+  pack_weights(ctx, weights_of(args, shape, 0), experts, shape.N * shape.K, shape.K, shape.N, args.compute, out);
+}
+
 void run_product(const Context& ctx, const ProductArgs& args) {
   const ProductShape shape = bench::shape_of(args.product, args.D, args.H);
+  const int64_t packed = args.packed ? packed_weights_size(args) : 0;
   const int64_t experts = static_cast<int64_t>(args.rows.size()), N = shape.N;
   Scratch<GemmProblem<float>> problems(experts);
   int64_t row = 0;
@@ -27,8 +44,8 @@ void run_product(const Context& ctx, const ProductArgs& args) {
       const int64_t K = shape.K;
       p.M = rows, p.K = K;
       p.a = {args.a + row * K, K, 1};
-      const float* w = args.b + e * N * K;
-      p.b = shape.transposed ? MatrixView<float>{w, 1, K} : MatrixView<float>{w, N, 1};
+      p.b = weights_of(args, shape, e);
+      if (packed > 0) p.packed_b = args.packed + e * packed;
       p.c = args.c + row * N;
     }
     problems[e] = p;
@@ -70,7 +87,7 @@ constexpr bool fused = false;
 }  // namespace
 
 const bench::Kernels& bench_kernels() {
-  static const bench::Kernels kernels{run_product, multiply_add, read, fused};
+  static const bench::Kernels kernels{run_product, packed_weights_size, pack, multiply_add, read, fused};
   return kernels;
 }
 

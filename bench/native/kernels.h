@@ -29,10 +29,13 @@ struct ProductArgs {
   const float *a, *b;
   float* c;
   DType compute;
+  const float* packed = nullptr;  // the weights as Kernels::pack wrote them, or null
 };
 
 struct Kernels {
   void (*run_product)(const Context&, const ProductArgs&);
+  int64_t (*packed_size)(const ProductArgs&);  // floats of one expert's packed weights; 0: there is no such copy
+  void (*pack)(const Context&, const ProductArgs&, float* out);
   double (*multiply_add)(int64_t rounds);  // flops of one call; nothing but fused multiply-adds in registers
   float (*read)(const float* data, int64_t count);
   bool fused;  // the instruction set has fused multiply-add
