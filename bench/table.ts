@@ -21,7 +21,8 @@ export function shareOfPeak(report: Report, { flops, wallMs, params }: Result): 
   return flops / wallMs.median / (peak.flops / peak.wallMs.median)
 }
 
-const percent = (share: number | undefined): string => (share === undefined ? '' : `${(share * 100).toFixed(0)} %`)
+export const percent = (share: number | undefined): string =>
+  share === undefined ? '' : `${(share * 100).toFixed(0)} %`
 
 /** What was measured from JavaScript, and memory. st-moe-bench has printed its own lines. */
 export function tableOf(report: Report): string {

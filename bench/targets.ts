@@ -21,9 +21,9 @@ const products = ['a', 'y', 'dh', 'dx', 'dw1', 'dw2']
 /** Those that read weights; the others are gradients of weights. */
 const readingWeights = products.slice(0, 4)
 
-const threadsIn = (results: readonly Result[]): number[] =>
+export const threadsIn = (results: readonly Result[]): number[] =>
   [...new Set(results.map(({ params }) => Number(params.threads)))].sort((a, b) => a - b)
-const onThreads = (count: number): string => `${count} thread${count === 1 ? '' : 's'}`
+export const onThreads = (count: number): string => `${count} thread${count === 1 ? '' : 's'}`
 
 /** Weights packed beforehand where that is how it was measured, else as they are. */
 function packedOrPlain(candidates: readonly Result[]): Result | undefined {
@@ -38,7 +38,7 @@ interface Products {
 }
 
 /** Geometric means over products and numbers of rows, one for each number of threads. */
-function productFigures(
+export function productFigures(
   report: Report,
   { names = products, compute, rows, packed = false }: Products,
   ratioOf: (result: Result) => Spread | undefined,
@@ -57,6 +57,12 @@ function productFigures(
     if (values.length === 0 || values.some((value) => value === undefined)) return []
     return [{ of: onThreads(threads), value: geometricMeanOf(values as Spread[]) }]
   })
+}
+
+/** A gradient of weights has nothing to be packed before: there is one way of oneDNN. */
+export function besideOneDnn(result: Result, weights: 'plain' | 'packed'): Spread | undefined {
+  const name = result.name.replace('gemm', 'onednn')
+  return (ratioTo(result, name, 'speed', { weights }) ?? ratioTo(result, name, 'speed'))?.wall
 }
 
 /** The ratio of each result of that name. */
@@ -80,17 +86,21 @@ const againstPeer = (suite: string, kind: string, other: string, params: Params)
     layerFigures(find(report, name, params), (r) => ratioTo(r, `${other}/${suite}/${kind}`, 'speed')?.wall)
 }
 
-/** Against the faster of the two ways that PyTorch has to compute in bf16. */
+/** The faster of the two ways that PyTorch has to compute in bf16. */
+export function bf16Peer(report: Report, kind: string): Result | undefined {
+  return find(report, `index-pytorch/bf16/${kind}`).sort((a, b) => a.wallMs.median - b.wallMs.median)[0]
+}
+
 const againstBf16 =
   (kind: string): Target['figures'] =>
   (report) => {
-    const [fastest] = find(report, `index-pytorch/bf16/${kind}`).sort((a, b) => a.wallMs.median - b.wallMs.median)
+    const fastest = bf16Peer(report, kind)
     if (!fastest) return []
-    const { name, params } = fastest
-    const how = params.compute === 'bf16' ? 'its weights held in bf16' : 'autocast'
+    const { compute } = fastest.params
+    const how = compute === 'bf16' ? 'its weights held in bf16' : 'autocast'
     return layerFigures(
       find(report, `st-moe/bf16/${kind}`, { compute: 'bf16' }),
-      (result) => ratioTo(result, name, 'speed', { compute: params.compute })?.wall,
+      (result) => ratioTo(result, fastest.name, 'speed', { compute })?.wall,
       (result) => `${onThreads(Number(result.params.threads))}, ${how}`,
     )
   }
@@ -116,10 +126,7 @@ export const targets: readonly Target[] = [
       question: `the same, of oneDNN's speed${weights === 'packed' ? ' with weights packed beforehand (ours are not)' : ''}`,
       wanted: { atLeast: 0.97 },
       figures: (report) =>
-        productFigures(report, { compute: 'f32', rows: (rows) => rows >= 160 }, (r) => {
-          const name = r.name.replace('gemm', 'onednn')
-          return (ratioTo(r, name, 'speed', { weights }) ?? ratioTo(r, name, 'speed'))?.wall
-        }),
+        productFigures(report, { compute: 'f32', rows: (rows) => rows >= 160 }, (r) => besideOneDnn(r, weights)),
     }),
   ),
   {

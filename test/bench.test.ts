@@ -1,10 +1,15 @@
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
-import { readReport } from '../bench/report.js'
+import { compare, describe as text } from '../bench/compare.js'
+import { fill } from '../bench/page.js'
+import { growthChart, scalingChart } from '../bench/pictures.js'
+import { type Report, type Result, readReport } from '../bench/report.js'
+import { sectionsOf } from '../bench/sections.js'
 import { geometricMean, spreadOf } from '../bench/statistics.js'
+import { isMet, targets } from '../bench/targets.js'
 import { inTurns } from '../bench/turns.js'
 import { root } from './support/blocks.js'
 import { pythonFor, referencePython } from './support/python.js'
@@ -60,6 +65,117 @@ describe('turns', () => {
   })
 })
 
+const around = (median: number, by = 0.02) => ({ median, low: median * (1 - by), high: median * (1 + by) })
+
+function result(name: string, params: Result['params'], ms: number, ratios: [Result, number][] = []): Result {
+  const both = { wallMs: around(ms), cpuMs: around(ms), samples: [ms], iterations: 1 }
+  const beside = ratios.map(([{ name, params }, ratio]) => ({
+    name,
+    params,
+    measure: name === 'fma' ? ('flops' as const) : ('speed' as const),
+    wall: around(ratio),
+    cpu: around(ratio),
+  }))
+  return { name, params, ...both, ratios: beside }
+}
+
+const reportOf = (results: Result[]): Report => ({
+  date: '2026-01-02T03:04:05Z',
+  command: 'npm run bench',
+  quick: false,
+  machine: { cpu: 'a processor', cores: 2, memoryGiB: 8, system: 'Linux' },
+  versions: {},
+  results,
+  memory: [],
+})
+
+/** A run where a step of ours takes 100 ms at N = 1024 and grows with N, theirs with its square. */
+function growthReport(theirs: number): Report {
+  return reportOf(
+    [1024, 4096, 8192].flatMap((N) => {
+      const params = { N, threads: 2, compute: 'f32' }
+      const factor = N / 1024
+      const slow = result('st-moe-pytorch/growth/forward+backward', params, theirs * factor ** 2)
+      return [result('st-moe/growth/forward+backward', params, 100 * factor, [[slow, (theirs * factor) / 100]]), slow]
+    }),
+  )
+}
+
+describe('targets', () => {
+  const met = (report: Report, part: string) =>
+    targets.filter(({ question }) => question.includes(part)).map((target) => isMet(target, report))
+
+  test('are met, missed, or not measured', () => {
+    expect(met(growthReport(230), 'as fast as st-moe-pytorch')).toEqual([true, true, true])
+    expect(met(growthReport(180), 'as fast as st-moe-pytorch')).toEqual([false, true, true])
+    expect(met(growthReport(130), 'as fast as st-moe-pytorch')).toEqual([false, false, true])
+    expect(met(reportOf([]), '')).toEqual(targets.map(() => null))
+  })
+
+  test('products: the geometric mean, each number of threads by itself', () => {
+    const share = { a: 0.8, y: 0.9, dh: 1, dx: 0.9, dw1: 0.9, dw2: 0.9 }
+    const products = (threads: number, factor: number) => {
+      const fma = result('fma', { threads }, 1)
+      return Object.entries(share).map(([name, value]) =>
+        result(`gemm/${name}`, { rows: 320, threads, compute: 'f32', weights: 'plain' }, 1, [[fma, value * factor]]),
+      )
+    }
+    const [target] = targets
+    expect(target.figures(reportOf(products(1, 1)))[0].value.median).toBeCloseTo((0.8 * 0.9 ** 4) ** (1 / 6), 12)
+    expect(isMet(target, reportOf([...products(1, 1), ...products(2, 1)]))).toBe(true)
+    expect(isMet(target, reportOf([...products(1, 1), ...products(2, 0.9)]))).toBe(false)
+  })
+})
+
+describe('comparison of two reports', () => {
+  const report = (ms: number) => reportOf([result('st-moe/layer/forward', { N: 1024, threads: 2 }, ms)])
+
+  test('flags what changed by more than the spread', () => {
+    const [change] = compare(report(100), report(110)).differences
+    expect(change.change).toBeCloseTo(1.1, 12)
+    expect(change.beyondSpread).toBe(true)
+    expect(compare(report(100), report(103)).differences[0].beyondSpread).toBe(false)
+    expect(text(compare(report(100), report(110)), false)).toContain('st-moe/layer/forward N=1024 threads=2')
+    expect(text(compare(report(100), report(103)), false)).toContain('0 of 1 figures changed beyond the spread')
+  })
+
+  test('names what only one of them has', () => {
+    expect(compare(report(100), reportOf([]))).toMatchObject({ differences: [], added: [] })
+    expect(compare(report(100), reportOf([])).removed).toEqual(['st-moe/layer/forward N=1024 threads=2'])
+  })
+})
+
+describe('page of figures', () => {
+  test('fills what is between the marks and keeps the rest', () => {
+    const page = '# A\n\n<!-- bench:growth -->\nold\n<!-- end -->\n\nkept\n'
+    const filled = fill(page, { growth: 'new' })
+    expect(filled).toBe('# A\n\n<!-- bench:growth -->\n\nnew\n\n<!-- end -->\n\nkept\n')
+    expect(fill(filled, { growth: 'new' })).toBe(filled)
+    expect(() => fill(page, {})).toThrow("there is no section 'growth'")
+  })
+
+  test('has a section for every mark of the pages', () => {
+    const sections = sectionsOf(growthReport(230))
+    for (const page of ['README.md', 'docs/performance.md']) {
+      const marks = readFileSync(join(root, page), 'utf8').match(/<!-- bench:\S+ -->/g)
+      expect(marks!.length).toBeGreaterThan(0)
+      for (const mark of marks!) expect(sections).toHaveProperty(mark.slice(11, -4))
+    }
+    expect(sections.growth).toContain('| 8192 | 800 (784–816) ms')
+    expect(sections.growth).toContain('**18.4×**')
+  })
+
+  test('draws times over the length of a sequence on logarithmic axes', () => {
+    const picture = growthChart(growthReport(200))
+    const [ours, theirs] = [...picture.matchAll(/<path class="s\d" d="M([\d. L]+)"/g)].map(([, path]) =>
+      path.split('L').map((place) => place.split(' ').map(Number)),
+    )
+    const slope = ([[x0, y0], , [x1, y1]]: number[][]) => (y0 - y1) / (x1 - x0)
+    expect(slope(theirs) / slope(ours)).toBeCloseTo(2, 1)
+    expect(() => scalingChart(growthReport(200))).toThrow('no scaling to draw')
+  })
+})
+
 describe('npm run bench', () => {
   const check = (path: string, names: string[]) => {
     const report = readReport(path)
@@ -88,6 +204,7 @@ describe('npm run bench', () => {
     expect(report.quick).toBe(true)
     expect(report.memory.map(({ implementation }) => implementation)).toEqual(['st-moe'])
     expect(report.results.find(({ name }) => name === ours[0])!.kept).toBeGreaterThan(0.3)
+    expect(sectionsOf(report).layer).toContain('forward + backward')
   })
 
   test(
