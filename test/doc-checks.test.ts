@@ -1,6 +1,10 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { blocksOf, expectRun } from './support/blocks.js'
 import { complaints } from './support/commands.js'
+import { examplesIn, exportsOf } from './support/examples.js'
 
 // The checks of the documentation find what is wrong with it.
 
@@ -38,5 +42,49 @@ test('commands must exist', () => {
   expect(complaints('npm run lint && npx tsc -p test/tsconfig.json # why\nA=1 scripts/gpu-check \\\n  out')).toEqual([])
   for (const wrong of ['npm run no-such', 'npm no-such', 'npx no-such', 'no-such', 'node test/no-such.ts']) {
     expect(complaints(wrong)).toHaveLength(1)
+  }
+})
+
+test('examples of doc comments are found, with the line of the fence', () => {
+  const source = [
+    'const a = 1',
+    '/**',
+    ' * Text.',
+    ' *',
+    ' * @example',
+    ' * ```ts',
+    ' * if (a)',
+    ' *   console.log(a)',
+    ' * ```',
+    ' *',
+    ' * @returns nothing',
+    ' */',
+    'const b = 2',
+  ].join('\n')
+  expect(examplesIn(source, 'x.ts')).toEqual([
+    expect.objectContaining({ name: 'x.ts:6', language: 'ts', code: 'if (a)\n  console.log(a)' }),
+  ])
+  expect(() => examplesIn('\n/** @example f() */', 'x.ts')).toThrow('x.ts:2: an example is a block of code')
+})
+
+test('what is exported without a comment or an example is found', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'st-moe-exports-'))
+  try {
+    const file = join(folder, 'index.ts')
+    const inner = '/** Text. */\nexport const f = () => 1\nexport class C {}\nexport type T = 1\n'
+    writeFileSync(join(folder, 'inner.ts'), inner)
+    writeFileSync(file, "/** Text.\n@example f() */\nexport function g() {}\nexport * as inner from './inner.js'\n")
+    const found = exportsOf(file, { types: [] }).map(({ name, kind, comment, hasExample }) =>
+      [name, kind, comment, hasExample].join(),
+    )
+    const expected = [
+      'g,function,Text.,true',
+      'inner.f,function,Text.,false',
+      'inner.C,class,,false',
+      'inner.T,type,,false',
+    ]
+    expect(found.sort()).toEqual(expected.sort())
+  } finally {
+    rmSync(folder, { recursive: true })
   }
 })

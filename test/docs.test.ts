@@ -141,6 +141,12 @@ test('the picture of the slots is what its program draws', () => {
   expect(readFileSync(file, 'utf8')).toBe(readFileSync(join(root, 'docs/images/capacity.svg'), 'utf8'))
 })
 
+test('every text of the troubleshooting page is that of an error which the code above it throws', () => {
+  const { tested, text } = pages.find(({ page }) => page === 'docs/troubleshooting.md')!
+  expect(tested.filter(({ flags, output }) => !flags.includes('throws') || output === null)).toEqual([])
+  expect(tested).toHaveLength([...text.matchAll(/^### /gm)].length)
+})
+
 test('the index lists every page', () => {
   const index = readFileSync(join(root, 'docs/README.md'), 'utf8')
   const missing = pages.filter(

@@ -55,7 +55,7 @@ export abstract class Optimizer {
     this.parameters = Object.freeze([...distinct])
   }
 
-  /** Updates every parameter that has a gradient, in place. Errors: DISPOSED; OPTION where a setting was made invalid. */
+  /** Updates every parameter that has a gradient, in place. Errors: OPTION where a setting such as `lr` was made invalid. */
   step(): void {
     for (const parameter of this.parameters) {
       if (!parameter.grad) continue

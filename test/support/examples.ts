@@ -11,7 +11,7 @@ const lineAt = (text: string, index: number): number => text.slice(0, index).spl
 /** The blocks of code of every `@example` in the doc comments of a source. */
 export function examplesIn(source: string, path: string): Example[] {
   return [...source.matchAll(/\/\*\*.*?\*\//gs)].flatMap(({ 0: comment, index: start }) => {
-    const text = comment.replace(/^\/\*\*/, '   ').replace(/\s*\*\/$/, '')
+    const text = comment.replace(/^\/\*\* */, '').replace(/\s*\*\/$/, '')
     const plain = text.replaceAll(/^ *\* ?/gm, '')
     return [...plain.matchAll(/^@example\b.*?(?=^@\w|(?![\s\S]))/gms)].flatMap(({ 0: example, index }) => {
       const line = lineAt(source, start) + lineAt(plain, index) - 1
