@@ -1,4 +1,4 @@
-import { escapeXml } from '../examples/language-model/chart.js'
+import { escapeXml } from '../lib/cli/language-model/chart.js'
 
 /** Charts over sizes, as SVG that follows the reader's light or dark setting. */
 

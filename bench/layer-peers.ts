@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { loadSafetensorsSync, rand, saveSafetensorsSync, scope, type Tensor, tensor } from 'st-moe'
+import { loadSafetensorsSync, rand, saveSafetensorsSync, scope, type Tensor, tensor } from '../lib/index.js'
 import type { Kind, Layer } from './layer.js'
 import { Peer } from './peer.js'
 import type { Participant } from './turns.js'

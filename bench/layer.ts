@@ -1,4 +1,14 @@
-import { type ComputeDType, MoE, manualSeed, noGrad, randn, SGD, scope, setNumThreads, type Tensor } from 'st-moe'
+import {
+  type ComputeDType,
+  MoE,
+  manualSeed,
+  noGrad,
+  randn,
+  SGD,
+  scope,
+  setNumThreads,
+  type Tensor,
+} from '../lib/index.js'
 import { type Clocks, clock, type Participant } from './turns.js'
 
 export const kinds = ['forward', 'forward+backward'] as const

