@@ -1,28 +1,15 @@
-import { spawn } from 'node:child_process'
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import type { History } from '../lib/cli/language-model/history.js'
 import { loadSafetensorsSync } from '../lib/index.js'
+import { runProgram } from './support/program.js'
+import { sentences } from './support/sentences.js'
 
 const small = '--layers 2 --dim 32 --heads 2 --experts 4 --context 32 --batch 4 --threads 1 --lr 4e-3'.split(' ')
 let folder: string
 let text: string
-
-/** Sentences of a small grammar: structure that a model can learn in a few hundred steps. */
-function sentences(count: number): string {
-  let state = 1
-  const pick = (words: string): string => {
-    const all = words.split(' ')
-    state = (state * 48271) % 2147483647
-    return all[state % all.length]
-  }
-  return Array.from(
-    { length: count },
-    () => `The ${pick('old young tired grey')} ${pick('whale sailor ship')} ${pick('sees hears follows')} the sea.\n`,
-  ).join('')
-}
 
 beforeAll(() => {
   folder = mkdtempSync(join(tmpdir(), 'st-moe-demo-'))
@@ -32,30 +19,8 @@ beforeAll(() => {
 
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
 
-interface Ended {
-  code: number | null
-  out: string
-  err: string
-}
-
-/** Runs the demo; sends SIGINT as soon as it prints `interruptAt`. */
-function demo(args: readonly string[], interruptAt?: string): Promise<Ended> {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'examples/train-language-model.ts', ...args])
-  let [out, err, sent] = ['', '', false]
-  child.stdout.on('data', (data) => {
-    out += data
-    if (interruptAt === undefined || sent || !out.includes(interruptAt)) return
-    sent = true
-    child.kill('SIGINT')
-  })
-  child.stderr.on('data', (data) => {
-    err += data
-  })
-  return new Promise((resolve, reject) => {
-    child.on('error', reject)
-    child.on('close', (code) => resolve({ code, out, err }))
-  })
-}
+const demo = (args: readonly string[], interruptAt?: string) =>
+  runProgram(['--import', 'tsx', 'examples/train-language-model.ts', ...args], { interruptAt })
 
 function checkpoint(out: string) {
   const { tensors, metadata } = loadSafetensorsSync(join(out, 'checkpoint.safetensors'))

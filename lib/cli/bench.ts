@@ -9,7 +9,7 @@ export const bench = command({
   summary: 'Measures the layer on this machine, beside its matrix products alone.',
   flags: {
     dim: number({ help: 'model width', default: 512, min: 1 }),
-    experts: number({ help: 'experts', default: 16, min: 1 }),
+    experts: number({ help: 'experts', default: 16, min: 1, max: 4096 }),
     'top-n': number({ help: 'experts that a token visits at most', default: 2, min: 1 }),
     batch: number({ help: 'sequences', default: 4, min: 1 }),
     tokens: number({ help: 'tokens in a sequence', default: 1024, min: 1 }),

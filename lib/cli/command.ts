@@ -1,7 +1,7 @@
 import { MoeError } from '../errors.js'
 import { Failure, UsageError } from './errors.js'
 import { describeFlags, type Flags, type Parsed, parseFlags } from './flags.js'
-import { ignoreClosedPipes, line } from './output.js'
+import { line, watchOutput } from './output.js'
 
 /** A subcommand: what it takes, its help, and what it does. */
 export interface CommandOptions<F extends Flags> {
@@ -53,7 +53,7 @@ function helpOf({ program, summary, positional, flags, examples, notes }: Comman
  * of this program. Only a mistake of the program itself shows a stack trace.
  */
 export async function reportingErrors(program: string, run: () => number | Promise<number>): Promise<number> {
-  ignoreClosedPipes()
+  watchOutput(program)
   try {
     return await run()
   } catch (error) {

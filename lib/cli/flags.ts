@@ -36,10 +36,11 @@ interface NumberRules {
 
 const decimal = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i
 
-function readNumber({ min, max = Number.MAX_SAFE_INTEGER, real }: NumberRules, name: string, text: string): number {
+function readNumber({ min, max, real }: NumberRules, name: string, text: string): number {
+  const most = max ?? (real ? Number.MAX_VALUE : Number.MAX_SAFE_INTEGER)
   const value = decimal.test(text.trim()) ? Number(text) : Number.NaN
-  if (value >= min && value <= max && (real || Number.isInteger(value))) return value
-  const range = max < Number.MAX_SAFE_INTEGER ? `from ${min} to ${max}` : `of at least ${min}`
+  if (value >= min && value <= most && (real || Number.isInteger(value))) return value
+  const range = max !== undefined || value > most ? `from ${min} to ${most}` : `of at least ${min}`
   throw new UsageError(`--${name} must be ${real ? 'a number' : 'a whole number'} ${range}, got '${text}'`)
 }
 
@@ -80,7 +81,7 @@ export const oneOf = <T extends string>(rules: { help: string; allowed: readonly
   shown: rules.default,
   read(name, text) {
     const found = rules.allowed.find((word) => word === text)
-    if (found === undefined) throw new UsageError(`--${name} must be ${rules.allowed.join(', ')}, got '${text}'`)
+    if (found === undefined) throw new UsageError(`--${name} must be one of ${rules.allowed.join(', ')}, got '${text}'`)
     return found
   },
 })
@@ -112,10 +113,10 @@ export const computeDtypeFlag = oneOf({
 })
 
 /** The wrong word, and the known one that is nearest to it. */
-export function unknownWord(what: string, word: string, known: readonly string[], prefix = ''): UsageError {
+export function unknownWord(what: string, word: string, known: readonly string[]): UsageError {
   const near = nearest(word, known)
   const shown = word.length > 60 ? `${word.slice(0, 57)}...` : word
-  return new UsageError(`unknown ${what} ${prefix}${shown}${near ? `; did you mean ${prefix}${near}?` : ''}`)
+  return new UsageError(`unknown ${what} ${shown}${near ? `; did you mean ${near}?` : ''}`)
 }
 
 /** Reads `--flag value`, `--flag=value`, switches and what stands alone; after `--` everything stands alone. */
@@ -157,7 +158,11 @@ function nameOf(flags: Flags, arg: string, word: string): string {
     const found = Object.keys(flags).find((name) => name === word || flags[name].alias === word)
     if (found !== undefined) return found
   }
-  throw unknownWord('flag', word, [...Object.keys(flags), 'help'], arg.startsWith('--') ? '--' : '-')
+  throw unknownWord(
+    'flag',
+    arg.replace(/=.*/s, ''),
+    [...Object.keys(flags), 'help'].map((name) => `--${name}`),
+  )
 }
 
 /** One line a flag. */

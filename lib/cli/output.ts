@@ -7,11 +7,12 @@ export function onClosedPipe(fn: () => void): void {
   whenClosed = fn
 }
 
-/** Output that nobody reads any more is not an error. */
-export function ignoreClosedPipes(): void {
+/** Output that nobody reads any more is not an error, a full disk is one. */
+export function watchOutput(program: string): void {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE') throw error
-    whenClosed()
+    if (error.code === 'EPIPE') return whenClosed()
+    process.stderr.write(`${program}: standard output: ${error.message}\n`)
+    process.exit(1)
   })
   process.stderr.on('error', () => {})
 }

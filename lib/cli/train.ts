@@ -4,7 +4,8 @@ import { UsageError } from './errors.js'
 import { text, toggle } from './flags.js'
 import { readRun } from './language-model/folder.js'
 import { checkRunOptions, mayChange, type RunOptions, runFlags } from './language-model/options.js'
-import { jsonProgress, textProgress } from './language-model/progress.js'
+import { jsonProgress, type Report, textProgress } from './language-model/progress.js'
+import type { Run } from './language-model/run.js'
 import { Stop } from './stop.js'
 
 const flags = {
@@ -40,42 +41,51 @@ Ctrl-C finishes the step, saves and ends with code 130; a second one ends at onc
       ['st-moe train book.txt --json | tee run.jsonl', 'for programs'],
     ],
     async run({ values, given, positionals }) {
-      const named = positionals[0] ?? values.text
       if (positionals.length > 0 && given.text !== undefined) throw new UsageError('FILE and --text name two texts')
+      const named = positionals[0] ?? values.text
       const out = values.out ?? (named ? join('runs', basename(named, extname(named))) : usual?.out)
       if (out === undefined) throw new UsageError(values.resume ? 'which run? --out names its folder' : 'which FILE?')
       const report = values.json ? jsonProgress() : textProgress()
-      const stop = new Stop()
+      if (values.resume) return resumeRun({ out, named, given: runOptionsOf(given), report })
+      const text = named
+        ? { path: resolve(named), name: basename(named) }
+        : usual && { path: usual.text, name: usual.name }
+      if (!text) throw new UsageError('which FILE?')
       const { Run } = await import('./language-model/run.js')
-      if (values.resume) {
-        const saved = readRun(out)
-        checkUnchanged(given, saved.options)
-        const options = { ...saved.options, minutes: 0, ...pick(given) }
-        const text = { name: saved.text.name, path: resolve(named ?? saved.text.path) }
-        using run = new Run({ options, text, out, report })
-        await run.resume(saved.text.digest)
-        await run.train(stop.wanted)
-      } else {
-        const text = named ? { path: resolve(named), name: basename(named) } : { path: usual!.text, name: usual!.name }
-        using run = new Run({ options: checkRunOptions(pick(values)), text, out, report })
-        run.start(values.overwrite || usual !== undefined)
-        await run.train(stop.wanted)
-      }
-      return stop.exitCode
+      using run = new Run({ options: checkRunOptions(runOptionsOf(values)), text, out, report })
+      run.start(values.overwrite || usual !== undefined)
+      return await untilStopped(run)
     },
   })
 
-/** The entries that belong to a run. */
-const pick = <T extends object>(from: T): Pick<T, keyof T & keyof RunOptions> =>
-  Object.fromEntries(Object.entries(from).filter(([name]) => Object.hasOwn(runFlags, name))) as Pick<
-    T,
-    keyof T & keyof RunOptions
-  >
+interface Resumed {
+  out: string
+  named: string | null
+  given: Partial<RunOptions>
+  report: Report
+}
 
-function checkUnchanged(given: Partial<RunOptions>, saved: RunOptions): void {
-  for (const [name, value] of Object.entries(pick(given))) {
-    const before = saved[name as keyof RunOptions]
+async function resumeRun({ out, named, given, report }: Resumed): Promise<number> {
+  const saved = readRun(out)
+  for (const [name, value] of Object.entries(given)) {
+    const before = saved.options[name as keyof RunOptions]
     if (!mayChange.has(name) && value !== before)
       throw new UsageError(`--${name} cannot change in a resumed run: it is ${before}, got ${value}`)
   }
+  const text = { name: saved.text.name, path: resolve(named ?? saved.text.path) }
+  const { Run } = await import('./language-model/run.js')
+  using run = new Run({ options: { ...saved.options, minutes: 0, ...given }, text, out, report })
+  await run.resume(saved.text.digest)
+  return await untilStopped(run)
 }
+
+/** Before this Ctrl-C ends the process as it always does: there is nothing to save. */
+async function untilStopped(run: Run): Promise<number> {
+  const stop = new Stop()
+  await run.train(stop.wanted)
+  return stop.exitCode
+}
+
+/** The flags that belong to a run. */
+const runOptionsOf = <T extends Partial<RunOptions>>(flags: T): Pick<T, keyof T & keyof RunOptions> =>
+  Object.fromEntries(Object.entries(flags).filter(([name]) => Object.hasOwn(runFlags, name))) as typeof flags

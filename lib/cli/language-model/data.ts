@@ -35,8 +35,9 @@ export function loadCorpus(path: string, context: number, name: string): Corpus 
 }
 
 function readText(path: string): string {
-  const { size } = statSync(path)
-  if (size > maxBytes) throw new Failure(`${path} has ${size} bytes, at most ${maxBytes} can be learned`)
+  const file = statSync(path)
+  if (!file.isFile()) throw new Failure(`${path} is not a file`)
+  if (file.size > maxBytes) throw new Failure(`${path} has ${file.size} bytes, at most ${maxBytes} can be learned`)
   const bytes = readFileSync(path)
   if (bytes.length === 0) throw new Failure(`${path} is empty`)
   if (bytes.includes(0)) throw new Failure(`${path} is not a text: it holds a zero byte`)

@@ -11,7 +11,7 @@ export interface SavedRun {
 }
 
 const checkpointName = 'checkpoint.safetensors'
-const runName = 'run.json'
+export const runName = 'run.json'
 
 export const checkpointIn = (folder: string): string => join(folder, checkpointName)
 
@@ -120,7 +120,8 @@ function makeFolder(path: string): void {
     mkdirSync(path)
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
-    if (statSync(path, { throwIfNoEntry: false })?.isDirectory()) return
+    if (code === 'EEXIST' && statSync(path).isDirectory()) return
+    if (code === 'EEXIST') throw new Error('it is not a folder')
     if (code !== 'ENOENT' || dirname(path) === path) throw error
     makeFolder(dirname(path))
     mkdirSync(path)

@@ -118,12 +118,12 @@ export class LanguageModel extends Module {
 
 /**
  * Bytes that training takes at least: weights, their gradients and the two moments of AdamW, and what a step keeps for
- * its backward.
+ * its backward. The dense feed-forward behind the experts counts as one of them.
  */
 export function trainingBytes(options: ModelOptions, batch: number): number {
   const { vocabulary, context, dim, layers, experts, topN } = options
   const hidden = hiddenWidth('st-moe train', dim, 4)
-  const weights = layers * (4 * dim * dim + experts * 3 * hidden * dim) + (2 * vocabulary + context) * dim
-  const kept = batch * context * (layers * (8 * dim + topN * 2 * hidden) + 2 * vocabulary)
+  const weights = layers * (4 * dim * dim + (experts + 1) * 3 * hidden * dim) + (2 * vocabulary + context) * dim
+  const kept = batch * context * (layers * (8 * dim + (topN + 1) * 2 * hidden) + 2 * vocabulary)
   return 4 * (4 * weights + kept)
 }

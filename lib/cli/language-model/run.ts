@@ -7,7 +7,6 @@ import {
   type Generator,
   getDefaultDevice,
   getNumThreads,
-  loadCheckpoint,
   manualSeed,
   saveCheckpoint,
   setDefaultDevice,
@@ -15,6 +14,7 @@ import {
 } from '../../index.js'
 import { Failure } from '../errors.js'
 import { Batches } from './batches.js'
+import { restore } from './checkpoint.js'
 import { type Corpus, loadCorpus, promptOf } from './data.js'
 import { evaluating, heldOutLoss } from './evaluate.js'
 import { checkpointIn, RunFolder } from './folder.js'
@@ -90,11 +90,11 @@ export class Run {
   async resume(digest: string): Promise<void> {
     if (this.#corpus.digest !== digest)
       throw new Failure(`${this.#textPath} is not the text that this run learned from; a run keeps its text`)
-    const file = checkpointIn(this.#folder.path)
+    const { path } = this.#folder
     const targets = { model: this.#model, optimizer: this.#optimizer, generator: this.#generator }
-    const { step, extra } = await loadCheckpoint(file, targets)
+    const { step, extra } = await restore(path, targets)
     const { history } = (extra ?? {}) as { history?: unknown }
-    if (!isHistory(history, step)) throw new Failure(`${file} is not from st-moe train`)
+    if (!isHistory(history, step)) throw new Failure(`${checkpointIn(path)} is not from st-moe train`)
     this.#step = step
     this.#history = history
     this.#describe()

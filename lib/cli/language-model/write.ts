@@ -1,16 +1,7 @@
 import { setImmediate } from 'node:timers/promises'
-import {
-  type Device,
-  Generator,
-  loadCheckpoint,
-  noGrad,
-  rand,
-  scope,
-  setDefaultDevice,
-  setNumThreads,
-  tensor,
-} from '../../index.js'
-import { checkpointIn, type SavedRun } from './folder.js'
+import { type Device, Generator, noGrad, rand, scope, setDefaultDevice, setNumThreads, tensor } from '../../index.js'
+import { restore } from './checkpoint.js'
+import type { SavedRun } from './folder.js'
 import { LanguageModel } from './model.js'
 import { modelOptions } from './options.js'
 
@@ -23,7 +14,7 @@ export async function loadModel(
   setDefaultDevice(device as Device)
   if (threads !== null) setNumThreads(threads)
   const model = new LanguageModel(modelOptions(options, text.vocabulary.length))
-  await loadCheckpoint(checkpointIn(folder), { model })
+  await restore(folder, { model })
   return model.eval()
 }
 
