@@ -1,3 +1,15 @@
+/**
+ * Sparse mixture-of-experts layers for Node.js. Every name is imported from `st-moe`; the examples leave that line out.
+ *
+ * Letters in shapes: B sequences, N tokens of a sequence, D width, E experts, K choices of a token, C capacity (slots of
+ * one expert for one sequence), H hidden width of an expert, V symbols; `[..., D]` is any shape that ends with D.
+ *
+ * "Errors" lists codes of {@link MoeError}. Besides those listed, any argument of a wrong kind is `OPTION`, a disposed
+ * tensor `DISPOSED`, and memory that runs out `OUT_OF_MEMORY`.
+ *
+ * @packageDocumentation
+ */
+
 export type { GradHook, HookHandle } from './autograd.js'
 export {
   arange,
