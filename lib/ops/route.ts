@@ -151,7 +151,7 @@ function converted(
 /**
  * Top-k routing with capacity: x [B, N, D], router weight [E, D] → routing and losses, f32 or f64. The steps are those of
  * docs/semantics.md: logits, Gumbel noise, softmax, the K largest, normalised gates, stochastic thresholds for the
- * choices after the first (GShard, arXiv 2006.16668, algorithm 1), slots in order of choice then token.
+ * choices after the first (the random routing of GShard, arXiv 2006.16668, §2.2), slots in order of choice then token.
  *
  * The gradient flows to x and weight from `weight` and the losses. Errors: SHAPE, DTYPE, DEVICE, OPTION.
  *
