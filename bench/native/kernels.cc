@@ -28,6 +28,7 @@ void run_product(const Context& ctx, const ProductArgs& args) {
   const ProductShape shape = bench::shape_of(args.product, args.D, args.H);
   const int64_t packed = args.packed ? packed_weights_size(args) : 0;
   const int64_t experts = static_cast<int64_t>(args.rows.size()), N = shape.N;
+  const int64_t gradient_bytes = experts * shape.rows_of_c * N * static_cast<int64_t>(sizeof(float));
   Scratch<GemmProblem<float>> problems(experts);
   int64_t row = 0;
   for (int64_t e = 0; e < experts; ++e) {
@@ -40,6 +41,7 @@ void run_product(const Context& ctx, const ProductArgs& args) {
       p.a = {args.a + row * M, 1, M};
       p.b = {args.b + row * N, N, 1};
       p.c = args.c + e * M * N;
+      p.stream = gradient_bytes >= kStreamBytes;  // as in the layer
     } else {
       const int64_t K = shape.K;
       p.M = rows, p.K = K;

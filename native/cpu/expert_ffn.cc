@@ -12,7 +12,6 @@ namespace st_moe::cpu::ST_MOE_ISA {
 
 constexpr int64_t kChunkBytes = 16 << 20;   // activations of a chunk, for each thread
 constexpr int64_t kColumnBlock = 256;       // hidden columns of an element-wise task: its sums stay in the L1 cache
-constexpr int64_t kStreamBytes = 32 << 20;  // gradients of weights past the caches: the next step reads them much later
 constexpr int64_t kRowBlock = 128;          // rows added up before partial sums are combined
 
 template <class T>
@@ -284,6 +283,7 @@ static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProble
   finish_sums(ctx, chunk);
   if (args.dw1) {
     T *dw1 = static_cast<T*>(args.dw1), *dw2 = static_cast<T*>(args.dw2);
+    // The optimizer reads the gradients much later.
     const bool stream = args.E * D * H * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
     expert_gemms(ctx, chunk, problems, stream, [&](int64_t e, int64_t r, int64_t rows) {
       return Problem{D, H, rows, {chunk.g + r * D, 1, D}, {chunk.q + r * H, H, 1}, dw2 + e * D * H, H};

@@ -202,7 +202,9 @@ Split split_problem(const GemmProblem<typename Operand::Element>& p, int64_t fir
   split.row_tasks = ceil_div(p.M, split.rows);
   split.col_tasks = ceil_div(p.N, split.cols);
   const int64_t unit_bytes = max_of<int64_t>(1, block_units<Operand>(p.K)) * static_cast<int64_t>(sizeof(T));
-  const int64_t fitting = kRowBlockBytes / (Shape::row_width * unit_bytes);
+  const bool a_by_k = p.a.col_stride == 1;
+  const int64_t fitting = kRowBlockBytes / (a_by_k ? Shape::a_panel(true, 0) * static_cast<int64_t>(sizeof(T))
+                                                   : Shape::row_width * unit_bytes);
   const int64_t limit = max_of<int64_t>(1, min_of(kMaxRowTiles, fitting)) * Shape::rows;
   split.row_block = ceil_div(ceil_div(split.rows, ceil_div(split.rows, limit)), Shape::rows) * Shape::rows;
   const int64_t wide = max_of<int64_t>(1, kColumnBlockBytes / (Shape::cols * unit_bytes)) * Shape::cols;

@@ -22,9 +22,11 @@ struct GemmProblem {  // C [M, N] (+)= A [M, K] · B [K, N] (+ bias [N])
   int64_t c_stride;             // row stride of C
   const T* bias = nullptr;      // added to each row
   bool accumulate = false;      // C += instead of C =
-  bool stream = false;          // C is large and not read soon: it goes past the caches
+  bool stream = false;          // C goes past the caches: for results that are large and not read soon
   const T* packed_b = nullptr;  // the elements of b as pack_weights wrote them for the same `compute`, or null
 };
+
+constexpr int64_t kStreamBytes = 32 << 20;  // large: more than the caches hold
 
 // K = 0 writes bias or zeros. Problems must not overlap in C. The elements of A and B are rounded to `compute` first.
 template <class T>
