@@ -2,8 +2,9 @@
 #include "cpu/gemm.h"
 #include "cpu/gemm_pack.h"
 
-// Products of few rows, as in decoding, where columns of B are contiguous in k (a weight [N, K]): dot products that
-// read B once, where it is, at the speed of memory.
+// Products of few rows, as in decoding: B is read once, where it is, at the speed of memory. Columns of B that are
+// contiguous in k (a weight [N, K]) are multiplied by dot products, rows of B (the same weight in a backward pass) are
+// added up, a few at a time.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 constexpr int64_t kFewRows = 16;
@@ -13,7 +14,10 @@ constexpr int kManyColumns = 4;  // 16 sums and 5 operands in 32 registers
 #else
 constexpr int kManyColumns = 2;
 #endif
-constexpr int64_t kDotBlockBytes = 64 << 10;  // columns of B that are in the L2 cache for the rows that come next
+constexpr int64_t kFewBlockBytes = 64 << 10;  // of B, in the L2 cache for the rows that come next
+constexpr int64_t kSumBytes = 4 << 10;        // of one row of sums in the L1 cache
+constexpr int64_t kAheadBytes = 32 << 10;     // of B, asked for before
+constexpr int kSumDepth = 4;                  // rows of B added up at a time
 
 // Sums of the lanes of U vectors, in a fixed order.
 template <class T>
@@ -39,16 +43,22 @@ class FewRows {
  public:
   // Pairs take the way of many rows: the bits must not depend on whether B was packed before.
   static bool fits(const GemmProblem<T>& p) {
-    return Operand::depth == 1 && p.M <= kFewRows && p.K > 0 && p.b.row_stride == 1 && !p.b.rows;
+    return Operand::depth == 1 && p.M <= kFewRows && p.K > 0 && (by_dots(p) || p.b.col_stride == 1);
   }
-  static int64_t packed(const GemmProblem<T>& p) { return p.M * row_units(p.K); }  // elements of scratch memory
+  // Elements of scratch memory.
+  static int64_t packed(const GemmProblem<T>& p) { return p.M * (row_units(p.K) + (by_dots(p) ? 0 : kSumColumns)); }
 
   // Columns [begin, end) of C.
   static void run(const GemmProblem<T>& p, int64_t begin, int64_t end, T* packed) {
     const PanelSource<T> a{p.a.data, p.a.row_stride, p.a.col_stride, p.a.rows, nullptr, p.K};
     const int64_t stride = row_units(p.K);
     for (int64_t row = 0; row < p.M; ++row) pack(a, row, packed + row * stride);
-    const int64_t fitting = kDotBlockBytes / (p.K * static_cast<int64_t>(sizeof(T)));
+    if (!by_dots(p)) {
+      for (int64_t col = begin; col < end; col += kSumColumns)
+        add_up(p, col, min_of(kSumColumns, end - col), packed, packed + p.M * stride);
+      return;
+    }
+    const int64_t fitting = kFewBlockBytes / (p.K * static_cast<int64_t>(sizeof(T)));
     const int64_t width = max_of<int64_t>(1, fitting / kManyColumns) * kManyColumns;
     for (int64_t col = begin; col < end; col += width)
       for (int64_t row = 0; row < p.M; row += kDotRows)
@@ -56,6 +66,9 @@ class FewRows {
   }
 
  private:
+  static constexpr int64_t kSumColumns = kSumBytes / static_cast<int64_t>(sizeof(T));
+
+  static bool by_dots(const GemmProblem<T>& p) { return p.b.row_stride == 1 && !p.b.rows; }
   static int64_t row_units(int64_t K) { return ceil_div(K, step) * S::lanes; }
 
   static void pack(const PanelSource<T>& a, int64_t row, T* out) {
@@ -67,6 +80,81 @@ class FewRows {
       pack_row<Operand>(run, count, out);
     }
   }
+
+  static void write(const GemmProblem<T>& p, int64_t row, int64_t col, T value) {
+    if (p.bias) value += p.bias[col];
+    T& c = p.c[row * p.c_stride + col];
+    c = p.accumulate ? c + value : value;
+  }
+
+  // ---- rows of B ------------------------------------------------------------------------------------------------
+
+  // Columns [col, col + width) of C. sums [M, kSumColumns].
+  static void add_up(const GemmProblem<T>& p, int64_t col, int64_t width, const T* a, T* sums) {
+    const int64_t stride = row_units(p.K), depth = kFewBlockBytes / kSumBytes;
+    for (int64_t i = 0; i < p.M * kSumColumns; ++i) sums[i] = 0;
+    for (int64_t k0 = 0; k0 < p.K; k0 += depth)
+      for (int64_t row = 0; row < p.M; row += kDotRows)
+        add_rows<kDotRows>(p, min_of<int64_t>(kDotRows, p.M - row), k0, min_of(p.K, k0 + depth), col, width,
+                           a + row * stride, sums + row * kSumColumns);
+    for (int64_t row = 0; row < p.M; ++row)
+      for (int64_t j = 0; j < width; ++j) write(p, row, col + j, sums[row * kSumColumns + j]);
+  }
+
+  template <int R>
+  static void add_rows(const GemmProblem<T>& p, int64_t rows, int64_t k, int64_t end, int64_t col, int64_t width,
+                       const T* a, T* sums) {
+    if constexpr (R > 1) {
+      if (rows < R) return add_rows<R - 1>(p, rows, k, end, col, width, a, sums);
+    }
+    for (; k + kSumDepth <= end; k += kSumDepth) add_depth<R, kSumDepth>(p, k, col, width, a, sums);
+    for (; k < end; ++k) add_depth<R, 1>(p, k, col, width, a, sums);
+  }
+
+  // sums [R, width] += a [R, k … k + Z) · B [k … k + Z, width], one k after the other.
+  template <int R, int Z>
+  static void add_depth(const GemmProblem<T>& p, int64_t k, int64_t col, int64_t width, const T* a, T* sums) {
+    using V = typename S::V;
+    const int64_t stride = row_units(p.K);
+    const T *b[Z], *next[Z];
+    V av[Z][R];
+#pragma GCC unroll 4
+    for (int z = 0; z < Z; ++z) {
+      const int64_t ahead = min_of(p.K - 1, k + z + kAheadBytes / (width * static_cast<int64_t>(sizeof(T))));
+      b[z] = p.b.data + (p.b.rows ? p.b.rows[k + z] : k + z) * p.b.row_stride + col;
+      next[z] = p.b.data + (p.b.rows ? p.b.rows[ahead] : ahead) * p.b.row_stride + col;
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i) av[z][i] = Math::broadcast(a + i * stride + k + z);
+    }
+    const auto add = [&](int64_t j, const V* bv) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i) {
+        V sum = S::load(sums + i * kSumColumns + j);
+#pragma GCC unroll 4
+        for (int z = 0; z < Z; ++z) sum = Math::add(sum, av[z][i], bv[z]);
+        S::store(sums + i * kSumColumns + j, sum);
+      }
+    };
+    int64_t j = 0;
+    V bv[Z];
+    for (; j + S::lanes <= width; j += S::lanes) {
+#pragma GCC unroll 4
+      for (int z = 0; z < Z; ++z) {
+        __builtin_prefetch(next[z] + j, 0, 2);
+        bv[z] = Operand::along_k(b[z] + j);
+      }
+      add(j, bv);
+    }
+    if (j == width) return;
+    for (int z = 0; z < Z; ++z) {
+      T rest[step] = {};
+      for (int64_t i = 0; i < width - j; ++i) rest[i] = b[z][j + i];
+      bv[z] = Operand::along_k(rest);
+    }
+    add(j, bv);
+  }
+
+  // ---- columns of B ---------------------------------------------------------------------------------------------
 
   // Rows [row, row + count) and columns [col, end) of C. One row waits for memory alone, and memory likes one stream;
   // many rows want more columns for each load of A.
@@ -86,11 +174,7 @@ class FewRows {
       T sums[C][kDotRows];
       dots<R, C>(p, col, width, a, sums);
       for (int64_t j = 0; j < width; ++j)
-        for (int i = 0; i < R; ++i) {
-          const T value = p.bias ? sums[j][i] + p.bias[col + j] : sums[j][i];
-          T& c = p.c[(row + i) * p.c_stride + col + j];
-          c = p.accumulate ? c + value : value;
-        }
+        for (int i = 0; i < R; ++i) write(p, row + i, col + j, sums[j][i]);
     }
   }
 
