@@ -184,7 +184,7 @@ class FewRows {
     using V = typename S::V;
     constexpr int U = Quad<T>::units, chains = C > 1 ? 1 : 4;  // sums enough to hide the latency of one
     // B is asked for this much ahead, into the L2 cache. Both figures are measured.
-    constexpr int64_t ahead = (C > 1 ? 64 << 10 : 4 << 10) / static_cast<int64_t>(sizeof(T));
+    constexpr int64_t ahead = (C > 1 ? kAheadBytes : 4 << 10) / static_cast<int64_t>(sizeof(T));
     const int64_t stride = row_units(p.K);
     const T* b[C];
 #pragma GCC unroll 4
