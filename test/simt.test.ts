@@ -201,7 +201,6 @@ describe('where it cannot be used, the answer says why and the CPU works', () =>
   })
 })
 
-const mistakes = join(build, 'simt/simt_mistakes')
 test.skipIf(!built)('the demo trains a few steps on the emulator', () => {
   const folder = mkdtempSync(join(tmpdir(), 'st-moe-simt-'))
   const text = join(folder, 'text.txt')
@@ -216,29 +215,4 @@ test.skipIf(!built)('the demo trains a few steps on the emulator', () => {
   expect(stdout).toMatch(/step 3 of 3/)
   expect(status).toBe(0)
   expect(existsSync(join(folder, 'report.html'))).toBe(true)
-})
-
-describe.skipIf(!existsSync(mistakes))('the emulator finds what a GPU may hide', () => {
-  const orders = ['forward', 'rev', 'rand:1']
-  const run = (name: string, order: string) =>
-    spawnSync(mistakes, [name], { env: { ...process.env, SIMT_ORDER: order }, encoding: 'utf8' })
-
-  test('a right kernel passes in every order', () => {
-    for (const order of orders) expect(run('none', order).stdout).toBe('right\n')
-  })
-
-  test.each([
-    ['missing_barrier', /^wrong/],
-    ['missing_warp_barrier', /^wrong/],
-    ['off_by_one', /^wrong/],
-    ['divergent_barrier', /^wrong|different barriers/],
-    ['not_initialised', /^wrong/],
-    ['missing_wait', /^wrong/],
-    ['wrong_mask', /not in the mask/],
-    ['early_return', /deadlock|has ended/],
-    ['past_the_end', /past its end/],
-  ])('%s', (name, found) => {
-    const results = orders.map((order) => run(name, order))
-    expect(results.some(({ status, stdout, stderr }) => status !== 0 && found.test(stdout + stderr))).toBe(true)
-  })
 })

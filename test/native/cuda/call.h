@@ -96,10 +96,14 @@ Bytes bytes_of(const std::vector<T>& v) {
   return Bytes(data, data + v.size() * sizeof(T));
 }
 
-// float32: routers and experts are chains of products whose order differs. limit 0: that of the type.
+// float32: routers and experts are chains of products whose order differs.
+template <class T>
+constexpr double rounding_limit = sizeof(T) == 4 ? 2e-6 : 1e-14;
+
+// limit 0: that of the type.
 template <class T>
 void expect_close(const std::vector<T>& got, const std::vector<T>& wanted, const std::string& what, double limit = 0) {
-  if (limit == 0) limit = sizeof(T) == 4 ? 2e-6 : 1e-14;
+  if (limit == 0) limit = rounding_limit<T>;
   const double error = relative_error<T>(bytes_of(got), bytes_of(wanted));
   expect(got.size() == wanted.size() && error <= limit, what + ": relative error", error, limit);
 }

@@ -20,6 +20,7 @@ constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kStackBytes = 64 * 1024;
 #endif
 constexpr size_t kGuardBytes = 4096;
+[[maybe_unused]] constexpr size_t kTopBytes = 4096;
 
 // Threads that have ended pass their stacks on. To ThreadSanitizer that would look like sharing memory.
 #if defined(SIMT_TSAN)
@@ -136,8 +137,8 @@ thread_local Engine* engine = nullptr;  // never freed: a worker's thread is as 
 Stack* take_stack(Engine& e) {
   if (Stack* stack = e.free_stacks) {
     e.free_stacks = stack->next_free;
-#if defined(SIMT_ASAN)
-    __asan_unpoison_memory_region(stack->bottom, kStackBytes);
+#if defined(SIMT_ASAN)  // frames that never returned are at its top
+    __asan_unpoison_memory_region(stack->bottom + kStackBytes - kTopBytes, kTopBytes);
 #endif
     return stack;
   }
@@ -332,7 +333,13 @@ void run_grid(dim3 grid, dim3 block, size_t dynamic_shared, void (*body)(void*),
     blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                 static_cast<unsigned>(b / (uint64_t{grid.x} * grid.y))};
     std::memset(shared_memory, 0xff, dynamic_shared);
+#if defined(SIMT_ASAN)
+    __asan_poison_memory_region(shared_memory + dynamic_shared, sizeof shared_memory - dynamic_shared);
+#endif
     run_block(e);
+#if defined(SIMT_ASAN)
+    __asan_unpoison_memory_region(shared_memory, sizeof shared_memory);
+#endif
   }
   e.current = nullptr;
 }

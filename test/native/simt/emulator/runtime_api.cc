@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "emulator/engine.h"
+#include "emulator/sanitizers.h"
 
 struct CUstream_st {
   std::mutex mutex;
@@ -111,6 +112,9 @@ cudaError_t allocate(void** pointer, size_t bytes, bool device) {
   if (!data) return report(cudaErrorMemoryAllocation);
   poison(data, bytes);
   std::memset(data + bytes, 0x5a, kTailBytes);
+#if defined(SIMT_ASAN)  // sees reads too
+  __asan_poison_memory_region(data + bytes, kTailBytes);
+#endif
   p.memory[data] = {bytes, device};
   if (device) {
     ++p.counters.allocations;
@@ -128,6 +132,9 @@ cudaError_t release(void* pointer, bool device) {
   const auto found = p.memory.find(static_cast<char*>(pointer));
   if (found == p.memory.end() || found->second.device != device) return report(cudaErrorInvalidValue);
   const size_t bytes = found->second.bytes;
+#if defined(SIMT_ASAN)
+  __asan_unpoison_memory_region(static_cast<char*>(pointer) + bytes, kTailBytes);
+#endif
   for (size_t i = 0; i < kTailBytes; ++i)
     if (static_cast<char*>(pointer)[bytes + i] != 0x5a) die("memory was written past its end, found when it was freed");
   poison(pointer, bytes);

@@ -17,6 +17,7 @@ void __tsan_release(void* address);
 extern "C" {
 void __sanitizer_start_switch_fiber(void** fake_stack, const void* bottom, size_t size);
 void __sanitizer_finish_switch_fiber(void* fake_stack, const void** bottom, size_t* size);
+void __asan_poison_memory_region(const volatile void* address, size_t size);
 void __asan_unpoison_memory_region(const volatile void* address, size_t size);
 }
 #endif

@@ -5,7 +5,8 @@
 #include <vector>
 
 // Kernels with a mistake that a GPU may or may not show. `simt_mistakes <name>` must not end well in some order of
-// threads (SIMT_ORDER), and `simt_mistakes none` must in every one.
+// threads (SIMT_ORDER), and `simt_mistakes none` must in every one. The last three may give right results: a sanitizer
+// has to see them.
 namespace {
 
 enum class Mistake {
@@ -19,11 +20,16 @@ enum class Mistake {
   past_the_end,
   not_initialised,
   missing_wait,
+  same_value,
+  read_past_the_end,
+  past_shared_memory,
 };
 
 const char* const kNames[] = {
     "none",         "missing_barrier",   "missing_warp_barrier", "off_by_one",      "wrong_mask",
-    "early_return", "divergent_barrier", "past_the_end",         "not_initialised", "missing_wait"};
+    "early_return", "divergent_barrier", "past_the_end",         "not_initialised", "missing_wait",
+    "same_value",   "read_past_the_end", "past_shared_memory",
+};
 
 constexpr unsigned kAll = 0xffffffffu;
 
@@ -34,13 +40,15 @@ __global__ void scan_kernel(const int* in, int* out, int n) {
   const int i = static_cast<int>(threadIdx.x), lane = i % 32, warp = i / 32;
   if (mistake == Mistake::early_return && i >= n) return;
   const int mine = i < n ? in[i] : 0;
+  if (mistake == Mistake::read_past_the_end) static_cast<void>(*const_cast<const volatile int*>(in + i));
   int sum = mine;
   for (int step = 1; step < 32; step *= 2) {
     const unsigned mask = mistake == Mistake::wrong_mask ? 0x0000ffffu : kAll;
     const int below = __shfl_up_sync(mask, sum, step);
     if (mistake == Mistake::off_by_one ? lane > step : lane >= step) sum += below;
   }
-  if (lane == 31) warp_sum[warp] = sum;
+  if (mistake == Mistake::same_value) warp_sum[warp] = __shfl_sync(kAll, sum, 31);
+  if (mistake != Mistake::same_value && lane == 31) warp_sum[warp] = sum;
   if (mistake == Mistake::divergent_barrier) {
     if (warp == 0) __syncthreads();
   } else if (mistake != Mistake::missing_barrier) {
@@ -48,6 +56,7 @@ __global__ void scan_kernel(const int* in, int* out, int n) {
   }
   for (int w = 0; w < warp; ++w) sum += warp_sum[w];
   previous[i] = sum;
+  if (mistake == Mistake::past_shared_memory && i + 1 == static_cast<int>(blockDim.x)) previous[i + 1] = 0;
   if (mistake != Mistake::missing_warp_barrier) __syncwarp();
   const int exclusive = lane > 0 ? previous[i - 1] : sum - mine;
   if (mistake == Mistake::not_initialised && i == 7) return;
