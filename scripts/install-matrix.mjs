@@ -1,5 +1,5 @@
-// Installs one packed tarball as users do and trains a layer with it as they do, on each runtime: with no network, no
-// compiler, and of programs in PATH only the runtime and the basic ones that installers call.
+// Installs one packed tarball as users do, trains a layer with it as they do, and runs `st-moe doctor`, on each runtime:
+// with no network, no compiler, and of programs in PATH only the runtime and the basic ones that installers call.
 //
 //   node scripts/install-matrix.mjs [--quick] [--compile] [--emulate] [--only TEXT] [TARBALL]
 //
@@ -11,6 +11,7 @@ import {
   mkdirSync,
   mkdtempSync,
   readdirSync,
+  readFileSync,
   realpathSync,
   rmSync,
   symlinkSync,
@@ -32,6 +33,7 @@ const { values: options, positionals } = parseArgs({
   allowPositionals: true,
 })
 const root = fileURLToPath(new URL('..', import.meta.url))
+const { bin } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
 const packed = path.join(root, 'build/package')
 const tarball = path.resolve(
   positionals[0] ??
@@ -259,6 +261,16 @@ function trained({ ok, output }, machine = arch) {
   return { ok: false, output: `${output}\nexpected ${losses[machine]}` }
 }
 
+/** What `st-moe doctor --json` says about the package in `folder`: all well, with an addon that came in the tarball. */
+function healthy({ ok, output }, folder) {
+  try {
+    const { healthy, addon } = JSON.parse(output)
+    return { ok: ok && healthy && addon.startsWith(path.join(realpathSync(folder), 'node_modules')), output }
+  } catch {
+    return { ok: false, output }
+  }
+}
+
 /** A project that depends on the tarball; its one dependency is a file too, so that npm is asked for nothing. */
 function makeProject(name, installer, dependency) {
   const folder = path.join(work, name.replaceAll(' ', '-'))
@@ -317,6 +329,13 @@ function useProject(name, folder, pnp) {
       const result = run(command, [...rest, main], { cwd: folder, PATH, env })
       check(`${name}: ${runtime}: ${use}`, trained(result, emulator ? 'arm64' : arch))
     }
+    if (pnp) continue // no file of the package to start
+    const doctor = [...rest, path.join('node_modules/st-moe', bin['st-moe']), 'doctor', '--json']
+    check(`${name}: ${runtime}: doctor`, healthy(run(command, doctor, { cwd: folder, PATH, env }), folder))
+    // What npx starts. Other installers put a script of the shell there.
+    if (windows || emulator || !name.startsWith('npm') || !runtime.startsWith('node')) continue
+    const linked = path.join(folder, 'node_modules/.bin/st-moe')
+    check(`${name}: ${runtime}: npx`, healthy(run(linked, ['doctor', '--json'], { cwd: folder, PATH, env }), folder))
   }
 }
 

@@ -142,12 +142,12 @@ function pathOf(points: readonly Point[], toX: (x: number) => number, toY: (y: n
   return points.map(([x, y], i) => `${i === 0 ? 'M' : 'L'}${at(toX(x))} ${at(toY(y))}`).join('')
 }
 
-/** Means over at most `count` stretches of equal length, each at its middle. */
-export function binned(values: readonly number[], count: number): Point[] {
+/** Means over at most `count` stretches of equal length, each at its middle; a value stands for `stride` steps. */
+export function binned(values: readonly number[], count: number, stride: number): Point[] {
   return bins(values.length, count).map(([from, to]) => {
     let sum = 0
     for (let i = from; i < to; i++) sum += values[i]
-    return [(from + to) / 2, sum / (to - from)]
+    return [((from + to) / 2) * stride, sum / (to - from)]
   })
 }
 

@@ -1,4 +1,5 @@
 import { bins, chartWidth, escapeXml, svg, xAxis } from './chart.js'
+import type { History } from './history.js'
 
 const left = 64
 const right = 136
@@ -8,8 +9,7 @@ const top = 62
 const bottom = 48
 
 export interface ExpertLoad {
-  /** [step][layer][expert]: share of the characters whose first choice it is. */
-  load: readonly number[][][]
+  history: Pick<History, 'load' | 'stride' | 'steps'>
   /** [layer][expert]: the characters that it prefers. */
   preferred: readonly string[][][]
   steps: number
@@ -19,7 +19,8 @@ export interface ExpertLoad {
  * A heat map for each layer: one row an expert, time to the right, colour for its share of the first choices relative to
  * the 1/E of perfect balance. At the end of a row: the last share, and the characters that the expert prefers.
  */
-export function expertLoadChart({ load, preferred, steps }: ExpertLoad): string {
+export function expertLoadChart({ history, preferred, steps }: ExpertLoad): string {
+  const { load } = history
   const layers = load[0]?.length ?? 0
   const experts = load[0]?.[0]?.length ?? 0
   const height = top + layers * (experts * row + gap) - gap + bottom
@@ -31,7 +32,7 @@ export function expertLoadChart({ load, preferred, steps }: ExpertLoad): string 
     body.push(`<text class="ink strong" x="${left}" y="${y0 - 8}">layer ${layer + 1}</text>`)
     for (let expert = 0; expert < experts; expert++) {
       const y = y0 + expert * row
-      const shares = binnedShares(load, layer, expert)
+      const shares = binnedShares(history, layer, expert)
       const last = `${((shares.at(-1)?.share ?? 0) * 100).toFixed(0)} %`
       const likes = escapeXml((preferred[layer]?.[expert] ?? []).join(' '))
       body.push(
@@ -51,11 +52,11 @@ interface Stretch {
   share: number
 }
 
-function binnedShares(load: readonly number[][][], layer: number, expert: number): Stretch[] {
+function binnedShares({ load, stride, steps }: ExpertLoad['history'], layer: number, expert: number): Stretch[] {
   return bins(load.length, 120).map(([from, to]) => {
     let sum = 0
     for (let i = from; i < to; i++) sum += load[i][layer][expert]
-    return { from, to, share: sum / (to - from) }
+    return { from: from * stride, to: Math.min(to * stride, steps), share: sum / (to - from) }
   })
 }
 

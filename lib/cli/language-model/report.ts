@@ -31,7 +31,7 @@ export function makeReport(run: RunSummary): Report {
   const { history, steps } = run
   const charts = {
     'loss.svg': lossChart(run),
-    'expert-load.svg': expertLoadChart({ load: history.load, preferred: run.preferred, steps }),
+    'expert-load.svg': expertLoadChart({ history, preferred: run.preferred, steps }),
     'dropped.svg': droppedChart(run),
   }
   return { html: page(run, charts), charts }
@@ -54,14 +54,14 @@ function lossChart({ history, ngrams, steps }: RunSummary): string {
     },
     levels: ngramNames.map((name, i) => ({ name, value: ngrams[i] })),
     lines: [
-      { name: 'training', look: 'training', points: binned(history.loss, 250) },
+      { name: 'training', look: 'training', points: binned(history.loss, 250, history.stride) },
       { name: `held out ${last ? last.loss.toFixed(2) : ''}`, look: 'heldOut', points: evaluations },
     ],
   })
 }
 
 function droppedChart({ history, steps }: RunSummary): string {
-  const points = binned(history.dropped, 250)
+  const points = binned(history.dropped, 250, history.stride)
   const highest = Math.max(0.01, ...points.map(([, share]) => share))
   return lineChart({
     title: 'Dropped characters',
@@ -79,7 +79,7 @@ function droppedChart({ history, steps }: RunSummary): string {
 
 function page(run: RunSummary, charts: Record<string, string>): string {
   const { history, steps, textName } = run
-  const done = history.loss.length
+  const done = history.steps
   const refresh = done < steps ? '<meta http-equiv="refresh" content="10">' : ''
   return `<!doctype html>
 <html lang="en">
@@ -125,14 +125,14 @@ const droppedCaption = `An expert has a fixed number of places for each sequence
 layer unchanged; mean over the layers, in training. On held-out text there is always room.`
 
 function lead({ history, steps }: RunSummary): string {
-  const done = history.loss.length
+  const done = history.steps
   return done < steps
     ? `${done.toLocaleString('en')} of ${steps.toLocaleString('en')} steps so far.`
     : 'A small transformer whose feed-forward layers are sparse mixtures of experts, trained from nothing, character by character.'
 }
 
 function cards({ history, ngrams, charactersPerStep, parameters }: RunSummary): string {
-  const steps = history.loss.length
+  const { steps } = history
   const best = ngrams.at(-1)!
   const loss = history.evaluations.at(-1)?.loss
   const seconds = Math.round(history.seconds)
@@ -146,7 +146,7 @@ function cards({ history, ngrams, charactersPerStep, parameters }: RunSummary): 
       'characters a second',
     ],
     ['parameters', `${(parameters / 1e6).toFixed(2)} M`, 'of which a character uses a part'],
-    ['dropped', recent.length > 0 ? `${(mean(recent) * 100).toFixed(1)} %` : '–', 'of the characters, last 100 steps'],
+    ['dropped', recent.length > 0 ? `${(mean(recent) * 100).toFixed(1)} %` : '–', 'of the characters, lately'],
   ]
   const card = ([name, value, note]: string[]): string =>
     `<div class="card"><span>${name}</span><strong>${value}</strong><small>${note}</small></div>`

@@ -18,14 +18,14 @@ import { restore } from './checkpoint.js'
 import { type Corpus, loadCorpus, promptOf } from './data.js'
 import { evaluating, heldOutLoss } from './evaluate.js'
 import { checkpointIn, RunFolder } from './folder.js'
-import { emptyHistory, type History, isHistory, mean } from './history.js'
+import { emptyHistory, type History, isHistory, mean, recordStep } from './history.js'
 import { LanguageModel, trainingBytes } from './model.js'
 import { ngramLosses, ngramNames } from './ngram.js'
 import { modelOptions, type RunOptions, runFlags } from './options.js'
 import { preferredCharacters } from './preferences.js'
 import type { Report } from './progress.js'
 import { makeReport, type RunSummary } from './report.js'
-import { learningRate, makeOptimizer, recordStep, trainStep } from './train.js'
+import { entryOf, learningRate, makeOptimizer, trainStep } from './train.js'
 import { writeOn } from './write.js'
 
 interface RunSettings {
@@ -131,7 +131,7 @@ export class Run {
     const rate = learningRate(this.#step, steps, lr)
     const result = trainStep(this.#model, this.#optimizer, this.#batches.at(this.#step), rate)
     this.#step++
-    recordStep(this.#history, result)
+    recordStep(this.#history, entryOf(result))
     this.#history.seconds += (performance.now() - before) / 1000
     const recent = (values: number[]): number => mean(values.slice(-20))
     const { loss, dropped } = this.#history

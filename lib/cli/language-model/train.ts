@@ -1,6 +1,6 @@
 import { AdamW, clipGradNorm, crossEntropy, type RoutingStats, scope, tensor } from '../../index.js'
 import type { Batch } from './batches.js'
-import { type History, mean } from './history.js'
+import { type HistoryEntry, mean } from './history.js'
 import type { LanguageModel } from './model.js'
 
 /** Adam's memory of squared gradients is short, as a run of a few minutes asks for. */
@@ -35,15 +35,14 @@ export function trainStep(model: LanguageModel, optimizer: AdamW, { input, targe
   })
 }
 
-export function recordStep(history: History, { loss, stats }: StepResult): void {
-  history.loss.push(round(loss))
-  history.dropped.push(round(mean(stats.map(({ droppedTokens }) => droppedTokens))))
-  history.load.push(stats.map(({ firstChoicePerExpert }) => sharesOf(firstChoicePerExpert)))
-}
+/** What the report remembers of a step. */
+export const entryOf = ({ loss, stats }: StepResult): HistoryEntry => ({
+  loss,
+  dropped: mean(stats.map(({ droppedTokens }) => droppedTokens)),
+  load: stats.map(({ firstChoicePerExpert }) => sharesOf(firstChoicePerExpert)),
+})
 
 function sharesOf(counts: readonly number[]): number[] {
   const total = counts.reduce((a, b) => a + b, 0)
-  return counts.map((count) => round(count / total))
+  return counts.map((count) => count / total)
 }
-
-const round = (value: number): number => Number(value.toPrecision(5))

@@ -1,0 +1,56 @@
+import { describe, expect, test } from 'vitest'
+import { emptyHistory, type History, isHistory, recordStep } from '../lib/cli/language-model/history.js'
+import { LanguageModel, trainingBytes } from '../lib/cli/language-model/model.js'
+
+describe('the history of a run', () => {
+  /** Loss rises by 1 each step; one expert gets more and more. */
+  const entry = (step: number) => ({ loss: step, dropped: 0.5, load: [[step / 1e5, 1 - step / 1e5]] })
+  const recorded = (steps: number, reload = false): History => {
+    let history = emptyHistory()
+    for (let step = 0; step < steps; step++) {
+      recordStep(history, entry(step))
+      if (reload && step % 1000 === 77) history = JSON.parse(JSON.stringify(history))
+    }
+    return history
+  }
+
+  test('of some thousand steps has each of them', () => {
+    const history = recorded(4096)
+    expect(history.stride).toBe(1)
+    expect(history.loss).toEqual(Array.from({ length: 4096 }, (_, i) => i))
+  })
+
+  test('of many steps has means of stretches, and goes on from a file as if nothing had been', () => {
+    const history = recorded(20_003)
+    expect(history).toMatchObject({ steps: 20_003, stride: 8 })
+    expect(history.loss).toHaveLength(2501)
+    for (const [i, loss] of history.loss.entries()) {
+      const length = Math.min(8, 20_003 - i * 8)
+      expect(Math.abs(loss - (i * 8 + (length - 1) / 2))).toBeLessThan(1) // five digits are kept
+      expect(history.load[i][0][0]).toBeCloseTo(loss / 1e5, 4)
+    }
+    expect(recorded(20_003, true)).toEqual(history)
+    expect(isHistory(history, 20_003)).toBe(true)
+    expect(isHistory(history, 20_004)).toBe(false)
+    expect(isHistory({ ...history, load: [] }, 20_003)).toBe(false)
+    expect(isHistory(null, 0)).toBe(false)
+  })
+
+  test('of very many experts stays small enough for the header of a checkpoint', () => {
+    const history = emptyHistory()
+    const load = Array.from({ length: 24 }, () => Array<number>(4096).fill(0.00012345))
+    for (let step = 0; step < 200; step++) recordStep(history, { loss: 1.2345, dropped: 0.12345, load })
+    expect(history.stride).toBeGreaterThan(1)
+    expect(JSON.stringify(history).length).toBeLessThan(90e6)
+  })
+})
+
+test('the memory said to be needed is nearly that of weights, gradients and moments, and not more', () => {
+  const options = { vocabulary: 50, context: 16, dim: 16, layers: 2, heads: 2, experts: 4, topN: 2 }
+  const model = new LanguageModel({ ...options, computeDtype: 'f32' })
+  const weights = [...model.parameters()].reduce((sum, { size }) => sum + size, 0)
+  model.dispose()
+  const estimate = trainingBytes({ ...options, computeDtype: 'f32' }, 0)
+  expect(estimate).toBeLessThan(16 * weights)
+  expect(estimate).toBeGreaterThan(0.8 * 16 * weights)
+})

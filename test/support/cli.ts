@@ -1,0 +1,47 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, expect } from 'vitest'
+import { root } from './blocks.js'
+import { type Ended, runProgram } from './program.js'
+import { sentences } from './sentences.js'
+
+/** The program st-moe as it is built, in a process of its own, in a folder with a text and a run. */
+
+export const bin = join(root, 'dist/cli/bin.js')
+export const tiny = '--layers 1 --dim 16 --heads 2 --experts 4 --context 16 --batch 2 --threads 1'.split(' ')
+export let folder: string
+export const at = (name: string): string => join(folder, name)
+
+beforeAll(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'st-moe-cli-'))
+  writeFileSync(at('book.txt'), sentences(100))
+  await succeeded(['train', 'book.txt', '--out', 'run', '--steps', '30', ...tiny])
+})
+
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
+
+/** Runs it where there is no CUDA plugin. */
+export const cli = (args: readonly string[], interruptAt?: string): Promise<Ended> =>
+  runProgram([bin, ...args], { cwd: folder, interruptAt, env: { ...process.env, ST_MOE_CUDA_LIBRARY: '/nowhere.so' } })
+
+export async function succeeded(args: readonly string[]): Promise<string> {
+  const { code, out, err } = await cli(args)
+  expect({ code, err }).toEqual({ code: 0, err: '' })
+  return out
+}
+
+/** One line, or after a wrong command line two, with where the help is; no stack trace. */
+export function expectRefused({ code, out, err }: Ended, expected: 1 | 2, message: string | RegExp): void {
+  expect(err).toMatch(message)
+  expect(code).toBe(expected)
+  expect(err.trimEnd().split('\n')).toHaveLength(expected)
+  expect(err).not.toContain('    at ')
+  expect(out).toBe('')
+}
+
+export const jsonLines = (text: string) =>
+  text
+    .trimEnd()
+    .split('\n')
+    .map((line) => JSON.parse(line))
