@@ -6,12 +6,14 @@
 const sizes = { B: 2, N: 4, T: 8, D: 8, E: 3, K: 2, H: 4, J: 8, C: 4, R: 16, V: 5, I: 8, 1: 1 }
 
 // Arguments by function: x[BND] a float tensor of that shape, i[..] an i32 tensor, a ? after it makes it optional,
-// f one that no other argument is, s a shape, t a path, n a number, c a count, 0 zero, b a boolean, d a typed array.
+// f one that no other argument is, s a shape, t a path, n a number, c a count, 0 zero, m the dtype of products, b a
+// boolean, d a typed array.
 const signatures = {
   retain: 'x[D]',
   release: 'x[D]',
   unique: 'x[D]',
   version: 'x[D]',
+  keepPacked: 'x[D]',
   memory: 'n',
   resetPeak: 'n',
   deviceInfo: 'n',
@@ -37,8 +39,8 @@ const signatures = {
   reduce: 'x[BND] s s n',
   sumSquares: 'x[BND]',
   matmul: 'x[BND] x[BDN] b b',
-  linear: 'x[TD] x[ED] x[E]?',
-  linearBackward: 'x[TE] x[TD] x[ED] b b b',
+  linear: 'x[TD] x[ED] x[E]? m',
+  linearBackward: 'x[TE] x[TD] x[ED] b b b m',
   embedding: 'x[VD] i[T]',
   embeddingBackward: 'x[TD] i[T] c',
   rmsnorm: 'x[TD] x[D]',
@@ -55,16 +57,16 @@ const signatures = {
   route: 'x[BND] x[ED] x[K] x[KBN]? x[BNE]? i[BN]? c c c c c n n n n b b b b',
   routeBackward:
     'x[BNK]? x[]? x[]? x[]? x[BND] x[ED] i[BN]? i[BNK] i[BNK] x[BNK] x[BNE] x[BNE] x[BN] x[BE] n n n b b b b b',
-  expertFfn: 'x[TD] i[TK]? i[TK]? x[TK]? x[EJD] x[EJ] x[EH] x[EDH] x[ED] c c b',
-  expertFfnBackward: 'x[TD] x[TD] i[TK]? i[TK]? x[TK]? x[EJD] x[EJ] x[EH] x[EDH] x[ED] x[RJ] c c b b b',
+  expertFfn: 'x[TD] i[TK]? i[TK]? x[TK]? x[EJD] x[EJ] x[EH] x[EDH] x[ED] c c b m',
+  expertFfnBackward: 'x[TD] x[TD] i[TK]? i[TK]? x[TK]? x[EJD] x[EJ] x[EH] x[EDH] x[ED] x[RJ] c c b b b m',
   dispatch: 'x[BND] i[BNK] i[BNK] c c',
   dispatchBackward: 'x[EBCD] x[BND] i[BNK] i[BNK] b',
   combine: 'x[EBCD] x[BNK] i[BNK] i[BNK]',
   combineBackward: 'x[BND] x[EBCD] x[BNK] i[BNK] i[BNK]',
   topk: 'x[TE] c',
   topkBackward: 'x[TK] i[TK] c',
-  groupedGemm: 'x[TI] x[EDI] i[E]',
-  groupedGemmBackward: 'x[TD] x[TI] x[EDI] i[E]',
+  groupedGemm: 'x[TI] x[EDI] i[E] m',
+  groupedGemmBackward: 'x[TD] x[TI] x[EDI] i[E] m',
   adamw: 'x[TD] x[TD] f[TD] f[TD] c n n n n n',
   sgd: 'x[TD] x[TD] f[TD]? c n n n',
 }
@@ -98,6 +100,7 @@ export function nativeCaller(native, random, { any, number, pick, shapes }) {
     if (kind === 'n') return random() < 0.7 ? pick([0, 1, 2, 3, 4, 16, 0.5]) : number()
     if (kind === 'c') return random() < 0.9 ? pick([1, 1, 2, 3, 4, 16]) : number()
     if (kind === '0') return random() < 0.9 ? 0 : number()
+    if (kind === 'm') return random() < 0.9 ? (wide ? 1 : pick([0, 2, 3])) : number()
     if (kind === 't') return pick(['', '/dev/null', 'nothing.so', any()])
     if (kind === 'b') return random() < 0.5
     if (kind === 's') return random() < 0.5 ? pick([[2, 4, 8], [8, 8], [32, 8, 1], [64], [8, 1], [8]]) : shapes()
