@@ -25,7 +25,7 @@ export interface Panel {
 
 const [panelHeight, top, bottom, left, right] = [250, 44, 46, 62, 18]
 const style = `text { font: 12px system-ui, sans-serif; fill: #6b7280 } .mid { text-anchor: middle } .end { text-anchor: end }
-.grid { stroke: #8884; stroke-width: 1 } path { fill: none; stroke-width: 2.25; stroke-linejoin: round }
+.grid { stroke: #888; stroke-opacity: 0.3 } path { fill: none; stroke-width: 2.25; stroke-linejoin: round }
 .s0 { stroke: #1b6f8f } .s1 { stroke: #86b1c3 } .s2 { stroke: #b4541f } circle { stroke: none }
 circle.s0 { fill: #1b6f8f } circle.s1 { fill: #86b1c3 } circle.s2 { fill: #b4541f }
 @media (prefers-color-scheme: dark) { text { fill: #9aa4b2 } .s0 { stroke: #63bfe0 } .s1 { stroke: #35657a } .s2 { stroke: #e8955a }

@@ -1,6 +1,6 @@
 import { find, type Params, type Report, type Result, ratioTo } from './report.js'
 import type { Spread } from './statistics.js'
-import { digits, markdownTable, mebibytes, percent, shareOfPeak, withSpread } from './table.js'
+import { digits, keptAndFull, markdownTable, mebibytes, percent, shareOfPeak, withSpread } from './table.js'
 import { besideOneDnn, bf16Peer, onThreads, productFigures, targetTable, threadsIn } from './targets.js'
 
 /** The parts of docs/performance.md and the README that come from a report, as Markdown. */
@@ -21,7 +21,6 @@ export function sectionsOf(report: Report): Record<string, string> {
 const both = 'forward+backward'
 const spaced = (kind: string): string => kind.replace('+', ' + ')
 const ms = (result: Result | undefined): string => (result ? `${withSpread(result.wallMs)} ms` : '–')
-const shares = ({ kept, occupancy }: Result): string => `${percent(kept)} / ${percent(occupancy)}`
 
 function machine({ machine: { cpu, cores, memoryGiB, system }, versions, date, command }: Report): string {
   const named = Object.entries(versions).map(([name, version]) => `${name} ${version}`)
@@ -34,7 +33,7 @@ function beside(report: Report, label: string[], ours: Result, others: readonly 
     const ratio = other && ratioTo(ours, other.name, 'speed', { compute: other.params.compute })
     return ratio ? `${ms(other)}, **${digits(ratio.wall.median)}×**` : '–'
   })
-  return [...label, ms(ours), percent(shareOfPeak(report, ours)), ours.kept === undefined ? '' : shares(ours), ...cells]
+  return [...label, ms(ours), percent(shareOfPeak(report, ours)), keptAndFull(ours), ...cells]
 }
 
 const besideHeader = ['st-moe', 'of FMA peak', 'kept / slots full']
@@ -134,7 +133,7 @@ function scaling(report: Report): string {
         return `${digits(result.wallMs.median)} ms, ${percent(ratioTo(result, 'fma', 'flops')!.wall.median)}`
       }),
     )
-    return [...[N, E, K, D].map(String), ...cells, shares(size)]
+    return [...[N, E, K, D].map(String), ...cells, keptAndFull(size)]
   })
   const columns = ['forward', spaced(both)].flatMap((kind) => threads.map((count) => `${kind}, ${onThreads(count)}`))
   const table = markdownTable(['N', 'E', 'K', 'D', ...columns, 'kept / slots full'], rows)

@@ -9,7 +9,7 @@ export function markdownTable(header: readonly string[], rows: readonly (readonl
 }
 
 export const digits = (value: number): string =>
-  value >= 1000 ? Math.round(value).toLocaleString('en') : value.toPrecision(value >= 100 ? 3 : value >= 1 ? 3 : 2)
+  value >= 1000 ? Math.round(value).toLocaleString('en') : value.toPrecision(3)
 
 export const withSpread = ({ median, low, high }: Spread): string =>
   `${digits(median)} (${digits(low)}–${digits(high)})`
@@ -24,11 +24,13 @@ export function shareOfPeak(report: Report, { flops, wallMs, params }: Result): 
 export const percent = (share: number | undefined): string =>
   share === undefined ? '' : `${(share * 100).toFixed(0)} %`
 
-/** What was measured from JavaScript, and memory. st-moe-bench has printed its own lines. */
+/** Shares of the assignments that are kept and of the slots that are full. */
+export const keptAndFull = ({ kept, occupancy }: { kept?: number; occupancy?: number }): string =>
+  kept === undefined ? '' : `${percent(kept)} / ${percent(occupancy)}`
+
+/** What was measured from JavaScript (implementation/suite/kind), and memory. st-moe-bench has printed its own lines. */
 export function tableOf(report: Report): string {
-  const measured = report.results.filter(
-    ({ iterations, name }) => iterations === 1 && /^[a-z-]+\/[a-z0-9]+\//.test(name),
-  )
+  const measured = report.results.filter(({ name }) => name.split('/').length === 3)
   const rows = measured.map((result) => [
     result.name,
     Object.entries(result.params)
@@ -36,13 +38,12 @@ export function tableOf(report: Report): string {
       .join(', '),
     `${withSpread(result.wallMs)} ms × ${result.samples.length}`,
     percent(shareOfPeak(report, result)),
-    percent(result.kept),
-    percent(result.occupancy),
+    keptAndFull(result),
     result.ratios
       .map(({ name, params, measure, wall }) => `${withSpread(wall)} ${measure} of ${name} ${params.compute}`)
       .join('; '),
   ])
-  const header = ['case', 'with', 'median (quartiles) × repetitions', 'of FMA peak', 'kept', 'slots full', 'ratios']
+  const header = ['case', 'with', 'median (quartiles) × repetitions', 'of FMA peak', 'kept / slots full', 'ratios']
   const memory = report.memory.map(({ implementation, tokens, resident, counted }) => [
     implementation,
     String(tokens),

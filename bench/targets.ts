@@ -1,6 +1,6 @@
 import { find, type Params, type Report, type Result, ratioTo } from './report.js'
 import { geometricMeanOf, type Spread } from './statistics.js'
-import { digits, markdownTable, withSpread } from './table.js'
+import { digits, keptAndFull, markdownTable, withSpread } from './table.js'
 
 /** One measured figure: on which threads or sizes, and its value. */
 export interface Figure {
@@ -233,25 +233,29 @@ export function isMet({ wanted, figures }: Target, report: Report): boolean | nu
   )
 }
 
-function cellOf({ of, value, shares, repetitions }: Figure): string {
+function cellOf({ of, value, repetitions }: Figure): string {
   const spread = value.low === value.high ? digits(value.median) : withSpread(value)
-  const notes = [of]
-  if (shares) notes.push(`kept ${digits(shares.kept)}, slots full ${digits(shares.occupancy)}`)
-  if (repetitions !== undefined && repetitions < 3) notes.push(`${repetitions} repetition${repetitions > 1 ? 's' : ''}`)
-  return `**${spread}** ${notes.join(', ')}`
+  const few =
+    repetitions !== undefined && repetitions < 3 ? `, ${repetitions} repetition${repetitions > 1 ? 's' : ''}` : ''
+  return `**${spread}** ${of}${few}`
 }
+
+const sharesOf = (figures: readonly Figure[]): string =>
+  [...new Set(figures.flatMap(({ shares }) => (shares ? [keptAndFull(shares)] : [])))].join('; ')
 
 /** Targets and what was measured, as a Markdown table. */
 export function targetTable(report: Report): string {
   const rows = targets.map((target) => {
-    const { question, wanted, figures } = target
+    const { question, wanted } = target
     const met = isMet(target, report)
+    const figures = target.figures(report)
     return [
       question,
       'atLeast' in wanted ? `≥ ${wanted.atLeast}` : `≤ ${wanted.atMost}`,
-      figures(report).map(cellOf).join('; ') || 'not measured',
-      met === null ? '–' : met ? 'met' : 'missed',
+      figures.map(cellOf).join('; ') || 'not measured',
+      met === null ? '–' : met ? 'met' : '**missed**',
+      sharesOf(figures),
     ]
   })
-  return markdownTable(['', 'target', 'measured', ''], rows)
+  return markdownTable(['', 'target', 'measured', '', 'kept / slots full'], rows)
 }
