@@ -32,7 +32,7 @@ export class Layer {
   readonly x: Tensor
   readonly dy: Tensor
   readonly #optimizer: SGD
-  readonly #kept: number
+  #kept?: number
 
   constructor(sizes: LayerSizes, compute: ComputeDType = 'f32') {
     const { batch, tokens, dim, experts } = sizes
@@ -43,9 +43,6 @@ export class Layer {
     this.x = randn([batch, tokens, dim], { requiresGrad: true })
     this.dy = randn([batch, tokens, dim])
     this.#optimizer = new SGD(this.moe.parameters(), { lr: 0 })
-    this.#kept = scope(() => noGrad(() => this.moe.forward(this.x).routing.kept.dataSync() as Int32Array)).reduce(
-      (sum, kept) => sum + kept,
-    )
   }
 
   /** With the weights of `other`. */
@@ -59,7 +56,8 @@ export class Layer {
     scope(() => {
       if (kind === 'forward') return void noGrad(() => this.moe.forward(this.x))
       const { outputs, totalAuxLoss } = this.moe.forward(this.x)
-      outputs.mul(this.dy).sum().add(totalAuxLoss).backward()
+      const loss = scope(() => outputs.mul(this.dy).sum().add(totalAuxLoss)) // the product is freed before the backward
+      loss.backward()
     })
   }
 
@@ -78,16 +76,24 @@ export class Layer {
     return clocks
   }
 
+  /** How many assignments a forward keeps. Chance moves a few from one to the next. */
+  get kept(): number {
+    this.#kept ??= scope(() =>
+      noGrad(() => (this.moe.forward(this.x).routing.kept.dataSync() as Int32Array).reduce((sum, kept) => sum + kept)),
+    )
+    return this.#kept
+  }
+
   /** Of the products with the rows that are kept. */
   flops(kind: Kind): number {
     const hidden = Math.trunc((this.sizes.dim * 8) / 3)
-    return 6 * this.#kept * this.sizes.dim * hidden * (kind === 'forward' ? 1 : 3)
+    return 6 * this.kept * this.sizes.dim * hidden * (kind === 'forward' ? 1 : 3)
   }
 
   shares(): { kept: number; occupancy: number } {
     const { batch, tokens, experts } = this.sizes
     const capacity = Math.max(Math.min(tokens, Math.trunc((tokens * 1.25) / experts)), 4)
-    return { kept: this.#kept / (batch * tokens * 2), occupancy: this.#kept / (experts * batch * capacity) }
+    return { kept: this.kept / (batch * tokens * 2), occupancy: this.kept / (experts * batch * capacity) }
   }
 
   participant(suite: string, kind: Kind, threads: number, against: Participant['against'] = []): Participant {

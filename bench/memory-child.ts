@@ -21,9 +21,10 @@ const layer = new Layer(sizes)
 resetPeakMemory()
 layer.time('forward+backward', threads)
 const parameters = [...layer.moe.parameters()].reduce((sum, { size }) => sum + size * 4, 0)
+const known = 2 * parameters + 2 * layer.x.size * 4 // parameters, their gradients, those of input and output
 console.log(
   JSON.stringify({
-    resident: resident('VmHWM') - before - 2 * parameters,
-    counted: memory().peakBytes - counted - 2 * parameters,
+    resident: resident('VmHWM') - before - known,
+    counted: memory().peakBytes - counted - known,
   }),
 )

@@ -7,8 +7,8 @@ import type { MemoryResult } from './report.js'
 import type { Bench, Found } from './suite.js'
 
 /**
- * How much memory does forward and backward need beyond parameters and their gradients? Each in a process of its own that
- * runs a small layer first, so that libraries and threads are there before.
+ * How much memory does forward and backward need beyond parameters and gradients (of parameters, input and output)? Each
+ * in a process of its own that runs a small layer first, so that libraries and threads are there before.
  */
 export async function memorySuite({ threads, quick, peers }: Bench): Promise<Found> {
   const sizes = quick ? quickSizes : { ...seedSizes, tokens: 4096 }
@@ -48,7 +48,8 @@ async function theirs(implementation: Implementation, threads: number, sizes: Si
     await run('layer', sizes)
     const after = await peer.ask<{ peak: number }>({ do: 'memory' })
     const parameters = await peer.ask<number>({ do: 'parameter_bytes', name: 'layer' })
-    return { implementation, tokens: sizes.tokens, resident: after.peak - before.now - 2 * parameters }
+    const known = 2 * parameters + 2 * sizes.batch * sizes.tokens * sizes.dim * 4
+    return { implementation, tokens: sizes.tokens, resident: after.peak - before.now - known }
   } finally {
     peer.end()
   }

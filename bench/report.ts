@@ -35,7 +35,7 @@ export interface Result {
   ratios: Ratio[]
 }
 
-/** Memory in bytes at its most, in a process of its own, beyond parameters and their gradients. */
+/** Memory in bytes at its most, in a process of its own, beyond parameters and gradients. */
 export interface MemoryResult {
   implementation: string
   tokens: number
