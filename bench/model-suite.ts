@@ -4,10 +4,20 @@ import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { type Batch, Batches } from '../lib/cli/language-model/batches.js'
 import { loadCorpus } from '../lib/cli/language-model/data.js'
+import { mean } from '../lib/cli/language-model/history.js'
 import { LanguageModel, type ModelOptions } from '../lib/cli/language-model/model.js'
 import { modelOptions, type RunOptions, runFlags } from '../lib/cli/language-model/options.js'
 import { makeOptimizer, trainStep } from '../lib/cli/language-model/train.js'
-import { crossEntropy, manualSeed, noGrad, saveSafetensorsSync, scope, setNumThreads, tensor } from '../lib/index.js'
+import {
+  crossEntropy,
+  manualSeed,
+  noGrad,
+  type RoutingStats,
+  saveSafetensorsSync,
+  scope,
+  setNumThreads,
+  tensor,
+} from '../lib/index.js'
 import { Peer } from './peer.js'
 import type { Bench, Found } from './suite.js'
 import { clock, inTurns, type Participant } from './turns.js'
@@ -36,10 +46,13 @@ export async function modelSuite({ threads, repetitions, quick, peers }: Bench):
   const params = { threads: count, compute: 'f32' }
   try {
     const theirs = peer && (await peerStep(peer, model, options, batch, count))
+    const { stats } = trainStep(model, optimizer, batch, rate)
     const ours: Participant = {
       name: 'st-moe/model/step',
       params,
       time: () => clock(() => void trainStep(model, optimizer, batch, rate)),
+      flops: flopsOf(options, batch.input.length, stats),
+      ...sharesOf(stats, batch.input.length * options.topN),
       against: theirs ? [{ other: theirs, measure: 'speed' }] : [],
     }
     return { results: await inTurns(theirs ? [ours, theirs] : [ours], repetitions * 3) }
@@ -47,6 +60,23 @@ export async function modelSuite({ threads, repetitions, quick, peers }: Bench):
     peer?.end()
     model.dispose()
   }
+}
+
+const keptIn = ({ keptPerExpert }: RoutingStats): number => keptPerExpert.reduce((a, b) => a + b)
+
+function sharesOf(stats: readonly RoutingStats[], assignments: number): { kept: number; occupancy: number } {
+  return {
+    kept: mean(stats.map((layer) => keptIn(layer) / assignments)),
+    occupancy: mean(stats.map(({ slotOccupancy }) => slotOccupancy)),
+  }
+}
+
+/** Of a step's products; a backward has twice as many as a forward. Attention counts what is before a token. */
+function flopsOf({ dim, context, vocabulary }: ModelOptions, tokens: number, stats: readonly RoutingStats[]): number {
+  const hidden = Math.trunc((dim * 8) / 3)
+  const attention = tokens * (8 * dim ** 2 + 2 * context * dim)
+  const layers = stats.map((layer) => attention + 6 * dim * hidden * (keptIn(layer) + tokens))
+  return 3 * layers.reduce((a, b) => a + b, 2 * tokens * dim * vocabulary)
 }
 
 /** The model in PyTorch with the weights of ours. Throws where its loss is another. */

@@ -12,6 +12,8 @@ export function sectionsOf(report: Report): Record<string, string> {
     layer: layer(report),
     growth: growth(report),
     bf16: bf16(report),
+    whole: whole(report),
+    model: model(report),
     products: products(report),
     scaling: scaling(report),
     memory: memory(report),
@@ -95,6 +97,32 @@ function bf16(report: Report): string {
   })
   const header = ['bf16', ...besideHeader, 'st-moe in f32', 'index-pytorch, weights in bf16', 'autocast', 'faster']
   return markdownTable(header, rows)
+}
+
+/** The layer beside its own products, both without JavaScript. */
+function whole(report: Report): string {
+  const rows = ['forward', both].flatMap((kind) =>
+    find(report, `layer/${kind}`).map((result) => {
+      const { threads, compute } = result.params
+      const [alone] = find(report, `layer-products/${kind}`, { threads, compute })
+      const [time, speed] = (['time', 'speed'] as const).map(
+        (measure) => ratioTo(result, measure === 'time' ? alone.name : result.name, measure, { compute })?.wall,
+      )
+      const [peak] = alone.ratios.filter(({ measure }) => measure === 'flops')
+      const products = `${withSpread(alone.wallMs)} ms, ${percent(peak.wall.median)} of ${peak.name}`
+      const cells = [time, speed].map((ratio) => (ratio ? digits(ratio.median) : ''))
+      return [spaced(kind), String(compute), String(threads), products, ms(result), ...cells, keptAndFull(result)]
+    }),
+  )
+  const header = ['', '', 'threads', 'products alone', 'layer', 'layer ÷ products', 'of 1 thread', 'kept / slots full']
+  return markdownTable(header, rows)
+}
+
+function model(report: Report): string {
+  const rows = find(report, 'st-moe/model/step').map((ours) =>
+    beside(report, [String(ours.params.threads)], ours, peersOf(report, ours).slice(0, 1)),
+  )
+  return markdownTable(['threads', ...besideHeader, 'st-moe-pytorch'], rows)
 }
 
 function products(report: Report): string {
