@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { cpSync, existsSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
 import { describe, expect, test } from 'vitest'
 import { at, bin, cli, expectRefused, folder, jsonLines, succeeded, tiny } from './support/cli.js'
 import { sentences } from './support/sentences.js'
@@ -26,6 +27,39 @@ describe('train', () => {
     expect(weights('parts').equals(weights('whole'))).toBe(false)
     await succeeded(['train', '--resume', '--out', 'parts'])
     expect(weights('parts').equals(weights('whole'))).toBe(true)
+  })
+
+  test('Ctrl-C that npm passes on counts once; a second one ends at once', async () => {
+    const program = `
+      import { Stop } from ${JSON.stringify(pathToFileURL(bin.replace('bin.js', 'stop.js')))}
+      const stop = new Stop()
+      const seen = new Set()
+      const say = (text) => seen.has(text) || console.log(seen.add(text) && text)
+      setInterval(() => {
+        say('ready')
+        if (stop.wanted()) say('wanted')
+        if (process.listenerCount('SIGINT') === 0) say('open')
+      }, 5)`
+    const child = spawn(process.execPath, ['--input-type=module', '-e', program])
+    const steps: Record<string, () => void> = {
+      ready: () => child.kill('SIGINT'),
+      wanted: () => child.kill('SIGINT'),
+      open: () => child.kill('SIGINT'),
+    }
+    let said = ''
+    child.stdout.on('data', (data) => {
+      said += data
+      steps[String(data).trim()]?.()
+    })
+    const [code, signal] = await once(child, 'close')
+    expect({ said, code, signal }).toEqual({ said: 'ready\nwanted\nopen\n', code: null, signal: 'SIGINT' })
+  })
+
+  test('a step that blows up says what may help', async () => {
+    const { code, err } = await cli(['train', 'book.txt', '--out', 'steep', '--lr', '1e30', ...tiny])
+    expect(code).toBe(1)
+    expect(err).toMatch(/^st-moe train: step \d+: .* must be finite.*; a lower --lr may help\. .*\n$/)
+    expect(existsSync(at('steep/checkpoint.safetensors'))).toBe(true)
   })
 
   test('killed, it goes on from the last checkpoint, and its lock is no obstacle', async () => {

@@ -152,6 +152,14 @@ test('bench measures the layer beside its products', async () => {
   expect(await succeeded(['bench', ...small])).toMatch(/forward \+ backward .* floor \S+ ms/)
 })
 
+test.each([
+  ['--dim', '1e9'],
+  ['--tokens', '1e12'],
+  ['--dim', '1e5', '--experts', '4096'],
+])('bench %s is refused', async (...args) => {
+  expectRefused(await cli(['bench', ...args]), 1, /this benchmark at this size needs at least \S+ GB of memory/)
+})
+
 describe('output that nobody reads', () => {
   const shell = (command: string) =>
     spawnSync('bash', ['-c', `${command}; echo "\${PIPESTATUS[@]}"`], {

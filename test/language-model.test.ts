@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest'
 import { emptyHistory, type History, isHistory, recordStep } from '../lib/cli/language-model/history.js'
 import { LanguageModel, trainingBytes } from '../lib/cli/language-model/model.js'
+import { textProgress } from '../lib/cli/language-model/progress.js'
 
 describe('the history of a run', () => {
   /** Loss rises by 1 each step; one expert gets more and more. */
@@ -53,4 +54,38 @@ test('the memory said to be needed is nearly that of weights, gradients and mome
   const estimate = trainingBytes({ ...options, computeDtype: 'f32' }, 0)
   expect(estimate).toBeLessThan(16 * weights)
   expect(estimate).toBeGreaterThan(0.8 * 16 * weights)
+})
+
+describe('progress', () => {
+  function shown(isTTY: boolean): string {
+    let text = ''
+    const write = (more: unknown) => {
+      text += more
+      return true
+    }
+    const report = textProgress({ isTTY, columns: 30, write } as NodeJS.WriteStream)
+    const counts = { unigram: 2.5, bigram: 2 }
+    const sizes = { training: 9000, heldOut: 1000, vocabulary: 20, parameters: 12345, charactersPerStep: 32 }
+    report({ event: 'start', text: 'book.txt', ...sizes, counts })
+    for (let step = 1; step <= 3; step++) report({ event: 'step', step, steps: 3, loss: 3 - step / 10, dropped: 0.01 })
+    report({ event: 'evaluation', step: 3, loss: 2.5, sample: 'x' })
+    report({ event: 'end', step: 3, steps: 3, out: 'run', text: '' })
+    return text
+  }
+
+  test('is one line that is rewritten on a terminal, and no wider', () => {
+    const [first, ...rest] = shown(true).split('\n')
+    expect(first).toBe('\r\x1b[2Kbook.txt: 9,000 characters to learn, 1,000 held out, 20 different; 12,345 parameters')
+    const parts = rest[1].split('\r\x1b[2K')
+    expect(parts.slice(1, -1).length).toBeGreaterThan(0)
+    for (const part of parts.slice(1, -1)) expect([...part]).toHaveLength(29)
+    expect(parts.at(-1)).toBe('step 3  held-out loss 2.500')
+  })
+
+  test('is plain lines elsewhere', () => {
+    const text = shown(false)
+    for (const sign of ['\x1b', '\r']) expect(text).not.toContain(sign)
+    expect(text).toMatch(/^█{20} 3\/3 {2}loss 2\.700 {2}[\d,]+ char\/s {2}1\.0 % dropped {2}0:00 left$/m)
+    expect(text).toMatch(/\nstep 3 of 3, report and checkpoint in run\n$/)
+  })
 })

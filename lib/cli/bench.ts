@@ -35,9 +35,9 @@ everything alternate; shown are medians, and the range from the fastest to the s
       jsonLine(result)
       return 0
     }
-    const { dim, batch, tokens, 'compute-dtype': computeDtype } = values
+    const { dim, batch, tokens, device, 'compute-dtype': computeDtype } = values
     const rows = result.rows.map(({ threads, what, ms, fastest, slowest, tokensPerSecond, floorMs }) => [
-      `${threads} ${threads === 1 ? 'thread' : 'threads'}`,
+      device === 'cpu' ? `${threads} ${threads === 1 ? 'thread' : 'threads'}` : device,
       what,
       `${ms.toFixed(1)} ms`,
       `${fastest.toFixed(1)}–${slowest.toFixed(1)}`,

@@ -1,6 +1,6 @@
 import { onClosedPipe } from './output.js'
 
-/** A key press may arrive twice: from the terminal, and passed on by npm. */
+/** A key press may arrive twice, from the terminal and passed on by npm; milliseconds between two of the user's. */
 const sameKeyPress = 500
 
 /** Whether a long command should end early: finish what it is at, save, and go. */

@@ -1,6 +1,7 @@
 import {
   type Device,
   devices,
+  getDefaultDevice,
   getNumThreads,
   MoE,
   manualSeed,
@@ -14,6 +15,7 @@ import {
   tensor,
 } from '../../index.js'
 import { hiddenWidth } from '../../nn/experts.js'
+import { checkMemory } from '../memory.js'
 
 export interface Settings {
   dim: number
@@ -55,6 +57,7 @@ export function measure(settings: Settings): Measurement {
   setDefaultDevice(device as Device)
   const most = settings.threads ?? getNumThreads()
   const counts = device === 'cpu' && settings.threads === null && most > 1 ? [1, most] : [most]
+  if (getDefaultDevice() === 'cpu') checkMemory('this benchmark', bytesOf(settings))
   manualSeed(0)
   const { layer, floor, kept } = programs(settings)
   const cases = counts.flatMap((threads) =>
@@ -77,6 +80,13 @@ export function measure(settings: Settings): Measurement {
     return { threads, what, ms, fastest, slowest, tokensPerSecond, floorMs: median(times.floor) }
   })
   return { ...settings, threads: most, variant, kept, rows }
+}
+
+/** At least: weights and their gradients, of the layer and of the products alone; rows of tokens and of hidden values. */
+function bytesOf({ dim, experts, 'top-n': topN, batch, tokens }: Settings): number {
+  const hidden = hiddenWidth('bench', dim, 4)
+  const weights = experts * 3 * hidden * dim
+  return 4 * (4 * weights + batch * tokens * (4 * dim + topN * 2 * hidden))
 }
 
 /** The layer, and its four products on as many rows: each a function that ends when the work is done. */

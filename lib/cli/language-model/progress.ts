@@ -24,8 +24,7 @@ export type Report = (event: RunEvent) => void
 export const jsonProgress = (): Report => jsonLine
 
 /** One line that is rewritten on a terminal; elsewhere, such as in a log file, a line every few seconds. */
-export function textProgress(): Report {
-  const out = process.stdout
+export function textProgress(out: Pick<NodeJS.WriteStream, 'isTTY' | 'columns' | 'write'> = process.stdout): Report {
   const pace = new Pace(out.isTTY ? 100 : 5000)
   const say = (text: string): void => {
     out.write(out.isTTY ? `\r\x1b[2K${text}\n` : `${text}\n`)

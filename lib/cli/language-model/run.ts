@@ -1,4 +1,3 @@
-import { totalmem } from 'node:os'
 import { setImmediate } from 'node:timers/promises'
 import {
   type AdamW,
@@ -7,12 +6,14 @@ import {
   type Generator,
   getDefaultDevice,
   getNumThreads,
+  MoeError,
   manualSeed,
   saveCheckpoint,
   setDefaultDevice,
   setNumThreads,
 } from '../../index.js'
 import { Failure } from '../errors.js'
+import { checkMemory } from '../memory.js'
 import { Batches } from './batches.js'
 import { restore } from './checkpoint.js'
 import { type Corpus, loadCorpus, promptOf } from './data.js'
@@ -60,7 +61,7 @@ export class Run {
     const { training, heldOut, vocabulary } = this.#corpus
     const model = modelOptions(options, vocabulary.length)
     setDefaultDevice(options.device as Device)
-    if (getDefaultDevice() === 'cpu') checkMemory(trainingBytes(model, options.batch))
+    if (getDefaultDevice() === 'cpu') checkMemory('training', trainingBytes(model, options.batch))
     if (options.threads !== null) setNumThreads(options.threads)
     this.#folder = new RunFolder(out)
     this.#generator = manualSeed(options.seed)
@@ -108,11 +109,9 @@ export class Run {
     const deadline = minutes > 0 ? performance.now() + minutes * 60_000 : Number.POSITIVE_INFINITY
     for (;;) {
       const due = this.#step % every === 0 || this.#step >= steps
-      if (due && this.#history.evaluations.at(-1)?.step !== this.#step) {
-        await this.#look(stopped)
-        if (this.#step < steps) await this.#save()
-      }
+      if (due && this.#history.evaluations.at(-1)?.step !== this.#step) await this.#look(stopped)
       if (this.#step >= steps || stopped() || performance.now() > deadline) break
+      if (due) await this.#save()
       this.#advance()
       await setImmediate() // lets signals in
     }
@@ -129,13 +128,22 @@ export class Run {
     const { steps, lr } = this.#options
     const before = performance.now()
     const rate = learningRate(this.#step, steps, lr)
-    const result = trainStep(this.#model, this.#optimizer, this.#batches.at(this.#step), rate)
+    const result = this.#finite(() => trainStep(this.#model, this.#optimizer, this.#batches.at(this.#step), rate))
     this.#step++
     recordStep(this.#history, entryOf(result))
     this.#history.seconds += (performance.now() - before) / 1000
     const recent = (values: number[]): number => mean(values.slice(-20))
     const { loss, dropped } = this.#history
     this.#report({ event: 'step', step: this.#step, steps, loss: recent(loss), dropped: recent(dropped) })
+  }
+
+  #finite<T>(step: () => T): T {
+    try {
+      return step()
+    } catch (error) {
+      if (!(error instanceof MoeError && error.code === 'NON_FINITE')) throw error
+      throw new Failure(`step ${this.#step + 1}: ${error.message}; a lower --lr may help. The last checkpoint is kept.`)
+    }
   }
 
   /** Measures the loss on held-out text (on all of it at the end) and lets the model write. */
@@ -225,14 +233,4 @@ export class Run {
     const text = this.#step >= steps && last ? this.#textOf(this.#prompt) + last.sample : ''
     this.#report({ event: 'end', step: this.#step, steps, out: this.#folder.path, text })
   }
-}
-
-function checkMemory(bytes: number): void {
-  const allowed = process.constrainedMemory?.() || Number.POSITIVE_INFINITY
-  const present = Math.min(totalmem(), allowed)
-  const gigabytes = (n: number): string => `${(n / 1e9).toPrecision(3)} GB`
-  if (bytes > present)
-    throw new Failure(
-      `training at this size needs at least ${gigabytes(bytes)} of memory, there are ${gigabytes(present)}`,
-    )
 }

@@ -1,0 +1,13 @@
+import { totalmem } from 'node:os'
+import { Failure } from './errors.js'
+
+/** Refuses what needs more memory than there is; the system would kill the process. */
+export function checkMemory(what: string, bytes: number): void {
+  const allowed = process.constrainedMemory?.() || Number.POSITIVE_INFINITY
+  const present = Math.min(totalmem(), allowed)
+  const gigabytes = (n: number): string => `${(n / 1e9).toPrecision(3)} GB`
+  if (bytes <= present) return
+  throw new Failure(
+    `${what} at this size needs at least ${gigabytes(bytes)} of memory, there are ${gigabytes(present)}`,
+  )
+}
