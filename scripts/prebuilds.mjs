@@ -2,6 +2,7 @@
 // where one can be built. Compiles only what has changed since the last build of this tree.
 //
 //   node scripts/prebuilds.mjs [--no-cuda]         for this machine
+//   node scripts/prebuilds.mjs --missing           the same, unless there are some
 //   node scripts/prebuilds.mjs --arch arm64        crossed, with Debian's g++-12-aarch64-linux-gnu
 import { execFileSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs'
@@ -13,7 +14,9 @@ import { parseArgs, promisify } from 'node:util'
 import prebuildify from 'prebuildify'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
-const { values } = parseArgs({ options: { arch: { type: 'string' }, 'no-cuda': { type: 'boolean' } } })
+const { values } = parseArgs({
+  options: { arch: { type: 'string' }, 'no-cuda': { type: 'boolean' }, missing: { type: 'boolean' } },
+})
 const arch = values.arch ?? process.arch
 const target = `${process.platform}-${arch}`
 const crossed = arch !== process.arch
@@ -21,6 +24,7 @@ const jobs = String(availableParallelism())
 const cross = { 'linux-arm64': { toolchain: 'cmake/aarch64-linux-gnu.cmake', strip: 'aarch64-linux-gnu-strip' } }[
   target
 ]
+if (values.missing && existsSync(path.join(root, 'prebuilds', target))) process.exit()
 if (crossed && !cross) throw new Error(`prebuilds: ${target} cannot be built on ${process.platform}-${process.arch}`)
 
 const run = (command, ...args) => execFileSync(command, args, { cwd: root, stdio: 'inherit' })
@@ -45,7 +49,7 @@ function compilePlugin() {
     console.log('prebuilds: no nvcc (in PATH or CUDACXX), so these prebuilds hold no CUDA plugin')
     return null
   }
-  run('cmake', '-S', '.', '-B', 'build/cuda', '-DST_MOE_CUDA=ON')
+  run('scripts/configure-cuda')
   run('cmake', '--build', 'build/cuda', '--parallel', jobs, '--target', 'st_moe_cuda')
   return path.join(root, 'build/Release/libst_moe_cuda.so')
 }
