@@ -32,11 +32,7 @@ struct Exact {
   static inline typename Simd<T>::V across(const T* p, const T*) { return Simd<T>::load(p); }
 };
 
-static inline float round_to(float x, DType dtype) {
-  return dtype == DType::bf16 ? bf16_to_float(float_to_bf16(x)) : f16_to_float(float_to_f16(x));
-}
-
-// Elements rounded to a narrow type and kept as float32.
+// Elements rounded to a narrow type, to nearest and ties to even, and kept as float32.
 template <DType dtype>
 struct Rounded {
   using Element = float;
@@ -44,8 +40,18 @@ struct Rounded {
 
   template <class V>
   static inline V rounded(V v) {
-    for (size_t i = 0; i < sizeof(V) / sizeof(float); ++i) v[i] = round_to(v[i], dtype);
-    return v;
+    typedef uint32_t U __attribute__((vector_size(sizeof(V))));
+    const U bits = reinterpret_cast<U>(v), sign = bits & 0x80000000u, magnitude = bits ^ sign;
+    U narrow;
+    if constexpr (dtype == DType::bf16) {
+      narrow = (magnitude + 0x7fffu + (magnitude >> 16 & 1u)) & 0xffff0000u;
+    } else {
+      const U normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u)) & 0xffffe000u;
+      const U finite = normal < 0x47800000u ? normal : U{} + 0x7f800000u;  // 65536 and more are infinite
+      const V subnormal = (reinterpret_cast<V>(magnitude) + 0.5f) - 0.5f;  // multiples of 2^-24: the adder rounds
+      narrow = magnitude < 0x38800000u ? reinterpret_cast<U>(subnormal) : finite;
+    }
+    return v == v ? reinterpret_cast<V>(narrow | sign) : v;  // NaN stays
   }
   static inline Simd<float>::V along_k(const float* p) { return rounded(Simd<float>::load(p)); }
   static inline Quad<float>::V quad(const float* p) { return rounded(Quad<float>::load(p)); }
