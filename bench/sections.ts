@@ -1,7 +1,8 @@
+import { besideOneDnn, bf16Peer, onThreads, productFigures, threadsIn } from './figures.js'
 import { find, type Params, type Report, type Result, ratioTo } from './report.js'
 import type { Spread } from './statistics.js'
 import { digits, keptAndFull, markdownTable, mebibytes, percent, shareOfPeak, withSpread } from './table.js'
-import { besideOneDnn, bf16Peer, onThreads, productFigures, targetTable, threadsIn } from './targets.js'
+import { targetTable } from './targets.js'
 
 /** The parts of docs/performance.md and the README that come from a report, as Markdown. */
 export function sectionsOf(report: Report): Record<string, string> {
