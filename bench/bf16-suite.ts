@@ -31,7 +31,7 @@ export async function bf16Suite({ threads, repetitions, quick, peers: withPeers 
           suite: 'bf16',
           implementation: 'index-pytorch',
           compute,
-          tokens: sizes.tokens,
+          ours: rounded,
           threads: count,
         } as const
         theirs.push(await peers!.participant(compute, kind, one))

@@ -19,7 +19,8 @@ function packedOrPlain(candidates: readonly Result[]): Result | undefined {
   return candidates.find(({ params }) => params.weights === 'packed') ?? candidates[0]
 }
 
-interface Products {
+/** Which products: all six unless said; by the number format and rows an expert. */
+export interface Products {
   names?: readonly string[]
   compute: string
   rows: (rows: number) => boolean

@@ -33,7 +33,7 @@ export async function growthSuite({ threads, repetitions, quick, peers: withPeer
         ['index-pytorch', factor === 1 ? 5 : 3],
       ] as const) {
         if (!peers) continue
-        const one = { suite: 'growth', implementation, tokens, threads: count, atMost }
+        const one = { suite: 'growth', implementation, ours: layer, threads: count, atMost }
         theirs.push(await peers.participant(implementation, kind, one))
       }
       const against = theirs.map((other) => ({ other, measure: 'speed' as const }))

@@ -31,15 +31,17 @@ export class LayerPeers {
   async participant(
     name: string,
     kind: Kind,
-    { suite, implementation, compute = 'f32', tokens, threads, atMost }: PeerCase,
+    { suite, implementation, compute = 'f32', ours, threads, atMost }: PeerCase,
   ): Promise<Participant> {
-    await this.peer.ask({ do: 'input', name, batch: this.#layer.sizes.batch, tokens })
+    const { batch, tokens } = ours.sizes
+    await this.peer.ask({ do: 'input', name, batch, tokens })
     const shares = await this.peer.ask<{ kept: number; occupancy: number }>({ do: 'kept', name })
     return {
       name: `${implementation}/${suite}/${kind}`,
       params: { N: tokens, threads, compute },
       time: () => this.peer.time(name, kind),
       atMost,
+      flops: ours.flops(kind),
       ...shares,
     }
   }
@@ -90,7 +92,8 @@ export interface PeerCase {
   suite: string
   implementation: Implementation
   compute?: PeerCompute
-  tokens: number
+  /** Has the same sizes. */
+  ours: Layer
   threads: number
   atMost?: number
 }

@@ -23,8 +23,7 @@ export async function layerSuite({ threads, repetitions, quick, peers: withPeers
       for (const kind of kinds) {
         const theirs = []
         for (const name of peers ? implementations : []) {
-          const { tokens } = layer.sizes
-          const one = { suite: 'layer', implementation: name, tokens, threads: count }
+          const one = { suite: 'layer', implementation: name, ours: layer, threads: count }
           theirs.push({ ...(await peers!.participant(name, kind, one)), error: errors.get(name) })
         }
         const against = theirs.map((other) => ({ other, measure: 'speed' as const }))

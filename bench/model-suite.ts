@@ -45,13 +45,15 @@ export async function modelSuite({ threads, repetitions, quick, peers }: Bench):
   const peer = peers ? new Peer() : null
   const params = { threads: count, compute: 'f32' }
   try {
-    const theirs = peer && (await peerStep(peer, model, options, batch, count))
+    const made = peer && (await peerStep(peer, model, options, batch, count))
     const { stats } = trainStep(model, optimizer, batch, rate)
+    const flops = flopsOf(options, batch.input.length, stats)
+    const theirs = made && { ...made, flops }
     const ours: Participant = {
       name: 'st-moe/model/step',
       params,
       time: () => clock(() => void trainStep(model, optimizer, batch, rate)),
-      flops: flopsOf(options, batch.input.length, stats),
+      flops,
       ...sharesOf(stats, batch.input.length * options.topN),
       against: theirs ? [{ other: theirs, measure: 'speed' }] : [],
     }

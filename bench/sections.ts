@@ -2,13 +2,14 @@ import { besideOneDnn, bf16Peer, onThreads, productFigures, threadsIn } from './
 import { find, type Params, type Report, type Result, ratioTo } from './report.js'
 import type { Spread } from './statistics.js'
 import { digits, keptAndFull, markdownTable, mebibytes, percent, shareOfPeak, withSpread } from './table.js'
-import { targetTable } from './targets.js'
+import { missedList, targetTable } from './targets.js'
 
 /** The parts of docs/performance.md and the README that come from a report, as Markdown. */
 export function sectionsOf(report: Report): Record<string, string> {
   return {
     machine: machine(report),
     targets: targetTable(report),
+    missed: missedList(report),
     headline: headline(report),
     layer: layer(report),
     growth: growth(report),

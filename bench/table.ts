@@ -14,9 +14,9 @@ export const digits = (value: number): string =>
 export const withSpread = ({ median, low, high }: Spread): string =>
   `${digits(median)} (${digits(low)}–${digits(high)})`
 
-/** Share of what the fused multiply-adds of the machine can do, measured in the same run. */
-export function shareOfPeak(report: Report, { flops, wallMs, params }: Result): number | undefined {
-  const [peak] = find(report, 'fma', { threads: params.threads })
+/** Share of what the fused multiply-adds of the machine can do (or another floor), measured in the same run. */
+export function shareOfPeak(report: Report, { flops, wallMs, params }: Result, name = 'fma'): number | undefined {
+  const [peak] = find(report, name, { threads: params.threads })
   if (flops === undefined || peak?.flops === undefined) return undefined
   return flops / wallMs.median / (peak.flops / peak.wallMs.median)
 }

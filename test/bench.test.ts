@@ -9,7 +9,7 @@ import { growthChart, scalingChart } from '../bench/pictures.js'
 import { type Report, type Result, readReport } from '../bench/report.js'
 import { sectionsOf } from '../bench/sections.js'
 import { geometricMean, spreadOf } from '../bench/statistics.js'
-import { isMet, targets } from '../bench/targets.js'
+import { isMet, missedList, targets } from '../bench/targets.js'
 import { inTurns } from '../bench/turns.js'
 import { root } from './support/blocks.js'
 import { pythonFor, referencePython } from './support/python.js'
@@ -123,7 +123,11 @@ describe('targets', () => {
     const [target] = targets
     expect(target.figures(reportOf(products(1, 1)))[0].value.median).toBeCloseTo((0.8 * 0.9 ** 4) ** (1 / 6), 12)
     expect(isMet(target, reportOf([...products(1, 1), ...products(2, 1)]))).toBe(true)
-    expect(isMet(target, reportOf([...products(1, 1), ...products(2, 0.9)]))).toBe(false)
+    const missing = reportOf([...products(1, 1), ...products(2, 0.9)])
+    expect(isMet(target, missing)).toBe(false)
+    expect(missedList(reportOf(products(1, 1)))).toBe('No target that was measured is missed.')
+    expect(missedList(missing)).toContain('1 thread: a 0.800, y 0.900')
+    expect(missedList(missing)).toContain('2 threads: a 0.720, y 0.810')
   })
 })
 
