@@ -29,7 +29,8 @@ export function loadAddon(): { addon: unknown; file: string } {
 
 /** The folders where an addon may lie, best first, and the addons that are there. */
 export function addonPlaces(): { folder: string; addons: string[] }[] {
-  const [built, prebuilds] = [join(root, 'build', 'Release'), join(root, 'prebuilds')]
+  const home = process.env.ST_MOE_PREBUILD || root // as node-gyp-build has it
+  const [built, prebuilds] = [join(home, 'build', 'Release'), join(home, 'prebuilds')]
   const prebuilt = entries(prebuilds).flatMap((target) =>
     addonsIn(join(prebuilds, target)).map((name) => join(target, name)),
   )

@@ -23,7 +23,7 @@ describe('train', () => {
     const first = await cli(['train', 'book.txt', '--out', 'parts', ...sizes], 'step 100 ')
     expect({ code: first.code, err: first.err }).toEqual({ code: 130, err: '' })
     expect(first.out).toMatch(/step \d+ of 500, report and checkpoint in parts; go on with --resume --out parts\n$/)
-    expect(readdirSync(at('parts'))).not.toContain('lock')
+    expect(readdirSync(at('parts'))).not.toContain('run.lock')
     expect(weights('parts').equals(weights('whole'))).toBe(false)
     await succeeded(['train', '--resume', '--out', 'parts'])
     expect(weights('parts').equals(weights('whole'))).toBe(true)
@@ -71,11 +71,15 @@ describe('train', () => {
     expectRefused(await cli(['train', 'book.txt', '--out', 'killed', ...tiny]), 1, /killed is in use by process \d+/)
     child.kill('SIGKILL')
     await once(child, 'close')
-    expect(existsSync(at('killed/lock'))).toBe(true)
-    const events = jsonLines(await succeeded(['train', '--resume', '--out', 'killed', '--steps', '210', '--json']))
-    expect(events[0]).toEqual({ event: 'resume', step: 200 })
-    expect(events.at(-1)).toMatchObject({ event: 'end', step: 210, steps: 210, out: 'killed' })
-    expect(readdirSync(at('killed'))).not.toContain('lock')
+    expect(existsSync(at('killed/run.lock'))).toBe(true)
+    const [first, ...events] = jsonLines(
+      await succeeded(['train', '--resume', '--out', 'killed', '--minutes', '0.001', '--json']),
+    )
+    expect(first.event).toBe('resume')
+    expect(first.step % 200).toBe(0)
+    expect(events.at(-1)).toMatchObject({ event: 'end', steps: 100000, out: 'killed' })
+    expect(events.at(-1).step).toBeGreaterThan(first.step)
+    expect(readdirSync(at('killed'))).not.toContain('run.lock')
   })
 
   test('--json is a line for each event', async () => {

@@ -53,7 +53,7 @@ export class RunFolder {
   /** Makes the folder where there is none. */
   constructor(path: string) {
     this.path = path
-    this.#lock = join(path, 'lock')
+    this.#lock = join(path, 'run.lock')
     try {
       makeFolder(resolve(path))
       this.#take()
@@ -97,15 +97,18 @@ export class RunFolder {
       }
       const owner = readFileSync(this.#lock, 'utf8')
       if (isRunning(owner)) {
-        throw new Failure(`${this.path} is in use by process ${owner}; if that does not train, remove ${this.#lock}`)
+        const who = isNumber(owner) ? `process ${owner}` : 'another process'
+        throw new Failure(`${this.path} is in use by ${who}; if that does not train, remove ${this.#lock}`)
       }
       this.#unlock() // left by a process that was killed
     }
   }
 }
 
+const isNumber = (text: string): boolean => /^\d{1,15}$/.test(text)
+
 function isRunning(pid: string): boolean {
-  if (!/^\d+$/.test(pid)) return true // about to write its number
+  if (!isNumber(pid)) return true // about to write its number
   if (Number(pid) === process.pid) return false // numbers start again in a new container
   try {
     return process.kill(Number(pid), 0)
