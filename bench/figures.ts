@@ -1,4 +1,4 @@
-import { find, type Report, type Result, ratioTo } from './report.js'
+import { find, type Ratio, type Report, type Result, ratioTo } from './report.js'
 import { geometricMeanOf, type Spread } from './statistics.js'
 
 /** One measured figure: on which threads or sizes, and its value. */
@@ -58,15 +58,15 @@ export function besideOneDnn(result: Result, weights: 'plain' | 'packed'): Sprea
 /** The ratio of each result of that name. */
 export function layerFigures(
   results: readonly Result[],
-  ratioOf: (result: Result) => Spread | undefined,
+  ratioOf: (result: Result) => Ratio | undefined,
   of = ({ params }: Result): string => onThreads(Number(params.threads)),
 ): Figure[] {
   return results.flatMap((result) => {
-    const value = ratioOf(result)
-    if (!value) return []
+    const ratio = ratioOf(result)
+    if (!ratio) return []
     const { kept, occupancy, samples } = result
     const shares = kept !== undefined && occupancy !== undefined ? { kept, occupancy } : undefined
-    return [{ of: of(result), value, shares, repetitions: samples.length }]
+    return [{ of: of(result), value: ratio.wall, shares, repetitions: ratio.turns ?? samples.length }]
   })
 }
 

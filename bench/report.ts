@@ -11,6 +11,8 @@ export interface Ratio {
   name: string
   params: Params
   measure: Measure
+  /** Repetitions in which both ran; as many as there are samples where nothing is said. */
+  turns?: number
   wall: Spread
   cpu: Spread
 }

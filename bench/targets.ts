@@ -37,7 +37,7 @@ const ofProducts = (which: Products, ratioOf: (result: Result) => Spread | undef
 function againstPeer(suite: string, kind: string, peer: string, params: Params = {}): Measured {
   const [name, other] = ['st-moe', peer].map((implementation) => `${implementation}/${suite}/${kind}`)
   return {
-    figures: (report) => layerFigures(find(report, name, params), (r) => ratioTo(r, other, 'speed')?.wall),
+    figures: (report) => layerFigures(find(report, name, params), (r) => ratioTo(r, other, 'speed')),
     limit: sharesOfPeak((report) =>
       find(report, name, params).map((ours): [Result, Result] => [ours, find(report, other, ours.params)[0]]),
     ),
@@ -54,7 +54,7 @@ function againstBf16(kind: string): Measured {
       const how = compute === 'bf16' ? 'its weights held in bf16' : 'autocast'
       return layerFigures(
         oursIn(report),
-        (result) => ratioTo(result, fastest.name, 'speed', { compute })?.wall,
+        (result) => ratioTo(result, fastest.name, 'speed', { compute }),
         (result) => `${onThreads(Number(result.params.threads))}, ${how}`,
       )
     },
@@ -66,8 +66,7 @@ function againstBf16(kind: string): Measured {
 }
 
 const nativeLayer = (kind: string, other: string, measure: 'time' | 'speed'): Target['figures'] => {
-  return (report) =>
-    layerFigures(find(report, `layer/${kind}`, { compute: 'f32' }), (r) => ratioTo(r, other, measure)?.wall)
+  return (report) => layerFigures(find(report, `layer/${kind}`, { compute: 'f32' }), (r) => ratioTo(r, other, measure))
 }
 
 const both = 'forward+backward'
@@ -155,9 +154,8 @@ export const targets: readonly Target[] = [
     question: 'layer, forward + backward: bf16 against our f32',
     wanted: { atLeast: 1.7 },
     figures: (report) =>
-      layerFigures(
-        find(report, `st-moe/bf16/${both}`, { compute: 'bf16' }),
-        (r) => ratioTo(r, r.name, 'speed', { compute: 'f32' })?.wall,
+      layerFigures(find(report, `st-moe/bf16/${both}`, { compute: 'bf16' }), (r) =>
+        ratioTo(r, r.name, 'speed', { compute: 'f32' }),
       ),
     limit: sharesOfPeak(
       (report) =>

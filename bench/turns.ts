@@ -76,5 +76,5 @@ function ratioOf(own: readonly Clocks[], other: Participant, theirs: readonly Cl
         return measure === 'time' ? 1 / ratio : ratio
       }),
     )
-  return { name: other.name, params: other.params, measure, wall: by('wall'), cpu: by('cpu') }
+  return { name: other.name, params: other.params, measure, turns: count, wall: by('wall'), cpu: by('cpu') }
 }

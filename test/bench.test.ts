@@ -55,13 +55,16 @@ describe('turns', () => {
     const [result] = await inTurns([ours, theirs], 3)
     expect(order).toEqual(['theirs', 'ours', 'ours', 'theirs', 'theirs', 'ours', 'ours', 'theirs'])
     expect(result.samples).toEqual([10, 20, 10])
-    expect(result.ratios[0]).toMatchObject({ name: 'theirs', wall: { median: 3, low: 2.5, high: 3.5 } })
+    expect(result.ratios[0]).toMatchObject({ name: 'theirs', turns: 3, wall: { median: 3, low: 2.5, high: 3.5 } })
   })
 
   test('a case that runs once has no warm-up', async () => {
     const once = participant('once', [5], 1)
-    const [result] = await inTurns([once, participant('often', [1, 2, 3])], 2)
+    const often = { ...participant('often', [9, 1, 3]), against: [{ other: once, measure: 'speed' as const }] }
+    const [result, other] = await inTurns([once, often], 2)
     expect(result.samples).toEqual([5])
+    expect(other.samples).toEqual([1, 3])
+    expect(other.ratios[0]).toMatchObject({ turns: 1, wall: { median: 5 } })
   })
 })
 
