@@ -26,9 +26,28 @@ const both = 'forward+backward'
 const spaced = (kind: string): string => kind.replace('+', ' + ')
 const ms = (result: Result | undefined): string => (result ? `${withSpread(result.wallMs)} ms` : '–')
 
-function machine({ machine: { cpu, cores, memoryGiB, system }, versions, date, command }: Report): string {
+function machine(report: Report): string {
+  const { machine, versions, date, command } = report
+  const { cpu, cores, memoryGiB, system } = machine
   const named = Object.entries(versions).map(([name, version]) => `${name} ${version}`)
-  return `${date.slice(0, 10)}, \`${command}\` on ${cores} cores of ${cpu}, ${memoryGiB} GiB, ${system}; ${named.join(', ')}.`
+  const run = `${date.slice(0, 10)}, \`${command}\` on ${cores} cores of ${cpu}, ${memoryGiB} GiB, ${system}; ${named.join(', ')}.`
+  return [run, ...floors(report)].join('\n\n')
+}
+
+/** What the machine can do. */
+function floors(report: Report): string[] {
+  const rate = (name: string, threads: number, work: 'flops' | 'bytes', unit: string): string => {
+    const [floor] = find(report, name, { threads })
+    return floor ? `${digits((floor[work]! / floor.wallMs.median) * 1e-6)} ${unit}` : '–'
+  }
+  const rows = threadsIn(find(report, 'fma')).map((threads) => [
+    String(threads),
+    rate('fma', threads, 'flops', 'GFLOP/s'),
+    rate('bf16-dot', threads, 'flops', 'GFLOP/s'),
+    rate('dram-read', threads, 'bytes', 'GB/s'),
+  ])
+  if (rows.length === 0) return []
+  return [markdownTable(['threads', 'fused multiply-adds, f32', 'bf16 dot products', 'read of DRAM'], rows)]
 }
 
 /** Times of our case and of the same of others, with how many times as fast ours is. */
