@@ -129,6 +129,12 @@ describe('train', () => {
     ['an empty file', 'empty.txt', '', /empty\.txt is empty/],
     ['one byte', 'byte.txt', 'a', /has 1 characters; a context of 16 needs at least 170/],
     ['a short file', 'short.txt', 'a'.repeat(160), /has 160 characters; a context of 16 needs at least 170/],
+    [
+      'a large file',
+      'large.txt',
+      Buffer.alloc(2 ** 26 + 1, 'a'),
+      /has 67108865 bytes, at most 67108864 can be learned/,
+    ],
     ['zero bytes', 'binary.txt', Buffer.alloc(4096), /is not a text: it holds a zero byte/],
     ['Latin-1', 'latin.txt', Buffer.from([0xe9, 0x20, 0x61]), /is not a text in UTF-8/],
   ])('%s is no text', async (_what, name, content, message) => {

@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest'
 import { emptyHistory, type History, isHistory, recordStep } from '../lib/cli/language-model/history.js'
 import { LanguageModel, trainingBytes } from '../lib/cli/language-model/model.js'
+import { ngramLosses } from '../lib/cli/language-model/ngram.js'
 import { textProgress } from '../lib/cli/language-model/progress.js'
 
 describe('the history of a run', () => {
@@ -56,6 +57,12 @@ test('the memory said to be needed is nearly that of weights, gradients and mome
   expect(estimate).toBeGreaterThan(0.8 * 16 * weights)
 })
 
+test('counts of many different characters end where a number cannot tell them apart', () => {
+  const text = Int32Array.from({ length: 1000 }, (_, i) => (i * 7919) % 20_000)
+  expect(ngramLosses(text, text.subarray(0, 100), 100)).toHaveLength(4)
+  expect(ngramLosses(text, text.subarray(0, 100), 20_000)).toHaveLength(3)
+})
+
 describe('progress', () => {
   function shown(isTTY: boolean): string {
     let text = ''
@@ -85,7 +92,7 @@ describe('progress', () => {
   test('is plain lines elsewhere', () => {
     const text = shown(false)
     for (const sign of ['\x1b', '\r']) expect(text).not.toContain(sign)
-    expect(text).toMatch(/^█{20} 3\/3 {2}loss 2\.700 {2}[\d,]+ char\/s {2}1\.0 % dropped {2}0:00 left$/m)
+    expect(text).toMatch(/^█{20} 3\/3 {2}loss 2\.800 {2}[\d,]+ char\/s {2}1\.0 % dropped {2}0:00 left$/m)
     expect(text).toMatch(/\nstep 3 of 3, report and checkpoint in run\n$/)
   })
 })

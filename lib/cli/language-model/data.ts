@@ -15,7 +15,7 @@ export interface Corpus {
   heldOut: Int32Array
 }
 
-const maxBytes = 2 ** 28
+const maxBytes = 2 ** 26
 
 /** Reads a text file in UTF-8; CR LF counts as LF. `context`: characters in a sequence, of which it must hold some. */
 export function loadCorpus(path: string, context: number, name: string): Corpus {

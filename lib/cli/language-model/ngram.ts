@@ -37,9 +37,17 @@ function keyOf(text: Int32Array, from: number, to: number, V: number): number {
   return key
 }
 
-/** Loss on the held-out text, in nats per character, of counts of 1, 2, … `highest` characters of the training text. */
-export function ngramLosses(training: Int32Array, heldOut: Int32Array, V: number, highest = 4): number[] {
-  const levels = Array.from({ length: highest }, (_, i) => countLevel(training, i + 1, V))
+/** Characters that are counted at most: a Map holds no more than 2^24 entries. */
+const maxCounted = 2 ** 22
+
+/**
+ * Loss on the held-out text, in nats per character, of counts of 1, 2, … up to 4 characters of the training text: of as
+ * many as a number can tell apart, at the beginning of a long text.
+ */
+export function ngramLosses(training: Int32Array, heldOut: Int32Array, V: number): number[] {
+  const highest = ngramNames.findLastIndex((_, i) => V ** (i + 1) <= Number.MAX_SAFE_INTEGER) + 1
+  const counted = training.subarray(0, maxCounted)
+  const levels = Array.from({ length: highest }, (_, i) => countLevel(counted, i + 1, V))
   const total = new Float64Array(highest)
   for (let i = highest - 1; i < heldOut.length; i++) {
     let p = 1 / V

@@ -15,7 +15,7 @@ export const runFlags = {
   heads: number({ help: 'attention heads', default: 4, min: 1 }),
   experts: number({ help: 'experts in a layer', default: 8, min: 1, max: 4096 }),
   'top-n': number({ help: 'experts that a character visits at most', default: 2, min: 1 }),
-  context: number({ help: 'characters in a sequence', default: 128, min: 2 }),
+  context: number({ help: 'characters in a sequence', default: 128, min: 4 }),
   batch: number({ help: 'sequences in a step', default: 16, min: 1 }),
   lr: number({ help: 'highest learning rate', default: 4e-3, min: 0, real: true }),
   'evaluate-every': number({ help: 'steps between looks at the held-out text', default: 200, min: 1 }),

@@ -1,4 +1,5 @@
 import { jsonLine } from '../output.js'
+import { mean } from './history.js'
 
 /** What happens in a run. */
 export type RunEvent =
@@ -30,6 +31,7 @@ export function textProgress(out: Pick<NodeJS.WriteStream, 'isTTY' | 'columns' |
     out.write(out.isTTY ? `\r\x1b[2K${text}\n` : `${text}\n`)
     pace.pause()
   }
+  const recent = { loss: [] as number[], dropped: [] as number[] }
   let charactersPerStep = 0
   return (event) => {
     switch (event.event) {
@@ -41,8 +43,10 @@ export function textProgress(out: Pick<NodeJS.WriteStream, 'isTTY' | 'columns' |
       case 'evaluation':
         return say(`step ${event.step}  held-out loss ${event.loss.toFixed(3)}`)
       case 'step': {
+        for (const name of ['loss', 'dropped'] as const) recent[name] = [...recent[name].slice(-19), event[name]]
         if (!pace.next(event.step === event.steps)) return
-        const line = progressLine(event, charactersPerStep, pace.seconds)
+        const smooth = { ...event, loss: mean(recent.loss), dropped: mean(recent.dropped) }
+        const line = progressLine(smooth, charactersPerStep, pace.seconds)
         out.write(out.isTTY ? `\r\x1b[2K${[...line].slice(0, out.columns - 1).join('')}` : `${line}\n`)
         return
       }

@@ -52,7 +52,7 @@ function lossChart({ history, ngrams, steps }: RunSummary): string {
       max: Math.ceil((unigram + 0.15) * 5) / 5,
       format: (value) => value.toFixed(2),
     },
-    levels: ngramNames.map((name, i) => ({ name, value: ngrams[i] })),
+    levels: ngrams.map((value, i) => ({ name: ngramNames[i], value })),
     lines: [
       { name: 'training', look: 'training', points: binned(history.loss, 250, history.stride) },
       { name: `held out ${last ? last.loss.toFixed(2) : ''}`, look: 'heldOut', points: evaluations },
@@ -115,8 +115,8 @@ ${shown(history.evaluations)
 `
 }
 
-const lossCaption = `Lower is better. The dashed lines are counts of one to four characters of the same training text,
-smoothed by Witten and Bell's interpolation, on the same held-out text: the last tenth, which the model never learns from.
+const lossCaption = `Lower is better. The dashed lines are counts of one to four characters of the same training text (of a
+long one its first four million), smoothed by Witten and Bell's interpolation, on the same held-out text: the last tenth, which the model never learns from.
 The points before the last are measured on a quarter of it.`
 const loadCaption = `Every layer has its own experts, and a router that sends each character to one or two of them. The colour
 compares an expert's share of the first choices with an even split. On the right: its share at the end, and the characters that the router
@@ -138,7 +138,11 @@ function cards({ history, ngrams, charactersPerStep, parameters }: RunSummary): 
   const seconds = Math.round(history.seconds)
   const recent = history.dropped.slice(-100)
   const entries = [
-    ['held-out loss', loss === undefined ? '–' : loss.toFixed(3), `nats per character; four-gram ${best.toFixed(3)}`],
+    [
+      'held-out loss',
+      loss === undefined ? '–' : loss.toFixed(3),
+      `nats per character; ${ngramNames[ngrams.length - 1]} ${best.toFixed(3)}`,
+    ],
     ['training time', `${Math.floor(seconds / 60)} min ${seconds % 60} s`, `${steps.toLocaleString('en')} steps`],
     [
       'speed',

@@ -19,7 +19,7 @@ import { restore } from './checkpoint.js'
 import { type Corpus, loadCorpus, promptOf } from './data.js'
 import { evaluating, heldOutLoss } from './evaluate.js'
 import { checkpointIn, RunFolder } from './folder.js'
-import { emptyHistory, type History, isHistory, mean, recordStep } from './history.js'
+import { emptyHistory, type History, isHistory, recordStep } from './history.js'
 import { LanguageModel, trainingBytes } from './model.js'
 import { ngramLosses, ngramNames } from './ngram.js'
 import { modelOptions, type RunOptions, runFlags } from './options.js'
@@ -108,9 +108,10 @@ export class Run {
     const { steps, minutes, 'evaluate-every': every } = this.#options
     const deadline = minutes > 0 ? performance.now() + minutes * 60_000 : Number.POSITIVE_INFINITY
     for (;;) {
-      const due = this.#step % every === 0 || this.#step >= steps
-      if (due && this.#history.evaluations.at(-1)?.step !== this.#step) await this.#look(stopped)
-      if (this.#step >= steps || stopped() || performance.now() > deadline) break
+      const done = this.#step >= steps
+      const due = (done || this.#step % every === 0) && this.#history.evaluations.at(-1)?.step !== this.#step
+      if (due) await this.#look(stopped)
+      if (done || stopped() || performance.now() > deadline) break
       if (due) await this.#save()
       this.#advance()
       await setImmediate() // lets signals in
@@ -129,12 +130,11 @@ export class Run {
     const before = performance.now()
     const rate = learningRate(this.#step, steps, lr)
     const result = this.#finite(() => trainStep(this.#model, this.#optimizer, this.#batches.at(this.#step), rate))
+    const entry = entryOf(result)
     this.#step++
-    recordStep(this.#history, entryOf(result))
+    recordStep(this.#history, entry)
     this.#history.seconds += (performance.now() - before) / 1000
-    const recent = (values: number[]): number => mean(values.slice(-20))
-    const { loss, dropped } = this.#history
-    this.#report({ event: 'step', step: this.#step, steps, loss: recent(loss), dropped: recent(dropped) })
+    this.#report({ event: 'step', step: this.#step, steps, loss: entry.loss, dropped: entry.dropped })
   }
 
   #finite<T>(step: () => T): T {
