@@ -59,6 +59,8 @@ export interface Report {
   command: string
   quick: boolean
   machine: Machine
+  /** Average number of busy processes in the minute before. */
+  load: number
   versions: Record<string, string>
   results: Result[]
   memory: MemoryResult[]

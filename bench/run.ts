@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process'
 import { mkdirSync, writeFileSync } from 'node:fs'
-import { cpus, release, totalmem, type } from 'node:os'
+import { cpus, loadavg, release, totalmem, type } from 'node:os'
 import { dirname } from 'node:path'
 import { parseArgs } from 'node:util'
 import { devices, getNumThreads } from '../lib/index.js'
@@ -96,10 +96,15 @@ async function main(): Promise<void> {
     command: ['npm run bench --', ...process.argv.slice(2)].join(' ').replace(/ --$/, ''),
     quick: bench.quick,
     machine: machine(),
+    load: loadavg()[0],
     versions: { node: process.versions.node, variant: devices()[0].variant!, ...commit() },
     results: [],
     memory: [],
   }
+  if (report.load > 0.5)
+    console.error(
+      `Other processes are busy (load ${report.load.toFixed(1)}): the figures, PyTorch's most of all, will suffer.`,
+    )
   mkdirSync(dirname(json), { recursive: true })
   for (const name of names) {
     const start = performance.now()

@@ -27,10 +27,10 @@ const spaced = (kind: string): string => kind.replace('+', ' + ')
 const ms = (result: Result | undefined): string => (result ? `${withSpread(result.wallMs)} ms` : '–')
 
 function machine(report: Report): string {
-  const { machine, versions, date, command } = report
+  const { machine, load, versions, date, command } = report
   const { cpu, cores, memoryGiB, system } = machine
   const named = Object.entries(versions).map(([name, version]) => `${name} ${version}`)
-  const run = `${date.slice(0, 10)}, \`${command}\` on ${cores} cores of ${cpu}, ${memoryGiB} GiB, ${system}; ${named.join(', ')}.`
+  const run = `${date.slice(0, 10)}, \`${command}\` on ${cores} cores of ${cpu}, ${memoryGiB} GiB, ${system}, load before ${load.toFixed(1)}; ${named.join(', ')}.`
   return [run, ...floors(report)].join('\n\n')
 }
 

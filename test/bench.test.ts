@@ -87,6 +87,7 @@ const reportOf = (results: Result[]): Report => ({
   command: 'npm run bench',
   quick: false,
   machine: { cpu: 'a processor', cores: 2, memoryGiB: 8, system: 'Linux' },
+  load: 0,
   versions: {},
   results,
   memory: [],
