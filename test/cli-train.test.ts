@@ -109,7 +109,8 @@ describe('train', () => {
 
   test('one expert, one choice; a text of one character', async () => {
     writeFileSync(at('same.txt'), 'a'.repeat(500))
-    await succeeded(['train', 'same.txt', '--steps', '2', ...tiny, '--experts', '1', '--top-n', '1'])
+    await succeeded(['train', 'same.txt', '--steps', '2', ...tiny, '--width', '8', '--experts', '1', '--top-n', '1'])
+    expect(JSON.parse(readFileSync(at('runs/same/run.json'), 'utf8')).options).toMatchObject({ dim: 8, experts: 1 })
   })
 
   test('a run is not lost by starting another one there', async () => {

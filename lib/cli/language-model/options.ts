@@ -11,7 +11,7 @@ export const runFlags = {
   threads: threadsFlag,
   'compute-dtype': computeDtypeFlag,
   layers: number({ help: 'transformer layers', default: 3, min: 1, max: 1024 }),
-  dim: number({ help: 'model width, a multiple of --heads', default: 128, min: 1, alias: 'width' }),
+  dim: number({ help: 'model width (also --width), a multiple of --heads', default: 128, min: 1, alias: 'width' }),
   heads: number({ help: 'attention heads', default: 4, min: 1 }),
   experts: number({ help: 'experts in a layer', default: 8, min: 1, max: 4096 }),
   'top-n': number({ help: 'experts that a character visits at most', default: 2, min: 1 }),
