@@ -1,5 +1,6 @@
 import { MoeError } from './errors.js'
 import { type Handle, native } from './native.js'
+import { currentRecorder, type Recorder } from './recorder.js'
 import { isGradEnabled } from './scope.js'
 import {
   accumulateGrad,
@@ -59,6 +60,8 @@ export class Node {
   readonly edges: readonly Edge[]
   readonly hooks: GradHook[][]
   readonly outputs: readonly TensorMeta[]
+  /** The captured step that this op is part of. */
+  readonly recorder: Recorder | null = currentRecorder()
   #holders = 0
   #saved: { handle: Handle; version: number }[] | null
   readonly #backward: Backward
@@ -237,6 +240,15 @@ export function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean
   const rootEdge = edgeTo(root)
   pending.add(rootEdge, gradient)
   const nodes = rootEdge && 'node' in rootEdge ? reachable(rootEdge.node) : []
+  const stray = nodes.find(({ recorder }) => recorder !== currentRecorder())
+  if (stray) {
+    pending.release()
+    throw new MoeError(
+      'UNSUPPORTED',
+      'backward',
+      `${stray.op} has run ${stray.recorder ? 'inside' : 'outside'} of a captured step and its backward would not; forward and backward belong together`,
+    )
+  }
   nodes[0]?.hold() // a hook may dispose the root
   endings.push([])
   try {

@@ -11,6 +11,7 @@
  */
 
 export type { GradHook, HookHandle } from './autograd.js'
+export { type CapturedStep, captureStep } from './capture.js'
 export {
   arange,
   full,

@@ -170,6 +170,12 @@ export interface Native {
   groupedGemm(x: Handle, w: Handle, groupSizes: Handle, compute: number): Handle
   groupedGemmBackward(dy: Handle, x: Handle, w: Handle, groupSizes: Handle, compute: number): Handle[]
 
+  captureBegin(device: number): void
+  captureAside(on: boolean): void
+  captureEnd(keep: boolean): number | undefined
+  replay(step: number, numbers: Float64Array): void
+  releaseCapture(step: number): void
+
   adamw(
     p: Handle,
     g: Handle,

@@ -1,5 +1,6 @@
 import { checkInteger, fail } from './check.js'
 import { show } from './errors.js'
+import { currentRecorder, refuseInCapture, type StepNumbers, stepKinds } from './recorder.js'
 
 const maxSeed = Number.MAX_SAFE_INTEGER
 
@@ -60,7 +61,9 @@ export class Generator {
     if (typeof state !== 'object' || state === null)
       fail('OPTION', op, `state must be { seed, step }, got ${show(state)}`)
     const seed = checkInteger(op, 'seed', state.seed, 0, maxSeed)
-    this.#step = checkInteger(op, 'step', state.step, 0, maxSeed)
+    const step = checkInteger(op, 'step', state.step, 0, maxSeed)
+    refuseInCapture(op, 'it sets a generator once')
+    this.#step = step
     this.#seed = seed
   }
 
@@ -69,8 +72,33 @@ export class Generator {
     return typeof value === 'object' && value !== null && #seed in value
   }
 
-  /** Takes one step, and gives the state from before it. */
+  /**
+   * Takes one step, and gives the state from before it. In a captured step each replay takes it, and the place of the
+   * draw stands for the step.
+   */
   next(): GeneratorState {
+    const place = currentRecorder()?.add(
+      () => this.#draw(),
+      () => this.#save(),
+    )
+    return place === undefined ? this.#take() : { seed: this.#seed, step: place }
+  }
+
+  #draw(): StepNumbers {
+    const { seed, step } = this.#take()
+    return [stepKinds.draw, seed, step]
+  }
+
+  #save(): () => void {
+    const seed = this.#seed
+    const step = this.#step
+    return () => {
+      this.#seed = seed
+      this.#step = step
+    }
+  }
+
+  #take(): GeneratorState {
     const step = this.#step
     this.#step = step < maxSeed ? step + 1 : 0
     return { seed: this.#seed, step }

@@ -141,7 +141,7 @@ function* contents(value: object): Iterable<unknown> {
 }
 
 /** Every tensor that can be reached from a value through arrays, maps, sets and own data properties. */
-function tensorsIn(value: unknown): Set<Tensor> {
+export function tensorsIn(value: unknown): Set<Tensor> {
   const found = new Set<Tensor>()
   const seen = new Set<unknown>()
   const queue: unknown[] = [value]

@@ -1,17 +1,20 @@
 import { type GradHook, type HookHandle, type Node, runBackward } from './autograd.js'
 import { checkBoolean, checkFunction, checkOptions, fail, sameShape, showShape, sizeOf } from './check.js'
+import type { NestedArray } from './create.js'
 import { type Device, deviceIndex } from './device.js'
-import { allocateArray, type DType, dtypeCode, isFloat } from './dtype.js'
+import { allocateArray, type DType, dtypeCode, isFloat, type TypedArray } from './dtype.js'
 import { MoeError, show } from './errors.js'
 import { type Handle, native } from './native.js'
 import { add, div, mul, sub } from './ops/binary.js'
 import { clone, to } from './ops/cast.js'
+import { copyInto } from './ops/copy.js'
 import { matmul } from './ops/matmul.js'
 import { mean, sum } from './ops/reduce.js'
 import { reshape } from './ops/reshape.js'
 import { softmax } from './ops/softmax.js'
 import { slice, transpose } from './ops/strided.js'
 import { abs, exp, gelu, log, neg, relu, sigmoid, silu, sqrt, square, tanh } from './ops/unary.js'
+import { currentRecorder, refuseInCapture } from './recorder.js'
 import { currentScope, type Scope } from './scope.js'
 
 /** What a finalizer needs, apart from the Tensor itself. */
@@ -60,6 +63,8 @@ export let gradOwnerOf: (tensor: Tensor) => Tensor | null
 export let isKept: (tensor: Tensor) => boolean
 /** Puts the memory of a leaf and its gradient on another device, in place. */
 export let moveToDevice: (tensor: Tensor, device: Device, number: number) => void
+/** Sets the gradient of a leaf and disposes nothing. */
+export let putGrad: (leaf: Tensor, grad: Tensor | null) => void
 /** null: the tensor lives until disposed. */
 export let moveToScope: (tensor: Tensor, scope: Scope | null) => void
 /** Adds to `leaf.grad`; takes the gradient over. */
@@ -172,8 +177,10 @@ export class Tensor {
   /** Frees the gradient from before. Errors: SHAPE, DTYPE, DEVICE where they are not those of this tensor. */
   set grad(value: Tensor | null) {
     if (value !== null) checkTensor('Tensor.grad', 'value', value, this)
+    const recorder = currentRecorder()
+    recorder?.noteGrad(this, this.#grad, true)
     if (value === this.#grad) return
-    this.#grad?.dispose()
+    if (!recorder?.mayReturn(this, this.#grad)) this.#grad?.dispose()
     this.#grad = value
     if (value) value.#gradOwner = this
   }
@@ -250,6 +257,7 @@ export class Tensor {
    */
   dataSync(): Float32Array | Float64Array | Int32Array | Uint16Array {
     checkTensor('Tensor.dataSync', 'this', this)
+    refuseInCapture('Tensor.dataSync', 'it waits for the device')
     const data = allocateArray('Tensor.dataSync', this.dtype, this.size)
     native.toData(this.#held.handle, data)
     return data
@@ -263,6 +271,7 @@ export class Tensor {
   /** The value of a tensor with one element, bf16 and f16 included; else SHAPE. */
   item(): number {
     checkTensor('Tensor.item', 'this', this)
+    refuseInCapture('Tensor.item', 'it waits for the device')
     if (this.size !== 1) fail('SHAPE', 'Tensor.item', `needs one element, this has shape ${showShape(this.shape)}`)
     if (isFloat(this.dtype) || this.dtype === 'i32') return this.dataSync()[0]
     const wide = native.convert(this.#held.handle, dtypeCode('f32'))
@@ -270,6 +279,21 @@ export class Tensor {
     native.toData(wide, data)
     native.release(wide)
     return data[0]
+  }
+
+  /**
+   * Writes values over those of this tensor, in place: of a tensor of the same shape, from any device and converted
+   * from any dtype, or of what `tensor()` takes. Nothing is recorded for a backward, and one that needs the old values
+   * says so. Errors: SHAPE, DTYPE; UNSUPPORTED for a tensor with a history.
+   *
+   * @example
+   * ```ts
+   * console.log(zeros([3]).copyFrom([1, 2, 3]).dataSync()) // → Float32Array(3) [ 1, 2, 3 ]
+   * ```
+   */
+  copyFrom(source: Tensor | TypedArray | number | NestedArray): this {
+    copyInto(this, source)
+    return this
   }
 
   /** Shape, dtype and device; no values. */
@@ -399,6 +423,9 @@ export class Tensor {
       tensor.#meta = { ...tensor.#meta, device }
       if (tensor.#grad && !tensor.#grad.disposed) moveToDevice(tensor.#grad, device, number)
     }
+    putGrad = (leaf, grad) => {
+      leaf.#grad = grad
+    }
     gradOwnerOf = (tensor) => tensor.#gradOwner
     isKept = (tensor) => tensor.#kept
     moveToScope = (tensor, scope) => {
@@ -408,6 +435,7 @@ export class Tensor {
       scope?.tensors.add(tensor)
     }
     accumulateGrad = (leaf, grad) => {
+      currentRecorder()?.noteGrad(leaf, leaf.#grad, false)
       const held = leaf.#grad
       if (held && !held.disposed) {
         native.addInPlace(held.#held.handle, grad)

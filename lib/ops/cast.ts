@@ -4,6 +4,7 @@ import { checkDevice, type Device, deviceIndex } from '../device.js'
 import { checkDType, type DType, dtypeCode, isFloat } from '../dtype.js'
 import { show } from '../errors.js'
 import { native } from '../native.js'
+import { refuseInCapture } from '../recorder.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
 /**
@@ -34,6 +35,7 @@ function cast(x: Tensor, dtype: DType): Tensor {
 }
 
 function move(x: Tensor, device: Device): Tensor {
+  refuseInCapture('to', 'it copies through the host')
   const back = deviceIndex('to', x.device)
   const y = wrap(native.toDevice(handleOf(x), deviceIndex('to', device)), { shape: x.shape, dtype: x.dtype, device })
   if (isFloat(x.dtype))

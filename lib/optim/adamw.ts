@@ -1,6 +1,7 @@
 import { checkNumber, checkOptions, copyArray, fail } from '../check.js'
 import { native } from '../native.js'
 import type { Parameter } from '../nn/parameter.js'
+import { type StepNumbers, stepKinds } from '../recorder.js'
 import { handleOf, type Tensor } from '../tensor.js'
 import { Optimizer, type ParameterState } from './optimizer.js'
 
@@ -66,6 +67,12 @@ export class AdamW extends Optimizer {
     for (const [i, beta] of this.betas.entries()) {
       if (checkNumber(op, `betas[${i}]`, beta, 0) >= 1) fail('OPTION', op, `betas[${i}] must be below 1, got ${beta}`)
     }
+  }
+
+  /** @internal */
+  protected override stepNumbers(step: number): StepNumbers {
+    this.#check('AdamW.step')
+    return [stepKinds.adamw, 0, step, this.lr, ...this.betas, this.eps, this.weightDecay]
   }
 
   protected update(parameter: Parameter, grad: Tensor, { step, tensors }: ParameterState): void {

@@ -2,6 +2,7 @@ import { checkNumber, fail } from '../check.js'
 import { MoeError, show } from '../errors.js'
 import { type Handle, native } from '../native.js'
 import { Parameter } from '../nn/parameter.js'
+import { refuseInCapture } from '../recorder.js'
 import { handleOf } from '../tensor.js'
 
 /** Options of {@link clipGradNorm}. */
@@ -29,6 +30,7 @@ export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, optio
     fail('OPTION', op, `params must be parameters, such as model.parameters(), got ${show(params)}`)
   }
   checkNumber(op, 'maxNorm', maxNorm, 0)
+  refuseInCapture(op, 'it waits for the norm')
   if (typeof options !== 'object' || options === null)
     fail('OPTION', op, `options must be an object, got ${show(options)}`)
   const grads: Handle[] = []

@@ -2,8 +2,10 @@ import { fail } from '../check.js'
 import { tensor, zeros } from '../create.js'
 import type { Device } from '../device.js'
 import { show } from '../errors.js'
+import { native } from '../native.js'
 import type { StateDict } from '../nn/module.js'
 import { Parameter } from '../nn/parameter.js'
+import { currentRecorder, type StepNumbers } from '../recorder.js'
 import { noGrad, withoutScope } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 
@@ -12,6 +14,17 @@ const stepMeta = { shape: [], dtype: 'f64' } as const
 /** A copy on a device, without history. */
 const copyTo = (value: Tensor, device: Device): Tensor =>
   noGrad(() => (value.device === device ? value.clone() : value.to(device)))
+
+/** Runs `fn` now, also while a step is captured: what it makes is no part of the step. */
+function aside<T>(fn: () => T): T {
+  if (!currentRecorder()) return fn()
+  native.captureAside(true)
+  try {
+    return fn()
+  } finally {
+    native.captureAside(false)
+  }
+}
 
 /** What one parameter's updates leave behind: a step count and tensors of the parameter's shape. */
 export interface ParameterState {
@@ -60,9 +73,29 @@ export abstract class Optimizer {
     for (const parameter of this.parameters) {
       if (!parameter.grad) continue
       const state = this.stateOf(parameter)
-      state.step++
-      this.update(parameter, parameter.grad, state)
+      const step = this.#count(state)
+      this.update(parameter, parameter.grad, { step, tensors: state.tensors })
     }
+  }
+
+  /** Counts an update. In a captured step every replay counts, and the place of the update stands for the count. */
+  #count(state: ParameterState): number {
+    const recorder = currentRecorder()
+    if (!recorder) return ++state.step
+    return recorder.add(
+      () => this.stepNumbers(++state.step),
+      () => {
+        const { step } = state
+        return () => {
+          state.step = step
+        }
+      },
+    )
+  }
+
+  /** @internal What a replay of a captured step tells the device about update number `step` of a parameter. */
+  protected stepNumbers(_step: number): StepNumbers {
+    return fail('UNSUPPORTED', `${this.constructor.name}.step`, 'this optimizer cannot be part of a captured step')
   }
 
   /** Changes one parameter and its state in place. */
@@ -72,10 +105,8 @@ export abstract class Optimizer {
     let state = this.#states.get(parameter)
     if (!state) {
       const { shape, dtype, device } = parameter
-      const tensors = withoutScope(() =>
-        Object.fromEntries(this.stateNames.map((name) => [name, zeros(shape, { dtype, device })])),
-      )
-      state = { step: 0, tensors }
+      const make = (name: string) => [name, zeros(shape, { dtype, device })] as const
+      state = { step: 0, tensors: aside(() => withoutScope(() => Object.fromEntries(this.stateNames.map(make)))) }
       this.#states.set(parameter, state)
     }
     return state

@@ -1,6 +1,7 @@
 import { checkNumber, checkOptions } from '../check.js'
 import { native } from '../native.js'
 import type { Parameter } from '../nn/parameter.js'
+import { type StepNumbers, stepKinds } from '../recorder.js'
 import { handleOf, type Tensor } from '../tensor.js'
 import { Optimizer, type ParameterState } from './optimizer.js'
 
@@ -47,9 +48,19 @@ export class SGD extends Optimizer {
   }
 
   override step(): void {
+    this.#check()
+    super.step()
+  }
+
+  #check(): void {
     checkNumber('SGD.step', 'lr', this.lr, 0)
     checkNumber('SGD.step', 'weightDecay', this.weightDecay, 0)
-    super.step()
+  }
+
+  /** @internal */
+  protected override stepNumbers(step: number): StepNumbers {
+    this.#check()
+    return [stepKinds.sgd, 0, step, this.lr, this.momentum, 0, 0, this.weightDecay]
   }
 
   protected update(parameter: Parameter, grad: Tensor, { step, tensors }: ParameterState): void {

@@ -36,6 +36,7 @@ Tensor& Call::tensor(const char* name) {
     fail(ErrorCode::device, "%s is on %s, the other tensors are on %s", name, tensor.device->backend->name,
          device_->backend->name);
   device_ = tensor.device;
+  if (device_->capture) device_->capture->hold(tensor.storage);
   return tensor;
 }
 

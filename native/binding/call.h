@@ -51,6 +51,7 @@ class Call {
 
   template <class Args>
   void run(Device& device, Op<Args> OpTable::* member, const Args& args) {
+    environment.expect_capturable(device);
     if (!(device.backend->ops.*member)) fail(ErrorCode::unsupported, "not available on %s", device.backend->name);
     check((device.backend->ops.*member)(device.context, args));
   }
@@ -80,6 +81,6 @@ struct Entry {
   Method method;
 };
 
-extern const std::vector<Entry> kTensorEntries, kNnEntries, kMoeEntries, kOptimEntries;
+extern const std::vector<Entry> kTensorEntries, kNnEntries, kMoeEntries, kOptimEntries, kCaptureEntries;
 
 }  // namespace st_moe

@@ -47,6 +47,11 @@ int64_t Environment::open_device(const std::string& plugin_path, int32_t index) 
   return static_cast<int64_t>(devices_.size()) - 1;
 }
 
+void Environment::expect_capturable(const Device& device) const {
+  if (!recording || &recording->device() == &device) return;
+  fail(ErrorCode::unsupported, "a step that is captured must not compute on %s", device.backend->name);
+}
+
 void Environment::set_threads(int32_t threads) {
   for (auto& device : devices_) device->context.threads = threads;
 }

@@ -1,11 +1,12 @@
 #pragma once
 #include <napi.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "core/tensor.h"
+#include "core/capture.h"
 
 namespace st_moe {
 
@@ -20,6 +21,9 @@ class Environment {
   void set_threads(int32_t threads);
   int32_t threads() const { return devices_[0]->context.threads; }
 
+  // Throws Error(unsupported) where a step is being captured on another device: this op would not be part of it.
+  void expect_capturable(const Device& device) const;
+
   // Makes the MoeError that JavaScript sees; before the loader has set the factory, a plain Error.
   Napi::Error make_error(Napi::Env env, const char* op, const Error& error);
   Napi::FunctionReference error_factory;
@@ -28,6 +32,8 @@ class Environment {
   std::vector<std::unique_ptr<Device>> devices_;  // declared before the tensors, which release into them
 
  public:
+  std::shared_ptr<Capture> recording;                    // the step that is being captured
+  std::map<int64_t, std::shared_ptr<Capture>> captured;  // under the numbers that JavaScript knows
   TensorTable tensors;
 };
 

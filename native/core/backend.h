@@ -18,7 +18,7 @@
 // Ops never read what they are to write, and never write their inputs.
 namespace st_moe {
 
-constexpr uint32_t kBackendAbi = 2;
+constexpr uint32_t kBackendAbi = 3;
 constexpr int kMaxRank = 8;
 
 struct Status {
@@ -455,6 +455,27 @@ struct OpTable {
   Op<SgdArgs> sgd;
 };
 
+// ---- captured steps ---------------------------------------------------------------------------------------------
+
+// What changes from one replay of a captured step to the next: the numbers of one draw, or of one parameter's update.
+// While a step is captured, `step` of such an op is the place, from 1, of its StepArgs in the list that replay gets.
+struct StepArgs {
+  enum Kind : int32_t { draw, adamw, sgd } kind;
+  uint64_t seed, step;
+  double lr, beta1, beta2, eps, weight_decay;  // sgd: beta1 is the momentum
+};
+
+// From begin to end, ops are recorded and do not run, memory comes from what the step will own, and copies to and from
+// the host are an Error. One step at a time on a stream.
+struct CaptureTable {
+  Status (*begin)(const Context&);
+  void (*aside)(const Context&, bool on);  // between on and off ops run at once and are not recorded
+  // *step owns the memory that was allocated, *bytes of it, also where the capture is given up (keep = 0) or fails.
+  Status (*end)(const Context&, int32_t keep, void** step, size_t* bytes);
+  Status (*replay)(const Context&, void* step, const StepArgs* args, int64_t count);
+  void (*release)(const Context&, void* step);
+};
+
 struct Backend {
   uint32_t abi;            // kBackendAbi
   const char* name;        // "cpu", "cuda"
@@ -466,6 +487,7 @@ struct Backend {
   Status (*copy_in)(const Context&, void* to, const void* host, size_t bytes);
   Status (*copy_out)(const Context&, void* host, const void* from, size_t bytes);
   OpTable ops;
+  const CaptureTable* capture = nullptr;  // null: steps cannot be captured
 
   int64_t saved_columns(int64_t H) const { return (2 * H + saved_multiple - 1) / saved_multiple * saved_multiple; }
 };

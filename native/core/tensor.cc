@@ -2,18 +2,24 @@
 
 #include <utility>
 
+#include "core/capture.h"
+
 namespace st_moe {
 
 Storage::Storage(Device& device, size_t bytes)
-    : device_(device), bytes_(bytes), data_(device.backend->allocate(device.context, bytes)) {
+    : device_(device),
+      bytes_(bytes),
+      home_(device.capture ? device.capture->shared_from_this() : nullptr),
+      data_(device.backend->allocate(device.context, bytes)) {
   if (!data_)
     fail(ErrorCode::out_of_memory, "not enough memory on %s for %zu bytes (%lld bytes are live)", device.backend->name,
          bytes, static_cast<long long>(device.stats.bytes));
-  device.stats.add(bytes);
+  if (!home_) device.stats.add(bytes);  // a captured step counts its memory as a whole
 }
 
 Storage::~Storage() {
-  device_.stats.remove(bytes_);
+  if (home_ && device_.capture != home_.get()) return;  // the captured step goes on to use it
+  if (!home_) device_.stats.remove(bytes_);
   device_.backend->release(device_.context, data_, bytes_);
 }
 
@@ -27,11 +33,12 @@ void Storage::remember(const void* host, DType dtype) {
 void Storage::change() {
   ++version_;
   remembered_.clear();
+  if (device_.capture) device_.capture->changes(*this);
   if (packed_) packed_->clear();
 }
 
 void Storage::keep_packed() {
-  if (!packed_) packed_ = std::make_unique<PackedStore>(device_);
+  if (!packed_ && !home_) packed_ = std::make_unique<PackedStore>(device_);
 }
 
 int64_t shape_size(const Shape& shape) {
@@ -80,6 +87,7 @@ TensorTable::Handle TensorTable::insert(Tensor tensor) {
   Slot& slot = slots_[index];
   ++tensor.device->stats.tensors;
   slot.tensor = std::move(tensor);
+  ++slot.tensor.storage->handles;
   slot.references = 1;
   return slot.generation << kSlotBits | index;
 }
@@ -109,6 +117,7 @@ void TensorTable::release(Handle handle) {
   Slot* slot = find(handle);
   if (!slot || --slot->references > 0) return;
   --slot->tensor.device->stats.tensors;
+  --slot->tensor.storage->handles;
   slot->tensor = Tensor{};
   slot->generation = slot->generation < kMaxGeneration ? slot->generation + 1 : 1;
   free_.push_back(slot->index);

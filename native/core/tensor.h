@@ -23,6 +23,8 @@ struct MemoryStats {
   void remove(size_t n) { bytes -= static_cast<int64_t>(n); }
 };
 
+class Capture;
+
 // A backend with the stream and counters of one environment.
 struct Device {
   Device(const Backend* backend, const Context& context, const Plugin* plugin = nullptr)
@@ -36,7 +38,8 @@ struct Device {
   const Backend* backend;
   Context context;
   MemoryStats stats;
-  const Plugin* plugin;  // null: compiled in
+  const Plugin* plugin;        // null: compiled in
+  Capture* capture = nullptr;  // the step that is being captured
 };
 
 // Memory of one or more tensors (a reshape shares it).
@@ -51,13 +54,17 @@ class Storage {
   // What the host put here, if it is worth knowing without a wait for the device: short lists of i32, such as the sizes
   // of groups.
   void remember(const void* host, DType dtype);
-  const int32_t* remembered() const { return remembered_.empty() ? nullptr : remembered_.data(); }
+  // Null where it is not known, or may be another at the next replay of a captured step.
+  const int32_t* remembered() const { return remembered_.empty() || device_.capture ? nullptr : remembered_.data(); }
 
   uint32_t version() const { return version_; }
   void change();  // before every in-place change: raises the version, drops what is derived from the values
 
-  void keep_packed();                                     // from now on: this is a parameter
-  PackedCopies* packed() const { return packed_.get(); }  // null unless kept
+  void keep_packed();                                    // from now on: this is a parameter
+  PackedStore* packed() const { return packed_.get(); }  // null unless kept
+
+  const Capture* home() const { return home_.get(); }  // the captured step whose memory this is; or null
+  int64_t handles = 0;                                 // live handles of tensors on it
 
  private:
   Device& device_;
@@ -65,6 +72,7 @@ class Storage {
   std::unique_ptr<PackedStore> packed_;
   std::vector<int32_t> remembered_;  // until a change
   size_t bytes_;
+  std::shared_ptr<Capture> home_;
   void* data_;
 };
 

@@ -29,6 +29,10 @@ static cublasHandle_t handle_of(Stream& stream) {
   return static_cast<cublasHandle_t>(stream.blas);
 }
 
+void prepare_blas(Stream& stream) {
+  handle_of(stream);
+}
+
 void destroy_blas(void* handle) noexcept {
   if (handle) blas_library().destroy(static_cast<cublasHandle_t>(handle));
 }

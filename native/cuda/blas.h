@@ -35,7 +35,8 @@ struct Matrix {
 // Rows and columns of bf16 and f16 operands, and the columns of A that expert_ffn saves, are multiples of this.
 constexpr int64_t kOperandMultiple = 64;
 
-// Frees Stream::blas.
+// Makes Stream::blas, and frees it.
+void prepare_blas(Stream& stream);
 void destroy_blas(void* handle) noexcept;
 
 // Products of different sizes, which the host knows: one cublasGemmGroupedBatchedEx where cuBLAS has it for these types

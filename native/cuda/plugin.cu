@@ -90,6 +90,25 @@ Status copy_out(const Context& ctx, void* host, const void* from, size_t bytes) 
   return guarded([&] { stream_of(ctx).copy_out(host, from, bytes); });
 }
 
+Status begin_capture(const Context& ctx) {
+  return guarded([&] { stream_of(ctx).begin_capture(); });
+}
+void aside(const Context& ctx, bool on) {
+  stream_of(ctx).set_aside(on);
+}
+Status end_capture(const Context& ctx, int32_t keep, void** step, size_t* bytes) {
+  Status status{ErrorCode::none, {}};
+  *step = stream_of(ctx).end_capture(keep, &status, bytes);
+  return status;
+}
+Status replay(const Context& ctx, void* step, const StepArgs* args, int64_t count) {
+  return guarded([&] { stream_of(ctx).replay(*static_cast<CapturedStep*>(step), args, count); });
+}
+void release_step(const Context& ctx, void* step) {
+  stream_of(ctx).destroy_step(static_cast<CapturedStep*>(step));
+}
+constexpr CaptureTable kCaptureTable{begin_capture, aside, end_capture, replay, release_step};
+
 struct Card {
   std::string name;
   Backend backend;
@@ -102,8 +121,8 @@ Card* make_card(int index) {
     fail(ErrorCode::backend_unavailable, "%s has compute capability %d.%d; %d.%d or newer is needed", properties.name,
          properties.major, properties.minor, kOldestCapability / 10, kOldestCapability % 10);
   auto* card = new Card{properties.name, {}};
-  card->backend = {kBackendAbi, "cuda",  card->name.c_str(), 1,         kOperandMultiple, allocate,
-                   release,     copy_in, copy_out,           op_table()};
+  card->backend = {kBackendAbi, "cuda",  card->name.c_str(), 1,          kOperandMultiple, allocate,
+                   release,     copy_in, copy_out,           op_table(), &kCaptureTable};
   return card;
 }
 

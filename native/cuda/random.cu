@@ -2,24 +2,25 @@
 
 #include "cuda/kernel.cuh"
 #include "cuda/ops.h"
+#include "cuda/per_step.cuh"
 
 // A thread takes the elements of one Philox block. The formulas are those of cpu/random.cc.
 namespace st_moe::cuda {
 
-struct Draw {
-  uint64_t seed, step;
+struct Numbers {
+  Draw draw;
   int64_t size;
   double a, b;
 };
 
 struct UniformF32 {
   float* out;
-  Draw draw;
+  Numbers numbers;
   float b, below;
   double a, width;
   __device__ void operator()(int64_t block) const {
-    const PhiloxBlock words = philox(draw.seed, draw.step, static_cast<uint64_t>(block));
-    for (int w = 0; w < 4 && 4 * block + w < draw.size; ++w) {
+    const PhiloxBlock words = numbers.draw.block(static_cast<uint64_t>(block));
+    for (int w = 0; w < 4 && 4 * block + w < numbers.size; ++w) {
       const float value = static_cast<float>(a + width * static_cast<double>(uniform24(words.word[w])));
       out[4 * block + w] = value < b ? value : below;
     }
@@ -28,13 +29,13 @@ struct UniformF32 {
 
 struct UniformF64 {
   double* out;
-  Draw draw;
+  Numbers numbers;
   double below, width;
   __device__ void operator()(int64_t block) const {
-    const PhiloxBlock words = philox(draw.seed, draw.step, static_cast<uint64_t>(block));
-    for (int w = 0; w < 2 && 2 * block + w < draw.size; ++w) {
-      const double value = fma(width, uniform53(words.word[2 * w], words.word[2 * w + 1]), draw.a);
-      out[2 * block + w] = value < draw.b ? value : below;
+    const PhiloxBlock words = numbers.draw.block(static_cast<uint64_t>(block));
+    for (int w = 0; w < 2 && 2 * block + w < numbers.size; ++w) {
+      const double value = fma(width, uniform53(words.word[2 * w], words.word[2 * w + 1]), numbers.a);
+      out[2 * block + w] = value < numbers.b ? value : below;
     }
   }
 };
@@ -42,30 +43,31 @@ struct UniformF64 {
 template <class T>
 struct NormalPair {
   T* out;
-  Draw draw;
+  Numbers numbers;
   __device__ void operator()(int64_t block) const {
-    const PhiloxBlock words = philox(draw.seed, draw.step, static_cast<uint64_t>(block));
+    const PhiloxBlock words = numbers.draw.block(static_cast<uint64_t>(block));
     const double radius = sqrt(-2.0 * log(1.0 - uniform53(words.word[0], words.word[1])));
     const double angle = 6.283185307179586477 * uniform53(words.word[2], words.word[3]);
-    out[2 * block] = static_cast<T>(fma(draw.b, radius * cos(angle), draw.a));
-    if (2 * block + 1 < draw.size) out[2 * block + 1] = static_cast<T>(fma(draw.b, radius * sin(angle), draw.a));
+    out[2 * block] = static_cast<T>(fma(numbers.b, radius * cos(angle), numbers.a));
+    if (2 * block + 1 < numbers.size)
+      out[2 * block + 1] = static_cast<T>(fma(numbers.b, radius * sin(angle), numbers.a));
   }
 };
 
 void random(const Context& ctx, const RandomArgs& args) {
-  const Draw draw{args.seed, args.step, args.size, args.a, args.b};
+  const Numbers numbers{draw_of(ctx, args.seed, args.step), args.size, args.a, args.b};
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
     T* out = static_cast<T*>(args.out);
     if (args.distribution == Distribution::normal) {
-      elementwise(ctx, ceil_div(args.size, 2), NormalPair<T>{out, draw});
+      elementwise(ctx, ceil_div(args.size, 2), NormalPair<T>{out, numbers});
     } else if constexpr (sizeof(T) == 4) {
       const float b = static_cast<float>(args.b), below = std::nextafter(b, static_cast<float>(args.a));
       const double a = static_cast<float>(args.a), width = static_cast<float>(args.b - args.a);
-      elementwise(ctx, ceil_div(args.size, 4), UniformF32{out, draw, b, below, a, width});
+      elementwise(ctx, ceil_div(args.size, 4), UniformF32{out, numbers, b, below, a, width});
     } else {
       const double below = std::nextafter(args.b, args.a);
-      elementwise(ctx, ceil_div(args.size, 2), UniformF64{out, draw, below, args.b - args.a});
+      elementwise(ctx, ceil_div(args.size, 2), UniformF64{out, numbers, below, args.b - args.a});
     }
   });
 }

@@ -4,6 +4,7 @@
 #include "core/philox.h"
 #include "cuda/blas.h"
 #include "cuda/assignments.cuh"
+#include "cuda/per_step.cuh"
 #include "cuda/selection.cuh"
 #include "cuda/soft_topk.cuh"
 
@@ -30,7 +31,7 @@ struct Router {
   T *gate, *weight, *probs, *lse, *density;
   const T* logits;
   int64_t B, N, E, K, C, tile, tiles;  // tiles of `tile` tokens in each sequence
-  uint64_t seed, step, gumbel_step;
+  Draw draw, gumbel_draw;
   T noise_mult, eps;
   bool noisy, soft, density_assigned;
   // Scratch
@@ -81,8 +82,8 @@ __device__ void Router<T>::probabilities(int64_t t, int lane) const {
   if (!noisy) return;
   for (int64_t e = lane; e < E; e += kWarp) {
     const int64_t i = t * E + e;
-    const T u = gumbel_uniforms ? gumbel_uniforms[i]
-                                : static_cast<T>(uniform24(philox_word(seed, gumbel_step, static_cast<uint64_t>(i))));
+    const T u =
+        gumbel_uniforms ? gumbel_uniforms[i] : static_cast<T>(uniform24(gumbel_draw.word(static_cast<uint64_t>(i))));
     s[e] = l[e] + noise_mult * gumbel(u);
   }
   softmax_row(s, s, E, lane);
@@ -93,7 +94,7 @@ __device__ bool Router<T>::is_routed(int64_t t, int64_t k, T g) const {
   if (masked(t)) return false;
   if (k == 0) return true;
   const int64_t i = k * B * N + t;
-  const T u = uniforms ? uniforms[i] : static_cast<T>(uniform24(philox_word(seed, step, static_cast<uint64_t>(i))));
+  const T u = uniforms ? uniforms[i] : static_cast<T>(uniform24(draw.word(static_cast<uint64_t>(i))));
   return routed(u, g, static_cast<T>(threshold[k]), eps);
 }
 
@@ -272,7 +273,7 @@ __global__ void __launch_bounds__(kBlock) losses_kernel(Router<T> r, int64_t par
 }
 
 template <class T>
-static Router<T> router_of(const RouteArgs& args) {
+static Router<T> router_of(const Context& ctx, const RouteArgs& args) {
   Router<T> r{};
   r.uniforms = static_cast<const T*>(args.uniforms);
   r.gumbel_uniforms = static_cast<const T*>(args.gumbel_uniforms);
@@ -283,7 +284,7 @@ static Router<T> router_of(const RouteArgs& args) {
   r.density = static_cast<T*>(args.density), r.logits = static_cast<const T*>(args.logits);
   r.B = args.B, r.N = args.N, r.E = args.E, r.K = args.K, r.C = args.C;
   r.tile = tile_tokens(args.K, args.E), r.tiles = ceil_div(args.N, r.tile);
-  r.seed = args.seed, r.step = args.step, r.gumbel_step = args.gumbel_step;
+  r.draw = draw_of(ctx, args.seed, args.step), r.gumbel_draw = draw_of(ctx, args.seed, args.gumbel_step);
   r.noise_mult = static_cast<T>(args.noise_mult), r.eps = static_cast<T>(args.eps);
   r.noisy = args.noisy, r.soft = args.differentiable_topk, r.density_assigned = args.density_assigned;
   return r;
@@ -291,7 +292,7 @@ static Router<T> router_of(const RouteArgs& args) {
 
 template <class T>
 static void route_as(const Context& ctx, const RouteArgs& args) {
-  Router<T> r = router_of<T>(args);
+  Router<T> r = router_of<T>(ctx, args);
   const int64_t tokens = args.B * args.N, work = args.B * r.tiles;
   const int64_t parts = min_of(ceil_div(args.B * args.E, kBlock / kWarp), kScanGrid);
   if (tokens > 0) {

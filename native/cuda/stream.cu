@@ -50,6 +50,7 @@ void Stream::destroy() noexcept {
     if (half.data) cudaFreeHost(half.data);
   }
   if (fault_copy_) cudaFreeHost(fault_copy_);
+  if (aside_) cudaStreamDestroy(aside_);
   if (stream_) cudaStreamDestroy(stream_);
   cudaGetLastError();
 }
@@ -60,13 +61,19 @@ void Stream::make_current() const {
 
 cudaStream_t Stream::stream() const {
   make_current();
-  return stream_;
+  return is_aside_ ? aside_ : stream_;
 }
 
 void* Stream::try_allocate(size_t bytes) noexcept {
   void* data = nullptr;
   if (cudaSetDevice(device_) != cudaSuccess) return nullptr;
+  if (recording_ && !is_aside_) return recording_->allocate(bytes);
   bytes = std::max<size_t>(bytes, 1);
+  if (recording_) {
+    if (cudaMallocAsync(&data, bytes, aside_) == cudaSuccess) return data;
+    cudaGetLastError();
+    return nullptr;
+  }
   if (cudaMallocAsync(&data, bytes, stream_) == cudaSuccess) return data;
   // What other streams have freed comes back when they are done.
   cudaGetLastError();
@@ -88,6 +95,10 @@ void* Stream::allocate(size_t bytes) {
 
 void Stream::release(void* data, size_t) noexcept {
   cudaSetDevice(device_);
+  if (recording_) {
+    if (!recording_->release(data)) released_.push_back(data);
+    return;
+  }
   if (cudaFreeAsync(data, stream_) != cudaSuccess) cudaGetLastError();
 }
 
@@ -101,7 +112,13 @@ void Stream::wait_for(const Half& half) {
   check(cudaEventSynchronize(half.copied), "copy");
 }
 
+void Stream::expect_no_capture(const char* what) const {
+  if (recording_ && !is_aside_)
+    fail(ErrorCode::unsupported, "%s while a step is captured: it would not be part of a replay", what);
+}
+
 void Stream::copy_in(void* to, const void* host, size_t bytes) {
+  expect_no_capture("values of the host cannot be copied to the device");
   make_current();
   for (size_t done = 0; done < bytes; done += kHalfBytes) {
     Half& half = halves_[next_half_];
@@ -115,6 +132,7 @@ void Stream::copy_in(void* to, const void* host, size_t bytes) {
 }
 
 void Stream::copy_out(void* host, const void* from, size_t bytes) {
+  expect_no_capture("values of the device cannot be read");
   make_current();
   check(cudaMemcpyAsync(fault_copy_, fault_, sizeof(Fault), cudaMemcpyDeviceToHost, stream_), "copy");
   for (const Half& half : halves_) wait_for(half);

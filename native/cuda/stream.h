@@ -3,8 +3,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 #include "core/backend.h"
+#include "cuda/capture.h"
 
 namespace st_moe::cuda {
 
@@ -43,6 +46,14 @@ class Stream {
   int64_t gemms() const { return gemms_; }
   int64_t synchronisations() const { return synchronisations_; }
 
+  // Captured steps. From begin_capture to end_capture launches are recorded, unless they are set aside.
+  void begin_capture();
+  void set_aside(bool on);
+  CapturedStep* end_capture(bool keep, Status* status, size_t* bytes);
+  void replay(const CapturedStep& step, const StepArgs* args, int64_t count);
+  void destroy_step(CapturedStep* step) noexcept;
+  const StepValues* captured_values(uint64_t place) const;  // null where nothing is recorded
+
   void* blas = nullptr;  // cublasHandle_t, made at the first product (cuda/blas.h)
 
  private:
@@ -55,14 +66,19 @@ class Stream {
   void destroy() noexcept;
   void wait_for(const Half& half);
   void throw_fault();
+  void expect_no_capture(const char* what) const;
 
   int device_;
   cudaStream_t stream_ = nullptr;
   cudaMemPool_t pool_ = nullptr;
   Half halves_[2];
   int next_half_ = 0;
-  Fault* fault_ = nullptr;      // on the device
-  void* fault_copy_ = nullptr;  // pinned
+  Fault* fault_ = nullptr;        // on the device
+  void* fault_copy_ = nullptr;    // pinned
+  cudaStream_t aside_ = nullptr;  // for what must not be recorded
+  std::unique_ptr<CapturedStep> recording_;
+  bool is_aside_ = false;
+  std::vector<void*> released_;  // while a step is recorded: memory from before it
   int64_t launches_ = 0, gemms_ = 0, synchronisations_ = 0;
 };
 

@@ -20,7 +20,7 @@ inline Device card() {
 
 // What the emulator counts, and zeros on a real card.
 struct Counters {
-  int64_t launches, products, copies, allocations, synchronisations, live_allocations, live_bytes;
+  int64_t launches, products, copies, allocations, synchronisations, live_allocations, live_bytes, graph_launches;
 };
 inline Counters counters() {
   Counters counters{};

@@ -10,7 +10,6 @@
 #define __constant__ static
 #define __shared__ thread_local  // static storage, one copy for each OS thread, which runs one block at a time
 #define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))

@@ -5,14 +5,24 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <vector>
 
 #include "emulator/engine.h"
 #include "emulator/sanitizers.h"
 
+struct CUgraph_st {
+  std::vector<std::function<void()>> nodes;
+  bool spoilt = false;
+};
+struct CUgraphExec_st {
+  std::shared_ptr<const std::vector<std::function<void()>>> nodes;
+};
 struct CUstream_st {
   std::mutex mutex;
   std::deque<std::function<void()>> queue;
+  std::unique_ptr<CUgraph_st> capture;  // touched by the stream's own thread alone
 };
 struct CUevent_st {
   cudaStream_t stream = nullptr;
@@ -71,6 +81,13 @@ size_t card_bytes() {
 
 CUstream_st& queue_of(cudaStream_t stream) {
   return stream ? *stream : process().null_stream;
+}
+
+// What cannot be recorded ends the capture of a stream, if there is one.
+bool spoils_capture(cudaStream_t stream) {
+  CUgraph_st* capture = queue_of(stream).capture.get();
+  if (capture) capture->spoilt = true;
+  return capture != nullptr;
 }
 
 // One operation, in order. The mutex is not held while it runs: it may wait for an event of another stream.
@@ -164,6 +181,7 @@ Place place_of(const void* pointer) {
 void enqueue(cudaStream_t stream, std::function<void()> work) {
   static const bool eager = is("SIMT_STREAMS", "eager");
   CUstream_st& queue = queue_of(stream);
+  if (queue.capture) return queue.capture->nodes.push_back(std::move(work));
   size_t length;
   {
     std::lock_guard<std::mutex> lock(queue.mutex);
@@ -218,6 +236,9 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
     case cudaErrorNotReady: return "cudaErrorNotReady";
     case cudaErrorNotSupported: return "cudaErrorNotSupported";
+    case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
+    case cudaErrorStreamCaptureUnmatched: return "cudaErrorStreamCaptureUnmatched";
   }
   return "unrecognized error code";
 }
@@ -234,6 +255,9 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorInvalidResourceHandle: return "invalid resource handle";
     case cudaErrorNotReady: return "device not ready";
     case cudaErrorNotSupported: return "operation not supported";
+    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
+    case cudaErrorStreamCaptureUnmatched: return "capture was not initiated in this stream";
     default: return cudaGetErrorName(error);
   }
 }
@@ -320,20 +344,63 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
   count(&Counters::synchronisations);
   drain(queue_of(stream));
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
   return run_one(queue_of(stream)) ? cudaErrorNotReady : cudaSuccess;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
   enqueue(stream, [event] {
     while (!event->reached && run_one(queue_of(event->stream))) {
     }
   });
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
+  if (!stream || stream->capture) return report(cudaErrorStreamCaptureUnsupported);
+  if (mode != cudaStreamCaptureModeRelaxed) return report(cudaErrorNotSupported);
+  stream->capture = std::make_unique<CUgraph_st>();
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = nullptr;
+  if (!stream || !stream->capture) return report(cudaErrorStreamCaptureUnmatched);
+  const std::unique_ptr<CUgraph_st> capture = std::move(stream->capture);
+  if (capture->spoilt) return report(cudaErrorStreamCaptureInvalidated);
+  *graph = new CUgraph_st{std::move(capture->nodes)};
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  *exec = new CUgraphExec_st{std::make_shared<const std::vector<std::function<void()>>>(graph->nodes)};
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
+  count(&Counters::graph_launches);
+  enqueue(stream, [nodes = exec->nodes] {
+    for (const auto& node : *nodes) node();
+  });
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
   return cudaSuccess;
 }
 
@@ -349,6 +416,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
   event->stream = stream;
   event->reached = false;
   enqueue(stream, [event] { event->reached = true; });
@@ -375,6 +443,7 @@ cudaError_t cudaFree(void* pointer) {
   return release(pointer, true);
 }
 cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t stream) {
+  if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
   // Memory that waits in the queue to be freed is the pool's own: it counts when the card is full.
   const cudaError_t status = allocate(pointer, bytes, true);
   if (status != cudaErrorMemoryAllocation) return status;
@@ -385,6 +454,7 @@ cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t stream) {
 }
 
 cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
+  if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
   if (!is_device_memory(pointer)) return report(cudaErrorInvalidValue);
   enqueue(stream, [pointer] { release(pointer, true); });
   return cudaSuccess;
@@ -425,6 +495,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
   if (kind != cudaMemcpyDefault && (from_device != (source == Place::device) || to_device != (target == Place::device)))
     return report(cudaErrorInvalidValue);
+  if ((source == Place::pageable || target == Place::pageable) && spoils_capture(stream))
+    return report(cudaErrorStreamCaptureUnsupported);
   count(&Counters::copies);
   enqueue(stream, [=] { std::memcpy(to, from, bytes); });
   if (source == Place::pageable || target == Place::pageable) return cudaStreamSynchronize(stream);

@@ -1,0 +1,190 @@
+import { checkFunction, checkOptions, fail } from './check.js'
+import { checkDevice, type Device, deviceIndex, getDefaultDevice } from './device.js'
+import { native } from './native.js'
+import { currentRecorder, Recorder, recordWith } from './recorder.js'
+import { currentScope, keep, scope, tensorsIn } from './scope.js'
+import { putGrad, type Tensor } from './tensor.js'
+
+/** A step of {@link captureStep}. */
+export interface CapturedStep<T> {
+  /** Where the step runs. */
+  readonly device: Device
+  /** Whether `dispose` has been called. */
+  readonly disposed: boolean
+  /** Runs the step once and gives what `fn` returned. Its tensors hold the values of this replay until the next one. */
+  replay(): T
+  /** Frees the step and the tensors that `fn` returned. A second call does nothing. */
+  dispose(): void
+  /** The same, for `using`. */
+  [Symbol.dispose](): void
+}
+
+/**
+ * Records what `fn` does on a CUDA device, as a CUDA graph, and runs it as often as wanted: one launch a step instead
+ * of hundreds, and no JavaScript in between. N replays give the bits of N calls of `fn`. `captureStep` itself runs
+ * nothing: counters, generators and parameters stay as they are, and tensors that `fn` returns hold NaN until the
+ * first `replay()`. On the CPU a replay calls `fn`.
+ *
+ * `fn` is called once. What it reads from outside are tensors whose values {@link Tensor.copyFrom} replaces between
+ * replays; their shapes stay. Random numbers (routing, dropout, `randn`) and the step counts, learning rates and
+ * weight decays of AdamW and SGD are those of each replay. Everything else that JavaScript decides is decided once:
+ * branches, `train()`, hooks.
+ *
+ * `fn` must not wait for the device (`item`, `dataSync`, `to('cpu')`, `clipGradNorm`), make tensors from host data, or
+ * leave a gradient behind that it does not clear itself at its start (`zeroGrad`). An error, whatever it is, ends the
+ * recording and changes nothing. `device` defaults to the default device.
+ *
+ * Errors: UNSUPPORTED for what cannot be captured; DISPOSED by `replay` where the step, a parameter or another tensor
+ * from outside is gone.
+ *
+ * @example
+ * ```ts
+ * using model = new Linear(8, 1)
+ * using optimizer = new AdamW(model.parameters(), { lr: 1e-2 })
+ * using x = zeros([16, 8])
+ * using y = zeros([16, 1])
+ * using step = captureStep(() => {
+ *   optimizer.zeroGrad()
+ *   const loss = mseLoss(model.forward(x), y)
+ *   loss.backward()
+ *   optimizer.step()
+ *   return { loss }
+ * })
+ * for (let i = 0; i < 3; i++) {
+ *   x.copyFrom(new Float32Array(16 * 8).fill(i))
+ *   console.log(step.replay().loss.item() >= 0) // → true
+ * }
+ * ```
+ */
+export function captureStep<T>(fn: () => T, options?: { device?: Device }): CapturedStep<T> {
+  const op = 'captureStep'
+  checkFunction(op, 'fn', fn)
+  const o = checkOptions<{ device: Device }>(op, options, ['device'])
+  const device = checkDevice(op, o.device ?? getDefaultDevice())
+  const number = deviceIndex(op, device)
+  if (currentRecorder()) fail('UNSUPPORTED', op, 'a step is being captured already')
+  return device === 'cpu' ? new HostStep(fn) : capture(op, fn, device, number)
+}
+
+/** What a run of `fn` gives; tensors made inside that it returns belong to the step and have no history. */
+interface Run<T> {
+  value: T
+  made: Tensor[]
+}
+
+function run<T>(op: string, fn: () => T): Run<T> {
+  return scope(() => {
+    const value = fn()
+    if (value instanceof Promise) {
+      value.catch(() => {})
+      fail('OPTION', op, 'fn must not be async')
+    }
+    const made = [...tensorsIn(value)].filter((tensor) => currentScope()?.tensors.has(tensor))
+    for (const tensor of made) {
+      keep(tensor)
+      tensor.requiresGrad = false
+    }
+    return { value, made }
+  })
+}
+
+function capture<T>(op: string, fn: () => T, device: Device, number: number): CapturedStep<T> {
+  const recorder = new Recorder()
+  native.captureBegin(number)
+  let recording = true
+  let result: Run<T> | undefined
+  try {
+    result = recordWith(recorder, () => run(op, fn))
+    recorder.checkGrads(op)
+    recording = false
+    const step = native.captureEnd(true)!
+    recorder.settle()
+    return new GraphStep(device, step, recorder, result)
+  } catch (error) {
+    for (const tensor of result?.made ?? []) tensor.dispose()
+    recorder.undo(putGrad)
+    if (recording) native.captureEnd(false)
+    throw error
+  }
+}
+
+abstract class Step<T> implements CapturedStep<T> {
+  abstract readonly device: Device
+  #disposed = false
+
+  get disposed(): boolean {
+    return this.#disposed
+  }
+
+  replay(): T {
+    if (this.#disposed) fail('DISPOSED', 'CapturedStep.replay', 'the step has been disposed')
+    if (currentRecorder()) fail('UNSUPPORTED', 'CapturedStep.replay', 'a step is being captured')
+    return this.runAgain()
+  }
+
+  dispose(): void {
+    if (this.#disposed) return
+    this.#disposed = true
+    this.free()
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  protected abstract runAgain(): T
+  protected abstract free(): void
+}
+
+class HostStep<T> extends Step<T> {
+  readonly device = 'cpu'
+  readonly #fn: () => T
+  #made: Tensor[] = []
+
+  constructor(fn: () => T) {
+    super()
+    this.#fn = fn
+  }
+
+  protected runAgain(): T {
+    this.free()
+    const { value, made } = run('CapturedStep.replay', this.#fn)
+    this.#made = made
+    return value
+  }
+
+  protected free(): void {
+    for (const tensor of this.#made) tensor.dispose()
+    this.#made = []
+  }
+}
+
+/** Only a safety net, as for tensors. */
+const finalizers = new FinalizationRegistry<number>((step) => native.releaseCapture(step))
+
+class GraphStep<T> extends Step<T> {
+  readonly device: Device
+  readonly #step: number
+  readonly #recorder: Recorder
+  readonly #result: Run<T>
+
+  constructor(device: Device, step: number, recorder: Recorder, result: Run<T>) {
+    super()
+    this.device = device
+    this.#step = step
+    this.#recorder = recorder
+    this.#result = result
+    finalizers.register(this, step, this)
+  }
+
+  protected runAgain(): T {
+    this.#recorder.replay((numbers) => native.replay(this.#step, numbers))
+    return this.#result.value
+  }
+
+  protected free(): void {
+    finalizers.unregister(this)
+    for (const tensor of this.#result.made) tensor.dispose()
+    native.releaseCapture(this.#step)
+  }
+}

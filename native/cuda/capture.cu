@@ -1,0 +1,151 @@
+#include "cuda/capture.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <utility>
+
+#include "cuda/blas.h"
+#include "cuda/stream.h"
+
+namespace st_moe::cuda {
+
+CapturedStep::CapturedStep(cudaStream_t aside) : aside_(aside) {
+  const size_t bytes = (kMaxStepValues + 1) * sizeof(StepValues);
+  check(cudaMallocAsync(&values_, bytes, aside_), "values of a captured step");
+  bytes_ = bytes;
+}
+
+CapturedStep::~CapturedStep() {
+  if (graph) cudaGraphExecDestroy(graph);
+  for (const Block& block : blocks_) cudaFreeAsync(block.data, aside_);
+  cudaFreeAsync(values_, aside_);
+  cudaGetLastError();
+}
+
+// The smallest free block that is not far too large.
+void* CapturedStep::allocate(size_t bytes) noexcept {
+  constexpr size_t kGrain = 512;
+  bytes = (std::max<size_t>(bytes, 1) + kGrain - 1) / kGrain * kGrain;
+  Block* best = nullptr;
+  for (Block& block : blocks_)
+    if (block.free && block.bytes >= bytes && block.bytes <= 2 * bytes && (!best || block.bytes < best->bytes))
+      best = &block;
+  if (best) {
+    best->free = false;
+    return best->data;
+  }
+  void* data = nullptr;
+  if (cudaMallocAsync(&data, bytes, aside_) != cudaSuccess) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  try {
+    blocks_.push_back({data, bytes, false});
+  } catch (...) {
+    cudaFreeAsync(data, aside_);
+    return nullptr;
+  }
+  bytes_ += bytes;
+  return data;
+}
+
+bool CapturedStep::release(void* data) noexcept {
+  const auto found = std::find_if(blocks_.begin(), blocks_.end(), [&](const Block& b) { return b.data == data; });
+  if (found == blocks_.end()) return false;
+  found->free = true;
+  return true;
+}
+
+void CapturedStep::fill_with_nan() {
+  for (const Block& block : blocks_) check(cudaMemsetAsync(block.data, 0xff, block.bytes, aside_), "captured step");
+}
+
+std::vector<StepValues> step_values(const StepArgs* args, int64_t count) {
+  if (count > kMaxStepValues)
+    fail(ErrorCode::unsupported, "a captured step has at most %lld draws and updates, got %lld",
+         static_cast<long long>(kMaxStepValues), static_cast<long long>(count));
+  std::vector<StepValues> rows(static_cast<size_t>(count) + 1);
+  for (int64_t i = 0; i < count; ++i) {
+    const StepArgs& a = args[i];
+    StepValues& row = rows[static_cast<size_t>(i) + 1];
+    row.seed = a.seed;
+    row.step = a.step;
+    if (a.kind == StepArgs::draw) continue;
+    const auto step = static_cast<int64_t>(a.step);
+    const FactorList list = a.kind == StepArgs::adamw
+                                ? adamw_factors(step, a.lr, a.beta1, a.beta2, a.eps, a.weight_decay)
+                                : sgd_factors(step, a.lr, a.beta1, a.weight_decay);
+    for (int f = 0; f < kFactors; ++f) {
+      row.wide[f] = list.value[f];
+      row.narrow[f] = static_cast<float>(list.value[f]);
+    }
+  }
+  return rows;
+}
+
+// ---- the stream's part
+
+void Stream::begin_capture() {
+  make_current();
+  prepare_blas(*this);  // making a handle allocates
+  if (!aside_) check(cudaStreamCreateWithFlags(&aside_, cudaStreamNonBlocking), "stream");
+  // What is released while the step is recorded may still be in use by what was launched before.
+  ++synchronisations_;
+  check(cudaStreamSynchronize(stream_), "captured step");
+  auto step = std::make_unique<CapturedStep>(aside_);
+  check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "captured step");
+  recording_ = std::move(step);
+}
+
+CapturedStep* Stream::end_capture(bool keep, Status* status, size_t* bytes) {
+  set_aside(false);
+  cudaGraph_t graph = nullptr;
+  try {
+    make_current();
+    check(cudaStreamEndCapture(stream_, &graph), "captured step");
+    if (keep) check(cudaGraphInstantiate(&recording_->graph, graph, 0), "captured step");
+    recording_->fill_with_nan();
+    ++synchronisations_;
+    check(cudaStreamSynchronize(aside_), "captured step");
+  } catch (const Error& error) {
+    *status = Status{error.code(), {}};
+    std::snprintf(status->text, sizeof status->text, "%s", error.what());
+  }
+  if (graph) cudaGraphDestroy(graph);
+  CapturedStep* step = recording_.release();
+  for (void* data : released_) release(data, 0);
+  released_.clear();
+  *bytes = step->bytes();
+  return step;
+}
+
+void Stream::set_aside(bool on) {
+  if (std::exchange(is_aside_, on) && !on) {
+    ++synchronisations_;
+    cudaStreamSynchronize(aside_);
+  }
+}
+
+const StepValues* Stream::captured_values(uint64_t place) const {
+  if (!recording_ || is_aside_) return nullptr;
+  if (place > kMaxStepValues)
+    fail(ErrorCode::unsupported, "a captured step has at most %lld draws and updates",
+         static_cast<long long>(kMaxStepValues));
+  return recording_->values() + place;
+}
+
+// In the order of the stream: the values are those of this replay when its kernels run.
+void Stream::replay(const CapturedStep& step, const StepArgs* args, int64_t count) {
+  const std::vector<StepValues> rows = step_values(args, count);
+  copy_in(step.values(), rows.data(), rows.size() * sizeof(StepValues));
+  check(cudaGraphLaunch(step.graph, stream_), "replay");
+}
+
+void Stream::destroy_step(CapturedStep* step) noexcept {
+  cudaSetDevice(device_);
+  cudaStreamSynchronize(stream_);
+  ++synchronisations_;
+  delete step;
+}
+
+}  // namespace st_moe::cuda

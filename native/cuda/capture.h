@@ -1,0 +1,61 @@
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "core/backend.h"
+
+// A step captured in a CUDA graph.
+namespace st_moe::cuda {
+
+constexpr int kFactors = 8;
+
+struct FactorList {
+  double value[kFactors];
+};
+FactorList adamw_factors(int64_t step, double lr, double beta1, double beta2, double eps, double weight_decay);
+FactorList sgd_factors(int64_t step, double lr, double momentum, double weight_decay);
+
+// StepArgs as kernels read them.
+struct StepValues {
+  uint64_t seed, step;  // of a draw
+  double wide[kFactors];
+  float narrow[kFactors];
+};
+constexpr int64_t kMaxStepValues = 8192;
+
+// The graph, the memory of everything made inside, and the values that change. That memory stays the step's: nodes hold
+// its addresses. A block that is released while the step is recorded serves the nodes that come after.
+class CapturedStep {
+ public:
+  explicit CapturedStep(cudaStream_t aside);  // memory comes from `aside`, which is never captured; throws Error
+  ~CapturedStep();                            // when the stream of its replays is done
+  CapturedStep(const CapturedStep&) = delete;
+  CapturedStep& operator=(const CapturedStep&) = delete;
+
+  void* allocate(size_t bytes) noexcept;  // null when memory is exhausted
+  bool release(void* data) noexcept;      // false: it is not of this step
+  void fill_with_nan();                   // until the first replay
+  size_t bytes() const { return bytes_; }
+
+  StepValues* values() const { return values_; }  // [kMaxStepValues + 1]; the first is for ops that do not draw
+  cudaGraphExec_t graph = nullptr;                // null: given up
+
+ private:
+  struct Block {
+    void* data;
+    size_t bytes;
+    bool free;
+  };
+
+  cudaStream_t aside_;
+  std::vector<Block> blocks_;
+  size_t bytes_ = 0;
+  StepValues* values_ = nullptr;
+};
+
+// The rows that a replay copies to the device: one for ops that do not draw, then those of args.
+std::vector<StepValues> step_values(const StepArgs* args, int64_t count);
+
+}  // namespace st_moe::cuda

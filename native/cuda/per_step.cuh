@@ -1,0 +1,40 @@
+#pragma once
+#include "core/philox.h"
+#include "cuda/stream.h"
+
+// The numbers of an op that differ from one replay of a captured step to the next. Kernels take them as arguments, or
+// from device memory that a replay fills first: arguments are part of the captured graph.
+namespace st_moe::cuda {
+
+struct Draw {
+  uint64_t seed, step;
+  const StepValues* captured;  // null: seed and step hold
+
+  __device__ PhiloxBlock block(uint64_t i) const {
+    return captured ? philox(captured->seed, captured->step, i) : philox(seed, step, i);
+  }
+  __device__ uint32_t word(uint64_t i) const { return block(i >> 2).word[i & 3]; }
+};
+
+static inline Draw draw_of(const Context& ctx, uint64_t seed, uint64_t step) {
+  return {seed, step, stream_of(ctx).captured_values(step)};
+}
+
+// Factors of an optimizer's update, in f32 or f64.
+template <class T>
+struct Factors {
+  T value[kFactors];
+  const StepValues* captured;  // null: value holds
+
+  Factors(const Context& ctx, int64_t step, const FactorList& list)
+      : captured(stream_of(ctx).captured_values(static_cast<uint64_t>(step))) {
+    for (int i = 0; i < kFactors; ++i) value[i] = static_cast<T>(list.value[i]);
+  }
+  __device__ T operator[](int i) const {
+    if (!captured) return value[i];
+    if constexpr (sizeof(T) == 4) return captured->narrow[i];
+    return static_cast<T>(captured->wide[i]);
+  }
+};
+
+}  // namespace st_moe::cuda

@@ -1,0 +1,306 @@
+import { existsSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { afterEach, describe, expect, test } from 'vitest'
+import {
+  AdamW,
+  type ComputeDType,
+  captureStep,
+  clipGradNorm,
+  type Device,
+  dropout,
+  Generator,
+  Linear,
+  MoE,
+  manualSeed,
+  memory,
+  mseLoss,
+  type Optimizer,
+  ops,
+  type Parameter,
+  randn,
+  SGD,
+  scope,
+  type Tensor,
+  tensor,
+  zeros,
+} from '../lib/index.js'
+
+// A captured step against the same step run again and again. The card is the emulator's (npm run build:simt) unless
+// ST_MOE_CUDA_LIBRARY names another plugin.
+
+const plugin = fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))
+process.env.ST_MOE_CUDA_LIBRARY ??= plugin
+const built = existsSync(process.env.ST_MOE_CUDA_LIBRARY)
+const bits = (x: Tensor): string => Buffer.from(x.dataSync().buffer).toString('hex')
+const owned: { dispose(): void }[] = []
+const own = <T extends { dispose(): void }>(value: T): T => {
+  owned.push(value)
+  return value
+}
+afterEach(() => {
+  for (const value of owned.splice(0)) value.dispose()
+})
+
+interface Training {
+  parameters: Parameter[]
+  optimizer: Optimizer
+  generator: Generator
+  x: Tensor
+  step: () => { loss: Tensor }
+}
+
+/** A layer with noise in its routing, dropout and random numbers of two generators. */
+function training(
+  device: Device,
+  computeDtype: ComputeDType,
+  make: (p: Iterable<Parameter>) => Optimizer = (p) => new AdamW(p, { lr: 1e-2 }),
+): Training {
+  manualSeed(11)
+  const moe = own(new MoE({ dim: 8, numExperts: 4, noiseGates: true, device, computeDtype }))
+  const out = own(new Linear(8, 8, { device, computeDtype }))
+  const parameters = [...moe.parameters(), ...out.parameters()]
+  const optimizer = own(make(parameters))
+  const generator = new Generator(5)
+  const x = own(randn([2, 6, 8], { device }))
+  const step = () => {
+    optimizer.zeroGrad()
+    const { outputs, totalAuxLoss } = moe.forward(x)
+    const y = out.forward(dropout(outputs, 0.2)).add(randn([8], { device, generator }))
+    const loss = mseLoss(y, x).add(totalAuxLoss)
+    loss.backward()
+    optimizer.step()
+    return { loss }
+  }
+  return { parameters, optimizer, generator, x, step }
+}
+
+const batch = (i: number): Float32Array => Float32Array.from({ length: 96 }, (_, j) => Math.sin(i * 97 + j))
+
+/** Everything that a loop leaves behind. */
+function left({ parameters, optimizer, generator }: Training): unknown {
+  return scope(() => ({
+    parameters: parameters.map(bits),
+    grads: parameters.map((p) => p.grad && bits(p.grad)),
+    state: Object.entries(optimizer.stateDict()).map(([name, value]) => [name, bits(value)]),
+    draws: [generator.step, manualSeedState()],
+  }))
+}
+/** How many draws the environment's generator has made, told by the next one. */
+const manualSeedState = (): string => bits(randn([4]))
+
+/** Losses and what is left of `steps` steps, one call or one replay each. */
+function loop(t: Training, steps: number, replays: boolean): unknown {
+  const captured = replays ? own(captureStep(t.step, { device: t.x.device })) : null
+  const losses: number[] = []
+  for (let i = 0; i < steps; i++) {
+    t.x.copyFrom(batch(i))
+    if (t.optimizer instanceof AdamW) t.optimizer.lr = 1e-2 / (i + 1)
+    losses.push(captured ? captured.replay().loss.item() : scope(() => t.step().loss.item()))
+  }
+  return { losses, ...(left(t) as object) }
+}
+
+test('on the CPU a replay calls the function, and frees what the last one returned', () => {
+  const eager = loop(training('cpu', 'f32'), 3, false)
+  expect(loop(training('cpu', 'f32'), 3, true)).toEqual(eager)
+  let calls = 0
+  const step = own(captureStep(() => tensor([++calls]), { device: 'cpu' }))
+  expect(calls).toBe(0)
+  const first = step.replay()
+  expect(step.replay().item()).toBe(2)
+  expect(first.disposed).toBe(true)
+  step.dispose()
+  expect(() => step.replay()).toThrow(/\[CapturedStep.replay\] the step has been disposed/)
+})
+
+test('copyFrom writes in place, converts, and refuses what does not fit', () => {
+  const x = own(zeros([2, 2]))
+  const alias = own(x.detach())
+  expect(
+    Array.from(
+      x
+        .copyFrom([
+          [1, 2],
+          [3, 4],
+        ])
+        .dataSync(),
+    ),
+  ).toEqual([1, 2, 3, 4])
+  expect(Array.from(alias.dataSync())).toEqual([1, 2, 3, 4])
+  scope(() => {
+    x.copyFrom(tensor(Float64Array.of(5, 6, 7, 8), [2, 2]))
+    expect(Array.from(x.dataSync())).toEqual([5, 6, 7, 8])
+    x.copyFrom(alias)
+    expect(Array.from(x.dataSync())).toEqual([5, 6, 7, 8])
+    expect(() => x.copyFrom(zeros([4]))).toThrow(/\[Tensor.copyFrom\] source must be \[2, 2\], got \[4\]/)
+    expect(() => x.copyFrom([1, 2])).toThrow(/source must be \[2, 2\], got \[2\]/)
+    expect(() => x.copyFrom(new Float32Array(3))).toThrow(/needs 4 values, data has 3/)
+    const w = zeros([2], { requiresGrad: true })
+    const square = w.mul(w)
+    expect(() => square.copyFrom([1, 2])).toThrow(/UNSUPPORTED|result of a recorded operation/)
+    w.copyFrom([1, 2])
+    expect(() => square.sum().backward()).toThrow(/changed in place/)
+  })
+})
+
+describe.skipIf(!built)('on a card', () => {
+  test.each(['f32', 'bf16'] as const)('replays give the bits of the loop: AdamW, %s', (computeDtype) => {
+    const eager = loop(training('cuda', computeDtype), 4, false)
+    expect(loop(training('cuda', computeDtype), 4, true)).toEqual(eager)
+  })
+
+  test('replays give the bits of the loop: SGD with momentum, after steps that were not captured', () => {
+    const make = (p: Iterable<Parameter>) => new SGD(p, { lr: 1e-2, momentum: 0.9, weightDecay: 0.1 })
+    const run = (replays: boolean) => {
+      const t = training('cuda', 'f32', make)
+      scope(() => t.step())
+      return loop(t, 3, replays)
+    }
+    expect(run(true)).toEqual(run(false))
+  })
+
+  test('capturing runs nothing', () => {
+    const t = training('cuda', 'bf16')
+    scope(() => t.step())
+    const before = left(t)
+    manualSeed(11)
+    const step = own(captureStep(t.step, { device: 'cuda' }))
+    expect(left({ ...t, parameters: [] })).toMatchObject({ state: (before as { state: unknown }).state })
+    expect(t.parameters.map(bits)).toEqual((before as { parameters: unknown }).parameters)
+    expect(Number.isNaN(step.replay().loss.item())).toBe(false)
+  })
+
+  test('ordinary use between replays: evaluation, a loaded state, another draw', () => {
+    const run = (replays: boolean) => {
+      const t = training('cuda', 'bf16')
+      const [moe] = owned as unknown as [MoE]
+      const step = replays ? own(captureStep(t.step, { device: 'cuda' })) : null
+      const seen: unknown[] = []
+      for (let i = 0; i < 3; i++) {
+        scope(() => (step ?? { replay: t.step }).replay())
+        scope(() => {
+          seen.push(bits(moe.eval().forward(t.x).outputs)) // packed copies of the weights as they are now
+          moe.train()
+          seen.push(bits(randn([3], { device: 'cuda' })))
+          if (i === 1)
+            moe.loadStateDict(Object.fromEntries(Object.entries(moe.stateDict()).map(([k, v]) => [k, v.mul(0.5)])))
+        })
+      }
+      const state = left(t)
+      for (const value of owned.splice(0)) value.dispose()
+      return { seen, state }
+    }
+    expect(run(true)).toEqual(run(false))
+  })
+
+  test('gradients add up where the step leaves them alone', () => {
+    const run = (replays: boolean) => {
+      const w = own(tensor([1, 2, 3], null, { device: 'cuda', requiresGrad: true }))
+      w.mul(w).sum().backward()
+      const step = () => w.mul(w).sum().backward()
+      const captured = replays ? own(captureStep(step, { device: 'cuda' })) : null
+      for (let i = 0; i < 3; i++) captured ? captured.replay() : step()
+      return Array.from((w.grad as Tensor).dataSync())
+    }
+    expect(run(true)).toEqual(run(false))
+  })
+
+  test('memory stays as it is from replay to replay, and comes back', () => {
+    const used = () => memory().devices['cuda:0']
+    const before = used()
+    const t = training('cuda', 'bf16')
+    const step = captureStep(t.step, { device: 'cuda' })
+    step.replay()
+    const first = used()
+    for (let i = 0; i < 3; i++) step.replay()
+    expect(used()).toEqual(first)
+    expect(first.bytes).toBeGreaterThan(before.bytes)
+    t.optimizer.zeroGrad()
+    const held = used().bytes
+    step.dispose()
+    expect(used().bytes).toBeLessThan(held)
+    for (const value of owned.splice(0)) value.dispose()
+    expect(used().bytes).toBe(before.bytes)
+    expect(used().tensors).toBe(before.tensors)
+  })
+
+  test('a gradient outlives the step whose memory it has', () => {
+    const t = training('cuda', 'f32')
+    const step = captureStep(t.step, { device: 'cuda' })
+    step.replay()
+    const grads = t.parameters.map((p) => bits(p.grad as Tensor))
+    step.dispose()
+    expect(t.parameters.map((p) => bits(p.grad as Tensor))).toEqual(grads)
+    scope(() => t.step())
+  })
+
+  describe('what cannot be captured is an error that changes nothing', () => {
+    const attempts: [string, (t: Training) => unknown, RegExp][] = [
+      [
+        'item',
+        ({ step }) => step().loss.item(),
+        /\[Tensor.item\] it waits for the device, which a captured step cannot/,
+      ],
+      ['dataSync', ({ step }) => step().loss.dataSync(), /\[Tensor.dataSync\] it waits/],
+      ['to', ({ step }) => step().loss.to('cpu'), /\[to\] it copies through the host/],
+      ['clipGradNorm', (t) => [t.step(), clipGradNorm(t.parameters, 1)], /\[clipGradNorm\] it waits for the norm/],
+      [
+        'data of the host',
+        ({ x }) => x.add(tensor([1], null, { device: 'cuda' })),
+        /values of the host cannot be copied/,
+      ],
+      ['another device', () => zeros([2]).add(1), /must not compute on cpu/],
+      ['an exception', ({ step }) => [step(), thrown()], /^mine$/],
+      ['a promise', async ({ step }) => step(), /\[captureStep\] fn must not be async/],
+      ['a step in a step', ({ step }) => captureStep(step, { device: 'cuda' }), /being captured already/],
+      ['a seed', ({ step }) => [manualSeed(1), step()], /\[Generator.setState\]/],
+      [
+        'a gradient left behind',
+        ({ x, parameters: [p] }) => [x, p.mul(p).sum().backward()],
+        /call zeroGrad\(\) at the start/,
+      ],
+    ]
+    const thrown = () => {
+      throw new Error('mine')
+    }
+    test.each(attempts)('%s', (_, attempt, message) => {
+      const eager = loop(training('cuda', 'bf16'), 2, false)
+      for (const value of owned.splice(0)) value.dispose()
+      const t = training('cuda', 'bf16')
+      const before = memory().devices['cuda:0'].tensors
+      expect(() => captureStep(() => attempt(t), { device: 'cuda' })).toThrow(message)
+      const states = Object.keys(t.optimizer.stateDict()).length > 0 ? t.parameters.length * 2 : 0
+      expect(memory().devices['cuda:0'].tensors).toBeLessThanOrEqual(before + 2 * states)
+      expect(t.parameters.every((p) => p.grad === null)).toBe(true)
+      expect(loop(t, 2, true)).toEqual(eager)
+    })
+
+    test('a backward of what was recorded before the step, and after it', () => {
+      const w = own(tensor([1, 2], null, { device: 'cuda', requiresGrad: true }))
+      const loss = own(w.mul(w).sum())
+      expect(() => captureStep(() => loss.backward(), { device: 'cuda' })).toThrow(/has run outside of a captured step/)
+      const step = own(captureStep(() => w.mul(w).sum(), { device: 'cuda' }))
+      expect(step.replay().item()).toBe(5)
+      expect(step.replay().requiresGrad).toBe(false)
+      loss.backward()
+      expect(Array.from((w.grad as Tensor).dataSync())).toEqual([2, 4])
+    })
+
+    test('a replay after the step or a parameter is gone, and inside of another', () => {
+      const t = training('cuda', 'f32')
+      const step = own(captureStep(t.step, { device: 'cuda' }))
+      step.replay()
+      expect(() => captureStep(() => step.replay(), { device: 'cuda' })).toThrow(/a step is being captured/)
+      step.replay()
+      expect(() => t.x.copyFrom(zeros([2, 6, 9]))).toThrow(/SHAPE|must be \[2, 6, 8\], got \[2, 6, 9\]/)
+      const count = () => scope(() => t.optimizer.stateDict()['1.step'].item())
+      const steps = count()
+      t.parameters[0].dispose()
+      expect(() => step.replay()).toThrow(/has been disposed, replaced or moved; capture the step again/)
+      expect(count()).toBe(steps)
+      step.dispose()
+      expect(() => step.replay()).toThrow(/\[CapturedStep.replay\] the step has been disposed/)
+      expect(Array.from(own(ops.add(t.x, 0)).shape)).toEqual([2, 6, 8])
+    })
+  })
+})
