@@ -133,8 +133,38 @@ describe.skipIf(!built)('device cuda on the emulator', () => {
   })
 })
 
+/** What a script of test/children prints, as JSON. */
+async function printed(script: string, env: Record<string, string> = {}) {
+  const { stdout, stderr, code } = await runChild(script, [], { env })
+  expect(stderr).toBe('')
+  expect(code).toBe(0)
+  return JSON.parse(stdout)
+}
+
+test.skipIf(!built)('kernels of a forward and a backward; none of them waits for the device', async () => {
+  const trace = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'trace')
+  const { report, replay } = await printed('launches.mjs', { SIMT_TRACE: trace })
+  expect(report.length).toBe(18)
+  for (const { name, forward, backward } of report) {
+    expect(forward.launch, name).toBeGreaterThan(0)
+    expect(forward.launch, name).toBeLessThanOrEqual(8)
+    expect(backward.launch ?? 0, name).toBeLessThanOrEqual(14)
+    for (const counts of [forward, backward]) expect(counts, name).not.toHaveProperty('copy')
+    for (const counts of [forward, backward]) expect(counts, name).not.toHaveProperty('wait')
+  }
+  expect(replay).toMatchObject({ graph: 1, copy: 1 })
+  expect(replay).not.toHaveProperty('launch')
+})
+
+test.skipIf(!built)('a card that is full at any allocation of a step: an error, and all works on', async () => {
+  const { failures, wrong, loss } = await printed('full-card.mjs')
+  expect(wrong).toEqual([])
+  expect(failures).toBeGreaterThan(40)
+  expect(Number.isFinite(loss)).toBe(true)
+})
+
 test.skipIf(!built)('TF32 is an option of products, and never of the router', async () => {
-  const run = async (env: Record<string, string>) => JSON.parse((await runChild('tf32.mjs', [], { env })).stdout)
+  const run = (env: Record<string, string>) => printed('tf32.mjs', env)
   const fine = 1 + 2 ** -12
   expect(await run({ ST_MOE_TF32: '0' })).toEqual({ product: fine, chosen: [1, 0] })
   expect(await run({ ST_MOE_TF32: '1' })).toEqual({ product: 1, chosen: [1, 0] })

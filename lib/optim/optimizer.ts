@@ -6,7 +6,7 @@ import { native } from '../native.js'
 import type { StateDict } from '../nn/module.js'
 import { Parameter } from '../nn/parameter.js'
 import { currentRecorder, type StepNumbers } from '../recorder.js'
-import { noGrad, withoutScope } from '../scope.js'
+import { noGrad, scope, withoutScope } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 
 const stepMeta = { shape: [], dtype: 'f64' } as const
@@ -14,6 +14,9 @@ const stepMeta = { shape: [], dtype: 'f64' } as const
 /** A copy on a device, without history. */
 const copyTo = (value: Tensor, device: Device): Tensor =>
   noGrad(() => (value.device === device ? value.clone() : value.to(device)))
+
+/** What `fn` makes lives until disposed; where it throws, nothing of it does. */
+const allOrNone = <T>(fn: () => T): T => withoutScope(() => scope(fn))
 
 /** Runs `fn` now, also while a step is captured: what it makes is no part of the step. */
 function aside<T>(fn: () => T): T {
@@ -70,11 +73,12 @@ export abstract class Optimizer {
 
   /** Updates every parameter that has a gradient, in place. Errors: OPTION where a setting such as `lr` was made invalid. */
   step(): void {
-    for (const parameter of this.parameters) {
-      if (!parameter.grad) continue
-      const state = this.stateOf(parameter)
+    const due = this.parameters.flatMap((parameter) =>
+      parameter.grad ? [{ parameter, grad: parameter.grad, state: this.stateOf(parameter) }] : [],
+    ) // where memory ends, no parameter has been updated
+    for (const { parameter, grad, state } of due) {
       const step = this.#count(state)
-      this.update(parameter, parameter.grad, { step, tensors: state.tensors })
+      this.update(parameter, grad, { step, tensors: state.tensors })
     }
   }
 
@@ -106,7 +110,7 @@ export abstract class Optimizer {
     if (!state) {
       const { shape, dtype, device } = parameter
       const make = (name: string) => [name, zeros(shape, { dtype, device })] as const
-      state = { step: 0, tensors: aside(() => withoutScope(() => Object.fromEntries(this.stateNames.map(make)))) }
+      state = { step: 0, tensors: aside(() => allOrNone(() => Object.fromEntries(this.stateNames.map(make)))) }
       this.#states.set(parameter, state)
     }
     return state
@@ -153,12 +157,13 @@ export abstract class Optimizer {
     }
     if (problems.length > 0)
       fail('STATE_DICT', op, `the state does not fit, nothing was changed:\n  ${problems.join('\n  ')}`)
-    const loaded = present.map(({ parameter, i }) => {
-      const tensors = withoutScope(() =>
-        Object.fromEntries(this.stateNames.map((name) => [name, copyTo(dict[`${i}.${name}`], parameter.device)])),
-      )
-      return [parameter, { step: dict[`${i}.step`].item(), tensors }] as const
-    })
+    const loaded = allOrNone(() =>
+      present.map(({ parameter, i }) => {
+        const copy = (name: string) => [name, copyTo(dict[`${i}.${name}`], parameter.device)] as const
+        const tensors = Object.fromEntries(this.stateNames.map(copy))
+        return [parameter, { step: dict[`${i}.step`].item(), tensors }] as const
+      }),
+    )
     this.dispose()
     for (const [parameter, state] of loaded) this.#states.set(parameter, state)
   }

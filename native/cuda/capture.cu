@@ -11,7 +11,10 @@ namespace st_moe::cuda {
 
 CapturedStep::CapturedStep(cudaStream_t aside) : aside_(aside) {
   const size_t bytes = (kMaxStepValues + 1) * sizeof(StepValues);
-  check(cudaMallocAsync(&values_, bytes, aside_), "values of a captured step");
+  if (cudaMallocAsync(&values_, bytes, aside_) != cudaSuccess) {
+    cudaGetLastError();
+    fail(ErrorCode::out_of_memory, "not enough memory on cuda: %zu bytes for the numbers of a captured step", bytes);
+  }
   bytes_ = bytes;
 }
 

@@ -7,6 +7,8 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "emulator/engine.h"
@@ -108,9 +110,23 @@ void drain(CUstream_st& stream) {
   }
 }
 
-void count(int64_t Counters::* counter, int64_t by = 1) {
+// Where SIMT_TRACE names a file, a line for each event, for programs that cannot call simt_counters.
+void trace(int64_t Counters::* counter) {
+  static std::FILE* const file = std::getenv("SIMT_TRACE") ? std::fopen(std::getenv("SIMT_TRACE"), "a") : nullptr;
+  if (!file) return;
+  const char* name = counter == &Counters::launches           ? "launch"
+                     : counter == &Counters::products         ? "product"
+                     : counter == &Counters::copies           ? "copy"
+                     : counter == &Counters::synchronisations ? "wait"
+                                                              : "graph";
+  std::fprintf(file, "%s\n", name);
+  std::fflush(file);
+}
+
+void count(int64_t Counters::* counter) {
   std::lock_guard<std::mutex> lock(process().mutex);
-  process().counters.*counter += by;
+  ++(process().counters.*counter);
+  trace(counter);
 }
 
 void poison(void* pointer, size_t bytes) {
@@ -119,9 +135,19 @@ void poison(void* pointer, size_t bytes) {
   if (bytes % 4) std::memcpy(to + bytes / 4 * 4, &kPoison, bytes % 4);
 }
 
+// Called with the mutex held.
+bool is_full() {
+  static std::string last;
+  static int64_t asked = 0;
+  const char* text = std::getenv("SIMT_FULL_AT");
+  if (std::exchange(last, text ? text : "") != last) asked = 0;
+  return !last.empty() && ++asked >= std::strtoll(last.c_str(), nullptr, 10);
+}
+
 cudaError_t allocate(void** pointer, size_t bytes, bool device) {
   Process& p = process();
   std::lock_guard<std::mutex> lock(p.mutex);
+  if (bytes != 0 && device && is_full()) return report(cudaErrorMemoryAllocation);
   if (bytes == 0) return report(cudaErrorInvalidValue);
   if (bytes > card_bytes() || (device && static_cast<size_t>(p.counters.live_bytes) + bytes > card_bytes()))
     return report(cudaErrorMemoryAllocation);

@@ -10,7 +10,9 @@
 
 // The part of the CUDA runtime that the backend uses. Work on a stream is queued and runs when something waits for it
 // (SIMT_STREAMS=eager: at once), so that a missing wait shows. Device memory is host memory, filled with NaN.
-// SIMT_DEVICES=n cards, SIMT_DRIVER=missing answers as a machine without driver, SIMT_MEMORY_MB=n limits a card.
+// SIMT_DEVICES=n cards, SIMT_DRIVER=missing answers as a machine without driver, SIMT_MEMORY_MB=n limits a card,
+// SIMT_FULL_AT=n, counted from when it is set, makes allocation number n and all after it fail. SIMT_TRACE=file writes
+// down launches, products, copies and waits.
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
