@@ -52,8 +52,9 @@ export interface CapturedStep<T> {
  * })
  * for (let i = 0; i < 3; i++) {
  *   x.copyFrom(new Float32Array(16 * 8).fill(i))
- *   console.log(step.replay().loss.item() >= 0) // → true
+ *   step.replay()
  * }
+ * console.log(step.replay().loss.item() > 0) // → true
  * ```
  */
 export function captureStep<T>(fn: () => T, options?: { device?: Device }): CapturedStep<T> {

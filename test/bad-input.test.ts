@@ -12,6 +12,7 @@ import {
   tensor,
   zeros,
 } from '../lib/index.js'
+import { settled } from './support/faults.js'
 
 // What a program may get wrong, the code of the error, and what its text says: operation, argument, expected, got.
 
@@ -386,7 +387,7 @@ describe.each(groups)('%s', (_, rows) => {
     let caught: unknown
     scope(() => {
       try {
-        run()
+        settled(run)
       } catch (error) {
         caught = error
       }
