@@ -151,6 +151,9 @@ class HostStep<T> extends Step<T> {
     this.free()
     const { value, made } = run('CapturedStep.replay', this.#fn)
     this.#made = made
+    const elsewhere = made.find(({ device }) => device !== 'cpu')?.device
+    if (elsewhere)
+      fail('OPTION', 'captureStep', `the step runs on ${elsewhere}: say captureStep(fn, { device: '${elsewhere}' })`)
     return value
   }
 

@@ -1,5 +1,7 @@
+import { once } from 'node:events'
 import { existsSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
+import { Worker } from 'node:worker_threads'
 import { afterEach, describe, expect, test } from 'vitest'
 import {
   AdamW,
@@ -234,6 +236,13 @@ describe.skipIf(!built)('on a card', () => {
     scope(() => t.step())
   })
 
+  test('a worker that is terminated in the middle of a step', async () => {
+    const worker = new Worker(new URL('./children/capture-forever.mjs', import.meta.url))
+    await once(worker, 'message')
+    expect(await worker.terminate()).toBe(1)
+    expect(Array.from(scope(() => zeros([2], { device: 'cuda' }).add(1).dataSync()))).toEqual([1, 1])
+  })
+
   describe('what cannot be captured is an error that changes nothing', () => {
     const attempts: [string, (t: Training) => unknown, RegExp][] = [
       [
@@ -273,6 +282,11 @@ describe.skipIf(!built)('on a card', () => {
       expect(memory().devices['cuda:0'].tensors).toBe(before + states) // the optimizer may have made its state
       expect(t.parameters.every((p) => p.grad === null)).toBe(true)
       expect(loop(t, 2, true)).toEqual(eager)
+    })
+
+    test('a step that runs on another device than it was made for', () => {
+      const step = own(captureStep(() => zeros([2], { device: 'cuda' }), { device: 'cpu' }))
+      expect(() => step.replay()).toThrow(/the step runs on cuda:0: say captureStep\(fn, { device: 'cuda:0' }\)/)
     })
 
     test('a backward of what was recorded before the step, and after it', () => {

@@ -14,6 +14,10 @@ Capture::Capture(Device& device) : device_(device) {
 }
 
 Capture::~Capture() {
+  try {
+    end(false);  // a worker may be terminated in the middle of a step
+  } catch (const Error&) {
+  }
   if (step_) device_.backend->capture->release(device_.context, step_);
   device_.stats.remove(bytes_);
 }
