@@ -15,6 +15,7 @@ constexpr int64_t kLeastTiles = 4;              // rows and columns of a task, i
 constexpr int64_t kRowBlockBytes = 688 << 10;   // packed rows of A: about 2/3 of an L2 cache of 1 MiB
 constexpr int64_t kColumnBlockBytes = 4 << 20;  // packed columns of B that several blocks of rows share
 constexpr int64_t kMaxRowTiles = 96;
+constexpr int64_t kSetBytes = 4096;  // rows of A so far apart share too few sets of the L1 cache
 
 // Elements of k in a block. Units of 16 fill whole vectors whatever the operand type.
 template <class Operand>
@@ -58,6 +59,14 @@ void fill_block(const GemmProblem<T>& p, const Block& block) {
     }
 }
 
+template <class T>
+struct RowPanels {
+  const T* data;
+  int64_t stride, panel;  // between rows by k, and between tiles
+  const T* rest;          // the last tile where it is not whole, packed
+  bool by_k;
+};
+
 // Asks for parts of the panel of B that is packed next while the present one is swept: packing would wait for memory.
 template <class T>
 struct Prefetch {
@@ -83,6 +92,7 @@ class Task {
   using T = typename Operand::Element;
   using Shape = TileShape<T>;
   using Few = FewRows<Operand, Math>;
+  static constexpr bool exact = std::is_same_v<Operand, Exact<T>>;
 
  public:
   struct Size {  // packed elements of A and B that tasks need
@@ -121,7 +131,6 @@ class Task {
     const int64_t units = ceil_div(elements, Operand::depth), col_end = block.col + block.cols;
     const bool keeps = keeps_b(split) && !p.packed_b;
     // A panel of B that is used once or twice and has whole rows is read where it is.
-    const bool exact = std::is_same_v<Operand, Exact<T>>;
     const bool in_place = exact && b.along_w() && !b.k_rows && block.rows <= 2 * Shape::rows;
     if (keeps)
       for (int64_t col = block.col; col < col_end; col += Shape::cols)
@@ -131,12 +140,7 @@ class Task {
       const Block part{row, min_of(split.row_block, block.row + block.rows - row), block.col, block.cols};
       Tile<T> tile{};
       tile.units = units;
-      tile.a = a_.get();
-      tile.a_by_k = !a.along_w() || a.along_k();
-      if (tile.a_by_k)
-        pack_a_by_k<Operand>(a, part.row, part.rows, k0, elements, a_.get());
-      else
-        pack_a_by_row<Operand>(a, part.row, part.rows, k0, units, a_.get());
+      const RowPanels<T> rows = load_rows(a, part, k0, elements, units);
       for (int64_t col = part.col; col < col_end; col += Shape::cols) {
         tile.cols = min_of<int64_t>(Shape::cols, col_end - col);
         tile.b_stride = Shape::cols;
@@ -153,16 +157,34 @@ class Task {
           tile.b = b_.get();
           if (!in_place) prefetch.width = min_of<int64_t>(Shape::cols, col_end - col - Shape::cols);
         }
-        sweep(p, part, k0, tile, col, prefetch);
+        sweep(p, part, k0, rows, tile, col, prefetch);
       }
     }
   }
 
-  // One panel of B against the packed rows.
-  static void sweep(const GemmProblem<T>& p, const Block& part, int64_t k0, Tile<T> tile, int64_t col,
-                    const Prefetch<T>& prefetch) {
-    const T* a = tile.a;
-    const int64_t panel = Shape::a_panel(tile.a_by_k, tile.units), tiles = ceil_div(part.rows, Shape::rows);
+  // Rows of A in tiles: packed, or where they are. The kernel of a tile that is not whole may read a row behind it, so
+  // the last one is packed in any case.
+  RowPanels<T> load_rows(const PanelSource<T>& a, const Block& part, int64_t k0, int64_t elements,
+                         int64_t units) const {
+    const int64_t whole = part.rows / Shape::rows, in_whole = whole * Shape::rows;
+    if (exact && a.along_k() && !a.w_rows && a.w_stride * static_cast<int64_t>(sizeof(T)) % kSetBytes != 0) {
+      pack_a_by_k<Operand>(a, part.row + in_whole, part.rows - in_whole, k0, elements, a_.get());
+      return {a.at(part.row, k0), a.w_stride, Shape::rows * a.w_stride, a_.get(), true};
+    }
+    const bool by_k = !a.along_w() || a.along_k();
+    const int64_t panel = Shape::a_panel(by_k, units);
+    if (by_k)
+      pack_a_by_k<Operand>(a, part.row, part.rows, k0, elements, a_.get());
+    else
+      pack_a_by_row<Operand>(a, part.row, part.rows, k0, units, a_.get());
+    return {a_.get(), Shape::k_stride, panel, a_.get() + whole * panel, by_k};
+  }
+
+  // One panel of B against the rows.
+  static void sweep(const GemmProblem<T>& p, const Block& part, int64_t k0, const RowPanels<T>& rows, Tile<T> tile,
+                    int64_t col, const Prefetch<T>& prefetch) {
+    const int64_t tiles = ceil_div(part.rows, Shape::rows);
+    tile.a_by_k = rows.by_k;
     tile.bias = k0 == 0 && p.bias ? p.bias + col : nullptr;
     tile.accumulate = k0 > 0 || p.accumulate;
     tile.c_stride = p.c_stride;
@@ -170,8 +192,10 @@ class Task {
                   reinterpret_cast<uintptr_t>(p.c + col) % kVectorBytes == 0;
     for (int64_t i = 0; i < tiles; ++i) {
       prefetch(i, tiles);
-      tile.a = a + i * panel;
       tile.rows = min_of<int64_t>(Shape::rows, part.rows - i * Shape::rows);
+      const bool whole = tile.rows == Shape::rows;
+      tile.a = whole ? rows.data + i * rows.panel : rows.rest;
+      tile.a_stride = whole ? rows.stride : Shape::k_stride;
       tile.c = p.c + (part.row + i * Shape::rows) * p.c_stride + col;
       run_tile<Math>(tile);
     }

@@ -24,7 +24,8 @@ struct TileShape {
 template <class T>
 struct Tile {
   int64_t units;
-  const T* a;  // a panel of A, by k or by row
+  const T* a;  // rows of A by k, a_stride apart; or a panel by row
+  int64_t a_stride;
   const T* b;  // [units] rows of a whole tile's width, b_stride apart
   int64_t b_stride;
   T* c;
@@ -57,7 +58,9 @@ template <class T, class Math, int R, int NV, bool by_k>
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int L = S::lanes;
-  constexpr int64_t row_step = by_k ? TileShape<T>::k_stride : 1, k_step = by_k ? 1 : TileShape<T>::row_width;
+  // Three rows a pointer, as far as the scales of an address reach.
+  constexpr int kReach = 3, pointers = (R + kReach - 1) / kReach;
+  const int64_t row_step = by_k ? tile.a_stride : 1, k_step = by_k ? 1 : TileShape<T>::row_width;
   V acc[R][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
@@ -68,7 +71,9 @@ template <class T, class Math, int R, int NV, bool by_k>
       __builtin_prefetch(tile.c + i * tile.c_stride, 1);
       __builtin_prefetch(tile.c + i * tile.c_stride + tile.cols - 1, 1);
     }
-  const T *a = tile.a, *b = tile.b;
+  const T *a[pointers], *b = tile.b;
+#pragma GCC unroll 16
+  for (int i = 0; i < pointers; ++i) a[i] = tile.a + i * kReach * row_step;
   const int64_t b_stride = tile.b_stride;
   for (int64_t k = tile.units; k > 0; --k) {
     V bv[NV];
@@ -76,11 +81,12 @@ template <class T, class Math, int R, int NV, bool by_k>
     for (int j = 0; j < NV; ++j) bv[j] = S::load(b + j * L);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
-      const V av = Math::broadcast(a + i * row_step);
+      const V av = Math::broadcast(a[i / kReach] + i % kReach * row_step);
 #pragma GCC unroll 2
       for (int j = 0; j < NV; ++j) acc[i][j] = Math::add(acc[i][j], av, bv[j]);
     }
-    a += k_step;
+#pragma GCC unroll 16
+    for (int i = 0; i < pointers; ++i) a[i] += k_step;
     b += b_stride;
   }
   if (tile.cols != NV * L) return write_edge<T, R, NV>(tile, acc);
