@@ -10,9 +10,9 @@
 // the backward, which adds rows up, never splits an expert.
 namespace st_moe::cpu::ST_MOE_ISA {
 
-constexpr int64_t kChunkBytes = 4 << 20;    // activations of a chunk, for each thread
-constexpr int64_t kColumnBlock = 256;       // hidden columns of an element-wise task: its sums stay in the L1 cache
-constexpr int64_t kRowBlock = 128;          // rows added up before partial sums are combined
+constexpr int64_t kChunkBytes = 4 << 20;  // activations of a chunk, for each thread
+constexpr int64_t kColumnBlock = 256;     // hidden columns of an element-wise task: its sums stay in the L1 cache
+constexpr int64_t kRowBlock = 128;        // rows added up before partial sums are combined
 
 template <class T>
 static int64_t rows_per_chunk(const Context& ctx, int64_t H) {
@@ -279,7 +279,12 @@ static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProble
     p.packed_b = chunk.w2_packed.at(e);
     return p;
   });
-  parallel_for(ctx, chunk.block_count * columns, [&](int64_t i) { hidden_block(chunk, i / columns, i % columns); });
+  // Where there are enough blocks of rows one thread takes all columns of one: rows need not start at a cache line, and
+  // two threads that write to one line wait for each other.
+  const int64_t together = chunk.block_count >= 4 * ctx.threads ? columns : 1;
+  parallel_blocks(ctx, chunk.block_count * columns, together, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) hidden_block(chunk, i / columns, i % columns);
+  });
   finish_sums(ctx, chunk);
   if (args.dw1) {
     T *dw1 = static_cast<T*>(args.dw1), *dw2 = static_cast<T*>(args.dw2);

@@ -17,6 +17,7 @@ constexpr int kManyColumns = 2;
 constexpr int64_t kFewBlockBytes = 64 << 10;  // of B, in the L2 cache for the rows that come next
 constexpr int64_t kSumBytes = 4 << 10;        // of one row of sums in the L1 cache
 constexpr int64_t kAheadBytes = 32 << 10;     // of B, asked for before
+constexpr int64_t kFewLeastBytes = 1 << 20;   // a smaller B comes from a cache, and tiles multiply faster
 constexpr int kSumDepth = 4;                  // rows of B added up at a time
 
 // Sums of the lanes of U vectors, in a fixed order.
@@ -43,7 +44,8 @@ class FewRows {
  public:
   // Pairs take the way of many rows: the bits must not depend on whether B was packed before.
   static bool fits(const GemmProblem<T>& p) {
-    return Operand::depth == 1 && p.M <= kFewRows && p.K > 0 && (by_dots(p) || p.b.col_stride == 1);
+    if (Operand::depth > 1 || p.M > kFewRows || p.K == 0) return false;
+    return by_dots(p) || (p.b.col_stride == 1 && p.K * p.N * static_cast<int64_t>(sizeof(T)) >= kFewLeastBytes);
   }
   // Elements of scratch memory.
   static int64_t packed(const GemmProblem<T>& p) { return p.M * (row_units(p.K) + (by_dots(p) ? 0 : kSumColumns)); }
