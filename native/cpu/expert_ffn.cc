@@ -10,7 +10,7 @@
 // the backward, which adds rows up, never splits an expert.
 namespace st_moe::cpu::ST_MOE_ISA {
 
-constexpr int64_t kChunkBytes = 4 << 20;  // activations of a chunk, for each thread
+constexpr int64_t kChunkBytes = 16 << 20; // activations of a chunk, for each thread
 constexpr int64_t kColumnBlock = 256;     // hidden columns of an element-wise task: its sums stay in the L1 cache
 constexpr int64_t kRowBlock = 128;        // rows added up before partial sums are combined
 
