@@ -10,9 +10,9 @@
 // the backward, which adds rows up, never splits an expert.
 namespace st_moe::cpu::ST_MOE_ISA {
 
-constexpr int64_t kChunkBytes = 16 << 20; // activations of a chunk, for each thread
-constexpr int64_t kColumnBlock = 256;     // hidden columns of an element-wise task: its sums stay in the L1 cache
-constexpr int64_t kRowBlock = 128;        // rows added up before partial sums are combined
+constexpr int64_t kChunkBytes = 16 << 20;  // activations of a chunk, for each thread
+constexpr int64_t kColumnBlock = 256;      // hidden columns of an element-wise task: its sums stay in the L1 cache
+constexpr int64_t kRowBlock = 128;         // rows added up before partial sums are combined
 
 template <class T>
 static int64_t rows_per_chunk(const Context& ctx, int64_t H) {

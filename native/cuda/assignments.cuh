@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kBlock) holders_kernel(Assignments a, int32_t*
 // into one slot the last one has it.
 static inline void fill_holders(const Context& ctx, const Assignments& a, int32_t* holder) {
   constexpr int experts = 8;  // every block reads all choices of its sequence
-  if (a.B * a.E > 0)  // without slots too: an assignment that wants one is reported
+  if (a.B * a.E > 0)          // without slots too: an assignment that wants one is reported
     launch(ctx, holders_kernel<experts>, grid_for(a.B * ceil_div(a.E, experts), 1), kBlock, 0, a, holder);
 }
 
