@@ -106,7 +106,7 @@ test('on the CPU a replay calls the function, and frees what the last one return
   const eager = loop(training('cpu', 'f32'), 3, false)
   expect(loop(training('cpu', 'f32'), 3, true)).toEqual(eager)
   let calls = 0
-  const step = own(captureStep(() => tensor([++calls]), { device: 'cpu' }))
+  const step = own(captureStep(() => tensor([++calls], [1], { device: 'cpu' }), { device: 'cpu' }))
   expect(calls).toBe(0)
   const first = step.replay()
   expect(step.replay().item()).toBe(2)
