@@ -223,10 +223,10 @@ void test_shapes(const std::vector<Gemm>& gemms, DType compute, int rounds) {
       cases.emplace_back(random, size(120), size(150), random.below(4) ? size(100) : random.below(600), compute);
     for (const Gemm& gemm : gemms) test_batch(gemm, cases);
   }
-  // enough work for several threads, blocks of rows, blocks of k; few rows and many columns
-  const int64_t large[][3] = {{700, 20, 70},    {40, 500, 300}, {351, 65, 257},  {20, 900, 40},
-                              {130, 130, 1025}, {4, 2100, 130}, {13, 1100, 90},  {1, 1030, 500},
-                              {3, 2060, 37},    {16, 1500, 33}, {335, 150, 513}, {9, 1029, 3}};
+  // enough work for several threads, blocks of rows, blocks of k; few rows, and a B that is not in a cache
+  const int64_t large[][3] = {{700, 20, 70},    {40, 500, 300},  {351, 65, 257},  {20, 900, 40},
+                              {130, 130, 1025}, {4, 2100, 130},  {13, 1100, 261}, {1, 1030, 500},
+                              {3, 2060, 137},   {16, 1500, 190}, {335, 150, 513}, {9, 1029, 263}};
   for (const auto& s : large) {
     std::vector<Case<T>> cases;
     cases.emplace_back(random, s[0], s[1], s[2], compute);
