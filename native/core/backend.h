@@ -492,24 +492,6 @@ struct Backend {
   int64_t saved_columns(int64_t H) const { return (2 * H + saved_multiple - 1) / saved_multiple * saved_multiple; }
 };
 
-// ---- plugins ------------------------------------------------------------------------------------------------
-
-struct Probe {           // what a plugin answers to "can you work here?"
-  int32_t device_count;  // 0: no, and then stage and reason say why
-  char stage[16];        // "plugin", "abi", "driver", "device" or "cublas"
-  char reason[512];
-};
-
-// What the symbol `st_moe_plugin` of a shared library gives. The ABI number comes first and is looked at first.
-struct Plugin {
-  uint32_t abi;                                                              // kBackendAbi
-  void (*probe)(Probe* probe);                                               // opens driver and libraries; never throws
-  Status (*open)(int32_t index, const Backend** backend, Context* context);  // a stream for one environment
-  void (*close)(const Backend* backend, Context* context);                   // after its last tensor is gone
-};
-using PluginEntry = const Plugin* (*)();
-constexpr const char* kPluginSymbol = "st_moe_plugin";
-
 // Compiled in. Chooses the widest instruction set that the machine has.
 const Backend& cpu_backend();
 

@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "core/backend.h"
+#include "core/plugin.h"
 #include "core/packed.h"
 
 // Tensors live in a table of the environment (main thread or worker) that made them. JavaScript holds handles:

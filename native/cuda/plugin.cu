@@ -6,6 +6,7 @@
 #include <new>
 #include <string>
 
+#include "core/plugin.h"
 #include "cuda/blas.h"
 #include "cuda/blas_library.h"
 #include "cuda/ops.h"

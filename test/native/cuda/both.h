@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "core/backend.h"
+#include "core/plugin.h"
 
 // Runs an op on the CPU and on device 0 of the plugin that ST_MOE_CUDA_LIBRARY names, and compares every output.
 namespace st_moe::test {

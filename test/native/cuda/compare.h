@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "core/backend.h"
+#include "core/plugin.h"
 
 // Runs an op on the CPU and on the first card of a plugin: the real one or the emulator's, named by
 // ST_MOE_CUDA_LIBRARY. On the card it runs twice and must give the same bits.
