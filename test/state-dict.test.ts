@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest'
-import { type Module, MoE, randn, SparseMoEBlock, type StateDict, scope, tensor, zeros } from '../lib/index.js'
+import { Linear, Module, MoE, randn, SparseMoEBlock, type StateDict, scope, tensor, zeros } from '../lib/index.js'
 import { values } from './support/numbers.js'
 
 const options = { dim: 6, numExperts: 3, expertHiddenMult: 2 } as const // H = 8
@@ -186,5 +186,37 @@ describe('a state that does not fit', () => {
     const message = messageOf(() => new MoE(options).loadStateDict(new MoE({ ...options, numExperts: 4 }).stateDict()))
     expect(message).toContain('gate.to_gates.weight must be [3, 6], got [4, 6]')
     expect(message.match(/unexpected/g)).toHaveLength(5)
+  })
+})
+
+describe('a module that contains itself', () => {
+  class Ring extends Module {
+    layer = new Linear(2, 2)
+    child: Module[] = []
+  }
+  const inner = new Ring()
+  const outer = new Ring()
+  outer.child = [inner]
+  inner.child = [outer, outer]
+
+  test.each<[string, () => unknown]>([
+    ['parameters', () => [...outer.parameters()]],
+    ['stateDict', () => outer.stateDict()],
+    ['loadStateDict', () => outer.loadStateDict({})],
+    ['train', () => outer.train(false)],
+    ['zeroGrad', () => outer.zeroGrad()],
+    ['dispose', () => outer.dispose()],
+  ])('is an error of %s, and nothing is changed', (_, call) => {
+    expect(call).toThrow(/\[Ring\] the module contains itself/)
+    expect([outer.training, inner.training, outer.layer.weight.disposed]).toEqual([true, true, false])
+  })
+
+  test('a module in two places has two names', () => {
+    const shared = new Ring()
+    const twice = new Ring()
+    twice.child = [shared, shared]
+    expect(Object.keys(twice.stateDict())).toEqual(
+      ['layer', 'child.0.layer', 'child.1.layer'].flatMap((name) => [`${name}.weight`, `${name}.bias`]),
+    )
   })
 })

@@ -47,6 +47,12 @@ function read(entry: StateEntry, from: Tensor): Tensor {
   return wrap(handle, { shape, dtype: from.dtype, device: from.device })
 }
 
+/** The modules around the children of `module`. One that contains itself has no last parameter: an OPTION error. */
+function around(module: Module, above: readonly Module[]): Module[] {
+  if (above.includes(module)) fail('OPTION', module.constructor.name, 'the module contains itself')
+  return [...above, module]
+}
+
 /**
  * Base class of everything with parameters. Properties that are Parameters, Modules, or arrays of these are found by
  * themselves; a subclass needs a constructor and `forward`.
@@ -88,11 +94,15 @@ export abstract class Module {
     return property
   }
 
-  /** All parameters of this module and those below it, under the names of their properties: stacked ones as one. */
-  *namedParameters(): Iterable<[string, Parameter]> {
+  /**
+   * All parameters of this module and those below it, under the names of their properties: stacked ones as one.
+   * `above` are the modules that this one was reached through: a module that contains itself is an OPTION error.
+   */
+  *namedParameters(above: readonly Module[] = []): Iterable<[string, Parameter]> {
+    const path = around(this, above)
     for (const [name, child] of this.children()) {
       if (child instanceof Parameter) yield [name, child]
-      else for (const [inner, parameter] of child.namedParameters()) yield [`${name}.${inner}`, parameter]
+      else for (const [inner, parameter] of child.namedParameters(path)) yield [`${name}.${inner}`, parameter]
     }
   }
 
@@ -101,17 +111,22 @@ export abstract class Module {
     for (const [, parameter] of this.namedParameters()) yield parameter
   }
 
-  /** This module and all below it. */
-  *modules(): Iterable<Module> {
+  /** This module and all below it; `above` as for {@link Module.namedParameters}. */
+  *modules(above: readonly Module[] = []): Iterable<Module> {
+    const path = around(this, above)
     yield this
-    for (const [, child] of this.children()) if (child instanceof Module) yield* child.modules()
+    for (const [, child] of this.children()) if (child instanceof Module) yield* child.modules(path)
   }
 
-  /** Everything that a state dict holds, buffers included. A module with stacked parameters or buffers overrides it. */
-  *stateEntries(): Iterable<StateEntry> {
+  /**
+   * Everything that a state dict holds, buffers included; `above` as for {@link Module.namedParameters}. A module with
+   * stacked parameters or buffers overrides it.
+   */
+  *stateEntries(above: readonly Module[] = []): Iterable<StateEntry> {
+    const path = around(this, above)
     for (const [name, child] of this.children()) {
       if (child instanceof Parameter) yield { name, tensor: child }
-      else for (const entry of child.stateEntries()) yield { ...entry, name: `${name}.${entry.name}` }
+      else for (const entry of child.stateEntries(path)) yield { ...entry, name: `${name}.${entry.name}` }
     }
   }
 
@@ -200,7 +215,7 @@ export abstract class Module {
   /** Training mode (default) or evaluation, for this module and all below. */
   train(mode = true): this {
     checkBoolean('Module.train', 'mode', mode)
-    for (const module of this.modules()) module.#training = mode
+    for (const module of [...this.modules()]) module.#training = mode
     return this
   }
 
@@ -224,12 +239,12 @@ export abstract class Module {
 
   /** Frees all gradients: `grad` is null afterwards. */
   zeroGrad(): void {
-    for (const parameter of this.parameters()) parameter.grad = null
+    for (const parameter of [...this.parameters()]) parameter.grad = null
   }
 
   /** Frees parameters, buffers and gradients. */
   dispose(): void {
-    for (const { tensor } of this.stateEntries()) tensor.dispose()
+    for (const { tensor } of [...this.stateEntries()]) tensor.dispose()
   }
 
   /** For `using`. */

@@ -24,7 +24,7 @@ import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor.js'
 import { Experts, hiddenWidth } from './experts.js'
 import { type GatingForwardOptions, gatingNames, TopNGating, type TopNGatingOptions } from './gating.js'
 import { layerOptions } from './linear.js'
-import { checkModule, Module, type StateEntry } from './module.js'
+import { checkModule, Module } from './module.js'
 import { MoEResult } from './moe-result.js'
 import { forwardWithGrad, type GradHandle } from './with-grad.js'
 
@@ -244,13 +244,6 @@ export class UserExperts extends Module {
   constructor(experts: readonly Module[]) {
     super()
     this.experts = experts
-  }
-
-  /** The entries of each expert. */
-  override *stateEntries(): Iterable<StateEntry> {
-    for (const [i, expert] of this.experts.entries()) {
-      for (const entry of expert.stateEntries()) yield { ...entry, name: `experts.${i}.${entry.name}` }
-    }
   }
 }
 
