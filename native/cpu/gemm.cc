@@ -15,7 +15,7 @@ constexpr int64_t kLeastTiles = 4;              // rows and columns of a task, i
 constexpr int64_t kRowBlockBytes = 688 << 10;   // packed rows of A: about 2/3 of an L2 cache of 1 MiB
 constexpr int64_t kColumnBlockBytes = 4 << 20;  // packed columns of B that several blocks of rows share
 constexpr int64_t kMaxRowTiles = 96;
-constexpr int64_t kSetBytes = 4096;  // rows of A so far apart share too few sets of the L1 cache
+constexpr int64_t kSetBytes = 2048;  // rows of A so far apart share too few sets of the L1 cache
 
 // Elements of k in a block. Units of 16 fill whole vectors whatever the operand type.
 template <class Operand>
@@ -171,13 +171,18 @@ class Task {
       pack_a_by_k<Operand>(a, part.row + in_whole, part.rows - in_whole, k0, elements, a_.get());
       return {a.at(part.row, k0), a.w_stride, Shape::rows * a.w_stride, a_.get(), true};
     }
+    if (exact && a.along_w() && !a.k_rows && a.k_stride * static_cast<int64_t>(sizeof(T)) % kSetBytes != 0) {
+      const int64_t row = part.row + in_whole;
+      pack_a_by_row<Operand>(a, row, part.rows - in_whole, k0, units, a_.get());
+      return {a.at(part.row, k0), a.k_stride, Shape::rows, a_.get(), false};
+    }
     const bool by_k = !a.along_w() || a.along_k();
     const int64_t panel = Shape::a_panel(by_k, units);
     if (by_k)
       pack_a_by_k<Operand>(a, part.row, part.rows, k0, elements, a_.get());
     else
       pack_a_by_row<Operand>(a, part.row, part.rows, k0, units, a_.get());
-    return {a_.get(), Shape::k_stride, panel, a_.get() + whole * panel, by_k};
+    return {a_.get(), by_k ? Shape::k_stride : Shape::row_width, panel, a_.get() + whole * panel, by_k};
   }
 
   // One panel of B against the rows.
@@ -195,7 +200,7 @@ class Task {
       tile.rows = min_of<int64_t>(Shape::rows, part.rows - i * Shape::rows);
       const bool whole = tile.rows == Shape::rows;
       tile.a = whole ? rows.data + i * rows.panel : rows.rest;
-      tile.a_stride = whole ? rows.stride : Shape::k_stride;
+      tile.a_stride = whole ? rows.stride : rows.by_k ? Shape::k_stride : Shape::row_width;
       tile.c = p.c + (part.row + i * Shape::rows) * p.c_stride + col;
       run_tile<Math>(tile);
     }

@@ -35,23 +35,6 @@ struct Tile {
   bool a_by_k, accumulate, stream;
 };
 
-template <class T, int R, int NV>
-static inline void write_edge(const Tile<T>& tile, const typename Simd<T>::V (&acc)[R][NV]) {
-  constexpr int L = Simd<T>::lanes;
-  alignas(kVectorBytes) T buffer[R][NV * L];
-#pragma GCC unroll 16
-  for (int i = 0; i < R; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) Simd<T>::store(&buffer[i][j * L], acc[i][j]);
-  for (int64_t i = 0; i < tile.rows; ++i)
-    for (int64_t j = 0; j < tile.cols; ++j) {
-      T value = buffer[i][j];
-      if (tile.bias) value += tile.bias[j];
-      T& c = tile.c[i * tile.c_stride + j];
-      c = tile.accumulate ? c + value : value;
-    }
-}
-
 // Computes R rows and writes tile.rows of them.
 template <class T, class Math, int R, int NV, bool by_k>
 [[gnu::noinline]] static void tile_kernel(const Tile<T>& tile) {
@@ -60,7 +43,7 @@ template <class T, class Math, int R, int NV, bool by_k>
   constexpr int L = S::lanes;
   // Three rows a pointer, as far as the scales of an address reach.
   constexpr int kReach = 3, pointers = (R + kReach - 1) / kReach;
-  const int64_t row_step = by_k ? tile.a_stride : 1, k_step = by_k ? 1 : TileShape<T>::row_width;
+  const int64_t row_step = by_k ? tile.a_stride : 1, k_step = by_k ? 1 : tile.a_stride;
   V acc[R][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
@@ -89,21 +72,31 @@ template <class T, class Math, int R, int NV, bool by_k>
     for (int i = 0; i < pointers; ++i) a[i] += k_step;
     b += b_stride;
   }
-  if (tile.cols != NV * L) return write_edge<T, R, NV>(tile, acc);
+  V bias[NV];
+  int64_t width[NV];
+  for (int j = 0; j < NV; ++j) {
+    width[j] = min_of<int64_t>(tile.cols - j * L, L);
+    bias[j] = tile.bias ? S::load_first(tile.bias + j * L, width[j]) : V{};
+  }
+  const auto write_rows = [&, c = tile.c, c_stride = tile.c_stride, rows = tile.rows](auto&& write) {
 #pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) {
-    if (i >= tile.rows) break;
-    T* c = tile.c + i * tile.c_stride;
+    for (int i = 0; i < R; ++i) {
+      if (i >= rows) break;
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) {
-      V value = acc[i][j];
-      if (tile.bias) value += S::load(tile.bias + j * L);
-      if (tile.accumulate) value += S::load(c + j * L);
-      if (tile.stream)
-        S::stream(c + j * L, value);
-      else
-        S::store(c + j * L, value);
+      for (int j = 0; j < NV; ++j) write(c + i * c_stride + j * L, acc[i][j] + bias[j], j);
     }
+  };
+  if (tile.cols != NV * L) {
+    const bool accumulate = tile.accumulate;
+    write_rows([&](T* c, V value, int j) {
+      S::store_first(c, accumulate ? value + S::load_first(c, width[j]) : value, width[j]);
+    });
+  } else if (tile.accumulate) {
+    write_rows([](T* c, V value, int) { S::store(c, value + S::load(c)); });
+  } else if (tile.stream) {
+    write_rows([](T* c, V value, int) { S::stream(c, value); });
+  } else {
+    write_rows([](T* c, V value, int) { S::store(c, value); });
   }
 }
 

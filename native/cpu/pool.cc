@@ -15,22 +15,31 @@ constexpr auto kSpin = std::chrono::microseconds(30);
 
 thread_local bool inside_task = false;
 
+// The indices of a job that one thread takes first. Threads keep the same share from job to job: what a thread wrote in
+// one is in its cache for the next.
+struct alignas(64) Share {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+};
+
 struct Job {
   void (*task)(void*, int64_t);
   void* argument;
-  int64_t count;
-  std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   std::exception_ptr error = nullptr;  // written by the one thread that set `failed`
 
-  void run() {
+  // Takes share `own` of `count` first, then what is left of the others.
+  void run(Share* shares, int count, int own) {
     const bool outer = inside_task;
     inside_task = true;
     try {
-      while (!failed.load(std::memory_order_relaxed)) {
-        const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
-        if (i >= count) break;
-        task(argument, i);
+      for (int i = 0; i < count; ++i) {
+        Share& share = shares[(own + i) % count];
+        while (!failed.load(std::memory_order_relaxed)) {
+          const int64_t index = share.next.fetch_add(1, std::memory_order_relaxed);
+          if (index >= share.end) break;
+          task(argument, index);
+        }
       }
     } catch (...) {
       if (!failed.exchange(true)) error = std::current_exception();
@@ -43,18 +52,24 @@ struct Job {
 // caller runs out of work are withdrawn, so a call never waits for a worker that is slow to wake.
 class Pool {
  public:
-  // False if another call holds the workers.
-  bool run(Job& job, int helpers) {
+  // Indices [0, count). False if another call holds the workers.
+  bool run(Job& job, int64_t count, int helpers) {
     std::unique_lock<std::mutex> holder(holder_, std::try_to_lock);
     if (!holder.owns_lock()) return false;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       start_workers(helpers);
       job_ = &job;
-      invitations_.store(helpers < workers_ ? helpers : workers_);
+      helpers = helpers < workers_ ? helpers : workers_;
+      share_count_ = helpers + 1;
+      for (int i = 0; i < share_count_; ++i) {
+        shares_[i].next.store(count * i / share_count_, std::memory_order_relaxed);
+        shares_[i].end = count * (i + 1) / share_count_;
+      }
+      invitations_.store(helpers);
       for (int i = 0; i < helpers && i < sleeping_; ++i) wake_.notify_one();
     }
-    job.run();
+    job.run(shares_, share_count_, 0);
     std::unique_lock<std::mutex> lock(mutex_);
     invitations_.store(0);
     if (active_.load() > 0) {
@@ -71,13 +86,13 @@ class Pool {
   void start_workers(int wanted) {
     if (wanted > kMaxWorkers) wanted = kMaxWorkers;
     try {
-      for (; workers_ < wanted; ++workers_) std::thread([this] { work(); }).detach();
+      for (; workers_ < wanted; ++workers_) std::thread([this, number = workers_ + 1] { work(number); }).detach();
     } catch (const std::exception&) {
       // The system gives no more threads; those that exist do the work.
     }
   }
 
-  [[noreturn]] void work() {
+  [[noreturn]] void work(int number) {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
       if (invitations_.load() == 0) {
@@ -91,8 +106,9 @@ class Pool {
       invitations_.fetch_sub(1);
       active_.fetch_add(1);
       Job& job = *job_;
+      const int count = share_count_;
       lock.unlock();
-      job.run();
+      job.run(shares_, count, number % count);
       lock.lock();
       if (active_.fetch_sub(1) == 1) done_.notify_one();
     }
@@ -118,6 +134,8 @@ class Pool {
   std::atomic<int> invitations_{0}, active_{0};
   int workers_ = 0, sleeping_ = 0;
   Job* job_ = nullptr;
+  int share_count_ = 0;
+  Share shares_[kMaxWorkers + 1];
 };
 
 // Never destroyed: workers still wait on it while the process exits.
@@ -132,8 +150,8 @@ void pool_run(int threads, int64_t count, void (*task)(void* argument, int64_t i
   if (count <= 0) return;
   const int64_t helpers = (threads < count ? threads : count) - 1;
   if (helpers > 0 && !inside_task) {
-    Job job{task, argument, count};
-    if (pool().run(job, static_cast<int>(helpers))) {
+    Job job{task, argument};
+    if (pool().run(job, count, static_cast<int>(helpers))) {
       if (job.error) std::rethrow_exception(job.error);
       return;
     }

@@ -28,6 +28,16 @@ struct Simd {
     return load(lane);
 #endif
   }
+  static inline void store_first(T* p, V v, int64_t n) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+      _mm512_mask_storeu_ps(p, (1u << n) - 1, reinterpret_cast<__m512>(v));
+    else
+      _mm512_mask_storeu_pd(p, (1u << n) - 1, reinterpret_cast<__m512d>(v));
+#else
+    for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+#endif
+  }
   // Past the caches; p is aligned to a vector. Other threads see it after stream_fence().
   static inline void stream(T* p, V v) {
 #if defined(__AVX512F__)
