@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest'
+import { MoE, manualSeed, noGrad, randn, scope, setNumThreads } from '../lib/index.js'
 import { runChild } from './support/child.js'
 
 interface Runs {
@@ -23,4 +24,19 @@ describe('SHA-256 of all parameters after 50 steps, dropout and random routing i
       expect(hashes).toEqual(Array(7).fill(hashes[0]))
     })
   }
+})
+
+it('the outputs of an expert with more rows than its scratch memory holds are the same on 1, 2 and 3 threads', () => {
+  const [tokens, dim, hidden] = [180, 6, 8192] // one thread takes 170 rows at a time
+  const options = { dim, numExperts: 1, gatingTopN: 1, expertHiddenMult: (hidden * 1.5) / dim, capacityFactorEval: 2 }
+  const outputs = [1, 2, 3].map((threads) =>
+    scope(() => {
+      setNumThreads(threads)
+      manualSeed(0)
+      const { outputs, routing } = noGrad(() => new MoE(options).eval().forward(randn([1, tokens, dim])))
+      expect(routing.kept.to('f32').sum().item()).toBe(tokens)
+      return outputs.dataSync()
+    }),
+  )
+  expect(outputs).toEqual(Array(3).fill(outputs[0]))
 })

@@ -28,13 +28,15 @@ struct Piece {
 
 // ---- forward ----------------------------------------------------------------------------------------------
 
-// A chunk ends where an expert ends, unless the expert alone is larger than a chunk.
+// A chunk ends where an expert ends, unless the expert alone is larger than a chunk. Then it leaves more than a few rows
+// of it, which would be added up in another order.
 static int64_t chunk_end(const Assignments& assignments, int64_t E, int64_t begin, int64_t limit) {
   const int64_t end = begin + limit;
   if (end >= assignments.rows()) return assignments.rows();
   int64_t expert = 0;
   while (expert < E && assignments.end(expert) <= end) ++expert;
-  return assignments.begin(expert) > begin ? assignments.begin(expert) : end;
+  if (assignments.begin(expert) > begin) return assignments.begin(expert);
+  return min_of(end, assignments.end(expert) - kFewRows - 1);
 }
 
 // h = gelu(γ) ⊙ a ⊙ μ, pre [rows, 2H] = [a ; γ], h [rows, H]

@@ -15,7 +15,7 @@ constexpr int64_t kLeastTiles = 4;              // rows and columns of a task, i
 constexpr int64_t kRowBlockBytes = 688 << 10;   // packed rows of A: about 2/3 of an L2 cache of 1 MiB
 constexpr int64_t kColumnBlockBytes = 4 << 20;  // packed columns of B that several blocks of rows share
 constexpr int64_t kMaxRowTiles = 96;
-constexpr int64_t kSetBytes = 2048;  // rows of A so far apart share too few sets of the L1 cache
+constexpr int64_t kSetBytes = 2048;  // rows or columns of A so far apart share too few sets of the L1 cache
 
 // Elements of k in a block. Units of 16 fill whole vectors whatever the operand type.
 template <class Operand>
@@ -62,7 +62,7 @@ void fill_block(const GemmProblem<T>& p, const Block& block) {
 template <class T>
 struct RowPanels {
   const T* data;
-  int64_t stride, panel;  // between rows by k, and between tiles
+  int64_t stride, panel;  // between rows by k, or units of k by row; and between tiles
   const T* rest;          // the last tile where it is not whole, packed
   bool by_k;
 };
@@ -166,22 +166,17 @@ class Task {
   // the last one is packed in any case.
   RowPanels<T> load_rows(const PanelSource<T>& a, const Block& part, int64_t k0, int64_t elements,
                          int64_t units) const {
-    const int64_t whole = part.rows / Shape::rows, in_whole = whole * Shape::rows;
-    if (exact && a.along_k() && !a.w_rows && a.w_stride * static_cast<int64_t>(sizeof(T)) % kSetBytes != 0) {
-      pack_a_by_k<Operand>(a, part.row + in_whole, part.rows - in_whole, k0, elements, a_.get());
-      return {a.at(part.row, k0), a.w_stride, Shape::rows * a.w_stride, a_.get(), true};
-    }
-    if (exact && a.along_w() && !a.k_rows && a.k_stride * static_cast<int64_t>(sizeof(T)) % kSetBytes != 0) {
-      const int64_t row = part.row + in_whole;
-      pack_a_by_row<Operand>(a, row, part.rows - in_whole, k0, units, a_.get());
-      return {a.at(part.row, k0), a.k_stride, Shape::rows, a_.get(), false};
-    }
     const bool by_k = !a.along_w() || a.along_k();
-    const int64_t panel = Shape::a_panel(by_k, units);
+    const int64_t whole = part.rows / Shape::rows, stride = by_k ? a.w_stride : a.k_stride;
+    const bool in_place =
+        exact && (a.along_k() || a.along_w()) && !a.w_rows && stride * static_cast<int64_t>(sizeof(T)) % kSetBytes != 0;
+    const int64_t row = part.row + (in_place ? whole * Shape::rows : 0), count = part.row + part.rows - row;
     if (by_k)
-      pack_a_by_k<Operand>(a, part.row, part.rows, k0, elements, a_.get());
+      pack_a_by_k<Operand>(a, row, count, k0, elements, a_.get());
     else
-      pack_a_by_row<Operand>(a, part.row, part.rows, k0, units, a_.get());
+      pack_a_by_row<Operand>(a, row, count, k0, units, a_.get());
+    if (in_place) return {a.at(part.row, k0), stride, Shape::rows * a.w_stride, a_.get(), by_k};
+    const int64_t panel = Shape::a_panel(by_k, units);
     return {a_.get(), by_k ? Shape::k_stride : Shape::row_width, panel, a_.get() + whole * panel, by_k};
   }
 

@@ -83,6 +83,7 @@ static inline void pack_edge(RowPair<T> row, int64_t width, T* out) {
 
 // A few units of k for all panels at a time: the source is read in long runs.
 constexpr int64_t kPackDepth = 16;
+constexpr int64_t kPackAhead = 32;  // elements: the source is asked for a panel or two before
 
 template <class Operand, class T>
 static void pack_a_by_row(const PanelSource<T>& source, int64_t row0, int64_t rows, int64_t k0, int64_t units, T* out) {
@@ -98,6 +99,8 @@ static void pack_a_by_row(const PanelSource<T>& source, int64_t row0, int64_t ro
         for (int64_t g = 0; g < Shape::row_width && row + g < rows; g += L) {
           const RowPair<T> from = row_pair<Operand>(source, row0 + row + g, k0 + k * Operand::depth, zeros);
           T* to = panel + k * Shape::row_width + g;
+          __builtin_prefetch(from.p + kPackAhead);
+          if (Operand::depth == 2) __builtin_prefetch(from.next + kPackAhead);
           if (rows - row - g >= L)
             Simd<T>::store(to, Operand::across(from.p, from.next));
           else

@@ -7,7 +7,6 @@
 // added up, a few at a time.
 namespace st_moe::cpu::ST_MOE_ISA {
 
-constexpr int64_t kFewRows = 16;
 constexpr int kDotRows = 4;  // at a time
 #if defined(__AVX512F__)
 constexpr int kManyColumns = 4;  // 16 sums and 5 operands in 32 registers

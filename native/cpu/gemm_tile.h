@@ -24,7 +24,7 @@ struct TileShape {
 template <class T>
 struct Tile {
   int64_t units;
-  const T* a;  // rows of A by k, a_stride apart; or a panel by row
+  const T* a;  // by k: rows, a_stride apart; by row: units of k, a_stride apart
   int64_t a_stride;
   const T* b;  // [units] rows of a whole tile's width, b_stride apart
   int64_t b_stride;
