@@ -7,17 +7,16 @@
 
 // Scalar formulas shared by the backends. Double precision is the C library's. The float32 versions have no branches
 // and no calls, so a plain loop over them is vectorised. Limits are right at ±inf, and NaN stays NaN:
-// a clamp is written `x > limit ? limit : x`, which a NaN passes through.
+// a clamp is written `x > limit ? limit : x`, or `limit < x ? limit : x`, which a NaN passes through.
 namespace st_moe {
 
-// e^x in float32: at most 1 ulp off where the result is normal; subnormal results are rounded twice.
-// x = n·ln 2 + r with |r| ≤ ln 2 / 2, and a minimax polynomial of degree 6 (relative error 3.1e-9) for e^r.
-ST_MOE_HOST_DEVICE static inline float exp_float(float x) {
-#if defined(__CUDA_ARCH__)
-  return ::expf(x);
-#else
-  x = x > 89.0f ? 89.0f : x;
-  x = x < -104.0f ? -104.0f : x;
+// x = n·ln 2 + r with |r| ≤ ln 2 / 2, and e^r by a minimax polynomial of degree 6 (relative error 3.1e-9).
+struct ExpParts {
+  float power;   // e^r
+  int32_t bits;  // whose lowest nine are those of n
+};
+
+ST_MOE_HOST_DEVICE static inline ExpParts exp_parts(float x) {
   const float magic = 0x1.8p23f;  // the sum's low bits hold n, rounded to nearest
   const float shifted = x * 0x1.715476p0f + magic;
   const float n = shifted - magic;
@@ -27,16 +26,42 @@ ST_MOE_HOST_DEVICE static inline float exp_float(float x) {
   p = p * r + 4.1668387e-2f;
   p = p * r + 1.6666521e-1f;
   p = p * r + 4.9999993e-1f;
-  p = p * (r * r) + r + 1.0f;
+  ExpParts parts;
+  parts.power = p * (r * r) + r + 1.0f;
+  std::memcpy(&parts.bits, &shifted, 4);
+  return parts;
+}
+
+// e^x in float32: at most 1 ulp off where the result is normal; subnormal results are rounded twice.
+ST_MOE_HOST_DEVICE static inline float exp_float(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::expf(x);
+#else
+  x = x > 89.0f ? 89.0f : x;
+  x = x < -104.0f ? -104.0f : x;
+  const ExpParts parts = exp_parts(x);
   // 2^n in two factors: n reaches 128 and −150, beyond the exponents of one float.
-  int32_t bits;
-  std::memcpy(&bits, &shifted, 4);
-  const int32_t exponent = bits - 0x4b400000, half = exponent >> 1;
+  const int32_t exponent = parts.bits - 0x4b400000, half = exponent >> 1;
   const int32_t first_bits = (half + 127) << 23, second_bits = (exponent - half + 127) << 23;
   float first, second;
   std::memcpy(&first, &first_bits, 4);
   std::memcpy(&second, &second_bits, 4);
-  return p * first * second;
+  return parts.power * first * second;
+#endif
+}
+
+// The same for −200 ≤ x ≤ 0, in fewer steps: n goes straight into the exponent. 0 where e^x < 2^−122.
+ST_MOE_HOST_DEVICE static inline float exp_of_negative(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::expf(x);
+#else
+  const ExpParts parts = exp_parts(x);
+  uint32_t bits;
+  std::memcpy(&bits, &parts.power, 4);
+  bits += static_cast<uint32_t>(parts.bits) << 23;
+  float e;
+  std::memcpy(&e, &bits, 4);
+  return x < -84.5f ? 0.0f : e;
 #endif
 }
 
@@ -98,24 +123,24 @@ ST_MOE_HOST_DEVICE static inline T silu_grad(T x) {
   return sigmoid(clamped) + clamped * sigmoid_grad(clamped);
 }
 
-// Φ(z), φ(z) and z clamped to where φ is not zero, so that clamped · φ has its limit 0.
+// The normal distribution at t = |z|, clamped to where nothing is left, so that t · tail and t · density have their
+// limit 0: tail = Φ(−t), density = φ(t).
 template <class T>
-struct Normal {
-  T cdf, pdf, clamped;
+struct NormalTail {
+  T t, tail, density;
 };
 
-// Float32: the tail Φ(−t) = e^(−t²/2) · P(t) / Q(t), a minimax fit whose absolute error is 7e-12 and whose relative
-// error is 2.5e-6 or less on [0, 14.5]; all coefficients are positive. Rounding included, the cdf is within
-// 1.1e-7, gelu within 1.3e-7 |z| and gelu_grad within 1.5e-7 (measured on [-15, 15]).
+// Float32: Φ(−t) = e^(−t²/2) · P(t) / Q(t), a minimax fit whose absolute error is 7e-12 and whose relative error is
+// 2.5e-6 or less on [0, 14.5]; all coefficients are positive. Rounding included, gelu is within 1.3e-7 |z| and
+// gelu_grad within 1.5e-7 (measured on [-15, 15]).
 template <class T>
-ST_MOE_HOST_DEVICE static inline Normal<T> normal(T z) {
+ST_MOE_HOST_DEVICE static inline NormalTail<T> normal_tail(T z) {
   constexpr T inverse_sqrt_2pi = T(0.39894228040143267794), inverse_sqrt_2 = T(0.70710678118654752440);
   constexpr T limit = sizeof(T) == 4 ? T(14.5) : T(40);
-  T clamped = z > limit ? limit : z;
-  clamped = clamped < -limit ? -limit : clamped;
-  const T e = exp_of(T(-0.5) * clamped * clamped);
+  T t = std::fabs(z);
+  t = limit < t ? limit : t;
   if constexpr (sizeof(T) == 4) {
-    const float t = std::fabs(clamped);
+    const float e = exp_of_negative(-0.5f * t * t);
     float p = 2.5627811e-3f, q = 6.4227839e-3f;
     p = p * t + 2.9426174e-2f;
     q = q * t + 7.3801394e-2f;
@@ -126,35 +151,33 @@ ST_MOE_HOST_DEVICE static inline Normal<T> normal(T z) {
     p = p * t + 0.5f;
     q = q * t + 1.5755231f;
     q = q * t + 1.0f;
-    const float tail = e * (p / q);
-    return {clamped > 0.0f ? 1.0f - tail : tail, inverse_sqrt_2pi * e, clamped};
+    return {t, e * (p / q), inverse_sqrt_2pi * e};
   } else {
-    return {T(0.5) * std::erfc(-clamped * inverse_sqrt_2), inverse_sqrt_2pi * e, clamped};
+    return {t, T(0.5) * std::erfc(t * inverse_sqrt_2), inverse_sqrt_2pi * std::exp(T(-0.5) * t * t)};
   }
 }
 
 template <class T>
-ST_MOE_HOST_DEVICE static inline T normal_cdf(T z) {
-  return normal(z).cdf;
+ST_MOE_HOST_DEVICE static inline T gelu_from(T z, const NormalTail<T>& normal) {
+  return (T(0) > z ? T(0) : z) - normal.t * normal.tail;
 }
 
 template <class T>
-ST_MOE_HOST_DEVICE static inline T normal_pdf(T z) {
-  return T(0.39894228040143267794) * exp_of(T(-0.5) * z * z);
+ST_MOE_HOST_DEVICE static inline T gelu_grad_from(T z, const NormalTail<T>& normal) {
+  const T below = normal.tail - normal.t * normal.density;  // at −t
+  return z > T(0) ? T(1) - below : below;
 }
 
 // z Φ(z), the exact (erf) form.
 template <class T>
 ST_MOE_HOST_DEVICE static inline T gelu(T z) {
-  const Normal<T> n = normal(z);
-  return (z < n.clamped ? n.clamped : z) * n.cdf;
+  return gelu_from(z, normal_tail(z));
 }
 
 // Φ(z) + z φ(z)
 template <class T>
 ST_MOE_HOST_DEVICE static inline T gelu_grad(T z) {
-  const Normal<T> n = normal(z);
-  return n.cdf + n.clamped * n.pdf;
+  return gelu_grad_from(z, normal_tail(z));
 }
 
 template <class T>
@@ -165,8 +188,8 @@ struct GeluPair {
 // gelu and gelu_grad of one z, with one exponential.
 template <class T>
 ST_MOE_HOST_DEVICE static inline GeluPair<T> gelu_with_grad(T z) {
-  const Normal<T> n = normal(z);
-  return {(z < n.clamped ? n.clamped : z) * n.cdf, n.cdf + n.clamped * n.pdf};
+  const NormalTail<T> normal = normal_tail(z);
+  return {gelu_from(z, normal), gelu_grad_from(z, normal)};
 }
 
 // Whether a choice after the first is routed, for u uniform on [0, 1): with probability gate / max(threshold, floor).
