@@ -104,9 +104,8 @@ void limits(const char* type) {
   same("gelu(-inf)", st_moe::gelu(-inf), 0);
   same("gelu_grad(inf)", st_moe::gelu_grad(inf), 1);
   same("gelu_grad(-inf)", st_moe::gelu_grad(-inf), 0);
-  for (const T got :
-       {st_moe::exp_of(nan), st_moe::tanh_of(nan), st_moe::sigmoid(nan), st_moe::silu(nan), st_moe::silu_grad(nan),
-        st_moe::sigmoid_grad(nan), st_moe::gelu(nan), st_moe::gelu_grad(nan)})
+  for (const T got : {st_moe::exp_of(nan), st_moe::tanh_of(nan), st_moe::sigmoid(nan), st_moe::silu(nan),
+                      st_moe::silu_grad(nan), st_moe::sigmoid_grad(nan), st_moe::gelu(nan), st_moe::gelu_grad(nan)})
     same("of NaN", got, nan);
   for (int i = -900; i <= 900; ++i) {
     const T z = T(i) / T(100);
