@@ -91,15 +91,17 @@ template <class Operand, class Math>
 class Task {
   using T = typename Operand::Element;
   using Shape = TileShape<T>;
-  using Few = FewRows<Operand, Math>;
+  using Few = FewRows<T>;
   static constexpr bool exact = std::is_same_v<Operand, Exact<T>>;
+  static constexpr bool few_rows = std::is_same_v<Operand, Exact<float>>;  // elsewhere it would be code for little use
 
  public:
   struct Size {  // packed elements of A and B that tasks need
     int64_t a = 0, b = 0;
 
     void fit(const GemmProblem<T>& p, const Split& split) {
-      if (Few::fits(p)) return void(a = max_of(a, Few::packed(p)));
+      if constexpr (few_rows)
+        if (Few::fits(p)) return void(a = max_of(a, Few::packed(p)));
       const int64_t units = block_units<Operand>(p.K), row_tiles = ceil_div(split.row_block, Shape::rows);
       a = max_of(a, row_tiles * max_of(Shape::a_panel(true, units), Shape::a_panel(false, units)));
       b = max_of(b, (keeps_b(split) ? ceil_div(split.col_block, Shape::cols) : 1) * Shape::cols * units);
@@ -112,7 +114,8 @@ class Task {
     const int64_t row = index / split.col_tasks * split.rows, col = index % split.col_tasks * split.cols;
     const Block task{row, min_of(split.rows, p.M - row), col, min_of(split.cols, p.N - col)};
     if (p.K == 0) return fill_block(p, task);
-    if (Few::fits(p)) return Few::run(p, col, col + task.cols, a_.get());
+    if constexpr (few_rows)
+      if (Few::fits(p)) return Few::run(p, col, col + task.cols, a_.get());
     const int64_t step = block_k<Operand>(p.K);
     for (int64_t col0 = 0; col0 < task.cols; col0 += split.col_block)
       for (int64_t k0 = 0; k0 < p.K; k0 += step) {

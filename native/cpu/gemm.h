@@ -26,7 +26,7 @@ struct GemmProblem {  // C [M, N] (+)= A [M, K] · B [K, N] (+ bias [N])
   const T* packed_b = nullptr;  // the elements of b as pack_weights wrote them for the same `compute`, or null
 };
 
-constexpr int64_t kFewRows = 16;            // an M up to here is multiplied in another way, in another order of k
+constexpr int64_t kFewRows = 16;            // of float32: an M up to here is multiplied in another order of k
 constexpr int64_t kStreamBytes = 32 << 20;  // large: more than the caches hold
 
 // K = 0 writes bias or zeros. Problems must not overlap in C. The elements of A and B are rounded to `compute` first.

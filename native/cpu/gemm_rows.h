@@ -2,9 +2,9 @@
 #include "cpu/gemm.h"
 #include "cpu/gemm_pack.h"
 
-// Products of few rows, as in decoding: B is read once, where it is, at the speed of memory. Columns of B that are
-// contiguous in k (a weight [N, K]) are multiplied by dot products, rows of B (the same weight in a backward pass) are
-// added up, a few at a time.
+// Products of few rows of float32, as in decoding: B is read once, where it is, at the speed of memory. Columns of B
+// that are contiguous in k (a weight [N, K]) are multiplied by dot products, rows of B (the same weight in a backward
+// pass) are added up, a few at a time.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 constexpr int kDotRows = 4;  // at a time
@@ -34,16 +34,14 @@ static inline typename Quad<T>::V sum_lanes(typename Simd<T>::V* r) {
   return part[0];
 }
 
-template <class Operand, class Math>
+template <class T>
 class FewRows {
-  using T = typename Operand::Element;
   using S = Simd<T>;
-  static constexpr int64_t step = S::lanes * Operand::depth;
+  using Math = Multiply<T>;
 
  public:
-  // Pairs take the way of many rows: the bits must not depend on whether B was packed before.
   static bool fits(const GemmProblem<T>& p) {
-    if (Operand::depth > 1 || p.M > kFewRows || p.K == 0) return false;
+    if (p.M > kFewRows || p.K == 0) return false;
     return by_dots(p) || (p.b.col_stride == 1 && p.K * p.N * static_cast<int64_t>(sizeof(T)) >= kFewLeastBytes);
   }
   // Elements of scratch memory.
@@ -70,16 +68,12 @@ class FewRows {
   static constexpr int64_t kSumColumns = kSumBytes / static_cast<int64_t>(sizeof(T));
 
   static bool by_dots(const GemmProblem<T>& p) { return p.b.row_stride == 1 && !p.b.rows; }
-  static int64_t row_units(int64_t K) { return ceil_div(K, step) * S::lanes; }
+  static int64_t row_units(int64_t K) { return ceil_div(K, S::lanes) * S::lanes; }
 
   static void pack(const PanelSource<T>& a, int64_t row, T* out) {
-    if (a.along_k()) return pack_row<Operand>(a.at(row, 0), a.K, out);
-    for (int64_t k = 0; k < a.K; k += step, out += S::lanes) {
-      T run[step];
-      const int64_t count = min_of(step, a.K - k);
-      for (int64_t i = 0; i < count; ++i) run[i] = *a.at(row, k + i);
-      pack_row<Operand>(run, count, out);
-    }
+    const T* p = a.at(row, 0);
+    for (int64_t k = 0; k < a.K; ++k) out[k] = p[k * a.k_stride];
+    for (int64_t k = a.K; k < row_units(a.K); ++k) out[k] = 0;
   }
 
   static void write(const GemmProblem<T>& p, int64_t row, int64_t col, T value) {
@@ -142,15 +136,15 @@ class FewRows {
 #pragma GCC unroll 4
       for (int z = 0; z < Z; ++z) {
         __builtin_prefetch(next[z] + j, 0, 2);
-        bv[z] = Operand::along_k(b[z] + j);
+        bv[z] = S::load(b[z] + j);
       }
       add(j, bv);
     }
     if (j == width) return;
     for (int z = 0; z < Z; ++z) {
-      T rest[step] = {};
+      T rest[S::lanes] = {};
       for (int64_t i = 0; i < width - j; ++i) rest[i] = b[z][j + i];
-      bv[z] = Operand::along_k(rest);
+      bv[z] = S::load(rest);
     }
     add(j, bv);
   }
@@ -194,7 +188,7 @@ class FewRows {
     const auto multiply = [&](int chain, const T* const* from, int64_t at, const T* x) __attribute__((always_inline)) {
       V bv[C];
 #pragma GCC unroll 4
-      for (int j = 0; j < C; ++j) bv[j] = Operand::along_k(from[j] + at);
+      for (int j = 0; j < C; ++j) bv[j] = S::load(from[j] + at);
 #pragma GCC unroll 4
       for (int i = 0; i < R; ++i) {
         const V av = S::load(x + i * stride);
@@ -203,22 +197,19 @@ class FewRows {
       }
     };
     int64_t k = 0;
-    for (; k + chains * step <= p.K; k += chains * step, a += chains * S::lanes) {
+    for (; k + chains * S::lanes <= p.K; k += chains * S::lanes, a += chains * S::lanes) {
 #pragma GCC unroll 16
-      for (int64_t i = 0; i < C * chains * step; i += S::lanes) __builtin_prefetch(b[0] + C * k + i + ahead, 0, 2);
+      for (int64_t i = 0; i < C * chains * S::lanes; i += S::lanes) __builtin_prefetch(b[0] + C * k + i + ahead, 0, 2);
 #pragma GCC unroll 8
-      for (int c = 0; c < chains; ++c) multiply(c, b, k + c * step, a + c * S::lanes);
+      for (int c = 0; c < chains; ++c) multiply(c, b, k + c * S::lanes, a + c * S::lanes);
     }
-    for (; k + step <= p.K; k += step, a += S::lanes) multiply(0, b, k, a);
+    for (; k + S::lanes <= p.K; k += S::lanes, a += S::lanes) multiply(0, b, k, a);
     if (k < p.K) {
-      T rest[C][step];
+      T rest[C][S::lanes];
       const T* from[C];
       for (int j = 0; j < C; ++j) {
         from[j] = rest[j];
-        for (int64_t i = 0; i < step; i += S::lanes) {
-          const int64_t count = max_of<int64_t>(0, min_of<int64_t>(S::lanes, p.K - k - i));
-          S::store(rest[j] + i, S::load_first(b[j] + k + i, count));
-        }
+        S::store(rest[j], S::load_first(b[j] + k, p.K - k));
       }
       multiply(0, from, 0, a);
     }
