@@ -141,11 +141,7 @@ class FewRows {
       add(j, bv);
     }
     if (j == width) return;
-    for (int z = 0; z < Z; ++z) {
-      T rest[S::lanes] = {};
-      for (int64_t i = 0; i < width - j; ++i) rest[i] = b[z][j + i];
-      bv[z] = S::load(rest);
-    }
+    for (int z = 0; z < Z; ++z) bv[z] = S::load_first(b[z] + j, width - j);
     add(j, bv);
   }
 
