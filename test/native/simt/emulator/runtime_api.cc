@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "emulator/engine.h"
+#include "emulator/runtime_device.h"
 #include "emulator/sanitizers.h"
 
 struct CUgraph_st {
@@ -52,33 +53,6 @@ struct Process {
 Process& process() {
   static auto* const instance = new Process;
   return *instance;
-}
-
-thread_local cudaError_t last_error = cudaSuccess;
-thread_local int current_device = 0;
-
-cudaError_t report(cudaError_t error) {
-  if (error != cudaSuccess) last_error = error;
-  return error;
-}
-
-int64_t setting(const char* name, int64_t fallback) {
-  const char* text = std::getenv(name);
-  return text && *text ? std::strtoll(text, nullptr, 10) : fallback;
-}
-
-bool is(const char* name, const char* value) {
-  const char* text = std::getenv(name);
-  return text && std::strcmp(text, value) == 0;
-}
-
-cudaError_t driver() {
-  if (is("SIMT_DRIVER", "missing")) return cudaErrorInsufficientDriver;
-  return setting("SIMT_DEVICES", 1) > 0 ? cudaSuccess : cudaErrorNoDevice;
-}
-
-size_t card_bytes() {
-  return static_cast<size_t>(setting("SIMT_MEMORY_MB", 4096)) << 20;
 }
 
 CUstream_st& queue_of(cudaStream_t stream) {
@@ -249,109 +223,6 @@ void simt_counters(Counters* counters) {
 
 using namespace simt;
 
-const char* cudaGetErrorName(cudaError_t error) {
-  switch (error) {
-    case cudaSuccess: return "cudaSuccess";
-    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
-    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
-    case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
-    case cudaErrorStubLibrary: return "cudaErrorStubLibrary";
-    case cudaErrorInsufficientDriver: return "cudaErrorInsufficientDriver";
-    case cudaErrorNoDevice: return "cudaErrorNoDevice";
-    case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
-    case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
-    case cudaErrorNotReady: return "cudaErrorNotReady";
-    case cudaErrorNotSupported: return "cudaErrorNotSupported";
-    case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
-    case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
-    case cudaErrorStreamCaptureUnmatched: return "cudaErrorStreamCaptureUnmatched";
-  }
-  return "unrecognized error code";
-}
-
-const char* cudaGetErrorString(cudaError_t error) {
-  switch (error) {
-    case cudaSuccess: return "no error";
-    case cudaErrorInvalidValue: return "invalid argument";
-    case cudaErrorMemoryAllocation: return "out of memory";
-    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
-    case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
-    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
-    case cudaErrorInvalidDevice: return "invalid device ordinal";
-    case cudaErrorInvalidResourceHandle: return "invalid resource handle";
-    case cudaErrorNotReady: return "device not ready";
-    case cudaErrorNotSupported: return "operation not supported";
-    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
-    case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
-    case cudaErrorStreamCaptureUnmatched: return "capture was not initiated in this stream";
-    default: return cudaGetErrorName(error);
-  }
-}
-
-cudaError_t cudaGetLastError() {
-  return std::exchange(last_error, cudaSuccess);
-}
-cudaError_t cudaPeekAtLastError() {
-  return last_error;
-}
-
-cudaError_t cudaDriverGetVersion(int* version) {
-  *version = is("SIMT_DRIVER", "missing") ? 0 : 13000;
-  return cudaSuccess;
-}
-
-cudaError_t cudaRuntimeGetVersion(int* version) {
-  *version = 13000;
-  return cudaSuccess;
-}
-
-cudaError_t cudaGetDeviceCount(int* count) {
-  const cudaError_t status = driver();
-  *count = status == cudaSuccess ? static_cast<int>(setting("SIMT_DEVICES", 1)) : 0;
-  return report(status);
-}
-
-cudaError_t cudaGetDevice(int* device) {
-  *device = current_device;
-  return cudaSuccess;
-}
-
-cudaError_t cudaSetDevice(int device) {
-  if (driver() != cudaSuccess) return report(driver());
-  if (device < 0 || device >= setting("SIMT_DEVICES", 1)) return report(cudaErrorInvalidDevice);
-  current_device = device;
-  return cudaSuccess;
-}
-
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  if (device < 0 || device >= setting("SIMT_DEVICES", 1)) return report(cudaErrorInvalidDevice);
-  *properties = {};
-  std::snprintf(properties->name, sizeof properties->name, "emulated card");
-  properties->major = static_cast<int>(setting("SIMT_CAPABILITY", 90)) / 10;
-  properties->minor = static_cast<int>(setting("SIMT_CAPABILITY", 90)) % 10;
-  properties->multiProcessorCount = 4;
-  properties->warpSize = kLanes;
-  properties->maxThreadsPerBlock = kMaxThreads;
-  properties->sharedMemPerBlock = 48 * 1024;
-  properties->sharedMemPerBlockOptin = kMaxDynamicShared;
-  properties->totalGlobalMem = card_bytes();
-  return cudaSuccess;
-}
-
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  cudaDeviceProp properties;
-  if (const cudaError_t status = cudaGetDeviceProperties(&properties, device); status != cudaSuccess) return status;
-  switch (attribute) {
-    case cudaDevAttrMaxThreadsPerBlock: *value = kMaxThreads; break;
-    case cudaDevAttrMultiProcessorCount: *value = properties.multiProcessorCount; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = properties.major; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = properties.minor; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(kMaxDynamicShared); break;
-    case cudaDevAttrMemoryPoolsSupported: *value = 1; break;
-  }
-  return cudaSuccess;
-}
-
 cudaError_t cudaDeviceSynchronize() {
   drain(process().null_stream);
   return cudaSuccess;
@@ -475,7 +346,7 @@ cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t stream) {
   if (status != cudaErrorMemoryAllocation) return status;
   drain(queue_of(stream));
   const cudaError_t again = allocate(pointer, bytes, true);
-  if (again == cudaSuccess) last_error = cudaSuccess;
+  if (again == cudaSuccess) cudaGetLastError();
   return again;
 }
 
