@@ -32,6 +32,23 @@ describe('backward', () => {
     })
   })
 
+  it('gives each leaf a gradient of its own, although one gradient went to both', () => {
+    scope(() => {
+      const leaf = () => tensor([1, 1], [2], { requiresGrad: true })
+      const leaves = [leaf(), leaf(), leaf()]
+      const [a, b, c] = leaves
+      a.add(b)
+        .reshape([1, 2])
+        .add(c.reshape([1, 2]))
+        .sum()
+        .backward()
+      for (const [i, x] of leaves.entries()) {
+        x.mul(6).sum().backward() // adds to this gradient in place
+        expect(leaves.map(({ grad }) => values(grad)[0])).toEqual(leaves.map((_, j) => (j <= i ? 7 : 1)))
+      }
+    })
+  })
+
   it('takes a gradient of the shape of the tensor, and only that', () => {
     scope(() => {
       const x = tensor([1, 2], [2], { requiresGrad: true })

@@ -181,6 +181,20 @@ describe.each(narrow)('copies of weights in %s', (computeDtype) => {
       for (const entry of [linear, moe, same, other, optimizer]) entry.dispose()
     }))
 
+  test('of forward and backward are two, although a square weight has one shape', () =>
+    scope(() => {
+      const layer = new Linear(32, 32, { computeDtype })
+      const [x, dy] = [normal([40, 32]), normal([40, 32])]
+      const run = (weight: Tensor) => {
+        const input = leaf(x)
+        const y = ops.linear(input, weight, layer.bias, { computeDtype })
+        y.backward(dy)
+        return [y, input.grad!].map(values)
+      }
+      const plain = run(layer.weight.clone())
+      for (let i = 0; i < 3; i++) expect(run(layer.weight)).toEqual(plain)
+    }))
+
   test('are not kept for tensors that are no parameters', () =>
     scope(() => {
       const [x, w] = [normal([4, 24]), normal([40, 24])]

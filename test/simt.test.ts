@@ -10,6 +10,7 @@ import {
   devices,
   dropout,
   Generator,
+  Linear,
   memory,
   ops,
   Parameter,
@@ -122,6 +123,43 @@ describe.skipIf(!built)('device cuda on the emulator', () => {
       })
     }
   })
+
+  test('a module that moves takes its gradients along, and learns on as if it had not', () =>
+    scope(() => {
+      const draw = () => {
+        const layer = new Linear(5, 3, { device: 'cpu' })
+        const x = tensor(numbers.slice(0, 20), [4, 5], { dtype: 'f32', device: 'cpu' })
+        layer.loadStateDict({ weight: tensor(numbers.slice(0, 15), [3, 5]), bias: tensor(numbers.slice(0, 3)) })
+        layer.forward(x).square().sum().backward()
+        return layer
+      }
+      const step = (layer: Linear) => {
+        new SGD(layer.parameters(), { lr: 0.1 }).step()
+        return [...layer.parameters()].flatMap((p) => Array.from(values(p)))
+      }
+      const [stayed, moved] = [draw(), draw().to('cuda')]
+      expect([...moved.parameters()].map((p) => [p.device, p.grad!.device])).toEqual([
+        ['cuda:0', 'cuda:0'],
+        ['cuda:0', 'cuda:0'],
+      ])
+      expect(relativeError(step(moved), step(stayed))).toBeLessThan(1e-6)
+    }))
+
+  test('packed copies of weights are kept where a module has moved to, too', () =>
+    scope(() => {
+      const kept = (layer: Linear) => {
+        const x = zeros([32, 24], { device: layer.weight.device })
+        const bytes = () => memory().devices[layer.weight.device].bytes
+        const before = bytes()
+        for (let i = 0; i < 3; i++) scope(() => void layer.forward(x))
+        return bytes() - before
+      }
+      const layer = new Linear(24, 40, { computeDtype: 'bf16', device: 'cpu' })
+      const onCpu = kept(layer)
+      expect(onCpu).toBeGreaterThanOrEqual(2 * 24 * 40)
+      expect(kept(layer.to('cuda'))).toBeGreaterThanOrEqual(2 * 24 * 40)
+      expect(kept(layer.to('cpu'))).toBe(onCpu)
+    }))
 
   test('nothing is left behind, and more memory than there is, is an error after which all works', () => {
     const before = memory().devices['cuda:0'].tensors

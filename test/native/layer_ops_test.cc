@@ -241,6 +241,26 @@ void test_cross_entropy(Rows s) {
   });
 }
 
+// One logit so large that only its own exponential counts, and does not overflow, wherever in the row it stands.
+template <class T>
+void test_cross_entropy_of_a_large_logit() {
+  const int64_t V = 1100;
+  for (const int64_t at : {0, 1, 511, 512, 550, 1023, 1024, 1099}) {
+    std::vector<T> x = normals<T>(V, 9), loss(1), lse(1);
+    x[at] = 1000;
+    const std::vector<int32_t> target{static_cast<int32_t>(at)};
+    run_op(
+        "cross_entropy, large logit at " + std::to_string(at), {output(loss), output(lse)},
+        [&](auto& ops, auto& ctx) {
+          return ops.cross_entropy(ctx, {x.data(), target.data(), loss.data(), lse.data(), dtype_of<T>(), 1, V, -100});
+        },
+        [&](auto what) {
+          expect(loss[0] == 0, what + " loss", loss[0], 0);
+          expect(lse[0] == 1000, what + " lse", lse[0], 1000);
+        });
+  }
+}
+
 template <class T>
 void test_embedding(int64_t tokens, int64_t D, int64_t V) {
   const std::vector<T> w = normals<T>(V * D, 20), dy = normals<T>(tokens * D, 21);
@@ -345,6 +365,7 @@ void test_all() {
     test_cross_entropy<T>(s);
   }
   test_non_finite_rows<T>();
+  test_cross_entropy_of_a_large_logit<T>();
   test_embedding<T>(0, 4, 3);
   test_embedding<T>(1, 1, 1);
   test_embedding<T>(300, 33, 11);

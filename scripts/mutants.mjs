@@ -1,0 +1,148 @@
+// Mutation testing: makes one small mistake after another in a copy of the source and looks whether a test fails. The
+// mistakes are in test/mutants/*.mjs, each with the tests that should notice it. Those run first; where they pass, the
+// lanes release and simt of .ci/run follow. A mutant that was caught is not run again until it, its file or its tests
+// change.
+//
+//   node scripts/mutants.mjs                      all of them
+//   node scripts/mutants.mjs --only cpu,NAME      lists or single ones
+//   node scripts/mutants.mjs --list               only looks whether each can still be made
+//   node scripts/mutants.mjs --quick              without the lanes, for a first look
+//
+// Exit code 0: all are caught; 1: one survived, does not compile, or cannot be made.
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import { parseArgs } from 'node:util'
+import { build, buildAll, runLanes, runTest } from './mutants/suite.mjs'
+import { copyTree, hashOf, root, tree } from './mutants/tree.mjs'
+
+const lists = path.join(root, 'test/mutants')
+const resultFile = path.join(root, 'build/mutants/results.json')
+const source = (name) => readFileSync(path.join(root, name), 'utf8')
+
+/** All mutants, each with the name of its list. Throws where one is not complete or its text is not there just once. */
+async function readMutants() {
+  const mutants = []
+  for (const file of readdirSync(lists).sort()) {
+    const { default: entries } = await import(path.join(lists, file))
+    for (const entry of entries) mutants.push({ ...entry, list: path.basename(file, '.mjs') })
+  }
+  const wrong = mutants.flatMap((mutant) => complaints(mutant).map((text) => `${mutant.list}/${mutant.name}: ${text}`))
+  const names = mutants.map(({ name }) => name)
+  wrong.push(...names.filter((name, i) => names.indexOf(name) !== i).map((name) => `two mutants are named ${name}`))
+  if (wrong.length > 0) throw new Error(wrong.join('\n'))
+  return mutants
+}
+
+function complaints({ file, from, to, breaks, tests }) {
+  if (!existsSync(path.join(root, file))) return [`there is no ${file}`]
+  const count = source(file).split(from).length - 1
+  const missing = tests.map((test) => test.replace(/^simt\//, '')).filter((test) => test.endsWith('.ts'))
+  return [
+    ...(count === 1 ? [] : [`${file} has ${count} times: ${from}`]),
+    ...(from === to ? ['it changes nothing'] : []),
+    ...(breaks ? [] : ['it does not say what it breaks']),
+    ...(tests.length > 0 ? [] : ['no test is named']),
+    ...missing.filter((test) => !existsSync(path.join(root, test))).map((test) => `there is no ${test}`),
+  ]
+}
+
+/** Changes when the mutant, its file or a test named does. */
+function keyOf({ file, from, to, tests }) {
+  const nativeTests = readdirSync(path.join(root, 'test/native'), { recursive: true }).map(String)
+  const named = tests.flatMap((test) =>
+    test.endsWith('.ts')
+      ? [test.replace(/^simt\//, '')]
+      : nativeTests.filter((name) => /\.(cc|h|cu)$/.test(name)).map((name) => path.join('test/native', name)),
+  )
+  return hashOf(file, from, to, ...[file, ...named].map(source))
+}
+
+async function judge({ file, from, to, tests }, quick) {
+  const original = source(file)
+  const copy = path.join(tree, file)
+  writeFileSync(
+    copy,
+    original.replace(from, () => to),
+  )
+  try {
+    const refused = await build(file, tests)
+    if (refused) return { result: 'does not compile', output: refused }
+    for (const test of tests) {
+      const { passed, by, output } = await runTest(test)
+      if (!passed) return { result: 'caught', by, output }
+    }
+    if (quick) return { result: 'survived', by: 'the tests named' }
+    const unbuilt = await build(file)
+    if (unbuilt) return { result: 'does not compile', output: unbuilt }
+    const { passed, by, output } = await runLanes()
+    return passed ? { result: 'survived', by: 'release, simt' } : { result: 'caught', by, output }
+  } finally {
+    writeFileSync(copy, original)
+  }
+}
+
+/** The tests named must pass where nothing is changed. */
+async function baseline(mutants, results) {
+  const failed = await buildAll()
+  if (failed) throw new Error(`the copy cannot be built:\n${failed.slice(-4000)}`)
+  for (const test of new Set(mutants.flatMap(({ tests }) => tests))) {
+    const key = hashOf(test, ...[...new Set(mutants.filter(({ tests }) => tests.includes(test)).map(keyOf))])
+    if (results.baseline[test] === key) continue
+    const { passed, output } = await runTest(test)
+    if (!passed) throw new Error(`${test} fails without a mutant:\n${output.slice(-4000)}`)
+    results.baseline[test] = key
+    save(results)
+  }
+}
+
+const load = () =>
+  existsSync(resultFile) ? JSON.parse(readFileSync(resultFile, 'utf8')) : { baseline: {}, mutants: {} }
+function save(results) {
+  mkdirSync(path.dirname(resultFile), { recursive: true })
+  writeFileSync(resultFile, JSON.stringify(results, null, 1))
+}
+
+function summary(mutants, results) {
+  const count = (list, wanted) => list.filter(({ name }) => results.mutants[name]?.result === wanted).length
+  for (const list of [...new Set(mutants.map(({ list }) => list))]) {
+    const own = mutants.filter((mutant) => mutant.list === list)
+    console.log(`${list}: ${count(own, 'caught')} of ${own.length} caught`)
+  }
+  const caught = count(mutants, 'caught')
+  console.log(`${caught} of ${mutants.length} caught, ${count(mutants, 'survived')} survived`)
+  return caught === mutants.length
+}
+
+const { values } = parseArgs({
+  options: { only: { type: 'string' }, list: { type: 'boolean' }, quick: { type: 'boolean' } },
+})
+const only = values.only?.split(',')
+const known = await readMutants()
+const stray = only?.filter((word) => !known.some(({ name, list }) => name === word || list === word)) ?? []
+if (stray.length > 0) throw new Error(`no mutant or list is named ${stray.join(', ')}`)
+const mutants = known.filter(({ name, list }) => !only || only.includes(name) || only.includes(list))
+
+if (values.list) {
+  for (const { list, name, file, breaks } of mutants) console.log(`${list}/${name} (${file}): ${breaks}`)
+  console.log(`${mutants.length} mutants can be made`)
+} else {
+  copyTree()
+  const results = load()
+  const open = mutants.filter((mutant) => {
+    const { result, key } = results.mutants[mutant.name] ?? {}
+    return !(result === 'caught' && key === keyOf(mutant))
+  })
+  if (open.length > 0) await baseline(open, results)
+  for (const mutant of mutants) {
+    if (open.includes(mutant)) {
+      const from = performance.now()
+      const found = await judge(mutant, values.quick)
+      const seconds = Math.round((performance.now() - from) / 1000)
+      results.mutants[mutant.name] = { ...found, output: found.output?.slice(-3000), seconds, key: keyOf(mutant) }
+      save(results)
+    }
+    const { result, by, seconds } = results.mutants[mutant.name]
+    console.log(`${result.padEnd(8)}  ${mutant.list}/${mutant.name}  ${by ?? ''}  ${seconds} s`)
+  }
+  process.exitCode = summary(mutants, results) ? 0 : 1
+}

@@ -1,0 +1,26 @@
+import { expect, test } from 'vitest'
+import { Generator, rand, scope } from '../lib/index.js'
+import { values } from './support/numbers.js'
+
+test('a draw is a function of seed, step and element', () =>
+  scope(() => {
+    const draw = (seed: number, step: number) => Array.from(values(rand([8], { generator: new Generator(seed, step) })))
+    expect(draw(7, 3)).toEqual(draw(7, 3))
+    expect(draw(7, 4)).not.toEqual(draw(7, 3))
+    expect(draw(8, 3)).not.toEqual(draw(7, 3))
+    expect(draw(7 + 2 ** 32, 3)).not.toEqual(draw(7, 3))
+    expect(draw(7, 3 + 2 ** 32)).not.toEqual(draw(7, 3))
+  }))
+
+test('each draw takes one step; after the last the stream begins again', () =>
+  scope(() => {
+    const last = Number.MAX_SAFE_INTEGER
+    const generator = new Generator(5, last - 1)
+    const drawn = [last - 1, last, 0, 1].map((step) => {
+      expect([generator.seed, generator.step]).toEqual([5, step])
+      return Array.from(values(rand([4], { generator })))
+    })
+    const again = new Generator(5)
+    expect(Array.from(values(rand([4], { generator: again })))).toEqual(drawn[2])
+    expect(new Set(drawn.flat()).size).toBe(16)
+  }))
