@@ -206,6 +206,13 @@ describe('generate', () => {
     expect([...json.text]).toHaveLength(50)
   })
 
+  test('what is not said has the defaults of the help', async () => {
+    const [json] = jsonLines(await succeeded(['generate', 'run', '--json']))
+    expect(json).toMatchObject({ prompt: '', length: 400, temperature: 0.7, topK: 0, seed: 1 })
+    const spelled = ['--length', '400', '--temperature', '0.7', '--top-k', '0', '--seed', '1', '--prompt', '\n']
+    expect(await succeeded(['generate', 'run', ...spelled])).toBe(`\n${json.text}\n`)
+  })
+
   test('continues a prompt, longer than the context too', async () => {
     const prompt = 'The old whale sees the sea.\nThe '
     expect((await write('--prompt', prompt)).startsWith(prompt)).toBe(true)

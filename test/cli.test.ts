@@ -110,6 +110,20 @@ describe('doctor', () => {
     })
   })
 
+  test.skipIf(!existsSync(emulator))('a card whose self-test fails is told with why, and ends with 1', async () => {
+    const env = { ...process.env, ST_MOE_CUDA_LIBRARY: emulator, SIMT_FULL_AT: '4' }
+    const [json, words] = await Promise.all(
+      [['--json'], []].map((args) => runProgram([bin, 'doctor', ...args], { env })),
+    )
+    expect([json.code, words.code]).toEqual([1, 1])
+    const [report] = jsonLines(json.out)
+    expect(report).toMatchObject({ healthy: false, devices: [{ device: 'cpu', selfTest: { passed: true } }, {}] })
+    expect(report.devices[1]).toMatchObject({ device: 'cuda:0', available: true, selfTest: { passed: false } })
+    expect(report.devices[1].selfTest.error).toMatch(/not enough memory on cuda/)
+    expect(words.out).toMatch(/^ +self-test failed: .*not enough memory on cuda/m)
+    expect(words.out).toMatch(/\nA self-test failed\.\n$/)
+  })
+
   test('without an addon it tells the rest and why, and ends with 1', () => {
     const installed = mkdtempSync(join(tmpdir(), 'st-moe-doctor-'))
     for (const name of ['package.json', 'dist']) cpSync(join(root, name), join(installed, name), { recursive: true })

@@ -70,7 +70,7 @@ export default [
     from: '(highest * (step + 1)) / warmUp',
     to: '(highest * step) / warmUp',
     breaks: 'the first step learns nothing',
-    tests: ['test/language-model.test.ts'],
+    tests: ['test/trainer.test.ts'],
   },
   {
     name: 'training-without-clipping',
@@ -78,7 +78,7 @@ export default [
     from: "clipGradNorm(model.parameters(), 1, { onNonFinite: 'throw' })",
     to: "clipGradNorm(model.parameters(), Number.MAX_VALUE, { onNonFinite: 'throw' })",
     breaks: 'gradients of any norm reach the optimizer',
-    tests: ['test/language-model.test.ts'],
+    tests: ['test/trainer.test.ts'],
   },
   {
     name: 'time-left-of-the-whole-run',
@@ -86,7 +86,7 @@ export default [
     from: 'duration((steps - step) * pace)',
     to: 'duration(steps * pace)',
     breaks: 'the time left never shrinks',
-    tests: ['test/language-model.test.ts'],
+    tests: ['test/trainer.test.ts'],
   },
   {
     name: 'cache-not-given-back',
