@@ -82,6 +82,7 @@ export interface Native {
   ): Handle[]
   dropout(x: Handle, p: number, seed: number, step: number): Handle
 
+  tokenMask(x: Handle): Handle
   route(
     x: Handle,
     w: Handle,

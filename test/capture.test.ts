@@ -207,6 +207,21 @@ describe.skipIf(!built)('on a card', () => {
     expect(run(true)).toEqual(run(false))
   })
 
+  test('a mask is read anew by each replay, and its NaN reported by the next read', () => {
+    const moe = own(new MoE({ dim: 4, numExperts: 2, device: 'cuda' }))
+    const x = own(randn([1, 3, 4], { device: 'cuda' }))
+    const mask = own(tensor([[1, 1, 1]], null, { device: 'cuda' }))
+    const step = own(captureStep(() => moe.forward(x, { mask }).routing.kept, { device: 'cuda' }))
+    const firstChoices = () => Array.from(step.replay().dataSync()).filter((_, i) => i % 2 === 0)
+    expect(firstChoices()).toEqual([1, 1, 1])
+    mask.copyFrom([[0, 0.5, -1]])
+    expect(firstChoices()).toEqual([0, 1, 1])
+    mask.copyFrom([[0, NaN, 1]])
+    expect(firstChoices).toThrow(expect.objectContaining({ code: 'NON_FINITE', op: 'toData' }))
+    mask.copyFrom([[0, 0, 1]])
+    expect(firstChoices()).toEqual([0, 0, 1])
+  })
+
   test('memory stays as it is from replay to replay, and comes back', () => {
     const used = () => memory().devices['cuda:0']
     const before = used()

@@ -32,8 +32,8 @@ const bindingNames: Record<string, string[]> = {
   strided_copy: ['gather', 'scatter'],
   scale: ['scaleInPlace'],
 }
-/** Ops without a file in lib/ops: creation, what the tape and the optimizers use, and the optimizers. */
-const withoutFile = ['fill', 'random', 'scale', 'sum_squares', 'adamw', 'sgd']
+/** Ops without a file in lib/ops: creation, what the tape and other ops use, and the optimizers. */
+const withoutFile = ['fill', 'random', 'scale', 'sum_squares', 'token_mask', 'adamw', 'sgd']
 const fileNames: Record<string, string> = { convert: 'cast', strided_copy: 'strided' }
 /** Files of lib/ops without a native op of their own. */
 const withoutOp = ['copy', 'index', 'losses', 'reshape', 'rows']

@@ -65,7 +65,7 @@ export const gatingNames = [
 export interface GatingForwardOptions {
   /** Numbers to use instead of drawn ones. */
   random?: RoutingRandom
-  /** [B, N], 0 for padding: not routed, takes no slot, counts in no loss. */
+  /** [B, N], 0 for padding: see {@link ops.RouteOptions.mask}. */
   mask?: Tensor
   /** Default: that of the layer. */
   noiseGates?: boolean

@@ -1,7 +1,7 @@
 import type { RouteResult, Routing } from '../ops/route.js'
 import type { Tensor } from '../tensor.js'
 
-/** How many tokens the experts got in one forward. */
+/** How many tokens the experts got in one forward. Padding (see {@link MoEForwardOptions.mask}) is not counted. */
 export interface RoutingStats {
   /** Assignments that found a slot. */
   keptPerExpert: number[]
@@ -13,15 +13,19 @@ export interface RoutingStats {
   slotOccupancy: number
 }
 
-function statsOf({ expertIndex, kept, capacity, numExperts }: Routing): RoutingStats {
+function statsOf({ expertIndex, kept, capacity, numExperts, mask }: Routing): RoutingStats {
   const [B, N, K] = expertIndex.shape
   const index = expertIndex.dataSync()
   const taken = kept.dataSync()
+  const real = mask?.dataSync()
   const keptPerExpert: number[] = Array(numExperts).fill(0)
   const firstChoicePerExpert: number[] = Array(numExperts).fill(0)
+  let tokens = 0
   let dropped = 0
   let total = 0
   for (let t = 0; t < B * N; t++) {
+    if (real?.[t] === 0) continue
+    tokens++
     let any = false
     firstChoicePerExpert[index[t * K]]++
     for (let i = t * K; i < (t + 1) * K; i++) {
@@ -35,7 +39,7 @@ function statsOf({ expertIndex, kept, capacity, numExperts }: Routing): RoutingS
   return {
     keptPerExpert,
     firstChoicePerExpert,
-    droppedTokens: B * N > 0 ? dropped / (B * N) : 0,
+    droppedTokens: tokens > 0 ? dropped / tokens : 0,
     slotOccupancy: total / Math.max(1, B * capacity * numExperts),
   }
 }
@@ -103,10 +107,8 @@ export class MoEResult implements Iterable<Tensor> {
 
   /** Frees every tensor of the result. */
   dispose(): void {
-    const { expertIndex, gate, kept, position, weight } = this.routing
-    const { outputs, totalAuxLoss, balanceLoss, routerZLoss } = this
-    for (const tensor of [outputs, totalAuxLoss, balanceLoss, routerZLoss, expertIndex, gate, kept, position, weight])
-      tensor.dispose()
+    const { expertIndex, gate, kept, position, weight, mask } = this.routing
+    for (const tensor of [...this, expertIndex, gate, kept, position, weight, mask]) tensor?.dispose()
   }
 
   /** For `using`. */

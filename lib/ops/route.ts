@@ -1,7 +1,7 @@
 import { record, share } from '../autograd.js'
 import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail, showShape } from '../check.js'
 import { type Device, deviceIndex } from '../device.js'
-import { type DType, dtypeCode } from '../dtype.js'
+import { dtypeCode } from '../dtype.js'
 import { type Handle, native } from '../native.js'
 import { defaultGenerator, Generator } from '../random.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
@@ -22,6 +22,8 @@ export interface Routing {
   capacity: number
   /** E */
   numExperts: number
+  /** i32 of shape [B, N], 1 for a token and 0 for padding; null without a mask. */
+  mask: Tensor | null
 }
 
 /** A routing and the auxiliary losses, each of shape [], differentiable, and 0 unless training. */
@@ -77,7 +79,10 @@ export interface RouteOptions extends RoutingRandom {
   balanceDensity?: 'kept' | 'assigned'
   /** Floor of the sum of the chosen probabilities, and of a threshold. Default 1e-9. */
   eps?: number
-  /** [B, N], 0 for padding: not routed, takes no slot, counts in no loss. */
+  /**
+   * [B, N] of any dtype and on any device; 0 is padding (not routed, takes no slot, counts in no loss), any other number
+   * is a token, NaN an error.
+   */
   mask?: Tensor
   /** Default: that of {@link manualSeed}. */
   generator?: Generator
@@ -127,19 +132,19 @@ function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle
   return share(handleOf(checkTensor(op, 'threshold', value, { shape: [K], dtype: 'f32', device: like.device })))
 }
 
-/** A handle of its own to an optional tensor, in the dtype that the op reads. */
+/** A handle of its own to an optional tensor, as `convert` gives it to the op. */
 function converted(
   op: string,
   name: string,
   value: unknown,
   shape: readonly number[],
-  dtype: DType,
   device: Device,
+  convert: (handle: Handle) => Handle,
 ): Handle | null {
   if (value === undefined || value === null) return null
   const tensor = checkTensor(op, name, value)
   checkTensor(op, name, tensor, { shape, dtype: tensor.dtype, device: tensor.device })
-  const own = native.convert(handleOf(tensor), dtypeCode(dtype))
+  const own = convert(handleOf(tensor))
   if (tensor.device === device) return own
   try {
     return native.toDevice(own, deviceIndex(op, device))
@@ -153,7 +158,8 @@ function converted(
  * docs/semantics.md: logits, Gumbel noise, softmax, the K largest, normalised gates, stochastic thresholds for the
  * choices after the first (the random routing of GShard, arXiv 2006.16668, §2.2), slots in order of choice then token.
  *
- * The gradient flows to x and weight from `weight` and the losses. Errors: SHAPE, DTYPE, DEVICE, OPTION.
+ * The gradient flows to x and weight from `weight` and the losses. Errors: SHAPE, DTYPE, DEVICE, OPTION; NON_FINITE for a
+ * NaN in `mask`, on a GPU by the next operation that waits for it.
  *
  * @example
  * ```ts
@@ -196,9 +202,10 @@ export function route(x: Tensor, weight: Tensor, options?: RouteOptions): RouteR
     return handle
   }
   try {
-    const uniforms = held(converted(op, 'uniforms', o.uniforms, [K, B, N], dtype, device))
-    const gumbelUniforms = held(converted(op, 'gumbelUniforms', o.gumbelUniforms, [B, N, E], dtype, device))
-    const mask = held(converted(op, 'mask', o.mask, [B, N], 'i32', device))
+    const inDtype = (handle: Handle) => native.convert(handle, dtypeCode(dtype))
+    const uniforms = held(converted(op, 'uniforms', o.uniforms, [K, B, N], device, inDtype))
+    const gumbelUniforms = held(converted(op, 'gumbelUniforms', o.gumbelUniforms, [B, N, E], device, inDtype))
+    const mask = held(converted(op, 'mask', o.mask, [B, N], device, (handle) => native.tokenMask(handle)))
     const threshold = held(thresholds(op, o.threshold, K, x))!
     const gumbelDraw = noisy && !gumbelUniforms ? generator.next() : { seed: generator.seed, step: 0 }
     const draw = uniforms ? { seed: gumbelDraw.seed, step: 0 } : generator.next()
@@ -236,6 +243,7 @@ export function route(x: Tensor, weight: Tensor, options?: RouteOptions): RouteR
       weight: wrap(weightH, choices),
       capacity: C,
       numExperts: E,
+      mask: mask === null ? null : wrap(share(mask), { shape: [B, N], dtype: 'i32', device }),
       balanceLoss: wrap(balanceH, scalar),
       routerZLoss: wrap(zH, scalar),
       totalAuxLoss: wrap(totalH, scalar),
@@ -254,7 +262,7 @@ export function route(x: Tensor, weight: Tensor, options?: RouteOptions): RouteR
         logits,
         lse,
         density,
-        ...(mask === null ? [] : [share(mask)]),
+        ...(result.mask ? [result.mask] : []),
       ],
       backward: ([dweight, dbalance, dz, dtotal], [xv, w, index, kept, gate, s, l, logSum, f, maskv], [needX, needW]) =>
         native.routeBackward(

@@ -12,6 +12,13 @@ static Tensor empty_i32(const Tensor& like, Shape shape) {
   return make_tensor(*like.device, DType::i32, std::move(shape));
 }
 
+static Napi::Value token_mask(Call& c) {  // (x) → i32 of the same shape
+  Tensor& x = c.tensor("x");
+  Tensor mask = empty_i32(x, x.shape);
+  c.run(*x.device, &OpTable::token_mask, TokenMaskArgs{x.data(), i32_of(&mask), x.dtype, x.size});
+  return c.give(std::move(mask));
+}
+
 // → [expertIndex, kept, position, gate, weight, balanceLoss, zLoss, totalLoss, probs, logits, lse, density]
 static Napi::Value route(Call& c) {
   Tensor& x = c.tensor("x");
@@ -422,6 +429,7 @@ static Napi::Value grouped_gemm_backward(Call& c) {  // (dy, x, w, groupSizes, c
 }
 
 const std::vector<Entry> kMoeEntries = {
+    {"tokenMask", token_mask},
     {"route", route},
     {"routeBackward", route_backward},
     {"expertFfn", expert_ffn},

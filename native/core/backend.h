@@ -18,7 +18,7 @@
 // Ops never read what they are to write, and never write their inputs.
 namespace st_moe {
 
-constexpr uint32_t kBackendAbi = 3;
+constexpr uint32_t kBackendAbi = 4;
 constexpr int kMaxRank = 8;
 
 struct Status {
@@ -263,6 +263,13 @@ struct DropoutArgs {  // y_i = x_i / (1 − p) where uniform24(word i) ≥ p, el
 
 // ---- mixture of experts -----------------------------------------------------------------------------------
 
+struct TokenMaskArgs {  // mask = 1 where x ≠ 0 (a token), else 0 (padding); any dtype; a NaN is an Error
+  const void* x;
+  int32_t* mask;
+  DType dtype;
+  int64_t size;
+};
+
 struct RouteArgs {
   const void *x, *w;       // x [B, N, D], router weight w [E, D]
   const float* threshold;  // [K], first entry not used
@@ -439,6 +446,7 @@ struct OpTable {
   Op<AttentionArgs> attention;
   Op<AttentionBackwardArgs> attention_backward;
   Op<DropoutArgs> dropout;
+  Op<TokenMaskArgs> token_mask;
   Op<RouteArgs> route;
   Op<RouteBackwardArgs> route_backward;
   Op<ExpertFfnArgs> expert_ffn;

@@ -164,6 +164,7 @@ void Stream::throw_fault() {
     case kExpertFault: fail(ErrorCode::option, "expert index and position must be in range, got %d", fault.value);
     case kGroupFault:
       fail(ErrorCode::shape, "group sizes must not be negative and must sum to the rows of x, got %d", fault.value);
+    case kMaskFault: fail(ErrorCode::non_finite, "mask must be 0 for padding and another number for a token, got NaN");
   }
   fail(ErrorCode::internal, "a kernel reported fault %d with %d", fault.kind, fault.value);
 }

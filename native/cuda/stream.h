@@ -82,7 +82,7 @@ class Stream {
   int64_t launches_ = 0, gemms_ = 0, synchronisations_ = 0;
 };
 
-enum FaultKind : int32_t { kNoFault = 0, kIndexFault, kTargetFault, kExpertFault, kGroupFault };
+enum FaultKind : int32_t { kNoFault = 0, kIndexFault, kTargetFault, kExpertFault, kGroupFault, kMaskFault };
 
 static inline Stream& stream_of(const Context& ctx) {
   return *static_cast<Stream*>(ctx.stream);

@@ -59,6 +59,7 @@ const signatures = {
   attention: 'x[BND] x[BND] x[BND] c n b',
   attentionBackward: 'x[BND] x[BND] x[BND] x[BND] x[BND] x[BKN] c n b',
   dropout: 'x[BND] n c c',
+  tokenMask: 'x[BN]',
   route: 'x[BND] x[ED] x[K] x[KBN]? x[BNE]? i[BN]? c c c c c n n n n b b b b',
   routeBackward:
     'x[BNK]? x[]? x[]? x[]? x[BND] x[ED] i[BN]? i[BNK] i[BNK] x[BNK] x[BNE] x[BNE] x[BN] x[BE] n n n b b b b b',

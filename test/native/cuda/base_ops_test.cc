@@ -141,6 +141,19 @@ void test_binary(DType dtype) {
     }
 }
 
+template <class T>  // how the dtype is stored
+void test_token_mask(DType dtype) {
+  std::vector<double> entries{0, -0.0, 1, -1, 0.5, -0.25, 0x1p-24, 3e4, 1e300, INFINITY, -INFINITY};
+  entries.resize(1000, 0);
+  const int64_t n = static_cast<int64_t>(entries.size());
+  std::vector<T> x(entries.size());
+  std::vector<int32_t> mask(entries.size());
+  cpu_backend().ops.convert(Context{1, nullptr}, {entries.data(), x.data(), DType::f64, dtype, n});
+  TokenMaskArgs args{nullptr, nullptr, dtype, n};
+  compare(named("token_mask", n), &OpTable::token_mask, args, {in(&args.x, x), out(&args.mask, mask)}, kExact);
+  expect(mask[0] == 0 && mask[1] == 0 && mask[2] == 1 && mask[7] == 1 && mask[999] == 0, "token_mask: values");
+}
+
 template <class T>
 void test_reductions() {
   const int64_t shapes[][3] = {{1, 0, 1},  {3, 0, 5},   {7, 5, 1},    {300, 33, 1},  {2, 40000, 1}, {1, 16384, 1},
@@ -214,6 +227,11 @@ int main() {
   test_binary<float>(DType::f32);
   test_binary<double>(DType::f64);
   test_binary<int32_t>(DType::i32);
+  test_token_mask<float>(DType::f32);
+  test_token_mask<double>(DType::f64);
+  test_token_mask<uint16_t>(DType::bf16);
+  test_token_mask<uint16_t>(DType::f16);
+  test_token_mask<int32_t>(DType::i32);
   test_random<float>();
   test_random<double>();
   test_unary<float>();
