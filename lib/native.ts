@@ -10,6 +10,8 @@ export interface Native {
   setErrorFactory(make: (code: string, op: string, text: string) => Error): void
   setThreads(threads: number): void
   getThreads(): number
+  /** 0, or the number of the error: that of EAGAIN if another process holds the lock. */
+  lockFile(file: number): number
   deviceInfo(device: number): { name: string; variant: string }
   probePlugin(path: string): { devices: number; stage: string; reason: string }
   openDevice(path: string, index: number): number

@@ -1,7 +1,7 @@
 import { command } from './command.js'
 import { UsageError } from './errors.js'
 import { deviceFlag, number, text, threadsFlag, toggle } from './flags.js'
-import { readRun } from './language-model/folder.js'
+import { readRun } from './language-model/saved-run.js'
 import { jsonLine } from './output.js'
 import { Stop } from './stop.js'
 

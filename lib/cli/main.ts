@@ -19,7 +19,8 @@ ${table(rows)}
   st-moe <command> --help   flags and examples of a command
   st-moe --version
 
-Exit codes: 0 done, 1 failed, 2 a wrong command line, 130 stopped by Ctrl-C.`
+Exit codes: 0 done, 1 failed, 2 a wrong command line, 130 stopped by Ctrl-C,
+143 by SIGTERM, 129 by a closed terminal.`
 }
 
 /** Runs what the arguments of the program ask for and gives its exit code. */

@@ -1,3 +1,6 @@
+import { closeSync } from 'node:fs'
+import { isatty } from 'node:tty'
+
 /** What a command prints: text for people, or JSON for programs. */
 
 let whenClosed = (): void => process.exit()
@@ -7,18 +10,28 @@ export function onClosedPipe(fn: () => void): void {
   whenClosed = fn
 }
 
-/** Output that nobody reads any more is not an error, a full disk is one. */
+/** Output that nobody reads any more, as of a closed terminal, is not an error, a full disk is one. */
 export function watchOutput(program: string): void {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code === 'EPIPE') return whenClosed()
+    if (error.code === 'EPIPE' || (error.code === 'EIO' && process.stdout.isTTY)) return whenClosed()
     process.stderr.write(`${program}: standard output: ${error.message}\n`)
     process.exit(1)
   })
   process.stderr.on('error', () => {})
+  const terminals = [0, 1, 2].filter((file) => isatty(file))
+  process.once('exit', () => {
+    // Node resets terminals at its end and aborts where one is gone, but passes over a closed file.
+    for (const file of terminals) if (!isatty(file)) closeSync(file)
+  })
 }
 
 export function line(text: string): void {
   process.stdout.write(`${text}\n`)
+}
+
+/** A word to the user beside the output; on a terminal in place of the line that is being rewritten there. */
+export function note(text: string): void {
+  process.stderr.write(process.stderr.isTTY ? `\r\x1b[2K${text}\n` : `${text}\n`)
 }
 
 /** One line of JSON. */

@@ -2,10 +2,10 @@ import { basename, extname, join, resolve } from 'node:path'
 import { type Command, command } from './command.js'
 import { UsageError } from './errors.js'
 import { text, toggle } from './flags.js'
-import { readRun } from './language-model/folder.js'
 import { checkRunOptions, mayChange, type RunOptions, runFlags } from './language-model/options.js'
 import { jsonProgress, type Report, textProgress } from './language-model/progress.js'
 import type { Run } from './language-model/run.js'
+import { readRun } from './language-model/saved-run.js'
 import { Stop } from './stop.js'
 
 const flags = {
@@ -33,7 +33,7 @@ export const trainCommand = (usual?: Usual): Command =>
     positional: '[FILE]',
     flags,
     notes: `The folder gets checkpoint.safetensors, report.html and its charts as SVG, and run.json.
-Ctrl-C finishes the step, saves and ends with code 130; a second one ends at once.`,
+Ctrl-C, SIGTERM and SIGHUP finish the step, save and end with code 130, 143 or 129; a second one ends at once.`,
     examples: [
       ['st-moe train book.txt', 'learn a book; everything goes to runs/book'],
       ['st-moe train book.txt --out runs/small --steps 500 --dim 64 --experts 4', 'smaller and faster'],
@@ -79,9 +79,9 @@ async function resumeRun({ out, named, given, report }: Resumed): Promise<number
   return await untilStopped(run)
 }
 
-/** Before this Ctrl-C ends the process as it always does: there is nothing to save. */
+/** Before this a signal ends the process as it always does: there is nothing to save. */
 async function untilStopped(run: Run): Promise<number> {
-  const stop = new Stop()
+  const stop = new Stop('finishing this step and saving')
   await run.train(stop.wanted)
   return stop.exitCode
 }

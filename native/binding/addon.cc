@@ -18,7 +18,7 @@ static Napi::Value call(const Napi::CallbackInfo& info) {
 static Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Environment(env));
   for (const std::vector<Entry>* entries :
-       {&kTensorEntries, &kNnEntries, &kMoeEntries, &kOptimEntries, &kCaptureEntries})
+       {&kTensorEntries, &kNnEntries, &kMoeEntries, &kOptimEntries, &kCaptureEntries, &kLockEntries})
     for (const Entry& entry : *entries)
       exports.Set(entry.name, Napi::Function::New(env, call, entry.name, const_cast<Entry*>(&entry)));
   return exports;

@@ -81,6 +81,6 @@ struct Entry {
   Method method;
 };
 
-extern const std::vector<Entry> kTensorEntries, kNnEntries, kMoeEntries, kOptimEntries, kCaptureEntries;
+extern const std::vector<Entry> kTensorEntries, kNnEntries, kMoeEntries, kOptimEntries, kCaptureEntries, kLockEntries;
 
 }  // namespace st_moe

@@ -25,6 +25,7 @@ const signatures = {
   captureEnd: 'b',
   replay: 'c d',
   releaseCapture: 'c',
+  lockFile: 'c',
   setThreads: 'n',
   getThreads: '',
   unaryKinds: '',

@@ -1,7 +1,7 @@
 import { join } from 'node:path'
 import { type CheckpointProgress, type CheckpointTargets, loadCheckpoint, MoeError } from '../../index.js'
 import { Failure } from '../errors.js'
-import { checkpointIn, runName } from './folder.js'
+import { checkpointIn, runName } from './saved-run.js'
 
 /** Restores a run. In an error about another model the names of all tensors would not be read. */
 export async function restore(folder: string, targets: CheckpointTargets): Promise<CheckpointProgress> {

@@ -1,9 +1,9 @@
 import { setImmediate } from 'node:timers/promises'
 import { type Device, Generator, noGrad, rand, scope, setDefaultDevice, setNumThreads, tensor } from '../../index.js'
 import { restore } from './checkpoint.js'
-import type { SavedRun } from './folder.js'
 import { LanguageModel } from './model.js'
 import { modelOptions } from './options.js'
+import type { SavedRun } from './saved-run.js'
 
 /** The model of a run, ready to write. */
 export async function loadModel(

@@ -1,0 +1,160 @@
+import { spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { hostname, constants as system } from 'node:os'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
+import { Failure } from '../lib/cli/errors.js'
+import { RunFolder } from '../lib/cli/language-model/folder.js'
+import { takeLock } from '../lib/cli/language-model/lock.js'
+import { native } from '../lib/native.js'
+import { at, bin, cli, expectRefused, folder, succeeded, tiny } from './support/cli.js'
+
+/** One process at a time writes to the folder of a run, and whatever ends it leaves a folder that goes on. */
+
+const train = (out: string, ...args: string[]): string[] => ['train', 'book.txt', '--out', out, ...tiny, ...args]
+
+/** A run that goes on until it is stopped, once its first checkpoint is there; `wrapper` starts it. */
+async function training(out: string, wrapper: readonly string[] = []) {
+  const [program, ...args] = [...wrapper, process.execPath, bin, ...train(out, '--steps', '1000000')]
+  const child = spawn(program, args, { cwd: folder, stdio: ['ignore', 'pipe', 'pipe'] })
+  let [said, err] = ['', '']
+  child.stderr.on('data', (data) => {
+    err += data
+  })
+  const ready = new Promise<void>((resolve, reject) => {
+    child.stdout.on('data', (data) => {
+      said += data
+      if (said.includes('step 200 ')) resolve()
+    })
+    child.on('close', () => reject(new Error(`it ended: ${said}${err}`)))
+  })
+  const closed = once(child, 'close')
+  await ready
+  const end = async (signal: NodeJS.Signals) => {
+    child.kill(signal)
+    const [code, by] = await closed
+    return { code, signal: by, err, said }
+  }
+  return { child, end }
+}
+
+/** Starts a program as process 1 of a container. */
+const container = ['unshare', '--user', '--map-root-user', '--pid', '--fork', '--kill-child', '--mount-proc']
+const hasContainers = spawnSync(container[0], [...container.slice(1), 'true']).status === 0
+
+describe('the lock of a run', () => {
+  test.skipIf(!hasContainers)('is seen by another container, whose process has the same number', async () => {
+    const { end } = await training('shared', container)
+    try {
+      const { status, stderr } = spawnSync(
+        container[0],
+        [...container.slice(1), process.execPath, bin, ...train('shared', '--overwrite', '--steps', '2')],
+        { cwd: folder, encoding: 'utf8' },
+      )
+      expect(stderr).toMatch(/^st-moe train: shared is in use by process 1 on \S+\n$/)
+      expect(status).toBe(1)
+    } finally {
+      await end('SIGKILL')
+    }
+  })
+
+  test.each([
+    ['empty, as a full disk leaves it', ''],
+    ['that names a process which runs', String(process.pid)],
+    ['of other content', '\x1b[31m\0'.repeat(1000)],
+  ])('a file %s is no obstacle', async (what, content) => {
+    const name = `left ${what}`
+    mkdirSync(at(name))
+    writeFileSync(at(`${name}/run.lock`), content)
+    await succeeded(train(name, '--steps', '2'))
+    expect(readdirSync(at(name))).not.toContain('run.lock')
+  })
+
+  test.each<[string, (path: string) => void, RegExp]>([
+    ['folder', (path) => mkdirSync(path), /cannot be written to: EISDIR/],
+    ['link', (path) => symlinkSync(at('book.txt'), path), /cannot be written to: ELOOP/],
+    ['pipe', (path) => spawnSync('mkfifo', [path]), /cannot be written to: .*run\.lock is not a file/],
+  ])('a %s in its place is refused', async (what, make, message) => {
+    mkdirSync(at(`lock-${what}`))
+    make(at(`lock-${what}/run.lock`))
+    const text = readFileSync(at('book.txt'), 'utf8')
+    expectRefused(await cli(train(`lock-${what}`, '--steps', '2')), 1, message)
+    expect(readFileSync(at('book.txt'), 'utf8')).toBe(text)
+  })
+})
+
+describe('a lock file', () => {
+  let file: string
+  beforeEach(() => {
+    mkdirSync(at('lock'))
+    file = at('lock/run.lock')
+  })
+  afterEach(() => {
+    vi.restoreAllMocks()
+    rmSync(at('lock'), { recursive: true })
+  })
+
+  test('has one owner, who takes it away', () => {
+    const lock = takeLock(file)
+    expect(() => takeLock(file)).toThrow(
+      new Failure(`${at('lock')} is in use by process ${process.pid} on ${hostname()}`),
+    )
+    lock.release()
+    expect(existsSync(file)).toBe(false)
+    takeLock(file).release()
+  })
+
+  test('that its owner takes away while another waits protects nothing: the next one does', () => {
+    const { lockFile } = native
+    const owner = takeLock(file)
+    vi.spyOn(native, 'lockFile').mockImplementationOnce((opened) => {
+      owner.release()
+      return lockFile(opened)
+    })
+    const lock = takeLock(file)
+    expect(() => takeLock(file)).toThrow(/in use/)
+    lock.release()
+  })
+
+  test('of a file system without locks is used with a warning, and stays', () => {
+    vi.spyOn(native, 'lockFile').mockReturnValue(system.errno.ENOLCK)
+    const warned = vi.spyOn(process.stderr, 'write').mockReturnValue(true)
+    for (const _process of [1, 2]) {
+      using _folder = new RunFolder(at('lock'))
+    }
+    const warning = `${at('lock')} cannot be locked (ENOLCK): let no other process train there\n`
+    expect(warned.mock.calls).toEqual([[warning], [warning]])
+    expect(existsSync(file)).toBe(true)
+  })
+})
+
+describe('a signal', () => {
+  test.each<[NodeJS.Signals, number, string]>([
+    ['SIGINT', 130, 'Ctrl-C again ends at once'],
+    ['SIGTERM', 143, 'a second signal ends at once'],
+    ['SIGHUP', 129, 'a second signal ends at once'],
+  ])('%s finishes the step, saves, says so and ends with %i', async (signal, code, hint) => {
+    const { end } = await training(signal)
+    const ended = await end(signal)
+    expect(ended).toMatchObject({ code, signal: null, err: `finishing this step and saving; ${hint}\n` })
+    const [, step] = /step (\d+) of 1000000, report and checkpoint in \w+; go on with/.exec(ended.said)!
+    expect(Number(step)).toBeGreaterThan(200)
+    expect(readdirSync(at(signal)).sort()).toEqual([...readdirSync(at('run'))].sort())
+    expect(await succeeded(['train', '--resume', '--out', signal, '--minutes', '0.001'])).toContain(
+      `resumed at step ${step}\n`,
+    )
+  })
+
+  const hasTerminals = spawnSync('script', ['--version']).status === 0
+  test.skipIf(!hasTerminals)('a terminal that is gone, without a signal: saved, and ended quietly', async () => {
+    const program = [process.execPath, bin, ...train('closed', '--steps', '1000000')].join(' ')
+    // The shell keeps the signal to itself, and tells the exit code.
+    const command = `trap : HUP; ${program}; echo $? > ended; mv ended closed/code`
+    const terminal = spawn('script', ['-qc', command, '/dev/null'], { cwd: folder, stdio: ['pipe', 'pipe', 'ignore'] })
+    await expect.poll(() => existsSync(at('closed/report.html')), { timeout: 30_000 }).toBe(true)
+    terminal.kill('SIGKILL')
+    await expect.poll(() => existsSync(at('closed/code')), { timeout: 30_000 }).toBe(true)
+    expect(readFileSync(at('closed/code'), 'utf8')).toBe('0\n')
+    expect(readdirSync(at('closed'))).not.toContain('run.lock')
+  })
+})
