@@ -201,6 +201,10 @@ test.skipIf(!built)('a card that is full at any allocation of a step: an error, 
   expect(Number.isFinite(loss)).toBe(true)
 })
 
+test.skipIf(!built)('memory from before a captured step that is freed in it comes back', async () => {
+  expect(await printed('frees-in-capture.mjs', { SIMT_MEMORY_MB: '16' })).toEqual({ failed: [] })
+})
+
 test.skipIf(!built)('TF32 is an option of products, and never of the router', async () => {
   const run = (env: Record<string, string>) => printed('tf32.mjs', env)
   const fine = 1 + 2 ** -12

@@ -102,7 +102,7 @@ export default [
     from: 'if (!recording_->release(data)) released_.push_back(data);',
     to: 'recording_->release(data);',
     breaks: 'memory from before a captured step that is freed in it stays allocated',
-    tests: ['test/capture.test.ts'],
+    tests: ['test/simt.test.ts'],
   },
   {
     name: 'threshold-unchecked',
