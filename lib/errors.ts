@@ -1,6 +1,7 @@
 /**
  * What went wrong, for programs; the text of the error is for people. `OPTION` is any argument that is not what it must
- * be, where none of the more exact codes fits; `INTERNAL` is a mistake of this package.
+ * be, where none of the more exact codes fits; `FILE_SYSTEM` is a file that cannot be read or written, with the system's
+ * error as `cause`; `INTERNAL` is a mistake of this package.
  */
 export type MoeErrorCode =
   | 'SHAPE'
@@ -10,6 +11,7 @@ export type MoeErrorCode =
   | 'OPTION'
   | 'STATE_DICT'
   | 'FILE_FORMAT'
+  | 'FILE_SYSTEM'
   | 'OUT_OF_MEMORY'
   | 'UNSUPPORTED'
   | 'NON_FINITE'

@@ -2,30 +2,38 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import * as fs from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { afterAll, afterEach, expect, test, vi } from 'vitest'
-import { full, loadSafetensorsSync, saveSafetensors, saveSafetensorsSync, scope } from '../lib/index.js'
+import { afterAll, afterEach, describe, expect, test, vi } from 'vitest'
+import { full, loadSafetensorsSync, type StateDict, saveSafetensors, saveSafetensorsSync, scope } from '../lib/index.js'
+import { native } from '../lib/native.js'
+import { runChild } from './support/child.js'
 import { Draw } from './support/numbers.js'
 
 const faults = vi.hoisted(() => ({ countdown: Infinity, code: '' }))
 
-/** Counts calls down and fails one of them, as a full or broken disk would. */
+/** Counts calls down and fails one of them, as a full or broken disk would: both forms of each function. */
 vi.mock('node:fs', async (importOriginal) => {
   const original = await importOriginal<typeof fs>()
-  const failing =
-    <A extends unknown[], R>(call: (...args: A) => R) =>
-    (...args: A): R => {
-      if (--faults.countdown === 0) throw Object.assign(new Error(faults.code), { code: faults.code })
-      return call(...args)
+  const fault = () => Object.assign(new Error(`${faults.code}: injected`), { code: faults.code })
+  type Call = (...args: unknown[]) => unknown
+  const failing = (name: string) => {
+    const [asynchronous, synchronous] = [name, `${name}Sync`].map(
+      (each) => (original as unknown as Record<string, Call>)[each],
+    )
+    return {
+      [`${name}Sync`]: (...args: unknown[]) => {
+        if (--faults.countdown === 0) throw fault()
+        return synchronous(...args)
+      },
+      [name]: (...args: unknown[]) => {
+        if (--faults.countdown === 0) return (args.at(-1) as (error: Error) => void)(fault())
+        return asynchronous(...args)
+      },
     }
-  return {
-    ...original,
-    openSync: failing(original.openSync),
-    writeSync: failing(original.writeSync),
-    fsyncSync: failing(original.fsyncSync),
-    renameSync: failing(original.renameSync),
   }
+  const names = ['open', 'fstat', 'stat', 'readlink', 'readdir', 'write', 'fchmod', 'fsync', 'rename', 'close']
+  return Object.assign({ ...original }, ...names.map(failing))
 })
 
 const folder = fs.mkdtempSync(join(tmpdir(), 'st-moe-atomic-'))
@@ -55,50 +63,134 @@ test(`${kills} × SIGKILL while saving leave the old file or the new one`, async
     })
   }
   expect(versions).toBeGreaterThan(kills) // some were killed later than in their first save
+  saveSafetensorsSync(file, state(1))
+  expect(fs.readdirSync(folder)).toEqual(['state.safetensors'])
 }, 300_000)
 
-test.each(['ENOSPC', 'EIO'])('%s at any step of a save leaves the old file and nothing else', (code) => {
-  for (const name of fs.readdirSync(folder)) fs.rmSync(join(folder, name))
-  const state = (value: number) => ({ a: full([5], value), b: full([3], value) })
-  const value = () => loadSafetensorsSync(file).tensors.a.dataSync()[0]
-  saveSafetensorsSync(file, state(1))
-  let failures = 0
-  for (let step = 1; ; step++) {
-    Object.assign(faults, { countdown: step, code })
-    let failed = false
-    try {
-      saveSafetensorsSync(file, state(1 + step))
-    } catch (error) {
-      expect(error).toMatchObject({ code })
-      failed = true
+const forms = {
+  saveSafetensorsSync: async (path: string, state: StateDict) => saveSafetensorsSync(path, state),
+  saveSafetensors,
+}
+const clear = () => {
+  for (const name of fs.readdirSync(folder)) fs.rmSync(join(folder, name), { recursive: true })
+}
+const state = (value: number) => ({ a: full([5], value), b: full([3], value) })
+const value = (path = file) => loadSafetensorsSync(path).tensors.a.dataSync()[0]
+const leftover = `${file}.0123456789abcdef.tmp`
+
+describe.each(Object.entries(forms))('%s', (_, save) => {
+  test.each(['ENOSPC', 'EIO', 'EDQUOT', 'EROFS'])(
+    '%s at any call leaves the old file and nothing else',
+    async (code) => {
+      clear()
+      saveSafetensorsSync(file, state(1))
+      const outcomes: Record<string, number> = {}
+      for (let step = 1; ; step++) {
+        Object.assign(faults, { countdown: step, code })
+        const error = await save(file, state(1 + step)).then(
+          () => null,
+          (error) => error,
+        )
+        const reached = faults.countdown <= 0
+        faults.countdown = Infinity
+        expect(fs.readdirSync(folder)).toEqual(['state.safetensors'])
+        if (error) {
+          expect(error).toMatchObject({ name: 'MoeError', code: 'FILE_SYSTEM', cause: { code } })
+          expect(error.message).toContain(`cannot write ${file}: ${code}`)
+          const [, outcome] = /; (nothing was written|the file from before is intact|the file is replaced)/.exec(
+            error.message,
+          )!
+          outcomes[outcome] = (outcomes[outcome] ?? 0) + 1
+          expect(value()).toBe(outcome === 'the file is replaced' ? 1 + step : 1)
+        }
+        if (value() !== 1) saveSafetensorsSync(file, state(1))
+        if (!reached) break
+      }
+      expect(outcomes).toEqual({
+        'nothing was written': 2, // readlink, stat
+        'the file from before is intact': 11, // readdir, open, fstat, four writes, fstat, fchmod, fsync, rename
+        'the file is replaced': 2, // open and fsync of the folder
+      })
+    },
+  )
+
+  test('mode and owner stay', async () => {
+    clear()
+    await save(file, state(1))
+    expect(fs.statSync(file).mode & 0o777).toBe(0o666 & ~process.umask())
+    for (const mode of [0o600, 0o640, 0o666]) {
+      fs.chmodSync(file, mode)
+      await save(file, state(mode))
+      expect([value(), fs.statSync(file).mode & 0o777]).toEqual([mode, mode])
     }
-    const reached = faults.countdown <= 0
-    faults.countdown = Infinity
-    expect(fs.readdirSync(folder)).toEqual(['state.safetensors'])
-    if (!failed) {
-      expect(reached).toBe(false)
-      expect(value()).toBe(1 + step)
-      break
+    if (process.getuid?.() !== 0) return
+    fs.chownSync(file, 1234, 4321)
+    await save(file, state(2))
+    expect([fs.statSync(file).uid, fs.statSync(file).gid]).toEqual([1234, 4321])
+  })
+
+  test('a symbolic link stays, and the file that it leads to is replaced in its own folder', async () => {
+    clear()
+    fs.mkdirSync(join(folder, 'disk/deep'), { recursive: true })
+    fs.symlinkSync('disk/deep', join(folder, 'way'))
+    fs.symlinkSync('way/../real', join(folder, 'first')) // that is disk/real
+    fs.symlinkSync(join(folder, 'first'), join(folder, 'second'))
+    for (const version of [1, 2]) {
+      await save(join(folder, 'second'), state(version)) // at first there is no file
+      expect(value(join(folder, 'disk/real'))).toBe(version)
+      expect(fs.lstatSync(join(folder, 'second')).isSymbolicLink()).toBe(true)
+      expect(fs.lstatSync(join(folder, 'first')).isSymbolicLink()).toBe(true)
     }
-    failures++
-    // Only the fsync of the folder comes after the rename, and then the new file is there.
-    expect([1, 1 + step]).toContain(value())
-    if (value() !== 1) saveSafetensorsSync(file, state(1))
-  }
-  expect(failures).toBeGreaterThanOrEqual(8) // open, four writes, fsync, rename, open and fsync of the folder
+    expect(fs.readdirSync(folder).sort()).toEqual(['disk', 'first', 'second', 'way'])
+    expect(fs.readdirSync(join(folder, 'disk')).sort()).toEqual(['deep', 'real'])
+    fs.symlinkSync('b', join(folder, 'a'))
+    fs.symlinkSync('a', join(folder, 'b'))
+    await expect(save(join(folder, 'a'), state(1))).rejects.toMatchObject({
+      code: 'FILE_SYSTEM',
+      cause: { code: 'ELOOP' },
+    })
+  })
+
+  test('what is no regular file is not replaced', async () => {
+    clear()
+    const refused = { code: 'FILE_SYSTEM' }
+    fs.mkdirSync(join(folder, 'taken'))
+    await expect(save(join(folder, 'taken'), state(1))).rejects.toMatchObject(refused)
+    await expect(save('/dev/null', state(1))).rejects.toMatchObject(refused)
+    expect(fs.statSync('/dev/null').isCharacterDevice()).toBe(true)
+    const missing = join(folder, 'no', 'file')
+    await expect(save(missing, state(1))).rejects.toMatchObject({ ...refused, cause: { code: 'ENOENT' } })
+    expect(fs.readdirSync(folder)).toEqual(['taken'])
+  })
+
+  test('temporary files of others are no obstacle', async () => {
+    clear()
+    for (let i = 0; i < 300; i++) fs.writeFileSync(`${file}.${process.pid}.${i}.tmp`, '')
+    await save(file, state(3))
+    expect(value()).toBe(3)
+  })
+
+  test('what a killed writer left is removed, what another writer still fills is not', async () => {
+    clear()
+    fs.writeFileSync(leftover, 'half')
+    const others = [`${leftover}.txt`, join(folder, 'other.safetensors.0123456789abcdef.tmp')]
+    for (const other of others) fs.writeFileSync(other, '')
+    const writer = fs.openSync(leftover, 'r+')
+    expect(native.lockFile(writer)).toBe(0)
+    await save(file, state(1))
+    expect(fs.existsSync(leftover)).toBe(true)
+    fs.closeSync(writer)
+    await save(file, state(2))
+    expect(fs.readdirSync(folder).sort()).toEqual([...others, file].map((path) => basename(path)).sort())
+  })
 })
 
-test('a save into a folder that is not there is an error, and so is one over a folder', async () => {
-  const state = { a: full([2], 1) }
-  const missing = join(folder, 'no', 'file')
-  expect(() => saveSafetensorsSync(missing, state)).toThrow(expect.objectContaining({ code: 'ENOENT' }))
-  await expect(saveSafetensors(missing, state)).rejects.toMatchObject({ code: 'ENOENT' })
-  const before = fs.readdirSync(folder)
-  fs.mkdirSync(join(folder, 'taken'))
-  expect(() => saveSafetensorsSync(join(folder, 'taken'), state)).toThrow(Error)
-  await expect(saveSafetensors(join(folder, 'taken'), state)).rejects.toThrow(Error)
-  fs.rmdirSync(join(folder, 'taken'))
-  expect(fs.readdirSync(folder)).toEqual(before)
+test('four threads save to one path', async () => {
+  clear()
+  const { code, stdout, stderr } = await runChild('saving-workers.mjs', [file, '100'])
+  expect([code, stderr, JSON.parse(stdout)]).toEqual([0, '', []])
+  expect(new Set(loadSafetensorsSync(file).tensors.a.dataSync()).size).toBe(1)
+  expect(fs.readdirSync(folder)).toEqual(['state.safetensors'])
 })
 
 test('saves at the same time do not disturb each other', async () => {

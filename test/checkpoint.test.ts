@@ -119,5 +119,8 @@ test('a file that is no checkpoint is a FILE_FORMAT error', async () => {
   }
   writeFileSync(file, 'garbage')
   await expect(loadCheckpoint(file, { model })).rejects.toEqual(rejected)
-  await expect(loadCheckpoint(join(folder, 'none'), { model })).rejects.toMatchObject({ code: 'ENOENT' })
+  await expect(loadCheckpoint(join(folder, 'none'), { model })).rejects.toMatchObject({
+    code: 'FILE_SYSTEM',
+    cause: { code: 'ENOENT' },
+  })
 })

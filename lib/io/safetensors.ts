@@ -1,5 +1,3 @@
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
-import { open } from 'node:fs/promises'
 import { checkOptions, fail, sizeOf } from '../check.js'
 import { allocateArray, type DType, dtypeCode, dtypeSize } from '../dtype.js'
 import { MoeError, show } from '../errors.js'
@@ -7,6 +5,7 @@ import { native } from '../native.js'
 import type { StateDict } from '../nn/module.js'
 import { checkTensor, type Tensor, wrap } from '../tensor.js'
 import { writeAtomic, writeAtomicSync } from './atomic.js'
+import { checkPath, type Routine, readAll, reading, run, runSync } from './files.js'
 
 /**
  * The safetensors format: u64 length of the header, a JSON header, then the tensors' bytes, contiguous and in order.
@@ -77,15 +76,9 @@ function checkMetadata(op: string, metadata: unknown): Record<string, string> {
   return metadata as Record<string, string>
 }
 
-function checkPath(op: string, path: unknown): string {
-  if (typeof path !== 'string' || path === '' || path.includes('\0'))
-    fail('OPTION', op, `path must be a file name, got ${show(path)}`)
-  return path
-}
-
 /**
  * Writes tensors to a safetensors file that PyTorch can read: a temporary file in the same folder, then a rename, so it
- * appears whole or not at all. Tensors of any device. Errors: OPTION, DISPOSED, and those of the file system.
+ * appears whole or not at all. Tensors of any device. Errors: OPTION, DISPOSED, FILE_SYSTEM.
  *
  * @example
  * ```ts
@@ -96,7 +89,7 @@ function checkPath(op: string, path: unknown): string {
  */
 export function saveSafetensorsSync(path: string, state: StateDict, options?: SafetensorsOptions): void {
   const op = 'saveSafetensors'
-  writeAtomicSync(checkPath(op, path), encode(op, state, options))
+  writeAtomicSync(checkPath(op, path), encode(op, state, options), op)
 }
 
 /**
@@ -110,7 +103,7 @@ export function saveSafetensorsSync(path: string, state: StateDict, options?: Sa
  */
 export async function saveSafetensors(path: string, state: StateDict, options?: SafetensorsOptions): Promise<void> {
   const op = 'saveSafetensors'
-  await writeAtomic(checkPath(op, path), encode(op, state, options))
+  await writeAtomic(checkPath(op, path), encode(op, state, options), op)
 }
 
 // ---- reading
@@ -213,24 +206,21 @@ function narrowed(path: string, entry: Entry, bytes: Uint8Array): Int32Array {
   })
 }
 
-/** What to read next; answered with exactly these bytes. */
-interface Piece {
-  position: number
-  length: number
-}
+const load = (path: string): Routine<LoadedTensors> =>
+  reading('loadSafetensors', checkPath('loadSafetensors', path), (file, size) => readTensors(path, file, size))
 
-/** Asks for one piece of the file after another. Checks the whole header before it asks for the first tensor. */
-function* pieces(path: string, fileSize: number): Generator<Piece, LoadedTensors, Uint8Array> {
+/** Checks the whole header before it reads the first tensor. */
+function* readTensors(path: string, file: number, fileSize: number): Routine<LoadedTensors> {
   if (fileSize < 8) malformed(path, `a safetensors file has at least 8 bytes, this has ${fileSize}`)
-  const length = headerLength(path, yield { position: 0, length: 8 }, fileSize)
+  const length = headerLength(path, yield* readPiece(path, file, 0, 8), fileSize)
   const start = 8 + length
-  const { entries, metadata } = parseHeader(path, yield { position: 8, length }, fileSize - start)
+  const { entries, metadata } = parseHeader(path, yield* readPiece(path, file, 8, length), fileSize - start)
   const tensors: StateDict = Object.create(null)
   let complete = false
   try {
     for (const entry of entries) {
       const { begin, end } = entry
-      tensors[entry.name] = decode(path, entry, yield { position: start + begin, length: end - begin })
+      tensors[entry.name] = decode(path, entry, yield* readPiece(path, file, start + begin, end - begin))
     }
     complete = true
     return { tensors: { ...tensors }, metadata }
@@ -239,10 +229,16 @@ function* pieces(path: string, fileSize: number): Generator<Piece, LoadedTensors
   }
 }
 
+function* readPiece(path: string, file: number, position: number, length: number): Routine<Uint8Array> {
+  const bytes = allocateBytes(length)
+  if (!(yield* readAll(file, bytes, position))) malformed(path, 'the file ended while it was read')
+  return bytes
+}
+
 /**
  * Reads a safetensors file. Everything about the header is checked before a byte of data is allocated: a truncated or
  * hostile file is a FILE_FORMAT error. Tensors of I64, U8 and BOOL come as i32, I64 only where the values fit. Other
- * errors: OPTION, OUT_OF_MEMORY, and those of the file system.
+ * errors: OPTION, OUT_OF_MEMORY, FILE_SYSTEM.
  *
  * @example
  * ```ts
@@ -253,26 +249,7 @@ function* pieces(path: string, fileSize: number): Generator<Piece, LoadedTensors
  * ```
  */
 export function loadSafetensorsSync(path: string): LoadedTensors {
-  const file = openSync(checkPath('loadSafetensors', path), 'r')
-  try {
-    const wanted = pieces(path, fstatSync(file).size)
-    try {
-      let next = wanted.next()
-      while (!next.done) {
-        const { position, length } = next.value
-        const bytes = allocateBytes(length)
-        for (let at = 0; at < length; ) {
-          at += advance(path, readSync(file, bytes, at, Math.min(length - at, 2 ** 30), position + at))
-        }
-        next = wanted.next(bytes)
-      }
-      return next.value
-    } finally {
-      wanted.return(undefined as never)
-    }
-  } finally {
-    closeSync(file)
-  }
+  return runSync(load(path))
 }
 
 /**
@@ -286,31 +263,7 @@ export function loadSafetensorsSync(path: string): LoadedTensors {
  * ```
  */
 export async function loadSafetensors(path: string): Promise<LoadedTensors> {
-  const file = await open(checkPath('loadSafetensors', path), 'r')
-  try {
-    const wanted = pieces(path, (await file.stat()).size)
-    try {
-      let next = wanted.next()
-      while (!next.done) {
-        const { position, length } = next.value
-        const bytes = allocateBytes(length)
-        for (let at = 0; at < length; ) {
-          const { bytesRead } = await file.read(bytes, at, Math.min(length - at, 2 ** 30), position + at)
-          at += advance(path, bytesRead)
-        }
-        next = wanted.next(bytes)
-      }
-      return next.value
-    } finally {
-      wanted.return(undefined as never)
-    }
-  } finally {
-    await file.close()
-  }
-}
-
-function advance(path: string, count: number): number {
-  return count > 0 ? count : malformed(path, 'the file ended while it was read')
+  return run(load(path))
 }
 
 function allocateBytes(length: number): Uint8Array {

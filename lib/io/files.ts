@@ -1,0 +1,152 @@
+import * as fs from 'node:fs'
+import { fail } from '../check.js'
+import { MoeError, show } from '../errors.js'
+
+/** The calls of node:fs that routines make, as their synchronous forms have them. */
+interface Calls {
+  open(path: string, flags: number, mode: number): number
+  close(file: number): void
+  read(file: number, bytes: Uint8Array, offset: number, length: number, position: number): number
+  write(file: number, bytes: Uint8Array, offset: number, length: number): number
+  fsync(file: number): void
+  fstat(file: number): fs.Stats
+  fchown(file: number, user: number, group: number): void
+  fchmod(file: number, mode: number): void
+  stat(path: string): fs.Stats
+  readlink(path: string): string
+  readdir(path: string): string[]
+  rename(from: string, to: string): void
+  unlink(path: string): void
+}
+
+type Request = { [N in keyof Calls]: readonly [name: N, args: Parameters<Calls[N]>] }[keyof Calls]
+
+/**
+ * Work on files that asks for one call of the file system after another. Who runs it decides whether the calls block,
+ * so that the synchronous and the asynchronous form of a function are one routine.
+ */
+export type Routine<T> = Generator<Request, T, unknown>
+
+/** One call: its result, or the system's error. */
+export function* call<N extends keyof Calls>(name: N, ...args: Parameters<Calls[N]>): Routine<ReturnType<Calls[N]>> {
+  return (yield [name, args] as unknown as Request) as ReturnType<Calls[N]>
+}
+
+type Callback = (error: Error | null, value: unknown) => void
+type Functions = Record<string, (...args: readonly unknown[]) => unknown>
+
+const blocking = ([name, args]: Request): unknown => (fs as unknown as Functions)[`${name}Sync`](...args)
+
+const promised = ([name, args]: Request): Promise<unknown> =>
+  new Promise((resolve, reject) => {
+    const done: Callback = (error, value) => (error ? reject(error) : resolve(value))
+    ;(fs as unknown as Functions)[name](...args, done)
+  })
+
+export function runSync<T>(routine: Routine<T>): T {
+  let next = routine.next()
+  while (!next.done) {
+    let answer: unknown
+    try {
+      answer = blocking(next.value)
+    } catch (error) {
+      next = routine.throw(error)
+      continue
+    }
+    next = routine.next(answer)
+  }
+  return next.value
+}
+
+export async function run<T>(routine: Routine<T>): Promise<T> {
+  let next = routine.next()
+  while (!next.done) {
+    let answer: unknown
+    try {
+      answer = await promised(next.value)
+    } catch (error) {
+      next = routine.throw(error)
+      continue
+    }
+    next = routine.next(answer)
+  }
+  return next.value
+}
+
+export function checkPath(op: string, path: unknown): string {
+  if (typeof path !== 'string' || path === '' || path.includes('\0'))
+    fail('OPTION', op, `path must be a file name, got ${show(path)}`)
+  return path
+}
+
+const codeOf = (error: unknown): unknown => (error as { code?: unknown } | null)?.code
+
+/** Null where the call fails with one of these codes of the system. */
+export function* unless<T>(codes: readonly string[], routine: Routine<T>): Routine<T | null> {
+  try {
+    return yield* routine
+  } catch (error) {
+    if (codes.includes(codeOf(error) as string)) return null
+    throw error
+  }
+}
+
+/** Runs what nothing depends on. */
+export function* quietly(routine: Routine<unknown>): Routine<void> {
+  try {
+    yield* routine
+  } catch {}
+}
+
+/** An error of the file system, `text` with its reason and what that means for the file; other errors as they are. */
+export function described(op: string, text: string, error: unknown, outcome = ''): unknown {
+  if (error instanceof MoeError || typeof codeOf(error) !== 'string') return error
+  return new MoeError('FILE_SYSTEM', op, `${text}: ${(error as Error).message}${outcome}`, { cause: error })
+}
+
+export function checkRegular(op: string, text: string, stats: fs.Stats): void {
+  if (!stats.isFile()) fail('FILE_SYSTEM', op, `${text}: it is ${kindOf(stats)}, not a regular file`)
+}
+
+function kindOf(stats: fs.Stats): string {
+  if (stats.isDirectory()) return 'a directory'
+  if (stats.isFIFO()) return 'a pipe'
+  return stats.isSocket() ? 'a socket' : 'a device'
+}
+
+// What the system may be given in one call; some systems take no more than 2 GiB.
+const maxPiece = 2 ** 30
+
+export function* writeAll(file: number, bytes: Uint8Array): Routine<void> {
+  for (let at = 0; at < bytes.byteLength; )
+    at += yield* call('write', file, bytes, at, Math.min(bytes.byteLength - at, maxPiece))
+}
+
+/** Fills `bytes` from `position` on; false where the file ends before. */
+export function* readAll(file: number, bytes: Uint8Array, position: number): Routine<boolean> {
+  for (let at = 0; at < bytes.byteLength; ) {
+    const count = yield* call('read', file, bytes, at, Math.min(bytes.byteLength - at, maxPiece), position + at)
+    if (count === 0) return false
+    at += count
+  }
+  return true
+}
+
+const { O_RDONLY, O_NONBLOCK, O_NOCTTY } = fs.constants
+
+/** Opens a regular file for reading while `use` runs. Anything else, such as a pipe that nobody writes to, is an error at once. */
+export function* reading<T>(op: string, path: string, use: (file: number, size: number) => Routine<T>): Routine<T> {
+  const text = `cannot read ${path}`
+  try {
+    const file = yield* call('open', path, O_RDONLY | O_NONBLOCK | O_NOCTTY, 0)
+    try {
+      const stats = yield* call('fstat', file)
+      checkRegular(op, text, stats)
+      return yield* use(file, stats.size)
+    } finally {
+      yield* quietly(call('close', file))
+    }
+  } catch (error) {
+    throw described(op, text, error)
+  }
+}
