@@ -16,6 +16,7 @@ import {
   tensor,
   zeros,
 } from '../lib/index.js'
+import { damageBytes, damageHeader } from './support/damage.js'
 import { Draw, runSeed } from './support/numbers.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-safetensors-'))
@@ -180,37 +181,6 @@ describe('hostile files are FILE_FORMAT errors', () => {
   })
 })
 
-/** One random change: a byte, a bit, a piece cut out, put in, doubled or moved. */
-function mutate(draw: Draw, bytes: Buffer): Buffer {
-  const at = draw.integer(0, bytes.length - 1)
-  const near = Math.min(bytes.length, at + draw.integer(1, 8))
-  const copy = Buffer.from(bytes)
-  switch (draw.integer(0, 6)) {
-    case 0:
-      copy[at] = draw.integer(0, 255)
-      return copy
-    case 1:
-      copy[at] ^= 1 << draw.integer(0, 7)
-      return copy
-    case 2:
-      return Buffer.concat([copy.subarray(0, at), copy.subarray(near)])
-    case 3:
-      return Buffer.concat([copy.subarray(0, near), copy.subarray(at)])
-    case 4:
-      copy[at] = draw.of([...Buffer.from('0123456789-.,:[]{}"eE\\')])
-      return copy
-    case 5:
-      copy.writeBigUInt64LE(BigInt(draw.integer(0, 400)), 0)
-      return copy
-    default:
-      return Buffer.concat([
-        copy.subarray(0, at),
-        Buffer.from(draw.of(['0', '-1', '1e308', 'null', '"', ',', '{}'])),
-        copy.subarray(at),
-      ])
-  }
-}
-
 const mutants = 4000
 
 test(`${mutants} mutants load or are FILE_FORMAT errors, and nothing leaks (seed ${runSeed()})`, () => {
@@ -225,7 +195,8 @@ test(`${mutants} mutants load or are FILE_FORMAT errors, and nothing leaks (seed
   const before = memory().tensors
   for (let i = 0; i < mutants; i++) {
     let bytes: Buffer = whole
-    for (let changes = draw.integer(1, 3); changes > 0; changes--) bytes = mutate(draw, bytes)
+    for (let changes = draw.integer(1, 3); changes > 0; changes--)
+      bytes = draw.of([damageBytes, damageHeader])(draw, bytes)
     writeFileSync(file, bytes)
     scope(() => {
       try {
@@ -239,7 +210,7 @@ test(`${mutants} mutants load or are FILE_FORMAT errors, and nothing leaks (seed
     })
     expect(memory().tensors).toBeLessThanOrEqual(before)
   }
-  expect(counts.loaded).toBeGreaterThan(100)
+  expect(counts.loaded).toBeGreaterThan(50)
   expect(counts.refused).toBeGreaterThan(1000)
 })
 
