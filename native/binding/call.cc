@@ -41,7 +41,7 @@ Tensor& Call::tensor(const char* name) {
 }
 
 Tensor* Call::optional(const char* name) {
-  Napi::Value value = info[index_];
+  const Napi::Value value(env, arguments_.at(index_));
   if (value.IsNull() || value.IsUndefined()) {
     ++index_;
     return nullptr;
@@ -86,7 +86,7 @@ Shape Call::shape(const char* name) {
   return shape;
 }
 
-std::vector<int64_t> Call::integers(const char* name, size_t count) {
+Shape Call::integers(const char* name, size_t count) {
   Shape values = shape(name);
   if (values.size() != count) fail(ErrorCode::shape, "%s must hold %zu numbers, got %zu", name, count, values.size());
   return values;
@@ -130,6 +130,7 @@ Napi::Value Call::give(Tensor tensor) {
 }
 
 Napi::Value Call::give(std::initializer_list<const Tensor*> tensors) {
+  environment.tensors.reserve(tensors.size());  // all of them or none
   Napi::Array array = Napi::Array::New(env, tensors.size());
   uint32_t i = 0;
   for (const Tensor* tensor : tensors) array[i++] = tensor ? give(*tensor) : env.Null();

@@ -3,7 +3,6 @@
 
 #include <array>
 #include <initializer_list>
-#include <new>
 #include <vector>
 
 #include "binding/environment.h"
@@ -14,19 +13,21 @@ namespace st_moe {
 // argument. The TypeScript layer has checked everything for people already; here it is checked for safety.
 class Call {
  public:
-  Call(const Napi::CallbackInfo& info, const char* op)
-      : info(info), env(info.Env()), op(op), environment(Environment::of(env)) {}
+  static constexpr size_t kMaxArguments = 24;
+  using Arguments = std::array<napi_value, kMaxArguments>;  // undefined beyond those that were passed
+
+  Call(Napi::Env env, const char* op, const Arguments& arguments)
+      : env(env), op(op), environment(Environment::of(env)), arguments_(arguments) {}
   ~Call();
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
-  const Napi::CallbackInfo& info;
   Napi::Env env;
   const char* op;
   Environment& environment;
 
   // Arguments, taken in order.
-  Napi::Value value() { return info[index_++]; }
+  Napi::Value value() { return {env, arguments_.at(index_++)}; }
   Tensor& tensor(const char* name);    // all of one call on one device; held until the call ends
   Tensor* optional(const char* name);  // null, undefined and 0 give null
   double number(const char* name);
@@ -37,7 +38,7 @@ class Call {
   DType dtype(const char* name) { return static_cast<DType>(integer(name, 0, kDTypeCount - 1)); }
   DType compute_dtype(const char* name, DType dtype);  // dtype, or bf16 or f16 where dtype is f32
   Shape shape(const char* name);
-  std::vector<int64_t> integers(const char* name, size_t count);
+  Shape integers(const char* name, size_t count);
 
   // Checks of tensors.
   void expect(const char* name, const Tensor& tensor, DType dtype, const Shape& shape);  // −1 accepts any size
@@ -60,6 +61,7 @@ class Call {
   }
 
  private:
+  const Arguments& arguments_;
   size_t index_ = 0;
   Device* device_ = nullptr;
   std::array<TensorTable::Handle, 16> held_;

@@ -1,6 +1,7 @@
 #include "binding/environment.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <string>
 #include <thread>
 
@@ -39,11 +40,12 @@ Device& Environment::device(int64_t index) {
 int64_t Environment::open_device(const std::string& plugin_path, int32_t index) {
   const PluginLibrary& library = load_plugin(plugin_path);
   if (!library.plugin) fail(ErrorCode::backend_unavailable, "%s: %s", library.probe.stage, library.probe.reason);
-  const Backend* backend = nullptr;
-  Context context{threads(), nullptr};
-  const Status status = library.plugin->open(index, &backend, &context);
+  auto device = std::make_unique<Device>(nullptr, Context{threads(), nullptr});
+  devices_.reserve(devices_.size() + 1);  // nothing may fail once it is open
+  const Status status = library.plugin->open(index, &device->backend, &device->context);
   if (status.code != ErrorCode::none) throw Error(status.code, status.text);
-  devices_.push_back(std::make_unique<Device>(backend, context, library.plugin));
+  device->plugin = library.plugin;
+  devices_.push_back(std::move(device));
   return static_cast<int64_t>(devices_.size()) - 1;
 }
 
@@ -56,12 +58,17 @@ void Environment::set_threads(int32_t threads) {
   for (auto& device : devices_) device->context.threads = threads;
 }
 
-Napi::Error Environment::make_error(Napi::Env env, const char* op, const Error& error) {
-  const std::string text = std::string("[") + op + "] " + error.what();
-  if (error_factory.IsEmpty()) return Napi::Error::New(env, text);
-  Napi::Value made = error_factory.Call(
-      {Napi::String::New(env, code_name(error.code())), Napi::String::New(env, op), Napi::String::New(env, text)});
-  return Napi::Error(env, made);
+void Environment::raise(Napi::Env env, const char* op, const Error& error) noexcept {
+  char text[320];
+  std::snprintf(text, sizeof text, "[%s] %s", op, error.what());
+  try {
+    if (error_factory.IsEmpty()) throw Napi::Error::New(env, text);
+    const napi_value made = error_factory.Call(
+        {Napi::String::New(env, code_name(error.code())), Napi::String::New(env, op), Napi::String::New(env, text)});
+    napi_throw(env, made);
+  } catch (const Napi::Error& failure) {  // the environment ends
+    failure.ThrowAsJavaScriptException();
+  }
 }
 
 }  // namespace st_moe

@@ -24,8 +24,9 @@ class Environment {
   // Throws Error(unsupported) where a step is being captured on another device: this op would not be part of it.
   void expect_capturable(const Device& device) const;
 
-  // Makes the MoeError that JavaScript sees; before the loader has set the factory, a plain Error.
-  Napi::Error make_error(Napi::Env env, const char* op, const Error& error);
+  // Throws the MoeError that JavaScript sees; before the loader has set the factory, a plain Error. Needs no memory of
+  // ours.
+  void raise(Napi::Env env, const char* op, const Error& error) noexcept;
   Napi::FunctionReference error_factory;
 
  private:

@@ -5,11 +5,11 @@
 // The ops of a mixture-of-experts layer.
 namespace st_moe {
 
-static Tensor empty(const Tensor& like, Shape shape) {
-  return make_tensor(*like.device, like.dtype, std::move(shape));
+static Tensor empty(const Tensor& like, const Shape& shape) {
+  return make_tensor(*like.device, like.dtype, shape);
 }
-static Tensor empty_i32(const Tensor& like, Shape shape) {
-  return make_tensor(*like.device, DType::i32, std::move(shape));
+static Tensor empty_i32(const Tensor& like, const Shape& shape) {
+  return make_tensor(*like.device, DType::i32, shape);
 }
 
 static Napi::Value token_mask(Call& c) {  // (x) → i32 of the same shape

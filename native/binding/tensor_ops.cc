@@ -9,8 +9,9 @@
 namespace st_moe {
 
 static Napi::Value set_error_factory(Call& c) {
-  if (!c.info[0].IsFunction()) fail(ErrorCode::option, "expected a function");
-  c.environment.error_factory = Napi::Persistent(c.info[0].As<Napi::Function>());
+  const Napi::Value make = c.value();
+  if (!make.IsFunction()) fail(ErrorCode::option, "expected a function");
+  c.environment.error_factory = Napi::Persistent(make.As<Napi::Function>());
   return c.env.Undefined();
 }
 
@@ -115,9 +116,9 @@ static const void* bytes_of(const Napi::TypedArray& array) {
 static Napi::Value from_data(Call& c) {  // (data, dtype, shape, device)
   auto array = typed_array(c.value());
   const DType dtype = c.dtype("dtype");
-  Shape shape = c.shape("shape");
+  const Shape shape = c.shape("shape");
   Device& device = c.environment.device(c.integer("device", 0, 1 << 20));
-  Tensor tensor = make_tensor(device, dtype, std::move(shape));
+  Tensor tensor = make_tensor(device, dtype, shape);
   const size_t bytes = static_cast<size_t>(tensor.size) * dtype_size(dtype);
   if (array.ByteLength() != bytes)
     fail(ErrorCode::shape, "data has %zu bytes, the shape needs %zu", array.ByteLength(), bytes);
@@ -159,23 +160,23 @@ static Napi::Value to_device(Call& c) {  // (x, device): a copy there, through h
 }
 
 static Napi::Value full(Call& c) {  // (shape, dtype, device, value)
-  Shape shape = c.shape("shape");
+  const Shape shape = c.shape("shape");
   const DType dtype = c.dtype("dtype");
   Device& device = c.environment.device(c.integer("device", 0, 1 << 20));
-  Tensor out = make_tensor(device, dtype, std::move(shape));
+  Tensor out = make_tensor(device, dtype, shape);
   c.run(device, &OpTable::fill, FillArgs{out.data(), dtype, out.size, c.number("value")});
   return c.give(std::move(out));
 }
 
 static Napi::Value random(Call& c) {  // (shape, dtype, device, normal, a, b, seed, step)
-  Shape shape = c.shape("shape");
+  const Shape shape = c.shape("shape");
   const DType dtype = c.dtype("dtype");
   Device& device = c.environment.device(c.integer("device", 0, 1 << 20));
   if (!is_float(dtype)) fail(ErrorCode::dtype, "dtype must be f32 or f64, got %s", dtype_name(dtype));
   const auto distribution = c.boolean("normal") ? Distribution::normal : Distribution::uniform;
   const double a = c.number("a"), b = c.number("b");
   const uint64_t seed = c.seed("seed"), step = c.seed("step");
-  Tensor out = make_tensor(device, dtype, std::move(shape));
+  Tensor out = make_tensor(device, dtype, shape);
   c.run(device, &OpTable::random, RandomArgs{out.data(), dtype, out.size, distribution, a, b, seed, step});
   return c.give(std::move(out));
 }
@@ -189,10 +190,10 @@ static Napi::Value convert(Call& c) {  // (x, dtype)
 
 static Napi::Value reshape(Call& c) {  // (x, shape): shares memory
   Tensor y = c.tensor("x");
-  Shape shape = c.shape("shape");
+  const Shape shape = c.shape("shape");
   if (shape_size(shape) != y.size)
     fail(ErrorCode::shape, "the new shape must keep %lld elements", static_cast<long long>(y.size));
-  y.shape = std::move(shape);
+  y.shape = shape;
   return c.give(std::move(y));
 }
 
@@ -232,11 +233,11 @@ static Shape contiguous_strides(const Shape& shape) {
 
 static Napi::Value gather(Call& c) {  // (x, shape, strides, offset): a contiguous copy of a strided view
   Tensor& x = c.tensor("x");
-  Shape shape = c.shape("shape");
+  const Shape shape = c.shape("shape");
   const Shape strides = c.integers("strides", shape.size());
   const int64_t offset = c.size("offset");
   expect_inside("x", x, shape, strides, offset);
-  Tensor y = make_tensor(*x.device, x.dtype, std::move(shape));
+  Tensor y = make_tensor(*x.device, x.dtype, shape);
   if (y.size)
     c.run(*x.device, &OpTable::strided_copy, strided(x, y, y.shape, strides, contiguous_strides(y.shape), offset, 0));
   return c.give(std::move(y));
@@ -288,7 +289,7 @@ static Napi::Value unary_backward(Call& c) {  // (x, dy, kind)
 
 static BinaryArgs broadcast(const Tensor& a, const Tensor& b, BinaryKind kind, Shape& shape) {
   const size_t rank = std::max(a.shape.size(), b.shape.size());
-  shape.assign(rank, 1);
+  shape = Shape(rank, 1);
   BinaryArgs args{};
   args.a = a.data();
   args.b = b.data();
@@ -322,7 +323,7 @@ static Napi::Value binary(Call& c) {  // (a, b, kind)
   expect_binary(c, a, b, kind);
   Shape shape;
   BinaryArgs args = broadcast(a, b, kind, shape);
-  Tensor y = make_tensor(*a.device, a.dtype, std::move(shape));
+  Tensor y = make_tensor(*a.device, a.dtype, shape);
   args.y = y.data();
   c.run(*a.device, &OpTable::binary, args);
   return c.give(std::move(y));
@@ -354,11 +355,11 @@ static Napi::Value reduce(Call& c) {  // (x, outer, axis, inner, shape, factor)
   Tensor& x = c.tensor("x");
   c.expect_float("x", x);
   const Shape split = c.integers("split", 3);
-  Shape shape = c.shape("shape");
+  const Shape shape = c.shape("shape");
   const double factor = c.number("factor");
   if (shape_size(split) != x.size || shape_size(shape) != split[0] * split[2])
     fail(ErrorCode::shape, "the split does not fit the tensor");
-  Tensor y = make_tensor(*x.device, x.dtype, std::move(shape));
+  Tensor y = make_tensor(*x.device, x.dtype, shape);
   c.run(*x.device, &OpTable::reduce, ReduceArgs{x.data(), y.data(), x.dtype, split[0], split[1], split[2], factor});
   return c.give(std::move(y));
 }

@@ -43,8 +43,6 @@ void Storage::keep_packed() {
 
 int64_t shape_size(const Shape& shape) {
   constexpr int64_t limit = int64_t{1} << 46;
-  if (shape.size() > kMaxRank)
-    fail(ErrorCode::shape, "a shape has at most %d dimensions, got %zu", kMaxRank, shape.size());
   int64_t size = 1;
   bool empty = false;
   for (int64_t n : shape) {
@@ -56,13 +54,13 @@ int64_t shape_size(const Shape& shape) {
   return empty ? 0 : size;
 }
 
-Tensor make_tensor(Device& device, DType dtype, Shape shape) {
+Tensor make_tensor(Device& device, DType dtype, const Shape& shape) {
   Tensor tensor;
   tensor.size = shape_size(shape);
   tensor.device = &device;
   tensor.dtype = dtype;
   tensor.storage = std::make_shared<Storage>(device, static_cast<size_t>(tensor.size) * dtype_size(dtype));
-  tensor.shape = std::move(shape);
+  tensor.shape = shape;
   return tensor;
 }
 
@@ -73,23 +71,25 @@ TensorTable::Slot* TensorTable::find(Handle handle) {
   return slot.references > 0 && slot.generation == handle >> kSlotBits ? &slot : nullptr;
 }
 
-TensorTable::Handle TensorTable::insert(Tensor tensor) {
-  uint32_t index;
-  if (!free_.empty()) {
-    index = free_.back();
-    free_.pop_back();
-  } else {
+void TensorTable::reserve(size_t count) {
+  while (free_.size() < count) {
     if (slots_.size() >> kSlotBits) fail(ErrorCode::out_of_memory, "more than 2^24 tensors are alive");
-    index = static_cast<uint32_t>(slots_.size());
+    const auto index = static_cast<uint32_t>(slots_.size());
     if (free_.capacity() <= slots_.size()) free_.reserve(2 * slots_.size() + 64);  // so that release never allocates
     slots_.emplace_back().index = index;
+    free_.push_back(index);
   }
-  Slot& slot = slots_[index];
+}
+
+TensorTable::Handle TensorTable::insert(Tensor tensor) {
+  reserve(1);
+  Slot& slot = slots_[free_.back()];
+  free_.pop_back();
   ++tensor.device->stats.tensors;
   slot.tensor = std::move(tensor);
   ++slot.tensor.storage->handles;
   slot.references = 1;
-  return slot.generation << kSlotBits | index;
+  return slot.generation << kSlotBits | slot.index;
 }
 
 Tensor& TensorTable::get(Handle handle) {

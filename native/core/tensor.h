@@ -4,8 +4,9 @@
 #include <memory>
 #include <vector>
 
-#include "core/plugin.h"
 #include "core/packed.h"
+#include "core/plugin.h"
+#include "core/shape.h"
 
 // Tensors live in a table of the environment (main thread or worker) that made them. JavaScript holds handles:
 // slot number and generation, so a handle of a freed tensor is recognised and never reads foreign memory.
@@ -76,8 +77,6 @@ class Storage {
   void* data_;
 };
 
-using Shape = std::vector<int64_t>;
-
 struct Tensor {
   std::shared_ptr<Storage> storage;
   Device* device = nullptr;
@@ -92,12 +91,13 @@ struct Tensor {
 int64_t shape_size(const Shape& shape);
 
 // Uninitialised. Throws Error(shape | out_of_memory).
-Tensor make_tensor(Device& device, DType dtype, Shape shape);
+Tensor make_tensor(Device& device, DType dtype, const Shape& shape);
 
 class TensorTable {
  public:
   using Handle = int64_t;  // generation << 24 | slot; below 2^53, so exact as a JavaScript number
 
+  void reserve(size_t count);    // so many inserts to come need no memory; throws std::bad_alloc, Error(out_of_memory)
   Handle insert(Tensor tensor);  // with one reference
   Tensor& get(Handle handle);    // throws Error(disposed); stays valid while the handle has references
   bool alive(Handle handle) const;
