@@ -47,7 +47,7 @@ export interface Native {
   addInPlace(a: Handle, b: Handle): void
   scaleInPlace(x: Handle, factor: number): void
   reduce(x: Handle, split: readonly number[], shape: readonly number[], factor: number): Handle
-  sumSquares(x: Handle): number
+  sumSquares(x: Handle, scale: number): number
 
   matmul(a: Handle, b: Handle, transposeA: boolean, transposeB: boolean): Handle
   linear(x: Handle, w: Handle, bias: Optional, compute: number): Handle

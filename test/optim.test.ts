@@ -151,6 +151,15 @@ test('clipGradNorm with gradients that are not finite', () => {
   }
 })
 
+test.each([1e200, 1e-200, 2 ** 1000, 5e-324])('a norm of numbers near %s neither overflows nor vanishes', (size) => {
+  const parameters = [3, 4].map(() => new Parameter(tensor(Float64Array.of(0, 1), [2])))
+  for (const [i, p] of parameters.entries()) p.grad = tensor(Float64Array.of(0, (3 + i) * size), [2])
+  expect(clipGradNorm(parameters, Number.MAX_VALUE, { onNonFinite: 'throw' }) / (5 * size)).toBeCloseTo(1, 12)
+  clipGradNorm(parameters, 1, { onNonFinite: 'throw' })
+  for (const [i, p] of parameters.entries())
+    expect(p.grad!.dataSync()[1] / ((3 + i) * Math.min(size, 1 / 5))).toBeCloseTo(1, 12)
+})
+
 test('AdamW brings a MoE to its target', () =>
   scope(() => {
     const moe = new MoE({ dim: 8, numExperts: 4, dtype: 'f64' })

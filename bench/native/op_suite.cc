@@ -73,7 +73,7 @@ void element_wise(Suite& suite) {
   suite.traffic("reduce", size,
                 [&](int t) { call(ops.reduce, t, {x.get(), y.get(), f32, 1, suite.s.T(), suite.s.D, 1.0}); });
   double sum = 0;
-  suite.traffic("sum_squares", size, [&](int t) { call(ops.sum_squares, t, {x.get(), &sum, f32, size}); });
+  suite.traffic("sum_squares", size, [&](int t) { call(ops.sum_squares, t, {x.get(), &sum, f32, size, 1.0}); });
   suite.traffic("dropout", 2 * size, [&](int t) { call(ops.dropout, t, {x.get(), y.get(), f32, size, 0.1, 1, 1}); });
 }
 

@@ -12,7 +12,7 @@ import {
 import { deviceIndex } from '../device.js'
 import { type ComputeDType, checkComputeDType } from '../dtype.js'
 import { MoeError, show } from '../errors.js'
-import { native } from '../native.js'
+import { allFinite } from '../norm.js'
 import { combine } from '../ops/combine.js'
 import { dispatch } from '../ops/dispatch.js'
 import { expertFfn } from '../ops/expert-ffn.js'
@@ -221,7 +221,7 @@ export class MoE extends Module {
   }
 
   #checkFinite(op: string, name: string, x: Tensor): void {
-    if (this.#throwNonFinite && !Number.isFinite(native.sumSquares(handleOf(x)))) {
+    if (this.#throwNonFinite && !allFinite(handleOf(x))) {
       throw new MoeError('NON_FINITE', op, `${name} must be finite, got a NaN or an infinity`)
     }
   }

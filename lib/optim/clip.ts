@@ -2,6 +2,7 @@ import { checkNumber, fail } from '../check.js'
 import { MoeError, show } from '../errors.js'
 import { type Handle, native } from '../native.js'
 import { Parameter } from '../nn/parameter.js'
+import { norm } from '../norm.js'
 import { refuseInCapture } from '../recorder.js'
 import { handleOf } from '../tensor.js'
 
@@ -38,12 +39,12 @@ export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, optio
     if (!(parameter instanceof Parameter)) fail('OPTION', op, `params must hold Parameters, got ${show(parameter)}`)
     if (parameter.grad) grads.push(handleOf(parameter.grad))
   }
-  const norm = Math.sqrt(grads.reduce((total, grad) => total + native.sumSquares(grad), 0))
-  if (!Number.isFinite(norm)) {
+  const before = norm(grads)
+  if (!Number.isFinite(before)) {
     if (options.onNonFinite === 'throw')
-      throw new MoeError('NON_FINITE', op, `the gradient norm must be finite, got ${norm}`)
-    return norm
+      throw new MoeError('NON_FINITE', op, `the gradient norm must be finite, got ${before}`)
+    return before
   }
-  if (norm > maxNorm) for (const grad of grads) native.scaleInPlace(grad, maxNorm / (norm + 1e-6))
-  return norm
+  if (before > maxNorm) for (const grad of grads) native.scaleInPlace(grad, maxNorm / (before + 1e-6))
+  return before
 }

@@ -364,11 +364,12 @@ static Napi::Value reduce(Call& c) {  // (x, outer, axis, inner, shape, factor)
   return c.give(std::move(y));
 }
 
-static Napi::Value sum_squares(Call& c) {  // (x) → number
+static Napi::Value sum_squares(Call& c) {  // (x, scale) → Σ (scale · x)²
   Tensor& x = c.tensor("x");
+  const double scale = c.number("scale");
   c.expect_float("x", x);
   Tensor out = make_tensor(*x.device, DType::f64, {});
-  c.run(*x.device, &OpTable::sum_squares, SumSquaresArgs{x.data(), out.data(), x.dtype, x.size});
+  c.run(*x.device, &OpTable::sum_squares, SumSquaresArgs{x.data(), out.data(), x.dtype, x.size, scale});
   double value = 0;
   c.check(x.device->backend->copy_out(x.device->context, &value, out.data(), sizeof value));
   return Napi::Number::New(c.env, value);

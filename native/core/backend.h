@@ -119,11 +119,12 @@ struct ReduceArgs {  // y [outer, inner] = Σ over axis of x [outer, axis, inner
   double factor;
 };
 
-struct SumSquaresArgs {  // *out (f64) = Σ x², accumulated in f64 in a fixed order
+struct SumSquaresArgs {  // *out (f64) = Σ (scale · x)², in f64, added in a fixed order
   const void* x;
   void* out;
   DType dtype;
   int64_t size;
+  double scale;
 };
 
 // ---- layers of a transformer ------------------------------------------------------------------------------

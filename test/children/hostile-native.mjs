@@ -43,7 +43,7 @@ const signatures = {
   addInPlace: 'x[BND] x[BND]',
   scaleInPlace: 'x[BND] n',
   reduce: 'x[BND] s s n',
-  sumSquares: 'x[BND]',
+  sumSquares: 'x[BND] n',
   matmul: 'x[BND] x[BDN] b b',
   linear: 'x[TD] x[ED] x[E]? m',
   linearBackward: 'x[TE] x[TD] x[ED] b b b m',

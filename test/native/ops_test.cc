@@ -355,8 +355,15 @@ void test_reduce() {
     const std::vector<double> sum{static_cast<double>(exact)};
     run_op(
         "sum_squares", {output(squares)},
-        [&](auto& ops, auto& ctx) { return ops.sum_squares(ctx, {x.data(), squares.data(), dtype_of<T>(), n}); },
+        [&](auto& ops, auto& ctx) { return ops.sum_squares(ctx, {x.data(), squares.data(), dtype_of<T>(), n, 1.0}); },
         [&](auto what) { expect_close(squares, sum, what); });
+    const std::vector<double> scaled{static_cast<double>(exact) * 0x1p-1000};
+    run_op(
+        "sum_squares", {output(squares)},
+        [&](auto& ops, auto& ctx) {
+          return ops.sum_squares(ctx, {x.data(), squares.data(), dtype_of<T>(), n, 0x1p-500});
+        },
+        [&](auto what) { expect_close(squares, scaled, what + ", scaled"); });
     run_op(
         "scale", {output(y)},
         [&](auto& ops, auto& ctx) {

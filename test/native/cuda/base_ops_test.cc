@@ -167,8 +167,10 @@ void test_reductions() {
   for (int64_t n : kSizes) {
     std::vector<T> x = normals<T>(n, 6);
     std::vector<double> y(1);
-    SumSquaresArgs args{nullptr, nullptr, dtype_of<T>(), n};
-    compare(named("sum_squares", n), &OpTable::sum_squares, args, {in(&args.x, x), out(&args.out, y)}, kRounding);
+    for (double factor : {1.0, 0x1p-500}) {
+      SumSquaresArgs args{nullptr, nullptr, dtype_of<T>(), n, factor};
+      compare(named("sum_squares", n), &OpTable::sum_squares, args, {in(&args.x, x), out(&args.out, y)}, kRounding);
+    }
     ScaleArgs scale{nullptr, dtype_of<T>(), n, 0.3};
     compare(named("scale", n), &OpTable::scale, scale, {in_out(&scale.x, x)}, kExact);
   }
