@@ -12,7 +12,7 @@ import { geometricMean, spreadOf } from '../bench/statistics.js'
 import { isMet, missedList, targets } from '../bench/targets.js'
 import { inTurns } from '../bench/turns.js'
 import { root } from './support/blocks.js'
-import { pythonFor, referencePython } from './support/python.js'
+import { pythonFor, pythonPatience, referencePython } from './support/python.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-bench-test-'))
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
@@ -237,7 +237,7 @@ describe('npm run bench', () => {
       expect(errors.length).toBeGreaterThan(4)
       for (const [name, error] of errors) expect(error, name).toBeLessThan(1e-4)
     },
-    45 * 60_000,
+    pythonPatience,
   )
 
   test('a wrong option is named', () => {

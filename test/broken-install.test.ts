@@ -14,6 +14,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { patience } from './support/patience.js'
 
 /** An installed package whose addon or plugin is missing or damaged: a described error, and never a crash. */
 
@@ -58,7 +59,7 @@ function use(): { error?: { code: string; message: string }; devices?: Record<st
     cwd: installed,
     env,
     encoding: 'utf8',
-    timeout: 60_000,
+    timeout: patience,
   })
   expect(child).toMatchObject({ status: 0, signal: null, stderr: '' })
   return JSON.parse(child.stdout)

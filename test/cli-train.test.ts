@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { describe, expect, test } from 'vitest'
 import { at, bin, cli, expectRefused, folder, jsonLines, succeeded, tiny } from './support/cli.js'
+import { printed } from './support/program.js'
 import { sentences } from './support/sentences.js'
 
 /** `st-moe train` and `st-moe generate`. */
@@ -67,14 +68,14 @@ describe('train', () => {
     const child = spawn(process.execPath, [bin, 'train', 'book.txt', '--out', 'killed', '--steps', '100000', ...tiny], {
       cwd: folder,
     })
-    for await (const data of child.stdout) if (String(data).includes('step 200 ')) break
+    await printed(child, 'step 200 ')
     // While it runs, nobody else writes there.
     expectRefused(await cli(['train', 'book.txt', '--out', 'killed', ...tiny]), 1, /killed is in use by process \d+/)
     child.kill('SIGKILL')
     await once(child, 'close')
     expect(existsSync(at('killed/run.lock'))).toBe(true)
     const [first, ...events] = jsonLines(
-      await succeeded(['train', '--resume', '--out', 'killed', '--minutes', '0.001', '--json']),
+      await succeeded(['train', '--resume', '--out', 'killed', '--minutes', '0.02', '--json']),
     )
     expect(first.event).toBe('resume')
     expect(first.step % 200).toBe(0)

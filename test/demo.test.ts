@@ -91,7 +91,7 @@ describe('the demo', () => {
 
 test('--minutes ends a run that can be resumed', async () => {
   const out = join(folder, 'minutes')
-  const { code } = await demo(['--text', text, '--out', out, '--steps', '10000000', '--minutes', '0.02', ...small])
+  const { code } = await demo(['--text', text, '--out', out, '--steps', '10000000', '--minutes', '0.1', ...small])
   expect(code).toBe(0)
   const { step } = checkpoint(out)
   expect(step).toBeGreaterThan(0)

@@ -4,7 +4,7 @@ import { dirname, join, resolve } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { type Block, blocksOf, compile, expectRun, root, writeAll } from './support/blocks.js'
 import { complaints } from './support/commands.js'
-import { pythonFor, referencePython } from './support/python.js'
+import { pythonFor, pythonPatience, referencePython } from './support/python.js'
 
 /**
  * Every block of code in the README and the docs runs. The blocks of a page run in order in one folder, so that one may
@@ -47,7 +47,7 @@ beforeAll(() => {
   )
   compiled = compile(typed)
   if (all.some(({ language }) => language === 'python')) python = referencePython()
-}, 45 * 60_000)
+}, pythonPatience)
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
 
 test('the TypeScript blocks compile under strict', () => {

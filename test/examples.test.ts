@@ -5,6 +5,7 @@ import ts from 'typescript'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { compile, expectPrinted, root, writeAll } from './support/blocks.js'
 import { examplesIn, exportsOf } from './support/examples.js'
+import { patience } from './support/patience.js'
 
 /**
  * Every example in a doc comment compiles under strict and runs, and prints what it says it prints. The names of the
@@ -47,11 +48,11 @@ beforeAll(() => {
   const run = spawnSync(process.execPath, [runner, ...files.map((file) => file.replace(/mts$/, 'mjs'))], {
     cwd: root,
     encoding: 'utf8',
-    timeout: 100_000,
+    timeout: patience,
   })
   if (run.status !== 0) throw new Error(`the examples end with ${run.signal ?? run.status}: ${run.stderr}`)
   results = JSON.parse(run.stdout)
-}, 110_000)
+})
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
 
 test('the examples compile under strict', () => {

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterEach, beforeEach, expect, test } from 'vitest'
+import { patience } from './support/patience.js'
 
 /** The install script on machines that lack something: it must say what, and the command that helps. */
 
@@ -21,7 +22,7 @@ function install(tools: string[]) {
     chmodSync(join(folder, tool), 0o755)
   }
   const env = { PATH: folder, npm_config_build_from_source: 'true' }
-  return spawnSync(process.execPath, [script], { env, encoding: 'utf8', timeout: 60_000 })
+  return spawnSync(process.execPath, [script], { env, encoding: 'utf8', timeout: patience })
 }
 
 test('names compiler, make and CMake where all are missing', () => {

@@ -1,7 +1,7 @@
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, expect, test } from 'vitest'
+import { afterAll, beforeAll, expect, test, vi } from 'vitest'
 import {
   loadSafetensorsSync,
   MoE,
@@ -15,7 +15,7 @@ import {
 } from '../lib/index.js'
 import { checkCase } from './support/golden-case.js'
 import { relativeError, runSeed, values } from './support/numbers.js'
-import { pythonFor, referencePython, runParity } from './support/python.js'
+import { pythonFor, pythonPatience, referencePython, runParity } from './support/python.js'
 
 // Against the reference package itself, on configurations that are drawn now: ST_MOE_SEED=<n> draws others.
 
@@ -24,10 +24,12 @@ const cases = 60
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-parity-'))
 let found: ReturnType<typeof referencePython>
 
+vi.setConfig({ testTimeout: pythonPatience, hookTimeout: pythonPatience })
+
 beforeAll(() => {
   found = referencePython()
   if ('reason' in found) console.warn(`the reference package is missing: ${found.reason}`)
-}, 45 * 60_000)
+})
 
 afterAll(() => rmSync(folder, { recursive: true }))
 

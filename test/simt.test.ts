@@ -24,6 +24,7 @@ import {
 } from '../lib/index.js'
 import { runChild } from './support/child.js'
 import { Draw, relativeError, values } from './support/numbers.js'
+import { patience } from './support/patience.js'
 
 // The CUDA backend on the emulator (npm run build:simt), and what is answered where it cannot be used.
 
@@ -281,7 +282,7 @@ test.skipIf(!built)('the demo trains a few steps on the emulator', () => {
   const { status, stdout, stderr } = spawnSync(
     fileURLToPath(new URL('../node_modules/.bin/tsx', import.meta.url)),
     ['examples/train-language-model.ts', '--device', 'cuda', '--text', text, '--out', folder, '--steps', '3', ...small],
-    { cwd: fileURLToPath(new URL('..', import.meta.url)), encoding: 'utf8', timeout: 100_000 },
+    { cwd: fileURLToPath(new URL('..', import.meta.url)), encoding: 'utf8', timeout: patience },
   )
   expect(stderr).toBe('')
   expect(stdout).toMatch(/step 3 of 3/)

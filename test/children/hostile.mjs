@@ -212,7 +212,7 @@ for (let i = 0; i < count; i++) {
   }
 }
 note('waiting for promises')
-for (let i = 0; i < 500 && pending.size > 0; i++) await new Promise((resolve) => setTimeout(resolve, 10))
+for (let i = 0; i < 6000 && pending.size > 0; i++) await new Promise((resolve) => setTimeout(resolve, 10))
 if (pending.size > 0) report(`${pending.size} promises never settled`)
 const peak = process.resourceUsage().maxRSS / 1024
 console.log(

@@ -3,6 +3,7 @@ import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { expect } from 'vitest'
+import { patience } from './patience.js'
 
 /** Code in documents and doc comments, compiled and run as a reader would run it. */
 
@@ -70,7 +71,7 @@ export function compile(files: readonly string[]): string {
 
 /** Runs a program in `cwd` and expects what its block promises: an end without complaint and its output, or its error. */
 export function expectRun(block: Block, command: string, args: readonly string[], cwd: string): void {
-  const result = spawnSync(command, args, { cwd, encoding: 'utf8', timeout: 100_000 })
+  const result = spawnSync(command, args, { cwd, encoding: 'utf8', timeout: patience })
   const throws = block.flags.includes('throws')
   if (throws) expect(block.output, 'a block that throws is followed by the text of its error').not.toBeNull()
   else expect(result.stderr).toBe('')

@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
+import { patience } from './patience.js'
 
 export interface ChildResult {
   /** null where a signal ended the process. */
@@ -20,7 +21,6 @@ export function runChild(
     env?: Record<string, string>
     nodeArgs?: readonly string[]
     cwd?: string
-    timeout?: number
     limitKb?: number
   } = {},
 ): Promise<ChildResult> {
@@ -32,7 +32,7 @@ export function runChild(
     env: { ...process.env, ...options.env },
     cwd: options.cwd,
     stdio: ['ignore', 'pipe', 'pipe'],
-    timeout: options.timeout ?? 110_000,
+    timeout: patience,
     killSignal: 'SIGKILL',
   })
   const chunks = { stdout: '', stderr: '' }

@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process'
+import { type ChildProcess, spawn } from 'node:child_process'
 
 export interface Ended {
   code: number | null
@@ -7,18 +7,21 @@ export interface Ended {
   err: string
 }
 
-/** Runs a Node program; sends SIGINT as soon as it prints `interruptAt`. */
+const interrupt = new URL('../children/interrupt.mjs', import.meta.url).href
+
+/** Runs a Node program; SIGINT comes as soon as it prints `interruptAt`. */
 export function runProgram(
   args: readonly string[],
   { interruptAt, cwd, env }: { interruptAt?: string; cwd?: string; env?: NodeJS.ProcessEnv } = {},
 ): Promise<Ended> {
-  const child = spawn(process.execPath, args, { cwd, env: env ?? process.env })
-  let [out, err, sent] = ['', '', false]
+  const interrupted = interruptAt === undefined ? [] : ['--import', interrupt]
+  const child = spawn(process.execPath, [...interrupted, ...args], {
+    cwd,
+    env: { ...(env ?? process.env), INTERRUPT_AT: interruptAt },
+  })
+  let [out, err] = ['', '']
   child.stdout.on('data', (data) => {
     out += data
-    if (interruptAt === undefined || sent || !out.includes(interruptAt)) return
-    sent = true
-    child.kill('SIGINT')
   })
   child.stderr.on('data', (data) => {
     err += data
@@ -26,5 +29,17 @@ export function runProgram(
   return new Promise((resolve, reject) => {
     child.on('error', reject)
     child.on('close', (code, signal) => resolve({ code, signal, out, err }))
+  })
+}
+
+/** Resolves as soon as a program has printed `text`, in however many pieces; rejects where it ends before. Goes on reading. */
+export function printed(child: ChildProcess, text: string): Promise<void> {
+  let out = ''
+  return new Promise((resolve, reject) => {
+    child.stdout!.on('data', (data) => {
+      out += data
+      if (out.includes(text)) resolve()
+    })
+    child.once('close', () => reject(new Error(`it ended before it printed '${text}': ${out.slice(-2000)}`)))
   })
 }

@@ -5,11 +5,15 @@ import { fileURLToPath } from 'node:url'
 import type { TestContext } from 'vitest'
 
 const venv = fileURLToPath(new URL('../../build/parity-venv', import.meta.url))
-const packages = ['st-moe-pytorch==0.1.8', 'torch', 'safetensors', 'numpy']
+const requirements = fileURLToPath(new URL('../parity-requirements.txt', import.meta.url))
+/** Holds the requirements that the environment was made for. */
 const ready = join(venv, 'ready')
 
+/** Time for a download of PyTorch by a slow line, and for the reference, which takes minutes on a busy machine. */
+export const pythonPatience = 45 * 60_000
+
 function run(command: string, args: readonly string[]): SpawnSyncReturns<string> {
-  return spawnSync(command, args, { encoding: 'utf8', timeout: 20 * 60_000, maxBuffer: 2 ** 26 })
+  return spawnSync(command, args, { encoding: 'utf8', timeout: pythonPatience / 2, maxBuffer: 2 ** 26 })
 }
 
 const failure = ({ error, stderr, status }: SpawnSyncReturns<string>): string =>
@@ -27,12 +31,14 @@ export function referencePython(): { python: string } | { reason: string } {
 }
 
 function install(python: string): { python: string } | { reason: string } {
-  if (existsSync(ready)) return { python }
+  const wanted = readFileSync(requirements, 'utf8')
+  if (existsSync(ready) && readFileSync(ready, 'utf8') === wanted) return { python }
+  rmSync(ready, { force: true })
   const made = run('python3', ['-m', 'venv', venv])
   if (made.status !== 0) return { reason: `python3 -m venv: ${failure(made)}` }
-  const installed = run(python, ['-m', 'pip', 'install', '--quiet', ...packages])
-  if (installed.status !== 0) return { reason: `pip install ${packages.join(' ')}: ${failure(installed)}` }
-  writeFileSync(ready, packages.join('\n'))
+  const installed = run(python, ['-m', 'pip', 'install', '--quiet', '--requirement', requirements])
+  if (installed.status !== 0) return { reason: `pip install --requirement ${requirements}: ${failure(installed)}` }
+  writeFileSync(ready, wanted)
   return { python }
 }
 
