@@ -1,4 +1,6 @@
+import { dtypeCode } from './dtype.js'
 import { MoeError } from './errors.js'
+import { consumed, releaseAll, share } from './handles.js'
 import { type Handle, native } from './native.js'
 import { currentRecorder, type Recorder } from './recorder.js'
 import { isGradEnabled } from './scope.js'
@@ -144,29 +146,36 @@ export function record(recording: Recording): void {
   for (const [output, tensor] of recording.outputs.entries()) setSource(tensor, node, output)
 }
 
-/** Another owner for a gradient that passes through unchanged. */
-export function share(handle: Handle): Handle {
-  native.retain(handle)
-  return handle
-}
-
-/** a + b; takes over both. */
+/** a + b; takes over b, and a once there is a sum. */
 function accumulate(a: Handle, b: Handle): Handle {
-  if (native.unique(a)) {
-    native.addInPlace(a, b)
-    native.release(b)
-    return a
-  }
-  const sum = native.binary(a, b, 0)
-  native.release(a)
-  native.release(b)
-  return sum
+  return consumed(b, () => {
+    if (native.unique(a)) {
+      native.addInPlace(a, b)
+      return a
+    }
+    const sum = native.binary(a, b, 0)
+    native.release(a)
+    return sum
+  })
 }
 
 /** Gradients on their way, so that an exception anywhere frees them all. */
 class Pending {
   readonly nodes = new Map<Node, (Handle | null)[]>()
   readonly leaves = new Map<Tensor, Handle>()
+
+  /** Takes all of them over, those of edges that want none too. */
+  addAll(edges: readonly Edge[], grads: readonly (Handle | null)[]): void {
+    for (const [i, grad] of grads.entries()) {
+      if (grad === null) continue
+      try {
+        this.add(edges[i], grad)
+      } catch (error) {
+        releaseAll(grads.slice(i + 1))
+        throw error
+      }
+    }
+  }
 
   add(edge: Edge, grad: Handle): void {
     if (edge === null) {
@@ -188,14 +197,35 @@ class Pending {
     return grads
   }
 
+  /** Lets the hooks of leaves see and replace their gradients. */
+  callLeafHooks(): void {
+    for (const [leaf, grad] of [...this.leaves]) {
+      const hooks = leafHooksOf(leaf)
+      if (hooks.length === 0) continue
+      this.leaves.delete(leaf) // applyHooks owns the gradient meanwhile
+      this.leaves.set(leaf, applyHooks(hooks, grad, leaf))
+    }
+  }
+
+  /** Adds to the `grad` of every leaf, of all or none: what needs memory comes first. */
+  commit(): void {
+    for (const [leaf, grad] of this.leaves) {
+      const adds = leaf.grad !== null && !leaf.grad.disposed
+      if (leaf.disposed || adds || native.unique(grad)) continue
+      this.leaves.set(leaf, native.convert(grad, dtypeCode(leaf.dtype)))
+      native.release(grad)
+    }
+    for (const [leaf, grad] of this.leaves) {
+      this.leaves.delete(leaf)
+      if (leaf.disposed) native.release(grad)
+      else accumulateGrad(leaf, grad)
+    }
+  }
+
   release(): void {
     for (const grads of this.nodes.values()) releaseAll(grads)
     releaseAll([...this.leaves.values()])
   }
-}
-
-function releaseAll(handles: readonly (Handle | null)[]): void {
-  for (const handle of handles) if (handle !== null) native.release(handle)
 }
 
 /** Lets hooks see and replace a gradient; takes it over and gives the one to go on with. */
@@ -234,7 +264,10 @@ function reachable(root: Node): Node[] {
   return [...seen].sort((a, b) => b.id - a.id) // an op's inputs are older than itself
 }
 
-/** Runs the tape from `root` with `gradient` (taken over). Leaf gradients change only when everything has run. */
+/**
+ * Runs the tape from `root` with `gradient` (taken over). Leaf gradients change only when everything has run; after an
+ * error the graph is still there.
+ */
 export function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean): void {
   const pending = new Pending()
   const rootEdge = edgeTo(root)
@@ -262,27 +295,17 @@ export function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean
           grads[i] = null // applyHooks owns it meanwhile
           grads[i] = applyHooks(hooks, grad, node.outputs[i])
         }
-        const results = node.run(grads)
-        for (const [i, result] of results.entries()) if (result !== null) pending.add(node.edges[i], result)
+        pending.addAll(node.edges, node.run(grads))
       } finally {
         releaseAll(grads)
       }
     }
-    for (const [leaf, grad] of [...pending.leaves]) {
-      const hooks = leafHooksOf(leaf)
-      if (hooks.length === 0) continue
-      pending.leaves.delete(leaf)
-      pending.leaves.set(leaf, applyHooks(hooks, grad, leaf))
-    }
-    for (const [leaf, grad] of [...pending.leaves]) {
-      pending.leaves.delete(leaf)
-      if (leaf.disposed) native.release(grad)
-      else accumulateGrad(leaf, grad)
-    }
+    pending.callLeafHooks()
+    pending.commit()
+    if (!retainGraph) for (const node of nodes) node.free()
   } finally {
     for (const end of endings.pop() ?? []) end()
     pending.release()
-    if (!retainGraph) for (const node of nodes) node.free()
     nodes[0]?.release()
   }
 }

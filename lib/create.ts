@@ -1,9 +1,10 @@
 import { checkBoolean, checkNumber, checkOptions, checkShape, fail, showShape, sizeOf } from './check.js'
 import { checkDevice, type Device, deviceIndex, getDefaultDevice } from './device.js'
-import { checkDType, type DType, dtypeCode, isFloat, type TypedArray } from './dtype.js'
-import { MoeError, show } from './errors.js'
+import { allocated, checkDType, type DType, dtypeCode, isFloat, type TypedArray } from './dtype.js'
+import { show } from './errors.js'
+import { consumed } from './handles.js'
 import { type Handle, native } from './native.js'
-import { drawFrom, type Generator } from './random.js'
+import { type Generator, withDraw } from './random.js'
 import { type Tensor, wrap } from './tensor.js'
 
 /** Options of the functions that make tensors. */
@@ -91,12 +92,7 @@ function upload(
     return native.fromData(values, dtypeCode(to), shape, device)
   }
   const handle = native.fromData(values, dtypeCode(from!), shape, device)
-  if (from === to) return handle
-  try {
-    return native.convert(handle, dtypeCode(to))
-  } finally {
-    native.release(handle)
-  }
+  return from === to ? handle : consumed(handle, () => native.convert(handle, dtypeCode(to)))
 }
 
 interface Source {
@@ -123,7 +119,8 @@ function fromTypedArray(op: string, data: ArrayBufferView): Source {
     data instanceof Uint8Array ||
     data instanceof Uint8ClampedArray
   ) {
-    const values = new Int32Array(data) // not Int32Array.from: that would run an iterator of the caller's
+    // not Int32Array.from: that would run an iterator of the caller's
+    const values = allocated(op, `an array of ${data.length} i32`, () => new Int32Array(data))
     return { values, shape: [values.length], dtype: 'i32' }
   }
   return fail(
@@ -166,11 +163,8 @@ function fromNumbers(op: string, data: unknown): Source {
   if (bad !== undefined || (level.length > 0 && level.includes(undefined))) {
     fail('OPTION', op, `data must be a typed array, numbers or nested arrays of numbers, got ${show(bad)}`)
   }
-  try {
-    return { values: Float32Array.from(level as number[]), shape, dtype: 'f32' }
-  } catch (cause) {
-    throw new MoeError('OUT_OF_MEMORY', op, `cannot copy ${level.length} numbers`, { cause })
-  }
+  const values = allocated(op, `an array of ${level.length} f32`, () => Float32Array.from(level as number[]))
+  return { values, shape, dtype: 'f32' }
 }
 
 function filled(op: string, shape: unknown, value: number, options: unknown): Tensor {
@@ -215,13 +209,14 @@ function drawn(op: string, shape: unknown, normal: boolean, a: number, b: number
   const checked = checkOptions<RandomOptions>(op, options, [...names, 'generator'])
   const target = checkShape(op, 'shape', shape)
   const dtype = checked.dtype === undefined ? 'f32' : checkDType(op, checked.dtype, ['f32', 'f64'])
-  const { seed, step } = drawFrom(op, checked.generator)
-  return make(
-    op,
-    target,
-    checked,
-    (to, device) => native.random(target, dtypeCode(to), device, normal, a, b, seed, step),
-    dtype,
+  return withDraw(op, checked.generator, ({ seed, step }) =>
+    make(
+      op,
+      target,
+      checked,
+      (to, device) => native.random(target, dtypeCode(to), device, normal, a, b, seed, step),
+      dtype,
+    ),
   )
 }
 
@@ -288,7 +283,9 @@ export function arange(start: number, end?: number | TensorOptions, step?: numbe
   if (by === 0) fail('OPTION', op, 'step must not be 0')
   const size = Math.max(0, Math.ceil((to - from) / by))
   if (size > 2 ** 27) fail('SHAPE', op, `${size} elements are too many; make it in parts`)
-  const values = Float64Array.from({ length: size }, (_, i) => from + i * by)
+  const values = allocated(op, `an array of ${size} f64`, () =>
+    Float64Array.from({ length: size }, (_, i) => from + i * by),
+  )
   const checked = checkOptions<TensorOptions>(op, options, names)
   const whole = [from, to, by].every(Number.isInteger) && Math.max(Math.abs(from), Math.abs(to)) < 2 ** 31
   return tensor(values, [size], { ...checked, dtype: checked.dtype ?? (whole ? 'i32' : 'f32') })

@@ -43,18 +43,25 @@ export function checkComputeDType(op: string, value: unknown, dtype: DType): Com
   throw new MoeError('OPTION', op, `computeDtype must be one of ${names} with dtype '${dtype}', got ${show(value)}`)
 }
 
+/** The arrays that `fn` makes; if JavaScript has no memory for them, an OUT_OF_MEMORY error. */
+export function allocated<T>(op: string, what: string, fn: () => T): T {
+  try {
+    return fn()
+  } catch (cause) {
+    throw new MoeError('OUT_OF_MEMORY', op, `cannot allocate ${what}`, { cause })
+  }
+}
+
 /** A new array of the type in which a dtype travels. */
 export function allocateArray(
   op: string,
   dtype: DType,
   size: number,
 ): Float32Array | Float64Array | Int32Array | Uint16Array {
-  try {
+  return allocated(op, `an array of ${size} ${dtype}`, () => {
     if (dtype === 'f32') return new Float32Array(size)
     if (dtype === 'f64') return new Float64Array(size)
     if (dtype === 'i32') return new Int32Array(size)
     return new Uint16Array(size)
-  } catch (cause) {
-    throw new MoeError('OUT_OF_MEMORY', op, `cannot allocate an array of ${size} ${dtype}`, { cause })
-  }
+  })
 }

@@ -12,6 +12,8 @@ export interface GeneratorState {
   step: number
 }
 
+let setPlace: (generator: Generator, place: GeneratorState) => void
+
 /**
  * A stream of random numbers: Philox 4×32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC11) keyed by
  * (seed, step, element). Each draw, of whatever size, takes one step, so a stream can be saved and continued as two
@@ -103,6 +105,24 @@ export class Generator {
     this.#step = step < maxSeed ? step + 1 : 0
     return { seed: this.#seed, step }
   }
+
+  static {
+    setPlace = (generator, { seed, step }) => {
+      generator.#seed = seed
+      generator.#step = step
+    }
+  }
+}
+
+/** Runs `fn`; if it throws, nothing has been drawn from `generator`. */
+export function drawnOrNot<T>(generator: Generator, fn: () => T): T {
+  const { seed, step } = generator
+  try {
+    return fn()
+  } catch (error) {
+    setPlace(generator, { seed, step })
+    throw error
+  }
 }
 
 /** The generator of this environment: each worker has its own, with the same first seed. */
@@ -124,9 +144,9 @@ export function manualSeed(seed: number): Generator {
   return defaultGenerator
 }
 
-/** One draw from `generator`, or from the environment's where none is given. */
-export function drawFrom(op: string, generator: unknown): { seed: number; step: number } {
-  if (generator === undefined) return defaultGenerator.next()
-  if (!Generator.isGenerator(generator)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
-  return generator.next()
+/** `fn` of one draw from `generator`, or from the environment's if none is given; if it throws, nothing has been drawn. */
+export function withDraw<T>(op: string, generator: unknown, fn: (draw: GeneratorState) => T): T {
+  const source = generator === undefined ? defaultGenerator : generator
+  if (!Generator.isGenerator(source)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
+  return drawnOrNot(source, () => fn(source.next()))
 }

@@ -1,12 +1,17 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { types } from 'node:util'
 import { checkFunction } from './check.js'
+import { defaultGenerator, drawnOrNot } from './random.js'
 import { checkTensor, gradOwnerOf, isTensor, moveToScope, type Tensor } from './tensor.js'
 
-/** What surrounds a piece of code: the innermost scope, and whether operations are recorded. Follows `await`. */
+/** What surrounds a piece of code. Follows `await`. */
 interface Surroundings {
+  /** The innermost. */
   readonly scope: Scope | null
+  /** Whether operations are recorded. */
   readonly gradEnabled: boolean
+  /** Tensors that the innermost `allOrNone` has made and no scope frees; null outside of it. */
+  readonly lasting: Set<Tensor> | null
 }
 
 /** Tensors made inside one `scope` call. */
@@ -39,7 +44,7 @@ export class Scope {
 }
 
 const storage = new AsyncLocalStorage<Surroundings>()
-const outside: Surroundings = { scope: null, gradEnabled: true }
+const outside: Surroundings = { scope: null, gradEnabled: true, lasting: null }
 const surroundings = (): Surroundings => storage.getStore() ?? outside
 
 export const currentScope = (): Scope | null => surroundings().scope
@@ -60,10 +65,10 @@ export const isGradEnabled = (): boolean => surroundings().gradEnabled
  */
 export function scope<T>(fn: () => T): T {
   checkFunction('scope', 'fn', fn)
-  const { scope: parent, gradEnabled } = surroundings()
-  const inner = new Scope(parent)
+  const around = surroundings()
+  const inner = new Scope(around.scope)
   return settle(
-    () => storage.run({ scope: inner, gradEnabled }, fn),
+    () => storage.run({ ...around, scope: inner }, fn),
     (value) => inner.close(tensorsIn(value)),
     () => inner.close(new Set()),
   )
@@ -82,12 +87,41 @@ export function scope<T>(fn: () => T): T {
  */
 export function noGrad<T>(fn: () => T): T {
   checkFunction('noGrad', 'fn', fn)
-  return storage.run({ scope: currentScope(), gradEnabled: false }, fn)
+  return storage.run({ ...surroundings(), gradEnabled: false }, fn)
 }
 
 /** Runs `fn` outside of every scope: what it makes lives until disposed. */
 export function withoutScope<T>(fn: () => T): T {
-  return storage.run({ scope: null, gradEnabled: isGradEnabled() }, fn)
+  return storage.run({ ...surroundings(), scope: null }, fn)
+}
+
+/** A {@link scope} around one call of this package: if it throws, it has not drawn random numbers either. */
+export const callScope = <T>(fn: () => T): T => drawnOrNot(defaultGenerator, () => scope(fn))
+
+/**
+ * Runs `fn`, which makes parameters and tensors named by {@link keep}; all others are freed. If it throws, none of them
+ * is left, and no random numbers have been drawn.
+ */
+export function allOrNone<T>(fn: () => T): T {
+  const around = surroundings()
+  const inner = new Scope(null)
+  const lasting = new Set<Tensor>()
+  try {
+    const value = drawnOrNot(defaultGenerator, () => storage.run({ ...around, scope: inner, lasting }, fn))
+    for (const tensor of lasting) around.lasting?.add(tensor)
+    return value
+  } catch (error) {
+    for (const tensor of lasting) tensor.dispose()
+    throw error
+  } finally {
+    inner.close(new Set())
+  }
+}
+
+/** Takes a tensor out of its scope. */
+export function outlive(tensor: Tensor): void {
+  moveToScope(tensor, null)
+  surroundings().lasting?.add(tensor)
 }
 
 /**
@@ -106,7 +140,7 @@ export function withoutScope<T>(fn: () => T): T {
  * ```
  */
 export function keep<T extends Tensor>(tensor: T): T {
-  moveToScope(checkTensor('keep', 'tensor', tensor), null)
+  outlive(checkTensor('keep', 'tensor', tensor))
   return tensor
 }
 

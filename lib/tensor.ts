@@ -4,6 +4,7 @@ import type { NestedArray } from './create.js'
 import { type Device, deviceIndex } from './device.js'
 import { allocateArray, type DType, dtypeCode, isFloat, type TypedArray } from './dtype.js'
 import { MoeError, show } from './errors.js'
+import { handlesOf } from './handles.js'
 import { type Handle, native } from './native.js'
 import { add, div, mul, sub } from './ops/binary.js'
 import { clone, to } from './ops/cast.js'
@@ -61,13 +62,13 @@ export let setSource: (tensor: Tensor, node: Node, output: number) => void
 export let leafHooksOf: (tensor: Tensor) => readonly GradHook[]
 export let gradOwnerOf: (tensor: Tensor) => Tensor | null
 export let isKept: (tensor: Tensor) => boolean
-/** Puts the memory of a leaf and its gradient on another device, in place. */
-export let moveToDevice: (tensor: Tensor, device: Device, number: number) => void
+/** Puts the memory of leaves and their gradients on another device, in place: all of them or none. */
+export let moveToDevice: (leaves: readonly Tensor[], device: Device, number: number) => void
 /** Sets the gradient of a leaf and disposes nothing. */
 export let putGrad: (leaf: Tensor, grad: Tensor | null) => void
 /** null: the tensor lives until disposed. */
 export let moveToScope: (tensor: Tensor, scope: Scope | null) => void
-/** Adds to `leaf.grad`; takes the gradient over. */
+/** Adds to `leaf.grad`, without a need for memory; takes over the gradient, which nobody else holds. */
 export let accumulateGrad: (leaf: Tensor, grad: Handle) => void
 
 /**
@@ -190,7 +191,8 @@ export class Tensor {
    * and may be left out where it has one element. Frees the graph unless `retainGraph`, so a second call is an error.
    *
    * Errors: UNSUPPORTED where nothing was recorded, where the graph has been freed, or where a tensor that it needs has
-   * been changed in place; SHAPE, DTYPE, DEVICE of `gradient`. An error of a hook passes through and changes no `grad`.
+   * been changed in place; SHAPE, DTYPE, DEVICE of `gradient`. An error, one of a hook too, changes no `grad`
+   * and leaves the graph as it was.
    *
    * @example
    * ```ts
@@ -274,11 +276,8 @@ export class Tensor {
     refuseInCapture('Tensor.item', 'it waits for the device')
     if (this.size !== 1) fail('SHAPE', 'Tensor.item', `needs one element, this has shape ${showShape(this.shape)}`)
     if (isFloat(this.dtype) || this.dtype === 'i32') return this.dataSync()[0]
-    const wide = native.convert(this.#held.handle, dtypeCode('f32'))
-    const data = new Float32Array(1)
-    native.toData(wide, data)
-    native.release(wide)
-    return data[0]
+    using wide = wrap(native.convert(this.#held.handle, dtypeCode('f32')), { ...this.#meta, dtype: 'f32' })
+    return wide.dataSync()[0]
   }
 
   /**
@@ -416,12 +415,17 @@ export class Tensor {
       node.hold()
     }
     leafHooksOf = (tensor) => tensor.#hooks
-    moveToDevice = (tensor, device, number) => {
-      const moved = native.toDevice(tensor.#held.handle, number)
-      native.release(tensor.#held.handle)
-      tensor.#held.handle = moved
-      tensor.#meta = { ...tensor.#meta, device }
-      if (tensor.#grad && !tensor.#grad.disposed) moveToDevice(tensor.#grad, device, number)
+    moveToDevice = (leaves, device, number) => {
+      const tensors = new Set<Tensor>()
+      for (const leaf of leaves) {
+        for (let next: Tensor | null = leaf; next && !next.disposed; next = next.#grad) tensors.add(next)
+      }
+      const moved = handlesOf([...tensors], (tensor) => native.toDevice(tensor.#held.handle, number))
+      for (const [i, tensor] of [...tensors].entries()) {
+        native.release(tensor.#held.handle)
+        tensor.#held.handle = moved[i]
+        tensor.#meta = { ...tensor.#meta, device }
+      }
     }
     putGrad = (leaf, grad) => {
       leaf.#grad = grad
@@ -442,17 +446,10 @@ export class Tensor {
         native.release(grad)
         return
       }
-      const own = native.unique(grad) ? grad : copyOf(grad, leaf)
-      leaf.#grad = wrap(own, leaf)
+      leaf.#grad = wrap(grad, leaf)
       leaf.#grad.#gradOwner = leaf
     }
   }
-}
-
-function copyOf(handle: Handle, meta: TensorMeta): Handle {
-  const copy = native.convert(handle, dtypeCode(meta.dtype))
-  native.release(handle)
-  return copy
 }
 
 /** A live Tensor of the dtype, shape and device of `like`, where given; else a MoeError. */

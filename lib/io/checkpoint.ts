@@ -1,8 +1,9 @@
 import { checkInteger, checkOptions, fail } from '../check.js'
 import { MoeError, show } from '../errors.js'
-import { Module, type StateDict } from '../nn/module.js'
-import { Optimizer } from '../optim/optimizer.js'
+import { Module, type StateDict, stageState } from '../nn/module.js'
+import { Optimizer, stageOptimizer } from '../optim/optimizer.js'
 import { defaultGenerator, Generator } from '../random.js'
+import { scope } from '../scope.js'
 import { loadSafetensors, saveSafetensors } from './safetensors.js'
 
 /** What a checkpoint is taken of, and restored into. */
@@ -67,7 +68,10 @@ export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Prom
   const { step, extra, ...rest } = checkOptions<Checkpoint>(op, checkpoint, [...names, 'step', 'extra'])
   checkInteger(op, 'step', step, 0)
   const { model, optimizer, generator } = checkTargets(op, rest)
-  const state = { ...prefixed('model.', model.stateDict()), ...prefixed('optimizer.', optimizer?.stateDict() ?? {}) }
+  const state = scope(() => ({
+    ...prefixed('model.', model.stateDict()),
+    ...prefixed('optimizer.', optimizer?.stateDict() ?? {}),
+  }))
   const about = {
     step,
     extra,
@@ -103,18 +107,11 @@ export async function loadCheckpoint(path: string, targets: CheckpointTargets): 
   try {
     const about = parse(op, path, metadata['st-moe.checkpoint'])
     if (optimizer && !about.optimizer) fail('STATE_DICT', op, `${path} holds no optimizer state`)
-    const before = model.stateDict()
-    try {
-      model.loadStateDict(unprefixed('model.', tensors))
-      try {
-        optimizer?.loadStateDict(unprefixed('optimizer.', tensors))
-      } catch (error) {
-        model.loadStateDict(before) // all or nothing
-        throw error
-      }
-    } finally {
-      for (const tensor of Object.values(before)) tensor.dispose()
-    }
+    scope(() => {
+      const writes: (() => void)[] = [stageState(model, unprefixed('model.', tensors))]
+      if (optimizer) writes.push(stageOptimizer(optimizer, unprefixed('optimizer.', tensors)))
+      for (const write of writes) write() // all or nothing: these cannot fail
+    })
     generator.setState(about.generator)
     return { step: about.step, extra: about.extra }
   } finally {

@@ -1,5 +1,6 @@
 import { checkBoolean, checkInteger, checkOptions, fail } from '../check.js'
 import { attention } from '../ops/attention.js'
+import { allOrNone, callScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { Linear, type ProductLayerOptions, productLayerNames, productLayerOptions } from './linear.js'
 import { Module } from './module.js'
@@ -43,15 +44,20 @@ export class CausalSelfAttention extends Module {
     this.heads = checkInteger(op, 'heads', o.heads ?? 8, 1)
     if (dim % this.heads !== 0) fail('OPTION', op, `dim must be a multiple of heads, got ${dim} and ${this.heads}`)
     const layer = { ...productLayerOptions(op, o), bias: checkBoolean(op, 'bias', o.bias ?? false) }
-    this.query = new Linear(dim, dim, layer)
-    this.key = new Linear(dim, dim, layer)
-    this.value = new Linear(dim, dim, layer)
-    this.out = new Linear(dim, dim, layer)
+    const projection = () => new Linear(dim, dim, layer)
+    ;[this.query, this.key, this.value, this.out] = allOrNone(() => [
+      projection(),
+      projection(),
+      projection(),
+      projection(),
+    ])
   }
 
   /** x [B, N, D] → [B, N, D]. Errors: SHAPE, DTYPE, DEVICE. */
   forward(x: Tensor): Tensor {
-    const y = attention(this.query.forward(x), this.key.forward(x), this.value.forward(x), { heads: this.heads })
-    return this.out.forward(y)
+    return callScope(() => {
+      const y = attention(this.query.forward(x), this.key.forward(x), this.value.forward(x), { heads: this.heads })
+      return this.out.forward(y)
+    })
   }
 }

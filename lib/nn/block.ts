@@ -1,7 +1,7 @@
 import { checkBoolean, checkOptions, fail, showShape } from '../check.js'
 import { show } from '../errors.js'
 import { add } from '../ops/binary.js'
-import { scope } from '../scope.js'
+import { allOrNone, callScope } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import { FeedForward } from './feed-forward.js'
 import { Module } from './module.js'
@@ -56,9 +56,11 @@ export class SparseMoEBlock extends Module {
     const layer = { dtype: dtype as 'f32' | 'f64', device }
     const product = { ...layer, computeDtype: moe.computeDtype }
     this.moe = moe
-    this.moePrenorm = new RMSNorm(moe.dim, layer)
-    this.ffBefore = before ? new FeedForward(moe.dim, product) : null
-    this.ffAfter = after ? new FeedForward(moe.dim, product) : null
+    ;[this.moePrenorm, this.ffBefore, this.ffAfter] = allOrNone(() => [
+      new RMSNorm(moe.dim, layer),
+      before ? new FeedForward(moe.dim, product) : null,
+      after ? new FeedForward(moe.dim, product) : null,
+    ])
   }
 
   /** As {@link MoE.forward}; `outputs` with the residual added. */
@@ -69,7 +71,7 @@ export class SparseMoEBlock extends Module {
       fail('SHAPE', op, `x must be [batch, tokens, ${this.moe.dim}], got ${showShape(x.shape)}`)
     }
     checkTensor(op, 'x', x, { ...layerOf(this.moe), shape: x.shape })
-    return scope(() => {
+    return callScope(() => {
       const before = this.ffBefore ? add(this.ffBefore.forward(x), x) : x
       const result = this.moe.forward(this.moePrenorm.forward(before), options)
       const mixed = add(result.outputs, before)

@@ -1,11 +1,10 @@
 import { checkInteger, checkOptions } from '../check.js'
 import { randn } from '../create.js'
 import { embedding } from '../ops/embedding.js'
-import { withoutScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { type LayerOptions, layerOptions } from './linear.js'
 import { Module } from './module.js'
-import { Parameter } from './parameter.js'
+import { newParameter, type Parameter } from './parameter.js'
 
 /**
  * A row of D numbers for each of V symbols: i32 indices [...] → [..., D], by {@link embedding}.
@@ -26,10 +25,7 @@ export class Embedding extends Module {
     const o = checkOptions<LayerOptions>('Embedding', options, ['dtype', 'device'])
     checkInteger('Embedding', 'numEmbeddings', numEmbeddings, 1)
     checkInteger('Embedding', 'dim', dim, 1)
-    this.weight = withoutScope(() => {
-      using values = randn([numEmbeddings, dim], layerOptions('Embedding', o))
-      return new Parameter(values)
-    })
+    this.weight = newParameter(() => randn([numEmbeddings, dim], layerOptions('Embedding', o)))
   }
 
   /** Errors: DTYPE unless `index` is i32, OPTION where an index is outside of [0, V). */

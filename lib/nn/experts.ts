@@ -1,10 +1,10 @@
 import { checkInteger } from '../check.js'
 import { ones } from '../create.js'
 import type { ComputeDType } from '../dtype.js'
-import { withoutScope } from '../scope.js'
+import { allOrNone } from '../scope.js'
 import { type ProductLayerOptions, uniformParameter } from './linear.js'
 import { Module, type StateEntry } from './module.js'
-import { Parameter } from './parameter.js'
+import { newParameter, type Parameter } from './parameter.js'
 
 /** H = trunc(D · mult · 2 / 3), in double precision from left to right. */
 export const hiddenWidth = (op: string, dim: number, mult: number): number =>
@@ -52,14 +52,13 @@ export class Experts extends Module {
     checkInteger('Experts', 'dim', dim, 1)
     checkInteger('Experts', 'hidden', hidden, 1)
     const [inner, outer] = [1 / Math.sqrt(2 * hidden), 1 / Math.sqrt(dim)]
-    this.w1 = uniformParameter([numExperts, 2 * hidden, dim], inner, options)
-    this.b1 = uniformParameter([numExperts, 2 * hidden], inner, options)
-    this.multBias = withoutScope(() => {
-      using values = ones([numExperts, hidden], { dtype: options.dtype, device: options.device })
-      return new Parameter(values)
-    })
-    this.w2 = uniformParameter([numExperts, dim, hidden], outer, options)
-    this.b2 = uniformParameter([numExperts, dim], outer, options)
+    ;[this.w1, this.b1, this.multBias, this.w2, this.b2] = allOrNone(() => [
+      uniformParameter([numExperts, 2 * hidden, dim], inner, options),
+      uniformParameter([numExperts, 2 * hidden], inner, options),
+      newParameter(() => ones([numExperts, hidden], { dtype: options.dtype, device: options.device })),
+      uniformParameter([numExperts, dim, hidden], outer, options),
+      uniformParameter([numExperts, dim], outer, options),
+    ])
   }
 
   /** Every expert's own slices. */

@@ -1,5 +1,6 @@
 import { checkInteger, checkNumber, checkOptions } from '../check.js'
 import { expertFfn } from '../ops/expert-ffn.js'
+import { allOrNone, callScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { Experts, hiddenWidth } from './experts.js'
 import { type ProductLayerOptions, productLayerNames, productLayerOptions } from './linear.js'
@@ -36,13 +37,18 @@ export class FeedForward extends Module {
     const o = checkOptions<FeedForwardOptions>(op, options, ['mult', ...productLayerNames])
     checkInteger(op, 'dim', dim, 1)
     const layer = productLayerOptions(op, o)
-    this.norm = new RMSNorm(dim, { dtype: layer.dtype, device: layer.device })
-    this.expert = new Experts(1, dim, hiddenWidth(op, dim, checkNumber(op, 'mult', o.mult ?? 4, 0)), layer)
+    const hidden = hiddenWidth(op, dim, checkNumber(op, 'mult', o.mult ?? 4, 0))
+    ;[this.norm, this.expert] = allOrNone(() => [
+      new RMSNorm(dim, { dtype: layer.dtype, device: layer.device }),
+      new Experts(1, dim, hidden, layer),
+    ])
   }
 
   /** x [..., D] → [..., D]. Errors: SHAPE, DTYPE, DEVICE. */
   forward(x: Tensor): Tensor {
-    return expertFfn(this.norm.forward(x), null, this.expert, { computeDtype: this.expert.computeDtype })
+    return callScope(() =>
+      expertFfn(this.norm.forward(x), null, this.expert, { computeDtype: this.expert.computeDtype }),
+    )
   }
 
   /** Under the names of the reference: `net.0.gamma`, `net.1.weight` … */

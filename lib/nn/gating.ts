@@ -3,7 +3,7 @@ import { tensor } from '../create.js'
 import type { Device } from '../device.js'
 import { show } from '../errors.js'
 import { expertCapacity, type RouteResult, type RoutingRandom, route } from '../ops/route.js'
-import { keep } from '../scope.js'
+import { allOrNone, keep } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
 import { Module, type StateEntry } from './module.js'
@@ -140,10 +140,11 @@ export class TopNGating extends Module {
       balanceDensity: checkOneOf(op, 'balanceDensity', o.balanceDensity ?? 'kept', ['kept', 'assigned']),
       eps,
     }
-    // first what may not fit into memory: the buffers are in no scope
-    this.toGates = new Linear(dim, this.numGates, { ...layer, bias: false })
-    this.thresholdTrain = thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain ?? 0.2, this.topN, eps, layer.device)
-    this.thresholdEval = thresholdBuffer(op, 'thresholdEval', o.thresholdEval ?? 0.2, this.topN, eps, layer.device)
+    ;[this.toGates, this.thresholdTrain, this.thresholdEval] = allOrNone(() => [
+      new Linear(dim, this.numGates, { ...layer, bias: false }),
+      thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain ?? 0.2, this.topN, eps, layer.device),
+      thresholdBuffer(op, 'thresholdEval', o.thresholdEval ?? 0.2, this.topN, eps, layer.device),
+    ])
   }
 
   /** x [B, N, D] → where its tokens go, and the losses (0 in evaluation). Errors: SHAPE, DTYPE, DEVICE, OPTION. */

@@ -1,6 +1,7 @@
-import { atBackwardEnd, type HookHandle, record, share } from '../autograd.js'
+import { atBackwardEnd, type HookHandle, record } from '../autograd.js'
 import { copyArray, fail } from '../check.js'
-import { type Handle, native } from '../native.js'
+import { releaseAll, share } from '../handles.js'
+import type { Handle } from '../native.js'
 import { checkTensor, handleOf, isKept, isTensor, type Tensor, type TensorMeta, wrap } from '../tensor.js'
 import type { Module } from './module.js'
 
@@ -172,10 +173,6 @@ function callHooks(
 }
 
 const metaOf = ({ shape, dtype, device }: Tensor): TensorMeta => ({ shape, dtype, device })
-
-function releaseAll(handles: readonly (Handle | null)[]): void {
-  for (const handle of handles) if (handle !== null) native.release(handle)
-}
 
 /** Rebuilds a result with `f` applied to each tensor in it: a Tensor, an array, a container, or a plain object. */
 function mapTensors(value: unknown, f: (tensor: Tensor) => Tensor): unknown {

@@ -3,10 +3,10 @@ import { uniform } from '../create.js'
 import { checkDevice, type Device, getDefaultDevice } from '../device.js'
 import { type ComputeDType, checkComputeDType, checkDType } from '../dtype.js'
 import { linear } from '../ops/linear.js'
-import { withoutScope } from '../scope.js'
+import { allOrNone } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { Module } from './module.js'
-import { Parameter } from './parameter.js'
+import { newParameter, type Parameter } from './parameter.js'
 
 /** Options of every layer with parameters. */
 export interface LayerOptions {
@@ -44,12 +44,8 @@ export function productLayerOptions(op: string, o: ProductLayerOptions): Require
 export const productLayerNames = ['dtype', 'device', 'computeDtype'] as const
 
 /** A parameter drawn uniformly from ±bound. */
-export function uniformParameter(shape: readonly number[], bound: number, { dtype, device }: LayerOptions): Parameter {
-  return withoutScope(() => {
-    using values = uniform(shape, -bound, bound, { dtype, device })
-    return new Parameter(values)
-  })
-}
+export const uniformParameter = (shape: readonly number[], bound: number, { dtype, device }: LayerOptions): Parameter =>
+  newParameter(() => uniform(shape, -bound, bound, { dtype, device }))
 
 /**
  * x [..., in] · weightᵀ + bias → [..., out], by {@link linear}.
@@ -79,8 +75,10 @@ export class Linear extends Module {
     const bound = 1 / Math.sqrt(inFeatures)
     const layer = productLayerOptions(op, o)
     this.computeDtype = layer.computeDtype
-    this.weight = uniformParameter([outFeatures, inFeatures], bound, layer)
-    this.bias = bias ? uniformParameter([outFeatures], bound, layer) : null
+    ;[this.weight, this.bias] = allOrNone(() => [
+      uniformParameter([outFeatures, inFeatures], bound, layer),
+      bias ? uniformParameter([outFeatures], bound, layer) : null,
+    ])
   }
 
   /** x [..., in] → [..., out]. Errors: SHAPE, DTYPE, DEVICE. */

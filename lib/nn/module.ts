@@ -1,10 +1,12 @@
 import type { HookHandle } from '../autograd.js'
 import { checkBoolean, checkFunction, checkOptions, fail, sameShape, showShape } from '../check.js'
+import { zeros } from '../create.js'
 import { checkDevice, type Device, deviceIndex } from '../device.js'
-import { dtypeCode } from '../dtype.js'
 import { MoeError, show } from '../errors.js'
-import { type Handle, native } from '../native.js'
+import { native } from '../native.js'
+import { copyLike } from '../ops/copy.js'
 import { stridesOf } from '../ops/strided.js'
+import { scope } from '../scope.js'
 import { handleOf, isTensor, moveToDevice, type Tensor, wrap } from '../tensor.js'
 import { type BackwardHook, type ForwardHook, type ForwardPreHook, hooksOf } from './hooks.js'
 import { Parameter } from './parameter.js'
@@ -141,21 +143,19 @@ export abstract class Module {
    * ```
    */
   stateDict(): StateDict {
-    return Object.fromEntries([...this.stateEntries()].map((entry) => [entry.name, read(entry, entry.tensor)]))
+    return scope(() =>
+      Object.fromEntries([...this.stateEntries()].map((entry) => [entry.name, read(entry, entry.tensor)])),
+    )
   }
 
   /** Copies of the gradients under the names of the state dict; zeros where there is none. */
   gradDict(): StateDict {
     const entries = [...this.stateEntries()].filter((entry) => entry.tensor instanceof Parameter)
-    return Object.fromEntries(
-      entries.map((entry) => {
-        const { tensor } = entry
-        if (tensor.grad) return [entry.name, read(entry, tensor.grad)]
-        const shape = entryShape(entry)
-        const handle = native.full(shape, dtypeCode(tensor.dtype), deviceIndex('gradDict', tensor.device), 0)
-        return [entry.name, wrap(handle, { shape, dtype: tensor.dtype, device: tensor.device })]
-      }),
-    )
+    const gradient = (entry: StateEntry): Tensor => {
+      const { grad, dtype, device } = entry.tensor
+      return grad ? read(entry, grad) : zeros(entryShape(entry), { dtype, device })
+    }
+    return scope(() => Object.fromEntries(entries.map((entry) => [entry.name, gradient(entry)])))
   }
 
   /**
@@ -171,45 +171,7 @@ export abstract class Module {
    * ```
    */
   loadStateDict(state: StateDict, options?: LoadOptions): LoadReport {
-    const op = `${this.constructor.name}.loadStateDict`
-    const { strict = true } = checkOptions<LoadOptions>(op, options, ['strict'])
-    checkBoolean(op, 'strict', strict)
-    if (typeof state !== 'object' || state === null)
-      fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
-    const values = new Map<string, unknown>(Object.entries(state))
-    const entries = [...this.stateEntries()]
-    const known = new Set(entries.map(({ name }) => name))
-    const missing = entries.flatMap(({ name }) => (values.has(name) ? [] : [name]))
-    const unexpected = [...values.keys()].filter((name) => !known.has(name))
-    const present = entries.filter(({ name }) => values.has(name))
-    const problems = present.flatMap((entry) => mismatch(entry, values.get(entry.name)))
-    if (strict)
-      problems.unshift(...missing.map((name) => `missing: ${name}`), ...unexpected.map((name) => `unexpected: ${name}`))
-    if (problems.length > 0)
-      fail('STATE_DICT', op, `the state does not fit, nothing was changed:\n  ${problems.join('\n  ')}`)
-    this.#write(present, values)
-    return { missing, unexpected }
-  }
-
-  #write(entries: readonly StateEntry[], values: ReadonlyMap<string, unknown>): void {
-    const staged: { entry: StateEntry; handle: Handle }[] = []
-    try {
-      for (const entry of entries) {
-        const value = values.get(entry.name) as Tensor
-        const { dtype, device } = entry.tensor
-        const converted = native.convert(handleOf(value), dtypeCode(dtype))
-        staged.push({ entry, handle: converted })
-        if (value.device === device) continue
-        staged[staged.length - 1].handle = native.toDevice(converted, deviceIndex('loadStateDict', device))
-        native.release(converted)
-      }
-      for (const { entry, handle } of staged) {
-        const shape = entryShape(entry)
-        if (!shape.includes(0)) native.scatter(handleOf(entry.tensor), handle, stridesOf(shape), entryOffset(entry))
-      }
-    } finally {
-      for (const { handle } of staged) native.release(handle)
-    }
+    return scope(() => stageState(this, state, options)())
   }
 
   /** Training mode (default) or evaluation, for this module and all below. */
@@ -226,14 +188,17 @@ export abstract class Module {
 
   /**
    * Moves parameters, buffers and gradients to a device, in place. Make the optimizer after that: its state stays where
-   * it is. Errors: DEVICE, BACKEND_UNAVAILABLE, OUT_OF_MEMORY.
+   * it is. Errors: DEVICE, BACKEND_UNAVAILABLE, OUT_OF_MEMORY; nothing has been moved then.
    */
   to(device: Device): this {
     const target = checkDevice(`${this.constructor.name}.to`, device)
     const number = deviceIndex(`${this.constructor.name}.to`, target)
-    for (const tensor of new Set([...this.stateEntries()].map((entry) => entry.tensor))) {
-      if (tensor.device !== target) moveToDevice(tensor, target, number)
-    }
+    const tensors = new Set([...this.stateEntries()].map((entry) => entry.tensor))
+    moveToDevice(
+      [...tensors].filter((tensor) => tensor.device !== target),
+      target,
+      number,
+    )
     return this
   }
 
@@ -300,6 +265,38 @@ export abstract class Module {
   registerFullBackwardHook(fn: BackwardHook): HookHandle {
     checkFunction('Module.registerFullBackwardHook', 'fn', fn)
     return hooksOf(this).add('backward', fn)
+  }
+}
+
+/**
+ * Checks a state for a module, and makes what needs memory in the surrounding scope. The function that it returns writes
+ * the values, and needs none.
+ */
+export function stageState(module: Module, state: StateDict, options?: LoadOptions): () => LoadReport {
+  const op = `${module.constructor.name}.loadStateDict`
+  const { strict = true } = checkOptions<LoadOptions>(op, options, ['strict'])
+  checkBoolean(op, 'strict', strict)
+  if (typeof state !== 'object' || state === null)
+    fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
+  const values = new Map<string, unknown>(Object.entries(state))
+  const entries = [...module.stateEntries()]
+  const known = new Set(entries.map(({ name }) => name))
+  const missing = entries.flatMap(({ name }) => (values.has(name) ? [] : [name]))
+  const unexpected = [...values.keys()].filter((name) => !known.has(name))
+  const present = entries.filter(({ name }) => values.has(name))
+  const problems = present.flatMap((entry) => mismatch(entry, values.get(entry.name)))
+  if (strict)
+    problems.unshift(...missing.map((name) => `missing: ${name}`), ...unexpected.map((name) => `unexpected: ${name}`))
+  if (problems.length > 0)
+    fail('STATE_DICT', op, `the state does not fit, nothing was changed:\n  ${problems.join('\n  ')}`)
+  const staged = present.map((entry) => ({ entry, value: copyLike(values.get(entry.name) as Tensor, entry.tensor) }))
+  return () => {
+    for (const { entry, value } of staged) {
+      const shape = entryShape(entry)
+      if (!shape.includes(0))
+        native.scatter(handleOf(entry.tensor), handleOf(value), stridesOf(shape), entryOffset(entry))
+    }
+    return { missing, unexpected }
   }
 }
 

@@ -19,7 +19,7 @@ import { expertFfn } from '../ops/expert-ffn.js'
 import { reshape } from '../ops/reshape.js'
 import type { RouteResult } from '../ops/route.js'
 import { concat, slice } from '../ops/strided.js'
-import { scope } from '../scope.js'
+import { allOrNone, callScope, scope } from '../scope.js'
 import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor.js'
 import { Experts, hiddenWidth } from './experts.js'
 import { type GatingForwardOptions, gatingNames, TopNGating, type TopNGatingOptions } from './gating.js'
@@ -134,10 +134,12 @@ export class MoE extends Module {
     const modules = o.experts === undefined ? null : checkExperts(op, o.experts, this.numExperts)
     const hidden = modules ? 0 : hiddenWidth(op, this.dim, mult)
     const gating = Object.fromEntries(gatingNames.flatMap((name) => (o[name] === undefined ? [] : [[name, o[name]]])))
-    this.gate = new TopNGating({ ...gating, dim: this.dim, numGates: this.numExperts, topN: o.gatingTopN }, op)
-    this.experts = modules
-      ? new UserExperts(modules)
-      : new Experts(this.numExperts, this.dim, hidden, { ...layer, computeDtype: this.computeDtype })
+    ;[this.gate, this.experts] = allOrNone(() => [
+      new TopNGating({ ...gating, dim: this.dim, numGates: this.numExperts, topN: o.gatingTopN }, op),
+      modules
+        ? new UserExperts(modules)
+        : new Experts(this.numExperts, this.dim, hidden, { ...layer, computeDtype: this.computeDtype }),
+    ])
   }
 
   /**
@@ -165,7 +167,7 @@ export class MoE extends Module {
     const { dtype, device } = this.gate.toGates.weight
     checkTensor(op, 'x', x, { shape: x.shape, dtype, device })
     this.#checkFinite(op, 'x', x)
-    return scope(() => {
+    return callScope(() => {
       const routing = this.gate.forward(x, gating)
       const outputs =
         this.experts instanceof Experts

@@ -2,21 +2,17 @@ import { checkInteger, checkNumber, checkOptions } from '../check.js'
 import { ones, zeros } from '../create.js'
 import { layerNorm } from '../ops/layernorm.js'
 import { rmsNorm } from '../ops/rmsnorm.js'
-import { withoutScope } from '../scope.js'
+import { allOrNone } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { type LayerOptions, layerOptions } from './linear.js'
 import { Module } from './module.js'
-import { Parameter } from './parameter.js'
+import { newParameter, type Parameter } from './parameter.js'
 
 type Filler = typeof ones
 
 /** A parameter [dim] of one value. */
-function constant(fill: Filler, dim: number, options: LayerOptions): Parameter {
-  return withoutScope(() => {
-    using values = fill([dim], options)
-    return new Parameter(values)
-  })
-}
+const constant = (fill: Filler, dim: number, options: LayerOptions): Parameter =>
+  newParameter(() => fill([dim], options))
 
 /**
  * y = x / max(‖x‖₂, 1e-12) · gamma · √D over the last axis, by {@link rmsNorm}.
@@ -73,8 +69,8 @@ export class LayerNorm extends Module {
     const o = checkOptions<LayerNormOptions>('LayerNorm', options, ['eps', 'dtype', 'device'])
     checkInteger('LayerNorm', 'dim', dim, 1)
     this.eps = checkNumber('LayerNorm', 'eps', o.eps ?? 1e-5, 0)
-    this.weight = constant(ones, dim, layerOptions('LayerNorm', o))
-    this.bias = constant(zeros, dim, layerOptions('LayerNorm', o))
+    const layer = layerOptions('LayerNorm', o)
+    ;[this.weight, this.bias] = allOrNone(() => [constant(ones, dim, layer), constant(zeros, dim, layer)])
   }
 
   /** x [..., D] → [..., D]. Errors: SHAPE, DTYPE, DEVICE. */

@@ -1,5 +1,9 @@
 import { native } from '../native.js'
-import { adopt, checkFloat, handleOf, moveToScope, Tensor, type TensorMeta } from '../tensor.js'
+import { allOrNone, outlive } from '../scope.js'
+import { adopt, checkFloat, handleOf, Tensor, type TensorMeta } from '../tensor.js'
+
+/** The parameter with the values that `make` gives. */
+export const newParameter = (make: () => Tensor): Parameter => allOrNone(() => new Parameter(make()))
 
 /**
  * A tensor that a module trains: a leaf that requires a gradient and that no scope frees.
@@ -19,10 +23,10 @@ export class Parameter extends Tensor {
   /** Shares the memory of `tensor`, f32 or f64 (else DTYPE), which is then free to be disposed. */
   constructor(tensor: Tensor) {
     checkFloat('Parameter', 'tensor', tensor)
+    native.keepPacked(handleOf(tensor)) // a backend may keep copies of weights in layouts of its own
     native.retain(handleOf(tensor))
     super(adopt, handleOf(tensor), tensor as TensorMeta)
-    moveToScope(this, null)
+    outlive(this)
     this.requiresGrad = true
-    native.keepPacked(handleOf(this)) // a backend may keep copies of weights in layouts of its own
   }
 }

@@ -1,10 +1,12 @@
 import { checkNumber, checkShape, fail, sizeOf } from '../check.js'
 import { full, tensor } from '../create.js'
+import { allocateArray } from '../dtype.js'
 import { MoeError, show } from '../errors.js'
+import { native } from '../native.js'
 import { add, mul } from '../ops/binary.js'
 import { sum } from '../ops/reduce.js'
-import { scope, withoutScope } from '../scope.js'
-import type { Tensor } from '../tensor.js'
+import { callScope, scope, withoutScope } from '../scope.js'
+import { handleOf, type Tensor } from '../tensor.js'
 import type { MoEForwardOptions } from './moe.js'
 import type { MoEResult } from './moe-result.js'
 
@@ -39,7 +41,8 @@ export interface GradHandle extends Disposable {
   routing: RoutingArrays
   /**
    * Gradient of the input, given those of the outputs and of totalAuxLoss (default 0: the auxiliary loss is not part
-   * of the caller's loss). Adds to `grad` of the parameters. Once: a second call is a DISPOSED error.
+   * of the caller's loss). Adds to `grad` of the parameters. Once: a second call is a DISPOSED error, except after an
+   * error, which changes nothing.
    */
   backward(dOutputs: FloatArray, dTotalAux?: number): InputGradient
   /** Frees what the backward would have needed. */
@@ -66,13 +69,34 @@ export function forwardWithGrad(
 ): GradHandle {
   const dims = checkShape(op, 'shape', shape)
   checkArray(op, 'input', input, like, sizeOf(dims))
-  return withoutScope(() => {
-    const { x, result } = scope(() => {
+  const { x, result, arrays } = withoutScope(() =>
+    callScope(() => {
       const x = tensor(input, dims, { dtype: like.dtype, device: like.device, requiresGrad: true })
-      return { x, result: layer.forward(x, options) }
-    })
-    return new Handle(op, x, result)
-  })
+      const result = layer.forward(x, options)
+      return { x, result, arrays: arraysOf(result) }
+    }),
+  )
+  return new Handle(op, x, result, arrays)
+}
+
+/** What a {@link GradHandle} copies of a result. */
+type Arrays = Pick<GradHandle, 'outputs' | 'totalAuxLoss' | 'balanceLoss' | 'routerZLoss' | 'routing'>
+
+function arraysOf({ outputs, totalAuxLoss, balanceLoss, routerZLoss, routing }: MoEResult): Arrays {
+  const { expertIndex, gate, kept, position, capacity } = routing
+  return {
+    outputs: outputs.dataSync() as FloatArray,
+    totalAuxLoss: totalAuxLoss.item(),
+    balanceLoss: balanceLoss.item(),
+    routerZLoss: routerZLoss.item(),
+    routing: {
+      expertIndex: expertIndex.dataSync() as Int32Array,
+      gate: gate.dataSync() as FloatArray,
+      kept: kept.dataSync() as Int32Array,
+      position: position.dataSync() as Int32Array,
+      capacity,
+    },
+  }
 }
 
 class Handle implements GradHandle {
@@ -85,22 +109,15 @@ class Handle implements GradHandle {
   readonly #x: Tensor
   readonly #result: MoEResult
 
-  constructor(op: string, x: Tensor, result: MoEResult) {
-    const { expertIndex, gate, kept, position, capacity } = result.routing
+  constructor(op: string, x: Tensor, result: MoEResult, arrays: Arrays) {
     this.#op = op
     this.#x = x
     this.#result = result
-    this.outputs = result.outputs.dataSync() as FloatArray
-    this.totalAuxLoss = result.totalAuxLoss.item()
-    this.balanceLoss = result.balanceLoss.item()
-    this.routerZLoss = result.routerZLoss.item()
-    this.routing = {
-      expertIndex: expertIndex.dataSync() as Int32Array,
-      gate: gate.dataSync() as FloatArray,
-      kept: kept.dataSync() as Int32Array,
-      position: position.dataSync() as Int32Array,
-      capacity,
-    }
+    this.outputs = arrays.outputs
+    this.totalAuxLoss = arrays.totalAuxLoss
+    this.balanceLoss = arrays.balanceLoss
+    this.routerZLoss = arrays.routerZLoss
+    this.routing = arrays.routing
   }
 
   backward(dOutputs: FloatArray, dTotalAux = 0): InputGradient {
@@ -110,16 +127,17 @@ class Handle implements GradHandle {
     const { outputs, totalAuxLoss } = this.#result
     checkArray(op, 'dOutputs', dOutputs, outputs, outputs.size)
     checkNumber(op, 'dTotalAux', dTotalAux)
-    return withoutScope(() =>
+    const { dtype, device } = outputs
+    const dInput = allocateArray(op, dtype, this.#x.size) as FloatArray // before any gradient has changed
+    withoutScope(() =>
       scope(() => {
-        const { dtype, device } = outputs
         const weighted = sum(mul(outputs, tensor(dOutputs, outputs.shape, { dtype, device })))
         add(weighted, mul(totalAuxLoss, full([], dTotalAux, { dtype, device }))).backward()
-        const dInput = this.#x.grad!.dataSync() as FloatArray
-        this.dispose()
-        return { dInput }
       }),
     )
+    native.toData(handleOf(this.#x.grad!), dInput)
+    this.dispose()
+    return { dInput }
   }
 
   dispose(): void {

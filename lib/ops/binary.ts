@@ -1,41 +1,32 @@
-import { record, share } from '../autograd.js'
+import { record } from '../autograd.js'
 import { fail, showShape } from '../check.js'
 import { deviceIndex } from '../device.js'
 import { dtypeCode } from '../dtype.js'
 import { show } from '../errors.js'
+import { consumed, handlesOf, share } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { sumTo } from './reduce.js'
 
 const kinds = { add: 0, sub: 1, mul: 2, div: 3 } as const
 type Kind = keyof typeof kinds
+const neg = native.unaryKinds().indexOf('neg')
 
 /** Gradients of both operands, before the sum over broadcast axes. */
 const gradients: Record<Kind, (dy: Handle, a: Handle, b: Handle) => [a: () => Handle, b: () => Handle]> = {
   add: (dy) => [() => share(dy), () => share(dy)],
-  sub: (dy) => [() => share(dy), () => negated(dy)],
+  sub: (dy) => [() => share(dy), () => native.unary(dy, neg)],
   mul: (dy, a, b) => [() => native.binary(dy, b, kinds.mul), () => native.binary(dy, a, kinds.mul)],
-  div: (dy, a, b) => [() => native.binary(dy, b, kinds.div), () => negated(timesQuotient(dy, a, b), true)],
+  div: (dy, a, b) => [
+    () => native.binary(dy, b, kinds.div),
+    () => consumed(timesQuotient(dy, a, b), (x) => native.unary(x, neg)),
+  ],
 }
 
-function negated(x: Handle, own = false): Handle {
-  try {
-    return native.unary(x, 0)
-  } finally {
-    if (own) native.release(x)
-  }
-}
-
-function timesQuotient(dy: Handle, a: Handle, b: Handle): Handle {
-  const parts: Handle[] = []
-  try {
-    parts.push(native.binary(dy, a, kinds.mul))
-    parts.push(native.binary(b, b, kinds.mul))
-    return native.binary(parts[0], parts[1], kinds.div)
-  } finally {
-    for (const part of parts) native.release(part)
-  }
-}
+const timesQuotient = (dy: Handle, a: Handle, b: Handle): Handle =>
+  consumed(native.binary(dy, a, kinds.mul), (product) =>
+    consumed(native.binary(b, b, kinds.mul), (square) => native.binary(product, square, kinds.div)),
+  )
 
 function broadcastShape(op: string, a: readonly number[], b: readonly number[]): number[] {
   const rank = Math.max(a.length, b.length)
@@ -84,7 +75,9 @@ function binary(kind: Kind, a: Tensor, other: Tensor | number): Tensor {
       saved: reads ? [a, b] : [],
       backward: ([dy], [av, bv], [needA, needB]) => {
         const [da, db] = gradients[kind](dy!, av, bv)
-        return [needA ? sumTo(da(), shape, aShape) : null, needB ? sumTo(db(), shape, bShape) : null]
+        return handlesOf([needA && { d: da, to: aShape }, needB && { d: db, to: bShape }], (operand) =>
+          operand ? sumTo(operand.d(), shape, operand.to) : null,
+        )
       },
     })
     return y

@@ -2,8 +2,10 @@ import { fail } from '../check.js'
 import { type NestedArray, tensor } from '../create.js'
 import { deviceIndex } from '../device.js'
 import { dtypeCode, type TypedArray } from '../dtype.js'
+import { consumed } from '../handles.js'
 import { native } from '../native.js'
-import { checkTensor, handleOf, isTensor, sourceOf, type Tensor } from '../tensor.js'
+import { scope } from '../scope.js'
+import { checkTensor, handleOf, isTensor, sourceOf, type Tensor, wrap } from '../tensor.js'
 import { stridesOf } from './strided.js'
 
 /** Writes values over those of `target`, which keeps its shape, dtype and device. See {@link Tensor.copyFrom}. */
@@ -13,31 +15,22 @@ export function copyInto(target: Tensor, source: Tensor | TypedArray | number | 
   if (sourceOf(target))
     fail('UNSUPPORTED', op, 'this tensor is the result of a recorded operation; copy into a detach()')
   const { shape, dtype, device } = target
-  if (isTensor(source)) {
-    checkTensor(op, 'source', source)
-    checkTensor(op, 'source', source, { shape, dtype: source.dtype, device: source.device })
-    write(target, source)
-    return
-  }
-  const own = tensor(source, ArrayBuffer.isView(source) ? shape : null, { dtype, device })
-  try {
-    checkTensor(op, 'source', own, target)
-    write(target, own)
-  } finally {
-    own.dispose()
-  }
+  scope(() => {
+    const values = isTensor(source)
+      ? checkTensor(op, 'source', source)
+      : tensor(source, ArrayBuffer.isView(source) ? shape : null, { dtype, device })
+    checkTensor(op, 'source', values, { shape, dtype: values.dtype, device: values.device })
+    const copy = copyLike(values, target)
+    if (copy.size > 0) native.scatter(handleOf(target), handleOf(copy), stridesOf(shape), 0)
+  })
 }
 
-/** Converts to the dtype and brings to the device of `target`. A tensor that shares its memory has the values already. */
-function write(target: Tensor, source: Tensor): void {
-  const { dtype, device, shape, size } = target
+/** A copy in the dtype and on the device of `like`, without history. */
+export function copyLike(source: Tensor, { dtype, device }: Tensor): Tensor {
   const converted = native.convert(handleOf(source), dtypeCode(dtype))
-  let handle = converted
-  try {
-    if (source.device !== device) handle = native.toDevice(converted, deviceIndex('Tensor.copyFrom', device))
-    if (size > 0) native.scatter(handleOf(target), handle, stridesOf(shape), 0)
-  } finally {
-    native.release(converted)
-    if (handle !== converted) native.release(handle)
-  }
+  const handle =
+    source.device === device
+      ? converted
+      : consumed(converted, () => native.toDevice(converted, deviceIndex('copyFrom', device)))
+  return wrap(handle, { shape: source.shape, dtype, device })
 }

@@ -1,3 +1,4 @@
+import { scope } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import { sub } from './binary.js'
 import { mean } from './reduce.js'
@@ -14,10 +15,5 @@ import { square } from './unary.js'
 export function mseLoss(prediction: Tensor, target: Tensor): Tensor {
   checkTensor('mseLoss', 'prediction', prediction)
   checkTensor('mseLoss', 'target', target, prediction)
-  const difference = sub(prediction, target)
-  const squared = square(difference)
-  const loss = mean(squared)
-  difference.dispose()
-  squared.dispose()
-  return loss
+  return scope(() => mean(square(sub(prediction, target))))
 }

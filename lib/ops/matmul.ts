@@ -1,7 +1,9 @@
 import { record } from '../autograd.js'
 import { fail, showShape, sizeOf } from '../check.js'
+import { handlesOf } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { summed } from './reduce.js'
 import { reshaped, withViews } from './rows.js'
 
 /** As [batch, rows, columns]. */
@@ -13,10 +15,7 @@ const product = (a: Handle, b: Handle, transposeA = false, transposeB = false) =
 
 /** Sums the batch away where the operand had none of its own. */
 function toOperand(grad: Handle, batch: number, own: readonly number[], shape: readonly number[]): Handle {
-  if (own[0] === batch) return reshaped(grad, shape)
-  const summed = native.reduce(grad, [1, batch, own[1] * own[2]], shape, 1)
-  native.release(grad)
-  return summed
+  return own[0] === batch ? reshaped(grad, shape) : summed(grad, [1, batch, own[1] * own[2]], shape, 1)
 }
 
 /**
@@ -54,10 +53,15 @@ export function matmul(a: Tensor, b: Tensor): Tensor {
     outputs: [y],
     saved: [a, b],
     backward: ([dy], saved, [needA, needB]) =>
-      withViews([dy!, ...saved], [[batch, as[1], bs[2]], as, bs], ([dyv, av, bv]) => [
-        needA ? toOperand(product(dyv, bv, false, true), batch, as, aShape) : null,
-        needB ? toOperand(product(av, dyv, true), batch, bs, bShape) : null,
-      ]),
+      withViews([dy!, ...saved], [[batch, as[1], bs[2]], as, bs], ([dyv, av, bv]) =>
+        handlesOf(
+          [
+            () => (needA ? toOperand(product(dyv, bv, false, true), batch, as, aShape) : null),
+            () => (needB ? toOperand(product(av, dyv, true), batch, bs, bShape) : null),
+          ],
+          (gradient) => gradient(),
+        ),
+      ),
   })
   return y
 }

@@ -1,18 +1,14 @@
 import { record } from '../autograd.js'
 import { checkBoolean, checkInteger, copyArray, fail, sameShape, sizeOf } from '../check.js'
+import { consumed, filled, share } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, withViews } from './rows.js'
 import { expand } from './strided.js'
 
 /** x as [outer, axis, inner], summed over the middle; releases x, by an exception too. */
-function summed(x: Handle, split: readonly number[], shape: readonly number[], factor: number): Handle {
-  try {
-    return native.reduce(x, split, shape, factor)
-  } finally {
-    native.release(x)
-  }
-}
+export const summed = (x: Handle, split: readonly number[], shape: readonly number[], factor: number): Handle =>
+  consumed(x, () => native.reduce(x, split, shape, factor))
 
 /** Sum over one axis; releases x. */
 function sumAxis(x: Handle, shape: readonly number[], axis: number, factor: number): Handle {
@@ -60,8 +56,7 @@ function reduce(op: 'sum' | 'mean', x: Tensor, axis?: number | readonly number[]
   const kept = x.shape.map((n, i) => (axes.includes(i) ? 1 : n))
   const shape = keepDim ? kept : x.shape.filter((_, i) => !axes.includes(i))
   const factor = op === 'mean' ? 1 / sizeOf(axes.map((i) => x.shape[i])) : 1
-  native.retain(handleOf(x)) // sumAxes releases it
-  const sum = reshaped(sumAxes(handleOf(x), x.shape, axes, factor), shape)
+  const sum = reshaped(sumAxes(share(handleOf(x)), x.shape, axes, factor), shape)
   const y = wrap(sum, { shape, dtype: x.dtype, device: x.device })
   const { shape: full } = x
   record({
@@ -70,8 +65,7 @@ function reduce(op: 'sum' | 'mean', x: Tensor, axis?: number | readonly number[]
     outputs: [y],
     backward: ([dy]) => {
       const dx = withViews([dy!], [kept], ([grad]) => expand(grad, kept, full))
-      if (factor !== 1) native.scaleInPlace(dx, factor)
-      return [dx]
+      return [factor === 1 ? dx : filled(dx, () => native.scaleInPlace(dx, factor))]
     },
   })
   return y

@@ -1,9 +1,10 @@
-import { record, share } from '../autograd.js'
+import { record } from '../autograd.js'
 import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail, showShape } from '../check.js'
 import { type Device, deviceIndex } from '../device.js'
 import { dtypeCode } from '../dtype.js'
+import { consumed, share } from '../handles.js'
 import { type Handle, native } from '../native.js'
-import { defaultGenerator, Generator } from '../random.js'
+import { defaultGenerator, drawnOrNot, Generator } from '../random.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
 /** Where each token goes. Letters as in the docs: B sequences, N tokens, E experts, K choices. */
@@ -145,12 +146,7 @@ function converted(
   const tensor = checkTensor(op, name, value)
   checkTensor(op, name, tensor, { shape, dtype: tensor.dtype, device: tensor.device })
   const own = convert(handleOf(tensor))
-  if (tensor.device === device) return own
-  try {
-    return native.toDevice(own, deviceIndex(op, device))
-  } finally {
-    native.release(own)
-  }
+  return tensor.device === device ? own : consumed(own, () => native.toDevice(own, deviceIndex(op, device)))
 }
 
 /**
@@ -207,30 +203,31 @@ export function route(x: Tensor, weight: Tensor, options?: RouteOptions): RouteR
     const gumbelUniforms = held(converted(op, 'gumbelUniforms', o.gumbelUniforms, [B, N, E], device, inDtype))
     const mask = held(converted(op, 'mask', o.mask, [B, N], device, (handle) => native.tokenMask(handle)))
     const threshold = held(thresholds(op, o.threshold, K, x))!
-    const gumbelDraw = noisy && !gumbelUniforms ? generator.next() : { seed: generator.seed, step: 0 }
-    const draw = uniforms ? { seed: gumbelDraw.seed, step: 0 } : generator.next()
-
-    const handles = native.route(
-      handleOf(x),
-      handleOf(weight),
-      threshold,
-      uniforms,
-      gumbelUniforms,
-      mask,
-      K,
-      C,
-      draw.seed,
-      draw.step,
-      gumbelDraw.step,
-      noiseMult,
-      eps,
-      balanceLossCoef,
-      routerZLossCoef,
-      noisy,
-      training,
-      differentiableTopk,
-      assigned,
-    )
+    const handles = drawnOrNot(generator, () => {
+      const gumbelDraw = noisy && !gumbelUniforms ? generator.next() : { seed: generator.seed, step: 0 }
+      const draw = uniforms ? { seed: gumbelDraw.seed, step: 0 } : generator.next()
+      return native.route(
+        handleOf(x),
+        handleOf(weight),
+        threshold,
+        uniforms,
+        gumbelUniforms,
+        mask,
+        K,
+        C,
+        draw.seed,
+        draw.step,
+        gumbelDraw.step,
+        noiseMult,
+        eps,
+        balanceLossCoef,
+        routerZLossCoef,
+        noisy,
+        training,
+        differentiableTopk,
+        assigned,
+      )
+    })
     const [expertIndexH, keptH, positionH, gateH, weightH, balanceH, zH, totalH, probs, logits, lse, density] = handles
     const i32 = { shape: [B, N, K], dtype: 'i32', device } as const
     const choices = { shape: [B, N, K], dtype, device }

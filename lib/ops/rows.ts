@@ -1,4 +1,5 @@
 import { sizeOf } from '../check.js'
+import { handlesOf, releaseAll } from '../handles.js'
 import { type Handle, native } from '../native.js'
 
 /** [T, D] of a tensor [..., D]. */
@@ -13,20 +14,23 @@ export function withViews<T>(
   shapes: readonly (readonly number[])[],
   f: (views: Handle[]) => T,
 ): T {
-  const views: Handle[] = []
+  const views = handlesOf(handles, (handle, i) => native.reshape(handle, shapes[i]))
   try {
-    for (const [i, handle] of handles.entries()) views.push(native.reshape(handle, shapes[i]))
     return f(views)
   } finally {
-    for (const view of views) native.release(view)
+    releaseAll(views)
   }
 }
 
-/** The same memory under another shape; releases x. */
+/**
+ * The same memory under another shape; takes over x. Needs no memory if nobody else holds x, so the new handles of an
+ * op can be reshaped one after another.
+ */
 export function reshaped(x: Handle, shape: readonly number[]): Handle {
   try {
-    return native.reshape(x, shape)
-  } finally {
+    return native.reshaped(x, shape)
+  } catch (error) {
     native.release(x)
+    throw error
   }
 }

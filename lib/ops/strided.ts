@@ -2,6 +2,7 @@ import { record } from '../autograd.js'
 import { checkInteger, copyArray, fail, showShape, sizeOf } from '../check.js'
 import { deviceIndex } from '../device.js'
 import { dtypeCode } from '../dtype.js'
+import { filled, handlesOf } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, type TensorMeta, wrap } from '../tensor.js'
 
@@ -46,8 +47,7 @@ export function transpose(x: Tensor, axis0 = -2, axis1 = -1): Tensor {
 /** Zeros of `meta` with `part` written at an offset. */
 function placed(part: Handle, meta: TensorMeta, offset: number): Handle {
   const whole = native.full(meta.shape, dtypeCode(meta.dtype), deviceIndex('slice', meta.device), 0)
-  native.scatter(whole, part, stridesOf(meta.shape), offset)
-  return whole
+  return filled(whole, () => native.scatter(whole, part, stridesOf(meta.shape), offset))
 }
 
 /**
@@ -111,16 +111,19 @@ export function concat(tensors: readonly Tensor[], axis = 0): Tensor {
   const shape = first.shape.map((n, i) => (i === at ? lengths.reduce((a, b) => a + b, 0) : n))
   const strides = stridesOf(shape)
   const offsets = lengths.map((_, i) => lengths.slice(0, i).reduce((a, b) => a + b, 0) * strides[at])
-  const y = wrap(native.full(shape, dtypeCode(dtype), deviceIndex(op, device), 0), { shape, dtype, device })
-  for (const [i, part] of parts.entries())
-    if (part.size) native.scatter(handleOf(y), handleOf(part), strides, offsets[i])
+  const joined = filled(native.full(shape, dtypeCode(dtype), deviceIndex(op, device), 0), (handle) => {
+    for (const [i, part] of parts.entries()) if (part.size) native.scatter(handle, handleOf(part), strides, offsets[i])
+  })
+  const y = wrap(joined, { shape, dtype, device })
   const shapes = parts.map((part) => part.shape)
   record({
     op,
     inputs: parts,
     outputs: [y],
     backward: ([dy], _, needs) =>
-      shapes.map((part, i) => (needs[i] ? native.gather(dy!, part, strides, sizeOf(part) ? offsets[i] : 0) : null)),
+      handlesOf(shapes, (part, i) =>
+        needs[i] ? native.gather(dy!, part, strides, sizeOf(part) ? offsets[i] : 0) : null,
+      ),
   })
   return y
 }

@@ -1,22 +1,15 @@
 import { fail } from '../check.js'
 import { tensor, zeros } from '../create.js'
-import type { Device } from '../device.js'
 import { show } from '../errors.js'
 import { native } from '../native.js'
 import type { StateDict } from '../nn/module.js'
 import { Parameter } from '../nn/parameter.js'
+import { copyLike } from '../ops/copy.js'
 import { currentRecorder, type StepNumbers } from '../recorder.js'
-import { noGrad, scope, withoutScope } from '../scope.js'
+import { allOrNone, keep, scope } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 
 const stepMeta = { shape: [], dtype: 'f64' } as const
-
-/** A copy on a device, without history. */
-const copyTo = (value: Tensor, device: Device): Tensor =>
-  noGrad(() => (value.device === device ? value.clone() : value.to(device)))
-
-/** What `fn` makes lives until disposed; where it throws, nothing of it does. */
-const allOrNone = <T>(fn: () => T): T => withoutScope(() => scope(fn))
 
 /** Runs `fn` now, also while a step is captured: what it makes is no part of the step. */
 function aside<T>(fn: () => T): T {
@@ -28,6 +21,9 @@ function aside<T>(fn: () => T): T {
     native.captureAside(false)
   }
 }
+
+/** For checkpoints, as stageState of a module. */
+export let stageOptimizer: (optimizer: Optimizer, dict: StateDict) => () => void
 
 /** What one parameter's updates leave behind: a step count and tensors of the parameter's shape. */
 export interface ParameterState {
@@ -73,10 +69,10 @@ export abstract class Optimizer {
 
   /** Updates every parameter that has a gradient, in place. Errors: OPTION where a setting such as `lr` was made invalid. */
   step(): void {
-    const due = this.parameters.flatMap((parameter) =>
-      parameter.grad ? [{ parameter, grad: parameter.grad, state: this.stateOf(parameter) }] : [],
-    ) // where memory ends, no parameter has been updated
-    for (const { parameter, grad, state } of due) {
+    const due = this.parameters.flatMap((parameter) => (parameter.grad ? [{ parameter, grad: parameter.grad }] : []))
+    this.#makeStates(due.map(({ parameter }) => parameter)) // where memory ends, no parameter has been updated
+    for (const { parameter, grad } of due) {
+      const state = this.#states.get(parameter)!
       const step = this.#count(state)
       this.update(parameter, grad, { step, tensors: state.tensors })
     }
@@ -105,15 +101,18 @@ export abstract class Optimizer {
   /** Changes one parameter and its state in place. */
   protected abstract update(parameter: Parameter, grad: Tensor, state: ParameterState): void
 
-  private stateOf(parameter: Parameter): ParameterState {
-    let state = this.#states.get(parameter)
-    if (!state) {
-      const { shape, dtype, device } = parameter
-      const make = (name: string) => [name, zeros(shape, { dtype, device })] as const
-      state = { step: 0, tensors: aside(() => allOrNone(() => Object.fromEntries(this.stateNames.map(make)))) }
-      this.#states.set(parameter, state)
-    }
-    return state
+  #makeStates(parameters: readonly Parameter[]): void {
+    const fresh = parameters.filter((parameter) => !this.#states.has(parameter))
+    if (fresh.length === 0) return
+    const states = aside(() =>
+      allOrNone(() =>
+        fresh.map(({ shape, dtype, device }) => {
+          const make = (name: string) => [name, keep(zeros(shape, { dtype, device }))] as const
+          return { step: 0, tensors: Object.fromEntries(this.stateNames.map(make)) }
+        }),
+      ),
+    )
+    for (const [i, parameter] of fresh.entries()) this.#states.set(parameter, states[i])
   }
 
   /** Frees all gradients: `grad` is null afterwards. */
@@ -123,17 +122,25 @@ export abstract class Optimizer {
 
   /** Copies of the state: `{i}.step` (f64, []) and the tensors of parameter i, for parameters that have been updated. */
   stateDict(): StateDict {
-    const entries = this.parameters.flatMap((parameter, i) => {
+    const entries = (parameter: Parameter, i: number): [string, Tensor][] => {
       const state = this.#states.get(parameter)
       if (!state) return []
-      const tensors = Object.entries(state.tensors).map(([name, value]) => [`${i}.${name}`, value.clone()] as const)
-      return [[`${i}.step`, tensor(Float64Array.of(state.step), [])] as const, ...tensors]
-    })
-    return Object.fromEntries(entries)
+      const tensors = Object.entries(state.tensors).map(([name, value]): [string, Tensor] => [
+        `${i}.${name}`,
+        value.clone(),
+      ])
+      return [[`${i}.step`, tensor(Float64Array.of(state.step), [])], ...tensors]
+    }
+    return scope(() => Object.fromEntries(this.parameters.flatMap(entries)))
   }
 
   /** Takes copies. Everything is checked first: entries that do not fit are one STATE_DICT error, and nothing is changed. */
   loadStateDict(dict: StateDict): void {
+    scope(() => this.#stage(dict)())
+  }
+
+  /** As stageState of a module. */
+  #stage(dict: StateDict): () => void {
     const op = `${this.constructor.name}.loadStateDict`
     if (typeof dict !== 'object' || dict === null)
       fail('OPTION', op, `state must be an object of tensors, got ${show(dict)}`)
@@ -157,15 +164,18 @@ export abstract class Optimizer {
     }
     if (problems.length > 0)
       fail('STATE_DICT', op, `the state does not fit, nothing was changed:\n  ${problems.join('\n  ')}`)
-    const loaded = allOrNone(() =>
-      present.map(({ parameter, i }) => {
-        const copy = (name: string) => [name, copyTo(dict[`${i}.${name}`], parameter.device)] as const
-        const tensors = Object.fromEntries(this.stateNames.map(copy))
-        return [parameter, { step: dict[`${i}.step`].item(), tensors }] as const
-      }),
-    )
-    this.dispose()
-    for (const [parameter, state] of loaded) this.#states.set(parameter, state)
+    const staged = present.map(({ parameter, i }) => {
+      const copy = (name: string) => [name, copyLike(dict[`${i}.${name}`], parameter)] as const
+      const tensors = Object.fromEntries(this.stateNames.map(copy))
+      return { parameter, state: { step: dict[`${i}.step`].item(), tensors } }
+    })
+    return () => {
+      this.dispose()
+      for (const { parameter, state } of staged) {
+        for (const value of Object.values(state.tensors)) keep(value)
+        this.#states.set(parameter, state)
+      }
+    }
   }
 
   /** Frees the state, not the parameters. */
@@ -177,5 +187,9 @@ export abstract class Optimizer {
   /** For `using`. */
   [Symbol.dispose](): void {
     this.dispose()
+  }
+
+  static {
+    stageOptimizer = (optimizer, dict) => optimizer.#stage(dict)
   }
 }

@@ -188,13 +188,33 @@ static Napi::Value convert(Call& c) {  // (x, dtype)
   return c.give(std::move(y));
 }
 
+static Shape shape_for(Call& c, const Tensor& x) {
+  const Shape shape = c.shape("shape");
+  if (shape_size(shape) != x.size)
+    fail(ErrorCode::shape, "the new shape must keep %lld elements", static_cast<long long>(x.size));
+  return shape;
+}
+
 static Napi::Value reshape(Call& c) {  // (x, shape): shares memory
   Tensor y = c.tensor("x");
-  const Shape shape = c.shape("shape");
-  if (shape_size(shape) != y.size)
-    fail(ErrorCode::shape, "the new shape must keep %lld elements", static_cast<long long>(y.size));
-  y.shape = shape;
+  y.shape = shape_for(c, y);
   return c.give(std::move(y));
+}
+
+// (x, shape): takes over x once it succeeds, and needs no memory if nobody else holds x.
+static Napi::Value reshaped(Call& c) {
+  const int64_t handle = handle_of(c);
+  TensorTable& tensors = c.environment.tensors;
+  const Shape shape = shape_for(c, tensors.get(handle));
+  if (tensors.references(handle) == 1) {
+    tensors.get(handle).shape = shape;
+    return Napi::Number::New(c.env, static_cast<double>(handle));
+  }
+  Tensor y = tensors.get(handle);
+  y.shape = shape;
+  Napi::Value result = c.give(std::move(y));
+  tensors.release(handle);
+  return result;
 }
 
 // The furthest element that a strided walk touches must lie inside the tensor.
@@ -396,6 +416,7 @@ const std::vector<Entry> kTensorEntries = {
     {"random", random},
     {"convert", convert},
     {"reshape", reshape},
+    {"reshaped", reshaped},
     {"gather", gather},
     {"scatter", scatter},
     {"unaryKinds", unary_kinds},

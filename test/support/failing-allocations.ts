@@ -1,0 +1,23 @@
+import { execFileSync } from 'node:child_process'
+import { mkdtempSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const { include_dir: headers } = createRequire(import.meta.url)('node-api-headers') as { include_dir: string }
+
+/** Compiles the addon that makes allocations fail, and gives its file. */
+export function failingAllocations(): string {
+  const source = fileURLToPath(new URL('../native/failing_allocations.cc', import.meta.url))
+  const file = join(mkdtempSync(join(tmpdir(), 'st-moe-faults-')), 'failing_allocations.node')
+  const { LD_PRELOAD: _, ...env } = process.env // a sanitizer is for the child alone
+  execFileSync(
+    process.env.CXX ?? 'c++',
+    ['-std=c++17', '-O1', '-shared', '-fPIC', `-I${headers}`, source, '-o', file],
+    {
+      env,
+    },
+  )
+  return file
+}
