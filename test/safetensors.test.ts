@@ -1,4 +1,15 @@
-import { mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import {
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
+import { createServer, Server } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
@@ -16,6 +27,7 @@ import {
   tensor,
   zeros,
 } from '../lib/index.js'
+import { runChild, sanitized } from './support/child.js'
 import { damageBytes, damageHeader } from './support/damage.js'
 import { Draw, runSeed } from './support/numbers.js'
 
@@ -99,13 +111,90 @@ describe('round trips', () => {
 
 /** A file with this header, as JSON or as text, and these data. */
 function writeRaw(header: unknown, data: Uint8Array = new Uint8Array(0), length?: bigint): void {
-  const text = Buffer.from(typeof header === 'string' ? header : JSON.stringify(header))
+  const text = Buffer.from(
+    typeof header === 'string' || header instanceof Buffer ? (header as string) : JSON.stringify(header),
+  )
   const head = Buffer.alloc(8)
   head.writeBigUInt64LE(length ?? BigInt(text.length))
   writeFileSync(file, Buffer.concat([head, text, data]))
 }
 
 const entry = (change: object) => ({ a: { dtype: 'F32', shape: [2], data_offsets: [0, 8], ...change } })
+
+const nothing = { dtype: 'U8', shape: [0], data_offsets: [0, 0] }
+const list = (length: number, text: (i: number) => string) => Array.from({ length }, (_, i) => text(i)).join()
+
+test('white space, escapes and any order of fields are read; integer names and __proto__ are names', () => {
+  const odd = ['7', '__proto__', 'constructor', 'a\n\u00e9"\\']
+  const entries = odd.map(
+    (name, i) => ` ${JSON.stringify(name)} : {"data_offsets":[${i}\t,${i + 1}], "shape" :[ ] ,"dtype":"U8"}`,
+  )
+  writeRaw(`{\r\n"__metadata__":{"__proto__":"\\ud83d\\ude00"},${entries}}\n `, Buffer.from([1, 2, 3, 4]))
+  const { tensors, metadata } = loadSafetensorsSync(file)
+  expect(Object.entries(metadata)).toEqual([['__proto__', '😀']])
+  expect(odd.map((name) => Object.getOwnPropertyDescriptor(tensors, name)?.value.item())).toEqual([1, 2, 3, 4])
+})
+
+describe('what could not be read again is not written', () => {
+  const names = (count: number) => Object.fromEntries(Array.from({ length: count }, (_, i) => [`${i}`, small]))
+  const small = zeros([0])
+  const cases: [name: string, state: StateDict, metadata: Record<string, string>, text: RegExp][] = [
+    ['a long header', {}, { a: 'x'.repeat(100_000_000) }, /must fit a header of 100000000 bytes/],
+    ['a header that escapes make long', {}, { a: '\u0001'.repeat(20_000_000) }, /must fit a header/],
+    ['a header that UTF-8 makes long', {}, { a: '漢'.repeat(34_000_000) }, /must fit a header/],
+    ['many tensors', names(200_001), {}, /at most 200000 tensors, got 200001/],
+    ['much metadata', {}, Object.fromEntries(Array.from({ length: 65_537 }, (_, i) => [`${i}`, ''])), /at most 65536/],
+    ['half a pair in a name', { 'a\ud800': small }, {}, /names must be valid Unicode/],
+    ['half a pair in a key', {}, { '\udc00': '' }, /metadata must be valid Unicode/],
+    ['half a pair in a value', {}, { a: 'x\ud800' }, /metadata must be valid Unicode/],
+  ]
+  test.each(cases)('%s', async (_, state, metadata, text) => {
+    saveSafetensorsSync(file, { kept: small })
+    const before = readFileSync(file)
+    const refused = { name: 'MoeError', code: 'OPTION', message: expect.stringMatching(text) }
+    expect(() => saveSafetensorsSync(file, state, { metadata })).toThrow(expect.objectContaining(refused))
+    await expect(saveSafetensors(file, state, { metadata })).rejects.toMatchObject(refused)
+    expect(readFileSync(file).equals(before)).toBe(true)
+  })
+})
+
+test('headers of 95 MB are refused with little memory', async () => {
+  const { code, stdout, stderr } = await runChild('long-headers.mjs', [file], {
+    nodeArgs: ['--max-old-space-size=512'],
+  })
+  expect([code, stderr]).toEqual([0, ''])
+  const { codes, peakMb } = JSON.parse(stdout)
+  expect(new Set(Object.values(codes).flat())).toEqual(new Set(['FILE_FORMAT']))
+  if (!sanitized) expect(peakMb).toBeLessThan(1000)
+})
+
+describe('what is no regular file is refused at once', () => {
+  const place = join(folder, 'place')
+  const cases: [name: string, make: () => unknown, text: RegExp][] = [
+    [
+      'a pipe that nobody writes to',
+      () => execFileSync('mkfifo', [place]),
+      /cannot read .*: it is a pipe, not a regular/,
+    ],
+    ['a directory', () => mkdirSync(place), /cannot read .*: it is a directory, not a regular file/],
+    ['a device', () => symlinkSync('/dev/zero', place), /cannot read .*: it is a device, not a regular file/],
+    ['a socket', () => listen(place), /cannot read .*: ENXIO/],
+    ['nothing', () => {}, /cannot read .*: ENOENT/],
+  ]
+  test.each(cases)('%s', async (_, make, text) => {
+    const made = await make()
+    const refused = { name: 'MoeError', code: 'FILE_SYSTEM', message: expect.stringMatching(text) }
+    expect(() => loadSafetensorsSync(place)).toThrow(expect.objectContaining(refused))
+    await expect(loadSafetensors(place)).rejects.toMatchObject(refused)
+    if (made instanceof Server) made.close()
+    rmSync(place, { recursive: true, force: true })
+  })
+})
+
+const listen = (path: string) =>
+  new Promise<Server>((resolve) => {
+    const server = createServer().listen(path, () => resolve(server))
+  })
 
 describe('hostile files are FILE_FORMAT errors', () => {
   const cases: [name: string, write: () => void][] = [
@@ -141,6 +230,33 @@ describe('hostile files are FILE_FORMAT errors', () => {
     ['an overlap', () => writeRaw({ ...entry({}), b: entry({}).a }, Buffer.alloc(8))],
     ['metadata with a number', () => writeRaw({ __metadata__: { a: 1 } })],
     ['metadata that is a list', () => writeRaw({ __metadata__: ['a'] })],
+    ['a byte order mark', () => writeRaw('\ufeff{}')],
+    ['white space before it', () => writeRaw(' {}')],
+    ['a zero behind it', () => writeRaw('{}\0')],
+    ['a zero in a name', () => writeRaw('{"a\0":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}')],
+    ['no UTF-8 in a name', () => writeRaw(Buffer.from('{"__metadata__":{"a\xff":""}}', 'latin1'))],
+    ['half a surrogate pair', () => writeRaw('{"__metadata__":{"a":"\\ud800"}}')],
+    ['an unknown escape', () => writeRaw('{"__metadata__":{"a":"\\x41"}}')],
+    ['a backslash at the end', () => writeRaw('{"__metadata__":{"a":"\\')],
+    ['a comma too many', () => writeRaw('{"__metadata__":{},}')],
+    ['a second value', () => writeRaw('{}{}')],
+    [
+      'a tensor twice',
+      () => writeRaw(`{${[1, 2].map(() => JSON.stringify(entry({})).slice(1, -1))}}`, Buffer.alloc(8)),
+    ],
+    ['metadata twice', () => writeRaw('{"__metadata__":{},"__metadata__":{}}')],
+    ['a key of metadata twice', () => writeRaw('{"__metadata__":{"a":"","\\u0061":""}}')],
+    ['metadata that is null', () => writeRaw('{"__metadata__":null}')],
+    ['an unknown field', () => writeRaw(entry({ strides: [1] }), Buffer.alloc(8))],
+    ['a field twice', () => writeRaw('{"a":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}}')],
+    ...['-0', '1e0', '1.0', '01', '+1', '0x1', '1e999', '9007199254740993', '9'.repeat(400), 'null', ',', '1 1'].map(
+      (number): [string, () => void] => [
+        `the dimension ${number.slice(0, 20)}`,
+        () => writeRaw(`{"a":{"dtype":"U8","shape":[${number}],"data_offsets":[0,1]}}`, Buffer.alloc(1)),
+      ],
+    ),
+    ['200,001 tensors', () => writeRaw(`{${list(200_001, (i) => `"${i}":${JSON.stringify(nothing)}`)}}`)],
+    ['65,537 entries of metadata', () => writeRaw(`{"__metadata__":{${list(65_537, (i) => `"${i}":""`)}}}`)],
     [
       'an I64 that does not fit',
       () => {

@@ -1,0 +1,158 @@
+import { fail } from '../check.js'
+import { show } from '../errors.js'
+
+/**
+ * JSON that gives back what was put in, for values of any depth. Written and read within the same limits: what a text of
+ * that size becomes stays below a gigabyte.
+ */
+
+const maxLength = 2 ** 26
+/** Of values; an object, an array, a string or a key counts as eight: so much more memory it takes. */
+const maxValues = 2 ** 23
+const heavy = 8
+
+const tooMany = `at most ${maxValues} values, an object, array, string or key counted as ${heavy}, it holds more`
+/** Every value but the first of an array or object is behind a comma. */
+const weights: Record<string, number> = { ',': 1, '{': heavy, '[': heavy }
+
+/** An object or array whose entries are being written. */
+interface Level {
+  value: Record<string | number, unknown>
+  /** Null for an array. */
+  keys: readonly string[] | null
+  length: number
+  at: number
+}
+
+/**
+ * A value as JSON; properties that are undefined are left out. Whatever else would come back as something else, or not
+ * at all, is an OPTION error that names its place in the value.
+ */
+export function toJson(op: string, name: string, value: unknown): string {
+  return new Writer(op, name).write(value)
+}
+
+class Writer {
+  readonly #op: string
+  readonly #name: string
+  readonly #levels: Level[] = []
+  readonly #above = new Set<unknown>()
+  readonly #parts: string[] = []
+  #text = ''
+  #length = 0
+  #values = 0
+
+  constructor(op: string, name: string) {
+    this.#op = op
+    this.#name = name
+  }
+
+  write(value: unknown): string {
+    this.#put(value)
+    for (let level = this.#levels.at(-1); level; level = this.#levels.at(-1)) {
+      if (level.at === level.length) this.#leave(level)
+      else this.#next(level)
+    }
+    this.#flush()
+    return this.#text
+  }
+
+  #next(level: Level): void {
+    const { keys } = level
+    const key = keys === null ? level.at : keys[level.at]
+    const first = level.at++ === 0
+    const value = level.value[key]
+    this.#count(1)
+    this.#append(`${first ? '' : ','}${keys === null ? '' : `${this.#quoted(key as string)}:`}`)
+    this.#put(value)
+  }
+
+  #put(value: unknown): void {
+    if (typeof value === 'number' && Number.isFinite(value)) this.#append(Object.is(value, -0) ? '-0' : String(value))
+    else if (typeof value === 'string') this.#append(this.#quoted(value))
+    else if (typeof value === 'boolean' || value === null) this.#append(String(value))
+    else if (typeof value === 'object') this.#enter(value as Level['value'])
+    else this.#refuse(show(value))
+  }
+
+  #enter(value: Level['value']): void {
+    if (this.#above.has(value)) this.#refuse('an object that contains itself')
+    const isArray = Array.isArray(value)
+    if (!isArray && !isPlain(value)) this.#refuse(show(value))
+    const keys = Object.keys(value).filter((key) => isArray || value[key] !== undefined)
+    if (isArray && keys.length !== value.length) this.#refuse('an array with holes or with names')
+    if (Object.getOwnPropertySymbols(value).length > 0) this.#refuse('an object with symbols')
+    this.#count(heavy)
+    this.#above.add(value)
+    this.#levels.push({ value, keys: isArray ? null : keys, length: keys.length, at: 0 })
+    this.#append(isArray ? '[' : '{')
+  }
+
+  #leave({ value, keys }: Level): void {
+    this.#append(keys === null ? ']' : '}')
+    this.#levels.pop()
+    this.#above.delete(value)
+  }
+
+  #quoted(text: string): string {
+    if (text.length > maxLength) this.#tooLong()
+    this.#count(heavy)
+    return JSON.stringify(text)
+  }
+
+  #count(weight: number): void {
+    this.#values += weight
+    if (this.#values > maxValues) fail('OPTION', this.#op, `${this.#name} must hold ${tooMany}`)
+  }
+
+  #append(text: string): void {
+    this.#length += text.length
+    if (this.#length > maxLength) this.#tooLong()
+    this.#parts.push(text)
+    if (this.#parts.length === 4096) this.#flush()
+  }
+
+  #flush(): void {
+    this.#text += this.#parts.join('')
+    this.#parts.length = 0
+  }
+
+  #tooLong(): never {
+    return fail('OPTION', this.#op, `${this.#name} must fit ${maxLength} characters of JSON, it is longer`)
+  }
+
+  #refuse(got: string): never {
+    const steps = this.#levels.map(({ keys, at }) => (keys === null ? `[${at - 1}]` : keyed(keys[at - 1])))
+    const shown = steps.length > 20 ? [...steps.slice(0, 10), ' … ', ...steps.slice(-10)] : steps
+    return fail('OPTION', this.#op, `${this.#name}${shown.join('')} must survive JSON, got ${got}`)
+  }
+}
+
+const keyed = (key: string): string => (/^[A-Za-z_$][\w$]{0,59}$/.test(key) ? `.${key}` : `[${show(key)}]`)
+
+/** Of no class, in whichever context it was made. */
+function isPlain(value: object): boolean {
+  const prototype = Object.getPrototypeOf(value)
+  return prototype === null || Object.getPrototypeOf(prototype) === null
+}
+
+/** The value of a JSON text; throws for one that {@link toJson} would not have written. */
+export function fromJson(text: string): unknown {
+  if (text.length > maxLength) throw new Error(`it has more than ${maxLength} characters`)
+  if (text.length > maxValues / heavy && valuesIn(text) > maxValues) throw new Error(`it must hold ${tooMany}`)
+  return JSON.parse(text)
+}
+
+function valuesIn(text: string): number {
+  let count = 0
+  let inString = false
+  for (let at = 0; at < text.length; at++) {
+    const character = text[at]
+    if (character === '"') {
+      inString = !inString
+      if (inString) count += heavy
+    } else if (!inString) count += weights[character] ?? 0
+    else if (character === '\\') at++
+  }
+  return count
+}
