@@ -1,9 +1,10 @@
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { cpSync, existsSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { describe, expect, test } from 'vitest'
+import { editCheckpoint } from './support/checkpoint-file.js'
 import { at, bin, cli, expectRefused, folder, jsonLines, succeeded, tiny } from './support/cli.js'
 import { printed } from './support/program.js'
 import { sentences } from './support/sentences.js'
@@ -62,6 +63,21 @@ describe('train', () => {
     expect(code).toBe(1)
     expect(err).toMatch(/^st-moe train: step \d+: .* must be finite.*; a lower --lr may help\. .*\n$/)
     expect(existsSync(at('steep/checkpoint.safetensors'))).toBe(true)
+    const evaluated = await cli([
+      'train',
+      'book.txt',
+      '--out',
+      'steeper',
+      '--evaluate-every',
+      '1',
+      '--lr',
+      '1e30',
+      ...tiny,
+    ])
+    expect(evaluated.code).toBe(1)
+    expect(evaluated.err).toMatch(
+      /^st-moe train: step 2: the loss on held-out text is \w+; a lower --lr may help\. .*\n$/,
+    )
   })
 
   test('killed, it goes on from the last checkpoint, and its lock is no obstacle', async () => {
@@ -168,8 +184,12 @@ describe('train', () => {
 describe('a damaged run', () => {
   const damage: [string, (run: string) => void, RegExp][] = [
     ['none', () => {}, /there is no run in .*: st-moe train makes one/],
-    ['cut short', (run) => truncateSync(join(run, 'checkpoint.safetensors'), 1000), /the file has 1000/],
-    ['empty', (run) => truncateSync(join(run, 'checkpoint.safetensors')), /at least 8 bytes, this has 0/],
+    [
+      'cut short',
+      (run) => truncateSync(join(run, 'checkpoint.safetensors'), 1000),
+      /has 1000 bytes, the model that .*run\.json describes at least \d+$/m,
+    ],
+    ['empty', (run) => truncateSync(join(run, 'checkpoint.safetensors')), /has 0 bytes, the model that/],
     ['no run.json', (run) => rmSync(join(run, 'run.json')), /run\.json cannot be read: ENOENT/],
     ['bad JSON', (run) => writeFileSync(join(run, 'run.json'), '{'), /run\.json cannot be read: /],
     ['other JSON', (run) => writeFileSync(join(run, 'run.json'), '{}'), /run\.json does not describe a run/],
@@ -177,7 +197,7 @@ describe('a damaged run', () => {
       'another model',
       (run) => {
         const file = join(run, 'run.json')
-        writeFileSync(file, readFileSync(file, 'utf8').replace('"dim": 16', '"dim": 32'))
+        writeFileSync(file, readFileSync(file, 'utf8').replace('"dim": 16', '"dim": 18'))
       },
       /checkpoint\.safetensors does not hold the model that .*run\.json describes/,
     ],
@@ -188,6 +208,105 @@ describe('a damaged run', () => {
     spoil(run)
     expectRefused(await cli(['train', '--resume', '--out', run]), 1, message)
     expectRefused(await cli(['generate', run]), 1, message)
+  })
+
+  /** The JSON text with the value of an entry, wherever it is, replaced by other JSON. */
+  const replaced = (json: string, name: string, value: string): string => {
+    const holder = (of: Record<string, unknown>): Record<string, unknown> | undefined =>
+      Object.hasOwn(of, name)
+        ? of
+        : Object.values(of)
+            .map((entry) => (typeof entry === 'object' && entry !== null ? holder(entry as typeof of) : undefined))
+            .find(Boolean)
+    const all = JSON.parse(json)
+    holder(all)![name] = '@@'
+    return JSON.stringify(all).replace('"@@"', value)
+  }
+  let copies = 0
+  function copyOf(run: string): string {
+    const copy = at(`copy-${copies++}`)
+    cpSync(at(run), copy, { recursive: true })
+    return copy
+  }
+  async function expectBothRefuse(run: string, message: RegExp) {
+    expectRefused(await cli(['train', '--resume', '--out', run]), 1, message)
+    expectRefused(await cli(['generate', run]), 1, message)
+  }
+
+  test.each([
+    ['layers', '2147483648', /options\.layers must be a whole number from 1 to 1024, got 2147483648$/m],
+    ['dim', '100000000', /has \d+ bytes, the model that .*run\.json describes at least 1760\d{15}$/m],
+    ['dim', '"16"', /options\.dim must be a whole number of at least 1, got "16"$/m],
+    ['lr', '1e999', /options\.lr must be a number from 0 to 1\.79\S+, got Infinity$/m],
+    ['lr', '"0.1"', /options\.lr must be a number of at least 0, got "0\.1"$/m],
+    ['heads', '3', /--dim must be a multiple of --heads, got 16 and 3$/m],
+    ['threads', '{"__proto__":{"x":1}}', /options\.threads must be a whole number from 1 to 256, got an object$/m],
+    ['compute-dtype', '"f64"', /options\.compute-dtype must be one of f32, bf16, f16, got "f64"$/m],
+    ['device', '"\\u001b[31m"', /options\.device must be cpu, cuda or cuda:N, got "\\u001b\[31m"$/m],
+    ['options', '[]', /options must be an object, got \[\]$/m],
+    ['vocabulary', '[]', /text\.vocabulary must be a text in which every character is another, got \[\]$/m],
+    ['vocabulary', '"abca"', /text\.vocabulary must be a text in which every/],
+    ['vocabulary', '"\\ud800"', /text\.vocabulary must be a text in which every/],
+    ['path', '"a\\u0000b"', /text\.path must be a text of 1 to 4096 characters/],
+    ['name', '{}', /text\.name must be a text of 1 to 4096 characters, got an object$/m],
+    ['digest', '"no"', /text\.digest must be 64 hexadecimal digits, got "no"$/m],
+    ['digest', '"no","__proto__":{"x":1}', /text must not have an entry "__proto__"$/m],
+  ])('run.json with %s %s', async (name, value, message) => {
+    const run = copyOf('run')
+    const file = join(run, 'run.json')
+    writeFileSync(file, replaced(readFileSync(file, 'utf8'), name, value))
+    await expectBothRefuse(run, message)
+  })
+
+  test('run.json with a context that the text is too short for, and the checkpoint too small', async () => {
+    const run = copyOf('run')
+    const file = join(run, 'run.json')
+    writeFileSync(file, replaced(readFileSync(file, 'utf8'), 'context', String(2 ** 32)))
+    expectRefused(await cli(['train', '--resume', '--out', run]), 1, /a context of 4294967296 needs at least/)
+    expectRefused(await cli(['generate', run]), 1, /bytes, the model that/)
+  })
+
+  test.each<[string, (file: string) => void, RegExp]>([
+    ['a pipe', (file) => spawnSync('mkfifo', [file]), /run\.json is not a file$/m],
+    ['a folder', (file) => mkdirSync(file), /run\.json is not a file$/m],
+    [
+      'as large as a disk',
+      (file) => truncateSync(file, 2 ** 40),
+      /has 1099511627776 bytes, at most 5000000 can be read$/m,
+    ],
+    ['of brackets', (file) => writeFileSync(file, '['.repeat(5e6)), /run\.json cannot be read: /],
+    ['nested deep', (file) => writeFileSync(file, '['.repeat(1e6) + ']'.repeat(1e6)), /it must be an object, got \[/],
+  ])('run.json that is %s', async (_what, make, message) => {
+    const run = copyOf('run')
+    const file = join(run, 'run.json')
+    if (!_what.includes('disk')) rmSync(file)
+    make(file)
+    await expectBothRefuse(run, message)
+  })
+
+  test.each([
+    ['evaluations', '[null]', /history\.evaluations\[0\] must be an object, got null$/m],
+    [
+      'evaluations',
+      `[${'0,'.repeat(2e5)}0]`,
+      /history\.evaluations\.length must be a whole number from 0 to 1024, got 200001$/m,
+    ],
+    ['evaluations', '[{"step":"<b>","loss":1,"sample":""}]', /history\.evaluations\[0\]\.step must be a whole number/],
+    [
+      'evaluations',
+      '[{"step":1,"loss":null,"sample":""}]',
+      /history\.evaluations\[0\]\.loss must be a number of at least 0, got null$/m,
+    ],
+    ['loss', '[]', /history\.loss\.length must be 30, got 0$/m],
+    ['stride', '[[5]]', /history\.stride must be a whole number of at least 1, got/],
+    ['load', `[${Array(30).fill('[[1,0,0]]')}]`, /history\.load\[0\]\[0\]\.length must be 4, got 3$/m],
+    ['seconds', '"</text><script>"', /history\.seconds must be a number of at least 0, got "<\/text><script>"$/m],
+    ['history', 'null', /history must be an object, got null$/m],
+    ['extra', '7', /does not hold the history of its run: it must be an object, got 7$/m],
+  ])('a checkpoint with %s %s', async (name, value, message) => {
+    const run = copyOf('run')
+    editCheckpoint(join(run, 'checkpoint.safetensors'), (about) => replaced(about, name, value))
+    expectRefused(await cli(['train', '--resume', '--out', run]), 1, message)
   })
 
   test('another text', async () => {

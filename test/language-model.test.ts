@@ -1,5 +1,11 @@
 import { describe, expect, test } from 'vitest'
-import { emptyHistory, type History, isHistory, recordStep } from '../lib/cli/language-model/history.js'
+import {
+  emptyHistory,
+  type History,
+  historySchema,
+  recordEvaluation,
+  recordStep,
+} from '../lib/cli/language-model/history.js'
 import { LanguageModel, trainingBytes } from '../lib/cli/language-model/model.js'
 import { ngramLosses } from '../lib/cli/language-model/ngram.js'
 import { textProgress } from '../lib/cli/language-model/progress.js'
@@ -32,10 +38,24 @@ describe('the history of a run', () => {
       expect(history.load[i][0][0]).toBeCloseTo(loss / 1e5, 4)
     }
     expect(recorded(20_003, true)).toEqual(history)
-    expect(isHistory(history, 20_003)).toBe(true)
-    expect(isHistory(history, 20_004)).toBe(false)
-    expect(isHistory({ ...history, load: [] }, 20_003)).toBe(false)
-    expect(isHistory(null, 0)).toBe(false)
+    const wrong = (value: unknown, steps = 20_003) => historySchema({ steps, layers: 1, experts: 2 })(value)
+    expect(wrong(history)).toBe(null)
+    expect(wrong(history, 20_004)).toEqual({ at: '.steps', must: 'must be 20004, got 20003' })
+    expect(wrong({ ...history, load: [] })).toEqual({ at: '.load.length', must: 'must be 2501, got 0' })
+    expect(wrong(null)).toEqual({ at: '', must: 'must be an object, got null' })
+  })
+
+  test('of very many evaluations keeps the first and every second one', () => {
+    const history = emptyHistory()
+    for (let step = 0; step < 5000; step++) recordEvaluation(history, { step, loss: 1, sample: '' })
+    const { length } = history.evaluations
+    expect(length).toBeLessThanOrEqual(1024)
+    expect(length).toBeGreaterThan(512)
+    expect(history.evaluations[0].step).toBe(0)
+    expect(history.evaluations.at(-1)!.step).toBe(4999)
+    const steps = history.evaluations.map(({ step }) => step)
+    for (const [i, step] of steps.entries()) expect(step).toBeGreaterThan(steps[i - 1] ?? -1)
+    expect(historySchema({ steps: 5000, layers: 1, experts: 2 })({ ...history, steps: 5000 })?.at).toBe('.loss.length')
   })
 
   test('of very many experts stays small enough for the header of a checkpoint', () => {

@@ -1,5 +1,6 @@
 import { nearest } from '../check.js'
 import { UsageError } from './errors.js'
+import { type NumberRules, numberRule, type Rule, textRule } from './rules.js'
 
 /** One flag of a command and how its value is read. */
 export interface Flag<T> {
@@ -11,7 +12,10 @@ export interface Flag<T> {
   shown: string
   /** Another name. */
   alias?: string
-  read(name: string, text: string): T
+  /** What its value must be, here and in the file that remembers it. */
+  rule: Rule<T>
+  /** The value that a text stands for; the rule says whether it will do. */
+  read(text: string): unknown
 }
 
 export type Flags = Record<string, Flag<unknown>>
@@ -25,78 +29,68 @@ export interface Parsed<F extends Flags> {
   help: boolean
 }
 
-interface NumberRules {
-  help: string
-  min: number
-  max?: number
-  /** A fraction may be given. */
-  real?: true
-  alias?: string
-}
-
 const decimal = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i
+const readNumber = (text: string): number => (decimal.test(text.trim()) ? Number(text) : Number.NaN)
 
-function readNumber({ min, max, real }: NumberRules, name: string, text: string): number {
-  const most = max ?? (real ? Number.MAX_VALUE : Number.MAX_SAFE_INTEGER)
-  const value = decimal.test(text.trim()) ? Number(text) : Number.NaN
-  if (value >= min && value <= most && (real || Number.isInteger(value))) return value
-  const range = max !== undefined || value > most ? `from ${min} to ${most}` : `of at least ${min}`
-  throw new UsageError(`--${name} must be ${real ? 'a number' : 'a whole number'} ${range}, got '${text}'`)
-}
+type NumberFlag = NumberRules & { help: string; alias?: string }
 
 /** A number within a range. */
-export const number = (rules: NumberRules & { default: number }): Flag<number> => ({
-  ...rules,
+export const number = (flag: NumberFlag & { default: number }): Flag<number> => ({
+  ...flag,
   value: 'N',
-  shown: String(rules.default),
-  read: (name, text) => readNumber(rules, name, text),
+  shown: String(flag.default),
+  rule: numberRule(flag),
+  read: readNumber,
 })
 
 /** A number for which something else stands where it is not given. */
-export const optionalNumber = (rules: NumberRules & { shown: string }): Flag<number | null> => ({
-  ...rules,
-  value: 'N',
-  default: null,
-  read: (name, text) => readNumber(rules, name, text),
-})
+export const optionalNumber = (flag: NumberFlag & { shown: string }): Flag<number | null> => {
+  const { accepts, must } = numberRule(flag)
+  return {
+    ...flag,
+    value: 'N',
+    default: null,
+    rule: { accepts: (value): value is number | null => value === null || accepts(value), must },
+    read: readNumber,
+  }
+}
 
 /** Any text but the empty one. */
-export const text = <D extends string | null>(rules: {
-  help: string
-  value: string
-  default: D
-}): Flag<string | D> => ({
-  ...rules,
-  shown: rules.default ?? '',
-  read(name, text) {
-    if (text === '') throw new UsageError(`--${name} must not be empty`)
-    return text
-  },
+export const text = <D extends string | null>(flag: { help: string; value: string; default: D }): Flag<string | D> => ({
+  ...flag,
+  shown: flag.default ?? '',
+  rule: textRule(/./s, 'must not be empty'),
+  read: (text) => text,
 })
 
 /** One of a few words. */
-export const oneOf = <T extends string>(rules: { help: string; allowed: readonly T[]; default: T }): Flag<T> => ({
-  ...rules,
+export const oneOf = <T extends string>(flag: { help: string; allowed: readonly T[]; default: T }): Flag<T> => ({
+  ...flag,
   value: 'NAME',
-  shown: rules.default,
-  read(name, text) {
-    const found = rules.allowed.find((word) => word === text)
-    if (found === undefined) throw new UsageError(`--${name} must be one of ${rules.allowed.join(', ')}, got '${text}'`)
-    return found
+  shown: flag.default,
+  rule: {
+    accepts: (value): value is T => flag.allowed.includes(value as T),
+    must: () => `must be one of ${flag.allowed.join(', ')}`,
   },
+  read: (text) => text,
 })
 
-export const toggle = (help: string): Flag<boolean> => ({ help, default: false, shown: '', read: () => true })
+/** Given or not. */
+export const toggle = (help: string): Flag<boolean> => ({
+  help,
+  default: false,
+  shown: '',
+  rule: { accepts: (value): value is boolean => typeof value === 'boolean', must: () => 'must be true or false' },
+  read: () => true,
+})
 
 export const deviceFlag: Flag<string> = {
   help: 'cpu, cuda or cuda:N',
   value: 'NAME',
   default: 'cpu',
   shown: 'cpu',
-  read(name, text) {
-    if (/^(cpu|cuda(:\d{1,4})?)$/.test(text)) return text
-    throw new UsageError(`--${name} must be cpu, cuda or cuda:N, got '${text}'`)
-  },
+  rule: textRule(/^(cpu|cuda(:\d{1,4})?)$/, 'must be cpu, cuda or cuda:N'),
+  read: (text) => text,
 }
 
 export const threadsFlag = optionalNumber({
@@ -135,7 +129,7 @@ export function parseFlags<F extends Flags>(flags: F, args: readonly string[]): 
     else {
       const [, word, inline] = /^--?([^=]*)(?:=(.*))?$/s.exec(arg)!
       const name = nameOf(flags, arg, word)
-      const { value, read } = flags[name]
+      const { value, rule, read } = flags[name]
       if (value === undefined) {
         if (inline !== undefined) throw new UsageError(`--${name} is a switch and takes no value, got '${inline}'`)
         given[name] = true
@@ -145,7 +139,10 @@ export function parseFlags<F extends Flags>(flags: F, args: readonly string[]): 
       const isValue = follows !== undefined && !follows.startsWith('--')
       if (inline === undefined && !isValue) throw new UsageError(`--${name} needs a value: --${name} ${value}`)
       if (inline === undefined) i++
-      given[name] = read(name, inline ?? follows)
+      const text = inline ?? follows
+      const meant = read(text)
+      if (!rule.accepts(meant)) throw new UsageError(`--${name} ${rule.must(meant)}, got '${text}'`)
+      given[name] = meant
     }
   }
   const defaults = Object.fromEntries(Object.entries(flags).map(([name, flag]) => [name, flag.default]))

@@ -30,7 +30,7 @@ export const generate = command({
     if (folder === undefined) throw new UsageError('which FOLDER? st-moe train names it at its end')
     const { length, seed, temperature, json } = values
     const saved = readRun(folder)
-    const { vocabulary } = saved.text
+    const vocabulary = [...saved.text.vocabulary]
     const prompt = numbered(values.prompt ?? (vocabulary.includes('\n') ? '\n' : vocabulary[0]), vocabulary)
     const stop = new Stop()
     const { loadModel, writeOn } = await import('./language-model/write.js')

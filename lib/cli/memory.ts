@@ -1,13 +1,14 @@
 import { totalmem } from 'node:os'
 import { Failure } from './errors.js'
 
-/** Refuses what needs more memory than there is; the system would kill the process. */
-export function checkMemory(what: string, bytes: number): void {
+/** Refuses what needs more memory than there is; the system would kill the process. `sizes`: the flags it comes from. */
+export function checkMemory(what: string, bytes: number, sizes: Record<string, number>): void {
   const allowed = process.constrainedMemory?.() || Number.POSITIVE_INFINITY
   const present = Math.min(totalmem(), allowed)
-  const gigabytes = (n: number): string => `${(n / 1e9).toPrecision(3)} GB`
   if (bytes <= present) return
+  const gigabytes = (n: number): string => `${(n / 1e9).toPrecision(3)} GB`
+  const flags = Object.entries(sizes).map(([name, value]) => `--${name} ${value}`)
   throw new Failure(
-    `${what} at this size needs at least ${gigabytes(bytes)} of memory, there are ${gigabytes(present)}`,
+    `${what} at this size needs at least ${gigabytes(bytes)} of memory, there are ${gigabytes(present)}: ${flags.join(' ')}`,
   )
 }

@@ -2,7 +2,7 @@ import { basename, extname, join, resolve } from 'node:path'
 import { type Command, command } from './command.js'
 import { UsageError } from './errors.js'
 import { text, toggle } from './flags.js'
-import { checkRunOptions, mayChange, type RunOptions, runFlags } from './language-model/options.js'
+import { conflictOf, mayChange, type RunOptions, runFlags } from './language-model/options.js'
 import { jsonProgress, type Report, textProgress } from './language-model/progress.js'
 import type { Run } from './language-model/run.js'
 import { readRun } from './language-model/saved-run.js'
@@ -51,8 +51,11 @@ Ctrl-C, SIGTERM and SIGHUP finish the step, save and end with code 130, 143 or 1
         ? { path: resolve(named), name: basename(named) }
         : usual && { path: usual.text, name: usual.name }
       if (!text) throw new UsageError('which FILE?')
+      const options = runOptionsOf(values)
+      const conflict = conflictOf(options)
+      if (conflict) throw new UsageError(conflict)
       const { Run } = await import('./language-model/run.js')
-      using run = new Run({ options: checkRunOptions(runOptionsOf(values)), text, out, report })
+      using run = new Run({ options, text, out, report })
       run.start(values.overwrite || usual !== undefined)
       return await untilStopped(run)
     },
@@ -74,8 +77,8 @@ async function resumeRun({ out, named, given, report }: Resumed): Promise<number
   }
   const text = { name: saved.text.name, path: resolve(named ?? saved.text.path) }
   const { Run } = await import('./language-model/run.js')
-  using run = new Run({ options: { ...saved.options, minutes: 0, ...given }, text, out, report })
-  await run.resume(saved.text.digest)
+  using run = new Run({ options: { ...saved.options, minutes: 0, ...given }, text, out, report, resumed: saved })
+  await run.resume()
   return await untilStopped(run)
 }
 

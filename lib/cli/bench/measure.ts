@@ -53,11 +53,11 @@ const kinds: readonly What[] = ['forward', 'forward + backward']
 
 /** Times the layer and its products, alternating, with one thread and with all. */
 export function measure(settings: Settings): Measurement {
-  const { device, batch, tokens, repetitions } = settings
+  const { device, dim, experts, batch, tokens, repetitions } = settings
   setDefaultDevice(device as Device)
   const most = settings.threads ?? getNumThreads()
   const counts = device === 'cpu' && settings.threads === null && most > 1 ? [1, most] : [most]
-  if (getDefaultDevice() === 'cpu') checkMemory('this benchmark', bytesOf(settings))
+  if (getDefaultDevice() === 'cpu') checkMemory('this benchmark', bytesOf(settings), { dim, experts, batch, tokens })
   manualSeed(0)
   const { layer, floor, kept } = programs(settings)
   const cases = counts.flatMap((threads) =>

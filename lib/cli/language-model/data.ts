@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
-import { readFileSync, statSync } from 'node:fs'
 import { Failure } from '../errors.js'
+import { readBytes } from '../files.js'
 
 /** A text as numbers, one for each different character. */
 export interface Corpus {
@@ -35,10 +35,7 @@ export function loadCorpus(path: string, context: number, name: string): Corpus 
 }
 
 function readText(path: string): string {
-  const file = statSync(path)
-  if (!file.isFile()) throw new Failure(`${path} is not a file`)
-  if (file.size > maxBytes) throw new Failure(`${path} has ${file.size} bytes, at most ${maxBytes} can be learned`)
-  const bytes = readFileSync(path)
+  const bytes = readBytes(path, maxBytes, 'learned')
   if (bytes.length === 0) throw new Failure(`${path} is empty`)
   if (bytes.includes(0)) throw new Failure(`${path} is not a text: it holds a zero byte`)
   try {

@@ -1,3 +1,5 @@
+import { list, numberRule, one, record, type Schema, textRule } from '../rules.js'
+
 /** What a run remembers for its report; travels in the checkpoint as JSON. */
 export interface History {
   /** Steps done. */
@@ -99,16 +101,39 @@ const rounded = ({ loss, dropped, load }: HistoryEntry): HistoryEntry => ({
   load: load.map((layer) => layer.map(round)),
 })
 
-/** Whether a value read from a file is the history of so many steps. */
-export function isHistory(value: unknown, steps: number): value is History {
-  const { stride = 0, loss, dropped, load, evaluations, seconds, ...rest } = (value ?? {}) as Partial<History>
-  const isWhole = (list: unknown): boolean => Array.isArray(list) && list.length === Math.ceil(steps / stride)
-  return (
-    rest.steps === steps &&
-    [loss, dropped, load].every(isWhole) &&
-    Array.isArray(evaluations) &&
-    typeof seconds === 'number'
-  )
+/** Evaluations that a history holds at most. */
+const maxEvaluations = 1024
+/** Characters of a sample at most. */
+export const longestSample = 600
+
+/** Adds an evaluation. A history that has many goes on with every second of them. */
+export function recordEvaluation(history: History, evaluation: Evaluation): void {
+  if (history.evaluations.length >= maxEvaluations)
+    history.evaluations = history.evaluations.filter((_, i) => i % 2 === 0)
+  history.evaluations.push(evaluation)
 }
+
+const loss = one(numberRule({ min: 0, real: true }))
+const share = one(numberRule({ min: 0, max: 1, real: true }))
+const sample = one(
+  textRule(new RegExp(`^.{0,${longestSample}}$`, 'su'), `must be a text of at most ${longestSample} characters`),
+)
+
+/** What a history read from a file must be, of a run that has done so many steps. */
+export const historySchema =
+  ({ steps, layers, experts }: { steps: number; layers: number; experts: number }): Schema =>
+  (value) => {
+    const { stride } = (value ?? {}) as Partial<History>
+    const entries = typeof stride === 'number' ? Math.ceil(steps / stride) : 0
+    return record({
+      stride: one(numberRule({ min: 1 })),
+      steps: one(numberRule({ min: steps, max: steps })),
+      loss: list(loss, entries),
+      dropped: list(share, entries),
+      load: list(list(list(share, experts), layers), entries),
+      evaluations: list(record({ step: one(numberRule({ min: 0, max: steps })), loss, sample }), 0, maxEvaluations),
+      seconds: one(numberRule({ min: 0, real: true })),
+    })(value)
+  }
 
 export const mean = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0) / values.length

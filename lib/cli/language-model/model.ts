@@ -116,14 +116,19 @@ export class LanguageModel extends Module {
   }
 }
 
+/** Bytes of the weights at least. The dense feed-forward behind the experts counts as one of them. */
+export function weightBytes({ vocabulary, context, dim, layers, experts }: ModelOptions): number {
+  const hidden = hiddenWidth('st-moe train', dim, 4)
+  return 4 * (layers * (4 * dim * dim + (experts + 1) * 3 * hidden * dim) + (2 * vocabulary + context) * dim)
+}
+
 /**
  * Bytes that training takes at least: weights, their gradients and the two moments of AdamW, and what a step keeps for
- * its backward. The dense feed-forward behind the experts counts as one of them.
+ * its backward.
  */
 export function trainingBytes(options: ModelOptions, batch: number): number {
-  const { vocabulary, context, dim, layers, experts, topN } = options
+  const { vocabulary, context, dim, layers, topN } = options
   const hidden = hiddenWidth('st-moe train', dim, 4)
-  const weights = layers * (4 * dim * dim + (experts + 1) * 3 * hidden * dim) + (2 * vocabulary + context) * dim
   const kept = batch * context * (layers * (8 * dim + (topN + 1) * 2 * hidden) + 2 * vocabulary)
-  return 4 * (4 * weights + kept)
+  return 4 * (weightBytes(options) + kept)
 }

@@ -1,4 +1,3 @@
-import { UsageError } from '../errors.js'
 import { computeDtypeFlag, deviceFlag, number, threadsFlag, type Values } from '../flags.js'
 import type { ModelOptions } from './model.js'
 
@@ -26,12 +25,11 @@ export type RunOptions = Values<typeof runFlags>
 /** What a resumed run may change. More steps stretch the schedule of the learning rate from here on. */
 export const mayChange: ReadonlySet<string> = new Set(['steps', 'minutes', 'threads', 'evaluate-every', 'device'])
 
-/** Rules between options. */
-export function checkRunOptions(options: RunOptions): RunOptions {
-  const { dim, heads, experts, 'top-n': topN } = options
-  if (dim % heads !== 0) throw new UsageError(`--dim must be a multiple of --heads, got ${dim} and ${heads}`)
-  if (topN > experts) throw new UsageError(`--top-n must be at most --experts, got ${topN} and ${experts}`)
-  return options
+/** Where options do not go together: why. */
+export function conflictOf({ dim, heads, experts, 'top-n': topN }: RunOptions): string | null {
+  if (dim % heads !== 0) return `--dim must be a multiple of --heads, got ${dim} and ${heads}`
+  if (topN > experts) return `--top-n must be at most --experts, got ${topN} and ${experts}`
+  return null
 }
 
 export const modelOptions = (options: RunOptions, vocabulary: number): ModelOptions => ({

@@ -12,21 +12,22 @@ import {
   setDefaultDevice,
   setNumThreads,
 } from '../../index.js'
-import { Failure } from '../errors.js'
+import { Failure, UsageError } from '../errors.js'
 import { checkMemory } from '../memory.js'
+import { explain, record } from '../rules.js'
 import { Batches } from './batches.js'
-import { restore } from './checkpoint.js'
+import { checkHolds, restore } from './checkpoint.js'
 import { type Corpus, loadCorpus, promptOf } from './data.js'
 import { evaluating, heldOutLoss } from './evaluate.js'
 import { RunFolder } from './folder.js'
-import { emptyHistory, type History, isHistory, recordStep } from './history.js'
+import { emptyHistory, type History, historySchema, longestSample, recordEvaluation, recordStep } from './history.js'
 import { LanguageModel, trainingBytes } from './model.js'
 import { ngramLosses, ngramNames } from './ngram.js'
 import { modelOptions, type RunOptions, runFlags } from './options.js'
 import { preferredCharacters } from './preferences.js'
 import type { Report } from './progress.js'
 import { makeReport, type RunSummary } from './report.js'
-import { checkpointIn } from './saved-run.js'
+import { checkpointIn, type SavedRun } from './saved-run.js'
 import { entryOf, learningRate, makeOptimizer, trainStep } from './train.js'
 import { writeOn } from './write.js'
 
@@ -36,6 +37,8 @@ interface RunSettings {
   /** Folder of checkpoint and report. */
   out: string
   report: Report
+  /** What the folder tells about a run that goes on. */
+  resumed?: SavedRun
 }
 
 /** A training run and its folder: the model and all that changes with it. */
@@ -54,15 +57,20 @@ export class Run {
   #history: History = emptyHistory()
   #step = 0
 
-  constructor({ options, text, out, report }: RunSettings) {
+  constructor({ options, text, out, report, resumed }: RunSettings) {
     this.#options = options
     this.#textPath = text.path
     this.#report = report
     this.#corpus = loadCorpus(text.path, options.context, text.name)
-    const { training, heldOut, vocabulary } = this.#corpus
+    const { training, heldOut, vocabulary, digest } = this.#corpus
+    if (resumed && digest !== resumed.text.digest)
+      throw new Failure(`${text.path} is not the text that this run learned from; a run keeps its text`)
     const model = modelOptions(options, vocabulary.length)
+    if (resumed) checkHolds(out, model)
     setDefaultDevice(options.device as Device)
-    if (getDefaultDevice() === 'cpu') checkMemory('training', trainingBytes(model, options.batch))
+    const { layers, dim, experts, context, batch } = options
+    if (getDefaultDevice() === 'cpu')
+      checkMemory('training', trainingBytes(model, batch), { layers, dim, experts, context, batch })
     if (options.threads !== null) setNumThreads(options.threads)
     this.#folder = new RunFolder(out)
     this.#generator = manualSeed(options.seed)
@@ -88,17 +96,17 @@ export class Run {
     this.#describe()
   }
 
-  /** Goes on from the checkpoint; `digest` is that of the text it has learned from. */
-  async resume(digest: string): Promise<void> {
-    if (this.#corpus.digest !== digest)
-      throw new Failure(`${this.#textPath} is not the text that this run learned from; a run keeps its text`)
+  /** Goes on from the checkpoint. */
+  async resume(): Promise<void> {
     const { path } = this.#folder
+    const { steps, layers, experts } = this.#options
     const targets = { model: this.#model, optimizer: this.#optimizer, generator: this.#generator }
     const { step, extra } = await restore(path, targets)
-    const { history } = (extra ?? {}) as { history?: unknown }
-    if (!isHistory(history, step)) throw new Failure(`${checkpointIn(path)} is not from st-moe train`)
+    const found = record({ history: historySchema({ steps: step, layers, experts }) })(extra)
+    if (found) throw new Failure(`${checkpointIn(path)} does not hold the history of its run: ${explain(found)}`)
+    if (step > steps) throw new UsageError(`--steps ${steps}: this run has done ${step} already`)
     this.#step = step
-    this.#history = history
+    this.#history = (extra as { history: History }).history
     this.#describe()
     this.#report({ event: 'resume', step })
   }
@@ -123,7 +131,10 @@ export class Run {
 
   #describe(): void {
     const { name, digest, vocabulary } = this.#corpus
-    this.#folder.describe({ options: this.#options, text: { path: this.#textPath, name, digest, vocabulary } })
+    this.#folder.describe({
+      options: this.#options,
+      text: { path: this.#textPath, name, digest, vocabulary: vocabulary.join('') },
+    })
   }
 
   #advance(): void {
@@ -142,9 +153,12 @@ export class Run {
     try {
       return step()
     } catch (error) {
-      if (!(error instanceof MoeError && error.code === 'NON_FINITE')) throw error
-      throw new Failure(`step ${this.#step + 1}: ${error.message}; a lower --lr may help. The last checkpoint is kept.`)
+      throw error instanceof MoeError && error.code === 'NON_FINITE' ? this.#tooSteep(error.message) : error
     }
+  }
+
+  #tooSteep(what: string): Failure {
+    return new Failure(`step ${this.#step + 1}: ${what}; a lower --lr may help. The last checkpoint is kept.`)
   }
 
   /** Measures the loss on held-out text (on all of it at the end) and lets the model write. */
@@ -154,7 +168,7 @@ export class Run {
     const { seed } = this.#options
     const evaluation = await evaluating(this.#model, this.#generator, async () => {
       const written: number[] = []
-      const length = last ? 600 : 240
+      const length = last ? longestSample : 240
       for await (const character of writeOn(this.#model, this.#prompt, length, { seed, temperature: 0.7, topK: 0 })) {
         written.push(character)
         if (stopped()) return null
@@ -163,7 +177,8 @@ export class Run {
       return loss === null ? null : { step: this.#step, loss, sample: this.#textOf(written) }
     })
     if (evaluation === null) return
-    this.#history.evaluations.push(evaluation)
+    if (!Number.isFinite(evaluation.loss)) throw this.#tooSteep(`the loss on held-out text is ${evaluation.loss}`)
+    recordEvaluation(this.#history, evaluation)
     this.#report({ event: 'evaluation', ...evaluation })
   }
 

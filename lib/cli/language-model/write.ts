@@ -1,6 +1,6 @@
 import { setImmediate } from 'node:timers/promises'
 import { type Device, Generator, noGrad, rand, scope, setDefaultDevice, setNumThreads, tensor } from '../../index.js'
-import { restore } from './checkpoint.js'
+import { checkHolds, restore } from './checkpoint.js'
 import { LanguageModel } from './model.js'
 import { modelOptions } from './options.js'
 import type { SavedRun } from './saved-run.js'
@@ -13,7 +13,9 @@ export async function loadModel(
 ): Promise<LanguageModel> {
   setDefaultDevice(device as Device)
   if (threads !== null) setNumThreads(threads)
-  const model = new LanguageModel(modelOptions(options, text.vocabulary.length))
+  const sizes = modelOptions(options, [...text.vocabulary].length)
+  checkHolds(folder, sizes)
+  const model = new LanguageModel(sizes)
   await restore(folder, { model })
   return model.eval()
 }
