@@ -1,4 +1,4 @@
-import { escapeXml } from '../lib/cli/language-model/chart.js'
+import { html, Markup } from '../lib/cli/markup.js'
 
 /** Charts over sizes, as SVG that follows the reader's light or dark setting. */
 
@@ -39,27 +39,24 @@ function scale(ticks: readonly number[], log: boolean, from: number, to: number)
   return (value) => from + ((f(value) - first) / (last - first)) * (to - from)
 }
 
-function draw({ x, y, lines }: Panel, names: readonly string[], x0: number, width: number): string[] {
+function draw({ x, y, lines }: Panel, names: readonly string[], x0: number, width: number): Markup[] {
   const [begin, end, base] = [x0 + left, x0 + width - right, top + panelHeight]
   const toX = scale(x.ticks, true, begin, end)
   const toY = scale(y.ticks, y.log, base, top)
   return [
     ...y.ticks.map(
       (value) =>
-        `<line class="grid" x1="${begin}" x2="${end}" y1="${at(toY(value))}" y2="${at(toY(value))}"/>` +
-        `<text class="end" x="${begin - 8}" y="${at(toY(value) + 4)}">${escapeXml(y.format(value))}</text>`,
+        html`<line class="grid" x1="${begin}" x2="${end}" y1="${at(toY(value))}" y2="${at(toY(value))}"/><text class="end" x="${begin - 8}" y="${at(toY(value) + 4)}">${y.format(value)}</text>`,
     ),
-    ...x.ticks.map(
-      (value) => `<text class="mid" x="${at(toX(value))}" y="${base + 18}">${escapeXml(x.format(value))}</text>`,
-    ),
-    `<text class="mid" x="${at((begin + end) / 2)}" y="${base + 38}">${escapeXml(x.label)}</text>`,
-    `<text class="mid" transform="rotate(-90)" x="${at(-(top + base) / 2)}" y="${x0 + 14}">${escapeXml(y.label)}</text>`,
+    ...x.ticks.map((value) => html`<text class="mid" x="${at(toX(value))}" y="${base + 18}">${x.format(value)}</text>`),
+    html`<text class="mid" x="${at((begin + end) / 2)}" y="${base + 38}">${x.label}</text>`,
+    html`<text class="mid" transform="rotate(-90)" x="${at(-(top + base) / 2)}" y="${x0 + 14}">${y.label}</text>`,
     ...lines.flatMap(({ name, points }) => {
       const look = `s${names.indexOf(name) % 3}`
       const places = points.map(([px, py]) => [at(toX(px)), at(toY(py))])
       return [
-        `<path class="${look}" d="M${places.map((place) => place.join(' ')).join('L')}"/>`,
-        ...places.map(([cx, cy]) => `<circle class="${look}" cx="${cx}" cy="${cy}" r="3.5"/>`),
+        html`<path class="${look}" d="M${places.map((place) => place.join(' ')).join('L')}"/>`,
+        ...places.map(([cx, cy]) => html`<circle class="${look}" cx="${cx}" cy="${cy}" r="3.5"/>`),
       ]
     }),
   ]
@@ -70,13 +67,13 @@ export function chart(title: string, panels: readonly Panel[], width: number): s
   const names = [...new Set(panels.flatMap(({ lines }) => lines.map(({ name }) => name)))]
   const legend = names.map(
     (name, i) =>
-      `<path class="s${i % 3}" d="M${left + i * 170} 18h20"/><text x="${left + 26 + i * 170}" y="22">${escapeXml(name)}</text>`,
+      html`<path class="s${i % 3}" d="M${left + i * 170} 18h20"/><text x="${left + 26 + i * 170}" y="22">${name}</text>`,
   )
   const body = panels.flatMap((panel, i) => draw(panel, names, i * width, width))
-  return `<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 ${panels.length * width} ${top + panelHeight + bottom}">
-<title>${escapeXml(title)}</title>
-<style>${style}</style>
-${[...legend, ...body].join('\n')}
+  return String(html`<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 ${panels.length * width} ${top + panelHeight + bottom}">
+<title>${title}</title>
+<style>${new Markup(style)}</style>
+${[...legend, ...body]}
 </svg>
-`
+`)
 }

@@ -58,6 +58,28 @@ describe('train', () => {
     expect({ said, code, signal }).toEqual({ said: 'ready\nwanted\nopen\n', code: null, signal: 'SIGINT' })
   })
 
+  test('--steps below what is done is an error that changes nothing; at what is done there is nothing to do', async () => {
+    cpSync(at('run'), at('done'), { recursive: true })
+    const files = () => readdirSync(at('done')).map((name) => [name, readFileSync(at(`done/${name}`), 'utf8')])
+    const before = files()
+    const less = await cli(['train', '--resume', '--out', 'done', '--steps', '20'])
+    expectRefused(less, 2, 'st-moe train: this run has done 30 steps: --steps must be at least that, got 20\n')
+    expect(files()).toEqual(before)
+    expect(await succeeded(['train', '--resume', '--out', 'done', '--steps', '30'])).toContain('step 30 of 30, report')
+  })
+
+  test('control characters of a file name are shown', async () => {
+    const name = 'a\x1b]0;b\x07\n\u202ec.txt'
+    expectRefused(await cli(['train', name, ...tiny]), 1, "stat '/") // one line
+    cpSync(at('book.txt'), at(name))
+    const out = await succeeded(['train', name, '--out', 'named', '--steps', '2', ...tiny])
+    expect(out).toContain('a\\x1b]0;b\\x07\\n\\u202ec.txt: ')
+    expect(out).not.toContain('\x1b')
+    const [start] = jsonLines(await succeeded(['train', name, '--out', 'json2', '--steps', '2', '--json', ...tiny]))
+    expect(start.text).toBe(name)
+    expect(readFileSync(at('named/report.html'), 'utf8')).not.toContain('\x1b')
+  })
+
   test('a step that blows up says what may help', async () => {
     const { code, err } = await cli(['train', 'book.txt', '--out', 'steep', '--lr', '1e30', ...tiny])
     expect(code).toBe(1)
@@ -337,6 +359,21 @@ describe('generate', () => {
   test('continues a prompt, longer than the context too', async () => {
     const prompt = 'The old whale sees the sea.\nThe '
     expect((await write('--prompt', prompt)).startsWith(prompt)).toBe(true)
+  })
+
+  const hasTerminals = spawnSync('script', ['--version']).status === 0
+  test.skipIf(!hasTerminals)('shows control characters on a terminal, and writes them elsewhere', async () => {
+    writeFileSync(at('colours.txt'), 'A \x1b[31mred\x1b[0m word.\n'.repeat(60))
+    await succeeded(['train', 'colours.txt', '--steps', '2', ...tiny])
+    const args = ['generate', 'runs/colours', '--prompt', '\x1b[31mred', '--length', '20']
+    expect((await succeeded(args)).startsWith('\x1b[31mred')).toBe(true)
+    const quoted = args.map((word) => `'${word}'`).join(' ')
+    const { stdout } = spawnSync('script', ['-qc', `${process.execPath} ${bin} ${quoted}`, '/dev/null'], {
+      cwd: folder,
+      encoding: 'utf8',
+    })
+    expect(stdout).toMatch(/^\\x1b\[31mred/)
+    expect(stdout).not.toContain('\x1b')
   })
 
   test('at temperature 0, and from the likeliest alone, chance has no part', async () => {

@@ -1,4 +1,4 @@
-import { describe, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import {
   emptyHistory,
   type History,
@@ -84,19 +84,29 @@ test('counts of many different characters end where a number cannot tell them ap
 })
 
 describe('progress', () => {
-  function shown(isTTY: boolean): string {
+  beforeEach(() => {
+    vi.useFakeTimers({ toFake: ['performance'] })
+  })
+  afterEach(() => {
+    vi.useRealTimers()
+  })
+
+  function shown(isTTY: boolean, columns: number | null = 30, name = 'book.txt'): string {
     let text = ''
     const write = (more: unknown) => {
       text += more
       return true
     }
-    const report = textProgress({ isTTY, columns: 30, write } as NodeJS.WriteStream)
+    const report = textProgress({ isTTY, columns: columns ?? undefined, write } as NodeJS.WriteStream)
     const counts = { unigram: 2.5, bigram: 2 }
     const sizes = { training: 9000, heldOut: 1000, vocabulary: 20, parameters: 12345, charactersPerStep: 32 }
-    report({ event: 'start', text: 'book.txt', ...sizes, counts })
-    for (let step = 1; step <= 3; step++) report({ event: 'step', step, steps: 3, loss: 3 - step / 10, dropped: 0.01 })
+    report({ event: 'start', text: name, ...sizes, counts })
+    for (let step = 1; step <= 3; step++) {
+      vi.advanceTimersByTime(8000)
+      report({ event: 'step', step, steps: 3, loss: 3 - step / 10, dropped: 0.01 })
+    }
     report({ event: 'evaluation', step: 3, loss: 2.5, sample: 'x' })
-    report({ event: 'end', step: 3, steps: 3, out: 'run', text: '' })
+    report({ event: 'end', step: 3, steps: 3, out: 'run', text: 'A\x1b[2Jb\n\tc' })
     return text
   }
 
@@ -105,8 +115,34 @@ describe('progress', () => {
     expect(first).toBe('\r\x1b[2Kbook.txt: 9,000 characters to learn, 1,000 held out, 20 different; 12,345 parameters')
     const parts = rest[1].split('\r\x1b[2K')
     expect(parts.slice(1, -1).length).toBeGreaterThan(0)
-    for (const part of parts.slice(1, -1)) expect([...part]).toHaveLength(29)
+    for (const part of parts.slice(1, -1)) expect(part).toMatch(/^\d\/3 {2}loss 2\.\d{3} {2}0:0\d left$/)
     expect(parts.at(-1)).toBe('step 3  held-out loss 2.500')
+  })
+
+  test.each([
+    [null, /^[█░]{20} \d\/3 {2}loss 2\.\d{3} {2}4 char\/s {2}1\.0 % dropped {2}0:0\d left$/],
+    [0, /^[█░]{20} \d\/3 .* left$/],
+    [62, /^[█░]{9} \d\/3 {2}loss 2\.\d{3} {2}4 char\/s {2}1\.0 % dropped {2}0:0\d left$/],
+    [60, /^\d\/3 {2}loss 2\.\d{3} {2}4 char\/s {2}1\.0 % dropped {2}0:0\d left$/],
+    [40, /^\d\/3 {2}loss 2\.\d{3} {2}4 char\/s {2}0:0\d left$/],
+    [30, /^\d\/3 {2}loss 2\.\d{3} {2}0:0\d left$/],
+    [20, /^\d\/3 {2}loss 2\.\d{3}$/],
+    [3, /^\d\/$/],
+  ])('on a terminal of %s columns shows what has room', (columns, line) => {
+    const lines = shown(true, columns)
+      .split('\r\x1b[2K')
+      .filter((part) => /^[█░\d]/.test(part))
+    expect(lines.length).toBeGreaterThan(0)
+    for (const part of lines) expect(part).toMatch(line)
+  })
+
+  test('shows the control characters of texts and names, and does not send them', () => {
+    for (const isTTY of [true, false]) {
+      const text = shown(isTTY, 80, 'a\x1b]0;b\x07\n\u202ec').replaceAll('\r\x1b[2K', '')
+      expect(text).toContain('a\\x1b]0;b\\x07\\n\\u202ec: 9,000 characters')
+      expect(text).toContain('\nA\\x1b[2Jb\n\tc\n')
+      expect(text).not.toContain('\x1b')
+    }
   })
 
   test('is plain lines elsewhere', () => {

@@ -1,7 +1,8 @@
 import { MoeError } from '../errors.js'
 import { Failure, UsageError } from './errors.js'
 import { describeFlags, type Flags, type Parsed, parseFlags } from './flags.js'
-import { line, watchOutput } from './output.js'
+import { line, note, watchOutput } from './output.js'
+import { visibleName } from './visible.js'
 
 /** A subcommand: what it takes, its help, and what it does. */
 export interface CommandOptions<F extends Flags> {
@@ -59,12 +60,13 @@ export async function reportingErrors(program: string, run: () => number | Promi
   } catch (error) {
     const { stack, message } = error as Error
     const usage = error instanceof UsageError
-    const text = usage || isExpected(error) ? message : stack
-    process.stderr.write(`${program}: ${text}\n${usage ? `${program} --help shows what it takes\n` : ''}`)
+    // One line, whatever names it quotes; only what MoeErrors tell of the addon has more.
+    const text = error instanceof MoeError ? message : usage || isExpected(error) ? visibleName(message) : stack
+    note(`${program}: ${text}${usage ? `\n${program} --help shows what it takes` : ''}`)
     return usage ? 2 : 1
   }
 }
 
-/** Errors that this package describes, and those of the system about files. */
+/** Errors that a command describes, and those of the system about files. */
 const isExpected = (error: unknown): boolean =>
-  error instanceof MoeError || error instanceof Failure || typeof (error as { syscall?: unknown }).syscall === 'string'
+  error instanceof Failure || typeof (error as { syscall?: unknown }).syscall === 'string'

@@ -4,6 +4,7 @@ import { deviceFlag, number, text, threadsFlag, toggle } from './flags.js'
 import { readRun } from './language-model/saved-run.js'
 import { jsonLine } from './output.js'
 import { Stop } from './stop.js'
+import { visible } from './visible.js'
 
 /** `st-moe generate` */
 export const generate = command({
@@ -35,10 +36,12 @@ export const generate = command({
     const stop = new Stop()
     const { loadModel, writeOn } = await import('./language-model/write.js')
     const model = await loadModel(folder, saved, values)
+    // A file gets the text as it is; on a terminal its control characters are shown, not obeyed.
+    const show = (text: string): unknown => process.stdout.write(process.stdout.isTTY ? visible(text) : text)
     let written = values.prompt ?? ''
-    if (!json) process.stdout.write(written)
+    if (!json) show(written)
     for await (const next of writeOn(model, prompt, length, { seed, temperature, topK: values['top-k'] })) {
-      if (!json) process.stdout.write(vocabulary[next])
+      if (!json) show(vocabulary[next])
       written += vocabulary[next]
       if (stop.wanted()) break
     }

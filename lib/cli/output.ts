@@ -1,5 +1,6 @@
 import { closeSync } from 'node:fs'
 import { isatty } from 'node:tty'
+import { visible } from './visible.js'
 
 /** What a command prints: text for people, or JSON for programs. */
 
@@ -25,17 +26,20 @@ export function watchOutput(program: string): void {
   })
 }
 
+/** For people; what came from a file or a name cannot disturb the terminal. */
 export function line(text: string): void {
-  process.stdout.write(`${text}\n`)
+  process.stdout.write(`${visible(text)}\n`)
 }
 
 /** A word to the user beside the output; on a terminal in place of the line that is being rewritten there. */
 export function note(text: string): void {
-  process.stderr.write(process.stderr.isTTY ? `\r\x1b[2K${text}\n` : `${text}\n`)
+  process.stderr.write(`${process.stderr.isTTY ? '\r\x1b[2K' : ''}${visible(text)}\n`)
 }
 
-/** One line of JSON. */
-export const jsonLine = (value: unknown): void => line(JSON.stringify(value))
+/** One line of JSON, for programs. */
+export function jsonLine(value: unknown): void {
+  process.stdout.write(`${JSON.stringify(value)}\n`)
+}
 
 /** Rows of cells under each other; the last cell of a row is as long as it likes. */
 export function table(rows: readonly (readonly string[])[]): string {

@@ -1,3 +1,5 @@
+import { html, Markup } from '../markup.js'
+
 /** Small SVG charts that need nothing outside themselves and follow the reader's light or dark setting. */
 
 export type Point = readonly [x: number, y: number]
@@ -30,7 +32,7 @@ const right = 136
 const top = 16
 const bottom = 48
 
-const style = `
+const style = new Markup(`
 .chart { --ink:#22272e; --muted:#6b7280; --grid:#e4e1da; --sea:#1b6f8f; --spray:#9bc4d1; --rust:#b4541f;
   --l0:#14506b; --l1:#3f7d98; --l2:#86b1c3; --l3:#c3d8e0; --l4:#eeebe4; --l5:#f3cfae; --l6:#e6a06c; --l7:#cc6a33; --l8:#a13f12;
   font-family: system-ui, -apple-system, 'Segoe UI', Inter, 'DejaVu Sans', sans-serif; font-size: 13px; width: 100%; height: auto; }
@@ -43,18 +45,15 @@ const style = `
 .chart circle.heldOut { fill: var(--sea); stroke: none } .chart text.heldOut { fill: var(--sea); stroke: none; font-weight: 600 }
 .chart text.training { stroke: none } .chart .level { stroke: var(--rust); stroke-width: 1.25; stroke-dasharray: 5 4 }
 .chart text.level { fill: var(--rust); stroke: none }
-${Array.from({ length: 9 }, (_, i) => `.chart .l${i} { fill: var(--l${i}) }`).join(' ')}`
-
-export const escapeXml = (text: string): string =>
-  text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`)
+${Array.from({ length: 9 }, (_, i) => `.chart .l${i} { fill: var(--l${i}) }`).join(' ')}`)
 
 /** A whole SVG document around what is drawn. */
-export function svg(title: string, height: number, body: readonly string[]): string {
-  const size = `viewBox="0 0 ${chartWidth} ${height}"`
-  return `<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" aria-label="${escapeXml(title)}" ${size}>
-<title>${escapeXml(title)}</title>
+export function svg(title: string, height: number, body: readonly Markup[]): Markup {
+  const size = html`viewBox="0 0 ${chartWidth} ${height}"`
+  return html`<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" aria-label="${title}" ${size}>
+<title>${title}</title>
 <style>${style}</style>
-${body.join('\n')}
+${body}
 </svg>
 `
 }
@@ -89,7 +88,7 @@ function spread(positions: readonly number[], distance: number): number[] {
 
 const at = (value: number): string => value.toFixed(1)
 
-export function lineChart(chart: LineChart): string {
+export function lineChart(chart: LineChart): Markup {
   const { x, y, height, lines, levels = [] } = chart
   const toX = (value: number): number => left + (value / x.max) * (chartWidth - left - right)
   const toY = (value: number): number =>
@@ -107,34 +106,33 @@ export function lineChart(chart: LineChart): string {
   return svg(chart.title, height, [
     ...ticks(y.min, y.max, (height - top - bottom) / 36).map(
       (value) =>
-        `<line class="grid" x1="${left}" x2="${edge}" y1="${at(toY(value))}" y2="${at(toY(value))}"/>` +
-        `<text class="end" x="${left - 10}" y="${at(toY(value) + 4)}">${y.format(value)}</text>`,
+        html`<line class="grid" x1="${left}" x2="${edge}" y1="${at(toY(value))}" y2="${at(toY(value))}"/>
+<text class="end" x="${left - 10}" y="${at(toY(value) + 4)}">${y.format(value)}</text>`,
     ),
     ...xAxis(x, height, toX),
-    `<text class="mid" transform="rotate(-90)" x="${at(-(top + height - bottom) / 2)}" y="14">${escapeXml(y.label)}</text>`,
-    ...visible.map(({ value }) => `<path class="level" d="M${left} ${at(toY(value))}H${edge}"/>`),
-    ...lines.map(({ look, points }) => `<path class="${look}" d="${pathOf(points, toX, toY)}"/>`),
+    html`<text class="mid" transform="rotate(-90)" x="${at(-(top + height - bottom) / 2)}" y="14">${y.label}</text>`,
+    ...visible.map(({ value }) => html`<path class="level" d="M${left} ${at(toY(value))}H${edge}"/>`),
+    ...lines.map(({ look, points }) => html`<path class="${look}" d="${pathOf(points, toX, toY)}"/>`),
     ...lines
       .filter(({ look }) => look === 'heldOut')
       .flatMap(({ points }) =>
-        points.map((p) => `<circle class="heldOut" cx="${at(toX(p[0]))}" cy="${at(toY(p[1]))}" r="3.5"/>`),
+        points.map((p) => html`<circle class="heldOut" cx="${at(toX(p[0]))}" cy="${at(toY(p[1]))}" r="3.5"/>`),
       ),
     ...labels.map(
-      ({ text, look }, i) =>
-        `<text class="${look}" x="${edge + 10}" y="${at(places[i] + 4)}">${escapeXml(text)}</text>`,
+      ({ text, look }, i) => html`<text class="${look}" x="${edge + 10}" y="${at(places[i] + 4)}">${text}</text>`,
     ),
   ])
 }
 
 /** Numbers and name of the horizontal axis. */
-export function xAxis(x: { label: string; max: number }, height: number, toX: (value: number) => number): string[] {
+export function xAxis(x: { label: string; max: number }, height: number, toX: (value: number) => number): Markup[] {
   const middle = (left + chartWidth - right) / 2
   return [
     ...ticks(0, x.max, 6).map(
       (value) =>
-        `<text class="mid" x="${at(toX(value))}" y="${height - bottom + 20}">${value.toLocaleString('en')}</text>`,
+        html`<text class="mid" x="${at(toX(value))}" y="${height - bottom + 20}">${value.toLocaleString('en')}</text>`,
     ),
-    `<text class="mid" x="${at(middle)}" y="${height - 8}">${escapeXml(x.label)}</text>`,
+    html`<text class="mid" x="${at(middle)}" y="${height - 8}">${x.label}</text>`,
   ]
 }
 

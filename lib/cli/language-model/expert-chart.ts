@@ -1,4 +1,5 @@
-import { bins, chartWidth, escapeXml, svg, xAxis } from './chart.js'
+import { html, type Markup } from '../markup.js'
+import { bins, chartWidth, svg, xAxis } from './chart.js'
 import type { History } from './history.js'
 
 const left = 64
@@ -19,7 +20,7 @@ export interface ExpertLoad {
  * A heat map for each layer: one row an expert, time to the right, colour for its share of the first choices relative to
  * the 1/E of perfect balance. At the end of a row: the last share, and the characters that the expert prefers.
  */
-export function expertLoadChart({ history, preferred, steps }: ExpertLoad): string {
+export function expertLoadChart({ history, preferred, steps }: ExpertLoad): Markup {
   const { load } = history
   const layers = load[0]?.length ?? 0
   const experts = load[0]?.[0]?.length ?? 0
@@ -29,17 +30,17 @@ export function expertLoadChart({ history, preferred, steps }: ExpertLoad): stri
   const body = [...legend(), ...xAxis({ label: 'training steps', max: steps }, height, toX)]
   for (let layer = 0; layer < layers; layer++) {
     const y0 = top + layer * (experts * row + gap)
-    body.push(`<text class="ink strong" x="${left}" y="${y0 - 8}">layer ${layer + 1}</text>`)
+    body.push(html`<text class="ink strong" x="${left}" y="${y0 - 8}">layer ${layer + 1}</text>`)
     for (let expert = 0; expert < experts; expert++) {
       const y = y0 + expert * row
       const shares = binnedShares(history, layer, expert)
       const last = `${((shares.at(-1)?.share ?? 0) * 100).toFixed(0)} %`
-      const likes = escapeXml((preferred[layer]?.[expert] ?? []).join(' '))
+      const likes = (preferred[layer]?.[expert] ?? []).join(' ')
       body.push(
         ...cells(shares, experts, y, toX),
-        `<text class="end small" x="${left - 8}" y="${y + 11}">${expert + 1}</text>`,
-        `<text class="end small" x="${edge + 38}" y="${y + 11}">${last}</text>`,
-        `<text class="ink small" x="${edge + 50}" y="${y + 11}">${likes}</text>`,
+        html`<text class="end small" x="${left - 8}" y="${y + 11}">${expert + 1}</text>`,
+        html`<text class="end small" x="${edge + 38}" y="${y + 11}">${last}</text>`,
+        html`<text class="ink small" x="${edge + 50}" y="${y + 11}">${likes}</text>`,
       )
     }
   }
@@ -65,7 +66,7 @@ const levelOf = (share: number, experts: number): number =>
   Math.max(0, Math.min(8, Math.round(4 + (share * experts - 1) * 4)))
 
 /** Rectangles of one row; neighbours of one level become one. */
-function cells(shares: readonly Stretch[], experts: number, y: number, toX: (step: number) => number): string[] {
+function cells(shares: readonly Stretch[], experts: number, y: number, toX: (step: number) => number): Markup[] {
   const runs: { from: number; to: number; level: number }[] = []
   for (const { from, to, share } of shares) {
     const level = levelOf(share, experts)
@@ -75,24 +76,24 @@ function cells(shares: readonly Stretch[], experts: number, y: number, toX: (ste
   }
   return runs.map(({ from, to, level }) => {
     const [x0, x1] = [toX(from), toX(to)]
-    return `<rect class="l${level}" x="${x0.toFixed(1)}" y="${y}" width="${(x1 - x0 + 0.3).toFixed(1)}" height="${row - 1}"/>`
+    return html`<rect class="l${level}" x="${x0.toFixed(1)}" y="${y}" width="${(x1 - x0 + 0.3).toFixed(1)}" height="${row - 1}"/>`
   })
 }
 
-function legend(): string[] {
+function legend(): Markup[] {
   const width = 22
   const x0 = chartWidth - right - 9 * width
-  const label = (level: number, text: string): string =>
-    `<text class="mid small" x="${x0 + (level + 0.5) * width}" y="32">${text}</text>`
+  const label = (level: number, text: string): Markup =>
+    html`<text class="mid small" x="${x0 + (level + 0.5) * width}" y="32">${text}</text>`
   return [
-    `<text x="${left}" y="17">share of the characters, 1 = perfect balance</text>`,
+    html`<text x="${left}" y="17">share of the characters, 1 = perfect balance</text>`,
     ...Array.from(
       { length: 9 },
-      (_, i) => `<rect class="l${i}" x="${x0 + i * width}" y="6" width="${width}" height="14"/>`,
+      (_, i) => html`<rect class="l${i}" x="${x0 + i * width}" y="6" width="${width}" height="14"/>`,
     ),
     label(0, '0'),
     label(4, '1'),
     label(8, '≥ 2'),
-    `<text class="small" x="${chartWidth - right + 50}" y="17">prefers</text>`,
+    html`<text class="small" x="${chartWidth - right + 50}" y="17">prefers</text>`,
   ]
 }

@@ -1,4 +1,5 @@
 import { jsonLine } from '../output.js'
+import { visible, visibleName } from '../visible.js'
 import { mean } from './history.js'
 
 /** What happens in a run. */
@@ -28,7 +29,7 @@ export const jsonProgress = (): Report => jsonLine
 export function textProgress(out: Pick<NodeJS.WriteStream, 'isTTY' | 'columns' | 'write'> = process.stdout): Report {
   const pace = new Pace(out.isTTY ? 100 : 5000)
   const say = (text: string): void => {
-    out.write(out.isTTY ? `\r\x1b[2K${text}\n` : `${text}\n`)
+    out.write(`${out.isTTY ? '\r\x1b[2K' : ''}${visible(text)}\n`)
     pace.pause()
   }
   const recent = { loss: [] as number[], dropped: [] as number[] }
@@ -46,12 +47,14 @@ export function textProgress(out: Pick<NodeJS.WriteStream, 'isTTY' | 'columns' |
         for (const name of ['loss', 'dropped'] as const) recent[name] = [...recent[name].slice(-19), event[name]]
         if (!pace.next(event.step === event.steps)) return
         const smooth = { ...event, loss: mean(recent.loss), dropped: mean(recent.dropped) }
-        const line = progressLine(smooth, charactersPerStep, pace.seconds)
-        out.write(out.isTTY ? `\r\x1b[2K${[...line].slice(0, out.columns - 1).join('')}` : `${line}\n`)
+        const width = out.isTTY ? (out.columns || 80) - 1 : Number.POSITIVE_INFINITY // some terminals do not tell
+        const line = progressLine(smooth, charactersPerStep, pace.seconds, width)
+        out.write(out.isTTY ? `\r\x1b[2K${line}` : `${line}\n`)
         return
       }
       case 'end': {
-        const { step, steps, out, text } = event
+        const { step, steps, text } = event
+        const out = visibleName(event.out)
         if (text !== '') say(`\n${text}\n`)
         const goOn = step < steps ? `; go on with --resume --out ${out}` : ''
         return say(`step ${step} of ${steps}, report and checkpoint in ${out}${goOn}`)
@@ -95,26 +98,32 @@ function introduction({ text, training, heldOut, vocabulary, parameters, counts 
   const number = (value: number): string => value.toLocaleString('en')
   const losses = Object.entries(counts).map(([name, loss]) => `${name} ${loss.toFixed(3)}`)
   return (
-    `${text}: ${number(training)} characters to learn, ${number(heldOut)} held out, ` +
+    `${visibleName(text)}: ${number(training)} characters to learn, ${number(heldOut)} held out, ` +
     `${vocabulary} different; ${number(parameters)} parameters\n` +
     `held-out loss of counts, in nats per character: ${losses.join(', ')}`
   )
 }
 
+/** At most `width` characters: what matters less goes where not all has room, and the bar takes what is left. */
 function progressLine(
   { step, steps, loss, dropped }: RunEvent & { event: 'step' },
   charactersPerStep: number,
   pace: number,
+  width: number,
 ): string {
-  const width = 20
-  const done = Math.floor((step / steps) * width)
-  return [
-    `${'█'.repeat(done)}${'░'.repeat(width - done)} ${step}/${steps}`,
-    `loss ${loss.toFixed(3)}`,
-    `${Math.round(charactersPerStep / pace).toLocaleString('en')} char/s`,
-    `${(dropped * 100).toFixed(1)} % dropped`,
-    `${duration((steps - step) * pace)} left`,
-  ].join('  ')
+  const parts = new Map([
+    ['count', `${step}/${steps}`],
+    ['loss', `loss ${loss.toFixed(3)}`],
+    ['pace', `${Math.round(charactersPerStep / pace).toLocaleString('en')} char/s`],
+    ['dropped', `${(dropped * 100).toFixed(1)} % dropped`],
+    ['left', `${duration((steps - step) * pace)} left`],
+  ])
+  const line = (): string => [...parts.values()].join('  ')
+  for (const name of ['dropped', 'pace', 'left', 'loss']) if (line().length > width) parts.delete(name)
+  const room = Math.min(20, width - line().length - 1)
+  const done = Math.floor((step / steps) * room)
+  const bar = room < 8 ? '' : `${'█'.repeat(done)}${'░'.repeat(room - done)} `
+  return (bar + line()).slice(0, width)
 }
 
 function duration(seconds: number): string {

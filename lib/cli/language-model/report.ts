@@ -1,4 +1,5 @@
-import { binned, escapeXml, lineChart } from './chart.js'
+import { html, Markup } from '../markup.js'
+import { binned, lineChart } from './chart.js'
 import { expertLoadChart } from './expert-chart.js'
 import type { Evaluation, History } from './history.js'
 import { mean } from './history.js'
@@ -34,10 +35,11 @@ export function makeReport(run: RunSummary): Report {
     'expert-load.svg': expertLoadChart({ history, preferred: run.preferred, steps }),
     'dropped.svg': droppedChart(run),
   }
-  return { html: page(run, charts), charts }
+  const texts = Object.entries(charts).map(([name, chart]) => [name, String(chart)])
+  return { html: String(page(run, charts)), charts: Object.fromEntries(texts) }
 }
 
-function lossChart({ history, ngrams, steps }: RunSummary): string {
+function lossChart({ history, ngrams, steps }: RunSummary): Markup {
   const [unigram] = ngrams
   const evaluations = history.evaluations.map(({ step, loss }) => [step, loss] as const)
   const lowest = Math.min(...ngrams, ...evaluations.map(([, loss]) => loss))
@@ -60,7 +62,7 @@ function lossChart({ history, ngrams, steps }: RunSummary): string {
   })
 }
 
-function droppedChart({ history, steps }: RunSummary): string {
+function droppedChart({ history, steps }: RunSummary): Markup {
   const points = binned(history.dropped, 250, history.stride)
   const highest = Math.max(0.01, ...points.map(([, share]) => share))
   return lineChart({
@@ -77,23 +79,23 @@ function droppedChart({ history, steps }: RunSummary): string {
   })
 }
 
-function page(run: RunSummary, charts: Record<string, string>): string {
+function page(run: RunSummary, charts: Record<string, Markup>): Markup {
   const { history, steps, textName } = run
   const done = history.steps
-  const refresh = done < steps ? '<meta http-equiv="refresh" content="10">' : ''
-  return `<!doctype html>
+  const refresh = done < steps ? html`<meta http-equiv="refresh" content="10">` : ''
+  return html`<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-${refresh}<title>${escapeXml(textName)} · st-moe</title>
-<style>${reportStyle}</style>
+${refresh}<title>${textName} · st-moe</title>
+<style>${new Markup(reportStyle)}</style>
 </head>
 <body>
 <header>
 <p class="eyebrow">st-moe language model</p>
-<h1>Learning to write from ${escapeXml(textName)}</h1>
+<h1>Learning to write from ${textName}</h1>
 <p>${lead(run)}</p>
 </header>
 ${cards(run)}
@@ -103,12 +105,10 @@ ${figure('Dropped characters', charts['dropped.svg'], droppedCaption)}
 <section><h2>What it writes</h2>
 <p class="caption">Continuations of the beginning of a paragraph of the held-out text, as training went on. Each character is drawn
 at temperature 0.7.</p>
-${shown(history.evaluations)
-  .map((evaluation) => sample(evaluation, run.prompt))
-  .join('\n')}
+${shown(history.evaluations).map((evaluation) => sample(evaluation, run.prompt))}
 </section>
 <section><h2>Configuration</h2>
-<table>${run.configuration.map(([name, value]) => `<tr><th>${escapeXml(name)}</th><td>${escapeXml(value)}</td></tr>`).join('')}</table>
+<table>${run.configuration.map(([name, value]) => html`<tr><th>${name}</th><td>${value}</td></tr>`)}</table>
 </section>
 </body>
 </html>
@@ -131,7 +131,7 @@ function lead({ history, steps }: RunSummary): string {
     : 'A small transformer whose feed-forward layers are sparse mixtures of experts, trained from nothing, character by character.'
 }
 
-function cards({ history, ngrams, charactersPerStep, parameters }: RunSummary): string {
+function cards({ history, ngrams, charactersPerStep, parameters }: RunSummary): Markup {
   const { steps } = history
   const best = ngrams.at(-1)!
   const loss = history.evaluations.at(-1)?.loss
@@ -152,13 +152,13 @@ function cards({ history, ngrams, charactersPerStep, parameters }: RunSummary): 
     ['parameters', `${(parameters / 1e6).toFixed(2)} M`, 'of which a character uses a part'],
     ['dropped', recent.length > 0 ? `${(mean(recent) * 100).toFixed(1)} %` : '–', 'of the characters, lately'],
   ]
-  const card = ([name, value, note]: string[]): string =>
-    `<div class="card"><span>${name}</span><strong>${value}</strong><small>${note}</small></div>`
-  return `<section class="cards">${entries.map(card).join('')}</section>`
+  const card = ([name, value, note]: string[]): Markup =>
+    html`<div class="card"><span>${name}</span><strong>${value}</strong><small>${note}</small></div>`
+  return html`<section class="cards">${entries.map(card)}</section>`
 }
 
-const figure = (title: string, chart: string, caption: string): string =>
-  `<section><h2>${title}</h2><figure>${chart}<figcaption>${caption}</figcaption></figure></section>`
+const figure = (title: string, chart: Markup, caption: string): Markup =>
+  html`<section><h2>${title}</h2><figure>${chart}<figcaption>${caption}</figcaption></figure></section>`
 
 /** First, a few in between, last. */
 function shown(evaluations: readonly Evaluation[]): Evaluation[] {
@@ -167,6 +167,6 @@ function shown(evaluations: readonly Evaluation[]): Evaluation[] {
   return evaluations.filter((_, i) => wanted.has(i))
 }
 
-const sample = ({ step, loss, sample: text }: Evaluation, prompt: string): string =>
-  `<article><h3>step ${step.toLocaleString('en')}<span>${loss.toFixed(2)}</span></h3>
-<blockquote><b>${escapeXml(prompt)}</b>${escapeXml(text)}</blockquote></article>`
+const sample = ({ step, loss, sample: text }: Evaluation, prompt: string): Markup =>
+  html`<article><h3>step ${step.toLocaleString('en')}<span>${loss.toFixed(2)}</span></h3>
+<blockquote><b>${prompt}</b>${text}</blockquote></article>`

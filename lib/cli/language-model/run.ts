@@ -104,7 +104,8 @@ export class Run {
     const { step, extra } = await restore(path, targets)
     const found = record({ history: historySchema({ steps: step, layers, experts }) })(extra)
     if (found) throw new Failure(`${checkpointIn(path)} does not hold the history of its run: ${explain(found)}`)
-    if (step > steps) throw new UsageError(`--steps ${steps}: this run has done ${step} already`)
+    if (step > steps)
+      throw new UsageError(`this run has done ${step} steps: --steps must be at least that, got ${steps}`)
     this.#step = step
     this.#history = (extra as { history: History }).history
     this.#describe()
