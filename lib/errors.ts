@@ -1,7 +1,8 @@
 /**
  * What went wrong, for programs; the text of the error is for people. `OPTION` is any argument that is not what it must
  * be, where none of the more exact codes fits; `FILE_SYSTEM` is a file that cannot be read or written, with the system's
- * error as `cause`; `INTERNAL` is a mistake of this package.
+ * error as `cause`; `DEVICE_FAULT` is a kernel that faulted on the GPU, after which this process can use that GPU no
+ * more; `INTERNAL` is a bug in this package.
  */
 export type MoeErrorCode =
   | 'SHAPE'
@@ -16,6 +17,7 @@ export type MoeErrorCode =
   | 'UNSUPPORTED'
   | 'NON_FINITE'
   | 'BACKEND_UNAVAILABLE'
+  | 'DEVICE_FAULT'
   | 'INTERNAL'
 
 /**

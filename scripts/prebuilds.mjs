@@ -49,7 +49,7 @@ function compilePlugin() {
     console.log('prebuilds: no nvcc (in PATH or CUDACXX), so these prebuilds hold no CUDA plugin')
     return null
   }
-  run('scripts/configure-cuda')
+  run('cmake', '-S', '.', '-B', 'build/cuda', '-DST_MOE_CUDA=ON')
   run('cmake', '--build', 'build/cuda', '--parallel', jobs, '--target', 'st_moe_cuda')
   return path.join(root, 'build/Release/libst_moe_cuda.so')
 }

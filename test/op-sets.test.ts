@@ -52,7 +52,11 @@ test('arguments are named after their op', () => {
 /** Files of a backend that hold no op of their name. */
 const backends = [
   { folder: 'cpu', extension: '.cc', helpers: ['allocator', 'backend', 'gemm', 'pool', 'system_memory', 'table'] },
-  { folder: 'cuda', extension: '.cu', helpers: ['blas', 'blas_library', 'capture', 'plugin', 'stream', 'table'] },
+  {
+    folder: 'cuda',
+    extension: '.cu',
+    helpers: ['blas', 'blas_library', 'capture', 'device_fault', 'plugin', 'stream', 'table'],
+  },
 ]
 
 test.each(backends)(

@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdtempSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -68,13 +68,15 @@ describe.skipIf(!built)('device cuda on the emulator', () => {
     expect(devices()).toContainEqual({ device: 'cuda:0', available: true, variant: 'emulated card' })
   })
 
-  test('the cache of the process counts once', () =>
+  test('what is kept beside tensors is counted on its device: the cache of the process, the workspace of cuBLAS', () =>
     scope(() => {
-      zeros([2], { device: 'cuda' })
       zeros([1 << 16]).dispose()
+      const x = zeros([2, 2], { device: 'cuda' })
+      x.matmul(x)
       const { cachedBytes, devices } = memory()
-      expect(cachedBytes).toBeGreaterThan(0)
-      expect(cachedBytes).toBe(devices.cpu.cachedBytes)
+      expect(devices.cpu.cachedBytes).toBeGreaterThan(0)
+      expect(devices['cuda:0'].cachedBytes).toBe((32 << 20) + 8) // and the device error flag
+      expect(cachedBytes).toBe(devices.cpu.cachedBytes + devices['cuda:0'].cachedBytes)
     }))
 
   test.each(['f32', 'f64'] as const)('random numbers and copies have the bits of the CPU: %s', (dtype) => {
@@ -206,6 +208,40 @@ test.skipIf(!built)('memory from before a captured step that is freed in it come
   expect(await printed('frees-in-capture.mjs', { SIMT_MEMORY_MB: '16' })).toEqual({ failed: [] })
 })
 
+describe.skipIf(!built)('a kernel that faults', () => {
+  const text =
+    /^\[[\w.]+\] a fault occurred on the device, an illegal memory access was encountered \(cudaErrorIllegalAddress\), in (one of the kernels since the last wait: )?[\w<>, ]+.*; this process cannot use the device again$/
+
+  test.each([1, 3, 10, 25, 40])(
+    'launch %i of training: every later call on the GPU says so, the CPU works',
+    async (n) => {
+      for (const streams of ['eager', 'lazy']) {
+        const { first, later, cpu, losses } = await printed('device-fault.mjs', {
+          SIMT_STREAMS: streams,
+          FAULT_AT: String(n),
+        })
+        expect(first.message).toMatch(text)
+        const reason = (message: string) => message.slice(message.indexOf(']'))
+        for (const { name, code, message } of [first, ...later]) {
+          expect({ name, code, reason: reason(message) }).toEqual({
+            name: 'MoeError',
+            code: 'DEVICE_FAULT',
+            reason: reason(first.message),
+          })
+        }
+        expect(later.length).toBe(8)
+        expect(cpu).toEqual([2, 4])
+        expect(losses).toEqual([losses[0], losses[0]]) // training on the CPU before and after
+      }
+    },
+  )
+
+  test('ST_MOE_CUDA_SYNC=1 names the kernel', async () => {
+    const { first } = await printed('device-fault.mjs', { ST_MOE_CUDA_SYNC: '1', FAULT_AT: '3' })
+    expect(first.message).toMatch(/cudaErrorIllegalAddress\), in \w+_kernel(<[^;]*>)?; this process/)
+  })
+})
+
 test.skipIf(!built)('TF32 is an option of products, and never of the router', async () => {
   const run = (env: Record<string, string>) => printed('tf32.mjs', env)
   const fine = 1 + 2 ** -12
@@ -256,6 +292,43 @@ describe('where it cannot be used, the answer says why and the CPU works', () =>
   test.skipIf(!built)('no cuBLAS', () =>
     expectAnswer({ ST_MOE_CUBLAS_LIBRARY: '/nowhere/libcublas.so' }, 'cublas', /ST_MOE_CUBLAS_LIBRARY.*nowhere/),
   )
+
+  describe.skipIf(!existsSync(join(build, 'simt/cublas')))('cuBLAS that is found as a file is tried', () => {
+    const folder = (kind: string) => join(build, 'simt/cublas', kind)
+    const files = (kind: string, driver = 13000) => ({
+      SIMT_CUBLAS: 'files',
+      CUDA_PATH: folder(kind),
+      SIMT_DRIVER: String(driver),
+    })
+    const file = (kind: string, version: number) => join(folder(kind), `lib64/libcublas.so.${version}`)
+
+    test.each([
+      ['create', /libcublas\.so\.13: cublasCreate gives CUBLAS_STATUS_NOT_INITIALIZED; /],
+      ['gemm', /libcublas\.so\.13: a small GEMM gives CUBLAS_STATUS_NOT_SUPPORTED; /],
+      ['wrong', /libcublas\.so\.13: the result of a small GEMM is wrong; /],
+      ['symbols', /libcublas\.so\.13: this is not cuBLAS 12 or 13; /],
+    ])('broken: %s', async (kind, reason) => {
+      await expectAnswer(files(kind), 'cublas', reason)
+      const every = new RegExp(`${file(kind, 12)}: [^;]+; libcublas.so.13: [^;]+; ${file(kind, 13)}: [^;]+; looked in`)
+      await expectAnswer(files(kind, 12040), 'cublas', every)
+      await expectAnswer({ ST_MOE_CUBLAS_LIBRARY: file(kind, 13) }, 'cublas', /^.*ST_MOE_CUBLAS_LIBRARY: [^;]+; $/)
+    })
+
+    test('by the version of the driver, and the next where one does not work', async () => {
+      const made = async (env: Record<string, string>) => {
+        const log = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'log')
+        const { devices: list, request } = await reported({ ...env, FAKE_CUBLAS_LOG: log })
+        expect(list[1]).toMatchObject({ device: 'cuda:0', available: true })
+        expect(request).toBe('ready')
+        return readFileSync(log, 'utf8').trim()
+      }
+      expect(await made(files('good'))).toBe('good 13')
+      expect(await made(files('good', 13010))).toBe('good 13')
+      expect(await made(files('good', 12090))).toBe('good 12')
+      expect(await made({ ST_MOE_CUBLAS_LIBRARY: file('good', 12) })).toBe('good 12')
+      expect(await made({ ST_MOE_CUBLAS_LIBRARY: file('lt', 13) })).toBe('lt 13') // with its libcublasLt
+    })
+  })
 
   test.skipIf(!built)('an old card, and one that is not there', async () => {
     const old = await reported({ SIMT_CAPABILITY: '61' })

@@ -20,6 +20,7 @@ static const char* code_name(ErrorCode code) {
     case ErrorCode::unsupported: return "UNSUPPORTED";
     case ErrorCode::non_finite: return "NON_FINITE";
     case ErrorCode::backend_unavailable: return "BACKEND_UNAVAILABLE";
+    case ErrorCode::device_fault: return "DEVICE_FAULT";
     case ErrorCode::none:
     case ErrorCode::internal: break;
   }

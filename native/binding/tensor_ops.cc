@@ -3,7 +3,6 @@
 
 #include "binding/call.h"
 #include "core/plugin.h"
-#include "cpu/pool.h"
 
 // Life cycle, copies, element-wise ops.
 namespace st_moe {
@@ -60,7 +59,7 @@ static Napi::Value memory(Call& c) {
   values[0u] = static_cast<double>(stats.tensors);
   values[1u] = static_cast<double>(stats.bytes);
   values[2u] = static_cast<double>(stats.peak_bytes);
-  values[3u] = device.plugin ? 0.0 : static_cast<double>(cpu::cached_bytes());  // a plugin's is the driver's business
+  values[3u] = static_cast<double>(device.backend->held_bytes(device.context));
   return values;
 }
 

@@ -23,7 +23,7 @@ constexpr int kMaxRank = 8;
 
 struct Status {
   ErrorCode code;
-  char text[240];
+  char text[kErrorText];
 };
 
 // What a call may use.
@@ -495,8 +495,11 @@ struct Backend {
   void (*release)(const Context&, void* data, size_t bytes);
   Status (*copy_in)(const Context&, void* to, const void* host, size_t bytes);
   Status (*copy_out)(const Context&, void* host, const void* from, size_t bytes);
+  int64_t (*held_bytes)(const Context&);  // that belong to no tensor: kept for re-use, or of libraries
   OpTable ops;
   const CaptureTable* capture = nullptr;  // null: steps cannot be captured
+  // Why `allocate` has just returned null, if it was not for want of memory; code none if it was. Null: it always is.
+  Status (*allocation_error)(const Context&) = nullptr;
 
   int64_t saved_columns(int64_t H) const { return (2 * H + saved_multiple - 1) / saved_multiple * saved_multiple; }
 };

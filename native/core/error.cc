@@ -10,7 +10,7 @@ Error::Error(ErrorCode code, const char* text) noexcept : code_(code) {
 }
 
 void fail(ErrorCode code, const char* format, ...) {
-  char text[240];
+  char text[kErrorText];
   va_list args;
   va_start(args, format);
   std::vsnprintf(text, sizeof text, format, args);

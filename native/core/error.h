@@ -1,4 +1,5 @@
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 
@@ -16,8 +17,10 @@ enum class ErrorCode : int32_t {
   unsupported,
   non_finite,
   backend_unavailable,
+  device_fault,  // a kernel has faulted: nothing on the device works any more in this process
   internal,
 };
+constexpr size_t kErrorText = 1000;  // bytes of a text, the end included
 
 // The one exception type of the native code. Text without the operation's name: the binding adds it.
 class Error : public std::exception {
@@ -28,7 +31,7 @@ class Error : public std::exception {
 
  private:
   ErrorCode code_;
-  char text_[240];
+  char text_[kErrorText];
 };
 
 // printf-style; throws Error.

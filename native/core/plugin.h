@@ -9,7 +9,7 @@ namespace st_moe {
 struct Probe {           // what a plugin answers to "can you work here?"
   int32_t device_count;  // 0: no, and then stage and reason say why
   char stage[16];        // "plugin", "abi", "driver", "device" or "cublas"
-  char reason[512];
+  char reason[2000];
 };
 
 // What the symbol `st_moe_plugin` of a shared library gives. The ABI number comes first and is looked at first.

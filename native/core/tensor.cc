@@ -11,9 +11,13 @@ Storage::Storage(Device& device, size_t bytes)
       bytes_(bytes),
       home_(device.capture ? device.capture->shared_from_this() : nullptr),
       data_(device.backend->allocate(device.context, bytes)) {
-  if (!data_)
-    fail(ErrorCode::out_of_memory, "not enough memory on %s for %zu bytes (%lld bytes are live)", device.backend->name,
-         bytes, static_cast<long long>(device.stats.bytes));
+  if (!data_) {
+    const Backend& backend = *device.backend;
+    const Status error = backend.allocation_error ? backend.allocation_error(device.context) : Status{};
+    if (error.code != ErrorCode::none) throw Error(error.code, error.text);
+    fail(ErrorCode::out_of_memory, "not enough memory on %s for %zu bytes (%lld bytes are live)", backend.name, bytes,
+         static_cast<long long>(device.stats.bytes));
+  }
   if (!home_) device.stats.add(bytes);  // a captured step counts its memory as a whole
 }
 

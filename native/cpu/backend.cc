@@ -35,14 +35,18 @@ Status copy(const Context&, void* to, const void* from, size_t bytes) {
   return Status{ErrorCode::none, {}};
 }
 
+int64_t held_bytes(const Context&) {
+  return static_cast<int64_t>(cached_bytes());
+}
+
 }  // namespace
 }  // namespace cpu
 
 const Backend& cpu_backend() {
   static const Backend backend = [] {
     const cpu::Isa isa = cpu::choose_isa();
-    return Backend{kBackendAbi,   "cpu",        isa.name,  0,         1,
-                   cpu::allocate, cpu::release, cpu::copy, cpu::copy, isa.op_table()};
+    return Backend{kBackendAbi, "cpu",           isa.name,      0, 1, cpu::allocate, cpu::release, cpu::copy,
+                   cpu::copy,   cpu::held_bytes, isa.op_table()};
   }();
   return backend;
 }

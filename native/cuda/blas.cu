@@ -11,30 +11,53 @@
 
 namespace st_moe::cuda {
 
-static void check_blas(cublasStatus_t status, const char* what) {
+// After a fault on the device the statuses of cuBLAS say this and that.
+static void check_blas(Stream& stream, cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
+  stream.expect_no_fault();
   const ErrorCode code = status == CUBLAS_STATUS_ALLOC_FAILED ? ErrorCode::out_of_memory : ErrorCode::internal;
   fail(code, "cuBLAS, %s: %s", what, blas_library().status_string(status));
 }
 
+// What NVIDIA recommends. Without a workspace of ours cuBLAS has one of its own for each stream, and allocates inside
+// of a captured step.
+static size_t workspace_bytes(int device) {
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
+  return size_t{major >= 9 ? 32u : 8u} << 20;
+}
+
+// The handle, on the stream of the moment.
 static cublasHandle_t handle_of(Stream& stream) {
   const cudaStream_t queue = stream.stream();  // makes the device current
-  if (!stream.blas) {
-    if (!blas_library().found) fail(ErrorCode::backend_unavailable, "cublas: %s", blas_library().reason);
-    cublasHandle_t handle = nullptr;
-    check_blas(blas_library().create(&handle), "create");
-    stream.blas = handle;
-    check_blas(blas_library().set_stream(handle, queue), "stream");
+  Stream::Blas& blas = stream.blas;
+  const BlasLibrary& library = blas_library();
+  if (!blas.workspace) {
+    const size_t bytes = workspace_bytes(stream.device());
+    blas.workspace = stream.allocate(bytes);
+    blas.workspace_bytes = bytes;
   }
-  return static_cast<cublasHandle_t>(stream.blas);
+  if (!blas.handle) {
+    cublasHandle_t handle = nullptr;
+    check_blas(stream, library.create(&handle), "create");
+    blas.handle = handle;
+  }
+  const auto handle = static_cast<cublasHandle_t>(blas.handle);
+  if (blas.stream != queue) {
+    check_blas(stream, library.set_stream(handle, queue), "stream");  // takes the workspace away
+    check_blas(stream, library.set_workspace(handle, blas.workspace, blas.workspace_bytes), "workspace");
+    blas.stream = queue;
+  }
+  return handle;
 }
 
 void prepare_blas(Stream& stream) {
   handle_of(stream);
 }
 
-void destroy_blas(void* handle) noexcept {
-  if (handle) blas_library().destroy(static_cast<cublasHandle_t>(handle));
+void destroy_blas(Stream& stream) noexcept {
+  if (stream.blas.handle) find_blas().library->destroy(static_cast<cublasHandle_t>(stream.blas.handle));
+  if (stream.blas.workspace) stream.release(stream.blas.workspace, stream.blas.workspace_bytes);
 }
 
 static int as_int(int64_t value, const char* what) {
@@ -131,12 +154,13 @@ void multiply(const Context& ctx, DType operands, DType result, const Product& p
   const ColumnMajor g = column_major(p);
   const Scalars scalars(types, 1, p.accumulate ? 1 : 0);
   Stream& stream = stream_of(ctx);
-  check_blas(blas_library().gemm_strided_batched(handle_of(stream), g.transa, g.transb, g.m, g.n, g.k, scalars.at(0),
+  check_blas(stream,
+             blas_library().gemm_strided_batched(handle_of(stream), g.transa, g.transb, g.m, g.n, g.k, scalars.at(0),
                                                  g.a, types.data, g.lda, p.b_stride, g.b, types.data, g.ldb, p.a_stride,
                                                  scalars.at(1), p.c, data_c, g.ldc, p.c_stride,
                                                  as_int(p.batch, "batch"), types.compute, CUBLAS_GEMM_DEFAULT),
-             "product");
-  stream.count_gemm();
+             "GEMM");
+  stream.multiplied("cublasGemmStridedBatchedEx");
 }
 
 // The columns of the arguments of cublasGemmGroupedBatchedEx. Empty groups stay out: some versions mistreat them.
@@ -208,8 +232,8 @@ static bool try_grouped(const Context& ctx, DType operands, DType result, const 
       const_cast<void* const*>(pointers.get() + 2 * n), data_c, groups.ldc.data(), static_cast<int>(n),
       groups.size.data(), types.compute);
   if (status == CUBLAS_STATUS_NOT_SUPPORTED) return false;
-  check_blas(status, "grouped product");
-  stream.count_gemm();
+  check_blas(stream, status, "grouped GEMM");
+  stream.multiplied("cublasGemmGroupedBatchedEx");
   return true;
 }
 

@@ -37,7 +37,7 @@ constexpr int64_t kOperandMultiple = 64;
 
 // Makes Stream::blas, and frees it.
 void prepare_blas(Stream& stream);
-void destroy_blas(void* handle) noexcept;
+void destroy_blas(Stream& stream) noexcept;
 
 // Products of different sizes, which the host knows: one cublasGemmGroupedBatchedEx where cuBLAS has it for these types
 // (12.5 and newer), else one after the other.

@@ -1,27 +1,31 @@
 #pragma once
-#include <cublas_v2.h>
+#include <string>
+
+#include "cuda/cublas_api.h"
 
 namespace st_moe::cuda {
 
-// The entry points of cuBLAS 12 or 13, found and opened at run time.
+// The entry points of cuBLAS 12 or 13.
 struct BlasLibrary {
-  using GemmStridedBatched = cublasStatus_t (*)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int,
-                                                const void*, const void*, cudaDataType, int, long long, const void*,
-                                                cudaDataType, int, long long, const void*, void*, cudaDataType, int,
-                                                long long, int, cublasComputeType_t, cublasGemmAlgo_t);
-
-  decltype(&cublasCreate_v2) create;
-  decltype(&cublasDestroy_v2) destroy;
-  decltype(&cublasSetStream_v2) set_stream;
-  decltype(&cublasGetVersion_v2) get_version;
-  decltype(&cublasGetStatusString) status_string;
-  GemmStridedBatched gemm_strided_batched;
-  decltype(&cublasGemmGroupedBatchedEx) gemm_grouped_batched;  // null before 12.5
-  bool found;
-  char reason[400];  // where it was looked for, if not found
+  cublasCreate_t* create;
+  cublasDestroy_t* destroy;
+  cublasSetStream_t* set_stream;
+  cublasSetWorkspace_t* set_workspace;
+  cublasGetStatusString_t* status_string;
+  cublasGemmStridedBatchedEx_t* gemm_strided_batched;
+  cublasGemmGroupedBatchedEx_t* gemm_grouped_batched;  // null before 12.5
 };
 
-// Opened at the first call, once a process, and never closed.
+struct BlasSearch {
+  const BlasLibrary* library;  // null where none works
+  std::string reason;          // what was tried, and what was wrong with it
+};
+
+// The first library that multiplies two small matrices right on the current device. Looked for once a process, and
+// never closed. Throws Error for what is no fault of cuBLAS, such as a full device.
+const BlasSearch& find_blas();
+
+// Throws Error(backend_unavailable) where there is none.
 const BlasLibrary& blas_library();
 
 }  // namespace st_moe::cuda

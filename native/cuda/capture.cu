@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
+#include <mutex>
 #include <utility>
 
 #include "cuda/blas.h"
@@ -11,7 +13,9 @@ namespace st_moe::cuda {
 
 CapturedStep::CapturedStep(cudaStream_t aside) : aside_(aside) {
   const size_t bytes = (kMaxStepValues + 1) * sizeof(StepValues);
-  if (cudaMallocAsync(&values_, bytes, aside_) != cudaSuccess) {
+  const cudaError_t status = cudaMallocAsync(&values_, bytes, aside_);
+  if (status != cudaErrorMemoryAllocation) check(status, "captured step");
+  if (status != cudaSuccess) {
     cudaGetLastError();
     fail(ErrorCode::out_of_memory, "not enough memory on cuda: %zu bytes for the numbers of a captured step", bytes);
   }
@@ -26,7 +30,7 @@ CapturedStep::~CapturedStep() {
 }
 
 // The smallest free block that is not far too large.
-void* CapturedStep::allocate(size_t bytes) noexcept {
+cudaError_t CapturedStep::allocate(size_t bytes, void** data) noexcept {
   constexpr size_t kGrain = 512;
   bytes = (std::max<size_t>(bytes, 1) + kGrain - 1) / kGrain * kGrain;
   Block* best = nullptr;
@@ -35,21 +39,18 @@ void* CapturedStep::allocate(size_t bytes) noexcept {
       best = &block;
   if (best) {
     best->free = false;
-    return best->data;
+    *data = best->data;
+    return cudaSuccess;
   }
-  void* data = nullptr;
-  if (cudaMallocAsync(&data, bytes, aside_) != cudaSuccess) {
-    cudaGetLastError();
-    return nullptr;
-  }
+  if (const cudaError_t status = cudaMallocAsync(data, bytes, aside_); status != cudaSuccess) return status;
   try {
-    blocks_.push_back({data, bytes, false});
+    blocks_.push_back({*data, bytes, false});
   } catch (...) {
-    cudaFreeAsync(data, aside_);
-    return nullptr;
+    cudaFreeAsync(*data, aside_);
+    return cudaErrorMemoryAllocation;
   }
   bytes_ += bytes;
-  return data;
+  return cudaSuccess;
 }
 
 bool CapturedStep::release(void* data) noexcept {
@@ -86,6 +87,41 @@ std::vector<StepValues> step_values(const StepArgs* args, int64_t count) {
   return rows;
 }
 
+// ---- which devices are being captured, by any environment
+
+struct Captures {
+  std::mutex mutex;
+  std::map<int, int> running;  // by device
+
+  static Captures& instance() {
+    static auto* const captures = new Captures;
+    return *captures;
+  }
+};
+
+cudaError_t wait_for_device(int device, cudaStream_t stream) {
+  Captures& captures = Captures::instance();
+  std::unique_lock<std::mutex> lock(captures.mutex);  // held while it waits: no capture may begin meanwhile
+  if (captures.running[device] == 0) return cudaDeviceSynchronize();
+  lock.unlock();
+  return cudaStreamSynchronize(stream);
+}
+
+static cudaError_t begin_capture_of(int device, cudaStream_t stream) {
+  Captures& captures = Captures::instance();
+  std::lock_guard<std::mutex> lock(captures.mutex);
+  const cudaError_t status = cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed);
+  captures.running[device] += status == cudaSuccess;
+  return status;
+}
+
+static cudaError_t end_capture_of(int device, cudaStream_t stream, cudaGraph_t* graph) {
+  Captures& captures = Captures::instance();
+  std::lock_guard<std::mutex> lock(captures.mutex);
+  --captures.running[device];
+  return cudaStreamEndCapture(stream, graph);
+}
+
 // ---- the stream's part
 
 void Stream::begin_capture() {
@@ -95,8 +131,9 @@ void Stream::begin_capture() {
   // What is released while the step is recorded may still be in use by what was launched before.
   ++synchronisations_;
   check(cudaStreamSynchronize(stream_), "captured step");
+  log_.clear();
   auto step = std::make_unique<CapturedStep>(aside_);
-  check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "captured step");
+  check(begin_capture_of(device_, stream_), "captured step");
   recording_ = std::move(step);
 }
 
@@ -104,8 +141,9 @@ CapturedStep* Stream::end_capture(bool keep, Status* status, size_t* bytes) {
   set_aside(false);
   cudaGraph_t graph = nullptr;
   try {
-    make_current();
-    check(cudaStreamEndCapture(stream_, &graph), "captured step");
+    const cudaError_t current = cudaSetDevice(device_), ended = end_capture_of(device_, stream_, &graph);
+    check(current, "device");
+    check(ended, "captured step");
     if (keep) check(cudaGraphInstantiate(&recording_->graph, graph, 0), "captured step");
     recording_->fill_with_nan();
     ++synchronisations_;
@@ -142,6 +180,7 @@ void Stream::replay(const CapturedStep& step, const StepArgs* args, int64_t coun
   const std::vector<StepValues> rows = step_values(args, count);
   copy_in(step.values(), rows.data(), rows.size() * sizeof(StepValues));
   check(cudaGraphLaunch(step.graph, stream_), "replay");
+  log("the graph of a captured step");
 }
 
 void Stream::destroy_step(CapturedStep* step) noexcept {

@@ -34,9 +34,9 @@ class CapturedStep {
   CapturedStep(const CapturedStep&) = delete;
   CapturedStep& operator=(const CapturedStep&) = delete;
 
-  void* allocate(size_t bytes) noexcept;  // null when memory is exhausted
-  bool release(void* data) noexcept;      // false: it is not of this step
-  void fill_with_nan();                   // until the first replay
+  cudaError_t allocate(size_t bytes, void** data) noexcept;
+  bool release(void* data) noexcept;  // false: it is not of this step
+  void fill_with_nan();               // until the first replay
   size_t bytes() const { return bytes_; }
 
   StepValues* values() const { return values_; }  // [kMaxStepValues + 1]; the first is for ops that do not draw
@@ -54,6 +54,10 @@ class CapturedStep {
   size_t bytes_ = 0;
   StepValues* values_ = nullptr;
 };
+
+// cudaDeviceSynchronize is an error while any stream of the device is captured, and spoils that capture: waits for
+// `stream` alone then.
+cudaError_t wait_for_device(int device, cudaStream_t stream);
 
 // The rows that a replay copies to the device: one for ops that do not draw, then those of args.
 std::vector<StepValues> step_values(const StepArgs* args, int64_t count);

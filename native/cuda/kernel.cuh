@@ -34,8 +34,9 @@ void launch(const Context& ctx, void (*kernel)(Params...), dim3 grid, dim3 block
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream_of(ctx).stream();
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "kernel launch");
-  stream_of(ctx).count_launch();
+  const char* name = kernel_name(reinterpret_cast<const void*>(kernel));  // asked before: after a fault none is given
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), name);
+  stream_of(ctx).launched(name);
 }
 
 // Element loop: one launch, f(i) for i in [0, size). F is a functor of plain data with a __device__ operator().

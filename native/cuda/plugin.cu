@@ -51,8 +51,12 @@ void probe(Probe* probe) {
     if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0))
       return answer(probe, "device", device_reason());
     if (status != cudaSuccess) return answer(probe, "driver", driver_reason(status));
-    if (!blas_library().found) return answer(probe, "cublas", blas_library().reason);
+    check(cudaSetDevice(0), "device");
+    const BlasSearch& blas = find_blas();
+    if (!blas.library) return answer(probe, "cublas", blas.reason);
     probe->device_count = count;
+  } catch (const Error& error) {
+    answer(probe, "device", error.what());
   } catch (const std::exception& error) {
     answer(probe, "plugin", error.what());
   }
@@ -83,6 +87,12 @@ void* allocate(const Context& ctx, size_t bytes) {
 }
 void release(const Context& ctx, void* data, size_t bytes) {
   stream_of(ctx).release(data, bytes);
+}
+Status allocation_error(const Context& ctx) {
+  return guarded([&] { stream_of(ctx).expect_memory_is_short(); });
+}
+int64_t held_bytes(const Context& ctx) {
+  return static_cast<int64_t>(stream_of(ctx).held_bytes());
 }
 Status copy_in(const Context& ctx, void* to, const void* host, size_t bytes) {
   return guarded([&] { stream_of(ctx).copy_in(to, host, bytes); });
@@ -122,8 +132,8 @@ Card* make_card(int index) {
     fail(ErrorCode::backend_unavailable, "%s has compute capability %d.%d; %d.%d or newer is needed", properties.name,
          properties.major, properties.minor, kOldestCapability / 10, kOldestCapability % 10);
   auto* card = new Card{properties.name, {}};
-  card->backend = {kBackendAbi, "cuda",  card->name.c_str(), 1,          kOperandMultiple, allocate,
-                   release,     copy_in, copy_out,           op_table(), &kCaptureTable};
+  card->backend = {kBackendAbi, "cuda",   card->name.c_str(), 1,          kOperandMultiple, allocate,        release,
+                   copy_in,     copy_out, held_bytes,         op_table(), &kCaptureTable,   allocation_error};
   return card;
 }
 

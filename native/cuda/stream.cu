@@ -12,11 +12,12 @@ constexpr size_t kHalfBytes = size_t{4} << 20;  // of the staging memory: one is
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // an error that is not sticky must not fail the next launch
+  expect_no_fault(status);
   const ErrorCode code = status == cudaErrorMemoryAllocation ? ErrorCode::out_of_memory : ErrorCode::internal;
   fail(code, "CUDA, %s: %s (%s)", what, cudaGetErrorString(status), cudaGetErrorName(status));
 }
 
-Stream::Stream(int device) : device_(device) {
+Stream::Stream(int device) : device_(device), log_(device) {
   try {
     check(cudaSetDevice(device_), "device");
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
@@ -43,7 +44,7 @@ Stream::~Stream() {
 void Stream::destroy() noexcept {
   cudaSetDevice(device_);
   if (stream_) cudaStreamSynchronize(stream_);
-  destroy_blas(blas);
+  destroy_blas(*this);
   if (fault_) cudaFreeAsync(fault_, stream_);
   for (Half& half : halves_) {
     if (half.copied) cudaEventDestroy(half.copied);
@@ -64,33 +65,67 @@ cudaStream_t Stream::stream() const {
   return is_aside_ ? aside_ : stream_;
 }
 
-void* Stream::try_allocate(size_t bytes) noexcept {
-  void* data = nullptr;
-  if (cudaSetDevice(device_) != cudaSuccess) return nullptr;
-  if (recording_ && !is_aside_) return recording_->allocate(bytes);
+// Memory that other streams have freed comes back when they are done.
+cudaError_t Stream::allocate_in_order(size_t bytes, void** data) {
+  if (recording_ && !is_aside_) return recording_->allocate(bytes, data);
+  const cudaStream_t stream = recording_ ? aside_ : stream_;
   bytes = std::max<size_t>(bytes, 1);
-  if (recording_) {
-    if (cudaMallocAsync(&data, bytes, aside_) == cudaSuccess) return data;
-    cudaGetLastError();
-    return nullptr;
-  }
-  if (cudaMallocAsync(&data, bytes, stream_) == cudaSuccess) return data;
-  // What other streams have freed comes back when they are done.
+  cudaError_t status = cudaMallocAsync(data, bytes, stream);
+  if (status != cudaErrorMemoryAllocation) return status;
   cudaGetLastError();
   ++synchronisations_;
-  if (cudaDeviceSynchronize() == cudaSuccess && cudaMemPoolTrimTo(pool_, 0) == cudaSuccess &&
-      cudaMallocAsync(&data, bytes, stream_) == cudaSuccess)
-    return data;
+  status = wait_for_device(device_, stream);
+  if (status == cudaSuccess) status = cudaMemPoolTrimTo(pool_, 0);
+  return status == cudaSuccess ? cudaMallocAsync(data, bytes, stream) : status;
+}
+
+void* Stream::try_allocate(size_t bytes) noexcept {
+  void* data = nullptr;
+  allocation_status_ = cudaSetDevice(device_);
+  if (allocation_status_ == cudaSuccess) allocation_status_ = allocate_in_order(bytes, &data);
+  if (allocation_status_ == cudaSuccess) return data;
   cudaGetLastError();
   return nullptr;
 }
 
+void Stream::expect_memory_is_short() const {
+  if (allocation_status_ != cudaErrorMemoryAllocation) check(allocation_status_, "allocation");
+}
+
 void* Stream::allocate(size_t bytes) {
   if (void* data = try_allocate(bytes)) return data;
+  expect_memory_is_short();
   size_t free_bytes = 0, total_bytes = 0;
   cudaMemGetInfo(&free_bytes, &total_bytes);
   fail(ErrorCode::out_of_memory, "not enough memory on cuda: %zu bytes of scratch (%zu of %zu bytes are free)", bytes,
        free_bytes, total_bytes);
+}
+
+// What is recorded runs at a replay.
+void Stream::log(const char* name) {
+  if (recording_ && !is_aside_) return;
+  log_.add(name);
+  if (!waits_after_launch()) return;
+  ++synchronisations_;
+  check(cudaStreamSynchronize(stream()), name);
+  log_.clear();
+}
+
+void Stream::launched(const char* kernel) {
+  ++launches_;
+  log(kernel);
+}
+
+void Stream::multiplied(const char* function) {
+  ++gemms_;
+  log(function);
+}
+
+void Stream::expect_no_fault() {
+  make_current();
+  const cudaError_t status = cudaStreamQuery(recording_ ? aside_ : stream_);
+  cudaGetLastError();
+  cuda::expect_no_fault(status);
 }
 
 void Stream::release(void* data, size_t) noexcept {
@@ -119,29 +154,29 @@ void Stream::expect_no_capture(const char* what) const {
 
 void Stream::copy_in(void* to, const void* host, size_t bytes) {
   expect_no_capture("values of the host cannot be copied to the device");
-  make_current();
+  const cudaStream_t queue = stream();
   for (size_t done = 0; done < bytes; done += kHalfBytes) {
     Half& half = halves_[next_half_];
     next_half_ ^= 1;
     const size_t part = std::min(kHalfBytes, bytes - done);
     wait_for(half);
     std::memcpy(half.data, static_cast<const char*>(host) + done, part);
-    check(cudaMemcpyAsync(static_cast<char*>(to) + done, half.data, part, cudaMemcpyHostToDevice, stream_), "copy");
-    check(cudaEventRecord(half.copied, stream_), "copy");
+    check(cudaMemcpyAsync(static_cast<char*>(to) + done, half.data, part, cudaMemcpyHostToDevice, queue), "copy");
+    check(cudaEventRecord(half.copied, queue), "copy");
   }
 }
 
 void Stream::copy_out(void* host, const void* from, size_t bytes) {
   expect_no_capture("values of the device cannot be read");
-  make_current();
-  check(cudaMemcpyAsync(fault_copy_, fault_, sizeof(Fault), cudaMemcpyDeviceToHost, stream_), "copy");
+  const cudaStream_t queue = stream();
+  check(cudaMemcpyAsync(fault_copy_, fault_, sizeof(Fault), cudaMemcpyDeviceToHost, queue), "copy");
   for (const Half& half : halves_) wait_for(half);
   const auto start = [&](size_t begin) {  // chunk i goes through half i & 1
     const Half& half = halves_[begin / kHalfBytes & 1];
     const size_t part = std::min(kHalfBytes, bytes - begin);
-    check(cudaMemcpyAsync(half.data, static_cast<const char*>(from) + begin, part, cudaMemcpyDeviceToHost, stream_),
+    check(cudaMemcpyAsync(half.data, static_cast<const char*>(from) + begin, part, cudaMemcpyDeviceToHost, queue),
           "copy");
-    check(cudaEventRecord(half.copied, stream_), "copy");
+    check(cudaEventRecord(half.copied, queue), "copy");
   };
   if (bytes > 0) start(0);
   for (size_t done = 0; done < bytes; done += kHalfBytes) {
@@ -150,14 +185,15 @@ void Stream::copy_out(void* host, const void* from, size_t bytes) {
     wait_for(half);
     std::memcpy(static_cast<char*>(host) + done, half.data, std::min(kHalfBytes, bytes - done));
   }
-  if (bytes == 0) check(cudaStreamSynchronize(stream_), "copy");
+  if (bytes == 0) check(cudaStreamSynchronize(queue), "copy");
+  log_.clear();
   throw_fault();
 }
 
 void Stream::throw_fault() {
   const Fault fault = *static_cast<const Fault*>(fault_copy_);
   if (fault.kind == kNoFault) return;
-  check(cudaMemsetAsync(fault_, 0, sizeof(Fault), stream_), "fault word");
+  check(cudaMemsetAsync(fault_, 0, sizeof(Fault), stream()), "fault word");
   switch (fault.kind) {
     case kIndexFault: fail(ErrorCode::option, "index must be in [0, V), got %d", fault.value);
     case kTargetFault: fail(ErrorCode::option, "target must be in [0, V) or ignore_index, got %d", fault.value);

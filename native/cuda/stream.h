@@ -8,10 +8,12 @@
 
 #include "core/backend.h"
 #include "cuda/capture.h"
+#include "cuda/device_fault.h"
 
 namespace st_moe::cuda {
 
-// Turns an error of the runtime into Error (out_of_memory or internal) with `what` and the runtime's text.
+// Turns an error of the runtime into Error (device_fault, out_of_memory or internal) with `what` and the runtime's
+// text.
 void check(cudaError_t status, const char* what);
 
 // What one environment uses on one device: a CUDA stream, its memory pool, the cuBLAS handle, pinned staging memory.
@@ -26,8 +28,9 @@ class Stream {
   cudaStream_t stream() const;  // makes the device current
   int device() const { return device_; }
 
-  void* allocate(size_t bytes);               // in stream order; throws Error(out_of_memory)
-  void* try_allocate(size_t bytes) noexcept;  // null when memory is exhausted
+  void* allocate(size_t bytes);               // in stream order; throws Error
+  void* try_allocate(size_t bytes) noexcept;  // null where `allocate` would throw
+  void expect_memory_is_short() const;        // throws why the last try failed, if it was for another reason
   void release(void* data, size_t bytes) noexcept;
 
   void copy_in(void* to, const void* host, size_t bytes);
@@ -40,8 +43,9 @@ class Stream {
   };
   Fault* fault() const { return fault_; }
 
-  void count_launch() { ++launches_; }
-  void count_gemm() { ++gemms_; }
+  void launched(const char* kernel);      // has been launched on stream()
+  void multiplied(const char* function);  // of cuBLAS has been called
+  void expect_no_fault();  // throws Error(device_fault) if a kernel has faulted: for errors that are not the runtime's
   int64_t launches() const { return launches_; }
   int64_t gemms() const { return gemms_; }
   int64_t synchronisations() const { return synchronisations_; }
@@ -54,7 +58,13 @@ class Stream {
   void destroy_step(CapturedStep* step) noexcept;
   const StepValues* captured_values(uint64_t place) const;  // null where nothing is recorded
 
-  void* blas = nullptr;  // cublasHandle_t, made at the first product (cuda/blas.h)
+  struct Blas {              // made at the first GEMM (cuda/blas.h)
+    void* handle = nullptr;  // cublasHandle_t
+    void* workspace = nullptr;
+    size_t workspace_bytes = 0;
+    cudaStream_t stream = nullptr;  // that it works on
+  } blas;
+  size_t held_bytes() const { return sizeof(Fault) + blas.workspace_bytes; }  // of the device, beside what is allocated
 
  private:
   struct Half {  // of the pinned staging memory
@@ -63,6 +73,8 @@ class Stream {
   };
 
   void make_current() const;
+  cudaError_t allocate_in_order(size_t bytes, void** data);
+  void log(const char* name);
   void destroy() noexcept;
   void wait_for(const Half& half);
   void throw_fault();
@@ -78,6 +90,8 @@ class Stream {
   cudaStream_t aside_ = nullptr;  // for what must not be recorded
   std::unique_ptr<CapturedStep> recording_;
   bool is_aside_ = false;
+  cudaError_t allocation_status_ = cudaSuccess;
+  LaunchLog log_;
   std::vector<void*> released_;  // while a step is recorded: memory from before it
   int64_t launches_ = 0, gemms_ = 0, synchronisations_ = 0;
 };

@@ -50,7 +50,7 @@ struct Device {
 };
 
 inline Device& device() {
-  static Device device;
+  static auto& device = *new Device;  // not destroyed: at exit there may be no CUDA any more
   return device;
 }
 

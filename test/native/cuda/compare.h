@@ -53,7 +53,7 @@ class Machine {
 };
 
 inline Machine& machine() {
-  static Machine instance;
+  static auto& instance = *new Machine;  // not destroyed: at exit there may be no CUDA any more
   return instance;
 }
 

@@ -1,17 +1,23 @@
-#include "cublas_v2.h"
+#include "emulator/cublas.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "core/convert.h"
-#include "emulator/runtime_api.h"
+#include "emulator/fault.h"
+#include "emulator/runtime_device.h"
+#include "emulator/streams.h"
 
 // Column-major products with the argument checks of cuBLAS. C is not read where beta is 0, and A and B are not where
 // alpha is.
 struct cublasContext {
   cudaStream_t stream = nullptr;
+  size_t workspace_bytes = 0;  // of the caller's; without one, a product allocates
 };
+
+using namespace simt;
 
 namespace {
 
@@ -72,15 +78,42 @@ bool sizes_fit(const Gemm& g) {
          g.ldc >= std::max(1, g.m);
 }
 
-// Sum of eight interleaved partial sums, in the precision of the product.
+enum class Sums { interleaved, sequential, fma };
+
+// SIMT_SUMS: no order of addition is promised, and that of a GPU is not that of the CPU.
+Sums sums() {
+  static const Sums kind = is("SIMT_SUMS", "fma")          ? Sums::fma
+                           : is("SIMT_SUMS", "sequential") ? Sums::sequential
+                                                           : Sums::interleaved;
+  return kind;
+}
+
+// In the precision of the product: eight interleaved partial sums, one sum in order, or that with one rounding for a
+// product and its addition.
 template <class T>
 T dot(const T* a, const T* b, int k) {
   T part[8] = {};
   int p = 0;
+  switch (sums()) {
+    case Sums::sequential:
+      for (; p < k; ++p) part[0] += a[p] * b[p];
+      return part[0];
+    case Sums::fma:
+      for (; p < k; ++p) part[0] = std::fma(a[p], b[p], part[0]);
+      return part[0];
+    case Sums::interleaved: break;
+  }
   for (; p + 8 <= k; p += 8)
     for (int i = 0; i < 8; ++i) part[i] += a[p + i] * b[p + i];
   for (; p < k; ++p) part[p % 8] += a[p] * b[p];
   return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+}
+
+// Whether a product may be put on the stream; what cuBLAS allocates for itself cannot be recorded.
+cublasStatus_t ready(cublasHandle_t handle) {
+  if (usable() != cudaSuccess) return CUBLAS_STATUS_EXECUTION_FAILED;
+  return handle->workspace_bytes == 0 && spoils_capture(handle->stream) ? CUBLAS_STATUS_INTERNAL_ERROR
+                                                                        : CUBLAS_STATUS_SUCCESS;
 }
 
 template <class T>
@@ -117,6 +150,7 @@ double scalar(const void* from, int i, cublasComputeType_t compute) {
 }  // namespace
 
 cublasStatus_t cublasCreate_v2(cublasHandle_t* handle) {
+  if (usable() != cudaSuccess) return CUBLAS_STATUS_NOT_INITIALIZED;
   *handle = new cublasContext;
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -126,27 +160,24 @@ cublasStatus_t cublasDestroy_v2(cublasHandle_t handle) {
   return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasGetVersion_v2(cublasHandle_t, int* version) {
-  *version = 130000;
-  return CUBLAS_STATUS_SUCCESS;
-}
-
 cublasStatus_t cublasSetStream_v2(cublasHandle_t handle, cudaStream_t stream) {
   handle->stream = stream;
+  handle->workspace_bytes = 0;  // as the real one: its own again
   return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) {
+cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t handle, void* workspace, size_t bytes) {
+  if (bytes != 0 && !simt::is_device_memory(workspace)) return CUBLAS_STATUS_INVALID_VALUE;
+  handle->workspace_bytes = bytes;
   return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t, void* workspace, size_t bytes) {
-  return bytes == 0 || simt::is_device_memory(workspace) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
 }
 
 const char* cublasGetStatusString(cublasStatus_t status) {
   switch (status) {
     case CUBLAS_STATUS_SUCCESS: return "CUBLAS_STATUS_SUCCESS";
+    case CUBLAS_STATUS_NOT_INITIALIZED: return "CUBLAS_STATUS_NOT_INITIALIZED";
+    case CUBLAS_STATUS_EXECUTION_FAILED: return "CUBLAS_STATUS_EXECUTION_FAILED";
+    case CUBLAS_STATUS_INTERNAL_ERROR: return "CUBLAS_STATUS_INTERNAL_ERROR";
     case CUBLAS_STATUS_INVALID_VALUE: return "CUBLAS_STATUS_INVALID_VALUE";
     case CUBLAS_STATUS_NOT_SUPPORTED: return "CUBLAS_STATUS_NOT_SUPPORTED";
     default: return "unknown";
@@ -180,8 +211,9 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
   if (m == 0 || n == 0 || batchCount == 0) return CUBLAS_STATUS_SUCCESS;
   if (!simt::is_device_memory(C) || (k > 0 && !(simt::is_device_memory(A) && simt::is_device_memory(B))))
     return CUBLAS_STATUS_INVALID_VALUE;
+  if (const cublasStatus_t status = ready(handle); status != CUBLAS_STATUS_SUCCESS) return status;
   simt::count_product();
-  simt::enqueue(handle->stream, [=] {
+  simt::enqueue_kernel(handle->stream, [=] {
     for (int i = 0; i < batchCount; ++i) {
       Gemm gemm = first;
       gemm.A = static_cast<const char*>(A) + i * strideA * static_cast<long long>(bytes_of(Atype));
@@ -196,9 +228,9 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
 cublasStatus_t cublasGemmGroupedBatchedEx(cublasHandle_t handle, const cublasOperation_t transa_array[],
                                           const cublasOperation_t transb_array[], const int m_array[],
                                           const int n_array[], const int k_array[], const void* alpha_array,
-                                          const void* const Aarray[], cudaDataType_t Atype, const int lda_array[],
-                                          const void* const Barray[], cudaDataType_t Btype, const int ldb_array[],
-                                          const void* beta_array, void* const Carray[], cudaDataType_t Ctype,
+                                          const void* const Aarray[], cudaDataType Atype, const int lda_array[],
+                                          const void* const Barray[], cudaDataType Btype, const int ldb_array[],
+                                          const void* beta_array, void* const Carray[], cudaDataType Ctype,
                                           const int ldc_array[], int group_count, const int group_size[],
                                           cublasComputeType_t computeType) {
   if (!types_fit(Atype, Btype, Ctype, computeType) || Ctype != Atype) return CUBLAS_STATUS_NOT_SUPPORTED;
@@ -227,8 +259,9 @@ cublasStatus_t cublasGemmGroupedBatchedEx(cublasHandle_t handle, const cublasOpe
   if (gemms.empty()) return CUBLAS_STATUS_SUCCESS;
   if (!simt::is_device_memory(Aarray) || !simt::is_device_memory(Barray) || !simt::is_device_memory(Carray))
     return CUBLAS_STATUS_INVALID_VALUE;
+  if (const cublasStatus_t status = ready(handle); status != CUBLAS_STATUS_SUCCESS) return status;
   simt::count_product();
-  simt::enqueue(handle->stream, [=]() mutable {
+  simt::enqueue_kernel(handle->stream, [=]() mutable {
     for (size_t i = 0; i < gemms.size(); ++i) {
       gemms[i].A = Aarray[i];
       gemms[i].B = Barray[i];

@@ -11,8 +11,11 @@
 // The part of the CUDA runtime that the backend uses. Work on a stream is queued and runs when something waits for it
 // (SIMT_STREAMS=eager: at once), so that a missing wait shows. Device memory is host memory, filled with NaN.
 // SIMT_DEVICES=n cards, SIMT_DRIVER=missing answers as a machine without driver, SIMT_MEMORY_MB=n limits a card,
-// SIMT_FULL_AT=n, counted from when it is set, makes allocation number n and all after it fail. SIMT_TRACE=file writes
-// down launches, products, copies and waits.
+// SIMT_CAPABILITY=75 … 120 is the architecture, with its limits of shared memory. SIMT_FULL_AT=n, counted from when it
+// is set, makes allocation number n and all after it fail; SIMT_FAULT_AT=n lets launch or product number n fault, which
+// ends the device (emulator/fault.h). SIMT_SUMS=sequential or fma is how products add up. SIMT_TRACE=file writes down
+// launches, products, copies and waits. SIMT_DRIVER=12040 is the version of CUDA that the driver supports.
+#define CUDART_VERSION 13000
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
@@ -20,14 +23,27 @@ enum cudaError_t {
   cudaErrorInvalidConfiguration = 9,
   cudaErrorStubLibrary = 34,
   cudaErrorInsufficientDriver = 35,
+  cudaErrorInvalidDeviceFunction = 98,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
+  cudaErrorECCUncorrectable = 214,
+  cudaErrorNvlinkUncorrectable = 220,
   cudaErrorInvalidResourceHandle = 400,
   cudaErrorNotReady = 600,
+  cudaErrorIllegalAddress = 700,
+  cudaErrorLaunchTimeout = 702,
+  cudaErrorAssert = 710,
+  cudaErrorHardwareStackError = 714,
+  cudaErrorIllegalInstruction = 715,
+  cudaErrorMisalignedAddress = 716,
+  cudaErrorInvalidAddressSpace = 717,
+  cudaErrorInvalidPc = 718,
+  cudaErrorLaunchFailure = 719,
   cudaErrorNotSupported = 801,
   cudaErrorStreamCaptureUnsupported = 900,
   cudaErrorStreamCaptureInvalidated = 901,
   cudaErrorStreamCaptureUnmatched = 903,
+  cudaErrorUnknown = 999,
 };
 enum cudaMemcpyKind {
   cudaMemcpyHostToHost,
@@ -119,6 +135,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventQuery(cudaEvent_t event);
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end);
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes);
 cudaError_t cudaFree(void* pointer);
@@ -161,10 +178,12 @@ struct Counters {
 };
 extern "C" __attribute__((visibility("default"))) void simt_counters(Counters* counters);
 
-cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> thread);
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> thread);
+cudaError_t allow_shared(const void* kernel, int bytes);
 
-// For libraries that work on a stream.
+// For libraries that work on a stream. A kernel of theirs may be the one that faults.
 void enqueue(cudaStream_t stream, std::function<void()> work);
+void enqueue_kernel(cudaStream_t stream, std::function<void()> work);
 bool is_device_memory(const void* pointer);
 void count_product();
 
@@ -175,10 +194,11 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   static_assert((0 + ... + sizeof(Params)) <= 4096, "parameters of a kernel take at most 4 KiB");
   static_assert((true && ... && std::is_trivially_copyable_v<Params>));
   std::tuple<Params...> values(static_cast<Params>(std::forward<Args>(args))...);
-  return simt::launch(*config, [kernel, values] { std::apply(kernel, values); });
+  return simt::launch(*config, reinterpret_cast<const void*>(kernel), [kernel, values] { std::apply(kernel, values); });
 }
 
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
-  return cudaSuccess;
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int value) {
+  return simt::allow_shared(reinterpret_cast<const void*>(kernel), value);
 }
+cudaError_t cudaFuncGetName(const char** name, const void* kernel);  // mangled

@@ -6,6 +6,8 @@
 #include <utility>
 
 #include "emulator/engine.h"
+#include "emulator/fault.h"
+#include "emulator/symbols.h"
 
 // The part of the runtime that knows no streams and no memory: errors, versions, and which cards there are.
 namespace simt {
@@ -36,6 +38,12 @@ bool is(const char* name, const char* value) {
   return text && std::strcmp(text, value) == 0;
 }
 
+bool Trigger::reached() {
+  const char* text = std::getenv(name_);
+  if (std::exchange(value_, text ? text : "") != value_) asked_ = 0;
+  return !value_.empty() && ++asked_ >= std::strtoll(value_.c_str(), nullptr, 10);
+}
+
 size_t card_bytes() {
   return static_cast<size_t>(setting("SIMT_MEMORY_MB", 4096)) << 20;
 }
@@ -52,16 +60,18 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
     case cudaErrorStubLibrary: return "cudaErrorStubLibrary";
     case cudaErrorInsufficientDriver: return "cudaErrorInsufficientDriver";
+    case cudaErrorInvalidDeviceFunction: return "cudaErrorInvalidDeviceFunction";
     case cudaErrorNoDevice: return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
     case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
     case cudaErrorNotReady: return "cudaErrorNotReady";
+    case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
     case cudaErrorNotSupported: return "cudaErrorNotSupported";
     case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
     case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
     case cudaErrorStreamCaptureUnmatched: return "cudaErrorStreamCaptureUnmatched";
+    default: return "unrecognized error code";
   }
-  return "unrecognized error code";
 }
 
 const char* cudaGetErrorString(cudaError_t error) {
@@ -75,6 +85,7 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorInvalidDevice: return "invalid device ordinal";
     case cudaErrorInvalidResourceHandle: return "invalid resource handle";
     case cudaErrorNotReady: return "device not ready";
+    case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
     case cudaErrorNotSupported: return "operation not supported";
     case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
     case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
@@ -91,7 +102,7 @@ cudaError_t cudaPeekAtLastError() {
 }
 
 cudaError_t cudaDriverGetVersion(int* version) {
-  *version = is("SIMT_DRIVER", "missing") ? 0 : 13000;
+  *version = is("SIMT_DRIVER", "missing") ? 0 : static_cast<int>(setting("SIMT_DRIVER", 13000));
   return cudaSuccess;
 }
 
@@ -115,7 +126,7 @@ cudaError_t cudaSetDevice(int device) {
   if (driver() != cudaSuccess) return report(driver());
   if (device < 0 || device >= setting("SIMT_DEVICES", 1)) return report(cudaErrorInvalidDevice);
   current_device = device;
-  return cudaSuccess;
+  return report(usable());
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
@@ -128,7 +139,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->warpSize = kLanes;
   properties->maxThreadsPerBlock = kMaxThreads;
   properties->sharedMemPerBlock = 48 * 1024;
-  properties->sharedMemPerBlockOptin = kMaxDynamicShared;
+  properties->sharedMemPerBlockOptin = shared_memory_optin();
   properties->totalGlobalMem = card_bytes();
   return cudaSuccess;
 }
@@ -141,7 +152,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrMultiProcessorCount: *value = properties.multiProcessorCount; break;
     case cudaDevAttrComputeCapabilityMajor: *value = properties.major; break;
     case cudaDevAttrComputeCapabilityMinor: *value = properties.minor; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(kMaxDynamicShared); break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(shared_memory_optin()); break;
     case cudaDevAttrMemoryPoolsSupported: *value = 1; break;
   }
   return cudaSuccess;

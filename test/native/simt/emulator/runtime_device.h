@@ -1,4 +1,6 @@
 #pragma once
+#include <string>
+
 #include "emulator/runtime_api.h"
 
 // What the rest of the runtime asks of errors and cards.
@@ -11,5 +13,18 @@ cudaError_t report(cudaError_t error);  // the last error of this thread from no
 int64_t setting(const char* name, int64_t fallback);
 bool is(const char* name, const char* value);
 size_t card_bytes();
+
+// An event that is to come at number n, where n is the value of a variable of the environment: counted from when it is
+// set. Not for several threads at once.
+class Trigger {
+ public:
+  explicit Trigger(const char* name) : name_(name) {}
+  bool reached();  // counts; true from number n on
+
+ private:
+  const char* name_;
+  std::string value_;
+  int64_t asked_ = 0;
+};
 
 }  // namespace simt

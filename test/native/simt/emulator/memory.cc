@@ -1,0 +1,182 @@
+#include <cstdlib>
+#include <cstring>
+#include <map>
+
+#include "emulator/engine.h"
+#include "emulator/fault.h"
+#include "emulator/runtime_device.h"
+#include "emulator/sanitizers.h"
+#include "emulator/streams.h"
+
+// Memory of the host and of the device, and copies between them.
+namespace simt {
+namespace {
+
+constexpr size_t kTailBytes = 64;         // after each allocation, checked when it is freed
+constexpr uint32_t kPoison = 0x7ff97ff9;  // NaN in every floating-point format, and no index that a test would use
+
+struct Block {
+  size_t bytes;
+  bool device;
+};
+
+struct Memory {
+  std::mutex mutex;
+  std::map<const char*, Block> blocks;
+  Trigger full{"SIMT_FULL_AT"};
+};
+Memory& memory() {
+  static auto* const instance = new Memory;
+  return *instance;
+}
+
+void poison(void* pointer, size_t bytes) {
+  auto* to = static_cast<char*>(pointer);
+  for (size_t i = 0; i + 4 <= bytes; i += 4) std::memcpy(to + i, &kPoison, 4);
+  if (bytes % 4) std::memcpy(to + bytes / 4 * 4, &kPoison, bytes % 4);
+}
+
+cudaError_t allocate(void** pointer, size_t bytes, bool device) {
+  if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
+  Memory& m = memory();
+  std::lock_guard<std::mutex> lock(m.mutex);
+  if (bytes != 0 && device && m.full.reached()) return report(cudaErrorMemoryAllocation);
+  if (bytes == 0) return report(cudaErrorInvalidValue);
+  if (bytes > card_bytes() || (device && live_bytes() + bytes > card_bytes())) return report(cudaErrorMemoryAllocation);
+  auto* data = static_cast<char*>(std::aligned_alloc(256, (bytes + kTailBytes + 255) / 256 * 256));
+  if (!data) return report(cudaErrorMemoryAllocation);
+  poison(data, bytes);
+  std::memset(data + bytes, 0x5a, kTailBytes);
+#if defined(SIMT_ASAN)  // sees reads too
+  __asan_poison_memory_region(data + bytes, kTailBytes);
+#endif
+  m.blocks[data] = {bytes, device};
+  if (device) add_live(1, static_cast<int64_t>(bytes));
+  *pointer = data;
+  return cudaSuccess;
+}
+
+cudaError_t release(void* pointer, bool device) {
+  if (!pointer) return cudaSuccess;
+  Memory& m = memory();
+  std::lock_guard<std::mutex> lock(m.mutex);
+  const auto found = m.blocks.find(static_cast<char*>(pointer));
+  if (found == m.blocks.end() || found->second.device != device) return report(cudaErrorInvalidValue);
+  const size_t bytes = found->second.bytes;
+#if defined(SIMT_ASAN)
+  __asan_unpoison_memory_region(static_cast<char*>(pointer) + bytes, kTailBytes);
+#endif
+  for (size_t i = 0; i < kTailBytes; ++i)
+    if (static_cast<char*>(pointer)[bytes + i] != 0x5a) die("memory was written past its end, found when it was freed");
+  poison(pointer, bytes);
+  m.blocks.erase(found);
+  if (device) add_live(-1, -static_cast<int64_t>(bytes));
+  std::free(pointer);
+  return report(usable());
+}
+
+enum class Place { pageable, pinned, device };
+
+Place place_of(const void* pointer) {
+  Memory& m = memory();
+  std::lock_guard<std::mutex> lock(m.mutex);
+  auto after = m.blocks.upper_bound(static_cast<const char*>(pointer));
+  if (after == m.blocks.begin()) return Place::pageable;
+  --after;
+  if (static_cast<const char*>(pointer) >= after->first + after->second.bytes) return Place::pageable;
+  return after->second.device ? Place::device : Place::pinned;
+}
+
+}  // namespace
+
+bool is_device_memory(const void* pointer) {
+  return place_of(pointer) == Place::device;
+}
+
+}  // namespace simt
+
+using namespace simt;
+
+cudaError_t cudaMalloc(void** pointer, size_t bytes) {
+  return allocate(pointer, bytes, true);
+}
+cudaError_t cudaFree(void* pointer) {
+  return release(pointer, true);
+}
+cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t stream) {
+  if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
+  // Memory that waits in the queue to be freed is the pool's own: it counts when the card is full.
+  const cudaError_t status = allocate(pointer, bytes, true);
+  if (status != cudaErrorMemoryAllocation) return status;
+  drain(queue_of(stream));
+  const cudaError_t again = allocate(pointer, bytes, true);
+  if (again == cudaSuccess) cudaGetLastError();
+  return again;
+}
+
+cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
+  if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
+  if (!is_device_memory(pointer)) return report(cudaErrorInvalidValue);
+  enqueue(stream, [pointer] { release(pointer, true); });
+  return report(usable());
+}
+
+cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
+  return allocate(pointer, bytes, false);
+}
+cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
+  return allocate(pointer, bytes, false);
+}
+cudaError_t cudaFreeHost(void* pointer) {
+  return release(pointer, false);
+}
+
+cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
+  *total_bytes = card_bytes();
+  *free_bytes = *total_bytes - live_bytes();
+  return report(usable());
+}
+
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
+  *pool = nullptr;
+  return report(usable());
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
+  return report(usable());
+}
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) {
+  return report(usable());
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
+  if (bytes == 0) return cudaSuccess;
+  const Place source = place_of(from), target = place_of(to);
+  const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+  const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+  if (kind != cudaMemcpyDefault && (from_device != (source == Place::device) || to_device != (target == Place::device)))
+    return report(cudaErrorInvalidValue);
+  if ((source == Place::pageable || target == Place::pageable) && spoils_capture(stream))
+    return report(cudaErrorStreamCaptureUnsupported);
+  count(&Counters::copies);
+  enqueue(stream, [=] { std::memcpy(to, from, bytes); });
+  if (source == Place::pageable || target == Place::pageable) return cudaStreamSynchronize(stream);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  const cudaError_t status = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+  return status == cudaSuccess ? cudaStreamSynchronize(nullptr) : status;
+}
+
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
+  if (bytes == 0) return cudaSuccess;
+  if (!is_device_memory(to)) return report(cudaErrorInvalidValue);
+  enqueue(stream, [=] { std::memset(to, value, bytes); });
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemset(void* to, int value, size_t bytes) {
+  return cudaMemsetAsync(to, value, bytes, nullptr);
+}

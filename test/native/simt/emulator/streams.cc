@@ -1,0 +1,228 @@
+#include "emulator/streams.h"
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
+#include "emulator/engine.h"
+#include "emulator/fault.h"
+#include "emulator/runtime_device.h"
+#include "emulator/symbols.h"
+
+struct CUevent_st {
+  cudaStream_t stream = nullptr;
+  bool reached = true;
+  std::chrono::steady_clock::time_point time{};
+
+  void reach() {
+    reached = true;
+    time = std::chrono::steady_clock::now();
+  }
+};
+
+namespace simt {
+namespace {
+
+constexpr size_t kQueueLimit = 256;
+
+struct Process {
+  std::mutex mutex;
+  Counters counters{};
+  CUstream_st null_stream;
+};
+Process& process() {
+  static auto* const instance = new Process;
+  return *instance;
+}
+
+// Where SIMT_TRACE names a file, a line for each event, for programs that cannot call simt_counters.
+void trace(int64_t Counters::* counter) {
+  static std::FILE* const file = std::getenv("SIMT_TRACE") ? std::fopen(std::getenv("SIMT_TRACE"), "a") : nullptr;
+  if (!file) return;
+  const char* name = counter == &Counters::launches           ? "launch"
+                     : counter == &Counters::products         ? "product"
+                     : counter == &Counters::copies           ? "copy"
+                     : counter == &Counters::synchronisations ? "wait"
+                                                              : "graph";
+  std::fprintf(file, "%s\n", name);
+  std::fflush(file);
+}
+
+}  // namespace
+
+CUstream_st& queue_of(cudaStream_t stream) {
+  return stream ? *stream : process().null_stream;
+}
+
+// The mutex is not held while the operation runs: it may wait for an event of another stream. After a fault nothing
+// runs any more.
+bool run_one(CUstream_st& stream) {
+  Work work;
+  {
+    std::lock_guard<std::mutex> lock(stream.mutex);
+    if (stream.queue.empty()) return false;
+    work = std::move(stream.queue.front());
+    stream.queue.pop_front();
+  }
+  if (fault_of(stream.device) == cudaSuccess) work();
+  return true;
+}
+
+void drain(CUstream_st& stream) {
+  while (run_one(stream)) {
+  }
+}
+
+void count(int64_t Counters::* counter) {
+  std::lock_guard<std::mutex> lock(process().mutex);
+  ++(process().counters.*counter);
+  trace(counter);
+}
+
+size_t live_bytes() {
+  std::lock_guard<std::mutex> lock(process().mutex);
+  return static_cast<size_t>(process().counters.live_bytes);
+}
+
+void add_live(int64_t allocations, int64_t bytes) {
+  std::lock_guard<std::mutex> lock(process().mutex);
+  Counters& counters = process().counters;
+  counters.live_allocations += allocations;
+  counters.live_bytes += bytes;
+  if (allocations > 0) counters.allocations += allocations;
+}
+
+void enqueue(cudaStream_t stream, Work work) {
+  static const bool eager = is("SIMT_STREAMS", "eager");
+  CUstream_st& queue = queue_of(stream);
+  if (queue.capture) return queue.capture->nodes.push_back(std::move(work));
+  size_t length;
+  {
+    std::lock_guard<std::mutex> lock(queue.mutex);
+    queue.queue.push_back(std::move(work));
+    length = queue.queue.size();
+  }
+  if (eager || !stream || length > kQueueLimit) drain(queue);
+}
+
+void enqueue_kernel(cudaStream_t stream, Work work) {
+  if (!fault_is_due()) return enqueue(stream, std::move(work));
+  enqueue(stream, [device = queue_of(stream).device] { begin_fault(device); });
+}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, Work thread) {
+  if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
+  const dim3 grid = config.gridDim, block = config.blockDim;
+  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+  if (threads == 0 || threads > kMaxThreads || block.z > 64 || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
+      grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
+    return report(cudaErrorInvalidConfiguration);
+  if (!shared_memory_fits(kernel, config.dynamicSmemBytes)) return report(cudaErrorInvalidValue);
+  if (config.numAttrs) return report(cudaErrorNotSupported);
+  count(&Counters::launches);
+  const size_t shared = config.dynamicSmemBytes;
+  enqueue_kernel(config.stream, [=] {
+    auto body = thread;
+    run_grid(grid, block, shared, [](void* fn) { (*static_cast<Work*>(fn))(); }, &body);
+  });
+  return cudaSuccess;
+}
+
+void count_product() {
+  count(&Counters::products);
+}
+
+void simt_counters(Counters* counters) {
+  std::lock_guard<std::mutex> lock(process().mutex);
+  *counters = process().counters;
+}
+
+}  // namespace simt
+
+using namespace simt;
+
+cudaError_t cudaDeviceSynchronize() {
+  if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
+  if (spoils_captures_of_device()) return report(cudaErrorStreamCaptureUnsupported);
+  drain(process().null_stream);
+  return report(usable());
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
+  *stream = new CUstream_st;
+  cudaGetDevice(&(*stream)->device);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  drain(*stream);
+  delete stream;
+  return report(usable());
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
+  count(&Counters::synchronisations);
+  drain(queue_of(stream));
+  return report(usable());
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
+  const bool ran = run_one(queue_of(stream));
+  if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
+  return ran ? cudaErrorNotReady : cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
+  enqueue(stream, [event] {
+    while (!event->reached && run_one(queue_of(event->stream))) {
+    }
+  });
+  return report(usable());
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
+  *event = new CUevent_st;
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  if (!event->reached) drain(queue_of(event->stream));
+  delete event;
+  return report(usable());
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
+  if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
+  event->stream = stream;
+  event->reached = false;
+  enqueue(stream, [event] { event->reach(); });
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  count(&Counters::synchronisations);
+  while (!event->reached && run_one(queue_of(event->stream))) {
+  }
+  return report(usable());
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  const bool reached = event->reached;
+  if (!reached) run_one(queue_of(event->stream));
+  if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
+  return reached ? cudaSuccess : cudaErrorNotReady;
+}
+
+// Host time, which is the emulator's own: the benchmark runs on it only to be tried.
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
+  if (!start->reached || !end->reached) return cudaErrorNotReady;
+  *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count();
+  return report(usable());
+}

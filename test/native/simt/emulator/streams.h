@@ -1,0 +1,42 @@
+#pragma once
+#include <atomic>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "emulator/runtime_api.h"
+
+// Streams and what is recorded of them, as the parts of the runtime share them.
+using Work = std::function<void()>;
+
+struct CUgraph_st {
+  std::vector<Work> nodes;
+  std::atomic<bool> spoilt = false;  // another thread may spoil a capture
+};
+struct CUstream_st {
+  int device = 0;
+  std::mutex mutex;
+  std::deque<Work> queue;
+  std::unique_ptr<CUgraph_st> capture;  // touched by the stream's own thread, and under the mutex of captures
+};
+
+namespace simt {
+
+CUstream_st& queue_of(cudaStream_t stream);
+
+// What cannot be recorded ends the capture of a stream, if there is one.
+bool spoils_capture(cudaStream_t stream);
+
+bool run_one(CUstream_st& stream);  // one operation, in order; false: there is none
+void drain(CUstream_st& stream);
+
+void count(int64_t Counters::* counter);
+size_t live_bytes();
+void add_live(int64_t allocations, int64_t bytes);
+
+// Whether any stream of the current device is being captured: then all these captures are spoilt.
+bool spoils_captures_of_device();
+
+}  // namespace simt
