@@ -38,7 +38,7 @@ export interface Native {
   ): Handle
   convert(x: Handle, dtype: number): Handle
   reshape(x: Handle, shape: readonly number[]): Handle
-  reshaped(x: Handle, shape: readonly number[]): Handle
+  reshapeOwned(x: Handle, shape: readonly number[]): Handle
   gather(x: Handle, shape: readonly number[], strides: readonly number[], offset: number): Handle
   scatter(target: Handle, x: Handle, strides: readonly number[], offset: number): void
   unaryKinds(): string[]

@@ -28,7 +28,7 @@ export function withViews<T>(
  */
 export function reshaped(x: Handle, shape: readonly number[]): Handle {
   try {
-    return native.reshaped(x, shape)
+    return native.reshapeOwned(x, shape)
   } catch (error) {
     native.release(x)
     throw error

@@ -201,7 +201,7 @@ static Napi::Value reshape(Call& c) {  // (x, shape): shares memory
 }
 
 // (x, shape): takes over x once it succeeds, and needs no memory if nobody else holds x.
-static Napi::Value reshaped(Call& c) {
+static Napi::Value reshape_owned(Call& c) {
   const int64_t handle = handle_of(c);
   TensorTable& tensors = c.environment.tensors;
   const Shape shape = shape_for(c, tensors.get(handle));
@@ -415,7 +415,7 @@ const std::vector<Entry> kTensorEntries = {
     {"random", random},
     {"convert", convert},
     {"reshape", reshape},
-    {"reshaped", reshaped},
+    {"reshapeOwned", reshape_owned},
     {"gather", gather},
     {"scatter", scatter},
     {"unaryKinds", unary_kinds},

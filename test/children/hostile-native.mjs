@@ -35,6 +35,7 @@ const signatures = {
   random: 's 0 0 b n n c c',
   convert: 'x[BND] n',
   reshape: 'x[BND] s',
+  reshapeOwned: 'x[BND] s',
   gather: 'x[BND] s s n',
   scatter: 'x[BND] f[BN] s c',
   unary: 'x[BND] n',
