@@ -1,4 +1,4 @@
-import { readdirSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -8,29 +8,36 @@ import { damageOf } from './library-file.js'
 const root = fileURLToPath(new URL('..', import.meta.url))
 
 /**
- * Loads the addon: one compiled on this machine before a prebuilt one, as node-gyp-build chooses. Throws
- * BACKEND_UNAVAILABLE with what was tried, what is needed and the command that helps.
+ * Loads the addon: one compiled on this machine before a prebuilt one, from this package and from nowhere else unless
+ * ST_MOE_PREBUILD says so. Throws BACKEND_UNAVAILABLE with what was tried, what is needed and the command that helps.
  */
 export function loadAddon(): { addon: unknown; file: string } {
-  const require = createRequire(import.meta.url)
-  let file: string | null = null
+  const file = candidates().find((candidate) => existsSync(candidate)) ?? null
   try {
-    const found: string = require('node-gyp-build').path(root)
-    file = found
-    const damage = damageOf(found)
+    if (file === null) throw new Error('there is none')
+    const damage = damageOf(file)
     if (damage !== null) throw new Error(damage)
-    const addon = require(found)
+    const addon = createRequire(import.meta.url)(file)
     if (typeof addon?.setErrorFactory !== 'function') throw new Error('this is not the addon of st-moe')
-    return { addon, file: found }
+    return { addon, file }
   } catch (cause) {
     throw new MoeError('BACKEND_UNAVAILABLE', 'st-moe', explanation(file, cause as Error), { cause })
   }
 }
 
+/** The folder that holds build/ and prebuilds/. */
+const home = (): string => process.env.ST_MOE_PREBUILD || root
+
+/** The addons that may be loaded here, best first. */
+function candidates(): string[] {
+  const libc = process.platform !== 'linux' ? '' : existsSync('/etc/alpine-release') ? '.musl' : '.glibc'
+  const prebuilt = join(home(), 'prebuilds', `${process.platform}-${process.arch}`, `st-moe${libc}.node`)
+  return process.env.PREBUILDS_ONLY ? [prebuilt] : [join(home(), 'build', 'Release', 'st_moe.node'), prebuilt]
+}
+
 /** The folders where an addon may lie, best first, and the addons that are there. */
 export function addonPlaces(): { folder: string; addons: string[] }[] {
-  const home = process.env.ST_MOE_PREBUILD || root // as node-gyp-build has it
-  const [built, prebuilds] = [join(home, 'build', 'Release'), join(home, 'prebuilds')]
+  const [built, prebuilds] = [join(home(), 'build', 'Release'), join(home(), 'prebuilds')]
   const prebuilt = entries(prebuilds).flatMap((target) =>
     addonsIn(join(prebuilds, target)).map((name) => join(target, name)),
   )
@@ -49,12 +56,9 @@ function explanation(file: string | null, cause: Error): string {
   const reason = cause.message.trim().split('\n', 1)[0]
   const tried = file
     ? [`${file}: ${reason}`]
-    : [
-        ...addonPlaces().map(
-          ({ folder, addons }) => `${folder}: ${addons.length > 0 ? `only ${addons.join(', ')}` : 'no addon'}`,
-        ),
-        `node-gyp-build: ${reason}`,
-      ]
+    : addonPlaces().map(
+        ({ folder, addons }) => `${folder}: ${addons.length > 0 ? `only ${addons.join(', ')}` : 'no addon'}`,
+      )
   return [
     `the native addon could not be loaded on ${platform}${libc} (Node ${process.versions.node}, N-API ${process.versions.napi}).`,
     'Tried:',

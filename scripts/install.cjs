@@ -1,6 +1,8 @@
 // Runs at npm install: does nothing where a prebuilt addon loads, else compiles it, else says what is missing.
 const { spawnSync } = require('node:child_process')
+const { existsSync } = require('node:fs')
 const path = require('node:path')
+const { pathToFileURL } = require('node:url')
 
 const root = path.join(__dirname, '..')
 
@@ -8,21 +10,21 @@ const root = path.join(__dirname, '..')
 // only prebuilds count: with none of them it is compiled again.
 function prebuilt() {
   if (process.env.npm_config_build_from_source) return false
-  const load = ['-e', 'require("node-gyp-build")(process.argv[1])', root]
-  return spawnSync(process.execPath, load, { cwd: root, env: { ...process.env, PREBUILDS_ONLY: '1' } }).status === 0
+  const loader = pathToFileURL(path.join(root, 'dist', 'addon.js'))
+  const load = ['--input-type=module', '-e', `(await import(${JSON.stringify(loader)})).loadAddon()`]
+  const env = { ...process.env, PREBUILDS_ONLY: '1' }
+  return spawnSync(process.execPath, load, { cwd: root, env, stdio: 'ignore' }).status === 0
 }
 
 const has = (command) => spawnSync(command, ['--version'], { stdio: 'ignore' }).status === 0
 
-const sources = { paths: [root, process.env.INIT_CWD ?? process.cwd()] }
-
-function resolves(file) {
-  try {
-    return require.resolve(file, sources)
-  } catch {
-    return null
-  }
+// Tools to compile with come from this package or from a node_modules folder that holds it: who writes there writes here
+// as well. Never from the folders above the project, nor from the current one, where code of others may lie.
+const modules = [path.join(root, 'node_modules')]
+for (let folder = root; folder !== path.dirname(folder); folder = path.dirname(folder)) {
+  if (path.basename(folder) === 'node_modules') modules.push(folder)
 }
+const find = (file) => modules.map((folder) => path.join(folder, file)).find((candidate) => existsSync(candidate))
 
 function missingTools() {
   const lines = []
@@ -35,11 +37,9 @@ function missingTools() {
 
 function main() {
   if (prebuilt()) return 0
-  const cmakeJs = resolves('cmake-js/bin/cmake-js')
+  const cmakeJs = find('cmake-js/bin/cmake-js')
   const lacks = missingTools()
-  const packages = [!cmakeJs && 'cmake-js', !resolves('node-addon-api/package.json') && 'node-addon-api'].filter(
-    Boolean,
-  )
+  const packages = [!cmakeJs && 'cmake-js', !find('node-addon-api/package.json') && 'node-addon-api'].filter(Boolean)
   if (packages.length > 0) lacks.push(`packages:       npm install ${packages.join(' ')}`)
   if (lacks.length > 0) {
     const platform = `${process.platform}-${process.arch}`

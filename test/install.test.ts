@@ -1,9 +1,9 @@
 import { spawnSync } from 'node:child_process'
-import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, copyFileSync, mkdirSync, mkdtempSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { afterEach, beforeEach, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { patience } from './support/patience.js'
 
 /** The install script on machines that lack something: it must say what, and the command that helps. */
@@ -16,13 +16,19 @@ beforeEach(() => {
 })
 afterEach(() => rmSync(folder, { recursive: true, force: true }))
 
-function install(tools: string[]) {
+interface Call {
+  installed?: string
+  cwd?: string
+  env?: NodeJS.ProcessEnv
+}
+
+function install(tools: string[], { installed = script, cwd, env }: Call = {}) {
   for (const tool of tools) {
     writeFileSync(join(folder, tool), '#!/bin/sh\nexit 0\n')
     chmodSync(join(folder, tool), 0o755)
   }
-  const env = { PATH: folder, npm_config_build_from_source: 'true' }
-  return spawnSync(process.execPath, [script], { env, encoding: 'utf8', timeout: patience })
+  const all = { PATH: folder, npm_config_build_from_source: 'true', ...env }
+  return spawnSync(process.execPath, [installed], { cwd, env: all, encoding: 'utf8', timeout: patience })
 }
 
 test('names compiler, make and CMake where all are missing', () => {
@@ -39,4 +45,65 @@ test('names only CMake where only CMake is missing', () => {
   expect(status).toBe(1)
   expect(stderr).toMatch(/cmake/)
   expect(stderr).not.toMatch(/C\+\+ compiler/)
+})
+
+describe('tools to compile with', () => {
+  const tools = ['g++', 'make', 'cmake']
+  let project: string
+  let installed: string
+
+  /** A package that says where it was run from. */
+  function plant(modules: string) {
+    mkdirSync(join(modules, 'cmake-js/bin'), { recursive: true })
+    mkdirSync(join(modules, 'node-addon-api'), { recursive: true })
+    writeFileSync(join(modules, 'cmake-js/bin/cmake-js'), 'console.log("ran", __filename)')
+    writeFileSync(join(modules, 'node-addon-api/package.json'), '{}')
+  }
+
+  beforeEach(() => {
+    project = realpathSync(folder)
+    installed = join(project, 'app/node_modules/st-moe/scripts/install.cjs')
+    mkdirSync(dirname(installed), { recursive: true })
+    copyFileSync(script, installed)
+  })
+
+  test.each(['the folder above the project', 'the current folder', 'INIT_CWD', 'the home folder'])(
+    'do not come from %s',
+    (where) => {
+      const foreign = where === 'the folder above the project' ? project : join(project, 'foreign')
+      plant(join(foreign, 'node_modules'))
+      plant(join(foreign, '.node_modules'))
+      mkdirSync(join(project, 'empty'))
+      const { status, stdout, stderr } = install(tools, {
+        installed,
+        cwd: where === 'the current folder' ? foreign : join(project, 'empty'),
+        env: {
+          [where === 'INIT_CWD' ? 'INIT_CWD' : 'OTHER']: foreign,
+          HOME: where === 'the home folder' ? foreign : '/',
+        },
+      })
+      expect({ status, stdout }).toEqual({ status: 1, stdout: '' })
+      expect(stderr).toContain('npm install cmake-js node-addon-api')
+    },
+  )
+
+  test.each(['app/node_modules', 'app/node_modules/st-moe/node_modules'])('come from %s', (modules) => {
+    plant(join(project, modules))
+    const { status, stdout } = install(tools, { installed })
+    expect({ status, stdout }).toEqual({
+      status: 0,
+      stdout: `ran ${join(project, modules, 'cmake-js/bin/cmake-js')}\n`,
+    })
+  })
+
+  test('come from the outer folder of a package that pnpm has linked', () => {
+    const inner = join(project, 'app/node_modules/.pnpm/st-moe@1/node_modules/st-moe/scripts/install.cjs')
+    mkdirSync(dirname(inner), { recursive: true })
+    copyFileSync(script, inner)
+    plant(join(project, 'app/node_modules'))
+    expect(install(tools, { installed: inner })).toMatchObject({
+      status: 0,
+      stdout: expect.stringMatching(/^ran .*\/app\/node_modules/),
+    })
+  })
 })

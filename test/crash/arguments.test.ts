@@ -1,5 +1,3 @@
-import { createRequire } from 'node:module'
-import { fileURLToPath } from 'node:url'
 import { describe, expect, it } from 'vitest'
 import {
   AdamW,
@@ -18,6 +16,7 @@ import {
   tensor,
   zeros,
 } from '../../lib/index.js'
+import { native } from '../../lib/native.js'
 import { expectNoLeak, live } from '../support/baseline.js'
 import { settled } from '../support/faults.js'
 
@@ -151,8 +150,6 @@ describe('getters that dispose', () => {
   })
 
   it('in arguments of the addon itself: the call holds what it has read', () => {
-    const require = createRequire(import.meta.url)
-    const native = require('node-gyp-build')(fileURLToPath(new URL('../..', import.meta.url)))
     expectNoLeak(() => {
       for (let round = 0; round < 20; round++) {
         const x: number = native.full([64, 64], 0, 0, 3)
