@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { checkInteger } from './check.js'
 import { MoeError, show } from './errors.js'
@@ -24,17 +25,25 @@ export interface DeviceInfo {
 /** The plugin with the CUDA backend, opened when a device is asked for. */
 export const pluginPath = (): string => process.env.ST_MOE_CUDA_LIBRARY || join(dirname(addonFile), 'libst_moe_cuda.so')
 
-/** What brings a CUDA plugin back; only one platform has a prebuilt one. */
-const pluginCure =
-  process.platform === 'linux' && process.arch === 'x64'
-    ? 'Install st-moe again, or in a clone run: npm run build:cuda'
-    : `There is no prebuilt CUDA plugin for ${process.platform}-${process.arch}`
+/** Why the plugin must not be opened, and what helps; null where it may be. Only one platform has a prebuilt one. */
+function pluginFault(path: string): string | null {
+  const damage = damageOf(path)
+  if (damage === null) return null
+  if (process.env.ST_MOE_CUDA_LIBRARY) return `${path}: ${damage}. ST_MOE_CUDA_LIBRARY names this file`
+  const prebuilt = process.platform === 'linux' && process.arch === 'x64'
+  const none = `There is no prebuilt CUDA plugin for ${process.platform}-${process.arch}`
+  if (existsSync(path)) {
+    const cure = prebuilt ? 'Install st-moe again, or in a clone run: npm run build:cuda' : none
+    return `${path}: ${damage}. ${cure}`
+  }
+  const source = prebuilt ? 'The published package for linux-x64 has one; in a clone run: npm run build:cuda' : none
+  return `this package was built without the CUDA plugin, which would be ${path}. ${source}`
+}
 
 /** Opens the plugin, once a process, and asks it for devices. A file that must not be opened is an answer too. */
 function probePlugin(path: string): ReturnType<typeof native.probePlugin> {
-  const damage = damageOf(path)
-  if (damage === null) return native.probePlugin(path)
-  return { devices: 0, stage: 'plugin', reason: `${path}: ${damage}. ${pluginCure}` }
+  const reason = pluginFault(path)
+  return reason === null ? native.probePlugin(path) : { devices: 0, stage: 'plugin', reason }
 }
 
 /** Native numbers of the devices that this environment has opened. */

@@ -125,7 +125,16 @@ describe('the plugin', () => {
     expect(devices?.[1].reason).toMatch(reason)
   }
 
-  test('missing', () => expectCpuAnd(/there is no such file\. (Install st-moe again|There is no prebuilt CUDA plugin)/))
+  test('missing: it says that the package has none, and how to get one', () => {
+    expectCpuAnd(
+      /^this package was built without the CUDA plugin, which would be .*\. (The published package for|There is no)/,
+    )
+    const { ST_MOE_CUDA_LIBRARY, ST_MOE_PREBUILD, ...env } = process.env
+    const doctor = (...args: string[]) =>
+      spawnSync(process.execPath, [join(installed, 'dist/cli/bin.js'), 'doctor', ...args], { env, encoding: 'utf8' })
+    expect(doctor().stdout).toMatch(/^CUDA plugin +none: this package was built without it$/m)
+    expect(JSON.parse(doctor('--json').stdout)).toMatchObject({ healthy: true, plugin: null })
+  })
 
   test.each(damages)('%s', (_name, bytes, reason) => {
     writeFileSync(join(prebuilds, 'libst_moe_cuda.so'), bytes)

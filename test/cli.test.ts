@@ -87,7 +87,7 @@ describe('doctor', () => {
     expect(cpu).toMatchObject({ device: 'cpu', available: true, selfTest: { passed: true } })
     expect(cpu.selfTest.outputError).toBeGreaterThan(0)
     expect(cuda).toMatchObject({ device: 'cuda', available: false, stage: 'plugin' })
-    expect(cuda.reason).toContain('/nowhere.so: there is no such file')
+    expect(cuda.reason).toBe('/nowhere.so: there is no such file. ST_MOE_CUDA_LIBRARY names this file')
   })
 
   test('says the same in words', async () => {

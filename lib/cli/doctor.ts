@@ -63,7 +63,7 @@ const tooOld = ({ supported }: SystemFacts['runtime']): string => (supported ? '
 function deviceRows({ threads, plugin, cublas, devices }: PackageFacts): string[][] {
   return [
     ['threads', String(threads)],
-    ['CUDA plugin', plugin],
+    ['CUDA plugin', plugin ?? 'none: this package was built without it'],
     ...(cublas ? [['cuBLAS', cublas]] : []),
     ...devices.flatMap(({ device, available, variant, stage, reason, selfTest }) => [
       [device, available ? `${variant}` : `cannot be used (stage ${stage}): ${reason}`],

@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { type DeviceInfo, devices, getNumThreads, pluginPath } from '../../device.js'
 import { addonFile } from '../../native.js'
 import { type SelfTest, selfTest } from './self-test.js'
@@ -7,7 +7,8 @@ import { type SelfTest, selfTest } from './self-test.js'
 export interface PackageFacts {
   addon: string
   threads: number
-  plugin: string
+  /** The CUDA plugin that is there, or that ST_MOE_CUDA_LIBRARY names. */
+  plugin: string | null
   /** cuBLAS, once a card has used it. */
   cublas: string | null
   devices: (DeviceInfo & { selfTest?: SelfTest })[]
@@ -18,7 +19,7 @@ export function packageFacts(): PackageFacts {
   return {
     addon: addonFile,
     threads: getNumThreads(),
-    plugin: pluginPath(),
+    plugin: process.env.ST_MOE_CUDA_LIBRARY || existsSync(pluginPath()) ? pluginPath() : null,
     cublas: loadedLibrary(/\S*\/libcublas\.so\S*/),
     devices: tested,
   }
