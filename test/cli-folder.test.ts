@@ -2,12 +2,16 @@ import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { hostname, constants as system } from 'node:os'
+import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import { Failure } from '../lib/cli/errors.js'
 import { RunFolder } from '../lib/cli/language-model/folder.js'
 import { takeLock } from '../lib/cli/language-model/lock.js'
 import { native } from '../lib/native.js'
+import { root } from './support/blocks.js'
 import { at, bin, cli, expectRefused, folder, succeeded, tiny } from './support/cli.js'
+import { runProgram } from './support/program.js'
 
 /** One process at a time writes to the folder of a run, and whatever ends it leaves a folder that goes on. */
 
@@ -66,8 +70,9 @@ describe('the lock of a run', () => {
     const name = `left ${what}`
     mkdirSync(at(name))
     writeFileSync(at(`${name}/run.lock`), content)
+    for (const file of readdirSync(at('run'))) writeFileSync(at(`${name}/${file}.0123456789abcdef.tmp`), 'left, too')
     await succeeded(train(name, '--steps', '2'))
-    expect(readdirSync(at(name))).not.toContain('run.lock')
+    expect(readdirSync(at(name)).sort()).toEqual(readdirSync(at('run')).sort())
   })
 
   test.each<[string, (path: string) => void, RegExp]>([
@@ -156,5 +161,43 @@ describe('a signal', () => {
     await expect.poll(() => existsSync(at('closed/code')), { timeout: 30_000 }).toBe(true)
     expect(readFileSync(at('closed/code'), 'utf8')).toBe('0\n')
     expect(readdirSync(at('closed'))).not.toContain('run.lock')
+  })
+})
+
+describe('a full or broken disk', () => {
+  const brokenDisk = pathToFileURL(join(root, 'test/children/broken-disk.mjs')).href
+  const onBrokenDisk = (out: string, name: string, code: string, from: number) =>
+    runProgram(['--import', brokenDisk, bin, ...train(out, '--steps', '400', '--evaluate-every', '100')], {
+      cwd: folder,
+      env: { ...process.env, FAULT_FILE: name, FAULT_CODE: code, FAULT_FROM: String(from) },
+    })
+
+  test.each<[string, string, number, number]>([
+    ['checkpoint.safetensors', 'ENOSPC', 3, 100],
+    ['checkpoint.safetensors', 'EIO', 2, 0],
+    ['report.html', 'ENOSPC', 3, 200],
+    ['loss.svg', 'EIO', 1, 0],
+  ])('at %s (%s, from file %i on): the checkpoint of step %s is intact', async (name, code, from, step) => {
+    const out = `${name}-${code}`
+    const { code: exit, err, out: said } = await onBrokenDisk(out, name, code, from)
+    expect(exit).toBe(1)
+    const path = `${out}/${name}`.replaceAll('.', '\\.')
+    expect(err).toMatch(
+      new RegExp(
+        `^st-moe train: .*cannot write ${path}: ${code}: .*; the last checkpoint is intact: --resume --out \\S+ goes on from it\\n$`,
+      ),
+    )
+    expect(said).not.toContain('report and checkpoint in')
+    expect(readdirSync(at(out)).filter((file) => file.endsWith('.tmp') || file.endsWith('.lock'))).toEqual([])
+    expect(await succeeded(['train', '--resume', '--out', out])).toContain(`resumed at step ${step}\n`)
+  })
+
+  test.each([
+    ['run.json', 'ENOSPC'],
+    ['checkpoint.safetensors', 'EIO'],
+  ])('at the first %s: it says that there is no checkpoint', async (name, code) => {
+    const { code: exit, err } = await onBrokenDisk(`first-${name}`, name, code, 1)
+    expect(exit).toBe(1)
+    expect(err).toMatch(/^st-moe train: .*cannot write first-\S+: (ENOSPC|EIO): .*; the run has no checkpoint yet\n$/)
   })
 })

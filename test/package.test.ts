@@ -24,7 +24,15 @@ test('everything outside of prebuilds/ is on the list, and everything on the lis
     const stem = name.replace(/^lib/, 'dist').replace(/\.ts$/, '')
     return [`${stem}.js`, `${stem}.js.map`, `${stem}.d.ts`]
   })
-  const single = ['package.json', 'README.md', 'CHANGELOG.md', 'LICENSE', 'CMakeLists.txt', 'scripts/install.cjs']
+  const single = [
+    'package.json',
+    'README.md',
+    'CHANGELOG.md',
+    'SECURITY.md',
+    'LICENSE',
+    'CMakeLists.txt',
+    'scripts/install.cjs',
+  ]
   const allowed = [...single, ...tracked('native'), ...compiled]
   expect(packed.filter((name) => !name.startsWith('prebuilds/')).sort()).toEqual(allowed.sort())
 })

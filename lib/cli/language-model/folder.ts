@@ -1,5 +1,6 @@
 import { existsSync, mkdirSync, rmSync, statSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
+import { type Checkpoint, MoeError, saveCheckpoint } from '../../index.js'
 import { writeAtomicSync } from '../../io/atomic.js'
 import { Failure } from '../errors.js'
 import { note } from '../output.js'
@@ -40,9 +41,30 @@ export class RunFolder {
     this.write({ [runName]: `${JSON.stringify(run, null, 2)}\n` })
   }
 
+  async save(checkpoint: Checkpoint): Promise<void> {
+    try {
+      await saveCheckpoint(checkpointIn(this.path), checkpoint)
+    } catch (error) {
+      throw this.#unwritten(error)
+    }
+  }
+
   /** Text files by name; each appears whole. */
   write(files: Record<string, string>): void {
-    for (const [name, text] of Object.entries(files)) writeAtomicSync(join(this.path, name), [Buffer.from(text)])
+    try {
+      for (const [name, text] of Object.entries(files)) writeAtomicSync(join(this.path, name), [Buffer.from(text)])
+    } catch (error) {
+      throw this.#unwritten(error)
+    }
+  }
+
+  /** What a full or broken disk means for the run: a checkpoint that is there is whole. */
+  #unwritten(error: unknown): unknown {
+    if (!(error instanceof MoeError && error.code === 'FILE_SYSTEM')) return error
+    const next = this.hasCheckpoint
+      ? `the last checkpoint is intact: --resume --out ${this.path} goes on from it`
+      : 'the run has no checkpoint yet'
+    return new Failure(`${error.message}; ${next}`)
   }
 
   [Symbol.dispose](): void {

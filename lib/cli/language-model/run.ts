@@ -8,7 +8,6 @@ import {
   getNumThreads,
   MoeError,
   manualSeed,
-  saveCheckpoint,
   setDefaultDevice,
   setNumThreads,
 } from '../../index.js'
@@ -184,7 +183,7 @@ export class Run {
   }
 
   async #save(): Promise<void> {
-    await saveCheckpoint(checkpointIn(this.#folder.path), {
+    await this.#folder.save({
       model: this.#model,
       optimizer: this.#optimizer,
       generator: this.#generator,
