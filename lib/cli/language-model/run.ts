@@ -81,6 +81,8 @@ export class Run {
   }
 
   [Symbol.dispose](): void {
+    this.#optimizer.dispose()
+    this.#model.dispose()
     this.#folder[Symbol.dispose]()
   }
 

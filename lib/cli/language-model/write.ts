@@ -16,7 +16,12 @@ export async function loadModel(
   const sizes = modelOptions(options, [...text.vocabulary].length)
   checkHolds(folder, sizes)
   const model = new LanguageModel(sizes)
-  await restore(folder, { model })
+  try {
+    await restore(folder, { model })
+  } catch (error) {
+    model.dispose()
+    throw error
+  }
   return model.eval()
 }
 
