@@ -1,6 +1,6 @@
-import { existsSync, readdirSync } from 'node:fs'
+import { readdirSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { join } from 'node:path'
+import { join, relative, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { MoeError } from './errors.js'
 import { damageOf } from './library-file.js'
@@ -8,32 +8,30 @@ import { damageOf } from './library-file.js'
 const root = fileURLToPath(new URL('..', import.meta.url))
 
 /**
- * Loads the addon: one compiled on this machine before a prebuilt one, from this package and from nowhere else unless
- * ST_MOE_PREBUILD says so. Throws BACKEND_UNAVAILABLE with what was tried, what is needed and the command that helps.
+ * Loads the addon: one compiled on this machine before a prebuilt one, as node-gyp-build chooses, from this package and
+ * from nowhere else unless ST_MOE_PREBUILD says so. Throws BACKEND_UNAVAILABLE with what was tried, what is needed and
+ * the command that helps.
  */
 export function loadAddon(): { addon: unknown; file: string } {
-  const file = candidates().find((candidate) => existsSync(candidate)) ?? null
+  const require = createRequire(import.meta.url)
+  let file: string | null = null
   try {
-    if (file === null) throw new Error('there is none')
-    const damage = damageOf(file)
+    const found = resolve(require('node-gyp-build').path(root))
+    // It looks beside the Node binary too, where files of others may lie.
+    if (relative(home(), found).startsWith('..')) throw new Error(`${found} is not of this package`)
+    file = found
+    const damage = damageOf(found)
     if (damage !== null) throw new Error(damage)
-    const addon = createRequire(import.meta.url)(file)
+    const addon = require(found)
     if (typeof addon?.setErrorFactory !== 'function') throw new Error('this is not the addon of st-moe')
-    return { addon, file }
+    return { addon, file: found }
   } catch (cause) {
     throw new MoeError('BACKEND_UNAVAILABLE', 'st-moe', explanation(file, cause as Error), { cause })
   }
 }
 
-/** The folder that holds build/ and prebuilds/. */
+/** The folder that holds build/ and prebuilds/, as node-gyp-build has it. */
 const home = (): string => process.env.ST_MOE_PREBUILD || root
-
-/** The addons that may be loaded here, best first. */
-function candidates(): string[] {
-  const libc = process.platform !== 'linux' ? '' : existsSync('/etc/alpine-release') ? '.musl' : '.glibc'
-  const prebuilt = join(home(), 'prebuilds', `${process.platform}-${process.arch}`, `st-moe${libc}.node`)
-  return process.env.PREBUILDS_ONLY ? [prebuilt] : [join(home(), 'build', 'Release', 'st_moe.node'), prebuilt]
-}
 
 /** The folders where an addon may lie, best first, and the addons that are there. */
 export function addonPlaces(): { folder: string; addons: string[] }[] {
@@ -56,9 +54,12 @@ function explanation(file: string | null, cause: Error): string {
   const reason = cause.message.trim().split('\n', 1)[0]
   const tried = file
     ? [`${file}: ${reason}`]
-    : addonPlaces().map(
-        ({ folder, addons }) => `${folder}: ${addons.length > 0 ? `only ${addons.join(', ')}` : 'no addon'}`,
-      )
+    : [
+        ...addonPlaces().map(
+          ({ folder, addons }) => `${folder}: ${addons.length > 0 ? `only ${addons.join(', ')}` : 'no addon'}`,
+        ),
+        `node-gyp-build: ${reason}`,
+      ]
   return [
     `the native addon could not be loaded on ${platform}${libc} (Node ${process.versions.node}, N-API ${process.versions.napi}).`,
     'Tried:',

@@ -271,12 +271,15 @@ function healthy({ ok, output }, folder) {
   }
 }
 
-/** A project that depends on the tarball alone. */
-function makeProject(name, installer) {
+/** A project that depends on the tarball; its one dependency is a file too, so that npm is asked for nothing. */
+function makeProject(name, installer, dependency) {
   const folder = path.join(work, name.replaceAll(' ', '-'))
   mkdirSync(folder)
-  const manifest = { name: 'project', private: true, dependencies: { 'st-moe': `file:${tarball}` } }
+  const [moe, gypBuild] = [`file:${tarball}`, `file:${dependency}`]
+  const all = { 'st-moe': moe, 'node-gyp-build': gypBuild }
+  const manifest = { name: 'project', private: true, dependencies: all, resolutions: { 'node-gyp-build': gypBuild } }
   writeFileSync(path.join(folder, 'package.json'), JSON.stringify(manifest))
+  writeFileSync(path.join(folder, 'pnpm-workspace.yaml'), `overrides:\n  node-gyp-build: ${gypBuild}\n`)
   if (installer.linker) {
     writeFileSync(
       path.join(folder, '.yarnrc.yml'),
@@ -336,9 +339,9 @@ function useProject(name, folder, pnp) {
   }
 }
 
-function install(name) {
+function install(name, dependency) {
   const installer = installers[name]
-  const folder = makeProject(name, installer)
+  const folder = makeProject(name, installer, dependency)
   const node = toolFile(options.quick ? 'node-20.19' : 'node-24', runtimes['node-24'].file)
   const command = installer.native
     ? [toolFile(installer.tool, installer.file)]
@@ -350,8 +353,8 @@ function install(name) {
 }
 
 /** From source, with the tools of this machine: what the tarball holds must be enough. */
-function compile() {
-  const folder = makeProject('compile', installers['npm without scripts'])
+function compile(dependency) {
+  const folder = makeProject('compile', installers['npm without scripts'], dependency)
   const npm = [toolFile('npm', 'bin/npm-cli.js'), ...installers['npm without scripts'].args]
   const here = { cwd: folder, PATH: process.env.PATH }
   if (!check('compile: install', run(process.execPath, npm, here))) return
@@ -374,10 +377,13 @@ function checkPackage() {
 }
 
 fetchTools()
+const gypBuild = path.join(root, 'node_modules/node-gyp-build')
+const packing = ['pack', '--ignore-scripts', '--silent', '--pack-destination', work, gypBuild]
+const dependency = path.join(work, execFileSync('npm', packing, { encoding: 'utf8', shell: windows }).trim())
 console.log(`${path.basename(tarball)}, ${cutOff ? 'no network' : 'wrong proxies'}, work in ${work}`)
 const wanted = (name) => name.includes(options.only)
 if (wanted('package')) checkPackage()
-for (const name of chosenInstallers.filter(wanted)) install(name)
-if (options.compile && wanted('compile')) compile()
+for (const name of chosenInstallers.filter(wanted)) install(name, dependency)
+if (options.compile && wanted('compile')) compile(dependency)
 console.log(`${passed} passed, ${failed} failed`)
 if (failed > 0 || passed === 0) process.exitCode = 1

@@ -7,6 +7,7 @@ import {
   readFileSync,
   realpathSync,
   rmSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -36,9 +37,11 @@ let prebuilds: string
 beforeEach(() => {
   installed = realpathSync(mkdtempSync(join(tmpdir(), 'st-moe-broken-')))
   prebuilds = join(installed, 'prebuilds', `${process.platform}-${process.arch}`)
+  mkdirSync(join(installed, 'node_modules'))
   mkdirSync(prebuilds, { recursive: true })
   copyFileSync(join(root, 'package.json'), join(installed, 'package.json'))
   cpSync(join(root, 'dist'), join(installed, 'dist'), { recursive: true })
+  symlinkSync(join(root, 'node_modules/node-gyp-build'), join(installed, 'node_modules/node-gyp-build'))
 })
 afterEach(() => rmSync(installed, { recursive: true, force: true }))
 
@@ -88,22 +91,18 @@ describe('the addon', () => {
   test('beside the program that runs, or in folders above, is not looked at', () => {
     const above = join(installed, 'node_modules/st-moe')
     for (const name of ['package.json', 'dist']) cpSync(join(installed, name), join(above, name), { recursive: true })
-    // What node-gyp-build, which others use, would run.
-    for (const folder of [installed, join(installed, 'node_modules')]) {
-      mkdirSync(join(folder, 'node_modules/node-gyp-build'), { recursive: true })
-      writeFileSync(join(folder, 'node_modules/node-gyp-build/index.js'), 'process.exit(66)')
-    }
     for (const folder of ['build/Release', `prebuilds/${process.platform}-${process.arch}`]) {
       mkdirSync(join(installed, folder), { recursive: true })
       for (const name of ['st_moe.node', 'st-moe.glibc.node']) writeFileSync(join(installed, folder, name), addon)
     }
-    const program = join(installed, 'node')
+    const program = join(installed, 'node') // node-gyp-build finds the prebuilds beside it
     copyFileSync(process.execPath, program)
     const { ST_MOE_PREBUILD, ...env } = process.env
     const { status, stdout } = spawnSync(program, [join(above, 'dist/cli/bin.js'), 'doctor'], { env, encoding: 'utf8' })
     expect(status).toBe(1)
     expect(stdout).toMatch(/^addon +not loaded$/m)
     expect(stdout).toContain(`${join(above, 'prebuilds')}: no addon`)
+    expect(stdout).toContain(`${join(prebuilds, 'st-moe.glibc.node')} is not of this package`)
   })
 
   test('another library', () => {
