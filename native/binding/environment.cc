@@ -60,7 +60,7 @@ void Environment::set_threads(int32_t threads) {
 }
 
 void Environment::raise(Napi::Env env, const char* op, const Error& error) noexcept {
-  char text[kErrorText + 64];  // and the name of the op
+  char text[kErrorText + 80];  // with the name of an op
   std::snprintf(text, sizeof text, "[%s] %s", op, error.what());
   try {
     if (error_factory.IsEmpty()) throw Napi::Error::New(env, text);
