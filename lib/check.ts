@@ -103,6 +103,18 @@ export function checkOptions<T extends object>(
   return options
 }
 
+const maxListed = 20
+
+/** Problems of one kind, each on a line of its own: the first few, and how many more there are. */
+export function listed(problems: readonly string[]): string {
+  const more = problems.length - maxListed
+  const lines = problems.slice(0, maxListed).map((text) => `\n  ${text}`)
+  return `${lines.join('')}${more > 0 ? `\n  and ${more} more` : ''}`
+}
+
+/** A name as it is, or quoted and cut where that would not be readable. */
+export const showName = (name: string): string => (/^[\x21-\x7e]{1,100}$/.test(name) ? name : show(name))
+
 /** The candidate that is most like a word, if one is. */
 export function nearest(word: string, candidates: readonly string[]): string | undefined {
   const plain = (text: string) => text.replaceAll('_', '').toLowerCase().slice(0, 64)

@@ -68,6 +68,6 @@ export {
 /** The optimizers, also exported by themselves. */
 export * as optim from './optim/index.js'
 export * from './optim/index.js'
-export { Generator, type GeneratorState, manualSeed } from './random.js'
+export { defaultGenerator, Generator, type GeneratorState, manualSeed } from './random.js'
 export { keep, noGrad, scope } from './scope.js'
 export { type BackwardOptions, Tensor } from './tensor.js'

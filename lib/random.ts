@@ -125,7 +125,7 @@ export function drawnOrNot<T>(generator: Generator, fn: () => T): T {
   }
 }
 
-/** The generator of this environment: each worker has its own, with the same first seed. */
+/** The generator of this environment, which everything draws from that is given none: each worker has its own, with the same first seed. */
 export const defaultGenerator = new Generator()
 
 /**

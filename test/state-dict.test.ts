@@ -1,5 +1,16 @@
 import { describe, expect, test } from 'vitest'
-import { Linear, Module, MoE, randn, SparseMoEBlock, type StateDict, scope, tensor, zeros } from '../lib/index.js'
+import {
+  AdamW,
+  Linear,
+  Module,
+  MoE,
+  randn,
+  SparseMoEBlock,
+  type StateDict,
+  scope,
+  tensor,
+  zeros,
+} from '../lib/index.js'
 import { values } from './support/numbers.js'
 
 const options = { dim: 6, numExperts: 3, expertHiddenMult: 2 } as const // H = 8
@@ -187,6 +198,24 @@ describe('a state that does not fit', () => {
     expect(message).toContain('gate.to_gates.weight must be [3, 6], got [4, 6]')
     expect(message.match(/unexpected/g)).toHaveLength(5)
   })
+})
+
+test('200,000 unknown names are one error, which names the first and their number', () => {
+  const value = zeros([1])
+  const many = Object.fromEntries(Array.from({ length: 200_000 }, (_, i) => [`head.${i}`, value]))
+  const hostile = { [`${'x'.repeat(1e6)}`]: value, '\u001b[2J': value }
+  const layer = new Linear(2, 2)
+  const optimizer = new AdamW(layer.parameters())
+  for (const load of [
+    (state: StateDict) => layer.loadStateDict(state),
+    (state: StateDict) => optimizer.loadStateDict(state),
+  ]) {
+    const message = messageOf(() => load({ ...hostile, ...many }))
+    expect(message.length).toBeLessThan(2000)
+    expect(message).toContain('unexpected: "\\u001b[2J"\n  unexpected: head.0\n')
+    expect(message).toContain('\n  and 199982 more')
+  }
+  expect(messageOf(() => layer.loadStateDict(many))).toContain('missing: weight\n  missing: bias\n  unexpected: head.0')
 })
 
 describe('a module that contains itself', () => {

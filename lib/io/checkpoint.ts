@@ -1,18 +1,21 @@
 import { checkInteger, checkOptions, fail } from '../check.js'
 import { MoeError, show } from '../errors.js'
 import { Module, type StateDict, stageState } from '../nn/module.js'
-import { Optimizer, stageOptimizer } from '../optim/optimizer.js'
-import { defaultGenerator, Generator } from '../random.js'
+import { checkpointOf, isOptimizer, type Optimizer, type OptimizerOptions, stageOptimizer } from '../optim/optimizer.js'
+import { defaultGenerator, Generator, type GeneratorState } from '../random.js'
 import { scope } from '../scope.js'
-import { loadSafetensors, saveSafetensors } from './safetensors.js'
+import { writeAtomic } from './atomic.js'
+import { checkPath, run } from './files.js'
+import { fromJson, isPlain, toJson } from './json.js'
+import { encode, load } from './safetensors.js'
 
-/** What a checkpoint is taken of, and restored into. */
+/** What a checkpoint is restored into. */
 export interface CheckpointTargets {
-  /** Its state dict is kept. */
+  /** Its state dict. */
   model: Module
-  /** Its state dict is kept too. */
-  optimizer?: Optimizer
-  /** Default: the environment's. */
+  /** One optimizer, or several by names without dots: their state dicts and their options, such as `lr`. */
+  optimizer?: Optimizer | Readonly<Record<string, Optimizer>>
+  /** Random numbers go on where they were; {@link defaultGenerator} for those of the environment. Default: none is set. */
   generator?: Generator
 }
 
@@ -20,26 +23,53 @@ export interface CheckpointTargets {
 export interface CheckpointProgress {
   /** Training steps done. */
   step: number
-  /** Anything else to continue from, such as the position in the data; must survive JSON. */
+  /**
+   * Anything else to continue from, such as the position in the data: numbers, strings, booleans and null, and arrays
+   * and objects of them. What JSON would lose is refused.
+   */
   extra?: unknown
 }
 
 /** What {@link saveCheckpoint} writes. */
-export interface Checkpoint extends CheckpointTargets, CheckpointProgress {}
+export interface Checkpoint extends CheckpointTargets, CheckpointProgress {
+  /** Whose place is kept. Default: {@link defaultGenerator}. */
+  generator?: Generator
+}
 
 const names = ['model', 'optimizer', 'generator'] as const
+const aboutKey = 'st-moe.checkpoint'
+const extraKey = 'st-moe.checkpoint.extra'
+
+type Named = [name: string | null, optimizer: Optimizer]
 
 function checkTargets(
   op: string,
-  targets: Partial<CheckpointTargets>,
-): Required<Pick<CheckpointTargets, 'model' | 'generator'>> & CheckpointTargets {
-  const { model, optimizer, generator = defaultGenerator } = targets
+  { model, optimizer, generator }: Partial<CheckpointTargets>,
+): { model: Module; optimizers: Named[]; generator: Generator | undefined } {
   if (!(model instanceof Module)) fail('OPTION', op, `model must be a Module, got ${show(model)}`)
-  if (optimizer !== undefined && !(optimizer instanceof Optimizer))
-    fail('OPTION', op, `optimizer must be an optimizer, got ${show(optimizer)}`)
-  if (!Generator.isGenerator(generator)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
-  return { model, optimizer, generator }
+  if (generator !== undefined && !Generator.isGenerator(generator))
+    fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
+  return { model, optimizers: optimizer === undefined ? [] : namedOptimizers(op, optimizer), generator }
 }
+
+/** A single optimizer has no name. */
+function namedOptimizers(op: string, value: unknown): Named[] {
+  if (isOptimizer(value)) return [[null, value]]
+  if (typeof value !== 'object' || value === null || Array.isArray(value) || !isPlain(value))
+    fail('OPTION', op, `optimizer must be an optimizer, or an object of optimizers by name, got ${show(value)}`)
+  return Object.entries(value).map(([name, optimizer]) => {
+    if (!isOptimizer(optimizer))
+      fail('OPTION', op, `optimizer[${show(name)}] must be an optimizer, got ${show(optimizer)}`)
+    if (name === '' || name.includes('.'))
+      fail('OPTION', op, `optimizers must have names without dots, got ${show(name)}`)
+    return [name, optimizer]
+  })
+}
+
+const shown = (name: string | null): string => (name === null ? 'the optimizer' : `optimizer ${show(name)}`)
+
+/** Where the tensors of an optimizer are: names without dots keep `optimizer.0.step` and `optimizer.0.0.step` apart. */
+const prefixOf = (name: string | null): string => (name === null ? 'optimizer.' : `optimizer.${name}.`)
 
 const prefixed = (prefix: string, state: StateDict): StateDict =>
   Object.fromEntries(Object.entries(state).map(([name, value]) => [prefix + name, value]))
@@ -52,44 +82,52 @@ const unprefixed = (prefix: string, state: StateDict): StateDict =>
   )
 
 /**
- * Writes model, optimizer, step, generator and data position to one safetensors file, which appears whole or not at
- * all. A run that is resumed from it continues bit for bit. Errors: OPTION, DISPOSED, and those of the file system.
+ * Writes model, optimizers with their options, step, place in the random numbers and data position to one safetensors
+ * file, which appears whole or not at all. A run that is resumed from it continues bit for bit. What
+ * {@link loadCheckpoint} could not read is an error before the file from before is touched.
+ *
+ * Errors: OPTION, DISPOSED, FILE_SYSTEM; NON_FINITE where the state of an optimizer is not finite.
  *
  * @example
  * ```ts
  * const model = new Linear(8, 8)
  * const optimizer = new AdamW(model.parameters())
  * await saveCheckpoint('run.safetensors', { model, optimizer, step: 100, extra: { position: 4096 } })
- * console.log(await loadCheckpoint('run.safetensors', { model, optimizer })) // → { step: 100, extra: { position: 4096 } }
+ * const { step, extra } = await loadCheckpoint('run.safetensors', { model, optimizer, generator: defaultGenerator })
+ * console.log(step, extra) // → 100 { position: 4096 }
  * ```
  */
 export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Promise<void> {
   const op = 'saveCheckpoint'
   const { step, extra, ...rest } = checkOptions<Checkpoint>(op, checkpoint, [...names, 'step', 'extra'])
   checkInteger(op, 'step', step, 0)
-  const { model, optimizer, generator } = checkTargets(op, rest)
-  const state = scope(() => ({
-    ...prefixed('model.', model.stateDict()),
-    ...prefixed('optimizer.', optimizer?.stateDict() ?? {}),
-  }))
-  const about = {
-    step,
-    extra,
-    optimizer: optimizer !== undefined,
-    generator: { seed: generator.seed, step: generator.step },
-  }
+  const { model, optimizers, generator = defaultGenerator } = checkTargets(op, rest)
+  const file = checkPath(op, path)
+  const metadata: Record<string, string> = extra === undefined ? {} : { [extraKey]: toJson(op, 'extra', extra) }
+  const { state, saved } = scope(() => {
+    const parts = optimizers.map(([name, optimizer]) => ({ name, ...checkpointOf(optimizer, op) }))
+    const states = parts.map(({ name, state }) => prefixed(prefixOf(name), state))
+    return {
+      state: Object.assign(prefixed('model.', model.stateDict()), ...states) as StateDict,
+      saved: parts.map(({ name, options }) => ({ name, options })),
+    }
+  })
   try {
-    await saveSafetensors(path, state, { metadata: { 'st-moe.checkpoint': JSON.stringify(about) } })
+    const place = { seed: generator.seed, step: generator.step }
+    const about: About = { step: step as number, optimizers: saved, generator: place }
+    metadata[aboutKey] = toJson(op, 'checkpoint', about)
+    await writeAtomic(file, encode(op, state, metadata), op)
   } finally {
     for (const tensor of Object.values(state)) tensor.dispose()
   }
 }
 
 /**
- * Restores what {@link saveCheckpoint} wrote into `targets`, all of it or nothing, and gives step and extra.
+ * Restores what {@link saveCheckpoint} wrote into `targets`, all of it or nothing, and gives step and extra. Optimizers
+ * get the options from then: set `lr` after the load where it is to be another. Random numbers go on from then only
+ * where `generator` is given.
  *
- * Errors: FILE_FORMAT where the file is no checkpoint, STATE_DICT where its tensors do not fit, OPTION, and those of the
- * file system.
+ * Errors: FILE_FORMAT where the file is no checkpoint, STATE_DICT where what it holds does not fit, OPTION, FILE_SYSTEM.
  *
  * @example
  * ```ts
@@ -102,37 +140,62 @@ export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Prom
  */
 export async function loadCheckpoint(path: string, targets: CheckpointTargets): Promise<CheckpointProgress> {
   const op = 'loadCheckpoint'
-  const { model, optimizer, generator } = checkTargets(op, checkOptions<CheckpointTargets>(op, targets, names))
-  const { tensors, metadata } = await loadSafetensors(path)
+  const { model, optimizers, generator } = checkTargets(op, checkOptions<CheckpointTargets>(op, targets, names))
+  const { tensors, metadata } = await run(load(op, path))
   try {
-    const about = parse(op, path, metadata['st-moe.checkpoint'])
-    if (optimizer && !about.optimizer) fail('STATE_DICT', op, `${path} holds no optimizer state`)
+    const { about, extra } = parse(op, path, metadata)
     scope(() => {
-      const writes: (() => void)[] = [stageState(model, unprefixed('model.', tensors))]
-      if (optimizer) writes.push(stageOptimizer(optimizer, unprefixed('optimizer.', tensors)))
-      for (const write of writes) write() // all or nothing: these cannot fail
+      const stage = ([name, optimizer]: Named): (() => void) => {
+        const options = savedOptions(op, path, about, name)
+        const state = unprefixed(prefixOf(name), tensors)
+        return stageOptimizer(optimizer, op, `${path}: the state of ${shown(name)}`, state, options)
+      }
+      const ofOptimizers = optimizers.map(stage)
+      const ofModel = stageState(model, op, `${path}: the state of the model`, unprefixed('model.', tensors))
+      for (const write of [ofModel, ...ofOptimizers]) write() // all or nothing: these cannot fail
     })
-    generator.setState(about.generator)
-    return { step: about.step, extra: about.extra }
+    generator?.setState(about.generator)
+    return { step: about.step, extra }
   } finally {
     for (const tensor of Object.values(tensors)) tensor.dispose()
   }
 }
 
+/** What a file says about itself. */
 interface About {
   step: number
-  extra: unknown
-  optimizer: boolean
-  generator: { seed: number; step: number }
+  /** Files of earlier versions say in `optimizer` whether there is one, and have no options. */
+  optimizers: { name: string | null; options?: OptimizerOptions }[]
+  generator: GeneratorState
 }
 
-function parse(op: string, path: string, text: string | undefined): About {
+function parse(op: string, path: string, metadata: Record<string, string>): { about: About; extra: unknown } {
   try {
-    const about = JSON.parse(text ?? '') as About
-    new Generator().setState(about.generator)
-    checkInteger(op, 'step', about.step, 0)
-    return about
+    const {
+      extra,
+      optimizer,
+      optimizers = optimizer === true ? [{ name: null }] : [],
+      ...rest
+    } = fromJson(metadata[aboutKey] ?? '') as About & { extra?: unknown; optimizer?: boolean }
+    new Generator().setState(rest.generator)
+    checkInteger(op, 'step', rest.step, 0)
+    if (!Array.isArray(optimizers) || !optimizers.every(isSaved)) throw new Error('optimizers must be a list')
+    const later = metadata[extraKey]
+    return { about: { ...rest, optimizers }, extra: later === undefined ? extra : fromJson(later) }
   } catch (cause) {
     throw new MoeError('FILE_FORMAT', op, `${path} is not a checkpoint`, { cause })
   }
+}
+
+const isSaved = (value: unknown): boolean => {
+  const { name } = (value ?? {}) as { name?: unknown }
+  return name === null || typeof name === 'string'
+}
+
+function savedOptions(op: string, path: string, { optimizers }: About, name: string | null): unknown {
+  const saved = optimizers.find((optimizer) => optimizer.name === name)
+  if (saved) return saved.options
+  const held = optimizers.slice(0, 10).map((optimizer) => shown(optimizer.name))
+  if (held.length === 0) fail('STATE_DICT', op, `${path} holds no optimizer state`)
+  return fail('STATE_DICT', op, `${path} holds no state of ${shown(name)}, but of ${held.join(', ')}`)
 }

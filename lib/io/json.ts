@@ -22,6 +22,7 @@ interface Level {
   keys: readonly string[] | null
   length: number
   at: number
+  empty: boolean
 }
 
 /**
@@ -60,10 +61,12 @@ class Writer {
   #next(level: Level): void {
     const { keys } = level
     const key = keys === null ? level.at : keys[level.at]
-    const first = level.at++ === 0
+    level.at++
     const value = level.value[key]
-    this.#count(1)
-    this.#append(`${first ? '' : ','}${keys === null ? '' : `${this.#quoted(key as string)}:`}`)
+    if (keys !== null && value === undefined) return
+    if (keys !== null) this.#count(1)
+    this.#append(`${level.empty ? '' : ','}${keys === null ? '' : `${this.#quoted(key as string)}:`}`)
+    level.empty = false
     this.#put(value)
   }
 
@@ -79,12 +82,13 @@ class Writer {
     if (this.#above.has(value)) this.#refuse('an object that contains itself')
     const isArray = Array.isArray(value)
     if (!isArray && !isPlain(value)) this.#refuse(show(value))
-    const keys = Object.keys(value).filter((key) => isArray || value[key] !== undefined)
+    if (isArray) this.#count(value.length)
+    const keys = Object.keys(value)
     if (isArray && keys.length !== value.length) this.#refuse('an array with holes or with names')
     if (Object.getOwnPropertySymbols(value).length > 0) this.#refuse('an object with symbols')
     this.#count(heavy)
     this.#above.add(value)
-    this.#levels.push({ value, keys: isArray ? null : keys, length: keys.length, at: 0 })
+    this.#levels.push({ value, keys: isArray ? null : keys, length: keys.length, at: 0, empty: true })
     this.#append(isArray ? '[' : '{')
   }
 
@@ -131,7 +135,7 @@ class Writer {
 const keyed = (key: string): string => (/^[A-Za-z_$][\w$]{0,59}$/.test(key) ? `.${key}` : `[${show(key)}]`)
 
 /** Of no class, in whichever context it was made. */
-function isPlain(value: object): boolean {
+export function isPlain(value: object): boolean {
   const prototype = Object.getPrototypeOf(value)
   return prototype === null || Object.getPrototypeOf(prototype) === null
 }

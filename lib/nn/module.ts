@@ -1,5 +1,5 @@
 import type { HookHandle } from '../autograd.js'
-import { checkBoolean, checkFunction, checkOptions, fail, sameShape, showShape } from '../check.js'
+import { checkBoolean, checkFunction, checkOptions, fail, listed, sameShape, showName, showShape } from '../check.js'
 import { zeros } from '../create.js'
 import { checkDevice, type Device, deviceIndex } from '../device.js'
 import { MoeError, show } from '../errors.js'
@@ -160,8 +160,8 @@ export abstract class Module {
 
   /**
    * Copies values in, converting between floating-point types. Missing, unknown, misshapen and mistyped entries are
-   * one STATE_DICT error that lists them all, and nothing is changed; with `strict: false` missing and unknown names
-   * are only reported. Tensors may be on any device.
+   * one STATE_DICT error that lists them (the first of many), and nothing is changed; with `strict: false` missing and
+   * unknown names are only reported. Tensors may be on any device.
    *
    * @example
    * ```ts
@@ -171,7 +171,8 @@ export abstract class Module {
    * ```
    */
   loadStateDict(state: StateDict, options?: LoadOptions): LoadReport {
-    return scope(() => stageState(this, state, options)())
+    const op = `${this.constructor.name}.loadStateDict`
+    return scope(() => stageState(this, op, 'the state', state, options)())
   }
 
   /** Training mode (default) or evaluation, for this module and all below. */
@@ -272,8 +273,13 @@ export abstract class Module {
  * Checks a state for a module, and makes what needs memory in the surrounding scope. The function that it returns writes
  * the values, and needs none.
  */
-export function stageState(module: Module, state: StateDict, options?: LoadOptions): () => LoadReport {
-  const op = `${module.constructor.name}.loadStateDict`
+export function stageState(
+  module: Module,
+  op: string,
+  what: string,
+  state: StateDict,
+  options?: LoadOptions,
+): () => LoadReport {
   const { strict = true } = checkOptions<LoadOptions>(op, options, ['strict'])
   checkBoolean(op, 'strict', strict)
   if (typeof state !== 'object' || state === null)
@@ -285,10 +291,13 @@ export function stageState(module: Module, state: StateDict, options?: LoadOptio
   const unexpected = [...values.keys()].filter((name) => !known.has(name))
   const present = entries.filter(({ name }) => values.has(name))
   const problems = present.flatMap((entry) => mismatch(entry, values.get(entry.name)))
-  if (strict)
-    problems.unshift(...missing.map((name) => `missing: ${name}`), ...unexpected.map((name) => `unexpected: ${name}`))
-  if (problems.length > 0)
-    fail('STATE_DICT', op, `the state does not fit, nothing was changed:\n  ${problems.join('\n  ')}`)
+  const lists = [
+    strict ? missing.map((name) => `missing: ${showName(name)}`) : [],
+    strict ? unexpected.map((name) => `unexpected: ${showName(name)}`) : [],
+    problems,
+  ]
+  if (lists.some(({ length }) => length > 0))
+    fail('STATE_DICT', op, `${what} does not fit, nothing was changed:${lists.map(listed).join('')}`)
   const staged = present.map((entry) => ({ entry, value: copyLike(values.get(entry.name) as Tensor, entry.tensor) }))
   return () => {
     for (const { entry, value } of staged) {

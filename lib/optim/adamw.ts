@@ -3,7 +3,7 @@ import { native } from '../native.js'
 import type { Parameter } from '../nn/parameter.js'
 import { type StepNumbers, stepKinds } from '../recorder.js'
 import { handleOf, type Tensor } from '../tensor.js'
-import { Optimizer, type ParameterState } from './optimizer.js'
+import { Optimizer, type OptimizerOptions, type ParameterState, type StateTensors } from './optimizer.js'
 
 /** Options of {@link AdamW}. */
 export interface AdamWOptions {
@@ -16,6 +16,9 @@ export interface AdamWOptions {
   /** Each step takes lr · weightDecay of the parameter away. Default 1e-2. */
   weightDecay?: number
 }
+
+const usual = { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 1e-2 } as const
+const optionNames = Object.keys(usual) as (keyof typeof usual)[]
 
 /**
  * Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2), the update of
@@ -39,40 +42,50 @@ export class AdamW extends Optimizer {
   eps: number
   /** See {@link AdamWOptions.weightDecay}. */
   weightDecay: number
-  protected readonly stateNames = ['exp_avg', 'exp_avg_sq']
 
   /** Errors: OPTION, DISPOSED. */
   constructor(params: Iterable<Parameter>, options?: AdamWOptions) {
     const op = 'AdamW'
     super(op, params)
-    const o = checkOptions<AdamWOptions>(op, options, ['lr', 'betas', 'eps', 'weightDecay'])
-    const betas = copyArray(op, 'betas', o.betas ?? [0.9, 0.999], 2) as [number, number]
-    if (betas.length !== 2) fail('OPTION', op, `betas must be two numbers, got ${betas.length}`)
-    this.lr = o.lr ?? 1e-3
-    this.betas = [betas[0], betas[1]]
-    this.eps = o.eps ?? 1e-8
-    this.weightDecay = o.weightDecay ?? 1e-2
-    this.#check(op)
+    const given = checkOptions<AdamWOptions>(op, options, optionNames)
+    const { lr, betas, eps, weightDecay } = this.checkedOptions(op, { ...usual, ...given })
+    this.lr = lr
+    this.betas = betas
+    this.eps = eps
+    this.weightDecay = weightDecay
   }
 
   override step(): void {
-    this.#check('AdamW.step')
+    this.checkedOptions('AdamW.step', this)
     super.step()
   }
 
-  #check(op: string): void {
-    checkNumber(op, 'lr', this.lr, 0)
-    checkNumber(op, 'eps', this.eps, 0)
-    checkNumber(op, 'weightDecay', this.weightDecay, 0)
-    for (const [i, beta] of this.betas.entries()) {
-      if (checkNumber(op, `betas[${i}]`, beta, 0) >= 1) fail('OPTION', op, `betas[${i}] must be below 1, got ${beta}`)
+  protected override checkedOptions(
+    op: string,
+    source: { [N in keyof AdamWOptions]: unknown },
+  ): OptimizerOptions & Required<AdamWOptions> {
+    const betas = copyArray(op, 'betas', source.betas, 2)
+    if (betas.length !== 2) fail('OPTION', op, `betas must be two numbers, got ${betas.length}`)
+    const [beta1, beta2] = betas.map((beta, i) => {
+      if (checkNumber(op, `betas[${i}]`, beta, 0) < 1) return beta as number
+      return fail('OPTION', op, `betas[${i}] must be below 1, got ${beta}`)
+    })
+    return {
+      lr: checkNumber(op, 'lr', source.lr, 0),
+      betas: [beta1, beta2],
+      eps: checkNumber(op, 'eps', source.eps, 0),
+      weightDecay: checkNumber(op, 'weightDecay', source.weightDecay, 0),
     }
+  }
+
+  protected override stateTensors(): StateTensors {
+    return { exp_avg: 'any', exp_avg_sq: 'non-negative' }
   }
 
   /** @internal */
   protected override stepNumbers(step: number): StepNumbers {
-    this.#check('AdamW.step')
-    return [stepKinds.adamw, 0, step, this.lr, ...this.betas, this.eps, this.weightDecay]
+    const { lr, betas, eps, weightDecay } = this.checkedOptions('AdamW.step', this)
+    return [stepKinds.adamw, 0, step, lr, ...betas, eps, weightDecay]
   }
 
   protected update(parameter: Parameter, grad: Tensor, { step, tensors }: ParameterState): void {

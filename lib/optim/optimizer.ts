@@ -1,15 +1,37 @@
-import { fail } from '../check.js'
+import { fail, listed, showName } from '../check.js'
 import { tensor, zeros } from '../create.js'
 import { show } from '../errors.js'
 import { native } from '../native.js'
 import type { StateDict } from '../nn/module.js'
 import { Parameter } from '../nn/parameter.js'
+import { allFinite } from '../norm.js'
 import { copyLike } from '../ops/copy.js'
 import { currentRecorder, type StepNumbers } from '../recorder.js'
-import { allOrNone, keep, scope } from '../scope.js'
-import { checkTensor, type Tensor } from '../tensor.js'
+import { allOrNone, keep, noGrad, scope } from '../scope.js'
+import { checkTensor, handleOf, type Tensor, type TensorMeta } from '../tensor.js'
 
 const stepMeta = { shape: [], dtype: 'f64' } as const
+
+function misfitOf(op: string, key: string, value: unknown, meta: Pick<TensorMeta, 'shape' | 'dtype'>): string | null {
+  try {
+    const { device } = checkTensor(op, key, value)
+    checkTensor(op, key, value, { ...meta, device })
+    return null
+  } catch (error) {
+    return (error as Error).message.slice(op.length + 3)
+  }
+}
+
+const countProblem = (value: Tensor): string | null => {
+  const count = value.item()
+  return Number.isSafeInteger(count) && count >= 0 ? null : `must be an integer of at least 0, got ${count}`
+}
+
+/** The root of a negative number is not finite either. */
+const numbersProblem = (value: Tensor, kind: StateTensors[string]): string | null => {
+  const isRight = noGrad(() => scope(() => allFinite(handleOf(kind === 'non-negative' ? value.sqrt() : value))))
+  return isRight ? null : `must hold finite ${kind === 'non-negative' ? 'numbers of at least 0' : 'numbers'}`
+}
 
 /** Runs `fn` now, also while a step is captured: what it makes is no part of the step. */
 function aside<T>(fn: () => T): T {
@@ -22,14 +44,34 @@ function aside<T>(fn: () => T): T {
   }
 }
 
-/** For checkpoints, as stageState of a module. */
-export let stageOptimizer: (optimizer: Optimizer, dict: StateDict) => () => void
+/** Options of an optimizer by name, as a checkpoint holds them. */
+export type OptimizerOptions = Readonly<Record<string, number | readonly number[]>>
+
+/** Tensors of a parameter's state by name, and which numbers they hold; all finite. */
+export type StateTensors = Readonly<Record<string, 'any' | 'non-negative'>>
+
+/** Whether a value is an Optimizer and no look-alike. */
+export let isOptimizer: (value: unknown) => value is Optimizer
+
+/** State and options as a checkpoint holds them. What could not be loaded again is an error: OPTION, NON_FINITE. */
+export let checkpointOf: (optimizer: Optimizer, op: string) => { state: StateDict; options: OptimizerOptions }
+
+/**
+ * As stageState of a module, on behalf of `op`, with options where given; `what` does not fit.
+ */
+export let stageOptimizer: (
+  optimizer: Optimizer,
+  op: string,
+  what: string,
+  state: StateDict,
+  options: unknown,
+) => () => void
 
 /** What one parameter's updates leave behind: a step count and tensors of the parameter's shape. */
 export interface ParameterState {
   /** Updates done. */
   step: number
-  /** By the names of the optimizer's `stateNames`. */
+  /** By the names of the optimizer's `stateTensors`. */
   tensors: Record<string, Tensor>
 }
 
@@ -49,8 +91,6 @@ export abstract class Optimizer {
   /** Those that the constructor got, each once. */
   readonly parameters: readonly Parameter[]
   readonly #states = new Map<Parameter, ParameterState>()
-  /** Names of the tensors in a parameter's state. */
-  protected abstract readonly stateNames: readonly string[]
 
   /** Errors: OPTION for anything but Parameters, DISPOSED. */
   protected constructor(op: string, params: Iterable<Parameter>) {
@@ -98,17 +138,26 @@ export abstract class Optimizer {
     return fail('UNSUPPORTED', `${this.constructor.name}.step`, 'this optimizer cannot be part of a captured step')
   }
 
+  /** The tensors of a parameter's state with these options, such as the optimizer's own. */
+  protected abstract stateTensors(options: object): StateTensors
+
+  /** Those options of `source` that a checkpoint holds, checked: of this optimizer, or of a checkpoint. Errors: OPTION. */
+  protected checkedOptions(_op: string, _source: object): OptimizerOptions {
+    return {}
+  }
+
   /** Changes one parameter and its state in place. */
   protected abstract update(parameter: Parameter, grad: Tensor, state: ParameterState): void
 
   #makeStates(parameters: readonly Parameter[]): void {
     const fresh = parameters.filter((parameter) => !this.#states.has(parameter))
     if (fresh.length === 0) return
+    const names = Object.keys(this.stateTensors(this))
     const states = aside(() =>
       allOrNone(() =>
         fresh.map(({ shape, dtype, device }) => {
           const make = (name: string) => [name, keep(zeros(shape, { dtype, device }))] as const
-          return { step: 0, tensors: Object.fromEntries(this.stateNames.map(make)) }
+          return { step: 0, tensors: Object.fromEntries(names.map(make)) }
         }),
       ),
     )
@@ -134,40 +183,35 @@ export abstract class Optimizer {
     return scope(() => Object.fromEntries(this.parameters.flatMap(entries)))
   }
 
-  /** Takes copies. Everything is checked first: entries that do not fit are one STATE_DICT error, and nothing is changed. */
+  /**
+   * Takes copies. Everything is checked first: entries that do not fit (a step that is no count, moments that are not
+   * finite, another shape) are one STATE_DICT error, and nothing is changed.
+   */
   loadStateDict(dict: StateDict): void {
-    scope(() => this.#stage(dict)())
+    scope(() => this.#stage(`${this.constructor.name}.loadStateDict`, 'the state', dict, undefined)())
   }
 
-  /** As stageState of a module. */
-  #stage(dict: StateDict): () => void {
-    const op = `${this.constructor.name}.loadStateDict`
+  #checkpoint(op: string): { state: StateDict; options: OptimizerOptions } {
+    const options = this.checkedOptions(op, this)
+    const state = this.stateDict()
+    const problems = this.#mismatches(op, state, options)
+    if (problems.length > 0)
+      fail('NON_FINITE', op, `the state of ${this.constructor.name} could not be loaded again:${listed(problems)}`)
+    return { state, options }
+  }
+
+  #stage(op: string, what: string, dict: StateDict, saved: unknown): () => void {
     if (typeof dict !== 'object' || dict === null)
       fail('OPTION', op, `state must be an object of tensors, got ${show(dict)}`)
-    const names = ['step', ...this.stateNames]
-    const problems: string[] = []
-    const known = new Set(this.parameters.flatMap((_, i) => names.map((name) => `${i}.${name}`)))
-    for (const key of Object.keys(dict)) if (!known.has(key)) problems.push(`unexpected: ${key}`)
-    const present = this.parameters.flatMap((parameter, i) =>
-      names.some((name) => Object.hasOwn(dict, `${i}.${name}`)) ? [{ parameter, i }] : [],
-    )
-    for (const { parameter, i } of present) {
-      for (const name of names) {
-        const { shape, dtype } = name === 'step' ? stepMeta : parameter
-        try {
-          const value = checkTensor(op, `${i}.${name}`, dict[`${i}.${name}`])
-          checkTensor(op, `${i}.${name}`, value, { shape, dtype, device: value.device })
-        } catch (error) {
-          problems.push((error as Error).message)
-        }
-      }
-    }
-    if (problems.length > 0)
-      fail('STATE_DICT', op, `the state does not fit, nothing was changed:\n  ${problems.join('\n  ')}`)
-    const staged = present.map(({ parameter, i }) => {
+    const misfit = (problems: readonly string[]): never =>
+      fail('STATE_DICT', op, `${what} does not fit, nothing was changed:${listed(problems)}`)
+    const options = saved === undefined ? null : this.#restorable(op, saved, misfit)
+    const problems = this.#mismatches(op, dict, options ?? this)
+    if (problems.length > 0) misfit(problems)
+    const names = Object.keys(this.stateTensors(options ?? this))
+    const staged = this.#present(dict, ['step']).map(([i, parameter]) => {
       const copy = (name: string) => [name, copyLike(dict[`${i}.${name}`], parameter)] as const
-      const tensors = Object.fromEntries(this.stateNames.map(copy))
-      return { parameter, state: { step: dict[`${i}.step`].item(), tensors } }
+      return { parameter, state: { step: dict[`${i}.step`].item(), tensors: Object.fromEntries(names.map(copy)) } }
     })
     return () => {
       this.dispose()
@@ -175,7 +219,46 @@ export abstract class Optimizer {
         for (const value of Object.values(state.tensors)) keep(value)
         this.#states.set(parameter, state)
       }
+      Object.assign(this, options)
     }
+  }
+
+  #restorable(op: string, saved: unknown, misfit: (problems: readonly string[]) => never): OptimizerOptions {
+    if (typeof saved !== 'object' || saved === null) return misfit([`options must be an object, got ${show(saved)}`])
+    let options: OptimizerOptions
+    try {
+      options = this.checkedOptions(op, saved)
+    } catch (error) {
+      return misfit([`option ${(error as Error).message.slice(op.length + 3)}`])
+    }
+    const unexpected = Object.keys(saved).filter((name) => !Object.hasOwn(options, name))
+    return unexpected.length === 0 ? options : misfit(unexpected.map((name) => `unexpected: option ${showName(name)}`))
+  }
+
+  /** What of a state does not fit the parameters, with these options. */
+  #mismatches(op: string, dict: StateDict, options: object): string[] {
+    const tensors = this.stateTensors(options)
+    const names = ['step', ...Object.keys(tensors)]
+    const known = new Set(this.parameters.flatMap((_, i) => names.map((name) => `${i}.${name}`)))
+    const unexpected = Object.keys(dict).filter((key) => !known.has(key))
+    return [
+      ...unexpected.map((name) => `unexpected: ${showName(name)}`),
+      ...this.#present(dict, names).flatMap(([i, { shape, dtype }]) =>
+        names.flatMap((name) => {
+          const key = `${i}.${name}`
+          const problem = misfitOf(op, key, dict[key], name === 'step' ? stepMeta : { shape, dtype })
+          if (problem !== null) return [problem]
+          const value = dict[key]
+          const numbers = name === 'step' ? countProblem(value) : numbersProblem(value, tensors[name])
+          return numbers === null ? [] : [`${key} ${numbers}`]
+        }),
+      ),
+    ]
+  }
+
+  /** The parameters of which a state holds anything, by number. */
+  #present(dict: StateDict, names: readonly string[]): [number, Parameter][] {
+    return [...this.parameters.entries()].filter(([i]) => names.some((name) => Object.hasOwn(dict, `${i}.${name}`)))
   }
 
   /** Frees the state, not the parameters. */
@@ -190,6 +273,8 @@ export abstract class Optimizer {
   }
 
   static {
-    stageOptimizer = (optimizer, dict) => optimizer.#stage(dict)
+    isOptimizer = (value): value is Optimizer => typeof value === 'object' && value !== null && #states in value
+    checkpointOf = (optimizer, op) => optimizer.#checkpoint(op)
+    stageOptimizer = (optimizer, op, what, state, options) => optimizer.#stage(op, what, state, options)
   }
 }

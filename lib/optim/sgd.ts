@@ -3,7 +3,7 @@ import { native } from '../native.js'
 import type { Parameter } from '../nn/parameter.js'
 import { type StepNumbers, stepKinds } from '../recorder.js'
 import { handleOf, type Tensor } from '../tensor.js'
-import { Optimizer, type ParameterState } from './optimizer.js'
+import { Optimizer, type OptimizerOptions, type ParameterState, type StateTensors } from './optimizer.js'
 
 /** Options of {@link SGD}. */
 export interface SGDOptions {
@@ -14,6 +14,9 @@ export interface SGDOptions {
   /** weightDecay · parameter is added to the gradient. Default 0. */
   weightDecay?: number
 }
+
+const usual = { lr: 1e-3, momentum: 0, weightDecay: 0 } as const
+const optionNames = Object.keys(usual) as (keyof typeof usual)[]
 
 /**
  * Stochastic gradient descent, the update of torch.optim.SGD without dampening: g += weightDecay · p;
@@ -35,32 +38,41 @@ export class SGD extends Optimizer {
   readonly momentum: number
   /** See {@link SGDOptions.weightDecay}. */
   weightDecay: number
-  protected readonly stateNames: readonly string[]
 
   /** Errors: OPTION, DISPOSED. */
   constructor(params: Iterable<Parameter>, options?: SGDOptions) {
     super('SGD', params)
-    const o = checkOptions<SGDOptions>('SGD', options, ['lr', 'momentum', 'weightDecay'])
-    this.lr = checkNumber('SGD', 'lr', o.lr ?? 1e-3, 0)
-    this.momentum = checkNumber('SGD', 'momentum', o.momentum ?? 0, 0)
-    this.weightDecay = checkNumber('SGD', 'weightDecay', o.weightDecay ?? 0, 0)
-    this.stateNames = this.momentum > 0 ? ['momentum_buffer'] : []
+    const given = checkOptions<SGDOptions>('SGD', options, optionNames)
+    const { lr, momentum, weightDecay } = this.checkedOptions('SGD', { ...usual, ...given })
+    this.lr = lr
+    this.momentum = momentum
+    this.weightDecay = weightDecay
   }
 
   override step(): void {
-    this.#check()
+    this.checkedOptions('SGD.step', this)
     super.step()
   }
 
-  #check(): void {
-    checkNumber('SGD.step', 'lr', this.lr, 0)
-    checkNumber('SGD.step', 'weightDecay', this.weightDecay, 0)
+  protected override checkedOptions(
+    op: string,
+    source: { [N in keyof SGDOptions]: unknown },
+  ): OptimizerOptions & Required<SGDOptions> {
+    return {
+      lr: checkNumber(op, 'lr', source.lr, 0),
+      momentum: checkNumber(op, 'momentum', source.momentum, 0),
+      weightDecay: checkNumber(op, 'weightDecay', source.weightDecay, 0),
+    }
+  }
+
+  protected override stateTensors({ momentum }: { momentum: number }): StateTensors {
+    return momentum > 0 ? { momentum_buffer: 'any' } : {}
   }
 
   /** @internal */
   protected override stepNumbers(step: number): StepNumbers {
-    this.#check()
-    return [stepKinds.sgd, 0, step, this.lr, this.momentum, 0, 0, this.weightDecay]
+    const { lr, momentum, weightDecay } = this.checkedOptions('SGD.step', this)
+    return [stepKinds.sgd, 0, step, lr, momentum, 0, 0, weightDecay]
   }
 
   protected update(parameter: Parameter, grad: Tensor, { step, tensors }: ParameterState): void {

@@ -25,7 +25,9 @@ const optimizer =
     ? new st.AdamW(model.parameters(), { lr: 1e-2 })
     : new st.SGD(model.parameters(), { lr: 0.1, momentum: 0.9, weightDecay: 1e-3 })
 let { step, extra } =
-  from === '-' ? { step: 0, extra: { position: 5 } } : await st.loadCheckpoint(from, { model, optimizer })
+  from === '-'
+    ? { step: 0, extra: { position: 5 } }
+    : await st.loadCheckpoint(from, { model, optimizer, generator: st.defaultGenerator })
 let { position } = extra
 for (const end = step + Number(steps); step < end; step++) {
   const loss = st.scope(() => {
