@@ -209,7 +209,7 @@ describe('a damaged run', () => {
     [
       'cut short',
       (run) => truncateSync(join(run, 'checkpoint.safetensors'), 1000),
-      /has 1000 bytes, the model that .*run\.json describes at least \d+$/m,
+      /has 1000 bytes, the model that .*run\.json describes \(.*\) at least \d+$/m,
     ],
     ['empty', (run) => truncateSync(join(run, 'checkpoint.safetensors')), /has 0 bytes, the model that/],
     ['no run.json', (run) => rmSync(join(run, 'run.json')), /run\.json cannot be read: ENOENT/],
@@ -257,7 +257,11 @@ describe('a damaged run', () => {
 
   test.each([
     ['layers', '2147483648', /options\.layers must be a whole number from 1 to 1024, got 2147483648$/m],
-    ['dim', '100000000', /has \d+ bytes, the model that .*run\.json describes at least 1760\d{15}$/m],
+    [
+      'dim',
+      '100000000',
+      /has \d+ bytes, the model that .*run\.json describes \(--layers 1 --dim 100000000 --experts 4 --context 16\) at least 1760\d{15}$/m,
+    ],
     ['dim', '"16"', /options\.dim must be a whole number of at least 1, got "16"$/m],
     ['lr', '1e999', /options\.lr must be a number from 0 to 1\.79\S+, got Infinity$/m],
     ['lr', '"0.1"', /options\.lr must be a number of at least 0, got "0\.1"$/m],

@@ -7,8 +7,13 @@ export function checkMemory(what: string, bytes: number, sizes: Record<string, n
   const present = Math.min(totalmem(), allowed)
   if (bytes <= present) return
   const gigabytes = (n: number): string => `${(n / 1e9).toPrecision(3)} GB`
-  const flags = Object.entries(sizes).map(([name, value]) => `--${name} ${value}`)
   throw new Failure(
-    `${what} at this size needs at least ${gigabytes(bytes)} of memory, there are ${gigabytes(present)}: ${flags.join(' ')}`,
+    `${what} at this size needs at least ${gigabytes(bytes)} of memory, there are ${gigabytes(present)}: ${asFlags(sizes)}`,
   )
 }
+
+/** Sizes as they stand on a command line. */
+export const asFlags = (sizes: Record<string, number>): string =>
+  Object.entries(sizes)
+    .map(([name, value]) => `--${name} ${value}`)
+    .join(' ')

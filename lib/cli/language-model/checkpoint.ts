@@ -2,6 +2,7 @@ import { statSync } from 'node:fs'
 import { join } from 'node:path'
 import { type CheckpointProgress, type CheckpointTargets, loadCheckpoint, MoeError } from '../../index.js'
 import { Failure } from '../errors.js'
+import { asFlags } from '../memory.js'
 import { type ModelOptions, weightBytes } from './model.js'
 import { checkpointIn, runName } from './saved-run.js'
 
@@ -9,8 +10,10 @@ import { checkpointIn, runName } from './saved-run.js'
 export function checkHolds(folder: string, model: ModelOptions): void {
   const [file, needed] = [checkpointIn(folder), weightBytes(model)]
   const { size } = statSync(file)
-  if (needed > size)
-    throw new Failure(`${file} has ${size} bytes, the model that ${join(folder, runName)} describes at least ${needed}`)
+  if (needed <= size) return
+  const { layers, dim, experts, context } = model
+  const described = `${join(folder, runName)} describes (${asFlags({ layers, dim, experts, context })})`
+  throw new Failure(`${file} has ${size} bytes, the model that ${described} at least ${needed}`)
 }
 
 /** Restores a run. In an error about another model the names of all tensors would not be read. */
