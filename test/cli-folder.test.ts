@@ -121,6 +121,15 @@ describe('a lock file', () => {
     lock.release()
   })
 
+  test('that is taken away by hand is not confused with the one of the next owner', () => {
+    const first = takeLock(file)
+    rmSync(file)
+    const second = takeLock(file)
+    first.release()
+    expect(() => takeLock(file)).toThrow(/in use/)
+    second.release()
+  })
+
   test('of a file system without locks is used with a warning, and stays', () => {
     vi.spyOn(native, 'lockFile').mockReturnValue(system.errno.ENOLCK)
     const warned = vi.spyOn(process.stderr, 'write').mockReturnValue(true)

@@ -4,7 +4,7 @@ import {
   fstatSync,
   ftruncateSync,
   openSync,
-  readFileSync,
+  readSync,
   rmSync,
   statSync,
   writeSync,
@@ -34,7 +34,7 @@ export function takeLock(path: string): Lock {
     try {
       if (!fstatSync(file).isFile()) throw new Error(`${path} is not a file`)
       const error = native.lockFile(file)
-      if (error === system.errno.EAGAIN) throw new Failure(`${dirname(path)} is in use by ${ownerOf(path)}`)
+      if (error === system.errno.EAGAIN) throw new Failure(`${dirname(path)} is in use by ${ownerOf(file)}`)
       if (error === 0) {
         // Who had it before may have removed the file between our open and our lock: then it protects nothing.
         if (!isStill(path, file)) {
@@ -65,18 +65,19 @@ function sign(file: number): void {
   }
 }
 
-function ownerOf(path: string): string {
-  const text = readFileSync(path, 'latin1')
+function ownerOf(file: number): string {
+  const bytes = Buffer.alloc(300)
+  const text = bytes.toString('latin1', 0, readSync(file, bytes, 0, bytes.length, 0))
   return /^process \d{1,15} on [\w.-]{1,255}$/.test(text) ? text : 'another process'
 }
 
 const nameOf = (error: number): string =>
   Object.entries(system.errno).find(([, number]) => number === error)?.[0] ?? `error ${error}`
 
-/** Removed while it is still locked, so that it is not another process's file. */
+/** Removed while it is still locked, unless somebody has put another in its place. */
 function release(path: string, file: number, held: boolean): void {
   try {
-    if (held) rmSync(path, { force: true })
+    if (held && isStill(path, file)) rmSync(path)
   } catch {
     // One that stays is no obstacle.
   }
