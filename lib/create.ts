@@ -1,6 +1,6 @@
 import { checkBoolean, checkNumber, checkOptions, checkShape, fail, showShape, sizeOf } from './check.js'
 import { checkDevice, type Device, deviceIndex, getDefaultDevice } from './device.js'
-import { allocated, checkDType, type DType, dtypeCode, isFloat, type TypedArray } from './dtype.js'
+import { allocated, checkDType, type DType, dtypeCode, type FloatDType, isFloat, type TypedArray } from './dtype.js'
 import { show } from './errors.js'
 import { consumed } from './handles.js'
 import { type Handle, native } from './native.js'
@@ -8,9 +8,9 @@ import { type Generator, withDraw } from './random.js'
 import { type Tensor, wrap } from './tensor.js'
 
 /** Options of the functions that make tensors. */
-export interface TensorOptions {
+export interface TensorOptions<D extends DType = DType> {
   /** Default: that of the data, else 'f32'. */
-  dtype?: DType
+  dtype?: D
   /** Default: that of {@link setDefaultDevice}, at first 'cpu'. */
   device?: Device
   /** The tensor is a leaf whose `grad` a backward fills; f32 and f64 only. Default false. */
@@ -18,7 +18,7 @@ export interface TensorOptions {
 }
 
 /** Options of the functions that draw random numbers; dtype 'f32' or 'f64'. */
-export interface RandomOptions extends TensorOptions {
+export interface RandomOptions<D extends FloatDType = FloatDType> extends TensorOptions<D> {
   /** Default: that of {@link manualSeed}. */
   generator?: Generator
 }
@@ -26,20 +26,29 @@ export interface RandomOptions extends TensorOptions {
 /** Numbers in arrays in arrays, all of one length at each depth. */
 export type NestedArray = readonly (number | NestedArray)[]
 
+/** The dtype that {@link tensor} gives to data. */
+export type DTypeOf<T> = T extends Float64Array
+  ? 'f64'
+  : T extends Float32Array | number | NestedArray
+    ? 'f32'
+    : T extends Uint16Array
+      ? 'bf16' | 'f16'
+      : 'i32'
+
 const names = ['dtype', 'device', 'requiresGrad'] as const
 
-function make(
+function make<D extends DType>(
   op: string,
   shape: readonly number[],
   options: TensorOptions,
   handle: (dtype: DType, device: number) => Handle,
   dtype: DType,
-): Tensor {
+): Tensor<D> {
   const device = checkDevice(op, options.device ?? getDefaultDevice())
   const requiresGrad =
     options.requiresGrad === undefined ? false : checkBoolean(op, 'requiresGrad', options.requiresGrad)
   if (requiresGrad && !isFloat(dtype)) fail('DTYPE', op, `only f32 and f64 tensors have gradients, dtype is ${dtype}`)
-  const tensor = wrap(handle(dtype, deviceIndex(op, device)), { shape, dtype, device })
+  const tensor = wrap(handle(dtype, deviceIndex(op, device)), { shape, dtype: dtype as D, device })
   if (requiresGrad) tensor.requiresGrad = true
   return tensor
 }
@@ -59,11 +68,11 @@ function make(
  * console.log(tensor(Uint16Array.of(0x3f80), [1], { dtype: 'bf16' }).item()) // → 1
  * ```
  */
-export function tensor(
-  data: TypedArray | number | NestedArray,
+export function tensor<T extends TypedArray | number | NestedArray, D extends DType = DTypeOf<T>>(
+  data: T,
   shape?: readonly number[] | null,
-  options?: TensorOptions,
-): Tensor {
+  options?: TensorOptions<D>,
+): Tensor<D> {
   const op = 'tensor'
   const checked = checkOptions<TensorOptions>(op, options, names)
   const source = ArrayBuffer.isView(data) ? fromTypedArray(op, data) : fromNumbers(op, data)
@@ -167,7 +176,7 @@ function fromNumbers(op: string, data: unknown): Source {
   return { values, shape, dtype: 'f32' }
 }
 
-function filled(op: string, shape: unknown, value: number, options: unknown): Tensor {
+function filled<D extends DType>(op: string, shape: unknown, value: number, options: unknown): Tensor<D> {
   const checked = checkOptions<TensorOptions>(op, options, names)
   const target = checkShape(op, 'shape', shape)
   const dtype = checked.dtype === undefined ? 'f32' : checkDType(op, checked.dtype)
@@ -182,7 +191,8 @@ function filled(op: string, shape: unknown, value: number, options: unknown): Te
  * console.log(zeros([2, 3], { dtype: 'i32' })) // → Tensor([2, 3], i32, cpu)
  * ```
  */
-export const zeros = (shape: readonly number[], options?: TensorOptions): Tensor => filled('zeros', shape, 0, options)
+export const zeros = <D extends DType = 'f32'>(shape: readonly number[], options?: TensorOptions<D>): Tensor<D> =>
+  filled('zeros', shape, 0, options)
 /**
  * Ones of a shape; the rest as {@link zeros}.
  *
@@ -191,7 +201,8 @@ export const zeros = (shape: readonly number[], options?: TensorOptions): Tensor
  * console.log(ones([2, 3]).sum().item()) // → 6
  * ```
  */
-export const ones = (shape: readonly number[], options?: TensorOptions): Tensor => filled('ones', shape, 1, options)
+export const ones = <D extends DType = 'f32'>(shape: readonly number[], options?: TensorOptions<D>): Tensor<D> =>
+  filled('ones', shape, 1, options)
 /**
  * One value everywhere, rounded to the dtype; the rest as {@link zeros}.
  *
@@ -200,12 +211,23 @@ export const ones = (shape: readonly number[], options?: TensorOptions): Tensor 
  * console.log(full([2], 0.5).dataSync()) // → Float32Array(2) [ 0.5, 0.5 ]
  * ```
  */
-export function full(shape: readonly number[], value: number, options?: TensorOptions): Tensor {
+export function full<D extends DType = 'f32'>(
+  shape: readonly number[],
+  value: number,
+  options?: TensorOptions<D>,
+): Tensor<D> {
   if (typeof value !== 'number') fail('OPTION', 'full', `value must be a number, got ${show(value)}`)
   return filled('full', shape, value, options)
 }
 
-function drawn(op: string, shape: unknown, normal: boolean, a: number, b: number, options: unknown): Tensor {
+function drawn<D extends FloatDType>(
+  op: string,
+  shape: unknown,
+  normal: boolean,
+  a: number,
+  b: number,
+  options: unknown,
+): Tensor<D> {
   const checked = checkOptions<RandomOptions>(op, options, [...names, 'generator'])
   const target = checkShape(op, 'shape', shape)
   const dtype = checked.dtype === undefined ? 'f32' : checkDType(op, checked.dtype, ['f32', 'f64'])
@@ -229,7 +251,7 @@ function drawn(op: string, shape: unknown, normal: boolean, a: number, b: number
  * console.log(Math.min(...u.dataSync()) >= 0, Math.max(...u.dataSync()) < 1) // → true true
  * ```
  */
-export const rand = (shape: readonly number[], options?: RandomOptions): Tensor =>
+export const rand = <D extends FloatDType = 'f32'>(shape: readonly number[], options?: RandomOptions<D>): Tensor<D> =>
   drawn('rand', shape, false, 0, 1, options)
 /**
  * Normal with mean 0 and variance 1, f32 or f64. Errors as {@link zeros}.
@@ -242,7 +264,7 @@ export const rand = (shape: readonly number[], options?: RandomOptions): Tensor 
  * console.log(randn([4, 8]).sum().item() === a) // → true
  * ```
  */
-export const randn = (shape: readonly number[], options?: RandomOptions): Tensor =>
+export const randn = <D extends FloatDType = 'f32'>(shape: readonly number[], options?: RandomOptions<D>): Tensor<D> =>
   drawn('randn', shape, true, 0, 1, options)
 /**
  * Uniform on [low, high), f32 or f64. Errors as {@link zeros}.
@@ -253,7 +275,12 @@ export const randn = (shape: readonly number[], options?: RandomOptions): Tensor
  * console.log(Math.max(...w.abs().dataSync()) <= 0.25) // → true
  * ```
  */
-export function uniform(shape: readonly number[], low: number, high: number, options?: RandomOptions): Tensor {
+export function uniform<D extends FloatDType = 'f32'>(
+  shape: readonly number[],
+  low: number,
+  high: number,
+  options?: RandomOptions<D>,
+): Tensor<D> {
   return drawn(
     'uniform',
     shape,
@@ -274,7 +301,12 @@ export function uniform(shape: readonly number[], low: number, high: number, opt
  * console.log(arange(0, 1, 0.25).dataSync()) // → Float32Array(4) [ 0, 0.25, 0.5, 0.75 ]
  * ```
  */
-export function arange(start: number, end?: number | TensorOptions, step?: number, options?: TensorOptions): Tensor {
+export function arange<D extends DType = 'i32' | 'f32'>(
+  start: number,
+  end?: number | TensorOptions<D>,
+  step?: number,
+  options?: TensorOptions<D>,
+): Tensor<D> {
   const op = 'arange'
   if (typeof end === 'object' && end !== null) return arange(0, start, 1, end)
   const from = end === undefined ? 0 : checkNumber(op, 'start', start)
@@ -288,5 +320,5 @@ export function arange(start: number, end?: number | TensorOptions, step?: numbe
   )
   const checked = checkOptions<TensorOptions>(op, options, names)
   const whole = [from, to, by].every(Number.isInteger) && Math.max(Math.abs(from), Math.abs(to)) < 2 ** 31
-  return tensor(values, [size], { ...checked, dtype: checked.dtype ?? (whole ? 'i32' : 'f32') })
+  return tensor(values, [size], { ...checked, dtype: (checked.dtype ?? (whole ? 'i32' : 'f32')) as D })
 }

@@ -6,6 +6,18 @@ import { MoeError, show } from './errors.js'
  */
 export type DType = 'f32' | 'f64' | 'bf16' | 'f16' | 'i32'
 
+/** The dtypes of arithmetic, parameters and gradients. */
+export type FloatDType = 'f32' | 'f64'
+
+/** The arrays in which values of each dtype travel. */
+export interface DTypeArrays {
+  f32: Float32Array
+  f64: Float64Array
+  bf16: Uint16Array
+  f16: Uint16Array
+  i32: Int32Array
+}
+
 /** What the operands of matrix products are rounded to before they are multiplied; products are added in the dtype. */
 export type ComputeDType = 'f32' | 'f64' | 'bf16' | 'f16'
 
@@ -52,16 +64,8 @@ export function allocated<T>(op: string, what: string, fn: () => T): T {
   }
 }
 
+const arrays = { f32: Float32Array, f64: Float64Array, bf16: Uint16Array, f16: Uint16Array, i32: Int32Array }
+
 /** A new array of the type in which a dtype travels. */
-export function allocateArray(
-  op: string,
-  dtype: DType,
-  size: number,
-): Float32Array | Float64Array | Int32Array | Uint16Array {
-  return allocated(op, `an array of ${size} ${dtype}`, () => {
-    if (dtype === 'f32') return new Float32Array(size)
-    if (dtype === 'f64') return new Float64Array(size)
-    if (dtype === 'i32') return new Int32Array(size)
-    return new Uint16Array(size)
-  })
-}
+export const allocateArray = <D extends DType>(op: string, dtype: D, size: number): DTypeArrays[D] =>
+  allocated(op, `an array of ${size} ${dtype}`, () => new arrays[dtype](size) as DTypeArrays[D])

@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 /**
  * Sparse mixture-of-experts layers for Node.js. Every name is imported from `st-moe`; the examples leave that line out.
  *
@@ -14,6 +15,7 @@ export type { GradHook, HookHandle } from './autograd.js'
 export { type CapturedStep, captureStep } from './capture.js'
 export {
   arange,
+  type DTypeOf,
   full,
   type NestedArray,
   ones,
@@ -38,7 +40,7 @@ export {
   setDefaultDevice,
   setNumThreads,
 } from './device.js'
-export type { ComputeDType, DType, TypedArray } from './dtype.js'
+export type { ComputeDType, DType, DTypeArrays, FloatDType, TypedArray } from './dtype.js'
 export { MoeError, type MoeErrorCode } from './errors.js'
 export * from './io/index.js'
 /** The layers, also exported by themselves. */

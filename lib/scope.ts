@@ -163,10 +163,13 @@ function settle<T>(run: () => T, done: (value: unknown) => void, failed: () => v
 
 const isObject = (value: unknown): boolean => typeof value === 'object' && value !== null
 
+/** Not of a subclass, whose objects have properties of their own. */
+const isPlain = (array: object): boolean => Object.getPrototypeOf(array) === Array.prototype
+
 /** The objects that a value holds directly. Long arrays of numbers cost no descriptors; no getter runs elsewhere. */
 function* contents(value: object): Iterable<unknown> {
   if (ArrayBuffer.isView(value)) return
-  if (Array.isArray(value) && !types.isProxy(value) && value.length <= 2 ** 27) {
+  if (Array.isArray(value) && !types.isProxy(value) && isPlain(value) && value.length <= 2 ** 27) {
     for (let i = 0; i < value.length; i++) if (isObject(value[i])) yield value[i]
     return
   }

@@ -2,7 +2,7 @@ import { type GradHook, type HookHandle, type Node, runBackward } from './autogr
 import { checkBoolean, checkFunction, checkOptions, fail, sameShape, showShape, sizeOf } from './check.js'
 import type { NestedArray } from './create.js'
 import { type Device, deviceIndex } from './device.js'
-import { allocateArray, type DType, dtypeCode, isFloat, type TypedArray } from './dtype.js'
+import { allocateArray, type DType, type DTypeArrays, dtypeCode, isFloat, type TypedArray } from './dtype.js'
 import { MoeError, show } from './errors.js'
 import { handlesOf } from './handles.js'
 import { type Handle, native } from './native.js'
@@ -43,9 +43,9 @@ export interface BackwardOptions {
   retainGraph?: boolean
 }
 
-export interface TensorMeta {
+export interface TensorMeta<D extends DType = DType> {
   shape: readonly number[]
-  dtype: DType
+  dtype: D
   device: Device
 }
 
@@ -56,7 +56,7 @@ export let isTensor: (value: unknown) => value is Tensor
 /** 0 when disposed. */
 export let handleOf: (tensor: Tensor) => Handle
 /** A Tensor that takes over a handle. */
-export let wrap: (handle: Handle, meta: TensorMeta) => Tensor
+export let wrap: <D extends DType>(handle: Handle, meta: TensorMeta<D>) => Tensor<D>
 export let sourceOf: (tensor: Tensor) => { node: Node; output: number } | null
 export let setSource: (tensor: Tensor, node: Node, output: number) => void
 export let leafHooksOf: (tensor: Tensor) => readonly GradHook[]
@@ -84,19 +84,19 @@ export let accumulateGrad: (leaf: Tensor, grad: Handle) => void
  * console.log(loss.item(), x.grad?.dataSync()) // → 30 Float32Array(4) [ 2, 4, 6, 8 ]
  * ```
  */
-export class Tensor {
-  #meta: TensorMeta
+export class Tensor<D extends DType = DType> {
+  #meta: TensorMeta<D>
   readonly #size: number
   readonly #held: Held
   #scope: Scope | null = null
   #kept = false
   #requiresGrad = false
-  #grad: Tensor | null = null
+  #grad: Tensor<D> | null = null
   #gradOwner: Tensor | null = null
   readonly #hooks: GradHook[] = []
 
   /** @internal Tensors are made by functions such as `tensor` and `zeros`. */
-  constructor(key: unknown, handle?: Handle, meta?: TensorMeta) {
+  constructor(key: unknown, handle?: Handle, meta?: TensorMeta<D>) {
     if (key !== adopt || handle === undefined || meta === undefined) {
       throw new MoeError('OPTION', 'Tensor', 'a Tensor is made by tensor(), zeros(), randn() …, not by its constructor')
     }
@@ -115,7 +115,7 @@ export class Tensor {
   }
 
   /** Type of the elements. */
-  get dtype(): DType {
+  get dtype(): D {
     return this.#meta.dtype
   }
 
@@ -171,12 +171,12 @@ export class Tensor {
   }
 
   /** The accumulated gradient of a leaf; null before the first `backward` and after `zeroGrad`. */
-  get grad(): Tensor | null {
+  get grad(): Tensor<D> | null {
     return this.#grad
   }
 
   /** Frees the gradient from before. Errors: SHAPE, DTYPE, DEVICE where they are not those of this tensor. */
-  set grad(value: Tensor | null) {
+  set grad(value: Tensor<D> | null) {
     if (value !== null) checkTensor('Tensor.grad', 'value', value, this)
     const recorder = currentRecorder()
     recorder?.noteGrad(this, this.#grad, true)
@@ -247,7 +247,7 @@ export class Tensor {
   }
 
   /** The same values, sharing memory, without history. */
-  detach(): Tensor {
+  detach(): Tensor<D> {
     return wrap(native.reshape(handleOf(checkTensor('Tensor.detach', 'this', this)), this.shape), this)
   }
 
@@ -257,7 +257,7 @@ export class Tensor {
    * A copy of the values in row-major order: Float32Array, Float64Array or Int32Array; bf16 and f16 come as their bits
    * in a Uint16Array. Waits for a card. Errors: DISPOSED, OUT_OF_MEMORY.
    */
-  dataSync(): Float32Array | Float64Array | Int32Array | Uint16Array {
+  dataSync(): DTypeArrays[D] {
     checkTensor('Tensor.dataSync', 'this', this)
     refuseInCapture('Tensor.dataSync', 'it waits for the device')
     const data = allocateArray('Tensor.dataSync', this.dtype, this.size)
@@ -266,7 +266,7 @@ export class Tensor {
   }
 
   /** As {@link Tensor.dataSync}, as a promise. */
-  async data(): Promise<Float32Array | Float64Array | Int32Array | Uint16Array> {
+  async data(): Promise<DTypeArrays[D]> {
     return this.dataSync()
   }
 
@@ -308,98 +308,101 @@ export class Tensor {
   // ---- the functions of the same name as methods
 
   /** See {@link ops.add}. */
-  add(other: Tensor | number): Tensor {
+  add(other: Tensor | number): Tensor<D> {
     return add(this, other)
   }
   /** See {@link ops.sub}. */
-  sub(other: Tensor | number): Tensor {
+  sub(other: Tensor | number): Tensor<D> {
     return sub(this, other)
   }
   /** See {@link ops.mul}. */
-  mul(other: Tensor | number): Tensor {
+  mul(other: Tensor | number): Tensor<D> {
     return mul(this, other)
   }
   /** See {@link ops.div}. */
-  div(other: Tensor | number): Tensor {
+  div(other: Tensor | number): Tensor<D> {
     return div(this, other)
   }
   /** See {@link ops.neg}. */
-  neg(): Tensor {
+  neg(): Tensor<D> {
     return neg(this)
   }
   /** See {@link ops.exp}. */
-  exp(): Tensor {
+  exp(): Tensor<D> {
     return exp(this)
   }
   /** See {@link ops.log}. */
-  log(): Tensor {
+  log(): Tensor<D> {
     return log(this)
   }
   /** See {@link ops.sqrt}. */
-  sqrt(): Tensor {
+  sqrt(): Tensor<D> {
     return sqrt(this)
   }
   /** See {@link ops.abs}. */
-  abs(): Tensor {
+  abs(): Tensor<D> {
     return abs(this)
   }
   /** See {@link ops.square}. */
-  square(): Tensor {
+  square(): Tensor<D> {
     return square(this)
   }
   /** See {@link ops.relu}. */
-  relu(): Tensor {
+  relu(): Tensor<D> {
     return relu(this)
   }
   /** See {@link ops.gelu}. */
-  gelu(): Tensor {
+  gelu(): Tensor<D> {
     return gelu(this)
   }
   /** See {@link ops.silu}. */
-  silu(): Tensor {
+  silu(): Tensor<D> {
     return silu(this)
   }
   /** See {@link ops.sigmoid}. */
-  sigmoid(): Tensor {
+  sigmoid(): Tensor<D> {
     return sigmoid(this)
   }
   /** See {@link ops.tanh}. */
-  tanh(): Tensor {
+  tanh(): Tensor<D> {
     return tanh(this)
   }
   /** See {@link ops.softmax}. */
-  softmax(): Tensor {
+  softmax(): Tensor<D> {
     return softmax(this)
   }
   /** See {@link ops.matmul}. */
-  matmul(other: Tensor): Tensor {
+  matmul(other: Tensor): Tensor<D> {
     return matmul(this, other)
   }
   /** See {@link ops.sum}. */
-  sum(axis?: number | readonly number[], keepDim?: boolean): Tensor {
+  sum(axis?: number | readonly number[], keepDim?: boolean): Tensor<D> {
     return sum(this, axis, keepDim)
   }
   /** See {@link ops.mean}. */
-  mean(axis?: number | readonly number[], keepDim?: boolean): Tensor {
+  mean(axis?: number | readonly number[], keepDim?: boolean): Tensor<D> {
     return mean(this, axis, keepDim)
   }
   /** See {@link ops.reshape}. */
-  reshape(shape: readonly number[]): Tensor {
+  reshape(shape: readonly number[]): Tensor<D> {
     return reshape(this, shape)
   }
   /** See {@link ops.transpose}. */
-  transpose(axis0?: number, axis1?: number): Tensor {
+  transpose(axis0?: number, axis1?: number): Tensor<D> {
     return transpose(this, axis0, axis1)
   }
   /** See {@link ops.slice}. */
-  slice(axis: number, start: number, end?: number): Tensor {
+  slice(axis: number, start: number, end?: number): Tensor<D> {
     return slice(this, axis, start, end)
   }
   /** See {@link ops.clone}. */
-  clone(): Tensor {
+  clone(): Tensor<D> {
     return clone(this)
   }
   /** See {@link ops.to}. */
+  to<T extends DType>(target: T): Tensor<T>
+  to(target: Device): Tensor<D>
+  to(target: DType | Device): Tensor
   to(target: DType | Device): Tensor {
     return to(this, target)
   }

@@ -1,4 +1,5 @@
 import { checkBoolean, checkInteger, checkOptions, fail } from '../check.js'
+import type { DType } from '../dtype.js'
 import { attention } from '../ops/attention.js'
 import { allOrNone, callScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
@@ -54,7 +55,7 @@ export class CausalSelfAttention extends Module {
   }
 
   /** x [B, N, D] → [B, N, D]. Errors: SHAPE, DTYPE, DEVICE. */
-  forward(x: Tensor): Tensor {
+  forward<D extends DType>(x: Tensor<D>): Tensor<D> {
     return callScope(() => {
       const y = attention(this.query.forward(x), this.key.forward(x), this.value.forward(x), { heads: this.heads })
       return this.out.forward(y)

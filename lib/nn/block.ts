@@ -1,4 +1,5 @@
 import { checkBoolean, checkOptions, fail, showShape } from '../check.js'
+import type { DType } from '../dtype.js'
 import { show } from '../errors.js'
 import { add } from '../ops/binary.js'
 import { allOrNone, callScope } from '../scope.js'
@@ -64,7 +65,7 @@ export class SparseMoEBlock extends Module {
   }
 
   /** As {@link MoE.forward}; `outputs` with the residual added. */
-  forward(x: Tensor, options?: MoEForwardOptions): MoEResult {
+  forward<D extends DType>(x: Tensor<D>, options?: MoEForwardOptions): MoEResult<D> {
     const op = 'SparseMoEBlock.forward'
     checkTensor(op, 'x', x)
     if (x.shape.length !== 3 || x.shape[2] !== this.moe.dim) {

@@ -1,4 +1,5 @@
 import { checkNumber, fail } from '../check.js'
+import type { DType } from '../dtype.js'
 import { dropout } from '../ops/dropout.js'
 import type { Tensor } from '../tensor.js'
 import { Module } from './module.js'
@@ -24,7 +25,7 @@ export class Dropout extends Module {
   }
 
   /** Any shape, f32 or f64; in evaluation x itself. */
-  forward(x: Tensor): Tensor {
+  forward<D extends DType>(x: Tensor<D>): Tensor<D> {
     return this.training && this.p > 0 ? dropout(x, this.p) : x
   }
 }

@@ -1,8 +1,8 @@
-import { checkInteger } from '../check.js'
+import { checkInteger, checkOptions } from '../check.js'
 import { ones } from '../create.js'
 import type { ComputeDType } from '../dtype.js'
 import { allOrNone } from '../scope.js'
-import { type ProductLayerOptions, uniformParameter } from './linear.js'
+import { type ProductLayerOptions, productLayerNames, productLayerOptions, uniformParameter } from './linear.js'
 import { Module, type StateEntry } from './module.js'
 import { newParameter, type Parameter } from './parameter.js'
 
@@ -44,20 +44,24 @@ export class Experts extends Module {
   /** [E, D], uniform in ±1/√D. */
   b2: Parameter
 
-  /** E, D, H, and dtype, device and computeDtype. Errors: OPTION. */
-  constructor(numExperts: number, dim: number, hidden: number, options: Required<ProductLayerOptions>) {
+  /** E, D and H. Errors: OPTION, DTYPE, DEVICE. */
+  constructor(numExperts: number, dim: number, hidden: number, options?: ProductLayerOptions) {
     super()
-    this.computeDtype = options.computeDtype
+    const layer = productLayerOptions(
+      'Experts',
+      checkOptions<ProductLayerOptions>('Experts', options, productLayerNames),
+    )
+    this.computeDtype = layer.computeDtype
     checkInteger('Experts', 'numExperts', numExperts, 1)
     checkInteger('Experts', 'dim', dim, 1)
     checkInteger('Experts', 'hidden', hidden, 1)
     const [inner, outer] = [1 / Math.sqrt(2 * hidden), 1 / Math.sqrt(dim)]
     ;[this.w1, this.b1, this.multBias, this.w2, this.b2] = allOrNone(() => [
-      uniformParameter([numExperts, 2 * hidden, dim], inner, options),
-      uniformParameter([numExperts, 2 * hidden], inner, options),
-      newParameter(() => ones([numExperts, hidden], { dtype: options.dtype, device: options.device })),
-      uniformParameter([numExperts, dim, hidden], outer, options),
-      uniformParameter([numExperts, dim], outer, options),
+      uniformParameter([numExperts, 2 * hidden, dim], inner, layer),
+      uniformParameter([numExperts, 2 * hidden], inner, layer),
+      newParameter(() => ones([numExperts, hidden], { dtype: layer.dtype, device: layer.device })),
+      uniformParameter([numExperts, dim, hidden], outer, layer),
+      uniformParameter([numExperts, dim], outer, layer),
     ])
   }
 

@@ -1,4 +1,5 @@
 import { checkInteger, checkNumber, checkOptions } from '../check.js'
+import type { DType } from '../dtype.js'
 import { expertFfn } from '../ops/expert-ffn.js'
 import { allOrNone, callScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
@@ -45,7 +46,7 @@ export class FeedForward extends Module {
   }
 
   /** x [..., D] → [..., D]. Errors: SHAPE, DTYPE, DEVICE. */
-  forward(x: Tensor): Tensor {
+  forward<D extends DType>(x: Tensor<D>): Tensor<D> {
     return callScope(() =>
       expertFfn(this.norm.forward(x), null, this.expert, { computeDtype: this.expert.computeDtype }),
     )

@@ -1,6 +1,7 @@
 import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, copyArray, fail } from '../check.js'
 import { tensor } from '../create.js'
 import type { Device } from '../device.js'
+import type { DType } from '../dtype.js'
 import { show } from '../errors.js'
 import { expertCapacity, type RouteResult, type RoutingRandom, route } from '../ops/route.js'
 import { allOrNone, keep } from '../scope.js'
@@ -148,7 +149,7 @@ export class TopNGating extends Module {
   }
 
   /** x [B, N, D] → where its tokens go, and the losses (0 in evaluation). Errors: SHAPE, DTYPE, DEVICE, OPTION. */
-  forward(x: Tensor, options?: GatingForwardOptions): RouteResult {
+  forward<D extends DType>(x: Tensor<D>, options?: GatingForwardOptions): RouteResult<D> {
     const op = 'TopNGating.forward'
     const o = checkOptions<GatingForwardOptions>(op, options, ['random', 'mask', 'noiseGates', 'noiseMult'])
     const random = checkOptions<RoutingRandom>(op, o.random, ['uniforms', 'gumbelUniforms'])

@@ -177,9 +177,9 @@ const metaOf = ({ shape, dtype, device }: Tensor): TensorMeta => ({ shape, dtype
 /** Rebuilds a result with `f` applied to each tensor in it: a Tensor, an array, a container, or a plain object. */
 function mapTensors(value: unknown, f: (tensor: Tensor) => Tensor): unknown {
   if (isTensor(value)) return f(value)
-  if (Array.isArray(value)) return value.map((entry) => mapTensors(entry, f))
   if (typeof value !== 'object' || value === null) return value
   if (typeof (value as TensorContainer).mapTensors === 'function') return (value as TensorContainer).mapTensors(f)
+  if (Array.isArray(value)) return value.map((entry) => mapTensors(entry, f))
   if (Object.getPrototypeOf(value) !== Object.prototype) return value
   return Object.fromEntries(Object.entries(value).map(([key, entry]) => [key, mapTensors(entry, f)]))
 }

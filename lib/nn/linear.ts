@@ -1,7 +1,7 @@
 import { checkBoolean, checkInteger, checkOptions } from '../check.js'
 import { uniform } from '../create.js'
 import { checkDevice, type Device, getDefaultDevice } from '../device.js'
-import { type ComputeDType, checkComputeDType, checkDType } from '../dtype.js'
+import { type ComputeDType, checkComputeDType, checkDType, type DType } from '../dtype.js'
 import { linear } from '../ops/linear.js'
 import { allOrNone } from '../scope.js'
 import type { Tensor } from '../tensor.js'
@@ -82,7 +82,7 @@ export class Linear extends Module {
   }
 
   /** x [..., in] → [..., out]. Errors: SHAPE, DTYPE, DEVICE. */
-  forward(x: Tensor): Tensor {
+  forward<D extends DType>(x: Tensor<D>): Tensor<D> {
     return linear(x, this.weight, this.bias, { computeDtype: this.computeDtype })
   }
 }

@@ -1,3 +1,4 @@
+import type { DType } from '../dtype.js'
 import type { RouteResult, Routing } from '../ops/route.js'
 import type { Tensor } from '../tensor.js'
 
@@ -44,6 +45,16 @@ function statsOf({ expertIndex, kept, capacity, numExperts, mask }: Routing): Ro
   }
 }
 
+type Tensors<D extends DType> = readonly [
+  outputs: Tensor<D>,
+  totalAuxLoss: Tensor<D>,
+  balanceLoss: Tensor<D>,
+  routerZLoss: Tensor<D>,
+]
+
+/** An array, so that TypeScript knows the types by position. */
+const Tuple = Array as unknown as new <D extends DType>(...tensors: Tensors<D>) => Tensors<D>
+
 /**
  * What a MoE layer gives, by name or by position: outputs, totalAuxLoss, balanceLoss, routerZLoss.
  *
@@ -55,23 +66,24 @@ function statsOf({ expertIndex, kept, capacity, numExperts, mask }: Routing): Ro
  * console.log(outputs.shape, totalAuxLoss.shape, routing.kept.shape) // → [ 2, 16, 32 ] [] [ 2, 16, 2 ]
  * ```
  */
-export class MoEResult implements Iterable<Tensor> {
+export class MoEResult<D extends DType = DType> extends Tuple<D> {
   /** [B, N, D] */
-  readonly outputs: Tensor
+  readonly outputs: Tensor<D>
   /** balanceLossCoef · balanceLoss + routerZLossCoef · routerZLoss, shape []; 0 in evaluation, as the other two. */
-  readonly totalAuxLoss: Tensor
+  readonly totalAuxLoss: Tensor<D>
   /** Shape [], without its coefficient: (E / B) · Σ_b Σ_e f · P, about 1 where the experts' shares are even. */
-  readonly balanceLoss: Tensor
+  readonly balanceLoss: Tensor<D>
   /** Shape [], without its coefficient: the mean of logsumexp(logits)². */
-  readonly routerZLoss: Tensor
+  readonly routerZLoss: Tensor<D>
   /** Where the tokens went. */
-  readonly routing: Routing
+  readonly routing: Routing<D>
   /** With `stats: true`. */
   readonly stats?: RoutingStats
 
   /** For layers of your own. `stats: true` counts them from the routing, which waits for a card. */
-  constructor(outputs: Tensor, route: RouteResult, stats: boolean | RoutingStats = false) {
+  constructor(outputs: Tensor<D>, route: RouteResult<D>, stats: boolean | RoutingStats = false) {
     const { balanceLoss, routerZLoss, totalAuxLoss, ...routing } = route
+    super(outputs, totalAuxLoss, balanceLoss, routerZLoss)
     this.outputs = outputs
     this.totalAuxLoss = totalAuxLoss
     this.balanceLoss = balanceLoss
@@ -80,28 +92,21 @@ export class MoEResult implements Iterable<Tensor> {
     if (stats) this.stats = stats === true ? statsOf(routing) : stats
   }
 
-  /** For `const [outputs, totalAuxLoss, balanceLoss, routerZLoss] = result`. */
-  *[Symbol.iterator](): Iterator<Tensor> {
-    yield this.outputs
-    yield this.totalAuxLoss
-    yield this.balanceLoss
-    yield this.routerZLoss
+  /** What `map` and the other methods of an array give is a plain array. */
+  static get [Symbol.species](): ArrayConstructor {
+    return Array
   }
 
   /** The same routing with other outputs. */
-  withOutputs(outputs: Tensor): MoEResult {
+  withOutputs(outputs: Tensor<D>): MoEResult<D> {
     const { balanceLoss, routerZLoss, totalAuxLoss, routing } = this
     return new MoEResult(outputs, { ...routing, balanceLoss, routerZLoss, totalAuxLoss }, this.stats)
   }
 
   /** The same result with `f` applied to outputs and losses; used by module hooks. */
-  mapTensors(f: (tensor: Tensor) => Tensor): MoEResult {
-    const [outputs, totalAuxLoss, balanceLoss, routerZLoss] = [
-      this.outputs,
-      this.totalAuxLoss,
-      this.balanceLoss,
-      this.routerZLoss,
-    ].map((tensor) => f(tensor))
+  mapTensors(f: (tensor: Tensor<D>) => Tensor<D>): MoEResult<D> {
+    const outputs = f(this.outputs)
+    const [totalAuxLoss, balanceLoss, routerZLoss] = [f(this.totalAuxLoss), f(this.balanceLoss), f(this.routerZLoss)]
     return new MoEResult(outputs, { ...this.routing, totalAuxLoss, balanceLoss, routerZLoss }, this.stats)
   }
 

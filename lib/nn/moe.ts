@@ -10,7 +10,7 @@ import {
   showShape,
 } from '../check.js'
 import { deviceIndex } from '../device.js'
-import { type ComputeDType, checkComputeDType } from '../dtype.js'
+import { type ComputeDType, checkComputeDType, type DType } from '../dtype.js'
 import { MoeError, show } from '../errors.js'
 import { allFinite } from '../norm.js'
 import { combine } from '../ops/combine.js'
@@ -156,7 +156,7 @@ export class MoE extends Module {
    * console.log(outputs.slice(1, 12, 16).abs().sum().item(), stats?.keptPerExpert.length) // → 0 4
    * ```
    */
-  forward(x: Tensor, options?: MoEForwardOptions): MoEResult {
+  forward<D extends DType>(x: Tensor<D>, options?: MoEForwardOptions): MoEResult<D> {
     const op = 'MoE.forward'
     const { stats = false, ...gating } = checkOptions<MoEForwardOptions>(op, options, forwardNames)
     checkBoolean(op, 'stats', stats)
@@ -201,7 +201,7 @@ export class MoE extends Module {
     return forwardWithGrad('MoE.forwardWithGrad', this, this.gate.toGates.weight, input, shape, options)
   }
 
-  #applyUsers(x: Tensor, routing: RouteResult, experts: UserExperts): Tensor {
+  #applyUsers<D extends DType>(x: Tensor<D>, routing: RouteResult<D>, experts: UserExperts): Tensor<D> {
     const [B, , D] = x.shape
     const slot = [B, routing.capacity, D]
     return scope(() => {
@@ -218,7 +218,7 @@ export class MoE extends Module {
         }
         return reshape(y, [1, ...slot])
       })
-      return combine(concat(results, 0), routing)
+      return combine(concat(results as Tensor<D>[], 0), routing)
     })
   }
 

@@ -1,5 +1,6 @@
 import { checkInteger, checkNumber, checkOptions } from '../check.js'
 import { ones, zeros } from '../create.js'
+import type { DType } from '../dtype.js'
 import { layerNorm } from '../ops/layernorm.js'
 import { rmsNorm } from '../ops/rmsnorm.js'
 import { allOrNone } from '../scope.js'
@@ -35,7 +36,7 @@ export class RMSNorm extends Module {
   }
 
   /** x [..., D] → [..., D]. Errors: SHAPE, DTYPE, DEVICE. */
-  forward(x: Tensor): Tensor {
+  forward<D extends DType>(x: Tensor<D>): Tensor<D> {
     return rmsNorm(x, this.gamma)
   }
 }
@@ -74,7 +75,7 @@ export class LayerNorm extends Module {
   }
 
   /** x [..., D] → [..., D]. Errors: SHAPE, DTYPE, DEVICE. */
-  forward(x: Tensor): Tensor {
+  forward<D extends DType>(x: Tensor<D>): Tensor<D> {
     return layerNorm(x, this.weight, this.bias, this.eps)
   }
 }

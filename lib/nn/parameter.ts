@@ -1,6 +1,7 @@
+import type { FloatDType } from '../dtype.js'
 import { native } from '../native.js'
 import { allOrNone, outlive } from '../scope.js'
-import { adopt, checkFloat, handleOf, Tensor, type TensorMeta } from '../tensor.js'
+import { adopt, checkFloat, handleOf, Tensor } from '../tensor.js'
 
 /** The parameter with the values that `make` gives. */
 export const newParameter = (make: () => Tensor): Parameter => allOrNone(() => new Parameter(make()))
@@ -19,13 +20,13 @@ export const newParameter = (make: () => Tensor): Parameter => allOrNone(() => n
  * console.log([...new Scale().parameters()].length) // → 1
  * ```
  */
-export class Parameter extends Tensor {
+export class Parameter extends Tensor<FloatDType> {
   /** Shares the memory of `tensor`, f32 or f64 (else DTYPE), which is then free to be disposed. */
   constructor(tensor: Tensor) {
     checkFloat('Parameter', 'tensor', tensor)
     native.keepPacked(handleOf(tensor)) // a backend may keep copies of weights in layouts of its own
     native.retain(handleOf(tensor))
-    super(adopt, handleOf(tensor), tensor as TensorMeta)
+    super(adopt, handleOf(tensor), tensor as Tensor<FloatDType>)
     outlive(this)
     this.requiresGrad = true
   }

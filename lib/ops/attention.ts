@@ -1,5 +1,6 @@
 import { record } from '../autograd.js'
 import { checkBoolean, checkInteger, checkNumber, checkOptions, fail, showShape } from '../check.js'
+import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
@@ -24,7 +25,7 @@ export interface AttentionOptions {
  * console.log(attention(x, x, x, { heads: 4 }).shape) // → [ 2, 10, 32 ]
  * ```
  */
-export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): Tensor {
+export function attention<D extends DType>(q: Tensor<D>, k: Tensor, v: Tensor, options: AttentionOptions): Tensor<D> {
   const op = 'attention'
   checkFloat(op, 'q', q)
   if (q.shape.length !== 3) fail('SHAPE', op, `q must be [B, N, D], got ${showShape(q.shape)}`)

@@ -1,7 +1,7 @@
 import { record } from '../autograd.js'
 import { fail, showShape } from '../check.js'
 import { deviceIndex } from '../device.js'
-import { dtypeCode } from '../dtype.js'
+import { type DType, dtypeCode } from '../dtype.js'
 import { show } from '../errors.js'
 import { consumed, handlesOf, share } from '../handles.js'
 import { type Handle, native } from '../native.js'
@@ -50,7 +50,7 @@ function operand(op: string, value: unknown, like: Tensor): Tensor {
   return wrap(native.full([], dtypeCode(like.dtype), deviceIndex(op, like.device), value), meta)
 }
 
-function binary(kind: Kind, a: Tensor, other: Tensor | number): Tensor {
+function binary<D extends DType>(kind: Kind, a: Tensor<D>, other: Tensor | number): Tensor<D> {
   checkTensor(kind, 'a', a)
   if (a.dtype === 'bf16' || a.dtype === 'f16' || (a.dtype === 'i32' && kind === 'div')) {
     fail(
@@ -95,7 +95,7 @@ function binary(kind: Kind, a: Tensor, other: Tensor | number): Tensor {
  * console.log(ops.add(ones([2, 3]), tensor([1, 2, 3])).shape) // → [ 2, 3 ]
  * ```
  */
-export const add = (a: Tensor, b: Tensor | number): Tensor => binary('add', a, b)
+export const add = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('add', a, b)
 /**
  * a − b, as {@link add}.
  *
@@ -104,7 +104,7 @@ export const add = (a: Tensor, b: Tensor | number): Tensor => binary('add', a, b
  * console.log(ops.sub(tensor([5, 7]), 1).dataSync()) // → Float32Array(2) [ 4, 6 ]
  * ```
  */
-export const sub = (a: Tensor, b: Tensor | number): Tensor => binary('sub', a, b)
+export const sub = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('sub', a, b)
 /**
  * a · b element by element, as {@link add}.
  *
@@ -113,7 +113,7 @@ export const sub = (a: Tensor, b: Tensor | number): Tensor => binary('sub', a, b
  * console.log(ops.mul(tensor([5, 7]), tensor([2, 3])).dataSync()) // → Float32Array(2) [ 10, 21 ]
  * ```
  */
-export const mul = (a: Tensor, b: Tensor | number): Tensor => binary('mul', a, b)
+export const mul = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('mul', a, b)
 /**
  * a / b element by element, as {@link add} but f32 or f64 only.
  *
@@ -122,4 +122,4 @@ export const mul = (a: Tensor, b: Tensor | number): Tensor => binary('mul', a, b
  * console.log(ops.div(tensor([1, 0]), 0).dataSync()) // → Float32Array(2) [ Infinity, NaN ]
  * ```
  */
-export const div = (a: Tensor, b: Tensor | number): Tensor => binary('div', a, b)
+export const div = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('div', a, b)

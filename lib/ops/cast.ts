@@ -19,14 +19,14 @@ import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
  * console.log(copy.dataSync()) // → Float32Array(3) [ 1, 1, 1 ]
  * ```
  */
-export function clone(x: Tensor): Tensor {
+export function clone<D extends DType>(x: Tensor<D>): Tensor<D> {
   checkTensor('clone', 'x', x)
   const y = wrap(native.convert(handleOf(x), dtypeCode(x.dtype)), x)
   if (isFloat(x.dtype)) record({ op: 'clone', inputs: [x], outputs: [y], backward: ([dy]) => [share(dy!)] })
   return y
 }
 
-function cast(x: Tensor, dtype: DType): Tensor {
+function cast<D extends DType>(x: Tensor, dtype: D): Tensor<D> {
   const y = wrap(native.convert(handleOf(x), dtypeCode(dtype)), { shape: x.shape, dtype, device: x.device })
   if (isFloat(dtype)) {
     const from = dtypeCode(x.dtype)
@@ -35,7 +35,7 @@ function cast(x: Tensor, dtype: DType): Tensor {
   return y
 }
 
-function move(x: Tensor, device: Device): Tensor {
+function move<D extends DType>(x: Tensor<D>, device: Device): Tensor<D> {
   refuseInCapture('to', 'it copies through the host')
   const back = deviceIndex('to', x.device)
   const y = wrap(native.toDevice(handleOf(x), deviceIndex('to', device)), { shape: x.shape, dtype: x.dtype, device })
@@ -54,6 +54,9 @@ function move(x: Tensor, device: Device): Tensor {
  * console.log(ops.to(tensor([1.7, -1.7]), 'i32').dataSync()) // → Int32Array(2) [ 1, -1 ]
  * ```
  */
+export function to<D extends DType>(x: Tensor, target: D): Tensor<D>
+export function to<D extends DType>(x: Tensor<D>, target: Device): Tensor<D>
+export function to(x: Tensor, target: DType | Device): Tensor
 export function to(x: Tensor, target: DType | Device): Tensor {
   checkTensor('to', 'x', x)
   if (typeof target !== 'string') fail('OPTION', 'to', `target must be a dtype or a device, got ${show(target)}`)

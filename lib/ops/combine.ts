@@ -1,5 +1,6 @@
 import { record } from '../autograd.js'
 import { fail, showShape } from '../check.js'
+import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 import { checkRouting } from './dispatch.js'
@@ -18,7 +19,7 @@ import type { Routing } from './route.js'
  * console.log(ops.combine(rows, routing).shape) // → [ 2, 16, 32 ]
  * ```
  */
-export function combine(x: Tensor, routing: Routing): Tensor {
+export function combine<D extends DType>(x: Tensor<D>, routing: Routing): Tensor<D> {
   const op = 'combine'
   checkFloat(op, 'x', x)
   if (x.shape.length !== 4) fail('SHAPE', op, `x must be [E, B, C, D], got ${showShape(x.shape)}`)

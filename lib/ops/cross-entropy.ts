@@ -1,5 +1,6 @@
 import { record } from '../autograd.js'
 import { checkInteger, checkOptions, fail, showShape } from '../check.js'
+import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, rowsOf, withViews } from './rows.js'
@@ -21,7 +22,11 @@ export interface CrossEntropyOptions {
  * console.log(loss.item().toFixed(4), Math.log(4).toFixed(4)) // → 1.3863 1.3863
  * ```
  */
-export function crossEntropy(logits: Tensor, targets: Tensor, options?: CrossEntropyOptions): Tensor {
+export function crossEntropy<D extends DType>(
+  logits: Tensor<D>,
+  targets: Tensor,
+  options?: CrossEntropyOptions,
+): Tensor<D> {
   const op = 'crossEntropy'
   const { ignoreIndex = -100 } = checkOptions<CrossEntropyOptions>(op, options, ['ignoreIndex'])
   checkInteger(op, 'ignoreIndex', ignoreIndex, -(2 ** 31), 2 ** 31 - 1)

@@ -1,5 +1,6 @@
 import { record } from '../autograd.js'
 import { checkBoolean, checkInteger, checkOptions, fail, showShape } from '../check.js'
+import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import type { Routing } from './route.js'
@@ -24,7 +25,7 @@ export interface DispatchOptions {
  * console.log(ops.dispatch(x, routing).shape) // → [ 4, 2, 5, 32 ]
  * ```
  */
-export function dispatch(x: Tensor, routing: Routing, options?: DispatchOptions): Tensor {
+export function dispatch<D extends DType>(x: Tensor<D>, routing: Routing, options?: DispatchOptions): Tensor<D> {
   const op = 'dispatch'
   const { straightThrough = true } = checkOptions<DispatchOptions>(op, options, ['straightThrough'])
   checkBoolean(op, 'straightThrough', straightThrough)

@@ -1,5 +1,6 @@
 import { record } from '../autograd.js'
 import { checkNumber, fail } from '../check.js'
+import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { type Generator, withDraw } from '../random.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
@@ -14,7 +15,7 @@ import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
  * console.log([...new Set(y.dataSync())].sort()) // → [ 0, 2 ]
  * ```
  */
-export function dropout(x: Tensor, p: number, generator?: Generator): Tensor {
+export function dropout<D extends DType>(x: Tensor<D>, p: number, generator?: Generator): Tensor<D> {
   checkFloat('dropout', 'x', x)
   checkNumber('dropout', 'p', p, 0, 1)
   if (p === 1) fail('OPTION', 'dropout', 'p must be below 1, got 1')

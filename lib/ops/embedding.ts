@@ -1,5 +1,6 @@
 import { record } from '../autograd.js'
 import { fail, showShape } from '../check.js'
+import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, withViews } from './rows.js'
@@ -14,7 +15,7 @@ import { reshaped, withViews } from './rows.js'
  * console.log(rows.shape, rows.sum(1).dataSync()) // → [ 3, 2 ] Float32Array(3) [ 7, 7, 3 ]
  * ```
  */
-export function embedding(weight: Tensor, index: Tensor): Tensor {
+export function embedding<D extends DType>(weight: Tensor<D>, index: Tensor): Tensor<D> {
   const op = 'embedding'
   checkFloat(op, 'weight', weight)
   checkTensor(op, 'index', index)

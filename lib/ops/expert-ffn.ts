@@ -1,6 +1,6 @@
 import { record, willRecord } from '../autograd.js'
 import { checkBoolean, checkInteger, checkOptions, fail, showShape } from '../check.js'
-import { type ComputeDType, checkComputeDType, dtypeCode } from '../dtype.js'
+import { type ComputeDType, checkComputeDType, type DType, dtypeCode } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import type { Routing } from './route.js'
@@ -67,12 +67,12 @@ function checkWeights(op: string, x: Tensor, weights: ExpertWeights, experts?: n
  * console.log(y.shape) // → [ 2, 16, 32 ]
  * ```
  */
-export function expertFfn(
-  x: Tensor,
+export function expertFfn<D extends DType>(
+  x: Tensor<D>,
   routing: Routing | null,
   weights: ExpertWeights,
   options?: ExpertFfnOptions,
-): Tensor {
+): Tensor<D> {
   const op = 'expertFfn'
   const { straightThrough = true, computeDtype } = checkOptions<ExpertFfnOptions>(op, options, [
     'straightThrough',

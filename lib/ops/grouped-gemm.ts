@@ -1,6 +1,6 @@
 import { record } from '../autograd.js'
 import { checkOptions, fail, showShape } from '../check.js'
-import { checkComputeDType, dtypeCode } from '../dtype.js'
+import { checkComputeDType, type DType, dtypeCode } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import type { LinearOptions } from './linear.js'
@@ -17,7 +17,12 @@ import type { LinearOptions } from './linear.js'
  * console.log(ops.groupedGemm(randn([5, 8]), randn([3, 4, 8]), sizes).shape) // → [ 5, 4 ]
  * ```
  */
-export function groupedGemm(x: Tensor, weight: Tensor, groupSizes: Tensor, options?: LinearOptions): Tensor {
+export function groupedGemm<D extends DType>(
+  x: Tensor<D>,
+  weight: Tensor,
+  groupSizes: Tensor,
+  options?: LinearOptions,
+): Tensor<D> {
   const op = 'groupedGemm'
   checkFloat(op, 'x', x)
   const { computeDtype } = checkOptions<LinearOptions>(op, options, ['computeDtype'])

@@ -1,5 +1,6 @@
 import { record } from '../autograd.js'
 import { checkNumber, fail, showShape } from '../check.js'
+import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, rowsOf, withViews } from './rows.js'
@@ -14,7 +15,7 @@ import { reshaped, rowsOf, withViews } from './rows.js'
  * console.log(y.dataSync()) // → Float32Array(2) [ -1, 1 ]
  * ```
  */
-export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor, eps = 1e-5): Tensor {
+export function layerNorm<D extends DType>(x: Tensor<D>, weight: Tensor, bias: Tensor, eps = 1e-5): Tensor<D> {
   const op = 'layerNorm'
   checkFloat(op, 'x', x)
   checkNumber(op, 'eps', eps, 0)

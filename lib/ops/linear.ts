@@ -1,6 +1,6 @@
 import { record } from '../autograd.js'
 import { checkOptions, fail, showShape } from '../check.js'
-import { type ComputeDType, checkComputeDType, dtypeCode } from '../dtype.js'
+import { type ComputeDType, checkComputeDType, type DType, dtypeCode } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, rowsOf, withViews } from './rows.js'
@@ -20,7 +20,12 @@ export interface LinearOptions {
  * console.log(y.dataSync()) // → Float32Array(3) [ 1, 2, 13 ]
  * ```
  */
-export function linear(x: Tensor, weight: Tensor, bias?: Tensor | null, options?: LinearOptions): Tensor {
+export function linear<D extends DType>(
+  x: Tensor<D>,
+  weight: Tensor,
+  bias?: Tensor | null,
+  options?: LinearOptions,
+): Tensor<D> {
   const op = 'linear'
   checkFloat(op, 'x', x)
   const { computeDtype } = checkOptions<LinearOptions>(op, options, ['computeDtype'])
@@ -65,4 +70,4 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor | null, options?
   return out
 }
 
-const meta = ({ dtype, device }: Tensor) => ({ dtype, device })
+const meta = <D extends DType>({ dtype, device }: Tensor<D>) => ({ dtype, device })

@@ -1,3 +1,4 @@
+import type { DType } from '../dtype.js'
 import { scope } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import { sub } from './binary.js'
@@ -12,7 +13,7 @@ import { square } from './unary.js'
  * console.log(mseLoss(tensor([1, 2]), tensor([1, 4])).item()) // → 2
  * ```
  */
-export function mseLoss(prediction: Tensor, target: Tensor): Tensor {
+export function mseLoss<D extends DType>(prediction: Tensor<D>, target: Tensor): Tensor<D> {
   checkTensor('mseLoss', 'prediction', prediction)
   checkTensor('mseLoss', 'target', target, prediction)
   return scope(() => mean(square(sub(prediction, target))))

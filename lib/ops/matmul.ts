@@ -1,5 +1,6 @@
 import { record } from '../autograd.js'
 import { fail, showShape, sizeOf } from '../check.js'
+import type { DType } from '../dtype.js'
 import { handlesOf } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
@@ -27,7 +28,7 @@ function toOperand(grad: Handle, batch: number, own: readonly number[], shape: r
  * console.log(matmul(randn([8, 2, 3]), randn([3, 5])).shape) // → [ 8, 2, 5 ]
  * ```
  */
-export function matmul(a: Tensor, b: Tensor): Tensor {
+export function matmul<D extends DType>(a: Tensor<D>, b: Tensor): Tensor<D> {
   const op = 'matmul'
   checkFloat(op, 'a', a)
   checkTensor(op, 'b', b)

@@ -1,5 +1,6 @@
 import { record } from '../autograd.js'
 import { checkBoolean, checkInteger, copyArray, fail, sameShape, sizeOf } from '../check.js'
+import type { DType } from '../dtype.js'
 import { consumed, filled, share } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
@@ -49,7 +50,12 @@ function checkAxes(op: string, axis: unknown, rank: number): number[] {
   return axes.sort((a, b) => a - b)
 }
 
-function reduce(op: 'sum' | 'mean', x: Tensor, axis?: number | readonly number[], keepDim = false): Tensor {
+function reduce<D extends DType>(
+  op: 'sum' | 'mean',
+  x: Tensor<D>,
+  axis?: number | readonly number[],
+  keepDim = false,
+): Tensor<D> {
   checkFloat(op, 'x', x)
   checkBoolean(op, 'keepDim', keepDim)
   const axes = checkAxes(op, axis, x.shape.length)
@@ -81,7 +87,7 @@ function reduce(op: 'sum' | 'mean', x: Tensor, axis?: number | readonly number[]
  * console.log(ops.sum(x).item(), ops.sum(x, 0).dataSync()) // → 10 Float32Array(2) [ 4, 6 ]
  * ```
  */
-export const sum = (x: Tensor, axis?: number | readonly number[], keepDim?: boolean): Tensor =>
+export const sum = <D extends DType>(x: Tensor<D>, axis?: number | readonly number[], keepDim?: boolean): Tensor<D> =>
   reduce('sum', x, axis, keepDim)
 /**
  * Mean over all axes (shape []), one axis, or several, as {@link sum}. Over nothing: NaN, as 0/0.
@@ -91,5 +97,5 @@ export const sum = (x: Tensor, axis?: number | readonly number[], keepDim?: bool
  * console.log(ops.mean(tensor([[1, 2], [3, 4]]), -1, true).shape) // → [ 2, 1 ]
  * ```
  */
-export const mean = (x: Tensor, axis?: number | readonly number[], keepDim?: boolean): Tensor =>
+export const mean = <D extends DType>(x: Tensor<D>, axis?: number | readonly number[], keepDim?: boolean): Tensor<D> =>
   reduce('mean', x, axis, keepDim)

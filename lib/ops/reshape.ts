@@ -1,5 +1,6 @@
 import { record } from '../autograd.js'
 import { checkShape, copyArray, fail, showShape, sizeOf } from '../check.js'
+import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
@@ -11,7 +12,7 @@ import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
  * console.log(ops.reshape(ones([2, 6]), [3, -1]).shape) // → [ 3, 4 ]
  * ```
  */
-export function reshape(x: Tensor, shape: readonly number[]): Tensor {
+export function reshape<D extends DType>(x: Tensor<D>, shape: readonly number[]): Tensor<D> {
   checkTensor('reshape', 'x', x)
   const target = checkShape('reshape', 'shape', inferred(copyArray('reshape', 'shape', shape, 8, 'SHAPE'), x.size))
   if (sizeOf(target) !== x.size)

@@ -1,5 +1,6 @@
 import { record } from '../autograd.js'
 import { fail, showShape } from '../check.js'
+import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, rowsOf, withViews } from './rows.js'
@@ -14,7 +15,7 @@ import { reshaped, rowsOf, withViews } from './rows.js'
  * console.log(rmsNorm(tensor([[3, 3, 3, 3]]), ones([4])).dataSync()) // → Float32Array(4) [ 1, 1, 1, 1 ]
  * ```
  */
-export function rmsNorm(x: Tensor, gamma: Tensor): Tensor {
+export function rmsNorm<D extends DType>(x: Tensor<D>, gamma: Tensor): Tensor<D> {
   const op = 'rmsNorm'
   checkFloat(op, 'x', x)
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')

@@ -1,43 +1,43 @@
 import { record } from '../autograd.js'
 import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail, showShape } from '../check.js'
 import { type Device, deviceIndex } from '../device.js'
-import { dtypeCode } from '../dtype.js'
+import { type DType, dtypeCode } from '../dtype.js'
 import { consumed, share } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { defaultGenerator, drawnOrNot, Generator } from '../random.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
 /** Where each token goes. Letters as in the docs: B sequences, N tokens, E experts, K choices. */
-export interface Routing {
+export interface Routing<D extends DType = DType> {
   /** i32 of shape [B, N, K], the chosen experts, the most probable first. */
-  expertIndex: Tensor
+  expertIndex: Tensor<'i32'>
   /** Shape [B, N, K], probabilities of the chosen, normalised over the K choices, before dropping. */
-  gate: Tensor
+  gate: Tensor<D>
   /** i32 of shape [B, N, K], 1 where routed and within capacity, else 0. */
-  kept: Tensor
+  kept: Tensor<'i32'>
   /** i32 of shape [B, N, K], the slot in the expert, −1 where not kept. */
-  position: Tensor
+  position: Tensor<'i32'>
   /** Shape [B, N, K], combine weight gate · kept. Differentiable. */
-  weight: Tensor
+  weight: Tensor<D>
   /** Slots of one expert for one sequence. */
   capacity: number
   /** E */
   numExperts: number
   /** i32 of shape [B, N], 1 for a token and 0 for padding; null without a mask. */
-  mask: Tensor | null
+  mask: Tensor<'i32'> | null
 }
 
 /** A routing and the auxiliary losses, each of shape [], differentiable, and 0 unless training. */
-export interface RouteResult extends Routing {
+export interface RouteResult<D extends DType = DType> extends Routing<D> {
   /**
    * (E / B) · Σ_b Σ_e f[b,e] · P[b,e] with P the mean probability of an expert and f its share of first choices
    * (Switch Transformer, arXiv 2101.03961, §2.2; ST-MoE, arXiv 2202.08906, appendix A). No gradient through f.
    */
-  balanceLoss: Tensor
+  balanceLoss: Tensor<D>
   /** Mean of logsumexp(logits)², of the logits without noise (ST-MoE, arXiv 2202.08906, §3.3). */
-  routerZLoss: Tensor
+  routerZLoss: Tensor<D>
   /** balanceLossCoef · balanceLoss + routerZLossCoef · routerZLoss. */
-  totalAuxLoss: Tensor
+  totalAuxLoss: Tensor<D>
 }
 
 /** Random numbers that a caller brings, so that a routing can be replayed. */
@@ -163,7 +163,7 @@ function converted(
  * console.log(expertIndex.shape, kept.dtype, totalAuxLoss.shape) // → [ 2, 16, 2 ] i32 []
  * ```
  */
-export function route(x: Tensor, weight: Tensor, options?: RouteOptions): RouteResult {
+export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: RouteOptions): RouteResult<D> {
   const op = 'route'
   const o = checkOptions<RouteOptions>(op, options, names)
   checkFloat(op, 'x', x)

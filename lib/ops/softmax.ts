@@ -1,10 +1,11 @@
 import { record } from '../autograd.js'
 import { fail } from '../check.js'
+import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, rowsOf, withViews } from './rows.js'
 
-function overLastAxis(op: 'softmax' | 'logSoftmax', x: Tensor): Tensor {
+function overLastAxis<D extends DType>(op: 'softmax' | 'logSoftmax', x: Tensor<D>): Tensor<D> {
   checkFloat(op, 'x', x)
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
   const log = op === 'logSoftmax'
@@ -35,7 +36,7 @@ function overLastAxis(op: 'softmax' | 'logSoftmax', x: Tensor): Tensor {
  * console.log(softmax(tensor([[0, 0], [0, 1000]])).dataSync()) // → Float32Array(4) [ 0.5, 0.5, 0, 1 ]
  * ```
  */
-export const softmax = (x: Tensor): Tensor => overLastAxis('softmax', x)
+export const softmax = <D extends DType>(x: Tensor<D>): Tensor<D> => overLastAxis('softmax', x)
 /**
  * x − logsumexp(x) over the last axis, as {@link softmax}.
  *
@@ -44,4 +45,4 @@ export const softmax = (x: Tensor): Tensor => overLastAxis('softmax', x)
  * console.log(logSoftmax(tensor([0, 1000])).dataSync()) // → Float32Array(2) [ -1000, 0 ]
  * ```
  */
-export const logSoftmax = (x: Tensor): Tensor => overLastAxis('logSoftmax', x)
+export const logSoftmax = <D extends DType>(x: Tensor<D>): Tensor<D> => overLastAxis('logSoftmax', x)

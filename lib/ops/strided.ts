@@ -1,7 +1,7 @@
 import { record } from '../autograd.js'
 import { checkInteger, copyArray, fail, showShape, sizeOf } from '../check.js'
 import { deviceIndex } from '../device.js'
-import { dtypeCode } from '../dtype.js'
+import { type DType, dtypeCode } from '../dtype.js'
 import { filled, handlesOf } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, type TensorMeta, wrap } from '../tensor.js'
@@ -30,7 +30,7 @@ const swapped = <T>(list: readonly T[], i: number, j: number): T[] =>
  * console.log(ops.transpose(ones([2, 3, 4])).shape) // → [ 2, 4, 3 ]
  * ```
  */
-export function transpose(x: Tensor, axis0 = -2, axis1 = -1): Tensor {
+export function transpose<D extends DType>(x: Tensor<D>, axis0 = -2, axis1 = -1): Tensor<D> {
   checkTensor('transpose', 'x', x)
   const rank = x.shape.length
   if (rank < 2) fail('SHAPE', 'transpose', `x must have at least 2 dimensions, got ${showShape(x.shape)}`)
@@ -59,7 +59,7 @@ function placed(part: Handle, meta: TensorMeta, offset: number): Handle {
  * console.log(ops.slice(arange(5), 0, 1, -1).dataSync()) // → Int32Array(3) [ 1, 2, 3 ]
  * ```
  */
-export function slice(x: Tensor, axis: number, start: number, end?: number): Tensor {
+export function slice<D extends DType>(x: Tensor<D>, axis: number, start: number, end?: number): Tensor<D> {
   checkTensor('slice', 'x', x)
   const rank = x.shape.length
   if (rank === 0) fail('SHAPE', 'slice', 'x must have at least one dimension, got []')
@@ -93,11 +93,11 @@ const fromEnd = (index: number, length: number): number => (index < 0 ? index + 
  * console.log(concat([ones([2, 3]), zeros([1, 3])]).shape) // → [ 3, 3 ]
  * ```
  */
-export function concat(tensors: readonly Tensor[], axis = 0): Tensor {
+export function concat<D extends DType>(tensors: readonly Tensor<D>[], axis = 0): Tensor<D> {
   const op = 'concat'
   const list = copyArray(op, 'tensors', tensors, 2 ** 20)
   if (list.length === 0) fail('OPTION', op, 'tensors must not be empty')
-  const first = checkTensor(op, 'tensors[0]', list[0])
+  const first = checkTensor(op, 'tensors[0]', list[0]) as Tensor<D>
   const rank = first.shape.length
   if (rank === 0) fail('SHAPE', op, 'tensors must have at least one dimension')
   const at = (checkInteger(op, 'axis', axis, -rank, rank - 1) + rank) % rank

@@ -1,15 +1,16 @@
 import { record } from '../autograd.js'
 import { checkInteger, fail } from '../check.js'
+import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, rowsOf, withViews } from './rows.js'
 
 /** What {@link topk} gives. */
-export interface TopK {
+export interface TopK<D extends DType = DType> {
   /** [..., K], descending; differentiable. */
-  values: Tensor
+  values: Tensor<D>
   /** i32 [..., K], where they were. */
-  indices: Tensor
+  indices: Tensor<'i32'>
 }
 
 /**
@@ -22,7 +23,7 @@ export interface TopK {
  * console.log(values.dataSync(), indices.dataSync()) // → Float32Array(2) [ 0.5, 0.5 ] Int32Array(2) [ 1, 2 ]
  * ```
  */
-export function topk(x: Tensor, k: number): TopK {
+export function topk<D extends DType>(x: Tensor<D>, k: number): TopK<D> {
   const op = 'topk'
   checkFloat(op, 'x', x)
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')

@@ -1,10 +1,11 @@
 import { record } from '../autograd.js'
+import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 
 const kinds = native.unaryKinds()
 
-function unary(op: string): (x: Tensor) => Tensor {
+function unary(op: string): <D extends DType>(x: Tensor<D>) => Tensor<D> {
   const kind = kinds.indexOf(op)
   return (x) => {
     checkFloat(op, 'x', x)
