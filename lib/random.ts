@@ -1,4 +1,5 @@
 import { checkInteger, fail } from './check.js'
+import { uncloneable } from './copies.js'
 import { show } from './errors.js'
 import { currentRecorder, refuseInCapture, type StepNumbers, stepKinds } from './recorder.js'
 
@@ -12,6 +13,7 @@ export interface GeneratorState {
   step: number
 }
 
+const asNumbers = uncloneable('a Generator belongs to its thread: send { seed, step } and call setState() there')
 let setPlace: (generator: Generator, place: GeneratorState) => void
 
 /**
@@ -29,6 +31,7 @@ let setPlace: (generator: Generator, place: GeneratorState) => void
 export class Generator {
   #seed: number
   #step: number
+  protected readonly uncloneable = asNumbers
 
   /** `seed` and `step` are integers from 0 to 2^53 − 1, else OPTION. */
   constructor(seed = 0, step = 0) {
@@ -67,6 +70,16 @@ export class Generator {
     refuseInCapture(op, 'it sets a generator once')
     this.#step = step
     this.#seed = seed
+  }
+
+  /** What console.log shows. */
+  [Symbol.for('nodejs.util.inspect.custom')](): string {
+    return `Generator(seed ${this.#seed}, step ${this.#step})`
+  }
+
+  /** What {@link Generator.setState} takes. */
+  toJSON(): GeneratorState {
+    return { seed: this.#seed, step: this.#step }
   }
 
   /** Whether a value is a Generator and no look-alike. */

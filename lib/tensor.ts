@@ -1,5 +1,6 @@
 import { type GradHook, type HookHandle, type Node, runBackward } from './autograd.js'
 import { checkBoolean, checkFunction, checkOptions, fail, sameShape, showShape, sizeOf } from './check.js'
+import { refuseJson, uncloneable } from './copies.js'
 import type { NestedArray } from './create.js'
 import { type Device, deviceIndex } from './device.js'
 import { allocateArray, type DType, type DTypeArrays, dtypeCode, isFloat, type TypedArray } from './dtype.js'
@@ -36,6 +37,10 @@ function letGo(held: Held): void {
 const finalizers = new FinalizationRegistry<Held>(letGo)
 /** Opens the constructor to this package. */
 export const adopt = Symbol('st-moe adopt')
+
+const ofOneThread = uncloneable(
+  'a Tensor belongs to its thread: send the arrays of dataSync(), for a module those of stateDict(), or the path of a file of saveSafetensors()',
+)
 
 /** Options of {@link Tensor.backward}. */
 export interface BackwardOptions {
@@ -94,6 +99,7 @@ export class Tensor<D extends DType = DType> {
   #grad: Tensor<D> | null = null
   #gradOwner: Tensor | null = null
   readonly #hooks: GradHook[] = []
+  protected readonly uncloneable = ofOneThread
 
   /** @internal Tensors are made by functions such as `tensor` and `zeros`. */
   constructor(key: unknown, handle?: Handle, meta?: TensorMeta<D>) {
@@ -303,6 +309,11 @@ export class Tensor<D extends DType = DType> {
   /** What console.log shows. */
   [Symbol.for('nodejs.util.inspect.custom')](): string {
     return this.toString()
+  }
+
+  /** Always an UNSUPPORTED error: JSON would lose the values. */
+  toJSON(): never {
+    return refuseJson('Tensor', 'put Array.from(tensor.dataSync()) there, or write a file with saveSafetensors')
   }
 
   // ---- the functions of the same name as methods

@@ -1,5 +1,6 @@
 import type { HookHandle } from '../autograd.js'
 import { checkBoolean, checkFunction, checkOptions, fail, listed, sameShape, showName, showShape } from '../check.js'
+import { refuseJson } from '../copies.js'
 import { zeros } from '../create.js'
 import { checkDevice, type Device, deviceIndex } from '../device.js'
 import { MoeError, show } from '../errors.js'
@@ -185,6 +186,11 @@ export abstract class Module {
   /** Evaluation mode: `train(false)`. */
   eval(): this {
     return this.train(false)
+  }
+
+  /** Always an UNSUPPORTED error: JSON would lose the parameters. */
+  toJSON(): never {
+    return refuseJson(this.constructor.name, 'write stateDict() to a file with saveSafetensors')
   }
 
   /**

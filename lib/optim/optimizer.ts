@@ -1,4 +1,5 @@
 import { fail, listed, showName } from '../check.js'
+import { refuseJson } from '../copies.js'
 import { tensor, zeros } from '../create.js'
 import { show } from '../errors.js'
 import { native } from '../native.js'
@@ -105,6 +106,11 @@ export abstract class Optimizer {
       distinct.add(parameter)
     }
     this.parameters = Object.freeze([...distinct])
+  }
+
+  /** Always an UNSUPPORTED error: JSON would lose the state. */
+  toJSON(): never {
+    return refuseJson(this.constructor.name, 'write it to a file with saveCheckpoint')
   }
 
   /** Updates every parameter that has a gradient, in place. Errors: OPTION where a setting such as `lr` was made invalid. */

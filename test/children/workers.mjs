@@ -129,8 +129,14 @@ const scenarios = {
   async messages() {
     const { ones } = await load()
     const tensor = ones([2])
-    const answer = await message(start({ task: 'receives', tensor }))
-    return [...answer, tensor.sum().item()]
+    let refused
+    try {
+      start({ task: 'receives', tensor })
+    } catch (error) {
+      refused = error.name
+    }
+    const answer = await message(start({ task: 'receives', tensor: { shape: tensor.shape, dtype: tensor.dtype } }))
+    return [refused, ...answer, tensor.sum().item()]
   },
 }
 

@@ -11,7 +11,7 @@ const expected: Record<string, { code: number; result?: unknown }> = {
   cycles: { code: 0, result: [0, true] },
   exitInWorker: { code: 0, result: [9, true] },
   errorInWorker: { code: 0, result: [true, 'SHAPE', 1] },
-  messages: { code: 0, result: ['OPTION', false, 2] },
+  messages: { code: 0, result: ['DataCloneError', 'OPTION', false, 2] },
 }
 
 describe('workers and the end of the process', () => {
