@@ -59,7 +59,8 @@ const maxRank = 8
 const maxSize = 2 ** 46
 
 /** A frozen copy of a shape. */
-export function checkShape(op: string, name: string, value: unknown): readonly number[] {
+export function checkShape(op: string, name: string, value: unknown, example = '[2, 3]'): readonly number[] {
+  if (typeof value === 'number') fail('SHAPE', op, `${name} must be an array, for example ${example}, got ${value}`)
   const shape = copyArray(op, name, value, maxRank, 'SHAPE') as number[]
   if (!shape.every((n) => typeof n === 'number' && Number.isInteger(n) && n >= 0)) {
     return fail('SHAPE', op, `${name} must hold non-negative integers, got ${show(shape)}`)

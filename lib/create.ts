@@ -176,9 +176,13 @@ function fromNumbers(op: string, data: unknown): Source {
   return { values, shape, dtype: 'f32' }
 }
 
+/** Checked before what follows it: people who forget the brackets put the second dimension there. */
+const shapeFor = (op: string, shape: unknown): readonly number[] =>
+  checkShape(op, 'shape', shape, op === 'full' || op === 'uniform' ? `${op}([2, 3], …)` : `${op}([2, 3])`)
+
 function filled<D extends DType>(op: string, shape: unknown, value: number, options: unknown): Tensor<D> {
+  const target = shapeFor(op, shape)
   const checked = checkOptions<TensorOptions>(op, options, names)
-  const target = checkShape(op, 'shape', shape)
   const dtype = checked.dtype === undefined ? 'f32' : checkDType(op, checked.dtype)
   return make(op, target, checked, (to, device) => native.full(target, dtypeCode(to), device, value), dtype)
 }
@@ -228,8 +232,8 @@ function drawn<D extends FloatDType>(
   b: number,
   options: unknown,
 ): Tensor<D> {
+  const target = shapeFor(op, shape)
   const checked = checkOptions<RandomOptions>(op, options, [...names, 'generator'])
-  const target = checkShape(op, 'shape', shape)
   const dtype = checked.dtype === undefined ? 'f32' : checkDType(op, checked.dtype, ['f32', 'f64'])
   return withDraw(op, checked.generator, ({ seed, step }) =>
     make(
@@ -281,14 +285,9 @@ export function uniform<D extends FloatDType = 'f32'>(
   high: number,
   options?: RandomOptions<D>,
 ): Tensor<D> {
-  return drawn(
-    'uniform',
-    shape,
-    false,
-    checkNumber('uniform', 'low', low),
-    checkNumber('uniform', 'high', high),
-    options,
-  )
+  const op = 'uniform'
+  const target = shapeFor(op, shape)
+  return drawn(op, target, false, checkNumber(op, 'low', low), checkNumber(op, 'high', high), options)
 }
 
 /**

@@ -71,5 +71,16 @@ export function show(value: unknown): string {
 function kind(value: object | null): string {
   if (value === null) return 'null'
   const name = Object.getPrototypeOf(value)?.constructor?.name
-  return typeof name === 'string' && name !== '' && name !== 'Object' ? name.slice(0, 60) : 'an object'
+  const shown = typeof name === 'string' && name !== '' && name !== 'Object' ? name.slice(0, 60) : 'an object'
+  const copy = (value as { [brand]?: unknown })[brand]
+  if (copy === undefined || copy === thisCopy) return shown
+  return `${shown} of another copy of st-moe; \`npm ls st-moe\` shows where it is`
+}
+
+const brand = Symbol.for('st-moe')
+const thisCopy = Symbol()
+
+/** Lets an error message say that an object of a class comes from another copy of this package. */
+export function markCopy({ prototype }: { prototype: object }): void {
+  Object.defineProperty(prototype, brand, { value: thisCopy })
 }

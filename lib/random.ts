@@ -1,6 +1,6 @@
 import { checkInteger, fail } from './check.js'
 import { uncloneable } from './copies.js'
-import { show } from './errors.js'
+import { markCopy, show } from './errors.js'
 import { currentRecorder, refuseInCapture, type StepNumbers, stepKinds } from './recorder.js'
 
 const maxSeed = Number.MAX_SAFE_INTEGER
@@ -29,6 +29,10 @@ let setPlace: (generator: Generator, place: GeneratorState) => void
  * ```
  */
 export class Generator {
+  static {
+    markCopy(Generator)
+  }
+
   #seed: number
   #step: number
   protected readonly uncloneable = asNumbers

@@ -4,7 +4,7 @@ import { refuseJson, uncloneable } from './copies.js'
 import type { NestedArray } from './create.js'
 import { type Device, deviceIndex } from './device.js'
 import { allocateArray, type DType, type DTypeArrays, dtypeCode, isFloat, type TypedArray } from './dtype.js'
-import { MoeError, show } from './errors.js'
+import { MoeError, markCopy, show } from './errors.js'
 import { handlesOf } from './handles.js'
 import { type Handle, native } from './native.js'
 import { add, div, mul, sub } from './ops/binary.js'
@@ -419,6 +419,7 @@ export class Tensor<D extends DType = DType> {
   }
 
   static {
+    markCopy(Tensor)
     isTensor = (value): value is Tensor => typeof value === 'object' && value !== null && #held in value
     handleOf = (tensor) => tensor.#held.handle
     wrap = (handle, meta) => new Tensor(adopt, handle, meta)

@@ -34,6 +34,46 @@ const withOptions = (options: object) => () => new MoE(any({ dim: 6, numExperts:
 const forwardWith = (options: object) => () => moe.forward(input, any(options))
 
 const rowsOfShape: Row[] = [
+  ...Object.entries({ zeros, ones: st.ones, rand: st.rand, randn }).map(
+    ([name, make]): Row => [
+      `${name} of numbers`,
+      () => any(make)(2, 3),
+      'SHAPE',
+      `[${name}] shape must be an array, for example ${name}([2, 3]), got 2`,
+    ],
+  ),
+  [
+    'full of numbers',
+    () => any(st.full)(2, 3, 1),
+    'SHAPE',
+    /shape must be an array, for example full\(\[2, 3\], …\), got 2/,
+  ],
+  ['uniform of numbers', () => any(st.uniform)(2, 3), 'SHAPE', /for example uniform\(\[2, 3\], …\), got 2/],
+  ['arange of a shape', () => st.arange(any([2, 3])), 'OPTION', '[arange] end must be a finite number, got [2, 3]'],
+  [
+    'a shape that is a number',
+    () => tensor([1, 2], any(2)),
+    'SHAPE',
+    /\[tensor\] shape must be an array, for example \[2, 3\]/,
+  ],
+  [
+    'reshape to numbers',
+    () => any(input).reshape(10, 6),
+    'SHAPE',
+    '[reshape] shape must be an array, for example [2, 3], got 10',
+  ],
+  [
+    'reshape with two -1',
+    () => input.reshape([-1, -1]),
+    'SHAPE',
+    '[reshape] only one dimension may be -1, got [-1, -1]',
+  ],
+  [
+    'reshape to what does not divide',
+    () => input.reshape([-1, 7]),
+    'SHAPE',
+    '[reshape] [2, 5, 6] has 60 elements, which [-1, 7] does not divide',
+  ],
   ['rank 2', () => moe.forward(randn([5, 6])), 'SHAPE', '[MoE.forward] x must be [batch, tokens, 6], got [5, 6]'],
   [
     'rank 4',
@@ -172,9 +212,21 @@ function leaked(): Tensor {
 }
 
 const rowsOfOptions: Row[] = [
+  [
+    'one expert',
+    () => new MoE({ dim: 6, numExperts: 1 }),
+    'OPTION',
+    '[MoE] gatingTopN must be at most numExperts = 1, got 2 (the default)',
+  ],
+  [
+    'one gate',
+    () => new st.TopNGating({ dim: 6, numGates: 2, topN: 4 }),
+    'OPTION',
+    '[TopNGating] topN must be at most numGates = 2, got 4',
+  ],
   ['no options', () => new MoE(any(undefined)), 'OPTION', '[MoE] dim must be an integer of at least 1, got undefined'],
-  ['K above E', withOptions({ gatingTopN: 4 }), 'OPTION', '[MoE] gatingTopN must be an integer from 1 to 3, got 4'],
-  ['K of 0', withOptions({ gatingTopN: 0 }), 'OPTION', /gatingTopN must be an integer from 1 to 3, got 0/],
+  ['K above E', withOptions({ gatingTopN: 4 }), 'OPTION', '[MoE] gatingTopN must be at most numExperts = 3, got 4'],
+  ['K of 0', withOptions({ gatingTopN: 0 }), 'OPTION', /gatingTopN must be an integer of at least 1, got 0/],
   ['half a K', withOptions({ gatingTopN: 1.5 }), 'OPTION', /got 1\.5/],
   [
     'topN of route',

@@ -74,6 +74,9 @@ export interface GatingForwardOptions {
   noiseMult?: number
 }
 
+/** K that the native code takes. */
+const maxChoices = 2 ** 20
+
 /** f32 [K]: eps, then the thresholds. */
 function thresholdBuffer(op: string, name: string, value: unknown, K: number, eps: number, device: Device): Tensor {
   const list = Array.isArray(value) ? copyArray(op, name, value, 2 ** 20) : Array(K - 1).fill(value)
@@ -127,8 +130,13 @@ export class TopNGating extends Module {
     const o = checkOptions<TopNGatingOptions>(op, options, ['numGates', 'topN', ...gatingNames])
     const layer = layerOptions(op, o)
     const dim = checkInteger(op, 'dim', o.dim, 1)
-    this.numGates = checkInteger(op, op === 'MoE' ? 'numExperts' : 'numGates', o.numGates, 1)
-    this.topN = checkInteger(op, op === 'MoE' ? 'gatingTopN' : 'topN', o.topN ?? 2, 1, Math.min(this.numGates, 2 ** 20))
+    const [gates, choices] = op === 'MoE' ? ['numExperts', 'gatingTopN'] : ['numGates', 'topN']
+    this.numGates = checkInteger(op, gates, o.numGates, 1)
+    this.topN = checkInteger(op, choices, o.topN ?? 2, 1, this.numGates > maxChoices ? maxChoices : undefined)
+    if (this.topN > this.numGates) {
+      const got = o.topN === undefined ? `${this.topN} (the default)` : this.topN
+      fail('OPTION', op, `${choices} must be at most ${gates} = ${this.numGates}, got ${got}`)
+    }
     const eps = checkNumber(op, 'eps', o.eps ?? 1e-9, 0)
     this.#options = {
       capacityFactorTrain: checkNumber(op, 'capacityFactorTrain', o.capacityFactorTrain ?? 1.25, 0),

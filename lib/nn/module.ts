@@ -3,7 +3,7 @@ import { checkBoolean, checkFunction, checkOptions, fail, listed, sameShape, sho
 import { refuseJson } from '../copies.js'
 import { zeros } from '../create.js'
 import { checkDevice, type Device, deviceIndex } from '../device.js'
-import { MoeError, show } from '../errors.js'
+import { MoeError, markCopy, show } from '../errors.js'
 import { native } from '../native.js'
 import { copyLike } from '../ops/copy.js'
 import { stridesOf } from '../ops/strided.js'
@@ -73,6 +73,10 @@ function around(module: Module, above: readonly Module[]): Module[] {
  * ```
  */
 export abstract class Module {
+  static {
+    markCopy(Module)
+  }
+
   #training = true
 
   /** Training mode, at first; see {@link Module.train}. */

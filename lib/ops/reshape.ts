@@ -1,6 +1,7 @@
 import { record } from '../autograd.js'
 import { checkShape, copyArray, fail, showShape, sizeOf } from '../check.js'
 import type { DType } from '../dtype.js'
+import { show } from '../errors.js'
 import { native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
@@ -14,7 +15,7 @@ import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
  */
 export function reshape<D extends DType>(x: Tensor<D>, shape: readonly number[]): Tensor<D> {
   checkTensor('reshape', 'x', x)
-  const target = checkShape('reshape', 'shape', inferred(copyArray('reshape', 'shape', shape, 8, 'SHAPE'), x.size))
+  const target = checkShape('reshape', 'shape', inferred(x.shape, shape))
   if (sizeOf(target) !== x.size)
     fail(
       'SHAPE',
@@ -27,8 +28,16 @@ export function reshape<D extends DType>(x: Tensor<D>, shape: readonly number[])
   return y
 }
 
-function inferred(shape: readonly unknown[], size: number): readonly unknown[] {
-  if (shape.filter((n) => n === -1).length !== 1) return shape
-  const known = shape.reduce((a: number, n) => (n === -1 ? a : a * Number(n)), 1)
-  return shape.map((n) => (n === -1 ? (known > 0 ? size / known : 0) : n))
+/** A shape with the length that −1 stands for. */
+function inferred(from: readonly number[], shape: unknown): unknown {
+  if (!Array.isArray(shape)) return shape
+  const list = copyArray('reshape', 'shape', shape, 8, 'SHAPE')
+  const open = list.filter((n) => n === -1).length
+  if (open > 1) fail('SHAPE', 'reshape', `only one dimension may be -1, got ${show(list)}`)
+  if (open === 0) return list
+  const size = sizeOf(from)
+  const known = list.reduce((a: number, n) => (n === -1 ? a : a * Number(n)), 1)
+  if (known > 0 && size % known !== 0)
+    fail('SHAPE', 'reshape', `${showShape(from)} has ${size} elements, which ${show(list)} does not divide`)
+  return list.map((n) => (n === -1 ? (known > 0 ? size / known : 0) : n))
 }

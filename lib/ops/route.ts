@@ -2,6 +2,7 @@ import { record } from '../autograd.js'
 import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail, showShape } from '../check.js'
 import { type Device, deviceIndex } from '../device.js'
 import { type DType, dtypeCode } from '../dtype.js'
+import { show } from '../errors.js'
 import { consumed, share } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { defaultGenerator, drawnOrNot, Generator } from '../random.js'
@@ -191,7 +192,7 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
   const routerZLossCoef = checkNumber(op, 'routerZLossCoef', o.routerZLossCoef ?? 1e-3)
   const eps = checkNumber(op, 'eps', o.eps ?? 1e-9, 0)
   const generator = o.generator ?? defaultGenerator
-  if (!Generator.isGenerator(generator)) fail('OPTION', op, 'generator must be a Generator')
+  if (!Generator.isGenerator(generator)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
   const own: Handle[] = []
   const held = (handle: Handle | null): Handle | null => {
     if (handle !== null) own.push(handle)

@@ -1,7 +1,7 @@
 import { fail, listed, showName } from '../check.js'
 import { refuseJson } from '../copies.js'
 import { tensor, zeros } from '../create.js'
-import { show } from '../errors.js'
+import { markCopy, show } from '../errors.js'
 import { native } from '../native.js'
 import type { StateDict } from '../nn/module.js'
 import { Parameter } from '../nn/parameter.js'
@@ -89,6 +89,10 @@ export interface ParameterState {
  * ```
  */
 export abstract class Optimizer {
+  static {
+    markCopy(Optimizer)
+  }
+
   /** Those that the constructor got, each once. */
   readonly parameters: readonly Parameter[]
   readonly #states = new Map<Parameter, ParameterState>()
