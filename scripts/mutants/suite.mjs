@@ -75,8 +75,18 @@ function builtFrom(file, tests) {
   return [...(onCpu ? ['addon'] : []), ...(onCuda ? ['emulator'] : [])]
 }
 
-/** Null, or what the compiler said. */
-export const build = (file, tests) => all(builtFrom(file, tests).flatMap((what) => builds[what]))
+/** What still has a mutant in it, made of a file that is back as it was. */
+let stale = []
+
+/** Builds after a change of `file`. Null, or what the compiler said. */
+export async function build(file, tests) {
+  const own = builtFrom(file, tests)
+  const due = Object.keys(builds).filter((what) => own.includes(what) || stale.includes(what))
+  stale = due
+  const refused = await all(due.flatMap((what) => builds[what]))
+  if (!refused) stale = own
+  return refused
+}
 
 export const buildAll = () =>
   all([
