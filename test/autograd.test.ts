@@ -1,5 +1,18 @@
 import { describe, expect, it } from 'vitest'
-import { AdamW, Linear, MoE, manualSeed, mseLoss, ones, randn, SGD, scope, type Tensor, tensor } from '../lib/index.js'
+import {
+  AdamW,
+  Linear,
+  MoE,
+  manualSeed,
+  mseLoss,
+  noGrad,
+  ones,
+  randn,
+  SGD,
+  scope,
+  type Tensor,
+  tensor,
+} from '../lib/index.js'
 import { expectNoLeak, live, values } from './support/baseline.js'
 
 const relative = (a: ArrayLike<number>, b: ArrayLike<number>): number => {
@@ -197,6 +210,26 @@ describe('forwardWithGrad', () => {
         moe.zeroGrad()
       }),
     )
+    moe.dispose()
+  })
+
+  it('takes the auxiliary loss only where it is asked to', () => {
+    const moe = new MoE({ dim: 4, numExperts: 2, gatingTopN: 1 })
+    const [input, dy] = [Float32Array.from({ length: 32 }, (_, i) => Math.sin(i)), new Float32Array(32)]
+    const gradient = (...aux: number[]) => {
+      using step = moe.forwardWithGrad(input, [1, 8, 4])
+      return Array.from(step.backward(dy, ...aux).dInput)
+    }
+    expect(gradient()).toEqual(Array(32).fill(0))
+    expect(gradient(0)).toEqual(gradient())
+    expect(gradient(1)).not.toEqual(gradient())
+    moe.dispose()
+  })
+
+  it('inside of noGrad records nothing, so there is nothing to go back through', () => {
+    const moe = new MoE({ dim: 4, numExperts: 2 })
+    using step = noGrad(() => moe.forwardWithGrad(new Float32Array(8), [1, 2, 4]))
+    expect(() => step.backward(new Float32Array(8))).toThrowError(expect.objectContaining({ code: 'UNSUPPORTED' }))
     moe.dispose()
   })
 

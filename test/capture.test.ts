@@ -195,6 +195,27 @@ describe.skipIf(!built)('on a card', () => {
     expect(run(true)).toEqual(run(false))
   })
 
+  test('a weight that has changed since: replays read it, although a packed copy was there before the step', () => {
+    const layer = own(new Linear(24, 40, { computeDtype: 'bf16', device: 'cuda' }))
+    const x = own(randn([8, 24], { device: 'cuda' }))
+    for (let i = 0; i < 2; i++) layer.forward(x).dispose()
+    const step = own(captureStep(() => layer.forward(x), { device: 'cuda' }))
+    for (const scale of [1, -2]) {
+      scope(() => layer.weight.copyFrom(layer.weight.detach().mul(scale)))
+      expect(bits(step.replay())).toBe(scope(() => bits(layer.forward(x))))
+    }
+  })
+
+  test('a generator that is seeded anew between replays draws what it draws outside of a step', () => {
+    const generator = new Generator(5)
+    const step = own(captureStep(() => randn([64], { device: 'cuda', generator }), { device: 'cuda' }))
+    for (const seed of [5, 7, 2 ** 40]) {
+      generator.setState({ seed, step: 3 })
+      const own = scope(() => bits(randn([64], { device: 'cuda', generator: new Generator(seed, 3) })))
+      expect(bits(step.replay())).toBe(own)
+    }
+  })
+
   test('gradients add up where the step leaves them alone', () => {
     const run = (replays: boolean) => {
       const w = own(tensor([1, 2, 3], null, { device: 'cuda', requiresGrad: true }))

@@ -30,6 +30,22 @@ function thrownBy(fn: () => unknown): unknown {
 }
 
 describe('Tensor.registerHook', () => {
+  it('may dispose the root of the backward that calls it', () => {
+    expectNoLeak(() => {
+      const x = tensor([1, 2], [2], { requiresGrad: true })
+      const root = scope(() => {
+        const y = x.square()
+        const root = y.mul(y).sum()
+        root.registerHook(() => root.dispose())
+        return root
+      })
+      root.backward()
+      expect(root.disposed).toBe(true)
+      expect(values(x.grad)).toEqual([4, 32])
+      x.dispose()
+    })
+  })
+
   it('sees the gradient of a leaf and of an inner tensor, once for each backward', () => {
     expectNoLeak(() =>
       scope(() => {

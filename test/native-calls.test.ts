@@ -194,3 +194,65 @@ describe('an argument that does not fit is an error, and nothing is left of the 
     }
   })
 })
+
+describe('numbers and arrays', () => {
+  const wrong: [string, string, () => unknown][] = [
+    ['too little data', 'SHAPE', () => native.fromData(new Float32Array(5), 0, [2, 3], 0)],
+    ['too much data', 'SHAPE', () => native.fromData(new Float32Array(7), 0, [2, 3], 0)],
+    ['data of another width', 'SHAPE', () => native.fromData(new Float64Array(6), 0, [2, 3], 0)],
+    ['too little room', 'SHAPE', () => native.toData(zeros([6]), new Float32Array(5))],
+    ['too much room', 'SHAPE', () => native.toData(zeros([6]), new Float32Array(7))],
+    ['a shape of another size', 'SHAPE', () => native.reshape(zeros([6]), [5])],
+    ['a view one past the end', 'SHAPE', () => native.gather(zeros([6]), [3], [2], 2)],
+    ['a target one past the end', 'SHAPE', () => native.scatter(zeros([6]), zeros([3]), [2], 2)],
+    ['strides for another rank', 'SHAPE', () => native.gather(zeros([6]), [2, 3], [1], 0)],
+    ['a split of another size', 'SHAPE', () => native.reduce(zeros([6]), [2, 2, 1], [2], 1)],
+    ['a result of another size', 'SHAPE', () => native.reduce(zeros([6]), [2, 3, 1], [1], 1)],
+    ['operands of two types', 'DTYPE', () => native.binary(zeros([2]), zeros([2], 'f64'), 0)],
+    ['a quotient of integers', 'DTYPE', () => native.binary(zeros([2], 'i32'), zeros([2], 'i32'), 3)],
+    ['operands that do not broadcast', 'SHAPE', () => native.binary(zeros([2]), zeros([3]), 0)],
+    ['tokens without a sequence', 'SHAPE', () => ffn(0)],
+    ['tokens that are no whole sequences', 'SHAPE', () => ffn(4)],
+    ['no heads', 'OPTION', () => native.attention(zeros([1, 2, 4]), zeros([1, 2, 4]), zeros([1, 2, 4]), 0, 1, false)],
+    ['more entries than there are', 'OPTION', () => native.topk(zeros([2, 3]), 4)],
+    ['threads', 'OPTION', () => native.setThreads(257)],
+    ['a seed', 'OPTION', () => native.dropout(zeros([2]), 0, 2 ** 53, 0)],
+    ['the end of no captured step', 'UNSUPPORTED', () => native.captureEnd(true)],
+    ...[1, -0.1, Number.NaN].map((p): [string, string, () => unknown] => [
+      `dropout of ${p}`,
+      'OPTION',
+      () => native.dropout(zeros([2]), p, 0, 0),
+    ]),
+  ]
+  const ffn = (sequences: number) => {
+    const make = (text: string) => zeros(text.split(' ').map((name) => sizes[name]))
+    const choices = () => zeros([6, 2], 'i32')
+    const weights = ['E G D', 'E G', 'E H', 'E D H', 'E D'].map(make) as [Handle, Handle, Handle, Handle, Handle]
+    return native.expertFfn(make('T D'), choices(), choices(), make('T K'), ...weights, sequences, 3, false, 0)
+  }
+  test.each(wrong)('%s: %s', (_, expected, call) => {
+    expect(call).toThrow(code(expected))
+  })
+
+  test('the last element and the largest numbers fit', () => {
+    held(native.gather(zeros([6]), [3], [2], 1))
+    native.scatter(zeros([6]), zeros([3]), [2], 1)
+    held(native.gather(zeros([6]), [3, 0], [1000, 1000], 1000)) // nothing is read
+    held(native.dropout(zeros([2]), 0, 2 ** 53 - 1, 2 ** 53 - 1))
+    const threads = native.getThreads()
+    native.setThreads(256)
+    native.setThreads(threads)
+  })
+
+  test.each<[string, (p: Handle, other: Handle) => void]>([
+    ['the first moment', (p, other) => native.adamw(p, other, p, other, 1, 0.1, 0.9, 0.99, 1e-8, 0)],
+    ['the second moment', (p, other) => native.adamw(p, other, other, p, 1, 0.1, 0.9, 0.99, 1e-8, 0)],
+    ['the momentum', (p, other) => native.sgd(p, other, p, 1, 0.1, 0.9, 0)],
+    ['what a part of a tensor is written over with', (p) => native.scatter(p, p, [1], 0)],
+  ])('%s is not the tensor that is updated, nor a view of it', (_, update) => {
+    const p = zeros([4])
+    const before = native.version(p)
+    expect(() => update(p, zeros([4]))).toThrow(code('OPTION'))
+    expect(native.version(p)).toBe(before)
+  })
+})

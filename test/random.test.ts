@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest'
-import { Generator, rand, scope } from '../lib/index.js'
+import { Generator, ops, rand, randn, scope } from '../lib/index.js'
 import { values } from './support/numbers.js'
 
 test('a draw is a function of seed, step and element', () =>
@@ -23,4 +23,19 @@ test('each draw takes one step; after the last the stream begins again', () =>
     const again = new Generator(5)
     expect(Array.from(values(rand([4], { generator: again })))).toEqual(drawn[2])
     expect(new Set(drawn.flat()).size).toBe(16)
+  }))
+
+test('a routing takes a step for each draw that it makes, and none for numbers that are given', () =>
+  scope(() => {
+    const [x, w] = [randn([2, 6, 4]), randn([3, 4])]
+    const given = { uniforms: rand([2, 2, 6]), gumbelUniforms: rand([2, 6, 3]) }
+    const { uniforms, gumbelUniforms } = given
+    const steps = (options: object) => {
+      const generator = new Generator(5)
+      ops.route(x, w, { ...options, generator })
+      return generator.step
+    }
+    expect([steps({}), steps({ uniforms })]).toEqual([1, 0])
+    expect([steps({ noiseGates: true }), steps({ noiseGates: true, uniforms })]).toEqual([2, 1])
+    expect([steps({ noiseGates: true, gumbelUniforms }), steps({ noiseGates: true, ...given })]).toEqual([1, 0])
   }))

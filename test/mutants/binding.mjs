@@ -94,6 +94,6 @@ export default [
     from: 'stats.peak_bytes = stats.bytes;',
     to: 'stats.peak_bytes = 0;',
     breaks: 'the peak after a reset is below what is in use',
-    tests: ['test/memory.test.ts'],
+    tests: ['test/create.test.ts'],
   },
 ]

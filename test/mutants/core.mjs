@@ -6,7 +6,7 @@ export default [
     from: 'bits + 0x7fffu + ((bits >> 16) & 1u)',
     to: 'bits + 0x8000u',
     breaks: 'halves are rounded up, not to even',
-    tests: ['ops_test'],
+    tests: ['test/create.test.ts'],
   },
   {
     name: 'saturate-passes-nan',
@@ -38,7 +38,7 @@ export default [
     from: 'return u < gate / (threshold',
     to: 'return u <= gate / (threshold',
     breaks: 'a gate of 0 is routed where the draw is 0',
-    tests: ['moe_test'],
+    tests: ['formulas_test'],
   },
   {
     name: 'relu-slope-at-zero',

@@ -30,7 +30,7 @@ export default [
     from: 'if (a_nan != b_nan) return a_nan;',
     to: 'if (a_nan != b_nan) return b_nan;',
     breaks: 'a NaN is hidden by the selection',
-    tests: ['moe_test'],
+    tests: ['ops_test'],
   },
   {
     name: 'attention-key-seen-too-early',
@@ -94,6 +94,6 @@ export default [
     from: 'std::ceil(args.p * 0x1p24)',
     to: 'std::floor(args.p * 0x1p24)',
     breaks: 'an element whose draw is just below p stays',
-    tests: ['layer_ops_test'],
+    tests: ['ops_test'],
   },
 ]

@@ -6,7 +6,7 @@ export default [
     from: 'storage.run({ scope: null, gradEnabled: isGradEnabled() }, fn)',
     to: 'storage.run({ scope: null, gradEnabled: true }, fn)',
     breaks: 'what runs outside of scopes is recorded inside noGrad',
-    tests: ['test/scope.test.ts'],
+    tests: ['test/autograd.test.ts'],
   },
   {
     name: 'failed-replay-counts',
@@ -30,7 +30,7 @@ export default [
     from: 'Math.ceil((to - from) / by)',
     to: 'Math.floor((to - from) / by)',
     breaks: 'the last element is missing where the step does not divide the range',
-    tests: ['test/bad-input.test.ts'],
+    tests: ['test/create.test.ts'],
   },
   {
     name: 'broadcast-takes-the-larger',
@@ -38,7 +38,7 @@ export default [
     from: 'return m === 1 ? n : m',
     to: 'return Math.max(m, n)',
     breaks: 'length 0 beside length 1 gives 1',
-    tests: ['test/gradcheck.test.ts'],
+    tests: ['test/create.test.ts'],
   },
   {
     name: 'mean-divides-for-each-axis',
@@ -54,7 +54,7 @@ export default [
     from: 'const gumbelDraw = noisy && !gumbelUniforms ?',
     to: 'const gumbelDraw = noisy ?',
     breaks: 'a replayed routing with noise moves the generator',
-    tests: ['test/property.test.ts'],
+    tests: ['test/random.test.ts'],
   },
   {
     name: 'capacity-of-training-in-evaluation',
@@ -62,7 +62,7 @@ export default [
     from: 'o.capacityFactorEval ?? 2, 0)',
     to: 'o.capacityFactorEval ?? 1.25, 0)',
     breaks: 'another default than documented',
-    tests: ['test/golden.test.ts'],
+    tests: ['test/defaults.test.ts'],
   },
   {
     name: 'adamw-without-decay',
@@ -70,7 +70,7 @@ export default [
     from: 'this.weightDecay = o.weightDecay ?? 1e-2',
     to: 'this.weightDecay = o.weightDecay ?? 0',
     breaks: 'another default than documented',
-    tests: ['test/optim.test.ts'],
+    tests: ['test/defaults.test.ts'],
   },
   {
     name: 'root-not-held',

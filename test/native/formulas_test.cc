@@ -116,6 +116,8 @@ void limits(const char* type) {
   expect(!st_moe::routed(T(0.5), T(0.1), T(0.2), T(1e-9)) && st_moe::routed(T(0.49), T(0.1), T(0.2), T(1e-9)), "routed",
          0, 0);
   expect(st_moe::routed(T(0.99), T(0.1), T(0), T(1e-9)), "routed with threshold 0", 0, 0);
+  for (const T threshold : {T(0), T(0.2)})
+    expect(!st_moe::routed(T(0), T(0), threshold, T(1e-9)), "a gate of 0 is never routed", 0, 0);
   expect(std::fabs(st_moe::gumbel(T(0)) + T(std::log(20 * std::log(10.0)))) < T(1e-6), "gumbel(0)", 0, 0);
 }
 

@@ -244,6 +244,21 @@ void test_unary() {
           return ops.unary(ctx, {x.data(), y.data(), dtype_of<T>(), 4, static_cast<UnaryKind>(k)});
         },
         [&](auto what) { expect(std::isnan(y[0]) && !std::isnan(y[1]), what); });
+  // Where relu and abs have a corner they have slope 0; a NaN stays one, and relu selects.
+  std::vector<T> corner{0, T(-0.0), 1, -1, nan}, upstream{3, 3, 3, inf, 3}, dx(5);
+  const auto backward = [&](UnaryKind kind, const std::vector<T>& want) {
+    run_op(
+        "corner of unary " + std::to_string(static_cast<int>(kind)), {output(dx)},
+        [&](auto& ops, auto& ctx) {
+          return ops.unary_backward(ctx, {corner.data(), upstream.data(), dx.data(), dtype_of<T>(), 5, kind});
+        },
+        [&](auto what) {
+          for (size_t i = 0; i < 5; ++i)
+            expect(dx[i] == want[i] || (std::isnan(dx[i]) && std::isnan(want[i])), what, dx[i], want[i]);
+        });
+  };
+  backward(UnaryKind::relu, {0, 0, 3, 0, 3});
+  backward(UnaryKind::abs, {0, 0, 3, -inf, nan});
 }
 
 template <class T>
@@ -387,6 +402,15 @@ void test_dropout() {
           [&](auto& ops, auto& ctx) { return ops.dropout(ctx, {x.data(), y.data(), dtype_of<T>(), n, p, 8, 9}); },
           [&](auto what) { expect(y == want, what); });
     }
+  // An element stays where its draw is p, and goes where p is more by less than the step between draws.
+  const std::vector<T> x{1};
+  std::vector<T> y(1);
+  const double drawn = static_cast<double>(uniform24(philox_word(8, 9, 0)));
+  for (double p : {drawn, drawn + 0x1p-26})
+    run_op(
+        "dropout at the draw", {output(y)},
+        [&](auto& ops, auto& ctx) { return ops.dropout(ctx, {x.data(), y.data(), dtype_of<T>(), 1, p, 8, 9}); },
+        [&](auto what) { expect((y[0] != 0) == (p == drawn), what, y[0], p - drawn); });
 }
 
 template <class T>

@@ -1,0 +1,100 @@
+import { describe, expect, test } from 'vitest'
+import {
+  AdamW,
+  CausalSelfAttention,
+  crossEntropy,
+  Dropout,
+  Generator,
+  LayerNorm,
+  Linear,
+  MoE,
+  ops,
+  Parameter,
+  randn,
+  SGD,
+  SparseMoEBlock,
+  scope,
+  tensor,
+  zeros,
+} from '../lib/index.js'
+import { values } from './support/numbers.js'
+
+// What holds where nothing is said, as the documentation has it.
+
+test('optimizers', () => {
+  const parameters = [new Parameter(zeros([1]))]
+  const { lr, betas, eps, weightDecay } = new AdamW(parameters)
+  expect({ lr, betas, eps, weightDecay }).toEqual({ lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 1e-2 })
+  const sgd = new SGD(parameters)
+  expect([sgd.lr, sgd.momentum, sgd.weightDecay]).toEqual([1e-3, 0, 0])
+})
+
+test('layers', () => {
+  expect(new LayerNorm(4).eps).toBe(1e-5)
+  expect(new Dropout().p).toBe(0.5)
+  expect(new Linear(2, 3).bias?.shape).toEqual([3])
+  const attention = new CausalSelfAttention(16)
+  expect([attention.heads, attention.query.bias]).toEqual([8, null])
+  const block = new SparseMoEBlock(new MoE({ dim: 4, numExperts: 2 }))
+  expect([block.ffBefore === null, block.ffAfter === null]).toEqual([true, false])
+})
+
+describe('MoE', () => {
+  /** Everything that an option changes, of two layers with the same state and the same random numbers. */
+  const results = (options: object, training: boolean) =>
+    scope(() => {
+      const moe = new MoE({ dim: 8, ...options }).train(training)
+      const state = Object.entries(moe.stateDict()).map(([name, { shape, size }], step) => {
+        const start = name.includes('threshold') ? moe.stateDict()[name] : null
+        return [name, start ?? randn(shape.length ? shape : [size], { generator: new Generator(1, step) })] as const
+      })
+      moe.loadStateDict(Object.fromEntries(state))
+      const x = randn([2, 64, 8], { generator: new Generator(2) })
+      x.requiresGrad = true
+      const uniforms = randn([2, 2, 64], { generator: new Generator(3) }).sigmoid()
+      const { outputs, totalAuxLoss, routing } = moe.forward(x, { random: { uniforms } })
+      outputs.square().sum().add(totalAuxLoss).backward()
+      return [outputs, totalAuxLoss, routing.position, x.grad!].map((t) => Array.from(values(t)))
+    })
+  const spelled = {
+    numExperts: 16,
+    expertHiddenMult: 4,
+    gatingTopN: 2,
+    thresholdTrain: 0.2,
+    thresholdEval: 0.2,
+    capacityFactorTrain: 1.25,
+    capacityFactorEval: 2,
+    balanceLossCoef: 1e-2,
+    routerZLossCoef: 1e-3,
+    straightThroughDispatchTensor: true,
+    differentiableTopk: false,
+    noiseGates: false,
+    balanceDensity: 'kept',
+    eps: 1e-9,
+  } as const
+
+  test.each([true, false])('training %s', (training) => {
+    const plain = results({}, training)
+    expect(results(spelled, training)).toEqual(plain)
+    const other = { capacityFactorTrain: 0.5, capacityFactorEval: 0.5, thresholdTrain: 0.9, thresholdEval: 0.9 }
+    for (const [name, value] of Object.entries(other))
+      expect(results({ ...spelled, [name]: value }, training), name).not.toEqual(
+        name.endsWith(training ? 'Train' : 'Eval') ? plain : [],
+      )
+  })
+})
+
+test('rows with target −100 do not count', () =>
+  scope(() => {
+    const logits = randn([3, 5])
+    const one = crossEntropy(logits.slice(0, 1, 2), tensor(Int32Array.of(2)))
+    const loss = crossEntropy(logits, tensor(Int32Array.of(-100, 2, -100)))
+    expect(loss.item()).toBe(one.item())
+    expect(crossEntropy(logits, tensor(Int32Array.of(-100, -100, -100))).item()).toBe(0)
+  }))
+
+test('capacity is at least 4, at most N', () => {
+  expect([ops.expertCapacity(64, 16, 1.25), ops.expertCapacity(8, 16, 1.25), ops.expertCapacity(64, 2, 9)]).toEqual([
+    5, 4, 64,
+  ])
+})
