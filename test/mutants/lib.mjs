@@ -3,8 +3,8 @@ export default [
   {
     name: 'without-scope-records-again',
     file: 'lib/scope.ts',
-    from: 'storage.run({ scope: null, gradEnabled: isGradEnabled() }, fn)',
-    to: 'storage.run({ scope: null, gradEnabled: true }, fn)',
+    from: 'storage.run({ ...surroundings(), scope: null }, fn)',
+    to: 'storage.run({ ...surroundings(), scope: null, gradEnabled: true }, fn)',
     breaks: 'what runs outside of scopes is recorded inside noGrad',
     tests: ['test/autograd.test.ts'],
   },

@@ -253,6 +253,38 @@ void test_nan(const Gemm& gemm, DType compute) {
       check(std::isnan(c[static_cast<size_t>(i * N + j)]) == (i == bad), "%s: NaN at row %lld", gemm.isa, (long long)i);
 }
 
+// What an earlier product left in scratch memory does not reach the next, whose rows are padded to whole vectors.
+template <class T>
+void test_scratch(const Gemm& gemm, DType compute) {
+  constexpr int64_t N = 2100, stride = 80;
+  TestRandom random{11};
+  const auto filled = [&](int64_t rows) {
+    std::vector<T> data(static_cast<size_t>(rows * stride));
+    for (T& x : data) x = static_cast<T>(random.real());
+    return data;
+  };
+  const std::vector<T> a = filled(40), b = filled(N), nan(a.size(), std::numeric_limits<T>::quiet_NaN());
+  for (const int64_t M : {1, 3, 16, 40})
+    for (const int64_t K : {5, 13, 65}) {
+      std::vector<T> c(static_cast<size_t>(M * N));
+      GemmProblem<T> p{};
+      p.M = M, p.N = N, p.c = c.data(), p.c_stride = N;
+      p.b = {b.data(), 1, stride};
+      p.a = {nan.data(), stride, 1};
+      for (const int64_t lanes : {2, 4, 8, 16}) {  // as many whole vectors, of whatever length
+        p.K = (K + lanes - 1) / lanes * lanes;
+        run(gemm, 1, &p, 1, compute);
+      }
+      p.K = K;
+      p.a.data = a.data();
+      run(gemm, 1, &p, 1, compute);
+      int64_t bad = 0;
+      for (const T value : c) bad += !std::isfinite(value);
+      check(bad == 0, "%s M %lld K %lld: %lld NaN from scratch memory", gemm.isa, (long long)M, (long long)K,
+            (long long)bad);
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -262,8 +294,12 @@ int main() {
   test_shapes<float>(gemms, DType::f16, 40);
   test_shapes<double>(gemms, DType::f64, 200);
   for (const Gemm& gemm : gemms) {
-    for (DType compute : {DType::f32, DType::bf16, DType::f16}) test_nan<float>(gemm, compute);
+    for (DType compute : {DType::f32, DType::bf16, DType::f16}) {
+      test_nan<float>(gemm, compute);
+      test_scratch<float>(gemm, compute);
+    }
     test_nan<double>(gemm, DType::f64);
+    test_scratch<double>(gemm, DType::f64);
   }
   return check_result();
 }
