@@ -67,8 +67,8 @@ export default [
   {
     name: 'adamw-without-decay',
     file: 'lib/optim/adamw.ts',
-    from: 'this.weightDecay = o.weightDecay ?? 1e-2',
-    to: 'this.weightDecay = o.weightDecay ?? 0',
+    from: 'eps: 1e-8, weightDecay: 1e-2 }',
+    to: 'eps: 1e-8, weightDecay: 0 }',
     breaks: 'another default than documented',
     tests: ['test/defaults.test.ts'],
   },
