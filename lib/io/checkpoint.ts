@@ -38,7 +38,6 @@ export interface Checkpoint extends CheckpointTargets, CheckpointProgress {
 
 const names = ['model', 'optimizer', 'generator'] as const
 const aboutKey = 'st-moe.checkpoint'
-const extraKey = 'st-moe.checkpoint.extra'
 
 type Named = [name: string | null, optimizer: Optimizer]
 
@@ -103,7 +102,6 @@ export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Prom
   checkInteger(op, 'step', step, 0)
   const { model, optimizers, generator = defaultGenerator } = checkTargets(op, rest)
   const file = checkPath(op, path)
-  const metadata: Record<string, string> = extra === undefined ? {} : { [extraKey]: toJson(op, 'extra', extra) }
   const { state, saved } = scope(() => {
     const parts = optimizers.map(([name, optimizer]) => ({ name, ...checkpointOf(optimizer, op) }))
     const states = parts.map(({ name, state }) => prefixed(prefixOf(name), state))
@@ -114,8 +112,8 @@ export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Prom
   })
   try {
     const place = { seed: generator.seed, step: generator.step }
-    const about: About = { step: step as number, optimizers: saved, generator: place }
-    metadata[aboutKey] = toJson(op, 'checkpoint', about)
+    const about: About = { step: step as number, extra, optimizers: saved, generator: place }
+    const metadata = { [aboutKey]: toJson(op, about, 'extra') }
     await writeAtomic(file, encode(op, state, metadata), op)
   } finally {
     for (const tensor of Object.values(state)) tensor.dispose()
@@ -143,7 +141,7 @@ export async function loadCheckpoint(path: string, targets: CheckpointTargets): 
   const { model, optimizers, generator } = checkTargets(op, checkOptions<CheckpointTargets>(op, targets, names))
   const { tensors, metadata } = await run(load(op, path))
   try {
-    const { about, extra } = parse(op, path, metadata)
+    const about = parse(op, path, metadata)
     scope(() => {
       const stage = ([name, optimizer]: Named): (() => void) => {
         const options = savedOptions(op, path, about, name)
@@ -155,7 +153,7 @@ export async function loadCheckpoint(path: string, targets: CheckpointTargets): 
       for (const write of [ofModel, ...ofOptimizers]) write() // all or nothing: these cannot fail
     })
     generator?.setState(about.generator)
-    return { step: about.step, extra }
+    return { step: about.step, extra: about.extra }
   } finally {
     for (const tensor of Object.values(tensors)) tensor.dispose()
   }
@@ -164,24 +162,20 @@ export async function loadCheckpoint(path: string, targets: CheckpointTargets): 
 /** What a file says about itself. */
 interface About {
   step: number
+  extra: unknown
   /** Files of earlier versions say in `optimizer` whether there is one, and have no options. */
   optimizers: { name: string | null; options?: OptimizerOptions }[]
   generator: GeneratorState
 }
 
-function parse(op: string, path: string, metadata: Record<string, string>): { about: About; extra: unknown } {
+function parse(op: string, path: string, metadata: Record<string, string>): About {
   try {
-    const {
-      extra,
-      optimizer,
-      optimizers = optimizer === true ? [{ name: null }] : [],
-      ...rest
-    } = fromJson(metadata[aboutKey] ?? '') as About & { extra?: unknown; optimizer?: boolean }
-    new Generator().setState(rest.generator)
-    checkInteger(op, 'step', rest.step, 0)
+    const { optimizer, ...about } = fromJson(metadata[aboutKey] ?? '') as About & { optimizer?: boolean }
+    const { step, generator, optimizers = optimizer === true ? [{ name: null }] : [] } = about
+    new Generator().setState(generator)
+    checkInteger(op, 'step', step, 0)
     if (!Array.isArray(optimizers) || !optimizers.every(isSaved)) throw new Error('optimizers must be a list')
-    const later = metadata[extraKey]
-    return { about: { ...rest, optimizers }, extra: later === undefined ? extra : fromJson(later) }
+    return { ...about, optimizers }
   } catch (cause) {
     throw new MoeError('FILE_FORMAT', op, `${path} is not a checkpoint`, { cause })
   }

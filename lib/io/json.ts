@@ -26,16 +26,16 @@ interface Level {
 }
 
 /**
- * A value as JSON; properties that are undefined are left out. Whatever else would come back as something else, or not
- * at all, is an OPTION error that names its place in the value.
+ * An object as JSON; properties that are undefined are left out. Whatever else would come back as something else, or
+ * not at all, is an OPTION error that names its place in the object. `largest` is the property that may be too large.
  */
-export function toJson(op: string, name: string, value: unknown): string {
-  return new Writer(op, name).write(value)
+export function toJson(op: string, value: object, largest: string): string {
+  return new Writer(op, largest).write(value)
 }
 
 class Writer {
   readonly #op: string
-  readonly #name: string
+  readonly #largest: string
   readonly #levels: Level[] = []
   readonly #above = new Set<unknown>()
   readonly #parts: string[] = []
@@ -43,9 +43,9 @@ class Writer {
   #length = 0
   #values = 0
 
-  constructor(op: string, name: string) {
+  constructor(op: string, largest: string) {
     this.#op = op
-    this.#name = name
+    this.#largest = largest
   }
 
   write(value: unknown): string {
@@ -106,7 +106,7 @@ class Writer {
 
   #count(weight: number): void {
     this.#values += weight
-    if (this.#values > maxValues) fail('OPTION', this.#op, `${this.#name} must hold ${tooMany}`)
+    if (this.#values > maxValues) fail('OPTION', this.#op, `${this.#largest} must hold ${tooMany}`)
   }
 
   #append(text: string): void {
@@ -122,13 +122,13 @@ class Writer {
   }
 
   #tooLong(): never {
-    return fail('OPTION', this.#op, `${this.#name} must fit ${maxLength} characters of JSON, it is longer`)
+    return fail('OPTION', this.#op, `${this.#largest} must fit ${maxLength} characters of JSON, it is longer`)
   }
 
   #refuse(got: string): never {
     const steps = this.#levels.map(({ keys, at }) => (keys === null ? `[${at - 1}]` : keyed(keys[at - 1])))
     const shown = steps.length > 20 ? [...steps.slice(0, 10), ' … ', ...steps.slice(-10)] : steps
-    return fail('OPTION', this.#op, `${this.#name}${shown.join('')} must survive JSON, got ${got}`)
+    return fail('OPTION', this.#op, `${shown.join('').replace(/^\./, '')} must survive JSON, got ${got}`)
   }
 }
 
