@@ -1,6 +1,6 @@
 import { checkOptions, fail, sizeOf } from '../check.js'
-import { allocateArray, type DType, dtypeCode, dtypeSize } from '../dtype.js'
-import { MoeError, show } from '../errors.js'
+import { allocateArray, allocated, type DType, dtypeCode, dtypeSize } from '../dtype.js'
+import { show } from '../errors.js'
 import { native } from '../native.js'
 import type { StateDict } from '../nn/module.js'
 import { checkTensor, type Tensor, wrap } from '../tensor.js'
@@ -110,7 +110,7 @@ export const load = (op: string, path: unknown): Routine<LoadedTensors> => {
 /** Checks the whole header before it reads the first tensor. */
 function* readTensors(op: string, path: string, file: number, fileSize: number): Routine<LoadedTensors> {
   const piece = function* (position: number, length: number): Routine<Buffer> {
-    const bytes = allocateBytes(op, length)
+    const bytes = allocated(op, `${length} bytes`, () => Buffer.from(new ArrayBuffer(length)))
     if (!(yield* readAll(file, bytes, position))) fail('FILE_FORMAT', op, `${path}: the file ended while it was read`)
     return bytes
   }
@@ -146,29 +146,22 @@ function decode(op: string, path: string, entry: TensorEntry, bytes: Uint8Array)
   const { shape } = entry
   const own = ownTypes[entry.dtype]
   const dtype = own ?? 'i32'
-  const data = own ? allocateArray(op, own, sizeOf(shape)) : narrowed(op, path, entry, bytes)
+  const data = allocateArray(op, dtype, sizeOf(shape))
   if (own) new Uint8Array(data.buffer).set(bytes)
+  else if (entry.dtype === 'I64') narrow(op, path, entry, bytes, data)
+  else data.set(bytes)
   return wrap(native.fromData(data, dtypeCode(dtype), shape, 0), { shape, dtype, device: 'cpu' })
 }
 
-function narrowed(op: string, path: string, entry: TensorEntry, bytes: Uint8Array): Int32Array {
-  if (entry.dtype !== 'I64') return new Int32Array(bytes)
+function narrow(op: string, path: string, entry: TensorEntry, bytes: Uint8Array, data: { [i: number]: number }): void {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
-  return Int32Array.from({ length: bytes.byteLength / 8 }, (_, i) => {
+  for (let i = 0; i < bytes.byteLength / 8; i++) {
     const value = view.getBigInt64(i * 8, true)
     if (value !== BigInt.asIntN(32, value)) {
       const text = `${path}: tensor ${show(entry.name)} holds ${value}, which does not fit i32`
       fail('FILE_FORMAT', op, text)
     }
-    return Number(value)
-  })
-}
-
-function allocateBytes(op: string, length: number): Buffer {
-  try {
-    return Buffer.from(new ArrayBuffer(length))
-  } catch (cause) {
-    throw new MoeError('OUT_OF_MEMORY', op, `cannot allocate ${length} bytes`, { cause })
+    data[i] = Number(value)
   }
 }
 
