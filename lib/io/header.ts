@@ -1,5 +1,6 @@
 import { isUtf8 } from 'node:buffer'
 import { fail, sizeOf } from '../check.js'
+import { allocated } from '../dtype.js'
 import { show } from '../errors.js'
 
 /**
@@ -50,9 +51,10 @@ export function writeHeader(op: string, { entries, metadata }: Header): Buffer {
     if (name === metadataName) fail('OPTION', op, `a tensor must not be called ${metadataName}`)
     parts.push(`${json.string('names', name)}:{"dtype":"${dtype}","shape":[${shape}],"data_offsets":[${begin},${end}]}`)
   }
-  const bytes = Buffer.from(`{${parts.join()}}`)
-  const padded = Buffer.alloc(Math.ceil(bytes.length / 8) * 8, ' ')
-  if (padded.length > maxHeader) tooLong(op)
+  const bytes = allocated(op, 'a header', () => Buffer.from(`{${parts.join()}}`))
+  const length = Math.ceil(bytes.length / 8) * 8
+  if (length > maxHeader) tooLong(op)
+  const padded = allocated(op, 'a header', () => Buffer.alloc(length, ' '))
   bytes.copy(padded)
   return padded
 }

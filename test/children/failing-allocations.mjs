@@ -17,12 +17,12 @@ function failing(bytes) {
 
 /** The bytes that a typed array of these arguments has of its own. */
 function bytesOf(type, [first]) {
-  if (typeof first === 'number') return first * type.BYTES_PER_ELEMENT
+  if (typeof first === 'number') return first * (type.BYTES_PER_ELEMENT ?? 1)
   if (first instanceof ArrayBuffer || typeof first !== 'object' || first === null) return 0
   return (first.length ?? 0) * type.BYTES_PER_ELEMENT
 }
 
-for (const name of ['Float32Array', 'Float64Array', 'Int32Array', 'Uint16Array', 'Uint8Array']) {
+for (const name of ['ArrayBuffer', 'Float32Array', 'Float64Array', 'Int32Array', 'Uint16Array', 'Uint8Array']) {
   const type = globalThis[name]
   globalThis[name] = new Proxy(type, {
     construct(target, args, newTarget) {
@@ -37,6 +37,15 @@ for (const name of ['Float32Array', 'Float64Array', 'Int32Array', 'Uint16Array',
       }
     },
   })
+}
+
+for (const name of ['alloc', 'allocUnsafe', 'from', 'concat']) {
+  const own = Buffer[name]
+  Buffer[name] = (...args) => {
+    const [first] = args
+    failing(typeof first === 'number' ? first : first instanceof ArrayBuffer ? 0 : (first.length ?? 0))
+    return own.apply(Buffer, args)
+  }
 }
 
 const device = process.argv[3]
@@ -89,11 +98,12 @@ export function emptyCaches() {
   }
 }
 
-/** Live tensors and bytes on each device, without those that take up slots. */
-export function used() {
+/** Live tensors and bytes on each device, without those that take up slots; copies of weights count as bytes. */
+export function used(bytesToo = true) {
   const { devices } = memory()
   return Object.entries(devices).map(([device, { tensors, bytes }]) => {
     const fill = device === 'cpu' ? fillers.length : 0
-    return `${device}: ${tensors - fill} tensors, ${bytes - (fill > 0 ? 4 : 0)} bytes`
+    const count = `${device}: ${tensors - fill} tensors`
+    return bytesToo ? `${count}, ${bytes - (fill > 0 ? 4 : 0)} bytes` : count
   })
 }

@@ -14,7 +14,7 @@ export function failingAllocations(): string {
   const { LD_PRELOAD: _, ...env } = process.env // a sanitizer is for the child alone
   execFileSync(
     process.env.CXX ?? 'c++',
-    ['-std=c++17', '-O1', '-shared', '-fPIC', `-I${headers}`, source, '-o', file],
+    ['-std=c++17', '-O1', '-g', '-fno-omit-frame-pointer', '-shared', '-fPIC', `-I${headers}`, source, '-o', file],
     {
       env,
     },
