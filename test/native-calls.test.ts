@@ -217,6 +217,8 @@ describe('numbers and arrays', () => {
     ['more entries than there are', 'OPTION', () => native.topk(zeros([2, 3]), 4)],
     ['threads', 'OPTION', () => native.setThreads(257)],
     ['a seed', 'OPTION', () => native.dropout(zeros([2]), 0, 2 ** 53, 0)],
+    ['a plugin that is not there', 'BACKEND_UNAVAILABLE', () => native.openDevice('/nowhere.so', 0)],
+    ['a device that is not open', 'DEVICE', () => native.full([1], 0, 1000, 0)],
     ['the end of no captured step', 'UNSUPPORTED', () => native.captureEnd(true)],
     ...[1, -0.1, Number.NaN].map((p): [string, string, () => unknown] => [
       `dropout of ${p}`,

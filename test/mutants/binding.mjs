@@ -78,7 +78,7 @@ export default [
     from: 'return "BACKEND_UNAVAILABLE";',
     to: 'return "DEVICE";',
     breaks: 'another code than documented',
-    tests: ['test/simt.test.ts'],
+    tests: ['test/native-calls.test.ts'],
   },
   {
     name: 'largest-integer-refused',
