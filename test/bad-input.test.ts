@@ -440,9 +440,15 @@ describe.each(['f32', 'f64'] as const)("onNonFinite: 'throw' in %s", (dtype) => 
 
   test('a result that overflows is found', () => {
     const largest = dtype === 'f32' ? 3.4e38 : 1.7e308
-    expect(() => forward(new Float64Array(40).fill(largest).map((x, i) => (i % 2 ? x : -x)))).toThrow(
-      /the output must be finite/,
-    )
+    const expert = () => {
+      const linear = new st.Linear(5, 5, { dtype, bias: false })
+      linear.weight.copyFrom(st.ones([5, 5], { dtype }))
+      return linear
+    }
+    const moe = new MoE({ dim: 5, experts: [expert(), expert()], dtype, onNonFinite: 'throw' })
+    const x = tensor(new Float64Array(40).fill(largest), [1, 8, 5], { dtype })
+    expect(() => moe.forward(x)).toThrow(/the output must be finite/)
+    for (const what of [moe, x]) what.dispose()
   })
 })
 

@@ -7,9 +7,6 @@
 #include <vector>
 
 #include "cuda/stream.h"
-#if defined(ST_MOE_SIMT)
-#include "emulator/cublas.h"
-#endif
 
 namespace st_moe::cuda {
 namespace {

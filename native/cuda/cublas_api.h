@@ -50,4 +50,18 @@ typedef cublasStatus_t cublasGemmGroupedBatchedEx_t(
     cudaDataType Atype, const int lda_array[], const void* const Barray[], cudaDataType Btype, const int ldb_array[],
     const void* beta_array, void* const Carray[], cudaDataType Ctype, const int ldc_array[], int group_count,
     const int group_size[], cublasComputeType_t computeType);
+
+// The emulator of the tests has functions of its own. Exported, so that its libraries that are found as files can call
+// them.
+#if defined(ST_MOE_SIMT)
+#pragma GCC visibility push(default)
+cublasCreate_t cublasCreate_v2;
+cublasDestroy_t cublasDestroy_v2;
+cublasSetStream_t cublasSetStream_v2;
+cublasSetWorkspace_t cublasSetWorkspace_v2;
+cublasGetStatusString_t cublasGetStatusString;
+cublasGemmStridedBatchedEx_t cublasGemmStridedBatchedEx;
+cublasGemmGroupedBatchedEx_t cublasGemmGroupedBatchedEx;
+#pragma GCC visibility pop
+#endif
 }

@@ -1,4 +1,4 @@
-#include "emulator/cublas.h"
+#include "cuda/cublas_api.h"
 
 #include <algorithm>
 #include <cmath>
