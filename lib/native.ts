@@ -1,7 +1,7 @@
 import { loadAddon } from './addon.js'
 import { MoeError, type MoeErrorCode } from './errors.js'
 
-/** A live native tensor: slot and generation. Plain numbers, so that the tape costs nothing. */
+/** A live native tensor: slot and generation in one number, with nothing for the garbage collector. */
 export type Handle = number
 type Optional = Handle | null
 

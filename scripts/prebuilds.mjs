@@ -2,7 +2,7 @@
 // where one can be built. Compiles only what has changed since the last build of this tree.
 //
 //   node scripts/prebuilds.mjs [--no-cuda]         for this machine
-//   node scripts/prebuilds.mjs --missing           the same, unless there are some
+//   node scripts/prebuilds.mjs --missing           nothing, where there are some
 //   node scripts/prebuilds.mjs --arch arm64        crossed, with Debian's g++-12-aarch64-linux-gnu
 import { execFileSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs'

@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process'
-import { existsSync } from 'node:fs'
-import { join } from 'node:path'
+import { existsSync, readFileSync } from 'node:fs'
+import { join, posix } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { expect, test } from 'vitest'
 
@@ -33,12 +33,28 @@ test('everything outside of prebuilds/ is on the list, and everything on the lis
     'CMakeLists.txt',
     'scripts/install.cjs',
   ]
-  const allowed = [...single, ...tracked('native'), ...compiled]
+  const allowed = [...single, ...tracked('native'), ...tracked('docs'), ...compiled]
   expect(packed.filter((name) => !name.startsWith('prebuilds/')).sort()).toEqual(allowed.sort())
 })
 
 test('prebuilds/ holds addons and CUDA plugins alone', () => {
   expect(packed.filter((name) => name.startsWith('prebuilds/') && !prebuilt.test(name))).toEqual([])
+})
+
+test('links between the packed pages lead to packed files', () => {
+  const broken = packed
+    .filter((name) => name.endsWith('.md'))
+    .flatMap((page) =>
+      [
+        ...readFileSync(join(root, page), 'utf8')
+          .replaceAll(/^```.*?^```$/gms, '')
+          .matchAll(/\]\((?!https?:|#)([^)#\s]+)/g),
+      ]
+        .map(([, link]) => posix.join(posix.dirname(page), link))
+        .filter((target) => !packed.includes(target))
+        .map((target) => `${page}: ${target}`),
+    )
+  expect(broken).toEqual([])
 })
 
 /** A missing header would break the compilation elsewhere. */

@@ -1,6 +1,6 @@
 """The layer of st-moe-pytorch without one-hot tensors: tokens are gathered by index, multiplied by bmm, and added back.
 
-What one would write in PyTorch for speed. The mathematics is that of docs/semantics.md; bench/agreement.ts checks it.
+What one would write in PyTorch for speed. The mathematics is that of docs/semantics.md; `agreement` in bench/layer-peers.ts checks it.
 """
 
 import torch

@@ -144,7 +144,8 @@ export class MoE extends Module {
 
   /**
    * x [B, N, D] of the dtype and device of the layer → outputs [B, N, D], three losses of shape [] and the routing.
-   * Later choices are routed at random, in evaluation too; the numbers are those of {@link manualSeed}, or `random`.
+   * Second and later experts are used at random, in evaluation too unless `thresholdEval` is 0; the numbers are those of
+   * {@link manualSeed}, or `random`. Where capacity is short a token's output depends on later tokens: docs/concepts.md.
    *
    * Errors: SHAPE, DTYPE, DEVICE, DISPOSED, OPTION; NON_FINITE with `onNonFinite: 'throw'`.
    *
@@ -182,8 +183,8 @@ export class MoE extends Module {
   }
 
   /**
-   * For training loops that are not ours: takes and gives plain arrays of the layer's dtype. Parameter gradients
-   * accumulate in `parameter.grad`. Errors: DTYPE, SHAPE, OPTION.
+   * For custom training loops: takes and returns plain arrays of the layer's dtype. Parameter gradients accumulate in
+   * `parameter.grad`. The handle holds memory until `backward` or `dispose`. Errors: DTYPE, SHAPE, OPTION.
    *
    * @example
    * ```ts

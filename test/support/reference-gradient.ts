@@ -2,7 +2,7 @@ import { expert, gelu, geluGradient, type Problem, type Routing, softTopk } from
 
 export type Gradients = Record<'x' | 'router' | 'w1' | 'b1' | 'multBias' | 'w2' | 'b2', Float64Array>
 
-/** Gradients of Σ y · dy + dtotal · total in plain loops, by the formulas of docs/semantics.md §4. */
+/** Gradients of Σ y · dy + dtotal · total in plain loops, by the formulas of docs/semantics.md, "Gradient". */
 export function gradients(p: Problem, r: Routing, dy: Float64Array, dtotal: number): Gradients {
   const zeros = (like: Float64Array) => new Float64Array(like.length)
   const grads: Gradients = {
