@@ -329,7 +329,7 @@ describe('a damaged run', () => {
     ['seconds', '"</text><script>"', /history\.seconds must be a number of at least 0, got "<\/text><script>"$/m],
     ['history', 'null', /history must be an object, got null$/m],
     ['extra', '7', /does not hold the history of its run: it must be an object, got 7$/m],
-  ])('a checkpoint with %s %s', async (name, value, message) => {
+  ])('a checkpoint whose %s is wrong (%#)', async (name, value, message) => {
     const run = copyOf('run')
     editCheckpoint(join(run, 'checkpoint.safetensors'), (about) => replaced(about, name, value))
     expectRefused(await cli(['train', '--resume', '--out', run]), 1, message)

@@ -7,7 +7,7 @@ import { scope } from '../scope.js'
 import { writeAtomic } from './atomic.js'
 import { checkPath, run } from './files.js'
 import { fromJson, isPlain, toJson } from './json.js'
-import { encode, load } from './safetensors.js'
+import { encode, load } from './tensor-file.js'
 
 /** What a checkpoint is restored into. */
 export interface CheckpointTargets {

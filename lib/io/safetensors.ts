@@ -1,17 +1,9 @@
-import { checkOptions, fail, sizeOf } from '../check.js'
-import { allocateArray, allocated, type DType, dtypeCode, dtypeSize } from '../dtype.js'
+import { checkOptions, fail } from '../check.js'
 import { show } from '../errors.js'
-import { native } from '../native.js'
 import type { StateDict } from '../nn/module.js'
-import { checkTensor, type Tensor, wrap } from '../tensor.js'
 import { writeAtomic, writeAtomicSync } from './atomic.js'
-import { checkPath, type Routine, readAll, reading, run, runSync } from './files.js'
-import { readHeader, readLength, type TensorEntry, writeHeader } from './header.js'
-
-/**
- * The safetensors format: u64 length of the header, a JSON header, then the tensors' bytes, contiguous and in order.
- * Tensors of I64, U8 and BOOL in a file come as i32 (I64 only where the values fit).
- */
+import { checkPath, run, runSync } from './files.js'
+import { encode, load } from './tensor-file.js'
 
 /** What a safetensors file holds. */
 export interface LoadedTensors {
@@ -25,34 +17,6 @@ export interface LoadedTensors {
 export interface SafetensorsOptions {
   /** Strings to keep beside the tensors. */
   metadata?: Record<string, string>
-}
-
-const fileTypes: Record<DType, string> = { f32: 'F32', f64: 'F64', bf16: 'BF16', f16: 'F16', i32: 'I32' }
-const ownTypes = Object.fromEntries(Object.entries(fileTypes).map(([own, file]) => [file, own as DType])) as Partial<
-  Record<string, DType>
->
-
-// ---- writing
-
-/** Header and tensors as the parts of a file; copies are taken here, so later changes do not matter. */
-export function encode(op: string, state: StateDict, metadata: Record<string, string>): Uint8Array[] {
-  if (typeof state !== 'object' || state === null)
-    fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
-  const tensors = Object.entries(state).map(
-    ([name, value]) => [name, checkTensor(op, `state[${show(name)}]`, value)] as const,
-  )
-  // Widest types first, as the reference writer does: every tensor is then aligned to its own size.
-  tensors.sort(([a, x], [b, y]) => dtypeSize(y.dtype) - dtypeSize(x.dtype) || (a < b ? -1 : 1))
-  let end = 0
-  const entries = tensors.map(([name, { dtype, shape, size }]) => {
-    const begin = end
-    end += size * dtypeSize(dtype)
-    return { name, dtype: fileTypes[dtype], shape, begin, end }
-  })
-  const header = writeHeader(op, { entries, metadata })
-  const length = Buffer.alloc(8)
-  length.writeBigUInt64LE(BigInt(header.length))
-  return [length, header, ...tensors.map(([, tensor]) => new Uint8Array(tensor.dataSync().buffer))]
 }
 
 function checkMetadata(op: string, options: unknown): Record<string, string> {
@@ -94,75 +58,6 @@ export function saveSafetensorsSync(path: string, state: StateDict, options?: Sa
 export async function saveSafetensors(path: string, state: StateDict, options?: SafetensorsOptions): Promise<void> {
   const op = 'saveSafetensors'
   await writeAtomic(checkPath(op, path), encode(op, state, checkMetadata(op, options)), op)
-}
-
-// ---- reading
-
-/** Tensors are read so many bytes at a time, larger ones alone: a call for each would take long for many small ones. */
-const groupBytes = 2 ** 20
-
-/** Reads a file on behalf of `op`. */
-export const load = (op: string, path: unknown): Routine<LoadedTensors> => {
-  const checked = checkPath(op, path)
-  return reading(op, checked, (file, size) => readTensors(op, checked, file, size))
-}
-
-/** Checks the whole header before it reads the first tensor. */
-function* readTensors(op: string, path: string, file: number, fileSize: number): Routine<LoadedTensors> {
-  const piece = function* (position: number, length: number): Routine<Buffer> {
-    const bytes = allocated(op, `${length} bytes`, () => Buffer.from(new ArrayBuffer(length)))
-    if (!(yield* readAll(file, bytes, position))) fail('FILE_FORMAT', op, `${path}: the file ended while it was read`)
-    return bytes
-  }
-  if (fileSize < 8) fail('FILE_FORMAT', op, `${path}: a safetensors file has at least 8 bytes, this has ${fileSize}`)
-  const length = readLength(op, path, yield* piece(0, 8), fileSize)
-  const start = 8 + length
-  const { entries, metadata } = readHeader(op, path, yield* piece(8, length), fileSize - start)
-  const tensors: [name: string, tensor: Tensor][] = []
-  let complete = false
-  try {
-    for (const group of groups(entries)) {
-      const { begin } = group[0]
-      const bytes = yield* piece(start + begin, group[group.length - 1].end - begin)
-      for (const entry of group)
-        tensors.push([entry.name, decode(op, path, entry, bytes.subarray(entry.begin - begin, entry.end - begin))])
-    }
-    complete = true
-    return { tensors: Object.fromEntries(tensors), metadata }
-  } finally {
-    if (!complete) for (const [, tensor] of tensors) tensor.dispose()
-  }
-}
-
-function* groups(entries: readonly TensorEntry[]): Iterable<TensorEntry[]> {
-  for (let at = 0, end = 0; at < entries.length; at = end) {
-    do end++
-    while (end < entries.length && entries[end].end - entries[at].begin <= groupBytes)
-    yield entries.slice(at, end)
-  }
-}
-
-function decode(op: string, path: string, entry: TensorEntry, bytes: Uint8Array): Tensor {
-  const { shape } = entry
-  const own = ownTypes[entry.dtype]
-  const dtype = own ?? 'i32'
-  const data = allocateArray(op, dtype, sizeOf(shape))
-  if (own) new Uint8Array(data.buffer).set(bytes)
-  else if (entry.dtype === 'I64') narrow(op, path, entry, bytes, data)
-  else data.set(bytes)
-  return wrap(native.fromData(data, dtypeCode(dtype), shape, 0), { shape, dtype, device: 'cpu' })
-}
-
-function narrow(op: string, path: string, entry: TensorEntry, bytes: Uint8Array, data: { [i: number]: number }): void {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
-  for (let i = 0; i < bytes.byteLength / 8; i++) {
-    const value = view.getBigInt64(i * 8, true)
-    if (value !== BigInt.asIntN(32, value)) {
-      const text = `${path}: tensor ${show(entry.name)} holds ${value}, which does not fit i32`
-      fail('FILE_FORMAT', op, text)
-    }
-    data[i] = Number(value)
-  }
 }
 
 /**
