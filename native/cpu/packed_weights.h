@@ -20,14 +20,12 @@ class PackedWeights {
     data_ = static_cast<const T*>(copies->find(*copies, key));
     if (data_) return;
     const bool again = copies->find(*copies, mark);
-    const size_t bytes = again ? static_cast<size_t>(batch * size_) * sizeof(T) : 1;
-    void* memory = cache_allocate(bytes);
-    if (!memory) return;  // the product packs as it goes
-    if (again) pack_weights(ctx, weights, batch, batch_stride, K, N, compute, static_cast<T*>(memory));
-    if (!copies->keep(*copies, again ? key : mark, memory, bytes))
-      cache_release(memory, bytes);
-    else if (again)
-      data_ = static_cast<const T*>(memory);
+    Memory copy(again ? static_cast<size_t>(batch * size_) * sizeof(T) : 1);
+    if (!copy.data) return;  // the product packs as it goes
+    if (again) pack_weights(ctx, weights, batch, batch_stride, K, N, compute, static_cast<T*>(copy.data));
+    if (!copies->keep(*copies, again ? key : mark, copy.data, copy.bytes)) return;
+    if (again) data_ = static_cast<const T*>(copy.data);
+    copy.data = nullptr;
   }
 
   // For GemmProblem::packed_b; null where there is no copy.
@@ -35,6 +33,15 @@ class PackedWeights {
 
  private:
   enum Layout : int32_t { kPanels = 0, kMark = 2 };
+
+  struct Memory {
+    explicit Memory(size_t bytes) : bytes(bytes), data(cache_allocate(bytes)) {}
+    ~Memory() { cache_release(data, bytes); }
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+    size_t bytes;
+    void* data;  // null once the parameter has it
+  };
 
   int64_t size_;
   const T* data_ = nullptr;
