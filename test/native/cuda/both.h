@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/plugin.h"
+#include "rounding.h"
 
 // Runs an op on the CPU and on device 0 of the plugin that ST_MOE_CUDA_LIBRARY names, and compares every output.
 namespace st_moe::test {

@@ -30,7 +30,7 @@ void matmul_case(DType dtype, int64_t batch, int64_t M, int64_t N, int64_t K, in
         return MatmulArgs{
             a.at(cpu), b.at(cpu), y.at(cpu), dtype, batch, M, N, K, shared_a ? 0 : M * K, shared_b ? 0 : K * N, ta, tb};
       },
-      {&y});
+      {&y}, sum_slack(K));
 }
 
 void linear_case(DType dtype, int64_t T, int64_t I, int64_t O) {
@@ -38,19 +38,19 @@ void linear_case(DType dtype, int64_t T, int64_t I, int64_t O) {
   Tensor dy(dtype, T * O), dx(dtype, T * I), dw(dtype, O * I), dbias(dtype, O);
   fill_normal(x), fill_normal(w), fill_normal(bias), fill_normal(dy);
   for (const bool biased : {true, false})
-    compare<LinearArgs>(label("linear", dtype, {T, I, O, biased}), &OpTable::linear,
-                        [&](bool cpu) {
-                          return LinearArgs{
-                              x.at(cpu), w.at(cpu), biased ? bias.at(cpu) : nullptr, y.at(cpu), dtype, dtype, T, I, O};
-                        },
-                        {&y});
-  compare<LinearBackwardArgs>(label("linear_backward", dtype, {T, I, O}), &OpTable::linear_backward,
-                              [&](bool cpu) {
-                                return LinearBackwardArgs{
-                                    dy.at(cpu), x.at(cpu), w.at(cpu), dx.at(cpu), dw.at(cpu), dbias.at(cpu),
-                                    dtype,      dtype,     T,         I,          O};
-                              },
-                              {&dx, &dw, &dbias});
+    compare<LinearArgs>(
+        label("linear", dtype, {T, I, O, biased}), &OpTable::linear,
+        [&](bool cpu) {
+          return LinearArgs{x.at(cpu), w.at(cpu), biased ? bias.at(cpu) : nullptr, y.at(cpu), dtype, dtype, T, I, O};
+        },
+        {&y}, sum_slack(I));
+  compare<LinearBackwardArgs>(
+      label("linear_backward", dtype, {T, I, O}), &OpTable::linear_backward,
+      [&](bool cpu) {
+        return LinearBackwardArgs{dy.at(cpu), x.at(cpu), w.at(cpu), dx.at(cpu), dw.at(cpu), dbias.at(cpu),
+                                  dtype,      dtype,     T,         I,          O};
+      },
+      {&dx, &dw, &dbias}, sum_slack(std::max(T, O)));
 }
 
 void embedding_case(DType dtype, int64_t T, int64_t D, int64_t V, int64_t used) {

@@ -34,6 +34,10 @@ mistake(address past_the_end "AddressSanitizer: use-after-poison")
 mistake(address read_past_the_end "AddressSanitizer: use-after-poison")
 mistake(address past_shared_memory "index 256 out of bounds")
 mistake(thread same_value "data race")
+mistake(plain neighbour_block "^wrong")
+mistake(thread neighbour_block "data race")
+mistake(thread blocks_same_value "data race")
+mistake(any too_much_shared "^wrong")
 
 # ---- the kernels of the backend with one line changed: a plugin whose tests must fail
 # `source` is compiled again where `file` is a header that it includes.
@@ -81,6 +85,8 @@ mutant(thread sort_off_by_one sort.cuh embedding.cu layers "lane >= offset" "lan
 mutant(thread sort_missing_barrier sort.cuh embedding.cu layers
        "in_warp[warp][digit] = __popc(peers);\n      __syncthreads();" "in_warp[warp][digit] = __popc(peers);"
        "data race")
+mutant(thread blocks_overlap kernel.cuh unary.cu base_ops
+       "blockIdx.x * int64_t{blockDim.x} + threadIdx.x" "blockIdx.x * int64_t{blockDim.x - 1} + threadIdx.x" "data race")
 mutant(address elementwise_one_too_many kernel.cuh unary.cu base_ops "i < size;" "i <= size;" "AddressSanitizer")
 mutant(address softmax_one_too_many route.cu route.cu moe "e < E; e += kWarp) largest" "e <= E; e += kWarp) largest"
        "AddressSanitizer")

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <utility>
 
+#include "emulator/block_thread.h"
 #include "emulator/fiber.h"
 #include "emulator/sanitizers.h"
 
@@ -27,6 +28,15 @@ constexpr size_t kGuardBytes = 4096;
 constexpr bool kSharedStacks = false;
 #else
 constexpr bool kSharedStacks = true;
+#endif
+
+#if defined(SIMT_TSAN)
+// SIMT_RACES=blocks: ThreadSanitizer sees a block as one thread, and looks for races between blocks. Else it sees each
+// CUDA thread, and looks for races within a block; both at once would need more threads than it can tell apart.
+const bool kRacesOfBlocks = [] {
+  const char* wanted = std::getenv("SIMT_RACES");
+  return wanted && std::strcmp(wanted, "blocks") == 0;
+}();
 #endif
 
 struct Stack {
@@ -94,6 +104,14 @@ class Order {
   uint64_t state_ = 1;
 };
 
+struct Grid {
+  dim3 size, block;
+  size_t dynamic_shared;
+  void (*body)(void*);
+  void* argument;
+  char begin_fence, end_fence;
+};
+
 struct Engine {
   Thread threads[kMaxThreads];
   Warp warps[kMaxThreads / kLanes];
@@ -105,8 +123,7 @@ struct Engine {
   int barrier_line, barrier_result;
   unsigned barriers;
   char barrier_fence[2], block_fence;
-  void (*body)(void*);
-  void* argument;
+  Grid* grid;
   Thread* current;
   void* scheduler_pointer;
   SanitizerFiber scheduler;
@@ -170,7 +187,7 @@ void thread_main() {
   Thread& thread = *e.current;
   enter_fiber(e.scheduler);
   acquire(&e.block_fence);
-  e.body(e.argument);
+  e.grid->body(e.grid->argument);
   release(&e.block_fence);
   thread.state = State::done;
   thread.warp->live &= ~(1u << thread.lane);
@@ -187,7 +204,7 @@ void resume(Engine& e, Thread& thread) {
     thread.sanitizer.size = kStackBytes;
     thread.sanitizer.fake_stack = nullptr;
 #if defined(SIMT_TSAN)
-    if (!thread.sanitizer.tsan) thread.sanitizer.tsan = __tsan_create_fiber(0);
+    if (!kRacesOfBlocks && !thread.sanitizer.tsan) thread.sanitizer.tsan = __tsan_create_fiber(0);
 #endif
     thread.stack_pointer = first_stack_pointer(thread.stack->bottom + kStackBytes, thread_main);
   }
@@ -229,72 +246,62 @@ void run_block(Engine& e) {
   acquire(&e.block_fence);
 }
 
-bool in_mask(const Exchange& exchange, int lane) {
-  return exchange.mask >> lane & 1;
+// By the OS thread of the caller, whose shared memory it is.
+void run_block_at(Grid& grid, uint64_t index) {
+  if (!engine) engine = new Engine{};
+  Engine& e = *engine;
+#if defined(SIMT_TSAN)
+  if (!kRacesOfBlocks) e.scheduler.tsan = __tsan_get_current_fiber();
+#endif
+  e.grid = &grid;
+  blockDim = grid.block;
+  gridDim = grid.size;
+  blockIdx = {static_cast<unsigned>(index % grid.size.x), static_cast<unsigned>(index / grid.size.x % grid.size.y),
+              static_cast<unsigned>(index / (uint64_t{grid.size.x} * grid.size.y))};
+  std::memset(shared_memory, 0xff, grid.dynamic_shared);
+#if defined(SIMT_ASAN)
+  __asan_poison_memory_region(shared_memory + grid.dynamic_shared, sizeof shared_memory - grid.dynamic_shared);
+#endif
+  run_block(e);
+#if defined(SIMT_ASAN)
+  __asan_unpoison_memory_region(shared_memory, sizeof shared_memory);
+#endif
+  e.current = nullptr;
 }
 
-Cell cell_of(unsigned value) {
-  return {{value, 0}};
-}
-
-void finish_shuffle(Exchange& exchange) {
-  for (int l = 0; l < kLanes; ++l) {
-    if (!in_mask(exchange, l)) continue;
-    const int source = exchange.source[l];
-    if (!in_mask(exchange, source)) die("a shuffle reads a lane outside of its mask");
-    exchange.out[l] = exchange.in[source];
+#if defined(SIMT_TSAN)
+// Two blocks that follow each other run on two OS threads, one after the other but ordered by nothing that
+// ThreadSanitizer sees, and so a race between them is one to it. The next two come after both: a thread's shared memory
+// serves again.
+void run_pairs(Grid& grid, const Order& order, uint64_t blocks, uint64_t offset) {
+  struct Job {
+    Grid* grid;
+    uint64_t block;
+  };
+  static auto* const threads = new BlockThread[2];
+  for (uint64_t first = 0; first < blocks; first += 2) {
+    release(&grid.begin_fence);
+    for (uint64_t i = first; i < first + 2 && i < blocks; ++i) {
+      Job job{&grid, order.permute(i, blocks, offset)};
+      threads[i - first].run(
+          [](void* argument) {
+            const Job& job = *static_cast<Job*>(argument);
+            acquire(&job.grid->begin_fence);
+            run_block_at(*job.grid, job.block);
+            release(&job.grid->end_fence);
+          },
+          &job);
+    }
+    acquire(&grid.end_fence);
   }
 }
+#endif
 
-void finish_ballot(Exchange& exchange) {
-  unsigned bits = 0;
-  for (int l = 0; l < kLanes; ++l)
-    if (in_mask(exchange, l) && exchange.source[l]) bits |= 1u << l;
-  for (int l = 0; l < kLanes; ++l) exchange.out[l] = in_mask(exchange, l) ? cell_of(bits) : exchange.out[l];
-}
-
-void finish_match(Exchange& exchange) {
-  for (int l = 0; l < kLanes; ++l) {
-    if (!in_mask(exchange, l)) continue;
-    unsigned equal = 0;
-    for (int other = 0; other < kLanes; ++other)
-      if (in_mask(exchange, other) && exchange.in[l].words[0] == exchange.in[other].words[0]) equal |= 1u << other;
-    exchange.out[l] = cell_of(equal);
-  }
-}
-
-// Values are the low halves of the first words.
-template <class Combine>
-void finish_reduce(Exchange& exchange, Combine combine) {
-  unsigned total = 0;
-  bool first = true;
-  for (int l = 0; l < kLanes; ++l) {
-    if (!in_mask(exchange, l)) continue;
-    const unsigned value = static_cast<unsigned>(exchange.in[l].words[0]);
-    total = first ? value : combine(total, value);
-    first = false;
-  }
-  for (int l = 0; l < kLanes; ++l) exchange.out[l] = in_mask(exchange, l) ? cell_of(total) : exchange.out[l];
-}
-
-bool less_int(unsigned a, unsigned b) {
-  return static_cast<int>(a) < static_cast<int>(b);
-}
-
-void finish(Exchange& exchange, Collective kind) {
-  using U = unsigned;
-  switch (kind) {
-    case Collective::barrier: return;
-    case Collective::shuffle: return finish_shuffle(exchange);
-    case Collective::ballot: return finish_ballot(exchange);
-    case Collective::match: return finish_match(exchange);
-    case Collective::add_int:
-    case Collective::add_unsigned: return finish_reduce(exchange, [](U a, U b) { return a + b; });
-    case Collective::min_int: return finish_reduce(exchange, [](U a, U b) { return less_int(b, a) ? b : a; });
-    case Collective::max_int: return finish_reduce(exchange, [](U a, U b) { return less_int(a, b) ? b : a; });
-    case Collective::min_unsigned: return finish_reduce(exchange, [](U a, U b) { return b < a ? b : a; });
-    case Collective::max_unsigned: return finish_reduce(exchange, [](U a, U b) { return a < b ? b : a; });
-  }
+void run_blocks(Grid& grid, const Order& order, uint64_t blocks, uint64_t offset) {
+#if defined(SIMT_TSAN)
+  if (kRacesOfBlocks) return run_pairs(grid, order, blocks, offset);
+#endif
+  for (uint64_t i = 0; i < blocks; ++i) run_block_at(grid, order.permute(i, blocks, offset));
 }
 
 }  // namespace
@@ -317,31 +324,11 @@ void die(const char* what) {
   std::abort();
 }
 
-void run_grid(dim3 grid, dim3 block, size_t dynamic_shared, void (*body)(void*), void* argument) {
-  if (!engine) engine = new Engine{};
-  Engine& e = *engine;
-#if defined(SIMT_TSAN)
-  e.scheduler.tsan = __tsan_get_current_fiber();
-#endif
-  e.body = body;
-  e.argument = argument;
-  blockDim = block;
-  gridDim = grid;
-  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z, offset = e.order.draw(blocks);
-  for (uint64_t i = 0; i < blocks; ++i) {
-    const uint64_t b = e.order.permute(i, blocks, offset);
-    blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
-                static_cast<unsigned>(b / (uint64_t{grid.x} * grid.y))};
-    std::memset(shared_memory, 0xff, dynamic_shared);
-#if defined(SIMT_ASAN)
-    __asan_poison_memory_region(shared_memory + dynamic_shared, sizeof shared_memory - dynamic_shared);
-#endif
-    run_block(e);
-#if defined(SIMT_ASAN)
-    __asan_unpoison_memory_region(shared_memory, sizeof shared_memory);
-#endif
-  }
-  e.current = nullptr;
+void run_grid(dim3 size, dim3 block, size_t dynamic_shared, void (*body)(void*), void* argument) {
+  thread_local Order order;
+  const uint64_t blocks = uint64_t{size.x} * size.y * size.z, offset = order.draw(blocks);
+  Grid grid{size, block, dynamic_shared, body, argument, 0, 0};
+  run_blocks(grid, order, blocks, offset);
 }
 
 int lane() {

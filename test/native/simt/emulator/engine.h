@@ -40,6 +40,9 @@ enum class Collective {
 
 [[noreturn]] void die(const char* what);
 
+// Computes `out`, when all lanes of the mask have come.
+void finish(Exchange& exchange, Collective kind);
+
 // `body(argument)` is one thread of the kernel.
 void run_grid(dim3 grid, dim3 block, size_t dynamic_shared, void (*body)(void*), void* argument);
 

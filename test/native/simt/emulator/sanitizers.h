@@ -1,9 +1,10 @@
 #pragma once
 #include <cstddef>
 
-// Tells the sanitizers about fibers. ThreadSanitizer sees each CUDA thread as a thread of its own, ordered with others
-// by barriers alone. It has 255 slots for threads and may give neighbours in the order of running the same one, whose
-// races it then does not see: run it in several random orders. engine.cc itself is not instrumented.
+// Tells the sanitizers about fibers. To ThreadSanitizer each CUDA thread is a thread of its own, ordered with others by
+// barriers alone, unless it looks for races between blocks (engine.cc). It has 255 slots for threads and may give
+// neighbours in the order of running the same one, whose races it then does not see: run it in several random orders.
+// engine.cc itself is not instrumented.
 #if defined(SIMT_TSAN)
 extern "C" {
 void* __tsan_get_current_fiber(void);
@@ -50,7 +51,7 @@ static inline void before_switch([[maybe_unused]] SanitizerFiber& from, [[maybe_
   __sanitizer_start_switch_fiber(last ? nullptr : &from.fake_stack, to.bottom, to.size);
 #endif
 #if defined(SIMT_TSAN)
-  __tsan_switch_to_fiber(to.tsan, 1);  // 1: the switch itself orders nothing
+  if (to.tsan) __tsan_switch_to_fiber(to.tsan, 1);  // 1: the switch itself orders nothing
 #endif
 }
 

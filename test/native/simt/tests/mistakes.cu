@@ -5,8 +5,8 @@
 #include <vector>
 
 // Kernels with a mistake that a GPU may or may not show. `simt_mistakes <name>` must not end well in some order of
-// threads (SIMT_ORDER), and `simt_mistakes none` must in every one. The last three may give right results: a sanitizer
-// has to see them.
+// threads (SIMT_ORDER), and `simt_mistakes none` must in every one. Those from same_value to past_shared_memory may
+// give right results: a sanitizer has to see them.
 namespace {
 
 enum class Mistake {
@@ -23,12 +23,28 @@ enum class Mistake {
   same_value,
   read_past_the_end,
   past_shared_memory,
+  neighbour_block,
+  blocks_same_value,
+  too_much_shared,
 };
 
 const char* const kNames[] = {
-    "none",         "missing_barrier",   "missing_warp_barrier", "off_by_one",      "wrong_mask",
-    "early_return", "divergent_barrier", "past_the_end",         "not_initialised", "missing_wait",
-    "same_value",   "read_past_the_end", "past_shared_memory",
+    "none",
+    "missing_barrier",
+    "missing_warp_barrier",
+    "off_by_one",
+    "wrong_mask",
+    "early_return",
+    "divergent_barrier",
+    "past_the_end",
+    "not_initialised",
+    "missing_wait",
+    "same_value",
+    "read_past_the_end",
+    "past_shared_memory",
+    "neighbour_block",
+    "blocks_same_value",
+    "too_much_shared",
 };
 
 constexpr unsigned kAll = 0xffffffffu;
@@ -64,17 +80,42 @@ __global__ void scan_kernel(const int* in, int* out, int n) {
   if (mistake == Mistake::past_the_end && i == 0) out[n] = 0;
 }
 
+// The same by blocks of one warp, each with its own 32. A block reads the total of the one before it, which nothing
+// says has run; or all of them write one value to one address.
+constexpr int kBlocks = 8;
+__device__ int totals[kBlocks];
+
+template <Mistake mistake>
+__global__ void blocks_kernel(const int* in, int* out, int n) {
+  const int lane = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x), i = block * 32 + lane;
+  if (mistake == Mistake::blocks_same_value && lane == 0) out[0] = 0;
+  int before = 0;
+  if (mistake != Mistake::neighbour_block)
+    for (int j = 0; j < block * 32; ++j) before += in[j];
+  if (mistake == Mistake::neighbour_block && block > 0) before = totals[block - 1];
+  int own = 0;
+  for (int j = block * 32; j < i && j < n; ++j) own += in[j];
+  if (i < n) out[i] = before + own;
+  if (mistake == Mistake::neighbour_block && lane == 31) totals[block] = before + own + (i < n ? in[i] : 0);
+}
+
 using Kernel = void (*)(const int*, int*, int);
+
+template <Mistake mistake>
+constexpr bool kOfBlocks = mistake == Mistake::neighbour_block || mistake == Mistake::blocks_same_value;
 
 template <size_t... I>
 Kernel kernel_of(size_t mistake, std::index_sequence<I...>) {
-  const Kernel kernels[] = {scan_kernel<static_cast<Mistake>(I)>...};
+  const Kernel kernels[] = {kOfBlocks<static_cast<Mistake>(I)> ? blocks_kernel<static_cast<Mistake>(I)>
+                                                               : scan_kernel<static_cast<Mistake>(I)>...};
   return kernels[mistake];
 }
 
 // Whether the sums are right.
 bool run(size_t mistake) {
   constexpr int n = 250, threads = 256;
+  const auto which = static_cast<Mistake>(mistake);
+  const bool of_blocks = which == Mistake::neighbour_block || which == Mistake::blocks_same_value;
   const Kernel kernel = kernel_of(mistake, std::make_index_sequence<std::size(kNames)>());
   std::vector<int> sums(n);
   int *in = nullptr, *out = nullptr, *staging = nullptr;
@@ -86,12 +127,13 @@ bool run(size_t mistake) {
   for (int i = 0; i < n; ++i) staging[i] = i % 7 + 1;
   cudaMemcpyAsync(in, staging, n * sizeof(int), cudaMemcpyHostToDevice, stream);
   cudaLaunchConfig_t config{};
-  config.gridDim = 1;
-  config.blockDim = threads;
+  config.gridDim = of_blocks ? kBlocks : 1;
+  config.blockDim = of_blocks ? threads / kBlocks : threads;
+  config.dynamicSmemBytes = which == Mistake::too_much_shared ? 64 * 1024 : 0;  // and no cudaFuncSetAttribute
   config.stream = stream;
   cudaLaunchKernelEx(&config, kernel, static_cast<const int*>(in), out, n);
   cudaMemcpyAsync(staging, out, n * sizeof(int), cudaMemcpyDeviceToHost, stream);
-  if (static_cast<Mistake>(mistake) != Mistake::missing_wait) cudaStreamSynchronize(stream);
+  if (which != Mistake::missing_wait) cudaStreamSynchronize(stream);
   std::memcpy(sums.data(), staging, n * sizeof(int));
   cudaFreeAsync(in, stream);
   cudaFreeAsync(out, stream);
