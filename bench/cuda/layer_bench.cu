@@ -1,298 +1,116 @@
-#include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <string>
-#include <vector>
 
-#include "core/tensor.h"
-#include "cuda/expert_rows.cuh"
-#include "cuda/ops.h"
+#include "layer.h"
+#include "parts.h"
 
-// How long does the layer take on a card beside its own matrix products alone: strided-batched cuBLAS of the same
-// shapes and types in the same run? Repetitions alternate and ratios are taken inside a repetition.
+// How long does the layer take on a GPU beside its own GEMMs alone: strided-batched cuBLAS of the same shapes and types
+// in the same run? Repetitions alternate and ratios are taken inside a repetition. Then what the GPU can do, and the
+// other ops of a training step. What fails or does not fit is a row that says so.
 //
-//   cuda_layer_bench [--quick] [--only DTYPE] [FILE.json]      --quick: small shapes once, a test of the program
+//   cuda_layer_bench [--quick] [--only DTYPE] [FILE.jsonl]      --quick: small shapes once, a test of the program
 extern "C" const st_moe::Plugin* st_moe_plugin();
 
 namespace st_moe::cuda {
 namespace {
 
-struct Config {
-  const char* name;
-  int64_t D, E, K, B, N;
-  DType compute;
-
-  int64_t H() const { return D * 8 / 3; }
-  int64_t C() const { return std::max(std::min(N, N * 5 / (4 * E)), int64_t{4}); }
-  int64_t tokens() const { return B * N; }
-  int64_t each() const { return B * C(); }  // rows of an expert
-  int64_t wide(int64_t n) const { return compute == DType::f32 ? n : ceil_div(n, kOperandMultiple) * kOperandMultiple; }
-  double flops() const { return 6.0 * double(E * each()) * double(D) * double(H()); }  // of the products of a forward
-  double bytes(bool backward) const {  // weights, copies, gradients; activations of the layer and of the products alone
-    const double weights = 3.0 * double(E * D * H()), rows = double(E * each());
-    return weights * ((compute == DType::f32 ? 4 : 6) + (backward ? 4 : 0)) +
-           rows * (40.0 * double(H()) + 32.0 * double(D));
-  }
-};
-
-void expect_ok(const Status& status) {
-  if (status.code == ErrorCode::none) return;
-  std::fprintf(stderr, "%s\n", status.text);
-  std::exit(1);
-}
-
-// One layer and everything that its two passes read and write.
-class Layer {
- public:
-  Layer(st_moe::Device& device, const Config& config, bool with_backward) : c(config), device_(device) {
-    const int64_t D = c.D, H = c.H(), E = c.E, T = c.tokens(), K = c.K;
-    x = random({T, D}, 1), dy = random({T, D}, 1), gate_w = random({E, D}, 1 / std::sqrt(double(D)));
-    w1 = random({E, 2 * H, D}, 1 / std::sqrt(double(2 * H))), b1 = random({E, 2 * H}, 0.1);
-    w2 = random({E, D, H}, 1 / std::sqrt(double(D))), b2 = random({E, D}, 0.1), mu = random({E, H}, 1);
-    threshold = random({K}, 0.2);
-    w1.storage->keep_packed(), w2.storage->keep_packed();
-    index = integers({T, K}), kept = integers({T, K}), position = integers({T, K});
-    gate = floats({T, K}), weight = floats({T, K}), dweight = floats({T, K}), losses = floats({3});
-    probs = floats({T, E}), logits = floats({T, E}), lse = floats({T}), density = floats({c.B, E});
-    y = floats({T, D}), dx = floats({T, D}), dx_router = floats({T, D}), dgate_w = floats({E, D});
-    a = floats({E * c.each(), saved_columns(H)});
-    if (with_backward) {
-      dw1 = floats(w1.shape), db1 = floats(b1.shape), dw2 = floats(w2.shape), db2 = floats(b2.shape);
-      dmu = floats(mu.shape);
-    }
-    in = operand({E, c.each(), c.wide(D)}), hidden = operand({E, c.each(), c.wide(H)});
-    da = operand({E, c.each(), c.wide(2 * H)});
-    out = floats({E, c.each(), D}), pre = floats({E, c.each(), saved_columns(H)});
-  }
-
-  void forward() {
-    RouteArgs r{};
-    r.x = x.data(), r.w = gate_w.data(), r.threshold = static_cast<const float*>(threshold.data());
-    r.expert_index = i32(index), r.kept = i32(kept), r.position = i32(position);
-    r.gate = gate.data(), r.weight = weight.data();
-    r.balance_loss = losses.data(), r.z_loss = f32(losses) + 1, r.total_loss = f32(losses) + 2;
-    r.probs = probs.data(), r.logits = logits.data(), r.lse = lse.data(), r.density = density.data();
-    r.B = c.B, r.N = c.N, r.D = c.D, r.E = c.E, r.K = c.K, r.C = c.C(), r.seed = 1;
-    r.eps = 1e-9, r.balance_coef = 1e-2, r.z_coef = 1e-3, r.noise_mult = 1, r.training = 1;
-    expect_ok(op_table().route(device_.context, r));
-    ExpertFfnArgs f{};
-    f.y = y.data(), f.a = a.data();
-    share(f);
-    expect_ok(op_table().expert_ffn(device_.context, f));
-  }
-
-  void backward() {
-    ExpertFfnBackwardArgs g{};
-    g.dy = dy.data(), g.a = a.data(), g.dx = dx.data(), g.dweight = dweight.data();
-    g.dw1 = dw1.data(), g.db1 = db1.data(), g.dmult_bias = dmu.data(), g.dw2 = dw2.data(), g.db2 = db2.data();
-    g.straight_through = 1;
-    share(g);
-    expect_ok(op_table().expert_ffn_backward(device_.context, g));
-    RouteBackwardArgs r{};
-    r.dweight = dweight.data(), r.dtotal = f32(losses) + 2, r.x = x.data(), r.w = gate_w.data();
-    r.expert_index = i32(index), r.kept = i32(kept), r.gate = gate.data(), r.probs = probs.data();
-    r.logits = logits.data(), r.lse = lse.data(), r.density = density.data();
-    r.dx = dx_router.data(), r.dw = dgate_w.data();
-    r.B = c.B, r.N = c.N, r.D = c.D, r.E = c.E, r.K = c.K;
-    r.eps = 1e-9, r.balance_coef = 1e-2, r.z_coef = 1e-3, r.training = 1;
-    expect_ok(op_table().route_backward(device_.context, r));
-  }
-
-  void change_weights() { w1.storage->change(), w2.storage->change(); }  // as an optimizer would: new copies
-
-  // The products alone. The layer has run, so that its copies of the weights are there.
-  void products(bool all) {
-    const int64_t D = c.D, H = c.H(), E = c.E, M = c.each();
-    const ExpertRows rows{{nullptr, nullptr, c.B, c.N, c.K, E, c.C(), nullptr}, true, M};
-    const Matrix x_rows{in.data(), M, c.wide(D)}, h{hidden.data(), M, c.wide(H)}, d{da.data(), M, c.wide(2 * H)};
-    const Matrix first = weight_of(w1, 2 * H, D), second = weight_of(w2, D, H);
-    const auto run = [&](const Product& p) { multiply(device_.context, c.compute, DType::f32, p); };
-    run(rows.of_rows(x_rows, first, true, pre.data(), saved_columns(H), first.rows));
-    run(rows.of_rows(h, second, true, out.data(), D, D));
-    if (!all) return;
-    run(rows.of_rows(x_rows, second, false, pre.data(), c.wide(H), c.wide(H)));
-    run(rows.over_rows(x_rows, h, dw2.data(), D, H));
-    run(rows.over_rows(d, x_rows, dw1.data(), 2 * H, D));
-    run(rows.of_rows(d, first, false, out.data(), D, D));
-  }
-
-  bool finite() {
-    std::vector<float> values(static_cast<size_t>(y.size));
-    expect_ok(device_.backend->copy_out(device_.context, values.data(), y.data(), values.size() * sizeof(float)));
-    return std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
-  }
-
- private:
-  static float* f32(const Tensor& t) { return static_cast<float*>(t.data()); }
-  static int32_t* i32(const Tensor& t) { return static_cast<int32_t*>(t.data()); }
-  Tensor floats(Shape shape) { return make_tensor(device_, DType::f32, std::move(shape)); }
-  Tensor integers(Shape shape) { return make_tensor(device_, DType::i32, std::move(shape)); }
-  Tensor random(Shape shape, double bound) {
-    Tensor t = floats(std::move(shape));
-    const RandomArgs args{t.data(), DType::f32, t.size, Distribution::uniform, -bound, bound, 1, step_++};
-    expect_ok(op_table().random(device_.context, args));
-    return t;
-  }
-  Tensor operand(Shape shape) {
-    const Tensor values = random(std::move(shape), 1);
-    Tensor t = make_tensor(device_, c.compute, values.shape);
-    expect_ok(op_table().convert(device_.context, {values.data(), t.data(), DType::f32, c.compute, t.size}));
-    return t;
-  }
-  Matrix weight_of(const Tensor& w, int64_t rows, int64_t columns) {
-    if (c.compute == DType::f32) return {w.data(), rows, columns};
-    const PackedCopies& copies = *w.storage->packed();
-    return {copies.find(copies, {0, c.compute, c.E, rows, columns}), c.wide(rows), c.wide(columns)};
-  }
-  template <class Args>
-  void share(Args& f) {
-    f.x = x.data(), f.expert_index = i32(index), f.position = i32(position), f.weight = weight.data();
-    f.w1 = w1.data(), f.b1 = b1.data(), f.mult_bias = mu.data(), f.w2 = w2.data(), f.b2 = b2.data();
-    f.dtype = DType::f32, f.compute = c.compute, f.w1_packed = w1.storage->packed(), f.w2_packed = w2.storage->packed();
-    f.T = c.tokens(), f.K = c.K, f.D = c.D, f.E = c.E, f.H = c.H(), f.B = c.B, f.C = c.C(), f.rows = c.E * c.each();
-  }
-
-  const Config c;
-  st_moe::Device& device_;
-  uint64_t step_ = 0;
-  Tensor x, dy, gate_w, w1, b1, w2, b2, mu, threshold, index, kept, position, gate, weight, dweight, losses;
-  Tensor probs, logits, lse, density, y, dx, dx_router, dgate_w, a, dw1, db1, dw2, db2, dmu;
-  Tensor in, hidden, da, out, pre;
-};
-
-struct Case {
-  const char* name;
-  std::function<void()> layer, products;
-  double flops;
-};
-
-class Bench {
- public:
-  Bench(const Context& ctx, bool quick) : ctx_(ctx), quick_(quick) {}
-
-  // Prints a row of the table; returns an object of JSON.
-  std::string run(const Config& config, const char* type, const Case& one) {
-    Stream& stream = stream_of(ctx_);
-    one.layer();
-    const int64_t launches = stream.launches(), products = stream.gemms();
-    one.layer();
-    const int64_t kernels = stream.launches() - launches, calls = stream.gemms() - products;
-    const int layer_runs = runs(one.layer), product_runs = runs(one.products);
-    std::vector<double> layer, alone, ratio;
-    for (int i = 0; i < (quick_ ? 1 : 15); ++i) {
-      if (i % 2 == 0) layer.push_back(time(one.layer, layer_runs));
-      alone.push_back(time(one.products, product_runs));
-      if (i % 2 == 1) layer.push_back(time(one.layer, layer_runs));
-      ratio.push_back(layer.back() / alone.back());
-    }
-    const double ms = median(layer), alone_ms = median(alone), over = median(ratio), rate = one.flops / ms * 1e-9;
-    std::printf("| %s | %s | %s | %.3f | %.3f | %.2f | %.1f | %lld + %lld |\n", config.name, type, one.name, ms,
-                alone_ms, over, rate, static_cast<long long>(kernels), static_cast<long long>(calls));
-    char json[400];
-    std::snprintf(json, sizeof json,
-                  "{\"config\":\"%s\",\"type\":\"%s\",\"pass\":\"%s\",\"ms\":%.5f,\"productsMs\":%.5f,\"ratio\":%.4f,"
-                  "\"tflops\":%.3f,\"kernels\":%lld,\"products\":%lld}",
-                  config.name, type, one.name, ms, alone_ms, over, rate, static_cast<long long>(kernels),
-                  static_cast<long long>(calls));
-    return json;
-  }
-
- private:
-  double time(const std::function<void()>& f, int count) {
-    const cudaStream_t stream = stream_of(ctx_).stream();
-    check(cudaStreamSynchronize(stream), "synchronise");
-    const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < count; ++i) f();
-    check(cudaStreamSynchronize(stream), "synchronise");
-    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count() / count;
-  }
-  int runs(const std::function<void()>& f) {  // that take 20 ms
-    return quick_ ? 1 : static_cast<int>(std::clamp(20 / std::max(time(f, 3), 1e-3), 1.0, 1000.0));
-  }
-  static double median(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
-  }
-
-  const Context& ctx_;
-  bool quick_;
-};
-
-// Whether the card has the memory. If not, prints and gives as JSON what is left out and why.
-bool fits(const Config& config, const char* type, bool backward, std::string& json) {
+// Whether the device has the memory. If not, a row says what is left out and why.
+bool fits(const Config& config, bool backward, Rows& rows) {
   size_t free_bytes = 0, total_bytes = 0;
   check(cudaMemGetInfo(&free_bytes, &total_bytes), "memory");
   const double needed = config.bytes(backward);
   if (needed < double(free_bytes)) return true;
-  char text[300];
-  std::snprintf(text, sizeof text, "needs about %.0f GB, the card has %.0f GB free", needed * 1e-9,
+  char text[200];
+  std::snprintf(text, sizeof text, "needs about %.0f GB, the GPU has %.0f GB free", needed * 1e-9,
                 double(free_bytes) * 1e-9);
-  const char* pass = backward ? "forward + backward" : "forward";
-  std::printf("| %s | %s | %s | left out: %s | | | | |\n", config.name, type, pass, text);
-  json += std::string(json.empty() ? "" : ",") + "{\"config\":\"" + config.name + "\",\"type\":\"" + type +
-          "\",\"pass\":\"" + pass + "\",\"leftOut\":\"" + text + "\"}";
+  rows.leave_out({config.name, config.type(), backward ? "forward + backward" : "forward"}, text);
   return false;
 }
 
-std::string run_config(st_moe::Device& device, const Config& config, bool quick) {
-  const bool tf32 = config.compute == DType::f32 && uses_tf32();
-  const char* type = tf32 ? "tf32" : dtype_name(config.compute);
-  std::string json;
-  const bool backward = fits(config, type, true, json);
-  if (!backward && !fits(config, type, false, json)) return json;
+struct Pass {
+  const char* name;
+  std::function<void()> layer, gemms;
+  double flops;
+};
+
+void time_pass(const Context& ctx, Timer& timer, const Config& config, const Pass& pass, Rows& rows) {
+  Stream& stream = stream_of(ctx);
+  pass.layer();
+  const int64_t launches = stream.launches(), gemms = stream.gemms();
+  pass.layer();
+  const int64_t kernels = stream.launches() - launches, calls = stream.gemms() - gemms;
+  pass.gemms();
+  const int layer_runs = timer.runs(pass.layer), gemm_runs = timer.runs(pass.gemms);
+  std::vector<double> host, device, alone, ratio;
+  for (int i = 0; i < timer.repetitions(); ++i) {
+    Milliseconds layer{};
+    if (i % 2 == 0) layer = timer.time(pass.layer, layer_runs);
+    alone.push_back(timer.time(pass.gemms, gemm_runs).device);
+    if (i % 2 == 1) layer = timer.time(pass.layer, layer_runs);
+    host.push_back(layer.host), device.push_back(layer.device);
+    ratio.push_back(layer.device / alone.back());
+  }
+  const Milliseconds ms{median(host), median(device)};
+  rows.add({config.name, config.type(), pass.name}, ms, median(alone), median(ratio), pass.flops / ms.device * 1e-9,
+           "TFLOP/s", kernels, calls);
+}
+
+void time_layer(st_moe::Device& device, const Config& config, bool quick, Rows& rows) {
+  const bool backward = fits(config, true, rows);
+  if (!backward && !fits(config, false, rows)) return;
   Layer layer(device, config, backward);
-  Bench bench(device.context, quick);
-  const auto forward = [&] { layer.forward(); };
-  const auto both = [&] { layer.forward(), layer.backward(); };
-  const auto step = [&] { layer.change_weights(), layer.forward(), layer.backward(); };
-  const auto two = [&] { layer.products(false); };
-  const auto six = [&] { layer.products(true); };
+  Timer timer(device.context, quick);
+  const auto two = [&] { layer.gemms(false); };
+  const auto six = [&] { layer.gemms(true); };
   const double flops = config.flops();
-  std::vector<Case> cases{{"forward", forward, two, flops}};
+  std::vector<Pass> passes{{"forward", [&] { layer.forward(); }, two, flops}};
   if (backward) {
-    cases.push_back({"forward + backward", both, six, 3 * flops});
-    cases.push_back({"forward + backward, weights changed", step, six, 3 * flops});
+    passes.push_back({"forward + backward", [&] { layer.forward(), layer.backward(); }, six, 3 * flops});
+    passes.push_back({"forward + backward, weights changed",
+                      [&] { layer.change_weights(), layer.forward(), layer.backward(); }, six, 3 * flops});
   }
-  for (const Case& one : cases) json += (json.empty() ? "" : ",") + bench.run(config, type, one);
-  if (!layer.finite()) {
-    std::fprintf(stderr, "%s, %s: the output is not finite\n", config.name, type);
-    std::exit(1);
+  for (const Pass& pass : passes) time_pass(device.context, timer, config, pass, rows);
+  if (!layer.finite()) throw std::runtime_error("the output is not finite");
+}
+
+// Whatever one part throws, the others run.
+void attempt(Rows& rows, const Rows::Name& name, const std::function<void()>& part) {
+  try {
+    part();
+  } catch (const std::exception& error) {
+    rows.fail(name, error.what());
   }
-  return json;
 }
 
 int run(bool quick, const char* only, const char* file) {
   const Backend* backend = nullptr;
   Context context{1, nullptr};
   expect_ok(st_moe_plugin()->open(0, &backend, &context));
-  std::string json;
-  {
-    st_moe::Device device(backend, context, st_moe_plugin());
-    std::vector<Config> configs;
-    for (DType compute : {DType::f32, DType::bf16, DType::f16})
-      configs.push_back(quick ? Config{"quick", 24, 4, 2, 2, 16, compute}
-                              : Config{"small", 512, 16, 2, 4, 1024, compute});
-    if (!quick) configs.push_back({"large", 4096, 64, 2, 8, 2048, DType::bf16});
-    std::printf(
-        "%s\n\n| layer | operands | pass | ms | products alone, ms | ratio | TFLOP/s | kernels + products |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- |\n",
-        backend->variant);
-    if (only) std::erase_if(configs, [&](const Config& c) { return std::strcmp(dtype_name(c.compute), only) != 0; });
-    for (const Config& config : configs) json += (json.empty() ? "" : ",") + run_config(device, config, quick);
-    json = std::string("{\"card\":\"") + backend->variant + "\",\"rows\":[" + json + "]}\n";
+  st_moe::Device device(backend, context, st_moe_plugin());
+  std::printf("%s\n\n", backend->variant);
+  Rows rows(file);
+  const auto wanted = [&](DType dtype) { return !only || std::strcmp(dtype_name(dtype), only) == 0; };
+  std::vector<Config> configs;
+  for (DType compute : {DType::f32, DType::bf16, DType::f16})
+    configs.push_back(quick ? Config{"quick", 24, 4, 2, 2, 16, 64, compute}
+                            : Config{"small", 512, 16, 2, 4, 1024, 1365, compute});
+  if (!quick) {  // the same 320 rows per expert; E = 64 needs more than 80 GB for its backward
+    configs.push_back({"large, E = 32", 4096, 32, 2, 4, 2048, 10922, DType::bf16});
+    configs.push_back({"large, E = 32, H = 10944", 4096, 32, 2, 4, 2048, 10944, DType::bf16});
+    configs.push_back({"large, E = 64", 4096, 64, 2, 8, 2048, 10922, DType::bf16});
   }
-  if (!file) return 0;
-  std::FILE* out = std::fopen(file, "w");
-  const bool written = out && std::fputs(json.c_str(), out) >= 0;
-  if ((out && std::fclose(out) != 0) || !written) {
-    std::perror(file);
-    return 1;
+  Parts parts(device, rows, quick);
+  if (!only) attempt(rows, {"copy", "", ""}, [&] { parts.limits(); });
+  for (DType dtype : {DType::f32, DType::bf16, DType::f16})
+    if (wanted(dtype)) attempt(rows, {"GEMM", dtype_name(dtype), ""}, [&] { parts.gemm_limit(dtype); });
+  for (const Config& config : configs)
+    if (wanted(config.compute))
+      attempt(rows, {config.name, config.type(), ""}, [&] { time_layer(device, config, quick, rows); });
+  if (!only) {
+    attempt(rows, {"attention", "f32", ""}, [&] { parts.attention(); });
+    attempt(rows, {"cross-entropy", "f32", ""}, [&] { parts.cross_entropy(); });
+    attempt(rows, {"AdamW", "f32", ""}, [&] { parts.adamw(); });
   }
-  return 0;
+  return rows.failures() != 0;
 }
 
 }  // namespace
@@ -309,7 +127,7 @@ int main(int count, char** arguments) {
     } else if (!file && arguments[i][0] != '-') {
       file = arguments[i];
     } else {
-      std::fprintf(stderr, "usage: cuda_layer_bench [--quick] [--only DTYPE] [FILE.json]\n");
+      std::fprintf(stderr, "usage: cuda_layer_bench [--quick] [--only DTYPE] [FILE.jsonl]\n");
       return 2;
     }
   }
