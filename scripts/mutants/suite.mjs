@@ -1,5 +1,5 @@
 // Builds the copy and runs tests in it. A test is named as in the lists of test/mutants: a file of vitest or a test of
-// ctest; with `simt/` before it, on the emulator of the CUDA backend.
+// ctest; with `simt/` before it, on the emulator of the CUDA backend; `lane/` and a lane of .ci/run.
 import { spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import os from 'node:os'
@@ -100,30 +100,29 @@ export const buildAll = () =>
 
 /** Runs one test; passed, or what says that it did not. */
 export async function runTest(test) {
+  if (test.startsWith('lane/')) return runLane(test.slice('lane/'.length))
   const simt = test.startsWith('simt/')
   const name = simt ? test.slice('simt/'.length) : test
-  const command = name.endsWith('.ts')
+  const isVitest = name.endsWith('.ts')
+  const folder = simt ? 'build/simt' : 'build'
+  const command = isVitest
     ? ['node', 'node_modules/vitest/vitest.mjs', 'run', '--bail=1', name]
-    : [
-        'ctest',
-        '--test-dir',
-        simt ? 'build/simt' : 'build',
-        '--output-on-failure',
-        '--no-tests=error',
-        '-R',
-        `^${name}$`,
-      ]
-  const { passed, late, output } = await run(10 * minute, simt && name.endsWith('.ts') ? onEmulator : {}, ...command)
+    : ['ctest', '--test-dir', folder, '--output-on-failure', '--no-tests=error', '-R', `^${name}$`]
+  const { passed, late, output } = await run(10 * minute, simt && isVitest ? onEmulator : {}, ...command)
   return { passed, by: late ? `${test} (did not end)` : test, output }
 }
 
-/** Runs the lanes of .ci/run that tests of mutants belong to. */
+async function runLane(lane) {
+  const { passed, late, output } = await run(60 * minute, { CI_LANES: lane, CI_INSTALLED: '1' }, '.ci/run')
+  const failed = /FAIL\s+(\S+)/.exec(output)?.[1] ?? /- (\S+) \((?:Failed|Timeout|SEGFAULT)/.exec(output)?.[1]
+  return { passed, by: late ? `${lane} (did not end)` : `${lane}: ${failed ?? 'failed'}`, output }
+}
+
+/** Runs the lanes of .ci/run that most mutants can be caught in. */
 export async function runLanes() {
   for (const lane of ['release', 'simt']) {
-    const { passed, late, output } = await run(60 * minute, { CI_LANES: lane, CI_INSTALLED: '1' }, '.ci/run')
-    if (passed) continue
-    const failed = /FAIL\s+(\S+)/.exec(output)?.[1] ?? /- (\S+) \((?:Failed|Timeout|SEGFAULT)/.exec(output)?.[1]
-    return { passed, by: late ? `${lane} (did not end)` : `${lane}: ${failed ?? 'failed'}`, output }
+    const result = await runLane(lane)
+    if (!result.passed) return result
   }
   return { passed: true }
 }

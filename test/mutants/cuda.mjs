@@ -23,7 +23,7 @@ export default [
     from: '        __syncthreads();  // the pass before may still read\n',
     to: '',
     breaks: 'a warp overwrites what another still reads',
-    tests: ['simt/topk_grouped_test.forward', 'simt/topk_grouped_test.rev'],
+    tests: ['lane/simt_tsan'],
   },
   {
     name: 'attention-nan-through-the-diagonal',
