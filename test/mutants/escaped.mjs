@@ -118,7 +118,7 @@ export default [
     from: '  cache().trim();\n  return system_allocate(size.bytes);',
     to: '  return nullptr;',
     breaks: 'out of memory although free blocks are kept',
-    tests: ['test/memory.test.ts'],
+    tests: ['test/out-of-memory.test.ts'],
   },
   {
     name: 'capture-loses-deferred-frees',
