@@ -11,10 +11,15 @@ export type FloatDType = 'f32' | 'f64'
 
 /** The arrays in which values of each dtype travel. */
 export interface DTypeArrays {
+  /** 32-bit floating point. */
   f32: Float32Array
+  /** 64-bit floating point. */
   f64: Float64Array
+  /** The bits of bfloat16 numbers. */
   bf16: Uint16Array
+  /** The bits of 16-bit floating point. */
   f16: Uint16Array
+  /** 32-bit integers. */
   i32: Int32Array
 }
 

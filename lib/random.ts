@@ -35,6 +35,7 @@ export class Generator {
 
   #seed: number
   #step: number
+  /** @internal */
   protected readonly uncloneable = asNumbers
 
   /** `seed` and `step` are integers from 0 to 2^53 − 1, else OPTION. */

@@ -99,6 +99,7 @@ export class Tensor<D extends DType = DType> {
   #grad: Tensor<D> | null = null
   #gradOwner: Tensor | null = null
   readonly #hooks: GradHook[] = []
+  /** @internal */
   protected readonly uncloneable = ofOneThread
 
   /** @internal Tensors are made by functions such as `tensor` and `zeros`. */
