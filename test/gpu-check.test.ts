@@ -124,7 +124,7 @@ describe('what fails is in the report, and nothing else stops', () => {
       cmake: `[ "$1" = --version ] && echo 'cmake version 3.16.3' && exit; echo '${text}' >&2; exit 1`,
     })
     expect((await run()).code).toBe(1)
-    expect(names(results(), 'build')).toEqual(['failed', 'failed', 'failed', 'failed'])
+    expect(names(results(), 'build')).toEqual(['failed', 'skipped', 'skipped', 'failed'])
     for (const stage of stages.slice(1)) expect(new Set(names(results(), stage)), stage).toEqual(new Set(['skipped']))
     expect(json().steps[0].note).toContain(text)
     expect(markdown()).toContain(text)
