@@ -216,6 +216,16 @@ describe.skipIf(!built)('on a card', () => {
     }
   })
 
+  test('a replay that fails has drawn nothing', () => {
+    const generator = new Generator(5)
+    const x = own(zeros([4], { device: 'cuda' }))
+    const step = own(captureStep(() => randn([4], { device: 'cuda', generator }).add(x), { device: 'cuda' }))
+    step.replay()
+    x.dispose()
+    expect(() => step.replay()).toThrow(/has been disposed/)
+    expect(generator.step).toBe(1)
+  })
+
   test('gradients add up where the step leaves them alone', () => {
     const run = (replays: boolean) => {
       const w = own(tensor([1, 2, 3], null, { device: 'cuda', requiresGrad: true }))
