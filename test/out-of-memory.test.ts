@@ -40,7 +40,8 @@ describe.skipIf(process.platform !== 'linux')(
     test('on the CPU', async () => {
       const rows = await tried(faults, 'cpu')
       expect(rows.length).toBeGreaterThan(50)
-      expect(rows.reduce((total, { points }) => total + points, 0)).toBeGreaterThan(2000)
+      const none = rows.filter(({ points }) => points === 0)
+      expect(none.map(({ name }) => name)).toEqual(['AdamW.step', 'SGD.step']) // an update needs no memory
     })
 
     const plugin = fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))

@@ -1,7 +1,7 @@
-// Failing allocations for out-of-memory.mjs. On the CPU those of the addon, by the Node addon of
+// Failing allocations for ../out-of-memory.mjs. On the CPU those of the addon, by the Node addon of
 // test/native/failing_allocations.cc, and those of JavaScript's typed arrays and buffers, counted together; on the emulator
 // those of the device.
-import { memory, setDefaultDevice, zeros } from '../../dist/index.js'
+import { memory, setDefaultDevice, zeros } from '../../../dist/index.js'
 
 const addon = { exports: {} }
 process.dlopen(addon, process.argv[2])
