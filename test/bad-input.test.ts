@@ -154,6 +154,18 @@ const rowsOfType: Row[] = [
     '[MoE.forward] x must be f32, got i32',
   ],
   ['a bf16 input', () => moe.forward(input.to('bf16')), 'DTYPE', '[MoE.forward] x must be f32, got bf16'],
+  [
+    'arithmetic in bf16',
+    () => input.to('bf16').mul(2),
+    'DTYPE',
+    "[mul] a must be f32, f64 or i32, got bf16; convert it with .to('f32')",
+  ],
+  [
+    'a view of shared memory',
+    () => tensor(any(new Float32Array(new SharedArrayBuffer(16)))),
+    'OPTION',
+    '[tensor] data must not be a view of a SharedArrayBuffer; copy it first',
+  ],
   ['mixed', () => randn([2]).add(randn([2], { dtype: 'f64' })), 'DTYPE', '[add] b must be f32'],
   [
     'gradient of integers',
