@@ -1,21 +1,8 @@
-import { dtypeCode } from './dtype.js'
+import { currentRecorder, isGradEnabled } from './context.js'
 import { MoeError } from './errors.js'
-import { consumed, releaseAll, share } from './handles.js'
 import { type Handle, native } from './native.js'
-import { currentRecorder, type Recorder } from './recorder.js'
-import { isGradEnabled } from './scope.js'
-import {
-  accumulateGrad,
-  checkTensor,
-  handleOf,
-  isKept,
-  leafHooksOf,
-  setSource,
-  sourceOf,
-  type Tensor,
-  type TensorMeta,
-  wrap,
-} from './tensor.js'
+import type { Recorder } from './recorder.js'
+import { handleOf, setSource, sourceOf, type Tensor, type TensorMeta } from './tensor.js'
 
 /**
  * The tape. It records which op made which tensor and what that op wants to see again; the mathematics is native.
@@ -51,7 +38,7 @@ export interface Recording {
   backward: Backward
 }
 
-type Edge = { node: Node; output: number } | { leaf: Tensor } | null
+export type Edge = { node: Node; output: number } | { leaf: Tensor } | null
 
 let nextId = 1
 
@@ -127,7 +114,7 @@ export class Node {
   }
 }
 
-function edgeTo(tensor: Tensor): Edge {
+export function edgeTo(tensor: Tensor): Edge {
   const source = sourceOf(tensor)
   return source ? { node: source.node, output: source.output } : { leaf: tensor }
 }
@@ -144,168 +131,4 @@ export function record(recording: Recording): void {
   }
   const node = new Node(recording)
   for (const [output, tensor] of recording.outputs.entries()) setSource(tensor, node, output)
-}
-
-/** a + b; takes over b, and a once there is a sum. */
-function accumulate(a: Handle, b: Handle): Handle {
-  return consumed(b, () => {
-    if (native.unique(a)) {
-      native.addInPlace(a, b)
-      return a
-    }
-    const sum = native.binary(a, b, 0)
-    native.release(a)
-    return sum
-  })
-}
-
-/** Gradients on their way, so that an exception anywhere frees them all. */
-class Pending {
-  readonly nodes = new Map<Node, (Handle | null)[]>()
-  readonly leaves = new Map<Tensor, Handle>()
-
-  /** Takes all of them over, those of edges that want none too. */
-  addAll(edges: readonly Edge[], grads: readonly (Handle | null)[]): void {
-    for (const [i, grad] of grads.entries()) {
-      if (grad === null) continue
-      try {
-        this.add(edges[i], grad)
-      } catch (error) {
-        releaseAll(grads.slice(i + 1))
-        throw error
-      }
-    }
-  }
-
-  add(edge: Edge, grad: Handle): void {
-    if (edge === null) {
-      native.release(grad)
-    } else if ('leaf' in edge) {
-      const held = this.leaves.get(edge.leaf)
-      this.leaves.set(edge.leaf, held === undefined ? grad : accumulate(held, grad))
-    } else {
-      const grads = this.nodes.get(edge.node) ?? edge.node.hooks.map(() => null)
-      const held = grads[edge.output]
-      grads[edge.output] = held === null ? grad : accumulate(held, grad)
-      this.nodes.set(edge.node, grads)
-    }
-  }
-
-  take(node: Node): (Handle | null)[] | undefined {
-    const grads = this.nodes.get(node)
-    this.nodes.delete(node)
-    return grads
-  }
-
-  /** Lets the hooks of leaves see and replace their gradients. */
-  callLeafHooks(): void {
-    for (const [leaf, grad] of [...this.leaves]) {
-      const hooks = leafHooksOf(leaf)
-      if (hooks.length === 0) continue
-      this.leaves.delete(leaf) // applyHooks owns the gradient meanwhile
-      this.leaves.set(leaf, applyHooks(hooks, grad, leaf))
-    }
-  }
-
-  /** Adds to the `grad` of every leaf, of all or none: what needs memory comes first. */
-  commit(): void {
-    for (const [leaf, grad] of this.leaves) {
-      const adds = leaf.grad !== null && !leaf.grad.disposed
-      if (leaf.disposed || adds || native.unique(grad)) continue
-      this.leaves.set(leaf, native.convert(grad, dtypeCode(leaf.dtype)))
-      native.release(grad)
-    }
-    for (const [leaf, grad] of this.leaves) {
-      this.leaves.delete(leaf)
-      if (leaf.disposed) native.release(grad)
-      else accumulateGrad(leaf, grad)
-    }
-  }
-
-  release(): void {
-    for (const grads of this.nodes.values()) releaseAll(grads)
-    releaseAll([...this.leaves.values()])
-  }
-}
-
-/** Lets hooks see and replace a gradient; takes it over and gives the one to go on with. */
-function applyHooks(hooks: readonly GradHook[], grad: Handle, meta: TensorMeta): Handle {
-  let current = grad
-  for (const hook of [...hooks]) {
-    const seen = wrap(share(current), meta)
-    try {
-      const replaced = hook(seen)
-      if (replaced === undefined || replaced === null) continue
-      checkTensor('backward', 'the gradient that a hook returns', replaced, seen)
-      const handle = share(handleOf(replaced))
-      native.release(current)
-      current = handle
-    } catch (error) {
-      native.release(current)
-      throw error
-    } finally {
-      if (!isKept(seen)) seen.dispose()
-    }
-  }
-  return current
-}
-
-/** What the backward passes that are running now (a hook may start another) have to do at their end. */
-const endings: (() => void)[][] = []
-
-/** Calls `fn` when the innermost running backward ends, by an exception too. */
-export function atBackwardEnd(fn: () => void): void {
-  endings.at(-1)?.push(fn)
-}
-
-function reachable(root: Node): Node[] {
-  const seen = new Set<Node>([root])
-  for (const node of seen) for (const edge of node.edges) if (edge && 'node' in edge) seen.add(edge.node)
-  return [...seen].sort((a, b) => b.id - a.id) // an op's inputs are older than itself
-}
-
-/**
- * Runs the tape from `root` with `gradient` (taken over). Leaf gradients change only when everything has run; after an
- * error the graph is still there.
- */
-export function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean): void {
-  const pending = new Pending()
-  const rootEdge = edgeTo(root)
-  pending.add(rootEdge, gradient)
-  const nodes = rootEdge && 'node' in rootEdge ? reachable(rootEdge.node) : []
-  const stray = nodes.find(({ recorder }) => recorder !== currentRecorder())
-  if (stray) {
-    pending.release()
-    throw new MoeError(
-      'UNSUPPORTED',
-      'backward',
-      `${stray.op} has run ${stray.recorder ? 'inside' : 'outside'} of a captured step and its backward would not; forward and backward belong together`,
-    )
-  }
-  nodes[0]?.hold() // a hook may dispose the root
-  endings.push([])
-  try {
-    for (const node of nodes) {
-      const grads = pending.take(node)
-      if (!grads) continue
-      try {
-        for (const [i, hooks] of node.hooks.entries()) {
-          const grad = grads[i]
-          if (grad === null || hooks.length === 0) continue
-          grads[i] = null // applyHooks owns it meanwhile
-          grads[i] = applyHooks(hooks, grad, node.outputs[i])
-        }
-        pending.addAll(node.edges, node.run(grads))
-      } finally {
-        releaseAll(grads)
-      }
-    }
-    pending.callLeafHooks()
-    pending.commit()
-    if (!retainGraph) for (const node of nodes) node.free()
-  } finally {
-    for (const end of endings.pop() ?? []) end()
-    pending.release()
-    nodes[0]?.release()
-  }
 }

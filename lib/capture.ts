@@ -1,8 +1,9 @@
 import { checkFunction, checkOptions, fail } from './check.js'
+import { currentRecorder, currentScope, recordWith } from './context.js'
 import { checkDevice, type Device, deviceIndex, getDefaultDevice } from './device.js'
 import { native } from './native.js'
-import { currentRecorder, Recorder, recordWith } from './recorder.js'
-import { currentScope, keep, scope, tensorsIn } from './scope.js'
+import { Recorder } from './recorder.js'
+import { keep, scope, tensorsIn } from './scope.js'
 import { putGrad, type Tensor } from './tensor.js'
 
 /** A step of {@link captureStep}. */

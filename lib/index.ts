@@ -11,7 +11,10 @@
  * @packageDocumentation
  */
 
+import './backward.js' // methods of Tensor
+
 export type { GradHook, HookHandle } from './autograd.js'
+export type { BackwardOptions } from './backward.js'
 export { type CapturedStep, captureStep } from './capture.js'
 export {
   arange,
@@ -72,4 +75,4 @@ export * as optim from './optim/index.js'
 export * from './optim/index.js'
 export { defaultGenerator, Generator, type GeneratorState, manualSeed } from './random.js'
 export { keep, noGrad, scope } from './scope.js'
-export { type BackwardOptions, Tensor } from './tensor.js'
+export { Tensor } from './tensor.js'

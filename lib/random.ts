@@ -1,7 +1,8 @@
 import { checkInteger, fail } from './check.js'
+import { currentRecorder, refuseInCapture } from './context.js'
 import { uncloneable } from './copies.js'
 import { markCopy, show } from './errors.js'
-import { currentRecorder, refuseInCapture, type StepNumbers, stepKinds } from './recorder.js'
+import { type StepNumbers, stepKinds } from './recorder.js'
 
 const maxSeed = Number.MAX_SAFE_INTEGER
 

@@ -1,5 +1,4 @@
 import { fail } from './check.js'
-import { MoeError } from './errors.js'
 import type { Tensor } from './tensor.js'
 
 /** What a replay tells the device about one draw or one update: kind, seed, step, lr, beta1, beta2, eps, weightDecay. */
@@ -77,24 +76,4 @@ export class Recorder {
       after?.dispose()
     }
   }
-}
-
-let current: Recorder | null = null
-
-/** The step that is being captured; null in ordinary running. */
-export const currentRecorder = (): Recorder | null => current
-
-/** Runs `fn` with what it does recorded. */
-export function recordWith<T>(recorder: Recorder, fn: () => T): T {
-  current = recorder
-  try {
-    return fn()
-  } finally {
-    current = null
-  }
-}
-
-/** Throws where a step is being captured: `op` would not be part of a replay. */
-export function refuseInCapture(op: string, why: string): void {
-  if (current) throw new MoeError('UNSUPPORTED', op, `${why}, which a captured step cannot: do it outside of the step`)
 }

@@ -1,18 +1,8 @@
-import { AsyncLocalStorage } from 'node:async_hooks'
 import { types } from 'node:util'
 import { checkFunction } from './check.js'
+import { currentLasting, currentScope, within } from './context.js'
 import { defaultGenerator, drawnOrNot } from './random.js'
 import { checkTensor, gradOwnerOf, isTensor, moveToScope, type Tensor } from './tensor.js'
-
-/** What surrounds a piece of code. Follows `await`. */
-interface Surroundings {
-  /** The innermost. */
-  readonly scope: Scope | null
-  /** Whether operations are recorded. */
-  readonly gradEnabled: boolean
-  /** Tensors that the innermost `allOrNone` has made and no scope frees; null outside of it. */
-  readonly lasting: Set<Tensor> | null
-}
 
 /** Tensors made inside one `scope` call. */
 export class Scope {
@@ -43,13 +33,6 @@ export class Scope {
   }
 }
 
-const storage = new AsyncLocalStorage<Surroundings>()
-const outside: Surroundings = { scope: null, gradEnabled: true, lasting: null }
-const surroundings = (): Surroundings => storage.getStore() ?? outside
-
-export const currentScope = (): Scope | null => surroundings().scope
-export const isGradEnabled = (): boolean => surroundings().gradEnabled
-
 /**
  * Runs `fn` and frees every tensor made inside, except what it returns (in arrays, maps and objects too), parameters,
  * gradients of tensors that survive, and what {@link keep} names. Nests; an async `fn` gives a promise and keeps its
@@ -65,10 +48,9 @@ export const isGradEnabled = (): boolean => surroundings().gradEnabled
  */
 export function scope<T>(fn: () => T): T {
   checkFunction('scope', 'fn', fn)
-  const around = surroundings()
-  const inner = new Scope(around.scope)
+  const inner = new Scope(currentScope())
   return settle(
-    () => storage.run({ ...around, scope: inner }, fn),
+    () => within({ scope: inner }, fn),
     (value) => inner.close(tensorsIn(value)),
     () => inner.close(new Set()),
   )
@@ -87,13 +69,11 @@ export function scope<T>(fn: () => T): T {
  */
 export function noGrad<T>(fn: () => T): T {
   checkFunction('noGrad', 'fn', fn)
-  return storage.run({ ...surroundings(), gradEnabled: false }, fn)
+  return within({ gradEnabled: false }, fn)
 }
 
 /** Runs `fn` outside of every scope: what it makes lives until disposed. */
-export function withoutScope<T>(fn: () => T): T {
-  return storage.run({ ...surroundings(), scope: null }, fn)
-}
+export const withoutScope = <T>(fn: () => T): T => within({ scope: null }, fn)
 
 /** A {@link scope} around one call of this package: if it throws, it has not drawn random numbers either. */
 export const callScope = <T>(fn: () => T): T => drawnOrNot(defaultGenerator, () => scope(fn))
@@ -103,12 +83,12 @@ export const callScope = <T>(fn: () => T): T => drawnOrNot(defaultGenerator, () 
  * is left, and no random numbers have been drawn.
  */
 export function allOrNone<T>(fn: () => T): T {
-  const around = surroundings()
+  const around = currentLasting()
   const inner = new Scope(null)
   const lasting = new Set<Tensor>()
   try {
-    const value = drawnOrNot(defaultGenerator, () => storage.run({ ...around, scope: inner, lasting }, fn))
-    for (const tensor of lasting) around.lasting?.add(tensor)
+    const value = drawnOrNot(defaultGenerator, () => within({ scope: inner, lasting }, fn))
+    for (const tensor of lasting) around?.add(tensor)
     return value
   } catch (error) {
     for (const tensor of lasting) tensor.dispose()
@@ -121,7 +101,7 @@ export function allOrNone<T>(fn: () => T): T {
 /** Takes a tensor out of its scope. */
 export function outlive(tensor: Tensor): void {
   moveToScope(tensor, null)
-  surroundings().lasting?.add(tensor)
+  currentLasting()?.add(tensor)
 }
 
 /**

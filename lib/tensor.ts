@@ -1,23 +1,13 @@
-import { type GradHook, type HookHandle, type Node, runBackward } from './autograd.js'
-import { checkBoolean, checkFunction, checkOptions, fail, sameShape, showShape, sizeOf } from './check.js'
+import type { GradHook, Node } from './autograd.js'
+import { checkBoolean, fail, sameShape, showShape, sizeOf } from './check.js'
+import { currentRecorder, currentScope, refuseInCapture } from './context.js'
 import { refuseJson, uncloneable } from './copies.js'
-import type { NestedArray } from './create.js'
-import { type Device, deviceIndex } from './device.js'
-import { allocateArray, type DType, type DTypeArrays, dtypeCode, isFloat, type TypedArray } from './dtype.js'
+import type { Device } from './device.js'
+import { allocateArray, type DType, type DTypeArrays, dtypeCode, isFloat } from './dtype.js'
 import { MoeError, markCopy, show } from './errors.js'
 import { handlesOf } from './handles.js'
 import { type Handle, native } from './native.js'
-import { add, div, mul, sub } from './ops/binary.js'
-import { clone, to } from './ops/cast.js'
-import { copyInto } from './ops/copy.js'
-import { matmul } from './ops/matmul.js'
-import { mean, sum } from './ops/reduce.js'
-import { reshape } from './ops/reshape.js'
-import { softmax } from './ops/softmax.js'
-import { slice, transpose } from './ops/strided.js'
-import { abs, exp, gelu, log, neg, relu, sigmoid, silu, sqrt, square, tanh } from './ops/unary.js'
-import { currentRecorder, refuseInCapture } from './recorder.js'
-import { currentScope, type Scope } from './scope.js'
+import type { Scope } from './scope.js'
 
 /** What a finalizer needs, apart from the Tensor itself. */
 interface Held {
@@ -42,12 +32,6 @@ const ofOneThread = uncloneable(
   'a Tensor belongs to its thread: send the arrays of dataSync(), for a module those of stateDict(), or the path of a file of saveSafetensors()',
 )
 
-/** Options of {@link Tensor.backward}. */
-export interface BackwardOptions {
-  /** Keeps the graph and what it saved, for another backward. Default false. */
-  retainGraph?: boolean
-}
-
 export interface TensorMeta<D extends DType = DType> {
   shape: readonly number[]
   dtype: D
@@ -64,7 +48,7 @@ export let handleOf: (tensor: Tensor) => Handle
 export let wrap: <D extends DType>(handle: Handle, meta: TensorMeta<D>) => Tensor<D>
 export let sourceOf: (tensor: Tensor) => { node: Node; output: number } | null
 export let setSource: (tensor: Tensor, node: Node, output: number) => void
-export let leafHooksOf: (tensor: Tensor) => readonly GradHook[]
+export let leafHooksOf: (tensor: Tensor) => GradHook[]
 export let gradOwnerOf: (tensor: Tensor) => Tensor | null
 export let isKept: (tensor: Tensor) => boolean
 /** Puts the memory of leaves and their gradients on another device, in place: all of them or none. */
@@ -73,8 +57,6 @@ export let moveToDevice: (leaves: readonly Tensor[], device: Device, number: num
 export let putGrad: (leaf: Tensor, grad: Tensor | null) => void
 /** null: the tensor lives until disposed. */
 export let moveToScope: (tensor: Tensor, scope: Scope | null) => void
-/** Adds to `leaf.grad`, without a need for memory; takes over the gradient, which nobody else holds. */
-export let accumulateGrad: (leaf: Tensor, grad: Handle) => void
 
 /**
  * A contiguous array on a device, made by {@link tensor}, {@link zeros}, {@link randn} and their like. Operations give
@@ -189,68 +171,7 @@ export class Tensor<D extends DType = DType> {
     recorder?.noteGrad(this, this.#grad, true)
     if (value === this.#grad) return
     if (!recorder?.mayReturn(this, this.#grad)) this.#grad?.dispose()
-    this.#grad = value
-    if (value) value.#gradOwner = this
-  }
-
-  /**
-   * Adds d(this)/d(leaf) to `leaf.grad` for every leaf with `requiresGrad`. `gradient` has the shape of this tensor
-   * and may be left out where it has one element. Frees the graph unless `retainGraph`, so a second call is an error.
-   *
-   * Errors: UNSUPPORTED where nothing was recorded, where the graph has been freed, or where a tensor that it needs has
-   * been changed in place; SHAPE, DTYPE, DEVICE of `gradient`. An error, one of a hook too, changes no `grad`
-   * and leaves the graph as it was.
-   *
-   * @example
-   * ```ts
-   * const x = tensor([1, 2, 3], null, { requiresGrad: true })
-   * x.mul(x).backward(tensor([1, 0, 1]))
-   * console.log(x.grad?.dataSync()) // → Float32Array(3) [ 2, 0, 6 ]
-   * ```
-   */
-  backward(gradient?: Tensor | null, options?: BackwardOptions): void {
-    const op = 'Tensor.backward'
-    const { retainGraph = false } = checkOptions<BackwardOptions>(op, options, ['retainGraph'])
-    checkBoolean(op, 'retainGraph', retainGraph)
-    checkTensor(op, 'this', this)
-    if (!this.#requiresGrad) fail('UNSUPPORTED', op, 'this tensor does not depend on any tensor with requiresGrad')
-    if (gradient === undefined || gradient === null) {
-      if (this.size !== 1)
-        fail('SHAPE', op, `a tensor of shape ${showShape(this.shape)} needs a gradient of the same shape`)
-      runBackward(this, native.full(this.shape, dtypeCode(this.dtype), deviceIndex(op, this.device), 1), retainGraph)
-      return
-    }
-    checkTensor(op, 'gradient', gradient, this)
-    const handle = handleOf(gradient)
-    native.retain(handle)
-    runBackward(this, handle, retainGraph)
-  }
-
-  /**
-   * Calls `fn` with the gradient of this tensor in every backward; a tensor that it returns takes the gradient's place.
-   * The gradient is disposed after the call unless kept or cloned. Errors: OPTION unless this requires a gradient.
-   *
-   * @example
-   * ```ts
-   * const x = tensor([1, 2], null, { requiresGrad: true })
-   * x.registerHook((grad) => grad.mul(10))
-   * x.sum().backward()
-   * console.log(x.grad?.dataSync()) // → Float32Array(2) [ 10, 10 ]
-   * ```
-   */
-  registerHook(fn: GradHook): HookHandle {
-    checkFunction('Tensor.registerHook', 'fn', fn)
-    if (!this.#requiresGrad) fail('OPTION', 'Tensor.registerHook', 'this tensor does not require a gradient')
-    const source = this.#held.source
-    const hooks = source ? source.node.hooks[source.output] : this.#hooks
-    const entry: GradHook = (grad) => fn(grad)
-    hooks.push(entry)
-    return {
-      remove: () => {
-        const at = hooks.indexOf(entry)
-        if (at >= 0) hooks.splice(at, 1)
-      },
-    }
+    putGrad(this, value)
   }
 
   /** The same values, sharing memory, without history. */
@@ -287,21 +208,6 @@ export class Tensor<D extends DType = DType> {
     return wide.dataSync()[0]
   }
 
-  /**
-   * Writes values over those of this tensor, in place: of a tensor of the same shape, from any device and converted
-   * from any dtype, or of what `tensor()` takes. Nothing is recorded for a backward, and one that needs the old values
-   * says so. Errors: SHAPE, DTYPE; UNSUPPORTED for a tensor with a history.
-   *
-   * @example
-   * ```ts
-   * console.log(zeros([3]).copyFrom([1, 2, 3]).dataSync()) // → Float32Array(3) [ 1, 2, 3 ]
-   * ```
-   */
-  copyFrom(source: Tensor | TypedArray | number | NestedArray): this {
-    copyInto(this, source)
-    return this
-  }
-
   /** Shape, dtype and device; no values. */
   toString(): string {
     return `Tensor(${showShape(this.shape)}, ${this.dtype}, ${this.device}${this.disposed ? ', disposed' : ''})`
@@ -315,108 +221,6 @@ export class Tensor<D extends DType = DType> {
   /** Always an UNSUPPORTED error: JSON would lose the values. */
   toJSON(): never {
     return refuseJson('Tensor', 'put Array.from(tensor.dataSync()) there, or write a file with saveSafetensors')
-  }
-
-  // ---- the functions of the same name as methods
-
-  /** See {@link ops.add}. */
-  add(other: Tensor | number): Tensor<D> {
-    return add(this, other)
-  }
-  /** See {@link ops.sub}. */
-  sub(other: Tensor | number): Tensor<D> {
-    return sub(this, other)
-  }
-  /** See {@link ops.mul}. */
-  mul(other: Tensor | number): Tensor<D> {
-    return mul(this, other)
-  }
-  /** See {@link ops.div}. */
-  div(other: Tensor | number): Tensor<D> {
-    return div(this, other)
-  }
-  /** See {@link ops.neg}. */
-  neg(): Tensor<D> {
-    return neg(this)
-  }
-  /** See {@link ops.exp}. */
-  exp(): Tensor<D> {
-    return exp(this)
-  }
-  /** See {@link ops.log}. */
-  log(): Tensor<D> {
-    return log(this)
-  }
-  /** See {@link ops.sqrt}. */
-  sqrt(): Tensor<D> {
-    return sqrt(this)
-  }
-  /** See {@link ops.abs}. */
-  abs(): Tensor<D> {
-    return abs(this)
-  }
-  /** See {@link ops.square}. */
-  square(): Tensor<D> {
-    return square(this)
-  }
-  /** See {@link ops.relu}. */
-  relu(): Tensor<D> {
-    return relu(this)
-  }
-  /** See {@link ops.gelu}. */
-  gelu(): Tensor<D> {
-    return gelu(this)
-  }
-  /** See {@link ops.silu}. */
-  silu(): Tensor<D> {
-    return silu(this)
-  }
-  /** See {@link ops.sigmoid}. */
-  sigmoid(): Tensor<D> {
-    return sigmoid(this)
-  }
-  /** See {@link ops.tanh}. */
-  tanh(): Tensor<D> {
-    return tanh(this)
-  }
-  /** See {@link ops.softmax}. */
-  softmax(): Tensor<D> {
-    return softmax(this)
-  }
-  /** See {@link ops.matmul}. */
-  matmul(other: Tensor): Tensor<D> {
-    return matmul(this, other)
-  }
-  /** See {@link ops.sum}. */
-  sum(axis?: number | readonly number[], keepDim?: boolean): Tensor<D> {
-    return sum(this, axis, keepDim)
-  }
-  /** See {@link ops.mean}. */
-  mean(axis?: number | readonly number[], keepDim?: boolean): Tensor<D> {
-    return mean(this, axis, keepDim)
-  }
-  /** See {@link ops.reshape}. */
-  reshape(shape: readonly number[]): Tensor<D> {
-    return reshape(this, shape)
-  }
-  /** See {@link ops.transpose}. */
-  transpose(axis0?: number, axis1?: number): Tensor<D> {
-    return transpose(this, axis0, axis1)
-  }
-  /** See {@link ops.slice}. */
-  slice(axis: number, start: number, end?: number): Tensor<D> {
-    return slice(this, axis, start, end)
-  }
-  /** See {@link ops.clone}. */
-  clone(): Tensor<D> {
-    return clone(this)
-  }
-  /** See {@link ops.to}. */
-  to<T extends DType>(target: T): Tensor<T>
-  to(target: Device): Tensor<D>
-  to(target: DType | Device): Tensor
-  to(target: DType | Device): Tensor {
-    return to(this, target)
   }
 
   static {
@@ -445,6 +249,7 @@ export class Tensor<D extends DType = DType> {
     }
     putGrad = (leaf, grad) => {
       leaf.#grad = grad
+      if (grad) grad.#gradOwner = leaf
     }
     gradOwnerOf = (tensor) => tensor.#gradOwner
     isKept = (tensor) => tensor.#kept
@@ -453,17 +258,6 @@ export class Tensor<D extends DType = DType> {
       tensor.#scope = scope
       tensor.#kept = scope === null
       scope?.tensors.add(tensor)
-    }
-    accumulateGrad = (leaf, grad) => {
-      currentRecorder()?.noteGrad(leaf, leaf.#grad, false)
-      const held = leaf.#grad
-      if (held && !held.disposed) {
-        native.addInPlace(held.#held.handle, grad)
-        native.release(grad)
-        return
-      }
-      leaf.#grad = wrap(grad, leaf)
-      leaf.#grad.#gradOwner = leaf
     }
   }
 }

@@ -2,6 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { basename } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { expect, test } from 'vitest'
+import { Tensor } from '../lib/index.js'
 import { native } from '../lib/native.js'
 
 // An op has one name everywhere. Adding one means an edit in each of these places, and this test says which is missing.
@@ -101,4 +102,14 @@ test('every op has its file in lib/ops', () => {
   const expected = table.map(forward).filter((name) => !withoutFile.includes(name))
   const files = list('lib/ops', '.ts').filter((name) => !withoutOp.includes(name))
   expect(sorted(files)).toEqual(sorted(expected.map((name) => fileNames[name] ?? kebab(name))))
+})
+
+test('a method that a file of lib declares for Tensor is registered there', () => {
+  const files = ['lib', 'lib/ops'].flatMap((folder) => list(folder, '.ts').map((name) => `${folder}/${name}.ts`))
+  const methods = files.flatMap((file) => {
+    const [, block = ''] = /^declare module '[./]+tensor\.js' \{\n(.*?)^\}/ms.exec(text(file)) ?? []
+    return all(block, /^ {4}(\w+)[(<]/gm)
+  })
+  expect(methods.length).toBeGreaterThan(25)
+  expect(methods.filter((name) => !Object.hasOwn(Tensor.prototype, name))).toEqual([])
 })

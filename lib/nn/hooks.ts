@@ -1,4 +1,5 @@
-import { atBackwardEnd, type HookHandle, record } from '../autograd.js'
+import { type HookHandle, record } from '../autograd.js'
+import { atBackwardEnd } from '../backward.js'
 import { copyArray, fail } from '../check.js'
 import { releaseAll, share } from '../handles.js'
 import type { Handle } from '../native.js'

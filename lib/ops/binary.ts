@@ -4,6 +4,7 @@ import { deviceIndex } from '../device.js'
 import { type DType, dtypeCode } from '../dtype.js'
 import { show } from '../errors.js'
 import { consumed, handlesOf, share } from '../handles.js'
+import { asMethods } from '../methods.js'
 import { type Handle, native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { sumTo } from './reduce.js'
@@ -123,3 +124,17 @@ export const mul = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D
  * ```
  */
 export const div = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('div', a, b)
+
+declare module '../tensor.js' {
+  interface Tensor<D extends DType> {
+    /** See {@link ops.add}. */
+    add(other: Tensor | number): Tensor<D>
+    /** See {@link ops.sub}. */
+    sub(other: Tensor | number): Tensor<D>
+    /** See {@link ops.mul}. */
+    mul(other: Tensor | number): Tensor<D>
+    /** See {@link ops.div}. */
+    div(other: Tensor | number): Tensor<D>
+  }
+}
+asMethods({ add, sub, mul, div })

@@ -1,11 +1,12 @@
 import { record } from '../autograd.js'
 import { fail } from '../check.js'
+import { refuseInCapture } from '../context.js'
 import { checkDevice, type Device, deviceIndex } from '../device.js'
 import { checkDType, type DType, dtypeCode, isFloat } from '../dtype.js'
 import { show } from '../errors.js'
 import { share } from '../handles.js'
+import { asMethods } from '../methods.js'
 import { native } from '../native.js'
-import { refuseInCapture } from '../recorder.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
 /**
@@ -67,3 +68,17 @@ export function to(x: Tensor, target: DType | Device): Tensor {
   const dtype = checkDType('to', target)
   return dtype === x.dtype ? x : cast(x, dtype)
 }
+
+declare module '../tensor.js' {
+  interface Tensor<D extends DType> {
+    /** See {@link ops.clone}. */
+    clone(): Tensor<D>
+    /** See {@link ops.to}. */
+    to<T extends DType>(target: T): Tensor<T>
+    /** See {@link ops.to}. */
+    to(target: Device): Tensor<D>
+    /** See {@link ops.to}. */
+    to(target: DType | Device): Tensor
+  }
+}
+asMethods({ clone, to })

@@ -1,15 +1,15 @@
 import { fail } from '../check.js'
 import { type NestedArray, tensor } from '../create.js'
 import { deviceIndex } from '../device.js'
-import { dtypeCode, type TypedArray } from '../dtype.js'
+import { type DType, dtypeCode, type TypedArray } from '../dtype.js'
 import { consumed } from '../handles.js'
+import { asMethods } from '../methods.js'
 import { native } from '../native.js'
 import { scope } from '../scope.js'
 import { checkTensor, handleOf, isTensor, sourceOf, type Tensor, wrap } from '../tensor.js'
 import { stridesOf } from './strided.js'
 
-/** Writes values over those of `target`, which keeps its shape, dtype and device. See {@link Tensor.copyFrom}. */
-export function copyInto(target: Tensor, source: Tensor | TypedArray | number | NestedArray): void {
+function copyFrom(target: Tensor, source: Tensor | TypedArray | number | NestedArray): Tensor {
   const op = 'Tensor.copyFrom'
   checkTensor(op, 'this', target)
   if (sourceOf(target))
@@ -23,6 +23,7 @@ export function copyInto(target: Tensor, source: Tensor | TypedArray | number | 
     const copy = copyLike(values, target)
     if (copy.size > 0) native.scatter(handleOf(target), handleOf(copy), stridesOf(shape), 0)
   })
+  return target
 }
 
 /** A copy in the dtype and on the device of `like`, without history. */
@@ -34,3 +35,20 @@ export function copyLike(source: Tensor, { dtype, device }: Tensor): Tensor {
       : consumed(converted, () => native.toDevice(converted, deviceIndex('copyFrom', device)))
   return wrap(handle, { shape: source.shape, dtype, device })
 }
+
+declare module '../tensor.js' {
+  interface Tensor<D extends DType> {
+    /**
+     * Writes values over those of this tensor, in place: of a tensor of the same shape, from any device and converted
+     * from any dtype, or of what `tensor()` takes. Nothing is recorded for a backward, and one that needs the old values
+     * says so. Errors: SHAPE, DTYPE; UNSUPPORTED for a tensor with a history.
+     *
+     * @example
+     * ```ts
+     * console.log(zeros([3]).copyFrom([1, 2, 3]).dataSync()) // → Float32Array(3) [ 1, 2, 3 ]
+     * ```
+     */
+    copyFrom(source: Tensor | TypedArray | number | NestedArray): this
+  }
+}
+asMethods({ copyFrom })

@@ -1,3 +1,5 @@
+import './copy.js' // a method of Tensor
+
 export { type AttentionOptions, attention } from './attention.js'
 export { add, div, mul, sub } from './binary.js'
 export { clone, to } from './cast.js'

@@ -2,6 +2,7 @@ import { record } from '../autograd.js'
 import { fail, showShape, sizeOf } from '../check.js'
 import type { DType } from '../dtype.js'
 import { handlesOf } from '../handles.js'
+import { asMethods } from '../methods.js'
 import { type Handle, native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { summed } from './reduce.js'
@@ -66,3 +67,11 @@ export function matmul<D extends DType>(a: Tensor<D>, b: Tensor): Tensor<D> {
   })
   return y
 }
+
+declare module '../tensor.js' {
+  interface Tensor<D extends DType> {
+    /** See {@link ops.matmul}. */
+    matmul(other: Tensor): Tensor<D>
+  }
+}
+asMethods({ matmul })

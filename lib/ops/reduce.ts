@@ -2,6 +2,7 @@ import { record } from '../autograd.js'
 import { checkBoolean, checkInteger, copyArray, fail, sameShape, sizeOf } from '../check.js'
 import type { DType } from '../dtype.js'
 import { consumed, filled, share } from '../handles.js'
+import { asMethods } from '../methods.js'
 import { type Handle, native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, withViews } from './rows.js'
@@ -99,3 +100,13 @@ export const sum = <D extends DType>(x: Tensor<D>, axis?: number | readonly numb
  */
 export const mean = <D extends DType>(x: Tensor<D>, axis?: number | readonly number[], keepDim?: boolean): Tensor<D> =>
   reduce('mean', x, axis, keepDim)
+
+declare module '../tensor.js' {
+  interface Tensor<D extends DType> {
+    /** See {@link ops.sum}. */
+    sum(axis?: number | readonly number[], keepDim?: boolean): Tensor<D>
+    /** See {@link ops.mean}. */
+    mean(axis?: number | readonly number[], keepDim?: boolean): Tensor<D>
+  }
+}
+asMethods({ sum, mean })

@@ -2,6 +2,7 @@ import { record } from '../autograd.js'
 import { checkShape, copyArray, fail, showShape, sizeOf } from '../check.js'
 import type { DType } from '../dtype.js'
 import { show } from '../errors.js'
+import { asMethods } from '../methods.js'
 import { native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
@@ -41,3 +42,11 @@ function inferred(from: readonly number[], shape: unknown): unknown {
     fail('SHAPE', 'reshape', `${showShape(from)} has ${size} elements, which ${show(list)} does not divide`)
   return list.map((n) => (n === -1 ? (known > 0 ? size / known : 0) : n))
 }
+
+declare module '../tensor.js' {
+  interface Tensor<D extends DType> {
+    /** See {@link ops.reshape}. */
+    reshape(shape: readonly number[]): Tensor<D>
+  }
+}
+asMethods({ reshape })

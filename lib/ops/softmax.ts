@@ -1,6 +1,7 @@
 import { record } from '../autograd.js'
 import { fail } from '../check.js'
 import type { DType } from '../dtype.js'
+import { asMethods } from '../methods.js'
 import { native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, rowsOf, withViews } from './rows.js'
@@ -46,3 +47,11 @@ export const softmax = <D extends DType>(x: Tensor<D>): Tensor<D> => overLastAxi
  * ```
  */
 export const logSoftmax = <D extends DType>(x: Tensor<D>): Tensor<D> => overLastAxis('logSoftmax', x)
+
+declare module '../tensor.js' {
+  interface Tensor<D extends DType> {
+    /** See {@link ops.softmax}. */
+    softmax(): Tensor<D>
+  }
+}
+asMethods({ softmax })

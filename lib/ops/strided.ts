@@ -3,6 +3,7 @@ import { checkInteger, copyArray, fail, showShape, sizeOf } from '../check.js'
 import { deviceIndex } from '../device.js'
 import { type DType, dtypeCode } from '../dtype.js'
 import { filled, handlesOf } from '../handles.js'
+import { asMethods } from '../methods.js'
 import { type Handle, native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, type TensorMeta, wrap } from '../tensor.js'
 
@@ -127,3 +128,13 @@ export function concat<D extends DType>(tensors: readonly Tensor<D>[], axis = 0)
   })
   return y
 }
+
+declare module '../tensor.js' {
+  interface Tensor<D extends DType> {
+    /** See {@link ops.transpose}. */
+    transpose(axis0?: number, axis1?: number): Tensor<D>
+    /** See {@link ops.slice}. */
+    slice(axis: number, start: number, end?: number): Tensor<D>
+  }
+}
+asMethods({ transpose, slice })

@@ -1,5 +1,6 @@
 import { record } from '../autograd.js'
 import type { DType } from '../dtype.js'
+import { asMethods } from '../methods.js'
 import { native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 
@@ -120,3 +121,31 @@ export const sigmoid = unary('sigmoid')
  * ```
  */
 export const tanh = unary('tanh')
+
+declare module '../tensor.js' {
+  interface Tensor<D extends DType> {
+    /** See {@link ops.neg}. */
+    neg(): Tensor<D>
+    /** See {@link ops.exp}. */
+    exp(): Tensor<D>
+    /** See {@link ops.log}. */
+    log(): Tensor<D>
+    /** See {@link ops.sqrt}. */
+    sqrt(): Tensor<D>
+    /** See {@link ops.abs}. */
+    abs(): Tensor<D>
+    /** See {@link ops.square}. */
+    square(): Tensor<D>
+    /** See {@link ops.relu}. */
+    relu(): Tensor<D>
+    /** See {@link ops.gelu}. */
+    gelu(): Tensor<D>
+    /** See {@link ops.silu}. */
+    silu(): Tensor<D>
+    /** See {@link ops.sigmoid}. */
+    sigmoid(): Tensor<D>
+    /** See {@link ops.tanh}. */
+    tanh(): Tensor<D>
+  }
+}
+asMethods({ neg, exp, log, sqrt, abs, square, relu, gelu, silu, sigmoid, tanh })

@@ -1,9 +1,9 @@
 import { checkNumber, fail } from '../check.js'
+import { refuseInCapture } from '../context.js'
 import { MoeError, show } from '../errors.js'
 import { type Handle, native } from '../native.js'
 import { Parameter } from '../nn/parameter.js'
 import { norm } from '../norm.js'
-import { refuseInCapture } from '../recorder.js'
 import { handleOf } from '../tensor.js'
 
 /** Options of {@link clipGradNorm}. */

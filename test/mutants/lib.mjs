@@ -3,8 +3,8 @@ export default [
   {
     name: 'without-scope-records-again',
     file: 'lib/scope.ts',
-    from: 'storage.run({ ...surroundings(), scope: null }, fn)',
-    to: 'storage.run({ ...surroundings(), scope: null, gradEnabled: true }, fn)',
+    from: 'within({ scope: null }, fn)',
+    to: 'within({ scope: null, gradEnabled: true }, fn)',
     breaks: 'what runs outside of scopes is recorded inside noGrad',
     tests: ['test/autograd.test.ts'],
   },
@@ -74,7 +74,7 @@ export default [
   },
   {
     name: 'root-not-held',
-    file: 'lib/autograd.ts',
+    file: 'lib/backward.ts',
     from: '  nodes[0]?.hold() // a hook may dispose the root\n',
     to: '  if (retainGraph) nodes[0]?.hold()\n',
     breaks: 'a hook that disposes the root frees the graph under the backward',
@@ -82,7 +82,7 @@ export default [
   },
   {
     name: 'kept-gradient-disposed',
-    file: 'lib/autograd.ts',
+    file: 'lib/backward.ts',
     from: 'if (!isKept(seen)) seen.dispose()',
     to: 'if (!isKept(seen) || seen.size > 0) seen.dispose()',
     breaks: 'a gradient that a hook keeps is gone after the backward',
