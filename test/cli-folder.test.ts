@@ -136,7 +136,7 @@ describe('a lock file', () => {
     for (const _process of [1, 2]) {
       using _folder = new RunFolder(at('lock'))
     }
-    const warning = `${at('lock')} cannot be locked (ENOLCK): let no other process train there\n`
+    const warning = `${at('lock')} cannot be locked (ENOLCK): make sure that no other process trains there\n`
     expect(warned.mock.calls).toEqual([[warning], [warning]])
     expect(existsSync(file)).toBe(true)
   })
@@ -144,14 +144,14 @@ describe('a lock file', () => {
 
 describe('a signal', () => {
   test.each<[NodeJS.Signals, number, string]>([
-    ['SIGINT', 130, 'Ctrl-C again ends at once'],
-    ['SIGTERM', 143, 'a second signal ends at once'],
-    ['SIGHUP', 129, 'a second signal ends at once'],
+    ['SIGINT', 130, 'press Ctrl-C again to stop at once'],
+    ['SIGTERM', 143, 'a second signal stops at once'],
+    ['SIGHUP', 129, 'a second signal stops at once'],
   ])('%s finishes the step, saves, says so and ends with %i', async (signal, code, hint) => {
     const { end } = await training(signal)
     const ended = await end(signal)
     expect(ended).toMatchObject({ code, signal: null, err: `finishing this step and saving; ${hint}\n` })
-    const [, step] = /step (\d+) of 1000000, report and checkpoint in \w+; go on with/.exec(ended.said)!
+    const [, step] = /step (\d+) of 1000000, report and checkpoint in \w+; continue with/.exec(ended.said)!
     expect(Number(step)).toBeGreaterThan(200)
     expect(readdirSync(at(signal)).sort()).toEqual([...readdirSync(at('run'))].sort())
     expect(await succeeded(['train', '--resume', '--out', signal, '--minutes', '0.001'])).toContain(
@@ -193,7 +193,7 @@ describe('a full or broken disk', () => {
     const path = `${out}/${name}`.replaceAll('.', '\\.')
     expect(err).toMatch(
       new RegExp(
-        `^st-moe train: .*cannot write ${path}: ${code}: .*; the last checkpoint is intact: --resume --out \\S+ goes on from it\\n$`,
+        `^st-moe train: .*cannot write ${path}: ${code}: .*; the last checkpoint is intact: --resume --out \\S+ continues from it\\n$`,
       ),
     )
     expect(said).not.toContain('report and checkpoint in')

@@ -104,6 +104,6 @@ test('what is wrong is said with the name of the program', async () => {
   const { code, err } = await demo(['--step', '5'])
   expect(code).toBe(2)
   expect(err).toBe(
-    'npm run demo --: unknown flag --step; did you mean --steps?\nnpm run demo -- --help shows what it takes\n',
+    'npm run demo --: unknown flag --step; did you mean --steps?\nrun npm run demo -- --help for usage\n',
   )
 })

@@ -112,7 +112,9 @@ describe('progress', () => {
 
   test('is one line that is rewritten on a terminal, and no wider', () => {
     const [first, ...rest] = shown(true).split('\n')
-    expect(first).toBe('\r\x1b[2Kbook.txt: 9,000 characters to learn, 1,000 held out, 20 different; 12,345 parameters')
+    expect(first).toBe(
+      '\r\x1b[2Kbook.txt: 9,000 training characters, 1,000 held out, vocabulary of 20; 12,345 parameters',
+    )
     const parts = rest[1].split('\r\x1b[2K')
     expect(parts.slice(1, -1).length).toBeGreaterThan(0)
     for (const part of parts.slice(1, -1)) expect(part).toMatch(/^\d\/3 {2}loss 2\.\d{3} {2}0:0\d left$/)
@@ -139,7 +141,7 @@ describe('progress', () => {
   test('shows the control characters of texts and names, and does not send them', () => {
     for (const isTTY of [true, false]) {
       const text = shown(isTTY, 80, 'a\x1b]0;b\x07\n\u202ec').replaceAll('\r\x1b[2K', '')
-      expect(text).toContain('a\\x1b]0;b\\x07\\n\\u202ec: 9,000 characters')
+      expect(text).toContain('a\\x1b]0;b\\x07\\n\\u202ec: 9,000 training characters')
       expect(text).toContain('\nA\\x1b[2Jb\n\tc\n')
       expect(text).not.toContain('\x1b')
     }

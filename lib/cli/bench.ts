@@ -6,26 +6,26 @@ import { jsonLine, line, table } from './output.js'
 /** `st-moe bench` */
 export const bench = command({
   program: 'st-moe bench',
-  summary: 'Measures the layer on this machine, beside its matrix products alone.',
+  summary: 'Measures the layer on this machine vs. its GEMMs alone.',
   flags: {
-    dim: number({ help: 'model width', default: 512, min: 1 }),
-    experts: number({ help: 'experts', default: 16, min: 1, max: 4096 }),
-    'top-n': number({ help: 'experts that a token visits at most', default: 2, min: 1 }),
-    batch: number({ help: 'sequences', default: 4, min: 1 }),
-    tokens: number({ help: 'tokens in a sequence', default: 1024, min: 1 }),
-    repetitions: number({ help: 'of each measurement, one more to warm up', default: 7, min: 1, max: 1000 }),
+    dim: number({ help: 'model dimension', default: 512, min: 1 }),
+    experts: number({ help: 'number of experts', default: 16, min: 1, max: 4096 }),
+    'top-n': number({ help: 'experts per token (top-k)', default: 2, min: 1 }),
+    batch: number({ help: 'sequences per batch', default: 4, min: 1 }),
+    tokens: number({ help: 'tokens per sequence', default: 1024, min: 1 }),
+    repetitions: number({ help: 'of each measurement, after one for warm-up', default: 7, min: 1, max: 1000 }),
     device: deviceFlag,
     threads: threadsFlag,
     'compute-dtype': computeDtypeFlag,
-    json: toggle('the figures as one line of JSON'),
+    json: toggle('print the results as one line of JSON'),
   },
   examples: [
-    ['st-moe bench', 'the layer of the documentation, one thread and all'],
+    ['st-moe bench', 'the layer of the documentation, with one thread and with all'],
     ['st-moe bench --dim 256 --experts 8 --tokens 512 --compute-dtype bf16', 'other sizes'],
-    ['st-moe bench --device cuda --json', 'on a card, for programs'],
+    ['st-moe bench --device cuda --json', 'on a GPU, for programs'],
   ],
-  notes: `The floor is what the products of the experts take alone, on as many rows as the router kept. Repetitions of
-everything alternate; shown are medians, and the range from the fastest to the slowest.`,
+  notes: `GEMMs: the experts' grouped GEMMs alone, on as many rows as the router dispatches. All measurements alternate;
+the table shows medians and the range from fastest to slowest.`,
   async run({ values }) {
     const { experts, 'top-n': topN } = values
     if (topN > experts) throw new UsageError(`--top-n must be at most --experts, got ${topN} and ${experts}`)
@@ -42,10 +42,10 @@ everything alternate; shown are medians, and the range from the fastest to the s
       `${ms.toFixed(1)} ms`,
       `${fastest.toFixed(1)}–${slowest.toFixed(1)}`,
       `${Math.round(tokensPerSecond).toLocaleString('en')} tokens/s`,
-      `floor ${floorMs.toFixed(1)} ms, ${(ms / floorMs).toFixed(2)} times that`,
+      `${(ms / floorMs).toFixed(2)}× its GEMMs, ${floorMs.toFixed(1)} ms`,
     ])
-    line(`dim ${dim}, ${experts} experts, top-${topN}, ${batch} × ${tokens} tokens, products in ${computeDtype}, ${result.variant}
-${(result.kept * 100).toFixed(1)} % of the assignments kept
+    line(`dim ${dim}, ${experts} experts, top-${topN}, ${batch} × ${tokens} tokens, ${computeDtype} GEMMs, ${result.variant}
+${(result.kept * 100).toFixed(1)} % of the assignments dispatched
 ${table(rows)}`)
     return 0
   },

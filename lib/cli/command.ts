@@ -4,24 +4,24 @@ import { describeFlags, type Flags, type Parsed, parseFlags } from './flags.js'
 import { line, note, watchOutput } from './output.js'
 import { visibleName } from './visible.js'
 
-/** A subcommand: what it takes, its help, and what it does. */
+/** A subcommand: its flags, help and action. */
 export interface CommandOptions<F extends Flags> {
-  /** How it is called, such as `st-moe train`. */
+  /** Its name on the command line, such as `st-moe train`. */
   program: string
   summary: string
-  /** What stands alone on its command line, such as `[FILE]`; at most one. */
+  /** A positional argument, such as `[FILE]`; at most one. */
   positional?: string
   flags: F
-  /** Commands to copy, and what they do. */
+  /** Commands and what they do. */
   examples: readonly (readonly [command: string, what: string])[]
   notes?: string
-  /** Gives the exit code. */
+  /** Returns the exit code. */
   run(parsed: Parsed<F>): number | Promise<number>
 }
 
 export interface Command {
   summary: string
-  /** Runs with the arguments behind its name; gives the exit code and throws nothing that a user can cause. */
+  /** Runs with the arguments after its name and returns the exit code; never throws an error that a user can cause. */
   run(args: readonly string[]): Promise<number>
 }
 
@@ -37,7 +37,7 @@ export function command<F extends Flags>(options: CommandOptions<F>): Command {
           return 0
         }
         const tooMany = parsed.positionals[positional ? 1 : 0]
-        if (tooMany !== undefined) throw new UsageError(`there is an argument too many: '${tooMany}'`)
+        if (tooMany !== undefined) throw new UsageError(`unexpected argument '${tooMany}'`)
         return options.run(parsed)
       }),
   }
@@ -50,8 +50,8 @@ function helpOf({ program, summary, positional, flags, examples, notes }: Comman
 }
 
 /**
- * Runs a command and gives its exit code: 2 after a wrong command line, 1 after anything else that can go wrong outside
- * of this program. Only a mistake of the program itself shows a stack trace.
+ * Runs a command and returns its exit code: 2 for an invalid command line, 1 for any other expected failure. Only a bug
+ * of the program itself prints a stack trace.
  */
 export async function reportingErrors(program: string, run: () => number | Promise<number>): Promise<number> {
   watchOutput(program)
@@ -60,13 +60,13 @@ export async function reportingErrors(program: string, run: () => number | Promi
   } catch (error) {
     const { stack, message } = error as Error
     const usage = error instanceof UsageError
-    // One line, whatever names it quotes; only what MoeErrors tell of the addon has more.
+    // One line, whatever names it quotes; only MoeErrors about the addon have more.
     const text = error instanceof MoeError ? message : usage || isExpected(error) ? visibleName(message) : stack
-    note(`${program}: ${text}${usage ? `\n${program} --help shows what it takes` : ''}`)
+    note(`${program}: ${text}${usage ? `\nrun ${program} --help for usage` : ''}`)
     return usage ? 2 : 1
   }
 }
 
-/** Errors that a command describes, and those of the system about files. */
+/** Errors described by a command, and the system's errors about files. */
 const isExpected = (error: unknown): boolean =>
   error instanceof Failure || typeof (error as { syscall?: unknown }).syscall === 'string'

@@ -5,18 +5,17 @@ import { type SystemFacts, systemFacts } from './doctor/system.js'
 import { toggle } from './flags.js'
 import { jsonLine, line, table } from './output.js'
 
-/** `st-moe doctor`: tells all it can where the addon cannot be loaded, hence loads it by a call. */
+/** `st-moe doctor`: also reports if the addon cannot be loaded, hence imports it dynamically. */
 export const doctor = command({
   program: 'st-moe doctor',
-  summary: 'Says what runs here and what does not, and why.',
-  flags: { json: toggle('the report as one line of JSON') },
+  summary: 'Reports what works on this machine, what does not, and why.',
+  flags: { json: toggle('print the report as one line of JSON') },
   examples: [
-    ['st-moe doctor', 'a report to read, or to put into a bug report'],
+    ['st-moe doctor', 'print a report, for example for a bug report'],
     ['st-moe doctor --json', 'for programs'],
   ],
-  notes: `On each device that can be used a small layer runs forward and backward and is compared with itself in
-float64 and by finite differences.
-Exit code 0: the CPU works, and so does every device that is there; 1: not.`,
+  notes: `Each usable device runs a small layer forward and backward, compared with float64 and finite differences.
+Exit code 0: the CPU and every device found pass; 1: a check failed.`,
   async run({ values }) {
     const system = systemFacts()
     const found = await load()
@@ -43,22 +42,22 @@ function reportOf(system: SystemFacts, found: Found, healthy: boolean): string {
   const { version, runtime, platform, libc, cpu, places } = system
   const apis = [runtime.nodeApi && `Node-API ${runtime.nodeApi}`, runtime.modules && `modules ${runtime.modules}`]
   const facts = 'facts' in found ? found.facts : null
-  const looked = places.map(({ folder, addons }) => `${folder}: ${addons.join(', ') || 'no addon'}`)
+  const searched = places.map(({ folder, addons }) => `${folder}: ${addons.join(', ') || 'no addon'}`)
   const rows = [
     ['st-moe', version],
     ['runtime', `${runtime.name} ${runtime.version} (${apis.filter(Boolean).join(', ')})${tooOld(runtime)}`],
     ['system', [platform, libc].filter(Boolean).join(', ')],
     ['processor', `${cpu.model}, ${cpu.cores} cores, ${(cpu.memory / 1e9).toFixed(1)} GB of memory`],
-    ['features', cpu.features?.join(' ') ?? 'this system does not list them'],
+    ['features', cpu.features?.join(' ') ?? 'not listed by this system'],
     ['addon', facts?.addon ?? 'not loaded'],
-    ...looked.map((place, i) => [i === 0 ? 'looked in' : '', place]),
+    ...searched.map((place, i) => [i === 0 ? 'searched' : '', place]),
     ...(facts ? deviceRows(facts) : []),
   ]
-  const end = healthy ? 'Everything that is here works.' : 'error' in found ? found.error : 'A self-test failed.'
+  const end = healthy ? 'All checks passed.' : 'error' in found ? found.error : 'A self-test failed.'
   return `${table(rows)}\n\n${end}`
 }
 
-const tooOld = ({ supported }: SystemFacts['runtime']): string => (supported ? '' : ': 20.19 or newer is needed')
+const tooOld = ({ supported }: SystemFacts['runtime']): string => (supported ? '' : ': 20.19 or newer is required')
 
 function deviceRows({ threads, plugin, cublas, devices }: PackageFacts): string[][] {
   return [

@@ -2,19 +2,19 @@ import { nearest } from '../check.js'
 import { UsageError } from './errors.js'
 import { type NumberRules, numberRule, type Rule, textRule } from './rules.js'
 
-/** One flag of a command and how its value is read. */
+/** One flag of a command and how its value is parsed. */
 export interface Flag<T> {
   help: string
-  /** What stands for the value in the help; a flag without it is a switch. */
+  /** The placeholder of the value in the help; a flag without it is a switch. */
   value?: string
   default: T
-  /** What the help shows as default; nothing where it is ''. */
+  /** The default as the help shows it; '' shows none. */
   shown: string
   /** Another name. */
   alias?: string
-  /** What its value must be, here and in the file that remembers it. */
+  /** Validates the value, here and in the file that stores it. */
   rule: Rule<T>
-  /** The value that a text stands for; the rule says whether it will do. */
+  /** Parses a text; `rule` validates the result. */
   read(text: string): unknown
 }
 
@@ -22,7 +22,7 @@ export type Flags = Record<string, Flag<unknown>>
 export type Values<F extends Flags> = { [K in keyof F]: F[K] extends Flag<infer T> ? T : never }
 
 export interface Parsed<F extends Flags> {
-  /** What was given, and the defaults of the rest. */
+  /** The given values, and the defaults of the rest. */
   values: Values<F>
   given: Partial<Values<F>>
   positionals: string[]
@@ -43,7 +43,7 @@ export const number = (flag: NumberFlag & { default: number }): Flag<number> => 
   read: readNumber,
 })
 
-/** A number for which something else stands where it is not given. */
+/** A number that is null by default. */
 export const optionalNumber = (flag: NumberFlag & { shown: string }): Flag<number | null> => {
   const { accepts, must } = numberRule(flag)
   return {
@@ -55,7 +55,7 @@ export const optionalNumber = (flag: NumberFlag & { shown: string }): Flag<numbe
   }
 }
 
-/** Any text but the empty one. */
+/** Any text except the empty one. */
 export const text = <D extends string | null>(flag: { help: string; value: string; default: D }): Flag<string | D> => ({
   ...flag,
   shown: flag.default ?? '',
@@ -75,7 +75,7 @@ export const oneOf = <T extends string>(flag: { help: string; allowed: readonly 
   read: (text) => text,
 })
 
-/** Given or not. */
+/** A switch. */
 export const toggle = (help: string): Flag<boolean> => ({
   help,
   default: false,
@@ -94,26 +94,26 @@ export const deviceFlag: Flag<string> = {
 }
 
 export const threadsFlag = optionalNumber({
-  help: 'CPU threads; results do not depend on it',
+  help: 'CPU threads; do not change the results',
   shown: 'all',
   min: 1,
   max: 256,
 })
 
 export const computeDtypeFlag = oneOf({
-  help: 'f32, bf16 or f16: what operands of products are rounded to',
+  help: 'f32, bf16 or f16: dtype of GEMM operands',
   allowed: ['f32', 'bf16', 'f16'],
   default: 'f32',
 })
 
-/** The wrong word, and the known one that is nearest to it. */
+/** An error that names the unknown word and the nearest known one. */
 export function unknownWord(what: string, word: string, known: readonly string[]): UsageError {
   const near = nearest(word, known)
   const shown = word.length > 60 ? `${word.slice(0, 57)}...` : word
   return new UsageError(`unknown ${what} ${shown}${near ? `; did you mean ${near}?` : ''}`)
 }
 
-/** Reads `--flag value`, `--flag=value`, switches and what stands alone; after `--` everything stands alone. */
+/** Parses `--flag value`, `--flag=value`, switches and positional arguments; everything after `--` is positional. */
 export function parseFlags<F extends Flags>(flags: F, args: readonly string[]): Parsed<F> {
   const given: Record<string, unknown> = {}
   const positionals: string[] = []
@@ -162,9 +162,9 @@ function nameOf(flags: Flags, arg: string, word: string): string {
   )
 }
 
-/** One line a flag. */
+/** One line per flag. */
 export function describeFlags(flags: Flags): string {
-  const rows = Object.entries({ ...flags, help: toggle('show this text') }).map(([name, { value, help, shown }]) => [
+  const rows = Object.entries({ ...flags, help: toggle('print this help') }).map(([name, { value, help, shown }]) => [
     `--${name}${value === undefined ? '' : ` ${value}`}`,
     `${help}${shown === '' ? '' : ` (${shown})`}`,
   ])

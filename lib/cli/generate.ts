@@ -9,34 +9,34 @@ import { visible } from './visible.js'
 /** `st-moe generate` */
 export const generate = command({
   program: 'st-moe generate',
-  summary: 'Writes text with a model that st-moe train made.',
+  summary: 'Generates text with a model from st-moe train.',
   positional: 'FOLDER',
   flags: {
-    prompt: text({ help: 'the text to continue (a new line)', value: 'TEXT', default: null }),
-    length: number({ help: 'characters to write', default: 400, min: 1, max: 1e6 }),
-    temperature: number({ help: 'below 1 more of the likely; 0: the likeliest', default: 0.7, min: 0, real: true }),
-    'top-k': number({ help: 'draw from the N likeliest only; 0: from all', default: 0, min: 0 }),
-    seed: number({ help: 'of the draws: the same seed writes the same', default: 1, min: 0 }),
+    prompt: text({ help: 'text to continue (a new line)', value: 'TEXT', default: null }),
+    length: number({ help: 'characters to generate', default: 400, min: 1, max: 1e6 }),
+    temperature: number({ help: 'lower: more predictable; 0: always the likeliest', default: 0.7, min: 0, real: true }),
+    'top-k': number({ help: 'sample from the N likeliest characters; 0: from all', default: 0, min: 0 }),
+    seed: number({ help: 'random seed; the same seed generates the same text', default: 1, min: 0 }),
     device: deviceFlag,
     threads: threadsFlag,
-    json: toggle('one line of JSON at the end instead of text'),
+    json: toggle('print one line of JSON at the end instead of text'),
   },
   examples: [
-    ['st-moe generate runs/book', 'write something'],
-    ['st-moe generate runs/book --prompt "Call me " --length 1000 --temperature 0.5', 'go on from a beginning'],
+    ['st-moe generate runs/book', 'generate text'],
+    ['st-moe generate runs/book --prompt "Call me " --length 1000 --temperature 0.5', 'continue a prompt'],
     ['st-moe generate runs/book --seed 7 --json', 'for programs'],
   ],
-  notes: 'The text alone goes to standard output, beginning with the prompt.',
+  notes: 'Standard output contains only the text, starting with the prompt.',
   async run({ values, positionals: [folder] }) {
-    if (folder === undefined) throw new UsageError('which FOLDER? st-moe train names it at its end')
+    if (folder === undefined) throw new UsageError('missing FOLDER; st-moe train prints it at the end')
     const { length, seed, temperature, json } = values
     const saved = readRun(folder)
     const vocabulary = [...saved.text.vocabulary]
-    const prompt = numbered(values.prompt ?? (vocabulary.includes('\n') ? '\n' : vocabulary[0]), vocabulary)
+    const prompt = tokenize(values.prompt ?? (vocabulary.includes('\n') ? '\n' : vocabulary[0]), vocabulary)
     const stop = new Stop()
     const { loadModel, writeOn } = await import('./language-model/write.js')
     const model = await loadModel(folder, saved, values)
-    // A file gets the text as it is; on a terminal its control characters are shown, not obeyed.
+    // A file gets the text unchanged; a terminal shows control characters instead of executing them.
     const show = (text: string): unknown => process.stdout.write(process.stdout.isTTY ? visible(text) : text)
     let written = values.prompt ?? ''
     if (!json) show(written)
@@ -51,12 +51,12 @@ export const generate = command({
   },
 })
 
-function numbered(prompt: string, vocabulary: readonly string[]): number[] {
+function tokenize(prompt: string, vocabulary: readonly string[]): number[] {
   const characters = [...prompt.replaceAll('\r\n', '\n')]
-  const strange = [...new Set(characters)].filter((character) => !vocabulary.includes(character))
-  if (strange.length > 0) {
-    const shown = strange.slice(0, 10).map((character) => JSON.stringify(character))
-    throw new UsageError(`--prompt has characters that the model has never seen: ${shown.join(' ')}`)
+  const unknown = [...new Set(characters)].filter((character) => !vocabulary.includes(character))
+  if (unknown.length > 0) {
+    const shown = unknown.slice(0, 10).map((character) => JSON.stringify(character))
+    throw new UsageError(`--prompt contains characters outside the model's vocabulary: ${shown.join(' ')}`)
   }
   return characters.map((character) => vocabulary.indexOf(character))
 }

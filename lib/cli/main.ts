@@ -7,7 +7,7 @@ import { line, table } from './output.js'
 import { trainCommand } from './train.js'
 import { packageVersion } from './version.js'
 
-// No command loads the addon before it runs, so that help and doctor work where that fails.
+// No command loads the addon before it runs, so that help and doctor work without it.
 const commands: Record<string, Command> = { doctor, train: trainCommand(), generate, bench }
 
 function helpText(): string {
@@ -16,14 +16,14 @@ function helpText(): string {
 
 ${table(rows)}
 
-  st-moe <command> --help   flags and examples of a command
+  st-moe <command> --help   show flags and examples of a command
   st-moe --version
 
-Exit codes: 0 done, 1 failed, 2 a wrong command line, 130 stopped by Ctrl-C,
+Exit codes: 0 success, 1 failure, 2 invalid command line, 130 stopped by Ctrl-C,
 143 by SIGTERM, 129 by a closed terminal.`
 }
 
-/** Runs what the arguments of the program ask for and gives its exit code. */
+/** Runs the program with its arguments and returns the exit code. */
 export async function main(args: readonly string[]): Promise<number> {
   const [name = '--help', ...rest] = args
   if (Object.hasOwn(commands, name)) return commands[name].run(rest)

@@ -1,6 +1,6 @@
 import { visible } from './visible.js'
 
-/** HTML or SVG that is ready to be written. */
+/** Escaped HTML or SVG. */
 export class Markup {
   readonly #text: string
 
@@ -14,8 +14,8 @@ export class Markup {
 }
 
 /**
- * HTML or SVG from a template. Whatever is put in is text, escaped for content and quoted attributes alike, unless it
- * is markup itself, or a list of such. Control characters, which SVG forbids, become visible.
+ * HTML or SVG from a template. Values are escaped for content and quoted attributes, except {@link Markup} and arrays
+ * of it. Control characters, which SVG forbids, become visible.
  */
 export function html(parts: TemplateStringsArray, ...values: readonly unknown[]): Markup {
   return new Markup(String.raw({ raw: parts }, ...values.map(written)))

@@ -2,16 +2,16 @@ import { closeSync } from 'node:fs'
 import { isatty } from 'node:tty'
 import { visible } from './visible.js'
 
-/** What a command prints: text for people, or JSON for programs. */
+/** Output of commands: text for people, JSON for programs. */
 
 let whenClosed = (): void => process.exit()
 
-/** Without a reader (`… | head -1`) a command ends quietly; `fn` is for one that has something to save first. */
+/** If its reader closes the pipe (`… | head -1`), a command exits silently, or calls `fn` to save first. */
 export function onClosedPipe(fn: () => void): void {
   whenClosed = fn
 }
 
-/** Output that nobody reads any more, as of a closed terminal, is not an error, a full disk is one. */
+/** A closed pipe or terminal is not an error; a full disk is. */
 export function watchOutput(program: string): void {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     if (error.code === 'EPIPE' || (error.code === 'EIO' && process.stdout.isTTY)) return whenClosed()
@@ -21,27 +21,27 @@ export function watchOutput(program: string): void {
   process.stderr.on('error', () => {})
   const terminals = [0, 1, 2].filter((file) => isatty(file))
   process.once('exit', () => {
-    // Node resets terminals at its end and aborts where one is gone, but passes over a closed file.
+    // Node resets terminals at exit and aborts if one is gone, but skips a closed file.
     for (const file of terminals) if (!isatty(file)) closeSync(file)
   })
 }
 
-/** For people; what came from a file or a name cannot disturb the terminal. */
+/** Prints a line for people, without control characters of files or names. */
 export function line(text: string): void {
   process.stdout.write(`${visible(text)}\n`)
 }
 
-/** A word to the user beside the output; on a terminal in place of the line that is being rewritten there. */
+/** Prints a message to standard error; on a terminal it replaces the progress line. */
 export function note(text: string): void {
   process.stderr.write(`${process.stderr.isTTY ? '\r\x1b[2K' : ''}${visible(text)}\n`)
 }
 
-/** One line of JSON, for programs. */
+/** Prints one line of JSON, for programs. */
 export function jsonLine(value: unknown): void {
   process.stdout.write(`${JSON.stringify(value)}\n`)
 }
 
-/** Rows of cells under each other; the last cell of a row is as long as it likes. */
+/** Aligns cells in columns, except the last cell of a row. */
 export function table(rows: readonly (readonly string[])[]): string {
   const widths: number[] = []
   for (const row of rows) {

@@ -1,16 +1,16 @@
 import { show } from '../errors.js'
 
-/** What one value must be, for a flag and for a file alike. */
+/** Validates one value, of a flag or a file. */
 export interface Rule<T = unknown> {
   accepts(value: unknown): value is T
-  /** Said of a value that it does not accept, such as `must be a whole number from 1 to 9`. */
+  /** The error for a rejected value, such as `must be a whole number from 1 to 9`. */
   must(value: unknown): string
 }
 
 export interface NumberRules {
   min: number
   max?: number
-  /** A fraction may be given. */
+  /** Accepts fractions. */
   real?: true
 }
 
@@ -28,19 +28,19 @@ export function numberRule({ min, max, real }: NumberRules): Rule<number> {
   }
 }
 
-/** A text that fits a pattern; `must` says what that asks for. */
+/** A string that matches a pattern; `must` describes it. */
 export const textRule = (pattern: RegExp, must: string): Rule<string> => ({
   accepts: (value): value is string => typeof value === 'string' && pattern.test(value),
   must: () => must,
 })
 
-/** What is wrong with a value that came out of a file: where in it, and what that must be. */
+/** What is wrong with a value of a file: its position, and what it must be. */
 export interface Mismatch {
   at: string
   must: string
 }
 
-/** Null for a value as it must be. */
+/** Null for a valid value. */
 export type Schema = (value: unknown) => Mismatch | null
 
 const mismatch = (value: unknown, must: string): Mismatch => ({ at: '', must: `${must}, got ${show(value)}` })
@@ -55,7 +55,7 @@ export const one =
 export const list =
   (entry: Schema, min: number, max = min): Schema =>
   (value) => {
-    if (!Array.isArray(value)) return mismatch(value, 'must be a list')
+    if (!Array.isArray(value)) return mismatch(value, 'must be an array')
     const length = one(numberRule({ min, max }))(value.length)
     if (length) return within('.length', length)
     for (let i = 0; i < value.length; i++) {
@@ -65,7 +65,7 @@ export const list =
     return null
   }
 
-/** An object with these entries and no other. */
+/** An object with exactly these entries. */
 export const record =
   (entries: Record<string, Schema>): Schema =>
   (value) => {
@@ -80,5 +80,5 @@ export const record =
     return null
   }
 
-/** In words, of a record. */
+/** The message for a mismatch in a record. */
 export const explain = ({ at, must }: Mismatch): string => `${at.slice(1) || 'it'} ${must}`

@@ -9,48 +9,48 @@ import { readRun } from './language-model/saved-run.js'
 import { Stop } from './stop.js'
 
 const flags = {
-  text: text({ help: 'another way to name FILE', value: 'FILE', default: null }),
-  out: text({ help: 'where report and checkpoint go (runs/<name of FILE>)', value: 'FOLDER', default: null }),
-  resume: toggle('go on with the run in that folder, bit for bit'),
-  overwrite: toggle('start anew where the folder holds a run'),
-  json: toggle('a line of JSON for each event instead of text'),
+  text: text({ help: 'same as FILE', value: 'FILE', default: null }),
+  out: text({ help: 'run folder for report and checkpoint (runs/<name of FILE>)', value: 'FOLDER', default: null }),
+  resume: toggle('continue the run in that folder, bit for bit'),
+  overwrite: toggle('replace a run in that folder'),
+  json: toggle('print a line of JSON per event instead of text'),
   ...runFlags,
 }
 
 interface Usual {
   program: string
-  /** What is learned where no text is named, and where it goes. */
+  /** The default text, its name and its run folder. */
   text: string
   name: string
   out: string
 }
 
-/** `st-moe train`; with `usual` a program that has a text of its own and starts anew without asking. */
+/** `st-moe train`; with `usual`, a program with a default text that overwrites its last run. */
 export const trainCommand = (usual?: Usual): Command =>
   command({
     program: usual?.program ?? 'st-moe train',
-    summary: 'Trains a small language model with mixture-of-experts layers on a text, character by character.',
+    summary: 'Trains a small character-level language model with mixture-of-experts layers on a text.',
     positional: '[FILE]',
     flags,
-    notes: `The folder gets checkpoint.safetensors, report.html and its charts as SVG, and run.json.
-Ctrl-C, SIGTERM and SIGHUP finish the step, save and end with code 130, 143 or 129; a second one ends at once.`,
+    notes: `Writes checkpoint.safetensors, report.html, its charts as SVG, and run.json to the folder.
+Ctrl-C, SIGTERM and SIGHUP finish the step, save and exit with code 130, 143 or 129; a second signal stops at once.`,
     examples: [
-      ['st-moe train book.txt', 'learn a book; everything goes to runs/book'],
-      ['st-moe train book.txt --out runs/small --steps 500 --dim 64 --experts 4', 'smaller and faster'],
-      ['st-moe train --resume --out runs/small --steps 1000', 'go on, to more steps'],
+      ['st-moe train book.txt', 'train on a book; the run folder is runs/book'],
+      ['st-moe train book.txt --out runs/small --steps 500 --dim 64 --experts 4', 'a smaller, faster model'],
+      ['st-moe train --resume --out runs/small --steps 1000', 'continue, for more steps'],
       ['st-moe train book.txt --json | tee run.jsonl', 'for programs'],
     ],
     async run({ values, given, positionals }) {
-      if (positionals.length > 0 && given.text !== undefined) throw new UsageError('FILE and --text name two texts')
+      if (positionals.length > 0 && given.text !== undefined) throw new UsageError('give FILE or --text, not both')
       const named = positionals[0] ?? values.text
       const out = values.out ?? (named ? join('runs', basename(named, extname(named))) : usual?.out)
-      if (out === undefined) throw new UsageError(values.resume ? 'which run? --out names its folder' : 'which FILE?')
+      if (out === undefined) throw new UsageError(values.resume ? '--resume needs --out FOLDER' : 'missing FILE')
       const report = values.json ? jsonProgress() : textProgress()
       if (values.resume) return resumeRun({ out, named, given: runOptionsOf(given), report })
       const text = named
         ? { path: resolve(named), name: basename(named) }
         : usual && { path: usual.text, name: usual.name }
-      if (!text) throw new UsageError('which FILE?')
+      if (!text) throw new UsageError('missing FILE')
       const options = runOptionsOf(values)
       const conflict = conflictOf(options)
       if (conflict) throw new UsageError(conflict)
@@ -82,7 +82,7 @@ async function resumeRun({ out, named, given, report }: Resumed): Promise<number
   return await untilStopped(run)
 }
 
-/** Before this a signal ends the process as it always does: there is nothing to save. */
+/** Until then a signal ends the process as usual: there is nothing to save. */
 async function untilStopped(run: Run): Promise<number> {
   const stop = new Stop('finishing this step and saving')
   await run.train(stop.wanted)

@@ -37,13 +37,13 @@ export interface Row {
   fastest: number
   slowest: number
   tokensPerSecond: number
-  /** Median of the products alone. */
+  /** Median of the GEMMs alone. */
   floorMs: number
 }
 
 export interface Measurement extends Settings {
   variant: string
-  /** Share of the assignments that found a slot, 0 to 1. */
+  /** Fraction of the assignments that were dispatched, 0 to 1. */
   kept: number
   rows: Row[]
 }
@@ -51,7 +51,7 @@ export interface Measurement extends Settings {
 type What = Row['what']
 const kinds: readonly What[] = ['forward', 'forward + backward']
 
-/** Times the layer and its products, alternating, with one thread and with all. */
+/** Times the layer and its GEMMs, alternating, with one thread and with all. */
 export function measure(settings: Settings): Measurement {
   const { device, dim, experts, batch, tokens, repetitions } = settings
   setDefaultDevice(device as Device)
@@ -82,14 +82,14 @@ export function measure(settings: Settings): Measurement {
   return { ...settings, threads: most, variant, kept, rows }
 }
 
-/** At least: weights and their gradients, of the layer and of the products alone; rows of tokens and of hidden values. */
+/** Lower bound: weights and gradients, of the layer and of the GEMMs alone; token rows and hidden rows. */
 function bytesOf({ dim, experts, 'top-n': topN, batch, tokens }: Settings): number {
   const hidden = hiddenWidth('bench', dim, 4)
   const weights = experts * 3 * hidden * dim
   return 4 * (4 * weights + batch * tokens * (4 * dim + topN * 2 * hidden))
 }
 
-/** The layer, and its four products on as many rows: each a function that ends when the work is done. */
+/** The layer, and its GEMMs alone on as many rows: each a function that returns when the device is done. */
 function programs({ dim, experts, 'top-n': topN, batch, tokens, 'compute-dtype': computeDtype }: Settings) {
   const moe = new MoE({ dim, numExperts: experts, gatingTopN: topN, computeDtype })
   const x = randn([batch, tokens, dim], { requiresGrad: true })
@@ -101,7 +101,7 @@ function programs({ dim, experts, 'top-n': topN, batch, tokens, 'compute-dtype':
   const middle = randn([rows, hidden], { requiresGrad: true })
   const w1 = randn([experts, 2 * hidden, dim], { requiresGrad: true })
   const w2 = randn([experts, dim, hidden], { requiresGrad: true })
-  const products = (): Tensor[] => [
+  const gemms = (): Tensor[] => [
     ops.groupedGemm(input, w1, sizes, { computeDtype }),
     ops.groupedGemm(middle, w2, sizes, { computeDtype }),
   ]
@@ -114,8 +114,8 @@ function programs({ dim, experts, 'top-n': topN, batch, tokens, 'compute-dtype':
     x.grad = null
   }
   const floor = (what: What): void => {
-    if (what === 'forward') return void noGrad(() => products().map((y) => y.slice(0, 0, 1).sum().item()))
-    for (const y of products()) y.backward(y)
+    if (what === 'forward') return void noGrad(() => gemms().map((y) => y.slice(0, 0, 1).sum().item()))
+    for (const y of gemms()) y.backward(y)
     w1.grad!.slice(0, 0, 1).sum().item()
     for (const t of [input, middle, w1, w2]) t.grad = null
   }

@@ -3,13 +3,13 @@ import { type DeviceInfo, devices, getNumThreads, pluginPath } from '../../devic
 import { addonFile } from '../../native.js'
 import { type SelfTest, selfTest } from './self-test.js'
 
-/** What is known once the addon is loaded. Importing this file loads it. */
+/** Facts that need the addon. Importing this file loads it. */
 export interface PackageFacts {
   addon: string
   threads: number
-  /** The CUDA plugin that is there, or that ST_MOE_CUDA_LIBRARY names. */
+  /** The file of the CUDA plugin, if it exists or ST_MOE_CUDA_LIBRARY names it. */
   plugin: string | null
-  /** cuBLAS, once a card has used it. */
+  /** The file of cuBLAS, once a GPU has used it. */
   cublas: string | null
   devices: (DeviceInfo & { selfTest?: SelfTest })[]
 }
@@ -25,7 +25,7 @@ export function packageFacts(): PackageFacts {
   }
 }
 
-/** The file of a library that this process has opened, as Linux tells it. */
+/** The file of a loaded library, on Linux. */
 function loadedLibrary(pattern: RegExp): string | null {
   try {
     return pattern.exec(readFileSync('/proc/self/maps', 'utf8'))?.[0] ?? null

@@ -1,18 +1,18 @@
 import { type Device, Generator, MoE, manualSeed, randn, scope, type Tensor } from '../../index.js'
 
-/** What the layer computes on a device, in short. */
+/** How accurately a device computes the layer. */
 export interface SelfTest {
   passed: boolean
-  /** Largest difference of the f32 outputs from those in f64, relative to the largest output. */
+  /** Largest difference between f32 and f64 outputs, relative to the largest output. */
   outputError: number
-  /** Relative difference of a directional derivative by the backward from one by differences, in f64. */
+  /** Relative difference between a directional derivative by the backward and by finite differences, in f64. */
   gradientError: number
-  /** What was thrown. */
+  /** The message of an exception. */
   error?: string
 }
 
 const [B, N, D, E] = [2, 24, 16, 4]
-/** f32 carries 24 bits through sums of some 40 products. */
+/** Sums of about 40 products with 24 bits of precision. */
 const outputTolerance = 1e-4
 const gradientTolerance = 1e-6
 const h = 1e-5
@@ -31,32 +31,32 @@ export function selfTest(device: Device): SelfTest {
 function layer(device: Device, dtype: 'f32' | 'f64'): MoE {
   manualSeed(11)
   const options = { dim: D, numExperts: E, gatingTopN: 2, thresholdTrain: 0, device, dtype }
-  // A straight-through gradient is not that of the outputs.
+  // The straight-through gradient is not the gradient of the outputs.
   return new MoE({ ...options, straightThroughDispatchTensor: false })
 }
 
-const drawn = (step: number): Tensor =>
+const sample = (step: number): Tensor =>
   randn([B, N, D], { generator: new Generator(5, step), dtype: 'f64', device: 'cpu' })
 
 function outputErrorOn(device: Device): number {
-  using wide = layer('cpu', 'f64')
-  using narrow = layer(device, 'f32')
-  narrow.loadStateDict(wide.stateDict())
-  const x = drawn(0)
-  const expected = wide.forward(x).outputs.dataSync()
-  const outputs = narrow.forward(x.to('f32').to(device)).outputs.dataSync()
+  using reference = layer('cpu', 'f64')
+  using tested = layer(device, 'f32')
+  tested.loadStateDict(reference.stateDict())
+  const x = sample(0)
+  const expected = reference.forward(x).outputs.dataSync()
+  const outputs = tested.forward(x.to('f32').to(device)).outputs.dataSync()
   const largest = (values: ArrayLike<number>): number => Math.max(...Array.from(values, Math.abs))
   return largest(Array.from(outputs, (value, i) => value - expected[i])) / largest(expected)
 }
 
-/** d loss(x + t v) / dt at 0, twice: by the backward, and by (loss(x + h v) − loss(x − h v)) / 2h. */
+/** Compares d loss(x + t v) / dt at 0 by the backward with (loss(x + h v) − loss(x − h v)) / 2h. */
 function gradientErrorOn(device: Device): number {
   using moe = layer(device, 'f64')
   const loss = (x: Tensor): Tensor => {
     const { outputs, totalAuxLoss } = moe.forward(x)
     return outputs.square().mean().add(totalAuxLoss)
   }
-  const [x, v] = [drawn(0).to(device), drawn(1).to(device)]
+  const [x, v] = [sample(0).to(device), sample(1).to(device)]
   const leaf = x.clone()
   leaf.requiresGrad = true
   loss(leaf).backward()

@@ -3,12 +3,12 @@ import { availableParallelism, cpus, totalmem } from 'node:os'
 import { addonPlaces, glibc } from '../../addon.js'
 import { packageVersion } from '../version.js'
 
-/** What is known without the addon. */
+/** Facts that do not need the addon. */
 export interface SystemFacts {
   version: string
   runtime: { name: string; version: string; nodeApi: string | null; modules: string | null; supported: boolean }
   platform: string
-  /** Such as `glibc 2.36`; null where Node does not tell. */
+  /** Such as `glibc 2.36`; null if Node does not report it. */
   libc: string | null
   cpu: { model: string; cores: number; features: string[] | null; memory: number }
   places: { folder: string; addons: string[] }[]
@@ -43,11 +43,11 @@ function libc(): string | null {
     const version = glibc()
     return version ? `glibc ${version}` : 'not glibc'
   } catch {
-    return null // not every runtime has reports
+    return null // this runtime has no reports
   }
 }
 
-/** Those that kernels are chosen by; null where the system does not list them. */
+/** Features that select kernels; null if the system does not list them. */
 const interesting =
   /^(sse4_2|avx|f16c|fma|bmi2|avx2|avx512(f|bw|dq|vl|cd|_bf16|_fp16)|amx_(bf16|tile)|asimd|bf16|i8mm|sve2?)$/
 

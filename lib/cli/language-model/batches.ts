@@ -1,12 +1,12 @@
 import { Generator, rand } from '../../index.js'
 
-/** Input and target of one step: `batch` sequences one after another; the target is the next character. */
+/** Input and target of one step: `batch` concatenated sequences; the target is the next character. */
 export interface Batch {
   input: Int32Array
   target: Int32Array
 }
 
-/** Cuts the sequences that start at `starts` out of a text. */
+/** Copies the sequences at `starts` from a text. */
 export function cut(text: Int32Array, starts: readonly number[], context: number): Batch {
   const input = new Int32Array(starts.length * context)
   const target = new Int32Array(starts.length * context)
@@ -18,8 +18,8 @@ export function cut(text: Int32Array, starts: readonly number[], context: number
 }
 
 /**
- * The training text in a random order: an epoch shifts the grid of sequences by a random offset and shuffles it, so
- * that every character is seen once. What a step sees depends on seed and step alone: there is no state to save.
+ * The training text in random order: an epoch shifts the grid of sequences by a random offset and shuffles it, and
+ * visits every sequence once. The batch of a step depends only on seed and step, so there is no state to save.
  */
 export class Batches {
   readonly #text: Int32Array
@@ -50,8 +50,8 @@ export class Batches {
   }
 
   #shuffle(epoch: number): void {
-    using drawn = rand([this.#sequences + 1], { generator: new Generator(this.#seed, epoch), dtype: 'f64' })
-    const [first, ...keys] = drawn.dataSync()
+    using uniforms = rand([this.#sequences + 1], { generator: new Generator(this.#seed, epoch), dtype: 'f64' })
+    const [first, ...keys] = uniforms.dataSync()
     const offset = Math.floor(first * this.#context)
     const order = keys.map((_, i) => i).sort((a, b) => keys[a] - keys[b])
     this.#starts = order.map((i) => offset + i * this.#context)

@@ -1,17 +1,17 @@
 import { html, Markup } from '../markup.js'
 
-/** Small SVG charts that need nothing outside themselves and follow the reader's light or dark setting. */
+/** Small self-contained SVG charts that follow the reader's light or dark setting. */
 
 export type Point = readonly [x: number, y: number]
 
 export interface Line {
   name: string
-  /** A style of the sheet below. */
-  look: 'training' | 'heldOut'
+  /** A class of the style sheet below. */
+  kind: 'training' | 'heldOut'
   points: readonly Point[]
 }
 
-/** A horizontal line to compare with. */
+/** A horizontal reference line. */
 export interface Level {
   name: string
   value: number
@@ -47,7 +47,7 @@ const style = new Markup(`
 .chart text.level { fill: var(--rust); stroke: none }
 ${Array.from({ length: 9 }, (_, i) => `.chart .l${i} { fill: var(--l${i}) }`).join(' ')}`)
 
-/** A whole SVG document around what is drawn. */
+/** An SVG document with this content. */
 export function svg(title: string, height: number, body: readonly Markup[]): Markup {
   const size = html`viewBox="0 0 ${chartWidth} ${height}"`
   return html`<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" aria-label="${title}" ${size}>
@@ -58,7 +58,7 @@ ${body}
 `
 }
 
-/** Round numbers from `min` to `max`, about `count` of them. */
+/** About `count` round numbers from `min` to `max`. */
 export function ticks(min: number, max: number, count: number): number[] {
   const raw = (max - min) / count
   const magnitude = 10 ** Math.floor(Math.log10(raw))
@@ -68,7 +68,7 @@ export function ticks(min: number, max: number, count: number): number[] {
   return Array.from({ length: last - first + 1 }, (_, i) => (first + i) * step)
 }
 
-/** Moves label positions apart, keeping their order, so that no two are nearer than `distance`. */
+/** Moves label positions apart, in order, to at least `distance`. */
 function spread(positions: readonly number[], distance: number): number[] {
   const order = positions.map((_, i) => i).sort((a, b) => positions[a] - positions[b])
   const placed = [...positions]
@@ -96,10 +96,10 @@ export function lineChart(chart: LineChart): Markup {
   const edge = chartWidth - right
   const visible = levels.filter(({ value }) => value >= y.min && value <= y.max)
   const labels = [
-    ...visible.map(({ name, value }) => ({ text: `${name} ${y.format(value)}`, look: 'level', y: toY(value) })),
-    ...lines.map(({ name, look, points }) => ({ text: name, look, y: toY(points.at(-1)?.[1] ?? y.min) })),
+    ...visible.map(({ name, value }) => ({ text: `${name} ${y.format(value)}`, kind: 'level', y: toY(value) })),
+    ...lines.map(({ name, kind, points }) => ({ text: name, kind, y: toY(points.at(-1)?.[1] ?? y.min) })),
   ]
-  const places = spread(
+  const positions = spread(
     labels.map((label) => label.y),
     17,
   )
@@ -112,19 +112,19 @@ export function lineChart(chart: LineChart): Markup {
     ...xAxis(x, height, toX),
     html`<text class="mid" transform="rotate(-90)" x="${at(-(top + height - bottom) / 2)}" y="14">${y.label}</text>`,
     ...visible.map(({ value }) => html`<path class="level" d="M${left} ${at(toY(value))}H${edge}"/>`),
-    ...lines.map(({ look, points }) => html`<path class="${look}" d="${pathOf(points, toX, toY)}"/>`),
+    ...lines.map(({ kind, points }) => html`<path class="${kind}" d="${pathOf(points, toX, toY)}"/>`),
     ...lines
-      .filter(({ look }) => look === 'heldOut')
+      .filter(({ kind }) => kind === 'heldOut')
       .flatMap(({ points }) =>
         points.map((p) => html`<circle class="heldOut" cx="${at(toX(p[0]))}" cy="${at(toY(p[1]))}" r="3.5"/>`),
       ),
     ...labels.map(
-      ({ text, look }, i) => html`<text class="${look}" x="${edge + 10}" y="${at(places[i] + 4)}">${text}</text>`,
+      ({ text, kind }, i) => html`<text class="${kind}" x="${edge + 10}" y="${at(positions[i] + 4)}">${text}</text>`,
     ),
   ])
 }
 
-/** Numbers and name of the horizontal axis. */
+/** Labels of the horizontal axis. */
 export function xAxis(x: { label: string; max: number }, height: number, toX: (value: number) => number): Markup[] {
   const middle = (left + chartWidth - right) / 2
   return [
@@ -140,7 +140,7 @@ function pathOf(points: readonly Point[], toX: (x: number) => number, toY: (y: n
   return points.map(([x, y], i) => `${i === 0 ? 'M' : 'L'}${at(toX(x))} ${at(toY(y))}`).join('')
 }
 
-/** Means over at most `count` stretches of equal length, each at its middle; a value stands for `stride` steps. */
+/** Means over at most `count` intervals of equal length, each at its middle; a value covers `stride` steps. */
 export function binned(values: readonly number[], count: number, stride: number): Point[] {
   return bins(values.length, count).map(([from, to]) => {
     let sum = 0
@@ -149,7 +149,7 @@ export function binned(values: readonly number[], count: number, stride: number)
   })
 }
 
-/** 0 … length cut into at most `count` stretches. */
+/** Splits 0 … length into at most `count` intervals. */
 export function bins(length: number, count: number): [from: number, to: number][] {
   const used = Math.min(count, length)
   const bound = (i: number): number => Math.round((i * length) / used)

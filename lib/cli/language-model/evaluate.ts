@@ -4,8 +4,8 @@ import { cut } from './batches.js'
 import type { LanguageModel } from './model.js'
 
 /**
- * Runs `fn` with the model in evaluation mode and leaves the random numbers of training as they were: however often a
- * run is evaluated, it learns the same.
+ * Runs `fn` with the model in evaluation mode and restores the random state, so that evaluations do not change
+ * training.
  */
 export async function evaluating<T>(model: LanguageModel, generator: Generator, fn: () => T | Promise<T>): Promise<T> {
   const { seed, step } = generator
@@ -19,8 +19,8 @@ export async function evaluating<T>(model: LanguageModel, generator: Generator, 
 }
 
 /**
- * Mean loss in nats per character over the text, in sequences that follow each other; with `part` below 1 over that
- * part of them, evenly spread. null where `stopped` says so before the end.
+ * Mean loss over the text in nats per character, on consecutive sequences; with `part` below 1 on that fraction of
+ * them, evenly spread. Returns null if stopped.
  */
 export async function heldOutLoss(
   model: LanguageModel,

@@ -11,14 +11,14 @@ const bottom = 48
 
 export interface ExpertLoad {
   history: Pick<History, 'load' | 'stride' | 'steps'>
-  /** [layer][expert]: the characters that it prefers. */
+  /** [layer][expert]: the characters that the router prefers to send to it. */
   preferred: readonly string[][][]
   steps: number
 }
 
 /**
- * A heat map for each layer: one row an expert, time to the right, colour for its share of the first choices relative to
- * the 1/E of perfect balance. At the end of a row: the last share, and the characters that the expert prefers.
+ * A heat map per layer with one row per expert and time to the right. The color is its share of the top-1 assignments,
+ * relative to 1/E. At the end of a row: the last share, and the preferred characters.
  */
 export function expertLoadChart({ history, preferred, steps }: ExpertLoad): Markup {
   const { load } = history
@@ -35,25 +35,25 @@ export function expertLoadChart({ history, preferred, steps }: ExpertLoad): Mark
       const y = y0 + expert * row
       const shares = binnedShares(history, layer, expert)
       const last = `${((shares.at(-1)?.share ?? 0) * 100).toFixed(0)} %`
-      const likes = (preferred[layer]?.[expert] ?? []).join(' ')
+      const preferences = (preferred[layer]?.[expert] ?? []).join(' ')
       body.push(
         ...cells(shares, experts, y, toX),
         html`<text class="end small" x="${left - 8}" y="${y + 11}">${expert + 1}</text>`,
         html`<text class="end small" x="${edge + 38}" y="${y + 11}">${last}</text>`,
-        html`<text class="ink small" x="${edge + 50}" y="${y + 11}">${likes}</text>`,
+        html`<text class="ink small" x="${edge + 50}" y="${y + 11}">${preferences}</text>`,
       )
     }
   }
-  return svg('Load of the experts over time', height, body)
+  return svg('Expert load over time', height, body)
 }
 
-interface Stretch {
+interface Interval {
   from: number
   to: number
   share: number
 }
 
-function binnedShares({ load, stride, steps }: ExpertLoad['history'], layer: number, expert: number): Stretch[] {
+function binnedShares({ load, stride, steps }: ExpertLoad['history'], layer: number, expert: number): Interval[] {
   return bins(load.length, 120).map(([from, to]) => {
     let sum = 0
     for (let i = from; i < to; i++) sum += load[i][layer][expert]
@@ -61,12 +61,12 @@ function binnedShares({ load, stride, steps }: ExpertLoad['history'], layer: num
   })
 }
 
-/** Level 4 is balance, each level a quarter of the fair share away from the next. */
+/** Level 4 is the fair share 1/E; levels are a quarter of it apart. */
 const levelOf = (share: number, experts: number): number =>
   Math.max(0, Math.min(8, Math.round(4 + (share * experts - 1) * 4)))
 
-/** Rectangles of one row; neighbours of one level become one. */
-function cells(shares: readonly Stretch[], experts: number, y: number, toX: (step: number) => number): Markup[] {
+/** Rectangles of one row; neighbors of one level are merged. */
+function cells(shares: readonly Interval[], experts: number, y: number, toX: (step: number) => number): Markup[] {
   const runs: { from: number; to: number; level: number }[] = []
   for (const { from, to, share } of shares) {
     const level = levelOf(share, experts)
@@ -86,7 +86,7 @@ function legend(): Markup[] {
   const label = (level: number, text: string): Markup =>
     html`<text class="mid small" x="${x0 + (level + 0.5) * width}" y="32">${text}</text>`
   return [
-    html`<text x="${left}" y="17">share of the characters, 1 = perfect balance</text>`,
+    html`<text x="${left}" y="17">share of the characters, 1 = even split</text>`,
     ...Array.from(
       { length: 9 },
       (_, i) => html`<rect class="l${i}" x="${x0 + i * width}" y="6" width="${width}" height="14"/>`,

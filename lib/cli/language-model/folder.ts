@@ -7,13 +7,13 @@ import { note } from '../output.js'
 import { type Lock, takeLock } from './lock.js'
 import { checkpointIn, runName, type SavedRun } from './saved-run.js'
 
-/** The folder of a run while this process, and no other, writes to it. */
+/** The folder of a run, locked for writing by this process. */
 export class RunFolder {
   readonly path: string
   readonly #lock: Lock
   readonly #unlock = (): void => this.#lock.release()
 
-  /** Makes the folder where there is none. */
+  /** Creates the folder if it does not exist. */
   constructor(path: string) {
     this.path = path
     try {
@@ -24,7 +24,7 @@ export class RunFolder {
       throw new Failure(`${path} cannot be written to: ${(error as Error).message}`)
     }
     const { missing } = this.#lock
-    if (missing) note(`${path} cannot be locked (${missing}): let no other process train there`)
+    if (missing) note(`${path} cannot be locked (${missing}): make sure that no other process trains there`)
     process.once('exit', this.#unlock)
   }
 
@@ -32,7 +32,7 @@ export class RunFolder {
     return existsSync(checkpointIn(this.path))
   }
 
-  /** Takes an earlier run away. */
+  /** Removes an earlier run. */
   clear(): void {
     rmSync(checkpointIn(this.path), { force: true })
   }
@@ -49,7 +49,7 @@ export class RunFolder {
     }
   }
 
-  /** Text files by name; each appears whole. */
+  /** Writes text files atomically, by name. */
   write(files: Record<string, string>): void {
     try {
       for (const [name, text] of Object.entries(files)) writeAtomicSync(join(this.path, name), [Buffer.from(text)])
@@ -58,11 +58,11 @@ export class RunFolder {
     }
   }
 
-  /** What a full or broken disk means for the run: a checkpoint that is there is whole. */
+  /** Adds to an error about the disk that the last checkpoint is intact. */
   #unwritten(error: unknown): unknown {
     if (!(error instanceof MoeError && error.code === 'FILE_SYSTEM')) return error
     const next = this.hasCheckpoint
-      ? `the last checkpoint is intact: --resume --out ${this.path} goes on from it`
+      ? `the last checkpoint is intact: --resume --out ${this.path} continues from it`
       : 'the run has no checkpoint yet'
     return new Failure(`${error.message}; ${next}`)
   }
@@ -73,14 +73,14 @@ export class RunFolder {
   }
 }
 
-/** One folder after another: Node's recursive mkdir never ends under /proc. */
+/** Creates one folder at a time, because Node's recursive mkdir never returns under /proc. */
 function makeFolder(path: string): void {
   try {
     mkdirSync(path)
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
     if (code === 'EEXIST' && statSync(path).isDirectory()) return
-    if (code === 'EEXIST') throw new Error('it is not a folder')
+    if (code === 'EEXIST') throw new Error('not a folder')
     if (code !== 'ENOENT' || dirname(path) === path) throw error
     makeFolder(dirname(path))
     mkdirSync(path)

@@ -1,19 +1,19 @@
 import { list, numberRule, one, record, type Schema, textRule } from '../rules.js'
 
-/** What a run remembers for its report; travels in the checkpoint as JSON. */
+/** What a run records for its report; stored in the checkpoint as JSON. */
 export interface History {
   /** Steps done. */
   steps: number
-  /** Steps that an entry of `loss`, `dropped` and `load` is the mean of; the last may have fewer. */
+  /** Steps per entry of `loss`, `dropped` and `load`, which is their mean; the last entry may have fewer. */
   stride: number
   /** Training loss, nats per character. */
   loss: number[]
-  /** Share of characters that no expert had room for, mean over the layers. */
+  /** Fraction of fully dropped characters, mean over the layers. */
   dropped: number[]
-  /** [entry][layer][expert]: share of the characters whose first choice it is. */
+  /** [entry][layer][expert]: fraction of the characters whose top-1 expert it is. */
   load: number[][][]
   evaluations: Evaluation[]
-  /** Spent in training, evaluations left out. */
+  /** Time spent in training, without evaluations. */
   seconds: number
 }
 
@@ -42,10 +42,10 @@ export const emptyHistory = (): History => ({
   seconds: 0,
 })
 
-/** Numbers that the loads may hold in all: about 30 MB of JSON. */
+/** Numbers in all of `load`: about 30 MB of JSON. */
 const maxLoads = 4e6
 
-/** Adds a step. A history that gets long goes on with entries of twice as many steps. */
+/** Adds a step. A long history doubles the steps per entry. */
 export function recordStep(history: History, entry: HistoryEntry): void {
   const within = history.steps % history.stride
   if (within === 0) {
@@ -59,7 +59,7 @@ export function recordStep(history: History, entry: HistoryEntry): void {
   history.steps++
 }
 
-/** Even, so that halving leaves whole entries. */
+/** Even, so that it can be halved. */
 const maxEntries = ({ load }: HistoryEntry): number =>
   2 * Math.floor(Math.min(2048, Math.max(8, maxLoads / load.flat().length / 2)))
 
@@ -101,12 +101,12 @@ const rounded = ({ loss, dropped, load }: HistoryEntry): HistoryEntry => ({
   load: load.map((layer) => layer.map(round)),
 })
 
-/** Evaluations that a history holds at most. */
+/** Maximum number of evaluations in a history. */
 const maxEvaluations = 1024
-/** Characters of a sample at most. */
+/** Maximum number of characters in a sample. */
 export const longestSample = 600
 
-/** Adds an evaluation. A history that has many goes on with every second of them. */
+/** Adds an evaluation. A full history keeps every second one. */
 export function recordEvaluation(history: History, evaluation: Evaluation): void {
   if (history.evaluations.length >= maxEvaluations)
     history.evaluations = history.evaluations.filter((_, i) => i % 2 === 0)
@@ -116,10 +116,10 @@ export function recordEvaluation(history: History, evaluation: Evaluation): void
 const loss = one(numberRule({ min: 0, real: true }))
 const share = one(numberRule({ min: 0, max: 1, real: true }))
 const sample = one(
-  textRule(new RegExp(`^.{0,${longestSample}}$`, 'su'), `must be a text of at most ${longestSample} characters`),
+  textRule(new RegExp(`^.{0,${longestSample}}$`, 'su'), `must be a string of at most ${longestSample} characters`),
 )
 
-/** What a history read from a file must be, of a run that has done so many steps. */
+/** Validates a history from a file, for a run with so many completed steps. */
 export const historySchema =
   ({ steps, layers, experts }: { steps: number; layers: number; experts: number }): Schema =>
   (value) => {

@@ -15,18 +15,18 @@ import { native } from '../../native.js'
 import { Failure } from '../errors.js'
 
 export interface Lock {
-  /** Why the file system has no locks; null where this process holds one. */
+  /** The error of a file system without locks; null if this process holds the lock. */
   readonly missing: string | null
   release(): void
 }
 
-/** A link is not followed, and a pipe does not block. Windows has neither flag. */
+/** Does not follow links or block on pipes. Windows has neither flag. */
 const openFlags = constants.O_RDWR | constants.O_CREAT | (constants.O_NOFOLLOW ?? 0) | (constants.O_NONBLOCK ?? 0)
 
 /**
- * Takes the lock that a file stands for, or throws a Failure where another process has it. The lock is the kernel's: it
- * ends with its process, however that ends, and is seen by all containers of a machine and all machines of an NFS. That
- * the file is there, and what it says, means nothing; its text is for people.
+ * Locks a file, or throws a Failure if another process holds the lock. It is a kernel lock: the system releases it when
+ * the process ends, and it works across the containers of a machine and the machines of an NFS. The existence of the
+ * file means nothing, and its text is only for people.
  */
 export function takeLock(path: string): Lock {
   for (;;) {
@@ -36,7 +36,7 @@ export function takeLock(path: string): Lock {
       const error = native.lockFile(file)
       if (error === system.errno.EAGAIN) throw new Failure(`${dirname(path)} is in use by ${ownerOf(file)}`)
       if (error === 0) {
-        // Who had it before may have removed the file between our open and our lock: then it protects nothing.
+        // The last holder may have removed the file between our open and our lock: then the lock protects nothing.
         if (!isStill(path, file)) {
           closeSync(file)
           continue
@@ -61,7 +61,7 @@ function sign(file: number): void {
     ftruncateSync(file)
     writeSync(file, `process ${process.pid} on ${hostname()}`, 0)
   } catch {
-    // A full disk takes no text, which is for people only.
+    // On a full disk the file has no text, which is only for people.
   }
 }
 
@@ -74,12 +74,12 @@ function ownerOf(file: number): string {
 const nameOf = (error: number): string =>
   Object.entries(system.errno).find(([, number]) => number === error)?.[0] ?? `error ${error}`
 
-/** Removed while it is still locked, unless somebody has put another in its place. */
+/** Removes the file while it is still locked, unless another file has replaced it. */
 function release(path: string, file: number, held: boolean): void {
   try {
     if (held && isStill(path, file)) rmSync(path)
   } catch {
-    // One that stays is no obstacle.
+    // A leftover file does not block the next run.
   }
   closeSync(file)
 }

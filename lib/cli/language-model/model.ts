@@ -26,7 +26,7 @@ export interface ModelOptions {
   computeDtype: ComputeDType
 }
 
-/** A weight [out, in] that starts normal with a standard deviation. */
+/** A weight [out, in] from a normal distribution with this standard deviation. */
 function normal(shape: readonly number[], deviation: number): Parameter {
   using unit = randn(shape)
   using values = unit.mul(deviation)
@@ -34,8 +34,9 @@ function normal(shape: readonly number[], deviation: number): Parameter {
 }
 
 /**
- * Positions [N, D] as sines and cosines with periods from 2π to 2π N (Vaswani et al., arXiv 1706.03762, §3.5; theirs go
- * further). A start from which looking one character back is quickly learned; trained like all others.
+ * Positional embeddings [N, D], initialized as sines and cosines with periods from 2π to 2π N (Vaswani et al., arXiv
+ * 1706.03762, §3.5, use longer periods) and then trained. From there attention quickly learns to look one character
+ * back.
  */
 function sinusoids(context: number, dim: number, deviation: number): Parameter {
   const values = Float32Array.from({ length: context * dim }, (_, i) => {
@@ -57,16 +58,16 @@ class Layer extends Module {
     super()
     this.norm = new RMSNorm(dim)
     this.attention = new CausalSelfAttention(dim, { heads, computeDtype })
-    // What a layer adds starts small, so that the sum over layers does not grow with their number.
+    // Small initial outputs, so that the residual stream does not grow with the number of layers.
     this.attention.out.weight.dispose()
     this.attention.out.weight = normal([dim, dim], 1 / Math.sqrt(2 * layers * dim))
     const moe = new MoE({
       dim,
       numExperts: experts,
       gatingTopN: topN,
-      // Two choices a token need twice the places of one.
+      // Two experts per token need twice the capacity of one.
       capacityFactorTrain: topN,
-      // With C = N nothing is dropped, and no token's route depends on tokens behind it; nor on chance.
+      // With C = N nothing is dropped, so routing does not depend on later tokens, nor on random numbers.
       capacityFactorEval: experts,
       thresholdEval: 0,
       computeDtype,
@@ -80,7 +81,9 @@ class Layer extends Module {
   }
 }
 
-/** A transformer with a mixture of experts in every layer: i32 characters [B, N] → logits [B, N, V] of the next ones. */
+/**
+ * A transformer with a mixture of experts in every layer: i32 characters [B, N] → logits [B, N, V] of the next ones.
+ */
 export class LanguageModel extends Module {
   readonly context: number
   tokens: Embedding
@@ -116,19 +119,19 @@ export class LanguageModel extends Module {
   }
 }
 
-/** Bytes of the weights at least. The dense feed-forward behind the experts counts as one of them. */
+/** Lower bound of the bytes of the weights. The dense feed-forward after the experts counts as one expert. */
 export function weightBytes({ vocabulary, context, dim, layers, experts }: ModelOptions): number {
   const hidden = hiddenWidth('st-moe train', dim, 4)
   return 4 * (layers * (4 * dim * dim + (experts + 1) * 3 * hidden * dim) + (2 * vocabulary + context) * dim)
 }
 
 /**
- * Bytes that training takes at least: weights, their gradients and the two moments of AdamW, and what a step keeps for
- * its backward.
+ * Lower bound of the bytes for training: weights, their gradients, the two moments of AdamW, and the tensors that a
+ * step saves for its backward.
  */
 export function trainingBytes(options: ModelOptions, batch: number): number {
   const { vocabulary, context, dim, layers, topN } = options
   const hidden = hiddenWidth('st-moe train', dim, 4)
-  const kept = batch * context * (layers * (8 * dim + (topN + 1) * 2 * hidden) + 2 * vocabulary)
-  return 4 * (weightBytes(options) + kept)
+  const saved = batch * context * (layers * (8 * dim + (topN + 1) * 2 * hidden) + 2 * vocabulary)
+  return 4 * (weightBytes(options) + saved)
 }

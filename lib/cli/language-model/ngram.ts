@@ -1,14 +1,14 @@
 /**
- * Counts of n characters, the yardstick of a language model: what can be said about the next character from the n − 1
- * before it. Smoothed by Witten and Bell's interpolation, which has nothing to tune: with c the count of a context and
- * u the number of different characters seen after it,
+ * An n-gram model of characters, the baseline of the language model. It predicts a character from the n − 1 before it,
+ * with Witten-Bell interpolation, which has no hyperparameters. With c the count of a context and u the number of
+ * different characters seen after it,
  *
  *   p_n(x | context) = (count(context x) + u · p_{n−1}(x | shorter context)) / (c + u),   p_0 = 1 / V
  */
 interface Level {
-  /** Occurrences of context and character, keyed as one number in base V. */
+  /** Counts of n-grams, keyed by a number in base V. */
   pairs: Map<number, number>
-  /** By context: occurrences, and different characters after it. */
+  /** By context: its count, and the number of different characters after it. */
   contexts: Map<number, { count: number; followers: number }>
 }
 
@@ -37,12 +37,12 @@ function keyOf(text: Int32Array, from: number, to: number, V: number): number {
   return key
 }
 
-/** Characters that are counted at most: a Map holds no more than 2^24 entries. */
+/** Maximum number of counted characters: a Map has at most 2^24 entries. */
 const maxCounted = 2 ** 22
 
 /**
- * Loss on the held-out text, in nats per character, of counts of 1, 2, … up to 4 characters of the training text: of as
- * many as a number can tell apart, at the beginning of a long text.
+ * Loss of 1-gram to 4-gram models on the held-out text, in nats per character; fewer if the keys of a large vocabulary
+ * exceed a number. They count the beginning of a long training text.
  */
 export function ngramLosses(training: Int32Array, heldOut: Int32Array, V: number): number[] {
   const highest = ngramNames.findLastIndex((_, i) => V ** (i + 1) <= Number.MAX_SAFE_INTEGER) + 1
@@ -62,4 +62,4 @@ export function ngramLosses(training: Int32Array, heldOut: Int32Array, V: number
   return Array.from(total, (sum) => sum / (heldOut.length - highest + 1))
 }
 
-export const ngramNames = ['unigram', 'bigram', 'trigram', 'four-gram']
+export const ngramNames = ['unigram', 'bigram', 'trigram', '4-gram']

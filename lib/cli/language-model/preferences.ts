@@ -3,8 +3,8 @@ import { cut } from './batches.js'
 import type { LanguageModel } from './model.js'
 
 /**
- * The characters that each expert prefers, [layer][expert]: those that the router sends to it, as first choice, most
- * often in relation to how often it sends them anywhere. Rare characters do not count.
+ * The preferred characters of each expert, [layer][expert]: those with the largest fraction of top-1 assignments to it,
+ * without rare characters.
  */
 export function preferredCharacters(
   model: LanguageModel,
@@ -20,10 +20,10 @@ export function preferredCharacters(
     const { routed } = noGrad(() => model.forward(tensor(input, [available, context])))
     return routed.map(({ routing }) => {
       const K = routing.expertIndex.shape[2]
-      const choice = routing.expertIndex.dataSync()
+      const expertIndex = routing.expertIndex.dataSync()
       const visits = Array.from({ length: routing.numExperts }, () => new Map<number, number>())
       for (const [i, character] of input.entries()) {
-        const seen = visits[choice[i * K]]
+        const seen = visits[expertIndex[i * K]]
         seen.set(character, (seen.get(character) ?? 0) + 1)
       }
       return visits.map((seen) => strongest(seen, input, count).map((character) => visible(vocabulary[character])))
@@ -41,5 +41,5 @@ function strongest(visits: ReadonlyMap<number, number>, input: Int32Array, count
     .slice(0, count)
 }
 
-/** Blanks as signs that can be seen. */
+/** Shows whitespace as visible symbols. */
 const visible = (character: string): string => ({ ' ': '␣', '\n': '↵', '\t': '⇥' })[character] ?? character

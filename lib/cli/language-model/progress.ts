@@ -2,7 +2,7 @@ import { jsonLine } from '../output.js'
 import { visible, visibleName } from '../visible.js'
 import { mean } from './history.js'
 
-/** What happens in a run. */
+/** An event of a run. */
 export type RunEvent =
   | {
       event: 'start'
@@ -12,7 +12,7 @@ export type RunEvent =
       vocabulary: number
       parameters: number
       charactersPerStep: number
-      /** Held-out loss of n-gram counts, nats per character. */
+      /** Held-out loss of the n-gram baselines, nats per character. */
       counts: Record<string, number>
     }
   | { event: 'resume'; step: number }
@@ -22,10 +22,10 @@ export type RunEvent =
 
 export type Report = (event: RunEvent) => void
 
-/** A line of JSON for each event. */
+/** A line of JSON per event. */
 export const jsonProgress = (): Report => jsonLine
 
-/** One line that is rewritten on a terminal; elsewhere, such as in a log file, a line every few seconds. */
+/** A terminal shows one updated line; other outputs, such as log files, get a line every few seconds. */
 export function textProgress(out: Pick<NodeJS.WriteStream, 'isTTY' | 'columns' | 'write'> = process.stdout): Report {
   const pace = new Pace(out.isTTY ? 100 : 5000)
   const say = (text: string): void => {
@@ -47,7 +47,7 @@ export function textProgress(out: Pick<NodeJS.WriteStream, 'isTTY' | 'columns' |
         for (const name of ['loss', 'dropped'] as const) recent[name] = [...recent[name].slice(-19), event[name]]
         if (!pace.next(event.step === event.steps)) return
         const smooth = { ...event, loss: mean(recent.loss), dropped: mean(recent.dropped) }
-        const width = out.isTTY ? (out.columns || 80) - 1 : Number.POSITIVE_INFINITY // some terminals do not tell
+        const width = out.isTTY ? (out.columns || 80) - 1 : Number.POSITIVE_INFINITY // some terminals report no width
         const line = progressLine(smooth, charactersPerStep, pace.seconds, width)
         out.write(out.isTTY ? `\r\x1b[2K${line}` : `${line}\n`)
         return
@@ -56,16 +56,16 @@ export function textProgress(out: Pick<NodeJS.WriteStream, 'isTTY' | 'columns' |
         const { step, steps, text } = event
         const out = visibleName(event.out)
         if (text !== '') say(`\n${text}\n`)
-        const goOn = step < steps ? `; go on with --resume --out ${out}` : ''
-        return say(`step ${step} of ${steps}, report and checkpoint in ${out}${goOn}`)
+        const next = step < steps ? `; continue with --resume --out ${out}` : ''
+        return say(`step ${step} of ${steps}, report and checkpoint in ${out}${next}`)
       }
     }
   }
 }
 
-/** How long a step takes, and when there is something to show. */
+/** Measures the time per step, and decides when to print. */
 class Pace {
-  /** A step, by a mean that forgets. */
+  /** Time per step, as a moving average. */
   seconds = 0
   readonly #interval: number
   #shown = 0
@@ -75,7 +75,7 @@ class Pace {
     this.#interval = interval
   }
 
-  /** A step is done; says whether to show it. */
+  /** Called after each step; returns whether to print it. */
   next(isLast: boolean): boolean {
     const now = performance.now()
     if (this.#last !== null) {
@@ -88,7 +88,7 @@ class Pace {
     return true
   }
 
-  /** The time until the next step is not the pace of training. */
+  /** Excludes the time until the next step. */
   pause(): void {
     this.#last = null
   }
@@ -98,13 +98,13 @@ function introduction({ text, training, heldOut, vocabulary, parameters, counts 
   const number = (value: number): string => value.toLocaleString('en')
   const losses = Object.entries(counts).map(([name, loss]) => `${name} ${loss.toFixed(3)}`)
   return (
-    `${visibleName(text)}: ${number(training)} characters to learn, ${number(heldOut)} held out, ` +
-    `${vocabulary} different; ${number(parameters)} parameters\n` +
-    `held-out loss of counts, in nats per character: ${losses.join(', ')}`
+    `${visibleName(text)}: ${number(training)} training characters, ${number(heldOut)} held out, ` +
+    `vocabulary of ${vocabulary}; ${number(parameters)} parameters\n` +
+    `held-out loss of n-gram baselines, in nats per character: ${losses.join(', ')}`
   )
 }
 
-/** At most `width` characters: what matters less goes where not all has room, and the bar takes what is left. */
+/** At most `width` characters: drops the less important parts if necessary; the bar fills the rest. */
 function progressLine(
   { step, steps, loss, dropped }: RunEvent & { event: 'step' },
   charactersPerStep: number,

@@ -1,4 +1,4 @@
-/** Style sheet of the report: paper and sea by day, night and foam in the dark. */
+/** Style sheet of the report, light and dark. */
 export const reportStyle = `
 :root { --paper:#faf8f3; --card:#ffffff; --ink:#22272e; --muted:#6b7280; --edge:#e4e1da; --accent:#1b6f8f }
 @media (prefers-color-scheme: dark) {

@@ -6,19 +6,19 @@ import { mean } from './history.js'
 import { ngramNames } from './ngram.js'
 import { reportStyle } from './report-style.js'
 
-/** What the report shows. */
+/** The content of the report. */
 export interface RunSummary {
   textName: string
   steps: number
   charactersPerStep: number
   parameters: number
   history: History
-  /** Held-out losses of the n-gram counts, unigram first. */
+  /** Held-out losses of the n-gram baselines, unigram first. */
   ngrams: readonly number[]
   prompt: string
-  /** [layer][expert]: characters that it prefers. */
+  /** [layer][expert]: characters that the router prefers to send to it. */
   preferred: readonly string[][][]
-  /** Name and value, as the configuration table shows them. */
+  /** Names and values of the configuration table. */
   configuration: readonly (readonly [string, string])[]
 }
 
@@ -56,8 +56,8 @@ function lossChart({ history, ngrams, steps }: RunSummary): Markup {
     },
     levels: ngrams.map((value, i) => ({ name: ngramNames[i], value })),
     lines: [
-      { name: 'training', look: 'training', points: binned(history.loss, 250, history.stride) },
-      { name: `held out ${last ? last.loss.toFixed(2) : ''}`, look: 'heldOut', points: evaluations },
+      { name: 'training', kind: 'training', points: binned(history.loss, 250, history.stride) },
+      { name: `held out ${last ? last.loss.toFixed(2) : ''}`, kind: 'heldOut', points: evaluations },
     ],
   })
 }
@@ -75,7 +75,7 @@ function droppedChart({ history, steps }: RunSummary): Markup {
       max: Math.ceil(highest * 20) / 20,
       format: (value) => `${(value * 100).toFixed(0)} %`,
     },
-    lines: [{ name: 'dropped', look: 'training', points }],
+    lines: [{ name: 'dropped', kind: 'training', points }],
   })
 }
 
@@ -95,16 +95,16 @@ ${refresh}<title>${textName} · st-moe</title>
 <body>
 <header>
 <p class="eyebrow">st-moe language model</p>
-<h1>Learning to write from ${textName}</h1>
+<h1>A language model of ${textName}</h1>
 <p>${lead(run)}</p>
 </header>
 ${cards(run)}
 ${figure('Loss', charts['loss.svg'], lossCaption)}
-${figure('Who reads what', charts['expert-load.svg'], loadCaption)}
+${figure('Expert load', charts['expert-load.svg'], loadCaption)}
 ${figure('Dropped characters', charts['dropped.svg'], droppedCaption)}
-<section><h2>What it writes</h2>
-<p class="caption">Continuations of the beginning of a paragraph of the held-out text, as training went on. Each character is drawn
-at temperature 0.7.</p>
+<section><h2>Samples</h2>
+<p class="caption">Continuations of the beginning of a held-out paragraph at several steps of training. Each character is sampled at
+temperature 0.7.</p>
 ${shown(history.evaluations).map((evaluation) => sample(evaluation, run.prompt))}
 </section>
 <section><h2>Configuration</h2>
@@ -115,20 +115,19 @@ ${shown(history.evaluations).map((evaluation) => sample(evaluation, run.prompt))
 `
 }
 
-const lossCaption = `Lower is better. The dashed lines are counts of one to four characters of the same training text (of a
-long one its first four million), smoothed by Witten and Bell's interpolation, on the same held-out text: the last tenth, which the model never learns from.
-The points before the last are measured on a quarter of it.`
-const loadCaption = `Every layer has its own experts, and a router that sends each character to one or two of them. The colour
-compares an expert's share of the first choices with an even split. On the right: its share at the end, and the characters that the router
-prefers to send to it (␣ space, ↵ line end).`
-const droppedCaption = `An expert has a fixed number of places for each sequence. A character that finds no place passes the
-layer unchanged; mean over the layers, in training. On held-out text there is always room.`
+const lossCaption = `Lower is better. The dashed lines are n-gram baselines with Witten-Bell interpolation, trained on the same text (its
+first four million characters if it is longer) and measured on the same held-out text: the last tenth, which the model is not trained on. The points
+before the last use a quarter of it.`
+const loadCaption = `Every layer has its own experts and router. The color compares an expert's share of the top-1 assignments with an even
+split. On the right: its last share, and the characters that the router prefers to send to it (␣ space, ↵ newline).`
+const droppedCaption = `An expert has a fixed capacity per sequence. A fully dropped character passes the layer unchanged. Mean over the
+layers, in training; held-out text is evaluated without drops.`
 
 function lead({ history, steps }: RunSummary): string {
   const done = history.steps
   return done < steps
     ? `${done.toLocaleString('en')} of ${steps.toLocaleString('en')} steps so far.`
-    : 'A small transformer whose feed-forward layers are sparse mixtures of experts, trained from nothing, character by character.'
+    : 'A small character-level transformer with sparse mixture-of-experts layers, trained from scratch.'
 }
 
 function cards({ history, ngrams, charactersPerStep, parameters }: RunSummary): Markup {
@@ -147,10 +146,10 @@ function cards({ history, ngrams, charactersPerStep, parameters }: RunSummary): 
     [
       'speed',
       seconds > 0 ? Math.round((steps * charactersPerStep) / history.seconds).toLocaleString('en') : '–',
-      'characters a second',
+      'characters per second',
     ],
-    ['parameters', `${(parameters / 1e6).toFixed(2)} M`, 'of which a character uses a part'],
-    ['dropped', recent.length > 0 ? `${(mean(recent) * 100).toFixed(1)} %` : '–', 'of the characters, lately'],
+    ['parameters', `${(parameters / 1e6).toFixed(2)} M`, 'each character uses a part of them'],
+    ['dropped', recent.length > 0 ? `${(mean(recent) * 100).toFixed(1)} %` : '–', 'of the characters, recently'],
   ]
   const card = ([name, value, note]: string[]): Markup =>
     html`<div class="card"><span>${name}</span><strong>${value}</strong><small>${note}</small></div>`
@@ -160,7 +159,7 @@ function cards({ history, ngrams, charactersPerStep, parameters }: RunSummary): 
 const figure = (title: string, chart: Markup, caption: string): Markup =>
   html`<section><h2>${title}</h2><figure>${chart}<figcaption>${caption}</figcaption></figure></section>`
 
-/** First, a few in between, last. */
+/** The first, a few in between, and the last. */
 function shown(evaluations: readonly Evaluation[]): Evaluation[] {
   const last = evaluations.length - 1
   const wanted = new Set([0, 1, 2, Math.round(last / 2), last])

@@ -36,11 +36,11 @@ interface RunSettings {
   /** Folder of checkpoint and report. */
   out: string
   report: Report
-  /** What the folder tells about a run that goes on. */
+  /** The description of a resumed run, from its folder. */
   resumed?: SavedRun
 }
 
-/** A training run and its folder: the model and all that changes with it. */
+/** A training run: its folder, model, optimizer and history. */
 export class Run {
   readonly #options: RunOptions
   readonly #textPath: string
@@ -63,7 +63,7 @@ export class Run {
     this.#corpus = loadCorpus(text.path, options.context, text.name)
     const { training, heldOut, vocabulary, digest } = this.#corpus
     if (resumed && digest !== resumed.text.digest)
-      throw new Failure(`${text.path} is not the text that this run learned from; a run keeps its text`)
+      throw new Failure(`${text.path} is not the text that this run was trained on`)
     const model = modelOptions(options, vocabulary.length)
     if (resumed) checkHolds(out, model)
     setDefaultDevice(options.device as Device)
@@ -86,34 +86,34 @@ export class Run {
     this.#folder[Symbol.dispose]()
   }
 
-  /** A new run. What an earlier one left in the folder is lost, so `overwrite` has to say so. */
+  /** Starts a new run. Replaces an earlier run in the folder only with `overwrite`. */
   start(overwrite: boolean): void {
     const { path, hasCheckpoint } = this.#folder
     if (hasCheckpoint && !overwrite)
       throw new Failure(
-        `${path} holds a run: --resume goes on with it, --overwrite starts anew, --out names another folder`,
+        `${path} contains a run: --resume continues it, --overwrite replaces it, --out selects another folder`,
       )
     this.#folder.clear()
     this.#describe()
   }
 
-  /** Goes on from the checkpoint. */
+  /** Continues from the checkpoint. */
   async resume(): Promise<void> {
     const { path } = this.#folder
     const { steps, layers, experts } = this.#options
     const targets = { model: this.#model, optimizer: this.#optimizer, generator: this.#generator }
     const { step, extra } = await restore(path, targets)
     const found = record({ history: historySchema({ steps: step, layers, experts }) })(extra)
-    if (found) throw new Failure(`${checkpointIn(path)} does not hold the history of its run: ${explain(found)}`)
+    if (found) throw new Failure(`${checkpointIn(path)} does not contain the history of its run: ${explain(found)}`)
     if (step > steps)
-      throw new UsageError(`this run has done ${step} steps: --steps must be at least that, got ${steps}`)
+      throw new UsageError(`this run has completed ${step} steps: --steps must be at least ${step}, got ${steps}`)
     this.#step = step
     this.#history = (extra as { history: History }).history
     this.#describe()
     this.#report({ event: 'resume', step })
   }
 
-  /** Trains until the last step, the time limit, or until `stopped` says so; leaves checkpoint and report. */
+  /** Trains until the last step, the time limit or `stopped()`; saves checkpoint and report. */
   async train(stopped: () => boolean): Promise<void> {
     this.#introduce()
     const { steps, minutes, 'evaluate-every': every } = this.#options
@@ -121,7 +121,7 @@ export class Run {
     for (;;) {
       const done = this.#step >= steps
       const due = (done || this.#step % every === 0) && this.#history.evaluations.at(-1)?.step !== this.#step
-      if (due) await this.#look(stopped)
+      if (due) await this.#evaluate(stopped)
       if (done || stopped() || performance.now() > deadline) break
       if (due) await this.#save()
       this.#advance()
@@ -155,31 +155,31 @@ export class Run {
     try {
       return step()
     } catch (error) {
-      throw error instanceof MoeError && error.code === 'NON_FINITE' ? this.#tooSteep(error.message) : error
+      throw error instanceof MoeError && error.code === 'NON_FINITE' ? this.#diverged(error.message) : error
     }
   }
 
-  #tooSteep(what: string): Failure {
-    return new Failure(`step ${this.#step + 1}: ${what}; a lower --lr may help. The last checkpoint is kept.`)
+  #diverged(what: string): Failure {
+    return new Failure(`step ${this.#step + 1}: ${what}; a lower --lr may help. The last checkpoint is intact.`)
   }
 
-  /** Measures the loss on held-out text (on all of it at the end) and lets the model write. */
-  async #look(stopped: () => boolean): Promise<void> {
+  /** Measures the loss on held-out text (on all of it at the end) and generates a sample. */
+  async #evaluate(stopped: () => boolean): Promise<void> {
     const last = this.#step >= this.#options.steps
     const { heldOut } = this.#corpus
     const { seed } = this.#options
     const evaluation = await evaluating(this.#model, this.#generator, async () => {
-      const written: number[] = []
+      const sampled: number[] = []
       const length = last ? longestSample : 240
       for await (const character of writeOn(this.#model, this.#prompt, length, { seed, temperature: 0.7, topK: 0 })) {
-        written.push(character)
+        sampled.push(character)
         if (stopped()) return null
       }
       const loss = await heldOutLoss(this.#model, heldOut, { part: last ? 1 : 0.25, stopped })
-      return loss === null ? null : { step: this.#step, loss, sample: this.#textOf(written) }
+      return loss === null ? null : { step: this.#step, loss, sample: this.#textOf(sampled) }
     })
     if (evaluation === null) return
-    if (!Number.isFinite(evaluation.loss)) throw this.#tooSteep(`the loss on held-out text is ${evaluation.loss}`)
+    if (!Number.isFinite(evaluation.loss)) throw this.#diverged(`the loss on held-out text is ${evaluation.loss}`)
     recordEvaluation(this.#history, evaluation)
     this.#report({ event: 'evaluation', ...evaluation })
   }

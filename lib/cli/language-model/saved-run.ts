@@ -5,10 +5,10 @@ import { readBytes } from '../files.js'
 import { explain, one, type Rule, record, textRule } from '../rules.js'
 import { conflictOf, type RunOptions, runFlags } from './options.js'
 
-/** What a folder tells about its run, besides the checkpoint. */
+/** The description of a run in its folder, besides the checkpoint. */
 export interface SavedRun {
   options: RunOptions
-  /** `vocabulary`: all its characters, by number. */
+  /** `vocabulary`: all its characters, in token order. */
   text: { path: string; name: string; digest: string; vocabulary: string }
 }
 
@@ -17,7 +17,7 @@ export const runName = 'run.json'
 
 export const checkpointIn = (folder: string): string => join(folder, checkpointName)
 
-/** More than a vocabulary of all characters that there are takes. */
+/** More than a vocabulary of every character takes. */
 const maxBytes = 5e6
 
 const vocabularyRule: Rule<string> = {
@@ -26,10 +26,10 @@ const vocabularyRule: Rule<string> = {
     const characters = [...value]
     return new Set(characters).size === characters.length
   },
-  must: () => 'must be a text in which every character is another',
+  must: () => 'must be a string of unique characters',
 }
 
-const nameRule = textRule(/^[^\0]{1,4096}$/su, 'must be a text of 1 to 4096 characters')
+const nameRule = textRule(/^[^\0]{1,4096}$/su, 'must be a string of 1 to 4096 characters')
 
 const savedRun = record({
   options: record(Object.fromEntries(Object.entries(runFlags).map(([name, { rule }]) => [name, one(rule)]))),
@@ -41,13 +41,13 @@ const savedRun = record({
   }),
 })
 
-/** What is known of the run in a folder that has a checkpoint. The folder may come from anywhere. */
+/** Reads and validates the description of a run. The folder may be untrusted. */
 export function readRun(folder: string): SavedRun {
-  if (!existsSync(checkpointIn(folder))) throw new Failure(`there is no run in ${folder}: st-moe train makes one`)
+  if (!existsSync(checkpointIn(folder))) throw new Failure(`there is no run in ${folder}: st-moe train creates one`)
   const file = join(folder, runName)
   let saved: unknown
   try {
-    saved = JSON.parse(readBytes(file, maxBytes, 'read').toString())
+    saved = JSON.parse(readBytes(file, maxBytes).toString())
   } catch (error) {
     if (error instanceof Failure) throw error
     throw new Failure(`${file} cannot be read: ${(error as Error).message}`)

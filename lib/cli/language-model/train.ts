@@ -3,11 +3,11 @@ import type { Batch } from './batches.js'
 import { type HistoryEntry, mean } from './history.js'
 import type { LanguageModel } from './model.js'
 
-/** Adam's memory of squared gradients is short, as a run of a few minutes asks for. */
+/** A small β₂, which adapts faster in a run of a few minutes. */
 export const makeOptimizer = (model: LanguageModel): AdamW =>
   new AdamW(model.parameters(), { betas: [0.9, 0.98], weightDecay: 0.1 })
 
-/** Linear warm-up over the first 5 % of the steps, at most 100, then a cosine down to 2 % of the highest rate. */
+/** Linear warm-up over the first 5 % of the steps, at most 100, then cosine decay to 2 % of the highest rate. */
 export function learningRate(step: number, steps: number, highest: number): number {
   const warmUp = Math.min(100, Math.ceil(steps * 0.05))
   if (step < warmUp) return (highest * (step + 1)) / warmUp
@@ -20,7 +20,7 @@ export interface StepResult {
   stats: RoutingStats[]
 }
 
-/** One update of the weights. Everything made on the way is freed by the scope. */
+/** One training step. The scope frees its tensors. */
 export function trainStep(model: LanguageModel, optimizer: AdamW, { input, target }: Batch, lr: number): StepResult {
   return scope(() => {
     const shape = [input.length / model.context, model.context]
@@ -35,7 +35,7 @@ export function trainStep(model: LanguageModel, optimizer: AdamW, { input, targe
   })
 }
 
-/** What the report remembers of a step. */
+/** The record of a step in the history. */
 export const entryOf = ({ loss, stats }: StepResult): HistoryEntry => ({
   loss,
   dropped: mean(stats.map(({ droppedTokens }) => droppedTokens)),

@@ -5,7 +5,7 @@ import { LanguageModel } from './model.js'
 import { modelOptions } from './options.js'
 import type { SavedRun } from './saved-run.js'
 
-/** The model of a run, ready to write. */
+/** The model of a run, in evaluation mode. */
 export async function loadModel(
   folder: string,
   { options, text }: SavedRun,
@@ -27,25 +27,25 @@ export async function loadModel(
 
 export interface WriteOptions {
   seed: number
-  /** Below 1 the likely becomes likelier; at 0 the likeliest character is taken each time. */
+  /** Below 1 likely characters become likelier; 0 always selects the likeliest. */
   temperature: number
-  /** Only so many of the likeliest characters are drawn from; 0: all. */
+  /** Samples from the K likeliest characters; 0: from all. */
   topK: number
 }
 
-/** Continues `prompt`, one character of `length` after another, each drawn from the model's distribution. */
+/** Continues `prompt` by `length` characters, each sampled from the model's distribution. */
 export async function* writeOn(
   model: LanguageModel,
   prompt: readonly number[],
   length: number,
   { seed, temperature, topK }: WriteOptions,
 ): AsyncGenerator<number> {
-  using drawn = rand([length], { generator: new Generator(seed), dtype: 'f64', device: 'cpu' })
-  const random = drawn.dataSync()
+  using uniforms = rand([length], { generator: new Generator(seed), dtype: 'f64', device: 'cpu' })
+  const u = uniforms.dataSync()
   let seen = prompt.slice(-model.context)
   for (let i = 0; i < length; i++) {
     const logits = noGrad(() => scope(() => lastLogits(model, seen)))
-    const next = draw(logits, random[i], temperature, topK)
+    const next = sample(logits, u[i], temperature, topK)
     yield next
     seen = [...seen, next].slice(-model.context)
     await setImmediate() // lets signals in
@@ -57,8 +57,8 @@ function lastLogits(model: LanguageModel, seen: readonly number[]): ArrayLike<nu
   return logits.slice(1, seen.length - 1).dataSync()
 }
 
-/** Goes from the likeliest character down until the running sum of probabilities passes `u`. */
-function draw(logits: ArrayLike<number>, u: number, temperature: number, topK: number): number {
+/** Inverse transform sampling, from the likeliest character down. */
+function sample(logits: ArrayLike<number>, u: number, temperature: number, topK: number): number {
   const order = Array.from(logits, (_, i) => i).sort((a, b) => logits[b] - logits[a] || a - b)
   if (temperature === 0) return order[0]
   const among = topK > 0 ? order.slice(0, topK) : order
