@@ -194,7 +194,7 @@ static Napi::Value expert_ffn(Call& c) {
   const Ffn n = expect_ffn(c, x, expert_index, position, weight, w1, b1, mult_bias, w2, b2, B, C);
   const int64_t rows = n.rows(*x.device->backend);
   Tensor y = empty(x, x.shape), a;
-  if (save) a = empty(x, {rows, x.device->backend->saved_columns(n.H)});
+  if (save) a = empty(x, {rows, x.device->backend->saved_columns(2 * n.H)});
   c.run(*x.device, &OpTable::expert_ffn,
         ExpertFfnArgs{x.data(),
                       i32_of(expert_index),
@@ -217,6 +217,7 @@ static Napi::Value expert_ffn(Call& c) {
                       n.B,
                       n.C,
                       rows,
+                      Activation::geglu,
                       w1.storage->packed(),
                       w2.storage->packed()});
   return c.give({&y, save ? &a : nullptr});
@@ -242,7 +243,7 @@ static Napi::Value expert_ffn_backward(Call& c) {
   const DType compute = c.compute_dtype("compute", x.dtype);
   const Ffn n = expect_ffn(c, x, expert_index, position, weight, w1, b1, mult_bias, w2, b2, B, C);
   c.expect("dy", dy, x.dtype, x.shape);
-  c.expect("a", a, x.dtype, {n.rows(*x.device->backend), x.device->backend->saved_columns(n.H)});
+  c.expect("a", a, x.dtype, {n.rows(*x.device->backend), x.device->backend->saved_columns(2 * n.H)});
   Tensor dx, dweight, dw1, db1, dmult_bias, dw2, db2;
   if (need_x) dx = empty(x, x.shape);
   if (weight) dweight = empty(x, weight->shape);
@@ -283,6 +284,7 @@ static Napi::Value expert_ffn_backward(Call& c) {
                               n.B,
                               n.C,
                               a.shape[0],
+                              Activation::geglu,
                               straight_through,
                               w1.storage->packed(),
                               w2.storage->packed()});

@@ -8,7 +8,7 @@
 // Kernels know pointers, sizes and a stream. Everything here is plain data, so a backend may live in a plugin.
 namespace st_moe {
 
-constexpr uint32_t kBackendAbi = 4;
+constexpr uint32_t kBackendAbi = 5;
 
 // ---- the table ----------------------------------------------------------------------------------------------
 
@@ -82,7 +82,7 @@ struct Backend {
   const char* name;        // "cpu", "cuda"
   const char* variant;     // instruction set or card
   int32_t fixed_slots;     // 1: expert_ffn computes every slot, so that shapes do not depend on the routing
-  int32_t saved_multiple;  // what expert_ffn saves has 2H columns rounded up to a multiple of this
+  int32_t saved_multiple;  // columns of what expert_ffn saves are rounded up to a multiple of this
   void* (*allocate)(const Context&, size_t bytes);  // 64-byte aligned; null when memory is exhausted
   void (*release)(const Context&, void* data, size_t bytes);
   Status (*copy_in)(const Context&, void* to, const void* host, size_t bytes);
@@ -93,7 +93,9 @@ struct Backend {
   // Why `allocate` has just returned null, if it was not for want of memory; code none if it was. Null: it always is.
   Status (*allocation_error)(const Context&) = nullptr;
 
-  int64_t saved_columns(int64_t H) const { return (2 * H + saved_multiple - 1) / saved_multiple * saved_multiple; }
+  int64_t saved_columns(int64_t columns) const {
+    return (columns + saved_multiple - 1) / saved_multiple * saved_multiple;
+  }
 };
 
 // Compiled in. Chooses the widest instruction set that the machine has.

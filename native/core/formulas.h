@@ -108,6 +108,18 @@ ST_MOE_HOST_DEVICE static inline T sigmoid_grad(T x) {
   return e * s * s;
 }
 
+// A function and its derivative at one place, with one exponential.
+template <class T>
+struct ValueAndSlope {
+  T value, slope;
+};
+
+template <class T>
+ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> sigmoid_with_slope(T x) {
+  const T e = exp_of(-std::fabs(x)), above = T(1) / (T(1) + e), below = e * above;
+  return {x > T(0) ? above : below, below * above};
+}
+
 // x · sigmoid(x). The clamps give the limits at ±inf instead of inf · 0.
 template <class T>
 ST_MOE_HOST_DEVICE static inline T silu(T x) {
@@ -181,15 +193,49 @@ ST_MOE_HOST_DEVICE static inline T gelu_grad(T z) {
 }
 
 template <class T>
-struct GeluPair {
-  T value, grad;
-};
-
-// gelu and gelu_grad of one z, with one exponential.
-template <class T>
-ST_MOE_HOST_DEVICE static inline GeluPair<T> gelu_with_grad(T z) {
+ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> gelu_with_slope(T z) {
   const NormalTail<T> normal = normal_tail(z);
   return {gelu_from(z, normal), gelu_grad_from(z, normal)};
+}
+
+// z · sigmoid(2u), 2u = 2 √(2/π) (z + 0.044715 z³): the tanh form of GELU. Beyond the limits sigmoid is 0 or 1.
+template <class T>
+ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> gelu_tanh_with_slope(T z) {
+  constexpr T factor = T(1.59576912160573071176), cubic = T(0.044715), limit = sizeof(T) == 4 ? T(15) : T(30);
+  const T above = z < -limit ? -limit : z, clamped = above > limit ? limit : above, square = clamped * clamped;
+  const ValueAndSlope<T> s = sigmoid_with_slope(factor * clamped * (T(1) + cubic * square));
+  return {above * s.value, s.value + clamped * s.slope * factor * (T(1) + T(3) * cubic * square)};
+}
+
+template <class T>
+ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> silu_with_slope(T z) {
+  constexpr T limit = sizeof(T) == 4 ? T(110) : T(760);
+  const T above = z < -limit ? -limit : z, clamped = above > limit ? limit : above;
+  const ValueAndSlope<T> s = sigmoid_with_slope(clamped);
+  return {above * s.value, s.value + clamped * s.slope};
+}
+
+template <class T>
+ST_MOE_HOST_DEVICE static inline T relu(T z) {
+  return z < T(0) ? T(0) : z;
+}
+
+// The slope at 0 is 0.
+template <class T>
+ST_MOE_HOST_DEVICE static inline T relu_grad(T z) {
+  return z > T(0) ? T(1) : T(0);
+}
+
+template <class T>
+ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> relu_with_slope(T z) {
+  return {relu(z), relu_grad(z)};
+}
+
+// relu(z)² (So et al., arXiv 2109.08668)
+template <class T>
+ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> relu2_with_slope(T z) {
+  const T positive = relu(z);
+  return {positive * positive, T(2) * positive};
 }
 
 // Whether a choice after the first is routed, for u uniform on [0, 1): with probability gate / max(threshold, floor).

@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/activation.h"
 #include "core/dtype.h"
 #include "core/error.h"
 #include "core/pack.h"
@@ -303,14 +304,16 @@ struct RouteBackwardArgs {
 // Kept assignments are those with position ≥ 0. A backend with fixed_slots has a row for each slot [E, B, C]; one
 // without has rows for kept assignments only, sorted by (expert, token, choice).
 struct ExpertFfnArgs {
-  const void* x;                              // [T, D]
-  const int32_t *expert_index, *position;     // [T, K]; both null: one expert, every token, K = 1
-  const void* weight;                         // [T, K]; null: all 1
-  const void *w1, *b1, *mult_bias, *w2, *b2;  // [E, 2H, D], [E, 2H], [E, H], [E, D, H], [E, D]
-  void* y;                                    // [T, D]; zeros for a token with nothing kept
-  void* a;  // pre-activations A [rows, Backend::saved_columns(H)] for the backward, as the backend likes them; or null
+  const void* x;                           // [T, D]
+  const int32_t *expert_index, *position;  // [T, K]; both null: one expert, every token, K = 1
+  const void* weight;                      // [T, K]; null: all 1
+  const void *w1, *b1, *mult_bias, *w2,
+      *b2;  // [E, P, D], [E, P], [E, H], [E, D, H], [E, D]; P = w1_rows(activation, H)
+  void* y;  // [T, D]; zeros for a token with nothing kept
+  void* a;  // pre-activations A [rows, Backend::saved_columns(P)] for the backward, as the backend likes them; or null
   DType dtype, compute;
   int64_t T, K, D, E, H, B, C, rows;  // T = B·N. rows: E·B·C, or the most that can be kept; more is an Error
+  Activation activation;              // mult_bias is null where it is not gated
   PackedCopies *w1_packed = nullptr, *w2_packed = nullptr;
 };
 
@@ -324,6 +327,7 @@ struct ExpertFfnBackwardArgs {
   void *dw1, *db1, *dmult_bias, *dw2, *db2;  // all or none null; zeros for experts without tokens
   DType dtype, compute;
   int64_t T, K, D, E, H, B, C, rows;
+  Activation activation;
   int32_t straight_through;  // dweight += <A − b1, dA>
   PackedCopies *w1_packed = nullptr, *w2_packed = nullptr;
 };

@@ -15,7 +15,7 @@ ST_MOE_HOST_DEVICE static inline T unary_value(T x) {
   if constexpr (kind == UnaryKind::sqrt) return std::sqrt(x);
   if constexpr (kind == UnaryKind::abs) return std::fabs(x);
   if constexpr (kind == UnaryKind::square) return x * x;
-  if constexpr (kind == UnaryKind::relu) return x < T(0) ? T(0) : x;
+  if constexpr (kind == UnaryKind::relu) return relu(x);
   if constexpr (kind == UnaryKind::gelu) return gelu(x);
   if constexpr (kind == UnaryKind::silu) return silu(x);
   if constexpr (kind == UnaryKind::sigmoid) return sigmoid(x);
@@ -31,7 +31,7 @@ ST_MOE_HOST_DEVICE static inline T unary_slope(T x) {
   if constexpr (kind == UnaryKind::sqrt) return T(0.5) / std::sqrt(x);
   if constexpr (kind == UnaryKind::abs) return x > T(0) ? T(1) : x < T(0) ? T(-1) : x == T(0) ? T(0) : x;
   if constexpr (kind == UnaryKind::square) return T(2) * x;
-  if constexpr (kind == UnaryKind::relu) return x > T(0) ? T(1) : T(0);
+  if constexpr (kind == UnaryKind::relu) return relu_grad(x);
   if constexpr (kind == UnaryKind::gelu) return gelu_grad(x);
   if constexpr (kind == UnaryKind::silu) return silu_grad(x);
   if constexpr (kind == UnaryKind::sigmoid) return sigmoid_grad(x);

@@ -1,14 +1,15 @@
 #include "cuda/ops.h"
 
-#include "core/formulas.h"
+#include "core/activation.h"
 #include "cuda/expert_rows.cuh"
 
 namespace st_moe::cuda {
 
-// Element of h [rows, padded H] = gelu(γ) ⊙ a ⊙ μ, where [a ; γ] = x W1ᵀ + b1 and `a` [rows, saved columns] is x W1ᵀ.
-template <class T, class O>
+// Element of h [rows, padded H] = f(γ) ⊙ v ⊙ μ or f(v), where [v ; γ] or v is x W1ᵀ + b1 and `a` [rows, saved columns]
+// is x W1ᵀ.
+template <class T, class O, Activation activation>
 struct Activate {
-  const T *a, *b1, *mult_bias;  // b1 [E, 2H], mult_bias [E, H]
+  const T *a, *b1, *mult_bias;  // b1 [E, P], mult_bias [E, H]
   typename O::Stored* h;
   int64_t H, width, saved, rows_each;
 
@@ -19,23 +20,27 @@ struct Activate {
       h[i] = 0;
       return;
     }
-    const T *value = a + place.row * saved + j, *bias = b1 + expert * 2 * H + j;
-    h[i] = O::store(gelu(value[H] + bias[H]) * (value[0] + bias[0]) * mult_bias[expert * H + j]);
+    const T *value = a + place.row * saved + j, *bias = b1 + expert * w1_rows(activation, H) + j;
+    if constexpr (is_gated(activation))
+      h[i] =
+          O::store(activate<activation>(value[H] + bias[H]).value * (value[0] + bias[0]) * mult_bias[expert * H + j]);
+    else
+      h[i] = O::store(activate<activation>(value[0] + bias[0]).value);
   }
 };
 
 template <class T, class O>
 static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertRows& rows) {
   using Stored = typename O::Stored;
-  const int64_t D = args.D, H = args.H, E = args.E, count = rows.count();
-  const int64_t width = padded<O>(D), hidden = padded<O>(H), saved = saved_columns(H);
+  const int64_t D = args.D, H = args.H, E = args.E, P = w1_rows(args.activation, H), count = rows.count();
+  const int64_t width = padded<O>(D), hidden = padded<O>(H), saved = saved_columns(P);
   const bool gathers = rows.slots, copies = gathers || is_narrow<O>;
   const T *x = static_cast<const T*>(args.x), *weight = static_cast<const T*>(args.weight);
   T* y = static_cast<T*>(args.y);
   Scratch<int32_t> holder(ctx, gathers ? count : 0);
   Scratch<Stored> x_rows(ctx, copies ? count * width : 0), h(ctx, count * hidden);
   Scratch<T> unsaved(ctx, args.a ? 0 : count * saved), out_rows(ctx, gathers && is_narrow<O> ? count * D : 0);
-  OperandWeight<T, O> w1(ctx, args.w1, args.compute, E, 2 * H, D, args.w1_packed);
+  OperandWeight<T, O> w1(ctx, args.w1, args.compute, E, P, D, args.w1_packed);
   OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, D, H, args.w2_packed);
   T *a = args.a ? static_cast<T*>(args.a) : unsaved.get(), *out = gathers ? out_rows.get() : y;
   if constexpr (!is_narrow<O>) out = gathers ? x_rows.get() : y;  // x of the rows is not needed any more
@@ -51,10 +56,13 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
   if (count > 0) {
     const Matrix in{copies ? static_cast<const void*>(x_rows.get()) : x, rows.each, width};
     multiply(ctx, args.compute, args.dtype,
-             rows.of_rows(in, w1.get(), true, a, saved, is_narrow<O> ? w1.get().rows : 2 * H));
-    elementwise(ctx, count * hidden,
-                Activate<T, O>{a, static_cast<const T*>(args.b1), static_cast<const T*>(args.mult_bias), h.get(), H,
-                               hidden, saved, rows.each});
+             rows.of_rows(in, w1.get(), true, a, saved, is_narrow<O> ? w1.get().rows : P));
+    dispatch_activation(args.activation, [&](auto tag) {
+      elementwise(
+          ctx, count * hidden,
+          Activate<T, O, decltype(tag)::value>{a, static_cast<const T*>(args.b1), static_cast<const T*>(args.mult_bias),
+                                               h.get(), H, hidden, saved, rows.each});
+    });
     multiply(ctx, args.compute, args.dtype, rows.of_rows({h.get(), rows.each, hidden}, w2.get(), true, out, D, D));
   }
   elementwise(ctx, args.T * D, CombineRows<T>{rows.assignments, out, weight, static_cast<const T*>(args.b2), y, D});

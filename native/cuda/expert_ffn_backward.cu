@@ -1,6 +1,6 @@
 #include "cuda/ops.h"
 
-#include "core/formulas.h"
+#include "core/activation.h"
 #include "cuda/expert_rows.cuh"
 
 // Sums are split by shapes alone: over rows into blocks of kSumRows, over hidden columns into strips of kStrip.
@@ -20,11 +20,12 @@ struct ExpertGradient {
   Stored *g, *x_rows;  // [rows, padded D] dy and x of the rows, each or null where it is neither gathered nor rounded
   T* q;                // [rows, padded H] dy · W2
   Stored* wh;          // [rows, padded H] w · h; q itself where it is not rounded
-  Stored* da;          // [rows, padded 2H] gradient of A
+  Stored* da;          // [rows, padded P] gradient of A
   T* dots;  // [rows, strips + 1] parts of dweight: <h, q> and <A − b1, dA> of each strip, and <b2, dy>; or null
-  T* sums;  // [E, row blocks, 3H + D] parts of db1, dmult_bias and db2; or null
+  T* sums;  // [E, row blocks, sum_width] parts of db1, dmult_bias and db2; or null
   int64_t D, H, K, each, row_blocks, strips;  // each: rows of one expert; row_blocks: of one expert
   int64_t width, hidden, saved, da_width;     // columns of g, of q, of a, of da
+  int64_t P, biases, sum_width;               // entries of b1 of one expert; and of mult_bias; and of b2
   bool straight_through;
 
   __device__ int64_t assignment(int64_t row) const { return holder ? holder[row] : row; }
@@ -61,17 +62,18 @@ struct StripSums {
   T value[kLaneColumns], gate[kLaneColumns], mult_bias[kLaneColumns];
 };
 
-// The padding of wh and da that belongs to column j ≥ H: two columns of da for each of wh, since 2H is padded by at
-// most twice as much as H.
-template <class T, class O>
+// The padding of wh and da that belongs to column j ≥ H: of gated ones two columns of da for each of wh, since 2H is
+// padded by at most twice as much as H.
+template <Activation activation, class T, class O>
 __device__ static void clear_padding(const ExpertGradient<T, O>& p, int64_t row, int64_t j) {
   if (j >= p.hidden) return;
   p.wh[row * p.hidden + j] = 0;
-  for (int64_t i = 2 * j; i < 2 * j + 2 && i < p.da_width; ++i) p.da[row * p.da_width + i] = 0;
+  constexpr int64_t each = w1_rows(activation, 1);
+  for (int64_t i = each * j; i < each * j + each && i < p.da_width; ++i) p.da[row * p.da_width + i] = 0;
 }
 
 // A row of a strip that starts at column `first`, by a warp. Returns the lane's part of dweight.
-template <class T, class O>
+template <Activation activation, class T, class O>
 __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64_t expert, int64_t first, int lane,
                                StripSums<T>& sums) {
   const int64_t assignment = p.assignment(row), H = p.H;
@@ -81,37 +83,51 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
   for (int c = 0; c < kLaneColumns; ++c) {
     const int64_t j = first + c * kWarp + lane;
     if (j >= H) {
-      if (is_narrow<O>) clear_padding(p, row, j);
+      if (is_narrow<O>) clear_padding<activation>(p, row, j);
       continue;
     }
     typename O::Stored *wh = p.wh + row * p.hidden + j, *dvalue = p.da + row * p.da_width + j, *dgate = dvalue + H;
     if (assignment < 0) {
-      *wh = *dvalue = *dgate = 0;
+      *wh = *dvalue = 0;
+      if constexpr (is_gated(activation)) *dgate = 0;
       continue;
     }
-    const T *a = p.a + row * p.saved + j, *bias = p.b1 + expert * 2 * H + j;
-    const T q = p.q[row * p.hidden + j], value = a[0] + bias[0], gate = a[H] + bias[H],
-            mu = p.mult_bias[expert * H + j];
-    const GeluPair<T> gelu = gelu_with_grad(gate);
-    const T plain = gelu.value * value, h = plain * mu, dh = w * q, scaled = dh * mu;
-    const T dv = scaled * gelu.value, dg = scaled * value * gelu.grad;
-    T product = h * q;
-    if (p.straight_through) product += a[0] * dv + a[H] * dg;
-    dot += product;
-    *wh = O::store(w * h);
-    *dvalue = O::store(dv);
-    *dgate = O::store(dg);
-    sums.value[c] += dv;
-    sums.gate[c] += dg;
-    sums.mult_bias[c] += dh * plain;
+    const T *a = p.a + row * p.saved + j, *bias = p.b1 + expert * w1_rows(activation, H) + j;
+    if constexpr (is_gated(activation)) {
+      const T q = p.q[row * p.hidden + j], value = a[0] + bias[0], gate = a[H] + bias[H],
+              mu = p.mult_bias[expert * H + j];
+      const ValueAndSlope<T> f = activate<activation>(gate);
+      const T plain = f.value * value, h = plain * mu, dh = w * q, scaled = dh * mu;
+      const T dv = scaled * f.value, dg = scaled * value * f.slope;
+      T product = h * q;
+      if (p.straight_through) product += a[0] * dv + a[H] * dg;
+      dot += product;
+      *wh = O::store(w * h);
+      *dvalue = O::store(dv);
+      *dgate = O::store(dg);
+      sums.value[c] += dv;
+      sums.gate[c] += dg;
+      sums.mult_bias[c] += dh * plain;
+    } else {
+      const T q = p.q[row * p.hidden + j];
+      const ValueAndSlope<T> f = activate<activation>(a[0] + bias[0]);
+      const T dv = w * q * f.slope;
+      T product = f.value * q;
+      if (p.straight_through) product += a[0] * dv;
+      dot += product;
+      *wh = O::store(w * f.value);
+      *dvalue = O::store(dv);
+      sums.value[c] += dv;
+    }
   }
   return dot;
 }
 
 // A strip of hidden columns by a block of rows. Warps take the rows in turn; their column sums are added in order.
-template <class T, class O>
+template <Activation activation, class T, class O>
 __global__ void __launch_bounds__(kWarpBlock) hidden_kernel(ExpertGradient<T, O> p, int64_t blocks) {
-  __shared__ T partial[kStripWarps][3 * kStrip];
+  constexpr int parts = is_gated(activation) ? 3 : 1;
+  __shared__ T partial[kStripWarps][parts * kStrip];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   for (int64_t work = blockIdx.x; work < blocks; work += gridDim.x) {
     const int64_t block = work / p.strips, strip = work % p.strips, expert = block / p.row_blocks;
@@ -119,7 +135,7 @@ __global__ void __launch_bounds__(kWarpBlock) hidden_kernel(ExpertGradient<T, O>
     const int64_t end = min_of(begin + kSumRows, (expert + 1) * p.each);
     StripSums<T> sums{};
     for (int64_t row = begin + warp; row < end; row += kStripWarps) {
-      T dot = hidden_row(p, row, expert, strip * kStrip, lane, sums);
+      T dot = hidden_row<activation>(p, row, expert, strip * kStrip, lane, sums);
       if (!p.dots) continue;
       dot = warp_reduce(dot, Sum{});
       if (lane == 0) p.dots[row * (p.strips + 1) + strip] = dot;
@@ -127,15 +143,17 @@ __global__ void __launch_bounds__(kWarpBlock) hidden_kernel(ExpertGradient<T, O>
     if (!p.sums) continue;
     for (int c = 0; c < kLaneColumns; ++c) {
       partial[warp][c * kWarp + lane] = sums.value[c];
-      partial[warp][kStrip + c * kWarp + lane] = sums.gate[c];
-      partial[warp][2 * kStrip + c * kWarp + lane] = sums.mult_bias[c];
+      if constexpr (is_gated(activation)) {
+        partial[warp][kStrip + c * kWarp + lane] = sums.gate[c];
+        partial[warp][2 * kStrip + c * kWarp + lane] = sums.mult_bias[c];
+      }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < 3 * kStrip; i += kWarpBlock) {
+    for (int i = threadIdx.x; i < parts * kStrip; i += kWarpBlock) {
       const int64_t j = strip * kStrip + i % kStrip;
       T total = 0;
       for (int w = 0; w < kStripWarps; ++w) total += partial[w][i];
-      if (j < p.H) p.sums[block * (3 * p.H + p.D) + i / kStrip * p.H + j] = total;
+      if (j < p.H) p.sums[block * p.sum_width + i / kStrip * p.H + j] = total;
     }
     __syncthreads();
   }
@@ -156,25 +174,24 @@ struct OutputBiasPart {
       const int64_t assignment = p.assignment(row);
       if (assignment >= 0) total += p.weight_of(assignment) * p.dy[p.token_of(assignment) * p.D + place.column];
     }
-    p.sums[place.row * (3 * p.H + p.D) + 3 * p.H + place.column] = total;
+    p.sums[place.row * p.sum_width + p.biases + place.column] = total;
   }
 };
 
-// Element of [E, 3H + D]: the parts in the order of the row blocks.
+// Element of [E, sum_width]: the parts in the order of the row blocks.
 template <class T, class O>
 struct FinishSums {
   ExpertGradient<T, O> p;
   T *db1, *dmult_bias, *db2;
 
   __device__ void operator()(int64_t i) const {
-    const int64_t H = p.H, width = 3 * H + p.D;
-    const Place place = place_of(i, width);
+    const Place place = place_of(i, p.sum_width);
     const int64_t j = place.column;
     T total = 0;
-    for (int64_t b = 0; b < p.row_blocks; ++b) total += p.sums[(place.row * p.row_blocks + b) * width + j];
-    T* to = j < 2 * H   ? db1 + place.row * 2 * H + j
-            : j < 3 * H ? dmult_bias + place.row * H + j - 2 * H
-                        : db2 + place.row * p.D + j - 3 * H;
+    for (int64_t b = 0; b < p.row_blocks; ++b) total += p.sums[(place.row * p.row_blocks + b) * p.sum_width + j];
+    T* to = j < p.P        ? db1 + place.row * p.P + j
+            : j < p.biases ? dmult_bias + place.row * p.H + j - p.P
+                           : db2 + place.row * p.D + j - p.biases;
     *to = total;
   }
 };
@@ -203,8 +220,9 @@ static ExpertGradient<T, O> gradient_of(const ExpertFfnBackwardArgs& args, const
   p.dy = values(args.dy), p.x = values(args.x), p.b1 = values(args.b1), p.mult_bias = values(args.mult_bias);
   p.b2 = values(args.b2), p.a = values(args.a), p.weight = values(args.weight);
   p.D = args.D, p.H = args.H, p.K = args.K, p.each = rows.each, p.row_blocks = ceil_div(rows.each, kSumRows);
-  p.width = padded<O>(args.D), p.hidden = padded<O>(args.H), p.da_width = padded<O>(2 * args.H);
-  p.saved = saved_columns(args.H);
+  p.P = w1_rows(args.activation, args.H), p.biases = hidden_biases(args.activation, args.H);
+  p.sum_width = p.biases + args.D;
+  p.width = padded<O>(args.D), p.hidden = padded<O>(args.H), p.da_width = padded<O>(p.P), p.saved = saved_columns(p.P);
   p.strips = ceil_div(args.H, kStrip), p.straight_through = args.straight_through;
   return p;
 }
@@ -219,8 +237,8 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   Scratch<Stored> g(ctx, copies ? count * p.width : 0), x_rows(ctx, copies && parameters ? count * p.width : 0);
   Scratch<Stored> wh(ctx, is_narrow<O> ? count * p.hidden : 0), da(ctx, count * p.da_width);
   Scratch<T> q(ctx, count * p.hidden), dots(ctx, args.dweight ? count * (p.strips + 1) : 0);
-  Scratch<T> sums(ctx, parameters ? E * p.row_blocks * (3 * H + D) : 0);
-  OperandWeight<T, O> w1(ctx, args.w1, args.compute, args.dx ? E : 0, 2 * H, D, args.dx ? args.w1_packed : nullptr);
+  Scratch<T> sums(ctx, parameters ? E * p.row_blocks * p.sum_width : 0);
+  OperandWeight<T, O> w1(ctx, args.w1, args.compute, args.dx ? E : 0, p.P, D, args.dx ? args.w1_packed : nullptr);
   OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, D, H, args.w2_packed);
   p.holder = holder.get(), p.g = g.get(), p.x_rows = x_rows.get(), p.q = q.get(), p.da = da.get();
   p.dots = dots.get(), p.sums = sums.get(), p.wh = wh.get();
@@ -236,14 +254,17 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   w1.filled(), w2.filled();
   if (count > 0) product(rows.of_rows(dy_rows, w2.get(), false, q.get(), p.hidden, p.hidden));
   const int64_t blocks = E * p.row_blocks * p.strips;
-  if (blocks > 0) launch(ctx, hidden_kernel<T, O>, grid_for(blocks, 1), kWarpBlock, 0, p, blocks);
+  dispatch_activation(args.activation, [&](auto tag) {
+    if (blocks > 0)
+      launch(ctx, hidden_kernel<decltype(tag)::value, T, O>, grid_for(blocks, 1), kWarpBlock, 0, p, blocks);
+  });
   if (parameters) {
     elementwise(ctx, E * p.row_blocks * D, OutputBiasPart<T, O>{p});
     elementwise(
-        ctx, E * (3 * H + D),
+        ctx, E * p.sum_width,
         FinishSums<T, O>{p, static_cast<T*>(args.db1), static_cast<T*>(args.dmult_bias), static_cast<T*>(args.db2)});
     product(rows.over_rows(dy_rows, hidden_rows, args.dw2, D, H));
-    product(rows.over_rows(da_rows, in_rows, args.dw1, 2 * H, D));
+    product(rows.over_rows(da_rows, in_rows, args.dw1, p.P, D));
   }
   if (args.dweight)
     elementwise(ctx, args.T * args.K,

@@ -32,9 +32,9 @@ struct ExpertRows {
   }
 };
 
-// Columns of A as it is saved: a pre-activation without its bias in the first 2H.
-static inline int64_t saved_columns(int64_t H) {
-  return ceil_div(2 * H, kOperandMultiple) * kOperandMultiple;
+// Columns of A as it is saved: pre-activations without their bias in the first `columns`.
+static inline int64_t saved_columns(int64_t columns) {
+  return ceil_div(columns, kOperandMultiple) * kOperandMultiple;
 }
 
 template <class Args>

@@ -75,6 +75,23 @@ void sweeps() {
       "gelu (over |z|)", -15, 15, 1.4e-7, [](float x) { return st_moe::gelu(x); }, [](double x) { return x * cdf(x); },
       by_x);
   sweep(
+      "silu_with_slope value (over |z|)", -100, 100, 3e-7, [](float x) { return st_moe::silu_with_slope(x).value; },
+      [](double x) { return x / (1 + std::exp(-x)); }, by_x);
+  sweep(
+      "silu_with_slope slope", -100, 100, 3e-7, [](float x) { return st_moe::silu_with_slope(x).slope; },
+      [](double x) { return (1 + x / (1 + std::exp(x))) / (1 + std::exp(-x)); }, absolute);
+  const auto tanh_argument = [](double x) { return std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x); };
+  sweep(
+      "gelu_tanh value (over |z|)", -20, 20, 4e-7, [](float x) { return st_moe::gelu_tanh_with_slope(x).value; },
+      [=](double x) { return x / 2 * (1 + std::tanh(tanh_argument(x))); }, by_x);
+  sweep(
+      "gelu_tanh slope", -20, 20, 4e-7, [](float x) { return st_moe::gelu_tanh_with_slope(x).slope; },
+      [=](double x) {
+        const double t = std::tanh(tanh_argument(x));
+        return (1 + t) / 2 + x / 2 * (1 - t * t) * std::sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
+      },
+      absolute);
+  sweep(
       "gelu_grad", -15, 15, 1.6e-7, [](float x) { return st_moe::gelu_grad(x); },
       [](double x) { return cdf(x) + x * pdf(x); }, absolute);
 }
@@ -107,11 +124,24 @@ void limits(const char* type) {
   for (const T got : {st_moe::exp_of(nan), st_moe::tanh_of(nan), st_moe::sigmoid(nan), st_moe::silu(nan),
                       st_moe::silu_grad(nan), st_moe::sigmoid_grad(nan), st_moe::gelu(nan), st_moe::gelu_grad(nan)})
     same("of NaN", got, nan);
+  same("gelu_tanh(inf)", st_moe::gelu_tanh_with_slope(inf).value, inf);
+  same("gelu_tanh(-inf)", st_moe::gelu_tanh_with_slope(-inf).value, 0);
+  same("gelu_tanh_slope(inf)", st_moe::gelu_tanh_with_slope(inf).slope, 1);
+  same("gelu_tanh_slope(-inf)", st_moe::gelu_tanh_with_slope(-inf).slope, 0);
+  same("silu_with_slope(inf)", st_moe::silu_with_slope(inf).value, inf);
+  same("silu_with_slope(-inf)", st_moe::silu_with_slope(-inf).value, 0);
+  same("silu_slope(inf)", st_moe::silu_with_slope(inf).slope, 1);
+  same("silu_slope(-inf)", st_moe::silu_with_slope(-inf).slope, 0);
+  same("relu2(inf)", st_moe::relu2_with_slope(inf).value, inf);
+  same("relu2(-inf)", st_moe::relu2_with_slope(-inf).value, 0);
+  for (const st_moe::ValueAndSlope<T> got : {st_moe::gelu_tanh_with_slope(nan), st_moe::silu_with_slope(nan)})
+    same("value of NaN", got.value, nan), same("slope of NaN", got.slope, nan);
+  same("relu of NaN", st_moe::relu(nan), nan);
   for (int i = -900; i <= 900; ++i) {
     const T z = T(i) / T(100);
-    const st_moe::GeluPair<T> pair = st_moe::gelu_with_grad(z);
-    same("gelu_with_grad value", pair.value, st_moe::gelu(z));
-    same("gelu_with_grad grad", pair.grad, st_moe::gelu_grad(z));
+    const st_moe::ValueAndSlope<T> at = st_moe::gelu_with_slope(z);
+    same("gelu_with_slope value", at.value, st_moe::gelu(z));
+    same("gelu_with_slope slope", at.slope, st_moe::gelu_grad(z));
   }
   expect(!st_moe::routed(T(0.5), T(0.1), T(0.2), T(1e-9)) && st_moe::routed(T(0.49), T(0.1), T(0.2), T(1e-9)), "routed",
          0, 0);

@@ -5,6 +5,7 @@
 #include <random>
 #include <vector>
 
+#include "core/activation.h"
 #include "core/philox.h"
 
 // A mixture-of-experts layer in plain loops and double precision, token by token and expert by expert.
@@ -31,6 +32,8 @@ struct Shape {
   std::vector<float> threshold;  // [K]
   uint32_t flags = 0;
   double spread = 2;  // of the logits
+  Activation activation = Activation::geglu;
+  int64_t P() const { return w1_rows(activation, H); }
   int64_t tokens() const { return B * N; }
   bool has(Flags flag) const { return flags & flag; }
 };
@@ -60,9 +63,9 @@ inline Problem make_problem(const Shape& s, uint32_t seed) {
     for (int64_t t = 0; t < s.tokens(); ++t) p.x[t * s.D] = 4;
   if (s.has(kCollapse))
     for (int64_t e = 0; e < s.E; ++e) p.w[e * s.D] = e == 1 ? 3 : -1;
-  p.w1 = normals(s.E * 2 * s.H * s.D, 1.5 / std::sqrt(s.D));
-  p.b1 = normals(s.E * 2 * s.H, 0.3);
-  p.mu = normals(s.E * s.H, 0.3, 1);
+  p.w1 = normals(s.E * s.P() * s.D, 1.5 / std::sqrt(s.D));
+  p.b1 = normals(s.E * s.P(), 0.3);
+  p.mu = normals(is_gated(s.activation) ? s.E * s.H : 0, 0.3, 1);
   p.w2 = normals(s.E * s.D * s.H, 1.5 / std::sqrt(s.H));
   p.b2 = normals(s.E * s.D, 0.3);
   p.gy = normals(s.tokens() * s.D, 1);
@@ -155,18 +158,37 @@ inline void reference_slots(const Problem& p, Reference& r) {
   }
 }
 
+inline double reference_activation(Activation activation, double z) {
+  const double positive = std::max(z, 0.0);
+  switch (activation) {
+    case Activation::geglu:
+    case Activation::gelu: return z * 0.5 * std::erfc(-z / std::sqrt(2.0));
+    case Activation::geglu_tanh:
+    case Activation::gelu_tanh:
+      return z * 0.5 * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (z + 0.044715 * z * z * z)));
+    case Activation::swiglu:
+    case Activation::silu: return z / (1 + std::exp(-z));
+    case Activation::reglu:
+    case Activation::relu: return positive;
+    case Activation::relu2: return positive * positive;
+  }
+  return NAN;
+}
+
 // y += weight · expert(factor · x)
 inline void reference_expert(const Problem& p, int64_t t, int64_t e, double factor, double weight, Values& y) {
   const Shape& q = p.shape;
-  Values a(2 * q.H), h(q.H);
-  for (int64_t j = 0; j < 2 * q.H; ++j) {
+  const int64_t P = q.P();
+  Values a(P), h(q.H);
+  for (int64_t j = 0; j < P; ++j) {
     double total = 0;
-    for (int64_t d = 0; d < q.D; ++d) total += p.x[t * q.D + d] * p.w1[(e * 2 * q.H + j) * q.D + d];
-    a[j] = factor * total + p.b1[e * 2 * q.H + j];
+    for (int64_t d = 0; d < q.D; ++d) total += p.x[t * q.D + d] * p.w1[(e * P + j) * q.D + d];
+    a[j] = factor * total + p.b1[e * P + j];
   }
   for (int64_t j = 0; j < q.H; ++j) {
-    const double z = a[q.H + j];
-    h[j] = z * 0.5 * std::erfc(-z / std::sqrt(2.0)) * a[j] * p.mu[e * q.H + j];
+    const bool gated = is_gated(q.activation);
+    h[j] = reference_activation(q.activation, a[gated ? q.H + j : j]);
+    if (gated) h[j] *= a[j] * p.mu[e * q.H + j];
   }
   for (int64_t d = 0; d < q.D; ++d) {
     double total = p.b2[e * q.D + d];

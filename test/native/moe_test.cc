@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <string>
 #include <utility>
@@ -80,7 +81,7 @@ struct Layer {
     lse = unset(tokens);
     density = unset(s.B * s.E);
     y = dx = dx_router = unset(tokens * s.D);
-    a = unset(tokens * s.K * 2 * s.H);
+    a = unset(tokens * s.K * s.P());
     dw = unset(w.size()), dw1 = unset(w1.size()), db1 = unset(b1.size()), dmu = unset(mu.size());
     dw2 = unset(w2.size()), db2 = unset(b2.size());
     index = kept = position = Indices(tokens * s.K, -7);
@@ -110,7 +111,7 @@ struct Layer {
     ExpertFfnArgs f{};
     f.x = x.data(), f.expert_index = index.data(), f.position = position.data(), f.weight = weight.data();
     f.w1 = w1.data(), f.b1 = b1.data(), f.mult_bias = mu.data(), f.w2 = w2.data(), f.b2 = b2.data();
-    f.y = y.data(), f.a = a.data(), f.dtype = f.compute = dtype_of<T>;
+    f.y = y.data(), f.a = a.data(), f.dtype = f.compute = dtype_of<T>, f.activation = s.activation;
     f.T = s.tokens(), f.K = s.K, f.D = s.D, f.E = s.E, f.H = s.H, f.B = s.B, f.C = s.C, f.rows = s.tokens() * s.K;
     return f;
   }
@@ -123,7 +124,7 @@ struct Layer {
     g.dx = dx.data(), g.dweight = dweight.data(), g.dw1 = dw1.data(), g.db1 = db1.data();
     g.dmult_bias = dmu.data(), g.dw2 = dw2.data(), g.db2 = db2.data(), g.dtype = g.compute = f.dtype;
     g.T = f.T, g.K = f.K, g.D = f.D, g.E = f.E, g.H = f.H, g.B = f.B, g.C = f.C, g.rows = f.rows;
-    g.straight_through = !p.shape.has(kNoStraightThrough);
+    g.straight_through = !p.shape.has(kNoStraightThrough), g.activation = f.activation;
     return g;
   }
 
@@ -169,7 +170,7 @@ void check_unfused(const Layer<T>& fused, double tolerance, const std::string& n
   const OpTable& ops = cpu_backend().ops;
   const Context ctx{2, nullptr};
   const int64_t rows = s.B * s.C, size = s.E * rows * s.D;
-  std::vector<T> in(size, T(NAN)), out(size, T(NAN)), din(size, T(NAN)), dout(size, T(NAN)), a(s.E * rows * 2 * s.H);
+  std::vector<T> in(size, T(NAN)), out(size, T(NAN)), din(size, T(NAN)), dout(size, T(NAN)), a(s.E * rows * s.P());
   std::vector<T> y(fused.y.size()), dx(y.size()), dweight(fused.weight.size()), dweight_dispatch(dweight.size());
   Layer<T> grads(fused.p, 2);
   const int32_t *index = fused.index.data(), *position = fused.position.data();
@@ -178,9 +179,11 @@ void check_unfused(const Layer<T>& fused, double tolerance, const std::string& n
             "dispatch");
   const auto dense = [&](int64_t e) {
     ExpertFfnArgs f{};
-    f.x = in.data() + e * rows * s.D, f.w1 = fused.w1.data() + e * 2 * s.H * s.D, f.b1 = fused.b1.data() + e * 2 * s.H;
-    f.mult_bias = fused.mu.data() + e * s.H, f.w2 = fused.w2.data() + e * s.D * s.H, f.b2 = fused.b2.data() + e * s.D;
-    f.y = out.data() + e * rows * s.D, f.a = a.data() + e * rows * 2 * s.H, f.dtype = f.compute = type;
+    f.x = in.data() + e * rows * s.D, f.w1 = fused.w1.data() + e * s.P() * s.D, f.b1 = fused.b1.data() + e * s.P();
+    f.mult_bias = fused.mu.empty() ? nullptr : fused.mu.data() + e * s.H, f.w2 = fused.w2.data() + e * s.D * s.H,
+    f.b2 = fused.b2.data() + e * s.D;
+    f.y = out.data() + e * rows * s.D, f.a = a.data() + e * rows * s.P(), f.dtype = f.compute = type;
+    f.activation = s.activation;
     f.T = rows, f.K = 1, f.D = s.D, f.E = 1, f.H = s.H, f.B = 1, f.C = rows, f.rows = rows;
     return f;
   };
@@ -197,8 +200,9 @@ void check_unfused(const Layer<T>& fused, double tolerance, const std::string& n
     const ExpertFfnArgs f = dense(e);
     ExpertFfnBackwardArgs g{};
     g.dy = dout.data() + e * rows * s.D, g.x = f.x, g.w1 = f.w1, g.b1 = f.b1, g.mult_bias = f.mult_bias, g.w2 = f.w2;
-    g.b2 = f.b2, g.a = f.a, g.dx = din.data() + e * rows * s.D, g.dw1 = grads.dw1.data() + e * 2 * s.H * s.D;
-    g.db1 = grads.db1.data() + e * 2 * s.H, g.dmult_bias = grads.dmu.data() + e * s.H;
+    g.b2 = f.b2, g.a = f.a, g.dx = din.data() + e * rows * s.D, g.dw1 = grads.dw1.data() + e * s.P() * s.D;
+    g.db1 = grads.db1.data() + e * s.P(), g.dmult_bias = f.mult_bias ? grads.dmu.data() + e * s.H : nullptr;
+    g.activation = s.activation;
     g.dw2 = grads.dw2.data() + e * s.D * s.H, g.db2 = grads.db2.data() + e * s.D, g.dtype = g.compute = type;
     g.T = rows, g.K = 1, g.D = s.D, g.E = 1, g.H = s.H, g.B = 1, g.C = rows, g.rows = rows;
     expect_ok(ops.expert_ffn_backward(ctx, g), "dense expert_ffn_backward");
@@ -405,6 +409,9 @@ void check_errors() {
   ExpertFfnArgs few = layer.ffn_args();
   few.rows = 1;
   expect_option(ops.expert_ffn(layer.ctx, few), "too few rows");
+  ExpertFfnArgs unknown = layer.ffn_args();
+  unknown.activation = static_cast<Activation>(std::size(kActivationNames));
+  expect_option(ops.expert_ffn(layer.ctx, unknown), "an unknown activation");
 
   // Two tokens in one slot: some valid result, and no crash.
   std::fill(layer.position.begin(), layer.position.end(), 0);
@@ -482,6 +489,13 @@ int main() {
       {"collapse", 2, 12, 6, 4, 2, 4, 5, {0, 0.2f}, kCollapse},
       {"collapse, assigned", 2, 12, 6, 4, 2, 4, 5, {0, 0.2f}, kCollapse | kAssigned},
   };
+  for (size_t i = 0; i < std::size(kActivationNames); ++i) {
+    Shape shape{kActivationNames[i], 2, 9, 6, 4, 2, 4, 5, {0, 0.3f}};
+    shape.activation = static_cast<Activation>(i);
+    shapes.push_back(shape);
+    shape.flags = kNoStraightThrough, shape.H = 261;
+    shapes.push_back(shape);
+  }
   for (const Shape& shape : shapes) check_shape(shape);
   check_empty();
   check_nan();

@@ -41,7 +41,7 @@ struct Layer {
     lse = unset<T>(tokens);
     density = unset<T>(s.B * s.E);
     y = dx = dx_router = unset<T>(tokens * s.D);
-    a = unset<T>(rows() * device.backend->saved_columns(s.H));
+    a = unset<T>(rows() * device.backend->saved_columns(s.P()));
     dw = unset<T>(w.size()), dw1 = unset<T>(w1.size()), db1 = unset<T>(b1.size()), dmu = unset<T>(mu.size());
     dw2 = unset<T>(w2.size()), db2 = unset<T>(b2.size());
     index = kept = position = Indices(tokens * s.K, -7);
@@ -86,6 +86,7 @@ struct Layer {
     f.x = c.in(x), f.expert_index = c.in(index), f.position = c.in(position), f.weight = c.in(weight);
     f.w1 = c.in(w1), f.b1 = c.in(b1), f.mult_bias = c.in(mu), f.w2 = c.in(w2), f.b2 = c.in(b2);
     f.y = c.out(y), f.a = optional ? c.out(a) : nullptr, f.dtype = dtype_of<T>(), f.compute = compute;
+    f.activation = s.activation;
     f.w1_packed = w1_packed, f.w2_packed = w2_packed;
     f.T = s.tokens(), f.K = s.K, f.D = s.D, f.E = s.E, f.H = s.H, f.B = s.B, f.C = s.C, f.rows = rows();
     return run(c, &OpTable::expert_ffn, f);
@@ -103,7 +104,7 @@ struct Layer {
     }
     g.dtype = dtype_of<T>(), g.compute = compute, g.w1_packed = w1_packed, g.w2_packed = w2_packed;
     g.T = s.tokens(), g.K = s.K, g.D = s.D, g.E = s.E, g.H = s.H, g.B = s.B, g.C = s.C, g.rows = rows();
-    g.straight_through = !s.has(kNoStraightThrough);
+    g.straight_through = !s.has(kNoStraightThrough), g.activation = s.activation;
     return run(c, &OpTable::expert_ffn_backward, g);
   }
 

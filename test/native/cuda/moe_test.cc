@@ -1,6 +1,7 @@
 // The ops of a mixture-of-experts layer on the CUDA backend against those of the CPU: the same routing, and values to
 // rounding. With an argument, that many random layers.
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "moe_layer.h"
@@ -34,7 +35,7 @@ Problem clear_problem(const Shape& shape, double margin = 5e-5) {
 }
 
 void check_shapes() {
-  const std::vector<Shape> shapes = {
+  std::vector<Shape> shapes = {
       {"small", 2, 9, 6, 4, 2, 4, 5, {0, 0.3f}},
       {"one choice", 2, 11, 7, 5, 1, 4, 6, {0}},
       {"all experts", 2, 8, 5, 3, 3, 8, 7, {0, 0.2f, 0.2f}},
@@ -58,6 +59,11 @@ void check_shapes() {
       {"collapse, assigned", 2, 12, 6, 4, 2, 4, 5, {0, 0.2f}, kCollapse | kAssigned},
       {"several tiles", 2, 203, 5, 6, 2, 33, 140, {0, 0.4f}, kMasked},
   };
+  for (size_t i = 1; i < std::size(kActivationNames); ++i) {
+    Shape shape{kActivationNames[i], 2, 70, 6, 3, 2, 40, 140, {0, 0.3f}};
+    shape.activation = static_cast<Activation>(i);
+    shapes.push_back(shape);
+  }
   for (const Shape& shape : shapes) {
     const Problem p = clear_problem(shape);
     check_layer<float>(p, std::string(shape.name) + " f32");
@@ -240,7 +246,7 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all, 
   std::vector<T> out[2][9];
   const Device devices[2] = {cpu(), card()};
   for (int d = 0; d < 2; ++d) {
-    const size_t sizes[9] = {x.size(),  size_t(tokens * devices[d].backend->saved_columns(H)),
+    const size_t sizes[9] = {x.size(),  size_t(tokens * devices[d].backend->saved_columns(2 * H)),
                              x.size(),  size_t(tokens),
                              w1.size(), b1.size(),
                              mu.size(), w2.size(),
@@ -251,11 +257,11 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all, 
     for (int i = 0; i < 9; ++i) pointer[i] = c.out(out[d][i]);
     const T* weights = weighted ? c.in(weight) : nullptr;
     const T *px = c.in(x), *pw1 = c.in(w1), *pb1 = c.in(b1), *pmu = c.in(mu), *pw2 = c.in(w2), *pb2 = c.in(b2);
-    expect_ok(
-        c.run(&OpTable::expert_ffn, ExpertFfnArgs{px,  nullptr,    nullptr,    weights,       pw1,     pb1,    pmu, pw2,
-                                                  pb2, pointer[0], pointer[1], dtype_of<T>(), compute, tokens, 1,   D,
-                                                  1,   H,          1,          tokens,        tokens}),
-        name);
+    expect_ok(c.run(&OpTable::expert_ffn,
+                    ExpertFfnArgs{px,         nullptr,    nullptr,       weights,          pw1,    pb1, pmu, pw2, pb2,
+                                  pointer[0], pointer[1], dtype_of<T>(), compute,          tokens, 1,   D,   1,   H,
+                                  1,          tokens,     tokens,        Activation::geglu}),
+              name);
     ExpertFfnBackwardArgs g{c.in(gy),
                             px,
                             nullptr,
@@ -284,6 +290,7 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all, 
                             1,
                             tokens,
                             tokens,
+                            Activation::geglu,
                             1};
     if (!all) g.dw1 = g.db1 = g.dmult_bias = g.dw2 = g.db2 = nullptr;
     expect_ok(c.run(&OpTable::expert_ffn_backward, g), name + " backward");

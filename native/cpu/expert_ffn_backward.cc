@@ -1,0 +1,275 @@
+#include "cpu/ops.h"
+
+#include "core/activation.h"
+#include "cpu/expert_rows.h"
+#include "cpu/packed_weights.h"
+
+namespace st_moe::cpu::ST_MOE_ISA {
+
+constexpr int64_t kColumnBlock = 256;  // hidden columns of an element-wise task: its sums stay in the L1 cache
+
+// One chunk of whole experts. Row indices below are of the sorted order; the buffers start at row `begin`.
+template <class T>
+struct Chunk {
+  const ExpertFfnBackwardArgs& args;
+  const Assignments& assignments;
+  int64_t first_expert, last_expert, begin, end;  // experts [first, last), rows [begin, end)
+  const Piece* blocks;
+  int64_t block_count;
+  const PackedWeights<T>&w1_packed, &w2_packed;
+  const T* g = nullptr;   // [rows, D] gradient of the token's output
+  T* gathered = nullptr;  // the buffer g points at, or null where g is dy itself
+  T* q = nullptr;         // [rows, H] g · W2, then w · h
+  T* da = nullptr;        // [rows, P] gradient of A
+  T* dx_rows = nullptr;   // [all rows, D] or null
+  T* dots = nullptr;      // [rows, column blocks + 1] parts of dweight, or null
+  T* sums = nullptr;      // [block_count, sum_width] parts of db1, dmult_bias, db2; or null
+
+  int64_t columns() const { return ceil_div(args.H, kColumnBlock); }
+  int64_t pre() const { return w1_rows(args.activation, args.H); }  // P
+  int64_t bias_sums() const { return hidden_biases(args.activation, args.H); }
+  int64_t sum_width() const { return bias_sums() + args.D; }
+  int64_t assignment(int64_t row) const { return assignments.assignment() ? assignments.assignment()[row] : row; }
+  T weight(int64_t row) const { return args.weight ? static_cast<const T*>(args.weight)[assignment(row)] : T(1); }
+};
+
+// Gathers g, and takes from it what needs no hidden values: db2 = Σ w g, and <b2, g> of dweight.
+template <class T>
+static void load_gradient(const Context& ctx, const Chunk<T>& chunk) {
+  const int64_t D = chunk.args.D, columns = chunk.columns();
+  const int32_t* token = chunk.assignments.token();
+  parallel_for(ctx, chunk.block_count, [&](int64_t i) {
+    const Piece& block = chunk.blocks[i];
+    const T* b2 = static_cast<const T*>(chunk.args.b2) + block.expert * D;
+    T* __restrict db2 = chunk.sums ? chunk.sums + i * chunk.sum_width() + chunk.bias_sums() : nullptr;
+    if (db2)
+      for (int64_t j = 0; j < D; ++j) db2[j] = 0;
+    for (int64_t r = block.begin; r < block.end; ++r) {
+      const T* __restrict from = chunk.g + (r - chunk.begin) * D;
+      if (chunk.gathered) {
+        from = static_cast<const T*>(chunk.args.dy) + token[r] * D;
+        T* __restrict to = chunk.gathered + (r - chunk.begin) * D;
+        for (int64_t j = 0; j < D; ++j) to[j] = from[j];
+      }
+      if (db2) axpy(chunk.weight(r), from, db2, D);
+      if (chunk.dots) chunk.dots[(r - chunk.begin) * (columns + 1) + columns] = dot(b2, from, D);
+    }
+  });
+}
+
+// Columns of one row. q enters as g · W2 and leaves as w · h. product = h ⊙ q. Plain activations have a value only. A
+// function of its own, so that the compiler believes that the pointers are apart.
+template <Activation activation, class T>
+[[gnu::noinline]] static void row_gradient(const T* __restrict value, const T* __restrict gate, const T* __restrict mu,
+                                           T w, T* __restrict q, T* __restrict dvalue, T* __restrict dgate,
+                                           T* __restrict product, T* __restrict value_sum, T* __restrict gate_sum,
+                                           T* __restrict mu_sum, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) {
+    if constexpr (is_gated(activation)) {
+      const ValueAndSlope<T> f = activate<activation>(gate[j]);
+      const T plain = f.value * value[j], h = plain * mu[j];
+      const T dh = w * q[j], scaled = dh * mu[j];
+      const T dv = scaled * f.value, dg = scaled * value[j] * f.slope;
+      product[j] = h * q[j];
+      q[j] = w * h;
+      dvalue[j] = dv;
+      dgate[j] = dg;
+      value_sum[j] += dv;
+      gate_sum[j] += dg;
+      mu_sum[j] += dh * plain;
+    } else {
+      const ValueAndSlope<T> f = activate<activation>(value[j]);
+      const T dv = w * q[j] * f.slope;
+      product[j] = f.value * q[j];
+      q[j] = w * f.value;
+      dvalue[j] = dv;
+      value_sum[j] += dv;
+    }
+  }
+}
+
+template <class T>
+using RowGradient = void (*)(const T*, const T*, const T*, T, T*, T*, T*, T*, T*, T*, T*, int64_t);
+
+// A block of rows by a block of hidden columns [from, to).
+template <class T>
+static void hidden_block(const Chunk<T>& chunk, RowGradient<T> row_gradient, int64_t index, int64_t column) {
+  const ExpertFfnBackwardArgs& args = chunk.args;
+  const bool gated = is_gated(args.activation);
+  const int64_t H = args.H, P = chunk.pre(), from = column * kColumnBlock, n = min_of(H - from, kColumnBlock);
+  const Piece& block = chunk.blocks[index];
+  const T* mu = gated ? static_cast<const T*>(args.mult_bias) + block.expert * H + from : nullptr;
+  const T* __restrict value_bias = static_cast<const T*>(args.b1) + block.expert * P + from;
+  const T* __restrict gate_bias = value_bias + (P - H);
+  T sums[3 * kColumnBlock] = {}, product[kColumnBlock];
+  for (int64_t r = block.begin; r < block.end; ++r) {
+    const T* __restrict value = static_cast<const T*>(args.a) + r * P + from;
+    const T* __restrict gate = value + (P - H);
+    T *q = chunk.q + (r - chunk.begin) * H + from, *dvalue = chunk.da + (r - chunk.begin) * P + from;
+    T* dgate = dvalue + (P - H);
+    row_gradient(value, gate, mu, chunk.weight(r), q, dvalue, dgate, product, sums, sums + kColumnBlock,
+                 sums + 2 * kColumnBlock, n);
+    if (!chunk.dots) continue;
+    if (args.straight_through && gated)
+      for (int64_t j = 0; j < n; ++j)
+        product[j] += (value[j] - value_bias[j]) * dvalue[j] + (gate[j] - gate_bias[j]) * dgate[j];
+    else if (args.straight_through)
+      for (int64_t j = 0; j < n; ++j) product[j] += (value[j] - value_bias[j]) * dvalue[j];
+    chunk.dots[(r - chunk.begin) * (chunk.columns() + 1) + column] = sum(product, n);
+  }
+  if (!chunk.sums) return;
+  for (int part = 0; part < (gated ? 3 : 1); ++part) {
+    T* to = chunk.sums + index * chunk.sum_width() + part * H + from;
+    for (int64_t j = 0; j < n; ++j) to[j] = sums[part * kColumnBlock + j];
+  }
+}
+
+// Combines the partial sums, in the order of blocks and columns.
+template <class T>
+static void finish_sums(const Context& ctx, const Chunk<T>& chunk) {
+  const ExpertFfnBackwardArgs& args = chunk.args;
+  const int64_t P = chunk.pre(), D = args.D, columns = chunk.columns();
+  const int64_t mult_biases = chunk.bias_sums() - P;  // H, or 0
+  if (chunk.dots)
+    for (int64_t r = chunk.begin; r < chunk.end; ++r)
+      static_cast<T*>(args.dweight)[chunk.assignment(r)] =
+          sum(chunk.dots + (r - chunk.begin) * (columns + 1), columns + 1);
+  if (!chunk.sums) return;
+  parallel_for(ctx, chunk.last_expert - chunk.first_expert, [&](int64_t i) {
+    const int64_t e = chunk.first_expert + i;
+    T *db1 = static_cast<T*>(args.db1) + e * P, *db2 = static_cast<T*>(args.db2) + e * D;
+    T* dmult_bias = static_cast<T*>(args.dmult_bias) + e * mult_biases;
+    for (int64_t j = 0; j < P; ++j) db1[j] = 0;
+    for (int64_t j = 0; j < mult_biases; ++j) dmult_bias[j] = 0;
+    for (int64_t j = 0; j < D; ++j) db2[j] = 0;
+    for (int64_t b = 0; b < chunk.block_count; ++b) {
+      if (chunk.blocks[b].expert != e) continue;
+      const T* part = chunk.sums + b * chunk.sum_width();
+      axpy(T(1), part, db1, P);
+      axpy(T(1), part + P, dmult_bias, mult_biases);
+      axpy(T(1), part + chunk.bias_sums(), db2, D);
+    }
+  });
+}
+
+template <class T, class Problem>
+static void expert_gemms(const Context& ctx, const Chunk<T>& chunk, GemmProblem<T>* problems, bool stream,
+                         Problem&& problem) {
+  int64_t count = 0;
+  for (int64_t e = chunk.first_expert; e < chunk.last_expert; ++e) {
+    const int64_t begin = chunk.assignments.begin(e);
+    problems[count] = problem(e, begin - chunk.begin, chunk.assignments.end(e) - begin);
+    problems[count++].stream = stream;
+  }
+  gemm(ctx, problems, count, chunk.args.compute);
+}
+
+template <class T>
+static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProblem<T>* problems) {
+  using Problem = GemmProblem<T>;
+  const ExpertFfnBackwardArgs& args = chunk.args;
+  const int64_t D = args.D, H = args.H, P = chunk.pre(), columns = chunk.columns();
+  const T *x = static_cast<const T*>(args.x), *w1 = static_cast<const T*>(args.w1);
+  const T* w2 = static_cast<const T*>(args.w2);
+  const int32_t* token = chunk.assignments.token();
+
+  load_gradient(ctx, chunk);
+  expert_gemms(ctx, chunk, problems, false, [&](int64_t e, int64_t r, int64_t rows) {
+    Problem p{rows, H, D, {chunk.g + r * D, D, 1}, {w2 + e * D * H, H, 1}, chunk.q + r * H, H};
+    p.packed_b = chunk.w2_packed.at(e);
+    return p;
+  });
+  // Where there are enough blocks of rows one thread takes all columns of one: rows need not start at a cache line, and
+  // two threads that write to one line wait for each other.
+  const int64_t together = chunk.block_count >= 4 * ctx.threads ? columns : 1;
+  RowGradient<T> gradient = nullptr;
+  dispatch_activation(args.activation, [&](auto tag) { gradient = row_gradient<decltype(tag)::value, T>; });
+  parallel_blocks(ctx, chunk.block_count * columns, together, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) hidden_block(chunk, gradient, i / columns, i % columns);
+  });
+  finish_sums(ctx, chunk);
+  if (args.dw1) {
+    T *dw1 = static_cast<T*>(args.dw1), *dw2 = static_cast<T*>(args.dw2);
+    // The optimizer reads the gradients much later.
+    const bool stream = args.E * D * H * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+    expert_gemms(ctx, chunk, problems, stream, [&](int64_t e, int64_t r, int64_t rows) {
+      return Problem{D, H, rows, {chunk.g + r * D, 1, D}, {chunk.q + r * H, H, 1}, dw2 + e * D * H, H};
+    });
+    expert_gemms(ctx, chunk, problems, stream, [&](int64_t e, int64_t r, int64_t rows) {
+      const int64_t row = chunk.begin + r;
+      const MatrixView<T> in{token ? x : x + row * D, D, 1, token ? token + row : nullptr};
+      return Problem{P, D, rows, {chunk.da + r * P, 1, P}, in, dw1 + e * P * D, D};
+    });
+  }
+  if (chunk.dx_rows)
+    expert_gemms(ctx, chunk, problems, false, [&](int64_t e, int64_t r, int64_t rows) {
+      T* to = chunk.dx_rows + (chunk.begin + r) * D;
+      Problem p{rows, D, P, {chunk.da + r * P, P, 1}, {w1 + e * P * D, D, 1}, to, D};
+      p.packed_b = chunk.w1_packed.at(e);
+      return p;
+    });
+}
+
+// The last expert of a chunk, plus one: as many as fit, at least one.
+static int64_t chunk_experts(const Assignments& assignments, int64_t E, int64_t first, int64_t limit) {
+  int64_t last = first + 1;
+  while (last < E && assignments.end(last) - assignments.begin(first) <= limit) ++last;
+  return last;
+}
+
+template <class T>
+static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, const Assignments& assignments,
+                     T* dx_rows) {
+  const int64_t D = args.D, H = args.H, E = args.E, P = w1_rows(args.activation, H);
+  const int64_t limit = rows_per_chunk<T>(ctx, P + H);
+  int64_t chunk_rows = 0, chunk_blocks = 0;
+  for (int64_t first = 0, last; first < E; first = last) {
+    last = chunk_experts(assignments, E, first, limit);
+    const int64_t rows = assignments.end(last - 1) - assignments.begin(first);
+    chunk_rows = max_of(chunk_rows, rows);
+    chunk_blocks = max_of(chunk_blocks, rows / kRowBlock + last - first);
+  }
+  const bool gather = !assignments.dense(), parameters = args.dw1, dots = args.dweight;
+  Scratch<T> gathered(gather ? chunk_rows * D : 0), q(chunk_rows * H), da(chunk_rows * P);
+  Scratch<T> dot_parts(dots ? chunk_rows * (ceil_div(H, kColumnBlock) + 1) : 0);
+  Scratch<T> sum_parts(parameters ? chunk_blocks * (hidden_biases(args.activation, H) + D) : 0);
+  Scratch<Piece> blocks(chunk_blocks);
+  Scratch<GemmProblem<T>> problems(E);
+  const MatrixView<T> w1{static_cast<const T*>(args.w1), D, 1}, w2{static_cast<const T*>(args.w2), H, 1};
+  const PackedWeights<T> w1_packed(ctx, dx_rows ? args.w1_packed : nullptr, w1, E, P * D, P, D, args.compute);
+  const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2, E, D * H, D, H, args.compute);
+
+  for (int64_t first = 0, last; first < E; first = last) {
+    last = chunk_experts(assignments, E, first, limit);
+    const int64_t begin = assignments.begin(first), end = assignments.end(last - 1);
+    int64_t count = 0;
+    for (int64_t e = first; e < last; ++e)
+      for (int64_t r = assignments.begin(e); r < assignments.end(e); r += kRowBlock)
+        blocks[count++] = {e, r, min_of(assignments.end(e), r + kRowBlock)};
+    Chunk<T> chunk{args, assignments, first, last, begin, end, blocks.get(), count, w1_packed, w2_packed};
+    chunk.g = gather ? gathered.get() : static_cast<const T*>(args.dy) + begin * D;
+    chunk.gathered = gather ? gathered.get() : nullptr;
+    chunk.q = q.get();
+    chunk.da = da.get();
+    chunk.dx_rows = dx_rows;
+    chunk.dots = dots ? dot_parts.get() : nullptr;
+    chunk.sums = parameters ? sum_parts.get() : nullptr;
+    chunk_backward(ctx, chunk, problems.get());
+  }
+}
+
+void expert_ffn_backward(const Context& ctx, const ExpertFfnBackwardArgs& args) {
+  dispatch_float(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const Assignments assignments(args);
+    T *dx = static_cast<T*>(args.dx), *dweight = static_cast<T*>(args.dweight);
+    const bool in_place = assignments.dense();
+    Scratch<T> dx_rows(dx && !in_place ? assignments.rows() * args.D : 0);
+    if (dweight)
+      for (int64_t i = 0; i < args.T * args.K; ++i) dweight[i] = 0;
+    backward(ctx, args, assignments, !dx ? nullptr : in_place ? dx : dx_rows.get());
+    if (dx && !in_place) combine_rows<T>(ctx, assignments, dx_rows.get(), nullptr, dx, args.T, args.K, args.D);
+  });
+}
+
+}  // namespace st_moe::cpu::ST_MOE_ISA

@@ -1,0 +1,39 @@
+#pragma once
+#include "cpu/assignments.h"
+#include "cpu/simd.h"
+
+// Rows are processed in chunks, so that what one step writes is still in the cache for the next and scratch memory
+// stays small. The chunks depend on the number of threads, the values do not: the forward computes each row alone, and
+// the backward, which adds rows up, never splits an expert.
+namespace st_moe::cpu::ST_MOE_ISA {
+
+constexpr int64_t kChunkBytes = 16 << 20;  // activations of a chunk, for each thread
+constexpr int64_t kRowBlock = 128;         // rows added up before partial sums are combined
+
+template <class T>
+static int64_t rows_per_chunk(const Context& ctx, int64_t columns) {
+  const int64_t row_bytes = max_of<int64_t>(1, columns * static_cast<int64_t>(sizeof(T)));
+  return max_of(kRowBlock, max_of(1, ctx.threads) * kChunkBytes / row_bytes);
+}
+
+// Rows [begin, end) of the sorted order, all of one expert.
+struct Piece {
+  int64_t expert, begin, end;
+  int64_t rows() const { return end - begin; }
+};
+
+// y [T, D] = Σ_k weight_k · (the row of choice k), weight [T, K] or null
+template <class T>
+static void combine_rows(const Context& ctx, const Assignments& assignments, const T* rows, const T* weight, T* y,
+                         int64_t tokens, int64_t K, int64_t D) {
+  const int32_t* row_of = assignments.row_of();
+  parallel_blocks(ctx, tokens, rows_per_task(D * (K + 1) * sizeof(T)), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      weighted_sum(y + t * D, D, K, weight ? weight + t * K : nullptr, [&](int64_t k) {
+        const int64_t row = row_of ? row_of[t * K + k] : t;
+        return row < 0 ? nullptr : rows + row * D;
+      });
+  });
+}
+
+}  // namespace st_moe::cpu::ST_MOE_ISA
