@@ -44,14 +44,14 @@ class Layer {
     gate = floats({T, K}), weight = floats({T, K}), dweight = floats({T, K}), losses = floats({3});
     probs = floats({T, E}), logits = floats({T, E}), lse = floats({T}), density = floats({c.B, E});
     y = floats({T, D}), dx = floats({T, D}), dx_router = floats({T, D}), dgate_w = floats({E, D});
-    a = floats({E * c.each(), saved_columns(H)});
+    a = floats({E * c.each(), saved_columns(2 * H)});
     if (with_backward) {
       dw1 = floats(w1.shape), db1 = floats(b1.shape), dw2 = floats(w2.shape), db2 = floats(b2.shape);
       dmu = floats(mu.shape);
     }
     in = operand({E, c.each(), c.wide(D)}), hidden = operand({E, c.each(), c.wide(H)});
     da = operand({E, c.each(), c.wide(2 * H)});
-    out = floats({E, c.each(), D}), pre = floats({E, c.each(), saved_columns(H)});
+    out = floats({E, c.each(), D}), pre = floats({E, c.each(), saved_columns(2 * H)});
   }
 
   void forward() {
@@ -96,7 +96,7 @@ class Layer {
     const Matrix x_rows{in.data(), M, c.wide(D)}, h{hidden.data(), M, c.wide(H)}, d{da.data(), M, c.wide(2 * H)};
     const Matrix first = weight_of(w1, 2 * H, D), second = weight_of(w2, D, H);
     const auto run = [&](const Product& p) { multiply(device_.context, c.compute, DType::f32, p); };
-    run(rows.of_rows(x_rows, first, true, pre.data(), saved_columns(H), first.rows));
+    run(rows.of_rows(x_rows, first, true, pre.data(), saved_columns(2 * H), first.rows));
     run(rows.of_rows(h, second, true, out.data(), D, D));
     if (!all) return;
     run(rows.of_rows(x_rows, second, false, pre.data(), c.wide(H), c.wide(H)));
