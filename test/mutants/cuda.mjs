@@ -68,7 +68,7 @@ export default [
   {
     name: 'odd-padding-not-cleared',
     file: 'native/cuda/expert_ffn_backward.cu',
-    from: 'i < each * (j + 1) && i < p.da_width',
+    from: 'i < each * j + each && i < p.da_width',
     to: 'i < each * j + 1 && i < p.da_width',
     breaks: 'what was in scratch memory is multiplied by 0, and may be NaN',
     tests: ['simt/moe_test.forward'],
