@@ -1,6 +1,6 @@
-import { pathToFileURL } from 'node:url'
+import type { Spread } from '../lib/cli/bench/statistics.js'
+import { main } from './main.js'
 import { keyOf, type Report, readReport } from './report.js'
-import type { Spread } from './statistics.js'
 import { digits, markdownTable, mebibytes, withSpread } from './table.js'
 
 /** What two reports say of one case, or of one of its ratios. */
@@ -32,7 +32,7 @@ function measurements(report: Report): Map<string, { of: string; unit: string; v
   const all = new Map<string, { of: string; unit: string; value: Spread }>()
   for (const result of report.results) {
     const of = keyOf(result)
-    if (all.has(of)) continue // a floor, measured beside every case
+    if (all.has(of)) continue // a hardware limit, measured beside every case
     all.set(of, { of, unit: 'ms', value: result.wallMs })
     for (const ratio of result.ratios) {
       const unit = `${ratio.measure} of ${keyOf(ratio)}`
@@ -78,7 +78,7 @@ export function describe({ differences, removed, added }: Comparison, all: boole
   ].join('\n')
 }
 
-function main(args: string[]): void {
+await main(import.meta.url, 'bench:compare', (args) => {
   const all = args.includes('--all')
   const files = args.filter((arg) => arg !== '--all')
   if (files.length !== 2 || files.some((file) => file.startsWith('-')))
@@ -87,13 +87,4 @@ function main(args: string[]): void {
   if (JSON.stringify(before.machine) !== JSON.stringify(after.machine))
     console.log(`Two machines: ${before.machine.cpu} and ${after.machine.cpu}. Only ratios can be compared.\n`)
   console.log(describe(compare(before, after), all))
-}
-
-if (import.meta.url === pathToFileURL(process.argv[1]).href) {
-  try {
-    main(process.argv.slice(2))
-  } catch (error) {
-    console.error(`bench:compare: ${(error as Error).message}`)
-    process.exitCode = 1
-  }
-}
+})

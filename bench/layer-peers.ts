@@ -3,83 +3,91 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { loadSafetensorsSync, rand, saveSafetensorsSync, scope, type Tensor, tensor } from '../lib/index.js'
 import type { Kind, Layer } from './layer.js'
+import type { Participant } from './measured.js'
 import { Peer } from './peer.js'
-import type { Participant } from './turns.js'
 
 export type Implementation = 'st-moe-pytorch' | 'index-pytorch'
 /** `bf16`: the weights are held so; `autocast`: float32 weights are rounded in each forward. */
 export type PeerCompute = 'f32' | 'bf16' | 'autocast'
 
+export interface PeerCase {
+  suite: string
+  kind: Kind
+  /** Has the same sizes. */
+  ours: Layer
+  threads: number
+  compute?: PeerCompute
+  atMost?: number
+}
+
 /** The layers of PyTorch, with the weights of one of ours. */
-export class LayerPeers {
-  readonly peer = new Peer()
+export class LayerPeers extends Peer {
   readonly #folder = mkdtempSync(join(tmpdir(), 'st-moe-bench-'))
   readonly #layer: Layer
+  /** Relative errors of those that were compared with ours. */
+  readonly #errors = new Map<string, number>()
 
   constructor(layer: Layer) {
+    super()
     this.#layer = layer
     scope(() => saveSafetensorsSync(this.#file('state'), layer.moe.stateDict()))
   }
 
-  /** Makes one under `name`. */
-  async make(name: string, implementation: Implementation, compute: PeerCompute = 'f32'): Promise<void> {
+  /** Makes one. Throws if it differs from `like` by more than `tolerance`. */
+  async make(implementation: Implementation, like?: Layer, tolerance = 0, compute: PeerCompute = 'f32'): Promise<void> {
     const { dim, experts } = this.#layer.sizes
-    await this.peer.ask({ do: 'layer', name, implementation, compute, dim, experts, state: this.#file('state') })
+    const name = `${implementation} ${compute}`
+    await this.ask({ do: 'layer', name, implementation, compute, dim, experts, state: this.#file('state') })
+    if (like) this.#errors.set(name, await this.#agreement(name, like, tolerance))
   }
 
-  /** Random input for it from now on. Gives what takes part in the turns. */
-  async participant(
-    name: string,
-    kind: Kind,
-    { suite, implementation, compute = 'f32', ours, threads, atMost }: PeerCase,
-  ): Promise<Participant> {
+  /** Random input for it from now on. Returns what takes part in the turns. */
+  async participant(implementation: Implementation, one: PeerCase): Promise<Participant> {
+    const { suite, kind, ours, threads, compute = 'f32', atMost } = one
     const { batch, tokens } = ours.sizes
-    await this.peer.ask({ do: 'input', name, batch, tokens })
-    const shares = await this.peer.ask<{ kept: number; occupancy: number }>({ do: 'kept', name })
+    const name = `${implementation} ${compute}`
+    await this.ask({ do: 'input', name, batch, tokens })
+    const fractions = await this.ask<{ kept: number; occupancy: number }>({ do: 'kept', name })
     return {
       name: `${implementation}/${suite}/${kind}`,
       params: { N: tokens, threads, compute },
-      time: () => this.peer.time(name, kind),
+      time: () => this.time(name, kind),
       atMost,
       flops: ours.flops(kind),
-      ...shares,
+      error: this.#errors.get(name),
+      ...fractions,
     }
   }
 
   /**
    * Runs `layer` and the one under `name` on one input with the same random numbers. The largest relative error among
-   * outputs, losses and gradients of input and router; throws where it is above `tolerance`.
+   * outputs, losses and gradients of input and router; throws if it is above `tolerance`.
    */
-  async agreement(name: string, layer: Layer, tolerance: number): Promise<number> {
+  async #agreement(name: string, layer: Layer, tolerance: number): Promise<number> {
     const { batch, tokens, dim } = this.#layer.sizes
     const [given, found] = [this.#file('given'), this.#file('found')]
     using uniforms = rand([2, batch, tokens])
     using x = tensor(layer.x.dataSync(), [batch, tokens, dim], { requiresGrad: true })
     saveSafetensorsSync(given, { x, dy: layer.dy, uniforms })
-    await this.peer.ask({ do: 'outputs', name, given, to: found })
+    await this.ask({ do: 'outputs', name, given, to: found })
     return scope(() => {
       const { outputs, totalAuxLoss } = layer.moe.forward(x, { random: { uniforms } })
       outputs.mul(layer.dy).sum().add(totalAuxLoss).backward()
-      const ours: Record<string, Tensor> = {
-        outputs,
-        totalAuxLoss,
-        dx: x.grad!,
-        dGate: layer.moe.gate.toGates.weight.grad!,
-      }
+      const dGate = layer.moe.gate.toGates.weight.grad!
+      const ours: Record<string, Tensor> = { outputs, totalAuxLoss, dx: x.grad!, dGate }
       const theirs = loadSafetensorsSync(found).tensors
-      let worst = 0
-      for (const [what, tensor] of Object.entries(ours)) {
+      const errors = Object.entries(ours).map(([what, tensor]) => {
         const error = relativeError(tensor.dataSync(), theirs[what].dataSync())
         if (!(error <= tolerance)) throw new Error(`${what} of ${name} differs from ours by ${error.toExponential(1)}`)
-        worst = Math.max(worst, error)
-      }
+        return error
+      })
       layer.moe.zeroGrad()
-      return worst
+      return Math.max(...errors)
     })
   }
 
-  end(): void {
-    this.peer.end()
+  override end(): void {
+    super.end()
     rmSync(this.#folder, { recursive: true, force: true })
   }
 
@@ -88,18 +96,8 @@ export class LayerPeers {
   }
 }
 
-export interface PeerCase {
-  suite: string
-  implementation: Implementation
-  compute?: PeerCompute
-  /** Has the same sizes. */
-  ours: Layer
-  threads: number
-  atMost?: number
-}
-
 /** ‖a − b‖ / ‖b‖ */
-export function relativeError(a: ArrayLike<number>, b: ArrayLike<number>): number {
+function relativeError(a: ArrayLike<number>, b: ArrayLike<number>): number {
   if (a.length !== b.length) return Number.NaN
   let [difference, norm] = [0, 0]
   for (let i = 0; i < a.length; i++) {

@@ -3,13 +3,14 @@ import {
   MoE,
   manualSeed,
   noGrad,
+  type RoutingStats,
   randn,
   SGD,
   scope,
   setNumThreads,
   type Tensor,
 } from '../lib/index.js'
-import { type Clocks, clock, type Participant } from './turns.js'
+import { type Clocks, clock, type Participant } from './measured.js'
 
 export const kinds = ['forward', 'forward+backward'] as const
 export type Kind = (typeof kinds)[number]
@@ -32,9 +33,10 @@ export class Layer {
   readonly x: Tensor
   readonly dy: Tensor
   readonly #optimizer: SGD
-  #kept?: number
+  #stats?: RoutingStats
 
-  constructor(sizes: LayerSizes, compute: ComputeDType = 'f32') {
+  /** With the weights of `like`. */
+  constructor(sizes: LayerSizes, compute: ComputeDType = 'f32', like?: Layer) {
     const { batch, tokens, dim, experts } = sizes
     manualSeed(0)
     this.sizes = sizes
@@ -43,71 +45,55 @@ export class Layer {
     this.x = randn([batch, tokens, dim], { requiresGrad: true })
     this.dy = randn([batch, tokens, dim])
     this.#optimizer = new SGD(this.moe.parameters(), { lr: 0 })
-  }
-
-  /** With the weights of `other`. */
-  static like(other: Layer, sizes: LayerSizes, compute: ComputeDType): Layer {
-    const layer = new Layer(sizes, compute)
-    scope(() => layer.moe.loadStateDict(other.moe.stateDict()))
-    return layer
-  }
-
-  run(kind: Kind): void {
-    scope(() => {
-      if (kind === 'forward') return void noGrad(() => this.moe.forward(this.x))
-      const { outputs, totalAuxLoss } = this.moe.forward(this.x)
-      const loss = scope(() => outputs.mul(this.dy).sum().add(totalAuxLoss)) // the product is freed before the backward
-      loss.backward()
-    })
-  }
-
-  /** Drops the gradients. A training step changes the weights, so nothing that was made of them may be used again. */
-  after(kind: Kind): void {
-    if (kind === 'forward') return
-    this.#optimizer.step() // with a rate of 0: the same values, a new version
-    this.moe.zeroGrad()
-    this.x.grad = null
+    if (like) scope(() => this.moe.loadStateDict(like.moe.stateDict()))
   }
 
   time(kind: Kind, threads: number): Clocks {
     setNumThreads(threads)
-    const clocks = clock(() => this.run(kind))
-    this.after(kind)
+    const clocks = clock(() => scope(() => this.#run(kind)))
+    if (kind === 'forward') return clocks
+    // A training step changes the weights, so nothing that was made of them may be used again.
+    this.#optimizer.step() // with a rate of 0: the same values, a new version
+    this.moe.zeroGrad()
+    this.x.grad = null
     return clocks
   }
 
-  /** How many assignments a forward keeps. Chance moves a few from one to the next. */
-  get kept(): number {
-    this.#kept ??= scope(() =>
-      noGrad(() => (this.moe.forward(this.x).routing.kept.dataSync() as Int32Array).reduce((sum, kept) => sum + kept)),
-    )
-    return this.#kept
+  #run(kind: Kind): void {
+    if (kind === 'forward') return void noGrad(() => this.moe.forward(this.x))
+    const { outputs, totalAuxLoss } = this.moe.forward(this.x)
+    const loss = scope(() => outputs.mul(this.dy).sum().add(totalAuxLoss)) // outputs · dy is freed before the backward
+    loss.backward()
   }
 
-  /** Of the products with the rows that are kept. */
+  /** Assignments that a forward dispatches, and their fractions. A few change from one to the next, by chance. */
+  get routed(): { rows: number; kept: number; occupancy: number } {
+    this.#stats ??= scope(() => noGrad(() => this.moe.forward(this.x, { stats: true }).stats!))
+    const rows = this.#stats.keptPerExpert.reduce((a, b) => a + b)
+    const { batch, tokens } = this.sizes
+    return { rows, kept: rows / (batch * tokens * 2), occupancy: this.#stats.slotOccupancy }
+  }
+
+  /** Of the GEMMs with the rows that are dispatched. */
   flops(kind: Kind): number {
     const hidden = Math.trunc((this.sizes.dim * 8) / 3)
-    return 6 * this.kept * this.sizes.dim * hidden * (kind === 'forward' ? 1 : 3)
+    return 6 * this.routed.rows * this.sizes.dim * hidden * (kind === 'forward' ? 1 : 3)
   }
 
-  shares(): { kept: number; occupancy: number } {
-    const { batch, tokens, experts } = this.sizes
-    const capacity = Math.max(Math.min(tokens, Math.trunc((tokens * 1.25) / experts)), 4)
-    return { kept: this.kept / (batch * tokens * 2), occupancy: this.kept / (experts * batch * capacity) }
-  }
-
-  participant(suite: string, kind: Kind, threads: number, against: Participant['against'] = []): Participant {
+  participant(suite: string, kind: Kind, threads: number, others: readonly Participant[] = []): Participant {
+    const { kept, occupancy } = this.routed
     return {
       name: `st-moe/${suite}/${kind}`,
       params: { N: this.sizes.tokens, threads, compute: this.compute },
       time: () => this.time(kind, threads),
       flops: this.flops(kind),
-      ...this.shares(),
-      against,
+      kept,
+      occupancy,
+      against: others.map((other) => ({ other, measure: 'speed' })),
     }
   }
 
-  dispose(): void {
+  [Symbol.dispose](): void {
     this.moe.dispose()
     this.x.dispose()
     this.dy.dispose()

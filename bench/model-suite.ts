@@ -18,9 +18,9 @@ import {
   setNumThreads,
   tensor,
 } from '../lib/index.js'
+import { clock, inTurns, type Participant } from './measured.js'
 import { Peer } from './peer.js'
-import type { Bench, Found } from './suite.js'
-import { clock, inTurns, type Participant } from './turns.js'
+import type { Bench, Found } from './report.js'
 
 const rate = 1e-4
 /** What the demo has when nothing is said. */

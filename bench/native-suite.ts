@@ -1,48 +1,53 @@
-import { spawnSync } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { spawn, spawnSync } from 'node:child_process'
+import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
-import type { Result } from './report.js'
-import type { Bench, Found } from './suite.js'
+import { evaluated, type Line } from './measured.js'
+import type { Bench, Found, Result } from './report.js'
+import { lineOf } from './table.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 
-function run(command: string, ...args: string[]): void {
-  const { status, error } = spawnSync(command, args, { cwd: root, stdio: ['ignore', 2, 'inherit'] })
-  if (status !== 0) throw new Error(`${command} ${args.join(' ')}: ${error?.message ?? `exit code ${status}`}`)
+/** Runs st-moe-bench. What it measures is evaluated and printed group by group. */
+async function measure(suites: string, turns: number, { threads, quick }: Bench, found: Found): Promise<void> {
+  const settings = quick ? ['--quick'] : ['--repetitions', String(turns)]
+  const child = spawn(
+    'build/bench/native/st-moe-bench',
+    ['--suite', suites, '--threads', threads.join(), ...settings],
+    {
+      cwd: root,
+      stdio: ['ignore', 'pipe', 'inherit'],
+    },
+  )
+  const ended = new Promise<number | null>((resolve, reject) => child.once('close', resolve).once('error', reject))
+  for await (const text of createInterface(child.stdout)) {
+    const { cases, onednn } = JSON.parse(text) as Line & { onednn?: string }
+    if (onednn) found.versions = { onednn }
+    const results: Result[] = evaluated(cases ?? [])
+    for (const result of results) console.error(lineOf(result))
+    found.results.push(...results)
+  }
+  const status = await ended
+  if (status !== 0) throw new Error(`st-moe-bench --suite ${suites}: exit code ${status}`)
 }
 
-/** st-moe-bench: what the machine can do, and the products and the layer of the CPU backend without JavaScript. */
-export async function nativeSuite({ threads, repetitions, quick }: Bench): Promise<Found> {
-  run('npm', 'run', '--silent', 'build:bench')
-  const folder = mkdtempSync(join(tmpdir(), 'st-moe-bench-'))
-  try {
-    const results: Result[] = []
-    const versions: Record<string, string> = {}
-    // The long list of sizes has fewer repetitions.
-    for (const [suites, turns] of [
-      ['floors,gemm,layer', Math.min(repetitions, 5)],
-      ['scaling', Math.min(repetitions, 3)],
-    ] as const) {
-      const json = join(folder, 'report.json')
-      const settings = quick ? ['--quick'] : ['--repetitions', String(turns)]
-      run(
-        'build/bench/native/st-moe-bench',
-        '--suite',
-        suites,
-        '--threads',
-        threads.join(),
-        '--json',
-        json,
-        ...settings,
-      )
-      const { onednn, results: found } = JSON.parse(readFileSync(json, 'utf8'))
-      if (onednn) versions.onednn = onednn
-      results.push(...found)
-    }
-    return { results, versions }
-  } finally {
-    rmSync(folder, { recursive: true, force: true })
-  }
+const build = (): void => {
+  const { status, error } = spawnSync('npm', ['run', '--silent', 'build:bench'], { cwd: root, stdio: ['ignore', 2, 2] })
+  if (status !== 0) throw new Error(`npm run build:bench: ${error?.message ?? `exit code ${status}`}`)
+}
+
+/** What can the machine do, and how near are GEMMs and layer, without JavaScript? The long list of sizes has fewer turns. */
+export async function nativeSuite(bench: Bench): Promise<Found> {
+  const found: Found = { results: [] }
+  build()
+  await measure('limits,gemm,layer', Math.min(bench.repetitions, 5), bench, found)
+  await measure('scaling', Math.min(bench.repetitions, 3), bench, found)
+  return found
+}
+
+/** How near is each op of the CPU backend to what the machine can do? */
+export async function opSuite(bench: Bench): Promise<Found> {
+  const found: Found = { results: [] }
+  build()
+  await measure('ops', bench.repetitions, bench, found)
+  return found
 }

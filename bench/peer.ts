@@ -2,7 +2,7 @@ import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { referencePython } from '../test/support/python.js'
-import type { Clocks } from './turns.js'
+import type { Clocks } from './measured.js'
 
 const script = fileURLToPath(new URL('peers/server.py', import.meta.url))
 

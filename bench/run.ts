@@ -4,19 +4,18 @@ import { cpus, loadavg, release, totalmem, type } from 'node:os'
 import { dirname } from 'node:path'
 import { parseArgs } from 'node:util'
 import { devices, getNumThreads } from '../lib/index.js'
-import { bf16Suite } from './bf16-suite.js'
-import { growthSuite } from './growth-suite.js'
-import { layerSuite } from './layer-suite.js'
+import { bf16Suite, growthSuite, layerSuite } from './layer-suites.js'
+import { main } from './main.js'
 import { memorySuite } from './memory-suite.js'
 import { modelSuite } from './model-suite.js'
-import { nativeSuite } from './native-suite.js'
-import type { Machine, Report } from './report.js'
-import type { Suite } from './suite.js'
-import { tableOf } from './table.js'
+import { nativeSuite, opSuite } from './native-suite.js'
+import type { Report, Suite } from './report.js'
+import { lineOf, mebibytes } from './table.js'
 import { targetTable } from './targets.js'
 
 const suites: Record<string, Suite> = {
   native: nativeSuite,
+  ops: opSuite,
   layer: layerSuite,
   growth: growthSuite,
   bf16: bf16Suite,
@@ -70,7 +69,7 @@ function parse(args: string[]) {
   }
 }
 
-function machine(): Machine {
+function machine(): Report['machine'] {
   const list = cpus()
   return {
     cpu: list[0].model.trim(),
@@ -88,12 +87,12 @@ function commit(): Record<string, string> {
   }
 }
 
-async function main(): Promise<void> {
-  const { help: asked, names, json, bench } = parse(process.argv.slice(2))
+await main(import.meta.url, 'bench', async (args) => {
+  const { help: asked, names, json, bench } = parse(args)
   if (asked) return void process.stdout.write(help)
   const report: Report = {
     date: new Date().toISOString(),
-    command: ['npm run bench --', ...process.argv.slice(2)].join(' ').replace(/ --$/, ''),
+    command: ['npm run bench --', ...args].join(' ').replace(/ --$/, ''),
     quick: bench.quick,
     machine: machine(),
     load: loadavg()[0],
@@ -116,12 +115,9 @@ async function main(): Promise<void> {
     writeFileSync(json, `${JSON.stringify(report)}\n`)
     console.error(`${name}: ${((performance.now() - start) / 1e3).toFixed(0)} s`)
   }
-  console.log(tableOf(report))
-  console.log(targetTable(report))
-  console.log(`The report is in ${json}.`)
-}
-
-await main().catch((error: Error) => {
-  console.error(`bench: ${error.message}`)
-  process.exitCode = 1
+  // st-moe-bench's cases have been printed.
+  for (const result of report.results.filter(({ name }) => name.split('/').length === 3)) console.log(lineOf(result))
+  for (const { implementation, resident } of report.memory)
+    console.log(`${implementation}/memory: ${mebibytes(resident)}`)
+  console.log(`\n${targetTable(report)}\nThe report is in ${json}.`)
 })

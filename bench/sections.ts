@@ -1,13 +1,24 @@
-import { besideOneDnn, bf16Peer, onThreads, productFigures, threadsIn } from './figures.js'
-import { find, type Params, type Report, type Result, ratioTo } from './report.js'
-import type { Spread } from './statistics.js'
-import { digits, keptAndFull, markdownTable, mebibytes, percent, shareOfPeak, withSpread } from './table.js'
-import { missedList, targetTable } from './targets.js'
+import type { Spread } from '../lib/cli/bench/statistics.js'
+import { find, type Report, type Result, ratioTo } from './report.js'
+import { digits, dispatched, markdownTable, mebibytes, ofPeak, percent, withSpread, workPerSecond } from './table.js'
+import {
+  besideOneDnn,
+  bf16Peer,
+  both,
+  gemmFigures,
+  missedList,
+  ofLimit,
+  onThreads,
+  spaced,
+  targetTable,
+  threadsIn,
+} from './targets.js'
 
-/** The parts of docs/performance.md and the README that come from a report, as Markdown. */
+/** The parts of the pages that come from a report, as Markdown. */
 export function sectionsOf(report: Report): Record<string, string> {
   return {
     machine: machine(report),
+    limits: limits(report),
     targets: targetTable(report),
     missed: missedList(report),
     headline: headline(report),
@@ -16,38 +27,30 @@ export function sectionsOf(report: Report): Record<string, string> {
     bf16: bf16(report),
     whole: whole(report),
     model: model(report),
-    products: products(report),
+    gemms: gemms(report),
     scaling: scaling(report),
     memory: memory(report),
   }
 }
 
-const both = 'forward+backward'
-const spaced = (kind: string): string => kind.replace('+', ' + ')
+const kinds = ['forward', both]
 const ms = (result: Result | undefined): string => (result ? `${withSpread(result.wallMs)} ms` : '–')
 
-function machine(report: Report): string {
-  const { machine, load, versions, date, command } = report
+function machine({ machine, load, versions, date, command }: Report): string {
   const { cpu, cores, memoryGiB, system } = machine
   const named = Object.entries(versions).map(([name, version]) => `${name} ${version}`)
-  const run = `${date.slice(0, 10)}, \`${command}\` on ${cores} cores of ${cpu}, ${memoryGiB} GiB, ${system}, load before ${load.toFixed(1)}; ${named.join(', ')}.`
-  return [run, ...floors(report)].join('\n\n')
+  return `${date.slice(0, 10)}, \`${command}\` on ${cores} cores of ${cpu}, ${memoryGiB} GiB, ${system}, load before ${load.toFixed(1)}; ${named.join(', ')}.`
 }
 
 /** What the machine can do. */
-function floors(report: Report): string[] {
-  const rate = (name: string, threads: number, work: 'flops' | 'bytes', unit: string): string => {
-    const [floor] = find(report, name, { threads })
-    return floor ? `${digits((floor[work]! / floor.wallMs.median) * 1e-6)} ${unit}` : '–'
-  }
+function limits(report: Report): string {
   const rows = threadsIn(find(report, 'fma')).map((threads) => [
     String(threads),
-    rate('fma', threads, 'flops', 'GFLOP/s'),
-    rate('bf16-dot', threads, 'flops', 'GFLOP/s'),
-    rate('dram-read', threads, 'bytes', 'GB/s'),
+    ...['fma', 'bf16-dot', 'dram-read'].map(
+      (name) => find(report, name, { threads }).slice(0, 1).flatMap(workPerSecond)[0] ?? '–',
+    ),
   ])
-  if (rows.length === 0) return []
-  return [markdownTable(['threads', 'fused multiply-adds, f32', 'bf16 dot products', 'read of DRAM'], rows)]
+  return markdownTable(['threads', 'fused multiply-adds, f32', 'bf16 dot products', 'read of DRAM'], rows)
 }
 
 /** Times of our case and of the same of others, with how many times as fast ours is. */
@@ -56,39 +59,36 @@ function beside(report: Report, label: string[], ours: Result, others: readonly 
     const ratio = other && ratioTo(ours, other.name, 'speed', { compute: other.params.compute })
     return ratio ? `${ms(other)}, **${digits(ratio.wall.median)}×**` : '–'
   })
-  return [...label, ms(ours), percent(shareOfPeak(report, ours)), keptAndFull(ours), ...cells]
+  return [...label, ms(ours), percent(ofPeak(report, ours)), dispatched(ours), ...cells]
 }
 
-const besideHeader = ['st-moe', 'of FMA peak', 'kept / slots full']
+const besideHeader = ['st-moe', 'of FMA peak', 'dispatched / capacity used']
 
-function peersOf(report: Report, { name, params }: Result): (Result | undefined)[] {
-  const same: Params = { ...params }
-  return ['st-moe-pytorch', 'index-pytorch'].map((peer) => find(report, name.replace('st-moe', peer), same)[0])
-}
+const peersOf = (report: Report, { name, params }: Result): (Result | undefined)[] =>
+  ['st-moe-pytorch', 'index-pytorch'].map((peer) => find(report, name.replace('st-moe', peer), params)[0])
 
 function headline(report: Report): string {
-  const layers = ['layer/forward', `layer/${both}`, 'model/step'].flatMap((what) => {
-    const [ours] = find(report, `st-moe/${what}`).sort((a, b) => Number(b.params.threads) - Number(a.params.threads))
-    return ours
-      ? [[what === 'model/step' ? "training step of the demo's model" : spaced(what.slice(6)), ours] as const]
-      : []
-  })
-  const long = find(report, `st-moe/growth/${both}`).sort((a, b) => Number(b.params.N) - Number(a.params.N))[0]
-  if (long)
-    layers.splice(2, 0, [`${spaced(both)}, ${Number(long.params.N).toLocaleString('en')} tokens a sequence`, long])
-  const rows = layers.map(([label, ours]) => [
-    label,
-    `${digits(ours.wallMs.median)} ms`,
-    ...peersOf(report, ours).map((peer) => {
+  const largest = (name: string, size: string): Result | undefined =>
+    find(report, `st-moe/${name}`).sort((a, b) => Number(b.params[size]) - Number(a.params[size]))[0]
+  const long = largest(`growth/${both}`, 'N')
+  const rows = [
+    { label: 'forward', ours: largest('layer/forward', 'threads') },
+    { label: spaced(both), ours: largest(`layer/${both}`, 'threads') },
+    { label: `${spaced(both)}, ${Number(long?.params.N).toLocaleString('en')} tokens per sequence`, ours: long },
+    { label: "training step of the demo's model", ours: largest('model/step', 'threads') },
+  ].flatMap(({ label, ours }) => {
+    if (!ours) return []
+    const peers = peersOf(report, ours).map((peer) => {
       const ratio = peer && ratioTo(ours, peer.name, 'speed')
       return ratio ? `${digits(peer.wallMs.median)} ms, ${digits(ratio.wall.median)}×` : '–'
-    }),
-  ])
+    })
+    return [[label, `${digits(ours.wallMs.median)} ms`, ...peers]]
+  })
   return markdownTable(['', 'st-moe', 'st-moe-pytorch', 'index-based PyTorch'], rows)
 }
 
 function layer(report: Report): string {
-  const rows = ['forward', both].flatMap((kind) =>
+  const rows = kinds.flatMap((kind) =>
     find(report, `st-moe/layer/${kind}`).map((ours) =>
       beside(report, [spaced(kind), String(ours.params.threads)], ours, peersOf(report, ours)),
     ),
@@ -102,40 +102,38 @@ function growth(report: Report): string {
     const counts = [ours, ...peers].map((result) => result?.samples.length ?? 0)
     return [...beside(report, [String(ours.params.N)], ours, peers), counts.join(' / ')]
   })
-  const table = markdownTable(['N', ...besideHeader, 'st-moe-pytorch', 'index-pytorch', 'repetitions'], rows)
-  return `${table}\n\n![Time of a training step over the length of a sequence](images/growth.svg)`
+  return markdownTable(['N', ...besideHeader, 'st-moe-pytorch', 'index-pytorch', 'repetitions'], rows)
 }
 
 function bf16(report: Report): string {
-  const rows = ['forward', both].flatMap((kind) => {
-    const [ours] = find(report, `st-moe/bf16/${kind}`, { compute: 'bf16' })
-    if (!ours) return []
-    const [exact] = find(report, ours.name, { compute: 'f32' })
-    const peers = ['bf16', 'autocast'].map((compute) => find(report, `index-pytorch/bf16/${kind}`, { compute })[0])
-    const fastest = bf16Peer(report, kind)
-    const row = beside(report, [spaced(kind)], ours, [exact, ...peers])
-    return [[...row, fastest ? (fastest.params.compute === 'bf16' ? 'weights in bf16' : 'autocast') : '–']]
-  })
+  const rows = kinds.flatMap((kind) =>
+    find(report, `st-moe/bf16/${kind}`, { compute: 'bf16' }).map((ours) => {
+      const [exact] = find(report, ours.name, { compute: 'f32' })
+      const peers = ['bf16', 'autocast'].map((compute) => find(report, `index-pytorch/bf16/${kind}`, { compute })[0])
+      const faster = { bf16: 'weights in bf16', autocast: 'autocast' }[String(bf16Peer(report, kind)?.params.compute)]
+      return [...beside(report, [spaced(kind)], ours, [exact, ...peers]), faster ?? '–']
+    }),
+  )
   const header = ['bf16', ...besideHeader, 'st-moe in f32', 'index-pytorch, weights in bf16', 'autocast', 'faster']
   return markdownTable(header, rows)
 }
 
-/** The layer beside its own products, both without JavaScript. */
+/** The layer vs. its own GEMMs, both without JavaScript. */
 function whole(report: Report): string {
-  const rows = ['forward', both].flatMap((kind) =>
+  const rows = kinds.flatMap((kind) =>
     find(report, `layer/${kind}`).map((result) => {
       const { threads, compute } = result.params
-      const [alone] = find(report, `layer-products/${kind}`, { threads, compute })
-      const [time, speed] = (['time', 'speed'] as const).map(
-        (measure) => ratioTo(result, measure === 'time' ? alone.name : result.name, measure, { compute })?.wall,
-      )
-      const [peak] = alone.ratios.filter(({ measure }) => measure === 'flops')
-      const products = `${withSpread(alone.wallMs)} ms, ${percent(peak.wall.median)} of ${peak.name}`
-      const cells = [time, speed].map((ratio) => (ratio ? digits(ratio.median) : ''))
-      return [spaced(kind), String(compute), String(threads), products, ms(result), ...cells, keptAndFull(result)]
+      const [alone] = find(report, `layer-gemms/${kind}`, { threads, compute })
+      const peak = alone.ratios.find(({ measure }) => measure === 'flops')!
+      const ratios = [
+        ratioTo(result, alone.name, 'time', { compute }),
+        ratioTo(result, result.name, 'speed', { compute }),
+      ].map((ratio) => (ratio ? digits(ratio.wall.median) : ''))
+      const cells = [`${ms(alone)}, ${percent(peak.wall.median)} of ${peak.name}`, ms(result), ...ratios]
+      return [spaced(kind), String(compute), String(threads), ...cells, dispatched(result)]
     }),
   )
-  const header = ['', '', 'threads', 'products alone', 'layer', 'layer ÷ products', 'of 1 thread', 'kept / slots full']
+  const header = ['', '', 'threads', 'GEMMs alone', 'layer', 'layer ÷ GEMMs', 'vs. 1 thread', besideHeader[2]]
   return markdownTable(header, rows)
 }
 
@@ -146,47 +144,44 @@ function model(report: Report): string {
   return markdownTable(['threads', ...besideHeader, 'st-moe-pytorch'], rows)
 }
 
-function products(report: Report): string {
+function gemms(report: Report): string {
   const all = find(report, 'gemm/a')
-  const sizes = [...new Set(all.map(({ params }) => Number(params.rows)))]
-  const figuresOf = (size: number, threads: number): string[] => {
-    const mean = (compute: string, packed: boolean, ratioOf: (result: Result) => Spread | undefined) => {
-      const found = productFigures(report, { compute, rows: (rows) => rows === size, packed }, ratioOf)
-      const value = found.find(({ of }) => of === onThreads(threads))?.value
-      return value ? digits(value.median) : '–'
-    }
-    return [
-      mean('f32', false, (r) => ratioTo(r, 'fma', 'flops')?.wall),
-      mean('f32', false, (r) => besideOneDnn(r, 'plain')),
-      mean('f32', false, (r) => besideOneDnn(r, 'packed')),
-      mean('bf16', true, (r) => ratioTo(r, 'bf16-dot', 'flops')?.wall),
-      mean('bf16', true, (r) => besideOneDnn(r, 'packed')),
-    ]
-  }
-  const rows = sizes.flatMap((size) =>
-    threadsIn(all).map((threads) => [String(size), String(threads), ...figuresOf(size, threads)]),
+  const columns: [header: string, compute: string, ratioOf: (result: Result) => Spread | undefined][] = [
+    ['f32: of FMA peak', 'f32', ofLimit('fma')],
+    ['of oneDNN', 'f32', (r) => besideOneDnn(r, 'plain')],
+    ['of oneDNN, packed', 'f32', (r) => besideOneDnn(r, 'packed')],
+    ['bf16, packed: of dot peak', 'bf16', ofLimit('bf16-dot')],
+    ['of oneDNN, packed', 'bf16', (r) => besideOneDnn(r, 'packed')],
+  ]
+  const rows = [...new Set(all.map(({ params }) => Number(params.rows)))].flatMap((size) =>
+    threadsIn(all).map((threads) => {
+      const cells = columns.map(([, compute, ratioOf]) => {
+        const which = { compute, rows: (rows: number) => rows === size, packed: compute === 'bf16' }
+        const found = gemmFigures(report, which, ratioOf).find(({ of }) => of === onThreads(threads))
+        return found ? digits(found.value.median) : '–'
+      })
+      return [String(size), String(threads), ...cells]
+    }),
   )
-  const f32 = ['f32: of FMA peak', 'of oneDNN', 'of oneDNN, packed']
-  return markdownTable(['rows', 'threads', ...f32, 'bf16, packed: of dot peak', 'of oneDNN, packed'], rows)
+  return markdownTable(['rows', 'threads', ...columns.map(([header]) => header)], rows)
 }
 
 function scaling(report: Report): string {
   const all = find(report, `scaling/${both}`)
   const threads = threadsIn(all)
-  const sizes = all.filter(({ params }) => params.threads === threads[0])
-  const rows = sizes.map((size) => {
-    const { N, E, K, D } = size.params
-    const cells = ['forward', both].flatMap((kind) =>
-      threads.map((count) => {
+  const columns = kinds.flatMap((kind) => threads.map((count) => ({ kind, count })))
+  const rows = all
+    .filter(({ params }) => params.threads === threads[0])
+    .map((size) => {
+      const { N, E, K, D } = size.params
+      const cells = columns.map(({ kind, count }) => {
         const [result] = find(report, `scaling/${kind}`, { N, E, K, D, threads: count })
         return `${digits(result.wallMs.median)} ms, ${percent(ratioTo(result, 'fma', 'flops')!.wall.median)}`
-      }),
-    )
-    return [...[N, E, K, D].map(String), ...cells, keptAndFull(size)]
-  })
-  const columns = ['forward', spaced(both)].flatMap((kind) => threads.map((count) => `${kind}, ${onThreads(count)}`))
-  const table = markdownTable(['N', 'E', 'K', 'D', ...columns, 'kept / slots full'], rows)
-  return `${table}\n\n![Share of the FMA peak over the sizes of the layer](images/scaling.svg)`
+      })
+      return [...[N, E, K, D].map(String), ...cells, dispatched(size)]
+    })
+  const header = columns.map(({ kind, count }) => `${spaced(kind)}, ${onThreads(count)}`)
+  return markdownTable(['N', 'E', 'K', 'D', ...header, besideHeader[2]], rows)
 }
 
 function memory({ memory }: Report): string {

@@ -1,229 +1,262 @@
-import {
-  besideOneDnn,
-  bf16Peer,
-  type Figure,
-  layerFigures,
-  onThreads,
-  type Products,
-  productFigures,
-  products,
-} from './figures.js'
-import { besideProducts, eachProduct, growthOfThreads, type Limit, memoryParts, sharesOfPeak } from './limits.js'
+import { geometricMean, type Spread } from '../lib/cli/bench/statistics.js'
 import { find, type Params, type Report, type Result, ratioTo } from './report.js'
-import type { Spread } from './statistics.js'
-import { digits, keptAndFull, markdownTable, withSpread } from './table.js'
+import { digits, dispatched, markdownTable, ofPeak, percent, withSpread } from './table.js'
+
+/** One measured figure: on which threads or sizes, and its value. */
+export interface Figure {
+  of: string
+  value: Spread
+  /** Repetitions, if they are few. */
+  few?: number
+  /** What is compared. */
+  ours?: Result
+  other?: Result
+  /** The figures that it is the mean of. */
+  parts?: Figure[]
+}
 
 /** A question with the answer that we want. */
 export interface Target {
   question: string
   wanted: { atLeast: number } | { atMost: number }
   figures(report: Report): Figure[]
-  /** What is behind the figures, where the target is missed. */
-  limit?: Limit
 }
 
-/** Those that read weights; the others are gradients of weights. */
-const readingWeights = products.slice(0, 4)
+export const both = 'forward+backward'
+export const spaced = (kind: string): string => kind.replace('+', ' + ')
+export const onThreads = (count: number): string => `${count} thread${count === 1 ? '' : 's'}`
+export const threadsIn = (results: readonly Result[]): number[] =>
+  [...new Set(results.map(({ params }) => Number(params.threads)))].sort((a, b) => a - b)
 
-type Measured = Pick<Target, 'figures' | 'limit'>
+// ---- GEMMs
+
+export const gemms = ['a', 'y', 'dh', 'dx', 'dw1', 'dw2']
+
+/** Which GEMMs: all six unless said otherwise; weights packed beforehand if that was measured. */
+export interface Which {
+  names?: readonly string[]
+  compute: string
+  rows: (rows: number) => boolean
+  packed?: boolean
+}
+type RatioOf = (result: Result) => Spread | undefined
+
+/** Geometric means over GEMMs and numbers of rows, one per number of threads. */
+export function gemmFigures(
+  report: Report,
+  { names = gemms, compute, rows, packed = false }: Which,
+  ratioOf: RatioOf,
+): Figure[] {
+  const chosen = names.map((name) => {
+    const all = find(report, `gemm/${name}`, { compute }).filter(({ params }) => rows(Number(params.rows)))
+    const packedToo = packed && all.some(({ params }) => params.weights === 'packed')
+    return all.filter(({ params }) => params.weights === (packedToo ? 'packed' : 'plain'))
+  })
+  return threadsIn(chosen.flat()).flatMap((threads) => {
+    const values = (results: readonly Result[]) =>
+      results.filter(({ params }) => params.threads === threads).flatMap((result) => ratioOf(result) ?? [])
+    const parts = chosen.map((results, i) => ({ of: names[i], values: values(results) }))
+    if (parts.some(({ values }) => values.length === 0)) return []
+    const value = geometricMean(parts.flatMap(({ values }) => values))
+    return [
+      { of: onThreads(threads), value, parts: parts.map(({ of, values }) => ({ of, value: geometricMean(values) })) },
+    ]
+  })
+}
+
+/** A weight gradient has nothing that could be packed before: there is one way of oneDNN. */
+export function besideOneDnn(result: Result, weights: 'plain' | 'packed'): Spread | undefined {
+  const name = result.name.replace('gemm', 'onednn')
+  return (ratioTo(result, name, 'speed', { weights }) ?? ratioTo(result, name, 'speed'))?.wall
+}
+
+export const ofLimit =
+  (limit: 'fma' | 'bf16-dot' | 'dram-read'): RatioOf =>
+  (result) =>
+    ratioTo(result, limit, limit === 'dram-read' ? 'bytes' : 'flops')?.wall
 
 const manyRows = (rows: number): boolean => rows >= 160
 
-const ofProducts = (which: Products, ratioOf: (result: Result) => Spread | undefined): Measured => ({
-  figures: (report) => productFigures(report, which, ratioOf),
-  limit: eachProduct(which, ratioOf),
-})
+function ofGemms(question: string, atLeast: number, which: Which, ratioOf: RatioOf): Target {
+  return { question, wanted: { atLeast }, figures: (report) => gemmFigures(report, which, ratioOf) }
+}
 
-function againstPeer(suite: string, kind: string, peer: string, params: Params = {}): Measured {
-  const [name, other] = ['st-moe', peer].map((implementation) => `${implementation}/${suite}/${kind}`)
-  return {
-    figures: (report) => layerFigures(find(report, name, params), (r) => ratioTo(r, other, 'speed')),
-    limit: sharesOfPeak((report) =>
-      find(report, name, params).map((ours): [Result, Result] => [ours, find(report, other, ours.params)[0]]),
-    ),
+// ---- the layer
+
+/** The ratios of all results of one name to those of another. */
+function figuresOf(
+  report: Report,
+  results: readonly Result[],
+  other: string,
+  measure: 'time' | 'speed',
+  how: Params = {},
+) {
+  return results.flatMap((ours): Figure[] => {
+    const ratio = ratioTo(ours, other, measure, how)
+    if (!ratio) return []
+    const [beside] = find(report, other, ratio.params)
+    const few = ratio.turns < 3 ? ratio.turns : undefined
+    return [{ of: onThreads(Number(ours.params.threads)), value: ratio.wall, few, ours, other: beside }]
+  })
+}
+
+const nativeLayer =
+  (kind: string, other: string, measure: 'time' | 'speed'): Target['figures'] =>
+  (report) =>
+    figuresOf(report, find(report, `layer/${kind}`, { compute: 'f32' }), other, measure)
+
+const againstPeer =
+  (suite: string, kind: string, peer: string, params: Params = {}): Target['figures'] =>
+  (report) =>
+    figuresOf(report, find(report, `st-moe/${suite}/${kind}`, params), `${peer}/${suite}/${kind}`, 'speed')
+
+const bf16Layer =
+  (kind: string, other: (report: Report) => Result | undefined): Target['figures'] =>
+  (report) => {
+    const beside = other(report)
+    if (!beside) return []
+    const { compute } = beside.params
+    const ours = find(report, `st-moe/bf16/${kind}`, { compute: 'bf16' })
+    const how = { bf16: ', its weights held in bf16', autocast: ', autocast', f32: '' }[String(compute)]
+    return figuresOf(report, ours, beside.name, 'speed', { compute }).map((one) => ({ ...one, of: `${one.of}${how}` }))
   }
-}
 
-function againstBf16(kind: string): Measured {
-  const oursIn = (report: Report) => find(report, `st-moe/bf16/${kind}`, { compute: 'bf16' })
-  return {
-    figures: (report) => {
-      const fastest = bf16Peer(report, kind)
-      if (!fastest) return []
-      const { compute } = fastest.params
-      const how = compute === 'bf16' ? 'its weights held in bf16' : 'autocast'
-      return layerFigures(
-        oursIn(report),
-        (result) => ratioTo(result, fastest.name, 'speed', { compute }),
-        (result) => `${onThreads(Number(result.params.threads))}, ${how}`,
-      )
-    },
-    limit: sharesOfPeak(
-      (report) => oursIn(report).map((ours): [Result, Result | undefined] => [ours, bf16Peer(report, kind)]),
-      ['bf16-dot', 'bf16-dot'],
-    ),
-  }
-}
+/** The faster of the two ways that PyTorch has to compute in bf16. */
+export const bf16Peer = (report: Report, kind: string): Result | undefined =>
+  find(report, `index-pytorch/bf16/${kind}`).sort((a, b) => a.wallMs.median - b.wallMs.median)[0]
 
-const nativeLayer = (kind: string, other: string, measure: 'time' | 'speed'): Target['figures'] => {
-  return (report) => layerFigures(find(report, `layer/${kind}`, { compute: 'f32' }), (r) => ratioTo(r, other, measure))
-}
-
-const both = 'forward+backward'
-const layerOf = 'layer, f32'
+const layer = 'layer, f32'
+const faster = 'times as fast as'
 
 /** The contract: dim 512, 16 experts, top-2, 4 × 1024 tokens unless said otherwise. */
 export const targets: readonly Target[] = [
-  {
-    question: 'six products, f32, ≥ 160 rows an expert, of the FMA peak',
-    wanted: { atLeast: 0.88 },
-    ...ofProducts({ compute: 'f32', rows: manyRows }, (r) => ratioTo(r, 'fma', 'flops')?.wall),
-  },
-  ...(['plain', 'packed'] as const).map(
-    (weights): Target => ({
-      question: `the same, of oneDNN's speed${weights === 'packed' ? ' with weights packed beforehand (ours are not)' : ''}`,
-      wanted: { atLeast: 0.97 },
-      ...ofProducts({ compute: 'f32', rows: manyRows }, (r) => besideOneDnn(r, weights)),
-    }),
+  ofGemms(
+    'six GEMMs, f32, ≥ 160 rows per expert, of the FMA peak',
+    0.88,
+    { compute: 'f32', rows: manyRows },
+    ofLimit('fma'),
   ),
-  {
-    question: 'six products, bf16, packed weights, ≥ 160 rows, of the bf16 dot peak',
-    wanted: { atLeast: 0.86 },
-    ...ofProducts({ compute: 'bf16', rows: manyRows, packed: true }, (r) => ratioTo(r, 'bf16-dot', 'flops')?.wall),
-  },
-  {
-    question: '4 rows an expert, f32, products that read weights, of a plain read of DRAM',
-    wanted: { atLeast: 0.85 },
-    ...ofProducts(
-      { names: readingWeights, compute: 'f32', rows: (rows) => rows === 4, packed: true },
-      (r) => ratioTo(r, 'dram-read', 'bytes')?.wall,
-    ),
-  },
-  {
-    question: 'forward, f32: time over that of its products alone',
-    wanted: { atMost: 1.06 },
-    figures: nativeLayer('forward', 'layer-products/forward', 'time'),
-    limit: besideProducts('forward'),
-  },
-  {
-    question: 'forward + backward, f32: time over that of its products alone',
-    wanted: { atMost: 1.1 },
-    figures: nativeLayer(both, `layer-products/${both}`, 'time'),
-    limit: besideProducts(both),
-  },
-  ...(['forward', both] as const).map(
-    (kind): Target => ({
-      question: `${kind.replace('+', ' + ')}, f32: more threads against 1`,
-      wanted: { atLeast: 1.9 },
-      figures: nativeLayer(kind, `layer/${kind}`, 'speed'),
-      limit: growthOfThreads(kind),
-    }),
+  ofGemms("the same, of oneDNN's speed", 0.97, { compute: 'f32', rows: manyRows }, (r) => besideOneDnn(r, 'plain')),
+  ofGemms(
+    "the same, of oneDNN's speed with weights packed beforehand (ours are not)",
+    0.97,
+    { compute: 'f32', rows: manyRows },
+    (r) => besideOneDnn(r, 'packed'),
   ),
-  {
-    question: `${layerOf}, forward: times as fast as index-based PyTorch`,
-    wanted: { atLeast: 1.6 },
-    ...againstPeer('layer', 'forward', 'index-pytorch'),
-  },
-  {
-    question: `${layerOf}, forward + backward: times as fast as index-based PyTorch`,
-    wanted: { atLeast: 1.7 },
-    ...againstPeer('layer', both, 'index-pytorch'),
-  },
+  ofGemms(
+    'six GEMMs, bf16, packed weights, ≥ 160 rows, of the bf16 dot peak',
+    0.86,
+    { compute: 'bf16', rows: manyRows, packed: true },
+    ofLimit('bf16-dot'),
+  ),
+  ofGemms(
+    'weight-bound GEMMs, f32, 4 rows per expert, of DRAM bandwidth',
+    0.85,
+    { names: gemms.slice(0, 4), compute: 'f32', rows: (rows) => rows === 4, packed: true },
+    ofLimit('dram-read'),
+  ),
   ...[
-    { tokens: 1024, atLeast: 2.2 },
-    { tokens: 4096, atLeast: 6 },
-    { tokens: 8192, atLeast: 10 },
-  ].map(
-    ({ tokens, atLeast }): Target => ({
-      question: `${layerOf}, N = ${tokens}, forward + backward: times as fast as st-moe-pytorch`,
-      wanted: { atLeast },
-      ...againstPeer('growth', both, 'st-moe-pytorch', { N: tokens }),
-    }),
-  ),
+    { kind: 'forward', atMost: 1.06 },
+    { kind: both, atMost: 1.1 },
+  ].map(({ kind, atMost }) => ({
+    question: `${spaced(kind)}, f32: time over that of its GEMMs alone`,
+    wanted: { atMost },
+    figures: nativeLayer(kind, `layer-gemms/${kind}`, 'time'),
+  })),
+  ...['forward', both].map((kind) => ({
+    question: `${spaced(kind)}, f32: more threads vs. 1`,
+    wanted: { atLeast: 1.9 },
+    figures: nativeLayer(kind, `layer/${kind}`, 'speed'),
+  })),
+  ...[
+    { kind: 'forward', atLeast: 1.6 },
+    { kind: both, atLeast: 1.7 },
+  ].map(({ kind, atLeast }) => ({
+    question: `${layer}, ${spaced(kind)}: ${faster} index-based PyTorch`,
+    wanted: { atLeast },
+    figures: againstPeer('layer', kind, 'index-pytorch'),
+  })),
+  ...[
+    { N: 1024, atLeast: 2.2 },
+    { N: 4096, atLeast: 6 },
+    { N: 8192, atLeast: 10 },
+  ].map(({ N, atLeast }) => ({
+    question: `${layer}, N = ${N}, forward + backward: ${faster} st-moe-pytorch`,
+    wanted: { atLeast },
+    figures: againstPeer('growth', both, 'st-moe-pytorch', { N }),
+  })),
+  ...[
+    { kind: 'forward', atLeast: 1.4 },
+    { kind: both, atLeast: 1.8 },
+  ].map(({ kind, atLeast }) => ({
+    question: `layer, bf16, ${spaced(kind)}: ${faster} index-based PyTorch in bf16`,
+    wanted: { atLeast },
+    figures: bf16Layer(kind, (report) => bf16Peer(report, kind)),
+  })),
   {
-    question: 'layer, bf16, forward: times as fast as index-based PyTorch in bf16',
-    wanted: { atLeast: 1.4 },
-    ...againstBf16('forward'),
-  },
-  {
-    question: 'layer, bf16, forward + backward: times as fast as index-based PyTorch in bf16',
-    wanted: { atLeast: 1.8 },
-    ...againstBf16(both),
-  },
-  {
-    question: 'layer, forward + backward: bf16 against our f32',
+    question: 'layer, forward + backward: bf16 vs. our f32',
     wanted: { atLeast: 1.7 },
-    figures: (report) =>
-      layerFigures(find(report, `st-moe/bf16/${both}`, { compute: 'bf16' }), (r) =>
-        ratioTo(r, r.name, 'speed', { compute: 'f32' }),
-      ),
-    limit: sharesOfPeak(
-      (report) =>
-        find(report, `st-moe/bf16/${both}`, { compute: 'bf16' }).map((ours): [Result, Result] => [
-          ours,
-          find(report, ours.name, { compute: 'f32' })[0],
-        ]),
-      ['bf16-dot', 'fma'],
-    ),
+    figures: bf16Layer(both, (report) => find(report, `st-moe/bf16/${both}`, { compute: 'f32' })[0]),
   },
   {
-    question: "a training step of the demo's model: times as fast as with st-moe-pytorch",
+    question: `a training step of the demo's model: ${faster} with st-moe-pytorch`,
     wanted: { atLeast: 2.5 },
-    ...againstPeer('model', 'step', 'st-moe-pytorch'),
+    figures: againstPeer('model', 'step', 'st-moe-pytorch'),
   },
   {
     question: 'memory of forward + backward beyond parameters and gradients, N = 4096, of that of st-moe-pytorch',
     wanted: { atMost: 0.25 },
     figures: ({ memory }) => {
-      const of = (name: string) => memory.find(({ implementation }) => implementation === name)?.resident
-      const [ours, theirs] = [of('st-moe'), of('st-moe-pytorch')]
-      if (ours === undefined || theirs === undefined) return []
-      const value = ours / theirs
+      const [ours, theirs] = ['st-moe', 'st-moe-pytorch'].map((name) =>
+        memory.find((one) => one.implementation === name),
+      )
+      if (!ours || !theirs) return []
+      const value = ours.resident / theirs.resident
       return [{ of: 'resident', value: { median: value, low: value, high: value } }]
     },
-    limit: memoryParts,
   },
 ]
 
-/** Null where nothing was measured. */
+/** Null if nothing was measured. */
 export function isMet({ wanted, figures }: Target, report: Report): boolean | null {
-  const found = figures(report)
-  if (found.length === 0) return null
-  return found.every(({ value }) =>
-    'atLeast' in wanted ? value.median >= wanted.atLeast : value.median <= wanted.atMost,
-  )
+  const values = figures(report).map(({ value }) => value.median)
+  if (values.length === 0) return null
+  return values.every((value) => ('atLeast' in wanted ? value >= wanted.atLeast : value <= wanted.atMost))
 }
-
-function cellOf({ of, value, repetitions }: Figure): string {
-  const spread = value.low === value.high ? digits(value.median) : withSpread(value)
-  const few =
-    repetitions !== undefined && repetitions < 3 ? `, ${repetitions} repetition${repetitions > 1 ? 's' : ''}` : ''
-  return `**${spread}** ${of}${few}`
-}
-
-const sharesOf = (figures: readonly Figure[]): string =>
-  [...new Set(figures.flatMap(({ shares }) => (shares ? [keptAndFull(shares)] : [])))].join('; ')
 
 /** Targets and what was measured, as a Markdown table. */
 export function targetTable(report: Report): string {
   const rows = targets.map((target) => {
     const { question, wanted } = target
-    const met = isMet(target, report)
-    const figures = target.figures(report)
+    const [met, figures] = [isMet(target, report), target.figures(report)]
+    const cells = figures.map(({ of, value, few }) => {
+      const repetitions = few === undefined ? '' : `, ${few} repetition${few > 1 ? 's' : ''}`
+      return `**${withSpread(value)}** ${of}${repetitions}`
+    })
     return [
       question,
       'atLeast' in wanted ? `≥ ${wanted.atLeast}` : `≤ ${wanted.atMost}`,
-      figures.map(cellOf).join('; ') || 'not measured',
+      cells.join('; ') || 'not measured',
       met === null ? '–' : met ? 'met' : '**missed**',
-      sharesOf(figures),
+      [...new Set(figures.flatMap(({ ours }) => (ours ? [dispatched(ours)] : [])))].join('; '),
     ]
   })
-  return markdownTable(['', 'target', 'measured', '', 'kept / slots full'], rows)
+  return markdownTable(['', 'target', 'measured', '', 'dispatched / capacity used'], rows)
 }
 
-/** What is behind the targets that are missed. */
+/** What is behind the targets that are missed, said by other figures of the same run. */
 export function missedList(report: Report): string {
   const missed = targets.filter((target) => isMet(target, report) === false)
   if (missed.length === 0) return 'No target that was measured is missed.'
-  return missed.map(({ question, limit }) => `- ${question}. ${limit?.(report) ?? ''}`.trimEnd()).join('\n')
+  const shareOf = (result: Result): string => {
+    const peak = result.params.compute === 'f32' ? 'fma' : 'bf16-dot'
+    return `${result.name} ${result.params.compute} ${percent(ofPeak(report, result, peak)) || '?'} of the ${peak} peak`
+  }
+  const behind = ({ of, ours, other, parts }: Figure): string[] => {
+    if (parts) return [`${of}: ${parts.map((part) => `${part.of} ${digits(part.value.median)}`).join(', ')}`]
+    return ours && other ? [`${of}: ${shareOf(ours)}, ${shareOf(other)}`] : []
+  }
+  return missed
+    .map(({ question, figures }) => `- ${question}. ${figures(report).flatMap(behind).join('; ')}`)
+    .join('\n')
 }

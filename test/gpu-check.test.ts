@@ -24,11 +24,11 @@ const programs = {
     *'--target cuda_base'*) mkdir -p build/simt; for t in base_ops layers moe topk_grouped; do cp optest build/simt/cuda_\${t}_test; done ;;
     *) echo "$@" ;;
   esac`,
-  node: 'exec sleep 0',
+  node: `case "$*" in *gpu.ts*) printf '| layer | ms |\\n| --- | --- |\\n| small | 1.5 |\\n' ;; esac`,
 }
 const inFolder = {
   optest: 'echo "$0: 5 checks, 0 failures with $ST_MOE_CUDA_LIBRARY"',
-  bench: `for file; do :; done; printf '| layer | ms |\\n| --- | --- |\\n| small | 1.5 |\\n'; echo '${row('small')}' >>"$file"`,
+  bench: `for file; do :; done; echo '${row('small')}' >>"$file"`,
 }
 
 const children: ReturnType<typeof spawn>[] = []
@@ -106,6 +106,13 @@ test('all stages: a table, a JSON file and an archive of logs, for the architect
   expect(logged()).toContain('logs/configure-the-plugin.log')
 })
 
+test('without Node the samples are there, and how to compute the table of them', async () => {
+  const { run, json, markdown } = machine({ node: null })
+  expect((await run(['build', 'benchmark'])).code).toBe(0)
+  expect(json().benchmarks).toHaveLength(2)
+  expect(markdown()).toContain('`npm run bench:gpu gpu-check.json` computes the table')
+})
+
 test('stages can be chosen; an unknown one is refused', async () => {
   const { run, results, out } = machine()
   await run(['build'])
@@ -132,7 +139,7 @@ describe('what fails is in the report, and nothing else stops', () => {
   })
 
   test('a header that is missing: only the benchmark is', async () => {
-    const text = 'layer_bench.cu:3:10: fatal error: header.h: No such file or directory\t"quoted"'
+    const text = 'bench.cu:3:10: fatal error: header.h: No such file or directory\t"quoted"'
     const { run, results, json } = machine({
       cmake: `case "$*" in *cuda_layer_bench) printf '%s\\n' '${text}'; exit 2;; esac\n${programs.cmake}`,
     })

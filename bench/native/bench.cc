@@ -1,48 +1,65 @@
 #include "bench.h"
 
-#include <cstring>
+#include <stdexcept>
 
 namespace st_moe::bench {
 
-void expect_ok(const Status& status) {
+void Bench::check(const Status& status) {
   if (status.code != ErrorCode::none) throw std::runtime_error(status.text);
 }
 
-template <class T>
-Buffer<T>::Buffer(const Bench& bench, int64_t count) : count_(count) {
-  const size_t bytes = static_cast<size_t>(count) * sizeof(T);
-  const Context ctx{1, nullptr};
-  void* data = bench.backend.allocate(ctx, bytes);
-  if (!data) throw std::runtime_error("not enough memory for " + std::to_string(bytes) + " bytes");
-  std::memset(data, 0, bytes);
-  const auto release = bench.backend.release;
-  data_ = std::shared_ptr<T>(static_cast<T*>(data), [=](T* p) { release(ctx, p, bytes); });
+double Bench::checked(double error, double limit) {
+  if (!(error <= limit)) throw std::runtime_error("relative error " + std::to_string(error));
+  return error;
 }
 
-template class Buffer<float>;
-template class Buffer<int32_t>;
-template class Buffer<uint16_t>;
-
-static Buffer<float> draw(const Bench& bench, int64_t count, Distribution distribution, double a, double b) {
-  static uint64_t step = 0;
-  Buffer<float> out(bench, count);
-  call(bench.ops().random, bench.threads.back(), {out.get(), DType::f32, count, distribution, a, b, 1, step++});
-  return out;
+Tensor Bench::filled(const Shape& shape, double value, DType dtype) const {
+  Tensor x = make_tensor(device(), dtype, shape);
+  call(&OpTable::fill, most_threads(), {.out = x.data(), .dtype = dtype, .size = x.size, .value = value});
+  return x;
 }
 
-Buffer<float> normals(const Bench& bench, int64_t count, double deviation) {
-  return draw(bench, count, Distribution::normal, 0, deviation);
+static Tensor random(const Bench& bench, const Shape& shape, Distribution distribution, double a, double b) {
+  Tensor x = make_tensor(bench.device(), DType::f32, shape);
+  bench.call(&OpTable::random, bench.most_threads(),
+             {.out = x.data(),
+              .dtype = DType::f32,
+              .size = x.size,
+              .distribution = distribution,
+              .a = a,
+              .b = b,
+              .seed = 1,
+              .step = bench.draws++});
+  return x;
 }
 
-Buffer<float> uniforms(const Bench& bench, int64_t count, double bound) {
-  return draw(bench, count, Distribution::uniform, -bound, bound);
+Tensor Bench::normals(const Shape& shape) const {
+  return random(*this, shape, Distribution::normal, 0, 1);
 }
 
-Buffer<int32_t> integers(const Bench& bench, int64_t count, int64_t below) {
-  const Buffer<float> from = draw(bench, count, Distribution::uniform, 0, static_cast<double>(below));
-  Buffer<int32_t> out(bench, count);
-  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<int32_t>(from[i]) % static_cast<int32_t>(below);
-  return out;
+Tensor Bench::uniforms(const Shape& shape, double low, double high) const {
+  return random(*this, shape, Distribution::uniform, low, high);
+}
+
+Tensor Bench::integers(const Shape& shape, int64_t below) const {
+  return converted(uniforms(shape, 0, static_cast<double>(below)), DType::i32);
+}
+
+Tensor Bench::converted(const Tensor& x, DType dtype) const {
+  Tensor y = make_tensor(device(), dtype, x.shape);
+  call(&OpTable::convert, most_threads(),
+       {.in = x.data(), .out = y.data(), .in_dtype = x.dtype, .out_dtype = dtype, .size = x.size});
+  return y;
+}
+
+void limits_suite(const Bench& bench) {
+  for (const int threads : bench.options.threads) {
+    Group group;
+    for (const DType compute : bench.platform.arithmetic())
+      if (bench.options.uses(compute)) group.add(bench.platform.flops_limit(bench, compute, threads));
+    group.add(bench.platform.bytes_limit(bench, threads));
+    bench.harness.run(group);
+  }
 }
 
 }  // namespace st_moe::bench

@@ -1,75 +1,120 @@
 #pragma once
+#include <algorithm>
 #include <memory>
-#include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <vector>
 
+#include "core/tensor.h"
 #include "harness.h"
-#include "kernels.h"
 
-// What the suites share: the backend, memory, and floors to compare with.
+// What the suites share: a device with its hardware limits, options, memory, calls of ops.
 namespace st_moe::bench {
 
-struct Bench {
-  const Backend& backend;
-  const Kernels& kernels;
-  Settings settings;
-  std::vector<int> threads;
-  bool quick;  // small shapes: a test of the program, not of the machine
+struct Bench;
+class Layer;
 
-  const OpTable& ops() const { return backend.ops; }
+struct Suite {
+  const char* name;
+  void (*run)(const Bench&);
 };
 
-// Throws where an op failed.
-void expect_ok(const Status& status);
+struct LayerSizes {
+  int64_t B = 4, N = 1024, D = 512, E = 16, K = 2, H = D * 8 / 3;
 
-template <class Args>
-void call(Op<Args> op, int threads, const Args& args) {
-  expect_ok(op(Context{threads, nullptr}, args));
-}
+  int64_t capacity() const;  // capacity factor 1.25
+  int64_t tokens() const { return B * N; }
+  Members params() const;
+};
 
-template <class T>
-class Buffer {  // of the backend, filled with zeros
+struct LayerKind {
+  const char* name;
+  bool backward, weights_change;  // weights_change: as an optimizer does between two steps
+};
+
+// Layers that are timed beside their GEMMs alone.
+struct LayerPlan {
+  LayerSizes sizes;
+  std::vector<DType> computes;
+};
+
+class Platform : public Meter {
  public:
-  Buffer(const Bench& bench, int64_t count);
-  T* get() const { return data_.get(); }
-  operator T*() const { return data_.get(); }
-  int64_t size() const { return count_; }
+  virtual Device& device() const = 0;
+  virtual std::vector<Suite> suites() const = 0;
+  virtual Members versions() const = 0;
+  virtual std::vector<DType> arithmetic() const = 0;  // operands whose arithmetic has a limit of its own
+  virtual std::vector<LayerPlan> layers() const = 0;
+  virtual std::vector<LayerKind> layer_kinds() const = 0;
+  virtual std::string name_of(DType compute) const { return dtype_name(compute); }
+  virtual bool keeps_packed_weights() const = 0;  // of a layer, from one run to the next
+  virtual double free_bytes() const = 0;
 
- private:
-  int64_t count_;
-  std::shared_ptr<T> data_;
+  // The hardware limits, measured: arithmetic with operands of that type, and memory.
+  virtual Case flops_limit(const Bench& bench, DType compute, int threads) const = 0;
+  virtual Case bytes_limit(const Bench& bench, int threads) const = 0;
+  // The GEMMs of the layer alone, on as many rows; all: those of the backward too. The layer has run.
+  virtual std::function<void(bool all)> layer_gemms(const Bench&, const Layer&, DType compute, int threads) const = 0;
 };
 
-Buffer<float> normals(const Bench& bench, int64_t count, double deviation = 1);
-Buffer<float> uniforms(const Bench& bench, int64_t count, double bound);
-Buffer<int32_t> integers(const Bench& bench, int64_t count, int64_t below);
+struct Options {
+  std::vector<std::string> suites;
+  std::vector<int> threads;
+  std::vector<DType> computes = {DType::f32, DType::bf16, DType::f16};
+  Settings settings;
+  std::string file;
+  bool quick = false;  // small shapes: a test of the program, not of the machine
 
-// Floors, with the work that a thread count does at best.
-Case fma_floor(const Bench& bench, int threads);
-Case bf16_floor(const Bench& bench, int threads);
-Case dram_floor(const Bench& bench, int threads);
+  bool uses(DType compute) const { return std::find(computes.begin(), computes.end(), compute) != computes.end(); }
+};
 
-struct Group {
-  std::vector<Case> cases;
-  size_t add(Case one) {
-    cases.push_back(std::move(one));
-    return cases.size() - 1;
+std::unique_ptr<Platform> make_platform(Options& options);  // that of the program
+
+struct Bench {
+  Platform& platform;
+  Harness& harness;
+  const Options& options;
+  mutable uint64_t draws = 0;
+
+  Device& device() const { return platform.device(); }
+  const Backend& backend() const { return *platform.device().backend; }
+  int most_threads() const { return options.threads.back(); }
+
+  // Throws if the op fails.
+  template <class Args>
+  void call(Op<Args> OpTable::* op, int threads, const std::type_identity_t<Args>& args) const {
+    check((backend().ops.*op)(Context{threads, device().context.stream}, args));
+  }
+  static void check(const Status& status);
+  // The relative error of what was computed. Throws if it is above `limit`: wrong results make their times worthless.
+  static double checked(double error, double limit);
+
+  Tensor filled(const Shape& shape, double value = 0, DType dtype = DType::f32) const;
+  Tensor normals(const Shape& shape) const;
+  Tensor uniforms(const Shape& shape, double low, double high) const;
+  Tensor integers(const Shape& shape, int64_t below) const;
+  Tensor converted(const Tensor& x, DType dtype) const;
+
+  // Values that stand in memory of the device, from `begin`, on the host.
+  template <class T>
+  std::vector<T> host(const Tensor& x, int64_t begin, int64_t count) const {
+    std::vector<T> values(static_cast<size_t>(count));
+    check(backend().copy_out(device().context, values.data(), static_cast<const T*>(x.data()) + begin,
+                             values.size() * sizeof(T)));
+    return values;
   }
 };
 
-// Each suite runs its groups and appends what it found.
-using Results = std::vector<Result>;
-void floor_suite(const Bench& bench, Results& results);
-void gemm_suite(const Bench& bench, Results& results);
-void op_suite(const Bench& bench, Results& results);
-void layer_suite(const Bench& bench, Results& results);
-void scaling_suite(const Bench& bench, Results& results);
-
-inline void run_into(const Bench& bench, Results& results, const Group& group) {
-  for (Result& result : run_group(group.cases, bench.settings)) {
-    print_result(result);
-    results.push_back(std::move(result));
-  }
+inline float* f32(const Tensor& x) {
+  return static_cast<float*>(x.data());
 }
+inline int32_t* i32(const Tensor& x) {
+  return static_cast<int32_t*>(x.data());
+}
+
+void limits_suite(const Bench& bench);
+void op_suite(const Bench& bench);
+void layer_suite(const Bench& bench);
+void scaling_suite(const Bench& bench);
 
 }  // namespace st_moe::bench

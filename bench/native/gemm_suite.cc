@@ -3,25 +3,36 @@
 
 #include "bench.h"
 #include "core/convert.h"
+#include "kernels.h"
 #include "onednn.h"
 
-// The six products of the layer, grouped over experts, beside what the machine can do and what oneDNN does.
+// The six GEMMs of the layer, grouped over experts, beside what the machine can do and what oneDNN does.
 namespace st_moe::bench {
+
+GemmShape GemmArgs::shape() const {
+  switch (gemm) {
+    case Gemm::a: return {0, 2 * H, D, true};
+    case Gemm::y: return {0, D, H, true};
+    case Gemm::dh: return {0, H, D, false};
+    case Gemm::dx: return {0, D, 2 * H, false};
+    case Gemm::dw1: return {2 * H, D, 0, false};
+    case Gemm::dw2: return {D, H, 0, false};
+  }
+  return {};
+}
+
 namespace {
 
-struct Sizes {
-  int64_t E, D, H;
-  std::vector<int64_t> rows;
-};
+constexpr const char* kNames[] = {"a", "y", "dh", "dx", "dw1", "dw2"};
 
 double rounded(float x, DType dtype) {
   return static_cast<double>(dtype == DType::bf16 ? bf16_to_float(float_to_bf16(x)) : x);
 }
 
 // Of 256 entries of C, against sums in double.
-double product_error(const ProductArgs& args) {
-  const ProductShape s = shape_of(args.product, args.D, args.H);
-  const bool gradient = s.rows_of_c > 0;
+double error_of(const GemmArgs& args) {
+  const GemmShape s = args.shape();
+  const bool gradient = args.weight_gradient();
   double difference = 0, norm = 0;
   uint64_t state = 1;
   const auto below = [&](int64_t n) {
@@ -30,9 +41,8 @@ double product_error(const ProductArgs& args) {
   };
   for (int sample = 0; sample < 256; ++sample) {
     const int64_t e = below(static_cast<int64_t>(args.rows.size())), rows = args.rows[static_cast<size_t>(e)];
-    int64_t begin = 0;
-    for (int64_t i = 0; i < e; ++i) begin += args.rows[static_cast<size_t>(i)];
-    const int64_t M = gradient ? s.rows_of_c : rows, K = gradient ? rows : s.K, i = below(M), j = below(s.N);
+    const int64_t begin = e * rows;  // all experts have as many
+    const int64_t M = gradient ? s.M : rows, K = gradient ? rows : s.K, i = below(M), j = below(s.N);
     double sum = 0;
     for (int64_t k = 0; k < K; ++k) {
       const float a = gradient ? args.a[(begin + k) * M + i] : args.a[(begin + i) * K + k];
@@ -47,95 +57,78 @@ double product_error(const ProductArgs& args) {
   return std::sqrt(difference / norm);
 }
 
-class ProductGroup {
- public:
-  ProductGroup(const Bench& bench, const Sizes& sizes, int64_t rows, int threads)
-      : bench_(bench), rows_(rows), threads_(threads), args_{{}, sizes.D, sizes.H, {}, nullptr, nullptr, nullptr, {}} {
-    args_.rows.assign(static_cast<size_t>(sizes.E), rows);
-  }
+Case case_of(const char* prefix, const GemmArgs& args, int threads, bool packed, std::function<void()> run) {
+  const GemmShape s = args.shape();
+  const bool gradient = args.weight_gradient();
+  const int64_t rows = args.rows[0], M = gradient ? s.M : rows, K = gradient ? rows : s.K;
+  const int64_t weight = packed && args.compute == DType::bf16 ? 2 : 4;
+  const double experts = static_cast<double>(args.rows.size());
+  return {.name = prefix + std::string(kNames[static_cast<int>(args.gemm)]),
+          .params = {{"rows", rows},
+                     {"threads", threads},
+                     {"compute", dtype_name(args.compute)},
+                     {"weights", packed ? "packed" : "plain"}},
+          .run = std::move(run),
+          .facts = {{"flops", 2 * experts * static_cast<double>(M * s.N * K)},
+                    {"bytes", experts * static_cast<double>((M * K + M * s.N) * 4 + K * s.N * weight)}}};
+}
 
-  void run(Product product, const Buffer<float>& a, const Buffer<float>& b, const Buffer<float>& c, Results& results) {
-    args_.product = product, args_.a = a, args_.b = b, args_.c = c;
-    group_ = {};
-    packed_.clear();
-    fma_ = group_.add(fma_floor(bench_, threads_));
-    dram_ = group_.add(dram_floor(bench_, threads_));
-    if (has_bf16_dot()) bf16_ = group_.add(bf16_floor(bench_, threads_));
-    for (const DType compute : {DType::f32, DType::bf16}) add_cases(compute);
-    run_into(bench_, results, group_);
-  }
-
- private:
-  void add_cases(DType compute) {
-    args_.compute = compute;
-    std::vector<Against> floors{{fma_, Measure::flops}, {dram_, Measure::bytes}};
-    if (compute == DType::bf16 && has_bf16_dot()) floors.push_back({bf16_, Measure::flops});
-
-    std::vector<Against> ours = floors;
-    const bool gradient = shape_of(args_.product, args_.D, args_.H).rows_of_c > 0;
+// Ours and oneDNN's, with weights as they are and packed beforehand.
+void time_gemm(const Bench& bench, GemmArgs args, int threads) {
+  Group group;
+  std::vector<Tensor> packed_weights;
+  const Against fma{group.add(bench.platform.flops_limit(bench, DType::f32, threads)), "flops"};
+  const Against dram{group.add(bench.platform.bytes_limit(bench, threads)), "bytes"};
+  for (const DType compute : {DType::f32, DType::bf16}) {
+    args.compute = compute;
+    std::vector<Against> limits{fma, dram};
+    const std::vector<DType> own_limit = bench.platform.arithmetic();
+    if (compute != DType::f32 && std::find(own_limit.begin(), own_limit.end(), compute) != own_limit.end())
+      limits.push_back({group.add(bench.platform.flops_limit(bench, compute, threads)), "flops"});
+    std::vector<Against> against = limits;
     for (const bool packed : {false, true}) {
-      if (packed && gradient)
-        continue;  // both operands are activations: there is nothing to bring into a layout before
-      if (std::function<void()> theirs = onednn_product(args_, threads_, packed))
-        ours.push_back({group_.add(case_of("onednn/", packed, std::move(theirs), floors)), Measure::speed});
+      if (packed && args.weight_gradient()) continue;  // both operands are activations: nothing can be packed before
+      std::function<void()> theirs = onednn_gemm(args, threads, packed);
+      if (!theirs) continue;
+      Case one = case_of("onednn/", args, threads, packed, std::move(theirs));
+      one.against = limits;
+      against.push_back({group.add(std::move(one)), "speed"});
     }
-    add_own(args_, false, ours);
-    if (const int64_t size = bench_.kernels.packed_size(args_)) {
-      const Buffer<float> packed(bench_, size * static_cast<int64_t>(args_.rows.size()));
-      bench_.kernels.pack({threads_, nullptr}, args_, packed);
-      ProductArgs args = args_;
-      args.packed = packed;
-      packed_.push_back(packed);
-      add_own(args, true, ours);
+    const auto add_own = [&](const GemmArgs& own) {
+      const Context ctx{threads, nullptr};
+      const auto run = [=] { kernels().gemm(ctx, own); };
+      Case one = case_of("gemm/", own, threads, own.packed != nullptr, run);
+      run();
+      one.facts.push_back({"error", Bench::checked(error_of(own), 1e-5)});
+      one.against = against;
+      group.add(std::move(one));
+    };
+    add_own(args);
+    if (const int64_t size = kernels().packed_size(args)) {
+      GemmArgs own = args;
+      packed_weights.push_back(bench.filled({size * static_cast<int64_t>(args.rows.size())}));
+      kernels().pack({threads, nullptr}, args, f32(packed_weights.back()));
+      own.packed = f32(packed_weights.back());
+      add_own(own);
     }
   }
-
-  void add_own(const ProductArgs& args, bool packed, const std::vector<Against>& against) {
-    const Context ctx{threads_, nullptr};
-    const auto product = bench_.kernels.run_product;
-    Case own = case_of("gemm/", packed, [=] { product(ctx, args); }, against);
-    own.run();
-    own.error = product_error(args);
-    group_.add(std::move(own));
-  }
-
-  Case case_of(const char* prefix, bool packed, std::function<void()> run, std::vector<Against> against) const {
-    const ProductShape s = shape_of(args_.product, args_.D, args_.H);
-    const double M = static_cast<double>(s.rows_of_c > 0 ? s.rows_of_c : rows_);
-    const double K = static_cast<double>(s.rows_of_c > 0 ? rows_ : s.K), N = static_cast<double>(s.N);
-    const double experts = static_cast<double>(args_.rows.size());
-    const double weight = packed && args_.compute == DType::bf16 ? 2 : 4;
-    return {.name = std::string(prefix) + product_name(args_.product),
-            .params = {{"rows", std::to_string(rows_)},
-                       {"threads", std::to_string(threads_)},
-                       {"compute", dtype_name(args_.compute)},
-                       {"weights", packed ? "packed" : "plain"}},
-            .run = std::move(run),
-            .flops = 2 * M * N * K * experts,
-            .bytes = ((M * K + M * N) * 4 + K * N * weight) * experts,
-            .against = std::move(against)};
-  }
-
-  const Bench& bench_;
-  int64_t rows_;
-  int threads_;
-  ProductArgs args_;
-  Group group_;
-  std::vector<Buffer<float>> packed_;  // of the cases of the group
-  size_t fma_ = 0, dram_ = 0, bf16_ = 0;
-};
+  bench.harness.run(group);
+}
 
 }  // namespace
 
-void gemm_suite(const Bench& bench, Results& results) {
-  const Sizes sizes = bench.quick ? Sizes{3, 40, 29, {4, 9}} : Sizes{16, 512, 1365, {4, 40, 160, 320, 640}};
-  const int64_t most = sizes.rows.back(), wide = 2 * sizes.H, all = sizes.E * std::max(most * wide, wide * sizes.D);
-  const Buffer<float> a = normals(bench, sizes.E * most * wide), b = normals(bench, all), c(bench, all);
-  for (const int64_t rows : sizes.rows)
-    for (const int threads : bench.threads) {
-      ProductGroup group(bench, sizes, rows, threads);
-      for (const Product product : kProducts) group.run(product, a, b, c, results);
-    }
+void gemm_suite(const Bench& bench) {
+  const LayerSizes sizes = bench.options.quick ? LayerSizes{.D = 40, .E = 3, .H = 29} : LayerSizes{};
+  const std::vector<int64_t> all_rows =
+      bench.options.quick ? std::vector<int64_t>{4, 9} : std::vector<int64_t>{4, 40, 160, 320, 640};
+  const int64_t most = all_rows.back(), E = sizes.E, D = sizes.D, H = sizes.H, size = std::max(most, D) * 2 * H;
+  const Tensor a = bench.normals({E, most, 2 * H}), b = bench.normals({E, size}), c = bench.filled({E, size});
+  for (const int64_t rows : all_rows)
+    for (const int threads : bench.options.threads)
+      for (const Gemm gemm : kGemms) {
+        const std::vector<int64_t> each(static_cast<size_t>(E), rows);
+        bench.harness.attempt("gemm", [&] { time_gemm(bench, {gemm, D, H, each, f32(a), f32(b), f32(c)}, threads); });
+      }
 }
 
 }  // namespace st_moe::bench

@@ -1,36 +1,60 @@
 #pragma once
 #include <cstdint>
+#include <cstdio>
 #include <functional>
 #include <string>
 #include <utility>
 #include <vector>
 
-// Cases that are to be compared run in turns: a ratio is taken inside a repetition, between neighbours in time, and the
-// median is over repetitions. So a machine that others load too slows both sides of a ratio.
+// Times cases in turns and writes every sample as JSON, one line per group. Medians, quartiles and ratios are computed
+// by whoever reads the lines (bench/measured.ts).
 namespace st_moe::bench {
 
-using Params = std::vector<std::pair<std::string, std::string>>;
+struct Json;
+using Members = std::vector<std::pair<std::string, Json>>;
 
-enum class Measure {
-  flops,  // flop/s of the case ÷ flop/s of the other
-  bytes,  // byte/s of the case ÷ byte/s of the other
-  time,   // time of the case ÷ time of the other
-  speed,  // time of the other ÷ time of the case
+struct Json {  // a value, as it is written
+  Json(const std::string& text);
+  Json(const char* text) : Json(std::string(text)) {}
+  Json(double number);
+  Json(int64_t number) : text(std::to_string(number)) {}
+  Json(int number) : text(std::to_string(number)) {}
+  Json(const Members& object);
+
+  std::string text;
 };
 
-struct Against {  // another case of the same group
+struct Against {  // a ratio to another case of the same group
   size_t index;
-  Measure measure;
+  const char* measure;  // "flops", "bytes": work per second; "time": own ÷ other; "speed": other ÷ own
 };
 
 struct Case {
   std::string name;
-  Params params;
+  Members params;
   std::function<void()> run;
-  double flops = 0, bytes = 0;  // work of one run
+  Members facts = {};  // flops and bytes of one run, error, shares: whatever is known besides times
   std::vector<Against> against = {};
-  double error = -1;                 // of the result, relative; below 0: not checked
-  double kept = -1, occupancy = -1;  // of assignments and of slots; below 0: no routing
+};
+
+// Cases that are compared run in turns, so that a machine that others load too slows both sides of a ratio.
+struct Group {
+  std::vector<Case> cases;
+  size_t add(Case one);  // its index
+};
+
+struct Clocks {
+  double wall, cpu;    // ms of one run; cpu: all threads of the process
+  double device = -1;  // by the clock of the device, if it has one
+};
+
+// How runs are timed on a device.
+class Meter {
+ public:
+  virtual ~Meter() = default;
+  virtual Clocks time(const std::function<void()>& run, int64_t count) const;
+  // What the device has counted so far, such as kernels. The increase of one run becomes a fact of its case.
+  virtual std::vector<std::pair<std::string, int64_t>> counters() const { return {}; }
 };
 
 struct Settings {
@@ -38,34 +62,27 @@ struct Settings {
   double least_ms = 20;  // of a sample: short runs are repeated
 };
 
-struct Spread {
-  double median, low, high;  // low, high: the quartiles
+class Harness {
+ public:
+  Harness(const Meter& meter, const Settings& settings, const std::string& file);  // empty: standard output
+  ~Harness();
+  Harness(const Harness&) = delete;
+  Harness& operator=(const Harness&) = delete;
+
+  // Every case once, unmeasured, then all of them in turns; every second turn goes backwards.
+  void run(const Group& group);
+  void write(const Members& line);
+  // Runs a part of the benchmark. If it throws, a line says so and the other parts go on.
+  void attempt(const std::string& name, const std::function<void()>& part);
+  int failures() const { return failures_; }
+
+ private:
+  void write_line(const std::string& text);
+
+  const Meter& meter_;
+  Settings settings_;
+  std::FILE* file_;
+  int failures_ = 0;
 };
-
-struct Ratio {
-  std::string name;
-  Params params;
-  Measure measure;
-  Spread wall, cpu;
-};
-
-struct Result {
-  Case of;
-  int64_t iterations;
-  Spread wall, cpu;  // ms of one run; cpu: of all threads of the process
-  std::vector<double> samples;
-  std::vector<Ratio> ratios;
-};
-
-Spread spread_of(std::vector<double> values);
-
-const char* measure_name(Measure measure);
-
-// Runs every case once, unmeasured, then all of them in turns; every second turn goes backwards.
-std::vector<Result> run_group(const std::vector<Case>& cases, const Settings& settings);
-
-// A line for people, and the JSON of all results.
-void print_result(const Result& result);
-std::string to_json(const Params& header, const std::vector<Result>& results);
 
 }  // namespace st_moe::bench

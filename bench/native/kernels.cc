@@ -6,52 +6,45 @@
 namespace st_moe::cpu::ST_MOE_ISA {
 namespace {
 
-using bench::Product, bench::ProductArgs, bench::ProductShape;
+using bench::GemmArgs, bench::GemmShape;
 
-MatrixView<float> weights_of(const ProductArgs& args, const ProductShape& shape, int64_t expert) {
-  const float* w = args.b + expert * shape.N * shape.K;
-  return shape.transposed ? MatrixView<float>{w, 1, shape.K} : MatrixView<float>{w, shape.N, 1};
+MatrixView<float> weights_of(const GemmArgs& args, int64_t expert) {
+  const GemmShape s = args.shape();
+  const float* w = args.b + expert * s.N * s.K;
+  return s.transposed ? MatrixView<float>{w, 1, s.K} : MatrixView<float>{w, s.N, 1};
 }
 
-int64_t packed_weights_size(const ProductArgs& args) {
-  const ProductShape shape = bench::shape_of(args.product, args.D, args.H);
-  return shape.rows_of_c > 0 ? 0 : packed_size<float>(shape.K, shape.N, args.compute);
+int64_t packed_weights_size(const GemmArgs& args) {
+  const GemmShape s = args.shape();
+  return args.weight_gradient() ? 0 : packed_size<float>(s.K, s.N, args.compute);
 }
 
-void pack(const Context& ctx, const ProductArgs& args, float* out) {
-  const ProductShape shape = bench::shape_of(args.product, args.D, args.H);
+void pack(const Context& ctx, const GemmArgs& args, float* out) {
+  const GemmShape s = args.shape();
   const int64_t experts = static_cast<int64_t>(args.rows.size());
-  pack_weights(ctx, weights_of(args, shape, 0), experts, shape.N * shape.K, shape.K, shape.N, args.compute, out);
+  pack_weights(ctx, weights_of(args, 0), experts, s.N * s.K, s.K, s.N, args.compute, out);
 }
 
-void run_product(const Context& ctx, const ProductArgs& args) {
-  const ProductShape shape = bench::shape_of(args.product, args.D, args.H);
-  const int64_t packed = args.packed ? packed_weights_size(args) : 0;
-  const int64_t experts = static_cast<int64_t>(args.rows.size()), N = shape.N;
-  const int64_t gradient_bytes = experts * shape.rows_of_c * N * static_cast<int64_t>(sizeof(float));
+void run_gemm(const Context& ctx, const GemmArgs& args) {
+  const GemmShape s = args.shape();
+  const int64_t packed = args.packed ? packed_weights_size(args) : 0, M = s.M, N = s.N, K = s.K;
+  const int64_t experts = static_cast<int64_t>(args.rows.size());
+  const int64_t gradient_bytes = experts * M * N * static_cast<int64_t>(sizeof(float));
   Scratch<GemmProblem<float>> problems(experts);
   int64_t row = 0;
-  for (int64_t e = 0; e < experts; ++e) {
+  for (int64_t e = 0; e < experts; row += args.rows[static_cast<size_t>(e++)]) {
     const int64_t rows = args.rows[static_cast<size_t>(e)];
-    GemmProblem<float> p{};
+    GemmProblem<float>& p = problems[e] = {};
     p.N = N, p.c_stride = N;
-    if (shape.rows_of_c > 0) {
-      const int64_t M = shape.rows_of_c;
-      p.M = M, p.K = rows;
-      p.a = {args.a + row * M, 1, M};
-      p.b = {args.b + row * N, N, 1};
-      p.c = args.c + e * M * N;
+    if (args.weight_gradient()) {
+      p.M = M, p.K = rows, p.c = args.c + e * M * N;
+      p.a = {args.a + row * M, 1, M}, p.b = {args.b + row * N, N, 1};
       p.stream = gradient_bytes >= kStreamBytes;  // as in the layer
     } else {
-      const int64_t K = shape.K;
-      p.M = rows, p.K = K;
-      p.a = {args.a + row * K, K, 1};
-      p.b = weights_of(args, shape, e);
+      p.M = rows, p.K = K, p.c = args.c + row * N;
+      p.a = {args.a + row * K, K, 1}, p.b = weights_of(args, e);
       if (packed > 0) p.packed_b = args.packed + e * packed;
-      p.c = args.c + row * N;
     }
-    problems[e] = p;
-    row += rows;
   }
   gemm(ctx, problems.get(), experts, args.compute);
 }
@@ -80,16 +73,10 @@ float read(const float* data, int64_t count) {
   return sum(data, count);
 }
 
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-constexpr bool fused = true;
-#else
-constexpr bool fused = false;
-#endif
-
 }  // namespace
 
 const bench::Kernels& bench_kernels() {
-  static const bench::Kernels kernels{run_product, packed_weights_size, pack, multiply_add, read, fused};
+  static const bench::Kernels kernels{run_gemm, packed_weights_size, pack, multiply_add, read};
   return kernels;
 }
 

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "../../test/native/moe_reference.h"
+
 namespace st_moe::bench {
 
 int64_t LayerSizes::capacity() const {
@@ -11,163 +13,150 @@ int64_t LayerSizes::capacity() const {
   return std::max<int64_t>(std::min(N, share), 4);
 }
 
-Layer::Layer(const Bench& bench, const LayerSizes& s)
-    : bench_(bench),
-      sizes_(s),
-      rows_(std::min(s.E * s.B * s.capacity(), s.tokens() * s.K)),
-      x_(normals(bench, s.tokens() * s.D)),
-      gathered_(normals(bench, rows_ * s.D)),
-      gate_weight_(uniforms(bench, s.E * s.D, 1 / std::sqrt(static_cast<double>(s.D)))),
-      w1_(uniforms(bench, s.E * 2 * s.H() * s.D, 1 / std::sqrt(static_cast<double>(s.D)))),
-      b1_(uniforms(bench, s.E * 2 * s.H(), 1 / std::sqrt(static_cast<double>(s.D)))),
-      mult_bias_(bench, s.E * s.H()),
-      w2_(uniforms(bench, s.E * s.D * s.H(), 1 / std::sqrt(static_cast<double>(s.H())))),
-      b2_(uniforms(bench, s.E * s.D, 1 / std::sqrt(static_cast<double>(s.H())))),
-      dy_(normals(bench, s.tokens() * s.D)),
-      threshold_(bench, s.K),
-      one_(bench, 1),
-      expert_index_(bench, s.tokens() * s.K),
-      kept_(bench, s.tokens() * s.K),
-      position_(bench, s.tokens() * s.K),
-      gate_(bench, s.tokens() * s.K),
-      weight_(bench, s.tokens() * s.K),
-      losses_(bench, 3),
-      probs_(bench, s.tokens() * s.E),
-      logits_(bench, s.tokens() * s.E),
-      lse_(bench, s.tokens()),
-      density_(bench, s.B * s.E),
-      y_(bench, s.tokens() * s.D),
-      a_(bench, rows_ * 2 * s.H()),
-      hidden_(normals(bench, rows_ * s.H())),
-      dx_(bench, std::max(s.tokens(), rows_) * s.D),
-      dx_route_(bench, s.tokens() * s.D),
-      dweight_(bench, s.tokens() * s.K),
-      dw1_(bench, w1_.size()),
-      db1_(bench, b1_.size()),
-      dmult_bias_(bench, mult_bias_.size()),
-      dw2_(bench, w2_.size()),
-      db2_(bench, b2_.size()),
-      dgate_weight_(bench, gate_weight_.size()),
-      expert_rows_(static_cast<size_t>(s.E)) {
-  std::fill_n(mult_bias_.get(), mult_bias_.size(), 1.0f);
-  std::fill_n(threshold_.get(), s.K, 0.2f);
-  one_[0] = 1;
-  forward(1, DType::f32, false);
-  for (int64_t i = 0; i < s.tokens() * s.K; ++i)
-    if (position_[i] >= 0) ++expert_rows_[static_cast<size_t>(expert_index_[i])];
+Members LayerSizes::params() const {
+  Members params{{"B", B}, {"N", N}, {"D", D}, {"E", E}, {"K", K}};
+  if (H != D * 8 / 3) params.push_back({"H", H});
+  return params;
 }
 
-void Layer::forward(int threads, DType compute, bool save) const {
-  const LayerSizes& s = sizes_;
-  RouteArgs route{};
-  route.x = x_, route.w = gate_weight_, route.threshold = threshold_;
-  route.expert_index = expert_index_, route.kept = kept_, route.position = position_;
-  route.gate = gate_, route.weight = weight_;
-  route.balance_loss = losses_.get(), route.z_loss = losses_.get() + 1, route.total_loss = losses_.get() + 2;
-  route.probs = probs_, route.logits = logits_, route.lse = lse_, route.density = density_;
-  route.B = s.B, route.N = s.N, route.D = s.D, route.E = s.E, route.K = s.K, route.C = s.capacity();
-  route.seed = 1, route.step = 1, route.eps = 1e-9, route.balance_coef = 1e-2, route.z_coef = 1e-3, route.training = 1;
-  call(bench_.ops().route, threads, route);
+Layer::Layer(const Bench& bench, const LayerSizes& s, bool with_backward) : sizes(s), bench_(bench) {
+  const int64_t T = s.tokens(), D = s.D, E = s.E, H = s.H, K = s.K, slots = E * s.B * s.capacity();
+  const double first = 1 / std::sqrt(static_cast<double>(D)), second = 1 / std::sqrt(static_cast<double>(H));
+  const bool fixed = bench.backend().fixed_slots;
+  row_limit = fixed ? slots : std::min(slots, T * K);
+  x = bench.normals({T, D}), dy = bench.normals({T, D}), gate_weight_ = bench.uniforms({E, D}, -first, first);
+  w1 = bench.uniforms({E, 2 * H, D}, -first, first), b1_ = bench.uniforms({E, 2 * H}, -first, first);
+  w2 = bench.uniforms({E, D, H}, -second, second), b2_ = bench.uniforms({E, D}, -second, second);
+  mult_bias_ = bench.filled({E, H}, 1), threshold_ = bench.filled({K}, 0.2), one_ = bench.filled({}, 1);
+  if (bench.platform.keeps_packed_weights()) w1.storage->keep_packed(), w2.storage->keep_packed();
 
-  ExpertFfnArgs ffn{};
-  ffn.x = x_, ffn.expert_index = expert_index_, ffn.position = position_, ffn.weight = weight_;
-  ffn.w1 = w1_, ffn.b1 = b1_, ffn.mult_bias = mult_bias_, ffn.w2 = w2_, ffn.b2 = b2_;
-  ffn.y = y_, ffn.a = save ? a_.get() : nullptr, ffn.compute = compute;
-  ffn.T = s.tokens(), ffn.K = s.K, ffn.D = s.D, ffn.E = s.E, ffn.H = s.H(), ffn.B = s.B, ffn.C = s.capacity();
-  ffn.rows = rows_;
-  call(bench_.ops().expert_ffn, threads, ffn);
+  for (Tensor* t : {&expert_index, &kept_mask_, &position}) *t = bench.filled({T, K}, 0, DType::i32);
+  for (Tensor* t : {&gate_, &weight, &dweight}) *t = bench.filled({T, K});
+  for (Tensor* t : {&probs_, &logits_}) *t = bench.filled({T, E});
+  for (Tensor* t : {&y, &dx, &dx_route_}) *t = bench.filled({T, D});
+  losses_ = bench.filled({3}), lse_ = bench.filled({T}), density_ = bench.filled({s.B, E});
+  if (with_backward) {
+    a_ = bench.filled({row_limit, bench.backend().saved_columns(2 * H)}), dgate_weight_ = bench.filled({E, D});
+    dw1 = bench.filled(w1.shape), db1_ = bench.filled(b1_.shape), dmult_bias_ = bench.filled({E, H});
+    dw2 = bench.filled(w2.shape), db2_ = bench.filled(b2_.shape);
+  }
+
+  forward(1, DType::f32, false);
+  std::vector<int64_t> dispatched(static_cast<size_t>(E));
+  const std::vector<int32_t> slot = bench.host<int32_t>(position, 0, T * K);
+  const std::vector<int32_t> expert = bench.host<int32_t>(expert_index, 0, T * K);
+  for (size_t i = 0; i < slot.size(); ++i)
+    if (slot[i] >= 0) ++dispatched[static_cast<size_t>(expert[i])];
+  kept_ = std::accumulate(dispatched.begin(), dispatched.end(), int64_t{0});
+  expert_rows = fixed ? std::vector<int64_t>(static_cast<size_t>(E), slots / E) : dispatched;
+}
+
+template <class Args>
+void Layer::share(Args& args, DType compute) const {
+  args.x = x.data(), args.weight = weight.data();
+  args.expert_index = i32(expert_index), args.position = i32(position);
+  args.w1 = w1.data(), args.b1 = b1_.data(), args.mult_bias = mult_bias_.data(), args.w2 = w2.data();
+  args.b2 = b2_.data(), args.dtype = DType::f32, args.compute = compute;
+  args.w1_packed = w1.storage->packed(), args.w2_packed = w2.storage->packed();
+  args.T = sizes.tokens(), args.K = sizes.K, args.D = sizes.D, args.E = sizes.E, args.H = sizes.H;
+  args.B = sizes.B, args.C = sizes.capacity(), args.rows = row_limit;
+}
+
+template <class Args>
+void Layer::share_route(Args& args) const {
+  args.x = x.data(), args.w = gate_weight_.data(), args.dtype = DType::f32;
+  args.expert_index = i32(expert_index), args.kept = i32(kept_mask_);
+  args.gate = gate_.data(), args.probs = probs_.data(), args.logits = logits_.data();
+  args.lse = lse_.data(), args.density = density_.data();
+  args.B = sizes.B, args.N = sizes.N, args.D = sizes.D, args.E = sizes.E, args.K = sizes.K;
+  args.eps = 1e-9, args.balance_coef = 1e-2, args.z_coef = 1e-3, args.training = 1;
+}
+
+void Layer::route(int threads) const {
+  RouteArgs r{};
+  share_route(r);
+  r.threshold = f32(threshold_), r.position = i32(position), r.weight = weight.data();
+  r.balance_loss = f32(losses_), r.z_loss = f32(losses_) + 1, r.total_loss = f32(losses_) + 2;
+  r.C = sizes.capacity(), r.seed = 1, r.step = 1;
+  bench_.call(&OpTable::route, threads, r);
+}
+
+void Layer::experts(int threads, DType compute, bool save) const {
+  ExpertFfnArgs f{};
+  share(f, compute);
+  f.y = y.data(), f.a = save ? a_.data() : nullptr;
+  bench_.call(&OpTable::expert_ffn, threads, f);
+}
+
+void Layer::experts_backward(int threads, DType compute) const {
+  ExpertFfnBackwardArgs f{};
+  share(f, compute);
+  f.dy = dy.data(), f.a = a_.data(), f.dx = dx.data(), f.dweight = dweight.data();
+  f.dw1 = dw1.data(), f.db1 = db1_.data(), f.dmult_bias = dmult_bias_.data();
+  f.dw2 = dw2.data(), f.db2 = db2_.data(), f.straight_through = 1;
+  bench_.call(&OpTable::expert_ffn_backward, threads, f);
+}
+
+void Layer::route_backward(int threads) const {
+  RouteBackwardArgs r{};
+  share_route(r);
+  r.dweight = dweight.data(), r.dtotal = one_.data(), r.dx = dx_route_.data(), r.dw = dgate_weight_.data();
+  bench_.call(&OpTable::route_backward, threads, r);
 }
 
 void Layer::backward(int threads, DType compute) const {
-  const LayerSizes& s = sizes_;
-  ExpertFfnBackwardArgs ffn{};
-  ffn.dy = dy_, ffn.x = x_, ffn.expert_index = expert_index_, ffn.position = position_, ffn.weight = weight_;
-  ffn.w1 = w1_, ffn.b1 = b1_, ffn.mult_bias = mult_bias_, ffn.w2 = w2_, ffn.b2 = b2_, ffn.a = a_;
-  ffn.dx = dx_, ffn.dweight = dweight_;
-  ffn.dw1 = dw1_, ffn.db1 = db1_, ffn.dmult_bias = dmult_bias_, ffn.dw2 = dw2_, ffn.db2 = db2_;
-  ffn.compute = compute, ffn.straight_through = 1;
-  ffn.T = s.tokens(), ffn.K = s.K, ffn.D = s.D, ffn.E = s.E, ffn.H = s.H(), ffn.B = s.B, ffn.C = s.capacity();
-  ffn.rows = rows_;
-  call(bench_.ops().expert_ffn_backward, threads, ffn);
-
-  RouteBackwardArgs route{};
-  route.dweight = dweight_, route.dtotal = one_, route.x = x_, route.w = gate_weight_;
-  route.expert_index = expert_index_, route.kept = kept_;
-  route.gate = gate_, route.probs = probs_, route.logits = logits_, route.lse = lse_, route.density = density_;
-  route.dx = dx_route_, route.dw = dgate_weight_;
-  route.B = s.B, route.N = s.N, route.D = s.D, route.E = s.E, route.K = s.K;
-  route.eps = 1e-9, route.balance_coef = 1e-2, route.z_coef = 1e-3, route.training = 1;
-  call(bench_.ops().route_backward, threads, route);
-
-  BinaryArgs add{dx_, dx_route_, dx_, DType::f32, BinaryKind::add, 1, {dx_route_.size()}, {1}, {1}};
-  call(bench_.ops().binary, threads, add);
+  experts_backward(threads, compute);
+  route_backward(threads);
+  BinaryArgs sum{};
+  sum.a = sum.y = dx.data(), sum.b = dx_route_.data(), sum.dtype = DType::f32, sum.kind = BinaryKind::add;
+  sum.rank = 1, sum.shape[0] = dx.size, sum.a_strides[0] = sum.b_strides[0] = 1;
+  bench_.call(&OpTable::binary, threads, sum);
 }
 
-void Layer::products(int threads, DType compute, bool all) const {
-  const auto run = [&](Product product, const float* a, const float* b, float* c) {
-    bench_.kernels.run_product({threads, nullptr}, {product, sizes_.D, sizes_.H(), expert_rows_, a, b, c, compute});
-  };
-  const float *x = gathered_, *dy = gathered_;
-  run(Product::a, x, w1_, a_);
-  run(Product::y, hidden_, w2_, dx_);
-  if (!all) return;
-  run(Product::dh, dy, w2_, hidden_);
-  run(Product::dw2, dy, hidden_, dw2_);
-  run(Product::dw1, a_, x, dw1_);
-  run(Product::dx, a_, w1_, dx_);
+void Layer::change_weights() const {
+  w1.storage->change(), w2.storage->change();
 }
 
 double Layer::flops() const {
-  const int64_t rows = std::accumulate(expert_rows_.begin(), expert_rows_.end(), int64_t{0});
-  return 6.0 * static_cast<double>(rows * sizes_.D) * static_cast<double>(sizes_.H());
+  const int64_t rows = std::accumulate(expert_rows.begin(), expert_rows.end(), int64_t{0});
+  return 6.0 * static_cast<double>(rows * sizes.D) * static_cast<double>(sizes.H);
 }
 
 double Layer::kept() const {
-  const int64_t rows = std::accumulate(expert_rows_.begin(), expert_rows_.end(), int64_t{0});
-  return static_cast<double>(rows) / static_cast<double>(sizes_.tokens() * sizes_.K);
+  return static_cast<double>(kept_) / static_cast<double>(sizes.tokens() * sizes.K);
 }
 
 double Layer::occupancy() const {
-  const int64_t slots = sizes_.E * sizes_.B * sizes_.capacity();
-  return kept() * static_cast<double>(sizes_.tokens() * sizes_.K) / static_cast<double>(slots);
+  return static_cast<double>(kept_) / static_cast<double>(sizes.E * sizes.B * sizes.capacity());
 }
 
 double Layer::error(DType compute) const {
-  const int64_t D = sizes_.D, H = sizes_.H(), K = sizes_.K;
-  forward(bench_.threads.back(), compute, false);
+  const int64_t D = sizes.D, H = sizes.H, K = sizes.K;
+  forward(bench_.most_threads(), compute, false);
   double difference = 0, norm = 0;
-  std::vector<double> y(static_cast<size_t>(D));
   for (int64_t sample = 0; sample < 4; ++sample) {
-    const int64_t t = sample * (sizes_.tokens() - 1) / 3;
-    std::fill(y.begin(), y.end(), 0);
+    const int64_t t = sample * (sizes.tokens() - 1) / 3;
+    const auto slice = [&](const Tensor& from, int64_t i, int64_t count) {
+      const std::vector<float> values = bench_.host<float>(from, i * count, count);
+      return moe_reference::Values(values.begin(), values.end());
+    };
+    moe_reference::Values wanted(static_cast<size_t>(D)), got = slice(y, t, D);
     for (int64_t k = 0; k < K; ++k) {
-      if (position_[t * K + k] < 0) continue;
-      const int64_t e = expert_index_[t * K + k];
-      const auto hidden = [&](int64_t j) {  // column j of x · W1ᵀ + b1
-        double sum = static_cast<double>(b1_[e * 2 * H + j]);
-        const float* w = w1_.get() + (e * 2 * H + j) * D;
-        for (int64_t i = 0; i < D; ++i) sum += static_cast<double>(x_[t * D + i]) * static_cast<double>(w[i]);
-        return sum;
-      };
-      std::vector<double> h(static_cast<size_t>(H));
-      for (int64_t j = 0; j < H; ++j) {
-        const double gate = hidden(H + j);
-        h[static_cast<size_t>(j)] = gate * 0.5 * std::erfc(-gate * std::sqrt(0.5)) * hidden(j);
-      }
-      for (int64_t i = 0; i < D; ++i) {
-        double sum = static_cast<double>(b2_[e * D + i]);
-        for (int64_t j = 0; j < H; ++j)
-          sum += h[static_cast<size_t>(j)] * static_cast<double>(w2_[(e * D + i) * H + j]);
-        y[static_cast<size_t>(i)] += sum * static_cast<double>(weight_[t * K + k]);
-      }
+      if (bench_.host<int32_t>(position, t * K + k, 1)[0] < 0) continue;
+      const int64_t e = bench_.host<int32_t>(expert_index, t * K + k, 1)[0];
+      moe_reference::Problem one;  // this token and this expert
+      one.shape.D = D, one.shape.H = H;
+      one.x = slice(x, t, D), one.mu = slice(mult_bias_, e, H);
+      one.w1 = slice(w1, e, 2 * H * D), one.b1 = slice(b1_, e, 2 * H);
+      one.w2 = slice(w2, e, D * H), one.b2 = slice(b2_, e, D);
+      moe_reference::reference_expert(one, 0, 0, 1, slice(weight, t * K + k, 1)[0], wanted);
     }
-    for (int64_t i = 0; i < D; ++i) {
-      const double wanted = y[static_cast<size_t>(i)];
-      difference += std::pow(static_cast<double>(y_[t * D + i]) - wanted, 2);
-      norm += wanted * wanted;
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      difference += (got[i] - wanted[i]) * (got[i] - wanted[i]);
+      norm += wanted[i] * wanted[i];
     }
   }
-  return std::sqrt(difference / norm);
+  return Bench::checked(std::sqrt(difference / norm), bench_.platform.name_of(compute) == "f32" ? 1e-5 : 2e-2);
 }
 
 }  // namespace st_moe::bench

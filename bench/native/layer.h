@@ -3,39 +3,41 @@
 
 namespace st_moe::bench {
 
-struct LayerSizes {
-  int64_t B = 4, N = 1024, D = 512, E = 16, K = 2;
-
-  int64_t H() const { return D * 8 / 3; }
-  int64_t capacity() const;  // capacity factor 1.25
-  int64_t tokens() const { return B * N; }
-};
-
 // The layer as the addon runs it: route, experts, and back. Weights as a fresh layer has them, inputs normal.
 class Layer {
  public:
-  Layer(const Bench& bench, const LayerSizes& sizes);
+  Layer(const Bench& bench, const LayerSizes& sizes, bool with_backward);
 
-  void forward(int threads, DType compute, bool save) const;
-  void backward(int threads, DType compute) const;
+  void route(int threads) const;
+  void experts(int threads, DType compute, bool save) const;  // save: for a backward
+  void experts_backward(int threads, DType compute) const;
+  void route_backward(int threads) const;
+  void forward(int threads, DType compute, bool save) const { route(threads), experts(threads, compute, save); }
+  void backward(int threads, DType compute) const;  // the sum of both gradients of x too
+  void change_weights() const;                      // as an optimizer does: what was packed of them is packed anew
 
-  // Its expert products alone, on as many rows an expert as the routing keeps; all: those of the backward too.
-  void products(int threads, DType compute, bool all) const;
-  double flops() const;  // of a forward's products; a backward has twice as many
+  double flops() const;      // of the GEMMs of a forward; a backward has twice as many
+  double kept() const;       // share of the assignments
+  double occupancy() const;  // share of the slots
+  // Of some tokens after a forward, against plain loops in double. Throws if it is more than rounding explains.
+  double error(DType compute) const;
 
-  double kept() const;                // share of the assignments
-  double occupancy() const;           // share of the slots
-  double error(DType compute) const;  // of some tokens after a forward, against sums in double
+  const LayerSizes sizes;
+  int64_t row_limit;                 // rows that the backend may compute
+  std::vector<int64_t> expert_rows;  // that it does compute, of each expert
+  Tensor w1, w2, dw1, dw2, x, dy, y, weight, dweight, dx;
+  Tensor expert_index, position;
 
  private:
+  template <class Args>
+  void share(Args& args, DType compute) const;
+  template <class Args>
+  void share_route(Args& args) const;
+
   const Bench& bench_;
-  LayerSizes sizes_;
-  int64_t rows_;  // most that can be kept
-  Buffer<float> x_, gathered_, gate_weight_, w1_, b1_, mult_bias_, w2_, b2_, dy_, threshold_, one_;
-  Buffer<int32_t> expert_index_, kept_, position_;
-  Buffer<float> gate_, weight_, losses_, probs_, logits_, lse_, density_;
-  Buffer<float> y_, a_, hidden_, dx_, dx_route_, dweight_, dw1_, db1_, dmult_bias_, dw2_, db2_, dgate_weight_;
-  std::vector<int64_t> expert_rows_;
+  int64_t kept_ = 0;
+  Tensor gate_weight_, b1_, mult_bias_, b2_, threshold_, one_, kept_mask_, gate_, losses_, probs_, logits_, lse_;
+  Tensor density_, a_, dx_route_, db1_, dmult_bias_, db2_, dgate_weight_;
 };
 
 }  // namespace st_moe::bench

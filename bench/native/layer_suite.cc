@@ -2,99 +2,113 @@
 
 #include "layer.h"
 
-// The whole layer beside its own products alone, in both number formats and with every number of threads.
+// The whole layer beside its own GEMMs alone, in each number format and with every number of threads.
 namespace st_moe::bench {
 namespace {
 
-struct Kind {
-  const char* name;
-  bool backward;
+// Weights, copies of them, gradients; activations of the layer and of the GEMMs alone.
+double bytes_of(const LayerSizes& s, bool exact, bool backward) {
+  const double weights = 3.0 * static_cast<double>(s.E * s.D * s.H);
+  const double rows = static_cast<double>(s.E * s.B * s.capacity());
+  return weights * ((exact ? 4 : 6) + (backward ? 4 : 0)) +
+         rows * (40 * static_cast<double>(s.H) + 32 * static_cast<double>(s.D));
+}
+
+// Whether the device has the memory. If not, a line says what is left out and why.
+bool fits(const Bench& bench, const std::string& name, const LayerSizes& sizes, bool exact, bool backward) {
+  const double needed = bytes_of(sizes, exact, backward), free = bench.platform.free_bytes();
+  if (needed < free) return true;
+  char why[200];
+  std::snprintf(why, sizeof why, "needs about %.0f GB, the device has %.0f GB free", needed * 1e-9, free * 1e-9);
+  bench.harness.write({{"name", name}, {"params", sizes.params()}, {"leftOut", why}});
+  return false;
+}
+
+struct Timed {  // a kind of pass over a layer
+  const Bench& bench;
+  const Layer& layer;
+  LayerKind kind;
+
+  Case whole(const std::string& prefix, DType compute, int threads, double error) const {
+    const auto run = [=, &layer = layer, kind = kind] {
+      if (kind.weights_change) layer.change_weights();
+      layer.forward(threads, compute, kind.backward);
+      if (kind.backward) layer.backward(threads, compute);
+    };
+    Case one = named(prefix, compute, threads, run);
+    one.facts.insert(one.facts.end(), {{"error", error}, {"kept", layer.kept()}, {"occupancy", layer.occupancy()}});
+    return one;
+  }
+  Case gemms(DType compute, int threads) const {
+    const auto run = bench.platform.layer_gemms(bench, layer, compute, threads);
+    return named("layer-gemms/", compute, threads, [run, all = kind.backward] { run(all); });
+  }
+
+ private:
+  Case named(const std::string& prefix, DType compute, int threads, std::function<void()> run) const {
+    Members params = layer.sizes.params();
+    params.insert(params.end(), {{"threads", threads}, {"compute", bench.platform.name_of(compute)}});
+    return {.name = prefix + kind.name,
+            .params = params,
+            .run = std::move(run),
+            .facts = {{"flops", layer.flops() * (kind.backward ? 3 : 1)}}};
+  }
 };
-constexpr Kind kKinds[] = {{"forward", false}, {"forward+backward", true}};
 
-Params params_of(const LayerSizes& s, int threads, DType compute) {
-  return {{"B", std::to_string(s.B)},      {"N", std::to_string(s.N)}, {"D", std::to_string(s.D)},
-          {"E", std::to_string(s.E)},      {"K", std::to_string(s.K)}, {"threads", std::to_string(threads)},
-          {"compute", dtype_name(compute)}};
-}
-
-Case layer_case(const Layer& layer, const LayerSizes& sizes, const Kind& kind, int threads, DType compute) {
-  return {.name = std::string("layer/") + kind.name,
-          .params = params_of(sizes, threads, compute),
-          .run =
-              [&layer, kind, threads, compute] {
-                layer.forward(threads, compute, kind.backward);
-                if (kind.backward) layer.backward(threads, compute);
-              },
-          .flops = layer.flops() * (kind.backward ? 3 : 1),
-          .error = layer.error(compute),
-          .kept = layer.kept(),
-          .occupancy = layer.occupancy()};
-}
-
-Case products_case(const Layer& layer, const LayerSizes& sizes, const Kind& kind, int threads, DType compute,
-                   size_t peak) {
-  return {.name = std::string("layer-products/") + kind.name,
-          .params = params_of(sizes, threads, compute),
-          .run = [&layer, threads, compute, kind] { layer.products(threads, compute, kind.backward); },
-          .flops = layer.flops() * (kind.backward ? 3 : 1),
-          .against = {{peak, Measure::flops}}};
+void time_layer(const Bench& bench, const std::string& prefix, const LayerPlan& plan, bool beside_gemms) {
+  const bool exact = plan.computes == std::vector<DType>{DType::f32};
+  const bool backward = fits(bench, prefix + "forward+backward", plan.sizes, exact, true);
+  if (!backward && !fits(bench, prefix + "forward", plan.sizes, exact, false)) return;
+  const Layer layer(bench, plan.sizes, backward);
+  std::map<DType, double> errors;
+  for (const DType compute : plan.computes) errors[compute] = layer.error(compute);
+  for (const LayerKind& kind : bench.platform.layer_kinds()) {
+    if (kind.backward && !backward) continue;
+    const Timed timed{bench, layer, kind};
+    Group group;
+    std::map<DType, size_t> fewest_threads;
+    for (const int threads : bench.options.threads) {
+      std::map<DType, size_t> here;
+      for (const DType compute : plan.computes) {
+        const size_t limit = group.add(bench.platform.flops_limit(bench, compute, threads));
+        Case whole = timed.whole(prefix, compute, threads, errors[compute]);
+        whole.against.push_back({limit, "flops"});
+        if (beside_gemms) {
+          Case gemms = timed.gemms(compute, threads);
+          gemms.against.push_back({limit, "flops"});
+          whole.against.push_back({group.add(std::move(gemms)), "time"});
+        }
+        if (compute != DType::f32 && here.count(DType::f32)) whole.against.push_back({here[DType::f32], "speed"});
+        if (fewest_threads.count(compute)) whole.against.push_back({fewest_threads[compute], "speed"});
+        here[compute] = group.add(std::move(whole));
+        fewest_threads.emplace(compute, here[compute]);
+      }
+    }
+    bench.harness.run(group);
+  }
 }
 
 }  // namespace
 
-void layer_suite(const Bench& bench, Results& results) {
-  const LayerSizes sizes = bench.quick ? LayerSizes{2, 48, 24, 4, 2} : LayerSizes{};
-  const Layer layer(bench, sizes);
-  for (const Kind& kind : kKinds) {
-    Group group;
-    std::map<DType, size_t> fewest_threads;
-    for (const int threads : bench.threads) {
-      size_t f32 = 0;
-      for (const DType compute : {DType::f32, DType::bf16}) {
-        const bool dot = compute == DType::bf16 && has_bf16_dot();
-        const size_t peak = group.add(dot ? bf16_floor(bench, threads) : fma_floor(bench, threads));
-        const size_t alone = group.add(products_case(layer, sizes, kind, threads, compute, peak));
-        Case whole = layer_case(layer, sizes, kind, threads, compute);
-        whole.against = {{alone, Measure::time}, {peak, Measure::flops}};
-        if (compute != DType::f32) whole.against.push_back({f32, Measure::speed});
-        const size_t index = group.cases.size();
-        const auto [fewest, is_first] = fewest_threads.emplace(compute, index);
-        if (!is_first) whole.against.push_back({fewest->second, Measure::speed});
-        if (compute == DType::f32) f32 = index;
-        group.add(std::move(whole));
-      }
-    }
-    run_into(bench, results, group);
+void layer_suite(const Bench& bench) {
+  for (LayerPlan plan : bench.platform.layers()) {
+    std::erase_if(plan.computes, [&](DType compute) { return !bench.options.uses(compute); });
+    if (!plan.computes.empty()) bench.harness.attempt("layer", [&] { time_layer(bench, "layer/", plan, true); });
   }
 }
 
 // One size at a time grows or shrinks from the layer above.
-void scaling_suite(const Bench& bench, Results& results) {
-  std::vector<LayerSizes> all;
-  if (bench.quick) {
-    all = {{1, 32, 24, 4, 2}, {1, 48, 24, 4, 3}};
-  } else {
-    const LayerSizes seed;
-    for (const int64_t N : {256, 512, 1024, 2048, 4096, 8192}) all.push_back({seed.B, N, seed.D, seed.E, seed.K});
-    for (const int64_t E : {4, 8, 32, 64}) all.push_back({seed.B, seed.N, seed.D, E, seed.K});
-    for (const int64_t K : {1, 4}) all.push_back({seed.B, seed.N, seed.D, seed.E, K});
-    for (const int64_t D : {128, 256, 1024}) all.push_back({seed.B, seed.N, D, seed.E, seed.K});
+void scaling_suite(const Bench& bench) {
+  std::vector<LayerSizes> all{{1, 32, 24, 4, 2}, {1, 48, 24, 4, 3}};
+  if (!bench.options.quick) {
+    all.clear();
+    for (const int64_t N : {256, 512, 1024, 2048, 4096, 8192}) all.push_back({.N = N});
+    for (const int64_t E : {4, 8, 32, 64}) all.push_back({.E = E});
+    for (const int64_t K : {1, 4}) all.push_back({.K = K});
+    for (const int64_t D : {128, 256, 1024}) all.push_back({.D = D});
   }
-  for (const LayerSizes& sizes : all) {
-    const Layer layer(bench, sizes);
-    Group group;
-    for (const int threads : bench.threads) {
-      const size_t peak = group.add(fma_floor(bench, threads));
-      for (const Kind& kind : kKinds) {
-        Case whole = layer_case(layer, sizes, kind, threads, DType::f32);
-        whole.name = std::string("scaling/") + kind.name;
-        whole.against.push_back({peak, Measure::flops});
-        group.add(std::move(whole));
-      }
-    }
-    run_into(bench, results, group);
-  }
+  for (const LayerSizes& sizes : all)
+    bench.harness.attempt("scaling", [&] { time_layer(bench, "scaling/", {sizes, {DType::f32}}, false); });
 }
 
 }  // namespace st_moe::bench

@@ -41,9 +41,10 @@ struct Expert {
   std::unordered_map<int, memory> arguments;
 };
 
-Expert expert_product(const ProductArgs& args, const ProductShape& shape, size_t e, int64_t row, bool packed) {
-  const bool gradient = shape.rows_of_c > 0;
-  const int64_t rows = args.rows[e], M = gradient ? shape.rows_of_c : rows, K = gradient ? rows : shape.K, N = shape.N;
+Expert expert_gemm(const GemmArgs& args, size_t e, int64_t row, bool packed) {
+  const GemmShape shape = args.shape();
+  const bool gradient = args.weight_gradient();
+  const int64_t rows = args.rows[e], M = gradient ? shape.M : rows, K = gradient ? rows : shape.K, N = shape.N;
   const memory::data_type f32 = memory::data_type::f32;
   const memory::data_type type = args.compute == DType::bf16 ? memory::data_type::bf16 : f32;
   float* a = const_cast<float*>(args.a) + row * (gradient ? M : K);
@@ -69,14 +70,13 @@ std::string onednn_version() {
   return std::to_string(version->major) + "." + std::to_string(version->minor) + "." + std::to_string(version->patch);
 }
 
-std::function<void()> onednn_product(const ProductArgs& args, int threads, bool packed) {
+std::function<void()> onednn_gemm(const GemmArgs& args, int threads, bool packed) {
   omp_set_num_threads(1);
-  const ProductShape shape = shape_of(args.product, args.D, args.H);
   const auto experts = std::make_shared<std::vector<Expert>>();
   int64_t row = 0;
   try {
     for (size_t e = 0; e < args.rows.size(); row += args.rows[e++])
-      experts->push_back(expert_product(args, shape, e, row, packed));
+      experts->push_back(expert_gemm(args, e, row, packed));
   } catch (const dnnl::error&) {
     return {};  // no bf16 on this machine
   }
@@ -100,7 +100,7 @@ std::string onednn_version() {
   return {};
 }
 
-std::function<void()> onednn_product(const ProductArgs&, int, bool) {
+std::function<void()> onednn_gemm(const GemmArgs&, int, bool) {
   return {};
 }
 

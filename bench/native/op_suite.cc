@@ -1,224 +1,229 @@
-#include <algorithm>
 #include <cmath>
 
-#include "bench.h"
+#include "layer.h"
 
-// Each op at sizes of the seed layer, beside the arithmetic or the memory traffic that it cannot do without.
+// Each op at the sizes of a language model around the layer, beside the arithmetic or the memory traffic that it cannot
+// do without.
 namespace st_moe::bench {
 namespace {
 
-constexpr DType f32 = DType::f32;
+constexpr DType kType = DType::f32;
 
 struct Sizes {
-  int64_t B, N, D, E, K, H, heads, V;
+  int64_t B, N, D, E, K, heads, V;
   int64_t T() const { return B * N; }
-  int64_t C() const { return std::max<int64_t>(4, N * 5 / (4 * E)); }
 };
 
-// Runs `run(threads)` as a case for each number of threads: `flops` against the FMA peak, or `bytes` (what must be read
-// and written) against reading memory. What fits a cache may exceed that.
-class Suite {
- public:
-  Suite(const Bench& bench, const Sizes& sizes, Results& results) : bench(bench), s(sizes), results_(results) {}
+template <class Args>
+using Fill = std::type_identity_t<std::function<void(Args&)>>;  // sets what is not zero; dtype is set
 
-  void add(const char* name, double flops, double bytes, const std::function<void(int)>& run) {
+class Ops {
+ public:
+  Ops(const Bench& bench, const Sizes& sizes) : bench(bench), s(sizes) {}
+
+  // `floats`: what must be read and written. What fits a cache may exceed the speed of memory.
+  template <class Args>
+  void traffic(const char* name, int64_t floats, Op<Args> OpTable::* op, const Fill<Args>& fill) {
+    add(name, "bytes", static_cast<double>(floats) * 4, call_of(op, fill));
+  }
+  template <class Args>
+  void arithmetic(const char* name, double flops, Op<Args> OpTable::* op, const Fill<Args>& fill) {
+    add(name, "flops", flops, call_of(op, fill));
+  }
+
+  void element_wise();
+  void rows();
+  void loss();
+  void gemms();
+  void attention();
+  void routing();
+  void optimizers();
+
+ private:
+  template <class Args>
+  std::function<void(int)> call_of(Op<Args> OpTable::* op, const Fill<Args>& fill) const {
+    Args args{};
+    if constexpr (requires { args.dtype; }) args.dtype = kType;
+    fill(args);
+    return [=, &bench = bench](int threads) { bench.call(op, threads, args); };
+  }
+
+  // For each number of threads, beside the hardware limit.
+  void add(const char* name, const char* measure, double work, const std::function<void(int)>& run) {
     Group group;
-    for (const int threads : bench.threads) {
-      const bool arithmetic = flops > 0;
-      const size_t floor = group.add(arithmetic ? fma_floor(bench, threads) : dram_floor(bench, threads));
+    for (const int threads : bench.options.threads) {
+      const Platform& platform = bench.platform;
+      const bool flops = measure == std::string("flops");
+      const size_t limit =
+          group.add(flops ? platform.flops_limit(bench, kType, threads) : platform.bytes_limit(bench, threads));
       Case one{.name = std::string("op/") + name,
-               .params = {{"threads", std::to_string(threads)}},
+               .params = {{"threads", threads}},
                .run = [=] { run(threads); },
-               .flops = flops,
-               .bytes = bytes,
-               .against = {{floor, arithmetic ? Measure::flops : Measure::bytes}}};
-      if (threads != bench.threads.front()) one.against.push_back({1, Measure::speed});
+               .facts = {{measure, work}},
+               .against = {{limit, measure}}};
+      if (threads != bench.options.threads.front()) one.against.push_back({1, "speed"});
       group.add(std::move(one));
     }
-    run_into(bench, results_, group);
+    bench.harness.attempt(name, [&] { bench.harness.run(group); });
   }
-  void traffic(const char* name, int64_t floats, const std::function<void(int)>& run) {
-    add(name, 0, static_cast<double>(floats) * 4, run);
-  }
-  void arithmetic(const char* name, double flops, const std::function<void(int)>& run) { add(name, flops, 0, run); }
 
   const Bench& bench;
   const Sizes s;
-
- private:
-  Results& results_;
 };
 
-void element_wise(Suite& suite) {
-  const Bench& bench = suite.bench;
-  const OpTable& ops = bench.ops();
-  const int64_t size = suite.s.T() * suite.s.D;
-  const Buffer<float> x = normals(bench, size), dy = normals(bench, size), y(bench, size), narrow(bench, size / 2 + 1);
-  suite.traffic("fill", size, [&](int t) { call(ops.fill, t, {y.get(), f32, size, 1}); });
-  suite.traffic("random", size,
-                [&](int t) { call(ops.random, t, {y.get(), f32, size, Distribution::normal, 0, 1, 1, 1}); });
-  suite.traffic("convert to bf16", size + size / 2,
-                [&](int t) { call(ops.convert, t, {x.get(), narrow.get(), f32, DType::bf16, size}); });
-  suite.traffic("strided_copy", 2 * size, [&](int t) {  // a transposition
-    StridedCopyArgs args{x.get(), y.get(), f32, 2, {suite.s.D, suite.s.T()}, {1, suite.s.D}, {suite.s.T(), 1}, 0, 0};
-    call(ops.strided_copy, t, args);
+void Ops::element_wise() {
+  const int64_t T = s.T(), D = s.D, size = T * D;
+  const Tensor x = bench.normals({T, D}), dy = bench.normals({T, D}), y = bench.filled({T, D});
+  const Tensor rounded = bench.filled({T, D}, 0, DType::bf16), sum = bench.filled({}, 0, DType::f64);
+  void *const in = x.data(), *const out = y.data(), *const grad = dy.data();
+  traffic("fill", size, &OpTable::fill, [&](auto& a) { a.out = out, a.size = size, a.value = 1; });
+  traffic("random", size, &OpTable::random, [&](auto& a) {
+    a.out = out, a.size = size, a.distribution = Distribution::normal, a.b = 1, a.seed = a.step = 1;
   });
-  suite.traffic("gelu", 2 * size, [&](int t) { call(ops.unary, t, {x.get(), y.get(), f32, size, UnaryKind::gelu}); });
-  suite.traffic("gelu backward", 3 * size,
-                [&](int t) { call(ops.unary_backward, t, {x.get(), dy.get(), y.get(), f32, size, UnaryKind::gelu}); });
-  suite.traffic("add", 3 * size, [&](int t) {
-    call(ops.binary, t, {x.get(), dy.get(), y.get(), f32, BinaryKind::add, 1, {size}, {1}, {1}});
+  traffic("convert to bf16", size + size / 2, &OpTable::convert, [&](auto& a) {
+    a.in = in, a.out = rounded.data(), a.in_dtype = kType, a.out_dtype = DType::bf16, a.size = size;
   });
-  suite.traffic("scale", 2 * size, [&](int t) { call(ops.scale, t, {y.get(), f32, size, 1.0}); });
-  suite.traffic("reduce", size,
-                [&](int t) { call(ops.reduce, t, {x.get(), y.get(), f32, 1, suite.s.T(), suite.s.D, 1.0}); });
-  double sum = 0;
-  suite.traffic("sum_squares", size, [&](int t) { call(ops.sum_squares, t, {x.get(), &sum, f32, size, 1.0}); });
-  suite.traffic("dropout", 2 * size, [&](int t) { call(ops.dropout, t, {x.get(), y.get(), f32, size, 0.1, 1, 1}); });
+  traffic("strided_copy", 2 * size, &OpTable::strided_copy, [&](auto& a) {  // a transposition
+    a.in = in, a.out = out, a.rank = 2, a.shape[0] = a.in_strides[1] = D, a.shape[1] = a.out_strides[0] = T;
+    a.in_strides[0] = a.out_strides[1] = 1;
+  });
+  traffic("gelu", 2 * size, &OpTable::unary,
+          [&](auto& a) { a.x = in, a.y = out, a.size = size, a.kind = UnaryKind::gelu; });
+  traffic("gelu backward", 3 * size, &OpTable::unary_backward,
+          [&](auto& a) { a.x = in, a.dy = grad, a.dx = out, a.size = size, a.kind = UnaryKind::gelu; });
+  traffic("add", 3 * size, &OpTable::binary, [&](auto& a) {
+    a.a = in, a.b = grad, a.y = out, a.kind = BinaryKind::add, a.rank = 1, a.shape[0] = size;
+    a.a_strides[0] = a.b_strides[0] = 1;
+  });
+  traffic("scale", 2 * size, &OpTable::scale, [&](auto& a) { a.x = out, a.size = size, a.factor = 1; });
+  traffic("reduce", size, &OpTable::reduce,
+          [&](auto& a) { a.x = in, a.y = out, a.outer = 1, a.axis = T, a.inner = D, a.factor = 1; });
+  traffic("sum_squares", size, &OpTable::sum_squares,
+          [&](auto& a) { a.x = in, a.out = sum.data(), a.size = size, a.scale = 1; });
+  traffic("dropout", 2 * size, &OpTable::dropout,
+          [&](auto& a) { a.x = in, a.y = out, a.size = size, a.p = 0.1, a.seed = a.step = 1; });
 }
 
-void optimizers(Suite& suite) {
-  const Bench& bench = suite.bench;
-  const int64_t size = suite.s.E * 3 * suite.s.H * suite.s.D;  // the experts' weights
-  const Buffer<float> p = normals(bench, size), g = normals(bench, size), m(bench, size), v(bench, size);
-  suite.traffic("adamw", 7 * size, [&](int t) {
-    call(bench.ops().adamw, t, {p.get(), g.get(), m.get(), v.get(), f32, size, 1, 1e-5, 0.9, 0.999, 1e-8, 1e-2});
+void Ops::rows() {
+  const int64_t T = s.T(), D = s.D;
+  const Tensor x = bench.normals({T, D}), dy = bench.normals({T, D}), y = bench.filled({T, D});
+  const Tensor w = bench.normals({D}), b = bench.normals({D}), dw = bench.filled({D}), db = bench.filled({D});
+  const auto forward = [&](auto& a) { a.x = x.data(), a.y = y.data(), a.T = T; };
+  const auto backward = [&](auto& a) { a.dy = dy.data(), a.dx = y.data(), a.T = T; };
+  traffic("rmsnorm", 2 * T * D, &OpTable::rmsnorm, [&](auto& a) { forward(a), a.gamma = w.data(), a.D = D; });
+  traffic("rmsnorm backward", 3 * T * D, &OpTable::rmsnorm_backward,
+          [&](auto& a) { backward(a), a.x = x.data(), a.gamma = w.data(), a.dgamma = dw.data(), a.D = D; });
+  traffic("layernorm", 2 * T * D, &OpTable::layernorm,
+          [&](auto& a) { forward(a), a.weight = w.data(), a.bias = b.data(), a.D = D, a.eps = 1e-5; });
+  traffic("layernorm backward", 3 * T * D, &OpTable::layernorm_backward, [&](auto& a) {
+    backward(a), a.x = x.data(), a.weight = w.data(), a.dweight = dw.data(), a.dbias = db.data(), a.D = D, a.eps = 1e-5;
   });
-  suite.traffic("sgd", 5 * size,
-                [&](int t) { call(bench.ops().sgd, t, {p.get(), g.get(), m.get(), f32, size, 2, 1e-5, 0.9, 0}); });
+  traffic("softmax", 2 * T * D, &OpTable::softmax, [&](auto& a) { forward(a), a.V = D; });
+  traffic("softmax backward", 3 * T * D, &OpTable::softmax_backward,
+          [&](auto& a) { backward(a), a.y = x.data(), a.V = D; });
 }
 
-void rows(Suite& suite) {
-  const Bench& bench = suite.bench;
-  const OpTable& ops = bench.ops();
-  const int64_t T = suite.s.T(), D = suite.s.D, V = suite.s.V;
-  const Buffer<float> x = normals(bench, T * D), dy = normals(bench, T * D), y(bench, T * D);
-  const Buffer<float> w = normals(bench, D), b = normals(bench, D), dw(bench, D), db(bench, D);
-  suite.traffic("rmsnorm", 2 * T * D, [&](int t) { call(ops.rmsnorm, t, {x.get(), w.get(), y.get(), f32, T, D}); });
-  suite.traffic("rmsnorm backward", 3 * T * D, [&](int t) {
-    call(ops.rmsnorm_backward, t, {dy.get(), x.get(), w.get(), y.get(), dw.get(), f32, T, D});
-  });
-  suite.traffic("layernorm", 2 * T * D,
-                [&](int t) { call(ops.layernorm, t, {x.get(), w.get(), b.get(), y.get(), f32, T, D, 1e-5}); });
-  suite.traffic("layernorm backward", 3 * T * D, [&](int t) {
-    call(ops.layernorm_backward, t, {dy.get(), x.get(), w.get(), y.get(), dw.get(), db.get(), f32, T, D, 1e-5});
-  });
-  suite.traffic("softmax", 2 * T * D, [&](int t) { call(ops.softmax, t, {x.get(), y.get(), f32, T, D, 0}); });
-  suite.traffic("softmax backward", 3 * T * D,
-                [&](int t) { call(ops.softmax_backward, t, {dy.get(), x.get(), y.get(), f32, T, D, 0}); });
-
-  const Buffer<float> logits = normals(bench, T * V), dlogits(bench, T * V), lse(bench, T), loss(bench, 1);
-  const Buffer<float> table = normals(bench, V * D), dtable(bench, V * D);
-  const Buffer<int32_t> target = integers(bench, T, V);
-  suite.traffic("cross_entropy", T * V, [&](int t) {
-    call(ops.cross_entropy, t, {logits.get(), target.get(), loss.get(), lse.get(), f32, T, V, -100});
-  });
-  suite.traffic("cross_entropy backward", 2 * T * V, [&](int t) {
-    call(ops.cross_entropy_backward, t,
-         {loss.get(), logits.get(), lse.get(), target.get(), dlogits.get(), f32, T, V, -100});
-  });
-  suite.traffic("embedding", 2 * T * D,
-                [&](int t) { call(ops.embedding, t, {table.get(), target.get(), y.get(), f32, T, D, V}); });
-  suite.traffic("embedding backward", T * D + V * D,
-                [&](int t) { call(ops.embedding_backward, t, {dy.get(), target.get(), dtable.get(), f32, T, D, V}); });
-  const Buffer<float> value(bench, T * suite.s.K);
-  const Buffer<int32_t> index(bench, T * suite.s.K);
-  suite.traffic("topk", T * V,
-                [&](int t) { call(ops.topk, t, {logits.get(), value.get(), index.get(), f32, T, V, suite.s.K}); });
-  suite.traffic("topk backward", T * V, [&](int t) {
-    call(ops.topk_backward, t, {value.get(), index.get(), dlogits.get(), f32, T, V, suite.s.K});
-  });
+void Ops::loss() {
+  const int64_t T = s.T(), D = s.D, V = s.V, K = s.K;
+  const Tensor logits = bench.normals({T, V}), dlogits = bench.filled({T, V}), lse = bench.filled({T});
+  const Tensor table = bench.normals({V, D}), dtable = bench.filled({V, D}), x = bench.normals({T, D});
+  const Tensor target = bench.integers({T}, V), one = bench.filled({}, 1);
+  const Tensor value = bench.filled({T, K}), index = bench.filled({T, K}, 0, DType::i32);
+  const auto tokens = [&](auto& a) {
+    a.logits = logits.data(), a.target = i32(target), a.lse = lse.data(), a.T = T, a.V = V, a.ignore_index = -100;
+  };
+  traffic("cross_entropy", T * V, &OpTable::cross_entropy, [&](auto& a) { tokens(a), a.loss = one.data(); });
+  traffic("cross_entropy backward", 2 * T * V, &OpTable::cross_entropy_backward,
+          [&](auto& a) { tokens(a), a.dloss = one.data(), a.dlogits = dlogits.data(); });
+  const auto rows = [&](auto& a) { a.index = i32(target), a.T = T, a.D = D, a.V = V; };
+  traffic("embedding", 2 * T * D, &OpTable::embedding, [&](auto& a) { rows(a), a.w = table.data(), a.y = x.data(); });
+  traffic("embedding backward", T * D + V * D, &OpTable::embedding_backward,
+          [&](auto& a) { rows(a), a.dy = x.data(), a.dw = dtable.data(); });
+  const auto chosen = [&](auto& a) { a.index = i32(index), a.T = T, a.E = V, a.K = K; };
+  traffic("topk", T * V, &OpTable::topk, [&](auto& a) { chosen(a), a.x = logits.data(), a.value = value.data(); });
+  traffic("topk backward", T * V, &OpTable::topk_backward,
+          [&](auto& a) { chosen(a), a.dvalue = value.data(), a.dx = dlogits.data(); });
 }
 
-void products(Suite& suite) {
-  const Bench& bench = suite.bench;
-  const OpTable& ops = bench.ops();
-  const int64_t T = suite.s.T(), D = suite.s.D;
+void Ops::gemms() {
+  const int64_t T = s.T(), D = s.D;
   const double flops = 2.0 * static_cast<double>(T * D * D);
-  const Buffer<float> x = normals(bench, T * D), w = normals(bench, D * D), b = normals(bench, D), y(bench, T * D);
-  const Buffer<float> dx(bench, T * D), dw(bench, D * D), db(bench, D);
-  suite.arithmetic("linear", flops,
-                   [&](int t) { call(ops.linear, t, {x.get(), w.get(), b.get(), y.get(), f32, f32, T, D, D}); });
-  suite.arithmetic("linear backward", 2 * flops, [&](int t) {
-    call(ops.linear_backward, t, {y.get(), x.get(), w.get(), dx.get(), dw.get(), db.get(), f32, f32, T, D, D});
-  });
-  suite.arithmetic("matmul", flops,
-                   [&](int t) { call(ops.matmul, t, {x.get(), w.get(), y.get(), f32, 1, T, D, D, 0, 0, 0, 0}); });
+  const Tensor x = bench.normals({T, D}), w = bench.normals({D, D}), b = bench.normals({D}), y = bench.filled({T, D});
+  const Tensor dx = bench.filled({T, D}), dw = bench.filled({D, D}), db = bench.filled({D});
+  const auto sizes = [&](auto& a) { a.x = x.data(), a.w = w.data(), a.compute = kType, a.T = T, a.I = a.O = D; };
+  arithmetic("linear", flops, &OpTable::linear, [&](auto& a) { sizes(a), a.bias = b.data(), a.y = y.data(); });
+  arithmetic("linear backward", 2 * flops, &OpTable::linear_backward,
+             [&](auto& a) { sizes(a), a.dy = y.data(), a.dx = dx.data(), a.dw = dw.data(), a.dbias = db.data(); });
+  arithmetic("matmul", flops, &OpTable::matmul,
+             [&](auto& a) { a.a = x.data(), a.b = w.data(), a.y = y.data(), a.batch = 1, a.M = T, a.N = a.K = D; });
+}
 
-  const int64_t B = suite.s.B, N = suite.s.N, heads = suite.s.heads, d = D / heads;
-  const double pairs = 4.0 * static_cast<double>(B * N * N * D) / 2;  // two products, half of the square
-  const Buffer<float> k = normals(bench, T * D), v = normals(bench, T * D), lse(bench, B * heads * N);
-  const Buffer<float> dk(bench, T * D), dv(bench, T * D);
-  const double scale = 1 / std::sqrt(static_cast<double>(d));
-  suite.arithmetic("attention", pairs, [&](int t) {
-    call(ops.attention, t, {x.get(), k.get(), v.get(), y.get(), lse.get(), f32, B, N, N, heads, d, scale, 1});
-  });
-  suite.arithmetic("attention backward", 2.5 * pairs, [&](int t) {  // five products
-    call(ops.attention_backward, t,
-         {x.get(), x.get(), k.get(), v.get(), y.get(), lse.get(), dx.get(), dk.get(), dv.get(), f32, B, N, N, heads, d,
-          scale, 1});
+void Ops::attention() {
+  const int64_t B = s.B, N = s.N, D = s.D, heads = s.heads;
+  const double flops = 2.0 * static_cast<double>(B * N * N * D);  // causal: half of two GEMMs
+  const Tensor q = bench.normals({B, N, D}), k = bench.normals({B, N, D}), v = bench.normals({B, N, D});
+  const Tensor y = bench.filled({B, N, D}), dy = bench.normals({B, N, D}), lse = bench.filled({B, heads, N});
+  const Tensor dq = bench.filled({B, N, D}), dk = bench.filled({B, N, D}), dv = bench.filled({B, N, D});
+  const auto share = [&](auto& a) {
+    a.q = q.data(), a.k = k.data(), a.v = v.data(), a.y = y.data(), a.lse = lse.data(), a.B = B, a.Nq = a.Nk = N;
+    a.heads = heads, a.d = D / heads, a.scale = 1 / std::sqrt(static_cast<double>(a.d)), a.causal = 1;
+  };
+  arithmetic("attention", flops, &OpTable::attention, share);
+  arithmetic("attention backward", 2.5 * flops, &OpTable::attention_backward, [&](auto& a) {  // five GEMMs
+    share(a), a.dy = dy.data(), a.dq = dq.data(), a.dk = dk.data(), a.dv = dv.data();
   });
 }
 
-void mixture(Suite& suite) {
-  const Bench& bench = suite.bench;
-  const OpTable& ops = bench.ops();
-  const Sizes& s = suite.s;
-  const int64_t T = s.T(), D = s.D, TK = T * s.K, slots = s.E * s.B * s.C();
-  const Buffer<float> x = normals(bench, T * D), w = uniforms(bench, s.E * D, 0.1), threshold(bench, s.K);
-  const Buffer<int32_t> expert(bench, TK), kept(bench, TK), position(bench, TK);
-  const Buffer<float> gate(bench, TK), weight(bench, TK), losses(bench, 3), probs(bench, T * s.E),
-      logits(bench, T * s.E);
-  const Buffer<float> lse(bench, T), density(bench, s.B * s.E), one = uniforms(bench, 1, 1);
-  RouteArgs route{};
-  route.x = x, route.w = w, route.threshold = threshold;
-  route.expert_index = expert, route.kept = kept, route.position = position, route.gate = gate, route.weight = weight;
-  route.balance_loss = losses.get(), route.z_loss = losses.get() + 1, route.total_loss = losses.get() + 2;
-  route.probs = probs, route.logits = logits, route.lse = lse, route.density = density;
-  route.B = s.B, route.N = s.N, route.D = D, route.E = s.E, route.K = s.K, route.C = s.C();
-  route.seed = 1, route.step = 1, route.eps = 1e-9, route.balance_coef = 1e-2, route.z_coef = 1e-3, route.training = 1;
-  suite.traffic("route", T * D, [&](int t) { call(ops.route, t, route); });
-  call(ops.route, 1, route);
+void Ops::routing() {
+  const LayerSizes sizes{.B = s.B, .N = s.N, .D = s.D, .E = s.E, .K = s.K};
+  const Layer layer(bench, sizes, true);
+  const int64_t floats = s.T() * s.D, slots = s.E * s.B * sizes.capacity() * s.D;
+  add("route", "bytes", 4.0 * static_cast<double>(floats), [&](int threads) { layer.route(threads); });
+  add("route backward", "bytes", 8.0 * static_cast<double>(floats),
+      [&](int threads) { layer.route_backward(threads); });
 
-  const Buffer<float> dweight = normals(bench, TK), dx(bench, T * D), dw(bench, s.E * D);
-  RouteBackwardArgs back{};
-  back.dweight = dweight, back.dtotal = one, back.x = x, back.w = w, back.expert_index = expert, back.kept = kept;
-  back.gate = gate, back.probs = probs, back.logits = logits, back.lse = lse, back.density = density;
-  back.dx = dx, back.dw = dw;
-  back.B = s.B, back.N = s.N, back.D = D, back.E = s.E, back.K = s.K;
-  back.eps = 1e-9, back.balance_coef = 1e-2, back.z_coef = 1e-3, back.training = 1;
-  suite.traffic("route backward", 2 * T * D, [&](int t) { call(ops.route_backward, t, back); });
+  const Tensor buffer = bench.normals({slots}), dbuffer = bench.filled({slots});
+  const auto share = [&](auto& a) {
+    a.expert_index = i32(layer.expert_index), a.position = i32(layer.position);
+    a.B = s.B, a.N = s.N, a.D = s.D, a.E = s.E, a.K = s.K, a.C = sizes.capacity();
+  };
+  traffic("dispatch", 2 * slots, &OpTable::dispatch,
+          [&](auto& a) { share(a), a.x = layer.x.data(), a.y = dbuffer.data(); });
+  traffic("dispatch backward", slots + 2 * floats, &OpTable::dispatch_backward, [&](auto& a) {
+    share(a), a.dy = buffer.data(), a.x = layer.x.data(), a.dx = layer.dx.data(), a.dweight = layer.dweight.data();
+  });
+  traffic("combine", slots + floats, &OpTable::combine,
+          [&](auto& a) { share(a), a.x = buffer.data(), a.weight = layer.weight.data(), a.y = layer.y.data(); });
+  traffic("combine backward", floats + 2 * slots, &OpTable::combine_backward, [&](auto& a) {
+    share(a), a.dy = layer.dy.data(), a.x = buffer.data(), a.weight = layer.weight.data();
+    a.dx = dbuffer.data(), a.dweight = layer.dweight.data();
+  });
+}
 
-  const Buffer<float> buffer = normals(bench, slots * D), dbuffer(bench, slots * D), y(bench, T * D), dkept(bench, TK);
-  suite.traffic("dispatch", 2 * slots * D, [&](int t) {
-    call(ops.dispatch, t, {x.get(), expert.get(), position.get(), dbuffer.get(), f32, s.B, s.N, D, s.E, s.K, s.C()});
+void Ops::optimizers() {
+  const int64_t size = s.E * 3 * LayerSizes{.D = s.D}.H * s.D;  // the experts' weights
+  const Tensor p = bench.normals({size}), g = bench.normals({size}), m = bench.filled({size}), v = bench.filled({size});
+  const auto share = [&](auto& a) { a.p = p.data(), a.g = g.data(), a.size = size, a.lr = 1e-5; };
+  traffic("adamw", 7 * size, &OpTable::adamw, [&](auto& a) {
+    share(a), a.m = m.data(), a.v = v.data(), a.step = 1, a.beta1 = 0.9, a.beta2 = 0.999, a.eps = 1e-8;
+    a.weight_decay = 1e-2;
   });
-  suite.traffic("dispatch backward", slots * D + 2 * T * D, [&](int t) {
-    call(ops.dispatch_backward, t,
-         {buffer.get(), x.get(), expert.get(), position.get(), dx.get(), dkept.get(), f32, s.B, s.N, D, s.E, s.K,
-          s.C()});
-  });
-  suite.traffic("combine", slots * D + T * D, [&](int t) {
-    call(ops.combine, t,
-         {buffer.get(), weight.get(), expert.get(), position.get(), y.get(), f32, s.B, s.N, D, s.E, s.K, s.C()});
-  });
-  suite.traffic("combine backward", T * D + 2 * slots * D, [&](int t) {
-    call(ops.combine_backward, t,
-         {x.get(), buffer.get(), weight.get(), expert.get(), position.get(), dbuffer.get(), dkept.get(), f32, s.B, s.N,
-          D, s.E, s.K, s.C()});
-  });
+  traffic("sgd", 5 * size, &OpTable::sgd,
+          [&](auto& a) { share(a), a.buffer = m.data(), a.step = 2, a.momentum = 0.9; });
 }
 
 }  // namespace
 
-void op_suite(const Bench& bench, Results& results) {
-  const Sizes sizes = bench.quick ? Sizes{2, 32, 24, 4, 2, 20, 2, 40} : Sizes{4, 1024, 512, 16, 2, 1365, 8, 1024};
-  Suite suite(bench, sizes, results);
-  element_wise(suite);
-  rows(suite);
-  products(suite);
-  mixture(suite);
-  optimizers(suite);
+void op_suite(const Bench& bench) {
+  const Sizes quick{2, 32, 24, 4, 2, 2, 40};
+  Ops ops(bench, bench.options.quick ? quick : Sizes{4, 1024, 512, 16, 2, 8, 32000});
+  ops.element_wise();
+  ops.rows();
+  ops.loss();
+  ops.gemms();
+  ops.attention();
+  ops.routing();
+  ops.optimizers();
 }
 
 }  // namespace st_moe::bench

@@ -1,0 +1,153 @@
+#include <array>
+
+#include "../native/layer.h"
+#include "cuda/blas.h"
+#include "cuda/expert_rows.cuh"
+#include "cuda/stream.h"
+
+// The CUDA backend as a platform of the benchmark. The GEMMs alone are strided-batched cuBLAS of the same shapes.
+extern "C" const st_moe::Plugin* st_moe_plugin();
+
+namespace st_moe::bench {
+namespace {
+
+using cuda::check, cuda::Matrix, cuda::stream_of;
+
+class Cuda : public Platform {
+ public:
+  explicit Cuda(bool quick) : quick_(quick), device_(opened()) {
+    for (cudaEvent_t* event : {&start_, &end_}) check(cudaEventCreateWithFlags(event, cudaEventDefault), "event");
+  }
+  ~Cuda() override {
+    for (cudaEvent_t event : {start_, end_}) cudaEventDestroy(event);
+  }
+
+  Device& device() const override { return *device_; }
+  Members versions() const override { return {{"variant", device_->backend->variant}}; }
+  std::vector<Suite> suites() const override {
+    return {{"limits", limits_suite}, {"layer", layer_suite}, {"ops", op_suite}};
+  }
+  std::vector<DType> arithmetic() const override { return {DType::f32, DType::bf16, DType::f16}; }
+  std::string name_of(DType compute) const override {
+    return compute == DType::f32 && cuda::uses_tf32() ? "tf32" : dtype_name(compute);
+  }
+  // The large ones have the same 320 rows per expert; E = 64 needs more than 80 GB for its backward.
+  std::vector<LayerPlan> layers() const override {
+    std::vector<LayerPlan> plans;
+    const LayerSizes small = quick_ ? LayerSizes{2, 16, 24, 4, 2} : LayerSizes{};
+    for (const DType compute : arithmetic()) plans.push_back({small, {compute}});
+    if (quick_) return plans;
+    for (const auto& [B, E, H] : {std::array<int64_t, 3>{4, 32, 10922}, {4, 32, 10944}, {8, 64, 10922}}) {
+      const LayerSizes large{.B = B, .N = 2048, .D = 4096, .E = E, .K = 2, .H = H};
+      plans.push_back({large, {DType::bf16}});
+    }
+    return plans;
+  }
+  std::vector<LayerKind> layer_kinds() const override {
+    return {{"forward", false, false},
+            {"forward+backward", true, false},
+            {"forward+backward, weights changed", true, true}};
+  }
+  bool keeps_packed_weights() const override { return true; }
+  double free_bytes() const override {
+    size_t free_bytes = 0, total_bytes = 0;
+    check(cudaMemGetInfo(&free_bytes, &total_bytes), "memory");
+    return static_cast<double>(free_bytes) - 1e9;  // operands of the limits
+  }
+
+  Clocks time(const std::function<void()>& run, int64_t count) const override {
+    const cudaStream_t stream = this->stream().stream();
+    check(cudaStreamSynchronize(stream), "synchronise");
+    const auto events = [&] {
+      check(cudaEventRecord(start_, stream), "event");
+      for (int64_t i = 0; i < count; ++i) run();
+      check(cudaEventRecord(end_, stream), "event");
+      check(cudaEventSynchronize(end_), "synchronise");
+    };
+    Clocks clocks = Platform::time(events, 1);
+    float device = 0;
+    check(cudaEventElapsedTime(&device, start_, end_), "event");
+    const double runs = static_cast<double>(count);
+    return {clocks.wall / runs, clocks.cpu / runs, static_cast<double>(device) / runs};
+  }
+  std::vector<std::pair<std::string, int64_t>> counters() const override {
+    return {{"kernels", stream().launches()}, {"gemms", stream().gemms()}};
+  }
+
+  Case flops_limit(const Bench& bench, DType compute, int) const override {
+    const int64_t n = quick_ ? 64 : 8192;
+    const Tensor a = operand(bench, {n, n}, compute), b = operand(bench, {n, n}, compute), c = bench.filled({n, n});
+    const cuda::Product gemm{n, n, n, a.data(), b.data(), c.data(), n, n, n};
+    return {.name = "gemm",
+            .params = {{"n", n}, {"compute", name_of(compute)}},
+            .run = [=, this,
+                    memory = std::vector<Tensor>{a, b, c}] { multiply(device_->context, compute, DType::f32, gemm); },
+            .facts = {{"flops", 2 * static_cast<double>(n) * static_cast<double>(n * n)}}};
+  }
+
+  Case bytes_limit(const Bench& bench, int) const override {
+    const int64_t bytes = quick_ ? 1 << 16 : int64_t{1} << 30;
+    const Tensor from = bench.filled({bytes / 4}), to = bench.filled({bytes / 4});
+    const auto copy = [=, this] {
+      check(cudaMemcpyAsync(to.data(), from.data(), static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice,
+                            stream().stream()),
+            "copy");
+    };
+    return {.name = "copy", .params = {}, .run = copy, .facts = {{"bytes", 2 * static_cast<double>(bytes)}}};
+  }
+
+  std::function<void(bool)> layer_gemms(const Bench& bench, const Layer& layer, DType compute, int) const override {
+    const LayerSizes s = layer.sizes;
+    const int64_t D = s.D, H = s.H, E = s.E, M = layer.row_limit / E, A = cuda::saved_columns(2 * H);
+    const auto wide = [=](int64_t n) {
+      return compute == DType::f32 ? n : cuda::ceil_div(n, cuda::kOperandMultiple) * cuda::kOperandMultiple;
+    };
+    const Tensor in = operand(bench, {E, M, wide(D)}, compute), hidden = operand(bench, {E, M, wide(H)}, compute);
+    const Tensor da = operand(bench, {E, M, wide(2 * H)}, compute);
+    const Tensor out = bench.filled({E, M, D}), pre = bench.filled({E, M, A});
+    const cuda::ExpertRows rows{{nullptr, nullptr, s.B, s.N, s.K, E, s.capacity(), nullptr}, true, M};
+    return [=, this, &layer](bool all) {
+      const auto run = [&](const cuda::Product& gemm) { multiply(device_->context, compute, DType::f32, gemm); };
+      const auto weight_of = [&](const Tensor& w, int64_t rows, int64_t columns) -> Matrix {
+        if (compute == DType::f32) return {w.data(), rows, columns};
+        const PackedCopies& copies = *w.storage->packed();  // the layer has run: they are there
+        return {copies.find(copies, {0, compute, E, rows, columns}), wide(rows), wide(columns)};
+      };
+      const Matrix x{in.data(), M, wide(D)}, h{hidden.data(), M, wide(H)}, d{da.data(), M, wide(2 * H)};
+      const Matrix first = weight_of(layer.w1, 2 * H, D), second = weight_of(layer.w2, D, H);
+      run(rows.of_rows(x, first, true, pre.data(), A, first.rows));
+      run(rows.of_rows(h, second, true, out.data(), D, D));
+      if (!all) return;
+      run(rows.of_rows(x, second, false, pre.data(), wide(H), wide(H)));
+      run(rows.over_rows(x, h, layer.dw2.data(), D, H));
+      run(rows.over_rows(d, x, layer.dw1.data(), 2 * H, D));
+      run(rows.of_rows(d, first, false, out.data(), D, D));
+    };
+  }
+
+ private:
+  static std::unique_ptr<Device> opened() {
+    const Backend* backend = nullptr;
+    Context context{1, nullptr};
+    Bench::check(st_moe_plugin()->open(0, &backend, &context));
+    return std::make_unique<Device>(backend, context, st_moe_plugin());
+  }
+  static Tensor operand(const Bench& bench, const Shape& shape, DType dtype) {
+    const Tensor values = bench.uniforms(shape, -1, 1);
+    return dtype == DType::f32 ? values : bench.converted(values, dtype);
+  }
+  cuda::Stream& stream() const { return stream_of(device_->context); }
+
+  bool quick_;
+  std::unique_ptr<Device> device_;
+  cudaEvent_t start_ = nullptr, end_ = nullptr;
+};
+
+}  // namespace
+
+std::unique_ptr<Platform> make_platform(Options& options) {
+  options.threads.assign(1, 1);
+  return std::make_unique<Cuda>(options.quick);
+}
+
+}  // namespace st_moe::bench

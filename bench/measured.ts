@@ -1,0 +1,104 @@
+import { setTimeout as pause } from 'node:timers/promises'
+import { spreadOf } from '../lib/cli/bench/statistics.js'
+import type { Facts, Measure, Result } from './report.js'
+
+/** Milliseconds of one run: by the clock, and of all threads of the process together. */
+export interface Clocks {
+  wall: number
+  cpu: number
+}
+
+/** One of a group of cases that were timed in turns: its samples. st-moe-bench and cuda_layer_bench write such groups. */
+export interface Case extends Facts {
+  wall: number[]
+  cpu: number[]
+  /** By the clock of a GPU. */
+  device?: number[]
+  /** What it is compared with, by index in the group. */
+  against: { index: number; measure: Measure }[]
+}
+
+/** A ratio is taken inside a turn, so that a machine that others load for a while slows both sides of it. */
+function ratios(own: Case, other: Case, measure: Measure): number[] {
+  const [ours, theirs] = own.device && other.device ? [own.device, other.device] : [own.wall, other.wall]
+  const turns = Math.min(ours.length, theirs.length)
+  return Array.from({ length: turns }, (_, i) => {
+    const speed = theirs[i] / ours[i]
+    if (measure === 'time') return 1 / speed
+    return measure === 'speed' ? speed : (own[measure]! / other[measure]!) * speed
+  })
+}
+
+/** The statistics of a group. */
+export function evaluated(group: readonly Case[]): Result[] {
+  return group.map((own) => {
+    const { wall, cpu, device, against, ...facts } = own
+    return {
+      ...facts,
+      wallMs: spreadOf(wall),
+      cpuMs: spreadOf(cpu),
+      ...(device && { deviceMs: spreadOf(device) }),
+      samples: wall,
+      ratios: against.map(({ index, measure }) => {
+        const { name, params } = group[index]
+        const each = ratios(own, group[index], measure)
+        return { name, params, measure, turns: each.length, wall: spreadOf(each) }
+      }),
+    }
+  })
+}
+
+/** What the lines of st-moe-bench or cuda_layer_bench say: groups of cases, and parts that failed or were left out. */
+export interface Line {
+  cases?: Case[]
+  name?: string
+  params?: Facts['params']
+  failed?: string
+  leftOut?: string
+}
+
+export interface Participant extends Omit<Facts, 'iterations'> {
+  /** Runs once. */
+  time(): Clocks | Promise<Clocks>
+  /** The most repetitions, where a run takes long. */
+  atMost?: number
+  against?: { other: Participant; measure: 'time' | 'speed' }[]
+}
+
+export function clock(run: () => void): Clocks {
+  const cpu = process.cpuUsage()
+  const start = performance.now()
+  run()
+  const wall = performance.now() - start
+  const { user, system } = process.cpuUsage(cpu)
+  return { wall, cpu: (user + system) / 1e3 }
+}
+
+/**
+ * Times the participants in turns, every second turn backwards, so that what slows the machine for a while slows all of
+ * them. One run of each before is not counted, except of those that run once.
+ */
+export async function inTurns(participants: readonly Participant[], repetitions: number): Promise<Result[]> {
+  const group = participants.map(
+    ({ time: _time, atMost: _atMost, against = [], ...facts }): Case => ({
+      ...facts,
+      iterations: 1,
+      wall: [],
+      cpu: [],
+      against: against.map(({ other, measure }) => ({ index: participants.indexOf(other), measure })),
+    }),
+  )
+  const order = [...participants.keys()]
+  for (let turn = -1; turn < repetitions; turn++) {
+    for (const i of turn % 2 === 0 ? order : order.toReversed()) {
+      const times = Math.min(participants[i].atMost ?? repetitions, repetitions)
+      if (turn < 0 ? times === 1 && repetitions > 1 : turn >= times) continue
+      await pause(10) // threads of the one before, which may still spin, go to sleep
+      const { wall, cpu } = await participants[i].time()
+      if (turn < 0) continue
+      group[i].wall.push(wall)
+      group[i].cpu.push(cpu)
+    }
+  }
+  return evaluated(group)
+}
