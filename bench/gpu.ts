@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { main } from './main.js'
 import { evaluated, type Line } from './measured.js'
+import type { Result } from './report.js'
 import { digits, markdownTable, withSpread, workPerSecond } from './table.js'
 
 /** The table of what cuda_layer_bench has written: the samples in gpu-check.json or in files of JSON lines. */
@@ -18,11 +19,17 @@ const named = (name = '', params = {}): string[] => [
     .join(', '),
 ]
 
+/** Without the hardware limits that are measured beside every case: the ratios to them are there. */
+const shown = (group: readonly Result[]): Result[] => {
+  const compared = group.filter(({ ratios }) => ratios.length > 0)
+  return compared.length > 0 ? compared : [...group]
+}
+
 export function gpuTable(lines: readonly Line[]): string {
   const rows = lines.flatMap(({ cases = [], name, params, failed, leftOut }) => [
     ...(failed === undefined ? [] : [[...named(name, params), `failed: ${failed}`, '', '', '', '']]),
     ...(leftOut === undefined ? [] : [[...named(name, params), `left out: ${leftOut}`, '', '', '', '']]),
-    ...evaluated(cases).map((result) => [
+    ...shown(evaluated(cases)).map((result) => [
       ...named(result.name, result.params),
       withSpread(result.wallMs),
       result.deviceMs ? withSpread(result.deviceMs) : '',
