@@ -8,17 +8,17 @@ import { damageOf } from './library-file.js'
 const root = fileURLToPath(new URL('..', import.meta.url))
 
 /**
- * Loads the addon: one compiled on this machine before a prebuilt one, as node-gyp-build chooses, from this package and
- * from nowhere else unless ST_MOE_PREBUILD says so. Throws BACKEND_UNAVAILABLE with what was tried, what is needed and
- * the command that helps.
+ * Loads the addon that node-gyp-build selects, one compiled on this machine before a prebuilt one, only from this
+ * package or the folder in ST_MOE_PREBUILD. Throws BACKEND_UNAVAILABLE with what was tried, what is needed and the
+ * command to run.
  */
 export function loadAddon(): { addon: unknown; file: string } {
   const require = createRequire(import.meta.url)
   let file: string | null = null
   try {
     const found = resolve(require('node-gyp-build').path(root))
-    // It looks beside the Node binary too, where files of others may lie.
-    if (relative(home(), found).startsWith('..')) throw new Error(`${found} is not of this package`)
+    // It also searches next to the Node binary, where foreign files may be.
+    if (relative(home(), found).startsWith('..')) throw new Error(`${found} is outside this package`)
     file = found
     const damage = damageOf(found)
     if (damage !== null) throw new Error(damage)
@@ -30,10 +30,10 @@ export function loadAddon(): { addon: unknown; file: string } {
   }
 }
 
-/** The folder that holds build/ and prebuilds/, as node-gyp-build has it. */
+/** The folder with build/ and prebuilds/, as for node-gyp-build. */
 const home = (): string => process.env.ST_MOE_PREBUILD || root
 
-/** The folders where an addon may lie, best first, and the addons that are there. */
+/** The folders that are searched, in order, and the addons in them. */
 export function addonPlaces(): { folder: string; addons: string[] }[] {
   const [built, prebuilds] = [join(home(), 'build', 'Release'), join(home(), 'prebuilds')]
   const prebuilt = entries(prebuilds).flatMap((target) =>
@@ -65,11 +65,11 @@ function explanation(file: string | null, cause: Error): string {
     'Tried:',
     ...tried.map((line) => `  ${line}`),
     'Needed: a prebuilt addon that this system can load, or a C++ compiler, make and CMake to build one.',
-    `To build it, or to learn what that lacks here, run: node ${JSON.stringify(join(root, 'scripts', 'install.cjs'))}`,
+    `To build it, or to list what is missing for that, run: node ${JSON.stringify(join(root, 'scripts', 'install.cjs'))}`,
   ].join('\n')
 }
 
-/** Version of glibc, or null where that is not the C library. */
+/** Version of glibc, or null for another C library. */
 export function glibc(): string | null {
   const { header } = process.report.getReport() as { header?: { glibcVersionRuntime?: string } }
   return header?.glibcVersionRuntime ?? null

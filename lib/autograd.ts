@@ -5,13 +5,13 @@ import type { Recorder } from './recorder.js'
 import { handleOf, setSource, sourceOf, type Tensor, type TensorMeta } from './tensor.js'
 
 /**
- * The tape. It records which op made which tensor and what that op wants to see again; the mathematics is native.
- * Gradients travel as bare handles: whoever receives one owns it.
+ * The tape records which op produced which tensor, and what its backward needs; the computation is native. Gradients
+ * are bare handles, owned by their receiver.
  */
 
 /**
- * Gradients of the inputs of an op from those of its outputs. `grads[i]` is null where nothing flows into output i,
- * `needs[i]` says whether input i wants one. Reads `grads` and `saved`, owns neither; gives new handles.
+ * Computes the gradients of the inputs of an op from those of its outputs. `grads[i]` is null if output i has none;
+ * `needs[i]` tells whether input i needs one. Reads `grads` and `saved` without owning them; returns new handles.
  */
 export type Backward = (
   grads: readonly (Handle | null)[],
@@ -19,12 +19,12 @@ export type Backward = (
   needs: readonly boolean[],
 ) => readonly (Handle | null)[]
 
-/** Sees a gradient in a backward; a tensor of its shape and dtype that it returns takes the gradient's place. */
+/** Receives a gradient in a backward. A returned tensor, of the same shape and dtype, replaces it. */
 export type GradHook = (grad: Tensor) => Tensor | undefined | null | void
 
-/** What registering a hook gives. */
+/** The handle of a registered hook. */
 export interface HookHandle {
-  /** The hook is not called again. A second call does nothing. */
+  /** Removes the hook. A second call does nothing. */
   remove(): void
 }
 
@@ -33,7 +33,7 @@ export interface Recording {
   inputs: readonly (Tensor | null)[]
   /** Differentiable outputs. */
   outputs: readonly Tensor[]
-  /** What the backward reads again: tensors (inputs or outputs) and handles of saved context, which the tape takes over. */
+  /** What the backward reads: tensors (inputs or outputs), and handles of saved context, which the tape then owns. */
   saved?: readonly (Tensor | Handle)[]
   backward: Backward
 }
@@ -42,16 +42,16 @@ export type Edge = { node: Node; output: number } | { leaf: Tensor } | null
 
 let nextId = 1
 
-/** One recorded op. Lives while an output tensor or a later node holds it; then lets go of what it saved. */
+/** A recorded op. Lives while an output tensor or a later node references it, then releases what it saved. */
 export class Node {
   readonly id = nextId++
   readonly op: string
   readonly edges: readonly Edge[]
   readonly hooks: GradHook[][]
   readonly outputs: readonly TensorMeta[]
-  /** The captured step that this op is part of. */
+  /** The captured step that contains this op. */
   readonly recorder: Recorder | null = currentRecorder()
-  #holders = 0
+  #references = 0
   #saved: { handle: Handle; version: number }[] | null
   readonly #backward: Backward
 
@@ -70,20 +70,20 @@ export class Node {
   }
 
   hold(): void {
-    this.#holders++
+    this.#references++
   }
 
-  /** The last holder's release frees the chain behind it, without recursion. */
+  /** Releasing the last reference frees the chain of earlier nodes, without recursion. */
   release(): void {
     const chain: Node[] = [this]
     for (let node = chain.pop(); node; node = chain.pop()) {
-      if (--node.#holders > 0) continue
+      if (--node.#references > 0) continue
       node.free()
       for (const edge of node.edges) if (edge && 'node' in edge) chain.push(edge.node)
     }
   }
 
-  /** Lets go of the saved tensors. */
+  /** Releases the saved tensors. */
   free(): void {
     for (const { handle } of this.#saved ?? []) native.release(handle)
     this.#saved = null
@@ -119,11 +119,11 @@ export function edgeTo(tensor: Tensor): Edge {
   return source ? { node: source.node, output: source.output } : { leaf: tensor }
 }
 
-/** Whether an op on these inputs will be recorded, so that its saved context is worth making. */
+/** Whether an op on these inputs will be recorded, and thus needs its saved context. */
 export const willRecord = (...inputs: readonly (Tensor | null | undefined)[]): boolean =>
   isGradEnabled() && inputs.some((input) => input?.requiresGrad)
 
-/** Records an op. Without need for a gradient the handles in `saved` are released at once. */
+/** Records an op on the tape. If no input requires a gradient, releases the handles in `saved` instead. */
 export function record(recording: Recording): void {
   if (!willRecord(...recording.inputs)) {
     for (const entry of recording.saved ?? []) if (typeof entry === 'number') native.release(entry)

@@ -19,15 +19,15 @@ import {
   wrap,
 } from './tensor.js'
 
-/** The backward pass: gradients along the tape, and the hooks that see them. */
+/** The backward pass: gradients along the tape, and hooks on them. */
 
 /** Options of {@link Tensor.backward}. */
 export interface BackwardOptions {
-  /** Keeps the graph and what it saved, for another backward. Default false. */
+  /** Keeps the graph and its saved tensors for another backward. Default false. */
   retainGraph?: boolean
 }
 
-/** a + b; takes over b, and a once there is a sum. */
+/** a + b; takes ownership of b, and of a once the sum exists. */
 function accumulate(a: Handle, b: Handle): Handle {
   return consumed(b, () => {
     if (native.unique(a)) {
@@ -40,7 +40,7 @@ function accumulate(a: Handle, b: Handle): Handle {
   })
 }
 
-/** Adds to `leaf.grad`, without a need for memory; takes over the gradient, which nobody else holds. */
+/** Adds to `leaf.grad` without allocating; takes ownership of the gradient, which has no other owner. */
 function accumulateGrad(leaf: Tensor, grad: Handle): void {
   const held = leaf.grad
   currentRecorder()?.noteGrad(leaf, held, false)
@@ -50,12 +50,12 @@ function accumulateGrad(leaf: Tensor, grad: Handle): void {
   } else putGrad(leaf, wrap(grad, leaf))
 }
 
-/** Gradients on their way, so that an exception anywhere frees them all. */
+/** The pending gradients of a backward; an exception frees them all. */
 class Pending {
   readonly nodes = new Map<Node, (Handle | null)[]>()
   readonly leaves = new Map<Tensor, Handle>()
 
-  /** Takes all of them over, those of edges that want none too. */
+  /** Takes ownership of all gradients, also those of edges that need none. */
   addAll(edges: readonly Edge[], grads: readonly (Handle | null)[]): void {
     for (const [i, grad] of grads.entries()) {
       if (grad === null) continue
@@ -88,7 +88,7 @@ class Pending {
     return grads
   }
 
-  /** Lets the hooks of leaves see and replace their gradients. */
+  /** Calls the hooks of leaves, which may replace their gradients. */
   callLeafHooks(): void {
     for (const [leaf, grad] of [...this.leaves]) {
       const hooks = leafHooksOf(leaf)
@@ -98,7 +98,7 @@ class Pending {
     }
   }
 
-  /** Adds to the `grad` of every leaf, of all or none: what needs memory comes first. */
+  /** Adds to the `grad` of all leaves or of none: allocations come first. */
   commit(): void {
     for (const [leaf, grad] of this.leaves) {
       const adds = leaf.grad !== null && !leaf.grad.disposed
@@ -119,7 +119,7 @@ class Pending {
   }
 }
 
-/** Lets hooks see and replace a gradient; takes it over and gives the one to go on with. */
+/** Calls hooks on a gradient; takes ownership of it and returns the resulting one. */
 function applyHooks(hooks: readonly GradHook[], grad: Handle, meta: TensorMeta): Handle {
   let current = grad
   for (const hook of [...hooks]) {
@@ -141,10 +141,10 @@ function applyHooks(hooks: readonly GradHook[], grad: Handle, meta: TensorMeta):
   return current
 }
 
-/** What the backward passes that are running now (a hook may start another) have to do at their end. */
+/** Callbacks at the end of each running backward (a hook may start another). */
 const endings: (() => void)[][] = []
 
-/** Calls `fn` when the innermost running backward ends, by an exception too. */
+/** Calls `fn` when the innermost running backward ends, also by an exception. */
 export function atBackwardEnd(fn: () => void): void {
   endings.at(-1)?.push(fn)
 }
@@ -152,12 +152,12 @@ export function atBackwardEnd(fn: () => void): void {
 function reachable(root: Node): Node[] {
   const seen = new Set<Node>([root])
   for (const node of seen) for (const edge of node.edges) if (edge && 'node' in edge) seen.add(edge.node)
-  return [...seen].sort((a, b) => b.id - a.id) // an op's inputs are older than itself
+  return [...seen].sort((a, b) => b.id - a.id) // the inputs of an op are older than the op
 }
 
 /**
- * Runs the tape from `root` with `gradient` (taken over). Leaf gradients change only when everything has run; after an
- * error the graph is still there.
+ * Runs the backward from `root` and takes ownership of `gradient`. Leaf gradients change only at the end; an error
+ * keeps the graph.
  */
 function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean): void {
   const pending = new Pending()
@@ -170,7 +170,7 @@ function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean): void
     throw new MoeError(
       'UNSUPPORTED',
       'backward',
-      `${stray.op} has run ${stray.recorder ? 'inside' : 'outside'} of a captured step and its backward would not; forward and backward belong together`,
+      `${stray.op} ran ${stray.recorder ? 'inside' : 'outside'} a captured step and its backward would not; run both in the same place`,
     )
   }
   nodes[0]?.hold() // a hook may dispose the root
@@ -236,11 +236,12 @@ declare module './tensor.js' {
   interface Tensor<D extends DType> {
     /**
      * Adds d(this)/d(leaf) to `leaf.grad` for every leaf with `requiresGrad`. `gradient` has the shape of this tensor
-     * and may be left out where it has one element. Frees the graph unless `retainGraph`, so a second call is an error.
+     * and is optional for a tensor with one element. Frees the graph unless `retainGraph`, so a second call is an
+     * error.
      *
-     * Errors: UNSUPPORTED where nothing was recorded, where the graph has been freed, or where a tensor that it needs has
-     * been changed in place; SHAPE, DTYPE, DEVICE of `gradient`. An error, one of a hook too, changes no `grad`
-     * and leaves the graph as it was.
+     * Errors: UNSUPPORTED if nothing was recorded, the graph has been freed, or a tensor that it needs has been changed
+     * in place; SHAPE, DTYPE, DEVICE of `gradient`. An error, also one in a hook, changes no `grad` and keeps the
+     * graph.
      *
      * @example
      * ```ts
@@ -252,8 +253,9 @@ declare module './tensor.js' {
     backward(gradient?: Tensor | null, options?: BackwardOptions): void
 
     /**
-     * Calls `fn` with the gradient of this tensor in every backward; a tensor that it returns takes the gradient's place.
-     * The gradient is disposed after the call unless kept or cloned. Errors: OPTION unless this requires a gradient.
+     * Calls `fn` with the gradient of this tensor in every backward; a returned tensor replaces the gradient. The
+     * gradient is disposed after the call unless `fn` keeps or clones it. Errors: OPTION unless this tensor requires a
+     * gradient.
      *
      * @example
      * ```ts

@@ -1,6 +1,9 @@
 import { MoeError, type MoeErrorCode, show } from './errors.js'
 
-/** Checks of what people pass in. Each throws a MoeError that names operation, argument, expected and got. */
+/**
+ * Checks of arguments. Each throws a MoeError that names the operation, the argument, the expected and the actual
+ * value.
+ */
 
 export function fail(code: MoeErrorCode, op: string, text: string): never {
   throw new MoeError(code, op, text)
@@ -39,8 +42,8 @@ export function checkOneOf<T extends string>(op: string, name: string, value: un
 }
 
 /**
- * A copy of an array. Its length is read once and its entries by index: an iterator of the caller's might never end,
- * and a proxy might answer differently later.
+ * A copy of an array. Reads its length once and its entries by index, because the caller's iterator might never end,
+ * and a proxy might later return other values.
  */
 export function copyArray(
   op: string,
@@ -76,7 +79,7 @@ export const sameShape = (a: readonly number[], b: readonly number[]): boolean =
   a.length === b.length && a.every((n, i) => n === b[i])
 
 /**
- * A plain copy of an options object: unknown names throw and name the nearest known one, `undefined` counts as absent.
+ * A plain copy of an options object. Unknown names throw, with the nearest known one; `undefined` counts as absent.
  * Getters run once, here.
  */
 export function checkOptions<T extends object>(
@@ -106,17 +109,17 @@ export function checkOptions<T extends object>(
 
 const maxListed = 20
 
-/** Problems of one kind, each on a line of its own: the first few, and how many more there are. */
+/** The first problems of a list, one per line, and the number of further ones. */
 export function listed(problems: readonly string[]): string {
   const more = problems.length - maxListed
   const lines = problems.slice(0, maxListed).map((text) => `\n  ${text}`)
   return `${lines.join('')}${more > 0 ? `\n  and ${more} more` : ''}`
 }
 
-/** A name as it is, or quoted and cut where that would not be readable. */
+/** A name; quoted and shortened if it is not readable. */
 export const showName = (name: string): string => (/^[\x21-\x7e]{1,100}$/.test(name) ? name : show(name))
 
-/** The candidate that is most like a word, if one is. */
+/** The candidate nearest to a word, if one is near enough. */
 export function nearest(word: string, candidates: readonly string[]): string | undefined {
   const plain = (text: string) => text.replaceAll('_', '').toLowerCase().slice(0, 64)
   const ranked = candidates.map((name) => ({ name, distance: editDistance(plain(word), plain(name)) }))

@@ -4,34 +4,33 @@ import type { Recorder } from './recorder.js'
 import type { Scope } from './scope.js'
 import type { Tensor } from './tensor.js'
 
-/** What surrounds a piece of code. Follows `await`. */
-interface Surroundings {
-  /** The innermost. */
+/** The context of running code. Follows `await`. */
+interface Context {
+  /** The innermost scope. */
   readonly scope: Scope | null
-  /** Whether operations are recorded. */
+  /** Whether ops are recorded. */
   readonly gradEnabled: boolean
-  /** Tensors that the innermost `allOrNone` has made and no scope frees; null outside of it. */
+  /** Tensors of the innermost `allOrNone` that no scope frees; null outside it. */
   readonly lasting: Set<Tensor> | null
 }
 
-const storage = new AsyncLocalStorage<Surroundings>()
-const outside: Surroundings = { scope: null, gradEnabled: true, lasting: null }
-const surroundings = (): Surroundings => storage.getStore() ?? outside
+const storage = new AsyncLocalStorage<Context>()
+const outside: Context = { scope: null, gradEnabled: true, lasting: null }
+const context = (): Context => storage.getStore() ?? outside
 
-export const currentScope = (): Scope | null => surroundings().scope
-export const isGradEnabled = (): boolean => surroundings().gradEnabled
-export const currentLasting = (): Set<Tensor> | null => surroundings().lasting
+export const currentScope = (): Scope | null => context().scope
+export const isGradEnabled = (): boolean => context().gradEnabled
+export const currentLasting = (): Set<Tensor> | null => context().lasting
 
-/** Runs `fn` with some of its surroundings changed. */
-export const within = <T>(change: Partial<Surroundings>, fn: () => T): T =>
-  storage.run({ ...surroundings(), ...change }, fn)
+/** Runs `fn` in a changed context. */
+export const within = <T>(change: Partial<Context>, fn: () => T): T => storage.run({ ...context(), ...change }, fn)
 
 let recorder: Recorder | null = null
 
-/** The step that is being captured; null in ordinary running. */
+/** The step that is being captured, or null. */
 export const currentRecorder = (): Recorder | null => recorder
 
-/** Runs `fn` with what it does recorded. */
+/** Runs `fn` while `current` records it. */
 export function recordWith<T>(current: Recorder, fn: () => T): T {
   recorder = current
   try {
@@ -41,7 +40,8 @@ export function recordWith<T>(current: Recorder, fn: () => T): T {
   }
 }
 
-/** Throws where a step is being captured: `op` would not be part of a replay. */
+/** Throws during capture: `op` would not be part of a replay. */
 export function refuseInCapture(op: string, why: string): void {
-  if (recorder) throw new MoeError('UNSUPPORTED', op, `${why}, which a captured step cannot: do it outside of the step`)
+  if (!recorder) return
+  throw new MoeError('UNSUPPORTED', op, `${why}, which a captured step cannot do: call it outside the step`)
 }

@@ -1,11 +1,11 @@
 import { fail } from './check.js'
 
 /**
- * For a property of objects whose contents are private: structuredClone and postMessage would make an empty object of
- * them. They refuse a symbol, and show it in the text of their DataCloneError.
+ * The value of a property of objects with private contents, which structuredClone and postMessage would copy as empty
+ * objects. Both reject a symbol and show it in their DataCloneError.
  */
 export const uncloneable = (text: string): symbol => Symbol(text)
 
-/** For `toJSON`, which would be an empty object too. */
+/** For `toJSON`, which would return an empty object too. */
 export const refuseJson = (name: string, instead: string): never =>
-  fail('UNSUPPORTED', `${name}.toJSON`, `the numbers are in native memory and do not go into JSON: ${instead}`)
+  fail('UNSUPPORTED', `${name}.toJSON`, `the values are in native memory and JSON would lose them: ${instead}`)

@@ -7,26 +7,26 @@ import { type Handle, native } from './native.js'
 import { type Generator, withDraw } from './random.js'
 import { type Tensor, wrap } from './tensor.js'
 
-/** Options of the functions that make tensors. */
+/** Options of the functions that create tensors. */
 export interface TensorOptions<D extends DType = DType> {
-  /** Default: that of the data, else 'f32'. */
+  /** Default: the dtype of the data, else 'f32'. */
   dtype?: D
-  /** Default: that of {@link setDefaultDevice}, at first 'cpu'. */
+  /** Default: the device of {@link setDefaultDevice}, initially 'cpu'. */
   device?: Device
-  /** The tensor is a leaf whose `grad` a backward fills; f32 and f64 only. Default false. */
+  /** Makes the tensor a leaf whose `grad` a backward fills; f32 and f64 only. Default false. */
   requiresGrad?: boolean
 }
 
-/** Options of the functions that draw random numbers; dtype 'f32' or 'f64'. */
+/** Options of the functions that sample random numbers; dtype 'f32' or 'f64'. */
 export interface RandomOptions<D extends FloatDType = FloatDType> extends TensorOptions<D> {
-  /** Default: that of {@link manualSeed}. */
+  /** Default: {@link defaultGenerator}. */
   generator?: Generator
 }
 
-/** Numbers in arrays in arrays, all of one length at each depth. */
+/** Nested arrays of numbers, of equal lengths at each depth. */
 export type NestedArray = readonly (number | NestedArray)[]
 
-/** The dtype that {@link tensor} gives to data. */
+/** The default dtype of {@link tensor} for data. */
 export type DTypeOf<T> = T extends Float64Array
   ? 'f64'
   : T extends Float32Array | number | NestedArray
@@ -54,11 +54,11 @@ function make<D extends DType>(
 }
 
 /**
- * A tensor with a copy of `data`: a typed array, numbers, or nested arrays of them. `shape` defaults to that of the
- * data. dtype by default: Float32Array and numbers f32, Float64Array f64, Int32Array i32; a Uint16Array holds the bits
- * of bf16 or f16 and needs `dtype`.
+ * A tensor with a copy of `data`: a typed array, a number, or nested arrays of numbers. `shape` defaults to the shape
+ * of the data. The default dtype is f32 for Float32Array and numbers, f64 for Float64Array, i32 for Int32Array and
+ * smaller integers. A Uint16Array holds the bits of bf16 or f16 and needs `dtype`.
  *
- * Errors: SHAPE where data and shape do not fit, DTYPE for other arrays, OPTION for shared, resizable and detached
+ * Errors: SHAPE if data and shape do not match, DTYPE for other arrays, OPTION for shared, resizable and detached
  * buffers, BACKEND_UNAVAILABLE for a device that cannot be used, OUT_OF_MEMORY.
  *
  * @example
@@ -81,13 +81,13 @@ export function tensor<T extends TypedArray | number | NestedArray, D extends DT
     fail('SHAPE', op, `shape ${showShape(target)} needs ${sizeOf(target)} values, data has ${source.values.length}`)
   }
   const dtype = checked.dtype === undefined ? source.dtype : checkDType(op, checked.dtype)
-  if (dtype === undefined) fail('DTYPE', op, "data is a Uint16Array: say dtype 'bf16' or 'f16'")
+  if (dtype === undefined) fail('DTYPE', op, "data is a Uint16Array: pass dtype 'bf16' or 'f16'")
   return make(op, target, checked, (to, device) => upload(op, source.values, source.dtype, to, target, device), dtype)
 }
 
 type Values = Float32Array | Float64Array | Int32Array | Uint16Array
 
-/** Copies in, converting where the array travels as another dtype. */
+/** Copies values to native memory, and converts them if the dtypes differ. */
 function upload(
   op: string,
   values: Values,
@@ -107,7 +107,7 @@ function upload(
 interface Source {
   values: Values
   shape: number[]
-  /** undefined: bf16 or f16, the caller must say. */
+  /** undefined: bf16 or f16, which the caller must specify. */
   dtype: DType | undefined
 }
 
@@ -117,7 +117,7 @@ function fromTypedArray(op: string, data: ArrayBufferView): Source {
     fail('OPTION', op, 'data must not be a view of a SharedArrayBuffer; copy it first')
   if ((buffer as { resizable?: boolean }).resizable)
     fail('OPTION', op, 'data must not be a view of a resizable ArrayBuffer; copy it first')
-  if ((buffer as { detached?: boolean }).detached) fail('OPTION', op, 'the buffer of data has been transferred away')
+  if ((buffer as { detached?: boolean }).detached) fail('OPTION', op, 'the buffer of data has been transferred')
   if (data instanceof Float32Array) return { values: data, shape: [data.length], dtype: 'f32' }
   if (data instanceof Float64Array) return { values: data, shape: [data.length], dtype: 'f64' }
   if (data instanceof Int32Array) return { values: data, shape: [data.length], dtype: 'i32' }
@@ -128,7 +128,7 @@ function fromTypedArray(op: string, data: ArrayBufferView): Source {
     data instanceof Uint8Array ||
     data instanceof Uint8ClampedArray
   ) {
-    // not Int32Array.from: that would run an iterator of the caller's
+    // not Int32Array.from, which would run the caller's iterator
     const values = allocated(op, `an array of ${data.length} i32`, () => new Int32Array(data))
     return { values, shape: [values.length], dtype: 'i32' }
   }
@@ -139,10 +139,10 @@ function fromTypedArray(op: string, data: ArrayBufferView): Source {
   )
 }
 
-/** More than an array of the engine can hold without risk to the process; typed arrays have no such limit. */
+/** Beyond this size, plain arrays may exhaust the heap of the engine; typed arrays have no such limit. */
 const maxNumbers = 2 ** 26
 
-/** The entries of arrays of one length, in one array. Each length is read once: the arrays may be proxies. */
+/** Concatenates arrays of equal length. Reads each length once, because the arrays may be proxies. */
 function flattened(op: string, level: readonly unknown[], depth: number): { length: number; entries: unknown[] } {
   let length = -1
   const entries: unknown[] = []
@@ -176,7 +176,7 @@ function fromNumbers(op: string, data: unknown): Source {
   return { values, shape, dtype: 'f32' }
 }
 
-/** Checked before what follows it: people who forget the brackets put the second dimension there. */
+/** Checked before the other arguments: without brackets, the second dimension would be one of them. */
 const shapeFor = (op: string, shape: unknown): readonly number[] =>
   checkShape(op, 'shape', shape, op === 'full' || op === 'uniform' ? `${op}([2, 3], …)` : `${op}([2, 3])`)
 
@@ -188,7 +188,7 @@ function filled<D extends DType>(op: string, shape: unknown, value: number, opti
 }
 
 /**
- * Zeros of a shape, dtype 'f32' by default. Errors: SHAPE, DTYPE, BACKEND_UNAVAILABLE, OUT_OF_MEMORY.
+ * A tensor of zeros, by default f32. Errors: SHAPE, DTYPE, BACKEND_UNAVAILABLE, OUT_OF_MEMORY.
  *
  * @example
  * ```ts
@@ -198,7 +198,7 @@ function filled<D extends DType>(op: string, shape: unknown, value: number, opti
 export const zeros = <D extends DType = 'f32'>(shape: readonly number[], options?: TensorOptions<D>): Tensor<D> =>
   filled('zeros', shape, 0, options)
 /**
- * Ones of a shape; the rest as {@link zeros}.
+ * A tensor of ones; otherwise like {@link zeros}.
  *
  * @example
  * ```ts
@@ -208,7 +208,7 @@ export const zeros = <D extends DType = 'f32'>(shape: readonly number[], options
 export const ones = <D extends DType = 'f32'>(shape: readonly number[], options?: TensorOptions<D>): Tensor<D> =>
   filled('ones', shape, 1, options)
 /**
- * One value everywhere, rounded to the dtype; the rest as {@link zeros}.
+ * A tensor filled with one value, rounded to the dtype; otherwise like {@link zeros}.
  *
  * @example
  * ```ts
@@ -224,7 +224,7 @@ export function full<D extends DType = 'f32'>(
   return filled('full', shape, value, options)
 }
 
-function drawn<D extends FloatDType>(
+function sampled<D extends FloatDType>(
   op: string,
   shape: unknown,
   normal: boolean,
@@ -247,7 +247,7 @@ function drawn<D extends FloatDType>(
 }
 
 /**
- * Uniform on [0, 1), f32 or f64. A seed gives the same numbers on every device. Errors as {@link zeros}.
+ * Samples uniformly from [0, 1), in f32 or f64. A seed gives the same numbers on every device. Errors as {@link zeros}.
  *
  * @example
  * ```ts
@@ -256,9 +256,9 @@ function drawn<D extends FloatDType>(
  * ```
  */
 export const rand = <D extends FloatDType = 'f32'>(shape: readonly number[], options?: RandomOptions<D>): Tensor<D> =>
-  drawn('rand', shape, false, 0, 1, options)
+  sampled('rand', shape, false, 0, 1, options)
 /**
- * Normal with mean 0 and variance 1, f32 or f64. Errors as {@link zeros}.
+ * Samples a normal distribution with mean 0 and variance 1, in f32 or f64. Errors as {@link zeros}.
  *
  * @example
  * ```ts
@@ -269,9 +269,9 @@ export const rand = <D extends FloatDType = 'f32'>(shape: readonly number[], opt
  * ```
  */
 export const randn = <D extends FloatDType = 'f32'>(shape: readonly number[], options?: RandomOptions<D>): Tensor<D> =>
-  drawn('randn', shape, true, 0, 1, options)
+  sampled('randn', shape, true, 0, 1, options)
 /**
- * Uniform on [low, high), f32 or f64. Errors as {@link zeros}.
+ * Samples uniformly from [low, high), in f32 or f64. Errors as {@link zeros}.
  *
  * @example
  * ```ts
@@ -287,12 +287,12 @@ export function uniform<D extends FloatDType = 'f32'>(
 ): Tensor<D> {
   const op = 'uniform'
   const target = shapeFor(op, shape)
-  return drawn(op, target, false, checkNumber(op, 'low', low), checkNumber(op, 'high', high), options)
+  return sampled(op, target, false, checkNumber(op, 'low', low), checkNumber(op, 'high', high), options)
 }
 
 /**
- * start, start + step, … below `end`, shape [length]; with one number 0 … end − 1. i32 where all are integers and no
- * dtype is given, else f32. Errors: OPTION, and SHAPE above 2^27 elements.
+ * start, start + step, … below `end`, shape [length]; with one number 0 … end − 1. By default i32 if all arguments are
+ * integers, else f32. Errors: OPTION; SHAPE above 2^27 elements.
  *
  * @example
  * ```ts
@@ -313,7 +313,7 @@ export function arange<D extends DType = 'i32' | 'f32'>(
   const by = step === undefined ? 1 : checkNumber(op, 'step', step)
   if (by === 0) fail('OPTION', op, 'step must not be 0')
   const size = Math.max(0, Math.ceil((to - from) / by))
-  if (size > 2 ** 27) fail('SHAPE', op, `${size} elements are too many; make it in parts`)
+  if (size > 2 ** 27) fail('SHAPE', op, `${size} elements are too many; create it in parts`)
   const values = allocated(op, `an array of ${size} f64`, () =>
     Float64Array.from({ length: size }, (_, i) => from + i * by),
   )

@@ -5,27 +5,27 @@ import { MoeError, show } from './errors.js'
 import { damageOf } from './library-file.js'
 import { addonFile, native } from './native.js'
 
-/** Where a tensor lives. 'cuda' is 'cuda:0'. */
+/** The device of a tensor. 'cuda' is 'cuda:0'. */
 export type Device = 'cpu' | 'cuda' | `cuda:${number}`
 
-/** A device kind this package knows, whether it can be used here, and where not, at which stage it failed and why. */
+/** A device, whether it can be used, and otherwise the stage and reason of the failure. */
 export interface DeviceInfo {
   /** Its name in the option `device`. */
   device: Device
-  /** Tensors can be made on it. */
+  /** Whether it can be used. */
   available: boolean
-  /** Instruction set of the CPU kernels, or the name of the card. */
+  /** Instruction set of the CPU kernels, or the name of the GPU. */
   variant?: string
-  /** Where it failed: the plugin file, its version, the driver, the card, or the cuBLAS library. */
+  /** The stage that failed: the plugin file, its version, the driver, the GPU, or the cuBLAS library. */
   stage?: 'plugin' | 'abi' | 'driver' | 'device' | 'cublas'
-  /** What happened there, for people. */
+  /** The reason, for people. */
   reason?: string
 }
 
-/** The plugin with the CUDA backend, opened when a device is asked for. */
+/** The file of the CUDA plugin, which is loaded at the first use of a device. */
 export const pluginPath = (): string => process.env.ST_MOE_CUDA_LIBRARY || join(dirname(addonFile), 'libst_moe_cuda.so')
 
-/** Why the plugin must not be opened, and what helps; null where it may be. Only one platform has a prebuilt one. */
+/** Why the plugin must not be loaded, and the fix; null if it may be. Only linux-x64 has a prebuilt one. */
 function pluginFault(path: string): string | null {
   const damage = damageOf(path)
   if (damage === null) return null
@@ -33,24 +33,24 @@ function pluginFault(path: string): string | null {
   const prebuilt = process.platform === 'linux' && process.arch === 'x64'
   const none = `There is no prebuilt CUDA plugin for ${process.platform}-${process.arch}`
   if (existsSync(path)) {
-    const cure = prebuilt ? 'Install st-moe again, or in a clone run: npm run build:cuda' : none
-    return `${path}: ${damage}. ${cure}`
+    const fix = prebuilt ? 'Install st-moe again, or in a clone run: npm run build:cuda' : none
+    return `${path}: ${damage}. ${fix}`
   }
-  const source = prebuilt ? 'The published package for linux-x64 has one; in a clone run: npm run build:cuda' : none
-  return `this package was built without the CUDA plugin, which would be ${path}. ${source}`
+  const source = prebuilt ? 'Prebuilt packages for linux-x64 have it; in a clone run: npm run build:cuda' : none
+  return `this package was built without the CUDA plugin (${path}). ${source}`
 }
 
-/** Opens the plugin, once a process, and asks it for devices. A file that must not be opened is an answer too. */
+/** Loads the plugin, once per process, and counts its devices. A damaged file is reported, not loaded. */
 function probePlugin(path: string): ReturnType<typeof native.probePlugin> {
   const reason = pluginFault(path)
   return reason === null ? native.probePlugin(path) : { devices: 0, stage: 'plugin', reason }
 }
 
-/** Native numbers of the devices that this environment has opened. */
+/** Native indices of the devices that this environment has opened. */
 const opened = new Map<Device, number>([['cpu', 0]])
 
 /**
- * All devices, usable or not. Throws nothing: what is wrong with a device is in its entry.
+ * All devices, usable or not. Never throws: the entry of a device contains its error.
  *
  * @example
  * ```ts
@@ -63,7 +63,7 @@ export function devices(): DeviceInfo[] {
   const cpu: DeviceInfo = { device: 'cpu', available: true, variant: native.deviceInfo(0).variant }
   const { devices: count, stage, reason } = probePlugin(pluginPath())
   if (count <= 0) return [cpu, { device: 'cuda', available: false, stage: stage as DeviceInfo['stage'], reason }]
-  const cards = Array.from({ length: count }, (_, i): DeviceInfo => {
+  const gpus = Array.from({ length: count }, (_, i): DeviceInfo => {
     const device: Device = `cuda:${i}`
     try {
       return { device, available: true, variant: native.deviceInfo(deviceIndex('devices', device)).variant }
@@ -71,10 +71,10 @@ export function devices(): DeviceInfo[] {
       return { device, available: false, stage: 'device', reason: (error as Error).message }
     }
   })
-  return [cpu, ...cards]
+  return [cpu, ...gpus]
 }
 
-/** The name under which a device is known: 'cuda' is 'cuda:0'. Throws DEVICE for anything else. */
+/** The canonical name of a device: 'cuda' is 'cuda:0'. Throws DEVICE for an unknown name. */
 export function checkDevice(op: string, device: unknown): Device {
   if (device === 'cpu') return 'cpu'
   if (device === 'cuda') return 'cuda:0'
@@ -85,14 +85,14 @@ export function checkDevice(op: string, device: unknown): Device {
 let defaultDevice: Device = 'cpu'
 
 /**
- * Where tensors and layers of this environment (main thread or worker) are made when nothing is said. Errors: DEVICE
- * for an unknown name, BACKEND_UNAVAILABLE where the device cannot be used.
+ * Sets the default device of new tensors and layers in this environment (main thread or worker). Errors: DEVICE for an
+ * unknown name, BACKEND_UNAVAILABLE if the device cannot be used.
  *
  * @example
  * ```ts
- * const card = devices().find(({ device, available }) => device !== 'cpu' && available)
- * if (card) setDefaultDevice(card.device)
- * console.log(ones([2]).device === (card?.device ?? 'cpu')) // → true
+ * const gpu = devices().find(({ device, available }) => device !== 'cpu' && available)
+ * if (gpu) setDefaultDevice(gpu.device)
+ * console.log(ones([2]).device === (gpu?.device ?? 'cpu')) // → true
  * setDefaultDevice('cpu')
  * ```
  */
@@ -103,7 +103,7 @@ export function setDefaultDevice(device: Device): void {
 }
 
 /**
- * 'cpu' unless {@link setDefaultDevice} has been called in this environment.
+ * The device of {@link setDefaultDevice}, initially 'cpu'.
  *
  * @example
  * ```ts
@@ -112,7 +112,9 @@ export function setDefaultDevice(device: Device): void {
  */
 export const getDefaultDevice = (): Device => defaultDevice
 
-/** Number of a device in the native table; opens it at the first use. Throws BACKEND_UNAVAILABLE where it cannot be used. */
+/**
+ * Index of a device in the native table; opens it at the first use. Throws BACKEND_UNAVAILABLE if it cannot be used.
+ */
 export function deviceIndex(op: string, device: Device): number {
   const known = opened.get(device)
   if (known !== undefined) return known
@@ -122,7 +124,7 @@ export function deviceIndex(op: string, device: Device): number {
   const index = Number(name.slice(5))
   if (count <= 0) throw new MoeError('BACKEND_UNAVAILABLE', op, `device '${name}' cannot be used: ${stage}: ${reason}`)
   if (index >= count) {
-    throw new MoeError('BACKEND_UNAVAILABLE', op, `device '${name}' cannot be used: device: there are ${count} cards`)
+    throw new MoeError('BACKEND_UNAVAILABLE', op, `device '${name}' cannot be used: device: number of GPUs: ${count}`)
   }
   const number = opened.get(name) ?? native.openDevice(path, index)
   opened.set(name, number)
@@ -131,17 +133,17 @@ export function deviceIndex(op: string, device: Device): number {
 
 /** Native memory of one device, or of all. */
 export interface MemoryInfo {
-  /** Live tensors, those that a recorded graph holds included. */
+  /** Number of live tensors, including those of recorded graphs. */
   tensors: number
-  /** Bytes of live tensors, optimizer state and packed copies of weights included. */
+  /** Bytes of live tensors, including optimizer state and packed copies of weights. */
   bytes: number
-  /** The most that `bytes` has been since the start or {@link resetPeakMemory}. */
+  /** Maximum of `bytes` since the start or {@link resetPeakMemory}. */
   peakBytes: number
-  /** Bytes that the process keeps for re-use; not part of `bytes`. */
+  /** Bytes that the process caches for reuse; not part of `bytes`. */
   cachedBytes: number
 }
 
-/** All devices together, and each that has been used. */
+/** Totals, and the memory of each device that has been used. */
 export interface MemoryReport extends MemoryInfo {
   /** By name, such as `cpu` or `cuda:0`. */
   devices: Record<string, MemoryInfo>
@@ -153,8 +155,8 @@ function memoryOf(number: number): MemoryInfo {
 }
 
 /**
- * What this environment (main thread or worker) holds, in all and on each device. The same after each step of a
- * steady loop.
+ * Native memory of this environment (main thread or worker), in total and per device. In a steady training loop it is
+ * the same after each step.
  *
  * @example
  * ```ts
@@ -173,7 +175,7 @@ export function memory(): MemoryReport {
 }
 
 /**
- * Sets `peakBytes` of every device back to what is live now.
+ * Resets `peakBytes` of every device to the live bytes.
  *
  * @example
  * ```ts
@@ -188,8 +190,8 @@ export function resetPeakMemory(): void {
 }
 
 /**
- * CPU threads that this environment's calls use, 1 to 256, at first the cores of the machine. Results do not depend on
- * it. Errors: OPTION.
+ * Sets the number of CPU threads that this environment uses, 1 to 256, initially the number of cores. It does not
+ * change results. Errors: OPTION.
  *
  * @example
  * ```ts
@@ -202,7 +204,7 @@ export function setNumThreads(threads: number): void {
 }
 
 /**
- * The threads of {@link setNumThreads}.
+ * The number of threads of {@link setNumThreads}.
  *
  * @example
  * ```ts

@@ -1,15 +1,15 @@
 import { MoeError, show } from './errors.js'
 
 /**
- * Element types: arithmetic in f32 and f64, indices in i32. `bf16` and `f16` are storage formats that travel as their
+ * Element types: `f32` and `f64` for arithmetic, `i32` for indices. `bf16` and `f16` are storage formats, passed as
  * bits in a Uint16Array.
  */
 export type DType = 'f32' | 'f64' | 'bf16' | 'f16' | 'i32'
 
-/** The dtypes of arithmetic, parameters and gradients. */
+/** The dtypes for arithmetic, parameters and gradients. */
 export type FloatDType = 'f32' | 'f64'
 
-/** The arrays in which values of each dtype travel. */
+/** The typed array of each dtype. */
 export interface DTypeArrays {
   /** 32-bit floating point. */
   f32: Float32Array
@@ -23,10 +23,10 @@ export interface DTypeArrays {
   i32: Int32Array
 }
 
-/** What the operands of matrix products are rounded to before they are multiplied; products are added in the dtype. */
+/** The dtype that GEMM operands are rounded to; GEMMs accumulate in the dtype of the layer. */
 export type ComputeDType = 'f32' | 'f64' | 'bf16' | 'f16'
 
-/** The arrays that {@link tensor} takes; Uint16Array as the bits of bf16 or f16. */
+/** The arrays that {@link tensor} accepts; Uint16Array holds the bits of bf16 or f16. */
 export type TypedArray =
   | Float32Array
   | Float64Array
@@ -51,7 +51,7 @@ export function checkDType(op: string, value: unknown, allowed: readonly DType[]
   throw new MoeError('DTYPE', op, `dtype must be one of ${allowed.join(', ')}, got ${show(value)}`)
 }
 
-/** The dtype of a layer, or 'bf16' or 'f16' where that is f32. */
+/** The dtype of a layer; for f32 also 'bf16' or 'f16'. */
 export function checkComputeDType(op: string, value: unknown, dtype: DType): ComputeDType {
   const allowed: readonly unknown[] = dtype === 'f32' ? ['f32', 'bf16', 'f16'] : [dtype]
   if (value === undefined) return dtype as ComputeDType
@@ -60,7 +60,7 @@ export function checkComputeDType(op: string, value: unknown, dtype: DType): Com
   throw new MoeError('OPTION', op, `computeDtype must be one of ${names} with dtype '${dtype}', got ${show(value)}`)
 }
 
-/** The arrays that `fn` makes; if JavaScript has no memory for them, an OUT_OF_MEMORY error. */
+/** Returns `fn()`; throws OUT_OF_MEMORY if JavaScript cannot allocate its arrays. */
 export function allocated<T>(op: string, what: string, fn: () => T): T {
   try {
     return fn()
@@ -71,6 +71,6 @@ export function allocated<T>(op: string, what: string, fn: () => T): T {
 
 const arrays = { f32: Float32Array, f64: Float64Array, bf16: Uint16Array, f16: Uint16Array, i32: Int32Array }
 
-/** A new array of the type in which a dtype travels. */
+/** A new typed array for a dtype. */
 export const allocateArray = <D extends DType>(op: string, dtype: D, size: number): DTypeArrays[D] =>
   allocated(op, `an array of ${size} ${dtype}`, () => new arrays[dtype](size) as DTypeArrays[D])

@@ -1,8 +1,7 @@
 /**
- * What went wrong, for programs; the text of the error is for people. `OPTION` is any argument that is not what it must
- * be, where none of the more exact codes fits; `FILE_SYSTEM` is a file that cannot be read or written, with the system's
- * error as `cause`; `DEVICE_FAULT` is a kernel that faulted on the GPU, after which this process can use that GPU no
- * more; `INTERNAL` is a bug in this package.
+ * The kind of an error, for programs; its text is for people. `OPTION` is any invalid argument without a more specific
+ * code; `FILE_SYSTEM` is a file that cannot be read or written, with the system's error as `cause`; `DEVICE_FAULT` is a
+ * kernel that faulted on the GPU, which this process cannot use again; `INTERNAL` is a bug in this package.
  */
 export type MoeErrorCode =
   | 'SHAPE'
@@ -21,7 +20,7 @@ export type MoeErrorCode =
   | 'INTERNAL'
 
 /**
- * The one error class of this package. `message` names the operation, the argument, what was expected and what came.
+ * The error class of this package. `message` names the operation, the argument, the expected and the actual value.
  *
  * @example
  * ```ts
@@ -36,9 +35,9 @@ export type MoeErrorCode =
  * ```
  */
 export class MoeError extends Error {
-  /** 'MoeError', also where `instanceof` does not reach, as across workers. */
+  /** 'MoeError', also where `instanceof` fails, as across workers. */
   override readonly name = 'MoeError'
-  /** What went wrong, for programs. */
+  /** The kind of error, for programs. */
   readonly code: MoeErrorCode
   /** The operation that failed, for example `MoE.forward`. */
   readonly op: string
@@ -52,7 +51,7 @@ export class MoeError extends Error {
   }
 }
 
-/** A value as an error message shows it: short, and safe for any value, proxies included. */
+/** A short text for any value in an error message; safe for proxies. */
 export function show(value: unknown): string {
   try {
     if (typeof value === 'string') return JSON.stringify(value.length > 60 ? `${value.slice(0, 57)}...` : value)
@@ -80,7 +79,7 @@ function kind(value: object | null): string {
 const brand = Symbol.for('st-moe')
 const thisCopy = Symbol()
 
-/** Lets an error message say that an object of a class comes from another copy of this package. */
+/** Marks a class, so that an error message can tell its objects from those of another copy of this package. */
 export function markCopy({ prototype }: { prototype: object }): void {
   Object.defineProperty(prototype, brand, { value: thisCopy })
 }

@@ -1,8 +1,8 @@
 import { type Handle, native } from './native.js'
 
-/** Bare handles: whoever has one owns it. These functions give what they promise, or throw and leave nothing. */
+/** Bare handles, owned by whoever holds them. If one of these functions throws, it releases what it created. */
 
-/** Another owner. */
+/** Adds an owner. */
 export function share(handle: Handle): Handle {
   native.retain(handle)
   return handle
@@ -12,7 +12,7 @@ export function releaseAll(handles: readonly (Handle | null)[]): void {
   for (const handle of handles) if (handle !== null) native.release(handle)
 }
 
-/** What `make` gives for each entry. */
+/** The handle that `make` returns for each entry. */
 export function handlesOf<T, H extends Handle | null>(entries: readonly T[], make: (entry: T, i: number) => H): H[] {
   const handles: H[] = []
   try {
@@ -24,7 +24,7 @@ export function handlesOf<T, H extends Handle | null>(entries: readonly T[], mak
   }
 }
 
-/** A new handle, after `fill` has written what it holds. */
+/** Returns a new handle after `fill` has written its values. */
 export function filled(handle: Handle, fill: (handle: Handle) => void): Handle {
   try {
     fill(handle)
@@ -35,7 +35,7 @@ export function filled(handle: Handle, fill: (handle: Handle) => void): Handle {
   }
 }
 
-/** What `use` gives; releases the handle. */
+/** Returns `use(handle)` and releases the handle. */
 export function consumed(handle: Handle, use: (handle: Handle) => Handle): Handle {
   try {
     return use(handle)

@@ -1,12 +1,13 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 /**
- * Sparse mixture-of-experts layers for Node.js. Every name is imported from `st-moe`; the examples leave that line out.
+ * Sparse mixture-of-experts layers for Node.js. Import every name from `st-moe`; the examples omit that line.
  *
- * Letters in shapes: B sequences, N tokens of a sequence, D width, E experts, K choices of a token, C capacity (slots of
- * one expert for one sequence), H hidden width of an expert, V symbols; `[..., D]` is any shape that ends with D.
+ * Letters in shapes: B batch size, N tokens per sequence, D model dimension, E experts, K experts per token, C capacity
+ * (slots per expert and sequence), H hidden size of an expert, V vocabulary size; `[..., D]` is any shape that ends
+ * with D.
  *
- * "Errors" lists codes of {@link MoeError}. Besides those listed, any argument of a wrong kind is `OPTION`, a disposed
- * tensor `DISPOSED`, and memory that runs out `OUT_OF_MEMORY`.
+ * "Errors" lists codes of {@link MoeError}. In addition, any function may throw `OPTION` for an argument of the wrong
+ * type, `DISPOSED` for a disposed tensor and `OUT_OF_MEMORY`.
  *
  * @packageDocumentation
  */
@@ -46,10 +47,10 @@ export {
 export type { ComputeDType, DType, DTypeArrays, FloatDType, TypedArray } from './dtype.js'
 export { MoeError, type MoeErrorCode } from './errors.js'
 export * from './io/index.js'
-/** The layers, also exported by themselves. */
+/** The layers, also exported directly. */
 export * as nn from './nn/index.js'
 export * from './nn/index.js'
-/** All functions of tensors, differentiable where that makes sense; the most used are also exported by themselves. */
+/** All functions on tensors, differentiable where possible; the most common are also exported directly. */
 export * as ops from './ops/index.js'
 export {
   attention,
@@ -70,7 +71,7 @@ export {
   softmax,
   tanh,
 } from './ops/index.js'
-/** The optimizers, also exported by themselves. */
+/** The optimizers, also exported directly. */
 export * as optim from './optim/index.js'
 export * from './optim/index.js'
 export { defaultGenerator, Generator, type GeneratorState, manualSeed } from './random.js'

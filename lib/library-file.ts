@@ -5,9 +5,9 @@ const ELF_SECTION = 64
 const STRING_TABLE = 3
 
 /**
- * Why a shared library must not be opened, or null. The system's loader maps a file without a look at its length and
- * dies of SIGBUS where a copy was cut short, so the end of the file, where the section table lies, is checked first.
- * Only 64-bit ELF is looked into: other loaders answer such files with an error.
+ * Why a shared library must not be loaded, or null. The system's loader maps a file without checking its length and
+ * crashes with SIGBUS on a truncated one, so the section table, at the end of the file, is checked first. Only 64-bit
+ * ELF is checked: other loaders report an error.
  */
 export function damageOf(path: string): string | null {
   let file: number
@@ -27,10 +27,10 @@ export function damageOf(path: string): string | null {
     const sections = Number(header.readBigUInt64LE(0x28))
     const [count, names] = [header.readUInt16LE(0x3c), header.readUInt16LE(0x3e)]
     const end = sections + count * ELF_SECTION
-    if (end > size) return `the file is damaged: it has ${size} bytes, its header tells of ${end}`
+    if (end > size) return `the file is damaged: it has ${size} bytes, its header requires ${end}`
     const section = Buffer.alloc(ELF_SECTION)
     readSync(file, section, 0, ELF_SECTION, sections + names * ELF_SECTION)
-    if (section.readUInt32LE(4) !== STRING_TABLE) return 'the file is damaged: its section table is not one'
+    if (section.readUInt32LE(4) !== STRING_TABLE) return 'the file is damaged: its section table is invalid'
     return null
   } catch (error) {
     return (error as Error).message

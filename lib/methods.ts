@@ -3,8 +3,8 @@ import { Tensor } from './tensor.js'
 type Method<M> = M extends (...args: infer A) => infer R ? (tensor: Tensor, ...args: A) => R : never
 
 /**
- * Makes functions whose first argument is a tensor methods of {@link Tensor}. The file of a function declares its method
- * too: `declare module '../tensor.js' { interface Tensor<D extends DType> { … } }`.
+ * Turns functions whose first argument is a tensor into methods of {@link Tensor}. The file of a function also declares
+ * its method: `declare module '../tensor.js' { interface Tensor<D extends DType> { … } }`.
  */
 export function asMethods<K extends keyof Tensor>(functions: { [N in K]: Method<Tensor[N]> }): void {
   for (const name of Object.keys(functions) as K[]) {

@@ -6,21 +6,21 @@ import { type StepNumbers, stepKinds } from './recorder.js'
 
 const maxSeed = Number.MAX_SAFE_INTEGER
 
-/** A place in a stream of random numbers. */
+/** A position in a stream of random numbers. */
 export interface GeneratorState {
   /** The key of the stream. */
   seed: number
-  /** How many draws have been made. */
+  /** The number of sampled tensors. */
   step: number
 }
 
 const asNumbers = uncloneable('a Generator belongs to its thread: send { seed, step } and call setState() there')
-let setPlace: (generator: Generator, place: GeneratorState) => void
+let restore: (generator: Generator, state: GeneratorState) => void
 
 /**
- * A stream of random numbers: Philox 4×32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC11) keyed by
- * (seed, step, element). Each draw, of whatever size, takes one step, so a stream can be saved and continued as two
- * integers, and every backend draws the same bits.
+ * A stream of random numbers: Philox 4×32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC11) keyed
+ * by (seed, step, element). Sampling a tensor of any size advances one step, so the state is two integers, and every
+ * backend samples the same bits.
  *
  * @example
  * ```ts
@@ -50,13 +50,13 @@ export class Generator {
     return this.#seed
   }
 
-  /** How many draws have been made. */
+  /** The number of sampled tensors. */
   get step(): number {
     return this.#step
   }
 
   /**
-   * Continues from a saved state: that of another generator, or what {@link Generator.next} gave. Errors: OPTION.
+   * Continues from a saved state: of another generator, or from {@link Generator.next}. Errors: OPTION.
    *
    * @example
    * ```ts
@@ -73,40 +73,40 @@ export class Generator {
       fail('OPTION', op, `state must be { seed, step }, got ${show(state)}`)
     const seed = checkInteger(op, 'seed', state.seed, 0, maxSeed)
     const step = checkInteger(op, 'step', state.step, 0, maxSeed)
-    refuseInCapture(op, 'it sets a generator once')
+    refuseInCapture(op, 'it sets the generator only once')
     this.#step = step
     this.#seed = seed
   }
 
-  /** What console.log shows. */
+  /** The output of console.log. */
   [Symbol.for('nodejs.util.inspect.custom')](): string {
     return `Generator(seed ${this.#seed}, step ${this.#step})`
   }
 
-  /** What {@link Generator.setState} takes. */
+  /** The argument of {@link Generator.setState}. */
   toJSON(): GeneratorState {
     return { seed: this.#seed, step: this.#step }
   }
 
-  /** Whether a value is a Generator and no look-alike. */
+  /** Whether a value is a Generator of this copy of the package. */
   static isGenerator(value: unknown): value is Generator {
     return typeof value === 'object' && value !== null && #seed in value
   }
 
   /**
-   * Takes one step, and gives the state from before it. In a captured step each replay takes it, and the place of the
-   * draw stands for the step.
+   * Advances one step and returns the previous state. In a captured step each replay advances, and `step` is the index
+   * of this call in the step.
    */
   next(): GeneratorState {
-    const place = currentRecorder()?.add(
-      () => this.#draw(),
+    const index = currentRecorder()?.add(
+      () => this.#sample(),
       () => this.#save(),
     )
-    return place === undefined ? this.#take() : { seed: this.#seed, step: place }
+    return index === undefined ? this.#advance() : { seed: this.#seed, step: index }
   }
 
-  #draw(): StepNumbers {
-    const { seed, step } = this.#take()
+  #sample(): StepNumbers {
+    const { seed, step } = this.#advance()
     return [stepKinds.draw, seed, step]
   }
 
@@ -119,32 +119,32 @@ export class Generator {
     }
   }
 
-  #take(): GeneratorState {
+  #advance(): GeneratorState {
     const step = this.#step
     this.#step = step < maxSeed ? step + 1 : 0
     return { seed: this.#seed, step }
   }
 
   static {
-    setPlace = (generator, { seed, step }) => {
+    restore = (generator, { seed, step }) => {
       generator.#seed = seed
       generator.#step = step
     }
   }
 }
 
-/** Runs `fn`; if it throws, nothing has been drawn from `generator`. */
+/** Runs `fn`; if it throws, restores the state of `generator`. */
 export function drawnOrNot<T>(generator: Generator, fn: () => T): T {
   const { seed, step } = generator
   try {
     return fn()
   } catch (error) {
-    setPlace(generator, { seed, step })
+    restore(generator, { seed, step })
     throw error
   }
 }
 
-/** The generator of this environment, which everything draws from that is given none: each worker has its own, with the same first seed. */
+/** The default generator of this environment. Each worker has its own, with the same initial seed. */
 export const defaultGenerator = new Generator()
 
 /**
@@ -163,8 +163,11 @@ export function manualSeed(seed: number): Generator {
   return defaultGenerator
 }
 
-/** `fn` of one draw from `generator`, or from the environment's if none is given; if it throws, nothing has been drawn. */
-export function withDraw<T>(op: string, generator: unknown, fn: (draw: GeneratorState) => T): T {
+/**
+ * Calls `fn` with the next state of `generator`, by default the environment's; if it throws, the generator does not
+ * advance.
+ */
+export function withDraw<T>(op: string, generator: unknown, fn: (state: GeneratorState) => T): T {
   const source = generator === undefined ? defaultGenerator : generator
   if (!Generator.isGenerator(source)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
   return drawnOrNot(source, () => fn(source.next()))

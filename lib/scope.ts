@@ -4,7 +4,7 @@ import { currentLasting, currentScope, within } from './context.js'
 import { defaultGenerator, drawnOrNot } from './random.js'
 import { checkTensor, gradOwnerOf, isTensor, moveToScope, type Tensor } from './tensor.js'
 
-/** Tensors made inside one `scope` call. */
+/** Tensors created inside one `scope` call. */
 export class Scope {
   readonly tensors = new Set<Tensor>()
   readonly parent: Scope | null
@@ -13,10 +13,10 @@ export class Scope {
     this.parent = parent
   }
 
-  /** Disposes everything but `kept` tensors and the gradients of survivors, which move to the parent. */
+  /** Disposes all tensors except `kept` ones and gradients of survivors, which move to the parent. */
   close(kept: ReadonlySet<Tensor>): void {
     const survives = (tensor: Tensor): boolean => {
-      // A gradient may have a gradient, and programs can even tie such a chain into a ring.
+      // A gradient may have a gradient, and a program can even create a cycle of them.
       for (const seen = new Set<Tensor>(); !seen.has(tensor); ) {
         if (kept.has(tensor)) return true
         seen.add(tensor)
@@ -34,9 +34,9 @@ export class Scope {
 }
 
 /**
- * Runs `fn` and frees every tensor made inside, except what it returns (in arrays, maps and objects too), parameters,
- * gradients of tensors that survive, and what {@link keep} names. Nests; an async `fn` gives a promise and keeps its
- * scope across `await`. Errors of `fn` pass through.
+ * Runs `fn` and frees every tensor created inside, except those that it returns (also within arrays, maps, sets and
+ * objects), parameters, gradients of surviving tensors, and those passed to {@link keep}. Scopes nest. With an async
+ * `fn` the scope lasts until its promise settles. Rethrows errors of `fn`.
  *
  * @example
  * ```ts
@@ -57,8 +57,8 @@ export function scope<T>(fn: () => T): T {
 }
 
 /**
- * Runs `fn` without recording operations: less memory, no backward. Nests, follows `await`, and frees nothing by
- * itself.
+ * Runs `fn` without recording operations: it saves memory and has no backward. Nests, follows `await`, and frees
+ * nothing.
  *
  * @example
  * ```ts
@@ -72,15 +72,15 @@ export function noGrad<T>(fn: () => T): T {
   return within({ gradEnabled: false }, fn)
 }
 
-/** Runs `fn` outside of every scope: what it makes lives until disposed. */
+/** Runs `fn` outside every scope: its tensors live until disposed. */
 export const withoutScope = <T>(fn: () => T): T => within({ scope: null }, fn)
 
-/** A {@link scope} around one call of this package: if it throws, it has not drawn random numbers either. */
+/** A {@link scope} around one call of this package: if it throws, the default generator does not advance. */
 export const callScope = <T>(fn: () => T): T => drawnOrNot(defaultGenerator, () => scope(fn))
 
 /**
- * Runs `fn`, which makes parameters and tensors named by {@link keep}; all others are freed. If it throws, none of them
- * is left, and no random numbers have been drawn.
+ * Runs `fn`, which creates parameters and tensors passed to {@link keep}; all others are freed. If it throws, all are
+ * freed, and the default generator does not advance.
  */
 export function allOrNone<T>(fn: () => T): T {
   const around = currentLasting()
@@ -98,15 +98,15 @@ export function allOrNone<T>(fn: () => T): T {
   }
 }
 
-/** Takes a tensor out of its scope. */
+/** Removes a tensor from its scope. */
 export function outlive(tensor: Tensor): void {
   moveToScope(tensor, null)
   currentLasting()?.add(tensor)
 }
 
 /**
- * Takes a tensor out of its scope: it lives until `dispose()`. Returns it. Errors: OPTION for anything but a Tensor,
- * DISPOSED.
+ * Removes a tensor from its scope, so that it lives until `dispose()`, and returns it. Errors: OPTION for anything but
+ * a Tensor, DISPOSED.
  *
  * @example
  * ```ts
@@ -143,10 +143,10 @@ function settle<T>(run: () => T, done: (value: unknown) => void, failed: () => v
 
 const isObject = (value: unknown): boolean => typeof value === 'object' && value !== null
 
-/** Not of a subclass, whose objects have properties of their own. */
+/** Not a subclass, whose objects may have other properties. */
 const isPlain = (array: object): boolean => Object.getPrototypeOf(array) === Array.prototype
 
-/** The objects that a value holds directly. Long arrays of numbers cost no descriptors; no getter runs elsewhere. */
+/** The objects directly in a value. Plain arrays are read by index, everything else without running getters. */
 function* contents(value: object): Iterable<unknown> {
   if (ArrayBuffer.isView(value)) return
   if (Array.isArray(value) && !types.isProxy(value) && isPlain(value) && value.length <= 2 ** 27) {
@@ -157,7 +157,7 @@ function* contents(value: object): Iterable<unknown> {
   for (const key of Reflect.ownKeys(value)) yield Reflect.getOwnPropertyDescriptor(value, key)?.value
 }
 
-/** Every tensor that can be reached from a value through arrays, maps, sets and own data properties. */
+/** Every tensor reachable from a value through arrays, maps, sets and own data properties. */
 export function tensorsIn(value: unknown): Set<Tensor> {
   const found = new Set<Tensor>()
   const seen = new Set<unknown>()
@@ -173,7 +173,7 @@ export function tensorsIn(value: unknown): Set<Tensor> {
     try {
       for (const value of contents(next as object)) if (isObject(value)) queue.push(value)
     } catch {
-      // A hostile proxy shows nothing.
+      // A hostile proxy has no visible contents.
     }
   }
   return found

@@ -180,7 +180,7 @@ const rowsOfType: Row[] = [
     'DTYPE',
     /dtype must be one of f32, f64, bf16, f16, i32, got "float32"/,
   ],
-  ['a Uint16Array without dtype', () => tensor(new Uint16Array(2)), 'DTYPE', /say dtype 'bf16' or 'f16'/],
+  ['a Uint16Array without dtype', () => tensor(new Uint16Array(2)), 'DTYPE', /pass dtype 'bf16' or 'f16'/],
   ['a BigInt64Array', () => tensor(any(new BigInt64Array(2))), 'DTYPE', /got BigInt64Array/],
   ['indices', () => new st.Embedding(4, 2).forward(randn([2])), 'DTYPE', '[embedding] index must be i32, got f32'],
   [

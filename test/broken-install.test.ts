@@ -26,9 +26,9 @@ const damages: [name: string, bytes: Buffer, reason: RegExp][] = [
   ['garbage', Buffer.from('garbage '.repeat(999)), /invalid ELF header/],
   ['three bytes', Buffer.from('abc'), /file too short/],
   ['cut in its header', addon.subarray(0, 40), /file too short/],
-  ['cut in the middle', addon.subarray(0, addon.length / 2), /damaged: it has \d+ bytes, its header tells of \d+/],
-  ['cut by one byte', addon.subarray(0, -1), /damaged: it has \d+ bytes, its header tells of \d+/],
-  ['zeros to the end', zeroTail(addon), /damaged: its section table is not one/],
+  ['cut in the middle', addon.subarray(0, addon.length / 2), /damaged: it has \d+ bytes, its header requires \d+/],
+  ['cut by one byte', addon.subarray(0, -1), /damaged: it has \d+ bytes, its header requires \d+/],
+  ['zeros to the end', zeroTail(addon), /damaged: its section table is invalid/],
 ]
 
 let installed: string
@@ -102,7 +102,7 @@ describe('the addon', () => {
     expect(status).toBe(1)
     expect(stdout).toMatch(/^addon +not loaded$/m)
     expect(stdout).toContain(`${join(above, 'prebuilds')}: no addon`)
-    expect(stdout).toContain(`${join(prebuilds, 'st-moe.glibc.node')} is not of this package`)
+    expect(stdout).toContain(`${join(prebuilds, 'st-moe.glibc.node')} is outside this package`)
   })
 
   test('another library', () => {

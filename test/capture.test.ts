@@ -294,7 +294,7 @@ describe.skipIf(!built)('on a card', () => {
       [
         'item',
         ({ step }) => step().loss.item(),
-        /\[Tensor.item\] it waits for the device, which a captured step cannot/,
+        /\[Tensor.item\] it waits for the device, which a captured step cannot do/,
       ],
       ['dataSync', ({ step }) => step().loss.dataSync(), /\[Tensor.dataSync\] it waits/],
       ['to', ({ step }) => step().loss.to('cpu'), /\[to\] it copies through the host/],
@@ -332,13 +332,13 @@ describe.skipIf(!built)('on a card', () => {
 
     test('a step that runs on another device than it was made for', () => {
       const step = own(captureStep(() => zeros([2], { device: 'cuda' }), { device: 'cpu' }))
-      expect(() => step.replay()).toThrow(/the step runs on cuda:0: say captureStep\(fn, { device: 'cuda:0' }\)/)
+      expect(() => step.replay()).toThrow(/the step runs on cuda:0: call captureStep\(fn, { device: 'cuda:0' }\)/)
     })
 
     test('a backward of what was recorded before the step, and after it', () => {
       const w = own(tensor([1, 2], null, { device: 'cuda', requiresGrad: true }))
       const loss = own(w.mul(w).sum())
-      expect(() => captureStep(() => loss.backward(), { device: 'cuda' })).toThrow(/has run outside of a captured step/)
+      expect(() => captureStep(() => loss.backward(), { device: 'cuda' })).toThrow(/ran outside a captured step/)
       const step = own(captureStep(() => w.mul(w).sum(), { device: 'cuda' }))
       expect(step.replay().item()).toBe(5)
       expect(step.replay().requiresGrad).toBe(false)

@@ -6,13 +6,13 @@ import { native } from '../native.js'
 import { call, checkRegular, described, quietly, type Routine, run, runSync, unless, writeAll } from './files.js'
 
 /**
- * Files appear whole or not at all: a temporary file in the same folder, fsync, rename, fsync of the folder. After an
- * error or a kill the file from before is still there. A symbolic link stays, and the file that it leads to is
- * replaced; mode and owner of the file stay, as far as the system allows.
+ * Atomic writes: a temporary file in the same folder, fsync, rename, fsync of the folder. After an error or a kill the
+ * previous file is intact. A symbolic link stays, and its target is replaced; the file keeps its mode and owner if the
+ * system allows it.
  *
- * A writer holds a lock (flock) on its temporary file for as long as that exists. The system ends the lock with the
- * writer, so a temporary file without one was left by a writer that was killed, and the next save to the path removes
- * it. Process numbers would not tell: containers have the same ones. Where a file system has no locks, nothing is
+ * A writer holds a lock (flock) on its temporary file while the file exists. The system releases the lock when the
+ * writer ends, so an unlocked temporary file is a leftover of a killed writer, and the next save to the path removes
+ * it. A process ID could not tell, because containers reuse the same ones. On a file system without locks nothing is
  * removed.
  */
 
@@ -52,7 +52,7 @@ function* replace(op: string, path: string, parts: readonly Uint8Array[]): Routi
   }
 }
 
-/** False where another save took the new temporary file for a left-over before it had its lock. */
+/** False if another save removed the new temporary file as a leftover, before it was locked. */
 function* writeAndRename(target: string, parts: readonly Uint8Array[], before: Stats | null): Routine<boolean> {
   const temporary = temporaryName(target)
   const file = yield* call('open', temporary, O_WRONLY | O_CREAT | O_EXCL, before ? 0o600 : 0o666)
@@ -65,7 +65,7 @@ function* writeAndRename(target: string, parts: readonly Uint8Array[], before: S
     yield* quietly(call('unlink', temporary))
     throw error
   } finally {
-    yield* quietly(call('close', file)) // not before the rename: a temporary file without its lock is a left-over
+    yield* quietly(call('close', file)) // only after the rename: an unlocked temporary file is a leftover
   }
 }
 
@@ -79,18 +79,18 @@ function* fill(file: number, parts: readonly Uint8Array[], before: Stats | null)
   yield* call('fsync', file)
 }
 
-/** Where a chain of symbolic links ends, whether a file is there or not. One without end is an error of the next call. */
+/** The end of a chain of symbolic links, which may not exist. An endless chain is an error of the next call. */
 function* followLinks(path: string): Routine<string> {
   let target = path
   for (let links = 0; links < 40; links++) {
     const to = yield* unless(['EINVAL', 'ENOENT'], call('readlink', target))
     if (to === null) return target
-    target = isAbsolute(to) ? to : `${dirname(target)}/${to}` // not normalized: `..` means the folder that a link leads to
+    target = isAbsolute(to) ? to : `${dirname(target)}/${to}` // not normalized: `..` is relative to the target of a link
   }
   return path
 }
 
-/** Removes what killed writers to `target` have left. No save depends on that, so what cannot be removed stays. */
+/** Removes temporary files of killed writers to `target`, as far as possible: no save depends on it. */
 function* removeLeftovers(target: string): Routine<void> {
   const start = `${basename(target)}.`
   const isLeftover = (name: string): boolean =>

@@ -9,30 +9,30 @@ import { checkPath, run } from './files.js'
 import { fromJson, isPlain, toJson } from './json.js'
 import { encode, load } from './tensor-file.js'
 
-/** What a checkpoint is restored into. */
+/** The objects that a checkpoint restores. */
 export interface CheckpointTargets {
-  /** Its state dict. */
+  /** Saved as its state dict. */
   model: Module
-  /** One optimizer, or several by names without dots: their state dicts and their options, such as `lr`. */
+  /** One optimizer, or an object of several by names without dots. Saved as state dicts and options, such as `lr`. */
   optimizer?: Optimizer | Readonly<Record<string, Optimizer>>
-  /** Random numbers go on where they were; {@link defaultGenerator} for those of the environment. Default: none is set. */
+  /** Its random state is restored; {@link defaultGenerator} is that of the environment. Default: none. */
   generator?: Generator
 }
 
-/** Where a run stands. */
+/** The progress of a run. */
 export interface CheckpointProgress {
-  /** Training steps done. */
+  /** Number of completed training steps. */
   step: number
   /**
-   * Anything else to continue from, such as the position in the data: numbers, strings, booleans and null, and arrays
-   * and objects of them. What JSON would lose is refused.
+   * Additional state, such as the position in the data: numbers, strings, booleans and null, and arrays and objects of
+   * them. Values that JSON cannot represent are an error.
    */
   extra?: unknown
 }
 
 /** What {@link saveCheckpoint} writes. */
 export interface Checkpoint extends CheckpointTargets, CheckpointProgress {
-  /** Whose place is kept. Default: {@link defaultGenerator}. */
+  /** The generator whose state is saved. Default: {@link defaultGenerator}. */
   generator?: Generator
 }
 
@@ -51,7 +51,7 @@ function checkTargets(
   return { model, optimizers: optimizer === undefined ? [] : namedOptimizers(op, optimizer), generator }
 }
 
-/** A single optimizer has no name. */
+/** A single optimizer has the name null. */
 function namedOptimizers(op: string, value: unknown): Named[] {
   if (isOptimizer(value)) return [[null, value]]
   if (typeof value !== 'object' || value === null || Array.isArray(value) || !isPlain(value))
@@ -67,7 +67,7 @@ function namedOptimizers(op: string, value: unknown): Named[] {
 
 const shown = (name: string | null): string => (name === null ? 'the optimizer' : `optimizer ${show(name)}`)
 
-/** Where the tensors of an optimizer are: names without dots keep `optimizer.0.step` and `optimizer.0.0.step` apart. */
+/** Names without dots, so that `optimizer.0.step` and `optimizer.0.0.step` are distinct. */
 const prefixOf = (name: string | null): string => (name === null ? 'optimizer.' : `optimizer.${name}.`)
 
 const prefixed = (prefix: string, state: StateDict): StateDict =>
@@ -81,11 +81,11 @@ const unprefixed = (prefix: string, state: StateDict): StateDict =>
   )
 
 /**
- * Writes model, optimizers with their options, step, place in the random numbers and data position to one safetensors
- * file, which appears whole or not at all. A run that is resumed from it continues bit for bit. What
- * {@link loadCheckpoint} could not read is an error before the file from before is touched.
+ * Writes the model, optimizers with their options, the step, the random state and `extra` to one safetensors file,
+ * atomically. A run that resumes from it continues bit for bit. Throws, and does not touch the previous file, if
+ * {@link loadCheckpoint} could not read the new one.
  *
- * Errors: OPTION, DISPOSED, FILE_SYSTEM; NON_FINITE where the state of an optimizer is not finite.
+ * Errors: OPTION, DISPOSED, FILE_SYSTEM; NON_FINITE if the state of an optimizer is not finite.
  *
  * @example
  * ```ts
@@ -111,8 +111,8 @@ export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Prom
     }
   })
   try {
-    const place = { seed: generator.seed, step: generator.step }
-    const about: About = { step: step as number, extra, optimizers: saved, generator: place }
+    const { seed, step: position } = generator
+    const about: About = { step: step as number, extra, optimizers: saved, generator: { seed, step: position } }
     const metadata = { [aboutKey]: toJson(op, about, 'extra') }
     await writeAtomic(file, encode(op, state, metadata), op)
   } finally {
@@ -121,11 +121,12 @@ export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Prom
 }
 
 /**
- * Restores what {@link saveCheckpoint} wrote into `targets`, all of it or nothing, and gives step and extra. Optimizers
- * get the options from then: set `lr` after the load where it is to be another. Random numbers go on from then only
- * where `generator` is given.
+ * Restores the targets from a file of {@link saveCheckpoint}, all or none, and returns `step` and `extra`. Optimizers
+ * get their saved options: to use another `lr`, set it after the load. The random state is restored only if `generator`
+ * is given.
  *
- * Errors: FILE_FORMAT where the file is no checkpoint, STATE_DICT where what it holds does not fit, OPTION, FILE_SYSTEM.
+ * Errors: FILE_FORMAT if the file is not a checkpoint, STATE_DICT if it does not match the targets, OPTION,
+ * FILE_SYSTEM.
  *
  * @example
  * ```ts
@@ -150,7 +151,7 @@ export async function loadCheckpoint(path: string, targets: CheckpointTargets): 
       }
       const ofOptimizers = optimizers.map(stage)
       const ofModel = stageState(model, op, `${path}: the state of the model`, unprefixed('model.', tensors))
-      for (const write of [ofModel, ...ofOptimizers]) write() // all or nothing: these cannot fail
+      for (const write of [ofModel, ...ofOptimizers]) write() // these cannot fail
     })
     generator?.setState(about.generator)
     return { step: about.step, extra: about.extra }
@@ -159,11 +160,11 @@ export async function loadCheckpoint(path: string, targets: CheckpointTargets): 
   }
 }
 
-/** What a file says about itself. */
+/** The metadata of a checkpoint. */
 interface About {
   step: number
   extra: unknown
-  /** Files of earlier versions say in `optimizer` whether there is one, and have no options. */
+  /** Earlier versions have no options, and only a boolean `optimizer`. */
   optimizers: { name: string | null; options?: OptimizerOptions }[]
   generator: GeneratorState
 }

@@ -2,7 +2,7 @@ import * as fs from 'node:fs'
 import { fail } from '../check.js'
 import { MoeError, show } from '../errors.js'
 
-/** The calls of node:fs that routines make, as their synchronous forms have them. */
+/** The functions of node:fs that routines call, with their synchronous signatures. */
 interface Calls {
   open(path: string, flags: number, mode: number): number
   close(file: number): void
@@ -22,12 +22,12 @@ interface Calls {
 type Request = { [N in keyof Calls]: readonly [name: N, args: Parameters<Calls[N]>] }[keyof Calls]
 
 /**
- * Work on files that asks for one call of the file system after another. Who runs it decides whether the calls block,
- * so that the synchronous and the asynchronous form of a function are one routine.
+ * A generator that yields file system calls. Its runner decides whether they block, so that the synchronous and the
+ * asynchronous form of a function share one routine.
  */
 export type Routine<T> = Generator<Request, T, unknown>
 
-/** One call: its result, or the system's error. */
+/** Yields one call; returns its result or throws the system's error. */
 export function* call<N extends keyof Calls>(name: N, ...args: Parameters<Calls[N]>): Routine<ReturnType<Calls[N]>> {
   return (yield [name, args] as unknown as Request) as ReturnType<Calls[N]>
 }
@@ -81,7 +81,7 @@ export function checkPath(op: string, path: unknown): string {
 
 const codeOf = (error: unknown): unknown => (error as { code?: unknown } | null)?.code
 
-/** Null where the call fails with one of these codes of the system. */
+/** Null if the call fails with one of these system error codes. */
 export function* unless<T>(codes: readonly string[], routine: Routine<T>): Routine<T | null> {
   try {
     return yield* routine
@@ -91,14 +91,14 @@ export function* unless<T>(codes: readonly string[], routine: Routine<T>): Routi
   }
 }
 
-/** Runs what nothing depends on. */
+/** Ignores errors. */
 export function* quietly(routine: Routine<unknown>): Routine<void> {
   try {
     yield* routine
   } catch {}
 }
 
-/** An error of the file system, `text` with its reason and what that means for the file; other errors as they are. */
+/** Wraps an error of the file system: `text`, its reason, and the state of the file. Returns other errors unchanged. */
 export function described(op: string, text: string, error: unknown, outcome = ''): unknown {
   if (error instanceof MoeError || typeof codeOf(error) !== 'string') return error
   return new MoeError('FILE_SYSTEM', op, `${text}: ${(error as Error).message}${outcome}`, { cause: error })
@@ -114,7 +114,7 @@ function kindOf(stats: fs.Stats): string {
   return stats.isSocket() ? 'a socket' : 'a device'
 }
 
-// What the system may be given in one call; some systems take no more than 2 GiB.
+// Maximum bytes per call; some systems accept at most 2 GiB.
 const maxPiece = 2 ** 30
 
 export function* writeAll(file: number, bytes: Uint8Array): Routine<void> {
@@ -122,7 +122,7 @@ export function* writeAll(file: number, bytes: Uint8Array): Routine<void> {
     at += yield* call('write', file, bytes, at, Math.min(bytes.byteLength - at, maxPiece))
 }
 
-/** Fills `bytes` from `position` on; false where the file ends before. */
+/** Fills `bytes` from `position` on; false if the file ends first. */
 export function* readAll(file: number, bytes: Uint8Array, position: number): Routine<boolean> {
   for (let at = 0; at < bytes.byteLength; ) {
     const count = yield* call('read', file, bytes, at, Math.min(bytes.byteLength - at, maxPiece), position + at)
@@ -134,7 +134,10 @@ export function* readAll(file: number, bytes: Uint8Array, position: number): Rou
 
 const { O_RDONLY, O_NONBLOCK, O_NOCTTY } = fs.constants
 
-/** Opens a regular file for reading while `use` runs. Anything else, such as a pipe that nobody writes to, is an error at once. */
+/**
+ * Opens a regular file for reading while `use` runs. Anything else, such as a pipe without a writer, is an error at
+ * once.
+ */
 export function* reading<T>(op: string, path: string, use: (file: number, size: number) => Routine<T>): Routine<T> {
   const text = `cannot read ${path}`
   try {

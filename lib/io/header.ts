@@ -4,10 +4,9 @@ import { allocated } from '../dtype.js'
 import { show } from '../errors.js'
 
 /**
- * The header of a safetensors file, JSON of one form: tensors by name, and strings under `__metadata__`. It is written
- * and read within the same limits. They are far above what models need, and keep the time and the memory that a file
- * can cost by its header alone below two seconds and a gigabyte; so does reading it by its own small grammar, without
- * values of any other form.
+ * The header of a safetensors file: JSON with tensors by name, and strings under `__metadata__`. Reads and writes share
+ * the same limits, which are far above what models need. Together with a parser for exactly this grammar, they limit a
+ * header to two seconds and 1 GB of memory.
  */
 export interface Header {
   /** In the order of their data. */
@@ -19,15 +18,15 @@ export interface TensorEntry {
   name: string
   dtype: string
   shape: readonly number[]
-  /** Place in the data, in bytes. */
+  /** Byte range in the data. */
   begin: number
   end: number
 }
 
-/** Bytes of an element of the types that are read. */
+/** Bytes per element of the supported types. */
 export const bytesOf: Record<string, number> = { F32: 4, F64: 8, BF16: 2, F16: 2, I32: 4, I64: 8, U8: 1, BOOL: 1 }
 
-/** That of the reference implementation. */
+/** The limit of the reference implementation. */
 export const maxHeader = 100_000_000
 const maxTensors = 200_000
 const maxMetadata = 2 ** 16
@@ -39,7 +38,7 @@ const hasLoneSurrogate = (text: string): boolean => /\p{Surrogate}/u.test(text)
 
 // ---- writing
 
-/** The JSON of a header, padded to whole words of 8 bytes. What could not be read again is an OPTION error. */
+/** The JSON of a header, padded to a multiple of 8 bytes. Errors: OPTION for a header that could not be read again. */
 export function writeHeader(op: string, { entries, metadata }: Header): Buffer {
   const strings = Object.entries(metadata)
   checkCount(op, 'tensors', entries.length, maxTensors)
@@ -59,14 +58,13 @@ export function writeHeader(op: string, { entries, metadata }: Header): Buffer {
   return padded
 }
 
-const tooLong = (op: string): never =>
-  fail('OPTION', op, `names and metadata must fit a header of ${maxHeader} bytes, they are longer`)
+const tooLong = (op: string): never => fail('OPTION', op, `names and metadata exceed a header of ${maxHeader} bytes`)
 
 function checkCount(op: string, what: string, count: number, max: number): void {
   if (count > max) fail('OPTION', op, `a file holds at most ${max} ${what}, got ${count}`)
 }
 
-/** Strings as JSON, together no longer than a header. */
+/** Strings as JSON, with the total length of a header at most. */
 class Json {
   #length = 0
   readonly #op: string
@@ -86,7 +84,7 @@ class Json {
   }
 }
 
-/** Null where the escapes make it longer than a string can be. */
+/** Null if its escapes exceed the maximum length of a string. */
 function quoted(text: string): string | null {
   try {
     return JSON.stringify(text)
@@ -97,20 +95,20 @@ function quoted(text: string): string | null {
 
 // ---- reading
 
-/** Reads and checks a header: the tensors fill `dataSize` bytes, one after the other. Errors: FILE_FORMAT. */
+/** Parses and checks a header: the tensors fill `dataSize` bytes without gaps. Errors: FILE_FORMAT. */
 export function readHeader(op: string, path: string, bytes: Buffer, dataSize: number): Header {
   const malformed = (text: string): never => fail('FILE_FORMAT', op, `${path}: ${text}`)
   if (bytes[0] !== curly) malformed('the header does not start with {')
   if (!isUtf8(bytes)) malformed('the header is not UTF-8')
   const scanner = new Scanner(bytes, malformed)
   const entries: TensorEntry[] = []
-  const names: Record<string, true> = Object.create(null) // unlike in a set, no names can be made to collide
+  const names: Record<string, true> = Object.create(null) // unlike a Set, safe from hash collisions
   let metadata: Record<string, string> | undefined
   scanner.object((name) => {
-    if (name in names) malformed(`${show(name)} is there twice`)
+    if (name in names) malformed(`duplicate name ${show(name)}`)
     names[name] = true
     if (name === metadataName) metadata = readMetadata(scanner, malformed)
-    else if (entries.length === maxTensors) malformed(`it holds more than ${maxTensors} tensors`)
+    else if (entries.length === maxTensors) malformed(`more than ${maxTensors} tensors`)
     else entries.push(readEntry(scanner, malformed, name))
   })
   scanner.end()
@@ -130,7 +128,7 @@ function readMetadata(scanner: Scanner, malformed: Malformed): Record<string, st
   const metadata: Record<string, string> = Object.create(null)
   let count = 0
   scanner.object((key) => {
-    if (key in metadata) malformed(`${show(key)} is there twice in ${metadataName}`)
+    if (key in metadata) malformed(`duplicate key ${show(key)} in ${metadataName}`)
     if (++count > maxMetadata) malformed(`${metadataName} has more than ${maxMetadata} entries`)
     metadata[key] = scanner.string()
   })
@@ -148,7 +146,7 @@ function readEntry(scanner: Scanner, malformed: Malformed, name: string): Tensor
     else malformed(`tensor ${show(name)} must have dtype, shape and data_offsets, once each, got ${show(key)}`)
   })
   if (dtype === undefined || !Object.hasOwn(bytesOf, dtype))
-    return malformed(`tensor ${show(name)} has dtype ${show(dtype)}, known are ${Object.keys(bytesOf).join(', ')}`)
+    return malformed(`tensor ${show(name)} has dtype ${show(dtype)}, supported: ${Object.keys(bytesOf).join(', ')}`)
   if (!shape?.every(isDimension)) return malformed(`tensor ${show(name)} has shape ${show(shape)}`)
   if (offsets?.length !== 2) return malformed(`tensor ${show(name)} has data_offsets ${show(offsets)}`)
   const [begin, end] = offsets
@@ -162,7 +160,7 @@ const isDimension = (n: number): boolean => n <= maxDimension
 const [curly, uncurly, square, unsquare, quote, backslash, colon, comma] = Buffer.from('{}[]"\\:,')
 const [zero, nine, space, tab, line, carriage] = Buffer.from('09 \t\n\r')
 
-/** The parts of JSON that a header is made of, read from left to right. */
+/** Parses the subset of JSON that a header uses. */
 class Scanner {
   #at = 0
   readonly #bytes: Buffer
@@ -212,7 +210,7 @@ class Scanner {
     return escaped ? this.#unescape(start, end) : this.#bytes.toString('utf8', start, end)
   }
 
-  /** Nothing but white space is left. */
+  /** Fails unless only white space is left. */
   end(): void {
     this.#skip()
     if (this.#at < this.#bytes.length) this.#fail('its end')
@@ -258,7 +256,7 @@ class Scanner {
   }
 }
 
-/** The number of bytes that a file claims for its header. */
+/** The length of the header, from the first 8 bytes. */
 export function readLength(op: string, path: string, bytes: Buffer, fileSize: number): number {
   const length = bytes.readBigUInt64LE()
   const claim = `${path}: the header claims ${length} bytes`

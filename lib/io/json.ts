@@ -2,20 +2,20 @@ import { fail } from '../check.js'
 import { show } from '../errors.js'
 
 /**
- * JSON that gives back what was put in, for values of any depth. Written and read within the same limits: what a text of
- * that size becomes stays below a gigabyte.
+ * JSON that restores exactly the value that was written, of any depth. Reads and writes share the same limits, which
+ * keep a parsed value below 1 GB.
  */
 
 const maxLength = 2 ** 26
-/** Of values; an object, an array, a string or a key counts as eight: so much more memory it takes. */
+/** An object, an array, a string or a key counts as eight values, because it takes more memory. */
 const maxValues = 2 ** 23
 const heavy = 8
 
 const tooMany = `at most ${maxValues} values, an object, array, string or key counted as ${heavy}, it holds more`
-/** Every value but the first of an array or object is behind a comma. */
+/** A comma precedes every value except the first of an array or object. */
 const weights: Record<string, number> = { ',': 1, '{': heavy, '[': heavy }
 
-/** An object or array whose entries are being written. */
+/** An object or array that is being written. */
 interface Level {
   value: Record<string | number, unknown>
   /** Null for an array. */
@@ -26,8 +26,8 @@ interface Level {
 }
 
 /**
- * An object as JSON; properties that are undefined are left out. Whatever else would come back as something else, or
- * not at all, is an OPTION error that names its place in the object. `largest` is the property that may be too large.
+ * Serializes an object; omits undefined properties. Any other value that JSON cannot represent is an OPTION error that
+ * names its position. `largest` is the property to blame if the text is too large.
  */
 export function toJson(op: string, value: object, largest: string): string {
   return new Writer(op, largest).write(value)
@@ -122,7 +122,7 @@ class Writer {
   }
 
   #tooLong(): never {
-    return fail('OPTION', this.#op, `${this.#largest} must fit ${maxLength} characters of JSON, it is longer`)
+    return fail('OPTION', this.#op, `${this.#largest} exceeds ${maxLength} characters of JSON`)
   }
 
   #refuse(got: string): never {
@@ -134,13 +134,13 @@ class Writer {
 
 const keyed = (key: string): string => (/^[A-Za-z_$][\w$]{0,59}$/.test(key) ? `.${key}` : `[${show(key)}]`)
 
-/** Of no class, in whichever context it was made. */
+/** A plain object, of any realm. */
 export function isPlain(value: object): boolean {
   const prototype = Object.getPrototypeOf(value)
   return prototype === null || Object.getPrototypeOf(prototype) === null
 }
 
-/** The value of a JSON text; throws for one that {@link toJson} would not have written. */
+/** Parses a JSON text; throws if it exceeds the limits of {@link toJson}. */
 export function fromJson(text: string): unknown {
   if (text.length > maxLength) throw new Error(`it has more than ${maxLength} characters`)
   if (text.length > maxValues / heavy && valuesIn(text) > maxValues) throw new Error(`it must hold ${tooMany}`)

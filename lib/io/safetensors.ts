@@ -5,17 +5,17 @@ import { writeAtomic, writeAtomicSync } from './atomic.js'
 import { checkPath, run, runSync } from './files.js'
 import { encode, load } from './tensor-file.js'
 
-/** What a safetensors file holds. */
+/** The content of a safetensors file. */
 export interface LoadedTensors {
-  /** On the CPU, in the order of the file; they live in the surrounding scope, or until disposed. */
+  /** On the CPU, in file order; they belong to the surrounding scope, or live until disposed. */
   tensors: StateDict
-  /** The entry `__metadata__` of the header, {} where there is none. */
+  /** The entry `__metadata__` of the header, by default {}. */
   metadata: Record<string, string>
 }
 
 /** Options of {@link saveSafetensors}. */
 export interface SafetensorsOptions {
-  /** Strings to keep beside the tensors. */
+  /** Strings to store with the tensors. */
   metadata?: Record<string, string>
 }
 
@@ -31,8 +31,8 @@ function checkMetadata(op: string, options: unknown): Record<string, string> {
 }
 
 /**
- * Writes tensors to a safetensors file that PyTorch can read: a temporary file in the same folder, then a rename, so it
- * appears whole or not at all. Tensors of any device. Errors: OPTION, DISPOSED, FILE_SYSTEM.
+ * Writes tensors of any device to a safetensors file, which PyTorch can read, atomically: a temporary file in the same
+ * folder, then a rename. Errors: OPTION, DISPOSED, FILE_SYSTEM.
  *
  * @example
  * ```ts
@@ -47,7 +47,7 @@ export function saveSafetensorsSync(path: string, state: StateDict, options?: Sa
 }
 
 /**
- * As {@link saveSafetensorsSync}; the values are copied before the first await.
+ * Like {@link saveSafetensorsSync}; copies the values before the first await.
  *
  * @example
  * ```ts
@@ -61,9 +61,9 @@ export async function saveSafetensors(path: string, state: StateDict, options?: 
 }
 
 /**
- * Reads a safetensors file. Everything about the header is checked before a byte of data is allocated: a truncated or
- * hostile file is a FILE_FORMAT error. Tensors of I64, U8 and BOOL come as i32, I64 only where the values fit. Other
- * errors: OPTION, OUT_OF_MEMORY, FILE_SYSTEM.
+ * Reads a safetensors file. Checks the whole header before it allocates data: a truncated or hostile file is a
+ * FILE_FORMAT error. I64, U8 and BOOL tensors become i32; an I64 value out of range is an error. Other errors: OPTION,
+ * OUT_OF_MEMORY, FILE_SYSTEM.
  *
  * @example
  * ```ts
@@ -78,7 +78,7 @@ export function loadSafetensorsSync(path: string): LoadedTensors {
 }
 
 /**
- * As {@link loadSafetensorsSync}, without blocking on the disk.
+ * Like {@link loadSafetensorsSync}, without blocking on the disk.
  *
  * @example
  * ```ts

@@ -9,8 +9,8 @@ import { readHeader, readLength, type TensorEntry, writeHeader } from './header.
 import type { LoadedTensors } from './safetensors.js'
 
 /**
- * The safetensors format: u64 length of the header, a JSON header, then the tensors' bytes, contiguous and in order.
- * Tensors of I64, U8 and BOOL in a file come as i32 (I64 only where the values fit).
+ * The safetensors format: the u64 length of the header, a JSON header, then the bytes of the tensors without gaps. I64,
+ * U8 and BOOL tensors become i32; an I64 value out of range is an error.
  */
 
 const fileTypes: Record<DType, string> = { f32: 'F32', f64: 'F64', bf16: 'BF16', f16: 'F16', i32: 'I32' }
@@ -20,14 +20,14 @@ const ownTypes = Object.fromEntries(Object.entries(fileTypes).map(([own, file]) 
 
 // ---- writing
 
-/** Header and tensors as the parts of a file; copies are taken here, so later changes do not matter. */
+/** The parts of a file: header and copies of the tensors. */
 export function encode(op: string, state: StateDict, metadata: Record<string, string>): Uint8Array[] {
   if (typeof state !== 'object' || state === null)
     fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
   const tensors = Object.entries(state).map(
     ([name, value]) => [name, checkTensor(op, `state[${show(name)}]`, value)] as const,
   )
-  // Widest types first, as the reference writer does: every tensor is then aligned to its own size.
+  // Largest element size first, as in the reference implementation, which aligns every tensor.
   tensors.sort(([a, x], [b, y]) => dtypeSize(y.dtype) - dtypeSize(x.dtype) || (a < b ? -1 : 1))
   let end = 0
   const entries = tensors.map(([name, { dtype, shape, size }]) => {
@@ -43,7 +43,7 @@ export function encode(op: string, state: StateDict, metadata: Record<string, st
 
 // ---- reading
 
-/** Tensors are read so many bytes at a time, larger ones alone: a call for each would take long for many small ones. */
+/** Bytes per read of several small tensors, because one call per tensor would be slow. */
 const groupBytes = 2 ** 20
 
 /** Reads a file on behalf of `op`. */
@@ -93,12 +93,12 @@ function decode(op: string, path: string, entry: TensorEntry, bytes: Uint8Array)
   const dtype = own ?? 'i32'
   const data = allocateArray(op, dtype, sizeOf(shape))
   if (own) new Uint8Array(data.buffer).set(bytes)
-  else if (entry.dtype === 'I64') narrow(op, path, entry, bytes, data)
+  else if (entry.dtype === 'I64') toInt32(op, path, entry, bytes, data)
   else data.set(bytes)
   return wrap(native.fromData(data, dtypeCode(dtype), shape, 0), { shape, dtype, device: 'cpu' })
 }
 
-function narrow(op: string, path: string, entry: TensorEntry, bytes: Uint8Array, data: { [i: number]: number }): void {
+function toInt32(op: string, path: string, entry: TensorEntry, bytes: Uint8Array, data: { [i: number]: number }): void {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
   for (let i = 0; i < bytes.byteLength / 8; i++) {
     const value = view.getBigInt64(i * 8, true)
