@@ -154,7 +154,7 @@ class HostStep<T> extends Step<T> {
     this.#made = made
     const elsewhere = made.find(({ device }) => device !== 'cpu')?.device
     if (elsewhere)
-      fail('OPTION', 'captureStep', `the step runs on ${elsewhere}: say captureStep(fn, { device: '${elsewhere}' })`)
+      fail('OPTION', 'captureStep', `the step runs on ${elsewhere}: call captureStep(fn, { device: '${elsewhere}' })`)
     return value
   }
 
