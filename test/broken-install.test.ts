@@ -125,9 +125,7 @@ describe('the plugin', () => {
   }
 
   test('missing: it says that the package has none, and how to get one', () => {
-    expectCpuAnd(
-      /^this package was built without the CUDA plugin \(.*\)\. (Prebuilt packages for|There is no)/,
-    )
+    expectCpuAnd(/^this package was built without the CUDA plugin \(.*\)\. (Prebuilt packages for|There is no)/)
     const { ST_MOE_CUDA_LIBRARY, ST_MOE_PREBUILD, ...env } = process.env
     const doctor = (...args: string[]) =>
       spawnSync(process.execPath, [join(installed, 'dist/cli/bin.js'), 'doctor', ...args], { env, encoding: 'utf8' })
