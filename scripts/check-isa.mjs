@@ -1,7 +1,7 @@
-// The CPU ops are compiled once for each instruction set and linked into one addon. Where two objects define the same
-// weak symbol (an inline function, an instance of a template) the linker keeps one of them, perhaps the AVX-512 one,
-// and an older machine then dies of an illegal instruction far from any kernel. So the objects of a variant may define
-// external symbols only inside of their own namespace. Usage: node scripts/check-isa.mjs [build folder]
+// The CPU ops are compiled once per instruction set and linked into one addon. If two objects define the same weak
+// symbol (an inline function, a template instance), the linker keeps one of them, perhaps the AVX-512 one, and an older
+// CPU then crashes with an illegal instruction far from any kernel. So the objects of a variant may define external
+// symbols only inside their own namespace. Usage: node scripts/check-isa.mjs [build folder]
 import { execFileSync } from 'node:child_process'
 import { existsSync, readdirSync } from 'node:fs'
 import path from 'node:path'
@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url'
 
 const build = process.argv[2] ?? fileURLToPath(new URL('../build', import.meta.url))
 
-// Data that is the same from every compiler flag: type information, and the pointers to it that unwinding uses.
+// Data that does not depend on compiler flags: type information, and the pointers to it for unwinding.
 const harmless = /^(_ZTI|_ZTS|DW\.ref\.)/
 
 function objectsIn(folder) {

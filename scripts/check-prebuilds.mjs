@@ -1,5 +1,5 @@
-// What prebuilds/ asks of a system: prints the newest symbol versions and the libraries that each file needs, and fails
-// above the limits. Run it with lower limits where the build is made in an older system:
+// The system requirements of prebuilds/: prints the newest symbol versions and the libraries that each file needs, and
+// fails above the limits. For a build in an older system, pass lower limits:
 //
 //   node scripts/check-prebuilds.mjs [--glibc 2.34] [--glibcxx 3.4.29] [--cxxabi 1.3.13]
 import { execFileSync } from 'node:child_process'

@@ -1,8 +1,8 @@
-// Compiles test/types/consumer.ts against the declarations in dist/, as a program outside of this repository: strictest
+// Compiles test/types/consumer.ts against the declarations in dist/, like a program outside this repository: strictest
 // options, skipLibCheck off, with and without @types/node.
 //
-//   node scripts/check-types.mjs            by this repository's TypeScript, the quick version that the suite runs
-//   node scripts/check-types.mjs --all      by every version that is supported, which npm installs in build/types
+//   node scripts/check-types.mjs            with this repository's TypeScript, as the suite does
+//   node scripts/check-types.mjs --all      with every supported version, which npm installs in build/types
 import { spawnSync } from 'node:child_process'
 import { cpSync, existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'

@@ -1,10 +1,10 @@
-// Installs one packed tarball as users do, trains a layer with it as they do, and runs `st-moe doctor`, on each runtime:
-// with no network, no compiler, and of programs in PATH only the runtime and the basic ones that installers call.
+// Installs one packed tarball on each runtime as users do, trains a layer with it, and runs `st-moe doctor`: without
+// network or compiler, and with only the runtime and the basic programs that installers call in PATH.
 //
 //   node scripts/install-matrix.mjs [--quick] [--compile] [--emulate] [--only TEXT] [TARBALL]
 //
 // --quick: Node 20 and Bun, npm and pnpm. --compile: also from source. --emulate: also Node for arm64 under qemu-user.
-// --only: cases whose name has TEXT in it. The tools are packages of the npm registry and stay in build/matrix.
+// --only: cases whose name contains TEXT. The tools are packages of the npm registry and stay in build/matrix.
 import { execFileSync, spawnSync } from 'node:child_process'
 import {
   existsSync,
@@ -110,7 +110,7 @@ function fetchTools() {
   mkdirSync(toolFolder, { recursive: true })
   if (!existsSync(path.join(toolFolder, 'package.json'))) writeFileSync(path.join(toolFolder, 'package.json'), '{}')
   const specs = lacking.map(([name, spec]) => `${name}@${spec}`)
-  // --force: npm does not run on every Node of the matrix, nor that of another architecture here.
+  // --force: npm does not support every Node of the matrix, and one is for another architecture.
   execFileSync('npm', ['install', '--force', '--ignore-scripts', '--no-package-lock', '--loglevel=error', ...specs], {
     cwd: toolFolder,
     stdio: 'inherit',
@@ -118,7 +118,7 @@ function fetchTools() {
   })
 }
 
-// --- What the projects hold ---
+// --- The projects ---
 
 const train = `
 manualSeed(1)
@@ -211,7 +211,7 @@ const cutOff = [
   ['unshare', '-rn'],
 ].find(([command, ...args]) => spawnSync(command, [...args, 'true']).status === 0)
 if (!cutOff)
-  console.log('note: this system lets nobody cut off the network (unshare -n); only the proxies are set wrong')
+  console.log('note: this system does not allow cutting off the network (unshare -n); only invalid proxies are set')
 const nowhere = 'http://127.0.0.1:9'
 
 function run(command, args, { cwd, PATH, env = {} }) {
@@ -332,7 +332,7 @@ function useProject(name, folder, pnp) {
     if (pnp) continue // no file of the package to start
     const doctor = [...rest, path.join('node_modules/st-moe', bin['st-moe']), 'doctor', '--json']
     check(`${name}: ${runtime}: doctor`, healthy(run(command, doctor, { cwd: folder, PATH, env }), folder))
-    // What npx starts. Other installers put a script of the shell there.
+    // The program that npx starts. Other installers create a shell script there.
     if (windows || emulator || !name.startsWith('npm') || !runtime.startsWith('node')) continue
     const linked = path.join(folder, 'node_modules/.bin/st-moe')
     check(`${name}: ${runtime}: npx`, healthy(run(linked, ['doctor', '--json'], { cwd: folder, PATH, env }), folder))
@@ -371,7 +371,7 @@ function compile(dependency) {
 function checkPackage() {
   const here = { cwd: root, PATH: process.env.PATH }
   check('publint', run(process.execPath, [toolFile('publint', 'src/cli.js'), tarball, '--strict'], here))
-  // The package is ESM; from CommonJS it is require()d, which every Node of `engines` can and this rule does not know.
+  // The package is ESM; every Node of `engines` can require() it from CommonJS, which this rule does not know.
   const types = [toolFile('@arethetypeswrong/cli', 'dist/index.js'), tarball, '--ignore-rules', 'cjs-resolves-to-esm']
   check('are the types wrong', run(process.execPath, types, here))
 }
@@ -380,7 +380,7 @@ fetchTools()
 const gypBuild = path.join(root, 'node_modules/node-gyp-build')
 const packing = ['pack', '--ignore-scripts', '--silent', '--pack-destination', work, gypBuild]
 const dependency = path.join(work, execFileSync('npm', packing, { encoding: 'utf8', shell: windows }).trim())
-console.log(`${path.basename(tarball)}, ${cutOff ? 'no network' : 'wrong proxies'}, work in ${work}`)
+console.log(`${path.basename(tarball)}, ${cutOff ? 'no network' : 'invalid proxies'}, work in ${work}`)
 const wanted = (name) => name.includes(options.only)
 if (wanted('package')) checkPackage()
 for (const name of chosenInstallers.filter(wanted)) install(name, dependency)

@@ -1,4 +1,4 @@
-// Runs at npm install: does nothing where a prebuilt addon loads, else compiles it, else says what is missing.
+// Runs at npm install: does nothing if a prebuilt addon loads, else compiles the addon, else lists what is missing.
 const { spawnSync } = require('node:child_process')
 const { existsSync } = require('node:fs')
 const path = require('node:path')
@@ -6,8 +6,8 @@ const { pathToFileURL } = require('node:url')
 
 const root = path.join(__dirname, '..')
 
-// In a process of its own, since a damaged file may crash the loader. An earlier build of this folder may be stale, so
-// only prebuilds count: with none of them it is compiled again.
+// In its own process, because a damaged file may crash the loader. A build in this folder may be stale, so only
+// prebuilds count.
 function prebuilt() {
   if (process.env.npm_config_build_from_source) return false
   const loader = pathToFileURL(path.join(root, 'dist', 'addon.js'))
@@ -18,8 +18,8 @@ function prebuilt() {
 
 const has = (command) => spawnSync(command, ['--version'], { stdio: 'ignore' }).status === 0
 
-// Tools to compile with come from this package or from a node_modules folder that holds it: who writes there writes here
-// as well. Never from the folders above the project, nor from the current one, where code of others may lie.
+// Build tools come only from this package or from a node_modules folder that contains it: whoever can write there can
+// write here too. Never from folders above the project or the current folder, which may contain foreign code.
 const modules = [path.join(root, 'node_modules')]
 for (let folder = root; folder !== path.dirname(folder); folder = path.dirname(folder)) {
   if (path.basename(folder) === 'node_modules') modules.push(folder)
@@ -38,14 +38,14 @@ function missingTools() {
 function main() {
   if (prebuilt()) return 0
   const cmakeJs = find('cmake-js/bin/cmake-js')
-  const lacks = missingTools()
+  const missing = missingTools()
   const packages = [!cmakeJs && 'cmake-js', !find('node-addon-api/package.json') && 'node-addon-api'].filter(Boolean)
-  if (packages.length > 0) lacks.push(`packages:       npm install ${packages.join(' ')}`)
-  if (lacks.length > 0) {
+  if (packages.length > 0) missing.push(`packages:       npm install ${packages.join(' ')}`)
+  if (missing.length > 0) {
     const platform = `${process.platform}-${process.arch}`
-    console.error(`st-moe: no prebuilt addon loads on ${platform}, and it cannot be compiled here. Missing:`)
-    for (const line of lacks) console.error(`  - ${line}`)
-    console.error(`Install what is missing, then run: npm rebuild st-moe   (or: node ${JSON.stringify(__filename)})`)
+    console.error(`st-moe: no prebuilt addon loads on ${platform}, and the addon cannot be compiled. Missing:`)
+    for (const line of missing) console.error(`  - ${line}`)
+    console.error(`Install these, then run: npm rebuild st-moe   (or: node ${JSON.stringify(__filename)})`)
     return 1
   }
   const toolset = process.platform === 'win32' ? ['--toolset', 'ClangCL'] : []

@@ -1,14 +1,13 @@
-// Mutation testing: makes one small mistake after another in a copy of the source and looks whether a test fails. The
-// mistakes are in test/mutants/*.mjs, each with the tests that should notice it. Those run first; where they pass, the
-// lanes release and simt of .ci/run follow. A mutant that was caught is not run again until it, its file or its tests
-// change.
+// Mutation testing: applies one mutant at a time to a copy of the source and checks that a test fails. The mutants are
+// in test/mutants/*.mjs, each with the tests that should catch it. Those run first; if they pass, the lanes release and
+// simt of .ci/run follow. A caught mutant is not run again until it, its file or its tests change.
 //
 //   node scripts/mutants.mjs                      all of them
 //   node scripts/mutants.mjs --only cpu,NAME      lists or single ones
-//   node scripts/mutants.mjs --list               only looks whether each can still be made
-//   node scripts/mutants.mjs --quick              without the lanes, for a first look
+//   node scripts/mutants.mjs --list               only checks that each can still be applied
+//   node scripts/mutants.mjs --quick              without the lanes
 //
-// Exit code 0: all are caught; 1: one survived, does not compile, or cannot be made.
+// Exit code 0: all are caught; 1: one survived, does not compile, or cannot be applied.
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
@@ -124,7 +123,7 @@ const mutants = known.filter(({ name, list }) => !only || only.includes(name) ||
 
 if (values.list) {
   for (const { list, name, file, breaks } of mutants) console.log(`${list}/${name} (${file}): ${breaks}`)
-  console.log(`${mutants.length} mutants can be made`)
+  console.log(`${mutants.length} mutants can be applied`)
 } else {
   copyTree()
   const results = load()

@@ -1,4 +1,4 @@
-// Packs the package into build/package/ from a fresh dist/, prints what it weighs and fails above the limits.
+// Packs the package into build/package/ from a fresh dist/, prints its size and fails above the limits.
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
 import path from 'node:path'

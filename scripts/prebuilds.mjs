@@ -1,9 +1,9 @@
-// Makes prebuilds/<platform>-<arch>/: the addon, stripped and tagged with its C library, and beside it the CUDA plugin
-// where one can be built. Compiles only what has changed since the last build of this tree.
+// Creates prebuilds/<platform>-<arch>/ with the addon, stripped and tagged with its C library, and the CUDA plugin if
+// it can be built. Compiles only what has changed since the last build of this tree.
 //
 //   node scripts/prebuilds.mjs [--no-cuda]         for this machine
-//   node scripts/prebuilds.mjs --missing           nothing, where there are some
-//   node scripts/prebuilds.mjs --arch arm64        crossed, with Debian's g++-12-aarch64-linux-gnu
+//   node scripts/prebuilds.mjs --missing           only if there are none
+//   node scripts/prebuilds.mjs --arch arm64        cross-compiled, with Debian's g++-12-aarch64-linux-gnu
 import { execFileSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -40,13 +40,13 @@ function compileAddon() {
   return path.join(root, build, 'Release/st_moe.node')
 }
 
-/** The plugin, or null with a word where this machine has no CUDA compiler. A compiler that fails is an error. */
+/** The plugin, or null with a note if this machine has no CUDA compiler. A compiler that fails is an error. */
 function compilePlugin() {
   if (crossed || values['no-cuda'] || process.platform !== 'linux') return null
   try {
     execFileSync(process.env.CUDACXX ?? 'nvcc', ['--version'])
   } catch {
-    console.log('prebuilds: no nvcc (in PATH or CUDACXX), so these prebuilds hold no CUDA plugin')
+    console.log('prebuilds: no nvcc (in PATH or CUDACXX), so these prebuilds contain no CUDA plugin')
     return null
   }
   run('cmake', '-S', '.', '-B', 'build/cuda', '-DST_MOE_CUDA=ON')
@@ -54,7 +54,7 @@ function compilePlugin() {
   return path.join(root, 'build/Release/libst_moe_cuda.so')
 }
 
-// prebuildify strips, tags and moves what it finds in <cwd>/build/Release; it gets copies, so that the tree keeps its own.
+// prebuildify strips, tags and moves the files in <cwd>/build/Release; it gets copies.
 const staging = path.join(root, 'build/staging', target)
 const release = path.join(staging, 'build/Release')
 rmSync(staging, { recursive: true, force: true })
@@ -75,7 +75,7 @@ await promisify(prebuildify)({
   strip: true,
   stripBin: cross?.strip ?? 'strip',
   shell: true,
-  nodeGyp: `"${process.execPath}" -e 0 --`, // prebuildify calls a node-gyp to compile; that is done
+  nodeGyp: `"${process.execPath}" -e 0 --`, // prebuildify would call node-gyp to compile, which is done already
   quiet: true,
 })
-console.log(`prebuilds/${target} is made`)
+console.log(`prebuilds/${target} is complete`)
