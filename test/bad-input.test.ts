@@ -397,6 +397,12 @@ const rowsOfNames: Row[] = [
     'OPTION',
     /did you mean 'weightDecay'\?/,
   ],
+  [
+    'a clipping',
+    () => st.clipGradNorm(moe.parameters(), 1, any({ onNonfinite: 'throw' })),
+    'OPTION',
+    /did you mean 'onNonFinite'\?/,
+  ],
   ['a tensor', () => zeros([1], any({ type: 'f32' })), 'OPTION', /did you mean 'dtype'\?/],
   ['options that are a number', () => new MoE(any(6)), 'OPTION', '[MoE] options must be an object, got 6'],
   ['options that are a list', forwardWith([]), 'OPTION', /options must be an object, got \[\]/],

@@ -159,12 +159,12 @@ describe('options of optimizers', () => {
   })
 
   test.each<[string, (options: Record<string, unknown>) => unknown, RegExp]>([
-    ['a negative rate', (o) => ({ ...o, lr: -1 }), /option lr must be a finite number from 0/],
+    ['a negative rate', (o) => ({ ...o, lr: -1 }), /option lr must be a finite number/],
     ['a beta of 1', (o) => ({ ...o, betas: [0.9, 1] }), /option betas\[1\] must be below 1, got 1/],
     ['three betas', (o) => ({ ...o, betas: [0.9, 0.9, 0.9] }), /option betas must have at most 2/],
     ['no eps', ({ eps: _, ...o }) => o, /option eps must be a finite number/],
     ['an unknown option', (o) => ({ ...o, momentum: 0.9 }), /unexpected: option momentum/],
-    ['a list', () => [1, 2], /option betas must be an array/],
+    ['a list', () => [1, 2], /option lr must be a finite number/],
     ['null', () => null, /options must be an object, got null/],
   ])('from a file with %s change nothing', async (_, change, text) => {
     await trained(file)

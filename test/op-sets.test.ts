@@ -37,7 +37,7 @@ const bindingNames: Record<string, string[]> = {
 const withoutFile = ['fill', 'random', 'scale', 'sum_squares', 'token_mask', 'adamw', 'sgd']
 const fileNames: Record<string, string> = { convert: 'cast', strided_copy: 'strided' }
 /** Files of lib/ops without a native op of their own. */
-const withoutOp = ['copy', 'index', 'losses', 'reshape', 'rows']
+const withoutOp = ['copy', 'index', 'losses', 'reshape', 'route-options', 'rows']
 
 test('the table and the declarations of the ops agree', () => {
   expect(table.length).toBeGreaterThan(30)

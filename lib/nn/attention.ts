@@ -1,18 +1,21 @@
-import { checkBoolean, checkInteger, checkOptions, fail } from '../check.js'
+import { checkInteger, fail } from '../check.js'
 import type { DType } from '../dtype.js'
 import { attention } from '../ops/attention.js'
+import { boolean, integer, type OptionsOf, readOptions } from '../options.js'
 import { allOrNone, callScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
-import { Linear, type ProductLayerOptions, productLayerNames, productLayerOptions } from './linear.js'
+import { Linear, layerOptions, type ProductLayerOptions, productOptions } from './linear.js'
 import { Module } from './module.js'
 
-/** Options of {@link CausalSelfAttention}. */
-export interface AttentionLayerOptions extends ProductLayerOptions {
+const attentionOptions = {
   /** A divisor of the width. Default 8. */
-  heads?: number
+  heads: integer({ min: 1, default: 8 }),
   /** Biases of the four projections. Default false. */
-  bias?: boolean
+  bias: boolean({ default: false }),
 }
+
+/** Options of {@link CausalSelfAttention}. */
+export interface AttentionLayerOptions extends ProductLayerOptions, OptionsOf<typeof attentionOptions> {}
 
 /**
  * Multi-head self-attention (Vaswani et al., arXiv 1706.03762, §3.2) in which a token sees itself and what is before it:
@@ -40,11 +43,10 @@ export class CausalSelfAttention extends Module {
   constructor(dim: number, options?: AttentionLayerOptions) {
     super()
     const op = 'CausalSelfAttention'
-    const o = checkOptions<AttentionLayerOptions>(op, options, ['heads', 'bias', ...productLayerNames])
+    const { heads, ...layer } = readOptions(op, options, attentionOptions, layerOptions, productOptions)
     checkInteger(op, 'dim', dim, 1)
-    this.heads = checkInteger(op, 'heads', o.heads ?? 8, 1)
-    if (dim % this.heads !== 0) fail('OPTION', op, `dim must be a multiple of heads, got ${dim} and ${this.heads}`)
-    const layer = { ...productLayerOptions(op, o), bias: checkBoolean(op, 'bias', o.bias ?? false) }
+    if (dim % heads !== 0) fail('OPTION', op, `dim must be a multiple of heads, got ${dim} and ${heads}`)
+    this.heads = heads
     const projection = () => new Linear(dim, dim, layer)
     ;[this.query, this.key, this.value, this.out] = allOrNone(() => [
       projection(),

@@ -1,7 +1,8 @@
-import { checkBoolean, checkOptions, fail, showShape } from '../check.js'
+import { fail, showShape } from '../check.js'
 import type { DType } from '../dtype.js'
 import { show } from '../errors.js'
 import { add } from '../ops/binary.js'
+import { boolean, type OptionsOf, readOptions } from '../options.js'
 import { allOrNone, callScope } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import { FeedForward } from './feed-forward.js'
@@ -11,13 +12,15 @@ import type { MoEResult } from './moe-result.js'
 import { RMSNorm } from './norm.js'
 import { forwardWithGrad, type GradHandle } from './with-grad.js'
 
-/** Options of {@link SparseMoEBlock}. */
-export interface SparseMoEBlockOptions {
+const blockOptions = {
   /** A dense feed-forward before the experts. Default false. */
-  addFfBefore?: boolean
+  addFfBefore: boolean({ default: false }),
   /** A dense feed-forward after the experts. Default true. */
-  addFfAfter?: boolean
+  addFfAfter: boolean({ default: true }),
 }
+
+/** Options of {@link SparseMoEBlock}. */
+export interface SparseMoEBlockOptions extends OptionsOf<typeof blockOptions> {}
 
 const stateNames: Record<string, string> = { moePrenorm: 'moe_prenorm', ffBefore: 'ff_before', ffAfter: 'ff_after' }
 
@@ -48,19 +51,15 @@ export class SparseMoEBlock extends Module {
     super()
     const op = 'SparseMoEBlock'
     if (!(moe instanceof MoE)) fail('OPTION', op, `moe must be a MoE, got ${show(moe)}`)
-    const o = checkOptions<SparseMoEBlockOptions>(op, options, ['addFfBefore', 'addFfAfter'])
-    const [before, after] = [
-      checkBoolean(op, 'addFfBefore', o.addFfBefore ?? false),
-      checkBoolean(op, 'addFfAfter', o.addFfAfter ?? true),
-    ]
+    const { addFfBefore, addFfAfter } = readOptions(op, options, blockOptions)
     const { dtype, device } = moe.gate.toGates.weight
     const layer = { dtype: dtype as 'f32' | 'f64', device }
     const product = { ...layer, computeDtype: moe.computeDtype }
     this.moe = moe
     ;[this.moePrenorm, this.ffBefore, this.ffAfter] = allOrNone(() => [
       new RMSNorm(moe.dim, layer),
-      before ? new FeedForward(moe.dim, product) : null,
-      after ? new FeedForward(moe.dim, product) : null,
+      addFfBefore ? new FeedForward(moe.dim, product) : null,
+      addFfAfter ? new FeedForward(moe.dim, product) : null,
     ])
   }
 

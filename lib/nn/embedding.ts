@@ -1,6 +1,7 @@
-import { checkInteger, checkOptions } from '../check.js'
+import { checkInteger } from '../check.js'
 import { randn } from '../create.js'
 import { embedding } from '../ops/embedding.js'
+import { readOptions } from '../options.js'
 import type { Tensor } from '../tensor.js'
 import { type LayerOptions, layerOptions } from './linear.js'
 import { Module } from './module.js'
@@ -22,10 +23,10 @@ export class Embedding extends Module {
   /** `numEmbeddings` is V, `dim` is D. Errors: OPTION, DTYPE, DEVICE. */
   constructor(numEmbeddings: number, dim: number, options?: LayerOptions) {
     super()
-    const o = checkOptions<LayerOptions>('Embedding', options, ['dtype', 'device'])
+    const layer = readOptions('Embedding', options, layerOptions)
     checkInteger('Embedding', 'numEmbeddings', numEmbeddings, 1)
     checkInteger('Embedding', 'dim', dim, 1)
-    this.weight = newParameter(() => randn([numEmbeddings, dim], layerOptions('Embedding', o)))
+    this.weight = newParameter(() => randn([numEmbeddings, dim], layer))
   }
 
   /** Errors: DTYPE unless `index` is i32, OPTION where an index is outside of [0, V). */

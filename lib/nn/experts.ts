@@ -1,8 +1,9 @@
-import { checkInteger, checkOptions } from '../check.js'
+import { checkInteger } from '../check.js'
 import { ones } from '../create.js'
 import type { ComputeDType } from '../dtype.js'
+import { pick, readOptions } from '../options.js'
 import { allOrNone } from '../scope.js'
-import { type ProductLayerOptions, productLayerNames, productLayerOptions, uniformParameter } from './linear.js'
+import { layerOptions, type ProductLayerOptions, productOptions, uniformParameter } from './linear.js'
 import { Module, type StateEntry } from './module.js'
 import { newParameter, type Parameter } from './parameter.js'
 
@@ -47,10 +48,7 @@ export class Experts extends Module {
   /** E, D and H. Errors: OPTION, DTYPE, DEVICE. */
   constructor(numExperts: number, dim: number, hidden: number, options?: ProductLayerOptions) {
     super()
-    const layer = productLayerOptions(
-      'Experts',
-      checkOptions<ProductLayerOptions>('Experts', options, productLayerNames),
-    )
+    const layer = readOptions('Experts', options, layerOptions, productOptions)
     this.computeDtype = layer.computeDtype
     checkInteger('Experts', 'numExperts', numExperts, 1)
     checkInteger('Experts', 'dim', dim, 1)
@@ -59,7 +57,7 @@ export class Experts extends Module {
     ;[this.w1, this.b1, this.multBias, this.w2, this.b2] = allOrNone(() => [
       uniformParameter([numExperts, 2 * hidden, dim], inner, layer),
       uniformParameter([numExperts, 2 * hidden], inner, layer),
-      newParameter(() => ones([numExperts, hidden], { dtype: layer.dtype, device: layer.device })),
+      newParameter(() => ones([numExperts, hidden], pick(layer, layerOptions))),
       uniformParameter([numExperts, dim, hidden], outer, layer),
       uniformParameter([numExperts, dim], outer, layer),
     ])

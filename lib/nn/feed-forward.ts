@@ -1,18 +1,21 @@
-import { checkInteger, checkNumber, checkOptions } from '../check.js'
+import { checkInteger } from '../check.js'
 import type { DType } from '../dtype.js'
 import { expertFfn } from '../ops/expert-ffn.js'
+import { number, type OptionsOf, pick, readOptions } from '../options.js'
 import { allOrNone, callScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { Experts, hiddenWidth } from './experts.js'
-import { type ProductLayerOptions, productLayerNames, productLayerOptions } from './linear.js'
+import { layerOptions, type ProductLayerOptions, productOptions } from './linear.js'
 import { Module, type StateEntry } from './module.js'
 import { RMSNorm } from './norm.js'
 
-/** Options of {@link FeedForward}. */
-export interface FeedForwardOptions extends ProductLayerOptions {
+const feedForwardOptions = {
   /** Hidden width is trunc(dim · mult · 2 / 3). Default 4. */
-  mult?: number
+  mult: number({ min: 0, default: 4 }),
 }
+
+/** Options of {@link FeedForward}. */
+export interface FeedForwardOptions extends ProductLayerOptions, OptionsOf<typeof feedForwardOptions> {}
 
 /**
  * RMSNorm, then one GEGLU expert that every token passes: x [..., D] → [..., D], the feed-forward of st-moe-pytorch. The
@@ -35,12 +38,11 @@ export class FeedForward extends Module {
   constructor(dim: number, options?: FeedForwardOptions) {
     super()
     const op = 'FeedForward'
-    const o = checkOptions<FeedForwardOptions>(op, options, ['mult', ...productLayerNames])
+    const { mult, ...layer } = readOptions(op, options, feedForwardOptions, layerOptions, productOptions)
     checkInteger(op, 'dim', dim, 1)
-    const layer = productLayerOptions(op, o)
-    const hidden = hiddenWidth(op, dim, checkNumber(op, 'mult', o.mult ?? 4, 0))
+    const hidden = hiddenWidth(op, dim, mult)
     ;[this.norm, this.expert] = allOrNone(() => [
-      new RMSNorm(dim, { dtype: layer.dtype, device: layer.device }),
+      new RMSNorm(dim, pick(layer, layerOptions)),
       new Experts(1, dim, hidden, layer),
     ])
   }

@@ -1,47 +1,54 @@
-import { checkBoolean, checkInteger, checkOptions } from '../check.js'
+import { checkInteger } from '../check.js'
 import { uniform } from '../create.js'
 import { checkDevice, type Device, getDefaultDevice } from '../device.js'
-import { type ComputeDType, checkComputeDType, checkDType, type DType } from '../dtype.js'
+import { type ComputeDType, checkComputeDType, checkDType, type DType, type FloatDType } from '../dtype.js'
 import { linear } from '../ops/linear.js'
+import { boolean, type Option, type OptionsOf, readOptions } from '../options.js'
 import { allOrNone } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { Module } from './module.js'
 import { newParameter, type Parameter } from './parameter.js'
 
-/** Options of every layer with parameters. */
-export interface LayerOptions {
+const floatDType: Option<FloatDType> = {
+  default: 'f32',
+  check: (op, _name, value) => checkDType(op, value, ['f32', 'f64']) as FloatDType,
+}
+
+const deviceOption: Option<Device> = { default: getDefaultDevice, check: (op, _name, value) => checkDevice(op, value) }
+
+/** After `dtype`. */
+export const computeDType: Option<ComputeDType> = {
+  default: ({ dtype }) => dtype as FloatDType,
+  check: (op, _name, value, { dtype }) => checkComputeDType(op, value, dtype as FloatDType),
+}
+
+/** Of every layer with parameters. */
+export const layerOptions = {
   /** Of parameters, inputs and outputs. Default 'f32'. */
-  dtype?: 'f32' | 'f64'
+  dtype: floatDType,
   /** Default: that of {@link setDefaultDevice}, at first 'cpu'. */
-  device?: Device
+  device: deviceOption,
+}
+
+/** Options of every layer with parameters. */
+export interface LayerOptions extends OptionsOf<typeof layerOptions> {}
+
+/** Of a layer with matrix products, after those of every layer. */
+export const productOptions = {
+  /** 'bf16' or 'f16' rounds the operands of the products; parameters, gradients and sums stay f32. Default: dtype. */
+  computeDtype: computeDType,
 }
 
 /** Options of a layer with matrix products. */
-export interface ProductLayerOptions extends LayerOptions {
-  /** 'bf16' or 'f16' rounds the operands of the products; parameters, gradients and sums stay f32. Default: dtype. */
-  computeDtype?: ComputeDType
+export interface ProductLayerOptions extends LayerOptions, OptionsOf<typeof productOptions> {}
+
+const linearOptions = {
+  /** Default true. */
+  bias: boolean({ default: true }),
 }
 
 /** Options of {@link Linear}. */
-export interface LinearLayerOptions extends ProductLayerOptions {
-  /** Default true. */
-  bias?: boolean
-}
-
-/** dtype and device of a layer, checked. */
-export function layerOptions(op: string, o: LayerOptions): Required<LayerOptions> {
-  return {
-    dtype: checkDType(op, o.dtype ?? 'f32', ['f32', 'f64']) as 'f32' | 'f64',
-    device: checkDevice(op, o.device ?? getDefaultDevice()),
-  }
-}
-
-export function productLayerOptions(op: string, o: ProductLayerOptions): Required<ProductLayerOptions> {
-  const layer = layerOptions(op, o)
-  return { ...layer, computeDtype: checkComputeDType(op, o.computeDtype, layer.dtype) }
-}
-
-export const productLayerNames = ['dtype', 'device', 'computeDtype'] as const
+export interface LinearLayerOptions extends ProductLayerOptions, OptionsOf<typeof linearOptions> {}
 
 /** A parameter drawn uniformly from ±bound. */
 export const uniformParameter = (shape: readonly number[], bound: number, { dtype, device }: LayerOptions): Parameter =>
@@ -68,16 +75,14 @@ export class Linear extends Module {
   constructor(inFeatures: number, outFeatures: number, options?: LinearLayerOptions) {
     super()
     const op = 'Linear'
-    const o = checkOptions<LinearLayerOptions>(op, options, ['bias', ...productLayerNames])
+    const layer = readOptions(op, options, linearOptions, layerOptions, productOptions)
     checkInteger(op, 'inFeatures', inFeatures, 1)
     checkInteger(op, 'outFeatures', outFeatures, 1)
-    const bias = checkBoolean(op, 'bias', o.bias ?? true)
     const bound = 1 / Math.sqrt(inFeatures)
-    const layer = productLayerOptions(op, o)
     this.computeDtype = layer.computeDtype
     ;[this.weight, this.bias] = allOrNone(() => [
       uniformParameter([outFeatures, inFeatures], bound, layer),
-      bias ? uniformParameter([outFeatures], bound, layer) : null,
+      layer.bias ? uniformParameter([outFeatures], bound, layer) : null,
     ])
   }
 

@@ -1,16 +1,6 @@
-import {
-  checkBoolean,
-  checkInteger,
-  checkNumber,
-  checkOneOf,
-  checkOptions,
-  copyArray,
-  fail,
-  sameShape,
-  showShape,
-} from '../check.js'
+import { copyArray, fail, sameShape, showShape } from '../check.js'
 import { deviceIndex } from '../device.js'
-import { type ComputeDType, checkComputeDType, type DType } from '../dtype.js'
+import type { ComputeDType, DType } from '../dtype.js'
 import { MoeError, show } from '../errors.js'
 import { allFinite } from '../norm.js'
 import { combine } from '../ops/combine.js'
@@ -18,59 +8,63 @@ import { dispatch } from '../ops/dispatch.js'
 import { expertFfn } from '../ops/expert-ffn.js'
 import { reshape } from '../ops/reshape.js'
 import type { RouteResult } from '../ops/route.js'
+import type { routerOptions } from '../ops/route-options.js'
 import { concat, slice } from '../ops/strided.js'
+import { boolean, integer, number, type OptionsOf, oneOf, pick, readOptions, unchecked } from '../options.js'
 import { allOrNone, callScope, scope } from '../scope.js'
 import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor.js'
 import { Experts, hiddenWidth } from './experts.js'
-import { type GatingForwardOptions, gatingNames, TopNGating, type TopNGatingOptions } from './gating.js'
-import { layerOptions } from './linear.js'
+import {
+  type GatingForwardOptions,
+  gatingForwardOptions,
+  type gatingOptions,
+  maxChoices,
+  passedToGating,
+  TopNGating,
+} from './gating.js'
+import { computeDType, type LayerOptions, layerOptions, productOptions } from './linear.js'
 import { checkModule, Module } from './module.js'
 import { MoEResult } from './moe-result.js'
 import { forwardWithGrad, type GradHandle } from './with-grad.js'
 
-/** Options of {@link MoE}; `dim` is required. */
-export interface MoEOptions extends Omit<TopNGatingOptions, 'numGates' | 'topN'> {
+const moeOptions = {
   /** E. Default 16. */
-  numExperts?: number
+  numExperts: integer({ min: 1, default: ({ experts }) => (Array.isArray(experts) ? experts.length : 16) }),
   /** Hidden width of the built-in experts is trunc(dim · mult · 2 / 3). Default 4. */
-  expertHiddenMult?: number
+  expertHiddenMult: number({ min: 0, default: 4 }),
   /** K, choices a token. With 1 a gate is always 1 and the router learns from the losses alone. Default 2. */
-  gatingTopN?: number
+  gatingTopN: integer({ min: 1, max: maxChoices, atMost: 'numExperts', default: 2 }),
   /** The dispatch weight is 1 forward but passes its gradient to the router. Default true. */
-  straightThroughDispatchTensor?: boolean
+  straightThroughDispatchTensor: boolean({ default: true }),
   /** E modules of your own instead of the built-in GEGLU experts, each called with [B, C, D] (empty slots are zero rows). */
-  experts?: readonly Module[]
+  experts: unchecked<readonly Module[]>(),
   /**
    * 'bf16' or 'f16' rounds the operands of the built-in experts' products; their sums, the router, the losses and all
    * parameters stay f32. Default: dtype.
    */
-  computeDtype?: ComputeDType
+  computeDtype: computeDType,
   /** 'throw': a NaN or infinity in the input or output is a NON_FINITE error. Default 'propagate': only its rows suffer. */
-  onNonFinite?: 'propagate' | 'throw'
+  onNonFinite: oneOf(['propagate', 'throw'], { default: 'propagate' }),
   /** Variable sequence lengths between processes; needs `processGroup`. */
-  allowVarSeqLen?: boolean
+  allowVarSeqLen: unchecked<boolean>(),
   /** Expert parallelism. Not available in this version. */
-  processGroup?: unknown
+  processGroup: unchecked<unknown>(),
+}
+
+/** Options of {@link MoE}; `dim` is required. */
+export interface MoEOptions
+  extends OptionsOf<typeof moeOptions>,
+    OptionsOf<typeof gatingOptions>,
+    OptionsOf<typeof routerOptions>,
+    LayerOptions {}
+
+const forwardOptions = {
+  /** Adds counts of tokens per expert to the result. Default false. */
+  stats: boolean({ default: false }),
 }
 
 /** Options of {@link MoE.forward}. */
-export interface MoEForwardOptions extends GatingForwardOptions {
-  /** Adds counts of tokens per expert to the result. Default false. */
-  stats?: boolean
-}
-
-const ownNames = [
-  'numExperts',
-  'expertHiddenMult',
-  'gatingTopN',
-  'straightThroughDispatchTensor',
-  'experts',
-  'computeDtype',
-  'onNonFinite',
-  'allowVarSeqLen',
-  'processGroup',
-] as const
-const forwardNames = ['random', 'mask', 'noiseGates', 'noiseMult', 'stats'] as const
+export interface MoEForwardOptions extends GatingForwardOptions, OptionsOf<typeof forwardOptions> {}
 
 /**
  * Sparse mixture of experts (ST-MoE, arXiv 2202.08906) with the semantics and state names of st-moe-pytorch 0.1.8:
@@ -107,38 +101,24 @@ export class MoE extends Module {
   constructor(options: MoEOptions) {
     super()
     const op = 'MoE'
-    const o = checkOptions<MoEOptions>(op, options, [...gatingNames, ...ownNames])
-    if (o.processGroup || o.allowVarSeqLen) {
-      throw new MoeError(
-        'UNSUPPORTED',
-        op,
-        'processGroup and allowVarSeqLen (expert parallelism) are not available in this version',
-      )
-    }
-    this.#straightThrough = checkBoolean(op, 'straightThroughDispatchTensor', o.straightThroughDispatchTensor ?? true)
-    this.#throwNonFinite =
-      checkOneOf(op, 'onNonFinite', o.onNonFinite ?? 'propagate', ['propagate', 'throw']) === 'throw'
-    const layer = layerOptions(op, o)
-    deviceIndex(op, layer.device)
-    this.computeDtype = checkComputeDType(op, o.computeDtype, layer.dtype)
-    if (this.computeDtype !== layer.dtype && o.experts)
-      fail('OPTION', op, `computeDtype '${this.computeDtype}' is for the built-in experts`)
-    this.dim = checkInteger(op, 'dim', o.dim, 1)
-    const mult = checkNumber(op, 'expertHiddenMult', o.expertHiddenMult ?? 4, 0)
-    this.numExperts = checkInteger(
-      op,
-      'numExperts',
-      o.numExperts ?? (Array.isArray(o.experts) ? o.experts.length : 16),
-      1,
-    )
-    const modules = o.experts === undefined ? null : checkExperts(op, o.experts, this.numExperts)
-    const hidden = modules ? 0 : hiddenWidth(op, this.dim, mult)
-    const gating = Object.fromEntries(gatingNames.flatMap((name) => (o[name] === undefined ? [] : [[name, o[name]]])))
+    const o = readOptions(op, options, ...passedToGating, moeOptions)
+    if (o.processGroup || o.allowVarSeqLen)
+      fail('UNSUPPORTED', op, 'processGroup and allowVarSeqLen (expert parallelism) are not available in this version')
+    deviceIndex(op, o.device)
+    if (o.computeDtype !== o.dtype && o.experts)
+      fail('OPTION', op, `computeDtype '${o.computeDtype}' is for the built-in experts`)
+    const modules = o.experts === undefined ? null : checkExperts(op, o.experts, o.numExperts)
+    const hidden = modules ? 0 : hiddenWidth(op, o.dim, o.expertHiddenMult)
+    this.dim = o.dim
+    this.numExperts = o.numExperts
+    this.computeDtype = o.computeDtype
+    this.#straightThrough = o.straightThroughDispatchTensor
+    this.#throwNonFinite = o.onNonFinite === 'throw'
     ;[this.gate, this.experts] = allOrNone(() => [
-      new TopNGating({ ...gating, dim: this.dim, numGates: this.numExperts, topN: o.gatingTopN }, op),
+      new TopNGating({ ...pick(o, ...passedToGating), numGates: o.numExperts, topN: o.gatingTopN }, op),
       modules
         ? new UserExperts(modules)
-        : new Experts(this.numExperts, this.dim, hidden, { ...layer, computeDtype: this.computeDtype }),
+        : new Experts(o.numExperts, o.dim, hidden, pick(o, layerOptions, productOptions)),
     ])
   }
 
@@ -159,8 +139,7 @@ export class MoE extends Module {
    */
   forward<D extends DType>(x: Tensor<D>, options?: MoEForwardOptions): MoEResult<D> {
     const op = 'MoE.forward'
-    const { stats = false, ...gating } = checkOptions<MoEForwardOptions>(op, options, forwardNames)
-    checkBoolean(op, 'stats', stats)
+    const { stats, ...gating } = readOptions(op, options, gatingForwardOptions, forwardOptions)
     checkTensor(op, 'x', x)
     if (x.shape.length !== 3 || x.shape[2] !== this.dim) {
       fail('SHAPE', op, `x must be [batch, tokens, ${this.dim}], got ${showShape(x.shape)}`)

@@ -1,8 +1,9 @@
-import { checkInteger, checkNumber, checkOptions } from '../check.js'
+import { checkInteger } from '../check.js'
 import { ones, zeros } from '../create.js'
 import type { DType } from '../dtype.js'
 import { layerNorm } from '../ops/layernorm.js'
 import { rmsNorm } from '../ops/rmsnorm.js'
+import { number, type OptionsOf, readOptions } from '../options.js'
 import { allOrNone } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { type LayerOptions, layerOptions } from './linear.js'
@@ -31,8 +32,8 @@ export class RMSNorm extends Module {
   /** `dim` is D. Errors: OPTION, DTYPE, DEVICE. */
   constructor(dim: number, options?: LayerOptions) {
     super()
-    const o = checkOptions<LayerOptions>('RMSNorm', options, ['dtype', 'device'])
-    this.gamma = constant(ones, checkInteger('RMSNorm', 'dim', dim, 1), layerOptions('RMSNorm', o))
+    const layer = readOptions('RMSNorm', options, layerOptions)
+    this.gamma = constant(ones, checkInteger('RMSNorm', 'dim', dim, 1), layer)
   }
 
   /** x [..., D] → [..., D]. Errors: SHAPE, DTYPE, DEVICE. */
@@ -41,11 +42,13 @@ export class RMSNorm extends Module {
   }
 }
 
-/** Options of {@link LayerNorm}. */
-export interface LayerNormOptions extends LayerOptions {
+const normOptions = {
   /** Added to the variance. Default 1e-5. */
-  eps?: number
+  eps: number({ min: 0, default: 1e-5 }),
 }
+
+/** Options of {@link LayerNorm}. */
+export interface LayerNormOptions extends LayerOptions, OptionsOf<typeof normOptions> {}
 
 /**
  * y = (x − mean) / √(var + eps) · weight + bias over the last axis, by {@link layerNorm}.
@@ -67,10 +70,9 @@ export class LayerNorm extends Module {
   /** `dim` is D. Errors: OPTION, DTYPE, DEVICE. */
   constructor(dim: number, options?: LayerNormOptions) {
     super()
-    const o = checkOptions<LayerNormOptions>('LayerNorm', options, ['eps', 'dtype', 'device'])
+    const { eps, ...layer } = readOptions('LayerNorm', options, normOptions, layerOptions)
     checkInteger('LayerNorm', 'dim', dim, 1)
-    this.eps = checkNumber('LayerNorm', 'eps', o.eps ?? 1e-5, 0)
-    const layer = layerOptions('LayerNorm', o)
+    this.eps = eps
     ;[this.weight, this.bias] = allOrNone(() => [constant(ones, dim, layer), constant(zeros, dim, layer)])
   }
 

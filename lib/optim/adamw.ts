@@ -1,24 +1,38 @@
-import { checkNumber, checkOptions, copyArray, fail } from '../check.js'
+import { checkNumber, copyArray, fail } from '../check.js'
 import { native } from '../native.js'
 import type { Parameter } from '../nn/parameter.js'
+import { checkValues, number, type Option, type OptionsOf, readOptions } from '../options.js'
 import { type StepNumbers, stepKinds } from '../recorder.js'
 import { handleOf, type Tensor } from '../tensor.js'
 import { Optimizer, type OptimizerOptions, type ParameterState, type StateTensors } from './optimizer.js'
 
-/** Options of {@link AdamW}. */
-export interface AdamWOptions {
-  /** Default 1e-3. May be changed between steps by `optimizer.lr = …`. */
-  lr?: number
-  /** Decay of the running means of gradient and squared gradient, each from 0, below 1. Default [0.9, 0.999]. */
-  betas?: readonly [number, number]
-  /** Added to the root of the second mean. Default 1e-8. */
-  eps?: number
-  /** Each step takes lr · weightDecay of the parameter away. Default 1e-2. */
-  weightDecay?: number
+/** Each from 0, below 1. */
+const decays: Option<readonly [number, number]> = {
+  default: [0.9, 0.999],
+  check(op, name, value) {
+    const given = copyArray(op, name, value, 2)
+    if (given.length !== 2) fail('OPTION', op, `${name} must be two numbers, got ${given.length}`)
+    const [first, second] = given.map((beta, i) => {
+      if (checkNumber(op, `${name}[${i}]`, beta, 0) < 1) return beta as number
+      return fail('OPTION', op, `${name}[${i}] must be below 1, got ${beta}`)
+    })
+    return [first, second]
+  },
 }
 
-const usual = { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 1e-2 } as const
-const optionNames = Object.keys(usual) as (keyof typeof usual)[]
+const adamwOptions = {
+  /** Default 1e-3. May be changed between steps by `optimizer.lr = …`. */
+  lr: number({ min: 0, default: 1e-3 }),
+  /** Decay of the running means of gradient and squared gradient, each from 0, below 1. Default [0.9, 0.999]. */
+  betas: decays,
+  /** Added to the root of the second mean. Default 1e-8. */
+  eps: number({ min: 0, default: 1e-8 }),
+  /** Each step takes lr · weightDecay of the parameter away. Default 1e-2. */
+  weightDecay: number({ min: 0, default: 1e-2 }),
+}
+
+/** Options of {@link AdamW}. */
+export interface AdamWOptions extends OptionsOf<typeof adamwOptions> {}
 
 /**
  * Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2), the update of
@@ -45,37 +59,16 @@ export class AdamW extends Optimizer {
 
   /** Errors: OPTION, DISPOSED. */
   constructor(params: Iterable<Parameter>, options?: AdamWOptions) {
-    const op = 'AdamW'
-    super(op, params)
-    const given = checkOptions<AdamWOptions>(op, options, optionNames)
-    const { lr, betas, eps, weightDecay } = this.checkedOptions(op, { ...usual, ...given })
+    super('AdamW', params)
+    const { lr, betas, eps, weightDecay } = readOptions('AdamW', options, adamwOptions)
     this.lr = lr
     this.betas = betas
     this.eps = eps
     this.weightDecay = weightDecay
   }
 
-  override step(): void {
-    this.checkedOptions('AdamW.step', this)
-    super.step()
-  }
-
-  protected override checkedOptions(
-    op: string,
-    source: { [N in keyof AdamWOptions]: unknown },
-  ): OptimizerOptions & Required<AdamWOptions> {
-    const betas = copyArray(op, 'betas', source.betas, 2)
-    if (betas.length !== 2) fail('OPTION', op, `betas must be two numbers, got ${betas.length}`)
-    const [beta1, beta2] = betas.map((beta, i) => {
-      if (checkNumber(op, `betas[${i}]`, beta, 0) < 1) return beta as number
-      return fail('OPTION', op, `betas[${i}] must be below 1, got ${beta}`)
-    })
-    return {
-      lr: checkNumber(op, 'lr', source.lr, 0),
-      betas: [beta1, beta2],
-      eps: checkNumber(op, 'eps', source.eps, 0),
-      weightDecay: checkNumber(op, 'weightDecay', source.weightDecay, 0),
-    }
+  protected override checkedOptions(op: string, source: object): OptimizerOptions & Required<AdamWOptions> {
+    return checkValues(op, source, adamwOptions)
   }
 
   protected override stateTensors(): StateTensors {

@@ -4,13 +4,16 @@ import { MoeError, show } from '../errors.js'
 import { type Handle, native } from '../native.js'
 import { Parameter } from '../nn/parameter.js'
 import { norm } from '../norm.js'
+import { type OptionsOf, oneOf, readOptions } from '../options.js'
 import { handleOf } from '../tensor.js'
 
-/** Options of {@link clipGradNorm}. */
-export interface ClipOptions {
+const clipOptions = {
   /** 'throw': a norm that is not finite is a NON_FINITE error. Default 'propagate'. */
-  onNonFinite?: 'propagate' | 'throw'
+  onNonFinite: oneOf(['propagate', 'throw'], { default: 'propagate' }),
 }
+
+/** Options of {@link clipGradNorm}. */
+export interface ClipOptions extends OptionsOf<typeof clipOptions> {}
 
 /**
  * Scales all gradients in place so that their joint 2-norm is at most `maxNorm`, and returns the norm from before.
@@ -25,15 +28,14 @@ export interface ClipOptions {
  * console.log(clipGradNorm(model.parameters(), 1).toFixed(3)) // → 1.000
  * ```
  */
-export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, options: ClipOptions = {}): number {
+export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, options?: ClipOptions): number {
   const op = 'clipGradNorm'
   if (typeof params !== 'object' || params === null || typeof params[Symbol.iterator] !== 'function') {
     fail('OPTION', op, `params must be parameters, such as model.parameters(), got ${show(params)}`)
   }
   checkNumber(op, 'maxNorm', maxNorm, 0)
   refuseInCapture(op, 'it waits for the norm')
-  if (typeof options !== 'object' || options === null)
-    fail('OPTION', op, `options must be an object, got ${show(options)}`)
+  const { onNonFinite } = readOptions(op, options, clipOptions)
   const grads: Handle[] = []
   for (const parameter of params) {
     if (!(parameter instanceof Parameter)) fail('OPTION', op, `params must hold Parameters, got ${show(parameter)}`)
@@ -41,8 +43,7 @@ export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, optio
   }
   const before = norm(grads)
   if (!Number.isFinite(before)) {
-    if (options.onNonFinite === 'throw')
-      throw new MoeError('NON_FINITE', op, `the gradient norm must be finite, got ${before}`)
+    if (onNonFinite === 'throw') throw new MoeError('NON_FINITE', op, `the gradient norm must be finite, got ${before}`)
     return before
   }
   if (before > maxNorm) for (const grad of grads) native.scaleInPlace(grad, maxNorm / (before + 1e-6))

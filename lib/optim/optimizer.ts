@@ -97,12 +97,14 @@ export abstract class Optimizer {
   /** Those that the constructor got, each once. */
   readonly parameters: readonly Parameter[]
   readonly #states = new Map<Parameter, ParameterState>()
+  readonly #op: string
 
-  /** Errors: OPTION for anything but Parameters, DISPOSED. */
+  /** `op` is what errors name. Errors: OPTION for anything but Parameters, DISPOSED. */
   protected constructor(op: string, params: Iterable<Parameter>) {
     if (typeof params !== 'object' || params === null || typeof params[Symbol.iterator] !== 'function') {
       fail('OPTION', op, `params must be parameters, such as model.parameters(), got ${show(params)}`)
     }
+    this.#op = op
     const distinct = new Set<Parameter>()
     for (const parameter of params) {
       const name = `parameter ${distinct.size}`
@@ -120,6 +122,7 @@ export abstract class Optimizer {
 
   /** Updates every parameter that has a gradient, in place. Errors: OPTION where a setting such as `lr` was made invalid. */
   step(): void {
+    this.checkedOptions(`${this.#op}.step`, this)
     const due = this.parameters.flatMap((parameter) => (parameter.grad ? [{ parameter, grad: parameter.grad }] : []))
     this.#makeStates(due.map(({ parameter }) => parameter)) // where memory ends, no parameter has been updated
     for (const { parameter, grad } of due) {

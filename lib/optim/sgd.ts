@@ -1,22 +1,21 @@
-import { checkNumber, checkOptions } from '../check.js'
 import { native } from '../native.js'
 import type { Parameter } from '../nn/parameter.js'
+import { checkValues, number, type OptionsOf, readOptions } from '../options.js'
 import { type StepNumbers, stepKinds } from '../recorder.js'
 import { handleOf, type Tensor } from '../tensor.js'
 import { Optimizer, type OptimizerOptions, type ParameterState, type StateTensors } from './optimizer.js'
 
-/** Options of {@link SGD}. */
-export interface SGDOptions {
+const sgdOptions = {
   /** Default 1e-3. May be changed between steps by `optimizer.lr = …`. */
-  lr?: number
+  lr: number({ min: 0, default: 1e-3 }),
   /** Factor of the buffer of past gradients. Default 0: no buffers. */
-  momentum?: number
+  momentum: number({ min: 0, default: 0 }),
   /** weightDecay · parameter is added to the gradient. Default 0. */
-  weightDecay?: number
+  weightDecay: number({ min: 0, default: 0 }),
 }
 
-const usual = { lr: 1e-3, momentum: 0, weightDecay: 0 } as const
-const optionNames = Object.keys(usual) as (keyof typeof usual)[]
+/** Options of {@link SGD}. */
+export interface SGDOptions extends OptionsOf<typeof sgdOptions> {}
 
 /**
  * Stochastic gradient descent, the update of torch.optim.SGD without dampening: g += weightDecay · p;
@@ -42,27 +41,14 @@ export class SGD extends Optimizer {
   /** Errors: OPTION, DISPOSED. */
   constructor(params: Iterable<Parameter>, options?: SGDOptions) {
     super('SGD', params)
-    const given = checkOptions<SGDOptions>('SGD', options, optionNames)
-    const { lr, momentum, weightDecay } = this.checkedOptions('SGD', { ...usual, ...given })
+    const { lr, momentum, weightDecay } = readOptions('SGD', options, sgdOptions)
     this.lr = lr
     this.momentum = momentum
     this.weightDecay = weightDecay
   }
 
-  override step(): void {
-    this.checkedOptions('SGD.step', this)
-    super.step()
-  }
-
-  protected override checkedOptions(
-    op: string,
-    source: { [N in keyof SGDOptions]: unknown },
-  ): OptimizerOptions & Required<SGDOptions> {
-    return {
-      lr: checkNumber(op, 'lr', source.lr, 0),
-      momentum: checkNumber(op, 'momentum', source.momentum, 0),
-      weightDecay: checkNumber(op, 'weightDecay', source.weightDecay, 0),
-    }
+  protected override checkedOptions(op: string, source: object): OptimizerOptions & Required<SGDOptions> {
+    return checkValues(op, source, sgdOptions)
   }
 
   protected override stateTensors({ momentum }: { momentum: number }): StateTensors {

@@ -1,0 +1,110 @@
+import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail } from './check.js'
+
+/**
+ * Options, each declared once: a name, a doc comment, what a value must be, and what stands for one that is not given.
+ * The type of what people pass and the checked values follow from a declaration, a plain object of these.
+ */
+
+/** An option that must be given. */
+export interface Needed<V> {
+  /** The value, or an error that names `op` and `name`. Of `others`, those declared before this one are checked. */
+  check(op: string, name: string, value: unknown, others: Others, isDefault?: boolean): V
+}
+
+/** An option that may be left out. */
+export interface Option<V> extends Needed<V> {
+  readonly default: V | ((others: Others) => V)
+}
+
+type Others = Readonly<Record<string, unknown>>
+export type Declared = Readonly<Record<string, Needed<unknown>>>
+
+type Value<O> = O extends Needed<infer V> ? V : never
+type Named<O, N extends keyof O> = { [K in N]: Value<O[K]> }
+type Optional<O, N extends keyof O> = { [K in N]?: Exclude<Value<O[K]>, undefined> }
+type OptionalNames<O> = { [N in keyof O]: O[N] extends Option<unknown> ? N : never }[keyof O]
+
+/** What people pass. The doc comments are those of the declaration. */
+export type OptionsOf<O> = Named<O, Exclude<keyof O, OptionalNames<O>>> & Optional<O, OptionalNames<O>>
+
+/** Checked values of several declarations. */
+export type ValuesOf<D extends readonly Declared[]> = D extends readonly [infer O, ...infer Rest extends Declared[]]
+  ? Named<O, keyof O> & ValuesOf<Rest>
+  : unknown
+
+/** The values that `passed` stands for, a plain copy. An unknown name is an error that names the nearest known one. */
+export function readOptions<D extends readonly Declared[]>(op: string, passed: unknown, ...declared: D): ValuesOf<D> {
+  const options: Declared = Object.assign({}, ...declared)
+  const given: Others = checkOptions(op, passed, Object.keys(options))
+  const values: Record<string, unknown> = { ...given }
+  for (const [name, option] of Object.entries(options)) {
+    const isDefault = given[name] === undefined
+    const value = isDefault ? defaultOf(option, values) : given[name]
+    values[name] = option.check(op, name, value, values, isDefault)
+  }
+  return values as ValuesOf<D>
+}
+
+function defaultOf(option: Needed<unknown> | Option<unknown>, others: Others): unknown {
+  if (!('default' in option)) return undefined
+  return typeof option.default === 'function' ? option.default(others) : option.default
+}
+
+/** The values of `source`, which must have all of them. */
+export function checkValues<O extends Declared>(op: string, source: object, declared: O): Named<O, keyof O> {
+  const values: Record<string, unknown> = {}
+  for (const [name, option] of Object.entries(declared))
+    values[name] = option.check(op, name, (source as Others)[name], values)
+  return values as Named<O, keyof O>
+}
+
+/** Those values that `declared` names: what a layer passes on to a part of it. */
+export function pick<D extends readonly Declared[]>(values: ValuesOf<D>, ...declared: D): ValuesOf<D> {
+  const names = declared.flatMap((options) => Object.keys(options))
+  return Object.fromEntries(names.map((name) => [name, (values as Others)[name]])) as ValuesOf<D>
+}
+
+type Default<V> = Option<V>['default']
+type IntegerRange = { min: number; max?: number; atMost?: string }
+
+/** An integer. `atMost` names an option declared before it, which it does not exceed. */
+export function integer(range: IntegerRange & { default: Default<number> }): Option<number>
+export function integer(range: IntegerRange): Needed<number>
+export function integer({ min, max, atMost, ...rest }: IntegerRange & { default?: Default<number> }): Needed<number> {
+  return {
+    ...rest,
+    check(op, name, value, others, isDefault) {
+      if (atMost === undefined) return checkInteger(op, name, value, min, max)
+      const limit = Number(others[atMost])
+      const got = checkInteger(op, name, value, min)
+      if (got > limit)
+        fail(
+          'OPTION',
+          op,
+          `${name} must be at most ${atMost} = ${limit}, got ${got}${isDefault ? ' (the default)' : ''}`,
+        )
+      return checkInteger(op, name, got, min, max)
+    },
+  }
+}
+
+/** A finite number. */
+export const number = (range: { min?: number; max?: number; default: number }): Option<number> => ({
+  default: range.default,
+  check: (op, name, value) => checkNumber(op, name, value, range.min, range.max),
+})
+
+/** true or false. */
+export const boolean = (rest: { default: boolean }): Option<boolean> => ({ ...rest, check: checkBoolean })
+
+/** One of a few words. */
+export const oneOf = <T extends string>(allowed: readonly T[], rest: { default: NoInfer<T> }): Option<T> => ({
+  ...rest,
+  check: (op, name, value) => checkOneOf(op, name, value, allowed),
+})
+
+/** Checked where it is used, which may depend on more than options; undefined if it is not given. */
+export const unchecked = <T>(): Option<T | undefined> => ({
+  default: undefined,
+  check: (_op, _name, value) => value as T | undefined,
+})
