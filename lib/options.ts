@@ -34,13 +34,14 @@ export type ValuesOf<D extends readonly Declared[]> = D extends readonly [infer 
 
 /** The values that `passed` stands for, a plain copy. An unknown name is an error that names the nearest known one. */
 export function readOptions<D extends readonly Declared[]>(op: string, passed: unknown, ...declared: D): ValuesOf<D> {
-  const options: Declared = Object.assign({}, ...declared)
-  const given: Others = checkOptions(op, passed, Object.keys(options))
+  const given: Others = checkOptions(op, passed, declared.flatMap(Object.keys))
   const values: Record<string, unknown> = { ...given }
-  for (const [name, option] of Object.entries(options)) {
-    const isDefault = given[name] === undefined
-    const value = isDefault ? defaultOf(option, values) : given[name]
-    values[name] = option.check(op, name, value, values, isDefault)
+  for (const options of declared) {
+    for (const name in options) {
+      const isDefault = given[name] === undefined
+      const value = isDefault ? defaultOf(options[name], values) : given[name]
+      values[name] = options[name].check(op, name, value, values, isDefault)
+    }
   }
   return values as ValuesOf<D>
 }
@@ -53,15 +54,15 @@ function defaultOf(option: Needed<unknown> | Option<unknown>, others: Others): u
 /** The values of `source`, which must have all of them. */
 export function checkValues<O extends Declared>(op: string, source: object, declared: O): Named<O, keyof O> {
   const values: Record<string, unknown> = {}
-  for (const [name, option] of Object.entries(declared))
-    values[name] = option.check(op, name, (source as Others)[name], values)
+  for (const name in declared) values[name] = declared[name].check(op, name, (source as Others)[name], values)
   return values as Named<O, keyof O>
 }
 
 /** Those values that `declared` names: what a layer passes on to a part of it. */
 export function pick<D extends readonly Declared[]>(values: ValuesOf<D>, ...declared: D): ValuesOf<D> {
-  const names = declared.flatMap((options) => Object.keys(options))
-  return Object.fromEntries(names.map((name) => [name, (values as Others)[name]])) as ValuesOf<D>
+  const picked: Record<string, unknown> = {}
+  for (const options of declared) for (const name in options) picked[name] = (values as Others)[name]
+  return picked as ValuesOf<D>
 }
 
 type Default<V> = Option<V>['default']
