@@ -45,7 +45,7 @@ describe('backward', () => {
     })
   })
 
-  it('gives each leaf a gradient of its own, although one gradient went to both', () => {
+  it('gives each leaf its own gradient, even if both got the same one', () => {
     scope(() => {
       const leaf = () => tensor([1, 1], [2], { requiresGrad: true })
       const leaves = [leaf(), leaf(), leaf()]
@@ -62,7 +62,7 @@ describe('backward', () => {
     })
   })
 
-  it('takes a gradient of the shape of the tensor, and only that', () => {
+  it('accepts only a gradient of the shape of the tensor', () => {
     scope(() => {
       const x = tensor([1, 2], [2], { requiresGrad: true })
       const y = x.mul(3)
@@ -103,7 +103,7 @@ describe('backward', () => {
     })
   })
 
-  it('says so when a tensor it needs was changed in place', () => {
+  it('throws if a tensor that it needs was changed in place', () => {
     const layer = new Linear(4, 1)
     const optimizer = new SGD(layer.parameters(), { lr: 0.1 })
     scope(() => {
@@ -213,7 +213,7 @@ describe('forwardWithGrad', () => {
     moe.dispose()
   })
 
-  it('takes the auxiliary loss only where it is asked to', () => {
+  it('includes the auxiliary loss only on request', () => {
     const moe = new MoE({ dim: 4, numExperts: 2, gatingTopN: 1 })
     const [input, dy] = [Float32Array.from({ length: 32 }, (_, i) => Math.sin(i)), new Float32Array(32)]
     const gradient = (...aux: number[]) => {
@@ -226,14 +226,14 @@ describe('forwardWithGrad', () => {
     moe.dispose()
   })
 
-  it('inside of noGrad records nothing, so there is nothing to go back through', () => {
+  it('records nothing inside noGrad, so backward throws', () => {
     const moe = new MoE({ dim: 4, numExperts: 2 })
     using step = noGrad(() => moe.forwardWithGrad(new Float32Array(8), [1, 2, 4]))
     expect(() => step.backward(new Float32Array(8))).toThrowError(expect.objectContaining({ code: 'UNSUPPORTED' }))
     moe.dispose()
   })
 
-  it('leaves nothing behind when it fails, is dropped, or is given nonsense', () => {
+  it('leaks nothing if it fails, is dropped, or gets invalid arguments', () => {
     const moe = new MoE({ dim: 4, numExperts: 2, onNonFinite: 'throw' })
     expectNoLeak(() => {
       const input = new Float32Array(8)
@@ -254,7 +254,7 @@ describe('forwardWithGrad', () => {
 })
 
 describe('training', () => {
-  it('a small regression converges, and each step leaves memory as it was', () => {
+  it('a small regression converges in constant memory', () => {
     manualSeed(1)
     const layer = new Linear(3, 1)
     const optimizer = new AdamW(layer.parameters(), { lr: 0.05, weightDecay: 0 })

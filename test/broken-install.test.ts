@@ -45,7 +45,7 @@ beforeEach(() => {
 })
 afterEach(() => rmSync(installed, { recursive: true, force: true }))
 
-/** What a program gets that imports the package; its exit code is 0 where it could catch what went wrong. */
+/** The result of a program that imports the package; exit code 0 if it could catch the error. */
 function use(): { error?: { code: string; message: string }; devices?: Record<string, unknown>[]; sum?: number } {
   const program = `
     try {
@@ -88,14 +88,14 @@ describe('the addon', () => {
     expectExplained(new RegExp(`Tried:\n.*st-moe\\.glibc\\.node: .*${reason.source}`))
   })
 
-  test('beside the program that runs, or in folders above, is not looked at', () => {
+  test('next to the running program, or in parent folders, is ignored', () => {
     const above = join(installed, 'node_modules/st-moe')
     for (const name of ['package.json', 'dist']) cpSync(join(installed, name), join(above, name), { recursive: true })
     for (const folder of ['build/Release', `prebuilds/${process.platform}-${process.arch}`]) {
       mkdirSync(join(installed, folder), { recursive: true })
       for (const name of ['st_moe.node', 'st-moe.glibc.node']) writeFileSync(join(installed, folder, name), addon)
     }
-    const program = join(installed, 'node') // node-gyp-build finds the prebuilds beside it
+    const program = join(installed, 'node') // node-gyp-build finds the prebuilds next to it
     copyFileSync(process.execPath, program)
     const { ST_MOE_PREBUILD, ...env } = process.env
     const { status, stdout } = spawnSync(program, [join(above, 'dist/cli/bin.js'), 'doctor'], { env, encoding: 'utf8' })

@@ -27,7 +27,7 @@ import {
   zeros,
 } from '../lib/index.js'
 
-// A captured step against the same step run again and again. The card is the emulator's (npm run build:simt) unless
+// A captured step vs. the same step run repeatedly. The GPU is the emulator (npm run build:simt) unless
 // ST_MOE_CUDA_LIBRARY names another plugin.
 
 const plugin = fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))
@@ -87,7 +87,7 @@ function left({ parameters, optimizer, generator }: Training): unknown {
     draws: [generator.step, manualSeedState()],
   }))
 }
-/** How many draws the environment's generator has made, told by the next one. */
+/** The step of the environment's generator, told by the next sample. */
 const manualSeedState = (): string => bits(randn([4]))
 
 /** Losses and what is left of `steps` steps, one call or one replay each. */
@@ -115,7 +115,7 @@ test('on the CPU a replay calls the function, and frees what the last one return
   expect(() => step.replay()).toThrow(/\[CapturedStep.replay\] the step has been disposed/)
 })
 
-test('copyFrom writes in place, converts, and refuses what does not fit', () => {
+test('copyFrom writes in place, converts, and rejects mismatches', () => {
   const x = own(zeros([2, 2]))
   const alias = own(x.detach())
   expect(
@@ -145,13 +145,13 @@ test('copyFrom writes in place, converts, and refuses what does not fit', () => 
   })
 })
 
-describe.skipIf(!built)('on a card', () => {
-  test.each(['f32', 'bf16'] as const)('replays give the bits of the loop: AdamW, %s', (computeDtype) => {
+describe.skipIf(!built)('on a GPU', () => {
+  test.each(['f32', 'bf16'] as const)('replays return the bits of the loop: AdamW, %s', (computeDtype) => {
     const eager = loop(training('cuda', computeDtype), 4, false)
     expect(loop(training('cuda', computeDtype), 4, true)).toEqual(eager)
   })
 
-  test('replays give the bits of the loop: SGD with momentum, after steps that were not captured', () => {
+  test('replays return the bits of the loop: SGD with momentum, after uncaptured steps', () => {
     const make = (p: Iterable<Parameter>) => new SGD(p, { lr: 1e-2, momentum: 0.9, weightDecay: 0.1 })
     const run = (replays: boolean) => {
       const t = training('cuda', 'f32', make)
@@ -172,7 +172,7 @@ describe.skipIf(!built)('on a card', () => {
     expect(Number.isNaN(step.replay().loss.item())).toBe(false)
   })
 
-  test('ordinary use between replays: evaluation, a loaded state, another draw', () => {
+  test('ordinary use between replays: evaluation, a loaded state, another sample', () => {
     const run = (replays: boolean) => {
       const t = training('cuda', 'bf16')
       const [moe] = owned as unknown as [MoE]
@@ -206,7 +206,7 @@ describe.skipIf(!built)('on a card', () => {
     }
   })
 
-  test('a generator that is seeded anew between replays draws what it draws outside of a step', () => {
+  test('a generator reseeded between replays samples the same numbers as outside a step', () => {
     const generator = new Generator(5)
     const step = own(captureStep(() => randn([64], { device: 'cuda', generator }), { device: 'cuda' }))
     for (const seed of [5, 7, 2 ** 40]) {
@@ -216,7 +216,7 @@ describe.skipIf(!built)('on a card', () => {
     }
   })
 
-  test('a replay that fails has drawn nothing', () => {
+  test('a failed replay does not advance generators', () => {
     const generator = new Generator(5)
     const x = own(zeros([4], { device: 'cuda' }))
     const step = own(captureStep(() => randn([4], { device: 'cuda', generator }).add(x), { device: 'cuda' }))
@@ -226,7 +226,7 @@ describe.skipIf(!built)('on a card', () => {
     expect(generator.step).toBe(1)
   })
 
-  test('gradients add up where the step leaves them alone', () => {
+  test('gradients add up if the step does not clear them', () => {
     const run = (replays: boolean) => {
       const w = own(tensor([1, 2, 3], null, { device: 'cuda', requiresGrad: true }))
       w.mul(w).sum().backward()
@@ -253,7 +253,7 @@ describe.skipIf(!built)('on a card', () => {
     expect(firstChoices()).toEqual([0, 0, 1])
   })
 
-  test('memory stays as it is from replay to replay, and comes back', () => {
+  test('memory is constant from replay to replay, and is freed', () => {
     const used = () => memory().devices['cuda:0']
     const before = used()
     const t = training('cuda', 'bf16')
@@ -330,7 +330,7 @@ describe.skipIf(!built)('on a card', () => {
       expect(loop(t, 2, true)).toEqual(eager)
     })
 
-    test('a step that runs on another device than it was made for', () => {
+    test('a step that runs on another device than requested', () => {
       const step = own(captureStep(() => zeros([2], { device: 'cuda' }), { device: 'cpu' }))
       expect(() => step.replay()).toThrow(/the step runs on cuda:0: call captureStep\(fn, { device: 'cuda:0' }\)/)
     })

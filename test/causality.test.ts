@@ -28,7 +28,7 @@ function change(mode: 'train' | 'eval', options: Omit<MoEOptions, 'dim'>): numbe
   return Math.max(...changes)
 }
 
-test('later tokens change the outputs of earlier ones where capacity is short', () => {
+test('later tokens change the outputs of earlier ones if capacity is short', () => {
   expect(change('train', {})).toBeGreaterThan(0.1)
   expect(change('eval', { capacityFactorEval: 1, thresholdEval: 0 })).toBeGreaterThan(0.1)
   expect(change('eval', { capacityFactorEval: 1, gatingTopN: 3, thresholdEval: 0 })).toBeGreaterThan(0.1)
@@ -60,7 +60,7 @@ test('with a slot for every token and threshold 0 a token has the same output in
     })
 })
 
-test('evaluation draws random numbers, unless the threshold is 0', () =>
+test('evaluation samples random numbers, unless the threshold is 0', () =>
   scope(() => {
     const x = tokens(2, N)
     const twice = (options: Omit<MoEOptions, 'dim'>) => {
@@ -71,7 +71,7 @@ test('evaluation draws random numbers, unless the threshold is 0', () =>
     expect(twice({ thresholdEval: 0 })).toBe(0)
   }))
 
-test('rows as sequences of one: nothing is dropped, and the balance loss knows nothing of the load', () =>
+test('rows as sequences of one: nothing is dropped, and the load-balancing loss does not measure the load', () =>
   scope(() => {
     const moe = new MoE({ dim: D, numExperts: E, gatingTopN: E, thresholdTrain: 0, dtype: 'f64' })
     const rows = randn([32, 1, D], { dtype: 'f64' })

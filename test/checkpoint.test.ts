@@ -28,7 +28,7 @@ import { runChild } from './support/child.js'
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-checkpoint-'))
 afterAll(() => rmSync(folder, { recursive: true }))
 
-/** Lines that a training in a process of its own prints: the loss of each step, and a hash of all parameters. */
+/** Output of training in its own process: the loss of each step, and a hash of all parameters. */
 async function train(...args: (string | number)[]): Promise<string[]> {
   const { code, stdout, stderr } = await runChild('resumable-run.mjs', args.map(String))
   expect([code, stderr]).toEqual([0, ''])
@@ -116,7 +116,7 @@ test('a checkpoint that does not fit changes nothing', async () => {
 describe('options of optimizers', () => {
   const file = join(folder, 'options.safetensors')
 
-  test('come back with the state: the next step is the same, whatever the new optimizer was made with', async () => {
+  test('are restored with the state: the next step is the same, whatever the options of the new optimizer', async () => {
     const kinds: [(model: Net) => Optimizer, (model: Net) => Optimizer][] = [
       [
         (model) => new AdamW(model.parameters(), { lr: 0.1, betas: [0.5, 0.7], eps: 1e-3, weightDecay: 0.3 }),
@@ -199,7 +199,7 @@ describe('several optimizers', () => {
     bias: new SGD([model.bias!], { lr: 0.2, momentum: 0.9 }),
   })
 
-  test('are kept by name, also where names look like those of tensors', async () => {
+  test('are stored by name, even if names look like those of tensors', async () => {
     const model = new Net(3, 2)
     const optimizer = { ...parts(model), 0: new AdamW([model.bias!]) }
     Object.defineProperty(optimizer, '__proto__', { value: new SGD([model.weight]), enumerable: true })
@@ -242,7 +242,7 @@ describe('several optimizers', () => {
   })
 })
 
-test('random numbers go on from the checkpoint only where that is asked for', async () => {
+test('the random state is restored only on request', async () => {
   const file = join(folder, 'random.safetensors')
   const model = new Net(3, 2)
   manualSeed(11)

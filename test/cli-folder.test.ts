@@ -13,11 +13,11 @@ import { root } from './support/blocks.js'
 import { at, bin, cli, expectRefused, folder, succeeded, tiny } from './support/cli.js'
 import { runProgram } from './support/program.js'
 
-/** One process at a time writes to the folder of a run, and whatever ends it leaves a folder that goes on. */
+/** One process at a time writes to a run folder, and the run can resume however that process ends. */
 
 const train = (out: string, ...args: string[]): string[] => ['train', 'book.txt', '--out', out, ...tiny, ...args]
 
-/** A run that goes on until it is stopped, once its first checkpoint is there; `wrapper` starts it. */
+/** A run that continues until stopped, after its first checkpoint; `wrapper` starts it. */
 async function training(out: string, wrapper: readonly string[] = []) {
   const [program, ...args] = [...wrapper, process.execPath, bin, ...train(out, '--steps', '1000000')]
   const child = spawn(program, args, { cwd: folder, stdio: ['ignore', 'pipe', 'pipe'] })
@@ -99,7 +99,7 @@ describe('a lock file', () => {
     rmSync(at('lock'), { recursive: true })
   })
 
-  test('has one owner, who takes it away', () => {
+  test('has one owner, who removes it', () => {
     const lock = takeLock(file)
     expect(() => takeLock(file)).toThrow(
       new Failure(`${at('lock')} is in use by process ${process.pid} on ${hostname()}`),
@@ -109,7 +109,7 @@ describe('a lock file', () => {
     takeLock(file).release()
   })
 
-  test('that its owner takes away while another waits protects nothing: the next one does', () => {
+  test('removed by its owner while another waits protects nothing: the next one does', () => {
     const { lockFile } = native
     const owner = takeLock(file)
     vi.spyOn(native, 'lockFile').mockImplementationOnce((opened) => {
@@ -162,7 +162,7 @@ describe('a signal', () => {
   const hasTerminals = spawnSync('script', ['--version']).status === 0
   test.skipIf(!hasTerminals)('a terminal that is gone, without a signal: saved, and ended quietly', async () => {
     const program = [process.execPath, bin, ...train('closed', '--steps', '1000000')].join(' ')
-    // The shell keeps the signal to itself, and tells the exit code.
+    // The shell receives the signal, and reports the exit code.
     const command = `trap : HUP; ${program}; echo $? > ended; mv ended closed/code`
     const terminal = spawn('script', ['-qc', command, '/dev/null'], { cwd: folder, stdio: ['pipe', 'pipe', 'ignore'] })
     await expect.poll(() => existsSync(at('closed/report.html')), { timeout: 30_000 }).toBe(true)

@@ -58,7 +58,7 @@ describe('train', () => {
     expect({ said, code, signal }).toEqual({ said: 'ready\nwanted\nopen\n', code: null, signal: 'SIGINT' })
   })
 
-  test('--steps below what is done is an error that changes nothing; at what is done there is nothing to do', async () => {
+  test('--steps below the completed steps is an error that changes nothing; equal to them, there is nothing to do', async () => {
     cpSync(at('run'), at('done'), { recursive: true })
     const files = () => readdirSync(at('done')).map((name) => [name, readFileSync(at(`done/${name}`), 'utf8')])
     const before = files()
@@ -102,7 +102,7 @@ describe('train', () => {
     )
   })
 
-  test('killed, it goes on from the last checkpoint, and its lock is no obstacle', async () => {
+  test('killed, it continues from the last checkpoint, and its lock does not block', async () => {
     const child = spawn(process.execPath, [bin, 'train', 'book.txt', '--out', 'killed', '--steps', '100000', ...tiny], {
       cwd: folder,
     })
@@ -147,7 +147,7 @@ describe('train', () => {
     expect(await succeeded(['generate', 'runs/unicode', '--prompt', '😀 ', '--length', '9'])).toMatch(/^😀 /)
   })
 
-  test('one expert, one choice; a text of one character', async () => {
+  test('one expert, top-1; a text of one character', async () => {
     writeFileSync(at('same.txt'), 'a'.repeat(500))
     await succeeded(['train', 'same.txt', '--steps', '2', ...tiny, '--width', '8', '--experts', '1', '--top-n', '1'])
     expect(JSON.parse(readFileSync(at('runs/same/run.json'), 'utf8')).options).toMatchObject({ dim: 8, experts: 1 })

@@ -76,7 +76,7 @@ describe('a wrong command line', () => {
 })
 
 describe('doctor', () => {
-  test('--json tells all', async () => {
+  test('--json reports everything', async () => {
     const [report] = jsonLines(await succeeded(['doctor', '--json']))
     expect(report).toMatchObject({
       healthy: true,
@@ -102,7 +102,7 @@ describe('doctor', () => {
   })
 
   const emulator = join(root, 'build/libst_moe_simt.so')
-  test.skipIf(!existsSync(emulator))('tests a card that is there', async () => {
+  test.skipIf(!existsSync(emulator))('tests a GPU', async () => {
     const env = { ...process.env, ST_MOE_CUDA_LIBRARY: emulator }
     const { code, out } = await runProgram([bin, 'doctor', '--json'], { env })
     expect(code).toBe(0)
@@ -113,7 +113,7 @@ describe('doctor', () => {
     })
   })
 
-  test.skipIf(!existsSync(emulator))('a card whose self-test fails is told with why, and ends with 1', async () => {
+  test.skipIf(!existsSync(emulator))('reports why the self-test of a GPU fails, and exits with 1', async () => {
     const env = { ...process.env, ST_MOE_CUDA_LIBRARY: emulator, SIMT_FULL_AT: '4' }
     const [json, words] = await Promise.all(
       [['--json'], []].map((args) => runProgram([bin, 'doctor', ...args], { env })),
@@ -127,7 +127,7 @@ describe('doctor', () => {
     expect(words.out).toMatch(/\nA self-test failed\.\n$/)
   })
 
-  test('without an addon it tells the rest and why, and ends with 1', () => {
+  test('without an addon it reports the rest and why, and exits with 1', () => {
     const installed = mkdtempSync(join(tmpdir(), 'st-moe-doctor-'))
     for (const name of ['package.json', 'dist']) cpSync(join(root, name), join(installed, name), { recursive: true })
     const doctor = (...args: string[]) =>
@@ -153,7 +153,7 @@ describe('doctor', () => {
   })
 })
 
-test('bench measures the layer beside its products', async () => {
+test('bench measures the layer vs. its GEMMs', async () => {
   const small = ['--dim', '32', '--experts', '4', '--batch', '2', '--tokens', '32', '--repetitions', '2']
   const [{ rows, kept, ...settings }] = jsonLines(await succeeded(['bench', ...small, '--threads', '2', '--json']))
   expect(settings).toMatchObject({ dim: 32, experts: 4, repetitions: 2, device: 'cpu', threads: 2 })

@@ -16,10 +16,10 @@ import {
 import { expectNoLeak } from './support/baseline.js'
 import { Draw, relativeError, runSeed, values } from './support/numbers.js'
 
-/** Half a unit in the last place of the narrow types, relative. */
+/** Relative rounding errors of the low-precision types. */
 const rounding = { bf16: 2 ** -9, f16: 2 ** -12 } as const
 type Narrow = keyof typeof rounding
-const narrow = Object.keys(rounding) as Narrow[]
+const lowPrecision = Object.keys(rounding) as Narrow[]
 
 const draw = new Draw(runSeed())
 const normal = (shape: readonly number[], dtype: 'f32' | 'f64' = 'f32', scale = 1): Tensor => {
@@ -37,7 +37,7 @@ const leaf = (x: Tensor): Tensor => {
 }
 const rounded = (x: Tensor, dtype: Narrow): Tensor => x.to('f32').to(dtype).to('f64')
 
-describe.each(narrow)('products of %s operands', (computeDtype) => {
+describe.each(lowPrecision)('GEMMs of %s operands', (computeDtype) => {
   // Odd sizes, one row, more than a block of k, nothing to add up.
   test.each([
     [1, 1, 1],
@@ -148,7 +148,7 @@ describe.each(narrow)('products of %s operands', (computeDtype) => {
   )
 })
 
-describe.each(narrow)('copies of weights in %s', (computeDtype) => {
+describe.each(lowPrecision)('copies of weights in %s', (computeDtype) => {
   test('serve until the weight changes, and go with it', () =>
     expectNoLeak(() => {
       manualSeed(2)

@@ -4,7 +4,7 @@ import type { Float } from './support/golden-case.js'
 import { Draw, type Numbers, relativeError, runSeed, values } from './support/numbers.js'
 
 const seed = runSeed()
-const rounds = process.env.ST_MOE_TEST_DEVICE ? 2000 : 10_000 // a card may be the emulator's, which is slow
+const rounds = process.env.ST_MOE_TEST_DEVICE ? 2000 : 10_000 // the GPU may be the emulator, which is slow
 
 interface Routed {
   B: number
@@ -20,7 +20,7 @@ interface Routed {
   masked: (token: number) => boolean
 }
 
-/** Laws of one token's choices: distinct experts, falling gates that sum to 1, the weight where kept. */
+/** Laws of one token's top-k experts: distinct, with descending gates that sum to 1, and weights if dispatched. */
 function checkToken(r: Routed, t: number): void {
   const choices = Array.from({ length: r.K }, (_, k) => t * r.K + k)
   if (new Set(choices.map((i) => r.index[i])).size !== r.K) throw new Error(`token ${t} has an expert twice`)
@@ -35,7 +35,9 @@ function checkToken(r: Routed, t: number): void {
   }
 }
 
-/** Laws of one sequence: slots are 0, 1, 2 … by choice and token, at most C; a first choice is dropped only when full. */
+/**
+ * Laws of one sequence: slots are 0, 1, 2 … by rank and token, at most C; a top-1 assignment is dropped only if full.
+ */
 function checkSlots(r: Routed, b: number): void {
   const used = new Int32Array(r.E)
   for (let k = 0; k < r.K; k++) {
@@ -49,7 +51,7 @@ function checkSlots(r: Routed, b: number): void {
   if (used.some((count) => count > r.C)) throw new Error(`sequence ${b} has ${used} of ${r.C} slots`)
 }
 
-/** Each kept choice has exactly one row in the dispatched tensor, every other row is zero, and combine brings it back. */
+/** Each dispatched assignment has exactly one row, every other row is zero, and combine restores it. */
 function checkRows(r: Routed, x: Numbers, D: number, rows: Numbers, y: Numbers): void {
   const expectedRows = new Float64Array(rows.length)
   const expected = new Float64Array(y.length)
@@ -110,7 +112,7 @@ test(`no token is lost or doubled (seed ${seed}, ${rounds} routings)`, () => {
   }
 })
 
-test('a second choice is routed as often as its gate over the threshold says', () =>
+test('a second expert is used as often as its gate / threshold says', () =>
   scope(() => {
     const [N, threshold] = [40_000, 0.6]
     const generator = new Generator(77)
@@ -128,7 +130,7 @@ test('a second choice is routed as often as its gate over the threshold says', (
     expect(variance).toBeGreaterThan(1000)
   }))
 
-test('a row with a NaN spoils its own output only', () =>
+test('only the row of a NaN token becomes NaN', () =>
   scope(() => {
     const moe = new MoE({ dim: 4, numExperts: 3, capacityFactorTrain: 6 })
     const clean = randn([2, 5, 4])

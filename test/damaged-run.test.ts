@@ -7,8 +7,8 @@ import { tryDamagedRuns } from './support/damaged-runs.js'
 import { Draw, runSeed } from './support/numbers.js'
 import { sentences } from './support/sentences.js'
 
-// Run folders of any content: `train --resume` and `generate` work or say in one line why not. ST_MOE_DAMAGED_RUNS is how
-// many are tried, ST_MOE_SEED which ones.
+// Run folders of any content: `train --resume` and `generate` work or say in one line why not. ST_MOE_DAMAGED_RUNS is
+// how many are tried, ST_MOE_SEED which ones.
 
 const count = Number(process.env.ST_MOE_DAMAGED_RUNS ?? 300)
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-damaged-'))

@@ -19,7 +19,7 @@ import {
 } from '../lib/index.js'
 import { values } from './support/numbers.js'
 
-// What holds where nothing is said, as the documentation has it.
+// The defaults, as documented.
 
 test('optimizers', () => {
   const parameters = [new Parameter(zeros([1]))]

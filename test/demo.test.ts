@@ -35,7 +35,7 @@ describe('the demo', () => {
   const options = (out: string): string[] => ['--text', text, '--out', out, '--steps', '2000', ...small]
   let whole: ReturnType<typeof checkpoint>
 
-  test('learns a text, and leaves a checkpoint and a report that needs nothing else', async () => {
+  test('trains on a text, and writes a checkpoint and a self-contained report', async () => {
     const out = join(folder, 'whole')
     const { code, out: printed, err } = await demo([...options(out), '--evaluate-every', '200'])
     expect(err).toBe('')
@@ -60,7 +60,7 @@ describe('the demo', () => {
     expect(html.replaceAll('http://www.w3.org/2000/svg', '')).not.toMatch(/https?:|src=|url\(|@import|NaN|undefined/)
   })
 
-  test('Ctrl-C saves, and --resume goes on bit for bit', async () => {
+  test('Ctrl-C saves, and --resume continues bit for bit', async () => {
     const out = join(folder, 'parts')
     const first = await demo([...options(out), '--evaluate-every', '200'], 'step 400 ')
     expect(first.code).toBe(130)

@@ -14,7 +14,7 @@ import { pythonFor, pythonPatience, referencePython } from './support/python.js'
 const folder = join(root, 'build', 'docs-test')
 const extensions: Record<string, string> = { ts: '.mts', js: '.mjs', python: '.py' }
 const known = [...Object.keys(extensions), 'sh']
-/** The file that a block is an excerpt of, where it says one. */
+/** The file that a block is an excerpt of, if it names one. */
 const excerptOf = ({ flags }: Block): string | undefined => flags.find((flag) => flag.includes('/'))
 
 const pages = [
@@ -55,7 +55,7 @@ test('the TypeScript blocks compile under strict', () => {
   expect(compiled).toBe('')
 })
 
-test('every block says a language that is tested here, or none: a drawing', () => {
+test('every block names a language that is tested here, or none: a diagram', () => {
   const unknown = pages.flatMap(({ page, tested }) =>
     tested
       .filter((block) => !known.includes(block.language) && !excerptOf(block))
@@ -130,7 +130,7 @@ describe.each(pages)('$page', ({ page, text }) => {
   })
 })
 
-test('the picture of the slots is what its program draws', () => {
+test('the picture of the slots is the output of its program', () => {
   const file = join(folder, 'capacity.svg')
   const { status, stderr } = spawnSync(process.execPath, ['--import', 'tsx', 'examples/draw-capacity.ts', file], {
     cwd: root,

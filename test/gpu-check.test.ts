@@ -4,8 +4,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, describe, expect, test } from 'vitest'
 
-// scripts/gpu-check in a folder of its own, on a machine that is made of small scripts: a GPU, CMake, nvcc, the tests and
-// the benchmark. One of them fails, hangs, or is there when the whole is killed; what is left of the report says so.
+// scripts/gpu-check in a folder of its own, on a machine that is made of small scripts: a GPU, CMake, nvcc, the tests
+// and the benchmark. One of them fails, hangs, or is there when the whole is killed; what is left of the report says
+// so.
 
 const script = new URL('../scripts/gpu-check', import.meta.url)
 const stages = ['build', 'ops', 'benchmark', 'capture', 'golden', 'sanitizer']

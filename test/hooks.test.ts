@@ -19,7 +19,7 @@ const throwMine = (): never => {
   throw mine
 }
 
-/** What `fn` throws; fails where it does not throw. */
+/** The error of `fn`; fails if it does not throw. */
 function thrownBy(fn: () => unknown): unknown {
   try {
     fn()
@@ -217,7 +217,7 @@ describe('module hooks', () => {
     )
   })
 
-  it('full backward hooks run, and leave nothing, where no input needs a gradient', () => {
+  it('full backward hooks run, and leak nothing, if no input needs a gradient', () => {
     const x = ones([3, 2])
     const seen: unknown[][] = []
     const handle = layer.registerFullBackwardHook((_, gradInput, gradOutput) => {
@@ -252,7 +252,7 @@ describe('module hooks', () => {
     moe.dispose()
   })
 
-  it('pass errors through unchanged, on every path, and leave nothing behind', () => {
+  it('pass errors through unchanged, on every path, and leak nothing', () => {
     const kinds = [
       (module: Module) => module.registerForwardPreHook(throwMine),
       (module: Module) => module.registerForwardHook(throwMine),
@@ -277,7 +277,7 @@ describe('module hooks', () => {
     }
   })
 
-  it('refuse hooks that give nonsense', () => {
+  it('reject hooks that return invalid values', () => {
     expectNoLeak(() => {
       for (const bad of [5, 'x', {}]) {
         const handle = layer.registerForwardPreHook(() => bad as never)
@@ -313,7 +313,7 @@ describe('user code inside of a forward', () => {
     }
   }
 
-  it('an expert that throws, or gives nonsense, leaves nothing behind', () => {
+  it('an expert that throws, or returns an invalid value, leaks nothing', () => {
     const results: unknown[] = [null, 1, 'x', undefined]
     class Nonsense extends Module {
       forward(): unknown {

@@ -31,7 +31,7 @@ function install(tools: string[], { installed = script, cwd, env }: Call = {}) {
   return spawnSync(process.execPath, [installed], { cwd, env: all, encoding: 'utf8', timeout: patience })
 }
 
-test('names compiler, make and CMake where all are missing', () => {
+test('names compiler, make and CMake if all are missing', () => {
   const { status, stderr } = install([])
   expect(status).toBe(1)
   expect(stderr).toMatch(/apt-get install g\+\+/)
@@ -40,7 +40,7 @@ test('names compiler, make and CMake where all are missing', () => {
   expect(stderr).toMatch(/npm rebuild st-moe/)
 })
 
-test('names only CMake where only CMake is missing', () => {
+test('names only CMake if only CMake is missing', () => {
   const { status, stderr } = install(['g++', 'make'])
   expect(status).toBe(1)
   expect(stderr).toMatch(/cmake/)

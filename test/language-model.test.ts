@@ -28,7 +28,7 @@ describe('the history of a run', () => {
     expect(history.loss).toEqual(Array.from({ length: 4096 }, (_, i) => i))
   })
 
-  test('of many steps has means of stretches, and goes on from a file as if nothing had been', () => {
+  test('of many steps has means of intervals, and continues exactly from a file', () => {
     const history = recorded(20_003)
     expect(history).toMatchObject({ steps: 20_003, stride: 8 })
     expect(history.loss).toHaveLength(2501)
@@ -77,7 +77,7 @@ test('the memory said to be needed is nearly that of weights, gradients and mome
   expect(estimate).toBeGreaterThan(0.8 * 16 * weights)
 })
 
-test('counts of many different characters end where a number cannot tell them apart', () => {
+test('n-gram orders of a large vocabulary are limited by the range of a number', () => {
   const text = Int32Array.from({ length: 1000 }, (_, i) => (i * 7919) % 20_000)
   expect(ngramLosses(text, text.subarray(0, 100), 100)).toHaveLength(4)
   expect(ngramLosses(text, text.subarray(0, 100), 20_000)).toHaveLength(3)

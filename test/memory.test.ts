@@ -105,7 +105,7 @@ describe('flat memory', () => {
     expect(live()).toEqual(start)
   })
 
-  it('a disposed step without a scope leaves nothing either', () => {
+  it('a disposed step without a scope leaks nothing either', () => {
     const layer = new Linear(4, 4)
     expectNoLeak(() => {
       const x = ones([2, 4])
@@ -120,7 +120,7 @@ describe('flat memory', () => {
 })
 
 describe('modules', () => {
-  it('100 modules made and disposed leave nothing', () => {
+  it('100 modules created and disposed leak nothing', () => {
     expectNoLeak(() => {
       for (let i = 0; i < 100; i++) {
         const block = new SparseMoEBlock(new MoE({ dim: 8, numExperts: 3, gatingTopN: 3 }), { addFfBefore: true })

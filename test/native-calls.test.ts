@@ -91,8 +91,8 @@ describe('the version rises by one with each change in place, and with nothing e
 })
 
 /**
- * Calls that fit. A string is a tensor, its type and its dimensions by letter: 'f T I'. Of a small letter any size fits.
- * 'groups' holds the sizes of G groups with R rows together.
+ * Calls that fit. A string is a tensor, its type and its dimensions by letter: 'f T I'. Of a small letter any size
+ * fits. 'groups' holds the sizes of G groups with R rows together.
  */
 const fitting: [op: keyof typeof native, ...args: unknown[]][] = [
   ['unaryBackward', 'f T I', 'f T I', 0],

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest'
 import { Linear, MoE, ones, scope, tensor } from '../lib/index.js'
 
-// What `onNonFinite: 'throw'` takes for finite, and what it finds.
+// What `onNonFinite: 'throw'` accepts, and what it finds.
 
 const places = [0, 1, 63, 64, 70, 16383, 32768, 40004] // in and around a vector, and of several blocks
 

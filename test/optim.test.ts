@@ -52,7 +52,7 @@ function sgd(
   }
 }
 
-/** Steps of an optimizer and of its plain form on the same gradients; gives the relative error of all parameters. */
+/** Steps of an optimizer and of its plain form on the same gradients; returns the relative error of all parameters. */
 function compare(
   dtype: Float,
   make: (parameters: Parameter[]) => Optimizer & { lr: number },
@@ -181,7 +181,7 @@ test('AdamW brings a MoE to its target', () =>
     optimizer.dispose()
   }))
 
-test('the state of an optimizer moves to another one; what does not fit changes nothing', () =>
+test('the state of an optimizer loads into another one; a mismatch changes nothing', () =>
   scope(() => {
     const make = () => [new Parameter(tensor([1, 2, 3])), new Parameter(tensor([[4], [5]]))]
     const [first, second] = [make(), make()]

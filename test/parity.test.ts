@@ -17,7 +17,7 @@ import { checkCase } from './support/golden-case.js'
 import { relativeError, runSeed, values } from './support/numbers.js'
 import { pythonFor, pythonPatience, referencePython, runParity } from './support/python.js'
 
-// Against the reference package itself, on configurations that are drawn now: ST_MOE_SEED=<n> draws others.
+// Against the reference package itself, on random configurations: ST_MOE_SEED=<n> samples others.
 
 const seed = runSeed()
 const cases = 60

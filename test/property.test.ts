@@ -23,7 +23,7 @@ function distance(a: Numbers, b: Numbers): number {
   return Number.isNaN(error) ? Infinity : error
 }
 
-/** Everything that one layer gives for a problem, against the loops. Lists what is wrong. */
+/** All results of one layer for a problem, vs. the loops. Lists what is wrong. */
 function differences(drawn: Drawn, expected: Routing, y: Float64Array, dtype: Float, dy: Float64Array): string[] {
   const { problem: p } = drawn
   const dtotal = 0.7
@@ -65,7 +65,7 @@ function differences(drawn: Drawn, expected: Routing, y: Float64Array, dtype: Fl
   return wrong
 }
 
-const rounds = process.env.ST_MOE_TEST_DEVICE ? 40 : 200 // a card may be the emulator's, which is slow
+const rounds = process.env.ST_MOE_TEST_DEVICE ? 40 : 200 // the GPU may be the emulator, which is slow
 
 test.each(kinds)(`a layer equals the plain loop: %s (seed ${seed}, ${rounds} shapes)`, (kind) => {
   const draw = new Draw(seed + kinds.indexOf(kind))

@@ -2,7 +2,7 @@ import { expect, test } from 'vitest'
 import { Generator, ops, rand, randn, scope } from '../lib/index.js'
 import { values } from './support/numbers.js'
 
-test('a draw is a function of seed, step and element', () =>
+test('a sample is a function of seed, step and element', () =>
   scope(() => {
     const draw = (seed: number, step: number) => Array.from(values(rand([8], { generator: new Generator(seed, step) })))
     expect(draw(7, 3)).toEqual(draw(7, 3))
@@ -12,7 +12,7 @@ test('a draw is a function of seed, step and element', () =>
     expect(draw(7, 3 + 2 ** 32)).not.toEqual(draw(7, 3))
   }))
 
-test('each draw takes one step; after the last the stream begins again', () =>
+test('each sampled tensor advances one step; after the last the stream starts again', () =>
   scope(() => {
     const last = Number.MAX_SAFE_INTEGER
     const generator = new Generator(5, last - 1)
@@ -25,7 +25,7 @@ test('each draw takes one step; after the last the stream begins again', () =>
     expect(new Set(drawn.flat()).size).toBe(16)
   }))
 
-test('a routing takes a step for each draw that it makes, and none for numbers that are given', () =>
+test('routing advances one step per sampled tensor, and none for given numbers', () =>
   scope(() => {
     const [x, w] = [randn([2, 6, 4]), randn([3, 4])]
     const given = { uniforms: rand([2, 2, 6]), gumbelUniforms: rand([2, 6, 3]) }

@@ -26,7 +26,7 @@ const disposeAll = (...tensors: Tensor[]): void => {
 }
 
 describe('scope', () => {
-  it('frees what is made inside and gives back what fn returns', () => {
+  it('frees tensors created inside and returns what fn returns', () => {
     const result = expectNoLeak(() => scope(() => ones([8]).mul(3).sum().item()))
     expect(result).toBe(24)
   })
@@ -187,7 +187,7 @@ describe('scope', () => {
     }
   })
 
-  it('lets a loss leave the scope that made its graph', () => {
+  it('lets a loss leave the scope of its graph', () => {
     const w = tensor([2, 3], [2], { requiresGrad: true })
     const loss = scope(() => w.square().mul(5).sum())
     loss.backward()

@@ -26,7 +26,7 @@ import { runChild } from './support/child.js'
 import { Draw, relativeError, values } from './support/numbers.js'
 import { patience } from './support/patience.js'
 
-// The CUDA backend on the emulator (npm run build:simt), and what is answered where it cannot be used.
+// The CUDA backend on the emulator (npm run build:simt), and the errors if it cannot be used.
 
 const build = fileURLToPath(new URL('../build/', import.meta.url))
 const plugin = join(build, 'libst_moe_simt.so')
@@ -39,7 +39,7 @@ const bits = (x: Tensor): Buffer => {
 const both: readonly Device[] = ['cpu', 'cuda']
 
 describe.skipIf(!built)('device cuda on the emulator', () => {
-  /** The results of the same program on the CPU and on the card. */
+  /** The results of the same program on the CPU and on the GPU. */
   function onBoth(program: (device: Device) => Tensor): [cpu: Tensor, cuda: Tensor] {
     const [cpu, cuda] = both.map((device) => {
       const result = program(device)
@@ -68,7 +68,7 @@ describe.skipIf(!built)('device cuda on the emulator', () => {
     expect(devices()).toContainEqual({ device: 'cuda:0', available: true, variant: 'emulated card' })
   })
 
-  test('what is kept beside tensors is counted on its device: the cache of the process, the workspace of cuBLAS', () =>
+  test('memory besides tensors is counted on its device: the cache of the process, the workspace of cuBLAS', () =>
     scope(() => {
       zeros([1 << 16]).dispose()
       const x = zeros([2, 2], { device: 'cuda' })
@@ -127,7 +127,7 @@ describe.skipIf(!built)('device cuda on the emulator', () => {
     }
   })
 
-  test('a module that moves takes its gradients along, and learns on as if it had not', () =>
+  test('a moved module keeps its gradients, and trains on as before', () =>
     scope(() => {
       const draw = () => {
         const layer = new Linear(5, 3, { device: 'cpu' })
@@ -148,7 +148,7 @@ describe.skipIf(!built)('device cuda on the emulator', () => {
       expect(relativeError(step(moved), step(stayed))).toBeLessThan(1e-6)
     }))
 
-  test('packed copies of weights are kept where a module has moved to, too', () =>
+  test('packed copies of weights are kept on the new device of a moved module, too', () =>
     scope(() => {
       const kept = (layer: Linear) => {
         const x = zeros([32, 24], { device: layer.weight.device })
@@ -164,7 +164,7 @@ describe.skipIf(!built)('device cuda on the emulator', () => {
       expect(kept(layer.to('cpu'))).toBe(onCpu)
     }))
 
-  test('nothing is left behind, and more memory than there is, is an error after which all works', () => {
+  test('nothing leaks, and out of memory is an error after which everything works', () => {
     const before = memory().devices['cuda:0'].tensors
     scope(() => {
       expect(() => zeros([2 ** 30, 8], { device: 'cuda' })).toThrow(/OUT_OF_MEMORY|not enough memory on cuda/)
@@ -197,15 +197,18 @@ test.skipIf(!built)('kernels of a forward and a backward; none of them waits for
   expect(replay).not.toHaveProperty('launch')
 })
 
-test.skipIf(!built)('a card that is full at any allocation of a step: an error, and all works on', async () => {
-  const { failures, wrong, loss } = await printed('full-card.mjs')
-  expect(wrong).toEqual([])
-  expect(failures).toBeGreaterThan(40)
-  expect(Number.isFinite(loss)).toBe(true)
-})
+test.skipIf(!built)(
+  'a GPU that is full at any allocation of a step: an error, and everything still works',
+  async () => {
+    const { failures, wrong, loss } = await printed('full-gpu.mjs')
+    expect(wrong).toEqual([])
+    expect(failures).toBeGreaterThan(40)
+    expect(Number.isFinite(loss)).toBe(true)
+  },
+)
 
 test.skipIf(!built)('memory from before a captured step that is freed in it comes back', async () => {
-  // 16 MB beside the workspace of cuBLAS
+  // 16 MB besides the workspace of cuBLAS
   expect(await printed('frees-in-capture.mjs', { SIMT_MEMORY_MB: String(16 + 32) })).toEqual({ failed: [] })
 })
 
@@ -243,7 +246,7 @@ describe.skipIf(!built)('a kernel that faults', () => {
   })
 })
 
-test.skipIf(!built)('TF32 is an option of products, and never of the router', async () => {
+test.skipIf(!built)('TF32 is an option of GEMMs, but never of the router', async () => {
   const run = (env: Record<string, string>) => printed('tf32.mjs', env)
   const fine = 1 + 2 ** -12
   expect(await run({ ST_MOE_TF32: '0' })).toEqual({ product: fine, chosen: [1, 0] })
@@ -261,7 +264,7 @@ async function reported(env: Record<string, string>, device = 'cuda') {
   return report
 }
 
-describe('where it cannot be used, the answer says why and the CPU works', () => {
+describe('if it cannot be used, the error says why and the CPU works', () => {
   const expectAnswer = async (env: Record<string, string>, stage: string, reason: RegExp) => {
     const { devices: list, request } = await reported(env)
     expect(list[1]).toMatchObject({ device: 'cuda', available: false, stage })
@@ -286,7 +289,7 @@ describe('where it cannot be used, the answer says why and the CPU works', () =>
 
   test.skipIf(!built)('no driver', () => expectAnswer({ SIMT_DRIVER: 'missing' }, 'driver', /no NVIDIA driver/))
 
-  test.skipIf(!built)('no card', () =>
+  test.skipIf(!built)('no GPU', () =>
     expectAnswer({ SIMT_DEVICES: '0', CUDA_VISIBLE_DEVICES: '7' }, 'device', /CUDA_VISIBLE_DEVICES is '7'/),
   )
 
@@ -315,7 +318,7 @@ describe('where it cannot be used, the answer says why and the CPU works', () =>
       await expectAnswer({ ST_MOE_CUBLAS_LIBRARY: file(kind, 13) }, 'cublas', /^.*ST_MOE_CUBLAS_LIBRARY: [^;]+; $/)
     })
 
-    test('by the version of the driver, and the next where one does not work', async () => {
+    test('by the version of the driver, and the next one if it does not work', async () => {
       const made = async (env: Record<string, string>) => {
         const log = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'log')
         const { devices: list, request } = await reported({ ...env, FAKE_CUBLAS_LOG: log })
@@ -331,7 +334,7 @@ describe('where it cannot be used, the answer says why and the CPU works', () =>
     })
   })
 
-  test.skipIf(!built)('an old card, and one that is not there', async () => {
+  test.skipIf(!built)('an old GPU, and a missing one', async () => {
     const old = await reported({ SIMT_CAPABILITY: '61' })
     expect(old.devices[1]).toMatchObject({ device: 'cuda:0', available: false, stage: 'device' })
     expect(old.request.message).toMatch(/compute capability 6\.1; 7\.5 or newer/)

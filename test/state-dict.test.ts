@@ -122,7 +122,7 @@ test('a state holds copies', () => {
   expect(moe.forward(randn([1, 4, 6])).outputs.shape).toEqual([1, 4, 6])
 })
 
-test('gradDict has the names of the parameters, zeros where no gradient is', () => {
+test('gradDict has the names of the parameters, and zeros for missing gradients', () => {
   const moe = new MoE(options)
   const names = Object.keys(moe.stateDict()).filter((name) => !name.startsWith('gate.threshold'))
   const grads = moe.gradDict()
@@ -155,7 +155,7 @@ test('gradDict has the names of the parameters, zeros where no gradient is', () 
 describe('a state that does not fit', () => {
   const fill = (module: Module): StateDict => module.stateDict()
 
-  test('one error lists everything, and nothing is changed', () => {
+  test('one error lists every mismatch, and nothing is changed', () => {
     const moe = new MoE(options)
     const before = numbersOf(moe.stateDict())
     const state = Object.fromEntries(Object.entries(fill(moe)).map(([name, t]) => [name, t.add(1).detach()]))

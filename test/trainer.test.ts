@@ -45,7 +45,7 @@ describe('trainStep', () => {
     return { norm, rate, loss }
   }
 
-  test('gives the optimizer its rate, and gradients whose norm is at most 1', () => {
+  test('passes the optimizer its learning rate, and gradients whose norm is at most 1', () => {
     const [gentle, steep] = [seen(1e-3), seen(100)]
     expect([gentle.rate, steep.rate]).toEqual([0.01, 0.01])
     expect(gentle.norm).toBeLessThan(0.99)

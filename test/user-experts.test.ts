@@ -29,7 +29,7 @@ class Geglu extends Module {
 
 const limit = 1e-12
 
-/** The layer of a drawn problem with such experts. */
+/** The layer of a random problem with such experts. */
 function ownLayer({ problem: p, threshold, capacityFactor }: Drawn, experts: Geglu[]): MoE {
   const moe = new MoE({
     dtype: 'f64',
@@ -85,7 +85,7 @@ function compareLayers(drawn: Drawn, dy: Float64Array): void {
   }
 }
 
-test.each(kinds)('experts of a user give what the built-in ones give: %s', (kind) => {
+test.each(kinds)('custom experts return the same as the built-in ones: %s', (kind) => {
   const draw = new Draw(99 + kinds.indexOf(kind))
   for (let round = 0; round < 8; round++) {
     const drawn = drawProblem(draw, kind)

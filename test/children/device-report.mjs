@@ -1,4 +1,4 @@
-// Prints devices() and what an explicit request for a card answers, as JSON.
+// Prints devices() and the result of an explicit request for a GPU, as JSON.
 import { devices, MoeError, tensor } from '../../dist/index.js'
 
 let request = 'ready'

@@ -1,4 +1,4 @@
-// On a GPU with 16 MB beside the workspace of cuBLAS (SIMT_MEMORY_MB): memory from before a captured step that is freed while it is recorded. Prints
+// On a GPU with 16 MB besides the workspace of cuBLAS (SIMT_MEMORY_MB): memory from before a captured step that is freed while it is recorded. Prints
 // what could not be made afterwards.
 import { captureStep, ones, zeros } from '../../dist/index.js'
 

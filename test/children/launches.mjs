@@ -1,4 +1,4 @@
-// Prints what one forward and one backward of the layer ask of the card: kernels, products, copies, waits. The emulator
+// Prints what one forward and one backward of the layer do on the GPU: kernels, GEMMs, copies, waits. The emulator
 // writes each down in the file SIMT_TRACE.
 import { readFileSync } from 'node:fs'
 import { AdamW, captureStep, MoE, noGrad, randn, scope } from '../../dist/index.js'

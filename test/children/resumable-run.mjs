@@ -1,5 +1,5 @@
 // Trains for some steps, from a checkpoint where one is given, and prints the loss of each step and a hash of all
-// parameters. Every step draws random numbers: dropout, noise, routing.
+// parameters. Every step samples random numbers: dropout, noise, routing.
 // Arguments: steps, file to start from or '-', file to save to or '-', optimizer, threads.
 import { createHash } from 'node:crypto'
 import * as st from '../../dist/index.js'

@@ -1,4 +1,4 @@
-// A product of a number that TF32 would round, and the choice of a router between two weights that it would make equal.
+// A GEMM with a number that TF32 would round, and a router's selection between two weights that it would make equal.
 import { ops, tensor } from '../../dist/index.js'
 
 const cuda = { device: 'cuda' }

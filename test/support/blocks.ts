@@ -60,7 +60,7 @@ export function writeAll(folder: string, files: readonly { file: string; code: s
   }
 }
 
-/** Compiles `.mts` files under `strict` to `.mjs` files beside them, and gives what the compiler says. */
+/** Compiles `.mts` files under `strict` to `.mjs` files next to them, and returns the output of the compiler. */
 export function compile(files: readonly string[]): string {
   const options =
     '--strict --skipLibCheck --module nodenext --target es2022 --lib es2023,esnext.disposable --types node'
@@ -69,7 +69,9 @@ export function compile(files: readonly string[]): string {
   return result.stdout + result.stderr
 }
 
-/** Runs a program in `cwd` and expects what its block promises: an end without complaint and its output, or its error. */
+/**
+ * Runs a program in `cwd` and expects what its block promises: an end without complaint and its output, or its error.
+ */
 export function expectRun(block: Block, command: string, args: readonly string[], cwd: string): void {
   const result = spawnSync(command, args, { cwd, encoding: 'utf8', timeout: patience })
   const throws = block.flags.includes('throws')

@@ -1,6 +1,6 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 
-/** Rewrites what a checkpoint says besides its tensors; `edit` gets and gives JSON. */
+/** Rewrites the metadata of a checkpoint; `edit` maps JSON to JSON. */
 export function editCheckpoint(file: string, edit: (about: string) => string): void {
   const bytes = readFileSync(file)
   const end = 8 + Number(bytes.readBigUInt64LE())

@@ -3,7 +3,7 @@ import { fileURLToPath } from 'node:url'
 import { patience } from './patience.js'
 
 export interface ChildResult {
-  /** null where a signal ended the process. */
+  /** null if a signal ended the process. */
   code: number | null
   signal: NodeJS.Signals | null
   stdout: string
@@ -13,7 +13,7 @@ export interface ChildResult {
 /** Under a sanitizer a process cannot be limited: shadow memory takes terabytes of address space. */
 export const sanitized = process.env.ST_MOE_TEST_SANITIZED === '1'
 
-/** Runs a script of test/children with Node and gives how it ended. Children import the built package. */
+/** Runs a script of test/children with Node and returns how it ended. Children import the built package. */
 export function runChild(
   script: string,
   args: readonly string[] = [],

@@ -6,7 +6,7 @@ import { root } from './blocks.js'
 import { type Ended, runProgram } from './program.js'
 import { sentences } from './sentences.js'
 
-/** The program st-moe as it is built, in a process of its own, in a folder with a text and a run. */
+/** The built program st-moe, in its own process, in a folder with a text and a run. */
 
 export const bin = join(root, 'dist/cli/bin.js')
 export const tiny = '--layers 1 --dim 16 --heads 2 --experts 4 --context 16 --batch 2 --threads 1'.split(' ')
@@ -21,7 +21,7 @@ beforeAll(async () => {
 
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
 
-/** Runs it where there is no CUDA plugin. */
+/** Runs it without a CUDA plugin. */
 export const cli = (args: readonly string[], interruptAt?: string): Promise<Ended> =>
   runProgram([bin, ...args], { cwd: folder, interruptAt, env: { ...process.env, ST_MOE_CUDA_LIBRARY: '/nowhere.so' } })
 
@@ -31,7 +31,7 @@ export async function succeeded(args: readonly string[]): Promise<string> {
   return out
 }
 
-/** One line, or after a wrong command line two, with where the help is; no stack trace. */
+/** One line, or two with a pointer to the help for an invalid command line; no stack trace. */
 export function expectRefused({ code, out, err }: Ended, expected: 1 | 2, message: string | RegExp): void {
   expect(err).toMatch(message)
   expect(code).toBe(expected)

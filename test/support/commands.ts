@@ -8,7 +8,7 @@ const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as
   bin?: Record<string, string>
 }
 const npmCommands = ['install', 'ci', 'ls', 'dedupe', 'rebuild', 'pack', 'test', 'publish', 'approve-scripts']
-/** Programs whose arguments are not looked at, besides the files of this repository among them. */
+/** Programs whose arguments are not checked, except for files of this repository. */
 const programs = ['node', 'git', 'apt-get', 'python3', 'pip', 'cmake', 'cd', 'bash', 'docker', 'export', 'ldd']
 const folders = /^(bench|docs|examples|lib|native|scripts|test|\.ci)\//
 

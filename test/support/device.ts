@@ -1,6 +1,6 @@
 /**
- * ST_MOE_TEST_DEVICE runs the suite on another device: `cuda` with the plugin that ST_MOE_CUDA_LIBRARY names. Without it
- * nothing is loaded here, so that a test may replace modules first.
+ * ST_MOE_TEST_DEVICE runs the suite on another device: `cuda` with the plugin that ST_MOE_CUDA_LIBRARY names. Without
+ * it nothing is loaded here, so that a test may replace modules first.
  */
 const device = process.env.ST_MOE_TEST_DEVICE
 if (device) {

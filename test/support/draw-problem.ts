@@ -1,7 +1,7 @@
 import type { Draw } from './numbers.js'
 import { capacityOf, chance, choose, type Problem, probabilities } from './reference.js'
 
-/** What is special about a drawn problem. */
+/** The special properties of a random problem. */
 export const kinds = [
   'plain',
   'empty experts',
@@ -25,7 +25,9 @@ export interface Drawn {
   threshold: number | number[]
 }
 
-/** The nearest relative distance of two different probabilities, and of a uniform from its chance, that float32 keeps. */
+/**
+ * The nearest relative distance of two different probabilities, and of a uniform from its chance, that float32 keeps.
+ */
 const margin = 1e-4
 
 function drawSizes(draw: Draw, kind: Kind): { B: number; N: number; E: number; K: number } {
@@ -103,7 +105,7 @@ function redrawToken(draw: Draw, p: Problem, t: number, kind: Kind): void {
 
 const drawGumbel = (draw: Draw, size: number) => draw.array(size, () => Math.fround(draw.next() * (1 - 2 ** -24)))
 
-/** Draws the random numbers of a token, and the token again, until no decision about it is close. */
+/** Samples the random numbers of a token, and the token again, until no decision about it is close. */
 function settleToken(draw: Draw, p: Problem, t: number, kind: Kind): void {
   p.gumbel?.set(drawGumbel(draw, p.E), t * p.E)
   for (let tries = 0; isClose(p, t); tries++) {
@@ -120,7 +122,7 @@ function settleToken(draw: Draw, p: Problem, t: number, kind: Kind): void {
   }
 }
 
-/** Whether two probabilities that decide the choice differ, but by little. */
+/** Whether two probabilities that decide the selection differ, but by little. */
 function isClose(p: Problem, t: number): boolean {
   const sorted = probabilities(p, t).probs.sort().reverse()
   for (let k = 0; k < Math.min(p.K, p.E - 1); k++) {

@@ -1,6 +1,6 @@
 import { ones, scope } from '../../lib/index.js'
 
-/** Calls `fn`, and on a card waits for what its kernels report: an index out of range, an error at once on the CPU. */
+/** Calls `fn`, and on a GPU waits for the device error flag: an index out of range, which throws at once on the CPU. */
 export function settled<T>(fn: () => T): T {
   const value = fn()
   scope(() => {

@@ -27,10 +27,10 @@ export function stateOf(p: Problem, dtype: Float): StateDict {
   return state
 }
 
-/** expertHiddenMult that gives the hidden width H. */
+/** The expertHiddenMult for hidden size H. */
 const multOf = ({ D, H }: Problem): number => ((H + 0.5) * 3) / 2 / D
 
-/** The layer of a drawn problem, with its state. */
+/** The layer of a random problem, with its state. */
 export function layerOf({ problem: p, capacityFactor, threshold }: Drawn, dtype: Float): MoE {
   const moe = new MoE({
     dtype,

@@ -124,8 +124,8 @@ function checkLayer(golden: Case): void {
 }
 
 /**
- * The reference's gating gives dense tensors [b, n, E, C]. Ours gives weights and slots: dispatch has a 1 and combine
- * the weight at (e_k, position_k), so cotangents of both reduce to one of the weight there.
+ * The reference's gating returns dense tensors [b, n, E, C]. Ours returns weights and slots: dispatch has a 1 and
+ * combine the weight at (e_k, position_k), so cotangents of both reduce to one of the weight there.
  */
 function checkGating(golden: Case): void {
   const { straightThroughDispatchTensor, ...options } = optionsOf(golden.metadata.config)

@@ -2,7 +2,7 @@ import type { Tensor } from '../../lib/index.js'
 
 export type Numbers = ArrayLike<number>
 
-/** ‖a − b‖ / ‖b‖, or ‖a‖ where b is all zeros. NaN or another length is infinitely far. */
+/** ‖a − b‖ / ‖b‖, or ‖a‖ if b is all zeros. NaN or another length is infinite. */
 export function relativeError(a: Numbers, b: Numbers): number {
   if (a.length !== b.length) return Infinity
   let difference = 0

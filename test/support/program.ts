@@ -32,7 +32,10 @@ export function runProgram(
   })
 }
 
-/** Resolves as soon as a program has printed `text`, in however many pieces; rejects where it ends before. Goes on reading. */
+/**
+ * Resolves as soon as a program has printed `text`, in however many pieces; rejects where it ends before. Goes on
+ * reading.
+ */
 export function printed(child: ChildProcess, text: string): Promise<void> {
   let out = ''
   return new Promise((resolve, reject) => {

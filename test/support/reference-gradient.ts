@@ -20,7 +20,7 @@ export function gradients(p: Problem, r: Routing, dy: Float64Array, dtotal: numb
   return grads
 }
 
-/** Adds what one kept assignment contributes; gives the gradient of its weight. */
+/** Adds the contribution of one dispatched assignment; returns the gradient of its weight. */
 function expertGradient(p: Problem, r: Routing, grads: Gradients, dy: Float64Array, i: number): number {
   const { D, H } = p
   const [t, e, w] = [Math.floor(i / p.K), r.expertIndex[i], r.weight[i]]

@@ -66,7 +66,7 @@ const softmax = (row: Float64Array): Float64Array => {
   return row.map((l) => Math.exp(l - lse))
 }
 
-/** Clean logits of one token, and its probabilities, with noise where the problem has it. */
+/** Logits of one token without noise, and its probabilities, with noise if the problem has it. */
 export function probabilities(p: Problem, t: number): { logits: Float64Array; probs: Float64Array } {
   const logits = new Float64Array(p.E)
   for (let e = 0; e < p.E; e++) for (let d = 0; d < p.D; d++) logits[e] += p.x[t * p.D + d] * p.router[e * p.D + d]
@@ -124,7 +124,7 @@ export function choose(p: Problem, probs: Float64Array): { experts: number[]; ga
   return { experts, gates: experts.map((e) => score[e] / Math.max(delta, p.eps)), delta }
 }
 
-/** Probability with which choice k is routed, before it is cut at 1. */
+/** Probability with which expert k of a token is used, not yet limited to 1. */
 export const chance = (p: Problem, k: number, gate: number): number => gate / Math.max(p.thresholds[k], p.eps)
 
 export function route(p: Problem): Routing {

@@ -31,7 +31,7 @@ declare function is<T>(): <V>(value: V, ...same: Same<V, T> extends true ? [] : 
 
 type AnyArray = Float32Array | Float64Array | Int32Array | Uint16Array
 
-// ---- values are typed by their dtype, where it is known
+// ---- values are typed by their dtype, if it is known
 
 is<Float32Array>()(randn([2, 3]).dataSync())
 is<Float32Array>()(ones([2], { device: 'cpu' }).dataSync())

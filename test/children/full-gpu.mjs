@@ -1,4 +1,4 @@
-// Training steps on a card that has no more memory from the first, second, third … allocation on, until a step ends
+// Training steps on a GPU that has no more memory from the first, second, third … allocation on, until a step ends
 // well. Prints how many failed and what was wrong then: another error, memory that is not given back, a changed weight.
 import { AdamW, captureStep, MoE, MoeError, manualSeed, memory, randn, scope } from '../../dist/index.js'
 
@@ -52,7 +52,7 @@ const state = () => {
   scope(() => {
     const { '0.step': count } = optimizer.stateDict()
     if (count?.item() === 0) optimizer.dispose()
-    moe.eval().forward(x) // makes copies of the weights, where they are not there
+    moe.eval().forward(x) // creates the copies of the weights
     moe.train()
   })
   return `${used()} ${parameters.map(bits).join()}`
