@@ -1,5 +1,8 @@
 import { defineConfig } from 'vitest/config'
+import { writeNativeOps } from './scripts/native-ops.mjs'
 import { patience } from './test/support/patience.js'
+
+writeNativeOps() // of another branch, they could differ
 
 export default defineConfig({
   test: {

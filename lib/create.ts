@@ -184,7 +184,13 @@ function filled<D extends DType>(op: string, shape: unknown, value: number, opti
   const target = shapeFor(op, shape)
   const checked = checkOptions<TensorOptions>(op, options, names)
   const dtype = checked.dtype === undefined ? 'f32' : checkDType(op, checked.dtype)
-  return make(op, target, checked, (to, device) => native.full(target, dtypeCode(to), device, value), dtype)
+  return make(
+    op,
+    target,
+    checked,
+    (to, device) => native.fill({ shape: target, dtype: dtypeCode(to), device, value }),
+    dtype,
+  )
 }
 
 /**
@@ -240,7 +246,8 @@ function sampled<D extends FloatDType>(
       op,
       target,
       checked,
-      (to, device) => native.random(target, dtypeCode(to), device, normal, a, b, seed, step),
+      (to, device) =>
+        native.random({ shape: target, dtype: dtypeCode(to), device, distribution: Number(normal), a, b, seed, step }),
       dtype,
     ),
   )

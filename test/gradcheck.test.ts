@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import * as library from '../lib/index.js'
 import { Module, ops, scope } from '../lib/index.js'
-import { type Native, native } from '../lib/native.js'
+import { native } from '../lib/native.js'
 import { gradcheck } from './support/gradcheck.js'
 import { moeRows } from './support/moe-rows.js'
 import { relativeError, values } from './support/numbers.js'
@@ -12,10 +12,10 @@ const rows = [...opRows, ...moeRows]
 const notDifferentiable = ['expertCapacity']
 
 const called = new Set<string>()
-const originals = new Map<keyof Native, unknown>()
+const originals = new Map<keyof typeof native, unknown>()
 
 beforeAll(() => {
-  for (const name of Object.keys(native) as (keyof Native)[]) {
+  for (const name of Object.keys(native) as (keyof typeof native)[]) {
     const original = native[name] as (...args: unknown[]) => unknown
     originals.set(name, original)
     Object.assign(native, {

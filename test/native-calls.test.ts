@@ -1,6 +1,7 @@
 import { afterEach, describe, expect, test } from 'vitest'
 import { dtypeCode } from '../lib/dtype.js'
 import { type Handle, native } from '../lib/native.js'
+import { type DeclaredArgument, type DeclaredOp, declaredOps } from '../scripts/native-ops.mjs'
 import { live } from './support/baseline.js'
 
 // The addon as lib/ calls it: what it does with handles, versions and arguments that do not fit.
@@ -35,17 +36,17 @@ afterEach(() => {
   for (const handle of made.splice(0)) native.release(handle)
 })
 const zeros = (shape: readonly number[], dtype: 'f32' | 'f64' | 'i32' = 'f32') =>
-  held(native.full(shape, dtypeCode(dtype), 0, 0))
+  held(native.fill({ shape, dtype: dtypeCode(dtype), device: 0, value: 0 }))
 const code = (value: string) => expect.objectContaining({ name: 'MoeError', code: value })
 
 describe('a handle', () => {
   test('of a freed tensor is never that of the next one in its slot', () => {
-    const old = native.full([4], 0, 0, 1)
+    const old = native.fill({ shape: [4], dtype: 0, device: 0, value: 1 })
     native.release(old)
-    const next = held(native.full([4], 0, 0, 2))
+    const next = held(native.fill({ shape: [4], dtype: 0, device: 0, value: 2 }))
     expect(next).not.toBe(old)
     expect(next % 2 ** 24).toBe(old % 2 ** 24) // the same slot
-    for (const use of [native.retain, native.version, native.unique, (h: Handle) => native.unary(h, 0)])
+    for (const use of [native.retain, native.version, native.unique, (h: Handle) => native.unary({ x: h, kind: 0 })])
       expect(() => use(old)).toThrow(code('DISPOSED'))
     native.release(old) // nothing
     const data = new Float32Array(4)
@@ -67,16 +68,19 @@ describe('a handle', () => {
   })
 })
 
+const adamw = { step: 1, lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0 }
+const sgd = { step: 1, lr: 0.1, momentum: 0.9, weightDecay: 0 }
+
 describe('the version rises by one with each change in place, and with nothing else', () => {
   const shape = [3]
   const calls: [string, number, (t: Handle[]) => void][] = [
     ['addInPlace', 1, ([a, b]) => native.addInPlace(a, b)],
-    ['scaleInPlace', 1, ([x]) => native.scaleInPlace(x, 0.5)],
+    ['scale', 1, ([x]) => native.scale({ x, factor: 0.5 })],
     ['scatter', 1, ([target, x]) => native.scatter(target, x, [1], 0)],
-    ['adamw', 3, ([p, m, v, g]) => native.adamw(p, g, m, v, 1, 0.1, 0.9, 0.99, 1e-8, 0)],
-    ['sgd', 1, ([p, g]) => native.sgd(p, g, null, 1, 0.1, 0, 0)],
-    ['sgd with momentum', 2, ([p, buffer, g]) => native.sgd(p, g, buffer, 1, 0.1, 0.9, 0)],
-    ['unary', 0, ([x]) => held(native.unary(x, 0))],
+    ['adamw', 3, ([p, m, v, g]) => native.adamw({ p, g, m, v, ...adamw })],
+    ['sgd', 1, ([p, g]) => native.sgd({ p, g, buffer: null, ...sgd })],
+    ['sgd with momentum', 2, ([p, buffer, g]) => native.sgd({ p, g, buffer, ...sgd })],
+    ['unary', 0, ([x]) => held(native.unary({ x, kind: 0 }))],
     ['toData', 0, ([x]) => native.toData(x, new Float32Array(3))],
   ]
   test.each(calls)('%s: the first %d', (_, changed, call) => {
@@ -90,105 +94,78 @@ describe('the version rises by one with each change in place, and with nothing e
   })
 })
 
-/**
- * Calls that fit. A string is a tensor, its type and its dimensions by letter: 'f T I'. Of a small letter any size
- * fits. 'groups' holds the sizes of G groups with R rows together.
- */
-const fitting: [op: keyof typeof native, ...args: unknown[]][] = [
-  ['unaryBackward', 'f T I', 'f T I', 0],
-  ['addInPlace', 'f T I', 'f T I'],
-  ['adamw', 'f T', 'f T', 'f T', 'f T', 1, 0.1, 0.9, 0.99, 1e-8, 0],
-  ['sgd', 'f T', 'f T', 'f T', 1, 0.1, 0.9, 0],
-  ['matmul', 'f B m K', 'f B K n', false, false],
-  ['matmul', 'f B K m', 'f B n K', true, true],
-  ['linear', 'f t I', 'f O I', 'f O', 0],
-  ['linearBackward', 'f T O', 'f T I', 'f O I', true, true, true, 0],
-  ['embedding', 'f v d', 'i t'],
-  ['embeddingBackward', 'f T d', 'i T', sizes.V],
-  ['rmsnorm', 'f t D', 'f D'],
-  ['rmsnormBackward', 'f T D', 'f T D', 'f D'],
-  ['layernorm', 'f t D', 'f D', 'f D', 1e-5],
-  ['layernormBackward', 'f T D', 'f T D', 'f D', 1e-5],
-  ['softmax', 'f t v', false],
-  ['softmaxBackward', 'f T V', 'f T V', false],
-  ['crossEntropy', 'f T v', 'i T', -100],
-  ['crossEntropyBackward', 'f', 'f T v', 'f T', 'i T', -100],
-  ['attention', 'f B n D', 'f B Q D', 'f B Q D', 2, 1, false],
-  ['attentionBackward', 'f B N D', 'f B N D', 'f B Q D', 'f B Q D', 'f B N D', 'f B J N', 2, 1, false],
-  ['topk', 'f t e', sizes.K],
-  ['topkBackward', 'f T K', 'i T K', sizes.E],
-  ['groupedGemm', 'f R I', 'f G o I', 'groups', 0],
-  ['groupedGemmBackward', 'f R O', 'f R I', 'f G O I', 'groups', 0],
-  ['dispatch', 'f B N d', 'i B N K', 'i B N K', sizes.E, sizes.C],
-  ['dispatchBackward', 'f e B c D', 'f B N D', 'i B N K', 'i B N K', true],
-  ['combine', 'f e B c d', 'f B N K', 'i B N K', 'i B N K'],
-  ['combineBackward', 'f B N D', 'f e B c D', 'f B N K', 'i B N K', 'i B N K'],
-  [
-    'route',
-    ...['f B N D', 'f E D', 'f K', 'f K B N', 'f B N E', 'i B N'],
-    ...[sizes.K, sizes.C, 0, 0, 0, 1, 1e-9, 0.01, 0.001, true, true, false, false],
-  ],
-  [
-    'routeBackward',
-    ...['f B N K', 'f', 'f', 'f', 'f B N D', 'f E D', 'i B N', 'i B N K', 'i B N K'],
-    ...['f B N K', 'f B N E', 'f B N E', 'f B N', 'f B E', 1e-9, 0.01, 0.001, true, true, false, true, true],
-  ],
-  [
-    'expertFfn',
-    ...['f T D', 'i T K', 'i T K', 'f T K', 'f E G D', 'f E G', 'f E H', 'f E D H', 'f E D'],
-    ...[sizes.B, sizes.C, true, 0],
-  ],
-  [
-    'expertFfnBackward',
-    ...['f T D', 'f T D', 'i T K', 'i T K', 'f T K', 'f E G D', 'f E G', 'f E H', 'f E D H', 'f E D', 'f S G'],
-    ...[sizes.B, sizes.C, true, true, true, 0],
-  ],
-]
+/** Letters of ops.inc that stand for something else here, and the rows of experts. */
+const letters: Record<string, number> = { ...sizes, Nq: N, Nk: 5, heads: 2, d: 2, rows: sizes.S, saved: 2 * H, size: 6 }
+
+interface Argument extends DeclaredArgument {
+  /** For each dimension the letters in it. */
+  names: string[][]
+  dims: number[]
+}
+
+/** A tensor of a declaration. "T..." is two dimensions here, "..." the shape [2, 3]. */
+function tensorOf(argument: DeclaredArgument): Argument {
+  const { shape } = argument
+  const whole = shape === '...' || argument.macro.endsWith('UPDATED')
+  const words = whole ? ['size...'] : shape.split(' ').filter(Boolean)
+  const names = words.flatMap((word) => {
+    const factors = word.replace('...', '').split('*')
+    return word.endsWith('...') ? [factors, factors] : [factors]
+  })
+  const dims = names.map((factors, i) =>
+    words[0]?.endsWith('...') && i < 2
+      ? [B, N][i]
+      : factors.reduce((n, name) => n * (letters[name] ?? Number(name)), 1),
+  )
+  return { ...argument, names, dims }
+}
+
+const isTensor = ({ macro }: DeclaredArgument): boolean => /INPUT|UPDATED/.test(macro)
+const numbers: Record<string, unknown> = { FLAG: false, OPTIONAL_OUTPUT: true, NUMBER: 0.5, INTEGER: -100, SIZE: 1 }
 
 describe('an argument that does not fit is an error, and nothing is left of the call', () => {
-  interface Spec {
-    dtype: 'f32' | 'f64' | 'i32'
-    shape: number[]
-    /** The letters. */
-    names: string[]
-  }
-  const isTensor = (arg: unknown): arg is string => typeof arg === 'string'
-  const specOf = (text: string): Spec => {
-    const [type, ...names] = text === 'groups' ? ['i', 'G'] : text.split(' ')
-    return { dtype: type === 'f' ? 'f32' : 'i32', shape: names.map((name) => sizes[name.toUpperCase()]), names }
-  }
-  const make = (text: unknown, { dtype, shape } = specOf(String(text))): unknown => {
-    if (!isTensor(text)) return text
-    if (text !== 'groups' || dtype !== 'i32' || shape.join() !== String(sizes.G)) return zeros(shape, dtype)
+  const make = ({ name, element }: DeclaredArgument, dims: number[], dtype = element === 'i32' ? 'i32' : 'f32') => {
+    if (name !== 'groupSizes' || dtype !== 'i32' || dims.join() !== String(sizes.G)) return zeros(dims, dtype as 'f32')
     const groups = Int32Array.from({ length: sizes.G }, (_, i) => (i === 1 ? sizes.R : 0))
-    return held(native.fromData(groups, dtypeCode('i32'), shape, 0))
+    return held(native.fromData(groups, dtypeCode('i32'), dims, 0))
   }
-  const call = (op: string, args: readonly unknown[]): void => {
-    const result = (native[op as 'unary'] as (...args: unknown[]) => Handle | (Handle | null)[] | undefined)(...args)
-    for (const handle of [result].flat()) if (typeof handle === 'number') held(handle)
+  const call = (op: string, args: Record<string, unknown>): void => {
+    const result = (native[op as 'unary'] as (args: unknown) => unknown)(args) as Handle | object | null
+    for (const handle of typeof result === 'object' ? Object.values(result ?? {}) : [result])
+      if (typeof handle === 'number') held(handle)
   }
+  const ops = declaredOps().filter(({ byHand, args }) => !byHand && args.some(isTensor))
 
-  test.each(fitting)('%s(%s, …)', (op, ...args) => {
-    call(
-      op,
-      args.map((arg) => make(arg)),
-    )
-    const floats = args.filter((arg) => isTensor(arg) && arg.startsWith('f')).length
-    for (const [at, arg] of args.entries()) {
-      if (!isTensor(arg)) continue
-      const { dtype, shape, names } = specOf(arg)
-      const others = dtype === 'i32' ? (['f32'] as const) : floats > 1 ? (['i32', 'f64'] as const) : (['i32'] as const)
-      const wrong: [string, Spec][] = [
-        ...others.map((other): [string, Spec] => ['DTYPE', { dtype: other, shape, names }]),
-        ['SHAPE', { dtype, shape: [...shape, 1], names }],
-        ...names.flatMap((name, i): [string, Spec][] =>
-          name === name.toLowerCase() ? [] : [['SHAPE', { dtype, shape: shape.with(i, shape[i] + 1), names }]],
-        ),
-      ]
-      for (const [expected, spec] of wrong) {
-        const given = args.map((other, i) => (i === at ? make(arg, spec) : make(other)))
+  test.each(ops.map((op): [string, DeclaredOp] => [op.jsName, op]))('%s', (name, { args }) => {
+    const tensors = args.filter(isTensor).map(tensorOf)
+    const value = (argument: DeclaredArgument): unknown =>
+      isTensor(argument)
+        ? make(argument, tensorOf(argument).dims)
+        : (letters[argument.name] ?? numbers[argument.macro] ?? 0)
+    const given = () => Object.fromEntries(args.map((argument) => [argument.name, value(argument)]))
+    call(name, given())
+    const floats = tensors.filter(({ element }) => element === 'real').length
+    /** Whether a letter is told by something else too. */
+    const tied = (argument: Argument, letter: string): boolean =>
+      args.some((other) => other.name === letter) ||
+      tensors.some((other) => other.name !== argument.name && other.names.flat().includes(letter))
+    for (const argument of tensors) {
+      const { names, dims, element } = argument
+      const wrong: [string, number[], string?][] = []
+      if (element === 'i32' || element === 'f32') wrong.push(['DTYPE', dims, element === 'i32' ? 'f32' : 'i32'])
+      if (element === 'real')
+        wrong.push(
+          ['DTYPE', dims, 'i32'],
+          ...(floats > 1 ? [['DTYPE', dims, 'f64'] as [string, number[], string]] : []),
+        )
+      const anyRank = argument.shape.includes('...') || argument.macro.endsWith('UPDATED')
+      if (!anyRank || names.flat().some((letter) => tied(argument, letter))) wrong.push(['SHAPE', [...dims, 1]])
+      for (const [i, inside] of names.entries())
+        if (inside.length > 1 || tied(argument, inside[0])) wrong.push(['SHAPE', dims.with(i, dims[i] + 1)])
+      for (const [expected, shape, dtype] of wrong) {
+        const all = { ...given(), [argument.name]: make(argument, shape, dtype) }
         const before = live()
-        expect(() => call(op, given), `argument ${at}, ${spec.dtype} [${spec.shape}]`).toThrow(code(expected))
+        expect(() => call(name, all), `${argument.name}: ${dtype} [${shape}]`).toThrow(code(expected))
         expect(live()).toEqual(before)
       }
     }
@@ -213,24 +190,32 @@ describe('numbers and arrays', () => {
     ['operands that do not broadcast', 'SHAPE', () => native.binary(zeros([2]), zeros([3]), 0)],
     ['tokens without a sequence', 'SHAPE', () => ffn(0)],
     ['tokens that are no whole sequences', 'SHAPE', () => ffn(4)],
-    ['no heads', 'OPTION', () => native.attention(zeros([1, 2, 4]), zeros([1, 2, 4]), zeros([1, 2, 4]), 0, 1, false)],
-    ['more entries than there are', 'OPTION', () => native.topk(zeros([2, 3]), 4)],
+    [
+      'no heads',
+      'OPTION',
+      () => {
+        const q = zeros([1, 2, 4])
+        native.attention({ q, k: q, v: q, heads: 0, scale: 1, causal: false })
+      },
+    ],
+    ['more entries than there are', 'OPTION', () => native.topk({ x: zeros([2, 3]), K: 4 })],
     ['threads', 'OPTION', () => native.setThreads(257)],
-    ['a seed', 'OPTION', () => native.dropout(zeros([2]), 0, 2 ** 53, 0)],
+    ['a seed', 'OPTION', () => native.dropout({ x: zeros([2]), p: 0, seed: 2 ** 53, step: 0 })],
     ['a plugin that is not there', 'BACKEND_UNAVAILABLE', () => native.openDevice('/nowhere.so', 0)],
-    ['a device that is not open', 'DEVICE', () => native.full([1], 0, 1000, 0)],
+    ['a device that is not open', 'DEVICE', () => native.fill({ shape: [1], dtype: 0, device: 1000, value: 0 })],
     ['the end of no captured step', 'UNSUPPORTED', () => native.captureEnd(true)],
     ...[1, -0.1, Number.NaN].map((p): [string, string, () => unknown] => [
       `dropout of ${p}`,
       'OPTION',
-      () => native.dropout(zeros([2]), p, 0, 0),
+      () => native.dropout({ x: zeros([2]), p, seed: 0, step: 0 }),
     ]),
   ]
   const ffn = (sequences: number) => {
     const make = (text: string) => zeros(text.split(' ').map((name) => sizes[name]))
     const choices = () => zeros([6, 2], 'i32')
-    const weights = ['E G D', 'E G', 'E H', 'E D H', 'E D'].map(make) as [Handle, Handle, Handle, Handle, Handle]
-    return native.expertFfn(make('T D'), choices(), choices(), make('T K'), ...weights, sequences, 3, false, 0)
+    const [w1, b1, multBias, w2, b2] = ['E G D', 'E G', 'E H', 'E D H', 'E D'].map(make)
+    const routing = { expertIndex: choices(), position: choices(), weight: make('T K'), B: sequences, C: 3 }
+    return native.expertFfn({ x: make('T D'), ...routing, w1, b1, multBias, w2, b2, a: false, compute: 0 })
   }
   test.each(wrong)('%s: %s', (_, expected, call) => {
     expect(call).toThrow(code(expected))
@@ -240,16 +225,16 @@ describe('numbers and arrays', () => {
     held(native.gather(zeros([6]), [3], [2], 1))
     native.scatter(zeros([6]), zeros([3]), [2], 1)
     held(native.gather(zeros([6]), [3, 0], [1000, 1000], 1000)) // nothing is read
-    held(native.dropout(zeros([2]), 0, 2 ** 53 - 1, 2 ** 53 - 1))
+    held(native.dropout({ x: zeros([2]), p: 0, seed: 2 ** 53 - 1, step: 2 ** 53 - 1 }))
     const threads = native.getThreads()
     native.setThreads(256)
     native.setThreads(threads)
   })
 
   test.each<[string, (p: Handle, other: Handle) => void]>([
-    ['the first moment', (p, other) => native.adamw(p, other, p, other, 1, 0.1, 0.9, 0.99, 1e-8, 0)],
-    ['the second moment', (p, other) => native.adamw(p, other, other, p, 1, 0.1, 0.9, 0.99, 1e-8, 0)],
-    ['the momentum', (p, other) => native.sgd(p, other, p, 1, 0.1, 0.9, 0)],
+    ['the first moment', (p, other) => native.adamw({ p, g: other, m: p, v: other, ...adamw })],
+    ['the second moment', (p, other) => native.adamw({ p, g: other, m: other, v: p, ...adamw })],
+    ['the momentum', (p, other) => native.sgd({ p, g: other, buffer: p, ...sgd })],
     ['what a part of a tensor is written over with', (p) => native.scatter(p, p, [1], 0)],
   ])('%s is not the tensor that is updated, nor a view of it', (_, update) => {
     const p = zeros([4])

@@ -41,15 +41,18 @@ export function attention<D extends DType>(q: Tensor<D>, k: Tensor, v: Tensor, o
   checkTensor(op, 'v', v, k)
   if (causal && Nk < Nq)
     fail('SHAPE', op, `causal attention needs at least as many keys as queries, got ${Nk} and ${Nq}`)
-  const [yh, lse] = native.attention(handleOf(q), handleOf(k), handleOf(v), heads!, factor, causal)
-  const y = wrap(yh, q)
+  const sizes = { heads: heads!, scale: factor, causal }
+  const made = native.attention({ q: handleOf(q), k: handleOf(k), v: handleOf(v), ...sizes })
+  const y = wrap(made.y, q)
   record({
     op,
     inputs: [q, k, v],
     outputs: [y],
-    saved: [q, k, v, y, lse],
-    backward: ([dy], [qv, kv, vv, yv, lsev]) =>
-      native.attentionBackward(dy!, qv, kv, vv, yv, lsev, heads!, factor, causal),
+    saved: [q, k, v, y, made.lse],
+    backward: ([dy], [q, k, v, y, lse]) => {
+      const { dq, dk, dv } = native.attentionBackward({ dy: dy!, q, k, v, y, lse, ...sizes })
+      return [dq, dk, dv]
+    },
   })
   return y
 }

@@ -16,11 +16,11 @@ const neg = native.unaryKinds().indexOf('neg')
 /** Gradients of both operands, before the sum over broadcast axes. */
 const gradients: Record<Kind, (dy: Handle, a: Handle, b: Handle) => [a: () => Handle, b: () => Handle]> = {
   add: (dy) => [() => share(dy), () => share(dy)],
-  sub: (dy) => [() => share(dy), () => native.unary(dy, neg)],
+  sub: (dy) => [() => share(dy), () => native.unary({ x: dy, kind: neg })],
   mul: (dy, a, b) => [() => native.binary(dy, b, kinds.mul), () => native.binary(dy, a, kinds.mul)],
   div: (dy, a, b) => [
     () => native.binary(dy, b, kinds.div),
-    () => consumed(timesQuotient(dy, a, b), (x) => native.unary(x, neg)),
+    () => consumed(timesQuotient(dy, a, b), (x) => native.unary({ x, kind: neg })),
   ],
 }
 
@@ -48,7 +48,10 @@ function operand(op: string, value: unknown, like: Tensor): Tensor {
   if (like.dtype === 'i32' && !Number.isInteger(value))
     fail('DTYPE', op, `b must be an integer beside an i32 tensor, got ${value}`)
   const meta = { shape: [], dtype: like.dtype, device: like.device }
-  return wrap(native.full([], dtypeCode(like.dtype), deviceIndex(op, like.device), value), meta)
+  return wrap(
+    native.fill({ shape: [], dtype: dtypeCode(like.dtype), device: deviceIndex(op, like.device), value }),
+    meta,
+  )
 }
 
 function binary<D extends DType>(kind: Kind, a: Tensor<D>, other: Tensor | number): Tensor<D> {

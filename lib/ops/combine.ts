@@ -30,17 +30,23 @@ export function combine<D extends DType>(x: Tensor<D>, routing: Routing): Tensor
     fail('SHAPE', op, `x must be [${routed.E}, ${B}, ${routed.C}, D] for this routing, got ${showShape(x.shape)}`)
   }
   const { expertIndex, position, weight } = routing
-  const y = wrap(native.combine(handleOf(x), handleOf(weight), handleOf(expertIndex), handleOf(position)), {
-    shape: [B, N, D],
-    dtype: x.dtype,
-    device: x.device,
+  const made = native.combine({
+    x: handleOf(x),
+    weight: handleOf(weight),
+    expertIndex: handleOf(expertIndex),
+    position: handleOf(position),
   })
+  const y = wrap(made, { shape: [B, N, D], dtype: x.dtype, device: x.device })
   record({
     op,
     inputs: [x, weight],
     outputs: [y],
     saved: [x, weight, expertIndex, position],
-    backward: ([dy], [xv, w, index, positions]) => native.combineBackward(dy!, xv, w, index, positions),
+    backward: ([dy], [x, weight, expertIndex, position], [needX, needWeight]) => {
+      const given = { dy: dy!, x, weight, expertIndex, position }
+      const { dx, dweight } = native.combineBackward({ ...given, dx: needX, dweight: needWeight })
+      return [dx, dweight]
+    },
   })
   return y
 }

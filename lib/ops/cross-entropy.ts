@@ -3,7 +3,6 @@ import { checkInteger, checkOptions, fail, showShape } from '../check.js'
 import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
-import { reshaped, rowsOf, withViews } from './rows.js'
 
 /** Options of {@link crossEntropy}. */
 export interface CrossEntropyOptions {
@@ -40,21 +39,16 @@ export function crossEntropy<D extends DType>(
       `targets must be ${showShape(logits.shape.slice(0, -1))} for logits ${showShape(logits.shape)}, got ${showShape(targets.shape)}`,
     )
   }
-  const rows = rowsOf(logits.shape)
-  const [loss, lse] = withViews([handleOf(logits), handleOf(targets)], [rows, [rows[0]]], ([lv, tv]) =>
-    native.crossEntropy(lv, tv, ignoreIndex),
-  )
+  const { loss, lse } = native.crossEntropy({ logits: handleOf(logits), target: handleOf(targets), ignoreIndex })
   const y = wrap(loss, { shape: [], dtype: logits.dtype, device: logits.device })
-  const { shape } = logits
   record({
     op,
     inputs: [logits],
     outputs: [y],
     saved: [logits, targets, lse],
-    backward: ([dloss], [lv, tv, lsev]) =>
-      withViews([lv, tv], [rows, [rows[0]]], ([l, t]) => [
-        reshaped(native.crossEntropyBackward(dloss!, l, lsev, t, ignoreIndex), shape),
-      ]),
+    backward: ([dloss], [logits, target, lse]) => [
+      native.crossEntropyBackward({ dloss: dloss!, logits, lse, target, ignoreIndex }),
+    ],
   })
   return y
 }

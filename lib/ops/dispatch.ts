@@ -35,18 +35,24 @@ export function dispatch<D extends DType>(x: Tensor<D>, routing: Routing, option
   const { K, E, C } = checkRouting(op, routing, B, N, x)
   const { expertIndex, position } = routing
   const shape = [E, B, C, D]
-  const y = wrap(native.dispatch(handleOf(x), handleOf(expertIndex), handleOf(position), E, C), {
-    shape,
-    dtype: x.dtype,
-    device: x.device,
+  const made = native.dispatch({
+    x: handleOf(x),
+    expertIndex: handleOf(expertIndex),
+    position: handleOf(position),
+    E,
+    C,
   })
+  const y = wrap(made, { shape, dtype: x.dtype, device: x.device })
   record({
     op,
     inputs: [x, straightThrough ? routing.weight : null],
     outputs: [y],
     saved: [x, expertIndex, position],
-    backward: ([dy], [xv, index, positions]) =>
-      native.dispatchBackward(dy!, xv, index, positions, straightThrough && K > 0),
+    backward: ([dy], [x, expertIndex, position]) => {
+      const wanted = { dweight: straightThrough && K > 0 }
+      const { dx, dweight } = native.dispatchBackward({ dy: dy!, x, expertIndex, position, ...wanted })
+      return [dx, dweight]
+    },
   })
   return y
 }

@@ -1,7 +1,7 @@
 import { record } from '../autograd.js'
 import { checkNumber, fail } from '../check.js'
 import type { DType } from '../dtype.js'
-import { native } from '../native.js'
+import { type Handle, native } from '../native.js'
 import { type Generator, withDraw } from '../random.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 
@@ -20,8 +20,9 @@ export function dropout<D extends DType>(x: Tensor<D>, p: number, generator?: Ge
   checkNumber('dropout', 'p', p, 0, 1)
   if (p === 1) fail('OPTION', 'dropout', 'p must be below 1, got 1')
   return withDraw('dropout', generator, ({ seed, step }) => {
-    const y = wrap(native.dropout(handleOf(x), p, seed, step), x)
-    record({ op: 'dropout', inputs: [x], outputs: [y], backward: ([dy]) => [native.dropout(dy!, p, seed, step)] })
+    const drop = (x: Handle) => native.dropout({ x, p, seed, step })
+    const y = wrap(drop(handleOf(x)), x)
+    record({ op: 'dropout', inputs: [x], outputs: [y], backward: ([dy]) => [drop(dy!)] })
     return y
   })
 }

@@ -3,7 +3,6 @@ import { fail, showShape } from '../check.js'
 import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
-import { reshaped, withViews } from './rows.js'
 
 /**
  * Rows of weight [V, D], f32 or f64, at index [...], i32 → [..., D]. Errors: SHAPE, DTYPE, DEVICE; OPTION for an index
@@ -22,17 +21,18 @@ export function embedding<D extends DType>(weight: Tensor<D>, index: Tensor): Te
   if (weight.shape.length !== 2) fail('SHAPE', op, `weight must be [V, D], got ${showShape(weight.shape)}`)
   if (index.dtype !== 'i32') fail('DTYPE', op, `index must be i32, got ${index.dtype}`)
   const [V, D] = weight.shape
-  const T = index.size
   const shape = [...index.shape, D]
-  const y = withViews([handleOf(index)], [[T]], ([flat]) => reshaped(native.embedding(handleOf(weight), flat), shape))
-  const out = wrap(y, { shape, dtype: weight.dtype, device: weight.device })
+  const out = wrap(native.embedding({ w: handleOf(weight), index: handleOf(index) }), {
+    shape,
+    dtype: weight.dtype,
+    device: weight.device,
+  })
   record({
     op,
     inputs: [weight],
     outputs: [out],
     saved: [index],
-    backward: ([dy], [indexv]) =>
-      withViews([dy!, indexv], [[T, D], [T]], ([dyRows, flat]) => [native.embeddingBackward(dyRows, flat, V)]),
+    backward: ([dy], [index]) => [native.embeddingBackward({ dy: dy!, index, V })],
   })
   return out
 }

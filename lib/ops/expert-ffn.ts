@@ -1,10 +1,9 @@
 import { record, willRecord } from '../autograd.js'
 import { checkBoolean, checkInteger, checkOptions, fail, showShape } from '../check.js'
 import { type ComputeDType, checkComputeDType, type DType, dtypeCode } from '../dtype.js'
-import { native } from '../native.js'
+import { type Handle, native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import type { Routing } from './route.js'
-import { reshaped, rowsOf, withViews } from './rows.js'
 
 /** Stacked parameters of E GEGLU experts of hidden width H. */
 export interface ExpertWeights {
@@ -83,16 +82,14 @@ export function expertFfn<D extends DType>(
   const compute = dtypeCode(checkComputeDType(op, computeDtype, x.dtype))
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
   const { shape, dtype, device } = x
-  const [T, D] = rowsOf(shape)
   checkWeights(op, x, weights, routing === null ? 1 : undefined)
-  let K = 1
-  let [B, C] = [1, T]
+  let [B, C] = [1, 0]
   if (routing !== null) {
     if (typeof routing !== 'object' || routing === undefined)
       fail('OPTION', op, 'routing must come from route(), or be null')
     if (shape.length !== 3) fail('SHAPE', op, `x must be [B, N, D], got ${showShape(shape)}`)
     checkTensor(op, 'routing.expertIndex', routing.expertIndex)
-    K = routing.expertIndex.shape[2] ?? 0
+    const K = routing.expertIndex.shape[2] ?? 0
     const choices = [shape[0], shape[1], K]
     checkTensor(op, 'routing.expertIndex', routing.expertIndex, { shape: choices, dtype: 'i32', device })
     checkTensor(op, 'routing.position', routing.position, { shape: choices, dtype: 'i32', device })
@@ -105,58 +102,36 @@ export function expertFfn<D extends DType>(
   const inputs = [x, routing?.weight ?? null, ...parameters]
   const save = willRecord(...inputs)
   const choices = routing ? [routing.expertIndex, routing.position, routing.weight] : []
-  const flat = [[T, D], ...choices.map(() => [T, K])]
-  const [yh, a] = withViews([x, ...choices].map(handleOf), flat, ([xv, index = null, position = null, weight = null]) =>
-    native.expertFfn(
-      xv,
-      index,
-      position,
-      weight,
-      handleOf(w1),
-      handleOf(b1),
-      handleOf(multBias),
-      handleOf(w2),
-      handleOf(b2),
-      B,
-      C,
-      save,
-      compute,
-    ),
-  )
-  const y = wrap(reshaped(yh, shape), { shape, dtype, device })
+  const call = (parameters: readonly Handle[], tokens: readonly Handle[]) => {
+    const [w1, b1, multBias, w2, b2] = parameters
+    const [x, expertIndex = null, position = null, weight = null] = tokens
+    return { x, expertIndex, position, weight, w1, b1, multBias, w2, b2, compute, B, C, activation: 0 }
+  }
+  const made = native.expertFfn({ ...call(parameters.map(handleOf), [x, ...choices].map(handleOf)), a: save })
+  const y = wrap(made.y, { shape, dtype, device })
   if (!save) return y
   record({
     op,
     inputs,
     outputs: [y],
-    saved: [...parameters, a!, x, ...choices],
-    backward: ([dy], [w1v, b1v, multBiasv, w2v, b2v, av, ...tokens], [needX, , ...needParameters]) =>
-      withViews([dy!, ...tokens], [[T, D], ...flat], ([dyv, xv, index = null, position = null, weight = null]) => {
-        const [dx, dweight, ...grads] = native.expertFfnBackward(
-          dyv,
-          xv,
-          index,
-          position,
-          weight,
-          w1v,
-          b1v,
-          multBiasv,
-          w2v,
-          b2v,
-          av,
-          B,
-          C,
-          straightThrough && routing !== null,
-          needX,
-          needParameters.includes(true),
-          compute,
-        )
-        return [
-          dx === null ? null : reshaped(dx, shape),
-          dweight === null ? null : reshaped(dweight, [...shape.slice(0, -1), K]),
-          ...grads,
-        ]
-      }),
+    saved: [...parameters, made.a!, x, ...choices],
+    backward: ([dy], [w1, b1, multBias, w2, b2, a, ...tokens], [needX, , ...needParameters]) => {
+      const need = needParameters.includes(true)
+      const { dx, dweight, dw1, db1, dmultBias, dw2, db2 } = native.expertFfnBackward({
+        ...call([w1, b1, multBias, w2, b2], tokens),
+        dy: dy!,
+        a,
+        straightThrough: straightThrough && routing !== null,
+        dx: needX,
+        dweight: routing !== null,
+        dw1: need,
+        db1: need,
+        dmultBias: need,
+        dw2: need,
+        db2: need,
+      })
+      return [dx, dweight, dw1, db1, dmultBias, dw2, db2]
+    },
   })
   return y
 }

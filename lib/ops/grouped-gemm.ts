@@ -36,17 +36,17 @@ export function groupedGemm<D extends DType>(
     fail('SHAPE', op, `weight must be [G, O, ${I}], got ${showShape(weight.shape)}`)
   checkTensor(op, 'weight', weight, { shape: weight.shape, dtype: x.dtype, device: x.device })
   checkTensor(op, 'groupSizes', groupSizes, { shape: [G], dtype: 'i32', device: x.device })
-  const y = wrap(native.groupedGemm(handleOf(x), handleOf(weight), handleOf(groupSizes), compute), {
-    shape: [R, O],
-    dtype: x.dtype,
-    device: x.device,
-  })
+  const made = native.groupedGemm({ x: handleOf(x), w: handleOf(weight), groupSizes: handleOf(groupSizes), compute })
+  const y = wrap(made, { shape: [R, O], dtype: x.dtype, device: x.device })
   record({
     op,
     inputs: [x, weight],
     outputs: [y],
     saved: [x, weight, groupSizes],
-    backward: ([dy], [xv, w, sizes]) => native.groupedGemmBackward(dy!, xv, w, sizes, compute),
+    backward: ([dy], [x, w, groupSizes], [needX, needW]) => {
+      const { dx, dw } = native.groupedGemmBackward({ dy: dy!, x, w, groupSizes, compute, dx: needX, dw: needW })
+      return [dx, dw]
+    },
   })
   return y
 }

@@ -3,7 +3,6 @@ import { checkNumber, fail, showShape } from '../check.js'
 import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
-import { reshaped, rowsOf, withViews } from './rows.js'
 
 /**
  * Layer norm over the last axis (Ba, Kiros, Hinton, arXiv 1607.06450): y = (x − mean) / √(var + eps) · weight + bias,
@@ -20,35 +19,29 @@ export function layerNorm<D extends DType>(x: Tensor<D>, weight: Tensor, bias: T
   checkFloat(op, 'x', x)
   checkNumber(op, 'eps', eps, 0)
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
-  const rows = rowsOf(x.shape)
+  const D = x.shape[x.shape.length - 1]
   checkTensor(op, 'weight', weight)
-  if (weight.shape.length !== 1 || weight.shape[0] !== rows[1]) {
+  if (weight.shape.length !== 1 || weight.shape[0] !== D) {
     fail(
       'SHAPE',
       op,
       `x must be [..., ${weight.size}] for weight ${showShape(weight.shape)}, got ${showShape(x.shape)}`,
     )
   }
-  const like = { shape: [rows[1]], dtype: x.dtype, device: x.device }
+  const like = { shape: [D], dtype: x.dtype, device: x.device }
   checkTensor(op, 'weight', weight, like)
   checkTensor(op, 'bias', bias, like)
-  const { shape } = x
-  const y = wrap(
-    withViews([handleOf(x)], [rows], ([xv]) =>
-      reshaped(native.layernorm(xv, handleOf(weight), handleOf(bias), eps), shape),
-    ),
-    x,
-  )
+  const y = wrap(native.layernorm({ x: handleOf(x), weight: handleOf(weight), bias: handleOf(bias), eps }), x)
   record({
     op,
     inputs: [x, weight, bias],
     outputs: [y],
     saved: [x, weight],
-    backward: ([dy], [xv, w]) =>
-      withViews([dy!, xv], [rows, rows], ([dyRows, xRows]) => {
-        const [dx, dweight, dbias] = native.layernormBackward(dyRows, xRows, w, eps)
-        return [reshaped(dx, shape), dweight, dbias]
-      }),
+    backward: ([dy], [x, weight], [needX, needWeight, needBias]) => {
+      const wanted = { dx: needX, dweight: needWeight, dbias: needBias }
+      const { dx, dweight, dbias } = native.layernormBackward({ dy: dy!, x, weight, eps, ...wanted })
+      return [dx, dweight, dbias]
+    },
   })
   return y
 }

@@ -3,7 +3,6 @@ import { checkOptions, fail, showShape } from '../check.js'
 import { type ComputeDType, checkComputeDType, type DType, dtypeCode } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
-import { reshaped, rowsOf, withViews } from './rows.js'
 
 /** Options of {@link linear} and {@link groupedGemm}. */
 export interface LinearOptions {
@@ -32,7 +31,7 @@ export function linear<D extends DType>(
   const compute = dtypeCode(checkComputeDType(op, computeDtype, x.dtype))
   checkTensor(op, 'weight', weight)
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
-  const [T, I] = rowsOf(x.shape)
+  const I = x.shape[x.shape.length - 1]
   if (weight.shape.length !== 2 || weight.shape[1] !== I) {
     fail(
       'SHAPE',
@@ -44,28 +43,18 @@ export function linear<D extends DType>(
   checkTensor(op, 'weight', weight, { ...meta(x), shape: [O, I] })
   if (bias) checkTensor(op, 'bias', bias, { ...meta(x), shape: [O] })
   const shape = [...x.shape.slice(0, -1), O]
-  const y = withViews([handleOf(x)], [[T, I]], ([xv]) =>
-    reshaped(native.linear(xv, handleOf(weight), bias ? handleOf(bias) : null, compute), shape),
-  )
+  const y = native.linear({ x: handleOf(x), w: handleOf(weight), bias: bias ? handleOf(bias) : null, compute })
   const out = wrap(y, { ...meta(x), shape })
-  const { shape: xShape } = x
   record({
     op,
     inputs: [x, weight, bias ?? null],
     outputs: [out],
     saved: [x, weight],
-    backward: ([dy], [xv, w], [needX, needW, needBias]) =>
-      withViews(
-        [dy!, xv],
-        [
-          [T, O],
-          [T, I],
-        ],
-        ([dyRows, xRows]) => {
-          const [dx, dw, dbias] = native.linearBackward(dyRows, xRows, w, needX, needW, needBias, compute)
-          return [dx === null ? null : reshaped(dx, xShape), dw, dbias]
-        },
-      ),
+    backward: ([dy], [x, w], [needX, needW, needBias]) => {
+      const wanted = { dx: needX, dw: needW, dbias: needBias }
+      const { dx, dw, dbias } = native.linearBackward({ dy: dy!, x, w, compute, ...wanted })
+      return [dx, dw, dbias]
+    },
   })
   return out
 }

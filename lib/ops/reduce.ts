@@ -72,7 +72,7 @@ function reduce<D extends DType>(
     outputs: [y],
     backward: ([dy]) => {
       const dx = withViews([dy!], [kept], ([grad]) => expand(grad, kept, full))
-      return [factor === 1 ? dx : filled(dx, () => native.scaleInPlace(dx, factor))]
+      return [factor === 1 ? dx : filled(dx, () => native.scale({ x: dx, factor }))]
     },
   })
   return y

@@ -3,7 +3,6 @@ import { fail, showShape } from '../check.js'
 import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
-import { reshaped, rowsOf, withViews } from './rows.js'
 
 /**
  * Root-mean-square norm over the last axis (Zhang and Sennrich, arXiv 1910.07467, in the form of st-moe-pytorch):
@@ -19,27 +18,22 @@ export function rmsNorm<D extends DType>(x: Tensor<D>, gamma: Tensor): Tensor<D>
   const op = 'rmsNorm'
   checkFloat(op, 'x', x)
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
-  const rows = rowsOf(x.shape)
+  const D = x.shape[x.shape.length - 1]
   checkTensor(op, 'gamma', gamma)
-  if (gamma.shape.length !== 1 || gamma.shape[0] !== rows[1]) {
+  if (gamma.shape.length !== 1 || gamma.shape[0] !== D) {
     fail('SHAPE', op, `x must be [..., ${gamma.size}] for gamma ${showShape(gamma.shape)}, got ${showShape(x.shape)}`)
   }
-  checkTensor(op, 'gamma', gamma, { shape: [rows[1]], dtype: x.dtype, device: x.device })
-  const { shape } = x
-  const y = wrap(
-    withViews([handleOf(x)], [rows], ([xv]) => reshaped(native.rmsnorm(xv, handleOf(gamma)), shape)),
-    x,
-  )
+  checkTensor(op, 'gamma', gamma, { shape: [D], dtype: x.dtype, device: x.device })
+  const y = wrap(native.rmsnorm({ x: handleOf(x), gamma: handleOf(gamma) }), x)
   record({
     op,
     inputs: [x, gamma],
     outputs: [y],
     saved: [x, gamma],
-    backward: ([dy], [xv, g]) =>
-      withViews([dy!, xv], [rows, rows], ([dyRows, xRows]) => {
-        const [dx, dgamma] = native.rmsnormBackward(dyRows, xRows, g)
-        return [reshaped(dx, shape), dgamma]
-      }),
+    backward: ([dy], [x, gamma], [needX, needGamma]) => {
+      const { dx, dgamma } = native.rmsnormBackward({ dy: dy!, x, gamma, dx: needX, dgamma: needGamma })
+      return [dx, dgamma]
+    },
   })
   return y
 }

@@ -129,7 +129,12 @@ export function expertCapacity(N: number, E: number, factor: number): number {
 /** A handle of its own. */
 function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle {
   if (typeof value === 'number' || value === undefined) {
-    return native.full([K], dtypeCode('f32'), deviceIndex(op, like.device), checkNumber(op, 'threshold', value ?? 0.2))
+    return native.fill({
+      shape: [K],
+      dtype: dtypeCode('f32'),
+      device: deviceIndex(op, like.device),
+      value: checkNumber(op, 'threshold', value ?? 0.2),
+    })
   }
   return share(handleOf(checkTensor(op, 'threshold', value, { shape: [K], dtype: 'f32', device: like.device })))
 }
@@ -184,13 +189,17 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
     2 ** 31 - 1,
   )
   const noisy = checkBoolean(op, 'noiseGates', o.noiseGates ?? false)
-  const differentiableTopk = checkBoolean(op, 'differentiableTopk', o.differentiableTopk ?? false)
-  const training = checkBoolean(op, 'training', o.training ?? true)
-  const assigned = checkOneOf(op, 'balanceDensity', o.balanceDensity ?? 'kept', ['kept', 'assigned']) === 'assigned'
+  const densityAssigned =
+    checkOneOf(op, 'balanceDensity', o.balanceDensity ?? 'kept', ['kept', 'assigned']) === 'assigned'
   const noiseMult = checkNumber(op, 'noiseMult', o.noiseMult ?? 1)
-  const balanceLossCoef = checkNumber(op, 'balanceLossCoef', o.balanceLossCoef ?? 1e-2)
-  const routerZLossCoef = checkNumber(op, 'routerZLossCoef', o.routerZLossCoef ?? 1e-3)
-  const eps = checkNumber(op, 'eps', o.eps ?? 1e-9, 0)
+  const factors = {
+    eps: checkNumber(op, 'eps', o.eps ?? 1e-9, 0),
+    balanceCoef: checkNumber(op, 'balanceLossCoef', o.balanceLossCoef ?? 1e-2),
+    zCoef: checkNumber(op, 'routerZLossCoef', o.routerZLossCoef ?? 1e-3),
+    noisy,
+    training: checkBoolean(op, 'training', o.training ?? true),
+    differentiableTopk: checkBoolean(op, 'differentiableTopk', o.differentiableTopk ?? false),
+  }
   const generator = o.generator ?? defaultGenerator
   if (!Generator.isGenerator(generator)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
   const own: Handle[] = []
@@ -202,49 +211,43 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
     const inDtype = (handle: Handle) => native.convert(handle, dtypeCode(dtype))
     const uniforms = held(converted(op, 'uniforms', o.uniforms, [K, B, N], device, inDtype))
     const gumbelUniforms = held(converted(op, 'gumbelUniforms', o.gumbelUniforms, [B, N, E], device, inDtype))
-    const mask = held(converted(op, 'mask', o.mask, [B, N], device, (handle) => native.tokenMask(handle)))
+    const mask = held(converted(op, 'mask', o.mask, [B, N], device, (handle) => native.tokenMask({ x: handle })))
     const threshold = held(thresholds(op, o.threshold, K, x))!
-    const handles = drawnOrNot(generator, () => {
+    const made = drawnOrNot(generator, () => {
       const gumbelDraw = noisy && !gumbelUniforms ? generator.next() : { seed: generator.seed, step: 0 }
       const draw = uniforms ? { seed: gumbelDraw.seed, step: 0 } : generator.next()
-      return native.route(
-        handleOf(x),
-        handleOf(weight),
+      return native.route({
+        x: handleOf(x),
+        w: handleOf(weight),
         threshold,
         uniforms,
         gumbelUniforms,
         mask,
         K,
         C,
-        draw.seed,
-        draw.step,
-        gumbelDraw.step,
+        seed: draw.seed,
+        step: draw.step,
+        gumbelStep: gumbelDraw.step,
         noiseMult,
-        eps,
-        balanceLossCoef,
-        routerZLossCoef,
-        noisy,
-        training,
-        differentiableTopk,
-        assigned,
-      )
+        densityAssigned,
+        ...factors,
+      })
     })
-    const [expertIndexH, keptH, positionH, gateH, weightH, balanceH, zH, totalH, probs, logits, lse, density] = handles
     const i32 = { shape: [B, N, K], dtype: 'i32', device } as const
     const choices = { shape: [B, N, K], dtype, device }
     const scalar = { shape: [], dtype, device }
     const result = {
-      expertIndex: wrap(expertIndexH, i32),
-      gate: wrap(gateH, choices),
-      kept: wrap(keptH, i32),
-      position: wrap(positionH, i32),
-      weight: wrap(weightH, choices),
+      expertIndex: wrap(made.expertIndex, i32),
+      gate: wrap(made.gate, choices),
+      kept: wrap(made.kept, i32),
+      position: wrap(made.position, i32),
+      weight: wrap(made.weight, choices),
       capacity: C,
       numExperts: E,
       mask: mask === null ? null : wrap(share(mask), { shape: [B, N], dtype: 'i32', device }),
-      balanceLoss: wrap(balanceH, scalar),
-      routerZLoss: wrap(zH, scalar),
-      totalAuxLoss: wrap(totalH, scalar),
+      balanceLoss: wrap(made.balanceLoss, scalar),
+      routerZLoss: wrap(made.zLoss, scalar),
+      totalAuxLoss: wrap(made.totalLoss, scalar),
     }
     record({
       op,
@@ -256,37 +259,22 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         result.expertIndex,
         result.kept,
         result.gate,
-        probs,
-        logits,
-        lse,
-        density,
+        made.probs,
+        made.logits,
+        made.lse,
+        made.density,
         ...(result.mask ? [result.mask] : []),
       ],
-      backward: ([dweight, dbalance, dz, dtotal], [xv, w, index, kept, gate, s, l, logSum, f, maskv], [needX, needW]) =>
-        native.routeBackward(
-          dweight,
-          dbalance,
-          dz,
-          dtotal,
-          xv,
-          w,
-          maskv ?? null,
-          index,
-          kept,
-          gate,
-          s,
-          l,
-          logSum,
-          f,
-          eps,
-          balanceLossCoef,
-          routerZLossCoef,
-          noisy,
-          training,
-          differentiableTopk,
-          needX,
-          needW,
-        ),
+      backward: (
+        [dweight, dbalance, dz, dtotal],
+        [x, w, expertIndex, kept, gate, probs, logits, lse, density, mask = null],
+        [needX, needW],
+      ) => {
+        const gradients = { dweight, dbalance, dz, dtotal, dx: needX, dw: needW }
+        const saved = { x, w, mask, expertIndex, kept, gate, probs, logits, lse, density }
+        const { dx, dw } = native.routeBackward({ ...gradients, ...saved, ...factors })
+        return [dx, dw]
+      },
     })
     return result
   } finally {

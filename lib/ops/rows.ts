@@ -1,12 +1,5 @@
-import { sizeOf } from '../check.js'
 import { handlesOf, releaseAll } from '../handles.js'
 import { type Handle, native } from '../native.js'
-
-/** [T, D] of a tensor [..., D]. */
-export const rowsOf = (shape: readonly number[]): [T: number, D: number] => [
-  sizeOf(shape.slice(0, -1)),
-  shape[shape.length - 1],
-]
 
 /** Calls `f` on views of other shapes; they share memory and live only during the call. */
 export function withViews<T>(

@@ -4,26 +4,18 @@ import type { DType } from '../dtype.js'
 import { asMethods } from '../methods.js'
 import { native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
-import { reshaped, rowsOf, withViews } from './rows.js'
 
 function overLastAxis<D extends DType>(op: 'softmax' | 'logSoftmax', x: Tensor<D>): Tensor<D> {
   checkFloat(op, 'x', x)
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
   const log = op === 'logSoftmax'
-  const { shape } = x
-  const rows = rowsOf(shape)
-  const y = wrap(
-    withViews([handleOf(x)], [rows], ([view]) => reshaped(native.softmax(view, log), shape)),
-    x,
-  )
+  const y = wrap(native.softmax({ x: handleOf(x), log }), x)
   record({
     op,
     inputs: [x],
     outputs: [y],
     saved: [y],
-    backward: ([dy], [yv]) => [
-      withViews([dy!, yv], [rows, rows], (views) => reshaped(native.softmaxBackward(views[0], views[1], log), shape)),
-    ],
+    backward: ([dy], [y]) => [native.softmaxBackward({ dy: dy!, y, log })],
   })
   return y
 }

@@ -47,7 +47,12 @@ export function transpose<D extends DType>(x: Tensor<D>, axis0 = -2, axis1 = -1)
 
 /** Zeros of `meta` with `part` written at an offset. */
 function placed(part: Handle, meta: TensorMeta, offset: number): Handle {
-  const whole = native.full(meta.shape, dtypeCode(meta.dtype), deviceIndex('slice', meta.device), 0)
+  const whole = native.fill({
+    shape: meta.shape,
+    dtype: dtypeCode(meta.dtype),
+    device: deviceIndex('slice', meta.device),
+    value: 0,
+  })
   return filled(whole, () => native.scatter(whole, part, stridesOf(meta.shape), offset))
 }
 
@@ -112,9 +117,13 @@ export function concat<D extends DType>(tensors: readonly Tensor<D>[], axis = 0)
   const shape = first.shape.map((n, i) => (i === at ? lengths.reduce((a, b) => a + b, 0) : n))
   const strides = stridesOf(shape)
   const offsets = lengths.map((_, i) => lengths.slice(0, i).reduce((a, b) => a + b, 0) * strides[at])
-  const joined = filled(native.full(shape, dtypeCode(dtype), deviceIndex(op, device), 0), (handle) => {
-    for (const [i, part] of parts.entries()) if (part.size) native.scatter(handle, handleOf(part), strides, offsets[i])
-  })
+  const joined = filled(
+    native.fill({ shape, dtype: dtypeCode(dtype), device: deviceIndex(op, device), value: 0 }),
+    (handle) => {
+      for (const [i, part] of parts.entries())
+        if (part.size) native.scatter(handle, handleOf(part), strides, offsets[i])
+    },
+  )
   const y = wrap(joined, { shape, dtype, device })
   const shapes = parts.map((part) => part.shape)
   record({

@@ -3,7 +3,6 @@ import { checkInteger, fail } from '../check.js'
 import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
-import { reshaped, rowsOf, withViews } from './rows.js'
 
 /** What {@link topk} gives. */
 export interface TopK<D extends DType = DType> {
@@ -27,27 +26,19 @@ export function topk<D extends DType>(x: Tensor<D>, k: number): TopK<D> {
   const op = 'topk'
   checkFloat(op, 'x', x)
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
-  const [T, E] = rowsOf(x.shape)
+  const E = x.shape[x.shape.length - 1]
   checkInteger(op, 'k', k, 1, E)
   const { shape, device } = x
   const out = [...shape.slice(0, -1), k]
-  const [valueRows, indexRows] = withViews([handleOf(x)], [[T, E]], ([rows]) => native.topk(rows, k))
-  const values = wrap(reshaped(valueRows, out), { shape: out, dtype: x.dtype, device })
-  const indices = wrap(reshaped(indexRows, out), { shape: out, dtype: 'i32', device })
+  const { value, index } = native.topk({ x: handleOf(x), K: k })
+  const values = wrap(value, { shape: out, dtype: x.dtype, device })
+  const indices = wrap(index, { shape: out, dtype: 'i32', device })
   record({
     op,
     inputs: [x],
     outputs: [values],
     saved: [indices],
-    backward: ([dvalue], [indexv]) =>
-      withViews(
-        [dvalue!, indexv],
-        [
-          [T, k],
-          [T, k],
-        ],
-        ([dv, iv]) => [reshaped(native.topkBackward(dv, iv, E), shape)],
-      ),
+    backward: ([dvalue], [index]) => [native.topkBackward({ dvalue: dvalue!, index, E })],
   })
   return { values, indices }
 }

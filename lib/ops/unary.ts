@@ -10,13 +10,13 @@ function unary(op: string): <D extends DType>(x: Tensor<D>) => Tensor<D> {
   const kind = kinds.indexOf(op)
   return (x) => {
     checkFloat(op, 'x', x)
-    const y = wrap(native.unary(handleOf(x), kind), x)
+    const y = wrap(native.unary({ x: handleOf(x), kind }), x)
     record({
       op,
       inputs: [x],
       outputs: [y],
       saved: [x],
-      backward: ([dy], [xv]) => [native.unaryBackward(xv, dy!, kind)],
+      backward: ([dy], [xv]) => [native.unaryBackward({ x: xv, dy: dy!, kind })],
     })
     return y
   }

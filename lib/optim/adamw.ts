@@ -82,18 +82,9 @@ export class AdamW extends Optimizer {
   }
 
   protected update(parameter: Parameter, grad: Tensor, { step, tensors }: ParameterState): void {
+    const { lr, eps, weightDecay } = this
     const [beta1, beta2] = this.betas
-    native.adamw(
-      handleOf(parameter),
-      handleOf(grad),
-      handleOf(tensors.exp_avg),
-      handleOf(tensors.exp_avg_sq),
-      step,
-      this.lr,
-      beta1,
-      beta2,
-      this.eps,
-      this.weightDecay,
-    )
+    const [m, v] = [handleOf(tensors.exp_avg), handleOf(tensors.exp_avg_sq)]
+    native.adamw({ p: handleOf(parameter), g: handleOf(grad), m, v, step, lr, beta1, beta2, eps, weightDecay })
   }
 }

@@ -46,6 +46,6 @@ export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, optio
     if (onNonFinite === 'throw') throw new MoeError('NON_FINITE', op, `the gradient norm must be finite, got ${before}`)
     return before
   }
-  if (before > maxNorm) for (const grad of grads) native.scaleInPlace(grad, maxNorm / (before + 1e-6))
+  if (before > maxNorm) for (const grad of grads) native.scale({ x: grad, factor: maxNorm / (before + 1e-6) })
   return before
 }

@@ -63,6 +63,7 @@ export class SGD extends Optimizer {
 
   protected update(parameter: Parameter, grad: Tensor, { step, tensors }: ParameterState): void {
     const buffer = tensors.momentum_buffer ? handleOf(tensors.momentum_buffer) : null
-    native.sgd(handleOf(parameter), handleOf(grad), buffer, step, this.lr, this.momentum, this.weightDecay)
+    const { lr, momentum, weightDecay } = this
+    native.sgd({ p: handleOf(parameter), g: handleOf(grad), buffer, step, lr, momentum, weightDecay })
   }
 }

@@ -1,22 +1,26 @@
 #include <exception>
 #include <new>
 
-#include "binding/call.h"
+#include "binding/op_call.h"
 
 namespace st_moe {
 
 // Not by way of Napi::Function: its wrapper allocates where there are many arguments, and what that throws is no
 // MoeError.
+// Not by way of Napi::Function: its wrapper allocates where there are many arguments, and what that throws is no
+// MoeError.
+template <class Data, Napi::Value (*run)(Call&, const Data&), const char* (*name_of)(const Data&)>
 static napi_value call(napi_env env, napi_callback_info info) {
   Call::Arguments arguments;
   size_t count = arguments.size();
   void* data = nullptr;
   napi_get_cb_info(env, info, &count, arguments.data(), nullptr, &data);
-  const auto& entry = *static_cast<const Entry*>(data);
-  const auto raise = [&](const Error& error) { Environment::of(env).raise(env, entry.name, error); };
+  const auto& target = *static_cast<const Data*>(data);
+  const char* name = name_of(target);
+  const auto raise = [&](const Error& error) { Environment::of(env).raise(env, name, error); };
   try {
-    Call call(env, entry.name, arguments);
-    return entry.method(call);
+    Call call(env, name, arguments);
+    return run(call, target);
   } catch (const Napi::Error& error) {  // what JavaScript has thrown, or its end
     error.ThrowAsJavaScriptException();
   } catch (const Error& error) {
@@ -29,15 +33,28 @@ static napi_value call(napi_env env, napi_callback_info info) {
   return nullptr;
 }
 
+static Napi::Value call_entry(Call& call, const Entry& entry) {
+  return entry.method(call);
+}
+static const char* entry_name(const Entry& entry) {
+  return entry.name;
+}
+static const char* op_name(const OpInfo& op) {
+  return op.js_name.c_str();
+}
+
+static void add(Napi::Env env, Napi::Object exports, const char* name, napi_callback callback, const void* data) {
+  napi_value function = nullptr;
+  napi_create_function(env, name, NAPI_AUTO_LENGTH, callback, const_cast<void*>(data), &function);
+  exports.Set(name, function);
+}
+
 static Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Environment(env));
-  for (const std::vector<Entry>* entries :
-       {&kTensorEntries, &kNnEntries, &kMoeEntries, &kOptimEntries, &kCaptureEntries, &kLockEntries})
-    for (const Entry& entry : *entries) {
-      napi_value function = nullptr;
-      napi_create_function(env, entry.name, NAPI_AUTO_LENGTH, call, const_cast<Entry*>(&entry), &function);
-      exports.Set(entry.name, function);
-    }
+  for (const std::vector<Entry>* entries : {&kHandleEntries, &kTensorEntries, &kCaptureEntries, &kLockEntries})
+    for (const Entry& entry : *entries) add(env, exports, entry.name, call<Entry, call_entry, entry_name>, &entry);
+  for (const OpInfo& op : declared_ops())
+    if (!op.by_hand) add(env, exports, op.js_name.c_str(), call<OpInfo, call_op, op_name>, &op);
   return exports;
 }
 

@@ -49,6 +49,12 @@ Tensor* Call::optional(const char* name) {
   return &tensor(name);
 }
 
+bool Call::absent() {
+  const bool absent = Napi::Value(env, arguments_.at(index_)).IsUndefined();
+  index_ += absent;
+  return absent;
+}
+
 double Call::number(const char* name) {
   Napi::Value value = this->value();
   if (!value.IsNumber()) fail(ErrorCode::option, "%s must be a number", name);
@@ -110,30 +116,21 @@ void Call::expect_float(const char* name, const Tensor& tensor) {
   if (!is_float(tensor.dtype)) fail(ErrorCode::dtype, "%s must be f32 or f64, got %s", name, dtype_name(tensor.dtype));
 }
 
-DType Call::compute_dtype(const char* name, DType dtype) {
-  const DType compute = this->dtype(name);
+void Call::expect_compute(const char* name, DType compute, DType dtype) {
   const bool narrow = compute == DType::bf16 || compute == DType::f16;
   if (compute != dtype && !(narrow && dtype == DType::f32))
     fail(ErrorCode::dtype, "%s must be %s with %s, got %s", name, dtype == DType::f32 ? "f32, bf16 or f16" : "f64",
          dtype_name(dtype), dtype_name(compute));
-  return compute;
-}
-
-void Call::expect_writable(const char* name, const Tensor& tensor, const Tensor& like) {
-  expect(name, tensor, like.dtype, like.shape);
-  if (tensor.storage == like.storage)
-    fail(ErrorCode::option, "%s must not share memory with the tensor it updates", name);
 }
 
 Napi::Value Call::give(Tensor tensor) {
   return Napi::Number::New(env, static_cast<double>(environment.tensors.insert(std::move(tensor))));
 }
 
-Napi::Value Call::give(std::initializer_list<const Tensor*> tensors) {
-  environment.tensors.reserve(tensors.size());  // all of them or none
-  Napi::Array array = Napi::Array::New(env, tensors.size());
-  uint32_t i = 0;
-  for (const Tensor* tensor : tensors) array[i++] = tensor ? give(*tensor) : env.Null();
+Napi::Value Call::give(const Tensor* const* tensors, size_t count) {
+  environment.tensors.reserve(count);  // all of them or none
+  Napi::Array array = Napi::Array::New(env, count);
+  for (uint32_t i = 0; i < count; ++i) array[i] = tensors[i] ? give(*tensors[i]) : env.Null();
   return array;
 }
 

@@ -2,7 +2,6 @@
 #include <napi.h>
 
 #include <array>
-#include <initializer_list>
 #include <vector>
 
 #include "binding/environment.h"
@@ -30,32 +29,27 @@ class Call {
   Napi::Value value() { return {env, arguments_.at(index_++)}; }
   Tensor& tensor(const char* name);    // all of one call on one device; held until the call ends
   Tensor* optional(const char* name);  // null, undefined and 0 give null
+  bool absent();                       // takes it if it is undefined
   double number(const char* name);
   int64_t integer(const char* name, int64_t min, int64_t max);
   int64_t size(const char* name) { return integer(name, 0, int64_t{1} << 46); }
   uint64_t seed(const char* name) { return static_cast<uint64_t>(integer(name, 0, (int64_t{1} << 53) - 1)); }
   bool boolean(const char* name);
   DType dtype(const char* name) { return static_cast<DType>(integer(name, 0, kDTypeCount - 1)); }
-  DType compute_dtype(const char* name, DType dtype);  // dtype, or bf16 or f16 where dtype is f32
   Shape shape(const char* name);
   Shape integers(const char* name, size_t count);
+  Device& device() { return environment.device(integer("device", 0, 1 << 20)); }
 
   // Checks of tensors.
   void expect(const char* name, const Tensor& tensor, DType dtype, const Shape& shape);  // −1 accepts any size
   void expect_rank(const char* name, const Tensor& tensor, size_t rank);
   void expect_float(const char* name, const Tensor& tensor);
-  void expect_writable(const char* name, const Tensor& tensor, const Tensor& like);
+  void expect_compute(const char* name, DType compute, DType dtype);  // dtype, or bf16 or f16 if dtype is f32
 
   // Results.
   Napi::Value give(Tensor tensor);
-  Napi::Value give(std::initializer_list<const Tensor*> tensors);  // an array of handles; null for a null pointer
+  Napi::Value give(const Tensor* const* tensors, size_t count);  // an array of handles; null for a null pointer
 
-  template <class Args>
-  void run(Device& device, Op<Args> OpTable::* member, const Args& args) {
-    environment.expect_capturable(device);
-    if (!(device.backend->ops.*member)) fail(ErrorCode::unsupported, "not available on %s", device.backend->name);
-    check((device.backend->ops.*member)(device.context, args));
-  }
   void check(const Status& status) {
     if (status.code != ErrorCode::none) throw Error(status.code, status.text);
   }
@@ -68,13 +62,6 @@ class Call {
   size_t held_count_ = 0;
 };
 
-inline void* data_of(const Tensor* tensor) {
-  return tensor ? tensor->data() : nullptr;
-}
-inline int32_t* i32_of(const Tensor* tensor) {
-  return tensor ? static_cast<int32_t*>(tensor->data()) : nullptr;
-}
-
 using Method = Napi::Value (*)(Call&);
 
 // A method under its JavaScript name; also the `op` of its errors.
@@ -83,6 +70,6 @@ struct Entry {
   Method method;
 };
 
-extern const std::vector<Entry> kTensorEntries, kNnEntries, kMoeEntries, kOptimEntries, kCaptureEntries, kLockEntries;
+extern const std::vector<Entry> kTensorEntries, kHandleEntries, kCaptureEntries, kLockEntries;
 
 }  // namespace st_moe

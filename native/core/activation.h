@@ -28,6 +28,7 @@ enum class Activation : int32_t { ST_MOE_ACTIVATIONS(ST_MOE_ACTIVATION) };
 #define ST_MOE_ACTIVATION(name, gated, f) #name,
 constexpr const char* kActivationNames[] = {ST_MOE_ACTIVATIONS(ST_MOE_ACTIVATION)};
 #undef ST_MOE_ACTIVATION
+constexpr int32_t kActivationCount = sizeof kActivationNames / sizeof *kActivationNames;
 
 ST_MOE_HOST_DEVICE static constexpr bool is_gated(Activation activation) {
 #define ST_MOE_ACTIVATION(name, gated, f) \

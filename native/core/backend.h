@@ -13,47 +13,8 @@ constexpr uint32_t kBackendAbi = 5;
 // ---- the table ----------------------------------------------------------------------------------------------
 
 struct OpTable {
-  Op<FillArgs> fill;
-  Op<RandomArgs> random;
-  Op<ConvertArgs> convert;
-  Op<StridedCopyArgs> strided_copy;
-  Op<UnaryArgs> unary;
-  Op<UnaryBackwardArgs> unary_backward;
-  Op<BinaryArgs> binary;
-  Op<ScaleArgs> scale;
-  Op<ReduceArgs> reduce;
-  Op<SumSquaresArgs> sum_squares;
-  Op<MatmulArgs> matmul;
-  Op<LinearArgs> linear;
-  Op<LinearBackwardArgs> linear_backward;
-  Op<EmbeddingArgs> embedding;
-  Op<EmbeddingBackwardArgs> embedding_backward;
-  Op<RmsnormArgs> rmsnorm;
-  Op<RmsnormBackwardArgs> rmsnorm_backward;
-  Op<LayernormArgs> layernorm;
-  Op<LayernormBackwardArgs> layernorm_backward;
-  Op<SoftmaxArgs> softmax;
-  Op<SoftmaxBackwardArgs> softmax_backward;
-  Op<CrossEntropyArgs> cross_entropy;
-  Op<CrossEntropyBackwardArgs> cross_entropy_backward;
-  Op<AttentionArgs> attention;
-  Op<AttentionBackwardArgs> attention_backward;
-  Op<DropoutArgs> dropout;
-  Op<TokenMaskArgs> token_mask;
-  Op<RouteArgs> route;
-  Op<RouteBackwardArgs> route_backward;
-  Op<ExpertFfnArgs> expert_ffn;
-  Op<ExpertFfnBackwardArgs> expert_ffn_backward;
-  Op<DispatchArgs> dispatch;
-  Op<DispatchBackwardArgs> dispatch_backward;
-  Op<CombineArgs> combine;
-  Op<CombineBackwardArgs> combine_backward;
-  Op<TopkArgs> topk;
-  Op<TopkBackwardArgs> topk_backward;
-  Op<GroupedGemmArgs> grouped_gemm;
-  Op<GroupedGemmBackwardArgs> grouped_gemm_backward;
-  Op<AdamwArgs> adamw;
-  Op<SgdArgs> sgd;
+#define OP(Name, name) Op<Name##Args> name;
+#include "core/op_list.inc"
 };
 
 // ---- captured steps ---------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 // Calls into the addon itself. Handles mostly have the right shape and type, so that calls get past the first checks,
 // but their contents (indices!) and every other argument are anything.
+import { declaredOps } from '../../scripts/native-ops.mjs'
 
 // Sizes of all shapes: B sequences of N tokens (T in all), D wide, E experts with H hidden and C slots, K choices,
 // R rows of experts.
@@ -7,7 +8,7 @@ const sizes = { B: 2, N: 4, T: 8, D: 8, E: 3, K: 2, H: 4, J: 8, C: 4, R: 16, V: 
 
 // Arguments by function: x[BND] a float tensor of that shape, i[..] an i32 tensor, a ? after it makes it optional,
 // f one that no other argument is, s a shape, t a path, n a number, c a count, 0 zero, m the dtype of products, b a
-// boolean, d a typed array.
+// boolean, d a typed array. Those of the declared ops follow from their declarations.
 const signatures = {
   retain: 'x[D]',
   release: 'x[D]',
@@ -31,53 +32,44 @@ const signatures = {
   unaryKinds: '',
   fromData: 'd c s 0',
   toData: 'x[D] d',
-  full: 's c 0 n',
-  random: 's 0 0 b n n c c',
   convert: 'x[BND] n',
   reshape: 'x[BND] s',
   reshapeOwned: 'x[BND] s',
   gather: 'x[BND] s s n',
   scatter: 'x[BND] f[BN] s c',
-  unary: 'x[BND] n',
-  unaryBackward: 'x[BND] x[BND] n',
   binary: 'x[BND] x[D] n',
   addInPlace: 'x[BND] x[BND]',
-  scaleInPlace: 'x[BND] n',
   reduce: 'x[BND] s s n',
   sumSquares: 'x[BND] n',
   matmul: 'x[BND] x[BDN] b b',
-  linear: 'x[TD] x[ED] x[E]? m',
-  linearBackward: 'x[TE] x[TD] x[ED] b b b m',
-  embedding: 'x[VD] i[T]',
-  embeddingBackward: 'x[TD] i[T] c',
-  rmsnorm: 'x[TD] x[D]',
-  rmsnormBackward: 'x[TD] x[TD] x[D]',
-  layernorm: 'x[TD] x[D] x[D] n',
-  layernormBackward: 'x[TD] x[TD] x[D] n',
-  softmax: 'x[TD] b',
-  softmaxBackward: 'x[TD] x[TD] b',
-  crossEntropy: 'x[TV] i[T] n',
-  crossEntropyBackward: 'x[] x[TV] x[T] i[T] n',
-  attention: 'x[BND] x[BND] x[BND] c n b',
-  attentionBackward: 'x[BND] x[BND] x[BND] x[BND] x[BND] x[BKN] c n b',
-  dropout: 'x[BND] n c c',
-  tokenMask: 'x[BN]',
-  route: 'x[BND] x[ED] x[K] x[KBN]? x[BNE]? i[BN]? c c c c c n n n n b b b b',
-  routeBackward:
-    'x[BNK]? x[]? x[]? x[]? x[BND] x[ED] i[BN]? i[BNK] i[BNK] x[BNK] x[BNE] x[BNE] x[BN] x[BE] n n n b b b b b',
-  expertFfn: 'x[TD] i[TK]? i[TK]? x[TK]? x[EJD] x[EJ] x[EH] x[EDH] x[ED] c c b m',
-  expertFfnBackward: 'x[TD] x[TD] i[TK]? i[TK]? x[TK]? x[EJD] x[EJ] x[EH] x[EDH] x[ED] x[RJ] c c b b b m',
-  dispatch: 'x[BND] i[BNK] i[BNK] c c',
-  dispatchBackward: 'x[EBCD] x[BND] i[BNK] i[BNK] b',
-  combine: 'x[EBCD] x[BNK] i[BNK] i[BNK]',
-  combineBackward: 'x[BND] x[EBCD] x[BNK] i[BNK] i[BNK]',
-  topk: 'x[TE] c',
-  topkBackward: 'x[TK] i[TK] c',
-  groupedGemm: 'x[TI] x[EDI] i[E] m',
-  groupedGemmBackward: 'x[TD] x[TI] x[EDI] i[E] m',
-  adamw: 'x[TD] x[TD] f[TD] f[TD] c n n n n n',
-  sgd: 'x[TD] x[TD] f[TD]? c n n n',
 }
+
+const kinds = {
+  SIZE: 'c',
+  SEED: 'c',
+  INTEGER: 'n',
+  NUMBER: 'n',
+  FLAG: 'b',
+  OPTIONAL_OUTPUT: 'b',
+  KIND: 'n',
+  COMPUTE: 'm',
+}
+const words = { '2*H': 'J', 'heads*d': 'D', Nq: 'N', Nk: 'N', heads: 'K', rows: 'R', saved: 'J' }
+
+function specOf({ name, macro, element, shape }) {
+  if (macro === 'CREATED') return { shape: 's', dtype: 'c', device: '0' }[name]
+  if (macro in kinds) return kinds[macro]
+  const kind = element === 'i32' ? 'i' : macro.endsWith('UPDATED') && name !== 'p' ? 'f' : 'x'
+  const anything = shape === '...' || macro.endsWith('UPDATED')
+  const letters = anything
+    ? ['BND']
+    : shape
+        .replace('...', '')
+        .split(' ')
+        .map((word) => words[word] ?? word)
+  return `${kind}[${letters.join('')}]${macro.startsWith('OPTIONAL') ? '?' : ''}`
+}
+for (const { jsName, byHand, args } of declaredOps()) if (!byHand) signatures[jsName] = args.map(specOf).join(' ')
 
 /** A function that makes one call; throws where the addon has a function that it does not know. */
 export function nativeCaller(native, random, { any, number, pick, shapes }) {
@@ -97,8 +89,8 @@ export function nativeCaller(native, random, { any, number, pick, shapes }) {
     const size = shape.reduce((a, b) => a * b, 1)
     if (kind === 'i') return native.fromData(contents(size), 4, shape, 0)
     const value = pick([0, 1, 0.5, Number.NaN, Infinity, 1e30])
-    if (random() < 0.3) return native.full(shape, wide ? 1 : 0, 0, value)
-    return native.random(shape, wide ? 1 : 0, 0, true, 0, 1, Math.floor(random() * 1000), 0)
+    if (random() < 0.3) return native.fill(shape, wide ? 1 : 0, 0, value)
+    return native.random(shape, wide ? 1 : 0, 0, 1, 0, 1, Math.floor(random() * 1000), 0)
   }
 
   const argument = (spec, wide, optional, replaced) => {

@@ -1,0 +1,220 @@
+#include <cstring>
+#include <limits>
+
+#include "binding/call.h"
+#include "core/plugin.h"
+
+// The life cycle of tensors, copies from and to JavaScript and other devices, devices and threads.
+namespace st_moe {
+
+static Napi::Value set_error_factory(Call& c) {
+  const Napi::Value make = c.value();
+  if (!make.IsFunction()) fail(ErrorCode::option, "expected a function");
+  c.environment.error_factory = Napi::Persistent(make.As<Napi::Function>());
+  return c.env.Undefined();
+}
+
+static Napi::Value set_threads(Call& c) {
+  c.environment.set_threads(static_cast<int32_t>(c.integer("threads", 1, 256)));
+  return c.env.Undefined();
+}
+
+static Napi::Value get_threads(Call& c) {
+  return Napi::Number::New(c.env, c.environment.threads());
+}
+
+static Napi::Value device_info(Call& c) {
+  Device& device = c.device();
+  Napi::Object info = Napi::Object::New(c.env);
+  info["name"] = device.backend->name;
+  info["variant"] = device.backend->variant;
+  return info;
+}
+
+static std::string path_of(Call& c) {
+  Napi::Value value = c.value();
+  if (!value.IsString()) fail(ErrorCode::option, "path must be a string");
+  return value.As<Napi::String>().Utf8Value();
+}
+
+static Napi::Value probe_plugin(Call& c) {  // (path) → { devices, stage, reason }
+  const Probe& probe = load_plugin(path_of(c)).probe;
+  Napi::Object answer = Napi::Object::New(c.env);
+  answer["devices"] = probe.device_count;
+  answer["stage"] = probe.stage;
+  answer["reason"] = probe.reason;
+  return answer;
+}
+
+static Napi::Value open_device(Call& c) {  // (path, index) → device number
+  const std::string path = path_of(c);
+  const auto index = static_cast<int32_t>(c.integer("index", 0, 1 << 16));
+  return Napi::Number::New(c.env, static_cast<double>(c.environment.open_device(path, index)));
+}
+
+static Napi::Value memory(Call& c) {
+  const Device& device = c.device();
+  const MemoryStats& stats = device.stats;
+  Napi::Array values = Napi::Array::New(c.env, 4);
+  values[0u] = static_cast<double>(stats.tensors);
+  values[1u] = static_cast<double>(stats.bytes);
+  values[2u] = static_cast<double>(stats.peak_bytes);
+  values[3u] = static_cast<double>(device.backend->held_bytes(device.context));
+  return values;
+}
+
+static Napi::Value reset_peak(Call& c) {
+  MemoryStats& stats = c.device().stats;
+  stats.peak_bytes = stats.bytes;
+  return c.env.Undefined();
+}
+
+// Handles from JavaScript's own bookkeeping: anything that is not a live handle is ignored or reported, never followed.
+static int64_t handle_of(Call& c) {
+  return c.integer("handle", 0, (int64_t{1} << 53) - 1);
+}
+
+static Napi::Value retain(Call& c) {
+  c.environment.tensors.retain(handle_of(c));
+  return c.env.Undefined();
+}
+
+static Napi::Value release(Call& c) {
+  c.environment.tensors.release(handle_of(c));
+  return c.env.Undefined();
+}
+
+// Nobody else holds the tensor or its memory: an engine may change it in place.
+static Napi::Value unique(Call& c) {
+  const int64_t handle = handle_of(c);
+  const Tensor& tensor = c.environment.tensors.get(handle);
+  return Napi::Boolean::New(c.env, c.environment.tensors.references(handle) == 1 && tensor.storage.use_count() == 1);
+}
+
+static Napi::Value version(Call& c) {
+  return Napi::Number::New(c.env, c.tensor("tensor").storage->version());
+}
+
+static Napi::Value keep_packed(Call& c) {  // (tensor): it is a parameter
+  c.tensor("tensor").storage->keep_packed();
+  return c.env.Undefined();
+}
+
+static Napi::TypedArray typed_array(const Napi::Value& value) {
+  if (!value.IsTypedArray()) fail(ErrorCode::option, "data must be a typed array");
+  auto array = value.As<Napi::TypedArray>();
+  if (!array.ArrayBuffer().IsArrayBuffer()) fail(ErrorCode::option, "data must not be shared memory");
+  if (array.ArrayBuffer().IsDetached()) fail(ErrorCode::option, "the buffer of data has been detached");
+  return array;
+}
+
+static const void* bytes_of(const Napi::TypedArray& array) {
+  return static_cast<const uint8_t*>(array.ArrayBuffer().Data()) + array.ByteOffset();
+}
+
+static Napi::Value from_data(Call& c) {  // (data, dtype, shape, device)
+  auto array = typed_array(c.value());
+  const DType dtype = c.dtype("dtype");
+  const Shape shape = c.shape("shape");
+  Device& device = c.device();
+  Tensor tensor = make_tensor(device, dtype, shape);
+  const size_t bytes = static_cast<size_t>(tensor.size) * dtype_size(dtype);
+  if (array.ByteLength() != bytes)
+    fail(ErrorCode::shape, "data has %zu bytes, the shape needs %zu", array.ByteLength(), bytes);
+  if (bytes) c.check(device.backend->copy_in(device.context, tensor.data(), bytes_of(array), bytes));
+  if (device.plugin) tensor.storage->remember(bytes_of(array), dtype);
+  return c.give(std::move(tensor));
+}
+
+static Napi::Value to_data(Call& c) {  // (tensor, data): fills data
+  Tensor& tensor = c.tensor("tensor");
+  auto array = typed_array(c.value());
+  const size_t bytes = static_cast<size_t>(tensor.size) * dtype_size(tensor.dtype);
+  if (array.ByteLength() != bytes)
+    fail(ErrorCode::shape, "data has %zu bytes, the tensor %zu", array.ByteLength(), bytes);
+  Device& device = *tensor.device;
+  if (bytes)
+    c.check(device.backend->copy_out(device.context, const_cast<void*>(bytes_of(array)), tensor.data(), bytes));
+  return c.env.Undefined();
+}
+
+static Napi::Value to_device(Call& c) {  // (x, device): a copy there, through host memory
+  Tensor& x = c.tensor("x");
+  Device& device = c.device();
+  Tensor y = make_tensor(device, x.dtype, x.shape);
+  if (x.storage->packed()) y.storage->keep_packed();
+  const size_t bytes = static_cast<size_t>(x.size) * dtype_size(x.dtype);
+  if (bytes == 0) return c.give(std::move(y));
+  if (x.device->plugin && device.plugin) {
+    const std::unique_ptr<uint8_t[]> host(new uint8_t[bytes]);
+    c.check(x.device->backend->copy_out(x.device->context, host.get(), x.data(), bytes));
+    c.check(device.backend->copy_in(device.context, y.data(), host.get(), bytes));
+  } else if (x.device->plugin) {
+    c.check(x.device->backend->copy_out(x.device->context, y.data(), x.data(), bytes));
+  } else {
+    c.check(device.backend->copy_in(device.context, y.data(), x.data(), bytes));
+    if (device.plugin) y.storage->remember(x.data(), x.dtype);
+  }
+  return c.give(std::move(y));
+}
+
+static Shape shape_for(Call& c, const Tensor& x) {
+  const Shape shape = c.shape("shape");
+  if (shape_size(shape) != x.size)
+    fail(ErrorCode::shape, "the new shape must keep %lld elements", static_cast<long long>(x.size));
+  return shape;
+}
+
+static Napi::Value reshape(Call& c) {  // (x, shape): shares memory
+  Tensor y = c.tensor("x");
+  y.shape = shape_for(c, y);
+  return c.give(std::move(y));
+}
+
+// (x, shape): takes over x once it succeeds, and needs no memory if nobody else holds x.
+static Napi::Value reshape_owned(Call& c) {
+  const int64_t handle = handle_of(c);
+  TensorTable& tensors = c.environment.tensors;
+  const Shape shape = shape_for(c, tensors.get(handle));
+  if (tensors.references(handle) == 1) {
+    tensors.get(handle).shape = shape;
+    return Napi::Number::New(c.env, static_cast<double>(handle));
+  }
+  Tensor y = tensors.get(handle);
+  y.shape = shape;
+  Napi::Value result = c.give(std::move(y));
+  tensors.release(handle);
+  return result;
+}
+
+static Napi::Value unary_kinds(Call& c) {
+  static const char* names[kUnaryKindCount] = {"neg",  "exp",  "log",  "sqrt",    "abs", "square",
+                                               "relu", "gelu", "silu", "sigmoid", "tanh"};
+  Napi::Array array = Napi::Array::New(c.env, kUnaryKindCount);
+  for (uint32_t i = 0; i < kUnaryKindCount; ++i) array[i] = names[i];
+  return array;
+}
+
+const std::vector<Entry> kHandleEntries = {
+    {"setErrorFactory", set_error_factory},
+    {"setThreads", set_threads},
+    {"getThreads", get_threads},
+    {"deviceInfo", device_info},
+    {"probePlugin", probe_plugin},
+    {"openDevice", open_device},
+    {"memory", memory},
+    {"resetPeak", reset_peak},
+    {"retain", retain},
+    {"release", release},
+    {"unique", unique},
+    {"version", version},
+    {"keepPacked", keep_packed},
+    {"fromData", from_data},
+    {"toData", to_data},
+    {"toDevice", to_device},
+    {"reshape", reshape},
+    {"reshapeOwned", reshape_owned},
+    {"unaryKinds", unary_kinds},
+};
+
+}  // namespace st_moe

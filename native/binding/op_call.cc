@@ -1,0 +1,196 @@
+#include "binding/op_call.h"
+
+#include <cstring>
+
+namespace st_moe {
+namespace {
+
+class OpCall {
+ public:
+  OpCall(Call& call, const OpInfo& op) : call_(call), op_(op) {
+    op.construct(args_);
+    for (const Field& field : op.fields)
+      if (field.role == Role::dim || field.role == Role::derived) member<int64_t>(args_, field.offset) = kUnknown;
+  }
+
+  Napi::Value run() {
+    take_arguments();
+    for (size_t i = 0; i < op_.fields.size(); ++i)
+      if (tensors_[i]) bind(op_.fields[i], *tensors_[i]);
+    finish_types();
+    op_.apply_rules(args_, *device_->backend);
+    for (size_t i = 0; i < op_.fields.size(); ++i)
+      if (tensors_[i] && op_.fields[i].has_derived) expect(op_.fields[i], *tensors_[i]);
+    make_outputs();
+    for (size_t i = 0; i < op_.fields.size(); ++i)
+      if (op_.fields[i].role == Role::updated && tensors_[i]) tensors_[i]->storage->change();
+    call_.environment.expect_capturable(*device_);
+    call_.check(op_.run(device_->backend->ops, device_->context, args_));
+    return give_outputs();
+  }
+
+ private:
+  template <class T>
+  T& at(const Field& field) {
+    return member<T>(args_, field.offset);
+  }
+
+  void take_arguments() {
+    for (size_t i = 0; i < op_.fields.size(); ++i) {
+      const Field& field = op_.fields[i];
+      const char* name = field.js_name.c_str();
+      switch (field.role) {
+        case Role::input:
+        case Role::updated:
+          tensors_[i] = field.optional ? call_.optional(name) : &call_.tensor(name);
+          if (tensors_[i]) device_ = tensors_[i]->device;
+          break;
+        case Role::output: at<void*>(field) = !field.optional || call_.boolean(name) ? this : nullptr; break;
+        case Role::created:
+          shape_ = call_.shape("shape");
+          dtype_ = call_.dtype("dtype");
+          typed_ = true;
+          device_ = &call_.device();
+          at<void*>(field) = this;
+          break;
+        case Role::compute: at<DType>(field) = call_.dtype(name); break;
+        case Role::attribute: take(field, name); break;
+        default: break;
+      }
+    }
+    if (!device_) fail(ErrorCode::internal, "no tensor");
+  }
+
+  void take(const Field& field, const char* name) {
+    if (field.has_default && call_.absent()) return;
+    switch (field.attribute) {
+      case AttributeType::number: at<double>(field) = call_.number(name); return;
+      case AttributeType::flag: at<int32_t>(field) = call_.boolean(name); return;
+      case AttributeType::integer:
+      case AttributeType::kind:
+        at<int32_t>(field) = static_cast<int32_t>(call_.integer(name, field.min, field.max));
+        return;
+      default: at<int64_t>(field) = call_.integer(name, field.min, field.max);
+    }
+  }
+
+  // The dtype of an element; that of the first tensor of a free type is the op's.
+  DType dtype_of(const Field& field, const Tensor* tensor) {
+    if (field.element == ElementType::i32) return DType::i32;
+    if (field.element == ElementType::f32) return DType::f32;
+    if (!typed_) {
+      if (field.element == ElementType::real) call_.expect_float(field.js_name.c_str(), *tensor);
+      dtype_ = tensor->dtype;
+      typed_ = true;
+    }
+    return dtype_;
+  }
+
+  Shape shape_of(const Field& field) const {
+    if (field.any_shape) return shape_;
+    const Shape known = known_shape(field, args_);
+    return field.leading ? join(lead_, known) : known;
+  }
+
+  // leading dimensions, and all of `shape` but the first
+  static Shape join(const Shape& leading, const Shape& shape) {
+    Shape joined = leading;
+    for (size_t i = 1; i < shape.size(); ++i) joined.push_back(shape[i]);
+    return joined;
+  }
+
+  // [T, …] of [leading…, …]; the first such tensor says which leading dimensions there are.
+  Shape with_rows(const Field& field, const Tensor& tensor) {
+    const size_t own = field.dims.size() - 1, rank = tensor.shape.size();
+    if (rank < own) call_.expect_rank(field.js_name.c_str(), tensor, own);
+    Shape lead, rows{1};
+    for (size_t i = 0; i < rank; ++i) {
+      if (i + own >= rank) rows.push_back(tensor.shape[i]);
+      else lead.push_back(tensor.shape[i]), rows[0] *= tensor.shape[i];
+    }
+    if (!has_lead_) lead_ = lead;
+    has_lead_ = true;
+    return rows;
+  }
+
+  void expect(const Field& field, const Tensor& tensor) {
+    call_.expect(field.js_name.c_str(), tensor, dtype_of(field, &tensor), shape_of(field));
+  }
+
+  void bind(const Field& field, Tensor& tensor) {
+    if (field.any_shape && !has_shape_) {
+      shape_ = tensor.shape;
+      has_shape_ = true;
+      updated_ = field.role == Role::updated ? &tensor : nullptr;
+    } else if (field.role == Role::updated && tensor.storage == updated_->storage) {
+      fail(ErrorCode::option, "%s must not share memory with the tensor it updates", field.js_name.c_str());
+    }
+    const Shape shape = field.leading ? with_rows(field, tensor) : tensor.shape;
+    expect(field, tensor);
+    if (!field.any_shape) learn_letters(field, shape, args_);
+    at<void*>(field) = tensor.data();
+  }
+
+  void finish_types() {
+    for (const Field& field : op_.fields) {
+      if (field.role == Role::dtype) at<DType>(field) = dtype_;
+      if (field.role == Role::compute) call_.expect_compute(field.js_name.c_str(), at<DType>(field), dtype_);
+      if (field.role == Role::created && field.element == ElementType::real && !is_float(dtype_))
+        fail(ErrorCode::dtype, "dtype must be f32 or f64, got %s", dtype_name(dtype_));
+      if (field.role == Role::dim && std::strcmp(field.name, "size") == 0) at<int64_t>(field) = shape_size(shape_);
+      if (field.role != Role::packed && field.role != Role::host_copy) continue;
+      const Storage& storage = *named(field.shape).storage;
+      if (field.role == Role::packed)
+        at<PackedCopies*>(field) = storage.packed();
+      else
+        at<const int32_t*>(field) = storage.remembered();
+    }
+  }
+
+  Tensor& named(const char* name) {
+    for (size_t i = 0; i < op_.fields.size(); ++i)
+      if (tensors_[i] && std::strcmp(op_.fields[i].name, name) == 0) return *tensors_[i];
+    fail(ErrorCode::internal, "%s is not an argument", name);
+  }
+
+  void make_outputs() {
+    for (const Field& field : op_.fields) {
+      if (field.role != Role::output && field.role != Role::created) continue;
+      const Tensor*& made = given_[outputs_];
+      if (at<void*>(field)) {
+        made_[outputs_] = make_tensor(*device_, dtype_of(field, nullptr), shape_of(field));
+        made = &made_[outputs_];
+        at<void*>(field) = made->data();
+      }
+      if (++outputs_ == kMaxOutputs) fail(ErrorCode::internal, "more than %zu outputs", kMaxOutputs - 1);
+    }
+  }
+
+  Napi::Value give_outputs() {
+    if (outputs_ == 0) return call_.env.Undefined();
+    if (outputs_ == 1) return given_[0] ? call_.give(std::move(made_[0])) : call_.env.Null();
+    return call_.give(given_, outputs_);
+  }
+
+  static constexpr size_t kMaxOutputs = 13;
+  Call& call_;
+  const OpInfo& op_;
+  alignas(16) char args_[kMaxArgsSize];
+  Tensor* tensors_[kMaxFields] = {};
+  Tensor made_[kMaxOutputs];
+  const Tensor* given_[kMaxOutputs] = {};
+  size_t outputs_ = 0;
+  Device* device_ = nullptr;
+  DType dtype_ = DType::f32;
+  Shape shape_, lead_;  // "..." and "T..."
+  bool typed_ = false, has_shape_ = false, has_lead_ = false;
+  const Tensor* updated_ = nullptr;
+};
+
+}  // namespace
+
+Napi::Value call_op(Call& call, const OpInfo& op) {
+  return OpCall(call, op).run();
+}
+
+}  // namespace st_moe

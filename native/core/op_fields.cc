@@ -1,0 +1,192 @@
+#include "core/op_fields.h"
+
+#include <cctype>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "core/op_rules.h"
+
+namespace st_moe {
+namespace {
+
+template <class Args>
+struct Declared;
+
+// DIMS(T, I, O) → a field for each. At most eight.
+#define ST_MOE_COUNT(a, b, c, d, e, f, g, h, count, ...) count
+#define ST_MOE_DIM(name) Field{Role::dim, #name, offsetof(Args, name)},
+#define ST_MOE_DIMS_1(a) ST_MOE_DIM(a)
+#define ST_MOE_DIMS_2(a, ...) ST_MOE_DIM(a) ST_MOE_DIMS_1(__VA_ARGS__)
+#define ST_MOE_DIMS_3(a, ...) ST_MOE_DIM(a) ST_MOE_DIMS_2(__VA_ARGS__)
+#define ST_MOE_DIMS_4(a, ...) ST_MOE_DIM(a) ST_MOE_DIMS_3(__VA_ARGS__)
+#define ST_MOE_DIMS_5(a, ...) ST_MOE_DIM(a) ST_MOE_DIMS_4(__VA_ARGS__)
+#define ST_MOE_DIMS_6(a, ...) ST_MOE_DIM(a) ST_MOE_DIMS_5(__VA_ARGS__)
+#define ST_MOE_DIMS_7(a, ...) ST_MOE_DIM(a) ST_MOE_DIMS_6(__VA_ARGS__)
+#define ST_MOE_DIMS_8(a, ...) ST_MOE_DIM(a) ST_MOE_DIMS_7(__VA_ARGS__)
+#define ST_MOE_JOIN(a, b) a##b
+#define ST_MOE_DIMS_N(n) ST_MOE_JOIN(ST_MOE_DIMS_, n)
+
+// `= value` or nothing
+constexpr bool given(const char* text) {
+  return *text != 0;
+}
+
+#define OP(Name, name)                        \
+  template <>                                 \
+  struct Declared<Name##Args> {               \
+    using Args [[maybe_unused]] = Name##Args; \
+    static std::vector<Field> fields() {      \
+      return {
+#define TENSOR(role, name, type, optional, shape) \
+  Field{Role::role, #name, offsetof(Args, name), ElementType::type, optional, shape},
+#define INPUT(name, type, shape) TENSOR(input, name, type, false, shape)
+#define OPTIONAL_INPUT(name, type, shape) TENSOR(input, name, type, true, shape)
+#define OUTPUT(name, type, shape) TENSOR(output, name, type, false, shape)
+#define OPTIONAL_OUTPUT(name, type, shape) TENSOR(output, name, type, true, shape)
+#define UPDATED(name, shape) TENSOR(updated, name, real, false, shape)
+#define OPTIONAL_UPDATED(name, shape) TENSOR(updated, name, real, true, shape)
+#define CREATED(name, type) TENSOR(created, name, type, false, "...")
+#define PACKED(name) Field{Role::packed, #name "_packed", offsetof(Args, name##_packed), ElementType::any, true, #name},
+#define HOST_COPY(name, of) Field{Role::host_copy, #name, offsetof(Args, name), ElementType::i32, true, #of},
+#define DTYPE() Field{Role::dtype, "dtype", offsetof(Args, dtype)},
+#define COMPUTE() Field{Role::compute, "compute", offsetof(Args, compute)},
+#define DIMS(...) ST_MOE_DIMS_N(ST_MOE_COUNT(__VA_ARGS__, 8, 7, 6, 5, 4, 3, 2, 1))(__VA_ARGS__)
+#define DERIVED(name) Field{Role::derived, #name, offsetof(Args, name)},
+#define ATTRIBUTE(name, type, min, max, ...)                                                                         \
+  Field{Role::attribute,    #name, offsetof(Args, name), ElementType::any, false, "", AttributeType::type, min, max, \
+        given(#__VA_ARGS__)},
+#define SIZE(name, min, max) ATTRIBUTE(name, size, min, max)
+#define SEED(name) ATTRIBUTE(name, seed, 0, (int64_t{1} << 53) - 1)
+#define INTEGER(name) ATTRIBUTE(name, integer, INT32_MIN, INT32_MAX)
+#define NUMBER(name, ...) ATTRIBUTE(name, number, 0, 0, __VA_ARGS__)
+#define FLAG(name, ...) ATTRIBUTE(name, flag, 0, 1, __VA_ARGS__)
+#define KIND(name, type, count, ...) ATTRIBUTE(name, kind, 0, (count) - 1, __VA_ARGS__)
+#define END \
+  }         \
+  ;         \
+  }         \
+  }         \
+  ;
+#include "core/op_list.inc"
+#undef TENSOR
+#undef ATTRIBUTE
+
+std::string camel_case(const char* name) {
+  std::string text;
+  for (; *name; ++name) {
+    if (*name == '_' && name[1])
+      ++name, text += static_cast<char>(std::toupper(*name));
+    else
+      text += *name;
+  }
+  return text;
+}
+
+// A declaration that cannot be read ends the program when it starts: every test finds it.
+const Field& letter(const std::vector<Field>& fields, const std::string& name) {
+  for (const Field& field : fields)
+    if (name == field.name && field.role >= Role::dim) return field;
+  std::abort();
+}
+
+void read_shape(Field& field, const std::vector<Field>& fields) {
+  field.any_shape = std::strcmp(field.shape, "...") == 0;
+  Dim dim;
+  std::string word;
+  const auto end_factor = [&] {
+    if (const size_t dots = word.find("..."); dots != std::string::npos) {
+      field.leading = true;
+      word.resize(dots);
+    }
+    if (std::isdigit(static_cast<unsigned char>(word[0])))
+      dim.factor *= std::atoll(word.c_str());
+    else {
+      const Field& found = letter(fields, word);
+      field.has_derived |= found.role == Role::derived;
+      dim.letters.push_back(found.offset);
+    }
+    word.clear();
+  };
+  for (const char* c = field.shape; !field.any_shape; ++c) {
+    if (*c != ' ' && *c != '*' && *c) {
+      word += *c;
+      continue;
+    }
+    if (!word.empty()) end_factor();
+    if (*c != '*' && !(dim.letters.empty() && dim.factor == 1)) {
+      field.dims.push_back(dim);
+      dim = Dim{};
+    }
+    if (!*c) return;
+  }
+  field.dims = {Dim{1, {letter(fields, "size").offset}}};
+}
+
+template <class Args, Op<Args> OpTable::* op>
+OpInfo describe(const char* name, bool by_hand) {
+  static_assert(sizeof(Args) <= kMaxArgsSize);
+  OpInfo info{name,
+              camel_case(name),
+              by_hand,
+              Declared<Args>::fields(),
+              sizeof(Args),
+              [](void* args) { new (args) Args{}; },
+              [](const OpTable& table, const Context& ctx, const void* args) {
+                return (table.*op)(ctx, *static_cast<const Args*>(args));
+              },
+              [](void* args, const Backend& backend) { apply_rules(*static_cast<Args*>(args), backend); }};
+  if (info.fields.size() > kMaxFields) std::abort();
+  for (Field& field : info.fields) {
+    field.js_name = camel_case(field.name);
+    if (field.is_tensor()) read_shape(field, info.fields);
+  }
+  return info;
+}
+
+}  // namespace
+
+const std::vector<OpInfo>& declared_ops() {
+  static const std::vector<OpInfo> ops{
+#define OP(Name, name) describe<Name##Args, &OpTable::name>(#name, false
+#define BY_HAND() || true
+#define END ),
+#include "core/op_list.inc"
+  };
+  return ops;
+}
+
+Shape known_shape(const Field& field, const void* args) {
+  Shape shape;
+  for (const Dim& dim : field.dims) {
+    int64_t size = dim.factor;
+    for (const size_t offset : dim.letters) {
+      const int64_t value = member<int64_t>(const_cast<void*>(args), offset);
+      size = size == kUnknown || value == kUnknown ? kUnknown : size * value;
+    }
+    shape.push_back(size);
+  }
+  return shape;
+}
+
+void learn_letters(const Field& field, const Shape& shape, void* args) {
+  if (field.has_derived) return;
+  for (size_t i = 0; i < field.dims.size(); ++i) {
+    int64_t* unknown = nullptr;
+    int64_t known = field.dims[i].factor;
+    for (const size_t offset : field.dims[i].letters) {
+      int64_t& value = member<int64_t>(args, offset);
+      if (value == kUnknown)
+        unknown = &value;
+      else
+        known *= value;
+    }
+    if (!unknown) continue;
+    if (known == 0 ? shape[i] != 0 : shape[i] % known != 0)
+      fail(ErrorCode::shape, "dimension %zu of %s must be a multiple of %lld, got %lld", i, field.js_name.c_str(),
+           static_cast<long long>(known), static_cast<long long>(shape[i]));
+    *unknown = known == 0 ? 0 : shape[i] / known;
+  }
+}
+
+}  // namespace st_moe

@@ -1,0 +1,82 @@
+#pragma once
+#include <string>
+#include <vector>
+
+#include "core/backend.h"
+#include "core/shape.h"
+
+// The declarations of ops.inc as data: what the binding, and a test that fills and compares any op, read.
+namespace st_moe {
+
+enum class Role : uint8_t {
+  input,
+  output,
+  updated,
+  created,
+  packed,
+  host_copy,
+  dtype,
+  compute,
+  dim,
+  derived,
+  attribute
+};
+enum class ElementType : uint8_t { real, any, i32, f32 };
+enum class AttributeType : uint8_t { size, seed, integer, number, flag, kind };
+
+// A dimension: 2*H is {2, {H}}, heads*d is {1, {heads, d}}.
+struct Dim {
+  int64_t factor = 1;
+  std::vector<size_t> letters;  // offsets of int64_t in the struct of arguments
+};
+
+struct Field {
+  Role role;
+  const char* name;
+  size_t offset;  // in the struct of arguments
+  ElementType element = ElementType::real;
+  bool optional = false;
+  const char* shape = "";  // of a tensor; or the tensor that a `packed` or `host_copy` belongs to
+  AttributeType attribute = AttributeType::number;
+  int64_t min = 0, max = 0;
+  bool has_default = false;
+
+  // Derived by declared_ops().
+  std::string js_name{};
+  bool any_shape = false;  // "..."
+  bool leading = false;    // "T... D"
+  bool has_derived = false;  // a letter of its shape is known only when the rules have been applied
+  std::vector<Dim> dims{};
+
+  bool is_tensor() const { return role <= Role::created; }
+};
+
+constexpr size_t kMaxArgsSize = 512, kMaxFields = 48;
+
+struct OpInfo {
+  const char* name;
+  std::string js_name;
+  bool by_hand;
+  std::vector<Field> fields;
+  size_t args_size;
+  void (*construct)(void* args);  // the defaults
+  Status (*run)(const OpTable&, const Context&, const void* args);
+  void (*apply_rules)(void* args, const Backend&);  // of op_rules.h
+};
+
+const std::vector<OpInfo>& declared_ops();
+
+template <class T>
+T& member(void* args, size_t offset) {
+  return *reinterpret_cast<T*>(static_cast<char*>(args) + offset);
+}
+
+constexpr int64_t kUnknown = -1;
+
+// The dimensions of a field, the leading ones as one, as far as they are known; kUnknown if one letter of it is not.
+Shape known_shape(const Field& field, const void* args);
+
+// Learns the letters that the shape of a tensor tells, if it fits known_shape; not derived ones. Throws Error(shape).
+void learn_letters(const Field& field, const Shape& shape, void* args);
+
+}  // namespace st_moe

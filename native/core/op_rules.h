@@ -1,0 +1,65 @@
+#pragma once
+#include <algorithm>
+
+#include "core/tensor.h"
+
+// What ops ask of their arguments beyond shapes and ranges, and what follows from them: run before outputs are made. An
+// output that is wanted is not null.
+namespace st_moe {
+
+template <class Args>
+void apply_rules(Args&, const Backend&) {}
+
+inline void apply_rules(DropoutArgs& a, const Backend&) {
+  if (!(a.p >= 0 && a.p < 1)) fail(ErrorCode::option, "p must be in [0, 1), got %g", a.p);
+}
+
+inline void apply_rules(TopkArgs& a, const Backend&) {
+  if (a.K > a.E) fail(ErrorCode::option, "K must be at most %lld, got %lld", (long long)a.E, (long long)a.K);
+}
+
+inline void apply_rules(RouteArgs& a, const Backend&) {
+  if (a.K > a.E) fail(ErrorCode::option, "K must be at most %lld, got %lld", (long long)a.E, (long long)a.K);
+}
+
+template <class Args>
+void expect_causal(const Args& a) {
+  if (a.causal && a.Nk < a.Nq) fail(ErrorCode::shape, "causal attention needs at least as many keys as queries");
+}
+inline void apply_rules(AttentionArgs& a, const Backend&) {
+  expect_causal(a);
+}
+inline void apply_rules(AttentionBackwardArgs& a, const Backend&) {
+  expect_causal(a);
+}
+
+template <class Args>
+void plan_rows(Args& a, const Backend& backend) {
+  if (!a.expert_index || !a.position || !a.weight) {
+    if (a.expert_index || a.position || a.weight)
+      fail(ErrorCode::option, "expertIndex, position and weight come together");
+    if (a.E != 1) fail(ErrorCode::shape, "without routing there is one expert, got %lld", (long long)a.E);
+    a.K = a.B = 1;
+    a.C = a.T;
+  }
+  if (a.B == 0 ? a.T != 0 : a.T % a.B != 0)
+    fail(ErrorCode::shape, "%lld tokens are not a multiple of %lld sequences", (long long)a.T, (long long)a.B);
+  const int64_t slots = shape_size({a.E, a.B, a.C});
+  a.rows = backend.fixed_slots ? slots : std::min(a.T * a.K, slots);
+  if (is_gated(a.activation) != (a.mult_bias != nullptr))
+    fail(ErrorCode::option, "multBias belongs to the gated activations, which need it");
+  a.P = w1_rows(a.activation, a.H);
+  a.saved = backend.saved_columns(a.P);
+}
+inline void apply_rules(ExpertFfnArgs& a, const Backend& backend) {
+  plan_rows(a, backend);
+}
+inline void apply_rules(ExpertFfnBackwardArgs& a, const Backend& backend) {
+  plan_rows(a, backend);
+  if (a.dweight && !a.weight) fail(ErrorCode::option, "without weight there is no dweight");
+  if (a.dmult_bias && !a.mult_bias) fail(ErrorCode::option, "without multBias there is no dmultBias");
+  for (const void* gradient : {a.db1, a.mult_bias ? a.dmult_bias : a.dw1, a.dw2, a.db2})
+    if (!gradient != !a.dw1) fail(ErrorCode::option, "the gradients of the parameters come together");
+}
+
+}  // namespace st_moe

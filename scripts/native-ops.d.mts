@@ -1,0 +1,16 @@
+export interface DeclaredArgument {
+  name: string
+  macro: string
+  element: string
+  shape: string
+}
+export interface DeclaredOp {
+  name: string
+  jsName: string
+  comment: string
+  byHand: boolean
+  args: DeclaredArgument[]
+  outputs: { name: string; optional: boolean }[]
+}
+export function declaredOps(): DeclaredOp[]
+export function writeNativeOps(): void

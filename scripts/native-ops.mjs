@@ -1,0 +1,97 @@
+// The TypeScript side of native/core/ops.inc: the ops that it declares, as data for tests, and lib/native-ops.ts, which
+// calls them by name. Run by `npm run build:ts` and by vitest; the file it writes is not checked in.
+import { readFileSync, writeFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const camel = (name) => name.replaceAll(/_(\w)/g, (_, letter) => letter.toUpperCase())
+
+/** Macros that stand for arguments of the call, and the TypeScript type of each. */
+const types = {
+  INPUT: 'Handle',
+  OPTIONAL_INPUT: 'Handle | null',
+  UPDATED: 'Handle',
+  OPTIONAL_UPDATED: 'Handle | null',
+  OPTIONAL_OUTPUT: 'boolean',
+  COMPUTE: 'number',
+  SIZE: 'number',
+  SEED: 'number',
+  INTEGER: 'number',
+  NUMBER: 'number',
+  FLAG: 'boolean',
+  KIND: 'number',
+}
+const created = [
+  { name: 'shape', type: 'readonly number[]' },
+  { name: 'dtype', type: 'number' },
+  { name: 'device', type: 'number' },
+]
+
+function field([, macro, inside]) {
+  const [name, element = 'real', shape = element] = inside.split(',').map((part) => part.trim().replaceAll('"', ''))
+  if (macro === 'CREATED') return created.map((argument) => ({ ...argument, macro, optional: false }))
+  if (!(macro in types)) return []
+  const optional = /, =/.test(inside)
+  return [{ name: camel(name || 'compute'), macro, type: types[macro], element, shape, optional }]
+}
+
+/**
+ * The ops of ops.inc: `name` in C++ and `jsName`, `comment`, `byHand`, `args` in the order of the native call, and the
+ * names of the `outputs`, those that are `optional` with a boolean of that name among the arguments.
+ */
+export function declaredOps() {
+  const text = readFileSync(`${root}native/core/ops.inc`, 'utf8')
+  return Array.from(text.matchAll(/((?:^\/\/.*\n)*)^OP\(\w+, (\w+)\)(.*)\n([\s\S]*?)^END$/gm), (op) => {
+    const [, above, name, beside, body] = op
+    const fields = Array.from(body.replaceAll(/\/\/.*/g, '').matchAll(/(\w+)\(((?:[^()"]|"[^"]*")*)\)/g))
+    const comment = `${above}${beside}`.replaceAll(/\s*\/\/ ?/g, ' ').trim()
+    const outputs = fields
+      .filter(([, macro]) => macro.endsWith('OUTPUT') || macro === 'CREATED')
+      .map(([, macro, inside]) => ({ name: camel(inside.split(',')[0]), optional: macro === 'OPTIONAL_OUTPUT' }))
+    return {
+      name,
+      jsName: camel(name),
+      comment,
+      byHand: body.includes('BY_HAND()'),
+      args: fields.flatMap(field),
+      outputs,
+    }
+  })
+}
+
+function source({ jsName, comment, args, outputs }) {
+  const type = ({ optional }) => (optional ? 'Handle | null' : 'Handle')
+  const parameters = args.map(({ name, type, optional }) => `${name}${optional ? '?' : ''}: ${type}`).join('; ')
+  const call = `raw.${jsName}(${args.map(({ name }) => `given.${name}`).join(', ')})`
+  const names = outputs.map(({ name }) => name)
+  const [result, body] =
+    names.length === 0
+      ? ['void', `raw.${jsName}(${args.map(({ name }) => `given.${name}`).join(', ')})`]
+      : names.length === 1
+        ? [type(outputs[0]), `return ${call}`]
+        : [
+            `{ ${outputs.map((output) => `${output.name}: ${type(output)}`).join('; ')} }`,
+            `const [${names.join(', ')}] = ${call}\n      return { ${names.join(', ')} }`,
+          ]
+  const above = comment ? `    /** ${comment} */\n` : ''
+  return `${above}    ${jsName}(given: { ${parameters} }): ${result} {\n      ${body}\n    },\n`
+}
+
+export function writeNativeOps() {
+  const ops = declaredOps().filter(({ byHand }) => !byHand)
+  const text = `// Made from native/core/ops.inc by scripts/native-ops.mjs.
+import type { Handle } from './native.js'
+
+// biome-ignore lint/suspicious/noExplicitAny: the functions of the addon, by position
+export const nativeOps = (raw: any) => ({
+${ops.map(source).join('')}})
+`.replaceAll(/^ {4}(.*)/gm, '  $1')
+  const file = `${root}lib/native-ops.ts`
+  let old = ''
+  try {
+    old = readFileSync(file, 'utf8')
+  } catch {}
+  if (old !== text) writeFileSync(file, text)
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) writeNativeOps()
