@@ -188,8 +188,10 @@ static Napi::Value reshape_owned(Call& c) {
 }
 
 static Napi::Value unary_kinds(Call& c) {
-  static const char* names[kUnaryKindCount] = {"neg",  "exp",  "log",  "sqrt",    "abs", "square",
-                                               "relu", "gelu", "silu", "sigmoid", "tanh"};
+  static const char* const names[] = {
+#define UNARY(name, value, slope) #name,
+#include "core/unary_kinds.inc"
+  };
   Napi::Array array = Napi::Array::New(c.env, kUnaryKindCount);
   for (uint32_t i = 0; i < kUnaryKindCount; ++i) array[i] = names[i];
   return array;

@@ -105,8 +105,10 @@ class OpCall {
     if (rank < own) call_.expect_rank(field.js_name.c_str(), tensor, own);
     Shape lead, rows{1};
     for (size_t i = 0; i < rank; ++i) {
-      if (i + own >= rank) rows.push_back(tensor.shape[i]);
-      else lead.push_back(tensor.shape[i]), rows[0] *= tensor.shape[i];
+      if (i + own >= rank)
+        rows.push_back(tensor.shape[i]);
+      else
+        lead.push_back(tensor.shape[i]), rows[0] *= tensor.shape[i];
     }
     if (!has_lead_) lead_ = lead;
     has_lead_ = true;

@@ -28,8 +28,14 @@ template <class Args>
 using Op = Status (*)(const Context&, const Args&);
 
 enum class Distribution : int32_t { uniform, normal };
-enum class UnaryKind : int32_t { neg, exp, log, sqrt, abs, square, relu, gelu, silu, sigmoid, tanh };
-constexpr int32_t kUnaryKindCount = 11;
+enum class UnaryKind : int32_t {
+#define UNARY(name, value, slope) name,
+#include "core/unary_kinds.inc"
+};
+constexpr int32_t kUnaryKindCount = 0
+#define UNARY(name, value, slope) +1
+#include "core/unary_kinds.inc"
+    ;
 enum class BinaryKind : int32_t { add, sub, mul, div };
 constexpr int32_t kBinaryKindCount = 4;
 

@@ -43,8 +43,8 @@ struct Field {
 
   // Derived by declared_ops().
   std::string js_name{};
-  bool any_shape = false;  // "..."
-  bool leading = false;    // "T... D"
+  bool any_shape = false;    // "..."
+  bool leading = false;      // "T... D"
   bool has_derived = false;  // a letter of its shape is known only when the rules have been applied
   std::vector<Dim> dims{};
 

@@ -50,9 +50,9 @@ export default [
   },
   {
     name: 'abs-slope-of-nan',
-    file: 'native/core/unary.h',
-    from: 'x < T(0) ? T(-1) : x == T(0) ? T(0) : x;',
-    to: 'x < T(0) ? T(-1) : T(0);',
+    file: 'native/core/unary_kinds.inc',
+    from: 'x < T(0) ? T(-1) : x == T(0) ? T(0) : x)',
+    to: 'x < T(0) ? T(-1) : T(0))',
     breaks: 'the gradient hides a NaN',
     tests: ['ops_test'],
   },
