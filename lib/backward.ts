@@ -209,7 +209,7 @@ function backward(tensor: Tensor, gradient?: Tensor | null, options?: BackwardOp
   if (!requiresGrad) fail('UNSUPPORTED', op, 'this tensor does not depend on any tensor with requiresGrad')
   if (gradient === undefined || gradient === null) {
     if (size !== 1) fail('SHAPE', op, `a tensor of shape ${showShape(shape)} needs a gradient of the same shape`)
-    const ones = native.fill({ shape, dtype: dtypeCode(dtype), device: deviceIndex(op, device), value: 1 })
+    const ones = native.full({ shape, dtype: dtypeCode(dtype), device: deviceIndex(op, device), value: 1 })
     runBackward(tensor, ones, retainGraph)
     return
   }

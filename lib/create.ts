@@ -188,7 +188,7 @@ function filled<D extends DType>(op: string, shape: unknown, value: number, opti
     op,
     target,
     checked,
-    (to, device) => native.fill({ shape: target, dtype: dtypeCode(to), device, value }),
+    (to, device) => native.full({ shape: target, dtype: dtypeCode(to), device, value }),
     dtype,
   )
 }

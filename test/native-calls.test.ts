@@ -36,14 +36,14 @@ afterEach(() => {
   for (const handle of made.splice(0)) native.release(handle)
 })
 const zeros = (shape: readonly number[], dtype: 'f32' | 'f64' | 'i32' = 'f32') =>
-  held(native.fill({ shape, dtype: dtypeCode(dtype), device: 0, value: 0 }))
+  held(native.full({ shape, dtype: dtypeCode(dtype), device: 0, value: 0 }))
 const code = (value: string) => expect.objectContaining({ name: 'MoeError', code: value })
 
 describe('a handle', () => {
   test('of a freed tensor is never that of the next one in its slot', () => {
-    const old = native.fill({ shape: [4], dtype: 0, device: 0, value: 1 })
+    const old = native.full({ shape: [4], dtype: 0, device: 0, value: 1 })
     native.release(old)
-    const next = held(native.fill({ shape: [4], dtype: 0, device: 0, value: 2 }))
+    const next = held(native.full({ shape: [4], dtype: 0, device: 0, value: 2 }))
     expect(next).not.toBe(old)
     expect(next % 2 ** 24).toBe(old % 2 ** 24) // the same slot
     for (const use of [native.retain, native.version, native.unique, (h: Handle) => native.unary({ x: h, kind: 0 })])
@@ -202,7 +202,7 @@ describe('numbers and arrays', () => {
     ['threads', 'OPTION', () => native.setThreads(257)],
     ['a seed', 'OPTION', () => native.dropout({ x: zeros([2]), p: 0, seed: 2 ** 53, step: 0 })],
     ['a plugin that is not there', 'BACKEND_UNAVAILABLE', () => native.openDevice('/nowhere.so', 0)],
-    ['a device that is not open', 'DEVICE', () => native.fill({ shape: [1], dtype: 0, device: 1000, value: 0 })],
+    ['a device that is not open', 'DEVICE', () => native.full({ shape: [1], dtype: 0, device: 1000, value: 0 })],
     ['the end of no captured step', 'UNSUPPORTED', () => native.captureEnd(true)],
     ...[1, -0.1, Number.NaN].map((p): [string, string, () => unknown] => [
       `dropout of ${p}`,

@@ -32,7 +32,7 @@ const entries = [...byHand, ...ops.filter((op) => !op.byHand).map(({ jsName }) =
 /** Ops that the binding offers under other names. */
 const bindingNames: Record<string, string[]> = { strided_copy: ['gather', 'scatter'] }
 /** Ops without a file in lib/ops: creation, what the tape and other ops use, and the optimizers. */
-const withoutFile = ['fill', 'random', 'scale', 'sum_squares', 'token_mask', 'adamw', 'sgd']
+const withoutFile = ['full', 'random', 'scale', 'sum_squares', 'token_mask', 'adamw', 'sgd']
 const fileNames: Record<string, string> = { convert: 'cast', strided_copy: 'strided' }
 /** Files of lib/ops without a native op of their own. */
 const withoutOp = ['copy', 'index', 'losses', 'reshape', 'route-options', 'rows']

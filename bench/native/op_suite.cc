@@ -76,7 +76,7 @@ void Ops::element_wise() {
   const Tensor x = bench.normals({T, D}), dy = bench.normals({T, D}), y = bench.filled({T, D});
   const Tensor rounded = bench.filled({T, D}, 0, DType::bf16), sum = bench.filled({}, 0, DType::f64);
   void *const in = x.data(), *const out = y.data(), *const grad = dy.data();
-  traffic("fill", size, &OpTable::fill, [&](auto& a) { a.out = out, a.size = size, a.value = 1; });
+  traffic("full", size, &OpTable::full, [&](auto& a) { a.out = out, a.size = size, a.value = 1; });
   traffic("random", size, &OpTable::random, [&](auto& a) {
     a.out = out, a.size = size, a.distribution = Distribution::normal, a.b = 1, a.seed = a.step = 1;
   });

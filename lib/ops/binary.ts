@@ -49,7 +49,7 @@ function operand(op: string, value: unknown, like: Tensor): Tensor {
     fail('DTYPE', op, `b must be an integer beside an i32 tensor, got ${value}`)
   const meta = { shape: [], dtype: like.dtype, device: like.device }
   return wrap(
-    native.fill({ shape: [], dtype: dtypeCode(like.dtype), device: deviceIndex(op, like.device), value }),
+    native.full({ shape: [], dtype: dtypeCode(like.dtype), device: deviceIndex(op, like.device), value }),
     meta,
   )
 }

@@ -129,7 +129,7 @@ export function expertCapacity(N: number, E: number, factor: number): number {
 /** A handle of its own. */
 function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle {
   if (typeof value === 'number' || value === undefined) {
-    return native.fill({
+    return native.full({
       shape: [K],
       dtype: dtypeCode('f32'),
       device: deviceIndex(op, like.device),

@@ -47,7 +47,7 @@ export function transpose<D extends DType>(x: Tensor<D>, axis0 = -2, axis1 = -1)
 
 /** Zeros of `meta` with `part` written at an offset. */
 function placed(part: Handle, meta: TensorMeta, offset: number): Handle {
-  const whole = native.fill({
+  const whole = native.full({
     shape: meta.shape,
     dtype: dtypeCode(meta.dtype),
     device: deviceIndex('slice', meta.device),
@@ -118,7 +118,7 @@ export function concat<D extends DType>(tensors: readonly Tensor<D>[], axis = 0)
   const strides = stridesOf(shape)
   const offsets = lengths.map((_, i) => lengths.slice(0, i).reduce((a, b) => a + b, 0) * strides[at])
   const joined = filled(
-    native.fill({ shape, dtype: dtypeCode(dtype), device: deviceIndex(op, device), value: 0 }),
+    native.full({ shape, dtype: dtypeCode(dtype), device: deviceIndex(op, device), value: 0 }),
     (handle) => {
       for (const [i, part] of parts.entries())
         if (part.size) native.scatter(handle, handleOf(part), strides, offsets[i])

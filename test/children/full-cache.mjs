@@ -9,7 +9,7 @@ const block = () => zeros([blockBytes / 4])
 block().dispose()
 const vmPeakKb = Number(/VmPeak:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))?.[1])
 const report = { vmPeakKb }
-if (process.argv[2] === 'fill') {
+if (process.argv[2] === 'full') {
   const blocks = []
   try {
     for (;;) blocks.push(block())

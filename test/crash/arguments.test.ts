@@ -152,12 +152,12 @@ describe('getters that dispose', () => {
   it('in arguments of the addon itself: the call holds what it has read', () => {
     expectNoLeak(() => {
       for (let round = 0; round < 20; round++) {
-        const x: number = native.fill({ shape: [64, 64], dtype: 0, device: 0, value: 3 })
+        const x: number = native.full({ shape: [64, 64], dtype: 0, device: 0, value: 3 })
         const made: number[] = []
         const meddle = (value: number) => ({
           get: () => {
             native.release(x)
-            for (let i = 0; i < 50; i++) made.push(native.fill({ shape: [64, 64], dtype: 0, device: 0, value: 7 })) // takes the memory, grows the table
+            for (let i = 0; i < 50; i++) made.push(native.full({ shape: [64, 64], dtype: 0, device: 0, value: 7 })) // takes the memory, grows the table
             return value
           },
         })

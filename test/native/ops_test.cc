@@ -17,15 +17,15 @@ void test_fill() {
   for (int64_t n : kSizes) {
     std::vector<float> f(n);
     run_op(
-        "fill f32", {output(f)}, [&](auto& ops, auto& ctx) { return ops.fill(ctx, {f.data(), DType::f32, n, 0.1}); },
+        "full f32", {output(f)}, [&](auto& ops, auto& ctx) { return ops.full(ctx, {f.data(), DType::f32, n, 0.1}); },
         [&](auto what) { expect(std::count(f.begin(), f.end(), 0.1f) == n, what); });
     std::vector<int32_t> i(n);
     run_op(
-        "fill i32", {output(i)}, [&](auto& ops, auto& ctx) { return ops.fill(ctx, {i.data(), DType::i32, n, -3e9}); },
+        "full i32", {output(i)}, [&](auto& ops, auto& ctx) { return ops.full(ctx, {i.data(), DType::i32, n, -3e9}); },
         [&](auto what) { expect(std::count(i.begin(), i.end(), INT32_MIN) == n, what); });
     std::vector<uint16_t> b(n);
     run_op(
-        "fill bf16", {output(b)}, [&](auto& ops, auto& ctx) { return ops.fill(ctx, {b.data(), DType::bf16, n, 1.5}); },
+        "full bf16", {output(b)}, [&](auto& ops, auto& ctx) { return ops.full(ctx, {b.data(), DType::bf16, n, 1.5}); },
         [&](auto what) { expect(std::count(b.begin(), b.end(), 0x3fc0) == n, what); });
   }
 }

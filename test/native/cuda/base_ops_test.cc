@@ -18,8 +18,8 @@ template <class T>
 void test_fill(DType dtype) {
   for (int64_t n : kSizes) {
     std::vector<T> y(n);
-    FillArgs args{nullptr, dtype, n, -3.1e9};
-    compare(named("fill", n, static_cast<int32_t>(dtype)), &OpTable::fill, args, {out(&args.out, y)}, kExact);
+    FullArgs args{nullptr, dtype, n, -3.1e9};
+    compare(named("full", n, static_cast<int32_t>(dtype)), &OpTable::full, args, {out(&args.out, y)}, kExact);
   }
 }
 

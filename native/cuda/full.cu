@@ -1,18 +1,22 @@
 #include "core/convert.h"
-#include "cpu/ops.h"
-#include "cpu/wide.h"
+#include "cuda/kernel.cuh"
+#include "cuda/ops.h"
 
-namespace st_moe::cpu::ST_MOE_ISA {
+namespace st_moe::cuda {
+
+template <class T>
+struct Fill {
+  T* out;
+  T value;
+  __device__ void operator()(int64_t i) const { out[i] = value; }
+};
 
 template <class T>
 static void fill_with(const Context& ctx, void* out, int64_t size, T value) {
-  T* to = static_cast<T*>(out);
-  parallel_blocks(ctx, size, 4 * kElementBlock, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) to[i] = value;
-  });
+  elementwise(ctx, size, Fill<T>{static_cast<T*>(out), value});
 }
 
-void fill(const Context& ctx, const FillArgs& args) {
+void full(const Context& ctx, const FullArgs& args) {
   const float rounded = static_cast<float>(args.value);
   switch (args.dtype) {
     case DType::f32: return fill_with(ctx, args.out, args.size, rounded);
@@ -23,4 +27,4 @@ void fill(const Context& ctx, const FillArgs& args) {
   }
 }
 
-}  // namespace st_moe::cpu::ST_MOE_ISA
+}  // namespace st_moe::cuda
