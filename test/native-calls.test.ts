@@ -95,7 +95,17 @@ describe('the version rises by one with each change in place, and with nothing e
 })
 
 /** Letters of ops.inc that stand for something else here, and the rows of experts. */
-const letters: Record<string, number> = { ...sizes, Nq: N, Nk: 5, heads: 2, d: 2, rows: sizes.S, saved: 2 * H, size: 6 }
+const letters: Record<string, number> = {
+  ...sizes,
+  Nq: N,
+  Nk: 5,
+  heads: 2,
+  d: 2,
+  rows: sizes.S,
+  saved: 2 * H,
+  P: 2 * H,
+  size: 6,
+}
 
 interface Argument extends DeclaredArgument {
   /** For each dimension the letters in it. */

@@ -105,7 +105,7 @@ export function expertFfn<D extends DType>(
   const call = (parameters: readonly Handle[], tokens: readonly Handle[]) => {
     const [w1, b1, multBias, w2, b2] = parameters
     const [x, expertIndex = null, position = null, weight = null] = tokens
-    return { x, expertIndex, position, weight, w1, b1, multBias, w2, b2, compute, B, C, activation: 0 }
+    return { x, expertIndex, position, weight, w1, b1, multBias, w2, b2, compute, B, C }
   }
   const made = native.expertFfn({ ...call(parameters.map(handleOf), [x, ...choices].map(handleOf)), a: save })
   const y = wrap(made.y, { shape, dtype, device })

@@ -54,7 +54,7 @@ const kinds = {
   KIND: 'n',
   COMPUTE: 'm',
 }
-const words = { '2*H': 'J', 'heads*d': 'D', Nq: 'N', Nk: 'N', heads: 'K', rows: 'R', saved: 'J' }
+const words = { P: 'J', 'heads*d': 'D', Nq: 'N', Nk: 'N', heads: 'K', rows: 'R', saved: 'J' }
 
 function specOf({ name, macro, element, shape }) {
   if (macro === 'CREATED') return { shape: 's', dtype: 'c', device: '0' }[name]
