@@ -1,8 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { main } from './main.js'
 import { evaluated, type Line } from './measured.js'
-import type { Result } from './report.js'
-import { digits, markdownTable, withSpread, workPerSecond } from './table.js'
+import { resultTable } from './table.js'
 
 /** The table of what cuda_layer_bench has written: the samples in gpu-check.json or in files of JSON lines. */
 
@@ -12,33 +11,18 @@ function linesOf(path: string): Line[] {
   return text.split('\n').flatMap((line) => (line.startsWith('{') && line.endsWith('}') ? [JSON.parse(line)] : []))
 }
 
-const named = (name = '', params = {}): string[] => [
-  name,
-  Object.entries(params)
-    .map(([key, value]) => `${key} ${value}`)
-    .join(', '),
-]
-
-/** Without the hardware limits that are measured beside every case: the ratios to them are there. */
-const shown = (group: readonly Result[]): Result[] => {
-  const compared = group.filter(({ ratios }) => ratios.length > 0)
-  return compared.length > 0 ? compared : [...group]
-}
-
 export function gpuTable(lines: readonly Line[]): string {
-  const rows = lines.flatMap(({ cases = [], name, params, failed, leftOut }) => [
-    ...(failed === undefined ? [] : [[...named(name, params), `failed: ${failed}`, '', '', '', '']]),
-    ...(leftOut === undefined ? [] : [[...named(name, params), `left out: ${leftOut}`, '', '', '', '']]),
-    ...shown(evaluated(cases)).map((result) => [
-      ...named(result.name, result.params),
-      withSpread(result.wallMs),
-      result.deviceMs ? withSpread(result.deviceMs) : '',
-      workPerSecond(result).join(', '),
-      result.ratios.map(({ name, measure, wall }) => `${digits(wall.median)} ${measure} of ${name}`).join('; '),
-      `${result.kernels} + ${result.gemms}`,
-    ]),
+  const groups = lines.map(({ cases = [] }) => evaluated(cases))
+  // Without the hardware limits that are measured beside every case: the ratios to them are there.
+  const compared = groups.flatMap((group) => {
+    const results = group.filter(({ ratios }) => ratios.length > 0)
+    return results.length > 0 ? results : group
+  })
+  const notes = lines.flatMap(({ name, params, failed, leftOut }) => [
+    ...(failed === undefined ? [] : [`${name} failed: ${failed}`]),
+    ...(leftOut === undefined ? [] : [`${name} ${JSON.stringify(params)} is left out: ${leftOut}`]),
   ])
-  return markdownTable(['case', 'with', 'ms', 'ms of the GPU', 'rate', 'ratios', 'kernels + GEMMs'], rows)
+  return [resultTable(compared, []), ...notes].join('\n\n')
 }
 
 await main(import.meta.url, 'bench:gpu', (files) => {

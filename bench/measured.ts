@@ -2,16 +2,9 @@ import { setTimeout as pause } from 'node:timers/promises'
 import { spreadOf } from '../lib/cli/bench/statistics.js'
 import type { Facts, Measure, Result } from './report.js'
 
-/** Milliseconds of one run: by the clock, and of all threads of the process together. */
-export interface Clocks {
-  wall: number
-  cpu: number
-}
-
 /** One of a group of cases that were timed in turns: its samples. st-moe-bench and cuda_layer_bench write such groups. */
 export interface Case extends Facts {
   wall: number[]
-  cpu: number[]
   /** By the clock of a GPU. */
   device?: number[]
   /** What it is compared with, by index in the group. */
@@ -32,11 +25,10 @@ function ratios(own: Case, other: Case, measure: Measure): number[] {
 /** The statistics of a group. */
 export function evaluated(group: readonly Case[]): Result[] {
   return group.map((own) => {
-    const { wall, cpu, device, against, ...facts } = own
+    const { wall, device, against, ...facts } = own
     return {
       ...facts,
       wallMs: spreadOf(wall),
-      cpuMs: spreadOf(cpu),
       ...(device && { deviceMs: spreadOf(device) }),
       samples: wall,
       ratios: against.map(({ index, measure }) => {
@@ -58,20 +50,18 @@ export interface Line {
 }
 
 export interface Participant extends Omit<Facts, 'iterations'> {
-  /** Runs once. */
-  time(): Clocks | Promise<Clocks>
+  /** Runs once. Returns milliseconds. */
+  time(): number | Promise<number>
   /** The most repetitions, where a run takes long. */
   atMost?: number
   against?: { other: Participant; measure: 'time' | 'speed' }[]
 }
 
-export function clock(run: () => void): Clocks {
-  const cpu = process.cpuUsage()
+/** Milliseconds that `run` takes. */
+export function clock(run: () => void): number {
   const start = performance.now()
   run()
-  const wall = performance.now() - start
-  const { user, system } = process.cpuUsage(cpu)
-  return { wall, cpu: (user + system) / 1e3 }
+  return performance.now() - start
 }
 
 /**
@@ -84,7 +74,6 @@ export async function inTurns(participants: readonly Participant[], repetitions:
       ...facts,
       iterations: 1,
       wall: [],
-      cpu: [],
       against: against.map(({ other, measure }) => ({ index: participants.indexOf(other), measure })),
     }),
   )
@@ -94,10 +83,8 @@ export async function inTurns(participants: readonly Participant[], repetitions:
       const times = Math.min(participants[i].atMost ?? repetitions, repetitions)
       if (turn < 0 ? times === 1 && repetitions > 1 : turn >= times) continue
       await pause(10) // threads of the one before, which may still spin, go to sleep
-      const { wall, cpu } = await participants[i].time()
-      if (turn < 0) continue
-      group[i].wall.push(wall)
-      group[i].cpu.push(cpu)
+      const ms = await participants[i].time()
+      if (turn >= 0) group[i].wall.push(ms)
     }
   }
   return evaluated(group)

@@ -23,7 +23,7 @@ async function measure(suites: string, turns: number, { threads, quick }: Bench,
     const { cases, onednn } = JSON.parse(text) as Line & { onednn?: string }
     if (onednn) found.versions = { onednn }
     const results: Result[] = evaluated(cases ?? [])
-    for (const result of results) console.error(lineOf(result))
+    for (const result of results) console.error(lineOf(result, []))
     found.results.push(...results)
   }
   const status = await ended

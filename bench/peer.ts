@@ -2,7 +2,6 @@ import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { referencePython } from '../test/support/python.js'
-import type { Clocks } from './measured.js'
 
 const script = fileURLToPath(new URL('peers/server.py', import.meta.url))
 
@@ -34,7 +33,8 @@ export class Peer {
     return ('value' in answer ? answer.value : answer) as T
   }
 
-  time(name: string, kind: string): Promise<Clocks> {
+  /** Milliseconds of one run. */
+  time(name: string, kind: string): Promise<number> {
     return this.ask({ do: 'time', name, kind })
   }
 

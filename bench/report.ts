@@ -37,9 +37,8 @@ export interface Ratio {
 
 /** What was measured of one case. */
 export interface Result extends Facts {
-  /** Milliseconds of one run: by the clock, of all threads together, and by the clock of a GPU. */
+  /** Milliseconds of one run, by the clock of the host and by that of a GPU. */
   wallMs: Spread
-  cpuMs: Spread
   deviceMs?: Spread
   /** Wall times of the repetitions. */
   samples: number[]

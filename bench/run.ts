@@ -10,7 +10,7 @@ import { memorySuite } from './memory-suite.js'
 import { modelSuite } from './model-suite.js'
 import { nativeSuite, opSuite } from './native-suite.js'
 import type { Report, Suite } from './report.js'
-import { lineOf, mebibytes } from './table.js'
+import { mebibytes, resultTable } from './table.js'
 import { targetTable } from './targets.js'
 
 const suites: Record<string, Suite> = {
@@ -116,7 +116,8 @@ await main(import.meta.url, 'bench', async (args) => {
     console.error(`${name}: ${((performance.now() - start) / 1e3).toFixed(0)} s`)
   }
   // st-moe-bench's cases have been printed.
-  for (const result of report.results.filter(({ name }) => name.split('/').length === 3)) console.log(lineOf(result))
+  const measured = report.results.filter(({ name }) => name.split('/').length === 3)
+  if (measured.length > 0) console.log(resultTable(measured, report.results))
   for (const { implementation, resident } of report.memory)
     console.log(`${implementation}/memory: ${mebibytes(resident)}`)
   console.log(`\n${targetTable(report)}\nThe report is in ${json}.`)

@@ -1,6 +1,6 @@
 import { geometricMean, type Spread } from '../lib/cli/bench/statistics.js'
 import { find, type Params, type Report, type Result, ratioTo } from './report.js'
-import { digits, dispatched, markdownTable, ofPeak, percent, withSpread } from './table.js'
+import { digits, dispatched, markdownTable, ofLimits, repetitions, withSpread } from './table.js'
 
 /** One measured figure: on which threads or sizes, and its value. */
 export interface Figure {
@@ -230,8 +230,7 @@ export function targetTable(report: Report): string {
     const { question, wanted } = target
     const [met, figures] = [isMet(target, report), target.figures(report)]
     const cells = figures.map(({ of, value, few }) => {
-      const repetitions = few === undefined ? '' : `, ${few} repetition${few > 1 ? 's' : ''}`
-      return `**${withSpread(value)}** ${of}${repetitions}`
+      return `**${withSpread(value)}** ${of}${few === undefined ? '' : `, ${repetitions(few)}`}`
     })
     return [
       question,
@@ -248,13 +247,11 @@ export function targetTable(report: Report): string {
 export function missedList(report: Report): string {
   const missed = targets.filter((target) => isMet(target, report) === false)
   if (missed.length === 0) return 'No target that was measured is missed.'
-  const shareOf = (result: Result): string => {
-    const peak = result.params.compute === 'f32' ? 'fma' : 'bf16-dot'
-    return `${result.name} ${result.params.compute} ${percent(ofPeak(report, result, peak)) || '?'} of the ${peak} peak`
-  }
+  const limits = (result: Result): string =>
+    `${result.name} ${result.params.compute} ${ofLimits(result, report.results)}`
   const behind = ({ of, ours, other, parts }: Figure): string[] => {
     if (parts) return [`${of}: ${parts.map((part) => `${part.of} ${digits(part.value.median)}`).join(', ')}`]
-    return ours && other ? [`${of}: ${shareOf(ours)}, ${shareOf(other)}`] : []
+    return ours && other ? [`${of}: ${limits(ours)}, ${limits(other)}`] : []
   }
   return missed
     .map(({ question, figures }) => `- ${question}. ${figures(report).flatMap(behind).join('; ')}`)

@@ -15,40 +15,32 @@ using cuda::check, cuda::Matrix, cuda::stream_of;
 
 class Cuda : public Platform {
  public:
-  explicit Cuda(bool quick) : quick_(quick), device_(opened()) {
+  explicit Cuda(bool quick) : device_(opened()) {
     for (cudaEvent_t* event : {&start_, &end_}) check(cudaEventCreateWithFlags(event, cudaEventDefault), "event");
+    suites = {{"limits", limits_suite}, {"layer", layer_suite}, {"ops", op_suite}};
+    versions = {{"variant", device_->backend->variant}};
+    arithmetic = {DType::f32, DType::bf16, DType::f16};
+    layer_kinds = {{"forward", false, false},
+                   {"forward+backward", true, false},
+                   {"forward+backward, weights changed", true, true}};
+    keeps_packed_weights = true;
+    const LayerSizes small = quick ? LayerSizes{2, 16, 24, 4, 2} : LayerSizes{};
+    for (const DType compute : arithmetic) layers.push_back({small, {compute}});
+    if (quick) return;
+    // The same 320 rows per expert; E = 64 needs more than 80 GB for its backward.
+    for (const auto& [B, E, H] : {std::array<int64_t, 3>{4, 32, 10922}, {4, 32, 10944}, {8, 64, 10922}}) {
+      const LayerSizes large{.B = B, .N = 2048, .D = 4096, .E = E, .K = 2, .H = H};
+      layers.push_back({large, {DType::bf16}});
+    }
   }
   ~Cuda() override {
     for (cudaEvent_t event : {start_, end_}) cudaEventDestroy(event);
   }
 
   Device& device() const override { return *device_; }
-  Members versions() const override { return {{"variant", device_->backend->variant}}; }
-  std::vector<Suite> suites() const override {
-    return {{"limits", limits_suite}, {"layer", layer_suite}, {"ops", op_suite}};
-  }
-  std::vector<DType> arithmetic() const override { return {DType::f32, DType::bf16, DType::f16}; }
   std::string name_of(DType compute) const override {
     return compute == DType::f32 && cuda::uses_tf32() ? "tf32" : dtype_name(compute);
   }
-  // The large ones have the same 320 rows per expert; E = 64 needs more than 80 GB for its backward.
-  std::vector<LayerPlan> layers() const override {
-    std::vector<LayerPlan> plans;
-    const LayerSizes small = quick_ ? LayerSizes{2, 16, 24, 4, 2} : LayerSizes{};
-    for (const DType compute : arithmetic()) plans.push_back({small, {compute}});
-    if (quick_) return plans;
-    for (const auto& [B, E, H] : {std::array<int64_t, 3>{4, 32, 10922}, {4, 32, 10944}, {8, 64, 10922}}) {
-      const LayerSizes large{.B = B, .N = 2048, .D = 4096, .E = E, .K = 2, .H = H};
-      plans.push_back({large, {DType::bf16}});
-    }
-    return plans;
-  }
-  std::vector<LayerKind> layer_kinds() const override {
-    return {{"forward", false, false},
-            {"forward+backward", true, false},
-            {"forward+backward, weights changed", true, true}};
-  }
-  bool keeps_packed_weights() const override { return true; }
   double free_bytes() const override {
     size_t free_bytes = 0, total_bytes = 0;
     check(cudaMemGetInfo(&free_bytes, &total_bytes), "memory");
@@ -64,18 +56,18 @@ class Cuda : public Platform {
       check(cudaEventRecord(end_, stream), "event");
       check(cudaEventSynchronize(end_), "synchronise");
     };
-    Clocks clocks = Platform::time(events, 1);
+    const double host = Platform::time(events, 1).wall;
     float device = 0;
     check(cudaEventElapsedTime(&device, start_, end_), "event");
     const double runs = static_cast<double>(count);
-    return {clocks.wall / runs, clocks.cpu / runs, static_cast<double>(device) / runs};
+    return {host / runs, static_cast<double>(device) / runs};
   }
   std::vector<std::pair<std::string, int64_t>> counters() const override {
     return {{"kernels", stream().launches()}, {"gemms", stream().gemms()}};
   }
 
   Case flops_limit(const Bench& bench, DType compute, int) const override {
-    const int64_t n = quick_ ? 64 : 8192;
+    const int64_t n = bench.options.quick ? 64 : 8192;
     const Tensor a = operand(bench, {n, n}, compute), b = operand(bench, {n, n}, compute), c = bench.filled({n, n});
     const cuda::Product gemm{n, n, n, a.data(), b.data(), c.data(), n, n, n};
     return {.name = "gemm",
@@ -86,7 +78,7 @@ class Cuda : public Platform {
   }
 
   Case bytes_limit(const Bench& bench, int) const override {
-    const int64_t bytes = quick_ ? 1 << 16 : int64_t{1} << 30;
+    const int64_t bytes = bench.options.quick ? 1 << 16 : int64_t{1} << 30;
     const Tensor from = bench.filled({bytes / 4}), to = bench.filled({bytes / 4});
     const auto copy = [=, this] {
       check(cudaMemcpyAsync(to.data(), from.data(), static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice,
@@ -138,7 +130,6 @@ class Cuda : public Platform {
   }
   cuda::Stream& stream() const { return stream_of(device_->context); }
 
-  bool quick_;
   std::unique_ptr<Device> device_;
   cudaEvent_t start_ = nullptr, end_ = nullptr;
 };

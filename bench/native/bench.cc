@@ -55,7 +55,7 @@ Tensor Bench::converted(const Tensor& x, DType dtype) const {
 void limits_suite(const Bench& bench) {
   for (const int threads : bench.options.threads) {
     Group group;
-    for (const DType compute : bench.platform.arithmetic())
+    for (const DType compute : bench.platform.arithmetic)
       if (bench.options.uses(compute)) group.add(bench.platform.flops_limit(bench, compute, threads));
     group.add(bench.platform.bytes_limit(bench, threads));
     bench.harness.run(group);

@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -40,15 +41,16 @@ struct LayerPlan {
 
 class Platform : public Meter {
  public:
+  std::vector<Suite> suites;
+  Members versions;
+  std::vector<DType> arithmetic;  // operands whose arithmetic has a limit of its own
+  std::vector<LayerPlan> layers;
+  std::vector<LayerKind> layer_kinds;
+  bool keeps_packed_weights = false;  // of a layer, from one run to the next
+
   virtual Device& device() const = 0;
-  virtual std::vector<Suite> suites() const = 0;
-  virtual Members versions() const = 0;
-  virtual std::vector<DType> arithmetic() const = 0;  // operands whose arithmetic has a limit of its own
-  virtual std::vector<LayerPlan> layers() const = 0;
-  virtual std::vector<LayerKind> layer_kinds() const = 0;
   virtual std::string name_of(DType compute) const { return dtype_name(compute); }
-  virtual bool keeps_packed_weights() const = 0;  // of a layer, from one run to the next
-  virtual double free_bytes() const = 0;
+  virtual double free_bytes() const { return std::numeric_limits<double>::infinity(); }
 
   // The hardware limits, measured: arithmetic with operands of that type, and memory.
   virtual Case flops_limit(const Bench& bench, DType compute, int threads) const = 0;
@@ -60,12 +62,14 @@ class Platform : public Meter {
 struct Options {
   std::vector<std::string> suites;
   std::vector<int> threads;
-  std::vector<DType> computes = {DType::f32, DType::bf16, DType::f16};
+  std::vector<std::string> computes;  // empty: all
   Settings settings;
   std::string file;
   bool quick = false;  // small shapes: a test of the program, not of the machine
 
-  bool uses(DType compute) const { return std::find(computes.begin(), computes.end(), compute) != computes.end(); }
+  bool uses(DType compute) const {
+    return computes.empty() || std::find(computes.begin(), computes.end(), dtype_name(compute)) != computes.end();
+  }
 };
 
 std::unique_ptr<Platform> make_platform(Options& options);  // that of the program

@@ -9,16 +9,24 @@
 // The six GEMMs of the layer, grouped over experts, beside what the machine can do and what oneDNN does.
 namespace st_moe::bench {
 
-GemmShape GemmArgs::shape() const {
-  switch (gemm) {
-    case Gemm::a: return {0, 2 * H, D, true};
-    case Gemm::y: return {0, D, H, true};
-    case Gemm::dh: return {0, H, D, false};
-    case Gemm::dx: return {0, D, 2 * H, false};
-    case Gemm::dw1: return {2 * H, D, 0, false};
-    case Gemm::dw2: return {D, H, 0, false};
+GroupedGemm::GroupedGemm(Gemm gemm, int64_t D, int64_t H, const std::vector<int64_t>& rows, const float* a,
+                         const float* b, float* c, DType compute)
+    : gemm(gemm), compute(compute), weight_gradient(gemm == Gemm::dw1 || gemm == Gemm::dw2) {
+  struct {
+    int64_t a, c;       // columns of A in memory, and of C
+    bool transposed_b;  // weights are [N, K], not [K, N]
+  } const widths[] = {{D, 2 * H, true},  {H, D, true},      {D, H, false},
+                      {2 * H, D, false}, {2 * H, D, false}, {D, H, false}};
+  const auto [width, N, transposed] = widths[static_cast<int>(gemm)];
+  for (const int64_t M : rows) {
+    if (weight_gradient) {
+      experts.push_back({width, N, M, {a, 1, width}, {b, N, 1}, c});
+      a += M * width, b += M * N, c += width * N;
+    } else {
+      experts.push_back({M, N, width, {a, width, 1}, {b, transposed ? 1 : N, transposed ? width : 1}, c});
+      a += M * width, b += width * N, c += M * N;
+    }
   }
-  return {};
 }
 
 namespace {
@@ -30,89 +38,80 @@ double rounded(float x, DType dtype) {
 }
 
 // Of 256 entries of C, against sums in double.
-double error_of(const GemmArgs& args) {
-  const GemmShape s = args.shape();
-  const bool gradient = args.weight_gradient();
+double error_of(const GroupedGemm& group) {
   double difference = 0, norm = 0;
   uint64_t state = 1;
-  const auto below = [&](int64_t n) {
+  const auto below = [&](size_t n) {
     state = state * 6364136223846793005u + 1442695040888963407u;
-    return static_cast<int64_t>((state >> 33) % static_cast<uint64_t>(n));
+    return static_cast<int64_t>((state >> 33) % n);
   };
   for (int sample = 0; sample < 256; ++sample) {
-    const int64_t e = below(static_cast<int64_t>(args.rows.size())), rows = args.rows[static_cast<size_t>(e)];
-    const int64_t begin = e * rows;  // all experts have as many
-    const int64_t M = gradient ? s.M : rows, K = gradient ? rows : s.K, i = below(M), j = below(s.N);
+    const ExpertGemm& one = group.experts[static_cast<size_t>(below(group.experts.size()))];
+    const int64_t i = below(static_cast<size_t>(one.M)), j = below(static_cast<size_t>(one.N));
     double sum = 0;
-    for (int64_t k = 0; k < K; ++k) {
-      const float a = gradient ? args.a[(begin + k) * M + i] : args.a[(begin + i) * K + k];
-      const float* w = args.b + e * s.N * K;
-      const float b = gradient ? args.b[(begin + k) * s.N + j] : s.transposed ? w[j * K + k] : w[k * s.N + j];
-      sum += rounded(a, args.compute) * rounded(b, args.compute);
-    }
-    const double got = static_cast<double>(args.c[((gradient ? e * M : begin) + i) * s.N + j]);
+    for (int64_t k = 0; k < one.K; ++k)
+      sum += rounded(one.a.data[i * one.a.row + k * one.a.column], group.compute) *
+             rounded(one.b.data[k * one.b.row + j * one.b.column], group.compute);
+    const double got = static_cast<double>(one.c[i * one.N + j]);
     difference += (got - sum) * (got - sum);
     norm += sum * sum;
   }
   return std::sqrt(difference / norm);
 }
 
-Case case_of(const char* prefix, const GemmArgs& args, int threads, bool packed, std::function<void()> run) {
-  const GemmShape s = args.shape();
-  const bool gradient = args.weight_gradient();
-  const int64_t rows = args.rows[0], M = gradient ? s.M : rows, K = gradient ? rows : s.K;
-  const int64_t weight = packed && args.compute == DType::bf16 ? 2 : 4;
-  const double experts = static_cast<double>(args.rows.size());
-  return {.name = prefix + std::string(kNames[static_cast<int>(args.gemm)]),
-          .params = {{"rows", rows},
+Case case_of(const char* prefix, const GroupedGemm& group, int threads, bool packed, std::function<void()> run) {
+  const auto& [M, N, K, a, b, c, packed_b] = group.experts[0];  // all have as many rows
+  const int64_t weight = packed && group.compute == DType::bf16 ? 2 : 4;
+  const double experts = static_cast<double>(group.experts.size());
+  return {.name = prefix + std::string(kNames[static_cast<int>(group.gemm)]),
+          .params = {{"rows", group.weight_gradient ? K : M},
                      {"threads", threads},
-                     {"compute", dtype_name(args.compute)},
+                     {"compute", dtype_name(group.compute)},
                      {"weights", packed ? "packed" : "plain"}},
           .run = std::move(run),
-          .facts = {{"flops", 2 * experts * static_cast<double>(M * s.N * K)},
-                    {"bytes", experts * static_cast<double>((M * K + M * s.N) * 4 + K * s.N * weight)}}};
+          .facts = {{"flops", 2 * experts * static_cast<double>(M * N * K)},
+                    {"bytes", experts * static_cast<double>((M * K + M * N) * 4 + K * N * weight)}}};
 }
 
-// Ours and oneDNN's, with weights as they are and packed beforehand.
-void time_gemm(const Bench& bench, GemmArgs args, int threads) {
-  Group group;
-  std::vector<Tensor> packed_weights;
-  const Against fma{group.add(bench.platform.flops_limit(bench, DType::f32, threads)), "flops"};
-  const Against dram{group.add(bench.platform.bytes_limit(bench, threads)), "bytes"};
+// Ours and oneDNN's, with weights as they are and packed beforehand. `make(compute)` describes the GEMM.
+template <class Make>
+void time_gemm(const Bench& bench, int threads, Make make) {
+  Group cases;
+  std::vector<Tensor> memory;
+  const Against fma{cases.add(bench.platform.flops_limit(bench, DType::f32, threads)), "flops"};
+  const Against dram{cases.add(bench.platform.bytes_limit(bench, threads)), "bytes"};
   for (const DType compute : {DType::f32, DType::bf16}) {
-    args.compute = compute;
+    GroupedGemm group = make(compute);
     std::vector<Against> limits{fma, dram};
-    const std::vector<DType> own_limit = bench.platform.arithmetic();
-    if (compute != DType::f32 && std::find(own_limit.begin(), own_limit.end(), compute) != own_limit.end())
-      limits.push_back({group.add(bench.platform.flops_limit(bench, compute, threads)), "flops"});
+    if (compute == DType::bf16 && kernels().bf16_dot)
+      limits.push_back({cases.add(bench.platform.flops_limit(bench, compute, threads)), "flops"});
     std::vector<Against> against = limits;
     for (const bool packed : {false, true}) {
-      if (packed && args.weight_gradient()) continue;  // both operands are activations: nothing can be packed before
-      std::function<void()> theirs = onednn_gemm(args, threads, packed);
+      if (packed && group.weight_gradient) continue;
+      std::function<void()> theirs = onednn_gemm(group, threads, packed);
       if (!theirs) continue;
-      Case one = case_of("onednn/", args, threads, packed, std::move(theirs));
+      Case one = case_of("onednn/", group, threads, packed, std::move(theirs));
       one.against = limits;
-      against.push_back({group.add(std::move(one)), "speed"});
+      against.push_back({cases.add(std::move(one)), "speed"});
     }
-    const auto add_own = [&](const GemmArgs& own) {
-      const Context ctx{threads, nullptr};
-      const auto run = [=] { kernels().gemm(ctx, own); };
-      Case one = case_of("gemm/", own, threads, own.packed != nullptr, run);
+    const auto add_own = [&](bool packed) {
+      const auto run = [=] { kernels().gemm({threads, nullptr}, group); };
+      Case one = case_of("gemm/", group, threads, packed, run);
       run();
-      one.facts.push_back({"error", Bench::checked(error_of(own), 1e-5)});
+      one.facts.push_back({"error", Bench::checked(error_of(group), 1e-5)});
       one.against = against;
-      group.add(std::move(one));
+      cases.add(std::move(one));
     };
-    add_own(args);
-    if (const int64_t size = kernels().packed_size(args)) {
-      GemmArgs own = args;
-      packed_weights.push_back(bench.filled({size * static_cast<int64_t>(args.rows.size())}));
-      kernels().pack({threads, nullptr}, args, f32(packed_weights.back()));
-      own.packed = f32(packed_weights.back());
-      add_own(own);
+    add_own(false);
+    if (const int64_t size = kernels().packed_size(group)) {
+      memory.push_back(bench.filled({static_cast<int64_t>(group.experts.size()), size}));
+      kernels().pack({threads, nullptr}, group, f32(memory.back()));
+      for (size_t e = 0; e < group.experts.size(); ++e)
+        group.experts[e].packed_b = f32(memory.back()) + static_cast<int64_t>(e) * size;
+      add_own(true);
     }
   }
-  bench.harness.run(group);
+  bench.harness.run(cases);
 }
 
 }  // namespace
@@ -121,14 +120,18 @@ void gemm_suite(const Bench& bench) {
   const LayerSizes sizes = bench.options.quick ? LayerSizes{.D = 40, .E = 3, .H = 29} : LayerSizes{};
   const std::vector<int64_t> all_rows =
       bench.options.quick ? std::vector<int64_t>{4, 9} : std::vector<int64_t>{4, 40, 160, 320, 640};
-  const int64_t most = all_rows.back(), E = sizes.E, D = sizes.D, H = sizes.H, size = std::max(most, D) * 2 * H;
-  const Tensor a = bench.normals({E, most, 2 * H}), b = bench.normals({E, size}), c = bench.filled({E, size});
+  const int64_t E = sizes.E, D = sizes.D, H = sizes.H, size = std::max(all_rows.back(), D) * 2 * H;
+  const Tensor a = bench.normals({E, all_rows.back(), 2 * H}), b = bench.normals({E, size}),
+               c = bench.filled({E, size});
   for (const int64_t rows : all_rows)
     for (const int threads : bench.options.threads)
-      for (const Gemm gemm : kGemms) {
-        const std::vector<int64_t> each(static_cast<size_t>(E), rows);
-        bench.harness.attempt("gemm", [&] { time_gemm(bench, {gemm, D, H, each, f32(a), f32(b), f32(c)}, threads); });
-      }
+      for (const Gemm gemm : kGemms)
+        bench.harness.attempt("gemm", [&] {
+          time_gemm(bench, threads, [&](DType compute) {
+            const std::vector<int64_t> each(static_cast<size_t>(E), rows);
+            return GroupedGemm(gemm, D, H, each, f32(a), f32(b), f32(c), compute);
+          });
+        });
 }
 
 }  // namespace st_moe::bench

@@ -1,7 +1,5 @@
 #include "harness.h"
 
-#include <time.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -9,13 +7,6 @@
 
 namespace st_moe::bench {
 namespace {
-
-Clocks now() {
-  timespec cpu{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu);
-  const std::chrono::duration<double, std::milli> wall = std::chrono::steady_clock::now().time_since_epoch();
-  return {wall.count(), static_cast<double>(cpu.tv_sec) * 1e3 + static_cast<double>(cpu.tv_nsec) * 1e-6};
-}
 
 template <class List, class F>
 std::string array(const List& list, F&& each) {
@@ -36,7 +27,7 @@ std::string object(const Case& one, int64_t iterations, const Members& counted, 
   };
   Members known{{"name", one.name}, {"params", one.params}, {"iterations", iterations}};
   for (const Members& more : {one.facts, counted}) known.insert(known.end(), more.begin(), more.end());
-  std::string out = "{" + members(known) + ",\"wall\":" + list(&Clocks::wall) + ",\"cpu\":" + list(&Clocks::cpu);
+  std::string out = "{" + members(known) + ",\"wall\":" + list(&Clocks::wall);
   if (samples[0].device >= 0) out += ",\"device\":" + list(&Clocks::device);
   return out + ",\"against\":" +
          array(one.against,
@@ -70,11 +61,10 @@ size_t Group::add(Case one) {
 }
 
 Clocks Meter::time(const std::function<void()>& run, int64_t count) const {
-  const Clocks start = now();
+  const auto start = std::chrono::steady_clock::now();
   for (int64_t i = 0; i < count; ++i) run();
-  const Clocks end = now();
-  const double runs = static_cast<double>(count);
-  return {(end.wall - start.wall) / runs, (end.cpu - start.cpu) / runs};
+  const std::chrono::duration<double, std::milli> all = std::chrono::steady_clock::now() - start;
+  return {all.count() / static_cast<double>(count)};
 }
 
 Harness::Harness(const Meter& meter, const Settings& settings, const std::string& file)

@@ -43,8 +43,8 @@ struct Group {
   size_t add(Case one);  // its index
 };
 
-struct Clocks {
-  double wall, cpu;    // ms of one run; cpu: all threads of the process
+struct Clocks {  // ms of one run
+  double wall;
   double device = -1;  // by the clock of the device, if it has one
 };
 

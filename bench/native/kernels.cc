@@ -6,68 +6,77 @@
 namespace st_moe::cpu::ST_MOE_ISA {
 namespace {
 
-using bench::GemmArgs, bench::GemmShape;
+using bench::ExpertGemm, bench::GroupedGemm;
 
-MatrixView<float> weights_of(const GemmArgs& args, int64_t expert) {
-  const GemmShape s = args.shape();
-  const float* w = args.b + expert * s.N * s.K;
-  return s.transposed ? MatrixView<float>{w, 1, s.K} : MatrixView<float>{w, s.N, 1};
+MatrixView<float> view(const bench::Operand& operand) {
+  return {operand.data, operand.row, operand.column};
 }
 
-int64_t packed_weights_size(const GemmArgs& args) {
-  const GemmShape s = args.shape();
-  return args.weight_gradient() ? 0 : packed_size<float>(s.K, s.N, args.compute);
+int64_t packed_weights_size(const GroupedGemm& group) {
+  const ExpertGemm& one = group.experts[0];
+  return group.weight_gradient ? 0 : packed_size<float>(one.K, one.N, group.compute);
 }
 
-void pack(const Context& ctx, const GemmArgs& args, float* out) {
-  const GemmShape s = args.shape();
-  const int64_t experts = static_cast<int64_t>(args.rows.size());
-  pack_weights(ctx, weights_of(args, 0), experts, s.N * s.K, s.K, s.N, args.compute, out);
+void pack(const Context& ctx, const GroupedGemm& group, float* out) {
+  const ExpertGemm& one = group.experts[0];
+  const int64_t experts = static_cast<int64_t>(group.experts.size());
+  pack_weights(ctx, view(one.b), experts, one.N * one.K, one.K, one.N, group.compute, out);
 }
 
-void run_gemm(const Context& ctx, const GemmArgs& args) {
-  const GemmShape s = args.shape();
-  const int64_t packed = args.packed ? packed_weights_size(args) : 0, M = s.M, N = s.N, K = s.K;
-  const int64_t experts = static_cast<int64_t>(args.rows.size());
-  const int64_t gradient_bytes = experts * M * N * static_cast<int64_t>(sizeof(float));
+void run_gemm(const Context& ctx, const GroupedGemm& group) {
+  const int64_t experts = static_cast<int64_t>(group.experts.size());
   Scratch<GemmProblem<float>> problems(experts);
-  int64_t row = 0;
-  for (int64_t e = 0; e < experts; row += args.rows[static_cast<size_t>(e++)]) {
-    const int64_t rows = args.rows[static_cast<size_t>(e)];
+  for (int64_t e = 0; e < experts; ++e) {
+    const ExpertGemm& one = group.experts[static_cast<size_t>(e)];
     GemmProblem<float>& p = problems[e] = {};
-    p.N = N, p.c_stride = N;
-    if (args.weight_gradient()) {
-      p.M = M, p.K = rows, p.c = args.c + e * M * N;
-      p.a = {args.a + row * M, 1, M}, p.b = {args.b + row * N, N, 1};
-      p.stream = gradient_bytes >= kStreamBytes;  // as in the layer
-    } else {
-      p.M = rows, p.K = K, p.c = args.c + row * N;
-      p.a = {args.a + row * K, K, 1}, p.b = weights_of(args, e);
-      if (packed > 0) p.packed_b = args.packed + e * packed;
-    }
+    p.M = one.M, p.N = one.N, p.K = one.K, p.a = view(one.a), p.b = view(one.b);
+    p.c = one.c, p.c_stride = one.N, p.packed_b = one.packed_b;
+    const int64_t bytes = experts * one.M * one.N * static_cast<int64_t>(sizeof(float));
+    p.stream = group.weight_gradient && bytes >= kStreamBytes;  // as in the layer
   }
-  gemm(ctx, problems.get(), experts, args.compute);
+  gemm(ctx, problems.get(), experts, group.compute);
 }
 
-// Twelve independent chains hide the latency of two multiply-add units and fit sixteen registers.
-double multiply_add(int64_t rounds) {
+// Twelve independent chains hide the latency of two multiply-add units and fit sixteen registers. They start apart, or
+// the compiler would see one in all.
+constexpr int kChains = 12;
+
+template <class Step>
+void run_chains(int64_t rounds, Step step) {
   using S = Simd<float>;
-  constexpr int chains = 12;
   static volatile float start = 0.999f;  // not known to the compiler, so nothing is folded
-  const S::V x = S::set(start), y = S::set(1 - start);
-  S::V acc[chains];
+  S::V acc[kChains];
 #pragma GCC unroll 12
-  for (int i = 0; i < chains; ++i) acc[i] = S::set(start * static_cast<float>(i));
+  for (int i = 0; i < kChains; ++i) acc[i] = S::set(start * static_cast<float>(i));
   for (int64_t n = 0; n < rounds; ++n) {
 #pragma GCC unroll 12
-    for (int i = 0; i < chains; ++i) acc[i] = acc[i] * x + y;
+    for (int i = 0; i < kChains; ++i) acc[i] = step(acc[i]);
   }
   S::V total{};
 #pragma GCC unroll 12
-  for (int i = 0; i < chains; ++i) total += acc[i];
+  for (int i = 0; i < kChains; ++i) total += acc[i];
   start = S::sum(total) > -1 ? 0.999f : 0.998f;
-  return 2.0 * chains * S::lanes * static_cast<double>(rounds);
 }
+
+double multiply_add(int64_t rounds) {
+  using S = Simd<float>;
+  static volatile float factor = 0.999f;
+  const S::V x = S::set(factor), y = S::set(1 - factor);
+  run_chains(rounds, [=](S::V acc) { return acc * x + y; });
+  return 2.0 * kChains * S::lanes * static_cast<double>(rounds);
+}
+
+#if defined(__AVX512BF16__)
+double bf16_dot_in_registers(int64_t rounds) {
+  static volatile short one = 0x3f80;
+  const __m512bh x = reinterpret_cast<__m512bh>(_mm512_set1_epi16(one));
+  run_chains(rounds, [=](Simd<float>::V acc) { return _mm512_dpbf16_ps(acc, x, x); });
+  return 2.0 * kChains * 32 * static_cast<double>(rounds);
+}
+constexpr auto bf16_dot = bf16_dot_in_registers;
+#else
+constexpr double (*bf16_dot)(int64_t) = nullptr;
+#endif
 
 float read(const float* data, int64_t count) {
   return sum(data, count);
@@ -76,7 +85,7 @@ float read(const float* data, int64_t count) {
 }  // namespace
 
 const bench::Kernels& bench_kernels() {
-  static const bench::Kernels kernels{run_gemm, packed_weights_size, pack, multiply_add, read};
+  static const bench::Kernels kernels{run_gemm, packed_weights_size, pack, multiply_add, bf16_dot, read};
   return kernels;
 }
 

@@ -7,37 +7,40 @@
 // What of the CPU is measured below the table of ops. kernels.cc is compiled once per instruction set, as the ops are.
 namespace st_moe::bench {
 
-// The GEMMs of GEGLU experts: forward A = X·W1ᵀ and Y = H·W2ᵀ; backward dH = dY·W2, dX = dA·W1, dW1 = dAᵀ·X, dW2 =
-// dYᵀ·H.
+// The GEMMs of GEGLU experts: forward A = X·W1ᵀ and Y = H·W2ᵀ; backward dH = dY·W2, dX = dA·W1, dW1 = dAᵀ·X,
+// dW2 = dYᵀ·H.
 enum class Gemm { a, y, dh, dx, dw1, dw2 };
 constexpr Gemm kGemms[] = {Gemm::a, Gemm::y, Gemm::dh, Gemm::dx, Gemm::dw1, Gemm::dw2};
 
-// Rows times weights: C [rows, N] = A [rows, K] · W, W [N, K] (transposed) or [K, N]. A weight gradient:
-// C [M, N] = Aᵀ · B over the rows, A [rows, M], B [rows, N].
-struct GemmShape {
-  int64_t M;     // of a weight gradient; else 0: as many as there are rows
-  int64_t N, K;  // K 0: the rows
-  bool transposed;
+struct Operand {
+  const float* data;
+  int64_t row, column;  // strides
 };
 
-struct GemmArgs {
-  Gemm gemm;
-  int64_t D, H;
-  std::vector<int64_t> rows;  // of each expert; they follow each other
-  const float *a = nullptr, *b = nullptr;
-  float* c = nullptr;
-  DType compute = DType::f32;
-  const float* packed = nullptr;  // the weights as Kernels::pack wrote them, or null
+struct ExpertGemm {  // C [M, N] = A [M, K] · B [K, N]
+  int64_t M, N, K;
+  Operand a, b;
+  float* c;
+  const float* packed_b = nullptr;  // as Kernels::pack wrote it, or null
+};
 
-  GemmShape shape() const;
-  bool weight_gradient() const { return shape().M > 0; }
+struct GroupedGemm {
+  // `rows` of each expert follow each other in a, and in c or, for the gradient of a weight, in b.
+  GroupedGemm(Gemm gemm, int64_t D, int64_t H, const std::vector<int64_t>& rows, const float* a, const float* b,
+              float* c, DType compute);
+
+  Gemm gemm;
+  DType compute;
+  bool weight_gradient;  // both operands are activations: nothing can be packed before
+  std::vector<ExpertGemm> experts;
 };
 
 struct Kernels {
-  void (*gemm)(const Context&, const GemmArgs&);
-  int64_t (*packed_size)(const GemmArgs&);  // floats of one expert's packed weights; 0: there is no such copy
-  void (*pack)(const Context&, const GemmArgs&, float* out);
+  void (*gemm)(const Context&, const GroupedGemm&);
+  int64_t (*packed_size)(const GroupedGemm&);  // floats of one expert's packed weights; 0: there is no such copy
+  void (*pack)(const Context&, const GroupedGemm&, float* out);
   double (*multiply_add)(int64_t rounds);  // flops of one call; nothing but fused multiply-adds in registers
+  double (*bf16_dot)(int64_t rounds);      // of bf16 pairs, added in f32; null without AVX512-BF16
   float (*read)(const float* data, int64_t count);
 };
 

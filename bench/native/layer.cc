@@ -28,7 +28,7 @@ Layer::Layer(const Bench& bench, const LayerSizes& s, bool with_backward) : size
   w1 = bench.uniforms({E, 2 * H, D}, -first, first), b1_ = bench.uniforms({E, 2 * H}, -first, first);
   w2 = bench.uniforms({E, D, H}, -second, second), b2_ = bench.uniforms({E, D}, -second, second);
   mult_bias_ = bench.filled({E, H}, 1), threshold_ = bench.filled({K}, 0.2), one_ = bench.filled({}, 1);
-  if (bench.platform.keeps_packed_weights()) w1.storage->keep_packed(), w2.storage->keep_packed();
+  if (bench.platform.keeps_packed_weights) w1.storage->keep_packed(), w2.storage->keep_packed();
 
   for (Tensor* t : {&expert_index, &kept_mask_, &position}) *t = bench.filled({T, K}, 0, DType::i32);
   for (Tensor* t : {&gate_, &weight, &dweight}) *t = bench.filled({T, K});

@@ -62,7 +62,7 @@ void time_layer(const Bench& bench, const std::string& prefix, const LayerPlan& 
   const Layer layer(bench, plan.sizes, backward);
   std::map<DType, double> errors;
   for (const DType compute : plan.computes) errors[compute] = layer.error(compute);
-  for (const LayerKind& kind : bench.platform.layer_kinds()) {
+  for (const LayerKind& kind : bench.platform.layer_kinds) {
     if (kind.backward && !backward) continue;
     const Timed timed{bench, layer, kind};
     Group group;
@@ -91,7 +91,7 @@ void time_layer(const Bench& bench, const std::string& prefix, const LayerPlan& 
 }  // namespace
 
 void layer_suite(const Bench& bench) {
-  for (LayerPlan plan : bench.platform.layers()) {
+  for (LayerPlan plan : bench.platform.layers) {
     std::erase_if(plan.computes, [&](DType compute) { return !bench.options.uses(compute); });
     if (!plan.computes.empty()) bench.harness.attempt("layer", [&] { time_layer(bench, "layer/", plan, true); });
   }

@@ -1,5 +1,6 @@
 #include <cstdio>
 #include <cstdlib>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -14,22 +15,11 @@ namespace {
 constexpr const char* kHelp = R"(options:
   --suite NAME[,NAME]   some of the suites (all)
   --threads N[,N]       numbers of CPU threads to run everything with (1 and what the machine has)
-  --compute DTYPE       operands of GEMMs in f32, bf16 or f16 alone (all)
+  --compute DTYPE,...   operands of GEMMs: f32, bf16, f16 (all)
   --repetitions N       turns of each group (9)
-  --least-ms N          least length of a sample (20)
   --json FILE           where the samples go (standard output)
   --quick               small shapes and two turns: tests this program, says nothing about speed
 )";
-
-std::vector<std::string> split(const std::string& text) {
-  std::vector<std::string> parts;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(',', begin), text.size());
-    parts.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return parts;
-}
 
 int positive(const std::string& name, const std::string& text) {
   char* end = nullptr;
@@ -39,67 +29,53 @@ int positive(const std::string& name, const std::string& text) {
   return static_cast<int>(value);
 }
 
-DType compute_of(const std::string& name) {
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
-    if (name == dtype_name(dtype)) return dtype;
-  throw std::invalid_argument("--compute must be f32, bf16 or f16, got '" + name + "'");
-}
-
 Options parse(int count, char** values) {
   Options options;
   for (int i = 1; i < count; ++i) {
     const std::string name = values[i];
-    const auto value = [&]() -> std::string {
-      if (i + 1 == count) throw std::invalid_argument(name + " needs a value");
-      return values[++i];
-    };
-    if (name == "--quick")
+    if (name == "--quick") {
       options.quick = true;
-    else if (name == "--suite")
-      options.suites = split(value());
-    else if (name == "--threads")
-      for (const std::string& n : split(value())) options.threads.push_back(positive(name, n));
-    else if (name == "--compute")
-      options.computes.assign(1, compute_of(value()));
-    else if (name == "--repetitions")
-      options.settings.repetitions = positive(name, value());
-    else if (name == "--least-ms")
-      options.settings.least_ms = positive(name, value());
-    else if (name == "--json")
-      options.file = value();
-    else
-      throw std::invalid_argument("unknown option '" + name + "'");
+      continue;
+    }
+    if (i + 1 == count) throw std::invalid_argument("unknown option '" + name + "', or it needs a value");
+    std::stringstream list(values[++i]);
+    for (std::string value; std::getline(list, value, ',');) {
+      if (name == "--suite")
+        options.suites.push_back(value);
+      else if (name == "--threads")
+        options.threads.push_back(positive(name, value));
+      else if (name == "--compute")
+        options.computes.push_back(value);
+      else if (name == "--repetitions")
+        options.settings.repetitions = positive(name, value);
+      else if (name == "--json")
+        options.file = values[i];
+      else
+        throw std::invalid_argument("unknown option '" + name + "'");
+    }
   }
   if (options.quick) options.settings = {.repetitions = 2, .least_ms = 0};
-  if (options.threads.empty()) {
-    const int cores = static_cast<int>(std::thread::hardware_concurrency());
-    options.threads = cores > 1 ? std::vector<int>{1, cores} : std::vector<int>{1};
-  }
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  if (options.threads.empty()) options.threads = {1, cores};
+  if (options.threads == std::vector<int>{1, 1}) options.threads.pop_back();
   return options;
 }
 
-std::vector<Suite> chosen(const Options& options, const std::vector<Suite>& all) {
-  if (options.suites.empty()) return all;
-  std::vector<Suite> suites;
-  for (const std::string& name : options.suites) {
-    const size_t before = suites.size();
-    std::string names;
-    for (const Suite& suite : all) {
-      if (name == suite.name) suites.push_back(suite);
-      names += (names.empty() ? "" : ", ") + std::string(suite.name);
-    }
-    if (suites.size() == before) throw std::invalid_argument("--suite must be " + names + ", got '" + name + "'");
-  }
+// Those that were asked for, in the order of the platform.
+std::vector<Suite> chosen(std::vector<std::string> names, std::vector<Suite> suites) {
+  if (names.empty()) return suites;
+  std::erase_if(suites, [&](const Suite& suite) { return std::erase(names, suite.name) == 0; });
+  if (!names.empty()) throw std::invalid_argument("there is no suite '" + names[0] + "'");
   return suites;
 }
 
 int run(int count, char** values) {
   Options options = parse(count, values);
   const std::unique_ptr<Platform> platform = make_platform(options);
-  const std::vector<Suite> suites = chosen(options, platform->suites());
+  const std::vector<Suite> suites = chosen(options.suites, platform->suites);
   Harness harness(*platform, options.settings, options.file);
   const Bench bench{*platform, harness, options};
-  harness.write(platform->versions());
+  harness.write(platform->versions);
   for (const Suite& suite : suites) harness.attempt(suite.name, [&] { suite.run(bench); });
   return harness.failures() != 0;
 }

@@ -3,7 +3,6 @@ import {
   devices,
   getDefaultDevice,
   getNumThreads,
-  MoE,
   manualSeed,
   noGrad,
   ops,
@@ -16,6 +15,8 @@ import {
 } from '../../index.js'
 import { hiddenWidth } from '../../nn/experts.js'
 import { checkMemory } from '../memory.js'
+import { Layer } from './layer.js'
+import { spreadOf } from './statistics.js'
 
 export interface Settings {
   dim: number
@@ -74,10 +75,10 @@ export function measure(settings: Settings): Measurement {
   }
   const variant = devices().find((info) => info.device === device || info.device === `${device}:0`)?.variant ?? ''
   const rows = cases.map(({ threads, what, ...times }) => {
-    const ms = median(times.layer)
+    const ms = spreadOf(times.layer).median
     const [fastest, slowest] = [Math.min(...times.layer), Math.max(...times.layer)]
     const tokensPerSecond = (batch * tokens * 1000) / ms
-    return { threads, what, ms, fastest, slowest, tokensPerSecond, floorMs: median(times.floor) }
+    return { threads, what, ms, fastest, slowest, tokensPerSecond, floorMs: spreadOf(times.floor).median }
   })
   return { ...settings, threads: most, variant, kept, rows }
 }
@@ -91,14 +92,11 @@ function bytesOf({ dim, experts, 'top-n': topN, batch, tokens }: Settings): numb
 
 /** The layer, and its GEMMs alone on as many rows: each a function that returns when the device is done. */
 function programs({ dim, experts, 'top-n': topN, batch, tokens, 'compute-dtype': computeDtype }: Settings) {
-  const moe = new MoE({ dim, numExperts: experts, gatingTopN: topN, computeDtype })
-  const x = randn([batch, tokens, dim], { requiresGrad: true })
-  const { keptPerExpert } = scope(() => moe.forward(x, { stats: true }).stats!)
-  const rows = keptPerExpert.reduce((a, b) => a + b, 0)
-  const hidden = hiddenWidth('bench', dim, 4)
-  const sizes = tensor(Int32Array.from(keptPerExpert), [experts])
-  const input = randn([rows, dim], { requiresGrad: true })
-  const middle = randn([rows, hidden], { requiresGrad: true })
+  const one = new Layer({ dim, experts, topN, batch, tokens }, computeDtype)
+  const { hidden, routing } = one
+  const sizes = tensor(Int32Array.from(routing.rowsPerExpert), [experts])
+  const input = randn([routing.rows, dim], { requiresGrad: true })
+  const middle = randn([routing.rows, hidden], { requiresGrad: true })
   const w1 = randn([experts, 2 * hidden, dim], { requiresGrad: true })
   const w2 = randn([experts, dim, hidden], { requiresGrad: true })
   const gemms = (): Tensor[] => [
@@ -106,12 +104,10 @@ function programs({ dim, experts, 'top-n': topN, batch, tokens, 'compute-dtype':
     ops.groupedGemm(middle, w2, sizes, { computeDtype }),
   ]
   const layer = (what: What): void => {
-    if (what === 'forward') return void noGrad(() => moe.forward(x).outputs.mean().item())
-    const { outputs, totalAuxLoss } = moe.forward(x)
-    outputs.mean().add(totalAuxLoss).backward()
-    x.grad!.mean().item() // waits for the device
-    moe.zeroGrad()
-    x.grad = null
+    if (what === 'forward') return void one.forward().mean().item()
+    one.step()
+    one.x.grad!.mean().item() // waits for the device
+    one.dropGradients()
   }
   const floor = (what: What): void => {
     if (what === 'forward') return void noGrad(() => gemms().map((y) => y.slice(0, 0, 1).sum().item()))
@@ -119,17 +115,11 @@ function programs({ dim, experts, 'top-n': topN, batch, tokens, 'compute-dtype':
     w1.grad!.slice(0, 0, 1).sum().item()
     for (const t of [input, middle, w1, w2]) t.grad = null
   }
-  return { layer, floor, kept: rows / (batch * tokens * topN) }
+  return { layer, floor, kept: routing.kept }
 }
 
 function timed(run: () => void): number {
   const start = performance.now()
   scope(run)
   return performance.now() - start
-}
-
-function median(list: readonly number[]): number {
-  const sorted = [...list].sort((a, b) => a - b)
-  const middle = sorted.length >> 1
-  return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
 }

@@ -1,0 +1,64 @@
+import { type ComputeDType, MoE, noGrad, type RoutingStats, randn, scope, type Tensor } from '../../index.js'
+import { hiddenWidth } from '../../nn/experts.js'
+
+export interface LayerSizes {
+  batch: number
+  tokens: number
+  dim: number
+  experts: number
+  /** 2 by default. */
+  topN?: number
+}
+
+/** A layer to be timed, an input for it, and a gradient of its output. */
+export class Layer {
+  readonly sizes: Required<LayerSizes>
+  readonly compute: ComputeDType
+  readonly moe: MoE
+  readonly x: Tensor
+  readonly dy: Tensor
+  #stats?: RoutingStats
+
+  constructor(sizes: LayerSizes, compute: ComputeDType = 'f32') {
+    const { batch, tokens, dim, experts, topN = 2 } = sizes
+    this.sizes = { ...sizes, topN }
+    this.compute = compute
+    this.moe = new MoE({ dim, numExperts: experts, gatingTopN: topN, computeDtype: compute })
+    this.x = randn([batch, tokens, dim], { requiresGrad: true })
+    this.dy = randn([batch, tokens, dim])
+  }
+
+  get hidden(): number {
+    return hiddenWidth('bench', this.sizes.dim, 4)
+  }
+
+  /** The output, without a tape. */
+  forward(): Tensor {
+    return noGrad(() => this.moe.forward(this.x).outputs)
+  }
+
+  /** Forward and backward: gradients of input and parameters from the gradient of the output and the losses. */
+  step(): void {
+    const { outputs, totalAuxLoss } = this.moe.forward(this.x)
+    const loss = scope(() => outputs.mul(this.dy).sum().add(totalAuxLoss)) // outputs · dy is freed before the backward
+    loss.backward()
+  }
+
+  dropGradients(): void {
+    this.moe.zeroGrad()
+    this.x.grad = null
+  }
+
+  /** What a forward dispatches. A few assignments change from one to the next, by chance. */
+  get routing(): { rowsPerExpert: number[]; rows: number; kept: number; occupancy: number } {
+    this.#stats ??= scope(() => noGrad(() => this.moe.forward(this.x, { stats: true }).stats!))
+    const { keptPerExpert: rowsPerExpert, slotOccupancy: occupancy } = this.#stats
+    const { batch, tokens, topN } = this.sizes
+    const rows = rowsPerExpert.reduce((a, b) => a + b)
+    return { rowsPerExpert, rows, kept: rows / (batch * tokens * topN), occupancy }
+  }
+
+  [Symbol.dispose](): void {
+    for (const one of [this.moe, this.x, this.dy]) one.dispose()
+  }
+}
