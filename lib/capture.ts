@@ -6,13 +6,15 @@ import { Recorder } from './recorder.js'
 import { keep, scope, tensorsIn } from './scope.js'
 import { putGrad, type Tensor } from './tensor.js'
 
-/** A step of {@link captureStep}. */
+/** A captured step of {@link captureStep}. */
 export interface CapturedStep<T> {
-  /** Where the step runs. */
+  /** The device of the step. */
   readonly device: Device
   /** Whether `dispose` has been called. */
   readonly disposed: boolean
-  /** Runs the step once and gives what `fn` returned. Its tensors hold the values of this replay until the next one. */
+  /**
+   * Runs the step once and returns the result of `fn`. Its tensors hold the values of this replay until the next one.
+   */
   replay(): T
   /** Frees the step and the tensors that `fn` returned. A second call does nothing. */
   dispose(): void
@@ -21,22 +23,22 @@ export interface CapturedStep<T> {
 }
 
 /**
- * Records what `fn` does on a CUDA device, as a CUDA graph, and runs it as often as wanted: one launch a step instead
- * of hundreds, and no JavaScript in between. N replays give the bits of N calls of `fn`. `captureStep` itself runs
- * nothing: counters, generators and parameters stay as they are, and tensors that `fn` returns hold NaN until the
- * first `replay()`. On the CPU a replay calls `fn`.
+ * Captures the work of `fn` on a CUDA device as a CUDA graph. Each replay is one launch instead of hundreds, without
+ * JavaScript in between, and N replays return the same bits as N calls of `fn`. `captureStep` itself executes nothing:
+ * counters, generators and parameters do not change, and the tensors that `fn` returns hold NaN until the first
+ * `replay()`. On the CPU a replay calls `fn`.
  *
- * `fn` is called once. What it reads from outside are tensors whose values {@link Tensor.copyFrom} replaces between
- * replays; their shapes stay. Random numbers (routing, dropout, `randn`) and the step counts, learning rates and
- * weight decays of AdamW and SGD are those of each replay. Everything else that JavaScript decides is decided once:
- * branches, `train()`, hooks.
+ * `fn` is called once. Its inputs are tensors from outside, whose values {@link Tensor.copyFrom} can replace between
+ * replays; their shapes are fixed. Random numbers (routing, dropout, `randn`) and the step counts, learning rates and
+ * weight decays of AdamW and SGD advance with each replay. Everything else that JavaScript decides (branches,
+ * `train()`, hooks) is fixed at capture.
  *
- * `fn` must not wait for the device (`item`, `dataSync`, `to('cpu')`, `clipGradNorm`), make tensors from host data, or
- * leave a gradient behind that it does not clear itself at its start (`zeroGrad`). An error, whatever it is, ends the
- * recording and changes nothing. `device` defaults to the default device.
+ * `fn` must not wait for the device (`item`, `dataSync`, `to('cpu')`, `clipGradNorm`), create tensors from host data,
+ * or leave a gradient that it does not clear at its start (`zeroGrad`). Any error ends the capture and changes nothing.
+ * `device` defaults to the default device.
  *
- * Errors: UNSUPPORTED for what cannot be captured; DISPOSED by `replay` where the step, a parameter or another tensor
- * from outside is gone.
+ * Errors: UNSUPPORTED for what cannot be captured; DISPOSED by `replay` if the step, a parameter or another tensor from
+ * outside was disposed.
  *
  * @example
  * ```ts
@@ -68,7 +70,7 @@ export function captureStep<T>(fn: () => T, options?: { device?: Device }): Capt
   return device === 'cpu' ? new HostStep(fn) : capture(op, fn, device, number)
 }
 
-/** What a run of `fn` gives; tensors made inside that it returns belong to the step and have no history. */
+/** The result of `fn`. Tensors that it created and returned belong to the step and have no history. */
 interface Run<T> {
   value: T
   made: Tensor[]

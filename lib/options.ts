@@ -1,17 +1,20 @@
 import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail } from './check.js'
 
 /**
- * Options, each declared once: a name, a doc comment, what a value must be, and what stands for one that is not given.
- * The type of what people pass and the checked values follow from a declaration, a plain object of these.
+ * Options, each declared once: a name, a doc comment, a check and a default. A declaration is a plain object of these;
+ * the type of the argument and of the checked values follow from it.
  */
 
-/** An option that must be given. */
+/** A required option. */
 export interface Needed<V> {
-  /** The value, or an error that names `op` and `name`. Of `others`, those declared before this one are checked. */
+  /**
+   * Returns the value, or throws an error that names `op` and `name`. Options declared earlier are in `others`,
+   * checked.
+   */
   check(op: string, name: string, value: unknown, others: Others, isDefault?: boolean): V
 }
 
-/** An option that may be left out. */
+/** An option with a default. */
 export interface Option<V> extends Needed<V> {
   readonly default: V | ((others: Others) => V)
 }
@@ -24,7 +27,7 @@ type Named<O, N extends keyof O> = { [K in N]: Value<O[K]> }
 type Optional<O, N extends keyof O> = { [K in N]?: Exclude<Value<O[K]>, undefined> }
 type OptionalNames<O> = { [N in keyof O]: O[N] extends Option<unknown> ? N : never }[keyof O]
 
-/** What people pass. The doc comments are those of the declaration. */
+/** The type of the argument, with the doc comments of the declaration. */
 export type OptionsOf<O> = Named<O, Exclude<keyof O, OptionalNames<O>>> & Optional<O, OptionalNames<O>>
 
 /** Checked values of several declarations. */
@@ -32,7 +35,9 @@ export type ValuesOf<D extends readonly Declared[]> = D extends readonly [infer 
   ? Named<O, keyof O> & ValuesOf<Rest>
   : unknown
 
-/** The values that `passed` stands for, a plain copy. An unknown name is an error that names the nearest known one. */
+/**
+ * The checked values of `passed` and defaults, as a plain copy. An unknown name is an error with the nearest known one.
+ */
 export function readOptions<D extends readonly Declared[]>(op: string, passed: unknown, ...declared: D): ValuesOf<D> {
   const given: Others = checkOptions(op, passed, declared.flatMap(Object.keys))
   const values: Record<string, unknown> = { ...given }
@@ -51,14 +56,14 @@ function defaultOf(option: Needed<unknown> | Option<unknown>, others: Others): u
   return typeof option.default === 'function' ? option.default(others) : option.default
 }
 
-/** The values of `source`, which must have all of them. */
+/** The checked values of `source`, which must have all of them. */
 export function checkValues<O extends Declared>(op: string, source: object, declared: O): Named<O, keyof O> {
   const values: Record<string, unknown> = {}
   for (const name in declared) values[name] = declared[name].check(op, name, (source as Others)[name], values)
   return values as Named<O, keyof O>
 }
 
-/** Those values that `declared` names: what a layer passes on to a part of it. */
+/** The values that `declared` names, which a layer passes to one of its parts. */
 export function pick<D extends readonly Declared[]>(values: ValuesOf<D>, ...declared: D): ValuesOf<D> {
   const picked: Record<string, unknown> = {}
   for (const options of declared) for (const name in options) picked[name] = (values as Others)[name]
@@ -68,7 +73,7 @@ export function pick<D extends readonly Declared[]>(values: ValuesOf<D>, ...decl
 type Default<V> = Option<V>['default']
 type IntegerRange = { min: number; max?: number; atMost?: string }
 
-/** An integer. `atMost` names an option declared before it, which it does not exceed. */
+/** An integer. `atMost` names an option declared earlier that bounds it. */
 export function integer(range: IntegerRange & { default: Default<number> }): Option<number>
 export function integer(range: IntegerRange): Needed<number>
 export function integer({ min, max, atMost, ...rest }: IntegerRange & { default?: Default<number> }): Needed<number> {
@@ -98,13 +103,13 @@ export const number = (range: { min?: number; max?: number; default: number }): 
 /** true or false. */
 export const boolean = (rest: { default: boolean }): Option<boolean> => ({ ...rest, check: checkBoolean })
 
-/** One of a few words. */
+/** One of several words. */
 export const oneOf = <T extends string>(allowed: readonly T[], rest: { default: NoInfer<T> }): Option<T> => ({
   ...rest,
   check: (op, name, value) => checkOneOf(op, name, value, allowed),
 })
 
-/** Checked where it is used, which may depend on more than options; undefined if it is not given. */
+/** Checked by its user; undefined by default. */
 export const unchecked = <T>(): Option<T | undefined> => ({
   default: undefined,
   check: (_op, _name, value) => value as T | undefined,

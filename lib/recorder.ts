@@ -1,15 +1,17 @@
 import { fail } from './check.js'
 import type { Tensor } from './tensor.js'
 
-/** What a replay tells the device about one draw or one update: kind, seed, step, lr, beta1, beta2, eps, weightDecay. */
+/**
+ * What a replay passes to the device for one sample or update: kind, seed, step, lr, beta1, beta2, eps, weightDecay.
+ */
 export type StepNumbers = readonly [kind: number, seed: number, step: number, ...rest: number[]]
 export const stepKinds = { draw: 0, adamw: 1, sgd: 2 } as const
 const width = 8
 
 interface Entry {
-  /** Counts on, and gives the numbers of this replay. */
+  /** Advances the count, and returns the numbers of this replay. */
   advance: () => StepNumbers
-  /** Remembers the count; the function that it returns puts it back. */
+  /** Saves the count; the returned function restores it. */
   save: () => () => void
 }
 
@@ -19,17 +21,17 @@ interface GradNote {
   readonly cleared: boolean
 }
 
-/** What a step that is being captured does outside of the device: draws, counts of optimizers, gradients of leaves. */
+/** The host side of a captured step: random numbers, counts of optimizers, gradients of leaves. */
 export class Recorder {
   readonly #entries: Entry[] = []
   readonly #grads = new Map<Tensor, GradNote>()
 
-  /** The place of a draw or an update, which stands for its step while the step is captured. */
+  /** Returns the index of a sample or update in the step, which replaces its step count during capture. */
   add(advance: () => StepNumbers, save: () => () => void): number {
     return this.#entries.push({ advance, save })
   }
 
-  /** The numbers of the next replay, which `run` gets; when that fails, all counts are as before. */
+  /** Calls `run` with the numbers of the next replay; if it fails, restores all counts. */
   replay(run: (numbers: Float64Array) => void): void {
     const undo = this.#entries.map(({ save }) => save())
     try {
@@ -42,17 +44,17 @@ export class Recorder {
     }
   }
 
-  /** `leaf.grad` is about to be set, or added to. */
+  /** Called before `leaf.grad` is set or added to. */
   noteGrad(leaf: Tensor, before: Tensor | null, cleared: boolean): void {
     if (!this.#grads.has(leaf)) this.#grads.set(leaf, { before, cleared })
   }
 
-  /** Whether a gradient is one that an exception would bring back. */
+  /** Whether an exception would restore this gradient. */
   mayReturn(leaf: Tensor, grad: Tensor | null): boolean {
     return grad !== null && this.#grads.get(leaf)?.before === grad
   }
 
-  /** A replay does what the recorded step did: that must not hang on a gradient that only the first step finds. */
+  /** A replay repeats the captured work, which must not depend on a gradient that only the first step finds. */
   checkGrads(op: string): void {
     for (const [leaf, { before, cleared }] of this.#grads) {
       if (cleared || leaf.grad === before) continue
@@ -62,12 +64,12 @@ export class Recorder {
     }
   }
 
-  /** The step stands: frees the gradients that it replaced. */
+  /** Ends a successful capture: frees the gradients that it replaced. */
   settle(): void {
     for (const [leaf, { before }] of this.#grads) if (before !== leaf.grad) before?.dispose()
   }
 
-  /** The step is given up: every leaf has its gradient back. `put` sets one. */
+  /** Ends a failed capture: restores the gradient of every leaf with `put`. */
   undo(put: (leaf: Tensor, grad: Tensor | null) => void): void {
     for (const [leaf, { before }] of this.#grads) {
       const after = leaf.grad

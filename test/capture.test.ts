@@ -298,7 +298,7 @@ describe.skipIf(!built)('on a GPU', () => {
       ],
       ['dataSync', ({ step }) => step().loss.dataSync(), /\[Tensor.dataSync\] it waits/],
       ['to', ({ step }) => step().loss.to('cpu'), /\[to\] it copies through the host/],
-      ['clipGradNorm', (t) => [t.step(), clipGradNorm(t.parameters, 1)], /\[clipGradNorm\] it waits for the norm/],
+      ['clipGradNorm', (t) => [t.step(), clipGradNorm(t.parameters, 1)], /\[clipGradNorm\] it waits for the device/],
       [
         'data of the host',
         ({ x }) => x.add(tensor([1], null, { device: 'cuda' })),

@@ -6,7 +6,7 @@ import { type StepNumbers, stepKinds } from '../recorder.js'
 import { handleOf, type Tensor } from '../tensor.js'
 import { Optimizer, type OptimizerOptions, type ParameterState, type StateTensors } from './optimizer.js'
 
-/** Each from 0, below 1. */
+/** Two numbers in [0, 1). */
 const decays: Option<readonly [number, number]> = {
   default: [0.9, 0.999],
   check(op, name, value) {
@@ -21,13 +21,13 @@ const decays: Option<readonly [number, number]> = {
 }
 
 const adamwOptions = {
-  /** Default 1e-3. May be changed between steps by `optimizer.lr = …`. */
+  /** Learning rate. Default 1e-3. May be set between steps: `optimizer.lr = …`. */
   lr: number({ min: 0, default: 1e-3 }),
-  /** Decay of the running means of gradient and squared gradient, each from 0, below 1. Default [0.9, 0.999]. */
+  /** Decay rates of the first and second moments, each in [0, 1). Default [0.9, 0.999]. */
   betas: decays,
-  /** Added to the root of the second mean. Default 1e-8. */
+  /** Added to the square root of the second moment. Default 1e-8. */
   eps: number({ min: 0, default: 1e-8 }),
-  /** Each step takes lr · weightDecay of the parameter away. Default 1e-2. */
+  /** Each step subtracts lr · weightDecay · parameter. Default 1e-2. */
   weightDecay: number({ min: 0, default: 1e-2 }),
 }
 
@@ -36,7 +36,7 @@ export interface AdamWOptions extends OptionsOf<typeof adamwOptions> {}
 
 /**
  * Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2), the update of
- * torch.optim.AdamW. The state of a parameter is two tensors of its shape, made at its first step.
+ * torch.optim.AdamW. The state of a parameter is two tensors of its shape, created at its first step.
  *
  * @example
  * ```ts
@@ -48,7 +48,7 @@ export interface AdamWOptions extends OptionsOf<typeof adamwOptions> {}
  * ```
  */
 export class AdamW extends Optimizer {
-  /** Learning rate; may be changed between steps, as the three others. */
+  /** Learning rate; may be set between steps, like the other options. */
   lr: number
   /** See {@link AdamWOptions.betas}. */
   betas: readonly [number, number]

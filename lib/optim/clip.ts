@@ -8,7 +8,7 @@ import { type OptionsOf, oneOf, readOptions } from '../options.js'
 import { handleOf } from '../tensor.js'
 
 const clipOptions = {
-  /** 'throw': a norm that is not finite is a NON_FINITE error. Default 'propagate'. */
+  /** 'throw': a non-finite norm is a NON_FINITE error. Default 'propagate'. */
   onNonFinite: oneOf(['propagate', 'throw'], { default: 'propagate' }),
 }
 
@@ -16,9 +16,9 @@ const clipOptions = {
 export interface ClipOptions extends OptionsOf<typeof clipOptions> {}
 
 /**
- * Scales all gradients in place so that their joint 2-norm is at most `maxNorm`, and returns the norm from before.
- * Where that is not finite the gradients are left as they are, so that the caller can skip the step. Pascanu et al.,
- * arXiv 1211.5063, §3.2, the form of torch.nn.utils.clip_grad_norm_. Errors: OPTION, NON_FINITE.
+ * Scales all gradients in place so that their joint 2-norm is at most `maxNorm`, and returns the original norm. If it
+ * is not finite, the gradients do not change, so that the caller can skip the step. Pascanu et al., arXiv 1211.5063,
+ * §3.2, as torch.nn.utils.clip_grad_norm_. Errors: OPTION, NON_FINITE.
  *
  * @example
  * ```ts
@@ -34,7 +34,7 @@ export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, optio
     fail('OPTION', op, `params must be parameters, such as model.parameters(), got ${show(params)}`)
   }
   checkNumber(op, 'maxNorm', maxNorm, 0)
-  refuseInCapture(op, 'it waits for the norm')
+  refuseInCapture(op, 'it waits for the device')
   const { onNonFinite } = readOptions(op, options, clipOptions)
   const grads: Handle[] = []
   for (const parameter of params) {

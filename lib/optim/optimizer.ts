@@ -29,14 +29,14 @@ const countProblem = (value: Tensor): string | null => {
   return Number.isSafeInteger(count) && count >= 0 ? null : `must be an integer of at least 0, got ${count}`
 }
 
-/** The root of a negative number is not finite either. */
+/** For 'non-negative', checks the square root, which is NaN for negative numbers. */
 const numbersProblem = (value: Tensor, kind: StateTensors[string]): string | null => {
   const isRight = noGrad(() => scope(() => allFinite(handleOf(kind === 'non-negative' ? value.sqrt() : value))))
   return isRight ? null : `must hold finite ${kind === 'non-negative' ? 'numbers of at least 0' : 'numbers'}`
 }
 
-/** Runs `fn` now, also while a step is captured: what it makes is no part of the step. */
-function aside<T>(fn: () => T): T {
+/** Runs `fn` outside capture, if a step is being captured. */
+function outsideCapture<T>(fn: () => T): T {
   if (!currentRecorder()) return fn()
   native.captureAside(true)
   try {
@@ -46,21 +46,19 @@ function aside<T>(fn: () => T): T {
   }
 }
 
-/** Options of an optimizer by name, as a checkpoint holds them. */
+/** Options of an optimizer by name, as stored in a checkpoint. */
 export type OptimizerOptions = Readonly<Record<string, number | readonly number[]>>
 
-/** Tensors of a parameter's state by name, and which numbers they hold; all finite. */
+/** Tensors of a parameter's state by name, and their allowed values; all finite. */
 export type StateTensors = Readonly<Record<string, 'any' | 'non-negative'>>
 
-/** Whether a value is an Optimizer and no look-alike. */
+/** Whether a value is an Optimizer of this copy of the package. */
 export let isOptimizer: (value: unknown) => value is Optimizer
 
-/** State and options as a checkpoint holds them. What could not be loaded again is an error: OPTION, NON_FINITE. */
+/** State and options for a checkpoint. Errors: OPTION, NON_FINITE if they could not be loaded again. */
 export let checkpointOf: (optimizer: Optimizer, op: string) => { state: StateDict; options: OptimizerOptions }
 
-/**
- * As stageState of a module, on behalf of `op`, with options where given; `what` does not fit.
- */
+/** Like stageState of a module, for `op`, with optional options; `what` names the state in errors. */
 export let stageOptimizer: (
   optimizer: Optimizer,
   op: string,
@@ -69,9 +67,9 @@ export let stageOptimizer: (
   options: unknown,
 ) => () => void
 
-/** What one parameter's updates leave behind: a step count and tensors of the parameter's shape. */
+/** The state of one parameter: a step count and tensors of its shape. */
 export interface ParameterState {
-  /** Updates done. */
+  /** Number of updates. */
   step: number
   /** By the names of the optimizer's `stateTensors`. */
   tensors: Record<string, Tensor>
@@ -94,12 +92,12 @@ export abstract class Optimizer {
     markCopy(Optimizer)
   }
 
-  /** Those that the constructor got, each once. */
+  /** The parameters of the constructor, without duplicates. */
   readonly parameters: readonly Parameter[]
   readonly #states = new Map<Parameter, ParameterState>()
   readonly #op: string
 
-  /** `op` is what errors name. Errors: OPTION for anything but Parameters, DISPOSED. */
+  /** `op` is the operation in errors. Errors: OPTION for anything but Parameters, DISPOSED. */
   protected constructor(op: string, params: Iterable<Parameter>) {
     if (typeof params !== 'object' || params === null || typeof params[Symbol.iterator] !== 'function') {
       fail('OPTION', op, `params must be parameters, such as model.parameters(), got ${show(params)}`)
@@ -120,11 +118,11 @@ export abstract class Optimizer {
     return refuseJson(this.constructor.name, 'write it to a file with saveCheckpoint')
   }
 
-  /** Updates every parameter that has a gradient, in place. Errors: OPTION where a setting such as `lr` was made invalid. */
+  /** Updates every parameter that has a gradient, in place. Errors: OPTION if an option such as `lr` is invalid. */
   step(): void {
     this.checkedOptions(`${this.#op}.step`, this)
     const due = this.parameters.flatMap((parameter) => (parameter.grad ? [{ parameter, grad: parameter.grad }] : []))
-    this.#makeStates(due.map(({ parameter }) => parameter)) // where memory ends, no parameter has been updated
+    this.#makeStates(due.map(({ parameter }) => parameter)) // allocates before the first update
     for (const { parameter, grad } of due) {
       const state = this.#states.get(parameter)!
       const step = this.#count(state)
@@ -132,7 +130,7 @@ export abstract class Optimizer {
     }
   }
 
-  /** Counts an update. In a captured step every replay counts, and the place of the update stands for the count. */
+  /** Counts an update. In a captured step each replay counts, and this returns the index of the update in the step. */
   #count(state: ParameterState): number {
     const recorder = currentRecorder()
     if (!recorder) return ++state.step
@@ -147,27 +145,27 @@ export abstract class Optimizer {
     )
   }
 
-  /** @internal What a replay of a captured step tells the device about update number `step` of a parameter. */
+  /** @internal The numbers that a replay passes to the device for update number `step` of a parameter. */
   protected stepNumbers(_step: number): StepNumbers {
     return fail('UNSUPPORTED', `${this.constructor.name}.step`, 'this optimizer cannot be part of a captured step')
   }
 
-  /** The tensors of a parameter's state with these options, such as the optimizer's own. */
+  /** The state tensors of a parameter with these options. */
   protected abstract stateTensors(options: object): StateTensors
 
-  /** Those options of `source` that a checkpoint holds, checked: of this optimizer, or of a checkpoint. Errors: OPTION. */
+  /** The checked options of `source`, this optimizer or a checkpoint. Errors: OPTION. */
   protected checkedOptions(_op: string, _source: object): OptimizerOptions {
     return {}
   }
 
-  /** Changes one parameter and its state in place. */
+  /** Updates one parameter and its state in place. */
   protected abstract update(parameter: Parameter, grad: Tensor, state: ParameterState): void
 
   #makeStates(parameters: readonly Parameter[]): void {
     const fresh = parameters.filter((parameter) => !this.#states.has(parameter))
     if (fresh.length === 0) return
     const names = Object.keys(this.stateTensors(this))
-    const states = aside(() =>
+    const states = outsideCapture(() =>
       allOrNone(() =>
         fresh.map(({ shape, dtype, device }) => {
           const make = (name: string) => [name, keep(zeros(shape, { dtype, device }))] as const
@@ -183,7 +181,7 @@ export abstract class Optimizer {
     for (const parameter of this.parameters) parameter.grad = null
   }
 
-  /** Copies of the state: `{i}.step` (f64, []) and the tensors of parameter i, for parameters that have been updated. */
+  /** Copies of the state: `{i}.step` (f64, []) and the state tensors of parameter i, for all updated parameters. */
   stateDict(): StateDict {
     const entries = (parameter: Parameter, i: number): [string, Tensor][] => {
       const state = this.#states.get(parameter)
@@ -198,8 +196,8 @@ export abstract class Optimizer {
   }
 
   /**
-   * Takes copies. Everything is checked first: entries that do not fit (a step that is no count, moments that are not
-   * finite, another shape) are one STATE_DICT error, and nothing is changed.
+   * Copies the state. Checks everything first: all mismatches (an invalid step count, non-finite moments, another
+   * shape) are one STATE_DICT error, and nothing changes.
    */
   loadStateDict(dict: StateDict): void {
     scope(() => this.#stage(`${this.constructor.name}.loadStateDict`, 'the state', dict, undefined)())
@@ -249,7 +247,7 @@ export abstract class Optimizer {
     return unexpected.length === 0 ? options : misfit(unexpected.map((name) => `unexpected: option ${showName(name)}`))
   }
 
-  /** What of a state does not fit the parameters, with these options. */
+  /** The mismatches of a state with the parameters and options. */
   #mismatches(op: string, dict: StateDict, options: object): string[] {
     const tensors = this.stateTensors(options)
     const names = ['step', ...Object.keys(tensors)]
@@ -270,7 +268,7 @@ export abstract class Optimizer {
     ]
   }
 
-  /** The parameters of which a state holds anything, by number. */
+  /** The parameters with entries in a state, with their indices. */
   #present(dict: StateDict, names: readonly string[]): [number, Parameter][] {
     return [...this.parameters.entries()].filter(([i]) => names.some((name) => Object.hasOwn(dict, `${i}.${name}`)))
   }

@@ -6,11 +6,11 @@ import { handleOf, type Tensor } from '../tensor.js'
 import { Optimizer, type OptimizerOptions, type ParameterState, type StateTensors } from './optimizer.js'
 
 const sgdOptions = {
-  /** Default 1e-3. May be changed between steps by `optimizer.lr = …`. */
+  /** Learning rate. Default 1e-3. May be set between steps: `optimizer.lr = …`. */
   lr: number({ min: 0, default: 1e-3 }),
-  /** Factor of the buffer of past gradients. Default 0: no buffers. */
+  /** Factor of the momentum buffer. Default 0: no buffers. */
   momentum: number({ min: 0, default: 0 }),
-  /** weightDecay · parameter is added to the gradient. Default 0. */
+  /** Adds weightDecay · parameter to the gradient. Default 0. */
   weightDecay: number({ min: 0, default: 0 }),
 }
 
@@ -31,7 +31,7 @@ export interface SGDOptions extends OptionsOf<typeof sgdOptions> {}
  * ```
  */
 export class SGD extends Optimizer {
-  /** Learning rate; may be changed between steps, as `weightDecay`. */
+  /** Learning rate; may be set between steps, like `weightDecay`. */
   lr: number
   /** See {@link SGDOptions.momentum}. */
   readonly momentum: number
