@@ -2,7 +2,8 @@ import { checkInteger, fail } from './check.js'
 import { currentRecorder, refuseInCapture } from './context.js'
 import { uncloneable } from './copies.js'
 import { markCopy, show } from './errors.js'
-import { type StepNumbers, stepKinds } from './recorder.js'
+import { replayRow } from './native-ops.js'
+import type { ReplayRow } from './recorder.js'
 
 const maxSeed = Number.MAX_SAFE_INTEGER
 
@@ -105,9 +106,8 @@ export class Generator {
     return index === undefined ? this.#advance() : { seed: this.#seed, step: index }
   }
 
-  #sample(): StepNumbers {
-    const { seed, step } = this.#advance()
-    return [stepKinds.draw, seed, step]
+  #sample(): ReplayRow {
+    return replayRow.draw(this.#advance())
   }
 
   #save(): () => void {

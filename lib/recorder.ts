@@ -1,16 +1,12 @@
 import { fail } from './check.js'
 import type { Tensor } from './tensor.js'
 
-/**
- * What a replay passes to the device for one sample or update: kind, seed, step, lr, beta1, beta2, eps, weightDecay.
- */
-export type StepNumbers = readonly [kind: number, seed: number, step: number, ...rest: number[]]
-export const stepKinds = { draw: 0, adamw: 1, sgd: 2 } as const
-const width = 8
+/** What a replay passes to the device for one sample or update: a row of `replayRow` in native-ops.ts. */
+export type ReplayRow = readonly number[]
 
 interface Entry {
   /** Advances the count, and returns the numbers of this replay. */
-  advance: () => StepNumbers
+  advance: () => ReplayRow
   /** Saves the count; the returned function restores it. */
   save: () => () => void
 }
@@ -27,7 +23,7 @@ export class Recorder {
   readonly #grads = new Map<Tensor, GradNote>()
 
   /** Returns the index of a sample or update in the step, which replaces its step count during capture. */
-  add(advance: () => StepNumbers, save: () => () => void): number {
+  add(advance: () => ReplayRow, save: () => () => void): number {
     return this.#entries.push({ advance, save })
   }
 
@@ -35,9 +31,7 @@ export class Recorder {
   replay(run: (numbers: Float64Array) => void): void {
     const undo = this.#entries.map(({ save }) => save())
     try {
-      const numbers = new Float64Array(width * this.#entries.length)
-      for (const [i, { advance }] of this.#entries.entries()) numbers.set(advance(), width * i)
-      run(numbers)
+      run(Float64Array.from(this.#entries.flatMap(({ advance }) => advance())))
     } catch (error) {
       for (const restore of undo) restore()
       throw error

@@ -77,14 +77,30 @@ function source({ jsName, comment, args, outputs }) {
   return `${above}    ${jsName}(given: { ${parameters} }): ${result} {\n      ${body}\n    },\n`
 }
 
+/** How a replay gets the numbers of an update: those of the op's attributes, in the order of its declaration. */
+function updateRow({ jsName, args }, number) {
+  const attributes = args.filter(({ macro }) => macro === 'SIZE' || macro === 'NUMBER').map(({ name }) => name)
+  const type = attributes.map((name) => `${name}: number`).join('; ')
+  return `  ${jsName}: (given: { ${type} }): readonly number[] => [${[number, ...attributes.map((name) => `given.${name}`)].join(', ')}],\n`
+}
+
 export function writeNativeOps() {
-  const ops = declaredOps().filter(({ byHand }) => !byHand)
+  const declared = declaredOps()
+  const ops = declared.filter(({ byHand }) => !byHand)
+  const isUpdate = ({ args }) =>
+    args.some(({ name }) => name === 'step') && args.some(({ macro }) => macro === 'UPDATED')
+  const updates = declared.flatMap((op, i) => (isUpdate(op) ? [updateRow(op, i)] : []))
   const text = `// Made from native/core/ops.inc by scripts/native-ops.mjs.
 import type { Handle } from './native.js'
 
 // biome-ignore lint/suspicious/noExplicitAny: the functions of the addon, by position
 export const nativeOps = (raw: any) => ({
 ${ops.map(source).join('')}})
+
+/** What changes from one replay of a captured step to the next. */
+export const replayRow = {
+  draw: (given: { seed: number; step: number }): readonly number[] => [-1, given.seed, given.step],
+${updates.join('')}}
 `.replaceAll(/^ {4}(.*)/gm, '  $1')
   const file = `${root}lib/native-ops.ts`
   let old = ''

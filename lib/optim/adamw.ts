@@ -1,8 +1,9 @@
 import { checkNumber, copyArray, fail } from '../check.js'
 import { native } from '../native.js'
+import { replayRow } from '../native-ops.js'
 import type { Parameter } from '../nn/parameter.js'
 import { checkValues, number, type Option, type OptionsOf, readOptions } from '../options.js'
-import { type StepNumbers, stepKinds } from '../recorder.js'
+import type { ReplayRow } from '../recorder.js'
 import { handleOf, type Tensor } from '../tensor.js'
 import { Optimizer, type OptimizerOptions, type ParameterState, type StateTensors } from './optimizer.js'
 
@@ -76,9 +77,9 @@ export class AdamW extends Optimizer {
   }
 
   /** @internal */
-  protected override stepNumbers(step: number): StepNumbers {
-    const { lr, betas, eps, weightDecay } = this.checkedOptions('AdamW.step', this)
-    return [stepKinds.adamw, 0, step, lr, ...betas, eps, weightDecay]
+  protected override replayRow(step: number): ReplayRow {
+    const { betas, ...options } = this.checkedOptions('AdamW.step', this)
+    return replayRow.adamw({ step, beta1: betas[0], beta2: betas[1], ...options })
   }
 
   protected update(parameter: Parameter, grad: Tensor, { step, tensors }: ParameterState): void {

@@ -8,7 +8,7 @@ import type { StateDict } from '../nn/module.js'
 import { Parameter } from '../nn/parameter.js'
 import { allFinite } from '../norm.js'
 import { copyLike } from '../ops/copy.js'
-import type { StepNumbers } from '../recorder.js'
+import type { ReplayRow } from '../recorder.js'
 import { allOrNone, keep, noGrad, scope } from '../scope.js'
 import { checkTensor, handleOf, type Tensor, type TensorMeta } from '../tensor.js'
 
@@ -135,7 +135,7 @@ export abstract class Optimizer {
     const recorder = currentRecorder()
     if (!recorder) return ++state.step
     return recorder.add(
-      () => this.stepNumbers(++state.step),
+      () => this.replayRow(++state.step),
       () => {
         const { step } = state
         return () => {
@@ -146,7 +146,7 @@ export abstract class Optimizer {
   }
 
   /** @internal The numbers that a replay passes to the device for update number `step` of a parameter. */
-  protected stepNumbers(_step: number): StepNumbers {
+  protected replayRow(_step: number): ReplayRow {
     return fail('UNSUPPORTED', `${this.constructor.name}.step`, 'this optimizer cannot be part of a captured step')
   }
 

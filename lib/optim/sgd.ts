@@ -1,7 +1,8 @@
 import { native } from '../native.js'
+import { replayRow } from '../native-ops.js'
 import type { Parameter } from '../nn/parameter.js'
 import { checkValues, number, type OptionsOf, readOptions } from '../options.js'
-import { type StepNumbers, stepKinds } from '../recorder.js'
+import type { ReplayRow } from '../recorder.js'
 import { handleOf, type Tensor } from '../tensor.js'
 import { Optimizer, type OptimizerOptions, type ParameterState, type StateTensors } from './optimizer.js'
 
@@ -56,9 +57,8 @@ export class SGD extends Optimizer {
   }
 
   /** @internal */
-  protected override stepNumbers(step: number): StepNumbers {
-    const { lr, momentum, weightDecay } = this.checkedOptions('SGD.step', this)
-    return [stepKinds.sgd, 0, step, lr, momentum, 0, 0, weightDecay]
+  protected override replayRow(step: number): ReplayRow {
+    return replayRow.sgd({ step, ...this.checkedOptions('SGD.step', this) })
   }
 
   protected update(parameter: Parameter, grad: Tensor, { step, tensors }: ParameterState): void {

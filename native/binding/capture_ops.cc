@@ -1,4 +1,6 @@
-#include "binding/call.h"
+#include <cmath>
+
+#include "binding/op_call.h"
 
 // Captured steps. JavaScript knows a finished one by a number.
 namespace st_moe {
@@ -28,27 +30,43 @@ static Napi::Value capture_end(Call& c) {  // (keep) → number, or undefined
   return Napi::Number::New(c.env, static_cast<double>(number));
 }
 
-static std::vector<StepArgs> step_args(Call& c, const char* name) {  // of kStepNumbers numbers each
-  constexpr size_t kStepNumbers = 8;
+// Rows that follow each other: −1, seed and step of a draw; or the number of an op in ops.inc and its attributes.
+static std::vector<StepArgs> step_args(Call& c, const char* name) {
   const Napi::Value value = c.value();
   if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_float64_array)
     fail(ErrorCode::option, "%s must be a Float64Array", name);
   const auto numbers = value.As<Napi::Float64Array>();
-  std::vector<StepArgs> args(numbers.ElementLength() / kStepNumbers);
-  for (size_t i = 0; i < args.size(); ++i) {
-    const double* n = numbers.Data() + i * kStepNumbers;
-    for (size_t j = 0; j < 3; ++j)
-      if (!(n[j] >= 0 && n[j] < 0x1p53)) fail(ErrorCode::option, "%s must hold kinds, seeds and steps", name);
-    args[i] = {static_cast<StepArgs::Kind>(static_cast<int32_t>(n[0])),
-               static_cast<uint64_t>(n[1]),
-               static_cast<uint64_t>(n[2]),
-               n[3],
-               n[4],
-               n[5],
-               n[6],
-               n[7]};
+  size_t at = 0;
+  const auto next = [&](double min, double max) {
+    const double number = at < numbers.ElementLength() ? numbers[at++] : NAN;
+    if (!(number >= min && number <= max)) fail(ErrorCode::option, "%s must hold draws and updates", name);
+    return number;
+  };
+  const std::vector<OpInfo>& ops = declared_ops();
+  std::vector<StepArgs> rows;
+  while (at < numbers.ElementLength()) {
+    const double number = next(-1, static_cast<double>(ops.size() - 1));
+    StepArgs row{};
+    if (number < 0) {
+      row.seed = static_cast<uint64_t>(next(0, 0x1p53 - 1));
+      row.step = static_cast<uint64_t>(next(0, 0x1p53 - 1));
+    } else {
+      const OpInfo& op = ops[static_cast<size_t>(number)];
+      alignas(16) char args[kMaxArgsSize];
+      op.construct(args);
+      for (const Field& field : op.fields) {
+        if (field.role != Role::attribute) continue;
+        if (field.attribute == AttributeType::number)
+          member<double>(args, field.offset) = next(-INFINITY, INFINITY);
+        else
+          member<int64_t>(args, field.offset) =
+              static_cast<int64_t>(next(static_cast<double>(field.min), static_cast<double>(field.max)));
+      }
+      row.factors = op.factors(args);
+    }
+    rows.push_back(row);
   }
-  return args;
+  return rows;
 }
 
 static int64_t number_of(Call& c) {

@@ -3,12 +3,13 @@
 #include <cstdint>
 
 #include "core/op_args.h"
+#include "core/optimizers.h"
 
 // The interface between the binding and a backend: one table of memory functions and ops for each device kind.
 // Kernels know pointers, sizes and a stream. Everything here is plain data, so a backend may live in a plugin.
 namespace st_moe {
 
-constexpr uint32_t kBackendAbi = 5;
+constexpr uint32_t kBackendAbi = 6;
 
 // ---- the table ----------------------------------------------------------------------------------------------
 
@@ -19,12 +20,11 @@ struct OpTable {
 
 // ---- captured steps ---------------------------------------------------------------------------------------------
 
-// What changes from one replay of a captured step to the next: the numbers of one draw, or of one parameter's update.
-// While a step is captured, `step` of such an op is the place, from 1, of its StepArgs in the list that replay gets.
+// What changes from one replay of a CUDA graph to the next: the numbers of one draw, or the factors of one parameter's
+// update. During capture, `step` of such an op is the index, from 1, of its StepArgs in the list that replay gets.
 struct StepArgs {
-  enum Kind : int32_t { draw, adamw, sgd } kind;
   uint64_t seed, step;
-  double lr, beta1, beta2, eps, weight_decay;  // sgd: beta1 is the momentum
+  FactorList factors;
 };
 
 // From begin to end, ops are recorded and do not run, memory comes from what the step will own, and copies to and from

@@ -135,7 +135,8 @@ OpInfo describe(const char* name, bool by_hand) {
               [](const OpTable& table, const Context& ctx, const void* args) {
                 return (table.*op)(ctx, *static_cast<const Args*>(args));
               },
-              [](void* args, const Backend& backend) { apply_rules(*static_cast<Args*>(args), backend); }};
+              [](void* args, const Backend& backend) { apply_rules(*static_cast<Args*>(args), backend); },
+              [](const void* args) { return factors_of(*static_cast<const Args*>(args)); }};
   if (info.fields.size() > kMaxFields) std::abort();
   for (Field& field : info.fields) {
     field.js_name = camel_case(field.name);

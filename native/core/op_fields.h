@@ -62,6 +62,7 @@ struct OpInfo {
   void (*construct)(void* args);  // the defaults
   Status (*run)(const OpTable&, const Context&, const void* args);
   void (*apply_rules)(void* args, const Backend&);  // of op_rules.h
+  FactorList (*factors)(const void* args);          // of optimizers.h
 };
 
 const std::vector<OpInfo>& declared_ops();

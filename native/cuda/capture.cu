@@ -74,14 +74,9 @@ std::vector<StepValues> step_values(const StepArgs* args, int64_t count) {
     StepValues& row = rows[static_cast<size_t>(i) + 1];
     row.seed = a.seed;
     row.step = a.step;
-    if (a.kind == StepArgs::draw) continue;
-    const auto step = static_cast<int64_t>(a.step);
-    const FactorList list = a.kind == StepArgs::adamw
-                                ? adamw_factors(step, a.lr, a.beta1, a.beta2, a.eps, a.weight_decay)
-                                : sgd_factors(step, a.lr, a.beta1, a.weight_decay);
     for (int f = 0; f < kFactors; ++f) {
-      row.wide[f] = list.value[f];
-      row.narrow[f] = static_cast<float>(list.value[f]);
+      row.wide[f] = a.factors.value[f];
+      row.narrow[f] = static_cast<float>(a.factors.value[f]);
     }
   }
   return rows;

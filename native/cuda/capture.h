@@ -9,14 +9,6 @@
 // A step captured in a CUDA graph.
 namespace st_moe::cuda {
 
-constexpr int kFactors = 8;
-
-struct FactorList {
-  double value[kFactors];
-};
-FactorList adamw_factors(int64_t step, double lr, double beta1, double beta2, double eps, double weight_decay);
-FactorList sgd_factors(int64_t step, double lr, double momentum, double weight_decay);
-
 // StepArgs as kernels read them.
 struct StepValues {
   uint64_t seed, step;  // of a draw
