@@ -15,7 +15,7 @@ double Bench::checked(double error, double limit) {
 
 Tensor Bench::filled(const Shape& shape, double value, DType dtype) const {
   Tensor x = make_tensor(device(), dtype, shape);
-  call(&OpTable::fill, most_threads(), {.out = x.data(), .dtype = dtype, .size = x.size, .value = value});
+  call(&OpTable::full, most_threads(), {.out = x.data(), .dtype = dtype, .size = x.size, .value = value});
   return x;
 }
 
