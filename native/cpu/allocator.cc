@@ -12,13 +12,13 @@ namespace {
 constexpr size_t kMaxBytes = size_t{1} << 46;
 constexpr size_t kFineStep = 64, kFineLimit = 4096;  // multiples of 64 bytes up to 4 KiB
 constexpr int kFineClasses = kFineLimit / kFineStep;
-constexpr int kStepsPerOctave = 8;  // above: at most 1/8 of a block is waste
+constexpr int kStepsPerOctave = 8;  // above: wastes at most 1/8 of a block
 constexpr int kClasses = kFineClasses + (46 - 12) * kStepsPerOctave;
 constexpr size_t kHugePage = size_t{2} << 20, kHugeLimit = size_t{4} << 20;
-constexpr size_t kCheckedLimit = size_t{256} << 20;  // from here on the system is asked whether it has as much
+constexpr size_t kCheckedLimit = size_t{256} << 20;  // from this size on, checks that the system has as much
 constexpr size_t kCacheLimit = size_t{2} << 30, kCacheFloor = size_t{64} << 20;
 
-// Under ASan each block is the system's own, so that it sees a use after release.
+// Under ASan each block comes from the system, so that a use after release is detected.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool kCaching = false;
 #else
@@ -106,7 +106,7 @@ class Cache {
     uint64_t last_use = 0;
   };
 
-  // The class with a block that has gone unasked for longest: left behind by shapes no longer in use.
+  // The size class that was requested least recently: left over from shapes no longer in use.
   List& stalest() {
     List* oldest = nullptr;
     for (List& list : lists_)
@@ -137,7 +137,7 @@ class Cache {
   const size_t limit_ = cache_limit();
 };
 
-// Never destroyed: blocks are given back while the process exits.
+// Never destroyed, because blocks are returned while the process exits.
 Cache& cache() {
   static Cache* const instance = new Cache;
   return *instance;
@@ -159,12 +159,12 @@ void release_class(void* data, SizeClass size) {
   }
 }
 
-// The last few scratch blocks of a thread, so that kernels allocate inside tasks without a lock.
-class Stash {
+// Thread-local cache of the last scratch blocks, so that tasks allocate without a lock.
+class ThreadCache {
  public:
   static constexpr size_t kLimit = size_t{1} << 20;
 
-  ~Stash() {
+  ~ThreadCache() {
     for (Entry& entry : entries_)
       if (entry.data) release_class(entry.data, entry.size);
   }
@@ -200,7 +200,7 @@ class Stash {
   unsigned victim_ = 0;
 };
 
-thread_local Stash stash;
+thread_local ThreadCache thread_cache;
 
 }  // namespace
 
@@ -223,8 +223,8 @@ void cache_trim() {
 void* scratch_allocate(size_t bytes) {
   if (bytes <= kMaxBytes) {
     const SizeClass size = size_class(bytes);
-    if (kCaching && size.bytes <= Stash::kLimit)
-      if (void* data = stash.take(size)) return data;
+    if (kCaching && size.bytes <= ThreadCache::kLimit)
+      if (void* data = thread_cache.take(size)) return data;
     if (void* data = allocate_class(size)) return data;
   }
   fail(ErrorCode::out_of_memory, "not enough memory: %zu bytes of scratch", bytes);
@@ -233,8 +233,8 @@ void* scratch_allocate(size_t bytes) {
 void scratch_release(void* data, size_t bytes) {
   if (!data) return;
   const SizeClass size = size_class(bytes);
-  if (kCaching && size.bytes <= Stash::kLimit) {
-    stash.give(data, size);
+  if (kCaching && size.bytes <= ThreadCache::kLimit) {
+    thread_cache.give(data, size);
   } else {
     release_class(data, size);
   }

@@ -46,7 +46,7 @@ static void apply_all(const Context& ctx, const BinaryArgs& args, const BinaryLa
   const int64_t row_block = max_of<int64_t>(1, kElementBlock / n);
   parallel_for(ctx, ceil_div(rows, row_block) * n_blocks, [&](int64_t task) {
     const int64_t first = task / n_blocks * row_block, begin = task % n_blocks * n_block;
-    Odometer<3> at(layout, max_of(last, 0), first);
+    StridedIterator<3> at(layout, max_of(last, 0), first);
     for (int64_t row = first; row < min_of(rows, first + row_block); ++row, at.next()) {
       apply_row<kind>(y + at.offset[0] + begin, a + at.offset[1] + begin * a_stride, a_stride,
                       b + at.offset[2] + begin * b_stride, b_stride, min_of(n_block, n - begin));

@@ -14,7 +14,7 @@ static int64_t chunk_end(const Assignments& assignments, int64_t E, int64_t begi
   int64_t expert = 0;
   while (expert < E && assignments.end(expert) <= end) ++expert;
   if (assignments.begin(expert) > begin) return assignments.begin(expert);
-  return min_of(end, assignments.end(expert) - kFewRows - 1);
+  return min_of(end, assignments.end(expert) - kSkinnyRows - 1);
 }
 
 // h [rows, H] of the pre-activations [rows, P]: f(γ) ⊙ v ⊙ μ or f(v)

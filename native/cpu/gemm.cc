@@ -8,44 +8,44 @@
 namespace st_moe::cpu::ST_MOE_ISA {
 namespace {
 
-constexpr double kSerialFlops = 5e5;  // below, waking threads costs more than they bring
-constexpr double kChunkFlops = 2e5;   // the least work worth an index of its own in the pool
+constexpr double kSerialFlops = 5e5;  // below, waking threads costs more than it saves
+constexpr double kChunkFlops = 2e5;   // the least work per index of the pool
 constexpr int64_t kTasksPerThread = 8;
-constexpr int64_t kLeastTiles = 4;              // rows and columns of a task, in tiles: less and packing dominates
+constexpr int64_t kLeastTiles = 4;              // rows and columns of a task, in tiles: with less, packing dominates
 constexpr int64_t kRowBlockBytes = 688 << 10;   // packed rows of A: about 2/3 of an L2 cache of 1 MiB
 constexpr int64_t kColumnBlockBytes = 4 << 20;  // packed columns of B that several blocks of rows share
 constexpr int64_t kMaxRowTiles = 96;
-constexpr int64_t kSetBytes = 2048;  // rows or columns of A so far apart share too few sets of the L1 cache
+constexpr int64_t kSetBytes = 2048;  // rows or columns of A this far apart share too few sets of the L1 cache
 
-// Elements of k in a block. Units of 16 fill whole vectors whatever the operand type.
+// Elements of k in a block. Multiples of 16 packs fill whole vectors for every operand type.
 template <class Operand>
 int64_t block_k(int64_t K) {
-  constexpr int64_t longest = TileShape<typename Operand::Element>::block_k * Operand::depth;
+  constexpr int64_t longest = TileShape<typename Operand::Element>::block_k * Operand::k_pack;
   const int64_t blocks = ceil_div(K, longest);
-  return blocks == 0 ? 0 : ceil_div(ceil_div(K, blocks), 16 * Operand::depth) * 16 * Operand::depth;
+  return blocks == 0 ? 0 : ceil_div(ceil_div(K, blocks), 16 * Operand::k_pack) * 16 * Operand::k_pack;
 }
 
 template <class Operand>
-int64_t block_units(int64_t K) {
-  return ceil_div(min_of(K, block_k<Operand>(K)), Operand::depth);
+int64_t block_packs(int64_t K) {
+  return ceil_div(min_of(K, block_k<Operand>(K)), Operand::k_pack);
 }
 
-// Whole panels of B, those of one block of k after those of the other: columns from `col` on, k from `k0` on.
+// Offset of column `col` and row `k0` in packed B: whole panels, one block of k after the other.
 template <class Operand>
-int64_t packed_offset(int64_t N, int64_t k0, int64_t col, int64_t units) {
+int64_t packed_offset(int64_t N, int64_t k0, int64_t col, int64_t packs) {
   constexpr int64_t cols = TileShape<typename Operand::Element>::cols;
-  return k0 / Operand::depth * ceil_div(N, cols) * cols + col * units;
+  return k0 / Operand::k_pack * ceil_div(N, cols) * cols + col * packs;
 }
 
 struct Block {
   int64_t row, rows, col, cols;
 };
 
-// How one problem is cut up.
+// The partition of one problem.
 struct Split {
   int64_t first_task;
   int64_t rows, row_tasks, cols, col_tasks;  // of a task, and how many
-  int64_t row_block, col_block;              // packed at a time inside of a task
+  int64_t row_block, col_block;              // packed at a time within a task
 };
 
 template <class T>
@@ -62,12 +62,12 @@ void fill_block(const GemmProblem<T>& p, const Block& block) {
 template <class T>
 struct RowPanels {
   const T* data;
-  int64_t stride, panel;  // between rows by k, or units of k by row; and between tiles
-  const T* rest;          // the last tile where it is not whole, packed
+  int64_t stride, panel;  // between rows by k, or packs of k by row; and between tiles
+  const T* rest;          // the last tile if it is partial, packed
   bool by_k;
 };
 
-// Asks for parts of the panel of B that is packed next while the present one is swept: packing would wait for memory.
+// Prefetches parts of the next panel of B during the current sweep, so that packing does not wait for memory.
 template <class T>
 struct Prefetch {
   const PanelSource<T>* source;
@@ -91,20 +91,20 @@ template <class Operand, class Math>
 class Task {
   using T = typename Operand::Element;
   using Shape = TileShape<T>;
-  using Few = FewRows<T>;
+  using Skinny = SkinnyGemm<T>;
   static constexpr bool exact = std::is_same_v<Operand, Exact<T>>;
-  static constexpr bool few_rows = std::is_same_v<Operand, Exact<float>>;  // elsewhere it would be code for little use
+  static constexpr bool skinny = std::is_same_v<Operand, Exact<float>>;  // for other operands it is not worth the code
 
  public:
   struct Size {  // packed elements of A and B that tasks need
     int64_t a = 0, b = 0;
 
     void fit(const GemmProblem<T>& p, const Split& split) {
-      if constexpr (few_rows)
-        if (Few::fits(p)) return void(a = max_of(a, Few::packed(p)));
-      const int64_t units = block_units<Operand>(p.K), row_tiles = ceil_div(split.row_block, Shape::rows);
-      a = max_of(a, row_tiles * max_of(Shape::a_panel(true, units), Shape::a_panel(false, units)));
-      b = max_of(b, (keeps_b(split) ? ceil_div(split.col_block, Shape::cols) : 1) * Shape::cols * units);
+      if constexpr (skinny)
+        if (Skinny::fits(p)) return void(a = max_of(a, Skinny::packed(p)));
+      const int64_t packs = block_packs<Operand>(p.K), row_tiles = ceil_div(split.row_block, Shape::rows);
+      a = max_of(a, row_tiles * max_of(Shape::a_panel(true, packs), Shape::a_panel(false, packs)));
+      b = max_of(b, (keeps_b(split) ? ceil_div(split.col_block, Shape::cols) : 1) * Shape::cols * packs);
     }
   };
 
@@ -114,8 +114,8 @@ class Task {
     const int64_t row = index / split.col_tasks * split.rows, col = index % split.col_tasks * split.cols;
     const Block task{row, min_of(split.rows, p.M - row), col, min_of(split.cols, p.N - col)};
     if (p.K == 0) return fill_block(p, task);
-    if constexpr (few_rows)
-      if (Few::fits(p)) return Few::run(p, col, col + task.cols, a_.get());
+    if constexpr (skinny)
+      if (Skinny::fits(p)) return Skinny::run(p, col, col + task.cols, a_.get());
     const int64_t step = block_k<Operand>(p.K);
     for (int64_t col0 = 0; col0 < task.cols; col0 += split.col_block)
       for (int64_t k0 = 0; k0 < p.K; k0 += step) {
@@ -131,27 +131,27 @@ class Task {
   void run_block(const GemmProblem<T>& p, const Split& split, const Block& block, int64_t k0, int64_t elements) const {
     const PanelSource<T> a{p.a.data, p.a.row_stride, p.a.col_stride, p.a.rows, nullptr, p.K};
     const PanelSource<T> b{p.b.data, p.b.col_stride, p.b.row_stride, nullptr, p.b.rows, p.K};
-    const int64_t units = ceil_div(elements, Operand::depth), col_end = block.col + block.cols;
+    const int64_t packs = ceil_div(elements, Operand::k_pack), col_end = block.col + block.cols;
     const bool keeps = keeps_b(split) && !p.packed_b;
-    // A panel of B that is used once or twice and has whole rows is read where it is.
+    // Reads a panel of B in place if it is used once or twice and has full rows.
     const bool in_place = exact && b.along_w() && !b.k_rows && block.rows <= 2 * Shape::rows;
     if (keeps)
       for (int64_t col = block.col; col < col_end; col += Shape::cols)
         pack_b<Operand>(b, col, min_of<int64_t>(Shape::cols, col_end - col), k0, elements,
-                        b_.get() + (col - block.col) * units);
+                        b_.get() + (col - block.col) * packs);
     for (int64_t row = block.row; row < block.row + block.rows; row += split.row_block) {
       const Block part{row, min_of(split.row_block, block.row + block.rows - row), block.col, block.cols};
       Tile<T> tile{};
-      tile.units = units;
-      const RowPanels<T> rows = load_rows(a, part, k0, elements, units);
+      tile.packs = packs;
+      const RowPanels<T> rows = load_rows(a, part, k0, elements, packs);
       for (int64_t col = part.col; col < col_end; col += Shape::cols) {
         tile.cols = min_of<int64_t>(Shape::cols, col_end - col);
         tile.b_stride = Shape::cols;
         Prefetch<T> prefetch{&b, col + Shape::cols, 0, k0, elements};
         if (p.packed_b) {
-          tile.b = p.packed_b + packed_offset<Operand>(p.N, k0, col, units);
+          tile.b = p.packed_b + packed_offset<Operand>(p.N, k0, col, packs);
         } else if (keeps) {
-          tile.b = b_.get() + (col - block.col) * units;
+          tile.b = b_.get() + (col - block.col) * packs;
         } else if (in_place && tile.cols == Shape::cols) {
           tile.b = b.at(col, k0);
           tile.b_stride = b.k_stride;
@@ -165,10 +165,10 @@ class Task {
     }
   }
 
-  // Rows of A in tiles: packed, or where they are. The kernel of a tile that is not whole may read a row behind it, so
-  // the last one is packed in any case.
+  // Rows of A in tiles: packed, or in place. The kernel of a partial tile may read a row past its end, so the last tile
+  // is always packed.
   RowPanels<T> load_rows(const PanelSource<T>& a, const Block& part, int64_t k0, int64_t elements,
-                         int64_t units) const {
+                         int64_t packs) const {
     const bool by_k = !a.along_w() || a.along_k();
     const int64_t whole = part.rows / Shape::rows, stride = by_k ? a.w_stride : a.k_stride;
     const bool in_place =
@@ -177,9 +177,9 @@ class Task {
     if (by_k)
       pack_a_by_k<Operand>(a, row, count, k0, elements, a_.get());
     else
-      pack_a_by_row<Operand>(a, row, count, k0, units, a_.get());
+      pack_a_by_row<Operand>(a, row, count, k0, packs, a_.get());
     if (in_place) return {a.at(part.row, k0), stride, Shape::rows * a.w_stride, a_.get(), by_k};
-    const int64_t panel = Shape::a_panel(by_k, units);
+    const int64_t panel = Shape::a_panel(by_k, packs);
     return {a_.get(), by_k ? Shape::k_stride : Shape::row_width, panel, a_.get() + whole * panel, by_k};
   }
 
@@ -207,8 +207,7 @@ class Task {
   Scratch<T> a_, b_;
 };
 
-// The cut into `wanted` tasks that packs least: rows of A once for each column of tasks, columns of B once for each
-// row.
+// The partition into `wanted` tasks that packs least: rows of A once per column of tasks, columns of B once per row.
 template <class Operand>
 Split split_problem(const GemmProblem<typename Operand::Element>& p, int64_t first_task, int64_t wanted) {
   using T = typename Operand::Element;
@@ -228,18 +227,18 @@ Split split_problem(const GemmProblem<typename Operand::Element>& p, int64_t fir
   split.cols = ceil_div(col_tiles, best_cols) * Shape::cols;
   split.row_tasks = ceil_div(p.M, split.rows);
   split.col_tasks = ceil_div(p.N, split.cols);
-  const int64_t unit_bytes = max_of<int64_t>(1, block_units<Operand>(p.K)) * static_cast<int64_t>(sizeof(T));
+  const int64_t pack_bytes = max_of<int64_t>(1, block_packs<Operand>(p.K)) * static_cast<int64_t>(sizeof(T));
   const bool a_by_k = p.a.col_stride == 1;
   const int64_t fitting = kRowBlockBytes / (a_by_k ? Shape::a_panel(true, 0) * static_cast<int64_t>(sizeof(T))
-                                                   : Shape::row_width * unit_bytes);
+                                                   : Shape::row_width * pack_bytes);
   const int64_t limit = max_of<int64_t>(1, min_of(kMaxRowTiles, fitting)) * Shape::rows;
   split.row_block = ceil_div(ceil_div(split.rows, ceil_div(split.rows, limit)), Shape::rows) * Shape::rows;
-  const int64_t wide = max_of<int64_t>(1, kColumnBlockBytes / (Shape::cols * unit_bytes)) * Shape::cols;
-  split.col_block = split.row_block < split.rows ? min_of(split.cols, wide) : split.cols;
+  const int64_t columns = max_of<int64_t>(1, kColumnBlockBytes / (Shape::cols * pack_bytes)) * Shape::cols;
+  split.col_block = split.row_block < split.rows ? min_of(split.cols, columns) : split.cols;
   return split;
 }
 
-// Index of the problem that holds the task.
+// Index of the problem that contains the task.
 int64_t find_problem(const Split* splits, int64_t count, int64_t task) {
   int64_t low = 0, high = count;  // splits[low].first_task <= task < splits[high].first_task
   while (high - low > 1) {
@@ -288,14 +287,14 @@ void pack_matrices(const Context& ctx, const PanelSource<T>& first, int64_t batc
                    T* out) {
   constexpr int64_t cols = TileShape<T>::cols;
   const int64_t panels = ceil_div(N, cols), step = block_k<Operand>(first.K);
-  const int64_t size = packed_offset<Operand>(N, ceil_div(first.K, Operand::depth) * Operand::depth, 0, 0);
+  const int64_t size = packed_offset<Operand>(N, ceil_div(first.K, Operand::k_pack) * Operand::k_pack, 0, 0);
   parallel_for(ctx, batch * panels, [&](int64_t i) {
     const int64_t col = i % panels * cols;
     PanelSource<T> source = first;
     source.data += i / panels * batch_stride;
     for (int64_t k0 = 0; k0 < source.K; k0 += step) {
       const int64_t elements = min_of(step, source.K - k0);
-      T* to = out + i / panels * size + packed_offset<Operand>(N, k0, col, ceil_div(elements, Operand::depth));
+      T* to = out + i / panels * size + packed_offset<Operand>(N, k0, col, ceil_div(elements, Operand::k_pack));
       pack_b<Operand>(source, col, min_of(cols, N - col), k0, elements, to);
     }
   });
@@ -307,9 +306,9 @@ template <class T>
 int64_t packed_size([[maybe_unused]] int64_t K, [[maybe_unused]] int64_t N, [[maybe_unused]] DType compute) {
 #if defined(__AVX512BF16__)
   if (std::is_same_v<T, float> && compute == DType::bf16)
-    return packed_offset<Bf16Pairs>(N, ceil_div(K, Bf16Pairs::depth) * Bf16Pairs::depth, 0, 0);
+    return packed_offset<Bf16Pairs>(N, ceil_div(K, Bf16Pairs::k_pack) * Bf16Pairs::k_pack, 0, 0);
 #endif
-  return 0;  // float32 copies would double the memory for a few per cent
+  return 0;  // float32 copies would double the memory for a few percent
 }
 
 template <class T>

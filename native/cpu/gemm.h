@@ -1,8 +1,8 @@
 #pragma once
 #include "cpu/kernel.h"
 
-// Blocked, packed GEMM for many independent products at once. Every element of C is the sum over k in an order that
-// the sizes of its own problem fix: neither the number of threads nor what else is in the batch changes it.
+// Blocked, packed GEMM for many independent problems at once. The summation order of every element of C depends only on
+// the sizes of its own problem: neither the number of threads nor the rest of the batch changes it.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 // A matrix by strides, in elements. element(i, j) = data[row(i)·row_stride + j·col_stride], where row(i) is rows[i] or
@@ -22,18 +22,18 @@ struct GemmProblem {  // C [M, N] (+)= A [M, K] · B [K, N] (+ bias [N])
   int64_t c_stride;             // row stride of C
   const T* bias = nullptr;      // added to each row
   bool accumulate = false;      // C += instead of C =
-  bool stream = false;          // C goes past the caches: for results that are large and not read soon
+  bool stream = false;          // C bypasses the caches: for large results that are not read soon
   const T* packed_b = nullptr;  // the elements of b as pack_weights wrote them for the same `compute`, or null
 };
 
-constexpr int64_t kFewRows = 16;            // of float32: an M up to here is multiplied in another order of k
+constexpr int64_t kSkinnyRows = 16;         // of float32: up to this M, a skinny GEMM sums in another order
 constexpr int64_t kStreamBytes = 32 << 20;  // large: more than the caches hold
 
-// K = 0 writes bias or zeros. Problems must not overlap in C. The elements of A and B are rounded to `compute` first.
+// K = 0 writes bias or zeros. Problems must not overlap in C. Rounds the elements of A and B to `compute` first.
 template <class T>
 void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DType compute = dtype_of<T>);
 
-// Packed B ahead of time, for matrices that many products read. packed_size: elements of T, 0 where it does not pay.
+// Packs B ahead of time, for matrices that many GEMMs read. packed_size: elements of T, 0 if packing does not pay.
 // pack_weights: `batch` matrices b [K, N], each batch_stride elements after the other, to out [batch, packed_size].
 template <class T>
 int64_t packed_size(int64_t K, int64_t N, DType compute);
@@ -41,7 +41,7 @@ template <class T>
 void pack_weights(const Context& ctx, const MatrixView<T>& b, int64_t batch, int64_t batch_stride, int64_t K, int64_t N,
                   DType compute, T* out);
 
-// One small product on the calling thread, inside a task: no scratch allocation beyond the thread's own.
+// One small GEMM on the calling thread, inside a task: allocates only from the cache of the thread.
 template <class T>
 void gemm_serial(const GemmProblem<T>& problem);
 

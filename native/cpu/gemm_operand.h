@@ -4,61 +4,61 @@
 #include "core/convert.h"
 #include "cpu/simd.h"
 
-// What packed panels are made of. A unit is what one lane multiplies at a time: an element, or two neighbours in k that
-// share its bits. An operand type says how units are made from elements in memory:
-//   depth          elements of k in a unit
-//   along_k(p)     a vector of units of one row, from p[0 … lanes · depth)
-//   quad(p)        16 bytes of the same
-//   across(p, q)   a vector of units of one k, from rows k (p) and k + 1 (q; looked at where depth is 2)
+// The elements of packed panels. Each lane holds one pack: an element, or two neighbors in k that share its bits
+// (VNNI). An operand type defines how packs are built from elements in memory:
+//   k_pack         elements of k in a pack
+//   along_k(p)     a vector of packs of one row, from p[0 … lanes · k_pack)
+//   lane128(p)        16 bytes of the same
+//   across(p, q)   a vector of packs of one k, from rows k (p) and k + 1 (q; read if k_pack is 2)
 namespace st_moe::cpu::ST_MOE_ISA {
 
 template <class T>
-struct Quad {
-  static constexpr int units = 16 / static_cast<int>(sizeof(T));
+struct Lane128 {
+  static constexpr int size = 16 / static_cast<int>(sizeof(T));
   typedef T V __attribute__((vector_size(16)));
   typedef T Unaligned __attribute__((vector_size(16), aligned(alignof(T)), may_alias));
 
   static inline V load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
 };
 
-// Elements as they are.
+// Unrounded elements.
 template <class T>
 struct Exact {
   using Element = T;
-  static constexpr int depth = 1;
+  static constexpr int k_pack = 1;
 
   static inline typename Simd<T>::V along_k(const T* p) { return Simd<T>::load(p); }
-  static inline typename Quad<T>::V quad(const T* p) { return Quad<T>::load(p); }
+  static inline typename Lane128<T>::V lane128(const T* p) { return Lane128<T>::load(p); }
   static inline typename Simd<T>::V across(const T* p, const T*) { return Simd<T>::load(p); }
 };
 
-// Elements rounded to a narrow type, to nearest and ties to even, and kept as float32.
+// Elements rounded to a low-precision type, to nearest even, and stored as float32.
 template <DType dtype>
 struct Rounded {
   using Element = float;
-  static constexpr int depth = 1;
+  static constexpr int k_pack = 1;
 
   template <class V>
   static inline V rounded(V v) {
     typedef uint32_t U __attribute__((vector_size(sizeof(V))));
     const U bits = reinterpret_cast<U>(v), sign = bits & 0x80000000u, magnitude = bits ^ sign;
-    U narrow;
+    U rounded_bits;
     if constexpr (dtype == DType::bf16) {
-      narrow = (magnitude + 0x7fffu + (magnitude >> 16 & 1u)) & 0xffff0000u;
+      rounded_bits = (magnitude + 0x7fffu + (magnitude >> 16 & 1u)) & 0xffff0000u;
     } else {
       const U normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u)) & 0xffffe000u;
       const U finite = normal < 0x47800000u ? normal : U{} + 0x7f800000u;  // 65536 and more are infinite
       const V subnormal = (reinterpret_cast<V>(magnitude) + 0.5f) - 0.5f;  // multiples of 2^-24: the adder rounds
-      narrow = magnitude < 0x38800000u ? reinterpret_cast<U>(subnormal) : finite;
+      rounded_bits = magnitude < 0x38800000u ? reinterpret_cast<U>(subnormal) : finite;
     }
-    return v == v ? reinterpret_cast<V>(narrow | sign) : v;  // NaN stays
+    return v == v ? reinterpret_cast<V>(rounded_bits | sign) : v;  // keeps NaN
   }
   static inline Simd<float>::V along_k(const float* p) { return rounded(Simd<float>::load(p)); }
-  static inline Quad<float>::V quad(const float* p) { return rounded(Quad<float>::load(p)); }
+  static inline Lane128<float>::V lane128(const float* p) { return rounded(Lane128<float>::load(p)); }
   static inline Simd<float>::V across(const float* p, const float*) { return along_k(p); }
 };
 
-// acc + a · b, lane by lane, with `a` one unit in memory.
+// acc + a · b per lane, with `a` one pack in memory.
 template <class T>
 struct Multiply {
   using V = typename Simd<T>::V;
@@ -67,17 +67,17 @@ struct Multiply {
 };
 
 #if defined(__AVX512BF16__)
-// Two bf16 neighbours in k, for the dot-product instruction. Subnormals count as zero there.
+// Two bf16 neighbors in k, for the dot-product instruction, which treats subnormals as zero.
 struct Bf16Pairs {
   using Element = float;
   using V = Simd<float>::V;
-  static constexpr int depth = 2;
+  static constexpr int k_pack = 2;
 
   static inline V along_k(const float* p) {
     return reinterpret_cast<V>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(p + 16), _mm512_loadu_ps(p)));
   }
-  static inline Quad<float>::V quad(const float* p) {
-    return reinterpret_cast<Quad<float>::V>(_mm256_cvtneps_pbh(_mm256_loadu_ps(p)));
+  static inline Lane128<float>::V lane128(const float* p) {
+    return reinterpret_cast<Lane128<float>::V>(_mm256_cvtneps_pbh(_mm256_loadu_ps(p)));
   }
   static inline V across(const float* p, const float* next) {
     alignas(64) static constexpr uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
@@ -104,9 +104,9 @@ struct MultiplyPairs {
 
 // ---- transposition ----------------------------------------------------------------------------------------------
 
-// One vector from the 16 bytes at each of its lanes.
+// One vector from its 128-bit lanes.
 template <class T>
-static inline typename Simd<T>::V join(const typename Quad<T>::V* lane) {
+static inline typename Simd<T>::V join(const typename Lane128<T>::V* lane) {
 #if defined(__AVX512F__)
   __m512 v = _mm512_castps128_ps512(reinterpret_cast<__m128>(lane[0]));
   v = _mm512_insertf32x4(v, reinterpret_cast<__m128>(lane[1]), 1);
@@ -120,30 +120,30 @@ static inline typename Simd<T>::V join(const typename Quad<T>::V* lane) {
 #endif
 }
 
-// Interleaves, in each 16 bytes, the lower or upper halves of a and b.
+// Interleaves, in each 128-bit lane, the lower or upper halves of a and b.
 template <class T, bool upper, int... I>
 static inline typename Simd<T>::V interleave(typename Simd<T>::V a, typename Simd<T>::V b,
                                              std::integer_sequence<int, I...>) {
-  constexpr int U = Quad<T>::units, L = Simd<T>::lanes;
+  constexpr int U = Lane128<T>::size, L = Simd<T>::lanes;
   return __builtin_shufflevector(a, b, ((I % 2) * L + I / U * U + (upper ? U / 2 : 0) + I % U / 2)...);
 }
 
-// Transposes the units of U vectors within each 16 bytes.
+// Transposes the packs of U vectors within each 128-bit lane.
 template <class T>
-static inline void transpose_quads(typename Simd<T>::V* r) {
+static inline void transpose_lanes128(typename Simd<T>::V* r) {
   using V = typename Simd<T>::V;
-  using Units = std::make_integer_sequence<int, Simd<T>::lanes>;
-  if constexpr (Quad<T>::units == 2) {
+  using Lanes = std::make_integer_sequence<int, Simd<T>::lanes>;
+  if constexpr (Lane128<T>::size == 2) {
     const V a = r[0], b = r[1];
-    r[0] = interleave<T, false>(a, b, Units());
-    r[1] = interleave<T, true>(a, b, Units());
+    r[0] = interleave<T, false>(a, b, Lanes());
+    r[1] = interleave<T, true>(a, b, Lanes());
   } else {
-    using Pair = typename Simd<double>::V;  // moves two units at a time
+    using Pair = typename Simd<double>::V;  // moves two packs at a time
     using Pairs = std::make_integer_sequence<int, Simd<double>::lanes>;
-    const Pair low01 = reinterpret_cast<Pair>(interleave<T, false>(r[0], r[1], Units()));
-    const Pair high01 = reinterpret_cast<Pair>(interleave<T, true>(r[0], r[1], Units()));
-    const Pair low23 = reinterpret_cast<Pair>(interleave<T, false>(r[2], r[3], Units()));
-    const Pair high23 = reinterpret_cast<Pair>(interleave<T, true>(r[2], r[3], Units()));
+    const Pair low01 = reinterpret_cast<Pair>(interleave<T, false>(r[0], r[1], Lanes()));
+    const Pair high01 = reinterpret_cast<Pair>(interleave<T, true>(r[0], r[1], Lanes()));
+    const Pair low23 = reinterpret_cast<Pair>(interleave<T, false>(r[2], r[3], Lanes()));
+    const Pair high23 = reinterpret_cast<Pair>(interleave<T, true>(r[2], r[3], Lanes()));
     r[0] = reinterpret_cast<V>(interleave<double, false>(low01, low23, Pairs()));
     r[1] = reinterpret_cast<V>(interleave<double, true>(low01, low23, Pairs()));
     r[2] = reinterpret_cast<V>(interleave<double, false>(high01, high23, Pairs()));

@@ -6,9 +6,9 @@
 
 // Copies blocks of the operands into panels, so that the tile reads memory in order:
 //   B        [k][kCols]           columns side by side
-//   A by k   [kTileRows][stride]  rows of their own, where the source has them; nothing to transpose
-//   A by row [k][kRowWidth]       where the source has columns
-// Lengths in k are in units, padded with zeros; missing columns are zeros, missing rows are whatever is there.
+//   A by k   [kTileRows][stride]  rows, for a source by rows: no transposition
+//   A by row [k][kRowWidth]       for a source by columns
+// Lengths in k count packs, padded with zeros; missing columns are zeros, missing rows are undefined.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 template <class T>
@@ -25,7 +25,7 @@ struct PanelSource {  // element(w, k) = data[w_rows(w)·w_stride + k_rows(k)·k
   bool along_w() const { return w_stride == 1 && !w_rows; }
 };
 
-// Elements k0 … k0 + count of one w: where they are, or gathered in the buffer.
+// Elements k0 … k0 + count of one w: in place, or gathered in the buffer.
 template <class T>
 static inline const T* run_along_k(const PanelSource<T>& source, int64_t w, int64_t k0, int64_t count, T* buffer) {
   if (source.along_k()) return source.at(w, k0);
@@ -35,10 +35,10 @@ static inline const T* run_along_k(const PanelSource<T>& source, int64_t w, int6
 
 // ---- A --------------------------------------------------------------------------------------------------------
 
-// One row: out [units] from p [elements].
+// One row: out [packs] from p [elements].
 template <class Operand, class T>
 static inline void pack_row(const T* p, int64_t elements, T* out) {
-  constexpr int64_t L = Simd<T>::lanes, step = L * Operand::depth;
+  constexpr int64_t L = Simd<T>::lanes, step = L * Operand::k_pack;
   int64_t k = 0;
   for (; k + step <= elements; k += step, out += L) Simd<T>::store(out, Operand::along_k(p + k));
   if (k == elements) return;
@@ -51,7 +51,7 @@ template <class Operand, class T>
 static void pack_a_by_k(const PanelSource<T>& source, int64_t row0, int64_t rows, int64_t k0, int64_t elements,
                         T* out) {
   using Shape = TileShape<T>;
-  T buffer[Shape::block_k * Operand::depth];
+  T buffer[Shape::block_k * Operand::k_pack];
   for (int64_t row = 0; row < rows; ++row) {
     const T* p = run_along_k(source, row0 + row, k0, elements, buffer);
     pack_row<Operand>(p, elements,
@@ -59,7 +59,7 @@ static void pack_a_by_k(const PanelSource<T>& source, int64_t row0, int64_t rows
   }
 }
 
-// The rows of elements that one unit of k is made of; the second one is zeros past the end.
+// The rows of elements for one pack of k; the second one is zeros past the end.
 template <class T>
 struct RowPair {
   const T *p, *next;
@@ -67,40 +67,40 @@ struct RowPair {
 
 template <class Operand, class T>
 static inline RowPair<T> row_pair(const PanelSource<T>& source, int64_t w, int64_t k, const T* zeros) {
-  return {source.at(w, k), Operand::depth == 2 ? k + 1 < source.K ? source.at(w, k + 1) : zeros : nullptr};
+  return {source.at(w, k), Operand::k_pack == 2 ? k + 1 < source.K ? source.at(w, k + 1) : zeros : nullptr};
 }
 
-// `width` lanes of one unit of k; the rest of the vector is zeros.
+// `width` lanes of one pack of k; the rest of the vector is zeros.
 template <class Operand, class T>
 static inline void pack_edge(RowPair<T> row, int64_t width, T* out) {
   constexpr int64_t L = Simd<T>::lanes;
   T first[L] = {}, second[L] = {};
   for (int64_t i = 0; i < width; ++i) first[i] = row.p[i];
-  if (Operand::depth == 2)
+  if (Operand::k_pack == 2)
     for (int64_t i = 0; i < width; ++i) second[i] = row.next[i];
   Simd<T>::store(out, Operand::across(first, second));
 }
 
-// A few units of k for all panels at a time: the source is read in long runs.
+// A few packs of k for all panels at a time, which reads the source in long runs.
 constexpr int64_t kPackDepth = 16;
-constexpr int64_t kPackAhead = 32;  // elements: the source is asked for a panel or two before
+constexpr int64_t kPackAhead = 32;  // elements: prefetches the source a panel or two ahead
 
 template <class Operand, class T>
-static void pack_a_by_row(const PanelSource<T>& source, int64_t row0, int64_t rows, int64_t k0, int64_t units, T* out) {
+static void pack_a_by_row(const PanelSource<T>& source, int64_t row0, int64_t rows, int64_t k0, int64_t packs, T* out) {
   using Shape = TileShape<T>;
   constexpr int64_t L = Simd<T>::lanes;
   static const T zeros[L] = {};
-  const int64_t panel_size = Shape::a_panel(false, units);
-  for (int64_t begin = 0; begin < units; begin += kPackDepth) {
-    const int64_t end = min_of(units, begin + kPackDepth);
+  const int64_t panel_size = Shape::a_panel(false, packs);
+  for (int64_t begin = 0; begin < packs; begin += kPackDepth) {
+    const int64_t end = min_of(packs, begin + kPackDepth);
     T* panel = out;
     for (int64_t row = 0; row < rows; row += Shape::rows, panel += panel_size)
       for (int64_t k = begin; k < end; ++k)
         for (int64_t g = 0; g < Shape::row_width && row + g < rows; g += L) {
-          const RowPair<T> from = row_pair<Operand>(source, row0 + row + g, k0 + k * Operand::depth, zeros);
+          const RowPair<T> from = row_pair<Operand>(source, row0 + row + g, k0 + k * Operand::k_pack, zeros);
           T* to = panel + k * Shape::row_width + g;
           __builtin_prefetch(from.p + kPackAhead);
-          if (Operand::depth == 2) __builtin_prefetch(from.next + kPackAhead);
+          if (Operand::k_pack == 2) __builtin_prefetch(from.next + kPackAhead);
           if (rows - row - g >= L)
             Simd<T>::store(to, Operand::across(from.p, from.next));
           else
@@ -111,36 +111,36 @@ static void pack_a_by_row(const PanelSource<T>& source, int64_t row0, int64_t ro
 
 // ---- B --------------------------------------------------------------------------------------------------------
 
-// `lanes` columns of one panel from rows of elements: 16 bytes of each, transposed.
+// `lanes` columns of one panel from rows of elements: 128 bits of each, transposed.
 template <class Operand, class T>
 static inline void pack_columns(const T* const* column, int64_t elements, T* out) {
-  constexpr int U = Quad<T>::units, L = Simd<T>::lanes, depth = Operand::depth;
+  constexpr int U = Lane128<T>::size, L = Simd<T>::lanes, P = Operand::k_pack;
   constexpr int64_t cols = TileShape<T>::cols;
   const auto block = [&](const T* const* from, int64_t k, T* to) {
     typename Simd<T>::V r[U];
 #pragma GCC unroll 4
     for (int i = 0; i < U; ++i) {
-      typename Quad<T>::V lane[L / U];
+      typename Lane128<T>::V lane[L / U];
 #pragma GCC unroll 4
-      for (int j = 0; j < L / U; ++j) lane[j] = Operand::quad(from[i + j * U] + k);
+      for (int j = 0; j < L / U; ++j) lane[j] = Operand::lane128(from[i + j * U] + k);
       r[i] = join<T>(lane);
     }
-    transpose_quads<T>(r);
+    transpose_lanes128<T>(r);
 #pragma GCC unroll 4
     for (int i = 0; i < U; ++i) Simd<T>::store(to + i * cols, r[i]);
   };
   int64_t k = 0;
-  for (; k + U * depth <= elements; k += U * depth, out += U * cols) block(column, k, out);
+  for (; k + U * P <= elements; k += U * P, out += U * cols) block(column, k, out);
   if (k == elements) return;
-  T rest[L][U * depth] = {}, padded[U * cols];
+  T rest[L][U * P] = {}, padded[U * cols];
   const T* from[L];
   for (int i = 0; i < L; ++i) {
     for (int64_t j = 0; j < elements - k; ++j) rest[i][j] = column[i][k + j];
     from[i] = rest[i];
   }
   block(from, 0, padded);
-  for (int64_t unit = 0; unit < ceil_div(elements - k, depth); ++unit)
-    Simd<T>::store(out + unit * cols, Simd<T>::load(padded + unit * cols));
+  for (int64_t i = 0; i < ceil_div(elements - k, P); ++i)
+    Simd<T>::store(out + i * cols, Simd<T>::load(padded + i * cols));
 }
 
 template <class Operand, class T>
@@ -148,7 +148,7 @@ static void pack_b_along_w(const PanelSource<T>& source, int64_t col0, int64_t w
                            T* out) {
   constexpr int64_t L = Simd<T>::lanes, cols = TileShape<T>::cols;
   static const T zeros[cols] = {};
-  for (int64_t k = 0; k < elements; k += Operand::depth, out += cols) {
+  for (int64_t k = 0; k < elements; k += Operand::k_pack, out += cols) {
     const RowPair<T> row = row_pair<Operand>(source, col0, k0 + k, zeros);
     if (width == cols) {
 #pragma GCC unroll 2
@@ -164,7 +164,7 @@ template <class Operand, class T>
 static void pack_b(const PanelSource<T>& source, int64_t col0, int64_t width, int64_t k0, int64_t elements, T* out) {
   constexpr int64_t L = Simd<T>::lanes, cols = TileShape<T>::cols;
   if (source.along_w()) return pack_b_along_w<Operand>(source, col0, width, k0, elements, out);
-  constexpr int64_t longest = TileShape<T>::block_k * Operand::depth;
+  constexpr int64_t longest = TileShape<T>::block_k * Operand::k_pack;
   static const T zeros[longest] = {};
   const bool gathers = !source.along_k();
   Scratch<T> buffer(gathers ? L * longest : 0);

@@ -2,9 +2,8 @@
 #include "cpu/gemm.h"
 #include "cpu/gemm_pack.h"
 
-// Products of few rows of float32, as in decoding: B is read once, where it is, at the speed of memory. Columns of B
-// that are contiguous in k (a weight [N, K]) are multiplied by dot products, rows of B (the same weight in a backward
-// pass) are added up, a few at a time.
+// Skinny GEMM in float32, as in decoding: reads B once, in place, at memory bandwidth. Columns of B that are contiguous
+// in k (a weight [N, K]) use dot products; rows of B (the same weight in a backward) are summed, a few at a time.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 constexpr int kDotRows = 4;  // at a time
@@ -13,21 +12,21 @@ constexpr int kManyColumns = 4;  // 16 sums and 5 operands in 32 registers
 #else
 constexpr int kManyColumns = 2;
 #endif
-constexpr int64_t kFewBlockBytes = 64 << 10;  // of B, in the L2 cache for the rows that come next
-constexpr int64_t kSumBytes = 4 << 10;        // of one row of sums in the L1 cache
-constexpr int64_t kAheadBytes = 32 << 10;     // of B, asked for before
-constexpr int64_t kFewLeastBytes = 1 << 20;   // a smaller B comes from a cache, and tiles multiply faster
-constexpr int kSumDepth = 4;                  // rows of B added up at a time
+constexpr int64_t kSkinnyBlockBytes = 64 << 10;  // of B, in the L2 cache for the next rows
+constexpr int64_t kSumBytes = 4 << 10;           // of one row of sums in the L1 cache
+constexpr int64_t kAheadBytes = 32 << 10;        // of B, prefetched
+constexpr int64_t kSkinnyLeastBytes = 1 << 20;   // a smaller B is in a cache, and tiles are faster
+constexpr int kSumDepth = 4;                     // rows of B summed at a time
 
 // Sums of the lanes of U vectors, in a fixed order.
 template <class T>
-static inline typename Quad<T>::V sum_lanes(typename Simd<T>::V* r) {
-  constexpr int U = Quad<T>::units, parts = Simd<T>::lanes / U;
-  transpose_quads<T>(r);
+static inline typename Lane128<T>::V sum_lanes(typename Simd<T>::V* r) {
+  constexpr int U = Lane128<T>::size, parts = Simd<T>::lanes / U;
+  transpose_lanes128<T>(r);
   typename Simd<T>::V total = r[0];
 #pragma GCC unroll 4
   for (int i = 1; i < U; ++i) total += r[i];
-  typename Quad<T>::V part[parts];
+  typename Lane128<T>::V part[parts];
   memcpy(part, &total, sizeof total);
 #pragma GCC unroll 4
   for (int i = 1; i < parts; ++i) part[0] += part[i];
@@ -35,29 +34,29 @@ static inline typename Quad<T>::V sum_lanes(typename Simd<T>::V* r) {
 }
 
 template <class T>
-class FewRows {
+class SkinnyGemm {
   using S = Simd<T>;
   using Math = Multiply<T>;
 
  public:
   static bool fits(const GemmProblem<T>& p) {
-    if (p.M > kFewRows || p.K == 0) return false;
-    return by_dots(p) || (p.b.col_stride == 1 && p.K * p.N * static_cast<int64_t>(sizeof(T)) >= kFewLeastBytes);
+    if (p.M > kSkinnyRows || p.K == 0) return false;
+    return by_dots(p) || (p.b.col_stride == 1 && p.K * p.N * static_cast<int64_t>(sizeof(T)) >= kSkinnyLeastBytes);
   }
   // Elements of scratch memory.
-  static int64_t packed(const GemmProblem<T>& p) { return p.M * (row_units(p.K) + (by_dots(p) ? 0 : kSumColumns)); }
+  static int64_t packed(const GemmProblem<T>& p) { return p.M * (padded_k(p.K) + (by_dots(p) ? 0 : kSumColumns)); }
 
   // Columns [begin, end) of C.
   static void run(const GemmProblem<T>& p, int64_t begin, int64_t end, T* packed) {
     const PanelSource<T> a{p.a.data, p.a.row_stride, p.a.col_stride, p.a.rows, nullptr, p.K};
-    const int64_t stride = row_units(p.K);
+    const int64_t stride = padded_k(p.K);
     for (int64_t row = 0; row < p.M; ++row) pack(a, row, packed + row * stride);
     if (!by_dots(p)) {
       for (int64_t col = begin; col < end; col += kSumColumns)
-        add_up(p, col, min_of(kSumColumns, end - col), packed, packed + p.M * stride);
+        sum_rows(p, col, min_of(kSumColumns, end - col), packed, packed + p.M * stride);
       return;
     }
-    const int64_t fitting = kFewBlockBytes / (p.K * static_cast<int64_t>(sizeof(T)));
+    const int64_t fitting = kSkinnyBlockBytes / (p.K * static_cast<int64_t>(sizeof(T)));
     const int64_t width = max_of<int64_t>(1, fitting / kManyColumns) * kManyColumns;
     for (int64_t col = begin; col < end; col += width)
       for (int64_t row = 0; row < p.M; row += kDotRows)
@@ -68,12 +67,12 @@ class FewRows {
   static constexpr int64_t kSumColumns = kSumBytes / static_cast<int64_t>(sizeof(T));
 
   static bool by_dots(const GemmProblem<T>& p) { return p.b.row_stride == 1 && !p.b.rows; }
-  static int64_t row_units(int64_t K) { return ceil_div(K, S::lanes) * S::lanes; }
+  static int64_t padded_k(int64_t K) { return ceil_div(K, S::lanes) * S::lanes; }
 
   static void pack(const PanelSource<T>& a, int64_t row, T* out) {
     const T* p = a.at(row, 0);
     for (int64_t k = 0; k < a.K; ++k) out[k] = p[k * a.k_stride];
-    for (int64_t k = a.K; k < row_units(a.K); ++k) out[k] = 0;
+    for (int64_t k = a.K; k < padded_k(a.K); ++k) out[k] = 0;
   }
 
   static void write(const GemmProblem<T>& p, int64_t row, int64_t col, T value) {
@@ -85,12 +84,12 @@ class FewRows {
   // ---- rows of B ------------------------------------------------------------------------------------------------
 
   // Columns [col, col + width) of C. sums [M, kSumColumns].
-  static void add_up(const GemmProblem<T>& p, int64_t col, int64_t width, const T* a, T* sums) {
-    const int64_t stride = row_units(p.K), depth = kFewBlockBytes / kSumBytes;
+  static void sum_rows(const GemmProblem<T>& p, int64_t col, int64_t width, const T* a, T* sums) {
+    const int64_t stride = padded_k(p.K), block_k = kSkinnyBlockBytes / kSumBytes;
     for (int64_t i = 0; i < p.M * kSumColumns; ++i) sums[i] = 0;
-    for (int64_t k0 = 0; k0 < p.K; k0 += depth)
+    for (int64_t k0 = 0; k0 < p.K; k0 += block_k)
       for (int64_t row = 0; row < p.M; row += kDotRows)
-        add_rows<kDotRows>(p, min_of<int64_t>(kDotRows, p.M - row), k0, min_of(p.K, k0 + depth), col, width,
+        add_rows<kDotRows>(p, min_of<int64_t>(kDotRows, p.M - row), k0, min_of(p.K, k0 + block_k), col, width,
                            a + row * stride, sums + row * kSumColumns);
     for (int64_t row = 0; row < p.M; ++row)
       for (int64_t j = 0; j < width; ++j) write(p, row, col + j, sums[row * kSumColumns + j]);
@@ -102,15 +101,15 @@ class FewRows {
     if constexpr (R > 1) {
       if (rows < R) return add_rows<R - 1>(p, rows, k, end, col, width, a, sums);
     }
-    for (; k + kSumDepth <= end; k += kSumDepth) add_depth<R, kSumDepth>(p, k, col, width, a, sums);
-    for (; k < end; ++k) add_depth<R, 1>(p, k, col, width, a, sums);
+    for (; k + kSumDepth <= end; k += kSumDepth) add_k<R, kSumDepth>(p, k, col, width, a, sums);
+    for (; k < end; ++k) add_k<R, 1>(p, k, col, width, a, sums);
   }
 
   // sums [R, width] += a [R, k … k + Z) · B [k … k + Z, width], one k after the other.
   template <int R, int Z>
-  static void add_depth(const GemmProblem<T>& p, int64_t k, int64_t col, int64_t width, const T* a, T* sums) {
+  static void add_k(const GemmProblem<T>& p, int64_t k, int64_t col, int64_t width, const T* a, T* sums) {
     using V = typename S::V;
-    const int64_t stride = row_units(p.K);
+    const int64_t stride = padded_k(p.K);
     const T *b[Z], *next[Z];
     V av[Z][R];
 #pragma GCC unroll 4
@@ -147,8 +146,8 @@ class FewRows {
 
   // ---- columns of B ---------------------------------------------------------------------------------------------
 
-  // Rows [row, row + count) and columns [col, end) of C. One row waits for memory alone, and memory likes one stream;
-  // many rows want more columns for each load of A.
+  // Rows [row, row + count) and columns [col, end) of C. One row is memory-bound, and fastest with one stream; several
+  // rows need more columns per load of A.
   static void rows(const GemmProblem<T>& p, int64_t row, int64_t count, int64_t col, int64_t end, const T* a) {
     if (p.M <= 2) return columns<2, 1>(p, row, count, col, end, a);
     if (p.M <= kDotRows) return columns<kDotRows, 2>(p, row, count, col, end, a);
@@ -173,10 +172,10 @@ class FewRows {
   [[gnu::noinline]] static void dots(const GemmProblem<T>& p, int64_t col, int64_t width, const T* a,
                                      T (*sums)[kDotRows]) {
     using V = typename S::V;
-    constexpr int U = Quad<T>::units, chains = C > 1 ? 1 : 4;  // sums enough to hide the latency of one
-    // B is asked for this much ahead, into the L2 cache. Both figures are measured.
+    constexpr int U = Lane128<T>::size, chains = C > 1 ? 1 : 4;  // enough sums to hide the latency
+    // Prefetch distance of B, into the L2 cache. Both figures are measured.
     constexpr int64_t ahead = (C > 1 ? kAheadBytes : 4 << 10) / static_cast<int64_t>(sizeof(T));
-    const int64_t stride = row_units(p.K);
+    const int64_t stride = padded_k(p.K);
     const T* b[C];
 #pragma GCC unroll 4
     for (int64_t j = 0; j < C; ++j) b[j] = p.b.data + (col + min_of(j, width - 1)) * p.b.col_stride;
@@ -217,7 +216,7 @@ class FewRows {
         for (int c = 1; c < chains; ++c) acc[0][j][i] += acc[c][j][i];
 #pragma GCC unroll 4
       for (int i = 0; i < R; i += U) {
-        const typename Quad<T>::V some = sum_lanes<T>(&acc[0][j][i]);
+        const typename Lane128<T>::V some = sum_lanes<T>(&acc[0][j][i]);
         memcpy(&sums[j][i], &some, sizeof some);
       }
     }

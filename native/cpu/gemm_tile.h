@@ -13,24 +13,24 @@ constexpr int kTileVectors = 2;
 
 template <class T>
 struct TileShape {
-  static constexpr int64_t block_k = 2048 / static_cast<int64_t>(sizeof(T));  // units: a panel of B stays near the core
+  static constexpr int64_t block_k = 2048 / static_cast<int64_t>(sizeof(T));  // packs: a panel of B stays near the core
   static constexpr int lanes = Simd<T>::lanes;
   static constexpr int rows = kTileRows, row_width = (kTileRows + lanes - 1) / lanes * lanes;
   static constexpr int cols = kTileVectors * lanes;
   static constexpr int64_t k_stride = block_k + lanes;  // between rows of A by k; no power of two, for the cache's sets
-  static constexpr int64_t a_panel(bool by_k, int64_t units) { return by_k ? rows * k_stride : row_width * units; }
+  static constexpr int64_t a_panel(bool by_k, int64_t packs) { return by_k ? rows * k_stride : row_width * packs; }
 };
 
 template <class T>
 struct Tile {
-  int64_t units;
-  const T* a;  // by k: rows, a_stride apart; by row: units of k, a_stride apart
+  int64_t packs;
+  const T* a;  // by k: rows, a_stride apart; by row: packs of k, a_stride apart
   int64_t a_stride;
-  const T* b;  // [units] rows of a whole tile's width, b_stride apart
+  const T* b;  // [packs] rows of a whole tile's width, b_stride apart
   int64_t b_stride;
   T* c;
   int64_t c_stride;
-  int64_t rows, cols;  // what of the tile is written
+  int64_t rows, cols;  // the part of the tile to write
   const T* bias;       // of these columns, or null
   bool a_by_k, accumulate, stream;
 };
@@ -41,7 +41,7 @@ template <class T, class Math, int R, int NV, bool by_k>
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int L = S::lanes;
-  // Three rows a pointer, as far as the scales of an address reach.
+  // Three rows per pointer, as many as address scaling reaches.
   constexpr int kReach = 3, pointers = (R + kReach - 1) / kReach;
   const int64_t row_step = by_k ? tile.a_stride : 1, k_step = by_k ? 1 : tile.a_stride;
   V acc[R][NV];
@@ -58,7 +58,7 @@ template <class T, class Math, int R, int NV, bool by_k>
 #pragma GCC unroll 16
   for (int i = 0; i < pointers; ++i) a[i] = tile.a + i * kReach * row_step;
   const int64_t b_stride = tile.b_stride;
-  for (int64_t k = tile.units; k > 0; --k) {
+  for (int64_t k = tile.packs; k > 0; --k) {
     V bv[NV];
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j) bv[j] = S::load(b + j * L);

@@ -1,8 +1,8 @@
 #pragma once
 #include "core/backend.h"
 
-// The instruction sets that the CPU ops are compiled for, the widest first: X(name, whether this machine has it).
-// ST_MOE_ISA, where even this is compiled with it, is the only one (the tests of the CUDA backend do so).
+// The instruction sets of the CPU ops, widest first: X(name, whether this machine has it).
+// If this file itself is compiled with ST_MOE_ISA, that is the only one (as in tests of the CUDA backend).
 #if (defined(__x86_64__) || defined(_M_X64)) && !defined(ST_MOE_ISA)
 #define ST_MOE_CPU_ISAS(X)               \
   X(avx512bf16, st_moe::cpu::has_bf16()) \
@@ -42,7 +42,7 @@ struct Isa {
   bool supported;
 };
 
-// Calls f(isa) for each, the widest first.
+// Calls f(isa) for each, widest first.
 template <class F>
 inline void for_each_isa(F&& f) {
 #define ST_MOE_VISIT(isa, supported) f(Isa{#isa, isa::op_table, supported});

@@ -6,7 +6,7 @@
 #include "core/backend.h"
 #include "cpu/pool.h"
 
-// What every CPU kernel file includes. The files of this folder that define ops are compiled once for each
+// Included by every CPU kernel file. The files of this folder that define ops are compiled once per
 // instruction set (ST_MOE_ISA names it) and chosen at run time as a whole. The linker merges equal inline
 // functions of different files, so everything a kernel file instantiates must live in the ISA namespace or be
 // `static`; the standard library's containers and algorithms stay out. scripts/check-isa checks the object files.
@@ -48,7 +48,7 @@ static inline void parallel_blocks(const Context& ctx, int64_t count, int64_t bl
   parallel_for(ctx, ceil_div(count, block), [&](int64_t i) { f(i * block, min_of(count, (i + 1) * block)); });
 }
 
-// Uninitialised scratch memory for one call, 64-byte aligned. Throws Error(out_of_memory).
+// Uninitialized scratch memory for one call, 64-byte aligned. Throws Error(out_of_memory).
 template <class T>
 class Scratch {
  public:

@@ -2,14 +2,14 @@
 #include "core/layout.h"
 #include "cpu/kernel.h"
 
-// Iteration over N tensors of one layout.
+// Strided iteration over N tensors of one layout.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 // Walks the first `rank` dimensions of a layout in order, starting at element `index` of them.
 template <int N>
-class Odometer {
+class StridedIterator {
  public:
-  Odometer(const Layout<N>& layout, int rank, int64_t index) : layout_(layout), rank_(rank) {
+  StridedIterator(const Layout<N>& layout, int rank, int64_t index) : layout_(layout), rank_(rank) {
     for (int d = rank - 1; d >= 0; --d) {
       count_[d] = index % layout.shape[d];
       index /= layout.shape[d];

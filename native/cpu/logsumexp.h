@@ -6,7 +6,7 @@
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-// The largest of x [n]; NaN is passed over, −inf where nothing is left.
+// The maximum of x [n], ignoring NaN; −inf if nothing is left.
 template <class T>
 static inline T row_max(const T* x, int64_t n) {
   using S = Simd<T>;
@@ -31,7 +31,7 @@ static inline T row_max(const T* x, int64_t n) {
   return best;
 }
 
-// log Σ e^x over x [n]. A NaN or +inf in the row, or nothing but −inf, gives NaN.
+// log Σ e^x over x [n]. NaN if the row contains NaN or +inf, or only −inf.
 template <class T>
 static inline double logsumexp(const T* __restrict x, int64_t n) {
   constexpr int64_t chunk = 512;

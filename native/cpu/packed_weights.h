@@ -2,9 +2,8 @@
 #include "core/pack.h"
 #include "cpu/gemm.h"
 
-// A batch of weights as the products read them, kept with the parameter: a second product with the same values need
-// not pack them again, and reads half of the bytes. In training the values change before that, so the first use only
-// leaves a mark.
+// A batch of weights packed for GEMMs, stored with the parameter: a second GEMM with the same values does not pack
+// again, and reads half of the bytes. In training the values change before that, so the first use only leaves a mark.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 template <class T>
@@ -21,14 +20,14 @@ class PackedWeights {
     if (data_) return;
     const bool again = copies->find(*copies, mark);
     Memory copy(again ? static_cast<size_t>(batch * size_) * sizeof(T) : 1);
-    if (!copy.data) return;  // the product packs as it goes
+    if (!copy.data) return;  // the GEMM packs as it goes
     if (again) pack_weights(ctx, weights, batch, batch_stride, K, N, compute, static_cast<T*>(copy.data));
     if (!copies->keep(*copies, again ? key : mark, copy.data, copy.bytes)) return;
     if (again) data_ = static_cast<const T*>(copy.data);
     copy.data = nullptr;
   }
 
-  // For GemmProblem::packed_b; null where there is no copy.
+  // For GemmProblem::packed_b; null if there is no copy.
   const T* at(int64_t index) const { return data_ ? data_ + index * size_ : nullptr; }
 
  private:
@@ -40,7 +39,7 @@ class PackedWeights {
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
     size_t bytes;
-    void* data;  // null once the parameter has it
+    void* data;  // null once the parameter owns it
   };
 
   int64_t size_;

@@ -9,8 +9,8 @@ namespace st_moe::cpu::ST_MOE_ISA {
 constexpr int64_t kPhiloxBlocks = 32;
 constexpr int64_t kPhiloxWords = 4 * kPhiloxBlocks;
 
-// Words 4·block … 4·block + kPhiloxWords − 1 of a draw. With wide vectors, blocks side by side are computed in lanes;
-// with 16 bytes the scalar multiplication is faster.
+// Words 4·block … 4·block + kPhiloxWords − 1 of a sample. Long vectors compute adjacent blocks in lanes; with 16 bytes
+// scalar multiplication is faster.
 static inline void philox_words(uint64_t seed, uint64_t step, uint64_t block, uint32_t* __restrict words) {
   if constexpr (kVectorBytes >= 32) {
     uint32_t lane[4][kPhiloxBlocks];

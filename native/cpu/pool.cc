@@ -15,8 +15,8 @@ constexpr auto kSpin = std::chrono::microseconds(30);
 
 thread_local bool inside_task = false;
 
-// The indices of a job that one thread takes first. Threads keep the same share from job to job: what a thread wrote in
-// one is in its cache for the next.
+// The indices of a job that one thread takes first. Threads keep the same share from job to job, because their cache
+// holds what they wrote in the last one.
 struct alignas(64) Share {
   std::atomic<int64_t> next{0};
   int64_t end = 0;
@@ -28,7 +28,7 @@ struct Job {
   std::atomic<bool> failed{false};
   std::exception_ptr error = nullptr;  // written by the one thread that set `failed`
 
-  // Takes share `own` of `count` first, then what is left of the others.
+  // Takes share `own` of `count` first, then the rest of the others.
   void run(Share* shares, int count, int own) {
     const bool outer = inside_task;
     inside_task = true;
@@ -48,14 +48,14 @@ struct Job {
   }
 };
 
-// A call posts a job and as many invitations as it wants helpers. Invitations that nobody has taken up when the
-// caller runs out of work are withdrawn, so a call never waits for a worker that is slow to wake.
+// A call posts a job and one work ticket per helper. When the caller runs out of work it withdraws the remaining
+// tickets, so a call never waits for a worker that is slow to wake.
 class Pool {
  public:
-  // Indices [0, count). False if another call holds the workers.
+  // Runs indices [0, count). False if another call uses the workers.
   bool run(Job& job, int64_t count, int helpers) {
-    std::unique_lock<std::mutex> holder(holder_, std::try_to_lock);
-    if (!holder.owns_lock()) return false;
+    std::unique_lock<std::mutex> caller(caller_, std::try_to_lock);
+    if (!caller.owns_lock()) return false;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       start_workers(helpers);
@@ -66,12 +66,12 @@ class Pool {
         shares_[i].next.store(count * i / share_count_, std::memory_order_relaxed);
         shares_[i].end = count * (i + 1) / share_count_;
       }
-      invitations_.store(helpers);
+      tickets_.store(helpers);
       for (int i = 0; i < helpers && i < sleeping_; ++i) wake_.notify_one();
     }
     job.run(shares_, share_count_, 0);
     std::unique_lock<std::mutex> lock(mutex_);
-    invitations_.store(0);
+    tickets_.store(0);
     if (active_.load() > 0) {
       lock.unlock();
       spin_while([this] { return active_.load() > 0; });
@@ -88,22 +88,22 @@ class Pool {
     try {
       for (; workers_ < wanted; ++workers_) std::thread([this, number = workers_ + 1] { work(number); }).detach();
     } catch (const std::exception&) {
-      // The system gives no more threads; those that exist do the work.
+      // The system has no more threads; the existing ones do the work.
     }
   }
 
   [[noreturn]] void work(int number) {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      if (invitations_.load() == 0) {
+      if (tickets_.load() == 0) {
         lock.unlock();
-        spin_while([this] { return invitations_.load() == 0; });
+        spin_while([this] { return tickets_.load() == 0; });
         lock.lock();
         ++sleeping_;
-        sleep_until(wake_, lock, [this] { return invitations_.load() > 0; });
+        sleep_until(wake_, lock, [this] { return tickets_.load() > 0; });
         --sleeping_;
       }
-      invitations_.fetch_sub(1);
+      tickets_.fetch_sub(1);
       active_.fetch_add(1);
       Job& job = *job_;
       const int count = share_count_;
@@ -114,31 +114,31 @@ class Pool {
     }
   }
 
-  // Yields at each turn: a machine with few cores has other use for them.
+  // Yields in each iteration, because a machine with few cores needs them.
   template <class Condition>
   static void spin_while(Condition condition) {
     const auto end = std::chrono::steady_clock::now() + kSpin;
     while (condition() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
   }
 
-  // A timed wait, since the untimed one as GCC 12 compiles it does not load with the libstdc++ of GCC 11.
+  // A timed wait, because GCC 12 compiles the untimed one so that it does not load with the libstdc++ of GCC 11.
   template <class Condition>
   static void sleep_until(std::condition_variable& signal, std::unique_lock<std::mutex>& lock, Condition condition) {
     while (!signal.wait_for(lock, std::chrono::hours(1), condition)) {
     }
   }
 
-  std::mutex holder_;  // held during a call
-  std::mutex mutex_;   // guards what follows; the two atomics are written under it and read by spinning threads
+  std::mutex caller_;  // held during a call
+  std::mutex mutex_;   // guards the following members; spinning threads read the two atomics without it
   std::condition_variable wake_, done_;
-  std::atomic<int> invitations_{0}, active_{0};
+  std::atomic<int> tickets_{0}, active_{0};
   int workers_ = 0, sleeping_ = 0;
   Job* job_ = nullptr;
   int share_count_ = 0;
   Share shares_[kMaxWorkers + 1];
 };
 
-// Never destroyed: workers still wait on it while the process exits.
+// Never destroyed, because workers still wait on it while the process exits.
 Pool& pool() {
   static Pool* const instance = new Pool;
   return *instance;

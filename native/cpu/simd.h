@@ -4,7 +4,7 @@
 #include <immintrin.h>
 #endif
 
-// Vectors by the compiler's own extension: one source for every width.
+// Vectors of the compiler's extension: one source for every width.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 template <class T>
@@ -38,7 +38,7 @@ struct Simd {
     for (int64_t i = 0; i < n; ++i) p[i] = v[i];
 #endif
   }
-  // Past the caches; p is aligned to a vector. Other threads see it after stream_fence().
+  // Bypasses the caches; p is aligned to a vector. Other threads see it after stream_fence().
   static inline void stream(T* p, V v) {
 #if defined(__AVX512F__)
     _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));

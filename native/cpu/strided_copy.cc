@@ -67,14 +67,14 @@ static void copy_all(const Context& ctx, const StridedCopyArgs& args, const Copy
   const int64_t p_block = min_of(P, ceil_div(ceil_div(2 * kElementBlock, q_block), kTile) * kTile);
   const int64_t q_blocks = ceil_div(Q, q_block), p_blocks = ceil_div(P, p_block);
   const int64_t planes_block = max_of<int64_t>(1, kElementBlock / (P * Q));
-  const auto copy_block = [&](const Odometer<2>& at, int64_t p0, int64_t q0) {
+  const auto copy_block = [&](const StridedIterator<2>& at, int64_t p0, int64_t q0) {
     copy_plane(in + at.offset[0] + p0 * from[p] + q0 * from[q], out + at.offset[1] + p0 * to[p] + q0 * to[q],
                min_of(p_block, P - p0), min_of(q_block, Q - q0), from[p], from[q], to[p], to[q]);
   };
   parallel_for(ctx, ceil_div(planes, planes_block) * p_blocks * q_blocks, [&](int64_t task) {
     const int64_t first = task / (p_blocks * q_blocks) * planes_block;
     const int64_t p0 = task / q_blocks % p_blocks * p_block, q0 = task % q_blocks * q_block;
-    Odometer<2> at(layout, p, first);
+    StridedIterator<2> at(layout, p, first);
     for (int64_t i = first; i < min_of(planes, first + planes_block); ++i, at.next()) copy_block(at, p0, q0);
   });
 }

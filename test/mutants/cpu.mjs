@@ -59,7 +59,7 @@ export default [
   {
     name: 'gemm-rows-tail-not-cleared',
     file: 'native/cpu/gemm_rows.h',
-    from: '    for (int64_t k = a.K; k < row_units(a.K); ++k) out[k] = 0;\n',
+    from: '    for (int64_t k = a.K; k < padded_k(a.K); ++k) out[k] = 0;\n',
     to: '',
     breaks: 'what was in scratch memory behind a row is multiplied by 0, and may be NaN',
     tests: ['gemm_test'],
@@ -67,7 +67,7 @@ export default [
   {
     name: 'chunk-leaves-few-rows',
     file: 'native/cpu/expert_ffn.cc',
-    from: 'return min_of(end, assignments.end(expert) - kFewRows - 1);',
+    from: 'return min_of(end, assignments.end(expert) - kSkinnyRows - 1);',
     to: 'return min_of(end, assignments.end(expert));',
     breaks: 'the last rows of a large expert are added up in an order that hangs on the number of threads',
     tests: ['test/determinism.test.ts'],
