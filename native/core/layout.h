@@ -1,7 +1,7 @@
 #pragma once
 #include <cstdint>
 
-#include "core/backend.h"
+#include "core/op_args.h"
 
 // N tensors that share a shape and differ in strides.
 namespace st_moe {
@@ -26,6 +26,35 @@ static inline void collapse(Layout<N>& layout) {
     for (int t = 0; t < N; ++t) layout.strides[t][to] = layout.strides[t][d];
   }
   layout.rank = kept;
+}
+
+// Of an op that walks through tensors of one shape. false: they have no elements.
+static inline bool layout_of(const BinaryArgs& args,
+                             Layout<3>& layout) {  // strides[0]: y, strides[1]: a, strides[2]: b
+  layout.rank = args.rank;
+  int64_t y_stride = 1;
+  for (int d = args.rank - 1; d >= 0; --d) {
+    if (args.shape[d] == 0) return false;
+    layout.shape[d] = args.shape[d];
+    layout.strides[0][d] = y_stride;
+    layout.strides[1][d] = args.a_strides[d];
+    layout.strides[2][d] = args.b_strides[d];
+    y_stride *= args.shape[d];
+  }
+  collapse(layout);
+  return true;
+}
+
+static inline bool layout_of(const StridedCopyArgs& args, Layout<2>& layout) {  // strides[0]: in, strides[1]: out
+  layout.rank = args.rank;
+  for (int d = 0; d < args.rank; ++d) {
+    if (args.shape[d] == 0) return false;
+    layout.shape[d] = args.shape[d];
+    layout.strides[0][d] = args.in_strides[d];
+    layout.strides[1][d] = args.out_strides[d];
+  }
+  collapse(layout);
+  return true;
 }
 
 }  // namespace st_moe

@@ -36,8 +36,14 @@ constexpr int32_t kUnaryKindCount = 0
 #define UNARY(name, value, slope) +1
 #include "core/unary_kinds.inc"
     ;
-enum class BinaryKind : int32_t { add, sub, mul, div };
-constexpr int32_t kBinaryKindCount = 4;
+enum class BinaryKind : int32_t {
+#define BINARY(name, value) name,
+#include "core/binary_kinds.inc"
+};
+constexpr int32_t kBinaryKindCount = 0
+#define BINARY(name, value) +1
+#include "core/binary_kinds.inc"
+    ;
 
 // What a tensor of the types that ops.inc names points at.
 struct Element {

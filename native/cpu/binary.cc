@@ -1,35 +1,29 @@
+#include "core/binary.h"
+
 #include "cpu/layout.h"
 #include "cpu/ops.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-using BinaryLayout = Layout<3>;  // strides[0]: y, strides[1]: a, strides[2]: b
-
-template <BinaryKind kind, class T>
-static inline T apply(T a, T b) {
-  if constexpr (kind == BinaryKind::add) return a + b;
-  if constexpr (kind == BinaryKind::sub) return a - b;
-  if constexpr (kind == BinaryKind::mul) return a * b;
-  if constexpr (kind == BinaryKind::div) return a / b;
-}
+using BinaryLayout = Layout<3>;
 
 // y [n], which may be a: element i depends on nothing that another iteration writes.
 template <BinaryKind kind, class T>
 static void apply_row(T* y, const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t n) {
   if (a_stride == 1 && b_stride == 1) {
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) y[i] = apply<kind>(a[i], b[i]);
+    for (int64_t i = 0; i < n; ++i) y[i] = binary_value<kind>(a[i], b[i]);
   } else if (a_stride == 1 && b_stride == 0) {
     const T scalar = *b;
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) y[i] = apply<kind>(a[i], scalar);
+    for (int64_t i = 0; i < n; ++i) y[i] = binary_value<kind>(a[i], scalar);
   } else if (a_stride == 0 && b_stride == 1) {
     const T scalar = *a;
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) y[i] = apply<kind>(scalar, b[i]);
+    for (int64_t i = 0; i < n; ++i) y[i] = binary_value<kind>(scalar, b[i]);
   } else {
-    for (int64_t i = 0; i < n; ++i) y[i] = apply<kind>(a[i * a_stride], b[i * b_stride]);
+    for (int64_t i = 0; i < n; ++i) y[i] = binary_value<kind>(a[i * a_stride], b[i * b_stride]);
   }
 }
 
@@ -54,33 +48,11 @@ static void apply_all(const Context& ctx, const BinaryArgs& args, const BinaryLa
   });
 }
 
-template <class T>
-static void apply_kind(const Context& ctx, const BinaryArgs& args, const BinaryLayout& layout) {
-  switch (args.kind) {
-    case BinaryKind::add: return apply_all<BinaryKind::add, T>(ctx, args, layout);
-    case BinaryKind::sub: return apply_all<BinaryKind::sub, T>(ctx, args, layout);
-    case BinaryKind::mul: return apply_all<BinaryKind::mul, T>(ctx, args, layout);
-    case BinaryKind::div:
-      if constexpr (static_cast<T>(0.5) != T(0)) return apply_all<BinaryKind::div, T>(ctx, args, layout);
-      fail(ErrorCode::dtype, "div needs f32 or f64, got i32");
-  }
-  fail(ErrorCode::option, "unknown binary operation %d", static_cast<int>(args.kind));
-}
-
 void binary(const Context& ctx, const BinaryArgs& args) {
-  BinaryLayout layout{args.rank, {}, {}};
-  int64_t y_stride = 1;
-  for (int d = args.rank - 1; d >= 0; --d) {
-    if (args.shape[d] == 0) return;
-    layout.shape[d] = args.shape[d];
-    layout.strides[0][d] = y_stride;
-    layout.strides[1][d] = args.a_strides[d];
-    layout.strides[2][d] = args.b_strides[d];
-    y_stride *= args.shape[d];
-  }
-  collapse(layout);
-  if (args.dtype == DType::i32) return apply_kind<uint32_t>(ctx, args, layout);  // unsigned: overflow wraps
-  dispatch_float(args.dtype, [&](auto zero) { apply_kind<decltype(zero)>(ctx, args, layout); });
+  BinaryLayout layout{};
+  if (!layout_of(args, layout)) return;
+  dispatch_binary(args.kind, args.dtype,
+                  [&](auto kind, auto zero) { apply_all<decltype(kind)::value, decltype(zero)>(ctx, args, layout); });
 }
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

@@ -1,20 +1,8 @@
+#include "core/groups.h"
 #include "cpu/gemm.h"
 #include "cpu/ops.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
-
-static void check_groups(const int32_t* sizes, int64_t G, int64_t R) {
-  int64_t sum = 0;
-  for (int64_t g = 0; g < G; ++g) {
-    if (sizes[g] < 0)
-      fail(ErrorCode::shape, "group sizes must not be negative, got %d for group %lld", sizes[g],
-           static_cast<long long>(g));
-    sum += sizes[g];
-  }
-  if (sum != R)
-    fail(ErrorCode::shape, "group sizes must sum to the %lld rows of x, got %lld", static_cast<long long>(R),
-         static_cast<long long>(sum));
-}
 
 template <class T>
 static void grouped_forward(const Context& ctx, const GroupedGemmArgs& args) {

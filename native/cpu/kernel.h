@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "core/backend.h"
+#include "core/dispatch.h"
 #include "cpu/pool.h"
 
 // Included by every CPU kernel file. The files of this folder that define ops are compiled once per
@@ -67,13 +68,5 @@ class Scratch {
 
 template <class T>
 constexpr DType dtype_of = sizeof(T) == sizeof(float) ? DType::f32 : DType::f64;
-
-// Calls f(T{}) with T = float or double.
-template <class F>
-static inline void dispatch_float(DType dtype, F&& f) {
-  if (dtype == DType::f32) return f(float{});
-  if (dtype == DType::f64) return f(double{});
-  fail(ErrorCode::dtype, "dtype must be f32 or f64, got %s", dtype_name(dtype));
-}
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

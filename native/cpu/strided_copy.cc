@@ -6,7 +6,7 @@
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-using CopyLayout = Layout<2>;  // strides[0]: in, strides[1]: out
+using CopyLayout = Layout<2>;
 constexpr int64_t kTile = 32;  // side of the blocks of a transposition
 
 static void swap_dims(CopyLayout& layout, int a, int b) {
@@ -80,14 +80,8 @@ static void copy_all(const Context& ctx, const StridedCopyArgs& args, const Copy
 }
 
 void strided_copy(const Context& ctx, const StridedCopyArgs& args) {
-  CopyLayout layout{args.rank, {}, {}};
-  for (int d = 0; d < args.rank; ++d) {
-    if (args.shape[d] == 0) return;
-    layout.shape[d] = args.shape[d];
-    layout.strides[0][d] = args.in_strides[d];
-    layout.strides[1][d] = args.out_strides[d];
-  }
-  collapse(layout);
+  CopyLayout layout{};
+  if (!layout_of(args, layout)) return;
   while (layout.rank < 2) {  // at least a plane, of size 1 where nothing is left
     if (layout.rank == 1) layout.shape[1] = layout.shape[0];
     for (int t = 0; t < 2; ++t) {
@@ -100,11 +94,7 @@ void strided_copy(const Context& ctx, const StridedCopyArgs& args) {
   order_dims(layout);
   int64_t planes = 1;
   for (int d = 0; d < layout.rank - 2; ++d) planes *= layout.shape[d];
-  switch (dtype_size(args.dtype)) {
-    case 2: return copy_all<uint16_t>(ctx, args, layout, planes);
-    case 4: return copy_all<uint32_t>(ctx, args, layout, planes);
-    default: return copy_all<uint64_t>(ctx, args, layout, planes);
-  }
+  dispatch_size(args.dtype, [&](auto zero) { copy_all<decltype(zero)>(ctx, args, layout, planes); });
 }
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

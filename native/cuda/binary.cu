@@ -1,17 +1,10 @@
+#include "core/binary.h"
 #include "cuda/layout.cuh"
 #include "cuda/ops.h"
 
 namespace st_moe::cuda {
 
-using BinaryLayout = Layout<3>;  // strides[0]: y, strides[1]: a, strides[2]: b
-
-template <BinaryKind kind, class T>
-__device__ static inline T apply(T a, T b) {
-  if constexpr (kind == BinaryKind::add) return a + b;
-  if constexpr (kind == BinaryKind::sub) return a - b;
-  if constexpr (kind == BinaryKind::mul) return a * b;
-  if constexpr (kind == BinaryKind::div) return a / b;
-}
+using BinaryLayout = Layout<3>;
 
 // y may be a: an element is read and written by one thread.
 template <BinaryKind kind, class T>
@@ -19,7 +12,7 @@ struct Row {  // one dimension, or none
   T* y;
   const T *a, *b;
   int64_t a_stride, b_stride;
-  __device__ void operator()(int64_t i) const { y[i] = apply<kind>(a[i * a_stride], b[i * b_stride]); }
+  __device__ void operator()(int64_t i) const { y[i] = binary_value<kind>(a[i * a_stride], b[i * b_stride]); }
 };
 
 template <BinaryKind kind, class T, class Index>
@@ -30,7 +23,7 @@ struct Broadcast {
   __device__ void operator()(int64_t i) const {
     int64_t offset[3];
     offsets_of(layout, static_cast<Index>(i), offset);
-    y[offset[0]] = apply<kind>(a[offset[1]], b[offset[2]]);
+    y[offset[0]] = binary_value<kind>(a[offset[1]], b[offset[2]]);
   }
 };
 
@@ -48,33 +41,11 @@ static void apply_all(const Context& ctx, const BinaryArgs& args, const BinaryLa
                  [&](auto index) { elementwise(ctx, size, Broadcast<kind, T, decltype(index)>{y, a, b, layout}); });
 }
 
-template <class T>
-static void apply_kind(const Context& ctx, const BinaryArgs& args, const BinaryLayout& layout) {
-  switch (args.kind) {
-    case BinaryKind::add: return apply_all<BinaryKind::add, T>(ctx, args, layout);
-    case BinaryKind::sub: return apply_all<BinaryKind::sub, T>(ctx, args, layout);
-    case BinaryKind::mul: return apply_all<BinaryKind::mul, T>(ctx, args, layout);
-    case BinaryKind::div:
-      if constexpr (std::is_floating_point_v<T>) return apply_all<BinaryKind::div, T>(ctx, args, layout);
-      fail(ErrorCode::dtype, "div needs f32 or f64, got i32");
-  }
-  fail(ErrorCode::option, "unknown binary operation %d", static_cast<int>(args.kind));
-}
-
 void binary(const Context& ctx, const BinaryArgs& args) {
-  BinaryLayout layout{args.rank, {}, {}};
-  int64_t y_stride = 1;
-  for (int d = args.rank - 1; d >= 0; --d) {
-    if (args.shape[d] == 0) return;
-    layout.shape[d] = args.shape[d];
-    layout.strides[0][d] = y_stride;
-    layout.strides[1][d] = args.a_strides[d];
-    layout.strides[2][d] = args.b_strides[d];
-    y_stride *= args.shape[d];
-  }
-  collapse(layout);
-  if (args.dtype == DType::i32) return apply_kind<uint32_t>(ctx, args, layout);  // unsigned: overflow wraps
-  dispatch_float(args.dtype, [&](auto zero) { apply_kind<decltype(zero)>(ctx, args, layout); });
+  BinaryLayout layout{};
+  if (!layout_of(args, layout)) return;
+  dispatch_binary(args.kind, args.dtype,
+                  [&](auto kind, auto zero) { apply_all<decltype(kind)::value, decltype(zero)>(ctx, args, layout); });
 }
 
 }  // namespace st_moe::cuda

@@ -1,3 +1,4 @@
+#include "core/groups.h"
 #include "cuda/operands.cuh"
 #include "cuda/ops.h"
 
@@ -153,19 +154,6 @@ class DeviceGroups {
   Scratch<int64_t> row_, tile_;
   RowGroups groups_;
 };
-
-static void check_groups(const int32_t* sizes, int64_t G, int64_t R) {
-  int64_t sum = 0;
-  for (int64_t g = 0; sizes && g < G; ++g) {
-    if (sizes[g] < 0)
-      fail(ErrorCode::shape, "group sizes must not be negative, got %d for group %lld", sizes[g],
-           static_cast<long long>(g));
-    sum += sizes[g];
-  }
-  if ((sizes || G == 0) && sum != R)
-    fail(ErrorCode::shape, "group sizes must sum to the %lld rows of x, got %lld", static_cast<long long>(R),
-         static_cast<long long>(sum));
-}
 
 // Row `row` of an operand, or matrix `batch` of a weight.
 template <class O>

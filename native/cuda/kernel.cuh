@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "core/backend.h"
+#include "core/dispatch.h"
 #include "core/philox.h"
 #include "cuda/stream.h"
 
@@ -69,14 +70,6 @@ class Scratch {
   size_t bytes_;
   T* data_;
 };
-
-// Calls f(T{}) with T = float or double.
-template <class F>
-void dispatch_float(DType dtype, F&& f) {
-  if (dtype == DType::f32) return f(float{});
-  if (dtype == DType::f64) return f(double{});
-  fail(ErrorCode::dtype, "dtype must be f32 or f64, got %s", dtype_name(dtype));
-}
 
 // ---- reductions in a fixed order
 

@@ -3,7 +3,7 @@
 
 namespace st_moe::cuda {
 
-using CopyLayout = Layout<2>;  // strides[0]: in, strides[1]: out
+using CopyLayout = Layout<2>;
 
 template <class T, class Index>
 struct CopyElement {
@@ -82,19 +82,9 @@ static void copy_all(const Context& ctx, const StridedCopyArgs& args, const Copy
 }
 
 void strided_copy(const Context& ctx, const StridedCopyArgs& args) {
-  CopyLayout layout{args.rank, {}, {}};
-  for (int d = 0; d < args.rank; ++d) {
-    if (args.shape[d] == 0) return;
-    layout.shape[d] = args.shape[d];
-    layout.strides[0][d] = args.in_strides[d];
-    layout.strides[1][d] = args.out_strides[d];
-  }
-  collapse(layout);
-  switch (dtype_size(args.dtype)) {
-    case 2: return copy_all<uint16_t>(ctx, args, layout);
-    case 4: return copy_all<uint32_t>(ctx, args, layout);
-    default: return copy_all<uint64_t>(ctx, args, layout);
-  }
+  CopyLayout layout{};
+  if (!layout_of(args, layout)) return;
+  dispatch_size(args.dtype, [&](auto zero) { copy_all<decltype(zero)>(ctx, args, layout); });
 }
 
 }  // namespace st_moe::cuda
