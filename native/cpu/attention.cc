@@ -6,9 +6,10 @@
 #include "cpu/ops.h"
 #include "cpu/simd.h"
 
-// Blocks of query rows against all the keys they see; the probabilities of a block live in scratch and the backward
-// computes them again from lse. In a causal block the keys that every row sees go through GEMM; the triangle at the
-// diagonal goes row by row, so that a NaN in a key or query never meets a row that must not see it, not even times 0.
+// Blocks of query rows attend to all their visible keys. The probabilities of a block are in scratch memory, and the
+// backward recomputes them from lse. In a causal block, keys visible to every row use a GEMM; the triangle at the
+// diagonal is computed row by row, so that a NaN in a key or query never reaches a row that must not see it, not even
+// times 0.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 constexpr int64_t kQueryRows = 84;  // whole tiles of 14 and of 6 rows
@@ -32,7 +33,7 @@ struct AttentionShape {
     if (causal && Nk < Nq)
       fail(ErrorCode::shape, "causal attention needs at least as many keys as queries, got %lld keys and %lld queries",
            static_cast<long long>(Nk), static_cast<long long>(Nq));
-    score_stride = ceil_div(Nk, 16) * 16 + 16;  // not a power of two, which would crowd few cache sets
+    score_stride = ceil_div(Nk, 16) * 16 + 16;  // not a power of two, which would use few cache sets
     block_rows = kQueryRows;
     while (block_rows > 8 && block_rows * score_stride * static_cast<int64_t>(sizeof(T)) > kScoreBytes) block_rows /= 2;
     blocks = ceil_div(Nq, block_rows);
@@ -44,7 +45,7 @@ struct AttentionShape {
 
 struct QueryBlock {
   int64_t first, rows;
-  int64_t shared, keys;  // keys that all rows see, that any row sees
+  int64_t shared, keys;  // keys visible to all rows, to any row
 
   template <class Shape>
   QueryBlock(const Shape& shape, int64_t index)
@@ -93,7 +94,7 @@ static void add_rows(const T* s, int64_t s_stride, const T* z, int64_t z_stride,
     for (int64_t j = 0; j < n; ++j) out[c] += s[j * s_stride] * z[j * z_stride + c];
 }
 
-// out [rows, d] = s · z over the keys that each row sees
+// out [rows, d] = s · z over the visible keys of each row
 template <class T, class Shape>
 static void block_combine(const Shape& shape, const QueryBlock& block, const T* s, const T* z, T* out) {
   GemmProblem<T> p{};
@@ -126,7 +127,7 @@ static void block_scatter(const Shape& shape, const QueryBlock& block, const T* 
   }
 }
 
-// Scales s in place. A NaN may be passed over: it comes back in the sum of the exponentials.
+// Scales s in place. May ignore a NaN, which reappears in the sum of the exponentials.
 template <class T>
 static T scale_and_max(T* s, int64_t n, T factor) {
   using S = Simd<T>;
@@ -171,7 +172,7 @@ static void attention_forward(const Context& ctx, const AttentionArgs& args) {
   const AttentionShape<T, AttentionArgs> shape(args);
   parallel_for(ctx, args.B * shape.heads * shape.blocks, [&](int64_t task) {
     const int64_t b = task / shape.blocks / shape.heads, h = task / shape.blocks % shape.heads;
-    // the last blocks of a causal head have the most work: they come first
+    // the last blocks of a causal head have the most work, so they run first
     const QueryBlock block(shape, shape.blocks - 1 - task % shape.blocks);
     const int64_t rows_at = shape.query_offset(b, h) + block.first * shape.width, keys_at = shape.key_offset(b, h);
     const Scratch<T> s(block.rows * shape.score_stride);

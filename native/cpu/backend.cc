@@ -10,7 +10,7 @@ namespace st_moe {
 namespace cpu {
 namespace {
 
-// The widest that the machine has; ST_MOE_ISA names a narrower one.
+// The widest instruction set of the machine; ST_MOE_ISA selects a narrower one.
 Isa choose_isa() {
   const char* wanted = std::getenv("ST_MOE_ISA");
   Isa widest{}, named{};

@@ -3,7 +3,7 @@
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-// Rows whose target counts. Throws at the first target outside of the vocabulary.
+// The number of rows whose target is not ignored. Throws at the first target outside the vocabulary.
 static int64_t count_targets(const int32_t* target, int64_t T, int64_t V, int32_t ignore_index) {
   int64_t counted = 0;
   for (int64_t t = 0; t < T; ++t) {

@@ -25,7 +25,7 @@ void embedding(const Context& ctx, const EmbeddingArgs& args) {
   });
 }
 
-// Tokens are sorted by index (a counting sort keeps their order), so each row of dw has one task that adds to it.
+// Sorts tokens by index (a stable counting sort), so that one task adds to each row of dw.
 template <class T>
 static void add_tokens(const Context& ctx, const EmbeddingBackwardArgs& args) {
   const T* dy = static_cast<const T*>(args.dy);

@@ -9,7 +9,7 @@ struct Moments {
   double mean, inverse_std;
 };
 
-// Two passes: the squares of centred values do not cancel.
+// Two passes: squares of centered values do not cancel.
 template <class T>
 static inline Moments moments(const T* x, int64_t D, double eps) {
   const double mean = wide_sum(x, D) / static_cast<double>(D);

@@ -7,7 +7,7 @@ namespace st_moe::cpu::ST_MOE_ISA {
 
 constexpr int64_t kSumColumns = 64, kSumRows = 128;
 
-// out [cols] = Σ over rows of x [rows, cols]. Sums of 128 rows are added up in order: less error than one long chain.
+// out [cols] = Σ over rows of x [rows, cols]. Adds sums of 128 rows in order: less error than one long chain.
 template <class T>
 static void sum_columns(const Context& ctx, const T* x, int64_t rows, int64_t cols, T* out) {
   parallel_blocks(ctx, cols, kSumColumns, [&](int64_t begin, int64_t end) {

@@ -6,7 +6,7 @@
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-// Calls f(first, count, words) for runs of elements, each of which uses `words_each` words of the draw.
+// Calls f(first, count, words) for runs of elements, each of which uses `words_each` words of the sample.
 template <class F>
 static void for_runs(const Context& ctx, const RandomArgs& args, int64_t words_each, F&& f) {
   const int64_t run = kPhiloxWords / words_each;
@@ -20,7 +20,7 @@ static void for_runs(const Context& ctx, const RandomArgs& args, int64_t words_e
 }
 
 // The arithmetic is the same in every backend, with or without fused multiply-add: the product of the 24-bit uniform
-// and the width, a float, is exact in double. Rounding may reach b, which is outside of [a, b).
+// and the width, a float, is exact in double. Rounding may reach b, which is outside [a, b).
 static void uniform_f32(const Context& ctx, const RandomArgs& args) {
   float* out = static_cast<float*>(args.out);
   const float b = static_cast<float>(args.b), below = std::nextafter(b, static_cast<float>(args.a));
@@ -33,7 +33,7 @@ static void uniform_f32(const Context& ctx, const RandomArgs& args) {
   });
 }
 
-// Element i has words 2i and 2i + 1. The multiply-add is fused in every backend.
+// Element i uses words 2i and 2i + 1. Every backend fuses the multiply-add.
 static void uniform_f64(const Context& ctx, const RandomArgs& args) {
   double* out = static_cast<double*>(args.out);
   const double a = args.a, b = args.b, below = std::nextafter(b, a), width = b - a;

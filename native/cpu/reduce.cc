@@ -3,7 +3,7 @@
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-// x [outer, axis] → y [outer]. Long rows are cut into blocks, whose sums are added in double.
+// x [outer, axis] → y [outer]. Splits long rows into blocks, whose sums are added in double.
 template <class T>
 static void reduce_rows(const Context& ctx, const ReduceArgs& args) {
   const T* x = static_cast<const T*>(args.x);
@@ -34,7 +34,7 @@ static void sum_columns(const T* __restrict x, int64_t rows, int64_t stride, int
     for (int64_t j = 0; j < n; ++j) sum[j] += static_cast<double>(x[r * stride + j]);
 }
 
-// x [outer, axis, inner] → y [outer, inner]. Rows are cut into blocks where columns alone make too few tasks.
+// x [outer, axis, inner] → y [outer, inner]. Splits rows into blocks if columns alone give too few tasks.
 template <class T>
 static void reduce_columns(const Context& ctx, const ReduceArgs& args) {
   const T* x = static_cast<const T*>(args.x);
@@ -53,7 +53,7 @@ static void reduce_columns(const Context& ctx, const ReduceArgs& args) {
     sum_columns(from, count, inner, n, sum);
     for (int64_t j = 0; j < n; ++j) y[o * inner + first + j] = static_cast<T>(args.factor * sum[j]);
   };
-  // Small sums stay on the calling thread: tasks are grouped until they are worth a hand-over.
+  // Small sums stay on the calling thread: tasks are grouped until they are worth handing over.
   const int64_t tasks = args.outer * blocks * chunks;
   const int64_t work = max_of<int64_t>(1, rows * min_of(kColumns, inner));
   parallel_blocks(ctx, tasks, max_of<int64_t>(1, kElementBlock / work), [&](int64_t begin, int64_t end) {

@@ -13,7 +13,7 @@ namespace st_moe::cpu::ST_MOE_ISA {
 
 constexpr int kSoftTopkIterations = 20;
 
-// One row of E scores. `work` [E] is scratch of the caller.
+// One row of E scores. `work` [E] is the caller's scratch memory.
 template <class T>
 class SoftTopk {
  public:
@@ -29,8 +29,8 @@ class SoftTopk {
   // ds = gradient of <dc, c>, through all iterations; relu'(0) = 0. db [E] is scratch.
   void backward(const T* __restrict s, const T* __restrict dc, T* __restrict ds, T* __restrict db) {
     descend(s);
-    // Where b_20 = −(s + a_20) the paths of s and a_20 into c cancel exactly; leaving both out keeps the gradient of
-    // saturated scores at exactly 0.
+    // If b_20 = −(s + a_20), the paths of s and a_20 into c cancel exactly; omitting both keeps the gradient of
+    // saturated scores exactly 0.
     T a = a_[kSoftTopkIterations], da = 0;
     for (int64_t e = 0; e < E_; ++e) {
       const T shifted = s[e] + a;

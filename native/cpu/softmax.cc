@@ -14,7 +14,7 @@ static inline void softmax_row(const T* __restrict x, T* __restrict y, int64_t V
 template <class T>
 static inline void log_softmax_row(const T* __restrict x, T* __restrict y, int64_t V) {
   const T largest = row_max(x, V);
-  // The largest is taken off first: lse of the shifted row is in [0, log V], so nothing is lost when logits are large.
+  // Subtracts the maximum first: lse of the shifted row is in [0, log V], so large logits lose no precision.
   for (int64_t j = 0; j < V; ++j) y[j] = x[j] - largest;
   const T lse = static_cast<T>(logsumexp(y, V));
   for (int64_t j = 0; j < V; ++j) y[j] -= lse;

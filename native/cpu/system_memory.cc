@@ -19,7 +19,7 @@
 namespace st_moe::cpu {
 namespace {
 
-// The number after `key` in a file of "key number" lines; without a key the first number. −1 where there is none.
+// The number after `key` in a file of "key number" lines; without a key the first number. −1 if there is none.
 int64_t number_in(const char* path, const char* key) {
   std::FILE* file = std::fopen(path, "re");
   if (!file) return -1;
@@ -39,7 +39,7 @@ int64_t least(int64_t a, int64_t b) {
   return a < 0 ? b : b < 0 ? a : a < b ? a : b;
 }
 
-// What a control group leaves, its reclaimable file cache counted as free; −1 without a limit.
+// Free memory of a control group, including its reclaimable file cache; −1 without a limit.
 int64_t left_in_group(const char* limit_path, const char* usage_path, const char* stat_path, const char* cache_key) {
   const int64_t limit = number_in(limit_path, ""), usage = number_in(usage_path, "");
   if (limit < 0 || usage < 0) return -1;
@@ -49,7 +49,7 @@ int64_t left_in_group(const char* limit_path, const char* usage_path, const char
 
 }  // namespace
 
-// Linux hands out more than it has and kills the process that touches it; a request that cannot be met must be an error
+// Linux overcommits, and kills the process that touches the memory; a request that cannot be met must be an error
 // instead.
 size_t available_bytes() {
 #if defined(__linux__)

@@ -13,7 +13,7 @@ static inline bool before(T a, int32_t i, T b, int32_t j) {
   return a > b;
 }
 
-// A heap [n] with the entry that comes last in the order at its root; `hole` is the one place that may break the rule.
+// A heap [n] with the last entry of the order at its root; `hole` is the only index that may violate it.
 template <class T>
 static inline void sift_down(T* value, int32_t* index, int64_t n, int64_t hole) {
   const T v = value[hole];

@@ -1,10 +1,10 @@
 #pragma once
 #include "cpu/simd.h"
 
-// Sums over a row, accumulated in double whatever the type of the row. The order is fixed by the length.
+// Sums over a row, accumulated in double for every dtype. The order depends only on the length.
 namespace st_moe::cpu::ST_MOE_ISA {
 
-// Elements of a tensor that one task of an element-wise op takes: less work than this stays on the calling thread.
+// Elements per task of an element-wise op: less work than this stays on the calling thread.
 constexpr int64_t kElementBlock = 16384;
 
 template <class T>
@@ -45,8 +45,8 @@ static inline double wide_dot(const T* x, const T* y, int64_t n) {
   return wide_reduce<T>(n, [&](auto at) { return at(x) * at(y); });
 }
 
-// Sums over rows [T] of many columns: rows are split into blocks by T alone, at most kRowBlocks of them, so that the
-// order of addition is fixed and the partial sums stay small.
+// Sums over rows [T] of many columns: splits rows into at most kRowBlocks blocks by T alone, so that the summation
+// order is fixed and the partial sums stay small.
 constexpr int64_t kRowBlocks = 32;
 static inline int64_t row_block(int64_t rows) {
   return max_of<int64_t>(16, ceil_div(rows, kRowBlocks));
