@@ -28,4 +28,4 @@ export {
 export { logSoftmax, softmax } from './softmax.js'
 export { concat, slice, transpose } from './strided.js'
 export { type TopK, topk } from './topk.js'
-export { abs, exp, gelu, log, neg, relu, sigmoid, silu, sqrt, square, tanh } from './unary.js'
+export * from './unary.js'

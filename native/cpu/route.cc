@@ -4,6 +4,7 @@
 
 #include "core/formulas.h"
 #include "core/philox.h"
+#include "core/router.h"
 #include "cpu/gemm.h"
 #include "cpu/simd.h"
 #include "cpu/soft_topk.h"
@@ -80,11 +81,13 @@ struct Sums {
 template <class T>
 struct Router {
   const RouteArgs& args;
+  const RouterNumbers<T> numbers;
   const T *uniforms, *gumbel_uniforms;
   T *gate, *weight, *probs, *logits, *lse, *density;
 
   explicit Router(const RouteArgs& a)
       : args(a),
+        numbers(RouterNumbers<T>::of(a)),
         uniforms(static_cast<const T*>(a.uniforms)),
         gumbel_uniforms(static_cast<const T*>(a.gumbel_uniforms)),
         gate(static_cast<T*>(a.gate)),
@@ -106,7 +109,7 @@ struct Router {
       lse[t] = softmax_row(l, work, E);
       for (int64_t e = 0; e < E; ++e) {
         const T u = gumbel_uniforms ? gumbel_uniforms[t * E + e] : static_cast<T>(noise(t * E + e));
-        s[e] = l[e] + static_cast<T>(args.noise_mult) * gumbel(u);
+        s[e] = numbers.noisy(l[e], u);
       }
       softmax_row(s, s, E);
     } else {
@@ -124,8 +127,7 @@ struct Router {
     }
     T total = 0;
     for (int64_t k = 0; k < K; ++k) total += score[index[k]];
-    const T delta = max_of(total, static_cast<T>(args.eps));
-    for (int64_t k = 0; k < K; ++k) g[k] = masked(t) ? T(0) : score[index[k]] / delta;
+    for (int64_t k = 0; k < K; ++k) g[k] = masked(t) ? T(0) : numbers.gate(score[index[k]], total);
   }
 
   void choose_block(int64_t begin, int64_t end, double* prob_sum, Sums& sums) const {
@@ -146,7 +148,7 @@ struct Router {
         bool is_routed = !masked(t);
         if (is_routed && k > 0) {
           const T u = uniforms ? uniforms[k * tokens + t] : static_cast<T>(draw(k * tokens + t));
-          is_routed = routed(u, gate[t * K + k], static_cast<T>(args.threshold[k]), static_cast<T>(args.eps));
+          is_routed = numbers.is_routed(u, gate[t * K + k], args.threshold[k]);
         }
         args.kept[t * K + k] = is_routed;
       }

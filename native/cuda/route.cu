@@ -2,6 +2,7 @@
 
 #include "core/formulas.h"
 #include "core/philox.h"
+#include "core/router.h"
 #include "cuda/blas.h"
 #include "cuda/assignments.cuh"
 #include "cuda/per_step.cuh"
@@ -32,7 +33,7 @@ struct Router {
   const T* logits;
   int64_t B, N, E, K, C, tile, tiles;  // tiles of `tile` tokens in each sequence
   Draw draw, gumbel_draw;
-  T noise_mult, eps;
+  RouterNumbers<T> numbers;
   bool noisy, soft, density_assigned;
   // Scratch
   int32_t* count;    // [B, tiles, K, E] choices of a tile that are routed, later those of the sequence that come before
@@ -84,7 +85,7 @@ __device__ void Router<T>::probabilities(int64_t t, int lane) const {
     const int64_t i = t * E + e;
     const T u =
         gumbel_uniforms ? gumbel_uniforms[i] : static_cast<T>(uniform24(gumbel_draw.word(static_cast<uint64_t>(i))));
-    s[e] = l[e] + noise_mult * gumbel(u);
+    s[e] = numbers.noisy(l[e], u);
   }
   softmax_row(s, s, E, lane);
 }
@@ -95,7 +96,7 @@ __device__ bool Router<T>::is_routed(int64_t t, int64_t k, T g) const {
   if (k == 0) return true;
   const int64_t i = k * B * N + t;
   const T u = uniforms ? uniforms[i] : static_cast<T>(uniform24(draw.word(static_cast<uint64_t>(i))));
-  return routed(u, g, static_cast<T>(threshold[k]), eps);
+  return numbers.is_routed(u, g, threshold[k]);
 }
 
 // Probabilities, choices and gates of a token, by a warp; `kept` says for now which choices are routed. Lane l has the
@@ -119,9 +120,8 @@ __device__ void Router<T>::choose(int64_t t, int lane) const {
     expert_index[t * K + k] = entry.index;
     gate[t * K + k] = score;
   }
-  const T delta = total < eps ? eps : total;
   for (int64_t k = lane; k < K; k += kWarp) {
-    const T g = masked(t) ? T(0) : gate[t * K + k] / delta;
+    const T g = masked(t) ? T(0) : numbers.gate(gate[t * K + k], total);
     gate[t * K + k] = g;
     kept[t * K + k] = is_routed(t, k, g);
   }
@@ -285,7 +285,7 @@ static Router<T> router_of(const Context& ctx, const RouteArgs& args) {
   r.B = args.B, r.N = args.N, r.E = args.E, r.K = args.K, r.C = args.C;
   r.tile = tile_tokens(args.K, args.E), r.tiles = ceil_div(args.N, r.tile);
   r.draw = draw_of(ctx, args.seed, args.step), r.gumbel_draw = draw_of(ctx, args.seed, args.gumbel_step);
-  r.noise_mult = static_cast<T>(args.noise_mult), r.eps = static_cast<T>(args.eps);
+  r.numbers = RouterNumbers<T>::of(args);
   r.noisy = args.noisy, r.soft = args.differentiable_topk, r.density_assigned = args.density_assigned;
   return r;
 }

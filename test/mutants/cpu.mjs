@@ -11,8 +11,8 @@ export default [
   {
     name: 'padding-has-gates',
     file: 'native/cpu/route.cc',
-    from: 'g[k] = masked(t) ? T(0) : score[index[k]] / delta;',
-    to: 'g[k] = score[index[k]] / delta;',
+    from: 'g[k] = masked(t) ? T(0) : numbers.gate(score[index[k]], total);',
+    to: 'g[k] = numbers.gate(score[index[k]], total);',
     breaks: 'gates of padding are not 0',
     tests: ['moe_test'],
   },
