@@ -31,6 +31,7 @@ interface Addon {
   gather(x: Handle, shape: readonly number[], strides: readonly number[], offset: number): Handle
   scatter(target: Handle, x: Handle, strides: readonly number[], offset: number): void
   unaryKinds(): string[]
+  activations(): string[]
   binary(a: Handle, b: Handle, kind: number): Handle
   addInPlace(a: Handle, b: Handle): void
   reduce(x: Handle, split: readonly number[], shape: readonly number[], factor: number): Handle

@@ -59,6 +59,8 @@ describe('MoE', () => {
   const spelled = {
     numExperts: 16,
     expertHiddenMult: 4,
+    activation: 'geglu',
+    geluApproximate: 'none',
     gatingTopN: 2,
     thresholdTrain: 0.2,
     thresholdEval: 0.2,

@@ -35,7 +35,7 @@ const bindingNames: Record<string, string[]> = { strided_copy: ['gather', 'scatt
 const withoutFile = ['full', 'random', 'scale', 'sum_squares', 'token_mask', 'adamw', 'sgd']
 const fileNames: Record<string, string> = { convert: 'cast', strided_copy: 'strided' }
 /** Files of lib/ops without a native op of their own. */
-const withoutOp = ['copy', 'index', 'losses', 'reshape', 'route-options', 'rows']
+const withoutOp = ['activation', 'copy', 'index', 'losses', 'reshape', 'route-options', 'rows']
 
 /** Files of a backend that hold no op of their name. */
 const backends = [

@@ -1,10 +1,12 @@
 import { fail, showShape } from '../check.js'
 import type { DType } from '../dtype.js'
 import { show } from '../errors.js'
+import { activationOptions } from '../ops/activation.js'
 import { add } from '../ops/binary.js'
-import { boolean, type OptionsOf, readOptions } from '../options.js'
+import { boolean, type OptionsOf, pick, readOptions } from '../options.js'
 import { allOrNone, callScope } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
+import { Experts } from './experts.js'
 import { FeedForward } from './feed-forward.js'
 import { Module } from './module.js'
 import { MoE, type MoEForwardOptions } from './moe.js'
@@ -41,7 +43,7 @@ export class SparseMoEBlock extends Module {
   readonly moe: MoE
   /** Before the experts. */
   readonly moePrenorm: RMSNorm
-  /** With the dtype, device and computeDtype of the experts. */
+  /** With the dtype, device, computeDtype and activation of the experts. */
   readonly ffBefore: FeedForward | null
   /** As `ffBefore`. */
   readonly ffAfter: FeedForward | null
@@ -54,7 +56,8 @@ export class SparseMoEBlock extends Module {
     const { addFfBefore, addFfAfter } = readOptions(op, options, blockOptions)
     const { dtype, device } = moe.gate.toGates.weight
     const layer = { dtype: dtype as 'f32' | 'f64', device }
-    const product = { ...layer, computeDtype: moe.computeDtype }
+    const own = moe.experts instanceof Experts ? pick(moe.experts, activationOptions) : {}
+    const product = { ...layer, computeDtype: moe.computeDtype, ...own }
     this.moe = moe
     ;[this.moePrenorm, this.ffBefore, this.ffAfter] = allOrNone(() => [
       new RMSNorm(moe.dim, layer),

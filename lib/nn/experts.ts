@@ -1,6 +1,7 @@
 import { checkInteger } from '../check.js'
 import { ones } from '../create.js'
 import type { ComputeDType } from '../dtype.js'
+import { type Activation, type ActivationOptions, activationOptions, isGated } from '../ops/activation.js'
 import { pick, readOptions } from '../options.js'
 import { allOrNone } from '../scope.js'
 import { layerOptions, type ProductLayerOptions, productOptions, uniformParameter } from './linear.js'
@@ -21,8 +22,11 @@ const expertNames = (first: number) =>
     ['b2', `net.${first + 2}.bias`],
   ] as const
 
+/** Options of {@link Experts}. */
+export interface ExpertsOptions extends ProductLayerOptions, ActivationOptions {}
+
 /**
- * Parameters of E GEGLU experts, stacked; {@link ops.expertFfn} applies them. A state dict has each expert's own,
+ * Parameters of E experts, stacked; {@link ops.expertFfn} applies them. A state dict has each expert's own,
  * `experts.{i}.net.0.weight` …, as in st-moe-pytorch. Made by {@link MoE}.
  *
  * @example
@@ -34,30 +38,38 @@ const expertNames = (first: number) =>
 export class Experts extends Module {
   /** What the operands of the products are rounded to. */
   readonly computeDtype: ComputeDType
-  /** [E, 2H, D], first half values, second half gates; uniform in ±1/√(2H) at the start. */
+  /** Between the two linear maps; P = 2H if it is gated, else H. */
+  readonly activation: Activation
+  /** The formula of gelu. */
+  readonly geluApproximate: 'none' | 'tanh'
+  /** [E, P, D]; of gated experts the first half values, the second half gates. Uniform in ±1/√P at the start. */
   w1: Parameter
-  /** [E, 2H], uniform in ±1/√(2H). */
+  /** [E, P], uniform in ±1/√P. */
   b1: Parameter
-  /** [E, H], ones. */
-  multBias: Parameter
+  /** [E, H], ones; null if the activation is not gated. */
+  multBias: Parameter | null
   /** [E, D, H], uniform in ±1/√D. */
   w2: Parameter
   /** [E, D], uniform in ±1/√D. */
   b2: Parameter
 
   /** E, D and H. Errors: OPTION, DTYPE, DEVICE. */
-  constructor(numExperts: number, dim: number, hidden: number, options?: ProductLayerOptions) {
+  constructor(numExperts: number, dim: number, hidden: number, options?: ExpertsOptions) {
     super()
-    const layer = readOptions('Experts', options, layerOptions, productOptions)
+    const layer = readOptions('Experts', options, layerOptions, productOptions, activationOptions)
     this.computeDtype = layer.computeDtype
+    this.activation = layer.activation
+    this.geluApproximate = layer.geluApproximate
     checkInteger('Experts', 'numExperts', numExperts, 1)
     checkInteger('Experts', 'dim', dim, 1)
     checkInteger('Experts', 'hidden', hidden, 1)
-    const [inner, outer] = [1 / Math.sqrt(2 * hidden), 1 / Math.sqrt(dim)]
+    const gated = isGated(layer.activation)
+    const rows = gated ? 2 * hidden : hidden
+    const [inner, outer] = [1 / Math.sqrt(rows), 1 / Math.sqrt(dim)]
     ;[this.w1, this.b1, this.multBias, this.w2, this.b2] = allOrNone(() => [
-      uniformParameter([numExperts, 2 * hidden, dim], inner, layer),
-      uniformParameter([numExperts, 2 * hidden], inner, layer),
-      newParameter(() => ones([numExperts, hidden], pick(layer, layerOptions))),
+      uniformParameter([numExperts, rows, dim], inner, layer),
+      uniformParameter([numExperts, rows], inner, layer),
+      gated ? newParameter(() => ones([numExperts, hidden], pick(layer, layerOptions))) : null,
       uniformParameter([numExperts, dim, hidden], outer, layer),
       uniformParameter([numExperts, dim], outer, layer),
     ])
@@ -70,6 +82,9 @@ export class Experts extends Module {
 
   /** Entries of one expert whose first Linear has the number `first` in the reference's list of layers. */
   *expertEntries(index: number, prefix: string, first: number): Iterable<StateEntry> {
-    for (const [property, name] of expertNames(first)) yield { name: prefix + name, tensor: this[property], index }
+    for (const [property, name] of expertNames(first)) {
+      const tensor = this[property]
+      if (tensor) yield { name: prefix + name, tensor, index }
+    }
   }
 }

@@ -1,5 +1,6 @@
 import { checkInteger } from '../check.js'
 import type { DType } from '../dtype.js'
+import { type ActivationOptions, activationOptions } from '../ops/activation.js'
 import { expertFfn } from '../ops/expert-ffn.js'
 import { number, type OptionsOf, pick, readOptions } from '../options.js'
 import { allOrNone, callScope } from '../scope.js'
@@ -15,10 +16,13 @@ const feedForwardOptions = {
 }
 
 /** Options of {@link FeedForward}. */
-export interface FeedForwardOptions extends ProductLayerOptions, OptionsOf<typeof feedForwardOptions> {}
+export interface FeedForwardOptions
+  extends ProductLayerOptions,
+    ActivationOptions,
+    OptionsOf<typeof feedForwardOptions> {}
 
 /**
- * RMSNorm, then one GEGLU expert that every token passes: x [..., D] → [..., D], the feed-forward of st-moe-pytorch. The
+ * RMSNorm, then one expert, by default GEGLU, that every token passes: x [..., D] → [..., D], the feed-forward of st-moe-pytorch. The
  * residual is the caller's.
  *
  * @example
@@ -38,7 +42,14 @@ export class FeedForward extends Module {
   constructor(dim: number, options?: FeedForwardOptions) {
     super()
     const op = 'FeedForward'
-    const { mult, ...layer } = readOptions(op, options, feedForwardOptions, layerOptions, productOptions)
+    const { mult, ...layer } = readOptions(
+      op,
+      options,
+      feedForwardOptions,
+      layerOptions,
+      productOptions,
+      activationOptions,
+    )
     checkInteger(op, 'dim', dim, 1)
     const hidden = hiddenWidth(op, dim, mult)
     ;[this.norm, this.expert] = allOrNone(() => [
@@ -50,7 +61,7 @@ export class FeedForward extends Module {
   /** x [..., D] → [..., D]. Errors: SHAPE, DTYPE, DEVICE. */
   forward<D extends DType>(x: Tensor<D>): Tensor<D> {
     return callScope(() =>
-      expertFfn(this.norm.forward(x), null, this.expert, { computeDtype: this.expert.computeDtype }),
+      expertFfn(this.norm.forward(x), null, this.expert, pick(this.expert, productOptions, activationOptions)),
     )
   }
 

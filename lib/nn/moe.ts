@@ -3,6 +3,7 @@ import { deviceIndex } from '../device.js'
 import type { ComputeDType, DType } from '../dtype.js'
 import { MoeError, show } from '../errors.js'
 import { allFinite } from '../norm.js'
+import { type ActivationOptions, activationOptions } from '../ops/activation.js'
 import { combine } from '../ops/combine.js'
 import { dispatch } from '../ops/dispatch.js'
 import { expertFfn } from '../ops/expert-ffn.js'
@@ -36,7 +37,7 @@ const moeOptions = {
   gatingTopN: integer({ min: 1, max: maxChoices, atMost: 'numExperts', default: 2 }),
   /** The dispatch weight is 1 forward but passes its gradient to the router. Default true. */
   straightThroughDispatchTensor: boolean({ default: true }),
-  /** E modules of your own instead of the built-in GEGLU experts, each called with [B, C, D] (empty slots are zero rows). */
+  /** E modules of your own instead of the built-in ones, each called with [B, C, D] (empty slots are zero rows). */
   experts: unchecked<readonly Module[]>(),
   /**
    * 'bf16' or 'f16' rounds the operands of the built-in experts' products; their sums, the router, the losses and all
@@ -56,6 +57,7 @@ export interface MoEOptions
   extends OptionsOf<typeof moeOptions>,
     OptionsOf<typeof gatingOptions>,
     OptionsOf<typeof routerOptions>,
+    ActivationOptions,
     LayerOptions {}
 
 const forwardOptions = {
@@ -101,12 +103,14 @@ export class MoE extends Module {
   constructor(options: MoEOptions) {
     super()
     const op = 'MoE'
-    const o = readOptions(op, options, ...passedToGating, moeOptions)
+    const o = readOptions(op, options, ...passedToGating, moeOptions, activationOptions)
     if (o.processGroup || o.allowVarSeqLen)
       fail('UNSUPPORTED', op, 'processGroup and allowVarSeqLen (expert parallelism) are not available in this version')
     deviceIndex(op, o.device)
     if (o.computeDtype !== o.dtype && o.experts)
       fail('OPTION', op, `computeDtype '${o.computeDtype}' is for the built-in experts`)
+    if (o.activation !== 'geglu' && o.experts)
+      fail('OPTION', op, `activation '${o.activation}' is for the built-in experts`)
     const modules = o.experts === undefined ? null : checkExperts(op, o.experts, o.numExperts)
     const hidden = modules ? 0 : hiddenWidth(op, o.dim, o.expertHiddenMult)
     this.dim = o.dim
@@ -118,7 +122,7 @@ export class MoE extends Module {
       new TopNGating({ ...pick(o, ...passedToGating), numGates: o.numExperts, topN: o.gatingTopN }, op),
       modules
         ? new UserExperts(modules)
-        : new Experts(o.numExperts, o.dim, hidden, pick(o, layerOptions, productOptions)),
+        : new Experts(o.numExperts, o.dim, hidden, pick(o, layerOptions, productOptions, activationOptions)),
     ])
   }
 
@@ -153,7 +157,7 @@ export class MoE extends Module {
         this.experts instanceof Experts
           ? expertFfn(x, routing, this.experts, {
               straightThrough: this.#straightThrough,
-              computeDtype: this.computeDtype,
+              ...pick(this.experts, productOptions, activationOptions),
             })
           : this.#applyUsers(x, routing, this.experts)
       this.#checkFinite(op, 'the output', outputs)

@@ -1,55 +1,62 @@
 import { record, willRecord } from '../autograd.js'
-import { checkBoolean, checkInteger, checkOptions, fail, showShape } from '../check.js'
+import { checkInteger, fail, showShape } from '../check.js'
 import { type ComputeDType, checkComputeDType, type DType, dtypeCode } from '../dtype.js'
 import { type Handle, native } from '../native.js'
+import { boolean, type OptionsOf, readOptions, unchecked } from '../options.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { type Activation, type ActivationOptions, activationKind, activationOptions, isGated } from './activation.js'
 import type { Routing } from './route.js'
 
-/** Stacked parameters of E GEGLU experts of hidden width H. */
+/** Stacked parameters of E experts of hidden width H; P = 2H if their activation is gated, else H. */
 export interface ExpertWeights {
-  /** Shape [E, 2H, D], first half values, second half gates. */
+  /** [E, P, D]; of gated ones the first half values, the second half gates. */
   w1: Tensor
-  /** [E, 2H] */
+  /** [E, P] */
   b1: Tensor
-  /** [E, H] */
-  multBias: Tensor
+  /** [E, H] of gated ones; plain ones have none. */
+  multBias?: Tensor | null
   /** [E, D, H] */
   w2: Tensor
   /** [E, D] */
   b2: Tensor
 }
 
-/** Options of {@link expertFfn}. */
-export interface ExpertFfnOptions {
+const ffnOptions = {
   /** The combine weight also gets the gradient <x, dx> of a dispatch weight whose forward value is 1. Default true. */
-  straightThrough?: boolean
+  straightThrough: boolean({ default: true }),
   /** 'bf16' or 'f16' rounds the operands of the products, forward and backward; sums stay f32. Default: the dtype of x. */
-  computeDtype?: ComputeDType
+  computeDtype: unchecked<ComputeDType>(),
 }
 
-function checkWeights(op: string, x: Tensor, weights: ExpertWeights, experts?: number): { E: number; H: number } {
+/** Options of {@link expertFfn}. */
+export interface ExpertFfnOptions extends OptionsOf<typeof ffnOptions>, ActivationOptions {}
+
+function checkWeights(op: string, x: Tensor, weights: ExpertWeights, activation: Activation, experts?: number): void {
+  const gated = isGated(activation)
   if (typeof weights !== 'object' || weights === null)
-    fail('OPTION', op, 'weights must be { w1, b1, multBias, w2, b2 }')
+    fail('OPTION', op, `weights must be { w1, b1, ${gated ? 'multBias, ' : ''}w2, b2 }`)
   const D = x.shape[x.shape.length - 1]
   checkTensor(op, 'w2', weights.w2)
   const [E, , H] = weights.w2.shape
+  const P = gated ? 2 * H : H
   const like = (shape: number[]) => ({ shape, dtype: x.dtype, device: x.device })
   if (weights.w2.shape.length !== 3) fail('SHAPE', op, `w2 must be [E, ${D}, H], got ${showShape(weights.w2.shape)}`)
   if (experts !== undefined && E !== experts)
     fail('SHAPE', op, `w2 must have ${experts} experts, got ${showShape(weights.w2.shape)}`)
   checkTensor(op, 'w2', weights.w2, like([E, D, H]))
-  checkTensor(op, 'w1', weights.w1, like([E, 2 * H, D]))
-  checkTensor(op, 'b1', weights.b1, like([E, 2 * H]))
-  checkTensor(op, 'multBias', weights.multBias, like([E, H]))
+  checkTensor(op, 'w1', weights.w1, like([E, P, D]))
+  checkTensor(op, 'b1', weights.b1, like([E, P]))
+  if (gated) checkTensor(op, 'multBias', weights.multBias, like([E, H]))
+  else if (weights.multBias) fail('OPTION', op, `multBias is for gated activations, got '${activation}'`)
   checkTensor(op, 'b2', weights.b2, like([E, D]))
-  return { E, H }
 }
 
 /**
- * GEGLU experts (Shazeer, arXiv 2002.05202, with a multiplicative bias μ): for each kept assignment
- * [a ; γ] = x w1ᵀ + b1, h = gelu(γ) ⊙ a ⊙ μ, y = h w2ᵀ + b2; the output of a token is Σ_k weight_k · y_k.
+ * Experts of two linear maps with an {@link ActivationOptions.activation | activation} between them, by default GEGLU
+ * with a multiplicative bias μ: [v ; γ] = x w1ᵀ + b1, h = gelu(γ) ⊙ v ⊙ μ, y = h w2ᵀ + b2 for each dispatched assignment.
+ * The output of a token is Σ_k weight_k · y_k.
  * x [B, N, D] with a routing, or [..., D] with `null` and one expert (a dense feed-forward) → the shape of x.
- * f32 or f64; only [a ; γ] is saved for the backward. Errors: SHAPE, DTYPE, DEVICE, OPTION.
+ * f32 or f64; only x w1ᵀ + b1 is saved for the backward. Errors: SHAPE, DTYPE, DEVICE, OPTION.
  *
  * @example
  * ```ts
@@ -73,16 +80,13 @@ export function expertFfn<D extends DType>(
   options?: ExpertFfnOptions,
 ): Tensor<D> {
   const op = 'expertFfn'
-  const { straightThrough = true, computeDtype } = checkOptions<ExpertFfnOptions>(op, options, [
-    'straightThrough',
-    'computeDtype',
-  ])
-  checkBoolean(op, 'straightThrough', straightThrough)
+  const { straightThrough, computeDtype, ...o } = readOptions(op, options, ffnOptions, activationOptions)
+  const activation = activationKind(o)
   checkFloat(op, 'x', x)
   const compute = dtypeCode(checkComputeDType(op, computeDtype, x.dtype))
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
   const { shape, dtype, device } = x
-  checkWeights(op, x, weights, routing === null ? 1 : undefined)
+  checkWeights(op, x, weights, o.activation, routing === null ? 1 : undefined)
   let [B, C] = [1, 0]
   if (routing !== null) {
     if (typeof routing !== 'object' || routing === undefined)
@@ -97,15 +101,15 @@ export function expertFfn<D extends DType>(
     B = shape[0]
     C = checkInteger(op, 'routing.capacity', routing.capacity, 0, 2 ** 31 - 1)
   }
-  const { w1, b1, multBias, w2, b2 } = weights
-  const parameters = [w1, b1, multBias, w2, b2]
+  const { w1, b1, w2, b2, multBias = null } = weights
+  const parameters = multBias ? [w1, b1, w2, b2, multBias] : [w1, b1, w2, b2]
   const inputs = [x, routing?.weight ?? null, ...parameters]
   const save = willRecord(...inputs)
   const choices = routing ? [routing.expertIndex, routing.position, routing.weight] : []
   const call = (parameters: readonly Handle[], tokens: readonly Handle[]) => {
-    const [w1, b1, multBias, w2, b2] = parameters
+    const [w1, b1, w2, b2, multBias = null] = parameters
     const [x, expertIndex = null, position = null, weight = null] = tokens
-    return { x, expertIndex, position, weight, w1, b1, multBias, w2, b2, compute, B, C }
+    return { x, expertIndex, position, weight, w1, b1, multBias, w2, b2, compute, B, C, activation }
   }
   const made = native.expertFfn({ ...call(parameters.map(handleOf), [x, ...choices].map(handleOf)), a: save })
   const y = wrap(made.y, { shape, dtype, device })
@@ -114,11 +118,11 @@ export function expertFfn<D extends DType>(
     op,
     inputs,
     outputs: [y],
-    saved: [...parameters, made.a!, x, ...choices],
-    backward: ([dy], [w1, b1, multBias, w2, b2, a, ...tokens], [needX, , ...needParameters]) => {
+    saved: [made.a!, ...parameters, x, ...choices],
+    backward: ([dy], [a, ...saved], [needX, , ...needParameters]) => {
       const need = needParameters.includes(true)
       const { dx, dweight, dw1, db1, dmultBias, dw2, db2 } = native.expertFfnBackward({
-        ...call([w1, b1, multBias, w2, b2], tokens),
+        ...call(saved.slice(0, parameters.length), saved.slice(parameters.length)),
         dy: dy!,
         a,
         straightThrough: straightThrough && routing !== null,
@@ -126,11 +130,11 @@ export function expertFfn<D extends DType>(
         dweight: routing !== null,
         dw1: need,
         db1: need,
-        dmultBias: need,
+        dmultBias: need && multBias !== null,
         dw2: need,
         db2: need,
       })
-      return [dx, dweight, dw1, db1, dmultBias, dw2, db2]
+      return [dx, dweight, dw1, db1, dw2, db2, dmultBias].slice(0, inputs.length)
     },
   })
   return y

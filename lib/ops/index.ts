@@ -1,5 +1,6 @@
 import './copy.js' // a method of Tensor
 
+export type { Activation, ActivationOptions } from './activation.js'
 export { type AttentionOptions, attention } from './attention.js'
 export { add, div, mul, sub } from './binary.js'
 export { clone, to } from './cast.js'

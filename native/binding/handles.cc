@@ -187,14 +187,23 @@ static Napi::Value reshape_owned(Call& c) {
   return result;
 }
 
+template <uint32_t count>
+static Napi::Value strings(Call& c, const char* const (&names)[count]) {
+  Napi::Array array = Napi::Array::New(c.env, count);
+  for (uint32_t i = 0; i < count; ++i) array[i] = names[i];
+  return array;
+}
+
 static Napi::Value unary_kinds(Call& c) {
   static const char* const names[] = {
 #define UNARY(name, value, slope) #name,
 #include "core/unary_kinds.inc"
   };
-  Napi::Array array = Napi::Array::New(c.env, kUnaryKindCount);
-  for (uint32_t i = 0; i < kUnaryKindCount; ++i) array[i] = names[i];
-  return array;
+  return strings(c, names);
+}
+
+static Napi::Value activations(Call& c) {
+  return strings(c, kActivationNames);
 }
 
 const std::vector<Entry> kHandleEntries = {
@@ -217,6 +226,7 @@ const std::vector<Entry> kHandleEntries = {
     {"reshape", reshape},
     {"reshapeOwned", reshape_owned},
     {"unaryKinds", unary_kinds},
+    {"activations", activations},
 };
 
 }  // namespace st_moe

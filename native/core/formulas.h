@@ -226,18 +226,6 @@ ST_MOE_HOST_DEVICE static inline T relu_grad(T z) {
   return z > T(0) ? T(1) : T(0);
 }
 
-template <class T>
-ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> relu_with_slope(T z) {
-  return {relu(z), relu_grad(z)};
-}
-
-// relu(z)² (So et al., arXiv 2109.08668)
-template <class T>
-ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> relu2_with_slope(T z) {
-  const T positive = relu(z);
-  return {positive * positive, T(2) * positive};
-}
-
 // Whether a choice after the first is routed, for u uniform on [0, 1): with probability gate / max(threshold, floor).
 template <class T>
 ST_MOE_HOST_DEVICE static inline bool routed(T u, T gate, T threshold, T floor) {

@@ -2,10 +2,10 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "core/activation.h"
 #include "core/dtype.h"
 #include "core/error.h"
 #include "core/pack.h"
+#include "core/qualifiers.h"
 
 // What each op is given: plain data, so that a backend may live in a plugin. The ops are declared in ops.inc.
 namespace st_moe {
@@ -44,6 +44,36 @@ constexpr int32_t kBinaryKindCount = 0
 #define BINARY(name, value) +1
 #include "core/binary_kinds.inc"
     ;
+
+// The activation of the experts.
+enum class Activation : int32_t {
+#define ACTIVATION(name, gated, f) name,
+#include "core/activations.inc"
+};
+constexpr const char* kActivationNames[] = {
+#define ACTIVATION(name, gated, f) #name,
+#include "core/activations.inc"
+};
+constexpr int32_t kActivationCount = sizeof kActivationNames / sizeof *kActivationNames;
+
+ST_MOE_HOST_DEVICE static constexpr bool is_gated(Activation activation) {
+  switch (activation) {
+#define ACTIVATION(name, gated, f) \
+  case Activation::name: return gated;
+#include "core/activations.inc"
+  }
+  return false;
+}
+
+// Rows P of one expert's w1: columns of the pre-activations.
+ST_MOE_HOST_DEVICE static constexpr int64_t w1_rows(Activation activation, int64_t H) {
+  return is_gated(activation) ? 2 * H : H;
+}
+
+// Entries of b1 and mult_bias of one expert.
+ST_MOE_HOST_DEVICE static constexpr int64_t hidden_biases(Activation activation, int64_t H) {
+  return is_gated(activation) ? 3 * H : H;
+}
 
 // What a tensor of the types that ops.inc names points at.
 struct Element {

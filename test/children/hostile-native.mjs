@@ -30,6 +30,7 @@ const signatures = {
   setThreads: 'n',
   getThreads: '',
   unaryKinds: '',
+  activations: '',
   fromData: 'd c s 0',
   toData: 'x[D] d',
   convert: 'x[BND] n',

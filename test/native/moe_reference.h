@@ -5,7 +5,7 @@
 #include <random>
 #include <vector>
 
-#include "core/activation.h"
+#include "core/op_args.h"
 #include "core/philox.h"
 
 // A mixture-of-experts layer in plain loops and double precision, token by token and expert by expert.

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <iterator>
 #include <limits>
 #include <string>
 #include <utility>
@@ -410,7 +409,7 @@ void check_errors() {
   few.rows = 1;
   expect_option(ops.expert_ffn(layer.ctx, few), "too few rows");
   ExpertFfnArgs unknown = layer.ffn_args();
-  unknown.activation = static_cast<Activation>(std::size(kActivationNames));
+  unknown.activation = static_cast<Activation>(kActivationCount);
   expect_option(ops.expert_ffn(layer.ctx, unknown), "an unknown activation");
 
   // Two tokens in one slot: some valid result, and no crash.
@@ -489,7 +488,7 @@ int main() {
       {"collapse", 2, 12, 6, 4, 2, 4, 5, {0, 0.2f}, kCollapse},
       {"collapse, assigned", 2, 12, 6, 4, 2, 4, 5, {0, 0.2f}, kCollapse | kAssigned},
   };
-  for (size_t i = 0; i < std::size(kActivationNames); ++i) {
+  for (int32_t i = 0; i < kActivationCount; ++i) {
     Shape shape{kActivationNames[i], 2, 9, 6, 4, 2, 4, 5, {0, 0.3f}};
     shape.activation = static_cast<Activation>(i);
     shapes.push_back(shape);

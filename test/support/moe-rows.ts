@@ -15,6 +15,7 @@ import {
   TopNGating,
   tensor,
 } from '../../lib/index.js'
+import { activations, isGated } from '../../lib/ops/activation.js'
 import { type Drawn, drawProblem, type Kind } from './draw-problem.js'
 import { forwardOptions, layerOf, toTensor } from './from-problem.js'
 import type { Float } from './golden-case.js'
@@ -33,12 +34,13 @@ function drawn(kind: Kind, change: Partial<Problem> = {}): Drawn {
 const input = (p: Problem): Leaf => ({ shape: [p.B, p.N, p.D], data: p.x })
 const sizes = ({ B, N, D, E, K, H }: Problem): string => JSON.stringify({ B, N, D, E, K, H })
 
-function weightsOf(p: Problem): Leaves {
+function weightsOf(p: Problem, gated = true): Leaves {
   const { D, E, H } = p
+  const P = gated ? 2 * H : H
   return {
-    w1: { shape: [E, 2 * H, D], data: p.w1 },
-    b1: { shape: [E, 2 * H], data: p.b1 },
-    multBias: { shape: [E, H], data: p.multBias },
+    w1: { shape: [E, P, D], data: p.w1.slice(0, E * P * D) },
+    b1: { shape: [E, P], data: p.b1.slice(0, E * P) },
+    ...(gated && { multBias: { shape: [E, H], data: p.multBias } }),
     w2: { shape: [E, D, H], data: p.w2 },
     b2: { shape: [E, D], data: p.b2 },
   }
@@ -159,6 +161,18 @@ const opRows: Row[] = [
           (routing, inputs) => ops.expertFfn(inputs.x, routing, ffnWeights(inputs), { straightThrough: false }),
         ),
       ),
+      ...[
+        ...activations.map((activation) => ({ activation })),
+        ...(['geglu', 'gelu'] as const).map((activation) => ({ activation, geluApproximate: 'tanh' as const })),
+      ].map((options) => ({
+        ...routingSubject(
+          'plain',
+          (p) => ({ x: input(p), ...weightsOf(p, isGated(options.activation)) }),
+          (routing, inputs) =>
+            ops.expertFfn(inputs.x, routing, ffnWeights(inputs), { straightThrough: false, ...options }),
+        ),
+        label: JSON.stringify(options),
+      })),
       ...[
         [3, 4],
         [2, 5, 7],

@@ -1,7 +1,6 @@
 // The ops of a mixture-of-experts layer on the CUDA backend against those of the CPU: the same routing, and values to
 // rounding. With an argument, that many random layers.
 #include <algorithm>
-#include <iterator>
 #include <utility>
 
 #include "moe_layer.h"
@@ -59,7 +58,7 @@ void check_shapes() {
       {"collapse, assigned", 2, 12, 6, 4, 2, 4, 5, {0, 0.2f}, kCollapse | kAssigned},
       {"several tiles", 2, 203, 5, 6, 2, 33, 140, {0, 0.4f}, kMasked},
   };
-  for (size_t i = 1; i < std::size(kActivationNames); ++i) {
+  for (int32_t i = 1; i < kActivationCount; ++i) {
     Shape shape{kActivationNames[i], 2, 70, 6, 3, 2, 40, 140, {0, 0.3f}};
     shape.activation = static_cast<Activation>(i);
     shapes.push_back(shape);

@@ -1,0 +1,43 @@
+import { checkOneOf, fail } from '../check.js'
+import { native } from '../native.js'
+import { type Option, type OptionsOf, oneOf } from '../options.js'
+
+const gated = ['geglu', 'swiglu', 'reglu'] as const
+const plain = ['gelu', 'relu', 'silu', 'relu2'] as const
+
+export const activations = [...gated, ...plain] as const
+
+/** An activation of experts, see {@link ActivationOptions}. */
+export type Activation = (typeof activations)[number]
+
+const geluApproximate: Option<'none' | 'tanh'> = {
+  default: 'none',
+  check(op, name, value, { activation }) {
+    const approximate = checkOneOf(op, name, value, ['none', 'tanh'])
+    if (approximate === 'tanh' && activation !== 'geglu' && activation !== 'gelu')
+      fail('OPTION', op, `${name} 'tanh' is for the activations 'geglu' and 'gelu', got '${activation}'`)
+    return approximate
+  },
+}
+
+export const activationOptions = {
+  /**
+   * Gated: h = f(γ) ⊙ v ⊙ μ with [v ; γ] = x w1ᵀ + b1 and w1 [E, 2H, D] (Shazeer, arXiv 2002.05202); f is gelu in
+   * 'geglu', silu in 'swiglu', relu in 'reglu'. Plain: h = f(x w1ᵀ + b1) with w1 [E, H, D] and no multiplicative bias μ:
+   * 'gelu', 'relu', 'silu', 'relu2' (relu squared: So et al., arXiv 2109.08668). Default 'geglu'.
+   */
+  activation: oneOf(activations, { default: 'geglu' }),
+  /** 'tanh': gelu by its tanh formula instead of erf; for 'geglu' and 'gelu' only. Default 'none'. */
+  geluApproximate,
+}
+
+/** What experts compute between their two linear maps. */
+export interface ActivationOptions extends OptionsOf<typeof activationOptions> {}
+
+export const isGated = (activation: Activation): boolean => (gated as readonly string[]).includes(activation)
+
+const kinds = native.activations()
+
+/** The number of an activation in the native code. */
+export const activationKind = ({ activation, geluApproximate }: Required<ActivationOptions>): number =>
+  kinds.indexOf(geluApproximate === 'tanh' ? `${activation}_tanh` : activation)
