@@ -5,10 +5,7 @@
 
 namespace st_moe {
 
-// Not by way of Napi::Function: its wrapper allocates where there are many arguments, and what that throws is no
-// MoeError.
-// Not by way of Napi::Function: its wrapper allocates where there are many arguments, and what that throws is no
-// MoeError.
+// Not a Napi::Function, whose wrapper allocates for many arguments and throws no MoeError.
 template <class Data, Napi::Value (*run)(Call&, const Data&), const char* (*name_of)(const Data&)>
 static napi_value call(napi_env env, napi_callback_info info) {
   Call::Arguments arguments;
@@ -21,7 +18,7 @@ static napi_value call(napi_env env, napi_callback_info info) {
   try {
     Call call(env, name, arguments);
     return run(call, target);
-  } catch (const Napi::Error& error) {  // what JavaScript has thrown, or its end
+  } catch (const Napi::Error& error) {  // thrown by JavaScript, or the environment ends
     error.ThrowAsJavaScriptException();
   } catch (const Error& error) {
     raise(error);

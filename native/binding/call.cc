@@ -14,8 +14,8 @@ static std::string text_of(const Shape& shape) {
   return text + "]";
 }
 
-// Reading a later argument may run JavaScript (a getter on an array of dimensions), which may release a tensor that an
-// earlier argument named: the call holds its tensors.
+// Reading a later argument may run JavaScript (a getter on an array of dimensions), which may release the tensor of an
+// earlier argument, so the call retains its tensors.
 Call::~Call() {
   for (size_t i = 0; i < held_count_; ++i) environment.tensors.release(held_[i]);
 }

@@ -9,7 +9,7 @@
 namespace st_moe {
 
 // One call from JavaScript: checked conversion of its arguments, allocation of results, errors that name op and
-// argument. The TypeScript layer has checked everything for people already; here it is checked for safety.
+// argument. The TypeScript layer has already checked everything for people; these checks are for safety.
 class Call {
  public:
   static constexpr size_t kMaxArguments = 24;
@@ -25,11 +25,11 @@ class Call {
   const char* op;
   Environment& environment;
 
-  // Arguments, taken in order.
+  // Arguments, in order.
   Napi::Value value() { return {env, arguments_.at(index_++)}; }
-  Tensor& tensor(const char* name);    // all of one call on one device; held until the call ends
-  Tensor* optional(const char* name);  // null, undefined and 0 give null
-  bool absent();                       // takes it if it is undefined
+  Tensor& tensor(const char* name);    // all tensors of a call are on one device; retained until the call ends
+  Tensor* optional(const char* name);  // null for null, undefined and 0
+  bool absent();                       // skips an undefined argument
   double number(const char* name);
   int64_t integer(const char* name, int64_t min, int64_t max);
   int64_t size(const char* name) { return integer(name, 0, int64_t{1} << 46); }

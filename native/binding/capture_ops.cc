@@ -2,7 +2,7 @@
 
 #include "binding/op_call.h"
 
-// Captured steps. JavaScript knows a finished one by a number.
+// Captured steps. JavaScript identifies a finished one by a number.
 namespace st_moe {
 
 static Napi::Value capture_begin(Call& c) {  // (device)
@@ -30,7 +30,7 @@ static Napi::Value capture_end(Call& c) {  // (keep) → number, or undefined
   return Napi::Number::New(c.env, static_cast<double>(number));
 }
 
-// Rows that follow each other: −1, seed and step of a draw; or the number of an op in ops.inc and its attributes.
+// Consecutive rows: −1, seed and step of a sample; or the number of an op in ops.inc and its attributes.
 static std::vector<StepArgs> step_args(Call& c, const char* name) {
   const Napi::Value value = c.value();
   if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_float64_array)

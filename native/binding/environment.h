@@ -21,11 +21,10 @@ class Environment {
   void set_threads(int32_t threads);
   int32_t threads() const { return devices_[0]->context.threads; }
 
-  // Throws Error(unsupported) where a step is being captured on another device: this op would not be part of it.
+  // Throws Error(unsupported) if a step is being captured on another device: this op would not be part of it.
   void expect_capturable(const Device& device) const;
 
-  // Throws the MoeError that JavaScript sees; before the loader has set the factory, a plain Error. Needs no memory of
-  // ours.
+  // Throws a MoeError to JavaScript, or a plain Error before the loader has set the factory. Does not allocate.
   void raise(Napi::Env env, const char* op, const Error& error) noexcept;
   Napi::FunctionReference error_factory;
 
@@ -34,7 +33,7 @@ class Environment {
 
  public:
   std::shared_ptr<Capture> recording;                    // the step that is being captured
-  std::map<int64_t, std::shared_ptr<Capture>> captured;  // under the numbers that JavaScript knows
+  std::map<int64_t, std::shared_ptr<Capture>> captured;  // by the number that JavaScript holds
   TensorTable tensors;
 };
 

@@ -4,7 +4,7 @@
 #include "binding/call.h"
 #include "core/plugin.h"
 
-// The life cycle of tensors, copies from and to JavaScript and other devices, devices and threads.
+// The lifetime of tensors, copies from and to JavaScript and other devices, devices and threads.
 namespace st_moe {
 
 static Napi::Value set_error_factory(Call& c) {
@@ -69,7 +69,7 @@ static Napi::Value reset_peak(Call& c) {
   return c.env.Undefined();
 }
 
-// Handles from JavaScript's own bookkeeping: anything that is not a live handle is ignored or reported, never followed.
+// Handles from JavaScript: anything that is not a live handle is ignored or reported, never dereferenced.
 static int64_t handle_of(Call& c) {
   return c.integer("handle", 0, (int64_t{1} << 53) - 1);
 }
@@ -84,7 +84,7 @@ static Napi::Value release(Call& c) {
   return c.env.Undefined();
 }
 
-// Nobody else holds the tensor or its memory: an engine may change it in place.
+// Whether nobody else references the tensor or its memory, so that it may change in place.
 static Napi::Value unique(Call& c) {
   const int64_t handle = handle_of(c);
   const Tensor& tensor = c.environment.tensors.get(handle);
@@ -171,7 +171,7 @@ static Napi::Value reshape(Call& c) {  // (x, shape): shares memory
   return c.give(std::move(y));
 }
 
-// (x, shape): takes over x once it succeeds, and needs no memory if nobody else holds x.
+// (x, shape): takes ownership of x on success, and does not allocate if nobody else references x.
 static Napi::Value reshape_owned(Call& c) {
   const int64_t handle = handle_of(c);
   TensorTable& tensors = c.environment.tensors;

@@ -7,11 +7,11 @@
 
 #include "binding/call.h"
 
-// Node has no lock of the kernel's.
+// Node has no kernel file locks.
 namespace st_moe {
 
-// (file) → 0, or the error number: EWOULDBLOCK if another process holds the lock. It ends with the process, or once the
-// file is closed.
+// (file) → 0, or the error number: EWOULDBLOCK if another process holds the lock. Released with the process, or when
+// the file is closed.
 static Napi::Value lock_file(Call& c) {
   const int file = static_cast<int>(c.integer("file", 0, INT_MAX));
 #ifdef _WIN32

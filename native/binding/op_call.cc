@@ -74,7 +74,7 @@ class OpCall {
     }
   }
 
-  // The dtype of an element; that of the first tensor of a free type is the op's.
+  // The dtype of an element; the first tensor of a free type sets the dtype of the op.
   DType dtype_of(const Field& field, const Tensor* tensor) {
     if (field.element == ElementType::i32) return DType::i32;
     if (field.element == ElementType::f32) return DType::f32;
@@ -92,14 +92,14 @@ class OpCall {
     return field.leading ? join(lead_, known) : known;
   }
 
-  // leading dimensions, and all of `shape` but the first
+  // leading dimensions, and all of `shape` except the first
   static Shape join(const Shape& leading, const Shape& shape) {
     Shape joined = leading;
     for (size_t i = 1; i < shape.size(); ++i) joined.push_back(shape[i]);
     return joined;
   }
 
-  // [T, …] of [leading…, …]; the first such tensor says which leading dimensions there are.
+  // [T, …] of [leading…, …]; the first such tensor sets the leading dimensions.
   Shape with_rows(const Field& field, const Tensor& tensor) {
     const size_t own = field.dims.size() - 1, rank = tensor.shape.size();
     if (rank < own) call_.expect_rank(field.js_name.c_str(), tensor, own);

@@ -1,6 +1,6 @@
 #include "binding/call.h"
 
-// Ops whose call from JavaScript is not that of their declaration: shapes that broadcast or are split, strides, numbers
+// Ops whose call from JavaScript differs from their declaration: shapes that broadcast or are split, strides, numbers
 // instead of tensors.
 namespace st_moe {
 
@@ -17,7 +17,7 @@ static Napi::Value convert(Call& c) {  // (x, dtype)
   return c.give(std::move(y));
 }
 
-// The furthest element that a strided walk touches must lie inside the tensor.
+// The furthest element of a strided access must be inside the tensor.
 static void expect_inside(const char* name, const Tensor& tensor, const Shape& shape, const Shape& strides,
                           int64_t offset) {
   long double last = static_cast<long double>(offset);

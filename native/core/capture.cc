@@ -15,14 +15,14 @@ Capture::Capture(Device& device) : device_(device) {
 
 Capture::~Capture() {
   try {
-    end(false);  // a worker may be terminated in the middle of a step
+    end(false);  // a worker may be terminated during a capture
   } catch (const Error&) {
   }
   if (step_) device_.backend->capture->release(device_.context, step_);
   device_.stats.remove(bytes_);
 }
 
-// A packed copy is of the values before the step: what the step needs it has to make itself.
+// A packed copy has the values from before the step, so the step must create its own.
 void Capture::hold(const std::shared_ptr<Storage>& storage) {
   if (storage->home() == this || !known_.insert(storage.get()).second) return;
   held_.push_back(storage);

@@ -7,8 +7,8 @@
 
 namespace st_moe {
 
-// A step that has been recorded on a device, to be run again and again. It holds the tensors from outside that it
-// reads and writes, and owns the memory of those made inside; these hold it in turn.
+// A captured step on a device, to be replayed. It references the tensors from outside that it reads and writes, and
+// owns the memory of those created inside, which reference it in turn.
 class Capture : public std::enable_shared_from_this<Capture> {
  public:
   explicit Capture(Device& device);  // begins; throws Error
@@ -18,13 +18,13 @@ class Capture : public std::enable_shared_from_this<Capture> {
 
   const Device& device() const { return device_; }
 
-  // While it is recorded.
+  // During capture.
   void hold(const std::shared_ptr<Storage>& storage);  // an op reads or writes it
   void changes(Storage& storage);
-  void aside(bool on);  // between on and off, ops run at once and are not part of the step
+  void aside(bool on);  // between on and off, ops run immediately, outside capture
   void end(bool keep);  // throws Error
 
-  // After that. Throws Error(disposed) where a tensor from outside is gone.
+  // After capture. Throws Error(disposed) if a tensor from outside was freed.
   void replay(const std::vector<StepArgs>& args);
 
  private:

@@ -4,7 +4,7 @@
 
 #include "core/qualifiers.h"
 
-// bf16 and f16 are storage formats: values are converted to float32 for arithmetic, and rounded to nearest even back.
+// bf16 and f16 are storage formats: values are converted to float32 for arithmetic, and rounded back to nearest even.
 namespace st_moe {
 
 ST_MOE_HOST_DEVICE static inline float bits_to_float(uint32_t bits) {
@@ -49,7 +49,7 @@ ST_MOE_HOST_DEVICE static inline uint16_t float_to_f16(float value) {
   return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13));
 }
 
-// Towards zero, clamped to int32; NaN gives 0. Without branches, so that loops are vectorised.
+// Towards zero, clamped to int32; NaN becomes 0. Without branches, so that loops are vectorized.
 ST_MOE_HOST_DEVICE static inline int32_t saturate(double value) {
   value = value == value ? value : 0.0;
   value = value > 2147483647.0 ? 2147483647.0 : value;

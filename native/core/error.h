@@ -17,7 +17,7 @@ enum class ErrorCode : int32_t {
   unsupported,
   non_finite,
   backend_unavailable,
-  device_fault,  // a kernel has faulted: nothing on the device works any more in this process
+  device_fault,  // a kernel faulted: the device is unusable in this process
   internal,
 };
 constexpr size_t kErrorText = 1000;  // bytes of a text, the end included

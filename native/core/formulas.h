@@ -5,9 +5,9 @@
 
 #include "core/qualifiers.h"
 
-// Scalar formulas shared by the backends. Double precision is the C library's. The float32 versions have no branches
-// and no calls, so a plain loop over them is vectorised. Limits are right at ±inf, and NaN stays NaN:
-// a clamp is written `x > limit ? limit : x`, or `limit < x ? limit : x`, which a NaN passes through.
+// Scalar formulas shared by the backends. Double precision uses the C library. The float32 versions have no branches
+// and no calls, so a plain loop over them is vectorized. Limits at ±inf are correct, and NaN stays NaN: a clamp is
+// written `x > limit ? limit : x`, or `limit < x ? limit : x`, which a NaN passes through.
 namespace st_moe {
 
 // x = n·ln 2 + r with |r| ≤ ln 2 / 2, and e^r by a minimax polynomial of degree 6 (relative error 3.1e-9).
@@ -32,7 +32,7 @@ ST_MOE_HOST_DEVICE static inline ExpParts exp_parts(float x) {
   return parts;
 }
 
-// e^x in float32: at most 1 ulp off where the result is normal; subnormal results are rounded twice.
+// e^x in float32: within 1 ulp if the result is normal; subnormal results are rounded twice.
 ST_MOE_HOST_DEVICE static inline float exp_float(float x) {
 #if defined(__CUDA_ARCH__)
   return ::expf(x);
@@ -74,7 +74,7 @@ ST_MOE_HOST_DEVICE static inline T exp_of(T x) {
   }
 }
 
-// tanh in float32: at most 2 ulp off.
+// tanh in float32: within 2 ulp.
 ST_MOE_HOST_DEVICE static inline float tanh_float(float x) {
   const float magnitude = std::fabs(x), square = x * x;
   float p = -5.7047579e-3f;  // x + x³ P(x²) on |x| < 0.625, where 1 − e would cancel; relative error 4.4e-9
@@ -108,7 +108,7 @@ ST_MOE_HOST_DEVICE static inline T sigmoid_grad(T x) {
   return e * s * s;
 }
 
-// A function and its derivative at one place, with one exponential.
+// A function and its derivative at one point, with one exponential.
 template <class T>
 struct ValueAndSlope {
   T value, slope;
@@ -120,7 +120,7 @@ ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> sigmoid_with_slope(T x) {
   return {x > T(0) ? above : below, below * above};
 }
 
-// x · sigmoid(x). The clamps give the limits at ±inf instead of inf · 0.
+// x · sigmoid(x). The clamps yield the limits at ±inf instead of inf · 0.
 template <class T>
 ST_MOE_HOST_DEVICE static inline T silu(T x) {
   constexpr T limit = sizeof(T) == 4 ? T(110) : T(760);
@@ -135,8 +135,8 @@ ST_MOE_HOST_DEVICE static inline T silu_grad(T x) {
   return sigmoid(clamped) + clamped * sigmoid_grad(clamped);
 }
 
-// The normal distribution at t = |z|, clamped to where nothing is left, so that t · tail and t · density have their
-// limit 0: tail = Φ(−t), density = φ(t).
+// The normal distribution at t = |z|, clamped to the point where both are 0, so that t · tail and t · density have
+// their limit 0: tail = Φ(−t), density = φ(t).
 template <class T>
 struct NormalTail {
   T t, tail, density;
@@ -226,13 +226,13 @@ ST_MOE_HOST_DEVICE static inline T relu_grad(T z) {
   return z > T(0) ? T(1) : T(0);
 }
 
-// Whether a choice after the first is routed, for u uniform on [0, 1): with probability gate / max(threshold, floor).
+// Whether a second or later expert is used, for u uniform on [0, 1): with probability gate / max(threshold, floor).
 template <class T>
 ST_MOE_HOST_DEVICE static inline bool routed(T u, T gate, T threshold, T floor) {
   return u < gate / (threshold < floor ? floor : threshold);
 }
 
-// Uniform on [0, 1) to Gumbel noise, by the C library: routing decisions hang on it.
+// Uniform on [0, 1) to Gumbel noise, by the C library, because routing decisions depend on it.
 template <class T>
 ST_MOE_HOST_DEVICE static inline T gumbel(T u) {
   const T floor = T(1e-20);

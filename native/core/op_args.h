@@ -7,7 +7,7 @@
 #include "core/pack.h"
 #include "core/qualifiers.h"
 
-// What each op is given: plain data, so that a backend may live in a plugin. The ops are declared in ops.inc.
+// The arguments of each op: plain data, so that a backend may be in a plugin. The ops are declared in ops.inc.
 namespace st_moe {
 
 constexpr int kMaxRank = 8;
@@ -18,9 +18,9 @@ struct Status {
   char text[kErrorText];
 };
 
-// What a call may use.
+// The resources of a call.
 struct Context {
-  int32_t threads;  // CPU threads; results never depend on it
+  int32_t threads;  // CPU threads; never changes results
   void* stream;  // a plugin's own: the stream, and what goes with it, of one environment on one device; null on the CPU
 };
 
@@ -75,7 +75,7 @@ ST_MOE_HOST_DEVICE static constexpr int64_t hidden_biases(Activation activation,
   return is_gated(activation) ? 3 * H : H;
 }
 
-// What a tensor of the types that ops.inc names points at.
+// The element types of the tensor types in ops.inc.
 struct Element {
   using real = void;
   using any = void;

@@ -13,7 +13,7 @@ namespace {
 template <class Args>
 struct Declared;
 
-// DIMS(T, I, O) → a field for each. At most eight.
+// DIMS(T, I, O) → one field each, at most eight.
 #define ST_MOE_COUNT(a, b, c, d, e, f, g, h, count, ...) count
 #define ST_MOE_DIM(name) Field{Role::dim, #name, offsetof(Args, name)},
 #define ST_MOE_DIMS_1(a) ST_MOE_DIM(a)
@@ -83,7 +83,7 @@ std::string camel_case(const char* name) {
   return text;
 }
 
-// A declaration that cannot be read ends the program when it starts: every test finds it.
+// A declaration that cannot be parsed ends the program at start, so that every test finds it.
 const Field& letter(const std::vector<Field>& fields, const std::string& name) {
   for (const Field& field : fields)
     if (name == field.name && field.role >= Role::dim) return field;

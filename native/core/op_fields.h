@@ -5,7 +5,7 @@
 #include "core/backend.h"
 #include "core/shape.h"
 
-// The declarations of ops.inc as data: what the binding, and a test that fills and compares any op, read.
+// The declarations of ops.inc as data, for the binding and for tests that fill and compare any op.
 namespace st_moe {
 
 enum class Role : uint8_t {
@@ -45,7 +45,7 @@ struct Field {
   std::string js_name{};
   bool any_shape = false;    // "..."
   bool leading = false;      // "T... D"
-  bool has_derived = false;  // a letter of its shape is known only when the rules have been applied
+  bool has_derived = false;  // a letter of its shape is known only after the rules
   std::vector<Dim> dims{};
 
   bool is_tensor() const { return role <= Role::created; }
@@ -74,10 +74,10 @@ T& member(void* args, size_t offset) {
 
 constexpr int64_t kUnknown = -1;
 
-// The dimensions of a field, the leading ones as one, as far as they are known; kUnknown if one letter of it is not.
+// The dimensions of a field, the leading ones as one; kUnknown if a letter is not known.
 Shape known_shape(const Field& field, const void* args);
 
-// Learns the letters that the shape of a tensor tells, if it fits known_shape; not derived ones. Throws Error(shape).
+// Sets the letters from the shape of a tensor, if it matches known_shape; not derived ones. Throws Error(shape).
 void learn_letters(const Field& field, const Shape& shape, void* args);
 
 }  // namespace st_moe

@@ -3,8 +3,8 @@
 
 #include "core/tensor.h"
 
-// What ops ask of their arguments beyond shapes and ranges, and what follows from them: run before outputs are made. An
-// output that is wanted is not null.
+// Requirements on arguments beyond shapes and ranges, and derived values; applied before outputs are allocated. A
+// requested output is not null.
 namespace st_moe {
 
 template <class Args>

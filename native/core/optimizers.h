@@ -42,7 +42,7 @@ struct AdamwUpdate {
 
   ST_MOE_HOST_DEVICE void operator()(int64_t i) const {
     const T difference = g[i] - m[i], blend1 = f[kBlend1];
-    // as torch.lerp: from the nearer end, or a small g drowns in a large m
+    // as torch.lerp: from the nearer end, else a small g is lost in a large m
     const T first = blend1 >= T(0.5) ? g[i] - difference * f[kBeta1] : m[i] + difference * blend1;
     const T second = v[i] * f[kBeta2] + g[i] * g[i] * f[kBlend2];
     m[i] = first;

@@ -6,7 +6,7 @@
 
 namespace st_moe {
 
-// Which copy of a weight: a layout, as the backend numbers them, and the shape it was made for.
+// Identifies a copy of a weight: a layout number of the backend, and its shape.
 struct PackKey {
   int32_t layout;
   DType dtype;
@@ -14,12 +14,12 @@ struct PackKey {
   bool operator==(const PackKey&) const = default;
 };
 
-// Copies of a weight in layouts of the backend's own (panels, a narrower type, padding), kept with the weight until it
-// changes or is freed. An op looks for the copy it needs; where there is none it makes one and hands it over. Only
-// parameters have this: a copy of another tensor would seldom be used twice. Called by the thread of the op alone.
+// Copies of a weight in layouts of the backend (panels, lower precision, padding), kept until the weight changes or is
+// freed. An op looks up its copy, or creates it and passes ownership. Only parameters have copies, because those of
+// other tensors would rarely be used twice. Called only by the thread of the op.
 struct PackedCopies {
   const void* (*find)(const PackedCopies&, const PackKey&);  // null: not there
-  // Takes over memory that Backend::allocate gave and the op has filled, once for each key. false: it stays the op's.
+  // Takes ownership of memory from Backend::allocate that the op filled, once per key. false: the op keeps it.
   bool (*keep)(PackedCopies&, const PackKey&, void* data, size_t bytes);
 };
 

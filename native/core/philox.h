@@ -6,8 +6,8 @@
 namespace st_moe {
 
 // Philox 4x32-10 of Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC11).
-// Key: the seed. Counter: (block index, step). A draw of n numbers uses one step; element i of the draw
-// is a function of (seed, step, i) alone, so every backend and any number of threads gives the same bits.
+// Key: the seed. Counter: (block index, step). Sampling n numbers uses one step; element i depends only on
+// (seed, step, i), so every backend and any number of threads gives the same bits.
 struct PhiloxBlock {
   uint32_t word[4];
 };
@@ -29,7 +29,7 @@ ST_MOE_HOST_DEVICE static inline PhiloxBlock philox(uint64_t seed, uint64_t step
   return {{c0, c1, c2, c3}};
 }
 
-// Word i of a draw, four words a block.
+// Word i of a sample, four words per block.
 ST_MOE_HOST_DEVICE static inline uint32_t philox_word(uint64_t seed, uint64_t step, uint64_t i) {
   return philox(seed, step, i >> 2).word[i & 3];
 }

@@ -3,16 +3,16 @@
 
 #include "core/backend.h"
 
-// Backends in shared libraries: what one gives, and how it is opened.
+// Backends in shared libraries: their interface, and how they are loaded.
 namespace st_moe {
 
-struct Probe {           // what a plugin answers to "can you work here?"
-  int32_t device_count;  // 0: no, and then stage and reason say why
+struct Probe {           // whether a plugin can work on this machine
+  int32_t device_count;  // 0: no; stage and reason say why
   char stage[16];        // "plugin", "abi", "driver", "device" or "cublas"
   char reason[2000];
 };
 
-// What the symbol `st_moe_plugin` of a shared library gives. The ABI number comes first and is looked at first.
+// The value of the symbol `st_moe_plugin` of a shared library. The ABI number comes first and is checked first.
 struct Plugin {
   uint32_t abi;                                                              // kBackendAbi
   void (*probe)(Probe* probe);                                               // opens driver and libraries; never throws
@@ -23,11 +23,11 @@ using PluginEntry = const Plugin* (*)();
 constexpr const char* kPluginSymbol = "st_moe_plugin";
 
 struct PluginLibrary {
-  const Plugin* plugin;  // null where the probe failed
+  const Plugin* plugin;  // null if the probe failed
   Probe probe;
 };
 
-// Opens and probes a plugin, once a process for each path. Never throws: the probe says what failed.
+// Loads and probes a plugin, once per process and path. Never throws: the probe reports failures.
 const PluginLibrary& load_plugin(const std::string& path);
 
 }  // namespace st_moe

@@ -8,7 +8,7 @@
 
 namespace st_moe {
 
-// The dimensions of a tensor, or their strides. In place: making and copying one needs no memory.
+// The dimensions of a tensor, or their strides. Stored inline: creating and copying one does not allocate.
 class Shape {
  public:
   Shape() = default;

@@ -22,7 +22,7 @@ Storage::Storage(Device& device, size_t bytes)
 }
 
 Storage::~Storage() {
-  if (home_ && device_.capture != home_.get()) return;  // the captured step goes on to use it
+  if (home_ && device_.capture != home_.get()) return;  // the captured step still uses it
   if (!home_) device_.stats.remove(bytes_);
   device_.backend->release(device_.context, data_, bytes_);
 }

@@ -8,8 +8,8 @@
 #include "core/plugin.h"
 #include "core/shape.h"
 
-// Tensors live in a table of the environment (main thread or worker) that made them. JavaScript holds handles:
-// slot number and generation, so a handle of a freed tensor is recognised and never reads foreign memory.
+// Tensors are in a table of the environment (main thread or worker) that created them. JavaScript holds handles: slot
+// number and generation, so that the handle of a freed tensor is detected and never reads foreign memory.
 namespace st_moe {
 
 struct MemoryStats {
@@ -52,14 +52,14 @@ class Storage {
   Storage& operator=(const Storage&) = delete;
   void* data() const { return data_; }
 
-  // What the host put here, if it is worth knowing without a wait for the device: short lists of i32, such as the sizes
-  // of groups.
+  // The values that the host wrote, if they are useful without waiting for the device: short lists of i32, such as
+  // group sizes.
   void remember(const void* host, DType dtype);
-  // Null where it is not known, or may be another at the next replay of a captured step.
+  // Null if unknown, or if it may differ at the next replay of a captured step.
   const int32_t* remembered() const { return remembered_.empty() || device_.capture ? nullptr : remembered_.data(); }
 
   uint32_t version() const { return version_; }
-  void change();  // before every in-place change: raises the version, drops what is derived from the values
+  void change();  // before every in-place change: increments the version, drops values derived from the data
 
   void keep_packed();                                    // from now on: this is a parameter
   PackedStore* packed() const { return packed_.get(); }  // null unless kept
@@ -87,23 +87,23 @@ struct Tensor {
   void* data() const { return storage->data(); }
 };
 
-// Elements of a shape. Throws Error(shape) when a dimension is negative or the size leaves 2^46 elements.
+// Elements of a shape. Throws Error(shape) if a dimension is negative or the size exceeds 2^46 elements.
 int64_t shape_size(const Shape& shape);
 
-// Uninitialised. Throws Error(shape | out_of_memory).
+// Uninitialized. Throws Error(shape | out_of_memory).
 Tensor make_tensor(Device& device, DType dtype, const Shape& shape);
 
 class TensorTable {
  public:
   using Handle = int64_t;  // generation << 24 | slot; below 2^53, so exact as a JavaScript number
 
-  void reserve(size_t count);    // so many inserts to come need no memory; throws std::bad_alloc, Error(out_of_memory)
+  void reserve(size_t count);  // the next `count` inserts do not allocate; throws std::bad_alloc, Error(out_of_memory)
   Handle insert(Tensor tensor);  // with one reference
   Tensor& get(Handle handle);    // throws Error(disposed); stays valid while the handle has references
   bool alive(Handle handle) const;
   int64_t references(Handle handle);  // 0 of a dead handle
   void retain(Handle handle);         // throws Error(disposed)
-  void release(Handle handle);        // of a dead handle: nothing
+  void release(Handle handle);        // does nothing for a dead handle
 
  private:
   static constexpr int kSlotBits = 24;
