@@ -38,7 +38,7 @@ export default [
     from: 'const int64_t i = j - block.shared + 1;',
     to: 'const int64_t i = j - block.shared;',
     breaks: 'a row adds to the gradients of a key that it does not see',
-    tests: ['attention_test'],
+    tests: ['ops_test'],
   },
   {
     name: 'gemm-forgets-to-accumulate',
@@ -78,7 +78,7 @@ export default [
     from: 'counted ? static_cast<T>(total / static_cast<double>(counted)) : T(0)',
     to: 'static_cast<T>(total / static_cast<double>(counted))',
     breaks: 'the loss of ignored rows alone is NaN',
-    tests: ['layer_ops_test'],
+    tests: ['ops_test'],
   },
   {
     name: 'layernorm-sample-variance',
@@ -86,7 +86,7 @@ export default [
     from: 'std::sqrt(squares / static_cast<double>(D) + eps)',
     to: 'std::sqrt(squares / static_cast<double>(D - 1) + eps)',
     breaks: 'the variance is that of a sample',
-    tests: ['layer_ops_test'],
+    tests: ['ops_test'],
   },
   {
     name: 'dropout-threshold-rounded-down',

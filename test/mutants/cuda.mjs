@@ -31,7 +31,7 @@ export default [
     from: 'const bool whole = shape.first_query(last_key) <= first;',
     to: 'const bool whole = shape.first_query(task.first_row) <= first;',
     breaks: 'a NaN in a query reaches keys that it does not see, times 0',
-    tests: ['simt/layers_test.forward'],
+    tests: ['simt/ops_test.attention.forward'],
   },
   {
     name: 'sort-one-pass-short',
@@ -39,7 +39,7 @@ export default [
     from: 'shift == 0 || (limit - 1) >> shift > 0;',
     to: 'shift == 0 || (limit - 1) >> shift > 1;',
     breaks: 'keys from 256 to 511 are sorted by their low byte',
-    tests: ['simt/layers_test.forward'],
+    tests: ['simt/ops_test.layers.forward'],
   },
   {
     name: 'reduce-past-the-axis',
@@ -47,7 +47,7 @@ export default [
     from: 'end = min(axis, (block + 1) * rows);',
     to: 'end = (block + 1) * rows;',
     breaks: 'the last block of rows adds those of the next tensor',
-    tests: ['simt/base_ops_test.forward'],
+    tests: ['simt/ops_test.elementwise.forward'],
   },
   {
     name: 'normal-pair-past-the-end',
@@ -55,7 +55,7 @@ export default [
     from: 'if (2 * block + 1 < numbers.size)',
     to: 'if (2 * block + 1 <= numbers.size)',
     breaks: 'an odd number of draws writes one too many',
-    tests: ['simt/base_ops_test.forward'],
+    tests: ['simt/ops_test.creation.forward'],
   },
   {
     name: 'replay-draws-with-the-first-seed',
@@ -79,7 +79,7 @@ export default [
     from: 'b_tile[k][column + j * kTileSide];\n    __syncthreads();\n',
     to: 'b_tile[k][column + j * kTileSide];\n',
     breaks: 'a thread loads the next tile while others still read this one',
-    tests: ['simt/topk_grouped_test.forward', 'simt/topk_grouped_test.rev'],
+    tests: ['simt/ops_test.gemms.forward', 'simt/ops_test.gemms.rev'],
   },
   {
     name: 'position-at-the-capacity',

@@ -38,7 +38,7 @@ export default [
     from: 'row_max(x, n);\n  double sum',
     to: 'row_max(x, min_of(chunk, n));\n  double sum',
     breaks: 'a large logit after column 512 overflows the sum',
-    tests: ['layer_ops_test'],
+    tests: ['ops_test'],
   },
   {
     name: 'module-moves-without-gradients',

@@ -1,11 +1,52 @@
 #pragma once
+#include <cmath>
+#include <cstring>
 #include <limits>
+#include <vector>
 
-#include "compare.h"
+#include "machine.h"
 #include "rounding.h"
 
 // An op on the CPU or the card with vectors of the host, for results that are not compared one op at a time.
 namespace st_moe::test {
+
+inline int failures = 0, checks = 0;
+
+inline void expect(bool ok, const std::string& what, double got = 0, double wanted = 0) {
+  ++checks;
+  if (ok) return;
+  if (++failures <= 50) std::printf("FAIL %s: got %.9g, wanted %.9g\n", what.c_str(), got, wanted);
+}
+
+template <class T>
+constexpr DType dtype_of() {
+  if (sizeof(T) == 8) return DType::f64;
+  if (sizeof(T) == 2) return DType::bf16;
+  return std::is_integral_v<T> ? DType::i32 : DType::f32;
+}
+
+using Bytes = std::vector<char>;
+
+// ‖a − b‖ / ‖b‖; infinity where one has a NaN and the other has not.
+template <class T>
+double relative_error(const Bytes& a, const Bytes& b) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i + sizeof(T) <= b.size(); i += sizeof(T)) {
+    T x, y;
+    std::memcpy(&x, &a[i], sizeof x);
+    std::memcpy(&y, &b[i], sizeof y);
+    if (x == y || (x != x && y != y)) continue;
+    if (!std::isfinite(static_cast<double>(x)) || !std::isfinite(static_cast<double>(y))) return HUGE_VAL;
+    difference += (static_cast<double>(x) - y) * (static_cast<double>(x) - y);
+    norm += static_cast<double>(y) * y;
+  }
+  return std::sqrt(difference) / (norm > 0 ? std::sqrt(norm) : 1);
+}
+
+inline int report(const char* name) {
+  std::printf("%s: %d checks, %d failures on %s\n", name, checks, failures, machine().card().variant);
+  return failures != 0;
+}
 
 struct Device {
   const Backend* backend;
@@ -17,19 +58,6 @@ inline Device cpu() {
 }
 inline Device card() {
   return {&machine().card(), machine().context};
-}
-
-// What the emulator counts, and zeros on a real card.
-struct Counters {
-  int64_t launches, products, copies, allocations, synchronisations, live_allocations, live_bytes, graph_launches;
-};
-inline Counters counters() {
-  Counters counters{};
-  void* library = dlopen(std::getenv("ST_MOE_CUDA_LIBRARY"), RTLD_NOW | RTLD_LOCAL);
-  const auto count = reinterpret_cast<void (*)(Counters*)>(dlsym(library, "simt_counters"));
-  if (count) count(&counters);
-  dlclose(library);
-  return counters;
 }
 
 // The pointers of one call and what it did. Outputs are copied back when it has run.

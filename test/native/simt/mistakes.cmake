@@ -64,7 +64,11 @@ function(mutant where name file source test from to pattern)
   target_include_directories(mutated_${name} BEFORE PRIVATE ${folder} ${CMAKE_CURRENT_SOURCE_DIR} ${root}/native)
   target_sources(mutant_${name} PRIVATE $<TARGET_OBJECTS:mutated_${name}>)
   target_link_libraries(mutant_${name} PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
-  add_test(NAME mutant.${name} COMMAND ${finds} ${pattern} $<TARGET_FILE:cuda_${test}_test>)
+  set(command $<TARGET_FILE:cuda_ops_test> ${test})  # a group of its table
+  if(test STREQUAL moe)
+    set(command $<TARGET_FILE:cuda_moe_test>)
+  endif()
+  add_test(NAME mutant.${name} COMMAND ${finds} ${pattern} ${command})
   set_tests_properties(mutant.${name} PROPERTIES
     ENVIRONMENT "ST_MOE_CUDA_LIBRARY=$<TARGET_FILE:mutant_${name}>;ST_MOE_TEST_SMALL=1;TSAN_OPTIONS=halt_on_error=1")
 endfunction()
@@ -85,8 +89,8 @@ mutant(thread sort_off_by_one sort.cuh embedding.cu layers "lane >= offset" "lan
 mutant(thread sort_missing_barrier sort.cuh embedding.cu layers
        "in_warp[warp][digit] = __popc(peers);\n      __syncthreads();" "in_warp[warp][digit] = __popc(peers);"
        "data race")
-mutant(thread blocks_overlap kernel.cuh unary.cu base_ops
+mutant(thread blocks_overlap kernel.cuh unary.cu elementwise
        "blockIdx.x * int64_t{blockDim.x} + threadIdx.x" "blockIdx.x * int64_t{blockDim.x - 1} + threadIdx.x" "data race")
-mutant(address elementwise_one_too_many kernel.cuh unary.cu base_ops "i < size;" "i <= size;" "AddressSanitizer")
+mutant(address elementwise_one_too_many kernel.cuh unary.cu elementwise "i < size;" "i <= size;" "AddressSanitizer")
 mutant(address softmax_one_too_many route.cu route.cu moe "e < E; e += kWarp) largest" "e <= E; e += kWarp) largest"
        "AddressSanitizer")

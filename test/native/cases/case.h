@@ -1,0 +1,153 @@
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "../check.h"
+#include "../cuda/size.h"
+#include "core/op_fields.h"
+
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"  // a case names the sizes and attributes alone
+
+// The table of cases: an op, its sizes and attributes, and a way to fill its inputs. ops_test runs each on the CPU
+// against a plain loop, by every instruction set and 1, 2 and 3 threads; cuda/ops_test runs each on the device of a
+// plugin against the CPU.
+namespace st_moe::test {
+
+constexpr DType kReals[] = {DType::f32, DType::f64};
+constexpr DType kDTypes[] = {DType::f32, DType::f64, DType::bf16, DType::f16, DType::i32};
+
+inline std::vector<DType> reals() {
+  return small() ? std::vector{DType::f32} : std::vector{DType::f32, DType::f64};
+}
+
+double rounded(DType dtype, double value);
+
+using Bytes = std::vector<char>;
+
+// A tensor of a call. Its numbers are in double, which holds those of every dtype.
+struct Tensor {
+  std::string name;
+  size_t offset;  // of its pointer in the struct of arguments
+  Role role;      // input, output or updated
+  DType dtype;
+  int64_t size;
+  std::string shares{};  // the tensor whose memory it has
+  bool present = true;
+  std::vector<double> numbers{};
+
+  Bytes encode() const;
+  std::vector<double> decode(const Bytes& bytes) const;
+};
+
+// What one call is given, and what is wanted of it.
+struct Problem {
+  const OpInfo* op;
+  alignas(8) char args[kMaxArgsSize];
+  std::vector<Tensor> tensors;
+  TestRandom random{1};
+
+  std::vector<double>& operator[](const std::string& name) { return find(name)->numbers; }
+  Tensor* find(const std::string& name);
+  bool has(const std::string& name);  // and it is not null
+  DType dtype() const;
+  template <class Args>
+  const Args& as() const {
+    return *reinterpret_cast<const Args*>(args);
+  }
+};
+
+struct Result {
+  Status status;
+  std::vector<Bytes> bytes;  // of each tensor
+};
+Result run_on_host(const Problem& problem, const OpTable& ops, int threads, bool host_copies = false);
+
+using Fill = std::function<void(Problem&)>;
+inline Fill plus(const std::string& name, double shift) {
+  return [=](Problem& p) {
+    for (double& x : p[name]) x += shift;
+  };
+}
+inline Fill below(const std::string& name, int64_t limit) {
+  return [=](Problem& p) {
+    for (double& x : p[name]) x = static_cast<double>(p.random.below(limit));
+  };
+}
+
+struct Case {
+  Problem empty;  // without numbers
+  std::vector<Fill> fills{};
+  std::function<void(Problem& got, const char* what)> verify{};
+  double cpu_factor = 1, device_factor = 1;  // of the tolerance
+  double magnitude = 0;                      // of the terms whose sum a result is, where that cancels
+  bool exact = false, on_cpu = true, on_device = true;
+  bool host_copies = false;  // of the tensors that the op may know on the host: the device runs with them
+  ErrorCode error = ErrorCode::none;
+  std::string error_text{};
+  bool total_error = false;
+
+  // Inputs are normal numbers and indices 0, then as `f` changes them, one after the other.
+  Case& fill(Fill f) { return fills.push_back(std::move(f)), *this; }
+  Case& without(const std::string& name) { return empty.find(name)->present = false, *this; }
+  Case& tolerance(double cpu, double device = 1) { return cpu_factor = cpu, device_factor = device, *this; }
+  Case& terms(double size) { return magnitude = size, *this; }
+  Case& same_bits() { return exact = true, *this; }
+  Case& cpu_only() { return on_device = false, *this; }
+  Case& device_only() { return on_cpu = false, *this; }
+  // On the CPU with this text. On a device, where a kernel finds it, other rows are as the loop has them, if it is
+  // not `total`.
+  Case& fails(ErrorCode code, const std::string& text, bool total = false) {
+    return error = code, error_text = text, total_error = total, *this;
+  }
+
+  std::string name() const;
+  Problem problem() const;
+};
+
+#define OP(Name, name)                            \
+  inline const char* name_of(const Name##Args&) { \
+    return #name;                                 \
+  }
+#define END
+#include "core/op_list.inc"
+
+class Table {
+ public:
+  // Tensors of an op that is declared by hand come with it.
+  template <class Args>
+  Case& add(const Args& args, std::vector<Tensor> tensors = {}) {
+    return add(name_of(args), &args, sizeof args, std::move(tensors));
+  }
+
+  // The op in plain loops, in double. An index outside its range is skipped.
+  template <class Args>
+  void loop(void (*f)(const Args&, Problem&)) {
+    loops_.push_back({name_of(Args{}), [f](Problem& p) { f(p.as<Args>(), p); }});
+  }
+
+  const std::vector<Case>& cases() const { return cases_; }
+  const Fill* find_loop(const std::string& op) const;
+
+  // The inputs of a case; those of a backward that its forward gives come from the loop of the forward.
+  Problem problem(const Case& c) const;
+  // The outputs, by the loop. Of a backward without one: by the op itself in f64, which is compared with differences.
+  Problem wanted(const Case& c, const Problem& problem, const OpTable& ops) const;
+
+ private:
+  Case& add(const char* op, const void* args, size_t size, std::vector<Tensor> tensors);
+  Problem forward_of(const Problem& backward) const;
+  void check_differences(const std::string& name, Problem& backward) const;
+
+  std::vector<Case> cases_;
+  std::vector<std::pair<std::string, Fill>> loops_;
+};
+
+// Compares the outputs; `tolerance` for f32 and f64, before the factor.
+void compare(const Case& c, const std::string& name, const Problem& wanted, const std::vector<Bytes>& got,
+             double factor, double f32, double f64);
+
+// The groups of the table, one a file: those that are named, or all.
+Table table_of(int count, char** names);
+
+}  // namespace st_moe::test

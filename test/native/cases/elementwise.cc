@@ -1,0 +1,255 @@
+// Element-wise ops, reductions and optimizers.
+#include "case.h"
+#include "sizes.h"
+
+namespace st_moe::test {
+namespace {
+
+double value_of(UnaryKind kind, double x) {
+  switch (kind) {
+    case UnaryKind::neg: return -x;
+    case UnaryKind::exp: return std::exp(x);
+    case UnaryKind::log: return std::log(x);
+    case UnaryKind::sqrt: return std::sqrt(x);
+    case UnaryKind::abs: return std::fabs(x);
+    case UnaryKind::square: return x * x;
+    case UnaryKind::relu: return x <= 0 ? 0 : x;
+    case UnaryKind::gelu: return x == -INFINITY ? -0.0 : 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+    case UnaryKind::silu: return x == -INFINITY ? -0.0 : x / (1 + std::exp(-x));
+    case UnaryKind::sigmoid: return 1 / (1 + std::exp(-x));
+    case UnaryKind::tanh: return std::tanh(x);
+  }
+  return 0;
+}
+
+void unary(const UnaryArgs& a, Problem& p) {
+  std::vector<double>&x = p["x"], &y = p["y"];
+  for (size_t i = 0; i < y.size(); ++i) y[i] = value_of(a.kind, x[i]);
+}
+
+// By differences of the fourth order, whose own error is 1e-11 or so; exact where relu and abs have a corner.
+void unary_backward(const UnaryBackwardArgs& a, Problem& p) {
+  std::vector<double>&xs = p["x"], &dys = p["dy"], &dx = p["dx"];
+  for (size_t i = 0; i < dx.size(); ++i) {
+    const double x = xs[i], dy = dys[i], h = 1e-4;
+    const auto f = [&](double step) { return value_of(a.kind, x + step); };
+    if (a.kind == UnaryKind::relu)
+      dx[i] = x <= 0 ? 0 : dy;
+    else if (a.kind == UnaryKind::abs)
+      dx[i] = x > 0 ? dy : x < 0 ? -dy : x;
+    else
+      dx[i] = dy * (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h);
+  }
+}
+
+void set(Problem& p, const char* name, const std::vector<double>& first) {
+  std::copy(first.begin(), first.end(), p[name].begin());
+}
+
+void add_unary(Table& table, DType dtype) {
+  for (int32_t k = 0; k < kUnaryKindCount; ++k) {
+    const UnaryKind kind = static_cast<UnaryKind>(k);
+    const bool positive = kind == UnaryKind::log || kind == UnaryKind::sqrt;
+    const auto forward = [&](int64_t size) -> Case& {
+      return table.add(UnaryArgs{.dtype = dtype, .size = size, .kind = kind});
+    };
+    const auto backward = [&](int64_t size) -> Case& {
+      return table.add(UnaryBackwardArgs{.dtype = dtype, .size = size, .kind = kind});
+    };
+    const Fill domain = [=](Problem& p) {
+      for (double& x : p["x"])
+        if (positive) x = std::fabs(x) + 0.125;
+    };
+    for (int64_t size : kSizes) {
+      forward(size).fill(domain);
+      backward(size).fill(domain).tolerance(dtype == DType::f32 ? 2 : 5e4);
+    }
+    const Fill special = [](Problem& p) { set(p, "x", {0, -0.0, INFINITY, -INFINITY, 80, -80, NAN, 1}); };
+    forward(1500).fill(domain).fill(special);
+    backward(1500).fill(domain).fill(special).device_only();
+    if (kind == UnaryKind::relu || kind == UnaryKind::abs)  // slope 0 at 0; a NaN stays one, and relu selects
+      backward(5).fill([](Problem& p) {
+        set(p, "x", {0, -0.0, 1, -1, NAN});
+        set(p, "dy", {3, 3, 3, INFINITY, 3});
+      });
+  }
+}
+
+double apply(BinaryKind kind, DType dtype, double a, double b) {
+  if (dtype == DType::i32) {  // wraps around
+    const uint32_t x = static_cast<uint32_t>(static_cast<int32_t>(a)), y = static_cast<uint32_t>(static_cast<int32_t>(b));
+    return static_cast<int32_t>(kind == BinaryKind::add ? x + y : kind == BinaryKind::sub ? x - y : x * y);
+  }
+  return kind == BinaryKind::add ? a + b : kind == BinaryKind::sub ? a - b : kind == BinaryKind::mul ? a * b : a / b;
+}
+
+void binary(const BinaryArgs& a, Problem& p) {
+  const int64_t* shape = a.shape;
+  Sizes y = contiguous(Sizes(shape, shape + a.rank));
+  const auto at_a = walk(a.rank, shape, a.a_strides, y.data()), at_b = walk(a.rank, shape, a.b_strides, y.data());
+  std::vector<double>&left = p["a"], &right = p["b"], &out = p["y"];
+  for (size_t i = 0; i < at_a.size(); ++i)
+    out[at_a[i].second] = apply(a.kind, a.dtype, left[at_a[i].first], right[at_b[i].first]);
+}
+
+void add_binary(Table& table, DType dtype, const Sizes& shape, const Sizes& a, const Sizes& b) {
+  BinaryArgs args{};
+  args.dtype = dtype, args.rank = static_cast<int32_t>(shape.size());
+  int64_t size = 1, a_size = 1, b_size = 1;
+  for (size_t d = 0; d < shape.size(); ++d) {
+    args.shape[d] = shape[d], args.a_strides[d] = a[d], args.b_strides[d] = b[d];
+    size *= shape[d], a_size += a[d] * std::max<int64_t>(shape[d] - 1, 0);
+    b_size += b[d] * std::max<int64_t>(shape[d] - 1, 0);
+  }
+  const bool in_place = a == contiguous(shape);
+  for (int32_t kind = 0; kind < (dtype == DType::i32 ? 3 : kBinaryKindCount); ++kind)
+    for (const bool shared : {false, true}) {
+      if (shared && !in_place) continue;
+      args.kind = static_cast<BinaryKind>(kind);
+      const Tensor y{"y", offsetof(BinaryArgs, y), shared ? Role::updated : Role::output, dtype, size};
+      table
+          .add(args, {{"a", offsetof(BinaryArgs, a), Role::input, dtype, a_size, shared ? "y" : ""},
+                      {"b", offsetof(BinaryArgs, b), Role::input, dtype, b_size},
+                      y})
+          .fill([](Problem& p) {
+            for (Tensor& t : p.tensors)
+              for (double& x : t.numbers)
+                if (t.dtype == DType::i32) x = p.random.normal() * 1e9;
+          })
+          .same_bits();
+    }
+}
+
+void add_binaries(Table& table, DType dtype) {
+  for (int64_t size : kSizes) add_binary(table, dtype, {size}, {1}, {1}), add_binary(table, dtype, {size}, {1}, {0});
+  const struct {
+    Sizes shape, a, b;  // a stride of 0 broadcasts
+  } cases[] = {{{}, {}, {}},
+               {{1000}, {0}, {1}},
+               {{1000}, {0}, {0}},
+               {{130, 257}, {257, 1}, {0, 1}},
+               {{130, 257}, {257, 1}, {1, 0}},
+               {{130, 257}, {1, 0}, {0, 1}},
+               {{3, 40000}, {40000, 1}, {0, 1}},
+               {{20000, 3}, {3, 1}, {1, 0}},
+               {{5, 1, 7, 3}, {21, 21, 3, 1}, {3, 3, 0, 1}},
+               {{4, 5, 6, 7}, {0, 7, 0, 1}, {6, 0, 1, 0}},
+               {{3, 4, 5, 2}, {40, 10, 0, 1}, {0, 2, 8, 0}},
+               {{4, 0, 6}, {0, 6, 1}, {1, 0, 1}},
+               {{5, 0}, {0, 1}, {0, 1}}};
+  for (const auto& c : cases) add_binary(table, dtype, c.shape, c.a, c.b);
+}
+
+void token_mask(const TokenMaskArgs&, Problem& p) {
+  for (size_t i = 0; i < p["x"].size(); ++i) p["mask"][i] = p["x"][i] != 0;
+}
+
+void scale(const ScaleArgs& a, Problem& p) {
+  for (double& x : p["x"]) x *= rounded(a.dtype, a.factor);
+}
+
+void reduce(const ReduceArgs& a, Problem& p) {
+  std::vector<double>&x = p["x"], &y = p["y"];
+  for (int64_t i = 0; i < a.outer * a.axis * a.inner; ++i)
+    y[i / (a.axis * a.inner) * a.inner + i % a.inner] += a.factor * x[i];
+}
+
+void sum_squares(const SumSquaresArgs& a, Problem& p) {
+  long double sum = 0;
+  for (double x : p["x"]) sum += static_cast<long double>(x) * x;
+  p["out"][0] = static_cast<double>(sum * a.scale * a.scale);
+}
+
+void add_reductions(Table& table, DType dtype) {
+  const int64_t shapes[][3] = {{1, 1, 1},   {1, 0, 1},   {3, 0, 5},   {0, 4, 2},    {5, 3, 1},      {1, 100001, 1},
+                               {7, 5, 1},   {300, 33, 1}, {1, 16384, 1}, {1, 70, 3}, {2, 70000, 1}, {1000, 33, 1},
+                               {1, 1000, 7}, {3, 700, 1}, {2, 1000, 5}, {1, 129, 300}, {1, 4097, 300}, {3, 130, 1025},
+                               {100, 17, 19}, {1, 1, 9}};
+  for (const auto& [outer, axis, inner] : shapes) {
+    Case& c = table
+                  .add(ReduceArgs{.dtype = dtype, .outer = outer, .axis = axis, .inner = inner, .factor = 0.25},
+                       {{"x", offsetof(ReduceArgs, x), Role::input, dtype, outer * axis * inner},
+                        {"y", offsetof(ReduceArgs, y), Role::output, dtype, outer * inner}})
+                  .fill(plus("x", 1))
+                  .tolerance(dtype == DType::f32 ? 1 : 5);
+    if (outer * axis * inner > 100'000) c.cpu_only();
+  }
+  for (int64_t size : kSizes) {
+    for (double scale : {1.0, 0x1p-500})
+      table.add(SumSquaresArgs{.dtype = dtype, .size = size, .scale = scale},
+                {{"x", offsetof(SumSquaresArgs, x), Role::input, dtype, size},
+                 {"out", offsetof(SumSquaresArgs, out), Role::output, DType::f64, 1}});
+    table.add(ScaleArgs{.dtype = dtype, .size = size, .factor = 0.3}).same_bits();
+  }
+}
+
+void adamw(const AdamwArgs& a, Problem& p) {
+  const double step = static_cast<double>(a.step);
+  for (int64_t i = 0; i < a.size; ++i) {
+    double &w = p["p"][i], &m = p["m"][i], &v = p["v"][i];
+    const double g = p["g"][i];
+    m = a.beta1 * m + (1 - a.beta1) * g;
+    v = a.beta2 * v + (1 - a.beta2) * g * g;
+    w -= a.lr * a.weight_decay * w;
+    w -= a.lr * m / (1 - std::pow(a.beta1, step)) / (std::sqrt(v / (1 - std::pow(a.beta2, step))) + a.eps);
+  }
+}
+
+void sgd(const SgdArgs& a, Problem& p) {
+  for (int64_t i = 0; i < a.size; ++i) {
+    double g = p["g"][i] + a.weight_decay * p["p"][i];
+    if (p.has("buffer")) g = p["buffer"][i] = a.step == 1 ? g : a.momentum * p["buffer"][i] + g;
+    p["p"][i] -= a.lr * g;
+  }
+}
+
+void add_optimizers(Table& table, DType dtype) {
+  for (int64_t size : {0, 1, 7, 777, 40001})
+    for (int64_t step : {1, 2, 3, 100}) {
+      table
+          .add(AdamwArgs{.dtype = dtype,
+                         .size = size,
+                         .step = step,
+                         .lr = 1e-2,
+                         .beta1 = 0.9,
+                         .beta2 = 0.999,
+                         .eps = 1e-8,
+                         .weight_decay = 0.1})
+          .fill([](Problem& p) {
+            for (double& v : p["v"]) v *= v;
+          })
+          .tolerance(2);
+      const SgdArgs sgd{.dtype = dtype, .size = size, .step = step, .lr = 0.05, .momentum = 0, .weight_decay = 0.1};
+      table.add(sgd).without("buffer");
+      SgdArgs with_momentum = sgd;
+      with_momentum.momentum = 0.9;
+      Case& c = table.add(with_momentum);
+      if (step == 1)  // whatever was in the buffer
+        c.fill([](Problem& p) { std::fill(p["buffer"].begin(), p["buffer"].end(), NAN); });
+    }
+}
+
+}  // namespace
+
+void elementwise(Table& table) {
+  table.loop(unary), table.loop(unary_backward), table.loop(binary), table.loop(token_mask), table.loop(scale);
+  table.loop(reduce), table.loop(sum_squares), table.loop(adamw), table.loop(sgd);
+  for (DType dtype : kReals)
+    add_unary(table, dtype), add_reductions(table, dtype), add_optimizers(table, dtype);
+  for (DType dtype : {DType::f32, DType::f64, DType::i32}) add_binaries(table, dtype);
+  BinaryArgs division{};
+  division.dtype = DType::i32, division.kind = BinaryKind::div;
+  const auto scalar = [](const char* name, size_t offset, Role role) { return Tensor{name, offset, role, DType::i32, 1}; };
+  table
+      .add(division, {scalar("a", offsetof(BinaryArgs, a), Role::input),
+                      scalar("b", offsetof(BinaryArgs, b), Role::input),
+                      scalar("y", offsetof(BinaryArgs, y), Role::output)})
+      .fails(ErrorCode::dtype, "i32");
+  for (DType dtype : kDTypes)
+    table.add(TokenMaskArgs{.dtype = dtype, .size = 1000}).fill([](Problem& p) {
+      std::fill(p["x"].begin(), p["x"].end(), 0);
+      set(p, "x", {0, -0.0, 1, -1, 0.5, -0.25, 0x1p-24, 3e4, 1e300, INFINITY, -INFINITY});
+    });
+}
+
+}  // namespace st_moe::test
