@@ -22,7 +22,7 @@ const programs = {
     --version) echo 'cmake version 3.22.1' ;;
     *'--target st_moe_cuda') mkdir -p build/Release; touch build/Release/libst_moe_cuda.so ;;
     *'--target cuda_layer_bench') mkdir -p build/gpu/native/cuda; cp bench build/gpu/native/cuda/cuda_layer_bench ;;
-    *'--target cuda_base'*) mkdir -p build/simt; for t in base_ops layers moe topk_grouped; do cp optest build/simt/cuda_\${t}_test; done ;;
+    *'--target cuda_ops'*) mkdir -p build/simt; for t in ops moe; do cp optest build/simt/cuda_\${t}_test; done ;;
     *) echo "$@" ;;
   esac`,
   node: `case "$*" in *gpu.ts*) printf '| layer | ms |\\n| --- | --- |\\n| small | 1.5 |\\n' ;; esac`,
@@ -102,7 +102,7 @@ test('all stages: a table, a JSON file and an archive of logs, for the architect
   expect(json().benchmarks).toEqual([JSON.parse(row('small')), JSON.parse(row('small'))]) // and with TF32
   expect(new Set(Object.values(results()))).toEqual(new Set(['passed']))
   expect(new Set(json().steps.map(({ stage }: { stage: string }) => stage))).toEqual(new Set(stages))
-  expect(markdown()).toContain('| ops | base_ops | passed |')
+  expect(markdown()).toContain('| ops | ops | passed |')
   expect(markdown()).toContain('| small | 1.5 |')
   expect(logged()).toContain('logs/configure-the-plugin.log')
 })
@@ -173,7 +173,7 @@ describe('what fails is in the report, and nothing else stops', () => {
   test('tests that fail', async () => {
     const { run, results, json } = machine({ optest: 'case $0 in *moe*) echo "FAIL moe: got 1"; exit 1;; esac' })
     expect((await run()).code).toBe(1)
-    expect(results()).toMatchObject({ 'ops/moe': 'failed', 'ops/moe again': 'failed', 'ops/topk_grouped': 'passed' })
+    expect(results()).toMatchObject({ 'ops/moe': 'failed', 'ops/moe again': 'failed', 'ops/ops': 'passed' })
     expect(json().steps.find(({ result }: { result: string }) => result === 'failed').note).toBe('FAIL moe: got 1')
   })
 })
@@ -183,7 +183,7 @@ const hanging = (stage: string) => {
   const forever = 'touch begun; exec sleep 1000'
   const changes: Record<string, Record<string, string>> = {
     build: { cmake: `case "$*" in *st_moe_cuda) ${forever};; esac\n${programs.cmake}` },
-    ops: { optest: `[ -z "$ST_MOE_TEST_SMALL" ] || exit 0; case $0 in *layers*) ${forever};; esac` },
+    ops: { optest: `[ -z "$ST_MOE_TEST_SMALL" ] || exit 0; case $0 in *cuda_ops*) ${forever};; esac` },
     benchmark: { bench: `${inFolder.bench}\n${forever}` },
     capture: { node: `case "$*" in *capture*) ${forever};; esac` },
     golden: { node: `case "$*" in *golden*) ${forever};; esac` },

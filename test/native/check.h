@@ -43,6 +43,6 @@ struct TestRandom {
     return static_cast<uint32_t>(state >> 33);
   }
   int64_t below(int64_t n) { return static_cast<int64_t>(next() % static_cast<uint32_t>(n)); }
-  double real() { return next() * 0x1p-30 - 1; }  // on [−1, 1)
+  double real() { return next() * 0x1p-30 - 1; }                               // on [−1, 1)
   double normal() { return (real() + real() + real() + real()) * 0.8660254; }  // roughly
 };

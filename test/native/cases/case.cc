@@ -14,9 +14,9 @@ void attention(Table&);
 void gemms(Table&);
 void topk(Table&);
 
-constexpr std::pair<const char*, void (*)(Table&)> kGroups[] = {
-    {"creation", creation}, {"elementwise", elementwise}, {"layers", layers}, {"attention", attention},
-    {"gemms", gemms},       {"topk", topk}};
+constexpr std::pair<const char*, void (*)(Table&)> kGroups[] = {{"creation", creation}, {"elementwise", elementwise},
+                                                                {"layers", layers},     {"attention", attention},
+                                                                {"gemms", gemms},       {"topk", topk}};
 
 double rounded(DType dtype, double value) {
   switch (dtype) {
@@ -24,8 +24,7 @@ double rounded(DType dtype, double value) {
     case DType::f64: return value;
     case DType::bf16: return bf16_to_float(float_to_bf16(static_cast<float>(value)));
     case DType::f16: return f16_to_float(float_to_f16(static_cast<float>(value)));
-    default:
-      return std::isnan(value) ? 0 : std::trunc(std::fmin(std::fmax(value, -2147483648.0), 2147483647.0)) + 0.0;
+    default: return std::isnan(value) ? 0 : std::trunc(std::fmin(std::fmax(value, -2147483648.0), 2147483647.0)) + 0.0;
   }
 }
 
@@ -132,8 +131,8 @@ std::string Case::name() const {
   char number[40];
   for (const Field& field : empty.op->fields) {
     void* args = const_cast<char*>(empty.args);
-    if (field.role == Role::dim || (field.role == Role::attribute && (field.attribute == AttributeType::size ||
-                                                                      field.attribute == AttributeType::seed)))
+    if (field.role == Role::dim || (field.role == Role::attribute &&
+                                    (field.attribute == AttributeType::size || field.attribute == AttributeType::seed)))
       text += " " + std::to_string(member<int64_t>(args, field.offset));
     else if (field.role == Role::attribute && field.attribute == AttributeType::number)
       std::snprintf(number, sizeof number, " %g", member<double>(args, field.offset)), text += number;
@@ -230,8 +229,7 @@ Problem Table::problem(const Case& c) const {
   (*find_loop(forward.op->name))(forward);
   for (const Tensor& from : forward.tensors)
     if (needed(from))
-      for (size_t i = 0; i < from.numbers.size(); ++i)
-        p[from.name][i] = rounded(from.dtype, from.numbers[i]);
+      for (size_t i = 0; i < from.numbers.size(); ++i) p[from.name][i] = rounded(from.dtype, from.numbers[i]);
   return p;
 }
 

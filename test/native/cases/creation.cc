@@ -24,8 +24,8 @@ void random(const RandomArgs& a, Problem& p) {
   const auto word = [&](size_t i) { return philox_word(a.seed, a.step, i); };
   for (size_t i = 0; i < out.size(); ++i) {
     if (a.distribution == Distribution::uniform) {
-      const double u = a.dtype == DType::f32 ? static_cast<double>(uniform24(word(i)))
-                                             : uniform53(word(2 * i), word(2 * i + 1));
+      const double u =
+          a.dtype == DType::f32 ? static_cast<double>(uniform24(word(i))) : uniform53(word(2 * i), word(2 * i + 1));
       out[i] = rounded(a.dtype, std::fma(a.b - a.a, u, a.a));
       if (out[i] >= a.b) out[i] = next(a.dtype, a.b, a.a);
     } else {  // Box–Muller
@@ -64,7 +64,8 @@ void convert(const ConvertArgs&, Problem& p) {
 void fill_any(Problem& p) {
   Tensor& in = *p.find("in");
   const double inf = INFINITY;
-  const double special[] = {0, -0.0, 1, -2.5, 65504, 65520, 1e-7, 6e-8, 3e38, -3e9, 2147483647.0, 1e300, inf, -inf, NAN};
+  const double special[] = {0,    -0.0,         1,     -2.5, 65504, 65520, 1e-7, 6e-8, 3e38,
+                            -3e9, 2147483647.0, 1e300, inf,  -inf,  NAN};
   for (size_t i = 0; i < in.numbers.size(); ++i) {
     const uint64_t bits = uint64_t{p.random.next()} << 33 ^ p.random.next();
     if (i < std::size(special))
@@ -72,7 +73,8 @@ void fill_any(Problem& p) {
     else if (i % 2)
       in.numbers[i] *= 100;
     else
-      in.numbers[i] = in.decode(Bytes(reinterpret_cast<const char*>(&bits), reinterpret_cast<const char*>(&bits) + 8))[0];
+      in.numbers[i] =
+          in.decode(Bytes(reinterpret_cast<const char*>(&bits), reinterpret_cast<const char*>(&bits) + 8))[0];
     if (std::isnan(in.numbers[i]) && i >= std::size(special)) in.numbers[i] = 0;
   }
 }
@@ -143,8 +145,8 @@ void creation(Table& table) {
         table.add(FullArgs{.dtype = dtype, .size = size, .value = value}).same_bits();
   for (DType dtype : kReals) {
     const auto add_random = [&](Distribution kind, int64_t size, double a, double b) -> Case& {
-      return table.add(RandomArgs{
-          .dtype = dtype, .size = size, .distribution = kind, .a = a, .b = b, .seed = 42, .step = 7});
+      return table.add(
+          RandomArgs{.dtype = dtype, .size = size, .distribution = kind, .a = a, .b = b, .seed = 42, .step = 7});
     };
     for (int64_t size : kSizes) {
       add_random(Distribution::uniform, size, -1.5, 2.5).same_bits();

@@ -77,7 +77,8 @@ void add_unary(Table& table, DType dtype) {
 
 double apply(BinaryKind kind, DType dtype, double a, double b) {
   if (dtype == DType::i32) {  // wraps around
-    const uint32_t x = static_cast<uint32_t>(static_cast<int32_t>(a)), y = static_cast<uint32_t>(static_cast<int32_t>(b));
+    const uint32_t x = static_cast<uint32_t>(static_cast<int32_t>(a)),
+                   y = static_cast<uint32_t>(static_cast<int32_t>(b));
     return static_cast<int32_t>(kind == BinaryKind::add ? x + y : kind == BinaryKind::sub ? x - y : x * y);
   }
   return kind == BinaryKind::add ? a + b : kind == BinaryKind::sub ? a - b : kind == BinaryKind::mul ? a * b : a / b;
@@ -161,10 +162,10 @@ void sum_squares(const SumSquaresArgs& a, Problem& p) {
 }
 
 void add_reductions(Table& table, DType dtype) {
-  const int64_t shapes[][3] = {{1, 1, 1},   {1, 0, 1},   {3, 0, 5},   {0, 4, 2},    {5, 3, 1},      {1, 100001, 1},
-                               {7, 5, 1},   {300, 33, 1}, {1, 16384, 1}, {1, 70, 3}, {2, 70000, 1}, {1000, 33, 1},
-                               {1, 1000, 7}, {3, 700, 1}, {2, 1000, 5}, {1, 129, 300}, {1, 4097, 300}, {3, 130, 1025},
-                               {100, 17, 19}, {1, 1, 9}};
+  const int64_t shapes[][3] = {{1, 1, 1},      {1, 0, 1},      {3, 0, 5},      {0, 4, 2},     {5, 3, 1},
+                               {1, 100001, 1}, {7, 5, 1},      {300, 33, 1},   {1, 16384, 1}, {1, 70, 3},
+                               {2, 70000, 1},  {1000, 33, 1},  {1, 1000, 7},   {3, 700, 1},   {2, 1000, 5},
+                               {1, 129, 300},  {1, 4097, 300}, {3, 130, 1025}, {100, 17, 19}, {1, 1, 9}};
   for (const auto& [outer, axis, inner] : shapes) {
     Case& c = table
                   .add(ReduceArgs{.dtype = dtype, .outer = outer, .axis = axis, .inner = inner, .factor = 0.25},
@@ -234,16 +235,17 @@ void add_optimizers(Table& table, DType dtype) {
 void elementwise(Table& table) {
   table.loop(unary), table.loop(unary_backward), table.loop(binary), table.loop(token_mask), table.loop(scale);
   table.loop(reduce), table.loop(sum_squares), table.loop(adamw), table.loop(sgd);
-  for (DType dtype : kReals)
-    add_unary(table, dtype), add_reductions(table, dtype), add_optimizers(table, dtype);
+  for (DType dtype : kReals) add_unary(table, dtype), add_reductions(table, dtype), add_optimizers(table, dtype);
   for (DType dtype : {DType::f32, DType::f64, DType::i32}) add_binaries(table, dtype);
   BinaryArgs division{};
   division.dtype = DType::i32, division.kind = BinaryKind::div;
-  const auto scalar = [](const char* name, size_t offset, Role role) { return Tensor{name, offset, role, DType::i32, 1}; };
+  const auto scalar = [](const char* name, size_t offset, Role role) {
+    return Tensor{name, offset, role, DType::i32, 1};
+  };
   table
-      .add(division, {scalar("a", offsetof(BinaryArgs, a), Role::input),
-                      scalar("b", offsetof(BinaryArgs, b), Role::input),
-                      scalar("y", offsetof(BinaryArgs, y), Role::output)})
+      .add(division,
+           {scalar("a", offsetof(BinaryArgs, a), Role::input), scalar("b", offsetof(BinaryArgs, b), Role::input),
+            scalar("y", offsetof(BinaryArgs, y), Role::output)})
       .fails(ErrorCode::dtype, "i32");
   for (DType dtype : kDTypes)
     table.add(TokenMaskArgs{.dtype = dtype, .size = 1000}).fill([](Problem& p) {

@@ -25,7 +25,7 @@ void matmul(const MatmulArgs& a, Problem& p) {
       for (int64_t n = 0; n < a.N; ++n)
         for (int64_t k = 0; k < a.K; ++k)
           y[(b * a.M + m) * a.N + n] += x[b * a.a_batch_stride + (a.transpose_a ? k * a.M + m : m * a.K + k)] *
-                                            w[b * a.b_batch_stride + (a.transpose_b ? n * a.K + k : k * a.N + n)];
+                                        w[b * a.b_batch_stride + (a.transpose_b ? n * a.K + k : k * a.N + n)];
 }
 
 void linear(const LinearArgs& a, Problem& p) {
@@ -123,14 +123,20 @@ void add_grouped(Table& table, DType dtype, DType compute, const Sizes& sizes, i
 }
 
 void add_all(Table& table, DType dtype, DType compute) {
-  const int64_t linears[][3] = {{0, 3, 4}, {3, 0, 4},   {3, 4, 0},    {1, 1, 1},     {0, 4, 6},
+  const int64_t linears[][3] = {{0, 3, 4},   {3, 0, 4},    {3, 4, 0},    {1, 1, 1},     {0, 4, 6},
                                 {70, 9, 33}, {300, 5, 65}, {2500, 2, 3}, {150, 70, 33}, {1, 9, 130}};
   for (const auto& [T, I, O] : linears) add_linear(table, dtype, compute, T, I, O);
   const struct {
     Sizes sizes;
     int64_t I, O;
-  } groups[] = {{{5}, 3, 4}, {{3, 0, 40, 1, 0}, 21, 34}, {{0, 65, 0, 64, 1, 130, 0}, 19, 70}, {{0, 0}, 3, 4},
-                {{}, 3, 4},  {{7, 3}, 0, 4},             {{7, 3}, 4, 0},                      {{1, 9, 2, 7}, 64, 128},
+  } groups[] = {{{5}, 3, 4},
+                {{3, 0, 40, 1, 0}, 21, 34},
+                {{0, 65, 0, 64, 1, 130, 0}, 19, 70},
+                {{0, 0}, 3, 4},
+                {{}, 3, 4},
+                {{7, 3}, 0, 4},
+                {{7, 3}, 4, 0},
+                {{1, 9, 2, 7}, 64, 128},
                 {Sizes(600, 1), 2, 3}};
   for (const auto& [sizes, I, O] : groups)
     add_grouped(table, dtype, compute, sizes, std::accumulate(sizes.begin(), sizes.end(), int64_t{0}), I, O, false);

@@ -105,7 +105,7 @@ void embedding_backward(const EmbeddingBackwardArgs& a, Problem& p) {
 struct Rows {
   int64_t T, D;
 };
-const Rows kRows[] = {{0, 5},   {1, 1},     {3, 2},     {5, 17},    {9, 33},   {40, 64},  {70, 129},
+const Rows kRows[] = {{0, 5},    {1, 1},     {3, 2},    {5, 17},   {9, 33},   {40, 64}, {70, 129},
                       {150, 64}, {1100, 33}, {2500, 3}, {3, 1025}, {2, 5000}, {3, 5000}};
 
 // A NaN in one row stays there; a row of zeros; for softmax also infinities.
@@ -217,9 +217,10 @@ void layers(Table& table) {
         for (const int64_t ignored : {0, 1, 4}) add_cross_entropy(table, dtype, s, ignored, spoilt);
       }
     add_large_logits(table, dtype);
-    const int64_t embeddings[][4] = {{0, 3, 4, 4},         {3, 0, 4, 4},           {1, 1, 1, 1},         {50, 7, 9, 3},
-                                     {300, 33, 11, 11},    {2000, 64, 5000, 1000}, {700, 65, 300, 300},
-                                     {5000, 3, 70000, 70000}, {2100, 2, 40, 1}};
+    const int64_t embeddings[][4] = {
+        {0, 3, 4, 4},      {3, 0, 4, 4},           {1, 1, 1, 1},        {50, 7, 9, 3},
+        {300, 33, 11, 11}, {2000, 64, 5000, 1000}, {700, 65, 300, 300}, {5000, 3, 70000, 70000},
+        {2100, 2, 40, 1}};
     for (const auto& [T, D, V, used] : embeddings)
       if (!small() || V < 1000) add_embedding(table, dtype, T, D, V, used);
     if (small()) continue;

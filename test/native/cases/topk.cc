@@ -42,8 +42,14 @@ void many_ties(Problem& p) {
 void topk(Table& table) {
   table.loop(topk_loop), table.loop(topk_backward);
   for (DType dtype : reals()) {
-    for (const auto& [T, E, K] : {std::array<int64_t, 3>{0, 4, 2}, {3, 1, 1}, {3, 7, 3}, {300, 16, 2}, {50, 33, 33},
-                                  {7, 1000, 8}, {1, 257, 257}, {4, 5, 0}}) {
+    for (const auto& [T, E, K] : {std::array<int64_t, 3>{0, 4, 2},
+                                  {3, 1, 1},
+                                  {3, 7, 3},
+                                  {300, 16, 2},
+                                  {50, 33, 33},
+                                  {7, 1000, 8},
+                                  {1, 257, 257},
+                                  {4, 5, 0}}) {
       table.add(TopkArgs{.dtype = dtype, .T = T, .E = E, .K = K}).fill(many_ties).same_bits();
       table.add(TopkArgs{.dtype = dtype, .T = T, .E = E, .K = K}).same_bits();
       table.add(TopkBackwardArgs{.dtype = dtype, .T = T, .E = E, .K = K})
