@@ -90,7 +90,7 @@ class Cuda : public Platform {
 
   std::function<void(bool)> layer_gemms(const Bench& bench, const Layer& layer, DType compute, int) const override {
     const LayerSizes s = layer.sizes;
-    const int64_t D = s.D, H = s.H, E = s.E, M = layer.row_limit / E, A = cuda::saved_columns(2 * H);
+    const int64_t D = s.D, H = s.H, E = s.E, M = layer.expert_rows[0], A = cuda::saved_columns(2 * H);
     const auto wide = [=](int64_t n) {
       return compute == DType::f32 ? n : cuda::ceil_div(n, cuda::kOperandMultiple) * cuda::kOperandMultiple;
     };
@@ -111,8 +111,8 @@ class Cuda : public Platform {
       run(rows.of_rows(h, second, true, out.data(), D, D));
       if (!all) return;
       run(rows.of_rows(x, second, false, pre.data(), wide(H), wide(H)));
-      run(rows.over_rows(x, h, layer.dw2.data(), D, H));
-      run(rows.over_rows(d, x, layer.dw1.data(), 2 * H, D));
+      run(rows.over_rows(x, h, layer.memory.at("dw2", layer.w2.shape).data(), D, H));
+      run(rows.over_rows(d, x, layer.memory.at("dw1", layer.w1.shape).data(), 2 * H, D));
       run(rows.of_rows(d, first, false, out.data(), D, D));
     };
   }

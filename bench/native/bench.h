@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -15,6 +16,8 @@ namespace st_moe::bench {
 struct Bench;
 class Layer;
 
+using Values = std::map<std::string, double>;  // dimensions and attributes by name
+
 struct Suite {
   const char* name;
   void (*run)(const Bench&);
@@ -26,6 +29,7 @@ struct LayerSizes {
   int64_t capacity() const;  // capacity factor 1.25
   int64_t tokens() const { return B * N; }
   Members params() const;
+  Values values() const;
 };
 
 struct LayerKind {

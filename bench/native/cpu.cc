@@ -1,4 +1,5 @@
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 
 #include "cpu/pool.h"
@@ -81,7 +82,8 @@ class Cpu : public Platform {
 
   std::function<void(bool)> layer_gemms(const Bench& bench, const Layer& layer, DType compute,
                                         int threads) const override {
-    const int64_t D = layer.sizes.D, H = layer.sizes.H, R = layer.row_limit;
+    const int64_t D = layer.sizes.D, H = layer.sizes.H;
+    const int64_t R = std::accumulate(layer.expert_rows.begin(), layer.expert_rows.end(), int64_t{0});
     const Tensor x = bench.normals({R, D}), y = bench.filled({R, D});
     const Tensor hidden = bench.normals({R, H}), a = bench.filled({R, 2 * H});
     return [=, &layer](bool all) {
@@ -92,8 +94,8 @@ class Cpu : public Platform {
       run(Gemm::y, hidden, layer.w2, y);
       if (!all) return;
       run(Gemm::dh, x, layer.w2, hidden);
-      run(Gemm::dw2, x, hidden, layer.dw2);
-      run(Gemm::dw1, a, x, layer.dw1);
+      run(Gemm::dw2, x, hidden, layer.memory.at("dw2", layer.w2.shape));
+      run(Gemm::dw1, a, x, layer.memory.at("dw1", layer.w1.shape));
       run(Gemm::dx, a, layer.w1, y);
     };
   }

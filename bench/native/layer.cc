@@ -19,98 +19,62 @@ Members LayerSizes::params() const {
   return params;
 }
 
-Layer::Layer(const Bench& bench, const LayerSizes& s, bool with_backward) : sizes(s), bench_(bench) {
-  const int64_t T = s.tokens(), D = s.D, E = s.E, H = s.H, K = s.K, slots = E * s.B * s.capacity();
+Values LayerSizes::values() const {
+  Values values{{"seed", 1},      {"step", 1},     {"eps", 1e-9},          {"balance_coef", 1e-2},
+                {"z_coef", 1e-3}, {"training", 1}, {"straight_through", 1}};
+  const std::pair<const char*, int64_t> dimensions[] = {{"B", B}, {"N", N}, {"D", D},          {"E", E},
+                                                        {"K", K}, {"H", H}, {"C", capacity()}, {"T", tokens()}};
+  for (const auto& [name, size] : dimensions) values[name] = static_cast<double>(size);
+  return values;
+}
+
+Layer::Layer(const Bench& bench, const LayerSizes& s) : sizes(s), memory(bench), bench_(bench), values_(s.values()) {
+  const int64_t D = s.D, E = s.E, H = s.H, assignments = s.tokens() * s.K, slots = E * s.B * s.capacity();
   const double first = 1 / std::sqrt(static_cast<double>(D)), second = 1 / std::sqrt(static_cast<double>(H));
-  const bool fixed = bench.backend().fixed_slots;
-  row_limit = fixed ? slots : std::min(slots, T * K);
-  x = bench.normals({T, D}), dy = bench.normals({T, D}), gate_weight_ = bench.uniforms({E, D}, -first, first);
-  w1 = bench.uniforms({E, 2 * H, D}, -first, first), b1_ = bench.uniforms({E, 2 * H}, -first, first);
-  w2 = bench.uniforms({E, D, H}, -second, second), b2_ = bench.uniforms({E, D}, -second, second);
-  mult_bias_ = bench.filled({E, H}, 1), threshold_ = bench.filled({K}, 0.2), one_ = bench.filled({}, 1);
+  memory.put("w", bench.uniforms({E, D}, -first, first));
+  w1 = memory.put("w1", bench.uniforms({E, 2 * H, D}, -first, first));
+  memory.put("b1", bench.uniforms({E, 2 * H}, -first, first));
+  memory.put("mult_bias", bench.filled({E, H}, 1));
+  w2 = memory.put("w2", bench.uniforms({E, D, H}, -second, second));
+  memory.put("b2", bench.uniforms({E, D}, -second, second));
+  memory.put("threshold", bench.filled({s.K}, 0.2));
+  memory.put("dtotal", bench.filled({}, 1));
   if (bench.platform.keeps_packed_weights) w1.storage->keep_packed(), w2.storage->keep_packed();
 
-  for (Tensor* t : {&expert_index, &kept_mask_, &position}) *t = bench.filled({T, K}, 0, DType::i32);
-  for (Tensor* t : {&gate_, &weight, &dweight}) *t = bench.filled({T, K});
-  for (Tensor* t : {&probs_, &logits_}) *t = bench.filled({T, E});
-  for (Tensor* t : {&y, &dx, &dx_route_}) *t = bench.filled({T, D});
-  losses_ = bench.filled({3}), lse_ = bench.filled({T}), density_ = bench.filled({s.B, E});
-  if (with_backward) {
-    a_ = bench.filled({row_limit, bench.backend().saved_columns(2 * H)}), dgate_weight_ = bench.filled({E, D});
-    dw1 = bench.filled(w1.shape), db1_ = bench.filled(b1_.shape), dmult_bias_ = bench.filled({E, H});
-    dw2 = bench.filled(w2.shape), db2_ = bench.filled(b2_.shape);
-  }
-
-  forward(1, DType::f32, false);
-  std::vector<int64_t> dispatched(static_cast<size_t>(E));
-  const std::vector<int32_t> slot = bench.host<int32_t>(position, 0, T * K);
-  const std::vector<int32_t> expert = bench.host<int32_t>(expert_index, 0, T * K);
-  for (size_t i = 0; i < slot.size(); ++i)
-    if (slot[i] >= 0) ++dispatched[static_cast<size_t>(expert[i])];
-  kept_ = std::accumulate(dispatched.begin(), dispatched.end(), int64_t{0});
-  expert_rows = fixed ? std::vector<int64_t>(static_cast<size_t>(E), slots / E) : dispatched;
+  forward(DType::f32, false)(1);
+  expert_rows.assign(static_cast<size_t>(E), 0);
+  const auto position = bench.host<int32_t>(memory.at("position", {assignments}), 0, assignments);
+  const auto expert = bench.host<int32_t>(memory.at("expert_index", {assignments}), 0, assignments);
+  for (size_t i = 0; i < position.size(); ++i)
+    if (position[i] >= 0) ++expert_rows[static_cast<size_t>(expert[i])];
+  const double rows = static_cast<double>(std::accumulate(expert_rows.begin(), expert_rows.end(), int64_t{0}));
+  kept = rows / static_cast<double>(assignments), occupancy = rows / static_cast<double>(slots);
+  if (bench.backend().fixed_slots) expert_rows.assign(static_cast<size_t>(E), slots / E);
 }
 
-template <class Args>
-void Layer::share(Args& args, DType compute) const {
-  args.x = x.data(), args.weight = weight.data();
-  args.expert_index = i32(expert_index), args.position = i32(position);
-  args.w1 = w1.data(), args.b1 = b1_.data(), args.mult_bias = mult_bias_.data(), args.w2 = w2.data();
-  args.b2 = b2_.data(), args.dtype = DType::f32, args.compute = compute;
-  args.w1_packed = w1.storage->packed(), args.w2_packed = w2.storage->packed();
-  args.T = sizes.tokens(), args.K = sizes.K, args.D = sizes.D, args.E = sizes.E, args.H = sizes.H;
-  args.B = sizes.B, args.C = sizes.capacity(), args.rows = row_limit;
+DeclaredOp Layer::op(const char* name, DType compute, const std::map<std::string, std::string>& renamed) const {
+  return {memory, name, values_, renamed, compute};
 }
 
-template <class Args>
-void Layer::share_route(Args& args) const {
-  args.x = x.data(), args.w = gate_weight_.data(), args.dtype = DType::f32;
-  args.expert_index = i32(expert_index), args.kept = i32(kept_mask_);
-  args.gate = gate_.data(), args.probs = probs_.data(), args.logits = logits_.data();
-  args.lse = lse_.data(), args.density = density_.data();
-  args.B = sizes.B, args.N = sizes.N, args.D = sizes.D, args.E = sizes.E, args.K = sizes.K;
-  args.eps = 1e-9, args.balance_coef = 1e-2, args.z_coef = 1e-3, args.training = 1;
+Layer::Pass Layer::forward(DType compute, bool save) const {
+  const DeclaredOp route = op("route", DType::f32, kNotGiven);
+  const DeclaredOp experts = op("expert_ffn", compute, {{"a", save ? "a" : ""}});
+  return [=](int threads) { route(threads), experts(threads); };
 }
 
-void Layer::route(int threads) const {
-  RouteArgs r{};
-  share_route(r);
-  r.threshold = f32(threshold_), r.position = i32(position), r.weight = weight.data();
-  r.balance_loss = f32(losses_), r.z_loss = f32(losses_) + 1, r.total_loss = f32(losses_) + 2;
-  r.C = sizes.capacity(), r.seed = 1, r.step = 1;
-  bench_.call(&OpTable::route, threads, r);
-}
-
-void Layer::experts(int threads, DType compute, bool save) const {
-  ExpertFfnArgs f{};
-  share(f, compute);
-  f.y = y.data(), f.a = save ? a_.data() : nullptr;
-  bench_.call(&OpTable::expert_ffn, threads, f);
-}
-
-void Layer::experts_backward(int threads, DType compute) const {
-  ExpertFfnBackwardArgs f{};
-  share(f, compute);
-  f.dy = dy.data(), f.a = a_.data(), f.dx = dx.data(), f.dweight = dweight.data();
-  f.dw1 = dw1.data(), f.db1 = db1_.data(), f.dmult_bias = dmult_bias_.data();
-  f.dw2 = dw2.data(), f.db2 = db2_.data(), f.straight_through = 1;
-  bench_.call(&OpTable::expert_ffn_backward, threads, f);
-}
-
-void Layer::route_backward(int threads) const {
-  RouteBackwardArgs r{};
-  share_route(r);
-  r.dweight = dweight.data(), r.dtotal = one_.data(), r.dx = dx_route_.data(), r.dw = dgate_weight_.data();
-  bench_.call(&OpTable::route_backward, threads, r);
-}
-
-void Layer::backward(int threads, DType compute) const {
-  experts_backward(threads, compute);
-  route_backward(threads);
+Layer::Pass Layer::backward(DType compute) const {
+  std::map<std::string, std::string> renamed = kNotGiven;
+  renamed["dx"] = "dx of the router";
+  const DeclaredOp experts = op("expert_ffn_backward", compute), route = op("route_backward", DType::f32, renamed);
+  const Shape all{sizes.tokens(), sizes.D};
   BinaryArgs sum{};
-  sum.a = sum.y = dx.data(), sum.b = dx_route_.data(), sum.dtype = DType::f32, sum.kind = BinaryKind::add;
-  sum.rank = 1, sum.shape[0] = dx.size, sum.a_strides[0] = sum.b_strides[0] = 1;
-  bench_.call(&OpTable::binary, threads, sum);
+  sum.a = sum.y = memory.at("dx", all).data(), sum.b = memory.at("dx of the router", all).data();
+  sum.dtype = DType::f32, sum.kind = BinaryKind::add, sum.rank = 1, sum.shape[0] = sizes.tokens() * sizes.D;
+  sum.a_strides[0] = sum.b_strides[0] = 1;
+  return [=, &bench = bench_](int threads) {
+    experts(threads), route(threads);
+    bench.call(&OpTable::binary, threads, sum);
+  };
 }
 
 void Layer::change_weights() const {
@@ -122,34 +86,30 @@ double Layer::flops() const {
   return 6.0 * static_cast<double>(rows * sizes.D) * static_cast<double>(sizes.H);
 }
 
-double Layer::kept() const {
-  return static_cast<double>(kept_) / static_cast<double>(sizes.tokens() * sizes.K);
-}
-
-double Layer::occupancy() const {
-  return static_cast<double>(kept_) / static_cast<double>(sizes.E * sizes.B * sizes.capacity());
-}
-
 double Layer::error(DType compute) const {
-  const int64_t D = sizes.D, H = sizes.H, K = sizes.K;
-  forward(bench_.most_threads(), compute, false);
+  const int64_t D = sizes.D, H = sizes.H, K = sizes.K, T = sizes.tokens(), E = sizes.E;
+  forward(compute, false)(bench_.most_threads());
+  // Entry i of a tensor of so many.
+  const auto slice = [&](const char* name, int64_t count, int64_t i, int64_t size) {
+    const std::vector<float> values = bench_.host<float>(memory.at(name, {count, size}), i * size, size);
+    return moe_reference::Values(values.begin(), values.end());
+  };
+  const auto index = [&](const char* name, int64_t i) {
+    return bench_.host<int32_t>(memory.at(name, {T, K}), i, 1)[0];
+  };
   double difference = 0, norm = 0;
   for (int64_t sample = 0; sample < 4; ++sample) {
-    const int64_t t = sample * (sizes.tokens() - 1) / 3;
-    const auto slice = [&](const Tensor& from, int64_t i, int64_t count) {
-      const std::vector<float> values = bench_.host<float>(from, i * count, count);
-      return moe_reference::Values(values.begin(), values.end());
-    };
-    moe_reference::Values wanted(static_cast<size_t>(D)), got = slice(y, t, D);
-    for (int64_t k = 0; k < K; ++k) {
-      if (bench_.host<int32_t>(position, t * K + k, 1)[0] < 0) continue;
-      const int64_t e = bench_.host<int32_t>(expert_index, t * K + k, 1)[0];
+    const int64_t t = sample * (T - 1) / 3;
+    moe_reference::Values wanted(static_cast<size_t>(D)), got = slice("y", T, t, D);
+    for (int64_t i = t * K; i < (t + 1) * K; ++i) {
+      if (index("position", i) < 0) continue;
+      const int64_t e = index("expert_index", i);
       moe_reference::Problem one;  // this token and this expert
       one.shape.D = D, one.shape.H = H;
-      one.x = slice(x, t, D), one.mu = slice(mult_bias_, e, H);
-      one.w1 = slice(w1, e, 2 * H * D), one.b1 = slice(b1_, e, 2 * H);
-      one.w2 = slice(w2, e, D * H), one.b2 = slice(b2_, e, D);
-      moe_reference::reference_expert(one, 0, 0, 1, slice(weight, t * K + k, 1)[0], wanted);
+      one.x = slice("x", T, t, D), one.mu = slice("mult_bias", E, e, H);
+      one.w1 = slice("w1", E, e, 2 * H * D), one.b1 = slice("b1", E, e, 2 * H);
+      one.w2 = slice("w2", E, e, D * H), one.b2 = slice("b2", E, e, D);
+      moe_reference::reference_expert(one, 0, 0, 1, slice("weight", T * K, i, 1)[0], wanted);
     }
     for (size_t i = 0; i < wanted.size(); ++i) {
       difference += (got[i] - wanted[i]) * (got[i] - wanted[i]);

@@ -30,13 +30,14 @@ struct Timed {  // a kind of pass over a layer
   LayerKind kind;
 
   Case whole(const std::string& prefix, DType compute, int threads, double error) const {
+    const Layer::Pass forward = layer.forward(compute, kind.backward);
+    const Layer::Pass backward = kind.backward ? layer.backward(compute) : [](int) {};
     const auto run = [=, &layer = layer, kind = kind] {
       if (kind.weights_change) layer.change_weights();
-      layer.forward(threads, compute, kind.backward);
-      if (kind.backward) layer.backward(threads, compute);
+      forward(threads), backward(threads);
     };
     Case one = named(prefix, compute, threads, run);
-    one.facts.insert(one.facts.end(), {{"error", error}, {"kept", layer.kept()}, {"occupancy", layer.occupancy()}});
+    one.facts.insert(one.facts.end(), {{"error", error}, {"kept", layer.kept}, {"occupancy", layer.occupancy}});
     return one;
   }
   Case gemms(DType compute, int threads) const {
@@ -59,7 +60,7 @@ void time_layer(const Bench& bench, const std::string& prefix, const LayerPlan& 
   const bool exact = plan.computes == std::vector<DType>{DType::f32};
   const bool backward = fits(bench, prefix + "forward+backward", plan.sizes, exact, true);
   if (!backward && !fits(bench, prefix + "forward", plan.sizes, exact, false)) return;
-  const Layer layer(bench, plan.sizes, backward);
+  const Layer layer(bench, plan.sizes);
   std::map<DType, double> errors;
   for (const DType compute : plan.computes) errors[compute] = layer.error(compute);
   for (const LayerKind& kind : bench.platform.layer_kinds) {

@@ -1,5 +1,5 @@
 # What the benchmarks of all backends share.
 set(ST_MOE_BENCH_SOURCES)
-foreach(source main harness bench layer layer_suite op_suite)
+foreach(source main harness bench declared layer layer_suite op_suite)
   list(APPEND ST_MOE_BENCH_SOURCES ${CMAKE_CURRENT_LIST_DIR}/${source}.cc)
 endforeach()

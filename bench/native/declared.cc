@@ -1,0 +1,69 @@
+#include "declared.h"
+
+#include <stdexcept>
+
+namespace st_moe::bench {
+
+Tensor& Memory::at(const std::string& name, const Shape& shape, DType dtype, int64_t limit) {
+  const auto found = tensors_.find({name, shape_size(shape)});
+  if (found != tensors_.end()) return found->second;
+  return put(name, dtype == DType::i32 ? bench.integers(shape, limit) : bench.normals(shape));
+}
+
+Tensor& Memory::put(const std::string& name, Tensor tensor) {
+  return tensors_.insert_or_assign({name, tensor.size}, std::move(tensor)).first->second;
+}
+
+DeclaredOp::DeclaredOp(Memory& memory, const std::string& name, const Values& values,
+                       const std::map<std::string, std::string>& renamed, DType compute)
+    : bench_(memory.bench) {
+  for (const OpInfo& op : declared_ops())
+    if (name == op.name && !op.by_hand) op_ = &op;
+  if (!op_) throw std::invalid_argument("there is no declared op " + name);
+  void* args = args_.bytes;
+  op_->construct(args);
+  for (const Field& field : op_->fields) {
+    const auto value = values.find(field.name);
+    if (field.role == Role::dtype) member<DType>(args, field.offset) = DType::f32;
+    if (field.role == Role::compute) member<DType>(args, field.offset) = compute;
+    if (field.role != Role::dim && field.role != Role::attribute) continue;
+    if (value == values.end()) {
+      if (field.role == Role::dim) throw std::invalid_argument(name + " has no " + field.name);
+    } else if (field.role == Role::attribute && field.attribute == AttributeType::number) {
+      member<double>(args, field.offset) = value->second;
+    } else if (field.role == Role::dim || field.attribute <= AttributeType::seed) {
+      member<int64_t>(args, field.offset) = static_cast<int64_t>(value->second);
+    } else {
+      member<int32_t>(args, field.offset) = static_cast<int32_t>(value->second);
+    }
+  }
+  // The rules look at which tensors are wanted, and shapes may follow from the rules.
+  const auto name_of = [&](const Field& field) -> std::string {
+    const auto other = renamed.find(field.name);
+    return other == renamed.end() || (other->second.empty() && !field.optional) ? field.name : other->second;
+  };
+  for (const Field& field : op_->fields)
+    if (field.is_tensor() && !name_of(field).empty()) member<const void*>(args, field.offset) = this;
+  op_->apply_rules(args, bench_.backend());
+  for (const Field& field : op_->fields) {
+    if (!field.is_tensor() || !member<void*>(args, field.offset)) continue;
+    const std::string name = name_of(field);
+    const auto limit = values.find(name);  // of indices
+    const DType dtype = field.element == ElementType::i32 ? DType::i32 : DType::f32;
+    tensors_.push_back(memory.at(name, known_shape(field, args), dtype,
+                                 limit == values.end() ? 1 : static_cast<int64_t>(limit->second)));
+    member<void*>(args, field.offset) = tensors_.back().data();
+    bytes_ += static_cast<double>(tensors_.back().size) * (field.role == Role::updated ? 8 : 4);
+  }
+  for (const Field& field : op_->fields)
+    if (field.role == Role::packed)
+      for (const Field& of : op_->fields)
+        if (of.name == std::string(field.shape))
+          member<PackedCopies*>(args, field.offset) = memory.at(of.name, known_shape(of, args)).storage->packed();
+}
+
+void DeclaredOp::operator()(int threads) const {
+  Bench::check(op_->run(bench_.backend().ops, Context{threads, bench_.device().context.stream}, args_.bytes));
+}
+
+}  // namespace st_moe::bench

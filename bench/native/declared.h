@@ -1,0 +1,50 @@
+#pragma once
+#include <map>
+
+#include "bench.h"
+#include "core/op_fields.h"
+
+// Any op of core/ops.inc, called with memory of the benchmark.
+namespace st_moe::bench {
+
+// Optional inputs that are null: noise comes from the generator, nothing is padding, of the losses only the total
+// counts.
+inline const std::map<std::string, std::string> kNotGiven{
+    {"mask", ""}, {"uniforms", ""}, {"gumbel_uniforms", ""}, {"dbalance", ""}, {"dz", ""}};
+
+// Tensors by name and number of elements, which ops share: outputs of a forward are inputs of its backward.
+class Memory {
+ public:
+  explicit Memory(const Bench& bench) : bench(bench) {}
+  // Made if it is not there: normal numbers, or indices below `limit`.
+  Tensor& at(const std::string& name, const Shape& shape, DType dtype = DType::f32, int64_t limit = 1);
+  Tensor& put(const std::string& name, Tensor tensor);
+
+  const Bench& bench;
+
+ private:
+  std::map<std::pair<std::string, int64_t>, Tensor> tensors_;
+};
+
+class DeclaredOp {
+ public:
+  // `renamed`: another name in memory than that of the field; empty: a tensor that is null. Throws if a value is
+  // missing.
+  DeclaredOp(Memory& memory, const std::string& name, const Values& values,
+             const std::map<std::string, std::string>& renamed = {}, DType compute = DType::f32);
+
+  void operator()(int threads) const;
+  double bytes() const { return bytes_; }  // of its tensors, each read or written once
+
+ private:
+  struct Args {
+    alignas(std::max_align_t) char bytes[kMaxArgsSize];
+  };
+  const Bench& bench_;
+  const OpInfo* op_ = nullptr;
+  Args args_{};
+  double bytes_ = 0;
+  std::vector<Tensor> tensors_;  // that it holds
+};
+
+}  // namespace st_moe::bench
