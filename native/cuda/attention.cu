@@ -4,10 +4,10 @@
 #include "cuda/ops.h"
 #include "cuda/row_group.cuh"
 
-// Tiles of scores with a running maximum and sum; no matrix of all scores. The backward computes the probabilities
-// again from lse: one kernel over query tiles for dq, one over key tiles for dk and dv, so every sum has one owner and
-// one order. A block makes up to 128 columns of a head's output; wider heads take more blocks, each with the scores
-// computed again.
+// Tiles of scores with a running maximum and sum; no matrix of all scores. The backward recomputes the probabilities
+// from lse: one kernel over query tiles for dq, one over key tiles for dk and dv, so that every sum has one owner and a
+// fixed order. A block computes up to 128 columns of a head's output; wider heads use more blocks, which recompute the
+// scores.
 namespace st_moe::cuda {
 
 template <class Args>
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kBlock)
           if (tx + c * kSide < visible[r].end) most = Max{}(most, s[r][c]);
         }
         most = reduce_row(most, Max{});
-        const T shift = most == -static_cast<T>(INFINITY) ? T(0) : most;  // nothing but −inf so far: e^−inf, not e^NaN
+        const T shift = most == -static_cast<T>(INFINITY) ? T(0) : most;  // only −inf so far: e^−inf, not e^NaN
         rescale[r] = exp_of(largest[r] - shift);
         T sum = 0;
         for (int c = 0; c < M; ++c) {
@@ -85,7 +85,7 @@ static void attention_forward(const Context& ctx, const AttentionArgs& args) {
          static_cast<const T*>(args.v), static_cast<T*>(args.y), static_cast<T*>(args.lse));
 }
 
-// Calls f with the number of slices of a head that a block makes.
+// Calls f with the number of slices of a head per block.
 template <class F>
 static void dispatch_width(int64_t d, F&& f) {
   if (d <= 2 * kSlice) return f(std::integral_constant<int, 2>{});

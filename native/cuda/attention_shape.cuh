@@ -1,7 +1,7 @@
 #pragma once
 #include "cuda/kernel.cuh"
 
-// What the blocks of the attention kernels work on: a tile of rows of one head, against tiles of the other side's rows.
+// The work of the blocks of the attention kernels: a tile of rows of one head vs. tiles of rows of the other side.
 namespace st_moe::cuda {
 
 constexpr int kSide = 16;   // threads along a side of a tile
@@ -29,7 +29,7 @@ struct AttentionShape {
   int64_t B, Nq, Nk, heads, d, width;  // width: row stride of q, k, v, y
   bool causal;
 
-  // Keys that a query sees: 0 … seen − 1. Queries that see a key: first_query … Nq − 1.
+  // Keys visible to a query: 0 … seen − 1. Queries that see a key: first_query … Nq − 1.
   __device__ int64_t seen(int64_t query) const { return causal ? query + Nk - Nq + 1 : Nk; }
   __device__ int64_t first_query(int64_t key) const { return causal && key > Nk - Nq ? key - (Nk - Nq) : 0; }
   __device__ int64_t query_offset(int64_t head) const { return head / heads * Nq * width + head % heads * d; }
@@ -54,7 +54,7 @@ struct TaskGrid {
   int64_t heads, tiles, groups;
 
   __host__ __device__ int64_t count() const { return heads * tiles * groups; }
-  // Neighbours share a head. The last tiles of a causal head have the most keys: they come first.
+  // Neighbors share a head. The last tiles of a causal head have the most keys, so they run first.
   __device__ TileTask task(int64_t i, int tile_rows, int group_columns) const {
     const int64_t group = i % groups, tile = tiles - 1 - i / groups % tiles;
     return {i / groups / tiles, tile * tile_rows, group * group_columns};
@@ -67,8 +67,8 @@ static TaskGrid grid_of(const AttentionShape& shape, int64_t rows) {
   return {shape.B * shape.heads, ceil_div(rows, Tile<T>::size), groups < 1 ? 1 : groups};
 }
 
-// The columns of a tile that a row may use. What lies outside is left out of sums, not multiplied by 0:
-// a NaN in a key or query never meets a row that must not see it.
+// The columns of a tile that a row may use. Columns outside are omitted from sums, not multiplied by 0: a NaN in a key
+// or query never reaches a row that must not see it.
 struct Visible {
   int begin, end;
 };

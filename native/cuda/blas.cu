@@ -11,7 +11,7 @@
 
 namespace st_moe::cuda {
 
-// After a fault on the device the statuses of cuBLAS say this and that.
+// After a kernel fault, cuBLAS returns arbitrary statuses.
 static void check_blas(Stream& stream, cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
   stream.expect_no_fault();
@@ -19,15 +19,14 @@ static void check_blas(Stream& stream, cublasStatus_t status, const char* what) 
   fail(code, "cuBLAS, %s: %s", what, blas_library().status_string(status));
 }
 
-// What NVIDIA recommends. Without a workspace of ours cuBLAS has one of its own for each stream, and allocates inside
-// of a captured step.
+// NVIDIA's recommendation. Without our workspace, cuBLAS has its own per stream and allocates inside a captured step.
 static size_t workspace_bytes(int device) {
   int major = 0;
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
   return size_t{major >= 9 ? 32u : 8u} << 20;
 }
 
-// The handle, on the stream of the moment.
+// The handle, on the current stream.
 static cublasHandle_t handle_of(Stream& stream) {
   const cudaStream_t queue = stream.stream();  // makes the device current
   Stream::Blas& blas = stream.blas;
@@ -44,7 +43,7 @@ static cublasHandle_t handle_of(Stream& stream) {
   }
   const auto handle = static_cast<cublasHandle_t>(blas.handle);
   if (blas.stream != queue) {
-    check_blas(stream, library.set_stream(handle, queue), "stream");  // takes the workspace away
+    check_blas(stream, library.set_stream(handle, queue), "stream");  // resets the workspace
     check_blas(stream, library.set_workspace(handle, blas.workspace, blas.workspace_bytes), "workspace");
     blas.stream = queue;
   }
@@ -62,12 +61,11 @@ void destroy_blas(Stream& stream) noexcept {
 
 static int as_int(int64_t value, const char* what) {
   if (value > std::numeric_limits<int>::max())
-    fail(ErrorCode::shape, "a matrix product on cuda has a %s below 2^31, got %lld", what,
-         static_cast<long long>(value));
+    fail(ErrorCode::shape, "a GEMM on cuda needs a %s below 2^31, got %lld", what, static_cast<long long>(value));
   return static_cast<int>(value);
 }
 
-// How cuBLAS calls a dtype, and what it multiplies and adds in.
+// The cuBLAS names of a dtype and of its arithmetic.
 struct Types {
   cudaDataType data;
   cublasComputeType_t compute;
@@ -89,7 +87,7 @@ static Types types_of(DType dtype) {
     case DType::f16: return {CUDA_R_16F, CUBLAS_COMPUTE_32F};
     case DType::i32: break;
   }
-  fail(ErrorCode::dtype, "a matrix product needs floating point, got %s", dtype_name(dtype));
+  fail(ErrorCode::dtype, "a GEMM needs floating point, got %s", dtype_name(dtype));
 }
 
 // alpha and beta have the type of the arithmetic.
@@ -104,8 +102,8 @@ struct Scalars {
   bool is_wide;
 };
 
-// A row-major C = op(A) op(B) is the column-major Cᵀ = op(B)ᵀ op(A)ᵀ, whose operands are stored as they stand. This is
-// the only place that knows.
+// A row-major C = op(A) op(B) is the column-major Cᵀ = op(B)ᵀ op(A)ᵀ, with the operands as stored. Only this function
+// converts.
 struct ColumnMajor {
   cublasOperation_t transa, transb;
   int m, n, k, lda, ldb, ldc;
@@ -132,7 +130,7 @@ struct Zero {
   __device__ void operator()(int64_t i) const { c[i / (M * N) * stride + i / N % M * ldc + i % N] = 0; }
 };
 
-// Whether nothing is left to multiply. All dtypes have zero in their zero bits.
+// Handles empty GEMMs. In every dtype, zero bits are zero.
 static bool write_empty(const Context& ctx, DType dtype, const Product& p) {
   if (p.M == 0 || p.N == 0 || p.batch == 0) return true;
   if (p.K > 0) return false;
@@ -163,7 +161,7 @@ void multiply(const Context& ctx, DType operands, DType result, const Product& p
   stream.multiplied("cublasGemmStridedBatchedEx");
 }
 
-// The columns of the arguments of cublasGemmGroupedBatchedEx. Empty groups stay out: some versions mistreat them.
+// The arguments of cublasGemmGroupedBatchedEx, as columns. Omits empty groups, which some versions mishandle.
 struct Groups {
   std::vector<cublasOperation_t> transa, transb;
   std::vector<int> m, n, k, lda, ldb, ldc, size;
@@ -189,7 +187,7 @@ struct Groups {
   }
 };
 
-// Pointers reach the device as parameters of kernels: a copy would need memory of the host that outlives the call.
+// Passes pointers to the device as kernel parameters: a copy would need host memory that outlives the call.
 struct PointerBlock {
   static constexpr int kSize = 480;  // of the 4 KB of parameters
   const void* pointer[kSize];
@@ -208,7 +206,7 @@ static void store_pointers(const Context& ctx, const std::vector<const void*>& p
   }
 }
 
-// false: this cuBLAS has no grouped product of these types.
+// false: this cuBLAS has no grouped GEMM of these types.
 static bool try_grouped(const Context& ctx, DType operands, DType result, const std::vector<Product>& products) {
   if (products.size() < 2 || !blas_library().gemm_grouped_batched) return false;
   const Types types = types_of(operands);

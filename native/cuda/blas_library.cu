@@ -16,7 +16,7 @@ std::string environment(const char* name) {
   return value ? value : "";
 }
 
-// Folders outside of the loader's paths: the toolkits, then the Python wheel of an active environment.
+// Folders outside the loader's paths: the toolkits, then the Python wheel of an active environment.
 std::vector<std::string> folders() {
   std::vector<std::string> patterns;
   for (const std::string& toolkit :
@@ -56,7 +56,7 @@ std::vector<std::string> candidates(const std::vector<std::string>& folders) {
   return paths;
 }
 
-// libcublas needs the libcublasLt that lies beside it, which the loader may not find by itself.
+// libcublas needs the libcublasLt next to it, which the loader may not find.
 void* open_library(const std::string& path) {
   const size_t file = path.rfind('/'), name = path.rfind("libcublas.");
   if (file != std::string::npos && name == file + 1)
@@ -83,7 +83,7 @@ bool find_all(void* library, BlasLibrary* blas) {
 constexpr int kSide = 32;  // of the matrices of the trial
 constexpr size_t kTrialBytes = kSide * kSide * sizeof(float);
 
-// What a trial holds on the device.
+// The device memory of a trial.
 struct Trial {
   const BlasLibrary& blas;
   cudaStream_t stream = nullptr;
@@ -99,7 +99,7 @@ struct Trial {
   }
 };
 
-// What is wrong with a library; empty if it multiplies small whole numbers right, whose sums are exact in any order.
+// The error of a library; empty if it multiplies small integers correctly, whose sums are exact in any order.
 std::string try_library(const BlasLibrary& blas) {
   std::vector<float> a(kSide * kSide), b(a.size()), c(a.size()), wanted(a.size());
   for (int i = 0; i < kSide * kSide; ++i) a[i] = static_cast<float>(i % 7 - 3), b[i] = static_cast<float>(i % 5 - 2);

@@ -17,15 +17,15 @@ struct BlasLibrary {
 };
 
 struct BlasSearch {
-  const BlasLibrary* library;  // null where none works
-  std::string reason;          // what was tried, and what was wrong with it
+  const BlasLibrary* library;  // null if none works
+  std::string reason;          // what was tried, and the error of each
 };
 
-// The first library that multiplies two small matrices right on the current device. Looked for once a process, and
-// never closed. Throws Error for what is no fault of cuBLAS, such as a full device.
+// The first library that multiplies two small matrices correctly on the current device. Searched once per process,
+// never closed. Throws Error for causes other than cuBLAS, such as a full device.
 const BlasSearch& find_blas();
 
-// Throws Error(backend_unavailable) where there is none.
+// Throws Error(backend_unavailable) if there is none.
 const BlasLibrary& blas_library();
 
 }  // namespace st_moe::cuda

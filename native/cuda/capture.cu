@@ -96,7 +96,7 @@ struct Captures {
 
 cudaError_t wait_for_device(int device, cudaStream_t stream) {
   Captures& captures = Captures::instance();
-  std::unique_lock<std::mutex> lock(captures.mutex);  // held while it waits: no capture may begin meanwhile
+  std::unique_lock<std::mutex> lock(captures.mutex);  // held during the wait: no capture may begin meanwhile
   if (captures.running[device] == 0) return cudaDeviceSynchronize();
   lock.unlock();
   return cudaStreamSynchronize(stream);
@@ -121,9 +121,9 @@ static cudaError_t end_capture_of(int device, cudaStream_t stream, cudaGraph_t* 
 
 void Stream::begin_capture() {
   make_current();
-  prepare_blas(*this);  // making a handle allocates
+  prepare_blas(*this);  // creating a handle allocates
   if (!aside_) check(cudaStreamCreateWithFlags(&aside_, cudaStreamNonBlocking), "stream");
-  // What is released while the step is recorded may still be in use by what was launched before.
+  // Memory released during capture may still be in use by earlier launches.
   ++synchronisations_;
   check(cudaStreamSynchronize(stream_), "captured step");
   log_.clear();
@@ -170,7 +170,7 @@ const StepValues* Stream::captured_values(uint64_t place) const {
   return recording_->values() + place;
 }
 
-// In the order of the stream: the values are those of this replay when its kernels run.
+// In stream order, so that the kernels of this replay see its values.
 void Stream::replay(const CapturedStep& step, const StepArgs* args, int64_t count) {
   const std::vector<StepValues> rows = step_values(args, count);
   copy_in(step.values(), rows.data(), rows.size() * sizeof(StepValues));

@@ -9,16 +9,16 @@
 // A step captured in a CUDA graph.
 namespace st_moe::cuda {
 
-// StepArgs as kernels read them.
+// StepArgs for kernels.
 struct StepValues {
-  uint64_t seed, step;  // of a draw
+  uint64_t seed, step;  // of a sample
   double wide[kFactors];
   float narrow[kFactors];
 };
 constexpr int64_t kMaxStepValues = 8192;
 
-// The graph, the memory of everything made inside, and the values that change. That memory stays the step's: nodes hold
-// its addresses. A block that is released while the step is recorded serves the nodes that come after.
+// The graph, the memory of its tensors, and the values that change. The step keeps that memory, because graph nodes
+// contain its addresses. A block released during capture is reused by later nodes.
 class CapturedStep {
  public:
   explicit CapturedStep(cudaStream_t aside);  // memory comes from `aside`, which is never captured; throws Error
@@ -27,12 +27,12 @@ class CapturedStep {
   CapturedStep& operator=(const CapturedStep&) = delete;
 
   cudaError_t allocate(size_t bytes, void** data) noexcept;
-  bool release(void* data) noexcept;  // false: it is not of this step
+  bool release(void* data) noexcept;  // false: not memory of this step
   void fill_with_nan();               // until the first replay
   size_t bytes() const { return bytes_; }
 
-  StepValues* values() const { return values_; }  // [kMaxStepValues + 1]; the first is for ops that do not draw
-  cudaGraphExec_t graph = nullptr;                // null: given up
+  StepValues* values() const { return values_; }  // [kMaxStepValues + 1]; the first is for ops that do not sample
+  cudaGraphExec_t graph = nullptr;                // null: abandoned
 
  private:
   struct Block {
@@ -47,11 +47,11 @@ class CapturedStep {
   StepValues* values_ = nullptr;
 };
 
-// cudaDeviceSynchronize is an error while any stream of the device is captured, and spoils that capture: waits for
-// `stream` alone then.
+// cudaDeviceSynchronize is an error during any capture on the device, and breaks that capture: then waits only for
+// `stream`.
 cudaError_t wait_for_device(int device, cudaStream_t stream);
 
-// The rows that a replay copies to the device: one for ops that do not draw, then those of args.
+// The rows that a replay copies to the device: one for ops that do not sample, then those of args.
 std::vector<StepValues> step_values(const StepArgs* args, int64_t count);
 
 }  // namespace st_moe::cuda

@@ -1,8 +1,8 @@
 #pragma once
 #include "cuda/kernel.cuh"
 
-// Sums over the rows of [batch, rows, columns], in an order that the sizes alone decide: the gradients of biases and of
-// the norms' weights. Rows are split into chunks; the partial sums of the chunks are doubles and are added in order.
+// Sums over the rows of [batch, rows, columns], in an order that depends only on the sizes: gradients of biases and of
+// norm weights. Splits rows into chunks, whose partial sums are doubles and are added in order.
 namespace st_moe::cuda {
 
 constexpr int kColumnTile = kWarp, kRowLanes = 8;
@@ -20,7 +20,7 @@ struct ColumnSums {
 };
 
 // term(row, column) gives ColumnTerms<N>, with row in [0, batch · rows).
-// partial [N, batch, chunks, columns], or null where one chunk holds all rows and the sums are written at once.
+// partial [N, batch, chunks, columns], or null if one chunk has all rows and writes the sums directly.
 template <class T, int N, class F>
 __global__ void __launch_bounds__(kColumnTile* kRowLanes)
     column_partials_kernel(int64_t batch, int64_t rows, int64_t columns, int64_t chunk_rows, F term, double* partial,
@@ -70,7 +70,7 @@ struct AddChunks {
   }
 };
 
-// sums.sum[n] [batch, columns] = Σ over rows of term(row, column).value[n]; zeros where there are no rows.
+// sums.sum[n] [batch, columns] = Σ over rows of term(row, column).value[n]; zeros without rows.
 template <class T, int N, class F>
 void sum_columns(const Context& ctx, int64_t batch, int64_t rows, int64_t columns, F term, ColumnSums<T, N> sums) {
   if (batch == 0 || columns == 0) return;

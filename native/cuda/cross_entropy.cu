@@ -6,11 +6,10 @@
 
 namespace st_moe::cuda {
 
-constexpr int64_t kLossBlocks = 1024;  // at most so many blocks, each with its partial sums
+constexpr int64_t kLossBlocks = 1024;  // maximum number of blocks, each with partial sums
 constexpr int64_t kCountBlocks = 64;
 
-// A row whose target is neither in the vocabulary nor ignored is a fault; it then counts for nothing in the mean's
-// divisor.
+// A row whose target is neither in the vocabulary nor ignored sets the error flag, and does not count in the mean.
 struct Targets {
   const int32_t* target;  // [T]
   int64_t V;
@@ -26,7 +25,7 @@ struct LossPartial {
   int64_t counted;
 };
 
-// log Σ e^x over a row. A NaN or +inf in the row, or nothing but −inf, gives NaN.
+// log Σ e^x over a row. NaN if the row contains NaN or +inf, or only −inf.
 template <class T, class Group>
 __device__ static inline double logsumexp(const T* x, int64_t V, Group group) {
   T largest = -static_cast<T>(INFINITY);
@@ -37,7 +36,7 @@ __device__ static inline double logsumexp(const T* x, int64_t V, Group group) {
   return static_cast<double>(largest) + std::log(group.sum(sum));
 }
 
-// lse [T], and for each group of threads the sum over its rows. A faulty row's loss is NaN.
+// lse [T], and the sum over the rows of each group of threads. The loss of a row with an invalid target is NaN.
 template <class T, int kThreads>
 __global__ void __launch_bounds__(kBlock) row_losses_kernel(int64_t rows, const T* logits, Targets targets, T* lse,
                                                             LossPartial* partial, Stream::Fault* fault) {

@@ -4,8 +4,8 @@
 
 #include <cstddef>
 
-// The part of cuBLAS 12 and 13 that is used here, with the numbers of cublas_v2.h. cuBLAS is found and opened at run
-// time, and a machine that builds the plugin need not have its headers.
+// The part of cuBLAS 12 and 13 that is used here, with the numbers of cublas_v2.h. cuBLAS is loaded at run time, and
+// its headers are not needed to build the plugin.
 extern "C" {
 typedef struct cublasContext* cublasHandle_t;
 
@@ -51,7 +51,7 @@ typedef cublasStatus_t cublasGemmGroupedBatchedEx_t(
     const void* beta_array, void* const Carray[], cudaDataType Ctype, const int ldc_array[], int group_count,
     const int group_size[], cublasComputeType_t computeType);
 
-// The emulator of the tests has functions of its own. Exported, so that its libraries that are found as files can call
+// The emulator of the tests has its own functions. Exported, so that its library files can call
 // them.
 #if defined(ST_MOE_SIMT)
 #pragma GCC visibility push(default)

@@ -13,7 +13,7 @@
 
 namespace st_moe::cuda {
 
-// What all environments know of each device.
+// The faults of each device, for all environments.
 struct Faults {
   std::mutex mutex;
   std::vector<LaunchLog*> logs;
@@ -24,7 +24,7 @@ struct Faults {
     return *faults;
   }
 
-  // The latest kernel first: those before it have most likely ended.
+  // The latest kernel first: earlier ones have most likely ended.
   std::string kernels(int device) {
     constexpr size_t kMaxText = 700;
     std::string text;
@@ -48,7 +48,7 @@ struct Faults {
   }
 };
 
-// The errors after which, by the reference of the runtime, the process has to be started again.
+// The errors after which, by the CUDA runtime reference, the process must restart.
 static bool is_fault(cudaError_t status) {
   switch (status) {
     case cudaErrorECCUncorrectable:

@@ -3,12 +3,12 @@
 
 #include <mutex>
 
-// A kernel that faults (an address outside of all memory, a failed assertion) ends the context of its device: every
-// later call of the runtime, mostly an innocent one, returns the same error. Here it gets the name of its kernel.
+// A kernel fault (an illegal address, a failed assertion) destroys the context of its device: every later runtime call,
+// mostly an unrelated one, returns the same error. This file adds the name of the kernel.
 namespace st_moe::cuda {
 
-// Throws Error(device_fault) if `status` is the error of a fault, or the current device has had one. The first text is
-// that of all later ones.
+// Throws Error(device_fault) if `status` is the error of a fault, or the current device had one. All later errors have
+// the first text.
 void expect_no_fault(cudaError_t status);
 
 // Without namespaces and parameters, such as softmax_kernel<float>. Lives as long as the process.
@@ -17,7 +17,7 @@ const char* kernel_name(const void* kernel);
 // Whether the host waits after each launch, so that a fault has one kernel: ST_MOE_CUDA_SYNC=1.
 bool waits_after_launch();
 
-// What a stream was given since the host last waited for it: each name once, the latest last.
+// The kernels launched on a stream since the host last waited for it: each name once, the latest last.
 class LaunchLog {
  public:
   explicit LaunchLog(int device);
@@ -30,7 +30,7 @@ class LaunchLog {
 
  private:
   friend struct Faults;
-  static constexpr int kNames = 32;  // of older ones only the number is kept
+  static constexpr int kNames = 32;  // older ones are only counted
 
   const int device_;
   std::mutex mutex_;  // another environment reads the log if it meets the fault first

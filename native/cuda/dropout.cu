@@ -6,7 +6,7 @@
 
 namespace st_moe::cuda {
 
-// A thread takes the four elements of a Philox block.
+// A thread computes the four elements of a Philox block.
 template <class T>
 struct Dropout {
   const T* x;
@@ -27,7 +27,7 @@ struct Dropout {
 void dropout(const Context& ctx, const DropoutArgs& args) {
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    // uniform24(word) ≥ p in whole numbers: word >> 8 ≥ p · 2^24, which p = 1 makes false.
+    // uniform24(word) ≥ p in integers: word >> 8 ≥ p · 2^24, which is false for p = 1.
     const uint32_t threshold = static_cast<uint32_t>(std::ceil(args.p * 0x1p24));
     elementwise(ctx, ceil_div(args.size, 4),
                 Dropout<T>{static_cast<const T*>(args.x), static_cast<T*>(args.y), args.size,

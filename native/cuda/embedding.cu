@@ -10,7 +10,7 @@ template <class T>
 struct EmbeddingRow {
   const T* w;            // [V, D]
   const int32_t* index;  // [T]
-  T* y;                  // [T, D]; zeros where the index is a fault
+  T* y;                  // [T, D]; zeros for an invalid index
   int64_t D, V;
   Stream::Fault* fault;
 
@@ -32,7 +32,7 @@ void embedding(const Context& ctx, const EmbeddingArgs& args) {
   });
 }
 
-// The key of a token is its index; faults come last and belong to no row.
+// The key of a token is its index; invalid ones are last and belong to no row.
 struct TokenKey {
   const int32_t* index;  // [T]
   int32_t* keys;         // [T]
@@ -86,7 +86,7 @@ struct EmbeddingBackwardRow {
 
 template <class T>
 static void add_tokens(const Context& ctx, const EmbeddingBackwardArgs& args) {
-  constexpr int64_t warp_width = 64;  // frequent tokens make long sums: few columns a thread
+  constexpr int64_t warp_width = 64;  // frequent tokens need long sums: few columns per thread
   const Scratch<int32_t> keys(ctx, 2 * args.T);
   const Scratch<int64_t> order(ctx, 2 * args.T);
   const int32_t fault_key = args.V < INT32_MAX ? static_cast<int32_t>(args.V) : INT32_MAX;

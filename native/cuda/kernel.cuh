@@ -9,19 +9,19 @@
 #include "core/philox.h"
 #include "cuda/stream.h"
 
-// What every CUDA op file includes. Kernels are plain CUDA C++ (no <<<>>>, no inline PTX), so that the same files also
+// Included by every CUDA op file. Kernels are plain CUDA C++ (no <<<>>>, no inline PTX), so that the same files also
 // compile for the emulator of the tests. An op checks sizes on the host, launches, and never waits for the device.
 namespace st_moe::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kBlock = 256;  // threads of a block where nothing else decides
+constexpr int kBlock = 256;  // default threads per block
 
 __host__ __device__ static inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// Blocks for one thread an element, bounded: kernels stride over the grid.
+// Blocks for one thread per element, bounded: kernels stride over the grid.
 static inline unsigned grid_for(int64_t elements, int64_t per_block = kBlock) {
   const int64_t blocks = ceil_div(elements, per_block);
   return static_cast<unsigned>(blocks < 1 ? 1 : blocks > 65535 ? 65535 : blocks);
@@ -35,7 +35,7 @@ void launch(const Context& ctx, void (*kernel)(Params...), dim3 grid, dim3 block
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream_of(ctx).stream();
-  const char* name = kernel_name(reinterpret_cast<const void*>(kernel));  // asked before: after a fault none is given
+  const char* name = kernel_name(reinterpret_cast<const void*>(kernel));  // looked up first: unavailable after a fault
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), name);
   stream_of(ctx).launched(name);
 }
@@ -51,7 +51,7 @@ void elementwise(const Context& ctx, int64_t size, F f) {
   if (size > 0) launch(ctx, elementwise_kernel<F>, grid_for(size), kBlock, 0, size, f);
 }
 
-// Uninitialised device memory for one op, taken from the stream's pool and given back in stream order.
+// Uninitialized device memory for one op, from the stream's pool, freed in stream order.
 template <class T>
 class Scratch {
  public:

@@ -10,7 +10,7 @@ struct Moments {
   double mean, inverse_std;
 };
 
-// Two passes: the squares of centred values do not cancel.
+// Two passes: squares of centered values do not cancel.
 template <class T, class Group>
 __device__ static inline Moments moments(const T* x, int64_t D, double eps, Group group) {
   double sum = 0;

@@ -10,8 +10,8 @@ static inline int64_t size_of(const int64_t* shape, int rank) {
   return size;
 }
 
-// Where element i of a layout lies in each of its tensors. Index is 32 bits wide where the size allows: divisions of
-// 64 bits are several times as slow.
+// The offset of element i of a layout in each of its tensors. Index has 32 bits if the size allows: 64-bit divisions
+// are several times as slow.
 template <class Index, int N>
 __device__ static inline void offsets_of(const Layout<N>& layout, Index i, int64_t (&offset)[N]) {
 #pragma unroll

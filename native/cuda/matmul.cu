@@ -4,7 +4,7 @@
 
 namespace st_moe::cuda {
 
-// The row stride of a matrix stored [rows, columns]: cuBLAS wants it positive.
+// The row stride of a matrix stored [rows, columns]; cuBLAS needs a positive one.
 static int64_t row_stride(int64_t columns) {
   return columns < 1 ? 1 : columns;
 }

@@ -5,8 +5,8 @@
 #include "cuda/blas.h"
 #include "cuda/rows.cuh"
 
-// Operands of matrix products: values as they are, or rounded to bf16 or f16. Rounded ones stand in rows padded with
-// zeros to whole multiples of 64, since tensor cores want aligned rows and widths such as 1365 have none.
+// Operands of GEMMs: unrounded, or rounded to bf16 or f16. Rounded operands have rows padded with zeros to multiples of
+// 64, because tensor cores need aligned rows, unlike sizes such as 1365.
 namespace st_moe::cuda {
 
 #include "core/element_types.inc"
@@ -19,17 +19,17 @@ __host__ __device__ static inline int64_t padded(int64_t n) {
   return is_narrow<O> ? ceil_div(n, kOperandMultiple) * kOperandMultiple : n;
 }
 
-// Calls f(T{}, O{}) with the type of the values and how they stand in operands.
+// Calls f(T{}, O{}) with the type of the values and of the operands.
 template <class F>
 void dispatch_operands(DType dtype, DType compute, F&& f) {
   if (dtype == DType::f64 && compute == DType::f64) return f(double{}, F64{});
   if (dtype == DType::f32 && compute == DType::f32) return f(float{}, F32{});
   if (dtype == DType::f32 && compute == DType::bf16) return f(float{}, Bf16{});
   if (dtype == DType::f32 && compute == DType::f16) return f(float{}, F16{});
-  fail(ErrorCode::dtype, "products of %s cannot have operands of %s", dtype_name(dtype), dtype_name(compute));
+  fail(ErrorCode::dtype, "GEMMs of %s cannot have operands of %s", dtype_name(dtype), dtype_name(compute));
 }
 
-// Where the rows of an operand come from; −1: a row of zeros.
+// The source rows of an operand; −1: a row of zeros.
 struct SameRow {
   __device__ int64_t operator()(int64_t row) const { return row; }
 };
@@ -46,8 +46,7 @@ struct HeldToken {  // the token of the assignment in a slot
   __device__ int64_t operator()(int64_t row) const { return holder[row] < 0 ? -1 : place_of(holder[row], K).row; }
 };
 
-// to [to_rows, padded columns] = rows of from [.., columns]. An element of the loop is four columns where they are
-// padded.
+// to [to_rows, padded columns] = rows of from [.., columns]. An element of the loop is four columns if they are padded.
 template <class T, class O, class Rows>
 struct FillOperand {
   static constexpr int kRun = is_narrow<O> ? 4 : 1;
@@ -102,7 +101,7 @@ void fill_operands(const Context& ctx, Fs... fills) {
   elementwise(ctx, loops.size(), loops);
 }
 
-// An activation [rows, columns] as an operand: itself, or rounded for the time of one call.
+// An activation [rows, columns] as an operand: itself, or a rounded copy for one call.
 template <class T, class O>
 class OperandRows {
  public:
@@ -149,8 +148,8 @@ class OperandWeight {
   OperandWeight(const OperandWeight&) = delete;
   OperandWeight& operator=(const OperandWeight&) = delete;
 
-  const Fill& fill() const { return fill_; }  // of size 0 where there is nothing to do
-  void filled() {                             // what fill() says has been launched
+  const Fill& fill() const { return fill_; }  // of size 0 if there is nothing to do
+  void filled() {                             // fill() has been launched
     if (made_ && copies_ && copies_->keep(*copies_, key_, made_, bytes_)) made_ = nullptr;
   }
   const Matrix& get() const { return matrix_; }

@@ -2,13 +2,13 @@
 #include "core/philox.h"
 #include "cuda/stream.h"
 
-// The numbers of an op that differ from one replay of a captured step to the next. Kernels take them as arguments, or
-// from device memory that a replay fills first: arguments are part of the captured graph.
+// The numbers of an op that change from one replay of a captured step to the next. Kernels read them from arguments, or
+// during capture from device memory that each replay fills first, because arguments are part of the graph.
 namespace st_moe::cuda {
 
 struct Draw {
   uint64_t seed, step;
-  const StepValues* captured;  // null: seed and step hold
+  const StepValues* captured;  // null: seed and step are valid
 
   __device__ PhiloxBlock block(uint64_t i) const {
     return captured ? philox(captured->seed, captured->step, i) : philox(seed, step, i);
@@ -24,7 +24,7 @@ static inline Draw draw_of(const Context& ctx, uint64_t seed, uint64_t step) {
 template <class T>
 struct Factors {
   T value[kFactors];
-  const StepValues* captured;  // null: value holds
+  const StepValues* captured;  // null: value is valid
 
   Factors(const Context& ctx, int64_t step, const FactorList& list)
       : captured(stream_of(ctx).captured_values(static_cast<uint64_t>(step))) {

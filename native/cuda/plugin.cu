@@ -38,7 +38,7 @@ std::string driver_reason(cudaError_t status) {
 
 std::string device_reason() {
   const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
-  return std::string("the driver sees no CUDA card") +
+  return std::string("the driver sees no GPU") +
          (visible ? std::string(" (CUDA_VISIBLE_DEVICES is '") + visible + "')" : "");
 }
 
@@ -120,38 +120,38 @@ void release_step(const Context& ctx, void* step) {
 }
 constexpr CaptureTable kCaptureTable{begin_capture, aside, end_capture, replay, release_step};
 
-struct Card {
+struct Gpu {
   std::string name;
   Backend backend;
 };
 
-Card* make_card(int index) {
+Gpu* make_gpu(int index) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, index), "device");
   if (properties.major * 10 + properties.minor < kOldestCapability)
     fail(ErrorCode::backend_unavailable, "%s has compute capability %d.%d; %d.%d or newer is needed", properties.name,
          properties.major, properties.minor, kOldestCapability / 10, kOldestCapability % 10);
-  auto* card = new Card{properties.name, {}};
-  card->backend = {kBackendAbi, "cuda",   card->name.c_str(), 1,          kOperandMultiple, allocate,        release,
-                   copy_in,     copy_out, held_bytes,         op_table(), &kCaptureTable,   allocation_error};
-  return card;
+  auto* gpu = new Gpu{properties.name, {}};
+  gpu->backend = {kBackendAbi, "cuda",   gpu->name.c_str(), 1,          kOperandMultiple, allocate,        release,
+                  copy_in,     copy_out, held_bytes,        op_table(), &kCaptureTable,   allocation_error};
+  return gpu;
 }
 
-// One for each card, never freed: environments of several threads hold them.
+// One per GPU, never freed, because environments of several threads share them.
 const Backend* backend_of(int index) {
   static std::mutex mutex;
-  static auto* const cards = new std::map<int, Card*>;
+  static auto* const gpus = new std::map<int, Gpu*>;
   std::lock_guard<std::mutex> lock(mutex);
-  auto found = cards->find(index);
-  if (found == cards->end()) found = cards->emplace(index, make_card(index)).first;
+  auto found = gpus->find(index);
+  if (found == gpus->end()) found = gpus->emplace(index, make_gpu(index)).first;
   return &found->second->backend;
 }
 
 Status open(int32_t index, const Backend** backend, Context* context) {
   return guarded([&] {
-    const Backend* card = backend_of(index);
+    const Backend* gpu = backend_of(index);
     context->stream = new Stream(index);
-    *backend = card;
+    *backend = gpu;
   });
 }
 

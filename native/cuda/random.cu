@@ -4,7 +4,7 @@
 #include "cuda/ops.h"
 #include "cuda/per_step.cuh"
 
-// A thread takes the elements of one Philox block. The formulas are those of cpu/random.cc.
+// A thread computes the elements of one Philox block, with the formulas of cpu/random.cc.
 namespace st_moe::cuda {
 
 struct Numbers {

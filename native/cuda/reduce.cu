@@ -1,12 +1,12 @@
 #include "cuda/kernel.cuh"
 #include "cuda/ops.h"
 
-// Sums are accumulated in double, in an order that the shape alone decides.
+// Sums are accumulated in double, in an order that depends only on the shape.
 namespace st_moe::cuda {
 
 constexpr int64_t kChunk = 16384;  // elements of a long row that one block sums
 
-// x [rows, n] → y [rows], times factor. A warp takes a row.
+// x [rows, n] → y [rows], times factor. One warp per row.
 template <class In, class Out>
 __global__ void __launch_bounds__(kBlock) sum_rows_kernel(const In* x, Out* y, int64_t rows, int64_t n, double factor) {
   const int lane = threadIdx.x % kWarp;
@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kBlock) sum_rows_kernel(const In* x, Out* y, i
   }
 }
 
-// x [rows, n] → partial [rows, chunks]. A block takes a chunk of a row.
+// x [rows, n] → partial [rows, chunks]. One block per chunk of a row.
 template <class T>
 __global__ void __launch_bounds__(kBlock) sum_chunks_kernel(const T* x, double* partial, int64_t rows, int64_t n) {
   const int64_t chunks = ceil_div(n, kChunk);
@@ -65,7 +65,7 @@ struct SumColumn {
   }
 };
 
-// Rows are cut into blocks where columns alone make too few threads to fill a card.
+// Splits rows into blocks if columns alone have too few threads to fill a GPU.
 template <class T>
 static void reduce_columns(const Context& ctx, const ReduceArgs& args) {
   constexpr int64_t kThreads = int64_t{1} << 17, kLeastRows = 64;

@@ -39,7 +39,7 @@ void rmsnorm(const Context& ctx, const RmsnormArgs& args) {
   });
 }
 
-// With u = gamma √D dy and r = ‖x‖: dx = (u − x <x, u> / r²) / r; 0 below the floor of r.
+// With u = gamma √D dy and r = ‖x‖: dx = (u − x <x, u> / r²) / r; 0 below the lower bound of r.
 template <class T>
 struct RmsnormBackwardRow {
   const T *dy, *x, *gamma;

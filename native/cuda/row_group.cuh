@@ -1,7 +1,7 @@
 #pragma once
 #include "cuda/kernel.cuh"
 
-// Ops that treat each row of [rows, width] by itself: a warp takes a row, or a whole block a wide one.
+// Ops on the rows of [rows, width]: one warp per row, or one block per wide row.
 namespace st_moe::cuda {
 
 constexpr int64_t kWarpWidth = 1024;  // the widest row for a warp

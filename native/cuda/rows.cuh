@@ -1,10 +1,10 @@
 #pragma once
 #include "cuda/kernel.cuh"
 
-// Walking over rows and over the elements of a matrix.
+// Iteration over rows and elements of a matrix.
 namespace st_moe::cuda {
 
-constexpr int kWarpBlock = 128;  // threads of a block where a warp takes one item
+constexpr int kWarpBlock = 128;  // threads per block for one warp per item
 
 __host__ __device__ static inline int64_t min_of(int64_t a, int64_t b) {
   return b < a ? b : a;
@@ -14,7 +14,7 @@ struct Place {
   int64_t row, column;
 };
 
-// Where element i of a matrix with `width` columns is. A 64-bit division costs several times a 32-bit one.
+// Row and column of element i of a matrix with `width` columns. A 64-bit division costs several times a 32-bit one.
 __device__ static inline Place place_of(int64_t i, int64_t width) {
   if (((i | width) >> 32) == 0) {
     const uint32_t narrow = static_cast<uint32_t>(i), columns = static_cast<uint32_t>(width), row = narrow / columns;

@@ -8,12 +8,12 @@
 // k' = min(9K/8, E), which is not rounded. With eps = 0.1 and b_0 = −s:
 //   a_i = eps · (log k' − logsumexp((s + b_{i−1}) / eps)),  b_i = −relu(s + a_i),  i = 1 … 20
 //   c = exp((s + a_20 + b_20) / eps)
-// b_i and c are functions of s and the scalar a_i alone, so a row needs no memory beyond the twenty scalars.
+// b_i and c depend only on s and the scalar a_i, so a row needs no memory beyond the twenty scalars.
 namespace st_moe::cuda {
 
 constexpr int kSoftTopkIterations = 20;
 
-// One row of E scores by one warp. Lane l reads and writes the entries l, l + 32, … only.
+// One warp per row of E scores. Lane l reads and writes only the entries l, l + 32, ….
 template <class T>
 struct SoftTopk {
   int64_t E;
@@ -43,10 +43,10 @@ struct SoftTopk {
     return a;
   }
 
-  // d [E] enters as the gradient of c and leaves as that of s, through all iterations; relu'(0) = 0. a [21] as above.
+  // d [E]: in, the gradient of c; out, that of s, through all iterations; relu'(0) = 0. a [21] as above.
   __device__ void backward(const T* s, const T* all, T* d) const {
-    // Where b_20 = −(s + a_20) the paths of s and a_20 into c cancel exactly; leaving both out keeps the gradient of
-    // saturated scores at exactly 0.
+    // If b_20 = −(s + a_20), the paths of s and a_20 into c cancel exactly; omitting both keeps the gradient of
+    // saturated scores exactly 0.
     T a = all[kSoftTopkIterations], da = 0;
     for (int64_t e = lane; e < E; e += kWarp) {
       const T shifted = s[e] + a;

@@ -45,7 +45,7 @@ __device__ static inline int64_t warp_scan(int64_t value) {
   return value;
 }
 
-// A warp takes a digit.
+// One warp per digit.
 static __global__ void __launch_bounds__(kBlock) sort_scan_kernel(SortPass pass) {
   const int lane = threadIdx.x % kWarp;
   for (int digit = blockIdx.x * kSortWarps + threadIdx.x / kWarp; digit < kDigits; digit += gridDim.x * kSortWarps) {
@@ -74,7 +74,7 @@ __device__ static inline int64_t block_exclusive_scan(int64_t value) {
 }
 
 static __global__ void __launch_bounds__(kBlock) sort_place_kernel(SortPass pass) {
-  __shared__ int64_t next[kDigits];  // the place of the next key of each digit
+  __shared__ int64_t next[kDigits];  // the index of the next key of each digit
   __shared__ int32_t in_warp[kSortWarps][kDigits];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t digit_start = block_exclusive_scan(pass.totals[threadIdx.x]);

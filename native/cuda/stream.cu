@@ -11,7 +11,7 @@ constexpr size_t kHalfBytes = size_t{4} << 20;  // of the staging memory: one is
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // an error that is not sticky must not fail the next launch
+  cudaGetLastError();  // a non-sticky error must not fail the next launch
   expect_no_fault(status);
   const ErrorCode code = status == cudaErrorMemoryAllocation ? ErrorCode::out_of_memory : ErrorCode::internal;
   fail(code, "CUDA, %s: %s (%s)", what, cudaGetErrorString(status), cudaGetErrorName(status));
@@ -22,7 +22,7 @@ Stream::Stream(int device) : device_(device), log_(device) {
     check(cudaSetDevice(device_), "device");
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
     check(cudaDeviceGetDefaultMemPool(&pool_, device_), "memory pool");
-    uint64_t keep = UINT64_MAX;  // freed memory stays in the pool: giving it back costs a synchronisation
+    uint64_t keep = UINT64_MAX;  // freed memory stays in the pool: returning it would synchronize
     check(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep), "memory pool");
     for (Half& half : halves_) {
       check(cudaMallocHost(&half.data, kHalfBytes), "staging memory");
@@ -65,7 +65,7 @@ cudaStream_t Stream::stream() const {
   return is_aside_ ? aside_ : stream_;
 }
 
-// Memory that other streams have freed comes back when they are done.
+// Memory freed by other streams returns when they are done.
 cudaError_t Stream::allocate_in_order(size_t bytes, void** data) {
   if (recording_ && !is_aside_) return recording_->allocate(bytes, data);
   const cudaStream_t stream = recording_ ? aside_ : stream_;
@@ -101,7 +101,7 @@ void* Stream::allocate(size_t bytes) {
        free_bytes, total_bytes);
 }
 
-// What is recorded runs at a replay.
+// Captured work runs at a replay.
 void Stream::log(const char* name) {
   if (recording_ && !is_aside_) return;
   log_.add(name);

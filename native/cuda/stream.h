@@ -16,8 +16,8 @@ namespace st_moe::cuda {
 // text.
 void check(cudaError_t status, const char* what);
 
-// What one environment uses on one device: a CUDA stream, its memory pool, the cuBLAS handle, pinned staging memory.
-// Context::stream points at it.
+// The resources of one environment on one device: a CUDA stream, its memory pool, the cuBLAS handle, pinned staging
+// memory. Context::stream points at it.
 class Stream {
  public:
   explicit Stream(int device);
@@ -29,14 +29,14 @@ class Stream {
   int device() const { return device_; }
 
   void* allocate(size_t bytes);               // in stream order; throws Error
-  void* try_allocate(size_t bytes) noexcept;  // null where `allocate` would throw
-  void expect_memory_is_short() const;        // throws why the last try failed, if it was for another reason
+  void* try_allocate(size_t bytes) noexcept;  // null if `allocate` would throw
+  void expect_memory_is_short() const;        // throws if the last try failed for another reason
   void release(void* data, size_t bytes) noexcept;
 
   void copy_in(void* to, const void* host, size_t bytes);
-  void copy_out(void* host, const void* from, size_t bytes);  // waits, and throws what kernels reported
+  void copy_out(void* host, const void* from, size_t bytes);  // waits, and throws the error flag of kernels
 
-  // Kernels cannot throw: they write a Fault here (the first one wins), and the next copy_out throws it.
+  // The device error flag. Kernels cannot throw: they set it (the first error wins), and the next copy_out throws it.
   struct Fault {
     int32_t kind;  // 0: none; else one of FaultKind
     int32_t value;
@@ -50,21 +50,21 @@ class Stream {
   int64_t gemms() const { return gemms_; }
   int64_t synchronisations() const { return synchronisations_; }
 
-  // Captured steps. From begin_capture to end_capture launches are recorded, unless they are set aside.
+  // Captured steps. From begin_capture to end_capture launches are captured, unless outside capture.
   void begin_capture();
   void set_aside(bool on);
   CapturedStep* end_capture(bool keep, Status* status, size_t* bytes);
   void replay(const CapturedStep& step, const StepArgs* args, int64_t count);
   void destroy_step(CapturedStep* step) noexcept;
-  const StepValues* captured_values(uint64_t place) const;  // null where nothing is recorded
+  const StepValues* captured_values(uint64_t place) const;  // null outside capture
 
-  struct Blas {              // made at the first GEMM (cuda/blas.h)
+  struct Blas {              // created at the first GEMM (cuda/blas.h)
     void* handle = nullptr;  // cublasHandle_t
     void* workspace = nullptr;
     size_t workspace_bytes = 0;
     cudaStream_t stream = nullptr;  // that it works on
   } blas;
-  size_t held_bytes() const { return sizeof(Fault) + blas.workspace_bytes; }  // of the device, beside what is allocated
+  size_t held_bytes() const { return sizeof(Fault) + blas.workspace_bytes; }  // of the device, besides allocations
 
  private:
   struct Half {  // of the pinned staging memory
@@ -87,12 +87,12 @@ class Stream {
   int next_half_ = 0;
   Fault* fault_ = nullptr;        // on the device
   void* fault_copy_ = nullptr;    // pinned
-  cudaStream_t aside_ = nullptr;  // for what must not be recorded
+  cudaStream_t aside_ = nullptr;  // for work outside capture
   std::unique_ptr<CapturedStep> recording_;
   bool is_aside_ = false;
   cudaError_t allocation_status_ = cudaSuccess;
   LaunchLog log_;
-  std::vector<void*> released_;  // while a step is recorded: memory from before it
+  std::vector<void*> released_;  // during capture: memory from before it
   int64_t launches_ = 0, gemms_ = 0, synchronisations_ = 0;
 };
 
@@ -102,7 +102,7 @@ static inline Stream& stream_of(const Context& ctx) {
   return *static_cast<Stream*>(ctx.stream);
 }
 
-// Called by a kernel that meets an index out of range; the kernel then skips the element.
+// Called by a kernel for an index out of range; the kernel then skips the element.
 __device__ static inline void report_fault(Stream::Fault* fault, FaultKind kind, int32_t value) {
   if (atomicCAS(&fault->kind, 0, static_cast<int32_t>(kind)) == 0) fault->value = value;
 }

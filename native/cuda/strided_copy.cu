@@ -20,14 +20,14 @@ struct CopyElement {
 constexpr int kTile = 32;     // side of the tiles of a transposition
 constexpr int kTileRows = 8;  // threads [kTileRows, kTile]
 
-// in [planes, Q, P] → out [planes, P, Q]; the planes and the slower dimension of each side go by strides.
+// in [planes, Q, P] → out [planes, P, Q]; planes and the slower dimension of each side are strided.
 struct Transposition {
   int64_t P, Q, in_q, out_p, planes;
   CopyLayout plane;
 };
 
-// Both sides are read and written along their dense dimension; the tile turns in shared memory. One column more than
-// a tile has keeps the banks of a column apart.
+// Reads and writes along the dense dimension of each side; the tile is transposed in shared memory. One extra column
+// avoids bank conflicts.
 template <class T>
 __global__ void __launch_bounds__(kTile* kTileRows) transpose_kernel(const T* in, T* out, Transposition t) {
   __shared__ T tile[kTile][kTile + 1];

@@ -6,7 +6,7 @@ namespace st_moe::cuda {
 
 constexpr int kTopkBlock = 128;
 
-// A row by a block; each of the K entries takes one pass over the row.
+// One block per row; one pass over the row per entry of the K.
 template <class T>
 __global__ void __launch_bounds__(kTopkBlock)
     topk_kernel(const T* x, T* value, int32_t* index, int64_t rows, int64_t E, int64_t K) {
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kTopkBlock)
     for (int64_t k = 0; k < K; ++k) {
       entry = warp_first(first_after(entry, E, threadIdx.x, blockDim.x, [&](int64_t e) { return x[t * E + e]; }));
       if (warps > 1) {
-        __syncthreads();  // the pass before may still read
+        __syncthreads();  // the previous pass may still read
         if (lane == 0) {
           warp_value[warp] = entry.value;
           warp_index[warp] = entry.index;
@@ -47,8 +47,8 @@ void topk(const Context& ctx, const TopkArgs& args) {
   });
 }
 
-// A row by a warp: lane l writes the entries l, l + 32, … only, so the order of the choices decides where a caller
-// names one entry twice.
+// One warp per row: lane l writes only the entries l, l + 32, …, so that the order of the K decides if a caller names
+// one entry twice.
 template <class T>
 struct TopkGradient {
   const T* dvalue;

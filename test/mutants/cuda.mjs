@@ -20,7 +20,7 @@ export default [
   {
     name: 'topk-missing-barrier',
     file: 'native/cuda/topk.cu',
-    from: '        __syncthreads();  // the pass before may still read\n',
+    from: '        __syncthreads();  // the previous pass may still read\n',
     to: '',
     breaks: 'a warp overwrites what another still reads',
     tests: ['lane/simt_tsan'],
