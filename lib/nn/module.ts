@@ -1,5 +1,5 @@
 import type { HookHandle } from '../autograd.js'
-import { checkBoolean, checkFunction, checkOptions, fail, listed, sameShape, showName, showShape } from '../check.js'
+import { checkBoolean, checkFunction, fail, listed, sameShape, showName, showShape } from '../check.js'
 import { refuseJson } from '../copies.js'
 import { zeros } from '../create.js'
 import { checkDevice, type Device, deviceIndex } from '../device.js'
@@ -7,6 +7,7 @@ import { MoeError, markCopy, show } from '../errors.js'
 import { native } from '../native.js'
 import { copyLike } from '../ops/copy.js'
 import { stridesOf } from '../ops/strided.js'
+import { boolean, type OptionsOf, readOptions } from '../options.js'
 import { scope } from '../scope.js'
 import { handleOf, isTensor, moveToDevice, type Tensor, wrap } from '../tensor.js'
 import { type BackwardHook, type ForwardHook, type ForwardPreHook, hooksOf } from './hooks.js'
@@ -23,11 +24,13 @@ export interface LoadReport {
   unexpected: string[]
 }
 
-/** Options of {@link Module.loadStateDict}. */
-export interface LoadOptions {
+const loadOptions = {
   /** Missing and unknown names are errors. Default true. */
-  strict?: boolean
+  strict: boolean({ default: true }),
 }
+
+/** Options of {@link Module.loadStateDict}. */
+export interface LoadOptions extends OptionsOf<typeof loadOptions> {}
 
 /** One name of a state dict: a whole tensor, or slice `index` of a stacked one. */
 export interface StateEntry {
@@ -290,8 +293,7 @@ export function stageState(
   state: StateDict,
   options?: LoadOptions,
 ): () => LoadReport {
-  const { strict = true } = checkOptions<LoadOptions>(op, options, ['strict'])
-  checkBoolean(op, 'strict', strict)
+  const { strict } = readOptions(op, options, loadOptions)
   if (typeof state !== 'object' || state === null)
     fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
   const values = new Map<string, unknown>(Object.entries(state))
