@@ -1,5 +1,5 @@
 import { type Edge, edgeTo, type GradHook, type HookHandle, type Node } from './autograd.js'
-import { checkBoolean, checkFunction, checkOptions, fail, showShape } from './check.js'
+import { checkFunction, fail, showShape } from './check.js'
 import { currentRecorder } from './context.js'
 import { deviceIndex } from './device.js'
 import { type DType, dtypeCode } from './dtype.js'
@@ -7,6 +7,7 @@ import { MoeError } from './errors.js'
 import { consumed, releaseAll, share } from './handles.js'
 import { asMethods } from './methods.js'
 import { type Handle, native } from './native.js'
+import { boolean, type OptionsOf, reader } from './options.js'
 import {
   checkTensor,
   handleOf,
@@ -21,11 +22,15 @@ import {
 
 /** The backward pass: gradients along the tape, and hooks on them. */
 
-/** Options of {@link Tensor.backward}. */
-export interface BackwardOptions {
+const backwardOptions = {
   /** Keeps the graph and its saved tensors for another backward. Default false. */
-  retainGraph?: boolean
+  retainGraph: boolean({ default: false }),
 }
+
+/** Options of {@link Tensor.backward}. */
+export interface BackwardOptions extends OptionsOf<typeof backwardOptions> {}
+
+const readOptions = reader(backwardOptions)
 
 /** a + b; takes ownership of b, and of a once the sum exists. */
 function accumulate(a: Handle, b: Handle): Handle {
@@ -203,8 +208,7 @@ function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean): void
 
 function backward(tensor: Tensor, gradient?: Tensor | null, options?: BackwardOptions): void {
   const op = 'Tensor.backward'
-  const { retainGraph = false } = checkOptions<BackwardOptions>(op, options, ['retainGraph'])
-  checkBoolean(op, 'retainGraph', retainGraph)
+  const { retainGraph } = readOptions(op, options)
   const { shape, dtype, device, size, requiresGrad } = checkTensor(op, 'this', tensor)
   if (!requiresGrad) fail('UNSUPPORTED', op, 'this tensor does not depend on any tensor with requiresGrad')
   if (gradient === undefined || gradient === null) {

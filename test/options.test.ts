@@ -2,7 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import ts from 'typescript'
 import { expect, test } from 'vitest'
-import { boolean, integer, number, pick, readOptions, unchecked } from '../lib/options.js'
+import { boolean, integer, number, pick, reader, unchecked } from '../lib/options.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 
@@ -12,9 +12,9 @@ test('a default stands for what is not given, and one option may depend on anoth
     half: integer({ min: 0, default: ({ count }) => Number(count) >> 1 }),
     top: integer({ min: 1, max: 8, atMost: 'count', default: 2 }),
   }
-  expect(readOptions('f', { count: 6 }, declared)).toEqual({ count: 6, half: 3, top: 2 })
-  expect(readOptions('f', { count: 6, half: undefined, top: 6 }, declared)).toEqual({ count: 6, half: 3, top: 6 })
-  const read = (passed: unknown) => () => readOptions('f', passed, declared)
+  expect(reader(declared)('f', { count: 6 })).toEqual({ count: 6, half: 3, top: 2 })
+  expect(reader(declared)('f', { count: 6, half: undefined, top: 6 })).toEqual({ count: 6, half: 3, top: 6 })
+  const read = (passed: unknown) => () => reader(declared)('f', passed)
   expect(read({})).toThrow('[f] count must be an integer of at least 1, got undefined')
   expect(read({ count: 1 })).toThrow('[f] top must be at most count = 1, got 2 (the default)')
   expect(read({ count: 1, top: 2 })).toThrow(/got 2$/)
@@ -23,25 +23,23 @@ test('a default stands for what is not given, and one option may depend on anoth
 
 test('several declarations are read together, and picked from again', () => {
   const [own, shared] = [{ a: number({ default: 1 }) }, { b: boolean({ default: true }) }]
-  const values = readOptions('f', { b: false }, own, shared)
+  const values = reader(own, shared)('f', { b: false })
   expect(values).toEqual({ a: 1, b: false })
   expect(pick(values, shared)).toEqual({ b: false })
-  expect(() => readOptions('f', { c: 1 }, own, shared)).toThrow(
-    '[f] unknown option "c"; did you mean \'a\'? Known: a, b',
-  )
+  expect(() => reader(own, shared)('f', { c: 1 })).toThrow('[f] unknown option "c"; did you mean \'a\'? Known: a, b')
 })
 
 test('a function that somebody passes is a value and not called', () => {
   const fn = () => 1
-  expect(readOptions('f', { fn }, { fn: unchecked<() => number>() })).toEqual({ fn })
-  expect(() => readOptions('f', { a: fn }, { a: number({ default: 0 }) })).toThrow('got a function')
+  expect(reader({ fn: unchecked<() => number>() })('f', { fn })).toEqual({ fn })
+  expect(() => reader({ a: number({ default: 0 }) })('f', { a: fn })).toThrow('got a function')
 })
 
 test('the doc comment of an option tells its default', () => {
   const files = readdirSync(`${root}lib`, { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.ts'))
   const found = files.flatMap((name) => {
     const source = readFileSync(`${root}lib/${name}`, 'utf8')
-    const option = /\/\*\*((?:(?!\*\/).)*)\*\/\s*(\w+): \w+\([^\n]*\bdefault: ('?[\w.-]+'?)[^\n]*\),\n/gs
+    const option = /\/\*\*((?:(?!\*\/).)*)\*\/\s*(\w+): \w+(?:<[^\n(]*>)?\([^\n]*\bdefault: ('?[\w.-]+'?)[^\n]*\),\n/gs
     return Array.from(source.matchAll(option), ([, doc, option, value]) => ({ option, value, doc }))
   })
   expect(found.length).toBeGreaterThan(20)

@@ -1,7 +1,7 @@
 import { checkInteger, fail } from '../check.js'
 import type { DType } from '../dtype.js'
 import { attention } from '../ops/attention.js'
-import { boolean, integer, type OptionsOf, readOptions } from '../options.js'
+import { boolean, integer, type OptionsOf, reader } from '../options.js'
 import { allOrNone, callScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { Linear, layerOptions, type ProductLayerOptions, productOptions } from './linear.js'
@@ -16,6 +16,8 @@ const attentionOptions = {
 
 /** Options of {@link CausalSelfAttention}. */
 export interface AttentionLayerOptions extends ProductLayerOptions, OptionsOf<typeof attentionOptions> {}
+
+const readOptions = reader(attentionOptions, layerOptions, productOptions)
 
 /**
  * Multi-head self-attention (Vaswani et al., arXiv 1706.03762, §3.2) in which a token sees itself and what is before it:
@@ -43,7 +45,7 @@ export class CausalSelfAttention extends Module {
   constructor(dim: number, options?: AttentionLayerOptions) {
     super()
     const op = 'CausalSelfAttention'
-    const { heads, ...layer } = readOptions(op, options, attentionOptions, layerOptions, productOptions)
+    const { heads, ...layer } = readOptions(op, options)
     checkInteger(op, 'dim', dim, 1)
     if (dim % heads !== 0) fail('OPTION', op, `dim must be a multiple of heads, got ${dim} and ${heads}`)
     this.heads = heads

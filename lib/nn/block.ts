@@ -3,7 +3,7 @@ import type { DType } from '../dtype.js'
 import { show } from '../errors.js'
 import { activationOptions } from '../ops/activation.js'
 import { add } from '../ops/binary.js'
-import { boolean, type OptionsOf, pick, readOptions } from '../options.js'
+import { boolean, type OptionsOf, pick, reader } from '../options.js'
 import { allOrNone, callScope } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import { Experts } from './experts.js'
@@ -23,6 +23,8 @@ const blockOptions = {
 
 /** Options of {@link SparseMoEBlock}. */
 export interface SparseMoEBlockOptions extends OptionsOf<typeof blockOptions> {}
+
+const readOptions = reader(blockOptions)
 
 const stateNames: Record<string, string> = { moePrenorm: 'moe_prenorm', ffBefore: 'ff_before', ffAfter: 'ff_after' }
 
@@ -53,7 +55,7 @@ export class SparseMoEBlock extends Module {
     super()
     const op = 'SparseMoEBlock'
     if (!(moe instanceof MoE)) fail('OPTION', op, `moe must be a MoE, got ${show(moe)}`)
-    const { addFfBefore, addFfAfter } = readOptions(op, options, blockOptions)
+    const { addFfBefore, addFfAfter } = readOptions(op, options)
     const { dtype, device } = moe.gate.toGates.weight
     const layer = { dtype: dtype as 'f32' | 'f64', device }
     const own = moe.experts instanceof Experts ? pick(moe.experts, activationOptions) : {}

@@ -1,9 +1,8 @@
 import { checkInteger } from '../check.js'
 import { randn } from '../create.js'
 import { embedding } from '../ops/embedding.js'
-import { readOptions } from '../options.js'
 import type { Tensor } from '../tensor.js'
-import { type LayerOptions, layerOptions } from './linear.js'
+import { type LayerOptions, readLayerOptions } from './linear.js'
 import { Module } from './module.js'
 import { newParameter, type Parameter } from './parameter.js'
 
@@ -23,7 +22,7 @@ export class Embedding extends Module {
   /** `numEmbeddings` is V, `dim` is D. Errors: OPTION, DTYPE, DEVICE. */
   constructor(numEmbeddings: number, dim: number, options?: LayerOptions) {
     super()
-    const layer = readOptions('Embedding', options, layerOptions)
+    const layer = readLayerOptions('Embedding', options)
     checkInteger('Embedding', 'numEmbeddings', numEmbeddings, 1)
     checkInteger('Embedding', 'dim', dim, 1)
     this.weight = newParameter(() => randn([numEmbeddings, dim], layer))

@@ -2,7 +2,7 @@ import { checkInteger } from '../check.js'
 import { ones } from '../create.js'
 import type { ComputeDType } from '../dtype.js'
 import { type Activation, type ActivationOptions, activationOptions, isGated } from '../ops/activation.js'
-import { pick, readOptions } from '../options.js'
+import { pick, reader } from '../options.js'
 import { allOrNone } from '../scope.js'
 import { layerOptions, type ProductLayerOptions, productOptions, uniformParameter } from './linear.js'
 import { Module, type StateEntry } from './module.js'
@@ -24,6 +24,8 @@ const expertNames = (first: number) =>
 
 /** Options of {@link Experts}. */
 export interface ExpertsOptions extends ProductLayerOptions, ActivationOptions {}
+
+const readOptions = reader(layerOptions, productOptions, activationOptions)
 
 /**
  * Parameters of E experts, stacked; {@link ops.expertFfn} applies them. A state dict has each expert's own,
@@ -56,7 +58,7 @@ export class Experts extends Module {
   /** E, D and H. Errors: OPTION, DTYPE, DEVICE. */
   constructor(numExperts: number, dim: number, hidden: number, options?: ExpertsOptions) {
     super()
-    const layer = readOptions('Experts', options, layerOptions, productOptions, activationOptions)
+    const layer = readOptions('Experts', options)
     this.computeDtype = layer.computeDtype
     this.activation = layer.activation
     this.geluApproximate = layer.geluApproximate

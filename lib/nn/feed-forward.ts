@@ -2,7 +2,7 @@ import { checkInteger } from '../check.js'
 import type { DType } from '../dtype.js'
 import { type ActivationOptions, activationOptions } from '../ops/activation.js'
 import { expertFfn } from '../ops/expert-ffn.js'
-import { number, type OptionsOf, pick, readOptions } from '../options.js'
+import { number, type OptionsOf, pick, reader } from '../options.js'
 import { allOrNone, callScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { Experts, hiddenWidth } from './experts.js'
@@ -20,6 +20,8 @@ export interface FeedForwardOptions
   extends ProductLayerOptions,
     ActivationOptions,
     OptionsOf<typeof feedForwardOptions> {}
+
+const readOptions = reader(feedForwardOptions, layerOptions, productOptions, activationOptions)
 
 /**
  * RMSNorm, then one expert, by default GEGLU, that every token passes: x [..., D] → [..., D], the feed-forward of st-moe-pytorch. The
@@ -42,14 +44,7 @@ export class FeedForward extends Module {
   constructor(dim: number, options?: FeedForwardOptions) {
     super()
     const op = 'FeedForward'
-    const { mult, ...layer } = readOptions(
-      op,
-      options,
-      feedForwardOptions,
-      layerOptions,
-      productOptions,
-      activationOptions,
-    )
+    const { mult, ...layer } = readOptions(op, options)
     checkInteger(op, 'dim', dim, 1)
     const hidden = hiddenWidth(op, dim, mult)
     ;[this.norm, this.expert] = allOrNone(() => [

@@ -1,20 +1,11 @@
-import { checkNumber, checkOptions, copyArray, fail } from '../check.js'
+import { checkNumber, copyArray, fail } from '../check.js'
 import { tensor } from '../create.js'
 import type { Device } from '../device.js'
 import type { DType } from '../dtype.js'
 import { show } from '../errors.js'
-import { expertCapacity, type RouteResult, type RoutingRandom, route } from '../ops/route.js'
-import { routerOptions } from '../ops/route-options.js'
-import {
-  integer,
-  number,
-  type Option,
-  type OptionsOf,
-  pick,
-  readOptions,
-  unchecked,
-  type ValuesOf,
-} from '../options.js'
+import { expertCapacity, type RouteResult, route } from '../ops/route.js'
+import { type RoutingRandom, randomOptions, routerOptions } from '../ops/route-options.js'
+import { integer, number, type OptionsOf, pick, reader, unchecked, type ValuesOf } from '../options.js'
 import { allOrNone, keep } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
@@ -22,9 +13,6 @@ import { Module, type StateEntry } from './module.js'
 
 /** K that the native code takes. */
 export const maxChoices = 2 ** 20
-
-/** A number or a list of them; {@link thresholdBuffer} checks it, who knows K. */
-const threshold: Option<number | readonly number[]> = { default: 0.2, check: (_op, _name, value) => value as number }
 
 const ownOptions = {
   /** E */
@@ -41,9 +29,9 @@ export const gatingOptions = {
    * A later choice of gate g is routed with probability min(1, g / threshold): a number, or one for each choice after
    * the first. Default 0.2.
    */
-  thresholdTrain: threshold,
+  thresholdTrain: unchecked<number | readonly number[]>({ default: 0.2 }),
   /** The same in evaluation. Default 0.2. */
-  thresholdEval: threshold,
+  thresholdEval: unchecked<number | readonly number[]>({ default: 0.2 }),
   /** See {@link ops.expertCapacity}. Default 1.25. */
   capacityFactorTrain: number({ min: 0, default: 1.25 }),
   /** The same in evaluation. Default 2. */
@@ -61,6 +49,8 @@ export interface TopNGatingOptions
     OptionsOf<typeof routerOptions>,
     LayerOptions {}
 
+const readOptions = reader(ownOptions, ...passedToGating)
+
 export const gatingForwardOptions = {
   /** Numbers to use instead of drawn ones. */
   random: unchecked<RoutingRandom>(),
@@ -74,6 +64,9 @@ export const gatingForwardOptions = {
 
 /** Options of one forward of a router. */
 export interface GatingForwardOptions extends OptionsOf<typeof gatingForwardOptions> {}
+
+const readForwardOptions = reader(gatingForwardOptions)
+const readRandom = reader(randomOptions)
 
 /** f32 [K]: eps, then the thresholds. */
 function thresholdBuffer(op: string, name: string, value: unknown, K: number, eps: number, device: Device): Tensor {
@@ -116,7 +109,7 @@ export class TopNGating extends Module {
   /** Errors: OPTION, DTYPE, DEVICE; they name `op`. */
   constructor(options: TopNGatingOptions, op = 'TopNGating') {
     super()
-    const o = readOptions(op, options, ownOptions, ...passedToGating)
+    const o = readOptions(op, options)
     this.numGates = o.numGates
     this.topN = o.topN
     this.#capacityFactors = { train: o.capacityFactorTrain, eval: o.capacityFactorEval }
@@ -131,19 +124,19 @@ export class TopNGating extends Module {
   /** x [B, N, D] → where its tokens go, and the losses (0 in evaluation). Errors: SHAPE, DTYPE, DEVICE, OPTION. */
   forward<D extends DType>(x: Tensor<D>, options?: GatingForwardOptions): RouteResult<D> {
     const op = 'TopNGating.forward'
-    const o = readOptions(op, options, gatingForwardOptions)
-    const random = checkOptions<RoutingRandom>(op, o.random, ['uniforms', 'gumbelUniforms'])
+    const o = readForwardOptions(op, options)
     checkTensor(op, 'x', x)
+    const router = this.#router
     return route(x, this.toGates.weight, {
-      ...this.#router,
-      ...random,
       topN: this.topN,
       capacity: expertCapacity(x.shape[1] ?? 0, this.numGates, this.#capacityFactors[this.training ? 'train' : 'eval']),
       threshold: this.training ? this.thresholdTrain : this.thresholdEval,
       training: this.training,
-      noiseGates: o.noiseGates ?? this.#router.noiseGates,
-      noiseMult: o.noiseMult ?? this.#router.noiseMult,
       mask: o.mask,
+      ...readRandom(op, o.random),
+      ...router,
+      noiseGates: o.noiseGates ?? router.noiseGates,
+      noiseMult: o.noiseMult ?? router.noiseMult,
     })
   }
 

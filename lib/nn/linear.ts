@@ -3,7 +3,7 @@ import { uniform } from '../create.js'
 import { checkDevice, type Device, getDefaultDevice } from '../device.js'
 import { type ComputeDType, checkComputeDType, checkDType, type DType, type FloatDType } from '../dtype.js'
 import { linear } from '../ops/linear.js'
-import { boolean, type Option, type OptionsOf, readOptions } from '../options.js'
+import { boolean, type Option, type OptionsOf, reader } from '../options.js'
 import { allOrNone } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { Module } from './module.js'
@@ -33,6 +33,8 @@ export const layerOptions = {
 /** Options of every layer with parameters. */
 export interface LayerOptions extends OptionsOf<typeof layerOptions> {}
 
+export const readLayerOptions = reader(layerOptions)
+
 /** Of a layer with matrix products, after those of every layer. */
 export const productOptions = {
   /** 'bf16' or 'f16' rounds the operands of the products; parameters, gradients and sums stay f32. Default: dtype. */
@@ -49,6 +51,8 @@ const linearOptions = {
 
 /** Options of {@link Linear}. */
 export interface LinearLayerOptions extends ProductLayerOptions, OptionsOf<typeof linearOptions> {}
+
+const readOptions = reader(linearOptions, layerOptions, productOptions)
 
 /** A parameter drawn uniformly from ±bound. */
 export const uniformParameter = (shape: readonly number[], bound: number, { dtype, device }: LayerOptions): Parameter =>
@@ -75,7 +79,7 @@ export class Linear extends Module {
   constructor(inFeatures: number, outFeatures: number, options?: LinearLayerOptions) {
     super()
     const op = 'Linear'
-    const layer = readOptions(op, options, linearOptions, layerOptions, productOptions)
+    const layer = readOptions(op, options)
     checkInteger(op, 'inFeatures', inFeatures, 1)
     checkInteger(op, 'outFeatures', outFeatures, 1)
     const bound = 1 / Math.sqrt(inFeatures)

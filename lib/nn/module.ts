@@ -7,7 +7,7 @@ import { MoeError, markCopy, show } from '../errors.js'
 import { native } from '../native.js'
 import { copyLike } from '../ops/copy.js'
 import { stridesOf } from '../ops/strided.js'
-import { boolean, type OptionsOf, readOptions } from '../options.js'
+import { boolean, type OptionsOf, reader } from '../options.js'
 import { scope } from '../scope.js'
 import { handleOf, isTensor, moveToDevice, type Tensor, wrap } from '../tensor.js'
 import { type BackwardHook, type ForwardHook, type ForwardPreHook, hooksOf } from './hooks.js'
@@ -31,6 +31,8 @@ const loadOptions = {
 
 /** Options of {@link Module.loadStateDict}. */
 export interface LoadOptions extends OptionsOf<typeof loadOptions> {}
+
+const readLoadOptions = reader(loadOptions)
 
 /** One name of a state dict: a whole tensor, or slice `index` of a stacked one. */
 export interface StateEntry {
@@ -293,7 +295,7 @@ export function stageState(
   state: StateDict,
   options?: LoadOptions,
 ): () => LoadReport {
-  const { strict } = readOptions(op, options, loadOptions)
+  const { strict } = readLoadOptions(op, options)
   if (typeof state !== 'object' || state === null)
     fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
   const values = new Map<string, unknown>(Object.entries(state))

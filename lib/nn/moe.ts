@@ -11,7 +11,7 @@ import { reshape } from '../ops/reshape.js'
 import type { RouteResult } from '../ops/route.js'
 import type { routerOptions } from '../ops/route-options.js'
 import { concat, slice } from '../ops/strided.js'
-import { boolean, integer, number, type OptionsOf, oneOf, pick, readOptions, unchecked } from '../options.js'
+import { boolean, integer, number, type OptionsOf, oneOf, pick, reader, unchecked } from '../options.js'
 import { allOrNone, callScope, scope } from '../scope.js'
 import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor.js'
 import { Experts, hiddenWidth } from './experts.js'
@@ -60,6 +60,8 @@ export interface MoEOptions
     ActivationOptions,
     LayerOptions {}
 
+const readOptions = reader(...passedToGating, moeOptions, activationOptions)
+
 const forwardOptions = {
   /** Adds counts of tokens per expert to the result. Default false. */
   stats: boolean({ default: false }),
@@ -67,6 +69,8 @@ const forwardOptions = {
 
 /** Options of {@link MoE.forward}. */
 export interface MoEForwardOptions extends GatingForwardOptions, OptionsOf<typeof forwardOptions> {}
+
+const readForwardOptions = reader(gatingForwardOptions, forwardOptions)
 
 /**
  * Sparse mixture of experts (ST-MoE, arXiv 2202.08906) with the semantics and state names of st-moe-pytorch 0.1.8:
@@ -103,7 +107,7 @@ export class MoE extends Module {
   constructor(options: MoEOptions) {
     super()
     const op = 'MoE'
-    const o = readOptions(op, options, ...passedToGating, moeOptions, activationOptions)
+    const o = readOptions(op, options)
     if (o.processGroup || o.allowVarSeqLen)
       fail('UNSUPPORTED', op, 'processGroup and allowVarSeqLen (expert parallelism) are not available in this version')
     deviceIndex(op, o.device)
@@ -143,7 +147,7 @@ export class MoE extends Module {
    */
   forward<D extends DType>(x: Tensor<D>, options?: MoEForwardOptions): MoEResult<D> {
     const op = 'MoE.forward'
-    const { stats, ...gating } = readOptions(op, options, gatingForwardOptions, forwardOptions)
+    const { stats, ...gating } = readForwardOptions(op, options)
     checkTensor(op, 'x', x)
     if (x.shape.length !== 3 || x.shape[2] !== this.dim) {
       fail('SHAPE', op, `x must be [batch, tokens, ${this.dim}], got ${showShape(x.shape)}`)

@@ -3,10 +3,10 @@ import { ones, zeros } from '../create.js'
 import type { DType } from '../dtype.js'
 import { layerNorm } from '../ops/layernorm.js'
 import { rmsNorm } from '../ops/rmsnorm.js'
-import { number, type OptionsOf, readOptions } from '../options.js'
+import { number, type OptionsOf, reader } from '../options.js'
 import { allOrNone } from '../scope.js'
 import type { Tensor } from '../tensor.js'
-import { type LayerOptions, layerOptions } from './linear.js'
+import { type LayerOptions, layerOptions, readLayerOptions } from './linear.js'
 import { Module } from './module.js'
 import { newParameter, type Parameter } from './parameter.js'
 
@@ -32,7 +32,7 @@ export class RMSNorm extends Module {
   /** `dim` is D. Errors: OPTION, DTYPE, DEVICE. */
   constructor(dim: number, options?: LayerOptions) {
     super()
-    const layer = readOptions('RMSNorm', options, layerOptions)
+    const layer = readLayerOptions('RMSNorm', options)
     this.gamma = constant(ones, checkInteger('RMSNorm', 'dim', dim, 1), layer)
   }
 
@@ -49,6 +49,8 @@ const normOptions = {
 
 /** Options of {@link LayerNorm}. */
 export interface LayerNormOptions extends LayerOptions, OptionsOf<typeof normOptions> {}
+
+const readNormOptions = reader(normOptions, layerOptions)
 
 /**
  * y = (x − mean) / √(var + eps) · weight + bias over the last axis, by {@link layerNorm}.
@@ -70,7 +72,7 @@ export class LayerNorm extends Module {
   /** `dim` is D. Errors: OPTION, DTYPE, DEVICE. */
   constructor(dim: number, options?: LayerNormOptions) {
     super()
-    const { eps, ...layer } = readOptions('LayerNorm', options, normOptions, layerOptions)
+    const { eps, ...layer } = readNormOptions('LayerNorm', options)
     checkInteger('LayerNorm', 'dim', dim, 1)
     this.eps = eps
     ;[this.weight, this.bias] = allOrNone(() => [constant(ones, dim, layer), constant(zeros, dim, layer)])

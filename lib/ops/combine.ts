@@ -44,7 +44,7 @@ export function combine<D extends DType>(x: Tensor<D>, routing: Routing): Tensor
     saved: [x, weight, expertIndex, position],
     backward: ([dy], [x, weight, expertIndex, position], [needX, needWeight]) => {
       const given = { dy: dy!, x, weight, expertIndex, position }
-      const { dx, dweight } = native.combineBackward({ ...given, dx: needX, dweight: needWeight })
+      const { dx, dweight } = native.combineBackward({ dx: needX, dweight: needWeight, ...given })
       return [dx, dweight]
     },
   })

@@ -2,7 +2,7 @@ import { record, willRecord } from '../autograd.js'
 import { checkInteger, fail, showShape } from '../check.js'
 import { type ComputeDType, checkComputeDType, type DType, dtypeCode } from '../dtype.js'
 import { type Handle, native } from '../native.js'
-import { boolean, type OptionsOf, readOptions, unchecked } from '../options.js'
+import { boolean, type OptionsOf, reader, unchecked } from '../options.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { type Activation, type ActivationOptions, activationKind, activationOptions, isGated } from './activation.js'
 import type { Routing } from './route.js'
@@ -30,6 +30,8 @@ const ffnOptions = {
 
 /** Options of {@link expertFfn}. */
 export interface ExpertFfnOptions extends OptionsOf<typeof ffnOptions>, ActivationOptions {}
+
+const readOptions = reader(ffnOptions, activationOptions)
 
 function checkWeights(op: string, x: Tensor, weights: ExpertWeights, activation: Activation, experts?: number): void {
   const gated = isGated(activation)
@@ -80,10 +82,10 @@ export function expertFfn<D extends DType>(
   options?: ExpertFfnOptions,
 ): Tensor<D> {
   const op = 'expertFfn'
-  const { straightThrough, computeDtype, ...o } = readOptions(op, options, ffnOptions, activationOptions)
+  const o = readOptions(op, options)
   const activation = activationKind(o)
   checkFloat(op, 'x', x)
-  const compute = dtypeCode(checkComputeDType(op, computeDtype, x.dtype))
+  const compute = dtypeCode(checkComputeDType(op, o.computeDtype, x.dtype))
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
   const { shape, dtype, device } = x
   checkWeights(op, x, weights, o.activation, routing === null ? 1 : undefined)
@@ -111,7 +113,7 @@ export function expertFfn<D extends DType>(
     const [x, expertIndex = null, position = null, weight = null] = tokens
     return { x, expertIndex, position, weight, w1, b1, multBias, w2, b2, compute, B, C, activation }
   }
-  const made = native.expertFfn({ ...call(parameters.map(handleOf), [x, ...choices].map(handleOf)), a: save })
+  const made = native.expertFfn({ a: save, ...call(parameters.map(handleOf), [x, ...choices].map(handleOf)) })
   const y = wrap(made.y, { shape, dtype, device })
   if (!save) return y
   record({
@@ -122,10 +124,9 @@ export function expertFfn<D extends DType>(
     backward: ([dy], [a, ...saved], [needX, , ...needParameters]) => {
       const need = needParameters.includes(true)
       const { dx, dweight, dw1, db1, dmultBias, dw2, db2 } = native.expertFfnBackward({
-        ...call(saved.slice(0, parameters.length), saved.slice(parameters.length)),
         dy: dy!,
         a,
-        straightThrough: straightThrough && routing !== null,
+        straightThrough: o.straightThrough && routing !== null,
         dx: needX,
         dweight: routing !== null,
         dw1: need,
@@ -133,6 +134,7 @@ export function expertFfn<D extends DType>(
         dmultBias: need && multBias !== null,
         dw2: need,
         db2: need,
+        ...call(saved.slice(0, parameters.length), saved.slice(parameters.length)),
       })
       return [dx, dweight, dw1, db1, dw2, db2, dmultBias].slice(0, inputs.length)
     },

@@ -18,14 +18,8 @@ export { matmul } from './matmul.js'
 export { mean, sum } from './reduce.js'
 export { reshape } from './reshape.js'
 export { rmsNorm } from './rmsnorm.js'
-export {
-  expertCapacity,
-  type RouteOptions,
-  type RouteResult,
-  type Routing,
-  type RoutingRandom,
-  route,
-} from './route.js'
+export { expertCapacity, type RouteResult, type Routing, route } from './route.js'
+export type { RouteOptions, RoutingRandom } from './route-options.js'
 export { logSoftmax, softmax } from './softmax.js'
 export { concat, slice, transpose } from './strided.js'
 export { type TopK, topk } from './topk.js'

@@ -40,11 +40,11 @@ export function linear<D extends DType>(
     )
   }
   const O = weight.shape[0]
-  checkTensor(op, 'weight', weight, { ...meta(x), shape: [O, I] })
-  if (bias) checkTensor(op, 'bias', bias, { ...meta(x), shape: [O] })
+  checkTensor(op, 'weight', weight, { shape: [O, I], ...meta(x) })
+  if (bias) checkTensor(op, 'bias', bias, { shape: [O], ...meta(x) })
   const shape = [...x.shape.slice(0, -1), O]
   const y = native.linear({ x: handleOf(x), w: handleOf(weight), bias: bias ? handleOf(bias) : null, compute })
-  const out = wrap(y, { ...meta(x), shape })
+  const out = wrap(y, { shape, ...meta(x) })
   record({
     op,
     inputs: [x, weight, bias ?? null],

@@ -1,4 +1,6 @@
-import { boolean, number, oneOf } from '../options.js'
+import { boolean, number, type OptionsOf, oneOf, reader, unchecked } from '../options.js'
+import type { Generator } from '../random.js'
+import type { Tensor } from '../tensor.js'
 
 /** Numbers and switches of routing that the op and the layers around it share. */
 export const routerOptions = {
@@ -23,3 +25,41 @@ export const routerOptions = {
   /** Floor of the sum of the chosen probabilities, and of a threshold. Default 1e-9. */
   eps: number({ min: 0, default: 1e-9 }),
 }
+
+export const randomOptions = {
+  /** [K, B, N] in [0, 1) instead of drawn numbers; row 0 is not used. */
+  uniforms: unchecked<Tensor>(),
+  /** [B, N, E] in [0, 1), with noise. */
+  gumbelUniforms: unchecked<Tensor>(),
+}
+
+/** Random numbers that a caller brings, so that a routing can be replayed. */
+export interface RoutingRandom extends OptionsOf<typeof randomOptions> {}
+
+export const routeOptions = {
+  /** K, choices a token. Default 2. */
+  topN: unchecked<number>({ default: 2 }),
+  /** C. Default: that of {@link expertCapacity} for `capacityFactor`. */
+  capacity: unchecked<number>(),
+  /** Default 1.25. */
+  capacityFactor: number({ min: 0, default: 1.25 }),
+  /**
+   * A later choice of gate g is routed with probability min(1, g / threshold): f32 [K], first entry not used; or a number
+   * for every choice after the first. Default 0.2.
+   */
+  threshold: unchecked<Tensor | number>({ default: 0.2 }),
+  /** Losses are computed. Default true. */
+  training: boolean({ default: true }),
+  /**
+   * [B, N] of any dtype and on any device; 0 is padding (not routed, takes no slot, counts in no loss), any other number
+   * is a token, NaN an error.
+   */
+  mask: unchecked<Tensor>(),
+  /** Default: that of {@link manualSeed}. */
+  generator: unchecked<Generator>(),
+}
+
+/** Options of {@link route}. */
+export interface RouteOptions extends OptionsOf<typeof routeOptions>, OptionsOf<typeof routerOptions>, RoutingRandom {}
+
+export const readRouteOptions = reader(routeOptions, routerOptions, randomOptions)

@@ -1,12 +1,14 @@
 import { record } from '../autograd.js'
-import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail, showShape } from '../check.js'
+import { checkInteger, checkNumber, fail, showShape } from '../check.js'
 import { type Device, deviceIndex } from '../device.js'
 import { type DType, dtypeCode } from '../dtype.js'
 import { show } from '../errors.js'
 import { consumed, share } from '../handles.js'
 import { type Handle, native } from '../native.js'
+import { pick } from '../options.js'
 import { defaultGenerator, drawnOrNot, Generator } from '../random.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { type RouteOptions, readRouteOptions, routerOptions } from './route-options.js'
 
 /** Where each token goes. Letters as in the docs: B sequences, N tokens, E experts, K choices. */
 export interface Routing<D extends DType = DType> {
@@ -41,74 +43,6 @@ export interface RouteResult<D extends DType = DType> extends Routing<D> {
   totalAuxLoss: Tensor<D>
 }
 
-/** Random numbers that a caller brings, so that a routing can be replayed. */
-export interface RoutingRandom {
-  /** [K, B, N] in [0, 1) instead of drawn numbers; row 0 is not used. */
-  uniforms?: Tensor
-  /** [B, N, E] in [0, 1), with noise. */
-  gumbelUniforms?: Tensor
-}
-
-/** Options of {@link route}. */
-export interface RouteOptions extends RoutingRandom {
-  /** K, choices a token. Default 2. */
-  topN?: number
-  /** C. Default: that of {@link expertCapacity} for `capacityFactor`. */
-  capacity?: number
-  /** Default 1.25. */
-  capacityFactor?: number
-  /**
-   * A later choice of gate g is routed with probability min(1, g / threshold): f32 [K], first entry not used; or a number
-   * for every choice after the first. Default 0.2.
-   */
-  threshold?: Tensor | number
-  /** Adds noiseMult · −log(−log u) to the logits, u uniform in [0, 1). Default false. */
-  noiseGates?: boolean
-  /** Factor of the noise. Default 1. */
-  noiseMult?: number
-  /** Gates by 20 iterations of coordinate descent (CoLT5, arXiv 2303.09752). Default false. */
-  differentiableTopk?: boolean
-  /** Losses are computed. Default true. */
-  training?: boolean
-  /** Factor in `totalAuxLoss`. Default 1e-2. */
-  balanceLossCoef?: number
-  /** Factor in `totalAuxLoss`. Default 1e-3. */
-  routerZLossCoef?: number
-  /**
-   * 'kept': first choices that found a slot count (st-moe-pytorch); 'assigned': all (Mesh TensorFlow, ST-MoE paper).
-   * Default 'kept'.
-   */
-  balanceDensity?: 'kept' | 'assigned'
-  /** Floor of the sum of the chosen probabilities, and of a threshold. Default 1e-9. */
-  eps?: number
-  /**
-   * [B, N] of any dtype and on any device; 0 is padding (not routed, takes no slot, counts in no loss), any other number
-   * is a token, NaN an error.
-   */
-  mask?: Tensor
-  /** Default: that of {@link manualSeed}. */
-  generator?: Generator
-}
-
-const names = [
-  'topN',
-  'capacity',
-  'capacityFactor',
-  'threshold',
-  'noiseGates',
-  'noiseMult',
-  'differentiableTopk',
-  'training',
-  'balanceLossCoef',
-  'routerZLossCoef',
-  'balanceDensity',
-  'eps',
-  'uniforms',
-  'gumbelUniforms',
-  'mask',
-  'generator',
-] as const
-
 /**
  * C = max(min(N, trunc(N · factor / E)), 4), in double precision from left to right: slots of one expert for one
  * sequence of N tokens, as st-moe-pytorch and Mesh TensorFlow count them (not multiplied by K). Errors: OPTION.
@@ -128,12 +62,12 @@ export function expertCapacity(N: number, E: number, factor: number): number {
 
 /** A handle of its own. */
 function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle {
-  if (typeof value === 'number' || value === undefined) {
+  if (typeof value === 'number') {
     return native.full({
       shape: [K],
       dtype: dtypeCode('f32'),
       device: deviceIndex(op, like.device),
-      value: checkNumber(op, 'threshold', value ?? 0.2),
+      value: checkNumber(op, 'threshold', value),
     })
   }
   return share(handleOf(checkTensor(op, 'threshold', value, { shape: [K], dtype: 'f32', device: like.device })))
@@ -171,7 +105,7 @@ function converted(
  */
 export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: RouteOptions): RouteResult<D> {
   const op = 'route'
-  const o = checkOptions<RouteOptions>(op, options, names)
+  const o = readRouteOptions(op, options)
   checkFloat(op, 'x', x)
   checkTensor(op, 'weight', weight)
   if (x.shape.length !== 3) fail('SHAPE', op, `x must be [B, N, D], got ${showShape(x.shape)}`)
@@ -180,25 +114,16 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
   const E = weight.shape[0] ?? 0
   checkTensor(op, 'weight', weight, { shape: [E, D], dtype, device })
   if (E === 0) fail('SHAPE', op, `weight must have at least one expert, got ${showShape(weight.shape)}`)
-  const K = checkInteger(op, 'topN', o.topN ?? 2, 1, E)
-  const C = checkInteger(
-    op,
-    'capacity',
-    o.capacity ?? expertCapacity(N, E, checkNumber(op, 'capacityFactor', o.capacityFactor ?? 1.25, 0)),
-    0,
-    2 ** 31 - 1,
-  )
-  const noisy = checkBoolean(op, 'noiseGates', o.noiseGates ?? false)
-  const densityAssigned =
-    checkOneOf(op, 'balanceDensity', o.balanceDensity ?? 'kept', ['kept', 'assigned']) === 'assigned'
-  const noiseMult = checkNumber(op, 'noiseMult', o.noiseMult ?? 1)
-  const factors = {
-    eps: checkNumber(op, 'eps', o.eps ?? 1e-9, 0),
-    balanceCoef: checkNumber(op, 'balanceLossCoef', o.balanceLossCoef ?? 1e-2),
-    zCoef: checkNumber(op, 'routerZLossCoef', o.routerZLossCoef ?? 1e-3),
+  const K = checkInteger(op, 'topN', o.topN, 1, E)
+  const C = checkInteger(op, 'capacity', o.capacity ?? expertCapacity(N, E, o.capacityFactor), 0, 2 ** 31 - 1)
+  const noisy = o.noiseGates
+  const settings = {
     noisy,
-    training: checkBoolean(op, 'training', o.training ?? true),
-    differentiableTopk: checkBoolean(op, 'differentiableTopk', o.differentiableTopk ?? false),
+    balanceCoef: o.balanceLossCoef,
+    zCoef: o.routerZLossCoef,
+    densityAssigned: o.balanceDensity === 'assigned',
+    training: o.training,
+    ...pick(o, routerOptions),
   }
   const generator = o.generator ?? defaultGenerator
   if (!Generator.isGenerator(generator)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
@@ -228,9 +153,7 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         seed: draw.seed,
         step: draw.step,
         gumbelStep: gumbelDraw.step,
-        noiseMult,
-        densityAssigned,
-        ...factors,
+        ...settings,
       })
     })
     const i32 = { shape: [B, N, K], dtype: 'i32', device } as const
@@ -270,9 +193,9 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         [x, w, expertIndex, kept, gate, probs, logits, lse, density, mask = null],
         [needX, needW],
       ) => {
-        const gradients = { dweight, dbalance, dz, dtotal, dx: needX, dw: needW }
         const saved = { x, w, mask, expertIndex, kept, gate, probs, logits, lse, density }
-        const { dx, dw } = native.routeBackward({ ...gradients, ...saved, ...factors })
+        const asked = { dx: needX, dw: needW, ...settings }
+        const { dx, dw } = native.routeBackward({ dweight, dbalance, dz, dtotal, ...saved, ...asked })
         return [dx, dw]
       },
     })

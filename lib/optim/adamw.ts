@@ -2,7 +2,7 @@ import { checkNumber, copyArray, fail } from '../check.js'
 import { native } from '../native.js'
 import { replayRow } from '../native-ops.js'
 import type { Parameter } from '../nn/parameter.js'
-import { checkValues, number, type Option, type OptionsOf, readOptions } from '../options.js'
+import { checkValues, number, type Option, type OptionsOf, reader } from '../options.js'
 import type { ReplayRow } from '../recorder.js'
 import { handleOf, type Tensor } from '../tensor.js'
 import { Optimizer, type OptimizerOptions, type ParameterState, type StateTensors } from './optimizer.js'
@@ -35,6 +35,8 @@ const adamwOptions = {
 /** Options of {@link AdamW}. */
 export interface AdamWOptions extends OptionsOf<typeof adamwOptions> {}
 
+const readOptions = reader(adamwOptions)
+
 /**
  * Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2), the update of
  * torch.optim.AdamW. The state of a parameter is two tensors of its shape, created at its first step.
@@ -61,7 +63,7 @@ export class AdamW extends Optimizer {
   /** Errors: OPTION, DISPOSED. */
   constructor(params: Iterable<Parameter>, options?: AdamWOptions) {
     super('AdamW', params)
-    const { lr, betas, eps, weightDecay } = readOptions('AdamW', options, adamwOptions)
+    const { lr, betas, eps, weightDecay } = readOptions('AdamW', options)
     this.lr = lr
     this.betas = betas
     this.eps = eps

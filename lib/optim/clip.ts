@@ -4,7 +4,7 @@ import { MoeError, show } from '../errors.js'
 import { type Handle, native } from '../native.js'
 import { Parameter } from '../nn/parameter.js'
 import { norm } from '../norm.js'
-import { type OptionsOf, oneOf, readOptions } from '../options.js'
+import { type OptionsOf, oneOf, reader } from '../options.js'
 import { handleOf } from '../tensor.js'
 
 const clipOptions = {
@@ -14,6 +14,8 @@ const clipOptions = {
 
 /** Options of {@link clipGradNorm}. */
 export interface ClipOptions extends OptionsOf<typeof clipOptions> {}
+
+const readOptions = reader(clipOptions)
 
 /**
  * Scales all gradients in place so that their joint 2-norm is at most `maxNorm`, and returns the original norm. If it
@@ -35,7 +37,7 @@ export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, optio
   }
   checkNumber(op, 'maxNorm', maxNorm, 0)
   refuseInCapture(op, 'it waits for the device')
-  const { onNonFinite } = readOptions(op, options, clipOptions)
+  const { onNonFinite } = readOptions(op, options)
   const grads: Handle[] = []
   for (const parameter of params) {
     if (!(parameter instanceof Parameter)) fail('OPTION', op, `params must hold Parameters, got ${show(parameter)}`)

@@ -1,7 +1,7 @@
 import { native } from '../native.js'
 import { replayRow } from '../native-ops.js'
 import type { Parameter } from '../nn/parameter.js'
-import { checkValues, number, type OptionsOf, readOptions } from '../options.js'
+import { checkValues, number, type OptionsOf, reader } from '../options.js'
 import type { ReplayRow } from '../recorder.js'
 import { handleOf, type Tensor } from '../tensor.js'
 import { Optimizer, type OptimizerOptions, type ParameterState, type StateTensors } from './optimizer.js'
@@ -17,6 +17,8 @@ const sgdOptions = {
 
 /** Options of {@link SGD}. */
 export interface SGDOptions extends OptionsOf<typeof sgdOptions> {}
+
+const readOptions = reader(sgdOptions)
 
 /**
  * Stochastic gradient descent, the update of torch.optim.SGD without dampening: g += weightDecay · p;
@@ -42,7 +44,7 @@ export class SGD extends Optimizer {
   /** Errors: OPTION, DISPOSED. */
   constructor(params: Iterable<Parameter>, options?: SGDOptions) {
     super('SGD', params)
-    const { lr, momentum, weightDecay } = readOptions('SGD', options, sgdOptions)
+    const { lr, momentum, weightDecay } = readOptions('SGD', options)
     this.lr = lr
     this.momentum = momentum
     this.weightDecay = weightDecay
