@@ -2,13 +2,13 @@ import { checkOneOf, fail } from '../check.js'
 import { native } from '../native.js'
 import { type Option, type OptionsOf, oneOf } from '../options.js'
 
-const gated = ['geglu', 'swiglu', 'reglu'] as const
-const plain = ['gelu', 'relu', 'silu', 'relu2'] as const
-
-export const activations = [...gated, ...plain] as const
-
 /** An activation of experts, see {@link ActivationOptions}. */
-export type Activation = (typeof activations)[number]
+export type Activation = 'geglu' | 'swiglu' | 'reglu' | 'gelu' | 'relu' | 'silu' | 'relu2'
+
+const gated: readonly Activation[] = ['geglu', 'swiglu', 'reglu']
+const plain: readonly Activation[] = ['gelu', 'relu', 'silu', 'relu2']
+
+export const activations = [...gated, ...plain]
 
 const geluApproximate: Option<'none' | 'tanh'> = {
   default: 'none',
@@ -34,7 +34,7 @@ export const activationOptions = {
 /** What experts compute between their two linear maps. */
 export interface ActivationOptions extends OptionsOf<typeof activationOptions> {}
 
-export const isGated = (activation: Activation): boolean => (gated as readonly string[]).includes(activation)
+export const isGated = (activation: Activation): boolean => gated.includes(activation)
 
 const kinds = native.activations()
 
