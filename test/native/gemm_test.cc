@@ -19,7 +19,7 @@ struct Gemm {
   std::function<void(const Context&, const GemmProblem<double>*, int64_t, DType)> f64;
   std::function<void(const GemmProblem<float>&)> serial_f32;
   std::function<void(const GemmProblem<double>&)> serial_f64;
-  std::function<std::vector<float>(const GemmProblem<float>&, DType)> packed_b;  // empty where it is not offered
+  std::function<std::vector<float>(const GemmProblem<float>&, DType)> packed_b;  // empty if not available
 };
 
 // The problems of the other instruction sets are types of their own, with the same layout.
@@ -234,7 +234,7 @@ void test_shapes(const std::vector<Gemm>& gemms, DType compute, int rounds) {
   }
 }
 
-// A NaN in a row of A, and in what a gather leaves out, stays there.
+// A NaN in a row of A, or in rows that a gather omits, does not spread.
 template <class T>
 void test_nan(const Gemm& gemm, DType compute) {
   TestRandom random{7};
@@ -253,7 +253,7 @@ void test_nan(const Gemm& gemm, DType compute) {
       check(std::isnan(c[static_cast<size_t>(i * N + j)]) == (i == bad), "%s: NaN at row %lld", gemm.isa, (long long)i);
 }
 
-// What an earlier product left in scratch memory does not reach the next, whose rows are padded to whole vectors.
+// Values that an earlier GEMM left in scratch memory do not reach the next, whose rows are padded to whole vectors.
 template <class T>
 void test_scratch(const Gemm& gemm, DType compute) {
   constexpr int64_t N = 2100, stride = 80;

@@ -1,6 +1,6 @@
 #pragma once
 
-// Stands in for the header of the CUDA toolkit where .cu files are compiled by a host compiler for the tests.
+// Replaces the header of the CUDA toolkit when a host compiler compiles .cu files for the tests.
 #include "emulator/qualifiers.h"
 #include "emulator/vector_types.h"
 #include "emulator/engine.h"

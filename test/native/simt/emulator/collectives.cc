@@ -1,6 +1,6 @@
 #include "emulator/engine.h"
 
-// What the lanes of a warp compute together, when all of them have come.
+// The collectives of a warp, computed when all its lanes have arrived.
 namespace simt {
 namespace {
 

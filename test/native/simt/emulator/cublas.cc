@@ -10,11 +10,11 @@
 #include "emulator/runtime_device.h"
 #include "emulator/streams.h"
 
-// Column-major products with the argument checks of cuBLAS. C is not read where beta is 0, and A and B are not where
+// Column-major GEMMs with the argument checks of cuBLAS. C is not read where beta is 0, and A and B are not where
 // alpha is.
 struct cublasContext {
   cudaStream_t stream = nullptr;
-  size_t workspace_bytes = 0;  // of the caller's; without one, a product allocates
+  size_t workspace_bytes = 0;  // the caller's; without one, a GEMM allocates
 };
 
 using namespace simt;
@@ -80,7 +80,7 @@ bool sizes_fit(const Gemm& g) {
 
 enum class Sums { interleaved, sequential, fma };
 
-// SIMT_SUMS: no order of addition is promised, and that of a GPU is not that of the CPU.
+// SIMT_SUMS: cuBLAS guarantees no summation order, and that of a GPU differs from the CPU's.
 Sums sums() {
   static const Sums kind = is("SIMT_SUMS", "fma")          ? Sums::fma
                            : is("SIMT_SUMS", "sequential") ? Sums::sequential
@@ -88,8 +88,7 @@ Sums sums() {
   return kind;
 }
 
-// In the precision of the product: eight interleaved partial sums, one sum in order, or that with one rounding for a
-// product and its addition.
+// In the precision of the GEMM: eight interleaved partial sums, one sum in order, or the same with fused multiply-adds.
 template <class T>
 T dot(const T* a, const T* b, int k) {
   T part[8] = {};
@@ -109,7 +108,7 @@ T dot(const T* a, const T* b, int k) {
   return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
 }
 
-// Whether a product may be put on the stream; what cuBLAS allocates for itself cannot be recorded.
+// Whether a GEMM may be queued on the stream; allocations of cuBLAS itself cannot be captured.
 cublasStatus_t ready(cublasHandle_t handle) {
   if (usable() != cudaSuccess) return CUBLAS_STATUS_EXECUTION_FAILED;
   return handle->workspace_bytes == 0 && spoils_capture(handle->stream) ? CUBLAS_STATUS_INTERNAL_ERROR

@@ -6,7 +6,7 @@
 
 #include "emulator/engine.h"
 
-// What kernels call: barriers, collectives of a warp, atomics, and functions of bits and numbers.
+// Device functions of kernels: barriers, warp collectives, atomics, bit and math functions.
 namespace simt {
 
 template <class T>

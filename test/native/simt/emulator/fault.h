@@ -5,7 +5,7 @@
 // queued runs, and nothing is written.
 namespace simt {
 
-bool fault_is_due();  // counts one launch or product
+bool fault_is_due();  // counts one launch or GEMM
 void begin_fault(int device);
 
 cudaError_t fault_of(int device);  // success: none

@@ -4,7 +4,7 @@
 #include "emulator/runtime_device.h"
 #include "emulator/streams.h"
 
-// CUDA graphs: what is recorded of a stream, and its replays.
+// CUDA graphs: captured work of a stream, and its replays.
 struct CUgraphExec_st {
   std::shared_ptr<const std::vector<Work>> nodes;
 };

@@ -105,7 +105,7 @@ cudaError_t cudaFree(void* pointer) {
 }
 cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t stream) {
   if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
-  // Memory that waits in the queue to be freed is the pool's own: it counts when the card is full.
+  // Memory queued to be freed belongs to the pool: it counts when the GPU is full.
   const cudaError_t status = allocate(pointer, bytes, true);
   if (status != cudaErrorMemoryAllocation) return status;
   drain(queue_of(stream));

@@ -10,11 +10,11 @@
 
 // The part of the CUDA runtime that the backend uses. Work on a stream is queued and runs when something waits for it
 // (SIMT_STREAMS=eager: at once), so that a missing wait shows. Device memory is host memory, filled with NaN.
-// SIMT_DEVICES=n cards, SIMT_DRIVER=missing answers as a machine without driver, SIMT_MEMORY_MB=n limits a card,
-// SIMT_CAPABILITY=75 … 120 is the architecture, with its limits of shared memory. SIMT_FULL_AT=n, counted from when it
-// is set, makes allocation number n and all after it fail; SIMT_FAULT_AT=n lets launch or product number n fault, which
-// ends the device (emulator/fault.h). SIMT_SUMS=sequential or fma is how products add up. SIMT_TRACE=file writes down
-// launches, products, copies and waits. SIMT_DRIVER=12040 is the version of CUDA that the driver supports.
+// SIMT_DEVICES=n is the number of GPUs; SIMT_MEMORY_MB=n limits their memory; SIMT_CAPABILITY=75 … 120 is the
+// architecture, with its shared-memory limits. SIMT_DRIVER=12040 is the CUDA version of the driver, missing is no
+// driver. SIMT_FULL_AT=n makes allocation number n, counted from when it is set, and all later ones fail;
+// SIMT_FAULT_AT=n makes launch or GEMM number n fault, which ends the device (emulator/fault.h). SIMT_SUMS=sequential
+// or fma is the summation order of GEMMs. SIMT_TRACE=file logs launches, GEMMs, copies and waits.
 #define CUDART_VERSION 13000
 enum cudaError_t {
   cudaSuccess = 0,

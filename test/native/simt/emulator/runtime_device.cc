@@ -9,7 +9,7 @@
 #include "emulator/fault.h"
 #include "emulator/symbols.h"
 
-// The part of the runtime that knows no streams and no memory: errors, versions, and which cards there are.
+// The part of the runtime without streams and memory: errors, versions, and the GPUs.
 namespace simt {
 namespace {
 
@@ -132,7 +132,7 @@ cudaError_t cudaSetDevice(int device) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device < 0 || device >= setting("SIMT_DEVICES", 1)) return report(cudaErrorInvalidDevice);
   *properties = {};
-  std::snprintf(properties->name, sizeof properties->name, "emulated card");
+  std::snprintf(properties->name, sizeof properties->name, "emulated GPU");
   properties->major = static_cast<int>(setting("SIMT_CAPABILITY", 90)) / 10;
   properties->minor = static_cast<int>(setting("SIMT_CAPABILITY", 90)) % 10;
   properties->multiProcessorCount = 4;

@@ -3,10 +3,10 @@
 
 #include "emulator/runtime_api.h"
 
-// What the rest of the runtime asks of errors and cards.
+// Errors and GPUs, for the rest of the runtime.
 namespace simt {
 
-cudaError_t driver();                   // success where there is one, and a card
+cudaError_t driver();                   // success if there is one, and a GPU
 cudaError_t report(cudaError_t error);  // the last error of this thread from now on, unless it is success
 
 // Settings in the environment.

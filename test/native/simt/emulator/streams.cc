@@ -36,7 +36,7 @@ Process& process() {
   return *instance;
 }
 
-// Where SIMT_TRACE names a file, a line for each event, for programs that cannot call simt_counters.
+// If SIMT_TRACE names a file, one line per event, for programs that cannot call simt_counters.
 void trace(int64_t Counters::* counter) {
   static std::FILE* const file = std::getenv("SIMT_TRACE") ? std::fopen(std::getenv("SIMT_TRACE"), "a") : nullptr;
   if (!file) return;

@@ -26,7 +26,7 @@ namespace simt {
 
 CUstream_st& queue_of(cudaStream_t stream);
 
-// What cannot be recorded ends the capture of a stream, if there is one.
+// Work that cannot be captured ends the capture of a stream, if there is one.
 bool spoils_capture(cudaStream_t stream);
 
 bool run_one(CUstream_st& stream);  // one operation, in order; false: there is none

@@ -22,7 +22,7 @@ void expect(bool ok, const char* what) {
 template <class T>
 constexpr DType dtype = sizeof(T) == 4 ? DType::f32 : DType::f64;
 
-// How values of T are handed to a product: as they are, or as bf16 or f16.
+// How values of T are passed to a GEMM: unrounded, or as bf16 or f16.
 template <class T>
 std::vector<uint16_t> narrow(const std::vector<T>& values, DType type) {
   std::vector<uint16_t> out;
@@ -32,7 +32,7 @@ std::vector<uint16_t> narrow(const std::vector<T>& values, DType type) {
   return out;
 }
 
-// Small whole numbers: products are exact in every order.
+// Small integers: GEMMs are exact in every order.
 template <class T>
 std::vector<T> whole(int64_t n, int seed) {
   std::vector<T> values(static_cast<size_t>(n));
@@ -75,7 +75,7 @@ class OnDevice {
 
 constexpr int64_t kSize = 600;
 
-// f32 results of narrow operands: whole numbers are exact in all types.
+// f32 results of low-precision operands: small integers are exact in all types.
 void test_narrow(const Context& ctx, DType type) {
   const std::vector<float> a = whole<float>(kSize, 1), b = whole<float>(kSize, 2);
   const OnDevice<uint16_t> device_a(ctx, narrow(a, type)), device_b(ctx, narrow(b, type));
@@ -88,7 +88,7 @@ void test_narrow(const Context& ctx, DType type) {
     p.c = device_c.get();
     multiply(ctx, type, DType::f32, p);
     multiply_on_host(p, a.data(), b.data(), c.data());
-    expect(device_c.back(c.size()) == c, "multiply of narrow operands");
+    expect(device_c.back(c.size()) == c, "multiply of low-precision operands");
   }
 }
 
@@ -139,7 +139,7 @@ void test_grouped(const Context& ctx) {
   }
 }
 
-// Groups of narrow operands, with results of the same type and of f32; the second has no grouped product.
+// Groups of low-precision operands, with results of the same type and of f32; the second has no grouped GEMM.
 void test_narrow_grouped(const Context& ctx, DType type) {
   const std::vector<float> a = whole<float>(kSize, 4), b = whole<float>(kSize, 5);
   const OnDevice<uint16_t> device_a(ctx, narrow(a, type)), device_b(ctx, narrow(b, type));
@@ -157,11 +157,11 @@ void test_narrow_grouped(const Context& ctx, DType type) {
   }
   const int64_t before = stream_of(ctx).gemms();
   multiply_grouped(ctx, type, type, same);
-  expect(stream_of(ctx).gemms() == before + 1, "one grouped product");
+  expect(stream_of(ctx).gemms() == before + 1, "one grouped GEMM");
   multiply_grouped(ctx, type, DType::f32, wide);
-  expect(stream_of(ctx).gemms() == before + 5, "a product for each group that is not empty");
-  expect(wide_c.back(c.size()) == c, "groups of narrow operands");
-  expect(narrow_c.back(c.size()) == narrow(c, type), "groups of narrow operands and results");
+  expect(stream_of(ctx).gemms() == before + 5, "one GEMM per group that is not empty");
+  expect(wide_c.back(c.size()) == c, "groups of low-precision operands");
+  expect(narrow_c.back(c.size()) == narrow(c, type), "groups of low-precision operands and results");
 }
 
 void test_limits(const Context& ctx) {

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <string>
 
-// Shared memory: 48 KB with a kernel's own arrays, more where it is asked for and the architecture has it.
+// Shared memory: 48 KB including a kernel's own arrays, more if requested and supported by the architecture.
 namespace {
 
 int failures = 0, checks = 0;

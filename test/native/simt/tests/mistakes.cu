@@ -6,7 +6,7 @@
 
 // Kernels with a mistake that a GPU may or may not show. `simt_mistakes <name>` must not end well in some order of
 // threads (SIMT_ORDER), and `simt_mistakes none` must in every one. Those from same_value to past_shared_memory may
-// give right results: a sanitizer has to see them.
+// give correct results: a sanitizer has to detect them.
 namespace {
 
 enum class Mistake {

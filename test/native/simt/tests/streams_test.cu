@@ -28,7 +28,7 @@ struct Environment {
   Stream stream;
   Context ctx;
 
-  // The step, or null where the capture was spoilt.
+  // The step, or null if the capture was broken.
   CapturedStep* end_capture(const char* what) {
     Status status{};
     size_t bytes = 0;
