@@ -65,7 +65,7 @@ describe.skipIf(!built)('device cuda on the emulator', () => {
   const numbers = draw.array(60)
 
   test('it is listed', () => {
-    expect(devices()).toContainEqual({ device: 'cuda:0', available: true, variant: 'emulated card' })
+    expect(devices()).toContainEqual({ device: 'cuda:0', available: true, variant: 'emulated GPU' })
   })
 
   test('memory besides tensors is counted on its device: the cache of the process, the workspace of cuBLAS', () =>
