@@ -1,5 +1,5 @@
 import { geometricMean, type Spread } from '../lib/cli/bench/statistics.js'
-import { find, type Params, type Report, type Result, ratioTo } from './report.js'
+import { find, type Measure, type Params, type Report, type Result, ratioTo } from './report.js'
 import { digits, dispatched, markdownTable, ofLimits, repetitions, withSpread } from './table.js'
 
 /** One measured figure: on which threads or sizes, and its value. */
@@ -75,146 +75,92 @@ export const ofLimit =
   (result) =>
     ratioTo(result, limit, limit === 'dram-read' ? 'bytes' : 'flops')?.wall
 
-const manyRows = (rows: number): boolean => rows >= 160
-
-function ofGemms(question: string, atLeast: number, which: Which, ratioOf: RatioOf): Target {
-  return { question, wanted: { atLeast }, figures: (report) => gemmFigures(report, which, ratioOf) }
-}
+const ofGemms =
+  (which: Which, ratioOf: RatioOf): Target['figures'] =>
+  (report) =>
+    gemmFigures(report, which, ratioOf)
 
 // ---- the layer
 
-/** The ratios of all results of one name to those of another. */
-function figuresOf(
-  report: Report,
-  results: readonly Result[],
-  other: string,
-  measure: 'time' | 'speed',
-  how: Params = {},
-) {
-  return results.flatMap((ours): Figure[] => {
-    const ratio = ratioTo(ours, other, measure, how)
-    if (!ratio) return []
-    const [beside] = find(report, other, ratio.params)
-    const few = ratio.turns < 3 ? ratio.turns : undefined
-    return [{ of: onThreads(Number(ours.params.threads)), value: ratio.wall, few, ours, other: beside }]
-  })
+/** The ratios of all results of one name to another; of two ways to compute that the other has, to the faster one. */
+const versus =
+  (name: string, other: string, params: Params = {}, wanted: Measure = 'speed'): Target['figures'] =>
+  (report) =>
+    find(report, name, params).flatMap((ours): Figure[] => {
+      const ratios = ours.ratios.filter((ratio) => ratio.name === other && ratio.measure === wanted)
+      const [ratio] = ratios.sort((a, b) => a.wall.median - b.wall.median)
+      if (!ratio) return []
+      const [beside] = find(report, other, ratio.params)
+      const of = `${onThreads(Number(ours.params.threads))}${ratio.params.compute === 'autocast' ? ', autocast' : ''}`
+      return [{ of, value: ratio.wall, few: ratio.turns < 3 ? ratio.turns : undefined, ours, other: beside }]
+    })
+
+const vsPeer = (what: string, peer: string, params: Params = {}): Target['figures'] =>
+  versus(`st-moe/${what}`, `${peer}/${what}`, params)
+
+const memoryRatio: Target['figures'] = ({ memory }) => {
+  const [ours, theirs] = ['st-moe', 'st-moe-pytorch'].map((name) => memory.find((one) => one.implementation === name))
+  if (!ours || !theirs) return []
+  const value = ours.resident / theirs.resident
+  return [{ of: 'resident', value: { median: value, low: value, high: value } }]
 }
 
-const nativeLayer =
-  (kind: string, other: string, measure: 'time' | 'speed'): Target['figures'] =>
-  (report) =>
-    figuresOf(report, find(report, `layer/${kind}`, { compute: 'f32' }), other, measure)
+const atLeast = (limit: number, question: string, figures: Target['figures']): Target => {
+  return { question, wanted: { atLeast: limit }, figures }
+}
+const atMost = (limit: number, question: string, figures: Target['figures']): Target => {
+  return { question, wanted: { atMost: limit }, figures }
+}
 
-const againstPeer =
-  (suite: string, kind: string, peer: string, params: Params = {}): Target['figures'] =>
-  (report) =>
-    figuresOf(report, find(report, `st-moe/${suite}/${kind}`, params), `${peer}/${suite}/${kind}`, 'speed')
-
-const bf16Layer =
-  (kind: string, other: (report: Report) => Result | undefined): Target['figures'] =>
-  (report) => {
-    const beside = other(report)
-    if (!beside) return []
-    const { compute } = beside.params
-    const ours = find(report, `st-moe/bf16/${kind}`, { compute: 'bf16' })
-    const how = { bf16: ', its weights held in bf16', autocast: ', autocast', f32: '' }[String(compute)]
-    return figuresOf(report, ours, beside.name, 'speed', { compute }).map((one) => ({ ...one, of: `${one.of}${how}` }))
-  }
-
-/** The faster of the two ways that PyTorch has to compute in bf16. */
-export const bf16Peer = (report: Report, kind: string): Result | undefined =>
-  find(report, `index-pytorch/bf16/${kind}`).sort((a, b) => a.wallMs.median - b.wallMs.median)[0]
-
-const layer = 'layer, f32'
+const many = { compute: 'f32', rows: (rows: number) => rows >= 160 }
+const few = { names: gemms.slice(0, 4), compute: 'f32', rows: (rows: number) => rows === 4, packed: true }
+const f32 = { compute: 'f32' }
+const bf16 = { compute: 'bf16' }
+const [index, pytorch] = ['index-pytorch', 'st-moe-pytorch']
 const faster = 'times as fast as'
 
 /** The contract: dim 512, 16 experts, top-2, 4 × 1024 tokens unless said otherwise. */
 export const targets: readonly Target[] = [
-  ofGemms(
-    'six GEMMs, f32, ≥ 160 rows per expert, of the FMA peak',
-    0.88,
-    { compute: 'f32', rows: manyRows },
-    ofLimit('fma'),
-  ),
-  ofGemms("the same, of oneDNN's speed", 0.97, { compute: 'f32', rows: manyRows }, (r) => besideOneDnn(r, 'plain')),
-  ofGemms(
-    "the same, of oneDNN's speed with weights packed beforehand (ours are not)",
+  atLeast(0.88, 'six GEMMs, f32, ≥ 160 rows per expert, of the FMA peak', ofGemms(many, ofLimit('fma'))),
+  atLeast(
     0.97,
-    { compute: 'f32', rows: manyRows },
-    (r) => besideOneDnn(r, 'packed'),
+    "the same, of oneDNN's speed",
+    ofGemms(many, (r) => besideOneDnn(r, 'plain')),
   ),
-  ofGemms(
-    'six GEMMs, bf16, packed weights, ≥ 160 rows, of the bf16 dot peak',
+  atLeast(
+    0.97,
+    "the same, of oneDNN's speed with weights packed beforehand (ours are not)",
+    ofGemms(many, (r) => besideOneDnn(r, 'packed')),
+  ),
+  atLeast(
     0.86,
-    { compute: 'bf16', rows: manyRows, packed: true },
-    ofLimit('bf16-dot'),
+    'six GEMMs, bf16, packed weights, ≥ 160 rows, of the bf16 dot peak',
+    ofGemms({ ...many, ...bf16, packed: true }, ofLimit('bf16-dot')),
   ),
-  ofGemms(
-    'weight-bound GEMMs, f32, 4 rows per expert, of DRAM bandwidth',
-    0.85,
-    { names: gemms.slice(0, 4), compute: 'f32', rows: (rows) => rows === 4, packed: true },
-    ofLimit('dram-read'),
+  atLeast(0.85, 'weight-bound GEMMs, f32, 4 rows per expert, of DRAM bandwidth', ofGemms(few, ofLimit('dram-read'))),
+  ...([1.06, 1.1] as const).map((limit, i) => {
+    const kind = ['forward', both][i]
+    const figures = versus(`layer/${kind}`, `layer-gemms/${kind}`, f32, 'time')
+    return atMost(limit, `${spaced(kind)}, f32: time over that of its GEMMs alone`, figures)
+  }),
+  ...['forward', both].map((kind) =>
+    atLeast(1.9, `${spaced(kind)}, f32: more threads vs. 1`, versus(`layer/${kind}`, `layer/${kind}`, f32)),
   ),
-  ...[
-    { kind: 'forward', atMost: 1.06 },
-    { kind: both, atMost: 1.1 },
-  ].map(({ kind, atMost }) => ({
-    question: `${spaced(kind)}, f32: time over that of its GEMMs alone`,
-    wanted: { atMost },
-    figures: nativeLayer(kind, `layer-gemms/${kind}`, 'time'),
-  })),
-  ...['forward', both].map((kind) => ({
-    question: `${spaced(kind)}, f32: more threads vs. 1`,
-    wanted: { atLeast: 1.9 },
-    figures: nativeLayer(kind, `layer/${kind}`, 'speed'),
-  })),
-  ...[
-    { kind: 'forward', atLeast: 1.6 },
-    { kind: both, atLeast: 1.7 },
-  ].map(({ kind, atLeast }) => ({
-    question: `${layer}, ${spaced(kind)}: ${faster} index-based PyTorch`,
-    wanted: { atLeast },
-    figures: againstPeer('layer', kind, 'index-pytorch'),
-  })),
-  ...[
-    { N: 1024, atLeast: 2.2 },
-    { N: 4096, atLeast: 6 },
-    { N: 8192, atLeast: 10 },
-  ].map(({ N, atLeast }) => ({
-    question: `${layer}, N = ${N}, forward + backward: ${faster} st-moe-pytorch`,
-    wanted: { atLeast },
-    figures: againstPeer('growth', both, 'st-moe-pytorch', { N }),
-  })),
-  ...[
-    { kind: 'forward', atLeast: 1.4 },
-    { kind: both, atLeast: 1.8 },
-  ].map(({ kind, atLeast }) => ({
-    question: `layer, bf16, ${spaced(kind)}: ${faster} index-based PyTorch in bf16`,
-    wanted: { atLeast },
-    figures: bf16Layer(kind, (report) => bf16Peer(report, kind)),
-  })),
-  {
-    question: 'layer, forward + backward: bf16 vs. our f32',
-    wanted: { atLeast: 1.7 },
-    figures: bf16Layer(both, (report) => find(report, `st-moe/bf16/${both}`, { compute: 'f32' })[0]),
-  },
-  {
-    question: `a training step of the demo's model: ${faster} with st-moe-pytorch`,
-    wanted: { atLeast: 2.5 },
-    figures: againstPeer('model', 'step', 'st-moe-pytorch'),
-  },
-  {
-    question: 'memory of forward + backward beyond parameters and gradients, N = 4096, of that of st-moe-pytorch',
-    wanted: { atMost: 0.25 },
-    figures: ({ memory }) => {
-      const [ours, theirs] = ['st-moe', 'st-moe-pytorch'].map((name) =>
-        memory.find((one) => one.implementation === name),
-      )
-      if (!ours || !theirs) return []
-      const value = ours.resident / theirs.resident
-      return [{ of: 'resident', value: { median: value, low: value, high: value } }]
-    },
-  },
+  atLeast(1.6, `layer, f32, forward: ${faster} index-based PyTorch`, vsPeer('layer/forward', index)),
+  atLeast(1.7, `layer, f32, forward + backward: ${faster} index-based PyTorch`, vsPeer(`layer/${both}`, index)),
+  ...Object.entries({ 1024: 2.2, 4096: 6, 8192: 10 }).map(([N, limit]) => {
+    const question = `layer, f32, N = ${N}, forward + backward: ${faster} st-moe-pytorch`
+    return atLeast(limit, question, vsPeer(`growth/${both}`, pytorch, { N: Number(N) }))
+  }),
+  atLeast(1.4, `layer, bf16, forward: ${faster} index-based PyTorch in bf16`, vsPeer('bf16/forward', index)),
+  atLeast(1.8, `layer, bf16, forward + backward: ${faster} index-based PyTorch in bf16`, vsPeer(`bf16/${both}`, index)),
+  atLeast(1.7, 'layer, forward + backward: bf16 vs. our f32', vsPeer(`bf16/${both}`, 'st-moe', bf16)),
+  atLeast(2.5, `a training step of the demo's model: ${faster} with st-moe-pytorch`, vsPeer('model/step', pytorch)),
+  atMost(
+    0.25,
+    'memory of forward + backward beyond parameters and gradients, N = 4096, of that of st-moe-pytorch',
+    memoryRatio,
+  ),
 ]
 
 /** Null if nothing was measured. */
