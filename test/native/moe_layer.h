@@ -1,10 +1,10 @@
 #pragma once
 #include <algorithm>
 
-#include "../moe_reference.h"
-#include "call.h"
+#include "moe_call.h"
+#include "moe_reference.h"
 
-// One mixture-of-experts layer, op by op, on the CPU or the card.
+// One mixture-of-experts layer, op by op, on any device, and the checks that each device passes.
 namespace st_moe::test {
 
 using namespace moe_reference;
@@ -13,6 +13,11 @@ template <class T>
 std::vector<T> cast(const Values& v) {
   return std::vector<T>(v.begin(), v.end());
 }
+
+struct Unchanged {
+  template <class Args>
+  void operator()(Args&) const {}
+};
 
 // One layer on one device. Weights may be spoilt before it runs.
 template <class T>
@@ -79,7 +84,9 @@ struct Layer {
     return run(c, &OpTable::route, r);
   }
 
-  Status expert_ffn() {
+  // `change` may spoil the arguments.
+  template <class Change = Unchanged>
+  Status expert_ffn(Change&& change = {}) {
     const Shape& s = p.shape;
     Call c(device);
     ExpertFfnArgs f{};
@@ -89,6 +96,7 @@ struct Layer {
     f.activation = s.activation;
     f.w1_packed = w1_packed, f.w2_packed = w2_packed;
     f.T = s.tokens(), f.K = s.K, f.D = s.D, f.E = s.E, f.H = s.H, f.B = s.B, f.C = s.C, f.rows = rows();
+    change(f);
     return run(c, &OpTable::expert_ffn, f);
   }
 

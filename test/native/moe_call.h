@@ -1,13 +1,16 @@
 #pragma once
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <limits>
+#include <string>
+#include <type_traits>
 #include <vector>
 
-#include "machine.h"
-#include "rounding.h"
+#include "core/backend.h"
+#include "cuda/rounding.h"
 
-// An op on the CPU or the card with vectors of the host, for results that are not compared one op at a time.
+// An op on any device with vectors of the host, for results that are not compared one op at a time.
 namespace st_moe::test {
 
 inline int failures = 0, checks = 0;
@@ -43,21 +46,24 @@ double relative_error(const Bytes& a, const Bytes& b) {
   return std::sqrt(difference) / (norm > 0 ? std::sqrt(norm) : 1);
 }
 
-inline int report(const char* name) {
-  std::printf("%s: %d checks, %d failures on %s\n", name, checks, failures, machine().card().variant);
+inline int report(const char* name, const char* variant) {
+  std::printf("%s: %d checks, %d failures on %s\n", name, checks, failures, variant);
   return failures != 0;
 }
+
+// What a device counts of its own work.
+struct Work {
+  int64_t launches, waits;
+};
 
 struct Device {
   const Backend* backend;
   Context ctx;
+  Work (*work)() = [] { return Work{}; };
 };
 
-inline Device cpu() {
-  return {&cpu_backend(), {1, nullptr}};
-}
-inline Device card() {
-  return {&machine().card(), machine().context};
+inline Device cpu(int threads = 1) {
+  return {&cpu_backend(), {threads, nullptr}};
 }
 
 // The pointers of one call and what it did. Outputs are copied back when it has run.
@@ -82,12 +88,11 @@ class Call {
   // The status of the op, or of the first copy that fails: what a kernel met comes with a copy.
   template <class Args>
   Status run(Op<Args> OpTable::* op, const Args& args) {
-    const Counters before = counters();
+    const Work before = device_.work();
     Status status = (device_.backend->ops.*op)(device_.ctx, args);
-    const Counters after = counters();
+    const Work after = device_.work();
     launches = after.launches - before.launches;
-    expect(after.synchronisations == before.synchronisations && after.copies == before.copies,
-           "an op waits for the device");
+    expect(after.waits == before.waits, "an op waits for the device");
     for (const Held& held : held_) {
       const Status copied =
           held.host ? device_.backend->copy_out(device_.ctx, held.host, held.data, held.bytes) : status;
