@@ -247,7 +247,7 @@ function sampled<D extends FloatDType>(
       target,
       checked,
       (to, device) =>
-        native.random({ shape: target, dtype: dtypeCode(to), device, distribution: Number(normal), a, b, seed, step }),
+        native.random({ shape: target, dtype: dtypeCode(to), device, distribution: normal ? 1 : 0, a, b, seed, step }),
       dtype,
     ),
   )

@@ -66,7 +66,7 @@ function source({ jsName, comment, args, outputs }) {
   const names = outputs.map(({ name }) => name)
   const [result, body] =
     names.length === 0
-      ? ['void', `raw.${jsName}(${args.map(({ name }) => `given.${name}`).join(', ')})`]
+      ? ['void', call]
       : names.length === 1
         ? [type(outputs[0]), `return ${call}`]
         : [

@@ -52,13 +52,14 @@ static std::vector<StepArgs> step_args(Call& c, const char* name) {
       row.step = static_cast<uint64_t>(next(0, 0x1p53 - 1));
     } else {
       const OpInfo& op = ops[static_cast<size_t>(number)];
+      if (!op.factors) fail(ErrorCode::option, "%s must hold draws and updates, got %s", name, op.name);
       alignas(16) char args[kMaxArgsSize];
       op.construct(args);
       for (const Field& field : op.fields) {
         if (field.role != Role::attribute) continue;
         if (field.attribute == AttributeType::number)
           member<double>(args, field.offset) = next(-INFINITY, INFINITY);
-        else
+        else  // the step
           member<int64_t>(args, field.offset) =
               static_cast<int64_t>(next(static_cast<double>(field.min), static_cast<double>(field.max)));
       }

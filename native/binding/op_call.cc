@@ -1,6 +1,6 @@
 #include "binding/op_call.h"
 
-#include <cstring>
+#include <optional>
 
 namespace st_moe {
 namespace {
@@ -123,9 +123,11 @@ class OpCall {
     if (field.any_shape && !has_shape_) {
       shape_ = tensor.shape;
       has_shape_ = true;
-      updated_ = field.role == Role::updated ? &tensor : nullptr;
-    } else if (field.role == Role::updated && tensor.storage == updated_->storage) {
-      fail(ErrorCode::option, "%s must not share memory with the tensor it updates", field.js_name.c_str());
+    }
+    if (field.role == Role::updated) {
+      if (updated_ && tensor.storage == updated_->storage)
+        fail(ErrorCode::option, "%s must not share memory with the tensor it updates", field.js_name.c_str());
+      if (!updated_) updated_ = &tensor;
     }
     const Shape shape = field.leading ? with_rows(field, tensor) : tensor.shape;
     expect(field, tensor);
@@ -139,9 +141,9 @@ class OpCall {
       if (field.role == Role::compute) call_.expect_compute(field.js_name.c_str(), at<DType>(field), dtype_);
       if (field.role == Role::created && field.element == ElementType::real && !is_float(dtype_))
         fail(ErrorCode::dtype, "dtype must be f32 or f64, got %s", dtype_name(dtype_));
-      if (field.role == Role::dim && std::strcmp(field.name, "size") == 0) at<int64_t>(field) = shape_size(shape_);
+      if (field.is_size) at<int64_t>(field) = shape_size(shape_);
       if (field.role != Role::packed && field.role != Role::host_copy) continue;
-      const Storage& storage = *named(field.shape).storage;
+      const Storage& storage = *tensors_[field.of]->storage;
       if (field.role == Role::packed)
         at<PackedCopies*>(field) = storage.packed();
       else
@@ -149,20 +151,13 @@ class OpCall {
     }
   }
 
-  Tensor& named(const char* name) {
-    for (size_t i = 0; i < op_.fields.size(); ++i)
-      if (tensors_[i] && std::strcmp(op_.fields[i].name, name) == 0) return *tensors_[i];
-    fail(ErrorCode::internal, "%s is not an argument", name);
-  }
-
   void make_outputs() {
     for (const Field& field : op_.fields) {
       if (field.role != Role::output && field.role != Role::created) continue;
-      const Tensor*& made = given_[outputs_];
       if (at<void*>(field)) {
-        made_[outputs_] = make_tensor(*device_, dtype_of(field, nullptr), shape_of(field));
-        made = &made_[outputs_];
-        at<void*>(field) = made->data();
+        made_[outputs_].emplace(make_tensor(*device_, dtype_of(field, nullptr), shape_of(field)));
+        given_[outputs_] = &*made_[outputs_];
+        at<void*>(field) = made_[outputs_]->data();
       }
       if (++outputs_ == kMaxOutputs) fail(ErrorCode::internal, "more than %zu outputs", kMaxOutputs - 1);
     }
@@ -170,7 +165,7 @@ class OpCall {
 
   Napi::Value give_outputs() {
     if (outputs_ == 0) return call_.env.Undefined();
-    if (outputs_ == 1) return given_[0] ? call_.give(std::move(made_[0])) : call_.env.Null();
+    if (outputs_ == 1) return given_[0] ? call_.give(*std::move(made_[0])) : call_.env.Null();
     return call_.give(given_, outputs_);
   }
 
@@ -179,7 +174,7 @@ class OpCall {
   const OpInfo& op_;
   alignas(16) char args_[kMaxArgsSize];
   Tensor* tensors_[kMaxFields] = {};
-  Tensor made_[kMaxOutputs];
+  std::optional<Tensor> made_[kMaxOutputs];
   const Tensor* given_[kMaxOutputs] = {};
   size_t outputs_ = 0;
   Device* device_ = nullptr;

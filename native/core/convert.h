@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/dtype.h"
 #include "core/qualifiers.h"
 
 // bf16 and f16 are storage formats: values are converted to float32 for arithmetic, and rounded back to nearest even.
@@ -55,6 +56,19 @@ ST_MOE_HOST_DEVICE static inline int32_t saturate(double value) {
   value = value > 2147483647.0 ? 2147483647.0 : value;
   value = value < -2147483648.0 ? -2147483648.0 : value;
   return static_cast<int32_t>(value);
+}
+
+// Calls f with the value rounded to the dtype, in the type of its elements.
+template <class F>
+static inline void dispatch_rounded(DType dtype, double value, F&& f) {
+  const float rounded = static_cast<float>(value);
+  switch (dtype) {
+    case DType::f32: return f(rounded);
+    case DType::f64: return f(value);
+    case DType::bf16: return f(float_to_bf16(rounded));
+    case DType::f16: return f(float_to_f16(rounded));
+    case DType::i32: return f(saturate(value));
+  }
 }
 
 }  // namespace st_moe

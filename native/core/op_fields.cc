@@ -123,6 +123,20 @@ void read_shape(Field& field, const std::vector<Field>& fields) {
   field.dims = {Dim{1, {letter(fields, "size").offset}}};
 }
 
+size_t tensor_named(const std::vector<Field>& fields, const char* name) {
+  for (size_t i = 0; i < fields.size(); ++i)
+    if (fields[i].is_tensor() && std::strcmp(fields[i].name, name) == 0) return i;
+  std::abort();
+}
+
+template <class Args>
+FactorList (*factors_function())(const void*) {
+  if constexpr (is_optimizer<Args>)
+    return [](const void* args) { return factors_of(*static_cast<const Args*>(args)); };
+  else
+    return nullptr;
+}
+
 template <class Args, Op<Args> OpTable::* op>
 OpInfo describe(const char* name, bool by_hand) {
   static_assert(sizeof(Args) <= kMaxArgsSize);
@@ -130,17 +144,18 @@ OpInfo describe(const char* name, bool by_hand) {
               camel_case(name),
               by_hand,
               Declared<Args>::fields(),
-              sizeof(Args),
               [](void* args) { new (args) Args{}; },
               [](const OpTable& table, const Context& ctx, const void* args) {
                 return (table.*op)(ctx, *static_cast<const Args*>(args));
               },
               [](void* args, const Backend& backend) { apply_rules(*static_cast<Args*>(args), backend); },
-              [](const void* args) { return factors_of(*static_cast<const Args*>(args)); }};
+              factors_function<Args>()};
   if (info.fields.size() > kMaxFields) std::abort();
   for (Field& field : info.fields) {
     field.js_name = camel_case(field.name);
+    field.is_size = field.role == Role::dim && std::strcmp(field.name, "size") == 0;
     if (field.is_tensor()) read_shape(field, info.fields);
+    if (field.role == Role::packed || field.role == Role::host_copy) field.of = tensor_named(info.fields, field.shape);
   }
   return info;
 }

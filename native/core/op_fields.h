@@ -47,6 +47,8 @@ struct Field {
   bool leading = false;      // "T... D"
   bool has_derived = false;  // a letter of its shape is known only after the rules
   std::vector<Dim> dims{};
+  bool is_size = false;  // the letter of "...", its number of elements
+  size_t of = 0;         // index of the tensor that a `packed` or `host_copy` belongs to
 
   bool is_tensor() const { return role <= Role::created; }
 };
@@ -58,11 +60,10 @@ struct OpInfo {
   std::string js_name;
   bool by_hand;
   std::vector<Field> fields;
-  size_t args_size;
   void (*construct)(void* args);  // the defaults
   Status (*run)(const OpTable&, const Context&, const void* args);
   void (*apply_rules)(void* args, const Backend&);  // of op_rules.h
-  FactorList (*factors)(const void* args);          // of optimizers.h
+  FactorList (*factors)(const void* args);          // of optimizers.h; null for other ops
 };
 
 const std::vector<OpInfo>& declared_ops();

@@ -75,12 +75,11 @@ struct SgdUpdate {
   }
 };
 
-// The factors of any op: those of an optimizer, or none.
 template <class Args>
-static inline FactorList factors_of(const Args&) {
-  return {};
-}
+constexpr bool is_optimizer = false;
 #define ST_MOE_FACTORS(Name, name)                           \
+  template <>                                                \
+  constexpr bool is_optimizer<Name##Args> = true;            \
   static inline FactorList factors_of(const Name##Args& a) { \
     return Name##Update<double, FactorList>::factors(a);     \
   }

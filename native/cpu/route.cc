@@ -234,9 +234,6 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
 }
 
 void route(const Context& ctx, const RouteArgs& args) {
-  if (args.K < 1 || args.K > args.E)
-    fail(ErrorCode::option, "the number of choices must be in [1, %lld], got %lld", static_cast<long long>(args.E),
-         static_cast<long long>(args.K));
   dispatch_float(args.dtype, [&](auto zero) { route_as<decltype(zero)>(ctx, args); });
 }
 

@@ -51,8 +51,8 @@ export default [
   {
     name: 'moment-may-be-the-parameter',
     file: 'native/binding/op_call.cc',
-    from: 'field.role == Role::updated && tensor.storage == updated_->storage',
-    to: 'field.role == Role::updated && tensor.data() == updated_',
+    from: 'if (updated_ && tensor.storage == updated_->storage)',
+    to: 'if (updated_ && &tensor == updated_)',
     breaks: 'an update that writes two results to one place',
     tests: ['test/native-calls.test.ts'],
   },

@@ -5,9 +5,9 @@
 #include <cstdio>
 
 // A test is a program: it prints what failed and returns check_result().
-static int check_failures = 0;
+inline int check_failures = 0;  // of all files of the program
 
-__attribute__((format(printf, 2, 3))) static inline void check(bool ok, const char* format, ...) {
+__attribute__((format(printf, 2, 3))) inline void check(bool ok, const char* format, ...) {
   if (ok) return;
   if (++check_failures > 20) return;
   va_list args;
@@ -18,7 +18,7 @@ __attribute__((format(printf, 2, 3))) static inline void check(bool ok, const ch
   va_end(args);
 }
 
-static inline int check_result() {
+inline int check_result() {
   if (check_failures) std::fprintf(stderr, "%d checks failed\n", check_failures);
   return check_failures ? 1 : 0;
 }

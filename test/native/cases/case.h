@@ -143,9 +143,14 @@ class Table {
   std::vector<std::pair<std::string, Fill>> loops_;
 };
 
-// Compares the outputs; `tolerance` for f32 and f64, before the factor.
-void compare(const Case& c, const std::string& name, const Problem& wanted, const std::vector<Bytes>& got,
-             double factor, double f32, double f64);
+// How the outputs differ from what is wanted; empty if they do not. f32 and f64 are tolerances, before the factor.
+std::string difference(const Case& c, const Problem& wanted, const std::vector<Bytes>& got, double factor, double f32,
+                       double f64);
+inline void compare(const Case& c, const std::string& name, const Problem& wanted, const std::vector<Bytes>& got,
+                    double factor, double f32, double f64) {
+  const std::string text = difference(c, wanted, got, factor, f32, f64);
+  check(text.empty(), "%s: %s", name.c_str(), text.c_str());
+}
 
 // The groups of the table, one a file: those that are named, or all.
 Table table_of(int count, char** names);

@@ -10,7 +10,7 @@ using namespace st_moe::test;
 
 namespace {
 
-constexpr double kFloat = 1e-6, kDouble = 1e-13;
+constexpr double kFloat = 1e-6, kDouble = 1e-14;
 
 // Copies in, runs, copies out. The status is that of the op, or of the first copy.
 Result run_on_device(const Problem& problem, const std::string& name, bool host_copies) {
