@@ -4,7 +4,7 @@ import { allocated, checkDType, type DType, dtypeCode, type FloatDType, isFloat,
 import { show } from './errors.js'
 import { consumed } from './handles.js'
 import { type Handle, native } from './native.js'
-import { type Generator, withDraw } from './random.js'
+import { type Generator, withSample } from './random.js'
 import { type Tensor, wrap } from './tensor.js'
 
 /** Options of the functions that create tensors. */
@@ -241,7 +241,7 @@ function sampled<D extends FloatDType>(
   const target = shapeFor(op, shape)
   const checked = checkOptions<RandomOptions>(op, options, [...names, 'generator'])
   const dtype = checked.dtype === undefined ? 'f32' : checkDType(op, checked.dtype, ['f32', 'f64'])
-  return withDraw(op, checked.generator, ({ seed, step }) =>
+  return withSample(op, checked.generator, ({ seed, step }) =>
     make(
       op,
       target,

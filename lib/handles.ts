@@ -15,24 +15,18 @@ export function releaseAll(handles: readonly (Handle | null)[]): void {
 /** The handle that `make` returns for each entry. */
 export function handlesOf<T, H extends Handle | null>(entries: readonly T[], make: (entry: T, i: number) => H): H[] {
   const handles: H[] = []
-  try {
+  return guarded(handles, () => {
     for (const [i, entry] of entries.entries()) handles.push(make(entry, i))
     return handles
-  } catch (error) {
-    releaseAll(handles)
-    throw error
-  }
+  })
 }
 
 /** Returns a new handle after `fill` has written its values. */
 export function filled(handle: Handle, fill: (handle: Handle) => void): Handle {
-  try {
+  return guarded([handle], () => {
     fill(handle)
     return handle
-  } catch (error) {
-    native.release(handle)
-    throw error
-  }
+  })
 }
 
 /** Returns `use(handle)` and releases the handle. */
@@ -41,5 +35,15 @@ export function consumed(handle: Handle, use: (handle: Handle) => Handle): Handl
     return use(handle)
   } finally {
     native.release(handle)
+  }
+}
+
+/** Returns `use()`. If that throws, releases the handles. */
+export function guarded<T>(handles: readonly (Handle | null)[], use: () => T): T {
+  try {
+    return use()
+  } catch (error) {
+    releaseAll(handles)
+    throw error
   }
 }

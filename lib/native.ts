@@ -28,8 +28,8 @@ interface Addon {
   convert(x: Handle, dtype: number): Handle
   reshape(x: Handle, shape: readonly number[]): Handle
   reshapeOwned(x: Handle, shape: readonly number[]): Handle
-  gather(x: Handle, shape: readonly number[], strides: readonly number[], offset: number): Handle
-  scatter(target: Handle, x: Handle, strides: readonly number[], offset: number): void
+  stridedRead(x: Handle, shape: readonly number[], strides: readonly number[], offset: number): Handle
+  stridedWrite(target: Handle, x: Handle, strides: readonly number[], offset: number): void
   unaryKinds(): string[]
   activations(): string[]
   binary(a: Handle, b: Handle, kind: number): Handle
@@ -40,7 +40,7 @@ interface Addon {
   matmul(a: Handle, b: Handle, transposeA: boolean, transposeB: boolean): Handle
 
   captureBegin(device: number): void
-  captureAside(on: boolean): void
+  captureOutside(on: boolean): void
   captureEnd(keep: boolean): number | undefined
   replay(step: number, numbers: Float64Array): void
   releaseCapture(step: number): void

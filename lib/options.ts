@@ -1,4 +1,5 @@
 import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail } from './check.js'
+import { show } from './errors.js'
 
 /**
  * Options, each declared once: a name, a doc comment, a check and a default. A declaration is a plain object of these;
@@ -114,6 +115,30 @@ export const oneOf = <T extends string>(allowed: readonly T[], rest: { default: 
   ...rest,
   check: (op, name, value) => checkOneOf(op, name, value, allowed),
 })
+
+/**
+ * Options that have a meaning for some values of another, declared earlier: for its other values only the defaults pass.
+ */
+export function onlyIf<O extends Record<string, Option<unknown>>>(
+  other: string,
+  values: readonly unknown[],
+  options: O,
+): O {
+  const entries = Object.entries(options).map(([name, option]): [string, Option<unknown>] => [
+    name,
+    {
+      ...option,
+      check(op, name, value, others, isDefault) {
+        const given = others[other]
+        if (given === undefined || values.includes(given)) return option.check(op, name, value, others, isDefault)
+        if (value !== option.default)
+          fail('OPTION', op, `${name} is for ${other} ${values.map(show).join(' or ')}, got ${other} ${show(given)}`)
+        return value
+      },
+    },
+  ])
+  return Object.fromEntries(entries) as O
+}
 
 /** Checked where it is used, which may depend on more than options. */
 export function unchecked<T>(rest: { default: T }): Option<T>

@@ -134,7 +134,7 @@ export class Generator {
 }
 
 /** Runs `fn`; if it throws, restores the state of `generator`. */
-export function drawnOrNot<T>(generator: Generator, fn: () => T): T {
+export function restoringOnError<T>(generator: Generator, fn: () => T): T {
   const { seed, step } = generator
   try {
     return fn()
@@ -167,8 +167,8 @@ export function manualSeed(seed: number): Generator {
  * Calls `fn` with the next state of `generator`, by default the environment's; if it throws, the generator does not
  * advance.
  */
-export function withDraw<T>(op: string, generator: unknown, fn: (state: GeneratorState) => T): T {
+export function withSample<T>(op: string, generator: unknown, fn: (state: GeneratorState) => T): T {
   const source = generator === undefined ? defaultGenerator : generator
   if (!Generator.isGenerator(source)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
-  return drawnOrNot(source, () => fn(source.next()))
+  return restoringOnError(source, () => fn(source.next()))
 }

@@ -1,7 +1,7 @@
 import { types } from 'node:util'
 import { checkFunction } from './check.js'
 import { currentLasting, currentScope, within } from './context.js'
-import { defaultGenerator, drawnOrNot } from './random.js'
+import { defaultGenerator, restoringOnError } from './random.js'
 import { checkTensor, gradOwnerOf, isTensor, moveToScope, type Tensor } from './tensor.js'
 
 /** Tensors created inside one `scope` call. */
@@ -76,7 +76,7 @@ export function noGrad<T>(fn: () => T): T {
 export const withoutScope = <T>(fn: () => T): T => within({ scope: null }, fn)
 
 /** A {@link scope} around one call of this package: if it throws, the default generator does not advance. */
-export const callScope = <T>(fn: () => T): T => drawnOrNot(defaultGenerator, () => scope(fn))
+export const callScope = <T>(fn: () => T): T => restoringOnError(defaultGenerator, () => scope(fn))
 
 /**
  * Runs `fn`, which creates parameters and tensors passed to {@link keep}; all others are freed. If it throws, all are
@@ -87,7 +87,7 @@ export function allOrNone<T>(fn: () => T): T {
   const inner = new Scope(null)
   const lasting = new Set<Tensor>()
   try {
-    const value = drawnOrNot(defaultGenerator, () => within({ scope: inner, lasting }, fn))
+    const value = restoringOnError(defaultGenerator, () => within({ scope: inner, lasting }, fn))
     for (const tensor of lasting) around?.add(tensor)
     return value
   } catch (error) {

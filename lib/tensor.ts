@@ -183,7 +183,7 @@ export class Tensor<D extends DType = DType> {
 
   /**
    * A copy of the values in row-major order: Float32Array, Float64Array or Int32Array; bf16 and f16 come as their bits
-   * in a Uint16Array. Waits for a card. Errors: DISPOSED, OUT_OF_MEMORY.
+   * in a Uint16Array. Waits for a GPU. Errors: DISPOSED, OUT_OF_MEMORY.
    */
   dataSync(): DTypeArrays[D] {
     checkTensor('Tensor.dataSync', 'this', this)

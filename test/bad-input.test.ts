@@ -372,7 +372,12 @@ const rowsOfNames: Row[] = [
     /unknown option "gating_top_n"; did you mean 'gatingTopN'\?/,
   ],
   ['capitals', withOptions({ ThresholdTrain: 0.1 }), 'OPTION', /did you mean 'thresholdTrain'\?/],
-  ['nothing near', withOptions({ zebra: 1 }), 'OPTION', /unknown option "zebra"\. Known: dim, thresholdTrain/],
+  [
+    'nothing near',
+    withOptions({ zebra: 1 }),
+    'OPTION',
+    /unknown option "zebra"\. Known: router, expertChoiceOver, dropless, dim, capacityFactorTrain/,
+  ],
   [
     'forward',
     forwardWith({ masks: zeros([2, 5]) }),

@@ -23,7 +23,7 @@ const sizes: Record<string, number> = {
   M: 8,
   Q: 10,
   J: 2,
-  R: 5,
+  R: 17,
   G: 2 * H,
   S: B * N * K,
 }
@@ -76,7 +76,7 @@ describe('the version rises by one with each change in place, and with nothing e
   const calls: [string, number, (t: Handle[]) => void][] = [
     ['addInPlace', 1, ([a, b]) => native.addInPlace(a, b)],
     ['scale', 1, ([x]) => native.scale({ x, factor: 0.5 })],
-    ['scatter', 1, ([target, x]) => native.scatter(target, x, [1], 0)],
+    ['stridedWrite', 1, ([target, x]) => native.stridedWrite(target, x, [1], 0)],
     ['adamw', 3, ([p, m, v, g]) => native.adamw({ p, g, m, v, ...adamw })],
     ['sgd', 1, ([p, g]) => native.sgd({ p, g, buffer: null, ...sgd })],
     ['sgd with momentum', 2, ([p, buffer, g]) => native.sgd({ p, g, buffer, ...sgd })],
@@ -101,7 +101,6 @@ const letters: Record<string, number> = {
   Nk: 5,
   heads: 2,
   d: 2,
-  rows: sizes.S,
   saved: 2 * H,
   P: 2 * H,
   size: 6,
@@ -113,17 +112,17 @@ interface Argument extends DeclaredArgument {
   dims: number[]
 }
 
-/** A tensor of a declaration. "T..." is two dimensions here, "..." the shape [2, 3]. */
+/** A tensor of a declaration. "T..." is two dimensions here, "R..." one, "..." the shape [2, 3]. */
 function tensorOf(argument: DeclaredArgument): Argument {
   const { shape } = argument
   const whole = shape === '...' || argument.macro.endsWith('UPDATED')
   const words = whole ? ['size...'] : shape.split(' ').filter(Boolean)
   const names = words.flatMap((word) => {
     const factors = word.replace('...', '').split('*')
-    return word.endsWith('...') ? [factors, factors] : [factors]
+    return word.endsWith('...') && word !== 'R...' ? [factors, factors] : [factors]
   })
   const dims = names.map((factors, i) =>
-    words[0]?.endsWith('...') && i < 2
+    words[0]?.endsWith('...') && words[0] !== 'R...' && i < 2
       ? [B, N][i]
       : factors.reduce((n, name) => n * (letters[name] ?? Number(name)), 1),
   )
@@ -169,7 +168,8 @@ describe('an argument that does not fit is an error, and nothing is left of the 
           ...(floats > 1 ? [['DTYPE', dims, 'f64'] as [string, number[], string]] : []),
         )
       const anyRank = argument.shape.includes('...') || argument.macro.endsWith('UPDATED')
-      if (!anyRank || names.flat().some((letter) => tied(argument, letter))) wrong.push(['SHAPE', [...dims, 1]])
+      if (!anyRank || (argument.shape !== 'R...' && names.flat().some((letter) => tied(argument, letter))))
+        wrong.push(['SHAPE', [...dims, 1]])
       for (const [i, inside] of names.entries())
         if (inside.length > 1 || tied(argument, inside[0])) wrong.push(['SHAPE', dims.with(i, dims[i] + 1)])
       for (const [expected, shape, dtype] of wrong) {
@@ -190,16 +190,19 @@ describe('numbers and arrays', () => {
     ['too little room', 'SHAPE', () => native.toData(zeros([6]), new Float32Array(5))],
     ['too much room', 'SHAPE', () => native.toData(zeros([6]), new Float32Array(7))],
     ['a shape of another size', 'SHAPE', () => native.reshape(zeros([6]), [5])],
-    ['a view one past the end', 'SHAPE', () => native.gather(zeros([6]), [3], [2], 2)],
-    ['a target one past the end', 'SHAPE', () => native.scatter(zeros([6]), zeros([3]), [2], 2)],
-    ['strides for another rank', 'SHAPE', () => native.gather(zeros([6]), [2, 3], [1], 0)],
+    ['a view one past the end', 'SHAPE', () => native.stridedRead(zeros([6]), [3], [2], 2)],
+    ['a target one past the end', 'SHAPE', () => native.stridedWrite(zeros([6]), zeros([3]), [2], 2)],
+    ['strides for another rank', 'SHAPE', () => native.stridedRead(zeros([6]), [2, 3], [1], 0)],
     ['a split of another size', 'SHAPE', () => native.reduce(zeros([6]), [2, 2, 1], [2], 1)],
     ['a result of another size', 'SHAPE', () => native.reduce(zeros([6]), [2, 3, 1], [1], 1)],
     ['operands of two types', 'DTYPE', () => native.binary(zeros([2]), zeros([2], 'f64'), 0)],
     ['a quotient of integers', 'DTYPE', () => native.binary(zeros([2], 'i32'), zeros([2], 'i32'), 3)],
     ['operands that do not broadcast', 'SHAPE', () => native.binary(zeros([2]), zeros([3]), 0)],
-    ['tokens without a sequence', 'SHAPE', () => ffn(0)],
-    ['tokens that are no whole sequences', 'SHAPE', () => ffn(4)],
+    ['rows that are not the same number per expert', 'SHAPE', () => ffn({ ends: null })],
+    ['ends of other experts', 'SHAPE', () => ffn({ ends: zeros([4], 'i32') })],
+    ['a plan without its rows', 'OPTION', () => ffn({ rowOf: null })],
+    ['ends that fall', 'OPTION', () => ffn({ ends: i32(2, 1, 7, 7, 7, 7, 7) })],
+    ['ends beyond the rows', 'OPTION', () => ffn({ ends: i32(0, 0, 0, 0, 0, 0, sizes.S + 1) })],
     [
       'no heads',
       'OPTION',
@@ -220,21 +223,38 @@ describe('numbers and arrays', () => {
       () => native.dropout({ x: zeros([2]), p, seed: 0, step: 0 }),
     ]),
   ]
-  const ffn = (sequences: number) => {
+  const i32 = (...numbers: number[]) =>
+    held(native.fromData(Int32Array.from(numbers), dtypeCode('i32'), [numbers.length], 0))
+  const ffn = (change: { ends?: Handle | null; rowOf?: null }) => {
     const make = (text: string) => zeros(text.split(' ').map((name) => sizes[name]))
-    const choices = () => zeros([6, 2], 'i32')
     const [w1, b1, multBias, w2, b2] = ['E G D', 'E G', 'E H', 'E D H', 'E D'].map(make)
-    const routing = { expertIndex: choices(), position: choices(), weight: make('T K'), B: sequences, C: 3 }
-    return native.expertFfn({ x: make('T D'), ...routing, w1, b1, multBias, w2, b2, a: false, compute: 0 })
+    const plan = {
+      assignment: zeros([sizes.S], 'i32'),
+      ends: zeros([E], 'i32'),
+      rowOf: zeros([6, 2], 'i32'),
+      ...change,
+    }
+    return native.expertFfn({
+      x: make('T D'),
+      ...plan,
+      weight: make('T K'),
+      w1,
+      b1,
+      multBias,
+      w2,
+      b2,
+      a: false,
+      compute: 0,
+    })
   }
   test.each(wrong)('%s: %s', (_, expected, call) => {
     expect(call).toThrow(code(expected))
   })
 
   test('the last element and the largest numbers fit', () => {
-    held(native.gather(zeros([6]), [3], [2], 1))
-    native.scatter(zeros([6]), zeros([3]), [2], 1)
-    held(native.gather(zeros([6]), [3, 0], [1000, 1000], 1000)) // nothing is read
+    held(native.stridedRead(zeros([6]), [3], [2], 1))
+    native.stridedWrite(zeros([6]), zeros([3]), [2], 1)
+    held(native.stridedRead(zeros([6]), [3, 0], [1000, 1000], 1000)) // nothing is read
     held(native.dropout({ x: zeros([2]), p: 0, seed: 2 ** 53 - 1, step: 2 ** 53 - 1 }))
     const threads = native.getThreads()
     native.setThreads(256)
@@ -245,7 +265,7 @@ describe('numbers and arrays', () => {
     ['the first moment', (p, other) => native.adamw({ p, g: other, m: p, v: other, ...adamw })],
     ['the second moment', (p, other) => native.adamw({ p, g: other, m: other, v: p, ...adamw })],
     ['the momentum', (p, other) => native.sgd({ p, g: other, buffer: p, ...sgd })],
-    ['what a part of a tensor is written over with', (p) => native.scatter(p, p, [1], 0)],
+    ['what a part of a tensor is written over with', (p) => native.stridedWrite(p, p, [1], 0)],
   ])('%s is not the tensor that is updated, nor a view of it', (_, update) => {
     const p = zeros([4])
     const before = native.version(p)

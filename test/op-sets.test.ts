@@ -30,12 +30,22 @@ const byHand = all(bindingSource, /\{"(\w+)", \w+\}/g)
 const entries = [...byHand, ...ops.filter((op) => !op.byHand).map(({ jsName }) => jsName)]
 
 /** Ops that the binding offers under other names. */
-const bindingNames: Record<string, string[]> = { strided_copy: ['gather', 'scatter'] }
+const bindingNames: Record<string, string[]> = { strided_copy: ['stridedRead', 'stridedWrite'] }
 /** Ops without a file in lib/ops: creation, what the tape and other ops use, and the optimizers. */
-const withoutFile = ['full', 'random', 'scale', 'sum_squares', 'token_mask', 'adamw', 'sgd']
+const withoutFile = [
+  'full',
+  'random',
+  'scale',
+  'sum_squares',
+  'token_mask',
+  'plan_slots',
+  'plan_sorted',
+  'adamw',
+  'sgd',
+]
 const fileNames: Record<string, string> = { convert: 'cast', strided_copy: 'strided' }
 /** Files of lib/ops without a native op of their own. */
-const withoutOp = ['activation', 'copy', 'index', 'losses', 'reshape', 'route-options', 'rows']
+const withoutOp = ['activation', 'copy', 'index', 'losses', 'plan', 'reshape', 'route-options', 'routing', 'rows']
 
 /** Files of a backend that hold no op of their name. */
 const backends = [
@@ -54,7 +64,7 @@ test.each(backends)(
     const optimizers = all(text('native/core/optimizers.h'), /X\(\w+, (\w+)\)/g)
     for (const name of table.filter((name) => !optimizers.includes(name))) {
       const homes = files.filter((file) =>
-        new RegExp(`^void ${name}\\(const Context& ?\\w*, const \\w+& \\w+\\) \\{`, 'm').test(
+        new RegExp(`^void ${name}\\(const Context& ?\\w*, const \\w+& ?\\w*\\) \\{`, 'm').test(
           text(`native/${folder}/${file}${extension}`),
         ),
       )

@@ -69,7 +69,7 @@ class Cuda : public Platform {
   Case flops_limit(const Bench& bench, DType compute, int) const override {
     const int64_t n = bench.options.quick ? 64 : 8192;
     const Tensor a = operand(bench, {n, n}, compute), b = operand(bench, {n, n}, compute), c = bench.filled({n, n});
-    const cuda::Product gemm{n, n, n, a.data(), b.data(), c.data(), n, n, n};
+    const cuda::Gemm gemm{n, n, n, a.data(), b.data(), c.data(), n, n, n};
     return {.name = "gemm",
             .params = {{"n", n}, {"compute", name_of(compute)}},
             .run = [=, this,
@@ -99,7 +99,7 @@ class Cuda : public Platform {
     const Tensor out = bench.filled({E, M, D}), pre = bench.filled({E, M, A});
     const cuda::ExpertRows rows{{nullptr, nullptr, s.B, s.N, s.K, E, s.capacity(), nullptr}, true, M};
     return [=, this, &layer](bool all) {
-      const auto run = [&](const cuda::Product& gemm) { multiply(device_->context, compute, DType::f32, gemm); };
+      const auto run = [&](const cuda::Gemm& gemm) { multiply(device_->context, compute, DType::f32, gemm); };
       const auto weight_of = [&](const Tensor& w, int64_t rows, int64_t columns) -> Matrix {
         if (compute == DType::f32) return {w.data(), rows, columns};
         const PackedCopies& copies = *w.storage->packed();  // the layer has run: they are there

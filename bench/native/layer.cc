@@ -28,8 +28,10 @@ Values LayerSizes::values() const {
   return values;
 }
 
-Layer::Layer(const Bench& bench, const LayerSizes& s) : sizes(s), memory(bench), bench_(bench), values_(s.values()) {
+Layer::Layer(const Bench& bench, const LayerSizes& s)
+    : sizes(s), memory(bench), bench_(bench), sorted_(bench.backend().name == std::string("cpu")), values_(s.values()) {
   const int64_t D = s.D, E = s.E, H = s.H, assignments = s.tokens() * s.K, slots = E * s.B * s.capacity();
+  values_["R"] = static_cast<double>(sorted_ ? std::min(assignments, slots) : slots);
   const double first = 1 / std::sqrt(static_cast<double>(D)), second = 1 / std::sqrt(static_cast<double>(H));
   memory.put("w", bench.uniforms({E, D}, -first, first));
   w1 = memory.put("w1", bench.uniforms({E, 2 * H, D}, -first, first));
@@ -38,7 +40,7 @@ Layer::Layer(const Bench& bench, const LayerSizes& s) : sizes(s), memory(bench),
   w2 = memory.put("w2", bench.uniforms({E, D, H}, -second, second));
   memory.put("b2", bench.uniforms({E, D}, -second, second));
   memory.put("threshold", bench.filled({s.K}, 0.2));
-  memory.put("dtotal", bench.filled({}, 1));
+  memory.put("dtotal_loss", bench.filled({}, 1));
   if (bench.platform.keeps_packed_weights) w1.storage->keep_packed(), w2.storage->keep_packed();
 
   forward(DType::f32, false)(1);
@@ -49,7 +51,7 @@ Layer::Layer(const Bench& bench, const LayerSizes& s) : sizes(s), memory(bench),
     if (position[i] >= 0) ++expert_rows[static_cast<size_t>(expert[i])];
   const double rows = static_cast<double>(std::accumulate(expert_rows.begin(), expert_rows.end(), int64_t{0}));
   kept = rows / static_cast<double>(assignments), occupancy = rows / static_cast<double>(slots);
-  if (bench.backend().fixed_slots) expert_rows.assign(static_cast<size_t>(E), slots / E);
+  if (!sorted_) expert_rows.assign(static_cast<size_t>(E), slots / E);
 }
 
 DeclaredOp Layer::op(const char* name, DType compute, const std::map<std::string, std::string>& renamed) const {
@@ -58,14 +60,16 @@ DeclaredOp Layer::op(const char* name, DType compute, const std::map<std::string
 
 Layer::Pass Layer::forward(DType compute, bool save) const {
   const DeclaredOp route = op("route", DType::f32, kNotGiven);
-  const DeclaredOp experts = op("expert_ffn", compute, {{"a", save ? "a" : ""}});
-  return [=](int threads) { route(threads), experts(threads); };
+  const DeclaredOp plan = op(sorted_ ? "plan_sorted" : "plan_slots", DType::f32);
+  const DeclaredOp experts = op("expert_ffn", compute, {{"a", save ? "a" : ""}, {"ends", sorted_ ? "ends" : ""}});
+  return [=](int threads) { route(threads), plan(threads), experts(threads); };
 }
 
 Layer::Pass Layer::backward(DType compute) const {
   std::map<std::string, std::string> renamed = kNotGiven;
   renamed["dx"] = "dx of the router";
-  const DeclaredOp experts = op("expert_ffn_backward", compute), route = op("route_backward", DType::f32, renamed);
+  const DeclaredOp experts = op("expert_ffn_backward", compute, {{"ends", sorted_ ? "ends" : ""}}),
+                   route = op("route_backward", DType::f32, renamed);
   const Shape all{sizes.tokens(), sizes.D};
   BinaryArgs sum{};
   sum.a = sum.y = memory.at("dx", all).data(), sum.b = memory.at("dx of the router", all).data();

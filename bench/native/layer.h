@@ -28,6 +28,7 @@ class Layer {
                 const std::map<std::string, std::string>& renamed = {}) const;
 
   const Bench& bench_;
+  bool sorted_;  // the plan has rows for dispatched assignments alone
   Values values_;
 };
 

@@ -47,6 +47,10 @@ void declared(const Bench& bench, const Sizes& s) {
                                           {"V", V},
                                           {"target", V},
                                           {"index", V},
+                                          {"expert_index", static_cast<double>(s.E)},
+                                          {"position", static_cast<double>(s.capacity())},
+                                          {"assignment", T * static_cast<double>(s.K)},
+                                          {"row_of", rows},
                                           {"Nq", N},
                                           {"Nk", N},
                                           {"heads", heads},
@@ -63,7 +67,8 @@ void declared(const Bench& bench, const Sizes& s) {
                                           {"momentum", 0.9}})
     values[name] = value;
   const double weights = static_cast<double>(s.E) * 3 * H * D;
-  const std::map<std::string, Values> own{{"topk", {{"E", V}}},
+  const std::map<std::string, Values> own{{"plan_sorted", {{"R", T * static_cast<double>(s.K)}}},
+                                          {"topk", {{"E", V}}},
                                           {"topk_backward", {{"E", V}}},
                                           {"grouped_gemm", {{"O", 2 * H}}},
                                           {"grouped_gemm_backward", {{"O", 2 * H}}},

@@ -4,7 +4,7 @@ import { attention } from '../ops/attention.js'
 import { boolean, integer, type OptionsOf, reader } from '../options.js'
 import { allOrNone, callScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
-import { Linear, layerOptions, type ProductLayerOptions, productOptions } from './linear.js'
+import { gemmOptions, Linear, layerOptions, type ProductLayerOptions } from './linear.js'
 import { Module } from './module.js'
 
 const attentionOptions = {
@@ -17,7 +17,7 @@ const attentionOptions = {
 /** Options of {@link CausalSelfAttention}. */
 export interface AttentionLayerOptions extends ProductLayerOptions, OptionsOf<typeof attentionOptions> {}
 
-const readOptions = reader(attentionOptions, layerOptions, productOptions)
+const readOptions = reader(attentionOptions, layerOptions, gemmOptions)
 
 /**
  * Multi-head self-attention (Vaswani et al., arXiv 1706.03762, §3.2) in which a token sees itself and what is before it:

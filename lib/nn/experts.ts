@@ -4,12 +4,12 @@ import type { ComputeDType } from '../dtype.js'
 import { type Activation, type ActivationOptions, activationOptions, isGated } from '../ops/activation.js'
 import { pick, reader } from '../options.js'
 import { allOrNone } from '../scope.js'
-import { layerOptions, type ProductLayerOptions, productOptions, uniformParameter } from './linear.js'
+import { gemmOptions, layerOptions, type ProductLayerOptions, uniformParameter } from './linear.js'
 import { Module, type StateEntry } from './module.js'
 import { newParameter, type Parameter } from './parameter.js'
 
 /** H = trunc(D · mult · 2 / 3), in double precision from left to right. */
-export const hiddenWidth = (op: string, dim: number, mult: number): number =>
+export const hiddenSize = (op: string, dim: number, mult: number): number =>
   checkInteger(op, 'the hidden width dim · mult · 2 / 3', Math.trunc((dim * mult * 2) / 3), 1)
 
 /** Names of one expert's tensors in a state dict, for the layer index that the activation has in the reference. */
@@ -25,7 +25,7 @@ const expertNames = (first: number) =>
 /** Options of {@link Experts}. */
 export interface ExpertsOptions extends ProductLayerOptions, ActivationOptions {}
 
-const readOptions = reader(layerOptions, productOptions, activationOptions)
+const readOptions = reader(layerOptions, gemmOptions, activationOptions)
 
 /**
  * Parameters of E experts, stacked; {@link ops.expertFfn} applies them. A state dict has each expert's own,

@@ -5,8 +5,8 @@ import { expertFfn } from '../ops/expert-ffn.js'
 import { number, type OptionsOf, pick, reader } from '../options.js'
 import { allOrNone, callScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
-import { Experts, hiddenWidth } from './experts.js'
-import { layerOptions, type ProductLayerOptions, productOptions } from './linear.js'
+import { Experts, hiddenSize } from './experts.js'
+import { gemmOptions, layerOptions, type ProductLayerOptions } from './linear.js'
 import { Module, type StateEntry } from './module.js'
 import { RMSNorm } from './norm.js'
 
@@ -21,7 +21,7 @@ export interface FeedForwardOptions
     ActivationOptions,
     OptionsOf<typeof feedForwardOptions> {}
 
-const readOptions = reader(feedForwardOptions, layerOptions, productOptions, activationOptions)
+const readOptions = reader(feedForwardOptions, layerOptions, gemmOptions, activationOptions)
 
 /**
  * RMSNorm, then one expert, by default GEGLU, that every token passes: x [..., D] → [..., D], the feed-forward of st-moe-pytorch. The
@@ -46,7 +46,7 @@ export class FeedForward extends Module {
     const op = 'FeedForward'
     const { mult, ...layer } = readOptions(op, options)
     checkInteger(op, 'dim', dim, 1)
-    const hidden = hiddenWidth(op, dim, mult)
+    const hidden = hiddenSize(op, dim, mult)
     ;[this.norm, this.expert] = allOrNone(() => [
       new RMSNorm(dim, pick(layer, layerOptions)),
       new Experts(1, dim, hidden, layer),
@@ -56,7 +56,7 @@ export class FeedForward extends Module {
   /** x [..., D] → [..., D]. Errors: SHAPE, DTYPE, DEVICE. */
   forward<D extends DType>(x: Tensor<D>): Tensor<D> {
     return callScope(() =>
-      expertFfn(this.norm.forward(x), null, this.expert, pick(this.expert, productOptions, activationOptions)),
+      expertFfn(this.norm.forward(x), null, this.expert, pick(this.expert, gemmOptions, activationOptions)),
     )
   }
 

@@ -3,9 +3,10 @@ import { tensor } from '../create.js'
 import type { Device } from '../device.js'
 import type { DType } from '../dtype.js'
 import { show } from '../errors.js'
-import { expertCapacity, type RouteResult, route } from '../ops/route.js'
-import { type RoutingRandom, randomOptions, routerOptions } from '../ops/route-options.js'
-import { integer, number, type OptionsOf, pick, reader, unchecked, type ValuesOf } from '../options.js'
+import { route } from '../ops/route.js'
+import { lossOptions, type RoutingRandom, randomOptions, topkOptions } from '../ops/route-options.js'
+import { expertCapacity, type RouteResult } from '../ops/routing.js'
+import { boolean, integer, number, type OptionsOf, onlyIf, pick, reader, unchecked, type ValuesOf } from '../options.js'
 import { allOrNone, keep } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
@@ -21,10 +22,20 @@ const ownOptions = {
   topN: integer({ min: 1, max: maxChoices, atMost: 'numGates', default: 2 }),
 }
 
-/** Of the router, under the same names in a layer that has one. */
+/** Of every router, under the same names in a layer that has one. */
 export const gatingOptions = {
   /** D */
   dim: integer({ min: 1 }),
+  ...onlyIf('dropless', [false], {
+    /** See {@link ops.expertCapacity}. Default 1.25. */
+    capacityFactorTrain: number({ min: 0, default: 1.25 }),
+    /** The same in evaluation. Default 2. */
+    capacityFactorEval: number({ min: 0, default: 2 }),
+  }),
+}
+
+/** Of top-k gating. */
+export const thresholdOptions = onlyIf('router', ['topk'], {
   /**
    * A later choice of gate g is routed with probability min(1, g / threshold): a number, or one for each choice after
    * the first. Default 0.2.
@@ -32,21 +43,39 @@ export const gatingOptions = {
   thresholdTrain: unchecked<number | readonly number[]>({ default: 0.2 }),
   /** The same in evaluation. Default 0.2. */
   thresholdEval: unchecked<number | readonly number[]>({ default: 0.2 }),
-  /** See {@link ops.expertCapacity}. Default 1.25. */
-  capacityFactorTrain: number({ min: 0, default: 1.25 }),
-  /** The same in evaluation. Default 2. */
-  capacityFactorEval: number({ min: 0, default: 2 }),
-}
+})
+
+export const droplessOptions = onlyIf('router', ['topk'], {
+  /** No capacity: every routed assignment is dispatched, as with the capacity N. Default false. */
+  dropless: boolean({ default: false }),
+})
 
 /** What a layer passes on to its router. */
-type Passed = readonly [typeof gatingOptions, typeof routerOptions, typeof layerOptions]
-export const passedToGating: Passed = [gatingOptions, routerOptions, layerOptions]
+type Passed = readonly [
+  typeof droplessOptions,
+  typeof gatingOptions,
+  typeof thresholdOptions,
+  typeof lossOptions,
+  typeof topkOptions,
+  typeof layerOptions,
+]
+export const passedToGating: Passed = [
+  droplessOptions,
+  gatingOptions,
+  thresholdOptions,
+  lossOptions,
+  topkOptions,
+  layerOptions,
+]
 
 /** Options of {@link TopNGating}. */
 export interface TopNGatingOptions
   extends OptionsOf<typeof ownOptions>,
+    OptionsOf<typeof droplessOptions>,
     OptionsOf<typeof gatingOptions>,
-    OptionsOf<typeof routerOptions>,
+    OptionsOf<typeof thresholdOptions>,
+    OptionsOf<typeof lossOptions>,
+    OptionsOf<typeof topkOptions>,
     LayerOptions {}
 
 const readOptions = reader(ownOptions, ...passedToGating)
@@ -65,7 +94,7 @@ export const gatingForwardOptions = {
 /** Options of one forward of a router. */
 export interface GatingForwardOptions extends OptionsOf<typeof gatingForwardOptions> {}
 
-const readForwardOptions = reader(gatingForwardOptions)
+export const readForwardOptions = reader(gatingForwardOptions)
 const readRandom = reader(randomOptions)
 
 /** f32 [K]: eps, then the thresholds. */
@@ -80,6 +109,13 @@ function thresholdBuffer(op: string, name: string, value: unknown, K: number, ep
   const values = list.map((entry, i) => checkNumber(op, Array.isArray(value) ? `${name}[${i}]` : name, entry))
   return keep(tensor(Float32Array.from([eps, ...values]), [K], { device }))
 }
+
+/** C of a router in its mode. */
+export const capacityOf = (
+  { numGates, training }: { numGates: number; training: boolean },
+  N: number,
+  { capacityFactorTrain, capacityFactorEval }: ValuesOf<[typeof gatingOptions]>,
+): number => expertCapacity(N, numGates, training ? capacityFactorTrain : capacityFactorEval)
 
 /**
  * The router: top-N gating with stochastic thresholds and capacity, by {@link ops.route}. State: `to_gates.weight` [E, D]
@@ -103,8 +139,8 @@ export class TopNGating extends Module {
   readonly thresholdTrain: Tensor
   /** f32 [K], for evaluation. */
   readonly thresholdEval: Tensor
-  readonly #capacityFactors: { readonly train: number; readonly eval: number }
-  readonly #router: ValuesOf<[typeof routerOptions]>
+  readonly #capacity: ValuesOf<[typeof droplessOptions, typeof gatingOptions]>
+  readonly #router: ValuesOf<[typeof lossOptions, typeof topkOptions]>
 
   /** Errors: OPTION, DTYPE, DEVICE; they name `op`. */
   constructor(options: TopNGatingOptions, op = 'TopNGating') {
@@ -112,8 +148,8 @@ export class TopNGating extends Module {
     const o = readOptions(op, options)
     this.numGates = o.numGates
     this.topN = o.topN
-    this.#capacityFactors = { train: o.capacityFactorTrain, eval: o.capacityFactorEval }
-    this.#router = pick(o, routerOptions)
+    this.#capacity = pick(o, droplessOptions, gatingOptions)
+    this.#router = pick(o, lossOptions, topkOptions)
     ;[this.toGates, this.thresholdTrain, this.thresholdEval] = allOrNone(() => [
       new Linear(o.dim, o.numGates, { ...pick(o, layerOptions), bias: false }),
       thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain, o.topN, o.eps, o.device),
@@ -127,9 +163,10 @@ export class TopNGating extends Module {
     const o = readForwardOptions(op, options)
     checkTensor(op, 'x', x)
     const router = this.#router
+    const N = x.shape[1] ?? 0
     return route(x, this.toGates.weight, {
       topN: this.topN,
-      capacity: expertCapacity(x.shape[1] ?? 0, this.numGates, this.#capacityFactors[this.training ? 'train' : 'eval']),
+      capacity: this.#capacity.dropless ? N : capacityOf(this, N, this.#capacity),
       threshold: this.training ? this.thresholdTrain : this.thresholdEval,
       training: this.training,
       mask: o.mask,

@@ -36,13 +36,13 @@ export interface LayerOptions extends OptionsOf<typeof layerOptions> {}
 export const readLayerOptions = reader(layerOptions)
 
 /** Of a layer with matrix products, after those of every layer. */
-export const productOptions = {
+export const gemmOptions = {
   /** 'bf16' or 'f16' rounds the operands of the products; parameters, gradients and sums stay f32. Default: dtype. */
   computeDtype: computeDType,
 }
 
 /** Options of a layer with matrix products. */
-export interface ProductLayerOptions extends LayerOptions, OptionsOf<typeof productOptions> {}
+export interface ProductLayerOptions extends LayerOptions, OptionsOf<typeof gemmOptions> {}
 
 const linearOptions = {
   /** Default true. */
@@ -52,7 +52,7 @@ const linearOptions = {
 /** Options of {@link Linear}. */
 export interface LinearLayerOptions extends ProductLayerOptions, OptionsOf<typeof linearOptions> {}
 
-const readOptions = reader(linearOptions, layerOptions, productOptions)
+const readOptions = reader(linearOptions, layerOptions, gemmOptions)
 
 /** A parameter drawn uniformly from ±bound. */
 export const uniformParameter = (shape: readonly number[], bound: number, { dtype, device }: LayerOptions): Parameter =>

@@ -51,7 +51,7 @@ const entryOffset = ({ tensor, index = 0 }: StateEntry): number => (index > 0 ? 
 /** A copy of the entry's values out of a tensor of the shape of `entry.tensor`. */
 function read(entry: StateEntry, from: Tensor): Tensor {
   const shape = entryShape(entry)
-  const handle = native.gather(handleOf(from), shape, stridesOf(shape), shape.includes(0) ? 0 : entryOffset(entry))
+  const handle = native.stridedRead(handleOf(from), shape, stridesOf(shape), shape.includes(0) ? 0 : entryOffset(entry))
   return wrap(handle, { shape, dtype: from.dtype, device: from.device })
 }
 
@@ -317,7 +317,7 @@ export function stageState(
     for (const { entry, value } of staged) {
       const shape = entryShape(entry)
       if (!shape.includes(0))
-        native.scatter(handleOf(entry.tensor), handleOf(value), stridesOf(shape), entryOffset(entry))
+        native.stridedWrite(handleOf(entry.tensor), handleOf(value), stridesOf(shape), entryOffset(entry))
     }
     return { missing, unexpected }
   }

@@ -1,12 +1,12 @@
 import type { DType } from '../dtype.js'
-import type { RouteResult, Routing } from '../ops/route.js'
+import type { RouteResult, Routing } from '../ops/routing.js'
 import type { Tensor } from '../tensor.js'
 
 /** How many tokens the experts got in one forward. Padding (see {@link MoEForwardOptions.mask}) is not counted. */
 export interface RoutingStats {
   /** Assignments that found a slot. */
   keptPerExpert: number[]
-  /** First choices of each expert, kept or not. */
+  /** First choices of each expert, those of the largest gate, kept or not. */
   firstChoicePerExpert: number[]
   /** Share of tokens of which nothing was kept, 0 to 1. */
   droppedTokens: number
@@ -14,9 +14,10 @@ export interface RoutingStats {
   slotOccupancy: number
 }
 
-function statsOf({ expertIndex, kept, capacity, numExperts, mask }: Routing): RoutingStats {
+function statsOf({ expertIndex, gate, kept, capacity, numExperts, mask }: Routing): RoutingStats {
   const [B, N, K] = expertIndex.shape
   const index = expertIndex.dataSync()
+  const gates = gate.dataSync()
   const taken = kept.dataSync()
   const real = mask?.dataSync()
   const keptPerExpert: number[] = Array(numExperts).fill(0)
@@ -28,13 +29,15 @@ function statsOf({ expertIndex, kept, capacity, numExperts, mask }: Routing): Ro
     if (real?.[t] === 0) continue
     tokens++
     let any = false
-    firstChoicePerExpert[index[t * K]]++
+    let first = t * K
     for (let i = t * K; i < (t + 1) * K; i++) {
+      if (gates[i] > gates[first]) first = i
       if (!taken[i]) continue
       keptPerExpert[index[i]]++
       total++
       any = true
     }
+    firstChoicePerExpert[index[first]]++
     if (!any) dropped++
   }
   return {
@@ -80,7 +83,7 @@ export class MoEResult<D extends DType = DType> extends Tuple<D> {
   /** With `stats: true`. */
   readonly stats?: RoutingStats
 
-  /** For layers of your own. `stats: true` counts them from the routing, which waits for a card. */
+  /** For layers of your own. `stats: true` counts them from the routing, which waits for a GPU. */
   constructor(outputs: Tensor<D>, route: RouteResult<D>, stats: boolean | RoutingStats = false) {
     const { balanceLoss, routerZLoss, totalAuxLoss, ...routing } = route
     super(outputs, totalAuxLoss, balanceLoss, routerZLoss)

@@ -8,33 +8,46 @@ import { combine } from '../ops/combine.js'
 import { dispatch } from '../ops/dispatch.js'
 import { expertFfn } from '../ops/expert-ffn.js'
 import { reshape } from '../ops/reshape.js'
-import type { RouteResult } from '../ops/route.js'
-import type { routerOptions } from '../ops/route-options.js'
+import { choiceOptions, type lossOptions, type topkOptions } from '../ops/route-options.js'
+import type { RouteResult } from '../ops/routing.js'
 import { concat, slice } from '../ops/strided.js'
-import { boolean, integer, number, type OptionsOf, oneOf, pick, reader, unchecked } from '../options.js'
+import { boolean, integer, number, type OptionsOf, oneOf, onlyIf, pick, reader, unchecked } from '../options.js'
 import { allOrNone, callScope, scope } from '../scope.js'
 import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor.js'
-import { Experts, hiddenWidth } from './experts.js'
+import { ExpertChoiceGating, passedToExpertChoice } from './expert-choice-gating.js'
+import { Experts, hiddenSize } from './experts.js'
 import {
+  type droplessOptions,
   type GatingForwardOptions,
   gatingForwardOptions,
   type gatingOptions,
   maxChoices,
   passedToGating,
   TopNGating,
+  type thresholdOptions,
 } from './gating.js'
-import { computeDType, type LayerOptions, layerOptions, productOptions } from './linear.js'
+import { computeDType, gemmOptions, type LayerOptions, layerOptions } from './linear.js'
 import { checkModule, Module } from './module.js'
 import { MoEResult } from './moe-result.js'
 import { forwardWithGrad, type GradHandle } from './with-grad.js'
+
+const routerOptions = {
+  /**
+   * 'topk': a token chooses its K experts ({@link ops.route}). 'expertChoice': an expert chooses its C tokens
+   * ({@link ops.expertChoice}), so loads are even, and a token's output depends on later ones. Default 'topk'.
+   */
+  router: oneOf(['topk', 'expertChoice'], { default: 'topk' }),
+}
 
 const moeOptions = {
   /** E. Default 16. */
   numExperts: integer({ min: 1, default: ({ experts }) => (Array.isArray(experts) ? experts.length : 16) }),
   /** Hidden width of the built-in experts is trunc(dim · mult · 2 / 3). Default 4. */
   expertHiddenMult: number({ min: 0, default: 4 }),
-  /** K, choices a token. With 1 a gate is always 1 and the router learns from the losses alone. Default 2. */
-  gatingTopN: integer({ min: 1, max: maxChoices, atMost: 'numExperts', default: 2 }),
+  ...onlyIf('router', ['topk'], {
+    /** K, choices a token. With 1 a gate is always 1 and the router learns from the losses alone. Default 2. */
+    gatingTopN: integer({ min: 1, max: maxChoices, atMost: 'numExperts', default: 2 }),
+  }),
   /** The dispatch weight is 1 forward but passes its gradient to the router. Default true. */
   straightThroughDispatchTensor: boolean({ default: true }),
   /** E modules of your own instead of the built-in ones, each called with [B, C, D] (empty slots are zero rows). */
@@ -54,13 +67,18 @@ const moeOptions = {
 
 /** Options of {@link MoE}; `dim` is required. */
 export interface MoEOptions
-  extends OptionsOf<typeof moeOptions>,
+  extends OptionsOf<typeof routerOptions>,
+    OptionsOf<typeof moeOptions>,
+    OptionsOf<typeof choiceOptions>,
+    OptionsOf<typeof droplessOptions>,
     OptionsOf<typeof gatingOptions>,
-    OptionsOf<typeof routerOptions>,
+    OptionsOf<typeof thresholdOptions>,
+    OptionsOf<typeof lossOptions>,
+    OptionsOf<typeof topkOptions>,
     ActivationOptions,
     LayerOptions {}
 
-const readOptions = reader(...passedToGating, moeOptions, activationOptions)
+const readOptions = reader(routerOptions, choiceOptions, ...passedToGating, moeOptions, activationOptions)
 
 const forwardOptions = {
   /** Adds counts of tokens per expert to the result. Default false. */
@@ -92,7 +110,7 @@ export class MoE extends Module {
   /** E */
   readonly numExperts: number
   /** The router. */
-  readonly gate: TopNGating
+  readonly gate: TopNGating | ExpertChoiceGating
   /** Built in, or those of the option `experts`. */
   readonly experts: Experts | UserExperts
   /** What the operands of the experts' products are rounded to. */
@@ -116,17 +134,19 @@ export class MoE extends Module {
     if (o.activation !== 'geglu' && o.experts)
       fail('OPTION', op, `activation '${o.activation}' is for the built-in experts`)
     const modules = o.experts === undefined ? null : checkExperts(op, o.experts, o.numExperts)
-    const hidden = modules ? 0 : hiddenWidth(op, o.dim, o.expertHiddenMult)
+    const hidden = modules ? 0 : hiddenSize(op, o.dim, o.expertHiddenMult)
     this.dim = o.dim
     this.numExperts = o.numExperts
     this.computeDtype = o.computeDtype
     this.#straightThrough = o.straightThroughDispatchTensor
     this.#throwNonFinite = o.onNonFinite === 'throw'
     ;[this.gate, this.experts] = allOrNone(() => [
-      new TopNGating({ ...pick(o, ...passedToGating), numGates: o.numExperts, topN: o.gatingTopN }, op),
+      o.router === 'topk'
+        ? new TopNGating({ ...pick(o, ...passedToGating), numGates: o.numExperts, topN: o.gatingTopN }, op)
+        : new ExpertChoiceGating({ ...pick(o, ...passedToExpertChoice), numGates: o.numExperts }, op),
       modules
         ? new UserExperts(modules)
-        : new Experts(o.numExperts, o.dim, hidden, pick(o, layerOptions, productOptions, activationOptions)),
+        : new Experts(o.numExperts, o.dim, hidden, pick(o, layerOptions, gemmOptions, activationOptions)),
     ])
   }
 
@@ -161,7 +181,7 @@ export class MoE extends Module {
         this.experts instanceof Experts
           ? expertFfn(x, routing, this.experts, {
               straightThrough: this.#straightThrough,
-              ...pick(this.experts, productOptions, activationOptions),
+              ...pick(this.experts, gemmOptions, activationOptions),
             })
           : this.#applyUsers(x, routing, this.experts)
       this.#checkFinite(op, 'the output', outputs)

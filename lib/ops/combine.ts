@@ -1,10 +1,11 @@
 import { record } from '../autograd.js'
 import { fail, showShape } from '../check.js'
 import type { DType } from '../dtype.js'
+import { guarded } from '../handles.js'
 import { native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
-import { checkRouting } from './dispatch.js'
-import type { Routing } from './route.js'
+import { checkChoices, slotPlan } from './plan.js'
+import type { Routing } from './routing.js'
 
 /**
  * Σ_k weight_k · (row of the token's k-th slot): expert outputs [E, B, C, D] → [B, N, D], f32 or f64; zero rows where
@@ -24,26 +25,22 @@ export function combine<D extends DType>(x: Tensor<D>, routing: Routing): Tensor
   checkFloat(op, 'x', x)
   if (x.shape.length !== 4) fail('SHAPE', op, `x must be [E, B, C, D], got ${showShape(x.shape)}`)
   const [E, B, C, D] = x.shape
-  const N = routing?.expertIndex?.shape?.[1] ?? 0
-  const routed = checkRouting(op, routing, B, N, x)
-  if (routed.E !== E || routed.C !== C) {
+  if (typeof routing !== 'object' || routing === null) fail('OPTION', op, 'routing must come from a router')
+  const N = routing.expertIndex?.shape?.[1] ?? 0
+  const routed = checkChoices(op, routing, B, N, x)
+  if (routed.E !== E || routed.C !== C)
     fail('SHAPE', op, `x must be [${routed.E}, ${B}, ${routed.C}, D] for this routing, got ${showShape(x.shape)}`)
-  }
-  const { expertIndex, position, weight } = routing
-  const made = native.combine({
-    x: handleOf(x),
-    weight: handleOf(weight),
-    expertIndex: handleOf(expertIndex),
-    position: handleOf(position),
-  })
+  const { weight } = routing
+  const plan = slotPlan(routing, E, C)
+  const made = guarded(plan, () => native.combine({ x: handleOf(x), weight: handleOf(weight), rowOf: plan[1] }))
   const y = wrap(made, { shape: [B, N, D], dtype: x.dtype, device: x.device })
   record({
     op,
     inputs: [x, weight],
     outputs: [y],
-    saved: [x, weight, expertIndex, position],
-    backward: ([dy], [x, weight, expertIndex, position], [needX, needWeight]) => {
-      const given = { dy: dy!, x, weight, expertIndex, position }
+    saved: [x, weight, ...plan],
+    backward: ([dy], [x, weight, assignment, rowOf], [needX, needWeight]) => {
+      const given = { dy: dy!, x, weight, assignment, rowOf }
       const { dx, dweight } = native.combineBackward({ dx: needX, dweight: needWeight, ...given })
       return [dx, dweight]
     },

@@ -21,7 +21,7 @@ function copyFrom(target: Tensor, source: Tensor | TypedArray | number | NestedA
       : tensor(source, ArrayBuffer.isView(source) ? shape : null, { dtype, device })
     checkTensor(op, 'source', values, { shape, dtype: values.dtype, device: values.device })
     const copy = copyLike(values, target)
-    if (copy.size > 0) native.scatter(handleOf(target), handleOf(copy), stridesOf(shape), 0)
+    if (copy.size > 0) native.stridedWrite(handleOf(target), handleOf(copy), stridesOf(shape), 0)
   })
   return target
 }

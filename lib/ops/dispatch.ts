@@ -1,9 +1,11 @@
 import { record } from '../autograd.js'
-import { checkBoolean, checkInteger, checkOptions, fail, showShape } from '../check.js'
+import { checkBoolean, checkOptions } from '../check.js'
 import type { DType } from '../dtype.js'
+import { guarded } from '../handles.js'
 import { native } from '../native.js'
-import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
-import type { Routing } from './route.js'
+import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
+import { checkRouting, slotPlan } from './plan.js'
+import type { Routing } from './routing.js'
 
 /** Options of {@link dispatch}. */
 export interface DispatchOptions {
@@ -30,49 +32,20 @@ export function dispatch<D extends DType>(x: Tensor<D>, routing: Routing, option
   const { straightThrough = true } = checkOptions<DispatchOptions>(op, options, ['straightThrough'])
   checkBoolean(op, 'straightThrough', straightThrough)
   checkFloat(op, 'x', x)
-  if (x.shape.length !== 3) fail('SHAPE', op, `x must be [B, N, D], got ${showShape(x.shape)}`)
-  const [B, N, D] = x.shape
-  const { K, E, C } = checkRouting(op, routing, B, N, x)
-  const { expertIndex, position } = routing
-  const shape = [E, B, C, D]
-  const made = native.dispatch({
-    x: handleOf(x),
-    expertIndex: handleOf(expertIndex),
-    position: handleOf(position),
-    E,
-    C,
-  })
-  const y = wrap(made, { shape, dtype: x.dtype, device: x.device })
+  const { E, C } = checkRouting(op, routing, x)
+  const [B, , D] = x.shape
+  const plan = slotPlan(routing, E, C)
+  const made = guarded(plan, () => native.dispatch({ x: handleOf(x), assignment: plan[0], rowOf: plan[1] }))
+  const y = wrap(made, { shape: [E, B, C, D], dtype: x.dtype, device: x.device })
   record({
     op,
     inputs: [x, straightThrough ? routing.weight : null],
     outputs: [y],
-    saved: [x, expertIndex, position],
-    backward: ([dy], [x, expertIndex, position]) => {
-      const wanted = { dweight: straightThrough && K > 0 }
-      const { dx, dweight } = native.dispatchBackward({ dy: dy!, x, expertIndex, position, ...wanted })
+    saved: [x, ...plan],
+    backward: ([dy], [x, , rowOf]) => {
+      const { dx, dweight } = native.dispatchBackward({ dy: dy!, x, rowOf, dweight: straightThrough })
       return [dx, dweight]
     },
   })
   return y
-}
-
-/** What `dispatch` and `combine` need of a routing. */
-export function checkRouting(
-  op: string,
-  routing: Routing,
-  B: number,
-  N: number,
-  like: Tensor,
-): { K: number; E: number; C: number } {
-  if (typeof routing !== 'object' || routing === null) fail('OPTION', op, 'routing must come from route()')
-  const { dtype, device } = like
-  checkTensor(op, 'routing.expertIndex', routing.expertIndex)
-  const K = routing.expertIndex.shape[2] ?? 0
-  checkTensor(op, 'routing.expertIndex', routing.expertIndex, { shape: [B, N, K], dtype: 'i32', device })
-  checkTensor(op, 'routing.position', routing.position, { shape: [B, N, K], dtype: 'i32', device })
-  checkTensor(op, 'routing.weight', routing.weight, { shape: [B, N, K], dtype, device })
-  const E = checkInteger(op, 'routing.numExperts', routing.numExperts, 1, 2 ** 31 - 1)
-  const C = checkInteger(op, 'routing.capacity', routing.capacity, 0, 2 ** 31 - 1)
-  return { K, E, C }
 }

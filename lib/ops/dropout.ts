@@ -2,7 +2,7 @@ import { record } from '../autograd.js'
 import { checkNumber, fail } from '../check.js'
 import type { DType } from '../dtype.js'
 import { type Handle, native } from '../native.js'
-import { type Generator, withDraw } from '../random.js'
+import { type Generator, withSample } from '../random.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 
 /**
@@ -19,7 +19,7 @@ export function dropout<D extends DType>(x: Tensor<D>, p: number, generator?: Ge
   checkFloat('dropout', 'x', x)
   checkNumber('dropout', 'p', p, 0, 1)
   if (p === 1) fail('OPTION', 'dropout', 'p must be below 1, got 1')
-  return withDraw('dropout', generator, ({ seed, step }) => {
+  return withSample('dropout', generator, ({ seed, step }) => {
     const drop = (x: Handle) => native.dropout({ x, p, seed, step })
     const y = wrap(drop(handleOf(x)), x)
     record({ op: 'dropout', inputs: [x], outputs: [y], backward: ([dy]) => [drop(dy!)] })

@@ -1,11 +1,13 @@
 import { record, willRecord } from '../autograd.js'
-import { checkInteger, fail, showShape } from '../check.js'
+import { fail, showShape } from '../check.js'
 import { type ComputeDType, checkComputeDType, type DType, dtypeCode } from '../dtype.js'
+import { guarded, releaseAll } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { boolean, type OptionsOf, reader, unchecked } from '../options.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { type Activation, type ActivationOptions, activationKind, activationOptions, isGated } from './activation.js'
-import type { Routing } from './route.js'
+import { checkRouting, expertPlan } from './plan.js'
+import type { Routing } from './routing.js'
 
 /** Stacked parameters of E experts of hidden width H; P = 2H if their activation is gated, else H. */
 export interface ExpertWeights {
@@ -33,7 +35,7 @@ export interface ExpertFfnOptions extends OptionsOf<typeof ffnOptions>, Activati
 
 const readOptions = reader(ffnOptions, activationOptions)
 
-function checkWeights(op: string, x: Tensor, weights: ExpertWeights, activation: Activation, experts?: number): void {
+function checkWeights(op: string, x: Tensor, weights: ExpertWeights, activation: Activation, experts: number): void {
   const gated = isGated(activation)
   if (typeof weights !== 'object' || weights === null)
     fail('OPTION', op, `weights must be { w1, b1, ${gated ? 'multBias, ' : ''}w2, b2 }`)
@@ -43,8 +45,7 @@ function checkWeights(op: string, x: Tensor, weights: ExpertWeights, activation:
   const P = gated ? 2 * H : H
   const like = (shape: number[]) => ({ shape, dtype: x.dtype, device: x.device })
   if (weights.w2.shape.length !== 3) fail('SHAPE', op, `w2 must be [E, ${D}, H], got ${showShape(weights.w2.shape)}`)
-  if (experts !== undefined && E !== experts)
-    fail('SHAPE', op, `w2 must have ${experts} experts, got ${showShape(weights.w2.shape)}`)
+  if (E !== experts) fail('SHAPE', op, `w2 must have ${experts} experts, got ${showShape(weights.w2.shape)}`)
   checkTensor(op, 'w2', weights.w2, like([E, D, H]))
   checkTensor(op, 'w1', weights.w1, like([E, P, D]))
   checkTensor(op, 'b1', weights.b1, like([E, P]))
@@ -88,39 +89,32 @@ export function expertFfn<D extends DType>(
   const compute = dtypeCode(checkComputeDType(op, o.computeDtype, x.dtype))
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
   const { shape, dtype, device } = x
-  checkWeights(op, x, weights, o.activation, routing === null ? 1 : undefined)
-  let [B, C] = [1, 0]
-  if (routing !== null) {
-    if (typeof routing !== 'object' || routing === undefined)
-      fail('OPTION', op, 'routing must come from route(), or be null')
-    if (shape.length !== 3) fail('SHAPE', op, `x must be [B, N, D], got ${showShape(shape)}`)
-    checkTensor(op, 'routing.expertIndex', routing.expertIndex)
-    const K = routing.expertIndex.shape[2] ?? 0
-    const choices = [shape[0], shape[1], K]
-    checkTensor(op, 'routing.expertIndex', routing.expertIndex, { shape: choices, dtype: 'i32', device })
-    checkTensor(op, 'routing.position', routing.position, { shape: choices, dtype: 'i32', device })
-    checkTensor(op, 'routing.weight', routing.weight, { shape: choices, dtype, device })
-    B = shape[0]
-    C = checkInteger(op, 'routing.capacity', routing.capacity, 0, 2 ** 31 - 1)
-  }
+  const routed = routing === null ? null : checkRouting(op, routing, x)
+  checkWeights(op, x, weights, o.activation, routed?.E ?? 1)
+  const plan: readonly Handle[] = routing && routed ? expertPlan(routing, routed.E, routed.C) : []
   const { w1, b1, w2, b2, multBias = null } = weights
   const parameters = multBias ? [w1, b1, w2, b2, multBias] : [w1, b1, w2, b2]
   const inputs = [x, routing?.weight ?? null, ...parameters]
   const save = willRecord(...inputs)
-  const choices = routing ? [routing.expertIndex, routing.position, routing.weight] : []
+  const tokens = routing ? [x, routing.weight] : [x]
   const call = (parameters: readonly Handle[], tokens: readonly Handle[]) => {
     const [w1, b1, w2, b2, multBias = null] = parameters
-    const [x, expertIndex = null, position = null, weight = null] = tokens
-    return { x, expertIndex, position, weight, w1, b1, multBias, w2, b2, compute, B, C, activation }
+    const [x, weight = null, assignment = null, rowOf = null, ends = null] = tokens
+    return { x, assignment, ends, rowOf, weight, w1, b1, multBias, w2, b2, compute, activation }
   }
-  const made = native.expertFfn({ a: save, ...call(parameters.map(handleOf), [x, ...choices].map(handleOf)) })
+  const made = guarded(plan, () =>
+    native.expertFfn({ a: save, ...call(parameters.map(handleOf), [...tokens.map(handleOf), ...plan]) }),
+  )
   const y = wrap(made.y, { shape, dtype, device })
-  if (!save) return y
+  if (!save) {
+    releaseAll(plan)
+    return y
+  }
   record({
     op,
     inputs,
     outputs: [y],
-    saved: [made.a!, ...parameters, x, ...choices],
+    saved: [made.a!, ...parameters, ...tokens, ...plan],
     backward: ([dy], [a, ...saved], [needX, , ...needParameters]) => {
       const need = needParameters.includes(true)
       const { dx, dweight, dw1, db1, dmultBias, dw2, db2 } = native.expertFfnBackward({

@@ -8,7 +8,7 @@ import type { LinearOptions } from './linear.js'
 /**
  * One product for each group of rows: x [R, I], weight [G, O, I], groupSizes [G] (i32, not negative, sum R) → [R, O];
  * the rows of group g, which follow each other, are multiplied by weight[g]ᵀ. f32 or f64. On CUDA sizes that came from
- * the host go to the grouped products of cuBLAS; sizes computed on the card to a plainer kernel, without a wait.
+ * the host go to the grouped GEMMs of cuBLAS; sizes computed on the GPU to a plainer kernel, without a wait.
  * Errors: SHAPE, DTYPE, DEVICE, OPTION.
  *
  * @example

@@ -1,13 +1,17 @@
-import { boolean, number, type OptionsOf, oneOf, reader, unchecked } from '../options.js'
+import { boolean, number, type OptionsOf, oneOf, onlyIf, reader, unchecked } from '../options.js'
 import type { Generator } from '../random.js'
 import type { Tensor } from '../tensor.js'
 
-/** Numbers and switches of routing that the op and the layers around it share. */
-export const routerOptions = {
+/** Factors of the losses, of every router. */
+export const lossOptions = {
   /** Factor of the load-balancing loss in `totalAuxLoss`. Default 1e-2. */
   balanceLossCoef: number({ default: 1e-2 }),
   /** Factor of the router z-loss in `totalAuxLoss`. Default 1e-3. */
   routerZLossCoef: number({ default: 1e-3 }),
+}
+
+/** Numbers and switches of top-k routing that the op and the layers around it share. */
+export const topkOptions = onlyIf('router', ['topk'], {
   /**
    * Gates by 20 iterations of coordinate descent, so that every expert's score gets a gradient (CoLT5, arXiv
    * 2303.09752). Default false.
@@ -24,7 +28,7 @@ export const routerOptions = {
   balanceDensity: oneOf(['kept', 'assigned'], { default: 'kept' }),
   /** Floor of the sum of the chosen probabilities, and of a threshold. Default 1e-9. */
   eps: number({ min: 0, default: 1e-9 }),
-}
+})
 
 export const randomOptions = {
   /** [K, B, N] in [0, 1) instead of drawn numbers; row 0 is not used. */
@@ -36,18 +40,12 @@ export const randomOptions = {
 /** Random numbers that a caller brings, so that a routing can be replayed. */
 export interface RoutingRandom extends OptionsOf<typeof randomOptions> {}
 
-export const routeOptions = {
-  /** K, choices a token. Default 2. */
-  topN: unchecked<number>({ default: 2 }),
+/** What every router takes in a forward. */
+export const tokenOptions = {
   /** C. Default: that of {@link expertCapacity} for `capacityFactor`. */
   capacity: unchecked<number>(),
   /** Default 1.25. */
   capacityFactor: number({ min: 0, default: 1.25 }),
-  /**
-   * A later choice of gate g is routed with probability min(1, g / threshold): f32 [K], first entry not used; or a number
-   * for every choice after the first. Default 0.2.
-   */
-  threshold: unchecked<Tensor | number>({ default: 0.2 }),
   /** Losses are computed. Default true. */
   training: boolean({ default: true }),
   /**
@@ -55,11 +53,43 @@ export const routeOptions = {
    * is a token, NaN an error.
    */
   mask: unchecked<Tensor>(),
+}
+
+export const routeOptions = {
+  /** K, choices a token. Default 2. */
+  topN: unchecked<number>({ default: 2 }),
+  /**
+   * A later choice of gate g is routed with probability min(1, g / threshold): f32 [K], first entry not used; or a number
+   * for every choice after the first. Default 0.2.
+   */
+  threshold: unchecked<Tensor | number>({ default: 0.2 }),
   /** Default: that of {@link manualSeed}. */
   generator: unchecked<Generator>(),
 }
 
 /** Options of {@link route}. */
-export interface RouteOptions extends OptionsOf<typeof routeOptions>, OptionsOf<typeof routerOptions>, RoutingRandom {}
+export interface RouteOptions
+  extends OptionsOf<typeof routeOptions>,
+    OptionsOf<typeof tokenOptions>,
+    OptionsOf<typeof lossOptions>,
+    OptionsOf<typeof topkOptions>,
+    RoutingRandom {}
 
-export const readRouteOptions = reader(routeOptions, routerOptions, randomOptions)
+export const readRouteOptions = reader(routeOptions, tokenOptions, lossOptions, topkOptions, randomOptions)
+
+export const choiceOptions = onlyIf('router', ['expertChoice'], {
+  /**
+   * Over what scores s are a softmax. 'tokens': those of the sequence, and a token's weights are s / (number of experts
+   * that took it) (Mesh TensorFlow). 'experts': weights are s (Zhou et al., arXiv 2202.09368); no load-balancing loss, as
+   * loads are even. Default 'tokens'.
+   */
+  expertChoiceOver: oneOf(['tokens', 'experts'], { default: 'tokens' }),
+})
+
+/** Options of {@link expertChoice}. */
+export interface ExpertChoiceOptions
+  extends OptionsOf<typeof choiceOptions>,
+    OptionsOf<typeof tokenOptions>,
+    OptionsOf<typeof lossOptions> {}
+
+export const readExpertChoiceOptions = reader(choiceOptions, tokenOptions, lossOptions)

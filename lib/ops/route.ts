@@ -1,64 +1,15 @@
 import { record } from '../autograd.js'
-import { checkInteger, checkNumber, fail, showShape } from '../check.js'
-import { type Device, deviceIndex } from '../device.js'
+import { checkInteger, checkNumber, fail } from '../check.js'
+import { deviceIndex } from '../device.js'
 import { type DType, dtypeCode } from '../dtype.js'
 import { show } from '../errors.js'
-import { consumed, share } from '../handles.js'
+import { share } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { pick } from '../options.js'
-import { defaultGenerator, drawnOrNot, Generator } from '../random.js'
-import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
-import { type RouteOptions, readRouteOptions, routerOptions } from './route-options.js'
-
-/** Where each token goes. Letters as in the docs: B sequences, N tokens, E experts, K choices. */
-export interface Routing<D extends DType = DType> {
-  /** i32 of shape [B, N, K], the chosen experts, the most probable first. */
-  expertIndex: Tensor<'i32'>
-  /** Shape [B, N, K], probabilities of the chosen, normalised over the K choices, before dropping. */
-  gate: Tensor<D>
-  /** i32 of shape [B, N, K], 1 where routed and within capacity, else 0. */
-  kept: Tensor<'i32'>
-  /** i32 of shape [B, N, K], the slot in the expert, −1 where not kept. */
-  position: Tensor<'i32'>
-  /** Shape [B, N, K], combine weight gate · kept. Differentiable. */
-  weight: Tensor<D>
-  /** Slots of one expert for one sequence. */
-  capacity: number
-  /** E */
-  numExperts: number
-  /** i32 of shape [B, N], 1 for a token and 0 for padding; null without a mask. */
-  mask: Tensor<'i32'> | null
-}
-
-/** A routing and the auxiliary losses, each of shape [], differentiable, and 0 unless training. */
-export interface RouteResult<D extends DType = DType> extends Routing<D> {
-  /**
-   * (E / B) · Σ_b Σ_e f[b,e] · P[b,e] with P the mean probability of an expert and f its share of first choices
-   * (Switch Transformer, arXiv 2101.03961, §2.2; ST-MoE, arXiv 2202.08906, appendix A). No gradient through f.
-   */
-  balanceLoss: Tensor<D>
-  /** Mean of logsumexp(logits)², of the logits without noise (ST-MoE, arXiv 2202.08906, §3.3). */
-  routerZLoss: Tensor<D>
-  /** balanceLossCoef · balanceLoss + routerZLossCoef · routerZLoss. */
-  totalAuxLoss: Tensor<D>
-}
-
-/**
- * C = max(min(N, trunc(N · factor / E)), 4), in double precision from left to right: slots of one expert for one
- * sequence of N tokens, as st-moe-pytorch and Mesh TensorFlow count them (not multiplied by K). Errors: OPTION.
- *
- * @example
- * ```ts
- * console.log(ops.expertCapacity(1024, 16, 1.25)) // → 80
- * ```
- */
-export function expertCapacity(N: number, E: number, factor: number): number {
-  const op = 'expertCapacity'
-  checkInteger(op, 'N', N, 0)
-  checkInteger(op, 'E', E, 1)
-  checkNumber(op, 'factor', factor, 0)
-  return Math.max(Math.min(N, Math.trunc((N * factor) / E)), 4)
-}
+import { defaultGenerator, Generator, restoringOnError } from '../random.js'
+import { checkTensor, handleOf, type Tensor } from '../tensor.js'
+import { type RouteOptions, readRouteOptions, topkOptions } from './route-options.js'
+import { checkRouterInputs, converted, expertCapacity, maskHandle, type RouteResult, routeResult } from './routing.js'
 
 /** A handle of its own. */
 function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle {
@@ -71,22 +22,6 @@ function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle
     })
   }
   return share(handleOf(checkTensor(op, 'threshold', value, { shape: [K], dtype: 'f32', device: like.device })))
-}
-
-/** A handle of its own to an optional tensor, as `convert` gives it to the op. */
-function converted(
-  op: string,
-  name: string,
-  value: unknown,
-  shape: readonly number[],
-  device: Device,
-  convert: (handle: Handle) => Handle,
-): Handle | null {
-  if (value === undefined || value === null) return null
-  const tensor = checkTensor(op, name, value)
-  checkTensor(op, name, tensor, { shape, dtype: tensor.dtype, device: tensor.device })
-  const own = convert(handleOf(tensor))
-  return tensor.device === device ? own : consumed(own, () => native.toDevice(own, deviceIndex(op, device)))
 }
 
 /**
@@ -106,14 +41,8 @@ function converted(
 export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: RouteOptions): RouteResult<D> {
   const op = 'route'
   const o = readRouteOptions(op, options)
-  checkFloat(op, 'x', x)
-  checkTensor(op, 'weight', weight)
-  if (x.shape.length !== 3) fail('SHAPE', op, `x must be [B, N, D], got ${showShape(x.shape)}`)
-  const [B, N, D] = x.shape
+  const { B, N, E } = checkRouterInputs(op, x, weight)
   const { dtype, device } = x
-  const E = weight.shape[0] ?? 0
-  checkTensor(op, 'weight', weight, { shape: [E, D], dtype, device })
-  if (E === 0) fail('SHAPE', op, `weight must have at least one expert, got ${showShape(weight.shape)}`)
   const K = checkInteger(op, 'topN', o.topN, 1, E)
   const C = checkInteger(op, 'capacity', o.capacity ?? expertCapacity(N, E, o.capacityFactor), 0, 2 ** 31 - 1)
   const noisy = o.noiseGates
@@ -123,7 +52,7 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
     zCoef: o.routerZLossCoef,
     densityAssigned: o.balanceDensity === 'assigned',
     training: o.training,
-    ...pick(o, routerOptions),
+    ...pick(o, topkOptions),
   }
   const generator = o.generator ?? defaultGenerator
   if (!Generator.isGenerator(generator)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
@@ -136,9 +65,9 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
     const inDtype = (handle: Handle) => native.convert(handle, dtypeCode(dtype))
     const uniforms = held(converted(op, 'uniforms', o.uniforms, [K, B, N], device, inDtype))
     const gumbelUniforms = held(converted(op, 'gumbelUniforms', o.gumbelUniforms, [B, N, E], device, inDtype))
-    const mask = held(converted(op, 'mask', o.mask, [B, N], device, (handle) => native.tokenMask({ x: handle })))
+    const mask = held(maskHandle(op, o.mask, B, N, device))
     const threshold = held(thresholds(op, o.threshold, K, x))!
-    const made = drawnOrNot(generator, () => {
+    const made = restoringOnError(generator, () => {
       const gumbelDraw = noisy && !gumbelUniforms ? generator.next() : { seed: generator.seed, step: 0 }
       const draw = uniforms ? { seed: gumbelDraw.seed, step: 0 } : generator.next()
       return native.route({
@@ -156,22 +85,7 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         ...settings,
       })
     })
-    const i32 = { shape: [B, N, K], dtype: 'i32', device } as const
-    const choices = { shape: [B, N, K], dtype, device }
-    const scalar = { shape: [], dtype, device }
-    const result = {
-      expertIndex: wrap(made.expertIndex, i32),
-      gate: wrap(made.gate, choices),
-      kept: wrap(made.kept, i32),
-      position: wrap(made.position, i32),
-      weight: wrap(made.weight, choices),
-      capacity: C,
-      numExperts: E,
-      mask: mask === null ? null : wrap(share(mask), { shape: [B, N], dtype: 'i32', device }),
-      balanceLoss: wrap(made.balanceLoss, scalar),
-      routerZLoss: wrap(made.zLoss, scalar),
-      totalAuxLoss: wrap(made.totalLoss, scalar),
-    }
+    const result = routeResult(x, made, { K, E, C, mask })
     record({
       op,
       inputs: [x, weight],
@@ -189,13 +103,13 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         ...(result.mask ? [result.mask] : []),
       ],
       backward: (
-        [dweight, dbalance, dz, dtotal],
+        [dweight, dbalanceLoss, dzLoss, dtotalLoss],
         [x, w, expertIndex, kept, gate, probs, logits, lse, density, mask = null],
         [needX, needW],
       ) => {
         const saved = { x, w, mask, expertIndex, kept, gate, probs, logits, lse, density }
         const asked = { dx: needX, dw: needW, ...settings }
-        const { dx, dw } = native.routeBackward({ dweight, dbalance, dz, dtotal, ...saved, ...asked })
+        const { dx, dw } = native.routeBackward({ dweight, dbalanceLoss, dzLoss, dtotalLoss, ...saved, ...asked })
         return [dx, dw]
       },
     })

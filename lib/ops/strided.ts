@@ -17,7 +17,7 @@ export function stridesOf(shape: readonly number[]): number[] {
 /** A copy of x [shape] stretched to `target`, of the same rank; axes of length 1 repeat. */
 export function expand(x: Handle, shape: readonly number[], target: readonly number[]): Handle {
   const strides = stridesOf(shape).map((stride, i) => (shape[i] === 1 ? 0 : stride))
-  return native.gather(x, target, strides, 0)
+  return native.stridedRead(x, target, strides, 0)
 }
 
 const swapped = <T>(list: readonly T[], i: number, j: number): T[] =>
@@ -38,7 +38,7 @@ export function transpose<D extends DType>(x: Tensor<D>, axis0 = -2, axis1 = -1)
   const i = (checkInteger('transpose', 'axis0', axis0, -rank, rank - 1) + rank) % rank
   const j = (checkInteger('transpose', 'axis1', axis1, -rank, rank - 1) + rank) % rank
   const swap = (handle: Handle, from: readonly number[]) =>
-    native.gather(handle, swapped(from, i, j), swapped(stridesOf(from), i, j), 0)
+    native.stridedRead(handle, swapped(from, i, j), swapped(stridesOf(from), i, j), 0)
   const shape = swapped(x.shape, i, j)
   const y = wrap(swap(handleOf(x), x.shape), { shape, dtype: x.dtype, device: x.device })
   record({ op: 'transpose', inputs: [x], outputs: [y], backward: ([dy]) => [swap(dy!, shape)] })
@@ -53,7 +53,7 @@ function placed(part: Handle, meta: TensorMeta, offset: number): Handle {
     device: deviceIndex('slice', meta.device),
     value: 0,
   })
-  return filled(whole, () => native.scatter(whole, part, stridesOf(meta.shape), offset))
+  return filled(whole, () => native.stridedWrite(whole, part, stridesOf(meta.shape), offset))
 }
 
 /**
@@ -78,7 +78,7 @@ export function slice<D extends DType>(x: Tensor<D>, axis: number, start: number
   const strides = stridesOf(whole)
   const shape = whole.map((n, i) => (i === at ? last - first : n))
   const offset = first * strides[at]
-  const y = wrap(native.gather(handleOf(x), shape, strides, sizeOf(shape) ? offset : 0), { shape, dtype, device })
+  const y = wrap(native.stridedRead(handleOf(x), shape, strides, sizeOf(shape) ? offset : 0), { shape, dtype, device })
   record({
     op: 'slice',
     inputs: [x],
@@ -121,7 +121,7 @@ export function concat<D extends DType>(tensors: readonly Tensor<D>[], axis = 0)
     native.full({ shape, dtype: dtypeCode(dtype), device: deviceIndex(op, device), value: 0 }),
     (handle) => {
       for (const [i, part] of parts.entries())
-        if (part.size) native.scatter(handle, handleOf(part), strides, offsets[i])
+        if (part.size) native.stridedWrite(handle, handleOf(part), strides, offsets[i])
     },
   )
   const y = wrap(joined, { shape, dtype, device })
@@ -132,7 +132,7 @@ export function concat<D extends DType>(tensors: readonly Tensor<D>[], axis = 0)
     outputs: [y],
     backward: ([dy], _, needs) =>
       handlesOf(shapes, (part, i) =>
-        needs[i] ? native.gather(dy!, part, strides, sizeOf(part) ? offsets[i] : 0) : null,
+        needs[i] ? native.stridedRead(dy!, part, strides, sizeOf(part) ? offsets[i] : 0) : null,
       ),
   })
   return y

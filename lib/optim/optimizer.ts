@@ -38,11 +38,11 @@ const numbersProblem = (value: Tensor, kind: StateTensors[string]): string | nul
 /** Runs `fn` outside capture, if a step is being captured. */
 function outsideCapture<T>(fn: () => T): T {
   if (!currentRecorder()) return fn()
-  native.captureAside(true)
+  native.captureOutside(true)
   try {
     return fn()
   } finally {
-    native.captureAside(false)
+    native.captureOutside(false)
   }
 }
 

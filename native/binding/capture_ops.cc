@@ -39,7 +39,7 @@ static std::vector<StepArgs> step_args(Call& c, const char* name) {
   size_t at = 0;
   const auto next = [&](double min, double max) {
     const double number = at < numbers.ElementLength() ? numbers[at++] : NAN;
-    if (!(number >= min && number <= max)) fail(ErrorCode::option, "%s must hold draws and updates", name);
+    if (!(number >= min && number <= max)) fail(ErrorCode::option, "%s must hold samples and updates", name);
     return number;
   };
   const std::vector<OpInfo>& ops = declared_ops();
@@ -52,7 +52,7 @@ static std::vector<StepArgs> step_args(Call& c, const char* name) {
       row.step = static_cast<uint64_t>(next(0, 0x1p53 - 1));
     } else {
       const OpInfo& op = ops[static_cast<size_t>(number)];
-      if (!op.factors) fail(ErrorCode::option, "%s must hold draws and updates, got %s", name, op.name);
+      if (!op.factors) fail(ErrorCode::option, "%s must hold samples and updates, got %s", name, op.name);
       alignas(16) char args[kMaxArgsSize];
       op.construct(args);
       for (const Field& field : op.fields) {
@@ -88,7 +88,7 @@ static Napi::Value release_capture(Call& c) {  // (step)
 }
 
 const std::vector<Entry> kCaptureEntries = {
-    {"captureBegin", capture_begin},     {"captureAside", capture_aside},
+    {"captureBegin", capture_begin},     {"captureOutside", capture_aside},
     {"captureEnd", capture_end},         {"replay", replay},
     {"releaseCapture", release_capture},
 };

@@ -89,7 +89,7 @@ class OpCall {
   Shape shape_of(const Field& field) const {
     if (field.any_shape) return shape_;
     const Shape known = known_shape(field, args_);
-    return field.leading ? join(lead_, known) : known;
+    return field.lead < 0 ? known : join(lead_[field.lead], known);
   }
 
   // leading dimensions, and all of `shape` except the first
@@ -110,8 +110,8 @@ class OpCall {
       else
         lead.push_back(tensor.shape[i]), rows[0] *= tensor.shape[i];
     }
-    if (!has_lead_) lead_ = lead;
-    has_lead_ = true;
+    if (!has_lead_[field.lead]) lead_[field.lead] = lead;
+    has_lead_[field.lead] = true;
     return rows;
   }
 
@@ -129,7 +129,7 @@ class OpCall {
         fail(ErrorCode::option, "%s must not share memory with the tensor it updates", field.js_name.c_str());
       if (!updated_) updated_ = &tensor;
     }
-    const Shape shape = field.leading ? with_rows(field, tensor) : tensor.shape;
+    const Shape shape = field.lead < 0 ? tensor.shape : with_rows(field, tensor);
     expect(field, tensor);
     if (!field.any_shape) learn_letters(field, shape, args_);
     at<void*>(field) = tensor.data();
@@ -179,8 +179,8 @@ class OpCall {
   size_t outputs_ = 0;
   Device* device_ = nullptr;
   DType dtype_ = DType::f32;
-  Shape shape_, lead_;  // "..." and "T..."
-  bool typed_ = false, has_shape_ = false, has_lead_ = false;
+  Shape shape_, lead_[kLeads];  // "...", and "T...", "R..."
+  bool typed_ = false, has_shape_ = false, has_lead_[kLeads] = {};
   const Tensor* updated_ = nullptr;
 };
 

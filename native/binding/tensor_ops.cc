@@ -51,7 +51,7 @@ static Shape contiguous_strides(const Shape& shape) {
   return strides;
 }
 
-static Napi::Value gather(Call& c) {  // (x, shape, strides, offset): a contiguous copy of a strided view
+static Napi::Value strided_read(Call& c) {  // (x, shape, strides, offset): a contiguous copy of a strided view
   Tensor& x = c.tensor("x");
   const Shape shape = c.shape("shape");
   const Shape strides = c.integers("strides", shape.size());
@@ -63,7 +63,8 @@ static Napi::Value gather(Call& c) {  // (x, shape, strides, offset): a contiguo
   return c.give(std::move(y));
 }
 
-static Napi::Value scatter(Call& c) {  // (target, x, strides, offset): writes x into a strided view of target, in place
+static Napi::Value strided_write(
+    Call& c) {  // (target, x, strides, offset): writes x into a strided view of target, in place
   Tensor& target = c.tensor("target");
   Tensor& x = c.tensor("x");
   const Shape strides = c.integers("strides", x.shape.size());
@@ -178,8 +179,14 @@ static Napi::Value matmul(Call& c) {  // (a [batch | 1, M, K], b [batch | 1, K, 
 }
 
 const std::vector<Entry> kTensorEntries = {
-    {"convert", convert},         {"gather", gather}, {"scatter", scatter},        {"binary", binary},
-    {"addInPlace", add_in_place}, {"reduce", reduce}, {"sumSquares", sum_squares}, {"matmul", matmul},
+    {"convert", convert},
+    {"stridedRead", strided_read},
+    {"stridedWrite", strided_write},
+    {"binary", binary},
+    {"addInPlace", add_in_place},
+    {"reduce", reduce},
+    {"sumSquares", sum_squares},
+    {"matmul", matmul},
 };
 
 }  // namespace st_moe

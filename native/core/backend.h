@@ -9,7 +9,7 @@
 // Kernels know pointers, sizes and a stream. Everything here is plain data, so a backend may live in a plugin.
 namespace st_moe {
 
-constexpr uint32_t kBackendAbi = 6;
+constexpr uint32_t kBackendAbi = 7;
 
 // ---- the table ----------------------------------------------------------------------------------------------
 
@@ -42,7 +42,6 @@ struct Backend {
   uint32_t abi;            // kBackendAbi
   const char* name;        // "cpu", "cuda"
   const char* variant;     // instruction set or GPU
-  int32_t fixed_slots;     // 1: expert_ffn computes every slot, so that shapes do not depend on the routing
   int32_t saved_multiple;  // columns of the tensor that expert_ffn saves are a multiple of this
   void* (*allocate)(const Context&, size_t bytes);  // 64-byte aligned; null if memory is exhausted
   void (*release)(const Context&, void* data, size_t bytes);

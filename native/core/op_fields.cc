@@ -96,8 +96,8 @@ void read_shape(Field& field, const std::vector<Field>& fields) {
   std::string word;
   const auto end_factor = [&] {
     if (const size_t dots = word.find("..."); dots != std::string::npos) {
-      field.leading = true;
       word.resize(dots);
+      field.lead = word == "T" ? 0 : 1;
     }
     if (std::isdigit(static_cast<unsigned char>(word[0])))
       dim.factor *= std::atoll(word.c_str());

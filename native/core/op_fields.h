@@ -44,7 +44,7 @@ struct Field {
   // Derived by declared_ops().
   std::string js_name{};
   bool any_shape = false;    // "..."
-  bool leading = false;      // "T... D"
+  int lead = -1;             // of "T... D" 0, of "R... D" 1
   bool has_derived = false;  // a letter of its shape is known only after the rules
   std::vector<Dim> dims{};
   bool is_size = false;  // the letter of "...", its number of elements
@@ -74,6 +74,7 @@ T& member(void* args, size_t offset) {
 }
 
 constexpr int64_t kUnknown = -1;
+constexpr int kLeads = 2;  // letters of leading dimensions
 
 // The dimensions of a field, the leading ones as one; kUnknown if a letter is not known.
 Shape known_shape(const Field& field, const void* args);

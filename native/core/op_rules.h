@@ -33,29 +33,33 @@ inline void apply_rules(AttentionBackwardArgs& a, const Backend&) {
   expect_causal(a);
 }
 
+inline void apply_rules(PlanSlotsArgs& a, const Backend&) {
+  if (shape_size({a.E, a.B, a.C}) > INT32_MAX)
+    fail(ErrorCode::shape, "too many slots: %lld experts, %lld sequences, capacity %lld", (long long)a.E,
+         (long long)a.B, (long long)a.C);
+}
+
 template <class Args>
-void plan_rows(Args& a, const Backend& backend) {
-  if (!a.expert_index || !a.position || !a.weight) {
-    if (a.expert_index || a.position || a.weight)
-      fail(ErrorCode::option, "expertIndex, position and weight come together");
-    if (a.E != 1) fail(ErrorCode::shape, "without routing there is one expert, got %lld", (long long)a.E);
-    a.K = a.B = 1;
-    a.C = a.T;
+void expect_experts(Args& a, const Backend& backend) {
+  if (!a.assignment || !a.row_of || !a.weight) {
+    if (a.assignment || a.ends || a.row_of || a.weight)
+      fail(ErrorCode::option, "assignment, rowOf and weight come together");
+    if (a.E != 1) fail(ErrorCode::shape, "without a plan there is one expert, got %lld", (long long)a.E);
+    a.K = 1;
+    a.R = a.T;
   }
-  if (a.B == 0 ? a.T != 0 : a.T % a.B != 0)
-    fail(ErrorCode::shape, "%lld tokens are not a multiple of %lld sequences", (long long)a.T, (long long)a.B);
-  const int64_t slots = shape_size({a.E, a.B, a.C});
-  a.rows = backend.fixed_slots ? slots : std::min(a.T * a.K, slots);
+  if (!a.ends && (a.E == 0 ? a.R != 0 : a.R % a.E != 0))
+    fail(ErrorCode::shape, "%lld rows are not a multiple of %lld experts", (long long)a.R, (long long)a.E);
   if (is_gated(a.activation) != (a.mult_bias != nullptr))
     fail(ErrorCode::option, "multBias belongs to the gated activations, which need it");
   a.P = w1_rows(a.activation, a.H);
   a.saved = backend.saved_columns(a.P);
 }
 inline void apply_rules(ExpertFfnArgs& a, const Backend& backend) {
-  plan_rows(a, backend);
+  expect_experts(a, backend);
 }
 inline void apply_rules(ExpertFfnBackwardArgs& a, const Backend& backend) {
-  plan_rows(a, backend);
+  expect_experts(a, backend);
   if (a.dweight && !a.weight) fail(ErrorCode::option, "without weight there is no dweight");
   if (a.dmult_bias && !a.mult_bias) fail(ErrorCode::option, "without multBias there is no dmultBias");
   for (const void* gradient : {a.db1, a.mult_bias ? a.dmult_bias : a.dw1, a.dw2, a.db2})

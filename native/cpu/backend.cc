@@ -45,7 +45,7 @@ int64_t held_bytes(const Context&) {
 const Backend& cpu_backend() {
   static const Backend backend = [] {
     const cpu::Isa isa = cpu::choose_isa();
-    return Backend{kBackendAbi, "cpu",           isa.name,      0, 1, cpu::allocate, cpu::release, cpu::copy,
+    return Backend{kBackendAbi, "cpu",           isa.name,      1, cpu::allocate, cpu::release, cpu::copy,
                    cpu::copy,   cpu::held_bytes, isa.op_table()};
   }();
   return backend;

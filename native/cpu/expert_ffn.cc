@@ -97,7 +97,7 @@ void expert_ffn(const Context& ctx, const ExpertFfnArgs& args) {
     const bool in_place = assignments.dense() && !weight;
     Scratch<T> y_rows(in_place ? 0 : assignments.rows() * args.D);
     expert_rows(ctx, args, assignments, in_place ? y : y_rows.get());
-    if (!in_place) combine_rows(ctx, assignments, y_rows.get(), weight, y, args.T, args.K, args.D);
+    if (!in_place) combine_rows(ctx, assignments.row_of(), y_rows.get(), weight, y, args.T, args.K, args.D);
   });
 }
 

@@ -268,7 +268,7 @@ void expert_ffn_backward(const Context& ctx, const ExpertFfnBackwardArgs& args) 
     if (dweight)
       for (int64_t i = 0; i < args.T * args.K; ++i) dweight[i] = 0;
     backward(ctx, args, assignments, !dx ? nullptr : in_place ? dx : dx_rows.get());
-    if (dx && !in_place) combine_rows<T>(ctx, assignments, dx_rows.get(), nullptr, dx, args.T, args.K, args.D);
+    if (dx && !in_place) combine_rows<T>(ctx, assignments.row_of(), dx_rows.get(), nullptr, dx, args.T, args.K, args.D);
   });
 }
 

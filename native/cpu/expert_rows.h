@@ -1,5 +1,5 @@
 #pragma once
-#include "cpu/assignments.h"
+#include "cpu/plan.h"
 #include "cpu/simd.h"
 
 // Rows are processed in chunks, so that what one step writes is still in the cache for the next and scratch memory
@@ -22,11 +22,10 @@ struct Piece {
   int64_t rows() const { return end - begin; }
 };
 
-// y [T, D] = Σ_k weight_k · (the row of choice k), weight [T, K] or null
+// y [T, D] = Σ_k weight_k · (the row of choice k), weight [T, K] or null; row_of null: row t is token t
 template <class T>
-static void combine_rows(const Context& ctx, const Assignments& assignments, const T* rows, const T* weight, T* y,
+static void combine_rows(const Context& ctx, const int32_t* row_of, const T* rows, const T* weight, T* y,
                          int64_t tokens, int64_t K, int64_t D) {
-  const int32_t* row_of = assignments.row_of();
   parallel_blocks(ctx, tokens, rows_per_task(D * (K + 1) * sizeof(T)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       weighted_sum(y + t * D, D, K, weight ? weight + t * K : nullptr, [&](int64_t k) {

@@ -46,4 +46,13 @@ static inline double logsumexp(const T* __restrict x, int64_t n) {
   return static_cast<double>(largest) + std::log(sum);
 }
 
+// y may be x.
+template <class T>
+static inline void softmax_row(const T* x, T* y, int64_t V) {
+  const T largest = row_max(x, V);
+  for (int64_t j = 0; j < V; ++j) y[j] = exp_of(x[j] - largest);
+  const T factor = static_cast<T>(1.0 / wide_sum(y, V));
+  for (int64_t j = 0; j < V; ++j) y[j] *= factor;
+}
+
 }  // namespace st_moe::cpu::ST_MOE_ISA

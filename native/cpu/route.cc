@@ -5,18 +5,17 @@
 #include "core/formulas.h"
 #include "core/philox.h"
 #include "core/router.h"
-#include "cpu/gemm.h"
-#include "cpu/simd.h"
+#include "cpu/router.h"
 #include "cpu/soft_topk.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
 constexpr int64_t kTokenBlock = 128;  // tokens of one sequence whose loss terms are added up before they are combined
 
-// Numbers of a draw in rising order of index: a Philox block is computed once for its four words.
-class Draw {
+// Uniforms of a sample in rising order of index: a Philox block is computed once for its four words.
+class Uniforms {
  public:
-  Draw(uint64_t seed, uint64_t step) : seed_(seed), step_(step) {}
+  Uniforms(uint64_t seed, uint64_t step) : seed_(seed), step_(step) {}
   float operator()(int64_t index) {
     const uint64_t i = static_cast<uint64_t>(index);
     if (i >> 2 != held_) {
@@ -100,7 +99,7 @@ struct Router {
   bool masked(int64_t token) const { return args.mask && args.mask[token] == 0; }
 
   // Probabilities, choices and gates of a token; `kept` says for now which choices are routed. work [3E]
-  void choose(int64_t t, Draw& noise, T* work) const {
+  void choose(int64_t t, Uniforms& noise, T* work) const {
     const int64_t E = args.E, K = args.K;
     const T* l = logits + t * E;
     T *s = probs + t * E, *g = gate + t * K;
@@ -133,7 +132,7 @@ struct Router {
   void choose_block(int64_t begin, int64_t end, double* prob_sum, Sums& sums) const {
     const int64_t E = args.E, K = args.K, tokens = args.B * args.N;
     Scratch<T> work(3 * E);
-    Draw noise(args.seed, args.gumbel_step), draw(args.seed, args.step);
+    Uniforms noise(args.seed, args.gumbel_step), uniform(args.seed, args.step);
     for (int64_t e = 0; e < E; ++e) prob_sum[e] = 0;
     sums = Sums{};
     for (int64_t t = begin; t < end; ++t) {
@@ -147,7 +146,7 @@ struct Router {
       for (int64_t t = begin; t < end; ++t) {
         bool is_routed = !masked(t);
         if (is_routed && k > 0) {
-          const T u = uniforms ? uniforms[k * tokens + t] : static_cast<T>(draw(k * tokens + t));
+          const T u = uniforms ? uniforms[k * tokens + t] : static_cast<T>(uniform(k * tokens + t));
           is_routed = numbers.is_routed(u, gate[t * K + k], args.threshold[k]);
         }
         args.kept[t * K + k] = is_routed;
@@ -187,24 +186,14 @@ struct Router {
     }
     return balance;
   }
-
-  void write_losses(double balance, double z) const {
-    if (!args.training) balance = z = 0;
-    *static_cast<T*>(args.balance_loss) = static_cast<T>(balance);
-    *static_cast<T*>(args.z_loss) = static_cast<T>(z);
-    *static_cast<T*>(args.total_loss) =
-        args.training ? static_cast<T>(args.balance_coef * balance + args.z_coef * z) : T(0);
-  }
 };
 
 template <class T>
 static void route_as(const Context& ctx, const RouteArgs& args) {
   const Router<T> router(args);
-  const int64_t B = args.B, N = args.N, D = args.D, E = args.E;
+  const int64_t B = args.B, N = args.N, E = args.E;
   const int64_t blocks = ceil_div(N, kTokenBlock);  // of a sequence
-  const MatrixView<T> x{static_cast<const T*>(args.x), D, 1}, w{static_cast<const T*>(args.w), 1, D};
-  const GemmProblem<T> problem{B * N, E, D, x, w, router.logits, E};
-  gemm(ctx, &problem, 1);
+  router_logits<T>(ctx, args);
 
   Scratch<double> prob_sum(B * blocks * E), sequence_balance(B);
   Scratch<Sums> sums(B * blocks);
@@ -229,8 +218,8 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
     balance += sequence_balance[b];
     z += sequence.z;
   }
-  router.write_losses(sequences ? balance * static_cast<double>(E) / static_cast<double>(sequences) : 0,
-                      tokens ? z / static_cast<double>(tokens) : 0);
+  write_losses<T>(args, sequences ? balance * static_cast<double>(E) / static_cast<double>(sequences) : 0,
+                  tokens ? z / static_cast<double>(tokens) : 0);
 }
 
 void route(const Context& ctx, const RouteArgs& args) {

@@ -4,14 +4,6 @@
 namespace st_moe::cpu::ST_MOE_ISA {
 
 template <class T>
-static inline void softmax_row(const T* __restrict x, T* __restrict y, int64_t V) {
-  const T largest = row_max(x, V);
-  for (int64_t j = 0; j < V; ++j) y[j] = exp_of(x[j] - largest);
-  const T factor = static_cast<T>(1.0 / wide_sum(y, V));
-  for (int64_t j = 0; j < V; ++j) y[j] *= factor;
-}
-
-template <class T>
 static inline void log_softmax_row(const T* __restrict x, T* __restrict y, int64_t V) {
   const T largest = row_max(x, V);
   // Subtracts the maximum first: lse of the shifted row is in [0, log V], so large logits lose no precision.

@@ -110,7 +110,7 @@ struct ColumnMajor {
   const void *a, *b;
 };
 
-static ColumnMajor column_major(const Product& p) {
+static ColumnMajor column_major(const Gemm& p) {
   return {p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N,
           p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N,
           as_int(p.N, "N"),
@@ -131,7 +131,7 @@ struct Zero {
 };
 
 // Handles empty GEMMs. In every dtype, zero bits are zero.
-static bool write_empty(const Context& ctx, DType dtype, const Product& p) {
+static bool write_empty(const Context& ctx, DType dtype, const Gemm& p) {
   if (p.M == 0 || p.N == 0 || p.batch == 0) return true;
   if (p.K > 0) return false;
   if (p.accumulate) return true;
@@ -144,7 +144,7 @@ static bool write_empty(const Context& ctx, DType dtype, const Product& p) {
   return true;
 }
 
-void multiply(const Context& ctx, DType operands, DType result, const Product& p) {
+void multiply(const Context& ctx, DType operands, DType result, const Gemm& p) {
   Types types = types_of(operands);
   if (p.exact && operands == DType::f32) types.compute = CUBLAS_COMPUTE_32F;
   const cudaDataType data_c = types_of(result).data;
@@ -169,7 +169,7 @@ struct Groups {
   std::vector<float> alpha, beta;
   std::vector<const void*> pointers;  // all A, all B, all C
 
-  void add(const Product& p) {
+  void add(const Gemm& p) {
     const ColumnMajor g = column_major(p);
     transa.push_back(g.transa);
     transb.push_back(g.transb);
@@ -207,17 +207,17 @@ static void store_pointers(const Context& ctx, const std::vector<const void*>& p
 }
 
 // false: this cuBLAS has no grouped GEMM of these types.
-static bool try_grouped(const Context& ctx, DType operands, DType result, const std::vector<Product>& products) {
+static bool try_grouped(const Context& ctx, DType operands, DType result, const std::vector<Gemm>& products) {
   if (products.size() < 2 || !blas_library().gemm_grouped_batched) return false;
   const Types types = types_of(operands);
   const cudaDataType data_c = types_of(result).data;
   Stream& stream = stream_of(ctx);
   const cublasHandle_t handle = handle_of(stream);
   Groups groups;
-  for (const Product& p : products) groups.add(p);
-  for (const Product& p : products) groups.pointers.push_back(p.b);
-  for (const Product& p : products) groups.pointers.push_back(p.a);
-  for (const Product& p : products) groups.pointers.push_back(p.c);
+  for (const Gemm& p : products) groups.add(p);
+  for (const Gemm& p : products) groups.pointers.push_back(p.b);
+  for (const Gemm& p : products) groups.pointers.push_back(p.a);
+  for (const Gemm& p : products) groups.pointers.push_back(p.c);
   const size_t n = products.size();
   Scratch<const void*> pointers(ctx, static_cast<int64_t>(3 * n));
   store_pointers(ctx, groups.pointers, pointers.get());
@@ -235,12 +235,12 @@ static bool try_grouped(const Context& ctx, DType operands, DType result, const 
   return true;
 }
 
-void multiply_grouped(const Context& ctx, DType operands, DType result, const std::vector<Product>& products) {
-  std::vector<Product> work;
-  for (const Product& p : products)
+void multiply_grouped(const Context& ctx, DType operands, DType result, const std::vector<Gemm>& products) {
+  std::vector<Gemm> work;
+  for (const Gemm& p : products)
     if (!write_empty(ctx, result, p)) work.push_back(p);
   if (try_grouped(ctx, operands, result, work)) return;
-  for (const Product& p : work) multiply(ctx, operands, result, p);
+  for (const Gemm& p : work) multiply(ctx, operands, result, p);
 }
 
 }  // namespace st_moe::cuda

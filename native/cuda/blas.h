@@ -9,7 +9,7 @@ namespace st_moe::cuda {
 
 // C [M, N] = op(A) [M, K] · op(B) [K, N], `batch` times with strides in elements. Row-major; transposed operands are
 // stored [K, M] and [N, K]. accumulate: C += instead of C =.
-struct Product {
+struct Gemm {
   int64_t M, N, K;
   const void *a, *b;
   void* c;
@@ -21,7 +21,7 @@ struct Product {
 
 // K = 0 writes zeros (nothing when accumulating). A and B are f32, f64, bf16 or f16, accumulated in f64 for f64 and
 // else in f32; C has the same dtype, or f32. Throws Error.
-void multiply(const Context& ctx, DType operands, DType result, const Product& product);
+void multiply(const Context& ctx, DType operands, DType result, const Gemm& product);
 
 // Whether float32 GEMMs may round their operands to TF32: ST_MOE_TF32=1.
 bool uses_tf32();
@@ -41,6 +41,6 @@ void destroy_blas(Stream& stream) noexcept;
 
 // Grouped GEMM with sizes known to the host: one cublasGemmGroupedBatchedEx if cuBLAS has it for these types (12.5 or
 // newer), else one GEMM after the other.
-void multiply_grouped(const Context& ctx, DType operands, DType result, const std::vector<Product>& products);
+void multiply_grouped(const Context& ctx, DType operands, DType result, const std::vector<Gemm>& products);
 
 }  // namespace st_moe::cuda

@@ -66,7 +66,7 @@ void CapturedStep::fill_with_nan() {
 
 std::vector<StepValues> step_values(const StepArgs* args, int64_t count) {
   if (count > kMaxStepValues)
-    fail(ErrorCode::unsupported, "a captured step has at most %lld draws and updates, got %lld",
+    fail(ErrorCode::unsupported, "a captured step has at most %lld samples and updates, got %lld",
          static_cast<long long>(kMaxStepValues), static_cast<long long>(count));
   std::vector<StepValues> rows(static_cast<size_t>(count) + 1);
   for (int64_t i = 0; i < count; ++i) {
@@ -165,7 +165,7 @@ void Stream::set_aside(bool on) {
 const StepValues* Stream::captured_values(uint64_t place) const {
   if (!recording_ || is_aside_) return nullptr;
   if (place > kMaxStepValues)
-    fail(ErrorCode::unsupported, "a captured step has at most %lld draws and updates",
+    fail(ErrorCode::unsupported, "a captured step has at most %lld samples and updates",
          static_cast<long long>(kMaxStepValues));
   return recording_->values() + place;
 }

@@ -1,31 +1,27 @@
-#include "cuda/assignments.cuh"
 #include "cuda/ops.h"
+#include "cuda/plan.cuh"
 
 namespace st_moe::cuda {
 
 void combine(const Context& ctx, const CombineArgs& args) {
-  const Assignments assignments = assignments_of(ctx, args);
+  const Plan plan = plan_of(ctx, args);
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    elementwise(ctx, args.B * args.N * args.D,
-                CombineRows<T>{assignments, static_cast<const T*>(args.x), static_cast<const T*>(args.weight), nullptr,
-                               static_cast<T*>(args.y), args.D});
+    elementwise(ctx, args.T * args.D,
+                CombineRows<T>{plan, static_cast<const T*>(args.x), static_cast<const T*>(args.weight), nullptr,
+                               static_cast<T*>(args.y), args.D, 0});
   });
 }
 
 void combine_backward(const Context& ctx, const CombineBackwardArgs& args) {
-  const Assignments assignments = assignments_of(ctx, args);
-  Scratch<int32_t> holder(ctx, args.dx ? assignments.slots() : 0);
-  if (args.dx) fill_holders(ctx, assignments, holder.get());
+  const Plan plan = plan_of(ctx, args, args.assignment);
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
     const T *dy = static_cast<const T*>(args.dy), *weight = static_cast<const T*>(args.weight);
-    if (args.dx)
-      elementwise(ctx, assignments.slots() * args.D,
-                  GatherRows<T>{holder.get(), dy, weight, static_cast<T*>(args.dx), args.D, args.K});
+    if (args.dx) elementwise(ctx, args.R * args.D, GatherRows<T>{plan, dy, weight, static_cast<T*>(args.dx), args.D});
     if (args.dweight)
-      by_warp(ctx, args.B * args.N * args.K,
-              SlotDots<T>{assignments, dy, static_cast<const T*>(args.x), static_cast<T*>(args.dweight), args.D});
+      by_warp(ctx, args.T * args.K,
+              RowDots<T>{plan, dy, static_cast<const T*>(args.x), static_cast<T*>(args.dweight), args.D});
   });
 }
 

@@ -39,7 +39,7 @@ __device__ static inline double logsumexp(const T* x, int64_t V, Group group) {
 // lse [T], and the sum over the rows of each group of threads. The loss of a row with an invalid target is NaN.
 template <class T, int kThreads>
 __global__ void __launch_bounds__(kBlock) row_losses_kernel(int64_t rows, const T* logits, Targets targets, T* lse,
-                                                            LossPartial* partial, Stream::Fault* fault) {
+                                                            LossPartial* partial, Stream::ErrorFlag* error_flag) {
   const RowGroup<kThreads> group;
   const int64_t per_block = blockDim.x / kThreads, index = blockIdx.x * per_block + threadIdx.x / kThreads;
   LossPartial mine{0.0, 0};
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kBlock) row_losses_kernel(int64_t rows, const 
       mine.loss += value - static_cast<double>(row[targets.target[t]]);
       ++mine.counted;
     } else {
-      if (group.lane() == 0) report_fault(fault, kTargetFault, targets.target[t]);
+      if (group.lane() == 0) report_error(error_flag, kTargetError, targets.target[t]);
       mine = {static_cast<double>(NAN), mine.counted + 1};
     }
   }
@@ -81,7 +81,7 @@ static void mean_loss(const Context& ctx, const CrossEntropyArgs& args) {
     launch(ctx, row_losses_kernel<T, kThreads>, static_cast<unsigned>(blocks),
            static_cast<unsigned>(per_block * kThreads), 0, args.T, static_cast<const T*>(args.logits),
            Targets{args.target, args.V, args.ignore_index}, static_cast<T*>(args.lse), partial.get(),
-           stream_of(ctx).fault());
+           stream_of(ctx).error_flag());
   }
   launch(ctx, mean_loss_kernel<T>, 1, kBlock, 0, partials, partial.get(), static_cast<T*>(args.loss));
 }
@@ -99,11 +99,11 @@ void cross_entropy(const Context& ctx, const CrossEntropyArgs& args) {
 
 // counts [blocks]: rows that count, for each block
 __global__ void __launch_bounds__(kBlock)
-    count_targets_kernel(int64_t rows, Targets targets, int64_t* counts, Stream::Fault* fault) {
+    count_targets_kernel(int64_t rows, Targets targets, int64_t* counts, Stream::ErrorFlag* error_flag) {
   int64_t mine = 0;
   for (int64_t t = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; t < rows; t += int64_t{gridDim.x} * blockDim.x) {
     mine += targets.counts(t);
-    if (!targets.ignored(t) && !targets.inside(t)) report_fault(fault, kTargetFault, targets.target[t]);
+    if (!targets.ignored(t) && !targets.inside(t)) report_error(error_flag, kTargetError, targets.target[t]);
   }
   const int64_t total = block_reduce(mine, Sum{}, int64_t{0});
   if (threadIdx.x == 0) counts[blockIdx.x] = total;
@@ -146,7 +146,7 @@ void cross_entropy_backward(const Context& ctx, const CrossEntropyBackwardArgs& 
     using T = decltype(zero);
     const Scratch<int64_t> counts(ctx, blocks);
     launch(ctx, count_targets_kernel, static_cast<unsigned>(blocks), kBlock, 0, args.T, targets, counts.get(),
-           stream_of(ctx).fault());
+           stream_of(ctx).error_flag());
     if (args.V == 0) return;
     const CrossEntropyBackwardRow<T> row{static_cast<const T*>(args.dloss),
                                          static_cast<const T*>(args.logits),

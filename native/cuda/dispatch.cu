@@ -1,32 +1,28 @@
-#include "cuda/assignments.cuh"
 #include "cuda/ops.h"
+#include "cuda/plan.cuh"
 
 namespace st_moe::cuda {
 
 void dispatch(const Context& ctx, const DispatchArgs& args) {
-  const Assignments assignments = assignments_of(ctx, args);
-  Scratch<int32_t> holder(ctx, assignments.slots());
-  fill_holders(ctx, assignments, holder.get());
+  const Plan plan = plan_of(ctx, args, args.assignment);
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    elementwise(
-        ctx, assignments.slots() * args.D,
-        GatherRows<T>{holder.get(), static_cast<const T*>(args.x), nullptr, static_cast<T*>(args.y), args.D, args.K});
+    elementwise(ctx, args.R * args.D,
+                GatherRows<T>{plan, static_cast<const T*>(args.x), nullptr, static_cast<T*>(args.y), args.D});
   });
 }
 
 void dispatch_backward(const Context& ctx, const DispatchBackwardArgs& args) {
-  const Assignments assignments = assignments_of(ctx, args);
-  const int64_t tokens = args.B * args.N;
+  const Plan plan = plan_of(ctx, args);
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* dy = static_cast<const T*>(args.dy);
     if (args.dx)
-      elementwise(ctx, tokens * args.D,
-                  CombineRows<T>{assignments, dy, nullptr, nullptr, static_cast<T*>(args.dx), args.D});
+      elementwise(ctx, args.T * args.D,
+                  CombineRows<T>{plan, dy, nullptr, nullptr, static_cast<T*>(args.dx), args.D, 0});
     if (args.dweight)
-      by_warp(ctx, tokens * args.K,
-              SlotDots<T>{assignments, static_cast<const T*>(args.x), dy, static_cast<T*>(args.dweight), args.D});
+      by_warp(ctx, args.T * args.K,
+              RowDots<T>{plan, static_cast<const T*>(args.x), dy, static_cast<T*>(args.dweight), args.D});
   });
 }
 

@@ -12,11 +12,11 @@ struct Dropout {
   const T* x;
   T* y;
   int64_t size;
-  Draw draw;
+  Sample sample;
   T factor;
   uint32_t threshold;
   __device__ void operator()(int64_t block) const {
-    const PhiloxBlock words = draw.block(static_cast<uint64_t>(block));
+    const PhiloxBlock words = sample.block(static_cast<uint64_t>(block));
     for (int w = 0; w < 4 && 4 * block + w < size; ++w) {
       const int64_t i = 4 * block + w;
       y[i] = words.word[w] >> 8 >= threshold ? x[i] * factor : T(0);
@@ -31,7 +31,7 @@ void dropout(const Context& ctx, const DropoutArgs& args) {
     const uint32_t threshold = static_cast<uint32_t>(std::ceil(args.p * 0x1p24));
     elementwise(ctx, ceil_div(args.size, 4),
                 Dropout<T>{static_cast<const T*>(args.x), static_cast<T*>(args.y), args.size,
-                           draw_of(ctx, args.seed, args.step), static_cast<T>(1.0 / (1.0 - args.p)), threshold});
+                           sample_of(ctx, args.seed, args.step), static_cast<T>(1.0 / (1.0 - args.p)), threshold});
   });
 }
 

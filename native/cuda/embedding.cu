@@ -12,13 +12,13 @@ struct EmbeddingRow {
   const int32_t* index;  // [T]
   T* y;                  // [T, D]; zeros for an invalid index
   int64_t D, V;
-  Stream::Fault* fault;
+  Stream::ErrorFlag* error_flag;
 
   template <class Group>
   __device__ void operator()(int64_t t, Group group) const {
     const int32_t v = index[t];
     const bool inside = v >= 0 && v < V;
-    if (!inside && group.lane() == 0) report_fault(fault, kIndexFault, v);
+    if (!inside && group.lane() == 0) report_error(error_flag, kIndexError, v);
     for (int64_t j = group.lane(); j < D; j += Group::size) y[t * D + j] = inside ? w[v * D + j] : T(0);
   }
 };
@@ -27,7 +27,7 @@ void embedding(const Context& ctx, const EmbeddingArgs& args) {
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
     const EmbeddingRow<T> row{static_cast<const T*>(args.w), args.index, static_cast<T*>(args.y), args.D, args.V,
-                              stream_of(ctx).fault()};
+                              stream_of(ctx).error_flag()};
     for_rows(ctx, args.T, args.D, row);
   });
 }
@@ -39,12 +39,12 @@ struct TokenKey {
   int64_t* order;        // [T]
   int64_t V;
   int32_t fault_key;
-  Stream::Fault* fault;
+  Stream::ErrorFlag* error_flag;
 
   __device__ void operator()(int64_t t) const {
     const int32_t v = index[t];
     const bool inside = v >= 0 && v < V;
-    if (!inside) report_fault(fault, kIndexFault, v);
+    if (!inside) report_error(error_flag, kIndexError, v);
     keys[t] = inside ? v : fault_key;
     order[t] = t;
   }
@@ -90,7 +90,8 @@ static void add_tokens(const Context& ctx, const EmbeddingBackwardArgs& args) {
   const Scratch<int32_t> keys(ctx, 2 * args.T);
   const Scratch<int64_t> order(ctx, 2 * args.T);
   const int32_t fault_key = args.V < INT32_MAX ? static_cast<int32_t>(args.V) : INT32_MAX;
-  elementwise(ctx, args.T, TokenKey{args.index, keys.get(), order.get(), args.V, fault_key, stream_of(ctx).fault()});
+  elementwise(ctx, args.T,
+              TokenKey{args.index, keys.get(), order.get(), args.V, fault_key, stream_of(ctx).error_flag()});
   if (args.V == 0 || args.D == 0) return;
   const int64_t half = sort_by_key(ctx, args.T, int64_t{fault_key} + 1, keys.get(), order.get()) * args.T;
   const EmbeddingBackwardRow<T> row{

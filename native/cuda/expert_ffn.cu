@@ -14,13 +14,13 @@ struct Activate {
   int64_t H, width, saved, rows_each;
 
   __device__ void operator()(int64_t i) const {
-    const Place place = place_of(i, width);
-    const int64_t expert = place_of(place.row, rows_each).row, j = place.column;
+    const MatrixIndex at = matrix_index(i, width);
+    const int64_t expert = matrix_index(at.row, rows_each).row, j = at.column;
     if (is_narrow<O> && j >= H) {
       h[i] = 0;
       return;
     }
-    const T *value = a + place.row * saved + j, *bias = b1 + expert * w1_rows(activation, H) + j;
+    const T *value = a + at.row * saved + j, *bias = b1 + expert * w1_rows(activation, H) + j;
     if constexpr (is_gated(activation))
       h[i] =
           O::store(activate<activation>(value[H] + bias[H]).value * (value[0] + bias[0]) * mult_bias[expert * H + j]);
@@ -34,10 +34,9 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
   using Stored = typename O::Stored;
   const int64_t D = args.D, H = args.H, E = args.E, P = w1_rows(args.activation, H), count = rows.count();
   const int64_t width = padded<O>(D), hidden = padded<O>(H), saved = saved_columns(P);
-  const bool gathers = rows.slots, copies = gathers || is_narrow<O>;
+  const bool gathers = rows.planned, copies = gathers || is_narrow<O>;
   const T *x = static_cast<const T*>(args.x), *weight = static_cast<const T*>(args.weight);
   T* y = static_cast<T*>(args.y);
-  Scratch<int32_t> holder(ctx, gathers ? count : 0);
   Scratch<Stored> x_rows(ctx, copies ? count * width : 0), h(ctx, count * hidden);
   Scratch<T> unsaved(ctx, args.a ? 0 : count * saved), out_rows(ctx, gathers && is_narrow<O> ? count * D : 0);
   OperandWeight<T, O> w1(ctx, args.w1, args.compute, E, P, D, args.w1_packed);
@@ -46,9 +45,7 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
   if constexpr (!is_narrow<O>) out = gathers ? x_rows.get() : y;  // x of the rows is not needed any more
 
   if (gathers) {
-    fill_holders(ctx, rows.assignments, holder.get());
-    fill_operands(ctx, FillOperand<T, O, HeldToken>{x, x_rows.get(), count, D, {holder.get(), args.K}}, w1.fill(),
-                  w2.fill());
+    fill_operands(ctx, FillOperand<T, O, PlannedToken>{x, x_rows.get(), count, D, {rows.plan}}, w1.fill(), w2.fill());
   } else if (copies) {
     fill_operands(ctx, FillOperand<T, O, SameRow>{x, x_rows.get(), count, D, {}}, w1.fill(), w2.fill());
   }
@@ -65,7 +62,7 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
     });
     multiply(ctx, args.compute, args.dtype, rows.of_rows({h.get(), rows.each, hidden}, w2.get(), true, out, D, D));
   }
-  elementwise(ctx, args.T * D, CombineRows<T>{rows.assignments, out, weight, static_cast<const T*>(args.b2), y, D});
+  elementwise(ctx, args.T * D, CombineRows<T>{rows.plan, out, weight, static_cast<const T*>(args.b2), y, D, rows.each});
 }
 
 void expert_ffn(const Context& ctx, const ExpertFfnArgs& args) {

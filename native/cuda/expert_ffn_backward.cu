@@ -15,7 +15,7 @@ template <class T, class O>
 struct ExpertGradient {
   using Stored = typename O::Stored;
 
-  const int32_t* holder;  // [rows]: assignment (token · K + choice) in the slot, −1: empty; null: row t is token t
+  Plan plan;
   const T *dy, *x, *b1, *mult_bias, *b2, *a, *weight;  // a [rows, saved columns]: A without b1
   Stored *g, *x_rows;  // [rows, padded D] dy and x of the rows, each or null where it is neither gathered nor rounded
   T* q;                // [rows, padded H] dy · W2
@@ -23,14 +23,12 @@ struct ExpertGradient {
   Stored* da;          // [rows, padded P] gradient of A
   T* dots;  // [rows, strips + 1] parts of dweight: <h, q> and <A − b1, dA> of each strip, and <b2, dy>; or null
   T* sums;  // [E, row blocks, sum_width] parts of db1, dmult_bias and db2; or null
-  int64_t D, H, K, each, row_blocks, strips;  // each: rows of one expert; row_blocks: of one expert
-  int64_t width, hidden, saved, da_width;     // columns of g, of q, of a, of da
-  int64_t P, biases, sum_width;               // entries of b1 of one expert; and of mult_bias; and of b2
+  int64_t D, H, each, row_blocks, strips;  // each: rows of one expert; row_blocks: of one expert
+  int64_t width, hidden, saved, da_width;  // columns of g, of q, of a, of da
+  int64_t P, biases, sum_width;            // entries of b1 of one expert; and of mult_bias; and of b2
   bool straight_through;
 
-  __device__ int64_t assignment(int64_t row) const { return holder ? holder[row] : row; }
   __device__ T weight_of(int64_t assignment) const { return weight ? weight[assignment] : T(1); }
-  __device__ int64_t token_of(int64_t assignment) const { return place_of(assignment, K).row; }
 };
 
 // A row by a warp.
@@ -39,10 +37,10 @@ struct LoadRow {
   ExpertGradient<T, O> p;
 
   __device__ void operator()(int64_t row, int lane) const {
-    const int64_t assignment = p.assignment(row), D = p.D;
+    const int64_t assignment = p.plan.assignment_of(row), D = p.D;
     const bool full = assignment >= 0;
-    const int64_t token = full ? p.token_of(assignment) : 0;
-    const T *dy = p.dy + token * D, *x = p.x + token * D, *b2 = p.b2 + place_of(row, p.each).row * D;
+    const int64_t token = full ? p.plan.token_of(assignment) : 0;
+    const T *dy = p.dy + token * D, *x = p.x + token * D, *b2 = p.b2 + matrix_index(row, p.each).row * D;
     T dot = 0;
     for (int64_t j = lane; j < p.width; j += kWarp) {
       const bool real = full && j < D;
@@ -76,7 +74,7 @@ __device__ static void clear_padding(const ExpertGradient<T, O>& p, int64_t row,
 template <Activation activation, class T, class O>
 __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64_t expert, int64_t first, int lane,
                                StripSums<T>& sums) {
-  const int64_t assignment = p.assignment(row), H = p.H;
+  const int64_t assignment = p.plan.assignment_of(row), H = p.H;
   const T w = assignment < 0 ? T(0) : p.weight_of(assignment);
   T dot = 0;
 #pragma unroll
@@ -165,16 +163,16 @@ struct OutputBiasPart {
   ExpertGradient<T, O> p;
 
   __device__ void operator()(int64_t i) const {
-    const Place place = place_of(i, p.D);
-    const int64_t expert = place_of(place.row, p.row_blocks).row;
-    const int64_t begin = expert * p.each + (place.row - expert * p.row_blocks) * kSumRows;
+    const MatrixIndex at = matrix_index(i, p.D);
+    const int64_t expert = matrix_index(at.row, p.row_blocks).row;
+    const int64_t begin = expert * p.each + (at.row - expert * p.row_blocks) * kSumRows;
     const int64_t end = min_of(begin + kSumRows, (expert + 1) * p.each);
     T total = 0;
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t assignment = p.assignment(row);
-      if (assignment >= 0) total += p.weight_of(assignment) * p.dy[p.token_of(assignment) * p.D + place.column];
+      const int64_t assignment = p.plan.assignment_of(row);
+      if (assignment >= 0) total += p.weight_of(assignment) * p.dy[p.plan.token_of(assignment) * p.D + at.column];
     }
-    p.sums[place.row * p.sum_width + p.biases + place.column] = total;
+    p.sums[at.row * p.sum_width + p.biases + at.column] = total;
   }
 };
 
@@ -185,13 +183,13 @@ struct FinishSums {
   T *db1, *dmult_bias, *db2;
 
   __device__ void operator()(int64_t i) const {
-    const Place place = place_of(i, p.sum_width);
-    const int64_t j = place.column;
+    const MatrixIndex at = matrix_index(i, p.sum_width);
+    const int64_t j = at.column;
     T total = 0;
-    for (int64_t b = 0; b < p.row_blocks; ++b) total += p.sums[(place.row * p.row_blocks + b) * p.sum_width + j];
-    T* to = j < p.P        ? db1 + place.row * p.P + j
-            : j < p.biases ? dmult_bias + place.row * p.H + j - p.P
-                           : db2 + place.row * p.D + j - p.biases;
+    for (int64_t b = 0; b < p.row_blocks; ++b) total += p.sums[(at.row * p.row_blocks + b) * p.sum_width + j];
+    T* to = j < p.P        ? db1 + at.row * p.P + j
+            : j < p.biases ? dmult_bias + at.row * p.H + j - p.P
+                           : db2 + at.row * p.D + j - p.biases;
     *to = total;
   }
 };
@@ -199,16 +197,16 @@ struct FinishSums {
 // Element of dweight [T, K]
 template <class T>
 struct FinishDots {
-  Assignments assignments;
+  Plan plan;
   const T* dots;
   T* dweight;
   int64_t parts;
 
   __device__ void operator()(int64_t i) const {
-    const Place place = place_of(i, assignments.K);
-    const int64_t slot = assignments.slot(place.row, place.column);
+    const MatrixIndex at = matrix_index(i, plan.K);
+    const int64_t row = plan.row(at.row, at.column);
     T total = 0;
-    for (int64_t part = 0; slot >= 0 && part < parts; ++part) total += dots[slot * parts + part];
+    for (int64_t part = 0; row >= 0 && part < parts; ++part) total += dots[row * parts + part];
     dweight[i] = total;
   }
 };
@@ -219,7 +217,7 @@ static ExpertGradient<T, O> gradient_of(const ExpertFfnBackwardArgs& args, const
   ExpertGradient<T, O> p{};
   p.dy = values(args.dy), p.x = values(args.x), p.b1 = values(args.b1), p.mult_bias = values(args.mult_bias);
   p.b2 = values(args.b2), p.a = values(args.a), p.weight = values(args.weight);
-  p.D = args.D, p.H = args.H, p.K = args.K, p.each = rows.each, p.row_blocks = ceil_div(rows.each, kSumRows);
+  p.D = args.D, p.H = args.H, p.plan = rows.plan, p.each = rows.each, p.row_blocks = ceil_div(rows.each, kSumRows);
   p.P = w1_rows(args.activation, args.H), p.biases = hidden_biases(args.activation, args.H);
   p.sum_width = p.biases + args.D;
   p.width = padded<O>(args.D), p.hidden = padded<O>(args.H), p.da_width = padded<O>(p.P), p.saved = saved_columns(p.P);
@@ -232,23 +230,21 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   using Stored = typename O::Stored;
   const int64_t D = args.D, H = args.H, E = args.E, count = rows.count();
   ExpertGradient<T, O> p = gradient_of<T, O>(args, rows);
-  const bool parameters = args.dw1, copies = rows.slots || is_narrow<O>;
-  Scratch<int32_t> holder(ctx, rows.slots ? count : 0);
+  const bool parameters = args.dw1, copies = rows.planned || is_narrow<O>;
   Scratch<Stored> g(ctx, copies ? count * p.width : 0), x_rows(ctx, copies && parameters ? count * p.width : 0);
   Scratch<Stored> wh(ctx, is_narrow<O> ? count * p.hidden : 0), da(ctx, count * p.da_width);
   Scratch<T> q(ctx, count * p.hidden), dots(ctx, args.dweight ? count * (p.strips + 1) : 0);
   Scratch<T> sums(ctx, parameters ? E * p.row_blocks * p.sum_width : 0);
   OperandWeight<T, O> w1(ctx, args.w1, args.compute, args.dx ? E : 0, p.P, D, args.dx ? args.w1_packed : nullptr);
   OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, D, H, args.w2_packed);
-  p.holder = holder.get(), p.g = g.get(), p.x_rows = x_rows.get(), p.q = q.get(), p.da = da.get();
+  p.g = g.get(), p.x_rows = x_rows.get(), p.q = q.get(), p.da = da.get();
   p.dots = dots.get(), p.sums = sums.get(), p.wh = wh.get();
   if constexpr (!is_narrow<O>) p.wh = q.get();
   const Matrix dy_rows{copies ? static_cast<const void*>(g.get()) : p.dy, rows.each, p.width};
   const Matrix in_rows{copies ? static_cast<const void*>(x_rows.get()) : p.x, rows.each, p.width};
   const Matrix hidden_rows{p.wh, rows.each, p.hidden}, da_rows{p.da, rows.each, p.da_width};
-  const auto product = [&](const Product& each) { multiply(ctx, args.compute, args.dtype, each); };
+  const auto product = [&](const Gemm& each) { multiply(ctx, args.compute, args.dtype, each); };
 
-  if (rows.slots) fill_holders(ctx, rows.assignments, holder.get());
   if (copies || args.dweight) by_warp(ctx, count, LoadRow<T, O>{p});
   fill_operands(ctx, w1.fill(), w2.fill());
   w1.filled(), w2.filled();
@@ -268,14 +264,14 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   }
   if (args.dweight)
     elementwise(ctx, args.T * args.K,
-                FinishDots<T>{rows.assignments, dots.get(), static_cast<T*>(args.dweight), p.strips + 1});
+                FinishDots<T>{rows.plan, dots.get(), static_cast<T*>(args.dweight), p.strips + 1});
   if (!args.dx) return;
   T* dx = static_cast<T*>(args.dx);
-  Scratch<T> rounded_dx(ctx, rows.slots && is_narrow<O> ? count * D : 0);
-  T* dx_rows = rows.slots ? rounded_dx.get() : dx;
-  if constexpr (!is_narrow<O>) dx_rows = rows.slots ? g.get() : dx;  // g is not needed any more
+  Scratch<T> rounded_dx(ctx, rows.planned && is_narrow<O> ? count * D : 0);
+  T* dx_rows = rows.planned ? rounded_dx.get() : dx;
+  if constexpr (!is_narrow<O>) dx_rows = rows.planned ? g.get() : dx;  // g is not needed any more
   if (count > 0) product(rows.of_rows(da_rows, w1.get(), false, dx_rows, D, D));
-  if (rows.slots) elementwise(ctx, args.T * D, CombineRows<T>{rows.assignments, dx_rows, nullptr, nullptr, dx, D});
+  if (rows.planned) elementwise(ctx, args.T * D, CombineRows<T>{rows.plan, dx_rows, nullptr, nullptr, dx, D, 0});
 }
 
 void expert_ffn_backward(const Context& ctx, const ExpertFfnBackwardArgs& args) {

@@ -18,14 +18,14 @@ struct RowGroups {
 
 // One block. Wrong sizes are reported; rows stay within [0, R] whatever they are.
 template <class Index>
-__global__ void __launch_bounds__(kBlock)
-    group_offsets_kernel(const Index* sizes, int64_t G, int64_t R, int64_t* row, int64_t* tile, Stream::Fault* fault) {
+__global__ void __launch_bounds__(kBlock) group_offsets_kernel(const Index* sizes, int64_t G, int64_t R, int64_t* row,
+                                                               int64_t* tile, Stream::ErrorFlag* error_flag) {
   __shared__ int64_t block_rows[kBlock], block_tiles[kBlock];
   // Each thread has a run of groups.
   const int64_t each = ceil_div(G, kBlock), begin = min_of(G, threadIdx.x * each), end = min_of(G, begin + each);
   int64_t rows = 0;
   for (int64_t g = begin; g < end; ++g) {
-    if (sizes[g] < 0) report_fault(fault, kGroupFault, sizes[g]);
+    if (sizes[g] < 0) report_error(error_flag, kGroupError, sizes[g]);
     rows += sizes[g] < 0 ? 0 : sizes[g];
   }
   block_rows[threadIdx.x] = rows;
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kBlock)
   int64_t first_row = 0;
   for (unsigned i = 0; i < threadIdx.x; ++i) first_row += block_rows[i];
   if (threadIdx.x == kBlock - 1 && first_row + rows != R)
-    report_fault(fault, kGroupFault, static_cast<int32_t>(min_of(first_row + rows, INT32_MAX)));
+    report_error(error_flag, kGroupError, static_cast<int32_t>(min_of(first_row + rows, INT32_MAX)));
 
   int64_t tiles = 0, at = min_of(R, first_row);
   for (int64_t g = begin; g < end; ++g) {
@@ -146,7 +146,7 @@ class DeviceGroups {
       : row_(ctx, G + 1), tile_(ctx, G + 1), groups_{row_.get(), tile_.get(), G} {
     if (G > 0)
       launch(ctx, group_offsets_kernel<int32_t>, 1, kBlock, 0, sizes, G, R, row_.get(), tile_.get(),
-             stream_of(ctx).fault());
+             stream_of(ctx).error_flag());
   }
   const RowGroups& get() const { return groups_; }
 
@@ -173,7 +173,7 @@ static void rows_product(const Context& ctx, const Args& args, const Matrix& a, 
            static_cast<T*>(c), N, transposed);
     return;
   }
-  std::vector<Product> products;
+  std::vector<Gemm> products;
   for (int64_t g = 0, row = 0; g < args.G; row += args.host_sizes[g++]) {
     products.push_back({args.host_sizes[g], N, a.columns, at_row<O>(a, row), at_row<O>(w, g * w.rows),
                         static_cast<T*>(c) + row * N, a.columns, w.columns, N});
@@ -193,7 +193,7 @@ static void over_rows_product(const Context& ctx, const GroupedGemmBackwardArgs&
     launch(ctx, over_rows_kernel<T, O>, grid_for(tiles, 1), kBlock, 0, groups.get(), a, b, static_cast<T*>(c), M, N);
     return;
   }
-  std::vector<Product> products;
+  std::vector<Gemm> products;
   for (int64_t g = 0, row = 0; g < args.G; row += args.host_sizes[g++]) {
     products.push_back({M, N, args.host_sizes[g], at_row<O>(a, row), at_row<O>(b, row), static_cast<T*>(c) + g * M * N,
                         a.columns, b.columns, N});

@@ -32,7 +32,7 @@ static void forward(const Context& ctx, const LinearArgs& args) {
   fill_operands(ctx, x.fill(), w.fill());
   w.filled();
   const int64_t K = x.get().columns;
-  Product p{args.T, args.O, K, x.get().data, w.get().data, args.y, K, K, args.O};
+  Gemm p{args.T, args.O, K, x.get().data, w.get().data, args.y, K, K, args.O};
   p.transpose_b = true;
   multiply(ctx, args.compute, args.dtype, p);
   if (args.bias) add_bias<T>(ctx, args.T, args.O, args.bias, args.y);
@@ -47,12 +47,12 @@ void linear(const Context& ctx, const LinearArgs& args) {
 // dx [T, I] = dy [T, O] · w [O, I]
 static void input_gradient(const Context& ctx, const LinearBackwardArgs& args, const Matrix& dy, const Matrix& w) {
   multiply(ctx, args.compute, args.dtype,
-           Product{args.T, args.I, dy.columns, dy.data, w.data, args.dx, dy.columns, w.columns, args.I});
+           Gemm{args.T, args.I, dy.columns, dy.data, w.data, args.dx, dy.columns, w.columns, args.I});
 }
 
 // dw [O, I] = dyᵀ · x
 static void weight_gradient(const Context& ctx, const LinearBackwardArgs& args, const Matrix& dy, const Matrix& x) {
-  Product p{args.O, args.I, args.T, dy.data, x.data, args.dw, dy.columns, x.columns, args.I};
+  Gemm p{args.O, args.I, args.T, dy.data, x.data, args.dw, dy.columns, x.columns, args.I};
   p.transpose_a = true;
   multiply(ctx, args.compute, args.dtype, p);
 }

@@ -11,7 +11,7 @@ static int64_t row_stride(int64_t columns) {
 
 void matmul(const Context& ctx, const MatmulArgs& args) {
   if (args.batch <= 0 || args.M == 0 || args.N == 0) return;
-  Product p{};
+  Gemm p{};
   p.M = args.M, p.N = args.N, p.K = args.K;
   p.a = args.a, p.b = args.b, p.c = args.y;
   p.transpose_a = args.transpose_a != 0, p.transpose_b = args.transpose_b != 0;

@@ -36,14 +36,9 @@ struct SameRow {
 struct PaddedBatch {  // [batch, rows] in [batch, padded]
   int64_t rows, padded;
   __device__ int64_t operator()(int64_t row) const {
-    const Place place = place_of(row, padded);
-    return place.column < rows ? place.row * rows + place.column : -1;
+    const MatrixIndex at = matrix_index(row, padded);
+    return at.column < rows ? at.row * rows + at.column : -1;
   }
-};
-struct HeldToken {  // the token of the assignment in a slot
-  const int32_t* holder;
-  int64_t K;
-  __device__ int64_t operator()(int64_t row) const { return holder[row] < 0 ? -1 : place_of(holder[row], K).row; }
 };
 
 // to [to_rows, padded columns] = rows of from [.., columns]. An element of the loop is four columns if they are padded.
@@ -61,8 +56,8 @@ struct FillOperand {
 
   int64_t size() const { return to_rows * padded<O>(columns) / kRun; }
   __device__ void operator()(int64_t i) const {
-    const Place place = place_of(i, padded<O>(columns) / kRun);
-    const int64_t row = rows(place.row), first = place.column * kRun;
+    const MatrixIndex at = matrix_index(i, padded<O>(columns) / kRun);
+    const int64_t row = rows(at.row), first = at.column * kRun;
     Run run;
 #pragma unroll
     for (int c = 0; c < kRun; ++c)

@@ -6,7 +6,7 @@
 // during capture from device memory that each replay fills first, because arguments are part of the graph.
 namespace st_moe::cuda {
 
-struct Draw {
+struct Sample {
   uint64_t seed, step;
   const StepValues* captured;  // null: seed and step are valid
 
@@ -16,7 +16,7 @@ struct Draw {
   __device__ uint32_t word(uint64_t i) const { return block(i >> 2).word[i & 3]; }
 };
 
-static inline Draw draw_of(const Context& ctx, uint64_t seed, uint64_t step) {
+static inline Sample sample_of(const Context& ctx, uint64_t seed, uint64_t step) {
   return {seed, step, stream_of(ctx).captured_values(step)};
 }
 

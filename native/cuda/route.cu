@@ -3,9 +3,9 @@
 #include "core/formulas.h"
 #include "core/philox.h"
 #include "core/router.h"
-#include "cuda/blas.h"
-#include "cuda/assignments.cuh"
 #include "cuda/per_step.cuh"
+#include "cuda/plan.cuh"
+#include "cuda/router.cuh"
 #include "cuda/selection.cuh"
 #include "cuda/soft_topk.cuh"
 
@@ -32,7 +32,7 @@ struct Router {
   T *gate, *weight, *probs, *lse, *density;
   const T* logits;
   int64_t B, N, E, K, C, tile, tiles;  // tiles of `tile` tokens in each sequence
-  Draw draw, gumbel_draw;
+  Sample sample, gumbel_sample;
   RouterNumbers<T> numbers;
   bool noisy, soft, density_assigned;
   // Scratch
@@ -58,22 +58,6 @@ struct Router {
   __device__ void find_slots(int64_t work, int64_t k, int lane) const;
 };
 
-// y = softmax(x) by a warp, y may be x or null; returns logsumexp(x). Lane l touches the entries l, l + 32, … only.
-template <class T>
-__device__ static T softmax_row(const T* x, T* y, int64_t E, int lane) {
-  T largest = -static_cast<T>(INFINITY), total = 0;
-  for (int64_t e = lane; e < E; e += kWarp) largest = Max{}(largest, x[e]);
-  largest = warp_reduce(largest, Max{});
-  for (int64_t e = lane; e < E; e += kWarp) {
-    const T p = exp_of(x[e] - largest);
-    if (y) y[e] = p;
-    total += p;
-  }
-  total = warp_reduce(total, Sum{});
-  for (int64_t e = lane; y && e < E; e += kWarp) y[e] /= total;
-  return largest + std::log(total);
-}
-
 template <class T>
 __device__ void Router<T>::probabilities(int64_t t, int lane) const {
   const T* l = logits + t * E;
@@ -84,7 +68,7 @@ __device__ void Router<T>::probabilities(int64_t t, int lane) const {
   for (int64_t e = lane; e < E; e += kWarp) {
     const int64_t i = t * E + e;
     const T u =
-        gumbel_uniforms ? gumbel_uniforms[i] : static_cast<T>(uniform24(gumbel_draw.word(static_cast<uint64_t>(i))));
+        gumbel_uniforms ? gumbel_uniforms[i] : static_cast<T>(uniform24(gumbel_sample.word(static_cast<uint64_t>(i))));
     s[e] = numbers.noisy(l[e], u);
   }
   softmax_row(s, s, E, lane);
@@ -95,7 +79,7 @@ __device__ bool Router<T>::is_routed(int64_t t, int64_t k, T g) const {
   if (masked(t)) return false;
   if (k == 0) return true;
   const int64_t i = k * B * N + t;
-  const T u = uniforms ? uniforms[i] : static_cast<T>(uniform24(draw.word(static_cast<uint64_t>(i))));
+  const T u = uniforms ? uniforms[i] : static_cast<T>(uniform24(sample.word(static_cast<uint64_t>(i))));
   return numbers.is_routed(u, g, threshold[k]);
 }
 
@@ -244,13 +228,6 @@ struct FindSlots {
 };
 
 template <class T>
-struct Losses {
-  T *balance, *z, *total;
-  double balance_coef, z_coef;
-  bool training;
-};
-
-template <class T>
 __global__ void __launch_bounds__(kBlock) losses_kernel(Router<T> r, int64_t parts, Losses<T> out) {
   double balance = 0, z = 0;
   int64_t tokens = 0, sequences = 0;
@@ -265,11 +242,9 @@ __global__ void __launch_bounds__(kBlock) losses_kernel(Router<T> r, int64_t par
   tokens = block_reduce(tokens, Sum{}, int64_t{0});
   sequences = block_reduce(sequences, Sum{}, int64_t{0});
   if (threadIdx.x != 0) return;
-  balance = out.training && sequences > 0 ? balance * static_cast<double>(r.E) / static_cast<double>(sequences) : 0;
-  z = out.training && tokens > 0 ? z / static_cast<double>(tokens) : 0;
-  *out.balance = static_cast<T>(balance);
-  *out.z = static_cast<T>(z);
-  *out.total = out.training ? static_cast<T>(out.balance_coef * balance + out.z_coef * z) : T(0);
+  balance = sequences > 0 ? balance * static_cast<double>(r.E) / static_cast<double>(sequences) : 0;
+  z = tokens > 0 ? z / static_cast<double>(tokens) : 0;
+  out.write(balance, z);
 }
 
 template <class T>
@@ -284,7 +259,7 @@ static Router<T> router_of(const Context& ctx, const RouteArgs& args) {
   r.density = static_cast<T*>(args.density), r.logits = static_cast<const T*>(args.logits);
   r.B = args.B, r.N = args.N, r.E = args.E, r.K = args.K, r.C = args.C;
   r.tile = tile_tokens(args.K, args.E), r.tiles = ceil_div(args.N, r.tile);
-  r.draw = draw_of(ctx, args.seed, args.step), r.gumbel_draw = draw_of(ctx, args.seed, args.gumbel_step);
+  r.sample = sample_of(ctx, args.seed, args.step), r.gumbel_sample = sample_of(ctx, args.seed, args.gumbel_step);
   r.numbers = RouterNumbers<T>::of(args);
   r.noisy = args.noisy, r.soft = args.differentiable_topk, r.density_assigned = args.density_assigned;
   return r;
@@ -293,13 +268,9 @@ static Router<T> router_of(const Context& ctx, const RouteArgs& args) {
 template <class T>
 static void route_as(const Context& ctx, const RouteArgs& args) {
   Router<T> r = router_of<T>(ctx, args);
-  const int64_t tokens = args.B * args.N, work = args.B * r.tiles;
+  const int64_t work = args.B * r.tiles;
   const int64_t parts = min_of(ceil_div(args.B * args.E, kBlock / kWarp), kScanGrid);
-  if (tokens > 0) {
-    Product logits{tokens, args.E, args.D, args.x, args.w, args.logits, args.D, args.D, args.E};
-    logits.transpose_b = logits.exact = true;
-    multiply(ctx, args.dtype, args.dtype, logits);
-  }
+  router_logits(ctx, args);
   Scratch<int32_t> count(ctx, work * args.K * args.E), counted(ctx, work);
   Scratch<double> prob_sum(ctx, work * args.E), z_sum(ctx, work), balance(ctx, parts), z(ctx, args.B);
   Scratch<int64_t> unmasked(ctx, args.B);
@@ -308,13 +279,7 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
   if (work > 0) launch(ctx, choose_kernel<T>, grid_for(work, 1), kWarpBlock, 0, r);
   if (parts > 0) launch(ctx, scan_kernel<T>, static_cast<unsigned>(parts), kBlock, 0, r);
   by_warp(ctx, work * args.K, FindSlots<T>{r});
-  const Losses<T> losses{static_cast<T*>(args.balance_loss),
-                         static_cast<T*>(args.z_loss),
-                         static_cast<T*>(args.total_loss),
-                         args.balance_coef,
-                         args.z_coef,
-                         args.training != 0};
-  launch(ctx, losses_kernel<T>, 1, kBlock, 0, r, parts, losses);
+  launch(ctx, losses_kernel<T>, 1, kBlock, 0, r, parts, Losses<T>::of(args));
 }
 
 void route(const Context& ctx, const RouteArgs& args) {

@@ -10,12 +10,12 @@ __host__ __device__ static inline int64_t min_of(int64_t a, int64_t b) {
   return b < a ? b : a;
 }
 
-struct Place {
+struct MatrixIndex {
   int64_t row, column;
 };
 
 // Row and column of element i of a matrix with `width` columns. A 64-bit division costs several times a 32-bit one.
-__device__ static inline Place place_of(int64_t i, int64_t width) {
+__device__ static inline MatrixIndex matrix_index(int64_t i, int64_t width) {
   if (((i | width) >> 32) == 0) {
     const uint32_t narrow = static_cast<uint32_t>(i), columns = static_cast<uint32_t>(width), row = narrow / columns;
     return {row, narrow - row * columns};

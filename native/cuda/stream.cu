@@ -28,9 +28,9 @@ Stream::Stream(int device) : device_(device), log_(device) {
       check(cudaMallocHost(&half.data, kHalfBytes), "staging memory");
       check(cudaEventCreateWithFlags(&half.copied, cudaEventDisableTiming), "event");
     }
-    check(cudaMallocHost(&fault_copy_, sizeof(Fault)), "staging memory");
-    check(cudaMallocAsync(&fault_, sizeof(Fault), stream_), "fault word");
-    check(cudaMemsetAsync(fault_, 0, sizeof(Fault), stream_), "fault word");
+    check(cudaMallocHost(&flag_copy_, sizeof(ErrorFlag)), "staging memory");
+    check(cudaMallocAsync(&error_flag_, sizeof(ErrorFlag), stream_), "error flag");
+    check(cudaMemsetAsync(error_flag_, 0, sizeof(ErrorFlag), stream_), "error flag");
   } catch (...) {
     destroy();
     throw;
@@ -45,12 +45,12 @@ void Stream::destroy() noexcept {
   cudaSetDevice(device_);
   if (stream_) cudaStreamSynchronize(stream_);
   destroy_blas(*this);
-  if (fault_) cudaFreeAsync(fault_, stream_);
+  if (error_flag_) cudaFreeAsync(error_flag_, stream_);
   for (Half& half : halves_) {
     if (half.copied) cudaEventDestroy(half.copied);
     if (half.data) cudaFreeHost(half.data);
   }
-  if (fault_copy_) cudaFreeHost(fault_copy_);
+  if (flag_copy_) cudaFreeHost(flag_copy_);
   if (aside_) cudaStreamDestroy(aside_);
   if (stream_) cudaStreamDestroy(stream_);
   cudaGetLastError();
@@ -169,7 +169,7 @@ void Stream::copy_in(void* to, const void* host, size_t bytes) {
 void Stream::copy_out(void* host, const void* from, size_t bytes) {
   expect_no_capture("values of the device cannot be read");
   const cudaStream_t queue = stream();
-  check(cudaMemcpyAsync(fault_copy_, fault_, sizeof(Fault), cudaMemcpyDeviceToHost, queue), "copy");
+  check(cudaMemcpyAsync(flag_copy_, error_flag_, sizeof(ErrorFlag), cudaMemcpyDeviceToHost, queue), "copy");
   for (const Half& half : halves_) wait_for(half);
   const auto start = [&](size_t begin) {  // chunk i goes through half i & 1
     const Half& half = halves_[begin / kHalfBytes & 1];
@@ -187,22 +187,22 @@ void Stream::copy_out(void* host, const void* from, size_t bytes) {
   }
   if (bytes == 0) check(cudaStreamSynchronize(queue), "copy");
   log_.clear();
-  throw_fault();
+  throw_error();
 }
 
-void Stream::throw_fault() {
-  const Fault fault = *static_cast<const Fault*>(fault_copy_);
-  if (fault.kind == kNoFault) return;
-  check(cudaMemsetAsync(fault_, 0, sizeof(Fault), stream()), "fault word");
-  switch (fault.kind) {
-    case kIndexFault: fail(ErrorCode::option, "index must be in [0, V), got %d", fault.value);
-    case kTargetFault: fail(ErrorCode::option, "target must be in [0, V) or ignore_index, got %d", fault.value);
-    case kExpertFault: fail(ErrorCode::option, "expert index and position must be in range, got %d", fault.value);
-    case kGroupFault:
-      fail(ErrorCode::shape, "group sizes must not be negative and must sum to the rows of x, got %d", fault.value);
-    case kMaskFault: fail(ErrorCode::non_finite, "mask must be 0 for padding and another number for a token, got NaN");
+void Stream::throw_error() {
+  const ErrorFlag error = *static_cast<const ErrorFlag*>(flag_copy_);
+  if (error.kind == kNoError) return;
+  check(cudaMemsetAsync(error_flag_, 0, sizeof(ErrorFlag), stream()), "error flag");
+  switch (error.kind) {
+    case kIndexError: fail(ErrorCode::option, "index must be in [0, V), got %d", error.value);
+    case kTargetError: fail(ErrorCode::option, "target must be in [0, V) or ignore_index, got %d", error.value);
+    case kExpertError: fail(ErrorCode::option, "expert index and position must be in range, got %d", error.value);
+    case kGroupError:
+      fail(ErrorCode::shape, "group sizes must not be negative and must sum to the rows of x, got %d", error.value);
+    case kMaskError: fail(ErrorCode::non_finite, "mask must be 0 for padding and another number for a token, got NaN");
   }
-  fail(ErrorCode::internal, "a kernel reported fault %d with %d", fault.kind, fault.value);
+  fail(ErrorCode::internal, "a kernel reported error %d with %d", error.kind, error.value);
 }
 
 }  // namespace st_moe::cuda

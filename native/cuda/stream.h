@@ -37,11 +37,11 @@ class Stream {
   void copy_out(void* host, const void* from, size_t bytes);  // waits, and throws the error flag of kernels
 
   // The device error flag. Kernels cannot throw: they set it (the first error wins), and the next copy_out throws it.
-  struct Fault {
-    int32_t kind;  // 0: none; else one of FaultKind
+  struct ErrorFlag {
+    int32_t kind;  // 0: none; else one of ErrorKind
     int32_t value;
   };
-  Fault* fault() const { return fault_; }
+  ErrorFlag* error_flag() const { return error_flag_; }
 
   void launched(const char* kernel);      // has been launched on stream()
   void multiplied(const char* function);  // of cuBLAS has been called
@@ -64,7 +64,7 @@ class Stream {
     size_t workspace_bytes = 0;
     cudaStream_t stream = nullptr;  // that it works on
   } blas;
-  size_t held_bytes() const { return sizeof(Fault) + blas.workspace_bytes; }  // of the device, besides allocations
+  size_t held_bytes() const { return sizeof(ErrorFlag) + blas.workspace_bytes; }  // of the device, besides allocations
 
  private:
   struct Half {  // of the pinned staging memory
@@ -77,7 +77,7 @@ class Stream {
   void log(const char* name);
   void destroy() noexcept;
   void wait_for(const Half& half);
-  void throw_fault();
+  void throw_error();
   void expect_no_capture(const char* what) const;
 
   int device_;
@@ -85,9 +85,9 @@ class Stream {
   cudaMemPool_t pool_ = nullptr;
   Half halves_[2];
   int next_half_ = 0;
-  Fault* fault_ = nullptr;        // on the device
-  void* fault_copy_ = nullptr;    // pinned
-  cudaStream_t aside_ = nullptr;  // for work outside capture
+  ErrorFlag* error_flag_ = nullptr;  // on the device
+  void* flag_copy_ = nullptr;        // pinned
+  cudaStream_t aside_ = nullptr;     // for work outside capture
   std::unique_ptr<CapturedStep> recording_;
   bool is_aside_ = false;
   cudaError_t allocation_status_ = cudaSuccess;
@@ -96,15 +96,15 @@ class Stream {
   int64_t launches_ = 0, gemms_ = 0, synchronisations_ = 0;
 };
 
-enum FaultKind : int32_t { kNoFault = 0, kIndexFault, kTargetFault, kExpertFault, kGroupFault, kMaskFault };
+enum ErrorKind : int32_t { kNoError = 0, kIndexError, kTargetError, kExpertError, kGroupError, kMaskError };
 
 static inline Stream& stream_of(const Context& ctx) {
   return *static_cast<Stream*>(ctx.stream);
 }
 
 // Called by a kernel for an index out of range; the kernel then skips the element.
-__device__ static inline void report_fault(Stream::Fault* fault, FaultKind kind, int32_t value) {
-  if (atomicCAS(&fault->kind, 0, static_cast<int32_t>(kind)) == 0) fault->value = value;
+__device__ static inline void report_error(Stream::ErrorFlag* error_flag, ErrorKind kind, int32_t value) {
+  if (atomicCAS(&error_flag->kind, 0, static_cast<int32_t>(kind)) == 0) error_flag->value = value;
 }
 
 }  // namespace st_moe::cuda

@@ -10,11 +10,11 @@ template <class In>
 struct MaskEntry {
   const typename In::Stored* x;
   int32_t* mask;
-  Stream::Fault* fault;
+  Stream::ErrorFlag* error_flag;
 
   __device__ void operator()(int64_t i) const {
     const auto value = In::load(x[i]);
-    if (value != value) report_fault(fault, kMaskFault, 0);
+    if (value != value) report_error(error_flag, kMaskError, 0);
     mask[i] = value != 0;
   }
 };
@@ -22,7 +22,7 @@ struct MaskEntry {
 template <class In>
 static void mask_from(const Context& ctx, const TokenMaskArgs& args) {
   const auto* x = static_cast<const typename In::Stored*>(args.x);
-  elementwise(ctx, args.size, MaskEntry<In>{x, args.mask, stream_of(ctx).fault()});
+  elementwise(ctx, args.size, MaskEntry<In>{x, args.mask, stream_of(ctx).error_flag()});
 }
 
 void token_mask(const Context& ctx, const TokenMaskArgs& args) {

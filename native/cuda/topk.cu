@@ -55,7 +55,7 @@ struct TopkGradient {
   const int32_t* index;
   T* dx;
   int64_t E, K;
-  Stream::Fault* fault;
+  Stream::ErrorFlag* error_flag;
 
   __device__ void operator()(int64_t t, int lane) const {
     T* row = dx + t * E;
@@ -63,7 +63,7 @@ struct TopkGradient {
     for (int64_t k = t * K; k < (t + 1) * K; ++k) {
       const int32_t e = index[k];
       if (e < 0 || e >= E) {
-        if (lane == 0) report_fault(fault, kIndexFault, e);
+        if (lane == 0) report_error(error_flag, kIndexError, e);
       } else if (e % kWarp == lane) {
         row[e] = dvalue[k];
       }
@@ -77,7 +77,7 @@ void topk_backward(const Context& ctx, const TopkBackwardArgs& args) {
     using T = decltype(zero);
     by_warp(ctx, args.T,
             TopkGradient<T>{static_cast<const T*>(args.dvalue), args.index, static_cast<T*>(args.dx), args.E, args.K,
-                            stream_of(ctx).fault()});
+                            stream_of(ctx).error_flag()});
   });
 }
 

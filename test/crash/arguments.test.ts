@@ -162,7 +162,7 @@ describe('getters that dispose', () => {
           },
         })
         const strides = Object.defineProperty([64, 1], 0, meddle(64))
-        const y: number = native.gather(x, [64, 64], strides, 0)
+        const y: number = native.stridedRead(x, [64, 64], strides, 0)
         const data = new Float32Array(64 * 64)
         native.toData(y, data)
         expect(data.every((entry) => entry === 3)).toBe(true)

@@ -57,11 +57,11 @@ export default [
     tests: ['test/native-calls.test.ts'],
   },
   {
-    name: 'tokens-of-no-sequence',
+    name: 'rows-of-uneven-experts',
     file: 'native/core/op_rules.h',
-    from: 'if (a.B == 0 ? a.T != 0 : a.T % a.B != 0)',
-    to: 'if (a.B != 0 && a.T % a.B != 0)',
-    breaks: 'tokens without a sequence divide by zero',
+    from: '(a.E == 0 ? a.R != 0 : a.R % a.E != 0)',
+    to: '(a.E == 0 && a.R != 0)',
+    breaks: 'the last rows of a plan belong to no expert',
     tests: ['test/native-calls.test.ts'],
   },
   {

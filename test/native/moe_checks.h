@@ -48,7 +48,8 @@ inline void check_optional(const Device& device) {
   const Problem p = make_problem(kSmall, 1);
   Layer<float> full(p, device), part(p, device);
   full.run("full");
-  part.index = full.index, part.position = full.position, part.weight = full.weight, part.a = full.a;
+  part.assignment = full.assignment, part.ends = full.ends, part.row_of = full.row_of;
+  part.weight = full.weight, part.a = full.a;
   part.optional = false;
   expect_ok(part.expert_ffn(), "expert_ffn without saving");
   expect(part.y == full.y, "expert_ffn without saving");
@@ -58,63 +59,33 @@ inline void check_optional(const Device& device) {
   expect(part.dw1 == full.dw1 && part.db1 == full.db1 && part.dw2 == full.dw2, "expert_ffn_backward without dx");
 }
 
-// Indices that point outside are complaints, whatever the op, and touch nothing.
-// `is_complaint` says whether a status is the error that the device reports.
-inline void check_hostile(const Device& device, bool (*is_complaint)(const Status&)) {
+// Indices of a plan that point outside are complaints of the experts, and touch nothing. `is_complaint` says whether a
+// status is the error that the device reports.
+inline void check_hostile(const Device& device, bool (*is_complaint)(const Status&), bool slots = false) {
   const Problem p = make_problem(kSmall, 1);
-  Layer<float> layer(p, device);
+  Layer<float> layer(p, device, DType::f32, slots);
   layer.run("small");
-  const auto expect_error = [&](const Status& status, const std::string& what) {
-    expect(is_complaint(status), "no error for " + what);
+  const auto expect_complaints = [&](Indices& indices, size_t i, int32_t wrong, const std::string& what) {
+    const int32_t right = std::exchange(indices[i], wrong);
+    expect(is_complaint(layer.expert_ffn()), "no error for " + what + ", expert_ffn");
+    expect(is_complaint(layer.expert_ffn_backward()), "no error for " + what + ", expert_ffn_backward");
+    indices[i] = right;
   };
-  const auto all_complain = [&](const std::string& what, bool fused) {
-    std::vector<float> slots(4 * 2 * 4 * 6), tokens(layer.x), dweight(layer.weight);
-    for (int op = 0; op < 4; ++op) {
-      Call c(device);
-      const int32_t *index = c.in(layer.index), *position = c.in(layer.position);
-      const float *x = c.in(layer.x), *in = c.in(slots), *weight = c.in(layer.weight);
-      float *out = c.out(slots), *dx = c.out(tokens), *dw = c.out(dweight);
-      const DType f32 = DType::f32;
-      const Status status =
-          op == 0   ? c.run(&OpTable::dispatch, DispatchArgs{x, index, position, out, f32, 2, 9, 6, 4, 2, 4})
-          : op == 1 ? c.run(&OpTable::dispatch_backward,
-                            DispatchBackwardArgs{in, x, index, position, dx, dw, f32, 2, 9, 6, 4, 2, 4})
-          : op == 2 ? c.run(&OpTable::combine, CombineArgs{in, weight, index, position, dx, f32, 2, 9, 6, 4, 2, 4})
-                    : c.run(&OpTable::combine_backward,
-                            CombineBackwardArgs{x, in, weight, index, position, out, dw, f32, 2, 9, 6, 4, 2, 4});
-      expect_error(status, what + ", unfused op " + std::to_string(op));
-    }
-    if (!fused) return;
-    expect_error(layer.expert_ffn(), what + ", expert_ffn");
-    expect_error(layer.expert_ffn_backward(), what + ", expert_ffn_backward");
-  };
-  const size_t kept = std::find(layer.kept.begin(), layer.kept.end(), 1) - layer.kept.begin();
-  for (int32_t wrong : {-1, 4, INT32_MAX, INT32_MIN}) {
-    const int32_t right = std::exchange(layer.index[kept], wrong);
-    all_complain("expert_index " + std::to_string(wrong), true);
-    layer.index[kept] = right;
-  }
-  for (int32_t wrong : {4, INT32_MAX}) {
-    const int32_t right = std::exchange(layer.position[kept], wrong);
-    // without fixed slots the fused ops only ask whether there is a position
-    all_complain("position " + std::to_string(wrong), device.backend->fixed_slots);
-    layer.position[kept] = right;
-  }
+  const size_t row = std::find_if(layer.assignment.begin(), layer.assignment.end(), [](int32_t i) { return i >= 0; }) -
+                     layer.assignment.begin();
+  const int32_t assignments = static_cast<int32_t>(layer.row_of.size()), rows = static_cast<int32_t>(layer.rows());
+  for (int32_t wrong : {assignments, INT32_MAX})
+    expect_complaints(layer.assignment, row, wrong, "assignment " + std::to_string(wrong));
+  for (int32_t wrong : {rows, INT32_MAX}) expect_complaints(layer.row_of, 3, wrong, "row_of " + std::to_string(wrong));
+  for (int32_t wrong : {-1, rows + 1, INT32_MAX, INT32_MIN})
+    if (!layer.slots) expect_complaints(layer.ends, 1, wrong, "ends " + std::to_string(wrong));
   expect_ok(layer.expert_ffn(), "after errors");
 
-  // Two tokens in one slot: the last one has it.
-  std::fill(layer.position.begin(), layer.position.end(), 0);
-  std::fill(layer.index.begin(), layer.index.end(), 2);
-  std::vector<float> slots(4 * 2 * 4 * 6, -1);
-  Call c(device);
-  expect_ok(c.run(&OpTable::dispatch, DispatchArgs{c.in(layer.x), c.in(layer.index), c.in(layer.position), c.out(slots),
-                                                   DType::f32, 2, 9, 6, 4, 2, 4}),
-            "a shared slot");
-  for (int64_t b = 0; b < 2; ++b)
-    expect(std::equal(&layer.x[(b * 9 + 8) * 6], &layer.x[(b * 9 + 8) * 6] + 6, &slots[((2 * 2 + b) * 4) * 6]),
-           "the last token has a shared slot");
-  expect_ok(layer.expert_ffn(), "a shared slot");
-  expect_ok(layer.expert_ffn_backward(), "a shared slot");
+  // Rows that two assignments read, that one assignment has twice, or that nothing reads.
+  layer.row_of[3] = layer.row_of[4] = static_cast<int32_t>(row);
+  layer.assignment[row + 1] = layer.assignment[row];
+  expect_ok(layer.expert_ffn(), "a shared row");
+  expect_ok(layer.expert_ffn_backward(), "a shared row");
 }
 
 }  // namespace st_moe::test

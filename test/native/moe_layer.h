@@ -28,13 +28,15 @@ struct Layer {
   std::vector<T> gate, weight, balance, z, total, probs, logits, lse, density, y, a;
   std::vector<T> dweight, dx, dx_router, dw, dw1, db1, dmu, dw2, db2;
   Indices index, kept, position;
+  Indices assignment, ends, row_of;  // the plan
+  const bool slots;                  // of equal rows per expert; else of dispatched assignments alone
   DType compute;
   PackedCopies *w1_packed = nullptr, *w2_packed = nullptr;
   int64_t launches = 0;
   bool optional = true;  // saves A, and wants every gradient
 
-  Layer(const Problem& problem, const Device& on, DType operands = dtype_of<T>())
-      : p(problem), device(on), compute(operands) {
+  Layer(const Problem& problem, const Device& on, DType operands = dtype_of<T>(), bool with_slots = false)
+      : p(problem), device(on), slots(with_slots || on.backend != &cpu_backend()), compute(operands) {
     x = cast<T>(p.x), w = cast<T>(p.w), w1 = cast<T>(p.w1), b1 = cast<T>(p.b1), mu = cast<T>(p.mu);
     w2 = cast<T>(p.w2), b2 = cast<T>(p.b2), gy = cast<T>(p.gy);
     uniforms = cast<T>(p.uniforms), gumbel = cast<T>(p.gumbel);
@@ -49,12 +51,13 @@ struct Layer {
     a = unset<T>(rows() * device.backend->saved_columns(s.P()));
     dw = unset<T>(w.size()), dw1 = unset<T>(w1.size()), db1 = unset<T>(b1.size()), dmu = unset<T>(mu.size());
     dw2 = unset<T>(w2.size()), db2 = unset<T>(b2.size());
-    index = kept = position = Indices(tokens * s.K, -7);
+    index = kept = position = row_of = Indices(tokens * s.K, -7);
+    assignment = Indices(rows(), -7), ends = Indices(s.E, -7);
   }
 
   int64_t rows() const {
     const Shape& s = p.shape;
-    return device.backend->fixed_slots ? s.E * s.B * s.C : s.tokens() * s.K;
+    return slots ? s.E * s.B * s.C : s.tokens() * s.K;
   }
 
   template <class Args>
@@ -84,18 +87,35 @@ struct Layer {
     return run(c, &OpTable::route, r);
   }
 
+  Status plan() {
+    const Shape& s = p.shape;
+    Call c(device);
+    const int32_t *expert = c.in(index), *at = c.in(position);
+    int32_t *to = c.out(assignment), *row = c.out(row_of);
+    if (slots) return run(c, &OpTable::plan_slots, PlanSlotsArgs{expert, at, to, row, s.B, s.N, s.K, s.E, s.C});
+    return run(c, &OpTable::plan_sorted,
+               PlanSortedArgs{expert, at, to, c.out(ends), row, s.tokens(), s.K, s.E, rows()});
+  }
+
+  template <class Args>
+  void give_plan(Call& c, Args& args) {
+    args.assignment = c.in(assignment), args.ends = slots ? nullptr : c.in(ends), args.row_of = c.in(row_of);
+    args.weight = c.in(weight), args.R = rows();
+  }
+
   // `change` may spoil the arguments.
   template <class Change = Unchanged>
   Status expert_ffn(Change&& change = {}) {
     const Shape& s = p.shape;
     Call c(device);
     ExpertFfnArgs f{};
-    f.x = c.in(x), f.expert_index = c.in(index), f.position = c.in(position), f.weight = c.in(weight);
+    f.x = c.in(x);
+    give_plan(c, f);
     f.w1 = c.in(w1), f.b1 = c.in(b1), f.mult_bias = c.in(mu), f.w2 = c.in(w2), f.b2 = c.in(b2);
     f.y = c.out(y), f.a = optional ? c.out(a) : nullptr, f.dtype = dtype_of<T>(), f.compute = compute;
     f.activation = s.activation;
     f.w1_packed = w1_packed, f.w2_packed = w2_packed;
-    f.T = s.tokens(), f.K = s.K, f.D = s.D, f.E = s.E, f.H = s.H, f.B = s.B, f.C = s.C, f.rows = rows();
+    f.T = s.tokens(), f.K = s.K, f.D = s.D, f.E = s.E, f.H = s.H;
     change(f);
     return run(c, &OpTable::expert_ffn, f);
   }
@@ -104,14 +124,15 @@ struct Layer {
     const Shape& s = p.shape;
     Call c(device);
     ExpertFfnBackwardArgs g{};
-    g.dy = c.in(gy), g.x = c.in(x), g.expert_index = c.in(index), g.position = c.in(position), g.weight = c.in(weight);
+    g.dy = c.in(gy), g.x = c.in(x);
+    give_plan(c, g);
     g.w1 = c.in(w1), g.b1 = c.in(b1), g.mult_bias = c.in(mu), g.w2 = c.in(w2), g.b2 = c.in(b2), g.a = c.in(a);
     g.dweight = c.out(dweight), g.dx = with_dx ? c.out(dx) : nullptr;
     if (with_parameters) {
       g.dw1 = c.out(dw1), g.db1 = c.out(db1), g.dmult_bias = c.out(dmu), g.dw2 = c.out(dw2), g.db2 = c.out(db2);
     }
     g.dtype = dtype_of<T>(), g.compute = compute, g.w1_packed = w1_packed, g.w2_packed = w2_packed;
-    g.T = s.tokens(), g.K = s.K, g.D = s.D, g.E = s.E, g.H = s.H, g.B = s.B, g.C = s.C, g.rows = rows();
+    g.T = s.tokens(), g.K = s.K, g.D = s.D, g.E = s.E, g.H = s.H;
     g.straight_through = !s.has(kNoStraightThrough), g.activation = s.activation;
     return run(c, &OpTable::expert_ffn_backward, g);
   }
@@ -121,7 +142,8 @@ struct Layer {
     const std::vector<T> upstream[3] = {{T(p.cb)}, {T(p.cz)}, {T(p.ct)}};
     Call c(device);
     RouteBackwardArgs g{};
-    g.dweight = c.in(dweight), g.dbalance = c.in(upstream[0]), g.dz = c.in(upstream[1]), g.dtotal = c.in(upstream[2]);
+    g.dweight = c.in(dweight), g.dbalance_loss = c.in(upstream[0]), g.dz_loss = c.in(upstream[1]),
+    g.dtotal_loss = c.in(upstream[2]);
     g.x = c.in(x), g.w = c.in(w), g.mask = p.mask.empty() ? nullptr : c.in(p.mask);
     g.expert_index = c.in(index), g.kept = c.in(kept), g.gate = c.in(gate), g.probs = c.in(probs);
     g.logits = c.in(logits), g.lse = c.in(lse), g.density = c.in(density);
@@ -135,6 +157,7 @@ struct Layer {
   void run(const std::string& name) {
     launches = 0;
     expect_ok(route(), name + " route");
+    expect_ok(plan(), name + " plan");
     expect_ok(expert_ffn(), name + " expert_ffn");
     expect(launches <= 8, name + ": kernels of the forward pass", double(launches), 8);
     launches = 0;

@@ -31,46 +31,48 @@ void check_unfused(const Layer<T>& fused, double tolerance, const std::string& n
   const Shape& s = fused.p.shape;
   const OpTable& ops = cpu_backend().ops;
   const Context ctx{2, nullptr};
-  const int64_t rows = s.B * s.C, size = s.E * rows * s.D;
-  std::vector<T> in(size, T(NAN)), out(size, T(NAN)), din(size, T(NAN)), dout(size, T(NAN)), a(s.E * rows * s.P());
+  Layer<T> slots(fused.p, cpu(2), dtype_of<T>(), true);
+  slots.index = fused.index, slots.position = fused.position;
+  expect_ok(slots.plan(), "plan_slots");
+  const int64_t each = s.B * s.C, rows = s.E * each, tokens = s.tokens();
+  std::vector<T> in(rows * s.D, T(NAN)), out(in), din(in), dout(in), a(rows * s.P());
   std::vector<T> y(fused.y.size()), dx(y.size()), dweight(fused.weight.size()), dweight_dispatch(dweight.size());
   Layer<T> grads(fused.p, cpu(2));
-  const int32_t *index = fused.index.data(), *position = fused.position.data();
+  const int32_t *assignment = slots.assignment.data(), *row_of = slots.row_of.data();
   const DType type = dtype_of<T>();
-  expect_ok(ops.dispatch(ctx, {fused.x.data(), index, position, in.data(), type, s.B, s.N, s.D, s.E, s.K, s.C}),
+  expect_ok(ops.dispatch(ctx, {fused.x.data(), assignment, row_of, in.data(), type, tokens, rows, s.K, s.D}),
             "dispatch");
   const auto dense = [&](int64_t e) {
     ExpertFfnArgs f{};
-    f.x = in.data() + e * rows * s.D, f.w1 = fused.w1.data() + e * s.P() * s.D, f.b1 = fused.b1.data() + e * s.P();
+    f.x = in.data() + e * each * s.D, f.w1 = fused.w1.data() + e * s.P() * s.D, f.b1 = fused.b1.data() + e * s.P();
     f.mult_bias = fused.mu.empty() ? nullptr : fused.mu.data() + e * s.H, f.w2 = fused.w2.data() + e * s.D * s.H,
     f.b2 = fused.b2.data() + e * s.D;
-    f.y = out.data() + e * rows * s.D, f.a = a.data() + e * rows * s.P(), f.dtype = f.compute = type;
+    f.y = out.data() + e * each * s.D, f.a = a.data() + e * each * s.P(), f.dtype = f.compute = type;
     f.activation = s.activation;
-    f.T = rows, f.K = 1, f.D = s.D, f.E = 1, f.H = s.H, f.B = 1, f.C = rows, f.rows = rows;
+    f.T = f.R = each, f.K = 1, f.D = s.D, f.E = 1, f.H = s.H;
     return f;
   };
   for (int64_t e = 0; e < s.E; ++e) expect_ok(ops.expert_ffn(ctx, dense(e)), "dense expert_ffn");
-  expect_ok(ops.combine(
-                ctx, {out.data(), fused.weight.data(), index, position, y.data(), type, s.B, s.N, s.D, s.E, s.K, s.C}),
+  expect_ok(ops.combine(ctx, {out.data(), fused.weight.data(), row_of, y.data(), type, tokens, rows, s.K, s.D}),
             "combine");
   check_close(y, widen(fused.y), tolerance, name + " unfused y");
 
-  expect_ok(ops.combine_backward(ctx, {fused.gy.data(), out.data(), fused.weight.data(), index, position, dout.data(),
-                                       dweight.data(), type, s.B, s.N, s.D, s.E, s.K, s.C}),
+  expect_ok(ops.combine_backward(ctx, {fused.gy.data(), out.data(), fused.weight.data(), assignment, row_of,
+                                       dout.data(), dweight.data(), type, tokens, rows, s.K, s.D}),
             "combine_backward");
   for (int64_t e = 0; e < s.E; ++e) {
     const ExpertFfnArgs f = dense(e);
     ExpertFfnBackwardArgs g{};
-    g.dy = dout.data() + e * rows * s.D, g.x = f.x, g.w1 = f.w1, g.b1 = f.b1, g.mult_bias = f.mult_bias, g.w2 = f.w2;
-    g.b2 = f.b2, g.a = f.a, g.dx = din.data() + e * rows * s.D, g.dw1 = grads.dw1.data() + e * s.P() * s.D;
+    g.dy = dout.data() + e * each * s.D, g.x = f.x, g.w1 = f.w1, g.b1 = f.b1, g.mult_bias = f.mult_bias, g.w2 = f.w2;
+    g.b2 = f.b2, g.a = f.a, g.dx = din.data() + e * each * s.D, g.dw1 = grads.dw1.data() + e * s.P() * s.D;
     g.db1 = grads.db1.data() + e * s.P(), g.dmult_bias = f.mult_bias ? grads.dmu.data() + e * s.H : nullptr;
     g.activation = s.activation;
     g.dw2 = grads.dw2.data() + e * s.D * s.H, g.db2 = grads.db2.data() + e * s.D, g.dtype = g.compute = type;
-    g.T = rows, g.K = 1, g.D = s.D, g.E = 1, g.H = s.H, g.B = 1, g.C = rows, g.rows = rows;
+    g.T = g.R = each, g.K = 1, g.D = s.D, g.E = 1, g.H = s.H;
     expect_ok(ops.expert_ffn_backward(ctx, g), "dense expert_ffn_backward");
   }
-  expect_ok(ops.dispatch_backward(ctx, {din.data(), fused.x.data(), index, position, dx.data(), dweight_dispatch.data(),
-                                        type, s.B, s.N, s.D, s.E, s.K, s.C}),
+  expect_ok(ops.dispatch_backward(ctx, {din.data(), fused.x.data(), row_of, dx.data(), dweight_dispatch.data(), type,
+                                        tokens, rows, s.K, s.D}),
             "dispatch_backward");
   for (size_t i = 0; i < dweight.size() && !s.has(kNoStraightThrough); ++i) dweight[i] += dweight_dispatch[i];
   check_close(dx, widen(fused.dx), tolerance, name + " unfused dx");
@@ -134,6 +136,15 @@ void check_gradients(const Layer<double>& layer, const std::string& name) {
   check_gradient(p, &Problem::b2, layer.db2, name + " db2");
 }
 
+// The same with rows by slot, so that gradients of parameters are added up in another order.
+template <class T>
+void check_slots(const Layer<T>& sorted, const std::string& name) {
+  Layer<T> slots(sorted.p, cpu(2), dtype_of<T>(), true);
+  slots.run(name);
+  check_equal(slots, sorted, name + " by slots");
+  expect(slots.y == sorted.y && slots.dx == sorted.dx && slots.dweight == sorted.dweight, name + " by slots: bits");
+}
+
 template <class T>
 void check_threads(const Layer<T>& one, const std::string& name) {
   for (int threads : {2, 3, 7}) {
@@ -156,12 +167,14 @@ void check_shape(const Shape& shape) {
   check_gradients(wide, name);
   check_unfused(wide, 1e-13, name + " f64");
   check_threads(wide, name + " f64");
+  check_slots(wide, name + " f64");
 
   Layer<float> narrow(p, cpu());
   narrow.run(name);
   check_forward(narrow, r, 2e-6, name + " f32");
   check_unfused(narrow, 2e-6, name + " f32");
   check_threads(narrow, name + " f32");
+  check_slots(narrow, name + " f32");
   const auto a = narrow.results();
   const auto b = wide.results();
   for (size_t i = 0; i < a.size(); ++i)
@@ -229,7 +242,7 @@ void check_arguments() {
   const Problem p = make_problem(kSmall, 1);
   Layer<float> layer(p, cpu(2));
   layer.run("small");
-  expect(is_option(layer.expert_ffn([](auto& f) { f.rows = 1; })), "too few rows");
+  expect(is_option(layer.expert_ffn([](auto& f) { f.R = 1; })), "too few rows");
   const auto unknown = static_cast<Activation>(kActivationCount);
   expect(is_option(layer.expert_ffn([&](auto& f) { f.activation = unknown; })), "an unknown activation");
 }
@@ -268,6 +281,7 @@ int main() {
   check_nan();
   check_ties();
   check_hostile(cpu(2), is_option);
+  check_hostile(cpu(2), is_option, true);
   check_arguments();
   check_optional(cpu(2));
   check_large();

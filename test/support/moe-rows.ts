@@ -2,11 +2,13 @@ import {
   CausalSelfAttention,
   Dropout,
   Embedding,
+  ExpertChoiceGating,
   FeedForward,
   LayerNorm,
   Linear,
   Module,
   MoE,
+  type MoEOptions,
   manualSeed,
   ops,
   RMSNorm,
@@ -85,6 +87,24 @@ function routeSubject(kind: Kind): Subject {
   })
 }
 
+/** The router of a problem with scores that are not all but 1, so that their order among tokens has margins too. */
+const gentle = (p: Problem) => p.router.map((weight) => weight / 8)
+
+function expertChoiceSubject(kind: Kind, expertChoiceOver: 'tokens' | 'experts'): Subject {
+  const { problem: p } = drawn(kind)
+  const leaves = { x: input(p), router: { shape: [p.E, p.D], data: gentle(p) } }
+  return functionSubject(`${kind} over ${expertChoiceOver} ${sizes(p)}`, leaves, ({ x, router }, dtype) => {
+    const { mask } = forwardOptions(p, dtype)
+    const made = ops.expertChoice(x, router, {
+      mask,
+      expertChoiceOver,
+      capacity: Math.ceil(p.N / 2),
+      balanceLossCoef: 0.8,
+    })
+    return [made.weight, made.balanceLoss, made.routerZLoss, made.totalAuxLoss, made.kept]
+  })
+}
+
 /** dispatch, combine or expertFfn on the routing of a problem, with a weight that is a leaf of its own. */
 function routingSubject(
   kind: Kind,
@@ -126,6 +146,14 @@ const opRows: Row[] = [
       }),
   },
   { name: 'route', ops: ['route'], subjects: () => routeKinds.map(routeSubject) },
+  {
+    name: 'expertChoice',
+    ops: ['expertChoice'],
+    subjects: () =>
+      (['tokens', 'experts'] as const).flatMap((over) =>
+        (['plain', 'masked', 'short'] as const).map((kind) => expertChoiceSubject(kind, over)),
+      ),
+  },
   {
     name: 'dispatch',
     ops: ['dispatch'],
@@ -267,6 +295,29 @@ function blockSubject(addFfBefore: boolean, addFfAfter: boolean): Subject {
   })
 }
 
+function routerSubject(options: (p: Problem) => Partial<MoEOptions>): Subject {
+  const { problem: p } = drawn('plain')
+  const straight = { straightThroughDispatchTensor: false }
+  const make = (dtype: Float) => new MoE({ dtype, dim: p.D, numExperts: p.E, ...straight, ...options(p) })
+  const router = (state: Leaves) => state['gate.to_gates.weight'].data.set(options(p).router ? gentle(p) : p.router)
+  const run = (moe: MoE, { x }: Record<string, Tensor>) => {
+    const { outputs, totalAuxLoss, routing } = moe.forward(x)
+    return [outputs, totalAuxLoss, routing.expertIndex, routing.kept]
+  }
+  return moduleSubject(JSON.stringify(options(p)), make, { x: input(p) }, run, router)
+}
+
+function expertChoiceGatingSubject(): Subject {
+  const { problem: p } = drawn('plain')
+  const make = (dtype: Float) => new ExpertChoiceGating({ dtype, dim: p.D, numGates: p.E })
+  const router = (state: Leaves) => state['to_gates.weight'].data.set(gentle(p))
+  const run = (gating: ExpertChoiceGating, { x }: Record<string, Tensor>) => {
+    const { weight, balanceLoss, routerZLoss, kept } = gating.forward(x)
+    return [weight, balanceLoss, routerZLoss, kept]
+  }
+  return moduleSubject(sizes(p), make, { x: input(p) }, run, router)
+}
+
 function gatingSubject(): Subject {
   const { problem: p } = drawn('plain')
   const make = (dtype: Float) => new TopNGating({ dtype, dim: p.D, numGates: p.E, topN: p.K, thresholdTrain: 0 })
@@ -328,6 +379,11 @@ const moduleRows: Row[] = [
       ),
     ],
   },
+  {
+    name: 'ExpertChoiceGating',
+    modules: ['ExpertChoiceGating'],
+    subjects: () => [expertChoiceGatingSubject()],
+  },
   { name: 'TopNGating', modules: ['TopNGating'], subjects: () => [gatingSubject()] },
   {
     name: 'MoE',
@@ -338,6 +394,9 @@ const moduleRows: Row[] = [
       ),
       moeSubject('plain', { training: false }),
       userExpertsSubject(),
+      routerSubject(({ K }) => ({ dropless: true, gatingTopN: K, thresholdTrain: 0 })),
+      routerSubject(() => ({ router: 'expertChoice' })),
+      routerSubject(() => ({ router: 'expertChoice', expertChoiceOver: 'experts' })),
     ],
   },
   {

@@ -1,5 +1,5 @@
 import { type ComputeDType, MoE, noGrad, type RoutingStats, randn, scope, type Tensor } from '../../index.js'
-import { hiddenWidth } from '../../nn/experts.js'
+import { hiddenSize } from '../../nn/experts.js'
 
 export interface LayerSizes {
   batch: number
@@ -29,7 +29,7 @@ export class Layer {
   }
 
   get hidden(): number {
-    return hiddenWidth('bench', this.sizes.dim, 4)
+    return hiddenSize('bench', this.sizes.dim, 4)
   }
 
   /** The output, without a tape. */

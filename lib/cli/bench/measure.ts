@@ -13,7 +13,7 @@ import {
   type Tensor,
   tensor,
 } from '../../index.js'
-import { hiddenWidth } from '../../nn/experts.js'
+import { hiddenSize } from '../../nn/experts.js'
 import { checkMemory } from '../memory.js'
 import { Layer } from './layer.js'
 import { spreadOf } from './statistics.js'
@@ -85,7 +85,7 @@ export function measure(settings: Settings): Measurement {
 
 /** Lower bound: weights and gradients, of the layer and of the GEMMs alone; token rows and hidden rows. */
 function bytesOf({ dim, experts, 'top-n': topN, batch, tokens }: Settings): number {
-  const hidden = hiddenWidth('bench', dim, 4)
+  const hidden = hiddenSize('bench', dim, 4)
   const weights = experts * 3 * hidden * dim
   return 4 * (4 * weights + batch * tokens * (4 * dim + topN * 2 * hidden))
 }

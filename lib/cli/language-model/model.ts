@@ -13,7 +13,7 @@ import {
   type Tensor,
   tensor,
 } from '../../index.js'
-import { hiddenWidth } from '../../nn/experts.js'
+import { hiddenSize } from '../../nn/experts.js'
 
 export interface ModelOptions {
   vocabulary: number
@@ -121,7 +121,7 @@ export class LanguageModel extends Module {
 
 /** Lower bound of the bytes of the weights. The dense feed-forward after the experts counts as one expert. */
 export function weightBytes({ vocabulary, context, dim, layers, experts }: ModelOptions): number {
-  const hidden = hiddenWidth('st-moe train', dim, 4)
+  const hidden = hiddenSize('st-moe train', dim, 4)
   return 4 * (layers * (4 * dim * dim + (experts + 1) * 3 * hidden * dim) + (2 * vocabulary + context) * dim)
 }
 
@@ -131,7 +131,7 @@ export function weightBytes({ vocabulary, context, dim, layers, experts }: Model
  */
 export function trainingBytes(options: ModelOptions, batch: number): number {
   const { vocabulary, context, dim, layers, topN } = options
-  const hidden = hiddenWidth('st-moe train', dim, 4)
+  const hidden = hiddenSize('st-moe train', dim, 4)
   const saved = batch * context * (layers * (8 * dim + (topN + 1) * 2 * hidden) + 2 * vocabulary)
   return 4 * (weightBytes(options) + saved)
 }

@@ -13,10 +13,12 @@ void layers(Table&);
 void attention(Table&);
 void gemms(Table&);
 void topk(Table&);
+void routing(Table&);
 
 constexpr std::pair<const char*, void (*)(Table&)> kGroups[] = {{"creation", creation}, {"elementwise", elementwise},
                                                                 {"layers", layers},     {"attention", attention},
-                                                                {"gemms", gemms},       {"topk", topk}};
+                                                                {"gemms", gemms},       {"topk", topk},
+                                                                {"routing", routing}};
 
 double rounded(DType dtype, double value) {
   switch (dtype) {

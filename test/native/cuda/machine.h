@@ -26,12 +26,12 @@ class Machine {
   }
   ~Machine() { plugin_->close(backend_, &context); }
 
-  const Backend& card() const { return *backend_; }
+  const Backend& gpu() const { return *backend_; }
   Context context{1, nullptr};
 
  private:
   [[noreturn]] static void stop(const std::string& reason) {
-    std::printf("no card: %s\n", reason.c_str());
+    std::printf("no GPU: %s\n", reason.c_str());
     std::exit(2);
   }
 
@@ -44,7 +44,7 @@ inline Machine& machine() {
   return instance;
 }
 
-// What the emulator counts, and zeros on a real card.
+// What the emulator counts, and zeros on a real gpu.
 struct Counters {
   int64_t launches, products, copies, allocations, synchronisations, live_allocations, live_bytes, graph_launches;
 };

@@ -12,8 +12,8 @@ namespace {
 using namespace st_moe::test;
 using namespace moe_reference;
 
-Device card() {
-  return {&machine().card(), machine().context, [] {
+Device gpu() {
+  return {&machine().gpu(), machine().context, [] {
             const Counters count = counters();
             return Work{count.launches, count.synchronisations + count.copies};
           }};
@@ -21,7 +21,7 @@ Device card() {
 
 template <class T>
 void check_layer(const Problem& p, const std::string& name, DType compute = dtype_of<T>()) {
-  Layer<T> expected(p, cpu(), compute), got(p, card(), compute), again(p, card(), compute);
+  Layer<T> expected(p, cpu(), compute), got(p, gpu(), compute), again(p, gpu(), compute);
   expected.run(name + " on the CPU");
   got.run(name);
   // What is rounded to a narrow type a second time may differ in its last bit where float32 does in its own.
@@ -55,7 +55,7 @@ struct Copies : PackedCopies {
   Copies() : PackedCopies{find_copy, keep_copy} {}
   ~Copies() { clear(); }
   void clear() {
-    for (const Copy& copy : held) card().backend->release(card().ctx, copy.data, copy.bytes);
+    for (const Copy& copy : held) gpu().backend->release(gpu().ctx, copy.data, copy.bytes);
     held.clear();
   }
   static const void* find_copy(const PackedCopies& copies, const PackKey& key) {
@@ -79,7 +79,7 @@ struct Copies : PackedCopies {
 void check_packed() {
   const Problem p = make_problem({"hidden 127", 2, 9, 67, 4, 2, 4, 127, {0, 0.3f}}, 1);
   Copies w1, w2;
-  Layer<float> plain(p, card(), DType::bf16), packed(p, card(), DType::bf16);
+  Layer<float> plain(p, gpu(), DType::bf16), packed(p, gpu(), DType::bf16);
   plain.run("without copies");
   packed.w1_packed = &w1, packed.w2_packed = &w2;
   packed.run("with copies");
@@ -148,7 +148,7 @@ void check_nan() {
   check_layer<float>(p, "NaN token");  // NaN in the same places as on the CPU
   p.mask.assign(shape.tokens(), 1);
   p.mask[3] = 0;
-  Layer<float> padded(p, card());
+  Layer<float> padded(p, gpu());
   padded.run("masked NaN token");
   for (const std::vector<float>* v : {&padded.y, &padded.dx, &padded.dx_router, &padded.dw, &padded.dw1, &padded.total})
     expect(!has_nan(*v), "a masked NaN token");
@@ -161,54 +161,10 @@ void check_nan() {
   for (int64_t i = 0; i < 2 * 5 * 6; ++i) spoilt.w1[unused * 60 + i] = i % 2 ? NAN : INFINITY;
   for (int64_t i = 0; i < 5 * 6; ++i) spoilt.w2[unused * 30 + i] = i % 2 ? NAN : INFINITY;
   for (int64_t i = 0; i < 6; ++i) spoilt.b2[unused * 6 + i] = NAN;
-  Layer<float> layer(spoilt, card());
+  Layer<float> layer(spoilt, gpu());
   layer.run("NaN weights of an expert without tokens");
   for (const auto& [name, v] : layer.results())
     expect(!has_nan(*v), std::string("NaN weights of an expert without tokens: ") + name);
-}
-
-// dispatch and combine with the slots of a routing, and their backwards.
-template <class T>
-void check_unfused(const Shape& s, const std::string& name) {
-  const Problem p = make_problem(s, 5);
-  Layer<T> layer(p, cpu());
-  layer.run(name);
-  std::vector<T> slots_in(s.E * s.B * s.C * s.D);
-  for (size_t i = 0; i < slots_in.size(); ++i) slots_in[i] = T(std::sin(double(i)));
-  struct Outputs {
-    std::vector<T> dispatched, dx, dweight, combined, dslots, dweight2;
-  } out[2];
-  const Device devices[2] = {cpu(), card()};
-  for (int d = 0; d < 2; ++d) {
-    Outputs& o = out[d];
-    o.dispatched = o.dslots = unset<T>(slots_in.size());
-    o.dx = o.combined = unset<T>(layer.x.size());
-    o.dweight = o.dweight2 = unset<T>(layer.weight.size());
-    Call c(devices[d]);
-    const int32_t *index = c.in(layer.index), *position = c.in(layer.position);
-    const T *x = c.in(layer.x), *slots = c.in(slots_in), *weight = c.in(layer.weight), *gy = c.in(layer.gy);
-    const DType type = dtype_of<T>();
-    T *dispatched = c.out(o.dispatched), *dx = c.out(o.dx), *dweight = c.out(o.dweight), *combined = c.out(o.combined);
-    T *dslots = c.out(o.dslots), *dweight2 = c.out(o.dweight2);
-    expect_ok(
-        c.run(&OpTable::dispatch, DispatchArgs{x, index, position, dispatched, type, s.B, s.N, s.D, s.E, s.K, s.C}),
-        "dispatch");
-    expect_ok(c.run(&OpTable::dispatch_backward,
-                    DispatchBackwardArgs{slots, x, index, position, dx, dweight, type, s.B, s.N, s.D, s.E, s.K, s.C}),
-              "dispatch_backward");
-    expect_ok(c.run(&OpTable::combine,
-                    CombineArgs{slots, weight, index, position, combined, type, s.B, s.N, s.D, s.E, s.K, s.C}),
-              "combine");
-    expect_ok(c.run(&OpTable::combine_backward, CombineBackwardArgs{gy, slots, weight, index, position, dslots,
-                                                                    dweight2, type, s.B, s.N, s.D, s.E, s.K, s.C}),
-              "combine_backward");
-  }
-  expect(out[0].dispatched == out[1].dispatched, name + " dispatch");
-  expect_close(out[1].dx, out[0].dx, name + " dispatch_backward dx");
-  expect_close(out[1].dweight, out[0].dweight, name + " dispatch_backward dweight");
-  expect_close(out[1].combined, out[0].combined, name + " combine");
-  expect_close(out[1].dslots, out[0].dslots, name + " combine_backward dx");
-  expect_close(out[1].dweight2, out[0].dweight2, name + " combine_backward dweight");
 }
 
 // One expert and all tokens, with and without weights and what may be left out.
@@ -220,7 +176,7 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all, 
   std::vector<T> b2 = cast<T>(p.b2), gy = cast<T>(p.gy), weight(tokens);
   for (int64_t t = 0; t < tokens; ++t) weight[t] = T(0.5 + std::cos(double(t)));
   std::vector<T> out[2][9];
-  const Device devices[2] = {cpu(), card()};
+  const Device devices[2] = {cpu(), gpu()};
   for (int d = 0; d < 2; ++d) {
     const size_t sizes[9] = {x.size(),  size_t(tokens * devices[d].backend->saved_columns(2 * H)),
                              x.size(),  size_t(tokens),
@@ -233,41 +189,17 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all, 
     for (int i = 0; i < 9; ++i) pointer[i] = c.out(out[d][i]);
     const T* weights = weighted ? c.in(weight) : nullptr;
     const T *px = c.in(x), *pw1 = c.in(w1), *pb1 = c.in(b1), *pmu = c.in(mu), *pw2 = c.in(w2), *pb2 = c.in(b2);
-    expect_ok(c.run(&OpTable::expert_ffn,
-                    ExpertFfnArgs{px,         nullptr,    nullptr,       weights,          pw1,    pb1, pmu, pw2, pb2,
-                                  pointer[0], pointer[1], dtype_of<T>(), compute,          tokens, 1,   D,   1,   H,
-                                  1,          tokens,     tokens,        Activation::geglu}),
-              name);
-    ExpertFfnBackwardArgs g{c.in(gy),
-                            px,
-                            nullptr,
-                            nullptr,
-                            weights,
-                            pw1,
-                            pb1,
-                            pmu,
-                            pw2,
-                            pb2,
-                            pointer[1],
-                            pointer[2],
-                            weighted ? pointer[3] : nullptr,
-                            pointer[4],
-                            pointer[5],
-                            pointer[6],
-                            pointer[7],
-                            pointer[8],
-                            dtype_of<T>(),
-                            compute,
-                            tokens,
-                            1,
-                            D,
-                            1,
-                            H,
-                            1,
-                            tokens,
-                            tokens,
-                            Activation::geglu,
-                            1};
+    ExpertFfnArgs f{};
+    f.x = px, f.weight = weights, f.w1 = pw1, f.b1 = pb1, f.mult_bias = pmu, f.w2 = pw2, f.b2 = pb2;
+    f.y = pointer[0], f.a = pointer[1], f.dtype = dtype_of<T>(), f.compute = compute;
+    f.T = f.R = tokens, f.K = f.E = 1, f.D = D, f.H = H;
+    expect_ok(c.run(&OpTable::expert_ffn, f), name);
+    ExpertFfnBackwardArgs g{};
+    g.dy = c.in(gy), g.x = px, g.weight = weights, g.w1 = pw1, g.b1 = pb1, g.mult_bias = pmu, g.w2 = pw2, g.b2 = pb2;
+    g.a = pointer[1], g.dx = pointer[2], g.dweight = weighted ? pointer[3] : nullptr;
+    g.dw1 = pointer[4], g.db1 = pointer[5], g.dmult_bias = pointer[6], g.dw2 = pointer[7], g.db2 = pointer[8];
+    g.dtype = dtype_of<T>(), g.compute = compute, g.straight_through = 1;
+    g.T = g.R = tokens, g.K = g.E = 1, g.D = D, g.H = H;
     if (!all) g.dw1 = g.db1 = g.dmult_bias = g.dw2 = g.db2 = nullptr;
     expect_ok(c.run(&OpTable::expert_ffn_backward, g), name + " backward");
   }
@@ -281,7 +213,7 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all, 
 // The backward of the router reads indices too; on the CPU only the binding makes sure of them.
 void check_route_backward_index() {
   const Problem p = make_problem(kSmall, 1);
-  Layer<float> layer(p, card());
+  Layer<float> layer(p, gpu());
   layer.run("small");
   for (int32_t wrong : {-1, 4, INT32_MAX, INT32_MIN}) {
     const int32_t right = std::exchange(layer.index[0], wrong);
@@ -298,8 +230,6 @@ int main(int count, char** arguments) {
   check_random(count > 1 ? std::atoi(arguments[1]) : small() ? 3 : 10);
   check_empty();
   check_nan();
-  check_unfused<float>({"unfused", 2, 9, 6, 4, 2, 3, 5, {0, 0.3f}}, "unfused f32");
-  check_unfused<double>({"unfused", 3, 40, 35, 7, 3, 9, 2, {0, 0.3f, 0.3f}, kMasked}, "unfused f64");
   check_dense<float>(70, 33, 140, false, true);
   check_dense<double>(70, 33, 140, true, true);
   check_dense<double>(5, 3, 4, true, false);
@@ -309,9 +239,9 @@ int main(int count, char** arguments) {
     check_dense<float>(3, 64, 97, true, false, compute);
     check_dense<float>(0, 3, 4, true, true, compute);
   }
-  check_optional(card());
+  check_optional(gpu());
   check_packed();
-  check_hostile(card(), [](const Status& status) { return status.code != ErrorCode::none; });
+  check_hostile(gpu(), [](const Status& status) { return status.code != ErrorCode::none; });
   check_route_backward_index();
-  return report("moe_test", machine().card().variant);
+  return report("moe_test", machine().gpu().variant);
 }

@@ -14,7 +14,7 @@ constexpr double kFloat = 1e-6, kDouble = 1e-14;
 
 // Copies in, runs, copies out. The status is that of the op, or of the first copy.
 Result run_on_device(const Problem& problem, const std::string& name, bool host_copies) {
-  const Backend& card = machine().card();
+  const Backend& gpu = machine().gpu();
   const Context& ctx = machine().context;
   Problem call = problem;
   Result result;
@@ -22,8 +22,8 @@ Result run_on_device(const Problem& problem, const std::string& name, bool host_
   for (const Tensor& t : call.tensors) {
     Bytes bytes = t.encode();
     if (t.role == Role::output) bytes.assign(bytes.size(), '\xff');
-    memory.push_back(card.allocate(ctx, bytes.size()));
-    check(card.copy_in(ctx, memory.back(), bytes.data(), bytes.size()).code == ErrorCode::none, "%s: copy in",
+    memory.push_back(gpu.allocate(ctx, bytes.size()));
+    check(gpu.copy_in(ctx, memory.back(), bytes.data(), bytes.size()).code == ErrorCode::none, "%s: copy in",
           name.c_str());
     result.bytes.push_back(std::move(bytes));
   }
@@ -36,18 +36,18 @@ Result run_on_device(const Problem& problem, const std::string& name, bool host_
         member<void*>(call.args, field.offset) = result.bytes[at].data();
   }
   const Counters before = counters();
-  result.status = call.op->run(card.ops, ctx, call.args);
+  result.status = call.op->run(gpu.ops, ctx, call.args);
   const Counters after = counters();
   check(after.synchronisations == before.synchronisations && (call.op->by_hand || after.copies == before.copies),
         "%s waits for the device", name.c_str());
   const bool ran = result.status.code == ErrorCode::none;
   for (size_t i = 0; i < memory.size(); ++i) {
-    Status copied = card.copy_out(ctx, result.bytes[i].data(), memory[i], result.bytes[i].size());
+    Status copied = gpu.copy_out(ctx, result.bytes[i].data(), memory[i], result.bytes[i].size());
     if (ran && i == 0) result.status = copied;
     if (i == 0 && copied.code != ErrorCode::none)  // reported once
-      copied = card.copy_out(ctx, result.bytes[i].data(), memory[i], result.bytes[i].size());
+      copied = gpu.copy_out(ctx, result.bytes[i].data(), memory[i], result.bytes[i].size());
     check(copied.code == ErrorCode::none, "%s: %s", name.c_str(), copied.text);
-    card.release(ctx, memory[i], result.bytes[i].size());
+    gpu.release(ctx, memory[i], result.bytes[i].size());
   }
   if (!ran) result.bytes.clear();
   return result;
@@ -75,19 +75,19 @@ void run(const Table& table, const Case& c) {
 
 // Larger than the staging memory, so that both halves are used more than once.
 void test_copies() {
-  const Backend& card = machine().card();
+  const Backend& gpu = machine().gpu();
   const Context& ctx = machine().context;
   for (size_t bytes : {size_t{0}, size_t{1}, size_t{4} << 20, (size_t{17} << 20) + 3}) {
     Bytes host(bytes), back(bytes);
     for (size_t i = 0; i < bytes; ++i) host[i] = static_cast<char>(i * 2654435761u >> 13);
-    void* data = card.allocate(ctx, bytes);
+    void* data = gpu.allocate(ctx, bytes);
     check(data != nullptr, "allocate");
-    check(card.copy_in(ctx, data, host.data(), bytes).code == ErrorCode::none, "copy in");
-    check(card.copy_out(ctx, back.data(), data, bytes).code == ErrorCode::none, "copy out");
+    check(gpu.copy_in(ctx, data, host.data(), bytes).code == ErrorCode::none, "copy in");
+    check(gpu.copy_out(ctx, back.data(), data, bytes).code == ErrorCode::none, "copy out");
     check(host == back, "copies of %zu bytes", bytes);
-    card.release(ctx, data, bytes);
+    gpu.release(ctx, data, bytes);
   }
-  check(card.allocate(ctx, size_t{1} << 46) == nullptr, "more memory than there is");
+  check(gpu.allocate(ctx, size_t{1} << 46) == nullptr, "more memory than there is");
 }
 
 }  // namespace
@@ -98,6 +98,6 @@ int main(int count, char** names) {
   size_t cases = 0;
   for (const Case& c : table.cases())
     if (c.on_device) run(table, c), ++cases;
-  std::printf("ops: %zu cases on %s\n", cases, machine().card().variant);
+  std::printf("ops: %zu cases on %s\n", cases, machine().gpu().variant);
   return check_result();
 }

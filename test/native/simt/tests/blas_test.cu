@@ -41,7 +41,7 @@ std::vector<T> whole(int64_t n, int seed) {
 }
 
 template <class T>
-void multiply_on_host(const Product& p, const T* a, const T* b, T* c) {
+void multiply_on_host(const Gemm& p, const T* a, const T* b, T* c) {
   for (int64_t g = 0; g < p.batch; ++g)
     for (int64_t m = 0; m < p.M; ++m)
       for (int64_t n = 0; n < p.N; ++n) {
@@ -80,7 +80,7 @@ void test_narrow(const Context& ctx, DType type) {
   const std::vector<float> a = whole<float>(kSize, 1), b = whole<float>(kSize, 2);
   const OnDevice<uint16_t> device_a(ctx, narrow(a, type)), device_b(ctx, narrow(b, type));
   for (int bits = 0; bits < 8; ++bits) {
-    Product p{3, 5, 7, device_a.get(), device_b.get(), nullptr, 10, 10, 11};
+    Gemm p{3, 5, 7, device_a.get(), device_b.get(), nullptr, 10, 10, 11};
     p.transpose_a = bits & 1, p.transpose_b = bits & 2, p.accumulate = bits & 4;
     p.batch = 2, p.a_stride = 100, p.b_stride = 110, p.c_stride = 120;
     std::vector<float> c = whole<float>(kSize, 3);
@@ -99,7 +99,7 @@ void test_multiply(const Context& ctx) {
   const int64_t shapes[][4] = {{3, 5, 7, 2}, {1, 1, 1, 1}, {4, 6, 0, 2}, {0, 3, 4, 1}, {8, 8, 8, 3}, {5, 9, 2, 0}};
   for (const auto& [M, N, K, batch] : shapes)
     for (int bits = 0; bits < 16; ++bits) {
-      Product p{M, N, K, device_a.get(), device_b.get(), nullptr, 10, 10, 11};
+      Gemm p{M, N, K, device_a.get(), device_b.get(), nullptr, 10, 10, 11};
       p.transpose_a = bits & 1;
       p.transpose_b = bits & 2;
       p.accumulate = bits & 4;
@@ -123,7 +123,7 @@ void test_grouped(const Context& ctx) {
   for (int64_t count : {0, 1, 5}) {
     std::vector<T> c = whole<T>(kSize, 6);
     const OnDevice<T> device_c(ctx, c);
-    std::vector<Product> products;
+    std::vector<Gemm> products;
     const int64_t rows[] = {3, 0, 4, 1, 2};
     for (int64_t g = 0; g < count; ++g) {
       const int64_t at = g * 100, K = g == 3 ? 0 : 5;
@@ -146,10 +146,10 @@ void test_narrow_grouped(const Context& ctx, DType type) {
   std::vector<float> c = whole<float>(kSize, 6);
   const OnDevice<float> wide_c(ctx, c);
   const OnDevice<uint16_t> narrow_c(ctx, narrow(c, type));
-  std::vector<Product> wide, same;
+  std::vector<Gemm> wide, same;
   for (int64_t g = 0; g < 5; ++g) {
     const int64_t rows[] = {3, 0, 4, 1, 2}, at = g * 100;
-    Product p{rows[g], 6, 5, device_a.get() + at, device_b.get() + at, wide_c.get() + at, 7, 8, 9};
+    Gemm p{rows[g], 6, 5, device_a.get() + at, device_b.get() + at, wide_c.get() + at, 7, 8, 9};
     wide.push_back(p);
     p.c = narrow_c.get() + at;
     same.push_back(p);
@@ -174,21 +174,21 @@ void test_limits(const Context& ctx) {
 }
 
 // An index that a kernel refuses is an error of the next copy_out, once.
-__global__ void faulty_kernel(Stream::Fault* fault) {
-  report_fault(fault, kIndexFault, static_cast<int32_t>(threadIdx.x));
+__global__ void flagging_kernel(Stream::ErrorFlag* error_flag) {
+  report_error(error_flag, kIndexError, static_cast<int32_t>(threadIdx.x));
 }
 
 void test_fault(const Context& ctx) {
   Stream& stream = stream_of(ctx);
   const OnDevice<float> memory(ctx, {1, 2});
-  launch(ctx, faulty_kernel, 1, 64, 0, stream.fault());
+  launch(ctx, flagging_kernel, 1, 64, 0, stream.error_flag());
   try {
     memory.back(2);
-    expect(false, "fault");
+    expect(false, "error flag");
   } catch (const Error& error) {
-    expect(error.code() == ErrorCode::option && std::strstr(error.what(), "index must be in"), "fault");
+    expect(error.code() == ErrorCode::option && std::strstr(error.what(), "index must be in"), "error flag");
   }
-  expect(memory.back(2) == std::vector<float>({1, 2}), "after a fault");
+  expect(memory.back(2) == std::vector<float>({1, 2}), "after an error flag");
 }
 
 }  // namespace

@@ -55,7 +55,7 @@ void test_aside() {
   const Scratch<float> x(e.ctx, 3);
   const std::vector<float> first{2, 3, 0}, second{5, 7, 0};
   std::vector<float> got(3);
-  const Product product{1, 1, 1, x.get(), x.get() + 1, x.get() + 2, 1, 1, 1};
+  const Gemm product{1, 1, 1, x.get(), x.get() + 1, x.get() + 2, 1, 1, 1};
   e.stream.copy_in(x.get(), first.data(), 12);
   e.stream.begin_capture();
   multiply(e.ctx, DType::f32, DType::f32, product);

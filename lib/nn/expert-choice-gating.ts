@@ -1,0 +1,76 @@
+import { fail } from '../check.js'
+import type { DType } from '../dtype.js'
+import { expertChoice } from '../ops/expert-choice.js'
+import { choiceOptions, lossOptions } from '../ops/route-options.js'
+import type { RouteResult } from '../ops/routing.js'
+import { integer, type OptionsOf, pick, reader, type ValuesOf } from '../options.js'
+import { checkTensor, type Tensor } from '../tensor.js'
+import { capacityOf, type GatingForwardOptions, gatingOptions, readForwardOptions } from './gating.js'
+import { type LayerOptions, Linear, layerOptions } from './linear.js'
+import { Module } from './module.js'
+
+const ownOptions = {
+  /** E */
+  numGates: integer({ min: 1 }),
+}
+
+/** What a layer passes on to this router. */
+type Passed = readonly [typeof gatingOptions, typeof choiceOptions, typeof lossOptions, typeof layerOptions]
+export const passedToExpertChoice: Passed = [gatingOptions, choiceOptions, lossOptions, layerOptions]
+
+/** Options of {@link ExpertChoiceGating}. */
+export interface ExpertChoiceGatingOptions
+  extends OptionsOf<typeof ownOptions>,
+    OptionsOf<typeof gatingOptions>,
+    OptionsOf<typeof choiceOptions>,
+    OptionsOf<typeof lossOptions>,
+    LayerOptions {}
+
+const readOptions = reader(ownOptions, ...passedToExpertChoice)
+
+/**
+ * The router of `router: 'expertChoice'`: every expert takes the tokens of its highest scores, by
+ * {@link ops.expertChoice}. State: `to_gates.weight` [E, D].
+ *
+ * @example
+ * ```ts
+ * const gate = new ExpertChoiceGating({ dim: 32, numGates: 4 })
+ * const { kept, capacity } = gate.forward(randn([2, 16, 32]))
+ * console.log(kept.shape, capacity) // → [ 2, 16, 4 ] 5
+ * ```
+ */
+export class ExpertChoiceGating extends Module {
+  /** E */
+  readonly numGates: number
+  /** D → E, without bias; weight uniform in ±1/√D at the start. */
+  readonly toGates: Linear
+  readonly #options: ValuesOf<[typeof gatingOptions, typeof choiceOptions, typeof lossOptions]>
+
+  /** Errors: OPTION, DTYPE, DEVICE; they name `op`. */
+  constructor(options: ExpertChoiceGatingOptions, op = 'ExpertChoiceGating') {
+    super()
+    const o = readOptions(op, options)
+    this.numGates = o.numGates
+    this.#options = pick(o, gatingOptions, choiceOptions, lossOptions)
+    this.toGates = new Linear(o.dim, o.numGates, { ...pick(o, layerOptions), bias: false })
+  }
+
+  /** x [B, N, D] → where its tokens go, and the losses (0 in evaluation). Errors: SHAPE, DTYPE, DEVICE, OPTION. */
+  forward<D extends DType>(x: Tensor<D>, options?: GatingForwardOptions): RouteResult<D> {
+    const op = 'ExpertChoiceGating.forward'
+    const { mask, ...sampled } = readForwardOptions(op, options)
+    for (const [name, value] of Object.entries(sampled))
+      if (value !== undefined) fail('OPTION', op, `${name} is for router "topk": expert choice samples nothing`)
+    checkTensor(op, 'x', x)
+    return expertChoice(x, this.toGates.weight, {
+      capacity: capacityOf(this, x.shape[1] ?? 0, this.#options),
+      training: this.training,
+      mask,
+      ...pick(this.#options, choiceOptions, lossOptions),
+    })
+  }
+
+  protected override stateName(property: string): string {
+    return property === 'toGates' ? 'to_gates' : property
+  }
+}

@@ -1,0 +1,114 @@
+import { checkInteger, checkNumber, fail, showShape } from '../check.js'
+import { type Device, deviceIndex } from '../device.js'
+import type { DType } from '../dtype.js'
+import { consumed, share } from '../handles.js'
+import { type Handle, native } from '../native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+
+/** Where each token goes. Letters as in the docs: B sequences, N tokens, E experts, K choices. */
+export interface Routing<D extends DType = DType> {
+  /** i32 of shape [B, N, K], the chosen experts, the most probable first. */
+  expertIndex: Tensor<'i32'>
+  /** Shape [B, N, K], probabilities of the chosen, normalised over the K choices, before dropping. */
+  gate: Tensor<D>
+  /** i32 of shape [B, N, K], 1 where routed and within capacity, else 0. */
+  kept: Tensor<'i32'>
+  /** i32 of shape [B, N, K], the slot in the expert, −1 where not kept. */
+  position: Tensor<'i32'>
+  /** Shape [B, N, K], combine weight gate · kept. Differentiable. */
+  weight: Tensor<D>
+  /** C, slots of one expert for one sequence. */
+  capacity: number
+  /** E */
+  numExperts: number
+  /** i32 of shape [B, N], 1 for a token and 0 for padding; null without a mask. */
+  mask: Tensor<'i32'> | null
+}
+
+/** A routing and the auxiliary losses, each of shape [], differentiable, and 0 unless training. */
+export interface RouteResult<D extends DType = DType> extends Routing<D> {
+  /**
+   * (E / B) · Σ_b Σ_e f[b,e] · P[b,e] with P the mean probability of an expert and f its share of first choices
+   * (Switch Transformer, arXiv 2101.03961, §2.2; ST-MoE, arXiv 2202.08906, appendix A). No gradient through f.
+   */
+  balanceLoss: Tensor<D>
+  /** Mean of logsumexp(logits)², of the logits without noise (ST-MoE, arXiv 2202.08906, §3.3). */
+  routerZLoss: Tensor<D>
+  /** balanceLossCoef · balanceLoss + routerZLossCoef · routerZLoss. */
+  totalAuxLoss: Tensor<D>
+}
+
+/**
+ * C = max(min(N, trunc(N · factor / E)), 4), in double precision from left to right: slots of one expert for one
+ * sequence of N tokens, as st-moe-pytorch and Mesh TensorFlow count them (not multiplied by K). Errors: OPTION.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.expertCapacity(1024, 16, 1.25)) // → 80
+ * ```
+ */
+export function expertCapacity(N: number, E: number, factor: number): number {
+  const op = 'expertCapacity'
+  checkInteger(op, 'N', N, 0)
+  checkInteger(op, 'E', E, 1)
+  checkNumber(op, 'factor', factor, 0)
+  return Math.max(Math.min(N, Math.trunc((N * factor) / E)), 4)
+}
+
+/** A handle of its own to an optional tensor, as `convert` gives it to the op. */
+export function converted(
+  op: string,
+  name: string,
+  value: unknown,
+  shape: readonly number[],
+  device: Device,
+  convert: (handle: Handle) => Handle,
+): Handle | null {
+  if (value === undefined || value === null) return null
+  const tensor = checkTensor(op, name, value)
+  checkTensor(op, name, tensor, { shape, dtype: tensor.dtype, device: tensor.device })
+  const own = convert(handleOf(tensor))
+  return tensor.device === device ? own : consumed(own, () => native.toDevice(own, deviceIndex(op, device)))
+}
+
+/** A handle of its own to a mask [B, N] of any kind, as 0 and 1. */
+export const maskHandle = (op: string, mask: unknown, B: number, N: number, device: Device): Handle | null =>
+  converted(op, 'mask', mask, [B, N], device, (handle) => native.tokenMask({ x: handle }))
+
+/** Checks x [B, N, D] and the weight [E, D] of a router. */
+export function checkRouterInputs(op: string, x: Tensor, weight: Tensor): { B: number; N: number; E: number } {
+  checkFloat(op, 'x', x)
+  checkTensor(op, 'weight', weight)
+  if (x.shape.length !== 3) fail('SHAPE', op, `x must be [B, N, D], got ${showShape(x.shape)}`)
+  const [B, N, D] = x.shape
+  const E = weight.shape[0] ?? 0
+  checkTensor(op, 'weight', weight, { shape: [E, D], dtype: x.dtype, device: x.device })
+  if (E === 0) fail('SHAPE', op, `weight must have at least one expert, got ${showShape(weight.shape)}`)
+  return { B, N, E }
+}
+
+/** What a router of the native code has made of x, with K choices a token. */
+export function routeResult<D extends DType>(
+  x: Tensor<D>,
+  made: Record<'expertIndex' | 'gate' | 'kept' | 'position' | 'weight' | 'balanceLoss' | 'zLoss' | 'totalLoss', Handle>,
+  { K, E, C, mask }: { K: number; E: number; C: number; mask: Handle | null },
+): RouteResult<D> {
+  const { dtype, device } = x
+  const [B, N] = x.shape
+  const i32 = { shape: [B, N, K], dtype: 'i32', device } as const
+  const choices = { shape: [B, N, K], dtype, device }
+  const scalar = { shape: [], dtype, device }
+  return {
+    expertIndex: wrap(made.expertIndex, i32),
+    gate: wrap(made.gate, choices),
+    kept: wrap(made.kept, i32),
+    position: wrap(made.position, i32),
+    weight: wrap(made.weight, choices),
+    capacity: C,
+    numExperts: E,
+    mask: mask === null ? null : wrap(share(mask), { shape: [B, N], dtype: 'i32', device }),
+    balanceLoss: wrap(made.balanceLoss, scalar),
+    routerZLoss: wrap(made.zLoss, scalar),
+    totalAuxLoss: wrap(made.totalLoss, scalar),
+  }
+}

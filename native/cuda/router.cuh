@@ -1,0 +1,153 @@
+#pragma once
+#include "cuda/blas.h"
+#include "cuda/rows.cuh"
+
+// What routers have in common. Args are those of a router's forward or backward.
+namespace st_moe::cuda {
+
+// logits [B, N, E] = x · wᵀ
+template <class Args>
+void router_logits(const Context& ctx, const Args& args) {
+  const int64_t tokens = args.B * args.N;
+  if (tokens == 0) return;
+  Gemm logits{tokens, args.E, args.D, args.x, args.w, args.logits, args.D, args.D, args.E};
+  logits.transpose_b = logits.exact = true;
+  multiply(ctx, args.dtype, args.dtype, logits);
+}
+
+// y = softmax(x) by a warp, y may be x or null; returns logsumexp(x). Lane l touches the entries l, l + 32, … only.
+template <class T>
+__device__ static inline T softmax_row(const T* x, T* y, int64_t E, int lane) {
+  T largest = -static_cast<T>(INFINITY), total = 0;
+  for (int64_t e = lane; e < E; e += kWarp) largest = Max{}(largest, x[e]);
+  largest = warp_reduce(largest, Max{});
+  for (int64_t e = lane; e < E; e += kWarp) {
+    const T p = exp_of(x[e] - largest);
+    if (y) y[e] = p;
+    total += p;
+  }
+  total = warp_reduce(total, Sum{});
+  for (int64_t e = lane; y && e < E; e += kWarp) y[e] /= total;
+  return largest + std::log(total);
+}
+
+template <class T>
+struct Losses {
+  T *balance, *z, *total;
+  double balance_coef, z_coef;
+  bool training;
+
+  template <class Args>
+  static Losses of(const Args& args) {
+    return {static_cast<T*>(args.balance_loss),
+            static_cast<T*>(args.z_loss),
+            static_cast<T*>(args.total_loss),
+            args.balance_coef,
+            args.z_coef,
+            args.training != 0};
+  }
+  __device__ void write(double balance_value, double z_value) const {
+    if (!training) balance_value = z_value = 0;
+    *balance = static_cast<T>(balance_value);
+    *z = static_cast<T>(z_value);
+    *total = training ? static_cast<T>(balance_coef * balance_value + z_coef * z_value) : T(0);
+  }
+};
+
+// An upstream gradient; null: 0.
+template <class T>
+__device__ static inline double scalar_of(const T* value) {
+  return value ? static_cast<double>(*value) : 0;
+}
+
+struct TokenCounts {
+  int64_t tokens, sequences;  // sequences: those with such tokens
+};
+
+struct CountSequence {  // a sequence by a warp
+  const int32_t* mask;
+  int64_t* unmasked;  // [B]
+  int64_t N;
+
+  __device__ void operator()(int64_t b, int lane) const {
+    int64_t count = 0;
+    for (int64_t n = lane; n < N; n += kWarp) count += mask[b * N + n] != 0;
+    count = warp_reduce(count, Sum{});
+    if (lane == 0) unmasked[b] = count;
+  }
+};
+
+template <class Index>
+__global__ void __launch_bounds__(kBlock) total_counts_kernel(const Index* unmasked, Index B, TokenCounts* counts) {
+  Index tokens = 0, sequences = 0;
+  for (Index b = threadIdx.x; b < B; b += blockDim.x) {
+    tokens += unmasked[b];
+    sequences += unmasked[b] > 0;
+  }
+  tokens = block_reduce(tokens, Sum{}, Index{0});
+  sequences = block_reduce(sequences, Sum{}, Index{0});
+  if (threadIdx.x == 0) *counts = {tokens, sequences};
+}
+
+// The tokens that are not masked, of each sequence and in all.
+struct UnmaskedTokens {
+  const int64_t* in_sequence;  // [B]; null without a mask
+  const TokenCounts* counts;
+  int64_t B, N;
+
+  __device__ int64_t in(int64_t b) const { return in_sequence ? in_sequence[b] : N; }
+  __device__ TokenCounts all() const { return counts ? *counts : TokenCounts{B * N, B}; }
+};
+
+class CountedTokens {
+ public:
+  CountedTokens(const Context& ctx, const int32_t* mask, int64_t B, int64_t N)
+      : B_(B), N_(N), in_sequence_(ctx, mask ? B : 0), counts_(ctx, mask && B > 0 ? 1 : 0) {
+    if (!mask || B == 0) return;
+    by_warp(ctx, B, CountSequence{mask, in_sequence_.get(), N});
+    launch(ctx, total_counts_kernel<int64_t>, 1, kBlock, 0, in_sequence_.get(), B, counts_.get());
+  }
+  UnmaskedTokens get() const { return {in_sequence_.get(), counts_.get(), B_, N_}; }
+
+ private:
+  int64_t B_, N_;
+  Scratch<int64_t> in_sequence_;
+  Scratch<TokenCounts> counts_;
+};
+
+// y [B, N, D] = x, with zeros in the rows of masked tokens. y may be x.
+template <class T>
+struct ClearMasked {
+  const T* x;
+  T* y;
+  const int32_t* mask;
+  int64_t D;
+
+  __device__ void operator()(int64_t i) const {
+    const bool masked = mask[matrix_index(i, D).row] == 0;
+    if (masked || y != x) y[i] = masked ? T(0) : x[i];
+  }
+};
+
+// dw = dlᵀ x and dx = dl · w of the gradient dl [B, N, E] of the logits, whose masked rows are zero. A masked row of x
+// may be anything, even NaN, and must not reach dw.
+template <class T, class Args>
+void input_gradients(const Context& ctx, const Args& args, const T* dl) {
+  const int64_t D = args.D, E = args.E, tokens = args.B * args.N;
+  const bool masks = args.mask && tokens > 0;
+  if (args.dw) {
+    Scratch<T> clean(ctx, masks ? tokens * D : 0);
+    const T* x = static_cast<const T*>(args.x);
+    if (masks) elementwise(ctx, tokens * D, ClearMasked<T>{x, clean.get(), args.mask, D});
+    Gemm gemm{E, D, tokens, dl, masks ? clean.get() : x, args.dw, E, D, D};
+    gemm.transpose_a = true;
+    multiply(ctx, args.dtype, args.dtype, gemm);
+  }
+  if (args.dx && tokens > 0) {
+    multiply(ctx, args.dtype, args.dtype, Gemm{tokens, D, E, dl, args.w, args.dx, E, D, D});
+    T* dx = static_cast<T*>(args.dx);
+    if (masks) elementwise(ctx, tokens * D, ClearMasked<T>{dx, dx, args.mask, D});
+  }
+}
+
+}  // namespace st_moe::cuda
