@@ -51,6 +51,16 @@ export class MoeError extends Error {
   }
 }
 
+/** Runs `call` as a part of `op`, which its errors name instead of their own operation. */
+export function within<T>(op: string, call: () => T): T {
+  try {
+    return call()
+  } catch (error) {
+    if (!(error instanceof MoeError)) throw error
+    throw new MoeError(error.code, op, error.message.slice(`[${error.op}] `.length), { cause: error })
+  }
+}
+
 /** A short text for any value in an error message; safe for proxies. */
 export function show(value: unknown): string {
   try {

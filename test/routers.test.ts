@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest'
 import {
   ExpertChoiceGating,
+  getDefaultDevice,
   Linear,
   MoE,
   type MoEOptions,
@@ -212,6 +213,32 @@ test.each<[Partial<MoEOptions>, string]>([
   [{ dropless: true, capacityFactorEval: 1 }, 'capacityFactorEval is for dropless false, got dropless true'],
 ])('options without a meaning for the router are errors: %o', (options, message) => {
   expect(() => new MoE({ dim: 8, numExperts: 4, ...options })).toThrow(`[MoE] ${message}`)
+})
+
+test('errors of a routing name the operation that was called', () => {
+  const x = randn([1, 40, 2])
+  const made = ops.route(x, randn([3, 2]), { threshold: 0 })
+  const weights = {
+    w1: randn([3, 6, 2]),
+    b1: randn([3, 6]),
+    multBias: randn([3, 3]),
+    w2: randn([3, 2, 3]),
+    b2: randn([3, 2]),
+  }
+  const wrong = { ...made, expertIndex: made.expertIndex.to('f32').add(9).to('i32') }
+  if (getDefaultDevice() === 'cpu') {
+    const expected = (op: string) => `[${op}] expert_index must be in [0, 3), got `
+    expect(() => ops.expertFfn(x, wrong, weights)).toThrow(expected('expertFfn'))
+    expect(() => ops.dispatch(x, wrong)).toThrow(expected('dispatch'))
+    expect(() => ops.combine(randn([3, 1, made.capacity, 2]), wrong)).toThrow(expected('combine'))
+    expect(() => ops.expertFfn(x, { ...made, capacity: 1 }, weights)).toThrow(
+      /^\[expertFfn\] \d+ assignments are dispatched, but there is room for 3 rows$/,
+    )
+  } else {
+    const later = /^\[toData\] expert index and position must be in range, got/ // with the next copy to the host
+    expect(() => ops.expertFfn(x, wrong, weights).dataSync()).toThrow(later)
+  }
+  expect(() => ops.expertFfn(x, { ...made, numExperts: 4 }, weights)).toThrow('[expertFfn] w2 must have 4 experts')
 })
 
 test('a forward of expert choice refuses random numbers', () => {

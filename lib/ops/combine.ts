@@ -31,7 +31,7 @@ export function combine<D extends DType>(x: Tensor<D>, routing: Routing): Tensor
   if (routed.E !== E || routed.C !== C)
     fail('SHAPE', op, `x must be [${routed.E}, ${B}, ${routed.C}, D] for this routing, got ${showShape(x.shape)}`)
   const { weight } = routing
-  const plan = slotPlan(routing, E, C)
+  const plan = slotPlan(op, routing, E, C)
   const made = guarded(plan, () => native.combine({ x: handleOf(x), weight: handleOf(weight), rowOf: plan[1] }))
   const y = wrap(made, { shape: [B, N, D], dtype: x.dtype, device: x.device })
   record({

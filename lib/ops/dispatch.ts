@@ -34,7 +34,7 @@ export function dispatch<D extends DType>(x: Tensor<D>, routing: Routing, option
   checkFloat(op, 'x', x)
   const { E, C } = checkRouting(op, routing, x)
   const [B, , D] = x.shape
-  const plan = slotPlan(routing, E, C)
+  const plan = slotPlan(op, routing, E, C)
   const made = guarded(plan, () => native.dispatch({ x: handleOf(x), assignment: plan[0], rowOf: plan[1] }))
   const y = wrap(made, { shape: [E, B, C, D], dtype: x.dtype, device: x.device })
   record({

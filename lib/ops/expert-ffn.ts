@@ -91,7 +91,7 @@ export function expertFfn<D extends DType>(
   const { shape, dtype, device } = x
   const routed = routing === null ? null : checkRouting(op, routing, x)
   checkWeights(op, x, weights, o.activation, routed?.E ?? 1)
-  const plan: readonly Handle[] = routing && routed ? expertPlan(routing, routed.E, routed.C) : []
+  const plan: readonly Handle[] = routing && routed ? expertPlan(op, routing, routed.E, routed.C) : []
   const { w1, b1, w2, b2, multBias = null } = weights
   const parameters = multBias ? [w1, b1, w2, b2, multBias] : [w1, b1, w2, b2]
   const inputs = [x, routing?.weight ?? null, ...parameters]

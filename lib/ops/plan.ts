@@ -1,4 +1,5 @@
 import { checkInteger, fail, showShape } from '../check.js'
+import { within } from '../errors.js'
 import { type Handle, native } from '../native.js'
 import { checkTensor, handleOf, type Tensor } from '../tensor.js'
 import type { Routing } from './routing.js'
@@ -31,24 +32,26 @@ export function checkChoices(
 // Plans say which rows the experts compute, see native/core/ops.inc. Their handles are the caller's.
 
 /** A row for each slot [E, B, C]. */
-export function slotPlan(
-  { expertIndex, position }: Routing,
-  E: number,
-  C: number,
-): [assignment: Handle, rowOf: Handle] {
-  const made = native.planSlots({ expertIndex: handleOf(expertIndex), position: handleOf(position), E, C })
+export function slotPlan(op: string, routing: Routing, E: number, C: number): [assignment: Handle, rowOf: Handle] {
+  const { expertIndex, position } = routing
+  const made = within(op, () =>
+    native.planSlots({ expertIndex: handleOf(expertIndex), position: handleOf(position), E, C }),
+  )
   return [made.assignment, made.rowOf]
 }
 
 /** The plan of the fused experts: on a GPU that of the slots, on the CPU rows of dispatched assignments alone, and `ends`. */
 export function expertPlan(
+  op: string,
   routing: Routing,
   E: number,
   C: number,
 ): [assignment: Handle, rowOf: Handle] | [assignment: Handle, rowOf: Handle, ends: Handle] {
   const { expertIndex, position } = routing
-  if (expertIndex.device !== 'cpu') return slotPlan(routing, E, C)
+  if (expertIndex.device !== 'cpu') return slotPlan(op, routing, E, C)
   const R = Math.min(expertIndex.size, E * expertIndex.shape[0] * C)
-  const made = native.planSorted({ expertIndex: handleOf(expertIndex), position: handleOf(position), E, R })
+  const made = within(op, () =>
+    native.planSorted({ expertIndex: handleOf(expertIndex), position: handleOf(position), E, R }),
+  )
   return [made.assignment, made.rowOf, made.ends]
 }

@@ -1,6 +1,7 @@
 import { checkInteger, checkNumber, fail, showShape } from '../check.js'
 import { type Device, deviceIndex } from '../device.js'
 import type { DType } from '../dtype.js'
+import { within } from '../errors.js'
 import { consumed, share } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
@@ -73,7 +74,7 @@ export function converted(
 
 /** A handle of its own to a mask [B, N] of any kind, as 0 and 1. */
 export const maskHandle = (op: string, mask: unknown, B: number, N: number, device: Device): Handle | null =>
-  converted(op, 'mask', mask, [B, N], device, (handle) => native.tokenMask({ x: handle }))
+  converted(op, 'mask', mask, [B, N], device, (handle) => within(op, () => native.tokenMask({ x: handle })))
 
 /** Checks x [B, N, D] and the weight [E, D] of a router. */
 export function checkRouterInputs(op: string, x: Tensor, weight: Tensor): { B: number; N: number; E: number } {
