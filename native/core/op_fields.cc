@@ -3,6 +3,7 @@
 #include <cctype>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <new>
 
 #include "core/op_rules.h"
@@ -15,7 +16,7 @@ struct Declared;
 
 // DIMS(T, I, O) → one field each, at most eight.
 #define ST_MOE_COUNT(a, b, c, d, e, f, g, h, count, ...) count
-#define ST_MOE_DIM(name) Field{Role::dim, #name, offsetof(Args, name)},
+#define ST_MOE_DIM(name) Declaration{Role::dim, #name, offsetof(Args, name)},
 #define ST_MOE_DIMS_1(a) ST_MOE_DIM(a)
 #define ST_MOE_DIMS_2(a, ...) ST_MOE_DIM(a) ST_MOE_DIMS_1(__VA_ARGS__)
 #define ST_MOE_DIMS_3(a, ...) ST_MOE_DIM(a) ST_MOE_DIMS_2(__VA_ARGS__)
@@ -36,10 +37,9 @@ constexpr bool given(const char* text) {
   template <>                                 \
   struct Declared<Name##Args> {               \
     using Args [[maybe_unused]] = Name##Args; \
-    static std::vector<Field> fields() {      \
-      return {
+    static constexpr Declaration fields[] = {
 #define TENSOR(role, name, type, optional, shape) \
-  Field{Role::role, #name, offsetof(Args, name), ElementType::type, optional, shape},
+  Declaration{Role::role, #name, offsetof(Args, name), ElementType::type, optional, shape},
 #define INPUT(name, type, shape) TENSOR(input, name, type, false, shape)
 #define OPTIONAL_INPUT(name, type, shape) TENSOR(input, name, type, true, shape)
 #define OUTPUT(name, type, shape) TENSOR(output, name, type, false, shape)
@@ -47,25 +47,27 @@ constexpr bool given(const char* text) {
 #define UPDATED(name, shape) TENSOR(updated, name, real, false, shape)
 #define OPTIONAL_UPDATED(name, shape) TENSOR(updated, name, real, true, shape)
 #define CREATED(name, type) TENSOR(created, name, type, false, "...")
-#define PACKED(name) Field{Role::packed, #name "_packed", offsetof(Args, name##_packed), ElementType::any, true, #name},
-#define HOST_COPY(name, of) Field{Role::host_copy, #name, offsetof(Args, name), ElementType::i32, true, #of},
-#define DTYPE() Field{Role::dtype, "dtype", offsetof(Args, dtype)},
-#define COMPUTE() Field{Role::compute, "compute", offsetof(Args, compute)},
+#define PACKED(name) \
+  Declaration{Role::packed, #name "_packed", offsetof(Args, name##_packed), ElementType::any, true, #name},
+#define HOST_COPY(name, of) Declaration{Role::host_copy, #name, offsetof(Args, name), ElementType::i32, true, #of},
+#define DTYPE() Declaration{Role::dtype, "dtype", offsetof(Args, dtype)},
+#define COMPUTE() Declaration{Role::compute, "compute", offsetof(Args, compute)},
 #define DIMS(...) ST_MOE_DIMS_N(ST_MOE_COUNT(__VA_ARGS__, 8, 7, 6, 5, 4, 3, 2, 1))(__VA_ARGS__)
-#define DERIVED(name) Field{Role::derived, #name, offsetof(Args, name)},
-#define ATTRIBUTE(name, type, min, max, ...)                                                                         \
-  Field{Role::attribute,    #name, offsetof(Args, name), ElementType::any, false, "", AttributeType::type, min, max, \
-        given(#__VA_ARGS__)},
+#define DERIVED(name) Declaration{Role::derived, #name, offsetof(Args, name)},
+#define ATTRIBUTE(name, type, min, max, ...)                                                                       \
+  Declaration{                                                                                                     \
+      Role::attribute,    #name, offsetof(Args, name), ElementType::any, false, "", AttributeType::type, min, max, \
+      given(#__VA_ARGS__)},
 #define SIZE(name, min, max) ATTRIBUTE(name, size, min, max)
 #define SEED(name) ATTRIBUTE(name, seed, 0, (int64_t{1} << 53) - 1)
 #define INTEGER(name) ATTRIBUTE(name, integer, INT32_MIN, INT32_MAX)
 #define NUMBER(name, ...) ATTRIBUTE(name, number, 0, 0, __VA_ARGS__)
 #define FLAG(name, ...) ATTRIBUTE(name, flag, 0, 1, __VA_ARGS__)
 #define KIND(name, type, count, ...) ATTRIBUTE(name, kind, 0, (count) - 1, __VA_ARGS__)
+#define BY_HAND() Declaration{Role::derived, "", 0},  // an array cannot be empty
 #define END \
   }         \
   ;         \
-  }         \
   }         \
   ;
 #include "core/op_list.inc"
@@ -137,19 +139,10 @@ FactorList (*factors_function())(const void*) {
     return nullptr;
 }
 
-template <class Args, Op<Args> OpTable::* op>
-OpInfo describe(const char* name, bool by_hand) {
-  static_assert(sizeof(Args) <= kMaxArgsSize);
-  OpInfo info{name,
-              camel_case(name),
-              by_hand,
-              Declared<Args>::fields(),
-              [](void* args) { new (args) Args{}; },
-              [](const OpTable& table, const Context& ctx, const void* args) {
-                return (table.*op)(ctx, *static_cast<const Args*>(args));
-              },
-              [](void* args, const Backend& backend) { apply_rules(*static_cast<Args*>(args), backend); },
-              factors_function<Args>()};
+OpInfo derived(OpInfo info, const Declaration* begin, const Declaration* end) {
+  info.js_name = camel_case(info.name);
+  if (info.by_hand) return info;
+  info.fields = std::vector<Field>(begin, end);
   if (info.fields.size() > kMaxFields) std::abort();
   for (Field& field : info.fields) {
     field.js_name = camel_case(field.name);
@@ -160,15 +153,34 @@ OpInfo describe(const char* name, bool by_hand) {
   return info;
 }
 
+template <class Args, Op<Args> OpTable::* op>
+OpInfo describe(const char* name, bool by_hand) {
+  static_assert(sizeof(Args) <= kMaxArgsSize);
+  const auto& fields = Declared<Args>::fields;
+  return derived({name,
+                  "",
+                  by_hand,
+                  {},
+                  [](void* args) { new (args) Args{}; },
+                  [](const OpTable& table, const Context& ctx, const void* args) {
+                    return (table.*op)(ctx, *static_cast<const Args*>(args));
+                  },
+                  [](void* args, const Backend& backend) { apply_rules(*static_cast<Args*>(args), backend); },
+                  factors_function<Args>()},
+                 std::begin(fields), std::end(fields));
+}
+
 }  // namespace
 
 const std::vector<OpInfo>& declared_ops() {
-  static const std::vector<OpInfo> ops{
-#define OP(Name, name) describe<Name##Args, &OpTable::name>(#name, false
+  static const std::vector<OpInfo> ops = [] {
+    std::vector<OpInfo> made;
+#define OP(Name, name) made.push_back(describe<Name##Args, &OpTable::name>(#name, false
 #define BY_HAND() || true
-#define END ),
+#define END ));
 #include "core/op_list.inc"
-  };
+    return made;
+  }();
   return ops;
 }
 

@@ -30,7 +30,7 @@ struct Dim {
   std::vector<size_t> letters;  // offsets of int64_t in the struct of arguments
 };
 
-struct Field {
+struct Declaration {
   Role role;
   const char* name;
   size_t offset;  // in the struct of arguments
@@ -40,13 +40,17 @@ struct Field {
   AttributeType attribute = AttributeType::number;
   int64_t min = 0, max = 0;
   bool has_default = false;
+};
 
-  // Derived by declared_ops().
-  std::string js_name{};
+// A declaration and what follows from it.
+struct Field : Declaration {
+  explicit Field(const Declaration& declared) : Declaration(declared) {}
+
+  std::string js_name;
   bool any_shape = false;    // "..."
   int lead = -1;             // of "T... D" 0, of "R... D" 1
   bool has_derived = false;  // a letter of its shape is known only after the rules
-  std::vector<Dim> dims{};
+  std::vector<Dim> dims;
   bool is_size = false;  // the letter of "...", its number of elements
   size_t of = 0;         // index of the tensor that a `packed` or `host_copy` belongs to
 

@@ -31,28 +31,12 @@ static inline T row_max(const T* x, int64_t n) {
   return best;
 }
 
-// log Σ e^x over x [n]. NaN if the row contains NaN or +inf, or only −inf.
+// log Σ e^x over x [n]. NaN if the row contains NaN or +inf, or only −inf. In softmax.cc.
 template <class T>
-static inline double logsumexp(const T* __restrict x, int64_t n) {
-  constexpr int64_t chunk = 512;
-  const T largest = row_max(x, n);
-  double sum = 0;
-  T e[chunk];
-  for (int64_t first = 0; first < n; first += chunk) {
-    const int64_t count = min_of(chunk, n - first);
-    for (int64_t j = 0; j < count; ++j) e[j] = exp_of(x[first + j] - largest);
-    sum += wide_sum(e, count);
-  }
-  return static_cast<double>(largest) + std::log(sum);
-}
+double logsumexp(const T* x, int64_t n);
 
-// y may be x.
+// y [V] = softmax(x), y may be x. In softmax.cc.
 template <class T>
-static inline void softmax_row(const T* x, T* y, int64_t V) {
-  const T largest = row_max(x, V);
-  for (int64_t j = 0; j < V; ++j) y[j] = exp_of(x[j] - largest);
-  const T factor = static_cast<T>(1.0 / wide_sum(y, V));
-  for (int64_t j = 0; j < V; ++j) y[j] *= factor;
-}
+void softmax_row(const T* x, T* y, int64_t V);
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

@@ -3,56 +3,8 @@
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-// A total order, so that a selection never has duplicates: NaN before everything, then larger values, then lower
-// indices.
+// The K largest of x [E], sorted: NaN before everything, then larger values, then lower indices. In topk.cc.
 template <class T>
-static inline bool before(T a, int32_t i, T b, int32_t j) {
-  const bool a_nan = a != a, b_nan = b != b;
-  if (a_nan != b_nan) return a_nan;
-  if (a_nan || a == b) return i < j;
-  return a > b;
-}
-
-// A heap [n] with the last entry of the order at its root; `hole` is the only index that may violate it.
-template <class T>
-static inline void sift_down(T* value, int32_t* index, int64_t n, int64_t hole) {
-  const T v = value[hole];
-  const int32_t i = index[hole];
-  for (int64_t child = 2 * hole + 1; child < n; child = 2 * hole + 1) {
-    if (child + 1 < n && before(value[child], index[child], value[child + 1], index[child + 1])) ++child;
-    if (!before(v, i, value[child], index[child])) break;
-    value[hole] = value[child];
-    index[hole] = index[child];
-    hole = child;
-  }
-  value[hole] = v;
-  index[hole] = i;
-}
-
-// The first K of x [E] in the order above, sorted; the outputs are the heap.
-template <class T>
-static void select_row(const T* x, int64_t E, int64_t K, T* value, int32_t* index) {
-  for (int64_t e = 0; e < K; ++e) {
-    value[e] = x[e];
-    index[e] = static_cast<int32_t>(e);
-  }
-  for (int64_t hole = K / 2 - 1; hole >= 0; --hole) sift_down(value, index, K, hole);
-  for (int64_t e = K; e < E; ++e) {
-    if (x[e] <= value[0]) continue;  // most entries; equal ones have the higher index
-    if (!before(x[e], static_cast<int32_t>(e), value[0], index[0])) continue;
-    value[0] = x[e];
-    index[0] = static_cast<int32_t>(e);
-    sift_down(value, index, K, 0);
-  }
-  for (int64_t n = K - 1; n > 0; --n) {
-    const T v = value[0];
-    const int32_t i = index[0];
-    value[0] = value[n];
-    index[0] = index[n];
-    value[n] = v;
-    index[n] = i;
-    sift_down(value, index, n, 0);
-  }
-}
+void select_row(const T* x, int64_t E, int64_t K, T* value, int32_t* index);
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

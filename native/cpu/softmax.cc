@@ -4,6 +4,32 @@
 namespace st_moe::cpu::ST_MOE_ISA {
 
 template <class T>
+double logsumexp(const T* x, int64_t n) {
+  constexpr int64_t chunk = 512;
+  const T largest = row_max(x, n);
+  double sum = 0;
+  T e[chunk];
+  for (int64_t first = 0; first < n; first += chunk) {
+    const int64_t count = min_of(chunk, n - first);
+    for (int64_t j = 0; j < count; ++j) e[j] = exp_of(x[first + j] - largest);
+    sum += wide_sum(e, count);
+  }
+  return static_cast<double>(largest) + std::log(sum);
+}
+template double logsumexp(const float*, int64_t);
+template double logsumexp(const double*, int64_t);
+
+template <class T>
+void softmax_row(const T* x, T* y, int64_t V) {
+  const T largest = row_max(x, V);
+  for (int64_t j = 0; j < V; ++j) y[j] = exp_of(x[j] - largest);
+  const T factor = static_cast<T>(1.0 / wide_sum(y, V));
+  for (int64_t j = 0; j < V; ++j) y[j] *= factor;
+}
+template void softmax_row(const float*, float*, int64_t);
+template void softmax_row(const double*, double*, int64_t);
+
+template <class T>
 static inline void log_softmax_row(const T* __restrict x, T* __restrict y, int64_t V) {
   const T largest = row_max(x, V);
   // Subtracts the maximum first: lse of the shifted row is in [0, log V], so large logits lose no precision.

@@ -26,7 +26,7 @@ export default [
   },
   {
     name: 'topk-puts-nan-last',
-    file: 'native/cpu/selection.h',
+    file: 'native/cpu/topk.cc',
     from: 'if (a_nan != b_nan) return a_nan;',
     to: 'if (a_nan != b_nan) return b_nan;',
     breaks: 'a NaN is hidden by the selection',
