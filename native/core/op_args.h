@@ -21,7 +21,7 @@ struct Status {
 // The resources of a call.
 struct Context {
   int32_t threads;  // CPU threads; never changes results
-  void* stream;  // a plugin's own: the stream, and what goes with it, of one environment on one device; null on the CPU
+  void* stream;     // the backend's own: on a GPU the stream, and what goes with it, of one environment on one device
 };
 
 template <class Args>

@@ -302,25 +302,40 @@ void pack_matrices(const Context& ctx, const PanelSource<T>& first, int64_t batc
 
 }  // namespace
 
-template <class T>
-int64_t packed_size([[maybe_unused]] int64_t K, [[maybe_unused]] int64_t N, [[maybe_unused]] DType compute) {
-#if defined(__AVX512BF16__)
-  if (std::is_same_v<T, float> && compute == DType::bf16)
-    return packed_offset<Bf16Pairs>(N, ceil_div(K, Bf16Pairs::k_pack) * Bf16Pairs::k_pack, 0, 0);
-#endif
-  return 0;  // float32 copies would double the memory for a few percent
+#if defined(ST_MOE_BF16_GEMM)
+
+const Bf16Gemm& bf16_gemm() {
+  using Operand = Bf16Pairs;
+  static constexpr Bf16Gemm gemm{
+      [](int64_t K, int64_t N) {
+        return packed_offset<Operand>(N, ceil_div(K, Operand::k_pack) * Operand::k_pack, 0, 0);
+      },
+      [](const Context& ctx, const MatrixView<float>& b, int64_t batch, int64_t batch_stride, int64_t K, int64_t N,
+         float* out) {
+        pack_matrices<Operand>(ctx, PanelSource<float>{b.data, b.col_stride, b.row_stride, nullptr, b.rows, K}, batch,
+                               batch_stride, N, out);
+      },
+      run_problems<Operand, MultiplyPairs>};
+  return gemm;
+}
+
+#else
+
+static const Bf16Gemm* bf16_gemm_of(const Context& ctx, DType compute) {
+  return compute == DType::bf16 ? static_cast<const Bf16Gemm*>(ctx.stream) : nullptr;
 }
 
 template <class T>
-void pack_weights([[maybe_unused]] const Context& ctx, [[maybe_unused]] const MatrixView<T>& b,
-                  [[maybe_unused]] int64_t batch, [[maybe_unused]] int64_t batch_stride, [[maybe_unused]] int64_t K,
-                  [[maybe_unused]] int64_t N, [[maybe_unused]] DType compute, [[maybe_unused]] T* out) {
-#if defined(__AVX512BF16__)
-  if constexpr (std::is_same_v<T, float>) {
-    const PanelSource<T> first{b.data, b.col_stride, b.row_stride, nullptr, b.rows, K};
-    if (compute == DType::bf16) pack_matrices<Bf16Pairs>(ctx, first, batch, batch_stride, N, out);
-  }
-#endif
+int64_t packed_size(const Context& ctx, int64_t K, int64_t N, DType compute) {
+  const Bf16Gemm* bf16 = bf16_gemm_of(ctx, compute);
+  return bf16 ? bf16->packed_size(K, N) : 0;  // float32 copies would double the memory for a few percent
+}
+
+template <class T>
+void pack_weights(const Context& ctx, const MatrixView<T>& b, int64_t batch, int64_t batch_stride, int64_t K, int64_t N,
+                  DType compute, T* out) {
+  if constexpr (std::is_same_v<T, float>)
+    bf16_gemm_of(ctx, compute)->pack_weights(ctx, b, batch, batch_stride, K, N, out);
 }
 
 template <class T>
@@ -328,11 +343,8 @@ void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DTy
   if (count <= 0) return;
   if constexpr (std::is_same_v<T, float>) {
     if (compute == DType::f16) return run_problems<Rounded<DType::f16>, Multiply<float>>(ctx, problems, count);
-#if defined(__AVX512BF16__)
-    if (compute == DType::bf16) return run_problems<Bf16Pairs, MultiplyPairs>(ctx, problems, count);
-#else
+    if (const Bf16Gemm* bf16 = bf16_gemm_of(ctx, compute)) return bf16->run(ctx, problems, count);
     if (compute == DType::bf16) return run_problems<Rounded<DType::bf16>, Multiply<float>>(ctx, problems, count);
-#endif
   }
   run_problems<Exact<T>, Multiply<T>>(ctx, problems, count);
 }
@@ -349,13 +361,15 @@ void gemm_serial(const GemmProblem<T>& p) {
 
 template void gemm<float>(const Context&, const GemmProblem<float>*, int64_t, DType);
 template void gemm<double>(const Context&, const GemmProblem<double>*, int64_t, DType);
-template int64_t packed_size<float>(int64_t, int64_t, DType);
-template int64_t packed_size<double>(int64_t, int64_t, DType);
+template void gemm_serial<float>(const GemmProblem<float>&);
+template void gemm_serial<double>(const GemmProblem<double>&);
+template int64_t packed_size<float>(const Context&, int64_t, int64_t, DType);
+template int64_t packed_size<double>(const Context&, int64_t, int64_t, DType);
 template void pack_weights<float>(const Context&, const MatrixView<float>&, int64_t, int64_t, int64_t, int64_t, DType,
                                   float*);
 template void pack_weights<double>(const Context&, const MatrixView<double>&, int64_t, int64_t, int64_t, int64_t, DType,
                                    double*);
-template void gemm_serial<float>(const GemmProblem<float>&);
-template void gemm_serial<double>(const GemmProblem<double>&);
+
+#endif
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

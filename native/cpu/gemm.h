@@ -1,30 +1,10 @@
 #pragma once
+#include "cpu/bf16_gemm.h"
 #include "cpu/kernel.h"
 
 // Blocked, packed GEMM for many independent problems at once. The summation order of every element of C depends only on
 // the sizes of its own problem: neither the number of threads nor the rest of the batch changes it.
 namespace st_moe::cpu::ST_MOE_ISA {
-
-// A matrix by strides, in elements. element(i, j) = data[row(i)·row_stride + j·col_stride], where row(i) is rows[i] or
-// i.
-template <class T>
-struct MatrixView {
-  const T* data;
-  int64_t row_stride, col_stride;
-  const int32_t* rows = nullptr;
-};
-
-template <class T>
-struct GemmProblem {  // C [M, N] (+)= A [M, K] · B [K, N] (+ bias [N])
-  int64_t M, N, K;
-  MatrixView<T> a, b;  // one stride of each is 1; a.rows gathers by m, b.rows gathers by k
-  T* c;
-  int64_t c_stride;             // row stride of C
-  const T* bias = nullptr;      // added to each row
-  bool accumulate = false;      // C += instead of C =
-  bool stream = false;          // C bypasses the caches: for large results that are not read soon
-  const T* packed_b = nullptr;  // the elements of b as pack_weights wrote them for the same `compute`, or null
-};
 
 constexpr int64_t kSkinnyRows = 16;         // of float32: up to this M, a skinny GEMM sums in another order
 constexpr int64_t kStreamBytes = 32 << 20;  // large: more than the caches hold
@@ -36,7 +16,7 @@ void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DTy
 // Packs B ahead of time, for matrices that many GEMMs read. packed_size: elements of T, 0 if packing does not pay.
 // pack_weights: `batch` matrices b [K, N], each batch_stride elements after the other, to out [batch, packed_size].
 template <class T>
-int64_t packed_size(int64_t K, int64_t N, DType compute);
+int64_t packed_size(const Context& ctx, int64_t K, int64_t N, DType compute);
 template <class T>
 void pack_weights(const Context& ctx, const MatrixView<T>& b, int64_t batch, int64_t batch_stride, int64_t K, int64_t N,
                   DType compute, T* out);

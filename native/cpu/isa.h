@@ -9,8 +9,11 @@
   X(avx512, st_moe::cpu::has_v4())       \
   X(avx2, st_moe::cpu::has_v3())         \
   X(baseline, true)
+// Those with bf16 GEMMs: X(name, the instruction set of everything else). See bf16_gemm.h.
+#define ST_MOE_CPU_BF16_ISAS(X) X(avx512bf16, avx512)
 #else
 #define ST_MOE_CPU_ISAS(X) X(baseline, true)
+#define ST_MOE_CPU_BF16_ISAS(X)
 #endif
 
 namespace st_moe::cpu {
