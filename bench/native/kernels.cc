@@ -3,10 +3,34 @@
 #include "cpu/gemm.h"
 #include "cpu/simd.h"
 
+#if !defined(ST_MOE_NARROWER)
+#define ST_MOE_NARROWER ST_MOE_ISA
+#endif
+
+namespace st_moe::cpu::ST_MOE_NARROWER {
+template <class T>
+void gemm(const Context&, const GemmProblem<T>*, int64_t, DType);
+template <class T>
+int64_t packed_size(const Context&, int64_t, int64_t, DType);
+template <class T>
+void pack_weights(const Context&, const MatrixView<T>&, int64_t, int64_t, int64_t, int64_t, DType, T*);
+}  // namespace st_moe::cpu::ST_MOE_NARROWER
+
 namespace st_moe::cpu::ST_MOE_ISA {
+const Bf16Gemm& bf16_gemm();
+
 namespace {
 
 using bench::ExpertGemm, bench::GroupedGemm;
+namespace ops = cpu::ST_MOE_NARROWER;
+
+Context with_bf16(const Context& ctx) {
+#if defined(ST_MOE_BF16_GEMM)
+  return {ctx.threads, const_cast<Bf16Gemm*>(&bf16_gemm())};
+#else
+  return ctx;
+#endif
+}
 
 MatrixView<float> view(const bench::Operand& operand) {
   return {operand.data, operand.row, operand.column};
@@ -14,13 +38,13 @@ MatrixView<float> view(const bench::Operand& operand) {
 
 int64_t packed_weights_size(const GroupedGemm& group) {
   const ExpertGemm& one = group.experts[0];
-  return group.weight_gradient ? 0 : packed_size<float>(one.K, one.N, group.compute);
+  return group.weight_gradient ? 0 : ops::packed_size<float>(with_bf16({1, nullptr}), one.K, one.N, group.compute);
 }
 
 void pack(const Context& ctx, const GroupedGemm& group, float* out) {
   const ExpertGemm& one = group.experts[0];
   const int64_t experts = static_cast<int64_t>(group.experts.size());
-  pack_weights(ctx, view(one.b), experts, one.N * one.K, one.K, one.N, group.compute, out);
+  ops::pack_weights(with_bf16(ctx), view(one.b), experts, one.N * one.K, one.K, one.N, group.compute, out);
 }
 
 void run_gemm(const Context& ctx, const GroupedGemm& group) {
@@ -34,7 +58,7 @@ void run_gemm(const Context& ctx, const GroupedGemm& group) {
     const int64_t bytes = experts * one.M * one.N * static_cast<int64_t>(sizeof(float));
     p.stream = group.weight_gradient && bytes >= kStreamBytes;  // as in the layer
   }
-  gemm(ctx, problems.get(), experts, group.compute);
+  ops::gemm<float>(with_bf16(ctx), problems.get(), experts, group.compute);
 }
 
 // Twelve independent chains hide the latency of two multiply-add units and fit sixteen registers. They start apart, or

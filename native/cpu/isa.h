@@ -1,19 +1,18 @@
 #pragma once
 #include "core/backend.h"
 
-// The instruction sets of the CPU ops, widest first: X(name, whether this machine has it).
+// The instruction sets of the CPU ops, widest first: X(name, whether this machine has it). Those with bf16 GEMMs are
+// wider than the others: X(name, whether this machine has it, the instruction set of everything else); see bf16_gemm.h.
 // If this file itself is compiled with ST_MOE_ISA, that is the only one (as in tests of the CUDA backend).
 #if (defined(__x86_64__) || defined(_M_X64)) && !defined(ST_MOE_ISA)
-#define ST_MOE_CPU_ISAS(X)               \
-  X(avx512bf16, st_moe::cpu::has_bf16()) \
-  X(avx512, st_moe::cpu::has_v4())       \
-  X(avx2, st_moe::cpu::has_v3())         \
+#define ST_MOE_CPU_BF16_ISAS(X) X(avx512bf16, st_moe::cpu::has_bf16(), avx512)
+#define ST_MOE_CPU_ISAS(X)         \
+  X(avx512, st_moe::cpu::has_v4()) \
+  X(avx2, st_moe::cpu::has_v3())   \
   X(baseline, true)
-// Those with bf16 GEMMs: X(name, the instruction set of everything else). See bf16_gemm.h.
-#define ST_MOE_CPU_BF16_ISAS(X) X(avx512bf16, avx512)
 #else
-#define ST_MOE_CPU_ISAS(X) X(baseline, true)
 #define ST_MOE_CPU_BF16_ISAS(X)
+#define ST_MOE_CPU_ISAS(X) X(baseline, true)
 #endif
 
 namespace st_moe::cpu {
@@ -32,10 +31,11 @@ inline bool has_bf16() {
 }
 #endif
 
-#define ST_MOE_DECLARE(isa, supported) \
-  namespace isa {                      \
-  const OpTable& op_table();           \
+#define ST_MOE_DECLARE(isa, supported, ...) \
+  namespace isa {                           \
+  const OpTable& op_table();                \
   }
+ST_MOE_CPU_BF16_ISAS(ST_MOE_DECLARE)
 ST_MOE_CPU_ISAS(ST_MOE_DECLARE)
 #undef ST_MOE_DECLARE
 
@@ -48,7 +48,8 @@ struct Isa {
 // Calls f(isa) for each, widest first.
 template <class F>
 inline void for_each_isa(F&& f) {
-#define ST_MOE_VISIT(isa, supported) f(Isa{#isa, isa::op_table, supported});
+#define ST_MOE_VISIT(isa, supported, ...) f(Isa{#isa, isa::op_table, supported});
+  ST_MOE_CPU_BF16_ISAS(ST_MOE_VISIT)
   ST_MOE_CPU_ISAS(ST_MOE_VISIT)
 #undef ST_MOE_VISIT
 }

@@ -34,7 +34,7 @@ export default [
   },
   {
     name: 'logsumexp-of-the-first-chunk',
-    file: 'native/cpu/logsumexp.h',
+    file: 'native/cpu/softmax.cc',
     from: 'row_max(x, n);\n  double sum',
     to: 'row_max(x, min_of(chunk, n));\n  double sum',
     breaks: 'a large logit after column 512 overflows the sum',

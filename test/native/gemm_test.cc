@@ -1,6 +1,3 @@
-#define ST_MOE_ISA baseline
-#include "cpu/gemm.h"
-
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -8,13 +5,14 @@
 
 #include "check.h"
 #include "core/convert.h"
+#include "cpu/bf16_gemm.h"
 #include "cpu/isa.h"
 
 namespace st_moe::cpu {
-using baseline::GemmProblem;
 
 struct Gemm {
   const char* isa;
+  void* stream;  // of the context: the bf16 GEMMs
   std::function<void(const Context&, const GemmProblem<float>*, int64_t, DType)> f32;
   std::function<void(const Context&, const GemmProblem<double>*, int64_t, DType)> f64;
   std::function<void(const GemmProblem<float>&)> serial_f32;
@@ -22,46 +20,45 @@ struct Gemm {
   std::function<std::vector<float>(const GemmProblem<float>&, DType)> packed_b;  // empty if not available
 };
 
-// The problems of the other instruction sets are types of their own, with the same layout.
 #define ST_MOE_DECLARE_GEMM(isa, supported)                                                               \
   namespace isa {                                                                                         \
-  template <class T>                                                                                      \
-  struct GemmProblem;                                                                                     \
-  template <class T>                                                                                      \
-  struct MatrixView;                                                                                      \
   template <class T>                                                                                      \
   void gemm(const Context&, const GemmProblem<T>*, int64_t, DType);                                       \
   template <class T>                                                                                      \
   void gemm_serial(const GemmProblem<T>&);                                                                \
   template <class T>                                                                                      \
-  int64_t packed_size(int64_t, int64_t, DType);                                                           \
+  int64_t packed_size(const Context&, int64_t, int64_t, DType);                                           \
   template <class T>                                                                                      \
   void pack_weights(const Context&, const MatrixView<T>&, int64_t, int64_t, int64_t, int64_t, DType, T*); \
-  template <class T>                                                                                      \
-  void call(const Context& ctx, const cpu::GemmProblem<T>* p, int64_t n, DType compute) {                 \
-    gemm(ctx, reinterpret_cast<const GemmProblem<T>*>(p), n, compute);                                    \
-  }                                                                                                       \
-  template <class T>                                                                                      \
-  void call_serial(const cpu::GemmProblem<T>& p) {                                                        \
-    gemm_serial(reinterpret_cast<const GemmProblem<T>&>(p));                                              \
-  }                                                                                                       \
-  inline std::vector<float> packed_b(const cpu::GemmProblem<float>& p, DType compute) {                   \
-    std::vector<float> out(static_cast<size_t>(packed_size<float>(p.K, p.N, compute)));                   \
-    const auto& b = reinterpret_cast<const MatrixView<float>&>(p.b);                                      \
-    if (!out.empty()) pack_weights(Context{2, nullptr}, b, 1, 0, p.K, p.N, compute, out.data());          \
-    return out;                                                                                           \
+  Gemm gemm_of(const char* name, void* stream) {                                                          \
+    const auto packed_b = [stream](const GemmProblem<float>& p, DType compute) {                          \
+      const Context ctx{2, stream};                                                                       \
+      std::vector<float> out(static_cast<size_t>(packed_size<float>(ctx, p.K, p.N, compute)));            \
+      if (!out.empty()) pack_weights(ctx, p.b, 1, 0, p.K, p.N, compute, out.data());                      \
+      return out;                                                                                         \
+    };                                                                                                    \
+    return {name, stream, gemm<float>, gemm<double>, gemm_serial<float>, gemm_serial<double>, packed_b};  \
   }                                                                                                       \
   }
+#define ST_MOE_DECLARE_BF16(isa, supported, narrower) \
+  namespace isa {                                     \
+  const Bf16Gemm& bf16_gemm();                        \
+  }
 ST_MOE_CPU_ISAS(ST_MOE_DECLARE_GEMM)
+ST_MOE_CPU_BF16_ISAS(ST_MOE_DECLARE_BF16)
 
 std::vector<Gemm> gemms() {
   std::vector<Gemm> found;
-#define ST_MOE_ADD_GEMM(isa, supported)                                                                            \
-  if (supported)                                                                                                   \
-    found.push_back({#isa, isa::call<float>, isa::call<double>, isa::call_serial<float>, isa::call_serial<double>, \
-                     isa::packed_b});                                                                              \
-  else                                                                                                             \
-    std::printf("skipped: %s (not supported by this machine)\n", #isa);
+  const auto add = [&](bool supported, const Gemm& gemm) {
+    if (supported)
+      found.push_back(gemm);
+    else
+      std::printf("skipped: %s (not supported by this machine)\n", gemm.isa);
+  };
+#define ST_MOE_ADD_BF16(isa, supported, narrower) \
+  add(supported, narrower::gemm_of(#isa, const_cast<Bf16Gemm*>(&isa::bf16_gemm())));
+#define ST_MOE_ADD_GEMM(isa, supported) add(supported, isa::gemm_of(#isa, nullptr));
+  ST_MOE_CPU_BF16_ISAS(ST_MOE_ADD_BF16)
   ST_MOE_CPU_ISAS(ST_MOE_ADD_GEMM)
   return found;
 }
@@ -77,10 +74,10 @@ template <class T>
 constexpr DType dtype_of = sizeof(T) == 4 ? DType::f32 : DType::f64;
 
 void run(const Gemm& gemm, int threads, const GemmProblem<float>* problems, int64_t count, DType compute) {
-  gemm.f32({threads, nullptr}, problems, count, compute);
+  gemm.f32({threads, gemm.stream}, problems, count, compute);
 }
 void run(const Gemm& gemm, int threads, const GemmProblem<double>* problems, int64_t count, DType compute) {
-  gemm.f64({threads, nullptr}, problems, count, compute);
+  gemm.f64({threads, gemm.stream}, problems, count, compute);
 }
 void run_serial(const Gemm& gemm, const GemmProblem<float>& problem) {
   gemm.serial_f32(problem);
@@ -110,7 +107,7 @@ struct Operand {
     for (T& x : data) x = static_cast<T>(random.real());
     for (int64_t i = 0; gathered && i < m; ++i) rows.push_back(static_cast<int32_t>(random.below(stored)));
   }
-  cpu::baseline::MatrixView<T> view() const {
+  cpu::MatrixView<T> view() const {
     return {data.data(), row_stride, col_stride, rows.empty() ? nullptr : rows.data()};
   }
   T at(int64_t i, int64_t j) const {
