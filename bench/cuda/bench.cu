@@ -97,7 +97,7 @@ class Cuda : public Platform {
     const Tensor in = operand(bench, {E, M, wide(D)}, compute), hidden = operand(bench, {E, M, wide(H)}, compute);
     const Tensor da = operand(bench, {E, M, wide(2 * H)}, compute);
     const Tensor out = bench.filled({E, M, D}), pre = bench.filled({E, M, A});
-    const cuda::ExpertRows rows{{nullptr, nullptr, s.B, s.N, s.K, E, s.capacity(), nullptr}, true, M};
+    const cuda::ExpertRows rows{{}, true, E, M};
     return [=, this, &layer](bool all) {
       const auto run = [&](const cuda::Gemm& gemm) { multiply(device_->context, compute, DType::f32, gemm); };
       const auto weight_of = [&](const Tensor& w, int64_t rows, int64_t columns) -> Matrix {

@@ -2,7 +2,6 @@
 // each other (fused and unfused), and themselves on other numbers of threads.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -152,7 +151,7 @@ void check_threads(const Layer<T>& one, const std::string& name) {
     more.run(name);
     const auto a = one.results(), b = more.results();
     for (size_t i = 0; i < a.size(); ++i)
-      expect(std::memcmp(a[i].second->data(), b[i].second->data(), a[i].second->size() * sizeof(T)) == 0,
+      expect(bytes_of(*a[i].second) == bytes_of(*b[i].second),
              name + " on " + std::to_string(threads) + " threads: " + a[i].first);
   }
 }

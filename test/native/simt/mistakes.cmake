@@ -92,5 +92,5 @@ mutant(thread sort_missing_barrier sort.cuh embedding.cu layers
 mutant(thread blocks_overlap kernel.cuh unary.cu elementwise
        "blockIdx.x * int64_t{blockDim.x} + threadIdx.x" "blockIdx.x * int64_t{blockDim.x - 1} + threadIdx.x" "data race")
 mutant(address elementwise_one_too_many kernel.cuh unary.cu elementwise "i < size;" "i <= size;" "AddressSanitizer")
-mutant(address softmax_one_too_many route.cu route.cu moe "e < E; e += kWarp) largest" "e <= E; e += kWarp) largest"
+mutant(address softmax_one_too_many router.cuh route.cu moe "e < E; e += kWarp) largest" "e <= E; e += kWarp) largest"
        "AddressSanitizer")
