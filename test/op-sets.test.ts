@@ -49,7 +49,11 @@ const withoutOp = ['activation', 'copy', 'index', 'losses', 'plan', 'reshape', '
 
 /** Files of a backend that hold no op of their name. */
 const backends = [
-  { folder: 'cpu', extension: '.cc', helpers: ['allocator', 'backend', 'bf16_tables', 'gemm', 'pool', 'system_memory', 'table'] },
+  {
+    folder: 'cpu',
+    extension: '.cc',
+    helpers: ['allocator', 'backend', 'bf16_tables', 'gemm', 'pool', 'system_memory', 'table'],
+  },
   {
     folder: 'cuda',
     extension: '.cu',
