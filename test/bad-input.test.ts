@@ -1,37 +1,15 @@
-import { describe, expect, test } from 'vitest'
+import { expect, test } from 'vitest'
 import * as st from '../lib/index.js'
-import {
-  MoE,
-  MoeError,
-  type MoeErrorCode,
-  ops,
-  randn,
-  SparseMoEBlock,
-  scope,
-  type Tensor,
-  tensor,
-  zeros,
-} from '../lib/index.js'
-import { settled } from './support/faults.js'
+import { MoE, ops, randn, scope, type Tensor, tensor, zeros } from '../lib/index.js'
+import { any, block, forwardWith, input, linear, moe, type Row, testErrors, withOptions } from './support/bad-input.js'
 
-// What a program may get wrong, the code of the error, and what its text says: operation, argument, expected, got.
+// Tensors and calls that are wrong; bad-options.test.ts has the options.
 
-type Row = [what: string, run: () => unknown, code: MoeErrorCode, text: string | RegExp]
-
-const moe = new MoE({ dim: 6, numExperts: 3 })
-const wide = new MoE({ dim: 6, numExperts: 3, dtype: 'f64' })
-const block = new SparseMoEBlock(new MoE({ dim: 6, numExperts: 3 }))
-const linear = new st.Linear(6, 4)
-const input = randn([2, 5, 6])
+const f64 = new MoE({ dim: 6, numExperts: 3, dtype: 'f64' })
 const disposed = randn([2, 5, 6])
 disposed.dispose()
 const gone = new MoE({ dim: 6, numExperts: 3 })
 gone.dispose()
-
-// biome-ignore lint/suspicious/noExplicitAny: wrong on purpose
-const any = (value: unknown): any => value
-const withOptions = (options: object) => () => new MoE(any({ dim: 6, numExperts: 3, ...options }))
-const forwardWith = (options: object) => () => moe.forward(input, any(options))
 
 const rowsOfShape: Row[] = [
   ...Object.entries({ zeros, ones: st.ones, rand: st.rand, randn }).map(
@@ -146,7 +124,7 @@ const rowsOfType: Row[] = [
     'DTYPE',
     '[MoE.forward] x must be f32, got f64',
   ],
-  ['an f32 input', () => wide.forward(input), 'DTYPE', '[MoE.forward] x must be f64, got f32'],
+  ['an f32 input', () => f64.forward(input), 'DTYPE', '[MoE.forward] x must be f64, got f32'],
   [
     'an i32 input',
     () => moe.forward(tensor(new Int32Array(60), [2, 5, 6])),
@@ -223,196 +201,6 @@ function leaked(): Tensor {
   return escaped!
 }
 
-const rowsOfOptions: Row[] = [
-  [
-    'one expert',
-    () => new MoE({ dim: 6, numExperts: 1 }),
-    'OPTION',
-    '[MoE] gatingTopN must be at most numExperts = 1, got 2 (the default)',
-  ],
-  [
-    'one gate',
-    () => new st.TopNGating({ dim: 6, numGates: 2, topN: 4 }),
-    'OPTION',
-    '[TopNGating] topN must be at most numGates = 2, got 4',
-  ],
-  ['no options', () => new MoE(any(undefined)), 'OPTION', '[MoE] dim must be an integer of at least 1, got undefined'],
-  ['K above E', withOptions({ gatingTopN: 4 }), 'OPTION', '[MoE] gatingTopN must be at most numExperts = 3, got 4'],
-  ['K of 0', withOptions({ gatingTopN: 0 }), 'OPTION', /gatingTopN must be an integer of at least 1, got 0/],
-  ['half a K', withOptions({ gatingTopN: 1.5 }), 'OPTION', /got 1\.5/],
-  [
-    'topN of route',
-    () => ops.route(input, randn([3, 6]), { topN: 4 }),
-    'OPTION',
-    '[route] topN must be an integer from 1 to 3, got 4',
-  ],
-  ['k of topk', () => ops.topk(randn([2, 3]), 4), 'OPTION', '[topk] k must be an integer from 1 to 3, got 4'],
-  ['no experts', withOptions({ numExperts: 0 }), 'OPTION', /numExperts must be an integer of at least 1, got 0/],
-  ['a negative width', withOptions({ dim: -6 }), 'OPTION', /dim must be an integer of at least 1, got -6/],
-  ['a width in quotes', withOptions({ dim: '6' }), 'OPTION', /dim must be an integer of at least 1, got "6"/],
-  ['no hidden width', withOptions({ expertHiddenMult: 0.1 }), 'OPTION', /hidden width/],
-  ...[
-    'thresholdTrain',
-    'thresholdEval',
-    'capacityFactorTrain',
-    'capacityFactorEval',
-    'balanceLossCoef',
-    'routerZLossCoef',
-    'noiseMult',
-    'eps',
-    'expertHiddenMult',
-  ].flatMap((name): Row[] =>
-    [Number.NaN, Infinity, -Infinity].map((value) => [
-      `${name} ${value}`,
-      withOptions({ [name]: value }),
-      'OPTION',
-      new RegExp(`^\\[MoE\\] ${name} must be a finite number.*, got ${value}$`),
-    ]),
-  ),
-  [
-    'a NaN among the thresholds',
-    withOptions({ gatingTopN: 3, thresholdTrain: [0.1, Number.NaN] }),
-    'OPTION',
-    /thresholdTrain\[1\] must be a finite number, got NaN/,
-  ],
-  [
-    'too many thresholds',
-    withOptions({ gatingTopN: 3, thresholdTrain: [0.1, 0.2, 0.3] }),
-    'OPTION',
-    '[MoE] thresholdTrain must be a number or 2 numbers (one for each choice after the first), got [0.1, 0.2, 0.3]',
-  ],
-  [
-    'too few thresholds',
-    withOptions({ gatingTopN: 3, thresholdEval: [0.1] }),
-    'OPTION',
-    /thresholdEval must be a number or 2 numbers/,
-  ],
-  [
-    'noiseMult in forward',
-    forwardWith({ noiseGates: true, noiseMult: Number.NaN }),
-    'OPTION',
-    /noiseMult must be a finite number, got NaN/,
-  ],
-  ['noiseGates that is a number', withOptions({ noiseGates: 1 }), 'OPTION', /noiseGates must be true or false, got 1/],
-  [
-    'balanceDensity',
-    withOptions({ balanceDensity: 'all' }),
-    'OPTION',
-    /balanceDensity must be one of 'kept', 'assigned', got "all"/,
-  ],
-  [
-    'computeDtype',
-    withOptions({ computeDtype: 'i32' }),
-    'OPTION',
-    /computeDtype must be one of 'f32', 'bf16', 'f16' with dtype 'f32'/,
-  ],
-  [
-    'computeDtype with f64',
-    withOptions({ dtype: 'f64', computeDtype: 'bf16' }),
-    'OPTION',
-    /computeDtype must be one of 'f64' with dtype 'f64', got "bf16"/,
-  ],
-  [
-    'too few experts',
-    () => new MoE({ dim: 6, numExperts: 3, experts: [linear] }),
-    'OPTION',
-    /experts must hold numExperts = 3 modules, got 1/,
-  ],
-  [
-    'experts that are no modules',
-    () => new MoE({ dim: 6, experts: any([{}, {}]) }),
-    'OPTION',
-    /experts\[0\] must be a Module/,
-  ],
-  [
-    'a block of a Linear',
-    () => new SparseMoEBlock(any(linear)),
-    'OPTION',
-    '[SparseMoEBlock] moe must be a MoE, got Linear',
-  ],
-  ['an input that is an array', () => moe.forward(any([[1]])), 'OPTION', /\[MoE\.forward\] x must be a Tensor, got \[/],
-  ['no input', () => moe.forward(any(undefined)), 'OPTION', /x must be a Tensor, got undefined/],
-  ['p of dropout', () => new st.Dropout(1), 'OPTION', '[Dropout] p must be below 1, got 1'],
-  [
-    'heads',
-    () => new st.CausalSelfAttention(6, { heads: 4 }),
-    'OPTION',
-    /dim must be a multiple of heads, got 6 and 4/,
-  ],
-  ['a target outside', () => ops.crossEntropy(randn([1, 3]), tensor(Int32Array.of(3))), 'OPTION', /3/],
-  ['an index outside', () => ops.embedding(randn([4, 2]), tensor(Int32Array.of(-1))), 'OPTION', /-1/],
-  ['group sizes', () => ops.groupedGemm(randn([3, 2]), randn([2, 2, 2]), tensor(Int32Array.of(1, 1))), 'SHAPE', /3/],
-  [
-    'lr',
-    () => new st.AdamW(moe.parameters(), { lr: Number.NaN }),
-    'OPTION',
-    '[AdamW] lr must be a finite number from 0 to Infinity, got NaN',
-  ],
-  ['betas', () => new st.AdamW(moe.parameters(), { betas: [0.9, 1] }), 'OPTION', /betas\[1\] must be below 1, got 1/],
-  ['parameters', () => new st.SGD(any([randn([2])])), 'OPTION', /parameter 0 must be a Parameter, got Tensor/],
-  ['a seed', () => st.manualSeed(-1), 'OPTION', /seed must be an integer of at least 0, got -1/],
-  ['a seed that is not whole', () => new st.Generator(0.5), 'OPTION', /got 0\.5/],
-  ['threads', () => st.setNumThreads(0), 'OPTION', /threads must be an integer from 1 to 256, got 0/],
-  ['clipGradNorm', () => st.clipGradNorm(moe.parameters(), Number.NaN), 'OPTION', /maxNorm must be a finite number/],
-  ['arange', () => st.arange(0, 5, 0), 'OPTION', /step must not be 0/],
-  ['new Tensor', () => new st.Tensor(1), 'OPTION', /made by tensor\(\), zeros\(\)/],
-]
-
-const rowsOfNames: Row[] = [
-  [
-    'a typing error',
-    withOptions({ numExpert: 3 }),
-    'OPTION',
-    /unknown option "numExpert"; did you mean 'numExperts'\?/,
-  ],
-  [
-    'snake case',
-    withOptions({ gating_top_n: 2 }),
-    'OPTION',
-    /unknown option "gating_top_n"; did you mean 'gatingTopN'\?/,
-  ],
-  ['capitals', withOptions({ ThresholdTrain: 0.1 }), 'OPTION', /did you mean 'thresholdTrain'\?/],
-  [
-    'nothing near',
-    withOptions({ zebra: 1 }),
-    'OPTION',
-    /unknown option "zebra"\. Known: router, expertChoiceOver, dropless, dim, capacityFactorTrain/,
-  ],
-  [
-    'forward',
-    forwardWith({ masks: zeros([2, 5]) }),
-    'OPTION',
-    /\[MoE\.forward\] unknown option "masks"; did you mean 'mask'\?/,
-  ],
-  [
-    'random',
-    forwardWith({ random: { uniform: zeros([2, 2, 5]) } }),
-    'OPTION',
-    /unknown option "uniform"; did you mean 'uniforms'\?/,
-  ],
-  [
-    'a block',
-    () => new SparseMoEBlock(new MoE({ dim: 6 }), any({ addFFAfter: false })),
-    'OPTION',
-    /did you mean 'addFfAfter'\?/,
-  ],
-  [
-    'an optimizer',
-    () => new st.AdamW(moe.parameters(), any({ weight_decay: 0 })),
-    'OPTION',
-    /did you mean 'weightDecay'\?/,
-  ],
-  [
-    'a clipping',
-    () => st.clipGradNorm(moe.parameters(), 1, any({ onNonfinite: 'throw' })),
-    'OPTION',
-    /did you mean 'onNonFinite'\?/,
-  ],
-  ['a tensor', () => zeros([1], any({ type: 'f32' })), 'OPTION', /did you mean 'dtype'\?/],
-  ['options that are a number', () => new MoE(any(6)), 'OPTION', '[MoE] options must be an object, got 6'],
-  ['options that are a list', forwardWith([]), 'OPTION', /options must be an object, got \[\]/],
-]
-
 const rowsOfUse: Row[] = [
   [
     'backward of a constant',
@@ -446,38 +234,12 @@ function changed(): void {
   new st.SGD([parameter], { lr: 1 }).step()
   loss.backward()
 }
-
-const groups: [string, Row[]][] = [
-  ['shapes', rowsOfShape],
-  ['types', rowsOfType],
-  ['devices', rowsOfDevice],
-  ['disposed tensors', rowsOfDisposal],
-  ['option values', rowsOfOptions],
-  ['option names', rowsOfNames],
-  ['use', rowsOfUse],
-]
-
-describe.each(groups)('%s', (_, rows) => {
-  test.each(rows)('%s', (_what, run, code, text) => {
-    let caught: unknown
-    scope(() => {
-      try {
-        settled(run)
-      } catch (error) {
-        caught = error
-      }
-    })
-    expect(caught).toBeInstanceOf(MoeError)
-    const { code: actual, message, op } = caught as MoeError
-    expect(message).toMatch(text)
-    expect(actual).toBe(code)
-    expect(message.startsWith(`[${op}] `)).toBe(true)
-  })
-})
-
-test('after all that the layers still work', () => {
-  expect(scope(() => moe.forward(input).outputs.shape)).toEqual([2, 5, 6])
-  expect(scope(() => block.forward(input).outputs.shape)).toEqual([2, 5, 6])
+testErrors({
+  shapes: rowsOfShape,
+  dtypes: rowsOfType,
+  devices: rowsOfDevice,
+  'disposed tensors': rowsOfDisposal,
+  use: rowsOfUse,
 })
 
 test('CUDA without a backend says what is missing', (context) => {

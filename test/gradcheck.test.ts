@@ -3,11 +3,12 @@ import * as library from '../lib/index.js'
 import { Module, ops, scope } from '../lib/index.js'
 import { native } from '../lib/native.js'
 import { gradcheck } from './support/gradcheck.js'
+import { moduleRows } from './support/module-rows.js'
 import { moeRows } from './support/moe-rows.js'
 import { relativeError, values } from './support/numbers.js'
 import { opRows } from './support/op-rows.js'
 
-const rows = [...opRows, ...moeRows]
+const rows = [...opRows, ...moeRows, ...moduleRows]
 /** Functions of `ops` that compute no tensor. */
 const notDifferentiable = ['expertCapacity']
 
