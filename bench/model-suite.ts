@@ -31,7 +31,7 @@ const mobyDick = join(
   'data.txt',
 )
 
-/** How long does a training step of the demo's language model take, beside the same model of st-moe-pytorch? */
+/** How long does a training step of the demo's language model take, vs. the same model of st-moe-pytorch? */
 export async function modelSuite({ threads, repetitions, quick, peers }: Bench): Promise<Found> {
   const count = Math.max(...threads)
   const sizes = quick ? { ...usual, layers: 1, dim: 24, context: 16, batch: 2, experts: 4 } : usual
@@ -73,7 +73,7 @@ function sharesOf(stats: readonly RoutingStats[], assignments: number): { kept: 
   }
 }
 
-/** Of a step's products; a backward has twice as many as a forward. Attention counts what is before a token. */
+/** Of a step's GEMMs; a backward has twice as many as a forward. Attention counts what is before a token. */
 function flopsOf({ dim, context, vocabulary }: ModelOptions, tokens: number, stats: readonly RoutingStats[]): number {
   const hidden = Math.trunc((dim * 8) / 3)
   const attention = tokens * (8 * dim ** 2 + 2 * context * dim)

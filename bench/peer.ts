@@ -38,7 +38,7 @@ export class Peer {
     return this.ask({ do: 'time', name, kind })
   }
 
-  /** How many threads it uses from now on. Gives the version of PyTorch. */
+  /** How many threads it uses from now on. Returns the version of PyTorch. */
   async threads(count: number): Promise<string> {
     return (await this.ask<{ torch: string }>({ do: 'threads', count })).torch
   }

@@ -5,7 +5,7 @@ import { nativeOps } from './native-ops.js'
 /** A live native tensor: slot and generation in one number, with nothing for the garbage collector. */
 export type Handle = number
 
-/** What the addon offers beside the declared ops. */
+/** The functions of the addon besides the declared ops. */
 interface Addon {
   setErrorFactory(make: (code: string, op: string, text: string) => Error): void
   setThreads(threads: number): void
@@ -47,8 +47,8 @@ interface Addon {
 }
 
 const loaded = loadAddon()
-/** The addon: the ops that native/core/ops.inc declares, by name, and what native/binding has by hand. */
+/** The addon: the ops that native/core/ops.inc declares, by name, and the functions that native/binding writes by hand. */
 export const native = { ...(loaded.addon as Addon), ...nativeOps(loaded.addon) }
 native.setErrorFactory((code, op, text) => new MoeError(code as MoeErrorCode, op, text.slice(op.length + 3)))
-/** Where the addon was found; plugins lie beside it. */
+/** Where the addon was found; plugins are next to it. */
 export const addonFile: string = loaded.file

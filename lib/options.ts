@@ -140,7 +140,7 @@ export function onlyIf<O extends Record<string, Option<unknown>>>(
   return Object.fromEntries(entries) as O
 }
 
-/** Checked where it is used, which may depend on more than options. */
+/** Checked at its use, which may depend on more than options. */
 export function unchecked<T>(rest: { default: T }): Option<T>
 export function unchecked<T>(): Option<T | undefined>
 export function unchecked<T>(rest: { default: T | undefined } = { default: undefined }): Option<T | undefined> {

@@ -107,7 +107,7 @@ export class Generator {
   }
 
   #sample(): ReplayRow {
-    return replayRow.draw(this.#advance())
+    return replayRow.sample(this.#advance())
   }
 
   #save(): () => void {

@@ -44,14 +44,14 @@ export interface TensorMeta<D extends DType = DType> {
 export let isTensor: (value: unknown) => value is Tensor
 /** 0 when disposed. */
 export let handleOf: (tensor: Tensor) => Handle
-/** A Tensor that takes over a handle. */
+/** A Tensor that takes ownership of a handle. */
 export let wrap: <D extends DType>(handle: Handle, meta: TensorMeta<D>) => Tensor<D>
 export let sourceOf: (tensor: Tensor) => { node: Node; output: number } | null
 export let setSource: (tensor: Tensor, node: Node, output: number) => void
 export let leafHooksOf: (tensor: Tensor) => GradHook[]
 export let gradOwnerOf: (tensor: Tensor) => Tensor | null
 export let isKept: (tensor: Tensor) => boolean
-/** Puts the memory of leaves and their gradients on another device, in place: all of them or none. */
+/** Moves leaves and their gradients to another device, in place: all of them or none. */
 export let moveToDevice: (leaves: readonly Tensor[], device: Device, number: number) => void
 /** Sets the gradient of a leaf and disposes nothing. */
 export let putGrad: (leaf: Tensor, grad: Tensor | null) => void
@@ -59,7 +59,7 @@ export let putGrad: (leaf: Tensor, grad: Tensor | null) => void
 export let moveToScope: (tensor: Tensor, scope: Scope | null) => void
 
 /**
- * A contiguous array on a device, made by {@link tensor}, {@link zeros}, {@link randn} and their like. Operations give
+ * A contiguous array on a device, made by {@link tensor}, {@link zeros}, {@link randn} and their like. Operations return
  * new tensors and never change their inputs. Memory is freed by {@link scope}, `using` or `dispose()`; a tensor used
  * after that is a DISPOSED error.
  *
@@ -164,7 +164,7 @@ export class Tensor<D extends DType = DType> {
     return this.#grad
   }
 
-  /** Frees the gradient from before. Errors: SHAPE, DTYPE, DEVICE where they are not those of this tensor. */
+  /** Frees the previous gradient. Errors: SHAPE, DTYPE, DEVICE if they differ from those of this tensor. */
   set grad(value: Tensor<D> | null) {
     if (value !== null) checkTensor('Tensor.grad', 'value', value, this)
     const recorder = currentRecorder()
@@ -182,7 +182,7 @@ export class Tensor<D extends DType = DType> {
   // ---- values
 
   /**
-   * A copy of the values in row-major order: Float32Array, Float64Array or Int32Array; bf16 and f16 come as their bits
+   * A copy of the values in row-major order: Float32Array, Float64Array or Int32Array; bf16 and f16 as their bits
    * in a Uint16Array. Waits for a GPU. Errors: DISPOSED, OUT_OF_MEMORY.
    */
   dataSync(): DTypeArrays[D] {
@@ -262,7 +262,7 @@ export class Tensor<D extends DType = DType> {
   }
 }
 
-/** A live Tensor of the dtype, shape and device of `like`, where given; else a MoeError. */
+/** A live Tensor of the dtype, shape and device of `like`, if given; else a MoeError. */
 export function checkTensor(op: string, name: string, value: unknown, like?: TensorMeta): Tensor {
   if (!isTensor(value)) fail('OPTION', op, `${name} must be a Tensor, got ${show(value)}`)
   if (value.disposed) fail('DISPOSED', op, `${name} has been disposed`)

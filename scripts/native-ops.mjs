@@ -99,7 +99,7 @@ ${ops.map(source).join('')}})
 
 /** What changes from one replay of a captured step to the next. */
 export const replayRow = {
-  draw: (given: { seed: number; step: number }): readonly number[] => [-1, given.seed, given.step],
+  sample: (given: { seed: number; step: number }): readonly number[] => [-1, given.seed, given.step],
 ${updates.join('')}}
 `.replaceAll(/^ {4}(.*)/gm, '  $1')
   const file = `${root}lib/native-ops.ts`

@@ -45,7 +45,7 @@ describe('backward', () => {
     })
   })
 
-  it('gives each leaf its own gradient, even if both got the same one', () => {
+  it('each leaf has its own gradient, even if both got the same one', () => {
     scope(() => {
       const leaf = () => tensor([1, 1], [2], { requiresGrad: true })
       const leaves = [leaf(), leaf(), leaf()]

@@ -60,9 +60,14 @@ const rowsOfShape: Row[] = [
     '[MoE.forward] x must be [batch, tokens, 6], got [1, 2, 5, 6]',
   ],
   ['rank 0', () => moe.forward(tensor(1, [])), 'SHAPE', '[MoE.forward] x must be [batch, tokens, 6], got []'],
-  ['width', () => moe.forward(randn([2, 5, 7])), 'SHAPE', '[MoE.forward] x must be [batch, tokens, 6], got [2, 5, 7]'],
   [
-    'width of a block',
+    'hidden size',
+    () => moe.forward(randn([2, 5, 7])),
+    'SHAPE',
+    '[MoE.forward] x must be [batch, tokens, 6], got [2, 5, 7]',
+  ],
+  [
+    'hidden size of a block',
     () => block.forward(randn([2, 5, 7])),
     'SHAPE',
     '[SparseMoEBlock.forward] x must be [batch, tokens, 6]',
@@ -107,7 +112,7 @@ const rowsOfShape: Row[] = [
     'expert',
     () => new MoE({ dim: 6, experts: [new Wrong(), new Wrong()] }).forward(input),
     'SHAPE',
-    /expert 0 must give a tensor \[2, 4, 6\], got \[2, 4, 3\]/,
+    /expert 0 must return a tensor \[2, 4, 6\], got \[2, 4, 3\]/,
   ],
 ]
 

@@ -27,9 +27,9 @@ const rowsOfOptions: Row[] = [
   ],
   ['k of topk', () => ops.topk(randn([2, 3]), 4), 'OPTION', '[topk] k must be an integer from 1 to 3, got 4'],
   ['no experts', withOptions({ numExperts: 0 }), 'OPTION', /numExperts must be an integer of at least 1, got 0/],
-  ['a negative width', withOptions({ dim: -6 }), 'OPTION', /dim must be an integer of at least 1, got -6/],
-  ['a width in quotes', withOptions({ dim: '6' }), 'OPTION', /dim must be an integer of at least 1, got "6"/],
-  ['no hidden width', withOptions({ expertHiddenMult: 0.1 }), 'OPTION', /hidden width/],
+  ['a negative dim', withOptions({ dim: -6 }), 'OPTION', /dim must be an integer of at least 1, got -6/],
+  ['a dim in quotes', withOptions({ dim: '6' }), 'OPTION', /dim must be an integer of at least 1, got "6"/],
+  ['no hidden size', withOptions({ expertHiddenMult: 0.1 }), 'OPTION', /hidden size/],
   ...[
     'thresholdTrain',
     'thresholdEval',
@@ -58,7 +58,7 @@ const rowsOfOptions: Row[] = [
     'too many thresholds',
     withOptions({ gatingTopN: 3, thresholdTrain: [0.1, 0.2, 0.3] }),
     'OPTION',
-    '[MoE] thresholdTrain must be a number or 2 numbers (one for each choice after the first), got [0.1, 0.2, 0.3]',
+    '[MoE] thresholdTrain must be a number or 2 numbers (one for each expert after the first), got [0.1, 0.2, 0.3]',
   ],
   [
     'too few thresholds',

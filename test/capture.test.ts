@@ -27,7 +27,7 @@ import {
   zeros,
 } from '../lib/index.js'
 
-// A captured step vs. the same step run repeatedly. The GPU is the emulator (npm run build:simt) unless
+// A step in a CUDA graph vs. the same step run repeatedly. The GPU is the emulator (npm run build:simt) unless
 // ST_MOE_CUDA_LIBRARY names another plugin.
 
 const plugin = fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))
@@ -84,7 +84,7 @@ function left({ parameters, optimizer, generator }: Training): unknown {
     parameters: parameters.map(bits),
     grads: parameters.map((p) => p.grad && bits(p.grad)),
     state: Object.entries(optimizer.stateDict()).map(([name, value]) => [name, bits(value)]),
-    draws: [generator.step, manualSeedState()],
+    samples: [generator.step, manualSeedState()],
   }))
 }
 /** The step of the environment's generator, told by the next sample. */
@@ -243,14 +243,14 @@ describe.skipIf(!built)('on a GPU', () => {
     const x = own(randn([1, 3, 4], { device: 'cuda' }))
     const mask = own(tensor([[1, 1, 1]], null, { device: 'cuda' }))
     const step = own(captureStep(() => moe.forward(x, { mask }).routing.kept, { device: 'cuda' }))
-    const firstChoices = () => Array.from(step.replay().dataSync()).filter((_, i) => i % 2 === 0)
-    expect(firstChoices()).toEqual([1, 1, 1])
+    const topOne = () => Array.from(step.replay().dataSync()).filter((_, i) => i % 2 === 0)
+    expect(topOne()).toEqual([1, 1, 1])
     mask.copyFrom([[0, 0.5, -1]])
-    expect(firstChoices()).toEqual([0, 1, 1])
+    expect(topOne()).toEqual([0, 1, 1])
     mask.copyFrom([[0, NaN, 1]])
-    expect(firstChoices).toThrow(expect.objectContaining({ code: 'NON_FINITE', op: 'toData' }))
+    expect(topOne).toThrow(expect.objectContaining({ code: 'NON_FINITE', op: 'toData' }))
     mask.copyFrom([[0, 0, 1]])
-    expect(firstChoices()).toEqual([0, 0, 1])
+    expect(topOne()).toEqual([0, 0, 1])
   })
 
   test('memory is constant from replay to replay, and is freed', () => {

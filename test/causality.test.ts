@@ -43,7 +43,7 @@ test.each<[string, 'train' | 'eval', Omit<MoEOptions, 'dim'>]>([
   expect(change(mode, options)).toBeLessThan(1e-12)
 })
 
-test('with a slot for every token and threshold 0 a token has the same output in any company', () => {
+test('with a slot for every token and threshold 0 an output does not depend on other tokens', () => {
   const draw = new Draw(seed)
   for (let round = 0; round < 20; round++)
     scope(() => {

@@ -153,7 +153,7 @@ describe('train', () => {
     expect(JSON.parse(readFileSync(at('runs/same/run.json'), 'utf8')).options).toMatchObject({ dim: 8, experts: 1 })
   })
 
-  test('a run is not lost by starting another one there', async () => {
+  test('starting another run there does not overwrite a run', async () => {
     const before = checkpoint('run')
     const again = await cli(['train', 'book.txt', '--out', 'run', ...tiny])
     expectRefused(again, 1, /run contains a run: --resume continues it, --overwrite replaces it/)

@@ -22,15 +22,16 @@ interface Routed {
 
 /** Laws of one token's top-k experts: distinct, with descending gates that sum to 1, and weights if dispatched. */
 function checkToken(r: Routed, t: number): void {
-  const choices = Array.from({ length: r.K }, (_, k) => t * r.K + k)
-  if (new Set(choices.map((i) => r.index[i])).size !== r.K) throw new Error(`token ${t} has an expert twice`)
-  if (choices.some((i) => r.index[i] < 0 || r.index[i] >= r.E)) throw new Error(`token ${t} has no such expert`)
-  const total = choices.reduce((sum, i) => sum + r.gate[i], 0)
+  const assignments = Array.from({ length: r.K }, (_, k) => t * r.K + k)
+  if (new Set(assignments.map((i) => r.index[i])).size !== r.K) throw new Error(`token ${t} has an expert twice`)
+  if (assignments.some((i) => r.index[i] < 0 || r.index[i] >= r.E)) throw new Error(`token ${t} has no such expert`)
+  const total = assignments.reduce((sum, i) => sum + r.gate[i], 0)
   if (Math.abs(total - (r.masked(t) ? 0 : 1)) > 1e-6) throw new Error(`the gates of token ${t} sum to ${total}`)
-  for (const i of choices) {
+  for (const i of assignments) {
     if (i > t * r.K && r.gate[i] > r.gate[i - 1]) throw new Error(`the gates of token ${t} rise`)
-    if (r.kept[i] !== Number(r.position[i] >= 0)) throw new Error(`choice ${i}: kept ${r.kept[i]} at ${r.position[i]}`)
-    if (r.weight[i] !== (r.kept[i] ? r.gate[i] : 0)) throw new Error(`choice ${i}: weight ${r.weight[i]}`)
+    if (r.kept[i] !== Number(r.position[i] >= 0))
+      throw new Error(`assignment ${i}: kept ${r.kept[i]} at ${r.position[i]}`)
+    if (r.weight[i] !== (r.kept[i] ? r.gate[i] : 0)) throw new Error(`assignment ${i}: weight ${r.weight[i]}`)
     if (r.kept[i] && r.masked(t)) throw new Error(`masked token ${t} has a slot`)
   }
 }
@@ -44,8 +45,9 @@ function checkSlots(r: Routed, b: number): void {
     for (let t = b * r.N; t < (b + 1) * r.N; t++) {
       const i = t * r.K + k
       const e = r.index[i]
-      if (r.position[i] >= 0 && r.position[i] !== used[e]++) throw new Error(`choice ${i} has slot ${r.position[i]}`)
-      if (k === 0 && !r.kept[i] && !r.masked(t) && used[e] < r.C) throw new Error(`first choice ${i} was lost`)
+      if (r.position[i] >= 0 && r.position[i] !== used[e]++)
+        throw new Error(`assignment ${i} has slot ${r.position[i]}`)
+      if (k === 0 && !r.kept[i] && !r.masked(t) && used[e] < r.C) throw new Error(`top-1 assignment ${i} was dropped`)
     }
   }
   if (used.some((count) => count > r.C)) throw new Error(`sequence ${b} has ${used} of ${r.C} slots`)
@@ -101,7 +103,7 @@ function checkRound(draw: Draw): void {
   checkRows(r, values(x), D, values(rows), values(ops.combine(rows, routing)))
 }
 
-test(`no token is lost or doubled (seed ${seed}, ${rounds} routings)`, () => {
+test(`every assignment is dispatched once or dropped (seed ${seed}, ${rounds} routings)`, () => {
   const draw = new Draw(seed)
   for (let round = 0; round < rounds; round++) {
     try {

@@ -55,7 +55,7 @@ test('the rows have called every native backward op', () => {
   expect(backward.filter((name) => !called.has(name))).toEqual([])
 })
 
-test('straight-through dispatch gives the weight <x, gradient of its row>', () =>
+test('the weight of a straight-through dispatch gets the gradient <x, gradient of its row>', () =>
   scope(() => {
     const x = library.randn([2, 5, 3], { dtype: 'f64' })
     const routing = ops.route(x, library.randn([4, 3], { dtype: 'f64' }), { threshold: 0, capacity: 4 })

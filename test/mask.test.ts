@@ -63,7 +63,7 @@ const statsOf = (options: MoEForwardOptions, N = 16) =>
     return moe.forward(randn([1, N, 8]), { ...options, stats: true }).stats!
   })
 
-test('padding is in no count', () => {
+test('counts exclude padding', () => {
   const mask = tensor([...Array(8).fill(1), ...Array(8).fill(0)], [1, 16])
   const stats = statsOf({ mask })
   expect(stats.droppedTokens).toBe(0)
@@ -73,7 +73,7 @@ test('padding is in no count', () => {
   mask.dispose()
 })
 
-test('what is dropped is a share of the tokens', () =>
+test('the dropped fraction is relative to the tokens', () =>
   scope(() => {
     const moe = new MoE({ dim: 8, numExperts: 1, gatingTopN: 1, capacityFactorTrain: 0.1 })
     const mask = tensor([...Array(8).fill(1), ...Array(8).fill(0)], [1, 16])

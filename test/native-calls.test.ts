@@ -54,7 +54,7 @@ describe('a handle', () => {
     expect([...data]).toEqual([2, 2, 2, 2])
   })
 
-  test('is unique while no other handle and no other holder has its memory', () => {
+  test('is unique while nothing else references its memory', () => {
     const x = zeros([4])
     expect(native.unique(x)).toBe(true)
     native.retain(x)

@@ -53,7 +53,7 @@ describe.skipIf(process.platform !== 'linux')(
   },
 )
 
-test('a module of your own whose constructor fails is left to the garbage collector', async () => {
+test('a custom module whose constructor fails is left to the garbage collector', async () => {
   class Half extends Module {
     first = new Linear(8, 8)
     second = new Linear(8, -1)

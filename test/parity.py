@@ -23,7 +23,7 @@ BLOCK_OPTIONS = ('add_ff_before', 'add_ff_after')
 
 @contextmanager
 def injected(*numbers):
-    """The package's draws give these tensors, one after another; its masks are float64, not float32."""
+    """The package samples these tensors, one after another; its masks are float64, not float32."""
     queue = list(numbers)
     uniform, to_float = torch.Tensor.uniform_, torch.Tensor.float
 
@@ -108,7 +108,7 @@ def strengthen(module, generator):
 
 
 class Routing:
-    """What the gating of a module does with x, with the numbers that it would draw."""
+    """What the gating of a module does with x, with the numbers that it would sample."""
 
     def __init__(self, module, x, forward_options, generator):
         gating = gating_of(module)
@@ -143,7 +143,7 @@ class Routing:
         return u
 
     def close_tokens(self):
-        """Tokens whose choice hangs on a small difference of two probabilities."""
+        """Tokens whose expert selection depends on a small difference of two probabilities."""
         top = self.probs.sort(dim=-1, descending=True).values[..., : self.index.shape[-1] + 1]
         return ((top[..., :-1] - top[..., 1:]) < MARGIN).any(dim=-1)
 

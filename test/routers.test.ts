@@ -155,7 +155,7 @@ test('a layer of expert choice trains, has no losses in evaluation, and its stat
   expect(a.routing.capacity).toBe(8) // trunc(16 · 2 / 4)
 })
 
-test('expert choice works with experts of a user, one expert, a block and plain arrays', () => {
+test('expert choice works with custom experts, one expert, a block and plain arrays', () => {
   const experts = [new Linear(4, 4), new Linear(4, 4), new Linear(4, 4)]
   const own = new MoE({ dim: 4, experts, router: 'expertChoice' })
   expect(own.forward(randn([2, 9, 4])).outputs.shape).toEqual([2, 9, 4])
@@ -183,7 +183,7 @@ describe('dropless', () => {
     return { ...routing, tensors: [...result, ...grads].map(values) }
   }
 
-  test.each([false, true])('equals unlimited capacity bit for bit, with experts of a user: %s', (user) => {
+  test.each([false, true])('equals unlimited capacity bit for bit, with custom experts: %s', (user) => {
     const dropless = run({ dropless: true, thresholdTrain: 0 }, user)
     expect(dropless).toEqual(run({ capacityFactorTrain: 4, thresholdTrain: 0 }, user))
     expect(dropless.capacity).toBe(33)
@@ -191,7 +191,7 @@ describe('dropless', () => {
     expect(run({ capacityFactorTrain: 0.5, thresholdTrain: 0 }, user).kept.filter(Boolean)).toHaveLength(2 * 4 * 4)
   })
 
-  test('leaves the choice of a second expert to its threshold, and short sequences as they are', () => {
+  test('uses a second expert by its threshold, and does not change short sequences', () => {
     expect(run({ dropless: true }, false)).toEqual(run({ capacityFactorTrain: 4 }, false))
     const moe = new MoE({ dim: 4, numExperts: 2, dropless: true })
     expect(moe.forward(randn([1, 2, 4])).routing.capacity).toBe(2)

@@ -207,7 +207,7 @@ test.skipIf(!built)(
   },
 )
 
-test.skipIf(!built)('memory from before a captured step that is freed in it comes back', async () => {
+test.skipIf(!built)('memory from before a capture that is freed during it comes back', async () => {
   // 16 MB besides the workspace of cuBLAS
   expect(await printed('frees-in-capture.mjs', { SIMT_MEMORY_MB: String(16 + 32) })).toEqual({ failed: [] })
 })

@@ -4,7 +4,7 @@ import { type Drawn, drawProblem, kinds } from './support/draw-problem.js'
 import { forwardOptions, layerOf, stateOf, toTensor } from './support/from-problem.js'
 import { Draw, relativeError, values } from './support/numbers.js'
 
-/** What the built-in experts compute, as a module of a user. Names are those of the built-in state. */
+/** What the built-in experts compute, as a custom module. Names are those of the built-in state. */
 class Geglu extends Module {
   readonly names = ['net.0.weight', 'net.0.bias', 'net.1.mult_bias', 'net.2.weight', 'net.2.bias']
   weights: Parameter[]

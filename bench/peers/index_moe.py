@@ -34,7 +34,7 @@ class IndexMoE(nn.Module):
                 parameter.data[e].copy_(state[f'experts.experts.{e}.{theirs}'])
 
     def route(self, x, uniforms):
-        """x [B, N, D] -> gates and slots [K, B, N] (the slot after the last where not kept), their number, losses."""
+        """x [B, N, D] -> gates and slots [K, B, N] (the slot after the last if dropped), their number, losses."""
         B, N, _ = x.shape
         E = len(self.gate)
         capacity = max(min(N, int(N * self.capacity_factor / E)), 4)

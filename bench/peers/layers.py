@@ -11,7 +11,7 @@ from index_moe import IndexMoE
 
 @contextmanager
 def drawn(uniforms):
-    """The next draw of st-moe-pytorch gives these numbers."""
+    """The next sample of st-moe-pytorch is these numbers."""
     original = torch.Tensor.uniform_
     torch.Tensor.uniform_ = lambda self, *_: self.copy_(uniforms)
     try:
@@ -48,7 +48,7 @@ class Layer:
         self.x.grad = None
 
     def kept(self):
-        """Share of the assignments that are kept, share of the slots that are full."""
+        """Fraction of the assignments that are dispatched, capacity utilization."""
         with torch.no_grad():
             if self.is_reference:
                 dispatch, *_ = self.moe.gate(self.x)  # [B, N, E, C]
@@ -59,7 +59,7 @@ class Layer:
         return {'kept': kept / asked, 'occupancy': kept / slots}
 
     def outputs(self, given, to):
-        """Writes what comes of the input x [B, N, D], the gradient dy and the draws [K, B, N] in a file."""
+        """Writes what comes of the input x [B, N, D], the gradient dy and the uniforms [K, B, N] to a file."""
         tensors = load_file(given)
         x = tensors['x'].requires_grad_()
         if self.is_reference:

@@ -1,4 +1,4 @@
-"""Does what bench/peer.ts asks: one JSON object a line in, one out. Each object made has a name of the caller's."""
+"""Does what bench/peer.ts asks: one JSON object per line in, one out. Each object made has a name of the caller's."""
 
 import json
 import sys

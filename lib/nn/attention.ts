@@ -8,7 +8,7 @@ import { gemmOptions, Linear, layerOptions, type ProductLayerOptions } from './l
 import { Module } from './module.js'
 
 const attentionOptions = {
-  /** A divisor of the width. Default 8. */
+  /** A divisor of D. Default 8. */
   heads: integer({ min: 1, default: 8 }),
   /** Biases of the four projections. Default false. */
   bias: boolean({ default: false }),

@@ -14,7 +14,7 @@ import { Module } from './module.js'
  * ```
  */
 export class Dropout extends Module {
-  /** Share of the elements that become 0. */
+  /** Fraction of the elements that become 0. */
   readonly p: number
 
   /** `p` from 0, below 1, else OPTION. */

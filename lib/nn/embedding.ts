@@ -7,7 +7,7 @@ import { Module } from './module.js'
 import { newParameter, type Parameter } from './parameter.js'
 
 /**
- * A row of D numbers for each of V symbols: i32 indices [...] → [..., D], by {@link embedding}.
+ * A row of D numbers for each of V tokens: i32 indices [...] → [..., D], by {@link embedding}.
  *
  * @example
  * ```ts
@@ -28,7 +28,7 @@ export class Embedding extends Module {
     this.weight = newParameter(() => randn([numEmbeddings, dim], layer))
   }
 
-  /** Errors: DTYPE unless `index` is i32, OPTION where an index is outside of [0, V). */
+  /** Errors: DTYPE unless `index` is i32, OPTION if an index is outside of [0, V). */
   forward(index: Tensor): Tensor {
     return embedding(this.weight, index)
   }

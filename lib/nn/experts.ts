@@ -10,7 +10,7 @@ import { newParameter, type Parameter } from './parameter.js'
 
 /** H = trunc(D · mult · 2 / 3), in double precision from left to right. */
 export const hiddenSize = (op: string, dim: number, mult: number): number =>
-  checkInteger(op, 'the hidden width dim · mult · 2 / 3', Math.trunc((dim * mult * 2) / 3), 1)
+  checkInteger(op, 'the hidden size dim · mult · 2 / 3', Math.trunc((dim * mult * 2) / 3), 1)
 
 /** Names of one expert's tensors in a state dict, for the layer index that the activation has in the reference. */
 const expertNames = (first: number) =>
@@ -38,7 +38,7 @@ const readOptions = reader(layerOptions, gemmOptions, activationOptions)
  * ```
  */
 export class Experts extends Module {
-  /** What the operands of the products are rounded to. */
+  /** What the operands of the GEMMs are rounded to. */
   readonly computeDtype: ComputeDType
   /** Between the two linear maps; P = 2H if it is gated, else H. */
   readonly activation: Activation

@@ -11,7 +11,7 @@ import { Module, type StateEntry } from './module.js'
 import { RMSNorm } from './norm.js'
 
 const feedForwardOptions = {
-  /** Hidden width is trunc(dim · mult · 2 / 3). Default 4. */
+  /** The hidden size is trunc(dim · mult · 2 / 3). Default 4. */
   mult: number({ min: 0, default: 4 }),
 }
 
@@ -24,8 +24,8 @@ export interface FeedForwardOptions
 const readOptions = reader(feedForwardOptions, layerOptions, gemmOptions, activationOptions)
 
 /**
- * RMSNorm, then one expert, by default GEGLU, that every token passes: x [..., D] → [..., D], the feed-forward of st-moe-pytorch. The
- * residual is the caller's.
+ * RMSNorm, then one expert, by default GEGLU, for every token: x [..., D] → [..., D], the feed-forward of
+ * st-moe-pytorch. The caller adds the residual.
  *
  * @example
  * ```ts

@@ -37,8 +37,8 @@ export const gatingOptions = {
 /** Of top-k gating. */
 export const thresholdOptions = onlyIf('router', ['topk'], {
   /**
-   * A later choice of gate g is routed with probability min(1, g / threshold): a number, or one for each choice after
-   * the first. Default 0.2.
+   * A second or later expert of gate g is used with probability min(1, g / threshold): a number, or one for each expert
+   * after the first. Default 0.2.
    */
   thresholdTrain: unchecked<number | readonly number[]>({ default: 0.2 }),
   /** The same in evaluation. Default 0.2. */
@@ -81,7 +81,7 @@ export interface TopNGatingOptions
 const readOptions = reader(ownOptions, ...passedToGating)
 
 export const gatingForwardOptions = {
-  /** Numbers to use instead of drawn ones. */
+  /** Numbers to use instead of sampled ones. */
   random: unchecked<RoutingRandom>(),
   /** [B, N], 0 for padding: see {@link ops.RouteOptions.mask}. */
   mask: unchecked<Tensor>(),
@@ -104,7 +104,7 @@ function thresholdBuffer(op: string, name: string, value: unknown, K: number, ep
     fail(
       'OPTION',
       op,
-      `${name} must be a number or ${K - 1} numbers (one for each choice after the first), got ${show(value)}`,
+      `${name} must be a number or ${K - 1} numbers (one for each expert after the first), got ${show(value)}`,
     )
   const values = list.map((entry, i) => checkNumber(op, Array.isArray(value) ? `${name}[${i}]` : name, entry))
   return keep(tensor(Float32Array.from([eps, ...values]), [K], { device }))

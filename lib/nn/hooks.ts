@@ -134,7 +134,7 @@ function identity(tensors: readonly Tensor[], f: (grads: readonly (Handle | null
       const full: (Handle | null)[] = tensors.map(() => null)
       for (const [at, i] of positions.entries()) full[i] = grads[at]
       const results = f(full)
-      releaseAll(results.filter((_, i) => !positions.includes(i))) // a hook may answer for inputs that want none
+      releaseAll(results.filter((_, i) => !positions.includes(i))) // a hook may return gradients that nobody needs
       return positions.map((i) => results[i])
     },
   })

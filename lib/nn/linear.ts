@@ -35,13 +35,13 @@ export interface LayerOptions extends OptionsOf<typeof layerOptions> {}
 
 export const readLayerOptions = reader(layerOptions)
 
-/** Of a layer with matrix products, after those of every layer. */
+/** Of a layer with GEMMs, after those of every layer. */
 export const gemmOptions = {
-  /** 'bf16' or 'f16' rounds the operands of the products; parameters, gradients and sums stay f32. Default: dtype. */
+  /** 'bf16' or 'f16' rounds the operands of the GEMMs; parameters, gradients and sums stay f32. Default: dtype. */
   computeDtype: computeDType,
 }
 
-/** Options of a layer with matrix products. */
+/** Options of a layer with GEMMs. */
 export interface ProductLayerOptions extends LayerOptions, OptionsOf<typeof gemmOptions> {}
 
 const linearOptions = {
@@ -54,7 +54,7 @@ export interface LinearLayerOptions extends ProductLayerOptions, OptionsOf<typeo
 
 const readOptions = reader(linearOptions, layerOptions, gemmOptions)
 
-/** A parameter drawn uniformly from ±bound. */
+/** A parameter sampled uniformly from ±bound. */
 export const uniformParameter = (shape: readonly number[], bound: number, { dtype, device }: LayerOptions): Parameter =>
   newParameter(() => uniform(shape, -bound, bound, { dtype, device }))
 
@@ -68,7 +68,7 @@ export const uniformParameter = (shape: readonly number[], bound: number, { dtyp
  * ```
  */
 export class Linear extends Module {
-  /** What the operands of the product are rounded to. */
+  /** What the operands of the GEMM are rounded to. */
   readonly computeDtype: ComputeDType
   /** [out, in], uniform in ±1/√in at the start, as in PyTorch. */
   weight: Parameter

@@ -62,8 +62,8 @@ function around(module: Module, above: readonly Module[]): Module[] {
 }
 
 /**
- * Base class of everything with parameters. Properties that are Parameters, Modules, or arrays of these are found by
- * themselves; a subclass needs a constructor and `forward`.
+ * Base class of everything with parameters. Finds properties that are Parameters, Modules, or arrays of these; a
+ * subclass needs a constructor and `forward`.
  *
  * @example
  * ```ts
@@ -89,7 +89,7 @@ export abstract class Module {
     return this.#training
   }
 
-  /** Children under the names of their properties; arrays give `name.0`, `name.1`, … */
+  /** Children under the names of their properties; those of arrays as `name.0`, `name.1`, … */
   protected *children(): Iterable<[name: string, child: Parameter | Module]> {
     for (const [key, value] of Object.entries(this)) {
       const name = this.stateName(key)
@@ -158,7 +158,7 @@ export abstract class Module {
     )
   }
 
-  /** Copies of the gradients under the names of the state dict; zeros where there is none. */
+  /** Copies of the gradients under the names of the state dict; zeros if there is none. */
   gradDict(): StateDict {
     const entries = [...this.stateEntries()].filter((entry) => entry.tensor instanceof Parameter)
     const gradient = (entry: StateEntry): Tensor => {
@@ -203,7 +203,7 @@ export abstract class Module {
   }
 
   /**
-   * Moves parameters, buffers and gradients to a device, in place. Make the optimizer after that: its state stays where
+   * Moves parameters, buffers and gradients to a device, in place. Create the optimizer after that: its state stays where
    * it is. Errors: DEVICE, BACKEND_UNAVAILABLE, OUT_OF_MEMORY; nothing has been moved then.
    */
   to(device: Device): this {

@@ -4,13 +4,13 @@ import type { Tensor } from '../tensor.js'
 
 /** How many tokens the experts got in one forward. Padding (see {@link MoEForwardOptions.mask}) is not counted. */
 export interface RoutingStats {
-  /** Assignments that found a slot. */
+  /** Dispatched assignments of each expert. */
   keptPerExpert: number[]
-  /** First choices of each expert, those of the largest gate, kept or not. */
+  /** Top-1 assignments of each expert, dispatched or dropped. */
   firstChoicePerExpert: number[]
-  /** Share of tokens of which nothing was kept, 0 to 1. */
+  /** Fraction of fully dropped tokens, 0 to 1. */
   droppedTokens: number
-  /** Kept assignments over slots, 0 to 1. */
+  /** Capacity utilization: dispatched assignments over slots, 0 to 1. */
   slotOccupancy: number
 }
 
@@ -59,7 +59,7 @@ type Tensors<D extends DType> = readonly [
 const Tuple = Array as unknown as new <D extends DType>(...tensors: Tensors<D>) => Tensors<D>
 
 /**
- * What a MoE layer gives, by name or by position: outputs, totalAuxLoss, balanceLoss, routerZLoss.
+ * What a MoE layer returns, by name or by position: outputs, totalAuxLoss, balanceLoss, routerZLoss.
  *
  * @example
  * ```ts
@@ -74,7 +74,7 @@ export class MoEResult<D extends DType = DType> extends Tuple<D> {
   readonly outputs: Tensor<D>
   /** balanceLossCoef · balanceLoss + routerZLossCoef · routerZLoss, shape []; 0 in evaluation, as the other two. */
   readonly totalAuxLoss: Tensor<D>
-  /** Shape [], without its coefficient: (E / B) · Σ_b Σ_e f · P, about 1 where the experts' shares are even. */
+  /** Shape [], without its coefficient: (E / B) · Σ_b Σ_e f · P, about 1 if the load is even. */
   readonly balanceLoss: Tensor<D>
   /** Shape [], without its coefficient: the mean of logsumexp(logits)². */
   readonly routerZLoss: Tensor<D>
@@ -83,7 +83,7 @@ export class MoEResult<D extends DType = DType> extends Tuple<D> {
   /** With `stats: true`. */
   readonly stats?: RoutingStats
 
-  /** For layers of your own. `stats: true` counts them from the routing, which waits for a GPU. */
+  /** For custom layers. `stats: true` counts them from the routing, which waits for a GPU. */
   constructor(outputs: Tensor<D>, route: RouteResult<D>, stats: boolean | RoutingStats = false) {
     const { balanceLoss, routerZLoss, totalAuxLoss, ...routing } = route
     super(outputs, totalAuxLoss, balanceLoss, routerZLoss)
@@ -95,7 +95,7 @@ export class MoEResult<D extends DType = DType> extends Tuple<D> {
     if (stats) this.stats = stats === true ? statsOf(routing) : stats
   }
 
-  /** What `map` and the other methods of an array give is a plain array. */
+  /** `map` and the other methods of an array return a plain array. */
   static get [Symbol.species](): ArrayConstructor {
     return Array
   }

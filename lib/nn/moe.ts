@@ -42,22 +42,22 @@ const routerOptions = {
 const moeOptions = {
   /** E. Default 16. */
   numExperts: integer({ min: 1, default: ({ experts }) => (Array.isArray(experts) ? experts.length : 16) }),
-  /** Hidden width of the built-in experts is trunc(dim · mult · 2 / 3). Default 4. */
+  /** The hidden size of the built-in experts is trunc(dim · mult · 2 / 3). Default 4. */
   expertHiddenMult: number({ min: 0, default: 4 }),
   ...onlyIf('router', ['topk'], {
-    /** K, choices a token. With 1 a gate is always 1 and the router learns from the losses alone. Default 2. */
+    /** K, experts per token. With 1 a gate is always 1 and the router learns from the losses alone. Default 2. */
     gatingTopN: integer({ min: 1, max: maxChoices, atMost: 'numExperts', default: 2 }),
   }),
   /** The dispatch weight is 1 forward but passes its gradient to the router. Default true. */
   straightThroughDispatchTensor: boolean({ default: true }),
-  /** E modules of your own instead of the built-in ones, each called with [B, C, D] (empty slots are zero rows). */
+  /** E modules instead of the built-in experts, each called with [B, C, D] (empty slots are zero rows). */
   experts: unchecked<readonly Module[]>(),
   /**
-   * 'bf16' or 'f16' rounds the operands of the built-in experts' products; their sums, the router, the losses and all
+   * 'bf16' or 'f16' rounds the operands of the built-in experts' GEMMs; their sums, the router, the losses and all
    * parameters stay f32. Default: dtype.
    */
   computeDtype: computeDType,
-  /** 'throw': a NaN or infinity in the input or output is a NON_FINITE error. Default 'propagate': only its rows suffer. */
+  /** 'throw': a NaN or infinity in the input or output is a NON_FINITE error. Default 'propagate': only its rows become non-finite. */
   onNonFinite: oneOf(['propagate', 'throw'], { default: 'propagate' }),
   /** Variable sequence lengths between processes; needs `processGroup`. */
   allowVarSeqLen: unchecked<boolean>(),
@@ -93,7 +93,7 @@ const readForwardOptions = reader(gatingForwardOptions, forwardOptions)
 /**
  * Sparse mixture of experts (ST-MoE, arXiv 2202.08906) with the semantics and state names of st-moe-pytorch 0.1.8:
  * x [B, N, D] → outputs [B, N, D] and auxiliary losses. {@link ops.route} chooses K of E experts for each token and
- * {@link ops.expertFfn} applies them; a token of which nothing was kept gives a zero row.
+ * {@link ops.expertFfn} applies them; a fully dropped token outputs zeros.
  *
  * @example
  * ```ts
@@ -113,7 +113,7 @@ export class MoE extends Module {
   readonly gate: TopNGating | ExpertChoiceGating
   /** Built in, or those of the option `experts`. */
   readonly experts: Experts | UserExperts
-  /** What the operands of the experts' products are rounded to. */
+  /** What the operands of the experts' GEMMs are rounded to. */
   readonly computeDtype: ComputeDType
   readonly #straightThrough: boolean
   readonly #throwNonFinite: boolean
@@ -153,7 +153,7 @@ export class MoE extends Module {
   /**
    * x [B, N, D] of the dtype and device of the layer → outputs [B, N, D], three losses of shape [] and the routing.
    * Second and later experts are used at random, in evaluation too unless `thresholdEval` is 0; the numbers are those of
-   * {@link manualSeed}, or `random`. Where capacity is short a token's output depends on later tokens: docs/concepts.md.
+   * {@link manualSeed}, or `random`. If capacity is short, a token's output depends on later tokens: docs/concepts.md.
    *
    * Errors: SHAPE, DTYPE, DEVICE, DISPOSED, OPTION; NON_FINITE with `onNonFinite: 'throw'`.
    *
@@ -221,7 +221,7 @@ export class MoE extends Module {
           fail(
             'SHAPE',
             'MoE.forward',
-            `expert ${i} must give a tensor ${showShape(slot)}, got ${isTensor(y) ? showShape(y.shape) : show(y)}`,
+            `expert ${i} must return a tensor ${showShape(slot)}, got ${isTensor(y) ? showShape(y.shape) : show(y)}`,
           )
         }
         return reshape(y, [1, ...slot])
@@ -238,7 +238,7 @@ export class MoE extends Module {
 }
 
 /**
- * Experts of the user's making, under the names `experts.{i}.…`. Made by {@link MoE} of its option `experts`.
+ * Custom experts, under the names `experts.{i}.…`. {@link MoE} makes it from its option `experts`.
  *
  * @example
  * ```ts

@@ -3,7 +3,7 @@ import { native } from '../native.js'
 import { allOrNone, outlive } from '../scope.js'
 import { adopt, checkFloat, handleOf, Tensor } from '../tensor.js'
 
-/** The parameter with the values that `make` gives. */
+/** The parameter with the values that `make` returns. */
 export const newParameter = (make: () => Tensor): Parameter => allOrNone(() => new Parameter(make()))
 
 /**

@@ -17,11 +17,11 @@ export type FloatArray = Float32Array | Float64Array
 export interface RoutingArrays {
   /** The chosen experts, the most probable first. */
   expertIndex: Int32Array
-  /** Their probabilities, normalised over the K choices. */
+  /** Their probabilities, normalised over the K experts. */
   gate: FloatArray
-  /** 1 where routed and within capacity. */
+  /** 1 if dispatched, else 0. */
   kept: Int32Array
-  /** The slot, −1 where not kept. */
+  /** The slot, −1 if dropped. */
   position: Int32Array
   /** Slots of one expert for one sequence. */
   capacity: number
@@ -49,7 +49,7 @@ export interface GradHandle extends Disposable {
   dispose(): void
 }
 
-/** What {@link GradHandle.backward} gives. */
+/** What {@link GradHandle.backward} returns. */
 export interface InputGradient {
   /** [B, N, D] flat. */
   dInput: FloatArray

@@ -16,7 +16,7 @@ export interface AttentionOptions {
 
 /**
  * Multi-head scaled dot-product attention (Vaswani et al., arXiv 1706.03762, §3.2). q [B, Nq, D], k and v [B, Nk, D],
- * D split into `heads` equal parts → [B, Nq, D]; all f32 or f64. No N×N matrix is kept (Dao et al., arXiv 2205.14135).
+ * D split into `heads` equal parts → [B, Nq, D]; all f32 or f64. No N×N matrix is stored (Dao et al., arXiv 2205.14135).
  * Errors: SHAPE, DTYPE, DEVICE, OPTION.
  *
  * @example

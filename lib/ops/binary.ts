@@ -92,7 +92,7 @@ function binary<D extends DType>(kind: Kind, a: Tensor<D>, other: Tensor | numbe
 
 /**
  * a + b with broadcasting by NumPy's rules; `b` may be a number. f32, f64 or i32, both of one dtype and device.
- * Errors: SHAPE where the shapes do not broadcast, DTYPE, DEVICE.
+ * Errors: SHAPE if the shapes do not broadcast, DTYPE, DEVICE.
  *
  * @example
  * ```ts

@@ -46,8 +46,8 @@ function move<D extends DType>(x: Tensor<D>, device: Device): Tensor<D> {
 }
 
 /**
- * A tensor of another dtype, or on another device; itself where nothing changes. Rounds to nearest even; to i32 it
- * truncates and saturates, a NaN gives 0. Differentiable between f32 and f64, and between devices. Errors: DTYPE, DEVICE,
+ * A tensor of another dtype, or on another device; itself if nothing changes. Rounds to nearest even; to i32 it
+ * truncates and saturates, and NaN becomes 0. Differentiable between f32 and f64, and between devices. Errors: DTYPE, DEVICE,
  * BACKEND_UNAVAILABLE.
  *
  * @example

@@ -8,8 +8,8 @@ import { checkChoices, slotPlan } from './plan.js'
 import type { Routing } from './routing.js'
 
 /**
- * Σ_k weight_k · (row of the token's k-th slot): expert outputs [E, B, C, D] → [B, N, D], f32 or f64; zero rows where
- * nothing was kept (the combine tensor of GShard, arXiv 2006.16668, §3.1). Differentiable in x and `routing.weight`.
+ * Σ_k weight_k · (row of the token's k-th slot): expert outputs [E, B, C, D] → [B, N, D], f32 or f64; zero rows for
+ * fully dropped tokens (the combine tensor of GShard, arXiv 2006.16668, §3.1). Differentiable in x and `routing.weight`.
  * Errors: SHAPE, DTYPE, DEVICE, OPTION.
  *
  * @example

@@ -12,7 +12,7 @@ export interface CrossEntropyOptions {
 
 /**
  * Mean of −log softmax(logits)[target] in nats, shape []; as torch.nn.functional.cross_entropy, but a batch in which
- * every row is ignored gives 0. logits [..., V] f32 or f64, targets [...] i32. Errors: SHAPE, DTYPE, DEVICE; OPTION for a
+ * every row is ignored returns 0. logits [..., V] f32 or f64, targets [...] i32. Errors: SHAPE, DTYPE, DEVICE; OPTION for a
  * target outside of [0, V) that is not `ignoreIndex`.
  *
  * @example

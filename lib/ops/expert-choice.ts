@@ -10,7 +10,7 @@ import { checkRouterInputs, expertCapacity, maskHandle, type RouteResult, routeR
 /**
  * Expert choice (Zhou et al., arXiv 2202.09368, and Mesh TensorFlow): each expert takes the C tokens of its highest
  * scores in each sequence, so loads are even and a token may have any number of experts, or none. x [B, N, D], router
- * weight [E, D] → routing and losses, f32 or f64. K = E: choice e of a token is expert e, `gate` its score s, `position`
+ * weight [E, D] → routing and losses, f32 or f64. K = E: assignment e of a token is to expert e, `gate` its score s, `position`
  * its rank among the tokens that the expert took (ties: token order). A token's routing depends on later tokens.
  *
  * `balanceLoss` is N · mean over sequences and tokens of (mean_e s)² · (number of unmasked tokens), 0 over 'experts'. The

@@ -9,7 +9,7 @@ import { type Activation, type ActivationOptions, activationKind, activationOpti
 import { checkRouting, expertPlan } from './plan.js'
 import type { Routing } from './routing.js'
 
-/** Stacked parameters of E experts of hidden width H; P = 2H if their activation is gated, else H. */
+/** Stacked parameters of E experts of hidden size H; P = 2H if their activation is gated, else H. */
 export interface ExpertWeights {
   /** [E, P, D]; of gated ones the first half values, the second half gates. */
   w1: Tensor
@@ -26,7 +26,7 @@ export interface ExpertWeights {
 const ffnOptions = {
   /** The combine weight also gets the gradient <x, dx> of a dispatch weight whose forward value is 1. Default true. */
   straightThrough: boolean({ default: true }),
-  /** 'bf16' or 'f16' rounds the operands of the products, forward and backward; sums stay f32. Default: the dtype of x. */
+  /** 'bf16' or 'f16' rounds the operands of the GEMMs, forward and backward; sums stay f32. Default: the dtype of x. */
   computeDtype: unchecked<ComputeDType>(),
 }
 

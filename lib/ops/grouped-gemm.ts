@@ -6,9 +6,9 @@ import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.
 import type { LinearOptions } from './linear.js'
 
 /**
- * One product for each group of rows: x [R, I], weight [G, O, I], groupSizes [G] (i32, not negative, sum R) → [R, O];
- * the rows of group g, which follow each other, are multiplied by weight[g]ᵀ. f32 or f64. On CUDA sizes that came from
- * the host go to the grouped GEMMs of cuBLAS; sizes computed on the GPU to a plainer kernel, without a wait.
+ * One GEMM per group of rows: x [R, I], weight [G, O, I], groupSizes [G] (i32, not negative, sum R) → [R, O];
+ * the rows of group g, which follow each other, are multiplied by weight[g]ᵀ. f32 or f64. On CUDA, sizes that came from
+ * the host use the grouped GEMM of cuBLAS; sizes computed on the GPU use a simpler kernel, without a wait.
  * Errors: SHAPE, DTYPE, DEVICE, OPTION.
  *
  * @example

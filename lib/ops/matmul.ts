@@ -12,16 +12,16 @@ import { reshaped, withViews } from './rows.js'
 const asBatch = (shape: readonly number[]): number[] => [sizeOf(shape.slice(0, -2)), ...shape.slice(-2)]
 
 /** a · b of two handles of rank 3, or their transposes. */
-const product = (a: Handle, b: Handle, transposeA = false, transposeB = false) =>
+const multiply = (a: Handle, b: Handle, transposeA = false, transposeB = false) =>
   native.matmul(a, b, transposeA, transposeB)
 
-/** Sums the batch away where the operand had none of its own. */
+/** Sums over the batch if the operand had none. */
 function toOperand(grad: Handle, batch: number, own: readonly number[], shape: readonly number[]): Handle {
   return own[0] === batch ? reshaped(grad, shape) : summed(grad, [1, batch, own[1] * own[2]], shape, 1)
 }
 
 /**
- * Matrix product: a [..., M, K] · b [..., K, N] → [..., M, N]. The leading dimensions are equal, or one side has none
+ * Matrix multiplication: a [..., M, K] · b [..., K, N] → [..., M, N]. The leading dimensions are equal, or one side has none
  * (or only ones) and is used for the whole batch. f32 or f64. Errors: SHAPE, DTYPE, DEVICE.
  *
  * @example
@@ -46,7 +46,7 @@ export function matmul<D extends DType>(a: Tensor<D>, b: Tensor): Tensor<D> {
   }
   const batch = sizeOf(lead)
   const shape = [...lead, as[1], bs[2]]
-  const y3 = withViews([handleOf(a), handleOf(b)], [as, bs], ([av, bv]) => product(av, bv))
+  const y3 = withViews([handleOf(a), handleOf(b)], [as, bs], ([av, bv]) => multiply(av, bv))
   const y = wrap(reshaped(y3, shape), { shape, dtype: a.dtype, device: a.device })
   const [aShape, bShape] = [a.shape, b.shape]
   record({
@@ -58,8 +58,8 @@ export function matmul<D extends DType>(a: Tensor<D>, b: Tensor): Tensor<D> {
       withViews([dy!, ...saved], [[batch, as[1], bs[2]], as, bs], ([dyv, av, bv]) =>
         handlesOf(
           [
-            () => (needA ? toOperand(product(dyv, bv, false, true), batch, as, aShape) : null),
-            () => (needB ? toOperand(product(av, dyv, true), batch, bs, bShape) : null),
+            () => (needA ? toOperand(multiply(dyv, bv, false, true), batch, as, aShape) : null),
+            () => (needB ? toOperand(multiply(av, dyv, true), batch, bs, bShape) : null),
           ],
           (gradient) => gradient(),
         ),

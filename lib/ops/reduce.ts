@@ -8,7 +8,7 @@ import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 import { reshaped, withViews } from './rows.js'
 import { expand } from './strided.js'
 
-/** x as [outer, axis, inner], summed over the middle; releases x, by an exception too. */
+/** x as [outer, axis, inner], summed over the middle; releases x, also if it throws. */
 export const summed = (x: Handle, split: readonly number[], shape: readonly number[], factor: number): Handle =>
   consumed(x, () => native.reduce(x, split, shape, factor))
 
@@ -33,7 +33,7 @@ function sumAxes(x: Handle, shape: readonly number[], axes: readonly number[], f
   return y
 }
 
-/** Undoes broadcasting from `shape` to `target`: the sum over the axes that were stretched. Releases x. */
+/** Undoes broadcasting from `shape` to `target`: sums over the expanded axes. Releases x. */
 export function sumTo(x: Handle, shape: readonly number[], target: readonly number[]): Handle {
   if (sameShape(shape, target)) return x
   const padded = [...Array(shape.length - target.length).fill(1), ...target]

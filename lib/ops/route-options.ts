@@ -22,7 +22,7 @@ export const topkOptions = onlyIf('router', ['topk'], {
   /** Factor of the noise. Default 1. */
   noiseMult: number({ default: 1 }),
   /**
-   * What the load-balancing loss counts. 'kept': top-1 choices that found a slot (st-moe-pytorch); 'assigned': all (Mesh
+   * What the load-balancing loss counts. 'kept': dispatched top-1 assignments (st-moe-pytorch); 'assigned': all (Mesh
    * TensorFlow, ST-MoE paper). Default 'kept'.
    */
   balanceDensity: oneOf(['kept', 'assigned'], { default: 'kept' }),
@@ -31,13 +31,13 @@ export const topkOptions = onlyIf('router', ['topk'], {
 })
 
 export const randomOptions = {
-  /** [K, B, N] in [0, 1) instead of drawn numbers; row 0 is not used. */
+  /** [K, B, N] in [0, 1) instead of sampled numbers; row 0 is not used. */
   uniforms: unchecked<Tensor>(),
   /** [B, N, E] in [0, 1), with noise. */
   gumbelUniforms: unchecked<Tensor>(),
 }
 
-/** Random numbers that a caller brings, so that a routing can be replayed. */
+/** Random numbers of the caller, so that a routing can be repeated. */
 export interface RoutingRandom extends OptionsOf<typeof randomOptions> {}
 
 /** What every router takes in a forward. */
@@ -56,11 +56,11 @@ export const tokenOptions = {
 }
 
 export const routeOptions = {
-  /** K, choices a token. Default 2. */
+  /** K, experts per token. Default 2. */
   topN: unchecked<number>({ default: 2 }),
   /**
-   * A later choice of gate g is routed with probability min(1, g / threshold): f32 [K], first entry not used; or a number
-   * for every choice after the first. Default 0.2.
+   * A second or later expert of gate g is used with probability min(1, g / threshold): f32 [K], first entry not used; or
+   * a number for all of them. Default 0.2.
    */
   threshold: unchecked<Tensor | number>({ default: 0.2 }),
   /** Default: that of {@link manualSeed}. */

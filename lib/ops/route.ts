@@ -11,7 +11,7 @@ import { checkTensor, handleOf, type Tensor } from '../tensor.js'
 import { type RouteOptions, readRouteOptions, topkOptions } from './route-options.js'
 import { checkRouterInputs, converted, expertCapacity, maskHandle, type RouteResult, routeResult } from './routing.js'
 
-/** A handle of its own. */
+/** A new handle. */
 function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle {
   if (typeof value === 'number') {
     return native.full({
@@ -27,7 +27,7 @@ function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle
 /**
  * Top-k routing with capacity: x [B, N, D], router weight [E, D] → routing and losses, f32 or f64. The steps are those of
  * docs/semantics.md: logits, Gumbel noise, softmax, the K largest, normalised gates, stochastic thresholds for the
- * choices after the first (the random routing of GShard, arXiv 2006.16668, §2.2), slots in order of choice then token.
+ * second and later experts (the random routing of GShard, arXiv 2006.16668, §2.2), slots in order of rank (top-1 first), then token.
  *
  * The gradient flows to x and weight from `weight` and the losses. Errors: SHAPE, DTYPE, DEVICE, OPTION; NON_FINITE for a
  * NaN in `mask`, on a GPU by the next operation that waits for it.
@@ -68,8 +68,8 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
     const mask = held(maskHandle(op, o.mask, B, N, device))
     const threshold = held(thresholds(op, o.threshold, K, x))!
     const made = restoringOnError(generator, () => {
-      const gumbelDraw = noisy && !gumbelUniforms ? generator.next() : { seed: generator.seed, step: 0 }
-      const draw = uniforms ? { seed: gumbelDraw.seed, step: 0 } : generator.next()
+      const gumbelSample = noisy && !gumbelUniforms ? generator.next() : { seed: generator.seed, step: 0 }
+      const sample = uniforms ? { seed: gumbelSample.seed, step: 0 } : generator.next()
       return native.route({
         x: handleOf(x),
         w: handleOf(weight),
@@ -79,9 +79,9 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         mask,
         K,
         C,
-        seed: draw.seed,
-        step: draw.step,
-        gumbelStep: gumbelDraw.step,
+        seed: sample.seed,
+        step: sample.step,
+        gumbelStep: gumbelSample.step,
         ...settings,
       })
     })

@@ -6,15 +6,15 @@ import { consumed, share } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
-/** Where each token goes. Letters as in the docs: B sequences, N tokens, E experts, K choices. */
+/** Where each token goes. Letters as in the docs: B sequences, N tokens, E experts, K experts per token. */
 export interface Routing<D extends DType = DType> {
   /** i32 of shape [B, N, K], the chosen experts, the most probable first. */
   expertIndex: Tensor<'i32'>
-  /** Shape [B, N, K], probabilities of the chosen, normalised over the K choices, before dropping. */
+  /** Shape [B, N, K], probabilities of the chosen, normalised over the K experts, before dropping. */
   gate: Tensor<D>
-  /** i32 of shape [B, N, K], 1 where routed and within capacity, else 0. */
+  /** i32 of shape [B, N, K], 1 if dispatched, else 0. */
   kept: Tensor<'i32'>
-  /** i32 of shape [B, N, K], the slot in the expert, −1 where not kept. */
+  /** i32 of shape [B, N, K], the slot in the expert, −1 if dropped. */
   position: Tensor<'i32'>
   /** Shape [B, N, K], combine weight gate · kept. Differentiable. */
   weight: Tensor<D>
@@ -29,7 +29,7 @@ export interface Routing<D extends DType = DType> {
 /** A routing and the auxiliary losses, each of shape [], differentiable, and 0 unless training. */
 export interface RouteResult<D extends DType = DType> extends Routing<D> {
   /**
-   * (E / B) · Σ_b Σ_e f[b,e] · P[b,e] with P the mean probability of an expert and f its share of first choices
+   * (E / B) · Σ_b Σ_e f[b,e] · P[b,e] with P the mean probability of an expert and f its fraction of top-1 assignments
    * (Switch Transformer, arXiv 2101.03961, §2.2; ST-MoE, arXiv 2202.08906, appendix A). No gradient through f.
    */
   balanceLoss: Tensor<D>
@@ -56,7 +56,7 @@ export function expertCapacity(N: number, E: number, factor: number): number {
   return Math.max(Math.min(N, Math.trunc((N * factor) / E)), 4)
 }
 
-/** A handle of its own to an optional tensor, as `convert` gives it to the op. */
+/** A new handle to an optional tensor, converted by `convert`. */
 export function converted(
   op: string,
   name: string,
@@ -72,7 +72,7 @@ export function converted(
   return tensor.device === device ? own : consumed(own, () => native.toDevice(own, deviceIndex(op, device)))
 }
 
-/** A handle of its own to a mask [B, N] of any kind, as 0 and 1. */
+/** A new handle to a mask [B, N] of any dtype, as 0 and 1. */
 export const maskHandle = (op: string, mask: unknown, B: number, N: number, device: Device): Handle | null =>
   converted(op, 'mask', mask, [B, N], device, (handle) => within(op, () => native.tokenMask({ x: handle })))
 
@@ -88,7 +88,7 @@ export function checkRouterInputs(op: string, x: Tensor, weight: Tensor): { B: n
   return { B, N, E }
 }
 
-/** What a router of the native code has made of x, with K choices a token. */
+/** The result of a native router for x, with K experts per token. */
 export function routeResult<D extends DType>(
   x: Tensor<D>,
   made: Record<'expertIndex' | 'gate' | 'kept' | 'position' | 'weight' | 'balanceLoss' | 'zLoss' | 'totalLoss', Handle>,

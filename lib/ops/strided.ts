@@ -14,7 +14,7 @@ export function stridesOf(shape: readonly number[]): number[] {
   return strides
 }
 
-/** A copy of x [shape] stretched to `target`, of the same rank; axes of length 1 repeat. */
+/** A copy of x [shape] expanded to `target`, of the same rank; axes of length 1 repeat. */
 export function expand(x: Handle, shape: readonly number[], target: readonly number[]): Handle {
   const strides = stridesOf(shape).map((stride, i) => (shape[i] === 1 ? 0 : stride))
   return native.stridedRead(x, target, strides, 0)

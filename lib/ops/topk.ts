@@ -4,7 +4,7 @@ import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 
-/** What {@link topk} gives. */
+/** What {@link topk} returns. */
 export interface TopK<D extends DType = DType> {
   /** [..., K], descending; differentiable. */
   values: Tensor<D>

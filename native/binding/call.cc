@@ -117,8 +117,8 @@ void Call::expect_float(const char* name, const Tensor& tensor) {
 }
 
 void Call::expect_compute(const char* name, DType compute, DType dtype) {
-  const bool narrow = compute == DType::bf16 || compute == DType::f16;
-  if (compute != dtype && !(narrow && dtype == DType::f32))
+  const bool low_precision = compute == DType::bf16 || compute == DType::f16;
+  if (compute != dtype && !(low_precision && dtype == DType::f32))
     fail(ErrorCode::dtype, "%s must be %s with %s, got %s", name, dtype == DType::f32 ? "f32, bf16 or f16" : "f64",
          dtype_name(dtype), dtype_name(compute));
 }

@@ -12,9 +12,9 @@ static Napi::Value capture_begin(Call& c) {  // (device)
   return c.env.Undefined();
 }
 
-static Napi::Value capture_aside(Call& c) {  // (on)
+static Napi::Value capture_outside(Call& c) {  // (on)
   const bool on = c.boolean("on");
-  if (c.environment.recording) c.environment.recording->aside(on);
+  if (c.environment.recording) c.environment.recording->outside(on);
   return c.env.Undefined();
 }
 
@@ -88,7 +88,7 @@ static Napi::Value release_capture(Call& c) {  // (step)
 }
 
 const std::vector<Entry> kCaptureEntries = {
-    {"captureBegin", capture_begin},     {"captureOutside", capture_aside},
+    {"captureBegin", capture_begin},     {"captureOutside", capture_outside},
     {"captureEnd", capture_end},         {"replay", replay},
     {"releaseCapture", release_capture},
 };

@@ -31,7 +31,7 @@ struct StepArgs {
 // are an Error. One capture at a time per stream.
 struct CaptureTable {
   Status (*begin)(const Context&);
-  void (*aside)(const Context&, bool on);  // between on and off, ops run immediately, outside capture
+  void (*outside)(const Context&, bool on);  // between on and off, ops run immediately, outside capture
   // *step owns the allocated memory, *bytes, also if the capture is abandoned (keep = 0) or fails.
   Status (*end)(const Context&, int32_t keep, void** step, size_t* bytes);
   Status (*replay)(const Context&, void* step, const StepArgs* args, int64_t count);
@@ -58,7 +58,7 @@ struct Backend {
   }
 };
 
-// Compiled in. Selects the widest instruction set of the machine.
+// Compiled in. Selects the newest instruction set of the machine.
 const Backend& cpu_backend();
 
 }  // namespace st_moe

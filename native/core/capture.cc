@@ -33,9 +33,9 @@ void Capture::changes(Storage& storage) {
   if (known_.count(&storage)) changed_.insert(&storage);
 }
 
-void Capture::aside(bool on) {
+void Capture::outside(bool on) {
   device_.capture = on ? nullptr : this;
-  device_.backend->capture->aside(device_.context, on);
+  device_.backend->capture->outside(device_.context, on);
 }
 
 void Capture::end(bool keep) {

@@ -21,8 +21,8 @@ class Capture : public std::enable_shared_from_this<Capture> {
   // During capture.
   void hold(const std::shared_ptr<Storage>& storage);  // an op reads or writes it
   void changes(Storage& storage);
-  void aside(bool on);  // between on and off, ops run immediately, outside capture
-  void end(bool keep);  // throws Error
+  void outside(bool on);  // between on and off, ops run immediately, outside capture
+  void end(bool keep);    // throws Error
 
   // After capture. Throws Error(disposed) if a tensor from outside was freed.
   void replay(const std::vector<StepArgs>& args);

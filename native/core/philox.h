@@ -7,7 +7,7 @@ namespace st_moe {
 
 // Philox 4x32-10 of Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC11).
 // Key: the seed. Counter: (block index, step). Sampling n numbers uses one step; element i depends only on
-// (seed, step, i), so every backend and any number of threads gives the same bits.
+// (seed, step, i), so every backend samples the same bits on any number of threads.
 struct PhiloxBlock {
   uint32_t word[4];
 };

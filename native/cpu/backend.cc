@@ -10,7 +10,7 @@ namespace st_moe {
 namespace cpu {
 namespace {
 
-// The widest instruction set of the machine; ST_MOE_ISA selects a narrower one.
+// The newest instruction set of the machine; ST_MOE_ISA selects an older one.
 Isa choose_isa() {
   const char* wanted = std::getenv("ST_MOE_ISA");
   Isa widest{}, named{};

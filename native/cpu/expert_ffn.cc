@@ -7,7 +7,7 @@
 namespace st_moe::cpu::ST_MOE_ISA {
 
 // A chunk ends where an expert ends, unless the expert alone is larger than a chunk. Then it leaves more than a few
-// rows of it, which would be added up in another order.
+// of its rows, which a GEMM would add up in another order.
 static int64_t chunk_end(const Assignments& assignments, int64_t E, int64_t begin, int64_t limit) {
   const int64_t end = begin + limit;
   if (end >= assignments.rows()) return assignments.rows();

@@ -18,7 +18,7 @@ struct Chunk {
   int64_t block_count;
   const PackedWeights<T>&w1_packed, &w2_packed;
   const T* g = nullptr;   // [rows, D] gradient of the token's output
-  T* gathered = nullptr;  // the buffer g points at, or null where g is dy itself
+  T* gathered = nullptr;  // the buffer g points at, or null if g is dy itself
   T* q = nullptr;         // [rows, H] g · W2, then w · h
   T* da = nullptr;        // [rows, P] gradient of A
   T* dx_rows = nullptr;   // [all rows, D] or null
@@ -58,7 +58,7 @@ static void load_gradient(const Context& ctx, const Chunk<T>& chunk) {
 }
 
 // Columns of one row. q enters as g · W2 and leaves as w · h. product = h ⊙ q. Plain activations have a value only. A
-// function of its own, so that the compiler believes that the pointers are apart.
+// separate function, so that the compiler knows that the pointers do not alias.
 template <Activation activation, class T>
 [[gnu::noinline]] static void row_gradient(const T* __restrict value, const T* __restrict gate, const T* __restrict mu,
                                            T w, T* __restrict q, T* __restrict dvalue, T* __restrict dgate,
@@ -179,7 +179,7 @@ static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProble
     p.packed_b = chunk.w2_packed.at(e);
     return p;
   });
-  // Where there are enough blocks of rows one thread takes all columns of one: rows need not start at a cache line, and
+  // If there are enough blocks of rows, one thread takes all columns of one: rows need not start at a cache line, and
   // two threads that write to one line wait for each other.
   const int64_t together = chunk.block_count >= 4 * ctx.threads ? columns : 1;
   RowGradient<T> gradient = nullptr;

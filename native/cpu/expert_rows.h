@@ -22,7 +22,7 @@ struct Piece {
   int64_t rows() const { return end - begin; }
 };
 
-// y [T, D] = Σ_k weight_k · (the row of choice k), weight [T, K] or null; row_of null: row t is token t
+// y [T, D] = Σ_k weight_k · (the row of assignment k), weight [T, K] or null; row_of null: row t is token t
 template <class T>
 static void combine_rows(const Context& ctx, const int32_t* row_of, const T* rows, const T* weight, T* y,
                          int64_t tokens, int64_t K, int64_t D) {

@@ -3,7 +3,7 @@
 
 #include "cpu/kernel.h"
 
-// Plans: see core/ops.inc. Every check comes before any kernel runs: indices are the caller's and may be anything.
+// Plans: see core/ops.inc. Checks come before any kernel, because indices are the caller's and may be anything.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 static inline void check_assignment_count(int64_t T, int64_t K) {
@@ -54,7 +54,7 @@ class Assignments {
   int64_t begin(int64_t expert) const { return offset_[expert]; }
   int64_t end(int64_t expert) const { return offset_[expert + 1]; }
   const int32_t* token() const { return lists_ ? token_.get() : nullptr; }            // [rows]
-  const int32_t* assignment() const { return lists_ ? assignment_.get() : nullptr; }  // [rows], token · K + choice
+  const int32_t* assignment() const { return lists_ ? assignment_.get() : nullptr; }  // [rows], token · K + k
   const int32_t* row_of() const { return lists_ ? row_of_.get() : nullptr; }          // [T · K], −1: dropped
 
  private:
@@ -94,12 +94,12 @@ class Assignments {
   Scratch<int32_t> token_, assignment_, row_of_;
 };
 
-// Rows a task should take so that it moves some 64 KB.
+// Rows per task, so that it moves some 64 KB.
 static inline int64_t rows_per_task(int64_t row_bytes) {
   return max_of<int64_t>(1, (64 << 10) / max_of<int64_t>(1, row_bytes));
 }
 
-// y = Σ_k weight_k · row_k in choice order over the rows that are not null; zeros without any. weight null: all 1.
+// y = Σ_k weight_k · row_k in order of k over the rows that are not null; zeros without any. weight null: all 1.
 template <class T, class Row>
 static inline void weighted_sum(T* __restrict y, int64_t D, int64_t K, const T* weight, Row&& row) {
   bool empty = true;

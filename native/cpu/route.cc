@@ -41,7 +41,7 @@ static T softmax_row(const T* x, T* y, int64_t E) {
   return largest + std::log(total);
 }
 
-// The K largest, falling, on ties the lowest index first. Scores are ≥ 0; a row of NaN gives the indices 0 … K−1.
+// The K largest, descending, on ties the lowest index first. Scores are ≥ 0; a row of NaN gives the indices 0 … K−1.
 template <class T>
 static void select_top(const T* score, int64_t E, int64_t K, int32_t* index, T* value) {
   for (int64_t k = 0; k < K; ++k) {
@@ -98,7 +98,7 @@ struct Router {
 
   bool masked(int64_t token) const { return args.mask && args.mask[token] == 0; }
 
-  // Probabilities, choices and gates of a token; `kept` says for now which choices are routed. work [3E]
+  // Probabilities, experts and gates of a token. work [3E]
   void choose(int64_t t, Uniforms& noise, T* work) const {
     const int64_t E = args.E, K = args.K;
     const T* l = logits + t * E;
@@ -129,6 +129,7 @@ struct Router {
     for (int64_t k = 0; k < K; ++k) g[k] = masked(t) ? T(0) : numbers.gate(score[index[k]], total);
   }
 
+  // `kept` says for now which assignments are routed.
   void choose_block(int64_t begin, int64_t end, double* prob_sum, Sums& sums) const {
     const int64_t E = args.E, K = args.K, tokens = args.B * args.N;
     Scratch<T> work(3 * E);
@@ -153,7 +154,7 @@ struct Router {
       }
   }
 
-  // Slots of one sequence, by choice, then token. used, first [E]: slots taken, and first choices that count in f.
+  // Slots of one sequence, by k, then token. used, first [E]: slots taken, and top-1 assignments that count in f.
   void assign_slots(int64_t b, int64_t* used, int64_t* first) const {
     const int64_t E = args.E, K = args.K;
     for (int64_t e = 0; e < E; ++e) used[e] = first[e] = 0;

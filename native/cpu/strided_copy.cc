@@ -82,7 +82,7 @@ static void copy_all(const Context& ctx, const StridedCopyArgs& args, const Copy
 void strided_copy(const Context& ctx, const StridedCopyArgs& args) {
   CopyLayout layout{};
   if (!layout_of(args, layout)) return;
-  while (layout.rank < 2) {  // at least a plane, of size 1 where nothing is left
+  while (layout.rank < 2) {  // at least a plane, of size 1 if nothing is left
     if (layout.rank == 1) layout.shape[1] = layout.shape[0];
     for (int t = 0; t < 2; ++t) {
       if (layout.rank == 1) layout.strides[t][1] = layout.strides[t][0];

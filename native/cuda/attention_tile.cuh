@@ -2,8 +2,9 @@
 #include "core/formulas.h"
 #include "cuda/attention_shape.cuh"
 
-// Products and sums on square tiles of scores. A block is a square of 16 × 16 threads: thread (ty, tx) holds the scores
-// of rows ty·M … ty·M + M − 1 and columns tx, tx + 16, …; the 16 threads of a tile's row are half a warp.
+// Matrix multiplications and sums on square tiles of scores. A block is a square of 16 × 16 threads: thread (ty, tx)
+// holds the scores of rows ty·M … ty·M + M − 1 and columns tx, tx + 16, …; the 16 threads of a tile's row are half a
+// warp.
 namespace st_moe::cuda {
 
 // Rows are one longer than a multiple of 32: the threads of a warp read different banks.

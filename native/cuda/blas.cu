@@ -93,13 +93,13 @@ static Types types_of(DType dtype) {
 // alpha and beta have the type of the arithmetic.
 struct Scalars {
   Scalars(const Types& types, double first, double second)
-      : wide{first, second},
-        narrow{static_cast<float>(first), static_cast<float>(second)},
-        is_wide(types.compute == CUBLAS_COMPUTE_64F) {}
-  const void* at(int i) const { return is_wide ? static_cast<const void*>(wide + i) : narrow + i; }
-  double wide[2];
-  float narrow[2];
-  bool is_wide;
+      : f64{first, second},
+        f32{static_cast<float>(first), static_cast<float>(second)},
+        is_f64(types.compute == CUBLAS_COMPUTE_64F) {}
+  const void* at(int i) const { return is_f64 ? static_cast<const void*>(f64 + i) : f32 + i; }
+  double f64[2];
+  float f32[2];
+  bool is_f64;
 };
 
 // A row-major C = op(A) op(B) is the column-major Cᵀ = op(B)ᵀ op(A)ᵀ, with the operands as stored. Only this function

@@ -11,9 +11,9 @@
 
 namespace st_moe::cuda {
 
-CapturedStep::CapturedStep(cudaStream_t aside) : aside_(aside) {
+CapturedStep::CapturedStep(cudaStream_t outside) : outside_(outside) {
   const size_t bytes = (kMaxStepValues + 1) * sizeof(StepValues);
-  const cudaError_t status = cudaMallocAsync(&values_, bytes, aside_);
+  const cudaError_t status = cudaMallocAsync(&values_, bytes, outside_);
   if (status != cudaErrorMemoryAllocation) check(status, "captured step");
   if (status != cudaSuccess) {
     cudaGetLastError();
@@ -24,8 +24,8 @@ CapturedStep::CapturedStep(cudaStream_t aside) : aside_(aside) {
 
 CapturedStep::~CapturedStep() {
   if (graph) cudaGraphExecDestroy(graph);
-  for (const Block& block : blocks_) cudaFreeAsync(block.data, aside_);
-  cudaFreeAsync(values_, aside_);
+  for (const Block& block : blocks_) cudaFreeAsync(block.data, outside_);
+  cudaFreeAsync(values_, outside_);
   cudaGetLastError();
 }
 
@@ -42,11 +42,11 @@ cudaError_t CapturedStep::allocate(size_t bytes, void** data) noexcept {
     *data = best->data;
     return cudaSuccess;
   }
-  if (const cudaError_t status = cudaMallocAsync(data, bytes, aside_); status != cudaSuccess) return status;
+  if (const cudaError_t status = cudaMallocAsync(data, bytes, outside_); status != cudaSuccess) return status;
   try {
     blocks_.push_back({*data, bytes, false});
   } catch (...) {
-    cudaFreeAsync(*data, aside_);
+    cudaFreeAsync(*data, outside_);
     return cudaErrorMemoryAllocation;
   }
   bytes_ += bytes;
@@ -61,7 +61,7 @@ bool CapturedStep::release(void* data) noexcept {
 }
 
 void CapturedStep::fill_with_nan() {
-  for (const Block& block : blocks_) check(cudaMemsetAsync(block.data, 0xff, block.bytes, aside_), "captured step");
+  for (const Block& block : blocks_) check(cudaMemsetAsync(block.data, 0xff, block.bytes, outside_), "captured step");
 }
 
 std::vector<StepValues> step_values(const StepArgs* args, int64_t count) {
@@ -75,8 +75,8 @@ std::vector<StepValues> step_values(const StepArgs* args, int64_t count) {
     row.seed = a.seed;
     row.step = a.step;
     for (int f = 0; f < kFactors; ++f) {
-      row.wide[f] = a.factors.value[f];
-      row.narrow[f] = static_cast<float>(a.factors.value[f]);
+      row.f64[f] = a.factors.value[f];
+      row.f32[f] = static_cast<float>(a.factors.value[f]);
     }
   }
   return rows;
@@ -122,18 +122,18 @@ static cudaError_t end_capture_of(int device, cudaStream_t stream, cudaGraph_t* 
 void Stream::begin_capture() {
   make_current();
   prepare_blas(*this);  // creating a handle allocates
-  if (!aside_) check(cudaStreamCreateWithFlags(&aside_, cudaStreamNonBlocking), "stream");
+  if (!outside_) check(cudaStreamCreateWithFlags(&outside_, cudaStreamNonBlocking), "stream");
   // Memory released during capture may still be in use by earlier launches.
   ++synchronisations_;
   check(cudaStreamSynchronize(stream_), "captured step");
   log_.clear();
-  auto step = std::make_unique<CapturedStep>(aside_);
+  auto step = std::make_unique<CapturedStep>(outside_);
   check(begin_capture_of(device_, stream_), "captured step");
   recording_ = std::move(step);
 }
 
 CapturedStep* Stream::end_capture(bool keep, Status* status, size_t* bytes) {
-  set_aside(false);
+  set_outside(false);
   cudaGraph_t graph = nullptr;
   try {
     const cudaError_t current = cudaSetDevice(device_), ended = end_capture_of(device_, stream_, &graph);
@@ -142,7 +142,7 @@ CapturedStep* Stream::end_capture(bool keep, Status* status, size_t* bytes) {
     if (keep) check(cudaGraphInstantiate(&recording_->graph, graph, 0), "captured step");
     recording_->fill_with_nan();
     ++synchronisations_;
-    check(cudaStreamSynchronize(aside_), "captured step");
+    check(cudaStreamSynchronize(outside_), "captured step");
   } catch (const Error& error) {
     *status = Status{error.code(), {}};
     std::snprintf(status->text, sizeof status->text, "%s", error.what());
@@ -155,15 +155,15 @@ CapturedStep* Stream::end_capture(bool keep, Status* status, size_t* bytes) {
   return step;
 }
 
-void Stream::set_aside(bool on) {
-  if (std::exchange(is_aside_, on) && !on) {
+void Stream::set_outside(bool on) {
+  if (std::exchange(is_outside_, on) && !on) {
     ++synchronisations_;
-    cudaStreamSynchronize(aside_);
+    cudaStreamSynchronize(outside_);
   }
 }
 
 const StepValues* Stream::captured_values(uint64_t place) const {
-  if (!recording_ || is_aside_) return nullptr;
+  if (!recording_ || is_outside_) return nullptr;
   if (place > kMaxStepValues)
     fail(ErrorCode::unsupported, "a captured step has at most %lld samples and updates",
          static_cast<long long>(kMaxStepValues));

@@ -12,8 +12,8 @@ namespace st_moe::cuda {
 // StepArgs for kernels.
 struct StepValues {
   uint64_t seed, step;  // of a sample
-  double wide[kFactors];
-  float narrow[kFactors];
+  double f64[kFactors];
+  float f32[kFactors];
 };
 constexpr int64_t kMaxStepValues = 8192;
 
@@ -21,8 +21,8 @@ constexpr int64_t kMaxStepValues = 8192;
 // contain its addresses. A block released during capture is reused by later nodes.
 class CapturedStep {
  public:
-  explicit CapturedStep(cudaStream_t aside);  // memory comes from `aside`, which is never captured; throws Error
-  ~CapturedStep();                            // when the stream of its replays is done
+  explicit CapturedStep(cudaStream_t outside);  // memory comes from `outside`, which is never captured; throws Error
+  ~CapturedStep();                              // when the stream of its replays is done
   CapturedStep(const CapturedStep&) = delete;
   CapturedStep& operator=(const CapturedStep&) = delete;
 
@@ -41,7 +41,7 @@ class CapturedStep {
     bool free;
   };
 
-  cudaStream_t aside_;
+  cudaStream_t outside_;
   std::vector<Block> blocks_;
   size_t bytes_ = 0;
   StepValues* values_ = nullptr;

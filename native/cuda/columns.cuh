@@ -19,7 +19,7 @@ struct ColumnSums {
   T* sum[N];  // each [batch, columns], or null
 };
 
-// term(row, column) gives ColumnTerms<N>, with row in [0, batch · rows).
+// term(row, column) returns ColumnTerms<N>, with row in [0, batch · rows).
 // partial [N, batch, chunks, columns], or null if one chunk has all rows and writes the sums directly.
 template <class T, int N, class F>
 __global__ void __launch_bounds__(kColumnTile* kRowLanes)

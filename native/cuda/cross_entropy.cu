@@ -114,7 +114,7 @@ template <class T>
 struct CrossEntropyBackwardRow {
   const T *dloss, *logits, *lse;
   Targets targets;
-  const int64_t* counts;  // [blocks], at least one of them positive where a row counts
+  const int64_t* counts;  // [blocks], at least one of them positive if a row counts
   int64_t blocks;
   T* dlogits;
 

@@ -16,7 +16,7 @@ struct Activate {
   __device__ void operator()(int64_t i) const {
     const MatrixIndex at = matrix_index(i, width);
     const int64_t expert = matrix_index(at.row, rows_each).row, j = at.column;
-    if (is_narrow<O> && j >= H) {
+    if (is_low_precision<O> && j >= H) {
       h[i] = 0;
       return;
     }
@@ -34,15 +34,15 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
   using Stored = typename O::Stored;
   const int64_t D = args.D, H = args.H, E = args.E, P = w1_rows(args.activation, H), count = rows.count();
   const int64_t width = padded<O>(D), hidden = padded<O>(H), saved = saved_columns(P);
-  const bool gathers = rows.planned, copies = gathers || is_narrow<O>;
+  const bool gathers = rows.planned, copies = gathers || is_low_precision<O>;
   const T *x = static_cast<const T*>(args.x), *weight = static_cast<const T*>(args.weight);
   T* y = static_cast<T*>(args.y);
   Scratch<Stored> x_rows(ctx, copies ? count * width : 0), h(ctx, count * hidden);
-  Scratch<T> unsaved(ctx, args.a ? 0 : count * saved), out_rows(ctx, gathers && is_narrow<O> ? count * D : 0);
+  Scratch<T> unsaved(ctx, args.a ? 0 : count * saved), out_rows(ctx, gathers && is_low_precision<O> ? count * D : 0);
   OperandWeight<T, O> w1(ctx, args.w1, args.compute, E, P, D, args.w1_packed);
   OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, D, H, args.w2_packed);
   T *a = args.a ? static_cast<T*>(args.a) : unsaved.get(), *out = gathers ? out_rows.get() : y;
-  if constexpr (!is_narrow<O>) out = gathers ? x_rows.get() : y;  // x of the rows is not needed any more
+  if constexpr (!is_low_precision<O>) out = gathers ? x_rows.get() : y;  // x of the rows is no longer needed
 
   if (gathers) {
     fill_operands(ctx, FillOperand<T, O, PlannedToken>{x, x_rows.get(), count, D, {rows.plan}}, w1.fill(), w2.fill());
@@ -53,7 +53,7 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
   if (count > 0) {
     const Matrix in{copies ? static_cast<const void*>(x_rows.get()) : x, rows.each, width};
     multiply(ctx, args.compute, args.dtype,
-             rows.of_rows(in, w1.get(), true, a, saved, is_narrow<O> ? w1.get().rows : P));
+             rows.of_rows(in, w1.get(), true, a, saved, is_low_precision<O> ? w1.get().rows : P));
     dispatch_activation(args.activation, [&](auto tag) {
       elementwise(
           ctx, count * hidden,

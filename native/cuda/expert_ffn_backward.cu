@@ -17,9 +17,9 @@ struct ExpertGradient {
 
   Plan plan;
   const T *dy, *x, *b1, *mult_bias, *b2, *a, *weight;  // a [rows, saved columns]: A without b1
-  Stored *g, *x_rows;  // [rows, padded D] dy and x of the rows, each or null where it is neither gathered nor rounded
+  Stored *g, *x_rows;  // [rows, padded D] dy and x of the rows, each null if it is neither gathered nor rounded
   T* q;                // [rows, padded H] dy · W2
-  Stored* wh;          // [rows, padded H] w · h; q itself where it is not rounded
+  Stored* wh;          // [rows, padded H] w · h; q itself if it is not rounded
   Stored* da;          // [rows, padded P] gradient of A
   T* dots;  // [rows, strips + 1] parts of dweight: <h, q> and <A − b1, dA> of each strip, and <b2, dy>; or null
   T* sums;  // [E, row blocks, sum_width] parts of db1, dmult_bias and db2; or null
@@ -81,7 +81,7 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
   for (int c = 0; c < kLaneColumns; ++c) {
     const int64_t j = first + c * kWarp + lane;
     if (j >= H) {
-      if (is_narrow<O>) clear_padding<activation>(p, row, j);
+      if (is_low_precision<O>) clear_padding<activation>(p, row, j);
       continue;
     }
     typename O::Stored *wh = p.wh + row * p.hidden + j, *dvalue = p.da + row * p.da_width + j, *dgate = dvalue + H;
@@ -230,16 +230,16 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   using Stored = typename O::Stored;
   const int64_t D = args.D, H = args.H, E = args.E, count = rows.count();
   ExpertGradient<T, O> p = gradient_of<T, O>(args, rows);
-  const bool parameters = args.dw1, copies = rows.planned || is_narrow<O>;
+  const bool parameters = args.dw1, copies = rows.planned || is_low_precision<O>;
   Scratch<Stored> g(ctx, copies ? count * p.width : 0), x_rows(ctx, copies && parameters ? count * p.width : 0);
-  Scratch<Stored> wh(ctx, is_narrow<O> ? count * p.hidden : 0), da(ctx, count * p.da_width);
+  Scratch<Stored> wh(ctx, is_low_precision<O> ? count * p.hidden : 0), da(ctx, count * p.da_width);
   Scratch<T> q(ctx, count * p.hidden), dots(ctx, args.dweight ? count * (p.strips + 1) : 0);
   Scratch<T> sums(ctx, parameters ? E * p.row_blocks * p.sum_width : 0);
   OperandWeight<T, O> w1(ctx, args.w1, args.compute, args.dx ? E : 0, p.P, D, args.dx ? args.w1_packed : nullptr);
   OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, D, H, args.w2_packed);
   p.g = g.get(), p.x_rows = x_rows.get(), p.q = q.get(), p.da = da.get();
   p.dots = dots.get(), p.sums = sums.get(), p.wh = wh.get();
-  if constexpr (!is_narrow<O>) p.wh = q.get();
+  if constexpr (!is_low_precision<O>) p.wh = q.get();
   const Matrix dy_rows{copies ? static_cast<const void*>(g.get()) : p.dy, rows.each, p.width};
   const Matrix in_rows{copies ? static_cast<const void*>(x_rows.get()) : p.x, rows.each, p.width};
   const Matrix hidden_rows{p.wh, rows.each, p.hidden}, da_rows{p.da, rows.each, p.da_width};
@@ -267,9 +267,9 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
                 FinishDots<T>{rows.plan, dots.get(), static_cast<T*>(args.dweight), p.strips + 1});
   if (!args.dx) return;
   T* dx = static_cast<T*>(args.dx);
-  Scratch<T> rounded_dx(ctx, rows.planned && is_narrow<O> ? count * D : 0);
+  Scratch<T> rounded_dx(ctx, rows.planned && is_low_precision<O> ? count * D : 0);
   T* dx_rows = rows.planned ? rounded_dx.get() : dx;
-  if constexpr (!is_narrow<O>) dx_rows = rows.planned ? g.get() : dx;  // g is not needed any more
+  if constexpr (!is_low_precision<O>) dx_rows = rows.planned ? g.get() : dx;  // g is no longer needed
   if (count > 0) product(rows.of_rows(da_rows, w1.get(), false, dx_rows, D, D));
   if (rows.planned) elementwise(ctx, args.T * D, CombineRows<T>{rows.plan, dx_rows, nullptr, nullptr, dx, D, 0});
 }

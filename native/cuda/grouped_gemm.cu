@@ -2,8 +2,8 @@
 #include "cuda/operands.cuh"
 #include "cuda/ops.h"
 
-// cuBLAS takes the sizes of groups from the host. Where only the device knows them, asking would mean to wait for it:
-// a plain tiled kernel is launched instead, with as many tiles as any sizes can need, and each block finds its group.
+// cuBLAS takes the sizes of groups from the host. If only the device knows them, the host would have to wait for it:
+// instead a plain tiled kernel has as many tiles as any sizes can need, and each block finds its group.
 namespace st_moe::cuda {
 
 constexpr int kTile = 64;       // rows and columns of a tile of the result

@@ -12,11 +12,11 @@ namespace st_moe::cuda {
 #include "core/element_types.inc"
 
 template <class O>
-constexpr bool is_narrow = sizeof(typename O::Stored) == 2;
+constexpr bool is_low_precision = sizeof(typename O::Stored) == 2;
 
 template <class O>
 __host__ __device__ static inline int64_t padded(int64_t n) {
-  return is_narrow<O> ? ceil_div(n, kOperandMultiple) * kOperandMultiple : n;
+  return is_low_precision<O> ? ceil_div(n, kOperandMultiple) * kOperandMultiple : n;
 }
 
 // Calls f(T{}, O{}) with the type of the values and of the operands.
@@ -44,7 +44,7 @@ struct PaddedBatch {  // [batch, rows] in [batch, padded]
 // to [to_rows, padded columns] = rows of from [.., columns]. An element of the loop is four columns if they are padded.
 template <class T, class O, class Rows>
 struct FillOperand {
-  static constexpr int kRun = is_narrow<O> ? 4 : 1;
+  static constexpr int kRun = is_low_precision<O> ? 4 : 1;
   struct alignas(kRun * sizeof(typename O::Stored)) Run {
     typename O::Stored value[kRun];
   };
@@ -103,9 +103,9 @@ class OperandRows {
   using Fill = FillOperand<T, O, SameRow>;
 
   OperandRows(const Context& ctx, const void* x, int64_t rows, int64_t columns)
-      : copy_(ctx, is_narrow<O> ? rows * padded<O>(columns) : 0),
-        fill_{static_cast<const T*>(x), copy_.get(), is_narrow<O> ? rows : 0, columns, {}},
-        matrix_{is_narrow<O> ? copy_.get() : x, rows, padded<O>(columns)} {}
+      : copy_(ctx, is_low_precision<O> ? rows * padded<O>(columns) : 0),
+        fill_{static_cast<const T*>(x), copy_.get(), is_low_precision<O> ? rows : 0, columns, {}},
+        matrix_{is_low_precision<O> ? copy_.get() : x, rows, padded<O>(columns)} {}
 
   const Fill& fill() const { return fill_; }
   const Matrix& get() const { return matrix_; }
@@ -126,16 +126,16 @@ class OperandWeight {
   OperandWeight(const Context& ctx, const void* w, DType compute, int64_t batch, int64_t rows, int64_t columns,
                 PackedCopies* copies)
       : ctx_(ctx), copies_(copies), key_{0, compute, batch, rows, columns} {
-    const int64_t wide = padded<O>(columns), high = padded<O>(rows);
-    fill_ = {static_cast<const T*>(w), nullptr, 0, columns, {rows, high}};
+    const int64_t stored_columns = padded<O>(columns), stored_rows = padded<O>(rows);
+    fill_ = {static_cast<const T*>(w), nullptr, 0, columns, {rows, stored_rows}};
     const void* data = w;
-    if (is_narrow<O> && !(data = copies ? copies->find(*copies, key_) : nullptr)) {
-      bytes_ = static_cast<size_t>(batch * high * wide) * sizeof(typename O::Stored);
+    if (is_low_precision<O> && !(data = copies ? copies->find(*copies, key_) : nullptr)) {
+      bytes_ = static_cast<size_t>(batch * stored_rows * stored_columns) * sizeof(typename O::Stored);
       data = made_ = bytes_ > 0 ? stream_of(ctx).allocate(bytes_) : nullptr;
       fill_.to = static_cast<typename O::Stored*>(made_);
-      fill_.to_rows = batch * high;
+      fill_.to_rows = batch * stored_rows;
     }
-    matrix_ = {data, high, wide};
+    matrix_ = {data, stored_rows, stored_columns};
   }
   ~OperandWeight() {
     if (made_) stream_of(ctx_).release(made_, bytes_);

@@ -32,8 +32,8 @@ struct Factors {
   }
   __device__ T operator[](int i) const {
     if (!captured) return value[i];
-    if constexpr (sizeof(T) == 4) return captured->narrow[i];
-    return static_cast<T>(captured->wide[i]);
+    if constexpr (sizeof(T) == 4) return captured->f32[i];
+    return static_cast<T>(captured->f64[i]);
   }
 };
 

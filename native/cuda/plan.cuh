@@ -16,15 +16,15 @@ struct Plan {
   int64_t T, K, R;
   Stream::ErrorFlag* error_flag;
 
-  // Row of a choice of a token, or −1.
-  __device__ int64_t row(int64_t token, int64_t choice) const {
+  // Row of an assignment, or −1.
+  __device__ int64_t row(int64_t token, int64_t k) const {
     if (!row_of) return token;
-    const int32_t row = row_of[token * K + choice];
+    const int32_t row = row_of[token * K + k];
     if (row < R) return row < 0 ? -1 : row;
     report_error(error_flag, kExpertError, row);
     return -1;
   }
-  // token · K + choice of a row, or −1.
+  // token · K + k of a row, or −1.
   __device__ int64_t assignment_of(int64_t row) const {
     if (!assignment) return row;
     const int32_t i = assignment[row];
@@ -59,8 +59,8 @@ struct GatherRows {
   }
 };
 
-// Element of y [T, D] = Σ_k weight_k · (rows [R, D] + bias) in choice order over the choices that have a row; zeros
-// without any. y may be `rows`, where row t is token t.
+// Element of y [T, D] = Σ_k weight_k · (rows [R, D] + bias) in order of k over the assignments that have a row; zeros
+// without any. y may be `rows` if row t is token t.
 template <class T>
 struct CombineRows {
   Plan plan;
@@ -85,7 +85,7 @@ struct CombineRows {
   }
 };
 
-// out [T, K] = <x [T, D] of the token, rows [R, D] of the choice>, 0 without a row. By warps.
+// out [T, K] = <x [T, D] of the token, rows [R, D] of the assignment>, 0 without a row. By warps.
 template <class T>
 struct RowDots {
   Plan plan;

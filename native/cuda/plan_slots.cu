@@ -3,7 +3,7 @@
 
 namespace st_moe::cuda {
 
-constexpr int kPlanExperts = 8;  // of a block, which reads all choices of its sequence
+constexpr int kPlanExperts = 8;  // of a block, which reads all assignments of its sequence
 
 struct Slots {
   const int32_t *expert_index, *position;  // [B, N, K]

@@ -104,8 +104,8 @@ Status copy_out(const Context& ctx, void* host, const void* from, size_t bytes) 
 Status begin_capture(const Context& ctx) {
   return guarded([&] { stream_of(ctx).begin_capture(); });
 }
-void aside(const Context& ctx, bool on) {
-  stream_of(ctx).set_aside(on);
+void outside(const Context& ctx, bool on) {
+  stream_of(ctx).set_outside(on);
 }
 Status end_capture(const Context& ctx, int32_t keep, void** step, size_t* bytes) {
   Status status{ErrorCode::none, {}};
@@ -118,7 +118,7 @@ Status replay(const Context& ctx, void* step, const StepArgs* args, int64_t coun
 void release_step(const Context& ctx, void* step) {
   stream_of(ctx).destroy_step(static_cast<CapturedStep*>(step));
 }
-constexpr CaptureTable kCaptureTable{begin_capture, aside, end_capture, replay, release_step};
+constexpr CaptureTable kCaptureTable{begin_capture, outside, end_capture, replay, release_step};
 
 struct Gpu {
   std::string name;

@@ -9,14 +9,14 @@
 #include "cuda/selection.cuh"
 #include "cuda/soft_topk.cuh"
 
-// Four kernels after the product x · wᵀ: choose (a warp a token, a block a tile of tokens), count what comes before a
+// Four kernels after the GEMM x · wᵀ: choose (a warp per token, a block per tile of tokens), count what comes before a
 // tile, find the slots within a tile, add up the losses. Sums go over tiles, whose size depends on the shapes alone.
 namespace st_moe::cuda {
 
 constexpr int kMaxTile = 1024;
 constexpr int kScanGrid = 4096;
 
-// Counters take tiles · K · E numbers: with many experts and choices a tile has more tokens.
+// Counters take tiles · K · E numbers: if K · E is large, a tile has more tokens.
 static int64_t tile_tokens(int64_t K, int64_t E) {
   int64_t tile = kWarp;
   while (tile < kMaxTile && K * E > kWarp * tile) tile *= 2;
@@ -36,12 +36,12 @@ struct Router {
   RouterNumbers<T> numbers;
   bool noisy, soft, density_assigned;
   // Scratch
-  int32_t* count;    // [B, tiles, K, E] choices of a tile that are routed, later those of the sequence that come before
-  int32_t* counted;  // [B, tiles] tokens that are not masked
-  double* prob_sum;  // [B, tiles, E] Σ s over them
-  double* z_sum;     // [B, tiles] Σ lse² over them
-  double* balance;   // [blocks of the scan] Σ f · P
-  double* z;         // [B] Σ lse²
+  int32_t* count;     // [B, tiles, K, E] routed assignments of a tile, later those of the sequence that come before
+  int32_t* counted;   // [B, tiles] tokens that are not masked
+  double* prob_sum;   // [B, tiles, E] Σ s over them
+  double* z_sum;      // [B, tiles] Σ lse² over them
+  double* balance;    // [blocks of the scan] Σ f · P
+  double* z;          // [B] Σ lse²
   int64_t* unmasked;  // [B]
 
   __device__ bool masked(int64_t token) const { return mask && mask[token] == 0; }
@@ -83,8 +83,8 @@ __device__ bool Router<T>::is_routed(int64_t t, int64_t k, T g) const {
   return numbers.is_routed(u, g, threshold[k]);
 }
 
-// Probabilities, choices and gates of a token, by a warp; `kept` says for now which choices are routed. Lane l has the
-// choices l, l + 32, … A row of NaN gives the indices 0 … K−1, as NaN counts as −1 and probabilities are ≥ 0.
+// Probabilities, experts and gates of a token, by a warp; `kept` says for now which assignments are routed. Lane l has
+// the assignments l, l + 32, … A row of NaN gives the indices 0 … K−1, as NaN counts as −1 and probabilities are ≥ 0.
 template <class T>
 __device__ void Router<T>::choose(int64_t t, int lane) const {
   probabilities(t, lane);
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kWarpBlock) choose_kernel(Router<T> r) {
   }
 }
 
-// For one expert and sequence, by a warp: turns the counters, in the order (choice, tile), into how many come before,
+// For one expert and sequence, by a warp: turns the counters, in the order (k, tile), into how many come before,
 // and writes f. Returns f · P.
 template <class T>
 __device__ double Router<T>::scan(int64_t b, int64_t e, int lane) const {
@@ -199,8 +199,8 @@ __global__ void __launch_bounds__(kBlock) scan_kernel(Router<T> r) {
   if (threadIdx.x == 0) r.balance[blockIdx.x] = balance;
 }
 
-// Slots of the choices k of a tile, by a warp, 32 tokens at a time: a routed token takes the slot whose number is how
-// many of its sequence came before it to the same expert, if there is such a slot.
+// Slots of the assignments k of a tile, by a warp, 32 tokens at a time: a routed token takes the slot whose number is
+// how many of its sequence came before it to the same expert, if there is such a slot.
 template <class T>
 __device__ void Router<T>::find_slots(int64_t work, int64_t k, int lane) const {
   int32_t* taken = count + (work * K + k) * E;

@@ -1,10 +1,10 @@
 #pragma once
 #include "cuda/kernel.cuh"
 
-// Ops on the rows of [rows, width]: one warp per row, or one block per wide row.
+// Ops on the rows of [rows, width]: one warp per row, or one block per long row.
 namespace st_moe::cuda {
 
-constexpr int64_t kWarpWidth = 1024;  // the widest row for a warp
+constexpr int64_t kWarpWidth = 1024;  // the longest row for a warp
 
 // The threads that share a row. Element j belongs to lane j % kThreads. All lanes call the reductions, and all get the
 // result.

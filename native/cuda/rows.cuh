@@ -17,8 +17,8 @@ struct MatrixIndex {
 // Row and column of element i of a matrix with `width` columns. A 64-bit division costs several times a 32-bit one.
 __device__ static inline MatrixIndex matrix_index(int64_t i, int64_t width) {
   if (((i | width) >> 32) == 0) {
-    const uint32_t narrow = static_cast<uint32_t>(i), columns = static_cast<uint32_t>(width), row = narrow / columns;
-    return {row, narrow - row * columns};
+    const uint32_t index = static_cast<uint32_t>(i), columns = static_cast<uint32_t>(width), row = index / columns;
+    return {row, index - row * columns};
   }
   const int64_t row = i / width;
   return {row, i - row * width};

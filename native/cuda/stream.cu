@@ -51,7 +51,7 @@ void Stream::destroy() noexcept {
     if (half.data) cudaFreeHost(half.data);
   }
   if (flag_copy_) cudaFreeHost(flag_copy_);
-  if (aside_) cudaStreamDestroy(aside_);
+  if (outside_) cudaStreamDestroy(outside_);
   if (stream_) cudaStreamDestroy(stream_);
   cudaGetLastError();
 }
@@ -62,13 +62,13 @@ void Stream::make_current() const {
 
 cudaStream_t Stream::stream() const {
   make_current();
-  return is_aside_ ? aside_ : stream_;
+  return is_outside_ ? outside_ : stream_;
 }
 
 // Memory freed by other streams returns when they are done.
 cudaError_t Stream::allocate_in_order(size_t bytes, void** data) {
-  if (recording_ && !is_aside_) return recording_->allocate(bytes, data);
-  const cudaStream_t stream = recording_ ? aside_ : stream_;
+  if (recording_ && !is_outside_) return recording_->allocate(bytes, data);
+  const cudaStream_t stream = recording_ ? outside_ : stream_;
   bytes = std::max<size_t>(bytes, 1);
   cudaError_t status = cudaMallocAsync(data, bytes, stream);
   if (status != cudaErrorMemoryAllocation) return status;
@@ -103,7 +103,7 @@ void* Stream::allocate(size_t bytes) {
 
 // Captured work runs at a replay.
 void Stream::log(const char* name) {
-  if (recording_ && !is_aside_) return;
+  if (recording_ && !is_outside_) return;
   log_.add(name);
   if (!waits_after_launch()) return;
   ++synchronisations_;
@@ -123,7 +123,7 @@ void Stream::multiplied(const char* function) {
 
 void Stream::expect_no_fault() {
   make_current();
-  const cudaError_t status = cudaStreamQuery(recording_ ? aside_ : stream_);
+  const cudaError_t status = cudaStreamQuery(recording_ ? outside_ : stream_);
   cudaGetLastError();
   cuda::expect_no_fault(status);
 }
@@ -148,7 +148,7 @@ void Stream::wait_for(const Half& half) {
 }
 
 void Stream::expect_no_capture(const char* what) const {
-  if (recording_ && !is_aside_)
+  if (recording_ && !is_outside_)
     fail(ErrorCode::unsupported, "%s while a step is captured: it would not be part of a replay", what);
 }
 

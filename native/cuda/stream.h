@@ -52,7 +52,7 @@ class Stream {
 
   // Captured steps. From begin_capture to end_capture launches are captured, unless outside capture.
   void begin_capture();
-  void set_aside(bool on);
+  void set_outside(bool on);
   CapturedStep* end_capture(bool keep, Status* status, size_t* bytes);
   void replay(const CapturedStep& step, const StepArgs* args, int64_t count);
   void destroy_step(CapturedStep* step) noexcept;
@@ -87,9 +87,9 @@ class Stream {
   int next_half_ = 0;
   ErrorFlag* error_flag_ = nullptr;  // on the device
   void* flag_copy_ = nullptr;        // pinned
-  cudaStream_t aside_ = nullptr;     // for work outside capture
+  cudaStream_t outside_ = nullptr;   // for work outside capture
   std::unique_ptr<CapturedStep> recording_;
-  bool is_aside_ = false;
+  bool is_outside_ = false;
   cudaError_t allocation_status_ = cudaSuccess;
   LaunchLog log_;
   std::vector<void*> released_;  // during capture: memory from before it

@@ -1,5 +1,5 @@
-// On a GPU with 16 MB besides the workspace of cuBLAS (SIMT_MEMORY_MB): memory from before a captured step that is freed while it is recorded. Prints
-// what could not be made afterwards.
+// On a GPU with 16 MB besides the workspace of cuBLAS (SIMT_MEMORY_MB): memory from before a capture that is freed during it. Prints
+// what could not be created afterwards.
 import { captureStep, ones, zeros } from '../../dist/index.js'
 
 const failed = []

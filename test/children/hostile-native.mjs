@@ -2,12 +2,12 @@
 // but their contents (indices!) and every other argument are anything.
 import { declaredOps } from '../../scripts/native-ops.mjs'
 
-// Sizes of all shapes: B sequences of N tokens (T in all), D wide, E experts with H hidden and C slots, K choices,
+// Sizes of all shapes: B sequences of N tokens (T in all), dimension D, E experts with H hidden and C slots, top-K,
 // R rows of experts.
 const sizes = { B: 2, N: 4, T: 8, D: 8, E: 3, K: 2, H: 4, J: 8, C: 4, R: 16, V: 5, I: 8, 1: 1 }
 
 // Arguments by function: x[BND] a float tensor of that shape, i[..] an i32 tensor, a ? after it makes it optional,
-// f one that no other argument is, s a shape, t a path, n a number, c a count, 0 zero, m the dtype of products, b a
+// f one that no other argument is, s a shape, t a path, n a number, c a count, 0 zero, m the dtype of GEMM operands, b a
 // boolean, d a typed array. Those of the declared ops follow from their declarations.
 const signatures = {
   retain: 'x[D]',

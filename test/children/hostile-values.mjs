@@ -60,7 +60,7 @@ const failing = () => {
   throw new Error('thrown by the caller')
 }
 
-/** `live()` gives one of the caller's own objects, which hostile getters also dispose. */
+/** `live()` returns one of the caller's own objects, which hostile getters also dispose. */
 export function hostileValues(random, live, limited) {
   const pick = (list) => list[Math.floor(random() * list.length)]
   const numbers = [...smallNumbers, ...smallNumbers, ...oddNumbers, ...(limited ? largeNumbers : [])]

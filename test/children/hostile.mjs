@@ -118,7 +118,7 @@ function disfigure() {
   return Reflect.defineProperty(Object(target), key, { get, configurable: true })
 }
 
-/** Draws what a module's forward gets when its hooks are hostile. */
+/** Samples what a module's forward gets when its hooks are hostile. */
 function callHooked() {
   const target = pick(pool.filter((entry) => typeof entry?.forward === 'function'))
   note(`hooked ${target.constructor.name}`)

@@ -22,7 +22,7 @@ for (const computeDtype of ['f32', 'bf16', 'f16']) {
   for (const training of [true, false]) {
     moe.train(training)
     scope(() => {
-      // Twice: a step makes the copies of weights that the next one finds, unless an optimizer came between.
+      // Twice: a step makes the copies of weights that the next one finds, unless an optimizer ran in between.
       for (const copies of [false, true]) {
         const name = `${computeDtype}, ${training ? 'training' : 'evaluation'}${copies ? ', copies of the weights are there' : ''}`
         x.grad = null

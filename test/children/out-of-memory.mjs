@@ -25,7 +25,7 @@ async function attempt(make, n, forever, found) {
     found.points++
     if (!(error instanceof MoeError && error.code === 'OUT_OF_MEMORY')) problem(String(error))
     // What a program does that calls several functions and tries again.
-    if (world.draws) generator.setState({ seed, step })
+    if (world.samples) generator.setState({ seed, step })
     world.clear?.(world)
     const [was, is] = [before.split('\n'), state().split('\n')]
     const line = was.findIndex((text, i) => text !== is[i])
@@ -49,7 +49,7 @@ async function attempt(make, n, forever, found) {
 async function tried(name, make) {
   const found = { name, points: 0, problems: [] }
   const start = used().join()
-  await attempt(make, Number.MAX_SAFE_INTEGER, true, found) // what it gives without a failure
+  await attempt(make, Number.MAX_SAFE_INTEGER, true, found) // what it returns without a failure
   for (const forever of modes) for (let n = 1; await attempt(make, n, forever, found); n++);
   if (used().join() !== start) found.problems.push(`${name}: ${start} at first, ${used()} at the end`)
   return found

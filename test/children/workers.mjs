@@ -1,4 +1,4 @@
-// Ends of workers and of the process, one scenario a run. The main thread loads the package only where it computes.
+// Ends of workers and of the process, one scenario per run. The main thread loads the package only where it computes.
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads'
 
 const load = () => import('../../dist/index.js')

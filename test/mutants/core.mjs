@@ -37,7 +37,7 @@ export default [
     file: 'native/core/formulas.h',
     from: 'return u < gate / (threshold',
     to: 'return u <= gate / (threshold',
-    breaks: 'a gate of 0 is routed where the draw is 0',
+    breaks: 'a gate of 0 is used if the uniform is 0',
     tests: ['formulas_test'],
   },
   {

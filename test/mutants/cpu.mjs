@@ -45,7 +45,7 @@ export default [
     file: 'native/cpu/gemm.cc',
     from: 'tile.accumulate = k0 > 0 || p.accumulate;',
     to: 'tile.accumulate = k0 > 0;',
-    breaks: 'a sum over several products keeps the last',
+    breaks: 'a sum over several GEMMs keeps the last',
     tests: ['gemm_test'],
   },
   {
@@ -93,7 +93,7 @@ export default [
     file: 'native/cpu/dropout.cc',
     from: 'std::ceil(args.p * 0x1p24)',
     to: 'std::floor(args.p * 0x1p24)',
-    breaks: 'an element whose draw is just below p stays',
+    breaks: 'an element whose uniform is just below p stays',
     tests: ['ops_test'],
   },
 ]

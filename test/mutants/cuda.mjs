@@ -6,7 +6,7 @@ export default [
     file: 'native/cuda/route.cu',
     from: '  if (!density_assigned && first > C) first = static_cast<int32_t>(C);\n',
     to: '',
-    breaks: 'the balance loss counts first choices that found no slot',
+    breaks: 'the load-balancing loss counts dropped top-1 assignments',
     tests: ['simt/moe_test.forward'],
   },
   {
@@ -14,7 +14,7 @@ export default [
     file: 'native/cuda/route.cu',
     from: 'sequences += r.unmasked[b] > 0;',
     to: 'sequences += 1;',
-    breaks: 'a sequence of padding lowers the balance loss',
+    breaks: 'a sequence of padding lowers the load-balancing loss',
     tests: ['simt/moe_test.forward'],
   },
   {
@@ -54,15 +54,15 @@ export default [
     file: 'native/cuda/random.cu',
     from: 'if (2 * block + 1 < numbers.size)',
     to: 'if (2 * block + 1 <= numbers.size)',
-    breaks: 'an odd number of draws writes one too many',
+    breaks: 'an odd number of samples writes one too many',
     tests: ['simt/ops_test.creation.forward'],
   },
   {
-    name: 'replay-draws-with-the-first-seed',
+    name: 'replay-samples-with-the-first-seed',
     file: 'native/cuda/per_step.cuh',
     from: 'captured ? philox(captured->seed, captured->step, i)',
     to: 'captured ? philox(seed, captured->step, i)',
-    breaks: 'a generator that is seeded anew between replays draws as before',
+    breaks: 'a generator that is reseeded between replays samples as before',
     tests: ['test/capture.test.ts'],
   },
   {
@@ -94,7 +94,7 @@ export default [
     file: 'native/cuda/route_backward.cu',
     from: 'tokens = static_cast<double>(unmasked.in(b));',
     to: 'tokens = static_cast<double>(N);',
-    breaks: 'the gradient of the balance loss is too small beside padding',
+    breaks: 'the gradient of the load-balancing loss is too small next to padding',
     tests: ['simt/moe_test.forward'],
   },
 ]

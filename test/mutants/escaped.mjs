@@ -153,7 +153,7 @@ export default [
     tests: ['test/simt.test.ts'],
   },
   {
-    name: 'draws-past-the-last-step',
+    name: 'samples-past-the-last-step',
     file: 'lib/random.ts',
     from: 'step < maxSeed ? step + 1 : 0',
     to: 'step + 1',

@@ -49,10 +49,10 @@ export default [
     tests: ['test/gradcheck.test.ts'],
   },
   {
-    name: 'noise-drawn-although-given',
+    name: 'noise-sampled-although-given',
     file: 'lib/ops/route.ts',
-    from: 'const gumbelDraw = noisy && !gumbelUniforms ?',
-    to: 'const gumbelDraw = noisy ?',
+    from: 'const gumbelSample = noisy && !gumbelUniforms ?',
+    to: 'const gumbelSample = noisy ?',
     breaks: 'a replayed routing with noise moves the generator',
     tests: ['test/random.test.ts'],
   },

@@ -130,7 +130,7 @@ Bytes bytes_of(const std::vector<T>& v) {
   return Bytes(data, data + v.size() * sizeof(T));
 }
 
-// float32: routers and experts are chains of products whose order differs, and whose sums cancel.
+// float32: routers and experts are chains of GEMMs whose summation order differs, and whose sums cancel.
 template <class T>
 constexpr double rounding_limit = sizeof(T) == 4 ? 4e-6 : 1e-14;
 

@@ -11,7 +11,7 @@ inline const Shape kSmall{"small", 2, 9, 6, 4, 2, 4, 5, {0, 0.3f}};
 inline std::vector<Shape> common_shapes() {
   return {
       kSmall,
-      {"one choice", 2, 11, 7, 5, 1, 4, 6, {0}},
+      {"top-1", 2, 11, 7, 5, 1, 4, 6, {0}},
       {"all experts", 2, 8, 5, 3, 3, 8, 7, {0, 0.2f, 0.2f}},
       {"two tokens", 3, 2, 8, 4, 2, 4, 5, {0, 0.2f}},
       {"one token", 1, 1, 8, 4, 2, 4, 5, {0, 0.2f}},
@@ -34,7 +34,7 @@ inline std::vector<Shape> common_shapes() {
   };
 }
 
-// Draws a problem whose routing does not depend on rounding.
+// Samples a problem whose routing does not depend on rounding.
 inline Problem clear_problem(const Shape& shape, double margin = 5e-5) {
   for (uint32_t seed = 1;; ++seed) {
     Problem p = make_problem(shape, seed);
@@ -59,7 +59,7 @@ inline void check_optional(const Device& device) {
   expect(part.dw1 == full.dw1 && part.db1 == full.db1 && part.dw2 == full.dw2, "expert_ffn_backward without dx");
 }
 
-// Indices of a plan that point outside are complaints of the experts, and touch nothing. `is_complaint` says whether a
+// Indices of a plan that point outside are errors of the experts, and touch nothing. `is_complaint` says whether a
 // status is the error that the device reports.
 inline void check_hostile(const Device& device, bool (*is_complaint)(const Status&), bool slots = false) {
   const Problem p = make_problem(kSmall, 1);

@@ -24,7 +24,7 @@ void check_close(const std::vector<T>& got, const Values& wanted, double limit, 
   expect_close(widen(got), wanted, what, limit);
 }
 
-// The same layer through dispatch, one dense expert_ffn an expert, and combine; `fused` has run.
+// The same layer through dispatch, one dense expert_ffn per expert, and combine; `fused` has run.
 template <class T>
 void check_unfused(const Layer<T>& fused, double tolerance, const std::string& name) {
   const Shape& s = fused.p.shape;
@@ -211,8 +211,8 @@ void check_nan() {
       if (t >= shape.N)
         expect(spoilt.y[t * shape.D + d] == clean.y[t * shape.D + d], "a NaN token leaves other sequences alone");
     }
-  for (int64_t k = 0; k < shape.K; ++k) expect(spoilt.index[3 * shape.K + k] == k, "choices of a NaN token");
-  expect(spoilt.kept[3 * shape.K + 1] == 0, "second choice of a NaN token");
+  for (int64_t k = 0; k < shape.K; ++k) expect(spoilt.index[3 * shape.K + k] == k, "experts of a NaN token");
+  expect(spoilt.kept[3 * shape.K + 1] == 0, "second expert of a NaN token");
 
   p.mask.assign(shape.tokens(), 1);  // as padding it spoils nothing at all
   p.mask[3] = 0;

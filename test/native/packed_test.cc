@@ -1,4 +1,4 @@
-// What a storage keeps beside its memory. The packed copies of a weight: found under their own key, gone when the
+// What a storage keeps besides its memory. The packed copies of a weight: found under their own key, gone when the
 // weight changes or is freed, counted. Short lists of i32 that the host put there: until a change.
 #include <cstring>
 

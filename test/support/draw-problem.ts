@@ -90,10 +90,10 @@ function makeTies(draw: Draw, p: Problem): void {
 }
 
 function collapse(draw: Draw, p: Problem): void {
-  const favourite = draw.integer(0, p.E - 1)
+  const overloaded = draw.integer(0, p.E - 1)
   p.gumbel = null
   for (let t = 0; t < p.B * p.N; t++) p.x[t * p.D] = 1
-  for (let e = 0; e < p.E; e++) p.router[e * p.D] = e === favourite ? 8 : -6
+  for (let e = 0; e < p.E; e++) p.router[e * p.D] = e === overloaded ? 8 : -6
 }
 
 function redrawToken(draw: Draw, p: Problem, t: number, kind: Kind): void {

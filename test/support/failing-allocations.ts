@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 
 const { include_dir: headers } = createRequire(import.meta.url)('node-api-headers') as { include_dir: string }
 
-/** Compiles the addon that makes allocations fail, and gives its file. */
+/** Compiles the addon that makes allocations fail, and returns its file. */
 export function failingAllocations(): string {
   const source = fileURLToPath(new URL('../native/failing_allocations.cc', import.meta.url))
   const file = join(mkdtempSync(join(tmpdir(), 'st-moe-faults-')), 'failing_allocations.node')

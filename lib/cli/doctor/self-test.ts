@@ -12,7 +12,7 @@ export interface SelfTest {
 }
 
 const [B, N, D, E] = [2, 24, 16, 4]
-/** Sums of about 40 products with 24 bits of precision. */
+/** For dot products of length 40 with 24 bits of precision. */
 const outputTolerance = 1e-4
 const gradientTolerance = 1e-6
 const h = 1e-5

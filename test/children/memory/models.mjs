@@ -104,13 +104,13 @@ export const steps = {
     { grads: false },
     ({ model, input }) => scope(() => model.forward(input).backward()),
     {
-      draws: true,
+      samples: true,
     },
   ),
   'a second backward into the gradients': onModel(
     {},
     ({ model, input }) => scope(() => model.forward(input).backward()),
-    { draws: true },
+    { samples: true },
   ),
   'backward alone, tried again': () => {
     const world = trained({ grads: false })
@@ -134,7 +134,7 @@ export const steps = {
       ...world,
       run: () => scope(() => model.forward(input).backward()),
       bits: world.state,
-      draws: true,
+      samples: true,
     }
   },
   clipGradNorm: onModel({}, ({ model }) => st.clipGradNorm(model.parameters(), 0.01)),
@@ -166,7 +166,7 @@ export const steps = {
         st.clipGradNorm(model.parameters(), 1)
         optimizer.step()
       }),
-    { draws: true, clear: ({ optimizer }) => optimizer.zeroGrad() },
+    { samples: true, clear: ({ optimizer }) => optimizer.zeroGrad() },
   ),
   'a training step on two threads': () => {
     const world = steps['a training step']()

@@ -39,7 +39,7 @@ const op = (inputs, fn) => () => {
     state: () => own.map((leaf) => `${bits(leaf)} ${bits(leaf.grad)}`).join(),
     bits,
     free: (y) => y.dispose(),
-    draws: true,
+    samples: true,
     dispose: () => {
       for (const leaf of own) leaf.dispose()
     },

@@ -40,7 +40,7 @@ struct Tensor {
   std::vector<double> decode(const Bytes& bytes) const;
 };
 
-// What one call is given, and what is wanted of it.
+// The inputs of one call, and its expected results.
 struct Problem {
   const OpInfo* op;
   alignas(8) char args[kMaxArgsSize];
@@ -129,7 +129,7 @@ class Table {
   const std::vector<Case>& cases() const { return cases_; }
   const Fill* find_loop(const std::string& op) const;
 
-  // The inputs of a case; those of a backward that its forward gives come from the loop of the forward.
+  // The inputs of a case; the loop of the forward computes those that a backward gets from its forward.
   Problem problem(const Case& c) const;
   // The outputs, by the loop. Of a backward without one: by the op itself in f64, which is compared with differences.
   Problem wanted(const Case& c, const Problem& problem, const OpTable& ops) const;
@@ -143,7 +143,7 @@ class Table {
   std::vector<std::pair<std::string, Fill>> loops_;
 };
 
-// How the outputs differ from what is wanted; empty if they do not. f32 and f64 are tolerances, before the factor.
+// How the outputs differ from the expected ones; empty if they do not. f32 and f64 are tolerances, before the factor.
 std::string difference(const Case& c, const Problem& wanted, const std::vector<Bytes>& got, double factor, double f32,
                        double f64);
 inline void compare(const Case& c, const std::string& name, const Problem& wanted, const std::vector<Bytes>& got,
@@ -152,7 +152,7 @@ inline void compare(const Case& c, const std::string& name, const Problem& wante
   check(text.empty(), "%s: %s", name.c_str(), text.c_str());
 }
 
-// The groups of the table, one a file: those that are named, or all.
+// The groups of the table, one per file: those that are named, or all.
 Table table_of(int count, char** names);
 
 }  // namespace st_moe::test

@@ -160,7 +160,7 @@ void creation(Table& table) {
     };
     for (int64_t size : kSizes)
       for (double p : {0.0, 0.25, 0.3}) add_dropout(size, p);
-    // Draws of p stay; those that are less by less than the step between draws go.
+    // A uniform equal to p stays; one that is a step below p goes.
     const double drawn = static_cast<double>(uniform24(philox_word(8, 9, 0)));
     for (double p : {drawn, drawn + 0x1p-26}) add_dropout(1, p);
   }

@@ -40,7 +40,7 @@ void plan_sorted_loop(const PlanSortedArgs& a, Problem& p) {
   }
 }
 
-// Distinct experts for the choices of a token, and the slots in order; about a third is dropped.
+// Distinct experts of each token, and the slots in order; about a third is dropped.
 Fill routed(int64_t N, int64_t K, int64_t E, int64_t C) {
   return [=](Problem& p) {
     std::vector<int64_t> used(at(E));
@@ -155,7 +155,7 @@ void expert_choice_loop(const ExpertChoiceArgs& a, Problem& p) {
   p["balance_loss"] = {balance}, p["z_loss"] = {z}, p["total_loss"] = {a.balance_coef * balance + a.z_coef * z};
 }
 
-// The choices stay as they are; test/gradcheck.test.ts compares with differences.
+// The selection stays fixed; test/gradcheck.test.ts compares with differences.
 void expert_choice_backward_loop(const ExpertChoiceBackwardArgs& a, Problem& p) {
   const std::vector<double>&s = p["gate"], &kept = p["kept"], &x = p["x"], &w = p["w"];
   const auto masked = [&](int64_t t) { return p.has("mask") && p["mask"][at(t)] == 0; };

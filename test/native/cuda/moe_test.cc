@@ -24,7 +24,7 @@ void check_layer(const Problem& p, const std::string& name, DType compute = dtyp
   Layer<T> expected(p, cpu(), compute), got(p, gpu(), compute), again(p, gpu(), compute);
   expected.run(name + " on the CPU");
   got.run(name);
-  // What is rounded to a narrow type a second time may differ in its last bit where float32 does in its own.
+  // What is rounded to low precision a second time may differ in its last bit where float32 does in its own.
   check_equal(got, expected, name, compute == dtype_of<T>() ? 0 : 1e-3);
   again.run(name + " again");
   const auto a = got.results(), b = again.results();
@@ -50,7 +50,7 @@ void check_shapes() {
   }
 }
 
-// Keeps what it is given, as a parameter does.
+// Keeps copies, as a parameter does.
 struct Copies : PackedCopies {
   Copies() : PackedCopies{find_copy, keep_copy} {}
   ~Copies() { clear(); }
@@ -102,7 +102,7 @@ void check_large_routing() {
   const std::vector<float> threshold(1024, 0.01f);
   const std::vector<Shape> shapes = {
       {"1024 experts", 1, 40, 6, 1024, 2, 4, 1, threshold},
-      {"40 choices", 2, 150, 4, 45, 40, 90, 1, threshold},  // tiles of 64 tokens
+      {"top-40", 2, 150, 4, 45, 40, 90, 1, threshold},  // tiles of 64 tokens
       {"all of 70 experts", 1, 300, 4, 70, 70, 200, 1, threshold},
       {"all of 1024 experts", 1, 3, 4, 1024, 1024, 2, 1, threshold},
       {"all of 33 experts, differentiable", 2, 7, 4, 33, 33, 5, 1, threshold, kSoft | kNoisy},
@@ -153,9 +153,9 @@ void check_nan() {
   for (const std::vector<float>* v : {&padded.y, &padded.dx, &padded.dx_router, &padded.dw, &padded.dw1, &padded.total})
     expect(!has_nan(*v), "a masked NaN token");
 
-  // Weights of NaN in an expert: only what has to do with its full slots.
+  // NaN in the weights of an expert: only what its dispatched tokens touch.
   Problem spoilt = make_problem({"few", 1, 3, 6, 4, 1, 4, 5, {0}}, 2);
-  int32_t unused = 0;  // an expert that no token has chosen
+  int32_t unused = 0;  // an expert without tokens
   const Reference r = reference(spoilt);
   while (std::find(r.index.begin(), r.index.end(), unused) != r.index.end()) ++unused;
   for (int64_t i = 0; i < 2 * 5 * 6; ++i) spoilt.w1[unused * 60 + i] = i % 2 ? NAN : INFINITY;

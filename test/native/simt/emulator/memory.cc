@@ -42,7 +42,7 @@ cudaError_t allocate(void** pointer, size_t bytes, bool device) {
   std::lock_guard<std::mutex> lock(m.mutex);
   if (bytes != 0 && device && m.full.reached()) return report(cudaErrorMemoryAllocation);
   if (bytes == 0) return report(cudaErrorInvalidValue);
-  if (bytes > card_bytes() || (device && live_bytes() + bytes > card_bytes())) return report(cudaErrorMemoryAllocation);
+  if (bytes > gpu_bytes() || (device && live_bytes() + bytes > gpu_bytes())) return report(cudaErrorMemoryAllocation);
   auto* data = static_cast<char*>(std::aligned_alloc(256, (bytes + kTailBytes + 255) / 256 * 256));
   if (!data) return report(cudaErrorMemoryAllocation);
   poison(data, bytes);
@@ -132,7 +132,7 @@ cudaError_t cudaFreeHost(void* pointer) {
 }
 
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
-  *total_bytes = card_bytes();
+  *total_bytes = gpu_bytes();
   *free_bytes = *total_bytes - live_bytes();
   return report(usable());
 }

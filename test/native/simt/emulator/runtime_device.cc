@@ -44,7 +44,7 @@ bool Trigger::reached() {
   return !value_.empty() && ++asked_ >= std::strtoll(value_.c_str(), nullptr, 10);
 }
 
-size_t card_bytes() {
+size_t gpu_bytes() {
   return static_cast<size_t>(setting("SIMT_MEMORY_MB", 4096)) << 20;
 }
 
@@ -140,7 +140,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->maxThreadsPerBlock = kMaxThreads;
   properties->sharedMemPerBlock = 48 * 1024;
   properties->sharedMemPerBlockOptin = shared_memory_optin();
-  properties->totalGlobalMem = card_bytes();
+  properties->totalGlobalMem = gpu_bytes();
   return cudaSuccess;
 }
 

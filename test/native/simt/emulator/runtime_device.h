@@ -12,7 +12,7 @@ cudaError_t report(cudaError_t error);  // the last error of this thread from no
 // Settings in the environment.
 int64_t setting(const char* name, int64_t fallback);
 bool is(const char* name, const char* value);
-size_t card_bytes();
+size_t gpu_bytes();
 
 // An event that is to come at number n, where n is the value of a variable of the environment: counted from when it is
 // set. Not for several threads at once.

@@ -6,7 +6,7 @@
 #include "cuda/blas.h"
 #include "cuda/kernel.cuh"
 
-// What is set aside while a step is captured, and what another environment does meanwhile.
+// Work outside capture while a step is captured, and what another environment does meanwhile.
 using namespace st_moe;
 using namespace st_moe::cuda;
 
@@ -49,8 +49,8 @@ int64_t graph_work(Environment& e, CapturedStep* step) {
   return after.graph_launches - before.graph_launches;
 }
 
-// Work aside runs at once, on the stream that is not recorded: copies, kernels and GEMMs in their order.
-void test_aside() {
+// Work outside capture runs at once, on the stream that is not captured: copies, kernels and GEMMs in their order.
+void test_outside_capture() {
   Environment e;
   const Scratch<float> x(e.ctx, 3);
   const std::vector<float> first{2, 3, 0}, second{5, 7, 0};
@@ -59,14 +59,14 @@ void test_aside() {
   e.stream.copy_in(x.get(), first.data(), 12);
   e.stream.begin_capture();
   multiply(e.ctx, DType::f32, DType::f32, product);
-  e.stream.set_aside(true);
+  e.stream.set_outside(true);
   e.stream.copy_in(x.get(), second.data(), 12);
   multiply(e.ctx, DType::f32, DType::f32, product);
   e.stream.copy_out(got.data(), x.get(), 12);
-  expect(got == std::vector<float>({5, 7, 35}), "a GEMM that is set aside runs at once");
+  expect(got == std::vector<float>({5, 7, 35}), "a GEMM outside capture runs at once");
   e.stream.copy_in(x.get(), first.data(), 12);
-  e.stream.set_aside(false);
-  CapturedStep* step = e.end_capture("a step with work aside");
+  e.stream.set_outside(false);
+  CapturedStep* step = e.end_capture("a step with work outside capture");
   if (!step->graph) return;
   e.stream.copy_out(got.data(), x.get(), 12);
   expect(got == first, "a GEMM that is captured does not run");
@@ -99,7 +99,7 @@ void test_full_while_another_captures() {
 }  // namespace
 
 int main() {
-  test_aside();
+  test_outside_capture();
   test_full_while_another_captures();
   simt::Counters counters;
   simt::simt_counters(&counters);
