@@ -5,6 +5,8 @@ import {
   Linear,
   MoE,
   manualSeed,
+  memory,
+  noGrad,
   ops,
   SGD,
   SparseMoEBlock,
@@ -146,6 +148,25 @@ describe.each(lowPrecision)('GEMMs of %s operands', (computeDtype) => {
         expect(relativeError(values(got.grads[name]), values(grad)), name).toBeLessThan(2 * bound)
     }),
   )
+})
+
+test.each(lowPrecision)('experts save half of the bytes for the backward in %s', (computeDtype) => {
+  const saved = (compute?: Narrow): number =>
+    scope(() => {
+      const moe = new MoE({ dim: 64, numExperts: 2, gatingTopN: 2, expertHiddenMult: 12, computeDtype: compute })
+      const x = normal([1, 64, 64])
+      noGrad(() => moe.forward(x).outputs.dataSync()) // copies of weights are there
+      const before = memory().bytes
+      const result = noGrad(() => moe.forward(x))
+      const unsaved = memory().bytes - before
+      result.dispose()
+      const recorded = moe.forward(x)
+      recorded.outputs.dataSync()
+      return memory().bytes - before - unsaved
+    })
+  const [whole, half] = [saved(), saved(computeDtype)]
+  expect(half / whole).toBeGreaterThan(0.45)
+  expect(half / whole).toBeLessThan(0.65) // router and plan are as before
 })
 
 describe.each(lowPrecision)('copies of weights in %s', (computeDtype) => {

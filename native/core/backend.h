@@ -9,7 +9,7 @@
 // Kernels know pointers, sizes and a stream. Everything here is plain data, so a backend may live in a plugin.
 namespace st_moe {
 
-constexpr uint32_t kBackendAbi = 7;
+constexpr uint32_t kBackendAbi = 8;
 
 // ---- the table ----------------------------------------------------------------------------------------------
 
@@ -53,8 +53,10 @@ struct Backend {
   // Why `allocate` just returned null, if memory was not exhausted; else code none. Null: memory is always the reason.
   Status (*allocation_error)(const Context&) = nullptr;
 
-  int64_t saved_columns(int64_t columns) const {
-    return (columns + saved_multiple - 1) / saved_multiple * saved_multiple;
+  // They are saved in the type of GEMM operands: two of 16 bits in an element.
+  int64_t saved_columns(int64_t columns, DType compute) const {
+    columns = (columns + saved_multiple - 1) / saved_multiple * saved_multiple;
+    return dtype_size(compute) == 2 ? (columns + 1) / 2 : columns;
   }
 };
 

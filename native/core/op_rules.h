@@ -53,7 +53,7 @@ void expect_experts(Args& a, const Backend& backend) {
   if (is_gated(a.activation) != (a.mult_bias != nullptr))
     fail(ErrorCode::option, "multBias belongs to the gated activations, which need it");
   a.P = w1_rows(a.activation, a.H);
-  a.saved = backend.saved_columns(a.P);
+  a.saved = backend.saved_columns(a.P, a.compute);
 }
 inline void apply_rules(ExpertFfnArgs& a, const Backend& backend) {
   expect_experts(a, backend);

@@ -3,6 +3,7 @@
 #include "core/activation.h"
 #include "cpu/expert_rows.h"
 #include "cpu/packed_weights.h"
+#include "cpu/saved_rows.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
@@ -42,9 +43,10 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
   const T *x = static_cast<const T*>(args.x), *mult_bias = static_cast<const T*>(args.mult_bias);
   const T *w1 = static_cast<const T*>(args.w1), *b1 = static_cast<const T*>(args.b1);
   const T *w2 = static_cast<const T*>(args.w2), *b2 = static_cast<const T*>(args.b2);
-  T* saved = static_cast<T*>(args.a);
+  const SavedRows<T> saved(args.a, args.saved, args.compute);
+  const bool in_place = args.a && !saved.low_precision(), converts = args.a && !in_place;
   const int64_t chunk_rows = min_of(rows, limit);
-  Scratch<T> h(chunk_rows * H), unsaved(saved ? 0 : chunk_rows * P);
+  Scratch<T> h(chunk_rows * H), unsaved(in_place ? 0 : chunk_rows * P);
   Scratch<Piece> pieces(E);
   Scratch<GemmProblem<T>> problems(E);
   const MatrixView<T> w1_view{w1, 1, D}, w2_view{w2, 1, H};
@@ -55,7 +57,7 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
 
   for (int64_t begin = 0, end; begin < rows; begin = end) {
     end = chunk_end(assignments, E, begin, limit);
-    T* pre = saved ? saved + begin * P : unsaved.get();
+    T* pre = in_place ? saved.row(begin) : unsaved.get();
     int64_t count = 0;
     for (int64_t e = 0; e < E; ++e) {
       const Piece piece{e, max_of(begin, assignments.begin(e)), min_of(end, assignments.end(e))};
@@ -73,7 +75,9 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
       for (int64_t i = 0; i < count; ++i) {
         const int64_t first = max_of(from, pieces[i].begin - begin), last = min_of(to, pieces[i].end - begin);
         const T* mu = mult_bias ? mult_bias + pieces[i].expert * H : nullptr;
-        if (first < last) activate_rows(pre + first * P, mu, h.get() + first * H, last - first, H);
+        if (first >= last) continue;
+        activate_rows(pre + first * P, mu, h.get() + first * H, last - first, H);
+        for (int64_t r = first; converts && r < last; ++r) saved.store(pre + r * P, begin + r, P);
       }
     });
     for (int64_t i = 0; i < count; ++i) {

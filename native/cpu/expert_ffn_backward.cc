@@ -3,6 +3,7 @@
 #include "core/activation.h"
 #include "cpu/expert_rows.h"
 #include "cpu/packed_weights.h"
+#include "cpu/saved_rows.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
@@ -101,10 +102,11 @@ static void hidden_block(const Chunk<T>& chunk, RowGradient<T> row_gradient, int
   const T* mu = gated ? static_cast<const T*>(args.mult_bias) + block.expert * H + from : nullptr;
   const T* __restrict value_bias = static_cast<const T*>(args.b1) + block.expert * P + from;
   const T* __restrict gate_bias = value_bias + (P - H);
-  T sums[3 * kColumnBlock] = {}, product[kColumnBlock];
+  const SavedRows<T> saved(const_cast<void*>(args.a), args.saved, args.compute);
+  T sums[3 * kColumnBlock] = {}, product[kColumnBlock], values[kColumnBlock], gates[kColumnBlock];
   for (int64_t r = block.begin; r < block.end; ++r) {
-    const T* __restrict value = static_cast<const T*>(args.a) + r * P + from;
-    const T* __restrict gate = value + (P - H);
+    const T* __restrict value = saved.load(r, from, n, values);
+    const T* __restrict gate = gated ? saved.load(r, H + from, n, gates) : value;
     T *q = chunk.q + (r - chunk.begin) * H + from, *dvalue = chunk.da + (r - chunk.begin) * P + from;
     T* dgate = dvalue + (P - H);
     row_gradient(value, gate, mu, chunk.weight(r), q, dvalue, dgate, product, sums, sums + kColumnBlock,

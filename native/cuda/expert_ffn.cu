@@ -9,7 +9,8 @@ namespace st_moe::cuda {
 // is x W1ᵀ.
 template <class T, class O, Activation activation>
 struct Activate {
-  const T *a, *b1, *mult_bias;  // b1 [E, P], mult_bias [E, H]
+  const typename O::Stored* a;
+  const T *b1, *mult_bias;  // b1 [E, P], mult_bias [E, H]
   typename O::Stored* h;
   int64_t H, width, saved, rows_each;
 
@@ -20,12 +21,13 @@ struct Activate {
       h[i] = 0;
       return;
     }
-    const T *value = a + at.row * saved + j, *bias = b1 + expert * w1_rows(activation, H) + j;
+    const auto* value = a + at.row * saved + j;
+    const T* bias = b1 + expert * w1_rows(activation, H) + j;
     if constexpr (is_gated(activation))
-      h[i] =
-          O::store(activate<activation>(value[H] + bias[H]).value * (value[0] + bias[0]) * mult_bias[expert * H + j]);
+      h[i] = O::store(activate<activation>(O::load(value[H]) + bias[H]).value * (O::load(value[0]) + bias[0]) *
+                      mult_bias[expert * H + j]);
     else
-      h[i] = O::store(activate<activation>(value[0] + bias[0]).value);
+      h[i] = O::store(activate<activation>(O::load(value[0]) + bias[0]).value);
   }
 };
 
@@ -38,10 +40,12 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
   const T *x = static_cast<const T*>(args.x), *weight = static_cast<const T*>(args.weight);
   T* y = static_cast<T*>(args.y);
   Scratch<Stored> x_rows(ctx, copies ? count * width : 0), h(ctx, count * hidden);
-  Scratch<T> unsaved(ctx, args.a ? 0 : count * saved), out_rows(ctx, gathers && is_low_precision<O> ? count * D : 0);
+  Scratch<Stored> unsaved(ctx, args.a ? 0 : count * saved);
+  Scratch<T> out_rows(ctx, gathers && is_low_precision<O> ? count * D : 0);
   OperandWeight<T, O> w1(ctx, args.w1, args.compute, E, P, D, args.w1_packed);
   OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, D, H, args.w2_packed);
-  T *a = args.a ? static_cast<T*>(args.a) : unsaved.get(), *out = gathers ? out_rows.get() : y;
+  Stored* a = args.a ? static_cast<Stored*>(args.a) : unsaved.get();
+  T* out = gathers ? out_rows.get() : y;
   if constexpr (!is_low_precision<O>) out = gathers ? x_rows.get() : y;  // x of the rows is no longer needed
 
   if (gathers) {
@@ -52,7 +56,7 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
   w1.filled(), w2.filled();
   if (count > 0) {
     const Matrix in{copies ? static_cast<const void*>(x_rows.get()) : x, rows.each, width};
-    multiply(ctx, args.compute, args.dtype,
+    multiply(ctx, args.compute, args.compute,
              rows.of_rows(in, w1.get(), true, a, saved, is_low_precision<O> ? w1.get().rows : P));
     dispatch_activation(args.activation, [&](auto tag) {
       elementwise(

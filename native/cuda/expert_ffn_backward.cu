@@ -16,7 +16,8 @@ struct ExpertGradient {
   using Stored = typename O::Stored;
 
   Plan plan;
-  const T *dy, *x, *b1, *mult_bias, *b2, *a, *weight;  // a [rows, saved columns]: A without b1
+  const T *dy, *x, *b1, *mult_bias, *b2, *weight;
+  const Stored* a;     // [rows, saved columns] A without b1
   Stored *g, *x_rows;  // [rows, padded D] dy and x of the rows, each null if it is neither gathered nor rounded
   T* q;                // [rows, padded H] dy · W2
   Stored* wh;          // [rows, padded H] w · h; q itself if it is not rounded
@@ -90,15 +91,16 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
       if constexpr (is_gated(activation)) *dgate = 0;
       continue;
     }
-    const T *a = p.a + row * p.saved + j, *bias = p.b1 + expert * w1_rows(activation, H) + j;
+    const typename O::Stored* saved = p.a + row * p.saved + j;
+    const T *bias = p.b1 + expert * w1_rows(activation, H) + j, a = O::load(saved[0]);
     if constexpr (is_gated(activation)) {
-      const T q = p.q[row * p.hidden + j], value = a[0] + bias[0], gate = a[H] + bias[H],
-              mu = p.mult_bias[expert * H + j];
+      const T q = p.q[row * p.hidden + j], a_gate = O::load(saved[H]), mu = p.mult_bias[expert * H + j];
+      const T value = a + bias[0], gate = a_gate + bias[H];
       const ValueAndSlope<T> f = activate<activation>(gate);
       const T plain = f.value * value, h = plain * mu, dh = w * q, scaled = dh * mu;
       const T dv = scaled * f.value, dg = scaled * value * f.slope;
       T product = h * q;
-      if (p.straight_through) product += a[0] * dv + a[H] * dg;
+      if (p.straight_through) product += a * dv + a_gate * dg;
       dot += product;
       *wh = O::store(w * h);
       *dvalue = O::store(dv);
@@ -108,10 +110,10 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
       sums.mult_bias[c] += dh * plain;
     } else {
       const T q = p.q[row * p.hidden + j];
-      const ValueAndSlope<T> f = activate<activation>(a[0] + bias[0]);
+      const ValueAndSlope<T> f = activate<activation>(a + bias[0]);
       const T dv = w * q * f.slope;
       T product = f.value * q;
-      if (p.straight_through) product += a[0] * dv;
+      if (p.straight_through) product += a * dv;
       dot += product;
       *wh = O::store(w * f.value);
       *dvalue = O::store(dv);
@@ -216,7 +218,7 @@ static ExpertGradient<T, O> gradient_of(const ExpertFfnBackwardArgs& args, const
   const auto values = [](const void* p) { return static_cast<const T*>(p); };
   ExpertGradient<T, O> p{};
   p.dy = values(args.dy), p.x = values(args.x), p.b1 = values(args.b1), p.mult_bias = values(args.mult_bias);
-  p.b2 = values(args.b2), p.a = values(args.a), p.weight = values(args.weight);
+  p.b2 = values(args.b2), p.a = static_cast<const typename O::Stored*>(args.a), p.weight = values(args.weight);
   p.D = args.D, p.H = args.H, p.plan = rows.plan, p.each = rows.each, p.row_blocks = ceil_div(rows.each, kSumRows);
   p.P = w1_rows(args.activation, args.H), p.biases = hidden_biases(args.activation, args.H);
   p.sum_width = p.biases + args.D;

@@ -43,6 +43,16 @@ inline Problem clear_problem(const Shape& shape, double margin = 5e-5) {
   }
 }
 
+// Relative error of a layer in low precision, if so many roundings add up.
+inline double low_precision_limit(DType compute, double roundings) {
+  return roundings * (compute == DType::bf16 ? 0x1p-9 : 0x1p-12);
+}
+
+// Whether f' jumps: then rounding that changes the sign of one pre-activation changes gradients by any amount.
+inline bool slope_jumps(Activation activation) {
+  return activation == Activation::relu || activation == Activation::reglu;
+}
+
 // All that may be left out: no saved A, no dx, no parameter gradients.
 inline void check_optional(const Device& device) {
   const Problem p = make_problem(kSmall, 1);

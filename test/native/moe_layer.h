@@ -48,7 +48,7 @@ struct Layer {
     lse = unset<T>(tokens);
     density = unset<T>(s.B * s.E);
     y = dx = dx_router = unset<T>(tokens * s.D);
-    a = unset<T>(rows() * device.backend->saved_columns(s.P()));
+    a = unset<T>(rows() * device.backend->saved_columns(s.P(), compute));
     dw = unset<T>(w.size()), dw1 = unset<T>(w1.size()), db1 = unset<T>(b1.size()), dmu = unset<T>(mu.size());
     dw2 = unset<T>(w2.size()), db2 = unset<T>(b2.size());
     index = kept = position = row_of = Indices(tokens * s.K, -7);
@@ -101,6 +101,7 @@ struct Layer {
   void give_plan(Call& c, Args& args) {
     args.assignment = c.in(assignment), args.ends = slots ? nullptr : c.in(ends), args.row_of = c.in(row_of);
     args.weight = c.in(weight), args.R = rows();
+    args.saved = device.backend->saved_columns(p.shape.P(), compute);
   }
 
   // `change` may spoil the arguments.

@@ -48,7 +48,7 @@ void check_unfused(const Layer<T>& fused, double tolerance, const std::string& n
     f.b2 = fused.b2.data() + e * s.D;
     f.y = out.data() + e * each * s.D, f.a = a.data() + e * each * s.P(), f.dtype = f.compute = type;
     f.activation = s.activation;
-    f.T = f.R = each, f.K = 1, f.D = s.D, f.E = 1, f.H = s.H;
+    f.T = f.R = each, f.K = 1, f.D = s.D, f.E = 1, f.H = s.H, f.saved = s.P();
     return f;
   };
   for (int64_t e = 0; e < s.E; ++e) expect_ok(ops.expert_ffn(ctx, dense(e)), "dense expert_ffn");
@@ -67,7 +67,7 @@ void check_unfused(const Layer<T>& fused, double tolerance, const std::string& n
     g.db1 = grads.db1.data() + e * s.P(), g.dmult_bias = f.mult_bias ? grads.dmu.data() + e * s.H : nullptr;
     g.activation = s.activation;
     g.dw2 = grads.dw2.data() + e * s.D * s.H, g.db2 = grads.db2.data() + e * s.D, g.dtype = g.compute = type;
-    g.T = g.R = each, g.K = 1, g.D = s.D, g.E = 1, g.H = s.H;
+    g.T = g.R = each, g.K = 1, g.D = s.D, g.E = 1, g.H = s.H, g.saved = f.saved;
     expect_ok(ops.expert_ffn_backward(ctx, g), "dense expert_ffn_backward");
   }
   expect_ok(ops.dispatch_backward(ctx, {din.data(), fused.x.data(), row_of, dx.data(), dweight_dispatch.data(), type,
@@ -138,7 +138,7 @@ void check_gradients(const Layer<double>& layer, const std::string& name) {
 // The same with rows by slot, so that gradients of parameters are added up in another order.
 template <class T>
 void check_slots(const Layer<T>& sorted, const std::string& name) {
-  Layer<T> slots(sorted.p, cpu(2), dtype_of<T>(), true);
+  Layer<T> slots(sorted.p, cpu(2), sorted.compute, true);
   slots.run(name);
   check_equal(slots, sorted, name + " by slots");
   expect(slots.y == sorted.y && slots.dx == sorted.dx && slots.dweight == sorted.dweight, name + " by slots: bits");
@@ -147,7 +147,7 @@ void check_slots(const Layer<T>& sorted, const std::string& name) {
 template <class T>
 void check_threads(const Layer<T>& one, const std::string& name) {
   for (int threads : {2, 3, 7}) {
-    Layer<T> more(one.p, cpu(threads));
+    Layer<T> more(one.p, cpu(threads), one.compute);
     more.run(name);
     const auto a = one.results(), b = more.results();
     for (size_t i = 0; i < a.size(); ++i)
@@ -178,6 +178,31 @@ void check_shape(const Shape& shape) {
   const auto b = wide.results();
   for (size_t i = 0; i < a.size(); ++i)
     check_close(*a[i].second, *b[i].second, 1e-5, name + " f32 against f64: " + a[i].first);
+}
+
+// GEMMs of bf16 and f16 operands, and a saved A of that type.
+void check_low_precision(const Shape& shape) {
+  const Problem p = clear_problem(shape);
+  Layer<double> wide(p, cpu());
+  wide.run("f64");
+  for (const DType compute : {DType::bf16, DType::f16}) {
+    const std::string name = std::string(shape.name) + " in " + dtype_name(compute);
+    Layer<float> low(p, cpu(), compute);
+    low.run(name);
+    const auto a = low.results();
+    const auto b = wide.results();
+    for (size_t i = 0; i < a.size(); ++i)
+      check_close(*a[i].second, *b[i].second, slope_jumps(shape.activation) ? 0.05 : low_precision_limit(compute, 12),
+                  name + " against f64: " + a[i].first);
+    check_threads(low, name);
+    check_slots(low, name);
+    Layer<float> unsaved(p, cpu(), compute);
+    unsaved.optional = false;
+    expect_ok(unsaved.route(), name + " route");
+    expect_ok(unsaved.plan(), name + " plan");
+    expect_ok(unsaved.expert_ffn(), name + " without saving");
+    expect(unsaved.y == low.y, name + " without saving");
+  }
 }
 
 void check_empty() {
@@ -276,6 +301,11 @@ int main() {
     shapes.push_back(shape);
   }
   for (const Shape& shape : shapes) check_shape(shape);
+  for (int32_t i = 0; i < kActivationCount; ++i) {
+    Shape shape{kActivationNames[i], 2, 70, 24, 4, 2, 40, 261, {0, 0.3f}};
+    shape.activation = static_cast<Activation>(i);
+    check_low_precision(shape);
+  }
   check_empty();
   check_nan();
   check_ties();

@@ -25,7 +25,7 @@ void check_layer(const Problem& p, const std::string& name, DType compute = dtyp
   expected.run(name + " on the CPU");
   got.run(name);
   // What is rounded to low precision a second time may differ in its last bit where float32 does in its own.
-  check_equal(got, expected, name, compute == dtype_of<T>() ? 0 : 1e-3);
+  check_equal(got, expected, name, compute == dtype_of<T>() ? 0 : low_precision_limit(compute, 6));
   again.run(name + " again");
   const auto a = got.results(), b = again.results();
   for (size_t i = 0; i < a.size(); ++i)
@@ -43,10 +43,11 @@ void check_shapes() {
   for (const Shape& shape : shapes) {
     const Problem p = clear_problem(shape);
     check_layer<float>(p, std::string(shape.name) + " f32");
-    check_layer<float>(p, std::string(shape.name) + " bf16", DType::bf16);
+    const bool jumps = slope_jumps(shape.activation);
+    if (!jumps) check_layer<float>(p, std::string(shape.name) + " bf16", DType::bf16);
     if (small()) continue;
     check_layer<double>(p, std::string(shape.name) + " f64");
-    check_layer<float>(p, std::string(shape.name) + " f16", DType::f16);
+    if (!jumps) check_layer<float>(p, std::string(shape.name) + " f16", DType::f16);
   }
 }
 
@@ -178,7 +179,7 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all, 
   std::vector<T> out[2][9];
   const Device devices[2] = {cpu(), gpu()};
   for (int d = 0; d < 2; ++d) {
-    const size_t sizes[9] = {x.size(),  size_t(tokens * devices[d].backend->saved_columns(2 * H)),
+    const size_t sizes[9] = {x.size(),  size_t(tokens * devices[d].backend->saved_columns(2 * H, compute)),
                              x.size(),  size_t(tokens),
                              w1.size(), b1.size(),
                              mu.size(), w2.size(),
@@ -192,14 +193,14 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all, 
     ExpertFfnArgs f{};
     f.x = px, f.weight = weights, f.w1 = pw1, f.b1 = pb1, f.mult_bias = pmu, f.w2 = pw2, f.b2 = pb2;
     f.y = pointer[0], f.a = pointer[1], f.dtype = dtype_of<T>(), f.compute = compute;
-    f.T = f.R = tokens, f.K = f.E = 1, f.D = D, f.H = H;
+    f.T = f.R = tokens, f.K = f.E = 1, f.D = D, f.H = H, f.saved = devices[d].backend->saved_columns(2 * H, compute);
     expect_ok(c.run(&OpTable::expert_ffn, f), name);
     ExpertFfnBackwardArgs g{};
     g.dy = c.in(gy), g.x = px, g.weight = weights, g.w1 = pw1, g.b1 = pb1, g.mult_bias = pmu, g.w2 = pw2, g.b2 = pb2;
     g.a = pointer[1], g.dx = pointer[2], g.dweight = weighted ? pointer[3] : nullptr;
     g.dw1 = pointer[4], g.db1 = pointer[5], g.dmult_bias = pointer[6], g.dw2 = pointer[7], g.db2 = pointer[8];
     g.dtype = dtype_of<T>(), g.compute = compute, g.straight_through = 1;
-    g.T = g.R = tokens, g.K = g.E = 1, g.D = D, g.H = H;
+    g.T = g.R = tokens, g.K = g.E = 1, g.D = D, g.H = H, g.saved = f.saved;
     if (!all) g.dw1 = g.db1 = g.dmult_bias = g.dw2 = g.db2 = nullptr;
     expect_ok(c.run(&OpTable::expert_ffn_backward, g), name + " backward");
   }
@@ -207,7 +208,7 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all, 
   for (int i = 0; i < 9; ++i)
     if (i != 1)  // A is the backend's own
       expect_close(out[1][i], out[0][i], name + " result " + std::to_string(i),
-                   compute == dtype_of<T>() ? rounding : 1e-3);
+                   compute == dtype_of<T>() ? rounding : low_precision_limit(compute, 6));
 }
 
 // The backward of the router reads indices too; on the CPU only the binding makes sure of them.
