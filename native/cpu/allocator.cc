@@ -14,7 +14,8 @@ constexpr size_t kFineStep = 64, kFineLimit = 4096;  // multiples of 64 bytes up
 constexpr int kFineClasses = kFineLimit / kFineStep;
 constexpr int kStepsPerOctave = 8;  // above: wastes at most 1/8 of a block
 constexpr int kClasses = kFineClasses + (46 - 12) * kStepsPerOctave;
-constexpr size_t kHugePage = size_t{2} << 20, kHugeLimit = size_t{4} << 20;
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kHugeScratch = size_t{512} << 10;   // from this size on, scratch memory is at least one huge page
 constexpr size_t kCheckedLimit = size_t{256} << 20;  // from this size on, checks that the system has as much
 constexpr size_t kCacheLimit = size_t{2} << 30, kCacheFloor = size_t{64} << 20;
 
@@ -41,9 +42,13 @@ SizeClass size_class(size_t bytes) {
   return {kFineClasses + (octave - 12) * kStepsPerOctave + static_cast<int>(steps) - 1, base + steps * step};
 }
 
+SizeClass scratch_class(size_t bytes) {
+  return size_class(kCaching && bytes >= kHugeScratch && bytes < kHugePage ? kHugePage : bytes);
+}
+
 void* system_allocate(size_t bytes) {
   if (bytes >= kCheckedLimit && bytes > available_bytes()) return nullptr;
-  return bytes >= kHugeLimit ? aligned_allocate(kHugePage, bytes, true) : aligned_allocate(64, bytes, false);
+  return bytes >= kHugePage ? aligned_allocate(kHugePage, bytes, true) : aligned_allocate(64, bytes, false);
 }
 
 size_t cache_limit() {
@@ -162,7 +167,7 @@ void release_class(void* data, SizeClass size) {
 // Thread-local cache of the last scratch blocks, so that tasks allocate without a lock.
 class ThreadCache {
  public:
-  static constexpr size_t kLimit = size_t{1} << 20;
+  static constexpr size_t kLimit = kHugePage;
 
   ~ThreadCache() {
     for (Entry& entry : entries_)
@@ -222,7 +227,7 @@ void cache_trim() {
 
 void* scratch_allocate(size_t bytes) {
   if (bytes <= kMaxBytes) {
-    const SizeClass size = size_class(bytes);
+    const SizeClass size = scratch_class(bytes);
     if (kCaching && size.bytes <= ThreadCache::kLimit)
       if (void* data = thread_cache.take(size)) return data;
     if (void* data = allocate_class(size)) return data;
@@ -232,7 +237,7 @@ void* scratch_allocate(size_t bytes) {
 
 void scratch_release(void* data, size_t bytes) {
   if (!data) return;
-  const SizeClass size = size_class(bytes);
+  const SizeClass size = scratch_class(bytes);
   if (kCaching && size.bytes <= ThreadCache::kLimit) {
     thread_cache.give(data, size);
   } else {
