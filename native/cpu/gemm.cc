@@ -1,6 +1,7 @@
 #include "cpu/gemm.h"
 
 #include "cpu/gemm_rows.h"
+#include "cpu/processor.h"
 
 // A task computes rows × columns of one problem, one block of k after the other. It packs as many rows of A as stay in
 // the L2 cache and sweeps them with one packed panel of B after the other, adding into C. Only the partition into tasks
@@ -12,12 +13,20 @@ constexpr double kSerialFlops = 5e5;  // below, waking threads costs more than i
 constexpr double kChunkFlops = 2e5;   // the least work per index of the pool
 constexpr int64_t kTasksPerThread = 8;
 constexpr int64_t kLeastTiles = 4;              // rows and columns of a task, in tiles: with less, packing dominates
-constexpr int64_t kRowBlockBytes = 688 << 10;   // packed rows of A: about 2/3 of an L2 cache of 1 MiB
-constexpr int64_t kColumnBlockBytes = 4 << 20;  // packed columns of B that several blocks of rows share
+constexpr int64_t kColumnBlockBytes = 4 << 20;  // packed columns of B that several blocks of rows read, slowly
 constexpr int64_t kMaxRowTiles = 96;
+constexpr int64_t kInPlacePacks = 64;  // A by row, in place, has a memory page for each k: as a TLB holds,
+constexpr int64_t kInPlacePanels = 4;  // or for that few panels of B
+constexpr int64_t kShortPacks = kTileRows > 6 ? 40 : 96;  // of k: C comes too late if its own tile prefetches it
 constexpr int64_t kSetBytes = 2048;  // rows or columns of A this far apart share too few sets of the L1 cache
 
-// Elements of k in a block. Multiples of 16 packs fill whole vectors for every operand type.
+// Packed rows of A that stay in the L2 cache. A guest may be told a size that the machine does not have.
+int64_t row_block_bytes() {
+  return max_of<int64_t>(512 << 10, min_of<int64_t>(2 << 20, l2_bytes())) * 2 / 3;
+}
+
+// Elements of k in a block: the same on every processor, because it orders the sums. Multiples of 16 packs fill whole
+// vectors for every operand type.
 template <class Operand>
 int64_t block_k(int64_t K) {
   constexpr int64_t longest = TileShape<typename Operand::Element>::block_k * Operand::k_pack;
@@ -67,25 +76,13 @@ struct RowPanels {
   bool by_k;
 };
 
-// Prefetches parts of the next panel of B during the current sweep, so that packing does not wait for memory.
+// `width` columns of B over one block of k.
 template <class T>
-struct Prefetch {
-  const PanelSource<T>* source;
-  int64_t w0, width, k0, elements;
-
-  // Part `index` of `parts`.
-  void operator()(int64_t index, int64_t parts) const {
-    if (width <= 0) return;
-    constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
-    const bool along_k = source->along_k();
-    const int64_t runs = along_k ? width : elements, length = along_k ? elements : width;
-    for (int64_t run = runs * index / parts; run < runs * (index + 1) / parts; ++run) {
-      const T* p = along_k ? source->at(w0 + run, k0) : source->at(w0, k0 + run);
-      for (int64_t i = 0; i < length; i += line) __builtin_prefetch(p + i, 0, 2);
-      __builtin_prefetch(p + length - 1, 0, 2);
-    }
-  }
-};
+Prefetch<T> columns_of(const PanelSource<T>& b, int64_t col, int64_t width, int64_t k0, int64_t elements) {
+  if (b.along_k()) return {b.at(col, k0), width, elements, b.w_stride};
+  return {b.data + col * b.w_stride + (b.k_rows ? 0 : k0 * b.k_stride), elements, width, b.k_stride,
+          b.k_rows ? b.k_rows + k0 : nullptr};
+}
 
 template <class Operand, class Math>
 class Task {
@@ -108,14 +105,14 @@ class Task {
     }
   };
 
-  explicit Task(const Size& size) : a_(size.a), b_(size.b) {}
+  explicit Task(const Size& size) : memory_(size.b + size.a), a_(memory_.get() + size.b), b_(memory_.get()) {}
 
   void run(const GemmProblem<T>& p, const Split& split, int64_t index) const {
     const int64_t row = index / split.col_tasks * split.rows, col = index % split.col_tasks * split.cols;
     const Block task{row, min_of(split.rows, p.M - row), col, min_of(split.cols, p.N - col)};
     if (p.K == 0) return fill_block(p, task);
     if constexpr (skinny)
-      if (Skinny::fits(p)) return Skinny::run(p, col, col + task.cols, a_.get());
+      if (Skinny::fits(p)) return Skinny::run(p, col, col + task.cols, a_);
     const int64_t step = block_k<Operand>(p.K);
     for (int64_t col0 = 0; col0 < task.cols; col0 += split.col_block)
       for (int64_t k0 = 0; k0 < p.K; k0 += step) {
@@ -138,7 +135,7 @@ class Task {
     if (keeps)
       for (int64_t col = block.col; col < col_end; col += Shape::cols)
         pack_b<Operand>(b, col, min_of<int64_t>(Shape::cols, col_end - col), k0, elements,
-                        b_.get() + (col - block.col) * packs);
+                        b_ + (col - block.col) * packs);
     for (int64_t row = block.row; row < block.row + block.rows; row += split.row_block) {
       const Block part{row, min_of(split.row_block, block.row + block.rows - row), block.col, block.cols};
       Tile<T> tile{};
@@ -147,19 +144,21 @@ class Task {
       for (int64_t col = part.col; col < col_end; col += Shape::cols) {
         tile.cols = min_of<int64_t>(Shape::cols, col_end - col);
         tile.b_stride = Shape::cols;
-        Prefetch<T> prefetch{&b, col + Shape::cols, 0, k0, elements};
+        const int64_t next = min_of<int64_t>(Shape::cols, col_end - col - Shape::cols);
+        Prefetch<T> prefetch;  // of the next panel
         if (p.packed_b) {
           tile.b = p.packed_b + packed_offset<Operand>(p.N, k0, col, packs);
         } else if (keeps) {
-          tile.b = b_.get() + (col - block.col) * packs;
+          tile.b = b_ + (col - block.col) * packs;
         } else if (in_place && tile.cols == Shape::cols) {
           tile.b = b.at(col, k0);
           tile.b_stride = b.k_stride;
         } else {
-          pack_b<Operand>(b, col, tile.cols, k0, elements, b_.get());
-          tile.b = b_.get();
-          if (!in_place) prefetch.width = min_of<int64_t>(Shape::cols, col_end - col - Shape::cols);
+          pack_b<Operand>(b, col, tile.cols, k0, elements, b_);
+          tile.b = b_;
+          if (!in_place && next > 0) prefetch = columns_of(b, col + Shape::cols, next, k0, elements);
         }
+        if ((p.packed_b || keeps) && next > 0) prefetch = {tile.b + Shape::cols * packs, 1, Shape::cols * packs};
         sweep(p, part, k0, rows, tile, col, prefetch);
       }
     }
@@ -171,40 +170,47 @@ class Task {
                          int64_t packs) const {
     const bool by_k = !a.along_w() || a.along_k();
     const int64_t whole = part.rows / Shape::rows, stride = by_k ? a.w_stride : a.k_stride;
-    const bool in_place =
-        exact && (a.along_k() || a.along_w()) && !a.w_rows && stride * static_cast<int64_t>(sizeof(T)) % kSetBytes != 0;
+    const bool few_pages = packs <= kInPlacePacks || part.cols <= kInPlacePanels * Shape::cols;
+    const bool in_place = exact && (a.along_k() || (a.along_w() && few_pages)) && !a.w_rows &&
+                          stride * static_cast<int64_t>(sizeof(T)) % kSetBytes != 0;
     const int64_t row = part.row + (in_place ? whole * Shape::rows : 0), count = part.row + part.rows - row;
     if (by_k)
-      pack_a_by_k<Operand>(a, row, count, k0, elements, a_.get());
+      pack_a_by_k<Operand>(a, row, count, k0, elements, a_);
     else
-      pack_a_by_row<Operand>(a, row, count, k0, packs, a_.get());
-    if (in_place) return {a.at(part.row, k0), stride, Shape::rows * a.w_stride, a_.get(), by_k};
+      pack_a_by_row<Operand>(a, row, count, k0, packs, a_);
+    if (in_place) return {a.at(part.row, k0), stride, Shape::rows * a.w_stride, a_, by_k};
     const int64_t panel = Shape::a_panel(by_k, packs);
-    return {a_.get(), by_k ? Shape::k_stride : Shape::row_width, panel, a_.get() + whole * panel, by_k};
+    return {a_, by_k ? Shape::k_stride : Shape::row_width, panel, a_ + whole * panel, by_k};
   }
 
   // One panel of B against the rows.
   static void sweep(const GemmProblem<T>& p, const Block& part, int64_t k0, const RowPanels<T>& rows, Tile<T> tile,
-                    int64_t col, const Prefetch<T>& prefetch) {
+                    int64_t col, Prefetch<T> prefetch) {
     const int64_t tiles = ceil_div(part.rows, Shape::rows);
+    prefetch.spread_over(tiles * ceil_div(tile.packs, kStepPacks));
+    tile.prefetch = &prefetch;
     tile.a_by_k = rows.by_k;
     tile.bias = k0 == 0 && p.bias ? p.bias + col : nullptr;
     tile.accumulate = k0 > 0 || p.accumulate;
     tile.c_stride = p.c_stride;
     tile.stream = p.stream && !tile.accumulate && p.c_stride % Shape::lanes == 0 &&
                   reinterpret_cast<uintptr_t>(p.c + col) % kVectorBytes == 0;
+    T* const c = p.c + part.row * p.c_stride + col;
     for (int64_t i = 0; i < tiles; ++i) {
-      prefetch(i, tiles);
       tile.rows = min_of<int64_t>(Shape::rows, part.rows - i * Shape::rows);
       const bool whole = tile.rows == Shape::rows;
       tile.a = whole ? rows.data + i * rows.panel : rows.rest;
       tile.a_stride = whole ? rows.stride : rows.by_k ? Shape::k_stride : Shape::row_width;
-      tile.c = p.c + (part.row + i * Shape::rows) * p.c_stride + col;
+      tile.c = c + i * Shape::rows * p.c_stride;
+      tile.next_c = tile.packs > kShortPacks ? tile.c
+                    : i + 1 < tiles          ? tile.c + Shape::rows * p.c_stride
+                                             : c + Shape::cols;
       run_tile<Math>(tile);
     }
   }
 
-  Scratch<T> a_, b_;
+  Scratch<T> memory_;  // one block, which is on a huge page if it is large
+  T *const a_, *const b_;
 };
 
 // The partition into `wanted` tasks that packs least: rows of A once per column of tasks, columns of B once per row.
@@ -229,8 +235,8 @@ Split split_problem(const GemmProblem<typename Operand::Element>& p, int64_t fir
   split.col_tasks = ceil_div(p.N, split.cols);
   const int64_t pack_bytes = max_of<int64_t>(1, block_packs<Operand>(p.K)) * static_cast<int64_t>(sizeof(T));
   const bool a_by_k = p.a.col_stride == 1;
-  const int64_t fitting = kRowBlockBytes / (a_by_k ? Shape::a_panel(true, 0) * static_cast<int64_t>(sizeof(T))
-                                                   : Shape::row_width * pack_bytes);
+  const int64_t fitting = row_block_bytes() / (a_by_k ? Shape::a_panel(true, 0) * static_cast<int64_t>(sizeof(T))
+                                                      : Shape::row_width * pack_bytes);
   const int64_t limit = max_of<int64_t>(1, min_of(kMaxRowTiles, fitting)) * Shape::rows;
   split.row_block = ceil_div(ceil_div(split.rows, ceil_div(split.rows, limit)), Shape::rows) * Shape::rows;
   const int64_t columns = max_of<int64_t>(1, kColumnBlockBytes / (Shape::cols * pack_bytes)) * Shape::cols;

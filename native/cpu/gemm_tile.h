@@ -17,9 +17,38 @@ struct TileShape {
   static constexpr int lanes = Simd<T>::lanes;
   static constexpr int rows = kTileRows, row_width = (kTileRows + lanes - 1) / lanes * lanes;
   static constexpr int cols = kTileVectors * lanes;
-  static constexpr int64_t k_stride = block_k + lanes;  // between rows of A by k; no power of two, for the cache's sets
+  // Between rows of A by k: no power of two, for the cache's sets; and rows do not reach a new line at the same k.
+  static constexpr int64_t k_stride = block_k + lanes + 1;
   static constexpr int64_t a_panel(bool by_k, int64_t packs) { return by_k ? rows * k_stride : row_width * packs; }
 };
+
+// Memory to read soon: runs of `length` elements. Tiles prefetch it into the L2 cache a few lines at a time while they
+// compute, because a burst takes all the buffers through which the operands of the tile come from that cache.
+template <class T>
+struct Prefetch {
+  const T* data = nullptr;
+  int64_t runs = 0, length = 0;
+  int64_t stride = 0;             // between runs
+  const int32_t* rows = nullptr;  // of the runs, or null: 0, 1, …
+  int64_t step_lines = 0;         // prefetched by each step
+  int64_t run = 0, at = 0;        // the next line
+
+  static constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
+
+  void spread_over(int64_t steps) { step_lines = ceil_div(runs * (ceil_div(length, line) + 1), steps); }
+  void step() {
+    for (int64_t i = 0; i < step_lines && run < runs; ++i) {
+      const T* p = data + (rows ? rows[run] : run) * stride;
+      __builtin_prefetch(p + at, 0, 2);
+      at += line;
+      if (at < length) continue;
+      __builtin_prefetch(p + length - 1, 0, 2);  // the run need not be aligned
+      at = 0, ++run;
+    }
+  }
+};
+
+constexpr int64_t kStepPacks = kTileRows > 6 ? 8 : 32;  // of k between two steps: 100 to 200 cycles
 
 template <class T>
 struct Tile {
@@ -29,10 +58,12 @@ struct Tile {
   const T* b;  // [packs] rows of a whole tile's width, b_stride apart
   int64_t b_stride;
   T* c;
+  const T* next_c;  // to prefetch
   int64_t c_stride;
   int64_t rows, cols;  // the part of the tile to write
   const T* bias;       // of these columns, or null
   bool a_by_k, accumulate, stream;
+  Prefetch<T>* prefetch;
 };
 
 // Computes R rows and writes tile.rows of them.
@@ -49,16 +80,11 @@ template <class T, class Math, int R, int NV, bool by_k>
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j) acc[i][j] = V{};
-  if (!tile.stream)
-    for (int64_t i = 0; i < tile.rows; ++i) {  // both ends: the rows need not be aligned
-      __builtin_prefetch(tile.c + i * tile.c_stride, 1);
-      __builtin_prefetch(tile.c + i * tile.c_stride + tile.cols - 1, 1);
-    }
   const T *a[pointers], *b = tile.b;
 #pragma GCC unroll 16
   for (int i = 0; i < pointers; ++i) a[i] = tile.a + i * kReach * row_step;
   const int64_t b_stride = tile.b_stride;
-  for (int64_t k = tile.packs; k > 0; --k) {
+  const auto multiply = [&]() __attribute__((always_inline)) {
     V bv[NV];
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j) bv[j] = S::load(b + j * L);
@@ -71,6 +97,23 @@ template <class T, class Math, int R, int NV, bool by_k>
 #pragma GCC unroll 16
     for (int i = 0; i < pointers; ++i) a[i] += k_step;
     b += b_stride;
+  };
+  Prefetch<T>& prefetch = *tile.prefetch;
+  int64_t c_row = tile.stream ? tile.rows : 0;
+  const int64_t step_rows = ceil_div(kStepPacks * tile.rows, tile.packs);
+  for (int64_t left = tile.packs; left > 0; left -= kStepPacks) {
+    for (const int64_t end = min_of(tile.rows, c_row + step_rows); c_row < end; ++c_row) {
+      const T* c = tile.next_c + c_row * tile.c_stride;
+      for (int64_t j = 0; j < tile.cols; j += Prefetch<T>::line) __builtin_prefetch(c + j, 1);
+      __builtin_prefetch(c + tile.cols - 1, 1);  // rows need not be aligned
+    }
+    prefetch.step();
+    if constexpr (R == kTileRows && NV == kTileVectors) {  // the tile of almost all work
+#pragma GCC unroll 4
+      for (int64_t k = min_of(left, kStepPacks); k > 0; --k) multiply();
+    } else {
+      for (int64_t k = min_of(left, kStepPacks); k > 0; --k) multiply();
+    }
   }
   V bias[NV];
   int64_t width[NV];

@@ -1,0 +1,34 @@
+#include "cpu/processor.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <cpuid.h>
+
+#include <initializer_list>
+#endif
+
+namespace st_moe::cpu {
+namespace {
+
+int64_t read_l2_bytes() {
+#if defined(__x86_64__) || defined(_M_X64)
+  constexpr unsigned kIntel = 4, kAmd = 0x8000001d;  // the leaf of the caches; those of the other vendor are empty
+  for (const unsigned leaf : {kIntel, kAmd}) {
+    unsigned a, b, c, d;
+    for (unsigned i = 0; __get_cpuid_count(leaf, i, &a, &b, &c, &d) && (a & 31) != 0; ++i) {
+      const int64_t ways = (b >> 22) + 1, partitions = (b >> 12 & 1023) + 1, line = (b & 4095) + 1,
+                    sets = int64_t{c} + 1;
+      if ((a >> 5 & 7) == 2) return ways * partitions * line * sets;
+    }
+  }
+#endif
+  return int64_t{1} << 20;
+}
+
+}  // namespace
+
+int64_t l2_bytes() {
+  static const int64_t bytes = read_l2_bytes();
+  return bytes;
+}
+
+}  // namespace st_moe::cpu
