@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest'
 import { Module, MoE, Parameter, type StateDict, scope, type Tensor } from '../lib/index.js'
 import { type Drawn, drawProblem, kinds } from './support/draw-problem.js'
-import { forwardOptions, layerOf, stateOf, toTensor } from './support/from-problem.js'
+import { forwardOptions, layerOf, optionsOf, stateOf, toTensor } from './support/from-problem.js'
 import { Draw, relativeError, values } from './support/numbers.js'
 
 /** What the built-in experts compute, as a custom module. Names are those of the built-in state. */
@@ -29,35 +29,13 @@ class Geglu extends Module {
 
 const limit = 1e-12
 
-/** The layer of a random problem with such experts. */
-function ownLayer({ problem: p, threshold, capacityFactor }: Drawn, experts: Geglu[]): MoE {
-  const moe = new MoE({
-    dtype: 'f64',
-    dim: p.D,
-    experts,
-    gatingTopN: p.K,
-    thresholdTrain: threshold,
-    thresholdEval: threshold,
-    capacityFactorTrain: capacityFactor,
-    capacityFactorEval: capacityFactor,
-    balanceLossCoef: p.balanceLossCoef,
-    routerZLossCoef: p.routerZLossCoef,
-    balanceDensity: p.assigned ? 'assigned' : 'kept',
-    differentiableTopk: p.differentiableTopk,
-    straightThroughDispatchTensor: p.straightThrough,
-    noiseGates: p.gumbel !== null,
-    noiseMult: p.noiseMult,
-  })
-  return moe.train(p.training)
-}
-
 function compareLayers(drawn: Drawn, dy: Float64Array): void {
   const { problem: p } = drawn
   const shape = [p.B, p.N, p.D]
   const state = stateOf(p, 'f64')
   const experts = Array.from({ length: p.E }, (_, i) => new Geglu(state, i))
   using builtIn = layerOf(drawn, 'f64')
-  using own = ownLayer(drawn, experts)
+  using own = new MoE({ ...optionsOf(drawn), dtype: 'f64', experts }).train(p.training)
   own.loadStateDict({ 'gate.to_gates.weight': state['gate.to_gates.weight'] }, { strict: false })
   const run = (moe: MoE) => {
     const x = toTensor(p.x, shape, 'f64')

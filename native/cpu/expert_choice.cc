@@ -115,14 +115,10 @@ struct ExpertChoiceGradient {
   ExpertChoiceGradient(const ExpertChoiceBackwardArgs& a, const Unmasked& tokens, T* to)
       : args(a), unmasked(tokens), dl(to) {
     if (!args.training || unmasked.count == 0) return;
-    const double dtotal_loss = scalar(args.dtotal_loss);
-    if (!args.over_experts)
-      balance_scale =
-          (scalar(args.dbalance_loss) + args.balance_coef * dtotal_loss) * 2 / static_cast<double>(args.B * args.E);
-    z_scale = (scalar(args.dz_loss) + args.z_coef * dtotal_loss) * 2 / static_cast<double>(unmasked.count);
+    const auto losses = LossGradients<T>::of(args);
+    if (!args.over_experts) balance_scale = losses.balance * 2 / static_cast<double>(args.B * args.E);
+    z_scale = losses.z * 2 / static_cast<double>(unmasked.count);
   }
-
-  static double scalar(const void* value) { return value ? static_cast<double>(*static_cast<const T*>(value)) : 0; }
 
   // ds [E] of a token: through its weights, and through the load-balancing loss.
   void score_row(int64_t t, double balance, T* ds) const {

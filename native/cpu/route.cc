@@ -6,6 +6,7 @@
 #include "core/philox.h"
 #include "core/router.h"
 #include "cpu/router.h"
+#include "cpu/selection.h"
 #include "cpu/soft_topk.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
@@ -41,36 +42,6 @@ static T softmax_row(const T* x, T* y, int64_t E) {
   return largest + std::log(total);
 }
 
-// The K largest, descending, on ties the lowest index first. Scores are ≥ 0; a row of NaN gives the indices 0 … K−1.
-template <class T>
-static void select_top(const T* score, int64_t E, int64_t K, int32_t* index, T* value) {
-  for (int64_t k = 0; k < K; ++k) {
-    index[k] = -1;
-    value[k] = -1;
-  }
-  for (int64_t e = 0; e < E; ++e) {
-    if (!(score[e] > value[K - 1])) continue;
-    int64_t k = K - 1;
-    for (; k > 0 && score[e] > value[k - 1]; --k) {
-      value[k] = value[k - 1];
-      index[k] = index[k - 1];
-    }
-    value[k] = score[e];
-    index[k] = static_cast<int32_t>(e);
-  }
-  int32_t unused = 0;
-  for (int64_t k = 0; k < K; ++k) {
-    if (index[k] >= 0) continue;
-    const auto taken = [&] {
-      for (int64_t i = 0; i < k; ++i)
-        if (index[i] == unused) return true;
-      return false;
-    };
-    while (taken()) ++unused;
-    index[k] = unused;
-  }
-}
-
 // Sums over the tokens of a sequence that are not masked, or over a block of them.
 struct Sums {
   int64_t tokens = 0;
@@ -98,7 +69,7 @@ struct Router {
 
   bool masked(int64_t token) const { return args.mask && args.mask[token] == 0; }
 
-  // Probabilities, experts and gates of a token. work [3E]
+  // Probabilities, experts and gates of a token; the experts of a NaN row are 0 … K−1. work [3E]
   void choose(int64_t t, Uniforms& noise, T* work) const {
     const int64_t E = args.E, K = args.K;
     const T* l = logits + t * E;
@@ -119,10 +90,10 @@ struct Router {
       T *c = work, *selection = work + E;
       SoftTopk<T>(E, K, work + 2 * E).forward(s, c);
       for (int64_t e = 0; e < E; ++e) selection[e] = s[e] * (c[e] + (T(1) - c[e]));
-      select_top(selection, E, K, index, g);
+      select_row(selection, E, K, g, index);
       score = c;
     } else {
-      select_top(s, E, K, index, g);
+      select_row(s, E, K, g, index);
     }
     T total = 0;
     for (int64_t k = 0; k < K; ++k) total += score[index[k]];

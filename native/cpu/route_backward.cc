@@ -25,16 +25,13 @@ struct RouterGradient {
         balance_scale(0),
         z_scale(0) {}
 
-  static double scalar(const void* value) { return value ? static_cast<double>(*static_cast<const T*>(value)) : 0; }
-
   void set_scales(const Unmasked& unmasked) {
     int64_t sequences = 0;
     for (int64_t b = 0; b < args.B; ++b) sequences += unmasked.in_sequence(b) > 0;
     if (!args.training || unmasked.count == 0) return;
-    const double dtotal_loss = scalar(args.dtotal_loss);
-    balance_scale = (scalar(args.dbalance_loss) + args.balance_coef * dtotal_loss) * static_cast<double>(args.E) /
-                    static_cast<double>(sequences);
-    z_scale = (scalar(args.dz_loss) + args.z_coef * dtotal_loss) * 2 / static_cast<double>(unmasked.count);
+    const auto losses = LossGradients<T>::of(args);
+    balance_scale = losses.balance * static_cast<double>(args.E) / static_cast<double>(sequences);
+    z_scale = losses.z * 2 / static_cast<double>(unmasked.count);
   }
 
   // ds [E] = gradient of the probabilities through the gates of token t. work [4E]

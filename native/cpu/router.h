@@ -23,6 +23,19 @@ static void write_losses(const Args& args, double balance, double z) {
       args.training ? static_cast<T>(args.balance_coef * balance + args.z_coef * z) : T(0);
 }
 
+// The upstream gradients of the losses, each with its part of that of the total.
+template <class T>
+struct LossGradients {
+  double balance, z;
+
+  template <class Args>
+  static LossGradients of(const Args& args) {
+    const double total = value(args.dtotal_loss);
+    return {value(args.dbalance_loss) + args.balance_coef * total, value(args.dz_loss) + args.z_coef * total};
+  }
+  static double value(const void* p) { return p ? static_cast<double>(*static_cast<const T*>(p)) : 0; }
+};
+
 // The tokens that are not masked, in order.
 struct Unmasked {
   Scratch<int32_t> token;

@@ -162,21 +162,20 @@ void expert_choice(const Context& ctx, const ExpertChoiceArgs& args) {
 
 template <class T>
 struct ChoiceGradient {
-  const T *dweight, *dbalance_loss, *dz_loss, *dtotal_loss;
+  const T* dweight;
+  LossGradients<T> losses;
   const int32_t *mask, *kept;
   const T *gate, *logits, *lse;
   T* dl;         // [B, N, E]
   double* mean;  // [B, E] <s, ds> over the tokens of an expert
   UnmaskedTokens unmasked;
   int64_t B, N, E;
-  double balance_coef, z_coef;
   bool over_experts, training;
 
   __device__ bool masked(int64_t token) const { return mask && mask[token] == 0; }
 };
 
-// ds [E] of a token by a warp: through its weights, and through the load-balancing loss. Lane l has the entries l, l +
-// 32, …
+// ds [E] of a token by a warp: through its weights and the load-balancing loss. Lane l has the entries l, l + 32, …
 template <class T>
 struct ScoreGradient {
   ChoiceGradient<T> g;
@@ -193,8 +192,7 @@ struct ScoreGradient {
     mean = warp_reduce(mean, Sum{});
     double balance = 0;
     if (g.training && !g.over_experts)
-      balance = (scalar_of(g.dbalance_loss) + g.balance_coef * scalar_of(g.dtotal_loss)) * 2 *
-                static_cast<double>(g.unmasked.in(t / g.N)) / static_cast<double>(g.B * E);
+      balance = g.losses.balance() * 2 * static_cast<double>(g.unmasked.in(t / g.N)) / static_cast<double>(g.B * E);
     const T divisor = static_cast<T>(g.over_experts ? 1 : taken);
     for (int64_t e = lane; e < E; e += kWarp) {
       T ds = static_cast<T>(balance * mean);
@@ -226,9 +224,7 @@ struct LogitGradient {
     T of_token = 0;
     for (int64_t e = lane; g.over_experts && e < E; e += kWarp) of_token += g.gate[first + e] * g.dl[first + e];
     of_token = warp_reduce(of_token, Sum{});
-    const double upstream = g.training ? (scalar_of(g.dz_loss) + g.z_coef * scalar_of(g.dtotal_loss)) * 2 /
-                                             static_cast<double>(g.unmasked.all().tokens)
-                                       : 0;
+    const double upstream = g.training ? g.losses.z() * 2 / static_cast<double>(g.unmasked.all().tokens) : 0;
     const T scale = static_cast<T>(upstream * static_cast<double>(g.lse[t]));
     for (int64_t e = lane; e < E; e += kWarp) {
       const T mean = g.over_experts ? of_token : static_cast<T>(g.mean[b * E + e]);
@@ -247,11 +243,11 @@ static void choice_gradient(const Context& ctx, const ExpertChoiceBackwardArgs& 
   Scratch<T> dl(ctx, tokens * E);
   Scratch<double> mean(ctx, args.over_experts ? 0 : args.B * E);
   ChoiceGradient<T> g{};
-  g.dweight = values(args.dweight), g.dbalance_loss = values(args.dbalance_loss), g.dz_loss = values(args.dz_loss);
-  g.dtotal_loss = values(args.dtotal_loss), g.mask = args.mask, g.kept = args.kept, g.gate = values(args.gate);
+  g.dweight = values(args.dweight), g.losses = LossGradients<T>::of(args), g.mask = args.mask, g.kept = args.kept,
+  g.gate = values(args.gate);
   g.logits = values(args.logits), g.lse = values(args.lse), g.dl = dl.get(), g.mean = mean.get();
-  g.unmasked = counted.get(), g.B = args.B, g.N = args.N, g.E = E, g.balance_coef = args.balance_coef;
-  g.z_coef = args.z_coef, g.over_experts = args.over_experts, g.training = args.training;
+  g.unmasked = counted.get(), g.B = args.B, g.N = args.N, g.E = E, g.over_experts = args.over_experts,
+  g.training = args.training;
   by_warp(ctx, tokens, ScoreGradient<T>{g});
   if (!args.over_experts && tokens * E > 0) launch(ctx, column_means_kernel<T>, grid_for(args.B * E, 1), kBlock, 0, g);
   by_warp(ctx, tokens, LogitGradient<T>{g});

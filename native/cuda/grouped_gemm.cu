@@ -20,7 +20,6 @@ struct RowGroups {
 template <class Index>
 __global__ void __launch_bounds__(kBlock) group_offsets_kernel(const Index* sizes, int64_t G, int64_t R, int64_t* row,
                                                                int64_t* tile, Stream::ErrorFlag* error_flag) {
-  __shared__ int64_t block_rows[kBlock], block_tiles[kBlock];
   // Each thread has a run of groups.
   const int64_t each = ceil_div(G, kBlock), begin = min_of(G, threadIdx.x * each), end = min_of(G, begin + each);
   int64_t rows = 0;
@@ -28,10 +27,7 @@ __global__ void __launch_bounds__(kBlock) group_offsets_kernel(const Index* size
     if (sizes[g] < 0) report_error(error_flag, kGroupError, sizes[g]);
     rows += sizes[g] < 0 ? 0 : sizes[g];
   }
-  block_rows[threadIdx.x] = rows;
-  __syncthreads();
-  int64_t first_row = 0;
-  for (unsigned i = 0; i < threadIdx.x; ++i) first_row += block_rows[i];
+  const int64_t first_row = block_exclusive_scan(rows);
   if (threadIdx.x == kBlock - 1 && first_row + rows != R)
     report_error(error_flag, kGroupError, static_cast<int32_t>(min_of(first_row + rows, INT32_MAX)));
 
@@ -42,10 +38,7 @@ __global__ void __launch_bounds__(kBlock) group_offsets_kernel(const Index* size
     tiles += ceil_div(next - at, kTile);
     at = next;
   }
-  block_tiles[threadIdx.x] = tiles;
-  __syncthreads();
-  int64_t first_tile = 0;
-  for (unsigned i = 0; i < threadIdx.x; ++i) first_tile += block_tiles[i];
+  int64_t first_tile = block_exclusive_scan(tiles);
   for (int64_t g = begin; g < end; ++g) {
     tile[g] = first_tile;
     first_tile += ceil_div((g + 1 < end ? row[g + 1] : at) - row[g], kTile);

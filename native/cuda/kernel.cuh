@@ -17,6 +17,12 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kBlock = 256;  // default threads per block
 
+__host__ __device__ static inline int64_t min_of(int64_t a, int64_t b) {
+  return b < a ? b : a;
+}
+__host__ __device__ static inline int64_t max_of(int64_t a, int64_t b) {
+  return a < b ? b : a;
+}
 __host__ __device__ static inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
@@ -95,6 +101,18 @@ __device__ static inline T warp_reduce(T value, Combine combine) {
   return value;
 }
 
+// Σ of the values of this lane and lower ones.
+template <class T>
+__device__ static inline T warp_scan(T value) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const T before = __shfl_up_sync(kAllLanes, value, offset);
+    if (lane >= offset) value += before;
+  }
+  return value;
+}
+
 // All threads get the result; every thread of the block calls it. blockDim.x is a multiple of 32, at most 1024.
 template <class T, class Combine>
 __device__ static inline T block_reduce(T value, Combine combine, T empty) {
@@ -105,6 +123,19 @@ __device__ static inline T block_reduce(T value, Combine combine, T empty) {
   if (lane == 0) partial[warp] = value;
   __syncthreads();
   return warp_reduce(lane < warps ? partial[lane] : empty, combine);
+}
+
+// Σ of the values of lower threads. Every thread of the block calls it.
+__device__ static inline int64_t block_exclusive_scan(int64_t value) {
+  __shared__ int64_t warp_totals[kWarp];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t scanned = warp_scan(value);
+  if (lane == kWarp - 1) warp_totals[warp] = scanned;
+  __syncthreads();
+  int64_t before = 0;
+  for (int w = 0; w < warp; ++w) before += warp_totals[w];
+  __syncthreads();
+  return before + scanned - value;
 }
 
 }  // namespace st_moe::cuda

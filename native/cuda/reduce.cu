@@ -24,7 +24,7 @@ template <class T>
 __global__ void __launch_bounds__(kBlock) sum_chunks_kernel(const T* x, double* partial, int64_t rows, int64_t n) {
   const int64_t chunks = ceil_div(n, kChunk);
   for (int64_t c = blockIdx.x; c < rows * chunks; c += gridDim.x) {
-    const int64_t row = c / chunks, first = c % chunks * kChunk, end = min(n, first + kChunk);
+    const int64_t row = c / chunks, first = c % chunks * kChunk, end = min_of(n, first + kChunk);
     double sum = 0;
     for (int64_t i = first + threadIdx.x; i < end; i += blockDim.x) sum += static_cast<double>(x[row * n + i]);
     sum = block_reduce(sum, Sum{}, 0.0);
@@ -58,7 +58,7 @@ struct SumColumn {
   double factor;
   __device__ void operator()(int64_t i) const {
     const int64_t column = i % inner, block = i / inner % blocks, o = i / inner / blocks;
-    const int64_t end = min(axis, (block + 1) * rows);
+    const int64_t end = min_of(axis, (block + 1) * rows);
     double sum = 0;
     for (int64_t r = block * rows; r < end; ++r) sum += static_cast<double>(x[(o * axis + r) * inner + column]);
     y[i] = static_cast<Out>(factor * sum);
@@ -72,9 +72,9 @@ static void reduce_columns(const Context& ctx, const ReduceArgs& args) {
   const T* x = static_cast<const T*>(args.x);
   T* y = static_cast<T*>(args.y);
   const int64_t columns = args.outer * args.inner;
-  const int64_t wanted = max(int64_t{1}, min(ceil_div(args.axis, kLeastRows), kThreads / columns));
-  const int64_t rows = max(int64_t{1}, ceil_div(args.axis, wanted)),
-                blocks = max(int64_t{1}, ceil_div(args.axis, rows));
+  const int64_t wanted = max_of(int64_t{1}, min_of(ceil_div(args.axis, kLeastRows), kThreads / columns));
+  const int64_t rows = max_of(int64_t{1}, ceil_div(args.axis, wanted)),
+                blocks = max_of(int64_t{1}, ceil_div(args.axis, rows));
   if (blocks == 1) {
     return elementwise(ctx, columns, SumColumn<T, T>{x, y, args.axis, args.inner, 1, rows, args.factor});
   }

@@ -84,7 +84,7 @@ __device__ bool Router<T>::is_routed(int64_t t, int64_t k, T g) const {
 }
 
 // Probabilities, experts and gates of a token, by a warp; `kept` says for now which assignments are routed. Lane l has
-// the assignments l, l + 32, … A row of NaN gives the indices 0 … K−1, as NaN counts as −1 and probabilities are ≥ 0.
+// the assignments l, l + 32, … The experts of a NaN row are 0 … K−1.
 template <class T>
 __device__ void Router<T>::choose(int64_t t, int lane) const {
   probabilities(t, lane);
@@ -95,8 +95,8 @@ __device__ void Router<T>::choose(int64_t t, int lane) const {
   Entry<T> entry = before_all<T>();
   for (int64_t k = 0; k < K; ++k) {
     entry = warp_first(first_after(entry, E, lane, kWarp, [&](int64_t e) {
-      const T c = soft ? SoftTopk<T>::score(s[e], a) : T(1), value = s[e] * (c + (T(1) - c));
-      return value >= 0 ? value : T(-1);
+      const T c = soft ? SoftTopk<T>::score(s[e], a) : T(1);
+      return s[e] * (c + (T(1) - c));
     }));
     const T score = soft ? SoftTopk<T>::score(s[entry.index], a) : s[entry.index];
     total += score;
@@ -159,13 +159,7 @@ __device__ double Router<T>::scan(int64_t b, int64_t e, int lane) const {
   for (int64_t i0 = 0; i0 < K * tiles; i0 += kWarp) {
     const int64_t i = i0 + lane, k = i / tiles, tile_index = i - k * tiles;
     int32_t* at = count + ((b * tiles + tile_index) * K + k) * E + e;
-    const int32_t mine = i < K * tiles ? *at : 0;
-    int32_t sum = mine;
-#pragma unroll
-    for (int offset = 1; offset < kWarp; offset *= 2) {
-      const int32_t before_me = __shfl_up_sync(kAllLanes, sum, offset);
-      if (lane >= offset) sum += before_me;
-    }
+    const int32_t mine = i < K * tiles ? *at : 0, sum = warp_scan(mine);
     if (i < K * tiles) *at = carry + sum - mine;
     if (i < tiles) first += mine;
     carry += __shfl_sync(kAllLanes, sum, kWarp - 1);

@@ -11,13 +11,13 @@ namespace st_moe::cuda {
 // Rows of masked tokens are zero.
 template <class T>
 struct LogitsGradient {
-  const T *dweight, *dbalance_loss, *dz_loss, *dtotal_loss;
+  const T* dweight;
+  LossGradients<T> losses;
   const int32_t *mask, *expert_index, *kept;
   const T *gate, *probs, *logits, *lse, *density;
   T* dl;
   int64_t B, N, E, K;
   T eps;
-  double balance_coef, z_coef;
   bool noisy, training, soft;
   UnmaskedTokens unmasked;
   Stream::ErrorFlag* error_flag;
@@ -66,9 +66,8 @@ struct LogitsGradient {
     through_gates(t, row, lane);
     const TokenCounts counts = unmasked.all();
     if (training) {
-      const double upstream = scalar_of(dbalance_loss) + balance_coef * scalar_of(dtotal_loss);
       const double sequences = static_cast<double>(counts.sequences), tokens = static_cast<double>(unmasked.in(b));
-      const T scale = static_cast<T>(upstream * static_cast<double>(E) / sequences / tokens);
+      const T scale = static_cast<T>(losses.balance() * static_cast<double>(E) / sequences / tokens);
       for (int64_t e = lane; e < E; e += kWarp) row[e] += scale * f[e];
     }
     T mean = 0;
@@ -77,8 +76,7 @@ struct LogitsGradient {
     for (int64_t e = lane; e < E; e += kWarp) row[e] = s[e] * (row[e] - mean);
     if (!training) return;
     // The noise is in s, not in l.
-    const double upstream =
-        (scalar_of(dz_loss) + z_coef * scalar_of(dtotal_loss)) * 2 / static_cast<double>(counts.tokens);
+    const double upstream = losses.z() * 2 / static_cast<double>(counts.tokens);
     const T scale = static_cast<T>(upstream * static_cast<double>(lse[t]));
     for (int64_t e = lane; e < E; e += kWarp) row[e] += scale * (noisy ? exp_of(l[e] - lse[t]) : s[e]);
   }
@@ -88,13 +86,12 @@ template <class T>
 static LogitsGradient<T> gradient_of(const Context& ctx, const RouteBackwardArgs& args) {
   LogitsGradient<T> g{};
   const auto values = [](const void* p) { return static_cast<const T*>(p); };
-  g.dweight = values(args.dweight), g.dbalance_loss = values(args.dbalance_loss), g.dz_loss = values(args.dz_loss);
-  g.dtotal_loss = values(args.dtotal_loss);
+  g.dweight = values(args.dweight), g.losses = LossGradients<T>::of(args);
   g.mask = args.mask, g.expert_index = args.expert_index, g.kept = args.kept;
   g.gate = values(args.gate), g.probs = values(args.probs), g.logits = values(args.logits), g.lse = values(args.lse);
   g.density = values(args.density);
   g.B = args.B, g.N = args.N, g.E = args.E, g.K = args.K;
-  g.eps = static_cast<T>(args.eps), g.balance_coef = args.balance_coef, g.z_coef = args.z_coef;
+  g.eps = static_cast<T>(args.eps);
   g.noisy = args.noisy, g.training = args.training, g.soft = args.differentiable_topk;
   g.error_flag = stream_of(ctx).error_flag();
   return g;

@@ -54,11 +54,21 @@ struct Losses {
   }
 };
 
-// An upstream gradient; null: 0.
+// The upstream gradients of the losses, each with its part of that of the total; null: 0.
 template <class T>
-__device__ static inline double scalar_of(const T* value) {
-  return value ? static_cast<double>(*value) : 0;
-}
+struct LossGradients {
+  const T *dbalance, *dz, *dtotal;
+  double balance_coef, z_coef;
+
+  template <class Args>
+  static LossGradients of(const Args& args) {
+    return {static_cast<const T*>(args.dbalance_loss), static_cast<const T*>(args.dz_loss),
+            static_cast<const T*>(args.dtotal_loss), args.balance_coef, args.z_coef};
+  }
+  __device__ double balance() const { return value(dbalance) + balance_coef * value(dtotal); }
+  __device__ double z() const { return value(dz) + z_coef * value(dtotal); }
+  __device__ static double value(const T* p) { return p ? static_cast<double>(*p) : 0; }
+};
 
 struct TokenCounts {
   int64_t tokens, sequences;  // sequences: those with such tokens

@@ -6,10 +6,6 @@ namespace st_moe::cuda {
 
 constexpr int kWarpBlock = 128;  // threads per block for one warp per item
 
-__host__ __device__ static inline int64_t min_of(int64_t a, int64_t b) {
-  return b < a ? b : a;
-}
-
 struct MatrixIndex {
   int64_t row, column;
 };

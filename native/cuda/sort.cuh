@@ -35,16 +35,6 @@ static __global__ void __launch_bounds__(kBlock) sort_histogram_kernel(SortPass 
   }
 }
 
-// Inclusive.
-__device__ static inline int64_t warp_scan(int64_t value) {
-  const int lane = threadIdx.x % kWarp;
-  for (int offset = 1; offset < kWarp; offset *= 2) {
-    const int64_t before = __shfl_up_sync(kAllLanes, value, offset);
-    if (lane >= offset) value += before;
-  }
-  return value;
-}
-
 // One warp per digit.
 static __global__ void __launch_bounds__(kBlock) sort_scan_kernel(SortPass pass) {
   const int lane = threadIdx.x % kWarp;
@@ -58,19 +48,6 @@ static __global__ void __launch_bounds__(kBlock) sort_scan_kernel(SortPass pass)
     }
     if (lane == 0) pass.totals[digit] = before;
   }
-}
-
-// Σ of the values of lower threads. Every thread of the block calls it.
-__device__ static inline int64_t block_exclusive_scan(int64_t value) {
-  __shared__ int64_t warp_totals[kSortWarps];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t scanned = warp_scan(value);
-  if (lane == kWarp - 1) warp_totals[warp] = scanned;
-  __syncthreads();
-  int64_t before = 0;
-  for (int w = 0; w < warp; ++w) before += warp_totals[w];
-  __syncthreads();
-  return before + scanned - value;
 }
 
 static __global__ void __launch_bounds__(kBlock) sort_place_kernel(SortPass pass) {

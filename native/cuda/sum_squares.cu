@@ -8,7 +8,7 @@ constexpr int64_t kChunk = 16384;  // elements that one block sums
 template <class T>
 __global__ void __launch_bounds__(kBlock) sum_squares_kernel(const T* x, double* partial, int64_t size, double scale) {
   for (int64_t c = blockIdx.x; c < ceil_div(size, kChunk); c += gridDim.x) {
-    const int64_t end = min(size, (c + 1) * kChunk);
+    const int64_t end = min_of(size, (c + 1) * kChunk);
     double sum = 0;
     for (int64_t i = c * kChunk + threadIdx.x; i < end; i += blockDim.x) {
       const double value = static_cast<double>(x[i]) * scale;

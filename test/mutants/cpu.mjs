@@ -2,9 +2,9 @@
 export default [
   {
     name: 'ties-to-the-last-expert',
-    file: 'native/cpu/route.cc',
-    from: 'k > 0 && score[e] > value[k - 1]; --k',
-    to: 'k > 0 && score[e] >= value[k - 1]; --k',
+    file: 'native/cpu/topk.cc',
+    from: 'if (a_nan || a == b) return i < j;',
+    to: 'if (a_nan || a == b) return i > j;',
     breaks: 'of equal probabilities the higher index comes first',
     tests: ['moe_test'],
   },

@@ -44,7 +44,7 @@ export default [
   {
     name: 'reduce-past-the-axis',
     file: 'native/cuda/reduce.cu',
-    from: 'end = min(axis, (block + 1) * rows);',
+    from: 'end = min_of(axis, (block + 1) * rows);',
     to: 'end = (block + 1) * rows;',
     breaks: 'the last block of rows adds those of the next tensor',
     tests: ['simt/ops_test.elementwise.forward'],

@@ -1,4 +1,4 @@
-import { MoE, type StateDict, type Tensor, tensor } from '../../lib/index.js'
+import { MoE, type MoEOptions, type StateDict, type Tensor, tensor } from '../../lib/index.js'
 import type { Drawn } from './draw-problem.js'
 import type { Float } from './golden-case.js'
 import type { Problem } from './reference.js'
@@ -30,14 +30,11 @@ export function stateOf(p: Problem, dtype: Float): StateDict {
 /** The expertHiddenMult for hidden size H. */
 const multOf = ({ D, H }: Problem): number => ((H + 0.5) * 3) / 2 / D
 
-/** The layer of a random problem, with its state. */
-export function layerOf({ problem: p, capacityFactor, threshold }: Drawn, dtype: Float): MoE {
-  const moe = new MoE({
-    dtype,
+/** The options of a problem, except of its experts. */
+export function optionsOf({ problem: p, capacityFactor, threshold }: Drawn): MoEOptions {
+  return {
     dim: p.D,
-    numExperts: p.E,
     gatingTopN: p.K,
-    expertHiddenMult: multOf(p),
     thresholdTrain: threshold,
     thresholdEval: threshold,
     capacityFactorTrain: p.training ? capacityFactor : 1,
@@ -49,7 +46,13 @@ export function layerOf({ problem: p, capacityFactor, threshold }: Drawn, dtype:
     straightThroughDispatchTensor: p.straightThrough,
     noiseGates: p.gumbel !== null,
     noiseMult: p.noiseMult,
-  })
+  }
+}
+
+/** The layer of a random problem, with its state. */
+export function layerOf(drawn: Drawn, dtype: Float): MoE {
+  const { problem: p } = drawn
+  const moe = new MoE({ ...optionsOf(drawn), dtype, numExperts: p.E, expertHiddenMult: multOf(p) })
   moe.loadStateDict(stateOf(p, dtype))
   return moe.train(p.training)
 }

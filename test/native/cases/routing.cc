@@ -246,19 +246,15 @@ void add_rows(Table& table) {
       table.add(CombineBackwardArgs{.dtype = dtype, .T = T, .R = R, .K = K, .D = D}).fill(plan).without("dweight");
     }
     for (const double wrong : {20.0, double(INT_MAX)}) {
-      const auto spoil = [=](const char* name) { return [=](Problem& p) { p[name][5] = wrong; }; };
-      table.add(DispatchArgs{.dtype = dtype, .T = 9, .R = 20, .K = 2, .D = 6})
-          .fill(planned(20))
-          .fill(spoil("assignment"))
-          .fails(ErrorCode::option, "assignment must be below 18");
-      table.add(DispatchBackwardArgs{.dtype = dtype, .T = 9, .R = 20, .K = 2, .D = 6})
-          .fill(planned(20))
-          .fill(spoil("row_of"))
-          .fails(ErrorCode::option, "row_of must be below 20");
-      table.add(CombineArgs{.dtype = dtype, .T = 9, .R = 20, .K = 2, .D = 6})
-          .fill(planned(20))
-          .fill(spoil("row_of"))
-          .fails(ErrorCode::option, "row_of must be below 20");
+      const auto refused = [&](auto args, const char* name, const char* text) {
+        const auto spoil = [=](Problem& p) { p[name][5] = wrong; };
+        table.add(args).fill(planned(20)).fill(spoil).fails(ErrorCode::option, text);
+      };
+      refused(DispatchArgs{.dtype = dtype, .T = 9, .R = 20, .K = 2, .D = 6}, "assignment",
+              "assignment must be below 18");
+      refused(DispatchBackwardArgs{.dtype = dtype, .T = 9, .R = 20, .K = 2, .D = 6}, "row_of",
+              "row_of must be below 20");
+      refused(CombineArgs{.dtype = dtype, .T = 9, .R = 20, .K = 2, .D = 6}, "row_of", "row_of must be below 20");
     }
   }
 }

@@ -46,7 +46,7 @@ inline Machine& machine() {
 
 // What the emulator counts, and zeros on a real gpu.
 struct Counters {
-  int64_t launches, products, copies, allocations, synchronisations, live_allocations, live_bytes, graph_launches;
+  int64_t launches, gemms, copies, allocations, synchronisations, live_allocations, live_bytes, graph_launches;
 };
 inline Counters counters() {
   static const auto count = [] {

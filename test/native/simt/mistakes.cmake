@@ -73,7 +73,7 @@ function(mutant where name file source test from to pattern)
     ENVIRONMENT "ST_MOE_CUDA_LIBRARY=$<TARGET_FILE:mutant_${name}>;ST_MOE_TEST_SMALL=1;TSAN_OPTIONS=halt_on_error=1")
 endfunction()
 
-mutant(thread scan_off_by_one route.cu route.cu moe "lane >= offset" "lane > offset" "FAIL|data race")
+mutant(thread scan_off_by_one kernel.cuh route.cu moe "lane >= offset" "lane > offset" "FAIL|data race")
 mutant(thread slots_missing_barrier route.cu route.cu moe
        "    __syncwarp();\n    if (e >= 0 && (same" "    if (e >= 0 && (same" "data race")
 mutant(thread slots_wrong_mask route.cu route.cu moe "(1u << lane) - 1" "(2u << lane) - 1" "FAIL|data race")
@@ -85,7 +85,7 @@ mutant(thread reduce_reused_too_early kernel.cuh route.cu moe
        "  __syncthreads();  // an earlier call may still read\n" "" "data race")
 mutant(thread reduce_wrong_mask kernel.cuh softmax.cu layers
        "__shfl_xor_sync(kAllLanes, value" "__shfl_xor_sync(0xffffu, value" "not in the mask")
-mutant(thread sort_off_by_one sort.cuh embedding.cu layers "lane >= offset" "lane > offset" "FAIL|data race")
+mutant(thread sort_off_by_one kernel.cuh embedding.cu layers "lane >= offset" "lane > offset" "FAIL|data race")
 mutant(thread sort_missing_barrier sort.cuh embedding.cu layers
        "in_warp[warp][digit] = __popc(peers);\n      __syncthreads();" "in_warp[warp][digit] = __popc(peers);"
        "data race")

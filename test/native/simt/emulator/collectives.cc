@@ -21,13 +21,6 @@ void finish_shuffle(Exchange& exchange) {
   }
 }
 
-void finish_ballot(Exchange& exchange) {
-  unsigned bits = 0;
-  for (int l = 0; l < kLanes; ++l)
-    if (in_mask(exchange, l) && exchange.source[l]) bits |= 1u << l;
-  for (int l = 0; l < kLanes; ++l) exchange.out[l] = in_mask(exchange, l) ? cell_of(bits) : exchange.out[l];
-}
-
 void finish_match(Exchange& exchange) {
   for (int l = 0; l < kLanes; ++l) {
     if (!in_mask(exchange, l)) continue;
@@ -38,39 +31,13 @@ void finish_match(Exchange& exchange) {
   }
 }
 
-// Values are the low halves of the first words.
-template <class Combine>
-void finish_reduce(Exchange& exchange, Combine combine) {
-  unsigned total = 0;
-  bool first = true;
-  for (int l = 0; l < kLanes; ++l) {
-    if (!in_mask(exchange, l)) continue;
-    const unsigned value = static_cast<unsigned>(exchange.in[l].words[0]);
-    total = first ? value : combine(total, value);
-    first = false;
-  }
-  for (int l = 0; l < kLanes; ++l) exchange.out[l] = in_mask(exchange, l) ? cell_of(total) : exchange.out[l];
-}
-
-bool less_int(unsigned a, unsigned b) {
-  return static_cast<int>(a) < static_cast<int>(b);
-}
-
 }  // namespace
 
 void finish(Exchange& exchange, Collective kind) {
-  using U = unsigned;
   switch (kind) {
     case Collective::barrier: return;
     case Collective::shuffle: return finish_shuffle(exchange);
-    case Collective::ballot: return finish_ballot(exchange);
     case Collective::match: return finish_match(exchange);
-    case Collective::add_int:
-    case Collective::add_unsigned: return finish_reduce(exchange, [](U a, U b) { return a + b; });
-    case Collective::min_int: return finish_reduce(exchange, [](U a, U b) { return less_int(b, a) ? b : a; });
-    case Collective::max_int: return finish_reduce(exchange, [](U a, U b) { return less_int(a, b) ? b : a; });
-    case Collective::min_unsigned: return finish_reduce(exchange, [](U a, U b) { return b < a ? b : a; });
-    case Collective::max_unsigned: return finish_reduce(exchange, [](U a, U b) { return a < b ? b : a; });
   }
 }
 

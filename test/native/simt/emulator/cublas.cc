@@ -211,7 +211,7 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
   if (!simt::is_device_memory(C) || (k > 0 && !(simt::is_device_memory(A) && simt::is_device_memory(B))))
     return CUBLAS_STATUS_INVALID_VALUE;
   if (const cublasStatus_t status = ready(handle); status != CUBLAS_STATUS_SUCCESS) return status;
-  simt::count_product();
+  simt::count_gemm();
   simt::enqueue_kernel(handle->stream, [=] {
     for (int i = 0; i < batchCount; ++i) {
       Gemm gemm = first;
@@ -259,7 +259,7 @@ cublasStatus_t cublasGemmGroupedBatchedEx(cublasHandle_t handle, const cublasOpe
   if (!simt::is_device_memory(Aarray) || !simt::is_device_memory(Barray) || !simt::is_device_memory(Carray))
     return CUBLAS_STATUS_INVALID_VALUE;
   if (const cublasStatus_t status = ready(handle); status != CUBLAS_STATUS_SUCCESS) return status;
-  simt::count_product();
+  simt::count_gemm();
   simt::enqueue_kernel(handle->stream, [=]() mutable {
     for (size_t i = 0; i < gemms.size(); ++i) {
       gemms[i].A = Aarray[i];

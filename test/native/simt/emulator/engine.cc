@@ -118,9 +118,7 @@ struct Engine {
   int queue[kMaxThreads + 1];
   int queue_begin, queue_end;
   int count, live;
-  int arrived, sum;  // at the barrier
-  const char* barrier_name;
-  int barrier_line, barrier_result;
+  int arrived, barrier_line;  // at the barrier
   unsigned barriers;
   char barrier_fence[2], block_fence;
   Grid* grid;
@@ -173,8 +171,7 @@ void suspend(Engine& e, Thread& thread) {
 }
 
 void release_barrier(Engine& e) {
-  e.barrier_result = e.sum;
-  e.arrived = e.sum = 0;
+  e.arrived = 0;
   ++e.barriers;
   int waiting[kMaxThreads], n = 0;
   for (int i = 0; i < e.count; ++i)
@@ -223,7 +220,7 @@ void resume(Engine& e, Thread& thread) {
 
 void run_block(Engine& e) {
   e.count = e.live = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
-  e.queue_begin = e.queue_end = e.arrived = e.sum = 0;
+  e.queue_begin = e.queue_end = e.arrived = 0;
   int first[kMaxThreads];
   for (int i = 0; i < e.count; ++i) {
     const unsigned n = static_cast<unsigned>(i);
@@ -335,29 +332,23 @@ int lane() {
   return engine->current->lane;
 }
 
-int barrier(const char* name, int line, bool predicate, Barrier kind) {
+void barrier(int line) {
   Engine& e = *engine;
   Thread& thread = *e.current;
-  thread.waits_at = name;
+  thread.waits_at = "__syncthreads";
   thread.line = line;
   thread.mask = 0xffffffffu;
   thread.state = State::at_barrier;
   if (e.arrived == 0) {
-    e.barrier_name = name;
     e.barrier_line = line;
-    e.sum = kind == Barrier::all;
-  } else if (e.barrier_line != line || std::strcmp(e.barrier_name, name) != 0) {
+  } else if (e.barrier_line != line) {
     die("threads of one block meet at different barriers");
   }
-  if (kind == Barrier::count) e.sum += predicate;
-  if (kind == Barrier::all) e.sum &= predicate;
-  if (kind == Barrier::any) e.sum |= predicate;
   void* fence = &e.barrier_fence[e.barriers & 1];
   release(fence);
   if (++e.arrived == e.live) release_barrier(e);
   suspend(e, thread);
   acquire(fence);
-  return e.barrier_result;
 }
 
 Cell collective(const char* name, int line, unsigned mask, Cell in, int source, Collective kind) {

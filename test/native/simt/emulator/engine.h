@@ -21,22 +21,11 @@ struct Cell {  // what one lane brings to a collective of its warp, or takes awa
 struct Exchange {
   unsigned mask;
   Cell in[kLanes], out[kLanes];
-  int source[kLanes];  // lane to read in a shuffle, predicate in a vote
+  int source[kLanes];  // lane to read in a shuffle
 };
 
 // What the last lane to come computes: `out` from `in`.
-enum class Collective {
-  barrier,
-  shuffle,
-  ballot,
-  match,
-  add_int,
-  add_unsigned,
-  min_int,
-  min_unsigned,
-  max_int,
-  max_unsigned
-};
+enum class Collective { barrier, shuffle, match };
 
 [[noreturn]] void die(const char* what);
 
@@ -50,8 +39,7 @@ void run_grid(dim3 grid, dim3 block, size_t dynamic_shared, void (*body)(void*),
 
 int lane();
 
-enum class Barrier { count, all, any };
-int barrier(const char* name, int line, bool predicate, Barrier kind);
+void barrier(int line);
 
 // Collective::barrier orders memory; the others do not.
 Cell collective(const char* name, int line, unsigned mask, Cell in, int source, Collective kind);

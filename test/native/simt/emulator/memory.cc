@@ -124,9 +124,6 @@ cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
 cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
   return allocate(pointer, bytes, false);
 }
-cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
-  return allocate(pointer, bytes, false);
-}
 cudaError_t cudaFreeHost(void* pointer) {
   return release(pointer, false);
 }
@@ -154,7 +151,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   const Place source = place_of(from), target = place_of(to);
   const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
   const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
-  if (kind != cudaMemcpyDefault && (from_device != (source == Place::device) || to_device != (target == Place::device)))
+  if (from_device != (source == Place::device) || to_device != (target == Place::device))
     return report(cudaErrorInvalidValue);
   if ((source == Place::pageable || target == Place::pageable) && spoils_capture(stream))
     return report(cudaErrorStreamCaptureUnsupported);
@@ -164,19 +161,10 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   return cudaSuccess;
 }
 
-cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
-  const cudaError_t status = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
-  return status == cudaSuccess ? cudaStreamSynchronize(nullptr) : status;
-}
-
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
   if (bytes == 0) return cudaSuccess;
   if (!is_device_memory(to)) return report(cudaErrorInvalidValue);
   enqueue(stream, [=] { std::memset(to, value, bytes); });
   return cudaSuccess;
-}
-
-cudaError_t cudaMemset(void* to, int value, size_t bytes) {
-  return cudaMemsetAsync(to, value, bytes, nullptr);
 }

@@ -97,9 +97,6 @@ const char* cudaGetErrorString(cudaError_t error) {
 cudaError_t cudaGetLastError() {
   return std::exchange(last_error, cudaSuccess);
 }
-cudaError_t cudaPeekAtLastError() {
-  return last_error;
-}
 
 cudaError_t cudaDriverGetVersion(int* version) {
   *version = is("SIMT_DRIVER", "missing") ? 0 : static_cast<int>(setting("SIMT_DRIVER", 13000));
@@ -144,16 +141,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
   cudaDeviceProp properties;
   if (const cudaError_t status = cudaGetDeviceProperties(&properties, device); status != cudaSuccess) return status;
-  switch (attribute) {
-    case cudaDevAttrMaxThreadsPerBlock: *value = kMaxThreads; break;
-    case cudaDevAttrMultiProcessorCount: *value = properties.multiProcessorCount; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = properties.major; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = properties.minor; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(shared_memory_optin()); break;
-    case cudaDevAttrMemoryPoolsSupported: *value = 1; break;
-  }
+  *value = properties.major;
   return cudaSuccess;
 }

@@ -41,7 +41,7 @@ void trace(int64_t Counters::* counter) {
   static std::FILE* const file = std::getenv("SIMT_TRACE") ? std::fopen(std::getenv("SIMT_TRACE"), "a") : nullptr;
   if (!file) return;
   const char* name = counter == &Counters::launches           ? "launch"
-                     : counter == &Counters::products         ? "product"
+                     : counter == &Counters::gemms            ? "gemm"
                      : counter == &Counters::copies           ? "copy"
                      : counter == &Counters::synchronisations ? "wait"
                                                               : "graph";
@@ -119,7 +119,6 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, Work th
       grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     return report(cudaErrorInvalidConfiguration);
   if (!shared_memory_fits(kernel, config.dynamicSmemBytes)) return report(cudaErrorInvalidValue);
-  if (config.numAttrs) return report(cudaErrorNotSupported);
   count(&Counters::launches);
   const size_t shared = config.dynamicSmemBytes;
   enqueue_kernel(config.stream, [=] {
@@ -129,8 +128,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, Work th
   return cudaSuccess;
 }
 
-void count_product() {
-  count(&Counters::products);
+void count_gemm() {
+  count(&Counters::gemms);
 }
 
 void simt_counters(Counters* counters) {
@@ -174,15 +173,6 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   const bool ran = run_one(queue_of(stream));
   if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
   return ran ? cudaErrorNotReady : cudaSuccess;
-}
-
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
-  enqueue(stream, [event] {
-    while (!event->reached && run_one(queue_of(event->stream))) {
-    }
-  });
-  return report(usable());
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {

@@ -1,10 +1,10 @@
-#include <cstdio>
 #include <cstring>
 #include <vector>
 
 #include "core/convert.h"
 #include "cuda/blas.h"
 #include "cuda/kernel.cuh"
+#include "../../check.h"
 
 // multiply and multiply_grouped against plain loops.
 using namespace st_moe;
@@ -12,19 +12,12 @@ using namespace st_moe::cuda;
 
 namespace {
 
-int failures = 0, checks = 0;
-
-void expect(bool ok, const char* what) {
-  ++checks;
-  if (!ok && ++failures <= 20) std::printf("FAIL %s\n", what);
-}
-
 template <class T>
 constexpr DType dtype = sizeof(T) == 4 ? DType::f32 : DType::f64;
 
 // How values of T are passed to a GEMM: unrounded, or as bf16 or f16.
 template <class T>
-std::vector<uint16_t> narrow(const std::vector<T>& values, DType type) {
+std::vector<uint16_t> rounded(const std::vector<T>& values, DType type) {
   std::vector<uint16_t> out;
   for (T value : values)
     out.push_back(type == DType::bf16 ? float_to_bf16(static_cast<float>(value))
@@ -76,9 +69,9 @@ class OnDevice {
 constexpr int64_t kSize = 600;
 
 // f32 results of low-precision operands: small integers are exact in all types.
-void test_narrow(const Context& ctx, DType type) {
+void test_low_precision(const Context& ctx, DType type) {
   const std::vector<float> a = whole<float>(kSize, 1), b = whole<float>(kSize, 2);
-  const OnDevice<uint16_t> device_a(ctx, narrow(a, type)), device_b(ctx, narrow(b, type));
+  const OnDevice<uint16_t> device_a(ctx, rounded(a, type)), device_b(ctx, rounded(b, type));
   for (int bits = 0; bits < 8; ++bits) {
     Gemm p{3, 5, 7, device_a.get(), device_b.get(), nullptr, 10, 10, 11};
     p.transpose_a = bits & 1, p.transpose_b = bits & 2, p.accumulate = bits & 4;
@@ -88,7 +81,7 @@ void test_narrow(const Context& ctx, DType type) {
     p.c = device_c.get();
     multiply(ctx, type, DType::f32, p);
     multiply_on_host(p, a.data(), b.data(), c.data());
-    expect(device_c.back(c.size()) == c, "multiply of low-precision operands");
+    check(device_c.back(c.size()) == c, "multiply of low-precision operands");
   }
 }
 
@@ -112,7 +105,7 @@ void test_multiply(const Context& ctx) {
       p.c = device_c.get();
       multiply(ctx, dtype<T>, dtype<T>, p);
       multiply_on_host(p, a.data(), b.data(), c.data());
-      expect(device_c.back(c.size()) == c, "multiply");
+      check(device_c.back(c.size()) == c, "multiply");
     }
 }
 
@@ -123,53 +116,53 @@ void test_grouped(const Context& ctx) {
   for (int64_t count : {0, 1, 5}) {
     std::vector<T> c = whole<T>(kSize, 6);
     const OnDevice<T> device_c(ctx, c);
-    std::vector<Gemm> products;
+    std::vector<Gemm> gemms;
     const int64_t rows[] = {3, 0, 4, 1, 2};
     for (int64_t g = 0; g < count; ++g) {
       const int64_t at = g * 100, K = g == 3 ? 0 : 5;
-      products.push_back({rows[g], 6, K, device_a.get() + at, device_b.get() + at, device_c.get() + at, 7, 8, 9});
-      products.back().transpose_b = g == 2;
-      products.back().accumulate = g == 4;
-      multiply_on_host(products.back(), a.data() + at, b.data() + at, c.data() + at);
+      gemms.push_back({rows[g], 6, K, device_a.get() + at, device_b.get() + at, device_c.get() + at, 7, 8, 9});
+      gemms.back().transpose_b = g == 2;
+      gemms.back().accumulate = g == 4;
+      multiply_on_host(gemms.back(), a.data() + at, b.data() + at, c.data() + at);
     }
     const int64_t before = stream_of(ctx).synchronisations();
-    multiply_grouped(ctx, dtype<T>, dtype<T>, products);
-    expect(stream_of(ctx).synchronisations() == before, "the host waits for nothing");
-    expect(device_c.back(c.size()) == c, "multiply_grouped");
+    multiply_grouped(ctx, dtype<T>, dtype<T>, gemms);
+    check(stream_of(ctx).synchronisations() == before, "the host waits for nothing");
+    check(device_c.back(c.size()) == c, "multiply_grouped");
   }
 }
 
 // Groups of low-precision operands, with results of the same type and of f32; the second has no grouped GEMM.
-void test_narrow_grouped(const Context& ctx, DType type) {
+void test_low_precision_grouped(const Context& ctx, DType type) {
   const std::vector<float> a = whole<float>(kSize, 4), b = whole<float>(kSize, 5);
-  const OnDevice<uint16_t> device_a(ctx, narrow(a, type)), device_b(ctx, narrow(b, type));
+  const OnDevice<uint16_t> device_a(ctx, rounded(a, type)), device_b(ctx, rounded(b, type));
   std::vector<float> c = whole<float>(kSize, 6);
-  const OnDevice<float> wide_c(ctx, c);
-  const OnDevice<uint16_t> narrow_c(ctx, narrow(c, type));
-  std::vector<Gemm> wide, same;
+  const OnDevice<float> f32_c(ctx, c);
+  const OnDevice<uint16_t> rounded_c(ctx, rounded(c, type));
+  std::vector<Gemm> to_f32, same;
   for (int64_t g = 0; g < 5; ++g) {
     const int64_t rows[] = {3, 0, 4, 1, 2}, at = g * 100;
-    Gemm p{rows[g], 6, 5, device_a.get() + at, device_b.get() + at, wide_c.get() + at, 7, 8, 9};
-    wide.push_back(p);
-    p.c = narrow_c.get() + at;
+    Gemm p{rows[g], 6, 5, device_a.get() + at, device_b.get() + at, f32_c.get() + at, 7, 8, 9};
+    to_f32.push_back(p);
+    p.c = rounded_c.get() + at;
     same.push_back(p);
     multiply_on_host(p, a.data() + at, b.data() + at, c.data() + at);
   }
   const int64_t before = stream_of(ctx).gemms();
   multiply_grouped(ctx, type, type, same);
-  expect(stream_of(ctx).gemms() == before + 1, "one grouped GEMM");
-  multiply_grouped(ctx, type, DType::f32, wide);
-  expect(stream_of(ctx).gemms() == before + 5, "one GEMM per group that is not empty");
-  expect(wide_c.back(c.size()) == c, "groups of low-precision operands");
-  expect(narrow_c.back(c.size()) == narrow(c, type), "groups of low-precision operands and results");
+  check(stream_of(ctx).gemms() == before + 1, "one grouped GEMM");
+  multiply_grouped(ctx, type, DType::f32, to_f32);
+  check(stream_of(ctx).gemms() == before + 5, "one GEMM per group that is not empty");
+  check(f32_c.back(c.size()) == c, "groups of low-precision operands");
+  check(rounded_c.back(c.size()) == rounded(c, type), "groups of low-precision operands and results");
 }
 
 void test_limits(const Context& ctx) {
   try {
     multiply(ctx, DType::f32, DType::f32, {int64_t{1} << 32, 1, 1, nullptr, nullptr, nullptr, 1, 1, 1});
-    expect(false, "2^32 rows");
+    check(false, "2^32 rows");
   } catch (const Error& error) {
-    expect(error.code() == ErrorCode::shape && std::strstr(error.what(), "below 2^31"), "2^32 rows");
+    check(error.code() == ErrorCode::shape && std::strstr(error.what(), "below 2^31"), "2^32 rows");
   }
 }
 
@@ -184,11 +177,11 @@ void test_fault(const Context& ctx) {
   launch(ctx, flagging_kernel, 1, 64, 0, stream.error_flag());
   try {
     memory.back(2);
-    expect(false, "error flag");
+    check(false, "error flag");
   } catch (const Error& error) {
-    expect(error.code() == ErrorCode::option && std::strstr(error.what(), "index must be in"), "error flag");
+    check(error.code() == ErrorCode::option && std::strstr(error.what(), "index must be in"), "error flag");
   }
-  expect(memory.back(2) == std::vector<float>({1, 2}), "after an error flag");
+  check(memory.back(2) == std::vector<float>({1, 2}), "after an error flag");
 }
 
 }  // namespace
@@ -199,18 +192,17 @@ int main() {
     const Context ctx{1, &stream};
     test_multiply<float>(ctx);
     test_multiply<double>(ctx);
-    test_narrow(ctx, DType::bf16);
-    test_narrow(ctx, DType::f16);
+    test_low_precision(ctx, DType::bf16);
+    test_low_precision(ctx, DType::f16);
     test_grouped<float>(ctx);
     test_grouped<double>(ctx);
-    test_narrow_grouped(ctx, DType::bf16);
-    test_narrow_grouped(ctx, DType::f16);
+    test_low_precision_grouped(ctx, DType::bf16);
+    test_low_precision_grouped(ctx, DType::f16);
     test_limits(ctx);
     test_fault(ctx);
   }
   simt::Counters counters;
   simt::simt_counters(&counters);
-  expect(counters.live_allocations == 0, "a stream leaves no memory behind");
-  std::printf("blas_test: %d checks, %d failures\n", checks, failures);
-  return failures != 0;
+  check(counters.live_allocations == 0, "a stream leaves no memory behind");
+  return check_result();
 }

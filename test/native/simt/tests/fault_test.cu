@@ -7,6 +7,7 @@
 #include "cuda/blas.h"
 #include "cuda/blas_library.h"
 #include "cuda/kernel.cuh"
+#include "../../check.h"
 
 // A kernel faults, and the error that comes next says so, whatever call it comes from: `simt_fault_test CASE`, a
 // process for each, since a device does not recover.
@@ -14,14 +15,6 @@ using namespace st_moe;
 using namespace st_moe::cuda;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool ok, const std::string& what) {
-  if (ok) return;
-  ++failures;
-  std::printf("FAIL %s\n", what.c_str());
-}
 
 __global__ void innocent_kernel(float* x) {
   x[threadIdx.x] = 1;
@@ -39,15 +32,15 @@ std::string thrown(const std::function<void()>& call, ErrorCode code = ErrorCode
   try {
     call();
   } catch (const Error& error) {
-    expect(error.code() == code, std::string("code of: ") + error.what());
+    check(error.code() == code, "code of: %s", error.what());
     return error.what();
   }
-  expect(false, "nothing is thrown");
+  check(false, "nothing is thrown");
   return "";
 }
 
 void expect_text(const std::string& text, const std::string& kernels) {
-  expect(text == kText + kernels + "; this process cannot use the device again", text);
+  check(text == kText + kernels + "; this process cannot use the device again", "%s", text.c_str());
 }
 
 class Case {
@@ -85,13 +78,13 @@ const Row kRows[] = {
        c.launch_all();
        const std::string first = thrown([&] { c.read(); });
        expect_text(first, kBoth);
-       expect(thrown([&] { c.read(); }) == first, "the same text again");
-       expect(thrown([&] { c.stream.copy_in(c.x.get(), &first, 4); }) == first, "the same text of a copy in");
+       check(thrown([&] { c.read(); }) == first, "the same text again");
+       check(thrown([&] { c.stream.copy_in(c.x.get(), &first, 4); }) == first, "the same text of a copy in");
      }},
     {"allocation",
      [](Case& c) {
        c.launch_all();
-       expect(c.stream.try_allocate(64) == nullptr, "no memory after a fault");
+       check(c.stream.try_allocate(64) == nullptr, "no memory after a fault");
        expect_text(thrown([&] { c.stream.expect_memory_is_short(); }), kBoth);
      }},
     {"scratch",
@@ -151,7 +144,7 @@ const Row kRows[] = {
        Status status{};
        size_t bytes = 0;
        CapturedStep* step = c.stream.end_capture(true, &status, &bytes);
-       expect(status.code == ErrorCode::device_fault && text == status.text, status.text);
+       check(status.code == ErrorCode::device_fault && text == status.text, "%s", status.text);
        c.stream.destroy_step(step);
      }},
     {"replay",
@@ -161,7 +154,7 @@ const Row kRows[] = {
        Status status{};
        size_t bytes = 0;
        CapturedStep* step = c.stream.end_capture(true, &status, &bytes);
-       expect(status.code == ErrorCode::none, status.text);
+       check(status.code == ErrorCode::none, "%s", status.text);
        expect_text(thrown([&] {
                      c.stream.replay(*step, nullptr, 0);
                      c.read();
@@ -174,8 +167,8 @@ const Row kRows[] = {
        Case other;
        c.launch_all();
        const std::string text = thrown([&] { c.read(); });
-       expect(thrown([&] { other.read(); }) == text, "another environment says the same");
-       expect(thrown([] { Stream late(0); }) == text, "so does one that comes later");
+       check(thrown([&] { other.read(); }) == text, "another environment says the same");
+       check(thrown([] { Stream late(0); }) == text, "so does one that comes later");
      }},
     {"second_device",  // with SIMT_DEVICES=2
      [](Case& c) {
@@ -188,14 +181,14 @@ const Row kRows[] = {
        Scratch<float> x(ctx, 32);
        launch(ctx, innocent_kernel, 1, 32, 0, x.get());
        second.copy_out(&value, x.get(), sizeof value);
-       expect(value == 1, "another device goes on");
+       check(value == 1, "another device goes on");
      }},
     {"memory",
      [](Case& c) {
        setenv("SIMT_FULL_AT", "1", 1);
        const std::string text = thrown([&] { c.stream.allocate(64); }, ErrorCode::out_of_memory);
-       expect(text.find("64 bytes of scratch") != std::string::npos, text);
-       expect(c.stream.try_allocate(64) == nullptr, "a full device");
+       check(text.find("64 bytes of scratch") != std::string::npos, "%s", text.c_str());
+       check(c.stream.try_allocate(64) == nullptr, "a full device");
        c.stream.expect_memory_is_short();
        unsetenv("SIMT_FULL_AT");
        c.read();
@@ -211,8 +204,7 @@ int main(int count, char** words) {
       Case c;
       row.run(c);
     }
-    std::printf("%s: %d failures\n", row.name, failures);
-    return failures != 0;
+    return check_result();
   }
   std::fprintf(stderr, "usage: simt_fault_test CASE\n");
   return 2;

@@ -1,18 +1,12 @@
 #include <cuda_runtime.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <string>
 
+#include "../../check.h"
+
 // Shared memory: 48 KB including a kernel's own arrays, more if requested and supported by the architecture.
 namespace {
-
-int failures = 0, checks = 0;
-
-void expect(bool ok, const char* what, int detail) {
-  ++checks;
-  if (!ok && ++failures) std::printf("FAIL %s (%d)\n", what, detail);
-}
 
 __global__ void plain_kernel(unsigned char* out) {
   if (threadIdx.x == 0) out[0] = shared_memory[0];
@@ -52,24 +46,28 @@ cudaError_t allow(Kernel kernel, int bytes) {
 
 int main() {
   constexpr int kKilo = 1024;
-  expect(launch(plain_kernel, 48 * kKilo) == cudaSuccess, "48 KB", 0);
-  expect(launch(plain_kernel, 48 * kKilo + 1) == cudaErrorInvalidValue, "more than 48 KB without asking", 0);
-  expect(launch(array_kernel, 8 * kKilo) == cudaSuccess, "48 KB with an array", 0);
-  expect(launch(array_kernel, 8 * kKilo + 1) == cudaErrorInvalidValue, "more than 48 KB with an array", 0);
-  expect(launch(template_kernel<double>, 40 * kKilo) == cudaSuccess, "48 KB with an array of a template", 0);
-  expect(launch(template_kernel<double>, 41 * kKilo) == cudaErrorInvalidValue, "more with that of a template", 0);
-  expect(launch(template_kernel<float>, 44 * kKilo) == cudaSuccess, "the array of another type is smaller", 0);
+  check(launch(plain_kernel, 48 * kKilo) == cudaSuccess, "48 KB");
+  check(launch(plain_kernel, 48 * kKilo + 1) == cudaErrorInvalidValue, "more than 48 KB without asking");
+  check(launch(array_kernel, 8 * kKilo) == cudaSuccess, "48 KB with an array");
+  check(launch(array_kernel, 8 * kKilo + 1) == cudaErrorInvalidValue, "more than 48 KB with an array");
+  check(launch(template_kernel<double>, 40 * kKilo) == cudaSuccess, "48 KB with an array of a template");
+  check(launch(template_kernel<double>, 41 * kKilo) == cudaErrorInvalidValue, "more with that of a template");
+  check(launch(template_kernel<float>, 44 * kKilo) == cudaSuccess, "the array of another type is smaller");
   const int limits[][2] = {{75, 64}, {80, 163}, {86, 99}, {87, 163}, {89, 99}, {90, 227}, {100, 227}, {120, 99}};
   for (const auto& [capability, kilobytes] : limits) {
     setenv("SIMT_CAPABILITY", std::to_string(capability).c_str(), 1);
     cudaDeviceProp properties;
     cudaGetDeviceProperties(&properties, 0);
-    expect(properties.sharedMemPerBlockOptin == size_t(kilobytes) * kKilo, "what the device says", capability);
-    expect(allow(plain_kernel, kilobytes * kKilo) == cudaSuccess, "as much as there is", capability);
-    expect(launch(plain_kernel, kilobytes * kKilo) == cudaSuccess, "a launch with all there is", capability);
-    expect(allow(plain_kernel, kilobytes * kKilo + 1) == cudaErrorInvalidValue, "more than there is", capability);
-    expect(allow(array_kernel, (kilobytes - 40) * kKilo + 1) == cudaErrorInvalidValue, "with an array", capability);
+    check(properties.sharedMemPerBlockOptin == size_t(kilobytes) * kKilo, "compute capability %d: what the device says",
+          capability);
+    check(allow(plain_kernel, kilobytes * kKilo) == cudaSuccess, "compute capability %d: as much as there is",
+          capability);
+    check(launch(plain_kernel, kilobytes * kKilo) == cudaSuccess, "compute capability %d: a launch with all there is",
+          capability);
+    check(allow(plain_kernel, kilobytes * kKilo + 1) == cudaErrorInvalidValue,
+          "compute capability %d: more than there is", capability);
+    check(allow(array_kernel, (kilobytes - 40) * kKilo + 1) == cudaErrorInvalidValue,
+          "compute capability %d: with an array", capability);
   }
-  std::printf("limits_test: %d checks, %d failures\n", checks, failures);
-  return failures != 0;
+  return check_result();
 }

@@ -1,23 +1,16 @@
-#include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <vector>
 
 #include "cuda/blas.h"
 #include "cuda/kernel.cuh"
+#include "../../check.h"
 
 // Work outside capture while a step is captured, and what another environment does meanwhile.
 using namespace st_moe;
 using namespace st_moe::cuda;
 
 namespace {
-
-int failures = 0, checks = 0;
-
-void expect(bool ok, const std::string& what) {
-  ++checks;
-  if (!ok && ++failures) std::printf("FAIL %s\n", what.c_str());
-}
 
 __global__ void set_kernel(float* x) {
   if (threadIdx.x == 0) *x = 1;
@@ -33,7 +26,7 @@ struct Environment {
     Status status{};
     size_t bytes = 0;
     CapturedStep* step = stream.end_capture(true, &status, &bytes);
-    expect(status.code == ErrorCode::none, std::string(what) + ": " + status.text);
+    check(status.code == ErrorCode::none, "%s: %s", what, status.text);
     return step;
   }
 };
@@ -63,16 +56,16 @@ void test_outside_capture() {
   e.stream.copy_in(x.get(), second.data(), 12);
   multiply(e.ctx, DType::f32, DType::f32, product);
   e.stream.copy_out(got.data(), x.get(), 12);
-  expect(got == std::vector<float>({5, 7, 35}), "a GEMM outside capture runs at once");
+  check(got == std::vector<float>({5, 7, 35}), "a GEMM outside capture runs at once");
   e.stream.copy_in(x.get(), first.data(), 12);
   e.stream.set_outside(false);
   CapturedStep* step = e.end_capture("a step with work outside capture");
   if (!step->graph) return;
   e.stream.copy_out(got.data(), x.get(), 12);
-  expect(got == first, "a GEMM that is captured does not run");
-  expect(graph_work(e, step) == 1, "a replay is one launch");
+  check(got == first, "a GEMM that is captured does not run");
+  check(graph_work(e, step) == 1, "a replay is one launch");
   e.stream.copy_out(got.data(), x.get(), 12);
-  expect(got == std::vector<float>({2, 3, 6}), "a replay multiplies what is there");
+  check(got == std::vector<float>({2, 3, 6}), "a replay multiplies what is there");
   multiply(e.ctx, DType::f32, DType::f32, product);
   e.stream.destroy_step(step);
 }
@@ -84,15 +77,15 @@ void test_full_while_another_captures() {
   capturing.stream.begin_capture();
   launch(capturing.ctx, set_kernel, 1, 32, 0, x.get());
   setenv("SIMT_FULL_AT", "1", 1);
-  expect(full.stream.try_allocate(64) == nullptr, "a full device");
+  check(full.stream.try_allocate(64) == nullptr, "a full device");
   unsetenv("SIMT_FULL_AT");
   CapturedStep* step = capturing.end_capture("a capture while another environment runs out of memory");
   capturing.stream.destroy_step(step);
   setenv("SIMT_FULL_AT", "1", 1);
-  expect(full.stream.try_allocate(64) == nullptr, "a full device, and nobody captures");
+  check(full.stream.try_allocate(64) == nullptr, "a full device, and nobody captures");
   unsetenv("SIMT_FULL_AT");
   void* memory = full.stream.try_allocate(64);
-  expect(memory != nullptr, "memory again");
+  check(memory != nullptr, "memory again");
   full.stream.release(memory, 64);
 }
 
@@ -103,7 +96,6 @@ int main() {
   test_full_while_another_captures();
   simt::Counters counters;
   simt::simt_counters(&counters);
-  expect(counters.live_allocations == 0, "streams leave no memory behind");
-  std::printf("streams_test: %d checks, %d failures\n", checks, failures);
-  return failures != 0;
+  check(counters.live_allocations == 0, "streams leave no memory behind");
+  return check_result();
 }
