@@ -52,7 +52,7 @@ const backends = [
   {
     folder: 'cpu',
     extension: '.cc',
-    helpers: ['allocator', 'backend', 'bf16_tables', 'gemm', 'pool', 'system_memory', 'table'],
+    helpers: ['allocator', 'backend', 'bf16_tables', 'gemm', 'pool', 'processor', 'system_memory', 'table'],
   },
   {
     folder: 'cuda',
