@@ -5,7 +5,7 @@
 namespace st_moe::bench {
 
 void Bench::check(const Status& status) {
-  if (status.code != ErrorCode::none) throw std::runtime_error(status.text);
+  if (status.code != ErrorCode::none) throw Error(status.code, status.text);
 }
 
 double Bench::checked(double error, double limit) {

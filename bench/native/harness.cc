@@ -5,6 +5,8 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "core/error.h"
+
 namespace st_moe::bench {
 namespace {
 
@@ -108,11 +110,18 @@ void Harness::write(const Members& line) {
 void Harness::attempt(const std::string& name, const std::function<void()>& part) {
   try {
     part();
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::unsupported) return failed(name, error.what());
+    std::fprintf(stderr, "%s is left out: %s\n", name.c_str(), error.what());
   } catch (const std::exception& error) {
-    ++failures_;
-    std::fprintf(stderr, "%s: %s\n", name.c_str(), error.what());
-    write({{"name", name}, {"failed", error.what()}});
+    failed(name, error.what());
   }
+}
+
+void Harness::failed(const std::string& name, const char* text) {
+  ++failures_;
+  std::fprintf(stderr, "%s: %s\n", name.c_str(), text);
+  write({{"name", name}, {"failed", text}});
 }
 
 // Flushed, so that whatever ends the program leaves what was measured.

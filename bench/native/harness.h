@@ -72,11 +72,13 @@ class Harness {
   // Every case once, unmeasured, then all of them in turns; every second turn goes backwards.
   void run(const Group& group);
   void write(const Members& line);
-  // Runs a part of the benchmark. If it throws, a line says so and the other parts go on.
+  // Runs a part of the benchmark. If it throws, a line says so and the other parts go on; what a backend does not
+  // support is no failure.
   void attempt(const std::string& name, const std::function<void()>& part);
   int failures() const { return failures_; }
 
  private:
+  void failed(const std::string& name, const char* text);
   void write_line(const std::string& text);
 
   const Meter& meter_;

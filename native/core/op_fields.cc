@@ -101,9 +101,11 @@ void read_shape(Field& field, const std::vector<Field>& fields) {
       word.resize(dots);
       field.lead = word == "T" ? 0 : 1;
     }
-    if (std::isdigit(static_cast<unsigned char>(word[0])))
-      dim.factor *= std::atoll(word.c_str());
-    else {
+    if (std::isdigit(static_cast<unsigned char>(word[0]))) {
+      int64_t number = 0;  // not atoll: it needs the newest glibc
+      for (const char digit : word) number = 10 * number + (digit - '0');
+      dim.factor *= number;
+    } else {
       const Field& found = letter(fields, word);
       field.has_derived |= found.role == Role::derived;
       dim.letters.push_back(found.offset);
