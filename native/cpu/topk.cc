@@ -4,8 +4,7 @@
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-// A total order, so that a selection never has duplicates: NaN before everything, then larger values, then lower
-// indices.
+// The order of selection.h.
 template <class T>
 static inline bool before(T a, int32_t i, T b, int32_t j) {
   const bool a_nan = a != a, b_nan = b != b;
@@ -30,9 +29,9 @@ static inline void sift_down(T* value, int32_t* index, int64_t n, int64_t hole) 
   index[hole] = i;
 }
 
-// The first K of x [E] in the order above, sorted; the outputs are the heap.
+// The outputs are the heap.
 template <class T>
-void select_row(const T* x, int64_t E, int64_t K, T* value, int32_t* index) {
+void select_many(const T* x, int64_t E, int64_t K, T* value, int32_t* index) {
   for (int64_t e = 0; e < K; ++e) {
     value[e] = x[e];
     index[e] = static_cast<int32_t>(e);
@@ -55,8 +54,8 @@ void select_row(const T* x, int64_t E, int64_t K, T* value, int32_t* index) {
     sift_down(value, index, n, 0);
   }
 }
-template void select_row(const float*, int64_t, int64_t, float*, int32_t*);
-template void select_row(const double*, int64_t, int64_t, double*, int32_t*);
+template void select_many(const float*, int64_t, int64_t, float*, int32_t*);
+template void select_many(const double*, int64_t, int64_t, double*, int32_t*);
 
 void topk(const Context& ctx, const TopkArgs& args) {
   if (args.K > args.E)
