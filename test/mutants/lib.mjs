@@ -22,7 +22,7 @@ export default [
     from: 'if (!(length <= maxLength)) fail',
     to: 'if (!(length < maxLength)) fail',
     breaks: 'a shape of 8 dimensions is refused',
-    tests: ['test/bad-input.test.ts'],
+    tests: ['test/bad-options.test.ts'],
   },
   {
     name: 'arange-rounds-down',
