@@ -15,7 +15,7 @@ async function runs(isa: string): Promise<Runs> {
 }
 
 describe('SHA-256 of all parameters after 50 steps, dropout and random routing included', () => {
-  for (const isa of ['baseline', 'avx2', 'avx512', 'avx512bf16']) {
+  for (const isa of ['baseline', 'avx2', 'avx512', 'avx512bf16', 'amx']) {
     it(`is the same on 1, 2 and 3 threads, in the main thread and in a worker, run to run: ${isa}`, async (context) => {
       const { variant, main, worker } = await runs(isa)
       if (variant !== isa) context.skip(`this machine has no ${isa}`)

@@ -1,5 +1,8 @@
 #include "kernels.h"
 
+#if defined(ST_MOE_AMX)
+#include "cpu/amx.h"
+#endif
 #include "cpu/gemm.h"
 #include "cpu/simd.h"
 
@@ -90,7 +93,16 @@ double multiply_add(int64_t rounds) {
   return 2.0 * kChains * S::lanes * static_cast<double>(rounds);
 }
 
-#if defined(__AVX512BF16__)
+#if defined(ST_MOE_AMX)
+double bf16_tiles_in_registers(int64_t rounds) {
+  [[maybe_unused]] const TileConfiguration configuration;
+  tile_zero<4>(), tile_zero<5>(), tile_zero<6>(), tile_zero<7>();
+  for (int64_t n = 0; n < rounds; ++n)
+    tile_multiply<0, 4, 6>(), tile_multiply<1, 4, 7>(), tile_multiply<2, 5, 6>(), tile_multiply<3, 5, 7>();
+  return 4.0 * 2 * 16 * 16 * 32 * static_cast<double>(rounds);
+}
+constexpr auto bf16_dot = bf16_tiles_in_registers;
+#elif defined(__AVX512BF16__)
 double bf16_dot_in_registers(int64_t rounds) {
   static volatile short one = 0x3f80;
   const __m512bh x = reinterpret_cast<__m512bh>(_mm512_set1_epi16(one));

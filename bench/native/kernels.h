@@ -40,7 +40,7 @@ struct Kernels {
   int64_t (*packed_size)(const GroupedGemm&);  // floats of one expert's packed weights; 0: there is no such copy
   void (*pack)(const Context&, const GroupedGemm&, float* out);
   double (*multiply_add)(int64_t rounds);  // flops of one call; nothing but fused multiply-adds in registers
-  double (*bf16_dot)(int64_t rounds);      // of bf16 pairs, added in f32; null without AVX512-BF16
+  double (*bf16_dot)(int64_t rounds);      // of bf16, added in f32; null without such instructions
   float (*read)(const float* data, int64_t count);
 };
 

@@ -1,5 +1,8 @@
 #include "cpu/gemm.h"
 
+#if defined(ST_MOE_AMX)
+#include "cpu/gemm_amx.h"
+#endif
 #include "cpu/gemm_rows.h"
 #include "cpu/processor.h"
 
@@ -17,7 +20,7 @@ constexpr int64_t kColumnBlockBytes = 4 << 20;  // packed columns of B that seve
 constexpr int64_t kMaxRowTiles = 96;
 constexpr int64_t kInPlacePacks = 64;  // A by row, in place, has a memory page for each k: as a TLB holds,
 constexpr int64_t kInPlacePanels = 4;  // or for that few panels of B
-constexpr int64_t kShortPacks = kTileRows > 6 ? 40 : 96;  // of k: C comes too late if its own tile prefetches it
+constexpr int64_t kShortPacks = kStepPacks * (kTileRows > 6 ? 5 : 3);  // C comes too late if its own tile prefetches it
 constexpr int64_t kSetBytes = 2048;  // rows or columns of A this far apart share too few sets of the L1 cache
 
 // Packed rows of A that stay in the L2 cache. A guest may be told a size that the machine does not have.
@@ -36,7 +39,7 @@ int64_t block_k(int64_t K) {
 
 template <class Operand>
 int64_t block_packs(int64_t K) {
-  return ceil_div(min_of(K, block_k<Operand>(K)), Operand::k_pack);
+  return packs_of<Operand>(min_of(K, block_k<Operand>(K)));
 }
 
 // Offset of column `col` and row `k0` in packed B: whole panels, one block of k after the other.
@@ -128,7 +131,7 @@ class Task {
   void run_block(const GemmProblem<T>& p, const Split& split, const Block& block, int64_t k0, int64_t elements) const {
     const PanelSource<T> a{p.a.data, p.a.row_stride, p.a.col_stride, p.a.rows, nullptr, p.K};
     const PanelSource<T> b{p.b.data, p.b.col_stride, p.b.row_stride, nullptr, p.b.rows, p.K};
-    const int64_t packs = ceil_div(elements, Operand::k_pack), col_end = block.col + block.cols;
+    const int64_t packs = packs_of<Operand>(elements), col_end = block.col + block.cols;
     const bool keeps = keeps_b(split) && !p.packed_b;
     // Reads a panel of B in place if it is used once or twice and has full rows.
     const bool in_place = exact && b.along_w() && !b.k_rows && block.rows <= 2 * Shape::rows;
@@ -168,13 +171,18 @@ class Task {
   // is always packed.
   RowPanels<T> load_rows(const PanelSource<T>& a, const Block& part, int64_t k0, int64_t elements,
                          int64_t packs) const {
-    const bool by_k = !a.along_w() || a.along_k();
+    const bool transposed = a.along_w() && !a.along_k(), by_k = Shape::only_by_k || !transposed;
     const int64_t whole = part.rows / Shape::rows, stride = by_k ? a.w_stride : a.k_stride;
     const bool few_pages = packs <= kInPlacePacks || part.cols <= kInPlacePanels * Shape::cols;
     const bool in_place = exact && (a.along_k() || (a.along_w() && few_pages)) && !a.w_rows &&
                           stride * static_cast<int64_t>(sizeof(T)) % kSetBytes != 0;
     const int64_t row = part.row + (in_place ? whole * Shape::rows : 0), count = part.row + part.rows - row;
-    if (by_k)
+#if defined(ST_MOE_AMX)
+    if (transposed)
+      pack_a_transposed<Operand>(a, row, count, k0, elements, a_);
+    else
+#endif
+        if (by_k)
       pack_a_by_k<Operand>(a, row, count, k0, elements, a_);
     else
       pack_a_by_row<Operand>(a, row, count, k0, packs, a_);
@@ -211,6 +219,7 @@ class Task {
 
   Scratch<T> memory_;  // one block, which is on a huge page if it is large
   T *const a_, *const b_;
+  [[maybe_unused]] typename Math::Configuration configuration_;
 };
 
 // The partition into `wanted` tasks that packs least: rows of A once per column of tasks, columns of B once per row.
@@ -234,7 +243,7 @@ Split split_problem(const GemmProblem<typename Operand::Element>& p, int64_t fir
   split.row_tasks = ceil_div(p.M, split.rows);
   split.col_tasks = ceil_div(p.N, split.cols);
   const int64_t pack_bytes = max_of<int64_t>(1, block_packs<Operand>(p.K)) * static_cast<int64_t>(sizeof(T));
-  const bool a_by_k = p.a.col_stride == 1;
+  const bool a_by_k = Shape::only_by_k || p.a.col_stride == 1;
   const int64_t fitting = row_block_bytes() / (a_by_k ? Shape::a_panel(true, 0) * static_cast<int64_t>(sizeof(T))
                                                       : Shape::row_width * pack_bytes);
   const int64_t limit = max_of<int64_t>(1, min_of(kMaxRowTiles, fitting)) * Shape::rows;
@@ -293,14 +302,14 @@ void pack_matrices(const Context& ctx, const PanelSource<T>& first, int64_t batc
                    T* out) {
   constexpr int64_t cols = TileShape<T>::cols;
   const int64_t panels = ceil_div(N, cols), step = block_k<Operand>(first.K);
-  const int64_t size = packed_offset<Operand>(N, ceil_div(first.K, Operand::k_pack) * Operand::k_pack, 0, 0);
+  const int64_t size = packed_offset<Operand>(N, packs_of<Operand>(first.K) * Operand::k_pack, 0, 0);
   parallel_for(ctx, batch * panels, [&](int64_t i) {
     const int64_t col = i % panels * cols;
     PanelSource<T> source = first;
     source.data += i / panels * batch_stride;
     for (int64_t k0 = 0; k0 < source.K; k0 += step) {
       const int64_t elements = min_of(step, source.K - k0);
-      T* to = out + i / panels * size + packed_offset<Operand>(N, k0, col, ceil_div(elements, Operand::k_pack));
+      T* to = out + i / panels * size + packed_offset<Operand>(N, k0, col, packs_of<Operand>(elements));
       pack_b<Operand>(source, col, min_of(cols, N - col), k0, elements, to);
     }
   });
@@ -312,16 +321,19 @@ void pack_matrices(const Context& ctx, const PanelSource<T>& first, int64_t batc
 
 const Bf16Gemm& bf16_gemm() {
   using Operand = Bf16Pairs;
+#if defined(ST_MOE_AMX)
+  using Math = AmxPairs;
+#else
+  using Math = MultiplyPairs;
+#endif
   static constexpr Bf16Gemm gemm{
-      [](int64_t K, int64_t N) {
-        return packed_offset<Operand>(N, ceil_div(K, Operand::k_pack) * Operand::k_pack, 0, 0);
-      },
+      [](int64_t K, int64_t N) { return packed_offset<Operand>(N, packs_of<Operand>(K) * Operand::k_pack, 0, 0); },
       [](const Context& ctx, const MatrixView<float>& b, int64_t batch, int64_t batch_stride, int64_t K, int64_t N,
          float* out) {
         pack_matrices<Operand>(ctx, PanelSource<float>{b.data, b.col_stride, b.row_stride, nullptr, b.rows, K}, batch,
                                batch_stride, N, out);
       },
-      run_problems<Operand, MultiplyPairs>};
+      run_problems<Operand, Math>};
   return gemm;
 }
 

@@ -59,8 +59,10 @@ struct Rounded {
 };
 
 // acc + a · b per lane, with `a` one pack in memory.
+// Configuration: what a thread sets up for the time of a task.
 template <class T>
 struct Multiply {
+  struct Configuration {};
   using V = typename Simd<T>::V;
   static inline V broadcast(const T* a) { return Simd<T>::set(*a); }
   static inline V add(V acc, V a, V b) { return acc + a * b; }
@@ -89,6 +91,7 @@ struct Bf16Pairs {
 };
 
 struct MultiplyPairs {
+  struct Configuration {};
   using V = Simd<float>::V;
   static inline V broadcast(const float* a) {
     int32_t bits;
@@ -150,5 +153,26 @@ static inline void transpose_lanes128(typename Simd<T>::V* r) {
     r[3] = reinterpret_cast<V>(interleave<double, true>(high01, high23, Pairs()));
   }
 }
+
+#if defined(ST_MOE_AMX)
+// Transposes the packs of 16 vectors.
+static inline void transpose_packs(Simd<float>::V* r) {
+  using V = Simd<float>::V;
+  for (int g = 0; g < 16; g += 4) transpose_lanes128<float>(r + g);
+  V rows[16];
+  for (int i = 0; i < 4; ++i) {  // lane l of r[i], r[i + 4], r[i + 8], r[i + 12] → row 4·l + i
+    const auto lanes = [&](int j) { return reinterpret_cast<__m512i>(r[i + j]); };
+    const __m512i even01 = _mm512_shuffle_i32x4(lanes(0), lanes(4), 0x88);
+    const __m512i even23 = _mm512_shuffle_i32x4(lanes(8), lanes(12), 0x88);
+    const __m512i odd01 = _mm512_shuffle_i32x4(lanes(0), lanes(4), 0xdd);
+    const __m512i odd23 = _mm512_shuffle_i32x4(lanes(8), lanes(12), 0xdd);
+    rows[i] = reinterpret_cast<V>(_mm512_shuffle_i32x4(even01, even23, 0x88));
+    rows[i + 4] = reinterpret_cast<V>(_mm512_shuffle_i32x4(odd01, odd23, 0x88));
+    rows[i + 8] = reinterpret_cast<V>(_mm512_shuffle_i32x4(even01, even23, 0xdd));
+    rows[i + 12] = reinterpret_cast<V>(_mm512_shuffle_i32x4(odd01, odd23, 0xdd));
+  }
+  memcpy(r, rows, sizeof rows);
+}
+#endif
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

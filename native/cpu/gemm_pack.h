@@ -8,7 +8,8 @@
 //   B        [k][kCols]           columns side by side
 //   A by k   [kTileRows][stride]  rows, for a source by rows: no transposition
 //   A by row [k][kRowWidth]       for a source by columns
-// Lengths in k count packs, padded with zeros; missing columns are zeros, missing rows are undefined.
+// Lengths in k count packs, padded with zeros to whole steps of the tile; missing columns are zeros, missing rows are
+// undefined.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 template <class T>
@@ -33,6 +34,13 @@ static inline const T* run_along_k(const PanelSource<T>& source, int64_t w, int6
   return buffer;
 }
 
+// Packs of `elements` of k.
+template <class Operand>
+static inline int64_t packs_of(int64_t elements) {
+  constexpr int64_t padded = TileShape<typename Operand::Element>::padded_packs;
+  return ceil_div(ceil_div(elements, Operand::k_pack), padded) * padded;
+}
+
 // ---- A --------------------------------------------------------------------------------------------------------
 
 // One row: out [packs] from p [elements].
@@ -54,8 +62,7 @@ static void pack_a_by_k(const PanelSource<T>& source, int64_t row0, int64_t rows
   T buffer[Shape::block_k * Operand::k_pack];
   for (int64_t row = 0; row < rows; ++row) {
     const T* p = run_along_k(source, row0 + row, k0, elements, buffer);
-    pack_row<Operand>(p, elements,
-                      out + row / Shape::rows * Shape::a_panel(true, 0) + row % Shape::rows * Shape::k_stride);
+    pack_row<Operand>(p, elements, out + row * Shape::k_stride);
   }
 }
 
@@ -108,6 +115,36 @@ static void pack_a_by_row(const PanelSource<T>& source, int64_t row0, int64_t ro
         }
   }
 }
+
+#if defined(ST_MOE_AMX)
+// A by k from a source by columns: 16 rows × 16 packs at a time, transposed.
+template <class Operand>
+static void pack_a_transposed(const PanelSource<float>& source, int64_t row0, int64_t rows, int64_t k0,
+                              int64_t elements, float* out) {
+  using Shape = TileShape<float>;
+  using V = Simd<float>::V;
+  constexpr int64_t L = Simd<float>::lanes;
+  static const float zeros[L] = {};
+  for (int64_t k = 0; k < packs_of<Operand>(elements); k += L)
+    for (int64_t row = 0; row < rows; row += L) {
+      V block[L] = {};
+      for (int64_t i = 0; i < L && (k + i) * Operand::k_pack < elements; ++i) {
+        const RowPair<float> from = row_pair<Operand>(source, row0 + row, k0 + (k + i) * Operand::k_pack, zeros);
+        __builtin_prefetch(from.p + kPackAhead);
+        __builtin_prefetch(from.next + kPackAhead);
+        if (rows - row >= L) {
+          block[i] = Operand::across(from.p, from.next);
+        } else {
+          float edge[L];
+          pack_edge<Operand>(from, rows - row, edge);
+          block[i] = Simd<float>::load(edge);
+        }
+      }
+      transpose_packs(block);
+      for (int64_t i = 0; i < L; ++i) Simd<float>::store(out + (row + i) * Shape::k_stride + k, block[i]);
+    }
+}
+#endif
 
 // ---- B --------------------------------------------------------------------------------------------------------
 
@@ -163,6 +200,8 @@ static void pack_b_along_w(const PanelSource<T>& source, int64_t col0, int64_t w
 template <class Operand, class T>
 static void pack_b(const PanelSource<T>& source, int64_t col0, int64_t width, int64_t k0, int64_t elements, T* out) {
   constexpr int64_t L = Simd<T>::lanes, cols = TileShape<T>::cols;
+  for (int64_t k = ceil_div(elements, Operand::k_pack); k < packs_of<Operand>(elements); ++k)
+    for (int64_t g = 0; g < cols; g += L) Simd<T>::store(out + k * cols + g, typename Simd<T>::V{});
   if (source.along_w()) return pack_b_along_w<Operand>(source, col0, width, k0, elements, out);
   constexpr int64_t longest = TileShape<T>::block_k * Operand::k_pack;
   static const T zeros[longest] = {};

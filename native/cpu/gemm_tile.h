@@ -4,10 +4,16 @@
 // The register tile of the GEMM: C [rows, cols] (+)= A · B over one block of k.
 namespace st_moe::cpu::ST_MOE_ISA {
 
-#if defined(__AVX512F__)
+// kStepPacks: of k, between two steps of the prefetches; 60 to 200 cycles.
+#if defined(ST_MOE_AMX)
+constexpr int kTileRows = 32;  // gemm_amx.h
+constexpr int kStepPacks = 16;
+#elif defined(__AVX512F__)
 constexpr int kTileRows = 14;  // 28 accumulators, 2 vectors of B and the broadcast of A in 32 registers
+constexpr int kStepPacks = 8;
 #else
 constexpr int kTileRows = 6;  // 12 accumulators in 16 registers
+constexpr int kStepPacks = 32;
 #endif
 constexpr int kTileVectors = 2;
 
@@ -17,8 +23,15 @@ struct TileShape {
   static constexpr int lanes = Simd<T>::lanes;
   static constexpr int rows = kTileRows, row_width = (kTileRows + lanes - 1) / lanes * lanes;
   static constexpr int cols = kTileVectors * lanes;
+  // Panels of A by k alone, or also by row; packs of k in multiples of padded_packs.
+#if defined(ST_MOE_AMX)
+  static constexpr bool only_by_k = true;
+  static constexpr int64_t padded_packs = kStepPacks, k_stride = block_k + lanes;  // whole lines
+#else
+  static constexpr bool only_by_k = false;
   // Between rows of A by k: no power of two, for the cache's sets; and rows do not reach a new line at the same k.
-  static constexpr int64_t k_stride = block_k + lanes + 1;
+  static constexpr int64_t padded_packs = 1, k_stride = block_k + lanes + 1;
+#endif
   static constexpr int64_t a_panel(bool by_k, int64_t packs) { return by_k ? rows * k_stride : row_width * packs; }
 };
 
@@ -48,8 +61,6 @@ struct Prefetch {
   }
 };
 
-constexpr int64_t kStepPacks = kTileRows > 6 ? 8 : 32;  // of k between two steps: 100 to 200 cycles
-
 template <class T>
 struct Tile {
   int64_t packs;
@@ -64,6 +75,27 @@ struct Tile {
   const T* bias;       // of these columns, or null
   bool a_by_k, accumulate, stream;
   Prefetch<T>* prefetch;
+};
+
+// Prefetches tile.next_c: some rows at each step of k, since a burst would take all the buffers.
+template <class T>
+struct CPrefetch {
+  explicit CPrefetch(const Tile<T>& tile)
+      : tile(tile),
+        row(tile.stream ? tile.rows : 0),
+        step_rows(ceil_div(kStepPacks * tile.rows, max_of<int64_t>(tile.packs, 1))) {}
+
+  void step() {
+    for (const int64_t end = min_of(tile.rows, row + step_rows); row < end; ++row) {
+      const T* c = tile.next_c + row * tile.c_stride;
+      for (int64_t j = 0; j < tile.cols; j += Prefetch<T>::line) __builtin_prefetch(c + j, 1);
+      __builtin_prefetch(c + tile.cols - 1, 1);  // rows need not be aligned
+    }
+  }
+
+  const Tile<T>& tile;
+  int64_t row;
+  const int64_t step_rows;
 };
 
 // Computes R rows and writes tile.rows of them.
@@ -98,21 +130,15 @@ template <class T, class Math, int R, int NV, bool by_k>
     for (int i = 0; i < pointers; ++i) a[i] += k_step;
     b += b_stride;
   };
-  Prefetch<T>& prefetch = *tile.prefetch;
-  int64_t c_row = tile.stream ? tile.rows : 0;
-  const int64_t step_rows = ceil_div(kStepPacks * tile.rows, tile.packs);
+  CPrefetch<T> ahead(tile);
   for (int64_t left = tile.packs; left > 0; left -= kStepPacks) {
-    for (const int64_t end = min_of(tile.rows, c_row + step_rows); c_row < end; ++c_row) {
-      const T* c = tile.next_c + c_row * tile.c_stride;
-      for (int64_t j = 0; j < tile.cols; j += Prefetch<T>::line) __builtin_prefetch(c + j, 1);
-      __builtin_prefetch(c + tile.cols - 1, 1);  // rows need not be aligned
-    }
-    prefetch.step();
+    ahead.step();
+    tile.prefetch->step();
     if constexpr (R == kTileRows && NV == kTileVectors) {  // the tile of almost all work
 #pragma GCC unroll 4
-      for (int64_t k = min_of(left, kStepPacks); k > 0; --k) multiply();
+      for (int64_t k = min_of<int64_t>(left, kStepPacks); k > 0; --k) multiply();
     } else {
-      for (int64_t k = min_of(left, kStepPacks); k > 0; --k) multiply();
+      for (int64_t k = min_of<int64_t>(left, kStepPacks); k > 0; --k) multiply();
     }
   }
   V bias[NV];

@@ -1,11 +1,20 @@
 #pragma once
 #include "core/backend.h"
+#include "cpu/processor.h"
 
 // The instruction sets of the CPU ops, widest first: X(name, whether this machine has it). Those with bf16 GEMMs are
 // wider than the others: X(name, whether this machine has it, the instruction set of everything else); see bf16_gemm.h.
 // If this file itself is compiled with ST_MOE_ISA, that is the only one (as in tests of the CUDA backend).
 #if (defined(__x86_64__) || defined(_M_X64)) && !defined(ST_MOE_ISA)
-#define ST_MOE_CPU_BF16_ISAS(X) X(avx512bf16, st_moe::cpu::has_bf16(), avx512)
+#if defined(ST_MOE_TESTS)
+#define ST_MOE_CPU_EMULATED_ISAS(X) X(amx_emulated, st_moe::cpu::has_bf16(), avx512)
+#else
+#define ST_MOE_CPU_EMULATED_ISAS(X)
+#endif
+#define ST_MOE_CPU_BF16_ISAS(X)                                         \
+  X(amx, st_moe::cpu::has_bf16() && st_moe::cpu::may_use_amx(), avx512) \
+  X(avx512bf16, st_moe::cpu::has_bf16(), avx512)                        \
+  ST_MOE_CPU_EMULATED_ISAS(X)
 #define ST_MOE_CPU_ISAS(X)         \
   X(avx512, st_moe::cpu::has_v4()) \
   X(avx2, st_moe::cpu::has_v3())   \

@@ -5,6 +5,10 @@
 
 #include <initializer_list>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace st_moe::cpu {
 namespace {
@@ -24,11 +28,28 @@ int64_t read_l2_bytes() {
   return int64_t{1} << 20;
 }
 
+bool ask_for_amx() {
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr unsigned kFeatures = 7, kBf16 = 1u << 22, kTile = 1u << 24;
+  constexpr int64_t kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, a state of XSAVE
+  unsigned a, b, c, d;
+  return __get_cpuid_count(kFeatures, 0, &a, &b, &c, &d) && (d & kBf16) && (d & kTile) &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 int64_t l2_bytes() {
   static const int64_t bytes = read_l2_bytes();
   return bytes;
+}
+
+bool may_use_amx() {
+  static const bool may = ask_for_amx();
+  return may;
 }
 
 }  // namespace st_moe::cpu

@@ -7,4 +7,8 @@ namespace st_moe::cpu {
 
 int64_t l2_bytes();  // of one core; 1 MiB if unknown
 
+// Whether the processor has AMX for bf16 and the system permits it. Linux from 5.16 on does, and from then on keeps
+// another 8 KiB for each thread that uses it.
+bool may_use_amx();
+
 }  // namespace st_moe::cpu

@@ -231,6 +231,34 @@ void test_shapes(const std::vector<Gemm>& gemms, DType compute, int rounds) {
   }
 }
 
+// The bits of an element do not depend on where the matrix ends: a GEMM of fewer rows and columns is a part of a
+// larger.
+void test_part(const Gemm& gemm, DType compute) {
+  TestRandom random{5};
+  const int64_t M = 75, N = 70, K = 2100;
+  Operand<float> a(random, M, K, false, false), b(random, K, N, true, false);
+  const auto product = [&](int64_t rows, int64_t cols) {
+    std::vector<float> c(static_cast<size_t>(M * N), 0.5f);
+    GemmProblem<float> p{};
+    p.M = rows, p.N = cols, p.K = K;
+    p.a = a.view(), p.b = b.view();
+    p.c = c.data(), p.c_stride = N, p.accumulate = true;
+    run(gemm, 2, &p, 1, compute);
+    return c;
+  };
+  const std::vector<float> whole = product(M, N);
+  const int64_t parts[][2] = {{M, 33}, {64, N}, {47, 48}, {33, 17}, {20, 10}};
+  for (const auto& [rows, cols] : parts) {
+    const std::vector<float> part = product(rows, cols);
+    bool same = true;
+    for (int64_t i = 0; i < rows; ++i)
+      same = same && std::memcmp(&part[static_cast<size_t>(i * N)], &whole[static_cast<size_t>(i * N)],
+                                 static_cast<size_t>(cols) * sizeof(float)) == 0;
+    check(same, "%s %s: %lld x %lld of %lld x %lld has other bits", gemm.isa, dtype_name(compute), (long long)rows,
+          (long long)cols, (long long)M, (long long)N);
+  }
+}
+
 // A NaN in a row of A, or in rows that a gather omits, does not spread.
 template <class T>
 void test_nan(const Gemm& gemm, DType compute) {
@@ -294,6 +322,7 @@ int main() {
     for (DType compute : {DType::f32, DType::bf16, DType::f16}) {
       test_nan<float>(gemm, compute);
       test_scratch<float>(gemm, compute);
+      test_part(gemm, compute);
     }
     test_nan<double>(gemm, DType::f64);
     test_scratch<double>(gemm, DType::f64);
