@@ -6,7 +6,7 @@
 
 // Tiles of scores with a running maximum and sum; no matrix of all scores. The backward recomputes the probabilities
 // from lse: one kernel over query tiles for dq, one over key tiles for dk and dv, so that every sum has one owner and a
-// fixed order. A block computes up to 128 columns of a head's output; longer heads use more blocks, which recompute the
+// fixed order. A block computes up to 128 columns of a head's output; larger heads use more blocks, which recompute the
 // scores.
 namespace st_moe::cuda {
 

@@ -271,28 +271,14 @@ void add_expert_choice(Table& table) {
                                           {0, 4, 3, 2, 1},
                                           {2, 0, 3, 2, 4}})
         for (const bool masks : {false, true}) {
-          const ExpertChoiceArgs forward{.dtype = dtype,
-                                         .B = B,
-                                         .N = N,
-                                         .D = D,
-                                         .E = E,
-                                         .C = C,
-                                         .balance_coef = 0.5,
-                                         .z_coef = 0.25,
-                                         .over_experts = over_experts,
-                                         .training = C != 80};
-          const ExpertChoiceBackwardArgs backward{.dtype = dtype,
-                                                  .B = B,
-                                                  .N = N,
-                                                  .D = D,
-                                                  .E = E,
-                                                  .balance_coef = 0.5,
-                                                  .z_coef = 0.25,
-                                                  .over_experts = over_experts,
-                                                  .training = C != 80};
-          Case& f = table.add(forward).fill(mask_some).tolerance(4, 8);
+          const auto options = [&](auto args) {
+            args.dtype = dtype, args.B = B, args.N = N, args.D = D, args.E = E;
+            args.balance_coef = 0.5, args.z_coef = 0.25, args.over_experts = over_experts, args.training = C != 80;
+            return args;
+          };
+          Case& f = table.add(options(ExpertChoiceArgs{.C = C})).fill(mask_some).tolerance(4, 8);
           if (!masks) f.without("mask");
-          Case& b = table.add(backward).fill(mask_some).tolerance(8, 16);
+          Case& b = table.add(options(ExpertChoiceBackwardArgs{})).fill(mask_some).tolerance(8, 16);
           if (!masks) b.without("mask");
           b.fill([](Problem& p) {
             for (double& taken : p["kept"]) taken = double(p.random.below(2));
