@@ -3,6 +3,9 @@
 
 namespace st_moe::cpu {
 
+// 16-bit rows that are operands of a GEMM along their elements are followed by zeros up to a multiple of this.
+constexpr int64_t kLowPadding = 32;
+
 // A matrix by strides, in elements. element(i, j) = data[row(i)·row_stride + j·col_stride], where row(i) is rows[i] or
 // i.
 template <class T>
@@ -10,6 +13,7 @@ struct MatrixView {
   const T* data;
   int64_t row_stride, col_stride;
   const int32_t* rows = nullptr;
+  bool low = false;  // the elements are rounded to `compute` already, in its 16 bits; in B with a col_stride of 1
 };
 
 template <class T>
@@ -22,6 +26,13 @@ struct GemmProblem {  // C [M, N] (+)= A [M, K] · B [K, N] (+ bias [N])
   bool accumulate = false;      // C += instead of C =
   bool stream = false;          // C bypasses the caches: for large results that are not read soon
   const T* packed_b = nullptr;  // the elements of b as pack_weights wrote them for the same `compute`, or null
+  bool low_c = false;           // C = rounded to `compute`, in its 16 bits; without accumulate and stream
+};
+
+// Rows of a low-precision type in 16 bits, to float32 and, rounded to nearest even, back.
+struct LowPrecision {
+  void (*widen)(const uint16_t* from, float* to, int64_t count);
+  void (*round)(const float* from, uint16_t* to, int64_t count);
 };
 
 // GEMMs by instructions that multiply bf16. gemm.cc alone is compiled for these; everything else is that of a narrower
@@ -31,6 +42,7 @@ struct Bf16Gemm {
   void (*pack_weights)(const Context&, const MatrixView<float>& b, int64_t batch, int64_t batch_stride, int64_t K,
                        int64_t N, float* out);
   void (*run)(const Context&, const GemmProblem<float>* problems, int64_t count);
+  LowPrecision rows;
 };
 
 }  // namespace st_moe::cpu

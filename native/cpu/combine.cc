@@ -8,8 +8,9 @@ void combine(const Context& ctx, const CombineArgs& args) {
   check_plan(nullptr, args.R, args.row_of, args.T, args.K);
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    combine_rows(ctx, args.row_of, static_cast<const T*>(args.x), static_cast<const T*>(args.weight),
-                 static_cast<T*>(args.y), args.T, args.K, args.D);
+    const ActivationRows<T> rows(ctx, const_cast<void*>(args.x), args.D, args.D);
+    combine_rows(ctx, args.row_of, rows, static_cast<const T*>(args.weight), static_cast<T*>(args.y), args.T, args.K,
+                 args.D);
   });
 }
 

@@ -1,11 +1,8 @@
-#include "core/convert.h"
-
+#include "cpu/element_types.h"
 #include "cpu/ops.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
-
-#include "core/element_types.inc"
 
 template <class In, class Out>
 static void convert_to(const Context& ctx, const ConvertArgs& args) {

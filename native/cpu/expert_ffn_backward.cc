@@ -3,28 +3,26 @@
 #include "core/activation.h"
 #include "cpu/expert_rows.h"
 #include "cpu/packed_weights.h"
-#include "cpu/saved_rows.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
-
-constexpr int64_t kColumnBlock = 256;  // hidden columns of an element-wise task: its sums stay in the L1 cache
 
 // One chunk of whole experts. Row indices below are of the sorted order; the buffers start at row `begin`.
 template <class T>
 struct Chunk {
+  using Rows = ActivationRows<T>;
   const ExpertFfnBackwardArgs& args;
   const Assignments& assignments;
   int64_t first_expert, last_expert, begin, end;  // experts [first, last), rows [begin, end)
   const Piece* blocks;
   int64_t block_count;
   const PackedWeights<T>&w1_packed, &w2_packed;
-  const T* g = nullptr;   // [rows, D] gradient of the token's output
-  T* gathered = nullptr;  // the buffer g points at, or null if g is dy itself
-  T* q = nullptr;         // [rows, H] g · W2, then w · h
-  T* da = nullptr;        // [rows, P] gradient of A
-  T* dx_rows = nullptr;   // [all rows, D] or null
-  T* dots = nullptr;      // [rows, column blocks + 1] parts of dweight, or null
-  T* sums = nullptr;      // [block_count, sum_width] parts of db1, dmult_bias, db2; or null
+  Rows a;               // [rows, P] pre-activations
+  Rows g;               // [rows, D] gradient of the token's output
+  Rows q;               // [rows, H] g · W2, then w · h
+  Rows da;              // [rows, P] gradient of A
+  const Rows* dx_rows;  // [all rows, D] or null
+  T* dots;              // [rows, column blocks + 1] parts of dweight, or null
+  T* sums;              // [block_count, sum_width] parts of db1, dmult_bias, db2; or null
 
   int64_t columns() const { return ceil_div(args.H, kColumnBlock); }
   int64_t pre() const { return w1_rows(args.activation, args.H); }  // P
@@ -39,6 +37,7 @@ template <class T>
 static void load_gradient(const Context& ctx, const Chunk<T>& chunk) {
   const int64_t D = chunk.args.D, columns = chunk.columns();
   const int32_t* token = chunk.assignments.token();
+  const T* dy = static_cast<const T*>(chunk.args.dy);
   parallel_for(ctx, chunk.block_count, [&](int64_t i) {
     const Piece& block = chunk.blocks[i];
     const T* b2 = static_cast<const T*>(chunk.args.b2) + block.expert * D;
@@ -46,12 +45,8 @@ static void load_gradient(const Context& ctx, const Chunk<T>& chunk) {
     if (db2)
       for (int64_t j = 0; j < D; ++j) db2[j] = 0;
     for (int64_t r = block.begin; r < block.end; ++r) {
-      const T* __restrict from = chunk.g + (r - chunk.begin) * D;
-      if (chunk.gathered) {
-        from = static_cast<const T*>(chunk.args.dy) + token[r] * D;
-        T* __restrict to = chunk.gathered + (r - chunk.begin) * D;
-        for (int64_t j = 0; j < D; ++j) to[j] = from[j];
-      }
+      const T* from = dy + (token ? token[r] : r) * D;
+      if (token) chunk.g.store(r - chunk.begin, 0, D, from);
       if (db2) axpy(chunk.weight(r), from, db2, D);
       if (chunk.dots) chunk.dots[(r - chunk.begin) * (columns + 1) + columns] = dot(b2, from, D);
     }
@@ -102,15 +97,20 @@ static void hidden_block(const Chunk<T>& chunk, RowGradient<T> row_gradient, int
   const T* mu = gated ? static_cast<const T*>(args.mult_bias) + block.expert * H + from : nullptr;
   const T* __restrict value_bias = static_cast<const T*>(args.b1) + block.expert * P + from;
   const T* __restrict gate_bias = value_bias + (P - H);
-  const SavedRows<T> saved(const_cast<void*>(args.a), args.saved, args.compute);
   T sums[3 * kColumnBlock] = {}, product[kColumnBlock], values[kColumnBlock], gates[kColumnBlock];
+  T hidden[kColumnBlock], value_gradients[kColumnBlock], gate_gradients[kColumnBlock];
   for (int64_t r = block.begin; r < block.end; ++r) {
-    const T* __restrict value = saved.load(r, from, n, values);
-    const T* __restrict gate = gated ? saved.load(r, H + from, n, gates) : value;
-    T *q = chunk.q + (r - chunk.begin) * H + from, *dvalue = chunk.da + (r - chunk.begin) * P + from;
-    T* dgate = dvalue + (P - H);
+    const int64_t row = r - chunk.begin;
+    const T* __restrict value = chunk.a.load(row, from, n, values);
+    const T* __restrict gate = gated ? chunk.a.load(row, H + from, n, gates) : value;
+    chunk.q.load(row, from, n, hidden);
+    T *q = chunk.q.place(row, from, hidden), *dvalue = chunk.da.place(row, from, value_gradients);
+    T* dgate = gated ? chunk.da.place(row, H + from, gate_gradients) : dvalue;
     row_gradient(value, gate, mu, chunk.weight(r), q, dvalue, dgate, product, sums, sums + kColumnBlock,
                  sums + 2 * kColumnBlock, n);
+    chunk.q.store(row, from, n, q);
+    chunk.da.store(row, from, n, dvalue);
+    if (gated) chunk.da.store(row, H + from, n, dgate);
     if (!chunk.dots) continue;
     if (args.straight_through && gated)
       for (int64_t j = 0; j < n; ++j)
@@ -177,7 +177,8 @@ static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProble
 
   load_gradient(ctx, chunk);
   expert_gemms(ctx, chunk, problems, false, [&](int64_t e, int64_t r, int64_t rows) {
-    Problem p{rows, H, D, {chunk.g + r * D, D, 1}, {w2 + e * D * H, H, 1}, chunk.q + r * H, H};
+    Problem p{rows, H, D, chunk.g.rows(r), {w2 + e * D * H, H, 1}, nullptr, H};
+    chunk.q.take_result(p, r);
     p.packed_b = chunk.w2_packed.at(e);
     return p;
   });
@@ -195,18 +196,18 @@ static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProble
     // The optimizer reads the gradients much later.
     const bool stream = args.E * D * H * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
     expert_gemms(ctx, chunk, problems, stream, [&](int64_t e, int64_t r, int64_t rows) {
-      return Problem{D, H, rows, {chunk.g + r * D, 1, D}, {chunk.q + r * H, H, 1}, dw2 + e * D * H, H};
+      return Problem{D, H, rows, chunk.g.transposed(r), chunk.q.rows(r), dw2 + e * D * H, H};
     });
     expert_gemms(ctx, chunk, problems, stream, [&](int64_t e, int64_t r, int64_t rows) {
       const int64_t row = chunk.begin + r;
       const MatrixView<T> in{token ? x : x + row * D, D, 1, token ? token + row : nullptr};
-      return Problem{P, D, rows, {chunk.da + r * P, 1, P}, in, dw1 + e * P * D, D};
+      return Problem{P, D, rows, chunk.da.transposed(r), in, dw1 + e * P * D, D};
     });
   }
   if (chunk.dx_rows)
     expert_gemms(ctx, chunk, problems, false, [&](int64_t e, int64_t r, int64_t rows) {
-      T* to = chunk.dx_rows + (chunk.begin + r) * D;
-      Problem p{rows, D, P, {chunk.da + r * P, P, 1}, {w1 + e * P * D, D, 1}, to, D};
+      Problem p{rows, D, P, chunk.da.rows(r), {w1 + e * P * D, D, 1}, nullptr, D};
+      chunk.dx_rows->take_result(p, chunk.begin + r);
       p.packed_b = chunk.w1_packed.at(e);
       return p;
     });
@@ -221,9 +222,11 @@ static int64_t chunk_experts(const Assignments& assignments, int64_t E, int64_t 
 
 template <class T>
 static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, const Assignments& assignments,
-                     T* dx_rows) {
+                     const ActivationRows<T>* dx_rows) {
+  using Rows = ActivationRows<T>;
   const int64_t D = args.D, H = args.H, E = args.E, P = w1_rows(args.activation, H);
-  const int64_t limit = rows_per_chunk<T>(ctx, P + H);
+  const DType compute = args.compute;
+  const int64_t limit = rows_per_chunk<T>(ctx, P + H, compute);
   int64_t chunk_rows = 0, chunk_blocks = 0;
   for (int64_t first = 0, last; first < E; first = last) {
     last = chunk_experts(assignments, E, first, limit);
@@ -232,14 +235,16 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
     chunk_blocks = max_of(chunk_blocks, rows / kRowBlock + last - first);
   }
   const bool gather = !assignments.dense(), parameters = args.dw1, dots = args.dweight;
-  Scratch<T> gathered(gather ? chunk_rows * D : 0), q(chunk_rows * H), da(chunk_rows * P);
+  const Scratch<T> gathered(gather ? chunk_rows * Rows::stride_of(D, compute) : 0);
+  const Scratch<T> q(chunk_rows * Rows::stride_of(H, compute)), da(chunk_rows * Rows::stride_of(P, compute));
   Scratch<T> dot_parts(dots ? chunk_rows * (ceil_div(H, kColumnBlock) + 1) : 0);
   Scratch<T> sum_parts(parameters ? chunk_blocks * (hidden_biases(args.activation, H) + D) : 0);
   Scratch<Piece> blocks(chunk_blocks);
   Scratch<GemmProblem<T>> problems(E);
   const MatrixView<T> w1{static_cast<const T*>(args.w1), D, 1}, w2{static_cast<const T*>(args.w2), H, 1};
-  const PackedWeights<T> w1_packed(ctx, dx_rows ? args.w1_packed : nullptr, w1, E, P * D, P, D, args.compute);
-  const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2, E, D * H, D, H, args.compute);
+  const PackedWeights<T> w1_packed(ctx, dx_rows ? args.w1_packed : nullptr, w1, E, P * D, P, D, compute);
+  const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2, E, D * H, D, H, compute);
+  const Rows a(ctx, const_cast<void*>(args.a), P, args.saved, compute), dy(ctx, const_cast<void*>(args.dy), D, D);
 
   for (int64_t first = 0, last; first < E; first = last) {
     last = chunk_experts(assignments, E, first, limit);
@@ -248,14 +253,23 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
     for (int64_t e = first; e < last; ++e)
       for (int64_t r = assignments.begin(e); r < assignments.end(e); r += kRowBlock)
         blocks[count++] = {e, r, min_of(assignments.end(e), r + kRowBlock)};
-    Chunk<T> chunk{args, assignments, first, last, begin, end, blocks.get(), count, w1_packed, w2_packed};
-    chunk.g = gather ? gathered.get() : static_cast<const T*>(args.dy) + begin * D;
-    chunk.gathered = gather ? gathered.get() : nullptr;
-    chunk.q = q.get();
-    chunk.da = da.get();
-    chunk.dx_rows = dx_rows;
-    chunk.dots = dots ? dot_parts.get() : nullptr;
-    chunk.sums = parameters ? sum_parts.get() : nullptr;
+    const Chunk<T> chunk{args,
+                         assignments,
+                         first,
+                         last,
+                         begin,
+                         end,
+                         blocks.get(),
+                         count,
+                         w1_packed,
+                         w2_packed,
+                         a.from(begin),
+                         gather ? Rows(ctx, gathered, D, compute) : dy.from(begin),
+                         Rows(ctx, q, H, compute),
+                         Rows(ctx, da, P, compute),
+                         dx_rows,
+                         dots ? dot_parts.get() : nullptr,
+                         parameters ? sum_parts.get() : nullptr};
     chunk_backward(ctx, chunk, problems.get());
   }
 }
@@ -266,11 +280,14 @@ void expert_ffn_backward(const Context& ctx, const ExpertFfnBackwardArgs& args) 
     const Assignments assignments(args);
     T *dx = static_cast<T*>(args.dx), *dweight = static_cast<T*>(args.dweight);
     const bool in_place = assignments.dense();
-    Scratch<T> dx_rows(dx && !in_place ? assignments.rows() * args.D : 0);
+    using Rows = ActivationRows<T>;
+    const DType summed = summed_rows(args.dtype, args.compute);
+    const Scratch<T> memory(dx && !in_place ? assignments.rows() * Rows::stride_of(args.D, summed) : 0);
+    const Rows dx_rows = in_place ? Rows(ctx, dx, args.D, args.D) : Rows(ctx, memory, args.D, summed);
     if (dweight)
       for (int64_t i = 0; i < args.T * args.K; ++i) dweight[i] = 0;
-    backward(ctx, args, assignments, !dx ? nullptr : in_place ? dx : dx_rows.get());
-    if (dx && !in_place) combine_rows<T>(ctx, assignments.row_of(), dx_rows.get(), nullptr, dx, args.T, args.K, args.D);
+    backward(ctx, args, assignments, dx ? &dx_rows : nullptr);
+    if (dx && !in_place) combine_rows<T>(ctx, assignments.row_of(), dx_rows, nullptr, dx, args.T, args.K, args.D);
   });
 }
 

@@ -1,4 +1,5 @@
 #pragma once
+#include "cpu/activation_rows.h"
 #include "cpu/plan.h"
 #include "cpu/simd.h"
 
@@ -11,9 +12,14 @@ constexpr int64_t kChunkBytes = 16 << 20;  // activations of a chunk, for each t
 constexpr int64_t kRowBlock = 128;         // rows added up before partial sums are combined
 
 template <class T>
-static int64_t rows_per_chunk(const Context& ctx, int64_t columns) {
-  const int64_t row_bytes = max_of<int64_t>(1, columns * static_cast<int64_t>(sizeof(T)));
-  return max_of(kRowBlock, max_of(1, ctx.threads) * kChunkBytes / row_bytes);
+static int64_t rows_per_chunk(const Context& ctx, int64_t columns, DType compute) {
+  const int64_t row_bytes = ActivationRows<T>::stride_of(columns, compute) * static_cast<int64_t>(sizeof(T));
+  return max_of(kRowBlock, max_of(1, ctx.threads) * kChunkBytes / max_of<int64_t>(1, row_bytes));
+}
+
+// The type of rows that combine_rows adds up: no operands, so f16, whose range is small, would only lose.
+static inline DType summed_rows(DType dtype, DType compute) {
+  return compute == DType::bf16 ? compute : dtype;
 }
 
 // Rows [begin, end) of the sorted order, all of one expert.
@@ -24,14 +30,18 @@ struct Piece {
 
 // y [T, D] = Σ_k weight_k · (the row of assignment k), weight [T, K] or null; row_of null: row t is token t
 template <class T>
-static void combine_rows(const Context& ctx, const int32_t* row_of, const T* rows, const T* weight, T* y,
-                         int64_t tokens, int64_t K, int64_t D) {
+static void combine_rows(const Context& ctx, const int32_t* row_of, const ActivationRows<T>& rows, const T* weight,
+                         T* y, int64_t tokens, int64_t K, int64_t D) {
   parallel_blocks(ctx, tokens, rows_per_task(D * (K + 1) * sizeof(T)), [&](int64_t begin, int64_t end) {
+    T buffer[kColumnBlock];
     for (int64_t t = begin; t < end; ++t)
-      weighted_sum(y + t * D, D, K, weight ? weight + t * K : nullptr, [&](int64_t k) {
-        const int64_t row = row_of ? row_of[t * K + k] : t;
-        return row < 0 ? nullptr : rows + row * D;
-      });
+      for (int64_t from = 0; from < D; from += rows.block()) {
+        const int64_t n = min_of(D - from, rows.block());
+        weighted_sum(y + t * D + from, n, K, weight ? weight + t * K : nullptr, [&](int64_t k) -> const T* {
+          const int64_t row = row_of ? row_of[t * K + k] : t;
+          return row < 0 ? nullptr : rows.load(row, from, n, buffer);
+        });
+      }
   });
 }
 

@@ -21,6 +21,9 @@ template <class T>
 void pack_weights(const Context& ctx, const MatrixView<T>& b, int64_t batch, int64_t batch_stride, int64_t K, int64_t N,
                   DType compute, T* out);
 
+// How operands of `compute` are converted; null if they are not in 16 bits.
+const LowPrecision* low_precision(const Context& ctx, DType compute);
+
 // One small GEMM on the calling thread, inside a task: allocates only from the cache of the thread.
 template <class T>
 void gemm_serial(const GemmProblem<T>& problem);

@@ -1,15 +1,20 @@
 #pragma once
+#include <cstring>
+#include <type_traits>
 #include <utility>
 
-#include "core/convert.h"
+#include "cpu/element_types.h"
 #include "cpu/simd.h"
 
 // The elements of packed panels. Each lane holds one pack: an element, or two neighbors in k that share its bits
 // (VNNI). An operand type defines how packs are built from elements in memory:
 //   k_pack         elements of k in a pack
 //   along_k(p)     a vector of packs of one row, from p[0 … lanes · k_pack)
-//   lane128(p)        16 bytes of the same
+//   lane128(p)     16 bytes of the same
 //   across(p, q)   a vector of packs of one k, from rows k (p) and k + 1 (q; read if k_pack is 2)
+// and for a low-precision type along_k and across of elements that have its 16 bits already, and
+//   widen, round   rows of those to float32 and back
+//   low_in_place   whether rows of those are packs as they are
 namespace st_moe::cpu::ST_MOE_ISA {
 
 template <class T>
@@ -26,6 +31,7 @@ template <class T>
 struct Exact {
   using Element = T;
   static constexpr int k_pack = 1;
+  static constexpr bool exact = true, low_in_place = false;
 
   static inline typename Simd<T>::V along_k(const T* p) { return Simd<T>::load(p); }
   static inline typename Lane128<T>::V lane128(const T* p) { return Lane128<T>::load(p); }
@@ -36,7 +42,9 @@ struct Exact {
 template <DType dtype>
 struct Rounded {
   using Element = float;
+  using Low = std::conditional_t<dtype == DType::bf16, Bf16, F16>;
   static constexpr int k_pack = 1;
+  static constexpr bool exact = false, low_in_place = false;
 
   template <class V>
   static inline V rounded(V v) {
@@ -56,6 +64,27 @@ struct Rounded {
   static inline Simd<float>::V along_k(const float* p) { return rounded(Simd<float>::load(p)); }
   static inline Lane128<float>::V lane128(const float* p) { return rounded(Lane128<float>::load(p)); }
   static inline Simd<float>::V across(const float* p, const float*) { return along_k(p); }
+
+  [[gnu::noinline]] static void widen(const uint16_t* __restrict from, float* __restrict to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = Low::load(from[i]);
+  }
+  [[gnu::noinline]] static void round(const float* __restrict from, uint16_t* __restrict to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = Low::store(from[i]);
+  }
+  static inline Simd<float>::V along_k(const uint16_t* p) {
+    using S = Simd<float>;
+    if constexpr (dtype == DType::bf16) {
+      typedef uint16_t Bits __attribute__((vector_size(S::lanes * 2)));
+      typedef uint32_t Wide __attribute__((vector_size(S::lanes * 4)));
+      Bits bits;
+      memcpy(&bits, p, sizeof bits);
+      return reinterpret_cast<S::V>(__builtin_convertvector(bits, Wide) << 16);
+    }
+    float lane[S::lanes];
+    widen(p, lane, S::lanes);
+    return S::load(lane);
+  }
+  static inline Simd<float>::V across(const uint16_t* p, const uint16_t*) { return along_k(p); }
 };
 
 // acc + a · b per lane, with `a` one pack in memory.
@@ -69,11 +98,14 @@ struct Multiply {
 };
 
 #if defined(__AVX512BF16__)
+constexpr int64_t kWidenAhead = 512;  // elements
+
 // Two bf16 neighbors in k, for the dot-product instruction, which treats subnormals as zero.
 struct Bf16Pairs {
   using Element = float;
   using V = Simd<float>::V;
   static constexpr int k_pack = 2;
+  static constexpr bool exact = false, low_in_place = true;
 
   static inline V along_k(const float* p) {
     return reinterpret_cast<V>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(p + 16), _mm512_loadu_ps(p)));
@@ -82,10 +114,42 @@ struct Bf16Pairs {
     return reinterpret_cast<Lane128<float>::V>(_mm256_cvtneps_pbh(_mm256_loadu_ps(p)));
   }
   static inline V across(const float* p, const float* next) {
+    return interleaved(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(next), _mm512_loadu_ps(p))));
+  }
+
+  static inline V along_k(const uint16_t* p) { return reinterpret_cast<V>(_mm512_loadu_si512(p)); }
+  static inline V across(const uint16_t* p, const uint16_t* next) {
+    const auto row = [](const uint16_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); };
+    return interleaved(_mm512_inserti64x4(_mm512_castsi256_si512(row(p)), row(next), 1));
+  }
+
+  static void widen(const uint16_t* from, float* to, int64_t count) {
+    const auto wide = [](__m256i packs) { return _mm512_slli_epi32(_mm512_cvtepu16_epi32(packs), 16); };
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+      __builtin_prefetch(from + i + kWidenAhead);
+      _mm512_storeu_si512(to + i, wide(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
+    }
+    const __mmask16 rest = first(count - i);
+    _mm512_mask_storeu_epi32(to + i, rest, wide(_mm256_maskz_loadu_epi16(rest, from + i)));
+  }
+  static void round(const float* from, uint16_t* to, int64_t count) {
+    int64_t i = 0;
+    for (; i + 32 <= count; i += 32) _mm512_storeu_si512(to + i, reinterpret_cast<__m512i>(along_k(from + i)));
+    for (; i < count; i += 16) {
+      const __mmask16 rest = first(min_of<int64_t>(count - i, 16));
+      const __m256bh packs = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(rest, from + i));
+      _mm256_mask_storeu_epi16(to + i, rest, reinterpret_cast<__m256i>(packs));
+    }
+  }
+
+ private:
+  static inline __mmask16 first(int64_t count) { return static_cast<__mmask16>((1 << count) - 1); }
+  // 16 elements of k, then 16 of k + 1.
+  static inline V interleaved(__m512i rows) {
     alignas(64) static constexpr uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
                                                              21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
                                                              11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i rows = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(next), _mm512_loadu_ps(p)));
     return reinterpret_cast<V>(_mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), rows));
   }
 };

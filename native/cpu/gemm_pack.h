@@ -12,23 +12,34 @@
 // undefined.
 namespace st_moe::cpu::ST_MOE_ISA {
 
-template <class T>
+// S: an element of the operand's type, or its 16 bits.
+template <class S>
 struct PanelSource {  // element(w, k) = data[w_rows(w)·w_stride + k_rows(k)·k_stride]; w is a row of A or a column of B
-  const T* data;
+  const S* data;
   int64_t w_stride, k_stride;
   const int32_t *w_rows, *k_rows;
   int64_t K;
 
-  const T* at(int64_t w, int64_t k) const {
+  const S* at(int64_t w, int64_t k) const {
     return data + (w_rows ? w_rows[w] : w) * w_stride + (k_rows ? k_rows[k] : k) * k_stride;
   }
   bool along_k() const { return k_stride == 1 && !k_rows; }
   bool along_w() const { return w_stride == 1 && !w_rows; }
 };
 
+// Calls f with the source, as one of 16-bit elements if it is.
+template <class Operand, class T, class F>
+static inline void with_elements(const PanelSource<T>& source, bool low, F&& f) {
+  if constexpr (!Operand::exact)
+    if (low)
+      return f(PanelSource<uint16_t>{reinterpret_cast<const uint16_t*>(source.data), source.w_stride, source.k_stride,
+                                     source.w_rows, source.k_rows, source.K});
+  f(source);
+}
+
 // Elements k0 … k0 + count of one w: in place, or gathered in the buffer.
-template <class T>
-static inline const T* run_along_k(const PanelSource<T>& source, int64_t w, int64_t k0, int64_t count, T* buffer) {
+template <class S>
+static inline const S* run_along_k(const PanelSource<S>& source, int64_t w, int64_t k0, int64_t count, S* buffer) {
   if (source.along_k()) return source.at(w, k0);
   for (int64_t k = 0; k < count; ++k) buffer[k] = *source.at(w, k0 + k);
   return buffer;
@@ -44,44 +55,44 @@ static inline int64_t packs_of(int64_t elements) {
 // ---- A --------------------------------------------------------------------------------------------------------
 
 // One row: out [packs] from p [elements].
-template <class Operand, class T>
-static inline void pack_row(const T* p, int64_t elements, T* out) {
+template <class Operand, class S, class T>
+static inline void pack_row(const S* p, int64_t elements, T* out) {
   constexpr int64_t L = Simd<T>::lanes, step = L * Operand::k_pack;
   int64_t k = 0;
   for (; k + step <= elements; k += step, out += L) Simd<T>::store(out, Operand::along_k(p + k));
   if (k == elements) return;
-  T rest[step] = {};
+  S rest[step] = {};
   for (int64_t i = 0; i < elements - k; ++i) rest[i] = p[k + i];
   Simd<T>::store(out, Operand::along_k(rest));
 }
 
-template <class Operand, class T>
-static void pack_a_by_k(const PanelSource<T>& source, int64_t row0, int64_t rows, int64_t k0, int64_t elements,
+template <class Operand, class S, class T>
+static void pack_a_by_k(const PanelSource<S>& source, int64_t row0, int64_t rows, int64_t k0, int64_t elements,
                         T* out) {
   using Shape = TileShape<T>;
-  T buffer[Shape::block_k * Operand::k_pack];
+  S buffer[Shape::block_k * Operand::k_pack];
   for (int64_t row = 0; row < rows; ++row) {
-    const T* p = run_along_k(source, row0 + row, k0, elements, buffer);
+    const S* p = run_along_k(source, row0 + row, k0, elements, buffer);
     pack_row<Operand>(p, elements, out + row * Shape::k_stride);
   }
 }
 
 // The rows of elements for one pack of k; the second one is zeros past the end.
-template <class T>
+template <class S>
 struct RowPair {
-  const T *p, *next;
+  const S *p, *next;
 };
 
-template <class Operand, class T>
-static inline RowPair<T> row_pair(const PanelSource<T>& source, int64_t w, int64_t k, const T* zeros) {
+template <class Operand, class S>
+static inline RowPair<S> row_pair(const PanelSource<S>& source, int64_t w, int64_t k, const S* zeros) {
   return {source.at(w, k), Operand::k_pack == 2 ? k + 1 < source.K ? source.at(w, k + 1) : zeros : nullptr};
 }
 
 // `width` lanes of one pack of k; the rest of the vector is zeros.
-template <class Operand, class T>
-static inline void pack_edge(RowPair<T> row, int64_t width, T* out) {
+template <class Operand, class S, class T>
+static inline void pack_edge(RowPair<S> row, int64_t width, T* out) {
   constexpr int64_t L = Simd<T>::lanes;
-  T first[L] = {}, second[L] = {};
+  S first[L] = {}, second[L] = {};
   for (int64_t i = 0; i < width; ++i) first[i] = row.p[i];
   if (Operand::k_pack == 2)
     for (int64_t i = 0; i < width; ++i) second[i] = row.next[i];
@@ -92,11 +103,11 @@ static inline void pack_edge(RowPair<T> row, int64_t width, T* out) {
 constexpr int64_t kPackDepth = 16;
 constexpr int64_t kPackAhead = 32;  // elements: prefetches the source a panel or two ahead
 
-template <class Operand, class T>
-static void pack_a_by_row(const PanelSource<T>& source, int64_t row0, int64_t rows, int64_t k0, int64_t packs, T* out) {
+template <class Operand, class S, class T>
+static void pack_a_by_row(const PanelSource<S>& source, int64_t row0, int64_t rows, int64_t k0, int64_t packs, T* out) {
   using Shape = TileShape<T>;
   constexpr int64_t L = Simd<T>::lanes;
-  static const T zeros[L] = {};
+  static const S zeros[L] = {};
   const int64_t panel_size = Shape::a_panel(false, packs);
   for (int64_t begin = 0; begin < packs; begin += kPackDepth) {
     const int64_t end = min_of(packs, begin + kPackDepth);
@@ -104,7 +115,7 @@ static void pack_a_by_row(const PanelSource<T>& source, int64_t row0, int64_t ro
     for (int64_t row = 0; row < rows; row += Shape::rows, panel += panel_size)
       for (int64_t k = begin; k < end; ++k)
         for (int64_t g = 0; g < Shape::row_width && row + g < rows; g += L) {
-          const RowPair<T> from = row_pair<Operand>(source, row0 + row + g, k0 + k * Operand::k_pack, zeros);
+          const RowPair<S> from = row_pair<Operand>(source, row0 + row + g, k0 + k * Operand::k_pack, zeros);
           T* to = panel + k * Shape::row_width + g;
           __builtin_prefetch(from.p + kPackAhead);
           if (Operand::k_pack == 2) __builtin_prefetch(from.next + kPackAhead);
@@ -118,18 +129,18 @@ static void pack_a_by_row(const PanelSource<T>& source, int64_t row0, int64_t ro
 
 #if defined(ST_MOE_AMX)
 // A by k from a source by columns: 16 rows × 16 packs at a time, transposed.
-template <class Operand>
-static void pack_a_transposed(const PanelSource<float>& source, int64_t row0, int64_t rows, int64_t k0,
-                              int64_t elements, float* out) {
+template <class Operand, class S>
+static void pack_a_transposed(const PanelSource<S>& source, int64_t row0, int64_t rows, int64_t k0, int64_t elements,
+                              float* out) {
   using Shape = TileShape<float>;
   using V = Simd<float>::V;
   constexpr int64_t L = Simd<float>::lanes;
-  static const float zeros[L] = {};
+  static const S zeros[L] = {};
   for (int64_t k = 0; k < packs_of<Operand>(elements); k += L)
     for (int64_t row = 0; row < rows; row += L) {
       V block[L] = {};
       for (int64_t i = 0; i < L && (k + i) * Operand::k_pack < elements; ++i) {
-        const RowPair<float> from = row_pair<Operand>(source, row0 + row, k0 + (k + i) * Operand::k_pack, zeros);
+        const RowPair<S> from = row_pair<Operand>(source, row0 + row, k0 + (k + i) * Operand::k_pack, zeros);
         __builtin_prefetch(from.p + kPackAhead);
         __builtin_prefetch(from.next + kPackAhead);
         if (rows - row >= L) {
@@ -180,29 +191,27 @@ static inline void pack_columns(const T* const* column, int64_t elements, T* out
     Simd<T>::store(out + i * cols, Simd<T>::load(padded + i * cols));
 }
 
-template <class Operand, class T>
-static void pack_b_along_w(const PanelSource<T>& source, int64_t col0, int64_t width, int64_t k0, int64_t elements,
+template <class Operand, class S, class T>
+static void pack_b_along_w(const PanelSource<S>& source, int64_t col0, int64_t width, int64_t k0, int64_t elements,
                            T* out) {
   constexpr int64_t L = Simd<T>::lanes, cols = TileShape<T>::cols;
-  static const T zeros[cols] = {};
+  static const S zeros[cols] = {};
   for (int64_t k = 0; k < elements; k += Operand::k_pack, out += cols) {
-    const RowPair<T> row = row_pair<Operand>(source, col0, k0 + k, zeros);
+    const RowPair<S> row = row_pair<Operand>(source, col0, k0 + k, zeros);
     if (width == cols) {
 #pragma GCC unroll 2
       for (int64_t g = 0; g < cols; g += L) Simd<T>::store(out + g, Operand::across(row.p + g, row.next + g));
     } else {
       for (int64_t g = 0; g < cols; g += L)
-        pack_edge<Operand>(RowPair<T>{row.p + g, row.next + g}, max_of<int64_t>(0, min_of(L, width - g)), out + g);
+        pack_edge<Operand>(RowPair<S>{row.p + g, row.next + g}, max_of<int64_t>(0, min_of(L, width - g)), out + g);
     }
   }
 }
 
 template <class Operand, class T>
-static void pack_b(const PanelSource<T>& source, int64_t col0, int64_t width, int64_t k0, int64_t elements, T* out) {
+static void pack_b_along_k(const PanelSource<T>& source, int64_t col0, int64_t width, int64_t k0, int64_t elements,
+                           T* out) {
   constexpr int64_t L = Simd<T>::lanes, cols = TileShape<T>::cols;
-  for (int64_t k = ceil_div(elements, Operand::k_pack); k < packs_of<Operand>(elements); ++k)
-    for (int64_t g = 0; g < cols; g += L) Simd<T>::store(out + k * cols + g, typename Simd<T>::V{});
-  if (source.along_w()) return pack_b_along_w<Operand>(source, col0, width, k0, elements, out);
   constexpr int64_t longest = TileShape<T>::block_k * Operand::k_pack;
   static const T zeros[longest] = {};
   const bool gathers = !source.along_k();
@@ -215,6 +224,15 @@ static void pack_b(const PanelSource<T>& source, int64_t col0, int64_t width, in
                       : zeros;
     pack_columns<Operand>(column, elements, out + g);
   }
+}
+
+template <class Operand, class S, class T>
+static void pack_b(const PanelSource<S>& source, int64_t col0, int64_t width, int64_t k0, int64_t elements, T* out) {
+  constexpr int64_t L = Simd<T>::lanes, cols = TileShape<T>::cols;
+  for (int64_t k = ceil_div(elements, Operand::k_pack); k < packs_of<Operand>(elements); ++k)
+    for (int64_t g = 0; g < cols; g += L) Simd<T>::store(out + k * cols + g, typename Simd<T>::V{});
+  if (source.along_w()) return pack_b_along_w<Operand>(source, col0, width, k0, elements, out);
+  if constexpr (std::is_same_v<S, T>) pack_b_along_k<Operand>(source, col0, width, k0, elements, out);
 }
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

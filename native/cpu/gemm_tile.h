@@ -35,25 +35,29 @@ struct TileShape {
   static constexpr int64_t a_panel(bool by_k, int64_t packs) { return by_k ? rows * k_stride : row_width * packs; }
 };
 
-// Memory to read soon: runs of `length` elements. Tiles prefetch it into the L2 cache a few lines at a time while they
+constexpr int64_t kLineBytes = 64;  // of the caches
+
+// Memory to read soon: runs of `length` bytes. Tiles prefetch it into the L2 cache a few lines at a time while they
 // compute, because a burst takes all the buffers through which the operands of the tile come from that cache.
-template <class T>
 struct Prefetch {
-  const T* data = nullptr;
+  const char* data = nullptr;
   int64_t runs = 0, length = 0;
-  int64_t stride = 0;             // between runs
+  int64_t stride = 0;             // bytes between runs
   const int32_t* rows = nullptr;  // of the runs, or null: 0, 1, …
   int64_t step_lines = 0;         // prefetched by each step
   int64_t run = 0, at = 0;        // the next line
 
-  static constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
-
-  void spread_over(int64_t steps) { step_lines = ceil_div(runs * (ceil_div(length, line) + 1), steps); }
+  template <class S>
+  static Prefetch of(const S* data, int64_t runs, int64_t length, int64_t stride, const int32_t* rows = nullptr) {
+    constexpr int64_t size = sizeof(S);
+    return {reinterpret_cast<const char*>(data), runs, length * size, stride * size, rows};
+  }
+  void spread_over(int64_t steps) { step_lines = ceil_div(runs * (ceil_div(length, kLineBytes) + 1), steps); }
   void step() {
     for (int64_t i = 0; i < step_lines && run < runs; ++i) {
-      const T* p = data + (rows ? rows[run] : run) * stride;
+      const char* p = data + (rows ? rows[run] : run) * stride;
       __builtin_prefetch(p + at, 0, 2);
-      at += line;
+      at += kLineBytes;
       if (at < length) continue;
       __builtin_prefetch(p + length - 1, 0, 2);  // the run need not be aligned
       at = 0, ++run;
@@ -69,12 +73,13 @@ struct Tile {
   const T* b;  // [packs] rows of a whole tile's width, b_stride apart
   int64_t b_stride;
   T* c;
-  const T* next_c;  // to prefetch
   int64_t c_stride;
+  const char* next_c;  // rows of C to prefetch
+  int64_t next_c_stride, next_c_bytes;
   int64_t rows, cols;  // the part of the tile to write
   const T* bias;       // of these columns, or null
   bool a_by_k, accumulate, stream;
-  Prefetch<T>* prefetch;
+  Prefetch* prefetch;
 };
 
 // Prefetches tile.next_c: some rows at each step of k, since a burst would take all the buffers.
@@ -87,9 +92,9 @@ struct CPrefetch {
 
   void step() {
     for (const int64_t end = min_of(tile.rows, row + step_rows); row < end; ++row) {
-      const T* c = tile.next_c + row * tile.c_stride;
-      for (int64_t j = 0; j < tile.cols; j += Prefetch<T>::line) __builtin_prefetch(c + j, 1);
-      __builtin_prefetch(c + tile.cols - 1, 1);  // rows need not be aligned
+      const char* c = tile.next_c + row * tile.next_c_stride;
+      for (int64_t j = 0; j < tile.next_c_bytes; j += kLineBytes) __builtin_prefetch(c + j, 1);
+      __builtin_prefetch(c + tile.next_c_bytes - 1, 1);  // rows need not be aligned
     }
   }
 

@@ -1,10 +1,7 @@
-#include "core/convert.h"
-
+#include "cpu/element_types.h"
 #include "cpu/ops.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
-
-#include "core/element_types.inc"
 
 template <class In>
 static void mask_from(const TokenMaskArgs& args) {

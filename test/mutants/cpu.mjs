@@ -42,7 +42,7 @@ export default [
   },
   {
     name: 'gemm-forgets-to-accumulate',
-    file: 'native/cpu/gemm.cc',
+    file: 'native/cpu/gemm_task.h',
     from: 'tile.accumulate = k0 > 0 || p.accumulate;',
     to: 'tile.accumulate = k0 > 0;',
     breaks: 'a sum over several GEMMs keeps the last',
@@ -50,7 +50,7 @@ export default [
   },
   {
     name: 'gemm-bias-in-each-block',
-    file: 'native/cpu/gemm.cc',
+    file: 'native/cpu/gemm_task.h',
     from: 'tile.bias = k0 == 0 && p.bias ?',
     to: 'tile.bias = p.bias ?',
     breaks: 'a long inner dimension adds the bias several times',

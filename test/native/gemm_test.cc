@@ -92,23 +92,36 @@ double rounded(double x, DType compute) {
   return x;
 }
 
+// A value in the 16 bits of a type.
+uint16_t low_bits(double x, DType compute) {
+  return compute == DType::bf16 ? float_to_bf16(static_cast<float>(x)) : float_to_f16(static_cast<float>(x));
+}
+
 // A matrix [rows, cols] in a buffer without slack, so that a sanitizer sees any read outside.
 template <class T>
 struct Operand {
   std::vector<T> data;
+  std::vector<uint16_t> low;  // the same in 16 bits, or empty
   std::vector<int32_t> rows;
   int64_t row_stride = 1, col_stride = 1;
 
-  Operand(TestRandom& random, int64_t m, int64_t n, bool transposed, bool gathered) {
-    const int64_t stored = gathered ? m + 3 : m;
-    const int64_t inner = transposed ? stored : n, outer = transposed ? n : stored, stride = inner + random.below(4);
+  Operand(TestRandom& random, int64_t m, int64_t n, bool transposed, bool gathered, DType compute = dtype_of<T>,
+          bool low_transposed = true) {
+    const bool has_low = compute != dtype_of<T> && (low_transposed || !transposed) && random.below(2);
+    const int64_t stored = gathered ? m + 3 : m, padding = has_low && !transposed ? cpu::kLowPadding : 1;
+    const int64_t inner = transposed ? stored : n, outer = transposed ? n : stored;
+    const int64_t padded = (inner + padding - 1) / padding * padding, stride = padded + random.below(4);
     (transposed ? col_stride : row_stride) = stride;
-    data.resize(outer && inner ? static_cast<size_t>((outer - 1) * stride + inner) : 0);
-    for (T& x : data) x = static_cast<T>(random.real());
+    data.resize(outer && inner ? static_cast<size_t>((outer - 1) * stride + padded) : 0);
+    for (size_t i = 0; i < data.size(); ++i)
+      if (padding == 1 || static_cast<int64_t>(i) % stride < inner) data[i] = static_cast<T>(random.real());
+    for (T x : data)
+      if (has_low) low.push_back(low_bits(static_cast<double>(x), compute));
     for (int64_t i = 0; gathered && i < m; ++i) rows.push_back(static_cast<int32_t>(random.below(stored)));
   }
   cpu::MatrixView<T> view() const {
-    return {data.data(), row_stride, col_stride, rows.empty() ? nullptr : rows.data()};
+    const T* from = low.empty() ? data.data() : reinterpret_cast<const T*>(low.data());
+    return {from, row_stride, col_stride, rows.empty() ? nullptr : rows.data(), !low.empty()};
   }
   T at(int64_t i, int64_t j) const {
     const int64_t row = rows.empty() ? i : rows[static_cast<size_t>(i)];
@@ -130,8 +143,8 @@ struct Case {
         N(n),
         K(k),
         c_stride(n + random.below(3)),
-        a(random, m, k, random.below(2), random.below(2)),
-        b(random, k, n, random.below(2), random.below(2)),
+        a(random, m, k, random.below(2), random.below(2), compute),
+        b(random, k, n, random.below(2), random.below(2), compute, false),
         compute(compute),
         accumulate(random.below(2)),
         stream(random.below(2)) {
@@ -171,6 +184,7 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 // Packed ahead of time or on the way: the same bits.
 void test_packed(const Gemm& gemm, const std::vector<Case<float>>& cases, const std::vector<std::vector<float>>& want) {
   for (size_t i = 0; i < cases.size(); ++i) {
+    if (!cases[i].b.low.empty()) continue;  // weights are not in 16 bits
     std::vector<float> c;
     GemmProblem<float> p = cases[i].problem(c);
     const std::vector<float> packed = gemm.packed_b(p, cases[i].compute);
@@ -183,6 +197,30 @@ void test_packed(const Gemm& gemm, const std::vector<Case<float>>& cases, const 
   }
 }
 void test_packed(const Gemm&, const std::vector<Case<double>>&, const std::vector<std::vector<double>>&) {}
+
+// C in 16 bits: the float32 sums, rounded once.
+void test_low_c(const Gemm& gemm, const std::vector<Case<float>>& cases) {
+  for (const Case<float>& x : cases) {
+    if (x.compute == DType::f32) return;
+    std::vector<float> sums;
+    GemmProblem<float> p = x.problem(sums);
+    p.accumulate = p.stream = false;
+    run(gemm, 1, &p, 1, x.compute);
+    for (int threads = 1; threads <= 2; ++threads) {
+      std::vector<uint16_t> c(sums.size(), 0x1234);
+      p.c = reinterpret_cast<float*>(c.data()), p.low_c = true;
+      run(gemm, threads, &p, 1, x.compute);
+      int64_t bad = 0;
+      for (size_t i = 0; i < c.size(); ++i) {
+        const bool gap = static_cast<int64_t>(i) % x.c_stride >= x.N;
+        bad += c[i] != (gap ? 0x1234 : low_bits(static_cast<double>(sums[i]), x.compute));
+      }
+      check(bad == 0, "%s %s M %lld N %lld K %lld: %lld elements of C in 16 bits differ", gemm.isa,
+            dtype_name(x.compute), (long long)x.M, (long long)x.N, (long long)x.K, (long long)bad);
+    }
+  }
+}
+void test_low_c(const Gemm&, const std::vector<Case<double>>&) {}
 
 template <class T>
 void test_batch(const Gemm& gemm, const std::vector<Case<T>>& cases) {
@@ -204,6 +242,7 @@ void test_batch(const Gemm& gemm, const std::vector<Case<T>>& cases) {
     }
   }
   test_packed(gemm, cases, first);
+  test_low_c(gemm, cases);
   if (cases[0].compute != dtype_of<T>) return;
   std::vector<T> c;
   run_serial(gemm, cases[0].problem(c));

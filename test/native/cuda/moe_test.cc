@@ -24,8 +24,9 @@ void check_layer(const Problem& p, const std::string& name, DType compute = dtyp
   Layer<T> expected(p, cpu(), compute), got(p, gpu(), compute), again(p, gpu(), compute);
   expected.run(name + " on the CPU");
   got.run(name);
-  // What is rounded to low precision a second time may differ in its last bit where float32 does in its own.
-  check_equal(got, expected, name, compute == dtype_of<T>() ? 0 : low_precision_limit(compute, 6));
+  // What is rounded to low precision a second time may differ in its last bit where float32 does in its own; and the
+  // CPU alone rounds pre-activations before the activation, and expert outputs.
+  check_equal(got, expected, name, compute == dtype_of<T>() ? 0 : low_precision_limit(compute, 8));
   again.run(name + " again");
   const auto a = got.results(), b = again.results();
   for (size_t i = 0; i < a.size(); ++i)
@@ -208,7 +209,7 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all, 
   for (int i = 0; i < 9; ++i)
     if (i != 1)  // A is the backend's own
       expect_close(out[1][i], out[0][i], name + " result " + std::to_string(i),
-                   compute == dtype_of<T>() ? rounding : low_precision_limit(compute, 6));
+                   compute == dtype_of<T>() ? rounding : low_precision_limit(compute, 8));
 }
 
 // The backward of the router reads indices too; on the CPU only the binding makes sure of them.
