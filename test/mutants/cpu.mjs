@@ -1,6 +1,14 @@
 // Realistic mistakes in native/cpu/.
 export default [
   {
+    name: 'slow-dot-products-by-default',
+    file: 'native/cpu/isa.h',
+    from: 'X(avx512bf16, st_moe::cpu::has_bf16(), 1.3, avx512)',
+    to: 'X(avx512bf16, st_moe::cpu::has_bf16(), 0.3, avx512)',
+    breaks: 'bf16 GEMMs are slower than float32 on processors with slow dot products',
+    tests: ['isa_test'],
+  },
+  {
     name: 'ties-to-the-last-expert',
     file: 'native/cpu/topk.cc',
     from: 'if (a_nan || a == b) return i < j;',
