@@ -49,7 +49,7 @@ static void add(Napi::Env env, Napi::Object exports, const char* name, napi_call
 static Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   try {
     env.SetInstanceData(new Environment(env));
-  } catch (const Error& error) {
+  } catch (const Error& error) {  // lib/addon.ts makes a MoeError of it
     napi_throw_error(env, code_name(error.code()), error.what());
     return exports;
   }

@@ -1,11 +1,11 @@
 // Realistic mistakes in native/cpu/.
 export default [
   {
-    name: 'slow-dot-products-by-default',
-    file: 'native/cpu/isa.h',
-    from: 'X(avx512bf16, st_moe::cpu::has_bf16(), 1.3, avx512)',
-    to: 'X(avx512bf16, st_moe::cpu::has_bf16(), 0.3, avx512)',
-    breaks: 'bf16 GEMMs are slower than float32 on processors with slow dot products',
+    name: 'empty-isa-is-a-name',
+    file: 'native/cpu/backend.cc',
+    from: 'wanted && *wanted ?',
+    to: 'wanted ?',
+    breaks: 'an empty ST_MOE_ISA is an error, not the default',
     tests: ['isa_test'],
   },
   {
