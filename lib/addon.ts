@@ -10,7 +10,7 @@ const root = fileURLToPath(new URL('..', import.meta.url))
 /**
  * Loads the addon that node-gyp-build selects, one compiled on this machine before a prebuilt one, only from this
  * package or the folder in ST_MOE_PREBUILD. Throws BACKEND_UNAVAILABLE with what was tried, what is needed and the
- * command to run.
+ * command to run, or OPTION for an ST_MOE_ISA that this machine lacks.
  */
 export function loadAddon(): { addon: unknown; file: string } {
   const require = createRequire(import.meta.url)
@@ -26,6 +26,8 @@ export function loadAddon(): { addon: unknown; file: string } {
     if (typeof addon?.setErrorFactory !== 'function') throw new Error('this is not the addon of st-moe')
     return { addon, file: found }
   } catch (cause) {
+    const { code, message } = cause as NodeJS.ErrnoException
+    if (code === 'OPTION') throw new MoeError(code, 'st-moe', message)
     throw new MoeError('BACKEND_UNAVAILABLE', 'st-moe', explanation(file, cause as Error), { cause })
   }
 }

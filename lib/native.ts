@@ -13,6 +13,7 @@ interface Addon {
   /** 0, or the number of the error: that of EAGAIN if another process holds the lock. */
   lockFile(file: number): number
   deviceInfo(device: number): { name: string; variant: string }
+  bf16DotSpeed(): number
   probePlugin(path: string): { devices: number; stage: string; reason: string }
   openDevice(path: string, index: number): number
   memory(device: number): [tensors: number, bytes: number, peakBytes: number, cachedBytes: number]

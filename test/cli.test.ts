@@ -101,6 +101,23 @@ describe('doctor', () => {
     expect(out).toMatch(/^cuda +cannot be used \(stage plugin\): \/nowhere\.so/m)
   })
 
+  test('says what ST_MOE_ISA selects, how bf16 is computed with it, and which values it takes', async () => {
+    const withIsa = (isa: string, ...args: string[]) =>
+      runProgram([bin, 'doctor', ...args], { env: { ...process.env, ST_MOE_ISA: isa } })
+    const wrong = await withIsa('avx1024')
+    expect(wrong.code).toBe(1)
+    const [, names] = /^\[st-moe\] ST_MOE_ISA must be one of (.*) on this machine, got "avx1024"$/m.exec(wrong.out)!
+    expect(names.split(', ')).toContain('baseline')
+    for (const name of names.split(', ')) {
+      const [{ bf16DotSpeed, devices }] = jsonLines((await withIsa(name, '--json')).out)
+      expect(devices[0].variant).toBe(name)
+      expect(bf16DotSpeed > 0).toBe(names.includes('avx512bf16'))
+      const plain = !/bf16|amx/.test(name)
+      const line = /^ +bf16: rounded operands in float32; dot products would do \d\.\d\d times/m
+      expect(line.test((await withIsa(name)).out), name).toBe(plain && bf16DotSpeed > 0)
+    }
+  })
+
   const emulator = join(root, 'build/libst_moe_simt.so')
   test.skipIf(!existsSync(emulator))('tests a GPU', async () => {
     const env = { ...process.env, ST_MOE_CUDA_LIBRARY: emulator }

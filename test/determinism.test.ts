@@ -8,8 +8,10 @@ interface Runs {
   worker: Record<string, string>
 }
 
-async function runs(isa: string): Promise<Runs> {
+/** null if this machine lacks the instruction set. */
+async function runs(isa: string): Promise<Runs | null> {
   const { code, stdout, stderr } = await runChild('training-run.mjs', [], { env: { ST_MOE_ISA: isa } })
+  if (stderr.includes('[st-moe] ST_MOE_ISA must be one of ')) return null
   expect([code, stderr]).toEqual([0, ''])
   return JSON.parse(stdout)
 }
@@ -17,9 +19,10 @@ async function runs(isa: string): Promise<Runs> {
 describe('SHA-256 of all parameters after 50 steps, dropout and random routing included', () => {
   for (const isa of ['baseline', 'avx2', 'avx512', 'avx512bf16', 'amx']) {
     it(`is the same on 1, 2 and 3 threads, in the main thread and in a worker, run to run: ${isa}`, async (context) => {
-      const { variant, main, worker } = await runs(isa)
-      if (variant !== isa) context.skip(`this machine has no ${isa}`)
-      const hashes = [...Object.values(main), ...Object.values(worker), (await runs(isa)).main[1]]
+      const first = await runs(isa)
+      if (first === null) return context.skip(`this machine has no ${isa}`)
+      expect(first.variant).toBe(isa)
+      const hashes = [...Object.values(first.main), ...Object.values(first.worker), (await runs(isa))!.main[1]]
       expect(hashes[0]).toMatch(/^[0-9a-f]{64}$/)
       expect(hashes).toEqual(Array(7).fill(hashes[0]))
     })

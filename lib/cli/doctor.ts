@@ -59,17 +59,22 @@ function reportOf(system: SystemFacts, found: Found, healthy: boolean): string {
 
 const tooOld = ({ supported }: SystemFacts['runtime']): string => (supported ? '' : ': 20.19 or newer is required')
 
-function deviceRows({ threads, plugin, cublas, devices }: PackageFacts): string[][] {
+function deviceRows({ threads, plugin, cublas, bf16DotSpeed, devices }: PackageFacts): string[][] {
   return [
     ['threads', String(threads)],
     ['CUDA plugin', plugin ?? 'none: this package was built without it'],
     ...(cublas ? [['cuBLAS', cublas]] : []),
     ...devices.flatMap(({ device, available, variant, stage, reason, selfTest }) => [
       [device, available ? `${variant}` : `cannot be used (stage ${stage}): ${reason}`],
+      ...(bf16DotSpeed > 0 && /^(avx512|avx2|baseline)$/.test(`${variant}`) ? [['', float32Line(bf16DotSpeed)]] : []),
       ...(selfTest ? [['', selfTestLine(selfTest)]] : []),
     ]),
   ]
 }
+
+/** Why bf16 GEMMs are in float32, or what it costs if ST_MOE_ISA selects that. */
+const float32Line = (dotSpeed: number): string =>
+  `bf16: rounded operands in float32; dot products would do ${dotSpeed.toFixed(2)} times as many multiply-adds here`
 
 function selfTestLine({
   passed,

@@ -47,7 +47,12 @@ static void add(Napi::Env env, Napi::Object exports, const char* name, napi_call
 }
 
 static Napi::Object initialize(Napi::Env env, Napi::Object exports) {
-  env.SetInstanceData(new Environment(env));
+  try {
+    env.SetInstanceData(new Environment(env));
+  } catch (const Error& error) {  // lib/addon.ts makes a MoeError of it
+    napi_throw_error(env, code_name(error.code()), error.what());
+    return exports;
+  }
   for (const std::vector<Entry>* entries : {&kHandleEntries, &kTensorEntries, &kCaptureEntries, &kLockEntries})
     for (const Entry& entry : *entries) add(env, exports, entry.name, call<Entry, call_entry, entry_name>, &entry);
   for (const OpInfo& op : declared_ops())

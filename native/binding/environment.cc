@@ -9,7 +9,7 @@
 
 namespace st_moe {
 
-static const char* code_name(ErrorCode code) {
+const char* code_name(ErrorCode code) {
   switch (code) {
     case ErrorCode::shape: return "SHAPE";
     case ErrorCode::dtype: return "DTYPE";

@@ -10,10 +10,12 @@
 
 namespace st_moe {
 
+const char* code_name(ErrorCode code);  // the `code` of a MoeError
+
 // The native state of one JavaScript environment (main thread or worker). Node deletes it when the environment ends.
 class Environment {
  public:
-  explicit Environment(Napi::Env env);
+  explicit Environment(Napi::Env env);  // throws Error(option) if ST_MOE_ISA is wrong
   static Environment& of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
 
   Device& device(int64_t index);                                       // 0 is the CPU; throws Error(device)

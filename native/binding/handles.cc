@@ -3,6 +3,7 @@
 
 #include "binding/call.h"
 #include "core/plugin.h"
+#include "cpu/processor.h"
 
 // The lifetime of tensors, copies from and to JavaScript and other devices, devices and threads.
 namespace st_moe {
@@ -29,6 +30,10 @@ static Napi::Value device_info(Call& c) {
   info["name"] = device.backend->name;
   info["variant"] = device.backend->variant;
   return info;
+}
+
+static Napi::Value bf16_dot_speed(Call& c) {
+  return Napi::Number::New(c.env, cpu::bf16_dot_speed());
 }
 
 static std::string path_of(Call& c) {
@@ -211,6 +216,7 @@ const std::vector<Entry> kHandleEntries = {
     {"setThreads", set_threads},
     {"getThreads", get_threads},
     {"deviceInfo", device_info},
+    {"bf16DotSpeed", bf16_dot_speed},
     {"probePlugin", probe_plugin},
     {"openDevice", open_device},
     {"memory", memory},

@@ -60,7 +60,7 @@ struct Backend {
   }
 };
 
-// Compiled in. Selects the newest instruction set of the machine.
+// Compiled in, for the instruction set that cpu/isa.h chooses. Throws Error(option) if ST_MOE_ISA names none.
 const Backend& cpu_backend();
 
 }  // namespace st_moe

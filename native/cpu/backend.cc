@@ -2,25 +2,30 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
+#include "core/error.h"
 #include "cpu/isa.h"
 #include "cpu/pool.h"
 
 namespace st_moe {
 namespace cpu {
-namespace {
 
-// The newest instruction set of the machine; ST_MOE_ISA selects an older one.
-Isa choose_isa() {
-  const char* wanted = std::getenv("ST_MOE_ISA");
-  Isa widest{}, named{};
+Isa choose_isa(const char* wanted, double dot_speed) {
+  Isa chosen{};
+  std::string names;
   for_each_isa([&](const Isa& isa) {
     if (!isa.supported) return;
-    if (!widest.name) widest = isa;
-    if (wanted && std::strcmp(wanted, isa.name) == 0) named = isa;
+    names += (names.empty() ? "" : ", ") + std::string(isa.name);
+    const bool fits = wanted && *wanted ? std::strcmp(wanted, isa.name) == 0 : dot_speed >= isa.default_from;
+    if (fits && !chosen.name) chosen = isa;
   });
-  return named.name ? named : widest;
+  if (!chosen.name)
+    fail(ErrorCode::option, "ST_MOE_ISA must be one of %s on this machine, got \"%.60s\"", names.c_str(), wanted);
+  return chosen;
 }
+
+namespace {
 
 void* allocate(const Context&, size_t bytes) {
   return cache_allocate(bytes);
@@ -44,7 +49,7 @@ int64_t held_bytes(const Context&) {
 
 const Backend& cpu_backend() {
   static const Backend backend = [] {
-    const cpu::Isa isa = cpu::choose_isa();
+    const cpu::Isa isa = cpu::choose_isa(std::getenv("ST_MOE_ISA"), cpu::bf16_dot_speed());
     return Backend{kBackendAbi, "cpu",           isa.name,      1, cpu::allocate, cpu::release, cpu::copy,
                    cpu::copy,   cpu::held_bytes, isa.op_table()};
   }();

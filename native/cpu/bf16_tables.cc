@@ -25,7 +25,7 @@ OpTable table_with_bf16() {
 
 }  // namespace
 
-#define ST_MOE_DEFINE(isa, supported, narrower)                                         \
+#define ST_MOE_DEFINE(isa, supported, default_from, narrower)                           \
   namespace isa {                                                                       \
   const Bf16Gemm& bf16_gemm();                                                          \
   const OpTable& op_table() {                                                           \

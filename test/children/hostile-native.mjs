@@ -18,6 +18,7 @@ const signatures = {
   memory: 'n',
   resetPeak: 'n',
   deviceInfo: 'n',
+  bf16DotSpeed: '',
   probePlugin: 't',
   openDevice: 't c',
   toDevice: 'x[BND] 0',

@@ -1,6 +1,14 @@
 // Realistic mistakes in native/cpu/.
 export default [
   {
+    name: 'empty-isa-is-a-name',
+    file: 'native/cpu/backend.cc',
+    from: 'wanted && *wanted ?',
+    to: 'wanted ?',
+    breaks: 'an empty ST_MOE_ISA is an error, not the default',
+    tests: ['isa_test'],
+  },
+  {
     name: 'ties-to-the-last-expert',
     file: 'native/cpu/topk.cc',
     from: 'if (a_nan || a == b) return i < j;',

@@ -20,7 +20,7 @@ struct Gemm {
   std::function<std::vector<float>(const GemmProblem<float>&, DType)> packed_b;  // empty if not available
 };
 
-#define ST_MOE_DECLARE_GEMM(isa, supported)                                                               \
+#define ST_MOE_DECLARE_GEMM(isa, supported, default_from)                                                 \
   namespace isa {                                                                                         \
   template <class T>                                                                                      \
   void gemm(const Context&, const GemmProblem<T>*, int64_t, DType);                                       \
@@ -40,9 +40,9 @@ struct Gemm {
     return {name, stream, gemm<float>, gemm<double>, gemm_serial<float>, gemm_serial<double>, packed_b};  \
   }                                                                                                       \
   }
-#define ST_MOE_DECLARE_BF16(isa, supported, narrower) \
-  namespace isa {                                     \
-  const Bf16Gemm& bf16_gemm();                        \
+#define ST_MOE_DECLARE_BF16(isa, supported, default_from, narrower) \
+  namespace isa {                                                   \
+  const Bf16Gemm& bf16_gemm();                                      \
   }
 ST_MOE_CPU_ISAS(ST_MOE_DECLARE_GEMM)
 ST_MOE_CPU_BF16_ISAS(ST_MOE_DECLARE_BF16)
@@ -55,9 +55,9 @@ std::vector<Gemm> gemms() {
     else
       std::printf("skipped: %s (not supported by this machine)\n", gemm.isa);
   };
-#define ST_MOE_ADD_BF16(isa, supported, narrower) \
+#define ST_MOE_ADD_BF16(isa, supported, default_from, narrower) \
   add(supported, narrower::gemm_of(#isa, const_cast<Bf16Gemm*>(&isa::bf16_gemm())));
-#define ST_MOE_ADD_GEMM(isa, supported) add(supported, isa::gemm_of(#isa, nullptr));
+#define ST_MOE_ADD_GEMM(isa, supported, default_from) add(supported, isa::gemm_of(#isa, nullptr));
   ST_MOE_CPU_BF16_ISAS(ST_MOE_ADD_BF16)
   ST_MOE_CPU_ISAS(ST_MOE_ADD_GEMM)
   return found;

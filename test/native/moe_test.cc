@@ -291,7 +291,7 @@ void check_large() {
 
 }  // namespace
 
-int main() {
+int main() try {
   std::vector<Shape> shapes = common_shapes();
   for (int32_t i = 0; i < kActivationCount; ++i) {
     Shape shape{kActivationNames[i], 2, 9, 6, 4, 2, 4, 5, {0, 0.3f}};
@@ -315,4 +315,7 @@ int main() {
   check_optional(cpu(2));
   check_large();
   return report("moe_test", cpu_backend().variant);
+} catch (const Error& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return 1;
 }

@@ -1,5 +1,5 @@
 import { existsSync, readFileSync } from 'node:fs'
-import { type DeviceInfo, devices, getNumThreads, pluginPath } from '../../device.js'
+import { bf16DotSpeed, type DeviceInfo, devices, getNumThreads, pluginPath } from '../../device.js'
 import { addonFile } from '../../native.js'
 import { type SelfTest, selfTest } from './self-test.js'
 
@@ -11,6 +11,8 @@ export interface PackageFacts {
   plugin: string | null
   /** The file of cuBLAS, once a GPU has used it. */
   cublas: string | null
+  /** See bf16DotSpeed() of device.ts. */
+  bf16DotSpeed: number
   devices: (DeviceInfo & { selfTest?: SelfTest })[]
 }
 
@@ -21,6 +23,7 @@ export function packageFacts(): PackageFacts {
     threads: getNumThreads(),
     plugin: process.env.ST_MOE_CUDA_LIBRARY || existsSync(pluginPath()) ? pluginPath() : null,
     cublas: loadedLibrary(/\S*\/libcublas\.so\S*/),
+    bf16DotSpeed: bf16DotSpeed(),
     devices: tested,
   }
 }
