@@ -105,19 +105,18 @@ int run(bool list, int repetitions) {
   for (const LayerSizes& sizes : {LayerSizes{}, LayerSizes{.B = 16, .N = 128, .D = 128, .E = 8}}) {
     const Layer layer(bench, sizes);
     const Layer::Pass forward = layer.forward(DType::f32, true), backward = layer.backward(DType::f32);
-    double one_thread = 0;
-    for (const int threads : {1, 2, 8, 16, 64}) {
-      std::vector<Job> least;
-      for (int i = 0; i < repetitions; ++i) {
+    std::map<int, std::vector<Job>> least;
+    for (int i = 0; i < repetitions; ++i)
+      for (const int threads : {1, 2, 8, 16, 64}) {
         std::vector<Job> jobs;
         recorded = &jobs;
         job_end = Clock::now();
         forward(threads), backward(threads);
         recorded = nullptr;
-        keep_least(least, jobs);
+        keep_least(least[threads], jobs);
       }
-      report(sizes, threads, least, list, one_thread);
-    }
+    double one_thread = 0;
+    for (const auto& [threads, jobs] : least) report(sizes, threads, jobs, list, one_thread);
   }
   return 0;
 }
