@@ -193,8 +193,9 @@ export function resetPeakMemory(): void {
 }
 
 /**
- * Sets the number of CPU threads that this environment uses, 1 to 256, initially the number of cores. It does not
- * change results. Errors: OPTION.
+ * Sets the number of CPU threads that this environment uses, 1 to 256. It does not change results. Initially it is the
+ * number of CPUs that the process may use: on Linux the least of its affinity mask and the CPU quota of its container,
+ * rounded up. Errors: OPTION.
  *
  * @example
  * ```ts

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <string>
-#include <thread>
 
 #include "core/plugin.h"
+#include "cpu/processor.h"
 
 namespace st_moe {
 
@@ -28,8 +28,7 @@ const char* code_name(ErrorCode code) {
 }
 
 Environment::Environment(Napi::Env) {
-  const int32_t cores = static_cast<int32_t>(std::clamp(std::thread::hardware_concurrency(), 1u, 256u));
-  devices_.push_back(std::make_unique<Device>(&cpu_backend(), Context{cores, nullptr}));
+  devices_.push_back(std::make_unique<Device>(&cpu_backend(), Context{std::min(cpu::usable_cpus(), 256), nullptr}));
 }
 
 Device& Environment::device(int64_t index) {

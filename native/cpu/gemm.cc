@@ -25,7 +25,11 @@ Split split_problem(const GemmProblem<typename Operand::Element>& p, int64_t fir
   using Shape = TileShape<T>;
   if (p.M <= 0 || p.N <= 0) return {first_task, 0, 0, 0, 0, 0, 0};
   const int64_t row_tiles = ceil_div(p.M, Shape::rows), col_tiles = ceil_div(p.N, Shape::cols);
-  const int64_t most_rows = ceil_div(row_tiles, kLeastTiles), most_cols = ceil_div(col_tiles, kLeastTiles);
+  // Fewer than two tasks per thread: smaller ones pack more, but no thread waits long for another.
+  const int64_t tasks = ceil_div(row_tiles, kLeastTiles) * ceil_div(col_tiles, kLeastTiles);
+  const int64_t least = tasks * kTasksPerThread < 2 * wanted ? kLeastTiles / 2 : kLeastTiles;
+  const int64_t most_cols = ceil_div(col_tiles, least);
+  const int64_t most_rows = p.M > kSkinnyRows ? ceil_div(row_tiles, least) : 1;  // SkinnyGemm takes all rows
   int64_t best_rows = 1, best_cols = 1, best = INT64_MAX;
   for (int64_t rows = 1; rows <= min_of(wanted, most_rows); ++rows) {
     const int64_t cols = min_of(ceil_div(wanted, rows), most_cols);

@@ -11,7 +11,7 @@ namespace st_moe::cpu {
 namespace {
 
 constexpr int kMaxWorkers = 255;
-constexpr auto kSpin = std::chrono::microseconds(30);
+constexpr auto kSpin = std::chrono::microseconds(100);  // longer than most gaps between two jobs of a step
 
 thread_local bool inside_task = false;
 
@@ -22,23 +22,24 @@ struct alignas(64) Share {
   int64_t end = 0;
 };
 
-struct Job {
+struct alignas(64) Job {
   void (*task)(void*, int64_t);
   void* argument;
+  int threads = 0;
   std::atomic<bool> failed{false};
   std::exception_ptr error = nullptr;  // written by the one thread that set `failed`
 
-  // Takes share `own` of `count` first, then the rest of the others.
-  void run(Share* shares, int count, int own) {
+  // Takes share `own` first, then the rest of the others. Looks before it takes, because an empty share is read by
+  // every thread, and writing to it would move its cache line from one to the next.
+  void run(Share* shares, int own) {
     const bool outer = inside_task;
     inside_task = true;
     try {
-      for (int i = 0; i < count; ++i) {
-        Share& share = shares[(own + i) % count];
-        while (!failed.load(std::memory_order_relaxed)) {
+      for (int i = 0; i < threads; ++i) {
+        Share& share = shares[(own + i) % threads];
+        while (!failed.load(std::memory_order_relaxed) && share.next.load(std::memory_order_relaxed) < share.end) {
           const int64_t index = share.next.fetch_add(1, std::memory_order_relaxed);
-          if (index >= share.end) break;
-          task(argument, index);
+          if (index < share.end) task(argument, index);
         }
       }
     } catch (...) {
@@ -48,37 +49,59 @@ struct Job {
   }
 };
 
-// A call posts a job and one work ticket per helper. When the caller runs out of work it withdraws the remaining
-// tickets, so a call never waits for a worker that is slow to wake.
+// Where the caller and one worker hand over a job. The lock is for sleeping and waking only.
+struct alignas(64) Seat {
+  enum State : int { idle, offered, taken };
+  std::atomic<State> state{idle};
+  std::atomic<int> sleepers{0};
+  std::mutex mutex;
+  std::condition_variable signal;
+
+  bool change(State from, State to) { return state.load() == from && state.compare_exchange_strong(from, to); }
+
+  // After a change of state. A sleeper counts itself before it looks at the state, so one of the two sees the other.
+  void wake() {
+    if (sleepers.load() == 0) return;
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+    }  // it waits, or has seen the new state
+    signal.notify_all();
+  }
+
+  // Yields while it spins, because a machine with few cores needs them. Sleeps by a timed wait, because GCC 12 compiles
+  // the untimed one so that it does not load with the libstdc++ of GCC 11.
+  void wait_while(State old) {
+    const auto end = std::chrono::steady_clock::now() + kSpin;
+    while (state.load() == old && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+    if (state.load() != old) return;
+    std::unique_lock<std::mutex> lock(mutex);
+    ++sleepers;
+    while (!signal.wait_for(lock, std::chrono::hours(1), [&] { return state.load() != old; })) {
+    }
+    --sleepers;
+  }
+};
+
+// A call offers its job to one worker per further thread. When the caller runs out of work it withdraws the job from
+// those that have not taken it, so a call never waits for a worker that is slow to wake. No two workers wait for the
+// same lock or write to the same cache line, except where one takes what is left of another's share.
 class Pool {
  public:
   // Runs indices [0, count). False if another call uses the workers.
   bool run(Job& job, int64_t count, int helpers) {
     std::unique_lock<std::mutex> caller(caller_, std::try_to_lock);
     if (!caller.owns_lock()) return false;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      start_workers(helpers);
-      job_ = &job;
-      helpers = helpers < workers_ ? helpers : workers_;
-      share_count_ = helpers + 1;
-      for (int i = 0; i < share_count_; ++i) {
-        shares_[i].next.store(count * i / share_count_, std::memory_order_relaxed);
-        shares_[i].end = count * (i + 1) / share_count_;
-      }
-      tickets_.store(helpers);
-      for (int i = 0; i < helpers && i < sleeping_; ++i) wake_.notify_one();
+    start_workers(helpers);
+    job_ = &job;
+    job.threads = (helpers < workers_ ? helpers : workers_) + 1;
+    for (int i = 0; i < job.threads; ++i) {
+      shares_[i].next.store(count * i / job.threads, std::memory_order_relaxed);
+      shares_[i].end = count * (i + 1) / job.threads;
     }
-    job.run(shares_, share_count_, 0);
-    std::unique_lock<std::mutex> lock(mutex_);
-    tickets_.store(0);
-    if (active_.load() > 0) {
-      lock.unlock();
-      spin_while([this] { return active_.load() > 0; });
-      lock.lock();
-      sleep_until(done_, lock, [this] { return active_.load() == 0; });
-    }
-    job_ = nullptr;
+    for (int i = job.threads - 1; i > 0; --i) seats_[i].state.store(Seat::offered);
+    take_part(job, 0);
+    for (int i = 1; i < job.threads; ++i)
+      if (!seats_[i].change(Seat::offered, Seat::idle)) seats_[i].wait_while(Seat::taken);
     return true;
   }
 
@@ -93,48 +116,26 @@ class Pool {
   }
 
   [[noreturn]] void work(int number) {
-    std::unique_lock<std::mutex> lock(mutex_);
+    Seat& seat = seats_[number];
     for (;;) {
-      if (tickets_.load() == 0) {
-        lock.unlock();
-        spin_while([this] { return tickets_.load() == 0; });
-        lock.lock();
-        ++sleeping_;
-        sleep_until(wake_, lock, [this] { return tickets_.load() > 0; });
-        --sleeping_;
-      }
-      tickets_.fetch_sub(1);
-      active_.fetch_add(1);
-      Job& job = *job_;
-      const int count = share_count_;
-      lock.unlock();
-      job.run(shares_, count, number % count);
-      lock.lock();
-      if (active_.fetch_sub(1) == 1) done_.notify_one();
+      seat.wait_while(Seat::idle);
+      if (!seat.change(Seat::offered, Seat::taken)) continue;
+      take_part(*job_, number);
+      seat.state.store(Seat::idle);
+      seat.wake();
     }
   }
 
-  // Yields in each iteration, because a machine with few cores needs them.
-  template <class Condition>
-  static void spin_while(Condition condition) {
-    const auto end = std::chrono::steady_clock::now() + kSpin;
-    while (condition() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  // Each thread wakes two others, if they sleep: one that woke all would start late.
+  void take_part(Job& job, int number) {
+    for (int i = 2 * number + 1; i <= 2 * number + 2 && i < job.threads; ++i) seats_[i].wake();
+    job.run(shares_, number);
   }
 
-  // A timed wait, because GCC 12 compiles the untimed one so that it does not load with the libstdc++ of GCC 11.
-  template <class Condition>
-  static void sleep_until(std::condition_variable& signal, std::unique_lock<std::mutex>& lock, Condition condition) {
-    while (!signal.wait_for(lock, std::chrono::hours(1), condition)) {
-    }
-  }
-
-  std::mutex caller_;  // held during a call
-  std::mutex mutex_;   // guards the following members; spinning threads read the two atomics without it
-  std::condition_variable wake_, done_;
-  std::atomic<int> tickets_{0}, active_{0};
-  int workers_ = 0, sleeping_ = 0;
+  std::mutex caller_;  // held during a call; workers read job_ while the call waits for them
+  int workers_ = 0;
   Job* job_ = nullptr;
-  int share_count_ = 0;
+  Seat seats_[kMaxWorkers + 1];  // by number of the worker; the caller is 0
   Share shares_[kMaxWorkers + 1];
 };
 

@@ -1,5 +1,10 @@
 #include "cpu/processor.h"
 
+#include <algorithm>
+#include <thread>
+
+#include "cpu/system_files.h"
+
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
 
@@ -10,11 +15,11 @@
 #include "cpu/isa.h"
 #endif
 #if defined(__linux__)
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstdlib>
-#include <cstring>
 #endif
 
 namespace st_moe::cpu {
@@ -101,6 +106,24 @@ double bf16_dot_speed() {
 int64_t l2_bytes() {
   static const int64_t bytes = read_l2_bytes();
   return bytes;
+}
+
+int quota_cpus(std::string text) {
+  const int64_t quota = take_number(text), period = take_number(text);
+  return quota > 0 && period > 0 ? static_cast<int>(std::min<int64_t>((quota - 1) / period + 1, INT32_MAX)) : 0;
+}
+
+int usable_cpus() {
+  int cpus = static_cast<int>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t mask;  // hardware_concurrency counts the CPUs that are online
+  if (sched_getaffinity(0, sizeof mask, &mask) == 0) cpus = CPU_COUNT(&mask);
+  const std::string first_version = std::to_string(number_in("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")) + " " +
+                                    std::to_string(number_in("/sys/fs/cgroup/cpu/cpu.cfs_period_us"));
+  for (const std::string& text : {text_in("/sys/fs/cgroup/cpu.max"), first_version})
+    if (const int quota = quota_cpus(text)) cpus = std::min(cpus, quota);
+#endif
+  return std::max(cpus, 1);
 }
 
 bool may_use_amx() {

@@ -1,11 +1,20 @@
 #pragma once
 #include <cstdint>
+#include <string>
 
 // What the CPU backend reads of the processor, once per process. It decides speed and the default instruction set, on
 // which alone the bits of results depend.
 namespace st_moe::cpu {
 
 int64_t l2_bytes();  // of one core; 1 MiB if unknown
+
+// CPUs that the calling thread may use: the least of its affinity mask and of the quota of the container's control
+// group; at least 1.
+int usable_cpus();
+
+// The quota in CPUs, rounded up, of the text "quota period" in µs, as in cpu.max; 0 if it is not a limit, such as "max"
+// or −1 for the quota.
+int quota_cpus(std::string text);
 
 // Whether ST_MOE_AMX=1 asks for AMX, the processor has it for bf16, and the system permits it. Not by default, since it
 // has run by emulated instructions only. Linux from 5.16 on does, and from then on keeps

@@ -1,10 +1,9 @@
 #include "cpu/system_memory.h"
 
-#include <charconv>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
+
+#include "cpu/system_files.h"
 
 #if defined(_WIN32)
 #include <malloc.h>
@@ -18,22 +17,6 @@
 
 namespace st_moe::cpu {
 namespace {
-
-// The number after `key` in a file of "key number" lines; without a key the first number. −1 if there is none.
-int64_t number_in(const char* path, const char* key) {
-  std::FILE* file = std::fopen(path, "re");
-  if (!file) return -1;
-  char line[256];
-  int64_t value = -1;
-  const size_t skip = std::strlen(key);
-  while (value < 0 && std::fgets(line, sizeof line, file)) {
-    if (std::strncmp(line, key, skip) != 0) continue;
-    const char* number = line + skip + std::strspn(line + skip, " ");
-    std::from_chars(number, line + std::strlen(line), value);  // not sscanf: its C++20 form needs glibc 2.38
-  }
-  std::fclose(file);
-  return value;
-}
 
 int64_t least(int64_t a, int64_t b) {
   return a < 0 ? b : b < 0 ? a : a < b ? a : b;

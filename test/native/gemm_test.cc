@@ -225,7 +225,7 @@ void test_low_c(const Gemm&, const std::vector<Case<double>>&) {}
 template <class T>
 void test_batch(const Gemm& gemm, const std::vector<Case<T>>& cases) {
   std::vector<std::vector<T>> first;
-  for (int threads = 1; threads <= 3; ++threads) {
+  for (int threads : {1, 2, 3, 64}) {
     std::vector<std::vector<T>> c(cases.size());
     std::vector<GemmProblem<T>> problems;
     for (size_t i = 0; i < cases.size(); ++i) problems.push_back(cases[i].problem(c[i]));
