@@ -80,6 +80,24 @@ const rowsOfOptions: Row[] = [
     /balanceDensity must be one of 'kept', 'assigned', got "all"/,
   ],
   [
+    'gateNormalization',
+    withOptions({ gateNormalization: 'sum' }),
+    'OPTION',
+    /gateNormalization must be one of 'topk', 'none', 'kept', got "sum"/,
+  ],
+  [
+    'secondPolicyTrain',
+    withOptions({ secondPolicyTrain: 'some' }),
+    'OPTION',
+    /secondPolicyTrain must be one of 'random', 'all', 'none', 'threshold', got "some"/,
+  ],
+  [
+    'minExpertCapacity',
+    withOptions({ minExpertCapacity: -1 }),
+    'OPTION',
+    /minExpertCapacity must be an integer .*got -1/,
+  ],
+  [
     'computeDtype',
     withOptions({ computeDtype: 'i32' }),
     'OPTION',

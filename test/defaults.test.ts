@@ -72,6 +72,10 @@ describe('MoE', () => {
     differentiableTopk: false,
     noiseGates: false,
     balanceDensity: 'kept',
+    gateNormalization: 'topk',
+    secondPolicyTrain: 'random',
+    secondPolicyEval: 'random',
+    minExpertCapacity: 4,
     eps: 1e-9,
   } as const
 
@@ -93,6 +97,24 @@ test('rows with target −100 do not count', () =>
     expect(loss.item()).toBe(one.item())
     expect(crossEntropy(logits, tensor(Int32Array.of(-100, -100, -100))).item()).toBe(0)
   }))
+
+test('a policy of its own in each mode', () => {
+  const moe = new MoE({ dim: 8, numExperts: 4, secondPolicyTrain: 'all', secondPolicyEval: 'none', dropless: true })
+  const seconds = () =>
+    scope(() => {
+      const kept = Array.from(moe.forward(randn([2, 16, 8])).routing.kept.dataSync())
+      return kept.filter((value, i) => i % 2 === 1 && value === 1).length
+    })
+  expect(seconds()).toBe(32)
+  moe.eval()
+  expect(seconds()).toBe(0)
+})
+
+test('capacity is at least minExpertCapacity', () => {
+  const moe = new MoE({ dim: 8, numExperts: 8, minExpertCapacity: 1 })
+  expect(scope(() => moe.forward(randn([1, 16, 8])).routing.capacity)).toBe(2)
+  expect(ops.expertCapacity(16, 8, 1.25, 7)).toBe(7)
+})
 
 test('capacity is at least 4, at most N', () => {
   expect([ops.expertCapacity(64, 16, 1.25), ops.expertCapacity(8, 16, 1.25), ops.expertCapacity(64, 2, 9)]).toEqual([

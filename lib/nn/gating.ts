@@ -4,9 +4,20 @@ import type { Device } from '../device.js'
 import type { DType } from '../dtype.js'
 import { show } from '../errors.js'
 import { route } from '../ops/route.js'
-import { lossOptions, type RoutingRandom, randomOptions, topkOptions } from '../ops/route-options.js'
+import { lossOptions, type RoutingRandom, randomOptions, secondPolicies, topkOptions } from '../ops/route-options.js'
 import { expertCapacity, type RouteResult } from '../ops/routing.js'
-import { boolean, integer, number, type OptionsOf, onlyIf, pick, reader, unchecked, type ValuesOf } from '../options.js'
+import {
+  boolean,
+  integer,
+  number,
+  type OptionsOf,
+  oneOf,
+  onlyIf,
+  pick,
+  reader,
+  unchecked,
+  type ValuesOf,
+} from '../options.js'
 import { allOrNone, keep } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
@@ -31,15 +42,18 @@ export const gatingOptions = {
     capacityFactorTrain: number({ min: 0, default: 1.25 }),
     /** The same in evaluation. Default 2. */
     capacityFactorEval: number({ min: 0, default: 2 }),
+    /** The least capacity, also of short sequences. Default 4. */
+    minExpertCapacity: integer({ min: 0, max: 2 ** 31 - 1, default: 4 }),
   }),
 }
 
 /** Of top-k gating. */
 export const thresholdOptions = onlyIf('router', ['topk'], {
-  /**
-   * A second or later expert of gate g is used with probability min(1, g / threshold): a number, or one for each expert
-   * after the first. Default 0.2.
-   */
+  /** Which second and later experts are used in training, see {@link ops.RouteOptions.secondPolicy}. Default 'random'. */
+  secondPolicyTrain: oneOf(secondPolicies, { default: 'random' }),
+  /** The same in evaluation. Default 'random'. */
+  secondPolicyEval: oneOf(secondPolicies, { default: 'random' }),
+  /** The threshold of 'random' and 'threshold': a number, or one for each expert after the first. Default 0.2. */
   thresholdTrain: unchecked<number | readonly number[]>({ default: 0.2 }),
   /** The same in evaluation. Default 0.2. */
   thresholdEval: unchecked<number | readonly number[]>({ default: 0.2 }),
@@ -114,8 +128,8 @@ function thresholdBuffer(op: string, name: string, value: unknown, K: number, ep
 export const capacityOf = (
   { numGates, training }: { numGates: number; training: boolean },
   N: number,
-  { capacityFactorTrain, capacityFactorEval }: ValuesOf<[typeof gatingOptions]>,
-): number => expertCapacity(N, numGates, training ? capacityFactorTrain : capacityFactorEval)
+  { capacityFactorTrain, capacityFactorEval, minExpertCapacity }: ValuesOf<[typeof gatingOptions]>,
+): number => expertCapacity(N, numGates, training ? capacityFactorTrain : capacityFactorEval, minExpertCapacity)
 
 /**
  * The router: top-N gating with stochastic thresholds and capacity, by {@link ops.route}. State: `to_gates.weight` [E, D]
@@ -141,6 +155,7 @@ export class TopNGating extends Module {
   readonly thresholdEval: Tensor
   readonly #capacity: ValuesOf<[typeof droplessOptions, typeof gatingOptions]>
   readonly #router: ValuesOf<[typeof lossOptions, typeof topkOptions]>
+  readonly #secondPolicy: Record<'train' | 'eval', (typeof secondPolicies)[number]>
 
   /** Errors: OPTION, DTYPE, DEVICE; they name `op`. */
   constructor(options: TopNGatingOptions, op = 'TopNGating') {
@@ -150,6 +165,7 @@ export class TopNGating extends Module {
     this.topN = o.topN
     this.#capacity = pick(o, droplessOptions, gatingOptions)
     this.#router = pick(o, lossOptions, topkOptions)
+    this.#secondPolicy = { train: o.secondPolicyTrain, eval: o.secondPolicyEval }
     ;[this.toGates, this.thresholdTrain, this.thresholdEval] = allOrNone(() => [
       new Linear(o.dim, o.numGates, { ...pick(o, layerOptions), bias: false }),
       thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain, o.topN, o.eps, o.device),
@@ -168,6 +184,7 @@ export class TopNGating extends Module {
       topN: this.topN,
       capacity: this.#capacity.dropless ? N : capacityOf(this, N, this.#capacity),
       threshold: this.training ? this.thresholdTrain : this.thresholdEval,
+      secondPolicy: this.#secondPolicy[this.training ? 'train' : 'eval'],
       training: this.training,
       mask: o.mask,
       ...readRandom(op, o.random),

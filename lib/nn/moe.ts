@@ -45,7 +45,10 @@ const moeOptions = {
   /** The hidden size of the built-in experts is trunc(dim · mult · 2 / 3). Default 4. */
   expertHiddenMult: number({ min: 0, default: 4 }),
   ...onlyIf('router', ['topk'], {
-    /** K, experts per token. With 1 a gate is always 1 and the router learns from the losses alone. Default 2. */
+    /**
+     * K, experts per token. With 1 a gate is always 1 and the router learns from the losses alone, unless
+     * `gateNormalization` is 'none'. Default 2.
+     */
     gatingTopN: integer({ min: 1, max: maxChoices, atMost: 'numExperts', default: 2 }),
   }),
   /** The dispatch weight is 1 forward but passes its gradient to the router. Default true. */

@@ -10,6 +10,11 @@ export const lossOptions = {
   routerZLossCoef: number({ default: 1e-3 }),
 }
 
+/** In the order of GateNormalization in native/core/op_args.h. */
+export const gateNormalizations = ['topk', 'none', 'kept'] as const
+/** In the order of SecondPolicy. */
+export const secondPolicies = ['random', 'all', 'none', 'threshold'] as const
+
 /** Numbers and switches of top-k routing that the op and the layers around it share. */
 export const topkOptions = onlyIf('router', ['topk'], {
   /**
@@ -26,6 +31,11 @@ export const topkOptions = onlyIf('router', ['topk'], {
    * TensorFlow, ST-MoE paper). Default 'kept'.
    */
   balanceDensity: oneOf(['kept', 'assigned'], { default: 'kept' }),
+  /**
+   * What the scores of a token's experts are divided by to give its combine weights. 'topk': the sum over the K experts.
+   * 'none': nothing. 'kept': the sum over those of its experts that were kept. Default 'topk'.
+   */
+  gateNormalization: oneOf(gateNormalizations, { default: 'topk' }),
   /** Floor of the sum of the chosen probabilities, and of a threshold. Default 1e-9. */
   eps: number({ min: 0, default: 1e-9 }),
 })
@@ -58,11 +68,14 @@ export const tokenOptions = {
 export const routeOptions = {
   /** K, experts per token. Default 2. */
   topN: unchecked<number>({ default: 2 }),
-  /**
-   * A second or later expert of gate g is used with probability min(1, g / threshold): f32 [K], first entry not used; or
-   * a number for all of them. Default 0.2.
-   */
+  /** See `secondPolicy`: f32 [K], first entry not used; or a number for all of them. Default 0.2. */
   threshold: unchecked<Tensor | number>({ default: 0.2 }),
+  /**
+   * Which second and later experts are used, by their gate g, which is normalised over the K experts. 'random': with
+   * probability min(1, g / threshold) (GShard, arXiv 2006.16668). 'all': each. 'none': none. 'threshold': those with
+   * g > threshold (Mesh TensorFlow). Default 'random'.
+   */
+  secondPolicy: oneOf(secondPolicies, { default: 'random' }),
   /** Default: that of {@link manualSeed}. */
   generator: unchecked<Generator>(),
 }

@@ -8,7 +8,13 @@ import { type Handle, native } from '../native.js'
 import { pick } from '../options.js'
 import { defaultGenerator, Generator, restoringOnError } from '../random.js'
 import { checkTensor, handleOf, type Tensor } from '../tensor.js'
-import { type RouteOptions, readRouteOptions, topkOptions } from './route-options.js'
+import {
+  gateNormalizations,
+  type RouteOptions,
+  readRouteOptions,
+  secondPolicies,
+  topkOptions,
+} from './route-options.js'
 import { checkRouterInputs, converted, expertCapacity, maskHandle, type RouteResult, routeResult } from './routing.js'
 
 /** A new handle. */
@@ -53,6 +59,7 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
     densityAssigned: o.balanceDensity === 'assigned',
     training: o.training,
     ...pick(o, topkOptions),
+    gateNormalization: gateNormalizations.indexOf(o.gateNormalization),
   }
   const generator = o.generator ?? defaultGenerator
   if (!Generator.isGenerator(generator)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
@@ -82,6 +89,7 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         seed: sample.seed,
         step: sample.step,
         gumbelStep: gumbelSample.step,
+        secondPolicy: secondPolicies.indexOf(o.secondPolicy),
         ...settings,
       })
     })

@@ -16,7 +16,7 @@ export interface Routing<D extends DType = DType> {
   kept: Tensor<'i32'>
   /** i32 of shape [B, N, K], the slot in the expert, −1 if dropped. */
   position: Tensor<'i32'>
-  /** Shape [B, N, K], combine weight gate · kept. Differentiable. */
+  /** Shape [B, N, K], combine weights: normalised probabilities ({@link RouteOptions.gateNormalization}), 0 if dropped. Differentiable. */
   weight: Tensor<D>
   /** C, slots of one expert for one sequence. */
   capacity: number
@@ -40,7 +40,7 @@ export interface RouteResult<D extends DType = DType> extends Routing<D> {
 }
 
 /**
- * C = max(min(N, trunc(N · factor / E)), 4), in double precision from left to right: slots of one expert for one
+ * C = max(min(N, trunc(N · factor / E)), least), in double precision from left to right: slots of one expert for one
  * sequence of N tokens, as st-moe-pytorch and Mesh TensorFlow count them (not multiplied by K). Errors: OPTION.
  *
  * @example
@@ -48,12 +48,13 @@ export interface RouteResult<D extends DType = DType> extends Routing<D> {
  * console.log(ops.expertCapacity(1024, 16, 1.25)) // → 80
  * ```
  */
-export function expertCapacity(N: number, E: number, factor: number): number {
+export function expertCapacity(N: number, E: number, factor: number, least = 4): number {
   const op = 'expertCapacity'
   checkInteger(op, 'N', N, 0)
   checkInteger(op, 'E', E, 1)
   checkNumber(op, 'factor', factor, 0)
-  return Math.max(Math.min(N, Math.trunc((N * factor) / E)), 4)
+  checkInteger(op, 'least', least, 0)
+  return Math.max(Math.min(N, Math.trunc((N * factor) / E)), least)
 }
 
 /** A new handle to an optional tensor, converted by `convert`. */

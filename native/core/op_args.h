@@ -45,6 +45,15 @@ constexpr int32_t kBinaryKindCount = 0
 #include "core/binary_kinds.inc"
     ;
 
+// What the scores of a token's experts are divided by: the sum over its K experts, nothing, or the sum over those kept.
+enum class GateNormalization : int32_t { topk, none, kept };
+constexpr int32_t kGateNormalizationCount = 3;
+
+// Whether the second and later experts of a token are used: by chance, always, never, or if the gate exceeds a
+// threshold.
+enum class SecondPolicy : int32_t { random, all, none, threshold };
+constexpr int32_t kSecondPolicyCount = 4;
+
 // The activation of the experts.
 enum class Activation : int32_t {
 #define ACTIVATION(name, gated, f) name,

@@ -8,14 +8,54 @@ namespace st_moe {
 template <class T>
 struct RouterNumbers {
   T noise_mult, eps;
+  GateNormalization normalization;
+  SecondPolicy second_policy;
 
-  static RouterNumbers of(const RouteArgs& args) { return {static_cast<T>(args.noise_mult), static_cast<T>(args.eps)}; }
+  static RouterNumbers of(const RouteArgs& args) {
+    return {static_cast<T>(args.noise_mult), static_cast<T>(args.eps), args.gate_normalization, args.second_policy};
+  }
   ST_MOE_HOST_DEVICE T noisy(T logit, T u) const { return logit + noise_mult * gumbel(u); }
   // Of a chosen expert with this score; `total` is the sum over the token's experts.
   ST_MOE_HOST_DEVICE T gate(T score, T total) const { return score / (total < eps ? eps : total); }
+  // Before it is known which experts are kept. For GateNormalization::kept, gate() divides it by the sum over those.
+  ST_MOE_HOST_DEVICE T weight(T score, T gate) const { return normalization == GateNormalization::topk ? gate : score; }
+  // Of the second and later experts.
   ST_MOE_HOST_DEVICE bool is_routed(T u, T gate, float threshold) const {
-    return routed(u, gate, static_cast<T>(threshold), eps);
+    switch (second_policy) {
+      case SecondPolicy::random: return routed(u, gate, static_cast<T>(threshold), eps);
+      case SecondPolicy::all: return true;
+      case SecondPolicy::none: return false;
+      case SecondPolicy::threshold: return gate > static_cast<T>(threshold);
+    }
+    return false;
   }
+};
+
+// The gradient of the scores of a token's experts through its weights. `total` comes first, over all K experts, then
+// `mean`, then the gradients.
+template <class T>
+struct ScoreGradient {
+  GateNormalization normalization;
+  T eps;
+  T total = 0;  // what the scores are divided by
+  T mean = 0;   // Σ dweight · weight
+
+  ST_MOE_HOST_DEVICE void add_score(T score, bool kept) {
+    if (counts(kept)) total += score;
+  }
+  // With one kept expert the gradient is exactly 0, since its weight is exactly 1.
+  ST_MOE_HOST_DEVICE void add_weight(T score, T gate, bool kept, T dweight) {
+    if (kept) mean += dweight * (normalization == GateNormalization::topk ? gate : score / (total < eps ? eps : total));
+  }
+  ST_MOE_HOST_DEVICE T of(bool kept, T dweight) const {
+    const T dg = kept ? dweight : T(0);
+    if (normalization == GateNormalization::none) return dg;
+    if (total < eps) return dg / eps;
+    return counts(kept) ? (dg - mean) / total : T(0);
+  }
+
+ private:
+  ST_MOE_HOST_DEVICE bool counts(bool kept) const { return kept || normalization != GateNormalization::kept; }
 };
 
 }  // namespace st_moe

@@ -97,7 +97,10 @@ struct Router {
     }
     T total = 0;
     for (int64_t k = 0; k < K; ++k) total += score[index[k]];
-    for (int64_t k = 0; k < K; ++k) g[k] = masked(t) ? T(0) : numbers.gate(score[index[k]], total);
+    for (int64_t k = 0; k < K; ++k) {
+      g[k] = masked(t) ? T(0) : numbers.gate(score[index[k]], total);
+      weight[t * K + k] = numbers.weight(score[index[k]], g[k]);
+    }
   }
 
   // `kept` says for now which assignments are routed.
@@ -125,7 +128,8 @@ struct Router {
       }
   }
 
-  // Slots of one sequence, by k, then token. used, first [E]: slots taken, and top-1 assignments that count in f.
+  // Slots and weights of one sequence, by k, then token. used, first [E]: slots taken, and top-1 assignments that count
+  // in f.
   void assign_slots(int64_t b, int64_t* used, int64_t* first) const {
     const int64_t E = args.E, K = args.K;
     for (int64_t e = 0; e < E; ++e) used[e] = first[e] = 0;
@@ -137,8 +141,14 @@ struct Router {
         if (k == 0 && (args.density_assigned ? args.kept[i] != 0 : kept)) ++first[e];
         args.kept[i] = kept;
         args.position[i] = kept ? static_cast<int32_t>(used[e]++) : -1;
-        weight[i] = kept ? gate[i] : T(0);
+        if (!kept) weight[i] = 0;
       }
+    if (numbers.normalization != GateNormalization::kept) return;
+    for (int64_t t = b * args.N; t < (b + 1) * args.N; ++t) {
+      T total = 0;
+      for (int64_t i = t * K; i < (t + 1) * K; ++i) total += weight[i];
+      for (int64_t i = t * K; i < (t + 1) * K; ++i) weight[i] = numbers.gate(weight[i], total);
+    }
   }
 
   // The block sums of a sequence are combined in order. Returns Σ_e f·P; `sums` become the sequence's.

@@ -1,6 +1,7 @@
 #include "cpu/ops.h"
 
 #include "core/formulas.h"
+#include "core/router.h"
 #include "cpu/plan.h"
 #include "cpu/router.h"
 #include "cpu/simd.h"
@@ -47,19 +48,14 @@ struct RouterGradient {
     T* dscore = args.differentiable_topk ? dc : ds;
     const T* score = args.differentiable_topk ? c : s;
 
-    T total = 0, mean = 0;
-    for (int64_t k = 0; k < K; ++k) {
-      total += score[index[k]];
-      if (args.kept[t * K + k]) mean += dweight[t * K + k] * g[k];
-    }
-    const T eps = static_cast<T>(args.eps);
-    const bool floored = total < eps;
+    ScoreGradient<T> gradient{args.gate_normalization, static_cast<T>(args.eps)};
+    const int32_t* kept = args.kept + t * K;
+    const T* dw = dweight + t * K;
+    for (int64_t k = 0; k < K; ++k) gradient.add_score(score[index[k]], kept[k] != 0);
+    for (int64_t k = 0; k < K; ++k) gradient.add_weight(score[index[k]], g[k], kept[k] != 0, dw[k]);
     if (args.differentiable_topk)
       for (int64_t e = 0; e < E; ++e) dc[e] = 0;
-    for (int64_t k = 0; k < K; ++k) {
-      const T dg = args.kept[t * K + k] ? dweight[t * K + k] : T(0);
-      dscore[index[k]] += floored ? dg / eps : (dg - mean) / total;
-    }
+    for (int64_t k = 0; k < K; ++k) dscore[index[k]] += gradient.of(kept[k] != 0, dw[k]);
     if (args.differentiable_topk) soft.backward(s, dc, ds, work + 3 * E);
   }
 

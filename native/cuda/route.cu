@@ -105,8 +105,9 @@ __device__ void Router<T>::choose(int64_t t, int lane) const {
     gate[t * K + k] = score;
   }
   for (int64_t k = lane; k < K; k += kWarp) {
-    const T g = masked(t) ? T(0) : numbers.gate(gate[t * K + k], total);
+    const T score = gate[t * K + k], g = masked(t) ? T(0) : numbers.gate(score, total);
     gate[t * K + k] = g;
+    weight[t * K + k] = numbers.weight(score, g);
     kept[t * K + k] = is_routed(t, k, g);
   }
 }
@@ -211,7 +212,7 @@ __device__ void Router<T>::find_slots(int64_t work, int64_t k, int lane) const {
     const bool has_slot = e >= 0 && slot < C;
     kept[i] = has_slot;
     position[i] = has_slot ? slot : -1;
-    weight[i] = has_slot ? gate[i] : T(0);
+    if (!has_slot) weight[i] = 0;
   }
 }
 
@@ -219,6 +220,18 @@ template <class T>
 struct FindSlots {
   Router<T> r;
   __device__ void operator()(int64_t i, int lane) const { r.find_slots(i / r.K, i % r.K, lane); }
+};
+
+// GateNormalization::kept, of a token.
+template <class T>
+struct NormalizeKept {
+  Router<T> r;
+  __device__ void operator()(int64_t t) const {
+    T* weight = r.weight + t * r.K;
+    T total = 0;
+    for (int64_t k = 0; k < r.K; ++k) total += weight[k];
+    for (int64_t k = 0; k < r.K; ++k) weight[k] = r.numbers.gate(weight[k], total);
+  }
 };
 
 template <class T>
@@ -273,6 +286,7 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
   if (work > 0) launch(ctx, choose_kernel<T>, grid_for(work, 1), kWarpBlock, 0, r);
   if (parts > 0) launch(ctx, scan_kernel<T>, static_cast<unsigned>(parts), kBlock, 0, r);
   by_warp(ctx, work * args.K, FindSlots<T>{r});
+  if (args.gate_normalization == GateNormalization::kept) elementwise(ctx, args.B * args.N, NormalizeKept<T>{r});
   launch(ctx, losses_kernel<T>, 1, kBlock, 0, r, parts, Losses<T>::of(args));
 }
 

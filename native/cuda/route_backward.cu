@@ -1,6 +1,7 @@
 #include "cuda/ops.h"
 
 #include "core/formulas.h"
+#include "core/router.h"
 #include "cuda/plan.cuh"
 #include "cuda/router.cuh"
 #include "cuda/soft_topk.cuh"
@@ -17,7 +18,7 @@ struct LogitsGradient {
   const T *gate, *probs, *logits, *lse, *density;
   T* dl;
   int64_t B, N, E, K;
-  T eps;
+  ScoreGradient<T> no_scores;  // the sums before the first
   bool noisy, training, soft;
   UnmaskedTokens unmasked;
   Stream::ErrorFlag* error_flag;
@@ -33,24 +34,25 @@ struct LogitsGradient {
   __device__ void through_gates(int64_t t, T* ds, int lane) const {
     for (int64_t e = lane; e < E; e += kWarp) ds[e] = 0;
     if (!dweight) return;
-    const T *s = probs + t * E, *g = gate + t * K;
+    const T* s = probs + t * E;
     const SoftTopk<T> soft_topk(E, K, lane);
     T a[kSoftTopkIterations + 1] = {};
     if (soft) soft_topk.descend(s, a);
-    T total = 0, mean = 0;
+    ScoreGradient<T> gradient = no_scores;
     int32_t expert;
-    for (int64_t k = lane; k < K; k += kWarp) {
-      if (!expert_at(t * K + k, &expert)) continue;
-      total += soft ? SoftTopk<T>::score(s[expert], a[kSoftTopkIterations]) : s[expert];
-      if (kept[t * K + k]) mean += dweight[t * K + k] * g[k];
-    }
-    total = warp_reduce(total, Sum{});
-    mean = warp_reduce(mean, Sum{});
-    for (int64_t k = 0; k < K; ++k) {
-      expert = expert_index[t * K + k];
+    const auto each_score = [&](auto&& f) {
+      for (int64_t k = lane; k < K; k += kWarp)
+        if (expert_at(t * K + k, &expert))
+          f(soft ? SoftTopk<T>::score(s[expert], a[kSoftTopkIterations]) : s[expert], t * K + k);
+    };
+    each_score([&](T score, int64_t i) { gradient.add_score(score, kept[i] != 0); });
+    gradient.total = warp_reduce(gradient.total, Sum{});
+    each_score([&](T score, int64_t i) { gradient.add_weight(score, gate[i], kept[i] != 0, dweight[i]); });
+    gradient.mean = warp_reduce(gradient.mean, Sum{});
+    for (int64_t i = t * K; i < (t + 1) * K; ++i) {
+      expert = expert_index[i];
       if (expert < 0 || expert >= E || expert % kWarp != lane) continue;
-      const T dg = kept[t * K + k] ? dweight[t * K + k] : T(0);
-      ds[expert] += total < eps ? dg / eps : (dg - mean) / total;
+      ds[expert] += gradient.of(kept[i] != 0, dweight[i]);
     }
     if (soft) soft_topk.backward(s, a, ds);
   }
@@ -91,7 +93,7 @@ static LogitsGradient<T> gradient_of(const Context& ctx, const RouteBackwardArgs
   g.gate = values(args.gate), g.probs = values(args.probs), g.logits = values(args.logits), g.lse = values(args.lse);
   g.density = values(args.density);
   g.B = args.B, g.N = args.N, g.E = args.E, g.K = args.K;
-  g.eps = static_cast<T>(args.eps);
+  g.no_scores = {args.gate_normalization, static_cast<T>(args.eps)};
   g.noisy = args.noisy, g.training = args.training, g.soft = args.differentiable_topk;
   g.error_flag = stream_of(ctx).error_flag();
   return g;

@@ -15,7 +15,7 @@ export function randomSource(seed) {
 const optionNames = (
   'dtype device requiresGrad generator retainGraph strict heads causal scale bias mult dim numExperts gatingTopN topN numGates ' +
   'thresholdTrain thresholdEval threshold capacityFactorTrain capacityFactorEval capacityFactor capacity balanceLossCoef ' +
-  'routerZLossCoef noiseGates noiseMult differentiableTopk balanceDensity eps experts expertHiddenMult computeDtype onNonFinite ' +
+  'routerZLossCoef noiseGates noiseMult differentiableTopk balanceDensity gateNormalization secondPolicy secondPolicyTrain minExpertCapacity eps experts expertHiddenMult computeDtype onNonFinite ' +
   'allowVarSeqLen processGroup straightThroughDispatchTensor straightThrough addFfBefore addFfAfter random uniforms gumbelUniforms ' +
   'mask stats lr betas weightDecay momentum ignoreIndex metadata model optimizer step extra expertIndex gate kept position weight ' +
   'numExperts w1 b1 multBias w2 b2 seed shape size then constructor __proto__'

@@ -31,6 +31,13 @@ inline std::vector<Shape> common_shapes() {
       {"evaluation", 2, 9, 6, 4, 2, 4, 5, {0, 0.2f}, kEvaluation},
       {"collapse", 2, 12, 6, 4, 2, 4, 5, {0, 0.2f}, kCollapse},
       {"collapse, assigned", 2, 12, 6, 4, 2, 4, 5, {0, 0.2f}, kCollapse | kAssigned},
+      {"gates not normalised", 2, 10, 6, 5, 3, 4, 4, {0, 0.3f, 0.2f}, kUnnormalized},
+      {"gates not normalised, masked, soft", 3, 9, 6, 6, 2, 4, 4, {0, 0.2f}, kUnnormalized | kMasked | kSoft},
+      {"kept gates normalised", 2, 12, 6, 4, 3, 4, 4, {0, 0.3f, 0.2f}, kKeptNormalized},
+      {"kept gates normalised, masked, soft", 3, 9, 6, 6, 2, 4, 4, {0, 0.2f}, kKeptNormalized | kMasked | kSoft},
+      {"second expert always", 2, 9, 6, 4, 2, 4, 5, {0, 1e6f}, kSecondAll},
+      {"second expert never", 2, 9, 6, 4, 2, 4, 5, {0, 0}, kSecondNone},
+      {"second expert by threshold", 2, 9, 6, 4, 3, 4, 5, {0, 0.3f, 0.1f}, kSecondThreshold | kKeptNormalized},
   };
 }
 

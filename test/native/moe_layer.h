@@ -83,7 +83,8 @@ struct Layer {
     r.seed = p.seed, r.step = p.step, r.gumbel_step = p.gumbel_step;
     r.noise_mult = p.noise_mult, r.eps = 1e-9, r.balance_coef = p.balance_coef, r.z_coef = p.z_coef;
     r.noisy = s.has(kNoisy), r.training = !s.has(kEvaluation), r.differentiable_topk = s.has(kSoft);
-    r.density_assigned = s.has(kAssigned);
+    r.density_assigned = s.has(kAssigned), r.gate_normalization = s.normalization();
+    r.second_policy = s.second_policy();
     return run(c, &OpTable::route, r);
   }
 
@@ -152,6 +153,7 @@ struct Layer {
     g.B = s.B, g.N = s.N, g.D = s.D, g.E = s.E, g.K = s.K;
     g.eps = 1e-9, g.balance_coef = p.balance_coef, g.z_coef = p.z_coef;
     g.noisy = s.has(kNoisy), g.training = !s.has(kEvaluation), g.differentiable_topk = s.has(kSoft);
+    g.gate_normalization = s.normalization();
     return run(c, &OpTable::route_backward, g);
   }
 
@@ -160,7 +162,8 @@ struct Layer {
     expect_ok(route(), name + " route");
     expect_ok(plan(), name + " plan");
     expect_ok(expert_ffn(), name + " expert_ffn");
-    expect(launches <= 8, name + ": kernels of the forward pass", double(launches), 8);
+    const int64_t most = p.shape.has(kKeptNormalized) ? 9 : 8;
+    expect(launches <= most, name + ": kernels of the forward pass", double(launches), double(most));
     launches = 0;
     expect_ok(expert_ffn_backward(), name + " expert_ffn_backward");
     expect_ok(route_backward(), name + " route_backward");

@@ -24,6 +24,11 @@ enum Flags : uint32_t {
   kEvaluation = 32,
   kCollapse = 64,  // every token prefers expert 1
   kDrawn = 128,    // random numbers from the generator instead of given ones
+  kUnnormalized = 256,
+  kKeptNormalized = 512,
+  kSecondAll = 1024,
+  kSecondNone = 2048,
+  kSecondThreshold = 4096,
 };
 
 struct Shape {
@@ -36,6 +41,17 @@ struct Shape {
   int64_t P() const { return w1_rows(activation, H); }
   int64_t tokens() const { return B * N; }
   bool has(Flags flag) const { return flags & flag; }
+  GateNormalization normalization() const {
+    return has(kUnnormalized)     ? GateNormalization::none
+           : has(kKeptNormalized) ? GateNormalization::kept
+                                  : GateNormalization::topk;
+  }
+  SecondPolicy second_policy() const {
+    return has(kSecondAll)         ? SecondPolicy::all
+           : has(kSecondNone)      ? SecondPolicy::none
+           : has(kSecondThreshold) ? SecondPolicy::threshold
+                                   : SecondPolicy::random;
+  }
 };
 
 // Every number is a float, so float32 and float64 layers see the same.
@@ -136,9 +152,16 @@ inline void reference_token(const Problem& p, int64_t t, Reference& r, Values& s
     const bool counted = p.mask.empty() || p.mask[t];
     r.index[i] = order[k];
     r.gate[i] = counted ? score[order[k]] / std::max(delta, 1e-9) : 0;
-    const double ratio = r.gate[i] / std::max(double(q.threshold[k]), 1e-9), u = p.uniforms[k * q.tokens() + t];
-    r.kept[i] = counted && (k == 0 || u < ratio);
-    if (k > 0) r.margin = std::min(r.margin, std::fabs(u - ratio));
+    r.weight[i] = q.has(kUnnormalized) ? score[order[k]] : r.gate[i];
+    const double threshold = q.threshold[k], u = p.uniforms[k * q.tokens() + t];
+    double reserve = 1;  // above 0: used
+    if (k > 0) {
+      if (q.has(kSecondNone)) reserve = -1;
+      if (q.has(kSecondThreshold)) reserve = r.gate[i] - threshold;
+      if (q.second_policy() == SecondPolicy::random) reserve = r.gate[i] / std::max(threshold, 1e-9) - u;
+    }
+    r.kept[i] = counted && reserve > 0;
+    r.margin = std::min(r.margin, std::fabs(reserve));
   }
 }
 
@@ -153,8 +176,13 @@ inline void reference_slots(const Problem& p, Reference& r) {
         r.kept[i] = routed && used[r.index[i]] < q.C;
         if (k == 0 && (q.has(kAssigned) ? routed : r.kept[i])) r.density[b * q.E + r.index[i]] += 1;
         r.position[i] = r.kept[i] ? used[r.index[i]]++ : -1;
-        r.weight[i] = r.kept[i] ? r.gate[i] : 0;
+        if (!r.kept[i]) r.weight[i] = 0;
       }
+  }
+  for (int64_t t = 0; q.has(kKeptNormalized) && t < q.tokens(); ++t) {
+    double total = 0;
+    for (int64_t k = 0; k < q.K; ++k) total += r.weight[t * q.K + k];
+    for (int64_t k = 0; k < q.K; ++k) r.weight[t * q.K + k] /= std::max(total, 1e-9);
   }
 }
 

@@ -73,6 +73,8 @@ export function drawProblem(draw: Draw, kind: Kind): Drawn {
     balanceLossCoef: draw.of([0, 1e-2, draw.between(0, 3)]),
     routerZLossCoef: draw.of([0, 1e-3, draw.between(0, 2)]),
     assigned: draw.boolean(0.2),
+    normalization: draw.of(['topk', 'topk', 'none', 'kept']),
+    secondPolicy: draw.of(['random', 'random', 'all', 'none', 'threshold']),
     differentiableTopk: kind === 'soft',
     straightThrough: draw.boolean(),
   }
@@ -124,7 +126,11 @@ function settleToken(draw: Draw, p: Problem, t: number, kind: Kind): void {
 
 /** Whether two probabilities that decide the selection differ, but by little. */
 function isClose(p: Problem, t: number): boolean {
-  const sorted = probabilities(p, t).probs.sort().reverse()
+  const { probs } = probabilities(p, t)
+  if (p.secondPolicy === 'threshold')
+    for (const [k, gate] of choose(p, probs).gates.entries())
+      if (k > 0 && Math.abs(gate - p.thresholds[k]) < margin * Math.max(gate, p.thresholds[k])) return true
+  const sorted = probs.sort().reverse()
   for (let k = 0; k < Math.min(p.K, p.E - 1); k++) {
     const gap = (sorted[k] - sorted[k + 1]) / sorted[k]
     if (gap > 1e-12 && gap < Math.min(margin, 1 / p.E ** 2)) return true

@@ -45,6 +45,8 @@ function routed(p: Problem, x: Tensor, router: Tensor, dtype: Float): ops.RouteR
     balanceLossCoef: p.balanceLossCoef,
     routerZLossCoef: p.routerZLossCoef,
     balanceDensity: p.assigned ? 'assigned' : 'kept',
+    gateNormalization: p.normalization,
+    secondPolicy: p.secondPolicy,
     eps: p.eps,
   })
 }

@@ -62,10 +62,10 @@ function routerGradient(p: Problem, r: Routing, grads: Gradients, dweight: Float
   const s = r.probs.subarray(t * E, (t + 1) * E)
   const dscore = new Float64Array(E)
   let mean = 0
-  for (let k = 0; k < K; k++) mean += dweight[first + k] * r.gate[first + k]
-  for (let k = 0; k < K; k++) {
-    const dg = dweight[first + k]
-    dscore[r.expertIndex[first + k]] += r.delta[t] > p.eps ? (dg - mean) / r.delta[t] : dg / p.eps
+  for (let i = first; p.normalization !== 'none' && i < first + K; i++) mean += dweight[i] * r.weight[i]
+  for (let i = first; i < first + K; i++) {
+    if (p.normalization === 'kept' && !r.kept[i]) continue
+    dscore[r.expertIndex[i]] += r.delta[t] > p.eps ? (dweight[i] - mean) / r.delta[t] : dweight[i] / p.eps
   }
   const ds = p.differentiableTopk ? softTopk(s, K).back(dscore) : dscore
   const balance = p.training ? dtotal * p.balanceLossCoef : 0

@@ -28,6 +28,8 @@ export interface Problem {
   balanceLossCoef: number
   routerZLossCoef: number
   assigned: boolean
+  normalization: 'topk' | 'none' | 'kept'
+  secondPolicy: 'random' | 'all' | 'none' | 'threshold'
   differentiableTopk: boolean
   straightThrough: boolean
 }
@@ -45,7 +47,7 @@ export interface Routing {
   probs: Float64Array // [B, N, E]
   lse: Float64Array // [B, N]
   density: Float64Array // [B, E]
-  delta: Float64Array // [B, N]: sum of the chosen scores
+  delta: Float64Array // [B, N]: what the chosen scores are divided by
   tokens: Int32Array // [B]: those of a sequence that are not masked
 }
 
@@ -125,7 +127,12 @@ export function choose(p: Problem, probs: Float64Array): { experts: number[]; ga
 }
 
 /** Probability with which expert k of a token is used, not yet limited to 1. */
-export const chance = (p: Problem, k: number, gate: number): number => gate / Math.max(p.thresholds[k], p.eps)
+export function chance(p: Problem, k: number, gate: number): number {
+  if (k === 0 || p.secondPolicy === 'all') return 1
+  if (p.secondPolicy === 'none') return 0
+  if (p.secondPolicy === 'threshold') return gate > p.thresholds[k] ? 1 : 0
+  return gate / Math.max(p.thresholds[k], p.eps)
+}
 
 export function route(p: Problem): Routing {
   const T = p.B * p.N
@@ -158,6 +165,7 @@ export function route(p: Problem): Routing {
     r.tokens[Math.floor(t / p.N)]++
   }
   for (let b = 0; b < p.B; b++) assignSlots(p, r, b)
+  for (let t = 0; t < T; t++) weigh(p, r, t)
   if (p.training) losses(p, r)
   return r
 }
@@ -175,9 +183,18 @@ function assignSlots(p: Problem, r: Routing, b: number): void {
       if (!kept) continue
       r.kept[i] = 1
       r.position[i] = used[e]++
-      r.weight[i] = r.gate[i]
     }
   }
+}
+
+/** The combine weights of a token: scores divided by a sum, if kept. */
+function weigh(p: Problem, r: Routing, t: number): void {
+  const choices = Array.from({ length: p.K }, (_, k) => t * p.K + k)
+  const score = scores(p, r.probs.subarray(t * p.E, (t + 1) * p.E))
+  const scoreOf = (i: number) => score[r.expertIndex[i]]
+  if (p.normalization === 'none') r.delta[t] = 1
+  if (p.normalization === 'kept') r.delta[t] = choices.reduce((total, i) => total + (r.kept[i] ? scoreOf(i) : 0), 0)
+  for (const i of choices) r.weight[i] = r.kept[i] ? scoreOf(i) / Math.max(r.delta[t], p.eps) : 0
 }
 
 const sequencesWithTokens = (r: Routing): number => r.tokens.filter((n) => n > 0).length

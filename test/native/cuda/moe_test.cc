@@ -1,6 +1,7 @@
 // The ops of a mixture-of-experts layer on the CUDA backend against those of the CPU: the same routing, and values to
 // rounding. With an argument, that many random layers.
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "../moe_checks.h"
@@ -126,6 +127,14 @@ void check_random(int rounds) {
     s.threshold.assign(s.K, float(draw(0, 9)) / 10);
     for (uint32_t flag : {kMasked, kNoisy, kSoft, kAssigned, kNoStraightThrough, kEvaluation, kCollapse, kDrawn})
       if (draw(0, 2) == 0) s.flags |= flag;
+    const int64_t policy = draw(0, 3), normalization = draw(0, 2);
+    s.flags |= std::array{0u, uint32_t{kSecondAll}, uint32_t{kSecondNone}, uint32_t{kSecondThreshold}}[size_t(policy)];
+    if (normalization > 0) {
+      s.flags |= normalization == 1 ? kUnnormalized : kKeptNormalized;
+      // The gradient of the logits is s (ds − <s, ds>), which cancels if one probability is nearly 1.
+      s.flags &= ~uint32_t{kCollapse};
+      s.spread = 0.5;
+    }
     check_layer<double>(make_problem(s, uint32_t(round)), "random " + std::to_string(round) + " f64");
   }
 }
