@@ -71,19 +71,4 @@ void for_vectors(const Context& ctx, int64_t size, bool aligned, F f) {
   launch(ctx, vectors_kernel<N, F>, grid_for(max_of(vectors, size - vectors * N)), kBlock, 0, vectors, size, f);
 }
 
-// Σ of what one lane adds: as exact as a double (Kahan), at the speed of T.
-template <class T>
-class LaneSum {
- public:
-  __device__ void add(T value) {
-    const T corrected = value - lost_, sum = sum_ + corrected;
-    lost_ = (sum - sum_) - corrected;
-    sum_ = sum;
-  }
-  __device__ double total() const { return static_cast<double>(sum_) - static_cast<double>(lost_); }
-
- private:
-  T sum_ = 0, lost_ = 0;
-};
-
 }  // namespace st_moe::cuda
