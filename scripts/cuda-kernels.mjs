@@ -7,13 +7,15 @@ import { execFile, execFileSync } from 'node:child_process'
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { availableParallelism, tmpdir } from 'node:os'
 import path from 'node:path'
-import { parseArgs, promisify } from 'node:util'
 import { fileURLToPath } from 'node:url'
+import { parseArgs, promisify } from 'node:util'
 
-// Of the vector instances of these (an argument is the number of values that a thread takes at once): accesses of 128
-// bits, and in the innermost loops no integer division, no store of single values, and no double if values are floats.
-const budget = [
+// The kernels of the budget: they have accesses of 128 bits and no integer division in an innermost loop. Those of rows,
+// in the instance that takes more values than one at once (its last argument), also have no store of single values there,
+// and no double if values are floats. Element-wise ones have no division at all; that of integers is never called.
+const rows = [
   'Activate',
+  'AddBias',
   'CombineRows',
   'CrossEntropyBackwardRow',
   'EmbeddingBackwardRow',
@@ -28,7 +30,10 @@ const budget = [
   'SoftmaxBackwardRow',
   'SoftmaxRow',
   'row_losses_kernel',
-]
+  'sum_chunks_kernel',
+  'sum_rows_kernel',
+].map((name) => new RegExp(`\\b${name}<.*\\b[248]>+$`))
+const elements = [/^vectors_kernel<(?!\d, Row<3, unsigned)/]
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const { values, positionals } = parseArgs({
@@ -100,12 +105,13 @@ function resourcesOf(report) {
 /** Names without namespaces, result and parameters. */
 function plainNames(mangled) {
   const text = execFileSync('c++filt', { input: mangled.join('\n'), encoding: 'utf8' })
-  return text.split('\n').map((line) => {
-    const name = line.replace(/^void /, '').replaceAll(/st_moe::(cuda::)?|\((\w|::)+\)(?=\d)/g, '')
-    let depth = 0
-    const end = [...name].findIndex((c) => ((depth += (c === '<') - (c === '>')), c === '(' && depth === 0))
-    return (end < 0 ? name : name.slice(0, end)).replaceAll(' >', '>')
-  })
+  return text.split('\n').map((name) =>
+    name
+      .replace(/^void /, '')
+      .replaceAll(/st_moe::(cuda::)?|\((\w|::)+\)(?=\d)/g, '')
+      .replace(/ ?\(.*/, '')
+      .replaceAll(' >', '>'),
+  )
 }
 
 /** [name, counts] of each kernel of a file. */
@@ -127,12 +133,16 @@ function faults(name, row) {
   const wrong = []
   if (row['ld.128'] + row['st.128'] === 0) wrong.push('no access of 128 bits')
   if (row['div in loops'] > 0) wrong.push('an integer division in an innermost loop')
-  if (row['st in loops'] > 0) wrong.push('stores of single values')
-  if (row['f64 in loops'] > 0 && !/double|F64/.test(name)) wrong.push('a double per value')
+  if (isOf(elements, name)) {
+    if (row.div > 0) wrong.push('an integer division')
+  } else {
+    if (row['st in loops'] > 0) wrong.push('stores of single values')
+    if (row['f64 in loops'] > 0 && !/double|F64/.test(name)) wrong.push('a double per value')
+  }
   return wrong.join(', ')
 }
 
-const budgetName = (name) => budget.find((functor) => new RegExp(`\\b${functor}<.*\\b[248]>+$`).test(name))
+const isOf = (patterns, name) => patterns.some((pattern) => pattern.test(name))
 
 const temporary = mkdtempSync(path.join(tmpdir(), 'cuda-kernels-'))
 const kernels = []
@@ -151,16 +161,17 @@ const columns = Object.keys(kernels[0][1])
 console.log(columns.join('  '))
 let failures = 0
 for (const [name, row] of kernels) {
-  if (values.budget && !budgetName(name)) continue
-  const wrong = budgetName(name) ? faults(name, row) : ''
+  const counts = isOf([...rows, ...elements], name)
+  if (values.budget && !counts) continue
+  const wrong = counts ? faults(name, row) : ''
   if (wrong) failures++
   const cells = columns.map((column) => String(row[column]).padStart(column.length))
   console.log(`${cells.join('  ')}  ${name}${wrong && `: ${wrong}`}`)
 }
 if (!positionals.length)
-  for (const functor of budget)
-    if (!kernels.some(([name]) => budgetName(name) === functor)) {
-      console.log(`${functor}: no vector instance`)
+  for (const pattern of [...rows, ...elements])
+    if (!kernels.some(([name]) => pattern.test(name))) {
+      console.log(`${pattern}: no such kernel`)
       failures++
     }
 process.exitCode = failures ? 1 : 0

@@ -47,8 +47,10 @@ void launch(const Context& ctx, void (*kernel)(Params...), dim3 grid, dim3 block
 }
 
 // Element loop: one launch, f(i) for i in [0, size). F is a functor of plain data with a __device__ operator().
+// Not unrolled: the number of iterations, mostly one, would cost a division.
 template <class F>
 __global__ void __launch_bounds__(kBlock) elementwise_kernel(int64_t size, F f) {
+#pragma unroll 1
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < size; i += int64_t{gridDim.x} * blockDim.x) f(i);
 }
 

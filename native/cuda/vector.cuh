@@ -46,11 +46,14 @@ bool aligned(const T*... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) % kAccess == 0) && ...);
 }
 
+template <int N>
+using Width = std::integral_constant<int, N>;
+
 // Calls f with N, or with 1 if the values of rows of `columns` cannot be taken N at a time.
 template <int N, class F>
 void dispatch_width(int64_t columns, bool aligned, F&& f) {
-  if (aligned && columns % N == 0) return f(std::integral_constant<int, N>{});
-  f(std::integral_constant<int, 1>{});
+  if (aligned && columns % N == 0) return f(Width<N>{});
+  f(Width<1>{});
 }
 
 // ---- element-wise
@@ -58,12 +61,14 @@ void dispatch_width(int64_t columns, bool aligned, F&& f) {
 template <int N, class F>
 __global__ void __launch_bounds__(kBlock) vectors_kernel(int64_t vectors, int64_t size, F f) {
   const int64_t first = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, threads = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t v = first; v < vectors; v += threads) f(std::integral_constant<int, N>{}, v * N);
-  for (int64_t i = vectors * N + first; i < size; i += threads) f(std::integral_constant<int, 1>{}, i);
+#pragma unroll 1
+  for (int64_t v = first; v < vectors; v += threads) f(Width<N>{}, v * N);
+#pragma unroll 1
+  for (int64_t i = vectors * N + first; i < size; i += threads) f(Width<1>{}, i);
 }
 
-// One launch of f(integral_constant<int, n>, i) for the n elements from i on, which together are [0, size); n is N, or
-// 1 at the end and without alignment.
+// One launch of f(Width<n>{}, i) for the n elements from i on, which together are [0, size); n is N, or 1 at the end
+// and without alignment.
 template <int N, class F>
 void for_vectors(const Context& ctx, int64_t size, bool aligned, F f) {
   if (size <= 0) return;
