@@ -2,16 +2,16 @@
 #include "cuda/kernel.cuh"
 
 // Sums over the rows of [batch, rows, columns], in an order that depends only on the sizes: gradients of biases and of
-// norm weights. Splits rows into chunks, whose partial sums are doubles and are added in order.
+// norm weights. A thread adds T, threads and chunks of rows are added in double, in order.
 namespace st_moe::cuda {
 
 constexpr int kColumnTile = kWarp, kRowLanes = 8;
 constexpr int64_t kChunkRows = 64;  // a chunk has no fewer rows, and there are
 constexpr int64_t kRowChunks = 32;  // at most so many chunks
 
-template <int N>
+template <class T, int N>
 struct ColumnTerms {
-  double value[N];
+  T value[N];
 };
 
 template <class T, int N>
@@ -19,7 +19,7 @@ struct ColumnSums {
   T* sum[N];  // each [batch, columns], or null
 };
 
-// term(row, column) returns ColumnTerms<N>, with row in [0, batch · rows).
+// term(row, column) returns ColumnTerms<T, N>, with row in [0, batch · rows).
 // partial [N, batch, chunks, columns], or null if one chunk has all rows and writes the sums directly.
 template <class T, int N, class F>
 __global__ void __launch_bounds__(kColumnTile* kRowLanes)
@@ -30,15 +30,15 @@ __global__ void __launch_bounds__(kColumnTile* kRowLanes)
   const int64_t tiles = ceil_div(columns, kColumnTile);
   for (int64_t task = blockIdx.x; task < batch * tiles; task += gridDim.x) {
     const int64_t b = task / tiles, column = task % tiles * kColumnTile + threadIdx.x;
-    double sum[N] = {};
+    LaneSum<T> sum[N];
     if (column < columns) {
 #pragma unroll 4
       for (int64_t row = begin + threadIdx.y; row < end; row += kRowLanes) {
-        const ColumnTerms<N> terms = term(b * rows + row, column);
-        for (int n = 0; n < N; ++n) sum[n] += terms.value[n];
+        const ColumnTerms<T, N> terms = term(b * rows + row, column);
+        for (int n = 0; n < N; ++n) sum[n].add(terms.value[n]);
       }
     }
-    for (int n = 0; n < N; ++n) lanes[n][threadIdx.y][threadIdx.x] = sum[n];
+    for (int n = 0; n < N; ++n) lanes[n][threadIdx.y][threadIdx.x] = sum[n].total();
     __syncthreads();
     for (int n = threadIdx.y; n < N; n += kRowLanes) {
       if (column >= columns) break;
@@ -90,9 +90,7 @@ struct ColumnOf {
   const T* x;
   int64_t columns;
 
-  __device__ ColumnTerms<1> operator()(int64_t row, int64_t column) const {
-    return {{static_cast<double>(x[row * columns + column])}};
-  }
+  __device__ ColumnTerms<T, 1> operator()(int64_t row, int64_t column) const { return {{x[row * columns + column]}}; }
 };
 
 // out [batch, columns] = Σ over rows of x [batch, rows, columns]

@@ -1,6 +1,6 @@
 #include "core/convert.h"
-#include "cuda/kernel.cuh"
 #include "cuda/ops.h"
+#include "cuda/vector.cuh"
 
 namespace st_moe::cuda {
 
@@ -10,14 +10,20 @@ template <class In, class Out>
 struct Convert {
   const typename In::Stored* in;
   typename Out::Stored* out;
-  __device__ void operator()(int64_t i) const { out[i] = Out::store(In::load(in[i])); }
+  template <int N>
+  __device__ void operator()(Width<N>, int64_t i) const {
+    const Vector<typename In::Stored, N> values = load<N>(in + i);
+    Vector<typename Out::Stored, N> converted;
+    for (int c = 0; c < N; ++c) converted[c] = Out::store(In::load(values[c]));
+    store(out + i, converted);
+  }
 };
 
 template <class In, class Out>
 static void convert_to(const Context& ctx, const ConvertArgs& args) {
-  elementwise(
-      ctx, args.size,
-      Convert<In, Out>{static_cast<const typename In::Stored*>(args.in), static_cast<typename Out::Stored*>(args.out)});
+  const Convert<In, Out> f{static_cast<const typename In::Stored*>(args.in),
+                           static_cast<typename Out::Stored*>(args.out)};
+  for_vectors<vector_width<typename In::Stored, typename Out::Stored>>(ctx, args.size, aligned(f.in, f.out), f);
 }
 
 template <class In>

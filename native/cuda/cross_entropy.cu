@@ -3,6 +3,7 @@
 #include "core/formulas.h"
 #include "cuda/ops.h"
 #include "cuda/row_group.cuh"
+#include "cuda/vector.cuh"
 
 namespace st_moe::cuda {
 
@@ -26,18 +27,26 @@ struct LossPartial {
 };
 
 // log Σ e^x over a row. NaN if the row contains NaN or +inf, or only −inf.
-template <class T, class Group>
+template <int N, class T, class Group>
 __device__ static inline double logsumexp(const T* x, int64_t V, Group group) {
   T largest = -static_cast<T>(INFINITY);
-  for (int64_t j = group.lane(); j < V; j += Group::size) largest = Max{}(largest, x[j]);
+  for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+    const Vector<T, N> values = load<N>(x + j);
+    for (int c = 0; c < N; ++c) largest = Max{}(largest, values[c]);
+  }
   largest = group.max(largest);
-  double sum = 0;
-  for (int64_t j = group.lane(); j < V; j += Group::size) sum += static_cast<double>(exp_of(x[j] - largest));
-  return static_cast<double>(largest) + std::log(group.sum(sum));
+  LaneSum<T> sum;
+  for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+    const Vector<T, N> values = load<N>(x + j);
+    T part = 0;
+    for (int c = 0; c < N; ++c) part += exp_of(values[c] - largest);
+    sum.add(part);
+  }
+  return static_cast<double>(largest) + std::log(group.sum(sum.total()));
 }
 
 // lse [T], and the sum over the rows of each group of threads. The loss of a row with an invalid target is NaN.
-template <class T, int kThreads>
+template <class T, int kThreads, int N>
 __global__ void __launch_bounds__(kBlock) row_losses_kernel(int64_t rows, const T* logits, Targets targets, T* lse,
                                                             LossPartial* partial, Stream::ErrorFlag* error_flag) {
   const RowGroup<kThreads> group;
@@ -45,7 +54,7 @@ __global__ void __launch_bounds__(kBlock) row_losses_kernel(int64_t rows, const 
   LossPartial mine{0.0, 0};
   for (int64_t t = index; t < rows; t += gridDim.x * per_block) {
     const T* row = logits + t * targets.V;
-    const double value = logsumexp(row, targets.V, group);
+    const double value = logsumexp<N>(row, targets.V, group);
     if (group.lane() == 0) lse[t] = static_cast<T>(value);
     if (targets.ignored(t)) continue;
     if (targets.inside(t)) {
@@ -78,10 +87,13 @@ static void mean_loss(const Context& ctx, const CrossEntropyArgs& args) {
   const int64_t partials = blocks * per_block;
   const Scratch<LossPartial> partial(ctx, partials);
   if (blocks > 0) {
-    launch(ctx, row_losses_kernel<T, kThreads>, static_cast<unsigned>(blocks),
-           static_cast<unsigned>(per_block * kThreads), 0, args.T, static_cast<const T*>(args.logits),
-           Targets{args.target, args.V, args.ignore_index}, static_cast<T*>(args.lse), partial.get(),
-           stream_of(ctx).error_flag());
+    const T* logits = static_cast<const T*>(args.logits);
+    dispatch_width<vector_width<T>>(args.V, aligned(logits), [&](auto n) {
+      launch(ctx, row_losses_kernel<T, kThreads, n>, static_cast<unsigned>(blocks),
+             static_cast<unsigned>(per_block * kThreads), 0, args.T, logits,
+             Targets{args.target, args.V, args.ignore_index}, static_cast<T*>(args.lse), partial.get(),
+             stream_of(ctx).error_flag());
+    });
   }
   launch(ctx, mean_loss_kernel<T>, 1, kBlock, 0, partials, partial.get(), static_cast<T*>(args.loss));
 }
@@ -110,7 +122,7 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 // dlogits = dloss / counted rows · (softmax − onehot); zeros for rows that do not count.
-template <class T>
+template <class T, int N>
 struct CrossEntropyBackwardRow {
   const T *dloss, *logits, *lse;
   Targets targets;
@@ -124,16 +136,20 @@ struct CrossEntropyBackwardRow {
     const T* row = logits + t * V;
     T* out = dlogits + t * V;
     if (!targets.counts(t)) {
-      for (int64_t j = group.lane(); j < V; j += Group::size) out[j] = 0;
+      for (int64_t j = group.lane() * N; j < V; j += Group::size * N) store(out + j, Vector<T, N>{});
       return;
     }
     int64_t counted = 0;
     for (int64_t i = 0; i < blocks; ++i) counted += counts[i];
     const T factor = static_cast<T>(static_cast<double>(*dloss) / static_cast<double>(counted)), shift = lse[t];
     const int64_t target = targets.target[t];
-    for (int64_t j = group.lane(); j < V; j += Group::size) {
-      const T e = exp_of(row[j] - shift);
-      out[j] = factor * (j == target ? e - T(1) : e);
+    for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+      Vector<T, N> values = load<N>(row + j);
+      for (int c = 0; c < N; ++c) {
+        const T e = exp_of(values[c] - shift);
+        values[c] = factor * (j + c == target ? e - T(1) : e);
+      }
+      store(out + j, values);
     }
   }
 };
@@ -148,14 +164,13 @@ void cross_entropy_backward(const Context& ctx, const CrossEntropyBackwardArgs& 
     launch(ctx, count_targets_kernel, static_cast<unsigned>(blocks), kBlock, 0, args.T, targets, counts.get(),
            stream_of(ctx).error_flag());
     if (args.V == 0) return;
-    const CrossEntropyBackwardRow<T> row{static_cast<const T*>(args.dloss),
-                                         static_cast<const T*>(args.logits),
-                                         static_cast<const T*>(args.lse),
-                                         targets,
-                                         counts.get(),
-                                         blocks,
-                                         static_cast<T*>(args.dlogits)};
-    for_rows(ctx, args.T, args.V, row);
+    const T *dloss = static_cast<const T*>(args.dloss), *logits = static_cast<const T*>(args.logits);
+    const T* lse = static_cast<const T*>(args.lse);
+    T* dlogits = static_cast<T*>(args.dlogits);
+    dispatch_width<vector_width<T>>(args.V, aligned(logits, dlogits), [&](auto n) {
+      for_rows(ctx, args.T, args.V,
+               CrossEntropyBackwardRow<T, n>{dloss, logits, lse, targets, counts.get(), blocks, dlogits});
+    });
   });
 }
 

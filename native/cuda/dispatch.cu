@@ -7,8 +7,7 @@ void dispatch(const Context& ctx, const DispatchArgs& args) {
   const Plan plan = plan_of(ctx, args, args.assignment);
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    elementwise(ctx, args.R * args.D,
-                GatherRows<T>{plan, static_cast<const T*>(args.x), nullptr, static_cast<T*>(args.y), args.D});
+    gather_rows<T>(ctx, plan, static_cast<const T*>(args.x), nullptr, static_cast<T*>(args.y), args.D);
   });
 }
 
@@ -17,12 +16,8 @@ void dispatch_backward(const Context& ctx, const DispatchBackwardArgs& args) {
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* dy = static_cast<const T*>(args.dy);
-    if (args.dx)
-      elementwise(ctx, args.T * args.D,
-                  CombineRows<T>{plan, dy, nullptr, nullptr, static_cast<T*>(args.dx), args.D, 0});
-    if (args.dweight)
-      by_warp(ctx, args.T * args.K,
-              RowDots<T>{plan, static_cast<const T*>(args.x), dy, static_cast<T*>(args.dweight), args.D});
+    if (args.dx) combine_rows<T>(ctx, plan, dy, nullptr, nullptr, static_cast<T*>(args.dx), args.D);
+    if (args.dweight) row_dots<T>(ctx, plan, static_cast<const T*>(args.x), dy, static_cast<T*>(args.dweight), args.D);
   });
 }
 

@@ -1,26 +1,31 @@
 #include <cmath>
 
-#include "cuda/kernel.cuh"
 #include "cuda/ops.h"
 #include "cuda/per_step.cuh"
+#include "cuda/vector.cuh"
 
 namespace st_moe::cuda {
 
-// A thread computes the four elements of a Philox block.
+constexpr int kWords = 4;  // of a Philox block
+
 template <class T>
 struct Dropout {
   const T* x;
   T* y;
-  int64_t size;
   Sample sample;
   T factor;
   uint32_t threshold;
-  __device__ void operator()(int64_t block) const {
-    const PhiloxBlock words = sample.block(static_cast<uint64_t>(block));
-    for (int w = 0; w < 4 && 4 * block + w < size; ++w) {
-      const int64_t i = 4 * block + w;
-      y[i] = words.word[w] >> 8 >= threshold ? x[i] * factor : T(0);
+
+  template <int N>
+  __device__ void operator()(Width<N>, int64_t i) const {
+    static_assert(N == kWords || N == 1);
+    const PhiloxBlock words = sample.block(static_cast<uint64_t>(i) / kWords);
+    Vector<T, N> values = load<N>(x + i);
+    for (int c = 0; c < N; ++c) {
+      const uint32_t word = N == 1 ? words.word[i % kWords] : words.word[c];
+      values[c] = word >> 8 >= threshold ? values[c] * factor : T(0);
     }
+    store(y + i, values);
   }
 };
 
@@ -29,9 +34,9 @@ void dropout(const Context& ctx, const DropoutArgs& args) {
     using T = decltype(zero);
     // uniform24(word) ≥ p in integers: word >> 8 ≥ p · 2^24, which is false for p = 1.
     const uint32_t threshold = static_cast<uint32_t>(std::ceil(args.p * 0x1p24));
-    elementwise(ctx, ceil_div(args.size, 4),
-                Dropout<T>{static_cast<const T*>(args.x), static_cast<T*>(args.y), args.size,
-                           sample_of(ctx, args.seed, args.step), static_cast<T>(1.0 / (1.0 - args.p)), threshold});
+    const Dropout<T> f{static_cast<const T*>(args.x), static_cast<T*>(args.y), sample_of(ctx, args.seed, args.step),
+                       static_cast<T>(1.0 / (1.0 - args.p)), threshold};
+    for_vectors<kWords>(ctx, args.size, aligned(f.x, f.y), f);
   });
 }
 

@@ -3,10 +3,11 @@
 #include "cuda/ops.h"
 #include "cuda/row_group.cuh"
 #include "cuda/sort.cuh"
+#include "cuda/vector.cuh"
 
 namespace st_moe::cuda {
 
-template <class T>
+template <class T, int N>
 struct EmbeddingRow {
   const T* w;            // [V, D]
   const int32_t* index;  // [T]
@@ -19,16 +20,19 @@ struct EmbeddingRow {
     const int32_t v = index[t];
     const bool inside = v >= 0 && v < V;
     if (!inside && group.lane() == 0) report_error(error_flag, kIndexError, v);
-    for (int64_t j = group.lane(); j < D; j += Group::size) y[t * D + j] = inside ? w[v * D + j] : T(0);
+    for (int64_t j = group.lane() * N; j < D; j += Group::size * N)
+      store(y + t * D + j, inside ? load<N>(w + v * D + j) : Vector<T, N>{});
   }
 };
 
 void embedding(const Context& ctx, const EmbeddingArgs& args) {
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const EmbeddingRow<T> row{static_cast<const T*>(args.w), args.index, static_cast<T*>(args.y), args.D, args.V,
-                              stream_of(ctx).error_flag()};
-    for_rows(ctx, args.T, args.D, row);
+    const T* w = static_cast<const T*>(args.w);
+    T* y = static_cast<T*>(args.y);
+    dispatch_width<vector_width<T>>(args.D, aligned(w, y), [&](auto n) {
+      for_rows(ctx, args.T, args.D, EmbeddingRow<T, n>{w, args.index, y, args.D, args.V, stream_of(ctx).error_flag()});
+    });
   });
 }
 
@@ -64,7 +68,7 @@ __device__ static inline int64_t lower_bound(const int32_t* keys, int64_t count,
 }
 
 // Row v of dw, in token order.
-template <class T>
+template <class T, int N>
 struct EmbeddingBackwardRow {
   const T* dy;           // [T, D]
   const int32_t* keys;   // [T], sorted
@@ -75,11 +79,14 @@ struct EmbeddingBackwardRow {
   template <class Group>
   __device__ void operator()(int64_t v, Group group) const {
     const int64_t begin = lower_bound(keys, tokens, v), end = lower_bound(keys, tokens, v + 1);
-    for (int64_t j = group.lane(); j < D; j += Group::size) {
-      T sum = 0;
+    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+      Vector<T, N> sum{};
 #pragma unroll 8
-      for (int64_t i = begin; i < end; ++i) sum += dy[order[i] * D + j];
-      dw[v * D + j] = sum;
+      for (int64_t i = begin; i < end; ++i) {
+        const Vector<T, N> term = load<N>(dy + order[i] * D + j);
+        for (int c = 0; c < N; ++c) sum[c] += term[c];
+      }
+      store(dw + v * D + j, sum);
     }
   }
 };
@@ -94,9 +101,12 @@ static void add_tokens(const Context& ctx, const EmbeddingBackwardArgs& args) {
               TokenKey{args.index, keys.get(), order.get(), args.V, fault_key, stream_of(ctx).error_flag()});
   if (args.V == 0 || args.D == 0) return;
   const int64_t half = sort_by_key(ctx, args.T, int64_t{fault_key} + 1, keys.get(), order.get()) * args.T;
-  const EmbeddingBackwardRow<T> row{
-      static_cast<const T*>(args.dy), keys.get() + half, order.get() + half, static_cast<T*>(args.dw), args.T, args.D};
-  for_rows(ctx, args.V, args.D, row, warp_width);
+  const T* dy = static_cast<const T*>(args.dy);
+  T* dw = static_cast<T*>(args.dw);
+  dispatch_width<vector_width<T>>(args.D, aligned(dy, dw), [&](auto n) {
+    const EmbeddingBackwardRow<T, n> row{dy, keys.get() + half, order.get() + half, dw, args.T, args.D};
+    for_rows(ctx, args.V, args.D, row, warp_width * n);
+  });
 }
 
 void embedding_backward(const Context& ctx, const EmbeddingBackwardArgs& args) {

@@ -5,46 +5,54 @@
 
 namespace st_moe::cuda {
 
-// Element of h [rows, padded H] = f(γ) ⊙ v ⊙ μ or f(v), where [v ; γ] or v is x W1ᵀ + b1 and `a` [rows, saved columns]
-// is x W1ᵀ.
-template <class T, class O, Activation activation>
+// Row of h [rows, padded H] = f(γ) ⊙ v ⊙ μ or f(v), where [v ; γ] or v is x W1ᵀ + b1 and `a` [rows, saved columns] is
+// x W1ᵀ.
+template <class T, class O, Activation activation, int N>
 struct Activate {
-  const typename O::Stored* a;
+  const Stored<O>* a;
   const T *b1, *mult_bias;  // b1 [E, P], mult_bias [E, H]
-  typename O::Stored* h;
-  int64_t H, width, saved, rows_each;
+  Stored<O>* h;
+  int64_t H, width, saved;
+  Divisor rows_each;
 
-  __device__ void operator()(int64_t i) const {
-    const MatrixIndex at = matrix_index(i, width);
-    const int64_t expert = matrix_index(at.row, rows_each).row, j = at.column;
-    if (is_low_precision<O> && j >= H) {
-      h[i] = 0;
-      return;
+  template <class Group>
+  __device__ void operator()(int64_t row, Group group) const {
+    const int64_t expert = rows_each.quotient(row);
+    const auto* values = a + row * saved;
+    const T *bias = b1 + expert * w1_rows(activation, H), *mu = mult_bias + expert * H;
+    for (int64_t j = group.lane() * N; j < width; j += Group::size * N) {
+      Vector<Stored<O>, N> out{};
+      if (j < H) {
+        const Vector<Stored<O>, N> v = load<N>(values + j);
+        const Vector<T, N> v_bias = load<N>(bias + j);
+        if constexpr (is_gated(activation)) {
+          const Vector<Stored<O>, N> gate = load<N>(values + H + j);
+          const Vector<T, N> gate_bias = load<N>(bias + H + j), factor = load<N>(mu + j);
+          for (int c = 0; c < N; ++c)
+            out[c] = O::store(activate<activation>(O::load(gate[c]) + gate_bias[c]).value *
+                              (O::load(v[c]) + v_bias[c]) * factor[c]);
+        } else {
+          for (int c = 0; c < N; ++c) out[c] = O::store(activate<activation>(O::load(v[c]) + v_bias[c]).value);
+        }
+      }
+      store(h + row * width + j, out);
     }
-    const auto* value = a + at.row * saved + j;
-    const T* bias = b1 + expert * w1_rows(activation, H) + j;
-    if constexpr (is_gated(activation))
-      h[i] = O::store(activate<activation>(O::load(value[H]) + bias[H]).value * (O::load(value[0]) + bias[0]) *
-                      mult_bias[expert * H + j]);
-    else
-      h[i] = O::store(activate<activation>(O::load(value[0]) + bias[0]).value);
   }
 };
 
 template <class T, class O>
 static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertRows& rows) {
-  using Stored = typename O::Stored;
   const int64_t D = args.D, H = args.H, E = args.E, P = w1_rows(args.activation, H), count = rows.count();
   const int64_t width = padded<O>(D), hidden = padded<O>(H), saved = saved_columns(P);
   const bool gathers = rows.planned, copies = gathers || is_low_precision<O>;
   const T *x = static_cast<const T*>(args.x), *weight = static_cast<const T*>(args.weight);
   T* y = static_cast<T*>(args.y);
-  Scratch<Stored> x_rows(ctx, copies ? count * width : 0), h(ctx, count * hidden);
-  Scratch<Stored> unsaved(ctx, args.a ? 0 : count * saved);
+  Scratch<Stored<O>> x_rows(ctx, copies ? count * width : 0), h(ctx, count * hidden);
+  Scratch<Stored<O>> unsaved(ctx, args.a ? 0 : count * saved);
   Scratch<T> out_rows(ctx, gathers && is_low_precision<O> ? count * D : 0);
   OperandWeight<T, O> w1(ctx, args.w1, args.compute, E, P, D, args.w1_packed);
   OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, D, H, args.w2_packed);
-  Stored* a = args.a ? static_cast<Stored*>(args.a) : unsaved.get();
+  Stored<O>* a = args.a ? static_cast<Stored<O>*>(args.a) : unsaved.get();
   T* out = gathers ? out_rows.get() : y;
   if constexpr (!is_low_precision<O>) out = gathers ? x_rows.get() : y;  // x of the rows is no longer needed
 
@@ -59,14 +67,15 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
     multiply(ctx, args.compute, args.compute,
              rows.of_rows(in, w1.get(), true, a, saved, is_low_precision<O> ? w1.get().rows : P));
     dispatch_activation(args.activation, [&](auto tag) {
-      elementwise(
-          ctx, count * hidden,
-          Activate<T, O, decltype(tag)::value>{a, static_cast<const T*>(args.b1), static_cast<const T*>(args.mult_bias),
-                                               h.get(), H, hidden, saved, rows.each});
+      const T *b1 = static_cast<const T*>(args.b1), *mult_bias = static_cast<const T*>(args.mult_bias);
+      dispatch_width<vector_width<Stored<O>>>(H, aligned(a, b1, mult_bias, h.get()), [&](auto n) {
+        for_rows(ctx, count, hidden,
+                 Activate<T, O, decltype(tag)::value, n>{a, b1, mult_bias, h.get(), H, hidden, saved, rows.by_each});
+      });
     });
     multiply(ctx, args.compute, args.dtype, rows.of_rows({h.get(), rows.each, hidden}, w2.get(), true, out, D, D));
   }
-  elementwise(ctx, args.T * D, CombineRows<T>{rows.plan, out, weight, static_cast<const T*>(args.b2), y, D, rows.each});
+  combine_rows<T>(ctx, rows.plan, out, weight, static_cast<const T*>(args.b2), y, D, rows.by_each);
 }
 
 void expert_ffn(const Context& ctx, const ExpertFfnArgs& args) {

@@ -13,46 +13,48 @@ constexpr int kStripWarps = kWarpBlock / kWarp;
 
 template <class T, class O>
 struct ExpertGradient {
-  using Stored = typename O::Stored;
-
   Plan plan;
   const T *dy, *x, *b1, *mult_bias, *b2, *weight;
-  const Stored* a;     // [rows, saved columns] A without b1
-  Stored *g, *x_rows;  // [rows, padded D] dy and x of the rows, each null if it is neither gathered nor rounded
-  T* q;                // [rows, padded H] dy · W2
-  Stored* wh;          // [rows, padded H] w · h; q itself if it is not rounded
-  Stored* da;          // [rows, padded P] gradient of A
+  const Stored<O>* a;    // [rows, saved columns] A without b1
+  Stored<O>*g, *x_rows;  // [rows, padded D] dy and x of the rows, each null if it is neither gathered nor rounded
+  T* q;                  // [rows, padded H] dy · W2
+  Stored<O>* wh;         // [rows, padded H] w · h; q itself if it is not rounded
+  Stored<O>* da;         // [rows, padded P] gradient of A
   T* dots;  // [rows, strips + 1] parts of dweight: <h, q> and <A − b1, dA> of each strip, and <b2, dy>; or null
   T* sums;  // [E, row blocks, sum_width] parts of db1, dmult_bias and db2; or null
   int64_t D, H, each, row_blocks, strips;  // each: rows of one expert; row_blocks: of one expert
   int64_t width, hidden, saved, da_width;  // columns of g, of q, of a, of da
   int64_t P, biases, sum_width;            // entries of b1 of one expert; and of mult_bias; and of b2
+  Divisor by_each;
   bool straight_through;
 
   __device__ T weight_of(int64_t assignment) const { return weight ? weight[assignment] : T(1); }
 };
 
-// A row by a warp.
-template <class T, class O>
+template <class T, class O, int N>
 struct LoadRow {
   ExpertGradient<T, O> p;
 
-  __device__ void operator()(int64_t row, int lane) const {
+  template <class Group>
+  __device__ void operator()(int64_t row, Group group) const {
     const int64_t assignment = p.plan.assignment_of(row), D = p.D;
     const bool full = assignment >= 0;
     const int64_t token = full ? p.plan.token_of(assignment) : 0;
-    const T *dy = p.dy + token * D, *x = p.x + token * D, *b2 = p.b2 + matrix_index(row, p.each).row * D;
+    const T *dy = p.dy + token * D, *x = p.x + token * D, *b2 = p.b2 + p.by_each.quotient(row) * D;
     T dot = 0;
-    for (int64_t j = lane; j < p.width; j += kWarp) {
-      const bool real = full && j < D;
-      const T g = real ? dy[j] : T(0);
-      if (p.g) p.g[row * p.width + j] = O::store(g);
-      if (p.x_rows) p.x_rows[row * p.width + j] = O::store(real ? x[j] : T(0));
-      if (real) dot += b2[j] * g;
+    for (int64_t j = group.lane() * N; j < p.width; j += Group::size * N) {
+      Vector<T, N> g{}, in{}, bias{};
+      if (full && j < D) {
+        g = load<N>(dy + j), bias = load<N>(b2 + j);
+        if (p.x_rows) in = load<N>(x + j);
+      }
+      if (p.g) store(p.g + row * p.width + j, rounded<O>(g));
+      if (p.x_rows) store(p.x_rows + row * p.width + j, rounded<O>(in));
+      for (int c = 0; c < N; ++c) dot += bias[c] * g[c];
     }
     if (!p.dots) return;
-    dot = warp_reduce(dot, Sum{});
-    if (lane == 0) p.dots[row * (p.strips + 1) + p.strips] = dot;
+    dot = group.sum(dot);
+    if (group.lane() == 0) p.dots[row * (p.strips + 1) + p.strips] = dot;
   }
 };
 
@@ -60,6 +62,12 @@ template <class T>
 struct StripSums {
   T value[kLaneColumns], gate[kLaneColumns], mult_bias[kLaneColumns];
 };
+
+// The column in its strip of value c of a lane, which has N side by side.
+template <int N>
+__device__ static inline int strip_column(int lane, int c) {
+  return c / N * N * kWarp + lane * N + c % N;
+}
 
 // The padding of wh and da that belongs to column j ≥ H: of gated ones two columns of da for each of wh, since 2H is
 // padded by at most twice as much as H.
@@ -72,60 +80,65 @@ __device__ static void clear_padding(const ExpertGradient<T, O>& p, int64_t row,
 }
 
 // A row of a strip that starts at column `first`, by a warp. Returns the lane's part of dweight.
-template <Activation activation, class T, class O>
+template <Activation activation, int N, class T, class O>
 __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64_t expert, int64_t first, int lane,
                                StripSums<T>& sums) {
   const int64_t assignment = p.plan.assignment_of(row), H = p.H;
   const T w = assignment < 0 ? T(0) : p.weight_of(assignment);
   T dot = 0;
 #pragma unroll
-  for (int c = 0; c < kLaneColumns; ++c) {
-    const int64_t j = first + c * kWarp + lane;
+  for (int k = 0; k < kLaneColumns; k += N) {
+    const int64_t j = first + strip_column<N>(lane, k);
     if (j >= H) {
-      if (is_low_precision<O>) clear_padding<activation>(p, row, j);
+      if (is_low_precision<O>)
+        for (int c = 0; c < N; ++c) clear_padding<activation>(p, row, j + c);
       continue;
     }
-    typename O::Stored *wh = p.wh + row * p.hidden + j, *dvalue = p.da + row * p.da_width + j, *dgate = dvalue + H;
-    if (assignment < 0) {
-      *wh = *dvalue = 0;
-      if constexpr (is_gated(activation)) *dgate = 0;
-      continue;
+    Stored<O>*wh = p.wh + row * p.hidden + j, *dvalue = p.da + row * p.da_width + j, *dgate = dvalue + H;
+    Vector<Stored<O>, N> out{}, out_value{}, out_gate{};
+    if (assignment >= 0) {
+      const Stored<O>* saved = p.a + row * p.saved + j;
+      const T* bias = p.b1 + expert * w1_rows(activation, H) + j;
+      const Vector<T, N> q = load<N>(p.q + row * p.hidden + j), value_bias = load<N>(bias);
+      const Vector<Stored<O>, N> a = load<N>(saved);
+      if constexpr (is_gated(activation)) {
+        const Vector<Stored<O>, N> a_gate = load<N>(saved + H);
+        const Vector<T, N> gate_bias = load<N>(bias + H), mu = load<N>(p.mult_bias + expert * H + j);
+        for (int c = 0; c < N; ++c) {
+          const T av = O::load(a[c]), ag = O::load(a_gate[c]), value = av + value_bias[c], gate = ag + gate_bias[c];
+          const ValueAndSlope<T> f = activate<activation>(gate);
+          const T plain = f.value * value, h = plain * mu[c], dh = w * q[c], scaled = dh * mu[c];
+          const T dv = scaled * f.value, dg = scaled * value * f.slope;
+          T product = h * q[c];
+          if (p.straight_through) product += av * dv + ag * dg;
+          dot += product;
+          out[c] = O::store(w * h), out_value[c] = O::store(dv), out_gate[c] = O::store(dg);
+          sums.value[k + c] += dv;
+          sums.gate[k + c] += dg;
+          sums.mult_bias[k + c] += dh * plain;
+        }
+      } else {
+        for (int c = 0; c < N; ++c) {
+          const T av = O::load(a[c]);
+          const ValueAndSlope<T> f = activate<activation>(av + value_bias[c]);
+          const T dv = w * q[c] * f.slope;
+          T product = f.value * q[c];
+          if (p.straight_through) product += av * dv;
+          dot += product;
+          out[c] = O::store(w * f.value), out_value[c] = O::store(dv);
+          sums.value[k + c] += dv;
+        }
+      }
     }
-    const typename O::Stored* saved = p.a + row * p.saved + j;
-    const T *bias = p.b1 + expert * w1_rows(activation, H) + j, a = O::load(saved[0]);
-    if constexpr (is_gated(activation)) {
-      const T q = p.q[row * p.hidden + j], a_gate = O::load(saved[H]), mu = p.mult_bias[expert * H + j];
-      const T value = a + bias[0], gate = a_gate + bias[H];
-      const ValueAndSlope<T> f = activate<activation>(gate);
-      const T plain = f.value * value, h = plain * mu, dh = w * q, scaled = dh * mu;
-      const T dv = scaled * f.value, dg = scaled * value * f.slope;
-      T product = h * q;
-      if (p.straight_through) product += a * dv + a_gate * dg;
-      dot += product;
-      *wh = O::store(w * h);
-      *dvalue = O::store(dv);
-      *dgate = O::store(dg);
-      sums.value[c] += dv;
-      sums.gate[c] += dg;
-      sums.mult_bias[c] += dh * plain;
-    } else {
-      const T q = p.q[row * p.hidden + j];
-      const ValueAndSlope<T> f = activate<activation>(a + bias[0]);
-      const T dv = w * q * f.slope;
-      T product = f.value * q;
-      if (p.straight_through) product += a * dv;
-      dot += product;
-      *wh = O::store(w * f.value);
-      *dvalue = O::store(dv);
-      sums.value[c] += dv;
-    }
+    store(wh, out), store(dvalue, out_value);
+    if constexpr (is_gated(activation)) store(dgate, out_gate);
   }
   return dot;
 }
 
 // A strip of hidden columns by a block of rows. Warps take the rows in turn; their column sums are added in order.
-template <Activation activation, class T, class O>
-__global__ void __launch_bounds__(kWarpBlock) hidden_kernel(ExpertGradient<T, O> p, int64_t blocks) {
+template <Activation activation, int N, class T, class O>
+__global__ void __launch_bounds__(kWarpBlock, 5) hidden_kernel(ExpertGradient<T, O> p, int64_t blocks) {
   constexpr int parts = is_gated(activation) ? 3 : 1;
   __shared__ T partial[kStripWarps][parts * kStrip];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -135,18 +148,16 @@ __global__ void __launch_bounds__(kWarpBlock) hidden_kernel(ExpertGradient<T, O>
     const int64_t end = min_of(begin + kSumRows, (expert + 1) * p.each);
     StripSums<T> sums{};
     for (int64_t row = begin + warp; row < end; row += kStripWarps) {
-      T dot = hidden_row<activation>(p, row, expert, strip * kStrip, lane, sums);
+      T dot = hidden_row<activation, N>(p, row, expert, strip * kStrip, lane, sums);
       if (!p.dots) continue;
       dot = warp_reduce(dot, Sum{});
       if (lane == 0) p.dots[row * (p.strips + 1) + strip] = dot;
     }
     if (!p.sums) continue;
     for (int c = 0; c < kLaneColumns; ++c) {
-      partial[warp][c * kWarp + lane] = sums.value[c];
-      if constexpr (is_gated(activation)) {
-        partial[warp][kStrip + c * kWarp + lane] = sums.gate[c];
-        partial[warp][2 * kStrip + c * kWarp + lane] = sums.mult_bias[c];
-      }
+      T* to = partial[warp] + strip_column<N>(lane, c);
+      to[0] = sums.value[c];
+      if constexpr (is_gated(activation)) to[kStrip] = sums.gate[c], to[2 * kStrip] = sums.mult_bias[c];
     }
     __syncthreads();
     for (int i = threadIdx.x; i < parts * kStrip; i += kWarpBlock) {
@@ -159,22 +170,28 @@ __global__ void __launch_bounds__(kWarpBlock) hidden_kernel(ExpertGradient<T, O>
   }
 }
 
-// Part of db2 = Σ w · dy of one column over a block of rows. Element of [E · row blocks, D].
-template <class T, class O>
+// Part of db2 = Σ w · dy over a block of rows. Row of [E · row blocks, D].
+template <class T, class O, int N>
 struct OutputBiasPart {
   ExpertGradient<T, O> p;
 
-  __device__ void operator()(int64_t i) const {
-    const MatrixIndex at = matrix_index(i, p.D);
-    const int64_t expert = matrix_index(at.row, p.row_blocks).row;
-    const int64_t begin = expert * p.each + (at.row - expert * p.row_blocks) * kSumRows;
+  template <class Group>
+  __device__ void operator()(int64_t block, Group group) const {
+    const int64_t expert = matrix_index(block, p.row_blocks).row;
+    const int64_t begin = expert * p.each + (block - expert * p.row_blocks) * kSumRows;
     const int64_t end = min_of(begin + kSumRows, (expert + 1) * p.each);
-    T total = 0;
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t assignment = p.plan.assignment_of(row);
-      if (assignment >= 0) total += p.weight_of(assignment) * p.dy[p.plan.token_of(assignment) * p.D + at.column];
+    T* sums = p.sums + block * p.sum_width + p.biases;
+    for (int64_t j = group.lane() * N; j < p.D; j += Group::size * N) {
+      Vector<T, N> total{};
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t assignment = p.plan.assignment_of(row);
+        if (assignment < 0) continue;
+        const T w = p.weight_of(assignment);
+        const Vector<T, N> dy = load<N>(p.dy + p.plan.token_of(assignment) * p.D + j);
+        for (int c = 0; c < N; ++c) total[c] += w * dy[c];
+      }
+      for (int c = 0; c < N; ++c) sums[j + c] = total[c];  // not aligned
     }
-    p.sums[at.row * p.sum_width + p.biases + at.column] = total;
   }
 };
 
@@ -218,8 +235,9 @@ static ExpertGradient<T, O> gradient_of(const ExpertFfnBackwardArgs& args, const
   const auto values = [](const void* p) { return static_cast<const T*>(p); };
   ExpertGradient<T, O> p{};
   p.dy = values(args.dy), p.x = values(args.x), p.b1 = values(args.b1), p.mult_bias = values(args.mult_bias);
-  p.b2 = values(args.b2), p.a = static_cast<const typename O::Stored*>(args.a), p.weight = values(args.weight);
-  p.D = args.D, p.H = args.H, p.plan = rows.plan, p.each = rows.each, p.row_blocks = ceil_div(rows.each, kSumRows);
+  p.b2 = values(args.b2), p.a = static_cast<const Stored<O>*>(args.a), p.weight = values(args.weight);
+  p.D = args.D, p.H = args.H, p.plan = rows.plan, p.each = rows.each, p.by_each = rows.by_each,
+  p.row_blocks = ceil_div(rows.each, kSumRows);
   p.P = w1_rows(args.activation, args.H), p.biases = hidden_biases(args.activation, args.H);
   p.sum_width = p.biases + args.D;
   p.width = padded<O>(args.D), p.hidden = padded<O>(args.H), p.da_width = padded<O>(p.P), p.saved = saved_columns(p.P);
@@ -229,12 +247,11 @@ static ExpertGradient<T, O> gradient_of(const ExpertFfnBackwardArgs& args, const
 
 template <class T, class O>
 static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, const ExpertRows& rows) {
-  using Stored = typename O::Stored;
   const int64_t D = args.D, H = args.H, E = args.E, count = rows.count();
   ExpertGradient<T, O> p = gradient_of<T, O>(args, rows);
   const bool parameters = args.dw1, copies = rows.planned || is_low_precision<O>;
-  Scratch<Stored> g(ctx, copies ? count * p.width : 0), x_rows(ctx, copies && parameters ? count * p.width : 0);
-  Scratch<Stored> wh(ctx, is_low_precision<O> ? count * p.hidden : 0), da(ctx, count * p.da_width);
+  Scratch<Stored<O>> g(ctx, copies ? count * p.width : 0), x_rows(ctx, copies && parameters ? count * p.width : 0);
+  Scratch<Stored<O>> wh(ctx, is_low_precision<O> ? count * p.hidden : 0), da(ctx, count * p.da_width);
   Scratch<T> q(ctx, count * p.hidden), dots(ctx, args.dweight ? count * (p.strips + 1) : 0);
   Scratch<T> sums(ctx, parameters ? E * p.row_blocks * p.sum_width : 0);
   OperandWeight<T, O> w1(ctx, args.w1, args.compute, args.dx ? E : 0, p.P, D, args.dx ? args.w1_packed : nullptr);
@@ -247,17 +264,23 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   const Matrix hidden_rows{p.wh, rows.each, p.hidden}, da_rows{p.da, rows.each, p.da_width};
   const auto product = [&](const Gemm& each) { multiply(ctx, args.compute, args.dtype, each); };
 
-  if (copies || args.dweight) by_warp(ctx, count, LoadRow<T, O>{p});
+  const bool in_vectors = aligned(p.dy, p.x, p.b2);
+  if (copies || args.dweight)
+    dispatch_width<vector_width<Stored<O>>>(D, in_vectors,
+                                            [&](auto n) { for_rows(ctx, count, p.width, LoadRow<T, O, n>{p}); });
   fill_operands(ctx, w1.fill(), w2.fill());
   w1.filled(), w2.filled();
   if (count > 0) product(rows.of_rows(dy_rows, w2.get(), false, q.get(), p.hidden, p.hidden));
   const int64_t blocks = E * p.row_blocks * p.strips;
   dispatch_activation(args.activation, [&](auto tag) {
     if (blocks > 0)
-      launch(ctx, hidden_kernel<decltype(tag)::value, T, O>, grid_for(blocks, 1), kWarpBlock, 0, p, blocks);
+      dispatch_width<kLaneColumns>(H, aligned(p.a, p.b1, p.mult_bias), [&](auto n) {
+        launch(ctx, hidden_kernel<decltype(tag)::value, n, T, O>, grid_for(blocks, 1), kWarpBlock, 0, p, blocks);
+      });
   });
   if (parameters) {
-    elementwise(ctx, E * p.row_blocks * D, OutputBiasPart<T, O>{p});
+    dispatch_width<vector_width<T>>(D, in_vectors,
+                                    [&](auto n) { for_rows(ctx, E * p.row_blocks, D, OutputBiasPart<T, O, n>{p}); });
     elementwise(
         ctx, E * p.sum_width,
         FinishSums<T, O>{p, static_cast<T*>(args.db1), static_cast<T*>(args.dmult_bias), static_cast<T*>(args.db2)});
@@ -273,7 +296,7 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   T* dx_rows = rows.planned ? rounded_dx.get() : dx;
   if constexpr (!is_low_precision<O>) dx_rows = rows.planned ? g.get() : dx;  // g is no longer needed
   if (count > 0) product(rows.of_rows(da_rows, w1.get(), false, dx_rows, D, D));
-  if (rows.planned) elementwise(ctx, args.T * D, CombineRows<T>{rows.plan, dx_rows, nullptr, nullptr, dx, D, 0});
+  if (rows.planned) combine_rows<T>(ctx, rows.plan, dx_rows, nullptr, nullptr, dx, D);
 }
 
 void expert_ffn_backward(const Context& ctx, const ExpertFfnBackwardArgs& args) {

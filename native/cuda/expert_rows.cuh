@@ -11,6 +11,7 @@ struct ExpertRows {
   Plan plan;
   bool planned;     // false: row t is token t
   int64_t E, each;  // rows of one expert
+  Divisor by_each{each};
 
   int64_t count() const { return E * each; }
 

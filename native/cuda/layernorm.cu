@@ -3,6 +3,7 @@
 #include "cuda/columns.cuh"
 #include "cuda/ops.h"
 #include "cuda/row_group.cuh"
+#include "cuda/vector.cuh"
 
 namespace st_moe::cuda {
 
@@ -11,20 +12,27 @@ struct Moments {
 };
 
 // Two passes: squares of centered values do not cancel.
-template <class T, class Group>
+template <int N, class T, class Group>
 __device__ static inline Moments moments(const T* x, int64_t D, double eps, Group group) {
-  double sum = 0;
-  for (int64_t j = group.lane(); j < D; j += Group::size) sum += static_cast<double>(x[j]);
-  const double mean = group.sum(sum) / static_cast<double>(D);
-  double squares = 0;
-  for (int64_t j = group.lane(); j < D; j += Group::size) {
-    const double centred = static_cast<double>(x[j]) - mean;
-    squares += centred * centred;
+  LaneSum<T> sum, squares;
+  for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+    const Vector<T, N> values = load<N>(x + j);
+    T part = 0;
+    for (int c = 0; c < N; ++c) part += values[c];
+    sum.add(part);
   }
-  return {mean, 1.0 / std::sqrt(group.sum(squares) / static_cast<double>(D) + eps)};
+  const double mean = group.sum(sum.total()) / static_cast<double>(D);
+  const T center = static_cast<T>(mean);
+  for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+    const Vector<T, N> values = load<N>(x + j);
+    T part = 0;
+    for (int c = 0; c < N; ++c) part += (values[c] - center) * (values[c] - center);
+    squares.add(part);
+  }
+  return {mean, 1.0 / std::sqrt(group.sum(squares.total()) / static_cast<double>(D) + eps)};
 }
 
-template <class T>
+template <class T, int N>
 struct LayernormRow {
   const T *x, *weight, *bias;  // [T, D], [D], [D]
   T* y;                        // [T, D]
@@ -34,10 +42,14 @@ struct LayernormRow {
   template <class Group>
   __device__ void operator()(int64_t t, Group group) const {
     const T* row = x + t * D;
-    const Moments m = moments(row, D, eps, group);
+    const Moments m = moments<N>(row, D, eps, group);
     const T mean = static_cast<T>(m.mean), inverse_std = static_cast<T>(m.inverse_std);
-    for (int64_t j = group.lane(); j < D; j += Group::size)
-      y[t * D + j] = (row[j] - mean) * inverse_std * weight[j] + bias[j];
+    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+      Vector<T, N> values = load<N>(row + j);
+      const Vector<T, N> scale = load<N>(weight + j), shift = load<N>(bias + j);
+      for (int c = 0; c < N; ++c) values[c] = (values[c] - mean) * inverse_std * scale[c] + shift[c];
+      store(y + t * D + j, values);
+    }
   }
 };
 
@@ -45,18 +57,17 @@ void layernorm(const Context& ctx, const LayernormArgs& args) {
   if (args.D == 0) return;
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const LayernormRow<T> row{static_cast<const T*>(args.x),
-                              static_cast<const T*>(args.weight),
-                              static_cast<const T*>(args.bias),
-                              static_cast<T*>(args.y),
-                              args.D,
-                              args.eps};
-    for_rows(ctx, args.T, args.D, row);
+    const T *x = static_cast<const T*>(args.x), *weight = static_cast<const T*>(args.weight);
+    const T* bias = static_cast<const T*>(args.bias);
+    T* y = static_cast<T*>(args.y);
+    dispatch_width<vector_width<T>>(args.D, aligned(x, weight, bias, y), [&](auto n) {
+      for_rows(ctx, args.T, args.D, LayernormRow<T, n>{x, weight, bias, y, args.D, args.eps});
+    });
   });
 }
 
 // With z = (x − mean) / std and g = dy ⊙ weight: dx = (g − mean(g) − z · mean(g ⊙ z)) / std.
-template <class T>
+template <class T, int N>
 struct LayernormBackwardRow {
   const T *dy, *x, *weight;
   T* dx;           // or null
@@ -67,21 +78,26 @@ struct LayernormBackwardRow {
   template <class Group>
   __device__ void operator()(int64_t t, Group group) const {
     const T *dy_row = dy + t * D, *row = x + t * D;
-    const Moments m = moments(row, D, eps, group);
+    const Moments m = moments<N>(row, D, eps, group);
     if (saved && group.lane() == 0) saved[t] = m;
     if (!dx) return;
-    double g = 0, gz = 0;
-    for (int64_t j = group.lane(); j < D; j += Group::size) {
-      const double term = static_cast<double>(dy_row[j]) * static_cast<double>(weight[j]);
-      g += term;
-      gz += term * (static_cast<double>(row[j]) - m.mean);
-    }
-    const double count = static_cast<double>(D), mean_g = group.sum(g) / count;
-    const double mean_gz = group.sum(gz) * m.inverse_std / count;
     const T mean = static_cast<T>(m.mean), inverse_std = static_cast<T>(m.inverse_std);
+    LaneSum<T> g, gz;
+    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+      const Vector<T, N> values = load<N>(row + j), scale = load<N>(weight + j), d = load<N>(dy_row + j);
+      T part = 0, centered = 0;
+      for (int c = 0; c < N; ++c) part += d[c] * scale[c], centered += d[c] * scale[c] * (values[c] - mean);
+      g.add(part), gz.add(centered);
+    }
+    const double count = static_cast<double>(D), mean_g = group.sum(g.total()) / count;
+    const double mean_gz = group.sum(gz.total()) * m.inverse_std / count;
     const T shift = static_cast<T>(mean_g), along = static_cast<T>(mean_gz * m.inverse_std);
-    for (int64_t j = group.lane(); j < D; j += Group::size)
-      dx[t * D + j] = (dy_row[j] * weight[j] - shift - (row[j] - mean) * along) * inverse_std;
+    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+      const Vector<T, N> values = load<N>(row + j), scale = load<N>(weight + j);
+      Vector<T, N> d = load<N>(dy_row + j);
+      for (int c = 0; c < N; ++c) d[c] = (d[c] * scale[c] - shift - (values[c] - mean) * along) * inverse_std;
+      store(dx + t * D + j, d);
+    }
   }
 };
 
@@ -91,10 +107,10 @@ struct WeightAndBiasTerm {
   const Moments* saved;  // [T], or null: no dweight
   int64_t D;
 
-  __device__ ColumnTerms<2> operator()(int64_t t, int64_t j) const {
-    const double g = static_cast<double>(dy[t * D + j]);
-    if (!saved) return {{0.0, g}};
-    return {{g * ((static_cast<double>(x[t * D + j]) - saved[t].mean) * saved[t].inverse_std), g}};
+  __device__ ColumnTerms<T, 2> operator()(int64_t t, int64_t j) const {
+    const T g = dy[t * D + j];
+    if (!saved) return {{T(0), g}};
+    return {{g * ((x[t * D + j] - static_cast<T>(saved[t].mean)) * static_cast<T>(saved[t].inverse_std)), g}};
   }
 };
 
@@ -103,9 +119,11 @@ static void normalize_backward(const Context& ctx, const LayernormBackwardArgs& 
   const T *dy = static_cast<const T*>(args.dy), *x = static_cast<const T*>(args.x);
   const Scratch<Moments> saved(ctx, args.dweight ? args.T : 0);
   if (args.dx || args.dweight) {
-    const LayernormBackwardRow<T> row{
-        dy, x, static_cast<const T*>(args.weight), static_cast<T*>(args.dx), saved.get(), args.D, args.eps};
-    for_rows(ctx, args.T, args.D, row);
+    const T* weight = static_cast<const T*>(args.weight);
+    T* dx = static_cast<T*>(args.dx);
+    dispatch_width<vector_width<T>>(args.D, aligned(dy, x, weight, dx), [&](auto n) {
+      for_rows(ctx, args.T, args.D, LayernormBackwardRow<T, n>{dy, x, weight, dx, saved.get(), args.D, args.eps});
+    });
   }
   if (args.dweight || args.dbias) {
     sum_columns(ctx, 1, args.T, args.D, WeightAndBiasTerm<T>{dy, x, saved.get(), args.D},

@@ -1,6 +1,6 @@
 #pragma once
 #include "core/layout.h"
-#include "cuda/kernel.cuh"
+#include "cuda/rows.cuh"
 
 namespace st_moe::cuda {
 
@@ -10,23 +10,37 @@ static inline int64_t size_of(const int64_t* shape, int rank) {
   return size;
 }
 
-// The offset of element i of a layout in each of its tensors. Index has 32 bits if the size allows: 64-bit divisions
-// are several times as slow.
+// The offset of element i of a layout in each of its tensors. Index has 32 bits if the size allows.
 template <class Index, int N>
-__device__ static inline void offsets_of(const Layout<N>& layout, Index i, int64_t (&offset)[N]) {
-#pragma unroll
-  for (int t = 0; t < N; ++t) offset[t] = 0;
-  for (int d = layout.rank - 1; d > 0; --d) {
-    const Index extent = static_cast<Index>(layout.shape[d]), rest = i / extent, count = i - rest * extent;
-#pragma unroll
-    for (int t = 0; t < N; ++t) offset[t] += static_cast<int64_t>(count) * layout.strides[t][d];
-    i = rest;
+class Offsets {
+ public:
+  explicit Offsets(const Layout<N>& layout) : layout_(layout) {
+    for (int d = 0; d < layout.rank; ++d) by_extent_[d] = Divisor(layout.shape[d]);
   }
-  if (layout.rank > 0) {
+  __device__ void of(Index i, int64_t (&offset)[N]) const {
 #pragma unroll
-    for (int t = 0; t < N; ++t) offset[t] += static_cast<int64_t>(i) * layout.strides[t][0];
+    for (int t = 0; t < N; ++t) offset[t] = 0;
+    for (int d = layout_.rank - 1; d > 0; --d) {
+      const Index extent = static_cast<Index>(layout_.shape[d]), rest = outer(i, d), count = i - rest * extent;
+#pragma unroll
+      for (int t = 0; t < N; ++t) offset[t] += static_cast<int64_t>(count) * layout_.strides[t][d];
+      i = rest;
+    }
+    if (layout_.rank > 0) {
+#pragma unroll
+      for (int t = 0; t < N; ++t) offset[t] += static_cast<int64_t>(i) * layout_.strides[t][0];
+    }
   }
-}
+
+ private:
+  __device__ Index outer(Index i, int d) const {
+    if constexpr (sizeof(Index) == 4) return by_extent_[d].quotient(i);
+    return i / static_cast<Index>(layout_.shape[d]);
+  }
+
+  Layout<N> layout_;
+  Divisor by_extent_[kMaxRank];
+};
 
 // Calls f(uint32_t{}) or f(int64_t{}).
 template <class F>

@@ -4,25 +4,28 @@
 
 namespace st_moe::cuda {
 
-constexpr int kBiasColumns = kWarp, kBiasRows = kBlock / kWarp;
+// Row of y [T, O] += bias [O]
+template <class T, int N>
+struct AddBias {
+  const T* bias;
+  T* y;
+  int64_t O;
 
-// y [T, O] += bias [O]
-template <class T>
-__global__ void __launch_bounds__(kBlock) add_bias_kernel(int64_t rows, int64_t columns, const T* bias, T* y) {
-  const int64_t row0 = blockIdx.y * int64_t{kBiasRows} + threadIdx.y;
-  for (int64_t column = blockIdx.x * int64_t{kBiasColumns} + threadIdx.x; column < columns;
-       column += int64_t{gridDim.x} * kBiasColumns) {
-    const T value = bias[column];
-    for (int64_t row = row0; row < rows; row += int64_t{gridDim.y} * kBiasRows) y[row * columns + column] += value;
+  template <class Group>
+  __device__ void operator()(int64_t t, Group group) const {
+    for (int64_t j = group.lane() * N; j < O; j += Group::size * N) {
+      Vector<T, N> values = load<N>(y + t * O + j);
+      const Vector<T, N> add = load<N>(bias + j);
+      for (int c = 0; c < N; ++c) values[c] += add[c];
+      store(y + t * O + j, values);
+    }
   }
-}
+};
 
 template <class T>
-static void add_bias(const Context& ctx, int64_t rows, int64_t columns, const void* bias, void* y) {
-  constexpr int64_t rows_per_block = 4 * kBiasRows;  // a thread adds one bias to a few rows
-  const dim3 grid(grid_for(columns, kBiasColumns), grid_for(rows, rows_per_block));
-  launch(ctx, add_bias_kernel<T>, grid, dim3(kBiasColumns, kBiasRows), 0, rows, columns, static_cast<const T*>(bias),
-         static_cast<T*>(y));
+static void add_bias(const Context& ctx, int64_t rows, int64_t columns, const T* bias, T* y) {
+  dispatch_width<vector_width<T>>(columns, aligned(bias, y),
+                                  [&](auto n) { for_rows(ctx, rows, columns, AddBias<T, n>{bias, y, columns}); });
 }
 
 template <class T, class O>
@@ -35,7 +38,7 @@ static void forward(const Context& ctx, const LinearArgs& args) {
   Gemm p{args.T, args.O, K, x.get().data, w.get().data, args.y, K, K, args.O};
   p.transpose_b = true;
   multiply(ctx, args.compute, args.dtype, p);
-  if (args.bias) add_bias<T>(ctx, args.T, args.O, args.bias, args.y);
+  if (args.bias) add_bias(ctx, args.T, args.O, static_cast<const T*>(args.bias), static_cast<T*>(args.y));
 }
 
 void linear(const Context& ctx, const LinearArgs& args) {

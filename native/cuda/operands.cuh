@@ -3,7 +3,9 @@
 
 #include "core/convert.h"
 #include "cuda/blas.h"
+#include "cuda/row_group.cuh"
 #include "cuda/rows.cuh"
+#include "cuda/vector.cuh"
 
 // Operands of GEMMs: unrounded, or rounded to bf16 or f16. Rounded operands have rows padded with zeros to multiples of
 // 64, because tensor cores need aligned rows, unlike sizes such as 1365.
@@ -12,7 +14,10 @@ namespace st_moe::cuda {
 #include "core/element_types.inc"
 
 template <class O>
-constexpr bool is_low_precision = sizeof(typename O::Stored) == 2;
+using Stored = typename O::Stored;
+
+template <class O>
+constexpr bool is_low_precision = sizeof(Stored<O>) == 2;
 
 template <class O>
 __host__ __device__ static inline int64_t padded(int64_t n) {
@@ -35,56 +40,67 @@ struct SameRow {
 };
 struct PaddedBatch {  // [batch, rows] in [batch, padded]
   int64_t rows, padded;
+  Divisor by_padded{padded};
   __device__ int64_t operator()(int64_t row) const {
-    const MatrixIndex at = matrix_index(row, padded);
-    return at.column < rows ? at.row * rows + at.column : -1;
+    const int64_t b = by_padded.quotient(row), in_b = row - b * padded;
+    return in_b < rows ? b * rows + in_b : -1;
   }
 };
 
-// to [to_rows, padded columns] = rows of from [.., columns]. An element of the loop is four columns if they are padded.
+template <class O, class T, int N>
+__device__ static inline Vector<Stored<O>, N> rounded(const Vector<T, N>& values) {
+  Vector<Stored<O>, N> out;
+  for (int c = 0; c < N; ++c) out[c] = O::store(values[c]);
+  return out;
+}
+
+// to [to_rows, padded columns] = rows of from [.., columns]
 template <class T, class O, class Rows>
 struct FillOperand {
-  static constexpr int kRun = is_low_precision<O> ? 4 : 1;
-  struct alignas(kRun * sizeof(typename O::Stored)) Run {
-    typename O::Stored value[kRun];
-  };
+  static constexpr int kWidth = vector_width<Stored<O>>;
 
   const T* from;
-  typename O::Stored* to;
+  Stored<O>* to;
   int64_t to_rows, columns;
   Rows rows;
 
-  int64_t size() const { return to_rows * padded<O>(columns) / kRun; }
-  __device__ void operator()(int64_t i) const {
-    const MatrixIndex at = matrix_index(i, padded<O>(columns) / kRun);
-    const int64_t row = rows(at.row), first = at.column * kRun;
-    Run run;
-#pragma unroll
-    for (int c = 0; c < kRun; ++c)
-      run.value[c] = O::store(row >= 0 && first + c < columns ? from[row * columns + first + c] : T(0));
-    reinterpret_cast<Run*>(to)[i] = run;
+  bool vectors() const { return columns % kWidth == 0 && aligned(from, to); }
+  template <int N, class Group>
+  __device__ void fill(int64_t to_row, Group group) const {
+    const int64_t row = rows(to_row), width = padded<O>(columns);
+    for (int64_t j = group.lane() * N; j < width; j += Group::size * N) {
+      Vector<T, N> values{};
+      if (row >= 0 && j < columns) values = load<N>(from + row * columns + j);
+      store(to + to_row * width + j, rounded<O>(values));
+    }
   }
 };
 
-// Element loops one after the other.
+// Fills one after the other.
 template <class... Fs>
-struct Loops {
-  int64_t size() const { return 0; }
-  __device__ void operator()(int64_t) const {}
+struct Fills {
+  int64_t rows() const { return 0; }
+  int64_t width() const { return 0; }
+  template <class Group>
+  __device__ void operator()(int64_t, Group) const {}
 };
 template <class F, class... Rest>
-struct Loops<F, Rest...> {
+struct Fills<F, Rest...> {
   F first;
-  int64_t split;
-  Loops<Rest...> rest;
+  bool vectors;
+  Fills<Rest...> rest;
 
-  explicit Loops(F f, Rest... others) : first(f), split(f.size()), rest(others...) {}
-  int64_t size() const { return split + rest.size(); }
-  __device__ void operator()(int64_t i) const {
-    if (i < split) {
-      first(i);
+  explicit Fills(F f, Rest... others) : first(f), vectors(f.vectors()), rest(others...) {}
+  int64_t rows() const { return first.to_rows + rest.rows(); }
+  int64_t width() const { return max_of(first.to_rows > 0 ? first.columns : 0, rest.width()); }
+  template <class Group>
+  __device__ void operator()(int64_t row, Group group) const {
+    if (row >= first.to_rows) {
+      rest(row - first.to_rows, group);
+    } else if (vectors) {
+      first.template fill<F::kWidth>(row, group);
     } else {
-      rest(i - split);
+      first.template fill<1>(row, group);
     }
   }
 };
@@ -92,8 +108,8 @@ struct Loops<F, Rest...> {
 // Fills several operands in one launch.
 template <class... Fs>
 void fill_operands(const Context& ctx, Fs... fills) {
-  const Loops<Fs...> loops(fills...);
-  elementwise(ctx, loops.size(), loops);
+  const Fills<Fs...> all(fills...);
+  for_rows(ctx, all.rows(), all.width(), all);
 }
 
 // An activation [rows, columns] as an operand: itself, or a rounded copy for one call.
@@ -111,7 +127,7 @@ class OperandRows {
   const Matrix& get() const { return matrix_; }
 
  private:
-  Scratch<typename O::Stored> copy_;
+  Scratch<Stored<O>> copy_;
   Fill fill_;
   Matrix matrix_;
 };
@@ -128,11 +144,12 @@ class OperandWeight {
       : ctx_(ctx), copies_(copies), key_{0, compute, batch, rows, columns} {
     const int64_t stored_columns = padded<O>(columns), stored_rows = padded<O>(rows);
     fill_ = {static_cast<const T*>(w), nullptr, 0, columns, {rows, stored_rows}};
+    if (batch * stored_rows > INT32_MAX) fail(ErrorCode::shape, "a weight has too many rows");
     const void* data = w;
     if (is_low_precision<O> && !(data = copies ? copies->find(*copies, key_) : nullptr)) {
-      bytes_ = static_cast<size_t>(batch * stored_rows * stored_columns) * sizeof(typename O::Stored);
+      bytes_ = static_cast<size_t>(batch * stored_rows * stored_columns) * sizeof(Stored<O>);
       data = made_ = bytes_ > 0 ? stream_of(ctx).allocate(bytes_) : nullptr;
-      fill_.to = static_cast<typename O::Stored*>(made_);
+      fill_.to = static_cast<Stored<O>*>(made_);
       fill_.to_rows = batch * stored_rows;
     }
     matrix_ = {data, stored_rows, stored_columns};
@@ -143,7 +160,7 @@ class OperandWeight {
   OperandWeight(const OperandWeight&) = delete;
   OperandWeight& operator=(const OperandWeight&) = delete;
 
-  const Fill& fill() const { return fill_; }  // of size 0 if there is nothing to do
+  const Fill& fill() const { return fill_; }  // without rows if there is nothing to do
   void filled() {                             // fill() has been launched
     if (made_ && copies_ && copies_->keep(*copies_, key_, made_, bytes_)) made_ = nullptr;
   }

@@ -1,5 +1,7 @@
 #pragma once
+#include "cuda/row_group.cuh"
 #include "cuda/rows.cuh"
+#include "cuda/vector.cuh"
 
 // Plans: see core/ops.inc. The indices are the caller's and may be anything: what is out of range is reported and left
 // out.
@@ -14,6 +16,7 @@ static inline void check_assignment_count(int64_t T, int64_t K) {
 struct Plan {
   const int32_t *assignment, *row_of;  // [R], [T, K]; both null: row t is token t
   int64_t T, K, R;
+  Divisor by_K;
   Stream::ErrorFlag* error_flag;
 
   // Row of an assignment, or −1.
@@ -32,61 +35,85 @@ struct Plan {
     report_error(error_flag, kExpertError, i);
     return -1;
   }
-  __device__ int64_t token_of(int64_t assignment) const { return matrix_index(assignment, K).row; }
+  __device__ int64_t token_of(int64_t assignment) const { return by_K.quotient(assignment); }
 };
 
 template <class Args>
 Plan plan_of(const Context& ctx, const Args& args, const int32_t* assignment = nullptr) {
   check_assignment_count(args.T, args.K);
-  return {assignment, args.row_of, args.T, args.K, args.R, stream_of(ctx).error_flag()};
+  return {assignment, args.row_of, args.T, args.K, args.R, Divisor(args.K), stream_of(ctx).error_flag()};
 }
 
-// Element of out [R, D] = weight · x [T, D] of the row's token; zeros in empty rows.
-template <class T>
+// Row of out [R, D] = weight · x [T, D] of its token; zeros in empty rows.
+template <class T, int N>
 struct GatherRows {
   Plan plan;
   const T *x, *weight;  // weight [T, K]; null: all 1
   T* out;
   int64_t D;
 
-  __device__ void operator()(int64_t i) const {
-    const MatrixIndex at = matrix_index(i, D);
-    const int64_t assignment = plan.assignment_of(at.row);
-    T value = 0;
-    if (assignment >= 0) value = x[plan.token_of(assignment) * D + at.column];
-    if (assignment >= 0 && weight) value *= weight[assignment];
-    out[i] = value;
+  template <class Group>
+  __device__ void operator()(int64_t row, Group group) const {
+    const int64_t assignment = plan.assignment_of(row);
+    const T* from = x + (assignment < 0 ? 0 : plan.token_of(assignment)) * D;
+    const T w = assignment >= 0 && weight ? weight[assignment] : T(1);
+    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+      Vector<T, N> values{};
+      if (assignment >= 0) values = load<N>(from + j);
+      for (int c = 0; c < N; ++c) values[c] *= w;
+      store(out + row * D + j, values);
+    }
   }
 };
 
-// Element of y [T, D] = Σ_k weight_k · (rows [R, D] + bias) in order of k over the assignments that have a row; zeros
-// without any. y may be `rows` if row t is token t.
 template <class T>
+void gather_rows(const Context& ctx, const Plan& plan, const T* x, const T* weight, T* out, int64_t D) {
+  dispatch_width<vector_width<T>>(D, aligned(x, out),
+                                  [&](auto n) { for_rows(ctx, plan.R, D, GatherRows<T, n>{plan, x, weight, out, D}); });
+}
+
+// Row of y [T, D] = Σ_k weight_k · (rows [R, D] + bias) in order of k over the assignments that have a row; zeros
+// without any. y may be `rows` if row t is token t.
+template <class T, int N>
 struct CombineRows {
   Plan plan;
   const T *rows, *weight, *bias;  // weight [T, K]; null: all 1. bias [R / each, D]; null: 0
   T* y;
-  int64_t D, each;
+  int64_t D;
+  Divisor each;
 
-  __device__ void operator()(int64_t i) const {
-    const MatrixIndex at = matrix_index(i, D);
-    T total = 0;
-    bool empty = true;
-    for (int64_t k = 0; k < plan.K; ++k) {
-      const int64_t row = plan.row(at.row, k);
-      if (row < 0) continue;
-      T value = rows[row * D + at.column];
-      if (bias) value += bias[matrix_index(row, each).row * D + at.column];
-      if (weight) value *= weight[at.row * plan.K + k];
-      total = empty ? value : total + value;
-      empty = false;
+  template <class Group>
+  __device__ void operator()(int64_t token, Group group) const {
+    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+      Vector<T, N> total{};
+      bool empty = true;
+      for (int64_t k = 0; k < plan.K; ++k) {
+        const int64_t row = plan.row(token, k);
+        if (row < 0) continue;
+        Vector<T, N> values = load<N>(rows + row * D + j);
+        if (bias) {
+          const Vector<T, N> add = load<N>(bias + each.quotient(row) * D + j);
+          for (int c = 0; c < N; ++c) values[c] += add[c];
+        }
+        const T w = weight ? weight[token * plan.K + k] : T(1);
+        for (int c = 0; c < N; ++c) total[c] = empty ? values[c] * w : total[c] + values[c] * w;
+        empty = false;
+      }
+      store(y + token * D + j, total);
     }
-    y[i] = total;
   }
 };
 
-// out [T, K] = <x [T, D] of the token, rows [R, D] of the assignment>, 0 without a row. By warps.
 template <class T>
+void combine_rows(const Context& ctx, const Plan& plan, const T* rows, const T* weight, const T* bias, T* y, int64_t D,
+                  Divisor each = {}) {
+  dispatch_width<vector_width<T>>(D, aligned(rows, bias, y), [&](auto n) {
+    for_rows(ctx, plan.T, D, CombineRows<T, n>{plan, rows, weight, bias, y, D, each});
+  });
+}
+
+// out [T, K] = <x [T, D] of the token, rows [R, D] of the assignment>, 0 without a row. By warps.
+template <class T, int N>
 struct RowDots {
   Plan plan;
   const T *x, *rows;
@@ -94,13 +121,21 @@ struct RowDots {
   int64_t D;
 
   __device__ void operator()(int64_t i, int lane) const {
-    const MatrixIndex at = matrix_index(i, plan.K);
-    const int64_t row = plan.row(at.row, at.column);
+    const int64_t token = plan.token_of(i), row = plan.row(token, i - token * plan.K);
     T total = 0;
-    for (int64_t j = lane; row >= 0 && j < D; j += kWarp) total += x[at.row * D + j] * rows[row * D + j];
+    for (int64_t j = lane * N; row >= 0 && j < D; j += kWarp * N) {
+      const Vector<T, N> a = load<N>(x + token * D + j), b = load<N>(rows + row * D + j);
+      for (int c = 0; c < N; ++c) total += a[c] * b[c];
+    }
     total = warp_reduce(total, Sum{});
     if (lane == 0) out[i] = total;
   }
 };
+
+template <class T>
+void row_dots(const Context& ctx, const Plan& plan, const T* x, const T* rows, T* out, int64_t D) {
+  dispatch_width<vector_width<T>>(D, aligned(x, rows),
+                                  [&](auto n) { by_warp(ctx, plan.T * plan.K, RowDots<T, n>{plan, x, rows, out, D}); });
+}
 
 }  // namespace st_moe::cuda

@@ -1,40 +1,52 @@
-#include "cuda/kernel.cuh"
 #include "cuda/ops.h"
+#include "cuda/vector.cuh"
 
-// Sums are accumulated in double, in an order that depends only on the shape.
+// The order of a sum depends only on the shape. A thread adds In, threads are added in double.
 namespace st_moe::cuda {
 
 constexpr int64_t kChunk = 16384;  // elements of a long row that one block sums
 
+// Σ of x [n] for the thread `lane` of `lanes`.
+template <int N, class T>
+__device__ static inline double sum_of(const T* x, int lane, int lanes, int64_t n) {
+  LaneSum<T> sum;
+  for (int64_t i = lane * N; i < n; i += lanes * N) {
+    const Vector<T, N> values = load<N>(x + i);
+    T part = 0;
+    for (int c = 0; c < N; ++c) part += values[c];
+    sum.add(part);
+  }
+  return sum.total();
+}
+
 // x [rows, n] → y [rows], times factor. One warp per row.
-template <class In, class Out>
+template <class In, class Out, int N>
 __global__ void __launch_bounds__(kBlock) sum_rows_kernel(const In* x, Out* y, int64_t rows, int64_t n, double factor) {
   const int lane = threadIdx.x % kWarp;
   const int64_t warps = int64_t{gridDim.x} * (blockDim.x / kWarp);
   for (int64_t row = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp; row < rows; row += warps) {
-    double sum = 0;
-    for (int64_t i = lane; i < n; i += kWarp) sum += static_cast<double>(x[row * n + i]);
-    sum = warp_reduce(sum, Sum{});
+    const double sum = warp_reduce(sum_of<N>(x + row * n, lane, kWarp, n), Sum{});
     if (lane == 0) y[row] = static_cast<Out>(factor * sum);
   }
 }
 
 // x [rows, n] → partial [rows, chunks]. One block per chunk of a row.
-template <class T>
+template <class T, int N>
 __global__ void __launch_bounds__(kBlock) sum_chunks_kernel(const T* x, double* partial, int64_t rows, int64_t n) {
   const int64_t chunks = ceil_div(n, kChunk);
   for (int64_t c = blockIdx.x; c < rows * chunks; c += gridDim.x) {
-    const int64_t row = c / chunks, first = c % chunks * kChunk, end = min_of(n, first + kChunk);
-    double sum = 0;
-    for (int64_t i = first + threadIdx.x; i < end; i += blockDim.x) sum += static_cast<double>(x[row * n + i]);
-    sum = block_reduce(sum, Sum{}, 0.0);
+    const int64_t row = c / chunks, first = c % chunks * kChunk;
+    const double mine = sum_of<N>(x + row * n + first, threadIdx.x, blockDim.x, min_of(n - first, kChunk));
+    const double sum = block_reduce(mine, Sum{}, 0.0);
     if (threadIdx.x == 0) partial[c] = sum;
   }
 }
 
 template <class In, class Out>
 static void sum_rows(const Context& ctx, const In* x, Out* y, int64_t rows, int64_t n, double factor) {
-  launch(ctx, sum_rows_kernel<In, Out>, grid_for(rows, kBlock / kWarp), kBlock, 0, x, y, rows, n, factor);
+  dispatch_width<vector_width<In>>(n, aligned(x), [&](auto width) {
+    launch(ctx, sum_rows_kernel<In, Out, width>, grid_for(rows, kBlock / kWarp), kBlock, 0, x, y, rows, n, factor);
+  });
 }
 
 template <class T>
@@ -44,8 +56,10 @@ static void reduce_rows(const Context& ctx, const ReduceArgs& args) {
   const int64_t chunks = ceil_div(args.axis, kChunk);
   if (chunks <= 1) return sum_rows(ctx, x, y, args.outer, args.axis, args.factor);
   Scratch<double> partial(ctx, args.outer * chunks);
-  launch(ctx, sum_chunks_kernel<T>, grid_for(args.outer * chunks, 1), kBlock, 0, x, partial.get(), args.outer,
-         args.axis);
+  dispatch_width<vector_width<T>>(args.axis, aligned(x), [&](auto width) {
+    launch(ctx, sum_chunks_kernel<T, width>, grid_for(args.outer * chunks, 1), kBlock, 0, x, partial.get(), args.outer,
+           args.axis);
+  });
   sum_rows(ctx, partial.get(), y, args.outer, chunks, args.factor);
 }
 
@@ -59,9 +73,9 @@ struct SumColumn {
   __device__ void operator()(int64_t i) const {
     const int64_t column = i % inner, block = i / inner % blocks, o = i / inner / blocks;
     const int64_t end = min_of(axis, (block + 1) * rows);
-    double sum = 0;
-    for (int64_t r = block * rows; r < end; ++r) sum += static_cast<double>(x[(o * axis + r) * inner + column]);
-    y[i] = static_cast<Out>(factor * sum);
+    LaneSum<In> sum;
+    for (int64_t r = block * rows; r < end; ++r) sum.add(x[(o * axis + r) * inner + column]);
+    y[i] = static_cast<Out>(factor * sum.total());
   }
 };
 

@@ -3,6 +3,7 @@
 #include "cuda/columns.cuh"
 #include "cuda/ops.h"
 #include "cuda/row_group.cuh"
+#include "cuda/vector.cuh"
 
 namespace st_moe::cuda {
 
@@ -12,7 +13,7 @@ __device__ static inline double floor_norm(double norm) {
   return norm < kNormFloor ? kNormFloor : norm;
 }
 
-template <class T>
+template <class T, int N>
 struct RmsnormRow {
   const T *x, *gamma;  // [T, D], [D]
   T* y;                // [T, D]
@@ -21,11 +22,21 @@ struct RmsnormRow {
   template <class Group>
   __device__ void operator()(int64_t t, Group group) const {
     const T* row = x + t * D;
-    double squares = 0;
-    for (int64_t j = group.lane(); j < D; j += Group::size) squares += static_cast<double>(row[j]) * row[j];
-    const double norm = std::sqrt(group.sum(squares));
+    LaneSum<T> squares;
+    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+      const Vector<T, N> values = load<N>(row + j);
+      T part = 0;
+      for (int c = 0; c < N; ++c) part += values[c] * values[c];
+      squares.add(part);
+    }
+    const double norm = std::sqrt(group.sum(squares.total()));
     const T factor = static_cast<T>(std::sqrt(static_cast<double>(D)) / floor_norm(norm));
-    for (int64_t j = group.lane(); j < D; j += Group::size) y[t * D + j] = row[j] * factor * gamma[j];
+    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+      Vector<T, N> values = load<N>(row + j);
+      const Vector<T, N> scale = load<N>(gamma + j);
+      for (int c = 0; c < N; ++c) values[c] = values[c] * factor * scale[c];
+      store(y + t * D + j, values);
+    }
   }
 };
 
@@ -33,58 +44,66 @@ void rmsnorm(const Context& ctx, const RmsnormArgs& args) {
   if (args.D == 0) return;
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const RmsnormRow<T> row{static_cast<const T*>(args.x), static_cast<const T*>(args.gamma), static_cast<T*>(args.y),
-                            args.D};
-    for_rows(ctx, args.T, args.D, row);
+    const T *x = static_cast<const T*>(args.x), *gamma = static_cast<const T*>(args.gamma);
+    T* y = static_cast<T*>(args.y);
+    dispatch_width<vector_width<T>>(args.D, aligned(x, gamma, y), [&](auto n) {
+      for_rows(ctx, args.T, args.D, RmsnormRow<T, n>{x, gamma, y, args.D});
+    });
   });
 }
 
 // With u = gamma √D dy and r = ‖x‖: dx = (u − x <x, u> / r²) / r; 0 below the lower bound of r.
-template <class T>
+template <class T, int N>
 struct RmsnormBackwardRow {
   const T *dy, *x, *gamma;
-  T* dx;           // or null
-  double* factor;  // [T]: √D / max(r, 1e-12), for dgamma; or null
+  T* dx;      // or null
+  T* factor;  // [T]: √D / max(r, 1e-12), for dgamma; or null
   int64_t D;
 
   template <class Group>
   __device__ void operator()(int64_t t, Group group) const {
     const T *dy_row = dy + t * D, *row = x + t * D;
-    double squares = 0, inner = 0;
-    for (int64_t j = group.lane(); j < D; j += Group::size) {
-      const double value = static_cast<double>(row[j]);
-      squares += value * value;
-      inner += static_cast<double>(gamma[j]) * dy_row[j] * value;
+    LaneSum<T> squares, products;
+    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+      const Vector<T, N> values = load<N>(row + j), scale = load<N>(gamma + j), d = load<N>(dy_row + j);
+      T square = 0, product = 0;
+      for (int c = 0; c < N; ++c) square += values[c] * values[c], product += scale[c] * d[c] * values[c];
+      squares.add(square), products.add(product);
     }
-    const double root = std::sqrt(static_cast<double>(D)), norm = std::sqrt(group.sum(squares));
-    if (factor && group.lane() == 0) factor[t] = root / floor_norm(norm);
+    const double root = std::sqrt(static_cast<double>(D)), norm = std::sqrt(group.sum(squares.total()));
+    if (factor && group.lane() == 0) factor[t] = static_cast<T>(root / floor_norm(norm));
     if (!dx) return;
     const bool floored = norm < kNormFloor;
-    inner = root * group.sum(inner);
+    const double inner = root * group.sum(products.total());
     const T direct = static_cast<T>(root / norm), along = static_cast<T>(inner / norm / norm / norm);
-    for (int64_t j = group.lane(); j < D; j += Group::size)
-      dx[t * D + j] = floored ? T(0) : direct * gamma[j] * dy_row[j] - along * row[j];
+    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+      const Vector<T, N> values = load<N>(row + j), scale = load<N>(gamma + j);
+      Vector<T, N> d = load<N>(dy_row + j);
+      for (int c = 0; c < N; ++c) d[c] = floored ? T(0) : direct * scale[c] * d[c] - along * values[c];
+      store(dx + t * D + j, d);
+    }
   }
 };
 
 template <class T>
 struct GammaTerm {
-  const T *dy, *x;
-  const double* factor;  // [T]
+  const T *dy, *x, *factor;  // factor [T]
   int64_t D;
 
-  __device__ ColumnTerms<1> operator()(int64_t t, int64_t j) const {
-    return {{factor[t] * static_cast<double>(x[t * D + j]) * static_cast<double>(dy[t * D + j])}};
+  __device__ ColumnTerms<T, 1> operator()(int64_t t, int64_t j) const {
+    return {{factor[t] * x[t * D + j] * dy[t * D + j]}};
   }
 };
 
 template <class T>
 static void normalize_backward(const Context& ctx, const RmsnormBackwardArgs& args) {
   const T *dy = static_cast<const T*>(args.dy), *x = static_cast<const T*>(args.x);
-  const Scratch<double> factor(ctx, args.dgamma ? args.T : 0);
-  const RmsnormBackwardRow<T> row{dy,           x,     static_cast<const T*>(args.gamma), static_cast<T*>(args.dx),
-                                  factor.get(), args.D};
-  for_rows(ctx, args.T, args.D, row);
+  const T* gamma = static_cast<const T*>(args.gamma);
+  T* dx = static_cast<T*>(args.dx);
+  const Scratch<T> factor(ctx, args.dgamma ? args.T : 0);
+  dispatch_width<vector_width<T>>(args.D, aligned(dy, x, gamma, dx), [&](auto n) {
+    for_rows(ctx, args.T, args.D, RmsnormBackwardRow<T, n>{dy, x, gamma, dx, factor.get(), args.D});
+  });
   if (args.dgamma) {
     sum_columns(ctx, 1, args.T, args.D, GammaTerm<T>{dy, x, factor.get(), args.D},
                 ColumnSums<T, 1>{{static_cast<T*>(args.dgamma)}});

@@ -20,6 +20,23 @@ __device__ static inline MatrixIndex matrix_index(int64_t i, int64_t width) {
   return {row, i - row * width};
 }
 
+// Division of numbers below 2^31 by a divisor that the host knows: a multiplication and a shift.
+// (Granlund and Montgomery, Division by invariant integers using multiplication, PLDI 1994)
+class Divisor {
+ public:
+  Divisor() : Divisor(1) {}
+  explicit Divisor(int64_t divisor) : divisor_(static_cast<uint32_t>(max_of(1, divisor))) {
+    while ((uint64_t{1} << (shift_ - 31)) < divisor_) ++shift_;
+    multiplier_ = static_cast<uint32_t>(((uint64_t{1} << shift_) + divisor_ - 1) / divisor_);
+  }
+  __device__ uint32_t quotient(uint32_t n) const { return static_cast<uint32_t>(uint64_t{n} * multiplier_ >> shift_); }
+  __device__ uint32_t remainder(uint32_t n) const { return n - quotient(n) * divisor_; }
+
+ private:
+  uint32_t divisor_, multiplier_;
+  int shift_ = 31;
+};
+
 // Items by warps: f(item, lane) for item in [0, items), with all lanes of a warp in the same item.
 template <class F>
 __global__ void __launch_bounds__(kWarpBlock) by_warp_kernel(int64_t items, F f) {

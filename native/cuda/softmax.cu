@@ -3,10 +3,11 @@
 #include "core/formulas.h"
 #include "cuda/ops.h"
 #include "cuda/row_group.cuh"
+#include "cuda/vector.cuh"
 
 namespace st_moe::cuda {
 
-template <class T>
+template <class T, int N>
 struct SoftmaxRow {
   const T* x;  // [T, V]
   T* y;        // [T, V]
@@ -18,21 +19,29 @@ struct SoftmaxRow {
     const T* from = x + t * V;
     T* to = y + t * V;
     T largest = -static_cast<T>(INFINITY);
-    for (int64_t j = group.lane(); j < V; j += Group::size) largest = Max{}(largest, from[j]);
-    largest = group.max(largest);
-    double sum = 0;
-    for (int64_t j = group.lane(); j < V; j += Group::size) {
-      const T shifted = from[j] - largest, e = exp_of(shifted);
-      to[j] = log ? shifted : e;
-      sum += static_cast<double>(e);
+    for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+      const Vector<T, N> values = load<N>(from + j);
+      for (int c = 0; c < N; ++c) largest = Max{}(largest, values[c]);
     }
-    sum = group.sum(sum);
-    if (log) {
-      const T lse = static_cast<T>(std::log(sum));
-      for (int64_t j = group.lane(); j < V; j += Group::size) to[j] -= lse;
-    } else {
-      const T factor = static_cast<T>(1.0 / sum);
-      for (int64_t j = group.lane(); j < V; j += Group::size) to[j] *= factor;
+    largest = group.max(largest);
+    LaneSum<T> mine;
+    for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+      Vector<T, N> values = load<N>(from + j);
+      T part = 0;
+      for (int c = 0; c < N; ++c) {
+        const T shifted = values[c] - largest, e = exp_of(shifted);
+        values[c] = log ? shifted : e;
+        part += e;
+      }
+      store(to + j, values);
+      mine.add(part);
+    }
+    const double sum = group.sum(mine.total());
+    const T lse = static_cast<T>(std::log(sum)), factor = static_cast<T>(1.0 / sum);
+    for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+      Vector<T, N> values = load<N>(to + j);
+      for (int c = 0; c < N; ++c) values[c] = log ? values[c] - lse : values[c] * factor;
+      store(to + j, values);
     }
   }
 };
@@ -41,13 +50,16 @@ void softmax(const Context& ctx, const SoftmaxArgs& args) {
   if (args.V == 0) return;
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const SoftmaxRow<T> row{static_cast<const T*>(args.x), static_cast<T*>(args.y), args.V, args.log != 0};
-    for_rows(ctx, args.T, args.V, row);
+    const T* x = static_cast<const T*>(args.x);
+    T* y = static_cast<T*>(args.y);
+    dispatch_width<vector_width<T>>(args.V, aligned(x, y), [&](auto n) {
+      for_rows(ctx, args.T, args.V, SoftmaxRow<T, n>{x, y, args.V, args.log != 0});
+    });
   });
 }
 
 // dx = y ⊙ (dy − <y, dy>); log: dx = dy − e^y · Σ dy
-template <class T>
+template <class T, int N>
 struct SoftmaxBackwardRow {
   const T *dy, *y;
   T* dx;
@@ -57,12 +69,20 @@ struct SoftmaxBackwardRow {
   template <class Group>
   __device__ void operator()(int64_t t, Group group) const {
     const T *dy_row = dy + t * V, *y_row = y + t * V;
-    double sum = 0;
-    for (int64_t j = group.lane(); j < V; j += Group::size)
-      sum += static_cast<double>(dy_row[j]) * (log ? 1.0 : static_cast<double>(y_row[j]));
-    const T total = static_cast<T>(group.sum(sum));
-    for (int64_t j = group.lane(); j < V; j += Group::size)
-      dx[t * V + j] = log ? dy_row[j] - exp_of(y_row[j]) * total : y_row[j] * (dy_row[j] - total);
+    LaneSum<T> sum;
+    for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+      const Vector<T, N> d = load<N>(dy_row + j), value = load<N>(y_row + j);
+      T part = 0;
+      for (int c = 0; c < N; ++c) part += log ? d[c] : d[c] * value[c];
+      sum.add(part);
+    }
+    const T total = static_cast<T>(group.sum(sum.total()));
+    for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+      Vector<T, N> d = load<N>(dy_row + j);
+      const Vector<T, N> value = load<N>(y_row + j);
+      for (int c = 0; c < N; ++c) d[c] = log ? d[c] - exp_of(value[c]) * total : value[c] * (d[c] - total);
+      store(dx + t * V + j, d);
+    }
   }
 };
 
@@ -70,9 +90,11 @@ void softmax_backward(const Context& ctx, const SoftmaxBackwardArgs& args) {
   if (args.V == 0) return;
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const SoftmaxBackwardRow<T> row{static_cast<const T*>(args.dy), static_cast<const T*>(args.y),
-                                    static_cast<T*>(args.dx), args.V, args.log != 0};
-    for_rows(ctx, args.T, args.V, row);
+    const T *dy = static_cast<const T*>(args.dy), *y = static_cast<const T*>(args.y);
+    T* dx = static_cast<T*>(args.dx);
+    dispatch_width<vector_width<T>>(args.V, aligned(dy, y, dx), [&](auto n) {
+      for_rows(ctx, args.T, args.V, SoftmaxBackwardRow<T, n>{dy, y, dx, args.V, args.log != 0});
+    });
   });
 }
 

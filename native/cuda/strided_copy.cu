@@ -9,10 +9,10 @@ template <class T, class Index>
 struct CopyElement {
   const T* in;
   T* out;
-  CopyLayout layout;
+  Offsets<Index, 2> offsets;
   __device__ void operator()(int64_t i) const {
     int64_t offset[2];
-    offsets_of(layout, static_cast<Index>(i), offset);
+    offsets.of(static_cast<Index>(i), offset);
     out[offset[1]] = in[offset[0]];
   }
 };
@@ -26,17 +26,25 @@ struct Transposition {
   CopyLayout plane;
 };
 
+struct TransposedTiles {
+  int64_t count;
+  Divisor by_p, by_q;  // tiles [planes, q, p], fewer than 2^31 in any memory
+  Offsets<uint32_t, 2> plane;
+};
+
 // Reads and writes along the dense dimension of each side; the tile is transposed in shared memory. One extra column
 // avoids bank conflicts.
 template <class T>
-__global__ void __launch_bounds__(kTile* kTileRows) transpose_kernel(const T* in, T* out, Transposition t) {
+__global__ void __launch_bounds__(kTile* kTileRows)
+    transpose_kernel(const T* in, T* out, Transposition t, TransposedTiles tiles) {
   __shared__ T tile[kTile][kTile + 1];
-  const int64_t p_tiles = ceil_div(t.P, kTile), q_tiles = ceil_div(t.Q, kTile), tiles = t.planes * p_tiles * q_tiles;
   const int column = threadIdx.x % kTile, row = threadIdx.x / kTile;
-  for (int64_t n = blockIdx.x; n < tiles; n += gridDim.x) {
-    const int64_t p0 = n % p_tiles * kTile, q0 = n / p_tiles % q_tiles * kTile;
+  for (int64_t n = blockIdx.x; n < tiles.count; n += gridDim.x) {
+    const uint32_t row_of_tiles = tiles.by_p.quotient(n), plane = tiles.by_q.quotient(row_of_tiles);
+    const int64_t p0 = int64_t{tiles.by_p.remainder(n)} * kTile,
+                  q0 = int64_t{tiles.by_q.remainder(row_of_tiles)} * kTile;
     int64_t offset[2];
-    offsets_of(t.plane, n / (p_tiles * q_tiles), offset);
+    tiles.plane.of(plane, offset);
     for (int q = row; q < kTile; q += kTileRows)
       if (p0 + column < t.P && q0 + q < t.Q) tile[q][column] = in[offset[0] + (q0 + q) * t.in_q + p0 + column];
     __syncthreads();
@@ -75,10 +83,14 @@ static void copy_all(const Context& ctx, const StridedCopyArgs& args, const Copy
   const int64_t size = size_of(layout.shape, layout.rank);
   Transposition t;
   if (as_transposition(layout, &t)) {
-    const int64_t tiles = t.planes * ceil_div(t.P, kTile) * ceil_div(t.Q, kTile);
-    return launch(ctx, transpose_kernel<T>, grid_for(tiles, 1), kTile * kTileRows, 0, in, out, t);
+    const int64_t p_tiles = ceil_div(t.P, kTile), q_tiles = ceil_div(t.Q, kTile);
+    const TransposedTiles tiles{t.planes * p_tiles * q_tiles, Divisor(p_tiles), Divisor(q_tiles),
+                                Offsets<uint32_t, 2>(t.plane)};
+    return launch(ctx, transpose_kernel<T>, grid_for(tiles.count, 1), kTile * kTileRows, 0, in, out, t, tiles);
   }
-  dispatch_index(size, [&](auto index) { elementwise(ctx, size, CopyElement<T, decltype(index)>{in, out, layout}); });
+  dispatch_index(size, [&](auto index) {
+    elementwise(ctx, size, CopyElement<T, decltype(index)>{in, out, Offsets<decltype(index), 2>(layout)});
+  });
 }
 
 void strided_copy(const Context& ctx, const StridedCopyArgs& args) {

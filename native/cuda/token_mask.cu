@@ -1,6 +1,6 @@
 #include "core/convert.h"
-#include "cuda/kernel.cuh"
 #include "cuda/ops.h"
+#include "cuda/vector.cuh"
 
 namespace st_moe::cuda {
 
@@ -12,17 +12,24 @@ struct MaskEntry {
   int32_t* mask;
   Stream::ErrorFlag* error_flag;
 
-  __device__ void operator()(int64_t i) const {
-    const auto value = In::load(x[i]);
-    if (value != value) report_error(error_flag, kMaskError, 0);
-    mask[i] = value != 0;
+  template <int N>
+  __device__ void operator()(Width<N>, int64_t i) const {
+    const Vector<typename In::Stored, N> values = load<N>(x + i);
+    Vector<int32_t, N> entries;
+    for (int c = 0; c < N; ++c) {
+      const auto value = In::load(values[c]);
+      if (value != value) report_error(error_flag, kMaskError, 0);
+      entries[c] = value != 0;
+    }
+    store(mask + i, entries);
   }
 };
 
 template <class In>
 static void mask_from(const Context& ctx, const TokenMaskArgs& args) {
   const auto* x = static_cast<const typename In::Stored*>(args.x);
-  elementwise(ctx, args.size, MaskEntry<In>{x, args.mask, stream_of(ctx).error_flag()});
+  for_vectors<vector_width<typename In::Stored, int32_t>>(ctx, args.size, aligned(x, args.mask),
+                                                          MaskEntry<In>{x, args.mask, stream_of(ctx).error_flag()});
 }
 
 void token_mask(const Context& ctx, const TokenMaskArgs& args) {

@@ -1,6 +1,6 @@
 #include "core/unary.h"
-#include "cuda/kernel.cuh"
 #include "cuda/ops.h"
+#include "cuda/vector.cuh"
 
 namespace st_moe::cuda {
 
@@ -8,26 +8,37 @@ template <UnaryKind kind, class T>
 struct Unary {
   const T* x;
   T* y;
-  __device__ void operator()(int64_t i) const { y[i] = unary_value<kind>(x[i]); }
+  template <int N>
+  __device__ void operator()(Width<N>, int64_t i) const {
+    Vector<T, N> values = load<N>(x + i);
+    for (int c = 0; c < N; ++c) values[c] = unary_value<kind>(values[c]);
+    store(y + i, values);
+  }
 };
 
 template <UnaryKind kind, class T>
 struct UnaryGrad {
   const T *x, *dy;
   T* dx;
-  __device__ void operator()(int64_t i) const { dx[i] = unary_grad<kind>(x[i], dy[i]); }
+  template <int N>
+  __device__ void operator()(Width<N>, int64_t i) const {
+    const Vector<T, N> values = load<N>(x + i);
+    Vector<T, N> gradient = load<N>(dy + i);
+    for (int c = 0; c < N; ++c) gradient[c] = unary_grad<kind>(values[c], gradient[c]);
+    store(dx + i, gradient);
+  }
 };
 
 template <UnaryKind kind, class T>
 static void map(const Context& ctx, const UnaryArgs& args) {
-  elementwise(ctx, args.size, Unary<kind, T>{static_cast<const T*>(args.x), static_cast<T*>(args.y)});
+  const Unary<kind, T> f{static_cast<const T*>(args.x), static_cast<T*>(args.y)};
+  for_vectors<vector_width<T>>(ctx, args.size, aligned(f.x, f.y), f);
 }
 
 template <UnaryKind kind, class T>
 static void map(const Context& ctx, const UnaryBackwardArgs& args) {
-  elementwise(
-      ctx, args.size,
-      UnaryGrad<kind, T>{static_cast<const T*>(args.x), static_cast<const T*>(args.dy), static_cast<T*>(args.dx)});
+  const UnaryGrad<kind, T> f{static_cast<const T*>(args.x), static_cast<const T*>(args.dy), static_cast<T*>(args.dx)};
+  for_vectors<vector_width<T>>(ctx, args.size, aligned(f.x, f.dy, f.dx), f);
 }
 
 template <class Args>

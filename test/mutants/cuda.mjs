@@ -82,6 +82,14 @@ export default [
     tests: ['simt/ops_test.gemms.forward', 'simt/ops_test.gemms.rev'],
   },
   {
+    name: 'vectors-not-aligned',
+    file: 'native/cuda/vector.cuh',
+    from: 'if (aligned && columns % N == 0)',
+    to: 'if (columns % N == 0)',
+    breaks: 'accesses of 128 bits to memory that is not aligned, a fault on a GPU',
+    tests: ['simt/ops_test.routing.forward'],
+  },
+  {
     name: 'position-at-the-capacity',
     file: 'native/cuda/plan_slots.cu',
     from: 'if (known && at < C)',

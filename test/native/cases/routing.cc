@@ -235,6 +235,8 @@ void add_rows(Table& table) {
                                      {40, 3, 200, 70},
                                      {0, 2, 8, 4},
                                      {5, 2, 0, 3},
+                                     {6, 2, 9, 1032},
+                                     {9, 2, 20, 64},
                                      {300, 8, 2400, 33}}) {
       const Fill plan = planned(R);
       table.add(DispatchArgs{.dtype = dtype, .T = T, .R = R, .K = K, .D = D}).fill(plan).same_bits();

@@ -37,8 +37,10 @@ void check_layer(const Problem& p, const std::string& name, DType compute = dtyp
 void check_shapes() {
   std::vector<Shape> shapes = common_shapes();
   shapes.push_back({"several tiles", 2, 203, 5, 6, 2, 33, 140, {0, 0.4f}, kMasked});
+  shapes.push_back({"accesses of 128 bits", 2, 70, 16, 3, 2, 40, 144, {0, 0.3f}});
   for (int32_t i = 1; i < kActivationCount; ++i) {
     Shape shape{kActivationNames[i], 2, 70, 6, 3, 2, 40, 140, {0, 0.3f}};
+    if (i % 2 == 0) shape.D = 16, shape.H = 144;  // accesses of 128 bits in every type
     shape.activation = static_cast<Activation>(i);
     shapes.push_back(shape);
   }

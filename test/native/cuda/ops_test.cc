@@ -1,4 +1,5 @@
-// The table of cases on the device of a plugin against the CPU, twice with the same bits. What a kernel finds wrong is
+// The table of cases on the device of a plugin against the CPU, twice with the same bits and once with tensors that are
+// not aligned. What a kernel finds wrong is
 // reported by the next copy, once, and touches no other row. Arguments: the groups to run, or all.
 #include <algorithm>
 
@@ -12,8 +13,9 @@ namespace {
 
 constexpr double kFloat = 1e-6, kDouble = 1e-14;
 
-// Copies in, runs, copies out. The status is that of the op, or of the first copy.
-Result run_on_device(const Problem& problem, const std::string& name, bool host_copies) {
+// Copies in, runs, copies out. The status is that of the op, or of the first copy. Tensors begin `shift` elements after
+// memory as it is allocated, which is aligned for 128-bit accesses.
+Result run_on_device(const Problem& problem, const std::string& name, bool host_copies, int64_t shift = 0) {
   const Backend& gpu = machine().gpu();
   const Context& ctx = machine().context;
   Problem call = problem;
@@ -22,7 +24,8 @@ Result run_on_device(const Problem& problem, const std::string& name, bool host_
   for (const Tensor& t : call.tensors) {
     Bytes bytes = t.encode();
     if (t.role == Role::output) bytes.assign(bytes.size(), '\xff');
-    memory.push_back(gpu.allocate(ctx, bytes.size()));
+    const size_t skipped = static_cast<size_t>(shift) * dtype_size(t.dtype);
+    memory.push_back(static_cast<char*>(gpu.allocate(ctx, bytes.size() + skipped)) + skipped);
     check(gpu.copy_in(ctx, memory.back(), bytes.data(), bytes.size()).code == ErrorCode::none, "%s: copy in",
           name.c_str());
     result.bytes.push_back(std::move(bytes));
@@ -47,7 +50,8 @@ Result run_on_device(const Problem& problem, const std::string& name, bool host_
     if (i == 0 && copied.code != ErrorCode::none)  // reported once
       copied = gpu.copy_out(ctx, result.bytes[i].data(), memory[i], result.bytes[i].size());
     check(copied.code == ErrorCode::none, "%s: %s", name.c_str(), copied.text);
-    gpu.release(ctx, memory[i], result.bytes[i].size());
+    const size_t skipped = static_cast<size_t>(shift) * dtype_size(call.tensors[i].dtype);
+    gpu.release(ctx, static_cast<char*>(memory[i]) - skipped, result.bytes[i].size() + skipped);
   }
   if (!ran) result.bytes.clear();
   return result;
@@ -71,6 +75,8 @@ void run(const Table& table, const Case& c) {
   for (size_t i = 0; i < wanted.tensors.size(); ++i)
     wanted.tensors[i].numbers = wanted.tensors[i].decode(on_cpu.bytes[i]);
   compare(c, name, wanted, first.bytes, c.device_factor, kFloat, kDouble);
+  const Result shifted = run_on_device(problem, name, c.host_copies, 1);
+  compare(c, name + " not aligned", wanted, shifted.bytes, c.device_factor, kFloat, kDouble);
 }
 
 // Larger than the staging memory, so that both halves are used more than once.

@@ -94,8 +94,8 @@ mutant(thread sort_off_by_one kernel.cuh embedding.cu layers "lane >= offset" "l
 mutant(thread sort_missing_barrier sort.cuh embedding.cu layers
        "in_warp[warp][digit] = __popc(peers);\n      __syncthreads();" "in_warp[warp][digit] = __popc(peers);"
        "data race")
-mutant(thread blocks_overlap kernel.cuh unary.cu elementwise
+mutant(thread blocks_overlap vector.cuh unary.cu elementwise
        "blockIdx.x * int64_t{blockDim.x} + threadIdx.x" "blockIdx.x * int64_t{blockDim.x - 1} + threadIdx.x" "data race")
-mutant(address elementwise_one_too_many kernel.cuh unary.cu elementwise "i < size;" "i <= size;" "AddressSanitizer")
+mutant(address elementwise_one_too_many vector.cuh unary.cu elementwise "i < size;" "i <= size;" "AddressSanitizer")
 mutant(address softmax_one_too_many router.cuh route.cu moe "e < E; e += kWarp) largest" "e <= E; e += kWarp) largest"
        "AddressSanitizer")

@@ -91,3 +91,10 @@ T atomicCAS(T* address, T expected, T value) {
 inline int __popc(unsigned x) {
   return __builtin_popcount(x);
 }
+
+// A store of 64 or 128 bits, of values that need not be floats.
+template <class T>
+void __stwb(T* address, T value) {
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(T) != 0) simt::die("a store that is not aligned");
+  std::memcpy(address, &value, sizeof value);
+}

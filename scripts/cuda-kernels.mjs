@@ -1,0 +1,177 @@
+// Counts what decides the memory speed of the CUDA kernels, in the PTX that nvcc makes of them; needs no GPU. Prints a
+// row per kernel: global loads and stores of 128 bits and narrower ones, stores of single values and integer divisions in
+// its innermost loops, all integer divisions, instructions on doubles in innermost loops, registers, and bytes spilled.
+// Fails if a kernel of the budget is worse than that says.
+// Usage: node scripts/cuda-kernels.mjs [--arch sm_90] [--budget] [file.cu ...]; --budget prints its kernels alone.
+import { execFile, execFileSync } from 'node:child_process'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { availableParallelism, tmpdir } from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs, promisify } from 'node:util'
+
+// The kernels of the budget: they have accesses of 128 bits and no integer division in an innermost loop. Those of rows,
+// in the instance that takes more values than one at once (its last argument), also have no store of single values there,
+// and no double if values are floats. Element-wise ones have no division at all; that of integers is never called.
+const rows = [
+  'Activate',
+  'AddBias',
+  'CombineRows',
+  'CrossEntropyBackwardRow',
+  'EmbeddingBackwardRow',
+  'EmbeddingRow',
+  'GatherRows',
+  'LayernormBackwardRow',
+  'LayernormRow',
+  'LoadRow',
+  'RmsnormBackwardRow',
+  'RmsnormRow',
+  'RowDots',
+  'SoftmaxBackwardRow',
+  'SoftmaxRow',
+  'row_losses_kernel',
+  'sum_chunks_kernel',
+  'sum_rows_kernel',
+].map((name) => new RegExp(`\\b${name}<.*\\b[248]>+$`))
+const elements = [/^vectors_kernel<(?!\d, Row<3, unsigned)/]
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { arch: { type: 'string', default: 'sm_90' }, budget: { type: 'boolean' } },
+})
+const run = promisify(execFile)
+const folder = path.join(root, 'native/cuda')
+const files = positionals.length
+  ? positionals
+  : readdirSync(folder)
+      .filter((name) => name.endsWith('.cu'))
+      .map((name) => path.join(folder, name))
+
+/** The innermost loops, as [first, last] line: a backward branch ends one. */
+function innermostLoops(lines) {
+  const labels = new Map(lines.flatMap((line, i) => (/^(\$\w+):/.test(line) ? [[line.slice(0, -1), i]] : [])))
+  const loops = lines.flatMap((line, i) => {
+    const target = labels.get(/\bbra(?:\.uni)?\s+(\$\w+);/.exec(line)?.[1])
+    return target < i ? [[target, i]] : []
+  })
+  return loops.filter(([a, b]) => !loops.some(([c, d]) => (a < c && d <= b) || (a <= c && d < b)))
+}
+
+/** The bytes of each global access of a kind, ld or st, to values of a type. */
+function accesses(lines, kind, type = '[busf]\\d+') {
+  const pattern = new RegExp(`\\b${kind}(?:\\.volatile)?\\.global(?:\\.[a-z]+)*(?:\\.v(\\d))?\\.(${type})\\s`)
+  return lines.flatMap((line) => {
+    const [, count = 1, of] = pattern.exec(line) ?? []
+    return of ? [(Number(count) * Number(of.slice(1))) / 8] : []
+  })
+}
+
+const division = /\b(div|rem)\.[su]\d/
+
+function kernel(text, resources) {
+  const lines = text.split('\n').map((line) => line.trim())
+  const inner = innermostLoops(lines).map(([a, b]) => lines.slice(a, b + 1))
+  const [loads, stores] = ['ld', 'st'].map((kind) => accesses(lines, kind))
+  return {
+    'ld.128': loads.filter((bytes) => bytes === 16).length,
+    ld: loads.filter((bytes) => bytes !== 16).length,
+    'st.128': stores.filter((bytes) => bytes === 16).length,
+    st: stores.filter((bytes) => bytes !== 16).length,
+    'st in loops': accesses(inner.flat(), 'st', '(?:f32|f64|[bu]16)').filter((bytes) => bytes < 8).length,
+    'div in loops': inner.flat().filter((line) => division.test(line)).length,
+    div: lines.filter((line) => division.test(line)).length,
+    'f64 in loops': inner.flat().filter((line) => /\b(fma|add|sub|mul|div)(\.rn)?\.f64/.test(line)).length,
+    ...resources,
+  }
+}
+
+/** Registers and spills of each kernel, as ptxas reports them. */
+function resourcesOf(report) {
+  return new Map(
+    report
+      .split("Compiling entry function '")
+      .slice(1)
+      .map((part) => [
+        part.slice(0, part.indexOf("'")),
+        {
+          registers: Number(/Used (\d+) registers/.exec(part)?.[1]),
+          spills: Number(/(\d+) bytes spill stores/.exec(part)?.[1]),
+        },
+      ]),
+  )
+}
+
+/** Names without namespaces, result and parameters. */
+function plainNames(mangled) {
+  const text = execFileSync('c++filt', { input: mangled.join('\n'), encoding: 'utf8' })
+  return text.split('\n').map((name) =>
+    name
+      .replace(/^void /, '')
+      .replaceAll(/st_moe::(cuda::)?|\((\w|::)+\)(?=\d)/g, '')
+      .replace(/ ?\(.*/, '')
+      .replaceAll(' >', '>'),
+  )
+}
+
+/** [name, counts] of each kernel of a file. */
+async function kernelsOf(file, temporary) {
+  const ptx = path.join(temporary, `${path.basename(file)}.ptx`)
+  await run('nvcc', ['-std=c++20', '-I', path.join(root, 'native'), `-arch=${values.arch}`, '-ptx', '-o', ptx, file])
+  const { stderr } = await run('ptxas', ['-v', `-arch=${values.arch}`, '-o', '/dev/null', ptx], { maxBuffer: 2 ** 26 })
+  const resources = resourcesOf(stderr)
+  const entries = readFileSync(ptx, 'utf8')
+    .split(/^\.(?:visible|weak) \.entry /m)
+    .slice(1)
+  const mangled = entries.map((text) => /^\w+/.exec(text)[0])
+  const names = plainNames(mangled)
+  return entries.map((text, i) => [names[i], kernel(text, resources.get(mangled[i]))])
+}
+
+/** What is wrong with a kernel of the budget. */
+function faults(name, row) {
+  const wrong = []
+  if (row['ld.128'] + row['st.128'] === 0) wrong.push('no access of 128 bits')
+  if (row['div in loops'] > 0) wrong.push('an integer division in an innermost loop')
+  if (isOf(elements, name)) {
+    if (row.div > 0) wrong.push('an integer division')
+  } else {
+    if (row['st in loops'] > 0) wrong.push('stores of single values')
+    if (row['f64 in loops'] > 0 && !/double|F64/.test(name)) wrong.push('a double per value')
+  }
+  return wrong.join(', ')
+}
+
+const isOf = (patterns, name) => patterns.some((pattern) => pattern.test(name))
+
+const temporary = mkdtempSync(path.join(tmpdir(), 'cuda-kernels-'))
+const kernels = []
+try {
+  const waiting = [...files]
+  const work = async () => {
+    for (let file = waiting.shift(); file; file = waiting.shift()) kernels.push(...(await kernelsOf(file, temporary)))
+  }
+  await Promise.all(Array.from({ length: availableParallelism() }, work))
+} finally {
+  rmSync(temporary, { recursive: true })
+}
+kernels.sort(([a], [b]) => (a < b ? -1 : 1))
+
+const columns = Object.keys(kernels[0][1])
+console.log(columns.join('  '))
+let failures = 0
+for (const [name, row] of kernels) {
+  const counts = isOf([...rows, ...elements], name)
+  if (values.budget && !counts) continue
+  const wrong = counts ? faults(name, row) : ''
+  if (wrong) failures++
+  const cells = columns.map((column) => String(row[column]).padStart(column.length))
+  console.log(`${cells.join('  ')}  ${name}${wrong && `: ${wrong}`}`)
+}
+if (!positionals.length)
+  for (const pattern of [...rows, ...elements])
+    if (!kernels.some(([name]) => pattern.test(name))) {
+      console.log(`${pattern}: no such kernel`)
+      failures++
+    }
+process.exitCode = failures ? 1 : 0
