@@ -138,7 +138,8 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
 
 // A strip of hidden columns by a block of rows. Warps take the rows in turn; their column sums are added in order.
 template <Activation activation, int N, class T, class O>
-__global__ void __launch_bounds__(kWarpBlock, 5) hidden_kernel(ExpertGradient<T, O> p, int64_t blocks) {
+__global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? 5 : 1)
+    hidden_kernel(ExpertGradient<T, O> p, int64_t blocks) {
   constexpr int parts = is_gated(activation) ? 3 : 1;
   __shared__ T partial[kStripWarps][parts * kStrip];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -274,7 +275,7 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   const int64_t blocks = E * p.row_blocks * p.strips;
   dispatch_activation(args.activation, [&](auto tag) {
     if (blocks > 0)
-      dispatch_width<kLaneColumns>(H, aligned(p.a, p.b1, p.mult_bias), [&](auto n) {
+      dispatch_width<vector_width<T>>(H, aligned(p.a, p.b1, p.mult_bias), [&](auto n) {
         launch(ctx, hidden_kernel<decltype(tag)::value, n, T, O>, grid_for(blocks, 1), kWarpBlock, 0, p, blocks);
       });
   });
