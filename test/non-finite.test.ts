@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest'
-import { Linear, MoE, ones, scope, tensor } from '../lib/index.js'
+import { Linear, MoE, ones, RMSNorm, scope, tensor } from '../lib/index.js'
 
 // What `onNonFinite: 'throw'` accepts, and what it finds.
 
@@ -43,4 +43,33 @@ describe.each(['f32', 'f64'] as const)("onNonFinite: 'throw' in %s", (dtype) => 
     expect(() => moe.forward(x)).toThrow(/the output must be finite/)
     for (const what of [moe, x]) what.dispose()
   })
+})
+
+describe.each(['f32', 'f64'] as const)('an infinity in %s', (dtype) => {
+  const numbers = (rows: number, columns: number) => {
+    const values = new Float64Array(rows * columns).fill(1)
+    values[columns + 1] = Infinity
+    return tensor(values, [rows, columns], { dtype })
+  }
+
+  test.each([
+    [3, 5],
+    [200, 8],
+    [3, 40004],
+  ])('makes only the sums infinite that it belongs to: [%d, %d]', (rows, columns) =>
+    scope(() => {
+      const x = numbers(rows, columns)
+      const at = (size: number, index: number, value: number) =>
+        Array.from({ length: size }, (_, i) => (i === index ? Infinity : value))
+      expect(x.sum().item()).toBe(Infinity)
+      expect(Array.from(x.sum(1).dataSync())).toEqual(at(rows, 1, columns))
+      expect(Array.from(x.sum(0).dataSync())).toEqual(at(columns, 1, rows))
+    }),
+  )
+
+  test('leaves zeros of the rest of a row that is normalized', () =>
+    scope(() => {
+      const y = Array.from(new RMSNorm(8, { dtype }).forward(numbers(2, 8)).dataSync())
+      expect(y.slice(8)).toEqual([0, Number.NaN, 0, 0, 0, 0, 0, 0])
+    }))
 })

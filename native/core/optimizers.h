@@ -76,10 +76,10 @@ struct SgdUpdate {
 };
 
 template <class Args>
-constexpr bool is_optimizer = false;
+inline constexpr bool is_optimizer = false;
 #define ST_MOE_FACTORS(Name, name)                           \
   template <>                                                \
-  constexpr bool is_optimizer<Name##Args> = true;            \
+  inline constexpr bool is_optimizer<Name##Args> = true;     \
   static inline FactorList factors_of(const Name##Args& a) { \
     return Name##Update<double, FactorList>::factors(a);     \
   }

@@ -98,8 +98,6 @@ struct Multiply {
 };
 
 #if defined(__AVX512BF16__)
-constexpr int64_t kWidenAhead = 512;  // elements
-
 // Two bf16 neighbors in k, for the dot-product instruction, which treats subnormals as zero.
 struct Bf16Pairs {
   using Element = float;
@@ -126,10 +124,8 @@ struct Bf16Pairs {
   static void widen(const uint16_t* from, float* to, int64_t count) {
     const auto wide = [](__m256i packs) { return _mm512_slli_epi32(_mm512_cvtepu16_epi32(packs), 16); };
     int64_t i = 0;
-    for (; i + 16 <= count; i += 16) {
-      __builtin_prefetch(from + i + kWidenAhead);
+    for (; i + 16 <= count; i += 16)
       _mm512_storeu_si512(to + i, wide(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
-    }
     const __mmask16 rest = first(count - i);
     _mm512_mask_storeu_epi32(to + i, rest, wide(_mm256_maskz_loadu_epi16(rest, from + i)));
   }

@@ -94,17 +94,20 @@ struct Max {  // a NaN wins, as in torch
   }
 };
 
-// Σ of what one thread adds, compensated (Kahan, Further remarks on reducing truncation errors, CACM 1965): as exact as
-// a sum of doubles, which cost 32 to 64 times as much on most GPUs. A term that overflows makes it NaN.
+// Σ of what one thread adds, with the sum of what the additions lose (TwoSum: Knuth, The Art of Computer Programming 2,
+// §4.2.2): as exact as a sum of doubles, which cost 32 to 64 times as much on most GPUs. Infinite if a plain sum is.
 template <class T>
 class LaneSum {
  public:
   __device__ void add(T value) {
-    const T corrected = value - lost_, sum = sum_ + corrected;
-    lost_ = (sum - sum_) - corrected;
+    const T sum = sum_ + value, added = sum - sum_;
+    lost_ += (sum_ - (sum - added)) + (value - added);
     sum_ = sum;
   }
-  __device__ double total() const { return static_cast<double>(sum_) - static_cast<double>(lost_); }
+  __device__ double total() const {
+    const double sum = static_cast<double>(sum_);
+    return lost_ == lost_ ? sum + static_cast<double>(lost_) : sum;  // lost_ is NaN from an infinity on
+  }
 
  private:
   T sum_ = 0, lost_ = 0;

@@ -41,6 +41,7 @@ struct Plan {
 template <class Args>
 Plan plan_of(const Context& ctx, const Args& args, const int32_t* assignment = nullptr) {
   check_assignment_count(args.T, args.K);
+  if (args.R > INT32_MAX) fail(ErrorCode::shape, "too many rows: %lld", static_cast<long long>(args.R));
   return {assignment, args.row_of, args.T, args.K, args.R, Divisor(args.K), stream_of(ctx).error_flag()};
 }
 

@@ -20,12 +20,13 @@ __device__ static inline MatrixIndex matrix_index(int64_t i, int64_t width) {
   return {row, i - row * width};
 }
 
-// Division of numbers below 2^31 by a divisor that the host knows: a multiplication and a shift.
+// Division of numbers below 2^31 by a divisor that the host knows, of any size: a multiplication and a shift.
 // (Granlund and Montgomery, Division by invariant integers using multiplication, PLDI 1994)
 class Divisor {
  public:
   Divisor() : Divisor(1) {}
-  explicit Divisor(int64_t divisor) : divisor_(static_cast<uint32_t>(max_of(1, divisor))) {
+  explicit Divisor(int64_t divisor)
+      : divisor_(static_cast<uint32_t>(min_of(int64_t{1} << 31, max_of(int64_t{1}, divisor)))) {
     while ((uint64_t{1} << (shift_ - 31)) < divisor_) ++shift_;
     multiplier_ = static_cast<uint32_t>(((uint64_t{1} << shift_) + divisor_ - 1) / divisor_);
   }
