@@ -107,6 +107,12 @@ export const number = (range: { min?: number; max?: number; default: number }): 
   check: (op, name, value) => checkNumber(op, name, value, range.min, range.max),
 })
 
+/** One that may be absent. */
+export const optional = <V>(option: Needed<V>): Option<V | undefined> => ({
+  default: undefined,
+  check: (op, name, value, others) => (value === undefined ? undefined : option.check(op, name, value, others)),
+})
+
 /** true or false. */
 export const boolean = (rest: { default: boolean }): Option<boolean> => ({ ...rest, check: checkBoolean })
 
@@ -114,6 +120,19 @@ export const boolean = (rest: { default: boolean }): Option<boolean> => ({ ...re
 export const oneOf = <T extends string>(allowed: readonly T[], rest: { default: NoInfer<T> }): Option<T> => ({
   ...rest,
   check: (op, name, value) => checkOneOf(op, name, value, allowed),
+})
+
+/** One of several words, or true, or false. */
+export const oneOfValues = <T extends string | boolean>(
+  allowed: readonly T[],
+  rest: { default: NoInfer<T> },
+): Option<T> => ({
+  ...rest,
+  check(op, name, value) {
+    if (!allowed.includes(value as T))
+      fail('OPTION', op, `${name} must be one of ${allowed.map(show).join(', ')}, got ${show(value)}`)
+    return value as T
+  },
 })
 
 /**

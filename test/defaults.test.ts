@@ -59,6 +59,11 @@ describe('MoE', () => {
   const spelled = {
     numExperts: 16,
     expertHiddenMult: 4,
+    expertHiddenDim: 21,
+    expertBiases: true,
+    outputDim: 8,
+    swigluLimit: null,
+    swigluAlpha: null,
     activation: 'geglu',
     geluApproximate: 'none',
     gatingTopN: 2,

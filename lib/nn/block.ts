@@ -50,11 +50,13 @@ export class SparseMoEBlock extends Module {
   /** As `ffBefore`. */
   readonly ffAfter: FeedForward | null
 
-  /** Errors: OPTION unless `moe` is a {@link MoE}. */
+  /** Errors: OPTION unless `moe` is a {@link MoE} whose outputs are as wide as its inputs. */
   constructor(moe: MoE, options?: SparseMoEBlockOptions) {
     super()
     const op = 'SparseMoEBlock'
     if (!(moe instanceof MoE)) fail('OPTION', op, `moe must be a MoE, got ${show(moe)}`)
+    if (moe.outputDim !== moe.dim)
+      fail('OPTION', op, `moe must return what it takes, got outputDim ${moe.outputDim} for dim ${moe.dim}`)
     const { addFfBefore, addFfAfter } = readOptions(op, options)
     const { dtype, device } = moe.gate.toGates.weight
     const layer = { dtype: dtype as 'f32' | 'f64', device }

@@ -2,7 +2,7 @@ import { checkInteger } from '../check.js'
 import { ones } from '../create.js'
 import type { ComputeDType } from '../dtype.js'
 import { type Activation, type ActivationOptions, activationOptions, isGated } from '../ops/activation.js'
-import { pick, reader } from '../options.js'
+import { integer, type OptionsOf, oneOfValues, optional, pick, reader } from '../options.js'
 import { allOrNone } from '../scope.js'
 import { gemmOptions, layerOptions, type ProductLayerOptions, uniformParameter } from './linear.js'
 import { Module, type StateEntry } from './module.js'
@@ -11,6 +11,16 @@ import { newParameter, type Parameter } from './parameter.js'
 /** H = trunc(D · mult · 2 / 3), in double precision from left to right. */
 export const hiddenSize = (op: string, dim: number, mult: number): number =>
   checkInteger(op, 'the hidden size dim · mult · 2 / 3', Math.trunc((dim * mult * 2) / 3), 1)
+
+export const expertOptions = {
+  /**
+   * true: as in the reference. 'linear': of the two linear maps only, no multiplicative bias (gpt-oss). false: none, as
+   * in most open models. Default true.
+   */
+  expertBiases: oneOfValues([true, false, 'linear'], { default: true }),
+  /** O, the width of the output. Default: D. */
+  outputDim: optional(integer({ min: 1 })),
+}
 
 /** Names of one expert's tensors in a state dict, for the layer index that the activation has in the reference. */
 const expertNames = (first: number) =>
@@ -23,9 +33,9 @@ const expertNames = (first: number) =>
   ] as const
 
 /** Options of {@link Experts}. */
-export interface ExpertsOptions extends ProductLayerOptions, ActivationOptions {}
+export interface ExpertsOptions extends ProductLayerOptions, ActivationOptions, OptionsOf<typeof expertOptions> {}
 
-const readOptions = reader(layerOptions, gemmOptions, activationOptions)
+const readOptions = reader(layerOptions, gemmOptions, activationOptions, expertOptions)
 
 /**
  * Parameters of E experts, stacked; {@link ops.expertFfn} applies them. A state dict has each expert's own,
@@ -44,16 +54,20 @@ export class Experts extends Module {
   readonly activation: Activation
   /** The formula of gelu. */
   readonly geluApproximate: 'none' | 'tanh'
+  /** See {@link ActivationOptions.swigluLimit}. */
+  readonly swigluLimit: number | null
+  /** See {@link ActivationOptions.swigluAlpha}. */
+  readonly swigluAlpha: number | null
   /** [E, P, D]; of gated experts the first half values, the second half gates. Uniform in ±1/√P at the start. */
   w1: Parameter
-  /** [E, P], uniform in ±1/√P. */
-  b1: Parameter
-  /** [E, H], ones; null if the activation is not gated. */
+  /** [E, P], uniform in ±1/√P; null without biases. */
+  b1: Parameter | null
+  /** [E, H], ones; null without biases, or if the activation is not gated. */
   multBias: Parameter | null
-  /** [E, D, H], uniform in ±1/√D. */
+  /** [E, O, H], uniform in ±1/√O. */
   w2: Parameter
-  /** [E, D], uniform in ±1/√D. */
-  b2: Parameter
+  /** [E, O], uniform in ±1/√O; null without biases. */
+  b2: Parameter | null
 
   /** E, D and H. Errors: OPTION, DTYPE, DEVICE. */
   constructor(numExperts: number, dim: number, hidden: number, options?: ExpertsOptions) {
@@ -62,18 +76,22 @@ export class Experts extends Module {
     this.computeDtype = layer.computeDtype
     this.activation = layer.activation
     this.geluApproximate = layer.geluApproximate
+    this.swigluLimit = layer.swigluLimit
+    this.swigluAlpha = layer.swigluAlpha
     checkInteger('Experts', 'numExperts', numExperts, 1)
     checkInteger('Experts', 'dim', dim, 1)
     checkInteger('Experts', 'hidden', hidden, 1)
     const gated = isGated(layer.activation)
     const rows = gated ? 2 * hidden : hidden
-    const [inner, outer] = [1 / Math.sqrt(rows), 1 / Math.sqrt(dim)]
+    const output = layer.outputDim ?? dim
+    const [inner, outer] = [1 / Math.sqrt(rows), 1 / Math.sqrt(output)]
+    const { expertBiases: biases } = layer
     ;[this.w1, this.b1, this.multBias, this.w2, this.b2] = allOrNone(() => [
       uniformParameter([numExperts, rows, dim], inner, layer),
-      uniformParameter([numExperts, rows], inner, layer),
-      gated ? newParameter(() => ones([numExperts, hidden], pick(layer, layerOptions))) : null,
-      uniformParameter([numExperts, dim, hidden], outer, layer),
-      uniformParameter([numExperts, dim], outer, layer),
+      biases ? uniformParameter([numExperts, rows], inner, layer) : null,
+      gated && biases === true ? newParameter(() => ones([numExperts, hidden], pick(layer, layerOptions))) : null,
+      uniformParameter([numExperts, output, hidden], outer, layer),
+      biases ? uniformParameter([numExperts, output], outer, layer) : null,
     ])
   }
 

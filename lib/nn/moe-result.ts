@@ -70,7 +70,7 @@ const Tuple = Array as unknown as new <D extends DType>(...tensors: Tensors<D>) 
  * ```
  */
 export class MoEResult<D extends DType = DType> extends Tuple<D> {
-  /** [B, N, D] */
+  /** [B, N, O], O = D unless the layer has an `outputDim`. */
   readonly outputs: Tensor<D>
   /** balanceLossCoef · balanceLoss + routerZLossCoef · routerZLoss, shape []; 0 in evaluation, as the other two. */
   readonly totalAuxLoss: Tensor<D>

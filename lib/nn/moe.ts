@@ -11,11 +11,22 @@ import { reshape } from '../ops/reshape.js'
 import { choiceOptions, type lossOptions, type topkOptions } from '../ops/route-options.js'
 import type { RouteResult } from '../ops/routing.js'
 import { concat, slice } from '../ops/strided.js'
-import { boolean, integer, number, type OptionsOf, oneOf, onlyIf, pick, reader, unchecked } from '../options.js'
+import {
+  boolean,
+  integer,
+  number,
+  type OptionsOf,
+  oneOf,
+  onlyIf,
+  optional,
+  pick,
+  reader,
+  unchecked,
+} from '../options.js'
 import { allOrNone, callScope, scope } from '../scope.js'
 import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor.js'
 import { ExpertChoiceGating, passedToExpertChoice } from './expert-choice-gating.js'
-import { Experts, hiddenSize } from './experts.js'
+import { Experts, expertOptions, hiddenSize } from './experts.js'
 import {
   type droplessOptions,
   type GatingForwardOptions,
@@ -44,6 +55,8 @@ const moeOptions = {
   numExperts: integer({ min: 1, default: ({ experts }) => (Array.isArray(experts) ? experts.length : 16) }),
   /** The hidden size of the built-in experts is trunc(dim · mult · 2 / 3). Default 4. */
   expertHiddenMult: number({ min: 0, default: 4 }),
+  /** H, the hidden size itself. Default: that of `expertHiddenMult`. */
+  expertHiddenDim: optional(integer({ min: 1 })),
   ...onlyIf('router', ['topk'], {
     /**
      * K, experts per token. With 1 a gate is always 1 and the router learns from the losses alone, unless
@@ -78,10 +91,18 @@ export interface MoEOptions
     OptionsOf<typeof thresholdOptions>,
     OptionsOf<typeof lossOptions>,
     OptionsOf<typeof topkOptions>,
+    OptionsOf<typeof expertOptions>,
     ActivationOptions,
     LayerOptions {}
 
-const readOptions = reader(routerOptions, choiceOptions, ...passedToGating, moeOptions, activationOptions)
+const readOptions = reader(
+  routerOptions,
+  choiceOptions,
+  ...passedToGating,
+  moeOptions,
+  activationOptions,
+  expertOptions,
+)
 
 const forwardOptions = {
   /** Adds counts of tokens per expert to the result. Default false. */
@@ -95,7 +116,7 @@ const readForwardOptions = reader(gatingForwardOptions, forwardOptions)
 
 /**
  * Sparse mixture of experts (ST-MoE, arXiv 2202.08906) with the semantics and state names of st-moe-pytorch 0.1.8:
- * x [B, N, D] → outputs [B, N, D] and auxiliary losses. {@link ops.route} chooses K of E experts for each token and
+ * x [B, N, D] → outputs [B, N, O] and auxiliary losses, O = D by default. {@link ops.route} chooses K of E experts for each token and
  * {@link ops.expertFfn} applies them; a fully dropped token outputs zeros.
  *
  * @example
@@ -112,6 +133,8 @@ export class MoE extends Module {
   readonly dim: number
   /** E */
   readonly numExperts: number
+  /** O, D unless the option says otherwise. */
+  readonly outputDim: number
   /** The router. */
   readonly gate: TopNGating | ExpertChoiceGating
   /** Built in, or those of the option `experts`. */
@@ -136,10 +159,16 @@ export class MoE extends Module {
       fail('OPTION', op, `computeDtype '${o.computeDtype}' is for the built-in experts`)
     if (o.activation !== 'geglu' && o.experts)
       fail('OPTION', op, `activation '${o.activation}' is for the built-in experts`)
+    if (o.experts)
+      for (const name of ['expertHiddenDim', 'outputDim'] as const)
+        if (o[name] !== undefined) fail('OPTION', op, `${name} is for the built-in experts`)
+    if (o.experts && o.expertBiases !== true)
+      fail('OPTION', op, `expertBiases ${show(o.expertBiases)} is for the built-in experts`)
     const modules = o.experts === undefined ? null : checkExperts(op, o.experts, o.numExperts)
-    const hidden = modules ? 0 : hiddenSize(op, o.dim, o.expertHiddenMult)
+    const hidden = modules ? 0 : (o.expertHiddenDim ?? hiddenSize(op, o.dim, o.expertHiddenMult))
     this.dim = o.dim
     this.numExperts = o.numExperts
+    this.outputDim = o.outputDim ?? o.dim
     this.computeDtype = o.computeDtype
     this.#straightThrough = o.straightThroughDispatchTensor
     this.#throwNonFinite = o.onNonFinite === 'throw'
@@ -149,12 +178,17 @@ export class MoE extends Module {
         : new ExpertChoiceGating({ ...pick(o, ...passedToExpertChoice), numGates: o.numExperts }, op),
       modules
         ? new UserExperts(modules)
-        : new Experts(o.numExperts, o.dim, hidden, pick(o, layerOptions, gemmOptions, activationOptions)),
+        : new Experts(
+            o.numExperts,
+            o.dim,
+            hidden,
+            pick(o, layerOptions, gemmOptions, activationOptions, expertOptions),
+          ),
     ])
   }
 
   /**
-   * x [B, N, D] of the dtype and device of the layer → outputs [B, N, D], three losses of shape [] and the routing.
+   * x [B, N, D] of the dtype and device of the layer → outputs [B, N, O], three losses of shape [] and the routing.
    * Second and later experts are used at random, in evaluation too unless `thresholdEval` is 0; the numbers are those of
    * {@link manualSeed}, or `random`. If capacity is short, a token's output depends on later tokens: docs/concepts.md.
    *

@@ -1,4 +1,4 @@
-import { checkOneOf, fail } from '../check.js'
+import { checkNumber, checkOneOf, fail } from '../check.js'
 import { native } from '../native.js'
 import { type Option, type OptionsOf, oneOf } from '../options.js'
 
@@ -20,6 +20,22 @@ const geluApproximate: Option<'none' | 'tanh'> = {
   },
 }
 
+/** A number of the clamped 'swiglu', or null. */
+const ofSwiglu = (
+  fallback: number | null | ((others: Readonly<Record<string, unknown>>) => number | null),
+  needs: string,
+  given: (others: Readonly<Record<string, unknown>>) => boolean,
+): Option<number | null> => ({
+  default: fallback,
+  check(op, name, value, others) {
+    if (value === null) return null
+    const checked = checkNumber(op, name, value)
+    if (checked <= 0) fail('OPTION', op, `${name} must be above 0, got ${checked}`)
+    if (!given(others)) fail('OPTION', op, `${name} is for ${needs}, got activation '${others.activation}'`)
+    return checked
+  },
+})
+
 export const activationOptions = {
   /**
    * Gated: h = f(γ) ⊙ v ⊙ μ with [v ; γ] = x w1ᵀ + b1 and w1 [E, 2H, D] (Shazeer, arXiv 2002.05202); f is gelu in
@@ -29,6 +45,17 @@ export const activationOptions = {
   activation: oneOf(activations, { default: 'geglu' }),
   /** 'tanh': gelu by its tanh formula instead of erf; for 'geglu' and 'gelu' only. Default 'none'. */
   geluApproximate,
+  /**
+   * Of 'swiglu', as in gpt-oss: h = γ' sigmoid(α γ') ⊙ (v' + 1) ⊙ μ with γ' = min(γ, limit) and v' = v clamped to
+   * ±limit. Default null: not clamped, α = 1 and nothing added.
+   */
+  swigluLimit: ofSwiglu(null, "activation 'swiglu'", ({ activation }) => activation === 'swiglu'),
+  /** α of `swigluLimit`. Default 1.702 with it, else null. */
+  swigluAlpha: ofSwiglu(
+    ({ swigluLimit }) => (swigluLimit === null ? null : 1.702),
+    "activation 'swiglu' with a swigluLimit",
+    ({ swigluLimit }) => swigluLimit !== null,
+  ),
 }
 
 /** What experts compute between their two linear maps. */
@@ -38,6 +65,13 @@ export const isGated = (activation: Activation): boolean => gated.includes(activ
 
 const kinds = native.activations()
 
-/** The number of an activation in the native code. */
-export const activationKind = ({ activation, geluApproximate }: Required<ActivationOptions>): number =>
-  kinds.indexOf(geluApproximate === 'tanh' ? `${activation}_tanh` : activation)
+/** An activation for the native code. */
+export const nativeActivation = ({
+  activation,
+  geluApproximate,
+  swigluLimit,
+  swigluAlpha,
+}: Required<ActivationOptions>): { activation: number; limit: number; alpha: number } => {
+  const suffix = geluApproximate === 'tanh' ? '_tanh' : swigluLimit !== null ? '_clamped' : ''
+  return { activation: kinds.indexOf(activation + suffix), limit: swigluLimit ?? 0, alpha: swigluAlpha ?? 0 }
+}

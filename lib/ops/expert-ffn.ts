@@ -5,7 +5,7 @@ import { guarded, releaseAll } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { boolean, type OptionsOf, reader, unchecked } from '../options.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
-import { type Activation, type ActivationOptions, activationKind, activationOptions, isGated } from './activation.js'
+import { type Activation, type ActivationOptions, activationOptions, isGated, nativeActivation } from './activation.js'
 import { checkRouting, expertPlan } from './plan.js'
 import type { Routing } from './routing.js'
 
@@ -13,15 +13,19 @@ import type { Routing } from './routing.js'
 export interface ExpertWeights {
   /** [E, P, D]; of gated ones the first half values, the second half gates. */
   w1: Tensor
-  /** [E, P] */
-  b1: Tensor
-  /** [E, H] of gated ones; plain ones have none. */
+  /** [E, P], or null for none. */
+  b1: Tensor | null
+  /** [E, H] of gated ones, or null for ones; plain ones have none. */
   multBias?: Tensor | null
-  /** [E, D, H] */
+  /** [E, O, H] */
   w2: Tensor
-  /** [E, D] */
-  b2: Tensor
+  /** [E, O], or null for none. */
+  b2: Tensor | null
 }
+
+const gradients = { w1: 'dw1', w2: 'dw2', b1: 'db1', b2: 'db2', multBias: 'dmultBias' } as const
+const parameterNames = Object.keys(gradients) as (keyof typeof gradients)[]
+const noBiases = { b1: null, b2: null, multBias: null }
 
 const ffnOptions = {
   /** The combine weight also gets the gradient <x, dx> of a dispatch weight whose forward value is 1. Default true. */
@@ -41,24 +45,24 @@ function checkWeights(op: string, x: Tensor, weights: ExpertWeights, activation:
     fail('OPTION', op, `weights must be { w1, b1, ${gated ? 'multBias, ' : ''}w2, b2 }`)
   const D = x.shape[x.shape.length - 1]
   checkTensor(op, 'w2', weights.w2)
-  const [E, , H] = weights.w2.shape
+  const [E, O, H] = weights.w2.shape
   const P = gated ? 2 * H : H
   const like = (shape: number[]) => ({ shape, dtype: x.dtype, device: x.device })
-  if (weights.w2.shape.length !== 3) fail('SHAPE', op, `w2 must be [E, ${D}, H], got ${showShape(weights.w2.shape)}`)
+  if (weights.w2.shape.length !== 3) fail('SHAPE', op, `w2 must be [E, O, H], got ${showShape(weights.w2.shape)}`)
   if (E !== experts) fail('SHAPE', op, `w2 must have ${experts} experts, got ${showShape(weights.w2.shape)}`)
-  checkTensor(op, 'w2', weights.w2, like([E, D, H]))
+  checkTensor(op, 'w2', weights.w2, like([E, O, H]))
   checkTensor(op, 'w1', weights.w1, like([E, P, D]))
-  checkTensor(op, 'b1', weights.b1, like([E, P]))
-  if (gated) checkTensor(op, 'multBias', weights.multBias, like([E, H]))
+  if (weights.b1 !== null) checkTensor(op, 'b1', weights.b1, like([E, P]))
+  if (gated && weights.multBias !== null) checkTensor(op, 'multBias', weights.multBias, like([E, H]))
   else if (weights.multBias) fail('OPTION', op, `multBias is for gated activations, got '${activation}'`)
-  checkTensor(op, 'b2', weights.b2, like([E, D]))
+  if (weights.b2 !== null) checkTensor(op, 'b2', weights.b2, like([E, O]))
 }
 
 /**
  * Experts of two linear maps with an {@link ActivationOptions.activation | activation} between them, by default GEGLU
  * with a multiplicative bias μ: [v ; γ] = x w1ᵀ + b1, h = gelu(γ) ⊙ v ⊙ μ, y = h w2ᵀ + b2 for each dispatched assignment.
  * The output of a token is Σ_k weight_k · y_k.
- * x [B, N, D] with a routing, or [..., D] with `null` and one expert (a dense feed-forward) → the shape of x.
+ * x [B, N, D] with a routing, or [..., D] with `null` and one expert (a dense feed-forward) → [..., O].
  * f32 or f64; only x w1ᵀ + b1 is saved for the backward. Errors: SHAPE, DTYPE, DEVICE, OPTION.
  *
  * @example
@@ -84,7 +88,7 @@ export function expertFfn<D extends DType>(
 ): Tensor<D> {
   const op = 'expertFfn'
   const o = readOptions(op, options)
-  const activation = activationKind(o)
+  const activation = nativeActivation(o)
   checkFloat(op, 'x', x)
   const compute = dtypeCode(checkComputeDType(op, o.computeDtype, x.dtype))
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
@@ -92,20 +96,21 @@ export function expertFfn<D extends DType>(
   const routed = routing === null ? null : checkRouting(op, routing, x)
   checkWeights(op, x, weights, o.activation, routed?.E ?? 1)
   const plan: readonly Handle[] = routing && routed ? expertPlan(op, routing, routed.E, routed.C) : []
-  const { w1, b1, w2, b2, multBias = null } = weights
-  const parameters = multBias ? [w1, b1, w2, b2, multBias] : [w1, b1, w2, b2]
+  const names = parameterNames.filter((name) => weights[name])
+  const parameters = names.map((name) => weights[name]!)
   const inputs = [x, routing?.weight ?? null, ...parameters]
   const save = willRecord(...inputs)
   const tokens = routing ? [x, routing.weight] : [x]
   const call = (parameters: readonly Handle[], tokens: readonly Handle[]) => {
-    const [w1, b1, w2, b2, multBias = null] = parameters
+    const [w1, w2] = parameters
+    const biases = Object.fromEntries(names.map((name, i) => [name, parameters[i]]))
     const [x, weight = null, assignment = null, rowOf = null, ends = null] = tokens
-    return { x, assignment, ends, rowOf, weight, w1, b1, multBias, w2, b2, compute, activation }
+    return { x, assignment, ends, rowOf, weight, ...noBiases, ...biases, w1, w2, compute, ...activation }
   }
   const made = guarded(plan, () =>
     native.expertFfn({ a: save, ...call(parameters.map(handleOf), [...tokens.map(handleOf), ...plan]) }),
   )
-  const y = wrap(made.y, { shape, dtype, device })
+  const y = wrap(made.y, { shape: [...shape.slice(0, -1), weights.w2.shape[1]], dtype, device })
   if (!save) {
     releaseAll(plan)
     return y
@@ -117,20 +122,20 @@ export function expertFfn<D extends DType>(
     saved: [made.a!, ...parameters, ...tokens, ...plan],
     backward: ([dy], [a, ...saved], [needX, , ...needParameters]) => {
       const need = needParameters.includes(true)
-      const { dx, dweight, dw1, db1, dmultBias, dw2, db2 } = native.expertFfnBackward({
+      const made = native.expertFfnBackward({
         dy: dy!,
         a,
         straightThrough: o.straightThrough && routing !== null,
         dx: needX,
         dweight: routing !== null,
         dw1: need,
-        db1: need,
-        dmultBias: need && multBias !== null,
         dw2: need,
-        db2: need,
+        db1: need && names.includes('b1'),
+        db2: need && names.includes('b2'),
+        dmultBias: need && names.includes('multBias'),
         ...call(saved.slice(0, parameters.length), saved.slice(parameters.length)),
       })
-      return [dx, dweight, dw1, db1, dw2, db2, dmultBias].slice(0, inputs.length)
+      return [made.dx, made.dweight, ...names.map((name) => made[gradients[name]])]
     },
   })
   return y

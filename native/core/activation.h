@@ -5,12 +5,34 @@
 // The functions of activations.inc.
 namespace st_moe {
 
+// Of swiglu_clamped, as in gpt-oss: h = γ' sigmoid(alpha γ') ⊙ (v' + 1) with γ' = min(γ, limit) and v' = v clamped to
+// ±limit.
+template <class T>
+struct ActivationNumbers {
+  T limit, alpha;
+
+  template <class Args>
+  static ActivationNumbers of(const Args& args) {
+    return {static_cast<T>(args.limit), static_cast<T>(args.alpha)};
+  }
+};
+
 // f(z) and f'(z)
 template <Activation activation, class T>
-ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> activate(T z) {
+ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> activate(T z, [[maybe_unused]] const ActivationNumbers<T>& n) {
 #define ACTIVATION(name, gated, f) \
   if constexpr (activation == Activation::name) return f;
 #include "core/activations.inc"
+}
+
+// What a gated activation multiplies f(γ) by, and its slope.
+template <Activation activation, class T>
+ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> gated_value(T v, [[maybe_unused]] const ActivationNumbers<T>& n) {
+  if constexpr (activation == Activation::swiglu_clamped) {
+    const T above = v < -n.limit ? -n.limit : v, clamped = above > n.limit ? n.limit : above;
+    return {clamped + T(1), clamped == v ? T(1) : T(0)};
+  }
+  return {v, T(1)};
 }
 
 template <Activation activation>

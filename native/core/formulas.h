@@ -215,6 +215,13 @@ ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> silu_with_slope(T z) {
   return {above * s.value, s.value + clamped * s.slope};
 }
 
+// z' sigmoid(alpha z') with z' = min(z, limit); at z = limit the slope is that from the left.
+template <class T>
+ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> clamped_silu_with_slope(T z, T limit, T alpha) {
+  const ValueAndSlope<T> f = silu_with_slope(alpha * (z > limit ? limit : z));
+  return {f.value / alpha, z > limit ? T(0) : f.slope};
+}
+
 template <class T>
 ST_MOE_HOST_DEVICE static inline T relu(T z) {
   return z < T(0) ? T(0) : z;

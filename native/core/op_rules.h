@@ -50,8 +50,7 @@ void expect_experts(Args& a, const Backend& backend) {
   }
   if (!a.ends && (a.E == 0 ? a.R != 0 : a.R % a.E != 0))
     fail(ErrorCode::shape, "%lld rows are not a multiple of %lld experts", (long long)a.R, (long long)a.E);
-  if (is_gated(a.activation) != (a.mult_bias != nullptr))
-    fail(ErrorCode::option, "multBias belongs to the gated activations, which need it");
+  if (a.mult_bias && !is_gated(a.activation)) fail(ErrorCode::option, "multBias belongs to the gated activations");
   a.P = w1_rows(a.activation, a.H);
   a.saved = backend.saved_columns(a.P, a.compute);
 }
@@ -61,9 +60,13 @@ inline void apply_rules(ExpertFfnArgs& a, const Backend& backend) {
 inline void apply_rules(ExpertFfnBackwardArgs& a, const Backend& backend) {
   expect_experts(a, backend);
   if (a.dweight && !a.weight) fail(ErrorCode::option, "without weight there is no dweight");
-  if (a.dmult_bias && !a.mult_bias) fail(ErrorCode::option, "without multBias there is no dmultBias");
-  for (const void* gradient : {a.db1, a.mult_bias ? a.dmult_bias : a.dw1, a.dw2, a.db2})
-    if (!gradient != !a.dw1) fail(ErrorCode::option, "the gradients of the parameters come together");
+  const struct {
+    const void *parameter, *gradient;
+  } pairs[] = {{a.b1, a.db1}, {a.mult_bias, a.dmult_bias}, {a.w2, a.dw2}, {a.b2, a.db2}};
+  for (const auto& [parameter, gradient] : pairs) {
+    if (gradient && !parameter) fail(ErrorCode::option, "there is a gradient of a parameter that is not there");
+    if (parameter && !gradient != !a.dw1) fail(ErrorCode::option, "the gradients of the parameters come together");
+  }
 }
 
 }  // namespace st_moe

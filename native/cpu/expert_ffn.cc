@@ -19,41 +19,47 @@ static int64_t chunk_end(const Assignments& assignments, int64_t E, int64_t begi
 
 // Columns of one row: h = f(γ) ⊙ v ⊙ μ or f(v)
 template <Activation activation, class T>
-static void hidden_row(const T* __restrict value, const T* __restrict gate, const T* __restrict mu, T* __restrict h,
-                       int64_t n) {
+static void hidden_row(const ActivationNumbers<T>& numbers, const T* __restrict value, const T* __restrict gate,
+                       const T* __restrict mu, T* __restrict h, int64_t n) {
+  const ActivationNumbers<T> own = numbers;
   for (int64_t j = 0; j < n; ++j)
     if constexpr (is_gated(activation))
-      h[j] = activate<activation>(gate[j]).value * value[j] * mu[j];
+      h[j] = activate<activation>(gate[j], own).value * gated_value<activation>(value[j], own).value * mu[j];
     else
-      h[j] = activate<activation>(value[j]).value;
+      h[j] = activate<activation>(value[j], own).value;
 }
 
 template <class T>
-using HiddenRow = void (*)(const T*, const T*, const T*, T*, int64_t);
+using HiddenRow = void (*)(const ActivationNumbers<T>&, const T*, const T*, const T*, T*, int64_t);
 
 // Rows of h [rows, H] from those of the pre-activations [rows, P].
 template <class T>
-static void hidden_rows(HiddenRow<T> activate_row, const ActivationRows<T>& pre, const T* mult_bias,
-                        const ActivationRows<T>& h, int64_t begin, int64_t end, int64_t H, bool gated) {
+static void hidden_rows(HiddenRow<T> activate_row, const ActivationNumbers<T>& numbers, const ActivationRows<T>& pre,
+                        const T* mult_bias, const ActivationRows<T>& h, int64_t begin, int64_t end, int64_t H,
+                        bool gated) {
   T values[kColumnBlock], gates[kColumnBlock], hidden[kColumnBlock];
   for (int64_t r = begin; r < end; ++r)
     for (int64_t from = 0; from < H; from += h.block()) {
       const int64_t n = min_of(H - from, h.block());
       const T* gate = gated ? pre.load(r, H + from, n, gates) : nullptr;
       T* out = h.place(r, from, hidden);
-      activate_row(pre.load(r, from, n, values), gate, gated ? mult_bias + from : nullptr, out, n);
+      activate_row(numbers, pre.load(r, from, n, values), gate, mult_bias + from, out, n);
       h.store(r, from, n, out);
     }
 }
 
-// y [rows, D] = the experts' outputs in sorted order.
+// y [rows, O] = the experts' outputs in sorted order.
 template <class T>
 static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Assignments& assignments,
                         const ActivationRows<T>& y) {
   using Rows = ActivationRows<T>;
-  const int64_t D = args.D, E = args.E, H = args.H, P = w1_rows(args.activation, H), rows = assignments.rows();
+  const int64_t D = args.D, O = args.O, E = args.E, H = args.H, P = w1_rows(args.activation, H);
+  const int64_t rows = assignments.rows();
   const int64_t limit = rows_per_chunk<T>(ctx, P + H, args.compute);
-  const T *x = static_cast<const T*>(args.x), *mult_bias = static_cast<const T*>(args.mult_bias);
+  const bool gated = is_gated(args.activation);
+  const ExpertBias<T> mult_bias(args.mult_bias, H, T(1));
+  const auto numbers = ActivationNumbers<T>::of(args);
+  const T* x = static_cast<const T*>(args.x);
   const T *w1 = static_cast<const T*>(args.w1), *b1 = static_cast<const T*>(args.b1);
   const T *w2 = static_cast<const T*>(args.w2), *b2 = static_cast<const T*>(args.b2);
   const int64_t chunk_rows = min_of(rows, limit);
@@ -64,7 +70,7 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
   Scratch<GemmProblem<T>> problems(E);
   const MatrixView<T> w1_view{w1, 1, D}, w2_view{w2, 1, H};
   const PackedWeights<T> w1_packed(ctx, args.w1_packed, w1_view, E, P * D, D, P, args.compute);
-  const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2_view, E, D * H, H, D, args.compute);
+  const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2_view, E, O * H, H, O, args.compute);
   HiddenRow<T> activate_row = nullptr;
   dispatch_activation(args.activation, [&](auto tag) { activate_row = hidden_row<decltype(tag)::value, T>; });
 
@@ -78,7 +84,7 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
       const int32_t* token = assignments.token();
       const MatrixView<T> in{token ? x : x + piece.begin * D, D, 1, token ? token + piece.begin : nullptr};
       const MatrixView<T> weights{w1 + e * P * D, 1, D};
-      problems[count] = {piece.rows(), P, D, in, weights, nullptr, P, b1 + e * P};
+      problems[count] = {piece.rows(), P, D, in, weights, nullptr, P, b1 ? b1 + e * P : nullptr};
       pre.take_result(problems[count], piece.begin - begin);
       problems[count].packed_b = w1_packed.at(e);
       pieces[count++] = piece;
@@ -87,14 +93,14 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
     parallel_blocks(ctx, end - begin, rows_per_task((P + H) * sizeof(T)), [&](int64_t from, int64_t to) {
       for (int64_t i = 0; i < count; ++i) {
         const int64_t first = max_of(from, pieces[i].begin - begin), last = min_of(to, pieces[i].end - begin);
-        const T* mu = mult_bias ? mult_bias + pieces[i].expert * H : nullptr;
-        hidden_rows(activate_row, pre, mu, h, first, last, H, is_gated(args.activation));
+        hidden_rows(activate_row, numbers, pre, mult_bias.of(pieces[i].expert), h, first, last, H, gated);
       }
     });
     for (int64_t i = 0; i < count; ++i) {
       const Piece& piece = pieces[i];
-      const MatrixView<T> weights{w2 + piece.expert * D * H, 1, H};
-      problems[i] = {piece.rows(), D, H, h.rows(piece.begin - begin), weights, nullptr, D, b2 + piece.expert * D};
+      const MatrixView<T> weights{w2 + piece.expert * O * H, 1, H};
+      const T* bias = b2 ? b2 + piece.expert * O : nullptr;
+      problems[i] = {piece.rows(), O, H, h.rows(piece.begin - begin), weights, nullptr, O, bias};
       y.take_result(problems[i], piece.begin);
       problems[i].packed_b = w2_packed.at(piece.expert);
     }
@@ -109,12 +115,12 @@ void expert_ffn(const Context& ctx, const ExpertFfnArgs& args) {
     const T* weight = static_cast<const T*>(args.weight);
     T* y = static_cast<T*>(args.y);
     const bool in_place = assignments.dense() && !weight;
-    if (in_place) return expert_rows(ctx, args, assignments, ActivationRows<T>(ctx, y, args.D, args.D));
+    if (in_place) return expert_rows(ctx, args, assignments, ActivationRows<T>(ctx, y, args.O, args.O));
     const DType summed = summed_rows(args.dtype, args.compute);
-    const Scratch<T> memory(assignments.rows() * ActivationRows<T>::stride_of(args.D, summed));
-    const ActivationRows<T> rows(ctx, memory, args.D, summed);
+    const Scratch<T> memory(assignments.rows() * ActivationRows<T>::stride_of(args.O, summed));
+    const ActivationRows<T> rows(ctx, memory, args.O, summed);
     expert_rows(ctx, args, assignments, rows);
-    combine_rows(ctx, assignments.row_of(), rows, weight, y, args.T, args.K, args.D);
+    combine_rows(ctx, assignments.row_of(), rows, weight, y, args.T, args.K, args.O);
   });
 }
 

@@ -16,18 +16,19 @@ struct Chunk {
   const Piece* blocks;
   int64_t block_count;
   const PackedWeights<T>&w1_packed, &w2_packed;
+  const ExpertBias<T>&b1, &mult_bias, &b2;
   Rows a;               // [rows, P] pre-activations
-  Rows g;               // [rows, D] gradient of the token's output
+  Rows g;               // [rows, O] gradient of the token's output
   Rows q;               // [rows, H] g · W2, then w · h
   Rows da;              // [rows, P] gradient of A
   const Rows* dx_rows;  // [all rows, D] or null
   T* dots;              // [rows, column blocks + 1] parts of dweight, or null
-  T* sums;              // [block_count, sum_width] parts of db1, dmult_bias, db2; or null
+  T* sums;              // [block_count, sum_width] parts of db1, dmult_bias, db2; null if none is asked for
 
   int64_t columns() const { return ceil_div(args.H, kColumnBlock); }
   int64_t pre() const { return w1_rows(args.activation, args.H); }  // P
   int64_t bias_sums() const { return hidden_biases(args.activation, args.H); }
-  int64_t sum_width() const { return bias_sums() + args.D; }
+  int64_t sum_width() const { return bias_sums() + args.O; }
   int64_t assignment(int64_t row) const { return assignments.assignment() ? assignments.assignment()[row] : row; }
   T weight(int64_t row) const { return args.weight ? static_cast<const T*>(args.weight)[assignment(row)] : T(1); }
 };
@@ -35,20 +36,20 @@ struct Chunk {
 // Gathers g, and takes from it what needs no hidden values: db2 = Σ w g, and <b2, g> of dweight.
 template <class T>
 static void load_gradient(const Context& ctx, const Chunk<T>& chunk) {
-  const int64_t D = chunk.args.D, columns = chunk.columns();
+  const int64_t O = chunk.args.O, columns = chunk.columns();
   const int32_t* token = chunk.assignments.token();
   const T* dy = static_cast<const T*>(chunk.args.dy);
   parallel_for(ctx, chunk.block_count, [&](int64_t i) {
     const Piece& block = chunk.blocks[i];
-    const T* b2 = static_cast<const T*>(chunk.args.b2) + block.expert * D;
+    const T* b2 = chunk.b2.of(block.expert);
     T* __restrict db2 = chunk.sums ? chunk.sums + i * chunk.sum_width() + chunk.bias_sums() : nullptr;
     if (db2)
-      for (int64_t j = 0; j < D; ++j) db2[j] = 0;
+      for (int64_t j = 0; j < O; ++j) db2[j] = 0;
     for (int64_t r = block.begin; r < block.end; ++r) {
-      const T* from = dy + (token ? token[r] : r) * D;
-      if (token) chunk.g.store(r - chunk.begin, 0, D, from);
-      if (db2) axpy(chunk.weight(r), from, db2, D);
-      if (chunk.dots) chunk.dots[(r - chunk.begin) * (columns + 1) + columns] = dot(b2, from, D);
+      const T* from = dy + (token ? token[r] : r) * O;
+      if (token) chunk.g.store(r - chunk.begin, 0, O, from);
+      if (db2) axpy(chunk.weight(r), from, db2, O);
+      if (chunk.dots) chunk.dots[(r - chunk.begin) * (columns + 1) + columns] = dot(b2, from, O);
     }
   });
 }
@@ -56,16 +57,18 @@ static void load_gradient(const Context& ctx, const Chunk<T>& chunk) {
 // Columns of one row. q enters as g · W2 and leaves as w · h. product = h ⊙ q. Plain activations have a value only. A
 // separate function, so that the compiler knows that the pointers do not alias.
 template <Activation activation, class T>
-[[gnu::noinline]] static void row_gradient(const T* __restrict value, const T* __restrict gate, const T* __restrict mu,
-                                           T w, T* __restrict q, T* __restrict dvalue, T* __restrict dgate,
-                                           T* __restrict product, T* __restrict value_sum, T* __restrict gate_sum,
-                                           T* __restrict mu_sum, int64_t n) {
+[[gnu::noinline]] static void row_gradient(const ActivationNumbers<T>& numbers, const T* __restrict value,
+                                           const T* __restrict gate, const T* __restrict mu, T w, T* __restrict q,
+                                           T* __restrict dvalue, T* __restrict dgate, T* __restrict product,
+                                           T* __restrict value_sum, T* __restrict gate_sum, T* __restrict mu_sum,
+                                           int64_t n) {
+  const ActivationNumbers<T> own = numbers;
   for (int64_t j = 0; j < n; ++j) {
     if constexpr (is_gated(activation)) {
-      const ValueAndSlope<T> f = activate<activation>(gate[j]);
-      const T plain = f.value * value[j], h = plain * mu[j];
+      const ValueAndSlope<T> f = activate<activation>(gate[j], own), v = gated_value<activation>(value[j], own);
+      const T plain = f.value * v.value, h = plain * mu[j];
       const T dh = w * q[j], scaled = dh * mu[j];
-      const T dv = scaled * f.value, dg = scaled * value[j] * f.slope;
+      const T dv = scaled * f.value * v.slope, dg = scaled * v.value * f.slope;
       product[j] = h * q[j];
       q[j] = w * h;
       dvalue[j] = dv;
@@ -74,7 +77,7 @@ template <Activation activation, class T>
       gate_sum[j] += dg;
       mu_sum[j] += dh * plain;
     } else {
-      const ValueAndSlope<T> f = activate<activation>(value[j]);
+      const ValueAndSlope<T> f = activate<activation>(value[j], own);
       const T dv = w * q[j] * f.slope;
       product[j] = f.value * q[j];
       q[j] = w * f.value;
@@ -85,7 +88,8 @@ template <Activation activation, class T>
 }
 
 template <class T>
-using RowGradient = void (*)(const T*, const T*, const T*, T, T*, T*, T*, T*, T*, T*, T*, int64_t);
+using RowGradient = void (*)(const ActivationNumbers<T>&, const T*, const T*, const T*, T, T*, T*, T*, T*, T*, T*, T*,
+                             int64_t);
 
 // A block of rows by a block of hidden columns [from, to).
 template <class T>
@@ -94,8 +98,9 @@ static void hidden_block(const Chunk<T>& chunk, RowGradient<T> row_gradient, int
   const bool gated = is_gated(args.activation);
   const int64_t H = args.H, P = chunk.pre(), from = column * kColumnBlock, n = min_of(H - from, kColumnBlock);
   const Piece& block = chunk.blocks[index];
-  const T* mu = gated ? static_cast<const T*>(args.mult_bias) + block.expert * H + from : nullptr;
-  const T* __restrict value_bias = static_cast<const T*>(args.b1) + block.expert * P + from;
+  const auto numbers = ActivationNumbers<T>::of(args);
+  const T* mu = chunk.mult_bias.of(block.expert) + from;
+  const T* __restrict value_bias = chunk.b1.of(block.expert) + from;
   const T* __restrict gate_bias = value_bias + (P - H);
   T sums[3 * kColumnBlock] = {}, product[kColumnBlock], values[kColumnBlock], gates[kColumnBlock];
   T hidden[kColumnBlock], value_gradients[kColumnBlock], gate_gradients[kColumnBlock];
@@ -106,7 +111,7 @@ static void hidden_block(const Chunk<T>& chunk, RowGradient<T> row_gradient, int
     chunk.q.load(row, from, n, hidden);
     T *q = chunk.q.place(row, from, hidden), *dvalue = chunk.da.place(row, from, value_gradients);
     T* dgate = gated ? chunk.da.place(row, H + from, gate_gradients) : dvalue;
-    row_gradient(value, gate, mu, chunk.weight(r), q, dvalue, dgate, product, sums, sums + kColumnBlock,
+    row_gradient(numbers, value, gate, mu, chunk.weight(r), q, dvalue, dgate, product, sums, sums + kColumnBlock,
                  sums + 2 * kColumnBlock, n);
     chunk.q.store(row, from, n, q);
     chunk.da.store(row, from, n, dvalue);
@@ -130,7 +135,7 @@ static void hidden_block(const Chunk<T>& chunk, RowGradient<T> row_gradient, int
 template <class T>
 static void finish_sums(const Context& ctx, const Chunk<T>& chunk) {
   const ExpertFfnBackwardArgs& args = chunk.args;
-  const int64_t P = chunk.pre(), D = args.D, columns = chunk.columns();
+  const int64_t P = chunk.pre(), O = args.O, columns = chunk.columns();
   const int64_t mult_biases = chunk.bias_sums() - P;  // H, or 0
   if (chunk.dots)
     for (int64_t r = chunk.begin; r < chunk.end; ++r)
@@ -139,18 +144,16 @@ static void finish_sums(const Context& ctx, const Chunk<T>& chunk) {
   if (!chunk.sums) return;
   parallel_for(ctx, chunk.last_expert - chunk.first_expert, [&](int64_t i) {
     const int64_t e = chunk.first_expert + i;
-    T *db1 = static_cast<T*>(args.db1) + e * P, *db2 = static_cast<T*>(args.db2) + e * D;
-    T* dmult_bias = static_cast<T*>(args.dmult_bias) + e * mult_biases;
-    for (int64_t j = 0; j < P; ++j) db1[j] = 0;
-    for (int64_t j = 0; j < mult_biases; ++j) dmult_bias[j] = 0;
-    for (int64_t j = 0; j < D; ++j) db2[j] = 0;
-    for (int64_t b = 0; b < chunk.block_count; ++b) {
-      if (chunk.blocks[b].expert != e) continue;
-      const T* part = chunk.sums + b * chunk.sum_width();
-      axpy(T(1), part, db1, P);
-      axpy(T(1), part + P, dmult_bias, mult_biases);
-      axpy(T(1), part + chunk.bias_sums(), db2, D);
-    }
+    const auto add_up = [&](void* gradient, int64_t from, int64_t width) {
+      if (!gradient) return;
+      T* to = static_cast<T*>(gradient) + e * width;
+      for (int64_t j = 0; j < width; ++j) to[j] = 0;
+      for (int64_t b = 0; b < chunk.block_count; ++b)
+        if (chunk.blocks[b].expert == e) axpy(T(1), chunk.sums + b * chunk.sum_width() + from, to, width);
+    };
+    add_up(args.db1, 0, P);
+    add_up(args.dmult_bias, P, mult_biases);
+    add_up(args.db2, chunk.bias_sums(), O);
   });
 }
 
@@ -170,14 +173,14 @@ template <class T>
 static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProblem<T>* problems) {
   using Problem = GemmProblem<T>;
   const ExpertFfnBackwardArgs& args = chunk.args;
-  const int64_t D = args.D, H = args.H, P = chunk.pre(), columns = chunk.columns();
+  const int64_t D = args.D, O = args.O, H = args.H, P = chunk.pre(), columns = chunk.columns();
   const T *x = static_cast<const T*>(args.x), *w1 = static_cast<const T*>(args.w1);
   const T* w2 = static_cast<const T*>(args.w2);
   const int32_t* token = chunk.assignments.token();
 
   load_gradient(ctx, chunk);
   expert_gemms(ctx, chunk, problems, false, [&](int64_t e, int64_t r, int64_t rows) {
-    Problem p{rows, H, D, chunk.g.rows(r), {w2 + e * D * H, H, 1}, nullptr, H};
+    Problem p{rows, H, O, chunk.g.rows(r), {w2 + e * O * H, H, 1}, nullptr, H};
     chunk.q.take_result(p, r);
     p.packed_b = chunk.w2_packed.at(e);
     return p;
@@ -194,9 +197,9 @@ static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProble
   if (args.dw1) {
     T *dw1 = static_cast<T*>(args.dw1), *dw2 = static_cast<T*>(args.dw2);
     // The optimizer reads the gradients much later.
-    const bool stream = args.E * D * H * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+    const bool stream = args.E * O * H * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
     expert_gemms(ctx, chunk, problems, stream, [&](int64_t e, int64_t r, int64_t rows) {
-      return Problem{D, H, rows, chunk.g.transposed(r), chunk.q.rows(r), dw2 + e * D * H, H};
+      return Problem{O, H, rows, chunk.g.transposed(r), chunk.q.rows(r), dw2 + e * O * H, H};
     });
     expert_gemms(ctx, chunk, problems, stream, [&](int64_t e, int64_t r, int64_t rows) {
       const int64_t row = chunk.begin + r;
@@ -224,7 +227,7 @@ template <class T>
 static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, const Assignments& assignments,
                      const ActivationRows<T>* dx_rows) {
   using Rows = ActivationRows<T>;
-  const int64_t D = args.D, H = args.H, E = args.E, P = w1_rows(args.activation, H);
+  const int64_t D = args.D, O = args.O, H = args.H, E = args.E, P = w1_rows(args.activation, H);
   const DType compute = args.compute;
   const int64_t limit = rows_per_chunk<T>(ctx, P + H, compute);
   int64_t chunk_rows = 0, chunk_blocks = 0;
@@ -234,17 +237,18 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
     chunk_rows = max_of(chunk_rows, rows);
     chunk_blocks = max_of(chunk_blocks, rows / kRowBlock + last - first);
   }
-  const bool gather = !assignments.dense(), parameters = args.dw1, dots = args.dweight;
-  const Scratch<T> gathered(gather ? chunk_rows * Rows::stride_of(D, compute) : 0);
+  const bool gather = !assignments.dense(), dots = args.dweight, biases = args.db1 || args.dmult_bias || args.db2;
+  const Scratch<T> gathered(gather ? chunk_rows * Rows::stride_of(O, compute) : 0);
   const Scratch<T> q(chunk_rows * Rows::stride_of(H, compute)), da(chunk_rows * Rows::stride_of(P, compute));
   Scratch<T> dot_parts(dots ? chunk_rows * (ceil_div(H, kColumnBlock) + 1) : 0);
-  Scratch<T> sum_parts(parameters ? chunk_blocks * (hidden_biases(args.activation, H) + D) : 0);
+  Scratch<T> sum_parts(biases ? chunk_blocks * (hidden_biases(args.activation, H) + O) : 0);
   Scratch<Piece> blocks(chunk_blocks);
   Scratch<GemmProblem<T>> problems(E);
   const MatrixView<T> w1{static_cast<const T*>(args.w1), D, 1}, w2{static_cast<const T*>(args.w2), H, 1};
   const PackedWeights<T> w1_packed(ctx, dx_rows ? args.w1_packed : nullptr, w1, E, P * D, P, D, compute);
-  const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2, E, D * H, D, H, compute);
-  const Rows a(ctx, const_cast<void*>(args.a), P, args.saved, compute), dy(ctx, const_cast<void*>(args.dy), D, D);
+  const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2, E, O * H, O, H, compute);
+  const ExpertBias<T> b1(args.b1, P, T(0)), mult_bias(args.mult_bias, H, T(1)), b2(args.b2, O, T(0));
+  const Rows a(ctx, const_cast<void*>(args.a), P, args.saved, compute), dy(ctx, const_cast<void*>(args.dy), O, O);
 
   for (int64_t first = 0, last; first < E; first = last) {
     last = chunk_experts(assignments, E, first, limit);
@@ -263,13 +267,16 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
                          count,
                          w1_packed,
                          w2_packed,
+                         b1,
+                         mult_bias,
+                         b2,
                          a.from(begin),
-                         gather ? Rows(ctx, gathered, D, compute) : dy.from(begin),
+                         gather ? Rows(ctx, gathered, O, compute) : dy.from(begin),
                          Rows(ctx, q, H, compute),
                          Rows(ctx, da, P, compute),
                          dx_rows,
                          dots ? dot_parts.get() : nullptr,
-                         parameters ? sum_parts.get() : nullptr};
+                         biases ? sum_parts.get() : nullptr};
     chunk_backward(ctx, chunk, problems.get());
   }
 }

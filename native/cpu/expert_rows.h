@@ -22,6 +22,22 @@ static inline DType summed_rows(DType dtype, DType compute) {
   return compute == DType::bf16 ? compute : dtype;
 }
 
+// A bias vector of each expert; where there is none, one row of its neutral value for all of them.
+template <class T>
+class ExpertBias {
+ public:
+  ExpertBias(const void* values, int64_t width, T neutral)
+      : values_(static_cast<const T*>(values)), width_(width), absent_(values ? 0 : width) {
+    for (int64_t j = 0; !values && j < width; ++j) absent_[j] = neutral;
+  }
+  const T* of(int64_t expert) const { return values_ ? values_ + expert * width_ : absent_.get(); }
+
+ private:
+  const T* values_;
+  int64_t width_;
+  Scratch<T> absent_;
+};
+
 // Rows [begin, end) of the sorted order, all of one expert.
 struct Piece {
   int64_t expert, begin, end;

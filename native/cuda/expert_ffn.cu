@@ -10,7 +10,8 @@ namespace st_moe::cuda {
 template <class T, class O, Activation activation, int N>
 struct Activate {
   const Stored<O>* a;
-  const T *b1, *mult_bias;  // b1 [E, P], mult_bias [E, H]
+  ExpertBias<T> b1, mult_bias;  // [E, P], [E, H]
+  ActivationNumbers<T> numbers;
   Stored<O>* h;
   int64_t H, width, saved;
   Divisor rows_each;
@@ -19,20 +20,20 @@ struct Activate {
   __device__ void operator()(int64_t row, Group group) const {
     const int64_t expert = rows_each.quotient(row);
     const auto* values = a + row * saved;
-    const T *bias = b1 + expert * w1_rows(activation, H), *mu = mult_bias + expert * H;
+    const T *bias = b1.of(expert), *mu = mult_bias.of(expert);
     for (int64_t j = group.lane() * N; j < width; j += Group::size * N) {
       Vector<Stored<O>, N> out{};
       if (j < H) {
         const Vector<Stored<O>, N> v = load<N>(values + j);
-        const Vector<T, N> v_bias = load<N>(bias + j);
+        const Vector<T, N> v_bias = load_bias<N>(bias, j, T(0));
         if constexpr (is_gated(activation)) {
           const Vector<Stored<O>, N> gate = load<N>(values + H + j);
-          const Vector<T, N> gate_bias = load<N>(bias + H + j), factor = load<N>(mu + j);
+          const Vector<T, N> gate_bias = load_bias<N>(bias, H + j, T(0)), factor = load_bias<N>(mu, j, T(1));
           for (int c = 0; c < N; ++c)
-            out[c] = O::store(activate<activation>(O::load(gate[c]) + gate_bias[c]).value *
-                              (O::load(v[c]) + v_bias[c]) * factor[c]);
+            out[c] = O::store(activate<activation>(O::load(gate[c]) + gate_bias[c], numbers).value *
+                              gated_value<activation>(O::load(v[c]) + v_bias[c], numbers).value * factor[c]);
         } else {
-          for (int c = 0; c < N; ++c) out[c] = O::store(activate<activation>(O::load(v[c]) + v_bias[c]).value);
+          for (int c = 0; c < N; ++c) out[c] = O::store(activate<activation>(O::load(v[c]) + v_bias[c], numbers).value);
         }
       }
       store(h + row * width + j, out);
@@ -43,18 +44,21 @@ struct Activate {
 template <class T, class O>
 static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertRows& rows) {
   const int64_t D = args.D, H = args.H, E = args.E, P = w1_rows(args.activation, H), count = rows.count();
+  const int64_t out_width = args.O;
   const int64_t width = padded<O>(D), hidden = padded<O>(H), saved = saved_columns(P);
   const bool gathers = rows.planned, copies = gathers || is_low_precision<O>;
   const T *x = static_cast<const T*>(args.x), *weight = static_cast<const T*>(args.weight);
   T* y = static_cast<T*>(args.y);
-  Scratch<Stored<O>> x_rows(ctx, copies ? count * width : 0), h(ctx, count * hidden);
+  // x of the rows is no longer needed when there are outputs to combine.
+  const int64_t shared_width = is_low_precision<O> ? width : max_of(width, out_width);
+  Scratch<Stored<O>> x_rows(ctx, copies ? count * shared_width : 0), h(ctx, count * hidden);
   Scratch<Stored<O>> unsaved(ctx, args.a ? 0 : count * saved);
-  Scratch<T> out_rows(ctx, gathers && is_low_precision<O> ? count * D : 0);
+  Scratch<T> out_rows(ctx, gathers && is_low_precision<O> ? count * out_width : 0);
   OperandWeight<T, O> w1(ctx, args.w1, args.compute, E, P, D, args.w1_packed);
-  OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, D, H, args.w2_packed);
+  OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, out_width, H, args.w2_packed);
   Stored<O>* a = args.a ? static_cast<Stored<O>*>(args.a) : unsaved.get();
   T* out = gathers ? out_rows.get() : y;
-  if constexpr (!is_low_precision<O>) out = gathers ? x_rows.get() : y;  // x of the rows is no longer needed
+  if constexpr (!is_low_precision<O>) out = gathers ? x_rows.get() : y;
 
   if (gathers) {
     fill_operands(ctx, FillOperand<T, O, PlannedToken>{x, x_rows.get(), count, D, {rows.plan}}, w1.fill(), w2.fill());
@@ -67,15 +71,18 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
     multiply(ctx, args.compute, args.compute,
              rows.of_rows(in, w1.get(), true, a, saved, is_low_precision<O> ? w1.get().rows : P));
     dispatch_activation(args.activation, [&](auto tag) {
-      const T *b1 = static_cast<const T*>(args.b1), *mult_bias = static_cast<const T*>(args.mult_bias);
-      dispatch_width<vector_width<Stored<O>>>(H, aligned(a, b1, mult_bias, h.get()), [&](auto n) {
-        for_rows(ctx, count, hidden,
-                 Activate<T, O, decltype(tag)::value, n>{a, b1, mult_bias, h.get(), H, hidden, saved, rows.by_each});
+      const ExpertBias<T> bias{static_cast<const T*>(args.b1), P}, mu{static_cast<const T*>(args.mult_bias), H};
+      const auto numbers = ActivationNumbers<T>::of(args);
+      dispatch_width<vector_width<Stored<O>>>(H, aligned(a, bias.values, mu.values, h.get()), [&](auto n) {
+        for_rows(
+            ctx, count, hidden,
+            Activate<T, O, decltype(tag)::value, n>{a, bias, mu, numbers, h.get(), H, hidden, saved, rows.by_each});
       });
     });
-    multiply(ctx, args.compute, args.dtype, rows.of_rows({h.get(), rows.each, hidden}, w2.get(), true, out, D, D));
+    multiply(ctx, args.compute, args.dtype,
+             rows.of_rows({h.get(), rows.each, hidden}, w2.get(), true, out, out_width, out_width));
   }
-  combine_rows<T>(ctx, rows.plan, out, weight, static_cast<const T*>(args.b2), y, D, rows.by_each);
+  combine_rows<T>(ctx, rows.plan, out, weight, static_cast<const T*>(args.b2), y, out_width, rows.by_each);
 }
 
 void expert_ffn(const Context& ctx, const ExpertFfnArgs& args) {

@@ -14,17 +14,20 @@ constexpr int kStripWarps = kWarpBlock / kWarp;
 template <class T, class O>
 struct ExpertGradient {
   Plan plan;
-  const T *dy, *x, *b1, *mult_bias, *b2, *weight;
-  const Stored<O>* a;    // [rows, saved columns] A without b1
-  Stored<O>*g, *x_rows;  // [rows, padded D] dy and x of the rows, each null if it is neither gathered nor rounded
-  T* q;                  // [rows, padded H] dy · W2
-  Stored<O>* wh;         // [rows, padded H] w · h; q itself if it is not rounded
-  Stored<O>* da;         // [rows, padded P] gradient of A
-  T* dots;  // [rows, strips + 1] parts of dweight: <h, q> and <A − b1, dA> of each strip, and <b2, dy>; or null
-  T* sums;  // [E, row blocks, sum_width] parts of db1, dmult_bias and db2; or null
-  int64_t D, H, each, row_blocks, strips;  // each: rows of one expert; row_blocks: of one expert
-  int64_t width, hidden, saved, da_width;  // columns of g, of q, of a, of da
-  int64_t P, biases, sum_width;            // entries of b1 of one expert; and of mult_bias; and of b2
+  const T *dy, *x, *weight;
+  ExpertBias<T> b1, mult_bias, b2;
+  ActivationNumbers<T> numbers;
+  const Stored<O>* a;  // [rows, saved columns] A without b1
+  Stored<O>*g,
+      *x_rows;    // dy [rows, padded out] and x [rows, padded D], each null if it is neither gathered nor rounded
+  T* q;           // [rows, padded H] dy · W2
+  Stored<O>* wh;  // [rows, padded H] w · h; q itself if it is not rounded
+  Stored<O>* da;  // [rows, padded P] gradient of A
+  T* dots;        // [rows, strips + 1] parts of dweight: <h, q> and <A − b1, dA> of each strip, and <b2, dy>; or null
+  T* sums;        // [E, row blocks, sum_width] parts of db1, dmult_bias and db2; or null
+  int64_t D, out, H, each, row_blocks, strips;        // out: columns of dy; each, row_blocks: of one expert
+  int64_t width, out_width, hidden, saved, da_width;  // columns of x_rows, of g, of q, of a, of da
+  int64_t P, biases, sum_width;                       // entries of b1 of one expert; and of mult_bias; and of b2
   Divisor by_each;
   bool straight_through;
 
@@ -37,20 +40,21 @@ struct LoadRow {
 
   template <class Group>
   __device__ void operator()(int64_t row, Group group) const {
-    const int64_t assignment = p.plan.assignment_of(row), D = p.D;
+    const int64_t assignment = p.plan.assignment_of(row);
     const bool full = assignment >= 0;
     const int64_t token = full ? p.plan.token_of(assignment) : 0;
-    const T *dy = p.dy + token * D, *x = p.x + token * D, *b2 = p.b2 + p.by_each.quotient(row) * D;
+    const T *dy = p.dy + token * p.out, *x = p.x + token * p.D, *b2 = p.b2.of(p.by_each.quotient(row));
     T dot = 0;
-    for (int64_t j = group.lane() * N; j < p.width; j += Group::size * N) {
-      Vector<T, N> g{}, in{}, bias{};
-      if (full && j < D) {
-        g = load<N>(dy + j), bias = load<N>(b2 + j);
-        if (p.x_rows) in = load<N>(x + j);
-      }
-      if (p.g) store(p.g + row * p.width + j, rounded<O>(g));
-      if (p.x_rows) store(p.x_rows + row * p.width + j, rounded<O>(in));
+    for (int64_t j = group.lane() * N; j < p.out_width; j += Group::size * N) {
+      Vector<T, N> g{}, bias{};
+      if (full && j < p.out) g = load<N>(dy + j), bias = load_bias<N>(b2, j, T(0));
+      if (p.g) store(p.g + row * p.out_width + j, rounded<O>(g));
       for (int c = 0; c < N; ++c) dot += bias[c] * g[c];
+    }
+    for (int64_t j = group.lane() * N; p.x_rows && j < p.width; j += Group::size * N) {
+      Vector<T, N> in{};
+      if (full && j < p.D) in = load<N>(x + j);
+      store(p.x_rows + row * p.width + j, rounded<O>(in));
     }
     if (!p.dots) return;
     dot = group.sum(dot);
@@ -98,17 +102,19 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
     Vector<Stored<O>, N> out{}, out_value{}, out_gate{};
     if (assignment >= 0) {
       const Stored<O>* saved = p.a + row * p.saved + j;
-      const T* bias = p.b1 + expert * w1_rows(activation, H) + j;
-      const Vector<T, N> q = load<N>(p.q + row * p.hidden + j), value_bias = load<N>(bias);
+      const T* bias = p.b1.of(expert);
+      const Vector<T, N> q = load<N>(p.q + row * p.hidden + j), value_bias = load_bias<N>(bias, j, T(0));
       const Vector<Stored<O>, N> a = load<N>(saved);
       if constexpr (is_gated(activation)) {
         const Vector<Stored<O>, N> a_gate = load<N>(saved + H);
-        const Vector<T, N> gate_bias = load<N>(bias + H), mu = load<N>(p.mult_bias + expert * H + j);
+        const Vector<T, N> gate_bias = load_bias<N>(bias, H + j, T(0));
+        const Vector<T, N> mu = load_bias<N>(p.mult_bias.of(expert), j, T(1));
         for (int c = 0; c < N; ++c) {
-          const T av = O::load(a[c]), ag = O::load(a_gate[c]), value = av + value_bias[c], gate = ag + gate_bias[c];
-          const ValueAndSlope<T> f = activate<activation>(gate);
-          const T plain = f.value * value, h = plain * mu[c], dh = w * q[c], scaled = dh * mu[c];
-          const T dv = scaled * f.value, dg = scaled * value * f.slope;
+          const T av = O::load(a[c]), ag = O::load(a_gate[c]);
+          const ValueAndSlope<T> v = gated_value<activation>(av + value_bias[c], p.numbers);
+          const ValueAndSlope<T> f = activate<activation>(ag + gate_bias[c], p.numbers);
+          const T plain = f.value * v.value, h = plain * mu[c], dh = w * q[c], scaled = dh * mu[c];
+          const T dv = scaled * f.value * v.slope, dg = scaled * v.value * f.slope;
           T product = h * q[c];
           if (p.straight_through) product += av * dv + ag * dg;
           dot += product;
@@ -120,7 +126,7 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
       } else {
         for (int c = 0; c < N; ++c) {
           const T av = O::load(a[c]);
-          const ValueAndSlope<T> f = activate<activation>(av + value_bias[c]);
+          const ValueAndSlope<T> f = activate<activation>(av + value_bias[c], p.numbers);
           const T dv = w * q[c] * f.slope;
           T product = f.value * q[c];
           if (p.straight_through) product += av * dv;
@@ -171,7 +177,7 @@ __global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? 5 : 1)
   }
 }
 
-// Part of db2 = Σ w · dy over a block of rows. Row of [E · row blocks, D].
+// Part of db2 = Σ w · dy over a block of rows. Row of [E · row blocks, out].
 template <class T, class O, int N>
 struct OutputBiasPart {
   ExpertGradient<T, O> p;
@@ -182,13 +188,13 @@ struct OutputBiasPart {
     const int64_t begin = expert * p.each + (block - expert * p.row_blocks) * kSumRows;
     const int64_t end = min_of(begin + kSumRows, (expert + 1) * p.each);
     T* sums = p.sums + block * p.sum_width + p.biases;
-    for (int64_t j = group.lane() * N; j < p.D; j += Group::size * N) {
+    for (int64_t j = group.lane() * N; j < p.out; j += Group::size * N) {
       Vector<T, N> total{};
       for (int64_t row = begin; row < end; ++row) {
         const int64_t assignment = p.plan.assignment_of(row);
         if (assignment < 0) continue;
         const T w = p.weight_of(assignment);
-        const Vector<T, N> dy = load<N>(p.dy + p.plan.token_of(assignment) * p.D + j);
+        const Vector<T, N> dy = load<N>(p.dy + p.plan.token_of(assignment) * p.out + j);
         for (int c = 0; c < N; ++c) total[c] += w * dy[c];
       }
       for (int c = 0; c < N; ++c) sums[j + c] = total[c];  // not aligned
@@ -196,21 +202,26 @@ struct OutputBiasPart {
   }
 };
 
-// Element of [E, sum_width]: the parts in the order of the row blocks.
+// Element of [E, sum_width]: the parts in the order of the row blocks. Null for a bias that is not there.
 template <class T, class O>
 struct FinishSums {
   ExpertGradient<T, O> p;
   T *db1, *dmult_bias, *db2;
 
+  __device__ static void write(T* gradient, int64_t i, T total) {
+    if (gradient) gradient[i] = total;
+  }
   __device__ void operator()(int64_t i) const {
     const MatrixIndex at = matrix_index(i, p.sum_width);
     const int64_t j = at.column;
     T total = 0;
     for (int64_t b = 0; b < p.row_blocks; ++b) total += p.sums[(at.row * p.row_blocks + b) * p.sum_width + j];
-    T* to = j < p.P        ? db1 + at.row * p.P + j
-            : j < p.biases ? dmult_bias + at.row * p.H + j - p.P
-                           : db2 + at.row * p.D + j - p.biases;
-    *to = total;
+    if (j < p.P)
+      write(db1, at.row * p.P + j, total);
+    else if (j < p.biases)
+      write(dmult_bias, at.row * p.H + j - p.P, total);
+    else
+      write(db2, at.row * p.out + j - p.biases, total);
   }
 };
 
@@ -235,13 +246,15 @@ template <class T, class O>
 static ExpertGradient<T, O> gradient_of(const ExpertFfnBackwardArgs& args, const ExpertRows& rows) {
   const auto values = [](const void* p) { return static_cast<const T*>(p); };
   ExpertGradient<T, O> p{};
-  p.dy = values(args.dy), p.x = values(args.x), p.b1 = values(args.b1), p.mult_bias = values(args.mult_bias);
-  p.b2 = values(args.b2), p.a = static_cast<const Stored<O>*>(args.a), p.weight = values(args.weight);
-  p.D = args.D, p.H = args.H, p.plan = rows.plan, p.each = rows.each, p.by_each = rows.by_each,
+  p.dy = values(args.dy), p.x = values(args.x), p.weight = values(args.weight);
+  p.a = static_cast<const Stored<O>*>(args.a), p.numbers = ActivationNumbers<T>::of(args);
+  p.D = args.D, p.out = args.O, p.H = args.H, p.plan = rows.plan, p.each = rows.each, p.by_each = rows.by_each,
   p.row_blocks = ceil_div(rows.each, kSumRows);
   p.P = w1_rows(args.activation, args.H), p.biases = hidden_biases(args.activation, args.H);
-  p.sum_width = p.biases + args.D;
-  p.width = padded<O>(args.D), p.hidden = padded<O>(args.H), p.da_width = padded<O>(p.P), p.saved = saved_columns(p.P);
+  p.b1 = {values(args.b1), p.P}, p.mult_bias = {values(args.mult_bias), args.H}, p.b2 = {values(args.b2), args.O};
+  p.sum_width = p.biases + args.O;
+  p.width = padded<O>(args.D), p.out_width = padded<O>(args.O), p.hidden = padded<O>(args.H),
+  p.da_width = padded<O>(p.P), p.saved = saved_columns(p.P);
   p.strips = ceil_div(args.H, kStrip), p.straight_through = args.straight_through;
   return p;
 }
@@ -251,41 +264,47 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   const int64_t D = args.D, H = args.H, E = args.E, count = rows.count();
   ExpertGradient<T, O> p = gradient_of<T, O>(args, rows);
   const bool parameters = args.dw1, copies = rows.planned || is_low_precision<O>;
-  Scratch<Stored<O>> g(ctx, copies ? count * p.width : 0), x_rows(ctx, copies && parameters ? count * p.width : 0);
+  const bool biases = args.db1 || args.dmult_bias || args.db2;
+  // g is no longer needed when there are rows of dx to combine.
+  const int64_t shared_width = is_low_precision<O> ? p.out_width : max_of(p.out_width, D);
+  Scratch<Stored<O>> g(ctx, copies ? count * shared_width : 0), x_rows(ctx, copies && parameters ? count * p.width : 0);
   Scratch<Stored<O>> wh(ctx, is_low_precision<O> ? count * p.hidden : 0), da(ctx, count * p.da_width);
   Scratch<T> q(ctx, count * p.hidden), dots(ctx, args.dweight ? count * (p.strips + 1) : 0);
-  Scratch<T> sums(ctx, parameters ? E * p.row_blocks * p.sum_width : 0);
+  Scratch<T> sums(ctx, biases ? E * p.row_blocks * p.sum_width : 0);
   OperandWeight<T, O> w1(ctx, args.w1, args.compute, args.dx ? E : 0, p.P, D, args.dx ? args.w1_packed : nullptr);
-  OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, D, H, args.w2_packed);
+  OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, p.out, H, args.w2_packed);
   p.g = g.get(), p.x_rows = x_rows.get(), p.q = q.get(), p.da = da.get();
   p.dots = dots.get(), p.sums = sums.get(), p.wh = wh.get();
   if constexpr (!is_low_precision<O>) p.wh = q.get();
-  const Matrix dy_rows{copies ? static_cast<const void*>(g.get()) : p.dy, rows.each, p.width};
+  const Matrix dy_rows{copies ? static_cast<const void*>(g.get()) : p.dy, rows.each, p.out_width};
   const Matrix in_rows{copies ? static_cast<const void*>(x_rows.get()) : p.x, rows.each, p.width};
   const Matrix hidden_rows{p.wh, rows.each, p.hidden}, da_rows{p.da, rows.each, p.da_width};
   const auto product = [&](const Gemm& each) { multiply(ctx, args.compute, args.dtype, each); };
 
-  const bool in_vectors = aligned(p.dy, p.x, p.b2);
+  const bool in_vectors = aligned(p.dy, p.x, p.b2.values);
   if (copies || args.dweight)
-    dispatch_width<vector_width<Stored<O>>>(D, in_vectors,
-                                            [&](auto n) { for_rows(ctx, count, p.width, LoadRow<T, O, n>{p}); });
+    dispatch_width<vector_width<Stored<O>>>(D | p.out, in_vectors, [&](auto n) {
+      for_rows(ctx, count, max_of(p.width, p.out_width), LoadRow<T, O, n>{p});
+    });
   fill_operands(ctx, w1.fill(), w2.fill());
   w1.filled(), w2.filled();
   if (count > 0) product(rows.of_rows(dy_rows, w2.get(), false, q.get(), p.hidden, p.hidden));
   const int64_t blocks = E * p.row_blocks * p.strips;
   dispatch_activation(args.activation, [&](auto tag) {
     if (blocks > 0)
-      dispatch_width<vector_width<T>>(H, aligned(p.a, p.b1, p.mult_bias), [&](auto n) {
+      dispatch_width<vector_width<T>>(H, aligned(p.a, p.b1.values, p.mult_bias.values), [&](auto n) {
         launch(ctx, hidden_kernel<decltype(tag)::value, n, T, O>, grid_for(blocks, 1), kWarpBlock, 0, p, blocks);
       });
   });
-  if (parameters) {
-    dispatch_width<vector_width<T>>(D, in_vectors,
-                                    [&](auto n) { for_rows(ctx, E * p.row_blocks, D, OutputBiasPart<T, O, n>{p}); });
+  if (biases) {
+    dispatch_width<vector_width<T>>(
+        p.out, in_vectors, [&](auto n) { for_rows(ctx, E * p.row_blocks, p.out, OutputBiasPart<T, O, n>{p}); });
     elementwise(
         ctx, E * p.sum_width,
         FinishSums<T, O>{p, static_cast<T*>(args.db1), static_cast<T*>(args.dmult_bias), static_cast<T*>(args.db2)});
-    product(rows.over_rows(dy_rows, hidden_rows, args.dw2, D, H));
+  }
+  if (parameters) {
+    product(rows.over_rows(dy_rows, hidden_rows, args.dw2, p.out, H));
     product(rows.over_rows(da_rows, in_rows, args.dw1, p.P, D));
   }
   if (args.dweight)
@@ -295,7 +314,7 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   T* dx = static_cast<T*>(args.dx);
   Scratch<T> rounded_dx(ctx, rows.planned && is_low_precision<O> ? count * D : 0);
   T* dx_rows = rows.planned ? rounded_dx.get() : dx;
-  if constexpr (!is_low_precision<O>) dx_rows = rows.planned ? g.get() : dx;  // g is no longer needed
+  if constexpr (!is_low_precision<O>) dx_rows = rows.planned ? g.get() : dx;
   if (count > 0) product(rows.of_rows(da_rows, w1.get(), false, dx_rows, D, D));
   if (rows.planned) combine_rows<T>(ctx, rows.plan, dx_rows, nullptr, nullptr, dx, D);
 }

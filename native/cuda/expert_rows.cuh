@@ -33,6 +33,23 @@ struct ExpertRows {
   }
 };
 
+// A bias vector of each expert, or none.
+template <class T>
+struct ExpertBias {
+  const T* values;
+  int64_t width;
+  __device__ const T* of(int64_t expert) const { return values ? values + expert * width : nullptr; }
+};
+
+// N values of a bias from column j on; where there is none, its neutral value.
+template <int N, class T>
+__device__ static inline Vector<T, N> load_bias(const T* bias, int64_t j, T neutral) {
+  if (bias) return load<N>(bias + j);
+  Vector<T, N> values;
+  for (int c = 0; c < N; ++c) values[c] = neutral;
+  return values;
+}
+
 // Columns of A as it is saved: pre-activations without their bias in the first `columns`.
 static inline int64_t saved_columns(int64_t columns) {
   return ceil_div(columns, kOperandMultiple) * kOperandMultiple;

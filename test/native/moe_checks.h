@@ -9,7 +9,7 @@ namespace st_moe::test {
 inline const Shape kSmall{"small", 2, 9, 6, 4, 2, 4, 5, {0, 0.3f}};
 
 inline std::vector<Shape> common_shapes() {
-  return {
+  std::vector<Shape> shapes = {
       kSmall,
       {"top-1", 2, 11, 7, 5, 1, 4, 6, {0}},
       {"all experts", 2, 8, 5, 3, 3, 8, 7, {0, 0.2f, 0.2f}},
@@ -38,7 +38,17 @@ inline std::vector<Shape> common_shapes() {
       {"second expert always", 2, 9, 6, 4, 2, 4, 5, {0, 1e6f}, kSecondAll},
       {"second expert never", 2, 9, 6, 4, 2, 4, 5, {0, 0}, kSecondNone},
       {"second expert by threshold", 2, 9, 6, 4, 3, 4, 5, {0, 0.3f, 0.1f}, kSecondThreshold | kKeptNormalized},
+      {"narrow outputs", 2, 9, 9, 4, 2, 4, 5, {0, 0.3f}},
+      {"wide outputs without biases", 2, 9, 4, 4, 2, 4, 5, {0, 0.3f}},
+      {"no multiplicative bias", 2, 9, 6, 4, 2, 4, 5, {0, 0.3f}},
+      {"no biases of plain experts", 2, 9, 6, 4, 2, 4, 5, {0, 0.3f}},
   };
+  Shape* last = &shapes.back();
+  last[-3].output = 2;
+  last[-2].output = 19, last[-2].biases = last[-2].multiplicative = false;
+  last[-1].multiplicative = false;
+  last[0].biases = false, last[0].activation = Activation::silu;
+  return shapes;
 }
 
 // Samples a problem whose routing does not depend on rounding.
@@ -57,7 +67,7 @@ inline double low_precision_limit(DType compute, double roundings) {
 
 // Whether f' jumps: then rounding that changes the sign of one pre-activation changes gradients by any amount.
 inline bool slope_jumps(Activation activation) {
-  return activation == Activation::relu || activation == Activation::reglu;
+  return activation == Activation::relu || activation == Activation::reglu || activation == Activation::swiglu_clamped;
 }
 
 // All that may be left out: no saved A, no dx, no parameter gradients.

@@ -47,7 +47,8 @@ struct Layer {
     probs = logits = unset<T>(tokens * s.E);
     lse = unset<T>(tokens);
     density = unset<T>(s.B * s.E);
-    y = dx = dx_router = unset<T>(tokens * s.D);
+    y = unset<T>(tokens * s.out());
+    dx = dx_router = unset<T>(tokens * s.D);
     a = unset<T>(rows() * device.backend->saved_columns(s.P(), compute));
     dw = unset<T>(w.size()), dw1 = unset<T>(w1.size()), db1 = unset<T>(b1.size()), dmu = unset<T>(mu.size());
     dw2 = unset<T>(w2.size()), db2 = unset<T>(b2.size());
@@ -105,6 +106,12 @@ struct Layer {
     args.saved = device.backend->saved_columns(p.shape.P(), compute);
   }
 
+  template <class Args>
+  void give_weights(Call& c, Args& args) {
+    const auto given = [&](const std::vector<T>& bias) { return bias.empty() ? nullptr : c.in(bias); };
+    args.w1 = c.in(w1), args.b1 = given(b1), args.mult_bias = given(mu), args.w2 = c.in(w2), args.b2 = given(b2);
+  }
+
   // `change` may spoil the arguments.
   template <class Change = Unchanged>
   Status expert_ffn(Change&& change = {}) {
@@ -113,11 +120,11 @@ struct Layer {
     ExpertFfnArgs f{};
     f.x = c.in(x);
     give_plan(c, f);
-    f.w1 = c.in(w1), f.b1 = c.in(b1), f.mult_bias = c.in(mu), f.w2 = c.in(w2), f.b2 = c.in(b2);
+    give_weights(c, f);
     f.y = c.out(y), f.a = optional ? c.out(a) : nullptr, f.dtype = dtype_of<T>(), f.compute = compute;
-    f.activation = s.activation;
+    f.activation = s.activation, f.limit = kLimit, f.alpha = kAlpha;
     f.w1_packed = w1_packed, f.w2_packed = w2_packed;
-    f.T = s.tokens(), f.K = s.K, f.D = s.D, f.E = s.E, f.H = s.H;
+    f.T = s.tokens(), f.K = s.K, f.D = s.D, f.O = s.out(), f.E = s.E, f.H = s.H;
     change(f);
     return run(c, &OpTable::expert_ffn, f);
   }
@@ -128,14 +135,17 @@ struct Layer {
     ExpertFfnBackwardArgs g{};
     g.dy = c.in(gy), g.x = c.in(x);
     give_plan(c, g);
-    g.w1 = c.in(w1), g.b1 = c.in(b1), g.mult_bias = c.in(mu), g.w2 = c.in(w2), g.b2 = c.in(b2), g.a = c.in(a);
+    give_weights(c, g);
+    g.a = c.in(a);
     g.dweight = c.out(dweight), g.dx = with_dx ? c.out(dx) : nullptr;
     if (with_parameters) {
-      g.dw1 = c.out(dw1), g.db1 = c.out(db1), g.dmult_bias = c.out(dmu), g.dw2 = c.out(dw2), g.db2 = c.out(db2);
+      const auto wanted = [&](std::vector<T>& gradient) { return gradient.empty() ? nullptr : c.out(gradient); };
+      g.dw1 = c.out(dw1), g.db1 = wanted(db1), g.dmult_bias = wanted(dmu), g.dw2 = c.out(dw2), g.db2 = wanted(db2);
     }
     g.dtype = dtype_of<T>(), g.compute = compute, g.w1_packed = w1_packed, g.w2_packed = w2_packed;
-    g.T = s.tokens(), g.K = s.K, g.D = s.D, g.E = s.E, g.H = s.H;
+    g.T = s.tokens(), g.K = s.K, g.D = s.D, g.O = s.out(), g.E = s.E, g.H = s.H;
     g.straight_through = !s.has(kNoStraightThrough), g.activation = s.activation;
+    g.limit = kLimit, g.alpha = kAlpha;
     return run(c, &OpTable::expert_ffn_backward, g);
   }
 

@@ -15,6 +15,8 @@ using namespace st_moe;
 using Values = std::vector<double>;
 using Indices = std::vector<int32_t>;
 
+constexpr double kLimit = 1.5, kAlpha = 1.7;  // of swiglu_clamped: both sides of the clamps occur
+
 enum Flags : uint32_t {
   kMasked = 1,
   kNoisy = 2,
@@ -38,6 +40,9 @@ struct Shape {
   uint32_t flags = 0;
   double spread = 2;  // of the logits
   Activation activation = Activation::geglu;
+  int64_t output = 0;  // O; 0: D
+  bool biases = true, multiplicative = true;
+  int64_t out() const { return output ? output : D; }
   int64_t P() const { return w1_rows(activation, H); }
   int64_t tokens() const { return B * N; }
   bool has(Flags flag) const { return flags & flag; }
@@ -80,11 +85,11 @@ inline Problem make_problem(const Shape& s, uint32_t seed) {
   if (s.has(kCollapse))
     for (int64_t e = 0; e < s.E; ++e) p.w[e * s.D] = e == 1 ? 3 : -1;
   p.w1 = normals(s.E * s.P() * s.D, 1.5 / std::sqrt(s.D));
-  p.b1 = normals(s.E * s.P(), 0.3);
-  p.mu = normals(is_gated(s.activation) ? s.E * s.H : 0, 0.3, 1);
-  p.w2 = normals(s.E * s.D * s.H, 1.5 / std::sqrt(s.H));
-  p.b2 = normals(s.E * s.D, 0.3);
-  p.gy = normals(s.tokens() * s.D, 1);
+  p.b1 = normals(s.biases ? s.E * s.P() : 0, 0.3);
+  p.mu = normals(is_gated(s.activation) && s.multiplicative ? s.E * s.H : 0, 0.3, 1);
+  p.w2 = normals(s.E * s.out() * s.H, 1.5 / std::sqrt(s.H));
+  p.b2 = normals(s.biases ? s.E * s.out() : 0, 0.3);
+  p.gy = normals(s.tokens() * s.out(), 1);
   const auto draws = [&](int64_t n, uint64_t step) {
     Values v(n);
     for (int64_t i = 0; i < n; ++i) v[i] = uniform24(philox_word(p.seed, step, i));
@@ -199,8 +204,17 @@ inline double reference_activation(Activation activation, double z) {
     case Activation::reglu:
     case Activation::relu: return positive;
     case Activation::relu2: return positive * positive;
+    case Activation::swiglu_clamped: {
+      const double gate = std::min(z, kLimit);
+      return gate / (1 + std::exp(-kAlpha * gate));
+    }
   }
   return NAN;
+}
+
+// What a gated activation multiplies.
+inline double reference_value(Activation activation, double v) {
+  return activation == Activation::swiglu_clamped ? std::clamp(v, -kLimit, kLimit) + 1 : v;
 }
 
 // y += weight · expert(factor · x)
@@ -211,17 +225,18 @@ inline void reference_expert(const Problem& p, int64_t t, int64_t e, double fact
   for (int64_t j = 0; j < P; ++j) {
     double total = 0;
     for (int64_t d = 0; d < q.D; ++d) total += p.x[t * q.D + d] * p.w1[(e * P + j) * q.D + d];
-    a[j] = factor * total + p.b1[e * P + j];
+    a[j] = factor * total + (p.b1.empty() ? 0 : p.b1[e * P + j]);
   }
   for (int64_t j = 0; j < q.H; ++j) {
     const bool gated = is_gated(q.activation);
     h[j] = reference_activation(q.activation, a[gated ? q.H + j : j]);
-    if (gated) h[j] *= a[j] * p.mu[e * q.H + j];
+    if (gated) h[j] *= reference_value(q.activation, a[j]) * (p.mu.empty() ? 1 : p.mu[e * q.H + j]);
   }
-  for (int64_t d = 0; d < q.D; ++d) {
-    double total = p.b2[e * q.D + d];
-    for (int64_t j = 0; j < q.H; ++j) total += h[j] * p.w2[(e * q.D + d) * q.H + j];
-    y[t * q.D + d] += weight * total;
+  const int64_t O = q.out();
+  for (int64_t d = 0; d < O; ++d) {
+    double total = p.b2.empty() ? 0 : p.b2[e * O + d];
+    for (int64_t j = 0; j < q.H; ++j) total += h[j] * p.w2[(e * O + d) * q.H + j];
+    y[t * O + d] += weight * total;
   }
 }
 
@@ -231,7 +246,7 @@ inline Reference reference(const Problem& p, const Values* frozen = nullptr) {
   Reference r;
   r.index = r.kept = r.position = Indices(q.tokens() * q.K);
   r.gate = r.weight = Values(q.tokens() * q.K);
-  r.y = Values(q.tokens() * q.D);
+  r.y = Values(q.tokens() * q.out());
   r.density = Values(q.B * q.E);
   Values mean(q.B * q.E), counted(q.B), s;
   double lse, tokens = 0, sequences = 0;

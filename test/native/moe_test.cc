@@ -34,40 +34,42 @@ void check_unfused(const Layer<T>& fused, double tolerance, const std::string& n
   slots.index = fused.index, slots.position = fused.position;
   expect_ok(slots.plan(), "plan_slots");
   const int64_t each = s.B * s.C, rows = s.E * each, tokens = s.tokens();
-  std::vector<T> in(rows * s.D, T(NAN)), out(in), din(in), dout(in), a(rows * s.P());
-  std::vector<T> y(fused.y.size()), dx(y.size()), dweight(fused.weight.size()), dweight_dispatch(dweight.size());
+  const int64_t O = s.out();
+  std::vector<T> in(rows * s.D, T(NAN)), out(rows * O, T(NAN)), din(in), dout(out), a(rows * s.P());
+  std::vector<T> y(fused.y.size()), dx(fused.dx.size()), dweight(fused.weight.size()), dweight_dispatch(dweight.size());
   Layer<T> grads(fused.p, cpu(2));
   const int32_t *assignment = slots.assignment.data(), *row_of = slots.row_of.data();
   const DType type = dtype_of<T>();
   expect_ok(ops.dispatch(ctx, {fused.x.data(), assignment, row_of, in.data(), type, tokens, rows, s.K, s.D}),
             "dispatch");
+  const auto of_expert = [](auto& values, int64_t offset) { return values.empty() ? nullptr : values.data() + offset; };
   const auto dense = [&](int64_t e) {
     ExpertFfnArgs f{};
-    f.x = in.data() + e * each * s.D, f.w1 = fused.w1.data() + e * s.P() * s.D, f.b1 = fused.b1.data() + e * s.P();
-    f.mult_bias = fused.mu.empty() ? nullptr : fused.mu.data() + e * s.H, f.w2 = fused.w2.data() + e * s.D * s.H,
-    f.b2 = fused.b2.data() + e * s.D;
-    f.y = out.data() + e * each * s.D, f.a = a.data() + e * each * s.P(), f.dtype = f.compute = type;
-    f.activation = s.activation;
-    f.T = f.R = each, f.K = 1, f.D = s.D, f.E = 1, f.H = s.H, f.saved = s.P();
+    f.x = in.data() + e * each * s.D, f.w1 = fused.w1.data() + e * s.P() * s.D;
+    f.b1 = of_expert(fused.b1, e * s.P()), f.mult_bias = of_expert(fused.mu, e * s.H);
+    f.w2 = fused.w2.data() + e * O * s.H, f.b2 = of_expert(fused.b2, e * O);
+    f.y = out.data() + e * each * O, f.a = a.data() + e * each * s.P(), f.dtype = f.compute = type;
+    f.activation = s.activation, f.limit = kLimit, f.alpha = kAlpha;
+    f.T = f.R = each, f.K = 1, f.D = s.D, f.O = O, f.E = 1, f.H = s.H, f.saved = s.P();
     return f;
   };
   for (int64_t e = 0; e < s.E; ++e) expect_ok(ops.expert_ffn(ctx, dense(e)), "dense expert_ffn");
-  expect_ok(ops.combine(ctx, {out.data(), fused.weight.data(), row_of, y.data(), type, tokens, rows, s.K, s.D}),
+  expect_ok(ops.combine(ctx, {out.data(), fused.weight.data(), row_of, y.data(), type, tokens, rows, s.K, O}),
             "combine");
   check_close(y, widen(fused.y), tolerance, name + " unfused y");
 
   expect_ok(ops.combine_backward(ctx, {fused.gy.data(), out.data(), fused.weight.data(), assignment, row_of,
-                                       dout.data(), dweight.data(), type, tokens, rows, s.K, s.D}),
+                                       dout.data(), dweight.data(), type, tokens, rows, s.K, O}),
             "combine_backward");
   for (int64_t e = 0; e < s.E; ++e) {
     const ExpertFfnArgs f = dense(e);
     ExpertFfnBackwardArgs g{};
-    g.dy = dout.data() + e * each * s.D, g.x = f.x, g.w1 = f.w1, g.b1 = f.b1, g.mult_bias = f.mult_bias, g.w2 = f.w2;
+    g.dy = dout.data() + e * each * O, g.x = f.x, g.w1 = f.w1, g.b1 = f.b1, g.mult_bias = f.mult_bias, g.w2 = f.w2;
     g.b2 = f.b2, g.a = f.a, g.dx = din.data() + e * each * s.D, g.dw1 = grads.dw1.data() + e * s.P() * s.D;
-    g.db1 = grads.db1.data() + e * s.P(), g.dmult_bias = f.mult_bias ? grads.dmu.data() + e * s.H : nullptr;
-    g.activation = s.activation;
-    g.dw2 = grads.dw2.data() + e * s.D * s.H, g.db2 = grads.db2.data() + e * s.D, g.dtype = g.compute = type;
-    g.T = g.R = each, g.K = 1, g.D = s.D, g.E = 1, g.H = s.H, g.saved = f.saved;
+    g.db1 = of_expert(grads.db1, e * s.P()), g.dmult_bias = of_expert(grads.dmu, e * s.H);
+    g.activation = s.activation, g.limit = kLimit, g.alpha = kAlpha;
+    g.dw2 = grads.dw2.data() + e * O * s.H, g.db2 = of_expert(grads.db2, e * O), g.dtype = g.compute = type;
+    g.T = g.R = each, g.K = 1, g.D = s.D, g.O = O, g.E = 1, g.H = s.H, g.saved = f.saved;
     expect_ok(ops.expert_ffn_backward(ctx, g), "dense expert_ffn_backward");
   }
   expect_ok(ops.dispatch_backward(ctx, {din.data(), fused.x.data(), row_of, dx.data(), dweight_dispatch.data(), type,

@@ -193,6 +193,8 @@ export const moduleRows: Row[] = [
       moeSubject('plain', { training: false }),
       userExpertsSubject(),
       routerSubject(({ K }) => ({ dropless: true, gatingTopN: K, thresholdTrain: 0 })),
+      routerSubject(({ D }) => ({ thresholdTrain: 0, expertBiases: false, expertHiddenDim: 3, outputDim: D + 1 })),
+      routerSubject(() => ({ thresholdTrain: 0, expertBiases: 'linear', activation: 'swiglu', swigluLimit: 1.5 })),
       routerSubject(() => ({ router: 'expertChoice' })),
       routerSubject(() => ({ router: 'expertChoice', expertChoiceOver: 'experts' })),
     ],

@@ -205,14 +205,15 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all, 
     ExpertFfnArgs f{};
     f.x = px, f.weight = weights, f.w1 = pw1, f.b1 = pb1, f.mult_bias = pmu, f.w2 = pw2, f.b2 = pb2;
     f.y = pointer[0], f.a = pointer[1], f.dtype = dtype_of<T>(), f.compute = compute;
-    f.T = f.R = tokens, f.K = f.E = 1, f.D = D, f.H = H, f.saved = devices[d].backend->saved_columns(2 * H, compute);
+    f.T = f.R = tokens, f.K = f.E = 1, f.D = f.O = D, f.H = H,
+    f.saved = devices[d].backend->saved_columns(2 * H, compute);
     expect_ok(c.run(&OpTable::expert_ffn, f), name);
     ExpertFfnBackwardArgs g{};
     g.dy = c.in(gy), g.x = px, g.weight = weights, g.w1 = pw1, g.b1 = pb1, g.mult_bias = pmu, g.w2 = pw2, g.b2 = pb2;
     g.a = pointer[1], g.dx = pointer[2], g.dweight = weighted ? pointer[3] : nullptr;
     g.dw1 = pointer[4], g.db1 = pointer[5], g.dmult_bias = pointer[6], g.dw2 = pointer[7], g.db2 = pointer[8];
     g.dtype = dtype_of<T>(), g.compute = compute, g.straight_through = 1;
-    g.T = g.R = tokens, g.K = g.E = 1, g.D = D, g.H = H, g.saved = f.saved;
+    g.T = g.R = tokens, g.K = g.E = 1, g.D = g.O = D, g.H = H, g.saved = f.saved;
     if (!all) g.dw1 = g.db1 = g.dmult_bias = g.dw2 = g.db2 = nullptr;
     expect_ok(c.run(&OpTable::expert_ffn_backward, g), name + " backward");
   }
