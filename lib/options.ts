@@ -159,6 +159,16 @@ export function onlyIf<O extends Record<string, Option<unknown>>>(
   return Object.fromEntries(entries) as O
 }
 
+/** An option that has a meaning if another, declared earlier, is given and not 0: otherwise only the default passes. */
+export const onlyIfSet = <V>(other: string, option: Option<V>): Option<V> => ({
+  ...option,
+  check(op, name, value, others, isDefault) {
+    if (!others[other] && value !== option.default)
+      fail('OPTION', op, `${name} needs ${other}, got ${show(others[other])}`)
+    return option.check(op, name, value, others, isDefault)
+  },
+})
+
 /** Checked at its use, which may depend on more than options. */
 export function unchecked<T>(rest: { default: T }): Option<T>
 export function unchecked<T>(): Option<T | undefined>

@@ -151,7 +151,7 @@ test.each<[string, () => unknown, string, string]>([
     'a limit for another',
     () => new MoE({ dim: D, swigluLimit: 7 }),
     'OPTION',
-    "[MoE] swigluLimit is for activation 'swiglu', got activation 'geglu'",
+    '[MoE] swigluLimit is for activation "swiglu", got activation "geglu"',
   ],
   [
     'a limit of zero',
@@ -163,7 +163,7 @@ test.each<[string, () => unknown, string, string]>([
     'alpha without a limit',
     () => new FeedForward(D, { activation: 'swiglu', swigluAlpha: 1 }),
     'OPTION',
-    "[FeedForward] swigluAlpha is for activation 'swiglu' with a swigluLimit, got activation 'swiglu'",
+    '[FeedForward] swigluAlpha needs swigluLimit, got null',
   ],
   [
     'biases of another kind',

@@ -62,6 +62,8 @@ describe('MoE', () => {
     expertHiddenDim: 21,
     expertBiases: true,
     outputDim: 8,
+    sharedExperts: 0,
+    sharedExpertGate: false,
     swigluLimit: null,
     swigluAlpha: null,
     activation: 'geglu',

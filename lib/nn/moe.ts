@@ -4,6 +4,7 @@ import type { ComputeDType, DType } from '../dtype.js'
 import { MoeError, show } from '../errors.js'
 import { allFinite } from '../norm.js'
 import { type ActivationOptions, activationOptions } from '../ops/activation.js'
+import { add } from '../ops/binary.js'
 import { combine } from '../ops/combine.js'
 import { dispatch } from '../ops/dispatch.js'
 import { expertFfn } from '../ops/expert-ffn.js'
@@ -40,6 +41,7 @@ import {
 import { computeDType, gemmOptions, type LayerOptions, layerOptions } from './linear.js'
 import { checkModule, Module } from './module.js'
 import { MoEResult } from './moe-result.js'
+import { SharedExperts, type SharedExpertsOptions, sharedOptions } from './shared-experts.js'
 import { forwardWithGrad, type GradHandle } from './with-grad.js'
 
 const routerOptions = {
@@ -92,6 +94,7 @@ export interface MoEOptions
     OptionsOf<typeof lossOptions>,
     OptionsOf<typeof topkOptions>,
     OptionsOf<typeof expertOptions>,
+    SharedExpertsOptions,
     ActivationOptions,
     LayerOptions {}
 
@@ -102,6 +105,7 @@ const readOptions = reader(
   moeOptions,
   activationOptions,
   expertOptions,
+  sharedOptions,
 )
 
 const forwardOptions = {
@@ -117,7 +121,7 @@ const readForwardOptions = reader(gatingForwardOptions, forwardOptions)
 /**
  * Sparse mixture of experts (ST-MoE, arXiv 2202.08906) with the semantics and state names of st-moe-pytorch 0.1.8:
  * x [B, N, D] → outputs [B, N, O] and auxiliary losses, O = D by default. {@link ops.route} chooses K of E experts for each token and
- * {@link ops.expertFfn} applies them; a fully dropped token outputs zeros.
+ * {@link ops.expertFfn} applies them; a fully dropped token outputs zeros, or what shared experts give.
  *
  * @example
  * ```ts
@@ -139,6 +143,8 @@ export class MoE extends Module {
   readonly gate: TopNGating | ExpertChoiceGating
   /** Built in, or those of the option `experts`. */
   readonly experts: Experts | UserExperts
+  /** Those of the option `sharedExperts`, or null. */
+  readonly sharedExperts: SharedExperts | null
   /** What the operands of the experts' GEMMs are rounded to. */
   readonly computeDtype: ComputeDType
   readonly #straightThrough: boolean
@@ -155,6 +161,7 @@ export class MoE extends Module {
     if (o.processGroup || o.allowVarSeqLen)
       fail('UNSUPPORTED', op, 'processGroup and allowVarSeqLen (expert parallelism) are not available in this version')
     deviceIndex(op, o.device)
+    if (o.sharedExperts && o.experts) fail('OPTION', op, `sharedExperts ${o.sharedExperts} is for the built-in experts`)
     if (o.computeDtype !== o.dtype && o.experts)
       fail('OPTION', op, `computeDtype '${o.computeDtype}' is for the built-in experts`)
     if (o.activation !== 'geglu' && o.experts)
@@ -172,18 +179,13 @@ export class MoE extends Module {
     this.computeDtype = o.computeDtype
     this.#straightThrough = o.straightThroughDispatchTensor
     this.#throwNonFinite = o.onNonFinite === 'throw'
-    ;[this.gate, this.experts] = allOrNone(() => [
+    const experts = pick(o, layerOptions, gemmOptions, activationOptions, expertOptions)
+    ;[this.gate, this.experts, this.sharedExperts] = allOrNone(() => [
       o.router === 'topk'
         ? new TopNGating({ ...pick(o, ...passedToGating), numGates: o.numExperts, topN: o.gatingTopN }, op)
         : new ExpertChoiceGating({ ...pick(o, ...passedToExpertChoice), numGates: o.numExperts }, op),
-      modules
-        ? new UserExperts(modules)
-        : new Experts(
-            o.numExperts,
-            o.dim,
-            hidden,
-            pick(o, layerOptions, gemmOptions, activationOptions, expertOptions),
-          ),
+      modules ? new UserExperts(modules) : new Experts(o.numExperts, o.dim, hidden, experts),
+      o.sharedExperts ? new SharedExperts(o.dim, o.sharedExperts * hidden, o.sharedExpertGate, experts) : null,
     ])
   }
 
@@ -214,13 +216,14 @@ export class MoE extends Module {
     this.#checkFinite(op, 'x', x)
     return callScope(() => {
       const routing = this.gate.forward(x, gating)
-      const outputs =
+      const routed =
         this.experts instanceof Experts
           ? expertFfn(x, routing, this.experts, {
               straightThrough: this.#straightThrough,
               ...pick(this.experts, gemmOptions, activationOptions),
             })
           : this.#applyUsers(x, routing, this.experts)
+      const outputs = this.sharedExperts ? add(routed, this.sharedExperts.forward(x, routing.mask)) : routed
       this.#checkFinite(op, 'the output', outputs)
       return new MoEResult(outputs, routing, stats)
     })
@@ -265,6 +268,10 @@ export class MoE extends Module {
       })
       return combine(concat(results as Tensor<D>[], 0), routing)
     })
+  }
+
+  protected override stateName(property: string): string {
+    return property === 'sharedExperts' ? 'shared_experts' : property
   }
 
   #checkFinite(op: string, name: string, x: Tensor): void {

@@ -1,6 +1,6 @@
 import { checkNumber, checkOneOf, fail } from '../check.js'
 import { native } from '../native.js'
-import { type Option, type OptionsOf, oneOf } from '../options.js'
+import { type Option, type OptionsOf, oneOf, onlyIf, onlyIfSet } from '../options.js'
 
 /** An activation of experts, see {@link ActivationOptions}. */
 export type Activation = 'geglu' | 'swiglu' | 'reglu' | 'gelu' | 'relu' | 'silu' | 'relu2'
@@ -20,21 +20,14 @@ const geluApproximate: Option<'none' | 'tanh'> = {
   },
 }
 
-/** A number of the clamped 'swiglu', or null. */
-const ofSwiglu = (
-  fallback: number | null | ((others: Readonly<Record<string, unknown>>) => number | null),
-  needs: string,
-  given: (others: Readonly<Record<string, unknown>>) => boolean,
-): Option<number | null> => ({
-  default: fallback,
-  check(op, name, value, others) {
+const positive: Option<number | null> = {
+  default: null,
+  check(op, name, value) {
     if (value === null) return null
     const checked = checkNumber(op, name, value)
-    if (checked <= 0) fail('OPTION', op, `${name} must be above 0, got ${checked}`)
-    if (!given(others)) fail('OPTION', op, `${name} is for ${needs}, got activation '${others.activation}'`)
-    return checked
+    return checked > 0 ? checked : fail('OPTION', op, `${name} must be above 0, got ${checked}`)
   },
-})
+}
 
 export const activationOptions = {
   /**
@@ -45,17 +38,15 @@ export const activationOptions = {
   activation: oneOf(activations, { default: 'geglu' }),
   /** 'tanh': gelu by its tanh formula instead of erf; for 'geglu' and 'gelu' only. Default 'none'. */
   geluApproximate,
-  /**
-   * Of 'swiglu', as in gpt-oss: h = γ' sigmoid(α γ') ⊙ (v' + 1) ⊙ μ with γ' = min(γ, limit) and v' = v clamped to
-   * ±limit. Default null: not clamped, α = 1 and nothing added.
-   */
-  swigluLimit: ofSwiglu(null, "activation 'swiglu'", ({ activation }) => activation === 'swiglu'),
-  /** α of `swigluLimit`. Default 1.702 with it, else null. */
-  swigluAlpha: ofSwiglu(
-    ({ swigluLimit }) => (swigluLimit === null ? null : 1.702),
-    "activation 'swiglu' with a swigluLimit",
-    ({ swigluLimit }) => swigluLimit !== null,
-  ),
+  ...onlyIf('activation', ['swiglu'], {
+    /**
+     * The clamped form of gpt-oss: h = γ' sigmoid(α γ') ⊙ (v' + 1) ⊙ μ with γ' = min(γ, limit) and v' = v clamped to
+     * ±limit. Default null: the plain form.
+     */
+    swigluLimit: positive,
+    /** α with a `swigluLimit`. Default null: 1.702. */
+    swigluAlpha: onlyIfSet('swigluLimit', positive),
+  }),
 }
 
 /** What experts compute between their two linear maps. */
@@ -73,5 +64,5 @@ export const nativeActivation = ({
   swigluAlpha,
 }: Required<ActivationOptions>): { activation: number; limit: number; alpha: number } => {
   const suffix = geluApproximate === 'tanh' ? '_tanh' : swigluLimit !== null ? '_clamped' : ''
-  return { activation: kinds.indexOf(activation + suffix), limit: swigluLimit ?? 0, alpha: swigluAlpha ?? 0 }
+  return { activation: kinds.indexOf(activation + suffix), limit: swigluLimit ?? 0, alpha: swigluAlpha ?? 1.702 }
 }

@@ -195,6 +195,7 @@ export const moduleRows: Row[] = [
       routerSubject(({ K }) => ({ dropless: true, gatingTopN: K, thresholdTrain: 0 })),
       routerSubject(({ D }) => ({ thresholdTrain: 0, expertBiases: false, expertHiddenDim: 3, outputDim: D + 1 })),
       routerSubject(() => ({ thresholdTrain: 0, expertBiases: 'linear', activation: 'swiglu', swigluLimit: 1.5 })),
+      routerSubject(() => ({ thresholdTrain: 0, sharedExperts: 2, sharedExpertGate: true, expertHiddenDim: 3 })),
       routerSubject(() => ({ router: 'expertChoice' })),
       routerSubject(() => ({ router: 'expertChoice', expertChoiceOver: 'experts' })),
     ],
