@@ -107,6 +107,12 @@ export const number = (range: { min?: number; max?: number; default: number }): 
   check: (op, name, value) => checkNumber(op, name, value, range.min, range.max),
 })
 
+/** One that may be absent. */
+export const optional = <V>(option: Needed<V>): Option<V | undefined> => ({
+  default: undefined,
+  check: (op, name, value, others) => (value === undefined ? undefined : option.check(op, name, value, others)),
+})
+
 /** true or false. */
 export const boolean = (rest: { default: boolean }): Option<boolean> => ({ ...rest, check: checkBoolean })
 
