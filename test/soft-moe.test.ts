@@ -1,7 +1,5 @@
 import { describe, expect, test } from 'vitest'
 import {
-  defaultGenerator,
-  Generator,
   getNumThreads,
   type Module,
   manualSeed,
@@ -11,7 +9,6 @@ import {
   rand,
   randn,
   SoftMoE,
-  type SoftMoEForwardOptions,
   type SoftMoEOptions,
   scope,
   setNumThreads,
@@ -21,29 +18,12 @@ import {
 } from '../lib/index.js'
 import { expectNoLeak } from './support/baseline.js'
 import { settled } from './support/faults.js'
-import { relativeError, runSeed, values } from './support/numbers.js'
+import { relativeError, values } from './support/numbers.js'
+import { bits, generator, layerOf, normal } from './support/soft-moe-layer.js'
 import { softMoEReference } from './support/soft-moe-reference.js'
 
 // parity.test.ts compares with the package, gradcheck.test.ts checks gradients; the rest of the layer's contract is here.
 
-const generator = new Generator(runSeed())
-const normal = (shape: readonly number[], dtype: 'f32' | 'f64' = 'f32') =>
-  randn(shape, { generator, dtype: 'f32' }).to(dtype)
-
-/** A layer whose parameters and buffers are all away from their first values. */
-function layerOf(options: Partial<SoftMoEOptions> = {}): SoftMoE {
-  const layer = new SoftMoE({ dim: 8, numExperts: 3, numSlots: 2, expertMult: 2, ...options } as SoftMoEOptions)
-  scope(() => {
-    const state = Object.entries(layer.stateDict()).map(([name, value]) => {
-      const fresh = normal(value.shape, value.dtype as 'f32').mul(name.includes('experts') ? 0.4 : 1)
-      return [name, name.endsWith('gamma') ? fresh.mul(0.3).add(1) : fresh]
-    })
-    layer.loadStateDict(Object.fromEntries(state))
-  })
-  return layer
-}
-
-const bits = (tensor: Tensor): number[] => Array.from(values(tensor))
 const rowsOf = (y: Tensor, rows: readonly number[]): number[] => {
   const D = y.shape[y.shape.length - 1]
   return rows.flatMap((row) => bits(y).slice(row * D, (row + 1) * D))
@@ -174,81 +154,6 @@ describe('mask', () => {
       expect(bits(layer.forward(x, { mask: ones([2, 3]) }))).toEqual(bits(layer.forward(x)))
       const mask = tensor([1, NaN, 1, 1, 1, 1], [2, 3])
       expect(() => settled(() => layer.forward(x, { mask }))).toThrow(expect.objectContaining({ code: 'NON_FINITE' }))
-    }))
-})
-
-describe('noise', () => {
-  const run = (layer: SoftMoE, x: Tensor, options: SoftMoEForwardOptions) => bits(layer.forward(x, options))
-
-  test('is that of the seed, also in evaluation, and scaled by noiseMult', () =>
-    scope(() => {
-      const layer = layerOf()
-      const x = normal([2, 5, 8])
-      const noisy = (options: SoftMoEForwardOptions) => {
-        manualSeed(4)
-        return run(layer, x, { addNoise: true, ...options })
-      }
-      const first = noisy({})
-      expect(noisy({})).toEqual(first)
-      expect(run(layer, x, { addNoise: true })).not.toEqual(first)
-      expect(run(layer.eval(), x, {})).not.toEqual(first)
-      expect(noisy({})).toEqual(first)
-      expect(noisy({ noiseMult: 0 })).toEqual(run(layer, x, {}))
-      manualSeed(4)
-      const gumbelUniforms = rand([2, 5, 3, 2])
-      expect(run(layer, x, { addNoise: true, random: { gumbelUniforms } })).toEqual(first)
-    }))
-
-  test('uniforms of 0 and 1 are finite, as in the package', () =>
-    scope(() => {
-      for (const dtype of ['f32', 'f64'] as const) {
-        const layer = layerOf({ dtype })
-        const uniforms = tensor([0, 1, 0.5, 0, 1, 0.5], [1, 1, 3, 2])
-        const x = normal([1, 1, 8], dtype)
-        const y = run(layer, x, { addNoise: true, random: { gumbelUniforms: uniforms } })
-        expect(relativeError(y, softMoEReference(layer, x, { uniforms, noiseMult: 1 }))).toBeLessThan(1e-5)
-      }
-    }))
-
-  test('a forward that throws does not advance the generator', () => {
-    const layer = layerOf()
-    const random = { gumbelUniforms: zeros([1]) }
-    const before = defaultGenerator.toJSON()
-    expect(() => scope(() => layer.forward(zeros([1, 2, 8]), { addNoise: true, random }))).toThrow(/gumbelUniforms/)
-    expect(defaultGenerator.toJSON()).toEqual(before)
-    random.gumbelUniforms.dispose()
-  })
-})
-
-describe('dropout', () => {
-  test.each([false, true])('of next to nothing is the fused layer, in evaluation it is off: geglu %s', (geglu) =>
-    scope(() => {
-      for (const computeDtype of ['f32', 'bf16'] as const) {
-        const plain = layerOf({ geglu, computeDtype })
-        const build = (dropout: number): SoftMoE => {
-          const layer = layerOf({ geglu, computeDtype, dropout })
-          layer.loadStateDict(plain.stateDict())
-          return layer
-        }
-        const x = normal([2, 6, 8])
-        const expected = bits(plain.forward(x))
-        const error = relativeError(bits(build(1e-12).forward(x)), expected)
-        expect(error).toBeLessThan(computeDtype === 'f32' ? 1e-6 : 12 * 2 ** -9)
-        expect(bits(build(0.5).eval().forward(x))).toEqual(expected)
-        expect(relativeError(bits(build(0.5).forward(x)), expected)).toBeGreaterThan(0.01)
-      }
-    }),
-  )
-
-  test('keeps the mean of the outputs of a linear second map', () =>
-    scope(() => {
-      const layer = layerOf({ dropout: 0.4 })
-      const x = normal([1, 6, 8])
-      const expected = bits(layer.eval().forward(x))
-      layer.train()
-      const runs = Array.from({ length: 3000 }, () => scope(() => bits(layer.forward(x))))
-      const mean = expected.map((_, i) => runs.reduce((sum, y) => sum + y[i], 0) / runs.length)
-      expect(relativeError(mean, expected)).toBeLessThan(0.05)
     }))
 })
 

@@ -1,7 +1,7 @@
 import { checkInteger, fail, showShape, sizeOf } from '../check.js'
 import { ones, rand, randn, zeros } from '../create.js'
-import { type DType, dtypeCode } from '../dtype.js'
-import { native } from '../native.js'
+import { type DType, dtypeCode, type FloatDType } from '../dtype.js'
+import { type Handle, native } from '../native.js'
 import { add, mul, sub } from '../ops/binary.js'
 import { to } from '../ops/cast.js'
 import { dispatch } from '../ops/dispatch.js'
@@ -84,7 +84,6 @@ const forwardOptions = {
 /** Options of {@link SoftMoE.forward}. */
 export interface SoftMoEForwardOptions extends OptionsOf<typeof forwardOptions> {}
 
-type ForwardValues = ValuesOf<[typeof forwardOptions]>
 const readForwardOptions = reader(forwardOptions)
 
 const stateNames: Record<string, string> = { slotEmbeds: 'slot_embeds', slotNorm: 'slot_norm' }
@@ -157,6 +156,7 @@ export class SoftMoE extends Module {
   forward<D extends DType>(x: Tensor<D>, options?: SoftMoEForwardOptions): Tensor<D> {
     const op = 'SoftMoE.forward'
     const o = readForwardOptions(op, options)
+    const { gumbelUniforms } = readRandom(op, o.random)
     checkTensor(op, 'x', x)
     const { dim: D, numExperts: E, numSlots: S } = this
     const image = x.shape.length === 4
@@ -167,7 +167,8 @@ export class SoftMoE extends Module {
       const input = image ? transpose(reshape(x, [B, D, N])) : reshape(x, [B, N, D])
       const keep = maskOf(op, o.mask, input)
       const tokens = this.norm.forward(keep ? withoutPadding(input, keep) : input)
-      const logits = this.#logits(op, tokens, keep, o)
+      const noise = o.addNoise ? mul(this.#noise(op, tokens, gumbelUniforms), o.noiseMult) : null
+      const logits = this.#logits(tokens, noise, keep)
       const slots = matmul(softmax(transpose(logits)), tokens) // [B, E·S, D]
       const rows = transpose(reshape(slots, [B, E, S * D]), 0, 1)
       const results = this.experts.forward(reshape(rows, [E, B * S, D]))
@@ -178,24 +179,21 @@ export class SoftMoE extends Module {
   }
 
   /** [B, N, E·S] of normalised tokens [B, N, D]. */
-  #logits<D extends DType>(op: string, tokens: Tensor<D>, keep: Tensor | null, o: ForwardValues): Tensor<D> {
-    const slots = this.numExperts * this.numSlots
-    const embeds = reshape(this.slotNorm.forward(this.slotEmbeds), [slots, this.dim])
+  #logits<D extends DType>(tokens: Tensor<D>, noise: Tensor | null, keep: Tensor | null): Tensor<D> {
+    const embeds = reshape(this.slotNorm.forward(this.slotEmbeds), [this.numExperts * this.numSlots, this.dim])
     const clean = linear(tokens, embeds)
-    const logits = o.addNoise ? add(clean, mul(reshape(this.#noise(op, tokens, o), clean.shape), o.noiseMult)) : clean
+    const logits = noise ? add(clean, reshape(noise, clean.shape)) : clean
     return keep ? withoutLogits(logits, keep) : logits
   }
 
   /** Gumbel noise [B, N, E, S]; each logarithm is of max(·, 1e-20), as in the package. */
-  #noise(op: string, { shape: [B, N], dtype, device }: Tensor, o: ForwardValues): Tensor {
+  #noise(op: string, { shape: [B, N], dtype, device }: Tensor, gumbelUniforms: Tensor | undefined): Tensor {
     const shape = [B, N, this.numExperts, this.numSlots]
-    const { gumbelUniforms } = readRandom(op, o.random)
-    const given = converted(op, 'gumbelUniforms', gumbelUniforms, shape, device, (handle) =>
-      native.convert(handle, dtypeCode(dtype)),
-    )
+    const inDtype = (handle: Handle) => native.convert(handle, dtypeCode(dtype))
+    const given = converted(op, 'gumbelUniforms', gumbelUniforms, shape, device, inDtype)
     return noGrad(() => {
       const uniforms =
-        given === null ? rand(shape, { dtype: dtype as 'f32' | 'f64', device }) : wrap(given, { shape, dtype, device })
+        given === null ? rand(shape, { dtype: dtype as FloatDType, device }) : wrap(given, { shape, dtype, device })
       return neg(clampedLog(neg(clampedLog(uniforms))))
     })
   }
