@@ -10,8 +10,10 @@ import {
   MoE,
   ops,
   Parameter,
+  RMSNorm,
   randn,
   SGD,
+  SoftMoE,
   SparseMoEBlock,
   scope,
   tensor,
@@ -35,6 +37,9 @@ test('layers', () => {
   expect(new Linear(2, 3).bias?.shape).toEqual([3])
   const attention = new CausalSelfAttention(16)
   expect([attention.heads, attention.query.bias]).toEqual([8, null])
+  const soft = new SoftMoE({ dim: 6, numSlots: 1 })
+  expect([soft.numExperts, soft.experts.w1.shape, soft.experts.dropout.p]).toEqual([4, [4, 24, 6], 0])
+  expect(soft.norm).toBeInstanceOf(RMSNorm)
   const block = new SparseMoEBlock(new MoE({ dim: 4, numExperts: 2 }))
   expect([block.ffBefore === null, block.ffAfter === null]).toEqual([true, false])
 })

@@ -1,6 +1,7 @@
-"""Runs st-moe-pytorch for test/parity.test.ts.
+"""Runs st-moe-pytorch and soft-moe-pytorch for test/parity.test.ts.
 
 parity.py draw SEED COUNT FOLDER    writes COUNT random cases of the form described in test/golden/README.md
+parity.py soft SEED COUNT FOLDER    the same for SoftMoE
 parity.py exchange FOLDER           loads FOLDER/ours.safetensors into the package, writes its outputs for
                                     FOLDER/input.safetensors and its own state dict to FOLDER/theirs.safetensors
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from soft_moe_pytorch import SoftMoE
 from st_moe_pytorch import MoE, SparseMoEBlock
 from st_moe_pytorch.st_moe_pytorch import TopNGating
 
@@ -48,6 +50,8 @@ def build(kind, config):
     config = options_of(config)
     if kind == 'topn_gating':
         return TopNGating(**config)
+    if kind == 'soft_moe':
+        return SoftMoE(**config)
     moe = MoE(**{name: value for name, value in config.items() if name not in BLOCK_OPTIONS})
     if kind != 'block':
         return moe
@@ -265,6 +269,53 @@ def draw_case(rng, folder, number):
     save_file(contiguous, str(folder / f'{number:03}-{kind}.safetensors'), metadata)
 
 
+def draw_soft_config(rng):
+    experts = rng.randint(2, 6)  # the slots of one expert may be equal, and then there is no gradient to compare
+    config = dict(
+        dim=rng.randint(4, 16),
+        num_experts=experts,
+        expert_mult=rng.choice([1, 2, 4, 1.7]),
+        geglu=rng.random() < 0.5,
+        use_layernorm=rng.random() < 0.5,
+    )
+    slots = dict(num_slots=rng.randint(1, 4)) if rng.random() < 0.5 else dict(seq_len=rng.randint(experts, 20))
+    return dict(config, **slots)
+
+
+def draw_soft_case(rng, folder, number):
+    config = draw_soft_config(rng)
+    generator = torch.Generator().manual_seed(rng.getrandbits(31))
+    module = build('soft_moe', config)
+    strengthen(module, generator)
+    module.slot_norm.gamma.data *= 0.3  # of a saturated softmax, float32 keeps rounding errors instead of a gradient
+    for name, beta in module.named_buffers():
+        if name.endswith('beta'):
+            beta.copy_(0.3 * torch.randn(beta.shape, generator=generator))
+    state = {f'state.{name}': value.clone() for name, value in module.state_dict().items()}
+    module.double()
+    batch, dim, form = rng.randint(1, 3), config['dim'], rng.choice(['sequence', 'sequence', 'rows', 'image'])
+    size = rng.randint(1, 5), rng.randint(1, 5)
+    tokens = {'sequence': rng.randint(1, 24), 'rows': 1, 'image': size[0] * size[1]}[form]
+    shape = {'sequence': (batch, tokens, dim), 'rows': (batch, dim), 'image': (batch, dim, *size)}[form]
+    given = dict(input=torch.randn(shape, generator=generator), grad_output=torch.randn(shape, generator=generator))
+    options, draws = {}, []
+    if rng.random() < 0.5:
+        given['mask'] = torch.rand(batch, tokens, generator=generator) < 0.7
+        given['mask'][:, rng.randrange(tokens)] = True  # a sequence of padding alone differs on purpose
+    if rng.random() < 0.5:
+        options = dict(add_noise=True, noise_mult=round(rng.uniform(0.3, 1), 2))
+        draws = [uniform(generator, batch, tokens, *module.slot_embeds.shape[:2])]
+        given['random.gumbel_uniforms'] = draws[0]
+    x = given['input'].double().requires_grad_()
+    with injected(*draws):
+        outputs = module(x, mask=given.get('mask'), **options)
+    (outputs * given['grad_output'].double()).sum().backward()
+    metadata = dict(kind='soft_moe', mode='train', config=json.dumps(config), forward_options=json.dumps(options))
+    tensors = dict(single(given), **{'expected.outputs': outputs}, **gradients(module, x), **state)
+    contiguous = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+    save_file(contiguous, str(folder / f'{number:03}-{form}.safetensors'), metadata)
+
+
 def exchange(folder):
     with safe_open(str(folder / 'ours.safetensors'), 'pt') as file:
         about = file.metadata()
@@ -273,7 +324,8 @@ def exchange(folder):
     given = load_file(str(folder / 'input.safetensors'))
     module.double().train(about['mode'] == 'train')
     with torch.no_grad(), injected(given['uniforms'].double()):
-        outputs = module(given['input'].double()).outputs
+        result = module(given['input'].double(), **json.loads(about['forward_options']))
+    outputs = getattr(result, 'outputs', result)
     save_file({'outputs': outputs.contiguous()}, str(folder / 'outputs.safetensors'))
     save_file(module.float().state_dict(), str(folder / 'theirs.safetensors'))
 
@@ -287,8 +339,9 @@ def main():
     seed, count, folder = int(rest[0]), int(rest[1]), Path(rest[2])
     rng = random.Random(seed)
     torch.manual_seed(seed)
+    draw = {'draw': draw_case, 'soft': draw_soft_case}[command]
     for number in range(count):
-        draw_case(rng, folder, number)
+        draw(rng, folder, number)
 
 
 main()

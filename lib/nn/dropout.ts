@@ -1,6 +1,5 @@
-import { checkNumber, fail } from '../check.js'
 import type { DType } from '../dtype.js'
-import { dropout } from '../ops/dropout.js'
+import { checkRate, dropout } from '../ops/dropout.js'
 import type { Tensor } from '../tensor.js'
 import { Module } from './module.js'
 
@@ -20,8 +19,7 @@ export class Dropout extends Module {
   /** `p` from 0, below 1, else OPTION. */
   constructor(p = 0.5) {
     super()
-    this.p = checkNumber('Dropout', 'p', p, 0, 1)
-    if (p === 1) fail('OPTION', 'Dropout', 'p must be below 1, got 1')
+    this.p = checkRate('Dropout', 'p', p)
   }
 
   /** Any shape, f32 or f64; in evaluation x itself. */

@@ -5,6 +5,13 @@ import { type Handle, native } from '../native.js'
 import { type Generator, withSample } from '../random.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
 
+/** A fraction from 0, below 1. */
+export function checkRate(op: string, name: string, value: unknown): number {
+  const rate = checkNumber(op, name, value, 0, 1)
+  if (rate === 1) fail('OPTION', op, `${name} must be below 1, got 1`)
+  return rate
+}
+
 /**
  * Zeroes each element with probability `p` in [0, 1) and divides the others by 1 − p (Srivastava et al., JMLR 15, 2014,
  * in the inverted form). Any shape, f32 or f64. Errors: DTYPE, OPTION.
@@ -17,8 +24,7 @@ import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
  */
 export function dropout<D extends DType>(x: Tensor<D>, p: number, generator?: Generator): Tensor<D> {
   checkFloat('dropout', 'x', x)
-  checkNumber('dropout', 'p', p, 0, 1)
-  if (p === 1) fail('OPTION', 'dropout', 'p must be below 1, got 1')
+  checkRate('dropout', 'p', p)
   return withSample('dropout', generator, ({ seed, step }) => {
     const drop = (x: Handle) => native.dropout({ x, p, seed, step })
     const y = wrap(drop(handleOf(x)), x)

@@ -39,7 +39,14 @@ export interface ExpertFfnOptions extends OptionsOf<typeof ffnOptions>, Activati
 
 const readOptions = reader(ffnOptions, activationOptions)
 
-function checkWeights(op: string, x: Tensor, weights: ExpertWeights, activation: Activation, experts: number): void {
+/** `experts`: of the routing, or null without one. */
+function checkWeights(
+  op: string,
+  x: Tensor,
+  weights: ExpertWeights,
+  activation: Activation,
+  experts: number | null,
+): void {
   const gated = isGated(activation)
   if (typeof weights !== 'object' || weights === null)
     fail('OPTION', op, `weights must be { w1, b1, ${gated ? 'multBias, ' : ''}w2, b2 }`)
@@ -49,7 +56,10 @@ function checkWeights(op: string, x: Tensor, weights: ExpertWeights, activation:
   const P = gated ? 2 * H : H
   const like = (shape: number[]) => ({ shape, dtype: x.dtype, device: x.device })
   if (weights.w2.shape.length !== 3) fail('SHAPE', op, `w2 must be [E, O, H], got ${showShape(weights.w2.shape)}`)
-  if (E !== experts) fail('SHAPE', op, `w2 must have ${experts} experts, got ${showShape(weights.w2.shape)}`)
+  if (experts !== null && E !== experts)
+    fail('SHAPE', op, `w2 must have ${experts} experts, got ${showShape(weights.w2.shape)}`)
+  if (experts === null && E !== 1 && (x.shape.length < 2 || x.shape[0] !== E))
+    fail('SHAPE', op, `x must be [${E}, ..., ${D}] for ${E} experts without a routing, got ${showShape(x.shape)}`)
   checkTensor(op, 'w2', weights.w2, like([E, O, H]))
   checkTensor(op, 'w1', weights.w1, like([E, P, D]))
   if (weights.b1 !== null) checkTensor(op, 'b1', weights.b1, like([E, P]))
@@ -62,7 +72,8 @@ function checkWeights(op: string, x: Tensor, weights: ExpertWeights, activation:
  * Experts of two linear maps with an {@link ActivationOptions.activation | activation} between them, by default GEGLU
  * with a multiplicative bias μ: [v ; γ] = x w1ᵀ + b1, h = gelu(γ) ⊙ v ⊙ μ, y = h w2ᵀ + b2 for each dispatched assignment.
  * The output of a token is Σ_k weight_k · y_k.
- * x [B, N, D] with a routing, or [..., D] with `null` and one expert (a dense feed-forward) → [..., O].
+ * x [B, N, D] with a routing → [B, N, O]. With `null` instead, x [E, ..., D] holds the rows of each expert, or x
+ * [..., D] those of the one expert (a dense feed-forward) → [..., O].
  * f32 or f64; only x w1ᵀ + b1 is saved for the backward. Errors: SHAPE, DTYPE, DEVICE, OPTION.
  *
  * @example
@@ -94,7 +105,7 @@ export function expertFfn<D extends DType>(
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
   const { shape, dtype, device } = x
   const routed = routing === null ? null : checkRouting(op, routing, x)
-  checkWeights(op, x, weights, o.activation, routed?.E ?? 1)
+  checkWeights(op, x, weights, o.activation, routed?.E ?? null)
   const plan: readonly Handle[] = routing && routed ? expertPlan(op, routing, routed.E, routed.C) : []
   const names = parameterNames.filter((name) => weights[name])
   const parameters = names.map((name) => weights[name]!)

@@ -44,7 +44,6 @@ void expect_experts(Args& a, const Backend& backend) {
   if (!a.assignment || !a.row_of || !a.weight) {
     if (a.assignment || a.ends || a.row_of || a.weight)
       fail(ErrorCode::option, "assignment, rowOf and weight come together");
-    if (a.E != 1) fail(ErrorCode::shape, "without a plan there is one expert, got %lld", (long long)a.E);
     a.K = 1;
     a.R = a.T;
   }

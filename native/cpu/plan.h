@@ -32,8 +32,8 @@ static inline void check_plan(const int32_t* assignment, int64_t R, const int32_
            row_of[i], static_cast<long long>(i));
 }
 
-// The rows of a plan that are not empty, in its order. Without a plan (one expert, every token) there is no list: row t
-// is token t, and the pointers are null.
+// The rows of a plan that are not empty, in its order. Without a plan (equal parts of the tokens) there is no list: row
+// t is token t, and the pointers are null.
 class Assignments {
  public:
   template <class Args>
@@ -81,11 +81,11 @@ class Assignments {
   }
 
   void fill_dense(int64_t T, int64_t K, int64_t E, int64_t R) {
-    if (E != 1 || K != 1 || R != T)
-      fail(ErrorCode::option, "without a plan there must be one expert, one choice and a row for each token");
+    if (E < 1 || K != 1 || R != T || T % E != 0)
+      fail(ErrorCode::option,
+           "without a plan there must be one choice and a row for each token, equally many per expert");
     rows_ = T;
-    offset_[0] = 0;
-    offset_[1] = T;
+    for (int64_t e = 0; e <= E; ++e) offset_[e] = e * (T / E);
   }
 
   bool lists_;

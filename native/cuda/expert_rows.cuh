@@ -4,9 +4,9 @@
 
 namespace st_moe::cuda {
 
-// The rows that the experts compute: those of a plan, full or empty; or the tokens as they are, with one expert and no
-// plan. All experts have equally many, so shapes do not depend on the routing. Empty rows of x are zero, but NaN in a
-// weight spreads even to those: what adds up rows leaves them out or finds exact zeros there.
+// The rows that the experts compute: those of a plan, full or empty; or, without a plan, the tokens as they are. All
+// experts have equally many, so shapes do not depend on the routing. Empty rows of x are zero, but NaN in a weight
+// spreads even to those: what adds up rows leaves them out or finds exact zeros there.
 struct ExpertRows {
   Plan plan;
   bool planned;     // false: row t is token t
@@ -59,8 +59,9 @@ template <class Args>
 ExpertRows expert_rows_of(const Context& ctx, const Args& args) {
   if (args.ends) fail(ErrorCode::unsupported, "a plan with `ends` is for the CPU: a GPU has equal rows per expert");
   const bool planned = args.assignment || args.R == 0;
-  if (!planned && (args.E != 1 || args.K != 1 || args.R != args.T))
-    fail(ErrorCode::option, "without a plan there must be one expert, one choice and a row for each token");
+  if (!planned && (args.E < 1 || args.K != 1 || args.R != args.T || args.R % args.E != 0))
+    fail(ErrorCode::option,
+         "without a plan there must be one choice and a row for each token, equally many per expert");
   return {plan_of(ctx, args, args.assignment), planned, args.E, args.E > 0 ? args.R / args.E : 0};
 }
 

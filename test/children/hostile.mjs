@@ -41,6 +41,7 @@ function refill() {
     moe,
     new nn.SparseMoEBlock(new nn.MoE({ dim: 8, numExperts: 2, noiseGates: true }), { addFfAfter: true }),
     new nn.CausalSelfAttention(8, { heads: 2 }),
+    new nn.SoftMoE({ dim: 8, numSlots: 2, useLayerNorm: true }),
     new nn.Dropout(0.5),
     new nn.Embedding(5, 8),
     new api.AdamW(linear.parameters()),

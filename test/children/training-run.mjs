@@ -12,6 +12,7 @@ import {
   manualSeed,
   mseLoss,
   randn,
+  SoftMoE,
   SparseMoEBlock,
   scope,
   setNumThreads,
@@ -20,12 +21,14 @@ import {
 class Net extends Module {
   attend = new CausalSelfAttention(48, { heads: 4 })
   dropout = new Dropout(0.1)
+  soft = new SoftMoE({ dim: 48, numExperts: 3, numSlots: 9, dropout: 0.1 })
   block = new SparseMoEBlock(new MoE({ dim: 48, numExperts: 6, gatingTopN: 3, noiseGates: true }), {
     addFfBefore: true,
     addFfAfter: true,
   })
   forward(x) {
-    return this.block.forward(this.dropout.forward(this.attend.forward(x).add(x)))
+    const y = this.dropout.forward(this.attend.forward(x).add(x))
+    return this.block.forward(this.soft.forward(y, { addNoise: true }).add(y))
   }
 }
 

@@ -24,7 +24,7 @@ void check_close(const std::vector<T>& got, const Values& wanted, double limit, 
   expect_close(widen(got), wanted, what, limit);
 }
 
-// The same layer through dispatch, one dense expert_ffn per expert, and combine; `fused` has run.
+// The same layer through dispatch, expert_ffn without a plan, and combine; `fused` has run.
 template <class T>
 void check_unfused(const Layer<T>& fused, double tolerance, const std::string& name) {
   const Shape& s = fused.p.shape;
@@ -33,8 +33,7 @@ void check_unfused(const Layer<T>& fused, double tolerance, const std::string& n
   Layer<T> slots(fused.p, cpu(2), dtype_of<T>(), true);
   slots.index = fused.index, slots.position = fused.position;
   expect_ok(slots.plan(), "plan_slots");
-  const int64_t each = s.B * s.C, rows = s.E * each, tokens = s.tokens();
-  const int64_t O = s.out();
+  const int64_t rows = s.E * s.B * s.C, tokens = s.tokens(), O = s.out();
   std::vector<T> in(rows * s.D, T(NAN)), out(rows * O, T(NAN)), din(in), dout(out), a(rows * s.P());
   std::vector<T> y(fused.y.size()), dx(fused.dx.size()), dweight(fused.weight.size()), dweight_dispatch(dweight.size());
   Layer<T> grads(fused.p, cpu(2));
@@ -42,18 +41,13 @@ void check_unfused(const Layer<T>& fused, double tolerance, const std::string& n
   const DType type = dtype_of<T>();
   expect_ok(ops.dispatch(ctx, {fused.x.data(), assignment, row_of, in.data(), type, tokens, rows, s.K, s.D}),
             "dispatch");
-  const auto of_expert = [](auto& values, int64_t offset) { return values.empty() ? nullptr : values.data() + offset; };
-  const auto dense = [&](int64_t e) {
-    ExpertFfnArgs f{};
-    f.x = in.data() + e * each * s.D, f.w1 = fused.w1.data() + e * s.P() * s.D;
-    f.b1 = of_expert(fused.b1, e * s.P()), f.mult_bias = of_expert(fused.mu, e * s.H);
-    f.w2 = fused.w2.data() + e * O * s.H, f.b2 = of_expert(fused.b2, e * O);
-    f.y = out.data() + e * each * O, f.a = a.data() + e * each * s.P(), f.dtype = f.compute = type;
-    f.activation = s.activation, f.limit = kLimit, f.alpha = kAlpha;
-    f.T = f.R = each, f.K = 1, f.D = s.D, f.O = O, f.E = 1, f.H = s.H, f.saved = s.P();
-    return f;
-  };
-  for (int64_t e = 0; e < s.E; ++e) expect_ok(ops.expert_ffn(ctx, dense(e)), "dense expert_ffn");
+  const auto given = [](auto& values) { return values.empty() ? nullptr : values.data(); };
+  ExpertFfnArgs f{};
+  f.x = in.data(), f.w1 = fused.w1.data(), f.b1 = given(fused.b1), f.mult_bias = given(fused.mu);
+  f.w2 = fused.w2.data(), f.b2 = given(fused.b2), f.y = out.data(), f.a = a.data(), f.dtype = f.compute = type;
+  f.activation = s.activation, f.limit = kLimit, f.alpha = kAlpha;
+  f.T = f.R = rows, f.K = 1, f.D = s.D, f.O = O, f.E = s.E, f.H = s.H, f.saved = s.P();
+  expect_ok(ops.expert_ffn(ctx, f), "dense expert_ffn");
   expect_ok(ops.combine(ctx, {out.data(), fused.weight.data(), row_of, y.data(), type, tokens, rows, s.K, O}),
             "combine");
   check_close(y, widen(fused.y), tolerance, name + " unfused y");
@@ -61,17 +55,13 @@ void check_unfused(const Layer<T>& fused, double tolerance, const std::string& n
   expect_ok(ops.combine_backward(ctx, {fused.gy.data(), out.data(), fused.weight.data(), assignment, row_of,
                                        dout.data(), dweight.data(), type, tokens, rows, s.K, O}),
             "combine_backward");
-  for (int64_t e = 0; e < s.E; ++e) {
-    const ExpertFfnArgs f = dense(e);
-    ExpertFfnBackwardArgs g{};
-    g.dy = dout.data() + e * each * O, g.x = f.x, g.w1 = f.w1, g.b1 = f.b1, g.mult_bias = f.mult_bias, g.w2 = f.w2;
-    g.b2 = f.b2, g.a = f.a, g.dx = din.data() + e * each * s.D, g.dw1 = grads.dw1.data() + e * s.P() * s.D;
-    g.db1 = of_expert(grads.db1, e * s.P()), g.dmult_bias = of_expert(grads.dmu, e * s.H);
-    g.activation = s.activation, g.limit = kLimit, g.alpha = kAlpha;
-    g.dw2 = grads.dw2.data() + e * O * s.H, g.db2 = of_expert(grads.db2, e * O), g.dtype = g.compute = type;
-    g.T = g.R = each, g.K = 1, g.D = s.D, g.O = O, g.E = 1, g.H = s.H, g.saved = f.saved;
-    expect_ok(ops.expert_ffn_backward(ctx, g), "dense expert_ffn_backward");
-  }
+  ExpertFfnBackwardArgs g{};
+  g.dy = dout.data(), g.x = f.x, g.w1 = f.w1, g.b1 = f.b1, g.mult_bias = f.mult_bias, g.w2 = f.w2, g.b2 = f.b2;
+  g.a = f.a, g.dx = din.data(), g.dw1 = grads.dw1.data(), g.db1 = given(grads.db1), g.dmult_bias = given(grads.dmu);
+  g.dw2 = grads.dw2.data(), g.db2 = given(grads.db2), g.dtype = g.compute = type;
+  g.activation = s.activation, g.limit = kLimit, g.alpha = kAlpha;
+  g.T = g.R = rows, g.K = 1, g.D = s.D, g.O = O, g.E = s.E, g.H = s.H, g.saved = f.saved;
+  expect_ok(ops.expert_ffn_backward(ctx, g), "dense expert_ffn_backward");
   expect_ok(ops.dispatch_backward(ctx, {din.data(), fused.x.data(), row_of, dx.data(), dweight_dispatch.data(), type,
                                         tokens, rows, s.K, s.D}),
             "dispatch_backward");

@@ -6,6 +6,7 @@ import {
   MoE,
   mseLoss,
   type ops,
+  SoftMoE,
   SparseMoEBlock,
   type StateDict,
   scope,
@@ -49,6 +50,7 @@ export function checkCase(path: string, dtype: Float): Finding[] {
     const golden: Case = { tensors, metadata, dtype, findings: [] }
     if (metadata.kind === 'train') checkTraining(golden)
     else if (metadata.kind === 'topn_gating') checkGating(golden)
+    else if (metadata.kind === 'soft_moe') checkSoftMoE(golden)
     else checkLayer(golden)
     return golden.findings
   })
@@ -157,6 +159,20 @@ function checkGating(golden: Case): void {
   const losses = routing.balanceLoss.add(routing.routerZLoss)
   objective.add(losses.mul(Number(golden.metadata.aux_weight))).backward()
   compareState(golden, 'grad.', { input: x.grad!, ...gating.gradDict() })
+}
+
+function checkSoftMoE(golden: Case): void {
+  const { tensors, metadata, dtype } = golden
+  const { useLayernorm, ...options } = optionsOf(metadata.config)
+  using layer = new SoftMoE({ ...(options as { dim: number }), useLayerNorm: useLayernorm as boolean, dtype })
+  prepare(golden, layer)
+  const x = input(golden, 'input').clone()
+  x.requiresGrad = true
+  const gumbelUniforms = tensors['random.gumbel_uniforms']
+  const y = layer.forward(x, { ...optionsOf(metadata.forward_options), mask: tensors.mask, random: { gumbelUniforms } })
+  compare(golden, 'forward', 'outputs', values(y))
+  y.backward(input(golden, 'grad_output'))
+  compareState(golden, 'grad.', { input: x.grad!, ...layer.gradDict() })
 }
 
 function checkTraining(golden: Case): void {

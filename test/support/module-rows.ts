@@ -11,6 +11,8 @@ import {
   type MoEOptions,
   manualSeed,
   RMSNorm,
+  SoftMoE,
+  type SoftMoEOptions,
   SparseMoEBlock,
   type Tensor,
   TopNGating,
@@ -21,7 +23,7 @@ import { forwardOptions, layerOf } from './from-problem.js'
 import type { Float } from './golden-case.js'
 import { type Leaves, moduleSubject, type Subject } from './gradcheck.js'
 import { drawn, gentle, input, sizes } from './moe-rows.js'
-import { leaf, type Row } from './op-rows.js'
+import { draw, leaf, type Row } from './op-rows.js'
 import type { Problem } from './reference.js'
 
 /** A GEGLU expert made of other ops, as a user would write one. */
@@ -139,6 +141,23 @@ const simple = (
     shapes.map((shape) => moduleSubject(`[${shape}]`, make, { x: leaf(shape) }, (module, { x }) => module.forward(x))),
 })
 
+/** With everything that a forward takes: padding, noise of injected numbers, and dropout. */
+function softSubject(options: Partial<SoftMoEOptions>, shape: readonly number[], masked = false): Subject {
+  const [B, N] = shape.length === 2 ? [shape[0], 1] : [shape[0], shape.length === 3 ? shape[1] : shape[2] * shape[3]]
+  const make = (dtype: Float) => {
+    manualSeed(5)
+    return new SoftMoE({ dim: 6, numExperts: 3, numSlots: 2, expertMult: 2, ...options, dtype })
+  }
+  const uniforms = leaf([B, N, 3, 2], () => draw.between(0.05, 0.95))
+  const padding = Array.from({ length: B * N }, (_, i) => Number(i % N === 0 || i % 3 !== 0))
+  return moduleSubject(`${JSON.stringify(options)} [${shape}]`, make, { x: leaf(shape) }, (layer, { x }, dtype) => {
+    manualSeed(3)
+    const gumbelUniforms = tensor(uniforms.data, uniforms.shape, { dtype })
+    const mask = tensor(padding, [B, N])
+    return layer.forward(x, masked ? { mask, addNoise: true, noiseMult: 0.5, random: { gumbelUniforms } } : {})
+  })
+}
+
 export const moduleRows: Row[] = [
   simple('Linear', (dtype) => new Linear(5, 3, { dtype }), [4, 5], [2, 3, 5]),
   simple('RMSNorm', (dtype) => new RMSNorm(5, { dtype }), [4, 5], [2, 3, 5]),
@@ -198,6 +217,17 @@ export const moduleRows: Row[] = [
       routerSubject(() => ({ thresholdTrain: 0, sharedExperts: 2, sharedExpertGate: true, expertHiddenDim: 3 })),
       routerSubject(() => ({ router: 'expertChoice' })),
       routerSubject(() => ({ router: 'expertChoice', expertChoiceOver: 'experts' })),
+    ],
+  },
+  {
+    name: 'SoftMoE',
+    modules: ['SoftMoE'],
+    subjects: () => [
+      softSubject({}, [2, 7, 6]),
+      softSubject({ geglu: true, useLayerNorm: true }, [2, 7, 6], true),
+      softSubject({ dropout: 0.3 }, [2, 3, 6], true),
+      softSubject({ dropout: 0.3, geglu: true }, [2, 6]),
+      softSubject({}, [2, 6, 2, 3], true),
     ],
   },
   {

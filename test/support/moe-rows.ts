@@ -185,13 +185,17 @@ export const moeRows: Row[] = [
         ),
         label: JSON.stringify(options),
       })),
-      ...[
-        [3, 4],
-        [2, 5, 7],
-      ].map((shape) => {
-        const p = { ...drawn('plain').problem, D: shape[shape.length - 1], E: 1, H: 5 }
+      ...(
+        [
+          [1, [3, 4]],
+          [1, [2, 5, 7]],
+          [2, [2, 5, 7]],
+          [3, [3, 2, 2, 4]],
+        ] as const
+      ).map(([E, shape]) => {
+        const p = { ...drawn('plain').problem, D: shape[shape.length - 1], E, H: 5 }
         const fresh = Object.entries(weightsOf(p)).map(([name, { shape: s }]) => [name, leaf(s)] as const)
-        return functionSubject(`dense ${shape}`, { x: leaf(shape), ...Object.fromEntries(fresh) }, (inputs) =>
+        return functionSubject(`${E} dense, ${shape}`, { x: leaf(shape), ...Object.fromEntries(fresh) }, (inputs) =>
           ops.expertFfn(inputs.x, null, ffnWeights(inputs)),
         )
       }),

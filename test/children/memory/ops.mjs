@@ -85,6 +85,14 @@ export const ops = {
     return routing({ differentiableTopk: true, mask, uniforms, training: true })(leaves).weight
   }),
   expertFfn: op(weights(3, 8, 4), fused),
+  'SoftMoE, forward and backward': op(floats([2, 6, 8]), ([input]) => {
+    const module = new st.SoftMoE({ dim: 8, numExperts: 2, numSlots: 2, geglu: true })
+    try {
+      return module.forward(input, { mask: st.ones([2, 6]), addNoise: true })
+    } finally {
+      module.dispose()
+    }
+  }),
   'groupedGemm in bf16': op(floats([6, 8], [2, 3, 8]), ([a, w]) =>
     st.ops.groupedGemm(a, w, tensor(Int32Array.of(2, 4)), { computeDtype: 'bf16' }),
   ),
@@ -104,6 +112,7 @@ export const made = {
   'new FeedForward': module(() => new st.FeedForward(8)),
   'new CausalSelfAttention': module(() => new st.CausalSelfAttention(8, { heads: 2, bias: true })),
   'new MoE': module(() => new MoE({ dim: 8, numExperts: 3 })),
+  'new SoftMoE': module(() => new st.SoftMoE({ dim: 8, numSlots: 2, useLayerNorm: true })),
   'new MoE of own experts': () => {
     const experts = [new st.Linear(8, 8), new st.FeedForward(8)]
     return {
@@ -138,6 +147,10 @@ export const layers = {
   'MoE.forward': layer(
     () => new MoE({ dim: 8, numExperts: 3, noiseGates: true }),
     (module, input) => module.forward(input, { stats: true }),
+  ),
+  'SoftMoE.forward': layer(
+    () => new st.SoftMoE({ dim: 8, numExperts: 2, numSlots: 2, geglu: true, dropout: 0.1 }),
+    (module, input) => module.forward(input, { addNoise: true }),
   ),
   'MoE.forward with own experts': layer(
     () => new MoE({ dim: 8, experts: [new st.Linear(8, 8), new st.FeedForward(8)] }),

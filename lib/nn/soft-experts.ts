@@ -1,0 +1,144 @@
+import { full, ones, zeros } from '../create.js'
+import type { ComputeDType, DType } from '../dtype.js'
+import { add, mul } from '../ops/binary.js'
+import { expertFfn } from '../ops/expert-ffn.js'
+import { groupedGemm } from '../ops/grouped-gemm.js'
+import { layerNorm } from '../ops/layernorm.js'
+import { reshape } from '../ops/reshape.js'
+import { slice } from '../ops/strided.js'
+import { gelu } from '../ops/unary.js'
+import type { ValuesOf } from '../options.js'
+import { allOrNone, keep } from '../scope.js'
+import type { Tensor } from '../tensor.js'
+import { Dropout } from './dropout.js'
+import { type gemmOptions, type LayerOptions, type layerOptions, uniformParameter } from './linear.js'
+import { Module, type StateEntry } from './module.js'
+import { newParameter, type Parameter } from './parameter.js'
+
+interface ExpertsShape {
+  numExperts: number
+  dim: number
+  hidden: number
+  geglu: boolean
+  dropout: number
+}
+
+/** Names of one expert's tensors in a state dict: 1 is its activation and 2 its dropout. */
+const expertNames = [
+  ['w1', '0.weight'],
+  ['b1', '0.bias'],
+  ['w2', '3.weight'],
+  ['b2', '3.bias'],
+] as const
+
+/**
+ * The experts of a {@link SoftMoE}, stacked: two linear maps with gelu or GEGLU and dropout between them. A state dict
+ * has each expert's own, `experts.{i}.0.weight` …, as in soft-moe-pytorch.
+ *
+ * @example
+ * ```ts
+ * const { experts } = new SoftMoE({ dim: 12, numExperts: 4, numSlots: 2 })
+ * console.log(experts.w1.shape, experts.w2.shape) // → [ 4, 48, 12 ] [ 4, 12, 48 ]
+ * ```
+ */
+export class SoftExperts extends Module {
+  /** What the operands of the GEMMs are rounded to. */
+  readonly computeDtype: ComputeDType
+  /** P = 2H with GEGLU, else H. */
+  readonly geglu: boolean
+  /** Of the hidden rows, in training. */
+  readonly dropout: Dropout
+  /** [E, P, D]; with GEGLU the first half values, the second half gates. Uniform in ±1/√D at the start, as in PyTorch. */
+  w1: Parameter
+  /** [E, P], likewise. */
+  b1: Parameter
+  /** [E, D, H], uniform in ±1/√H. */
+  w2: Parameter
+  /** [E, D], likewise. */
+  b2: Parameter
+
+  /** {@link SoftMoE} checks the options. */
+  constructor(
+    { numExperts, dim, hidden, geglu, dropout }: ExpertsShape,
+    layer: ValuesOf<[typeof layerOptions, typeof gemmOptions]>,
+  ) {
+    super()
+    this.computeDtype = layer.computeDtype
+    this.geglu = geglu
+    this.dropout = new Dropout(dropout)
+    const rows = geglu ? 2 * hidden : hidden
+    const [inner, outer] = [1 / Math.sqrt(dim), 1 / Math.sqrt(hidden)]
+    ;[this.w1, this.b1, this.w2, this.b2] = allOrNone(() => [
+      uniformParameter([numExperts, rows, dim], inner, layer),
+      uniformParameter([numExperts, rows], inner, layer),
+      uniformParameter([numExperts, dim, hidden], outer, layer),
+      uniformParameter([numExperts, dim], outer, layer),
+    ])
+  }
+
+  /** Rows of each expert, x [E, R, D] → [E, R, D]. */
+  forward<D extends DType>(x: Tensor<D>): Tensor<D> {
+    if (this.dropout.training && this.dropout.p > 0) return this.#withDropout(x)
+    const { w1, b1, w2, b2, computeDtype } = this
+    const [E, , H] = w2.shape
+    const multBias = this.geglu ? ones([E, H], { dtype: w2.dtype, device: w2.device }) : null
+    const activation = this.geglu ? 'geglu' : 'gelu'
+    return expertFfn(x, null, { w1, b1, multBias, w2, b2 }, { activation, computeDtype })
+  }
+
+  /** The same in single ops, since the fused one has no dropout. */
+  #withDropout<D extends DType>(x: Tensor<D>): Tensor<D> {
+    const [E, R] = x.shape
+    const sizes = full([E], R, { dtype: 'i32', device: x.device })
+    const linear = (rows: Tensor<D>, weight: Parameter, bias: Parameter): Tensor<D> => {
+      const [, O, I] = weight.shape
+      const product = groupedGemm(reshape(rows, [E * R, I]), weight, sizes, { computeDtype: this.computeDtype })
+      return add(reshape(product, [E, R, O]), reshape(bias, [E, 1, O]))
+    }
+    const inner = linear(x, this.w1, this.b1)
+    const H = this.w2.shape[2]
+    const hidden = this.geglu ? mul(slice(inner, 2, 0, H), gelu(slice(inner, 2, H))) : gelu(inner)
+    return linear(this.dropout.forward(hidden), this.w2, this.b2)
+  }
+
+  /** Every expert's own slices. */
+  override *stateEntries(): Iterable<StateEntry> {
+    for (let index = 0; index < this.w1.shape[0]; index++)
+      for (const [property, name] of expertNames)
+        yield { name: `experts.${index}.${name}`, tensor: this[property], index }
+  }
+}
+
+/**
+ * The layer norm of soft-moe-pytorch: (x − mean) / √(var + 1e-5) · gamma + beta over the last axis, where beta is a
+ * buffer and not trained.
+ *
+ * @example
+ * ```ts
+ * const { norm } = new SoftMoE({ dim: 12, numSlots: 2, useLayerNorm: true })
+ * console.log([...norm.stateEntries()].map(({ name }) => name)) // → [ 'gamma', 'beta' ]
+ * ```
+ */
+export class BufferLayerNorm extends Module {
+  /** [D], ones at the start. */
+  gamma: Parameter
+  /** [D], zeros unless a loaded state has others. */
+  readonly beta: Tensor
+
+  /** {@link SoftMoE} checks the options. */
+  constructor(dim: number, layer: LayerOptions) {
+    super()
+    ;[this.gamma, this.beta] = allOrNone(() => [newParameter(() => ones([dim], layer)), keep(zeros([dim], layer))])
+  }
+
+  /** x [..., D] → [..., D]. */
+  forward<D extends DType>(x: Tensor<D>): Tensor<D> {
+    return layerNorm(x, this.gamma, this.beta)
+  }
+
+  /** With the buffer. */
+  override *stateEntries(): Iterable<StateEntry> {
+    yield { name: 'gamma', tensor: this.gamma }
+    yield { name: 'beta', tensor: this.beta }
+  }
+}
