@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os'
 import { defineConfig } from 'vitest/config'
 import { writeNativeOps } from './scripts/native-ops.mjs'
 import { patience } from './test/support/patience.js'
@@ -8,6 +9,7 @@ export default defineConfig({
   test: {
     include: ['test/**/*.test.ts'],
     pool: 'forks',
+    maxWorkers: availableParallelism(), // one less by default: half of two
     setupFiles: ['test/support/device.ts'],
     // a program that a test waits for is given up first
     testTimeout: patience + 60_000,
