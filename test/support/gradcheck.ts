@@ -60,6 +60,7 @@ export function moduleSubject<M extends Module>(
   prepare: (state: Leaves) => void = () => {},
 ): Subject {
   const modules = new Map<Float, M>()
+  const loaded = new Map<M, Leaves>()
   const moduleOf = (dtype: Float): M => {
     const module = modules.get(dtype) ?? make(dtype)
     modules.set(dtype, module)
@@ -82,7 +83,10 @@ export function moduleSubject<M extends Module>(
         const module = moduleOf(dtype)
         const pick = (from: Leaves) => Object.fromEntries(Object.keys(from).map((name) => [name, current[name]]))
         module.zeroGrad()
-        module.loadStateDict(toTensors(pick(state), dtype), { strict: false })
+        const wanted = pick(state)
+        const changed = Object.entries(wanted).filter(([name, leaf]) => loaded.get(module)?.[name] !== leaf)
+        module.loadStateDict(toTensors(Object.fromEntries(changed), dtype), { strict: false })
+        loaded.set(module, wanted)
         const given = toTensors(pick(inputs), dtype)
         const results = [f(module, given, dtype)].flat()
         return use(results, () => ({
