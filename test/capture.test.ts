@@ -17,10 +17,12 @@ import {
   memory,
   mseLoss,
   type Optimizer,
+  ones,
   ops,
   type Parameter,
   randn,
   SGD,
+  SoftMoE,
   scope,
   type Tensor,
   tensor,
@@ -51,7 +53,7 @@ interface Training {
   step: () => { loss: Tensor }
 }
 
-/** A layer with noise in its routing, dropout and random numbers of two generators. */
+/** Layers with noise in their routing, dropout and random numbers of two generators. */
 function training(
   device: Device,
   computeDtype: ComputeDType,
@@ -60,14 +62,17 @@ function training(
   manualSeed(11)
   const moe = own(new MoE({ dim: 8, numExperts: 4, noiseGates: true, device, computeDtype }))
   const out = own(new Linear(8, 8, { device, computeDtype }))
-  const parameters = [...moe.parameters(), ...out.parameters()]
+  const soft = own(new SoftMoE({ dim: 8, numExperts: 2, numSlots: 2, dropout: 0.2, device, computeDtype }))
+  const mask = own(ones([2, 6], { device }))
+  const parameters = [...moe.parameters(), ...out.parameters(), ...soft.parameters()]
   const optimizer = own(make(parameters))
   const generator = new Generator(5)
   const x = own(randn([2, 6, 8], { device }))
   const step = () => {
     optimizer.zeroGrad()
     const { outputs, totalAuxLoss } = moe.forward(x)
-    const y = out.forward(dropout(outputs, 0.2)).add(randn([8], { device, generator }))
+    const mixed = soft.forward(outputs, { mask, addNoise: true }).add(outputs)
+    const y = out.forward(dropout(mixed, 0.2)).add(randn([8], { device, generator }))
     const loss = mseLoss(y, x).add(totalAuxLoss)
     loss.backward()
     optimizer.step()

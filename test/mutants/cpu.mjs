@@ -104,4 +104,12 @@ export default [
     breaks: 'an element whose uniform is just below p stays',
     tests: ['ops_test'],
   },
+  {
+    name: 'rows-without-a-plan-to-the-first-expert',
+    file: 'native/cpu/plan.h',
+    from: 'offset_[e] = e * (T / E);',
+    to: 'offset_[e] = e > 0 ? T : 0;',
+    breaks: 'without a plan the first expert computes every row',
+    tests: ['moe_test'],
+  },
 ]

@@ -96,4 +96,28 @@ export default [
     breaks: 'the auxiliary loss is part of a loss that did not ask for it',
     tests: ['test/autograd.test.ts'],
   },
+  {
+    name: 'padding-reaches-the-norm',
+    file: 'lib/nn/soft-moe.ts',
+    from: 'position: reshape(sub(keep, 1), each)',
+    to: 'position: reshape(mul(keep, 0), each)',
+    breaks: 'a NaN in a row of padding makes every slot NaN',
+    tests: ['test/soft-moe.test.ts'],
+  },
+  {
+    name: 'padding-in-slots',
+    file: 'lib/nn/soft-moe.ts',
+    from: 'mul(sub(factor, 1), largest)',
+    to: 'mul(sub(factor, 1), 1)',
+    breaks: 'padding has a weight in the slots',
+    tests: ['test/soft-moe.test.ts'],
+  },
+  {
+    name: 'noise-without-inner-bound',
+    file: 'lib/nn/soft-moe.ts',
+    from: 'neg(clampedLog(neg(clampedLog(uniforms))))',
+    to: 'neg(clampedLog(neg(log(uniforms))))',
+    breaks: 'a sampled 0 is noise of minus infinity',
+    tests: ['test/soft-moe-random.test.ts'],
+  },
 ]
