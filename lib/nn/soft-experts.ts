@@ -80,10 +80,8 @@ export class SoftExperts extends Module {
   forward<D extends DType>(x: Tensor<D>): Tensor<D> {
     if (this.dropout.training && this.dropout.p > 0) return this.#withDropout(x)
     const { w1, b1, w2, b2, computeDtype } = this
-    const [E, , H] = w2.shape
-    const multBias = this.geglu ? ones([E, H], { dtype: w2.dtype, device: w2.device }) : null
     const activation = this.geglu ? 'geglu' : 'gelu'
-    return expertFfn(x, null, { w1, b1, multBias, w2, b2 }, { activation, computeDtype })
+    return expertFfn(x, null, { w1, b1, multBias: null, w2, b2 }, { activation, computeDtype })
   }
 
   /** The same in single ops, since the fused one has no dropout. */
