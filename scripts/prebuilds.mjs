@@ -36,6 +36,8 @@ function compileAddon() {
   const extra = crossed
     ? ['--arch', arch, '--out', build, `--CDCMAKE_TOOLCHAIN_FILE=${path.join(root, cross.toolchain)}`]
     : []
+  // A tree that has built the C++ tests would put their emulated instruction set into the addon.
+  if (existsSync(path.join(root, build, 'CMakeCache.txt'))) run('cmake', '-DST_MOE_TESTS=OFF', path.join(root, build))
   run(process.execPath, cmakeJs, 'compile', '--parallel', jobs, ...toolset, ...extra)
   return path.join(root, build, 'Release/st_moe.node')
 }
