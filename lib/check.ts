@@ -36,9 +36,15 @@ export function checkFunction(op: string, name: string, value: unknown): void {
   if (typeof value !== 'function') fail('OPTION', op, `${name} must be a function, got ${show(value)}`)
 }
 
-export function checkOneOf<T extends string>(op: string, name: string, value: unknown, allowed: readonly T[]): T {
+export function checkOneOf<T extends string | boolean>(
+  op: string,
+  name: string,
+  value: unknown,
+  allowed: readonly T[],
+): T {
   if (allowed.includes(value as T)) return value as T
-  return fail('OPTION', op, `${name} must be one of ${allowed.map((v) => `'${v}'`).join(', ')}, got ${show(value)}`)
+  const shown = allowed.map((v) => (typeof v === 'string' ? `'${v}'` : v)).join(', ')
+  return fail('OPTION', op, `${name} must be one of ${shown}, got ${show(value)}`)
 }
 
 /**

@@ -116,31 +116,18 @@ export const optional = <V>(option: Needed<V>): Option<V | undefined> => ({
 /** true or false. */
 export const boolean = (rest: { default: boolean }): Option<boolean> => ({ ...rest, check: checkBoolean })
 
-/** One of several words. */
-export const oneOf = <T extends string>(allowed: readonly T[], rest: { default: NoInfer<T> }): Option<T> => ({
+/** One of several words, or true, or false. */
+export const oneOf = <T extends string | boolean>(allowed: readonly T[], rest: { default: NoInfer<T> }): Option<T> => ({
   ...rest,
   check: (op, name, value) => checkOneOf(op, name, value, allowed),
 })
 
-/** One of several words, or true, or false. */
-export const oneOfValues = <T extends string | boolean>(
-  allowed: readonly T[],
-  rest: { default: NoInfer<T> },
-): Option<T> => ({
-  ...rest,
-  check(op, name, value) {
-    if (!allowed.includes(value as T))
-      fail('OPTION', op, `${name} must be one of ${allowed.map(show).join(', ')}, got ${show(value)}`)
-    return value as T
-  },
-})
-
 /**
- * Options that have a meaning for some values of another, declared earlier: for its other values only the defaults pass.
+ * Options that have a meaning only if `why` returns null; else it says why they have none, and only the defaults pass.
+ * Options declared earlier are in `others`, checked.
  */
-export function onlyIf<O extends Record<string, Option<unknown>>>(
-  other: string,
-  values: readonly unknown[],
+export function onlyWhere<O extends Record<string, Option<unknown>>>(
+  why: (others: Others) => string | null,
   options: O,
 ): O {
   const entries = Object.entries(options).map(([name, option]): [string, Option<unknown>] => [
@@ -148,10 +135,9 @@ export function onlyIf<O extends Record<string, Option<unknown>>>(
     {
       ...option,
       check(op, name, value, others, isDefault) {
-        const given = others[other]
-        if (given === undefined || values.includes(given)) return option.check(op, name, value, others, isDefault)
-        if (value !== option.default)
-          fail('OPTION', op, `${name} is for ${other} ${values.map(show).join(' or ')}, got ${other} ${show(given)}`)
+        const reason = why(others)
+        if (reason === null) return option.check(op, name, value, others, isDefault)
+        if (value !== defaultOf(option, others)) fail('OPTION', op, `${name} ${reason}`)
         return value
       },
     },
@@ -159,15 +145,20 @@ export function onlyIf<O extends Record<string, Option<unknown>>>(
   return Object.fromEntries(entries) as O
 }
 
-/** An option that has a meaning if another, declared earlier, is given and not 0: otherwise only the default passes. */
-export const onlyIfSet = <V>(other: string, option: Option<V>): Option<V> => ({
-  ...option,
-  check(op, name, value, others, isDefault) {
-    if (!others[other] && value !== option.default)
-      fail('OPTION', op, `${name} needs ${other}, got ${show(others[other])}`)
-    return option.check(op, name, value, others, isDefault)
-  },
-})
+/** Options for some values of another. */
+export const onlyIf = <O extends Record<string, Option<unknown>>>(
+  other: string,
+  values: readonly unknown[],
+  options: O,
+): O =>
+  onlyWhere(({ [other]: given }) => {
+    if (given === undefined || values.includes(given)) return null
+    return `is for ${other} ${values.map(show).join(' or ')}, got ${other} ${show(given)}`
+  }, options)
+
+/** Options for another that is given, and not 0. */
+export const onlyIfSet = <O extends Record<string, Option<unknown>>>(other: string, options: O): O =>
+  onlyWhere(({ [other]: given }) => (given ? null : `needs ${other}, got ${show(given)}`), options)
 
 /** Checked at its use, which may depend on more than options. */
 export function unchecked<T>(rest: { default: T }): Option<T>

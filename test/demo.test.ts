@@ -66,21 +66,21 @@ describe('the demo', () => {
     expect(html.replaceAll('http://www.w3.org/2000/svg', '')).not.toMatch(/https?:|src=|url\(|@import|NaN|undefined/)
   })
 
-  // Whatever the steps do, 400 of them show.
+  // Whatever the steps do, 1000 of them show.
   let whole: ReturnType<typeof checkpoint>
   beforeAll(async () => {
     const out = join(folder, 'short')
-    await demo([...options(out, 400), '--evaluate-every', '50'])
+    await demo([...options(out, 1000), '--evaluate-every', '100'])
     whole = checkpoint(out)
   })
 
   test('Ctrl-C saves, and --resume continues bit for bit', async () => {
     const out = join(folder, 'parts')
-    const first = await demo([...options(out, 400), '--evaluate-every', '50'], 'step 100 ')
+    const first = await demo([...options(out, 1000), '--evaluate-every', '100'], 'step 100 ')
     expect(first.code).toBe(130)
     const part = checkpoint(out)
     expect(part.step).toBeGreaterThanOrEqual(100)
-    expect(part.step).toBeLessThan(400)
+    expect(part.step).toBeLessThan(1000)
     expect(part.history.loss).toHaveLength(part.step)
     expect(existsSync(join(out, 'report.html'))).toBe(true)
 
@@ -97,7 +97,7 @@ describe('the demo', () => {
 
   test('evaluations change nothing', async () => {
     const out = join(folder, 'quiet')
-    const { code } = await demo([...options(out, 400), '--evaluate-every', '400'])
+    const { code } = await demo([...options(out, 1000), '--evaluate-every', '1000'])
     expect(code).toBe(0)
     expect(checkpoint(out).history.loss).toEqual(whole.history.loss)
   })

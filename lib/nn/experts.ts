@@ -2,7 +2,7 @@ import { checkInteger } from '../check.js'
 import { ones } from '../create.js'
 import type { ComputeDType } from '../dtype.js'
 import { type Activation, type ActivationOptions, activationOptions, isGated } from '../ops/activation.js'
-import { integer, type OptionsOf, oneOfValues, optional, pick, reader } from '../options.js'
+import { integer, type OptionsOf, oneOf, optional, pick, reader } from '../options.js'
 import { allOrNone } from '../scope.js'
 import { gemmOptions, layerOptions, type ProductLayerOptions, uniformParameter } from './linear.js'
 import { Module, type StateEntry } from './module.js'
@@ -17,7 +17,7 @@ export const expertOptions = {
    * true: as in the reference. 'linear': of the two linear maps only, no multiplicative bias (gpt-oss). false: none, as
    * in most open models. Default true.
    */
-  expertBiases: oneOfValues([true, false, 'linear'], { default: true }),
+  expertBiases: oneOf([true, false, 'linear'], { default: true }),
   /** O, the width of the output. Default: D. */
   outputDim: optional(integer({ min: 1 })),
 }

@@ -19,6 +19,7 @@ import {
   type OptionsOf,
   oneOf,
   onlyIf,
+  onlyWhere,
   optional,
   pick,
   reader,
@@ -55,10 +56,6 @@ const routerOptions = {
 const moeOptions = {
   /** E. Default 16. */
   numExperts: integer({ min: 1, default: ({ experts }) => (Array.isArray(experts) ? experts.length : 16) }),
-  /** The hidden size of the built-in experts is trunc(dim · mult · 2 / 3). Default 4. */
-  expertHiddenMult: number({ min: 0, default: 4 }),
-  /** H, the hidden size itself. Default: that of `expertHiddenMult`. */
-  expertHiddenDim: optional(integer({ min: 1 })),
   ...onlyIf('router', ['topk'], {
     /**
      * K, experts per token. With 1 a gate is always 1 and the router learns from the losses alone, unless
@@ -70,11 +67,6 @@ const moeOptions = {
   straightThroughDispatchTensor: boolean({ default: true }),
   /** E modules instead of the built-in experts, each called with [B, C, D] (empty slots are zero rows). */
   experts: unchecked<readonly Module[]>(),
-  /**
-   * 'bf16' or 'f16' rounds the operands of the built-in experts' GEMMs; their sums, the router, the losses and all
-   * parameters stay f32. Default: dtype.
-   */
-  computeDtype: computeDType,
   /** 'throw': a NaN or infinity in the input or output is a NON_FINITE error. Default 'propagate': only its rows become non-finite. */
   onNonFinite: oneOf(['propagate', 'throw'], { default: 'propagate' }),
   /** Variable sequence lengths between processes; needs `processGroup`. */
@@ -82,6 +74,21 @@ const moeOptions = {
   /** Expert parallelism. Not available in this version. */
   processGroup: unchecked<unknown>(),
 }
+
+const hiddenOptions = {
+  /** The hidden size of the built-in experts is trunc(dim · mult · 2 / 3). Default 4. */
+  expertHiddenMult: number({ min: 0, default: 4 }),
+  /** H, the hidden size itself. Default: that of `expertHiddenMult`. */
+  expertHiddenDim: optional(integer({ min: 1 })),
+  /**
+   * 'bf16' or 'f16' rounds the operands of the built-in experts' GEMMs; their sums, the router, the losses and all
+   * parameters stay f32. Default: dtype.
+   */
+  computeDtype: computeDType,
+}
+
+/** Of the built-in experts. */
+const builtInOptions = { ...hiddenOptions, ...activationOptions, ...expertOptions, ...sharedOptions }
 
 /** Options of {@link MoE}; `dim` is required. */
 export interface MoEOptions
@@ -93,6 +100,7 @@ export interface MoEOptions
     OptionsOf<typeof thresholdOptions>,
     OptionsOf<typeof lossOptions>,
     OptionsOf<typeof topkOptions>,
+    OptionsOf<typeof hiddenOptions>,
     OptionsOf<typeof expertOptions>,
     SharedExpertsOptions,
     ActivationOptions,
@@ -103,9 +111,7 @@ const readOptions = reader(
   choiceOptions,
   ...passedToGating,
   moeOptions,
-  activationOptions,
-  expertOptions,
-  sharedOptions,
+  onlyWhere(({ experts }) => (experts === undefined ? null : 'is for the built-in experts'), builtInOptions),
 )
 
 const forwardOptions = {
@@ -120,8 +126,8 @@ const readForwardOptions = reader(gatingForwardOptions, forwardOptions)
 
 /**
  * Sparse mixture of experts (ST-MoE, arXiv 2202.08906) with the semantics and state names of st-moe-pytorch 0.1.8:
- * x [B, N, D] → outputs [B, N, O] and auxiliary losses, O = D by default. {@link ops.route} chooses K of E experts for each token and
- * {@link ops.expertFfn} applies them; a fully dropped token outputs zeros, or what shared experts give.
+ * x [B, N, D] → outputs [B, N, O] and auxiliary losses, O = D by default. {@link ops.route} chooses K of E experts for
+ * each token and {@link ops.expertFfn} applies them; a fully dropped token outputs zeros, or what shared experts give.
  *
  * @example
  * ```ts
@@ -161,16 +167,6 @@ export class MoE extends Module {
     if (o.processGroup || o.allowVarSeqLen)
       fail('UNSUPPORTED', op, 'processGroup and allowVarSeqLen (expert parallelism) are not available in this version')
     deviceIndex(op, o.device)
-    if (o.sharedExperts && o.experts) fail('OPTION', op, `sharedExperts ${o.sharedExperts} is for the built-in experts`)
-    if (o.computeDtype !== o.dtype && o.experts)
-      fail('OPTION', op, `computeDtype '${o.computeDtype}' is for the built-in experts`)
-    if (o.activation !== 'geglu' && o.experts)
-      fail('OPTION', op, `activation '${o.activation}' is for the built-in experts`)
-    if (o.experts)
-      for (const name of ['expertHiddenDim', 'outputDim'] as const)
-        if (o[name] !== undefined) fail('OPTION', op, `${name} is for the built-in experts`)
-    if (o.experts && o.expertBiases !== true)
-      fail('OPTION', op, `expertBiases ${show(o.expertBiases)} is for the built-in experts`)
     const modules = o.experts === undefined ? null : checkExperts(op, o.experts, o.numExperts)
     const hidden = modules ? 0 : (o.expertHiddenDim ?? hiddenSize(op, o.dim, o.expertHiddenMult))
     this.dim = o.dim

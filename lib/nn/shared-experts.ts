@@ -1,25 +1,23 @@
-import { zeros } from '../create.js'
 import type { DType } from '../dtype.js'
 import { activationOptions } from '../ops/activation.js'
 import { mul } from '../ops/binary.js'
-import { combine } from '../ops/combine.js'
-import { dispatch } from '../ops/dispatch.js'
 import { expertFfn } from '../ops/expert-ffn.js'
-import { route } from '../ops/route.js'
-import type { Routing } from '../ops/routing.js'
 import { sigmoid } from '../ops/unary.js'
 import { boolean, integer, type OptionsOf, onlyIfSet, pick } from '../options.js'
-import { allOrNone, noGrad } from '../scope.js'
+import { allOrNone } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { Experts, type ExpertsOptions } from './experts.js'
 import { gemmOptions, Linear } from './linear.js'
 import { Module, type StateEntry } from './module.js'
+import { withoutPadding } from './padding.js'
 
 export const sharedOptions = {
   /** Experts that every token visits, with weight 1. Default 0. */
   sharedExperts: integer({ min: 0, default: 0 }),
-  /** The weight of the shared experts is sigmoid(x · w), w [D], for each token (Qwen2-MoE). Default false. */
-  sharedExpertGate: onlyIfSet('sharedExperts', boolean({ default: false })),
+  ...onlyIfSet('sharedExperts', {
+    /** The weight of the shared experts is sigmoid(x · w), w [D], for each token (Qwen2-MoE). Default false. */
+    sharedExpertGate: boolean({ default: false }),
+  }),
 }
 
 /** Options of shared experts. */
@@ -54,9 +52,7 @@ export class SharedExperts extends Module {
   /** x [B, N, D] → [B, N, O]; zeros for padding, whose entries of the mask [B, N] are 0. */
   forward<D extends DType>(x: Tensor<D>, mask: Tensor<'i32'> | null): Tensor<D> {
     if (!mask) return this.#everyRow(x)
-    const routing = everyToken(x, mask)
-    const rows = this.#everyRow(dispatch(x, routing, { straightThrough: false }))
-    return combine(rows, routing)
+    return withoutPadding(this.#everyRow(withoutPadding(x, mask)), mask)
   }
 
   #everyRow<D extends DType>(x: Tensor<D>): Tensor<D> {
@@ -69,14 +65,4 @@ export class SharedExperts extends Module {
     yield* this.experts.expertEntries(0, '', 0)
     if (this.gate) yield { name: 'gate.weight', tensor: this.gate.weight }
   }
-}
-
-/** All tokens but padding, to one expert. */
-function everyToken<D extends DType>(x: Tensor<D>, mask: Tensor): Routing<D> {
-  const [B, N, D] = x.shape
-  const { dtype, device } = x
-  const drawn = zeros([1, B, N], { dtype, device }) // none are sampled
-  return noGrad(() =>
-    route(x, zeros([1, D], { dtype, device }), { topN: 1, capacity: N, training: false, mask, uniforms: drawn }),
-  )
 }

@@ -1,10 +1,9 @@
 import { checkInteger, fail, showShape, sizeOf } from '../check.js'
-import { ones, rand, randn, zeros } from '../create.js'
+import { rand, randn } from '../create.js'
 import { type DType, dtypeCode, type FloatDType } from '../dtype.js'
 import { type Handle, native } from '../native.js'
 import { add, mul, sub } from '../ops/binary.js'
 import { to } from '../ops/cast.js'
-import { dispatch } from '../ops/dispatch.js'
 import { checkRate } from '../ops/dropout.js'
 import { linear } from '../ops/linear.js'
 import { matmul } from '../ops/matmul.js'
@@ -31,6 +30,7 @@ import { hiddenSize } from './experts.js'
 import { gemmOptions, layerOptions, type ProductLayerOptions } from './linear.js'
 import { Module } from './module.js'
 import { RMSNorm } from './norm.js'
+import { withoutPadding } from './padding.js'
 import { newParameter, type Parameter } from './parameter.js'
 import { BufferLayerNorm, SoftExperts } from './soft-experts.js'
 
@@ -230,24 +230,6 @@ function tokensOf(op: string, shape: readonly number[], D: number): [B: number, 
 function maskOf(op: string, mask: unknown, { shape: [B, N], device }: Tensor): Tensor | null {
   const handle = maskHandle(op, mask, B, N, device)
   return handle === null ? null : wrap(handle, { shape: [B, N], dtype: 'i32', device })
-}
-
-/** x [B, N, D] with zeros in the rows of padding, even if these are NaN: each token is dispatched to the one slot of its own. */
-function withoutPadding<D extends DType>(x: Tensor<D>, keep: Tensor): Tensor<D> {
-  const { shape, dtype, device } = x
-  const [rows, D] = [keep.size, shape[2]]
-  const each = [rows, 1, 1]
-  const routing = {
-    expertIndex: zeros(each, { dtype: 'i32', device }),
-    position: reshape(sub(keep, 1), each) as Tensor<'i32'>,
-    weight: ones(each, { dtype, device }),
-    gate: ones(each, { dtype, device }),
-    kept: reshape(keep, each) as Tensor<'i32'>,
-    mask: null,
-    numExperts: 1,
-    capacity: 1,
-  }
-  return reshape(dispatch(reshape(x, [rows, 1, D]), routing, { straightThrough: false }), shape)
 }
 
 /** The logits of padding become the lowest number, without a gradient: no weight in a slot, equal weights of all slots. */

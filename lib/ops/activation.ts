@@ -44,8 +44,10 @@ export const activationOptions = {
      * ±limit. Default null: the plain form.
      */
     swigluLimit: positive,
+  }),
+  ...onlyIfSet('swigluLimit', {
     /** α with a `swigluLimit`. Default null: 1.702. */
-    swigluAlpha: onlyIfSet('swigluLimit', positive),
+    swigluAlpha: positive,
   }),
 }
 

@@ -60,10 +60,11 @@ inline void apply_rules(ExpertFfnBackwardArgs& a, const Backend& backend) {
   expect_experts(a, backend);
   if (a.dweight && !a.weight) fail(ErrorCode::option, "without weight there is no dweight");
   const struct {
+    const char* name;
     const void *parameter, *gradient;
-  } pairs[] = {{a.b1, a.db1}, {a.mult_bias, a.dmult_bias}, {a.w2, a.dw2}, {a.b2, a.db2}};
-  for (const auto& [parameter, gradient] : pairs) {
-    if (gradient && !parameter) fail(ErrorCode::option, "there is a gradient of a parameter that is not there");
+  } pairs[] = {{"b1", a.b1, a.db1}, {"multBias", a.mult_bias, a.dmult_bias}, {"w2", a.w2, a.dw2}, {"b2", a.b2, a.db2}};
+  for (const auto& [name, parameter, gradient] : pairs) {
+    if (gradient && !parameter) fail(ErrorCode::option, "without %s there is no gradient of it", name);
     if (parameter && !gradient != !a.dw1) fail(ErrorCode::option, "the gradients of the parameters come together");
   }
 }

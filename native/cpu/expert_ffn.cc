@@ -19,18 +19,17 @@ static int64_t chunk_end(const Assignments& assignments, int64_t E, int64_t begi
 
 // Columns of one row: h = f(γ) ⊙ v ⊙ μ or f(v)
 template <Activation activation, class T>
-static void hidden_row(const ActivationNumbers<T>& numbers, const T* __restrict value, const T* __restrict gate,
+static void hidden_row(ActivationNumbers<T> numbers, const T* __restrict value, const T* __restrict gate,
                        const T* __restrict mu, T* __restrict h, int64_t n) {
-  const ActivationNumbers<T> own = numbers;
   for (int64_t j = 0; j < n; ++j)
     if constexpr (is_gated(activation))
-      h[j] = activate<activation>(gate[j], own).value * gated_value<activation>(value[j], own).value * mu[j];
+      h[j] = activate<activation>(gate[j], numbers).value * gated_value<activation>(value[j], numbers).value * mu[j];
     else
-      h[j] = activate<activation>(value[j], own).value;
+      h[j] = activate<activation>(value[j], numbers).value;
 }
 
 template <class T>
-using HiddenRow = void (*)(const ActivationNumbers<T>&, const T*, const T*, const T*, T*, int64_t);
+using HiddenRow = void (*)(ActivationNumbers<T>, const T*, const T*, const T*, T*, int64_t);
 
 // Rows of h [rows, H] from those of the pre-activations [rows, P].
 template <class T>

@@ -57,15 +57,14 @@ static void load_gradient(const Context& ctx, const Chunk<T>& chunk) {
 // Columns of one row. q enters as g · W2 and leaves as w · h. product = h ⊙ q. Plain activations have a value only. A
 // separate function, so that the compiler knows that the pointers do not alias.
 template <Activation activation, class T>
-[[gnu::noinline]] static void row_gradient(const ActivationNumbers<T>& numbers, const T* __restrict value,
+[[gnu::noinline]] static void row_gradient(ActivationNumbers<T> numbers, const T* __restrict value,
                                            const T* __restrict gate, const T* __restrict mu, T w, T* __restrict q,
                                            T* __restrict dvalue, T* __restrict dgate, T* __restrict product,
                                            T* __restrict value_sum, T* __restrict gate_sum, T* __restrict mu_sum,
                                            int64_t n) {
-  const ActivationNumbers<T> own = numbers;
   for (int64_t j = 0; j < n; ++j) {
     if constexpr (is_gated(activation)) {
-      const ValueAndSlope<T> f = activate<activation>(gate[j], own), v = gated_value<activation>(value[j], own);
+      const ValueAndSlope<T> f = activate<activation>(gate[j], numbers), v = gated_value<activation>(value[j], numbers);
       const T plain = f.value * v.value, h = plain * mu[j];
       const T dh = w * q[j], scaled = dh * mu[j];
       const T dv = scaled * f.value * v.slope, dg = scaled * v.value * f.slope;
@@ -77,7 +76,7 @@ template <Activation activation, class T>
       gate_sum[j] += dg;
       mu_sum[j] += dh * plain;
     } else {
-      const ValueAndSlope<T> f = activate<activation>(value[j], own);
+      const ValueAndSlope<T> f = activate<activation>(value[j], numbers);
       const T dv = w * q[j] * f.slope;
       product[j] = f.value * q[j];
       q[j] = w * f.value;
@@ -88,7 +87,7 @@ template <Activation activation, class T>
 }
 
 template <class T>
-using RowGradient = void (*)(const ActivationNumbers<T>&, const T*, const T*, const T*, T, T*, T*, T*, T*, T*, T*, T*,
+using RowGradient = void (*)(ActivationNumbers<T>, const T*, const T*, const T*, T, T*, T*, T*, T*, T*, T*, T*,
                              int64_t);
 
 // A block of rows by a block of hidden columns [from, to).

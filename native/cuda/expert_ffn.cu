@@ -44,18 +44,18 @@ struct Activate {
 template <class T, class O>
 static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertRows& rows) {
   const int64_t D = args.D, H = args.H, E = args.E, P = w1_rows(args.activation, H), count = rows.count();
-  const int64_t out_width = args.O;
+  const int64_t outputs = args.O;
   const int64_t width = padded<O>(D), hidden = padded<O>(H), saved = saved_columns(P);
   const bool gathers = rows.planned, copies = gathers || is_low_precision<O>;
   const T *x = static_cast<const T*>(args.x), *weight = static_cast<const T*>(args.weight);
   T* y = static_cast<T*>(args.y);
   // x of the rows is no longer needed when there are outputs to combine.
-  const int64_t shared_width = is_low_precision<O> ? width : max_of(width, out_width);
+  const int64_t shared_width = is_low_precision<O> ? width : max_of(width, outputs);
   Scratch<Stored<O>> x_rows(ctx, copies ? count * shared_width : 0), h(ctx, count * hidden);
   Scratch<Stored<O>> unsaved(ctx, args.a ? 0 : count * saved);
-  Scratch<T> out_rows(ctx, gathers && is_low_precision<O> ? count * out_width : 0);
+  Scratch<T> out_rows(ctx, gathers && is_low_precision<O> ? count * outputs : 0);
   OperandWeight<T, O> w1(ctx, args.w1, args.compute, E, P, D, args.w1_packed);
-  OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, out_width, H, args.w2_packed);
+  OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, outputs, H, args.w2_packed);
   Stored<O>* a = args.a ? static_cast<Stored<O>*>(args.a) : unsaved.get();
   T* out = gathers ? out_rows.get() : y;
   if constexpr (!is_low_precision<O>) out = gathers ? x_rows.get() : y;
@@ -80,9 +80,9 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
       });
     });
     multiply(ctx, args.compute, args.dtype,
-             rows.of_rows({h.get(), rows.each, hidden}, w2.get(), true, out, out_width, out_width));
+             rows.of_rows({h.get(), rows.each, hidden}, w2.get(), true, out, outputs, outputs));
   }
-  combine_rows<T>(ctx, rows.plan, out, weight, static_cast<const T*>(args.b2), y, out_width, rows.by_each);
+  combine_rows<T>(ctx, rows.plan, out, weight, static_cast<const T*>(args.b2), y, outputs, rows.by_each);
 }
 
 void expert_ffn(const Context& ctx, const ExpertFfnArgs& args) {

@@ -98,11 +98,11 @@ export default [
   },
   {
     name: 'padding-reaches-the-norm',
-    file: 'lib/nn/soft-moe.ts',
-    from: 'position: reshape(sub(keep, 1), each)',
-    to: 'position: reshape(mul(keep, 0), each)',
+    file: 'lib/nn/padding.ts',
+    from: 'position: reshape(sub(mask, 1), each)',
+    to: 'position: reshape(sub(mask, mask), each)',
     breaks: 'a NaN in a row of padding makes every slot NaN',
-    tests: ['test/soft-moe.test.ts'],
+    tests: ['test/soft-moe.test.ts', 'test/shared-experts.test.ts'],
   },
   {
     name: 'padding-in-slots',

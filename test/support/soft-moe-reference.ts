@@ -2,7 +2,7 @@ import type { SoftMoE, Tensor } from '../../lib/index.js'
 import { type Numbers, values } from './numbers.js'
 import { gelu } from './reference.js'
 
-// The forward of SoftMoE as docs/semantics.md has it, in plain loops and double precision, from the state dict.
+// The forward of SoftMoE as docs/soft-moe.md has it, in plain loops and double precision, from the state dict.
 
 const dot = (a: number[], b: number[]): number => a.reduce((sum, v, i) => sum + v * b[i], 0)
 const range = <T>(n: number, entry: (i: number) => T): T[] => Array.from({ length: n }, (_, i) => entry(i))
