@@ -8,7 +8,6 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
 
-#include <algorithm>
 #include <chrono>
 #include <initializer_list>
 
@@ -18,8 +17,6 @@
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#include <cstdlib>
 #endif
 
 namespace st_moe::cpu {
@@ -42,8 +39,6 @@ int64_t read_l2_bytes() {
 
 bool ask_for_amx() {
 #if defined(__linux__) && defined(__x86_64__)
-  const char* wanted = std::getenv("ST_MOE_AMX");
-  if (!wanted || std::strcmp(wanted, "1") != 0) return false;
   constexpr unsigned kFeatures = 7, kBf16 = 1u << 22, kTile = 1u << 24;
   constexpr int64_t kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, a state of XSAVE
   unsigned a, b, c, d;

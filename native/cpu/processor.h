@@ -16,8 +16,7 @@ int usable_cpus();
 // or −1 for the quota.
 int quota_cpus(std::string text);
 
-// Whether ST_MOE_AMX=1 asks for AMX, the processor has it for bf16, and the system permits it. Not by default, since it
-// has run by emulated instructions only. Linux from 5.16 on does, and from then on keeps
+// Whether the processor has AMX for bf16 and the system permits it. Linux from 5.16 on does, and from then on keeps
 // another 8 KiB for each thread that uses it.
 bool may_use_amx();
 

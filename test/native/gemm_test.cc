@@ -222,8 +222,9 @@ void test_low_c(const Gemm& gemm, const std::vector<Case<float>>& cases) {
 }
 void test_low_c(const Gemm&, const std::vector<Case<double>>&) {}
 
+// Returns the results.
 template <class T>
-void test_batch(const Gemm& gemm, const std::vector<Case<T>>& cases) {
+std::vector<std::vector<T>> test_batch(const Gemm& gemm, const std::vector<Case<T>>& cases) {
   std::vector<std::vector<T>> first;
   for (int threads : {1, 2, 3, 64}) {
     std::vector<std::vector<T>> c(cases.size());
@@ -243,10 +244,26 @@ void test_batch(const Gemm& gemm, const std::vector<Case<T>>& cases) {
   }
   test_packed(gemm, cases, first);
   test_low_c(gemm, cases);
-  if (cases[0].compute != dtype_of<T>) return;
-  std::vector<T> c;
-  run_serial(gemm, cases[0].problem(c));
-  check(same_bits(c, first[0]), "%s: gemm_serial differs from gemm", gemm.isa);
+  if (cases[0].compute == dtype_of<T>) {
+    std::vector<T> c;
+    run_serial(gemm, cases[0].problem(c));
+    check(same_bits(c, first[0]), "%s: gemm_serial differs from gemm", gemm.isa);
+  }
+  return first;
+}
+
+// All instruction sets. The emulated instructions give the bits of the processor's, if it has them.
+template <class T>
+void test_batches(const std::vector<Gemm>& gemms, const std::vector<Case<T>>& cases) {
+  std::vector<std::vector<T>> amx;
+  for (const Gemm& gemm : gemms) {
+    const std::string name = gemm.isa;
+    const std::vector<std::vector<T>> results = test_batch(gemm, cases);
+    if (name == "amx") amx = results;
+    for (size_t i = 0; name == "amx_emulated" && i < amx.size(); ++i)
+      check(same_bits(results[i], amx[i]), "M %lld N %lld K %lld: emulated AMX has other bits", (long long)cases[i].M,
+            (long long)cases[i].N, (long long)cases[i].K);
+  }
 }
 
 template <class T>
@@ -257,7 +274,7 @@ void test_shapes(const std::vector<Gemm>& gemms, DType compute, int rounds) {
     std::vector<Case<T>> cases;
     for (int64_t i = 1 + random.below(3); i > 0; --i)
       cases.emplace_back(random, size(120), size(150), random.below(4) ? size(100) : random.below(600), compute);
-    for (const Gemm& gemm : gemms) test_batch(gemm, cases);
+    test_batches(gemms, cases);
   }
   // enough work for several threads, blocks of rows, blocks of k; few rows, and a B that is not in a cache
   const int64_t large[][3] = {{700, 20, 70},    {40, 500, 300},  {351, 65, 257},  {20, 900, 40},
@@ -266,7 +283,7 @@ void test_shapes(const std::vector<Gemm>& gemms, DType compute, int rounds) {
   for (const auto& s : large) {
     std::vector<Case<T>> cases;
     cases.emplace_back(random, s[0], s[1], s[2], compute);
-    for (const Gemm& gemm : gemms) test_batch(gemm, cases);
+    test_batches(gemms, cases);
   }
 }
 
