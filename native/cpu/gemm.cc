@@ -8,7 +8,7 @@ namespace {
 
 constexpr double kSerialFlops = 5e5;  // below, waking threads costs more than it saves
 constexpr double kChunkFlops = 2e5;   // the least work per index of the pool
-constexpr int64_t kTasksPerThread = 8;
+constexpr int64_t kTasksPerThread = 16;
 constexpr int64_t kLeastTiles = 4;              // rows and columns of a task, in tiles: with less, packing dominates
 constexpr int64_t kColumnBlockBytes = 4 << 20;  // packed columns of B that several blocks of rows read, slowly
 constexpr int64_t kMaxRowTiles = 96;

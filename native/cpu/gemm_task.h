@@ -10,7 +10,7 @@
 namespace st_moe::cpu::ST_MOE_ISA {
 
 constexpr int64_t kInPlacePacks = 64;  // A by row, in place, has a memory page for each k: as a TLB holds,
-constexpr int64_t kInPlacePanels = 4;  // or for that few panels of B
+constexpr int64_t kInPlacePanels = 2;  // or for that few panels of B
 constexpr int64_t kShortPacks = kStepPacks * (kTileRows > 6 ? 5 : 3);  // C comes too late if its own tile prefetches it
 constexpr int64_t kSetBytes = 2048;  // rows or columns of A this far apart share too few sets of the L1 cache
 
