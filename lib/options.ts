@@ -117,7 +117,10 @@ export const optional = <V>(option: Needed<V>): Option<V | undefined> => ({
 export const boolean = (rest: { default: boolean }): Option<boolean> => ({ ...rest, check: checkBoolean })
 
 /** One of several words, or true, or false. */
-export const oneOf = <T extends string | boolean>(allowed: readonly T[], rest: { default: NoInfer<T> }): Option<T> => ({
+export const oneOf = <T extends string | boolean>(
+  allowed: readonly T[],
+  rest: { default: Default<NoInfer<T>> },
+): Option<T> => ({
   ...rest,
   check: (op, name, value) => checkOneOf(op, name, value, allowed),
 })

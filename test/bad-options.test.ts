@@ -80,6 +80,18 @@ const rowsOfOptions: Row[] = [
     /balanceDensity must be one of 'kept', 'assigned', got "all"/,
   ],
   [
+    'scoreFunction',
+    withOptions({ scoreFunction: 'relu' }),
+    'OPTION',
+    /scoreFunction must be one of 'softmax', 'sigmoid', 'softmaxAfterTopk', 'sigmoidAfterTopk', got "relu"/,
+  ],
+  [
+    'routedScalingFactor',
+    withOptions({ routedScalingFactor: Number.POSITIVE_INFINITY }),
+    'OPTION',
+    /routedScalingFactor must be a finite number, got Infinity/,
+  ],
+  [
     'gateNormalization',
     withOptions({ gateNormalization: 'sum' }),
     'OPTION',

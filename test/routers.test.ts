@@ -200,7 +200,110 @@ describe('dropless', () => {
   })
 })
 
+describe('scores', () => {
+  const D = 6
+  const options = { dim: D, numExperts: 8, dropless: true, secondPolicyTrain: 'all', dtype: 'f64' } as const
+
+  test('softmaxAfterTopk is softmax with gates over the K experts, but without normalization too', () => {
+    const [x, w] = [randn([2, 9, D], { dtype: 'f64' }), randn([5, D], { dtype: 'f64' })]
+    const run = (more: ops.RouteOptions) => values(ops.route(x, w, { topN: 3, secondPolicy: 'all', ...more }).weight)
+    const plain = run({})
+    expect(run({ scoreFunction: 'softmaxAfterTopk' })).toEqual(plain)
+    expect(run({ scoreFunction: 'softmaxAfterTopk', gateNormalization: 'none' })).toEqual(plain)
+    expect(run({ gateNormalization: 'none' })).not.toEqual(plain)
+  })
+
+  test('sigmoidAfterTopk divides by nothing unless it is asked to', () => {
+    const [x, w] = [randn([2, 9, D], { dtype: 'f64' }), randn([5, D], { dtype: 'f64' })]
+    const { weight, expertIndex } = ops.route(x, w, { topN: 1, scoreFunction: 'sigmoidAfterTopk' })
+    const logits = nested(x.matmul(w.transpose())).flat()
+    const index = values(expertIndex)
+    const wanted = logits.map((row, t) => 1 / (1 + Math.exp(-row[index[t]])))
+    expect(relativeError(values(weight), wanted)).toBeLessThan(1e-14)
+    const normalized = ops.route(x, w, { topN: 1, scoreFunction: 'sigmoidAfterTopk', gateNormalization: 'topk' })
+    expect(new Set(values(normalized.weight))).toEqual(new Set([1]))
+  })
+
+  test('routedScalingFactor multiplies the outputs of routed experts, and their gradients', () => {
+    const run = (more: Partial<MoEOptions>) => {
+      manualSeed(3)
+      const moe = new MoE({ ...options, ...more, straightThroughDispatchTensor: false })
+      const x = randn([2, 9, D], { dtype: 'f64', requiresGrad: true })
+      const { outputs } = moe.forward(x)
+      outputs.sum().backward()
+      return [outputs, x.grad!, moe.gate.toGates.weight.grad!].map(values)
+    }
+    for (const router of ['topk', 'expertChoice'] as const) {
+      const more = router === 'topk' ? {} : { router, dropless: false, secondPolicyTrain: undefined }
+      const [one, some] = [run(more), run({ ...more, routedScalingFactor: 2.5 })]
+      for (const [i, list] of some.entries())
+        expect(
+          relativeError(
+            list,
+            one[i].map((value) => 2.5 * value),
+          ),
+        ).toBeLessThan(1e-12)
+    }
+  })
+
+  test('updateExpertBias moves the bias towards even loads, by what training has seen of real tokens', () => {
+    manualSeed(5)
+    const moe = new MoE({ ...options, scoreFunction: 'sigmoid', expertBias: true })
+    const mask = tensor(Array.from({ length: 2 }, () => Array.from({ length: 40 }, (_, n) => Number(n < 30))))
+    const x = randn([2, 40, D], { dtype: 'f64' })
+    const bias = () => values((moe.gate as { expertBias?: Tensor }).expertBias!)
+    moe.updateExpertBias(1)
+    expect(bias()).toEqual(Array(8).fill(0)) // no load yet
+    moe.eval().forward(x)
+    moe.train().updateExpertBias(1)
+    expect(bias()).toEqual(Array(8).fill(0)) // evaluation does not count
+    const loads = () => {
+      const { routing } = moe.forward(x, { mask })
+      const index = values(routing.expertIndex).filter((_, i) => Math.floor(i / 2) % 40 < 30)
+      return Array.from({ length: 8 }, (_, e) => index.filter((entry) => entry === e).length)
+    }
+    const counts = loads().map((count, e) => count + loads()[e]) // each call of loads() counts
+    expect(counts.reduce((a, b) => a + b)).toBe(240)
+    moe.updateExpertBias(0.25)
+    expect(bias()).toEqual(counts.map((count) => 0.25 * Math.sign(30 - count) + 0))
+    const spread = (list: number[]) => Math.max(...list) - Math.min(...list)
+    const before = spread(counts) / 2
+    for (let step = 0; step < 60; step++)
+      scope(() => {
+        loads()
+        moe.updateExpertBias(0.02)
+      })
+    expect(spread(loads())).toBeLessThan(before / 2)
+    expect(Object.keys(moe.stateDict())).toContain('gate.expert_bias')
+    expect(() => new MoE({ dim: D }).updateExpertBias(1)).toThrow(
+      '[updateExpertBias] the router needs expertBias: true',
+    )
+    expect(() => moe.updateExpertBias(Number.NaN)).toThrow('[updateExpertBias] rate must be a finite number, got NaN')
+  })
+
+  test('a bias of the choice has the shape, dtype and device of the logits', () => {
+    const [x, w] = [randn([2, 9, D]), randn([5, D])]
+    expect(() => ops.route(x, w, { expertBias: randn([4]) })).toThrow('[route] expertBias must be [5], got [4]')
+    expect(() => ops.route(x, w, { expertBias: randn([5], { dtype: 'f64' }) })).toThrow(
+      '[route] expertBias must be f32, got f64',
+    )
+  })
+})
+
 test.each<[Partial<MoEOptions>, string]>([
+  [{ router: 'expertChoice', scoreFunction: 'sigmoid' }, 'scoreFunction is for router "topk"'],
+  [{ router: 'expertChoice', expertBias: true }, 'expertBias is for router "topk"'],
+  [{ router: 'expertChoice', routingGroups: 2 }, 'routingGroups is for router "topk"'],
+  [
+    { scoreFunction: 'sigmoid', noiseGates: true },
+    'noiseGates is for scoreFunction "softmax", got scoreFunction "sigmoid"',
+  ],
+  [{ scoreFunction: 'sigmoid', differentiableTopk: true }, 'differentiableTopk is for scoreFunction "softmax"'],
+  [{ expertBias: true, differentiableTopk: true }, 'differentiableTopk is not for expertBias'],
+  [{ routingGroups: 2, topGroups: 2, differentiableTopk: true }, 'differentiableTopk is not for routingGroups'],
+  [{ routingGroups: 3 }, 'routingGroups must divide the 4 experts, got 3'],
+  [{ routingGroups: 4 }, 'topGroups must hold at least the 2 experts of a token, got 1 with 1 experts'],
+  [{ topGroups: 2 }, 'topGroups must be at most routingGroups = 1, got 2'],
   [{ router: 'expertchoice' as never }, "router must be one of 'topk', 'expertChoice', got \"expertchoice\""],
   [{ router: 'expertChoice', gatingTopN: 3 }, 'gatingTopN is for router "topk", got router "expertChoice"'],
   [{ router: 'expertChoice', dropless: true }, 'dropless is for router "topk", got router "expertChoice"'],

@@ -36,7 +36,9 @@ function compareLayers(drawn: Drawn, dy: Float64Array): void {
   const experts = Array.from({ length: p.E }, (_, i) => new Geglu(state, i))
   using builtIn = layerOf(drawn, 'f64')
   using own = new MoE({ ...optionsOf(drawn), dtype: 'f64', experts }).train(p.training)
-  own.loadStateDict({ 'gate.to_gates.weight': state['gate.to_gates.weight'] }, { strict: false })
+  own.loadStateDict(Object.fromEntries(Object.entries(state).filter(([name]) => name.startsWith('gate.'))), {
+    strict: false,
+  })
   const run = (moe: MoE) => {
     const x = toTensor(p.x, shape, 'f64')
     x.requiresGrad = true

@@ -1,10 +1,20 @@
 import { checkNumber, copyArray, fail } from '../check.js'
-import { tensor } from '../create.js'
+import { ones, tensor, zeros } from '../create.js'
 import type { Device } from '../device.js'
 import type { DType } from '../dtype.js'
 import { show } from '../errors.js'
+import { native } from '../native.js'
+import { mul } from '../ops/binary.js'
+import { reshape } from '../ops/reshape.js'
 import { route } from '../ops/route.js'
-import { lossOptions, type RoutingRandom, randomOptions, secondPolicies, topkOptions } from '../ops/route-options.js'
+import {
+  checkGroups,
+  lossOptions,
+  type RoutingRandom,
+  randomOptions,
+  secondPolicies,
+  topkOptions,
+} from '../ops/route-options.js'
 import { expertCapacity, type RouteResult } from '../ops/routing.js'
 import {
   boolean,
@@ -18,8 +28,8 @@ import {
   unchecked,
   type ValuesOf,
 } from '../options.js'
-import { allOrNone, keep } from '../scope.js'
-import { checkTensor, type Tensor } from '../tensor.js'
+import { allOrNone, keep, noGrad, scope } from '../scope.js'
+import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
 import { Module, type StateEntry } from './module.js'
 
@@ -57,6 +67,11 @@ export const thresholdOptions = onlyIf('router', ['topk'], {
   thresholdTrain: unchecked<number | readonly number[]>({ default: 0.2 }),
   /** The same in evaluation. Default 0.2. */
   thresholdEval: unchecked<number | readonly number[]>({ default: 0.2 }),
+  /**
+   * A buffer [E], zeros at first, that is added to what experts are chosen by and to nothing else:
+   * {@link TopNGating.updateExpertBias} evens out loads without a loss (arXiv 2408.15664). Default false.
+   */
+  expertBias: boolean({ default: false }),
 })
 
 export const droplessOptions = onlyIf('router', ['topk'], {
@@ -124,6 +139,15 @@ function thresholdBuffer(op: string, name: string, value: unknown, K: number, ep
   return keep(tensor(Float32Array.from([eps, ...values]), [K], { device }))
 }
 
+/** f32 [E, 1]: how many tokens chose each expert, padding excluded. */
+function loadOf({ expertIndex, mask }: RouteResult, E: number): Tensor {
+  const { shape, device } = expertIndex
+  const each = ones([...shape, 1], { device })
+  const dy = mask ? mul(each, reshape(mask.to('f32'), [shape[0], shape[1], 1, 1])) : each
+  const counts = native.embeddingBackward({ dy: handleOf(dy), index: handleOf(expertIndex), V: E })
+  return wrap(counts, { shape: [E, 1], dtype: 'f32', device })
+}
+
 /** C of a router in its mode. */
 export const capacityOf = (
   { numGates, training }: { numGates: number; training: boolean },
@@ -153,9 +177,13 @@ export class TopNGating extends Module {
   readonly thresholdTrain: Tensor
   /** f32 [K], for evaluation. */
   readonly thresholdEval: Tensor
+  /** [E] of the option `expertBias`, or null. */
+  readonly expertBias: Tensor | null
   readonly #capacity: ValuesOf<[typeof droplessOptions, typeof gatingOptions]>
   readonly #router: ValuesOf<[typeof lossOptions, typeof topkOptions]>
   readonly #secondPolicy: Record<'train' | 'eval', (typeof secondPolicies)[number]>
+  /** f32 [E, 1], how many tokens chose each expert since the last update of the bias. */
+  #load: Tensor | null = null
 
   /** Errors: OPTION, DTYPE, DEVICE; they name `op`. */
   constructor(options: TopNGatingOptions, op = 'TopNGating') {
@@ -166,10 +194,12 @@ export class TopNGating extends Module {
     this.#capacity = pick(o, droplessOptions, gatingOptions)
     this.#router = pick(o, lossOptions, topkOptions)
     this.#secondPolicy = { train: o.secondPolicyTrain, eval: o.secondPolicyEval }
-    ;[this.toGates, this.thresholdTrain, this.thresholdEval] = allOrNone(() => [
+    checkGroups(op, o, o.numGates, o.topN)
+    ;[this.toGates, this.thresholdTrain, this.thresholdEval, this.expertBias] = allOrNone(() => [
       new Linear(o.dim, o.numGates, { ...pick(o, layerOptions), bias: false }),
       thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain, o.topN, o.eps, o.device),
       thresholdBuffer(op, 'thresholdEval', o.thresholdEval, o.topN, o.eps, o.device),
+      o.expertBias ? keep(zeros([o.numGates], pick(o, layerOptions))) : null,
     ])
   }
 
@@ -180,24 +210,80 @@ export class TopNGating extends Module {
     checkTensor(op, 'x', x)
     const router = this.#router
     const N = x.shape[1] ?? 0
-    return route(x, this.toGates.weight, {
+    const result = route(x, this.toGates.weight, {
       topN: this.topN,
       capacity: this.#capacity.dropless ? N : capacityOf(this, N, this.#capacity),
       threshold: this.training ? this.thresholdTrain : this.thresholdEval,
       secondPolicy: this.#secondPolicy[this.training ? 'train' : 'eval'],
       training: this.training,
       mask: o.mask,
+      expertBias: this.expertBias ?? undefined,
       ...readRandom(op, o.random),
       ...router,
       noiseGates: o.noiseGates ?? router.noiseGates,
       noiseMult: o.noiseMult ?? router.noiseMult,
     })
+    if (this.expertBias && this.training) this.#countLoad(result)
+    return result
   }
 
-  /** Thresholds and the weight of the router. */
+  /**
+   * Moves `expertBias` by rate · sign(mean load − load): experts that were chosen less often than the others will be more
+   * often (loss-free balancing, arXiv 2408.15664). The load counts the tokens that chose an expert in training since the
+   * last update, padding excluded and dropped ones included. Call it after a step of the optimizer; it waits for the
+   * device. Nothing happens without a load. Errors: OPTION.
+   *
+   * @example
+   * ```ts
+   * const gate = new TopNGating({ dim: 32, numGates: 4, expertBias: true })
+   * gate.forward(randn([2, 16, 32]))
+   * gate.updateExpertBias(0.001)
+   * console.log(gate.expertBias?.shape) // → [ 4 ]
+   * ```
+   */
+  updateExpertBias(rate: number): void {
+    const op = 'updateExpertBias'
+    checkNumber(op, 'rate', rate)
+    const bias = this.expertBias
+    if (!bias) fail('OPTION', op, 'the router needs expertBias: true')
+    const load = this.#load
+    if (!load) return
+    scope(() => {
+      const counts = Array.from(load.dataSync(), Number)
+      const mean = counts.reduce((sum, count) => sum + count, 0) / counts.length
+      const step = counts.map((count) => rate * Math.sign(mean - count))
+      const { dtype, device } = bias
+      native.addInPlace(handleOf(bias), handleOf(tensor(step, null, { dtype, device })))
+    })
+    this.#forgetLoad()
+  }
+
+  #countLoad(routing: RouteResult): void {
+    const counts = noGrad(() => scope(() => loadOf(routing, this.numGates)))
+    if (this.#load && this.#load.device === counts.device) {
+      native.addInPlace(handleOf(this.#load), handleOf(counts))
+      counts.dispose()
+      return
+    }
+    this.#forgetLoad()
+    this.#load = keep(counts)
+  }
+
+  #forgetLoad(): void {
+    this.#load?.dispose()
+    this.#load = null
+  }
+
+  override dispose(): void {
+    super.dispose()
+    this.#forgetLoad()
+  }
+
+  /** Thresholds, the bias of the choice if there is one, and the weight of the router. */
   override *stateEntries(): Iterable<StateEntry> {
     yield { name: 'threshold_train', tensor: this.thresholdTrain }
     yield { name: 'threshold_eval', tensor: this.thresholdEval }
+    if (this.expertBias) yield { name: 'expert_bias', tensor: this.expertBias }
     yield { name: 'to_gates.weight', tensor: this.toGates.weight }
   }
 

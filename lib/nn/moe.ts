@@ -4,7 +4,7 @@ import type { ComputeDType, DType } from '../dtype.js'
 import { MoeError, show } from '../errors.js'
 import { allFinite } from '../norm.js'
 import { type ActivationOptions, activationOptions } from '../ops/activation.js'
-import { add } from '../ops/binary.js'
+import { add, mul } from '../ops/binary.js'
 import { combine } from '../ops/combine.js'
 import { dispatch } from '../ops/dispatch.js'
 import { expertFfn } from '../ops/expert-ffn.js'
@@ -63,6 +63,8 @@ const moeOptions = {
      */
     gatingTopN: integer({ min: 1, max: maxChoices, atMost: 'numExperts', default: 2 }),
   }),
+  /** Multiplies all combine weights (DeepSeek-V3). Default 1. */
+  routedScalingFactor: number({ default: 1 }),
   /** The dispatch weight is 1 forward but passes its gradient to the router. Default true. */
   straightThroughDispatchTensor: boolean({ default: true }),
   /** E modules instead of the built-in experts, each called with [B, C, D] (empty slots are zero rows). */
@@ -155,6 +157,7 @@ export class MoE extends Module {
   readonly computeDtype: ComputeDType
   readonly #straightThrough: boolean
   readonly #throwNonFinite: boolean
+  readonly #routedScalingFactor: number
 
   /**
    * Errors: OPTION (an unknown option is one, and names the nearest), DTYPE, DEVICE, BACKEND_UNAVAILABLE, UNSUPPORTED
@@ -175,6 +178,7 @@ export class MoE extends Module {
     this.computeDtype = o.computeDtype
     this.#straightThrough = o.straightThroughDispatchTensor
     this.#throwNonFinite = o.onNonFinite === 'throw'
+    this.#routedScalingFactor = o.routedScalingFactor
     const experts = pick(o, layerOptions, gemmOptions, activationOptions, expertOptions)
     ;[this.gate, this.experts, this.sharedExperts] = allOrNone(() => [
       o.router === 'topk'
@@ -211,7 +215,7 @@ export class MoE extends Module {
     checkTensor(op, 'x', x, { shape: x.shape, dtype, device })
     this.#checkFinite(op, 'x', x)
     return callScope(() => {
-      const routing = this.gate.forward(x, gating)
+      const routing = this.#scaled(this.gate.forward(x, gating))
       const routed =
         this.experts instanceof Experts
           ? expertFfn(x, routing, this.experts, {
@@ -243,6 +247,28 @@ export class MoE extends Module {
     options?: MoEForwardOptions,
   ): GradHandle {
     return forwardWithGrad('MoE.forwardWithGrad', this, this.gate.toGates.weight, input, shape, options)
+  }
+
+  /**
+   * {@link TopNGating.updateExpertBias} of the router. Call it after a step of the optimizer. Errors: OPTION without
+   * `expertBias`.
+   *
+   * @example
+   * ```ts
+   * const moe = new MoE({ dim: 32, numExperts: 4, scoreFunction: 'sigmoid', expertBias: true })
+   * moe.forward(randn([2, 16, 32])).outputs.square().mean().backward()
+   * moe.updateExpertBias(0.001)
+   * console.log(moe.stateDict()['gate.expert_bias'].shape) // → [ 4 ]
+   * ```
+   */
+  updateExpertBias(rate: number): void {
+    if (!(this.gate instanceof TopNGating)) fail('OPTION', 'updateExpertBias', 'the router needs expertBias: true')
+    this.gate.updateExpertBias(rate)
+  }
+
+  #scaled<D extends DType>(routing: RouteResult<D>): RouteResult<D> {
+    const factor = this.#routedScalingFactor
+    return factor === 1 ? routing : { ...routing, weight: mul(routing.weight, factor) }
   }
 
   #applyUsers<D extends DType>(x: Tensor<D>, routing: RouteResult<D>, experts: UserExperts): Tensor<D> {

@@ -1,4 +1,16 @@
-import { boolean, number, type OptionsOf, oneOf, onlyIf, reader, unchecked } from '../options.js'
+import { fail } from '../check.js'
+import {
+  boolean,
+  integer,
+  number,
+  type OptionsOf,
+  oneOf,
+  onlyIf,
+  onlyWhere,
+  reader,
+  unchecked,
+  type ValuesOf,
+} from '../options.js'
 import type { Generator } from '../random.js'
 import type { Tensor } from '../tensor.js'
 
@@ -15,17 +27,41 @@ export const gateNormalizations = ['topk', 'none', 'kept'] as const
 /** In the order of SecondPolicy. */
 export const secondPolicies = ['random', 'all', 'none', 'threshold'] as const
 
+/** In the order of ScoreFunction. */
+export const scoreFunctions = ['softmax', 'sigmoid', 'softmaxAfterTopk', 'sigmoidAfterTopk'] as const
+
 /** Numbers and switches of top-k routing that the op and the layers around it share. */
 export const topkOptions = onlyIf('router', ['topk'], {
   /**
-   * Gates by 20 iterations of coordinate descent, so that every expert's score gets a gradient (CoLT5, arXiv
-   * 2303.09752). Default false.
+   * The scores of which the gates are made. 'softmax' and 'sigmoid' (DeepSeek-V3, arXiv 2412.19437) are of the logits, and
+   * the K experts of the largest scores are chosen. With 'softmaxAfterTopk' (gpt-oss) and 'sigmoidAfterTopk' (Llama 4) the
+   * K largest logits are, and scores are made of those. Default 'softmax'.
    */
-  differentiableTopk: boolean({ default: false }),
-  /** Adds Gumbel noise to the logits, in evaluation too: noiseMult · −log(−log u), u uniform in [0, 1). Default false. */
-  noiseGates: boolean({ default: false }),
-  /** Factor of the noise. Default 1. */
-  noiseMult: number({ default: 1 }),
+  scoreFunction: oneOf(scoreFunctions, { default: 'softmax' }),
+  /** The experts are in that many equal groups of neighbors, and a token may choose from `topGroups` of them. Default 1. */
+  routingGroups: integer({ min: 1, default: 1 }),
+  /**
+   * A group counts as the sum of the two best scores in it, `expertBias` included (DeepSeek-V3, arXiv 2412.19437, §2.1.2).
+   * Default 1.
+   */
+  topGroups: integer({ min: 1, atMost: 'routingGroups', default: 1 }),
+  ...onlyIf('scoreFunction', ['softmax'], {
+    ...onlyWhere(
+      ({ expertBias, routingGroups }) =>
+        expertBias ? 'is not for expertBias' : routingGroups !== 1 ? 'is not for routingGroups' : null,
+      {
+        /**
+         * Gates by 20 iterations of coordinate descent, so that every expert's score gets a gradient (CoLT5, arXiv
+         * 2303.09752). Default false.
+         */
+        differentiableTopk: boolean({ default: false }),
+      },
+    ),
+    /** Adds Gumbel noise to the logits, in evaluation too: noiseMult · −log(−log u), u uniform in [0, 1). Default false. */
+    noiseGates: boolean({ default: false }),
+    /** Factor of the noise. Default 1. */
+    noiseMult: number({ default: 1 }),
+  }),
   /**
    * What the load-balancing loss counts. 'kept': dispatched top-1 assignments (st-moe-pytorch); 'assigned': all (Mesh
    * TensorFlow, ST-MoE paper). Default 'kept'.
@@ -33,10 +69,12 @@ export const topkOptions = onlyIf('router', ['topk'], {
   balanceDensity: oneOf(['kept', 'assigned'], { default: 'kept' }),
   /**
    * What the scores of a token's experts are divided by to give its combine weights. 'topk': the sum over the K experts.
-   * 'none': nothing. 'kept': the sum over those of its experts that were kept. Default 'topk'.
+   * 'none': nothing. 'kept': the sum over those of its experts that were kept. Default 'topk', for 'sigmoidAfterTopk' 'none'.
    */
-  gateNormalization: oneOf(gateNormalizations, { default: 'topk' }),
-  /** Floor of the sum of the chosen probabilities, and of a threshold. Default 1e-9. */
+  gateNormalization: oneOf(gateNormalizations, {
+    default: ({ scoreFunction }) => (scoreFunction === 'sigmoidAfterTopk' ? 'none' : 'topk'),
+  }),
+  /** Floor of the sum of the chosen scores, and of a threshold. Default 1e-9. */
   eps: number({ min: 0, default: 1e-9 }),
 })
 
@@ -76,6 +114,11 @@ export const routeOptions = {
    * g > threshold (Mesh TensorFlow). Default 'random'.
    */
   secondPolicy: oneOf(secondPolicies, { default: 'random' }),
+  /**
+   * [E] of the dtype of x, added to what experts are chosen by, and to nothing else (loss-free balancing, arXiv 2408.15664).
+   * No gradient. Default: none.
+   */
+  expertBias: unchecked<Tensor>(),
   /** Default: that of {@link manualSeed}. */
   generator: unchecked<Generator>(),
 }
@@ -89,6 +132,23 @@ export interface RouteOptions
     RoutingRandom {}
 
 export const readRouteOptions = reader(routeOptions, tokenOptions, lossOptions, topkOptions, randomOptions)
+
+/** Whether E experts can be in such groups, and K of them be chosen. */
+export function checkGroups(
+  op: string,
+  { routingGroups, topGroups }: Pick<ValuesOf<[typeof topkOptions]>, 'routingGroups' | 'topGroups'>,
+  E: number,
+  K: number,
+): void {
+  if (E % routingGroups !== 0) fail('OPTION', op, `routingGroups must divide the ${E} experts, got ${routingGroups}`)
+  const experts = (E / routingGroups) * topGroups
+  if (K > experts)
+    fail(
+      'OPTION',
+      op,
+      `topGroups must hold at least the ${K} experts of a token, got ${topGroups} with ${experts} experts`,
+    )
+}
 
 export const choiceOptions = onlyIf('router', ['expertChoice'], {
   /**

@@ -9,9 +9,11 @@ import { pick } from '../options.js'
 import { defaultGenerator, Generator, restoringOnError } from '../random.js'
 import { checkTensor, handleOf, type Tensor } from '../tensor.js'
 import {
+  checkGroups,
   gateNormalizations,
   type RouteOptions,
   readRouteOptions,
+  scoreFunctions,
   secondPolicies,
   topkOptions,
 } from './route-options.js'
@@ -32,7 +34,7 @@ function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle
 
 /**
  * Top-k routing with capacity: x [B, N, D], router weight [E, D] → routing and losses, f32 or f64. The steps are those of
- * docs/semantics.md: logits, Gumbel noise, softmax, the K largest, normalised gates, stochastic thresholds for the
+ * docs/semantics.md: logits, Gumbel noise, scores, the K largest, normalised gates, stochastic thresholds for the
  * second and later experts (the random routing of GShard, arXiv 2006.16668, §2.2), slots in order of rank (top-1 first), then token.
  *
  * The gradient flows to x and weight from `weight` and the losses. Errors: SHAPE, DTYPE, DEVICE, OPTION; NON_FINITE for a
@@ -50,6 +52,11 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
   const { B, N, E } = checkRouterInputs(op, x, weight)
   const { dtype, device } = x
   const K = checkInteger(op, 'topN', o.topN, 1, E)
+  checkGroups(op, o, E, K)
+  if (o.expertBias !== undefined) checkTensor(op, 'expertBias', o.expertBias, { shape: [E], dtype, device })
+  // A softmax of the K largest logits is the softmax of all, divided by the sum over the K.
+  const gateNormalization =
+    o.scoreFunction === 'softmaxAfterTopk' && o.gateNormalization === 'none' ? 'topk' : o.gateNormalization
   const C = checkInteger(op, 'capacity', o.capacity ?? expertCapacity(N, E, o.capacityFactor), 0, 2 ** 31 - 1)
   const noisy = o.noiseGates
   const settings = {
@@ -59,7 +66,9 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
     densityAssigned: o.balanceDensity === 'assigned',
     training: o.training,
     ...pick(o, topkOptions),
-    gateNormalization: gateNormalizations.indexOf(o.gateNormalization),
+    gateNormalization: gateNormalizations.indexOf(gateNormalization),
+    scoreFunction: scoreFunctions.indexOf(o.scoreFunction),
+    groups: o.routingGroups,
   }
   const generator = o.generator ?? defaultGenerator
   if (!Generator.isGenerator(generator)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
@@ -83,6 +92,7 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         threshold,
         uniforms,
         gumbelUniforms,
+        expertBias: o.expertBias ? handleOf(o.expertBias) : null,
         mask,
         K,
         C,

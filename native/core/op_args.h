@@ -49,6 +49,11 @@ constexpr int32_t kBinaryKindCount = 0
 enum class GateNormalization : int32_t { topk, none, kept };
 constexpr int32_t kGateNormalizationCount = 3;
 
+// By what a token chooses its experts, and what becomes their gates. softmax, sigmoid: the scores, of which the gates
+// are made. The others: the logits, and their softmax (a gate is then divided by the sum over the K) or sigmoid.
+enum class ScoreFunction : int32_t { softmax, sigmoid, softmax_after_topk, sigmoid_after_topk };
+constexpr int32_t kScoreFunctionCount = 4;
+
 // Whether the second and later experts of a token are used: by chance, always, never, or if the gate exceeds a
 // threshold.
 enum class SecondPolicy : int32_t { random, all, none, threshold };

@@ -4,17 +4,49 @@
 
 namespace st_moe {
 
+// Scores are sigmoids of single logits, else a softmax.
+ST_MOE_HOST_DEVICE static inline bool is_sigmoid(ScoreFunction f) {
+  return f == ScoreFunction::sigmoid || f == ScoreFunction::sigmoid_after_topk;
+}
+
+// Of a group of `size` experts: the sum of its two best keys. A token chooses experts of its best groups only
+// (DeepSeek-V3, arXiv 2412.19437, §2.1.2).
+template <class T>
+ST_MOE_HOST_DEVICE static inline T group_score(const T* key, int64_t size) {
+  if (size == 1) return key[0];
+  const bool second_is_best = key[1] > key[0];
+  T best = key[second_is_best], second = key[!second_is_best];
+  for (int64_t e = 2; e < size; ++e) {
+    if (key[e] > best)
+      second = best, best = key[e];
+    else if (key[e] > second)
+      second = key[e];
+  }
+  return best + second;
+}
+
 // The numbers of a router in the type of its logits, and the formulas that use them, for both backends.
 template <class T>
 struct RouterNumbers {
   T noise_mult, eps;
   GateNormalization normalization;
   SecondPolicy second_policy;
+  ScoreFunction score_function;
 
   static RouterNumbers of(const RouteArgs& args) {
-    return {static_cast<T>(args.noise_mult), static_cast<T>(args.eps), args.gate_normalization, args.second_policy};
+    return {static_cast<T>(args.noise_mult), static_cast<T>(args.eps), args.gate_normalization, args.second_policy,
+            args.score_function};
   }
   ST_MOE_HOST_DEVICE T noisy(T logit, T u) const { return logit + noise_mult * gumbel(u); }
+  // What experts are chosen by, of one with this logit and this probability, and its score.
+  ST_MOE_HOST_DEVICE T key(T logit, T probability) const {
+    const bool after =
+        score_function == ScoreFunction::softmax_after_topk || score_function == ScoreFunction::sigmoid_after_topk;
+    return after ? logit : score(logit, probability);
+  }
+  ST_MOE_HOST_DEVICE T score(T logit, T probability) const {
+    return is_sigmoid(score_function) ? sigmoid(logit) : probability;
+  }
   // Of a chosen expert with this score; `total` is the sum over the token's experts.
   ST_MOE_HOST_DEVICE T gate(T score, T total) const { return score / (total < eps ? eps : total); }
   // Before it is known which experts are kept. For GateNormalization::kept, gate() divides it by the sum over those.

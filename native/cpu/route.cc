@@ -52,7 +52,7 @@ template <class T>
 struct Router {
   const RouteArgs& args;
   const RouterNumbers<T> numbers;
-  const T *uniforms, *gumbel_uniforms;
+  const T *uniforms, *gumbel_uniforms, *expert_bias;
   T *gate, *weight, *probs, *logits, *lse, *density;
 
   explicit Router(const RouteArgs& a)
@@ -60,6 +60,7 @@ struct Router {
         numbers(RouterNumbers<T>::of(a)),
         uniforms(static_cast<const T*>(a.uniforms)),
         gumbel_uniforms(static_cast<const T*>(a.gumbel_uniforms)),
+        expert_bias(static_cast<const T*>(a.expert_bias)),
         gate(static_cast<T*>(a.gate)),
         weight(static_cast<T*>(a.weight)),
         probs(static_cast<T*>(a.probs)),
@@ -69,8 +70,27 @@ struct Router {
 
   bool masked(int64_t token) const { return args.mask && args.mask[token] == 0; }
 
+  // What the experts are chosen by, if that is not the probabilities themselves. work [3E], group_index [groups]
+  const T* keys(const T* l, const T* s, T* work, int32_t* group_index) const {
+    const int64_t E = args.E, groups = max_of<int64_t>(1, args.groups), size = E / groups;
+    T *key = work, *score = key + E, *sorted = score + E;
+    for (int64_t e = 0; e < E; ++e) key[e] = numbers.key(l[e], s[e]) + (expert_bias ? expert_bias[e] : T(0));
+    if (groups == 1) return key;
+    for (int64_t g = 0; g < groups; ++g) score[g] = group_score(key + g * size, size);
+    select_row(score, groups, args.top_groups, sorted, group_index);
+    for (int64_t g = 0; g < groups; ++g) score[g] = -static_cast<T>(INFINITY);
+    for (int64_t i = 0; i < args.top_groups; ++i) score[group_index[i]] = 0;
+    for (int64_t e = 0; e < E; ++e)
+      if (score[e / size] != 0) key[e] = score[e / size];
+    return key;
+  }
+
+  bool chooses_by_probability() const {
+    return numbers.score_function == ScoreFunction::softmax && !expert_bias && args.groups <= 1;
+  }
+
   // Probabilities, experts and gates of a token; the experts of a NaN row are 0 … K−1. work [3E]
-  void choose(int64_t t, Uniforms& noise, T* work) const {
+  void choose(int64_t t, Uniforms& noise, T* work, int32_t* group_index) const {
     const int64_t E = args.E, K = args.K;
     const T* l = logits + t * E;
     T *s = probs + t * E, *g = gate + t * K;
@@ -93,13 +113,14 @@ struct Router {
       select_row(selection, E, K, g, index);
       score = c;
     } else {
-      select_row(s, E, K, g, index);
+      select_row(chooses_by_probability() ? s : keys(l, s, work, group_index), E, K, g, index);
     }
     T total = 0;
-    for (int64_t k = 0; k < K; ++k) total += score[index[k]];
+    for (int64_t k = 0; k < K; ++k) total += weight[t * K + k] = numbers.score(l[index[k]], score[index[k]]);
     for (int64_t k = 0; k < K; ++k) {
-      g[k] = masked(t) ? T(0) : numbers.gate(score[index[k]], total);
-      weight[t * K + k] = numbers.weight(score[index[k]], g[k]);
+      T& w = weight[t * K + k];
+      g[k] = masked(t) ? T(0) : numbers.gate(w, total);
+      w = numbers.weight(w, g[k]);
     }
   }
 
@@ -107,11 +128,12 @@ struct Router {
   void choose_block(int64_t begin, int64_t end, double* prob_sum, Sums& sums) const {
     const int64_t E = args.E, K = args.K, tokens = args.B * args.N;
     Scratch<T> work(3 * E);
+    Scratch<int32_t> group_index(max_of<int64_t>(1, args.top_groups));
     Uniforms noise(args.seed, args.gumbel_step), uniform(args.seed, args.step);
     for (int64_t e = 0; e < E; ++e) prob_sum[e] = 0;
     sums = Sums{};
     for (int64_t t = begin; t < end; ++t) {
-      choose(t, noise, work.get());
+      choose(t, noise, work.get(), group_index.get());
       if (masked(t)) continue;
       for (int64_t e = 0; e < E; ++e) prob_sum[e] += static_cast<double>(probs[t * E + e]);
       sums.z += static_cast<double>(lse[t]) * static_cast<double>(lse[t]);

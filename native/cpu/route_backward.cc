@@ -35,27 +35,32 @@ struct RouterGradient {
     z_scale = losses.z * 2 / static_cast<double>(unmasked.count);
   }
 
-  // ds [E] = gradient of the probabilities through the gates of token t. work [4E]
-  void through_gates(int64_t t, T* ds, T* work) const {
+  // Calls add(e, gradient of the score) for each expert e of token t; score(e) is its score.
+  template <class Score, class Add>
+  void through_gates(int64_t t, Score&& score, Add&& add) const {
+    const int64_t K = args.K;
+    const T *g = gate + t * K, *dw = dweight + t * K;
+    const int32_t *index = args.expert_index + t * K, *kept = args.kept + t * K;
+    ScoreGradient<T> gradient{args.gate_normalization, static_cast<T>(args.eps)};
+    for (int64_t k = 0; k < K; ++k) gradient.add_score(score(index[k]), kept[k] != 0);
+    for (int64_t k = 0; k < K; ++k) gradient.add_weight(score(index[k]), g[k], kept[k] != 0, dw[k]);
+    for (int64_t k = 0; k < K; ++k) add(index[k], gradient.of(kept[k] != 0, dw[k]));
+  }
+
+  // ds [E] = gradient of the probabilities of token t through its gates. work [4E]
+  void through_probabilities(int64_t t, T* ds, T* work) const {
     const int64_t E = args.E, K = args.K;
     for (int64_t e = 0; e < E; ++e) ds[e] = 0;
-    if (!dweight) return;
-    const T *s = probs + t * E, *g = gate + t * K;
-    const int32_t* index = args.expert_index + t * K;
+    if (!dweight || is_sigmoid(args.score_function)) return;
+    const T* s = probs + t * E;
     T *c = work, *dc = work + E;
     SoftTopk<T> soft(E, K, work + 2 * E);
     if (args.differentiable_topk) soft.forward(s, c);
     T* dscore = args.differentiable_topk ? dc : ds;
     const T* score = args.differentiable_topk ? c : s;
-
-    ScoreGradient<T> gradient{args.gate_normalization, static_cast<T>(args.eps)};
-    const int32_t* kept = args.kept + t * K;
-    const T* dw = dweight + t * K;
-    for (int64_t k = 0; k < K; ++k) gradient.add_score(score[index[k]], kept[k] != 0);
-    for (int64_t k = 0; k < K; ++k) gradient.add_weight(score[index[k]], g[k], kept[k] != 0, dw[k]);
     if (args.differentiable_topk)
       for (int64_t e = 0; e < E; ++e) dc[e] = 0;
-    for (int64_t k = 0; k < K; ++k) dscore[index[k]] += gradient.of(kept[k] != 0, dw[k]);
+    through_gates(t, [=](int32_t e) { return score[e]; }, [=](int32_t e, T gradient) { dscore[e] += gradient; });
     if (args.differentiable_topk) soft.backward(s, dc, ds, work + 3 * E);
   }
 
@@ -65,13 +70,17 @@ struct RouterGradient {
     const T* __restrict s = probs + t * E;
     const T* __restrict l = logits + t * E;
     const T* __restrict f = density + t / args.N * E;
-    through_gates(t, dl, work);
+    through_probabilities(t, dl, work);
     if (args.training) {
       const T scale = static_cast<T>(balance_scale / static_cast<double>(tokens));
       for (int64_t e = 0; e < E; ++e) dl[e] += scale * f[e];
     }
     const T mean = dot(s, dl, E);
     for (int64_t e = 0; e < E; ++e) dl[e] = s[e] * (dl[e] - mean);
+    if (dweight && is_sigmoid(args.score_function))
+      through_gates(
+          t, [=](int32_t e) { return sigmoid(l[e]); },
+          [=](int32_t e, T gradient) { dl[e] += gradient * sigmoid_grad(l[e]); });
     if (!args.training) return;
     // The noise is in s, not in l.
     const T scale = static_cast<T>(z_scale * static_cast<double>(lse[t]));

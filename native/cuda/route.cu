@@ -25,17 +25,18 @@ static int64_t tile_tokens(int64_t K, int64_t E) {
 
 template <class T>
 struct Router {
-  const T *uniforms, *gumbel_uniforms;
+  const T *uniforms, *gumbel_uniforms, *expert_bias;
   const float* threshold;
   const int32_t* mask;
   int32_t *expert_index, *kept, *position;
   T *gate, *weight, *probs, *lse, *density;
   const T* logits;
-  int64_t B, N, E, K, C, tile, tiles;  // tiles of `tile` tokens in each sequence
+  int64_t B, N, E, K, C, groups, top_groups, tile, tiles;  // tiles of `tile` tokens in each sequence
   Sample sample, gumbel_sample;
   RouterNumbers<T> numbers;
   bool noisy, soft, density_assigned;
   // Scratch
+  T* keys;            // [B, N, E] what experts are chosen by; null unless there are groups
   int32_t* count;     // [B, tiles, K, E] routed assignments of a tile, later those of the sequence that come before
   int32_t* counted;   // [B, tiles] tokens that are not masked
   double* prob_sum;   // [B, tiles, E] Σ s over them
@@ -51,6 +52,8 @@ struct Router {
   __device__ int64_t end(int64_t work) const { return min_of(begin(work) + tile, (work / tiles + 1) * N); }
 
   __device__ void probabilities(int64_t t, int lane) const;
+  __device__ T key(int64_t t, int64_t e) const;
+  __device__ void keep_top_groups(int64_t t, int lane) const;
   __device__ void choose(int64_t t, int lane) const;
   __device__ bool is_routed(int64_t t, int64_t k, T g) const;
   __device__ void add_up(int64_t work) const;
@@ -74,6 +77,29 @@ __device__ void Router<T>::probabilities(int64_t t, int lane) const {
   softmax_row(s, s, E, lane);
 }
 
+// What expert e is chosen by.
+template <class T>
+__device__ T Router<T>::key(int64_t t, int64_t e) const {
+  const T own = numbers.key(logits[t * E + e], probs[t * E + e]);
+  return expert_bias ? own + expert_bias[e] : own;
+}
+
+// The keys of a token, −inf outside its top groups. Lane l writes the entries of the groups l, l + 32, … only.
+template <class T>
+__device__ void Router<T>::keep_top_groups(int64_t t, int lane) const {
+  T* row = keys + t * E;
+  const int64_t size = E / groups;
+  for (int64_t g = lane; g < groups; g += kWarp)
+    for (int64_t e = g * size; e < (g + 1) * size; ++e) row[e] = key(t, e);
+  const auto score = [&](int64_t g) { return group_score(row + g * size, size); };
+  Entry<T> last = before_all<T>();
+  for (int64_t i = 0; i < top_groups; ++i) last = warp_first(first_after(last, groups, lane, kWarp, score));
+  for (int64_t g = lane; g < groups; g += kWarp) {
+    if (!before(last, Entry<T>{score(g), static_cast<int32_t>(g)})) continue;
+    for (int64_t e = g * size; e < (g + 1) * size; ++e) row[e] = -static_cast<T>(INFINITY);
+  }
+}
+
 template <class T>
 __device__ bool Router<T>::is_routed(int64_t t, int64_t k, T g) const {
   if (masked(t)) return false;
@@ -88,17 +114,20 @@ __device__ bool Router<T>::is_routed(int64_t t, int64_t k, T g) const {
 template <class T>
 __device__ void Router<T>::choose(int64_t t, int lane) const {
   probabilities(t, lane);
-  const T* s = probs + t * E;
+  const T *l = logits + t * E, *s = probs + t * E;
   T a = 0, total = 0;
+  __syncwarp();  // the keys of a group come from entries of other lanes
+  if (keys) keep_top_groups(t, lane);
   if (soft) a = SoftTopk<T>(E, K, lane).descend(s, nullptr);
   __syncwarp();  // the gates come from entries of other lanes
   Entry<T> entry = before_all<T>();
   for (int64_t k = 0; k < K; ++k) {
     entry = warp_first(first_after(entry, E, lane, kWarp, [&](int64_t e) {
-      const T c = soft ? SoftTopk<T>::score(s[e], a) : T(1);
+      if (!soft) return keys ? keys[t * E + e] : key(t, e);
+      const T c = SoftTopk<T>::score(s[e], a);
       return s[e] * (c + (T(1) - c));
     }));
-    const T score = soft ? SoftTopk<T>::score(s[entry.index], a) : s[entry.index];
+    const T score = soft ? SoftTopk<T>::score(s[entry.index], a) : numbers.score(l[entry.index], s[entry.index]);
     total += score;
     if (k % kWarp != lane) continue;
     expert_index[t * K + k] = entry.index;
@@ -259,12 +288,14 @@ static Router<T> router_of(const Context& ctx, const RouteArgs& args) {
   Router<T> r{};
   r.uniforms = static_cast<const T*>(args.uniforms);
   r.gumbel_uniforms = static_cast<const T*>(args.gumbel_uniforms);
+  r.expert_bias = static_cast<const T*>(args.expert_bias);
   r.threshold = args.threshold, r.mask = args.mask;
   r.expert_index = args.expert_index, r.kept = args.kept, r.position = args.position;
   r.gate = static_cast<T*>(args.gate), r.weight = static_cast<T*>(args.weight);
   r.probs = static_cast<T*>(args.probs), r.lse = static_cast<T*>(args.lse);
   r.density = static_cast<T*>(args.density), r.logits = static_cast<const T*>(args.logits);
   r.B = args.B, r.N = args.N, r.E = args.E, r.K = args.K, r.C = args.C;
+  r.groups = args.groups, r.top_groups = args.top_groups;
   r.tile = tile_tokens(args.K, args.E), r.tiles = ceil_div(args.N, r.tile);
   r.sample = sample_of(ctx, args.seed, args.step), r.gumbel_sample = sample_of(ctx, args.seed, args.gumbel_step);
   r.numbers = RouterNumbers<T>::of(args);
@@ -281,6 +312,8 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
   Scratch<int32_t> count(ctx, work * args.K * args.E), counted(ctx, work);
   Scratch<double> prob_sum(ctx, work * args.E), z_sum(ctx, work), balance(ctx, parts), z(ctx, args.B);
   Scratch<int64_t> unmasked(ctx, args.B);
+  Scratch<T> keys(ctx, args.groups > 1 ? args.B * args.N * args.E : 0);
+  r.keys = args.groups > 1 ? keys.get() : nullptr;
   r.count = count.get(), r.counted = counted.get(), r.prob_sum = prob_sum.get(), r.z_sum = z_sum.get();
   r.balance = balance.get(), r.z = z.get(), r.unmasked = unmasked.get();
   if (work > 0) launch(ctx, choose_kernel<T>, grid_for(work, 1), kWarpBlock, 0, r);

@@ -19,7 +19,7 @@ struct LogitsGradient {
   T* dl;
   int64_t B, N, E, K;
   ScoreGradient<T> no_scores;  // the sums before the first
-  bool noisy, training, soft;
+  bool noisy, training, soft, sigmoids;
   UnmaskedTokens unmasked;
   Stream::ErrorFlag* error_flag;
 
@@ -30,30 +30,38 @@ struct LogitsGradient {
     return false;
   }
 
-  // ds [E] = gradient of the probabilities through the gates of token t
-  __device__ void through_gates(int64_t t, T* ds, int lane) const {
-    for (int64_t e = lane; e < E; e += kWarp) ds[e] = 0;
-    if (!dweight) return;
-    const T* s = probs + t * E;
-    const SoftTopk<T> soft_topk(E, K, lane);
-    T a[kSoftTopkIterations + 1] = {};
-    if (soft) soft_topk.descend(s, a);
+  // Calls add(e, gradient of the score) for each expert e of token t, on the lane that has entry e; score(e) is its
+  // score.
+  template <class Score, class Add>
+  __device__ void through_gates(int64_t t, int lane, Score&& score, Add&& add) const {
     ScoreGradient<T> gradient = no_scores;
     int32_t expert;
     const auto each_score = [&](auto&& f) {
       for (int64_t k = lane; k < K; k += kWarp)
-        if (expert_at(t * K + k, &expert))
-          f(soft ? SoftTopk<T>::score(s[expert], a[kSoftTopkIterations]) : s[expert], t * K + k);
+        if (expert_at(t * K + k, &expert)) f(score(expert), t * K + k);
     };
-    each_score([&](T score, int64_t i) { gradient.add_score(score, kept[i] != 0); });
+    each_score([&](T value, int64_t i) { gradient.add_score(value, kept[i] != 0); });
     gradient.total = warp_reduce(gradient.total, Sum{});
-    each_score([&](T score, int64_t i) { gradient.add_weight(score, gate[i], kept[i] != 0, dweight[i]); });
+    each_score([&](T value, int64_t i) { gradient.add_weight(value, gate[i], kept[i] != 0, dweight[i]); });
     gradient.mean = warp_reduce(gradient.mean, Sum{});
     for (int64_t i = t * K; i < (t + 1) * K; ++i) {
       expert = expert_index[i];
       if (expert < 0 || expert >= E || expert % kWarp != lane) continue;
-      ds[expert] += gradient.of(kept[i] != 0, dweight[i]);
+      add(expert, gradient.of(kept[i] != 0, dweight[i]));
     }
+  }
+
+  // ds [E] = gradient of the probabilities of token t through its gates
+  __device__ void through_probabilities(int64_t t, T* ds, int lane) const {
+    for (int64_t e = lane; e < E; e += kWarp) ds[e] = 0;
+    if (!dweight || sigmoids) return;
+    const T* s = probs + t * E;
+    const SoftTopk<T> soft_topk(E, K, lane);
+    T a[kSoftTopkIterations + 1] = {};
+    if (soft) soft_topk.descend(s, a);
+    through_gates(
+        t, lane, [&](int32_t e) { return soft ? SoftTopk<T>::score(s[e], a[kSoftTopkIterations]) : s[e]; },
+        [&](int32_t e, T gradient) { ds[e] += gradient; });
     if (soft) soft_topk.backward(s, a, ds);
   }
 
@@ -65,7 +73,7 @@ struct LogitsGradient {
     }
     const int64_t b = t / N;
     const T *s = probs + t * E, *l = logits + t * E, *f = density + b * E;
-    through_gates(t, row, lane);
+    through_probabilities(t, row, lane);
     const TokenCounts counts = unmasked.all();
     if (training) {
       const double sequences = static_cast<double>(counts.sequences), tokens = static_cast<double>(unmasked.in(b));
@@ -76,6 +84,10 @@ struct LogitsGradient {
     for (int64_t e = lane; e < E; e += kWarp) mean += s[e] * row[e];
     mean = warp_reduce(mean, Sum{});
     for (int64_t e = lane; e < E; e += kWarp) row[e] = s[e] * (row[e] - mean);
+    if (dweight && sigmoids)
+      through_gates(
+          t, lane, [&](int32_t e) { return sigmoid(l[e]); },
+          [&](int32_t e, T gradient) { row[e] += gradient * sigmoid_grad(l[e]); });
     if (!training) return;
     // The noise is in s, not in l.
     const double upstream = losses.z() * 2 / static_cast<double>(counts.tokens);
@@ -95,6 +107,7 @@ static LogitsGradient<T> gradient_of(const Context& ctx, const RouteBackwardArgs
   g.B = args.B, g.N = args.N, g.E = args.E, g.K = args.K;
   g.no_scores = {args.gate_normalization, static_cast<T>(args.eps)};
   g.noisy = args.noisy, g.training = args.training, g.soft = args.differentiable_topk;
+  g.sigmoids = is_sigmoid(args.score_function);
   g.error_flag = stream_of(ctx).error_flag();
   return g;
 }

@@ -38,12 +38,25 @@ inline std::vector<Shape> common_shapes() {
       {"second expert always", 2, 9, 6, 4, 2, 4, 5, {0, 1e6f}, kSecondAll},
       {"second expert never", 2, 9, 6, 4, 2, 4, 5, {0, 0}, kSecondNone},
       {"second expert by threshold", 2, 9, 6, 4, 3, 4, 5, {0, 0.3f, 0.1f}, kSecondThreshold | kKeptNormalized},
+      {"sigmoid", 2, 9, 6, 5, 3, 4, 4, {0, 0.3f, 0.2f}},
+      {"sigmoid, biased choice, masked", 3, 9, 6, 5, 3, 4, 4, {0, 0.3f, 0.2f}, kMasked | kUnnormalized},
+      {"sigmoid, top groups, biased choice", 2, 9, 6, 12, 4, 4, 4, {0, 0.1f, 0.1f, 0.1f}, kSecondAll},
+      {"sigmoid after top-k", 2, 9, 6, 5, 2, 4, 4, {0, 0.2f}, kUnnormalized},
+      {"softmax after top-k, biased choice", 2, 9, 6, 5, 2, 4, 4, {0, 0.2f}, kKeptNormalized},
+      {"top groups of one expert, noisy", 2, 9, 6, 6, 2, 4, 4, {0, 0.2f}, kNoisy},
+      {"top groups of 40 experts", 1, 9, 6, 80, 3, 4, 4, {0, 0.2f, 0.1f}, 0, 3},
       {"narrow outputs", 2, 9, 9, 4, 2, 4, 5, {0, 0.3f}},
       {"wide outputs without biases", 2, 9, 4, 4, 2, 4, 5, {0, 0.3f}},
       {"no multiplicative bias", 2, 9, 6, 4, 2, 4, 5, {0, 0.3f}},
       {"no biases of plain experts", 2, 9, 6, 4, 2, 4, 5, {0, 0.3f}},
   };
   Shape* last = &shapes.back();
+  last[-10].score = last[-9].score = last[-8].score = ScoreFunction::sigmoid;
+  last[-9].biased_choice = last[-8].biased_choice = last[-6].biased_choice = true;
+  last[-8].groups = 4, last[-8].top_groups = 2;
+  last[-7].score = ScoreFunction::sigmoid_after_topk, last[-6].score = ScoreFunction::softmax_after_topk;
+  last[-5].groups = 6, last[-5].top_groups = 3;
+  last[-4].groups = 2;
   last[-3].output = 2;
   last[-2].output = 19, last[-2].biases = last[-2].multiplicative = false;
   last[-1].multiplicative = false;

@@ -24,7 +24,7 @@ template <class T>
 struct Layer {
   const Problem& p;
   Device device;
-  std::vector<T> x, w, w1, b1, mu, w2, b2, uniforms, gumbel, gy;
+  std::vector<T> x, w, w1, b1, mu, w2, b2, uniforms, gumbel, gy, expert_bias;
   std::vector<T> gate, weight, balance, z, total, probs, logits, lse, density, y, a;
   std::vector<T> dweight, dx, dx_router, dw, dw1, db1, dmu, dw2, db2;
   Indices index, kept, position;
@@ -39,7 +39,7 @@ struct Layer {
       : p(problem), device(on), slots(with_slots || on.backend != &cpu_backend()), compute(operands) {
     x = cast<T>(p.x), w = cast<T>(p.w), w1 = cast<T>(p.w1), b1 = cast<T>(p.b1), mu = cast<T>(p.mu);
     w2 = cast<T>(p.w2), b2 = cast<T>(p.b2), gy = cast<T>(p.gy);
-    uniforms = cast<T>(p.uniforms), gumbel = cast<T>(p.gumbel);
+    uniforms = cast<T>(p.uniforms), gumbel = cast<T>(p.gumbel), expert_bias = cast<T>(p.expert_bias);
     const Shape& s = p.shape;
     const int64_t tokens = s.tokens();
     gate = weight = dweight = unset<T>(tokens * s.K);
@@ -85,7 +85,9 @@ struct Layer {
     r.noise_mult = p.noise_mult, r.eps = 1e-9, r.balance_coef = p.balance_coef, r.z_coef = p.z_coef;
     r.noisy = s.has(kNoisy), r.training = !s.has(kEvaluation), r.differentiable_topk = s.has(kSoft);
     r.density_assigned = s.has(kAssigned), r.gate_normalization = s.normalization();
-    r.second_policy = s.second_policy();
+    r.second_policy = s.second_policy(), r.score_function = s.score;
+    r.expert_bias = expert_bias.empty() ? nullptr : c.in(expert_bias);
+    r.groups = s.groups, r.top_groups = s.top_groups;
     return run(c, &OpTable::route, r);
   }
 
@@ -163,7 +165,7 @@ struct Layer {
     g.B = s.B, g.N = s.N, g.D = s.D, g.E = s.E, g.K = s.K;
     g.eps = 1e-9, g.balance_coef = p.balance_coef, g.z_coef = p.z_coef;
     g.noisy = s.has(kNoisy), g.training = !s.has(kEvaluation), g.differentiable_topk = s.has(kSoft);
-    g.gate_normalization = s.normalization();
+    g.gate_normalization = s.normalization(), g.score_function = s.score;
     return run(c, &OpTable::route_backward, g);
   }
 

@@ -42,6 +42,9 @@ struct Shape {
   Activation activation = Activation::geglu;
   int64_t output = 0;  // O; 0: D
   bool biases = true, multiplicative = true;
+  ScoreFunction score = ScoreFunction::softmax;
+  bool biased_choice = false;
+  int64_t groups = 1, top_groups = 1;
   int64_t out() const { return output ? output : D; }
   int64_t P() const { return w1_rows(activation, H); }
   int64_t tokens() const { return B * N; }
@@ -62,7 +65,7 @@ struct Shape {
 // Every number is a float, so float32 and float64 layers see the same.
 struct Problem {
   Shape shape;
-  Values x, w, w1, b1, mu, w2, b2, uniforms, gumbel, gy;
+  Values x, w, w1, b1, mu, w2, b2, uniforms, gumbel, gy, expert_bias;
   Indices mask;
   double cb = 0.7, cz = -0.4, ct = 1.3, balance_coef = 0.5, z_coef = 0.25, noise_mult = 0.75;
   uint64_t seed = 12345678901234567ull, step = 3, gumbel_step = 2;
@@ -98,6 +101,7 @@ inline Problem make_problem(const Shape& s, uint32_t seed) {
   p.step = 1000 + seed;
   p.uniforms = draws(s.K * s.tokens(), p.step);
   p.gumbel = draws(s.tokens() * s.E, p.gumbel_step);
+  p.expert_bias = normals(s.biased_choice ? s.E : 0, 0.3);
   if (s.has(kMasked))
     for (int64_t t = 0; t < s.tokens(); ++t) p.mask.push_back(t / s.N == 1 ? 0 : t % 5 != 2);  // sequence 1: all masked
   return p;
@@ -132,6 +136,32 @@ inline double log_sum_exp(const Values& l) {
   return largest + std::log(total);
 }
 
+// Indices by falling value.
+inline Indices falling(const Values& values) {
+  Indices order(values.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = int32_t(i);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return values[a] > values[b]; });
+  return order;
+}
+
+// The experts that are not in the top groups.
+inline Indices other_groups(const Shape& q, const Values& key, Reference& r) {
+  const int64_t size = q.E / q.groups;
+  Values score;
+  for (int64_t g = 0; g < q.groups; ++g) {
+    Values group(key.begin() + g * size, key.begin() + (g + 1) * size);
+    std::sort(group.rbegin(), group.rend());
+    score.push_back(group[0] + (size > 1 ? group[1] : 0));
+  }
+  const Indices order = falling(score);
+  Indices others;
+  for (int64_t i = q.top_groups; i < q.groups; ++i)
+    for (int64_t e = order[i] * size; e < (order[i] + 1) * size; ++e) others.push_back(int32_t(e));
+  if (q.top_groups < q.groups)
+    r.margin = std::min(r.margin, score[order[q.top_groups - 1]] - score[order[q.top_groups]]);
+  return others;
+}
+
 inline void reference_token(const Problem& p, int64_t t, Reference& r, Values& s, double& lse) {
   const Shape& q = p.shape;
   Values l(q.E);
@@ -144,12 +174,16 @@ inline void reference_token(const Problem& p, int64_t t, Reference& r, Values& s
   const double noisy_lse = log_sum_exp(l);
   s.resize(q.E);
   for (int64_t e = 0; e < q.E; ++e) s[e] = std::exp(l[e] - noisy_lse);
-  std::vector<int32_t> order(q.E);
-  for (int64_t e = 0; e < q.E; ++e) order[e] = int32_t(e);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return s[a] > s[b]; });
+  Values score = q.has(kSoft) ? soft_topk(s, q.K) : s;
+  if (q.score == ScoreFunction::sigmoid || q.score == ScoreFunction::sigmoid_after_topk)
+    for (int64_t e = 0; e < q.E; ++e) score[e] = 1 / (1 + std::exp(-l[e]));
+  const bool after = q.score == ScoreFunction::softmax_after_topk || q.score == ScoreFunction::sigmoid_after_topk;
+  Values key = after ? l : q.has(kSoft) ? s : score;
+  for (size_t e = 0; e < p.expert_bias.size(); ++e) key[e] += p.expert_bias[e];
+  for (int32_t e : other_groups(q, key, r)) key[e] = -INFINITY;
+  const Indices order = falling(key);
   for (int64_t k = 0; k < std::min(q.K, q.E - 1); ++k)
-    r.margin = std::min(r.margin, (s[order[k]] - s[order[k + 1]]) / s[order[k]]);
-  const Values score = q.has(kSoft) ? soft_topk(s, q.K) : s;
+    r.margin = std::min(r.margin, (key[order[k]] - key[order[k + 1]]) / (after ? 1 : std::fabs(key[order[k]])));
   double delta = 0;
   for (int64_t k = 0; k < q.K; ++k) delta += score[order[k]];
   for (int64_t k = 0; k < q.K; ++k) {

@@ -1,5 +1,5 @@
 import type { Draw } from './numbers.js'
-import { capacityOf, chance, choose, type Problem, probabilities } from './reference.js'
+import { capacityOf, chance, choose, keys, type Problem, probabilities } from './reference.js'
 
 /** The special properties of a random problem. */
 export const kinds = [
@@ -14,6 +14,7 @@ export const kinds = [
   'noisy',
   'soft',
   'switch',
+  'scores',
 ] as const
 export type Kind = (typeof kinds)[number]
 
@@ -45,6 +46,19 @@ function drawThreshold(draw: Draw, K: number): number | number[] {
   return K > 1 && draw.boolean(0.4) ? Array.from({ length: K - 1 }, one) : one()
 }
 
+type Scores = Pick<Problem, 'scoreFunction' | 'expertBias' | 'routingGroups' | 'topGroups'>
+
+function drawScores(draw: Draw, kind: Kind, E: number, K: number): Scores {
+  if (kind !== 'scores') return { scoreFunction: 'softmax', expertBias: null, routingGroups: 1, topGroups: 1 }
+  const routingGroups = draw.of([1, 2, 3, E].filter((groups) => E % groups === 0))
+  return {
+    scoreFunction: draw.of(['softmax', 'sigmoid', 'softmaxAfterTopk', 'sigmoidAfterTopk']),
+    expertBias: draw.boolean() ? draw.array(E, () => Math.fround(0.5 * draw.normal())) : null,
+    routingGroups,
+    topGroups: draw.integer(Math.ceil((K * routingGroups) / E), routingGroups),
+  }
+}
+
 /** A problem whose routing float32 decides as float64 does. All numbers are float32. */
 export function drawProblem(draw: Draw, kind: Kind): Drawn {
   const { B, N, E, K } = drawSizes(draw, kind)
@@ -65,8 +79,8 @@ export function drawProblem(draw: Draw, kind: Kind): Drawn {
     b2: scaled(E * D, 0.3),
     thresholds: [1e-9, ...(typeof threshold === 'number' ? Array(K - 1).fill(threshold) : threshold)].map(Math.fround),
     uniforms: new Float64Array(K * B * N),
-    gumbel: kind === 'noisy' || draw.boolean(0.1) ? new Float64Array(B * N * E) : null,
-    noiseMult: draw.of([1, 0.5, draw.between(0, 2)]),
+    gumbel: kind === 'noisy' || (kind !== 'scores' && draw.boolean(0.1)) ? new Float64Array(B * N * E) : null,
+    noiseMult: kind === 'scores' ? 1 : draw.of([1, 0.5, draw.between(0, 2)]),
     mask: kind === 'masked' ? Int32Array.from({ length: B * N }, () => Number(draw.boolean(0.7))) : null,
     training: draw.boolean(0.7),
     eps: 1e-9,
@@ -75,6 +89,7 @@ export function drawProblem(draw: Draw, kind: Kind): Drawn {
     assigned: draw.boolean(0.2),
     normalization: draw.of(['topk', 'topk', 'none', 'kept']),
     secondPolicy: draw.of(['random', 'random', 'all', 'none', 'threshold']),
+    ...drawScores(draw, kind, E, K),
     differentiableTopk: kind === 'soft',
     straightThrough: draw.boolean(),
   }
@@ -114,7 +129,7 @@ function settleToken(draw: Draw, p: Problem, t: number, kind: Kind): void {
     if (tries === 500) throw new Error(`no token without a close decision in ${tries} draws (E = ${p.E}, K = ${p.K})`)
     redrawToken(draw, p, t, kind)
   }
-  const { gates } = choose(p, probabilities(p, t).probs)
+  const { gates } = choose(p, probabilities(p, t))
   for (let k = 0; k < p.K; k++) {
     const limit = chance(p, k, gates[k])
     let u = 0
@@ -124,16 +139,22 @@ function settleToken(draw: Draw, p: Problem, t: number, kind: Kind): void {
   }
 }
 
-/** Whether two probabilities that decide the selection differ, but by little. */
+/** Whether two numbers that decide the selection differ, but by little. */
 function isClose(p: Problem, t: number): boolean {
-  const { probs } = probabilities(p, t)
+  const scored = probabilities(p, t)
   if (p.secondPolicy === 'threshold')
-    for (const [k, gate] of choose(p, probs).gates.entries())
+    for (const [k, gate] of choose(p, scored).gates.entries())
       if (k > 0 && Math.abs(gate - p.thresholds[k]) < margin * Math.max(gate, p.thresholds[k])) return true
-  const sorted = probs.sort().reverse()
-  for (let k = 0; k < Math.min(p.K, p.E - 1); k++) {
-    const gap = (sorted[k] - sorted[k + 1]) / sorted[k]
-    if (gap > 1e-12 && gap < Math.min(margin, 1 / p.E ** 2)) return true
+  const least = p.scoreFunction === 'softmax' && !p.expertBias ? 0 : 0.1
+  const close = (list: Float64Array, count: number): boolean => {
+    const sorted = list.sort().reverse()
+    for (let k = 0; k < Math.min(count, list.length - 1); k++) {
+      const gap = (sorted[k] - sorted[k + 1]) / Math.max(Math.abs(sorted[k]), Math.abs(sorted[k + 1]), least)
+      if (gap > 1e-12 && gap < Math.min(margin, 1 / p.E ** 2)) return true
+    }
+    return false
   }
-  return false
+  const { own, groups } = keys(p, scored)
+  // Groups may be left out, so any two keys may decide.
+  return close(own, p.routingGroups > 1 ? p.E : p.K) || close(Float64Array.from(groups), p.topGroups)
 }

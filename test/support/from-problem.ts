@@ -16,6 +16,7 @@ export function stateOf(p: Problem, dtype: Float): StateDict {
     'gate.threshold_train': thresholds(),
     'gate.threshold_eval': thresholds(),
     'gate.to_gates.weight': part(p.router, 0, [E, D]),
+    ...(p.expertBias && { 'gate.expert_bias': part(p.expertBias, 0, [E]) }),
   }
   for (let e = 0; e < E; e++) {
     state[`experts.experts.${e}.net.0.weight`] = part(p.w1, e, [2 * H, D])
@@ -45,6 +46,10 @@ export function optionsOf({ problem: p, capacityFactor, threshold }: Drawn): MoE
     gateNormalization: p.normalization,
     secondPolicyTrain: p.training ? p.secondPolicy : 'random',
     secondPolicyEval: p.training ? 'random' : p.secondPolicy,
+    scoreFunction: p.scoreFunction,
+    expertBias: p.expertBias !== null,
+    routingGroups: p.routingGroups,
+    topGroups: p.topGroups,
     differentiableTopk: p.differentiableTopk,
     straightThroughDispatchTensor: p.straightThrough,
     noiseGates: p.gumbel !== null,

@@ -40,6 +40,10 @@ function routed(p: Problem, x: Tensor, router: Tensor, dtype: Float): ops.RouteR
     threshold: tensor(Float32Array.from(p.thresholds)),
     noiseGates: p.gumbel !== null,
     noiseMult: p.noiseMult,
+    scoreFunction: p.scoreFunction,
+    expertBias: p.expertBias ? toTensor(p.expertBias, [p.E], dtype) : undefined,
+    routingGroups: p.routingGroups,
+    topGroups: p.topGroups,
     differentiableTopk: p.differentiableTopk,
     training: p.training,
     balanceLossCoef: p.balanceLossCoef,
@@ -60,6 +64,7 @@ const routeKinds: readonly Kind[] = [
   'masked',
   'noisy',
   'soft',
+  'scores',
 ]
 
 function routeSubject(kind: Kind): Subject {

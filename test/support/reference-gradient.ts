@@ -1,4 +1,4 @@
-import { expert, gelu, geluGradient, type Problem, type Routing, softTopk } from './reference.js'
+import { expert, gelu, geluGradient, logSumExp, type Problem, type Routing, sigmoid, softTopk } from './reference.js'
 
 export type Gradients = Record<'x' | 'router' | 'w1' | 'b1' | 'multBias' | 'w2' | 'b2', Float64Array>
 
@@ -55,6 +55,19 @@ function expertGradient(p: Problem, r: Routing, grads: Gradients, dy: Float64Arr
   return dw
 }
 
+/** The gradient of the logits of a token, if its scores are no probabilities over all experts. */
+function throughLogits(p: Problem, experts: Int32Array, logits: Float64Array, dscore: Float64Array) {
+  if (p.scoreFunction === 'softmax') return null
+  const dl = new Float64Array(p.E)
+  if (p.scoreFunction === 'softmaxAfterTopk') {
+    const lse = logSumExp(Array.from(experts, (e) => logits[e]))
+    const score = logits.map((l) => Math.exp(l - lse))
+    const inner = experts.reduce((sum, e) => sum + score[e] * dscore[e], 0)
+    for (const e of experts) dl[e] = score[e] * (dscore[e] - inner)
+  } else for (const e of experts) dl[e] = dscore[e] * sigmoid(logits[e]) * sigmoid(-logits[e])
+  return dl
+}
+
 /** Adds what one token's logits contribute to the router weight and the input. */
 function routerGradient(p: Problem, r: Routing, grads: Gradients, dweight: Float64Array, dtotal: number, t: number) {
   const { D, E, K } = p
@@ -67,6 +80,9 @@ function routerGradient(p: Problem, r: Routing, grads: Gradients, dweight: Float
     if (p.normalization === 'kept' && !r.kept[i]) continue
     dscore[r.expertIndex[i]] += r.delta[t] > p.eps ? (dweight[i] - mean) / r.delta[t] : dweight[i] / p.eps
   }
+  const logits = r.logits.subarray(t * E, (t + 1) * E)
+  const direct = throughLogits(p, r.expertIndex.subarray(first, first + K), logits, dscore)
+  if (direct) dscore.fill(0)
   const ds = p.differentiableTopk ? softTopk(s, K).back(dscore) : dscore
   const balance = p.training ? dtotal * p.balanceLossCoef : 0
   const sequences = r.tokens.filter((n) => n > 0).length
@@ -76,7 +92,7 @@ function routerGradient(p: Problem, r: Routing, grads: Gradients, dweight: Float
   const tokens = r.tokens.reduce((total, n) => total + n, 0)
   const z = p.training ? (dtotal * p.routerZLossCoef * 2 * r.lse[t]) / tokens : 0
   for (let e = 0; e < E; e++) {
-    const dl = s[e] * (ds[e] - inner) + z * Math.exp(r.logits[t * E + e] - r.lse[t])
+    const dl = s[e] * (ds[e] - inner) + z * Math.exp(logits[e] - r.lse[t]) + (direct?.[e] ?? 0)
     for (let d = 0; d < D; d++) {
       grads.router[e * D + d] += dl * p.x[t * D + d]
       grads.x[t * D + d] += dl * p.router[e * D + d]

@@ -30,6 +30,10 @@ export interface Problem {
   assigned: boolean
   normalization: 'topk' | 'none' | 'kept'
   secondPolicy: 'random' | 'all' | 'none' | 'threshold'
+  scoreFunction: 'softmax' | 'sigmoid' | 'softmaxAfterTopk' | 'sigmoidAfterTopk'
+  expertBias: Float64Array | null // [E]
+  routingGroups: number
+  topGroups: number
   differentiableTopk: boolean
   straightThrough: boolean
 }
@@ -68,8 +72,13 @@ const softmax = (row: Float64Array): Float64Array => {
   return row.map((l) => Math.exp(l - lse))
 }
 
+export interface Scored {
+  logits: Float64Array // [E]
+  probs: Float64Array
+}
+
 /** Logits of one token without noise, and its probabilities, with noise if the problem has it. */
-export function probabilities(p: Problem, t: number): { logits: Float64Array; probs: Float64Array } {
+export function probabilities(p: Problem, t: number): Scored {
   const logits = new Float64Array(p.E)
   for (let e = 0; e < p.E; e++) for (let d = 0; d < p.D; d++) logits[e] += p.x[t * p.D + d] * p.router[e * p.D + d]
   const noise = (u: number) => -Math.log(Math.max(-Math.log(Math.max(u, 1e-20)), 1e-20))
@@ -113,15 +122,44 @@ export function softTopk(s: Float64Array, K: number): { c: Float64Array; back: (
   return { c, back }
 }
 
-/** What becomes the gates: the probabilities, or their soft top-k. */
-const scores = (p: Problem, probs: Float64Array): Float64Array =>
-  p.differentiableTopk ? softTopk(probs, p.K).c : probs
+export const sigmoid = (x: number): number => 1 / (1 + Math.exp(-x))
 
-/** The K chosen experts of a token, the most probable first, the lowest index first on ties; and their gates. */
-export function choose(p: Problem, probs: Float64Array): { experts: number[]; gates: number[]; delta: number } {
-  const order = Array.from(probs.keys()).sort((i, j) => probs[j] - probs[i] || i - j)
+/** What the experts of a token are chosen by. */
+export function keys(p: Problem, { logits, probs }: Scored): { own: Float64Array; groups: number[] } {
+  const after = p.scoreFunction.endsWith('AfterTopk')
+  const plain = after ? logits : p.scoreFunction === 'sigmoid' ? logits.map(sigmoid) : probs
+  const own = plain.map((key, e) => key + (p.expertBias?.[e] ?? 0))
+  const size = p.E / p.routingGroups
+  const groups = Array.from({ length: p.routingGroups }, (_, g) => {
+    const best = own
+      .slice(g * size, (g + 1) * size)
+      .sort()
+      .reverse()
+    return best[0] + (best[1] ?? 0)
+  })
+  return { own, groups }
+}
+
+/** Indices by falling value, the lowest first on ties. */
+const falling = (list: ArrayLike<number>): number[] =>
+  Array.from(list, (_, i) => i).sort((i, j) => list[j] - list[i] || i - j)
+
+/** What becomes the gates: the probabilities, their soft top-k, or scores of the logits of these experts. */
+function scores(p: Problem, { logits, probs }: Scored, experts: readonly number[]): Float64Array {
+  if (p.differentiableTopk) return softTopk(probs, p.K).c
+  if (p.scoreFunction === 'softmax') return probs
+  if (p.scoreFunction !== 'softmaxAfterTopk') return logits.map(sigmoid)
+  const lse = logSumExp(experts.map((e) => logits[e]))
+  return logits.map((l) => Math.exp(l - lse))
+}
+
+/** The K chosen experts of a token, the best first, the lowest index first on ties; and their gates. */
+export function choose(p: Problem, scored: Scored): { experts: number[]; gates: number[]; delta: number } {
+  const { own, groups } = keys(p, scored)
+  const allowed = falling(groups).slice(0, p.topGroups)
+  const order = falling(own).filter((e) => allowed.includes(Math.floor((e * p.routingGroups) / p.E)))
   const experts = order.slice(0, p.K)
-  const score = scores(p, probs)
+  const score = scores(p, scored, experts)
   const delta = experts.reduce((total, e) => total + score[e], 0)
   return { experts, gates: experts.map((e) => score[e] / Math.max(delta, p.eps)), delta }
 }
@@ -153,8 +191,9 @@ export function route(p: Problem): Routing {
     tokens: new Int32Array(p.B),
   }
   for (let t = 0; t < T; t++) {
-    const { logits, probs } = probabilities(p, t)
-    const { experts, gates, delta } = choose(p, probs)
+    const scored = probabilities(p, t)
+    const { logits, probs } = scored
+    const { experts, gates, delta } = choose(p, scored)
     r.logits.set(logits, t * p.E)
     r.probs.set(probs, t * p.E)
     r.lse[t] = logSumExp(logits)
@@ -190,7 +229,9 @@ function assignSlots(p: Problem, r: Routing, b: number): void {
 /** The combine weights of a token: scores divided by a sum, if kept. */
 function weigh(p: Problem, r: Routing, t: number): void {
   const choices = Array.from({ length: p.K }, (_, k) => t * p.K + k)
-  const score = scores(p, r.probs.subarray(t * p.E, (t + 1) * p.E))
+  const row = (list: Float64Array) => list.subarray(t * p.E, (t + 1) * p.E)
+  const experts = choices.map((i) => r.expertIndex[i])
+  const score = scores(p, { logits: row(r.logits), probs: row(r.probs) }, experts)
   const scoreOf = (i: number) => score[r.expertIndex[i]]
   if (p.normalization === 'none') r.delta[t] = 1
   if (p.normalization === 'kept') r.delta[t] = choices.reduce((total, i) => total + (r.kept[i] ? scoreOf(i) : 0), 0)

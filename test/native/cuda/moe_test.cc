@@ -129,7 +129,10 @@ void check_random(int rounds) {
     s.threshold.assign(s.K, float(draw(0, 9)) / 10);
     for (uint32_t flag : {kMasked, kNoisy, kSoft, kAssigned, kNoStraightThrough, kEvaluation, kCollapse, kDrawn})
       if (draw(0, 2) == 0) s.flags |= flag;
-    const int64_t policy = draw(0, 3), normalization = draw(0, 2);
+    const int64_t policy = draw(0, 3), normalization = draw(0, 2), groups = draw(1, 4);
+    s.biased_choice = draw(0, 2) == 0;
+    if (s.E % groups == 0) s.groups = groups, s.top_groups = draw(int((s.K * groups + s.E - 1) / s.E), int(groups));
+    if (!s.has(kNoisy) && !s.has(kSoft)) s.score = ScoreFunction(draw(0, kScoreFunctionCount - 1));
     s.flags |= std::array{0u, uint32_t{kSecondAll}, uint32_t{kSecondNone}, uint32_t{kSecondThreshold}}[size_t(policy)];
     if (normalization > 0) {
       s.flags |= normalization == 1 ? kUnnormalized : kKeptNormalized;
