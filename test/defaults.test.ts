@@ -81,6 +81,7 @@ describe('MoE', () => {
     balanceLossCoef: 1e-2,
     routerZLossCoef: 1e-3,
     straightThroughDispatchTensor: true,
+    routerBias: false,
     scoreFunction: 'softmax',
     routingGroups: 1,
     topGroups: 1,

@@ -281,6 +281,34 @@ describe('scores', () => {
     expect(() => moe.updateExpertBias(Number.NaN)).toThrow('[updateExpertBias] rate must be a finite number, got NaN')
   })
 
+  test.each(['topk', 'expertChoice'] as const)('a bias of the logits and its gradient, of %s', (router) => {
+    manualSeed(4)
+    const moe = new MoE({ dim: D, numExperts: 5, router, routerBias: true, dtype: 'f64' })
+    const { weight, bias } = moe.gate.toGates
+    const mask = tensor([[1, 1, 0, 1, 1, 1, 1]])
+    const x = randn([1, 7, D], { dtype: 'f64', requiresGrad: true })
+    const uniforms = tensor(new Float64Array(14).fill(0.001), [2, 1, 7])
+    const run = () => moe.gate.forward(x, { mask, ...(router === 'topk' && { random: { uniforms } }) })
+    const objective = () => scope(() => run().weight.square().sum().add(run().totalAuxLoss).item())
+    const { routerZLoss } = run()
+    const logits = nested(x.matmul(weight.transpose()).add(bias!))[0].filter((_, n) => n !== 2)
+    const lse = logits.map((row) => Math.log(row.reduce((sum, l) => sum + Math.exp(l), 0)))
+    expect(routerZLoss.item()).toBeCloseTo(lse.reduce((sum, l) => sum + l * l, 0) / 6, 12)
+    const { weight: combine, totalAuxLoss } = run()
+    combine.square().sum().add(totalAuxLoss).backward()
+    const [given, gradient, h] = [values(bias!), values(bias!.grad!), 1e-6]
+    for (let e = 0; e < 5; e++) {
+      const at = (step: number) => {
+        bias!.copyFrom(tensor(Float64Array.from(given, (b, i) => (i === e ? b + step : b))))
+        return objective()
+      }
+      expect((at(h) - at(-h)) / (2 * h)).toBeCloseTo(gradient[e], 6)
+      bias!.copyFrom(tensor(Float64Array.from(given)))
+    }
+    expect(Object.keys(moe.stateDict())).toContain('gate.to_gates.bias')
+    expect(() => moe.gate.forward(randn([1, 7, D + 1], { dtype: 'f64' }))).toThrow('Gating.forward]')
+  })
+
   test('a bias of the choice has the shape, dtype and device of the logits', () => {
     const [x, w] = [randn([2, 9, D]), randn([5, D])]
     expect(() => ops.route(x, w, { expertBias: randn([4]) })).toThrow('[route] expertBias must be [5], got [4]')

@@ -5,7 +5,7 @@ import { choiceOptions, lossOptions } from '../ops/route-options.js'
 import type { RouteResult } from '../ops/routing.js'
 import { integer, type OptionsOf, pick, reader, type ValuesOf } from '../options.js'
 import { checkTensor, type Tensor } from '../tensor.js'
-import { capacityOf, type GatingForwardOptions, gatingOptions, readForwardOptions } from './gating.js'
+import { capacityOf, type GatingForwardOptions, gatingOptions, readForwardOptions, routerInputs } from './gating.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
 import { Module } from './module.js'
 
@@ -42,7 +42,7 @@ const readOptions = reader(ownOptions, ...passedToExpertChoice)
 export class ExpertChoiceGating extends Module {
   /** E */
   readonly numGates: number
-  /** D → E, without bias; weight uniform in ±1/√D at the start. */
+  /** D → E, with a bias if there is `routerBias`; uniform in ±1/√D at the start. */
   readonly toGates: Linear
   readonly #options: ValuesOf<[typeof gatingOptions, typeof choiceOptions, typeof lossOptions]>
 
@@ -52,7 +52,7 @@ export class ExpertChoiceGating extends Module {
     const o = readOptions(op, options)
     this.numGates = o.numGates
     this.#options = pick(o, gatingOptions, choiceOptions, lossOptions)
-    this.toGates = new Linear(o.dim, o.numGates, { ...pick(o, layerOptions), bias: false })
+    this.toGates = new Linear(o.dim, o.numGates, { ...pick(o, layerOptions), bias: o.routerBias })
   }
 
   /** x [B, N, D] → where its tokens go, and the losses (0 in evaluation). Errors: SHAPE, DTYPE, DEVICE, OPTION. */
@@ -62,7 +62,7 @@ export class ExpertChoiceGating extends Module {
     for (const [name, value] of Object.entries(sampled))
       if (value !== undefined) fail('OPTION', op, `${name} is for router "topk": expert choice samples nothing`)
     checkTensor(op, 'x', x)
-    return expertChoice(x, this.toGates.weight, {
+    return expertChoice(...routerInputs(op, x, this.toGates), {
       capacity: capacityOf(this, x.shape[1] ?? 0, this.#options),
       training: this.training,
       mask,

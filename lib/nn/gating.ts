@@ -15,7 +15,8 @@ import {
   secondPolicies,
   topkOptions,
 } from '../ops/route-options.js'
-import { expertCapacity, type RouteResult } from '../ops/routing.js'
+import { checkRouterInputs, expertCapacity, type RouteResult } from '../ops/routing.js'
+import { concat } from '../ops/strided.js'
 import {
   boolean,
   integer,
@@ -47,6 +48,8 @@ const ownOptions = {
 export const gatingOptions = {
   /** D */
   dim: integer({ min: 1 }),
+  /** A bias [E] of the logits (gpt-oss), uniform in ±1/√D at the start. Default false. */
+  routerBias: boolean({ default: false }),
   ...onlyIf('dropless', [false], {
     /** See {@link ops.expertCapacity}. Default 1.25. */
     capacityFactorTrain: number({ min: 0, default: 1.25 }),
@@ -148,6 +151,15 @@ function loadOf({ expertIndex, mask }: RouteResult, E: number): Tensor {
   return wrap(counts, { shape: [E, 1], dtype: 'f32', device })
 }
 
+/** What gives a router the logits x · weightᵀ + bias: x and the weight, with another column if there is a bias. */
+export function routerInputs<D extends DType>(op: string, x: Tensor<D>, { weight, bias }: Linear): [Tensor<D>, Tensor] {
+  if (!bias) return [x, weight]
+  const { B, N, E } = checkRouterInputs(op, x, weight)
+  const { dtype, device } = x
+  const one = ones([B, N, 1], { dtype, device }) as Tensor<D>
+  return [concat([x, one], 2), concat([weight, reshape(bias, [E, 1])], 1)]
+}
+
 /** C of a router in its mode. */
 export const capacityOf = (
   { numGates, training }: { numGates: number; training: boolean },
@@ -171,7 +183,7 @@ export class TopNGating extends Module {
   readonly topN: number
   /** E */
   readonly numGates: number
-  /** D → E, without bias; weight uniform in ±1/√D at the start. */
+  /** D → E, with a bias if there is `routerBias`; uniform in ±1/√D at the start. */
   readonly toGates: Linear
   /** f32 [K], the first entry not used. */
   readonly thresholdTrain: Tensor
@@ -196,7 +208,7 @@ export class TopNGating extends Module {
     this.#secondPolicy = { train: o.secondPolicyTrain, eval: o.secondPolicyEval }
     checkGroups(op, o, o.numGates, o.topN)
     ;[this.toGates, this.thresholdTrain, this.thresholdEval, this.expertBias] = allOrNone(() => [
-      new Linear(o.dim, o.numGates, { ...pick(o, layerOptions), bias: false }),
+      new Linear(o.dim, o.numGates, { ...pick(o, layerOptions), bias: o.routerBias }),
       thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain, o.topN, o.eps, o.device),
       thresholdBuffer(op, 'thresholdEval', o.thresholdEval, o.topN, o.eps, o.device),
       o.expertBias ? keep(zeros([o.numGates], pick(o, layerOptions))) : null,
@@ -210,7 +222,7 @@ export class TopNGating extends Module {
     checkTensor(op, 'x', x)
     const router = this.#router
     const N = x.shape[1] ?? 0
-    const result = route(x, this.toGates.weight, {
+    const result = route(...routerInputs(op, x, this.toGates), {
       topN: this.topN,
       capacity: this.#capacity.dropless ? N : capacityOf(this, N, this.#capacity),
       threshold: this.training ? this.thresholdTrain : this.thresholdEval,
@@ -285,6 +297,7 @@ export class TopNGating extends Module {
     yield { name: 'threshold_eval', tensor: this.thresholdEval }
     if (this.expertBias) yield { name: 'expert_bias', tensor: this.expertBias }
     yield { name: 'to_gates.weight', tensor: this.toGates.weight }
+    if (this.toGates.bias) yield { name: 'to_gates.bias', tensor: this.toGates.bias }
   }
 
   protected override stateName(property: string): string {
