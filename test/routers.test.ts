@@ -200,6 +200,74 @@ describe('dropless', () => {
   })
 })
 
+test("router 'switch' is top-1 with gates that are not divided", () => {
+  const run = (options: Partial<MoEOptions>) => {
+    manualSeed(6)
+    const moe = new MoE({ dim: 6, numExperts: 4, expertHiddenDim: 5, ...options })
+    const x = randn([2, 12, 6], { requiresGrad: true })
+    const { outputs, totalAuxLoss, routing } = moe.forward(x)
+    outputs.square().sum().add(totalAuxLoss).backward()
+    return [outputs, totalAuxLoss, routing.weight, x.grad!, moe.gate.toGates.weight.grad!].map(values)
+  }
+  expect(run({ router: 'switch' })).toEqual(run({ gatingTopN: 1, gateNormalization: 'none' }))
+  expect(run({ router: 'switch', scoreFunction: 'sigmoid', routerBias: true })[0]).toHaveLength(144)
+})
+
+describe('groupSize', () => {
+  const [B, N, D, E] = [3, 8, 6, 4]
+  const run = (router: 'topk' | 'expertChoice', groupSize: number | undefined, shape: number[], own = false) => {
+    manualSeed(8)
+    const experts = own ? Array.from({ length: E }, () => new Linear(D, D)) : undefined
+    const moe = new MoE({ dim: D, numExperts: E, router, groupSize, ...(own ? { experts } : { sharedExperts: 1 }) })
+    const draw = new Draw(4)
+    const numbers = (size: number) => draw.array(size, () => draw.next())
+    const of = (data: Float64Array, more: number[] = []) => tensor(Float32Array.from(data), [...shape, ...more])
+    const x = of(
+      draw.array(B * N * D, () => draw.normal()),
+      [D],
+    )
+    x.requiresGrad = true
+    const mask = of(draw.array(B * N, () => Number(draw.boolean(0.8))))
+    const uniforms = tensor(Float32Array.from(numbers(2 * B * N)), [2, ...shape])
+    const gumbelUniforms = of(numbers(B * N * E), [E])
+    const sampled = router === 'topk' && { random: { uniforms, gumbelUniforms }, noiseGates: true }
+    const { outputs, totalAuxLoss, routing } = moe.forward(x, { mask, ...sampled })
+    outputs.square().sum().add(totalAuxLoss).backward()
+    const same = [outputs, totalAuxLoss, routing.position, routing.weight, x.grad!, moe.gate.toGates.weight.grad!]
+    return { values: same.map(values), shapes: [outputs.shape, routing.position.shape] }
+  }
+
+  test.each([
+    ['topk', false],
+    ['topk', true],
+    ['expertChoice', false],
+  ] as const)('%s: groups are as sequences of their length (own experts: %s)', (router, own) => {
+    for (const [groupSize, groups] of [
+      [4, 6],
+      [12, 2],
+      [24, 1],
+      [1, 24],
+    ]) {
+      const grouped = run(router, groupSize, [B, N], own)
+      expect(grouped.values).toEqual(run(router, undefined, [groups, groupSize], own).values)
+      const K = router === 'topk' ? 2 : E
+      expect(grouped.shapes).toEqual([
+        [B, N, D],
+        [groups, groupSize, K],
+      ])
+    }
+    expect(run(router, 8, [B, N], own)).toEqual(run(router, undefined, [B, N], own))
+  })
+
+  test('groups that do not divide the tokens, and other shapes, are errors', () => {
+    const moe = new MoE({ dim: D, numExperts: E, groupSize: 5 })
+    expect(() => moe.forward(randn([3, 8, D]))).toThrow('[MoE.forward] groupSize = 5 must divide the 3 · 8 tokens of x')
+    const mask = tensor([[1, 1, 1, 1, 1]])
+    expect(() => moe.forward(randn([2, 10, D]), { mask })).toThrow('[MoE.forward] mask must be [2, 10], got [1, 5]')
+    expect(moe.forward(randn([0, 8, D])).outputs.shape).toEqual([0, 8, D])
+  })
+})
+
 describe('scores', () => {
   const D = 6
   const options = { dim: D, numExperts: 8, dropless: true, secondPolicyTrain: 'all', dtype: 'f64' } as const
@@ -319,7 +387,11 @@ describe('scores', () => {
 })
 
 test.each<[Partial<MoEOptions>, string]>([
-  [{ router: 'expertChoice', scoreFunction: 'sigmoid' }, 'scoreFunction is for router "topk"'],
+  [{ router: 'switch', gatingTopN: 1 }, 'gatingTopN is for router "topk", got router "switch"'],
+  [{ router: 'switch', gateNormalization: 'topk' }, 'gateNormalization is for router "topk", got router "switch"'],
+  [{ router: 'switch', secondPolicyTrain: 'all' }, 'secondPolicyTrain is for router "topk", got router "switch"'],
+  [{ groupSize: 0 }, 'groupSize must be an integer of at least 1, got 0'],
+  [{ router: 'expertChoice', scoreFunction: 'sigmoid' }, 'scoreFunction is for router "topk" or "switch"'],
   [{ router: 'expertChoice', expertBias: true }, 'expertBias is for router "topk"'],
   [{ router: 'expertChoice', routingGroups: 2 }, 'routingGroups is for router "topk"'],
   [
@@ -332,11 +404,14 @@ test.each<[Partial<MoEOptions>, string]>([
   [{ routingGroups: 3 }, 'routingGroups must divide the 4 experts, got 3'],
   [{ routingGroups: 4 }, 'topGroups must hold at least the 2 experts of a token, got 1 with 1 experts'],
   [{ topGroups: 2 }, 'topGroups must be at most routingGroups = 1, got 2'],
-  [{ router: 'expertchoice' as never }, "router must be one of 'topk', 'expertChoice', got \"expertchoice\""],
+  [{ router: 'expertchoice' as never }, "router must be one of 'topk', 'switch', 'expertChoice', got \"expertchoice\""],
   [{ router: 'expertChoice', gatingTopN: 3 }, 'gatingTopN is for router "topk", got router "expertChoice"'],
-  [{ router: 'expertChoice', dropless: true }, 'dropless is for router "topk", got router "expertChoice"'],
+  [{ router: 'expertChoice', dropless: true }, 'dropless is for router "topk" or "switch", got router "expertChoice"'],
   [{ router: 'expertChoice', thresholdTrain: 0 }, 'thresholdTrain is for router "topk", got router "expertChoice"'],
-  [{ router: 'expertChoice', noiseGates: true }, 'noiseGates is for router "topk", got router "expertChoice"'],
+  [
+    { router: 'expertChoice', noiseGates: true },
+    'noiseGates is for router "topk" or "switch", got router "expertChoice"',
+  ],
   [{ router: 'expertChoice', differentiableTopk: true }, 'differentiableTopk is for router "topk"'],
   [{ router: 'expertChoice', balanceDensity: 'assigned' }, 'balanceDensity is for router "topk"'],
   [{ router: 'expertChoice', gateNormalization: 'none' }, 'gateNormalization is for router "topk"'],

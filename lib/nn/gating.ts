@@ -70,6 +70,12 @@ export const thresholdOptions = onlyIf('router', ['topk'], {
   thresholdTrain: unchecked<number | readonly number[]>({ default: 0.2 }),
   /** The same in evaluation. Default 0.2. */
   thresholdEval: unchecked<number | readonly number[]>({ default: 0.2 }),
+})
+
+/** Of routers by which tokens choose. */
+export const tokenChoiceOptions = onlyIf('router', ['topk', 'switch'], {
+  /** No capacity: every routed assignment is dispatched, as with the capacity N. Default false. */
+  dropless: boolean({ default: false }),
   /**
    * A buffer [E], zeros at first, that is added to what experts are chosen by and to nothing else:
    * {@link TopNGating.updateExpertBias} evens out loads without a loss (arXiv 2408.15664). Default false.
@@ -77,14 +83,9 @@ export const thresholdOptions = onlyIf('router', ['topk'], {
   expertBias: boolean({ default: false }),
 })
 
-export const droplessOptions = onlyIf('router', ['topk'], {
-  /** No capacity: every routed assignment is dispatched, as with the capacity N. Default false. */
-  dropless: boolean({ default: false }),
-})
-
 /** What a layer passes on to its router. */
 type Passed = readonly [
-  typeof droplessOptions,
+  typeof tokenChoiceOptions,
   typeof gatingOptions,
   typeof thresholdOptions,
   typeof lossOptions,
@@ -92,7 +93,7 @@ type Passed = readonly [
   typeof layerOptions,
 ]
 export const passedToGating: Passed = [
-  droplessOptions,
+  tokenChoiceOptions,
   gatingOptions,
   thresholdOptions,
   lossOptions,
@@ -103,7 +104,7 @@ export const passedToGating: Passed = [
 /** Options of {@link TopNGating}. */
 export interface TopNGatingOptions
   extends OptionsOf<typeof ownOptions>,
-    OptionsOf<typeof droplessOptions>,
+    OptionsOf<typeof tokenChoiceOptions>,
     OptionsOf<typeof gatingOptions>,
     OptionsOf<typeof thresholdOptions>,
     OptionsOf<typeof lossOptions>,
@@ -191,7 +192,7 @@ export class TopNGating extends Module {
   readonly thresholdEval: Tensor
   /** [E] of the option `expertBias`, or null. */
   readonly expertBias: Tensor | null
-  readonly #capacity: ValuesOf<[typeof droplessOptions, typeof gatingOptions]>
+  readonly #capacity: ValuesOf<[typeof tokenChoiceOptions, typeof gatingOptions]>
   readonly #router: ValuesOf<[typeof lossOptions, typeof topkOptions]>
   readonly #secondPolicy: Record<'train' | 'eval', (typeof secondPolicies)[number]>
   /** f32 [E, 1], how many tokens chose each expert since the last update of the bias. */
@@ -203,7 +204,7 @@ export class TopNGating extends Module {
     const o = readOptions(op, options)
     this.numGates = o.numGates
     this.topN = o.topN
-    this.#capacity = pick(o, droplessOptions, gatingOptions)
+    this.#capacity = pick(o, tokenChoiceOptions, gatingOptions)
     this.#router = pick(o, lossOptions, topkOptions)
     this.#secondPolicy = { train: o.secondPolicyTrain, eval: o.secondPolicyEval }
     checkGroups(op, o, o.numGates, o.topN)

@@ -30,7 +30,6 @@ import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor.js'
 import { ExpertChoiceGating, passedToExpertChoice } from './expert-choice-gating.js'
 import { Experts, expertOptions, hiddenSize } from './experts.js'
 import {
-  type droplessOptions,
   type GatingForwardOptions,
   gatingForwardOptions,
   type gatingOptions,
@@ -38,6 +37,7 @@ import {
   passedToGating,
   TopNGating,
   type thresholdOptions,
+  type tokenChoiceOptions,
 } from './gating.js'
 import { computeDType, gemmOptions, type LayerOptions, layerOptions } from './linear.js'
 import { checkModule, Module } from './module.js'
@@ -47,10 +47,11 @@ import { forwardWithGrad, type GradHandle } from './with-grad.js'
 
 const routerOptions = {
   /**
-   * 'topk': a token chooses its K experts ({@link ops.route}). 'expertChoice': an expert chooses its C tokens
+   * 'topk': a token chooses its K experts ({@link ops.route}). 'switch': the same with one expert, whose combine weight is
+   * its score (Switch Transformer, arXiv 2101.03961). 'expertChoice': an expert chooses its C tokens
    * ({@link ops.expertChoice}), so loads are even, and a token's output depends on later ones. Default 'topk'.
    */
-  router: oneOf(['topk', 'expertChoice'], { default: 'topk' }),
+  router: oneOf(['topk', 'switch', 'expertChoice'], { default: 'topk' }),
 }
 
 const moeOptions = {
@@ -59,10 +60,15 @@ const moeOptions = {
   ...onlyIf('router', ['topk'], {
     /**
      * K, experts per token. With 1 a gate is always 1 and the router learns from the losses alone, unless
-     * `gateNormalization` is 'none'. Default 2.
+     * `gateNormalization` is 'none', as with `router: 'switch'`. Default 2.
      */
     gatingTopN: integer({ min: 1, max: maxChoices, atMost: 'numExperts', default: 2 }),
   }),
+  /**
+   * G: the B · N tokens in order, cut into groups of G, which must divide B · N. Capacity, slots and the load-balancing loss
+   * are per group, and `routing` has the shapes of x [B · N / G, G, D]. Default: a group is a sequence.
+   */
+  groupSize: optional(integer({ min: 1 })),
   /** Multiplies all combine weights (DeepSeek-V3). Default 1. */
   routedScalingFactor: number({ default: 1 }),
   /** The dispatch weight is 1 forward but passes its gradient to the router. Default true. */
@@ -97,7 +103,7 @@ export interface MoEOptions
   extends OptionsOf<typeof routerOptions>,
     OptionsOf<typeof moeOptions>,
     OptionsOf<typeof choiceOptions>,
-    OptionsOf<typeof droplessOptions>,
+    OptionsOf<typeof tokenChoiceOptions>,
     OptionsOf<typeof gatingOptions>,
     OptionsOf<typeof thresholdOptions>,
     OptionsOf<typeof lossOptions>,
@@ -158,6 +164,7 @@ export class MoE extends Module {
   readonly #straightThrough: boolean
   readonly #throwNonFinite: boolean
   readonly #routedScalingFactor: number
+  readonly #groupSize: number | undefined
 
   /**
    * Errors: OPTION (an unknown option is one, and names the nearest), DTYPE, DEVICE, BACKEND_UNAVAILABLE, UNSUPPORTED
@@ -179,10 +186,14 @@ export class MoE extends Module {
     this.#straightThrough = o.straightThroughDispatchTensor
     this.#throwNonFinite = o.onNonFinite === 'throw'
     this.#routedScalingFactor = o.routedScalingFactor
+    this.#groupSize = o.groupSize
     const experts = pick(o, layerOptions, gemmOptions, activationOptions, expertOptions)
     ;[this.gate, this.experts, this.sharedExperts] = allOrNone(() => [
-      o.router === 'topk'
-        ? new TopNGating({ ...pick(o, ...passedToGating), numGates: o.numExperts, topN: o.gatingTopN }, op)
+      o.router !== 'expertChoice'
+        ? new TopNGating(
+            { ...pick(o, ...passedToGating), numGates: o.numExperts, topN: o.router === 'topk' ? o.gatingTopN : 1 },
+            op,
+          )
         : new ExpertChoiceGating({ ...pick(o, ...passedToExpertChoice), numGates: o.numExperts }, op),
       modules ? new UserExperts(modules) : new Experts(o.numExperts, o.dim, hidden, experts),
       o.sharedExperts ? new SharedExperts(o.dim, o.sharedExperts * hidden, o.sharedExpertGate, experts) : null,
@@ -215,15 +226,17 @@ export class MoE extends Module {
     checkTensor(op, 'x', x, { shape: x.shape, dtype, device })
     this.#checkFinite(op, 'x', x)
     return callScope(() => {
-      const routing = this.#scaled(this.gate.forward(x, gating))
+      const [tokens, grouped] = this.#inGroups(op, x, gating)
+      const routing = this.#scaled(this.gate.forward(tokens, grouped))
       const routed =
         this.experts instanceof Experts
-          ? expertFfn(x, routing, this.experts, {
+          ? expertFfn(tokens, routing, this.experts, {
               straightThrough: this.#straightThrough,
               ...pick(this.experts, gemmOptions, activationOptions),
             })
-          : this.#applyUsers(x, routing, this.experts)
-      const outputs = this.sharedExperts ? add(routed, this.sharedExperts.forward(x, routing.mask)) : routed
+          : this.#applyUsers(tokens, routing, this.experts)
+      const each = this.sharedExperts ? add(routed, this.sharedExperts.forward(tokens, routing.mask)) : routed
+      const outputs = tokens === x ? each : reshape(each, [x.shape[0], x.shape[1], this.outputDim])
       this.#checkFinite(op, 'the output', outputs)
       return new MoEResult(outputs, routing, stats)
     })
@@ -269,6 +282,27 @@ export class MoE extends Module {
   #scaled<D extends DType>(routing: RouteResult<D>): RouteResult<D> {
     const factor = this.#routedScalingFactor
     return factor === 1 ? routing : { ...routing, weight: mul(routing.weight, factor) }
+  }
+
+  /** x and what belongs to its tokens, as [B · N / G, G, …]. */
+  #inGroups<D extends DType>(op: string, x: Tensor<D>, o: GatingForwardOptions): [Tensor<D>, GatingForwardOptions] {
+    const G = this.#groupSize
+    const [B, N, D] = x.shape
+    if (G === undefined || G === N) return [x, o]
+    if ((B * N) % G !== 0) fail('SHAPE', op, `groupSize = ${G} must divide the ${B} · ${N} tokens of x`)
+    const groups = [(B * N) / G, G]
+    const cut = (name: string, tensor: Tensor | undefined, before: number[], after: number[]) => {
+      if (!isTensor(tensor)) return tensor
+      checkTensor(op, name, tensor, { dtype: tensor.dtype, device: tensor.device, shape: [...before, B, N, ...after] })
+      return reshape(tensor, [...before, ...groups, ...after])
+    }
+    const { uniforms, gumbelUniforms } = o.random ?? {}
+    const random = o.random && {
+      ...o.random,
+      uniforms: cut('uniforms', uniforms, [uniforms?.shape[0] ?? 0], []),
+      gumbelUniforms: cut('gumbelUniforms', gumbelUniforms, [], [this.numExperts]),
+    }
+    return [reshape(x, [...groups, D]), { ...o, random, mask: cut('mask', o.mask, [], []) }]
   }
 
   #applyUsers<D extends DType>(x: Tensor<D>, routing: RouteResult<D>, experts: UserExperts): Tensor<D> {

@@ -31,7 +31,7 @@ export const secondPolicies = ['random', 'all', 'none', 'threshold'] as const
 export const scoreFunctions = ['softmax', 'sigmoid', 'softmaxAfterTopk', 'sigmoidAfterTopk'] as const
 
 /** Numbers and switches of top-k routing that the op and the layers around it share. */
-export const topkOptions = onlyIf('router', ['topk'], {
+export const topkOptions = onlyIf('router', ['topk', 'switch'], {
   /**
    * The scores of which the gates are made. 'softmax' and 'sigmoid' (DeepSeek-V3, arXiv 2412.19437) are of the logits, and
    * the K experts of the largest scores are chosen. With 'softmaxAfterTopk' (gpt-oss) and 'sigmoidAfterTopk' (Llama 4) the
@@ -67,12 +67,15 @@ export const topkOptions = onlyIf('router', ['topk'], {
    * TensorFlow, ST-MoE paper). Default 'kept'.
    */
   balanceDensity: oneOf(['kept', 'assigned'], { default: 'kept' }),
-  /**
-   * What the scores of a token's experts are divided by to give its combine weights. 'topk': the sum over the K experts.
-   * 'none': nothing. 'kept': the sum over those of its experts that were kept. Default 'topk', for 'sigmoidAfterTopk' 'none'.
-   */
-  gateNormalization: oneOf(gateNormalizations, {
-    default: ({ scoreFunction }) => (scoreFunction === 'sigmoidAfterTopk' ? 'none' : 'topk'),
+  ...onlyIf('router', ['topk'], {
+    /**
+     * What the scores of a token's experts are divided by to give its combine weights. 'topk': the sum over the K experts.
+     * 'none': nothing. 'kept': the sum over those of its experts that were kept. Default 'topk', for 'sigmoidAfterTopk' 'none'.
+     */
+    gateNormalization: oneOf(gateNormalizations, {
+      default: ({ router, scoreFunction }) =>
+        router === 'switch' || scoreFunction === 'sigmoidAfterTopk' ? 'none' : 'topk',
+    }),
   }),
   /** Floor of the sum of the chosen scores, and of a threshold. Default 1e-9. */
   eps: number({ min: 0, default: 1e-9 }),
