@@ -87,6 +87,7 @@ describe('MoE', () => {
     topGroups: 1,
     expertBias: false,
     routedScalingFactor: 1,
+    scaleInput: false,
     differentiableTopk: false,
     noiseGates: false,
     balanceDensity: 'kept',

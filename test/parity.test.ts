@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, expect, test, vi } from 'vitest'
 import {
   loadSafetensorsSync,
+  loadTransformersMoE,
   type Module,
   MoE,
   manualSeed,
@@ -18,7 +19,7 @@ import {
 } from '../lib/index.js'
 import { checkCase } from './support/golden-case.js'
 import { relativeError, runSeed, values } from './support/numbers.js'
-import { pythonFor, pythonPatience, referencePython, runParity } from './support/python.js'
+import { pythonFor, pythonPatience, referencePython, runParity, runScript } from './support/python.js'
 
 // Against the reference package itself, on random configurations: ST_MOE_SEED=<n> samples others.
 
@@ -55,6 +56,27 @@ test.for(packages)(`${cases} random configurations of $name (seed ${seed})`, ({ 
       const bad = findings.filter(({ error, limit }) => !(error <= limit))
       expect(bad, `${file} ${dtype} ${kind} ${mode} ${config} ${forward_options}`).toEqual([])
     }
+  }
+})
+
+test(`layers of transformers (seed ${seed})`, (context) => {
+  const python = pythonFor(context, found)
+  for (const drawn of [seed, seed + 1, seed + 2]) {
+    const models = join(folder, `transformers-${drawn}`)
+    mkdirSync(models)
+    runScript(python, 'transformers.py', String(drawn % 2 ** 31), models)
+    const files = readdirSync(models).filter((name) => name.endsWith('.safetensors'))
+    expect(files.length).toBe(8)
+    for (const file of files)
+      scope(() => {
+        const moe = loadTransformersMoE(join(models, file.replace('.safetensors', '')), { layer: 1 })
+        const { x, y, dx } = loadSafetensorsSync(join(models, file)).tensors
+        x.requiresGrad = true
+        const { outputs } = moe.forward(x)
+        outputs.square().sum().backward()
+        expect(relativeError(values(outputs), values(y)), `${file} ${drawn}`).toBeLessThan(1e-5)
+        expect(relativeError(values(x.grad!), values(dx)), `${file} ${drawn}, gradient`).toBeLessThan(1e-4)
+      })
   }
 })
 

@@ -13,3 +13,4 @@ export {
   saveSafetensors,
   saveSafetensorsSync,
 } from './safetensors.js'
+export { loadTransformersMoE, type TransformersOptions } from './transformers.js'

@@ -46,14 +46,24 @@ export function encode(op: string, state: StateDict, metadata: Record<string, st
 /** Bytes per read of several small tensors, because one call per tensor would be slow. */
 const groupBytes = 2 ** 20
 
-/** Reads a file on behalf of `op`. */
-export const load = (op: string, path: unknown): Routine<LoadedTensors> => {
+/** Reads a file on behalf of `op`: all of its tensors, or those with wanted names. */
+export const load = (
+  op: string,
+  path: unknown,
+  wanted: (name: string) => boolean = () => true,
+): Routine<LoadedTensors> => {
   const checked = checkPath(op, path)
-  return reading(op, checked, (file, size) => readTensors(op, checked, file, size))
+  return reading(op, checked, (file, size) => readTensors(op, checked, file, size, wanted))
 }
 
 /** Checks the whole header before it reads the first tensor. */
-function* readTensors(op: string, path: string, file: number, fileSize: number): Routine<LoadedTensors> {
+function* readTensors(
+  op: string,
+  path: string,
+  file: number,
+  fileSize: number,
+  wanted: (name: string) => boolean,
+): Routine<LoadedTensors> {
   const piece = function* (position: number, length: number): Routine<Buffer> {
     const bytes = allocated(op, `${length} bytes`, () => Buffer.from(new ArrayBuffer(length)))
     if (!(yield* readAll(file, bytes, position))) fail('FILE_FORMAT', op, `${path}: the file ended while it was read`)
@@ -66,7 +76,7 @@ function* readTensors(op: string, path: string, file: number, fileSize: number):
   const tensors: [name: string, tensor: Tensor][] = []
   let complete = false
   try {
-    for (const group of groups(entries)) {
+    for (const group of groups(entries.filter(({ name }) => wanted(name)))) {
       const { begin } = group[0]
       const bytes = yield* piece(start + begin, group[group.length - 1].end - begin)
       for (const entry of group)

@@ -8,6 +8,7 @@ import { add, mul } from '../ops/binary.js'
 import { combine } from '../ops/combine.js'
 import { dispatch } from '../ops/dispatch.js'
 import { expertFfn } from '../ops/expert-ffn.js'
+import { sum } from '../ops/reduce.js'
 import { reshape } from '../ops/reshape.js'
 import { choiceOptions, type lossOptions, type topkOptions } from '../ops/route-options.js'
 import type { RouteResult } from '../ops/routing.js'
@@ -71,6 +72,8 @@ const moeOptions = {
   groupSize: optional(integer({ min: 1 })),
   /** Multiplies all combine weights (DeepSeek-V3). Default 1. */
   routedScalingFactor: number({ default: 1 }),
+  /** The combine weight multiplies the input of an expert instead of its output (Llama 4). Default false. */
+  scaleInput: boolean({ default: false }),
   /** The dispatch weight is 1 forward but passes its gradient to the router. Default true. */
   straightThroughDispatchTensor: boolean({ default: true }),
   /** E modules instead of the built-in experts, each called with [B, C, D] (empty slots are zero rows). */
@@ -165,6 +168,7 @@ export class MoE extends Module {
   readonly #throwNonFinite: boolean
   readonly #routedScalingFactor: number
   readonly #groupSize: number | undefined
+  readonly #scaleInput: boolean
 
   /**
    * Errors: OPTION (an unknown option is one, and names the nearest), DTYPE, DEVICE, BACKEND_UNAVAILABLE, UNSUPPORTED
@@ -187,6 +191,7 @@ export class MoE extends Module {
     this.#throwNonFinite = o.onNonFinite === 'throw'
     this.#routedScalingFactor = o.routedScalingFactor
     this.#groupSize = o.groupSize
+    this.#scaleInput = o.scaleInput
     const experts = pick(o, layerOptions, gemmOptions, activationOptions, expertOptions)
     ;[this.gate, this.experts, this.sharedExperts] = allOrNone(() => [
       o.router !== 'expertChoice'
@@ -196,7 +201,9 @@ export class MoE extends Module {
           )
         : new ExpertChoiceGating({ ...pick(o, ...passedToExpertChoice), numGates: o.numExperts }, op),
       modules ? new UserExperts(modules) : new Experts(o.numExperts, o.dim, hidden, experts),
-      o.sharedExperts ? new SharedExperts(o.dim, o.sharedExperts * hidden, o.sharedExpertGate, experts) : null,
+      o.sharedExperts
+        ? new SharedExperts(o.dim, o.sharedHiddenDim ?? o.sharedExperts * hidden, o.sharedExpertGate, experts)
+        : null,
     ])
   }
 
@@ -228,13 +235,9 @@ export class MoE extends Module {
     return callScope(() => {
       const [tokens, grouped] = this.#inGroups(op, x, gating)
       const routing = this.#scaled(this.gate.forward(tokens, grouped))
-      const routed =
-        this.experts instanceof Experts
-          ? expertFfn(tokens, routing, this.experts, {
-              straightThrough: this.#straightThrough,
-              ...pick(this.experts, gemmOptions, activationOptions),
-            })
-          : this.#applyUsers(tokens, routing, this.experts)
+      const routed = this.#scaleInput
+        ? this.#applyScaled(tokens, routing)
+        : this.#apply(tokens, routing, this.#straightThrough)
       const each = this.sharedExperts ? add(routed, this.sharedExperts.forward(tokens, routing.mask)) : routed
       const outputs = tokens === x ? each : reshape(each, [x.shape[0], x.shape[1], this.outputDim])
       this.#checkFinite(op, 'the output', outputs)
@@ -305,11 +308,41 @@ export class MoE extends Module {
     return [reshape(x, [...groups, D]), { ...o, random, mask: cut('mask', o.mask, [], []) }]
   }
 
-  #applyUsers<D extends DType>(x: Tensor<D>, routing: RouteResult<D>, experts: UserExperts): Tensor<D> {
+  #apply<D extends DType>(x: Tensor<D>, routing: RouteResult<D>, straightThrough: boolean): Tensor<D> {
+    const { experts } = this
+    if (!(experts instanceof Experts)) return this.#applyUsers(x, routing, experts, straightThrough)
+    return expertFfn(x, routing, experts, { straightThrough, ...pick(experts, gemmOptions, activationOptions) })
+  }
+
+  /** Each assignment as a token of its own: its input is weight · x, and the K outputs are added up. */
+  #applyScaled<D extends DType>(x: Tensor<D>, routing: RouteResult<D>): Tensor<D> {
+    const [B, N, K] = routing.expertIndex.shape
+    const each = <T extends Tensor>(choices: T): T => reshape(choices, [B, N * K, 1]) as T
+    const { expertIndex, gate, kept, position, weight } = routing
+    const scaled = mul(reshape(x, [B, N, 1, this.dim]), reshape(weight, [B, N, K, 1]))
+    const alone = {
+      ...routing,
+      expertIndex: each(expertIndex),
+      gate: each(gate),
+      kept: each(kept),
+      position: each(position),
+      weight: each(kept.to(x.dtype)),
+      mask: null,
+    }
+    const y = this.#apply(reshape(scaled, [B, N * K, this.dim]), alone, false)
+    return sum(reshape(y, [B, N, K, this.outputDim]), 2)
+  }
+
+  #applyUsers<D extends DType>(
+    x: Tensor<D>,
+    routing: RouteResult<D>,
+    experts: UserExperts,
+    straightThrough: boolean,
+  ): Tensor<D> {
     const [B, , D] = x.shape
     const slot = [B, routing.capacity, D]
     return scope(() => {
-      const dispatched = dispatch(x, routing, { straightThrough: this.#straightThrough })
+      const dispatched = dispatch(x, routing, { straightThrough })
       const results = experts.experts.map((expert, i) => {
         const rows = reshape(slice(dispatched, 0, i, i + 1), slot)
         const y = (expert as Module & { forward(x: Tensor): unknown }).forward(rows)

@@ -81,9 +81,11 @@ export function pythonFor(context: TestContext, found: ReturnType<typeof referen
   return context.skip(found.reason)
 }
 
-/** Runs test/parity.py; its traceback is the message of the error. */
-export function runParity(python: string, ...args: string[]): void {
-  const script = fileURLToPath(new URL('../parity.py', import.meta.url))
+/** Runs a script of test/; its traceback is the message of the error. */
+export function runScript(python: string, name: string, ...args: string[]): void {
+  const script = fileURLToPath(new URL(`../${name}`, import.meta.url))
   const result = run(python, [script, ...args])
-  if (result.status !== 0) throw new Error(`parity.py ${args.join(' ')}: ${result.error?.message ?? result.stderr}`)
+  if (result.status !== 0) throw new Error(`${name} ${args.join(' ')}: ${result.error?.message ?? result.stderr}`)
 }
+
+export const runParity = (python: string, ...args: string[]): void => runScript(python, 'parity.py', ...args)
