@@ -314,6 +314,28 @@ describe('scores', () => {
     }
   })
 
+  test('scaleInput: linear experts do not tell whether their input or their output is multiplied', () => {
+    const run = (scaleInput: boolean, groupSize?: number) => {
+      manualSeed(9)
+      const experts = Array.from({ length: 4 }, () => new Linear(D, D, { bias: false, dtype: 'f64' }))
+      const shared = { straightThroughDispatchTensor: false, gatingTopN: 3, groupSize, routedScalingFactor: 1.5 }
+      const moe = new MoE({ dim: D, experts, scaleInput, dtype: 'f64', ...shared })
+      const x = randn([2, 30, D], { dtype: 'f64', requiresGrad: true })
+      const mask = tensor(Array.from({ length: 2 }, () => Array.from({ length: 30 }, (_, n) => Number(n % 7 > 0))))
+      const uniforms = tensor(new Float64Array(180).fill(0.1), [3, 2, 30])
+      const { outputs, routing } = moe.forward(x, { mask, random: { uniforms } })
+      outputs.square().sum().backward()
+      const list = [outputs, x.grad!, moe.gate.toGates.weight.grad!, experts[1].weight.grad!].map(values)
+      return { list, kept: values(routing.kept) }
+    }
+    for (const groupSize of [undefined, 20]) {
+      const [output, input] = [run(false, groupSize), run(true, groupSize)]
+      expect(input.kept).toEqual(output.kept)
+      expect(new Set(input.kept)).toEqual(new Set([0, 1]))
+      for (const [i, list] of input.list.entries()) expect(relativeError(list, output.list[i])).toBeLessThan(1e-12)
+    }
+  })
+
   test('updateExpertBias moves the bias towards even loads, by what training has seen of real tokens', () => {
     manualSeed(5)
     const moe = new MoE({ ...options, scoreFunction: 'sigmoid', expertBias: true })
