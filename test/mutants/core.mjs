@@ -96,4 +96,12 @@ export default [
     breaks: 'a plugin of a later version is called with structs of this one',
     tests: ['test/simt.test.ts'],
   },
+  {
+    name: 'groups-by-their-best-alone',
+    file: 'native/core/router.h',
+    from: 'return best + second;',
+    to: 'return best;',
+    breaks: 'a group of experts counts as its best score',
+    tests: ['moe_test'],
+  },
 ]

@@ -19,9 +19,17 @@ export default [
   {
     name: 'padding-has-gates',
     file: 'native/cpu/route.cc',
-    from: 'g[k] = masked(t) ? T(0) : numbers.gate(score[index[k]], total);',
-    to: 'g[k] = numbers.gate(score[index[k]], total);',
+    from: 'g[k] = masked(t) ? T(0) : numbers.gate(w, total);',
+    to: 'g[k] = numbers.gate(w, total);',
     breaks: 'gates of padding are not 0',
+    tests: ['moe_test'],
+  },
+  {
+    name: 'bias-of-the-choice-left-out',
+    file: 'native/cpu/route.cc',
+    from: '(expert_bias ? expert_bias[e] : T(0))',
+    to: 'T(0)',
+    breaks: 'experts are chosen without their bias',
     tests: ['moe_test'],
   },
   {
