@@ -129,7 +129,12 @@ test('what does not fit is an error that lists all of it', () => {
   expect(withConfig({ model_type: 'bert' })).toMatch(/^UNSUPPORTED .*model_type must be one of mixtral, .*, got "bert"/)
   expect(withConfig({ model_type: undefined })).toMatch(/^UNSUPPORTED .*model_type must be one of .*, got ""/)
   expect(withConfig({ hidden_act: 'gelu' })).toMatch(/^UNSUPPORTED .*hidden_act must be "silu", got "gelu"/)
-  expect(withConfig({ hidden_size: '12' })).toMatch(/^FILE_FORMAT .*hidden_size must be a positive integer, got "12"/)
+  expect(withConfig({ hidden_size: '12' })).toMatch(
+    /^FILE_FORMAT .*hidden_size must be an integer from 1 to 262144, got "12"/,
+  )
+  expect(withConfig({ num_local_experts: 1e15 })).toMatch(
+    /^FILE_FORMAT .*must be an integer from 1 to 262144, got 1000000000000000/,
+  )
   expect(withConfig({ num_local_experts: undefined })).toMatch(/^FILE_FORMAT .*num_local_experts or num_experts or/)
   expect(withConfig({ num_experts_per_tok: 7 })).toMatch(/^OPTION .*gatingTopN must be at most numExperts = 6, got 7/)
   expect(call(join(folder, 'nowhere'))).toMatch(/^FILE_SYSTEM .*config\.json/)

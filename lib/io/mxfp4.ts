@@ -1,4 +1,5 @@
 import { tensor } from '../create.js'
+import { allocateArray } from '../dtype.js'
 import { reshape } from '../ops/reshape.js'
 import { transpose } from '../ops/strided.js'
 import type { Tensor } from '../tensor.js'
@@ -7,18 +8,18 @@ import type { Tensor } from '../tensor.js'
 const values = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0, -0.5, -1, -1.5, -2, -3, -4, -6]
 
 /**
- * What gpt-oss stores of a tensor [E, columns, rows]: blocks [E, rows, G, 16], two numbers a byte, the low half first, of
- * which 32 share a scale [E, rows, G], 2^(scale − 127). Both i32, as they are read from a file; f32.
+ * A matrix [columns, rows] as gpt-oss stores it: blocks [rows, G, 16], two numbers a byte, the low half first, of which 32
+ * share a scale [rows, G], 2^(scale − 127). Both are i32, as they are read from a file; f32.
  */
 export function fromMxfp4(blocks: Tensor, scales: Tensor): Tensor {
-  const [E, rows, G] = scales.shape
+  const [rows, G] = scales.shape
   const [bytes, exponents] = [blocks.dataSync(), scales.dataSync()]
-  const out = new Float32Array(bytes.length * 2)
+  const out = allocateArray('loadTransformersMoE', 'f32', bytes.length * 2)
   for (let i = 0; i < bytes.length; i++) {
     const byte = Number(bytes[i])
     const scale = 2 ** (Number(exponents[i >> 4]) - 127)
     out[2 * i] = values[byte & 15] * scale
-    out[2 * i + 1] = values[byte >> 4] * scale
+    out[2 * i + 1] = values[(byte >> 4) & 15] * scale
   }
-  return transpose(reshape(tensor(out), [E, rows, G * 32]))
+  return transpose(reshape(tensor(out), [rows, G * 32]))
 }

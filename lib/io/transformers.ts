@@ -1,7 +1,8 @@
 import { join } from 'node:path'
 import { checkInteger, checkOptions, fail, listed, sameShape, showName, showShape } from '../check.js'
-import type { ComputeDType } from '../dtype.js'
+import type { ComputeDType, DType } from '../dtype.js'
 import { MoeError, show } from '../errors.js'
+import type { StateDict } from '../nn/module.js'
 import { MoE, type MoEOptions } from '../nn/moe.js'
 import { reshape } from '../ops/reshape.js'
 import { concat, slice, transpose } from '../ops/strided.js'
@@ -22,6 +23,9 @@ export interface TransformersOptions {
 }
 
 // ---- config.json
+
+/** Of a number in config.json, so that names of tensors that cannot be there are not made up without end. */
+const largest = 2 ** 18
 
 /** Reads numbers and switches of a config.json; what is missing or of another type is a FILE_FORMAT error. */
 class Config {
@@ -49,11 +53,11 @@ class Config {
   /** The first of several names that is there. */
   integer(names: readonly string[], otherwise?: number): number {
     const value = this.#get(names) ?? otherwise
-    if (!Number.isSafeInteger(value) || (value as number) < 1)
+    if (!Number.isInteger(value) || (value as number) < 1 || (value as number) > largest)
       fail(
         'FILE_FORMAT',
         this.#op,
-        `${this.#path}: ${names.join(' or ')} must be a positive integer, got ${show(value)}`,
+        `${this.#path}: ${names.join(' or ')} must be an integer from 1 to ${largest}, got ${show(value)}`,
       )
     return value as number
   }
@@ -210,45 +214,55 @@ const families: Readonly<Record<string, Family>> = {
 /** Names and shapes of what a layer needs. */
 type Wanted = Map<string, readonly number[]>
 
-/** Tensors by name, their shapes checked. */
+/** Tensors by name, whose shapes are right. Converts them to a dtype. */
 class Stored {
   readonly #tensors: ReadonlyMap<string, Tensor>
+  readonly #dtype: DType
 
-  constructor(tensors: ReadonlyMap<string, Tensor>) {
+  constructor(tensors: ReadonlyMap<string, Tensor>, dtype: DType) {
     this.#tensors = tensors
+    this.#dtype = dtype
   }
 
   get(name: string): Tensor {
-    const tensor = this.#tensors.get(name)
-    if (tensor) return tensor
-    return fromMxfp4(this.#tensors.get(`${name}_blocks`)!, this.#tensors.get(`${name}_scales`)!)
+    return this.#tensors.get(name)!.to(this.#dtype)
+  }
+
+  /** What expert e has of a tensor [E, …]. */
+  of(e: number, name: string): Tensor {
+    const part = (full: string): Tensor | undefined => {
+      const tensor = this.#tensors.get(full)
+      return tensor && reshape(slice(tensor, 0, e, e + 1), tensor.shape.slice(1))
+    }
+    const own = part(name) ?? fromMxfp4(part(`${name}_blocks`)!, part(`${name}_scales`)!)
+    return own.to(this.#dtype)
   }
 }
 
-/** What an expert's two matrices are made of. W1 has values (up) first, then gates. */
-function expertsOf(stored: Stored, at: string, layout: Layout, { E }: Sizes): Record<string, Tensor> {
+/** The state of expert e, whose W1 has values (up) first, then gates. */
+function expertOf(stored: Stored, at: string, layout: Layout, e: number): StateDict {
   if (layout.kind === 'each') {
-    const each = (e: number, name: string) => stored.get(`${at}${layout.experts}.${e}.${name}.weight`)
-    const matrices = Array.from({ length: E }, (_, e) => ({
-      w1: concat([each(e, layout.up), each(e, layout.gate)]),
-      w2: each(e, layout.down),
-    }))
-    const stacked = (list: Tensor[]) => concat(list.map((matrix) => reshape(matrix, [1, ...matrix.shape])))
-    return { w1: stacked(matrices.map(({ w1 }) => w1)), w2: stacked(matrices.map(({ w2 }) => w2)) }
+    const matrix = (name: string) => stored.get(`${at}${layout.experts}.${e}.${name}.weight`)
+    return {
+      'net.0.weight': concat([matrix(layout.up), matrix(layout.gate)]),
+      'net.2.weight': matrix(layout.down),
+    }
   }
   const { gateUp, down, transposed, interleaved, biases } = layout
-  const turned = (tensor: Tensor) => (transposed ? transpose(tensor) : tensor)
-  const upFirst = (tensor: Tensor) => {
-    const [, rows, ...rest] = tensor.shape // [E, 2H, …]
-    const [axis, shape] = interleaved ? [2, [E, rows / 2, 2, ...rest]] : [1, [E, 2, rows / 2, ...rest]]
-    const pairs = reshape(tensor, shape)
-    const part = (i: number) => reshape(slice(pairs, axis, i, i + 1), [E, rows / 2, ...rest])
-    return concat([part(1), part(0)], 1)
+  const matrix = (name: string) => (transposed ? transpose(stored.of(e, at + name)) : stored.of(e, at + name))
+  const upFirst = (both: Tensor) => {
+    const [rows, ...rest] = both.shape // [2H, …]
+    const [axis, pairs] = interleaved ? [1, [rows / 2, 2, ...rest]] : [0, [2, rows / 2, ...rest]]
+    const part = (i: number) => reshape(slice(reshape(both, pairs), axis, i, i + 1), [rows / 2, ...rest])
+    return concat([part(1), part(0)])
   }
   return {
-    w1: upFirst(turned(stored.get(at + gateUp))),
-    w2: turned(stored.get(at + down)),
-    ...(biases && { b1: upFirst(stored.get(`${at}${gateUp}_bias`)), b2: stored.get(`${at}${down}_bias`) }),
+    'net.0.weight': upFirst(matrix(gateUp)),
+    'net.2.weight': matrix(down),
+    ...(biases && {
+      'net.0.bias': upFirst(stored.of(e, `${at}${gateUp}_bias`)),
+      'net.2.bias': stored.of(e, `${at}${down}_bias`),
+    }),
   }
 }
 
@@ -326,7 +340,7 @@ function filesWith(op: string, folder: string, wanted: Wanted): string[] {
 const packed = /_(?:blocks|scales)$/
 const isWanted = (wanted: Wanted, name: string): boolean => wanted.has(name) || wanted.has(name.replace(packed, ''))
 
-function read(op: string, folder: string, wanted: Wanted): Stored {
+function read(op: string, folder: string, wanted: Wanted, dtype: DType): Stored {
   const found = new Map<string, Tensor>()
   for (const file of filesWith(op, folder, wanted)) {
     const { tensors } = runSync(load(op, file, (name) => isWanted(wanted, name)))
@@ -349,7 +363,7 @@ function read(op: string, folder: string, wanted: Wanted): Stored {
     check(`${name}_scales`, [E, rows, Math.ceil(columns / 32)])
   }
   if (problems.length > 0) fail('STATE_DICT', op, `${folder} does not fit:${listed(problems)}`)
-  return new Stored(found)
+  return new Stored(found, dtype)
 }
 
 /**
@@ -418,7 +432,7 @@ export function loadTransformersMoE(folder: string, options: TransformersOptions
   const at = `model.layers.${layer}.${family.prefix}`
   return noGrad(() =>
     scope(() => {
-      const stored = read(op, folder, wantedOf(at, family, sizes, sharedHidden ?? 0))
+      const stored = read(op, folder, wantedOf(at, family, sizes, sharedHidden ?? 0), o.dtype ?? 'f32')
       const moe = new MoE(made)
       fill(moe, stored, at, family, sizes)
       return moe.eval()
@@ -431,9 +445,13 @@ function fill({ gate, experts, sharedExperts }: MoE, stored: Stored, at: string,
   put(gate.toGates.weight, family.router)
   if (family.routerBias) put(gate.toGates.bias, family.routerBias)
   if (family.expertBias && 'expertBias' in gate) put(gate.expertBias, family.expertBias)
-  const parameters = experts as unknown as Record<string, Tensor>
-  for (const [name, value] of Object.entries(expertsOf(stored, at, family.layout, sizes)))
-    parameters[name].copyFrom(value)
+  for (let e = 0; e < sizes.E; e++)
+    scope(() => {
+      const state = Object.entries(expertOf(stored, at, family.layout, e))
+      experts.loadStateDict(Object.fromEntries(state.map(([name, value]) => [`experts.${e}.${name}`, value])), {
+        strict: false,
+      })
+    })
   if (!sharedExperts || !family.shared) return
   const { prefix, gate: sharedGate } = family.shared
   const projection = (name: string) => stored.get(`${at}${prefix}${name}_proj.weight`)
