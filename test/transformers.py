@@ -1,7 +1,8 @@
 """Runs the mixture-of-experts layers of transformers for test/parity.test.ts.
 
-transformers.py SEED FOLDER    for each model type writes a small random model to FOLDER/{type}, and input, output and the gradient
-                               of Σ output² of its last layer to FOLDER/{type}.safetensors
+transformers.py make SEED FOLDER    for each model type writes a small random model to FOLDER/{type}, and input, output and the
+                                    gradient of Σ output² of its last layer to FOLDER/{type}.safetensors
+transformers.py run FOLDER          writes the output that the models in FOLDER have now
 """
 
 import random
@@ -12,7 +13,7 @@ here = str(Path(__file__).parent)
 sys.path = [entry for entry in sys.path if entry != here]  # this file has the name of the package
 
 import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, logging  # noqa: E402
 
 
@@ -51,9 +52,12 @@ def block_of(layer):
     return next(getattr(layer, name) for name in ('mlp', 'block_sparse_moe', 'feed_forward') if hasattr(layer, name))
 
 
-def main(seed, folder):
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+def output(model, x):
+    y = block_of(model.model.layers[1])(x)
+    return (y[0] if isinstance(y, tuple) else y).reshape(x.shape)
+
+
+def make(seed, folder):
     torch.manual_seed(seed)
     common = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 2, 'num_key_value_heads': 2, 'vocab_size': 64}
     for name, more in configs(random.Random(seed)).items():
@@ -62,11 +66,22 @@ def main(seed, folder):
         randomize(model)
         model.save_pretrained(f'{folder}/{name}')
         x = torch.randn(2, 7, 32, requires_grad=True)
-        y = block_of(model.model.layers[1])(x)
-        y = (y[0] if isinstance(y, tuple) else y).reshape(x.shape)
+        y = output(model, x)
         (y * y).sum().backward()
         save_file({'x': x.detach(), 'y': y.detach().contiguous(), 'dx': x.grad.contiguous()}, f'{folder}/{name}.safetensors')
 
 
+def run(folder):
+    for path in Path(folder).glob('*.safetensors'):
+        model = AutoModelForCausalLM.from_pretrained(path.with_suffix(''), attn_implementation='eager').float().eval()
+        x = load_file(path)['x']
+        save_file({'x': x, 'y': output(model, x).detach().contiguous()}, path)
+
+
 if __name__ == '__main__':
-    main(int(sys.argv[1]), sys.argv[2])
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if sys.argv[1] == 'make':
+        make(int(sys.argv[2]), sys.argv[3])
+    else:
+        run(sys.argv[2])

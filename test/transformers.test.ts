@@ -1,8 +1,18 @@
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, expect, test } from 'vitest'
-import { loadTransformersMoE, type StateDict, saveSafetensorsSync, scope, tensor } from '../lib/index.js'
+import {
+  Linear,
+  loadSafetensorsSync,
+  loadTransformersMoE,
+  MoE,
+  type StateDict,
+  saveSafetensorsSync,
+  saveTransformersMoE,
+  scope,
+  tensor,
+} from '../lib/index.js'
 import { Draw, relativeError, values } from './support/numbers.js'
 import { drawModel, families, type Model, type Tensors } from './support/transformers-reference.js'
 
@@ -76,6 +86,55 @@ test.each(Object.keys(families))('a layer of %s', (type) => {
     })
 })
 
+test.each(Object.keys(families))('a layer of %s that is written back', (type) => {
+  for (const shards of [1, 2])
+    scope(() => {
+      const model = drawModel(new Draw(type.length), type, sizes, 3)
+      const path = write(model, shards, stateOf(model.tensors, 'bf16'))
+      const read = () =>
+        readdirSync(path)
+          .filter((name) => name.endsWith('.safetensors'))
+          .map((name) => loadSafetensorsSync(join(path, name)).tensors)
+          .map((file) => Object.entries(file).map(([name, t]) => [name, t.dtype, t.shape, Array.from(values(t))]))
+      const before = read()
+      const moe = loadTransformersMoE(path, { layer: 3, dtype: 'f64' })
+      saveTransformersMoE(path, moe, { layer: 3 })
+      expect(read()).toEqual(before)
+      for (const parameter of moe.parameters()) parameter.copyFrom(parameter.mul(-0.5).detach())
+      saveTransformersMoE(path, moe, { layer: 3 })
+      expect(read()).not.toEqual(before)
+      const [again, other] = [loadTransformersMoE(path, { layer: 3, dtype: 'f64' }), moe.stateDict()]
+      for (const [name, tensor] of Object.entries(again.stateDict()))
+        expect(values(tensor)).toEqual(values(other[name]))
+    })
+})
+
+test('a layer that is another than that of the model is not written', () => {
+  const model = drawModel(new Draw(2), 'qwen2_moe', sizes, 0)
+  const path = write(model)
+  const before = readFileSync(join(path, 'model.safetensors'))
+  const call = (moe: MoE, options: object = { layer: 0 }, to = path) => {
+    try {
+      saveTransformersMoE(to, moe, options as { layer: number })
+      return 'no error'
+    } catch (error) {
+      return `${(error as { code?: string }).code} ${(error as Error).message}`
+    }
+  }
+  const swiglu = (expertHiddenDim: number) => new MoE({ dim: 12, numExperts: 6, expertHiddenDim, activation: 'swiglu' })
+  expect(call(swiglu(5))).toContain('model.layers.0.mlp.experts.0.down_proj.weight must be [12, 7], got [12, 5]')
+  expect(call(swiglu(7))).toContain('model.layers.0.mlp.shared_expert_gate.weight must be [1, 12], got none')
+  const experts = Array.from({ length: 6 }, () => new Linear(12, 12))
+  expect(call(new MoE({ dim: 12, experts }))).toMatch(/^STATE_DICT .*gate_proj.weight must be \[7, 12\], got none/s)
+  const loaded = loadTransformersMoE(path, { layer: 0 })
+  expect(call(loaded, { layer: 1 })).toMatch(/^STATE_DICT /)
+  expect(call({} as MoE)).toMatch(/^OPTION \[saveTransformersMoE\] moe must be a MoE, got /)
+  expect(call(loaded, {})).toMatch(/^OPTION .*layer must be an integer/)
+  expect(readFileSync(join(path, 'model.safetensors'))).toEqual(before)
+  const integers = { ...stateOf(model.tensors), steps: tensor(Int32Array.of(1)) }
+  expect(call(loaded, { layer: 0 }, write(model, 1, integers))).toMatch(/^UNSUPPORTED .*holds integers \(steps\)/)
+})
+
 test('mxfp4 weights of gpt_oss', () => {
   const draw = new Draw(5)
   const own = { D: 64, H: 32, E: 3, K: 2 }
@@ -100,7 +159,9 @@ test('mxfp4 weights of gpt_oss', () => {
     state[`${full}_blocks`] = tensor(Int32Array.from(blocks), [E, rows, columns / 32, 16])
     state[`${full}_scales`] = tensor(Int32Array.from(scales), [E, rows, columns / 32])
   }
-  const moe = loadTransformersMoE(write(model, 1, state), { layer: 0, dtype: 'f64' })
+  const path = write(model, 1, state)
+  const moe = loadTransformersMoE(path, { layer: 0, dtype: 'f64' })
+  expect(() => saveTransformersMoE(path, moe, { layer: 0 })).toThrow('holds mxfp4 weights, which cannot be written')
   const x = Array.from({ length: 5 }, () => Array.from({ length: 64 }, () => Math.fround(draw.normal())))
   const { outputs } = moe.forward(tensor(Float64Array.from(x.flat()), [1, 5, 64]))
   expect(relativeError(values(outputs), model.block(x).flat())).toBeLessThan(1e-12)

@@ -13,4 +13,9 @@ export {
   saveSafetensors,
   saveSafetensorsSync,
 } from './safetensors.js'
-export { loadTransformersMoE, type TransformersOptions } from './transformers.js'
+export {
+  loadTransformersMoE,
+  type SaveTransformersOptions,
+  saveTransformersMoE,
+  type TransformersOptions,
+} from './transformers.js'

@@ -2,6 +2,7 @@ import { join } from 'node:path'
 import { checkInteger, checkOptions, fail, listed, sameShape, showName, showShape } from '../check.js'
 import type { ComputeDType, DType } from '../dtype.js'
 import { MoeError, show } from '../errors.js'
+import { Experts } from '../nn/experts.js'
 import type { StateDict } from '../nn/module.js'
 import { MoE, type MoEOptions } from '../nn/moe.js'
 import { reshape } from '../ops/reshape.js'
@@ -10,7 +11,9 @@ import { noGrad, scope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { checkPath, type Routine, readAll, reading, runSync } from './files.js'
 import { fromMxfp4 } from './mxfp4.js'
+import { saveSafetensorsSync } from './safetensors.js'
 import { load } from './tensor-file.js'
+import { Config, type Family, families, type Layout, type Sizes } from './transformers-families.js'
 
 /** Options of {@link loadTransformersMoE}. */
 export interface TransformersOptions {
@@ -20,193 +23,6 @@ export interface TransformersOptions {
   dtype?: 'f32' | 'f64'
   /** As in {@link MoEOptions}. Default: `dtype`. */
   computeDtype?: ComputeDType
-}
-
-// ---- config.json
-
-/** Of a number in config.json, so that names of tensors that cannot be there are not made up without end. */
-const largest = 2 ** 18
-
-/** Reads numbers and switches of a config.json; what is missing or of another type is a FILE_FORMAT error. */
-class Config {
-  readonly #op: string
-  readonly #path: string
-  readonly #values: Record<string, unknown>
-
-  constructor(op: string, path: string, text: string) {
-    let values: unknown
-    try {
-      values = JSON.parse(text)
-    } catch (error) {
-      throw new MoeError('FILE_FORMAT', op, `${path} must hold JSON: ${(error as Error).message}`)
-    }
-    if (typeof values !== 'object' || values === null) fail('FILE_FORMAT', op, `${path} must hold an object`)
-    this.#op = op
-    this.#path = path
-    this.#values = values as Record<string, unknown>
-  }
-
-  #get(names: readonly string[]): unknown {
-    return names.map((name) => this.#values[name]).find((value) => value !== undefined && value !== null)
-  }
-
-  /** The first of several names that is there. */
-  integer(names: readonly string[], otherwise?: number): number {
-    const value = this.#get(names) ?? otherwise
-    if (!Number.isInteger(value) || (value as number) < 1 || (value as number) > largest)
-      fail(
-        'FILE_FORMAT',
-        this.#op,
-        `${this.#path}: ${names.join(' or ')} must be an integer from 1 to ${largest}, got ${show(value)}`,
-      )
-    return value as number
-  }
-
-  number(name: string, otherwise: number): number {
-    const value = this.#get([name]) ?? otherwise
-    if (typeof value !== 'number' || !Number.isFinite(value))
-      fail('FILE_FORMAT', this.#op, `${this.#path}: ${name} must be a number, got ${show(value)}`)
-    return value
-  }
-
-  boolean(name: string, otherwise: boolean): boolean {
-    const value = this.#get([name]) ?? otherwise
-    if (typeof value !== 'boolean')
-      fail('FILE_FORMAT', this.#op, `${this.#path}: ${name} must be true or false, got ${show(value)}`)
-    return value
-  }
-
-  text(name: string, otherwise = ''): string {
-    const value = this.#get([name]) ?? otherwise
-    if (typeof value !== 'string')
-      fail('FILE_FORMAT', this.#op, `${this.#path}: ${name} must be a string, got ${show(value)}`)
-    return value
-  }
-}
-
-// ---- families
-
-interface Sizes {
-  D: number
-  H: number
-  E: number
-}
-
-/** How the experts of a family are stored, after its prefix. Matrices are [out, in] unless said otherwise. */
-type Layout =
-  /** A matrix for each expert: `{experts}.{i}.{name}.weight`. */
-  | { kind: 'each'; experts: string; gate: string; up: string; down: string }
-  /** One tensor of all, gates and ups in one: [E, in, out] if `transposed`; even rows are gates if `interleaved`. */
-  | { kind: 'fused'; gateUp: string; down: string; transposed: boolean; interleaved: boolean; biases: boolean }
-
-interface Family {
-  /** After `model.layers.{N}.`. */
-  prefix: string
-  router: string
-  routerBias?: string
-  expertBias?: string
-  layout: Layout
-  shared?: { prefix: string; gate?: string }
-  hidden: readonly string[]
-  /** The width of the shared experts. */
-  sharedHidden?: (config: Config, H: number) => number
-  options: (config: Config) => Partial<MoEOptions>
-}
-
-const projections = { kind: 'each', experts: 'experts', gate: 'gate_proj', up: 'up_proj', down: 'down_proj' } as const
-const normalized = (config: Config, otherwise: boolean): Partial<MoEOptions> => ({
-  gateNormalization: config.boolean('norm_topk_prob', otherwise) ? 'topk' : 'none',
-})
-
-const qwen3: Family = {
-  prefix: 'mlp.',
-  router: 'gate.weight',
-  layout: projections,
-  hidden: ['moe_intermediate_size'],
-  options: (config) => normalized(config, false),
-}
-
-/** By `model_type` of config.json. */
-const families: Readonly<Record<string, Family>> = {
-  mixtral: {
-    prefix: 'block_sparse_moe.',
-    router: 'gate.weight',
-    layout: { kind: 'each', experts: 'experts', gate: 'w1', up: 'w3', down: 'w2' },
-    hidden: ['intermediate_size'],
-    options: () => ({}),
-  },
-  olmoe: { ...qwen3, hidden: ['intermediate_size'] },
-  qwen3_moe: qwen3,
-  qwen2_moe: {
-    ...qwen3,
-    shared: { prefix: 'shared_expert.', gate: 'shared_expert_gate.weight' },
-    sharedHidden: (config) => config.integer(['shared_expert_intermediate_size']),
-  },
-  deepseek_v3: {
-    ...qwen3,
-    expertBias: 'gate.e_score_correction_bias',
-    shared: { prefix: 'shared_experts.' },
-    sharedHidden: (config, H) => H * config.integer(['n_shared_experts'], 1),
-    options: (config) => ({
-      ...normalized(config, true),
-      scoreFunction: 'sigmoid',
-      expertBias: true,
-      routingGroups: config.integer(['n_group'], 1),
-      topGroups: config.integer(['topk_group'], 1),
-      routedScalingFactor: config.number('routed_scaling_factor', 1),
-    }),
-  },
-  gpt_oss: {
-    prefix: 'mlp.',
-    router: 'router.weight',
-    routerBias: 'router.bias',
-    layout: {
-      kind: 'fused',
-      gateUp: 'experts.gate_up_proj',
-      down: 'experts.down_proj',
-      transposed: true,
-      interleaved: true,
-      biases: true,
-    },
-    hidden: ['intermediate_size'],
-    options: (config) => ({
-      scoreFunction: 'softmaxAfterTopk',
-      routerBias: true,
-      expertBiases: 'linear',
-      swigluLimit: config.number('swiglu_limit', 7),
-      swigluAlpha: config.number('swiglu_alpha', 1.702),
-    }),
-  },
-  llama4_text: {
-    prefix: 'feed_forward.',
-    router: 'router.weight',
-    layout: {
-      kind: 'fused',
-      gateUp: 'experts.gate_up_proj',
-      down: 'experts.down_proj',
-      transposed: true,
-      interleaved: false,
-      biases: false,
-    },
-    shared: { prefix: 'shared_expert.' },
-    sharedHidden: (_, H) => H,
-    hidden: ['intermediate_size'],
-    options: () => ({ scoreFunction: 'sigmoidAfterTopk', scaleInput: true }),
-  },
-  granitemoe: {
-    prefix: 'block_sparse_moe.',
-    router: 'router.layer.weight',
-    layout: {
-      kind: 'fused',
-      gateUp: 'input_linear.weight',
-      down: 'output_linear.weight',
-      transposed: false,
-      interleaved: false,
-      biases: false,
-    },
-    hidden: ['intermediate_size'],
-    options: () => ({ scoreFunction: 'softmaxAfterTopk' }),
-  },
 }
 
 // ---- tensors
@@ -263,6 +79,35 @@ function expertOf(stored: Stored, at: string, layout: Layout, e: number): StateD
       'net.0.bias': upFirst(stored.of(e, `${at}${gateUp}_bias`)),
       'net.2.bias': stored.of(e, `${at}${down}_bias`),
     }),
+  }
+}
+
+/** The inverse: the tensors of all experts under their names, from W1 [E, 2H, D], W2 [E, D, H] and biases. */
+function storedExperts({ w1, b1, w2, b2 }: Experts, at: string, layout: Layout): StateDict {
+  const [E, rows] = w1.shape
+  const H = rows / 2
+  const half = (both: Tensor, i: number) => slice(both, 1, i * H, (i + 1) * H)
+  if (layout.kind === 'each') {
+    const all = { [layout.up]: half(w1, 0), [layout.gate]: half(w1, 1), [layout.down]: w2 as Tensor }
+    const each = (stacked: Tensor, e: number) => reshape(slice(stacked, 0, e, e + 1), stacked.shape.slice(1))
+    return Object.fromEntries(
+      Object.entries(all).flatMap(([name, stacked]) =>
+        Array.from({ length: E }, (_, e) => [`${at}${layout.experts}.${e}.${name}.weight`, each(stacked, e)]),
+      ),
+    )
+  }
+  const { gateUp, down, transposed, interleaved, biases } = layout
+  const turned = (matrices: Tensor) => (transposed ? transpose(matrices) : matrices)
+  const gateFirst = (both: Tensor) => {
+    const rest = both.shape.slice(2)
+    const part = (i: number) => (interleaved ? reshape(half(both, i), [E, H, 1, ...rest]) : half(both, i))
+    return reshape(concat([part(1), part(0)], interleaved ? 2 : 1), both.shape)
+  }
+  return {
+    [at + gateUp]: turned(gateFirst(w1)),
+    [at + down]: turned(w2),
+    ...(biases && b1 && { [`${at}${gateUp}_bias`]: gateFirst(b1) }),
+    ...(biases && b2 && { [`${at}${down}_bias`]: b2 }),
   }
 }
 
@@ -340,7 +185,8 @@ function filesWith(op: string, folder: string, wanted: Wanted): string[] {
 const packed = /_(?:blocks|scales)$/
 const isWanted = (wanted: Wanted, name: string): boolean => wanted.has(name) || wanted.has(name.replace(packed, ''))
 
-function read(op: string, folder: string, wanted: Wanted, dtype: DType): Stored {
+/** The tensors that a layer needs, which belong to the scope. */
+function read(op: string, folder: string, wanted: Wanted): Map<string, Tensor> {
   const found = new Map<string, Tensor>()
   for (const file of filesWith(op, folder, wanted)) {
     const { tensors } = runSync(load(op, file, (name) => isWanted(wanted, name)))
@@ -363,7 +209,61 @@ function read(op: string, folder: string, wanted: Wanted, dtype: DType): Stored 
     check(`${name}_scales`, [E, rows, Math.ceil(columns / 32)])
   }
   if (problems.length > 0) fail('STATE_DICT', op, `${folder} does not fit:${listed(problems)}`)
-  return new Stored(found, dtype)
+  return found
+}
+
+interface Model {
+  family: Family
+  sizes: Sizes
+  /** What its names begin with. */
+  at: string
+  wanted: Wanted
+  made: MoEOptions
+}
+
+/** What config.json says of a layer. */
+function modelOf(op: string, folder: string, number: unknown): Model {
+  checkPath(op, folder)
+  const layer = checkInteger(op, 'layer', number, 0)
+  const path = join(folder, 'config.json')
+  const config = new Config(op, path, runSync(textOf(op, path)))
+  const type = config.text('model_type')
+  const family = Object.hasOwn(families, type) ? families[type] : null
+  if (!family)
+    fail(
+      'UNSUPPORTED',
+      op,
+      `model_type must be one of ${Object.keys(families).join(', ')}, got ${show(type)} in ${path}`,
+    )
+  const activation = config.text('hidden_act', 'silu')
+  if (activation !== 'silu') fail('UNSUPPORTED', op, `hidden_act must be "silu", got ${show(activation)} in ${path}`)
+  const sizes = {
+    D: config.integer(['hidden_size']),
+    H: config.integer(family.hidden),
+    E: config.integer(['num_local_experts', 'num_experts', 'n_routed_experts']),
+  }
+  const sharedHidden = family.sharedHidden?.(config, sizes.H)
+  const at = `model.layers.${layer}.${family.prefix}`
+  const made: MoEOptions = {
+    dim: sizes.D,
+    numExperts: sizes.E,
+    gatingTopN: config.integer(['num_experts_per_tok']),
+    expertHiddenDim: sizes.H,
+    activation: 'swiglu',
+    expertBiases: false,
+    dropless: true,
+    secondPolicyTrain: 'all',
+    secondPolicyEval: 'all',
+    straightThroughDispatchTensor: false,
+    device: 'cpu',
+    ...(sharedHidden !== undefined && {
+      sharedExperts: 1,
+      sharedHiddenDim: sharedHidden,
+      sharedExpertGate: family.shared?.gate !== undefined,
+    }),
+    ...family.options(config),
+  }
+  return { family, sizes, at, wanted: wantedOf(at, family, sizes, sharedHidden ?? 0), made }
 }
 
 /**
@@ -387,54 +287,22 @@ function read(op: string, folder: string, wanted: Wanted, dtype: DType): Stored 
  */
 export function loadTransformersMoE(folder: string, options: TransformersOptions): MoE {
   const op = 'loadTransformersMoE'
-  checkPath(op, folder)
   const o = checkOptions<TransformersOptions>(op, options, ['layer', 'dtype', 'computeDtype'])
-  const layer = checkInteger(op, 'layer', o.layer, 0)
-  const path = join(folder, 'config.json')
-  const config = new Config(op, path, runSync(textOf(op, path)))
-  const type = config.text('model_type')
-  const family = Object.hasOwn(families, type) ? families[type] : null
-  if (!family)
-    fail(
-      'UNSUPPORTED',
-      op,
-      `model_type must be one of ${Object.keys(families).join(', ')}, got ${show(type)} in ${path}`,
-    )
-  const activation = config.text('hidden_act', 'silu')
-  if (activation !== 'silu') fail('UNSUPPORTED', op, `hidden_act must be "silu", got ${show(activation)} in ${path}`)
-  const sizes = {
-    D: config.integer(['hidden_size']),
-    H: config.integer(family.hidden),
-    E: config.integer(['num_local_experts', 'num_experts', 'n_routed_experts']),
-  }
-  const sharedHidden = family.sharedHidden?.(config, sizes.H)
-  const made: MoEOptions = {
-    dim: sizes.D,
-    numExperts: sizes.E,
-    gatingTopN: config.integer(['num_experts_per_tok']),
-    expertHiddenDim: sizes.H,
-    activation: 'swiglu',
-    expertBiases: false,
-    dropless: true,
-    secondPolicyTrain: 'all',
-    secondPolicyEval: 'all',
-    straightThroughDispatchTensor: false,
-    ...(sharedHidden !== undefined && {
-      sharedExperts: 1,
-      sharedHiddenDim: sharedHidden,
-      sharedExpertGate: family.shared?.gate !== undefined,
-    }),
-    ...family.options(config),
-    device: 'cpu',
-    ...(o.dtype !== undefined && { dtype: o.dtype }),
-    ...(o.computeDtype !== undefined && { computeDtype: o.computeDtype }),
-  }
-  const at = `model.layers.${layer}.${family.prefix}`
+  const { family, sizes, at, wanted, made } = modelOf(op, folder, o.layer)
   return noGrad(() =>
     scope(() => {
-      const stored = read(op, folder, wantedOf(at, family, sizes, sharedHidden ?? 0), o.dtype ?? 'f32')
-      const moe = new MoE(made)
-      fill(moe, stored, at, family, sizes)
+      const stored = new Stored(read(op, folder, wanted), o.dtype ?? 'f32')
+      const moe = new MoE({
+        ...made,
+        ...(o.dtype !== undefined && { dtype: o.dtype }),
+        ...(o.computeDtype !== undefined && { computeDtype: o.computeDtype }),
+      })
+      try {
+        fill(moe, stored, at, family, sizes)
+      } catch (error) {
+        moe.dispose()
+        throw error
+      }
       return moe.eval()
     }),
   )
@@ -459,4 +327,78 @@ function fill({ gate, experts, sharedExperts }: MoE, stored: Stored, at: string,
   w1.copyFrom(reshape(concat([projection('up'), projection('gate')]), w1.shape))
   w2.copyFrom(reshape(projection('down'), w2.shape))
   if (sharedGate) put(sharedExperts.gate?.weight, sharedGate)
+}
+
+/** What {@link saveTransformersMoE} needs to know. */
+export interface SaveTransformersOptions {
+  /** The number of the layer in the model, from 0. */
+  layer: number
+}
+
+/**
+ * Writes a layer that {@link loadTransformersMoE} has made back over that of a model in `folder`: every file that holds a
+ * tensor of the layer is replaced, atomically, with the other tensors and the dtypes that it has. Everything is checked
+ * before the first file is written.
+ *
+ * Errors: OPTION; STATE_DICT if the layer is another than that of the model; UNSUPPORTED for mxfp4, and for files with
+ * tensors of integers; FILE_FORMAT, FILE_SYSTEM, OUT_OF_MEMORY.
+ *
+ * @example
+ * ```ts
+ * try {
+ *   saveTransformersMoE('Qwen3-30B-A3B', new MoE({ dim: 32, numExperts: 4 }), { layer: 12 })
+ * } catch (error) {
+ *   console.log((error as MoeError).code) // → FILE_SYSTEM
+ * }
+ * ```
+ */
+export function saveTransformersMoE(folder: string, moe: MoE, options: SaveTransformersOptions): void {
+  const op = 'saveTransformersMoE'
+  if (!(moe instanceof MoE)) fail('OPTION', op, `moe must be a MoE, got ${show(moe)}`)
+  const { layer } = checkOptions<SaveTransformersOptions>(op, options, ['layer'])
+  const { family, at, wanted } = modelOf(op, folder, layer)
+  noGrad(() =>
+    scope(() => {
+      const state = stateOf(moe, at, family)
+      const problems = [...wanted].flatMap(([name, shape]) => {
+        const got = state[name]
+        if (got && sameShape(got.shape, shape)) return []
+        return `${showName(name)} must be ${showShape(shape)}, got ${got ? showShape(got.shape) : 'none'}`
+      })
+      if (problems.length > 0) fail('STATE_DICT', op, `the layer does not fit ${folder}:${listed(problems)}`)
+      if ([...read(op, folder, wanted).keys()].some((name) => packed.test(name)))
+        fail('UNSUPPORTED', op, `${folder} holds mxfp4 weights, which cannot be written`)
+      const files = filesWith(op, folder, wanted)
+      for (const file of files) scope(() => checkTypes(op, file))
+      for (const file of files) scope(() => replace(op, file, state))
+    }),
+  )
+}
+
+/** What was read as i32 may have been another type of integers. */
+function checkTypes(op: string, file: string): void {
+  for (const [name, { dtype }] of Object.entries(runSync(load(op, file)).tensors))
+    if (dtype === 'i32') fail('UNSUPPORTED', op, `${file} holds integers (${showName(name)}), whose type would be lost`)
+}
+
+function replace(op: string, file: string, state: StateDict): void {
+  const { tensors, metadata } = runSync(load(op, file))
+  const replaced = Object.entries(tensors).map(([name, tensor]) => [name, state[name]?.to(tensor.dtype) ?? tensor])
+  saveSafetensorsSync(file, Object.fromEntries(replaced), { metadata })
+}
+
+/** The tensors of a layer under their names, those that it has. */
+function stateOf({ gate, experts, sharedExperts }: MoE, at: string, family: Family): StateDict {
+  const state: Record<string, Tensor | null> = { [at + family.router]: gate.toGates.weight }
+  if (family.routerBias) state[at + family.routerBias] = gate.toGates.bias
+  if (family.expertBias && 'expertBias' in gate) state[at + family.expertBias] = gate.expertBias
+  if (experts instanceof Experts) Object.assign(state, storedExperts(experts, at, family.layout))
+  if (sharedExperts && family.shared) {
+    const { prefix, gate: sharedGate } = family.shared
+    const names = { kind: 'each', experts: 'shared', up: 'up_proj', gate: 'gate_proj', down: 'down_proj' } as const
+    for (const [name, tensor] of Object.entries(storedExperts(sharedExperts.experts, '', names)))
+      state[at + prefix + name.replace('shared.0.', '')] = tensor
+    if (sharedGate) state[at + sharedGate] = sharedExperts.gate?.weight ?? null
+  }
+  return Object.fromEntries(Object.entries(state).filter(([, tensor]) => tensor !== null)) as StateDict
 }
