@@ -82,6 +82,8 @@ describe('MoE', () => {
     routerZLossCoef: 1e-3,
     straightThroughDispatchTensor: true,
     routerBias: false,
+    routerJitter: 0,
+    routerDropout: 0,
     scoreFunction: 'softmax',
     routingGroups: 1,
     topGroups: 1,

@@ -336,6 +336,49 @@ describe('scores', () => {
     }
   })
 
+  test.each(['topk', 'expertChoice'] as const)('%s: jitter and dropout are for the router in training', (router) => {
+    const [shape, p, jitter] = [[2, 7, D], 0.3, 0.25]
+    const draw = new Draw(12)
+    const [a, b] = [0, 1].map(() => draw.array(84, () => Math.fround(draw.next() * (1 - 2 ** -24))))
+    b[3] = p // is kept
+    const moe = new MoE({ dim: D, numExperts: 4, router, routerJitter: jitter, routerDropout: p, dtype: 'f64' })
+    const x = randn(shape, { dtype: 'f64', requiresGrad: true })
+    const factors = Float64Array.from(a, (u, i) => (b[i] < p ? 0 : (1 - jitter + 2 * jitter * u) / (1 - p)))
+    const uniforms = tensor(new Float64Array(28), [2, 2, 7])
+    const fixed = router === 'topk' ? { uniforms } : {}
+    const routed = (seen: Tensor, capacity: number) => {
+      const { weight } = moe.gate.toGates
+      return router === 'topk'
+        ? ops.route(seen, weight, { capacity, uniforms })
+        : ops.expertChoice(seen, weight, { capacity })
+    }
+    const random = { jitterUniforms: tensor(a, shape), dropoutUniforms: tensor(b, shape), ...fixed }
+    const { outputs, routing } = moe.forward(x, { random })
+    const expected = routed(x.mul(tensor(factors, shape)), routing.capacity)
+    expect(relativeError(values(routing.weight), values(expected.weight))).toBeLessThan(1e-14)
+    expect(values(routing.position)).toEqual(values(expected.position))
+    const experts = moe.experts as unknown as ops.ExpertWeights
+    expect(values(outputs)).toEqual(values(ops.expertFfn(x, routing, experts)))
+    const gradient = (loss: Tensor) => {
+      x.grad = null
+      loss.backward()
+      return values(x.grad!).slice()
+    }
+    const theirs = gradient(expected.weight.square().sum())
+    const ours = gradient(moe.gate.forward(x, { random }).weight.square().sum())
+    expect(relativeError(ours, theirs)).toBeLessThan(1e-12)
+    const sampled = (seed?: number) => {
+      if (seed !== undefined) manualSeed(seed)
+      return Array.from(values(moe.forward(x).routing.weight))
+    }
+    const first = sampled(3)
+    expect(sampled()).not.toEqual(first)
+    expect(sampled(3)).toEqual(first)
+    moe.eval()
+    const quiet = moe.gate.forward(x, { random: fixed })
+    expect(values(quiet.weight)).toEqual(values(routed(x, quiet.capacity).weight))
+  })
+
   test('updateExpertBias moves the bias towards even loads, by what training has seen of real tokens', () => {
     manualSeed(5)
     const moe = new MoE({ ...options, scoreFunction: 'sigmoid', expertBias: true })
@@ -409,6 +452,8 @@ describe('scores', () => {
 })
 
 test.each<[Partial<MoEOptions>, string]>([
+  [{ routerJitter: 1 }, 'routerJitter must be below 1, got 1'],
+  [{ routerDropout: -0.1 }, 'routerDropout must be a finite number from 0 to 1, got -0.1'],
   [{ router: 'switch', gatingTopN: 1 }, 'gatingTopN is for router "topk", got router "switch"'],
   [{ router: 'switch', gateNormalization: 'topk' }, 'gateNormalization is for router "topk", got router "switch"'],
   [{ router: 'switch', secondPolicyTrain: 'all' }, 'secondPolicyTrain is for router "topk", got router "switch"'],
@@ -475,6 +520,8 @@ test('errors of a routing name the operation that was called', () => {
 test('a forward of expert choice refuses random numbers', () => {
   const moe = new MoE({ dim: 8, numExperts: 4, router: 'expertChoice' })
   const x = randn([1, 5, 8])
-  expect(() => moe.forward(x, { random: { uniforms: randn([2, 1, 5]) } })).toThrow(/random is for router "topk"/)
+  expect(() => moe.forward(x, { random: { uniforms: randn([2, 1, 5]) } })).toThrow(
+    /uniforms is for router "topk": expert choice samples nothing/,
+  )
   expect(() => moe.forward(x, { noiseGates: true })).toThrow(/noiseGates is for router "topk"/)
 })

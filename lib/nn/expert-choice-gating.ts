@@ -5,9 +5,10 @@ import { choiceOptions, lossOptions } from '../ops/route-options.js'
 import type { RouteResult } from '../ops/routing.js'
 import { integer, type OptionsOf, pick, reader, type ValuesOf } from '../options.js'
 import { checkTensor, type Tensor } from '../tensor.js'
-import { capacityOf, type GatingForwardOptions, gatingOptions, readForwardOptions, routerInputs } from './gating.js'
+import { capacityOf, type GatingForwardOptions, gatingOptions, readForwardOptions, readRandom } from './gating.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
 import { Module } from './module.js'
+import { routerInputOptions, routerInputs } from './router-input.js'
 
 const ownOptions = {
   /** E */
@@ -58,11 +59,13 @@ export class ExpertChoiceGating extends Module {
   /** x [B, N, D] → where its tokens go, and the losses (0 in evaluation). Errors: SHAPE, DTYPE, DEVICE, OPTION. */
   forward<D extends DType>(x: Tensor<D>, options?: GatingForwardOptions): RouteResult<D> {
     const op = 'ExpertChoiceGating.forward'
-    const { mask, ...sampled } = readForwardOptions(op, options)
-    for (const [name, value] of Object.entries(sampled))
+    const { mask, random, ...noise } = readForwardOptions(op, options)
+    const { jitterUniforms, dropoutUniforms, ...uniforms } = readRandom(op, random)
+    for (const [name, value] of Object.entries({ ...noise, ...uniforms }))
       if (value !== undefined) fail('OPTION', op, `${name} is for router "topk": expert choice samples nothing`)
     checkTensor(op, 'x', x)
-    return expertChoice(...routerInputs(op, x, this.toGates), {
+    const inputs = { ...pick(this.#options, routerInputOptions), training: this.training }
+    return expertChoice(...routerInputs(op, x, this.toGates, inputs, { jitterUniforms, dropoutUniforms }), {
       capacity: capacityOf(this, x.shape[1] ?? 0, this.#options),
       training: this.training,
       mask,

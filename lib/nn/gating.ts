@@ -15,8 +15,7 @@ import {
   secondPolicies,
   topkOptions,
 } from '../ops/route-options.js'
-import { checkRouterInputs, expertCapacity, type RouteResult } from '../ops/routing.js'
-import { concat } from '../ops/strided.js'
+import { expertCapacity, type RouteResult } from '../ops/routing.js'
 import {
   boolean,
   integer,
@@ -33,6 +32,7 @@ import { allOrNone, keep, noGrad, scope } from '../scope.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
 import { Module, type StateEntry } from './module.js'
+import { type InputRandom, inputRandomOptions, routerInputOptions, routerInputs } from './router-input.js'
 
 /** K that the native code takes. */
 export const maxChoices = 2 ** 20
@@ -48,8 +48,7 @@ const ownOptions = {
 export const gatingOptions = {
   /** D */
   dim: integer({ min: 1 }),
-  /** A bias [E] of the logits (gpt-oss), uniform in ±1/√D at the start. Default false. */
-  routerBias: boolean({ default: false }),
+  ...routerInputOptions,
   ...onlyIf('dropless', [false], {
     /** See {@link ops.expertCapacity}. Default 1.25. */
     capacityFactorTrain: number({ min: 0, default: 1.25 }),
@@ -115,7 +114,7 @@ const readOptions = reader(ownOptions, ...passedToGating)
 
 export const gatingForwardOptions = {
   /** Numbers to use instead of sampled ones. */
-  random: unchecked<RoutingRandom>(),
+  random: unchecked<RoutingRandom & InputRandom>(),
   /** [B, N], 0 for padding: see {@link ops.RouteOptions.mask}. */
   mask: unchecked<Tensor>(),
   /** Default: that of the layer. */
@@ -128,7 +127,8 @@ export const gatingForwardOptions = {
 export interface GatingForwardOptions extends OptionsOf<typeof gatingForwardOptions> {}
 
 export const readForwardOptions = reader(gatingForwardOptions)
-const readRandom = reader(randomOptions)
+/** What a router takes as `random`, checked. */
+export const readRandom = reader(randomOptions, inputRandomOptions)
 
 /** f32 [K]: eps, then the thresholds. */
 function thresholdBuffer(op: string, name: string, value: unknown, K: number, eps: number, device: Device): Tensor {
@@ -150,15 +150,6 @@ function loadOf({ expertIndex, mask }: RouteResult, E: number): Tensor {
   const dy = mask ? mul(each, reshape(mask.to('f32'), [shape[0], shape[1], 1, 1])) : each
   const counts = native.embeddingBackward({ dy: handleOf(dy), index: handleOf(expertIndex), V: E })
   return wrap(counts, { shape: [E, 1], dtype: 'f32', device })
-}
-
-/** What gives a router the logits x · weightᵀ + bias: x and the weight, with another column if there is a bias. */
-export function routerInputs<D extends DType>(op: string, x: Tensor<D>, { weight, bias }: Linear): [Tensor<D>, Tensor] {
-  if (!bias) return [x, weight]
-  const { B, N, E } = checkRouterInputs(op, x, weight)
-  const { dtype, device } = x
-  const one = ones([B, N, 1], { dtype, device }) as Tensor<D>
-  return [concat([x, one], 2), concat([weight, reshape(bias, [E, 1])], 1)]
 }
 
 /** C of a router in its mode. */
@@ -194,6 +185,7 @@ export class TopNGating extends Module {
   readonly expertBias: Tensor | null
   readonly #capacity: ValuesOf<[typeof tokenChoiceOptions, typeof gatingOptions]>
   readonly #router: ValuesOf<[typeof lossOptions, typeof topkOptions]>
+  readonly #inputs: ValuesOf<[typeof routerInputOptions]>
   readonly #secondPolicy: Record<'train' | 'eval', (typeof secondPolicies)[number]>
   /** f32 [E, 1], how many tokens chose each expert since the last update of the bias. */
   #load: Tensor | null = null
@@ -206,6 +198,7 @@ export class TopNGating extends Module {
     this.topN = o.topN
     this.#capacity = pick(o, tokenChoiceOptions, gatingOptions)
     this.#router = pick(o, lossOptions, topkOptions)
+    this.#inputs = pick(o, routerInputOptions)
     this.#secondPolicy = { train: o.secondPolicyTrain, eval: o.secondPolicyEval }
     checkGroups(op, o, o.numGates, o.topN)
     ;[this.toGates, this.thresholdTrain, this.thresholdEval, this.expertBias] = allOrNone(() => [
@@ -223,7 +216,9 @@ export class TopNGating extends Module {
     checkTensor(op, 'x', x)
     const router = this.#router
     const N = x.shape[1] ?? 0
-    const result = route(...routerInputs(op, x, this.toGates), {
+    const random = readRandom(op, o.random)
+    const inputs = { ...this.#inputs, training: this.training }
+    const result = route(...routerInputs(op, x, this.toGates, inputs, random), {
       topN: this.topN,
       capacity: this.#capacity.dropless ? N : capacityOf(this, N, this.#capacity),
       threshold: this.training ? this.thresholdTrain : this.thresholdEval,
@@ -231,7 +226,7 @@ export class TopNGating extends Module {
       training: this.training,
       mask: o.mask,
       expertBias: this.expertBias ?? undefined,
-      ...readRandom(op, o.random),
+      ...pick(random, randomOptions),
       ...router,
       noiseGates: o.noiseGates ?? router.noiseGates,
       noiseMult: o.noiseMult ?? router.noiseMult,

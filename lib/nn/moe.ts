@@ -299,11 +299,13 @@ export class MoE extends Module {
       checkTensor(op, name, tensor, { dtype: tensor.dtype, device: tensor.device, shape: [...before, B, N, ...after] })
       return reshape(tensor, [...before, ...groups, ...after])
     }
-    const { uniforms, gumbelUniforms } = o.random ?? {}
+    const { uniforms, gumbelUniforms, jitterUniforms, dropoutUniforms } = o.random ?? {}
     const random = o.random && {
       ...o.random,
       uniforms: cut('uniforms', uniforms, [uniforms?.shape[0] ?? 0], []),
       gumbelUniforms: cut('gumbelUniforms', gumbelUniforms, [], [this.numExperts]),
+      jitterUniforms: cut('jitterUniforms', jitterUniforms, [], [D]),
+      dropoutUniforms: cut('dropoutUniforms', dropoutUniforms, [], [D]),
     }
     return [reshape(x, [...groups, D]), { ...o, random, mask: cut('mask', o.mask, [], []) }]
   }

@@ -1,0 +1,86 @@
+import { fail } from '../check.js'
+import { ones, rand } from '../create.js'
+import type { DType } from '../dtype.js'
+import { native } from '../native.js'
+import { add, mul } from '../ops/binary.js'
+import { checkRate, dropout } from '../ops/dropout.js'
+import { reshape } from '../ops/reshape.js'
+import { checkRouterInputs } from '../ops/routing.js'
+import { concat } from '../ops/strided.js'
+import { neg, relu } from '../ops/unary.js'
+import { boolean, number, type Option, type OptionsOf, unchecked, type ValuesOf } from '../options.js'
+import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import type { Linear } from './linear.js'
+
+/** What a router sees of the tokens. */
+export const routerInputOptions = {
+  /** A bias [E] of the logits (gpt-oss), uniform in ±1/√D at the start. Default false. */
+  routerBias: boolean({ default: false }),
+  /** ε in [0, 1): in training the router sees x ⊙ a, a uniform in [1 − ε, 1 + ε] (Switch Transformer, arXiv 2101.03961). Default 0. */
+  routerJitter: rate(),
+  /** In training the router sees x with {@link ops.dropout} of this probability. Default 0. */
+  routerDropout: rate(),
+}
+
+function rate(): Option<number> {
+  const finite = number({ default: 0 })
+  return { ...finite, check: (op, name, value) => checkRate(op, name, value) }
+}
+
+export const inputRandomOptions = {
+  /** [B, N, D] in [0, 1), of `routerJitter`: a = 1 − ε + 2ε u. */
+  jitterUniforms: unchecked<Tensor>(),
+  /** [B, N, D] in [0, 1), of `routerDropout`: entries below p are dropped. */
+  dropoutUniforms: unchecked<Tensor>(),
+}
+
+/** Random numbers of the caller for what a router sees. */
+export interface InputRandom extends OptionsOf<typeof inputRandomOptions> {}
+
+/** What gives a router its logits: x as it sees it, and its weight, with another column if there is a bias. */
+export function routerInputs<D extends DType>(
+  op: string,
+  x: Tensor<D>,
+  { weight, bias }: Linear,
+  options: ValuesOf<[typeof routerInputOptions]> & { training: boolean },
+  random: InputRandom,
+): [Tensor<D>, Tensor] {
+  const { B, N, E } = checkRouterInputs(op, x, weight)
+  const { dtype, device } = x
+  const seen = options.training ? disturbed(op, x, options, random) : x
+  if (!bias) return [seen, weight]
+  const one = ones([B, N, 1], { dtype, device }) as Tensor<D>
+  return [concat([seen, one], 2), concat([weight, reshape(bias, [E, 1])], 1)]
+}
+
+function disturbed<D extends DType>(
+  op: string,
+  x: Tensor<D>,
+  { routerJitter: jitter, routerDropout: p }: ValuesOf<[typeof routerInputOptions]>,
+  random: InputRandom,
+): Tensor<D> {
+  const { shape, dtype, device } = x
+  const given = (name: keyof InputRandom): Tensor | undefined => {
+    const value = random[name]
+    if (value === undefined) return undefined
+    checkTensor(op, name, value)
+    return checkTensor(op, name, value, { shape, dtype: value.dtype, device: value.device }).to(device)
+  }
+  let seen = x
+  if (jitter > 0) {
+    const u = given('jitterUniforms')?.to(dtype) ?? rand(shape, { dtype: dtype as 'f32' | 'f64', device })
+    seen = mul(seen, add(mul(u as Tensor<D>, 2 * jitter), 1 - jitter))
+  } else if (random.jitterUniforms) fail('OPTION', op, 'jitterUniforms needs routerJitter')
+  if (p > 0) {
+    const u = given('dropoutUniforms')
+    seen = u ? mul(seen, mul(atLeast(u, p).to(dtype), 1 / (1 - p))) : dropout(seen, p)
+  } else if (random.dropoutUniforms) fail('OPTION', op, 'dropoutUniforms needs routerDropout')
+  return seen
+}
+
+/** 1 where u ≥ p, else 0: i32. In f64, so that the difference has the right sign. */
+function atLeast(u: Tensor, p: number): Tensor {
+  const below = relu(neg(add(u.to('f64'), -p)))
+  const mask = wrap(native.tokenMask({ x: handleOf(below) }), { shape: u.shape, dtype: 'i32', device: u.device })
+  return add(mul(mask, -1), 1)
+}
