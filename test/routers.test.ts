@@ -265,6 +265,14 @@ describe('groupSize', () => {
     const mask = tensor([[1, 1, 1, 1, 1]])
     expect(() => moe.forward(randn([2, 10, D]), { mask })).toThrow('[MoE.forward] mask must be [2, 10], got [1, 5]')
     expect(moe.forward(randn([0, 8, D])).outputs.shape).toEqual([0, 8, D])
+    for (const [random, message] of [
+      [7, 'must be an object, got 7'],
+      [{ uniform: 1 }, 'unknown option "uniform"'],
+      [{ uniforms: [0.5] }, 'uniforms must be a Tensor'],
+      [{ uniforms: randn([]) }, 'uniforms must be [2, 10], got []'],
+      [{ gumbelUniforms: randn([2, 10]) }, `gumbelUniforms must be [2, 10, ${E}], got [2, 10]`],
+    ] as const)
+      expect(() => moe.forward(randn([2, 10, D]), { random: random as never }), message).toThrow(message)
   })
 })
 

@@ -36,6 +36,7 @@ import {
   type gatingOptions,
   maxChoices,
   passedToGating,
+  readRandom,
   TopNGating,
   type thresholdOptions,
   type tokenChoiceOptions,
@@ -294,15 +295,14 @@ export class MoE extends Module {
     if (G === undefined || G === N) return [x, o]
     if ((B * N) % G !== 0) fail('SHAPE', op, `groupSize = ${G} must divide the ${B} · ${N} tokens of x`)
     const groups = [(B * N) / G, G]
-    const cut = (name: string, tensor: Tensor | undefined, before: number[], after: number[]) => {
+    const cut = (name: string, tensor: Tensor | undefined, before: readonly number[], after: readonly number[]) => {
       if (!isTensor(tensor)) return tensor
       checkTensor(op, name, tensor, { dtype: tensor.dtype, device: tensor.device, shape: [...before, B, N, ...after] })
       return reshape(tensor, [...before, ...groups, ...after])
     }
-    const { uniforms, gumbelUniforms, jitterUniforms, dropoutUniforms } = o.random ?? {}
+    const { uniforms, gumbelUniforms, jitterUniforms, dropoutUniforms } = readRandom(op, o.random)
     const random = o.random && {
-      ...o.random,
-      uniforms: cut('uniforms', uniforms, [uniforms?.shape[0] ?? 0], []),
+      uniforms: cut('uniforms', uniforms, isTensor(uniforms) ? uniforms.shape.slice(0, 1) : [], []),
       gumbelUniforms: cut('gumbelUniforms', gumbelUniforms, [], [this.numExperts]),
       jitterUniforms: cut('jitterUniforms', jitterUniforms, [], [D]),
       dropoutUniforms: cut('dropoutUniforms', dropoutUniforms, [], [D]),
