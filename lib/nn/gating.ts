@@ -32,7 +32,7 @@ import { allOrNone, keep, noGrad, scope } from '../scope.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
 import { Module, type StateEntry } from './module.js'
-import { type InputRandom, inputRandomOptions, routerInputOptions, routerInputs } from './router-input.js'
+import { inputRandomOptions, type RouterInputRandom, routerInputOptions, routerInputs } from './router-input.js'
 
 /** K that the native code takes. */
 export const maxChoices = 2 ** 20
@@ -114,7 +114,7 @@ const readOptions = reader(ownOptions, ...passedToGating)
 
 export const gatingForwardOptions = {
   /** Numbers to use instead of sampled ones. */
-  random: unchecked<RoutingRandom & InputRandom>(),
+  random: unchecked<RoutingRandom & RouterInputRandom>(),
   /** [B, N], 0 for padding: see {@link ops.RouteOptions.mask}. */
   mask: unchecked<Tensor>(),
   /** Default: that of the layer. */

@@ -35,7 +35,7 @@ export const inputRandomOptions = {
 }
 
 /** Random numbers of the caller for what a router sees. */
-export interface InputRandom extends OptionsOf<typeof inputRandomOptions> {}
+export interface RouterInputRandom extends OptionsOf<typeof inputRandomOptions> {}
 
 /** What gives a router its logits: x as it sees it, and its weight, with another column if there is a bias. */
 export function routerInputs<D extends DType>(
@@ -43,7 +43,7 @@ export function routerInputs<D extends DType>(
   x: Tensor<D>,
   { weight, bias }: Linear,
   options: ValuesOf<[typeof routerInputOptions]> & { training: boolean },
-  random: InputRandom,
+  random: RouterInputRandom,
 ): [Tensor<D>, Tensor] {
   const { B, N, E } = checkRouterInputs(op, x, weight)
   const { dtype, device } = x
@@ -57,10 +57,10 @@ function disturbed<D extends DType>(
   op: string,
   x: Tensor<D>,
   { routerJitter: jitter, routerDropout: p }: ValuesOf<[typeof routerInputOptions]>,
-  random: InputRandom,
+  random: RouterInputRandom,
 ): Tensor<D> {
   const { shape, dtype, device } = x
-  const given = (name: keyof InputRandom): Tensor | undefined => {
+  const given = (name: keyof RouterInputRandom): Tensor | undefined => {
     const value = random[name]
     if (value === undefined) return undefined
     checkTensor(op, name, value)
