@@ -36,7 +36,14 @@ test('a number of the router changes what it computes', () => {
       const { gate, weight, totalAuxLoss } = ops.route(x, w, { noiseGates: true, gumbelUniforms, uniforms, ...options })
       return [gate, weight, totalAuxLoss].map((value) => Array.from(value.dataSync()))
     }
-    for (const [name, option] of numbers)
-      expect(routed({ [name]: 2 * Number(option.default) + 3 }), name).not.toEqual(routed({}))
+    const some: Record<string, object> = {
+      routingGroups: { routingGroups: 2 },
+      topGroups: { routingGroups: 2, topGroups: 1 },
+    }
+    const without: Record<string, object> = { topGroups: { routingGroups: 2, topGroups: 2 } }
+    for (const [name, option] of numbers) {
+      const other = some[name] ?? { [name]: 2 * Number(option.default) + 3 }
+      expect(routed(other), name).not.toEqual(routed(without[name] ?? {}))
+    }
   })
 })

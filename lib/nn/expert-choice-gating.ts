@@ -16,13 +16,26 @@ const ownOptions = {
 }
 
 /** What a layer passes on to this router. */
-type Passed = readonly [typeof gatingOptions, typeof choiceOptions, typeof lossOptions, typeof layerOptions]
-export const passedToExpertChoice: Passed = [gatingOptions, choiceOptions, lossOptions, layerOptions]
+type Passed = readonly [
+  typeof gatingOptions,
+  typeof routerInputOptions,
+  typeof choiceOptions,
+  typeof lossOptions,
+  typeof layerOptions,
+]
+export const passedToExpertChoice: Passed = [
+  gatingOptions,
+  routerInputOptions,
+  choiceOptions,
+  lossOptions,
+  layerOptions,
+]
 
 /** Options of {@link ExpertChoiceGating}. */
 export interface ExpertChoiceGatingOptions
   extends OptionsOf<typeof ownOptions>,
     OptionsOf<typeof gatingOptions>,
+    OptionsOf<typeof routerInputOptions>,
     OptionsOf<typeof choiceOptions>,
     OptionsOf<typeof lossOptions>,
     LayerOptions {}
@@ -45,14 +58,16 @@ export class ExpertChoiceGating extends Module {
   readonly numGates: number
   /** D → E, with a bias if there is `routerBias`; uniform in ±1/√D at the start. */
   readonly toGates: Linear
-  readonly #options: ValuesOf<[typeof gatingOptions, typeof choiceOptions, typeof lossOptions]>
+  readonly #options: ValuesOf<
+    [typeof gatingOptions, typeof routerInputOptions, typeof choiceOptions, typeof lossOptions]
+  >
 
   /** Errors: OPTION, DTYPE, DEVICE; they name `op`. */
   constructor(options: ExpertChoiceGatingOptions, op = 'ExpertChoiceGating') {
     super()
     const o = readOptions(op, options)
     this.numGates = o.numGates
-    this.#options = pick(o, gatingOptions, choiceOptions, lossOptions)
+    this.#options = pick(o, gatingOptions, routerInputOptions, choiceOptions, lossOptions)
     this.toGates = new Linear(o.dim, o.numGates, { ...pick(o, layerOptions), bias: o.routerBias })
   }
 

@@ -48,7 +48,6 @@ const ownOptions = {
 export const gatingOptions = {
   /** D */
   dim: integer({ min: 1 }),
-  ...routerInputOptions,
   ...onlyIf('dropless', [false], {
     /** See {@link ops.expertCapacity}. Default 1.25. */
     capacityFactorTrain: number({ min: 0, default: 1.25 }),
@@ -86,6 +85,7 @@ export const tokenChoiceOptions = onlyIf('router', ['topk', 'switch'], {
 type Passed = readonly [
   typeof tokenChoiceOptions,
   typeof gatingOptions,
+  typeof routerInputOptions,
   typeof thresholdOptions,
   typeof lossOptions,
   typeof topkOptions,
@@ -94,6 +94,7 @@ type Passed = readonly [
 export const passedToGating: Passed = [
   tokenChoiceOptions,
   gatingOptions,
+  routerInputOptions,
   thresholdOptions,
   lossOptions,
   topkOptions,
@@ -105,6 +106,7 @@ export interface TopNGatingOptions
   extends OptionsOf<typeof ownOptions>,
     OptionsOf<typeof tokenChoiceOptions>,
     OptionsOf<typeof gatingOptions>,
+    OptionsOf<typeof routerInputOptions>,
     OptionsOf<typeof thresholdOptions>,
     OptionsOf<typeof lossOptions>,
     OptionsOf<typeof topkOptions>,

@@ -44,6 +44,7 @@ import {
 import { computeDType, gemmOptions, type LayerOptions, layerOptions } from './linear.js'
 import { checkModule, Module } from './module.js'
 import { MoEResult } from './moe-result.js'
+import type { routerInputOptions } from './router-input.js'
 import { SharedExperts, type SharedExpertsOptions, sharedOptions } from './shared-experts.js'
 import { forwardWithGrad, type GradHandle } from './with-grad.js'
 
@@ -109,6 +110,7 @@ export interface MoEOptions
     OptionsOf<typeof choiceOptions>,
     OptionsOf<typeof tokenChoiceOptions>,
     OptionsOf<typeof gatingOptions>,
+    OptionsOf<typeof routerInputOptions>,
     OptionsOf<typeof thresholdOptions>,
     OptionsOf<typeof lossOptions>,
     OptionsOf<typeof topkOptions>,
