@@ -65,7 +65,7 @@ test(`layers of transformers, read and written back (seed ${seed})`, (context) =
   for (const drawn of [seed, seed + 1]) {
     const models = join(folder, `transformers-${drawn}`)
     mkdirSync(models)
-    runScript(python, 'transformers.py', 'make', String(drawn % 2 ** 31), models)
+    runScript(python, 'open_models.py', 'make', String(drawn % 2 ** 31), models)
     const files = readdirSync(models).filter((name) => name.endsWith('.safetensors'))
     expect(files.length).toBe(8)
     const modelOf = (file: string) => join(models, file.replace('.safetensors', ''))
@@ -81,7 +81,7 @@ test(`layers of transformers, read and written back (seed ${seed})`, (context) =
         for (const parameter of moe.parameters()) parameter.copyFrom(parameter.add(0.05).detach())
         saveTransformersMoE(modelOf(file), moe, { layer: 1 })
       })
-    runScript(python, 'transformers.py', 'run', models)
+    runScript(python, 'open_models.py', 'run', models)
     for (const file of files)
       scope(() => {
         const { x, y } = loadSafetensorsSync(join(models, file)).tensors

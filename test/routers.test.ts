@@ -1,6 +1,5 @@
 import { describe, expect, test } from 'vitest'
 import {
-  ExpertChoiceGating,
   getDefaultDevice,
   Linear,
   MoE,
@@ -8,164 +7,11 @@ import {
   manualSeed,
   ops,
   randn,
-  SparseMoEBlock,
   scope,
   type Tensor,
   tensor,
 } from '../lib/index.js'
-import { Draw, relativeError } from './support/numbers.js'
-
-interface Choice {
-  weight: number[]
-  kept: number[]
-  position: number[]
-  balance: number
-  z: number
-}
-
-const values = (t: Tensor): number[] => Array.from(t.dataSync())
-
-/** Expert choice in plain loops: every expert takes the C tokens of its largest scores. */
-function expertChoice(logits: number[][][], C: number, over: 'tokens' | 'experts', mask: number[][]): Choice {
-  const [B, N, E] = [logits.length, logits[0].length, logits[0][0].length]
-  const made: Choice = { weight: [], kept: [], position: [], balance: 0, z: 0 }
-  let tokens = 0
-  for (let b = 0; b < B; b++) {
-    const real = mask[b].flatMap((entry, n) => (entry ? [n] : []))
-    const exp = logits[b].map((row) => row.map(Math.exp))
-    const total = (list: number[]) => list.reduce((sum, value) => sum + value, 0)
-    const score = (n: number, e: number) =>
-      exp[n][e] / (over === 'tokens' ? total(real.map((m) => exp[m][e])) : total(exp[n]))
-    const rank = new Map<number, number>()
-    for (let e = 0; e < E; e++) {
-      const best = real.toSorted((n, m) => score(m, e) - score(n, e) || n - m).slice(0, C)
-      for (const [c, n] of best.entries()) rank.set(n * E + e, c)
-    }
-    for (let n = 0; n < N; n++) {
-      const taken = over === 'tokens' ? [...rank.keys()].filter((key) => Math.floor(key / E) === n).length : 1
-      for (let e = 0; e < E; e++) {
-        const position = rank.get(n * E + e) ?? -1
-        made.position.push(position)
-        made.kept.push(position < 0 ? 0 : 1)
-        made.weight.push(position < 0 ? 0 : score(n, e) / taken)
-      }
-      if (!mask[b][n]) continue
-      tokens++
-      made.z += Math.log(total(exp[n])) ** 2
-      if (over === 'tokens') made.balance += (total(exp[n].map((_, e) => score(n, e))) / E) ** 2 * (real.length / B)
-    }
-  }
-  made.z /= tokens
-  return made
-}
-
-const nested = (x: Tensor): number[][][] => {
-  const [B, N, E] = x.shape
-  const list = values(x)
-  return Array.from({ length: B }, (_, b) =>
-    Array.from({ length: N }, (_, n) => list.slice((b * N + n) * E, (b * N + n + 1) * E)),
-  )
-}
-
-describe.each(['tokens', 'experts'] as const)('expert choice over %s', (expertChoiceOver) => {
-  test.each([
-    [2, 9, 6, 4, 3],
-    [1, 1, 3, 1, 4],
-    [3, 40, 5, 7, 11],
-    [1, 64, 8, 16, 5],
-    [2, 5, 3, 4, 0],
-  ])('is that of plain loops: B %i, N %i, D %i, E %i, C %i', (B, N, D, E, C) => {
-    const draw = new Draw(B * 1000 + N)
-    for (const padded of [false, true]) {
-      scope(() => {
-        const [x, w] = [randn([B, N, D], { dtype: 'f64' }), randn([E, D], { dtype: 'f64' })]
-        const mask = Array.from({ length: B }, () =>
-          Array.from({ length: N }, (_, n) => (padded && n > 0 && draw.integer(0, 3) === 0 ? 0 : 1)),
-        )
-        const wanted = expertChoice(nested(x.matmul(w.transpose())), C, expertChoiceOver, mask)
-        const made = ops.expertChoice(x, w, {
-          capacity: C,
-          expertChoiceOver,
-          balanceLossCoef: 0.5,
-          routerZLossCoef: 0.25,
-          ...(padded && { mask: tensor(mask) }),
-        })
-        expect(values(made.kept)).toEqual(wanted.kept)
-        expect(values(made.position)).toEqual(wanted.position)
-        expect(values(made.expertIndex)).toEqual(wanted.kept.map((_, i) => i % E))
-        expect(relativeError(values(made.weight), wanted.weight)).toBeLessThan(1e-12)
-        expect(made.balanceLoss.item()).toBeCloseTo(wanted.balance, 10)
-        expect(made.routerZLoss.item()).toBeCloseTo(wanted.z, 10)
-        expect(made.totalAuxLoss.item()).toBeCloseTo(0.5 * wanted.balance + 0.25 * wanted.z, 10)
-        expect(made.capacity).toBe(C)
-      })
-    }
-  })
-
-  test('a layer adds up the experts that took a token, with its weights', () => {
-    manualSeed(2)
-    const moe = new MoE({ dim: 6, numExperts: 3, router: 'expertChoice', expertChoiceOver, dtype: 'f64' })
-    const x = randn([2, 12, 6], { dtype: 'f64' })
-    const { outputs, routing, stats } = moe.forward(x, { stats: true })
-    const { w1, b1, multBias, w2, b2 } = moe.experts as never as Record<string, Tensor>
-    const wanted = [0, 1, 2]
-      .map((e) => {
-        const of = (t: Tensor, shape: number[]) => t.slice(0, e, e + 1).reshape(shape)
-        const H = w2.shape[2]
-        const own = {
-          w1: of(w1, [1, 2 * H, 6]),
-          b1: of(b1, [1, 2 * H]),
-          multBias: of(multBias, [1, H]),
-          w2: of(w2, [1, 6, H]),
-          b2: of(b2, [1, 6]),
-        }
-        return ops.expertFfn(x, null, own).mul(routing.weight.slice(2, e, e + 1))
-      })
-      .reduce((sum, y) => sum.add(y))
-    expect(relativeError(values(outputs), values(wanted))).toBeLessThan(1e-12)
-    expect(routing.capacity).toBe(5) // trunc(12 · 1.25 / 3)
-    expect(stats?.keptPerExpert).toEqual([10, 10, 10]) // loads are even
-    expect(stats?.firstChoicePerExpert.reduce((a, b) => a + b)).toBe(24)
-  })
-})
-
-test('expert choice takes the first of equal tokens, and empty slots stay empty', () => {
-  const equal = ops.expertChoice(tensor(new Float32Array(2 * 6 * 3), [2, 6, 3]), randn([4, 3]), { capacity: 2 })
-  expect(nested(equal.position as never as Tensor)[1].map((row) => row[3])).toEqual([0, 1, -1, -1, -1, -1])
-  const all = ops.expertChoice(randn([1, 3, 2]), randn([2, 2]), { capacity: 9 })
-  expect(values(all.kept)).toEqual(Array(6).fill(1))
-  expect(ops.dispatch(randn([1, 3, 2]), all).shape).toEqual([2, 1, 9, 2])
-})
-
-test('a layer of expert choice trains, has no losses in evaluation, and its state goes round', () => {
-  manualSeed(1)
-  const make = () => new MoE({ dim: 8, numExperts: 4, router: 'expertChoice' })
-  const [moe, other] = [make(), make()]
-  const x = randn([2, 16, 8])
-  const { outputs, totalAuxLoss } = moe.forward(x)
-  outputs.square().mean().add(totalAuxLoss).backward()
-  for (const [name, parameter] of moe.namedParameters()) expect(parameter.grad, name).not.toBeNull()
-  expect(totalAuxLoss.item()).toBeGreaterThan(0)
-  const state = moe.stateDict()
-  expect(Object.keys(state).filter((name) => name.startsWith('gate.'))).toEqual(['gate.to_gates.weight'])
-  other.loadStateDict(state)
-  const [a, b] = [moe.eval().forward(x), other.eval().forward(x)]
-  expect(values(a.outputs)).toEqual(values(b.outputs))
-  expect([...a].slice(1).map((loss) => loss.item())).toEqual([0, 0, 0])
-  expect(a.routing.capacity).toBe(8) // trunc(16 · 2 / 4)
-})
-
-test('expert choice works with custom experts, one expert, a block and plain arrays', () => {
-  const experts = [new Linear(4, 4), new Linear(4, 4), new Linear(4, 4)]
-  const own = new MoE({ dim: 4, experts, router: 'expertChoice' })
-  expect(own.forward(randn([2, 9, 4])).outputs.shape).toEqual([2, 9, 4])
-  const one = new MoE({ dim: 4, numExperts: 1, router: 'expertChoice' })
-  expect(one.gate).toBeInstanceOf(ExpertChoiceGating)
-  expect(one.forward(randn([1, 5, 4])).routing.expertIndex.shape).toEqual([1, 5, 1])
-  expect(new SparseMoEBlock(one).forward(randn([1, 5, 4])).outputs.shape).toEqual([1, 5, 4])
-  using step = one.forwardWithGrad(new Float32Array(20).fill(0.1), [1, 5, 4])
-  expect(step.backward(step.outputs, 1).dInput).toHaveLength(20)
-})
+import { Draw, listOf, nested, relativeError } from './support/numbers.js'
 
 describe('dropless', () => {
   const run = (options: Partial<MoEOptions>, user: boolean) => {
@@ -179,8 +25,8 @@ describe('dropless', () => {
     result.outputs.square().mean().add(result.totalAuxLoss).backward()
     const grads = [x.grad!, ...Array.from(moe.parameters(), (parameter) => parameter.grad!)]
     const { capacity, kept, position } = result.routing
-    const routing = { capacity, kept: values(kept), position: values(position) }
-    return { ...routing, tensors: [...result, ...grads].map(values) }
+    const routing = { capacity, kept: listOf(kept), position: listOf(position) }
+    return { ...routing, tensors: [...result, ...grads].map(listOf) }
   }
 
   test.each([false, true])('equals unlimited capacity bit for bit, with custom experts: %s', (user) => {
@@ -207,7 +53,7 @@ test("router 'switch' is top-1 with gates that are not divided", () => {
     const x = randn([2, 12, 6], { requiresGrad: true })
     const { outputs, totalAuxLoss, routing } = moe.forward(x)
     outputs.square().sum().add(totalAuxLoss).backward()
-    return [outputs, totalAuxLoss, routing.weight, x.grad!, moe.gate.toGates.weight.grad!].map(values)
+    return [outputs, totalAuxLoss, routing.weight, x.grad!, moe.gate.toGates.weight.grad!].map(listOf)
   }
   expect(run({ router: 'switch' })).toEqual(run({ gatingTopN: 1, gateNormalization: 'none' }))
   expect(run({ router: 'switch', scoreFunction: 'sigmoid', routerBias: true })[0]).toHaveLength(144)
@@ -234,7 +80,7 @@ describe('groupSize', () => {
     const { outputs, totalAuxLoss, routing } = moe.forward(x, { mask, ...sampled })
     outputs.square().sum().add(totalAuxLoss).backward()
     const same = [outputs, totalAuxLoss, routing.position, routing.weight, x.grad!, moe.gate.toGates.weight.grad!]
-    return { values: same.map(values), shapes: [outputs.shape, routing.position.shape] }
+    return { values: same.map(listOf), shapes: [outputs.shape, routing.position.shape] }
   }
 
   test.each([
@@ -282,7 +128,7 @@ describe('scores', () => {
 
   test('softmaxAfterTopk is softmax with gates over the K experts, but without normalization too', () => {
     const [x, w] = [randn([2, 9, D], { dtype: 'f64' }), randn([5, D], { dtype: 'f64' })]
-    const run = (more: ops.RouteOptions) => values(ops.route(x, w, { topN: 3, secondPolicy: 'all', ...more }).weight)
+    const run = (more: ops.RouteOptions) => listOf(ops.route(x, w, { topN: 3, secondPolicy: 'all', ...more }).weight)
     const plain = run({})
     expect(run({ scoreFunction: 'softmaxAfterTopk' })).toEqual(plain)
     expect(run({ scoreFunction: 'softmaxAfterTopk', gateNormalization: 'none' })).toEqual(plain)
@@ -293,11 +139,11 @@ describe('scores', () => {
     const [x, w] = [randn([2, 9, D], { dtype: 'f64' }), randn([5, D], { dtype: 'f64' })]
     const { weight, expertIndex } = ops.route(x, w, { topN: 1, scoreFunction: 'sigmoidAfterTopk' })
     const logits = nested(x.matmul(w.transpose())).flat()
-    const index = values(expertIndex)
+    const index = listOf(expertIndex)
     const wanted = logits.map((row, t) => 1 / (1 + Math.exp(-row[index[t]])))
-    expect(relativeError(values(weight), wanted)).toBeLessThan(1e-14)
+    expect(relativeError(listOf(weight), wanted)).toBeLessThan(1e-14)
     const normalized = ops.route(x, w, { topN: 1, scoreFunction: 'sigmoidAfterTopk', gateNormalization: 'topk' })
-    expect(new Set(values(normalized.weight))).toEqual(new Set([1]))
+    expect(new Set(listOf(normalized.weight))).toEqual(new Set([1]))
   })
 
   test('routedScalingFactor multiplies the outputs of routed experts, and their gradients', () => {
@@ -307,7 +153,7 @@ describe('scores', () => {
       const x = randn([2, 9, D], { dtype: 'f64', requiresGrad: true })
       const { outputs } = moe.forward(x)
       outputs.sum().backward()
-      return [outputs, x.grad!, moe.gate.toGates.weight.grad!].map(values)
+      return [outputs, x.grad!, moe.gate.toGates.weight.grad!].map(listOf)
     }
     for (const router of ['topk', 'expertChoice'] as const) {
       const more = router === 'topk' ? {} : { router, dropless: false, secondPolicyTrain: undefined }
@@ -333,8 +179,8 @@ describe('scores', () => {
       const uniforms = tensor(new Float64Array(180).fill(0.1), [3, 2, 30])
       const { outputs, routing } = moe.forward(x, { mask, random: { uniforms } })
       outputs.square().sum().backward()
-      const list = [outputs, x.grad!, moe.gate.toGates.weight.grad!, experts[1].weight.grad!].map(values)
-      return { list, kept: values(routing.kept) }
+      const list = [outputs, x.grad!, moe.gate.toGates.weight.grad!, experts[1].weight.grad!].map(listOf)
+      return { list, kept: listOf(routing.kept) }
     }
     for (const groupSize of [undefined, 20]) {
       const [output, input] = [run(false, groupSize), run(true, groupSize)]
@@ -363,28 +209,28 @@ describe('scores', () => {
     const random = { jitterUniforms: tensor(a, shape), dropoutUniforms: tensor(b, shape), ...fixed }
     const { outputs, routing } = moe.forward(x, { random })
     const expected = routed(x.mul(tensor(factors, shape)), routing.capacity)
-    expect(relativeError(values(routing.weight), values(expected.weight))).toBeLessThan(1e-14)
-    expect(values(routing.position)).toEqual(values(expected.position))
+    expect(relativeError(listOf(routing.weight), listOf(expected.weight))).toBeLessThan(1e-14)
+    expect(listOf(routing.position)).toEqual(listOf(expected.position))
     const experts = moe.experts as unknown as ops.ExpertWeights
-    expect(values(outputs)).toEqual(values(ops.expertFfn(x, routing, experts)))
+    expect(listOf(outputs)).toEqual(listOf(ops.expertFfn(x, routing, experts)))
     const gradient = (loss: Tensor) => {
       x.grad = null
       loss.backward()
-      return values(x.grad!).slice()
+      return listOf(x.grad!).slice()
     }
     const theirs = gradient(expected.weight.square().sum())
     const ours = gradient(moe.gate.forward(x, { random }).weight.square().sum())
     expect(relativeError(ours, theirs)).toBeLessThan(1e-12)
     const sampled = (seed?: number) => {
       if (seed !== undefined) manualSeed(seed)
-      return Array.from(values(moe.forward(x).routing.weight))
+      return Array.from(listOf(moe.forward(x).routing.weight))
     }
     const first = sampled(3)
     expect(sampled()).not.toEqual(first)
     expect(sampled(3)).toEqual(first)
     moe.eval()
     const quiet = moe.gate.forward(x, { random: fixed })
-    expect(values(quiet.weight)).toEqual(values(routed(x, quiet.capacity).weight))
+    expect(listOf(quiet.weight)).toEqual(listOf(routed(x, quiet.capacity).weight))
   })
 
   test('updateExpertBias moves the bias towards even loads, by what training has seen of real tokens', () => {
@@ -392,7 +238,7 @@ describe('scores', () => {
     const moe = new MoE({ ...options, scoreFunction: 'sigmoid', expertBias: true })
     const mask = tensor(Array.from({ length: 2 }, () => Array.from({ length: 40 }, (_, n) => Number(n < 30))))
     const x = randn([2, 40, D], { dtype: 'f64' })
-    const bias = () => values((moe.gate as { expertBias?: Tensor }).expertBias!)
+    const bias = () => listOf((moe.gate as { expertBias?: Tensor }).expertBias!)
     moe.updateExpertBias(1)
     expect(bias()).toEqual(Array(8).fill(0)) // no load yet
     moe.eval().forward(x)
@@ -400,7 +246,7 @@ describe('scores', () => {
     expect(bias()).toEqual(Array(8).fill(0)) // evaluation does not count
     const loads = () => {
       const { routing } = moe.forward(x, { mask })
-      const index = values(routing.expertIndex).filter((_, i) => Math.floor(i / 2) % 40 < 30)
+      const index = listOf(routing.expertIndex).filter((_, i) => Math.floor(i / 2) % 40 < 30)
       return Array.from({ length: 8 }, (_, e) => index.filter((entry) => entry === e).length)
     }
     const counts = loads().map((count, e) => count + loads()[e]) // each call of loads() counts
@@ -437,7 +283,7 @@ describe('scores', () => {
     expect(routerZLoss.item()).toBeCloseTo(lse.reduce((sum, l) => sum + l * l, 0) / 6, 12)
     const { weight: combine, totalAuxLoss } = run()
     combine.square().sum().add(totalAuxLoss).backward()
-    const [given, gradient, h] = [values(bias!), values(bias!.grad!), 1e-6]
+    const [given, gradient, h] = [listOf(bias!), listOf(bias!.grad!), 1e-6]
     for (let e = 0; e < 5; e++) {
       const at = (step: number) => {
         bias!.copyFrom(tensor(Float64Array.from(given, (b, i) => (i === e ? b + step : b))))
@@ -523,13 +369,4 @@ test('errors of a routing name the operation that was called', () => {
     expect(() => ops.expertFfn(x, wrong, weights).dataSync()).toThrow(later)
   }
   expect(() => ops.expertFfn(x, { ...made, numExperts: 4 }, weights)).toThrow('[expertFfn] w2 must have 4 experts')
-})
-
-test('a forward of expert choice refuses random numbers', () => {
-  const moe = new MoE({ dim: 8, numExperts: 4, router: 'expertChoice' })
-  const x = randn([1, 5, 8])
-  expect(() => moe.forward(x, { random: { uniforms: randn([2, 1, 5]) } })).toThrow(
-    /uniforms is for router "topk": expert choice samples nothing/,
-  )
-  expect(() => moe.forward(x, { noiseGates: true })).toThrow(/noiseGates is for router "topk"/)
 })

@@ -131,8 +131,15 @@ test('a layer that is another than that of the model is not written', () => {
   expect(call({} as MoE)).toMatch(/^OPTION \[saveTransformersMoE\] moe must be a MoE, got /)
   expect(call(loaded, {})).toMatch(/^OPTION .*layer must be an integer/)
   expect(readFileSync(join(path, 'model.safetensors'))).toEqual(before)
-  const integers = { ...stateOf(model.tensors), steps: tensor(Int32Array.of(1)) }
-  expect(call(loaded, { layer: 0 }, write(model, 1, integers))).toMatch(/^UNSUPPORTED .*holds integers \(steps\)/)
+  const integers = write(model, 1, { ...stateOf(model.tensors), steps: tensor(Int32Array.of(7, 0)) })
+  expect(call(loaded, { layer: 0 }, integers)).toBe('no error')
+  const file = join(integers, 'model.safetensors')
+  expect(values(loadSafetensorsSync(file).tensors.steps)).toEqual(Int32Array.of(7, 0))
+  const bytes = readFileSync(file, 'latin1').replace('"I32","shape":[2]', '"I64","shape":[1]')
+  writeFileSync(file, bytes, 'latin1')
+  expect(call(loaded, { layer: 0 }, integers)).toMatch(
+    /^UNSUPPORTED .*holds integers \(steps, I64\) that would become I32/,
+  )
 })
 
 test('mxfp4 weights of gpt_oss', () => {

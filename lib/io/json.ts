@@ -6,7 +6,8 @@ import { show } from '../errors.js'
  * keep a parsed value below 1 GB.
  */
 
-const maxLength = 2 ** 26
+/** Characters of a text. */
+export const maxLength = 2 ** 26
 /** An object, an array, a string or a key counts as eight values, because it takes more memory. */
 const maxValues = 2 ** 23
 const heavy = 8

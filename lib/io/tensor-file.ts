@@ -5,7 +5,7 @@ import { native } from '../native.js'
 import type { StateDict } from '../nn/module.js'
 import { checkTensor, type Tensor, wrap } from '../tensor.js'
 import { checkPath, type Routine, readAll, reading } from './files.js'
-import { readHeader, readLength, type TensorEntry, writeHeader } from './header.js'
+import { type Header, readHeader, readLength, type TensorEntry, writeHeader } from './header.js'
 import type { LoadedTensors } from './safetensors.js'
 
 /**
@@ -56,6 +56,29 @@ export const load = (
   return reading(op, checked, (file, size) => readTensors(op, checked, file, size, wanted))
 }
 
+/** What the header of a file says of its tensors. */
+export const entriesOf = (op: string, path: string): Routine<TensorEntry[]> =>
+  reading(op, path, function* (file, size) {
+    return (yield* headerOf(op, path, file, size)).entries
+  })
+
+/** Whether tensors of this type of the format are written in the type in which they were read. */
+export const keepsType = (type: string): boolean => Object.hasOwn(ownTypes, type)
+
+function* piece(op: string, path: string, file: number, position: number, length: number): Routine<Buffer> {
+  const bytes = allocated(op, `${length} bytes`, () => Buffer.from(new ArrayBuffer(length)))
+  if (!(yield* readAll(file, bytes, position))) fail('FILE_FORMAT', op, `${path}: the file ended while it was read`)
+  return bytes
+}
+
+/** The checked header, and where the data starts. */
+function* headerOf(op: string, path: string, file: number, fileSize: number): Routine<Header & { start: number }> {
+  if (fileSize < 8) fail('FILE_FORMAT', op, `${path}: a safetensors file has at least 8 bytes, this has ${fileSize}`)
+  const length = readLength(op, path, yield* piece(op, path, file, 0, 8), fileSize)
+  const start = 8 + length
+  return { ...readHeader(op, path, yield* piece(op, path, file, 8, length), fileSize - start), start }
+}
+
 /** Checks the whole header before it reads the first tensor. */
 function* readTensors(
   op: string,
@@ -64,21 +87,13 @@ function* readTensors(
   fileSize: number,
   wanted: (name: string) => boolean,
 ): Routine<LoadedTensors> {
-  const piece = function* (position: number, length: number): Routine<Buffer> {
-    const bytes = allocated(op, `${length} bytes`, () => Buffer.from(new ArrayBuffer(length)))
-    if (!(yield* readAll(file, bytes, position))) fail('FILE_FORMAT', op, `${path}: the file ended while it was read`)
-    return bytes
-  }
-  if (fileSize < 8) fail('FILE_FORMAT', op, `${path}: a safetensors file has at least 8 bytes, this has ${fileSize}`)
-  const length = readLength(op, path, yield* piece(0, 8), fileSize)
-  const start = 8 + length
-  const { entries, metadata } = readHeader(op, path, yield* piece(8, length), fileSize - start)
+  const { entries, metadata, start } = yield* headerOf(op, path, file, fileSize)
   const tensors: [name: string, tensor: Tensor][] = []
   let complete = false
   try {
     for (const group of groups(entries.filter(({ name }) => wanted(name)))) {
       const { begin } = group[0]
-      const bytes = yield* piece(start + begin, group[group.length - 1].end - begin)
+      const bytes = yield* piece(op, path, file, start + begin, group[group.length - 1].end - begin)
       for (const entry of group)
         tensors.push([entry.name, decode(op, path, entry, bytes.subarray(entry.begin - begin, entry.end - begin))])
     }

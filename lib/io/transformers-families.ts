@@ -1,5 +1,5 @@
 import { fail } from '../check.js'
-import { MoeError, show } from '../errors.js'
+import { show } from '../errors.js'
 import type { MoEOptions } from '../nn/moe.js'
 
 /** What config.json of transformers says, and how each family of models stores its mixture-of-experts layers. */
@@ -15,13 +15,7 @@ export class Config {
   readonly #path: string
   readonly #values: Record<string, unknown>
 
-  constructor(op: string, path: string, text: string) {
-    let values: unknown
-    try {
-      values = JSON.parse(text)
-    } catch (error) {
-      throw new MoeError('FILE_FORMAT', op, `${path} must hold JSON: ${(error as Error).message}`)
-    }
+  constructor(op: string, path: string, values: unknown) {
     if (typeof values !== 'object' || values === null) fail('FILE_FORMAT', op, `${path} must hold an object`)
     this.#op = op
     this.#path = path

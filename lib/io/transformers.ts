@@ -1,7 +1,7 @@
 import { join } from 'node:path'
 import { checkInteger, checkOptions, fail, listed, sameShape, showName, showShape } from '../check.js'
 import type { ComputeDType, DType } from '../dtype.js'
-import { MoeError, show } from '../errors.js'
+import { show } from '../errors.js'
 import { Experts } from '../nn/experts.js'
 import type { StateDict } from '../nn/module.js'
 import { MoE, type MoEOptions } from '../nn/moe.js'
@@ -9,10 +9,11 @@ import { reshape } from '../ops/reshape.js'
 import { concat, slice, transpose } from '../ops/strided.js'
 import { noGrad, scope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
-import { checkPath, type Routine, readAll, reading, runSync } from './files.js'
+import { call, checkPath, readAll, reading, runSync, unless } from './files.js'
+import { fromJson, maxLength } from './json.js'
 import { fromMxfp4 } from './mxfp4.js'
 import { saveSafetensorsSync } from './safetensors.js'
-import { load } from './tensor-file.js'
+import { entriesOf, keepsType, load } from './tensor-file.js'
 import { Config, type Family, families, type Layout, type Sizes } from './transformers-families.js'
 
 /** Options of {@link loadTransformersMoE}. */
@@ -26,6 +27,10 @@ export interface TransformersOptions {
 }
 
 // ---- tensors
+
+interface Shaped {
+  shape: readonly number[]
+}
 
 /** Names and shapes of what a layer needs. */
 type Wanted = Map<string, readonly number[]>
@@ -137,36 +142,27 @@ function wantedOf(at: string, { layout, ...family }: Family, { D, H, E }: Sizes,
 
 // ---- files
 
-const maxText = 2 ** 26
-
-function* textOf(op: string, path: string): Routine<string> {
-  return yield* reading(op, path, function* (file, size) {
-    if (size > maxText) fail('FILE_FORMAT', op, `${path} must have at most ${maxText} bytes, it has ${size}`)
-    const bytes = Buffer.alloc(size)
-    if (!(yield* readAll(file, bytes, 0))) fail('FILE_FORMAT', op, `${path}: the file ended while it was read`)
-    return bytes.toString()
-  })
+function jsonIn(op: string, path: string): unknown {
+  const text = runSync(
+    reading(op, path, function* (file, size) {
+      if (size > maxLength) fail('FILE_FORMAT', op, `${path} must have at most ${maxLength} bytes, it has ${size}`)
+      const bytes = Buffer.alloc(size)
+      if (!(yield* readAll(file, bytes, 0))) fail('FILE_FORMAT', op, `${path}: the file ended while it was read`)
+      return bytes.toString()
+    }),
+  )
+  try {
+    return fromJson(text)
+  } catch (error) {
+    return fail('FILE_FORMAT', op, `${path} must hold JSON: ${(error as Error).message}`)
+  }
 }
-
-const isMissing = (error: unknown): boolean =>
-  (error as { cause?: { code?: unknown } } | null)?.cause?.code === 'ENOENT'
 
 /** The files that hold some names: one, or those of an index. */
 function filesWith(op: string, folder: string, wanted: Wanted): string[] {
   const path = join(folder, 'model.safetensors.index.json')
-  let text: string
-  try {
-    text = runSync(textOf(op, path))
-  } catch (error) {
-    if (isMissing(error)) return [join(folder, 'model.safetensors')]
-    throw error
-  }
-  let map: unknown
-  try {
-    map = (JSON.parse(text) as { weight_map?: unknown } | null)?.weight_map
-  } catch (error) {
-    throw new MoeError('FILE_FORMAT', op, `${path} must hold JSON: ${(error as Error).message}`)
-  }
+  if (runSync(unless(['ENOENT'], call('stat', path))) === null) return [join(folder, 'model.safetensors')]
+  const map = (jsonIn(op, path) as { weight_map?: unknown } | null)?.weight_map
   if (typeof map !== 'object' || map === null) fail('FILE_FORMAT', op, `${path}: weight_map must be an object`)
   const files = new Set<string>()
   for (const [name, file] of Object.entries(map)) {
@@ -192,6 +188,11 @@ function read(op: string, folder: string, wanted: Wanted): Map<string, Tensor> {
     const { tensors } = runSync(load(op, file, (name) => isWanted(wanted, name)))
     for (const [name, tensor] of Object.entries(tensors)) found.set(name, tensor)
   }
+  checkFound(op, folder, wanted, found)
+  return found
+}
+
+function checkFound(op: string, folder: string, wanted: Wanted, found: ReadonlyMap<string, Shaped>): void {
   const problems: string[] = []
   const check = (name: string, shape: readonly number[]) => {
     const got = found.get(name)
@@ -209,7 +210,6 @@ function read(op: string, folder: string, wanted: Wanted): Map<string, Tensor> {
     check(`${name}_scales`, [E, rows, Math.ceil(columns / 32)])
   }
   if (problems.length > 0) fail('STATE_DICT', op, `${folder} does not fit:${listed(problems)}`)
-  return found
 }
 
 interface Model {
@@ -226,7 +226,7 @@ function modelOf(op: string, folder: string, number: unknown): Model {
   checkPath(op, folder)
   const layer = checkInteger(op, 'layer', number, 0)
   const path = join(folder, 'config.json')
-  const config = new Config(op, path, runSync(textOf(op, path)))
+  const config = new Config(op, path, jsonIn(op, path))
   const type = config.text('model_type')
   const family = Object.hasOwn(families, type) ? families[type] : null
   if (!family)
@@ -341,7 +341,7 @@ export interface SaveTransformersOptions {
  * before the first file is written.
  *
  * Errors: OPTION; STATE_DICT if the layer is another than that of the model; UNSUPPORTED for mxfp4, and for files with
- * tensors of integers; FILE_FORMAT, FILE_SYSTEM, OUT_OF_MEMORY.
+ * I64, U8 or BOOL tensors; FILE_FORMAT, FILE_SYSTEM, OUT_OF_MEMORY.
  *
  * @example
  * ```ts
@@ -366,19 +366,18 @@ export function saveTransformersMoE(folder: string, moe: MoE, options: SaveTrans
         return `${showName(name)} must be ${showShape(shape)}, got ${got ? showShape(got.shape) : 'none'}`
       })
       if (problems.length > 0) fail('STATE_DICT', op, `the layer does not fit ${folder}:${listed(problems)}`)
-      if ([...read(op, folder, wanted).keys()].some((name) => packed.test(name)))
-        fail('UNSUPPORTED', op, `${folder} holds mxfp4 weights, which cannot be written`)
       const files = filesWith(op, folder, wanted)
-      for (const file of files) scope(() => checkTypes(op, file))
+      const entries = files.flatMap((file) => runSync(entriesOf(op, file)))
+      checkFound(op, folder, wanted, new Map(entries.map((entry) => [entry.name, entry])))
+      for (const { name, dtype } of entries) {
+        if (packed.test(name) && isWanted(wanted, name))
+          fail('UNSUPPORTED', op, `${folder} holds mxfp4 weights, which cannot be written`)
+        if (!keepsType(dtype))
+          fail('UNSUPPORTED', op, `${folder} holds integers (${showName(name)}, ${dtype}) that would become I32`)
+      }
       for (const file of files) scope(() => replace(op, file, state))
     }),
   )
-}
-
-/** What was read as i32 may have been another type of integers. */
-function checkTypes(op: string, file: string): void {
-  for (const [name, { dtype }] of Object.entries(runSync(load(op, file)).tensors))
-    if (dtype === 'i32') fail('UNSUPPORTED', op, `${file} holds integers (${showName(name)}), whose type would be lost`)
 }
 
 function replace(op: string, file: string, state: StateDict): void {

@@ -80,7 +80,7 @@ function disturbed<D extends DType>(
 
 /** 1 where u ≥ p, else 0: i32. In f64, so that the difference has the right sign. */
 function atLeast(u: Tensor, p: number): Tensor {
-  const below = relu(neg(add(u.to('f64'), -p)))
+  const below = relu(add(neg(u.to('f64')), p))
   const mask = wrap(native.tokenMask({ x: handleOf(below) }), { shape: u.shape, dtype: 'i32', device: u.device })
   return add(mul(mask, -1), 1)
 }

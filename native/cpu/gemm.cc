@@ -8,7 +8,9 @@ namespace {
 
 constexpr double kSerialFlops = 5e5;  // below, waking threads costs more than it saves
 constexpr double kChunkFlops = 2e5;   // the least work per index of the pool
-constexpr int64_t kTasksPerThread = 16;
+// Smaller tasks pack more, larger ones leave a thread waiting for a slower one. Packing costs few threads little.
+constexpr int64_t kTasksPerThread = 8, kTasksPerFewThreads = 16;
+constexpr int kFewThreads = 4;
 constexpr int64_t kLeastTiles = 4;              // rows and columns of a task, in tiles: with less, packing dominates
 constexpr int64_t kColumnBlockBytes = 4 << 20;  // packed columns of B that several blocks of rows read, slowly
 constexpr int64_t kMaxRowTiles = 96;
@@ -20,14 +22,15 @@ int64_t row_block_bytes() {
 
 // The partition into `wanted` tasks that packs least: rows of A once per column of tasks, columns of B once per row.
 template <class Operand>
-Split split_problem(const GemmProblem<typename Operand::Element>& p, int64_t first_task, int64_t wanted) {
+Split split_problem(const GemmProblem<typename Operand::Element>& p, int64_t first_task, int64_t wanted,
+                    int64_t per_thread) {
   using T = typename Operand::Element;
   using Shape = TileShape<T>;
   if (p.M <= 0 || p.N <= 0) return {first_task, 0, 0, 0, 0, 0, 0};
   const int64_t row_tiles = ceil_div(p.M, Shape::rows), col_tiles = ceil_div(p.N, Shape::cols);
   // Fewer than two tasks per thread: smaller ones pack more, but no thread waits long for another.
   const int64_t tasks = ceil_div(row_tiles, kLeastTiles) * ceil_div(col_tiles, kLeastTiles);
-  const int64_t least = tasks * kTasksPerThread < 2 * wanted ? kLeastTiles / 2 : kLeastTiles;
+  const int64_t least = tasks * per_thread < 2 * wanted ? kLeastTiles / 2 : kLeastTiles;
   const int64_t most_cols = ceil_div(col_tiles, least);
   const int64_t most_rows = p.M > kSkinnyRows ? ceil_div(row_tiles, least) : 1;  // SkinnyGemm takes all rows
   int64_t best_rows = 1, best_cols = 1, best = INT64_MAX;
@@ -73,14 +76,15 @@ void run_problems(const Context& ctx, const GemmProblem<typename Operand::Elemen
   for (int64_t i = 0; i < count; ++i) flops += flops_of(problems[i]);
   const Context used{flops < kSerialFlops ? 1 : ctx.threads, ctx.stream};
 
+  const int64_t per_thread = used.threads > kFewThreads ? kTasksPerThread : kTasksPerFewThreads;
   Scratch<Split> splits(count);
   typename Task<Operand, Math>::Size size;
   int64_t tasks = 0;
   for (int64_t i = 0; i < count; ++i) {
     const double share = flops > 0 ? flops_of(problems[i]) / flops : 0;
-    const double wanted = share * static_cast<double>(kTasksPerThread * used.threads);
-    splits[i] =
-        split_problem<Operand>(problems[i], tasks, used.threads > 1 ? static_cast<int64_t>(wanted - 1e-6) + 1 : 1);
+    const double wanted = share * static_cast<double>(per_thread * used.threads);
+    splits[i] = split_problem<Operand>(problems[i], tasks,
+                                       used.threads > 1 ? static_cast<int64_t>(wanted - 1e-6) + 1 : 1, per_thread);
     tasks += splits[i].row_tasks * splits[i].col_tasks;
     size.fit(problems[i], splits[i]);
   }
@@ -178,7 +182,7 @@ void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DTy
 template <class T>
 void gemm_serial(const GemmProblem<T>& p) {
   if (p.M <= 0 || p.N <= 0) return;
-  const Split split = split_problem<Exact<T> >(p, 0, 1);
+  const Split split = split_problem<Exact<T> >(p, 0, 1, kTasksPerFewThreads);
   typename Task<Exact<T>, Multiply<T> >::Size size;
   size.fit(p, split);
   const Task<Exact<T>, Multiply<T> > task(size);

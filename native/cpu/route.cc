@@ -78,10 +78,10 @@ struct Router {
     if (groups == 1) return key;
     for (int64_t g = 0; g < groups; ++g) score[g] = group_score(key + g * size, size);
     select_row(score, groups, args.top_groups, sorted, group_index);
-    for (int64_t g = 0; g < groups; ++g) score[g] = -static_cast<T>(INFINITY);
-    for (int64_t i = 0; i < args.top_groups; ++i) score[group_index[i]] = 0;
-    for (int64_t e = 0; e < E; ++e)
-      if (score[e / size] != 0) key[e] = score[e / size];
+    for (int64_t g = 0; g < groups; ++g) score[g] = 0;
+    for (int64_t i = 0; i < args.top_groups; ++i) score[group_index[i]] = 1;
+    for (int64_t g = 0; g < groups; ++g)
+      for (int64_t e = g * size; score[g] == 0 && e < (g + 1) * size; ++e) key[e] = -static_cast<T>(INFINITY);
     return key;
   }
 

@@ -17,6 +17,16 @@ export function relativeError(a: Numbers, b: Numbers): number {
 
 export const values = (tensor: Tensor): Numbers => tensor.dataSync()
 
+export const listOf = (tensor: Tensor): number[] => Array.from(tensor.dataSync())
+
+/** [A, B, C] as arrays. */
+export function nested(tensor: Tensor): number[][][] {
+  const [A, B, C] = tensor.shape
+  const list = listOf(tensor)
+  const row = (i: number) => list.slice(i * C, (i + 1) * C)
+  return Array.from({ length: A }, (_, a) => Array.from({ length: B }, (_, b) => row(a * B + b)))
+}
+
 /** A small seeded generator (mulberry32), so that a failure can be repeated from the printed seed. */
 export class Draw {
   #state: number

@@ -107,23 +107,32 @@ const transposed = ({ shape: [rows, columns], data }: Stored): Stored => ({
   shape: [columns, rows],
   data: Float64Array.from({ length: data.length }, (_, i) => data[(i % rows) * columns + Math.floor(i / rows)]),
 })
-const rows = ({ shape: [, columns], data }: Stored, which: (i: number) => boolean): Stored => {
-  const list = Array.from({ length: data.length / columns }, (_, i) => i).filter(which)
-  return {
-    shape: [list.length, columns],
-    data: Float64Array.from(list.flatMap((i) => Array.from(data.subarray(i * columns, (i + 1) * columns)))),
-  }
+const rows = ({ shape: [, columns], data }: Stored, from: number, to: number): Stored => ({
+  shape: [to - from, columns],
+  data: data.subarray(from * columns, to * columns),
+})
+/** An expert with gate and up in one matrix, the gate first. */
+const fused = (both: Stored, down: Stored, x: Row): Row => {
+  const [rows2] = both.shape
+  return mlp(rows(both, 0, rows2 / 2), rows(both, rows2 / 2, rows2), down, x)
 }
+
+const local = ({ D, H, E, K }: Sizes): Config => ({
+  hidden_size: D,
+  intermediate_size: H,
+  num_local_experts: E,
+  num_experts_per_tok: K,
+})
+const separate = ({ D, H, E, K }: Sizes): Config => ({
+  hidden_size: D,
+  moe_intermediate_size: H,
+  num_experts: E,
+  num_experts_per_tok: K,
+})
 
 export const families: Record<string, Family> = {
   mixtral: {
-    config: ({ D, H, E, K }) => ({
-      hidden_size: D,
-      intermediate_size: H,
-      num_local_experts: E,
-      num_experts_per_tok: K,
-      hidden_act: 'silu',
-    }),
+    config: (sizes) => ({ ...local(sizes), hidden_act: 'silu' }),
     shapes: ({ D, H, E }) => ({
       'block_sparse_moe.gate.weight': [E, D],
       ...Object.assign(
@@ -152,23 +161,13 @@ export const families: Record<string, Family> = {
     ...softmaxTopk(false, false),
   },
   qwen3_moe: {
-    config: ({ D, H, E, K }) => ({
-      hidden_size: D,
-      intermediate_size: 99,
-      moe_intermediate_size: H,
-      num_experts: E,
-      num_experts_per_tok: K,
-      norm_topk_prob: true,
-    }),
+    config: (sizes) => ({ ...separate(sizes), intermediate_size: 99, norm_topk_prob: true }),
     ...softmaxTopk(true, false),
   },
   qwen2_moe: {
-    config: ({ D, H, E, K }) => ({
-      hidden_size: D,
-      moe_intermediate_size: H,
-      shared_expert_intermediate_size: H + 3,
-      num_experts: E,
-      num_experts_per_tok: K,
+    config: (sizes) => ({
+      ...separate(sizes),
+      shared_expert_intermediate_size: sizes.H + 3,
       norm_topk_prob: false,
     }),
     ...softmaxTopk(false, true),
@@ -210,13 +209,7 @@ export const families: Record<string, Family> = {
     },
   },
   gpt_oss: {
-    config: ({ D, H, E, K }) => ({
-      hidden_size: D,
-      intermediate_size: H,
-      num_local_experts: E,
-      num_experts_per_tok: K,
-      swiglu_limit: 1.5,
-    }),
+    config: (sizes) => ({ ...local(sizes), swiglu_limit: 1.5 }),
     shapes: ({ D, H, E }) => ({
       'mlp.router.weight': [E, D],
       'mlp.router.bias': [E],
@@ -240,31 +233,20 @@ export const families: Record<string, Family> = {
     },
   },
   llama4_text: {
-    config: ({ D, H, E, K }) => ({
-      hidden_size: D,
-      intermediate_size: H,
-      num_local_experts: E,
-      num_experts_per_tok: K,
-    }),
+    config: local,
     shapes: ({ D, H, E }) => ({
       'feed_forward.router.weight': [E, D],
       'feed_forward.experts.gate_up_proj': [E, D, 2 * H],
       'feed_forward.experts.down_proj': [E, H, D],
       ...projections('feed_forward.shared_expert.', D, H),
     }),
-    block: (get, x, { H, K }) => {
+    block: (get, x, { K }) => {
       const logits = times(get('feed_forward.router.weight'), x)
       const chosen = best(logits, K)
       const expert = (e: number) => {
         const both = transposed(slice(get('feed_forward.experts.gate_up_proj'), e))
         const down = transposed(slice(get('feed_forward.experts.down_proj'), e))
-        const input = scale(x, sigmoid(logits[e]))
-        return mlp(
-          rows(both, (i) => i < H),
-          rows(both, (i) => i >= H),
-          down,
-          input,
-        )
+        return fused(both, down, scale(x, sigmoid(logits[e])))
       }
       return add(
         mixture(
@@ -277,28 +259,18 @@ export const families: Record<string, Family> = {
     },
   },
   granitemoe: {
-    config: ({ D, H, E, K }) => ({
-      hidden_size: D,
-      intermediate_size: H,
-      num_local_experts: E,
-      num_experts_per_tok: K,
-    }),
+    config: local,
     shapes: ({ D, H, E }) => ({
       'block_sparse_moe.router.layer.weight': [E, D],
       'block_sparse_moe.input_linear.weight': [E, 2 * H, D],
       'block_sparse_moe.output_linear.weight': [E, D, H],
     }),
-    block: (get, x, { H, K }) => {
+    block: (get, x, { K }) => {
       const logits = times(get('block_sparse_moe.router.layer.weight'), x)
       const chosen = best(logits, K)
       return mixture(chosen, softmax(chosen.map((e) => logits[e])), (e) => {
         const both = slice(get('block_sparse_moe.input_linear.weight'), e)
-        return mlp(
-          rows(both, (i) => i < H),
-          rows(both, (i) => i >= H),
-          slice(get('block_sparse_moe.output_linear.weight'), e),
-          x,
-        )
+        return fused(both, slice(get('block_sparse_moe.output_linear.weight'), e), x)
       })
     },
   },

@@ -1,20 +1,17 @@
 """Runs the mixture-of-experts layers of transformers for test/parity.test.ts.
 
-transformers.py make SEED FOLDER    for each model type writes a small random model to FOLDER/{type}, and input, output and the
-                                    gradient of Σ output² of its last layer to FOLDER/{type}.safetensors
-transformers.py run FOLDER          writes the output that the models in FOLDER have now
+open_models.py make SEED FOLDER    for each model type writes a small random model to FOLDER/{type}, and input, output and the
+                                   gradient of Σ output² of its last layer to FOLDER/{type}.safetensors
+open_models.py run FOLDER          writes the output that the models in FOLDER have now
 """
 
 import random
 import sys
 from pathlib import Path
 
-here = str(Path(__file__).parent)
-sys.path = [entry for entry in sys.path if entry != here]  # this file has the name of the package
-
-import torch  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import AutoConfig, AutoModelForCausalLM, logging  # noqa: E402
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, logging
 
 
 def configs(draw):
