@@ -10,7 +10,7 @@ import { dispatch } from '../ops/dispatch.js'
 import { expertFfn } from '../ops/expert-ffn.js'
 import { sum } from '../ops/reduce.js'
 import { reshape } from '../ops/reshape.js'
-import { choiceOptions, type lossOptions, type topkOptions } from '../ops/route-options.js'
+import { choiceOptions, type lossOptions, tokenRouters, type topkOptions } from '../ops/route-options.js'
 import type { RouteResult } from '../ops/routing.js'
 import { concat, slice } from '../ops/strided.js'
 import {
@@ -38,6 +38,7 @@ import {
   passedToGating,
   readRandom,
   TopNGating,
+  type TopNGatingOptions,
   type thresholdOptions,
   type tokenChoiceOptions,
 } from './gating.js'
@@ -51,10 +52,12 @@ import { forwardWithGrad, type GradHandle } from './with-grad.js'
 const routerOptions = {
   /**
    * 'topk': a token chooses its K experts ({@link ops.route}). 'switch': the same with one expert, whose combine weight is
-   * its score (Switch Transformer, arXiv 2101.03961). 'expertChoice': an expert chooses its C tokens
-   * ({@link ops.expertChoice}), so loads are even, and a token's output depends on later ones. Default 'topk'.
+   * its score (Switch Transformer, arXiv 2101.03961). 'switchMax': so, and an expert keeps the C tokens of largest weight.
+   * 'ntlb' (no token left behind): the first of the `ntlbTopK` best experts that has a slot, weight as with 'switch'; the last
+   * two from Mesh TensorFlow. 'expertChoice': an expert chooses its C tokens ({@link ops.expertChoice}), so loads are even.
+   * With 'switchMax' and 'expertChoice' a token's output depends on later ones. Default 'topk'.
    */
-  router: oneOf(['topk', 'switch', 'expertChoice'], { default: 'topk' }),
+  router: oneOf([...tokenRouters, 'expertChoice'], { default: 'topk' }),
 }
 
 const moeOptions = {
@@ -66,6 +69,15 @@ const moeOptions = {
      * `gateNormalization` is 'none', as with `router: 'switch'`. Default 2.
      */
     gatingTopN: integer({ min: 1, max: maxChoices, atMost: 'numExperts', default: 2 }),
+  }),
+  ...onlyIf('router', ['ntlb'], {
+    /** How many experts a token asks for a slot, one after the other. Default 4, or E if that is less. */
+    ntlbTopK: integer({
+      min: 1,
+      max: maxChoices,
+      atMost: 'numExperts',
+      default: ({ numExperts }) => Math.min(4, Number(numExperts)),
+    }),
   }),
   /**
    * G: the B · N tokens in order, cut into groups of G, which must divide B · N. Capacity, slots and the load-balancing loss
@@ -127,6 +139,13 @@ const readOptions = reader(
   moeOptions,
   onlyWhere(({ experts }) => (experts === undefined ? null : 'is for the built-in experts'), builtInOptions),
 )
+
+/** A router by which tokens choose, in the options of {@link TopNGating}. */
+function choiceOf({ router, gatingTopN, ntlbTopK }: ReturnType<typeof readOptions>): Partial<TopNGatingOptions> {
+  if (router === 'ntlb') return { topN: ntlbTopK, ntlb: true }
+  if (router === 'switchMax') return { topN: 1, batchPrioritized: true }
+  return { topN: router === 'switch' ? 1 : gatingTopN }
+}
 
 const forwardOptions = {
   /** Adds counts of tokens per expert to the result. Default false. */
@@ -198,10 +217,7 @@ export class MoE extends Module {
     const experts = pick(o, layerOptions, gemmOptions, activationOptions, expertOptions)
     ;[this.gate, this.experts, this.sharedExperts] = allOrNone(() => [
       o.router !== 'expertChoice'
-        ? new TopNGating(
-            { ...pick(o, ...passedToGating), numGates: o.numExperts, topN: o.router === 'topk' ? o.gatingTopN : 1 },
-            op,
-          )
+        ? new TopNGating({ ...pick(o, ...passedToGating), ...choiceOf(o), numGates: o.numExperts }, op)
         : new ExpertChoiceGating({ ...pick(o, ...passedToExpertChoice), numGates: o.numExperts }, op),
       modules ? new UserExperts(modules) : new Experts(o.numExperts, o.dim, hidden, experts),
       o.sharedExperts
@@ -302,14 +318,22 @@ export class MoE extends Module {
       checkTensor(op, name, tensor, { dtype: tensor.dtype, device: tensor.device, shape: [...before, B, N, ...after] })
       return reshape(tensor, [...before, ...groups, ...after])
     }
-    const { uniforms, gumbelUniforms, jitterUniforms, dropoutUniforms } = readRandom(op, o.random)
+    const given = readRandom(op, o.random)
+    const { uniforms } = given
+    const seen = this.gate.toGates.weight.shape[1]
     const random = o.random && {
       uniforms: cut('uniforms', uniforms, isTensor(uniforms) ? uniforms.shape.slice(0, 1) : [], []),
-      gumbelUniforms: cut('gumbelUniforms', gumbelUniforms, [], [this.numExperts]),
-      jitterUniforms: cut('jitterUniforms', jitterUniforms, [], [D]),
-      dropoutUniforms: cut('dropoutUniforms', dropoutUniforms, [], [D]),
+      gumbelUniforms: cut('gumbelUniforms', given.gumbelUniforms, [], [this.numExperts]),
+      secondPlaceUniforms: cut('secondPlaceUniforms', given.secondPlaceUniforms, [], []),
+      jitterUniforms: cut('jitterUniforms', given.jitterUniforms, [], [seen]),
+      dropoutUniforms: cut('dropoutUniforms', given.dropoutUniforms, [], [seen]),
     }
-    return [reshape(x, [...groups, D]), { ...o, random, mask: cut('mask', o.mask, [], []) }]
+    const ofTokens = {
+      mask: cut('mask', o.mask, [], []),
+      importance: cut('importance', o.importance, [], []),
+      routerInput: cut('routerInput', o.routerInput, [], [seen]),
+    }
+    return [reshape(x, [...groups, D]), { ...o, random, ...ofTokens }]
   }
 
   #apply<D extends DType>(x: Tensor<D>, routing: RouteResult<D>, straightThrough: boolean): Tensor<D> {

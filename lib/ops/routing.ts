@@ -77,6 +77,18 @@ export function converted(
 export const maskHandle = (op: string, mask: unknown, B: number, N: number, device: Device): Handle | null =>
   converted(op, 'mask', mask, [B, N], device, (handle) => within(op, () => native.tokenMask({ x: handle })))
 
+/** A new handle to the importance [B, N] of tokens, as the mask of the op `route`. */
+export const importanceHandle = (
+  op: string,
+  importance: unknown,
+  B: number,
+  N: number,
+  device: Device,
+): Handle | null =>
+  converted(op, 'importance', importance, [B, N], device, (handle) =>
+    within(op, () => native.tokenMask({ x: handle, importance: true })),
+  )
+
 /** Checks x [B, N, D] and the weight [E, D] of a router. */
 export function checkRouterInputs(op: string, x: Tensor, weight: Tensor): { B: number; N: number; E: number } {
   checkFloat(op, 'x', x)
