@@ -88,7 +88,7 @@ export function integer({ min, max, atMost, ...rest }: IntegerRange & { default?
     ...rest,
     check(op, name, value, others, isDefault) {
       if (atMost === undefined) return checkInteger(op, name, value, min, max)
-      const limit = Number(others[atMost])
+      const limit = Math.min(...[others[atMost] as number | readonly number[]].flat())
       const got = checkInteger(op, name, value, min)
       if (got > limit)
         fail(

@@ -53,7 +53,7 @@ ACTIVATIONS = dict(relu=mtf.relu, gelu=mtf.gelu, silu=mtf.swish, geglu=['gelu', 
 
 
 def hparams(case):
-    get, coef = case.get, case.get('balanceLossCoef')
+    get, coef = case.get, case.get('balanceLossCoef') or 1
     policy = 'sample' if get('sampleExperts') else 'argmax'
     if get('routerJitter') or get('routerDropout'):
         policy = 'input_jitter' if get('routerJitter') else 'input_dropout'
@@ -105,9 +105,10 @@ def sample_numbers(case, rng):
         given['token_embeddings'] = normal(B, N, D)
     given['state.gate.to_gates.weight'] = normal(case.levels[0], seen, scale=1.5 * seen**-0.5)
     if len(case.levels) == 2:
-        given['state.inner.to_gates.weight'] = normal(*case.levels, D, scale=1.5 * D**-0.5)
+        for x in range(case.levels[0]):
+            given['state.' + case.inner_gate(x)] = normal(case.levels[1], D, scale=1.5 * D**-0.5)
     for e in range(np.prod(case.levels)):
-        at = f'state.experts.experts.{e}.net.'
+        at = 'state.' + case.expert(e)
         given[at + '0.weight'] = normal(2 * H if gated else H, D, scale=1.5 * D**-0.5)
         given[at + '2.weight'] = normal(O, H, scale=1.5 * H**-0.5)
     if case.policy == 'random':
@@ -124,6 +125,8 @@ def sample_numbers(case, rng):
         importance = (np.arange(N) < rng.integers(N // 2, N + 1, (B, 1))).astype(np.float64)
         if case.importance == 'halves':
             importance = rng.choice([0.0, 0.5, 1.0], (B, N), p=[0.2, 0.3, 0.5])
+        if case.importance == 'positive':  # Mesh's second places count padding
+            importance = rng.choice([0.5, 1.0], (B, N))
         importance.reshape(-1, case.group)[:, 0] = 1  # in a group of padding alone, Mesh's experts choose padding
         given['mask' if case.mask else 'importance'] = importance
     return given
@@ -184,7 +187,7 @@ def decisions(case, given):
                 yield gates[1:] - gates[:-1]
     yield from later_choices(case, scores, given.get('random.uniforms'))
     if len(case.levels) == 2:
-        inner = softmax(np.einsum('bnd,xyd->bnxy', given['input'], given['state.inner.to_gates.weight']))
+        inner = softmax(np.einsum('bnd,xyd->bnxy', given['input'], inner_gates(case, given)))
         yield gaps(inner, 2)
         yield from later_choices(case, inner, None)
 
@@ -219,17 +222,21 @@ def is_settled(case, given):
     return all(np.abs(h).min() > KINK for h in hidden)
 
 
+def inner_gates(case, given):
+    return np.stack([given['state.' + case.inner_gate(x)] for x in range(case.levels[0])])
+
+
 def stacked(case, given):
     """The weights under Mesh's names and in its layout."""
     layers = {
-        n: np.stack([given[f'state.experts.experts.{e}.net.{n}.weight'] for e in range(np.prod(case.levels))])
+        n: np.stack([given[f'state.{case.expert(e)}{n}.weight'] for e in range(np.prod(case.levels))])
         for n in (0, 2)
     }
     if len(case.levels) == 2:  # experts of the second level come first
         layers = {n: w.reshape(*case.levels, *w.shape[1:]).swapaxes(0, 1) for n, w in layers.items()}
     gates = {'gating': given['state.gate.to_gates.weight']}
     if len(case.levels) == 2:
-        gates = {'outer_gating': gates['gating'], 'inner_gating': given['state.inner.to_gates.weight']}
+        gates = {'outer_gating': gates['gating'], 'inner_gating': inner_gates(case, given)}
     inner = {'wi': layers[0]}
     if isinstance(ACTIVATIONS[case.get('activation')], list):  # ours has values first, then gates
         values, gate = np.split(layers[0], 2, axis=-2)
@@ -243,12 +250,12 @@ def unstacked(case, grads):
     inner = grads['wi'] if 'wi' in grads else np.concatenate([grads['wi_1'], grads['wi_0']], axis=-2)
     result = {'gate.to_gates.weight': grads.get('gating', grads.get('outer_gating'))}
     if 'inner_gating' in grads:
-        result['inner.to_gates.weight'] = grads['inner_gating']
+        result.update({case.inner_gate(x): grad for x, grad in enumerate(grads['inner_gating'])})
     for n, grad in ((0, inner), (2, grads['wo'])):
         if len(case.levels) == 2:
             grad = grad.swapaxes(0, 1).reshape(-1, *grad.shape[2:])
         for e, own in enumerate(grad):
-            result[f'experts.experts.{e}.net.{n}.weight'] = own
+            result[f'{case.expert(e)}{n}.weight'] = own
     return result
 
 
@@ -320,9 +327,12 @@ def run_mesh(case, given):
                 options['token_embeddings'] = leaves['token_embeddings']
         layer = moe.transformer_moe_layer_v1 if len(case.levels) == 1 else moe.transformer_moe_layer_v2
         outputs, total = layer(x, output_dim, hparams(case), case.train, mtf.VariableDType(), **options)
-        results = {'outputs': outputs, 'total_aux_loss': total}
+        results = {'outputs': outputs}
         if injected.z_losses:
             results['router_z_loss'] = mtf.add_n(injected.z_losses)
+        if case.without_balance:
+            total = results.get('router_z_loss', mtf.zeros(mesh, [])) * case.get('routerZLossCoef')
+        results['total_aux_loss'] = total
         objective = mtf.reduce_sum(outputs * tensor(given['grad_output'], output_dim))
         if case.train:
             objective += total * case.aux
@@ -344,6 +354,8 @@ def with_losses(case, values):
     """In evaluation ours are 0; the balance loss alone is what Mesh's sum has besides the z-loss."""
     if not case.train:
         return {name: np.zeros(()) if name.endswith('_loss') else value for name, value in values.items()}
+    if case.without_balance:
+        return values
     z = values.get('router_z_loss', 0.0) * case.get('routerZLossCoef')
     return {**values, 'balance_loss': (values['total_aux_loss'] - z) / case.get('balanceLossCoef')}
 

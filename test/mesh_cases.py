@@ -16,6 +16,10 @@ class Case:
         self.router = config.get('router', 'topk')
         if self.router in ('topk', 'switch', 'switchMax'):
             self.config['balanceDensity'] = 'assigned'
+        # With importance Mesh's loss of these counts padding, and ours does not.
+        self.without_balance = importance is not None and self.router in ('switch', 'switchMax', 'ntlb')
+        if self.without_balance:
+            self.config['balanceLossCoef'] = 0
         self.train, self.importance, self.mask = mode == 'train', importance, mask
         self.router_input, self.aux = router_input, aux
         experts = config['numExperts']
@@ -25,6 +29,16 @@ class Case:
         self.group = config.get('groupSize', self.length)
         self.policy = self.of_mode('secondPolicy', 'random') if self.top_n > 1 else None
         self.threshold = self.of_mode('threshold', 0.2)
+
+    def inner_gate(self, x):
+        """The state name of the router of expert group x."""
+        return f'experts.experts.{x}.gate.to_gates.weight'
+
+    def expert(self, e):
+        """The start of the state names of expert e."""
+        if len(self.levels) == 1:
+            return f'experts.experts.{e}.net.'
+        return f'experts.experts.{e // self.levels[1]}.experts.experts.{e % self.levels[1]}.net.'
 
     def get(self, name, default=None):
         return self.config.get(name, default)
@@ -50,6 +64,7 @@ def committed():
     groups = dict(tokens=(2, 24), groupSize=16)
     second = dict(secondPlaceProb=0.4)
     halves, padding = dict(importance='halves'), dict(importance='padding')
+    positive = dict(importance='positive')
 
     def case(tokens=(2, 16), mode='train', gating=None, importance=None, mask=False, router_input=None, **config):
         sizes = dict(dim=6, numExperts=5, expertHiddenDim=5, balanceLossCoef=0.5, routerZLossCoef=0.25)
@@ -92,7 +107,7 @@ def committed():
         ('choice-mask-eval', case(mode='eval', **choice, **long, **padding, mask=True)),
         ('topk-second-place-loss', case(useSecondPlaceLoss=True, thresholdTrain=0.5, **groups)),
         ('topk-second-place-loss-short', case(useSecondPlaceLoss=True, **short, **threshold)),
-        ('topk-second-place-loss-importance', case(useSecondPlaceLoss=True, **every, **halves)),
+        ('topk-second-place-loss-importance', case(useSecondPlaceLoss=True, **every, **positive)),
         ('topk-importance', case(thresholdTrain=0.6, **halves)),
         ('topk-importance-short', case(**halves, **threshold, **short, **groups)),
         ('topk-importance-none', case(secondPolicyTrain='none', **halves)),
@@ -175,6 +190,7 @@ def sample(rng):
             gating, importance = 'top_n', importance and 'padding'
         elif maybe(0.3):
             config['useSecondPlaceLoss'] = True
+            importance = importance and 'positive'
     elif router != 'expertChoice':
         disturb(rng, router, config)
     elif importance:

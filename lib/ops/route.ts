@@ -128,8 +128,8 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         gumbelStep,
         step: step(!uniforms),
         secondPlaceStep: step(secondPlaceProb > 0 && !secondPlaceUniforms),
-        ...choice,
         ...settings,
+        ...choice,
       })
     })
     const tokens = o.importance && mask !== null ? held(native.tokenMask({ x: mask })) : mask
