@@ -98,6 +98,14 @@ const ntlbOptions = { assigned: true, normalization: 'none', secondPolicy: 'rand
 
 /** A problem whose routing float32 decides as float64 does. All numbers are float32. */
 export function drawProblem(draw: Draw, kind: Kind): Drawn {
+  for (;;) {
+    const drawn = drawSettled(draw, kind)
+    if (drawn) return drawn
+  }
+}
+
+/** Null if every draw of some token has a close decision, such as between two experts with almost the same weight. */
+function drawSettled(draw: Draw, kind: Kind): Drawn | null {
   const sizes = drawSizes(draw, kind)
   const { B, N, E, K } = sizes
   const choices = drawChoices(draw, kind, sizes)
@@ -139,7 +147,7 @@ export function drawProblem(draw: Draw, kind: Kind): Drawn {
   }
   if (kind === 'ties') makeTies(draw, problem)
   if (kind === 'all to one') collapse(draw, problem)
-  do for (let t = 0; t < B * N; t++) settleToken(draw, problem, t, kind)
+  do for (let t = 0; t < B * N; t++) if (!settleToken(draw, problem, t, kind)) return null
   while (hasCloseRanks(problem))
   return { kind, problem, capacityFactor, threshold }
 }
@@ -169,17 +177,18 @@ function redrawToken(draw: Draw, p: Problem, t: number, kind: Kind): void {
 const drawGumbel = (draw: Draw, size: number) => draw.array(size, () => Math.fround(draw.next() * (1 - 2 ** -24)))
 
 /** Samples the random numbers of a token, and the token again, until no decision about it is close. */
-function settleToken(draw: Draw, p: Problem, t: number, kind: Kind): void {
+function settleToken(draw: Draw, p: Problem, t: number, kind: Kind): boolean {
   redrawToken(draw, p, t, kind)
   if (p.secondPlace) p.secondPlace.uniforms[t] = drawAwayFrom(draw, p.secondPlace.prob)
   for (let tries = 0; isClose(p, t); tries++) {
-    if (tries === 500) throw new Error(`no token without a close decision in ${tries} draws (E = ${p.E}, K = ${p.K})`)
+    if (tries === 500) return false
     redrawToken(draw, p, t, kind)
   }
   const { gates } = choose(p, t, probabilities(p, t))
   for (let k = 0; k < p.K; k++) {
     p.uniforms[k * p.B * p.N + t] = drawAwayFrom(draw, chance(p, k, gates[k]))
   }
+  return true
 }
 
 function drawAwayFrom(draw: Draw, limit: number): number {
