@@ -32,10 +32,14 @@ test('later tokens change the outputs of earlier ones if capacity is short', () 
   expect(change('train', {})).toBeGreaterThan(0.1)
   expect(change('eval', { capacityFactorEval: 1, thresholdEval: 0 })).toBeGreaterThan(0.1)
   expect(change('eval', { capacityFactorEval: 1, gatingTopN: 3, thresholdEval: 0 })).toBeGreaterThan(0.1)
+  for (const router of ['switchMax', 'ntlb', 'expertChoice'] as const)
+    expect(change('train', { router, capacityFactorTrain: 0.8 }), router).toBeGreaterThan(0.1)
+  expect(change('train', { router: 'switch', batchPrioritized: true, capacityFactorTrain: 0.8 })).toBeGreaterThan(0.1)
 })
 
 test.each<[string, 'train' | 'eval', Omit<MoEOptions, 'dim'>]>([
   ['one expert per token', 'train', { gatingTopN: 1 }],
+  ['one expert per token, sampled', 'train', { router: 'switch', sampleExperts: true, secondPlaceProb: 0.3 }],
   ['one expert per token, few slots', 'eval', { gatingTopN: 1, capacityFactorEval: 0.5 }],
   ['a slot for every token', 'eval', { capacityFactorEval: E }],
   ['a slot for every token, top-3, noise', 'train', { capacityFactorTrain: E, gatingTopN: 3, noiseGates: true }],

@@ -53,6 +53,33 @@ function checkSlots(r: Routed, b: number): void {
   if (used.some((count) => count > r.C)) throw new Error(`sequence ${b} has ${used} of ${r.C} slots`)
 }
 
+/** Laws of one sequence whose slots are not in token order: those that are taken are 0, 1, 2 … of each expert. */
+function checkSlotsInAnyOrder(r: Routed, b: number): void {
+  const taken = Array.from({ length: r.E }, () => new Set<number>())
+  for (let i = b * r.N * r.K; i < (b + 1) * r.N * r.K; i++) {
+    if (!r.kept[i]) continue
+    if (taken[r.index[i]].has(r.position[i])) throw new Error(`assignment ${i} has slot ${r.position[i]} again`)
+    taken[r.index[i]].add(r.position[i])
+  }
+  for (const slots of taken)
+    if (slots.size > r.C || Array.from(slots).some((slot) => slot >= slots.size))
+      throw new Error(`sequence ${b} has slots ${Array.from(slots)} of ${r.C}`)
+}
+
+/** No token left behind: one expert at most, and none only if the K are full. */
+function checkLeftBehind(r: Routed, t: number): void {
+  const assignments = Array.from({ length: r.K }, (_, k) => t * r.K + k)
+  const kept = assignments.filter((i) => r.kept[i])
+  if (kept.length > 1) throw new Error(`token ${t} has ${kept.length} experts`)
+  if (kept.length > 0 || r.masked(t)) return
+  const first = Math.floor(t / r.N) * r.N * r.K
+  for (const i of assignments) {
+    let used = 0
+    for (let j = first; j < first + r.N * r.K; j++) used += Number(r.kept[j] && r.index[j] === r.index[i])
+    if (used < r.C) throw new Error(`token ${t} was left behind, but expert ${r.index[i]} has a slot`)
+  }
+}
+
 /** Each dispatched assignment has exactly one row, every other row is zero, and combine restores it. */
 function checkRows(r: Routed, x: Numbers, D: number, rows: Numbers, y: Numbers): void {
   const expectedRows = new Float64Array(rows.length)
@@ -78,8 +105,12 @@ function checkRound(draw: Draw): void {
   const generator = new Generator(draw.integer(0, 2 ** 31 - 1))
   const x = randn([B, N, D], { dtype, generator })
   const mask = draw.boolean(0.3) ? Int32Array.from({ length: B * N }, () => Number(draw.boolean(0.6))) : undefined
+  const [ntlb, batchPrioritized] = [draw.boolean(0.25), draw.boolean(0.25)]
   const routing = ops.route(x, randn([E, D], { dtype, generator }), {
     generator,
+    ntlb,
+    batchPrioritized,
+    gateNormalization: 'topk',
     topN: K,
     capacity: draw.integer(0, N + 1),
     threshold: draw.of([0, 0.2, 0.9, 1e6]),
@@ -98,7 +129,8 @@ function checkRound(draw: Draw): void {
   const masked = (t: number) => mask?.[t] === 0
   const r: Routed = { B, N, K, E, C: routing.capacity, index, kept, position, gate, weight, masked }
   for (let t = 0; t < B * N; t++) checkToken(r, t)
-  for (let b = 0; b < B; b++) checkSlots(r, b)
+  for (let b = 0; b < B; b++) (batchPrioritized || ntlb ? checkSlotsInAnyOrder : checkSlots)(r, b)
+  for (let t = 0; ntlb && t < B * N; t++) checkLeftBehind(r, t)
   const rows = ops.dispatch(x, routing)
   checkRows(r, values(x), D, values(rows), values(ops.combine(rows, routing)))
 }

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { MoE, manualSeed, noGrad, randn, scope, setNumThreads } from '../lib/index.js'
+import { MoE, type MoEOptions, manualSeed, noGrad, randn, scope, setNumThreads } from '../lib/index.js'
 import { runChild } from './support/child.js'
 
 interface Runs {
@@ -27,6 +27,28 @@ describe('SHA-256 of all parameters after 50 steps, dropout and random routing i
       expect(hashes).toEqual(Array(7).fill(hashes[0]))
     })
   }
+})
+
+it.each<Partial<MoEOptions>>([
+  { router: 'switchMax', secondPlaceProb: 0.3, secondPlaceTemperature: 1 },
+  { router: 'ntlb', capacityFactorTrain: 0.7 },
+  { router: 'expertChoice', routerJitter: 0.1, routerDropout: 0.1 },
+  { batchPrioritized: true, useSecondPlaceLoss: true, sampleExperts: true },
+  { scoreFunction: 'sigmoid', expertBias: true, routingGroups: 4, topGroups: 2, dropless: true },
+  { numExperts: [4, 3], secondPolicyTrain: 'all' },
+])('outputs, losses and gradients are the same on 1, 2 and 3 threads: %o', (options) => {
+  const results = [1, 2, 3].map((threads) =>
+    scope(() => {
+      setNumThreads(threads)
+      manualSeed(5)
+      const moe = new MoE({ dim: 24, numExperts: 8, ...options })
+      const x = randn([3, 200, 24], { requiresGrad: true })
+      const { outputs, totalAuxLoss } = moe.forward(x)
+      outputs.square().sum().add(totalAuxLoss).backward()
+      return [outputs, totalAuxLoss, x.grad!, ...Object.values(moe.gradDict())].map((value) => value.dataSync())
+    }),
+  )
+  expect(results).toEqual(Array(3).fill(results[0]))
 })
 
 it('the outputs of an expert with more rows than its scratch memory holds are the same on 1, 2 and 3 threads', () => {

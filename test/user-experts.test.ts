@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest'
-import { Module, MoE, Parameter, type StateDict, scope, type Tensor } from '../lib/index.js'
+import { Generator, Module, MoE, Parameter, randn, type StateDict, scope, type Tensor } from '../lib/index.js'
 import { type Drawn, drawProblem, kinds } from './support/draw-problem.js'
 import { forwardOptions, layerOf, optionsOf, stateOf, toTensor } from './support/from-problem.js'
 import { Draw, relativeError, values } from './support/numbers.js'
@@ -71,4 +71,43 @@ test.each(kinds)('custom experts return the same as the built-in ones: %s', (kin
     const drawn = drawProblem(draw, kind)
     scope(() => compareLayers(drawn, draw.array(drawn.problem.x.length)))
   }
+})
+
+test('expertInputs are further arguments, by the rows of their tokens', () => {
+  class Scaled extends Module {
+    shapes: (readonly number[])[] = []
+    forward(x: Tensor, factor: Tensor, shift: Tensor): Tensor {
+      this.shapes.push(x.shape, factor.shape, shift.shape)
+      return x.mul(factor).add(shift)
+    }
+  }
+  for (const more of [{}, { groupSize: 4 }, { scaleInput: true }])
+    scope(() => {
+      const experts = [new Scaled(), new Scaled()]
+      const options = { gatingTopN: 1, gateNormalization: 'none', capacityFactorTrain: 2, ...more } as const
+      const moe = new MoE({ dim: 6, experts, dtype: 'f64', straightThroughDispatchTensor: false, ...options })
+      const [x, factor, shift] = [6, 1, 6].map((last) =>
+        randn([2, 8, last], { dtype: 'f64', generator: new Generator(last), requiresGrad: true }),
+      )
+      const { outputs, routing } = moe.forward(x, { expertInputs: [factor, shift] })
+      outputs.sum().backward()
+      const weight = routing.weight.reshape([2, 8, 1])
+      const expected =
+        'scaleInput' in more ? x.mul(weight).mul(factor).add(shift) : x.mul(factor).add(shift).mul(weight)
+      expect(relativeError(values(outputs), values(expected))).toBeLessThan(1e-14)
+      const ofShift = 'scaleInput' in more ? weight.mul(0).add(1) : weight
+      expect(relativeError(values(shift.grad!.sum(2)), values(ofShift.mul(6).reshape([2, 8])))).toBeLessThan(1e-14)
+      const [B, C] = [routing.expertIndex.shape[0], routing.capacity]
+      expect(experts[0].shapes).toEqual([6, 1, 6].map((last) => [B, C, last]))
+    })
+  const moe = new MoE({ dim: 6, experts: [new Scaled(), new Scaled()] })
+  const bad = (expertInputs: unknown) => () => moe.forward(randn([2, 8, 6]), { expertInputs: expertInputs as Tensor[] })
+  expect(bad(3)).toThrow('[MoE.forward] expertInputs must be an array, got 3')
+  expect(bad([randn([2, 7, 1])])).toThrow('[MoE.forward] expertInputs[0] must be [2, 8, 1], got [2, 7, 1]')
+  expect(bad([randn([2, 8, 1]), 5])).toThrow('[MoE.forward] expertInputs[1] must be a Tensor, got 5')
+  expect(bad([randn([2, 8, 1], { dtype: 'f64' })])).toThrow('[MoE.forward] expertInputs[0] must be f32, got f64')
+  const builtIn = new MoE({ dim: 6, numExperts: 2 })
+  expect(() => builtIn.forward(randn([2, 8, 6]), { expertInputs: [randn([2, 8, 1])] })).toThrow(
+    '[MoE.forward] expertInputs is for experts of your own',
+  )
 })

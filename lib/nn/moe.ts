@@ -244,6 +244,8 @@ export class MoE extends Module {
       fail('UNSUPPORTED', op, 'processGroup and allowVarSeqLen (expert parallelism) are not available in this version')
     deviceIndex(op, o.device)
     const [numExperts, inGroup] = [o.numExperts].flat()
+    if (inGroup !== undefined && o.router === 'expertChoice')
+      fail('OPTION', op, 'router "expertChoice" is not for two levels: its tokens have no first choice')
     const hidden = o.experts ? 0 : (o.expertHiddenDim ?? hiddenSize(op, o.dim, o.expertHiddenMult))
     this.dim = o.dim
     this.numExperts = numExperts
