@@ -15,6 +15,13 @@ export function checkNumber(op: string, name: string, value: unknown, min = -Inf
   return fail('OPTION', op, `${name} must be a finite number${range}, got ${show(value)}`)
 }
 
+/** A fraction from 0, below 1. */
+export function checkRate(op: string, name: string, value: unknown): number {
+  const rate = checkNumber(op, name, value, 0, 1)
+  if (rate === 1) fail('OPTION', op, `${name} must be below 1, got 1`)
+  return rate
+}
+
 export function checkInteger(
   op: string,
   name: string,

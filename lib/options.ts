@@ -1,4 +1,4 @@
-import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, fail } from './check.js'
+import { checkBoolean, checkInteger, checkNumber, checkOneOf, checkOptions, checkRate, fail } from './check.js'
 import { show } from './errors.js'
 
 /**
@@ -109,6 +109,9 @@ export function number(range: NumberRange): Needed<number>
 export function number({ min, max, ...rest }: NumberRange & { default?: number }): Needed<number> {
   return { ...rest, check: (op, name, value) => checkNumber(op, name, value, min, max) }
 }
+
+/** A fraction from 0, below 1, by default 0. */
+export const rate = (): Option<number> => ({ default: 0, check: checkRate })
 
 /** One that may be absent. */
 export const optional = <V>(option: Needed<V>): Option<V | undefined> => ({

@@ -65,6 +65,7 @@ describe('MoE', () => {
     numExperts: 16,
     expertHiddenMult: 4,
     expertHiddenDim: 21,
+    expertDropout: 0,
     expertBiases: true,
     outputDim: 8,
     sharedExperts: 0,

@@ -245,6 +245,8 @@ describe('numbers and arrays', () => {
       b2,
       a: false,
       compute: 0,
+      seed: 0,
+      step: 0,
     })
   }
   test.each(wrong)('%s: %s', (_, expected, call) => {

@@ -306,6 +306,7 @@ describe('scores', () => {
 })
 
 test.each<[Partial<MoEOptions>, string]>([
+  [{ expertDropout: 1 }, 'expertDropout must be below 1, got 1'],
   [{ routerJitter: 1 }, 'routerJitter must be below 1, got 1'],
   [{ routerDropout: -0.1 }, 'routerDropout must be a finite number from 0 to 1, got -0.1'],
   [{ router: 'switch', gatingTopN: 1 }, 'gatingTopN is for router "topk", got router "switch"'],

@@ -1,5 +1,6 @@
+import { checkRate } from '../check.js'
 import type { DType } from '../dtype.js'
-import { checkRate, dropout } from '../ops/dropout.js'
+import { dropout } from '../ops/dropout.js'
 import type { Tensor } from '../tensor.js'
 import { Module } from './module.js'
 

@@ -22,6 +22,7 @@ import {
   onlyWhere,
   optional,
   pick,
+  rate,
   reader,
   unchecked,
   type ValuesOf,
@@ -125,6 +126,8 @@ const hiddenOptions = {
   expertHiddenMult: number({ min: 0, default: 4 }),
   /** H, the hidden size itself. Default: that of `expertHiddenMult`. */
   expertHiddenDim: optional(integer({ min: 1 })),
+  /** Dropout of the hidden values of the built-in experts in training, see {@link ops.dropout}; not of shared ones. Default 0. */
+  expertDropout: rate(),
   /**
    * 'bf16' or 'f16' rounds the operands of the built-in experts' GEMMs; their sums, the router, the losses and all
    * parameters stay f32. Default: dtype.
@@ -230,6 +233,7 @@ export class MoE extends Module {
   readonly #routedScalingFactor: number
   readonly #groupSize: number | undefined
   readonly #scaleInput: boolean
+  readonly #dropout: number
   readonly #losses: ValuesOf<[typeof lossOptions]>
 
   /**
@@ -257,6 +261,7 @@ export class MoE extends Module {
     this.#groupSize = o.groupSize
     this.#scaleInput = o.scaleInput
     this.#losses = pick(o, lossOptions)
+    this.#dropout = o.expertDropout
     const experts = pick(o, layerOptions, gemmOptions, activationOptions, expertOptions)
     ;[this.gate, this.experts, this.sharedExperts] = allOrNone(() => [
       o.router !== 'expertChoice'
@@ -412,7 +417,12 @@ export class MoE extends Module {
   ): Tensor<D> {
     const experts = this.experts as Experts | UserExperts
     if (experts instanceof UserExperts) return experts.apply(x, inputs, routing, straightThrough)
-    return expertFfn(x, routing, experts, { straightThrough, ...pick(experts, gemmOptions, activationOptions) })
+    const dropout = this.training ? this.#dropout : 0
+    return expertFfn(x, routing, experts, {
+      dropout,
+      straightThrough,
+      ...pick(experts, gemmOptions, activationOptions),
+    })
   }
 
   /** Each assignment as a token of its own: its input is weight · x, and the K outputs are added up. */

@@ -3,21 +3,12 @@ import { ones, rand } from '../create.js'
 import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { add, mul } from '../ops/binary.js'
-import { checkRate, dropout } from '../ops/dropout.js'
+import { dropout } from '../ops/dropout.js'
 import { reshape } from '../ops/reshape.js'
 import { checkRouterInputs } from '../ops/routing.js'
 import { concat } from '../ops/strided.js'
 import { neg, relu } from '../ops/unary.js'
-import {
-  boolean,
-  integer,
-  number,
-  type Option,
-  type OptionsOf,
-  optional,
-  unchecked,
-  type ValuesOf,
-} from '../options.js'
+import { boolean, integer, type OptionsOf, optional, rate, unchecked, type ValuesOf } from '../options.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import type { Linear } from './linear.js'
 
@@ -31,11 +22,6 @@ export const routerInputOptions = {
   routerJitter: rate(),
   /** In training the router sees x with {@link ops.dropout} of this probability. Default 0. */
   routerDropout: rate(),
-}
-
-function rate(): Option<number> {
-  const finite = number({ default: 0 })
-  return { ...finite, check: (op, name, value) => checkRate(op, name, value) }
 }
 
 export const inputRandomOptions = {

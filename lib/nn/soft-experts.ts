@@ -1,12 +1,7 @@
-import { full, ones, zeros } from '../create.js'
+import { ones, zeros } from '../create.js'
 import type { ComputeDType, DType } from '../dtype.js'
-import { add, mul } from '../ops/binary.js'
 import { expertFfn } from '../ops/expert-ffn.js'
-import { groupedGemm } from '../ops/grouped-gemm.js'
 import { layerNorm } from '../ops/layernorm.js'
-import { reshape } from '../ops/reshape.js'
-import { slice } from '../ops/strided.js'
-import { gelu } from '../ops/unary.js'
 import type { ValuesOf } from '../options.js'
 import { allOrNone, keep } from '../scope.js'
 import type { Tensor } from '../tensor.js'
@@ -78,25 +73,10 @@ export class SoftExperts extends Module {
 
   /** Rows of each expert, x [E, R, D] → [E, R, D]. */
   forward<D extends DType>(x: Tensor<D>): Tensor<D> {
-    if (this.dropout.training && this.dropout.p > 0) return this.#withDropout(x)
     const { w1, b1, w2, b2, computeDtype } = this
     const activation = this.geglu ? 'geglu' : 'gelu'
-    return expertFfn(x, null, { w1, b1, multBias: null, w2, b2 }, { activation, computeDtype })
-  }
-
-  /** The same in single ops, since the fused one has no dropout. */
-  #withDropout<D extends DType>(x: Tensor<D>): Tensor<D> {
-    const [E, R] = x.shape
-    const sizes = full([E], R, { dtype: 'i32', device: x.device })
-    const linear = (rows: Tensor<D>, weight: Parameter, bias: Parameter): Tensor<D> => {
-      const [, O, I] = weight.shape
-      const product = groupedGemm(reshape(rows, [E * R, I]), weight, sizes, { computeDtype: this.computeDtype })
-      return add(reshape(product, [E, R, O]), reshape(bias, [E, 1, O]))
-    }
-    const inner = linear(x, this.w1, this.b1)
-    const H = this.w2.shape[2]
-    const hidden = this.geglu ? mul(slice(inner, 2, 0, H), gelu(slice(inner, 2, H))) : gelu(inner)
-    return linear(this.dropout.forward(hidden), this.w2, this.b2)
+    const dropout = this.dropout.training ? this.dropout.p : 0
+    return expertFfn(x, null, { w1, b1, multBias: null, w2, b2 }, { activation, computeDtype, dropout })
   }
 
   /** Every expert's own slices. */

@@ -4,7 +4,6 @@ import { type DType, dtypeCode, type FloatDType } from '../dtype.js'
 import { type Handle, native } from '../native.js'
 import { add, mul, sub } from '../ops/binary.js'
 import { to } from '../ops/cast.js'
-import { checkRate } from '../ops/dropout.js'
 import { linear } from '../ops/linear.js'
 import { matmul } from '../ops/matmul.js'
 import { reshape } from '../ops/reshape.js'
@@ -16,10 +15,10 @@ import {
   boolean,
   integer,
   number,
-  type Option,
   type OptionsOf,
   optional,
   pick,
+  rate,
   reader,
   unchecked,
   type ValuesOf,
@@ -33,8 +32,6 @@ import { RMSNorm } from './norm.js'
 import { withoutPadding } from './padding.js'
 import { newParameter, type Parameter } from './parameter.js'
 import { BufferLayerNorm, SoftExperts } from './soft-experts.js'
-
-const rate: Option<number> = { default: 0, check: checkRate }
 
 const softMoeOptions = {
   /** D */
@@ -52,7 +49,7 @@ const softMoeOptions = {
   /** Layer norms instead of RMSNorms, of tokens and of slot embeddings. Default false. */
   useLayerNorm: boolean({ default: false }),
   /** Of the experts' hidden rows, in training; from 0, below 1. Default 0. */
-  dropout: rate,
+  dropout: rate(),
 }
 
 /** Options of {@link SoftMoE}; `dim`, and `numSlots` or `seqLen`, are required. */

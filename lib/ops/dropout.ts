@@ -1,16 +1,9 @@
 import { record } from '../autograd.js'
-import { checkNumber, fail } from '../check.js'
+import { checkRate } from '../check.js'
 import type { DType } from '../dtype.js'
 import { type Handle, native } from '../native.js'
 import { type Generator, withSample } from '../random.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
-
-/** A fraction from 0, below 1. */
-export function checkRate(op: string, name: string, value: unknown): number {
-  const rate = checkNumber(op, name, value, 0, 1)
-  if (rate === 1) fail('OPTION', op, `${name} must be below 1, got 1`)
-  return rate
-}
 
 /**
  * Zeroes each element with probability `p` in [0, 1) and divides the others by 1 − p (Srivastava et al., JMLR 15, 2014,

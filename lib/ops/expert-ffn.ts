@@ -3,7 +3,8 @@ import { fail, showShape } from '../check.js'
 import { type ComputeDType, checkComputeDType, type DType, dtypeCode } from '../dtype.js'
 import { guarded, releaseAll } from '../handles.js'
 import { type Handle, native } from '../native.js'
-import { boolean, type OptionsOf, reader, unchecked } from '../options.js'
+import { boolean, type OptionsOf, rate, reader, unchecked } from '../options.js'
+import { type Generator, type GeneratorState, withSample } from '../random.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { type Activation, type ActivationOptions, activationOptions, isGated, nativeActivation } from './activation.js'
 import { checkRouting, expertPlan } from './plan.js'
@@ -30,6 +31,10 @@ const noBiases = { b1: null, b2: null, multBias: null }
 const ffnOptions = {
   /** The combine weight also gets the gradient <x, dx> of a dispatch weight whose forward value is 1. Default true. */
   straightThrough: boolean({ default: true }),
+  /** Dropout of h with this probability in [0, 1), see {@link dropout}. Default 0. */
+  dropout: rate(),
+  /** Of the dropout. Default: that of {@link manualSeed}. */
+  generator: unchecked<Generator>(),
   /** 'bf16' or 'f16' rounds the operands of the GEMMs, forward and backward; sums stay f32. Default: the dtype of x. */
   computeDtype: unchecked<ComputeDType>(),
 }
@@ -99,7 +104,19 @@ export function expertFfn<D extends DType>(
 ): Tensor<D> {
   const op = 'expertFfn'
   const o = readOptions(op, options)
-  const activation = nativeActivation(o)
+  const apply = (sample: GeneratorState) => withDropout(op, x, routing, weights, o, sample)
+  return o.dropout > 0 ? withSample(op, o.generator, apply) : apply({ seed: 0, step: 0 })
+}
+
+function withDropout<D extends DType>(
+  op: string,
+  x: Tensor<D>,
+  routing: Routing | null,
+  weights: ExpertWeights,
+  o: ReturnType<typeof readOptions>,
+  { seed, step }: GeneratorState,
+): Tensor<D> {
+  const numbers = { ...nativeActivation(o), dropout: o.dropout, seed, step }
   checkFloat(op, 'x', x)
   const compute = dtypeCode(checkComputeDType(op, o.computeDtype, x.dtype))
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
@@ -116,7 +133,7 @@ export function expertFfn<D extends DType>(
     const [w1, w2] = parameters
     const biases = Object.fromEntries(names.map((name, i) => [name, parameters[i]]))
     const [x, weight = null, assignment = null, rowOf = null, ends = null] = tokens
-    return { x, assignment, ends, rowOf, weight, ...noBiases, ...biases, w1, w2, compute, ...activation }
+    return { x, assignment, ends, rowOf, weight, ...noBiases, ...biases, w1, w2, compute, ...numbers }
   }
   const made = guarded(plan, () =>
     native.expertFfn({ a: save, ...call(parameters.map(handleOf), [...tokens.map(handleOf), ...plan]) }),

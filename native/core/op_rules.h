@@ -10,8 +10,11 @@ namespace st_moe {
 template <class Args>
 void apply_rules(Args&, const Backend&) {}
 
+inline void expect_rate(const char* name, double p) {
+  if (!(p >= 0 && p < 1)) fail(ErrorCode::option, "%s must be in [0, 1), got %g", name, p);
+}
 inline void apply_rules(DropoutArgs& a, const Backend&) {
-  if (!(a.p >= 0 && a.p < 1)) fail(ErrorCode::option, "p must be in [0, 1), got %g", a.p);
+  expect_rate("p", a.p);
 }
 
 inline void apply_rules(TopkArgs& a, const Backend&) {
@@ -50,6 +53,7 @@ void expect_experts(Args& a, const Backend& backend) {
   }
   if (!a.ends && (a.E == 0 ? a.R != 0 : a.R % a.E != 0))
     fail(ErrorCode::shape, "%lld rows are not a multiple of %lld experts", (long long)a.R, (long long)a.E);
+  expect_rate("dropout", a.dropout);
   if (a.mult_bias && !is_gated(a.activation)) fail(ErrorCode::option, "multBias belongs to the gated activations");
   a.P = w1_rows(a.activation, a.H);
   a.saved = backend.saved_columns(a.P, a.compute);

@@ -1,6 +1,7 @@
 #include "cpu/ops.h"
 
 #include "core/activation.h"
+#include "cpu/dropout.h"
 #include "cpu/expert_rows.h"
 #include "cpu/packed_weights.h"
 
@@ -31,11 +32,12 @@ static void hidden_row(ActivationNumbers<T> numbers, const T* __restrict value, 
 template <class T>
 using HiddenRow = void (*)(ActivationNumbers<T>, const T*, const T*, const T*, T*, int64_t);
 
-// Rows of h [rows, H] from those of the pre-activations [rows, P].
+// Rows of h [rows, H] from those of the pre-activations [rows, P]. offset: of the first row in the sorted order.
 template <class T>
 static void hidden_rows(HiddenRow<T> activate_row, const ActivationNumbers<T>& numbers, const ActivationRows<T>& pre,
-                        const T* mult_bias, const ActivationRows<T>& h, int64_t begin, int64_t end, int64_t H,
-                        bool gated) {
+                        const T* mult_bias, const HiddenDropout<T>& dropout, const ActivationRows<T>& h, int64_t offset,
+                        int64_t begin, int64_t end, bool gated) {
+  const int64_t H = dropout.H;
   T values[kColumnBlock], gates[kColumnBlock], hidden[kColumnBlock];
   for (int64_t r = begin; r < end; ++r)
     for (int64_t from = 0; from < H; from += h.block()) {
@@ -43,6 +45,7 @@ static void hidden_rows(HiddenRow<T> activate_row, const ActivationNumbers<T>& n
       const T* gate = gated ? pre.load(r, H + from, n, gates) : nullptr;
       T* out = h.place(r, from, hidden);
       activate_row(numbers, pre.load(r, from, n, values), gate, mult_bias + from, out, n);
+      dropout.apply(out, offset + r, from, n);
       h.store(r, from, n, out);
     }
 }
@@ -58,6 +61,7 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
   const bool gated = is_gated(args.activation);
   const ExpertBias<T> mult_bias(args.mult_bias, H, T(1));
   const auto numbers = ActivationNumbers<T>::of(args);
+  const auto dropout = HiddenDropout<T>::of(args, assignments.assignment());
   const T* x = static_cast<const T*>(args.x);
   const T *w1 = static_cast<const T*>(args.w1), *b1 = static_cast<const T*>(args.b1);
   const T *w2 = static_cast<const T*>(args.w2), *b2 = static_cast<const T*>(args.b2);
@@ -92,7 +96,8 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
     parallel_blocks(ctx, end - begin, rows_per_task((P + H) * sizeof(T)), [&](int64_t from, int64_t to) {
       for (int64_t i = 0; i < count; ++i) {
         const int64_t first = max_of(from, pieces[i].begin - begin), last = min_of(to, pieces[i].end - begin);
-        hidden_rows(activate_row, numbers, pre, mult_bias.of(pieces[i].expert), h, first, last, H, gated);
+        const T* mu = mult_bias.of(pieces[i].expert);
+        hidden_rows(activate_row, numbers, pre, mu, dropout, h, begin, first, last, gated);
       }
     });
     for (int64_t i = 0; i < count; ++i) {

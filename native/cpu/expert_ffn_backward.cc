@@ -1,6 +1,7 @@
 #include "cpu/ops.h"
 
 #include "core/activation.h"
+#include "cpu/dropout.h"
 #include "cpu/expert_rows.h"
 #include "cpu/packed_weights.h"
 
@@ -98,6 +99,7 @@ static void hidden_block(const Chunk<T>& chunk, RowGradient<T> row_gradient, int
   const int64_t H = args.H, P = chunk.pre(), from = column * kColumnBlock, n = min_of(H - from, kColumnBlock);
   const Piece& block = chunk.blocks[index];
   const auto numbers = ActivationNumbers<T>::of(args);
+  const auto dropout = HiddenDropout<T>::of(args, chunk.assignments.assignment());
   const T* mu = chunk.mult_bias.of(block.expert) + from;
   const T* __restrict value_bias = chunk.b1.of(block.expert) + from;
   const T* __restrict gate_bias = value_bias + (P - H);
@@ -110,8 +112,10 @@ static void hidden_block(const Chunk<T>& chunk, RowGradient<T> row_gradient, int
     chunk.q.load(row, from, n, hidden);
     T *q = chunk.q.place(row, from, hidden), *dvalue = chunk.da.place(row, from, value_gradients);
     T* dgate = gated ? chunk.da.place(row, H + from, gate_gradients) : dvalue;
+    dropout.apply(q, r, from, n);
     row_gradient(numbers, value, gate, mu, chunk.weight(r), q, dvalue, dgate, product, sums, sums + kColumnBlock,
                  sums + 2 * kColumnBlock, n);
+    dropout.apply(q, r, from, n);
     chunk.q.store(row, from, n, q);
     chunk.da.store(row, from, n, dvalue);
     if (gated) chunk.da.store(row, H + from, n, dgate);

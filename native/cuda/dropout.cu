@@ -1,5 +1,4 @@
-#include <cmath>
-
+#include "core/dropout.h"
 #include "cuda/ops.h"
 #include "cuda/per_step.cuh"
 #include "cuda/vector.cuh"
@@ -13,8 +12,7 @@ struct Dropout {
   const T* x;
   T* y;
   Sample sample;
-  T factor;
-  uint32_t threshold;
+  DropoutNumbers<T> numbers;
 
   template <int N>
   __device__ void operator()(Width<N>, int64_t i) const {
@@ -23,7 +21,7 @@ struct Dropout {
     Vector<T, N> values = load<N>(x + i);
     for (int c = 0; c < N; ++c) {
       const uint32_t word = N == 1 ? words.word[i % kWords] : words.word[c];
-      values[c] = word >> 8 >= threshold ? values[c] * factor : T(0);
+      values[c] = word >> 8 >= numbers.threshold ? values[c] * numbers.factor : T(0);
     }
     store(y + i, values);
   }
@@ -32,10 +30,8 @@ struct Dropout {
 void dropout(const Context& ctx, const DropoutArgs& args) {
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    // uniform24(word) ≥ p in integers: word >> 8 ≥ p · 2^24, which is false for p = 1.
-    const uint32_t threshold = static_cast<uint32_t>(std::ceil(args.p * 0x1p24));
     const Dropout<T> f{static_cast<const T*>(args.x), static_cast<T*>(args.y), sample_of(ctx, args.seed, args.step),
-                       static_cast<T>(1.0 / (1.0 - args.p)), threshold};
+                       DropoutNumbers<T>::of(args.p)};
     for_vectors<kWords>(ctx, args.size, aligned(f.x, f.y), f);
   });
 }

@@ -12,6 +12,8 @@ struct Activate {
   const Stored<O>* a;
   ExpertBias<T> b1, mult_bias;  // [E, P], [E, H]
   ActivationNumbers<T> numbers;
+  HiddenDropout<T> dropout;
+  Plan plan;
   Stored<O>* h;
   int64_t H, width, saved;
   Divisor rows_each;
@@ -21,9 +23,11 @@ struct Activate {
     const int64_t expert = rows_each.quotient(row);
     const auto* values = a + row * saved;
     const T *bias = b1.of(expert), *mu = mult_bias.of(expert);
+    const int64_t assignment = dropout.active ? plan.assignment_of(row) : 0;
     for (int64_t j = group.lane() * N; j < width; j += Group::size * N) {
       Vector<Stored<O>, N> out{};
       if (j < H) {
+        const Vector<T, N> kept = dropout.template factors<N>(assignment, j);
         const Vector<Stored<O>, N> v = load<N>(values + j);
         const Vector<T, N> v_bias = load_bias<N>(bias, j, T(0));
         if constexpr (is_gated(activation)) {
@@ -31,9 +35,10 @@ struct Activate {
           const Vector<T, N> gate_bias = load_bias<N>(bias, H + j, T(0)), factor = load_bias<N>(mu, j, T(1));
           for (int c = 0; c < N; ++c)
             out[c] = O::store(activate<activation>(O::load(gate[c]) + gate_bias[c], numbers).value *
-                              gated_value<activation>(O::load(v[c]) + v_bias[c], numbers).value * factor[c]);
+                              gated_value<activation>(O::load(v[c]) + v_bias[c], numbers).value * factor[c] * kept[c]);
         } else {
-          for (int c = 0; c < N; ++c) out[c] = O::store(activate<activation>(O::load(v[c]) + v_bias[c], numbers).value);
+          for (int c = 0; c < N; ++c)
+            out[c] = O::store(activate<activation>(O::load(v[c]) + v_bias[c], numbers).value * kept[c]);
         }
       }
       store(h + row * width + j, out);
@@ -73,10 +78,11 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
     dispatch_activation(args.activation, [&](auto tag) {
       const ExpertBias<T> bias{static_cast<const T*>(args.b1), P}, mu{static_cast<const T*>(args.mult_bias), H};
       const auto numbers = ActivationNumbers<T>::of(args);
+      const auto dropout = HiddenDropout<T>::of(ctx, args);
       dispatch_width<vector_width<Stored<O>>>(H, aligned(a, bias.values, mu.values, h.get()), [&](auto n) {
-        for_rows(
-            ctx, count, hidden,
-            Activate<T, O, decltype(tag)::value, n>{a, bias, mu, numbers, h.get(), H, hidden, saved, rows.by_each});
+        for_rows(ctx, count, hidden,
+                 Activate<T, O, decltype(tag)::value, n>{a, bias, mu, numbers, dropout, rows.plan, h.get(), H, hidden,
+                                                         saved, rows.by_each});
       });
     });
     multiply(ctx, args.compute, args.dtype,

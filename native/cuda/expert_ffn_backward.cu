@@ -17,6 +17,7 @@ struct ExpertGradient {
   const T *dy, *x, *weight;
   ExpertBias<T> b1, mult_bias, b2;
   ActivationNumbers<T> numbers;
+  HiddenDropout<T> dropout;
   const Stored<O>* a;  // [rows, saved columns] A without b1
   Stored<O>*g,
       *x_rows;    // dy [rows, padded out] and x [rows, padded D], each null if it is neither gathered nor rounded
@@ -103,7 +104,10 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
     if (assignment >= 0) {
       const Stored<O>* saved = p.a + row * p.saved + j;
       const T* bias = p.b1.of(expert);
-      const Vector<T, N> q = load<N>(p.q + row * p.hidden + j), value_bias = load_bias<N>(bias, j, T(0));
+      const Vector<T, N> kept = p.dropout.template factors<N>(assignment, j);
+      Vector<T, N> q = load<N>(p.q + row * p.hidden + j);
+      for (int c = 0; c < N; ++c) q[c] *= kept[c];
+      const Vector<T, N> value_bias = load_bias<N>(bias, j, T(0));
       const Vector<Stored<O>, N> a = load<N>(saved);
       if constexpr (is_gated(activation)) {
         const Vector<Stored<O>, N> a_gate = load<N>(saved + H);
@@ -118,7 +122,7 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
           T product = h * q[c];
           if (p.straight_through) product += av * dv + ag * dg;
           dot += product;
-          out[c] = O::store(w * h), out_value[c] = O::store(dv), out_gate[c] = O::store(dg);
+          out[c] = O::store(w * h * kept[c]), out_value[c] = O::store(dv), out_gate[c] = O::store(dg);
           sums.value[k + c] += dv;
           sums.gate[k + c] += dg;
           sums.mult_bias[k + c] += dh * plain;
@@ -131,7 +135,7 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
           T product = f.value * q[c];
           if (p.straight_through) product += av * dv;
           dot += product;
-          out[c] = O::store(w * f.value), out_value[c] = O::store(dv);
+          out[c] = O::store(w * f.value * kept[c]), out_value[c] = O::store(dv);
           sums.value[k + c] += dv;
         }
       }
@@ -243,11 +247,12 @@ struct FinishDots {
 };
 
 template <class T, class O>
-static ExpertGradient<T, O> gradient_of(const ExpertFfnBackwardArgs& args, const ExpertRows& rows) {
+static ExpertGradient<T, O> gradient_of(const Context& ctx, const ExpertFfnBackwardArgs& args, const ExpertRows& rows) {
   const auto values = [](const void* p) { return static_cast<const T*>(p); };
   ExpertGradient<T, O> p{};
   p.dy = values(args.dy), p.x = values(args.x), p.weight = values(args.weight);
   p.a = static_cast<const Stored<O>*>(args.a), p.numbers = ActivationNumbers<T>::of(args);
+  p.dropout = HiddenDropout<T>::of(ctx, args);
   p.D = args.D, p.out = args.O, p.H = args.H, p.plan = rows.plan, p.each = rows.each, p.by_each = rows.by_each,
   p.row_blocks = ceil_div(rows.each, kSumRows);
   p.P = w1_rows(args.activation, args.H), p.biases = hidden_biases(args.activation, args.H);
@@ -262,7 +267,7 @@ static ExpertGradient<T, O> gradient_of(const ExpertFfnBackwardArgs& args, const
 template <class T, class O>
 static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, const ExpertRows& rows) {
   const int64_t D = args.D, H = args.H, E = args.E, count = rows.count();
-  ExpertGradient<T, O> p = gradient_of<T, O>(args, rows);
+  ExpertGradient<T, O> p = gradient_of<T, O>(ctx, args, rows);
   const bool parameters = args.dw1, copies = rows.planned || is_low_precision<O>;
   const bool biases = args.db1 || args.dmult_bias || args.db2;
   // g is no longer needed when there are rows of dx to combine.

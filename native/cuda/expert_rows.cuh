@@ -1,5 +1,7 @@
 #pragma once
+#include "core/dropout.h"
 #include "cuda/operands.cuh"
+#include "cuda/per_step.cuh"
 #include "cuda/plan.cuh"
 
 namespace st_moe::cuda {
@@ -49,6 +51,28 @@ __device__ static inline Vector<T, N> load_bias(const T* bias, int64_t j, T neut
   for (int c = 0; c < N; ++c) values[c] = neutral;
   return values;
 }
+
+// Dropout of the hidden values of experts, which have a row for each assignment.
+template <class T>
+struct HiddenDropout {
+  Sample sample;
+  DropoutNumbers<T> numbers;
+  int64_t H;
+  bool active;
+
+  template <class Args>
+  static HiddenDropout of(const Context& ctx, const Args& args) {
+    return {sample_of(ctx, args.seed, args.step), DropoutNumbers<T>::of(args.dropout), args.H, args.dropout > 0};
+  }
+  // What the N values of an assignment from column j on are multiplied by.
+  template <int N>
+  __device__ Vector<T, N> factors(int64_t assignment, int64_t j) const {
+    Vector<T, N> values;
+    for (int c = 0; c < N; ++c)
+      values[c] = active ? numbers.of_word(sample.word(static_cast<uint64_t>(assignment * H + j + c))) : T(1);
+    return values;
+  }
+};
 
 // Columns of A as it is saved: pre-activations without their bias in the first `columns`.
 static inline int64_t saved_columns(int64_t columns) {

@@ -13,7 +13,11 @@ struct Sample {
   __device__ PhiloxBlock block(uint64_t i) const {
     return captured ? philox(captured->seed, captured->step, i) : philox(seed, step, i);
   }
-  __device__ uint32_t word(uint64_t i) const { return block(i >> 2).word[i & 3]; }
+  __device__ uint32_t word(uint64_t i) const {  // selected without an index, which would need local memory
+    const PhiloxBlock b = block(i >> 2);
+    const uint32_t even = i & 2 ? b.word[2] : b.word[0], odd = i & 2 ? b.word[3] : b.word[1];
+    return i & 1 ? odd : even;
+  }
 };
 
 static inline Sample sample_of(const Context& ctx, uint64_t seed, uint64_t step) {

@@ -43,8 +43,8 @@ export default [
   {
     name: 'dropout-of-everything',
     file: 'native/core/op_rules.h',
-    from: 'if (!(a.p >= 0 && a.p < 1)) fail',
-    to: 'if (!(a.p >= 0 && a.p <= 1)) fail',
+    from: 'if (!(p >= 0 && p < 1)) fail',
+    to: 'if (!(p >= 0 && p <= 1)) fail',
     breaks: 'the factor 1 / (1 − p) is infinite',
     tests: ['test/native-calls.test.ts'],
   },

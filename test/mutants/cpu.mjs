@@ -106,9 +106,9 @@ export default [
   },
   {
     name: 'dropout-threshold-rounded-down',
-    file: 'native/cpu/dropout.cc',
-    from: 'std::ceil(args.p * 0x1p24)',
-    to: 'std::floor(args.p * 0x1p24)',
+    file: 'native/core/dropout.h',
+    from: 'std::ceil(p * 0x1p24)',
+    to: 'std::floor(p * 0x1p24)',
     breaks: 'an element whose uniform is just below p stays',
     tests: ['ops_test'],
   },

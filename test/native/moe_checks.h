@@ -38,6 +38,8 @@ inline std::vector<Shape> common_shapes() {
       {"second expert always", 2, 9, 6, 4, 2, 4, 5, {0, 1e6f}, kSecondAll},
       {"second expert never", 2, 9, 6, 4, 2, 4, 5, {0, 0}, kSecondNone},
       {"second expert by threshold", 2, 9, 6, 4, 3, 4, 5, {0, 0.3f, 0.1f}, kSecondThreshold | kKeptNormalized},
+      {"dropout", 2, 9, 6, 4, 2, 4, 37, {0, 0.3f}, kDropout},
+      {"dropout, masked, three choices", 3, 9, 6, 4, 3, 4, 300, {0, 0.3f, 0.2f}, kDropout | kMasked | kNoStraightThrough},
       {"prioritized", 2, 12, 6, 4, 2, 4, 5, {0, 0.3f}, kPrioritized},
       {"prioritized, masked, kept gates normalised",
        3,

@@ -135,6 +135,7 @@ struct Layer {
     give_weights(c, f);
     f.y = c.out(y), f.a = optional ? c.out(a) : nullptr, f.dtype = dtype_of<T>(), f.compute = compute;
     f.activation = s.activation, f.limit = kLimit, f.alpha = kAlpha;
+    f.dropout = s.has(kDropout) ? p.dropout : 0, f.seed = p.seed, f.step = p.dropout_step;
     f.w1_packed = w1_packed, f.w2_packed = w2_packed;
     f.T = s.tokens(), f.K = s.K, f.D = s.D, f.O = s.out(), f.E = s.E, f.H = s.H;
     change(f);
@@ -158,6 +159,7 @@ struct Layer {
     g.T = s.tokens(), g.K = s.K, g.D = s.D, g.O = s.out(), g.E = s.E, g.H = s.H;
     g.straight_through = !s.has(kNoStraightThrough), g.activation = s.activation;
     g.limit = kLimit, g.alpha = kAlpha;
+    g.dropout = s.has(kDropout) ? p.dropout : 0, g.seed = p.seed, g.step = p.dropout_step;
     return run(c, &OpTable::expert_ffn_backward, g);
   }
 

@@ -38,6 +38,7 @@ enum Flags : uint32_t {
   kSamples = 1 << 17,
   kSecondPlace = 1 << 18,
   kSecondPlaceSampled = 1 << 19,
+  kDropout = 1 << 20,
 };
 
 struct Shape {
@@ -75,8 +76,8 @@ struct Problem {
   Values x, w, w1, b1, mu, w2, b2, uniforms, gumbel, second_place, gy, expert_bias;
   Indices mask;
   double cb = 0.7, cz = -0.4, ct = 1.3, balance_coef = 0.5, z_coef = 0.25, noise_mult = 0.75;
-  double temperature = 1.5, second_place_prob = 0.5, second_place_temperature = 0.75;
-  uint64_t seed = 12345678901234567ull, step = 3, gumbel_step = 2, second_place_step = 4;
+  double temperature = 1.5, second_place_prob = 0.5, second_place_temperature = 0.75, dropout = 0.3;
+  uint64_t seed = 12345678901234567ull, step = 3, gumbel_step = 2, second_place_step = 4, dropout_step = 5;
   int32_t importance(int64_t t) const { return mask.empty() ? 1 : mask[t]; }
 };
 
@@ -312,10 +313,10 @@ inline double reference_value(Activation activation, double v) {
   return activation == Activation::swiglu_clamped ? std::clamp(v, -kLimit, kLimit) + 1 : v;
 }
 
-// y += weight · expert(factor · x)
-inline void reference_expert(const Problem& p, int64_t t, int64_t e, double factor, double weight, Values& y) {
+// y += weight · expert(factor · x) of an assignment
+inline void reference_expert(const Problem& p, int64_t assignment, int64_t e, double factor, double weight, Values& y) {
   const Shape& q = p.shape;
-  const int64_t P = q.P();
+  const int64_t P = q.P(), t = assignment / q.K;
   Values a(P), h(q.H);
   for (int64_t j = 0; j < P; ++j) {
     double total = 0;
@@ -326,6 +327,10 @@ inline void reference_expert(const Problem& p, int64_t t, int64_t e, double fact
     const bool gated = is_gated(q.activation);
     h[j] = reference_activation(q.activation, a[gated ? q.H + j : j]);
     if (gated) h[j] *= reference_value(q.activation, a[j]) * (p.mu.empty() ? 1 : p.mu[e * q.H + j]);
+    if (q.has(kDropout)) {
+      const double u = uniform24(philox_word(p.seed, p.dropout_step, assignment * q.H + j));
+      h[j] = u < p.dropout ? 0 : h[j] / (1 - p.dropout);
+    }
   }
   const int64_t O = q.out();
   for (int64_t d = 0; d < O; ++d) {
@@ -375,7 +380,7 @@ inline Reference reference(const Problem& p, const Values* frozen = nullptr) {
   r.total = p.balance_coef * r.balance + p.z_coef * r.z;
   for (int64_t i = 0; i < q.tokens() * q.K; ++i)
     if (r.kept[i])
-      reference_expert(p, i / q.K, r.index[i], frozen ? 1 + r.weight[i] - (*frozen)[i] : 1, r.weight[i], r.y);
+      reference_expert(p, i, r.index[i], frozen ? 1 + r.weight[i] - (*frozen)[i] : 1, r.weight[i], r.y);
   r.objective = p.cb * r.balance + p.cz * r.z + p.ct * r.total;
   for (size_t i = 0; i < r.y.size(); ++i) r.objective += r.y[i] * p.gy[i];
   return r;

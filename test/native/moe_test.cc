@@ -28,6 +28,7 @@ void check_close(const std::vector<T>& got, const Values& wanted, double limit, 
 template <class T>
 void check_unfused(const Layer<T>& fused, double tolerance, const std::string& name) {
   const Shape& s = fused.p.shape;
+  if (s.has(kDropout)) return;  // rows without a plan have other random numbers
   const OpTable& ops = cpu_backend().ops;
   const Context ctx{2, nullptr};
   Layer<T> slots(fused.p, cpu(2), dtype_of<T>(), true);

@@ -1,4 +1,4 @@
-import { ops, type Tensor, tensor } from '../../lib/index.js'
+import { Generator, ops, type Tensor, tensor } from '../../lib/index.js'
 import { activations, isGated } from '../../lib/ops/activation.js'
 import { type Drawn, drawProblem, type Kind } from './draw-problem.js'
 import { choiceOptions, forwardOptions, toTensor } from './from-problem.js'
@@ -193,6 +193,21 @@ export const moeRows: Row[] = [
             ops.expertFfn(inputs.x, routing, ffnWeights(inputs), { straightThrough: false, ...options }),
         ),
         label: JSON.stringify(options),
+      })),
+      ...(['geglu', 'relu2'] as const).map((activation) => ({
+        ...routingSubject(
+          'plain',
+          (p) => ({ x: input(p), ...weightsOf(p, isGated(activation)) }),
+          (routing, inputs) => {
+            const dropout = { dropout: 0.4, generator: new Generator(5) }
+            return ops.expertFfn(inputs.x, routing, ffnWeights(inputs), {
+              straightThrough: false,
+              activation,
+              ...dropout,
+            })
+          },
+        ),
+        label: `${activation}, dropout`,
       })),
       ...(
         [
