@@ -10,7 +10,7 @@ import { dispatch } from '../ops/dispatch.js'
 import { expertFfn } from '../ops/expert-ffn.js'
 import { sum } from '../ops/reduce.js'
 import { reshape } from '../ops/reshape.js'
-import { choiceOptions, type lossOptions, type topkOptions } from '../ops/route-options.js'
+import { choiceOptions, type lossOptions, routerOptions, type topkOptions } from '../ops/route-options.js'
 import type { RouteResult } from '../ops/routing.js'
 import { concat, slice } from '../ops/strided.js'
 import {
@@ -45,17 +45,9 @@ import { computeDType, gemmOptions, type LayerOptions, layerOptions } from './li
 import { checkModule, Module } from './module.js'
 import { MoEResult } from './moe-result.js'
 import type { routerInputOptions } from './router-input.js'
-import { SharedExperts, type SharedExpertsOptions, sharedOptions } from './shared-experts.js'
+import { SharedExperts } from './shared-experts.js'
+import { type SharedExpertsOptions, sharedOptions } from './shared-options.js'
 import { forwardWithGrad, type GradHandle } from './with-grad.js'
-
-const routerOptions = {
-  /**
-   * 'topk': a token chooses its K experts ({@link ops.route}). 'switch': the same with one expert, whose combine weight is
-   * its score (Switch Transformer, arXiv 2101.03961). 'expertChoice': an expert chooses its C tokens
-   * ({@link ops.expertChoice}), so loads are even, and a token's output depends on later ones. Default 'topk'.
-   */
-  router: oneOf(['topk', 'switch', 'expertChoice'], { default: 'topk' }),
-}
 
 const moeOptions = {
   /** E. Default 16. */
@@ -120,7 +112,7 @@ export interface MoEOptions
     ActivationOptions,
     LayerOptions {}
 
-const readOptions = reader(
+export const readOptions = reader(
   routerOptions,
   choiceOptions,
   ...passedToGating,

@@ -14,6 +14,15 @@ import {
 import type { Generator } from '../random.js'
 import type { Tensor } from '../tensor.js'
 
+export const routerOptions = {
+  /**
+   * 'topk': a token chooses its K experts ({@link ops.route}). 'switch': the same with one expert, whose combine weight is
+   * its score (Switch Transformer, arXiv 2101.03961). 'expertChoice': an expert chooses its C tokens
+   * ({@link ops.expertChoice}), so loads are even, and a token's output depends on later ones. Default 'topk'.
+   */
+  router: oneOf(['topk', 'switch', 'expertChoice'], { default: 'topk' }),
+}
+
 /** Factors of the losses, of every router. */
 export const lossOptions = {
   /** Factor of the load-balancing loss in `totalAuxLoss`. Default 1e-2. */

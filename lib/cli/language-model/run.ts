@@ -20,13 +20,14 @@ import { type Corpus, loadCorpus, promptOf } from './data.js'
 import { evaluating, heldOutLoss } from './evaluate.js'
 import { RunFolder } from './folder.js'
 import { emptyHistory, type History, historySchema, longestSample, recordEvaluation, recordStep } from './history.js'
+import { layerConflict } from './layer-options.js'
 import { LanguageModel, trainingBytes } from './model.js'
 import { ngramLosses, ngramNames } from './ngram.js'
-import { modelOptions, type RunOptions, runFlags } from './options.js'
+import { modelOptions, type RunOptions, usedOptions } from './options.js'
 import { preferredCharacters } from './preferences.js'
 import type { Report } from './progress.js'
 import { makeReport, type RunSummary } from './report.js'
-import { checkpointIn, type SavedRun } from './saved-run.js'
+import { checkpointIn, notThisVersion, type SavedRun } from './saved-run.js'
 import { entryOf, learningRate, makeOptimizer, trainStep } from './train.js'
 import { writeOn } from './write.js'
 
@@ -57,6 +58,8 @@ export class Run {
   #step = 0
 
   constructor({ options, text, out, report, resumed }: RunSettings) {
+    const conflict = layerConflict(modelOptions(options, 0))
+    if (conflict) throw resumed ? notThisVersion(out, conflict) : new UsageError(conflict)
     this.#options = options
     this.#textPath = text.path
     this.#report = report
@@ -200,7 +203,7 @@ export class Run {
     const options = { ...this.#options, threads: this.#options.threads ?? getNumThreads() }
     const { vocabulary, heldOut, training, name } = this.#corpus
     const characters = (length: number): string => `${length.toLocaleString('en')} characters`
-    const shown = Object.keys(runFlags).filter((key) => !['minutes', 'evaluate-every'].includes(key))
+    const shown = usedOptions(options).filter((key) => !['minutes', 'evaluate-every'].includes(key))
     return {
       textName: name,
       steps: options.steps,
