@@ -9,6 +9,7 @@ import { modelOptions } from '../lib/cli/language-model/options.js'
 import { makeOptimizer, trainStep } from '../lib/cli/language-model/train.js'
 import {
   crossEntropy,
+  MoEMonitor,
   manualSeed,
   noGrad,
   type RoutingStats,
@@ -39,7 +40,7 @@ export async function modelSuite({ threads, repetitions, quick, peers }: Bench):
   const params = { threads: count, compute: 'f32' }
   try {
     const made = peer && (await peerStep(peer, model, options, batch, count))
-    const { stats } = trainStep(model, optimizer, batch, rate)
+    const stats = statsOf(model, () => trainStep(model, optimizer, batch, rate))
     const flops = flopsOf(options, batch.input.length, stats)
     const theirs = made && { ...made, flops }
     const ours: Participant = {
@@ -55,6 +56,12 @@ export async function modelSuite({ threads, repetitions, quick, peers }: Bench):
     peer?.end()
     model.dispose()
   }
+}
+
+function statsOf(model: LanguageModel, step: () => void): RoutingStats[] {
+  using monitor = new MoEMonitor(model)
+  step()
+  return monitor.report()
 }
 
 const keptIn = ({ keptPerExpert }: RoutingStats): number => keptPerExpert.reduce((a, b) => a + b)

@@ -7,8 +7,8 @@ import { evaluating, heldOutLoss } from '../lib/cli/language-model/evaluate.js'
 import { mean } from '../lib/cli/language-model/history.js'
 import { LanguageModel } from '../lib/cli/language-model/model.js'
 import { conflictOf, layerFlags, modelOptions, type RunOptions } from '../lib/cli/language-model/options.js'
-import { entryOf, learningRate, makeOptimizer, trainStep } from '../lib/cli/language-model/train.js'
-import { devices, getNumThreads, manualSeed } from '../lib/index.js'
+import { learningRate, makeOptimizer, trainStep } from '../lib/cli/language-model/train.js'
+import { devices, getNumThreads, type LayerStats, MoEMonitor, manualSeed } from '../lib/index.js'
 import { activationOptions } from '../lib/ops/activation.js'
 import { routerOptions, scoreFunctions, secondPolicies } from '../lib/ops/route-options.js'
 import { mobyDick, usual } from './demo.js'
@@ -51,23 +51,27 @@ async function row(other: Other, corpus: Corpus, steps: number): Promise<string[
   const generator = manualSeed(options.seed)
   using model = new LanguageModel(modelOptions(options, corpus.vocabulary.length))
   using optimizer = makeOptimizer(model)
+  using monitor = new MoEMonitor(model)
   const batches = new Batches(corpus.training, options)
-  const dropped: number[] = []
   let milliseconds = 0
   for (let step = 0; step < steps; step++) {
+    if (step === steps - Math.ceil(steps / 4)) monitor.reset() // the shares are of the last quarter
     const before = performance.now()
-    const result = trainStep(model, optimizer, batches.at(step), learningRate(step, steps, options.lr))
+    trainStep(model, optimizer, batches.at(step), learningRate(step, steps, options.lr))
     milliseconds += performance.now() - before
-    dropped.push(entryOf(result).dropped)
   }
   const loss = await evaluating(model, generator, () =>
     heldOutLoss(model, corpus.heldOut, { part: 1, stopped: () => false }),
   )
+  const layers = monitor.report()
+  const percent = (share: (layer: LayerStats) => number): string => `${(mean(layers.map(share)) * 100).toFixed(1)} %`
   const parameters = [...model.parameters()].reduce((sum, { size }) => sum + size, 0)
   return [
     shown(other),
     loss!.toFixed(3),
-    `${(mean(dropped.slice(-Math.ceil(steps / 4))) * 100).toFixed(1)} %`,
+    layers[0].droppedPerChoice.map((_, k) => percent(({ droppedPerChoice }) => droppedPerChoice[k])).join(', '),
+    percent(({ slotOccupancy }) => slotOccupancy),
+    mean(layers.map(({ routerEntropy }) => routerEntropy)).toFixed(2),
     (milliseconds / 1000).toFixed(1),
     `${(parameters / 1e6).toFixed(2)} M`,
   ]
@@ -81,7 +85,10 @@ await main(import.meta.url, 'bench:routers', async (args) => {
     rows.push(await row(other, corpus, steps))
     console.log(rows.at(-1)!.join('  '))
   }
-  const table = markdownTable(['flags', 'held-out loss', 'fully dropped', 'seconds', 'parameters'], rows)
+  const table = markdownTable(
+    ['flags', 'held-out loss', 'dropped per choice', 'slots used', 'entropy', 'seconds', 'parameters'],
+    rows,
+  )
   const machine =
     `${new Date().toISOString().slice(0, 10)}, ${steps} steps each, \`npm run bench:routers\` on ${getNumThreads()} cores of ` +
     `${cpus()[0].model.trim()}, variant ${devices()[0].variant}.`

@@ -3,8 +3,8 @@ import { layerConflict } from '../lib/cli/language-model/layer-options.js'
 import { LanguageModel, weightBytes } from '../lib/cli/language-model/model.js'
 import { conflictOf, modelOptions, type RunOptions, runFlags } from '../lib/cli/language-model/options.js'
 import { textProgress } from '../lib/cli/language-model/progress.js'
-import { learningRate, makeOptimizer, trainStep } from '../lib/cli/language-model/train.js'
-import { manualSeed, noGrad, scope, tensor } from '../lib/index.js'
+import { entryOf, learningRate, makeOptimizer, trainStep } from '../lib/cli/language-model/train.js'
+import { MoEMonitor, manualSeed, noGrad, scope, tensor } from '../lib/index.js'
 import { routerOptions, secondPolicies } from '../lib/ops/route-options.js'
 import { values } from './support/numbers.js'
 
@@ -41,9 +41,10 @@ describe('trainStep', () => {
       rate = optimizer.lr
       step()
     }
-    const { loss, stats } = trainStep(model, optimizer, batch, 0.01)
+    using monitor = new MoEMonitor(model)
+    const loss = trainStep(model, optimizer, batch, 0.01)
     expect(optimizer.parameters.every(({ grad }) => grad === null)).toBe(true)
-    expect(stats).toHaveLength(options.layers)
+    expect(entryOf(loss, monitor.report())).toMatchObject({ loss, load: [{ length: options.experts }] })
     return { norm, rate, loss }
   }
 

@@ -64,7 +64,7 @@ class Layer extends Module {
 
   forward(x: Tensor): MoEResult {
     const attended = this.attention.forward(this.norm.forward(x)).add(x)
-    return this.block.forward(attended, { stats: this.training })
+    return this.block.forward(attended)
   }
 }
 

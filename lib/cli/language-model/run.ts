@@ -6,6 +6,7 @@ import {
   type Generator,
   getDefaultDevice,
   getNumThreads,
+  MoEMonitor,
   MoeError,
   manualSeed,
   setDefaultDevice,
@@ -48,6 +49,7 @@ export class Run {
   readonly #report: Report
   readonly #corpus: Corpus
   readonly #model: LanguageModel
+  readonly #monitor: MoEMonitor
   readonly #optimizer: AdamW
   readonly #generator: Generator
   readonly #batches: Batches
@@ -77,6 +79,7 @@ export class Run {
     this.#folder = new RunFolder(out)
     this.#generator = manualSeed(options.seed)
     this.#model = new LanguageModel(model)
+    this.#monitor = new MoEMonitor(this.#model)
     this.#optimizer = makeOptimizer(this.#model)
     this.#batches = new Batches(training, options)
     this.#ngrams = ngramLosses(training, heldOut, vocabulary.length)
@@ -84,6 +87,7 @@ export class Run {
   }
 
   [Symbol.dispose](): void {
+    this.#monitor.dispose()
     this.#optimizer.dispose()
     this.#model.dispose()
     this.#folder[Symbol.dispose]()
@@ -146,8 +150,9 @@ export class Run {
     const { steps, lr } = this.#options
     const before = performance.now()
     const rate = learningRate(this.#step, steps, lr)
-    const result = this.#finite(() => trainStep(this.#model, this.#optimizer, this.#batches.at(this.#step), rate))
-    const entry = entryOf(result)
+    const loss = this.#finite(() => trainStep(this.#model, this.#optimizer, this.#batches.at(this.#step), rate))
+    const entry = entryOf(loss, this.#monitor.report())
+    this.#monitor.reset()
     this.#step++
     recordStep(this.#history, entry)
     this.#history.seconds += (performance.now() - before) / 1000
