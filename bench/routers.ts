@@ -1,5 +1,6 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'
+import { spreadOf } from '../lib/cli/bench/statistics.js'
 import { number, parseFlags } from '../lib/cli/flags.js'
 import { Batches } from '../lib/cli/language-model/batches.js'
 import { type Corpus, loadCorpus } from '../lib/cli/language-model/data.js'
@@ -53,12 +54,12 @@ async function row(other: Other, corpus: Corpus, steps: number): Promise<string[
   using optimizer = makeOptimizer(model)
   using monitor = new MoEMonitor(model)
   const batches = new Batches(corpus.training, options)
-  let milliseconds = 0
+  const times: number[] = []
   for (let step = 0; step < steps; step++) {
     if (step === steps - Math.ceil(steps / 4)) monitor.reset() // the shares are of the last quarter
     const before = performance.now()
     trainStep(model, optimizer, batches.at(step), learningRate(step, steps, options.lr))
-    milliseconds += performance.now() - before
+    times.push(performance.now() - before)
   }
   const loss = await evaluating(model, generator, () =>
     heldOutLoss(model, corpus.heldOut, { part: 1, stopped: () => false }),
@@ -72,7 +73,7 @@ async function row(other: Other, corpus: Corpus, steps: number): Promise<string[
     layers[0].droppedPerChoice.map((_, k) => percent(({ droppedPerChoice }) => droppedPerChoice[k])).join(', '),
     percent(({ slotOccupancy }) => slotOccupancy),
     mean(layers.map(({ routerEntropy }) => routerEntropy)).toFixed(2),
-    (milliseconds / 1000).toFixed(1),
+    spreadOf(times).median.toFixed(0),
     `${(parameters / 1e6).toFixed(2)} M`,
   ]
 }
@@ -86,7 +87,7 @@ await main(import.meta.url, 'bench:routers', async (args) => {
     console.log(rows.at(-1)!.join('  '))
   }
   const table = markdownTable(
-    ['flags', 'held-out loss', 'dropped per choice', 'slots used', 'entropy', 'seconds', 'parameters'],
+    ['flags', 'held-out loss', 'dropped per choice', 'slots used', 'entropy', 'ms per step', 'parameters'],
     rows,
   )
   const machine =
