@@ -92,7 +92,7 @@ export function integer({ min, max, atMost, ...rest }: IntegerRange & { default?
     min,
     check(op, name, value, others, isDefault) {
       if (atMost === undefined) return checkInteger(op, name, value, min, max)
-      const limit = Number(others[atMost])
+      const limit = Math.min(...[others[atMost] as number | readonly number[]].flat())
       const got = checkInteger(op, name, value, min)
       if (got > limit)
         fail(
@@ -105,11 +105,14 @@ export function integer({ min, max, atMost, ...rest }: IntegerRange & { default?
   }
 }
 
+type NumberRange = { min?: number; max?: number }
+
 /** A finite number. */
-export const number = (range: { min?: number; max?: number; default: number }): Option<number> => ({
-  default: range.default,
-  check: (op, name, value) => checkNumber(op, name, value, range.min, range.max),
-})
+export function number(range: NumberRange & { default: number }): Option<number>
+export function number(range: NumberRange): Needed<number>
+export function number({ min, max, ...rest }: NumberRange & { default?: number }): Needed<number> {
+  return { ...rest, check: (op, name, value) => checkNumber(op, name, value, min, max) }
+}
 
 /** One that may be absent. */
 export const optional = <V>(option: Needed<V>): Option<V | undefined> => ({

@@ -36,11 +36,17 @@ test('a number of the router changes what it computes', () => {
       const { gate, weight, totalAuxLoss } = ops.route(x, w, { noiseGates: true, gumbelUniforms, uniforms, ...options })
       return [gate, weight, totalAuxLoss].map((value) => Array.from(value.dataSync()))
     }
+    const sampled = { noiseGates: false, sampleExperts: true }
     const some: Record<string, object> = {
+      routerTemperature: { ...sampled, routerTemperature: 0 },
+      secondPlaceProb: { secondPlaceProb: 1 },
       routingGroups: { routingGroups: 2 },
       topGroups: { routingGroups: 2, topGroups: 1 },
     }
-    const without: Record<string, object> = { topGroups: { routingGroups: 2, topGroups: 2 } }
+    const without: Record<string, object> = {
+      routerTemperature: sampled,
+      topGroups: { routingGroups: 2, topGroups: 2 },
+    }
     for (const [name, option] of numbers) {
       const other = some[name] ?? { [name]: 2 * Number(option.default) + 3 }
       expect(routed(other), name).not.toEqual(routed(without[name] ?? {}))

@@ -75,6 +75,9 @@ describe.each(devices)('on %s', (device) => {
     ['switch', { router: 'switch' }],
     ['scores', { scoreFunction: 'sigmoid', expertBias: true, dropless: true }],
     ['expertChoice', { router: 'expertChoice', capacityFactorTrain: 0.9 }],
+    ['switchMax', { router: 'switchMax' }],
+    ['ntlb', { router: 'ntlb', capacityFactorTrain: 0.7 }],
+    ['two levels', { numExperts: [E, 2] }],
     ['groups', { groupSize: 28, dtype: 'f64' }],
   ]
   test.each(layers)('%s: the numbers of one forward are those of loops, with a mask too', (_name, options) =>

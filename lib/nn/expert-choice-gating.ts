@@ -68,22 +68,23 @@ export class ExpertChoiceGating extends Module {
     const o = readOptions(op, options)
     this.numGates = o.numGates
     this.#options = pick(o, gatingOptions, routerInputOptions, choiceOptions, lossOptions)
-    this.toGates = new Linear(o.dim, o.numGates, { ...pick(o, layerOptions), bias: o.routerBias })
+    this.toGates = new Linear(o.routerDim ?? o.dim, o.numGates, { ...pick(o, layerOptions), bias: o.routerBias })
   }
 
   /** x [B, N, D] → where its tokens go, and the losses (0 in evaluation). Errors: SHAPE, DTYPE, DEVICE, OPTION. */
   forward<D extends DType>(x: Tensor<D>, options?: GatingForwardOptions): RouteResult<D> {
     const op = 'ExpertChoiceGating.forward'
-    const { mask, random, ...noise } = readForwardOptions(op, options)
+    const { mask, importance, routerInput, random, ...noise } = readForwardOptions(op, options)
     const { jitterUniforms, dropoutUniforms, ...uniforms } = readRandom(op, random)
     for (const [name, value] of Object.entries({ ...noise, ...uniforms }))
       if (value !== undefined) fail('OPTION', op, `${name} is for router "topk": expert choice samples nothing`)
+    if (mask && importance) fail('OPTION', op, 'mask and importance cannot be together: importance 0 is padding')
     checkTensor(op, 'x', x)
-    const inputs = { ...pick(this.#options, routerInputOptions), training: this.training }
+    const inputs = { ...pick(this.#options, routerInputOptions), routerInput, training: this.training }
     return expertChoice(...routerInputs(op, x, this.toGates, inputs, { jitterUniforms, dropoutUniforms }), {
       capacity: capacityOf(this, x.shape[1] ?? 0, this.#options),
       training: this.training,
-      mask,
+      mask: mask ?? importance,
       ...pick(this.#options, choiceOptions, lossOptions),
     })
   }

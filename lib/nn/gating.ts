@@ -8,11 +8,12 @@ import { mul } from '../ops/binary.js'
 import { reshape } from '../ops/reshape.js'
 import { route } from '../ops/route.js'
 import {
-  checkGroups,
+  checkChoice,
   lossOptions,
   type RoutingRandom,
   randomOptions,
   secondPolicies,
+  tokenRouters,
   topkOptions,
 } from '../ops/route-options.js'
 import { expertCapacity, type RouteResult } from '../ops/routing.js'
@@ -42,6 +43,8 @@ const ownOptions = {
   numGates: integer({ min: 1 }),
   /** K. Default 2. */
   topN: integer({ min: 1, max: maxChoices, atMost: 'numGates', default: 2 }),
+  /** See {@link ops.RouteOptions.ntlb}. Default false. */
+  ntlb: boolean({ default: false }),
 }
 
 /** Of every router, under the same names in a layer that has one. */
@@ -71,15 +74,19 @@ export const thresholdOptions = onlyIf('router', ['topk'], {
 })
 
 /** Of routers by which tokens choose. */
-export const tokenChoiceOptions = onlyIf('router', ['topk', 'switch'], {
-  /** No capacity: every routed assignment is dispatched, as with the capacity N. Default false. */
-  dropless: boolean({ default: false }),
-  /**
-   * A buffer [E], zeros at first, that is added to what experts are chosen by and to nothing else:
-   * {@link TopNGating.updateExpertBias} evens out loads without a loss (arXiv 2408.15664). Default false.
-   */
-  expertBias: boolean({ default: false }),
-})
+export const tokenChoiceOptions = {
+  ...onlyIf('router', ['topk', 'switch'], {
+    /** No capacity: every routed assignment is dispatched, as with the capacity N. Default false. */
+    dropless: boolean({ default: false }),
+  }),
+  ...onlyIf('router', tokenRouters, {
+    /**
+     * A buffer [E], zeros at first, that is added to what experts are chosen by and to nothing else:
+     * {@link TopNGating.updateExpertBias} evens out loads without a loss (arXiv 2408.15664). Default false.
+     */
+    expertBias: boolean({ default: false }),
+  }),
+}
 
 /** What a layer passes on to its router. */
 type Passed = readonly [
@@ -119,6 +126,13 @@ export const gatingForwardOptions = {
   random: unchecked<RoutingRandom & RouterInputRandom>(),
   /** [B, N], 0 for padding: see {@link ops.RouteOptions.mask}. */
   mask: unchecked<Tensor>(),
+  /** [B, N] in [0, 1], instead of a mask: see {@link ops.RouteOptions.importance}. */
+  importance: unchecked<Tensor>(),
+  /**
+   * [B, N, D'] of the dtype of x, that the router sees instead of x (Mesh TensorFlow: word embeddings). D' is D, or the
+   * `routerDim` of the layer, which then always needs it.
+   */
+  routerInput: unchecked<Tensor>(),
   /** Default: that of the layer. */
   noiseGates: unchecked<boolean>(),
   /** Default: that of the layer. */
@@ -189,6 +203,7 @@ export class TopNGating extends Module {
   readonly #router: ValuesOf<[typeof lossOptions, typeof topkOptions]>
   readonly #inputs: ValuesOf<[typeof routerInputOptions]>
   readonly #secondPolicy: Record<'train' | 'eval', (typeof secondPolicies)[number]>
+  readonly #ntlb: boolean
   /** f32 [E, 1], how many tokens chose each expert since the last update of the bias. */
   #load: Tensor | null = null
 
@@ -201,10 +216,11 @@ export class TopNGating extends Module {
     this.#capacity = pick(o, tokenChoiceOptions, gatingOptions)
     this.#router = pick(o, lossOptions, topkOptions)
     this.#inputs = pick(o, routerInputOptions)
+    this.#ntlb = o.ntlb
     this.#secondPolicy = { train: o.secondPolicyTrain, eval: o.secondPolicyEval }
-    checkGroups(op, o, o.numGates, o.topN)
+    checkChoice(op, o, o.numGates, o.topN)
     ;[this.toGates, this.thresholdTrain, this.thresholdEval, this.expertBias] = allOrNone(() => [
-      new Linear(o.dim, o.numGates, { ...pick(o, layerOptions), bias: o.routerBias }),
+      new Linear(o.routerDim ?? o.dim, o.numGates, { ...pick(o, layerOptions), bias: o.routerBias }),
       thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain, o.topN, o.eps, o.device),
       thresholdBuffer(op, 'thresholdEval', o.thresholdEval, o.topN, o.eps, o.device),
       o.expertBias ? keep(zeros([o.numGates], pick(o, layerOptions))) : null,
@@ -219,14 +235,16 @@ export class TopNGating extends Module {
     const router = this.#router
     const N = x.shape[1] ?? 0
     const random = readRandom(op, o.random)
-    const inputs = { ...this.#inputs, training: this.training }
+    const inputs = { ...this.#inputs, routerInput: o.routerInput, training: this.training }
     const result = route(...routerInputs(op, x, this.toGates, inputs, random), {
       topN: this.topN,
+      ntlb: this.#ntlb,
       capacity: this.#capacity.dropless ? N : capacityOf(this, N, this.#capacity),
       threshold: this.training ? this.thresholdTrain : this.thresholdEval,
       secondPolicy: this.#secondPolicy[this.training ? 'train' : 'eval'],
       training: this.training,
       mask: o.mask,
+      importance: o.importance,
       expertBias: this.expertBias ?? undefined,
       ...pick(random, randomOptions),
       ...router,

@@ -1,22 +1,21 @@
-import { copyArray, fail, sameShape, showShape } from '../check.js'
+import { checkInteger, copyArray, fail, showShape } from '../check.js'
+import { ones } from '../create.js'
 import { deviceIndex } from '../device.js'
 import type { ComputeDType, DType } from '../dtype.js'
 import { MoeError, show } from '../errors.js'
 import { allFinite } from '../norm.js'
 import { type ActivationOptions, activationOptions } from '../ops/activation.js'
 import { add, mul } from '../ops/binary.js'
-import { combine } from '../ops/combine.js'
-import { dispatch } from '../ops/dispatch.js'
 import { expertFfn } from '../ops/expert-ffn.js'
 import { sum } from '../ops/reduce.js'
 import { reshape } from '../ops/reshape.js'
-import { choiceOptions, type lossOptions, routerOptions, type topkOptions } from '../ops/route-options.js'
-import type { RouteResult } from '../ops/routing.js'
-import { concat, slice } from '../ops/strided.js'
+import { choiceOptions, lossOptions, routerOptions, type topkOptions } from '../ops/route-options.js'
+import { eachChoice, type RouteResult, type Routing } from '../ops/routing.js'
 import {
   boolean,
   integer,
   number,
+  type Option,
   type OptionsOf,
   oneOf,
   onlyIf,
@@ -25,10 +24,12 @@ import {
   pick,
   reader,
   unchecked,
+  type ValuesOf,
 } from '../options.js'
-import { allOrNone, callScope, scope } from '../scope.js'
+import { allOrNone, callScope } from '../scope.js'
 import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor.js'
 import { ExpertChoiceGating, passedToExpertChoice } from './expert-choice-gating.js'
+import { ExpertGroups } from './expert-groups.js'
 import { Experts, expertOptions, hiddenSize } from './experts.js'
 import {
   type GatingForwardOptions,
@@ -38,26 +39,53 @@ import {
   passedToGating,
   readRandom,
   TopNGating,
+  type TopNGatingOptions,
   type thresholdOptions,
   type tokenChoiceOptions,
 } from './gating.js'
 import { computeDType, gemmOptions, type LayerOptions, layerOptions } from './linear.js'
-import { checkModule, Module } from './module.js'
+import { Module } from './module.js'
 import { MoEResult } from './moe-result.js'
 import type { routerInputOptions } from './router-input.js'
 import { SharedExperts } from './shared-experts.js'
 import { type SharedExpertsOptions, sharedOptions } from './shared-options.js'
+import { UserExperts } from './user-experts.js'
 import { forwardWithGrad, type GradHandle } from './with-grad.js'
 
 const moeOptions = {
-  /** E. Default 16. */
-  numExperts: integer({ min: 1, default: ({ experts }) => (Array.isArray(experts) ? experts.length : 16) }),
+  /**
+   * E. A pair [E1, E2] makes two levels (Mesh TensorFlow): a router chooses among E1 groups, in each of which another
+   * chooses among E2 experts, over the slots of the group. `routing` is then that of the first level, and the losses are sums
+   * over both. Default 16.
+   */
+  numExperts: {
+    default: ({ experts }) => (Array.isArray(experts) ? experts.length : 16),
+    check: (op, name, value) => {
+      if (!Array.isArray(value)) return checkInteger(op, name, value, 1)
+      const pair = copyArray(op, name, value, 2 ** 20)
+      if (pair.length !== 2) fail('OPTION', op, `${name} must be a number or a pair, got ${show(value)}`)
+      return pair.map((count, i) => checkInteger(op, `${name}[${i}]`, count, 1)) as [number, number]
+    },
+  } as Option<number | readonly [number, number]>,
+  ...onlyWhere(({ numExperts }) => (Array.isArray(numExperts) ? null : 'is for two levels, numExperts [E1, E2]'), {
+    /** The capacity factor of the second level, in training and evaluation. Default 1. */
+    capacityFactorSecondLevel: number({ min: 0, default: 1 }),
+  }),
   ...onlyIf('router', ['topk'], {
     /**
      * K, experts per token. With 1 a gate is always 1 and the router learns from the losses alone, unless
      * `gateNormalization` is 'none', as with `router: 'switch'`. Default 2.
      */
     gatingTopN: integer({ min: 1, max: maxChoices, atMost: 'numExperts', default: 2 }),
+  }),
+  ...onlyIf('router', ['ntlb'], {
+    /** How many experts a token asks for a slot, one after the other. Default 4, or E if that is less. */
+    ntlbTopK: integer({
+      min: 1,
+      max: maxChoices,
+      atMost: 'numExperts',
+      default: ({ numExperts }) => Math.min(4, ...[numExperts as number | number[]].flat()),
+    }),
   }),
   /**
    * G: the B · N tokens in order, cut into groups of G, which must divide B · N. Capacity, slots and the load-balancing loss
@@ -66,12 +94,14 @@ const moeOptions = {
   groupSize: optional(integer({ min: 1 })),
   /** Multiplies all combine weights (DeepSeek-V3). Default 1. */
   routedScalingFactor: number({ default: 1 }),
-  /** The combine weight multiplies the input of an expert instead of its output (Llama 4). Default false. */
-  scaleInput: boolean({ default: false }),
+  ...onlyWhere(({ numExperts }) => (Array.isArray(numExperts) ? 'is not for two levels' : null), {
+    /** The combine weight multiplies the input of an expert instead of its output (Llama 4). Default false. */
+    scaleInput: boolean({ default: false }),
+    /** E modules instead of the built-in experts, each called with [B, C, D] (empty slots are zero rows). */
+    experts: unchecked<readonly Module[]>(),
+  }),
   /** The dispatch weight is 1 forward but passes its gradient to the router. Default true. */
   straightThroughDispatchTensor: boolean({ default: true }),
-  /** E modules instead of the built-in experts, each called with [B, C, D] (empty slots are zero rows). */
-  experts: unchecked<readonly Module[]>(),
   /** 'throw': a NaN or infinity in the input or output is a NON_FINITE error. Default 'propagate': only its rows become non-finite. */
   onNonFinite: oneOf(['propagate', 'throw'], { default: 'propagate' }),
   /** Variable sequence lengths between processes; needs `processGroup`. */
@@ -120,7 +150,33 @@ export const readOptions = reader(
   onlyWhere(({ experts }) => (experts === undefined ? null : 'is for the built-in experts'), builtInOptions),
 )
 
+/** The options of a layer of the second level. */
+function secondLevel(o: ReturnType<typeof readOptions>, numExperts: number): MoEOptions {
+  const capacityFactor = o.dropless ? undefined : o.capacityFactorSecondLevel
+  return {
+    ...(o as MoEOptions),
+    numExperts,
+    ntlbTopK: o.router === 'ntlb' ? o.ntlbTopK : undefined,
+    ...{
+      capacityFactorTrain: capacityFactor,
+      capacityFactorEval: capacityFactor,
+      capacityFactorSecondLevel: undefined,
+    },
+    ...{ groupSize: undefined, routerDim: undefined, routedScalingFactor: undefined },
+    ...{ sharedExperts: undefined, sharedHiddenDim: undefined, sharedExpertGate: undefined },
+  }
+}
+
+/** A router by which tokens choose, in the options of {@link TopNGating}. */
+function choiceOf({ router, gatingTopN, ntlbTopK }: ReturnType<typeof readOptions>): Partial<TopNGatingOptions> {
+  if (router === 'ntlb') return { topN: ntlbTopK, ntlb: true }
+  if (router === 'switchMax') return { topN: 1, batchPrioritized: true }
+  return { topN: router === 'switch' ? 1 : gatingTopN }
+}
+
 const forwardOptions = {
+  /** For `experts` of your own: each [B, N, D''] of the dtype of x; an expert gets their rows as further arguments. */
+  expertInputs: unchecked<readonly Tensor[]>({ default: [] }),
   /** Adds counts of tokens per expert to the result. Default false. */
   stats: boolean({ default: false }),
 }
@@ -147,14 +203,14 @@ const readForwardOptions = reader(gatingForwardOptions, forwardOptions)
 export class MoE extends Module {
   /** D */
   readonly dim: number
-  /** E */
+  /** E, or E1 of a pair. */
   readonly numExperts: number
   /** O, D unless the option says otherwise. */
   readonly outputDim: number
   /** The router. */
   readonly gate: TopNGating | ExpertChoiceGating
-  /** Built in, or those of the option `experts`. */
-  readonly experts: Experts | UserExperts
+  /** Built in, those of the option `experts`, or groups of built-in ones if `numExperts` is a pair. */
+  readonly experts: Experts | UserExperts | ExpertGroups
   /** Those of the option `sharedExperts`, or null. */
   readonly sharedExperts: SharedExperts | null
   /** What the operands of the experts' GEMMs are rounded to. */
@@ -164,6 +220,7 @@ export class MoE extends Module {
   readonly #routedScalingFactor: number
   readonly #groupSize: number | undefined
   readonly #scaleInput: boolean
+  readonly #losses: ValuesOf<[typeof lossOptions]>
 
   /**
    * Errors: OPTION (an unknown option is one, and names the nearest), DTYPE, DEVICE, BACKEND_UNAVAILABLE, UNSUPPORTED
@@ -176,10 +233,10 @@ export class MoE extends Module {
     if (o.processGroup || o.allowVarSeqLen)
       fail('UNSUPPORTED', op, 'processGroup and allowVarSeqLen (expert parallelism) are not available in this version')
     deviceIndex(op, o.device)
-    const modules = o.experts === undefined ? null : checkExperts(op, o.experts, o.numExperts)
-    const hidden = modules ? 0 : (o.expertHiddenDim ?? hiddenSize(op, o.dim, o.expertHiddenMult))
+    const [numExperts, inGroup] = [o.numExperts].flat()
+    const hidden = o.experts ? 0 : (o.expertHiddenDim ?? hiddenSize(op, o.dim, o.expertHiddenMult))
     this.dim = o.dim
-    this.numExperts = o.numExperts
+    this.numExperts = numExperts
     this.outputDim = o.outputDim ?? o.dim
     this.computeDtype = o.computeDtype
     this.#straightThrough = o.straightThroughDispatchTensor
@@ -187,15 +244,17 @@ export class MoE extends Module {
     this.#routedScalingFactor = o.routedScalingFactor
     this.#groupSize = o.groupSize
     this.#scaleInput = o.scaleInput
+    this.#losses = pick(o, lossOptions)
     const experts = pick(o, layerOptions, gemmOptions, activationOptions, expertOptions)
     ;[this.gate, this.experts, this.sharedExperts] = allOrNone(() => [
       o.router !== 'expertChoice'
-        ? new TopNGating(
-            { ...pick(o, ...passedToGating), numGates: o.numExperts, topN: o.router === 'topk' ? o.gatingTopN : 1 },
-            op,
-          )
-        : new ExpertChoiceGating({ ...pick(o, ...passedToExpertChoice), numGates: o.numExperts }, op),
-      modules ? new UserExperts(modules) : new Experts(o.numExperts, o.dim, hidden, experts),
+        ? new TopNGating({ ...pick(o, ...passedToGating), ...choiceOf(o), numGates: numExperts }, op)
+        : new ExpertChoiceGating({ ...pick(o, ...passedToExpertChoice), numGates: numExperts }, op),
+      inGroup !== undefined
+        ? new ExpertGroups(Array.from({ length: numExperts }, () => new MoE(secondLevel(o, inGroup))))
+        : o.experts
+          ? new UserExperts(op, o.experts, numExperts)
+          : new Experts(numExperts, o.dim, hidden, experts),
       o.sharedExperts
         ? new SharedExperts(o.dim, o.sharedHiddenDim ?? o.sharedExperts * hidden, o.sharedExpertGate, experts)
         : null,
@@ -219,7 +278,7 @@ export class MoE extends Module {
    */
   forward<D extends DType>(x: Tensor<D>, options?: MoEForwardOptions): MoEResult<D> {
     const op = 'MoE.forward'
-    const { stats, ...gating } = readForwardOptions(op, options)
+    const { stats, expertInputs, ...gating } = readForwardOptions(op, options)
     checkTensor(op, 'x', x)
     if (x.shape.length !== 3 || x.shape[2] !== this.dim) {
       fail('SHAPE', op, `x must be [batch, tokens, ${this.dim}], got ${showShape(x.shape)}`)
@@ -228,11 +287,8 @@ export class MoE extends Module {
     checkTensor(op, 'x', x, { shape: x.shape, dtype, device })
     this.#checkFinite(op, 'x', x)
     return callScope(() => {
-      const [tokens, grouped] = this.#inGroups(op, x, gating)
-      const routing = this.#scaled(this.gate.forward(tokens, grouped))
-      const routed = this.#scaleInput
-        ? this.#applyScaled(tokens, routing)
-        : this.#apply(tokens, routing, this.#straightThrough)
+      const [tokens, grouped, inputs] = this.#inGroups(op, x, gating, this.#checkInputs(op, x, expertInputs))
+      const { outputs: routed, ...routing } = this.#routed(tokens, this.gate.forward(tokens, grouped), inputs)
       const each = this.sharedExperts ? add(routed, this.sharedExperts.forward(tokens, routing.mask)) : routed
       const outputs = tokens === x ? each : reshape(each, [x.shape[0], x.shape[1], this.outputDim])
       this.#checkFinite(op, 'the output', outputs)
@@ -275,18 +331,41 @@ export class MoE extends Module {
   updateExpertBias(rate: number): void {
     if (!(this.gate instanceof TopNGating)) fail('OPTION', 'updateExpertBias', 'the router needs expertBias: true')
     this.gate.updateExpertBias(rate)
+    if (this.experts instanceof ExpertGroups)
+      for (const layer of this.experts.experts) (layer as MoE).updateExpertBias(rate)
   }
 
-  #scaled<D extends DType>(routing: RouteResult<D>): RouteResult<D> {
+  /** The outputs of the routed experts, and the routing with the weights and losses that it then has. */
+  #routed<D extends DType>(
+    x: Tensor<D>,
+    choice: RouteResult<D>,
+    inputs: readonly Tensor[],
+  ): RouteResult<D> & { outputs: Tensor<D> } {
+    const straightThrough = this.#straightThrough
     const factor = this.#routedScalingFactor
-    return factor === 1 ? routing : { ...routing, weight: mul(routing.weight, factor) }
+    const routing = factor === 1 ? choice : { ...choice, weight: mul(choice.weight, factor) }
+    if (this.experts instanceof ExpertGroups) {
+      const { balanceLossCoef, routerZLossCoef } = this.#losses
+      const result = this.experts.apply(x, choice, { straightThrough, groupSize: x.shape[1], factor })
+      const totalAuxLoss = add(mul(result.balanceLoss, balanceLossCoef), mul(result.routerZLoss, routerZLossCoef))
+      return { ...routing, ...result, totalAuxLoss }
+    }
+    const outputs = this.#scaleInput
+      ? this.#applyScaled(x, routing, inputs)
+      : this.#apply(x, routing, inputs, straightThrough)
+    return { ...routing, outputs }
   }
 
   /** x and what belongs to its tokens, as [B · N / G, G, …]. */
-  #inGroups<D extends DType>(op: string, x: Tensor<D>, o: GatingForwardOptions): [Tensor<D>, GatingForwardOptions] {
+  #inGroups<D extends DType>(
+    op: string,
+    x: Tensor<D>,
+    o: GatingForwardOptions,
+    inputs: readonly Tensor[],
+  ): [Tensor<D>, GatingForwardOptions, readonly Tensor[]] {
     const G = this.#groupSize
     const [B, N, D] = x.shape
-    if (G === undefined || G === N) return [x, o]
+    if (G === undefined || G === N) return [x, o, inputs]
     if ((B * N) % G !== 0) fail('SHAPE', op, `groupSize = ${G} must divide the ${B} · ${N} tokens of x`)
     const groups = [(B * N) / G, G]
     const cut = (name: string, tensor: Tensor | undefined, before: readonly number[], after: readonly number[]) => {
@@ -294,64 +373,57 @@ export class MoE extends Module {
       checkTensor(op, name, tensor, { dtype: tensor.dtype, device: tensor.device, shape: [...before, B, N, ...after] })
       return reshape(tensor, [...before, ...groups, ...after])
     }
-    const { uniforms, gumbelUniforms, jitterUniforms, dropoutUniforms } = readRandom(op, o.random)
+    const given = readRandom(op, o.random)
+    const { uniforms } = given
+    const seen = this.gate.toGates.weight.shape[1]
     const random = o.random && {
       uniforms: cut('uniforms', uniforms, isTensor(uniforms) ? uniforms.shape.slice(0, 1) : [], []),
-      gumbelUniforms: cut('gumbelUniforms', gumbelUniforms, [], [this.numExperts]),
-      jitterUniforms: cut('jitterUniforms', jitterUniforms, [], [D]),
-      dropoutUniforms: cut('dropoutUniforms', dropoutUniforms, [], [D]),
+      gumbelUniforms: cut('gumbelUniforms', given.gumbelUniforms, [], [this.numExperts]),
+      secondPlaceUniforms: cut('secondPlaceUniforms', given.secondPlaceUniforms, [], []),
+      jitterUniforms: cut('jitterUniforms', given.jitterUniforms, [], [seen]),
+      dropoutUniforms: cut('dropoutUniforms', given.dropoutUniforms, [], [seen]),
     }
-    return [reshape(x, [...groups, D]), { ...o, random, mask: cut('mask', o.mask, [], []) }]
+    const ofTokens = {
+      mask: cut('mask', o.mask, [], []),
+      importance: cut('importance', o.importance, [], []),
+      routerInput: cut('routerInput', o.routerInput, [], [seen]),
+    }
+    const more = inputs.map((input) => reshape(input, [...groups, input.shape[2]]))
+    return [reshape(x, [...groups, D]), { ...o, random, ...ofTokens }, more]
   }
 
-  #apply<D extends DType>(x: Tensor<D>, routing: RouteResult<D>, straightThrough: boolean): Tensor<D> {
-    const { experts } = this
-    if (!(experts instanceof Experts)) return this.#applyUsers(x, routing, experts, straightThrough)
+  #apply<D extends DType>(
+    x: Tensor<D>,
+    routing: Routing<D>,
+    inputs: readonly Tensor[],
+    straightThrough: boolean,
+  ): Tensor<D> {
+    const experts = this.experts as Experts | UserExperts
+    if (experts instanceof UserExperts) return experts.apply(x, inputs, routing, straightThrough)
     return expertFfn(x, routing, experts, { straightThrough, ...pick(experts, gemmOptions, activationOptions) })
   }
 
   /** Each assignment as a token of its own: its input is weight · x, and the K outputs are added up. */
-  #applyScaled<D extends DType>(x: Tensor<D>, routing: RouteResult<D>): Tensor<D> {
+  #applyScaled<D extends DType>(x: Tensor<D>, routing: RouteResult<D>, inputs: readonly Tensor[]): Tensor<D> {
     const [B, N, K] = routing.expertIndex.shape
-    const each = <T extends Tensor>(choices: T): T => reshape(choices, [B, N * K, 1]) as T
-    const { expertIndex, gate, kept, position, weight } = routing
-    const scaled = mul(reshape(x, [B, N, 1, this.dim]), reshape(weight, [B, N, K, 1]))
-    const alone = {
-      ...routing,
-      expertIndex: each(expertIndex),
-      gate: each(gate),
-      kept: each(kept),
-      position: each(position),
-      weight: each(kept.to(x.dtype)),
-      mask: null,
-    }
-    const y = this.#apply(reshape(scaled, [B, N * K, this.dim]), alone, false)
+    const each = (input: Tensor, weight: Tensor) =>
+      reshape(mul(reshape(input, [B, N, 1, input.shape[2]]), reshape(weight, [B, N, K, 1])), [B, N * K, input.shape[2]])
+    const once = ones([B, N, K], { dtype: x.dtype, device: x.device })
+    const alone = eachChoice(routing, routing.kept.to(x.dtype))
+    const more = inputs.map((input) => each(input, once))
+    const y = this.#apply(each(x, routing.weight) as Tensor<D>, alone, more, false)
     return sum(reshape(y, [B, N, K, this.outputDim]), 2)
   }
 
-  #applyUsers<D extends DType>(
-    x: Tensor<D>,
-    routing: RouteResult<D>,
-    experts: UserExperts,
-    straightThrough: boolean,
-  ): Tensor<D> {
-    const [B, , D] = x.shape
-    const slot = [B, routing.capacity, D]
-    return scope(() => {
-      const dispatched = dispatch(x, routing, { straightThrough })
-      const results = experts.experts.map((expert, i) => {
-        const rows = reshape(slice(dispatched, 0, i, i + 1), slot)
-        const y = (expert as Module & { forward(x: Tensor): unknown }).forward(rows)
-        if (!isTensor(y) || !sameShape(y.shape, slot)) {
-          fail(
-            'SHAPE',
-            'MoE.forward',
-            `expert ${i} must return a tensor ${showShape(slot)}, got ${isTensor(y) ? showShape(y.shape) : show(y)}`,
-          )
-        }
-        return reshape(y, [1, ...slot])
-      })
-      return combine(concat(results as Tensor<D>[], 0), routing)
+  #checkInputs(op: string, x: Tensor, inputs: unknown): readonly Tensor[] {
+    const list = copyArray(op, 'expertInputs', inputs, 2 ** 20)
+    if (list.length > 0 && !(this.experts instanceof UserExperts))
+      fail('OPTION', op, 'expertInputs is for experts of your own')
+    const { dtype, device } = x
+    return list.map((input, i) => {
+      const name = `expertInputs[${i}]`
+      const last = checkTensor(op, name, input).shape[2] ?? 0
+      return checkTensor(op, name, input, { shape: [...x.shape.slice(0, 2), last], dtype, device })
     })
   }
 
@@ -364,35 +436,4 @@ export class MoE extends Module {
       throw new MoeError('NON_FINITE', op, `${name} must be finite, got a NaN or an infinity`)
     }
   }
-}
-
-/**
- * Custom experts, under the names `experts.{i}.…`. {@link MoE} makes it from its option `experts`.
- *
- * @example
- * ```ts
- * const moe = new MoE({ dim: 32, experts: [new Linear(32, 32), new FeedForward(32)] })
- * console.log(moe.forward(randn([1, 8, 32])).outputs.shape) // → [ 1, 8, 32 ]
- * ```
- */
-export class UserExperts extends Module {
-  /** E modules, [B, C, D] → [B, C, D]. */
-  readonly experts: readonly Module[]
-
-  /** {@link MoE} checks them. */
-  constructor(experts: readonly Module[]) {
-    super()
-    this.experts = experts
-  }
-}
-
-function checkExperts(op: string, experts: unknown, count: number): Module[] {
-  const list = copyArray(op, 'experts', experts, 2 ** 20)
-  if (list.length !== count) fail('OPTION', op, `experts must hold numExperts = ${count} modules, got ${list.length}`)
-  return list.map((expert, i) => {
-    const module = checkModule(op, `experts[${i}]`, expert)
-    if (typeof (module as { forward?: unknown }).forward !== 'function')
-      fail('OPTION', op, `experts[${i}] must have a forward method`)
-    return module
-  })
 }

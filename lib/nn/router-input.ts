@@ -8,12 +8,23 @@ import { reshape } from '../ops/reshape.js'
 import { checkRouterInputs } from '../ops/routing.js'
 import { concat } from '../ops/strided.js'
 import { neg, relu } from '../ops/unary.js'
-import { boolean, number, type Option, type OptionsOf, unchecked, type ValuesOf } from '../options.js'
+import {
+  boolean,
+  integer,
+  number,
+  type Option,
+  type OptionsOf,
+  optional,
+  unchecked,
+  type ValuesOf,
+} from '../options.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import type { Linear } from './linear.js'
 
 /** What a router sees of the tokens. */
 export const routerInputOptions = {
+  /** D', the width of the `routerInput` of a forward, which is then needed. Default: D, and x if there is none. */
+  routerDim: optional(integer({ min: 1 })),
   /** A bias [E] of the logits (gpt-oss), uniform in ±1/√D at the start. Default false. */
   routerBias: boolean({ default: false }),
   /** ε in [0, 1): in training the router sees x ⊙ a, a uniform in [1 − ε, 1 + ε] (Switch Transformer, arXiv 2101.03961). Default 0. */
@@ -37,20 +48,37 @@ export const inputRandomOptions = {
 /** Random numbers of the caller for what a router sees. */
 export interface RouterInputRandom extends OptionsOf<typeof inputRandomOptions> {}
 
-/** What gives a router its logits: x as it sees it, and its weight, with another column if there is a bias. */
+/**
+ * What gives a router its logits: x, or `routerInput`, as it sees it, and its weight, with another column if there is a
+ * bias.
+ */
 export function routerInputs<D extends DType>(
   op: string,
   x: Tensor<D>,
   { weight, bias }: Linear,
-  options: ValuesOf<[typeof routerInputOptions]> & { training: boolean },
+  options: ValuesOf<[typeof routerInputOptions]> & { training: boolean; routerInput: Tensor | undefined },
   random: RouterInputRandom,
 ): [Tensor<D>, Tensor] {
-  const { B, N, E } = checkRouterInputs(op, x, weight)
-  const { dtype, device } = x
-  const seen = options.training ? disturbed(op, x, options, random) : x
+  const given = inputOf(op, x, options)
+  const { B, N, E } = checkRouterInputs(op, given, weight)
+  const { dtype, device } = given
+  const seen = options.training ? disturbed(op, given, options, random) : given
   if (!bias) return [seen, weight]
   const one = ones([B, N, 1], { dtype, device }) as Tensor<D>
   return [concat([seen, one], 2), concat([weight, reshape(bias, [E, 1])], 1)]
+}
+
+function inputOf<D extends DType>(
+  op: string,
+  x: Tensor<D>,
+  { routerInput, routerDim }: { routerInput: Tensor | undefined; routerDim: number | undefined },
+): Tensor<D> {
+  if (routerInput === undefined) {
+    if (routerDim !== undefined) fail('OPTION', op, `routerInput is needed, since routerDim is ${routerDim}`)
+    return x
+  }
+  const shape = [...x.shape.slice(0, 2), routerDim ?? x.shape[2]]
+  return checkTensor(op, 'routerInput', routerInput, { shape, dtype: x.dtype, device: x.device }) as Tensor<D>
 }
 
 function disturbed<D extends DType>(

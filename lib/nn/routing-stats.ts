@@ -24,7 +24,7 @@ export interface RoutingStats {
   routerEntropy: number
   /** Mean of the largest s, 1/E to 1. */
   routerConfidence: number
-  /** Mean of ‖logits‖₂. */
+  /** Mean of ‖logits‖₂, lowered ones of `secondPlaceProb` included. */
   logitNorm: number
 }
 

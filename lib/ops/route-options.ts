@@ -6,22 +6,15 @@ import {
   type OptionsOf,
   oneOf,
   onlyIf,
+  onlyIfSet,
   onlyWhere,
+  optional,
   reader,
   unchecked,
   type ValuesOf,
 } from '../options.js'
 import type { Generator } from '../random.js'
 import type { Tensor } from '../tensor.js'
-
-export const routerOptions = {
-  /**
-   * 'topk': a token chooses its K experts ({@link ops.route}). 'switch': the same with one expert, whose combine weight is
-   * its score (Switch Transformer, arXiv 2101.03961). 'expertChoice': an expert chooses its C tokens
-   * ({@link ops.expertChoice}), so loads are even, and a token's output depends on later ones. Default 'topk'.
-   */
-  router: oneOf(['topk', 'switch', 'expertChoice'], { default: 'topk' }),
-}
 
 /** Factors of the losses, of every router. */
 export const lossOptions = {
@@ -39,8 +32,27 @@ export const secondPolicies = ['random', 'all', 'none', 'threshold'] as const
 /** In the order of ScoreFunction. */
 export const scoreFunctions = ['softmax', 'sigmoid', 'softmaxAfterTopk', 'sigmoidAfterTopk'] as const
 
+/** Routers by which tokens choose, see {@link MoEOptions.router}. */
+export const tokenRouters = ['topk', 'switch', 'switchMax', 'ntlb'] as const
+
+export const routerOptions = {
+  /**
+   * 'topk': a token chooses its K experts ({@link ops.route}). 'switch': the same with one expert, whose combine weight is
+   * its score (Switch Transformer, arXiv 2101.03961). 'switchMax': so, and an expert keeps the C tokens of largest weight.
+   * 'ntlb' (no token left behind): the first of the `ntlbTopK` best experts that has a slot, weight as with 'switch'; the last
+   * two from Mesh TensorFlow. 'expertChoice': an expert chooses its C tokens ({@link ops.expertChoice}), so loads are even.
+   * With 'switchMax' and 'expertChoice' a token's output depends on later ones. Default 'topk'.
+   */
+  router: oneOf([...tokenRouters, 'expertChoice'], { default: 'topk' }),
+}
+
+type Others = Readonly<Record<string, unknown>>
+const isNtlb = ({ router, ntlb }: Others): boolean => router === 'ntlb' || ntlb === true
+const hasOneExpert = (others: Others): boolean =>
+  isNtlb(others) || others.router === 'switch' || others.router === 'switchMax'
+
 /** Numbers and switches of top-k routing that the op and the layers around it share. */
-export const topkOptions = onlyIf('router', ['topk', 'switch'], {
+export const topkOptions = onlyIf('router', tokenRouters, {
   /**
    * The scores of which the gates are made. 'softmax' and 'sigmoid' (DeepSeek-V3, arXiv 2412.19437) are of the logits, and
    * the K experts of the largest scores are chosen. With 'softmaxAfterTopk' (gpt-oss) and 'sigmoidAfterTopk' (Llama 4) the
@@ -71,19 +83,66 @@ export const topkOptions = onlyIf('router', ['topk', 'switch'], {
     /** Factor of the noise. Default 1. */
     noiseMult: number({ default: 1 }),
   }),
+  ...onlyWhere(
+    ({ noiseGates, differentiableTopk, routingGroups }) =>
+      noiseGates
+        ? 'is not for noiseGates'
+        : differentiableTopk
+          ? 'is not for differentiableTopk'
+          : routingGroups !== 1
+            ? 'is not for routingGroups'
+            : null,
+    {
+      /**
+       * The first expert of a token is sampled, in evaluation too: that of the largest logit / routerTemperature + Gumbel
+       * noise. Its score is as of any other (Mesh TensorFlow). Default false.
+       */
+      sampleExperts: boolean({ default: false }),
+    },
+  ),
+  ...onlyIfSet('sampleExperts', {
+    /** The higher, the more random; 0 samples nothing. Default 1. */
+    routerTemperature: number({ min: 0, default: 1 }),
+  }),
   /**
-   * What the load-balancing loss counts. 'kept': dispatched top-1 assignments (st-moe-pytorch); 'assigned': all (Mesh
-   * TensorFlow, ST-MoE paper). Default 'kept'.
+   * In training the largest logit of a token is lowered by 1e9 with this probability, before everything else, so that its
+   * second place is used (Mesh TensorFlow). Default 0.
    */
-  balanceDensity: oneOf(['kept', 'assigned'], { default: 'kept' }),
+  secondPlaceProb: number({ min: 0, max: 1, default: 0 }),
+  ...onlyIfSet('secondPlaceProb', {
+    /** One of the other experts is sampled instead, with this temperature, and the rest lowered as well. Default: none is. */
+    secondPlaceTemperature: optional(number({ min: 0 })),
+  }),
+  ...onlyWhere((others) => (isNtlb(others) ? "is 'assigned' for ntlb" : null), {
+    /**
+     * What the load-balancing loss counts. 'kept': dispatched top-1 assignments (st-moe-pytorch); 'assigned': all (Mesh
+     * TensorFlow, ST-MoE paper). Default 'kept', for ntlb 'assigned', of all choices.
+     */
+    balanceDensity: oneOf(['kept', 'assigned'], { default: (others) => (isNtlb(others) ? 'assigned' : 'kept') }),
+  }),
+  ...onlyIf('dropless', [false], {
+    ...onlyIf('router', ['topk', 'switch', 'ntlb'], {
+      /**
+       * Slots go to tokens by falling gate of their first choice, on ties in token order, instead of in token order (Riquelme
+       * et al., arXiv 2106.05974). Default false.
+       */
+      batchPrioritized: boolean({ default: false }),
+    }),
+  }),
   ...onlyIf('router', ['topk'], {
     /**
+     * Adds 0.5 · (E / B) · Σ_b Σ_e f2 · P2 to the load-balancing loss: f2 is the fraction of tokens whose second choice is e,
+     * before policy and capacity, P2 the mean of the probabilities without the first choice, divided by their sum (Mesh
+     * TensorFlow). Default false.
+     */
+    useSecondPlaceLoss: boolean({ default: false }),
+    /**
      * What the scores of a token's experts are divided by to give its combine weights. 'topk': the sum over the K experts.
-     * 'none': nothing. 'kept': the sum over those of its experts that were kept. Default 'topk', for 'sigmoidAfterTopk' 'none'.
+     * 'none': nothing. 'kept': the sum over those of its experts that were kept. Default 'topk', for 'sigmoidAfterTopk' and
+     * ntlb 'none'.
      */
     gateNormalization: oneOf(gateNormalizations, {
-      default: ({ router, scoreFunction }) =>
-        router === 'switch' || scoreFunction === 'sigmoidAfterTopk' ? 'none' : 'topk',
+      default: (others) => (hasOneExpert(others) || others.scoreFunction === 'sigmoidAfterTopk' ? 'none' : 'topk'),
     }),
   }),
   /** Floor of the sum of the chosen scores, and of a threshold. Default 1e-9. */
@@ -93,8 +152,10 @@ export const topkOptions = onlyIf('router', ['topk', 'switch'], {
 export const randomOptions = {
   /** [K, B, N] in [0, 1) instead of sampled numbers; row 0 is not used. */
   uniforms: unchecked<Tensor>(),
-  /** [B, N, E] in [0, 1), with noise. */
+  /** [B, N, E] in [0, 1), of noise, `sampleExperts` and `secondPlaceTemperature`. */
   gumbelUniforms: unchecked<Tensor>(),
+  /** [B, N] in [0, 1), of `secondPlaceProb`. */
+  secondPlaceUniforms: unchecked<Tensor>(),
 }
 
 /** Random numbers of the caller, so that a routing can be repeated. */
@@ -131,6 +192,17 @@ export const routeOptions = {
    * No gradient. Default: none.
    */
   expertBias: unchecked<Tensor>(),
+  /**
+   * No token left behind (Mesh TensorFlow): of its K choices a token uses the first that has a slot, slots in order of rank,
+   * then token; `secondPolicy` is 'all'. Default false.
+   */
+  ntlb: boolean({ default: false }),
+  /**
+   * [B, N] in [0, 1], instead of a mask: 1 is a token as usual, 0 padding; others have their best expert at most, as a second
+   * choice (none with ntlb or K = 1). f, P and the z-loss count tokens of importance 1, and f and P are means over all N (Mesh
+   * TensorFlow). Another number is an OPTION error, on a GPU by the next operation that waits for it.
+   */
+  importance: unchecked<Tensor>(),
   /** Default: that of {@link manualSeed}. */
   generator: unchecked<Generator>(),
 }
@@ -145,13 +217,18 @@ export interface RouteOptions
 
 export const readRouteOptions = reader(routeOptions, tokenOptions, lossOptions, topkOptions, randomOptions)
 
-/** Whether E experts can be in such groups, and K of them be chosen. */
-export function checkGroups(
+/** Whether K of E experts can be chosen so. */
+export function checkChoice(
   op: string,
-  { routingGroups, topGroups }: Pick<ValuesOf<[typeof topkOptions]>, 'routingGroups' | 'topGroups'>,
+  {
+    routingGroups,
+    topGroups,
+    useSecondPlaceLoss,
+  }: Pick<ValuesOf<[typeof topkOptions]>, 'routingGroups' | 'topGroups' | 'useSecondPlaceLoss'>,
   E: number,
   K: number,
 ): void {
+  if (useSecondPlaceLoss && K < 2) fail('OPTION', op, 'useSecondPlaceLoss needs at least two experts per token, got 1')
   if (E % routingGroups !== 0) fail('OPTION', op, `routingGroups must divide the ${E} experts, got ${routingGroups}`)
   const experts = (E / routingGroups) * topGroups
   if (K > experts)

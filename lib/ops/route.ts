@@ -9,7 +9,7 @@ import { pick } from '../options.js'
 import { defaultGenerator, Generator, restoringOnError } from '../random.js'
 import { checkTensor, handleOf, type Tensor } from '../tensor.js'
 import {
-  checkGroups,
+  checkChoice,
   gateNormalizations,
   type RouteOptions,
   readRouteOptions,
@@ -17,7 +17,15 @@ import {
   secondPolicies,
   topkOptions,
 } from './route-options.js'
-import { checkRouterInputs, converted, expertCapacity, maskHandle, type RouteResult, routeResult } from './routing.js'
+import {
+  checkRouterInputs,
+  converted,
+  expertCapacity,
+  importanceHandle,
+  maskHandle,
+  type RouteResult,
+  routeResult,
+} from './routing.js'
 
 /** A new handle. */
 function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle {
@@ -52,15 +60,17 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
   const { B, N, E } = checkRouterInputs(op, x, weight)
   const { dtype, device } = x
   const K = checkInteger(op, 'topN', o.topN, 1, E)
-  checkGroups(op, o, E, K)
+  checkChoice(op, o, E, K)
+  if (o.mask && o.importance) fail('OPTION', op, 'mask and importance cannot be together: importance 0 is padding')
   if (o.expertBias !== undefined) checkTensor(op, 'expertBias', o.expertBias, { shape: [E], dtype, device })
   // A softmax of the K largest logits is the softmax of all, divided by the sum over the K.
   const gateNormalization =
     o.scoreFunction === 'softmaxAfterTopk' && o.gateNormalization === 'none' ? 'topk' : o.gateNormalization
   const C = checkInteger(op, 'capacity', o.capacity ?? expertCapacity(N, E, o.capacityFactor), 0, 2 ** 31 - 1)
-  const noisy = o.noiseGates
+  const secondPlaceProb = o.training ? o.secondPlaceProb : 0
   const settings = {
-    noisy,
+    noisy: o.noiseGates,
+    importance: o.importance !== undefined,
     balanceCoef: o.balanceLossCoef,
     zCoef: o.routerZLossCoef,
     densityAssigned: o.balanceDensity === 'assigned',
@@ -70,6 +80,17 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
     scoreFunction: scoreFunctions.indexOf(o.scoreFunction),
     groups: o.routingGroups,
   }
+  const choice = {
+    samples: o.sampleExperts,
+    temperature: o.routerTemperature,
+    secondPlaceProb,
+    secondPlaceTemperature: o.secondPlaceTemperature ?? -1,
+    secondPolicy: secondPolicies.indexOf(o.ntlb ? 'all' : o.secondPolicy),
+    prioritized: o.batchPrioritized,
+    ntlb: o.ntlb,
+    secondDensity: o.useSecondPlaceLoss,
+  }
+  const drawsGumbel = o.noiseGates || o.sampleExperts || (secondPlaceProb > 0 && o.secondPlaceTemperature !== undefined)
   const generator = o.generator ?? defaultGenerator
   if (!Generator.isGenerator(generator)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
   const own: Handle[] = []
@@ -81,29 +102,38 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
     const inDtype = (handle: Handle) => native.convert(handle, dtypeCode(dtype))
     const uniforms = held(converted(op, 'uniforms', o.uniforms, [K, B, N], device, inDtype))
     const gumbelUniforms = held(converted(op, 'gumbelUniforms', o.gumbelUniforms, [B, N, E], device, inDtype))
-    const mask = held(maskHandle(op, o.mask, B, N, device))
+    const secondPlaceUniforms = held(
+      converted(op, 'secondPlaceUniforms', o.secondPlaceUniforms, [B, N], device, inDtype),
+    )
+    const mask = held(
+      o.importance ? importanceHandle(op, o.importance, B, N, device) : maskHandle(op, o.mask, B, N, device),
+    )
     const threshold = held(thresholds(op, o.threshold, K, x))!
     const made = restoringOnError(generator, () => {
-      const gumbelSample = noisy && !gumbelUniforms ? generator.next() : { seed: generator.seed, step: 0 }
-      const sample = uniforms ? { seed: gumbelSample.seed, step: 0 } : generator.next()
+      const { seed } = generator
+      const step = (drawn: boolean) => (drawn ? generator.next().step : 0)
+      const gumbelStep = step(drawsGumbel && !gumbelUniforms)
       return native.route({
         x: handleOf(x),
         w: handleOf(weight),
         threshold,
         uniforms,
         gumbelUniforms,
+        secondPlaceUniforms,
         expertBias: o.expertBias ? handleOf(o.expertBias) : null,
         mask,
         K,
         C,
-        seed: sample.seed,
-        step: sample.step,
-        gumbelStep: gumbelSample.step,
-        secondPolicy: secondPolicies.indexOf(o.secondPolicy),
+        seed,
+        gumbelStep,
+        step: step(!uniforms),
+        secondPlaceStep: step(secondPlaceProb > 0 && !secondPlaceUniforms),
         ...settings,
+        ...choice,
       })
     })
-    const result = routeResult(x, made, { K, E, C, mask })
+    const tokens = o.importance && mask !== null ? held(native.tokenMask({ x: mask })) : mask
+    const result = routeResult(x, made, { K, E, C, mask: tokens })
     record({
       op,
       inputs: [x, weight],
@@ -118,14 +148,29 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         made.logits,
         made.lse,
         made.density,
-        ...(result.mask ? [result.mask] : []),
+        ...(made.secondDensity === null ? [] : [made.secondDensity]),
+        ...(mask === null ? [] : [share(mask)]),
       ],
       backward: (
         [dweight, dbalanceLoss, dzLoss, dtotalLoss],
-        [x, w, expertIndex, kept, gate, probs, logits, lse, density, mask = null],
+        [x, w, expertIndex, kept, gate, probs, logits, lse, density, ...optional],
         [needX, needW],
       ) => {
-        const saved = { x, w, mask, expertIndex, kept, gate, probs, logits, lse, density }
+        const rest = [...optional]
+        const secondDensity = o.useSecondPlaceLoss ? rest.shift()! : null
+        const saved = {
+          x,
+          w,
+          expertIndex,
+          kept,
+          gate,
+          probs,
+          logits,
+          lse,
+          density,
+          secondDensity,
+          mask: rest[0] ?? null,
+        }
         const asked = { dx: needX, dw: needW, ...settings }
         const { dx, dw } = native.routeBackward({ dweight, dbalanceLoss, dzLoss, dtotalLoss, ...saved, ...asked })
         return [dx, dw]

@@ -5,6 +5,7 @@ import { within } from '../errors.js'
 import { consumed, share } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { reshape } from './reshape.js'
 
 /** Where each token goes. Letters as in the docs: B sequences, N tokens, E experts, K experts per token. */
 export interface Routing<D extends DType = DType> {
@@ -79,6 +80,18 @@ export function converted(
 export const maskHandle = (op: string, mask: unknown, B: number, N: number, device: Device): Handle | null =>
   converted(op, 'mask', mask, [B, N], device, (handle) => within(op, () => native.tokenMask({ x: handle })))
 
+/** A new handle to the importance [B, N] of tokens, as the mask of the op `route`. */
+export const importanceHandle = (
+  op: string,
+  importance: unknown,
+  B: number,
+  N: number,
+  device: Device,
+): Handle | null =>
+  converted(op, 'importance', importance, [B, N], device, (handle) =>
+    within(op, () => native.tokenMask({ x: handle, importance: true })),
+  )
+
 /** Checks x [B, N, D] and the weight [E, D] of a router. */
 export function checkRouterInputs(op: string, x: Tensor, weight: Tensor): { B: number; N: number; E: number } {
   checkFloat(op, 'x', x)
@@ -89,6 +102,23 @@ export function checkRouterInputs(op: string, x: Tensor, weight: Tensor): { B: n
   checkTensor(op, 'weight', weight, { shape: [E, D], dtype: x.dtype, device: x.device })
   if (E === 0) fail('SHAPE', op, `weight must have at least one expert, got ${showShape(weight.shape)}`)
   return { B, N, E }
+}
+
+/** The same with each assignment as a token of its own, [B, N · K, 1], and these weights. */
+export function eachChoice<D extends DType>(routing: Routing, weight: Tensor<D>): Routing<D> {
+  const { expertIndex, gate, kept, position, capacity, numExperts } = routing
+  const [B, N, K] = expertIndex.shape
+  const alone = <T extends Tensor>(choices: T): T => reshape(choices, [B, N * K, 1]) as T
+  return {
+    expertIndex: alone(expertIndex),
+    gate: alone(gate) as Tensor<D>,
+    kept: alone(kept),
+    position: alone(position),
+    weight: alone(weight),
+    capacity,
+    numExperts,
+    mask: null,
+  }
 }
 
 /** The result of a native router for x, with K experts per token. */

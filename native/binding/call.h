@@ -12,7 +12,7 @@ namespace st_moe {
 // argument. The TypeScript layer has already checked everything for people; these checks are for safety.
 class Call {
  public:
-  static constexpr size_t kMaxArguments = 32;
+  static constexpr size_t kMaxArguments = 40;
   using Arguments = std::array<napi_value, kMaxArguments>;  // undefined beyond those that were passed
 
   Call(Napi::Env env, const char* op, const Arguments& arguments)

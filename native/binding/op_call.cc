@@ -169,7 +169,7 @@ class OpCall {
     return call_.give(given_, outputs_);
   }
 
-  static constexpr size_t kMaxOutputs = 13;
+  static constexpr size_t kMaxOutputs = 15;
   Call& call_;
   const OpInfo& op_;
   alignas(16) char args_[kMaxArgsSize];

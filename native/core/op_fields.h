@@ -57,7 +57,7 @@ struct Field : Declaration {
   bool is_tensor() const { return role <= Role::created; }
 };
 
-constexpr size_t kMaxArgsSize = 512, kMaxFields = 48;
+constexpr size_t kMaxArgsSize = 512, kMaxFields = 64;
 
 struct OpInfo {
   const char* name;

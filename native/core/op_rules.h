@@ -21,6 +21,7 @@ inline void apply_rules(TopkArgs& a, const Backend&) {
 
 inline void apply_rules(RouteArgs& a, const Backend&) {
   if (a.K > a.E) fail(ErrorCode::option, "K must be at most %lld, got %lld", (long long)a.E, (long long)a.K);
+  if (a.second_density && a.K < 2) fail(ErrorCode::option, "secondDensity needs K of at least 2");
 }
 
 template <class Args>

@@ -25,16 +25,46 @@ ST_MOE_HOST_DEVICE static inline T group_score(const T* key, int64_t size) {
   return best + second;
 }
 
+constexpr float kLowered = 1e9f;  // taken from logits of experts that must not be chosen
+
+// The entries of a mask: 0 is padding, 1 a token, 2 a token of an importance between 0 and 1.
+template <class V>
+ST_MOE_HOST_DEVICE static inline int32_t mask_entry(V value, bool importance) {
+  return value == 0 ? 0 : importance && value != 1 ? 2 : 1;
+}
+template <class V>
+ST_MOE_HOST_DEVICE static inline bool is_mask(V value, bool importance) {
+  return importance ? value >= 0 && value <= 1 : value == value;
+}
+ST_MOE_HOST_DEVICE static inline bool is_padding(const int32_t* mask, int64_t t) {
+  return mask && mask[t] == 0;
+}
+// Of importance 1: it counts in the losses.
+ST_MOE_HOST_DEVICE static inline bool is_whole(const int32_t* mask, int64_t t) {
+  return !mask || mask[t] == 1;
+}
+// Of an importance between 0 and 1: it has its best expert alone, as assignment 1.
+ST_MOE_HOST_DEVICE static inline bool is_partial(const int32_t* mask, int64_t t) {
+  return mask && mask[t] == 2;
+}
+
 // The numbers of a router in the type of its logits, and the formulas that use them, for both backends.
 template <class T>
 struct RouterNumbers {
-  T noise_mult, eps;
+  T noise_mult, temperature, second_place_prob, second_place_temperature, eps;
   GateNormalization normalization;
   SecondPolicy second_policy;
   ScoreFunction score_function;
 
   static RouterNumbers of(const RouteArgs& args) {
-    return {static_cast<T>(args.noise_mult), static_cast<T>(args.eps), args.gate_normalization, args.second_policy,
+    const auto number = [](double value) { return static_cast<T>(value); };
+    return {number(args.noise_mult),
+            number(args.temperature),
+            number(args.second_place_prob),
+            number(args.second_place_temperature),
+            number(args.eps),
+            args.gate_normalization,
+            args.second_policy,
             args.score_function};
   }
   ST_MOE_HOST_DEVICE T noisy(T logit, T u) const { return logit + noise_mult * gumbel(u); }
@@ -61,6 +91,19 @@ struct RouterNumbers {
     }
     return false;
   }
+};
+
+// The gradient of the probabilities s of a token through the loss of second places, 0.5 · E² · mean(f2 · P2), where P2
+// is the mean of s without the first choice, divided by its sum + 1e-9. `sum` comes first, over the other experts, then
+// `mean`.
+template <class T>
+struct SecondPlaceGradient {
+  T scale;  // of f2
+  T sum = static_cast<T>(1e-9);
+  T mean = 0;
+
+  ST_MOE_HOST_DEVICE void add(T s, T f2) { mean += scale * f2 * s / sum; }
+  ST_MOE_HOST_DEVICE T of(T f2) const { return (scale * f2 - mean) / sum; }
 };
 
 // The gradient of the scores of a token's experts through its weights. `total` comes first, over all K experts, then

@@ -12,7 +12,7 @@ namespace st_moe::cpu::ST_MOE_ISA {
 template <class T>
 struct RouterGradient {
   const RouteBackwardArgs& args;
-  const T *dweight, *gate, *probs, *logits, *lse, *density;
+  const T *dweight, *gate, *probs, *logits, *lse, *density, *second_density;
   double balance_scale, z_scale;  // upstream gradients times E / sequences, and 2 / tokens
 
   explicit RouterGradient(const RouteBackwardArgs& a)
@@ -23,16 +23,24 @@ struct RouterGradient {
         logits(static_cast<const T*>(a.logits)),
         lse(static_cast<const T*>(a.lse)),
         density(static_cast<const T*>(a.density)),
+        second_density(static_cast<const T*>(a.second_density)),
         balance_scale(0),
         z_scale(0) {}
 
   void set_scales(const Unmasked& unmasked) {
-    int64_t sequences = 0;
-    for (int64_t b = 0; b < args.B; ++b) sequences += unmasked.in_sequence(b) > 0;
+    int64_t sequences = 0, whole = 0;
+    for (int64_t b = 0; b < args.B; ++b) sequences += args.importance || unmasked.in_sequence(b) > 0;
+    for (int64_t i = 0; i < unmasked.count; ++i) whole += is_whole(args.mask, unmasked.token[i]);
     if (!args.training || unmasked.count == 0) return;
     const auto losses = LossGradients<T>::of(args);
     balance_scale = losses.balance * static_cast<double>(args.E) / static_cast<double>(sequences);
-    z_scale = losses.z * 2 / static_cast<double>(unmasked.count);
+    z_scale = losses.z * 2 / static_cast<double>(max_of<int64_t>(1, whole));
+  }
+
+  // That of a token with one expert is the same by the experts that were kept.
+  GateNormalization normalization(int64_t t) const {
+    const bool one = args.gate_normalization == GateNormalization::topk && is_partial(args.mask, t);
+    return one ? GateNormalization::kept : args.gate_normalization;
   }
 
   // Calls add(e, gradient of the score) for each expert e of token t; score(e) is its score.
@@ -41,7 +49,7 @@ struct RouterGradient {
     const int64_t K = args.K;
     const T *g = gate + t * K, *dw = dweight + t * K;
     const int32_t *index = args.expert_index + t * K, *kept = args.kept + t * K;
-    ScoreGradient<T> gradient{args.gate_normalization, static_cast<T>(args.eps)};
+    ScoreGradient<T> gradient{normalization(t), static_cast<T>(args.eps)};
     for (int64_t k = 0; k < K; ++k) gradient.add_score(score(index[k]), kept[k] != 0);
     for (int64_t k = 0; k < K; ++k) gradient.add_weight(score(index[k]), g[k], kept[k] != 0, dw[k]);
     for (int64_t k = 0; k < K; ++k) add(index[k], gradient.of(kept[k] != 0, dw[k]));
@@ -64,24 +72,35 @@ struct RouterGradient {
     if (args.differentiable_topk) soft.backward(s, dc, ds, work + 3 * E);
   }
 
-  // dl [E] = gradient of the logits of token t; tokens: those of its sequence that are not masked
+  // ds [E] += gradient of the probabilities of token t through the loss of second places
+  void through_second_place(int64_t t, T scale, T* ds) const {
+    const T *s = probs + t * args.E, *f2 = second_density + t / args.N * args.E;
+    const int32_t first = is_partial(args.mask, t) ? -1 : args.expert_index[t * args.K];
+    SecondPlaceGradient<T> gradient{scale};
+    for (int64_t e = 0; e < args.E; ++e) gradient.sum += e == first ? T(0) : s[e];
+    for (int64_t e = 0; e < args.E; ++e)
+      if (e != first) gradient.add(s[e], f2[e]);
+    for (int64_t e = 0; e < args.E; ++e) ds[e] += e == first ? T(0) : gradient.of(f2[e]);
+  }
+
+  // dl [E] = gradient of the logits of token t; tokens: those of its sequence over which the losses are means
   void logits_row(int64_t t, int64_t tokens, T* __restrict dl, T* work) const {
     const int64_t E = args.E;
     const T* __restrict s = probs + t * E;
     const T* __restrict l = logits + t * E;
     const T* __restrict f = density + t / args.N * E;
     through_probabilities(t, dl, work);
-    if (args.training) {
-      const T scale = static_cast<T>(balance_scale / static_cast<double>(tokens));
-      for (int64_t e = 0; e < E; ++e) dl[e] += scale * f[e];
-    }
+    const bool in_losses = args.training && is_whole(args.mask, t);
+    const T balance = static_cast<T>(balance_scale / static_cast<double>(tokens));
+    for (int64_t e = 0; in_losses && e < E; ++e) dl[e] += balance * f[e];
+    if (args.training && second_density) through_second_place(t, balance / 2, dl);
     const T mean = dot(s, dl, E);
     for (int64_t e = 0; e < E; ++e) dl[e] = s[e] * (dl[e] - mean);
     if (dweight && is_sigmoid(args.score_function))
       through_gates(
           t, [=](int32_t e) { return sigmoid(l[e]); },
           [=](int32_t e, T gradient) { dl[e] += gradient * sigmoid_grad(l[e]); });
-    if (!args.training) return;
+    if (!in_losses) return;
     // The noise is in s, not in l.
     const T scale = static_cast<T>(z_scale * static_cast<double>(lse[t]));
     for (int64_t e = 0; e < E; ++e) dl[e] += scale * (args.noisy ? exp_of(l[e] - lse[t]) : s[e]);
@@ -102,7 +121,8 @@ static void route_backward_as(const Context& ctx, const RouteBackwardArgs& args)
     Scratch<T> work(4 * E);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t t = unmasked.token[i];
-      gradient.logits_row(t, unmasked.in_sequence(t / args.N), dl.get() + i * E, work.get());
+      const int64_t counted = args.importance ? args.N : unmasked.in_sequence(t / args.N);
+      gradient.logits_row(t, counted, dl.get() + i * E, work.get());
     }
   });
 

@@ -1,3 +1,4 @@
+#include "core/router.h"
 #include "cpu/element_types.h"
 #include "cpu/ops.h"
 
@@ -6,13 +7,15 @@ namespace st_moe::cpu::ST_MOE_ISA {
 template <class In>
 static void mask_from(const TokenMaskArgs& args) {
   const auto* x = static_cast<const typename In::Stored*>(args.x);
-  bool has_nan = false;
+  bool valid = true;
   for (int64_t i = 0; i < args.size; ++i) {
     const auto value = In::load(x[i]);
-    args.mask[i] = value != 0;
-    has_nan |= value != value;
+    args.mask[i] = mask_entry(value, args.importance);
+    valid &= is_mask(value, args.importance);
   }
-  if (has_nan) fail(ErrorCode::non_finite, "mask must be 0 for padding and another number for a token, got NaN");
+  if (valid) return;
+  if (args.importance) fail(ErrorCode::option, "importance must be from 0 to 1");
+  fail(ErrorCode::non_finite, "mask must be 0 for padding and another number for a token, got NaN");
 }
 
 void token_mask(const Context&, const TokenMaskArgs& args) {

@@ -11,6 +11,8 @@
 
 // Four kernels after the GEMM x · wᵀ: choose (a warp per token, a block per tile of tokens), count what comes before a
 // tile, find the slots within a tile, add up the losses. Sums go over tiles, whose size depends on the shapes alone.
+// If slots are not in token order, tiles are counted again in the order of the slots; with no token left behind, for
+// each choice k, since it depends on the slots of those before it.
 namespace st_moe::cuda {
 
 constexpr int kMaxTile = 1024;
@@ -25,54 +27,98 @@ static int64_t tile_tokens(int64_t K, int64_t E) {
 
 template <class T>
 struct Router {
-  const T *uniforms, *gumbel_uniforms, *expert_bias;
+  const T *uniforms, *gumbel_uniforms, *second_place_uniforms, *expert_bias;
   const float* threshold;
   const int32_t* mask;
   int32_t *expert_index, *kept, *position;
-  T *gate, *weight, *probs, *lse, *density;
-  const T* logits;
+  T *gate, *weight, *probs, *lse, *density, *second_density, *logits;
   int64_t B, N, E, K, C, groups, top_groups, tile, tiles;  // tiles of `tile` tokens in each sequence
-  Sample sample, gumbel_sample;
+  Sample sample, gumbel_sample, second_place_sample;
   RouterNumbers<T> numbers;
-  bool noisy, soft, density_assigned;
+  bool noisy, soft, density_assigned, samples, ntlb, importance;
   // Scratch
-  T* keys;            // [B, N, E] what experts are chosen by; null unless there are groups
-  int32_t* count;     // [B, tiles, K, E] routed assignments of a tile, later those of the sequence that come before
-  int32_t* counted;   // [B, tiles] tokens that are not masked
-  double* prob_sum;   // [B, tiles, E] Σ s over them
-  double* z_sum;      // [B, tiles] Σ lse² over them
-  double* balance;    // [blocks of the scan] Σ f · P
-  double* z;          // [B] Σ lse²
-  int64_t* unmasked;  // [B]
+  T* keys;           // [B, N, E] what experts are chosen by; null unless there are groups
+  int32_t* count;    // [B, tiles, K, E] routed assignments of a tile, later those of the sequence that come before
+  int32_t* counted;  // [B, tiles] tokens of importance 1
+  double* prob_sum;  // [B, tiles, E] Σ s over them
+  double* z_sum;     // [B, tiles] Σ lse² over them
+  double* balance;   // [blocks of the scan] Σ f · P
+  double* z;         // [B] Σ lse²
+  int64_t* whole;    // [B] tokens of importance 1
+  T* others;         // [B, N] Σ s without the first choice, + 1e-9; null unless there is second_density
+  int32_t* order;    // [B, N] the tokens in the order of the slots; null: by token
+  int32_t* taken;    // [B, E] slots that were asked for by choices before k; null unless ntlb
 
-  __device__ bool masked(int64_t token) const { return mask && mask[token] == 0; }
+  __device__ bool masked(int64_t t) const { return is_padding(mask, t); }
+  __device__ bool partial(int64_t t) const { return is_partial(mask, t); }
+  // −1: none.
+  __device__ int32_t first_choice(int64_t t) const { return partial(t) ? -1 : expert_index[t * K]; }
+  __device__ int64_t token(int64_t i) const { return order ? order[i] : i; }
+  // Whether token t asks for a slot of its expert k.
+  __device__ bool asks(int64_t t, int64_t k) const {
+    for (int64_t i = t * K; ntlb && i < t * K + k; ++i)
+      if (position[i] >= 0) return false;
+    return kept[t * K + k] != 0;
+  }
 
   // Tokens [begin, end) of tile `work`, counted over all sequences.
   __device__ int64_t begin(int64_t work) const { return work / tiles * N + work % tiles * tile; }
   __device__ int64_t end(int64_t work) const { return min_of(begin(work) + tile, (work / tiles + 1) * N); }
 
+  __device__ T gumbel_uniform(int64_t i) const;
+  __device__ int32_t sampled(int64_t t, T temperature, int lane) const;
+  __device__ void use_second_place(int64_t t, int lane) const;
   __device__ void probabilities(int64_t t, int lane) const;
   __device__ T key(int64_t t, int64_t e) const;
   __device__ void keep_top_groups(int64_t t, int lane) const;
   __device__ void choose(int64_t t, int lane) const;
   __device__ bool is_routed(int64_t t, int64_t k, T g) const;
+  __device__ void count_choices(int64_t work, int64_t first_k, int64_t last_k) const;
   __device__ void add_up(int64_t work) const;
+  __device__ int32_t scan_tiles(int64_t b, int64_t e, int64_t first_k, int64_t last_k, int32_t carry, int lane,
+                                int32_t* first) const;
+  __device__ double second_places(int64_t b, int64_t e, double tokens, int lane) const;
   __device__ double scan(int64_t b, int64_t e, int lane) const;
   __device__ void find_slots(int64_t work, int64_t k, int lane) const;
 };
 
 template <class T>
+__device__ T Router<T>::gumbel_uniform(int64_t i) const {
+  return gumbel_uniforms ? gumbel_uniforms[i] : static_cast<T>(uniform24(gumbel_sample.word(static_cast<uint64_t>(i))));
+}
+
+// The expert of the largest l + temperature · Gumbel noise.
+template <class T>
+__device__ int32_t Router<T>::sampled(int64_t t, T temperature, int lane) const {
+  const auto value = [&](int64_t e) { return logits[t * E + e] + temperature * gumbel(gumbel_uniform(t * E + e)); };
+  return warp_first(first_after(before_all<T>(), E, lane, kWarp, value)).index;
+}
+
+// Lowers the logits that a token must not choose by, if its number says that it uses its second place.
+template <class T>
+__device__ void Router<T>::use_second_place(int64_t t, int lane) const {
+  const T u = second_place_uniforms ? second_place_uniforms[t]
+                                    : static_cast<T>(uniform24(second_place_sample.word(static_cast<uint64_t>(t))));
+  if (!(u < numbers.second_place_prob)) return;
+  T* l = logits + t * E;
+  const int32_t best = warp_first(first_after(before_all<T>(), E, lane, kWarp, [&](int64_t e) { return l[e]; })).index;
+  if (best % kWarp == lane) l[best] -= static_cast<T>(kLowered);
+  if (numbers.second_place_temperature < 0) return;
+  const int32_t chosen = sampled(t, numbers.second_place_temperature, lane);
+  for (int64_t e = lane; e < E; e += kWarp)
+    if (e != chosen) l[e] -= static_cast<T>(kLowered);
+}
+
+template <class T>
 __device__ void Router<T>::probabilities(int64_t t, int lane) const {
+  if (numbers.second_place_prob > 0) use_second_place(t, lane);
   const T* l = logits + t * E;
   T* s = probs + t * E;
   const T clean = softmax_row(l, noisy ? nullptr : s, E, lane);
   if (lane == 0) lse[t] = clean;
   if (!noisy) return;
   for (int64_t e = lane; e < E; e += kWarp) {
-    const int64_t i = t * E + e;
-    const T u =
-        gumbel_uniforms ? gumbel_uniforms[i] : static_cast<T>(uniform24(gumbel_sample.word(static_cast<uint64_t>(i))));
-    s[e] = numbers.noisy(l[e], u);
+    s[e] = numbers.noisy(l[e], gumbel_uniform(t * E + e));
   }
   softmax_row(s, s, E, lane);
 }
@@ -102,7 +148,7 @@ __device__ void Router<T>::keep_top_groups(int64_t t, int lane) const {
 
 template <class T>
 __device__ bool Router<T>::is_routed(int64_t t, int64_t k, T g) const {
-  if (masked(t)) return false;
+  if (masked(t) || (partial(t) && (k != 1 || ntlb))) return false;
   if (k == 0) return true;
   const int64_t i = k * B * N + t;
   const T u = uniforms ? uniforms[i] : static_cast<T>(uniform24(sample.word(static_cast<uint64_t>(i))));
@@ -118,46 +164,70 @@ __device__ void Router<T>::choose(int64_t t, int lane) const {
   T a = 0, total = 0;
   __syncwarp();  // the keys of a group come from entries of other lanes
   if (keys) keep_top_groups(t, lane);
+  const int32_t forced = samples ? sampled(t, numbers.temperature, lane) : -1;
   if (soft) a = SoftTopk<T>(E, K, lane).descend(s, nullptr);
   __syncwarp();  // the gates come from entries of other lanes
   Entry<T> entry = before_all<T>();
   for (int64_t k = 0; k < K; ++k) {
     entry = warp_first(first_after(entry, E, lane, kWarp, [&](int64_t e) {
+      if (e == forced) return static_cast<T>(INFINITY);
       if (!soft) return keys ? keys[t * E + e] : key(t, e);
       const T c = SoftTopk<T>::score(s[e], a);
       return s[e] * (c + (T(1) - c));
     }));
     const T score = soft ? SoftTopk<T>::score(s[entry.index], a) : numbers.score(l[entry.index], s[entry.index]);
-    total += score;
-    if (k % kWarp != lane) continue;
-    expert_index[t * K + k] = entry.index;
-    gate[t * K + k] = score;
+    // The best of a token that has one expert is assignment 1, and the others are not used.
+    const bool one = partial(t) && K > 1, unused = partial(t) && (one ? k != 0 : true);
+    const int64_t place = one && k < 2 ? 1 - k : k;
+    total += unused ? T(0) : score;
+    if (place % kWarp != lane) continue;
+    expert_index[t * K + place] = entry.index;
+    gate[t * K + place] = unused ? T(0) : score;
   }
   for (int64_t k = lane; k < K; k += kWarp) {
     const T score = gate[t * K + k], g = masked(t) ? T(0) : numbers.gate(score, total);
     gate[t * K + k] = g;
     weight[t * K + k] = numbers.weight(score, g);
     kept[t * K + k] = is_routed(t, k, g);
+    if (ntlb) position[t * K + k] = -1;
+  }
+  if (!others) return;
+  __syncwarp();  // the first choice comes from another lane
+  T sum = 0;
+  for (int64_t e = lane; e < E; e += kWarp) sum += e == first_choice(t) ? T(0) : s[e];
+  sum = warp_reduce(sum, Sum{});
+  if (lane == 0) others[t] = sum + SecondPlaceGradient<T>{}.sum;
+}
+
+// How many of a tile, in the order of the slots, ask for each expert as their choices first_k … last_k − 1, by a block.
+// The counters are integers: their order does not matter.
+template <class T>
+__device__ void Router<T>::count_choices(int64_t work, int64_t first_k, int64_t last_k) const {
+  const int64_t choices = last_k - first_k;
+  int32_t* counts = count + (work * K + first_k) * E;
+  for (int64_t i = threadIdx.x; i < choices * E; i += blockDim.x) counts[i] = 0;
+  __syncthreads();
+  for (int64_t i = begin(work) * choices + threadIdx.x; i < end(work) * choices; i += blockDim.x) {
+    const int64_t t = token(i / choices), k = i % choices;
+    if (asks(t, first_k + k)) atomicAdd(counts + k * E + expert_index[t * K + first_k + k], 1);
   }
 }
 
-// What the losses and the slots need of a tile, by a block. The counters are integers: their order does not matter.
+// What the losses need of a tile, by a block.
 template <class T>
 __device__ void Router<T>::add_up(int64_t work) const {
   const int64_t first = begin(work), last = end(work);
   for (int64_t e = threadIdx.x; e < E; e += blockDim.x) {
     double total = 0;
     for (int64_t t = first; t < last; ++t)
-      if (!masked(t)) total += static_cast<double>(probs[t * E + e]);
+      if (is_whole(mask, t)) total += static_cast<double>(probs[t * E + e]);
     prob_sum[work * E + e] = total;
   }
-  for (int64_t i = first * K + threadIdx.x; i < last * K; i += blockDim.x)
-    if (kept[i]) atomicAdd(count + (work * K + i % K) * E + expert_index[i], 1);
   if (threadIdx.x >= kWarp) return;
   double squares = 0;
   int32_t tokens = 0;
   for (int64_t t = first + threadIdx.x; t < last; t += kWarp) {
-    if (masked(t)) continue;
+    if (!is_whole(mask, t)) continue;
     squares += static_cast<double>(lse[t]) * static_cast<double>(lse[t]);
     ++tokens;
   }
@@ -172,45 +242,93 @@ template <class T>
 __global__ void __launch_bounds__(kWarpBlock) choose_kernel(Router<T> r) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   for (int64_t work = blockIdx.x; work < r.B * r.tiles; work += gridDim.x) {
-    int32_t* count = r.count + work * r.K * r.E;
-    for (int64_t i = threadIdx.x; i < r.K * r.E; i += blockDim.x) count[i] = 0;
     for (int64_t t = r.begin(work) + warp; t < r.end(work); t += warps) r.choose(t, lane);
     __syncthreads();
     r.add_up(work);
+    if (!r.order) r.count_choices(work, 0, r.K);
   }
 }
 
-// For one expert and sequence, by a warp: turns the counters, in the order (k, tile), into how many come before,
-// and writes f. Returns f · P.
+// The tokens of a sequence by falling gate of their first choice: each by a warp, that counts those before it.
 template <class T>
-__device__ double Router<T>::scan(int64_t b, int64_t e, int lane) const {
-  int32_t carry = 0, first = 0, tokens = 0;
-  double prob = 0, squares = 0;
-  for (int64_t i0 = 0; i0 < K * tiles; i0 += kWarp) {
+struct OrderByPriority {
+  Router<T> r;
+  const T* gates;
+  __device__ void operator()(int64_t t, int lane) const {
+    const int64_t first = t / r.N * r.N;
+    const auto entry = [&](int64_t other) { return Entry<T>{gates[other * r.K], static_cast<int32_t>(other)}; };
+    int32_t rank = 0;
+    for (int64_t other = first + lane; other < first + r.N; other += kWarp) rank += before(entry(other), entry(t));
+    rank = warp_reduce(rank, Sum{});
+    if (lane == 0) r.order[first + rank] = static_cast<int32_t>(t);
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kBlock) count_kernel(Router<T> r, int64_t first_k, int64_t last_k) {
+  for (int64_t work = blockIdx.x; work < r.B * r.tiles; work += gridDim.x) {
+    r.count_choices(work, first_k, last_k);
+    __syncthreads();
+  }
+}
+
+// For one expert and sequence, by a warp: turns the counters of the choices first_k … last_k − 1, in the order (k,
+// tile), into how many come before, `carry` before all of them. Returns how many there are in all; *first: of choice 0.
+template <class T>
+__device__ int32_t Router<T>::scan_tiles(int64_t b, int64_t e, int64_t first_k, int64_t last_k, int32_t carry, int lane,
+                                         int32_t* first) const {
+  for (int64_t i0 = first_k * tiles; i0 < last_k * tiles; i0 += kWarp) {
     const int64_t i = i0 + lane, k = i / tiles, tile_index = i - k * tiles;
     int32_t* at = count + ((b * tiles + tile_index) * K + k) * E + e;
-    const int32_t mine = i < K * tiles ? *at : 0, sum = warp_scan(mine);
-    if (i < K * tiles) *at = carry + sum - mine;
-    if (i < tiles) first += mine;
+    const int32_t mine = i < last_k * tiles ? *at : 0, sum = warp_scan(mine);
+    if (i < last_k * tiles) *at = carry + sum - mine;
+    if (i < tiles) *first += mine;
     carry += __shfl_sync(kAllLanes, sum, kWarp - 1);
   }
+  return carry;
+}
+
+// The part of expert e in the loss of second places, by a warp; writes its f2.
+template <class T>
+__device__ double Router<T>::second_places(int64_t b, int64_t e, double tokens, int lane) const {
+  int32_t second = 0;
+  double prob = 0;
+  for (int64_t t = b * N + lane; t < (b + 1) * N; t += kWarp) {
+    if (masked(t)) continue;
+    second += expert_index[t * K + 1] == e;
+    if (e != first_choice(t)) prob += static_cast<double>(probs[t * E + e]) / static_cast<double>(others[t]);
+  }
+  second = warp_reduce(second, Sum{});
+  prob = warp_reduce(prob, Sum{});
+  const double f = second / tokens;
+  if (lane == 0) second_density[b * E + e] = static_cast<T>(f);
+  return 0.5 * f * (prob / tokens);
+}
+
+// For one expert and sequence, by a warp: scans the counters and writes f. Returns f · P.
+template <class T>
+__device__ double Router<T>::scan(int64_t b, int64_t e, int lane) const {
+  int32_t first = 0, tokens = 0;
+  double prob = 0, squares = 0;
+  const int32_t all = scan_tiles(b, e, 0, K, 0, lane, &first);
   for (int64_t i = b * tiles + lane; i < (b + 1) * tiles; i += kWarp) {
     prob += prob_sum[i * E + e];
     squares += z_sum[i];
     tokens += counted[i];
   }
   prob = warp_reduce(prob, Sum{});
-  first = warp_reduce(first, Sum{});
+  first = ntlb ? all : warp_reduce(first, Sum{});
   tokens = warp_reduce(tokens, Sum{});
   squares = warp_reduce(squares, Sum{});
-  if (!density_assigned && first > C) first = static_cast<int32_t>(C);
-  const double count_of = tokens > 0 ? tokens : 1, f = first / count_of;
-  if (lane == 0) density[b * E + e] = static_cast<T>(f);
+  if (!density_assigned && !ntlb && first > C) first = static_cast<int32_t>(C);
   if (lane == 0 && e == 0) {
     z[b] = squares;
-    unmasked[b] = tokens;
+    whole[b] = tokens;
   }
-  return f * (prob / count_of);
+  if (importance) tokens = static_cast<int32_t>(N);
+  const double count_of = tokens > 0 ? tokens : 1, f = first / (ntlb ? static_cast<double>(K) : 1.0) / count_of;
+  if (lane == 0) density[b * E + e] = static_cast<T>(f);
+  return f * (prob / count_of) + (second_density ? second_places(b, e, count_of, lane) : 0);
 }
 
 template <class T>
@@ -229,15 +347,16 @@ template <class T>
 __device__ void Router<T>::find_slots(int64_t work, int64_t k, int lane) const {
   int32_t* taken = count + (work * K + k) * E;
   const int64_t last = end(work);
-  for (int64_t t0 = begin(work); t0 < last; t0 += kWarp) {
-    const int64_t t = t0 + lane, i = t * K + k;
-    const int32_t e = t < last && kept[i] ? expert_index[i] : -1;
+  for (int64_t i0 = begin(work); i0 < last; i0 += kWarp) {
+    const bool is_token = i0 + lane < last;
+    const int64_t t = is_token ? token(i0 + lane) : 0, i = t * K + k;
+    const int32_t e = is_token && asks(t, k) ? expert_index[i] : -1;
     const unsigned same = __match_any_sync(kAllLanes, e), below = (1u << lane) - 1;
     const int32_t slot = e < 0 ? 0 : taken[e] + __popc(same & below);
     __syncwarp();
     if (e >= 0 && (same & below) == 0) taken[e] += __popc(same);
     __syncwarp();
-    if (t >= last) continue;
+    if (!is_token) continue;
     const bool has_slot = e >= 0 && slot < C;
     kept[i] = has_slot;
     position[i] = has_slot ? slot : -1;
@@ -248,7 +367,21 @@ __device__ void Router<T>::find_slots(int64_t work, int64_t k, int lane) const {
 template <class T>
 struct FindSlots {
   Router<T> r;
-  __device__ void operator()(int64_t i, int lane) const { r.find_slots(i / r.K, i % r.K, lane); }
+  int64_t first_k, choices;
+  __device__ void operator()(int64_t i, int lane) const { r.find_slots(i / choices, first_k + i % choices, lane); }
+};
+
+// Of choice k, after those before it.
+template <class T>
+struct ScanChoice {
+  Router<T> r;
+  int64_t k;
+  __device__ void operator()(int64_t i, int lane) const {
+    int32_t first = 0;
+    const int32_t before = k > 0 ? r.taken[i] : 0, all = r.scan_tiles(i / r.E, i % r.E, k, k + 1, before, lane, &first);
+    __syncwarp();  // a lane may still read
+    if (lane == 0) r.taken[i] = all;
+  }
 };
 
 // GateNormalization::kept, of a token.
@@ -270,8 +403,8 @@ __global__ void __launch_bounds__(kBlock) losses_kernel(Router<T> r, int64_t par
   for (int64_t i = threadIdx.x; i < parts; i += blockDim.x) balance += r.balance[i];
   for (int64_t b = threadIdx.x; b < r.B; b += blockDim.x) {
     z += r.z[b];
-    tokens += r.unmasked[b];
-    sequences += r.unmasked[b] > 0;
+    tokens += r.whole[b];
+    sequences += r.importance || r.whole[b] > 0;
   }
   balance = block_reduce(balance, Sum{}, 0.0);
   z = block_reduce(z, Sum{}, 0.0);
@@ -288,38 +421,59 @@ static Router<T> router_of(const Context& ctx, const RouteArgs& args) {
   Router<T> r{};
   r.uniforms = static_cast<const T*>(args.uniforms);
   r.gumbel_uniforms = static_cast<const T*>(args.gumbel_uniforms);
+  r.second_place_uniforms = static_cast<const T*>(args.second_place_uniforms);
   r.expert_bias = static_cast<const T*>(args.expert_bias);
   r.threshold = args.threshold, r.mask = args.mask;
   r.expert_index = args.expert_index, r.kept = args.kept, r.position = args.position;
   r.gate = static_cast<T*>(args.gate), r.weight = static_cast<T*>(args.weight);
   r.probs = static_cast<T*>(args.probs), r.lse = static_cast<T*>(args.lse);
-  r.density = static_cast<T*>(args.density), r.logits = static_cast<const T*>(args.logits);
+  r.density = static_cast<T*>(args.density), r.logits = static_cast<T*>(args.logits);
+  r.second_density = static_cast<T*>(args.second_density);
   r.B = args.B, r.N = args.N, r.E = args.E, r.K = args.K, r.C = args.C;
   r.groups = args.groups, r.top_groups = args.top_groups;
   r.tile = tile_tokens(args.K, args.E), r.tiles = ceil_div(args.N, r.tile);
   r.sample = sample_of(ctx, args.seed, args.step), r.gumbel_sample = sample_of(ctx, args.seed, args.gumbel_step);
+  r.second_place_sample = sample_of(ctx, args.seed, args.second_place_step);
   r.numbers = RouterNumbers<T>::of(args);
   r.noisy = args.noisy, r.soft = args.differentiable_topk, r.density_assigned = args.density_assigned;
+  r.samples = args.samples, r.ntlb = args.ntlb, r.importance = args.importance;
   return r;
+}
+
+template <class T>
+static void assign_slots(const Context& ctx, const Router<T>& r) {
+  const int64_t work = r.B * r.tiles;
+  if (!r.ntlb) return by_warp(ctx, work * r.K, FindSlots<T>{r, 0, r.K});
+  for (int64_t k = 0; k < r.K && work > 0; ++k) {
+    launch(ctx, count_kernel<T>, grid_for(work, 1), kBlock, 0, r, k, k + 1);
+    by_warp(ctx, r.B * r.E, ScanChoice<T>{r, k});
+    by_warp(ctx, work, FindSlots<T>{r, k, 1});
+  }
 }
 
 template <class T>
 static void route_as(const Context& ctx, const RouteArgs& args) {
   Router<T> r = router_of<T>(ctx, args);
-  const int64_t work = args.B * r.tiles;
+  const int64_t work = args.B * r.tiles, tokens = args.B * args.N;
   const int64_t parts = min_of(ceil_div(args.B * args.E, kBlock / kWarp), kScanGrid);
   router_logits(ctx, args);
   Scratch<int32_t> count(ctx, work * args.K * args.E), counted(ctx, work);
+  Scratch<int32_t> order(ctx, args.prioritized ? tokens : 0), taken(ctx, args.ntlb ? args.B * args.E : 0);
   Scratch<double> prob_sum(ctx, work * args.E), z_sum(ctx, work), balance(ctx, parts), z(ctx, args.B);
-  Scratch<int64_t> unmasked(ctx, args.B);
-  Scratch<T> keys(ctx, args.groups > 1 ? args.B * args.N * args.E : 0);
+  Scratch<int64_t> whole(ctx, args.B);
+  Scratch<T> keys(ctx, args.groups > 1 ? tokens * args.E : 0), others(ctx, args.second_density ? tokens : 0);
   r.keys = args.groups > 1 ? keys.get() : nullptr;
+  r.others = args.second_density ? others.get() : nullptr;
+  r.order = args.prioritized ? order.get() : nullptr, r.taken = taken.get();
   r.count = count.get(), r.counted = counted.get(), r.prob_sum = prob_sum.get(), r.z_sum = z_sum.get();
-  r.balance = balance.get(), r.z = z.get(), r.unmasked = unmasked.get();
+  r.balance = balance.get(), r.z = z.get(), r.whole = whole.get();
   if (work > 0) launch(ctx, choose_kernel<T>, grid_for(work, 1), kWarpBlock, 0, r);
+  const T* gates = args.gate_normalization == GateNormalization::none ? r.weight : r.gate;
+  if (r.order) by_warp(ctx, tokens, OrderByPriority<T>{r, gates});
+  if (r.order && work > 0) launch(ctx, count_kernel<T>, grid_for(work, 1), kBlock, 0, r, int64_t{0}, r.K);
   if (parts > 0) launch(ctx, scan_kernel<T>, static_cast<unsigned>(parts), kBlock, 0, r);
-  by_warp(ctx, work * args.K, FindSlots<T>{r});
-  if (args.gate_normalization == GateNormalization::kept) elementwise(ctx, args.B * args.N, NormalizeKept<T>{r});
+  assign_slots(ctx, r);
+  if (args.gate_normalization == GateNormalization::kept) elementwise(ctx, tokens, NormalizeKept<T>{r});
   launch(ctx, losses_kernel<T>, 1, kBlock, 0, r, parts, Losses<T>::of(args));
 }
 

@@ -15,11 +15,11 @@ struct LogitsGradient {
   const T* dweight;
   LossGradients<T> losses;
   const int32_t *mask, *expert_index, *kept;
-  const T *gate, *probs, *logits, *lse, *density;
+  const T *gate, *probs, *logits, *lse, *density, *second_density;
   T* dl;
   int64_t B, N, E, K;
   ScoreGradient<T> no_scores;  // the sums before the first
-  bool noisy, training, soft, sigmoids;
+  bool noisy, training, soft, sigmoids, importance;
   UnmaskedTokens unmasked;
   Stream::ErrorFlag* error_flag;
 
@@ -35,6 +35,9 @@ struct LogitsGradient {
   template <class Score, class Add>
   __device__ void through_gates(int64_t t, int lane, Score&& score, Add&& add) const {
     ScoreGradient<T> gradient = no_scores;
+    // That of a token with one expert is the same by the experts that were kept.
+    if (gradient.normalization == GateNormalization::topk && is_partial(mask, t))
+      gradient.normalization = GateNormalization::kept;
     int32_t expert;
     const auto each_score = [&](auto&& f) {
       for (int64_t k = lane; k < K; k += kWarp)
@@ -65,6 +68,20 @@ struct LogitsGradient {
     if (soft) soft_topk.backward(s, a, ds);
   }
 
+  // ds [E] += gradient of the probabilities of token t through the loss of second places
+  __device__ void through_second_place(int64_t t, T scale, T* ds, int lane) const {
+    const T *s = probs + t * E, *f2 = second_density + t / N * E;
+    const int32_t first = is_partial(mask, t) ? -1 : expert_index[t * K];
+    T sum = 0;
+    for (int64_t e = lane; e < E; e += kWarp) sum += e == first ? T(0) : s[e];
+    SecondPlaceGradient<T> gradient{scale};
+    gradient.sum += warp_reduce(sum, Sum{});
+    for (int64_t e = lane; e < E; e += kWarp)
+      if (e != first) gradient.add(s[e], f2[e]);
+    gradient.mean = warp_reduce(gradient.mean, Sum{});
+    for (int64_t e = lane; e < E; e += kWarp) ds[e] += e == first ? T(0) : gradient.of(f2[e]);
+  }
+
   __device__ void operator()(int64_t t, int lane) const {
     T* row = dl + t * E;
     if (mask && mask[t] == 0) {
@@ -75,11 +92,12 @@ struct LogitsGradient {
     const T *s = probs + t * E, *l = logits + t * E, *f = density + b * E;
     through_probabilities(t, row, lane);
     const TokenCounts counts = unmasked.all();
-    if (training) {
-      const double sequences = static_cast<double>(counts.sequences), tokens = static_cast<double>(unmasked.in(b));
-      const T scale = static_cast<T>(losses.balance() * static_cast<double>(E) / sequences / tokens);
-      for (int64_t e = lane; e < E; e += kWarp) row[e] += scale * f[e];
-    }
+    const bool in_losses = training && is_whole(mask, t);
+    const double sequences = static_cast<double>(importance ? B : counts.sequences);
+    const double tokens = static_cast<double>(importance ? N : unmasked.in(b));
+    const T balance = static_cast<T>(losses.balance() * static_cast<double>(E) / sequences / tokens);
+    for (int64_t e = lane; in_losses && e < E; e += kWarp) row[e] += balance * f[e];
+    if (training && second_density) through_second_place(t, balance / 2, row, lane);
     T mean = 0;
     for (int64_t e = lane; e < E; e += kWarp) mean += s[e] * row[e];
     mean = warp_reduce(mean, Sum{});
@@ -88,9 +106,9 @@ struct LogitsGradient {
       through_gates(
           t, lane, [&](int32_t e) { return sigmoid(l[e]); },
           [&](int32_t e, T gradient) { row[e] += gradient * sigmoid_grad(l[e]); });
-    if (!training) return;
+    if (!in_losses) return;
     // The noise is in s, not in l.
-    const double upstream = losses.z() * 2 / static_cast<double>(counts.tokens);
+    const double upstream = losses.z() * 2 / static_cast<double>(counts.whole);
     const T scale = static_cast<T>(upstream * static_cast<double>(lse[t]));
     for (int64_t e = lane; e < E; e += kWarp) row[e] += scale * (noisy ? exp_of(l[e] - lse[t]) : s[e]);
   }
@@ -103,10 +121,10 @@ static LogitsGradient<T> gradient_of(const Context& ctx, const RouteBackwardArgs
   g.dweight = values(args.dweight), g.losses = LossGradients<T>::of(args);
   g.mask = args.mask, g.expert_index = args.expert_index, g.kept = args.kept;
   g.gate = values(args.gate), g.probs = values(args.probs), g.logits = values(args.logits), g.lse = values(args.lse);
-  g.density = values(args.density);
+  g.density = values(args.density), g.second_density = values(args.second_density);
   g.B = args.B, g.N = args.N, g.E = args.E, g.K = args.K;
   g.no_scores = {args.gate_normalization, static_cast<T>(args.eps)};
-  g.noisy = args.noisy, g.training = args.training, g.soft = args.differentiable_topk;
+  g.importance = args.importance, g.noisy = args.noisy, g.training = args.training, g.soft = args.differentiable_topk;
   g.sigmoids = is_sigmoid(args.score_function);
   g.error_flag = stream_of(ctx).error_flag();
   return g;

@@ -1,4 +1,5 @@
 #pragma once
+#include "core/router.h"
 #include "cuda/blas.h"
 #include "cuda/rows.cuh"
 
@@ -71,32 +72,39 @@ struct LossGradients {
 };
 
 struct TokenCounts {
-  int64_t tokens, sequences;  // sequences: those with such tokens
+  int64_t tokens, whole, sequences;  // whole: of importance 1; sequences: those with tokens
 };
 
 struct CountSequence {  // a sequence by a warp
   const int32_t* mask;
-  int64_t* unmasked;  // [B]
+  int64_t *unmasked, *whole;  // [B]
   int64_t N;
 
   __device__ void operator()(int64_t b, int lane) const {
-    int64_t count = 0;
-    for (int64_t n = lane; n < N; n += kWarp) count += mask[b * N + n] != 0;
-    count = warp_reduce(count, Sum{});
-    if (lane == 0) unmasked[b] = count;
+    int64_t tokens = 0, ones = 0;
+    for (int64_t t = b * N + lane; t < (b + 1) * N; t += kWarp) {
+      tokens += !is_padding(mask, t);
+      ones += is_whole(mask, t);
+    }
+    tokens = warp_reduce(tokens, Sum{});
+    ones = warp_reduce(ones, Sum{});
+    if (lane == 0) unmasked[b] = tokens, whole[b] = ones;
   }
 };
 
 template <class Index>
-__global__ void __launch_bounds__(kBlock) total_counts_kernel(const Index* unmasked, Index B, TokenCounts* counts) {
-  Index tokens = 0, sequences = 0;
+__global__ void __launch_bounds__(kBlock)
+    total_counts_kernel(const Index* unmasked, const Index* whole, Index B, TokenCounts* counts) {
+  Index tokens = 0, ones = 0, sequences = 0;
   for (Index b = threadIdx.x; b < B; b += blockDim.x) {
     tokens += unmasked[b];
+    ones += whole[b];
     sequences += unmasked[b] > 0;
   }
   tokens = block_reduce(tokens, Sum{}, Index{0});
+  ones = block_reduce(ones, Sum{}, Index{0});
   sequences = block_reduce(sequences, Sum{}, Index{0});
-  if (threadIdx.x == 0) *counts = {tokens, sequences};
+  if (threadIdx.x == 0) *counts = {tokens, ones, sequences};
 }
 
 // The tokens that are not masked, of each sequence and in all.
@@ -106,22 +114,23 @@ struct UnmaskedTokens {
   int64_t B, N;
 
   __device__ int64_t in(int64_t b) const { return in_sequence ? in_sequence[b] : N; }
-  __device__ TokenCounts all() const { return counts ? *counts : TokenCounts{B * N, B}; }
+  __device__ TokenCounts all() const { return counts ? *counts : TokenCounts{B * N, B * N, B}; }
 };
 
 class CountedTokens {
  public:
   CountedTokens(const Context& ctx, const int32_t* mask, int64_t B, int64_t N)
-      : B_(B), N_(N), in_sequence_(ctx, mask ? B : 0), counts_(ctx, mask && B > 0 ? 1 : 0) {
+      : B_(B), N_(N), in_sequence_(ctx, mask ? 2 * B : 0), counts_(ctx, mask && B > 0 ? 1 : 0) {
     if (!mask || B == 0) return;
-    by_warp(ctx, B, CountSequence{mask, in_sequence_.get(), N});
-    launch(ctx, total_counts_kernel<int64_t>, 1, kBlock, 0, in_sequence_.get(), B, counts_.get());
+    int64_t *unmasked = in_sequence_.get(), *whole = unmasked + B;
+    by_warp(ctx, B, CountSequence{mask, unmasked, whole, N});
+    launch(ctx, total_counts_kernel<int64_t>, 1, kBlock, 0, unmasked, whole, B, counts_.get());
   }
   UnmaskedTokens get() const { return {in_sequence_.get(), counts_.get(), B_, N_}; }
 
  private:
   int64_t B_, N_;
-  Scratch<int64_t> in_sequence_;
+  Scratch<int64_t> in_sequence_;  // unmasked tokens, then those of importance 1
   Scratch<TokenCounts> counts_;
 };
 

@@ -96,7 +96,15 @@ class Stream {
   int64_t launches_ = 0, gemms_ = 0, synchronisations_ = 0;
 };
 
-enum ErrorKind : int32_t { kNoError = 0, kIndexError, kTargetError, kExpertError, kGroupError, kMaskError };
+enum ErrorKind : int32_t {
+  kNoError = 0,
+  kIndexError,
+  kTargetError,
+  kExpertError,
+  kGroupError,
+  kMaskError,
+  kImportanceError
+};
 
 static inline Stream& stream_of(const Context& ctx) {
   return *static_cast<Stream*>(ctx.stream);

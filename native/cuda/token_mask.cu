@@ -1,4 +1,5 @@
 #include "core/convert.h"
+#include "core/router.h"
 #include "cuda/ops.h"
 #include "cuda/vector.cuh"
 
@@ -10,6 +11,7 @@ template <class In>
 struct MaskEntry {
   const typename In::Stored* x;
   int32_t* mask;
+  bool importance;
   Stream::ErrorFlag* error_flag;
 
   template <int N>
@@ -18,8 +20,8 @@ struct MaskEntry {
     Vector<int32_t, N> entries;
     for (int c = 0; c < N; ++c) {
       const auto value = In::load(values[c]);
-      if (value != value) report_error(error_flag, kMaskError, 0);
-      entries[c] = value != 0;
+      if (!is_mask(value, importance)) report_error(error_flag, importance ? kImportanceError : kMaskError, 0);
+      entries[c] = mask_entry(value, importance);
     }
     store(mask + i, entries);
   }
@@ -28,8 +30,9 @@ struct MaskEntry {
 template <class In>
 static void mask_from(const Context& ctx, const TokenMaskArgs& args) {
   const auto* x = static_cast<const typename In::Stored*>(args.x);
-  for_vectors<vector_width<typename In::Stored, int32_t>>(ctx, args.size, aligned(x, args.mask),
-                                                          MaskEntry<In>{x, args.mask, stream_of(ctx).error_flag()});
+  for_vectors<vector_width<typename In::Stored, int32_t>>(
+      ctx, args.size, aligned(x, args.mask),
+      MaskEntry<In>{x, args.mask, args.importance != 0, stream_of(ctx).error_flag()});
 }
 
 void token_mask(const Context& ctx, const TokenMaskArgs& args) {

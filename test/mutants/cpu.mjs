@@ -120,4 +120,28 @@ export default [
     breaks: 'without a plan the first expert computes every row',
     tests: ['moe_test'],
   },
+  {
+    name: 'sampled-expert-without-temperature',
+    file: 'native/cpu/route.cc',
+    from: 'sample(t, numbers.temperature, noise) : -1;',
+    to: 'sample(t, T(1), noise) : -1;',
+    breaks: 'routerTemperature does not count',
+    tests: ['moe_test'],
+  },
+  {
+    name: 'second-places-of-padding',
+    file: 'native/cpu/route.cc',
+    from: 'if (k == 1 && !masked(t)) ++second[e];',
+    to: 'if (k == 1) ++second[e];',
+    breaks: 'second choices of padding count in the loss of second places',
+    tests: ['moe_test'],
+  },
+  {
+    name: 'gate-of-one-expert-learns',
+    file: 'native/cpu/route_backward.cc',
+    from: 'return one ? GateNormalization::kept : args.gate_normalization;',
+    to: 'return args.gate_normalization;',
+    breaks: 'a token of importance below 1 has a gradient although its gate is 1',
+    tests: ['moe_test'],
+  },
 ]

@@ -4,7 +4,7 @@ export default [
   {
     name: 'load-counts-dropped-tokens',
     file: 'native/cuda/route.cu',
-    from: '  if (!density_assigned && first > C) first = static_cast<int32_t>(C);\n',
+    from: '  if (!density_assigned && !ntlb && first > C) first = static_cast<int32_t>(C);\n',
     to: '',
     breaks: 'the load-balancing loss counts dropped top-1 assignments',
     tests: ['simt/moe_test.forward'],
@@ -12,7 +12,7 @@ export default [
   {
     name: 'padded-sequence-counts',
     file: 'native/cuda/route.cu',
-    from: 'sequences += r.unmasked[b] > 0;',
+    from: 'sequences += r.importance || r.whole[b] > 0;',
     to: 'sequences += 1;',
     breaks: 'a sequence of padding lowers the load-balancing loss',
     tests: ['simt/moe_test.forward'],
@@ -100,9 +100,25 @@ export default [
   {
     name: 'balance-gradient-counts-padding',
     file: 'native/cuda/route_backward.cu',
-    from: 'tokens = static_cast<double>(unmasked.in(b));',
+    from: 'tokens = static_cast<double>(importance ? N : unmasked.in(b));',
     to: 'tokens = static_cast<double>(N);',
     breaks: 'the gradient of the load-balancing loss is too small next to padding',
+    tests: ['simt/moe_test.forward'],
+  },
+  {
+    name: 'tiles-counted-in-token-order',
+    file: 'native/cuda/route.cu',
+    from: 'if (r.order && work > 0) launch(',
+    to: 'if (r.order && work < 0) launch(',
+    breaks: 'slots by priority are those of another order in sequences of more than one tile',
+    tests: ['simt/moe_test.forward'],
+  },
+  {
+    name: 'every-choice-asks',
+    file: 'native/cuda/route.cu',
+    from: 'ntlb && i < t * K + k; ++i)',
+    to: 'ntlb && i < t * K; ++i)',
+    breaks: 'with no token left behind a token takes a slot of several experts',
     tests: ['simt/moe_test.forward'],
   },
 ]

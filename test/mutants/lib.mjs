@@ -51,8 +51,8 @@ export default [
   {
     name: 'noise-sampled-although-given',
     file: 'lib/ops/route.ts',
-    from: 'const gumbelSample = noisy && !gumbelUniforms ?',
-    to: 'const gumbelSample = noisy ?',
+    from: 'step(drawsGumbel && !gumbelUniforms)',
+    to: 'step(drawsGumbel)',
     breaks: 'a replayed routing with noise moves the generator',
     tests: ['test/random.test.ts'],
   },

@@ -24,8 +24,8 @@ template <class T>
 struct Layer {
   const Problem& p;
   Device device;
-  std::vector<T> x, w, w1, b1, mu, w2, b2, uniforms, gumbel, gy, expert_bias;
-  std::vector<T> gate, weight, balance, z, total, probs, logits, lse, density, y, a;
+  std::vector<T> x, w, w1, b1, mu, w2, b2, uniforms, gumbel, second_place, gy, expert_bias;
+  std::vector<T> gate, weight, balance, z, total, probs, logits, lse, density, second_density, y, a;
   std::vector<T> dweight, dx, dx_router, dw, dw1, db1, dmu, dw2, db2;
   Indices index, kept, position;
   Indices assignment, ends, row_of;  // the plan
@@ -39,7 +39,8 @@ struct Layer {
       : p(problem), device(on), slots(with_slots || on.backend != &cpu_backend()), compute(operands) {
     x = cast<T>(p.x), w = cast<T>(p.w), w1 = cast<T>(p.w1), b1 = cast<T>(p.b1), mu = cast<T>(p.mu);
     w2 = cast<T>(p.w2), b2 = cast<T>(p.b2), gy = cast<T>(p.gy);
-    uniforms = cast<T>(p.uniforms), gumbel = cast<T>(p.gumbel), expert_bias = cast<T>(p.expert_bias);
+    uniforms = cast<T>(p.uniforms), gumbel = cast<T>(p.gumbel), second_place = cast<T>(p.second_place);
+    expert_bias = cast<T>(p.expert_bias);
     const Shape& s = p.shape;
     const int64_t tokens = s.tokens();
     gate = weight = dweight = unset<T>(tokens * s.K);
@@ -47,6 +48,7 @@ struct Layer {
     probs = logits = unset<T>(tokens * s.E);
     lse = unset<T>(tokens);
     density = unset<T>(s.B * s.E);
+    if (s.has(kSecondLoss)) second_density = density;
     y = unset<T>(tokens * s.out());
     dx = dx_router = unset<T>(tokens * s.D);
     a = unset<T>(rows() * device.backend->saved_columns(s.P(), compute));
@@ -73,12 +75,16 @@ struct Layer {
     Call c(device);
     RouteArgs r{};
     r.x = c.in(x), r.w = c.in(w), r.threshold = c.in(s.threshold);
-    if (!s.has(kDrawn)) r.uniforms = c.in(uniforms), r.gumbel_uniforms = c.in(gumbel);
+    if (!s.has(kDrawn)) {
+      r.uniforms = c.in(uniforms), r.gumbel_uniforms = c.in(gumbel);
+      r.second_place_uniforms = c.in(second_place);
+    }
     r.mask = p.mask.empty() ? nullptr : c.in(p.mask);
     r.expert_index = c.out(index), r.kept = c.out(kept), r.position = c.out(position);
     r.gate = c.out(gate), r.weight = c.out(weight);
     r.balance_loss = c.out(balance), r.z_loss = c.out(z), r.total_loss = c.out(total);
     r.probs = c.out(probs), r.logits = c.out(logits), r.lse = c.out(lse), r.density = c.out(density);
+    r.second_density = s.has(kSecondLoss) ? c.out(second_density) : nullptr;
     r.dtype = dtype_of<T>();
     r.B = s.B, r.N = s.N, r.D = s.D, r.E = s.E, r.K = s.K, r.C = s.C;
     r.seed = p.seed, r.step = p.step, r.gumbel_step = p.gumbel_step;
@@ -87,6 +93,10 @@ struct Layer {
     r.density_assigned = s.has(kAssigned), r.gate_normalization = s.normalization();
     r.second_policy = s.second_policy(), r.score_function = s.score;
     r.expert_bias = expert_bias.empty() ? nullptr : c.in(expert_bias);
+    r.second_place_step = p.second_place_step, r.second_place_prob = s.has(kSecondPlace) ? p.second_place_prob : 0;
+    r.second_place_temperature = s.has(kSecondPlaceSampled) ? p.second_place_temperature : -1;
+    r.samples = s.has(kSamples), r.temperature = p.temperature;
+    r.prioritized = s.has(kPrioritized), r.ntlb = s.has(kNtlb), r.importance = s.has(kImportance);
     r.groups = s.groups, r.top_groups = s.top_groups;
     return run(c, &OpTable::route, r);
   }
@@ -161,6 +171,7 @@ struct Layer {
     g.x = c.in(x), g.w = c.in(w), g.mask = p.mask.empty() ? nullptr : c.in(p.mask);
     g.expert_index = c.in(index), g.kept = c.in(kept), g.gate = c.in(gate), g.probs = c.in(probs);
     g.logits = c.in(logits), g.lse = c.in(lse), g.density = c.in(density);
+    g.second_density = s.has(kSecondLoss) ? c.in(second_density) : nullptr, g.importance = s.has(kImportance);
     g.dx = c.out(dx_router), g.dw = c.out(dw), g.dtype = dtype_of<T>();
     g.B = s.B, g.N = s.N, g.D = s.D, g.E = s.E, g.K = s.K;
     g.eps = 1e-9, g.balance_coef = p.balance_coef, g.z_coef = p.z_coef;
@@ -174,7 +185,9 @@ struct Layer {
     expect_ok(route(), name + " route");
     expect_ok(plan(), name + " plan");
     expect_ok(expert_ffn(), name + " expert_ffn");
-    const int64_t most = p.shape.has(kKeptNormalized) ? 9 : 8;
+    const Shape& s = p.shape;
+    const int64_t rounds = s.has(kNtlb) ? 3 * s.K - 1 : 0;  // count, scan and find slots for each choice
+    const int64_t most = 8 + s.has(kKeptNormalized) + 2 * s.has(kPrioritized) + rounds;
     expect(launches <= most, name + ": kernels of the forward pass", double(launches), double(most));
     launches = 0;
     expect_ok(expert_ffn_backward(), name + " expert_ffn_backward");
@@ -189,6 +202,7 @@ struct Layer {
             {"gate", &gate},
             {"weight", &weight},
             {"density", &density},
+            {"second density", &second_density},
             {"balance", &balance},
             {"z", &z},
             {"total", &total},

@@ -31,6 +31,13 @@ enum Flags : uint32_t {
   kSecondAll = 1024,
   kSecondNone = 2048,
   kSecondThreshold = 4096,
+  kPrioritized = 1 << 13,
+  kNtlb = 1 << 14,
+  kImportance = 1 << 15,  // with kMasked: tokens of importance between 0 and 1, too
+  kSecondLoss = 1 << 16,
+  kSamples = 1 << 17,
+  kSecondPlace = 1 << 18,
+  kSecondPlaceSampled = 1 << 19,
 };
 
 struct Shape {
@@ -65,10 +72,12 @@ struct Shape {
 // Every number is a float, so float32 and float64 layers see the same.
 struct Problem {
   Shape shape;
-  Values x, w, w1, b1, mu, w2, b2, uniforms, gumbel, gy, expert_bias;
+  Values x, w, w1, b1, mu, w2, b2, uniforms, gumbel, second_place, gy, expert_bias;
   Indices mask;
   double cb = 0.7, cz = -0.4, ct = 1.3, balance_coef = 0.5, z_coef = 0.25, noise_mult = 0.75;
-  uint64_t seed = 12345678901234567ull, step = 3, gumbel_step = 2;
+  double temperature = 1.5, second_place_prob = 0.5, second_place_temperature = 0.75;
+  uint64_t seed = 12345678901234567ull, step = 3, gumbel_step = 2, second_place_step = 4;
+  int32_t importance(int64_t t) const { return mask.empty() ? 1 : mask[t]; }
 };
 
 inline Problem make_problem(const Shape& s, uint32_t seed) {
@@ -101,15 +110,19 @@ inline Problem make_problem(const Shape& s, uint32_t seed) {
   p.step = 1000 + seed;
   p.uniforms = draws(s.K * s.tokens(), p.step);
   p.gumbel = draws(s.tokens() * s.E, p.gumbel_step);
+  p.second_place = draws(s.tokens(), p.second_place_step);
   p.expert_bias = normals(s.biased_choice ? s.E : 0, 0.3);
   if (s.has(kMasked))
-    for (int64_t t = 0; t < s.tokens(); ++t) p.mask.push_back(t / s.N == 1 ? 0 : t % 5 != 2);  // sequence 1: all masked
+    for (int64_t t = 0; t < s.tokens(); ++t) {
+      const bool masked = t / s.N == 1 || t % 5 == 2;  // sequence 1: all masked
+      p.mask.push_back(masked ? 0 : s.has(kImportance) && t % 3 == 1 ? 2 : 1);
+    }
   return p;
 }
 
 struct Reference {
   Indices index, kept, position;
-  Values gate, weight, y, density;
+  Values gate, weight, y, density, second_density;
   double balance = 0, z = 0, total = 0, objective = 0;
   double margin = 1;  // how far the closest routing decision is from turning out otherwise
 };
@@ -162,15 +175,39 @@ inline Indices other_groups(const Shape& q, const Values& key, Reference& r) {
   return others;
 }
 
+// l of a token with Gumbel noise.
+inline Values disturbed(const Problem& p, int64_t t, Values l, double factor) {
+  for (size_t e = 0; e < l.size(); ++e)
+    l[e] -= factor * std::log(std::max(-std::log(std::max(p.gumbel[t * l.size() + e], 1e-20)), 1e-20));
+  return l;
+}
+
+inline int32_t sampled(const Problem& p, int64_t t, const Values& l, double temperature, Reference& r) {
+  const Values noisy = disturbed(p, t, l, temperature);
+  const Indices order = falling(noisy);
+  if (order.size() > 1) r.margin = std::min(r.margin, noisy[order[0]] - noisy[order[1]]);
+  return order[0];
+}
+
+inline void use_second_place(const Problem& p, int64_t t, Values& l, Reference& r) {
+  const double u = p.second_place[t];
+  r.margin = std::min(r.margin, std::fabs(u - p.second_place_prob));
+  if (u >= p.second_place_prob) return;
+  l[falling(l)[0]] -= 1e9;
+  if (!p.shape.has(kSecondPlaceSampled)) return;
+  const int32_t chosen = sampled(p, t, l, p.second_place_temperature, r);
+  for (int32_t e = 0; e < int32_t(l.size()); ++e)
+    if (e != chosen) l[e] -= 1e9;
+}
+
 inline void reference_token(const Problem& p, int64_t t, Reference& r, Values& s, double& lse) {
   const Shape& q = p.shape;
   Values l(q.E);
   for (int64_t e = 0; e < q.E; ++e)
     for (int64_t d = 0; d < q.D; ++d) l[e] += p.x[t * q.D + d] * p.w[e * q.D + d];
+  if (q.has(kSecondPlace)) use_second_place(p, t, l, r);
   lse = log_sum_exp(l);
-  if (q.has(kNoisy))
-    for (int64_t e = 0; e < q.E; ++e)
-      l[e] -= p.noise_mult * std::log(std::max(-std::log(std::max(p.gumbel[t * q.E + e], 1e-20)), 1e-20));
+  if (q.has(kNoisy)) l = disturbed(p, t, l, p.noise_mult);
   const double noisy_lse = log_sum_exp(l);
   s.resize(q.E);
   for (int64_t e = 0; e < q.E; ++e) s[e] = std::exp(l[e] - noisy_lse);
@@ -181,16 +218,22 @@ inline void reference_token(const Problem& p, int64_t t, Reference& r, Values& s
   Values key = after ? l : q.has(kSoft) ? s : score;
   for (size_t e = 0; e < p.expert_bias.size(); ++e) key[e] += p.expert_bias[e];
   for (int32_t e : other_groups(q, key, r)) key[e] = -INFINITY;
-  const Indices order = falling(key);
+  if (q.has(kSamples)) key[sampled(p, t, l, p.temperature, r)] = 1e30;
+  Indices order = falling(key);
   for (int64_t k = 0; k < std::min(q.K, q.E - 1); ++k)
     r.margin = std::min(r.margin, (key[order[k]] - key[order[k + 1]]) / (after ? 1 : std::fabs(key[order[k]])));
+  const bool partial = p.importance(t) == 2;
+  if (partial && q.K > 1) std::swap(order[0], order[1]);
+  if (partial)
+    for (int64_t k = 0; k < q.K; ++k)
+      if (k != 1) score[order[k]] = 0;
   double delta = 0;
   for (int64_t k = 0; k < q.K; ++k) delta += score[order[k]];
   for (int64_t k = 0; k < q.K; ++k) {
     const int64_t i = t * q.K + k;
-    const bool counted = p.mask.empty() || p.mask[t];
+    const bool counted = p.importance(t) && (!partial || (k == 1 && !q.has(kNtlb)));
     r.index[i] = order[k];
-    r.gate[i] = counted ? score[order[k]] / std::max(delta, 1e-9) : 0;
+    r.gate[i] = p.importance(t) ? score[order[k]] / std::max(delta, 1e-9) : 0;
     r.weight[i] = q.has(kUnnormalized) ? score[order[k]] : r.gate[i];
     const double threshold = q.threshold[k], u = p.uniforms[k * q.tokens() + t];
     double reserve = 1;  // above 0: used
@@ -200,20 +243,38 @@ inline void reference_token(const Problem& p, int64_t t, Reference& r, Values& s
       if (q.second_policy() == SecondPolicy::random) reserve = r.gate[i] / std::max(threshold, 1e-9) - u;
     }
     r.kept[i] = counted && reserve > 0;
-    r.margin = std::min(r.margin, std::fabs(reserve));
+    if (counted) r.margin = std::min(r.margin, std::fabs(reserve));
   }
+}
+
+// The tokens of a sequence in the order of the slots, counted from its first.
+inline Indices slot_order(const Shape& q, int64_t b, Reference& r) {
+  Values first(q.N);
+  if (q.has(kPrioritized))
+    for (int64_t n = 0; n < q.N; ++n) first[n] = r.weight[(b * q.N + n) * q.K];
+  const Indices order = falling(first);
+  for (int64_t n = 0; n + 1 < q.N; ++n) {
+    const double gap = first[order[n]] - first[order[n + 1]];
+    if (gap > 0) r.margin = std::min(r.margin, gap);
+  }
+  return order;
 }
 
 inline void reference_slots(const Problem& p, Reference& r) {
   const Shape& q = p.shape;
   for (int64_t b = 0; b < q.B; ++b) {
-    Indices used(q.E);
+    Indices used(q.E), has_slot(q.N);
+    const Indices order = slot_order(q, b, r);
     for (int64_t k = 0; k < q.K; ++k)
-      for (int64_t t = b * q.N; t < (b + 1) * q.N; ++t) {
-        const int64_t i = t * q.K + k;
+      for (int32_t n : order) {
+        const int64_t t = b * q.N + n, i = t * q.K + k;
         const bool routed = r.kept[i];
-        r.kept[i] = routed && used[r.index[i]] < q.C;
-        if (k == 0 && (q.has(kAssigned) ? routed : r.kept[i])) r.density[b * q.E + r.index[i]] += 1;
+        r.kept[i] = routed && used[r.index[i]] < q.C && !(q.has(kNtlb) && has_slot[n]);
+        has_slot[n] |= r.kept[i];
+        double& density = r.density[b * q.E + r.index[i]];
+        if (q.has(kNtlb)) density += double(routed) / q.K;
+        if (!q.has(kNtlb) && k == 0) density += q.has(kAssigned) ? routed : r.kept[i];
+        if (k == 1 && p.importance(t)) r.second_density[b * q.E + r.index[i]] += 1;
         r.position[i] = r.kept[i] ? used[r.index[i]]++ : -1;
         if (!r.kept[i]) r.weight[i] = 0;
       }
@@ -281,23 +342,31 @@ inline Reference reference(const Problem& p, const Values* frozen = nullptr) {
   r.index = r.kept = r.position = Indices(q.tokens() * q.K);
   r.gate = r.weight = Values(q.tokens() * q.K);
   r.y = Values(q.tokens() * q.out());
-  r.density = Values(q.B * q.E);
-  Values mean(q.B * q.E), counted(q.B), s;
+  r.density = r.second_density = Values(q.B * q.E);
+  Values mean(q.B * q.E), second_mean(q.B * q.E), counted(q.B), s;
   double lse, tokens = 0, sequences = 0;
   for (int64_t t = 0; t < q.tokens(); ++t) {
+    const int64_t b = t / q.N;
     reference_token(p, t, r, s, lse);
-    if (!p.mask.empty() && !p.mask[t]) continue;
-    ++counted[t / q.N];
+    if (!p.importance(t)) continue;
+    const int32_t first = p.importance(t) == 2 ? -1 : r.index[t * q.K];
+    double others = 1e-9;
+    for (int64_t e = 0; e < q.E; ++e) others += e == first ? 0 : s[e];
+    for (int64_t e = 0; e < q.E; ++e) second_mean[b * q.E + e] += e == first ? 0 : s[e] / others;
+    ++counted[b];
+    if (p.importance(t) == 2) continue;
+    ++tokens;
     r.z += lse * lse;
-    for (int64_t e = 0; e < q.E; ++e) mean[t / q.N * q.E + e] += s[e];
+    for (int64_t e = 0; e < q.E; ++e) mean[b * q.E + e] += s[e];
   }
   reference_slots(p, r);
   for (int64_t b = 0; b < q.B; ++b) {
-    tokens += counted[b];
-    sequences += counted[b] > 0;
-    for (int64_t e = 0; e < q.E && counted[b] > 0; ++e) {
-      r.density[b * q.E + e] /= counted[b];
-      r.balance += r.density[b * q.E + e] * mean[b * q.E + e] / counted[b];
+    const double n = q.has(kImportance) ? q.N : counted[b];
+    sequences += n > 0;
+    for (int64_t e = b * q.E; e < (b + 1) * q.E && n > 0; ++e) {
+      r.balance += (r.density[e] /= n) * mean[e] / n;
+      r.second_density[e] /= n;
+      if (q.has(kSecondLoss)) r.balance += 0.5 * r.second_density[e] * second_mean[e] / n;
     }
   }
   r.balance *= q.E / std::max(1.0, sequences);

@@ -25,47 +25,57 @@ export interface Finding {
   limit: number
 }
 
-const limits = { f32: { forward: 1e-5, gradient: 1e-4 }, f64: { forward: 1e-12, gradient: 1e-10 } }
+export type Limits = Record<Float, { forward: number; gradient: number }>
 
-interface Case {
+const limits: Limits = { f32: { forward: 1e-5, gradient: 1e-4 }, f64: { forward: 1e-12, gradient: 1e-10 } }
+
+export interface Case {
   tensors: StateDict
   metadata: Record<string, string>
   dtype: Float
+  limits: Limits
   findings: Finding[]
 }
 
-type Options = Record<string, unknown>
+export type Options = Record<string, unknown>
 
-const camel = (name: string): string => name.replaceAll(/_([a-z])/g, (_, letter) => letter.toUpperCase())
+export const camel = (name: string): string => name.replaceAll(/_([a-z])/g, (_, letter) => letter.toUpperCase())
 
 /** Options under our names from JSON under the reference's. */
 function optionsOf(json: string | undefined): Options {
   return Object.fromEntries(Object.entries(JSON.parse(json ?? '{}')).map(([name, value]) => [camel(name), value]))
 }
 
-/** Compares a case of the form described in test/golden/README.md in one dtype. */
-export function checkCase(path: string, dtype: Float): Finding[] {
+/** What `check` finds in a file of the form described in test/golden/README.md in one dtype. */
+export function findingsOf(path: string, dtype: Float, limits: Limits, check: (golden: Case) => void): Finding[] {
   return scope(() => {
-    const { tensors, metadata } = loadSafetensorsSync(path)
-    const golden: Case = { tensors, metadata, dtype, findings: [] }
-    if (metadata.kind === 'train') checkTraining(golden)
-    else if (metadata.kind === 'topn_gating') checkGating(golden)
-    else if (metadata.kind === 'soft_moe') checkSoftMoE(golden)
-    else checkLayer(golden)
+    const golden: Case = { ...loadSafetensorsSync(path), dtype, limits, findings: [] }
+    check(golden)
     return golden.findings
   })
 }
 
-const input = ({ tensors, dtype }: Case, name: string): Tensor => tensors[name].to(dtype).to(getDefaultDevice())
+/** Compares a case of st-moe-pytorch or soft-moe-pytorch. */
+export function checkCase(path: string, dtype: Float): Finding[] {
+  return findingsOf(path, dtype, limits, (golden) => {
+    const { kind } = golden.metadata
+    if (kind === 'train') checkTraining(golden)
+    else if (kind === 'topn_gating') checkGating(golden)
+    else if (kind === 'soft_moe') checkSoftMoE(golden)
+    else checkLayer(golden)
+  })
+}
 
-function statesOf({ tensors }: Case, prefix: string): StateDict {
+export const input = ({ tensors, dtype }: Case, name: string): Tensor => tensors[name].to(dtype).to(getDefaultDevice())
+
+export function statesOf({ tensors }: Case, prefix: string): StateDict {
   const entries = Object.entries(tensors).filter(([name]) => name.startsWith(prefix))
   return Object.fromEntries(entries.map(([name, value]) => [name.slice(prefix.length), value]))
 }
 
-function compare(golden: Case, kind: 'forward' | 'gradient', name: string, actual: Numbers): void {
+export function compare(golden: Case, kind: 'forward' | 'gradient', name: string, actual: Numbers): void {
   const error = relativeError(actual, values(golden.tensors[`expected.${name}`]))
-  golden.findings.push({ name, error, limit: limits[golden.dtype][kind] })
+  golden.findings.push({ name, error, limit: golden.limits[golden.dtype][kind] })
 }
 
 function compareRouting(golden: Case, routing: ops.Routing): void {
@@ -81,7 +91,7 @@ function compareRouting(golden: Case, routing: ops.Routing): void {
 }
 
 /** Every expectation under `expected.<prefix>` must be in `actual` and the other way round. */
-function compareState(golden: Case, prefix: string, actual: StateDict): void {
+export function compareState(golden: Case, prefix: string, actual: StateDict): void {
   const expected = statesOf(golden, `expected.${prefix}`)
   const names = new Set([...Object.keys(expected), ...Object.keys(actual)])
   for (const name of names) {

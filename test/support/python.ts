@@ -6,11 +6,15 @@ import type { TestContext } from 'vitest'
 
 const venv = fileURLToPath(new URL('../../build/parity-venv', import.meta.url))
 const requirements = fileURLToPath(new URL('../parity-requirements.txt', import.meta.url))
+const ownPython = join(venv, process.platform === 'win32' ? 'Scripts/python.exe' : 'bin/python')
 /** Holds the requirements that the environment was made for. */
 const ready = join(venv, 'ready')
 
 /** Time for a download of PyTorch by a slow line, and for the reference, which takes minutes on a busy machine. */
 export const pythonPatience = 45 * 60_000
+
+/** A Python, or why there is none. */
+type Found = { python: string } | { reason: string }
 
 function run(command: string, args: readonly string[]): SpawnSyncReturns<string> {
   return spawnSync(command, args, { encoding: 'utf8', timeout: pythonPatience / 2, maxBuffer: 2 ** 26 })
@@ -23,14 +27,21 @@ const failure = ({ error, stderr, status }: SpawnSyncReturns<string>): string =>
  * A Python that has the reference package: ST_MOE_PYTHON, or one in build/parity-venv, which is made where it is not
  * there yet. Where that fails the reason comes instead.
  */
-export function referencePython(): { python: string } | { reason: string } {
+export function referencePython(): Found {
   const given = process.env.ST_MOE_PYTHON
-  if (given) return { python: given }
-  const python = join(venv, process.platform === 'win32' ? 'Scripts/python.exe' : 'bin/python')
-  return locked(() => install(python))
+  return given ? { python: given } : locked(() => install(ownPython))
 }
 
-function install(python: string): { python: string } | { reason: string } {
+/** The same Python if it has these modules, which are too large to be installed for a test. */
+export function pythonWith(modules: readonly string[]): Found {
+  const python = process.env.ST_MOE_PYTHON ?? ownPython
+  const missing = '" ".join(m for m in sys.argv[1:] if not find_spec(m))'
+  const script = `import sys; from importlib.util import find_spec; sys.exit(${missing} or 0)`
+  const result = run(python, ['-c', script, ...modules])
+  return result.status === 0 ? { python } : { reason: `modules that ${python} does not have: ${failure(result)}` }
+}
+
+function install(python: string): Found {
   const wanted = readFileSync(requirements, 'utf8')
   if (existsSync(ready) && readFileSync(ready, 'utf8') === wanted) return { python }
   rmSync(ready, { force: true })
@@ -75,7 +86,7 @@ function isDead(lock: string): boolean {
 }
 
 /** The reference's Python. Without one: an error in CI, elsewhere a skip that is counted and says why. */
-export function pythonFor(context: TestContext, found: ReturnType<typeof referencePython>): string {
+export function pythonFor(context: TestContext, found: Found): string {
   if ('python' in found) return found.python
   if (process.env.CI) throw new Error(`the reference package must be there in CI: ${found.reason}`)
   return context.skip(found.reason)

@@ -1,0 +1,83 @@
+import { copyArray, fail, sameShape, showShape } from '../check.js'
+import type { DType } from '../dtype.js'
+import { show } from '../errors.js'
+import { combine } from '../ops/combine.js'
+import { dispatch } from '../ops/dispatch.js'
+import { reshape } from '../ops/reshape.js'
+import type { Routing } from '../ops/routing.js'
+import { concat, slice } from '../ops/strided.js'
+import { scope } from '../scope.js'
+import { isTensor, type Tensor } from '../tensor.js'
+import { checkModule, Module } from './module.js'
+
+type Expert = Module & { forward(...inputs: Tensor[]): unknown }
+
+/** The rows [B, C, D] of each expert of dispatched ones [E, B, C, D]. */
+export const rowsOfEach = <D extends DType>(dispatched: Tensor<D>): Tensor<D>[] =>
+  Array.from({ length: dispatched.shape[0] }, (_, e) =>
+    reshape(slice(dispatched, 0, e, e + 1), dispatched.shape.slice(1)),
+  )
+
+/** What experts made of their rows, each [B, C, O], as the outputs of the tokens [B, N, O]. */
+export const combined = <D extends DType>(results: readonly Tensor<D>[], routing: Routing<D>): Tensor<D> =>
+  combine(
+    concat(
+      results.map((y) => reshape(y, [1, ...y.shape])),
+      0,
+    ),
+    routing,
+  )
+
+/**
+ * Custom experts, under the names `experts.{i}.…`. {@link MoE} makes it from its option `experts`.
+ *
+ * @example
+ * ```ts
+ * const moe = new MoE({ dim: 32, experts: [new Linear(32, 32), new FeedForward(32)] })
+ * console.log(moe.forward(randn([1, 8, 32])).outputs.shape) // → [ 1, 8, 32 ]
+ * ```
+ */
+export class UserExperts extends Module {
+  /** E modules, [B, C, D] → [B, C, D]. */
+  readonly experts: readonly Module[]
+
+  /** Errors: OPTION; they name `op`. */
+  constructor(op: string, experts: unknown, count: number) {
+    super()
+    const list = copyArray(op, 'experts', experts, 2 ** 20)
+    if (list.length !== count) fail('OPTION', op, `experts must hold numExperts = ${count} modules, got ${list.length}`)
+    this.experts = list.map((expert, i) => {
+      const module = checkModule(op, `experts[${i}]`, expert)
+      if (typeof (module as { forward?: unknown }).forward !== 'function')
+        fail('OPTION', op, `experts[${i}] must have a forward method`)
+      return module
+    })
+  }
+
+  /** x [B, N, D] and more of its tokens [B, N, …] → Σ weight · expert(x, …). */
+  apply<D extends DType>(
+    x: Tensor<D>,
+    more: readonly Tensor[],
+    routing: Routing<D>,
+    straightThrough: boolean,
+  ): Tensor<D> {
+    return scope(() => {
+      const inputs = [
+        rowsOfEach(dispatch(x, routing, { straightThrough })),
+        ...more.map((input) => rowsOfEach(dispatch(input, routing, { straightThrough: false }))),
+      ]
+      const results = this.experts.map((expert, i) => {
+        const rows = inputs.map((each) => each[i])
+        const y = (expert as Expert).forward(...rows)
+        const { shape } = rows[0]
+        if (isTensor(y) && sameShape(y.shape, shape)) return y as Tensor<D>
+        return fail(
+          'SHAPE',
+          'MoE.forward',
+          `expert ${i} must return a tensor ${showShape(shape)}, got ${isTensor(y) ? showShape(y.shape) : show(y)}`,
+        )
+      })
+      return combined(results, routing)
+    })
+  }
+}
