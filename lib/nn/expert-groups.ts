@@ -15,6 +15,7 @@ import { combined, rowsOfEach } from './user-experts.js'
 
 /** A layer of the second level. */
 export interface GroupLayer extends Module {
+  /** x [B, N, D] with the importance [B, N] of its rows. */
   forward<D extends DType>(x: Tensor<D>, options: { importance: Tensor }): MoEResult<D>
 }
 
@@ -56,6 +57,7 @@ export class ExpertGroups extends Module {
    * x [B, N, D] → Σ weight · group(x), and the losses of both levels: the load-balancing loss of the second is the mean of
    * those of the groups, its z-loss the mean over all their tokens of importance 1. `factor` multiplies the weights; slots
    * are cut into sequences of at most `groupSize`.
+   * @internal
    */
   apply<D extends DType>(
     x: Tensor<D>,

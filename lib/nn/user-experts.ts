@@ -54,7 +54,10 @@ export class UserExperts extends Module {
     })
   }
 
-  /** x [B, N, D] and more of its tokens [B, N, …] → Σ weight · expert(x, …). */
+  /**
+   * x [B, N, D] and more of its tokens [B, N, …] → Σ weight · expert(x, …).
+   * @internal
+   */
   apply<D extends DType>(
     x: Tensor<D>,
     more: readonly Tensor[],

@@ -35,7 +35,7 @@ const multOf = ({ D, H }: Problem): number => ((H + 0.5) * 3) / 2 / D
 export function optionsOf({ problem: p, capacityFactor, threshold }: Drawn): MoEOptions {
   return {
     dim: p.D,
-    gatingTopN: p.K,
+    ...(p.ntlb ? { router: 'ntlb', ntlbTopK: p.K } : { gatingTopN: p.K }),
     thresholdTrain: threshold,
     thresholdEval: threshold,
     capacityFactorTrain: p.training ? capacityFactor : 1,
@@ -54,8 +54,19 @@ export function optionsOf({ problem: p, capacityFactor, threshold }: Drawn): MoE
     straightThroughDispatchTensor: p.straightThrough,
     noiseGates: p.gumbel !== null,
     noiseMult: p.noiseMult,
+    ...choiceOptions(p),
   }
 }
+
+/** Options of the choice of experts, under the names of the layer and of `ops.route`. */
+export const choiceOptions = (p: Problem) => ({
+  batchPrioritized: p.prioritized,
+  useSecondPlaceLoss: p.secondPlaceLoss,
+  sampleExperts: p.temperature !== null,
+  routerTemperature: p.temperature ?? undefined,
+  secondPlaceProb: p.secondPlace?.prob,
+  secondPlaceTemperature: p.secondPlace?.temperature ?? undefined,
+})
 
 /** The layer of a random problem, with its state. */
 export function layerOf(drawn: Drawn, dtype: Float): MoE {
@@ -69,9 +80,15 @@ export const toTensor = (data: Float64Array, shape: number[], dtype: Float): Ten
 
 /** Random numbers and mask of a problem as options of `forward`. */
 export function forwardOptions(p: Problem, dtype: Float) {
-  const gumbelUniforms = p.gumbel ? toTensor(p.gumbel, [p.B, p.N, p.E], dtype) : undefined
+  const given = (data: Float64Array | null | undefined, shape: number[]) =>
+    data ? toTensor(data, shape, dtype) : undefined
   return {
-    random: { uniforms: toTensor(p.uniforms, [p.K, p.B, p.N], dtype), gumbelUniforms },
+    random: {
+      uniforms: toTensor(p.uniforms, [p.K, p.B, p.N], dtype),
+      gumbelUniforms: given(p.gumbel ?? p.sampling, [p.B, p.N, p.E]),
+      secondPlaceUniforms: given(p.secondPlace?.uniforms, [p.B, p.N]),
+    },
     mask: p.mask ? tensor(p.mask, [p.B, p.N]) : undefined,
+    importance: given(p.importance, [p.B, p.N]),
   }
 }

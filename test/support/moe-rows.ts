@@ -1,7 +1,7 @@
 import { ops, type Tensor, tensor } from '../../lib/index.js'
 import { activations, isGated } from '../../lib/ops/activation.js'
 import { type Drawn, drawProblem, type Kind } from './draw-problem.js'
-import { forwardOptions, toTensor } from './from-problem.js'
+import { choiceOptions, forwardOptions, toTensor } from './from-problem.js'
 import type { Float } from './golden-case.js'
 import { functionSubject, type Leaf, type Leaves, type Subject } from './gradcheck.js'
 import { draw, leaf, type Row } from './op-rows.js'
@@ -32,9 +32,12 @@ function weightsOf(p: Problem, gated = true): Leaves {
 
 /** A routing of the problem that depends on `x` and `router`. */
 function routed(p: Problem, x: Tensor, router: Tensor, dtype: Float): ops.RouteResult {
+  const { random, ...ofTokens } = forwardOptions(p, dtype)
   return ops.route(x, router, {
-    ...forwardOptions(p, dtype).random,
-    mask: forwardOptions(p, dtype).mask,
+    ...random,
+    ...ofTokens,
+    ...choiceOptions(p),
+    ntlb: p.ntlb,
     topN: p.K,
     capacity: p.C,
     threshold: tensor(Float32Array.from(p.thresholds)),
@@ -65,6 +68,7 @@ const routeKinds: readonly Kind[] = [
   'noisy',
   'soft',
   'scores',
+  'choices',
 ]
 
 function routeSubject(kind: Kind): Subject {

@@ -1,4 +1,17 @@
-import { expert, gelu, geluGradient, logSumExp, type Problem, type Routing, sigmoid, softTopk } from './reference.js'
+import {
+  counts,
+  expert,
+  gelu,
+  geluGradient,
+  importanceOf,
+  isPartial,
+  logSumExp,
+  others,
+  type Problem,
+  type Routing,
+  sigmoid,
+  softTopk,
+} from './reference.js'
 
 export type Gradients = Record<'x' | 'router' | 'w1' | 'b1' | 'multBias' | 'w2' | 'b2', Float64Array>
 
@@ -16,7 +29,7 @@ export function gradients(p: Problem, r: Routing, dy: Float64Array, dtotal: numb
   }
   const dweight = new Float64Array(r.kept.length)
   for (let i = 0; i < r.kept.length; i++) if (r.kept[i]) dweight[i] = expertGradient(p, r, grads, dy, i)
-  for (let t = 0; t < p.B * p.N; t++) if (p.mask?.[t] !== 0) routerGradient(p, r, grads, dweight, dtotal, t)
+  for (let t = 0; t < p.B * p.N; t++) if (importanceOf(p, t) > 0) routerGradient(p, r, grads, dweight, dtotal, t)
   return grads
 }
 
@@ -68,6 +81,15 @@ function throughLogits(p: Problem, experts: Int32Array, logits: Float64Array, ds
   return dl
 }
 
+/** Adds the gradient of Σ_e scale · f2 · s / total, over the experts besides the first choice. */
+function secondPlaceGradient(p: Problem, r: Routing, t: number, scale: number, ds: Float64Array): void {
+  const { s, total } = others(p, r, t)
+  const f2 = r.secondDensity.subarray(Math.floor(t / p.N) * p.E)
+  const mean = s.reduce((sum, v, e) => sum + (scale * f2[e] * v) / total, 0)
+  const first = isPartial(p, t) ? -1 : r.expertIndex[t * p.K]
+  for (let e = 0; e < p.E; e++) if (e !== first) ds[e] += (scale * f2[e] - mean) / total
+}
+
 /** Adds what one token's logits contribute to the router weight and the input. */
 function routerGradient(p: Problem, r: Routing, grads: Gradients, dweight: Float64Array, dtotal: number, t: number) {
   const { D, E, K } = p
@@ -77,20 +99,21 @@ function routerGradient(p: Problem, r: Routing, grads: Gradients, dweight: Float
   let mean = 0
   for (let i = first; p.normalization !== 'none' && i < first + K; i++) mean += dweight[i] * r.weight[i]
   for (let i = first; i < first + K; i++) {
-    if (p.normalization === 'kept' && !r.kept[i]) continue
+    if (!r.kept[i] && (p.normalization === 'kept' || isPartial(p, t))) continue
     dscore[r.expertIndex[i]] += r.delta[t] > p.eps ? (dweight[i] - mean) / r.delta[t] : dweight[i] / p.eps
   }
   const logits = r.logits.subarray(t * E, (t + 1) * E)
   const direct = throughLogits(p, r.expertIndex.subarray(first, first + K), logits, dscore)
   if (direct) dscore.fill(0)
   const ds = p.differentiableTopk ? softTopk(s, K).back(dscore) : dscore
-  const balance = p.training ? dtotal * p.balanceLossCoef : 0
-  const sequences = r.tokens.filter((n) => n > 0).length
-  for (let e = 0; e < E; e++) ds[e] += (balance * E * r.density[b * E + e]) / (r.tokens[b] * sequences)
+  const { whole, sequences } = counts(p, r)
+  const inLosses = importanceOf(p, t) === 1
+  const balance = p.training ? (dtotal * p.balanceLossCoef * E) / (r.tokens[b] * sequences) : 0
+  for (let e = 0; inLosses && e < E; e++) ds[e] += balance * r.density[b * E + e]
+  if (p.secondPlaceLoss) secondPlaceGradient(p, r, t, balance / 2, ds)
   let inner = 0
   for (let e = 0; e < E; e++) inner += s[e] * ds[e]
-  const tokens = r.tokens.reduce((total, n) => total + n, 0)
-  const z = p.training ? (dtotal * p.routerZLossCoef * 2 * r.lse[t]) / tokens : 0
+  const z = p.training && inLosses ? (dtotal * p.routerZLossCoef * 2 * r.lse[t]) / whole : 0
   for (let e = 0; e < E; e++) {
     const dl = s[e] * (ds[e] - inner) + z * Math.exp(logits[e] - r.lse[t]) + (direct?.[e] ?? 0)
     for (let d = 0; d < D; d++) {

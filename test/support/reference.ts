@@ -36,6 +36,13 @@ export interface Problem {
   topGroups: number
   differentiableTopk: boolean
   straightThrough: boolean
+  prioritized: boolean
+  ntlb: boolean
+  importance: Float64Array | null // [B, N], instead of a mask
+  secondPlaceLoss: boolean
+  sampling: Float64Array | null // [B, N, E], uniforms of the temperatures
+  temperature: number | null // of sampled experts
+  secondPlace: { uniforms: Float64Array; prob: number; temperature: number | null } | null // [B, N]
 }
 
 export interface Routing {
@@ -51,6 +58,7 @@ export interface Routing {
   probs: Float64Array // [B, N, E]
   lse: Float64Array // [B, N]
   density: Float64Array // [B, E]
+  secondDensity: Float64Array // [B, E]
   delta: Float64Array // [B, N]: what the chosen scores are divided by
   tokens: Int32Array // [B]: those of a sequence that are not masked
 }
@@ -77,15 +85,38 @@ export interface Scored {
   probs: Float64Array
 }
 
+/** The importance of a token: 0 for padding. */
+export const importanceOf = (p: Problem, t: number): number => p.importance?.[t] ?? p.mask?.[t] ?? 1
+
+/** Logits of token t with Gumbel noise of these uniforms. */
+const disturbed = (logits: Float64Array, uniforms: Float64Array, t: number, factor: number): Float64Array =>
+  logits.map((l, e) => {
+    const u = Math.max(uniforms[t * logits.length + e], 1e-20)
+    return l - factor * Math.log(Math.max(-Math.log(u), 1e-20))
+  })
+
+/** Logits of token t without those that it must not use, if it uses its second place. */
+function lowered(p: Problem, t: number, logits: Float64Array): Float64Array {
+  const { secondPlace, sampling } = p
+  if (!p.training || !secondPlace || secondPlace.uniforms[t] >= secondPlace.prob) return logits
+  const [best] = falling(logits)
+  const others = logits.map((l, e) => (e === best ? l - 1e9 : l))
+  if (secondPlace.temperature === null) return others
+  const [chosen] = falling(disturbed(others, sampling!, t, secondPlace.temperature))
+  return others.map((l, e) => (e === chosen ? l : l - 1e9))
+}
+
 /** Logits of one token without noise, and its probabilities, with noise if the problem has it. */
 export function probabilities(p: Problem, t: number): Scored {
-  const logits = new Float64Array(p.E)
-  for (let e = 0; e < p.E; e++) for (let d = 0; d < p.D; d++) logits[e] += p.x[t * p.D + d] * p.router[e * p.D + d]
-  const noise = (u: number) => -Math.log(Math.max(-Math.log(Math.max(u, 1e-20)), 1e-20))
-  const { gumbel } = p
-  const noisy = gumbel ? logits.map((l, e) => l + p.noiseMult * noise(gumbel[t * p.E + e])) : logits
-  return { logits, probs: softmax(noisy) }
+  const own = new Float64Array(p.E)
+  for (let e = 0; e < p.E; e++) for (let d = 0; d < p.D; d++) own[e] += p.x[t * p.D + d] * p.router[e * p.D + d]
+  const logits = lowered(p, t, own)
+  return { logits, probs: softmax(p.gumbel ? disturbed(logits, p.gumbel, t, p.noiseMult) : logits) }
 }
+
+/** The expert that a token samples. */
+export const sampled = (p: Problem, t: number, { logits }: Scored): Float64Array =>
+  disturbed(logits, p.sampling!, t, p.temperature!)
 
 const iterations = 20
 const temperature = 0.1
@@ -153,20 +184,34 @@ function scores(p: Problem, { logits, probs }: Scored, experts: readonly number[
   return logits.map((l) => Math.exp(l - lse))
 }
 
-/** The K chosen experts of a token, the best first, the lowest index first on ties; and their gates. */
-export function choose(p: Problem, scored: Scored): { experts: number[]; gates: number[]; delta: number } {
+/**
+ * The K chosen experts of a token, the best first, the lowest index first on ties; and their gates. A token of importance
+ * below 1 has one expert, as its second choice.
+ */
+export function choose(p: Problem, t: number, scored: Scored): { experts: number[]; gates: number[]; delta: number } {
   const { own, groups } = keys(p, scored)
   const allowed = falling(groups).slice(0, p.topGroups)
   const order = falling(own).filter((e) => allowed.includes(Math.floor((e * p.routingGroups) / p.E)))
+  if (p.temperature !== null) {
+    const [first] = falling(sampled(p, t, scored))
+    order.splice(order.indexOf(first), 1)
+    order.unshift(first)
+  }
+  const partial = isPartial(p, t)
+  if (partial && p.K > 1) order.splice(0, 2, order[1], order[0])
   const experts = order.slice(0, p.K)
-  const score = scores(p, scored, experts)
-  const delta = experts.reduce((total, e) => total + score[e], 0)
-  return { experts, gates: experts.map((e) => score[e] / Math.max(delta, p.eps)), delta }
+  const all = scores(p, scored, experts)
+  const score = experts.map((e, k) => (partial && k !== 1 ? 0 : all[e]))
+  const delta = score.reduce((total, v) => total + v, 0)
+  return { experts, gates: score.map((v) => v / Math.max(delta, p.eps)), delta }
 }
+
+/** Whether the importance of a token is between 0 and 1. */
+export const isPartial = (p: Problem, t: number): boolean => importanceOf(p, t) > 0 && importanceOf(p, t) < 1
 
 /** Probability with which expert k of a token is used, not yet limited to 1. */
 export function chance(p: Problem, k: number, gate: number): number {
-  if (k === 0 || p.secondPolicy === 'all') return 1
+  if (k === 0 || p.ntlb || p.secondPolicy === 'all') return 1
   if (p.secondPolicy === 'none') return 0
   if (p.secondPolicy === 'threshold') return gate > p.thresholds[k] ? 1 : 0
   return gate / Math.max(p.thresholds[k], p.eps)
@@ -187,39 +232,57 @@ export function route(p: Problem): Routing {
     probs: new Float64Array(T * p.E),
     lse: new Float64Array(T),
     density: new Float64Array(p.B * p.E),
+    secondDensity: new Float64Array(p.B * p.E),
     delta: new Float64Array(T),
     tokens: new Int32Array(p.B),
   }
   for (let t = 0; t < T; t++) {
     const scored = probabilities(p, t)
     const { logits, probs } = scored
-    const { experts, gates, delta } = choose(p, scored)
+    const { experts, gates, delta } = choose(p, t, scored)
     r.logits.set(logits, t * p.E)
     r.probs.set(probs, t * p.E)
     r.lse[t] = logSumExp(logits)
     r.delta[t] = delta
     r.expertIndex.set(experts, t * p.K)
-    if (p.mask && p.mask[t] === 0) continue
+    if (importanceOf(p, t) === 0) continue
     r.gate.set(gates, t * p.K)
     r.tokens[Math.floor(t / p.N)]++
   }
+  if (p.importance) r.tokens.fill(p.N)
   for (let b = 0; b < p.B; b++) assignSlots(p, r, b)
   for (let t = 0; t < T; t++) weigh(p, r, t)
   if (p.training) losses(p, r)
   return r
 }
 
+/** What slots are given by: the gates of the first choices, or scores where gates are not normalised. */
+export function priorities(p: Problem, r: Routing, b: number): Float64Array {
+  return Float64Array.from({ length: p.N }, (_, n) => {
+    const t = b * p.N + n
+    const divided = p.normalization === 'none' && p.scoreFunction !== 'softmaxAfterTopk'
+    return r.gate[t * p.K] * (divided ? Math.max(r.delta[t], p.eps) : 1)
+  })
+}
+
 function assignSlots(p: Problem, r: Routing, b: number): void {
   const used = new Int32Array(p.E)
+  const served = new Set<number>()
+  const order = p.prioritized ? falling(priorities(p, r, b)) : Array.from({ length: p.N }, (_, n) => n)
   for (let k = 0; k < p.K; k++) {
-    for (let t = b * p.N; t < (b + 1) * p.N; t++) {
+    for (const n of order) {
+      const t = b * p.N + n
       const i = t * p.K + k
       const e = r.expertIndex[i]
-      if (p.mask && p.mask[t] === 0) continue
+      if (importanceOf(p, t) === 0) continue
+      if (k === 1) r.secondDensity[b * p.E + e] += 1 / r.tokens[b]
+      if (isPartial(p, t) && (k !== 1 || p.ntlb)) continue
       if (k > 0 && !(p.uniforms[k * p.B * p.N + t] < chance(p, k, r.gate[i]))) continue
-      const kept = used[e] < p.C
-      if (k === 0 && (kept || p.assigned)) r.density[b * p.E + e] += 1 / r.tokens[b]
+      const kept = used[e] < p.C && !(p.ntlb && served.has(t))
+      if (p.ntlb) r.density[b * p.E + e] += 1 / r.tokens[b] / p.K
+      else if (k === 0 && (kept || p.assigned)) r.density[b * p.E + e] += 1 / r.tokens[b]
       if (!kept) continue
+      served.add(t)
       r.kept[i] = 1
       r.position[i] = used[e]++
     }
@@ -234,21 +297,37 @@ function weigh(p: Problem, r: Routing, t: number): void {
   const score = scores(p, { logits: row(r.logits), probs: row(r.probs) }, experts)
   const scoreOf = (i: number) => score[r.expertIndex[i]]
   if (p.normalization === 'none') r.delta[t] = 1
-  if (p.normalization === 'kept') r.delta[t] = choices.reduce((total, i) => total + (r.kept[i] ? scoreOf(i) : 0), 0)
+  if (p.normalization === 'kept' || isPartial(p, t))
+    r.delta[t] = p.normalization === 'none' ? 1 : choices.reduce((total, i) => total + (r.kept[i] ? scoreOf(i) : 0), 0)
   for (const i of choices) r.weight[i] = r.kept[i] ? scoreOf(i) / Math.max(r.delta[t], p.eps) : 0
 }
 
-const sequencesWithTokens = (r: Routing): number => r.tokens.filter((n) => n > 0).length
+/** What the losses are means over. */
+export function counts(p: Problem, r: Routing): { whole: number; sequences: number } {
+  const whole = Array.from({ length: p.B * p.N }, (_, t) => importanceOf(p, t)).filter((i) => i === 1).length
+  return { whole, sequences: r.tokens.filter((n) => n > 0).length }
+}
+
+/** Probabilities of a token without its first choice, and their sum + 1e-9. */
+export function others(p: Problem, r: Routing, t: number): { s: Float64Array; total: number } {
+  const first = isPartial(p, t) ? -1 : r.expertIndex[t * p.K]
+  const s = r.probs.slice(t * p.E, (t + 1) * p.E).map((v, e) => (e === first ? 0 : v))
+  return { s, total: s.reduce((sum, v) => sum + v, 1e-9) }
+}
 
 function losses(p: Problem, r: Routing): void {
-  const tokens = r.tokens.reduce((a, b) => a + b, 0)
+  const { whole, sequences } = counts(p, r)
   for (let t = 0; t < p.B * p.N; t++) {
-    if (p.mask && p.mask[t] === 0) continue
+    const importance = importanceOf(p, t)
     const b = Math.floor(t / p.N)
-    r.z += r.lse[t] ** 2 / tokens
-    for (let e = 0; e < p.E; e++) {
-      r.balance += (r.density[b * p.E + e] * r.probs[t * p.E + e] * p.E) / (r.tokens[b] * sequencesWithTokens(r))
+    const scale = p.E / (r.tokens[b] * sequences)
+    const { s, total } = others(p, r, t)
+    for (let e = 0; e < p.E && importance > 0; e++) {
+      const [f, f2] = [r.density[b * p.E + e], r.secondDensity[b * p.E + e]]
+      if (importance === 1) r.balance += scale * f * r.probs[t * p.E + e]
+      if (p.secondPlaceLoss) r.balance += (0.5 * scale * f2 * s[e]) / total
     }
+    if (importance === 1) r.z += r.lse[t] ** 2 / whole
   }
   r.total = p.balanceLossCoef * r.balance + p.routerZLossCoef * r.z
 }
