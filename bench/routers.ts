@@ -1,6 +1,5 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'
-import { spreadOf } from '../lib/cli/bench/statistics.js'
 import { number, parseFlags } from '../lib/cli/flags.js'
 import { Batches } from '../lib/cli/language-model/batches.js'
 import { type Corpus, loadCorpus } from '../lib/cli/language-model/data.js'
@@ -14,6 +13,7 @@ import { activationOptions } from '../lib/ops/activation.js'
 import { routerOptions, scoreFunctions, secondPolicies } from '../lib/ops/route-options.js'
 import { mobyDick, usual } from './demo.js'
 import { main } from './main.js'
+import { clock, inTurns, type Participant } from './measured.js'
 import { fill } from './page.js'
 import { markdownTable } from './table.js'
 
@@ -47,48 +47,72 @@ const shown = (other: Other): string =>
     .map(([name, value]) => (value === true ? `\`--${name}\`` : `\`--${name} ${value}\``))
     .join(' ') || 'the defaults'
 
-async function row(other: Other, corpus: Corpus, steps: number): Promise<string[]> {
+interface Trained {
+  cells: string[]
+  parameters: string
+  step: () => void
+  dispose: () => void
+}
+
+async function trained(other: Other, corpus: Corpus, steps: number): Promise<Trained> {
   const options = { ...usual, ...other, steps }
   const generator = manualSeed(options.seed)
-  using model = new LanguageModel(modelOptions(options, corpus.vocabulary.length))
-  using optimizer = makeOptimizer(model)
+  const model = new LanguageModel(modelOptions(options, corpus.vocabulary.length))
+  const optimizer = makeOptimizer(model)
   using monitor = new MoEMonitor(model)
   const batches = new Batches(corpus.training, options)
-  const times: number[] = []
+  const take = (step: number): void =>
+    void trainStep(model, optimizer, batches.at(step), learningRate(step, steps, options.lr))
   for (let step = 0; step < steps; step++) {
     if (step === steps - Math.ceil(steps / 4)) monitor.reset() // the shares are of the last quarter
-    const before = performance.now()
-    trainStep(model, optimizer, batches.at(step), learningRate(step, steps, options.lr))
-    times.push(performance.now() - before)
+    take(step)
   }
+  const layers = monitor.report()
   const loss = await evaluating(model, generator, () =>
     heldOutLoss(model, corpus.heldOut, { part: 1, stopped: () => false }),
   )
-  const layers = monitor.report()
   const percent = (share: (layer: LayerStats) => number): string => `${(mean(layers.map(share)) * 100).toFixed(1)} %`
-  const parameters = [...model.parameters()].reduce((sum, { size }) => sum + size, 0)
-  return [
+  const cells = [
     shown(other),
     loss!.toFixed(3),
     layers[0].droppedPerChoice.map((_, k) => percent(({ droppedPerChoice }) => droppedPerChoice[k])).join(', '),
     percent(({ slotOccupancy }) => slotOccupancy),
     mean(layers.map(({ routerEntropy }) => routerEntropy)).toFixed(2),
-    spreadOf(times).median.toFixed(0),
-    `${(parameters / 1e6).toFixed(2)} M`,
   ]
+  const parameters = [...model.parameters()].reduce((sum, { size }) => sum + size, 0)
+  const dispose = () => {
+    optimizer.dispose()
+    model.dispose()
+  }
+  return { cells, parameters: `${(parameters / 1e6).toFixed(2)} M`, step: () => take(steps), dispose }
+}
+
+/** How long a step takes, and how many times as long as that of the first. */
+async function timesOf(all: readonly Trained[]): Promise<string[]> {
+  const [first, ...rest] = all.map(
+    ({ cells: [name], step }): Participant => ({ name, params: {}, time: () => clock(step) }),
+  )
+  const others = rest.map((one) => ({ ...one, against: [{ other: first, measure: 'time' as const }] }))
+  const results = await inTurns([first, ...others], 15)
+  return results.map(({ wallMs, ratios: [ratio] }) => {
+    const times = ratio ? `, ${ratio.wall.median.toFixed(2)}×` : ''
+    return `${wallMs.median.toFixed(0)}${times}`
+  })
 }
 
 await main(import.meta.url, 'bench:routers', async (args) => {
   const { steps } = parseFlags(flags, args).values
   const corpus = loadCorpus(mobyDick, usual.context, 'Moby-Dick')
-  const rows: string[][] = []
+  const all: Trained[] = []
   for (const other of models) {
-    rows.push(await row(other, corpus, steps))
-    console.log(rows.at(-1)!.join('  '))
+    all.push(await trained(other, corpus, steps))
+    console.log(all.at(-1)!.cells.join('  '))
   }
+  const times = await timesOf(all)
+  for (const { dispose } of all) dispose()
   const table = markdownTable(
     ['flags', 'held-out loss', 'dropped per choice', 'slots used', 'entropy', 'ms per step', 'parameters'],
-    rows,
+    all.map(({ cells, parameters }, i) => [...cells, times[i], parameters]),
   )
   const machine =
     `${new Date().toISOString().slice(0, 10)}, ${steps} steps each, \`npm run bench:routers\` on ${getNumThreads()} cores of ` +
