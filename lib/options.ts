@@ -58,7 +58,8 @@ export function reader<D extends readonly Declared[]>(...declared: D): (op: stri
   }
 }
 
-function defaultOf(option: Needed<unknown> | Option<unknown>, others: Others): unknown {
+/** The default of an option for values of those declared earlier. */
+export function defaultOf(option: Needed<unknown> | Option<unknown>, others: Others): unknown {
   if (!('default' in option)) return undefined
   return typeof option.default === 'function' ? option.default(others) : option.default
 }
@@ -81,11 +82,14 @@ type Default<V> = Option<V>['default']
 type IntegerRange = { min: number; max?: number; atMost?: string }
 
 /** An integer. `atMost` names an option declared earlier that bounds it. */
-export function integer(range: IntegerRange & { default: Default<number> }): Option<number>
+export function integer(range: IntegerRange & { default: Default<number> }): Option<number> & { min: number }
 export function integer(range: IntegerRange): Needed<number>
-export function integer({ min, max, atMost, ...rest }: IntegerRange & { default?: Default<number> }): Needed<number> {
+export function integer({ min, max, atMost, ...rest }: IntegerRange & { default?: Default<number> }): Needed<number> & {
+  min: number
+} {
   return {
     ...rest,
+    min,
     check(op, name, value, others, isDefault) {
       if (atMost === undefined) return checkInteger(op, name, value, min, max)
       const limit = Math.min(...[others[atMost] as number | readonly number[]].flat())
@@ -126,8 +130,9 @@ export const boolean = (rest: { default: boolean }): Option<boolean> => ({ ...re
 export const oneOf = <T extends string | boolean>(
   allowed: readonly T[],
   rest: { default: Default<NoInfer<T>> },
-): Option<T> => ({
+): Option<T> & { allowed: readonly T[] } => ({
   ...rest,
+  allowed,
   check: (op, name, value) => checkOneOf(op, name, value, allowed),
 })
 

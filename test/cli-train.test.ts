@@ -4,6 +4,7 @@ import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, trunc
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { describe, expect, test } from 'vitest'
+import { layerFlags } from '../lib/cli/language-model/options.js'
 import { editCheckpoint } from './support/checkpoint-file.js'
 import { at, bin, cli, expectRefused, folder, jsonLines, succeeded, tiny } from './support/cli.js'
 import { printed } from './support/program.js'
@@ -153,6 +154,37 @@ describe('train', () => {
     expect(JSON.parse(readFileSync(at('runs/same/run.json'), 'utf8')).options).toMatchObject({ dim: 8, experts: 1 })
   })
 
+  const layer = ['--router', 'switch', '--score-function', 'sigmoid', '--dropless', '--activation', 'relu']
+  test('the layers of a run are those of its flags, when it is resumed and generates too', async () => {
+    const flags = [...tiny, ...layer, '--shared-experts', '1']
+    await succeeded(['train', 'book.txt', '--out', 'layers', ...flags, '--steps', '20'])
+    const { options } = JSON.parse(readFileSync(at('layers/run.json'), 'utf8'))
+    expect(options).toMatchObject({ router: 'switch', 'score-function': 'sigmoid', dropless: true, activation: 'relu' })
+    await succeeded(['generate', 'layers', '--length', '5'])
+    const out = await succeeded(['train', '--resume', '--out', 'layers', '--steps', '30'])
+    expect(out).toContain('resumed at step 20\n')
+    const report = readFileSync(at('layers/report.html'), 'utf8')
+    expect(report).toContain('<tr><th>router</th><td>switch</td></tr>')
+    expect(report).not.toContain('top-n')
+    await succeeded(['train', 'book.txt', '--out', 'layers2', ...flags, '--steps', '20'])
+    await succeeded(['train', '--resume', '--out', 'layers2', '--steps', '30'])
+    expect(weights('layers2').equals(weights('layers'))).toBe(true)
+  })
+
+  test('a run from before there were other layers continues and generates as with the defaults', async () => {
+    cpSync(at('run'), at('old'), { recursive: true })
+    const run = JSON.parse(readFileSync(at('old/run.json'), 'utf8'))
+    for (const name of Object.keys(layerFlags)) delete run.options[name]
+    writeFileSync(at('old/run.json'), JSON.stringify(run))
+    expect(await succeeded(['generate', 'old', '--length', '50'])).toBe(
+      await succeeded(['generate', 'run', '--length', '50']),
+    )
+    cpSync(at('run'), at('new'), { recursive: true })
+    for (const name of ['old', 'new']) await succeeded(['train', '--resume', '--out', name, '--steps', '40'])
+    expect(weights('old').equals(weights('new'))).toBe(true)
+    expect(JSON.parse(readFileSync(at('old/run.json'), 'utf8')).options).toMatchObject({ router: 'topk' })
+  })
+
   test('starting another run there does not overwrite a run', async () => {
     const before = checkpoint('run')
     const again = await cli(['train', 'book.txt', '--out', 'run', ...tiny])
@@ -262,6 +294,13 @@ describe('a damaged run', () => {
     ['lr', '"0.1"', /options\.lr must be a number of at least 0, got "0\.1"$/m],
     ['heads', '3', /--dim must be a multiple of --heads, got 16 and 3$/m],
     ['threads', '{"__proto__":{"x":1}}', /options\.threads must be a whole number from 1 to 256, got an object$/m],
+    ['router', '"top"', /options\.router must be one of topk, switch.*, got "top"$/m],
+    ['router', '"expertChoice"', /--router expertChoice is not for a language model/],
+    ['router', '"switch","top-n":3', /of this version of st-moe train: --top-n is for --router "topk", got/],
+    ['dropless', '1', /options\.dropless must be true or false, got 1$/m],
+    ['shared-experts', '4097', /options\.shared-experts must be a whole number from 0 to 4096, got 4097$/m],
+    ['shared-experts', '4096', /has \d+ bytes, but the model of .*run\.json \(.*\) has at least \d+$/m],
+    ['activation', '["relu"]', /options\.activation must be one of geglu, .*, got \["relu"\]$/m],
     ['compute-dtype', '"f64"', /options\.compute-dtype must be one of f32, bf16, f16, got "f64"$/m],
     ['device', '"\\u001b[31m"', /options\.device must be cpu, cuda or cuda:N, got "\\u001b\[31m"$/m],
     ['options', '[]', /options must be an object, got \[\]$/m],

@@ -57,10 +57,27 @@ describe('a wrong command line', () => {
     [['train', 'book.txt', '--threads', '1000'], "--threads must be a whole number from 1 to 256, got '1000'"],
     [['train', 'book.txt', '--dim', '30'], '--dim must be a multiple of --heads, got 30 and 4'],
     [['train', 'book.txt', '--experts', '1'], '--top-n must be at most --experts, got 2 and 1'],
+    [['train', 'book.txt', '--router', 'top'], '--router must be one of topk, switch, '],
+    [['train', 'book.txt', '--router', 'expertChoice'], '--router expertChoice is not for a language model'],
+    [
+      ['train', 'book.txt', '--router', 'switch', '--top-n', '3'],
+      '--top-n is for --router "topk", got --router "switch"',
+    ],
+    [['train', 'book.txt', '--router', 'switch', '--second-policy', 'all'], '--second-policy is for --router "topk"'],
+    [['train', 'book.txt', '--activation', 'tanh'], "relu2, got 'tanh'"],
+    [
+      ['train', 'book.txt', '--shared-experts', '-1'],
+      "--shared-experts must be a whole number from 0 to 4096, got '-1'",
+    ],
+    [['train', 'book.txt', '--dropless=no'], "--dropless is a switch and takes no value, got 'no'"],
     [['train', 'book.txt', '--device', 'tpu'], "--device must be cpu, cuda or cuda:N, got 'tpu'"],
     [['train', 'book.txt', '--compute-dtype', 'f8'], "--compute-dtype must be one of f32, bf16, f16, got 'f8'"],
     [['train', 'book.txt', '--out', ''], '--out must not be empty'],
     [['train', '--resume', '--out', 'run', '--dim', '32'], '--dim cannot change in a resumed run: it is 16, got 32'],
+    [
+      ['train', '--resume', '--out', 'run', '--router', 'switch'],
+      '--router cannot change in a resumed run: it is topk, got switch',
+    ],
     [['generate'], 'missing FOLDER'],
     [
       ['generate', 'run', '--prompt', '漢 The 字'],

@@ -82,6 +82,10 @@ test('the dropped fraction is relative to the tokens', () =>
       keptPerExpert: [0, 0],
       firstChoicePerExpert: [0, 0],
       droppedTokens: 0,
+      droppedPerChoice: [0],
       slotOccupancy: 0,
+      routerEntropy: 0,
+      routerConfidence: 0,
+      logitNorm: 0,
     })
   }))

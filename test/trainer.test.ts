@@ -1,9 +1,11 @@
 import { afterEach, describe, expect, test, vi } from 'vitest'
-import { LanguageModel } from '../lib/cli/language-model/model.js'
-import { runFlags } from '../lib/cli/language-model/options.js'
+import { layerConflict } from '../lib/cli/language-model/layer-options.js'
+import { LanguageModel, weightBytes } from '../lib/cli/language-model/model.js'
+import { conflictOf, modelOptions, type RunOptions, runFlags } from '../lib/cli/language-model/options.js'
 import { textProgress } from '../lib/cli/language-model/progress.js'
-import { learningRate, makeOptimizer, trainStep } from '../lib/cli/language-model/train.js'
-import { manualSeed, scope } from '../lib/index.js'
+import { entryOf, learningRate, makeOptimizer, trainStep } from '../lib/cli/language-model/train.js'
+import { MoEMonitor, manualSeed, noGrad, scope, tensor } from '../lib/index.js'
+import { routerOptions, secondPolicies } from '../lib/ops/route-options.js'
 import { values } from './support/numbers.js'
 
 // What a step of `st-moe train` does.
@@ -39,9 +41,10 @@ describe('trainStep', () => {
       rate = optimizer.lr
       step()
     }
-    const { loss, stats } = trainStep(model, optimizer, batch, 0.01)
+    using monitor = new MoEMonitor(model)
+    const loss = trainStep(model, optimizer, batch, 0.01)
     expect(optimizer.parameters.every(({ grad }) => grad === null)).toBe(true)
-    expect(stats).toHaveLength(options.layers)
+    expect(entryOf(loss, monitor.report())).toMatchObject({ loss, load: [{ length: options.experts }] })
     return { norm, rate, loss }
   }
 
@@ -51,6 +54,50 @@ describe('trainStep', () => {
     expect(gentle.norm).toBeLessThan(0.99)
     expect(gentle.loss).toBeCloseTo(Math.log(5), 1)
     expect(steep.norm).toBeCloseTo(1, 5)
+  })
+})
+
+/** The defaults of a run with a small model, and other options. */
+const smallRun = (other: Partial<RunOptions>): RunOptions => {
+  const defaults = Object.fromEntries(Object.entries(runFlags).map(([name, flag]) => [name, flag.default]))
+  return { ...(defaults as RunOptions), layers: 2, dim: 16, heads: 2, experts: 4, context: 16, ...other }
+}
+
+describe('the layers', () => {
+  const routers = routerOptions.router.allowed.map((router) => smallRun({ router }))
+  const layers = [
+    ...routers.filter((options) => conflictOf(options) === null),
+    ...secondPolicies.map((policy) => smallRun({ 'second-policy': policy })),
+    smallRun({ dropless: true, 'score-function': 'sigmoid', activation: 'relu2', 'shared-experts': 2 }),
+    smallRun({ router: 'switch', dropless: true }),
+  ]
+
+  test('of a language model do not see later characters in evaluation, nor random numbers', () => {
+    expect(routers.map(conflictOf).filter((conflict) => conflict !== null)).toHaveLength(1)
+    for (const run of layers) {
+      const options = modelOptions(run, 5)
+      expect(layerConflict(options)).toBe(null)
+      manualSeed(1)
+      using model = new LanguageModel(options).eval()
+      const logits = (...characters: number[]) =>
+        noGrad(() =>
+          scope(() => Array.from(values(model.forward(tensor(Int32Array.from(characters), [1, 16])).logits), Number)),
+        )
+      const first = Array.from({ length: 12 }, (_, i) => (i * 3) % 5)
+      const [one, two] = [logits(...first, 0, 1, 2, 3), logits(...first, 4, 4, 4, 4)]
+      expect(two.slice(0, 60), JSON.stringify(run)).toEqual(one.slice(0, 60))
+      expect(two.slice(60)).not.toEqual(one.slice(60))
+    }
+  })
+
+  test('have the dense sizes that memory is checked for', () => {
+    for (const run of layers) {
+      const options = modelOptions(run, 5)
+      using model = new LanguageModel(options)
+      const bytes = 4 * [...model.parameters()].reduce((sum, { size }) => sum + size, 0)
+      expect(weightBytes(options)).toBeLessThan(bytes)
+      expect(weightBytes(options)).toBeGreaterThan(0.85 * bytes)
+    }
   })
 })
 
@@ -90,6 +137,12 @@ test('the defaults of a run', () => {
     heads: 4,
     experts: 8,
     'top-n': 2,
+    router: 'topk',
+    'second-policy': 'random',
+    'score-function': 'softmax',
+    dropless: false,
+    activation: 'geglu',
+    'shared-experts': 0,
     context: 128,
     batch: 16,
     lr: 0.004,

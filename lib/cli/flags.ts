@@ -1,4 +1,5 @@
 import { nearest } from '../check.js'
+import { defaultOf, type Option } from '../options.js'
 import { UsageError } from './errors.js'
 import { type NumberRules, numberRule, type Rule, textRule } from './rules.js'
 
@@ -74,6 +75,21 @@ export const oneOf = <T extends string>(flag: { help: string; allowed: readonly 
   },
   read: (text) => text,
 })
+
+/** One of the words of an option of a layer, with its default. The help leaves out those that a command refuses. */
+export const wordOf = <T extends string>(
+  option: Option<T> & { allowed: readonly T[] },
+  { help, refused = [] }: { help: string; refused?: readonly T[] },
+): Flag<T> =>
+  oneOf({
+    help: `${help}: ${option.allowed.filter((word) => !refused.includes(word)).join(', ')}`,
+    allowed: option.allowed,
+    default: defaultOf(option, {}) as T,
+  })
+
+/** An integer of an option of a layer, with its least value and default, and at most `max`. */
+export const integerOf = (option: Option<number> & { min: number }, { help, max }: { help: string; max: number }) =>
+  number({ help, default: defaultOf(option, {}) as number, min: option.min, max })
 
 /** A switch. */
 export const toggle = (help: string): Flag<boolean> => ({

@@ -51,6 +51,12 @@ export const one =
   (value) =>
     rule.accepts(value) ? null : mismatch(value, rule.must(value))
 
+/** An entry of a record that may be missing. */
+export const ifGiven =
+  (schema: Schema): Schema =>
+  (value) =>
+    value === undefined ? null : schema(value)
+
 /** An array of `min` to `max` entries. */
 export const list =
   (entry: Schema, min: number, max = min): Schema =>
@@ -65,7 +71,7 @@ export const list =
     return null
   }
 
-/** An object with exactly these entries. */
+/** An object with these entries and no others. */
 export const record =
   (entries: Record<string, Schema>): Schema =>
   (value) => {

@@ -125,9 +125,17 @@ export abstract class Module {
 
   /** This module and all below it; `above` as for {@link Module.namedParameters}. */
   *modules(above: readonly Module[] = []): Iterable<Module> {
+    for (const [, module] of this.namedModules(above)) yield module
+  }
+
+  /** This module under the name '', and all below it under the names of their properties; `above` as for {@link modules}. */
+  *namedModules(above: readonly Module[] = []): Iterable<[string, Module]> {
     const path = around(this, above)
-    yield this
-    for (const [, child] of this.children()) if (child instanceof Module) yield* child.modules(path)
+    yield ['', this]
+    for (const [name, child] of this.children()) {
+      if (!(child instanceof Module)) continue
+      for (const [inner, module] of child.namedModules(path)) yield [inner === '' ? name : `${name}.${inner}`, module]
+    }
   }
 
   /**

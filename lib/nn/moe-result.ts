@@ -1,52 +1,7 @@
 import type { DType } from '../dtype.js'
 import type { RouteResult, Routing } from '../ops/routing.js'
 import type { Tensor } from '../tensor.js'
-
-/** How many tokens the experts got in one forward. Padding (see {@link MoEForwardOptions.mask}) is not counted. */
-export interface RoutingStats {
-  /** Dispatched assignments of each expert. */
-  keptPerExpert: number[]
-  /** Top-1 assignments of each expert, dispatched or dropped. */
-  firstChoicePerExpert: number[]
-  /** Fraction of fully dropped tokens, 0 to 1. */
-  droppedTokens: number
-  /** Capacity utilization: dispatched assignments over slots, 0 to 1. */
-  slotOccupancy: number
-}
-
-function statsOf({ expertIndex, gate, kept, capacity, numExperts, mask }: Routing): RoutingStats {
-  const [B, N, K] = expertIndex.shape
-  const index = expertIndex.dataSync()
-  const gates = gate.dataSync()
-  const taken = kept.dataSync()
-  const real = mask?.dataSync()
-  const keptPerExpert: number[] = Array(numExperts).fill(0)
-  const firstChoicePerExpert: number[] = Array(numExperts).fill(0)
-  let tokens = 0
-  let dropped = 0
-  let total = 0
-  for (let t = 0; t < B * N; t++) {
-    if (real?.[t] === 0) continue
-    tokens++
-    let any = false
-    let first = t * K
-    for (let i = t * K; i < (t + 1) * K; i++) {
-      if (gates[i] > gates[first]) first = i
-      if (!taken[i]) continue
-      keptPerExpert[index[i]]++
-      total++
-      any = true
-    }
-    firstChoicePerExpert[index[first]]++
-    if (!any) dropped++
-  }
-  return {
-    keptPerExpert,
-    firstChoicePerExpert,
-    droppedTokens: tokens > 0 ? dropped / tokens : 0,
-    slotOccupancy: total / Math.max(1, B * capacity * numExperts),
-  }
-}
+import { type RoutingStats, statsOf } from './routing-stats.js'
 
 type Tensors<D extends DType> = readonly [
   outputs: Tensor<D>,
@@ -115,8 +70,8 @@ export class MoEResult<D extends DType = DType> extends Tuple<D> {
 
   /** Frees every tensor of the result. */
   dispose(): void {
-    const { expertIndex, gate, kept, position, weight, mask } = this.routing
-    for (const tensor of [...this, expertIndex, gate, kept, position, weight, mask]) tensor?.dispose()
+    const { expertIndex, gate, kept, position, weight, mask, logits } = this.routing
+    for (const tensor of [...this, expertIndex, gate, kept, position, weight, mask, logits]) tensor?.dispose()
   }
 
   /** For `using`. */

@@ -9,7 +9,7 @@ import { add, mul } from '../ops/binary.js'
 import { expertFfn } from '../ops/expert-ffn.js'
 import { sum } from '../ops/reduce.js'
 import { reshape } from '../ops/reshape.js'
-import { choiceOptions, lossOptions, tokenRouters, type topkOptions } from '../ops/route-options.js'
+import { choiceOptions, lossOptions, routerOptions, type topkOptions } from '../ops/route-options.js'
 import { eachChoice, type RouteResult, type Routing } from '../ops/routing.js'
 import {
   boolean,
@@ -48,20 +48,10 @@ import { computeDType, gemmOptions, type LayerOptions, layerOptions } from './li
 import { Module } from './module.js'
 import { MoEResult } from './moe-result.js'
 import type { routerInputOptions } from './router-input.js'
-import { SharedExperts, type SharedExpertsOptions, sharedOptions } from './shared-experts.js'
+import { SharedExperts } from './shared-experts.js'
+import { type SharedExpertsOptions, sharedOptions } from './shared-options.js'
 import { UserExperts } from './user-experts.js'
 import { forwardWithGrad, type GradHandle } from './with-grad.js'
-
-const routerOptions = {
-  /**
-   * 'topk': a token chooses its K experts ({@link ops.route}). 'switch': the same with one expert, whose combine weight is
-   * its score (Switch Transformer, arXiv 2101.03961). 'switchMax': so, and an expert keeps the C tokens of largest weight.
-   * 'ntlb' (no token left behind): the first of the `ntlbTopK` best experts that has a slot, weight as with 'switch'; the last
-   * two from Mesh TensorFlow. 'expertChoice': an expert chooses its C tokens ({@link ops.expertChoice}), so loads are even.
-   * With 'switchMax' and 'expertChoice' a token's output depends on later ones. Default 'topk'.
-   */
-  router: oneOf([...tokenRouters, 'expertChoice'], { default: 'topk' }),
-}
 
 const moeOptions = {
   /**
@@ -155,7 +145,7 @@ export interface MoEOptions
     ActivationOptions,
     LayerOptions {}
 
-const readOptions = reader(
+export const readOptions = reader(
   routerOptions,
   choiceOptions,
   ...passedToGating,

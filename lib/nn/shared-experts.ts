@@ -3,27 +3,13 @@ import { activationOptions } from '../ops/activation.js'
 import { mul } from '../ops/binary.js'
 import { expertFfn } from '../ops/expert-ffn.js'
 import { sigmoid } from '../ops/unary.js'
-import { boolean, integer, type OptionsOf, onlyIfSet, optional, pick } from '../options.js'
+import { pick } from '../options.js'
 import { allOrNone } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { Experts, type ExpertsOptions } from './experts.js'
 import { gemmOptions, Linear } from './linear.js'
 import { Module, type StateEntry } from './module.js'
 import { withoutPadding } from './padding.js'
-
-export const sharedOptions = {
-  /** Experts that every token visits, with weight 1. Default 0. */
-  sharedExperts: integer({ min: 0, default: 0 }),
-  ...onlyIfSet('sharedExperts', {
-    /** Their joint hidden size. Default: that of the routed experts, times `sharedExperts`. */
-    sharedHiddenDim: optional(integer({ min: 1 })),
-    /** The weight of the shared experts is sigmoid(x · w), w [D], for each token (Qwen2-MoE). Default false. */
-    sharedExpertGate: boolean({ default: false }),
-  }),
-}
-
-/** Options of shared experts. */
-export interface SharedExpertsOptions extends OptionsOf<typeof sharedOptions> {}
 
 /**
  * Experts that every token visits, as one of their joint hidden width, in the layout of {@link Experts} with E = 1. Made by

@@ -1,5 +1,4 @@
 import { checkNumber, checkOneOf, fail } from '../check.js'
-import { native } from '../native.js'
 import { type Option, type OptionsOf, oneOf, onlyIf, onlyIfSet } from '../options.js'
 
 /** An activation of experts, see {@link ActivationOptions}. */
@@ -55,16 +54,3 @@ export const activationOptions = {
 export interface ActivationOptions extends OptionsOf<typeof activationOptions> {}
 
 export const isGated = (activation: Activation): boolean => gated.includes(activation)
-
-const kinds = native.activations()
-
-/** An activation for the native code. */
-export const nativeActivation = ({
-  activation,
-  geluApproximate,
-  swigluLimit,
-  swigluAlpha,
-}: Required<ActivationOptions>): { activation: number; limit: number; alpha: number } => {
-  const suffix = geluApproximate === 'tanh' ? '_tanh' : swigluLimit !== null ? '_clamped' : ''
-  return { activation: kinds.indexOf(activation + suffix), limit: swigluLimit ?? 0, alpha: swigluAlpha ?? 1.702 }
-}

@@ -6,7 +6,7 @@ import { type Handle, native } from '../native.js'
 import { boolean, type OptionsOf, rate, reader, unchecked } from '../options.js'
 import { type Generator, type GeneratorState, withSample } from '../random.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
-import { type Activation, type ActivationOptions, activationOptions, isGated, nativeActivation } from './activation.js'
+import { type Activation, type ActivationOptions, activationOptions, isGated } from './activation.js'
 import { checkRouting, expertPlan } from './plan.js'
 import type { Routing } from './routing.js'
 
@@ -43,6 +43,19 @@ const ffnOptions = {
 export interface ExpertFfnOptions extends OptionsOf<typeof ffnOptions>, ActivationOptions {}
 
 const readOptions = reader(ffnOptions, activationOptions)
+
+const kinds = native.activations()
+
+/** An activation for the native code. */
+const nativeActivation = ({
+  activation,
+  geluApproximate,
+  swigluLimit,
+  swigluAlpha,
+}: Required<ActivationOptions>): { activation: number; limit: number; alpha: number } => {
+  const suffix = geluApproximate === 'tanh' ? '_tanh' : swigluLimit !== null ? '_clamped' : ''
+  return { activation: kinds.indexOf(activation + suffix), limit: swigluLimit ?? 0, alpha: swigluAlpha ?? 1.702 }
+}
 
 /** `experts`: of the routing, or null without one. */
 function checkWeights(

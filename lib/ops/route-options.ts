@@ -35,6 +35,17 @@ export const scoreFunctions = ['softmax', 'sigmoid', 'softmaxAfterTopk', 'sigmoi
 /** Routers by which tokens choose, see {@link MoEOptions.router}. */
 export const tokenRouters = ['topk', 'switch', 'switchMax', 'ntlb'] as const
 
+export const routerOptions = {
+  /**
+   * 'topk': a token chooses its K experts ({@link ops.route}). 'switch': the same with one expert, whose combine weight is
+   * its score (Switch Transformer, arXiv 2101.03961). 'switchMax': so, and an expert keeps the C tokens of largest weight.
+   * 'ntlb' (no token left behind): the first of the `ntlbTopK` best experts that has a slot, weight as with 'switch'; the last
+   * two from Mesh TensorFlow. 'expertChoice': an expert chooses its C tokens ({@link ops.expertChoice}), so loads are even.
+   * With 'switchMax' and 'expertChoice' a token's output depends on later ones. Default 'topk'.
+   */
+  router: oneOf([...tokenRouters, 'expertChoice'], { default: 'topk' }),
+}
+
 type Others = Readonly<Record<string, unknown>>
 const isNtlb = ({ router, ntlb }: Others): boolean => router === 'ntlb' || ntlb === true
 const hasOneExpert = (others: Others): boolean =>

@@ -25,6 +25,8 @@ export interface Routing<D extends DType = DType> {
   numExperts: number
   /** i32 of shape [B, N], 1 for a token and 0 for padding; null without a mask. */
   mask: Tensor<'i32'> | null
+  /** Shape [B, N, E], of the router, without noise; not differentiable. A routing of your own may have none. */
+  logits?: Tensor<D>
 }
 
 /** A routing and the auxiliary losses, each of shape [], differentiable, and 0 unless training. */
@@ -122,7 +124,10 @@ export function eachChoice<D extends DType>(routing: Routing, weight: Tensor<D>)
 /** The result of a native router for x, with K experts per token. */
 export function routeResult<D extends DType>(
   x: Tensor<D>,
-  made: Record<'expertIndex' | 'gate' | 'kept' | 'position' | 'weight' | 'balanceLoss' | 'zLoss' | 'totalLoss', Handle>,
+  made: Record<
+    'expertIndex' | 'gate' | 'kept' | 'position' | 'weight' | 'balanceLoss' | 'zLoss' | 'totalLoss' | 'logits',
+    Handle
+  >,
   { K, E, C, mask }: { K: number; E: number; C: number; mask: Handle | null },
 ): RouteResult<D> {
   const { dtype, device } = x
@@ -139,6 +144,7 @@ export function routeResult<D extends DType>(
     capacity: C,
     numExperts: E,
     mask: mask === null ? null : wrap(share(mask), { shape: [B, N], dtype: 'i32', device }),
+    logits: wrap(share(made.logits), { shape: [B, N, E], dtype, device }), // the caller has a handle of its own
     balanceLoss: wrap(made.balanceLoss, scalar),
     routerZLoss: wrap(made.zLoss, scalar),
     totalAuxLoss: wrap(made.totalLoss, scalar),

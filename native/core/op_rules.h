@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 
+#include "core/router_statistics.h"
 #include "core/tensor.h"
 
 // Requirements on arguments beyond shapes and ranges, and derived values; applied before outputs are allocated. A
@@ -35,6 +36,12 @@ inline void apply_rules(AttentionArgs& a, const Backend&) {
 }
 inline void apply_rules(AttentionBackwardArgs& a, const Backend&) {
   expect_causal(a);
+}
+
+inline void apply_rules(RouterStatisticsArgs& a, const Backend&) {
+  if (a.K < 1 || a.K > a.E)
+    fail(ErrorCode::option, "K must be from 1 to %lld, got %lld", (long long)a.E, (long long)a.K);
+  a.S = router_statistics_size(a.E);
 }
 
 inline void apply_rules(PlanSlotsArgs& a, const Backend&) {

@@ -1,6 +1,5 @@
 import {
   CausalSelfAttention,
-  type ComputeDType,
   Embedding,
   Linear,
   Module,
@@ -14,16 +13,14 @@ import {
   tensor,
 } from '../../index.js'
 import { hiddenSize } from '../../nn/experts.js'
+import { isGated } from '../../ops/activation.js'
+import { type ExpertOptions, expertsPerToken, moeOptions } from './layer-options.js'
 
-export interface ModelOptions {
+export interface ModelOptions extends ExpertOptions {
   vocabulary: number
   context: number
-  dim: number
   layers: number
   heads: number
-  experts: number
-  topN: number
-  computeDtype: ComputeDType
 }
 
 /** A weight [out, in] from a normal distribution with this standard deviation. */
@@ -54,30 +51,20 @@ class Layer extends Module {
   attention: CausalSelfAttention
   block: SparseMoEBlock
 
-  constructor({ dim, heads, experts, topN, layers, computeDtype }: ModelOptions) {
+  constructor(options: ModelOptions) {
     super()
+    const { dim, heads, layers, computeDtype } = options
     this.norm = new RMSNorm(dim)
     this.attention = new CausalSelfAttention(dim, { heads, computeDtype })
     // Small initial outputs, so that the residual stream does not grow with the number of layers.
     this.attention.out.weight.dispose()
     this.attention.out.weight = normal([dim, dim], 1 / Math.sqrt(2 * layers * dim))
-    const moe = new MoE({
-      dim,
-      numExperts: experts,
-      gatingTopN: topN,
-      // Two experts per token need twice the capacity of one.
-      capacityFactorTrain: topN,
-      // With C = N nothing is dropped, so routing does not depend on later tokens, nor on random numbers.
-      capacityFactorEval: experts,
-      thresholdEval: 0,
-      computeDtype,
-    })
-    this.block = new SparseMoEBlock(moe)
+    this.block = new SparseMoEBlock(new MoE(moeOptions(options)))
   }
 
   forward(x: Tensor): MoEResult {
     const attended = this.attention.forward(this.norm.forward(x)).add(x)
-    return this.block.forward(attended, { stats: this.training })
+    return this.block.forward(attended)
   }
 }
 
@@ -119,10 +106,23 @@ export class LanguageModel extends Module {
   }
 }
 
-/** Lower bound of the bytes of the weights. The dense feed-forward after the experts counts as one expert. */
-export function weightBytes({ vocabulary, context, dim, layers, experts }: ModelOptions): number {
+/** P and H of an expert: rows of its two matrices. */
+function expertRows({ dim, activation = 'geglu' }: ModelOptions): [number, number] {
   const hidden = hiddenSize('st-moe train', dim, 4)
-  return 4 * (layers * (4 * dim * dim + (experts + 1) * 3 * hidden * dim) + (2 * vocabulary + context) * dim)
+  return [isGated(activation) ? 2 * hidden : hidden, hidden]
+}
+
+/** Experts besides the routed ones: the shared ones, and the dense feed-forward after them, which counts as one. */
+const denseExperts = ({ sharedExperts = 0 }: ModelOptions): number => sharedExperts + 1
+
+/** Lower bound of the bytes of the weights. */
+export function weightBytes(options: ModelOptions): number {
+  const { vocabulary, context, dim, layers, experts } = options
+  const [rows, hidden] = expertRows(options)
+  const perExpert = (rows + hidden) * dim
+  return (
+    4 * (layers * (4 * dim * dim + (experts + denseExperts(options)) * perExpert) + (2 * vocabulary + context) * dim)
+  )
 }
 
 /**
@@ -130,8 +130,9 @@ export function weightBytes({ vocabulary, context, dim, layers, experts }: Model
  * step saves for its backward.
  */
 export function trainingBytes(options: ModelOptions, batch: number): number {
-  const { vocabulary, context, dim, layers, topN } = options
-  const hidden = hiddenSize('st-moe train', dim, 4)
-  const saved = batch * context * (layers * (8 * dim + (topN + 1) * 2 * hidden) + 2 * vocabulary)
+  const { vocabulary, context, dim, layers } = options
+  const [rows] = expertRows(options)
+  const visited = expertsPerToken(options) + denseExperts(options)
+  const saved = batch * context * (layers * (8 * dim + visited * rows) + 2 * vocabulary)
   return 4 * (weightBytes(options) + saved)
 }

@@ -120,7 +120,7 @@ first four million characters if it is longer) and measured on the same held-out
 before the last use a quarter of it.`
 const loadCaption = `Every layer has its own experts and router. The color compares an expert's share of the top-1 assignments with an even
 split. On the right: its last share, and the characters that the router prefers to send to it (␣ space, ↵ newline).`
-const droppedCaption = `An expert has a fixed capacity per sequence. A fully dropped character passes the layer unchanged. Mean over the
+const droppedCaption = `Unless the run is dropless, an expert has a fixed capacity per sequence. A fully dropped character passes the layer unchanged. Mean over the
 layers, in training; held-out text is evaluated without drops.`
 
 function lead({ history, steps }: RunSummary): string {

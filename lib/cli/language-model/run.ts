@@ -6,6 +6,7 @@ import {
   type Generator,
   getDefaultDevice,
   getNumThreads,
+  MoEMonitor,
   MoeError,
   manualSeed,
   setDefaultDevice,
@@ -20,13 +21,14 @@ import { type Corpus, loadCorpus, promptOf } from './data.js'
 import { evaluating, heldOutLoss } from './evaluate.js'
 import { RunFolder } from './folder.js'
 import { emptyHistory, type History, historySchema, longestSample, recordEvaluation, recordStep } from './history.js'
+import { layerConflict } from './layer-options.js'
 import { LanguageModel, trainingBytes } from './model.js'
 import { ngramLosses, ngramNames } from './ngram.js'
-import { modelOptions, type RunOptions, runFlags } from './options.js'
+import { modelOptions, type RunOptions, usedOptions } from './options.js'
 import { preferredCharacters } from './preferences.js'
 import type { Report } from './progress.js'
 import { makeReport, type RunSummary } from './report.js'
-import { checkpointIn, type SavedRun } from './saved-run.js'
+import { checkpointIn, notThisVersion, type SavedRun } from './saved-run.js'
 import { entryOf, learningRate, makeOptimizer, trainStep } from './train.js'
 import { writeOn } from './write.js'
 
@@ -47,6 +49,7 @@ export class Run {
   readonly #report: Report
   readonly #corpus: Corpus
   readonly #model: LanguageModel
+  readonly #monitor: MoEMonitor
   readonly #optimizer: AdamW
   readonly #generator: Generator
   readonly #batches: Batches
@@ -57,6 +60,8 @@ export class Run {
   #step = 0
 
   constructor({ options, text, out, report, resumed }: RunSettings) {
+    const conflict = layerConflict(modelOptions(options, 0))
+    if (conflict) throw resumed ? notThisVersion(out, conflict) : new UsageError(conflict)
     this.#options = options
     this.#textPath = text.path
     this.#report = report
@@ -74,6 +79,7 @@ export class Run {
     this.#folder = new RunFolder(out)
     this.#generator = manualSeed(options.seed)
     this.#model = new LanguageModel(model)
+    this.#monitor = new MoEMonitor(this.#model)
     this.#optimizer = makeOptimizer(this.#model)
     this.#batches = new Batches(training, options)
     this.#ngrams = ngramLosses(training, heldOut, vocabulary.length)
@@ -81,6 +87,7 @@ export class Run {
   }
 
   [Symbol.dispose](): void {
+    this.#monitor.dispose()
     this.#optimizer.dispose()
     this.#model.dispose()
     this.#folder[Symbol.dispose]()
@@ -143,8 +150,9 @@ export class Run {
     const { steps, lr } = this.#options
     const before = performance.now()
     const rate = learningRate(this.#step, steps, lr)
-    const result = this.#finite(() => trainStep(this.#model, this.#optimizer, this.#batches.at(this.#step), rate))
-    const entry = entryOf(result)
+    const loss = this.#finite(() => trainStep(this.#model, this.#optimizer, this.#batches.at(this.#step), rate))
+    const entry = entryOf(loss, this.#monitor.report())
+    this.#monitor.reset()
     this.#step++
     recordStep(this.#history, entry)
     this.#history.seconds += (performance.now() - before) / 1000
@@ -200,7 +208,7 @@ export class Run {
     const options = { ...this.#options, threads: this.#options.threads ?? getNumThreads() }
     const { vocabulary, heldOut, training, name } = this.#corpus
     const characters = (length: number): string => `${length.toLocaleString('en')} characters`
-    const shown = Object.keys(runFlags).filter((key) => !['minutes', 'evaluate-every'].includes(key))
+    const shown = usedOptions(options).filter((key) => !['minutes', 'evaluate-every'].includes(key))
     return {
       textName: name,
       steps: options.steps,

@@ -2,8 +2,8 @@ import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { Failure } from '../errors.js'
 import { readBytes } from '../files.js'
-import { explain, one, type Rule, record, textRule } from '../rules.js'
-import { conflictOf, type RunOptions, runFlags } from './options.js'
+import { explain, ifGiven, one, type Rule, record, textRule } from '../rules.js'
+import { conflictOf, layerFlags, type RunOptions, runFlags } from './options.js'
 
 /** The description of a run in its folder, besides the checkpoint. */
 export interface SavedRun {
@@ -31,8 +31,15 @@ const vocabularyRule: Rule<string> = {
 
 const nameRule = textRule(/^[^\0]{1,4096}$/su, 'must be a string of 1 to 4096 characters')
 
+/** The first version had none of `layerFlags`, whose defaults are what it did. */
+const optionRules = Object.entries(runFlags).map(([name, { rule }]) => [
+  name,
+  Object.hasOwn(layerFlags, name) ? ifGiven(one(rule)) : one(rule),
+])
+const layerDefaults = Object.fromEntries(Object.entries(layerFlags).map(([name, flag]) => [name, flag.default]))
+
 const savedRun = record({
-  options: record(Object.fromEntries(Object.entries(runFlags).map(([name, { rule }]) => [name, one(rule)]))),
+  options: record(Object.fromEntries(optionRules)),
   text: record({
     path: one(nameRule),
     name: one(nameRule),
@@ -53,7 +60,13 @@ export function readRun(folder: string): SavedRun {
     throw new Failure(`${file} cannot be read: ${(error as Error).message}`)
   }
   const found = savedRun(saved)
-  const wrong = found ? explain(found) : conflictOf((saved as SavedRun).options)
-  if (wrong) throw new Failure(`${file} does not describe a run of this version of st-moe train: ${wrong}`)
-  return saved as SavedRun
+  if (found) throw notThisVersion(folder, explain(found))
+  const { options, text } = saved as SavedRun
+  const all = { ...layerDefaults, ...options }
+  const conflict = conflictOf(all)
+  if (conflict) throw notThisVersion(folder, conflict)
+  return { options: all, text }
 }
+
+export const notThisVersion = (folder: string, why: string): Failure =>
+  new Failure(`${join(folder, runName)} does not describe a run of this version of st-moe train: ${why}`)

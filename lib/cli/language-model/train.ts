@@ -15,13 +15,8 @@ export function learningRate(step: number, steps: number, highest: number): numb
   return highest * (0.02 + 0.98 * 0.5 * (1 + Math.cos(Math.PI * progress)))
 }
 
-export interface StepResult {
-  loss: number
-  stats: RoutingStats[]
-}
-
-/** One training step. The scope frees its tensors. */
-export function trainStep(model: LanguageModel, optimizer: AdamW, { input, target }: Batch, lr: number): StepResult {
+/** One training step; returns its loss. The scope frees its tensors. */
+export function trainStep(model: LanguageModel, optimizer: AdamW, { input, target }: Batch, lr: number): number {
   return scope(() => {
     const shape = [input.length / model.context, model.context]
     const { logits, routed } = model.forward(tensor(input, shape))
@@ -31,15 +26,15 @@ export function trainStep(model: LanguageModel, optimizer: AdamW, { input, targe
     optimizer.lr = lr
     optimizer.step()
     optimizer.zeroGrad()
-    return { loss: loss.item(), stats: routed.map(({ stats }) => stats!) }
+    return loss.item()
   })
 }
 
 /** The record of a step in the history. */
-export const entryOf = ({ loss, stats }: StepResult): HistoryEntry => ({
+export const entryOf = (loss: number, layers: readonly RoutingStats[]): HistoryEntry => ({
   loss,
-  dropped: mean(stats.map(({ droppedTokens }) => droppedTokens)),
-  load: stats.map(({ firstChoicePerExpert }) => sharesOf(firstChoicePerExpert)),
+  dropped: mean(layers.map(({ droppedTokens }) => droppedTokens)),
+  load: layers.map(({ firstChoicePerExpert }) => sharesOf(firstChoicePerExpert)),
 })
 
 function sharesOf(counts: readonly number[]): number[] {

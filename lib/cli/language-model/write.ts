@@ -1,9 +1,10 @@
 import { setImmediate } from 'node:timers/promises'
 import { type Device, Generator, noGrad, rand, scope, setDefaultDevice, setNumThreads, tensor } from '../../index.js'
 import { checkHolds, restore } from './checkpoint.js'
+import { layerConflict } from './layer-options.js'
 import { LanguageModel } from './model.js'
 import { modelOptions } from './options.js'
-import type { SavedRun } from './saved-run.js'
+import { notThisVersion, type SavedRun } from './saved-run.js'
 
 /** The model of a run, in evaluation mode. */
 export async function loadModel(
@@ -11,9 +12,11 @@ export async function loadModel(
   { options, text }: SavedRun,
   { device, threads }: { device: string; threads: number | null },
 ): Promise<LanguageModel> {
+  const sizes = modelOptions(options, [...text.vocabulary].length)
+  const conflict = layerConflict(sizes)
+  if (conflict) throw notThisVersion(folder, conflict)
   setDefaultDevice(device as Device)
   if (threads !== null) setNumThreads(threads)
-  const sizes = modelOptions(options, [...text.vocabulary].length)
   checkHolds(folder, sizes)
   const model = new LanguageModel(sizes)
   try {

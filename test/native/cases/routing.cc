@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "case.h"
+#include "core/router_statistics.h"
 
 namespace st_moe::test {
 namespace {
@@ -195,6 +196,67 @@ void mask_some(Problem& p) {
   for (size_t t = 0; p.has("mask") && t < p["mask"].size(); ++t) p["mask"][t] = t % 5 != 2;
 }
 
+// ---- what routers are watched by -------------------------------------------------------------------------------
+
+void router_statistics_loop(const RouterStatisticsArgs& a, Problem& p) {
+  const std::vector<double>&gate = p["gate"], &logits = p["logits"];
+  std::vector<double>& sums = p["statistics"];
+  std::fill(sums.begin(), sums.end(), 0);
+  sums[kForwards] = 1, sums[kSlots] = double(a.B * a.E * a.C);
+  for (int64_t t = 0; t < a.B * a.N; ++t) {
+    if (p.has("mask") && p["mask"][at(t)] == 0) continue;
+    int64_t top = 0, dispatched = 0;
+    for (int64_t k = 0; k < a.K; ++k) {
+      const size_t i = at(t * a.K + k);
+      if (gate[i] > gate[at(t * a.K + top)]) top = k;
+      if (p["kept"][i] == 0) continue;
+      ++dispatched, ++sums[kRouterSums + at(int64_t(p["expert_index"][i]))], ++sums[kRouterSums + at(2 * a.E + k)];
+    }
+    ++sums[kRouterSums + at(a.E + int64_t(p["expert_index"][at(t * a.K + top)]))];
+    ++sums[kTokens], sums[kDropped] += dispatched == 0;
+    if (!p.has("logits")) continue;
+    double largest = -INFINITY, total = 0, squares = 0;
+    for (int64_t e = t * a.E; e < (t + 1) * a.E; ++e) largest = std::fmax(largest, logits[at(e)]);
+    for (int64_t e = t * a.E; e < (t + 1) * a.E; ++e)
+      total += std::exp(logits[at(e)] - largest), squares += logits[at(e)] * logits[at(e)];
+    for (int64_t e = t * a.E; e < (t + 1) * a.E; ++e) {
+      const double s = std::exp(logits[at(e)] - largest) / total;
+      if (s > 0) sums[kEntropy] -= s * std::log(s);
+    }
+    sums[kConfidence] += 1 / total, sums[kLogitNorm] += std::sqrt(squares);
+  }
+}
+
+void add_statistics(Table& table) {
+  table.loop(router_statistics_loop);
+  for (DType dtype : reals())
+    for (const auto& [B, N, K, E, C] : {std::array<int64_t, 5>{2, 9, 2, 4, 4},
+                                        {1, 1, 1, 1, 1},
+                                        {3, 150, 3, 19, 7},
+                                        {1, 1000, 1, 8, 0},
+                                        {0, 4, 2, 3, 4},
+                                        {2, 0, 2, 3, 4},
+                                        {1, 300, 40, 130, 20}}) {
+      const RouterStatisticsArgs args{
+          .dtype = dtype, .B = B, .N = N, .K = K, .E = E, .C = C, .S = router_statistics_size(E)};
+      const auto route = [K = K, E = E](Problem& p) {
+        for (size_t i = 0; i < p["kept"].size(); ++i) {
+          p["expert_index"][i] = double((int64_t(i) / K * 7 + int64_t(i) % K) % E);
+          p["kept"][i] = double(p.random.below(3) == 0);
+        }
+        for (double& l : p["logits"]) l *= 3;
+      };
+      table.add(args).fill(route).fill(mask_some);
+      table.add(args).fill(route).without("mask");
+      table.add(args).fill(route).without("mask").without("logits").same_bits();
+    }
+  for (const double wrong : {-1.0, 2.0, double(INT_MAX)})
+    table.add(RouterStatisticsArgs{.dtype = DType::f32, .B = 1, .N = 3, .K = 2, .E = 2, .C = 4, .S = 13})
+        .without("mask")
+        .fill([=](Problem& p) { p["expert_index"][3] = wrong; })
+        .fails(ErrorCode::option, "expert_index must be in [0, 2)", true);
+}
+
 void add_plans(Table& table) {
   table.loop(plan_slots_loop), table.loop(plan_sorted_loop);
   for (const auto& [B, N, K, E, C] : {std::array<int64_t, 5>{2, 9, 2, 4, 4},
@@ -291,7 +353,7 @@ void add_expert_choice(Table& table) {
 }  // namespace
 
 void routing(Table& table) {
-  add_plans(table), add_rows(table), add_expert_choice(table);
+  add_plans(table), add_rows(table), add_expert_choice(table), add_statistics(table);
 }
 
 }  // namespace st_moe::test

@@ -1,0 +1,155 @@
+import type { HookHandle } from '../autograd.js'
+import { fail } from '../check.js'
+import { zeros } from '../create.js'
+import type { Device } from '../device.js'
+import { dtypeCode } from '../dtype.js'
+import { consumed } from '../handles.js'
+import { native } from '../native.js'
+import { routerStatistics, statisticsSize } from '../ops/router-statistics.js'
+import type { Routing } from '../ops/routing.js'
+import { boolean, type OptionsOf, reader } from '../options.js'
+import { keep } from '../scope.js'
+import { handleOf, type Tensor } from '../tensor.js'
+import { checkModule, type Module } from './module.js'
+import { MoE } from './moe.js'
+import { MoEResult } from './moe-result.js'
+import { type RoutingStats, statsFrom } from './routing-stats.js'
+
+const monitorOptions = {
+  /** Also counts forwards of layers in evaluation mode. Default false. */
+  evaluation: boolean({ default: false }),
+}
+
+/** Options of {@link MoEMonitor}. */
+export interface MoEMonitorOptions extends OptionsOf<typeof monitorOptions> {}
+
+const readOptions = reader(monitorOptions)
+
+/** What one layer did since the last reset: counts are sums, shares and means are over all its tokens. */
+export interface LayerStats extends RoutingStats {
+  /** The path of the layer in the model, as in its state dict; '' for the model itself. */
+  name: string
+  /** How many forwards. */
+  forwards: number
+  /** How many tokens, padding excluded. */
+  tokens: number
+}
+
+/** The sums of one layer. */
+class Watched {
+  readonly #name: string
+  readonly #moe: MoE
+  readonly #hook: HookHandle
+  /** f64, see {@link routerStatistics}. */
+  #sums: Tensor
+  #K = 0
+
+  constructor(name: string, moe: MoE, evaluation: boolean) {
+    this.#name = name
+    this.#moe = moe
+    this.#sums = this.#zeros()
+    this.#hook = moe.registerForwardHook((_module, _args, result) => {
+      if (result instanceof MoEResult && (moe.training || evaluation)) this.#add(result.routing)
+    })
+  }
+
+  #zeros(): Tensor {
+    const { device } = this.#moe.gate.toGates.weight
+    return keep(zeros([statisticsSize(this.#moe.numExperts)], { dtype: 'f64', device }))
+  }
+
+  #add(routing: Routing): void {
+    this.#K = routing.expertIndex.shape[2]
+    if (this.#sums.device !== routing.gate.device) this.#follow(routing.gate.device)
+    const sums = consumed(routerStatistics(routing), (handle) => native.convert(handle, dtypeCode('f64')))
+    try {
+      native.addInPlace(handleOf(this.#sums), sums)
+    } finally {
+      native.release(sums)
+    }
+  }
+
+  /** The layer has moved. */
+  #follow(device: Device): void {
+    const sums = keep(this.#sums.to(device))
+    this.#sums.dispose()
+    this.#sums = sums
+  }
+
+  report(): LayerStats {
+    const sums = this.#sums.dataSync()
+    const [forwards, tokens] = sums
+    return { name: this.#name, forwards, tokens, ...statsFrom(sums, this.#moe.numExperts, this.#K) }
+  }
+
+  reset(): void {
+    this.#sums.copyFrom(new Float64Array(this.#sums.size)) // in place: a captured step adds to it
+  }
+
+  dispose(): void {
+    this.#hook.remove()
+    this.#sums.dispose()
+  }
+}
+
+/**
+ * Watches the routers of all {@link MoE} layers in a model, in training mode. A forward adds to sums on the device of the
+ * layer, which takes no memory and does not wait; `report` reads them.
+ *
+ * @example
+ * ```ts
+ * const block = new SparseMoEBlock(new MoE({ dim: 32, numExperts: 4 }))
+ * using monitor = new MoEMonitor(block)
+ * for (let step = 0; step < 3; step++) scope(() => block.forward(randn([2, 16, 32])))
+ * const [{ name, forwards, tokens, firstChoicePerExpert }] = monitor.report()
+ * console.log(name, forwards, tokens, firstChoicePerExpert.length) // → moe 3 96 4
+ * monitor.reset()
+ * ```
+ */
+export class MoEMonitor {
+  readonly #layers: Watched[] = []
+  #disposed = false
+
+  /** Errors: OPTION, also for a model without a MoE. */
+  constructor(model: Module, options?: MoEMonitorOptions) {
+    const op = 'MoEMonitor'
+    const { evaluation } = readOptions(op, options)
+    const found = new Map<MoE, string>()
+    for (const [name, module] of checkModule(op, 'model', model).namedModules())
+      if (module instanceof MoE && !found.has(module)) found.set(module, name)
+    if (found.size === 0) fail('OPTION', op, 'model must contain a MoE')
+    try {
+      for (const [moe, name] of found) this.#layers.push(new Watched(name, moe, evaluation))
+    } catch (error) {
+      this.dispose()
+      throw error
+    }
+  }
+
+  /** What each layer did since the last reset, in the order of the model. Waits for the device. Errors: DISPOSED. */
+  report(): LayerStats[] {
+    this.#checkLive('report')
+    return this.#layers.map((layer) => layer.report())
+  }
+
+  /** Starts anew. Errors: DISPOSED. */
+  reset(): void {
+    this.#checkLive('reset')
+    for (const layer of this.#layers) layer.reset()
+  }
+
+  /** Stops watching, and frees the sums. A second call does nothing. */
+  dispose(): void {
+    this.#disposed = true
+    for (const layer of this.#layers) layer.dispose()
+  }
+
+  /** For `using`. */
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  #checkLive(method: string): void {
+    if (this.#disposed) fail('DISPOSED', `MoEMonitor.${method}`, 'the monitor was disposed')
+  }
+}
