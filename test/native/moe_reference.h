@@ -379,8 +379,7 @@ inline Reference reference(const Problem& p, const Values* frozen = nullptr) {
   if (q.has(kEvaluation)) r.balance = r.z = 0;
   r.total = p.balance_coef * r.balance + p.z_coef * r.z;
   for (int64_t i = 0; i < q.tokens() * q.K; ++i)
-    if (r.kept[i])
-      reference_expert(p, i, r.index[i], frozen ? 1 + r.weight[i] - (*frozen)[i] : 1, r.weight[i], r.y);
+    if (r.kept[i]) reference_expert(p, i, r.index[i], frozen ? 1 + r.weight[i] - (*frozen)[i] : 1, r.weight[i], r.y);
   r.objective = p.cb * r.balance + p.cz * r.z + p.ct * r.total;
   for (size_t i = 0; i < r.y.size(); ++i) r.objective += r.y[i] * p.gy[i];
   return r;
