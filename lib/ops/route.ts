@@ -108,6 +108,7 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
     const mask = held(
       o.importance ? importanceHandle(op, o.importance, B, N, device) : maskHandle(op, o.mask, B, N, device),
     )
+    const tokens = o.importance && mask !== null ? held(native.tokenMask({ x: mask })) : mask
     const threshold = held(thresholds(op, o.threshold, K, x))!
     const made = restoringOnError(generator, () => {
       const { seed } = generator
@@ -132,7 +133,6 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         ...choice,
       })
     })
-    const tokens = o.importance && mask !== null ? held(native.tokenMask({ x: mask })) : mask
     const result = routeResult(x, made, { K, E, C, mask: tokens })
     record({
       op,
