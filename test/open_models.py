@@ -1,12 +1,14 @@
-"""Runs the mixture-of-experts layers of transformers for test/parity.test.ts.
+"""Runs the mixture-of-experts layers of transformers for test/parity.test.ts and test/transformers-golden.test.ts.
 
 open_models.py make SEED FOLDER    for each model type writes a small random model to FOLDER/{type}, and input, output and the
                                    gradient of Σ output² of its last layer to FOLDER/{type}.safetensors
 open_models.py run FOLDER          writes the output that the models in FOLDER have now
+open_models.py golden FOLDER       writes the cases of test/golden/transformers, described in test/golden/README.md
 """
 
 import random
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -54,18 +56,48 @@ def output(model, x):
     return (y[0] if isinstance(y, tuple) else y).reshape(x.shape)
 
 
+COMMON = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 2, 'num_key_value_heads': 2, 'vocab_size': 64}
+
+
+def random_model(name, more):
+    config = AutoConfig.for_model(name, **(COMMON | more))
+    eager = {'attn_implementation': 'eager', 'experts_implementation': 'eager'}
+    model = AutoModelForCausalLM.from_config(config, **eager).float().eval()
+    randomize(model)
+    return model
+
+
+def passed(model, dtype):
+    """Input, output and gradient of Σ output² of the last layer."""
+    x = torch.randn(2, 7, 32).to(dtype).requires_grad_()
+    y = output(model, x)
+    (y * y).sum().backward()
+    return {'x': x.detach(), 'y': y.detach().contiguous(), 'dx': x.grad.contiguous()}
+
+
 def make(seed, folder):
     torch.manual_seed(seed)
-    common = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 2, 'num_key_value_heads': 2, 'vocab_size': 64}
     for name, more in configs(random.Random(seed)).items():
-        config = AutoConfig.for_model(name, **(common | more))
-        model = AutoModelForCausalLM.from_config(config, attn_implementation='eager').float().eval()
-        randomize(model)
+        model = random_model(name, more)
         model.save_pretrained(f'{folder}/{name}')
-        x = torch.randn(2, 7, 32, requires_grad=True)
-        y = output(model, x)
-        (y * y).sum().backward()
-        save_file({'x': x.detach(), 'y': y.detach().contiguous(), 'dx': x.grad.contiguous()}, f'{folder}/{name}.safetensors')
+        save_file(passed(model, torch.float32), f'{folder}/{name}.safetensors')
+
+
+def golden(folder):
+    """Two draws of each model type: the tensors of its last layer as transformers writes them, and what it computes in float64."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for seed in (1, 7):
+        torch.manual_seed(seed)
+        for name, more in configs(random.Random(seed)).items():
+            small = {key: min(value, 4) for key, value in more.items() if key == 'num_local_experts'}
+            model = random_model(name, more | small)
+            with tempfile.TemporaryDirectory() as saved:
+                model.save_pretrained(saved)
+                config = (Path(saved) / 'config.json').read_text()
+                tensors = load_file(f'{saved}/model.safetensors')
+            layer = {key: value for key, value in tensors.items() if 'layers.1.' in key and 'norm' not in key and 'attn' not in key}
+            results = passed(model.double(), torch.float64)
+            save_file(layer | results, f'{folder}/{name}-{seed}.safetensors', {'config': config})
 
 
 def run(folder):
@@ -80,5 +112,7 @@ if __name__ == '__main__':
     logging.disable_progress_bar()
     if sys.argv[1] == 'make':
         make(int(sys.argv[2]), sys.argv[3])
+    elif sys.argv[1] == 'golden':
+        golden(sys.argv[2])
     else:
         run(sys.argv[2])
