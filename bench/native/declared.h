@@ -10,8 +10,8 @@ namespace st_moe::bench {
 // Optional inputs that are null: noise comes from the generator, nothing is padding, of the losses only the total
 // counts.
 inline const std::map<std::string, std::string> kNotGiven{
-    {"mask", ""},        {"uniforms", ""},      {"gumbel_uniforms", ""},
-    {"expert_bias", ""}, {"dbalance_loss", ""}, {"dz_loss", ""}};
+    {"mask", ""},        {"uniforms", ""},       {"gumbel_uniforms", ""}, {"second_place_uniforms", ""},
+    {"expert_bias", ""}, {"second_density", ""}, {"dbalance_loss", ""},   {"dz_loss", ""}};
 
 // Tensors by name and number of elements, which ops share: outputs of a forward are inputs of its backward.
 class Memory {

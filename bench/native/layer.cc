@@ -109,7 +109,7 @@ double Layer::error(DType compute) const {
       if (index("position", i) < 0) continue;
       const int64_t e = index("expert_index", i);
       moe_reference::Problem one;  // this token and this expert
-      one.shape.D = D, one.shape.H = H;
+      one.shape.D = D, one.shape.H = H, one.shape.K = 1;
       one.x = slice("x", T, t, D), one.mu = slice("mult_bias", E, e, H);
       one.w1 = slice("w1", E, e, 2 * H * D), one.b1 = slice("b1", E, e, 2 * H);
       one.w2 = slice("w2", E, e, D * H), one.b2 = slice("b2", E, e, D);

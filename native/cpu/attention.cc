@@ -5,6 +5,7 @@
 #include "cpu/gemm.h"
 #include "cpu/ops.h"
 #include "cpu/simd.h"
+#include "cpu/subnormals.h"
 
 // Blocks of query rows attend to all their visible keys. The probabilities of a block are in scratch memory, and the
 // backward recomputes them from lse. In a causal block, keys visible to every row use a GEMM; the triangle at the
@@ -171,6 +172,7 @@ template <class T>
 static void attention_forward(const Context& ctx, const AttentionArgs& args) {
   const AttentionShape<T, AttentionArgs> shape(args);
   parallel_for(ctx, args.B * shape.heads * shape.blocks, [&](int64_t task) {
+    const WithoutSubnormals without_subnormals;
     const int64_t b = task / shape.blocks / shape.heads, h = task / shape.blocks % shape.heads;
     // the last blocks of a causal head have the most work, so they run first
     const QueryBlock block(shape, shape.blocks - 1 - task % shape.blocks);
@@ -211,6 +213,7 @@ template <class T>
 static void attention_gradients(const Context& ctx, const AttentionBackwardArgs& args) {
   const AttentionShape<T, AttentionBackwardArgs> shape(args);
   parallel_for(ctx, args.B * shape.heads, [&](int64_t task) {
+    const WithoutSubnormals without_subnormals;
     const int64_t b = task / shape.heads, h = task % shape.heads;
     const int64_t rows_at = shape.query_offset(b, h), keys_at = shape.key_offset(b, h);
     const HeadGradients<T> head{

@@ -2,6 +2,7 @@
 
 #include "cpu/gemm_task.h"
 #include "cpu/processor.h"
+#include "cpu/subnormals.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 namespace {
@@ -92,6 +93,7 @@ void run_problems(const Context& ctx, const GemmProblem<typename Operand::Elemen
   const int64_t chunk =
       used.threads > 1 ? static_cast<int64_t>(static_cast<double>(tasks) * (kChunkFlops / flops)) + 1 : tasks;
   parallel_blocks(used, tasks, chunk, [&](int64_t begin, int64_t end) {
+    const WithoutSubnormals without_subnormals;
     const Task<Operand, Math> task(size);
     int64_t i = find_problem(splits.get(), count, begin);
     for (int64_t t = begin; t < end; ++t) {
@@ -182,6 +184,7 @@ void gemm(const Context& ctx, const GemmProblem<T>* problems, int64_t count, DTy
 template <class T>
 void gemm_serial(const GemmProblem<T>& p) {
   if (p.M <= 0 || p.N <= 0) return;
+  const WithoutSubnormals without_subnormals;
   const Split split = split_problem<Exact<T> >(p, 0, 1, kTasksPerFewThreads);
   typename Task<Exact<T>, Multiply<T> >::Size size;
   size.fit(p, split);

@@ -121,6 +121,14 @@ export default [
     tests: ['moe_test'],
   },
   {
+    name: 'subnormal-operands',
+    file: 'native/cpu/subnormals.h',
+    from: 'saved_ | kFlushToZero | kDenormalsAreZero',
+    to: 'saved_ | kFlushToZero',
+    breaks: 'a subnormal operand is used',
+    tests: ['gemm_test'],
+  },
+  {
     name: 'sampled-expert-without-temperature',
     file: 'native/cpu/route.cc',
     from: 'sample(t, numbers.temperature, noise) : -1;',
