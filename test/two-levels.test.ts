@@ -77,6 +77,7 @@ test('no tokens, padding alone and a bias of the choice', () => {
 
 test.each<[Partial<MoEOptions>, string]>([
   [{ numExperts: [3] as never }, 'numExperts must be a number or a pair, got [3]'],
+  [{ numExperts: [2 ** 40, 2] }, 'numExperts[0] must be an integer from 1 to 65536, got 1099511627776'],
   [{ numExperts: [3, 0] }, 'numExperts[1] must be an integer of at least 1, got 0'],
   [{ numExperts: [3, 1] }, 'gatingTopN must be at most numExperts = 1, got 2 (the default)'],
   [{ gatingTopN: 4 }, 'gatingTopN must be at most numExperts = 3, got 4'],

@@ -65,7 +65,8 @@ const moeOptions = {
       if (!Array.isArray(value)) return checkInteger(op, name, value, 1)
       const pair = copyArray(op, name, value, 2 ** 20)
       if (pair.length !== 2) fail('OPTION', op, `${name} must be a number or a pair, got ${show(value)}`)
-      return pair.map((count, i) => checkInteger(op, `${name}[${i}]`, count, 1)) as [number, number]
+      const most = 2 ** 16 // each group is a layer
+      return [checkInteger(op, `${name}[0]`, pair[0], 1, most), checkInteger(op, `${name}[1]`, pair[1], 1)] as const
     },
   } as Option<number | readonly [number, number]>,
   ...onlyWhere(({ numExperts }) => (Array.isArray(numExperts) ? null : 'is for two levels, numExperts [E1, E2]'), {
