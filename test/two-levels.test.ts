@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest'
-import { MoE, type MoEOptions, manualSeed, randn, scope, tensor } from '../lib/index.js'
+import { Generator, MoE, type MoEOptions, manualSeed, rand, randn, scope, tensor } from '../lib/index.js'
 import { listOf, relativeError } from './support/numbers.js'
 
 // What the second level computes is compared in mesh.test.ts.
@@ -60,6 +60,28 @@ test('routedScalingFactor multiplies the outputs, and losses are sums of both le
     .eval()
     .forward(randn([2, 20, D]))
   expect([evaluated.totalAuxLoss, evaluated.balanceLoss, evaluated.routerZLoss].map((t) => t.item())).toEqual([0, 0, 0])
+})
+
+test('groupRandom are the random numbers of the second level', () => {
+  const moe = layer({ secondPolicyTrain: 'all', sampleExperts: true })
+  const x = randn([2, 20, D])
+  const uniforms = (shape: number[], seed: number) => rand(shape, { generator: new Generator(seed) })
+  const random = { uniforms: uniforms([2, 2, 20], 1), gumbelUniforms: uniforms([2, 20, 3], 2) }
+  const { capacity } = moe.forward(x).routing // 8 slots in each of 2 sequences: one sequence of 16
+  const ofGroup = (seed: number) => ({
+    uniforms: uniforms([2, 1, 2 * capacity], seed),
+    gumbelUniforms: uniforms([1, 2 * capacity, 4], seed + 10),
+  })
+  const run = (seeds: number[]) => listOf(moe.forward(x, { random, groupRandom: seeds.map(ofGroup) }).outputs)
+  expect(run([3, 4, 5])).toEqual(run([3, 4, 5]))
+  expect(run([3, 4, 5])).not.toEqual(run([3, 4, 6]))
+  expect(listOf(moe.forward(x, { random }).outputs)).not.toEqual(listOf(moe.forward(x, { random }).outputs))
+  const bad = (groupRandom: unknown) => () => moe.forward(x, { groupRandom: groupRandom as object[] })
+  expect(bad([{}])).toThrow('[MoE.forward] groupRandom must hold one for each of 3 groups, got 1')
+  expect(bad([{}, {}, 7])).toThrow('must be an object, got 7')
+  expect(bad([{}, {}, { uniforms: x }])).toThrow('[route] uniforms must be [2, 1, 16], got [2, 20, 6]')
+  const plain = new MoE({ dim: D, numExperts: 3 })
+  expect(() => plain.forward(x, { groupRandom: [] })).toThrow('[MoE.forward] groupRandom is for two levels')
 })
 
 test('no tokens, padding alone and a bias of the choice', () => {

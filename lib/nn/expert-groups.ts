@@ -15,8 +15,8 @@ import { combined, rowsOfEach } from './user-experts.js'
 
 /** A layer of the second level. */
 export interface GroupLayer extends Module {
-  /** x [B, N, D] with the importance [B, N] of its rows. */
-  forward<D extends DType>(x: Tensor<D>, options: { importance: Tensor }): MoEResult<D>
+  /** x [B, N, D] with the importance [B, N] of its rows, and random numbers of the caller. */
+  forward<D extends DType>(x: Tensor<D>, options: { importance: Tensor; random?: object }): MoEResult<D>
 }
 
 type Losses<D extends DType> = Pick<RouteResult<D>, 'balanceLoss' | 'routerZLoss'>
@@ -56,13 +56,18 @@ export class ExpertGroups extends Module {
   /**
    * x [B, N, D] → Σ weight · group(x), and the losses of both levels: the load-balancing loss of the second is the mean of
    * those of the groups, its z-loss the mean over all their tokens of importance 1. `factor` multiplies the weights; slots
-   * are cut into sequences of at most `groupSize`.
+   * are cut into sequences of at most `groupSize`. random: of each group, or none.
    * @internal
    */
   apply<D extends DType>(
     x: Tensor<D>,
     routing: RouteResult<D>,
-    { straightThrough, groupSize, factor }: { straightThrough: boolean; groupSize: number; factor: number },
+    {
+      straightThrough,
+      groupSize,
+      factor,
+      random,
+    }: { straightThrough: boolean; groupSize: number; factor: number; random: readonly object[] },
   ): Losses<D> & { outputs: Tensor<D> } {
     const importance = noGrad(() => scope(() => importanceOf(routing, x)))
     const slots = rowsOfEach(importance)
@@ -71,7 +76,10 @@ export class ExpertGroups extends Module {
     const results = rowsOfEach(dispatch(x, routing, { straightThrough })).map((rows, i) => {
       const cut = <T extends DType>(tensor: Tensor<T>, last: number[]) =>
         reshape(tensor, [parts, (B * C) / parts, ...last])
-      const result = this.experts[i].forward(cut(rows, [x.shape[2]]), { importance: cut(slots[i], []) })
+      const result = this.experts[i].forward(cut(rows, [x.shape[2]]), {
+        importance: cut(slots[i], []),
+        random: random[i],
+      })
       const { outputs } = result
       return { ...result, outputs: reshape(outputs, [B, C, outputs.shape[2]]) }
     })

@@ -181,6 +181,8 @@ function choiceOf({ router, gatingTopN, ntlbTopK }: ReturnType<typeof readOption
 const forwardOptions = {
   /** For `experts` of your own: each [B, N, D''] of the dtype of x; an expert gets their rows as further arguments. */
   expertInputs: unchecked<readonly Tensor[]>({ default: [] }),
+  /** For two levels: what `random` is for the first, one for each group, in the shapes of its sequences. */
+  groupRandom: unchecked<readonly NonNullable<GatingForwardOptions['random']>[]>(),
   /** Adds counts of tokens per expert to the result. Default false. */
   stats: boolean({ default: false }),
 }
@@ -286,7 +288,9 @@ export class MoE extends Module {
    */
   forward<D extends DType>(x: Tensor<D>, options?: MoEForwardOptions): MoEResult<D> {
     const op = 'MoE.forward'
-    const { stats, expertInputs, ...gating } = readForwardOptions(op, options)
+    const { stats, expertInputs, groupRandom, ...gating } = readForwardOptions(op, options)
+    if (groupRandom !== undefined && !(this.experts instanceof ExpertGroups))
+      fail('OPTION', op, 'groupRandom is for two levels, numExperts [E1, E2]')
     checkTensor(op, 'x', x)
     if (x.shape.length !== 3 || x.shape[2] !== this.dim) {
       fail('SHAPE', op, `x must be [batch, tokens, ${this.dim}], got ${showShape(x.shape)}`)
@@ -296,7 +300,12 @@ export class MoE extends Module {
     this.#checkFinite(op, 'x', x)
     return callScope(() => {
       const [tokens, grouped, inputs] = this.#inGroups(op, x, gating, this.#checkInputs(op, x, expertInputs))
-      const { outputs: routed, ...routing } = this.#routed(tokens, this.gate.forward(tokens, grouped), inputs)
+      const { outputs: routed, ...routing } = this.#routed(
+        tokens,
+        this.gate.forward(tokens, grouped),
+        inputs,
+        groupRandom,
+      )
       const each = this.sharedExperts ? add(routed, this.sharedExperts.forward(tokens, routing.mask)) : routed
       const outputs = tokens === x ? each : reshape(each, [x.shape[0], x.shape[1], this.outputDim])
       this.#checkFinite(op, 'the output', outputs)
@@ -348,13 +357,15 @@ export class MoE extends Module {
     x: Tensor<D>,
     choice: RouteResult<D>,
     inputs: readonly Tensor[],
+    groupRandom: unknown,
   ): RouteResult<D> & { outputs: Tensor<D> } {
     const straightThrough = this.#straightThrough
     const factor = this.#routedScalingFactor
     const routing = factor === 1 ? choice : { ...choice, weight: mul(choice.weight, factor) }
     if (this.experts instanceof ExpertGroups) {
       const { balanceLossCoef, routerZLossCoef } = this.#losses
-      const result = this.experts.apply(x, choice, { straightThrough, groupSize: x.shape[1], factor })
+      const random = groupRandom === undefined ? [] : this.#checkGroupRandom(groupRandom)
+      const result = this.experts.apply(x, choice, { straightThrough, groupSize: x.shape[1], factor, random })
       const totalAuxLoss = add(mul(result.balanceLoss, balanceLossCoef), mul(result.routerZLoss, routerZLossCoef))
       return { ...routing, ...result, totalAuxLoss }
     }
@@ -426,6 +437,14 @@ export class MoE extends Module {
     const more = inputs.map((input) => each(input, once))
     const y = this.#apply(each(x, routing.weight) as Tensor<D>, alone, more, false)
     return sum(reshape(y, [B, N, K, this.outputDim]), 2)
+  }
+
+  #checkGroupRandom(groupRandom: unknown): object[] {
+    const op = 'MoE.forward'
+    const list = copyArray(op, 'groupRandom', groupRandom, 2 ** 20)
+    if (list.length !== this.numExperts)
+      fail('OPTION', op, `groupRandom must hold one for each of ${this.numExperts} groups, got ${list.length}`)
+    return list as object[]
   }
 
   #checkInputs(op: string, x: Tensor, inputs: unknown): readonly Tensor[] {
