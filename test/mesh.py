@@ -22,7 +22,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from mesh_cases import committed, sampled
 from safetensors.numpy import save_file
-from tensorflow.python.framework import ops, tensor_conversion_registry
+from tensorflow.python.framework import ops
+from tensorflow.python.framework import tensor_conversion_registry as conversions
 
 MARGIN = 1e-4
 KINK = 1e-5  # of a relu
@@ -34,7 +35,7 @@ def import_mesh():
     estimator.ModeKeys = types.SimpleNamespace(TRAIN='train', EVAL='eval', PREDICT='infer')
     estimator.SessionRunHook = estimator.CheckpointSaverListener = estimator.CheckpointSaverHook = object
     tf.estimator = sys.modules['tensorflow.compat.v1.estimator'] = estimator
-    ops.register_tensor_conversion_function = tensor_conversion_registry.register_tensor_conversion_function
+    ops.register_tensor_conversion_function = conversions.register_tensor_conversion_function
     tf.float32 = tf.float64
     # The __init__ of transformer imports the data pipeline, which its modules do not need.
     package = types.ModuleType('mesh_tensorflow.transformer')
