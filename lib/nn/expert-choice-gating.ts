@@ -2,7 +2,7 @@ import { fail } from '../check.js'
 import type { DType } from '../dtype.js'
 import { expertChoice } from '../ops/expert-choice.js'
 import { choiceOptions, lossOptions } from '../ops/route-options.js'
-import type { RouteResult } from '../ops/routing.js'
+import { checkOneMask, type RouteResult } from '../ops/routing.js'
 import { integer, type OptionsOf, pick, reader, type ValuesOf } from '../options.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import { capacityOf, type GatingForwardOptions, gatingOptions, readForwardOptions, readRandom } from './gating.js'
@@ -78,7 +78,7 @@ export class ExpertChoiceGating extends Module {
     const { jitterUniforms, dropoutUniforms, ...uniforms } = readRandom(op, random)
     for (const [name, value] of Object.entries({ ...noise, ...uniforms }))
       if (value !== undefined) fail('OPTION', op, `${name} is for router "topk": expert choice samples nothing`)
-    if (mask && importance) fail('OPTION', op, 'mask and importance cannot be together: importance 0 is padding')
+    checkOneMask(op, { mask, importance })
     checkTensor(op, 'x', x)
     const inputs = { ...pick(this.#options, routerInputOptions), routerInput, training: this.training }
     return expertChoice(...routerInputs(op, x, this.toGates, inputs, { jitterUniforms, dropoutUniforms }), {

@@ -1,14 +1,13 @@
 import type { DType } from '../dtype.js'
-import { native } from '../native.js'
 import { add, div, mul } from '../ops/binary.js'
 import { dispatch } from '../ops/dispatch.js'
 import { mean, sum } from '../ops/reduce.js'
 import { reshape } from '../ops/reshape.js'
-import { eachChoice, type RouteResult } from '../ops/routing.js'
+import { above, eachChoice, type RouteResult } from '../ops/routing.js'
 import { concat } from '../ops/strided.js'
 import { relu } from '../ops/unary.js'
 import { noGrad, scope } from '../scope.js'
-import { handleOf, type Tensor, wrap } from '../tensor.js'
+import type { Tensor } from '../tensor.js'
 import { Module } from './module.js'
 import type { MoEResult } from './moe-result.js'
 import { combined, rowsOfEach } from './user-experts.js'
@@ -20,10 +19,6 @@ export interface GroupLayer extends Module {
 }
 
 type Losses<D extends DType> = Pick<RouteResult<D>, 'balanceLoss' | 'routerZLoss'>
-
-/** 1 where x ≥ 0 is above 0: i32. */
-const above = (x: Tensor): Tensor<'i32'> =>
-  wrap(native.tokenMask({ x: handleOf(x) }), { shape: x.shape, dtype: 'i32', device: x.device })
 
 /** How n slots are cut, as Mesh TensorFlow does: into the fewest equal parts above n / most. */
 function partsOf(n: number, most: number): number {
@@ -103,12 +98,12 @@ export class ExpertGroups extends Module {
 }
 
 /** 1 where importance is 1, else 0. */
-const wholeOf = (importance: Tensor): Tensor => above(relu(add(importance, -0.5))).to(importance.dtype)
+const wholeOf = (importance: Tensor): Tensor => above(importance, 0.5).to(importance.dtype)
 
 /** [E1, B, C], of the slots. */
 function importanceOf<D extends DType>(routing: RouteResult<D>, { dtype }: Tensor<D>): Tensor<D> {
   const each = eachChoice(routing, routing.weight)
   const weights = dispatch(each.weight, each, { straightThrough: false })
-  const importance = mul(add(above(relu(add(weights, -0.5))), above(weights)).to(dtype), 0.5) as Tensor<D>
+  const importance = mul(add(above(weights, 0.5), above(weights, 0)).to(dtype), 0.5) as Tensor<D>
   return reshape(importance, weights.shape.slice(0, 3))
 }

@@ -432,9 +432,8 @@ export class MoE extends Module {
     const [B, N, K] = routing.expertIndex.shape
     const each = (input: Tensor, weight: Tensor) =>
       reshape(mul(reshape(input, [B, N, 1, input.shape[2]]), reshape(weight, [B, N, K, 1])), [B, N * K, input.shape[2]])
-    const once = ones([B, N, K], { dtype: x.dtype, device: x.device })
     const alone = eachChoice(routing, routing.kept.to(x.dtype))
-    const more = inputs.map((input) => each(input, once))
+    const more = inputs.map((input) => each(input, ones([B, N, K], { dtype: x.dtype, device: x.device })))
     const y = this.#apply(each(x, routing.weight) as Tensor<D>, alone, more, false)
     return sum(reshape(y, [B, N, K, this.outputDim]), 2)
   }

@@ -1,15 +1,14 @@
 import { fail } from '../check.js'
 import { ones, rand } from '../create.js'
 import type { DType } from '../dtype.js'
-import { native } from '../native.js'
 import { add, mul } from '../ops/binary.js'
 import { dropout } from '../ops/dropout.js'
 import { reshape } from '../ops/reshape.js'
-import { checkRouterInputs } from '../ops/routing.js'
+import { above, checkRouterInputs } from '../ops/routing.js'
 import { concat } from '../ops/strided.js'
-import { neg, relu } from '../ops/unary.js'
+import { neg } from '../ops/unary.js'
 import { boolean, integer, type OptionsOf, optional, rate, unchecked, type ValuesOf } from '../options.js'
-import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { checkTensor, type Tensor } from '../tensor.js'
 import type { Linear } from './linear.js'
 
 /** What a router sees of the tokens. */
@@ -93,8 +92,4 @@ function disturbed<D extends DType>(
 }
 
 /** 1 where u ≥ p, else 0: i32. In f64, so that the difference has the right sign. */
-function atLeast(u: Tensor, p: number): Tensor {
-  const below = relu(add(neg(u.to('f64')), p))
-  const mask = wrap(native.tokenMask({ x: handleOf(below) }), { shape: u.shape, dtype: 'i32', device: u.device })
-  return add(mul(mask, -1), 1)
-}
+const atLeast = (u: Tensor, p: number): Tensor => add(mul(above(neg(u.to('f64')), -p), -1), 1)

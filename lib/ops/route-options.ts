@@ -84,14 +84,11 @@ export const topkOptions = onlyIf('router', tokenRouters, {
     noiseMult: number({ default: 1 }),
   }),
   ...onlyWhere(
-    ({ noiseGates, differentiableTopk, routingGroups }) =>
-      noiseGates
-        ? 'is not for noiseGates'
-        : differentiableTopk
-          ? 'is not for differentiableTopk'
-          : routingGroups !== 1
-            ? 'is not for routingGroups'
-            : null,
+    ({ noiseGates, differentiableTopk, routingGroups }) => {
+      const others = { noiseGates, differentiableTopk, routingGroups: routingGroups !== 1 }
+      const [other] = Object.entries(others).find(([, used]) => used) ?? []
+      return other ? `is not for ${other}` : null
+    },
     {
       /**
        * The first expert of a token is sampled, in evaluation too: that of the largest logit / routerTemperature + Gumbel

@@ -18,6 +18,7 @@ import {
   topkOptions,
 } from './route-options.js'
 import {
+  checkOneMask,
   checkRouterInputs,
   converted,
   expertCapacity,
@@ -61,7 +62,7 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
   const { dtype, device } = x
   const K = checkInteger(op, 'topN', o.topN, 1, E)
   checkChoice(op, o, E, K)
-  if (o.mask && o.importance) fail('OPTION', op, 'mask and importance cannot be together: importance 0 is padding')
+  checkOneMask(op, o)
   if (o.expertBias !== undefined) checkTensor(op, 'expertBias', o.expertBias, { shape: [E], dtype, device })
   // A softmax of the K largest logits is the softmax of all, divided by the sum over the K.
   const gateNormalization =
@@ -156,21 +157,8 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         [x, w, expertIndex, kept, gate, probs, logits, lse, density, ...optional],
         [needX, needW],
       ) => {
-        const rest = [...optional]
-        const secondDensity = o.useSecondPlaceLoss ? rest.shift()! : null
-        const saved = {
-          x,
-          w,
-          expertIndex,
-          kept,
-          gate,
-          probs,
-          logits,
-          lse,
-          density,
-          secondDensity,
-          mask: rest[0] ?? null,
-        }
+        const [secondDensity = null, mask = null] = o.useSecondPlaceLoss ? optional : [null, ...optional]
+        const saved = { x, w, expertIndex, kept, gate, probs, logits, lse, density, secondDensity, mask }
         const asked = { dx: needX, dw: needW, ...settings }
         const { dx, dw } = native.routeBackward({ dweight, dbalanceLoss, dzLoss, dtotalLoss, ...saved, ...asked })
         return [dx, dw]

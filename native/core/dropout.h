@@ -15,7 +15,10 @@ struct DropoutNumbers {
   static DropoutNumbers of(double p) {
     return {static_cast<T>(1.0 / (1.0 - p)), static_cast<uint32_t>(std::ceil(p * 0x1p24))};
   }
-  ST_MOE_HOST_DEVICE T of_word(uint32_t word) const { return word >> 8 >= threshold ? factor : T(0); }
+  ST_MOE_HOST_DEVICE T operator()(T x, uint32_t word) const {
+    const T scaled = x * factor;  // outside the selection, else a loop has a branch
+    return word >> 8 >= threshold ? scaled : T(0);
+  }
 };
 
 }  // namespace st_moe

@@ -93,13 +93,15 @@ struct RouterNumbers {
   }
 };
 
+constexpr double kOthersFloor = 1e-9;  // added to the sum of s over the experts that are not the first choice
+
 // The gradient of the probabilities s of a token through the loss of second places, 0.5 · E² · mean(f2 · P2), where P2
-// is the mean of s without the first choice, divided by its sum + 1e-9. `sum` comes first, over the other experts, then
+// is the mean of s without the first choice, divided by its sum. `sum` comes first, over the other experts, then
 // `mean`.
 template <class T>
 struct SecondPlaceGradient {
   T scale;  // of f2
-  T sum = static_cast<T>(1e-9);
+  T sum = static_cast<T>(kOthersFloor);
   T mean = 0;
 
   ST_MOE_HOST_DEVICE void add(T s, T f2) { mean += scale * f2 * s / sum; }

@@ -207,9 +207,9 @@ struct Router {
   void add_second_place(int64_t t, double* sum) const {
     const T* s = probs + t * args.E;
     const int32_t first = partial(t) ? -1 : args.expert_index[t * args.K];
-    SecondPlaceGradient<double> rest{0};
-    for (int64_t e = 0; e < args.E; ++e) rest.sum += e == first ? 0 : static_cast<double>(s[e]);
-    for (int64_t e = 0; e < args.E; ++e) sum[e] += e == first ? 0 : static_cast<double>(s[e]) / rest.sum;
+    double others = kOthersFloor;
+    for (int64_t e = 0; e < args.E; ++e) others += e == first ? 0 : static_cast<double>(s[e]);
+    for (int64_t e = 0; e < args.E; ++e) sum[e] += e == first ? 0 : static_cast<double>(s[e]) / others;
   }
 
   // The tokens of a sequence by falling gate of their first choice, counted from its first token.

@@ -7,8 +7,8 @@
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-// While one lives, its thread takes subnormal operands for 0 and returns 0 for subnormal results. Many processors need
-// a hundred cycles for an instruction with one, and a softmax of distant logits makes many.
+// While one lives, its thread takes subnormal operands for 0 and returns 0 for subnormal results. Many processors are
+// slow with them, and a softmax of distant logits makes many.
 class WithoutSubnormals {
  public:
 #if defined(__SSE__) || defined(_M_X64)

@@ -21,7 +21,7 @@ struct Dropout {
     Vector<T, N> values = load<N>(x + i);
     for (int c = 0; c < N; ++c) {
       const uint32_t word = N == 1 ? words.word[i % kWords] : words.word[c];
-      values[c] = word >> 8 >= numbers.threshold ? values[c] * numbers.factor : T(0);
+      values[c] = numbers(values[c], word);
     }
     store(y + i, values);
   }

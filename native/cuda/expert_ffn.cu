@@ -27,18 +27,20 @@ struct Activate {
     for (int64_t j = group.lane() * N; j < width; j += Group::size * N) {
       Vector<Stored<O>, N> out{};
       if (j < H) {
-        const Vector<T, N> kept = dropout.template factors<N>(assignment, j);
+        const Vector<uint32_t, N> words = dropout.template words<N>(assignment, j);
         const Vector<Stored<O>, N> v = load<N>(values + j);
         const Vector<T, N> v_bias = load_bias<N>(bias, j, T(0));
         if constexpr (is_gated(activation)) {
           const Vector<Stored<O>, N> gate = load<N>(values + H + j);
           const Vector<T, N> gate_bias = load_bias<N>(bias, H + j, T(0)), factor = load_bias<N>(mu, j, T(1));
-          for (int c = 0; c < N; ++c)
-            out[c] = O::store(activate<activation>(O::load(gate[c]) + gate_bias[c], numbers).value *
-                              gated_value<activation>(O::load(v[c]) + v_bias[c], numbers).value * factor[c] * kept[c]);
+          for (int c = 0; c < N; ++c) {
+            const T value = activate<activation>(O::load(gate[c]) + gate_bias[c], numbers).value *
+                            gated_value<activation>(O::load(v[c]) + v_bias[c], numbers).value * factor[c];
+            out[c] = O::store(dropout(value, words[c]));
+          }
         } else {
           for (int c = 0; c < N; ++c)
-            out[c] = O::store(activate<activation>(O::load(v[c]) + v_bias[c], numbers).value * kept[c]);
+            out[c] = O::store(dropout(activate<activation>(O::load(v[c]) + v_bias[c], numbers).value, words[c]));
         }
       }
       store(h + row * width + j, out);

@@ -104,9 +104,9 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
     if (assignment >= 0) {
       const Stored<O>* saved = p.a + row * p.saved + j;
       const T* bias = p.b1.of(expert);
-      const Vector<T, N> kept = p.dropout.template factors<N>(assignment, j);
+      const Vector<uint32_t, N> words = p.dropout.template words<N>(assignment, j);
       Vector<T, N> q = load<N>(p.q + row * p.hidden + j);
-      for (int c = 0; c < N; ++c) q[c] *= kept[c];
+      for (int c = 0; c < N; ++c) q[c] = p.dropout(q[c], words[c]);
       const Vector<T, N> value_bias = load_bias<N>(bias, j, T(0));
       const Vector<Stored<O>, N> a = load<N>(saved);
       if constexpr (is_gated(activation)) {
@@ -122,7 +122,7 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
           T product = h * q[c];
           if (p.straight_through) product += av * dv + ag * dg;
           dot += product;
-          out[c] = O::store(w * h * kept[c]), out_value[c] = O::store(dv), out_gate[c] = O::store(dg);
+          out[c] = O::store(p.dropout(w * h, words[c])), out_value[c] = O::store(dv), out_gate[c] = O::store(dg);
           sums.value[k + c] += dv;
           sums.gate[k + c] += dg;
           sums.mult_bias[k + c] += dh * plain;
@@ -135,7 +135,7 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
           T product = f.value * q[c];
           if (p.straight_through) product += av * dv;
           dot += product;
-          out[c] = O::store(w * f.value * kept[c]), out_value[c] = O::store(dv);
+          out[c] = O::store(p.dropout(w * f.value, words[c])), out_value[c] = O::store(dv);
           sums.value[k + c] += dv;
         }
       }

@@ -64,14 +64,14 @@ struct HiddenDropout {
   static HiddenDropout of(const Context& ctx, const Args& args) {
     return {sample_of(ctx, args.seed, args.step), DropoutNumbers<T>::of(args.dropout), args.H, args.dropout > 0};
   }
-  // What the N values of an assignment from column j on are multiplied by.
+  // The words of N values of an assignment from column j on.
   template <int N>
-  __device__ Vector<T, N> factors(int64_t assignment, int64_t j) const {
-    Vector<T, N> values;
-    for (int c = 0; c < N; ++c)
-      values[c] = active ? numbers.of_word(sample.word(static_cast<uint64_t>(assignment * H + j + c))) : T(1);
+  __device__ Vector<uint32_t, N> words(int64_t assignment, int64_t j) const {
+    Vector<uint32_t, N> values{};
+    for (int c = 0; active && c < N; ++c) values[c] = sample.word(static_cast<uint64_t>(assignment * H + j + c));
     return values;
   }
+  __device__ T operator()(T x, uint32_t word) const { return active ? numbers(x, word) : x; }
 };
 
 // Columns of A as it is saved: pre-activations without their bias in the first `columns`.

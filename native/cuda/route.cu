@@ -117,9 +117,7 @@ __device__ void Router<T>::probabilities(int64_t t, int lane) const {
   const T clean = softmax_row(l, noisy ? nullptr : s, E, lane);
   if (lane == 0) lse[t] = clean;
   if (!noisy) return;
-  for (int64_t e = lane; e < E; e += kWarp) {
-    s[e] = numbers.noisy(l[e], gumbel_uniform(t * E + e));
-  }
+  for (int64_t e = lane; e < E; e += kWarp) s[e] = numbers.noisy(l[e], gumbel_uniform(t * E + e));
   softmax_row(s, s, E, lane);
 }
 
@@ -196,7 +194,7 @@ __device__ void Router<T>::choose(int64_t t, int lane) const {
   T sum = 0;
   for (int64_t e = lane; e < E; e += kWarp) sum += e == first_choice(t) ? T(0) : s[e];
   sum = warp_reduce(sum, Sum{});
-  if (lane == 0) others[t] = sum + SecondPlaceGradient<T>{}.sum;
+  if (lane == 0) others[t] = sum + static_cast<T>(kOthersFloor);
 }
 
 // How many of a tile, in the order of the slots, ask for each expert as their choices first_k … last_k − 1, by a block.
