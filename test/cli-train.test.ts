@@ -156,7 +156,7 @@ describe('train', () => {
 
   const layer = ['--router', 'switch', '--score-function', 'sigmoid', '--dropless', '--activation', 'relu']
   test('the layers of a run are those of its flags, when it is resumed and generates too', async () => {
-    const flags = [...tiny, ...layer, '--shared-experts', '1']
+    const flags = [...tiny, ...layer, '--expert-hidden-dim', '40', '--shared-experts', '1']
     await succeeded(['train', 'book.txt', '--out', 'layers', ...flags, '--steps', '20'])
     const { options } = JSON.parse(readFileSync(at('layers/run.json'), 'utf8'))
     expect(options).toMatchObject({ router: 'switch', 'score-function': 'sigmoid', dropless: true, activation: 'relu' })
@@ -298,6 +298,8 @@ describe('a damaged run', () => {
     ['router', '"expertChoice"', /--router expertChoice is not for a language model/],
     ['router', '"switch","top-n":3', /of this version of st-moe train: --top-n is for --router "topk", got/],
     ['dropless', '1', /options\.dropless must be true or false, got 1$/m],
+    ['expert-hidden-dim', '0', /options\.expert-hidden-dim must be a whole number of at least 1, got 0$/m],
+    ['expert-hidden-dim', '1e12', /has \d+ bytes, but the model of .*run\.json \(.*\) has at least \d+$/m],
     ['shared-experts', '4097', /options\.shared-experts must be a whole number from 0 to 4096, got 4097$/m],
     ['shared-experts', '4096', /has \d+ bytes, but the model of .*run\.json \(.*\) has at least \d+$/m],
     ['activation', '["relu"]', /options\.activation must be one of geglu, .*, got \["relu"\]$/m],

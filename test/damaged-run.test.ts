@@ -19,7 +19,7 @@ beforeAll(async () => {
   const path = join(folder, 'book.txt')
   writeFileSync(path, sentences(100))
   const sizes = { layers: 1, dim: 16, heads: 2, experts: 4, 'top-n': 2, context: 16, batch: 2, lr: 4e-3, seed: 1 }
-  const layer = { router: 'topk', dropless: false, activation: 'relu', 'shared-experts': 1 }
+  const layer = { router: 'topk', dropless: false, activation: 'relu', 'expert-hidden-dim': 20, 'shared-experts': 1 }
   const options = {
     ...sizes,
     ...layer,

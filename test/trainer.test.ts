@@ -69,6 +69,8 @@ describe('the layers', () => {
     ...routers.filter((options) => conflictOf(options) === null),
     ...secondPolicies.map((policy) => smallRun({ 'second-policy': policy })),
     smallRun({ dropless: true, 'score-function': 'sigmoid', activation: 'relu2', 'shared-experts': 2 }),
+    smallRun({ activation: 'gelu', 'expert-hidden-dim': 100 }),
+    smallRun({ 'expert-hidden-dim': 1, 'shared-experts': 1 }),
     smallRun({ router: 'switch', dropless: true }),
   ]
 
@@ -142,6 +144,7 @@ test('the defaults of a run', () => {
     'score-function': 'softmax',
     dropless: false,
     activation: 'geglu',
+    'expert-hidden-dim': null,
     'shared-experts': 0,
     context: 128,
     batch: 16,

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { type CheckpointProgress, type CheckpointTargets, loadCheckpoint, MoeError } from '../../index.js'
 import { Failure } from '../errors.js'
 import { asFlags } from '../memory.js'
-import { type ModelOptions, weightBytes } from './model.js'
+import { type ModelOptions, sizesOf, weightBytes } from './model.js'
 import { checkpointIn, runName } from './saved-run.js'
 
 /** Rejects a model larger than the checkpoint of its run, before it allocates memory. */
@@ -11,8 +11,7 @@ export function checkHolds(folder: string, model: ModelOptions): void {
   const [file, needed] = [checkpointIn(folder), weightBytes(model)]
   const { size } = statSync(file)
   if (needed <= size) return
-  const { layers, dim, experts, context } = model
-  const described = `the model of ${join(folder, runName)} (${asFlags({ layers, dim, experts, context })})`
+  const described = `the model of ${join(folder, runName)} (${asFlags(sizesOf(model))})`
   throw new Failure(`${file} has ${size} bytes, but ${described} has at least ${needed}`)
 }
 

@@ -1,12 +1,20 @@
 import { type MoEOptions, MoeError } from '../../index.js'
 import { readOptions } from '../../nn/moe.js'
 
+/** Options of {@link MoE} that the model has as they are. A flag has the same name in kebab case. */
+const passedOn = [
+  'dim',
+  'computeDtype',
+  'router',
+  'dropless',
+  'scoreFunction',
+  'activation',
+  'expertHiddenDim',
+  'sharedExperts',
+] as const
+
 /** What the layers of the model share. Without a value an option has the default of {@link MoE}. */
-export interface ExpertOptions
-  extends Pick<
-    MoEOptions,
-    'dim' | 'computeDtype' | 'router' | 'dropless' | 'scoreFunction' | 'activation' | 'sharedExperts'
-  > {
+export interface ExpertOptions extends Pick<MoEOptions, (typeof passedOn)[number]> {
   experts: number
   topN: number
   /** In training and evaluation. */
@@ -17,17 +25,10 @@ export interface ExpertOptions
 export const expertsPerToken = ({ router = 'topk', topN }: ExpertOptions): number => (router === 'topk' ? topN : 1)
 
 export function moeOptions(options: ExpertOptions): MoEOptions {
-  const { dim, computeDtype, router, dropless, scoreFunction, activation, sharedExperts } = options
-  const { experts, topN, secondPolicy = 'random' } = options
+  const { router, dropless, experts, topN, secondPolicy = 'random' } = options
   const isTopk = router === undefined || router === 'topk'
   return {
-    dim,
-    computeDtype,
-    router,
-    dropless,
-    scoreFunction,
-    activation,
-    sharedExperts,
+    ...(Object.fromEntries(passedOn.map((name) => [name, options[name]])) as Pick<MoEOptions, 'dim'>),
     numExperts: experts,
     gatingTopN: topN,
     secondPolicyTrain: secondPolicy,
@@ -44,11 +45,7 @@ const flags: Readonly<Record<string, string>> = {
   gatingTopN: 'top-n',
   numExperts: 'experts',
   secondPolicyTrain: 'second-policy',
-  scoreFunction: 'score-function',
-  sharedExperts: 'shared-experts',
-  router: 'router',
-  dropless: 'dropless',
-  activation: 'activation',
+  ...Object.fromEntries(passedOn.map((name) => [name, name.replaceAll(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)])),
 }
 
 /** Why the layer refuses options, with their flags for names, or null. */

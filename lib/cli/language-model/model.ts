@@ -106,23 +106,35 @@ export class LanguageModel extends Module {
   }
 }
 
-/** P and H of an expert: rows of its two matrices. */
-function expertRows({ dim, activation = 'geglu' }: ModelOptions): [number, number] {
-  const hidden = hiddenSize('st-moe train', dim, 4)
-  return [isGated(activation) ? 2 * hidden : hidden, hidden]
+/** P of an expert with its H: rows of its first matrix. */
+const rowsOf = ({ activation = 'geglu' }: ModelOptions, hidden: number): number =>
+  isGated(activation) ? 2 * hidden : hidden
+
+/** H of the experts, and of the dense feed-forward after them. */
+function hiddenSizes({ dim, expertHiddenDim }: ModelOptions): [number, number] {
+  const usual = hiddenSize('st-moe train', dim, 4)
+  return [expertHiddenDim ?? usual, usual]
 }
 
-/** Experts besides the routed ones: the shared ones, and the dense feed-forward after them, which counts as one. */
-const denseExperts = ({ sharedExperts = 0 }: ModelOptions): number => sharedExperts + 1
+/** The flags that the bytes below depend on. */
+export const sizesOf = (options: ModelOptions): Record<string, number> => {
+  const { layers, dim, experts, expertHiddenDim, sharedExperts, context } = options
+  return {
+    layers,
+    dim,
+    experts,
+    ...(expertHiddenDim && { 'expert-hidden-dim': expertHiddenDim }),
+    ...(sharedExperts && { 'shared-experts': sharedExperts }),
+    context,
+  }
+}
 
 /** Lower bound of the bytes of the weights. */
 export function weightBytes(options: ModelOptions): number {
-  const { vocabulary, context, dim, layers, experts } = options
-  const [rows, hidden] = expertRows(options)
-  const perExpert = (rows + hidden) * dim
-  return (
-    4 * (layers * (4 * dim * dim + (experts + denseExperts(options)) * perExpert) + (2 * vocabulary + context) * dim)
-  )
+  const { vocabulary, context, dim, layers, experts, sharedExperts = 0 } = options
+  const [ofExpert, ofDense] = hiddenSizes(options).map((hidden) => rowsOf(options, hidden) + hidden)
+  const ofLayer = 4 * dim + (experts + sharedExperts) * ofExpert + ofDense
+  return 4 * (layers * ofLayer + 2 * vocabulary + context) * dim
 }
 
 /**
@@ -130,9 +142,9 @@ export function weightBytes(options: ModelOptions): number {
  * step saves for its backward.
  */
 export function trainingBytes(options: ModelOptions, batch: number): number {
-  const { vocabulary, context, dim, layers } = options
-  const [rows] = expertRows(options)
-  const visited = expertsPerToken(options) + denseExperts(options)
-  const saved = batch * context * (layers * (8 * dim + visited * rows) + 2 * vocabulary)
+  const { vocabulary, context, dim, layers, sharedExperts = 0 } = options
+  const [ofExpert, ofDense] = hiddenSizes(options).map((hidden) => rowsOf(options, hidden))
+  const ofLayer = 8 * dim + (expertsPerToken(options) + sharedExperts) * ofExpert + ofDense
+  const saved = batch * context * (layers * ofLayer + 2 * vocabulary)
   return 4 * (weightBytes(options) + saved)
 }

@@ -1,7 +1,17 @@
 import { sharedOptions } from '../../nn/shared-options.js'
 import { activationOptions } from '../../ops/activation.js'
 import { routeOptions, routerOptions, topkOptions } from '../../ops/route-options.js'
-import { computeDtypeFlag, deviceFlag, integerOf, number, threadsFlag, toggle, type Values, wordOf } from '../flags.js'
+import {
+  computeDtypeFlag,
+  deviceFlag,
+  integerOf,
+  number,
+  optionalNumber,
+  threadsFlag,
+  toggle,
+  type Values,
+  wordOf,
+} from '../flags.js'
 import type { ModelOptions } from './model.js'
 
 /** Options of the layers, as {@link MoEOptions} declares them. */
@@ -11,6 +21,7 @@ export const layerFlags = {
   'score-function': wordOf(topkOptions.scoreFunction, { help: 'what gates are made of' }),
   dropless: toggle('no capacity: nothing is dropped'),
   activation: wordOf(activationOptions.activation, { help: 'of the experts' }),
+  'expert-hidden-dim': optionalNumber({ help: 'hidden size of an expert', shown: '8/3 of --dim', min: 1 }),
   'shared-experts': integerOf(sharedOptions.sharedExperts, { help: 'experts that every character visits', max: 4096 }),
 }
 
@@ -62,5 +73,6 @@ export const modelOptions = (options: RunOptions, vocabulary: number): ModelOpti
   computeDtype: options['compute-dtype'],
   secondPolicy: options['second-policy'],
   scoreFunction: options['score-function'],
+  expertHiddenDim: options['expert-hidden-dim'] ?? undefined,
   sharedExperts: options['shared-experts'],
 })

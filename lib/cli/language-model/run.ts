@@ -22,7 +22,7 @@ import { evaluating, heldOutLoss } from './evaluate.js'
 import { RunFolder } from './folder.js'
 import { emptyHistory, type History, historySchema, longestSample, recordEvaluation, recordStep } from './history.js'
 import { layerConflict } from './layer-options.js'
-import { LanguageModel, trainingBytes } from './model.js'
+import { LanguageModel, sizesOf, trainingBytes } from './model.js'
 import { ngramLosses, ngramNames } from './ngram.js'
 import { modelOptions, type RunOptions, usedOptions } from './options.js'
 import { preferredCharacters } from './preferences.js'
@@ -72,9 +72,8 @@ export class Run {
     const model = modelOptions(options, vocabulary.length)
     if (resumed) checkHolds(out, model)
     setDefaultDevice(options.device as Device)
-    const { layers, dim, experts, context, batch } = options
-    if (getDefaultDevice() === 'cpu')
-      checkMemory('training', trainingBytes(model, batch), { layers, dim, experts, context, batch })
+    const { batch } = options
+    if (getDefaultDevice() === 'cpu') checkMemory('training', trainingBytes(model, batch), { ...sizesOf(model), batch })
     if (options.threads !== null) setNumThreads(options.threads)
     this.#folder = new RunFolder(out)
     this.#generator = manualSeed(options.seed)
