@@ -1,7 +1,5 @@
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import { loadSafetensorsSync, rand, saveSafetensorsSync, scope, type Tensor, tensor } from '../lib/index.js'
+import { loadSafetensorsSync, rand, saveSafetensorsSync, scope, tensor } from '../lib/index.js'
+import { agreement } from './agreement.js'
 import type { Kind, Layer } from './layer.js'
 import type { Participant } from './measured.js'
 import { Peer } from './peer.js'
@@ -22,7 +20,6 @@ export interface PeerCase {
 
 /** The layers of PyTorch, with the weights of one of ours. */
 export class LayerPeers extends Peer {
-  readonly #folder = mkdtempSync(join(tmpdir(), 'st-moe-bench-'))
   readonly #layer: Layer
   /** Relative errors of those that were compared with ours. */
   readonly #errors = new Map<string, number>()
@@ -30,14 +27,14 @@ export class LayerPeers extends Peer {
   constructor(layer: Layer) {
     super()
     this.#layer = layer
-    scope(() => saveSafetensorsSync(this.#file('state'), layer.moe.stateDict()))
+    scope(() => saveSafetensorsSync(this.file('state'), layer.moe.stateDict()))
   }
 
   /** Makes one. Throws if it differs from `like` by more than `tolerance`. */
   async make(implementation: Implementation, like?: Layer, tolerance = 0, compute: PeerCompute = 'f32'): Promise<void> {
     const { dim, experts } = this.#layer.sizes
     const name = `${implementation} ${compute}`
-    await this.ask({ do: 'layer', name, implementation, compute, dim, experts, state: this.#file('state') })
+    await this.ask({ do: 'layer', name, implementation, compute, dim, experts, state: this.file('state') })
     if (like) this.#errors.set(name, await this.#agreement(name, like, tolerance))
   }
 
@@ -65,7 +62,7 @@ export class LayerPeers extends Peer {
    */
   async #agreement(name: string, layer: Layer, tolerance: number): Promise<number> {
     const { batch, tokens, dim } = this.#layer.sizes
-    const [given, found] = [this.#file('given'), this.#file('found')]
+    const [given, found] = [this.file('given'), this.file('found')]
     using uniforms = rand([2, batch, tokens])
     using x = tensor(layer.x.dataSync(), [batch, tokens, dim], { requiresGrad: true })
     saveSafetensorsSync(given, { x, dy: layer.dy, uniforms })
@@ -73,36 +70,10 @@ export class LayerPeers extends Peer {
     return scope(() => {
       const { outputs, totalAuxLoss } = layer.moe.forward(x, { random: { uniforms } })
       outputs.mul(layer.dy).sum().add(totalAuxLoss).backward()
-      const dGate = layer.moe.gate.toGates.weight.grad!
-      const ours: Record<string, Tensor> = { outputs, totalAuxLoss, dx: x.grad!, dGate }
-      const theirs = loadSafetensorsSync(found).tensors
-      const errors = Object.entries(ours).map(([what, tensor]) => {
-        const error = relativeError(tensor.dataSync(), theirs[what].dataSync())
-        if (!(error <= tolerance)) throw new Error(`${what} of ${name} differs from ours by ${error.toExponential(1)}`)
-        return error
-      })
+      const ours = { outputs, totalAuxLoss, dx: x.grad!, dGate: layer.moe.gate.toGates.weight.grad! }
+      const error = agreement(name, ours, loadSafetensorsSync(found).tensors, tolerance)
       layer.moe.zeroGrad()
-      return Math.max(...errors)
+      return error
     })
   }
-
-  override end(): void {
-    super.end()
-    rmSync(this.#folder, { recursive: true, force: true })
-  }
-
-  #file(name: string): string {
-    return join(this.#folder, `${name}.safetensors`)
-  }
-}
-
-/** ‖a − b‖ / ‖b‖ */
-function relativeError(a: ArrayLike<number>, b: ArrayLike<number>): number {
-  if (a.length !== b.length) return Number.NaN
-  let [difference, norm] = [0, 0]
-  for (let i = 0; i < a.length; i++) {
-    difference += (a[i] - b[i]) ** 2
-    norm += b[i] ** 2
-  }
-  return Math.sqrt(difference / norm)
 }

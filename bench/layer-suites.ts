@@ -1,6 +1,7 @@
+import type { MoEOptions } from '../lib/index.js'
 import { kinds, Layer, quickSizes, seedSizes } from './layer.js'
 import { type Implementation, LayerPeers, type PeerCompute } from './layer-peers.js'
-import { inTurns } from './measured.js'
+import { inTurns, type Participant } from './measured.js'
 import type { Bench, Found } from './report.js'
 
 const implementations: readonly Implementation[] = ['st-moe-pytorch', 'index-pytorch']
@@ -52,7 +53,7 @@ export const growthSuite = (bench: Bench): Promise<Found> =>
       [4, 2, 3],
       [8, 1, 3],
     ]) {
-      using layer = new Layer({ ...first.sizes, tokens: first.sizes.tokens * factor }, 'f32', first)
+      using layer = new Layer({ ...first.sizes, tokens: first.sizes.tokens * factor }, {}, first)
       const theirs = []
       for (const [i, name] of peers ? implementations.entries() : [])
         theirs.push(
@@ -72,7 +73,7 @@ export const bf16Suite = (bench: Bench): Promise<Found> =>
   withLayer(bench, async (exact, peers) => {
     const found: Found = { results: [] }
     const threads = Math.max(...bench.threads)
-    using rounded = new Layer(exact.sizes, 'bf16', exact)
+    using rounded = new Layer(exact.sizes, { computeDtype: 'bf16' }, exact)
     const computes: readonly PeerCompute[] = peers ? ['bf16', 'autocast'] : []
     await peers?.threads(threads)
     for (const compute of computes) await peers!.make('index-pytorch', rounded, 5e-2, compute)
@@ -85,3 +86,33 @@ export const bf16Suite = (bench: Bench): Promise<Found> =>
     }
     return found
   })
+
+const routers: Readonly<Record<string, Omit<MoEOptions, 'dim'>>> = {
+  dropless: { dropless: true },
+  switch: { router: 'switch' },
+  'switch-dropless': { router: 'switch', dropless: true },
+  switchMax: { router: 'switchMax' },
+  ntlb: { router: 'ntlb' },
+  expertChoice: { router: 'expertChoice' },
+}
+
+/** How long do the layers of other routers take per dispatched row, vs. those of topk? */
+export async function routerSuite({ threads, repetitions, quick }: Bench): Promise<Found> {
+  const found: Found = { results: [] }
+  const [sizes, count] = [quick ? quickSizes : seedSizes, Math.max(...threads)]
+  using topk = new Layer(sizes)
+  const others = Object.entries(routers).map(([name, options]) => ({ name, layer: new Layer(sizes, options) }))
+  for (const kind of kinds) {
+    const first = topk.participant('routers', kind, count)
+    const rest = others.map(
+      ({ name, layer }): Participant => ({
+        ...layer.participant('routers', kind, count),
+        name: `${name}/routers/${kind}`,
+        against: [{ other: first, measure: 'flops' }],
+      }),
+    )
+    found.results.push(...(await inTurns([first, ...rest], repetitions)))
+  }
+  for (const { layer } of others) layer[Symbol.dispose]()
+  return found
+}

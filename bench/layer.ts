@@ -1,5 +1,5 @@
 import { Layer as AnyLayer, type LayerSizes } from '../lib/cli/bench/layer.js'
-import { type ComputeDType, manualSeed, SGD, scope, setNumThreads } from '../lib/index.js'
+import { type MoEOptions, manualSeed, SGD, scope, setNumThreads } from '../lib/index.js'
 import { clock, type Participant } from './measured.js'
 
 export type { LayerSizes }
@@ -15,9 +15,9 @@ export class Layer extends AnyLayer {
   readonly #optimizer: SGD
 
   /** With the weights of `like`. */
-  constructor(sizes: LayerSizes, compute: ComputeDType = 'f32', like?: Layer) {
+  constructor(sizes: LayerSizes, options: Omit<MoEOptions, 'dim'> = {}, like?: Layer) {
     manualSeed(0)
-    super(sizes, compute)
+    super(sizes, options)
     this.#optimizer = new SGD(this.moe.parameters(), { lr: 0 })
     if (like) scope(() => this.moe.loadStateDict(like.moe.stateDict()))
   }
@@ -41,7 +41,7 @@ export class Layer extends AnyLayer {
     const { kept, occupancy } = this.routing
     return {
       name: `st-moe/${suite}/${kind}`,
-      params: { N: this.sizes.tokens, threads, compute: this.compute },
+      params: { N: this.sizes.tokens, threads, compute: this.moe.computeDtype },
       time: () => this.time(kind, threads),
       flops: this.flops(kind),
       kept,

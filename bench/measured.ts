@@ -54,7 +54,7 @@ export interface Participant extends Omit<Facts, 'iterations'> {
   time(): number | Promise<number>
   /** The most repetitions, where a run takes long. */
   atMost?: number
-  against?: { other: Participant; measure: 'time' | 'speed' }[]
+  against?: { other: Participant; measure: Measure }[]
 }
 
 /** Milliseconds that `run` takes. */

@@ -1,12 +1,9 @@
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { type Batch, Batches } from '../lib/cli/language-model/batches.js'
 import { loadCorpus } from '../lib/cli/language-model/data.js'
 import { mean } from '../lib/cli/language-model/history.js'
 import { LanguageModel, type ModelOptions } from '../lib/cli/language-model/model.js'
 import { modelOptions } from '../lib/cli/language-model/options.js'
-import { makeOptimizer, trainStep } from '../lib/cli/language-model/train.js'
+import { makeOptimizer, TrainStep } from '../lib/cli/language-model/train.js'
 import {
   crossEntropy,
   MoEMonitor,
@@ -36,17 +33,18 @@ export async function modelSuite({ threads, repetitions, quick, peers }: Bench):
   setNumThreads(count)
   const model = new LanguageModel(options)
   const optimizer = makeOptimizer(model)
+  using trainStep = new TrainStep(model, optimizer)
   const peer = peers ? new Peer() : null
   const params = { threads: count, compute: 'f32' }
   try {
     const made = peer && (await peerStep(peer, model, options, batch, count))
-    const stats = statsOf(model, () => trainStep(model, optimizer, batch, rate))
+    const stats = statsOf(model, () => trainStep.run(batch, rate))
     const flops = flopsOf(options, batch.input.length, stats)
     const theirs = made && { ...made, flops }
     const ours: Participant = {
       name: 'st-moe/model/step',
       params,
-      time: () => clock(() => void trainStep(model, optimizer, batch, rate)),
+      time: () => clock(() => void trainStep.run(batch, rate)),
       flops,
       ...sharesOf(stats, batch.input.length * options.topN),
       against: theirs ? [{ other: theirs, measure: 'speed' }] : [],
@@ -89,20 +87,15 @@ async function peerStep(
   { input, target }: Batch,
   threads: number,
 ): Promise<Participant> {
-  const folder = mkdtempSync(join(tmpdir(), 'st-moe-bench-'))
-  try {
-    const state = join(folder, 'model.safetensors')
-    scope(() => saveSafetensorsSync(state, model.stateDict()))
-    await peer.threads(threads)
-    await peer.ask({
-      do: 'training',
-      name: 'model',
-      options: { vocabulary, context, dim, layers, heads, experts },
-      state,
-    })
-  } finally {
-    rmSync(folder, { recursive: true, force: true })
-  }
+  const state = peer.file('model')
+  scope(() => saveSafetensorsSync(state, model.stateDict()))
+  await peer.threads(threads)
+  await peer.ask({
+    do: 'training',
+    name: 'model',
+    options: { vocabulary, context, dim, layers, heads, experts },
+    state,
+  })
   await peer.ask({ do: 'input', name: 'model', input: [...input], target: [...target], context })
   const theirs = await peer.ask<number>({ do: 'evaluate', name: 'model' })
   const ours = lossOf(model, { input, target })

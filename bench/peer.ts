@@ -1,4 +1,7 @@
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { referencePython } from '../test/support/python.js'
@@ -7,6 +10,7 @@ const script = fileURLToPath(new URL('peers/server.py', import.meta.url))
 
 /** A Python process with PyTorch that does one thing after another: peers/server.py. */
 export class Peer {
+  readonly #folder = mkdtempSync(join(tmpdir(), 'st-moe-bench-'))
   readonly #process: ChildProcessWithoutNullStreams
   readonly #lines: AsyncIterator<string>
   #stderr = ''
@@ -43,7 +47,13 @@ export class Peer {
     return (await this.ask<{ torch: string }>({ do: 'threads', count })).torch
   }
 
+  /** Path of a file for what is exchanged, until `end`. */
+  file(name: string): string {
+    return join(this.#folder, `${name}.safetensors`)
+  }
+
   end(): void {
     this.#process.stdin.end()
+    rmSync(this.#folder, { recursive: true, force: true })
   }
 }

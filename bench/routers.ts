@@ -7,9 +7,17 @@ import { evaluating, heldOutLoss } from '../lib/cli/language-model/evaluate.js'
 import { mean } from '../lib/cli/language-model/history.js'
 import { LanguageModel } from '../lib/cli/language-model/model.js'
 import { conflictOf, layerFlags, modelOptions, type RunOptions } from '../lib/cli/language-model/options.js'
-import { learningRate, makeOptimizer, trainStep } from '../lib/cli/language-model/train.js'
-import { devices, getNumThreads, type LayerStats, MoEMonitor, manualSeed } from '../lib/index.js'
-import { activationOptions } from '../lib/ops/activation.js'
+import { learningRate, makeOptimizer, TrainStep } from '../lib/cli/language-model/train.js'
+import {
+  type AdamW,
+  devices,
+  type Generator,
+  getNumThreads,
+  type LayerStats,
+  MoEMonitor,
+  manualSeed,
+} from '../lib/index.js'
+import { activationOptions, isGated } from '../lib/ops/activation.js'
 import { routerOptions, scoreFunctions, secondPolicies } from '../lib/ops/route-options.js'
 import { mobyDick, usual } from './demo.js'
 import { main } from './main.js'
@@ -17,27 +25,39 @@ import { clock, inTurns, type Participant } from './measured.js'
 import { fill } from './page.js'
 import { markdownTable } from './table.js'
 
-/** The table of docs/routing.md: the demo's model with each router and each kind of experts, trained for as many steps. */
+/**
+ * The table of docs/routing.md: the demo's model with each router and each kind of experts, of as many parameters and
+ * trained for as long.
+ */
 
-const flags = { steps: number({ help: 'training steps of each model', default: 400, min: 1 }) }
+const flags = {
+  steps: number({ help: 'training steps of the first model; the others have its time', default: 400, min: 1 }),
+}
 const page = new URL('../docs/routing.md', import.meta.url)
 
 type Other = Partial<RunOptions>
 const others = <T>(words: readonly T[], flag: { default: T }, make: (word: T) => Other): Other[] =>
   words.filter((word) => word !== flag.default).map(make)
 
+/** Hidden sizes of experts that make as many parameters as the defaults: of plain experts, and with a shared one. */
+const hidden = { plain: 533, shared: 303 }
+
 /** What differs from the defaults. */
 const all: readonly Other[] = [
   {},
   { seed: 2 },
+  { seed: 3 },
   { 'top-n': 1 },
   ...others(routerOptions.router.allowed, layerFlags.router, (router) => ({ router })),
   { dropless: true },
   { router: 'switch', dropless: true },
-  { 'shared-experts': 1 },
+  { 'shared-experts': 1, 'expert-hidden-dim': hidden.shared },
   ...others(secondPolicies, layerFlags['second-policy'], (policy) => ({ 'second-policy': policy })),
   ...others(scoreFunctions, layerFlags['score-function'], (scores) => ({ 'score-function': scores })),
-  ...others(activationOptions.activation.allowed, layerFlags.activation, (activation) => ({ activation })),
+  ...others(activationOptions.activation.allowed, layerFlags.activation, (activation) => ({
+    activation,
+    ...(!isGated(activation) && { 'expert-hidden-dim': hidden.plain }),
+  })),
 ]
 const models = all.filter((other) => conflictOf({ ...usual, ...other }) === null)
 
@@ -47,75 +67,107 @@ const shown = (other: Other): string =>
     .map(([name, value]) => (value === true ? `\`--${name}\`` : `\`--${name} ${value}\``))
     .join(' ') || 'the defaults'
 
-interface Trained {
-  cells: string[]
-  parameters: string
-  step: () => void
-  dispose: () => void
+/** A model with its optimizer and batches. */
+class Trainee {
+  readonly other: Other
+  readonly model: LanguageModel
+  readonly #options: RunOptions
+  readonly #generator: Generator
+  readonly #optimizer: AdamW
+  readonly #trainStep: TrainStep
+  readonly #batches: Batches
+
+  constructor(other: Other, corpus: Corpus, steps: number) {
+    this.other = other
+    this.#options = { ...usual, ...other, steps }
+    this.#generator = manualSeed(this.#options.seed)
+    this.model = new LanguageModel(modelOptions(this.#options, corpus.vocabulary.length))
+    this.#optimizer = makeOptimizer(this.model)
+    this.#trainStep = new TrainStep(this.model, this.#optimizer)
+    this.#batches = new Batches(corpus.training, this.#options)
+  }
+
+  get parameters(): number {
+    return [...this.model.parameters()].reduce((sum, { size }) => sum + size, 0)
+  }
+
+  step(step: number): void {
+    const { steps, lr } = this.#options
+    this.#trainStep.run(this.#batches.at(step), learningRate(step, steps, lr))
+  }
+
+  heldOutLoss(text: Int32Array): Promise<number | null> {
+    return evaluating(this.model, this.#generator, () =>
+      heldOutLoss(this.model, text, { part: 1, stopped: () => false }),
+    )
+  }
+
+  [Symbol.dispose](): void {
+    this.#trainStep[Symbol.dispose]()
+    this.#optimizer.dispose()
+    this.model.dispose()
+  }
 }
 
-async function trained(other: Other, corpus: Corpus, steps: number): Promise<Trained> {
-  const options = { ...usual, ...other, steps }
-  const generator = manualSeed(options.seed)
-  const model = new LanguageModel(modelOptions(options, corpus.vocabulary.length))
-  const optimizer = makeOptimizer(model)
-  using monitor = new MoEMonitor(model)
-  const batches = new Batches(corpus.training, options)
-  const take = (step: number): void =>
-    void trainStep(model, optimizer, batches.at(step), learningRate(step, steps, options.lr))
-  for (let step = 0; step < steps; step++) {
-    if (step === steps - Math.ceil(steps / 4)) monitor.reset() // the shares are of the last quarter
-    take(step)
+/** Steps before a step is timed: routers drop more at the start. */
+const settling = 25
+
+/** How many times as long as that of the first a step of each takes. */
+async function timesOf(corpus: Corpus): Promise<number[]> {
+  const all = models.map((other) => new Trainee(other, corpus, settling + 16))
+  const [first, ...rest] = all.map((trainee): Participant => {
+    for (let step = 0; step < settling; step++) trainee.step(step)
+    let next = settling
+    return { name: shown(trainee.other), params: {}, time: () => clock(() => trainee.step(next++)) }
+  })
+  const others = rest.map((one) => ({ ...one, against: [{ other: first, measure: 'time' as const }] }))
+  const results = await inTurns([first, ...others], 15)
+  for (const trainee of all) {
+    if (Math.abs(trainee.parameters / all[0].parameters - 1) > 0.01)
+      throw new Error(`${shown(trainee.other)}: ${trainee.parameters} parameters, the defaults ${all[0].parameters}`)
+    trainee[Symbol.dispose]()
   }
+  return results.map(({ ratios: [ratio] }) => ratio?.wall.median ?? 1)
+}
+
+async function row(other: Other, corpus: Corpus, steps: number): Promise<string[]> {
+  using trainee = new Trainee(other, corpus, steps)
+  using monitor = new MoEMonitor(trainee.model)
+  const ms = clock(() => {
+    for (let step = 0; step < steps; step++) {
+      if (step === steps - Math.ceil(steps / 4)) monitor.reset() // the shares are of the last quarter
+      trainee.step(step)
+    }
+  })
   const layers = monitor.report()
-  const loss = await evaluating(model, generator, () =>
-    heldOutLoss(model, corpus.heldOut, { part: 1, stopped: () => false }),
-  )
+  const loss = await trainee.heldOutLoss(corpus.heldOut)
   const percent = (share: (layer: LayerStats) => number): string => `${(mean(layers.map(share)) * 100).toFixed(1)} %`
-  const cells = [
+  return [
     shown(other),
+    String(steps),
+    (ms / 1000).toFixed(0),
     loss!.toFixed(3),
     layers[0].droppedPerChoice.map((_, k) => percent(({ droppedPerChoice }) => droppedPerChoice[k])).join(', '),
     percent(({ slotOccupancy }) => slotOccupancy),
     mean(layers.map(({ routerEntropy }) => routerEntropy)).toFixed(2),
   ]
-  const parameters = [...model.parameters()].reduce((sum, { size }) => sum + size, 0)
-  const dispose = () => {
-    optimizer.dispose()
-    model.dispose()
-  }
-  return { cells, parameters: `${(parameters / 1e6).toFixed(2)} M`, step: () => take(steps), dispose }
-}
-
-/** How long a step takes, and how many times as long as that of the first. */
-async function timesOf(all: readonly Trained[]): Promise<string[]> {
-  const [first, ...rest] = all.map(
-    ({ cells: [name], step }): Participant => ({ name, params: {}, time: () => clock(step) }),
-  )
-  const others = rest.map((one) => ({ ...one, against: [{ other: first, measure: 'time' as const }] }))
-  const results = await inTurns([first, ...others], 15)
-  return results.map(({ wallMs, ratios: [ratio] }) => {
-    const times = ratio ? `, ${ratio.wall.median.toFixed(2)}×` : ''
-    return `${wallMs.median.toFixed(0)}${times}`
-  })
 }
 
 await main(import.meta.url, 'bench:routers', async (args) => {
   const { steps } = parseFlags(flags, args).values
   const corpus = loadCorpus(mobyDick, usual.context, 'Moby-Dick')
-  const all: Trained[] = []
-  for (const other of models) {
-    all.push(await trained(other, corpus, steps))
-    console.log(all.at(-1)!.cells.join('  '))
+  const times = await timesOf(corpus)
+  const rows: string[][] = []
+  for (const [i, other] of models.entries()) {
+    rows.push(await row(other, corpus, Math.max(1, Math.round(steps / times[i]))))
+    console.log(rows[i].join('  '))
   }
-  const times = await timesOf(all)
-  for (const { dispose } of all) dispose()
   const table = markdownTable(
-    ['flags', 'held-out loss', 'dropped per choice', 'slots used', 'entropy', 'ms per step', 'parameters'],
-    all.map(({ cells, parameters }, i) => [...cells, times[i], parameters]),
+    ['flags', 'steps', 'seconds', 'held-out loss', 'dropped per choice', 'slots used', 'entropy'],
+    rows,
   )
   const machine =
-    `${new Date().toISOString().slice(0, 10)}, ${steps} steps each, \`npm run bench:routers\` on ${getNumThreads()} cores of ` +
+    `${new Date().toISOString().slice(0, 10)}, \`npm run bench:routers\` on ${getNumThreads()} cores of ` +
     `${cpus()[0].model.trim()}, variant ${devices()[0].variant}.`
   writeFileSync(page, fill(readFileSync(page, 'utf8'), { routers: `${table}\n\n${machine}` }))
 })

@@ -4,12 +4,13 @@ import { cpus, loadavg, release, totalmem, type } from 'node:os'
 import { dirname } from 'node:path'
 import { parseArgs } from 'node:util'
 import { devices, getNumThreads } from '../lib/index.js'
-import { bf16Suite, growthSuite, layerSuite } from './layer-suites.js'
+import { bf16Suite, growthSuite, layerSuite, routerSuite } from './layer-suites.js'
 import { main } from './main.js'
 import { memorySuite } from './memory-suite.js'
 import { modelSuite } from './model-suite.js'
 import { nativeSuite, opSuite } from './native-suite.js'
 import type { Report, Suite } from './report.js'
+import { softSuite } from './soft-suite.js'
 import { mebibytes, resultTable } from './table.js'
 import { targetTable } from './targets.js'
 
@@ -19,6 +20,8 @@ const suites: Record<string, Suite> = {
   layer: layerSuite,
   growth: growthSuite,
   bf16: bf16Suite,
+  routers: routerSuite,
+  soft: softSuite,
   model: modelSuite,
   memory: memorySuite,
 }

@@ -29,6 +29,8 @@ export function sectionsOf(report: Report): Record<string, string> {
     layer: results(/^st-moe\/layer\//),
     growth: results(/^st-moe\/growth\//),
     bf16: results(/^st-moe\/bf16\//),
+    routers: results(/\/routers\//),
+    soft: results(/^st-moe\/soft\//),
     model: results(/^st-moe\/model\//),
     native: results(/^layer(-gemms)?\//),
     gemms: gemms(report),

@@ -155,6 +155,15 @@ export const targets: readonly Target[] = [
   atLeast(1.4, `layer, bf16, forward: ${faster} index-based PyTorch in bf16`, vsPeer('bf16/forward', index)),
   atLeast(1.8, `layer, bf16, forward + backward: ${faster} index-based PyTorch in bf16`, vsPeer(`bf16/${both}`, index)),
   atLeast(1.7, 'layer, forward + backward: bf16 vs. our f32', vsPeer(`bf16/${both}`, 'st-moe', bf16)),
+  ...Object.entries({ dropless: 0.91, switch: 0.9, expertChoice: 0.9 }).flatMap(([router, limit]) =>
+    ['forward', both].map((kind) => {
+      const figures = versus(`${router}/routers/${kind}`, `st-moe/routers/${kind}`, f32, 'flops')
+      return atLeast(limit, `${spaced(kind)}, f32, ${router}: dispatched rows per second, of those of topk`, figures)
+    }),
+  ),
+  ...['forward', both].map((kind) =>
+    atLeast(2, `SoftMoE, f32, ${spaced(kind)}: ${faster} soft-moe-pytorch`, vsPeer(`soft/${kind}`, 'soft-moe-pytorch')),
+  ),
   atLeast(2.5, `a training step of the demo's model: ${faster} with st-moe-pytorch`, vsPeer('model/step', pytorch)),
   atMost(
     0.25,

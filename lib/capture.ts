@@ -33,7 +33,7 @@ export interface CapturedStep<T> {
  * weight decays of AdamW and SGD advance with each replay. Everything else that JavaScript decides (branches,
  * `train()`, hooks) is fixed at capture.
  *
- * `fn` must not wait for the device (`item`, `dataSync`, `to('cpu')`, `clipGradNorm`), create tensors from host data,
+ * `fn` must not wait for the device (`item`, `dataSync`, `to('cpu')`, `clipGradNorm` without `wait: false`), create tensors from host data,
  * or leave a gradient that it does not clear at its start (`zeroGrad`). Any error ends the capture and changes nothing.
  * `device` defaults to the default device.
  *

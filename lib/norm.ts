@@ -3,12 +3,29 @@ import { type Handle, native } from './native.js'
 /** A scale with which no sum of squares of finite numbers overflows: (2^1024 · 2^−550)² · 2^46 elements < 2^1024. */
 const small = 2 ** -550
 
-/** Whether an f32 or f64 tensor has neither NaN nor infinity. Waits for a GPU. */
-export const allFinite = (x: Handle): boolean => Number.isFinite(native.sumSquares(x, small))
+/** Σ (scale · x)² over float tensors of one device: f64 []. */
+export const sumSquares = (xs: readonly Handle[], scale: number): Handle =>
+  native.sumSquares(Float64Array.from(xs), scale)
 
-/** The joint 2-norm of tensors, without intermediate overflow or underflow. Waits for a GPU. */
-export function norm(xs: readonly Handle[]): number {
-  const scaled = (scale: number) => Math.sqrt(xs.reduce((total, x) => total + native.sumSquares(x, scale), 0)) / scale
+/** Its value. Waits for a GPU. */
+function sumOf(xs: readonly Handle[], scale: number): number {
+  if (xs.length === 0) return 0
+  const sum = sumSquares(xs, scale)
+  try {
+    const value = new Float64Array(1)
+    native.toData(sum, value)
+    return value[0]
+  } finally {
+    native.release(sum)
+  }
+}
+
+/** Whether an f32 or f64 tensor has neither NaN nor infinity. Waits for a GPU. */
+export const allFinite = (x: Handle): boolean => Number.isFinite(sumOf([x], small))
+
+/** The joint 2-norm of tensors, a list for each device, without intermediate overflow or underflow. Waits for GPUs. */
+export function norm(lists: readonly (readonly Handle[])[]): number {
+  const scaled = (scale: number) => Math.sqrt(lists.reduce((total, xs) => total + sumOf(xs, scale), 0)) / scale
   const plain = scaled(1)
   return plain > 2 ** -500 && plain < Infinity ? plain : scaled(plain < 1 ? 1 / small : small)
 }

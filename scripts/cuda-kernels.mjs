@@ -33,7 +33,7 @@ const rows = [
   'sum_chunks_kernel',
   'sum_rows_kernel',
 ].map((name) => new RegExp(`\\b${name}<.*\\b[248]>+$`))
-const elements = [/^vectors_kernel<(?!\d, Row<3, unsigned)/]
+const elements = [/^vectors_kernel<(?!\d, Row<3, unsigned)/, /^(update|sum_squares|clip_norm)_kernel</]
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const { values, positionals } = parseArgs({

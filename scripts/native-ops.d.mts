@@ -9,6 +9,8 @@ export interface DeclaredOp {
   jsName: string
   comment: string
   byHand: boolean
+  /** One call takes the arguments of many. */
+  batch: boolean
   args: DeclaredArgument[]
   outputs: { name: string; optional: boolean }[]
 }

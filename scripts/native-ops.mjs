@@ -36,7 +36,7 @@ function field([, macro, inside]) {
 }
 
 /**
- * The ops of ops.inc: `name` in C++ and `jsName`, `comment`, `byHand`, `args` in the order of the native call, and the
+ * The ops of ops.inc: `name` in C++ and `jsName`, `comment`, `byHand`, `batch`, `args` in the order of the native call, and the
  * names of the `outputs`, those that are `optional` with a boolean of that name among the arguments.
  */
 export function declaredOps() {
@@ -53,15 +53,25 @@ export function declaredOps() {
       jsName: camel(name),
       comment,
       byHand: body.includes('BY_HAND()'),
+      batch: body.includes('BATCH()'),
       args: fields.flatMap(field),
       outputs,
     }
   })
 }
 
-function source({ jsName, comment, args, outputs }) {
+function source({ jsName, comment, batch, args, outputs }) {
   const type = ({ optional }) => (optional ? 'Handle | null' : 'Handle')
   const parameters = args.map(({ name, type, optional }) => `${name}${optional ? '?' : ''}: ${type}`).join('; ')
+  const above = comment ? `    /** ${comment} */\n` : ''
+  if (batch) {
+    const put = ({ name, type }) => `        rows[i++] = one.${name}${type.endsWith('null') ? ' ?? 0' : ''}\n`
+    return `${above}    ${jsName}(items: readonly { ${parameters} }[]): void {
+      const rows = new Float64Array(items.length * ${args.length})
+      let i = 0
+      for (const one of items) {\n${args.map(put).join('')}      }
+      raw.${jsName}(rows)\n    },\n`
+  }
   const call = `raw.${jsName}(${args.map(({ name }) => `given.${name}`).join(', ')})`
   const names = outputs.map(({ name }) => name)
   const [result, body] =
@@ -73,7 +83,6 @@ function source({ jsName, comment, args, outputs }) {
             `{ ${outputs.map((output) => `${output.name}: ${type(output)}`).join('; ')} }`,
             `const [${names.join(', ')}] = ${call}\n      return { ${names.join(', ')} }`,
           ]
-  const above = comment ? `    /** ${comment} */\n` : ''
   return `${above}    ${jsName}(given: { ${parameters} }): ${result} {\n      ${body}\n    },\n`
 }
 

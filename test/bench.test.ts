@@ -225,18 +225,26 @@ describe('npm run bench', () => {
     'st-moe/growth/forward+backward',
     'st-moe/bf16/forward',
     'st-moe/bf16/forward+backward',
+    'st-moe/soft/forward',
+    'st-moe/soft/forward+backward',
     'st-moe/model/step',
   ]
+  const routers = ['forward', 'forward+backward'].flatMap((kind) =>
+    ['st-moe', 'dropless', 'switch', 'switch-dropless', 'switchMax', 'ntlb', 'expertChoice'].map(
+      (router) => `${router}/routers/${kind}`,
+    ),
+  )
 
   test('measures everything without peers', () => {
     const json = join(folder, 'ours.json')
-    const run = bench('--quick', '--no-peers', '--suite', 'layer,growth,bf16,model,memory', '--json', json)
+    const run = bench('--quick', '--no-peers', '--suite', 'layer,growth,bf16,routers,soft,model,memory', '--json', json)
     expect(run.status, run.stderr).toBe(0)
-    const report = check(json, ours)
+    const report = check(json, [...ours, ...routers])
     expect(report.quick).toBe(true)
     expect(report.memory.map(({ implementation }) => implementation)).toEqual(['st-moe'])
     expect(report.results.find(({ name }) => name === ours[0])!.kept).toBeGreaterThan(0.3)
     expect(sectionsOf(report).layer).toContain('| st-moe/layer/forward+backward |')
+    expect(isMet(targets.find(({ question }) => question.includes('switch'))!, report)).not.toBe(null)
   })
 
   test(
@@ -244,7 +252,7 @@ describe('npm run bench', () => {
     (context) => {
       pythonFor(context, referencePython())
       const json = join(folder, 'both.json')
-      const run = bench('--quick', '--threads', '1', '--suite', 'layer,bf16,model,memory', '--json', json)
+      const run = bench('--quick', '--threads', '1', '--suite', 'layer,bf16,soft,model,memory', '--json', json)
       expect(run.status, run.stderr).toBe(0)
       const theirs = ['layer/forward', 'layer/forward+backward'].flatMap((name) => [
         `st-moe-pytorch/${name}`,
@@ -255,6 +263,8 @@ describe('npm run bench', () => {
         ...theirs,
         'index-pytorch/bf16/forward',
         'index-pytorch/bf16/forward+backward',
+        'soft-moe-pytorch/soft/forward',
+        'soft-moe-pytorch/soft/forward+backward',
         'st-moe-pytorch/model/step',
       ])
       const errors = report.results.flatMap(({ name, error }) => (error === undefined ? [] : [[name, error] as const]))
@@ -266,7 +276,7 @@ describe('npm run bench', () => {
 
   test('a wrong option is named', () => {
     expect(bench('--suite', 'speed').stderr).toContain(
-      "--suite must be native, ops, layer, growth, bf16, model, memory, got 'speed'",
+      "--suite must be native, ops, layer, growth, bf16, routers, soft, model, memory, got 'speed'",
     )
     expect(bench('--threads', '0').stderr).toContain("--threads must be whole numbers of at least 1, got '0'")
     expect(bench('--suite', 'layer', '--threads', '0').status).toBe(1)

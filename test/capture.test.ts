@@ -50,7 +50,7 @@ interface Training {
   optimizer: Optimizer
   generator: Generator
   x: Tensor
-  step: () => { loss: Tensor }
+  step: () => { loss: Tensor; norm: Tensor }
 }
 
 /** Layers with noise in their routing, dropout and random numbers of two generators. */
@@ -75,8 +75,9 @@ function training(
     const y = out.forward(dropout(mixed, 0.2)).add(randn([8], { device, generator }))
     const loss = mseLoss(y, x).add(totalAuxLoss)
     loss.backward()
+    const norm = clipGradNorm(parameters, 0.1, { wait: false })
     optimizer.step()
-    return { loss }
+    return { loss, norm }
   }
   return { parameters, optimizer, generator, x, step }
 }
@@ -102,7 +103,8 @@ function loop(t: Training, steps: number, replays: boolean): unknown {
   for (let i = 0; i < steps; i++) {
     t.x.copyFrom(batch(i))
     if (t.optimizer instanceof AdamW) t.optimizer.lr = 1e-2 / (i + 1)
-    losses.push(captured ? captured.replay().loss.item() : scope(() => t.step().loss.item()))
+    const numbers = ({ loss, norm }: ReturnType<Training['step']>) => [loss.item(), norm.item()]
+    losses.push(...(captured ? numbers(captured.replay()) : scope(() => numbers(t.step()))))
   }
   return { losses, ...(left(t) as object) }
 }

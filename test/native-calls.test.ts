@@ -77,9 +77,11 @@ describe('the version rises by one with each change in place, and with nothing e
     ['addInPlace', 1, ([a, b]) => native.addInPlace(a, b)],
     ['scale', 1, ([x]) => native.scale({ x, factor: 0.5 })],
     ['stridedWrite', 1, ([target, x]) => native.stridedWrite(target, x, [1], 0)],
-    ['adamw', 3, ([p, m, v, g]) => native.adamw({ p, g, m, v, ...adamw })],
-    ['sgd', 1, ([p, g]) => native.sgd({ p, g, buffer: null, ...sgd })],
-    ['sgd with momentum', 2, ([p, buffer, g]) => native.sgd({ p, g, buffer, ...sgd })],
+    ['adamw', 3, ([p, m, v, g]) => native.adamw([{ p, g, m, v, ...adamw }])],
+    ['sgd', 1, ([p, g]) => native.sgd([{ p, g, buffer: null, ...sgd }])],
+    ['sgd with momentum', 2, ([p, buffer, g]) => native.sgd([{ p, g, buffer, ...sgd }])],
+    ['a batch', 2, ([p, q, g]) => native.sgd([p, q].map((p) => ({ p, g, buffer: null, ...sgd })))],
+    ['clipNorm', 1, ([x]) => native.clipNorm(Float64Array.of(x), zeros([], 'f64'), 1)],
     ['unary', 0, ([x]) => held(native.unary({ x, kind: 0 }))],
     ['toData', 0, ([x]) => native.toData(x, new Float32Array(3))],
   ]
@@ -139,11 +141,13 @@ describe('an argument that does not fit is an error, and nothing is left of the 
     return held(native.fromData(groups, dtypeCode('i32'), dims, 0))
   }
   const call = (op: string, args: Record<string, unknown>): void => {
-    const result = (native[op as 'unary'] as (args: unknown) => unknown)(args) as Handle | object | null
+    const given = batches.has(op) ? [args] : args
+    const result = (native[op as 'unary'] as (args: unknown) => unknown)(given) as Handle | object | null
     for (const handle of typeof result === 'object' ? Object.values(result ?? {}) : [result])
       if (typeof handle === 'number') held(handle)
   }
   const ops = declaredOps().filter(({ byHand, args }) => !byHand && args.some(isTensor))
+  const batches = new Set(ops.filter(({ batch }) => batch).map(({ jsName }) => jsName))
 
   test.each(ops.map((op): [string, DeclaredOp] => [op.jsName, op]))('%s', (name, { args }) => {
     const tensors = args.filter(isTensor).map(tensorOf)
@@ -264,9 +268,9 @@ describe('numbers and arrays', () => {
   })
 
   test.each<[string, (p: Handle, same: Handle, other: Handle) => void]>([
-    ['the first moment', (p, same, other) => native.adamw({ p, g: other, m: same, v: other, ...adamw })],
-    ['the second moment', (p, same, other) => native.adamw({ p, g: other, m: other, v: same, ...adamw })],
-    ['the momentum', (p, same, other) => native.sgd({ p, g: other, buffer: same, ...sgd })],
+    ['the first moment', (p, same, other) => native.adamw([{ p, g: other, m: same, v: other, ...adamw }])],
+    ['the second moment', (p, same, other) => native.adamw([{ p, g: other, m: other, v: same, ...adamw }])],
+    ['the momentum', (p, same, other) => native.sgd([{ p, g: other, buffer: same, ...sgd }])],
     ['what a part of a tensor is written over with', (p, same) => native.stridedWrite(p, same, [1], 0)],
   ])('%s is not the tensor that is updated, nor a view of it', (_, update) => {
     const p = zeros([4])

@@ -37,6 +37,7 @@ const withoutFile = [
   'random',
   'scale',
   'sum_squares',
+  'clip_norm',
   'token_mask',
   'plan_slots',
   'plan_sorted',
@@ -68,7 +69,7 @@ test.each(backends)(
     const optimizers = all(text('native/core/optimizers.h'), /X\(\w+, (\w+)\)/g)
     for (const name of table.filter((name) => !optimizers.includes(name))) {
       const homes = files.filter((file) =>
-        new RegExp(`^void ${name}\\(const Context& ?\\w*, const \\w+& ?\\w*\\) \\{`, 'm').test(
+        new RegExp(`^void ${name}\\(const Context& ?\\w*, const [\\w<>]+& ?\\w*\\) \\{`, 'm').test(
           text(`native/${folder}/${file}${extension}`),
         ),
       )

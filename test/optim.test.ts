@@ -160,6 +160,82 @@ test.each([1e200, 1e-200, 2 ** 1000, 5e-324])('a norm of numbers near %s neither
     expect(p.grad!.dataSync()[1] / ((3 + i) * Math.min(size, 1 / 5))).toBeCloseTo(1, 12)
 })
 
+test('without waiting, clipGradNorm does the same and returns a tensor', () =>
+  scope(() => {
+    const parameters = sizes.map((size, i) => new Parameter(randn([size], { dtype: i % 2 ? 'f64' : 'f32' })))
+    const given = parameters.map(({ shape, dtype }) => randn(shape, { dtype }))
+    const clipped = (wait: boolean, maxNorm: number) => {
+      for (const [i, p] of parameters.entries()) p.grad = given[i].clone()
+      const norm = clipGradNorm(parameters, maxNorm, { wait })
+      return [typeof norm === 'number' ? norm : norm.item(), ...parameters.map(({ grad }) => Array.from(values(grad!)))]
+    }
+    for (const maxNorm of [0.5, 1e6]) expect(clipped(false, maxNorm)).toEqual(clipped(true, maxNorm))
+    parameters[1].grad = given[1].clone().mul(Number.NaN)
+    expect(clipGradNorm(parameters, 1, { wait: false }).item()).toBeNaN()
+    expect(Array.from(values(parameters[0].grad!))).toEqual(Array.from(values(given[0])))
+    expect(clipGradNorm([new Parameter(randn([2]))], 1, { wait: false }).item()).toBe(0)
+    expect(() => clipGradNorm(parameters, 1, { wait: false, onNonFinite: 'throw' })).toThrow(
+      /onNonFinite 'throw' must wait for the norm, got wait: false$/,
+    )
+  }))
+
+test('gradients that share memory are clipped once', () =>
+  scope(() => {
+    const parameters = [[2, 2], [4]].map((shape) => new Parameter(randn(shape)))
+    const shared = tensor([3, 0, 0, 4])
+    parameters[0].grad = shared.reshape([2, 2])
+    parameters[1].grad = shared
+    expect(clipGradNorm(parameters, 1)).toBeCloseTo(Math.sqrt(50), 5)
+    expect(Array.from(values(shared)).map((v) => v * Math.sqrt(50))).toEqual(
+      [3, 0, 0, 4].map((v) => expect.closeTo(v, 4)),
+    )
+  }))
+
+test.each([
+  ['AdamW', (p: Parameter[]) => new AdamW(p, { lr: 0.1 })],
+  ['SGD', (p: Parameter[]) => new SGD(p, { lr: 0.1 })],
+  ['SGD with momentum', (p: Parameter[]) => new SGD(p, { lr: 0.1, momentum: 0.9 })],
+] satisfies [string, (p: Parameter[]) => Optimizer][])(
+  '%s updates hundreds of tensors as one after another',
+  (_, make) =>
+    scope(() => {
+      const draw = new Draw(7)
+      const lengths = Array.from({ length: 230 }, (_, i) => (i % 50 === 0 ? 40_000 : draw.integer(0, 40)))
+      const starts = lengths.map((length, i) => randn([length], { dtype: i % 3 ? 'f32' : 'f64' }))
+      const gradients = [1, 2].map(() => starts.map(({ shape, dtype }) => randn(shape, { dtype })))
+      const [together, alone] = [1, 2].map(() => starts.map((start) => new Parameter(start.clone())))
+      const steps = (parameters: Parameter[], optimizers: Optimizer[]) => {
+        for (const grads of gradients) {
+          for (const [i, p] of parameters.entries()) p.grad = grads[i].clone()
+          for (const optimizer of optimizers) optimizer.step()
+        }
+        for (const optimizer of optimizers) optimizer.dispose()
+        return parameters.map((p) => Array.from(values(p)))
+      }
+      expect(steps(together, [make(together)])).toEqual(
+        steps(
+          alone,
+          alone.map((p) => make([p])),
+        ),
+      )
+    }),
+)
+
+test('a step that fails updates and counts nothing', () =>
+  scope(() => {
+    const parameters = [1, 2].map(() => new Parameter(tensor([1, 2])))
+    const optimizer = new SGD(parameters, { lr: 1 })
+    for (const p of parameters) p.grad = tensor([1, 1])
+    parameters[0].grad = parameters[1].detach() // which the same step updates
+    expect(() => optimizer.step()).toThrow(/\[sgd\] g must not share memory with a tensor that another item updates/)
+    expect(parameters.map((p) => Array.from(values(p)))).toEqual([
+      [1, 2],
+      [1, 2],
+    ])
+    expect(Object.keys(optimizer.stateDict())).toEqual(['0.step', '1.step'])
+    expect(optimizer.stateDict()['1.step'].item()).toBe(0)
+  }))
+
 test('AdamW brings a MoE to its target', () =>
   scope(() => {
     const moe = new MoE({ dim: 8, numExperts: 4, dtype: 'f64' })

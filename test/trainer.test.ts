@@ -3,7 +3,7 @@ import { layerConflict } from '../lib/cli/language-model/layer-options.js'
 import { LanguageModel, weightBytes } from '../lib/cli/language-model/model.js'
 import { conflictOf, modelOptions, type RunOptions, runFlags } from '../lib/cli/language-model/options.js'
 import { textProgress } from '../lib/cli/language-model/progress.js'
-import { entryOf, learningRate, makeOptimizer, trainStep } from '../lib/cli/language-model/train.js'
+import { entryOf, learningRate, makeOptimizer, TrainStep } from '../lib/cli/language-model/train.js'
 import { MoEMonitor, manualSeed, noGrad, scope, tensor } from '../lib/index.js'
 import { routerOptions, secondPolicies } from '../lib/ops/route-options.js'
 import { values } from './support/numbers.js'
@@ -20,7 +20,7 @@ test('the learning rate climbs from its first share, not from 0, and falls to 2 
   expect(learningRate(0, 1, 1)).toBe(1)
 })
 
-describe('trainStep', () => {
+describe('a training step', () => {
   const options = { vocabulary: 5, context: 8, dim: 16, layers: 1, heads: 2, experts: 4, topN: 2 }
   const batch = {
     input: Int32Array.from({ length: 16 }, (_, i) => i % 5),
@@ -42,7 +42,8 @@ describe('trainStep', () => {
       step()
     }
     using monitor = new MoEMonitor(model)
-    const loss = trainStep(model, optimizer, batch, 0.01)
+    using trainStep = new TrainStep(model, optimizer)
+    const loss = trainStep.run(batch, 0.01)
     expect(optimizer.parameters.every(({ grad }) => grad === null)).toBe(true)
     expect(entryOf(loss, monitor.report())).toMatchObject({ loss, load: [{ length: options.experts }] })
     return { norm, rate, loss }

@@ -113,7 +113,7 @@ void by_hand(const Bench& bench, const Sizes& s) {
   const double bytes = 4 * static_cast<double>(size);
   const Tensor x = bench.normals({T, D}), dy = bench.normals({T, D}), y = bench.filled({T, D});
   const Tensor rounded = bench.filled({T, D}, 0, DType::bf16), sum = bench.filled({}, 0, DType::f64);
-  const Tensor w = bench.normals({D, D});
+  const Tensor w = bench.normals({D, D}), norm = bench.filled({}, 2, DType::f64);
   by_hand(bench, "bytes", 1.5 * bytes, "convert to bf16", &OpTable::convert, [&](auto& a) {
     a.in = x.data(), a.out = rounded.data(), a.in_dtype = DType::f32, a.out_dtype = DType::bf16, a.size = size;
   });
@@ -127,8 +127,10 @@ void by_hand(const Bench& bench, const Sizes& s) {
   });
   by_hand(bench, "bytes", bytes, "reduce", &OpTable::reduce,
           [&](auto& a) { a.x = x.data(), a.y = y.data(), a.outer = 1, a.axis = T, a.inner = D, a.factor = 1; });
-  by_hand(bench, "bytes", bytes, "sum_squares", &OpTable::sum_squares,
-          [&](auto& a) { a.x = x.data(), a.out = sum.data(), a.size = size, a.scale = 1; });
+  const SumSquaresArgs squares{x.data(), sum.data(), DType::f32, size, 1};
+  by_hand(bench, "bytes", bytes, "sum_squares", &OpTable::sum_squares, [&](auto& a) { a = {&squares, 1}; });
+  const ClipNormArgs clipped{y.data(), norm.data(), DType::f32, size, 1};
+  by_hand(bench, "bytes", 2 * bytes, "clip_norm", &OpTable::clip_norm, [&](auto& a) { a = {&clipped, 1}; });
   by_hand(bench, "flops", 2 * static_cast<double>(size * D), "matmul", &OpTable::matmul,
           [&](auto& a) { a.a = x.data(), a.b = w.data(), a.y = y.data(), a.batch = 1, a.M = T, a.N = a.K = D; });
 }

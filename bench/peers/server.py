@@ -9,6 +9,7 @@ import torch
 
 from language_model import Training
 from layers import Layer
+from soft_moe import SoftLayer
 
 things = {}
 
@@ -44,6 +45,10 @@ def answer(request):
         case 'training':
             name = request.pop('name')
             things[name] = Training(**request)
+            return {}
+        case 'soft':
+            name = request.pop('name')
+            things[name] = SoftLayer(**request)
             return {}
         case 'time':
             return timed(things[request['name']], request['kind'])

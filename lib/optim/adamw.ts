@@ -4,8 +4,8 @@ import { replayRow } from '../native-ops.js'
 import type { Parameter } from '../nn/parameter.js'
 import { checkValues, number, type Option, type OptionsOf, reader } from '../options.js'
 import type { ReplayRow } from '../recorder.js'
-import { handleOf, type Tensor } from '../tensor.js'
-import { Optimizer, type OptimizerOptions, type ParameterState, type StateTensors } from './optimizer.js'
+import { handleOf } from '../tensor.js'
+import { Optimizer, type OptimizerOptions, type ParameterUpdate, type StateTensors } from './optimizer.js'
 
 /** Two numbers in [0, 1). */
 const decays: Option<readonly [number, number]> = {
@@ -84,10 +84,14 @@ export class AdamW extends Optimizer {
     return replayRow.adamw({ step, beta1: betas[0], beta2: betas[1], ...options })
   }
 
-  protected update(parameter: Parameter, grad: Tensor, { step, tensors }: ParameterState): void {
+  protected update(updates: readonly ParameterUpdate[]): void {
     const { lr, eps, weightDecay } = this
     const [beta1, beta2] = this.betas
-    const [m, v] = [handleOf(tensors.exp_avg), handleOf(tensors.exp_avg_sq)]
-    native.adamw({ p: handleOf(parameter), g: handleOf(grad), m, v, step, lr, beta1, beta2, eps, weightDecay })
+    native.adamw(
+      updates.map(({ parameter, grad, step, tensors }) => {
+        const [m, v] = [handleOf(tensors.exp_avg), handleOf(tensors.exp_avg_sq)]
+        return { p: handleOf(parameter), g: handleOf(grad), m, v, step, lr, beta1, beta2, eps, weightDecay }
+      }),
+    )
   }
 }

@@ -1,15 +1,21 @@
 import { checkNumber, fail } from '../check.js'
 import { refuseInCapture } from '../context.js'
+import { full, zeros } from '../create.js'
+import type { Device } from '../device.js'
 import { MoeError, show } from '../errors.js'
 import { type Handle, native } from '../native.js'
 import { Parameter } from '../nn/parameter.js'
-import { norm } from '../norm.js'
-import { type OptionsOf, oneOf, reader } from '../options.js'
-import { handleOf } from '../tensor.js'
+import { norm, sumSquares } from '../norm.js'
+import { sqrt } from '../ops/unary.js'
+import { boolean, type OptionsOf, oneOf, reader } from '../options.js'
+import { noGrad } from '../scope.js'
+import { handleOf, type Tensor, wrap } from '../tensor.js'
 
 const clipOptions = {
   /** 'throw': a non-finite norm is a NON_FINITE error. Default 'propagate'. */
   onNonFinite: oneOf(['propagate', 'throw'], { default: 'propagate' }),
+  /** false: the norm is a tensor, and nothing waits for a GPU, so that a captured step can clip. Default true. */
+  wait: boolean({ default: true }),
 }
 
 /** Options of {@link clipGradNorm}. */
@@ -18,9 +24,11 @@ export interface ClipOptions extends OptionsOf<typeof clipOptions> {}
 const readOptions = reader(clipOptions)
 
 /**
- * Scales all gradients in place so that their joint 2-norm is at most `maxNorm`, and returns the original norm. If it
- * is not finite, the gradients do not change, so that the caller can skip the step. Pascanu et al., arXiv 1211.5063,
- * §3.2, as torch.nn.utils.clip_grad_norm_. Errors: OPTION, NON_FINITE.
+ * Scales all gradients in place so that their joint 2-norm is at most `maxNorm`, and returns the original norm: a
+ * number, or with `wait: false` a tensor f64 [] on the device, which all gradients are then on. If the norm is not
+ * finite, the gradients do not change, so that the caller can skip the step. Without waiting, f64 gradients whose
+ * squares overflow count as not finite. Pascanu et al., arXiv 1211.5063, §3.2, as torch.nn.utils.clip_grad_norm_.
+ * Errors: OPTION, NON_FINITE; DEVICE without waiting; UNSUPPORTED in a captured step that waits.
  *
  * @example
  * ```ts
@@ -30,24 +38,62 @@ const readOptions = reader(clipOptions)
  * console.log(clipGradNorm(model.parameters(), 1).toFixed(3)) // → 1.000
  * ```
  */
-export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, options?: ClipOptions): number {
+export function clipGradNorm(
+  params: Iterable<Parameter>,
+  maxNorm: number,
+  options: ClipOptions & { wait: false },
+): Tensor<'f64'>
+export function clipGradNorm(
+  params: Iterable<Parameter>,
+  maxNorm: number,
+  options?: ClipOptions & { wait?: true },
+): number
+export function clipGradNorm(
+  params: Iterable<Parameter>,
+  maxNorm: number,
+  options?: ClipOptions,
+): number | Tensor<'f64'>
+export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, options?: ClipOptions) {
   const op = 'clipGradNorm'
   if (typeof params !== 'object' || params === null || typeof params[Symbol.iterator] !== 'function') {
     fail('OPTION', op, `params must be parameters, such as model.parameters(), got ${show(params)}`)
   }
   checkNumber(op, 'maxNorm', maxNorm, 0)
-  refuseInCapture(op, 'it waits for the device')
-  const { onNonFinite } = readOptions(op, options)
-  const grads: Handle[] = []
+  const { onNonFinite, wait } = readOptions(op, options)
+  if (wait) refuseInCapture(op, 'it waits for the device: pass wait: false')
+  else if (onNonFinite === 'throw') fail('OPTION', op, "onNonFinite 'throw' must wait for the norm, got wait: false")
+  const grads = new Map<Device, Handle[]>()
   for (const parameter of params) {
     if (!(parameter instanceof Parameter)) fail('OPTION', op, `params must hold Parameters, got ${show(parameter)}`)
-    if (parameter.grad) grads.push(handleOf(parameter.grad))
+    const { grad } = parameter
+    if (!grad) continue
+    const here = grads.get(grad.device)
+    if (here) here.push(handleOf(grad))
+    else grads.set(grad.device, [handleOf(grad)])
   }
-  const before = norm(grads)
+  if (!wait) return clipInOrder(op, grads, maxNorm)
+  const before = norm([...grads.values()])
   if (!Number.isFinite(before)) {
     if (onNonFinite === 'throw') throw new MoeError('NON_FINITE', op, `the gradient norm must be finite, got ${before}`)
     return before
   }
-  if (before > maxNorm) for (const grad of grads) native.scale({ x: grad, factor: maxNorm / (before + 1e-6) })
+  if (before > maxNorm)
+    for (const [device, xs] of grads) {
+      using total = full([], before, { dtype: 'f64', device })
+      native.clipNorm(Float64Array.from(xs), handleOf(total), maxNorm)
+    }
   return before
+}
+
+/** Clips in the order of the device's other work. */
+function clipInOrder(op: string, grads: ReadonlyMap<Device, readonly Handle[]>, maxNorm: number): Tensor<'f64'> {
+  const [first, second] = grads.keys()
+  if (first === undefined) return zeros([], { dtype: 'f64' })
+  if (second !== undefined)
+    fail('DEVICE', op, `all gradients must be on one device with wait: false, got ${first} and ${second}`)
+  const xs = grads.get(first)!
+  using sum = wrap(sumSquares(xs, 1), { shape: [], dtype: 'f64', device: first })
+  const total = noGrad(() => sqrt(sum))
+  native.clipNorm(Float64Array.from(xs), handleOf(total), maxNorm)
+  return total
 }

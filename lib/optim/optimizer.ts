@@ -8,7 +8,7 @@ import type { StateDict } from '../nn/module.js'
 import { Parameter } from '../nn/parameter.js'
 import { allFinite } from '../norm.js'
 import { copyLike } from '../ops/copy.js'
-import type { ReplayRow } from '../recorder.js'
+import type { Recorder, ReplayRow } from '../recorder.js'
 import { allOrNone, keep, noGrad, scope } from '../scope.js'
 import { checkTensor, handleOf, type Tensor, type TensorMeta } from '../tensor.js'
 
@@ -69,10 +69,18 @@ export let stageOptimizer: (
 
 /** The state of one parameter: a step count and tensors of its shape. */
 export interface ParameterState {
-  /** Number of updates. */
+  /** Number of updates, in {@link ParameterUpdate} with the one to come. */
   step: number
   /** By the names of the optimizer's `stateTensors`. */
   tensors: Record<string, Tensor>
+}
+
+/** One parameter with its gradient and its state, on its device. */
+export interface ParameterUpdate extends ParameterState {
+  /** Is updated in place. */
+  parameter: Parameter
+  /** Of its shape. */
+  grad: Tensor
 }
 
 /**
@@ -123,17 +131,21 @@ export abstract class Optimizer {
     this.checkedOptions(`${this.#op}.step`, this)
     const due = this.parameters.flatMap((parameter) => (parameter.grad ? [{ parameter, grad: parameter.grad }] : []))
     this.#makeStates(due.map(({ parameter }) => parameter)) // allocates before the first update
-    for (const { parameter, grad } of due) {
-      const state = this.#states.get(parameter)!
-      const step = this.#count(state)
-      this.update(parameter, grad, { step, tensors: state.tensors })
+    const recorder = currentRecorder()
+    for (const device of new Set(due.map(({ parameter }) => parameter.device))) {
+      const here = due.filter(({ parameter }) => parameter.device === device)
+      const updates = here.map(({ parameter, grad }): ParameterUpdate => {
+        const state = this.#states.get(parameter)!
+        const step = recorder ? this.#record(recorder, state) : state.step + 1
+        return { parameter, grad, step, tensors: state.tensors }
+      })
+      this.update(updates)
+      if (!recorder) for (const { parameter, step } of updates) this.#states.get(parameter)!.step = step
     }
   }
 
-  /** Counts an update. In a captured step each replay counts, and this returns the index of the update in the step. */
-  #count(state: ParameterState): number {
-    const recorder = currentRecorder()
-    if (!recorder) return ++state.step
+  /** In a captured step each replay counts, and this returns the index of the update in the step. */
+  #record(recorder: Recorder, state: ParameterState): number {
     return recorder.add(
       () => this.replayRow(++state.step),
       () => {
@@ -158,8 +170,8 @@ export abstract class Optimizer {
     return {}
   }
 
-  /** Updates one parameter and its state in place. */
-  protected abstract update(parameter: Parameter, grad: Tensor, state: ParameterState): void
+  /** Updates parameters of one device and their state tensors in place, all or none. */
+  protected abstract update(updates: readonly ParameterUpdate[]): void
 
   #makeStates(parameters: readonly Parameter[]): void {
     const fresh = parameters.filter((parameter) => !this.#states.has(parameter))

@@ -3,8 +3,8 @@ import { replayRow } from '../native-ops.js'
 import type { Parameter } from '../nn/parameter.js'
 import { checkValues, number, type OptionsOf, reader } from '../options.js'
 import type { ReplayRow } from '../recorder.js'
-import { handleOf, type Tensor } from '../tensor.js'
-import { Optimizer, type OptimizerOptions, type ParameterState, type StateTensors } from './optimizer.js'
+import { handleOf } from '../tensor.js'
+import { Optimizer, type OptimizerOptions, type ParameterUpdate, type StateTensors } from './optimizer.js'
 
 const sgdOptions = {
   /** Learning rate. Default 1e-3. May be set between steps: `optimizer.lr = …`. */
@@ -63,9 +63,13 @@ export class SGD extends Optimizer {
     return replayRow.sgd({ step, ...this.checkedOptions('SGD.step', this) })
   }
 
-  protected update(parameter: Parameter, grad: Tensor, { step, tensors }: ParameterState): void {
-    const buffer = tensors.momentum_buffer ? handleOf(tensors.momentum_buffer) : null
+  protected update(updates: readonly ParameterUpdate[]): void {
     const { lr, momentum, weightDecay } = this
-    native.sgd({ p: handleOf(parameter), g: handleOf(grad), buffer, step, lr, momentum, weightDecay })
+    native.sgd(
+      updates.map(({ parameter, grad, step, tensors }) => {
+        const buffer = tensors.momentum_buffer ? handleOf(tensors.momentum_buffer) : null
+        return { p: handleOf(parameter), g: handleOf(grad), buffer, step, lr, momentum, weightDecay }
+      }),
+    )
   }
 }

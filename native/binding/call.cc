@@ -20,18 +20,28 @@ Call::~Call() {
   for (size_t i = 0; i < held_count_; ++i) environment.tensors.release(held_[i]);
 }
 
-Tensor& Call::tensor(const char* name) {
-  Napi::Value value = this->value();
+double Call::handle(const char* name) {
+  if (numbers_) return numbers_[index_++];
+  const Napi::Value value = this->value();
   if (!value.IsNumber()) fail(ErrorCode::option, "%s must be a tensor handle", name);
-  const double handle = value.As<Napi::Number>().DoubleValue();
+  return value.As<Napi::Number>().DoubleValue();
+}
+
+Tensor& Call::tensor(const char* name) {
+  const double handle = this->handle(name);
+  Tensor& tensor = live(name, handle);
+  if (held_count_ == held_.size()) fail(ErrorCode::internal, "more than %zu tensors", held_.size());
+  held_[held_count_] = static_cast<TensorTable::Handle>(handle);
+  environment.tensors.retain(held_[held_count_++]);
+  return tensor;
+}
+
+Tensor& Call::live(const char* name, double handle) {
   if (!(handle > 0 && handle < 0x1p53 && handle == std::floor(handle)))
     fail(ErrorCode::disposed, "%s is not a live tensor", name);
-  const auto live = static_cast<TensorTable::Handle>(handle);
-  if (!environment.tensors.alive(live)) fail(ErrorCode::disposed, "%s has been disposed", name);
-  Tensor& tensor = environment.tensors.get(live);
-  if (held_count_ == held_.size()) fail(ErrorCode::internal, "more than %zu tensors", held_.size());
-  environment.tensors.retain(live);
-  held_[held_count_++] = live;
+  const auto integer = static_cast<TensorTable::Handle>(handle);
+  if (!environment.tensors.alive(integer)) fail(ErrorCode::disposed, "%s has been disposed", name);
+  Tensor& tensor = environment.tensors.get(integer);
   if (device_ && device_ != tensor.device)
     fail(ErrorCode::device, "%s is on %s, the other tensors are on %s", name, tensor.device->backend->name,
          device_->backend->name);
@@ -41,21 +51,26 @@ Tensor& Call::tensor(const char* name) {
 }
 
 Tensor* Call::optional(const char* name) {
-  const Napi::Value value(env, arguments_.at(index_));
-  if (value.IsNull() || value.IsUndefined()) {
-    ++index_;
-    return nullptr;
+  bool absent = false;
+  if (numbers_) {
+    absent = numbers_[index_] == 0;
+  } else {
+    const Napi::Value value(env, arguments_->at(index_));
+    absent = value.IsNull() || value.IsUndefined();
   }
-  return &tensor(name);
+  if (!absent) return &tensor(name);
+  ++index_;
+  return nullptr;
 }
 
 bool Call::absent() {
-  const bool absent = Napi::Value(env, arguments_.at(index_)).IsUndefined();
+  const bool absent = !numbers_ && Napi::Value(env, arguments_->at(index_)).IsUndefined();
   index_ += absent;
   return absent;
 }
 
 double Call::number(const char* name) {
+  if (numbers_) return numbers_[index_++];
   Napi::Value value = this->value();
   if (!value.IsNumber()) fail(ErrorCode::option, "%s must be a number", name);
   return value.As<Napi::Number>().DoubleValue();
@@ -73,6 +88,13 @@ bool Call::boolean(const char* name) {
   Napi::Value value = this->value();
   if (!value.IsBoolean()) fail(ErrorCode::option, "%s must be a boolean", name);
   return value.As<Napi::Boolean>().Value();
+}
+
+Napi::Float64Array Call::numbers(const char* name) {
+  const Napi::Value value = this->value();
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_float64_array)
+    fail(ErrorCode::option, "%s must be a Float64Array", name);
+  return value.As<Napi::Float64Array>();
 }
 
 Shape Call::shape(const char* name) {

@@ -16,7 +16,10 @@ class Call {
   using Arguments = std::array<napi_value, kMaxArguments>;  // undefined beyond those that were passed
 
   Call(Napi::Env env, const char* op, const Arguments& arguments)
-      : env(env), op(op), environment(Environment::of(env)), arguments_(arguments) {}
+      : env(env), op(op), environment(Environment::of(env)), arguments_(&arguments) {}
+  // One of a batch: all arguments are numbers, 0 instead of an optional tensor.
+  Call(const Call& batch, const double* numbers)
+      : env(batch.env), op(batch.op), environment(batch.environment), numbers_(numbers) {}
   ~Call();
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -26,15 +29,17 @@ class Call {
   Environment& environment;
 
   // Arguments, in order.
-  Napi::Value value() { return {env, arguments_.at(index_++)}; }
-  Tensor& tensor(const char* name);    // all tensors of a call are on one device; retained until the call ends
-  Tensor* optional(const char* name);  // null for null, undefined and 0
-  bool absent();                       // skips an undefined argument
+  Napi::Value value() { return {env, arguments_->at(index_++)}; }
+  Tensor& tensor(const char* name);  // all tensors of a call are on one device; retained until the call ends
+  Tensor& live(const char* name, double handle);  // not retained: no JavaScript may run while it is used
+  Tensor* optional(const char* name);             // null for null and undefined
+  bool absent();                                  // skips an undefined argument
   double number(const char* name);
   int64_t integer(const char* name, int64_t min, int64_t max);
   int64_t size(const char* name) { return integer(name, 0, int64_t{1} << 46); }
   uint64_t seed(const char* name) { return static_cast<uint64_t>(integer(name, 0, (int64_t{1} << 53) - 1)); }
   bool boolean(const char* name);
+  Napi::Float64Array numbers(const char* name);
   DType dtype(const char* name) { return static_cast<DType>(integer(name, 0, kDTypeCount - 1)); }
   Shape shape(const char* name);
   Shape integers(const char* name, size_t count);
@@ -55,7 +60,10 @@ class Call {
   }
 
  private:
-  const Arguments& arguments_;
+  double handle(const char* name);
+
+  const Arguments* arguments_ = nullptr;
+  const double* numbers_ = nullptr;
   size_t index_ = 0;
   Device* device_ = nullptr;
   std::array<TensorTable::Handle, 16> held_;

@@ -32,10 +32,7 @@ static Napi::Value capture_end(Call& c) {  // (keep) → number, or undefined
 
 // Consecutive rows: −1, seed and step of a sample; or the number of an op in ops.inc and its attributes.
 static std::vector<StepArgs> step_args(Call& c, const char* name) {
-  const Napi::Value value = c.value();
-  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_float64_array)
-    fail(ErrorCode::option, "%s must be a Float64Array", name);
-  const auto numbers = value.As<Napi::Float64Array>();
+  const Napi::Float64Array numbers = c.numbers(name);
   size_t at = 0;
   const auto next = [&](double min, double max) {
     const double number = at < numbers.ElementLength() ? numbers[at++] : NAN;

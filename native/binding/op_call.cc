@@ -1,6 +1,9 @@
 #include "binding/op_call.h"
 
+#include <algorithm>
+#include <cstring>
 #include <optional>
+#include <unordered_map>
 
 namespace st_moe {
 namespace {
@@ -14,6 +17,14 @@ class OpCall {
   }
 
   Napi::Value run() {
+    prepare();
+    note_changes();
+    call_.check(op_.run(device_->backend->ops, device_->context, args_));
+    return give_outputs();
+  }
+
+  // Everything that may fail before the op runs.
+  void prepare() {
     take_arguments();
     for (size_t i = 0; i < op_.fields.size(); ++i)
       if (tensors_[i]) bind(op_.fields[i], *tensors_[i]);
@@ -22,11 +33,22 @@ class OpCall {
     for (size_t i = 0; i < op_.fields.size(); ++i)
       if (tensors_[i] && op_.fields[i].has_derived) expect(op_.fields[i], *tensors_[i]);
     make_outputs();
-    for (size_t i = 0; i < op_.fields.size(); ++i)
-      if (op_.fields[i].role == Role::updated && tensors_[i]) tensors_[i]->storage->change();
     call_.environment.expect_capturable(*device_);
-    call_.check(op_.run(device_->backend->ops, device_->context, args_));
-    return give_outputs();
+  }
+
+  void note_changes() {
+    for_each_tensor([](const Tensor& tensor, bool is_updated, const char*) {
+      if (is_updated) tensor.storage->change();
+    });
+  }
+
+  Device& device() const { return *device_; }
+  const char* args() const { return args_; }
+
+  template <class F>
+  void for_each_tensor(F&& f) const {  // f(tensor, whether the op updates it, its name)
+    for (size_t i = 0; i < op_.fields.size(); ++i)
+      if (tensors_[i]) f(*tensors_[i], op_.fields[i].role == Role::updated, op_.fields[i].js_name.c_str());
   }
 
  private:
@@ -184,10 +206,62 @@ class OpCall {
   const Tensor* updated_ = nullptr;
 };
 
+// A tensor of an item of a batch.
+struct Use {
+  Storage* storage;
+  size_t item;
+  bool is_updated;
+  const char* name;
+};
+
+// A tensor that one item updates is no other item's: they run at the same time.
+void expect_apart(const std::vector<Use>& uses) {
+  std::unordered_map<const Storage*, size_t> updated;
+  const auto check = [](const Use& use, size_t owner) {
+    if (use.item != owner)
+      fail(ErrorCode::option, "%s must not share memory with a tensor that another item updates", use.name);
+  };
+  for (const Use& use : uses)
+    if (use.is_updated) check(use, updated.emplace(use.storage, use.item).first->second);
+  for (const Use& use : uses)
+    if (const auto found = updated.find(use.storage); found != updated.end()) check(use, found->second);
+}
+
+// (rows): a Float64Array of the arguments of one item after another. A tensor is its handle; an optional one may be 0.
+Napi::Value call_batch(Call& call, const OpInfo& op) {
+  const Napi::Float64Array rows = call.numbers("rows");
+  const auto is_argument = [](const Field& field) {
+    return field.role == Role::input || field.role == Role::updated || field.role == Role::attribute;
+  };
+  const auto width = static_cast<size_t>(std::count_if(op.fields.begin(), op.fields.end(), is_argument));
+  const size_t count = rows.ElementLength() / width;
+  if (rows.ElementLength() != count * width) fail(ErrorCode::option, "rows must hold %zu numbers each", width);
+  if (count == 0) return call.env.Undefined();
+  std::vector<char> args(count * op.args_size);
+  std::vector<Use> uses;
+  Device* device = nullptr;
+  for (size_t i = 0; i < count; ++i) {
+    Call numbers(call, rows.Data() + i * width);
+    OpCall item(numbers, op);
+    item.prepare();
+    if (device && device != &item.device()) fail(ErrorCode::device, "all tensors of a batch must be on one device");
+    device = &item.device();
+    item.for_each_tensor([&](const Tensor& tensor, bool is_updated, const char* name) {
+      uses.push_back({tensor.storage.get(), i, is_updated, name});
+    });
+    std::memcpy(args.data() + i * op.args_size, item.args(), op.args_size);
+  }
+  expect_apart(uses);
+  for (const Use& use : uses)
+    if (use.is_updated) use.storage->change();
+  call.check(op.run_batch(device->backend->ops, device->context, args.data(), static_cast<int64_t>(count)));
+  return call.env.Undefined();
+}
+
 }  // namespace
 
 Napi::Value call_op(Call& call, const OpInfo& op) {
-  return OpCall(call, op).run();
+  return op.run_batch ? call_batch(call, op) : OpCall(call, op).run();
 }
 
 }  // namespace st_moe

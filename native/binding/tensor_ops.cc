@@ -1,3 +1,5 @@
+#include <unordered_set>
+
 #include "binding/call.h"
 
 // Ops whose call from JavaScript differs from their declaration: shapes that broadcast or are split, strides, numbers
@@ -148,15 +150,42 @@ static Napi::Value reduce(Call& c) {  // (x, outer, axis, inner, shape, factor)
   return c.give(std::move(y));
 }
 
-static Napi::Value sum_squares(Call& c) {  // (x, scale) → Σ (scale · x)²
-  Tensor& x = c.tensor("x");
+// Float tensors of one device, at least one, whose handles are in a Float64Array.
+static std::vector<Tensor*> floats(Call& c, const char* name, const Napi::Float64Array& handles) {
+  std::vector<Tensor*> tensors;
+  for (size_t i = 0; i < handles.ElementLength(); ++i) {
+    tensors.push_back(&c.live(name, handles[i]));
+    c.expect_float(name, *tensors.back());
+  }
+  if (tensors.empty()) fail(ErrorCode::option, "%s must not be empty", name);
+  return tensors;
+}
+
+static Napi::Value sum_squares(Call& c) {  // (xs, scale) → f64 [], Σ (scale · x)² of all
+  const Napi::Float64Array handles = c.numbers("xs");
   const double scale = c.number("scale");
-  c.expect_float("x", x);
-  Tensor out = make_tensor(*x.device, DType::f64, {});
-  run(c, *x.device, &OpTable::sum_squares, SumSquaresArgs{x.data(), out.data(), x.dtype, x.size, scale});
-  double value = 0;
-  c.check(x.device->backend->copy_out(x.device->context, &value, out.data(), sizeof value));
-  return Napi::Number::New(c.env, value);
+  const std::vector<Tensor*> xs = floats(c, "xs", handles);
+  Device& device = *xs[0]->device;
+  Tensor out = make_tensor(device, DType::f64, {});
+  std::vector<SumSquaresArgs> items;
+  for (Tensor* x : xs) items.push_back({x->data(), out.data(), x->dtype, x->size, scale});
+  run(c, device, &OpTable::sum_squares, Batch<SumSquaresArgs>{items.data(), static_cast<int64_t>(items.size())});
+  return c.give(std::move(out));
+}
+
+static Napi::Value clip_norm(Call& c) {  // (xs, norm, max); tensors that share memory are scaled once
+  const Napi::Float64Array handles = c.numbers("xs");
+  Tensor& norm = c.tensor("norm");
+  const double max = c.number("max");
+  c.expect("norm", norm, DType::f64, {});
+  std::vector<ClipNormArgs> items;
+  std::unordered_set<Storage*> storages;
+  for (Tensor* x : floats(c, "xs", handles))
+    if (storages.insert(x->storage.get()).second) items.push_back({x->data(), norm.data(), x->dtype, x->size, max});
+  if (storages.count(norm.storage.get())) fail(ErrorCode::option, "xs must not share memory with norm");
+  for (Storage* storage : storages) storage->change();
+  run(c, *norm.device, &OpTable::clip_norm, Batch<ClipNormArgs>{items.data(), static_cast<int64_t>(items.size())});
+  return c.env.Undefined();
 }
 
 static Napi::Value matmul(Call& c) {  // (a [batch | 1, M, K], b [batch | 1, K, N], transposeA, transposeB)
@@ -179,14 +208,9 @@ static Napi::Value matmul(Call& c) {  // (a [batch | 1, M, K], b [batch | 1, K, 
 }
 
 const std::vector<Entry> kTensorEntries = {
-    {"convert", convert},
-    {"stridedRead", strided_read},
-    {"stridedWrite", strided_write},
-    {"binary", binary},
-    {"addInPlace", add_in_place},
-    {"reduce", reduce},
-    {"sumSquares", sum_squares},
-    {"matmul", matmul},
+    {"convert", convert},        {"stridedRead", strided_read}, {"stridedWrite", strided_write},
+    {"binary", binary},          {"addInPlace", add_in_place},  {"reduce", reduce},
+    {"sumSquares", sum_squares}, {"clipNorm", clip_norm},       {"matmul", matmul},
 };
 
 }  // namespace st_moe

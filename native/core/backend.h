@@ -9,12 +9,12 @@
 // Kernels know pointers, sizes and a stream. Everything here is plain data, so a backend may live in a plugin.
 namespace st_moe {
 
-constexpr uint32_t kBackendAbi = 12;
+constexpr uint32_t kBackendAbi = 13;
 
 // ---- the table ----------------------------------------------------------------------------------------------
 
 struct OpTable {
-#define OP(Name, name) Op<Name##Args> name;
+#define OP(Name, name) Op<Given<Name##Args>> name;
 #include "core/op_list.inc"
 };
 

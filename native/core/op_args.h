@@ -1,6 +1,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/dtype.h"
 #include "core/error.h"
@@ -23,6 +24,17 @@ struct Context {
   int32_t threads;  // CPU threads; never changes results
   void* stream;     // the backend's own: on a GPU the stream, and what goes with it, of one environment on one device
 };
+
+// The arguments of many calls, for an op that takes them at once.
+template <class Args>
+struct Batch {
+  const Args* items;
+  int64_t count;
+};
+template <class Args>
+inline constexpr bool is_batch = requires { Args::is_batch; };
+template <class Args>
+using Given = std::conditional_t<is_batch<Args>, Batch<Args>, Args>;
 
 template <class Args>
 using Op = Status (*)(const Context&, const Args&);
@@ -117,6 +129,7 @@ struct Element {
 #define NUMBER(name, ...) double name __VA_ARGS__;
 #define FLAG(name, ...) int32_t name __VA_ARGS__;
 #define KIND(name, type, count, ...) type name __VA_ARGS__;
+#define BATCH() static constexpr bool is_batch = true;
 #define FIELD(type, ...) type __VA_ARGS__;
 #define END \
   }         \

@@ -141,6 +141,16 @@ FactorList (*factors_function())(const void*) {
     return nullptr;
 }
 
+template <class Args, Op<Given<Args>> OpTable::* op>
+Status (*batch_function())(const OpTable&, const Context&, const void*, int64_t) {
+  if constexpr (is_batch<Args>)
+    return [](const OpTable& table, const Context& ctx, const void* args, int64_t count) {
+      return (table.*op)(ctx, Batch<Args>{static_cast<const Args*>(args), count});
+    };
+  else
+    return nullptr;
+}
+
 OpInfo derived(OpInfo info, const Declaration* begin, const Declaration* end) {
   info.js_name = camel_case(info.name);
   if (info.by_hand) return info;
@@ -155,7 +165,7 @@ OpInfo derived(OpInfo info, const Declaration* begin, const Declaration* end) {
   return info;
 }
 
-template <class Args, Op<Args> OpTable::* op>
+template <class Args, Op<Given<Args>> OpTable::* op>
 OpInfo describe(const char* name, bool by_hand) {
   static_assert(sizeof(Args) <= kMaxArgsSize);
   const auto& fields = Declared<Args>::fields;
@@ -164,9 +174,15 @@ OpInfo describe(const char* name, bool by_hand) {
                   by_hand,
                   {},
                   [](void* args) { new (args) Args{}; },
+                  sizeof(Args),
                   [](const OpTable& table, const Context& ctx, const void* args) {
-                    return (table.*op)(ctx, *static_cast<const Args*>(args));
+                    const Args& one = *static_cast<const Args*>(args);
+                    if constexpr (is_batch<Args>)
+                      return (table.*op)(ctx, Batch<Args>{&one, 1});
+                    else
+                      return (table.*op)(ctx, one);
                   },
+                  batch_function<Args, op>(),
                   [](void* args, const Backend& backend) { apply_rules(*static_cast<Args*>(args), backend); },
                   factors_function<Args>()},
                  std::begin(fields), std::end(fields));

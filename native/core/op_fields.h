@@ -65,7 +65,10 @@ struct OpInfo {
   bool by_hand;
   std::vector<Field> fields;
   void (*construct)(void* args);  // the defaults
+  size_t args_size;
   Status (*run)(const OpTable&, const Context&, const void* args);
+  // of `count` calls whose arguments follow each other; null for an op that takes no batch
+  Status (*run_batch)(const OpTable&, const Context&, const void* args, int64_t count);
   void (*apply_rules)(void* args, const Backend&);  // of op_rules.h
   FactorList (*factors)(const void* args);          // of optimizers.h; null for other ops
 };

@@ -5,7 +5,7 @@
 #include "core/qualifiers.h"
 
 // The optimizers, for all backends. Each has the factors of an update, which depend on the step and the options alone,
-// and the update of element i; F is a list of factors in the type of the parameter.
+// its state, all or none of which is there, and the update of one element with the factors f in the parameter's type.
 namespace st_moe {
 
 #define ST_MOE_OPTIMIZERS(X) X(Adamw, adamw) X(Sgd, sgd)
@@ -17,7 +17,6 @@ struct FactorList {
 };
 
 // Decoupled weight decay, Loshchilov and Hutter (arXiv 1711.05101), in the order of torch.optim.AdamW.
-template <class T, class F>
 struct AdamwUpdate {
   enum : int { kDecay, kBeta1, kBlend1, kBlend2, kBeta2, kRate, kInverseRoot, kEps };
 
@@ -28,50 +27,37 @@ struct AdamwUpdate {
              1.0 / std::sqrt(correction2), a.eps}};
   }
 
-  T* p;
-  const T* g;
-  T *m, *v;
-  F f;
+  static constexpr int kState = 2;
+  static void* state(const AdamwArgs& a, int i) { return i == 0 ? a.m : a.v; }
 
-  AdamwUpdate(const AdamwArgs& a, const F& f)
-      : p(static_cast<T*>(a.p)),
-        g(static_cast<const T*>(a.g)),
-        m(static_cast<T*>(a.m)),
-        v(static_cast<T*>(a.v)),
-        f(f) {}
-
-  ST_MOE_HOST_DEVICE void operator()(int64_t i) const {
-    const T difference = g[i] - m[i], blend1 = f[kBlend1];
+  template <class T>
+  ST_MOE_HOST_DEVICE static void apply(const T* f, T& p, T g, T* state) {
+    const T m = state[0], difference = g - m, blend1 = f[kBlend1];
     // as torch.lerp: from the nearer end, else a small g is lost in a large m
-    const T first = blend1 >= T(0.5) ? g[i] - difference * f[kBeta1] : m[i] + difference * blend1;
-    const T second = v[i] * f[kBeta2] + g[i] * g[i] * f[kBlend2];
-    m[i] = first;
-    v[i] = second;
-    p[i] = p[i] * f[kDecay] - f[kRate] * (first / (std::sqrt(second) * f[kInverseRoot] + f[kEps]));
+    const T first = blend1 >= T(0.5) ? g - difference * f[kBeta1] : m + difference * blend1;
+    const T second = state[1] * f[kBeta2] + g * g * f[kBlend2];
+    state[0] = first;
+    state[1] = second;
+    p = p * f[kDecay] - f[kRate] * (first / (std::sqrt(second) * f[kInverseRoot] + f[kEps]));
   }
 };
 
 // torch.optim.SGD
-template <class T, class F>
 struct SgdUpdate {
   enum : int { kRate, kMomentum, kDecay, kIsFirst };  // at the first step the buffer may hold anything
 
   static FactorList factors(const SgdArgs& a) { return {{a.lr, a.momentum, a.weight_decay, a.step <= 1 ? 1.0 : 0.0}}; }
 
-  T* p;
-  const T* g;
-  T* buffer;  // or null
-  F f;
+  static constexpr int kState = 1;
+  static void* state(const SgdArgs& a, int) { return a.buffer; }
 
-  SgdUpdate(const SgdArgs& a, const F& f)
-      : p(static_cast<T*>(a.p)), g(static_cast<const T*>(a.g)), buffer(static_cast<T*>(a.buffer)), f(f) {}
-
-  ST_MOE_HOST_DEVICE void operator()(int64_t i) const {
-    T step = g[i];
-    if (buffer && f[kIsFirst] == T(0)) step += f[kMomentum] * buffer[i];
-    step += f[kDecay] * p[i];
-    if (buffer) buffer[i] = step;
-    p[i] -= f[kRate] * step;
+  template <class T>
+  ST_MOE_HOST_DEVICE static void apply(const T* f, T& p, T g, T* state) {
+    T step = g;
+    if (f[kIsFirst] == T(0)) step += f[kMomentum] * state[0];
+    step += f[kDecay] * p;
+    state[0] = step;
+    p -= f[kRate] * step;
   }
 };
 
@@ -81,7 +67,7 @@ inline constexpr bool is_optimizer = false;
   template <>                                                \
   inline constexpr bool is_optimizer<Name##Args> = true;     \
   static inline FactorList factors_of(const Name##Args& a) { \
-    return Name##Update<double, FactorList>::factors(a);     \
+    return Name##Update::factors(a);                         \
   }
 ST_MOE_OPTIMIZERS(ST_MOE_FACTORS)
 #undef ST_MOE_FACTORS

@@ -1,35 +1,48 @@
 #include "core/optimizers.h"
 
+#include "cpu/batch.h"
 #include "cpu/ops.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-template <class T>
-struct Factors {
-  T value[kFactors];
-  explicit Factors(const FactorList& list) {
-    for (int i = 0; i < kFactors; ++i) value[i] = static_cast<T>(list.value[i]);
-  }
-  T operator[](int i) const { return value[i]; }
-};
-
-template <template <class, class> class Update, class Args>
-static void run_update(const Context& ctx, const Args& args) {
-  dispatch_float(args.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const Update<T, Factors<T>> update(args, Factors<T>(factors_of(args)));
-    parallel_blocks(ctx, args.size, kElementBlock, [=](int64_t begin, int64_t end) {
-      const auto local = update;  // which no store can change
+// Elements of one tensor; `states` is 0 without the optional state.
+template <class Update, int states, class T, class Args>
+static void update_elements(const Args& args, const FactorList& factors, int64_t begin, int64_t end) {
+  T f[kFactors], *state[Update::kState];
+  for (int i = 0; i < kFactors; ++i) f[i] = static_cast<T>(factors.value[i]);
+  for (int k = 0; k < Update::kState; ++k) state[k] = static_cast<T*>(Update::state(args, k));
+  T* const p = static_cast<T*>(args.p);
+  const T* const g = static_cast<const T*>(args.g);
 #pragma GCC ivdep
-      for (int64_t i = begin; i < end; ++i) local(i);
+  for (int64_t i = begin; i < end; ++i) {
+    T values[Update::kState] = {}, value = p[i];
+    for (int k = 0; k < states; ++k) values[k] = state[k][i];
+    Update::apply(f, value, g[i], values);
+    p[i] = value;
+    for (int k = 0; k < states; ++k) state[k][i] = values[k];
+  }
+}
+
+template <class Update, class Args>
+static void run_updates(const Context& ctx, const Batch<Args>& batch) {
+  Scratch<FactorList> factors(batch.count);
+  for (int64_t i = 0; i < batch.count; ++i) factors[i] = Update::factors(batch.items[i]);
+  BatchBlocks(batch, kElementBlock).parallel(ctx, [&](int64_t i, int64_t, int64_t begin, int64_t end) {
+    const Args& args = batch.items[i];
+    dispatch_float(args.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      if (Update::state(args, 0))
+        update_elements<Update, Update::kState, T>(args, factors[i], begin, end);
+      else
+        update_elements<Update, 0, T>(args, factors[i], begin, end);
     });
   });
 }
 
-#define ST_MOE_UPDATE(Name, name)                         \
-  void name(const Context& ctx, const Name##Args& args) { \
-    run_update<Name##Update>(ctx, args);                  \
+#define ST_MOE_UPDATE(Name, name)                                 \
+  void name(const Context& ctx, const Batch<Name##Args>& batch) { \
+    run_updates<Name##Update>(ctx, batch);                        \
   }
 ST_MOE_OPTIMIZERS(ST_MOE_UPDATE)
 

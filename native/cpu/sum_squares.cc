@@ -1,24 +1,27 @@
+#include "cpu/batch.h"
 #include "cpu/ops.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-void sum_squares(const Context& ctx, const SumSquaresArgs& args) {
-  dispatch_float(args.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const T* x = static_cast<const T*>(args.x);
-    const double scale = args.scale;
-    const int64_t block = 2 * kElementBlock, blocks = ceil_div(args.size, block);
-    Scratch<double> partial(blocks);
-    parallel_for(ctx, blocks, [&](int64_t b) {
-      const T* part = x + b * block;
-      partial[b] = wide_reduce<T>(min_of(block, args.size - b * block), [&](auto at) {
-        const auto value = at(part) * scale;
+void sum_squares(const Context& ctx, const Batch<SumSquaresArgs>& batch) {
+  const BatchBlocks blocks(batch, 2 * kElementBlock);
+  Scratch<double> partial(blocks.count());
+  blocks.parallel(ctx, [&](int64_t i, int64_t block, int64_t begin, int64_t end) {
+    const SumSquaresArgs& args = batch.items[i];
+    dispatch_float(args.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      const T* part = static_cast<const T*>(args.x) + begin;
+      partial[block] = wide_reduce<T>(end - begin, [&](auto at) {
+        const auto value = at(part) * args.scale;
         return value * value;
       });
     });
-    *static_cast<double*>(args.out) = wide_sum(partial.get(), blocks);
   });
+  double total = 0;
+  for (int64_t i = 0; i < batch.count; ++i)
+    total += wide_sum(partial.get() + blocks.first(i), blocks.first(i + 1) - blocks.first(i));
+  *static_cast<double*>(batch.items[0].out) = total;
 }
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

@@ -30,6 +30,7 @@ struct Factors {
   T value[kFactors];
   const StepValues* captured;  // null: value is valid
 
+  Factors() = default;
   Factors(const Context& ctx, int64_t step, const FactorList& list)
       : captured(stream_of(ctx).captured_values(static_cast<uint64_t>(step))) {
     for (int i = 0; i < kFactors; ++i) value[i] = static_cast<T>(list.value[i]);

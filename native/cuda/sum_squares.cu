@@ -1,22 +1,32 @@
-#include "cuda/kernel.cuh"
+#include "cuda/batch.cuh"
 #include "cuda/ops.h"
 
 namespace st_moe::cuda {
 
-constexpr int64_t kChunk = 16384;  // elements that one block sums
+template <class T>
+struct Squares {
+  const T* x;
+  int64_t size;
+  bool aligned;
+  double scale;
+};
 
 template <class T>
-__global__ void __launch_bounds__(kBlock) sum_squares_kernel(const T* x, double* partial, int64_t size, double scale) {
-  for (int64_t c = blockIdx.x; c < ceil_div(size, kChunk); c += gridDim.x) {
-    const int64_t end = min_of(size, (c + 1) * kChunk);
+__global__ void __launch_bounds__(kBlock)
+    sum_squares_kernel(const __grid_constant__ Items<Squares<T>> items, double* partial) {
+  items.for_chunks([&](const Squares<T>& squares, int64_t chunk, int64_t begin, int64_t end) {
     double sum = 0;
-    for (int64_t i = c * kChunk + threadIdx.x; i < end; i += blockDim.x) {
-      const double value = static_cast<double>(x[i]) * scale;
-      sum += value * value;
-    }
+    for_elements<vector_width<T>>(begin, end, squares.aligned, [&](auto width, int64_t i) {
+      constexpr int N = decltype(width)::value;
+      const Vector<T, N> values = load<N>(squares.x + i);
+      for (int c = 0; c < N; ++c) {
+        const double value = static_cast<double>(values[c]) * squares.scale;
+        sum += value * value;
+      }
+    });
     sum = block_reduce(sum, Sum{}, 0.0);
-    if (threadIdx.x == 0) partial[c] = sum;
-  }
+    if (threadIdx.x == 0) partial[chunk] = sum;
+  });
 }
 
 __global__ void __launch_bounds__(kBlock) add_partials_kernel(const double* partial, double* out, int64_t count) {
@@ -26,17 +36,24 @@ __global__ void __launch_bounds__(kBlock) add_partials_kernel(const double* part
   if (threadIdx.x == 0) *out = sum;
 }
 
-void sum_squares(const Context& ctx, const SumSquaresArgs& args) {
-  double* out = static_cast<double*>(args.out);
-  const int64_t chunks = ceil_div(args.size, kChunk);
+void sum_squares(const Context& ctx, const Batch<SumSquaresArgs>& batch) {
+  int64_t chunks = 0;
+  for (int64_t i = 0; i < batch.count; ++i) chunks += ceil_div(batch.items[i].size, kChunk);
   Scratch<double> partial(ctx, chunks);
-  dispatch_float(args.dtype, [&](auto zero) {
+  double* next = partial.get();
+  const auto add = [&](auto zero) {
     using T = decltype(zero);
-    if (chunks == 0) return;
-    launch(ctx, sum_squares_kernel<T>, grid_for(chunks, 1), kBlock, 0, static_cast<const T*>(args.x), partial.get(),
-           args.size, args.scale);
-  });
-  launch(ctx, add_partials_kernel, 1, kBlock, 0, partial.get(), out, chunks);
+    const auto squares_of = [](const SumSquaresArgs& args) {
+      return Squares<T>{static_cast<const T*>(args.x), args.size, aligned(static_cast<const T*>(args.x)), args.scale};
+    };
+    in_parts<T>(batch, squares_of, [&](const auto& items) {
+      launch(ctx, sum_squares_kernel<T>, grid_for(items.chunks(), 1), kBlock, 0, items, next);
+      next += items.chunks();
+    });
+  };
+  add(float{});
+  add(double{});
+  launch(ctx, add_partials_kernel, 1, kBlock, 0, partial.get(), static_cast<double*>(batch.items[0].out), chunks);
 }
 
 }  // namespace st_moe::cuda

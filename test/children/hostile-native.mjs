@@ -8,7 +8,7 @@ const sizes = { B: 2, N: 4, T: 8, D: 8, E: 3, K: 2, H: 4, J: 8, C: 4, R: 16, V: 
 
 // Arguments by function: x[BND] a float tensor of that shape, i[..] an i32 tensor, a ? after it makes it optional,
 // f one that no other argument is, s a shape, t a path, n a number, c a count, 0 zero, m the dtype of GEMM operands, b a
-// boolean, d a typed array. Those of the declared ops follow from their declarations.
+// boolean, d a typed array, r:… a Float64Array with rows of such arguments. Those of the declared ops follow from their declarations.
 const signatures = {
   retain: 'x[D]',
   release: 'x[D]',
@@ -42,7 +42,8 @@ const signatures = {
   binary: 'x[BND] x[D] n',
   addInPlace: 'x[BND] x[BND]',
   reduce: 'x[BND] s s n',
-  sumSquares: 'x[BND] n',
+  sumSquares: 'r:x[BND] n',
+  clipNorm: 'r:f[BND] x[] n',
   matmul: 'x[BND] x[BDN] b b',
 }
 
@@ -71,7 +72,9 @@ function specOf({ name, macro, element, shape }) {
         .map((word) => words[word] ?? word)
   return `${kind}[${letters.join('')}]${macro.startsWith('OPTIONAL') ? '?' : ''}`
 }
-for (const { jsName, byHand, args } of declaredOps()) if (!byHand) signatures[jsName] = args.map(specOf).join(' ')
+for (const { jsName, byHand, batch, args } of declaredOps())
+  if (batch && !byHand) signatures[jsName] = `r:${args.map(specOf).join(',').replace('x', 'f')}`
+  else if (!byHand) signatures[jsName] = args.map(specOf).join(' ')
 
 /** A function that makes one call; throws where the addon has a function that it does not know. */
 export function nativeCaller(native, random, { any, number, pick, shapes }) {
@@ -97,6 +100,15 @@ export function nativeCaller(native, random, { any, number, pick, shapes }) {
 
   const argument = (spec, wide, optional, replaced) => {
     if (random() < 0.03) return any()
+    if (spec.startsWith('r:')) {
+      const row = () =>
+        spec
+          .slice(2)
+          .split(',')
+          .map((one) => argument(one, wide, optional, replaced))
+      const rows = Array.from({ length: pick([0, 1, 1, 2, 5]) }, row).flat()
+      return Float64Array.from(rows, (value) => (typeof value === 'number' ? value : value === null ? 0 : Number.NaN))
+    }
     if (spec.endsWith('?') && (random() < 0.9 ? !optional : random() < 0.5)) return null
     const [, kind, letters] = /^(\w)(?:\[(\w*)\])?/.exec(spec)
     if (kind === 'n') return random() < 0.7 ? pick([0, 1, 2, 3, 4, 16, 0.5]) : number()

@@ -108,6 +108,7 @@ class Model extends Module {
 const model = new Model()
 const optimizer = new AdamW(model.parameters(), { lr: 1e-3, betas: [0.9, 0.99] })
 is<number>()(clipGradNorm(model.parameters(), 1))
+is<Tensor<'f64'>>()(clipGradNorm(model.parameters(), 1, { wait: false }))
 is<Tensor<'f32'>>()(scope(() => randn([2])))
 const step = captureStep(() => ({ loss: model.forward(ones([1, 16])).mean() }))
 is<Tensor>()(step.replay().loss)

@@ -1,4 +1,4 @@
-import { type ComputeDType, MoE, noGrad, type RoutingStats, randn, scope, type Tensor } from '../../index.js'
+import { MoE, type MoEOptions, noGrad, type RoutingStats, randn, scope, type Tensor } from '../../index.js'
 import { hiddenSize } from '../../nn/experts.js'
 
 export interface LayerSizes {
@@ -6,24 +6,20 @@ export interface LayerSizes {
   tokens: number
   dim: number
   experts: number
-  /** 2 by default. */
-  topN?: number
 }
 
 /** A layer to be timed, an input for it, and a gradient of its output. */
 export class Layer {
-  readonly sizes: Required<LayerSizes>
-  readonly compute: ComputeDType
+  readonly sizes: LayerSizes
   readonly moe: MoE
   readonly x: Tensor
   readonly dy: Tensor
   #stats?: RoutingStats
 
-  constructor(sizes: LayerSizes, compute: ComputeDType = 'f32') {
-    const { batch, tokens, dim, experts, topN = 2 } = sizes
-    this.sizes = { ...sizes, topN }
-    this.compute = compute
-    this.moe = new MoE({ dim, numExperts: experts, gatingTopN: topN, computeDtype: compute })
+  constructor(sizes: LayerSizes, options: Omit<MoEOptions, 'dim'> = {}) {
+    const { batch, tokens, dim, experts } = sizes
+    this.sizes = sizes
+    this.moe = new MoE({ dim, numExperts: experts, ...options })
     this.x = randn([batch, tokens, dim], { requiresGrad: true })
     this.dy = randn([batch, tokens, dim])
   }
@@ -52,10 +48,10 @@ export class Layer {
   /** What a forward dispatches. A few assignments change from one to the next, by chance. */
   get routing(): { rowsPerExpert: number[]; rows: number; kept: number; occupancy: number } {
     this.#stats ??= scope(() => noGrad(() => this.moe.forward(this.x, { stats: true }).stats!))
-    const { keptPerExpert: rowsPerExpert, slotOccupancy: occupancy } = this.#stats
-    const { batch, tokens, topN } = this.sizes
+    const { keptPerExpert: rowsPerExpert, droppedPerChoice, slotOccupancy: occupancy } = this.#stats
     const rows = rowsPerExpert.reduce((a, b) => a + b)
-    return { rowsPerExpert, rows, kept: rows / (batch * tokens * topN), occupancy }
+    const kept = droppedPerChoice.reduce((sum, dropped) => sum + 1 - dropped, 0) / droppedPerChoice.length
+    return { rowsPerExpert, rows, kept, occupancy }
   }
 
   [Symbol.dispose](): void {

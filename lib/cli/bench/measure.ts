@@ -92,7 +92,7 @@ function bytesOf({ dim, experts, 'top-n': topN, batch, tokens }: Settings): numb
 
 /** The layer, and its GEMMs alone on as many rows: each a function that returns when the device is done. */
 function programs({ dim, experts, 'top-n': topN, batch, tokens, 'compute-dtype': computeDtype }: Settings) {
-  const one = new Layer({ dim, experts, topN, batch, tokens }, computeDtype)
+  const one = new Layer({ dim, experts, batch, tokens }, { gatingTopN: topN, computeDtype })
   const { hidden, routing } = one
   const sizes = tensor(Int32Array.from(routing.rowsPerExpert), [experts])
   const input = randn([routing.rows, dim], { requiresGrad: true })

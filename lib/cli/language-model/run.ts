@@ -29,7 +29,7 @@ import { preferredCharacters } from './preferences.js'
 import type { Report } from './progress.js'
 import { makeReport, type RunSummary } from './report.js'
 import { checkpointIn, notThisVersion, type SavedRun } from './saved-run.js'
-import { entryOf, learningRate, makeOptimizer, trainStep } from './train.js'
+import { entryOf, learningRate, makeOptimizer, TrainStep } from './train.js'
 import { writeOn } from './write.js'
 
 interface RunSettings {
@@ -51,6 +51,7 @@ export class Run {
   readonly #model: LanguageModel
   readonly #monitor: MoEMonitor
   readonly #optimizer: AdamW
+  readonly #trainStep: TrainStep
   readonly #generator: Generator
   readonly #batches: Batches
   readonly #ngrams: number[]
@@ -80,6 +81,7 @@ export class Run {
     this.#model = new LanguageModel(model)
     this.#monitor = new MoEMonitor(this.#model)
     this.#optimizer = makeOptimizer(this.#model)
+    this.#trainStep = new TrainStep(this.#model, this.#optimizer)
     this.#batches = new Batches(training, options)
     this.#ngrams = ngramLosses(training, heldOut, vocabulary.length)
     this.#prompt = [...promptOf(this.#corpus, Math.min(40, options.context))]
@@ -87,6 +89,7 @@ export class Run {
 
   [Symbol.dispose](): void {
     this.#monitor.dispose()
+    this.#trainStep[Symbol.dispose]()
     this.#optimizer.dispose()
     this.#model.dispose()
     this.#folder[Symbol.dispose]()
@@ -149,7 +152,7 @@ export class Run {
     const { steps, lr } = this.#options
     const before = performance.now()
     const rate = learningRate(this.#step, steps, lr)
-    const loss = this.#finite(() => trainStep(this.#model, this.#optimizer, this.#batches.at(this.#step), rate))
+    const loss = this.#finite(() => this.#trainStep.run(this.#batches.at(this.#step), rate))
     const entry = entryOf(loss, this.#monitor.report())
     this.#monitor.reset()
     this.#step++

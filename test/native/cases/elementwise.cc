@@ -161,6 +161,12 @@ void sum_squares(const SumSquaresArgs& a, Problem& p) {
   p["out"][0] = static_cast<double>(sum * a.scale * a.scale);
 }
 
+void clip_norm(const ClipNormArgs& a, Problem& p) {
+  const double norm = p["norm"][0];
+  if (norm > a.max && std::isfinite(norm))
+    for (double& x : p["x"]) x *= rounded(a.dtype, a.max / (norm + 1e-6));
+}
+
 void add_reductions(Table& table, DType dtype) {
   const int64_t shapes[][3] = {{1, 1, 1},      {1, 0, 1},      {3, 0, 5},      {0, 4, 2},     {5, 3, 1},
                                {1, 100001, 1}, {7, 5, 1},      {300, 33, 1},   {1, 16384, 1}, {1, 70, 3},
@@ -180,6 +186,13 @@ void add_reductions(Table& table, DType dtype) {
       table.add(SumSquaresArgs{.dtype = dtype, .size = size, .scale = scale},
                 {{"x", offsetof(SumSquaresArgs, x), Role::input, dtype, size},
                  {"out", offsetof(SumSquaresArgs, out), Role::output, DType::f64, 1}});
+    for (double norm : {0.5, 2.0, 1e300, static_cast<double>(NAN), static_cast<double>(INFINITY)})
+      table
+          .add(ClipNormArgs{.dtype = dtype, .size = size, .max = 1},
+               {{"x", offsetof(ClipNormArgs, x), Role::updated, dtype, size},
+                {"norm", offsetof(ClipNormArgs, norm), Role::input, DType::f64, 1}})
+          .fill([norm](Problem& p) { p["norm"][0] = norm; })
+          .same_bits();
     table.add(ScaleArgs{.dtype = dtype, .size = size, .factor = 0.3}).same_bits();
   }
 }
@@ -234,7 +247,7 @@ void add_optimizers(Table& table, DType dtype) {
 
 void elementwise(Table& table) {
   table.loop(unary), table.loop(unary_backward), table.loop(binary), table.loop(token_mask), table.loop(scale);
-  table.loop(reduce), table.loop(sum_squares), table.loop(adamw), table.loop(sgd);
+  table.loop(reduce), table.loop(sum_squares), table.loop(clip_norm), table.loop(adamw), table.loop(sgd);
   for (DType dtype : kReals) add_unary(table, dtype), add_reductions(table, dtype), add_optimizers(table, dtype);
   for (DType dtype : {DType::f32, DType::f64, DType::i32}) add_binaries(table, dtype);
   BinaryArgs division{};
