@@ -1,7 +1,7 @@
 """Runs the mixture-of-experts layers of transformers for test/parity.test.ts and test/transformers-golden.test.ts.
 
 open_models.py make SEED FOLDER    for each model type writes a small random model to FOLDER/{type}, and input, output and the
-                                   gradient of Σ output² of its last layer to FOLDER/{type}.safetensors
+                                   gradients of Σ output² of its last layer to FOLDER/{type}.safetensors
 open_models.py run FOLDER          writes the output that the models in FOLDER have now
 open_models.py golden FOLDER       writes the cases of test/golden/transformers, described in test/golden/README.md
 """
@@ -67,12 +67,29 @@ def random_model(name, more):
     return model
 
 
+def of_layer(tensors):
+    return {key: value for key, value in tensors.items() if 'layers.1.' in key and 'norm' not in key and 'attn' not in key}
+
+
+def saved(model):
+    """The tensors of the last layer as transformers writes them, and config.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return of_layer(load_file(f'{folder}/model.safetensors')), (Path(folder) / 'config.json').read_text()
+
+
 def passed(model, dtype):
-    """Input, output and gradient of Σ output² of the last layer."""
+    """Input, output and gradients of Σ output² of the last layer. Those of parameters have the names of the file, after
+    'grad.', and are in float32; the model then holds them in place of its parameters."""
     x = torch.randn(2, 7, 32).to(dtype).requires_grad_()
     y = output(model, x)
     (y * y).sum().backward()
-    return {'x': x.detach(), 'y': y.detach().contiguous(), 'dx': x.grad.contiguous()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    buffers = dict(model.named_buffers())
+    gradients = {f'grad.{name}': value.float() for name, value in saved(model)[0].items() if name not in buffers}
+    return {'x': x.detach(), 'y': y.detach().contiguous(), 'dx': x.grad.contiguous()} | gradients
 
 
 def make(seed, folder):
@@ -91,11 +108,7 @@ def golden(folder):
         for name, more in configs(random.Random(seed)).items():
             small = {key: min(value, 4) for key, value in more.items() if key == 'num_local_experts'}
             model = random_model(name, more | small)
-            with tempfile.TemporaryDirectory() as saved:
-                model.save_pretrained(saved)
-                config = (Path(saved) / 'config.json').read_text()
-                tensors = load_file(f'{saved}/model.safetensors')
-            layer = {key: value for key, value in tensors.items() if 'layers.1.' in key and 'norm' not in key and 'attn' not in key}
+            layer, config = saved(model)
             results = passed(model.double(), torch.float64)
             save_file(layer | results, f'{folder}/{name}-{seed}.safetensors', {'config': config})
 

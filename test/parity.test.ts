@@ -21,6 +21,7 @@ import {
 import { checkCase } from './support/golden-case.js'
 import { relativeError, runSeed, values } from './support/numbers.js'
 import { pythonFor, pythonPatience, referencePython, runParity, runScript } from './support/python.js'
+import { expectGradients } from './support/transformers-gradients.js'
 
 // Against the reference package itself, on random configurations: ST_MOE_SEED=<n> samples others.
 
@@ -72,14 +73,17 @@ test(`layers of transformers, read and written back (seed ${seed})`, (context) =
     for (const file of files)
       scope(() => {
         const moe = loadTransformersMoE(modelOf(file), { layer: 1 })
-        const { x, y, dx } = loadSafetensorsSync(join(models, file)).tensors
+        const { tensors } = loadSafetensorsSync(join(models, file))
+        const { x, y, dx } = tensors
         x.requiresGrad = true
         const { outputs } = moe.forward(x)
         outputs.square().sum().backward()
         expect(relativeError(values(outputs), values(y)), `${file} ${drawn}`).toBeLessThan(1e-5)
         expect(relativeError(values(x.grad!), values(dx)), `${file} ${drawn}, gradient`).toBeLessThan(1e-4)
-        for (const parameter of moe.parameters()) parameter.copyFrom(parameter.add(0.05).detach())
-        saveTransformersMoE(modelOf(file), moe, { layer: 1 })
+        expectGradients(modelOf(file), moe, tensors, 1e-4)
+        const other = loadTransformersMoE(modelOf(file), { layer: 1 })
+        for (const parameter of other.parameters()) parameter.copyFrom(parameter.add(0.05).detach())
+        saveTransformersMoE(modelOf(file), other, { layer: 1 })
       })
     runScript(python, 'open_models.py', 'run', models)
     for (const file of files)

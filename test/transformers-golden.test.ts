@@ -5,6 +5,7 @@ import { fileURLToPath } from 'node:url'
 import { expect, test } from 'vitest'
 import { loadSafetensorsSync, loadTransformersMoE, saveSafetensorsSync, scope } from '../lib/index.js'
 import { relativeError, values } from './support/numbers.js'
+import { expectGradients } from './support/transformers-gradients.js'
 
 // Layers of open models as transformers wrote and computed them; test/golden/README.md. parity.test.ts runs it again.
 
@@ -17,7 +18,8 @@ test('there are two cases of each model type', () => expect(files.length).toBe(1
 test.each(files)('%s', (file) =>
   scope(() => {
     const { tensors, metadata } = loadSafetensorsSync(join(folder, file))
-    const { x, y, dx, ...layer } = tensors
+    const { x, y, dx, ...others } = tensors
+    const layer = Object.fromEntries(Object.entries(others).filter(([name]) => !name.startsWith('grad.')))
     const model = mkdtempSync(join(tmpdir(), 'st-moe-golden-'))
     try {
       writeFileSync(join(model, 'config.json'), metadata.config)
@@ -30,6 +32,7 @@ test.each(files)('%s', (file) =>
         outputs.square().sum().backward()
         expect(relativeError(values(outputs), values(y)), dtype).toBeLessThan(limit.forward)
         expect(relativeError(values(input.grad!), values(dx)), `${dtype}, gradient`).toBeLessThan(limit.gradient)
+        expectGradients(model, moe, tensors, limit.gradient)
       }
     } finally {
       rmSync(model, { recursive: true })
