@@ -32,6 +32,7 @@ interface Addon {
   stridedRead(x: Handle, shape: readonly number[], strides: readonly number[], offset: number): Handle
   stridedWrite(target: Handle, x: Handle, strides: readonly number[], offset: number): void
   unaryKinds(): string[]
+  binaryKinds(): string[]
   activations(): string[]
   binary(a: Handle, b: Handle, kind: number): Handle
   addInPlace(a: Handle, b: Handle): void

@@ -9,8 +9,8 @@ import { relativeError, values } from './support/numbers.js'
 import { opRows } from './support/op-rows.js'
 
 const rows = [...opRows, ...moeRows, ...moduleRows]
-/** Functions of `ops` that compute no tensor. */
-const notDifferentiable = ['expertCapacity']
+/** Functions of `ops` that compute no tensor of floats. */
+const notDifferentiable = ['expertCapacity', 'less', 'lessEqual', 'greater', 'greaterEqual', 'equal']
 
 const called = new Set<string>()
 const originals = new Map<keyof typeof native, unknown>()

@@ -46,7 +46,18 @@ const withoutFile = [
 ]
 const fileNames: Record<string, string> = { convert: 'cast', strided_copy: 'strided' }
 /** Files of lib/ops without a native op of their own. */
-const withoutOp = ['activation', 'copy', 'index', 'losses', 'plan', 'reshape', 'route-options', 'routing', 'rows']
+const withoutOp = [
+  'activation',
+  'compare',
+  'copy',
+  'index',
+  'losses',
+  'plan',
+  'reshape',
+  'route-options',
+  'routing',
+  'rows',
+]
 
 /** Files of a backend that hold no op of their name. */
 const backends = [

@@ -9,27 +9,79 @@ import { type Handle, native } from '../native.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { sumTo } from './reduce.js'
 
-const kinds = { add: 0, sub: 1, mul: 2, div: 3 } as const
-type Kind = keyof typeof kinds
+/** The functions of native/core/binary_kinds.inc by name, with broadcasting: each returns a new handle. */
+export const binaryKinds = Object.fromEntries(
+  native.binaryKinds().map((name, kind) => [name, (a: Handle, b: Handle) => native.binary(a, b, kind)]),
+)
+/** A function that i32 lacks: it computes in f64, which holds every i32. Returns a new handle of `dtype`. */
+export function inFloats(kind: string, a: Tensor, b: Tensor, dtype: DType): Handle {
+  const apply = binaryKinds[kind]
+  if (a.dtype !== 'i32') return to(apply(handleOf(a), handleOf(b)), a.dtype, dtype)
+  const exact = (x: Tensor): Handle => native.convert(handleOf(x), dtypeCode('f64'))
+  return to(
+    consumed(exact(a), (x) => consumed(exact(b), (y) => apply(x, y))),
+    'f64',
+    dtype,
+  )
+}
+
+const to = (x: Handle, from: DType, dtype: DType): Handle =>
+  from === dtype ? x : consumed(x, (y) => native.convert(y, dtypeCode(dtype)))
+
+const { add: plus, sub: minus, mul: times, div: over, pow: power, less, less_equal: lessEqual, keep } = binaryKinds
+
+type Kind = 'add' | 'sub' | 'mul' | 'div' | 'pow' | 'maximum' | 'minimum'
+const forFloats: ReadonlySet<Kind> = new Set(['div', 'pow'])
 const neg = native.unaryKinds().indexOf('neg')
+const log = native.unaryKinds().indexOf('log')
 
 /** Gradients of both operands, before the sum over broadcast axes. */
 const gradients: Record<Kind, (dy: Handle, a: Handle, b: Handle) => [a: () => Handle, b: () => Handle]> = {
   add: (dy) => [() => share(dy), () => share(dy)],
   sub: (dy) => [() => share(dy), () => native.unary({ x: dy, kind: neg })],
-  mul: (dy, a, b) => [() => native.binary(dy, b, kinds.mul), () => native.binary(dy, a, kinds.mul)],
+  mul: (dy, a, b) => [() => times(dy, b), () => times(dy, a)],
   div: (dy, a, b) => [
-    () => native.binary(dy, b, kinds.div),
+    () => over(dy, b),
     () => consumed(timesQuotient(dy, a, b), (x) => native.unary({ x, kind: neg })),
   ],
+  pow: (dy, a, b) => [() => ofBase(dy, a, b), () => ofExponent(dy, a, b)],
+  maximum: (dy, a, b) => [() => ofLess(dy, b, a), () => ofLess(dy, a, b)],
+  minimum: (dy, a, b) => [() => ofLess(dy, a, b), () => ofLess(dy, b, a)],
 }
 
 const timesQuotient = (dy: Handle, a: Handle, b: Handle): Handle =>
-  consumed(native.binary(dy, a, kinds.mul), (product) =>
-    consumed(native.binary(b, b, kinds.mul), (square) => native.binary(product, square, kinds.div)),
+  consumed(times(dy, a), (product) => consumed(times(b, b), (square) => over(product, square)))
+
+/** dy · b · a^b / a, and 0 if b is 0. a^(b − 1) is a quotient only where a is not 0. */
+const ofBase = (dy: Handle, a: Handle, b: Handle): Handle =>
+  consumed(over(b, b), (one) =>
+    consumed(minus(b, one), (exponent) =>
+      consumed(power(a, exponent), (factor) =>
+        consumed(times(b, factor), (slope) => consumed(times(dy, slope), (dx) => keep(dx, b))),
+      ),
+    ),
   )
 
-function broadcastShape(op: string, a: readonly number[], b: readonly number[]): number[] {
+/** dy · a^b · log a, and 0 if a is 0. */
+const ofExponent = (dy: Handle, a: Handle, b: Handle): Handle =>
+  consumed(power(a, b), (y) =>
+    consumed(native.unary({ x: a, kind: log }), (logarithm) =>
+      consumed(times(y, logarithm), (slope) => consumed(times(dy, slope), (dx) => keep(dx, a))),
+    ),
+  )
+
+/** dy where low < high, and half of it where they are equal. */
+const ofLess = (dy: Handle, low: Handle, high: Handle): Handle =>
+  consumed(lessEqual(low, high), (mask) =>
+    consumed(less(low, high), (strictly) =>
+      consumed(plus(mask, strictly), (weight) => {
+        native.scale({ x: weight, factor: 0.5 })
+        return consumed(keep(dy, mask), (dx) => times(dx, weight))
+      }),
+    ),
+  )
+
+export function broadcastShape(op: string, a: readonly number[], b: readonly number[]): number[] {
   const rank = Math.max(a.length, b.length)
   return Array.from({ length: rank }, (_, i) => {
     const m = a[a.length - rank + i] ?? 1
@@ -54,29 +106,41 @@ function operand(op: string, value: unknown, like: Tensor): Tensor {
   )
 }
 
-function binary<D extends DType>(kind: Kind, a: Tensor<D>, other: Tensor | number): Tensor<D> {
-  checkTensor(kind, 'a', a)
-  if (a.dtype === 'bf16' || a.dtype === 'f16' || (a.dtype === 'i32' && kind === 'div')) {
-    fail(
-      'DTYPE',
-      kind,
-      `a must be ${kind === 'div' ? 'f32 or f64' : 'f32, f64 or i32'}, got ${a.dtype}; convert it with .to('f32')`,
-    )
+/** Calls `fn` with two checked operands and the shape of the result; a number becomes a tensor for that time. */
+export function withOperands<D extends DType, T>(
+  op: string,
+  a: Tensor<D>,
+  other: Tensor | number,
+  floats: boolean,
+  fn: (a: Tensor<D>, b: Tensor, shape: number[]) => T,
+): T {
+  checkTensor(op, 'a', a)
+  if (a.dtype === 'bf16' || a.dtype === 'f16' || (a.dtype === 'i32' && floats)) {
+    const wanted = floats ? 'f32 or f64' : 'f32, f64 or i32'
+    fail('DTYPE', op, `a must be ${wanted}, got ${a.dtype}; convert it with .to('f32')`)
   }
   if (typeof other !== 'number' && typeof other !== 'object')
-    fail('OPTION', kind, `b must be a Tensor or a number, got ${show(other)}`)
-  const b = operand(kind, other, a)
+    fail('OPTION', op, `b must be a Tensor or a number, got ${show(other)}`)
+  const b = operand(op, other, a)
   try {
-    const shape = broadcastShape(kind, a.shape, b.shape)
-    const y = wrap(native.binary(handleOf(a), handleOf(b), kinds[kind]), { shape, dtype: a.dtype, device: a.device })
+    return fn(a, b, broadcastShape(op, a.shape, b.shape))
+  } finally {
+    if (typeof other === 'number') b.dispose()
+  }
+}
+
+function binary<D extends DType>(kind: Kind, a: Tensor<D>, other: Tensor | number): Tensor<D> {
+  return withOperands(kind, a, other, forFloats.has(kind), (a, b, shape) => {
+    const arithmetic = kind === 'add' || kind === 'sub' || kind === 'mul' || kind === 'div'
+    const handle = arithmetic ? binaryKinds[kind](handleOf(a), handleOf(b)) : inFloats(kind, a, b, a.dtype)
+    const y = wrap(handle, { shape, dtype: a.dtype, device: a.device })
     const { shape: aShape } = a
     const { shape: bShape } = b
-    const reads = kind === 'mul' || kind === 'div'
     record({
       op: kind,
       inputs: [a, b],
       outputs: [y],
-      saved: reads ? [a, b] : [],
+      saved: kind === 'add' || kind === 'sub' ? [] : [a, b],
       backward: ([dy], [av, bv], [needA, needB]) => {
         const [da, db] = gradients[kind](dy!, av, bv)
         return handlesOf([needA && { d: da, to: aShape }, needB && { d: db, to: bShape }], (operand) =>
@@ -85,9 +149,7 @@ function binary<D extends DType>(kind: Kind, a: Tensor<D>, other: Tensor | numbe
       },
     })
     return y
-  } finally {
-    if (typeof other === 'number') b.dispose()
-  }
+  })
 }
 
 /**
@@ -128,6 +190,34 @@ export const mul = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D
  */
 export const div = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('div', a, b)
 
+/**
+ * a to the power of b, as {@link div}. Where b is 0 the gradient of a is 0, and where a is 0 that of b.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.pow(tensor([2, 3]), 2).dataSync()) // → Float32Array(2) [ 4, 9 ]
+ * ```
+ */
+export const pow = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('pow', a, b)
+/**
+ * The larger of a and b element by element, as {@link add}; NaN if one is. Equal elements get half of the gradient each.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.maximum(tensor([1, 5]), 3).dataSync()) // → Float32Array(2) [ 3, 5 ]
+ * ```
+ */
+export const maximum = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('maximum', a, b)
+/**
+ * The smaller of a and b, as {@link maximum}.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.minimum(tensor([1, 5]), 3).dataSync()) // → Float32Array(2) [ 1, 3 ]
+ * ```
+ */
+export const minimum = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('minimum', a, b)
+
 declare module '../tensor.js' {
   interface Tensor<D extends DType> {
     /** See {@link ops.add}. */
@@ -138,6 +228,12 @@ declare module '../tensor.js' {
     mul(other: Tensor | number): Tensor<D>
     /** See {@link ops.div}. */
     div(other: Tensor | number): Tensor<D>
+    /** See {@link ops.pow}. */
+    pow(other: Tensor | number): Tensor<D>
+    /** See {@link ops.maximum}. */
+    maximum(other: Tensor | number): Tensor<D>
+    /** See {@link ops.minimum}. */
+    minimum(other: Tensor | number): Tensor<D>
   }
 }
-asMethods({ add, sub, mul, div })
+asMethods({ add, sub, mul, div, pow, maximum, minimum })

@@ -1,5 +1,5 @@
 import { record } from '../autograd.js'
-import { checkShape, copyArray, fail, showShape, sizeOf } from '../check.js'
+import { checkInteger, checkShape, copyArray, fail, showShape, sizeOf } from '../check.js'
 import type { DType } from '../dtype.js'
 import { show } from '../errors.js'
 import { asMethods } from '../methods.js'
@@ -43,10 +43,51 @@ function inferred(from: readonly number[], shape: unknown): unknown {
   return list.map((n) => (n === -1 ? (known > 0 ? size / known : 0) : n))
 }
 
+/**
+ * Without its dimensions of length 1, or without those of `axis` alone, which must be 1. Any dtype. Errors: SHAPE, OPTION.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.squeeze(ones([1, 3, 1])).shape, ops.squeeze(ones([1, 3, 1]), 0).shape) // → [ 3 ] [ 3, 1 ]
+ * ```
+ */
+export function squeeze<D extends DType>(x: Tensor<D>, axis?: number): Tensor<D> {
+  const op = 'squeeze'
+  const { shape } = checkTensor(op, 'x', x)
+  if (axis === undefined)
+    return reshape(
+      x,
+      shape.filter((n) => n !== 1),
+    )
+  const at = checkAxis(op, axis, shape.length)
+  if (shape[at] !== 1) fail('SHAPE', op, `dimension ${axis} of x must be 1, got ${showShape(shape)}`)
+  return reshape(x, shape.toSpliced(at, 1))
+}
+
+/**
+ * With a dimension of length 1 at `axis`, which counts from the end if negative. Any dtype. Errors: OPTION.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.unsqueeze(ones([2, 3]), 1).shape, ops.unsqueeze(ones([2]), -1).shape) // → [ 2, 1, 3 ] [ 2, 1 ]
+ * ```
+ */
+export function unsqueeze<D extends DType>(x: Tensor<D>, axis: number): Tensor<D> {
+  const { shape } = checkTensor('unsqueeze', 'x', x)
+  return reshape(x, shape.toSpliced(checkAxis('unsqueeze', axis, shape.length + 1), 0, 1))
+}
+
+const checkAxis = (op: string, axis: number, rank: number): number =>
+  (checkInteger(op, 'axis', axis, -rank, rank - 1) + rank) % rank
+
 declare module '../tensor.js' {
   interface Tensor<D extends DType> {
     /** See {@link ops.reshape}. */
     reshape(shape: readonly number[]): Tensor<D>
+    /** See {@link ops.squeeze}. */
+    squeeze(axis?: number): Tensor<D>
+    /** See {@link ops.unsqueeze}. */
+    unsqueeze(axis: number): Tensor<D>
   }
 }
-asMethods({ reshape })
+asMethods({ reshape, squeeze, unsqueeze })

@@ -5,7 +5,9 @@ import { type DType, dtypeCode } from '../dtype.js'
 import { filled, handlesOf } from '../handles.js'
 import { asMethods } from '../methods.js'
 import { type Handle, native } from '../native.js'
+import { callScope } from '../scope.js'
 import { checkTensor, handleOf, type Tensor, type TensorMeta, wrap } from '../tensor.js'
+import { unsqueeze } from './reshape.js'
 
 /** Row-major strides of a contiguous tensor. */
 export function stridesOf(shape: readonly number[]): number[] {
@@ -136,6 +138,30 @@ export function concat<D extends DType>(tensors: readonly Tensor<D>[], axis = 0)
       ),
   })
   return y
+}
+
+/**
+ * Tensors of one shape side by side along a new axis; dtype and device must agree. Errors: SHAPE, DTYPE, DEVICE, OPTION.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.stack([ones([3]), zeros([3])]).shape) // → [ 2, 3 ]
+ * ```
+ */
+export function stack<D extends DType>(tensors: readonly Tensor<D>[], axis = 0): Tensor<D> {
+  const op = 'stack'
+  const list = copyArray(op, 'tensors', tensors, 2 ** 20)
+  if (list.length === 0) fail('OPTION', op, 'tensors must not be empty')
+  const { shape, dtype, device } = checkTensor(op, 'tensors[0]', list[0])
+  const rank = shape.length + 1
+  const at = (checkInteger(op, 'axis', axis, -rank, rank - 1) + rank) % rank
+  const parts = list.map((entry, i) => checkTensor(op, `tensors[${i}]`, entry, { shape, dtype, device }) as Tensor<D>)
+  return callScope(() =>
+    concat(
+      parts.map((part) => unsqueeze(part, at)),
+      at,
+    ),
+  )
 }
 
 declare module '../tensor.js' {

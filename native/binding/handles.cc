@@ -207,6 +207,14 @@ static Napi::Value unary_kinds(Call& c) {
   return strings(c, names);
 }
 
+static Napi::Value binary_kinds(Call& c) {
+  static const char* const names[] = {
+#define BINARY(name, value) #name,
+#include "core/binary_kinds.inc"
+  };
+  return strings(c, names);
+}
+
 static Napi::Value activations(Call& c) {
   return strings(c, kActivationNames);
 }
@@ -232,6 +240,7 @@ const std::vector<Entry> kHandleEntries = {
     {"reshape", reshape},
     {"reshapeOwned", reshape_owned},
     {"unaryKinds", unary_kinds},
+    {"binaryKinds", binary_kinds},
     {"activations", activations},
 };
 

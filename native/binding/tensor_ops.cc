@@ -1,6 +1,7 @@
 #include <unordered_set>
 
 #include "binding/call.h"
+#include "core/binary.h"
 
 // Ops whose call from JavaScript differs from their declaration: shapes that broadcast or are split, strides, numbers
 // instead of tensors.
@@ -107,7 +108,7 @@ static BinaryArgs broadcast(const Tensor& a, const Tensor& b, BinaryKind kind, S
 }
 
 static void expect_binary(Call& c, const Tensor& a, const Tensor& b, BinaryKind kind) {
-  if (a.dtype != DType::i32 || kind == BinaryKind::div) c.expect_float("a", a);
+  if (a.dtype != DType::i32 || is_for_floats(kind)) c.expect_float("a", a);
   if (a.dtype != b.dtype) fail(ErrorCode::dtype, "b must be %s, got %s", dtype_name(a.dtype), dtype_name(b.dtype));
 }
 

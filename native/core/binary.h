@@ -1,4 +1,5 @@
 #pragma once
+#include <cmath>
 #include <type_traits>
 
 #include "core/dispatch.h"
@@ -7,6 +8,10 @@
 
 // The functions of binary_kinds.inc.
 namespace st_moe {
+
+constexpr bool is_for_floats(BinaryKind kind) {
+  return kind >= BinaryKind::div;
+}
 
 template <BinaryKind kind, class T>
 ST_MOE_HOST_DEVICE static inline T binary_value(T a, T b) {
@@ -19,15 +24,18 @@ ST_MOE_HOST_DEVICE static inline T binary_value(T a, T b) {
 template <class F>
 static inline void dispatch_binary(BinaryKind kind, DType dtype, F&& f) {
   const auto with_type = [&](auto zero) {
+    using T = decltype(zero);
     switch (kind) {
-#define BINARY(name, value) \
-  case BinaryKind::name: return f(std::integral_constant<BinaryKind, BinaryKind::name>{}, zero);
+#define BINARY(name, value)                                                        \
+  case BinaryKind::name:                                                           \
+    if constexpr (std::is_floating_point_v<T> || !is_for_floats(BinaryKind::name)) \
+      return f(std::integral_constant<BinaryKind, BinaryKind::name>{}, zero);      \
+    fail(ErrorCode::dtype, "%s needs f32 or f64, got i32", #name);
 #include "core/binary_kinds.inc"
     }
     fail(ErrorCode::option, "unknown binary operation %d", static_cast<int>(kind));
   };
   if (dtype != DType::i32) return dispatch_float(dtype, with_type);
-  if (kind == BinaryKind::div) fail(ErrorCode::dtype, "div needs f32 or f64, got i32");
   with_type(uint32_t{});  // overflow wraps
 }
 

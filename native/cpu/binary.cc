@@ -27,8 +27,12 @@ static void apply_row(T* y, const T* a, int64_t a_stride, const T* b, int64_t b_
   }
 }
 
-template <BinaryKind kind, class T>
-static void apply_all(const Context& ctx, const BinaryArgs& args, const BinaryLayout& layout) {
+template <class T>
+using ApplyRow = void (*)(T* y, const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t n);
+
+// One instance for all kinds of a type.
+template <class T>
+static void apply_all(const Context& ctx, const BinaryArgs& args, const BinaryLayout& layout, ApplyRow<T> apply) {
   T* y = static_cast<T*>(args.y);
   const T *a = static_cast<const T*>(args.a), *b = static_cast<const T*>(args.b);
   const int last = layout.rank - 1;
@@ -42,8 +46,8 @@ static void apply_all(const Context& ctx, const BinaryArgs& args, const BinaryLa
     const int64_t first = task / n_blocks * row_block, begin = task % n_blocks * n_block;
     StridedIterator<3> at(layout, max_of(last, 0), first);
     for (int64_t row = first; row < min_of(rows, first + row_block); ++row, at.next()) {
-      apply_row<kind>(y + at.offset[0] + begin, a + at.offset[1] + begin * a_stride, a_stride,
-                      b + at.offset[2] + begin * b_stride, b_stride, min_of(n_block, n - begin));
+      apply(y + at.offset[0] + begin, a + at.offset[1] + begin * a_stride, a_stride,
+            b + at.offset[2] + begin * b_stride, b_stride, min_of(n_block, n - begin));
     }
   });
 }
@@ -51,8 +55,10 @@ static void apply_all(const Context& ctx, const BinaryArgs& args, const BinaryLa
 void binary(const Context& ctx, const BinaryArgs& args) {
   BinaryLayout layout{};
   if (!layout_of(args, layout)) return;
-  dispatch_binary(args.kind, args.dtype,
-                  [&](auto kind, auto zero) { apply_all<decltype(kind)::value, decltype(zero)>(ctx, args, layout); });
+  dispatch_binary(args.kind, args.dtype, [&](auto kind, auto zero) {
+    using T = decltype(zero);
+    apply_all<T>(ctx, args, layout, apply_row<decltype(kind)::value, T>);
+  });
 }
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

@@ -31,6 +31,7 @@ const signatures = {
   setThreads: 'n',
   getThreads: '',
   unaryKinds: '',
+  binaryKinds: '',
   activations: '',
   fromData: 'd c s 0',
   toData: 'x[D] d',

@@ -52,7 +52,7 @@ const broadcast: readonly [readonly number[], readonly number[]][] = [
   ],
 ]
 
-function binaryRow(op: 'add' | 'sub' | 'mul' | 'div'): Row {
+function binaryRow(op: 'add' | 'sub' | 'mul' | 'div' | 'maximum' | 'minimum'): Row {
   const b = op === 'div' ? awayFromZero : undefined
   return {
     name: op,
@@ -66,6 +66,40 @@ function binaryRow(op: 'add' | 'sub' | 'mul' | 'div'): Row {
     ],
   }
 }
+
+const selectionRows: Row[] = [
+  {
+    name: 'pow',
+    ops: ['pow'],
+    subjects: () => [
+      ...broadcast.map(([s, t]) =>
+        functionSubject(show(s, t), { a: leaf(s, positive), b: leaf(t) }, ({ a, b }) => ops.pow(a, b)),
+      ),
+      functionSubject('of negative numbers', { a: leaf([5], awayFromZero) }, ({ a }) => ops.pow(a, 3)),
+      functionSubject('to the power of 0', { a: leaf([5]) }, ({ a }) => ops.pow(a, 0)),
+    ],
+  },
+  {
+    name: 'where',
+    ops: ['where'],
+    subjects: () =>
+      broadcast.map(([s, t]) => {
+        const mask = tensor(
+          draw.array(sizeOf(t), () => draw.integer(0, 1)),
+          t,
+        )
+        return functionSubject(show(s, t), { a: leaf(s), b: leaf(t) }, ({ a, b }) => ops.where(mask, a, b))
+      }),
+  },
+  {
+    name: 'clamp',
+    ops: ['clamp'],
+    subjects: () => [
+      functionSubject('both limits', { x: leaf([3, 7]) }, ({ x }) => ops.clamp(x, -0.501, 0.302)),
+      functionSubject('one limit', { x: leaf([9]) }, ({ x }) => ops.clamp(x, 0.103)),
+    ],
+  },
+]
 
 const reductions: readonly [readonly number[], number | readonly number[] | undefined, boolean][] = [
   [[3, 5], undefined, false],
@@ -145,6 +179,15 @@ const shapeRows: Row[] = [
     subjects: () => [
       functionSubject('axis 0', { a: leaf([2, 3]), b: leaf([1, 3]) }, ({ a, b }) => ops.concat([a, b], 0)),
       functionSubject('axis -1', { a: leaf([2, 3]), b: leaf([2, 4]) }, ({ a, b }) => ops.concat([a, b, a], -1)),
+    ],
+  },
+  {
+    name: 'stack, squeeze, unsqueeze',
+    ops: ['stack', 'squeeze', 'unsqueeze'],
+    subjects: () => [
+      functionSubject('stack', { a: leaf([2, 3]), b: leaf([2, 3]) }, ({ a, b }) => ops.stack([a, b, a], -1)),
+      functionSubject('squeeze', { x: leaf([1, 3, 1]) }, ({ x }) => ops.squeeze(x, 0).squeeze()),
+      functionSubject('unsqueeze', { x: leaf([2, 3]) }, ({ x }) => ops.unsqueeze(x, 1)),
     ],
   },
   {
@@ -283,7 +326,8 @@ export const opRows: Row[] = [
   ...(['neg', 'exp', 'square', 'gelu', 'silu', 'sigmoid', 'tanh'] as const).map((op) => unaryRow(op)),
   ...(['log', 'sqrt'] as const).map((op) => unaryRow(op, positive)),
   ...(['abs', 'relu'] as const).map((op) => unaryRow(op, awayFromZero)),
-  ...(['add', 'sub', 'mul', 'div'] as const).map(binaryRow),
+  ...(['add', 'sub', 'mul', 'div', 'maximum', 'minimum'] as const).map(binaryRow),
+  ...selectionRows,
   ...(['sum', 'mean'] as const).map(reduceRow),
   ...shapeRows,
   ...layerRows,

@@ -1,5 +1,6 @@
 // Element-wise ops, reductions and optimizers.
 #include "case.h"
+#include "core/binary.h"
 #include "sizes.h"
 
 namespace st_moe::test {
@@ -76,6 +77,16 @@ void add_unary(Table& table, DType dtype) {
 }
 
 double apply(BinaryKind kind, DType dtype, double a, double b) {
+  switch (kind) {
+    case BinaryKind::pow: return std::pow(a, b);
+    case BinaryKind::maximum: return std::isnan(a) || a > b ? a : b;
+    case BinaryKind::minimum: return std::isnan(a) || a < b ? a : b;
+    case BinaryKind::less: return a < b;
+    case BinaryKind::less_equal: return a <= b;
+    case BinaryKind::equal: return a == b;
+    case BinaryKind::keep: return b != 0 ? a : -0.0;
+    default: break;
+  }
   if (dtype == DType::i32) {  // wraps around
     const uint32_t x = static_cast<uint32_t>(static_cast<int32_t>(a)),
                    y = static_cast<uint32_t>(static_cast<int32_t>(b));
@@ -103,21 +114,27 @@ void add_binary(Table& table, DType dtype, const Sizes& shape, const Sizes& a, c
     b_size += b[d] * std::max<int64_t>(shape[d] - 1, 0);
   }
   const bool in_place = a == contiguous(shape);
-  for (int32_t kind = 0; kind < (dtype == DType::i32 ? 3 : kBinaryKindCount); ++kind)
+  for (int32_t kind = 0; kind < kBinaryKindCount; ++kind)
     for (const bool shared : {false, true}) {
-      if (shared && !in_place) continue;
       args.kind = static_cast<BinaryKind>(kind);
+      if ((shared && !in_place) || (dtype == DType::i32 && is_for_floats(args.kind))) continue;
       const Tensor y{"y", offsetof(BinaryArgs, y), shared ? Role::updated : Role::output, dtype, size};
-      table
-          .add(args, {{"a", offsetof(BinaryArgs, a), Role::input, dtype, a_size, shared ? "y" : ""},
-                      {"b", offsetof(BinaryArgs, b), Role::input, dtype, b_size},
-                      y})
-          .fill([](Problem& p) {
-            for (Tensor& t : p.tensors)
-              for (double& x : t.numbers)
-                if (t.dtype == DType::i32) x = p.random.normal() * 1e9;
-          })
-          .same_bits();
+      Case& c = table
+                    .add(args, {{"a", offsetof(BinaryArgs, a), Role::input, dtype, a_size, shared ? "y" : ""},
+                                {"b", offsetof(BinaryArgs, b), Role::input, dtype, b_size},
+                                y})
+                    .fill([](Problem& p) {
+                      for (Tensor& t : p.tensors)
+                        for (double& x : t.numbers) {
+                          if (t.dtype == DType::i32) x = p.random.normal() * 1e9;
+                          if (p.random.below(4) == 0) x = 1;  // equal ones
+                          if (p.as<BinaryArgs>().kind == BinaryKind::pow) x = std::fabs(x) + 0.25;
+                        }
+                    });
+      if (args.kind == BinaryKind::pow)
+        c.tolerance(2, 2);
+      else
+        c.same_bits();
     }
 }
 
