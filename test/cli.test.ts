@@ -8,7 +8,7 @@ import { at, bin, cli, expectRefused, folder, jsonLines, succeeded, tiny } from 
 import { runProgram } from './support/program.js'
 import { sentences } from './support/sentences.js'
 
-/** Help, wrong command lines, doctor and bench of the program st-moe; cli-train.test.ts has the rest. */
+/** Help, wrong command lines, doctor and bench of the program st-moe; cli-train.test.ts and cli-generate.test.ts have the rest. */
 
 describe('help', () => {
   test('names the commands', async () => {

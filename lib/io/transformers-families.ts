@@ -1,6 +1,6 @@
 import { fail } from '../check.js'
 import { show } from '../errors.js'
-import type { MoEOptions } from '../nn/moe.js'
+import type { MoEOptions } from '../nn/moe-options.js'
 
 /** What config.json of transformers says, and how each family of models stores its mixture-of-experts layers. */
 

@@ -1,196 +1,37 @@
-import { checkInteger, copyArray, fail, showShape } from '../check.js'
+import { copyArray, fail, showShape } from '../check.js'
 import { ones } from '../create.js'
 import { deviceIndex } from '../device.js'
 import type { ComputeDType, DType } from '../dtype.js'
-import { MoeError, show } from '../errors.js'
+import { MoeError } from '../errors.js'
 import { allFinite } from '../norm.js'
-import { type ActivationOptions, activationOptions } from '../ops/activation.js'
+import { activationOptions } from '../ops/activation.js'
 import { add, mul } from '../ops/binary.js'
 import { expertFfn } from '../ops/expert-ffn.js'
 import { sum } from '../ops/reduce.js'
 import { reshape } from '../ops/reshape.js'
-import { choiceOptions, lossOptions, routerOptions, type topkOptions } from '../ops/route-options.js'
+import { lossOptions } from '../ops/route-options.js'
 import { eachChoice, type RouteResult, type Routing } from '../ops/routing.js'
-import {
-  boolean,
-  integer,
-  number,
-  type Option,
-  type OptionsOf,
-  oneOf,
-  onlyIf,
-  onlyWhere,
-  optional,
-  pick,
-  rate,
-  reader,
-  unchecked,
-  type ValuesOf,
-} from '../options.js'
+import { pick, type ValuesOf } from '../options.js'
 import { allOrNone, callScope } from '../scope.js'
 import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor.js'
 import { ExpertChoiceGating, passedToExpertChoice } from './expert-choice-gating.js'
 import { ExpertGroups } from './expert-groups.js'
 import { Experts, expertOptions, hiddenSize } from './experts.js'
-import {
-  type GatingForwardOptions,
-  gatingForwardOptions,
-  type gatingOptions,
-  maxChoices,
-  passedToGating,
-  readRandom,
-  TopNGating,
-  type TopNGatingOptions,
-  type thresholdOptions,
-  type tokenChoiceOptions,
-} from './gating.js'
-import { computeDType, gemmOptions, type LayerOptions, layerOptions } from './linear.js'
+import { type GatingForwardOptions, passedToGating, readRandom, TopNGating } from './gating.js'
+import { gemmOptions, layerOptions } from './linear.js'
 import { Module } from './module.js'
+import {
+  choiceOf,
+  type MoEForwardOptions,
+  type MoEOptions,
+  readForwardOptions,
+  readOptions,
+  secondLevel,
+} from './moe-options.js'
 import { MoEResult } from './moe-result.js'
-import type { routerInputOptions } from './router-input.js'
 import { SharedExperts } from './shared-experts.js'
-import { type SharedExpertsOptions, sharedOptions } from './shared-options.js'
 import { UserExperts } from './user-experts.js'
 import { forwardWithGrad, type GradHandle } from './with-grad.js'
-
-const moeOptions = {
-  /**
-   * E. A pair [E1, E2] makes two levels (Mesh TensorFlow): a router chooses among E1 groups, in each of which another
-   * chooses among E2 experts, over the slots of the group. `routing` is then that of the first level, and the losses are sums
-   * over both. Default 16.
-   */
-  numExperts: {
-    default: ({ experts }) => (Array.isArray(experts) ? experts.length : 16),
-    check: (op, name, value) => {
-      if (!Array.isArray(value)) return checkInteger(op, name, value, 1)
-      const pair = copyArray(op, name, value, 2 ** 20)
-      if (pair.length !== 2) fail('OPTION', op, `${name} must be a number or a pair, got ${show(value)}`)
-      const most = 2 ** 16 // each group is a layer
-      return [checkInteger(op, `${name}[0]`, pair[0], 1, most), checkInteger(op, `${name}[1]`, pair[1], 1)] as const
-    },
-  } as Option<number | readonly [number, number]>,
-  ...onlyWhere(({ numExperts }) => (Array.isArray(numExperts) ? null : 'is for two levels, numExperts [E1, E2]'), {
-    /** The capacity factor of the second level, in training and evaluation. Default 1. */
-    capacityFactorSecondLevel: number({ min: 0, default: 1 }),
-  }),
-  ...onlyIf('router', ['topk'], {
-    /**
-     * K, experts per token. With 1 a gate is always 1 and the router learns from the losses alone, unless
-     * `gateNormalization` is 'none', as with `router: 'switch'`. Default 2.
-     */
-    gatingTopN: integer({ min: 1, max: maxChoices, atMost: 'numExperts', default: 2 }),
-  }),
-  ...onlyIf('router', ['ntlb'], {
-    /** How many experts a token asks for a slot, one after the other. Default 4, or E if that is less. */
-    ntlbTopK: integer({
-      min: 1,
-      max: maxChoices,
-      atMost: 'numExperts',
-      default: ({ numExperts }) => Math.min(4, ...[numExperts as number | number[]].flat()),
-    }),
-  }),
-  /**
-   * G: the B · N tokens in order, cut into groups of G, which must divide B · N. Capacity, slots and the load-balancing loss
-   * are per group, and `routing` has the shapes of x [B · N / G, G, D]. Default: a group is a sequence.
-   */
-  groupSize: optional(integer({ min: 1 })),
-  /** Multiplies all combine weights (DeepSeek-V3). Default 1. */
-  routedScalingFactor: number({ default: 1 }),
-  ...onlyWhere(({ numExperts }) => (Array.isArray(numExperts) ? 'is not for two levels' : null), {
-    /** The combine weight multiplies the input of an expert instead of its output (Llama 4). Default false. */
-    scaleInput: boolean({ default: false }),
-    /** E modules instead of the built-in experts, each called with [B, C, D] (empty slots are zero rows). */
-    experts: unchecked<readonly Module[]>(),
-  }),
-  /** The dispatch weight is 1 forward but passes its gradient to the router. Default true. */
-  straightThroughDispatchTensor: boolean({ default: true }),
-  /** 'throw': a NaN or infinity in the input or output is a NON_FINITE error. Default 'propagate': only its rows become non-finite. */
-  onNonFinite: oneOf(['propagate', 'throw'], { default: 'propagate' }),
-  /** Variable sequence lengths between processes; needs `processGroup`. */
-  allowVarSeqLen: unchecked<boolean>(),
-  /** Expert parallelism. Not available in this version. */
-  processGroup: unchecked<unknown>(),
-}
-
-const hiddenOptions = {
-  /** The hidden size of the built-in experts is trunc(dim · mult · 2 / 3). Default 4. */
-  expertHiddenMult: number({ min: 0, default: 4 }),
-  /** H, the hidden size itself. Default: that of `expertHiddenMult`. */
-  expertHiddenDim: optional(integer({ min: 1 })),
-  /** Dropout of the hidden values of the built-in experts in training, see {@link ops.dropout}; not of shared ones. Default 0. */
-  expertDropout: rate(),
-  /**
-   * 'bf16' or 'f16' rounds the operands of the built-in experts' GEMMs; their sums, the router, the losses and all
-   * parameters stay f32. Default: dtype.
-   */
-  computeDtype: computeDType,
-}
-
-/** Of the built-in experts. */
-const builtInOptions = { ...hiddenOptions, ...activationOptions, ...expertOptions, ...sharedOptions }
-
-/** Options of {@link MoE}; `dim` is required. */
-export interface MoEOptions
-  extends OptionsOf<typeof routerOptions>,
-    OptionsOf<typeof moeOptions>,
-    OptionsOf<typeof choiceOptions>,
-    OptionsOf<typeof tokenChoiceOptions>,
-    OptionsOf<typeof gatingOptions>,
-    OptionsOf<typeof routerInputOptions>,
-    OptionsOf<typeof thresholdOptions>,
-    OptionsOf<typeof lossOptions>,
-    OptionsOf<typeof topkOptions>,
-    OptionsOf<typeof hiddenOptions>,
-    OptionsOf<typeof expertOptions>,
-    SharedExpertsOptions,
-    ActivationOptions,
-    LayerOptions {}
-
-export const readOptions = reader(
-  routerOptions,
-  choiceOptions,
-  ...passedToGating,
-  moeOptions,
-  onlyWhere(({ experts }) => (experts === undefined ? null : 'is for the built-in experts'), builtInOptions),
-)
-
-/** The options of a layer of the second level. */
-function secondLevel(o: ReturnType<typeof readOptions>, numExperts: number): MoEOptions {
-  const capacityFactor = o.dropless ? undefined : o.capacityFactorSecondLevel
-  return {
-    ...(o as MoEOptions),
-    numExperts,
-    ntlbTopK: o.router === 'ntlb' ? o.ntlbTopK : undefined,
-    ...{
-      capacityFactorTrain: capacityFactor,
-      capacityFactorEval: capacityFactor,
-      capacityFactorSecondLevel: undefined,
-    },
-    ...{ groupSize: undefined, routerDim: undefined, routedScalingFactor: undefined },
-    ...{ sharedExperts: undefined, sharedHiddenDim: undefined, sharedExpertGate: undefined },
-  }
-}
-
-/** A router by which tokens choose, in the options of {@link TopNGating}. */
-function choiceOf({ router, gatingTopN, ntlbTopK }: ReturnType<typeof readOptions>): Partial<TopNGatingOptions> {
-  if (router === 'ntlb') return { topN: ntlbTopK, ntlb: true }
-  if (router === 'switchMax') return { topN: 1, batchPrioritized: true }
-  return { topN: router === 'switch' ? 1 : gatingTopN }
-}
-
-const forwardOptions = {
-  /** For `experts` of your own: each [B, N, D''] of the dtype of x; an expert gets their rows as further arguments. */
-  expertInputs: unchecked<readonly Tensor[]>({ default: [] }),
-  /** For two levels: what `random` is for the first, one for each group, in the shapes of its sequences. */
-  groupRandom: unchecked<readonly NonNullable<GatingForwardOptions['random']>[]>(),
-  /** Adds counts of tokens per expert to the result. Default false. */
-  stats: boolean({ default: false }),
-}
-
-/** Options of {@link MoE.forward}. */
-export interface MoEForwardOptions extends GatingForwardOptions, OptionsOf<typeof forwardOptions> {}
-
-const readForwardOptions = reader(gatingForwardOptions, forwardOptions)
 
 /**
  * Sparse mixture of experts (ST-MoE, arXiv 2202.08906) with the semantics and state names of st-moe-pytorch 0.1.8:

@@ -7,7 +7,7 @@ import { add, mul } from '../ops/binary.js'
 import { sum } from '../ops/reduce.js'
 import { callScope, scope, withoutScope } from '../scope.js'
 import { handleOf, type Tensor } from '../tensor.js'
-import type { MoEForwardOptions } from './moe.js'
+import type { MoEForwardOptions } from './moe-options.js'
 import type { MoEResult } from './moe-result.js'
 
 /** How f32 and f64 values travel. */

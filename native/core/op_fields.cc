@@ -151,11 +151,25 @@ Status (*batch_function())(const OpTable&, const Context&, const void*, int64_t)
     return nullptr;
 }
 
+// Whether the argument is a number or a tensor, or follows from those.
+bool fits_batch(const Field& field) {
+  switch (field.role) {
+    case Role::input:
+    case Role::updated:
+    case Role::dtype:
+    case Role::dim: return true;
+    case Role::attribute: return field.attribute != AttributeType::flag;
+    default: return false;
+  }
+}
+
 OpInfo derived(OpInfo info, const Declaration* begin, const Declaration* end) {
   info.js_name = camel_case(info.name);
   if (info.by_hand) return info;
   info.fields = std::vector<Field>(begin, end);
   if (info.fields.size() > kMaxFields) std::abort();
+  for (const Field& field : info.fields)
+    if (info.run_batch && !fits_batch(field)) std::abort();
   for (Field& field : info.fields) {
     field.js_name = camel_case(field.name);
     field.is_size = field.role == Role::dim && std::strcmp(field.name, "size") == 0;

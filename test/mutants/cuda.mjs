@@ -115,7 +115,7 @@ export default [
   },
   {
     name: 'every-choice-asks',
-    file: 'native/cuda/route.cu',
+    file: 'native/cuda/route_choice.cuh',
     from: 'ntlb && i < t * K + k; ++i)',
     to: 'ntlb && i < t * K; ++i)',
     breaks: 'with no token left behind a token takes a slot of several experts',

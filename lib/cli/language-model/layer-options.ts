@@ -1,5 +1,5 @@
 import { type MoEOptions, MoeError } from '../../index.js'
-import { readOptions } from '../../nn/moe.js'
+import { readOptions } from '../../nn/moe-options.js'
 
 /** Options of {@link MoE} that the model has as they are. A flag has the same name in kebab case. */
 const passedOn = [
