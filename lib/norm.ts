@@ -1,18 +1,23 @@
+import { allocateArray, allocated } from './dtype.js'
 import { type Handle, native } from './native.js'
 
 /** A scale with which no sum of squares of finite numbers overflows: (2^1024 · 2^−550)² · 2^46 elements < 2^1024. */
 const small = 2 ** -550
 
+/** Handles as an argument of the addon. Errors: OUT_OF_MEMORY. */
+export const handleList = (op: string, xs: readonly Handle[]): Float64Array =>
+  allocated(op, `an array of ${xs.length} f64`, () => Float64Array.from(xs))
+
 /** Σ (scale · x)² over float tensors of one device: f64 []. */
 export const sumSquares = (xs: readonly Handle[], scale: number): Handle =>
-  native.sumSquares(Float64Array.from(xs), scale)
+  native.sumSquares(handleList('sumSquares', xs), scale)
 
 /** Its value. Waits for a GPU. */
 function sumOf(xs: readonly Handle[], scale: number): number {
   if (xs.length === 0) return 0
   const sum = sumSquares(xs, scale)
   try {
-    const value = new Float64Array(1)
+    const value = allocateArray('sumSquares', 'f64', 1)
     native.toData(sum, value)
     return value[0]
   } finally {

@@ -67,7 +67,7 @@ function source({ jsName, comment, batch, args, outputs }) {
   if (batch) {
     const put = ({ name, type }) => `        rows[i++] = one.${name}${type.endsWith('null') ? ' ?? 0' : ''}\n`
     return `${above}    ${jsName}(items: readonly { ${parameters} }[]): void {
-      const rows = new Float64Array(items.length * ${args.length})
+      const rows = allocateArray('${jsName}', 'f64', items.length * ${args.length})
       let i = 0
       for (const one of items) {\n${args.map(put).join('')}      }
       raw.${jsName}(rows)\n    },\n`
@@ -100,6 +100,7 @@ export function writeNativeOps() {
     args.some(({ name }) => name === 'step') && args.some(({ macro }) => macro === 'UPDATED')
   const updates = declared.flatMap((op, i) => (isUpdate(op) ? [updateRow(op, i)] : []))
   const text = `// Made from native/core/ops.inc by scripts/native-ops.mjs.
+import { allocateArray } from './dtype.js'
 import type { Handle } from './native.js'
 
 // biome-ignore lint/suspicious/noExplicitAny: the functions of the addon, by position

@@ -232,8 +232,7 @@ test('a step that fails updates and counts nothing', () =>
       [1, 2],
       [1, 2],
     ])
-    expect(Object.keys(optimizer.stateDict())).toEqual(['0.step', '1.step'])
-    expect(optimizer.stateDict()['1.step'].item()).toBe(0)
+    expect(optimizer.stateDict()).toEqual({})
   }))
 
 test('AdamW brings a MoE to its target', () =>

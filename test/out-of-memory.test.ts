@@ -40,8 +40,7 @@ describe.skipIf(process.platform !== 'linux')(
     test('on the CPU', async () => {
       const rows = await tried(faults, 'cpu')
       expect(rows.length).toBeGreaterThan(50)
-      const none = rows.filter(({ points }) => points === 0)
-      expect(none.map(({ name }) => name)).toEqual(['AdamW.step', 'SGD.step']) // an update needs no memory
+      for (const { name, points } of rows) expect(points, name).toBeGreaterThan(0)
     })
 
     const plugin = fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))

@@ -13,6 +13,7 @@ import { sumTo } from './reduce.js'
 export const binaryKinds = Object.fromEntries(
   native.binaryKinds().map((name, kind) => [name, (a: Handle, b: Handle) => native.binary(a, b, kind)]),
 )
+
 /** A function that i32 lacks: it computes in f64, which holds every i32. Returns a new handle of `dtype`. */
 export function inFloats(kind: string, a: Tensor, b: Tensor, dtype: DType): Handle {
   const apply = binaryKinds[kind]
@@ -52,7 +53,7 @@ const gradients: Record<Kind, (dy: Handle, a: Handle, b: Handle) => [a: () => Ha
 const timesQuotient = (dy: Handle, a: Handle, b: Handle): Handle =>
   consumed(times(dy, a), (product) => consumed(times(b, b), (square) => over(product, square)))
 
-/** dy · b · a^b / a, and 0 if b is 0. a^(b − 1) is a quotient only where a is not 0. */
+/** dy · b · a^(b − 1), and 0 if b is 0. */
 const ofBase = (dy: Handle, a: Handle, b: Handle): Handle =>
   consumed(over(b, b), (one) =>
     consumed(minus(b, one), (exponent) =>

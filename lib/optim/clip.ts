@@ -5,7 +5,7 @@ import type { Device } from '../device.js'
 import { MoeError, show } from '../errors.js'
 import { type Handle, native } from '../native.js'
 import { Parameter } from '../nn/parameter.js'
-import { norm, sumSquares } from '../norm.js'
+import { handleList, norm, sumSquares } from '../norm.js'
 import { sqrt } from '../ops/unary.js'
 import { boolean, type OptionsOf, oneOf, reader } from '../options.js'
 import { noGrad } from '../scope.js'
@@ -80,7 +80,7 @@ export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, optio
   if (before > maxNorm)
     for (const [device, xs] of grads) {
       using total = full([], before, { dtype: 'f64', device })
-      native.clipNorm(Float64Array.from(xs), handleOf(total), maxNorm)
+      native.clipNorm(handleList(op, xs), handleOf(total), maxNorm)
     }
   return before
 }
@@ -94,6 +94,6 @@ function clipInOrder(op: string, grads: ReadonlyMap<Device, readonly Handle[]>, 
   const xs = grads.get(first)!
   using sum = wrap(sumSquares(xs, 1), { shape: [], dtype: 'f64', device: first })
   const total = noGrad(() => sqrt(sum))
-  native.clipNorm(Float64Array.from(xs), handleOf(total), maxNorm)
+  native.clipNorm(handleList(op, xs), handleOf(total), maxNorm)
   return total
 }

@@ -130,7 +130,16 @@ export abstract class Optimizer {
   step(): void {
     this.checkedOptions(`${this.#op}.step`, this)
     const due = this.parameters.flatMap((parameter) => (parameter.grad ? [{ parameter, grad: parameter.grad }] : []))
-    this.#makeStates(due.map(({ parameter }) => parameter)) // allocates before the first update
+    const fresh = this.#makeStates(due.map(({ parameter }) => parameter)) // allocates before the first update
+    try {
+      this.#updateAll(due)
+    } catch (error) {
+      for (const parameter of fresh) if (this.#states.get(parameter)!.step === 0) this.#dropState(parameter)
+      throw error
+    }
+  }
+
+  #updateAll(due: readonly Pick<ParameterUpdate, 'parameter' | 'grad'>[]): void {
     const recorder = currentRecorder()
     for (const device of new Set(due.map(({ parameter }) => parameter.device))) {
       const here = due.filter(({ parameter }) => parameter.device === device)
@@ -173,9 +182,10 @@ export abstract class Optimizer {
   /** Updates parameters of one device and their state tensors in place, all or none. */
   protected abstract update(updates: readonly ParameterUpdate[]): void
 
-  #makeStates(parameters: readonly Parameter[]): void {
+  /** Returns the parameters that had no state. */
+  #makeStates(parameters: readonly Parameter[]): readonly Parameter[] {
     const fresh = parameters.filter((parameter) => !this.#states.has(parameter))
-    if (fresh.length === 0) return
+    if (fresh.length === 0) return fresh
     const names = Object.keys(this.stateTensors(this))
     const states = outsideCapture(() =>
       allOrNone(() =>
@@ -186,6 +196,7 @@ export abstract class Optimizer {
       ),
     )
     for (const [i, parameter] of fresh.entries()) this.#states.set(parameter, states[i])
+    return fresh
   }
 
   /** Frees all gradients: `grad` is null afterwards. */
@@ -287,8 +298,12 @@ export abstract class Optimizer {
 
   /** Frees the state, not the parameters. */
   dispose(): void {
-    for (const { tensors } of this.#states.values()) for (const value of Object.values(tensors)) value.dispose()
-    this.#states.clear()
+    for (const parameter of this.#states.keys()) this.#dropState(parameter)
+  }
+
+  #dropState(parameter: Parameter): void {
+    for (const value of Object.values(this.#states.get(parameter)!.tensors)) value.dispose()
+    this.#states.delete(parameter)
   }
 
   /** For `using`. */
