@@ -38,7 +38,7 @@ import { inputRandomOptions, type RouterInputRandom, routerInputOptions, routerI
 /** K that the native code takes. */
 export const maxChoices = 2 ** 20
 
-const ownOptions = {
+export const ownOptions = {
   /** E */
   numGates: integer({ min: 1 }),
   /** K. Default 2. */

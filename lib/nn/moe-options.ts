@@ -1,7 +1,7 @@
 import { checkInteger, copyArray, fail } from '../check.js'
 import { show } from '../errors.js'
 import { type ActivationOptions, activationOptions } from '../ops/activation.js'
-import { choiceOptions, type lossOptions, routerOptions, type topkOptions } from '../ops/route-options.js'
+import { choiceOptions, routerOptions } from '../ops/route-options.js'
 import {
   boolean,
   integer,
@@ -21,16 +21,13 @@ import { expertOptions } from './experts.js'
 import {
   type GatingForwardOptions,
   gatingForwardOptions,
-  type gatingOptions,
   maxChoices,
+  type ownOptions,
   passedToGating,
   type TopNGatingOptions,
-  type thresholdOptions,
-  type tokenChoiceOptions,
 } from './gating.js'
-import { computeDType, type LayerOptions } from './linear.js'
+import { computeDType } from './linear.js'
 import type { Module } from './module.js'
-import type { routerInputOptions } from './router-input.js'
 import { type SharedExpertsOptions, sharedOptions } from './shared-options.js'
 
 const moeOptions = {
@@ -114,17 +111,11 @@ export interface MoEOptions
   extends OptionsOf<typeof routerOptions>,
     OptionsOf<typeof moeOptions>,
     OptionsOf<typeof choiceOptions>,
-    OptionsOf<typeof tokenChoiceOptions>,
-    OptionsOf<typeof gatingOptions>,
-    OptionsOf<typeof routerInputOptions>,
-    OptionsOf<typeof thresholdOptions>,
-    OptionsOf<typeof lossOptions>,
-    OptionsOf<typeof topkOptions>,
+    Omit<TopNGatingOptions, keyof typeof ownOptions>,
     OptionsOf<typeof hiddenOptions>,
     OptionsOf<typeof expertOptions>,
     SharedExpertsOptions,
-    ActivationOptions,
-    LayerOptions {}
+    ActivationOptions {}
 
 export const readOptions = reader(
   routerOptions,

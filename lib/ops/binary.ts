@@ -14,10 +14,13 @@ export const binaryKinds = Object.fromEntries(
   native.binaryKinds().map((name, kind) => [name, (a: Handle, b: Handle) => native.binary(a, b, kind)]),
 )
 
-/** A function that i32 lacks: it computes in f64, which holds every i32. Returns a new handle of `dtype`. */
-export function inFloats(kind: string, a: Tensor, b: Tensor, dtype: DType): Handle {
+/** Those that the addon has for i32. */
+const forIntegers: ReadonlySet<string> = new Set(['add', 'sub', 'mul'])
+
+/** A new handle of `dtype`. What the addon lacks for i32 computes in f64, which holds every i32. */
+export function applied(kind: string, a: Tensor, b: Tensor, dtype: DType): Handle {
   const apply = binaryKinds[kind]
-  if (a.dtype !== 'i32') return to(apply(handleOf(a), handleOf(b)), a.dtype, dtype)
+  if (a.dtype !== 'i32' || forIntegers.has(kind)) return to(apply(handleOf(a), handleOf(b)), a.dtype, dtype)
   const exact = (x: Tensor): Handle => native.convert(handleOf(x), dtypeCode('f64'))
   return to(
     consumed(exact(a), (x) => consumed(exact(b), (y) => apply(x, y))),
@@ -132,9 +135,7 @@ export function withOperands<D extends DType, T>(
 
 function binary<D extends DType>(kind: Kind, a: Tensor<D>, other: Tensor | number): Tensor<D> {
   return withOperands(kind, a, other, forFloats.has(kind), (a, b, shape) => {
-    const arithmetic = kind === 'add' || kind === 'sub' || kind === 'mul' || kind === 'div'
-    const handle = arithmetic ? binaryKinds[kind](handleOf(a), handleOf(b)) : inFloats(kind, a, b, a.dtype)
-    const y = wrap(handle, { shape, dtype: a.dtype, device: a.device })
+    const y = wrap(applied(kind, a, b, a.dtype), { shape, dtype: a.dtype, device: a.device })
     const { shape: aShape } = a
     const { shape: bShape } = b
     record({

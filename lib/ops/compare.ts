@@ -8,7 +8,7 @@ import { asMethods } from '../methods.js'
 import { type Handle, native } from '../native.js'
 import { callScope } from '../scope.js'
 import { checkFloat, checkTensor, handleOf, isTensor, type Tensor, wrap } from '../tensor.js'
-import { binaryKinds, broadcastShape, inFloats, withOperands } from './binary.js'
+import { applied, binaryKinds, broadcastShape, withOperands } from './binary.js'
 import { to } from './cast.js'
 import { sumTo } from './reduce.js'
 
@@ -19,7 +19,7 @@ const comparison =
   (op: string, kind: string, turned = false) =>
   (a: Tensor, b: Tensor | number): Tensor<'i32'> =>
     withOperands(op, a, b, false, (a, b, shape) => {
-      const handle = turned ? inFloats(kind, b, a, 'i32') : inFloats(kind, a, b, 'i32')
+      const handle = turned ? applied(kind, b, a, 'i32') : applied(kind, a, b, 'i32')
       return wrap(handle, { shape, dtype: 'i32', device: a.device })
     })
 
@@ -141,9 +141,8 @@ export function clamp<D extends DType>(
     if (typeof limit !== 'number' || Number.isNaN(limit))
       fail('OPTION', op, `${name} must be a number, got ${show(limit)}`)
   if (min > max) fail('OPTION', op, `min must be at most max, got ${min} and ${max}`)
-  const limits = () => handlesOf([min, max], (limit) => scalar(x, limit))
   const within = (use: (low: Handle, high: Handle) => Handle): Handle => {
-    const [low, high] = limits()
+    const [low, high] = handlesOf([min, max], (limit) => scalar(x, limit))
     return consumed(low, () => consumed(high, () => use(low, high)))
   }
   const y = wrap(
