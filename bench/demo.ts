@@ -1,11 +1,14 @@
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
-import { type RunOptions, runFlags } from '../lib/cli/language-model/options.js'
+import { modelSizes, type RunOptions, runFlags } from '../lib/cli/language-model/options.js'
 
 /** The options of the demo by default. */
 export const usual = Object.fromEntries(
   Object.entries(runFlags).map(([name, flag]) => [name, flag.default]),
 ) as RunOptions
+
+/** The model of the demo by default. */
+export const usualModel = modelSizes(usual)
 
 /** The text of the demo. */
 export const mobyDick = join(

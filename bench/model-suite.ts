@@ -1,11 +1,11 @@
 import { type Batch, Batches } from '../lib/cli/language-model/batches.js'
 import { loadCorpus } from '../lib/cli/language-model/data.js'
-import { mean } from '../lib/cli/language-model/history.js'
-import { LanguageModel, type ModelOptions } from '../lib/cli/language-model/model.js'
-import { modelOptions } from '../lib/cli/language-model/options.js'
+import { modelSizes } from '../lib/cli/language-model/options.js'
 import { makeOptimizer, TrainStep } from '../lib/cli/language-model/train.js'
+import { mean } from '../lib/cli/numbers.js'
 import {
   crossEntropy,
+  LanguageModel,
   MoEMonitor,
   manualSeed,
   noGrad,
@@ -26,27 +26,26 @@ const rate = 1e-4
 export async function modelSuite({ threads, repetitions, quick, peers }: Bench): Promise<Found> {
   const count = Math.max(...threads)
   const sizes = quick ? { ...usual, layers: 1, dim: 24, context: 16, batch: 2, experts: 4 } : usual
-  const corpus = loadCorpus(mobyDick, sizes.context, 'Moby-Dick')
-  const options = modelOptions(sizes, corpus.vocabulary.length)
+  const corpus = loadCorpus(mobyDick, { name: 'Moby-Dick', context: sizes.context })
   const batch = new Batches(corpus.training, sizes).at(0)
   manualSeed(0)
   setNumThreads(count)
-  const model = new LanguageModel(options)
-  const optimizer = makeOptimizer(model)
+  const model = new LanguageModel({ ...modelSizes(sizes), tokenizer: corpus.tokenizer })
+  const optimizer = makeOptimizer(model, rate)
   using trainStep = new TrainStep(model, optimizer)
   const peer = peers ? new Peer() : null
   const params = { threads: count, compute: 'f32' }
   try {
-    const made = peer && (await peerStep(peer, model, options, batch, count))
-    const stats = statsOf(model, () => trainStep.run(batch, rate))
-    const flops = flopsOf(options, batch.input.length, stats)
+    const made = peer && (await peerStep(peer, model, batch, count))
+    const stats = statsOf(model, () => trainStep.run(batch))
+    const flops = flopsOf(model, batch.input.length, stats)
     const theirs = made && { ...made, flops }
     const ours: Participant = {
       name: 'st-moe/model/step',
       params,
-      time: () => clock(() => void trainStep.run(batch, rate)),
+      time: () => clock(() => void trainStep.run(batch)),
       flops,
-      ...sharesOf(stats, batch.input.length * options.topN),
+      ...sharesOf(stats, batch.input.length * sizes['top-n']),
       against: theirs ? [{ other: theirs, measure: 'speed' }] : [],
     }
     return { results: await inTurns(theirs ? [ours, theirs] : [ours], repetitions * 3) }
@@ -72,28 +71,29 @@ function sharesOf(stats: readonly RoutingStats[], assignments: number): { kept: 
 }
 
 /** Of a step's GEMMs; a backward has twice as many as a forward. Attention counts what is before a token. */
-function flopsOf({ dim, context, vocabulary }: ModelOptions, tokens: number, stats: readonly RoutingStats[]): number {
+function flopsOf({ sizes, tokenizer }: LanguageModel, tokens: number, stats: readonly RoutingStats[]): number {
+  const { dim, context } = sizes
   const hidden = Math.trunc((dim * 8) / 3)
   const attention = tokens * (8 * dim ** 2 + 2 * context * dim)
   const layers = stats.map((layer) => attention + 6 * dim * hidden * (keptIn(layer) + tokens))
-  return 3 * layers.reduce((a, b) => a + b, 2 * tokens * dim * vocabulary)
+  return 3 * layers.reduce((a, b) => a + b, 2 * tokens * dim * tokenizer.size)
 }
 
 /** The model in PyTorch with the weights of ours. Throws where its loss is another. */
 async function peerStep(
   peer: Peer,
   model: LanguageModel,
-  { vocabulary, context, dim, layers, heads, experts }: ModelOptions,
   { input, target }: Batch,
   threads: number,
 ): Promise<Participant> {
+  const { context, dim, layers, heads, experts } = model.sizes
   const state = peer.file('model')
   scope(() => saveSafetensorsSync(state, model.stateDict()))
   await peer.threads(threads)
   await peer.ask({
     do: 'training',
     name: 'model',
-    options: { vocabulary, context, dim, layers, heads, experts },
+    options: { vocabulary: model.tokenizer.size, context, dim, layers, heads, experts },
     state,
   })
   await peer.ask({ do: 'input', name: 'model', input: [...input], target: [...target], context })

@@ -2,17 +2,19 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'
 import { number, parseFlags } from '../lib/cli/flags.js'
 import { Batches } from '../lib/cli/language-model/batches.js'
+import { conflictOf } from '../lib/cli/language-model/conflict.js'
 import { type Corpus, loadCorpus } from '../lib/cli/language-model/data.js'
 import { evaluating, heldOutLoss } from '../lib/cli/language-model/evaluate.js'
-import { mean } from '../lib/cli/language-model/history.js'
-import { LanguageModel } from '../lib/cli/language-model/model.js'
-import { conflictOf, layerFlags, modelOptions, type RunOptions } from '../lib/cli/language-model/options.js'
-import { learningRate, makeOptimizer, TrainStep } from '../lib/cli/language-model/train.js'
+import { layerFlags, modelSizes, type RunOptions } from '../lib/cli/language-model/options.js'
+import { makeOptimizer, makeSchedule, TrainStep } from '../lib/cli/language-model/train.js'
+import { mean } from '../lib/cli/numbers.js'
 import {
   type AdamW,
+  type CosineSchedule,
   devices,
   type Generator,
   getNumThreads,
+  LanguageModel,
   type LayerStats,
   MoEMonitor,
   manualSeed,
@@ -59,7 +61,7 @@ const all: readonly Other[] = [
     ...(!isGated(activation) && { 'expert-hidden-dim': hidden.plain }),
   })),
 ]
-const models = all.filter((other) => conflictOf({ ...usual, ...other }) === null)
+const models = all.filter((other) => conflictOf(modelSizes({ ...usual, ...other })) === null)
 
 /** As on the command line. */
 const shown = (other: Other): string =>
@@ -74,6 +76,7 @@ class Trainee {
   readonly #options: RunOptions
   readonly #generator: Generator
   readonly #optimizer: AdamW
+  readonly #schedule: CosineSchedule
   readonly #trainStep: TrainStep
   readonly #batches: Batches
 
@@ -81,19 +84,20 @@ class Trainee {
     this.other = other
     this.#options = { ...usual, ...other, steps }
     this.#generator = manualSeed(this.#options.seed)
-    this.model = new LanguageModel(modelOptions(this.#options, corpus.vocabulary.length))
-    this.#optimizer = makeOptimizer(this.model)
+    this.model = new LanguageModel({ ...modelSizes(this.#options), tokenizer: corpus.tokenizer })
+    this.#optimizer = makeOptimizer(this.model, this.#options.lr)
+    this.#schedule = makeSchedule(this.#optimizer, steps)
     this.#trainStep = new TrainStep(this.model, this.#optimizer)
     this.#batches = new Batches(corpus.training, this.#options)
   }
 
   get parameters(): number {
-    return [...this.model.parameters()].reduce((sum, { size }) => sum + size, 0)
+    return this.model.parameters().reduce((sum, { size }) => sum + size, 0)
   }
 
   step(step: number): void {
-    const { steps, lr } = this.#options
-    this.#trainStep.run(this.#batches.at(step), learningRate(step, steps, lr))
+    this.#schedule.moveTo(step)
+    this.#trainStep.run(this.#batches.at(step))
   }
 
   heldOutLoss(text: Int32Array): Promise<number | null> {
@@ -155,7 +159,7 @@ async function row(other: Other, corpus: Corpus, steps: number): Promise<string[
 
 await main(import.meta.url, 'bench:routers', async (args) => {
   const { steps } = parseFlags(flags, args).values
-  const corpus = loadCorpus(mobyDick, usual.context, 'Moby-Dick')
+  const corpus = loadCorpus(mobyDick, { name: 'Moby-Dick', context: usual.context })
   const times = await timesOf(corpus)
   const rows: string[][] = []
   for (const [i, other] of models.entries()) {

@@ -4,12 +4,14 @@ import { cpus, loadavg, release, totalmem, type } from 'node:os'
 import { dirname } from 'node:path'
 import { parseArgs } from 'node:util'
 import { devices, getNumThreads } from '../lib/index.js'
+import { generateSuite } from './generate-suite.js'
 import { bf16Suite, growthSuite, layerSuite, routerSuite } from './layer-suites.js'
 import { main } from './main.js'
 import { memorySuite } from './memory-suite.js'
 import { modelSuite } from './model-suite.js'
 import { nativeSuite, opSuite } from './native-suite.js'
 import type { Report, Suite } from './report.js'
+import { serverSuite } from './server-suite.js'
 import { softSuite } from './soft-suite.js'
 import { mebibytes, resultTable } from './table.js'
 import { targetTable } from './targets.js'
@@ -23,6 +25,8 @@ const suites: Record<string, Suite> = {
   routers: routerSuite,
   soft: softSuite,
   model: modelSuite,
+  server: serverSuite,
+  generate: generateSuite,
   memory: memorySuite,
 }
 

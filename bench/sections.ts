@@ -1,6 +1,15 @@
 import type { Spread } from '../lib/cli/bench/statistics.js'
 import { find, type Report, type Result, ratioTo } from './report.js'
-import { digits, dispatched, markdownTable, mebibytes, percent, resultTable, workPerSecond } from './table.js'
+import {
+  digits,
+  dispatched,
+  markdownTable,
+  mebibytes,
+  percent,
+  resultTable,
+  withSpread,
+  workPerSecond,
+} from './table.js'
 import {
   besideOneDnn,
   both,
@@ -32,6 +41,7 @@ export function sectionsOf(report: Report): Record<string, string> {
     routers: results(/\/routers\//),
     soft: results(/^st-moe\/soft\//),
     model: results(/^st-moe\/model\//),
+    server: server(report),
     native: results(/^layer(-gemms)?\//),
     gemms: gemms(report),
     scaling: scaling(report),
@@ -75,6 +85,16 @@ function headline(report: Report): string {
     return [[label, `${digits(ours.wallMs.median)} ms`, ...peers]]
   })
   return markdownTable(['', 'st-moe', 'st-moe-pytorch', 'index-based PyTorch'], rows)
+}
+
+/** The 99th percentile of the delay, and a training step. */
+function server(report: Report): string {
+  const of = (name: string) => find(report, `st-moe/server/${name}`)
+  if (of('delay').length === 0) return 'not measured'
+  const ms = ({ wallMs }: Result): string => `${withSpread(wallMs)} ms`
+  const rows = of('delay').map((delay, i) => [String(delay.params.training), ms(delay), ms(of('step')[i])])
+  const table = markdownTable(['training', 'delay of the event loop, 99th percentile', 'training step'], rows)
+  return `${table}\n\n${machine(report)}`
 }
 
 function gemms(report: Report): string {

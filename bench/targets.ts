@@ -165,6 +165,20 @@ export const targets: readonly Target[] = [
     atLeast(2, `SoftMoE, f32, ${spaced(kind)}: ${faster} soft-moe-pytorch`, vsPeer(`soft/${kind}`, 'soft-moe-pytorch')),
   ),
   atLeast(2.5, `a training step of the demo's model: ${faster} with st-moe-pytorch`, vsPeer('model/step', pytorch)),
+  atLeast(
+    20,
+    "generation by the demo's model, 16 texts at once: characters per second vs. a forward of 128 for each",
+    versus('st-moe/generate', 'whole-context/generate', { texts: 16 }),
+  ),
+  atMost(
+    20,
+    "ms that the event loop waits (99th percentile) while the demo's model trains and another one answers requests",
+    (report) =>
+      find(report, 'st-moe/server/delay', { training: 'asynchronous' }).map(({ params, wallMs }) => ({
+        of: onThreads(Number(params.threads)),
+        value: wallMs,
+      })),
+  ),
   atMost(
     0.25,
     'memory of forward + backward beyond parameters and gradients, N = 4096, of that of st-moe-pytorch',

@@ -11,13 +11,21 @@ import { handleOf, setSource, sourceOf, type Tensor, type TensorMeta } from './t
 
 /**
  * Computes the gradients of the inputs of an op from those of its outputs. `grads[i]` is null if output i has none;
- * `needs[i]` tells whether input i needs one. Reads `grads` and `saved` without owning them; returns new handles.
+ * `needs[i]` tells whether input i needs one. `addend(i)` takes the gradient that input i has so far, if any: what is
+ * returned for it must then be the sum. Reads all these handles without owning them; returns new ones.
  */
 export type Backward = (
   grads: readonly (Handle | null)[],
   saved: readonly Handle[],
   needs: readonly boolean[],
+  addend: (input: number) => Handle | null,
 ) => readonly (Handle | null)[]
+
+/**
+ * Instead of gradients: computes the outputs of an op again, recorded this time, and returns where the gradient of each
+ * goes on. Reads `saved` without owning it; the nodes it returns are held.
+ */
+export type Again = (saved: readonly Handle[]) => readonly Edge[]
 
 /** Receives a gradient in a backward. A returned tensor, of the same shape and dtype, replaces it. */
 export type GradHook = (grad: Tensor) => Tensor | undefined | null | void
@@ -35,12 +43,15 @@ export interface Recording {
   outputs: readonly Tensor[]
   /** What the backward reads: tensors (inputs or outputs), and handles of saved context, which the tape then owns. */
   saved?: readonly (Tensor | Handle)[]
-  backward: Backward
+  backward: Backward | { again: Again }
 }
 
 export type Edge = { node: Node; output: number } | { leaf: Tensor } | null
 
 let nextId = 1
+
+/** The id of the next node. */
+export const nextNode = (): number => nextId
 
 /** A recorded op. Lives while an output tensor or a later node references it, then releases what it saved. */
 export class Node {
@@ -53,7 +64,7 @@ export class Node {
   readonly recorder: Recorder | null = currentRecorder()
   #references = 0
   #saved: { handle: Handle; version: number }[] | null
-  readonly #backward: Backward
+  readonly #backward: Recording['backward']
 
   constructor(recording: Recording) {
     this.op = recording.op
@@ -89,7 +100,18 @@ export class Node {
     this.#saved = null
   }
 
-  run(grads: readonly (Handle | null)[]): readonly (Handle | null)[] {
+  /** Gradients of the inputs, or where those of the outputs go on. */
+  run(
+    grads: readonly (Handle | null)[],
+    addend: (edge: Edge) => Handle | null,
+  ): { grads: readonly (Handle | null)[] } | { outputs: readonly Edge[] } {
+    const saved = this.#live()
+    if ('again' in this.#backward) return { outputs: this.#backward.again(saved) }
+    const needs = this.edges.map((edge) => edge !== null)
+    return { grads: this.#backward(grads, saved, needs, (input) => addend(this.edges[input])) }
+  }
+
+  #live(): readonly Handle[] {
     if (this.#saved === null) {
       throw new MoeError(
         'UNSUPPORTED',
@@ -106,11 +128,7 @@ export class Node {
         )
       }
     }
-    return this.#backward(
-      grads,
-      this.#saved.map(({ handle }) => handle),
-      this.edges.map((edge) => edge !== null),
-    )
+    return this.#saved.map(({ handle }) => handle)
   }
 }
 

@@ -93,6 +93,20 @@ class Pending {
     return grads
   }
 
+  /** Takes what an edge has so far. */
+  takeSoFar(edge: Edge): Handle | null {
+    if (edge === null) return null
+    if ('leaf' in edge) {
+      const held = this.leaves.get(edge.leaf) ?? null
+      this.leaves.delete(edge.leaf)
+      return held
+    }
+    const grads = this.nodes.get(edge.node)
+    const held = grads?.[edge.output] ?? null
+    if (held !== null) grads![edge.output] = null
+    return held
+  }
+
   /** Calls the hooks of leaves, which may replace their gradients. */
   callLeafHooks(): void {
     for (const [leaf, grad] of [...this.leaves]) {
@@ -154,10 +168,52 @@ export function atBackwardEnd(fn: () => void): void {
   endings.at(-1)?.push(fn)
 }
 
-function reachable(root: Node): Node[] {
-  const seen = new Set<Node>([root])
-  for (const node of seen) for (const edge of node.edges) if (edge && 'node' in edge) seen.add(edge.node)
-  return [...seen].sort((a, b) => b.id - a.id) // the inputs of an op are older than the op
+/** The nodes of a running backward. The newest is next: the inputs of an op are older than the op. */
+class Queue {
+  /** All that are not of a forward that ran again. */
+  readonly lasting: Node[] = []
+  readonly #known = new Set<Node>()
+  readonly #again = new Set<Node>()
+  readonly #held: Node[] = []
+  #next: Node[] = []
+
+  /** Adds the nodes that lead to these outputs, of the forward that `after` has run again, if there is one. */
+  add(outputs: readonly Edge[], after?: Node): void {
+    const fresh = new Set<Node>()
+    const visit = (edge: Edge): void => {
+      if (edge && 'node' in edge && !this.#known.has(edge.node)) fresh.add(edge.node)
+    }
+    for (const edge of outputs) {
+      visit(edge)
+      if (after && edge && 'node' in edge) this.#held.push(edge.node)
+    }
+    for (const node of fresh) node.edges.forEach(visit)
+    for (const node of fresh) {
+      if (node.recorder !== currentRecorder())
+        throw new MoeError(
+          'UNSUPPORTED',
+          'backward',
+          `${node.op} ran ${node.recorder ? 'inside' : 'outside'} a captured step and its backward would not; run both in the same place`,
+        )
+      this.#known.add(node)
+      if (after && node.id > after.id) this.#again.add(node)
+      else this.lasting.push(node)
+    }
+    this.#next = [...this.#next, ...fresh].sort((a, b) => a.id - b.id)
+  }
+
+  take(): Node | undefined {
+    return this.#next.pop()
+  }
+
+  /** Frees at once what a forward saved that ran again for this backward alone. */
+  done(node: Node): void {
+    if (this.#again.has(node)) node.free()
+  }
+
+  release(): void {
+    for (const node of this.#held) node.release()
+  }
 }
 
 /**
@@ -167,23 +223,22 @@ function reachable(root: Node): Node[] {
 function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean): void {
   const pending = new Pending()
   const rootEdge = edgeTo(root)
+  const rootNode = rootEdge && 'node' in rootEdge ? rootEdge.node : null
+  const queue = new Queue()
   pending.add(rootEdge, gradient)
-  const nodes = rootEdge && 'node' in rootEdge ? reachable(rootEdge.node) : []
-  const stray = nodes.find(({ recorder }) => recorder !== currentRecorder())
-  if (stray) {
-    pending.release()
-    throw new MoeError(
-      'UNSUPPORTED',
-      'backward',
-      `${stray.op} ran ${stray.recorder ? 'inside' : 'outside'} a captured step and its backward would not; run both in the same place`,
-    )
-  }
-  nodes[0]?.hold() // a hook may dispose the root
+  rootNode?.hold() // a hook may dispose the root
   endings.push([])
   try {
-    for (const node of nodes) {
+    queue.add([rootEdge])
+    for (let node = queue.take(); node; node = queue.take()) {
       const grads = pending.take(node)
       if (!grads) continue
+      const addends: Handle[] = []
+      const addend = (edge: Edge): Handle | null => {
+        const held = pending.takeSoFar(edge)
+        if (held !== null) addends.push(held)
+        return held
+      }
       try {
         for (const [i, hooks] of node.hooks.entries()) {
           const grad = grads[i]
@@ -191,18 +246,27 @@ function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean): void
           grads[i] = null // applyHooks owns it meanwhile
           grads[i] = applyHooks(hooks, grad, node.outputs[i])
         }
-        pending.addAll(node.edges, node.run(grads))
+        const found = node.run(grads, addend)
+        if ('grads' in found) {
+          pending.addAll(node.edges, found.grads)
+        } else {
+          queue.add(found.outputs, node)
+          pending.addAll(found.outputs, grads.splice(0))
+        }
       } finally {
         releaseAll(grads)
+        releaseAll(addends)
       }
+      queue.done(node)
     }
     pending.callLeafHooks()
     pending.commit()
-    if (!retainGraph) for (const node of nodes) node.free()
+    if (!retainGraph) for (const node of queue.lasting) node.free()
   } finally {
     for (const end of endings.pop() ?? []) end()
     pending.release()
-    nodes[0]?.release()
+    queue.release()
+    rootNode?.release()
   }
 }
 

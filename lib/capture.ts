@@ -1,9 +1,9 @@
 import { checkFunction, checkOptions, fail } from './check.js'
-import { currentRecorder, currentScope, recordWith } from './context.js'
+import { currentRecorder, recordWith } from './context.js'
 import { checkDevice, type Device, deviceIndex, getDefaultDevice } from './device.js'
 import { native } from './native.js'
 import { Recorder } from './recorder.js'
-import { keep, scope, tensorsIn } from './scope.js'
+import { keep, madeBy } from './scope.js'
 import { putGrad, type Tensor } from './tensor.js'
 
 /** A captured step of {@link captureStep}. */
@@ -24,13 +24,13 @@ export interface CapturedStep<T> {
 
 /**
  * Captures the work of `fn` on a CUDA device as a CUDA graph. Each replay is one launch instead of hundreds, without
- * JavaScript in between, and N replays return the same bits as N calls of `fn`. `captureStep` itself executes nothing:
- * counters, generators and parameters do not change, and the tensors that `fn` returns hold NaN until the first
- * `replay()`. On the CPU a replay calls `fn`.
+ * JavaScript in between, and N replays return the same bits as N calls of `fn`, or with uneven loads (docs/cuda.md)
+ * the same to rounding. `captureStep` itself executes nothing: counters, generators and parameters do not change, and
+ * the tensors that `fn` returns hold NaN until the first `replay()`. On the CPU a replay calls `fn`.
  *
  * `fn` is called once. Its inputs are tensors from outside, whose values {@link Tensor.copyFrom} can replace between
- * replays; their shapes are fixed. Random numbers (routing, dropout, `randn`) and the step counts, learning rates and
- * weight decays of AdamW and SGD advance with each replay. Everything else that JavaScript decides (branches,
+ * replays; their shapes are fixed. Random numbers (routing, dropout, `randn`), the step counts and numeric options of optimizers
+ * and the decay of an `EMA` advance with each replay. Everything else that JavaScript decides (branches,
  * `train()`, hooks) is fixed at capture.
  *
  * `fn` must not wait for the device (`item`, `dataSync`, `to('cpu')`, `clipGradNorm` without `wait: false`), create tensors from host data,
@@ -77,19 +77,12 @@ interface Run<T> {
 }
 
 function run<T>(op: string, fn: () => T): Run<T> {
-  return scope(() => {
-    const value = fn()
-    if (value instanceof Promise) {
-      value.catch(() => {})
-      fail('OPTION', op, 'fn must not be async')
-    }
-    const made = [...tensorsIn(value)].filter((tensor) => currentScope()?.tensors.has(tensor))
-    for (const tensor of made) {
-      keep(tensor)
-      tensor.requiresGrad = false
-    }
-    return { value, made }
-  })
+  const result = madeBy(op, fn)
+  for (const tensor of result.made) {
+    keep(tensor)
+    tensor.requiresGrad = false
+  }
+  return result
 }
 
 function capture<T>(op: string, fn: () => T, device: Device, number: number): CapturedStep<T> {

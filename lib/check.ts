@@ -86,6 +86,12 @@ export function checkShape(op: string, name: string, value: unknown, example = '
   return Object.freeze(shape)
 }
 
+/** A plain object, of any realm. */
+export function isPlain(value: object): boolean {
+  const prototype = Object.getPrototypeOf(value)
+  return prototype === null || Object.getPrototypeOf(prototype) === null
+}
+
 export const sizeOf = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1)
 export const showShape = (shape: readonly (number | string)[]): string => `[${shape.join(', ')}]`
 export const sameShape = (a: readonly number[], b: readonly number[]): boolean =>
@@ -151,4 +157,14 @@ function editDistance(a: string, b: string): number {
     row = next
   }
   return row[b.length]
+}
+
+/** Runs `fn`, a check; its error becomes that `what` does not fit. Errors: STATE_DICT, and what is no MoeError. */
+export function checkFit<T>(op: string, what: string, fn: () => T): T {
+  try {
+    return fn()
+  } catch (error) {
+    if (!(error instanceof MoeError)) throw error
+    return fail('STATE_DICT', op, `${what} does not fit: ${error.message.slice(op.length + 3)}`)
+  }
 }

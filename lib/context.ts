@@ -25,6 +25,22 @@ export const currentLasting = (): Set<Tensor> | null => context().lasting
 /** Runs `fn` in a changed context. */
 export const within = <T>(change: Partial<Context>, fn: () => T): T => storage.run({ ...context(), ...change }, fn)
 
+let computingAgain = false
+
+/** Whether a forward runs again for its backward: what it counts has been counted. */
+export const isComputingAgain = (): boolean => computingAgain
+
+/** Runs `fn`, a forward that has run before. */
+export function computeAgain<T>(fn: () => T): T {
+  const before = computingAgain
+  computingAgain = true
+  try {
+    return fn()
+  } finally {
+    computingAgain = before
+  }
+}
+
 let recorder: Recorder | null = null
 
 /** The step that is being captured, or null. */
@@ -40,8 +56,33 @@ export function recordWith<T>(current: Recorder, fn: () => T): T {
   }
 }
 
+let undo: (() => void)[] | null = null
+
+/** Whether ops are recorded for an asynchronous call. */
+export const isAsync = (): boolean => undo !== null
+
+/** Runs `fn` as an asynchronous call, whose ops run later. `restores` receives what {@link onFailure} is told. */
+export function asyncWith<T>(restores: (() => void)[], fn: () => T): T {
+  undo = restores
+  try {
+    return fn()
+  } finally {
+    undo = null
+  }
+}
+
+/** In an asynchronous call: if one of its ops fails, `restore` undoes what JavaScript has counted or set. */
+export const onFailure = (restore: () => void): void => void undo?.push(restore)
+
 /** Throws during capture: `op` would not be part of a replay. */
 export function refuseInCapture(op: string, why: string): void {
   if (!recorder) return
   throw new MoeError('UNSUPPORTED', op, `${why}, which a captured step cannot do: call it outside the step`)
+}
+
+/** Throws during capture and in an asynchronous call, for an `op` that waits for values. */
+export function refuseToWait(op: string, why = 'it waits for the device'): void {
+  refuseInCapture(op, why)
+  if (!isAsync()) return
+  throw new MoeError('UNSUPPORTED', op, `${why}, which an asynchronous call cannot do: call it after the call`)
 }

@@ -1,11 +1,11 @@
-import { checkBoolean, checkNumber, checkOptions, checkShape, fail, showShape, sizeOf } from './check.js'
+import { checkBoolean, checkInteger, checkNumber, checkOptions, checkShape, fail, showShape, sizeOf } from './check.js'
 import { checkDevice, type Device, deviceIndex, getDefaultDevice } from './device.js'
 import { allocated, checkDType, type DType, dtypeCode, type FloatDType, isFloat, type TypedArray } from './dtype.js'
 import { show } from './errors.js'
 import { consumed } from './handles.js'
 import { type Handle, native } from './native.js'
 import { type Generator, withSample } from './random.js'
-import { type Tensor, wrap } from './tensor.js'
+import { maxNumbers, type NestedArray, type Tensor, wrap } from './tensor.js'
 
 /** Options of the functions that create tensors. */
 export interface TensorOptions<D extends DType = DType> {
@@ -22,9 +22,6 @@ export interface RandomOptions<D extends FloatDType = FloatDType> extends Tensor
   /** Default: {@link defaultGenerator}. */
   generator?: Generator
 }
-
-/** Nested arrays of numbers, of equal lengths at each depth. */
-export type NestedArray = readonly (number | NestedArray)[]
 
 /** The default dtype of {@link tensor} for data. */
 export type DTypeOf<T> = T extends Float64Array
@@ -63,8 +60,10 @@ function make<D extends DType>(
  *
  * @example
  * ```ts
- * console.log(tensor([[1, 2, 3], [4, 5, 6]])) // → Tensor([2, 3], f32, cpu)
- * console.log(tensor(new Float64Array(6), [3, 2])) // → Tensor([3, 2], f64, cpu)
+ * console.log(tensor([[1, 2, 3], [4, 5, 6]]))
+ * // → tensor([[1., 2., 3.],
+ * // →         [4., 5., 6.]], [2, 3], f32, cpu)
+ * console.log(tensor(new Float64Array(2))) // → tensor([0., 0.], [2], f64, cpu)
  * console.log(tensor(Uint16Array.of(0x3f80), [1], { dtype: 'bf16' }).item()) // → 1
  * ```
  */
@@ -139,9 +138,6 @@ function fromTypedArray(op: string, data: ArrayBufferView): Source {
   )
 }
 
-/** Beyond this size, plain arrays may exhaust the heap of the engine; typed arrays have no such limit. */
-const maxNumbers = 2 ** 26
-
 /** Concatenates arrays of equal length. Reads each length once, because the arrays may be proxies. */
 function flattened(op: string, level: readonly unknown[], depth: number): { length: number; entries: unknown[] } {
   let length = -1
@@ -198,7 +194,7 @@ function filled<D extends DType>(op: string, shape: unknown, value: number, opti
  *
  * @example
  * ```ts
- * console.log(zeros([2, 3], { dtype: 'i32' })) // → Tensor([2, 3], i32, cpu)
+ * console.log(zeros([3], { dtype: 'i32' })) // → tensor([0, 0, 0], [3], i32, cpu)
  * ```
  */
 export const zeros = <D extends DType = 'f32'>(shape: readonly number[], options?: TensorOptions<D>): Tensor<D> =>
@@ -295,6 +291,31 @@ export function uniform<D extends FloatDType = 'f32'>(
   const op = 'uniform'
   const target = shapeFor(op, shape)
   return sampled(op, target, false, checkNumber(op, 'low', low), checkNumber(op, 'high', high), options)
+}
+
+/**
+ * 0 … n − 1 in random order, every order as probable: i32 [n]. A seed gives the same order on every device. Errors: OPTION
+ * unless n is an integer from 0 to 2^31 − 1; BACKEND_UNAVAILABLE, OUT_OF_MEMORY.
+ *
+ * @example
+ * ```ts
+ * const order = randperm(5, { generator: new Generator(7) })
+ * console.log([...order.dataSync()].sort()) // → [ 0, 1, 2, 3, 4 ]
+ * ```
+ */
+export function randperm(n: number, options?: Pick<RandomOptions, 'device' | 'generator'>): Tensor<'i32'> {
+  const op = 'randperm'
+  const shape = [checkInteger(op, 'n', n, 0, 2 ** 31 - 1)]
+  const checked = checkOptions<RandomOptions>(op, options, ['device', 'generator'])
+  return withSample(op, checked.generator, ({ seed, step }) =>
+    make(
+      op,
+      shape,
+      { device: checked.device },
+      (to, device) => native.randperm({ shape, dtype: dtypeCode(to), device, seed, step }),
+      'i32',
+    ),
+  )
 }
 
 /**

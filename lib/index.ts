@@ -14,6 +14,7 @@
 
 import './backward.js' // methods of Tensor
 
+export { type AsyncOptions, trainStepAsync } from './async.js'
 export type { GradHook, HookHandle } from './autograd.js'
 export type { BackwardOptions } from './backward.js'
 export { type CapturedStep, captureStep } from './capture.js'
@@ -21,16 +22,17 @@ export {
   arange,
   type DTypeOf,
   full,
-  type NestedArray,
   ones,
   type RandomOptions,
   rand,
   randn,
+  randperm,
   type TensorOptions,
   tensor,
   uniform,
   zeros,
 } from './create.js'
+export * from './data/index.js'
 export {
   type Device,
   type DeviceInfo,
@@ -47,6 +49,7 @@ export {
 export type { ComputeDType, DType, DTypeArrays, FloatDType, TypedArray } from './dtype.js'
 export { MoeError, type MoeErrorCode } from './errors.js'
 export * from './io/index.js'
+export * from './language-model/index.js'
 /** The layers, also exported directly. */
 export * as nn from './nn/index.js'
 export * from './nn/index.js'
@@ -54,11 +57,14 @@ export * from './nn/index.js'
 export * as ops from './ops/index.js'
 export {
   attention,
+  binaryCrossEntropyWithLogits,
   concat,
   crossEntropy,
   dropout,
   embedding,
   gelu,
+  huberLoss,
+  klDiv,
   layerNorm,
   linear,
   logSoftmax,
@@ -68,6 +74,7 @@ export {
   rmsNorm,
   sigmoid,
   silu,
+  smoothL1Loss,
   softmax,
   tanh,
 } from './ops/index.js'
@@ -76,4 +83,6 @@ export * as optim from './optim/index.js'
 export * from './optim/index.js'
 export { defaultGenerator, Generator, type GeneratorState, manualSeed } from './random.js'
 export { keep, noGrad, scope } from './scope.js'
-export { Tensor } from './tensor.js'
+export type { AbortSignalLike } from './signal.js'
+export { SummaryWriter, type SummaryWriterOptions } from './summary/writer.js'
+export { type NestedArray, Tensor } from './tensor.js'

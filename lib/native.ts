@@ -42,6 +42,12 @@ interface Addon {
 
   matmul(a: Handle, b: Handle, transposeA: boolean, transposeB: boolean): Handle
 
+  asyncBegin(): void
+  asyncEnd(): Promise<boolean>
+  asyncDrop(): void
+  asyncCancel(): void
+  isSettled(handle: Handle): boolean
+
   captureBegin(device: number): void
   captureOutside(on: boolean): void
   captureEnd(keep: boolean): number | undefined

@@ -25,8 +25,8 @@ function sumOf(xs: readonly Handle[], scale: number): number {
   }
 }
 
-/** Whether an f32 or f64 tensor has neither NaN nor infinity. Waits for a GPU. */
-export const allFinite = (x: Handle): boolean => Number.isFinite(sumOf([x], small))
+/** Whether f32 or f64 tensors of one device have neither NaN nor infinity. Waits for a GPU. */
+export const allFinite = (xs: readonly Handle[]): boolean => Number.isFinite(sumOf(xs, small))
 
 /** The joint 2-norm of tensors, a list for each device, without intermediate overflow or underflow. Waits for GPUs. */
 export function norm(lists: readonly (readonly Handle[])[]): number {

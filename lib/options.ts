@@ -64,10 +64,16 @@ export function defaultOf(option: Needed<unknown> | Option<unknown>, others: Oth
   return typeof option.default === 'function' ? option.default(others) : option.default
 }
 
-/** The checked values of `source`, which must have all of them. */
-export function checkValues<O extends Declared>(op: string, source: object, declared: O): Named<O, keyof O> {
+/** The checked values of `source`, which must have all of them. `prefix` is before their names in errors. */
+export function checkValues<O extends Declared>(
+  op: string,
+  source: object,
+  declared: O,
+  prefix = '',
+): Named<O, keyof O> {
   const values: Record<string, unknown> = {}
-  for (const name in declared) values[name] = declared[name].check(op, name, (source as Others)[name], values)
+  for (const name in declared)
+    values[name] = declared[name].check(op, `${prefix}${name}`, (source as Others)[name], values)
   return values as Named<O, keyof O>
 }
 
@@ -82,14 +88,18 @@ type Default<V> = Option<V>['default']
 type IntegerRange = { min: number; max?: number; atMost?: string }
 
 /** An integer. `atMost` names an option declared earlier that bounds it. */
-export function integer(range: IntegerRange & { default: Default<number> }): Option<number> & { min: number }
+export function integer(
+  range: IntegerRange & { default: Default<number> },
+): Option<number> & { min: number; max?: number }
 export function integer(range: IntegerRange): Needed<number>
 export function integer({ min, max, atMost, ...rest }: IntegerRange & { default?: Default<number> }): Needed<number> & {
   min: number
+  max?: number
 } {
   return {
     ...rest,
     min,
+    max,
     check(op, name, value, others, isDefault) {
       if (atMost === undefined) return checkInteger(op, name, value, min, max)
       const limit = Math.min(...[others[atMost] as number | readonly number[]].flat())

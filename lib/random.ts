@@ -16,6 +16,9 @@ export interface GeneratorState {
 }
 
 const asNumbers = uncloneable('a Generator belongs to its thread: send { seed, step } and call setState() there')
+/** Where samples come from instead of `advance`, which takes one from a generator. */
+type Sampling = (advance: () => GeneratorState) => GeneratorState
+let sampling: Sampling | null = null
 let restore: (generator: Generator, state: GeneratorState) => void
 
 /**
@@ -99,6 +102,10 @@ export class Generator {
    * of this call in the step.
    */
   next(): GeneratorState {
+    return sampling === null ? this.#next() : sampling(() => this.#next())
+  }
+
+  #next(): GeneratorState {
     const index = currentRecorder()?.add(
       () => this.#sample(),
       () => this.#save(),
@@ -130,6 +137,37 @@ export class Generator {
       generator.#seed = seed
       generator.#step = step
     }
+  }
+}
+
+/** Calls `fn`, and returns its value and the samples that it took from any generator. */
+export function loggingSamples<T>(fn: () => T): { value: T; samples: readonly GeneratorState[] } {
+  const samples: GeneratorState[] = []
+  const around = sampling
+  const value = samplingBy((advance) => {
+    const sample = around === null ? advance() : around(advance)
+    samples.push(sample)
+    return sample
+  }, fn)
+  return { value, samples }
+}
+
+/** Calls `fn`, which takes these samples again; no generator advances. Errors: UNSUPPORTED if they are too few. */
+export function repeatingSamples<T>(op: string, samples: readonly GeneratorState[], fn: () => T): T {
+  let at = 0
+  return samplingBy(
+    () => samples[at++] ?? fail('UNSUPPORTED', op, 'the block samples more random numbers the second time'),
+    fn,
+  )
+}
+
+function samplingBy<T>(how: Sampling, fn: () => T): T {
+  const before = sampling
+  sampling = how
+  try {
+    return fn()
+  } finally {
+    sampling = before
   }
 }
 

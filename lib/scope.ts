@@ -1,5 +1,5 @@
 import { types } from 'node:util'
-import { checkFunction } from './check.js'
+import { checkFunction, fail } from './check.js'
 import { currentLasting, currentScope, within } from './context.js'
 import { defaultGenerator, restoringOnError } from './random.js'
 import { checkTensor, gradOwnerOf, isTensor, moveToScope, type Tensor } from './tensor.js'
@@ -96,6 +96,22 @@ export function allOrNone<T>(fn: () => T): T {
   } finally {
     inner.close(new Set())
   }
+}
+
+/**
+ * Runs `fn` in a scope. Returns its result, and the tensors in it that it created. Errors: OPTION if `fn` is async, for
+ * `op`.
+ */
+export function madeBy<T>(op: string, fn: () => T): { value: T; made: Tensor[] } {
+  return scope(() => {
+    const value = fn()
+    if (value instanceof Promise) {
+      value.catch(() => {})
+      fail('OPTION', op, 'fn must not be async')
+    }
+    const made = [...tensorsIn(value)].filter((tensor) => currentScope()?.tensors.has(tensor))
+    return { value, made }
+  })
 }
 
 /** Removes a tensor from its scope. */

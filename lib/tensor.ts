@@ -1,13 +1,28 @@
 import type { GradHook, Node } from './autograd.js'
 import { checkBoolean, fail, sameShape, showShape, sizeOf } from './check.js'
-import { currentRecorder, currentScope, refuseInCapture } from './context.js'
+import { currentRecorder, currentScope, isAsync, onFailure, refuseToWait } from './context.js'
 import { refuseJson, uncloneable } from './copies.js'
 import type { Device } from './device.js'
 import { allocateArray, type DType, type DTypeArrays, dtypeCode, isFloat } from './dtype.js'
 import { MoeError, markCopy, show } from './errors.js'
 import { handlesOf } from './handles.js'
 import { type Handle, native } from './native.js'
+import { printValues, withSuffix } from './print.js'
 import type { Scope } from './scope.js'
+
+/** Nested arrays of numbers, of equal lengths at each depth. */
+export type NestedArray = readonly (number | NestedArray)[]
+
+/** Beyond this size, plain arrays may exhaust the heap of the engine; typed arrays have no such limit. */
+export const maxNumbers = 2 ** 26
+
+/** Row-major values as nested arrays of a shape. */
+function nestedFrom(values: ArrayLike<number>, shape: readonly number[], offset = 0): number | NestedArray {
+  if (shape.length === 0) return values[offset]
+  const [length, ...rest] = shape
+  const each = sizeOf(rest)
+  return Array.from({ length }, (_, i) => nestedFrom(values, rest, offset + i * each))
+}
 
 /** What a finalizer needs, apart from the Tensor itself. */
 interface Held {
@@ -187,35 +202,77 @@ export class Tensor<D extends DType = DType> {
    */
   dataSync(): DTypeArrays[D] {
     checkTensor('Tensor.dataSync', 'this', this)
-    refuseInCapture('Tensor.dataSync', 'it waits for the device')
+    refuseToWait('Tensor.dataSync')
     const data = allocateArray('Tensor.dataSync', this.dtype, this.size)
     native.toData(this.#held.handle, data)
     return data
   }
 
-  /** As {@link Tensor.dataSync}, as a promise. */
-  async data(): Promise<DTypeArrays[D]> {
-    return this.dataSync()
+  /** {@link Tensor.dataAsync} without options. */
+  data(): Promise<DTypeArrays[D]> {
+    return this.dataAsync()
   }
 
-  /** The value of a tensor with one element, bf16 and f16 included; else SHAPE. */
+  /** The value of a tensor with one element, of any dtype; else SHAPE. */
   item(): number {
     checkTensor('Tensor.item', 'this', this)
-    refuseInCapture('Tensor.item', 'it waits for the device')
     if (this.size !== 1) fail('SHAPE', 'Tensor.item', `needs one element, this has shape ${showShape(this.shape)}`)
-    if (isFloat(this.dtype) || this.dtype === 'i32') return this.dataSync()[0]
-    using wide = wrap(native.convert(this.#held.handle, dtypeCode('f32')), { ...this.#meta, dtype: 'f32' })
-    return wide.dataSync()[0]
+    return this.#numbers('Tensor.item')[0]
   }
 
-  /** Shape, dtype and device; no values. */
+  /**
+   * The values as nested arrays, or a number if the shape is []; bf16 and f16 too. The type of the result is the
+   * caller's: `number[][]` of a matrix. Errors: DISPOSED; OUT_OF_MEMORY above 2^26 numbers.
+   *
+   * @example
+   * ```ts
+   * const rows = tensor([[1, 2], [3, 4]]).toArray<number[][]>()
+   * console.log(rows[1]) // → [ 3, 4 ]
+   * ```
+   */
+  toArray<T extends number | NestedArray = number | NestedArray>(): T {
+    const op = 'Tensor.toArray'
+    checkTensor(op, 'this', this)
+    for (let i = this.shape.length; i > 0; i--)
+      if (sizeOf(this.shape.slice(0, i)) > maxNumbers)
+        fail('OUT_OF_MEMORY', op, `${showShape(this.shape)} has more than 2^26 numbers; use dataSync()`)
+    return nestedFrom(this.#numbers(op), this.shape) as T
+  }
+
+  #numbers(op: string): ArrayLike<number> {
+    refuseToWait(op)
+    if (isFloat(this.dtype) || this.dtype === 'i32') return this.dataSync()
+    using wide = wrap(native.convert(this.#held.handle, dtypeCode('f32')), { ...this.#meta, dtype: 'f32' })
+    return wide.dataSync()
+  }
+
+  /**
+   * The values as PyTorch prints them, with shape, dtype and device. Above 1,000 elements only the first and last three
+   * of each axis, and no others are read. Waits for a GPU. In a captured step and after `dispose()`, no values.
+   *
+   * @example
+   * ```ts
+   * console.log(`${ones([2, 2])}`)
+   * // → tensor([[1., 1.],
+   * // →         [1., 1.]], [2, 2], f32, cpu)
+   * ```
+   */
   toString(): string {
+    if (this.disposed || currentRecorder() || isAsync()) return this.#summary()
+    const { shape, dtype, device } = this
+    const start = 'tensor('
+    const values = printValues(this.#held.handle, shape, dtype, start.length)
+    return withSuffix(start + values, `${showShape(shape)}, ${dtype}, ${device}`, start.length)
+  }
+
+  #summary(): string {
     return `Tensor(${showShape(this.shape)}, ${this.dtype}, ${this.device}${this.disposed ? ', disposed' : ''})`
   }
 
-  /** What console.log shows. */
-  [Symbol.for('nodejs.util.inspect.custom')](): string {
-    return this.toString()
+  /** What console.log shows: {@link Tensor.toString}; inside another object shape, dtype and device alone. */
+  [Symbol.for('nodejs.util.inspect.custom')](depth?: number, options?: { depth?: number | null }): string {
+    const isInside = typeof depth === 'number' && typeof options?.depth === 'number' && depth < options.depth
+    return isInside ? this.#summary() : this.toString()
   }
 
   /** Always an UNSUPPORTED error: JSON would lose the values. */
@@ -248,6 +305,9 @@ export class Tensor<D extends DType = DType> {
       }
     }
     putGrad = (leaf, grad) => {
+      onFailure(() => {
+        if (leaf.#grad === grad) leaf.grad = null
+      })
       leaf.#grad = grad
       if (grad) grad.#gradOwner = leaf
     }

@@ -11,14 +11,13 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
 
 // The kernels of the budget: they have accesses of 128 bits and no integer division in an innermost loop. Those of rows,
-// in the instance that takes more values than one at once (its last argument), also have no store of single values there,
-// and no double if values are floats. Element-wise ones have no division at all; that of integers is never called.
+// in the instance that takes as many values at once as 128 bits hold (its last argument), also have no store of single
+// values there, and no double if values are floats. Element-wise ones have no division at all; that of integers is never called.
 const rows = [
   'Activate',
   'AddBias',
   'CombineRows',
   'CrossEntropyBackwardRow',
-  'EmbeddingBackwardRow',
   'EmbeddingRow',
   'GatherRows',
   'LayernormBackwardRow',
@@ -27,12 +26,13 @@ const rows = [
   'RmsnormBackwardRow',
   'RmsnormRow',
   'RowDots',
+  'ScatterRow',
   'SoftmaxBackwardRow',
   'SoftmaxRow',
   'row_losses_kernel',
   'sum_chunks_kernel',
   'sum_rows_kernel',
-].map((name) => new RegExp(`\\b${name}<.*\\b[248]>+$`))
+].map((name) => new RegExp(`\\b${name}<(?!float.*\\b2>+$).*\\b[248]>+$`))
 const elements = [/^vectors_kernel<(?!\d, Row<3, unsigned)/, /^(update|sum_squares|clip_norm)_kernel</]
 
 const root = fileURLToPath(new URL('..', import.meta.url))

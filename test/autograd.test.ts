@@ -8,10 +8,12 @@ import {
   noGrad,
   ones,
   randn,
+  rmsNorm,
   SGD,
   scope,
   type Tensor,
   tensor,
+  zeros,
 } from '../lib/index.js'
 import { expectNoLeak, live, values } from './support/baseline.js'
 
@@ -134,6 +136,52 @@ describe('backward', () => {
       expect(live().tensors).toBe(1)
       x.dispose()
     })
+  })
+})
+
+describe('a residual', () => {
+  /** Gradients of x and gamma, and what a hook on x sees, of x + rmsNorm(x) without one of its terms. */
+  const gradients = (terms: readonly ('x' | 'norm')[]): number[][] =>
+    scope(() => {
+      manualSeed(4)
+      const leaf = randn([3, 5], { requiresGrad: true })
+      const gamma = randn([5], { requiresGrad: true })
+      const x = leaf.mul(1)
+      const seen: number[][] = []
+      x.registerHook((grad) => {
+        seen.push(values(grad))
+      })
+      const parts = { x, norm: rmsNorm(x, gamma) }
+      const weight = randn([3, 5])
+      terms
+        .map((term) => parts[term].mul(weight))
+        .reduce((sum, part) => sum.add(part))
+        .sum()
+        .backward()
+      expect(seen.length).toBe(1)
+      return [values(leaf.grad), values(gamma.grad ?? zeros([5])), seen[0]]
+    })
+
+  it('and the norm on it add up to one gradient', () => {
+    const [both, direct, normed] = [gradients(['x', 'norm']), gradients(['x']), gradients(['norm'])]
+    const sum = direct[0].map((value, i) => Math.fround(value + normed[0][i]))
+    expect(both[0]).toEqual(sum)
+    expect(both[2]).toEqual(sum)
+    expect(both[1]).toEqual(normed[1])
+    expect(gradients(['norm', 'x'])[0]).toEqual(sum)
+  })
+
+  it('leaks nothing, also if the backward of the norm fails', () => {
+    expectNoLeak(() =>
+      scope(() => {
+        const x = randn([3, 5], { requiresGrad: true })
+        const gamma = tensor([1, 2, 3, 4, 5], null, { requiresGrad: true })
+        const y = x.add(rmsNorm(x, gamma))
+        gamma.copyFrom([5, 4, 3, 2, 1])
+        expect(() => y.sum().backward()).toThrow(/rmsNorm needs for its gradient has been changed/)
+        expect(x.grad).toBeNull()
+      }),
+    )
   })
 })
 

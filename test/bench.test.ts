@@ -3,6 +3,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
+import { serverChart } from '../bench/bar-charts.js'
 import { compare, describe as text } from '../bench/compare.js'
 import { gpuTable } from '../bench/gpu.js'
 import { type Case, evaluated, inTurns } from '../bench/measured.js'
@@ -189,7 +190,7 @@ describe('page of figures', () => {
 
   test('has a section for every mark of the pages', () => {
     const sections = sectionsOf(growthReport(230))
-    for (const page of pages) {
+    for (const page of Object.keys(pages)) {
       const marks = readFileSync(join(root, page), 'utf8').match(/<!-- bench:\S+ -->/g)
       expect(marks!.length).toBeGreaterThan(0)
       for (const mark of marks!) expect(sections).toHaveProperty(mark.slice(11, -4))
@@ -228,6 +229,8 @@ describe('npm run bench', () => {
     'st-moe/soft/forward',
     'st-moe/soft/forward+backward',
     'st-moe/model/step',
+    'st-moe/server/delay',
+    'st-moe/server/step',
   ]
   const routers = ['forward', 'forward+backward'].flatMap((kind) =>
     ['st-moe', 'dropless', 'switch', 'switch-dropless', 'switchMax', 'ntlb', 'expertChoice'].map(
@@ -237,13 +240,23 @@ describe('npm run bench', () => {
 
   test('measures everything without peers', () => {
     const json = join(folder, 'ours.json')
-    const run = bench('--quick', '--no-peers', '--suite', 'layer,growth,bf16,routers,soft,model,memory', '--json', json)
+    const run = bench(
+      '--quick',
+      '--no-peers',
+      '--suite',
+      'layer,growth,bf16,routers,soft,model,server,memory',
+      '--json',
+      json,
+    )
     expect(run.status, run.stderr).toBe(0)
     const report = check(json, [...ours, ...routers])
     expect(report.quick).toBe(true)
     expect(report.memory.map(({ implementation }) => implementation)).toEqual(['st-moe'])
     expect(report.results.find(({ name }) => name === ours[0])!.kept).toBeGreaterThan(0.3)
     expect(sectionsOf(report).layer).toContain('| st-moe/layer/forward+backward |')
+    const chart = serverChart(report)
+    for (const training of ['synchronous', 'asynchronous']) expect(chart).toContain(`>${training} steps</text>`)
+    expect(sectionsOf(report).server).toContain(report.machine.cpu)
     expect(isMet(targets.find(({ question }) => question.includes('switch'))!, report)).not.toBe(null)
   })
 
@@ -259,7 +272,7 @@ describe('npm run bench', () => {
         `index-pytorch/${name}`,
       ])
       const report = check(json, [
-        ...ours.filter((name) => !name.includes('growth')),
+        ...ours.filter((name) => !/growth|server/.test(name)),
         ...theirs,
         'index-pytorch/bf16/forward',
         'index-pytorch/bf16/forward+backward',
@@ -276,7 +289,7 @@ describe('npm run bench', () => {
 
   test('a wrong option is named', () => {
     expect(bench('--suite', 'speed').stderr).toContain(
-      "--suite must be native, ops, layer, growth, bf16, routers, soft, model, memory, got 'speed'",
+      "--suite must be native, ops, layer, growth, bf16, routers, soft, model, server, generate, memory, got 'speed'",
     )
     expect(bench('--threads', '0').stderr).toContain("--threads must be whole numbers of at least 1, got '0'")
     expect(bench('--suite', 'layer', '--threads', '0').status).toBe(1)

@@ -1,9 +1,17 @@
 import { existsSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { expect, test, vi } from 'vitest'
-import { LanguageModel } from '../lib/cli/language-model/model.js'
 import { makeOptimizer, TrainStep } from '../lib/cli/language-model/train.js'
-import { type Device, full, MoEMonitor, manualSeed, scope, setDefaultDevice } from '../lib/index.js'
+import {
+  CharacterTokenizer,
+  type Device,
+  full,
+  LanguageModel,
+  MoEMonitor,
+  manualSeed,
+  scope,
+  setDefaultDevice,
+} from '../lib/index.js'
 import { native } from '../lib/native.js'
 
 // st-moe train on a GPU, which is the emulator (npm run build:simt) unless ST_MOE_CUDA_LIBRARY names another plugin.
@@ -12,7 +20,15 @@ process.env.ST_MOE_CUDA_LIBRARY ??= fileURLToPath(new URL('../build/libst_moe_si
 const built = existsSync(process.env.ST_MOE_CUDA_LIBRARY)
 
 test.skipIf(!built)('a training step of the language model is one replay, with the losses of the CPU', () => {
-  const options = { vocabulary: 7, context: 8, dim: 16, layers: 2, heads: 2, experts: 4, topN: 2 }
+  const options = {
+    tokenizer: new CharacterTokenizer([...'abcdefg']),
+    context: 8,
+    dim: 16,
+    layers: 2,
+    heads: 2,
+    experts: 4,
+    topN: 2,
+  }
   const batchOf = (i: number) => {
     const input = Int32Array.from({ length: 16 }, (_, j) => (i * 5 + j * j) % 7)
     return { input, target: input.map((c) => (c + 1) % 7) }
@@ -22,14 +38,14 @@ test.skipIf(!built)('a training step of the language model is one replay, with t
     try {
       manualSeed(2)
       using model = new LanguageModel(options)
-      using optimizer = makeOptimizer(model)
+      using optimizer = makeOptimizer(model, 1e-2)
       using monitor = new MoEMonitor(model)
       using trainStep = new TrainStep(model, optimizer)
-      const found = [0, 1, 2, 3].map((i) => trainStep.run(batchOf(i), 1e-2))
+      const found = [0, 1, 2, 3].map((i) => trainStep.run(batchOf(i)))
       expect(monitor.report().map(({ forwards }) => forwards)).toEqual([4, 4])
       expect(() => {
         scope(() => model.head.weight.copyFrom(full(model.head.weight.shape, Number.NaN)))
-        trainStep.run(batchOf(4), 1e-2)
+        trainStep.run(batchOf(4))
       }).toThrow(/\[clipGradNorm\] the gradient norm must be finite, got NaN/)
       return found
     } finally {

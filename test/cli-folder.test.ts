@@ -8,6 +8,7 @@ import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import { Failure } from '../lib/cli/errors.js'
 import { RunFolder } from '../lib/cli/language-model/folder.js'
 import { takeLock } from '../lib/cli/language-model/lock.js'
+import { CharacterTokenizer, LanguageModel, saveLanguageModel } from '../lib/index.js'
 import { native } from '../lib/native.js'
 import { root } from './support/blocks.js'
 import { at, bin, cli, expectRefused, folder, succeeded, tiny } from './support/cli.js'
@@ -209,4 +210,15 @@ describe('a full or broken disk', () => {
     expect(exit).toBe(1)
     expect(err).toMatch(/^st-moe train: .*cannot write first-\S+: (ENOSPC|EIO): .*; the run has no checkpoint yet\n$/)
   })
+})
+
+test('a model of saveLanguageModel generates; what needs a run says that it is none', async () => {
+  using model = new LanguageModel({ tokenizer: CharacterTokenizer.of('abc \n'), context: 8, dim: 16, layers: 1 })
+  await saveLanguageModel(at('model'), model)
+  await succeeded(['generate', 'model', '--length', '3'])
+  for (const args of [
+    ['show', 'model'],
+    ['train', '--resume', '--out', 'model'],
+  ])
+    expectRefused(await cli(args), 1, /model holds a model without a run: st-moe generate takes it/)
 })

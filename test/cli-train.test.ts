@@ -6,7 +6,7 @@ import { pathToFileURL } from 'node:url'
 import { describe, expect, test } from 'vitest'
 import { layerFlags } from '../lib/cli/language-model/options.js'
 import { editCheckpoint } from './support/checkpoint-file.js'
-import { at, bin, cli, expectRefused, folder, jsonLines, succeeded, tiny } from './support/cli.js'
+import { at, bin, cli, expectRefused, folder, jsonLines, succeeded, tiny, weights } from './support/cli.js'
 import { printed } from './support/program.js'
 import { sentences } from './support/sentences.js'
 
@@ -14,11 +14,6 @@ import { sentences } from './support/sentences.js'
 
 describe('train', () => {
   const checkpoint = (run: string): Buffer => readFileSync(at(`${run}/checkpoint.safetensors`))
-  /** The tensors of a checkpoint; its header also holds times. */
-  const weights = (run: string): Buffer => {
-    const bytes = checkpoint(run)
-    return bytes.subarray(8 + Number(bytes.readBigUInt64LE()))
-  }
 
   test('stopped by Ctrl-C and resumed it ends as if it had not been, bit for bit', async () => {
     const sizes = [...tiny, '--steps', '500', '--evaluate-every', '100']
@@ -31,6 +26,19 @@ describe('train', () => {
     expect(weights('parts').equals(weights('whole'))).toBe(false)
     await succeeded(['train', '--resume', '--out', 'parts'])
     expect(weights('parts').equals(weights('whole'))).toBe(true)
+  })
+
+  test('--tensorboard writes a file of events to a folder', async () => {
+    await succeeded(['train', 'book.txt', '--out', 'seen', '--tensorboard', 'board', '--steps', '3', ...tiny])
+    const files = readdirSync(at('board'))
+    expect(files).toEqual([expect.stringMatching(/^events\.out\.tfevents\./)])
+    const text = readFileSync(at(`board/${files[0]}`), 'latin1')
+    for (const tag of ['loss/training', 'loss/held-out', 'dropped', 'learning rate', 'expert load/layer 0', 'sample'])
+      expect(text).toContain(tag)
+    const refused = await cli(['train', 'book.txt', '--out', 'seen2', '--tensorboard', 'book.txt/x', ...tiny])
+    expect(refused.code).toBe(1)
+    expect(refused.err).toMatch(/cannot write .*book\.txt/)
+    expect(refused.err).not.toContain('    at ')
   })
 
   test('Ctrl-C that npm passes on counts once; a second one ends at once', async () => {
@@ -277,17 +285,21 @@ describe('a damaged run', () => {
     cpSync(at(run), copy, { recursive: true })
     return copy
   }
-  async function expectBothRefuse(run: string, message: RegExp) {
+  async function expectBothRefuse(run: string, message: RegExp, ofModel = message) {
     expectRefused(await cli(['train', '--resume', '--out', run]), 1, message)
-    expectRefused(await cli(['generate', run]), 1, message)
+    expectRefused(await cli(['generate', run]), 1, ofModel)
   }
+  /** Entries that say nothing of the model. */
+  const ofTraining = ['lr', 'threads', 'device', 'path', 'name', 'digest']
+  const wrongModel =
+    /run\.json does not describe a run of this version of st-moe train: (options|text)|has \d+ bytes, but/
 
   test.each([
     ['layers', '2147483648', /options\.layers must be a whole number from 1 to 1024, got 2147483648$/m],
     [
       'dim',
       '100000000',
-      /has \d+ bytes, but the model of .*run\.json \(--layers 1 --dim 100000000 --experts 4 --context 16\) has at least 1760\d{15}$/m,
+      /has \d+ bytes, but the model of .*run\.json \(layers 1, dim 100000000, experts 4, context 16\) has at least 1760\d{15}$/m,
     ],
     ['dim', '"16"', /options\.dim must be a whole number of at least 1, got "16"$/m],
     ['lr', '1e999', /options\.lr must be a number from 0 to 1\.79\S+, got Infinity$/m],
@@ -317,7 +329,9 @@ describe('a damaged run', () => {
     const run = copyOf('run')
     const file = join(run, 'run.json')
     writeFileSync(file, replaced(readFileSync(file, 'utf8'), name, value))
-    await expectBothRefuse(run, message)
+    if (!ofTraining.includes(name)) return expectBothRefuse(run, message, wrongModel)
+    expectRefused(await cli(['train', '--resume', '--out', run]), 1, message)
+    await succeeded(['generate', run, '--length', '3'])
   })
 
   test('run.json with a context that the text is too short for, and the checkpoint too small', async () => {

@@ -13,13 +13,13 @@ import { sentences } from './support/sentences.js'
 describe('help', () => {
   test('names the commands', async () => {
     const out = await succeeded(['--help'])
-    for (const name of ['doctor', 'train', 'generate', 'bench'])
+    for (const name of ['doctor', 'train', 'show', 'generate', 'bench'])
       expect(out).toMatch(new RegExp(`st-moe ${name} +[A-Z]`))
     expect(await succeeded([])).toBe(out)
     expect(await succeeded(['help'])).toBe(out)
   })
 
-  test.each(['doctor', 'train', 'generate', 'bench'])('of %s has its flags and examples', async (name) => {
+  test.each(['doctor', 'train', 'show', 'generate', 'bench'])('of %s has its flags and examples', async (name) => {
     const out = await succeeded([name, '--help'])
     expect(out).toMatch(/^ {2}--json {2,}\w/m)
     expect(out).toMatch(new RegExp(`Examples:\n {2}# .*\n {2}st-moe ${name}`))

@@ -1,7 +1,7 @@
 import { afterEach, describe, expect, test } from 'vitest'
 import { ones, ops, randn, scope, type Tensor, tensor, zeros } from '../lib/index.js'
 import { live } from './support/baseline.js'
-import { listOf } from './support/numbers.js'
+import { listOf, relativeError, values } from './support/numbers.js'
 
 const numbers = [-1.5, 0, -0, 2, 2.25, Number.NaN, Infinity, -Infinity]
 const rules: Record<string, (a: number, b: number) => number> = {
@@ -39,6 +39,28 @@ describe.each(['f32', 'f64', 'i32'] as const)('%s', (dtype) => {
       expect(ops.where(ones([3, 1, 1]), a, b).shape).toEqual([3, n, n])
     }))
 })
+
+test('a number may come first', () =>
+  scope(() => {
+    const x = tensor([1, 2, 4], null, { requiresGrad: true })
+    const results = [ops.sub(2, x), ops.div(8, x), ops.pow(2, x), ops.add(1, x), ops.mul(3, x), ops.maximum(2, x)]
+    expect(results.map(listOf)).toEqual([
+      [1, 0, -2],
+      [8, 4, 2],
+      [2, 4, 16],
+      [2, 3, 5],
+      [3, 6, 12],
+      [2, 2, 4],
+    ])
+    expect([ops.less(2, x), ops.greaterEqual(2, x)].map(listOf)).toEqual([
+      [0, 0, 1],
+      [1, 1, 0],
+    ])
+    expect(listOf(ops.where(ops.less(x, 3), 0, x))).toEqual([0, 0, 4])
+    ops.div(8, x).sum().backward()
+    expect(listOf(x.grad!)).toEqual([-8, -2, -0.5])
+    expect(listOf(ops.sub(10, tensor([1, 2], [2], { dtype: 'i32' })))).toEqual([9, 8])
+  }))
 
 test('pow is that of JavaScript', () =>
   scope(() => {
@@ -105,6 +127,19 @@ test('stack, squeeze and unsqueeze', () =>
     ])
   }))
 
+test('softmax over any axis sums to 1 along it', () =>
+  scope(() => {
+    const x = randn([2, 3, 4], { dtype: 'f64' })
+    for (const axis of [0, 1, 2, -3, -2, -1]) {
+      const y = x.softmax(axis)
+      const wanted = x.exp().div(x.exp().sum(axis, true))
+      expect(y.shape).toEqual([2, 3, 4])
+      expect(relativeError(values(y), values(wanted))).toBeLessThan(1e-14)
+      expect(relativeError(values(ops.logSoftmax(x, axis)), values(wanted.log()))).toBeLessThan(1e-14)
+    }
+    expect(listOf(x.softmax())).toEqual(listOf(x.softmax(2)))
+  }))
+
 describe('errors leave nothing behind', () => {
   const x = randn([2, 3])
   const i32 = tensor([1, 2], [2], { dtype: 'i32' })
@@ -125,6 +160,8 @@ describe('errors leave nothing behind', () => {
       'OPTION',
       /^\[clamp\] min must be at most max, got 1 and 0/,
     ],
+    ['two numbers', () => ops.sub(1, 2 as never), 'OPTION', /^\[sub\] b must be a Tensor, got 2/],
+    ['half an integer first', () => ops.sub(0.5, i32), 'DTYPE', /^\[sub\] a must be an integer beside an i32 tensor/],
     ['a limit that is NaN', () => ops.clamp(x, Number.NaN), 'OPTION', /^\[clamp\] min must be a number, got NaN/],
     ['squeeze of 2', () => x.squeeze(0), 'SHAPE', /^\[squeeze\] dimension 0 of x must be 1, got \[2, 3\]/],
     [
@@ -138,6 +175,12 @@ describe('errors leave nothing behind', () => {
       () => ops.stack([x, ones2]),
       'SHAPE',
       /^\[stack\] tensors\[1\] must be \[2, 3\], got \[2\]/,
+    ],
+    [
+      'softmax over axis 2 of 2',
+      () => x.softmax(2),
+      'OPTION',
+      /^\[softmax\] axis must be an integer from -2 to 1, got 2/,
     ],
     ['stack of nothing', () => ops.stack([]), 'OPTION', /^\[stack\] tensors must not be empty/],
   ]

@@ -6,13 +6,17 @@ import {
   recordEvaluation,
   recordStep,
 } from '../lib/cli/language-model/history.js'
-import { LanguageModel, trainingBytes } from '../lib/cli/language-model/model.js'
 import { ngramLosses } from '../lib/cli/language-model/ngram.js'
 import { textProgress } from '../lib/cli/language-model/progress.js'
+import { CharacterTokenizer, LanguageModel } from '../lib/index.js'
+import { trainingBytes } from '../lib/language-model/sizes.js'
 
 describe('the history of a run', () => {
   /** Loss rises by 1 each step; one expert gets more and more. */
-  const entry = (step: number) => ({ loss: step, dropped: 0.5, load: [[step / 1e5, 1 - step / 1e5]] })
+  const entry = (step: number) => ({
+    ...{ loss: step, dropped: 0.5, learningRate: step / 1e6, stepSeconds: 0.25 },
+    load: [[step / 1e5, 1 - step / 1e5]],
+  })
   const recorded = (steps: number, reload = false): History => {
     let history = emptyHistory()
     for (let step = 0; step < steps; step++) {
@@ -36,6 +40,8 @@ describe('the history of a run', () => {
       const length = Math.min(8, 20_003 - i * 8)
       expect(Math.abs(loss - (i * 8 + (length - 1) / 2))).toBeLessThan(1) // five digits are kept
       expect(history.load[i][0][0]).toBeCloseTo(loss / 1e5, 4)
+      expect(history.learningRate![i]).toBeCloseTo(loss / 1e6, 5)
+      expect(history.stepSeconds![i]).toBe(0.25)
     }
     expect(recorded(20_003, true)).toEqual(history)
     const wrong = (value: unknown, steps = 20_003) => historySchema({ steps, layers: 1, experts: 2 })(value)
@@ -61,18 +67,19 @@ describe('the history of a run', () => {
   test('of very many experts stays small enough for the header of a checkpoint', () => {
     const history = emptyHistory()
     const load = Array.from({ length: 24 }, () => Array<number>(4096).fill(0.00012345))
-    for (let step = 0; step < 200; step++) recordStep(history, { loss: 1.2345, dropped: 0.12345, load })
+    for (let step = 0; step < 200; step++)
+      recordStep(history, { loss: 1.2345, dropped: 0.12345, learningRate: 0.0012345, stepSeconds: 1.2345, load })
     expect(history.stride).toBeGreaterThan(1)
     expect(JSON.stringify(history).length).toBeLessThan(90e6)
   })
 })
 
 test('the memory said to be needed is nearly that of weights, gradients and moments, and not more', () => {
-  const options = { vocabulary: 50, context: 16, dim: 16, layers: 2, heads: 2, experts: 4, topN: 2 }
-  const model = new LanguageModel({ ...options, computeDtype: 'f32' })
+  const tokenizer = CharacterTokenizer.of(String.fromCharCode(...Array.from({ length: 50 }, (_, i) => 65 + i)))
+  const model = new LanguageModel({ tokenizer, context: 16, dim: 16, layers: 2, heads: 2, experts: 4 })
   const weights = [...model.parameters()].reduce((sum, { size }) => sum + size, 0)
   model.dispose()
-  const estimate = trainingBytes({ ...options, computeDtype: 'f32' }, 0)
+  const estimate = trainingBytes(model.sizes, 50, 0)
   expect(estimate).toBeLessThan(16 * weights)
   expect(estimate).toBeGreaterThan(0.8 * 16 * weights)
 })
@@ -103,7 +110,7 @@ describe('progress', () => {
     report({ event: 'start', text: name, ...sizes, counts })
     for (let step = 1; step <= 3; step++) {
       vi.advanceTimersByTime(8000)
-      report({ event: 'step', step, steps: 3, loss: 3 - step / 10, dropped: 0.01 })
+      report({ event: 'step', step, steps: 3, loss: 3 - step / 10, dropped: 0.01, learningRate: 1e-3, load: [] })
     }
     report({ event: 'evaluation', step: 3, loss: 2.5, sample: 'x' })
     report({ event: 'end', step: 3, steps: 3, out: 'run', text: 'A\x1b[2Jb\n\tc' })

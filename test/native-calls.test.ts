@@ -106,6 +106,9 @@ const letters: Record<string, number> = {
   saved: 2 * H,
   P: 2 * H,
   size: 6,
+  A: 5,
+  kv_heads: 2,
+  kvHeads: 2,
 }
 
 interface Argument extends DeclaredArgument {
@@ -117,7 +120,7 @@ interface Argument extends DeclaredArgument {
 /** A tensor of a declaration. "T..." is two dimensions here, "R..." one, "..." the shape [2, 3]. */
 function tensorOf(argument: DeclaredArgument): Argument {
   const { shape } = argument
-  const whole = shape === '...' || argument.macro.endsWith('UPDATED')
+  const whole = shape === '...'
   const words = whole ? ['size...'] : shape.split(' ').filter(Boolean)
   const names = words.flatMap((word) => {
     const factors = word.replace('...', '').split('*')
@@ -171,9 +174,9 @@ describe('an argument that does not fit is an error, and nothing is left of the 
           ['DTYPE', dims, 'i32'],
           ...(floats > 1 ? [['DTYPE', dims, 'f64'] as [string, number[], string]] : []),
         )
-      const anyRank = argument.shape.includes('...') || argument.macro.endsWith('UPDATED')
+      const anyRank = argument.shape.includes('...')
       if (!anyRank || (argument.shape !== 'R...' && names.flat().some((letter) => tied(argument, letter))))
-        wrong.push(['SHAPE', [...dims, 1]])
+        wrong.push(['SHAPE', [...dims, 2]])
       for (const [i, inside] of names.entries())
         if (inside.length > 1 || tied(argument, inside[0])) wrong.push(['SHAPE', dims.with(i, dims[i] + 1)])
       for (const [expected, shape, dtype] of wrong) {
@@ -212,7 +215,7 @@ describe('numbers and arrays', () => {
       'OPTION',
       () => {
         const q = zeros([1, 2, 4])
-        native.attention({ q, k: q, v: q, heads: 0, scale: 1, causal: false })
+        native.attention({ q, k: q, v: q, mask: null, heads: 0, kvHeads: 1, scale: 1, causal: false })
       },
     ],
     ['more entries than there are', 'OPTION', () => native.topk({ x: zeros([2, 3]), K: 4 })],

@@ -26,7 +26,7 @@ const bindingSource = list('native/binding', '.cc')
   .map((name) => text(`native/binding/${name}.cc`))
   .join('\n')
 /** What the binding has by hand, and the ops that it takes from their declarations. */
-const byHand = all(bindingSource, /\{"(\w+)", \w+\}/g)
+const byHand = all(bindingSource, /\{"(\w+)", \w+, Order::\w+\}/g)
 const entries = [...byHand, ...ops.filter((op) => !op.byHand).map(({ jsName }) => jsName)]
 
 /** Ops that the binding offers under other names. */
@@ -35,6 +35,7 @@ const bindingNames: Record<string, string[]> = { strided_copy: ['stridedRead', '
 const withoutFile = [
   'full',
   'random',
+  'randperm',
   'scale',
   'sum_squares',
   'clip_norm',
@@ -42,6 +43,7 @@ const withoutFile = [
   'plan_slots',
   'plan_sorted',
   'adamw',
+  'adafactor',
   'sgd',
 ]
 const fileNames: Record<string, string> = { convert: 'cast', strided_copy: 'strided' }
@@ -69,7 +71,7 @@ const backends = [
   {
     folder: 'cuda',
     extension: '.cu',
-    helpers: ['blas', 'blas_library', 'capture', 'device_fault', 'plugin', 'stream', 'table'],
+    helpers: ['blas', 'blas_library', 'capture', 'device_fault', 'grouped', 'plugin', 'stream', 'table'],
   },
 ]
 

@@ -2,6 +2,8 @@ import { describe, expect, test } from 'vitest'
 import {
   AdamW,
   clipGradNorm,
+  Embedding,
+  Module,
   MoE,
   MoEResult,
   type Optimizer,
@@ -138,6 +140,22 @@ describe.each<Float>(['f32', 'f64'])('%s', (dtype) => {
       expect(without.grad).toBeNull()
     }))
 })
+
+test('a parameter under two names is one parameter, whose gradient counts and is scaled once', () =>
+  scope(() => {
+    class Tied extends Module {
+      embedding = new Embedding(5, 4)
+      heads = { out: this.embedding.weight }
+      forward(): void {}
+    }
+    using model = new Tied()
+    expect(Array.from(model.namedParameters(), ([name]) => name)).toEqual(['embedding.weight', 'heads.out'])
+    expect(model.parameters()).toEqual([model.embedding.weight])
+    model.embedding.weight.sum().mul(3).backward()
+    const params = Array.from(model.namedParameters(), ([, parameter]) => parameter)
+    expect(clipGradNorm(params, 1)).toBeCloseTo(3 * Math.sqrt(20), 6)
+    expect(clipGradNorm(params, 1)).toBeCloseTo(1, 6)
+  }))
 
 test('clipGradNorm with gradients that are not finite', () => {
   const parameter = new Parameter(tensor([1, 2]))

@@ -55,7 +55,7 @@ test('a generator is its seed and step', () => {
 
 test('what is printed stays short', () => {
   expect([ones([2]), layer, new Generator(7, 3)].map((value) => inspect(value, { breakLength: Infinity }))).toEqual([
-    'Tensor([2], f32, cpu)',
+    'tensor([1., 1.], [2], f32, cpu)',
     "Linear { computeDtype: 'f32', weight: Tensor([2, 2], f32, cpu), bias: Tensor([2], f32, cpu) }",
     'Generator(seed 7, step 3)',
   ])

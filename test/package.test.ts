@@ -20,10 +20,13 @@ const packed: string[] = JSON.parse(
 const prebuilt = /^prebuilds\/(linux|darwin|win32)-(x64|arm64)\/(st-moe(\.glibc|\.musl)?\.node|libst_moe_cuda\.so)$/
 
 test('everything outside of prebuilds/ is on the list, and everything on the list is packed', () => {
+  const isOfPage = (name: string): boolean => name.startsWith('lib/cli/ui/page/')
   const compiled = [...tracked('lib'), 'lib/native-ops.ts'].flatMap((name) => {
     const stem = name.replace(/^lib/, 'dist').replace(/\.ts$/, '')
-    return [`${stem}.js`, `${stem}.js.map`, `${stem}.d.ts`]
+    if (isOfPage(name)) return [name.endsWith('.ts') ? `${stem}.js` : stem]
+    return [`${stem}.js`, `${stem}.d.ts`]
   })
+  const plots = ['iife.min.js', 'min.css', 'LICENSE'].map((name) => `dist/cli/ui/page/uPlot.${name}`)
   const single = [
     'package.json',
     'README.md',
@@ -33,7 +36,7 @@ test('everything outside of prebuilds/ is on the list, and everything on the lis
     'CMakeLists.txt',
     'scripts/install.cjs',
   ]
-  const allowed = [...single, ...tracked('native'), ...tracked('docs'), ...compiled]
+  const allowed = [...single, ...tracked('native'), ...tracked('docs'), ...compiled, ...plots]
   expect(packed.filter((name) => !name.startsWith('prebuilds/')).sort()).toEqual(allowed.sort())
 })
 

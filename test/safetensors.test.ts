@@ -15,6 +15,9 @@ import { join } from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
 import {
   type DType,
+  decodeSafetensors,
+  encodeSafetensors,
+  type LoadedTensors,
   loadSafetensors,
   loadSafetensorsSync,
   MoeError,
@@ -58,14 +61,21 @@ function everything(): StateDict {
 }
 
 describe('round trips', () => {
-  test('every dtype, shape and odd name, bit for bit, by the four functions', async () => {
+  test('every dtype, shape and odd name, bit for bit, by all six functions', async () => {
     const state = everything()
     const metadata = { step: '7', ü: 'ö\n"', __proto__x: '' }
     saveSafetensorsSync(file, state, { metadata })
     const written = readFileSync(file)
     await saveSafetensors(file, state, { metadata })
     expect(readFileSync(file).equals(written)).toBe(true)
-    for (const loaded of [loadSafetensorsSync(file), await loadSafetensors(file)]) {
+    const bytes = encodeSafetensors(state, { metadata })
+    expect(written.equals(bytes)).toBe(true)
+    expect(bytes.buffer.byteLength).toBe(bytes.byteLength) // no pool of Node's, which could not be transferred
+    const shared = new Uint8Array(new SharedArrayBuffer(bytes.length + 4), 1, bytes.length)
+    shared.set(bytes)
+    const inMemory = [decodeSafetensors(bytes), decodeSafetensors(shared)]
+    bytes.fill(0)
+    for (const loaded of [loadSafetensorsSync(file), await loadSafetensors(file), ...inMemory]) {
       expect(bytesOf(loaded.tensors)).toEqual(bytesOf(state))
       expect(loaded.metadata).toEqual(metadata)
     }
@@ -298,6 +308,17 @@ describe('hostile files are FILE_FORMAT errors', () => {
   })
 })
 
+test('only the bytes of a file are decoded', () => {
+  const wrong = (bytes: unknown) => () => decodeSafetensors(bytes as Uint8Array)
+  expect(wrong('abc')).toThrow('[decodeSafetensors] bytes must be a Uint8Array, got "abc"')
+  expect(wrong(new ArrayBuffer(8))).toThrow('[decodeSafetensors] bytes must be a Uint8Array')
+  expect(wrong(new Proxy(new Uint8Array(8), {}))).toThrow('[decodeSafetensors] bytes must be a Uint8Array')
+  const text = '[decodeSafetensors] bytes: a safetensors file has at least 8 bytes, this has 0'
+  const moved = encodeSafetensors({})
+  structuredClone(moved, { transfer: [moved.buffer as ArrayBuffer] })
+  for (const none of [new Uint8Array(0), moved]) expect(wrong(none)).toThrow(text)
+})
+
 const mutants = 4000
 
 test(`${mutants} mutants load or are FILE_FORMAT errors, and nothing leaks (seed ${runSeed()})`, () => {
@@ -315,16 +336,19 @@ test(`${mutants} mutants load or are FILE_FORMAT errors, and nothing leaks (seed
     for (let changes = draw.integer(1, 3); changes > 0; changes--)
       bytes = draw.of([damageBytes, damageHeader])(draw, bytes)
     writeFileSync(file, bytes)
-    scope(() => {
-      try {
-        const { tensors } = loadSafetensorsSync(file)
-        for (const t of Object.values(tensors)) expect(t.dataSync().length).toBe(t.size)
-        counts.loaded++
-      } catch (error) {
-        if (!(error instanceof MoeError) || error.code !== 'FILE_FORMAT') throw error
-        counts.refused++
-      }
-    })
+    const outcome = (load: () => LoadedTensors): keyof typeof counts =>
+      scope(() => {
+        try {
+          for (const t of Object.values(load().tensors)) expect(t.dataSync().length).toBe(t.size)
+          return 'loaded'
+        } catch (error) {
+          if (!(error instanceof MoeError) || error.code !== 'FILE_FORMAT') throw error
+          return 'refused'
+        }
+      })
+    const ofFile = outcome(() => loadSafetensorsSync(file))
+    expect(outcome(() => decodeSafetensors(bytes))).toBe(ofFile)
+    counts[ofFile]++
     expect(memory().tensors).toBeLessThanOrEqual(before)
   }
   expect(counts.loaded).toBeGreaterThan(50)

@@ -182,16 +182,22 @@ async function printed(script: string, env: Record<string, string> = {}) {
   return JSON.parse(stdout)
 }
 
-test.skipIf(!built)('kernels of a forward and a backward; none of them waits for the device', async () => {
+test.skipIf(!built)('kernels of a forward and a backward; only uneven loads wait for the device', async () => {
   const trace = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'trace')
-  const { report, replay } = await printed('launches.mjs', { SIMT_TRACE: trace })
+  const { report, uneven, replay } = await printed('launches.mjs', { SIMT_TRACE: trace })
   expect(report.length).toBe(18)
   for (const { name, forward, backward } of report) {
     expect(forward.launch, name).toBeGreaterThan(0)
-    expect(forward.launch, name).toBeLessThanOrEqual(8)
-    expect(backward.launch ?? 0, name).toBeLessThanOrEqual(14)
+    expect(forward.launch, name).toBeLessThanOrEqual(7)
+    expect(backward.launch ?? 0, name).toBeLessThanOrEqual(6)
     for (const counts of [forward, backward]) expect(counts, name).not.toHaveProperty('copy')
     for (const counts of [forward, backward]) expect(counts, name).not.toHaveProperty('wait')
+  }
+  for (const { name, forward, backward, busy } of uneven) {
+    expect(forward, name).toMatchObject({ launch: 9, gemm: 3, copy: 2, wait: 1 }) // the sizes and the error flag
+    // cuBLAS has no grouped GEMM of bf16 with float32 results: gradients of hidden rows and weights.
+    expect(backward.gemm, name).toBe(name.includes('bf16') ? 3 + 3 * busy : 6)
+    for (const waits of ['copy', 'wait']) expect(backward, name).not.toHaveProperty(waits)
   }
   expect(replay).toMatchObject({ graph: 1, copy: 1 })
   expect(replay).not.toHaveProperty('launch')

@@ -50,6 +50,24 @@ const messageOf = (fn: () => unknown): string => {
   throw new Error('nothing was thrown')
 }
 
+test('modules and parameters are those of arrays and plain objects, nested ones too', () => {
+  class Net extends Module {
+    heads = { click: new Linear(2, 1), rate: new Linear(2, 1, { bias: false }) }
+    blocks = [[new Linear(2, 2), { last: new Linear(2, 1, { bias: false }) }], 'no module', null]
+    seen = new Map([['not', new Linear(2, 1)]])
+    cycle: unknown[] = []
+    forward(): void {}
+  }
+  const net = new Net()
+  net.cycle.push(net.cycle)
+  const names = ['heads.click.weight', 'heads.click.bias', 'heads.rate.weight', 'blocks.0.0.weight', 'blocks.0.0.bias']
+  expect(Object.keys(net.stateDict())).toEqual([...names, 'blocks.0.1.last.weight'])
+  const parameters = net.parameters()
+  expect([parameters.length, [...parameters].length, [...parameters].length]).toEqual([6, 6, 6])
+  net.eval()
+  expect(net.heads.rate.training).toBe(false)
+})
+
 describe('names and shapes are those of the reference', () => {
   test('MoE', () => {
     expect(shapesOf(new MoE(options).stateDict())).toEqual(Object.fromEntries([...gateNames(''), ...expertNames('')]))

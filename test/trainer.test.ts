@@ -1,16 +1,23 @@
 import { afterEach, describe, expect, test, vi } from 'vitest'
-import { layerConflict } from '../lib/cli/language-model/layer-options.js'
-import { LanguageModel, weightBytes } from '../lib/cli/language-model/model.js'
-import { conflictOf, modelOptions, type RunOptions, runFlags } from '../lib/cli/language-model/options.js'
+import { conflictOf } from '../lib/cli/language-model/conflict.js'
+import { modelSizes, type RunOptions, runFlags } from '../lib/cli/language-model/options.js'
 import { textProgress } from '../lib/cli/language-model/progress.js'
-import { entryOf, learningRate, makeOptimizer, TrainStep } from '../lib/cli/language-model/train.js'
-import { MoEMonitor, manualSeed, noGrad, scope, tensor } from '../lib/index.js'
+import { entryOf, makeOptimizer, makeSchedule, TrainStep } from '../lib/cli/language-model/train.js'
+import { CharacterTokenizer, LanguageModel, MoEMonitor, manualSeed, noGrad, SGD, scope, tensor } from '../lib/index.js'
+import { weightBytes } from '../lib/language-model/sizes.js'
 import { routerOptions, secondPolicies } from '../lib/ops/route-options.js'
 import { values } from './support/numbers.js'
 
 // What a step of `st-moe train` does.
 
+const tokenizer = new CharacterTokenizer([...'abcde'])
+
 test('the learning rate climbs from its first share, not from 0, and falls to 2 % of the highest', () => {
+  const learningRate = (step: number, steps: number, lr: number): number => {
+    const optimizer = new SGD([], { lr })
+    makeSchedule(optimizer, steps).moveTo(step)
+    return optimizer.lr
+  }
   const rates = Array.from({ length: 100 }, (_, step) => learningRate(step, 100, 1))
   expect(rates.slice(0, 5)).toEqual([0.2, 0.4, 0.6, 0.8, 1])
   for (let step = 6; step < 100; step++) expect(rates[step]).toBeLessThan(rates[step - 1])
@@ -21,7 +28,7 @@ test('the learning rate climbs from its first share, not from 0, and falls to 2 
 })
 
 describe('a training step', () => {
-  const options = { vocabulary: 5, context: 8, dim: 16, layers: 1, heads: 2, experts: 4, topN: 2 }
+  const options = { tokenizer, context: 8, dim: 16, layers: 1, heads: 2, experts: 4, topN: 2 }
   const batch = {
     input: Int32Array.from({ length: 16 }, (_, i) => i % 5),
     target: Int32Array.from({ length: 16 }, (_, i) => (i + 1) % 5),
@@ -30,8 +37,8 @@ describe('a training step', () => {
   /** What the optimizer sees of a model whose head is `scale` times as large: norm of the gradients, and rate. */
   function seen(scale: number) {
     manualSeed(3)
-    using model = new LanguageModel({ ...options, computeDtype: 'f32' })
-    using optimizer = makeOptimizer(model)
+    using model = new LanguageModel(options)
+    using optimizer = makeOptimizer(model, 0.01)
     scope(() => model.head.weight.copyFrom(model.head.weight.detach().mul(scale)))
     let norm = Number.NaN
     let rate = Number.NaN
@@ -39,11 +46,11 @@ describe('a training step', () => {
     optimizer.step = () => {
       norm = Math.hypot(...optimizer.parameters.flatMap(({ grad }) => Array.from(values(grad!))))
       rate = optimizer.lr
-      step()
+      return step()
     }
     using monitor = new MoEMonitor(model)
     using trainStep = new TrainStep(model, optimizer)
-    const loss = trainStep.run(batch, 0.01)
+    const loss = trainStep.run(batch)
     expect(optimizer.parameters.every(({ grad }) => grad === null)).toBe(true)
     expect(entryOf(loss, monitor.report())).toMatchObject({ loss, load: [{ length: options.experts }] })
     return { norm, rate, loss }
@@ -67,7 +74,7 @@ const smallRun = (other: Partial<RunOptions>): RunOptions => {
 describe('the layers', () => {
   const routers = routerOptions.router.allowed.map((router) => smallRun({ router }))
   const layers = [
-    ...routers.filter((options) => conflictOf(options) === null),
+    ...routers.filter((options) => conflictOf(modelSizes(options)) === null),
     ...secondPolicies.map((policy) => smallRun({ 'second-policy': policy })),
     smallRun({ dropless: true, 'score-function': 'sigmoid', activation: 'relu2', 'shared-experts': 2 }),
     smallRun({ activation: 'gelu', 'expert-hidden-dim': 100 }),
@@ -76,10 +83,11 @@ describe('the layers', () => {
   ]
 
   test('of a language model do not see later characters in evaluation, nor random numbers', () => {
-    expect(routers.map(conflictOf).filter((conflict) => conflict !== null)).toHaveLength(1)
+    expect(
+      routers.map((options) => conflictOf(modelSizes(options))).filter((conflict) => conflict !== null),
+    ).toHaveLength(1)
     for (const run of layers) {
-      const options = modelOptions(run, 5)
-      expect(layerConflict(options)).toBe(null)
+      const options = { ...modelSizes(run), tokenizer }
       manualSeed(1)
       using model = new LanguageModel(options).eval()
       const logits = (...characters: number[]) =>
@@ -95,11 +103,10 @@ describe('the layers', () => {
 
   test('have the dense sizes that memory is checked for', () => {
     for (const run of layers) {
-      const options = modelOptions(run, 5)
-      using model = new LanguageModel(options)
+      using model = new LanguageModel({ ...modelSizes(run), tokenizer })
       const bytes = 4 * [...model.parameters()].reduce((sum, { size }) => sum + size, 0)
-      expect(weightBytes(options)).toBeLessThan(bytes)
-      expect(weightBytes(options)).toBeGreaterThan(0.85 * bytes)
+      expect(weightBytes(model.sizes, 5)).toBeLessThan(bytes)
+      expect(weightBytes(model.sizes, 5)).toBeGreaterThan(0.85 * bytes)
     }
   })
 })
@@ -119,7 +126,7 @@ describe('progress', () => {
     const report = textProgress({ isTTY: false, columns: 80, write } as NodeJS.WriteStream)
     for (let step = 1; step <= 40; step++) {
       vi.advanceTimersByTime(8000)
-      report({ event: 'step', step, steps: 40, loss: 1, dropped: 0 })
+      report({ event: 'step', step, steps: 40, loss: 1, dropped: 0, learningRate: 1e-3, load: [] })
     }
     const left = new Map([...text.matchAll(/ (\d+)\/40 .* (\d+:\d\d) left$/gm)].map(([, step, time]) => [+step, time]))
     expect([2, 25, 39, 40].map((step) => left.get(step))).toEqual(['5:04', '2:00', '0:08', '0:00'])
@@ -140,6 +147,7 @@ test('the defaults of a run', () => {
     heads: 4,
     experts: 8,
     'top-n': 2,
+    'vocab-size': null,
     router: 'topk',
     'second-policy': 'random',
     'score-function': 'softmax',

@@ -97,9 +97,8 @@ class Cuda : public Platform {
     const Tensor in = operand(bench, {E, M, wide(D)}, compute), hidden = operand(bench, {E, M, wide(H)}, compute);
     const Tensor da = operand(bench, {E, M, wide(2 * H)}, compute);
     const Tensor out = bench.filled({E, M, D}), pre = bench.filled({E, M, A});
-    const cuda::ExpertRows rows{{}, true, E, M};
+    const cuda::RowGroups groups = cuda::RowGroups::equal(E, M);
     return [=, this, &layer](bool all) {
-      const auto run = [&](const cuda::Gemm& gemm) { multiply(device_->context, compute, DType::f32, gemm); };
       const auto weight_of = [&](const Tensor& w, int64_t rows, int64_t columns) -> Matrix {
         if (compute == DType::f32) return {w.data(), rows, columns};
         const PackedCopies& copies = *w.storage->packed();  // the layer has run: they are there
@@ -107,13 +106,20 @@ class Cuda : public Platform {
       };
       const Matrix x{in.data(), M, wide(D)}, h{hidden.data(), M, wide(H)}, d{da.data(), M, wide(2 * H)};
       const Matrix first = weight_of(layer.w1, 2 * H, D), second = weight_of(layer.w2, D, H);
-      run(rows.of_rows(x, first, true, pre.data(), A, first.rows));
-      run(rows.of_rows(h, second, true, out.data(), D, D));
+      const auto rows = [&](const Matrix& a, const Matrix& w, bool transposed, const Tensor& c, int64_t ldc,
+                            int64_t N) {
+        multiply_rows(device_->context, compute, DType::f32, groups, a, w, transposed, c.data(), ldc, N);
+      };
+      const auto over_rows = [&](const Matrix& a, const Matrix& b, const Tensor& c, int64_t M, int64_t N) {
+        multiply_over_rows(device_->context, compute, DType::f32, groups, a, b, c.data(), M, N);
+      };
+      rows(x, first, true, pre, A, first.rows);
+      rows(h, second, true, out, D, D);
       if (!all) return;
-      run(rows.of_rows(x, second, false, pre.data(), wide(H), wide(H)));
-      run(rows.over_rows(x, h, layer.memory.at("dw2", layer.w2.shape).data(), D, H));
-      run(rows.over_rows(d, x, layer.memory.at("dw1", layer.w1.shape).data(), 2 * H, D));
-      run(rows.of_rows(d, first, false, out.data(), D, D));
+      rows(x, second, false, pre, wide(H), wide(H));
+      over_rows(x, h, layer.memory.at("dw2", layer.w2.shape), D, H);
+      over_rows(d, x, layer.memory.at("dw1", layer.w1.shape), 2 * H, D);
+      rows(d, first, false, out, D, D);
     };
   }
 

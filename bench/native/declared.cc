@@ -63,7 +63,7 @@ DeclaredOp::DeclaredOp(Memory& memory, const std::string& name, const Values& va
 }
 
 void DeclaredOp::operator()(int threads) const {
-  Bench::check(op_->run(bench_.backend().ops, Context{threads, bench_.device().context.stream}, args_.bytes));
+  Bench::check(op_->run(bench_.backend().ops, Context{threads, bench_.device().context.stream}, args_.bytes, 1));
 }
 
 }  // namespace st_moe::bench

@@ -54,6 +54,8 @@ void declared(const Bench& bench, const Sizes& s) {
                                           {"Nq", N},
                                           {"Nk", N},
                                           {"heads", heads},
+                                          {"kv_heads", heads},
+                                          {"base", 10000},
                                           {"d", D / heads},
                                           {"scale", 1 / std::sqrt(D / heads)},
                                           {"causal", 1},
@@ -67,7 +69,14 @@ void declared(const Bench& bench, const Sizes& s) {
                                           {"momentum", 0.9}})
     values[name] = value;
   const double weights = static_cast<double>(s.E) * 3 * H * D;
-  const std::map<std::string, Values> own{{"plan_sorted", {{"R", T * static_cast<double>(s.K)}}},
+  const std::map<std::string, Values> own{{"embedding", {{"R", 1}}},
+                                          {"embedding_backward", {{"R", 1}}},
+                                          {"gather", {{"T", 1}, {"A", N}, {"K", T}, {"index", N}}},
+                                          {"gather_backward", {{"T", 1}, {"A", N}, {"K", T}, {"index", N}}},
+                                          {"extremum", {{"A", V}, {"I", 1}}},
+                                          {"rotary", {{"T", static_cast<double>(s.B)}}},
+                                          {"cached_attention", {{"N", 1}, {"S", static_cast<double>(s.B)}, {"M", N}}},
+                                          {"plan_sorted", {{"R", T * static_cast<double>(s.K)}}},
                                           {"topk", {{"E", V}}},
                                           {"topk_backward", {{"E", V}}},
                                           {"grouped_gemm", {{"O", 2 * H}}},

@@ -9,7 +9,7 @@ export interface CommandOptions<F extends Flags> {
   /** Its name on the command line, such as `st-moe train`. */
   program: string
   summary: string
-  /** A positional argument, such as `[FILE]`; at most one. */
+  /** A positional argument, such as `[FILE]`; at most one, unless it ends in `…`. */
   positional?: string
   flags: F
   /** Commands and what they do. */
@@ -36,7 +36,8 @@ export function command<F extends Flags>(options: CommandOptions<F>): Command {
           line(helpOf(options))
           return 0
         }
-        const tooMany = parsed.positionals[positional ? 1 : 0]
+        const most = positional?.endsWith('…') ? Number.POSITIVE_INFINITY : positional ? 1 : 0
+        const tooMany = parsed.positionals[most]
         if (tooMany !== undefined) throw new UsageError(`unexpected argument '${tooMany}'`)
         return options.run(parsed)
       }),

@@ -87,9 +87,18 @@ export const wordOf = <T extends string>(
     default: defaultOf(option, {}) as T,
   })
 
-/** An integer of an option of a layer, with its least value and default, and at most `max`. */
-export const integerOf = (option: Option<number> & { min: number }, { help, max }: { help: string; max: number }) =>
-  number({ help, default: defaultOf(option, {}) as number, min: option.min, max })
+/** An integer of an option of the library, with its limits and default. */
+export const integerOf = (
+  option: Option<number> & { min: number; max?: number },
+  { help, alias }: { help: string; alias?: string },
+): Flag<number> =>
+  number({
+    help,
+    default: defaultOf(option, {}) as number,
+    min: option.min,
+    ...(option.max && { max: option.max }),
+    ...(alias && { alias }),
+  })
 
 /** A switch. */
 export const toggle = (help: string): Flag<boolean> => ({
@@ -115,6 +124,10 @@ export const threadsFlag = optionalNumber({
   min: 1,
   max: 256,
 })
+
+/** A port of this machine. */
+export const portFlag = (help: string): Flag<number | null> =>
+  optionalNumber({ help, shown: 'a free one', min: 1, max: 65535 })
 
 export const computeDtypeFlag = oneOf({
   help: 'f32, bf16 or f16: dtype of GEMM operands',

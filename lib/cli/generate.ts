@@ -1,7 +1,6 @@
 import { command } from './command.js'
 import { UsageError } from './errors.js'
 import { deviceFlag, number, text, threadsFlag, toggle } from './flags.js'
-import { readRun } from './language-model/saved-run.js'
 import { jsonLine } from './output.js'
 import { Stop } from './stop.js'
 import { visible } from './visible.js'
@@ -13,9 +12,14 @@ export const generate = command({
   positional: 'FOLDER',
   flags: {
     prompt: text({ help: 'text to continue (a new line)', value: 'TEXT', default: null }),
-    length: number({ help: 'characters to generate', default: 400, min: 1, max: 1e6 }),
+    length: number({
+      help: 'tokens to generate: characters, unless the run has byte pairs',
+      default: 400,
+      min: 1,
+      max: 1e6,
+    }),
     temperature: number({ help: 'lower: more predictable; 0: always the likeliest', default: 0.7, min: 0, real: true }),
-    'top-k': number({ help: 'sample from the N likeliest characters; 0: from all', default: 0, min: 0 }),
+    'top-k': number({ help: 'sample from the N likeliest tokens; 0: from all', default: 0, min: 0 }),
     seed: number({ help: 'random seed; the same seed generates the same text', default: 1, min: 0 }),
     device: deviceFlag,
     threads: threadsFlag,
@@ -29,34 +33,22 @@ export const generate = command({
   notes: 'Standard output contains only the text, starting with the prompt.',
   async run({ values, positionals: [folder] }) {
     if (folder === undefined) throw new UsageError('missing FOLDER; st-moe train prints it at the end')
-    const { length, seed, temperature, json } = values
-    const saved = readRun(folder)
-    const vocabulary = [...saved.text.vocabulary]
-    const prompt = tokenize(values.prompt ?? (vocabulary.includes('\n') ? '\n' : vocabulary[0]), vocabulary)
+    const { length, seed, temperature, 'top-k': topK, json } = values
     const stop = new Stop()
-    const { loadModel, writeOn } = await import('./language-model/write.js')
-    const model = await loadModel(folder, saved, values)
+    const { loadModel, promptFor } = await import('./language-model/load.js')
+    using model = await loadModel(folder, values)
+    const prompt = promptFor(model, values.prompt)
     // A file gets the text unchanged; a terminal shows control characters instead of executing them.
     const show = (text: string): unknown => process.stdout.write(process.stdout.isTTY ? visible(text) : text)
     let written = values.prompt ?? ''
     if (!json) show(written)
-    for await (const next of writeOn(model, prompt, length, { seed, temperature, topK: values['top-k'] })) {
-      if (!json) show(vocabulary[next])
-      written += vocabulary[next]
+    for await (const piece of model.generate(prompt, { maxTokens: length, seed, temperature, topK })) {
+      if (!json) show(piece)
+      written += piece
       if (stop.wanted()) break
     }
-    if (json) jsonLine({ text: written, prompt: values.prompt ?? '', length, seed, temperature, topK: values['top-k'] })
+    if (json) jsonLine({ text: written, prompt: values.prompt ?? '', length, seed, temperature, topK })
     else if (!written.endsWith('\n')) process.stdout.write('\n')
     return stop.exitCode
   },
 })
-
-function tokenize(prompt: string, vocabulary: readonly string[]): number[] {
-  const characters = [...prompt.replaceAll('\r\n', '\n')]
-  const unknown = [...new Set(characters)].filter((character) => !vocabulary.includes(character))
-  if (unknown.length > 0) {
-    const shown = unknown.slice(0, 10).map((character) => JSON.stringify(character))
-    throw new UsageError(`--prompt contains characters outside the model's vocabulary: ${shown.join(' ')}`)
-  }
-  return characters.map((character) => vocabulary.indexOf(character))
-}

@@ -4,11 +4,12 @@ import { doctor } from './doctor.js'
 import { unknownWord } from './flags.js'
 import { generate } from './generate.js'
 import { line, table } from './output.js'
+import { show } from './show.js'
 import { trainCommand } from './train.js'
 import { packageVersion } from './version.js'
 
 // No command loads the addon before it runs, so that help and doctor work without it.
-const commands: Record<string, Command> = { doctor, train: trainCommand(), generate, bench }
+const commands: Record<string, Command> = { doctor, train: trainCommand(), show, generate, bench }
 
 function helpText(): string {
   const rows = Object.entries(commands).map(([name, { summary }]) => [`  st-moe ${name}`, summary])

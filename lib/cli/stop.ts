@@ -11,6 +11,7 @@ const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 export class Stop {
   #signal: (typeof signals)[number] | null = null
   #closed = false
+  #wake = (): void => {}
 
   /**
    * From now on the first signal requests a stop, a second one ends the process at once. `doing`: what happens first.
@@ -19,6 +20,7 @@ export class Stop {
     const interrupt = (signal: NodeJS.Signals): void => {
       if (this.#signal !== null) return
       this.#signal = signal as (typeof signals)[number]
+      this.#wake()
       const again = signal === 'SIGINT' ? 'press Ctrl-C again to stop at once' : 'a second signal stops at once'
       if (doing) note(`${doing}; ${again}`)
       setTimeout(() => {
@@ -28,10 +30,19 @@ export class Stop {
     for (const name of signals) process.on(name, interrupt)
     onClosedPipe(() => {
       this.#closed = true
+      this.#wake()
     })
   }
 
   readonly wanted = (): boolean => this.#signal !== null || this.#closed
+
+  /** Resolves when it is wanted. */
+  requested(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#wake = resolve
+      if (this.wanted()) resolve()
+    })
+  }
 
   /** 128 plus the signal number, as shells report it. */
   get exitCode(): number {

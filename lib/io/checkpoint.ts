@@ -1,13 +1,16 @@
-import { checkInteger, checkOptions, fail } from '../check.js'
+import { checkInteger, checkOptions, fail, isPlain } from '../check.js'
+import { checkpointOfLoader, type DataLoader, isDataLoader, stageLoader } from '../data/loader.js'
 import { MoeError, show } from '../errors.js'
 import { Module, type StateDict, stageState } from '../nn/module.js'
-import { checkpointOf, isOptimizer, type Optimizer, type OptimizerOptions, stageOptimizer } from '../optim/optimizer.js'
+import { checkpointOfEMA, type EMA, isEMA, stageEMA } from '../optim/ema.js'
+import { checkpointOf, isOptimizer, type Optimizer, stageOptimizer } from '../optim/optimizer.js'
+import { checkpointOfSchedule, isSchedule, type Schedule, stageSchedule } from '../optim/schedule.js'
 import { defaultGenerator, Generator, type GeneratorState } from '../random.js'
 import { scope } from '../scope.js'
 import { writeAtomic } from './atomic.js'
 import { checkPath, run } from './files.js'
-import { fromJson, isPlain, toJson } from './json.js'
-import { encode, load } from './tensor-file.js'
+import { fromJson, toJson } from './json.js'
+import { encode, headerIn, load } from './tensor-file.js'
 
 /** The objects that a checkpoint restores. */
 export interface CheckpointTargets {
@@ -15,6 +18,13 @@ export interface CheckpointTargets {
   model: Module
   /** One optimizer, or an object of several by names without dots. Saved as state dicts and options, such as `lr`. */
   optimizer?: Optimizer | Readonly<Record<string, Optimizer>>
+  /** One schedule, or an object of several by names without dots. Saved with its options. */
+  schedule?: Schedule | Readonly<Record<string, Schedule>>
+  /** One average of parameters, or an object of several by names without dots. Saved with its decay. */
+  ema?: EMA | Readonly<Record<string, EMA>>
+  /** One loader, or an object of several by names without dots. Saved with its position. */
+  // biome-ignore lint/suspicious/noExplicitAny: of any examples
+  loader?: DataLoader<any, any> | Readonly<Record<string, DataLoader<any, any>>>
   /** Its random state is restored; {@link defaultGenerator} is that of the environment. Default: none. */
   generator?: Generator
 }
@@ -36,39 +46,69 @@ export interface Checkpoint extends CheckpointTargets, CheckpointProgress {
   generator?: Generator
 }
 
-const names = ['model', 'optimizer', 'generator'] as const
 const aboutKey = 'st-moe.checkpoint'
 
-type Named = [name: string | null, optimizer: Optimizer]
+/** What a checkpoint keeps besides the model: tensors, and options as JSON. */
+interface Kind<T> {
+  is(value: unknown): value is T
+  save(target: T, op: string): { state: StateDict; options: unknown }
+  stage(target: T, op: string, what: string, state: StateDict, options: unknown): () => void
+}
+
+const kinds = {
+  optimizer: { is: isOptimizer, save: checkpointOf, stage: stageOptimizer } satisfies Kind<Optimizer>,
+  schedule: { is: isSchedule, save: checkpointOfSchedule, stage: stageSchedule } satisfies Kind<Schedule>,
+  ema: { is: isEMA, save: checkpointOfEMA, stage: stageEMA } satisfies Kind<EMA>,
+  loader: { is: isDataLoader, save: checkpointOfLoader, stage: stageLoader } satisfies Kind<
+    DataLoader<unknown, unknown>
+  >,
+}
+type KindName = keyof typeof kinds
+
+const kindNames = Object.keys(kinds) as KindName[]
+const names = ['model', ...kindNames, 'generator'] as const
+
+/** One of the targets of a kind. A single one has the name null. */
+interface Named {
+  kind: KindName
+  name: string | null
+  target: unknown
+}
+
+const kindOf = ({ kind }: Named): Kind<unknown> => kinds[kind] as Kind<unknown>
 
 function checkTargets(
   op: string,
-  { model, optimizer, generator }: Partial<CheckpointTargets>,
-): { model: Module; optimizers: Named[]; generator: Generator | undefined } {
+  targets: Partial<CheckpointTargets>,
+): { model: Module; kept: Named[]; generator: Generator | undefined } {
+  const { model, generator } = targets
   if (!(model instanceof Module)) fail('OPTION', op, `model must be a Module, got ${show(model)}`)
   if (generator !== undefined && !Generator.isGenerator(generator))
     fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
-  return { model, optimizers: optimizer === undefined ? [] : namedOptimizers(op, optimizer), generator }
+  return { model, kept: kindNames.flatMap((kind) => namedTargets(op, kind, targets[kind])), generator }
 }
 
-/** A single optimizer has the name null. */
-function namedOptimizers(op: string, value: unknown): Named[] {
-  if (isOptimizer(value)) return [[null, value]]
+const article = (kind: KindName): string => (/^[aeio]/.test(kind) ? `an ${kind}` : `a ${kind}`)
+
+function namedTargets(op: string, kind: KindName, value: unknown): Named[] {
+  const { is } = kinds[kind]
+  if (value === undefined) return []
+  if (is(value)) return [{ kind, name: null, target: value }]
   if (typeof value !== 'object' || value === null || Array.isArray(value) || !isPlain(value))
-    fail('OPTION', op, `optimizer must be an optimizer, or an object of optimizers by name, got ${show(value)}`)
-  return Object.entries(value).map(([name, optimizer]) => {
-    if (!isOptimizer(optimizer))
-      fail('OPTION', op, `optimizer[${show(name)}] must be an optimizer, got ${show(optimizer)}`)
+    fail('OPTION', op, `${kind} must be ${article(kind)}, or an object of ${kind}s by name, got ${show(value)}`)
+  return Object.entries(value).map(([name, target]) => {
+    if (!is(target)) fail('OPTION', op, `${kind}[${show(name)}] must be ${article(kind)}, got ${show(target)}`)
     if (name === '' || name.includes('.'))
-      fail('OPTION', op, `optimizers must have names without dots, got ${show(name)}`)
-    return [name, optimizer]
+      fail('OPTION', op, `${kind}s must have names without dots, got ${show(name)}`)
+    return { kind, name, target }
   })
 }
 
-const shown = (name: string | null): string => (name === null ? 'the optimizer' : `optimizer ${show(name)}`)
+const shown = ({ kind, name }: Pick<Named, 'kind' | 'name'>): string =>
+  name === null ? `the ${kind}` : `${kind} ${show(name)}`
 
 /** Names without dots, so that `optimizer.0.step` and `optimizer.0.0.step` are distinct. */
-const prefixOf = (name: string | null): string => (name === null ? 'optimizer.' : `optimizer.${name}.`)
+const prefixOf = ({ kind, name }: Named): string => (name === null ? `${kind}.` : `${kind}.${name}.`)
 
 const prefixed = (prefix: string, state: StateDict): StateDict =>
   Object.fromEntries(Object.entries(state).map(([name, value]) => [prefix + name, value]))
@@ -81,7 +121,7 @@ const unprefixed = (prefix: string, state: StateDict): StateDict =>
   )
 
 /**
- * Writes the model, optimizers with their options, the step, the random state and `extra` to one safetensors file,
+ * Writes the model, optimizers and schedules with their options, the step, the random state and `extra` to one safetensors file,
  * atomically. A run that resumes from it continues bit for bit. Throws, and does not touch the previous file, if
  * {@link loadCheckpoint} could not read the new one.
  *
@@ -100,19 +140,21 @@ export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Prom
   const op = 'saveCheckpoint'
   const { step, extra, ...rest } = checkOptions<Checkpoint>(op, checkpoint, [...names, 'step', 'extra'])
   checkInteger(op, 'step', step, 0)
-  const { model, optimizers, generator = defaultGenerator } = checkTargets(op, rest)
+  const { model, kept, generator = defaultGenerator } = checkTargets(op, rest)
   const file = checkPath(op, path)
   const { state, saved } = scope(() => {
-    const parts = optimizers.map(([name, optimizer]) => ({ name, ...checkpointOf(optimizer, op) }))
-    const states = parts.map(({ name, state }) => prefixed(prefixOf(name), state))
+    const parts = kept.map((named) => ({ named, ...kindOf(named).save(named.target, op) }))
+    const states = parts.map(({ named, state }) => prefixed(prefixOf(named), state))
+    const of = (kind: KindName) =>
+      parts.flatMap(({ named, options }) => (named.kind === kind ? [{ name: named.name, options }] : []))
     return {
       state: Object.assign(prefixed('model.', model.stateDict()), ...states) as StateDict,
-      saved: parts.map(({ name, options }) => ({ name, options })),
+      saved: Object.fromEntries(kindNames.map((kind) => [listOf(kind), of(kind)])) as Saved,
     }
   })
   try {
     const { seed, step: position } = generator
-    const about: About = { step: step as number, extra, optimizers: saved, generator: { seed, step: position } }
+    const about: About = { step: step as number, extra, ...saved, generator: { seed, step: position } }
     const metadata = { [aboutKey]: toJson(op, about, 'extra') }
     await writeAtomic(file, encode(op, state, metadata), op)
   } finally {
@@ -139,19 +181,19 @@ export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Prom
  */
 export async function loadCheckpoint(path: string, targets: CheckpointTargets): Promise<CheckpointProgress> {
   const op = 'loadCheckpoint'
-  const { model, optimizers, generator } = checkTargets(op, checkOptions<CheckpointTargets>(op, targets, names))
+  const { model, kept, generator } = checkTargets(op, checkOptions<CheckpointTargets>(op, targets, names))
   const { tensors, metadata } = await run(load(op, path))
   try {
     const about = parse(op, path, metadata)
     scope(() => {
-      const stage = ([name, optimizer]: Named): (() => void) => {
-        const options = savedOptions(op, path, about, name)
-        const state = unprefixed(prefixOf(name), tensors)
-        return stageOptimizer(optimizer, op, `${path}: the state of ${shown(name)}`, state, options)
+      const stage = (named: Named): (() => void) => {
+        const options = savedOptions(op, path, about, named)
+        const state = unprefixed(prefixOf(named), tensors)
+        return kindOf(named).stage(named.target, op, `${path}: the state of ${shown(named)}`, state, options)
       }
-      const ofOptimizers = optimizers.map(stage)
+      const ofKept = kept.map(stage)
       const ofModel = stageState(model, op, `${path}: the state of the model`, unprefixed('model.', tensors))
-      for (const write of [ofModel, ...ofOptimizers]) write() // these cannot fail
+      for (const write of [ofModel, ...ofKept]) write() // these cannot fail
     })
     generator?.setState(about.generator)
     return { step: about.step, extra: about.extra }
@@ -160,23 +202,39 @@ export async function loadCheckpoint(path: string, targets: CheckpointTargets): 
   }
 }
 
+/** The progress that a checkpoint holds, without its tensors. Errors: FILE_FORMAT, FILE_SYSTEM. */
+export async function readProgress(op: string, path: string): Promise<CheckpointProgress> {
+  const { metadata } = await run(headerIn(op, path))
+  const { step, extra } = parse(op, path, metadata)
+  return { step, extra }
+}
+
+/** The targets of each kind. */
+type Saved = Record<`${KindName}s`, { name: string | null; options?: unknown }[]>
+
+const listOf = (kind: KindName): `${KindName}s` => `${kind}s`
+
 /** The metadata of a checkpoint. */
-interface About {
+interface About extends Saved {
   step: number
   extra: unknown
-  /** Earlier versions have no options, and only a boolean `optimizer`. */
-  optimizers: { name: string | null; options?: OptimizerOptions }[]
   generator: GeneratorState
 }
 
+/** Earlier versions have optimizers alone, without options, or only a boolean `optimizer`. */
 function parse(op: string, path: string, metadata: Record<string, string>): About {
   try {
     const { optimizer, ...about } = fromJson(metadata[aboutKey] ?? '') as About & { optimizer?: boolean }
     const { step, generator, optimizers = optimizer === true ? [{ name: null }] : [] } = about
     new Generator().setState(generator)
     checkInteger(op, 'step', step, 0)
-    if (!Array.isArray(optimizers) || !optimizers.every(isSaved)) throw new Error('optimizers must be a list')
-    return { ...about, optimizers }
+    const lists = kindNames.map((kind) => [
+      listOf(kind),
+      kind === 'optimizer' ? optimizers : (about[listOf(kind)] ?? []),
+    ])
+    for (const [name, list] of lists)
+      if (!Array.isArray(list) || !list.every(isSaved)) throw new Error(`${name} must be a list`)
+    return { ...about, ...Object.fromEntries(lists) }
   } catch (cause) {
     throw new MoeError('FILE_FORMAT', op, `${path} is not a checkpoint`, { cause })
   }
@@ -187,10 +245,11 @@ const isSaved = (value: unknown): boolean => {
   return name === null || typeof name === 'string'
 }
 
-function savedOptions(op: string, path: string, { optimizers }: About, name: string | null): unknown {
-  const saved = optimizers.find((optimizer) => optimizer.name === name)
+function savedOptions(op: string, path: string, about: About, { kind, name }: Named): unknown {
+  const all = about[listOf(kind)]
+  const saved = all.find((entry) => entry.name === name)
   if (saved) return saved.options
-  const held = optimizers.slice(0, 10).map((optimizer) => shown(optimizer.name))
-  if (held.length === 0) fail('STATE_DICT', op, `${path} holds no optimizer state`)
-  return fail('STATE_DICT', op, `${path} holds no state of ${shown(name)}, but of ${held.join(', ')}`)
+  const held = all.slice(0, 10).map((entry) => shown({ kind, name: entry.name }))
+  if (held.length === 0) fail('STATE_DICT', op, `${path} holds no ${kind} state`)
+  return fail('STATE_DICT', op, `${path} holds no state of ${shown({ kind, name })}, but of ${held.join(', ')}`)
 }

@@ -6,6 +6,8 @@ export {
   saveCheckpoint,
 } from './checkpoint.js'
 export {
+  decodeSafetensors,
+  encodeSafetensors,
   type LoadedTensors,
   loadSafetensors,
   loadSafetensorsSync,

@@ -1,4 +1,4 @@
-import { fail } from '../check.js'
+import { fail, isPlain } from '../check.js'
 import { show } from '../errors.js'
 
 /**
@@ -134,12 +134,6 @@ class Writer {
 }
 
 const keyed = (key: string): string => (/^[A-Za-z_$][\w$]{0,59}$/.test(key) ? `.${key}` : `[${show(key)}]`)
-
-/** A plain object, of any realm. */
-export function isPlain(value: object): boolean {
-  const prototype = Object.getPrototypeOf(value)
-  return prototype === null || Object.getPrototypeOf(prototype) === null
-}
 
 /** Parses a JSON text; throws if it exceeds the limits of {@link toJson}. */
 export function fromJson(text: string): unknown {

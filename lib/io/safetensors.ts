@@ -1,9 +1,11 @@
+import { types } from 'node:util'
 import { checkOptions, fail } from '../check.js'
+import { allocated } from '../dtype.js'
 import { show } from '../errors.js'
 import type { StateDict } from '../nn/module.js'
 import { writeAtomic, writeAtomicSync } from './atomic.js'
 import { checkPath, run, runSync } from './files.js'
-import { encode, load } from './tensor-file.js'
+import { encode, load, loadBytes } from './tensor-file.js'
 
 /** The content of a safetensors file. */
 export interface LoadedTensors {
@@ -69,7 +71,7 @@ export async function saveSafetensors(path: string, state: StateDict, options?: 
  * ```ts
  * saveSafetensorsSync('linear.safetensors', new Linear(8, 4).stateDict())
  * const { tensors } = loadSafetensorsSync('linear.safetensors')
- * console.log(tensors.weight) // → Tensor([4, 8], f32, cpu)
+ * console.log([tensors.weight]) // → [ Tensor([4, 8], f32, cpu) ]
  * new Linear(8, 4).loadStateDict(tensors)
  * ```
  */
@@ -89,4 +91,45 @@ export function loadSafetensorsSync(path: string): LoadedTensors {
  */
 export async function loadSafetensors(path: string): Promise<LoadedTensors> {
   return run(load('loadSafetensors', path))
+}
+
+/**
+ * The bytes of a safetensors file, to send to another thread or machine. They have a buffer of their own, which
+ * `postMessage` can move. Errors: OPTION, DISPOSED, OUT_OF_MEMORY.
+ *
+ * @example
+ * ```ts
+ * const bytes = encodeSafetensors(new Linear(8, 4).stateDict())
+ * console.log(bytes.byteLength) // → 280
+ * new Linear(8, 4).loadStateDict(decodeSafetensors(bytes).tensors)
+ * ```
+ */
+export function encodeSafetensors(state: StateDict, options?: SafetensorsOptions): Uint8Array {
+  const op = 'encodeSafetensors'
+  const parts = encode(op, state, checkMetadata(op, options))
+  const size = parts.reduce((sum, part) => sum + part.length, 0)
+  const bytes = allocated(op, `${size} bytes`, () => new Uint8Array(size))
+  let at = 0
+  for (const part of parts) {
+    bytes.set(part, at)
+    at += part.length
+  }
+  return bytes
+}
+
+/**
+ * Reads the bytes of a safetensors file as {@link loadSafetensorsSync} reads the file; it keeps none of them. Errors:
+ * OPTION, FILE_FORMAT, OUT_OF_MEMORY.
+ *
+ * @example
+ * ```ts
+ * const bytes = encodeSafetensors({ x: ones([3]) }, { metadata: { step: '1000' } })
+ * const { tensors, metadata } = decodeSafetensors(bytes)
+ * console.log([tensors.x], metadata) // → [ Tensor([3], f32, cpu) ] { step: '1000' }
+ * ```
+ */
+export function decodeSafetensors(bytes: Uint8Array): LoadedTensors {
+  const op = 'decodeSafetensors'
+  if (!types.isUint8Array(bytes)) fail('OPTION', op, `bytes must be a Uint8Array, got ${show(bytes)}`)
+  return runSync(loadBytes(op, bytes))
 }

@@ -53,49 +53,73 @@ export const load = (
   wanted: (name: string) => boolean = () => true,
 ): Routine<LoadedTensors> => {
   const checked = checkPath(op, path)
-  return reading(op, checked, (file, size) => readTensors(op, checked, file, size, wanted))
+  return reading(op, checked, (file, size) => readTensors(op, onDisk(op, checked, file, size), wanted))
 }
 
-/** What the header of a file says of its tensors. */
-export const entriesOf = (op: string, path: string): Routine<TensorEntry[]> =>
-  reading(op, path, function* (file, size) {
-    return (yield* headerOf(op, path, file, size)).entries
-  })
+/** The same of bytes in memory. */
+export const loadBytes = (op: string, bytes: Uint8Array): Routine<LoadedTensors> =>
+  readTensors(op, inMemory(bytes), () => true)
+
+/** The header of a file: its metadata, and what it says of its tensors. */
+export const headerIn = (op: string, path: string): Routine<Header> =>
+  reading(op, path, (file, size) => headerOf(op, onDisk(op, path, file, size)))
 
 /** Whether tensors of this type of the format are written in the type in which they were read. */
 export const keepsType = (type: string): boolean => Object.hasOwn(ownTypes, type)
 
-function* piece(op: string, path: string, file: number, position: number, length: number): Routine<Buffer> {
-  const bytes = allocated(op, `${length} bytes`, () => Buffer.from(new ArrayBuffer(length)))
-  if (!(yield* readAll(file, bytes, position))) fail('FILE_FORMAT', op, `${path}: the file ended while it was read`)
-  return bytes
+/** What holds the bytes of a file. */
+interface Source {
+  /** For errors. */
+  path: string
+  size: number
+  read(position: number, length: number): Routine<Buffer>
+}
+
+const onDisk = (op: string, path: string, file: number, size: number): Source => ({
+  path,
+  size,
+  *read(position, length) {
+    const bytes = allocated(op, `${length} bytes`, () => Buffer.from(new ArrayBuffer(length)))
+    if (!(yield* readAll(file, bytes, position))) fail('FILE_FORMAT', op, `${path}: the file ended while it was read`)
+    return bytes
+  },
+})
+
+function inMemory({ buffer, byteOffset, byteLength }: Uint8Array): Source {
+  // A buffer that was moved away cannot be viewed.
+  const bytes = byteLength > 0 ? Buffer.from(buffer, byteOffset, byteLength) : Buffer.alloc(0)
+  return {
+    path: 'bytes',
+    size: bytes.length,
+    // biome-ignore lint/correctness/useYield: there is nothing to wait for
+    *read(position, length) {
+      return bytes.subarray(position, position + length)
+    },
+  }
 }
 
 /** The checked header, and where the data starts. */
-function* headerOf(op: string, path: string, file: number, fileSize: number): Routine<Header & { start: number }> {
-  if (fileSize < 8) fail('FILE_FORMAT', op, `${path}: a safetensors file has at least 8 bytes, this has ${fileSize}`)
-  const length = readLength(op, path, yield* piece(op, path, file, 0, 8), fileSize)
+function* headerOf(op: string, { path, size, read }: Source): Routine<Header & { start: number }> {
+  if (size < 8) fail('FILE_FORMAT', op, `${path}: a safetensors file has at least 8 bytes, this has ${size}`)
+  const length = readLength(op, path, yield* read(0, 8), size)
   const start = 8 + length
-  return { ...readHeader(op, path, yield* piece(op, path, file, 8, length), fileSize - start), start }
+  return { ...readHeader(op, path, yield* read(8, length), size - start), start }
 }
 
 /** Checks the whole header before it reads the first tensor. */
-function* readTensors(
-  op: string,
-  path: string,
-  file: number,
-  fileSize: number,
-  wanted: (name: string) => boolean,
-): Routine<LoadedTensors> {
-  const { entries, metadata, start } = yield* headerOf(op, path, file, fileSize)
+function* readTensors(op: string, source: Source, wanted: (name: string) => boolean): Routine<LoadedTensors> {
+  const { entries, metadata, start } = yield* headerOf(op, source)
   const tensors: [name: string, tensor: Tensor][] = []
   let complete = false
   try {
     for (const group of groups(entries.filter(({ name }) => wanted(name)))) {
       const { begin } = group[0]
-      const bytes = yield* piece(op, path, file, start + begin, group[group.length - 1].end - begin)
+      const bytes = yield* source.read(start + begin, group[group.length - 1].end - begin)
       for (const entry of group)
-        tensors.push([entry.name, decode(op, path, entry, bytes.subarray(entry.begin - begin, entry.end - begin))])
+        tensors.push([
+          entry.name,
+          decode(op, source.path, entry, bytes.subarray(entry.begin - begin, entry.end - begin)),
+        ])
     }
     complete = true
     return { tensors: Object.fromEntries(tensors), metadata }

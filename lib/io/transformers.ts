@@ -13,7 +13,7 @@ import type { Tensor } from '../tensor.js'
 import { call, checkPath, readAll, reading, runSync, unless } from './files.js'
 import { fromJson, maxLength } from './json.js'
 import { saveSafetensorsSync } from './safetensors.js'
-import { entriesOf, keepsType, load } from './tensor-file.js'
+import { headerIn, keepsType, load } from './tensor-file.js'
 import { Config, type Family, families, type Sizes } from './transformers-families.js'
 import { expertOf, Stored, storedExperts, type Wanted, wantedOf } from './transformers-tensors.js'
 
@@ -256,7 +256,7 @@ export function saveTransformersMoE(folder: string, moe: MoE, options: SaveTrans
       })
       if (problems.length > 0) fail('STATE_DICT', op, `the layer does not fit ${folder}:${listed(problems)}`)
       const files = filesWith(op, folder, wanted)
-      const entries = files.flatMap((file) => runSync(entriesOf(op, file)))
+      const entries = files.flatMap((file) => runSync(headerIn(op, file)).entries)
       checkFound(op, folder, wanted, new Map(entries.map((entry) => [entry.name, entry])))
       for (const { name, dtype } of entries) {
         if (packed.test(name) && isWanted(wanted, name))

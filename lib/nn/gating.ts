@@ -163,7 +163,8 @@ function thresholdBuffer(op: string, name: string, value: unknown, K: number, ep
 function loadOf({ expertIndex, mask }: RouteResult, E: number): Tensor {
   const { shape, device } = expertIndex
   const each = ones([...shape, 1], { device })
-  const dy = mask ? mul(each, reshape(mask.to('f32'), [shape[0], shape[1], 1, 1])) : each
+  const counted = mask ? mul(each, reshape(mask.to('f32'), [shape[0], shape[1], 1, 1])) : each
+  const dy = reshape(counted, [expertIndex.size, 1])
   const counts = native.embeddingBackward({ dy: handleOf(dy), index: handleOf(expertIndex), V: E })
   return wrap(counts, { shape: [E, 1], dtype: 'f32', device })
 }

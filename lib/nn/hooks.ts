@@ -176,7 +176,7 @@ function callHooks(
 const metaOf = ({ shape, dtype, device }: Tensor): TensorMeta => ({ shape, dtype, device })
 
 /** Rebuilds a result with `f` applied to each tensor in it: a Tensor, an array, a container, or a plain object. */
-function mapTensors(value: unknown, f: (tensor: Tensor) => Tensor): unknown {
+export function mapTensors(value: unknown, f: (tensor: Tensor) => Tensor): unknown {
   if (isTensor(value)) return f(value)
   if (typeof value !== 'object' || value === null) return value
   if (typeof (value as TensorContainer).mapTensors === 'function') return (value as TensorContainer).mapTensors(f)

@@ -1,4 +1,10 @@
-export { type AttentionLayerOptions, CausalSelfAttention } from './attention.js'
+export {
+  Attention,
+  type AttentionForwardOptions,
+  type AttentionLayerOptions,
+  CausalSelfAttention,
+  type CausalSelfAttentionOptions,
+} from './attention.js'
 export { SparseMoEBlock, type SparseMoEBlockOptions } from './block.js'
 export { Dropout } from './dropout.js'
 export { Embedding } from './embedding.js'
@@ -16,8 +22,10 @@ export { MoEResult } from './moe-result.js'
 export { type LayerStats, MoEMonitor, type MoEMonitorOptions } from './monitor.js'
 export { LayerNorm, type LayerNormOptions, RMSNorm } from './norm.js'
 export { Parameter } from './parameter.js'
+export { type Recomputable, recompute } from './recompute.js'
 export type { RouterInputRandom } from './router-input.js'
 export type { RoutingStats } from './routing-stats.js'
+export { Sequential, type SequentialLayer, type TensorModule } from './sequential.js'
 export type { SharedExperts } from './shared-experts.js'
 export type { SharedExpertsOptions } from './shared-options.js'
 export type { BufferLayerNorm, SoftExperts } from './soft-experts.js'

@@ -1,5 +1,6 @@
+import { type AsyncOptions, callAsync, readAsyncOptions } from '../async.js'
 import type { HookHandle } from '../autograd.js'
-import { checkBoolean, checkFunction, fail, listed, sameShape, showName, showShape } from '../check.js'
+import { checkBoolean, checkFunction, fail, isPlain, listed, sameShape, showName, showShape } from '../check.js'
 import { refuseJson } from '../copies.js'
 import { zeros } from '../create.js'
 import { checkDevice, type Device, deviceIndex } from '../device.js'
@@ -9,6 +10,7 @@ import { copyLike } from '../ops/copy.js'
 import { stridesOf } from '../ops/strided.js'
 import { boolean, type OptionsOf, reader } from '../options.js'
 import { scope } from '../scope.js'
+import type { AbortSignalLike } from '../signal.js'
 import { handleOf, isTensor, moveToDevice, type Tensor, wrap } from '../tensor.js'
 import { type BackwardHook, type ForwardHook, type ForwardPreHook, hooksOf } from './hooks.js'
 import { Parameter } from './parameter.js'
@@ -55,15 +57,42 @@ function read(entry: StateEntry, from: Tensor): Tensor {
   return wrap(handle, { shape, dtype: from.dtype, device: from.device })
 }
 
+/** Takes the option `signal` out of the last input, and the input away if nothing is left of it. */
+function withoutSignal(op: string, inputs: readonly unknown[]): { given: unknown[]; signal?: AbortSignalLike } {
+  const given = [...inputs]
+  const options = given.at(-1)
+  if (typeof options !== 'object' || options === null || isTensor(options) || !Object.hasOwn(options, 'signal'))
+    return { given }
+  const { signal, ...rest } = options as AsyncOptions
+  given.pop()
+  if (Object.keys(rest).length > 0) given.push(rest)
+  return { given, ...readAsyncOptions(op, { signal }) }
+}
+
 /** The modules around the children of `module`. One that contains itself has no last parameter: an OPTION error. */
 function around(module: Module, above: readonly Module[]): Module[] {
   if (above.includes(module)) fail('OPTION', module.constructor.name, 'the module contains itself')
   return [...above, module]
 }
 
+/** A property, or what arrays and plain objects in it hold; `above` are those that `value` is in. */
+function* childrenIn(
+  name: string,
+  value: unknown,
+  above: readonly unknown[] = [],
+): Iterable<[name: string, child: Parameter | Module]> {
+  if (typeof value !== 'object' || value === null || above.includes(value)) return
+  if (value instanceof Parameter || value instanceof Module) yield [name, value]
+  else if (Array.isArray(value) || isPlain(value)) {
+    const path = [...above, value]
+    for (const [key, entry] of Array.isArray(value) ? value.entries() : Object.entries(value))
+      if (typeof entry === 'object') yield* childrenIn(`${name}.${key}`, entry, path)
+  }
+}
+
 /**
- * Base class of everything with parameters. Finds properties that are Parameters, Modules, or arrays of these; a
- * subclass needs a constructor and `forward`.
+ * Base class of everything with parameters. Finds properties that are Parameters, Modules, or arrays and plain objects of
+ * these, also nested ones; not those of Maps, Sets, other classes and private `#names`. A subclass needs a constructor and `forward`.
  *
  * @example
  * ```ts
@@ -89,16 +118,9 @@ export abstract class Module {
     return this.#training
   }
 
-  /** Children under the names of their properties; those of arrays as `name.0`, `name.1`, … */
+  /** Children under the names of their properties; those of arrays and plain objects as `name.0`, `name.1`, `name.key`, … */
   protected *children(): Iterable<[name: string, child: Parameter | Module]> {
-    for (const [key, value] of Object.entries(this)) {
-      const name = this.stateName(key)
-      if (value instanceof Parameter || value instanceof Module) yield [name, value]
-      if (!Array.isArray(value)) continue
-      for (const [i, entry] of Object.entries(value)) {
-        if (entry instanceof Parameter || entry instanceof Module) yield [`${name}.${i}`, entry]
-      }
-    }
+    for (const [key, value] of Object.entries(this)) yield* childrenIn(this.stateName(key), value)
   }
 
   /** The name in state dicts of a property. */
@@ -107,7 +129,8 @@ export abstract class Module {
   }
 
   /**
-   * All parameters of this module and those below it, under the names of their properties: stacked ones as one.
+   * All parameters of this module and those below it, under each of their names: those of the state dict, but stacked
+   * ones are one, such as `moe.experts.w1`, beside `moe.gate.to_gates.weight` and `moe_prenorm.gamma` of a SparseMoEBlock.
    * `above` are the modules that this one was reached through: a module that contains itself is an OPTION error.
    */
   *namedParameters(above: readonly Module[] = []): Iterable<[string, Parameter]> {
@@ -118,17 +141,17 @@ export abstract class Module {
     }
   }
 
-  /** All parameters of this module and those below it, in a fixed order. */
-  *parameters(): Iterable<Parameter> {
-    for (const [, parameter] of this.namedParameters()) yield parameter
+  /** All parameters of this module and those below it, in a fixed order; one that has several names once. */
+  parameters(): Parameter[] {
+    return [...new Set(Array.from(this.namedParameters(), ([, parameter]) => parameter))]
   }
 
-  /** This module and all below it; `above` as for {@link Module.namedParameters}. */
+  /** This module and all below it, as often as they have names; `above` as for {@link Module.namedParameters}. */
   *modules(above: readonly Module[] = []): Iterable<Module> {
     for (const [, module] of this.namedModules(above)) yield module
   }
 
-  /** This module under the name '', and all below it under the names of their properties; `above` as for {@link modules}. */
+  /** This module under the name '', and all below it under each of their names; `above` as for {@link modules}. */
   *namedModules(above: readonly Module[] = []): Iterable<[string, Module]> {
     const path = around(this, above)
     yield ['', this]
@@ -156,8 +179,7 @@ export abstract class Module {
    *
    * @example
    * ```ts
-   * const { weight } = new Linear(8, 4).stateDict()
-   * console.log(weight) // → Tensor([4, 8], f32, cpu)
+   * console.log(Object.keys(new Linear(8, 4).stateDict())) // → [ 'weight', 'bias' ]
    * ```
    */
   stateDict(): StateDict {
@@ -226,9 +248,30 @@ export abstract class Module {
     return this
   }
 
+  /**
+   * `forward` on a thread of the addon, while the event loop goes on, after the asynchronous calls before
+   * ({@link trainStepAsync} has the rules). Takes the inputs of `forward`; a `signal` is one more option of the last, and
+   * interrupts a forward that has begun. Errors: those of `forward`; UNSUPPORTED if it waits for values.
+   *
+   * @example
+   * ```ts
+   * const moe = new MoE({ dim: 16, numExperts: 4 }).eval()
+   * const { outputs } = await noGrad(() => moe.forwardAsync(ones([1, 8, 16]), { signal: AbortSignal.timeout(60_000) }))
+   * console.log(outputs.shape) // → [ 1, 8, 16 ]
+   * ```
+   */
+  async forwardAsync<A extends unknown[], R>(
+    this: { forward(...inputs: A): R },
+    ...inputs: A | [...A, AsyncOptions] | [A[0], AsyncOptions]
+  ): Promise<R> {
+    const op = `${this.constructor.name}.forwardAsync`
+    const { given, signal } = withoutSignal(op, inputs)
+    return callAsync(op, () => this.forward(...(given as A)), signal)
+  }
+
   /** Frees all gradients: `grad` is null afterwards. */
   zeroGrad(): void {
-    for (const parameter of [...this.parameters()]) parameter.grad = null
+    for (const parameter of this.parameters()) parameter.grad = null
   }
 
   /** Frees parameters, buffers and gradients. */

@@ -304,7 +304,7 @@ export class MoE extends Module {
   }
 
   #checkFinite(op: string, name: string, x: Tensor): void {
-    if (this.#throwNonFinite && !allFinite(handleOf(x))) {
+    if (this.#throwNonFinite && !allFinite([handleOf(x)])) {
       throw new MoeError('NON_FINITE', op, `${name} must be finite, got a NaN or an infinity`)
     }
   }

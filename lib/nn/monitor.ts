@@ -1,5 +1,6 @@
 import type { HookHandle } from '../autograd.js'
 import { fail } from '../check.js'
+import { isComputingAgain } from '../context.js'
 import { zeros } from '../create.js'
 import type { Device } from '../device.js'
 import { dtypeCode } from '../dtype.js'
@@ -49,6 +50,7 @@ class Watched {
     this.#moe = moe
     this.#sums = this.#zeros()
     this.#hook = moe.registerForwardHook((_module, _args, result) => {
+      if (isComputingAgain()) return
       if (result instanceof MoEResult && (moe.training || evaluation)) this.#add(result.routing)
     })
   }

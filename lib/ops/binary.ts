@@ -95,46 +95,47 @@ export function broadcastShape(op: string, a: readonly number[], b: readonly num
   })
 }
 
-function operand(op: string, value: unknown, like: Tensor): Tensor {
+/** A checked operand: a number becomes a tensor of the dtype and device of `like`, the other one. */
+function operand(op: string, name: 'a' | 'b', value: Tensor | number, like: Tensor): Tensor {
+  const { dtype, device } = like
   if (typeof value !== 'number') {
-    const tensor = checkTensor(op, 'b', value)
-    if (tensor.dtype !== like.dtype) fail('DTYPE', op, `b must be ${like.dtype} like a, got ${tensor.dtype}`)
+    const tensor = checkTensor(op, name, value)
+    if (tensor.dtype !== dtype) fail('DTYPE', op, `${name} must be ${dtype} like a, got ${tensor.dtype}`)
     return tensor
   }
-  if (like.dtype === 'i32' && !Number.isInteger(value))
-    fail('DTYPE', op, `b must be an integer beside an i32 tensor, got ${value}`)
-  const meta = { shape: [], dtype: like.dtype, device: like.device }
-  return wrap(
-    native.full({ shape: [], dtype: dtypeCode(like.dtype), device: deviceIndex(op, like.device), value }),
-    meta,
-  )
+  if (dtype === 'i32' && !Number.isInteger(value))
+    fail('DTYPE', op, `${name} must be an integer beside an i32 tensor, got ${value}`)
+  const handle = native.full({ shape: [], dtype: dtypeCode(dtype), device: deviceIndex(op, device), value })
+  return wrap(handle, { shape: [], dtype, device })
 }
 
 /** Calls `fn` with two checked operands and the shape of the result; a number becomes a tensor for that time. */
 export function withOperands<D extends DType, T>(
   op: string,
-  a: Tensor<D>,
-  other: Tensor | number,
+  a: Tensor<D> | number,
+  b: Tensor | number,
   floats: boolean,
   fn: (a: Tensor<D>, b: Tensor, shape: number[]) => T,
 ): T {
-  checkTensor(op, 'a', a)
-  if (a.dtype === 'bf16' || a.dtype === 'f16' || (a.dtype === 'i32' && floats)) {
+  const [name, like] = typeof a === 'number' ? (['b', b] as const) : (['a', a] as const)
+  const { dtype } = checkTensor(op, name, like)
+  if (dtype === 'bf16' || dtype === 'f16' || (dtype === 'i32' && floats)) {
     const wanted = floats ? 'f32 or f64' : 'f32, f64 or i32'
-    fail('DTYPE', op, `a must be ${wanted}, got ${a.dtype}; convert it with .to('f32')`)
+    fail('DTYPE', op, `${name} must be ${wanted}, got ${dtype}; convert it with .to('f32')`)
   }
-  if (typeof other !== 'number' && typeof other !== 'object')
-    fail('OPTION', op, `b must be a Tensor or a number, got ${show(other)}`)
-  const b = operand(op, other, a)
+  if (typeof b !== 'number' && typeof b !== 'object')
+    fail('OPTION', op, `b must be a Tensor or a number, got ${show(b)}`)
+  const [x, y] = [operand(op, 'a', a, like as Tensor), operand(op, 'b', b, like as Tensor)]
   try {
-    return fn(a, b, broadcastShape(op, a.shape, b.shape))
+    return fn(x as Tensor<D>, y, broadcastShape(op, x.shape, y.shape))
   } finally {
-    if (typeof other === 'number') b.dispose()
+    if (typeof a === 'number') x.dispose()
+    if (typeof b === 'number') y.dispose()
   }
 }
 
-function binary<D extends DType>(kind: Kind, a: Tensor<D>, other: Tensor | number): Tensor<D> {
-  return withOperands(kind, a, other, forFloats.has(kind), (a, b, shape) => {
+function binary<D extends DType>(kind: Kind, a: Tensor<D> | number, b: Tensor | number): Tensor<D> {
+  return withOperands(kind, a, b, forFloats.has(kind), (a, b, shape) => {
     const y = wrap(applied(kind, a, b, a.dtype), { shape, dtype: a.dtype, device: a.device })
     const { shape: aShape } = a
     const { shape: bShape } = b
@@ -154,25 +155,40 @@ function binary<D extends DType>(kind: Kind, a: Tensor<D>, other: Tensor | numbe
   })
 }
 
+/** An operation on two tensors, or on a tensor and a number. */
+export interface BinaryOperation {
+  /** With the tensor first. */
+  <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D>
+  /** With the number first. */
+  <D extends DType>(a: number, b: Tensor<D>): Tensor<D>
+}
+
+const operation =
+  (kind: Kind): BinaryOperation =>
+  (a: Tensor | number, b: Tensor | number): Tensor<never> =>
+    binary(kind, a, b) as Tensor<never>
+
 /**
- * a + b with broadcasting by NumPy's rules; `b` may be a number. f32, f64 or i32, both of one dtype and device.
- * Errors: SHAPE if the shapes do not broadcast, DTYPE, DEVICE.
+ * a + b with broadcasting by NumPy's rules; either may be a number. f32, f64 or i32, both of one dtype and device. A
+ * method has the tensor first: `x.sub(2)`; a number first takes the function: `ops.sub(2, x)`. Errors: SHAPE if the
+ * shapes do not broadcast, DTYPE, DEVICE.
  *
  * @example
  * ```ts
  * console.log(ops.add(ones([2, 3]), tensor([1, 2, 3])).shape) // → [ 2, 3 ]
  * ```
  */
-export const add = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('add', a, b)
+export const add = operation('add')
 /**
  * a − b, as {@link add}.
  *
  * @example
  * ```ts
  * console.log(ops.sub(tensor([5, 7]), 1).dataSync()) // → Float32Array(2) [ 4, 6 ]
+ * console.log(ops.sub(1, tensor([5, 7])).dataSync()) // → Float32Array(2) [ -4, -6 ]
  * ```
  */
-export const sub = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('sub', a, b)
+export const sub = operation('sub')
 /**
  * a · b element by element, as {@link add}.
  *
@@ -181,7 +197,7 @@ export const sub = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D
  * console.log(ops.mul(tensor([5, 7]), tensor([2, 3])).dataSync()) // → Float32Array(2) [ 10, 21 ]
  * ```
  */
-export const mul = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('mul', a, b)
+export const mul = operation('mul')
 /**
  * a / b element by element, as {@link add} but f32 or f64 only.
  *
@@ -190,7 +206,7 @@ export const mul = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D
  * console.log(ops.div(tensor([1, 0]), 0).dataSync()) // → Float32Array(2) [ Infinity, NaN ]
  * ```
  */
-export const div = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('div', a, b)
+export const div = operation('div')
 
 /**
  * a to the power of b, as {@link div}. Where b is 0 the gradient of a is 0, and where a is 0 that of b.
@@ -200,7 +216,7 @@ export const div = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D
  * console.log(ops.pow(tensor([2, 3]), 2).dataSync()) // → Float32Array(2) [ 4, 9 ]
  * ```
  */
-export const pow = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('pow', a, b)
+export const pow = operation('pow')
 /**
  * The larger of a and b element by element, as {@link add}; NaN if one is. Equal elements get half of the gradient each.
  *
@@ -209,7 +225,7 @@ export const pow = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D
  * console.log(ops.maximum(tensor([1, 5]), 3).dataSync()) // → Float32Array(2) [ 3, 5 ]
  * ```
  */
-export const maximum = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('maximum', a, b)
+export const maximum = operation('maximum')
 /**
  * The smaller of a and b, as {@link maximum}.
  *
@@ -218,7 +234,7 @@ export const maximum = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tens
  * console.log(ops.minimum(tensor([1, 5]), 3).dataSync()) // → Float32Array(2) [ 1, 3 ]
  * ```
  */
-export const minimum = <D extends DType>(a: Tensor<D>, b: Tensor | number): Tensor<D> => binary('minimum', a, b)
+export const minimum = operation('minimum')
 
 declare module '../tensor.js' {
   interface Tensor<D extends DType> {

@@ -1,6 +1,6 @@
 import { record } from '../autograd.js'
 import { fail } from '../check.js'
-import { refuseInCapture } from '../context.js'
+import { refuseToWait } from '../context.js'
 import { checkDevice, type Device, deviceIndex } from '../device.js'
 import { checkDType, type DType, dtypeCode, isFloat } from '../dtype.js'
 import { show } from '../errors.js'
@@ -37,7 +37,7 @@ function cast<D extends DType>(x: Tensor, dtype: D): Tensor<D> {
 }
 
 function move<D extends DType>(x: Tensor<D>, device: Device): Tensor<D> {
-  refuseInCapture('to', 'it copies through the host')
+  refuseToWait('to', 'it copies through the host')
   const back = deviceIndex('to', x.device)
   const y = wrap(native.toDevice(handleOf(x), deviceIndex('to', device)), { shape: x.shape, dtype: x.dtype, device })
   if (isFloat(x.dtype))

@@ -7,7 +7,7 @@ import { consumed, guarded, handlesOf } from '../handles.js'
 import { asMethods } from '../methods.js'
 import { type Handle, native } from '../native.js'
 import { callScope } from '../scope.js'
-import { checkFloat, checkTensor, handleOf, isTensor, type Tensor, wrap } from '../tensor.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { applied, binaryKinds, broadcastShape, withOperands } from './binary.js'
 import { to } from './cast.js'
 import { sumTo } from './reduce.js'
@@ -17,7 +17,7 @@ const { add: plus, less_equal: isLessEqual, equal: isEqual, keep, maximum, minim
 /** A comparison: 1 where it holds, else 0. */
 const comparison =
   (op: string, kind: string, turned = false) =>
-  (a: Tensor, b: Tensor | number): Tensor<'i32'> =>
+  (a: Tensor | number, b: Tensor | number): Tensor<'i32'> =>
     withOperands(op, a, b, false, (a, b, shape) => {
       const handle = turned ? applied(kind, b, a, 'i32') : applied(kind, a, b, 'i32')
       return wrap(handle, { shape, dtype: 'i32', device: a.device })
@@ -72,7 +72,7 @@ export const equal = comparison('equal', 'equal')
 
 /**
  * Elements of a where the condition is not 0, of b elsewhere, with broadcasting of all three. The condition is of any
- * dtype, without NaN; `b` may be a number. What is not selected has no influence, and a gradient of 0. Errors: SHAPE,
+ * dtype, without NaN; a or b may be a number. What is not selected has no influence, and a gradient of 0. Errors: SHAPE,
  * DTYPE, DEVICE; NON_FINITE for a NaN in the condition, on a GPU by the next operation that waits for it.
  *
  * @example
@@ -81,16 +81,15 @@ export const equal = comparison('equal', 'equal')
  * console.log(ops.where(ops.greater(x, 0), x, 0).dataSync()) // → Float32Array(3) [ 1, 0, 3 ]
  * ```
  */
-export function where<D extends DType>(condition: Tensor, a: Tensor<D>, b: Tensor<D> | number): Tensor<D> {
+export function where<D extends DType>(condition: Tensor, a: Tensor<D>, b: Tensor<D> | number): Tensor<D>
+export function where<D extends DType>(condition: Tensor, a: number, b: Tensor<D>): Tensor<D>
+export function where(condition: Tensor, a: Tensor | number, b: Tensor | number): Tensor {
   const op = 'where'
   checkTensor(op, 'condition', condition)
-  // f64 holds every i32
-  if (isTensor(a) && a.dtype === 'i32')
-    return withOperands(op, a, b, false, (a, b) =>
-      callScope(() => to(where(condition, to(a, 'f64'), to(b, 'f64')), 'i32')),
-    ) as Tensor<D>
-  return withOperands(op, a, b, false, (a, b, both) => {
+  return withOperands(op, a, b, false, (a, b, both): Tensor => {
     const { dtype, device } = a
+    // f64 holds every i32
+    if (dtype === 'i32') return callScope(() => to(where(condition, to(a, 'f64'), to(b, 'f64')), 'i32'))
     if (condition.device !== device)
       fail('DEVICE', op, `condition must be on ${device} like a, got ${condition.device}`)
     const shape = broadcastShape(op, condition.shape, both)

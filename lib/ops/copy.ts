@@ -1,12 +1,12 @@
 import { fail } from '../check.js'
-import { type NestedArray, tensor } from '../create.js'
+import { tensor } from '../create.js'
 import { deviceIndex } from '../device.js'
 import { type DType, dtypeCode, type TypedArray } from '../dtype.js'
 import { consumed } from '../handles.js'
 import { asMethods } from '../methods.js'
 import { native } from '../native.js'
 import { scope } from '../scope.js'
-import { checkTensor, handleOf, isTensor, sourceOf, type Tensor, wrap } from '../tensor.js'
+import { checkTensor, handleOf, isTensor, type NestedArray, sourceOf, type Tensor, wrap } from '../tensor.js'
 import { stridesOf } from './strided.js'
 
 function copyFrom(target: Tensor, source: Tensor | TypedArray | number | NestedArray): Tensor {
@@ -21,9 +21,14 @@ function copyFrom(target: Tensor, source: Tensor | TypedArray | number | NestedA
       : tensor(source, ArrayBuffer.isView(source) ? shape : null, { dtype, device })
     checkTensor(op, 'source', values, { shape, dtype: values.dtype, device: values.device })
     const copy = copyLike(values, target)
-    if (copy.size > 0) native.stridedWrite(handleOf(target), handleOf(copy), stridesOf(shape), 0)
+    overwrite(target, copy)
   })
   return target
+}
+
+/** Writes values over those of a tensor of the same shape, dtype and device, without memory. */
+export function overwrite(target: Tensor, values: Tensor): void {
+  if (target.size > 0) native.stridedWrite(handleOf(target), handleOf(values), stridesOf(target.shape), 0)
 }
 
 /** A copy in the dtype and on the device of `like`, without history. */

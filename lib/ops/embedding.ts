@@ -3,6 +3,7 @@ import { fail, showShape } from '../check.js'
 import type { DType } from '../dtype.js'
 import { native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { reshaped, withViews } from './rows.js'
 
 /**
  * Rows of weight [V, D], f32 or f64, at index [...], i32 → [..., D]. Errors: SHAPE, DTYPE, DEVICE; OPTION for an index
@@ -19,20 +20,35 @@ export function embedding<D extends DType>(weight: Tensor<D>, index: Tensor): Te
   checkFloat(op, 'weight', weight)
   checkTensor(op, 'index', index)
   if (weight.shape.length !== 2) fail('SHAPE', op, `weight must be [V, D], got ${showShape(weight.shape)}`)
-  if (index.dtype !== 'i32') fail('DTYPE', op, `index must be i32, got ${index.dtype}`)
+  if (index.dtype !== 'i32') fail('DTYPE', op, `index must be i32, got ${index.dtype}; convert it with .to('i32')`)
   const [V, D] = weight.shape
-  const shape = [...index.shape, D]
-  const out = wrap(native.embedding({ w: handleOf(weight), index: handleOf(index) }), {
-    shape,
-    dtype: weight.dtype,
-    device: weight.device,
-  })
+  return rowsAt(op, weight, [1, V, D], index, [...index.shape, D])
+}
+
+/** Rows of x as [outer, V, D], at each index, i32 → `shape`, of the size of [outer, indices, D]. */
+export function rowsAt<D extends DType>(
+  op: string,
+  x: Tensor<D>,
+  split: readonly [outer: number, V: number, D: number],
+  index: Tensor,
+  shape: readonly number[],
+): Tensor<D> {
+  const { shape: from, dtype, device } = x
+  const [outer, V, D] = split
+  const rows = withViews([handleOf(x)], [split], ([w]) => native.embedding({ w, index: handleOf(index) }))
+  const y = wrap(reshaped(rows, shape), { shape, dtype, device })
+  const made = [outer, index.size, D]
   record({
     op,
-    inputs: [weight],
-    outputs: [out],
+    inputs: [x],
+    outputs: [y],
     saved: [index],
-    backward: ([dy], [index]) => [native.embeddingBackward({ dy: dy!, index, V })],
+    backward: ([dy], [index]) => [
+      reshaped(
+        withViews([dy!], [made], ([dy]) => native.embeddingBackward({ index, dy, V })),
+        from,
+      ),
+    ],
   })
-  return out
+  return y
 }

@@ -2,7 +2,13 @@ import './copy.js' // a method of Tensor
 
 export type { Activation, ActivationOptions } from './activation.js'
 export { type AttentionOptions, attention } from './attention.js'
-export { add, div, maximum, minimum, mul, pow, sub } from './binary.js'
+export { add, type BinaryOperation, div, maximum, minimum, mul, pow, sub } from './binary.js'
+export {
+  type AttentionCache,
+  type CachedAttentionOptions,
+  type CachePlace,
+  cachedAttention,
+} from './cached-attention.js'
 export { clone, to } from './cast.js'
 export { combine } from './combine.js'
 export { clamp, equal, greater, greaterEqual, less, lessEqual, where } from './compare.js'
@@ -12,14 +18,29 @@ export { dropout } from './dropout.js'
 export { embedding } from './embedding.js'
 export { expertChoice } from './expert-choice.js'
 export { type ExpertFfnOptions, type ExpertWeights, expertFfn } from './expert-ffn.js'
+export { argmax, argmin, max, min } from './extremum.js'
+export { gather, indexSelect } from './gather.js'
 export { groupedGemm } from './grouped-gemm.js'
 export { layerNorm } from './layernorm.js'
 export { type LinearOptions, linear } from './linear.js'
-export { mseLoss } from './losses.js'
+export {
+  type BinaryCrossEntropyOptions,
+  binaryCrossEntropyWithLogits,
+  type HuberOptions,
+  huberLoss,
+  type KlDivOptions,
+  klDiv,
+  type LossOptions,
+  mseLoss,
+  type Reduction,
+  type SmoothL1Options,
+  smoothL1Loss,
+} from './losses.js'
 export { matmul } from './matmul.js'
 export { mean, sum } from './reduce.js'
 export { reshape, squeeze, unsqueeze } from './reshape.js'
 export { rmsNorm } from './rmsnorm.js'
+export { type RotaryOptions, rotary } from './rotary.js'
 export { route } from './route.js'
 export type { ExpertChoiceOptions, RouteOptions, RoutingRandom } from './route-options.js'
 export { expertCapacity, type RouteResult, type Routing } from './routing.js'

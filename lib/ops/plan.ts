@@ -40,7 +40,10 @@ export function slotPlan(op: string, routing: Routing, E: number, C: number): [a
   return [made.assignment, made.rowOf]
 }
 
-/** The plan of the fused experts: on a GPU that of the slots, on the CPU rows of dispatched assignments alone, and `ends`. */
+/**
+ * The plan of the fused experts: rows of dispatched assignments alone, and `ends`. On a GPU the rows are the slots if
+ * the capacity is what limits them: then the host knows every size and need not wait for `ends`.
+ */
 export function expertPlan(
   op: string,
   routing: Routing,
@@ -48,8 +51,11 @@ export function expertPlan(
   C: number,
 ): [assignment: Handle, rowOf: Handle] | [assignment: Handle, rowOf: Handle, ends: Handle] {
   const { expertIndex, position } = routing
-  if (expertIndex.device !== 'cpu') return slotPlan(op, routing, E, C)
-  const R = Math.min(expertIndex.size, E * expertIndex.shape[0] * C)
+  const [B, N] = expertIndex.shape
+  const slots = E * B * C
+  const R = Math.min(expertIndex.size, slots)
+  const mostlyEmpty = slots > R && (C >= N || slots >= 4 * R)
+  if (expertIndex.device !== 'cpu' && !mostlyEmpty) return slotPlan(op, routing, E, C)
   const made = within(op, () =>
     native.planSorted({ expertIndex: handleOf(expertIndex), position: handleOf(position), E, R }),
   )

@@ -41,7 +41,8 @@ export function sumTo(x: Handle, shape: readonly number[], target: readonly numb
   return reshaped(sumAxes(x, shape, axes, 1), target)
 }
 
-function checkAxes(op: string, axis: unknown, rank: number): number[] {
+/** The axes that `axis` names, sorted, all if it is undefined. */
+export function checkAxes(op: string, axis: unknown, rank: number): number[] {
   if (axis === undefined) return Array.from({ length: rank }, (_, i) => i)
   const list = Array.isArray(axis) ? copyArray(op, 'axis', axis, rank) : [axis]
   const axes = list

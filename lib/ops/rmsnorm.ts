@@ -30,8 +30,10 @@ export function rmsNorm<D extends DType>(x: Tensor<D>, gamma: Tensor): Tensor<D>
     inputs: [x, gamma],
     outputs: [y],
     saved: [x, gamma],
-    backward: ([dy], [x, gamma], [needX, needGamma]) => {
-      const { dx, dgamma } = native.rmsnormBackward({ dy: dy!, x, gamma, dx: needX, dgamma: needGamma })
+    backward: ([dy], [x, gamma], [needX, needGamma], addendOf) => {
+      // With x + f(rmsNorm(x)) x has a gradient already: the sum is then one pass over memory, not two.
+      const dxAddend = needX ? addendOf(0) : null
+      const { dx, dgamma } = native.rmsnormBackward({ dy: dy!, x, gamma, dxAddend, dx: needX, dgamma: needGamma })
       return [dx, dgamma]
     },
   })

@@ -1,3 +1,4 @@
+import { sizeOf } from '../check.js'
 import { handlesOf, releaseAll } from '../handles.js'
 import { type Handle, native } from '../native.js'
 
@@ -27,3 +28,27 @@ export function reshaped(x: Handle, shape: readonly number[]): Handle {
     throw error
   }
 }
+
+/** A shape as [outer, axis, inner], where the axis is those from `start` to `end`, exclusive. */
+export const splitAt = (
+  shape: readonly number[],
+  start: number,
+  end = start + 1,
+): [outer: number, axis: number, inner: number] => [
+  sizeOf(shape.slice(0, start)),
+  sizeOf(shape.slice(start, end)),
+  sizeOf(shape.slice(end)),
+]
+
+/** The gradient of x, of shape `shape` with `A` entries along an axis, of which y has those at `index`; both as `split`. */
+export const gatherGradient = (
+  dy: Handle,
+  index: Handle,
+  split: readonly number[],
+  A: number,
+  shape: readonly number[],
+): Handle =>
+  reshaped(
+    withViews([dy, index], [split, split], ([dy, index]) => native.gatherBackward({ dy, index, A })),
+    shape,
+  )

@@ -121,6 +121,15 @@ export const sigmoid = unary('sigmoid')
  * ```
  */
 export const tanh = unary('tanh')
+/**
+ * log(1 + e^x), element by element, without overflow.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.softplus(tensor([-1000, 1000])).dataSync()) // → Float32Array(2) [ 0, 1000 ]
+ * ```
+ */
+export const softplus = unary('softplus')
 
 declare module '../tensor.js' {
   interface Tensor<D extends DType> {
@@ -146,6 +155,8 @@ declare module '../tensor.js' {
     sigmoid(): Tensor<D>
     /** See {@link ops.tanh}. */
     tanh(): Tensor<D>
+    /** See {@link ops.softplus}. */
+    softplus(): Tensor<D>
   }
 }
-asMethods({ neg, exp, log, sqrt, abs, square, relu, gelu, silu, sigmoid, tanh })
+asMethods({ neg, exp, log, sqrt, abs, square, relu, gelu, silu, sigmoid, tanh, softplus })

@@ -1,11 +1,12 @@
 import { checkNumber, copyArray, fail } from '../check.js'
 import { native } from '../native.js'
 import { replayRow } from '../native-ops.js'
-import type { Parameter } from '../nn/parameter.js'
 import { checkValues, number, type Option, type OptionsOf, reader } from '../options.js'
 import type { ReplayRow } from '../recorder.js'
 import { handleOf } from '../tensor.js'
-import { Optimizer, type OptimizerOptions, type ParameterUpdate, type StateTensors } from './optimizer.js'
+import type { OptimizerParameters } from './groups.js'
+import { Optimizer, type ParameterUpdate } from './optimizer.js'
+import type { StateTensors } from './state.js'
 
 /** Two numbers in [0, 1). */
 const decays: Option<readonly [number, number]> = {
@@ -35,6 +36,9 @@ const adamwOptions = {
 /** Options of {@link AdamW}. */
 export interface AdamWOptions extends OptionsOf<typeof adamwOptions> {}
 
+/** Options of a group of {@link AdamW}. */
+export interface AdamWValues extends Required<AdamWOptions> {}
+
 const readOptions = reader(adamwOptions)
 
 /**
@@ -50,28 +54,23 @@ const readOptions = reader(adamwOptions)
  * optimizer.zeroGrad()
  * ```
  */
-export class AdamW extends Optimizer {
-  /** Learning rate; may be set between steps, like the other options. */
-  lr: number
+export class AdamW extends Optimizer<AdamWValues> {
+  /** Learning rate; may be set between steps, like the other options. See {@link Optimizer} for several groups. */
+  declare lr: number
   /** See {@link AdamWOptions.betas}. */
-  betas: readonly [number, number]
+  declare betas: readonly [number, number]
   /** See {@link AdamWOptions.eps}. */
-  eps: number
+  declare eps: number
   /** See {@link AdamWOptions.weightDecay}. */
-  weightDecay: number
+  declare weightDecay: number
 
-  /** Errors: OPTION, DISPOSED. */
-  constructor(params: Iterable<Parameter>, options?: AdamWOptions) {
-    super('AdamW', params)
-    const { lr, betas, eps, weightDecay } = readOptions('AdamW', options)
-    this.lr = lr
-    this.betas = betas
-    this.eps = eps
-    this.weightDecay = weightDecay
+  /** Parameters, or groups of them with options of their own. Errors: OPTION, DISPOSED. */
+  constructor(params: OptimizerParameters<AdamWOptions>, options?: AdamWOptions) {
+    super('AdamW', params, readOptions('AdamW', options))
   }
 
-  protected override checkedOptions(op: string, source: object): OptimizerOptions & Required<AdamWOptions> {
-    return checkValues(op, source, adamwOptions)
+  protected override checkedOptions(op: string, source: object, prefix: string): AdamWValues {
+    return checkValues(op, source, adamwOptions, prefix)
   }
 
   protected override stateTensors(): StateTensors {
@@ -79,17 +78,15 @@ export class AdamW extends Optimizer {
   }
 
   /** @internal */
-  protected override replayRow(step: number): ReplayRow {
-    const { betas, ...options } = this.checkedOptions('AdamW.step', this)
+  protected override replayRow(step: number, { betas, ...options }: AdamWValues): ReplayRow {
     return replayRow.adamw({ step, beta1: betas[0], beta2: betas[1], ...options })
   }
 
-  protected update(updates: readonly ParameterUpdate[]): void {
-    const { lr, eps, weightDecay } = this
-    const [beta1, beta2] = this.betas
+  protected override update(updates: readonly ParameterUpdate<AdamWValues>[]): void {
     native.adamw(
-      updates.map(({ parameter, grad, step, tensors }) => {
+      updates.map(({ parameter, grad, step, tensors, options: { betas, lr, eps, weightDecay } }) => {
         const [m, v] = [handleOf(tensors.exp_avg), handleOf(tensors.exp_avg_sq)]
+        const [beta1, beta2] = betas
         return { p: handleOf(parameter), g: handleOf(grad), m, v, step, lr, beta1, beta2, eps, weightDecay }
       }),
     )

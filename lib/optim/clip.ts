@@ -1,5 +1,5 @@
 import { checkNumber, fail } from '../check.js'
-import { refuseInCapture } from '../context.js'
+import { refuseToWait } from '../context.js'
 import { full, zeros } from '../create.js'
 import type { Device } from '../device.js'
 import { MoeError, show } from '../errors.js'
@@ -24,7 +24,7 @@ export interface ClipOptions extends OptionsOf<typeof clipOptions> {}
 const readOptions = reader(clipOptions)
 
 /**
- * Scales all gradients in place so that their joint 2-norm is at most `maxNorm`, and returns the original norm: a
+ * Scales the gradients in place, each once, so that their joint 2-norm is at most `maxNorm`, and returns the original norm: a
  * number, or with `wait: false` a tensor f64 [] on the device, which all gradients are then on. If the norm is not
  * finite, the gradients do not change, so that the caller can skip the step. Without waiting, f64 gradients whose
  * squares overflow count as not finite. Pascanu et al., arXiv 1211.5063, §3.2, as torch.nn.utils.clip_grad_norm_.
@@ -60,10 +60,10 @@ export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, optio
   }
   checkNumber(op, 'maxNorm', maxNorm, 0)
   const { onNonFinite, wait } = readOptions(op, options)
-  if (wait) refuseInCapture(op, 'it waits for the device: pass wait: false')
+  if (wait) refuseToWait(op, 'it waits for the device (pass wait: false)')
   else if (onNonFinite === 'throw') fail('OPTION', op, "onNonFinite 'throw' must wait for the norm, got wait: false")
   const grads = new Map<Device, Handle[]>()
-  for (const parameter of params) {
+  for (const parameter of new Set(params)) {
     if (!(parameter instanceof Parameter)) fail('OPTION', op, `params must hold Parameters, got ${show(parameter)}`)
     const { grad } = parameter
     if (!grad) continue

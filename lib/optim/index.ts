@@ -1,10 +1,20 @@
-export { AdamW, type AdamWOptions } from './adamw.js'
+export { Adafactor, type AdafactorOptions, type AdafactorValues } from './adafactor.js'
+export { AdamW, type AdamWOptions, type AdamWValues } from './adamw.js'
 export { type ClipOptions, clipGradNorm } from './clip.js'
+export { type DecayGroup, type DecayGroupsOptions, decayGroups } from './decay-groups.js'
+export { EMA, type EMAOptions } from './ema.js'
+export type { GivenMembers, GroupMembers, OptimizerParameters, ParameterGroup } from './groups.js'
+export { Optimizer, type ParameterState, type ParameterUpdate, type StepOptions } from './optimizer.js'
+export { PlateauSchedule, type PlateauScheduleOptions } from './plateau.js'
+export { type LearningRate, Schedule, type ScheduledOptimizer, type ScheduleState, StepSchedule } from './schedule.js'
 export {
-  Optimizer,
-  type OptimizerOptions,
-  type ParameterState,
-  type ParameterUpdate,
-  type StateTensors,
-} from './optimizer.js'
-export { SGD, type SGDOptions } from './sgd.js'
+  ConstantSchedule,
+  type ConstantScheduleOptions,
+  CosineSchedule,
+  type DecayScheduleOptions,
+  InverseSqrtSchedule,
+  type InverseSqrtScheduleOptions,
+  LinearSchedule,
+} from './schedules.js'
+export { SGD, type SGDOptions, type SGDValues } from './sgd.js'
+export type { ShapedStateTensor, StateTensor, StateTensors, StateValues } from './state.js'

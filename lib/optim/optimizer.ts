@@ -1,39 +1,28 @@
 import { fail, listed, showName } from '../check.js'
-import { currentRecorder } from '../context.js'
+import { currentRecorder, onFailure, refuseToWait } from '../context.js'
 import { refuseJson } from '../copies.js'
 import { tensor, zeros } from '../create.js'
 import { markCopy, show } from '../errors.js'
 import { native } from '../native.js'
 import type { StateDict } from '../nn/module.js'
-import { Parameter } from '../nn/parameter.js'
+import type { Parameter } from '../nn/parameter.js'
 import { allFinite } from '../norm.js'
 import { copyLike } from '../ops/copy.js'
+import { type OptionsOf, oneOf, reader } from '../options.js'
 import type { Recorder, ReplayRow } from '../recorder.js'
-import { allOrNone, keep, noGrad, scope } from '../scope.js'
-import { checkTensor, handleOf, type Tensor, type TensorMeta } from '../tensor.js'
-
-const stepMeta = { shape: [], dtype: 'f64' } as const
-
-function misfitOf(op: string, key: string, value: unknown, meta: Pick<TensorMeta, 'shape' | 'dtype'>): string | null {
-  try {
-    const { device } = checkTensor(op, key, value)
-    checkTensor(op, key, value, { ...meta, device })
-    return null
-  } catch (error) {
-    return (error as Error).message.slice(op.length + 3)
-  }
-}
-
-const countProblem = (value: Tensor): string | null => {
-  const count = value.item()
-  return Number.isSafeInteger(count) && count >= 0 ? null : `must be an integer of at least 0, got ${count}`
-}
-
-/** For 'non-negative', checks the square root, which is NaN for negative numbers. */
-const numbersProblem = (value: Tensor, kind: StateTensors[string]): string | null => {
-  const isRight = noGrad(() => scope(() => allFinite(handleOf(kind === 'non-negative' ? value.sqrt() : value))))
-  return isRight ? null : `must hold finite ${kind === 'non-negative' ? 'numbers of at least 0' : 'numbers'}`
-}
+import { allOrNone, keep, scope } from '../scope.js'
+import { handleOf, type Tensor } from '../tensor.js'
+import {
+  misfits,
+  type OptimizerParameters,
+  type ParameterGroup,
+  prefixOf,
+  readGroups,
+  restoredGroups,
+  savedGroups,
+  shareOptions,
+} from './groups.js'
+import { problemOf, type StateTensors, shapeOf } from './state.js'
 
 /** Runs `fn` outside capture, if a step is being captured. */
 function outsideCapture<T>(fn: () => T): T {
@@ -46,17 +35,22 @@ function outsideCapture<T>(fn: () => T): T {
   }
 }
 
-/** Options of an optimizer by name, as stored in a checkpoint. */
-export type OptimizerOptions = Readonly<Record<string, number | readonly number[]>>
+/** A parameter that a step updates. */
+type Due<O> = Pick<ParameterUpdate<O>, 'parameter' | 'grad' | 'options'> & { group: ParameterGroup<O> }
 
-/** Tensors of a parameter's state by name, and their allowed values; all finite. */
-export type StateTensors = Readonly<Record<string, 'any' | 'non-negative'>>
+const onEachDevice = <O>(due: readonly Due<O>[]): Due<O>[][] =>
+  [...new Set(due.map(({ parameter }) => parameter.device))].map((device) =>
+    due.filter(({ parameter }) => parameter.device === device),
+  )
+
+const mapped = <T, V>(values: Readonly<Record<string, T>>, f: (name: string, value: T) => V): Record<string, V> =>
+  Object.fromEntries(Object.entries(values).map(([name, value]) => [name, f(name, value)]))
 
 /** Whether a value is an Optimizer of this copy of the package. */
 export let isOptimizer: (value: unknown) => value is Optimizer
 
 /** State and options for a checkpoint. Errors: OPTION, NON_FINITE if they could not be loaded again. */
-export let checkpointOf: (optimizer: Optimizer, op: string) => { state: StateDict; options: OptimizerOptions }
+export let checkpointOf: (optimizer: Optimizer, op: string) => { state: StateDict; options: unknown }
 
 /** Like stageState of a module, for `op`, with optional options; `what` names the state in errors. */
 export let stageOptimizer: (
@@ -67,7 +61,7 @@ export let stageOptimizer: (
   options: unknown,
 ) => () => void
 
-/** The state of one parameter: a step count and tensors of its shape. */
+/** The state of one parameter: a step count and tensors. */
 export interface ParameterState {
   /** Number of updates, in {@link ParameterUpdate} with the one to come. */
   step: number
@@ -76,87 +70,139 @@ export interface ParameterState {
 }
 
 /** One parameter with its gradient and its state, on its device. */
-export interface ParameterUpdate extends ParameterState {
+export interface ParameterUpdate<O = object> extends ParameterState {
   /** Is updated in place. */
   parameter: Parameter
   /** Of its shape. */
   grad: Tensor
+  /** The checked options of its group. */
+  options: O
 }
 
+const stepOptions = {
+  /**
+   * What happens if a gradient is not finite. 'skip': nothing changes, and `step` returns false; 'throw': a NON_FINITE
+   * error; both wait for a GPU. Default 'propagate': the step is taken.
+   */
+  onNonFinite: oneOf(['propagate', 'throw', 'skip'], { default: 'propagate' }),
+}
+
+/** Options of {@link Optimizer.step}. */
+export interface StepOptions extends OptionsOf<typeof stepOptions> {}
+
+const readStepOptions = reader(stepOptions)
+
 /**
- * Base of the optimizers: the list of parameters, their state, and its dict.
+ * Base of the optimizers: the groups of parameters with their options, the state, and its dict. Every option is also a
+ * property of the optimizer, such as `optimizer.lr`: setting it sets that of all groups; reading it while groups differ
+ * is an OPTION error.
  *
  * @example
  * ```ts
  * const model = new Linear(4, 1)
- * const optimizer: Optimizer = new AdamW(model.parameters())
+ * const optimizer: Optimizer = new AdamW([{ params: [model.weight], lr: 0.1 }, { params: [model.bias!] }], { lr: 0.2 })
  * model.forward(ones([8, 4])).sum().backward()
  * optimizer.step()
  * console.log(Object.keys(optimizer.stateDict()).slice(0, 3)) // → [ '0.step', '0.exp_avg', '0.exp_avg_sq' ]
  * ```
  */
-export abstract class Optimizer {
+export abstract class Optimizer<O extends object = object> {
   static {
     markCopy(Optimizer)
   }
 
-  /** The parameters of the constructor, without duplicates. */
+  /** Those of the constructor, in its order; of a list of parameters one. */
+  readonly groups: readonly ParameterGroup<O>[]
+  /** The parameters of all groups in order, without duplicates. */
   readonly parameters: readonly Parameter[]
   readonly #states = new Map<Parameter, ParameterState>()
   readonly #op: string
 
-  /** `op` is the operation in errors. Errors: OPTION for anything but Parameters, DISPOSED. */
-  protected constructor(op: string, params: Iterable<Parameter>) {
-    if (typeof params !== 'object' || params === null || typeof params[Symbol.iterator] !== 'function') {
-      fail('OPTION', op, `params must be parameters, such as model.parameters(), got ${show(params)}`)
-    }
+  /**
+   * `op` is the operation in errors, `options` are checked ones, for what groups do not override. Errors: OPTION for
+   * anything but Parameters or groups of them, for a parameter in two groups, and for their options; DISPOSED.
+   */
+  protected constructor(op: string, params: OptimizerParameters<Partial<O>>, options: O) {
     this.#op = op
-    const distinct = new Set<Parameter>()
-    for (const parameter of params) {
-      const name = `parameter ${distinct.size}`
-      if (!(parameter instanceof Parameter)) fail('OPTION', op, `${name} must be a Parameter, got ${show(parameter)}`)
-      checkTensor(op, name, parameter)
-      distinct.add(parameter)
-    }
-    this.parameters = Object.freeze([...distinct])
+    const check = this.#check
+    this.groups = Object.freeze(readGroups(op, params, options, check)) as readonly ParameterGroup<O>[]
+    this.parameters = Object.freeze(this.groups.flatMap((group) => group.params))
+    shareOptions(op, this, this.groups, Object.keys(options))
   }
+
+  readonly #check = (op: string, source: object, prefix: string): O => this.checkedOptions(op, source, prefix)
 
   /** Always an UNSUPPORTED error: JSON would lose the state. */
   toJSON(): never {
     return refuseJson(this.constructor.name, 'write it to a file with saveCheckpoint')
   }
 
-  /** Updates every parameter that has a gradient, in place. Errors: OPTION if an option such as `lr` is invalid. */
-  step(): void {
-    this.checkedOptions(`${this.#op}.step`, this)
-    const due = this.parameters.flatMap((parameter) => (parameter.grad ? [{ parameter, grad: parameter.grad }] : []))
-    const fresh = this.#makeStates(due.map(({ parameter }) => parameter)) // allocates before the first update
+  /**
+   * Updates every parameter that has a gradient, in place; returns whether it did (see {@link StepOptions.onNonFinite}).
+   * Errors: OPTION if an option such as `lr` is invalid; NON_FINITE; UNSUPPORTED for a check in a captured step.
+   */
+  step(options?: StepOptions): boolean {
+    const op = `${this.#op}.step`
+    const { onNonFinite } = readStepOptions(op, options)
+    const due = this.#due(op)
+    if (onNonFinite !== 'propagate' && !this.#areFinite(op, due)) {
+      if (onNonFinite === 'skip') return false
+      fail('NON_FINITE', op, 'all gradients must be finite')
+    }
+    const fresh = this.#makeStates(due) // allocates before the first update
     try {
       this.#updateAll(due)
     } catch (error) {
       for (const parameter of fresh) if (this.#states.get(parameter)!.step === 0) this.#dropState(parameter)
       throw error
     }
+    return true
   }
 
-  #updateAll(due: readonly Pick<ParameterUpdate, 'parameter' | 'grad'>[]): void {
+  /** The parameters that have a gradient. */
+  #due(op: string): Due<O>[] {
+    return this.groups.flatMap((group, i) => {
+      const options = this.#check(op, group, prefixOf(i, this.groups.length))
+      return group.params.flatMap((parameter) => {
+        const { grad } = parameter
+        return grad ? [{ parameter, grad, options, group }] : []
+      })
+    })
+  }
+
+  #areFinite(op: string, due: readonly Due<O>[]): boolean {
+    refuseToWait(op, 'onNonFinite waits for the device')
+    return onEachDevice(due).every((here) => allFinite(here.map(({ grad }) => handleOf(grad))))
+  }
+
+  #updateAll(due: readonly Due<O>[]): void {
     const recorder = currentRecorder()
-    for (const device of new Set(due.map(({ parameter }) => parameter.device))) {
-      const here = due.filter(({ parameter }) => parameter.device === device)
-      const updates = here.map(({ parameter, grad }): ParameterUpdate => {
+    for (const here of onEachDevice(due)) {
+      const updates = here.map(({ parameter, grad, options, group }): ParameterUpdate<O> => {
         const state = this.#states.get(parameter)!
-        const step = recorder ? this.#record(recorder, state) : state.step + 1
-        return { parameter, grad, step, tensors: state.tensors }
+        const step = recorder ? this.#record(recorder, state, group) : state.step + 1
+        return { parameter, grad, step, tensors: state.tensors, options }
       })
       this.update(updates)
-      if (!recorder) for (const { parameter, step } of updates) this.#states.get(parameter)!.step = step
+      if (!recorder) for (const { parameter, step } of updates) this.#count(parameter, step)
     }
   }
 
+  #count(parameter: Parameter, step: number): void {
+    const state = this.#states.get(parameter)!
+    const before = state.step
+    state.step = step
+    onFailure(() => {
+      state.step = before
+      if (before === 0 && this.#states.get(parameter) === state) this.#dropState(parameter)
+    })
+  }
+
   /** In a captured step each replay counts, and this returns the index of the update in the step. */
-  #record(recorder: Recorder, state: ParameterState): number {
+  #record(recorder: Recorder, state: ParameterState, group: ParameterGroup<O>): number {
+    const prefix = prefixOf(this.groups.indexOf(group), this.groups.length)
     return recorder.add(
-      () => this.replayRow(++state.step),
+      () => this.replayRow(++state.step, this.#check(`${this.#op}.step`, group, prefix)),
       () => {
         const { step } = state
         return () => {
@@ -167,36 +213,35 @@ export abstract class Optimizer {
   }
 
   /** @internal The numbers that a replay passes to the device for update number `step` of a parameter. */
-  protected replayRow(_step: number): ReplayRow {
+  protected replayRow(_step: number, _options: O): ReplayRow {
     return fail('UNSUPPORTED', `${this.constructor.name}.step`, 'this optimizer cannot be part of a captured step')
   }
 
-  /** The state tensors of a parameter with these options. */
-  protected abstract stateTensors(options: object): StateTensors
+  /** The state tensors of a parameter of this shape, in a group with these options. */
+  protected abstract stateTensors(options: O, shape: readonly number[]): StateTensors
 
-  /** The checked options of `source`, this optimizer or a checkpoint. Errors: OPTION. */
-  protected checkedOptions(_op: string, _source: object): OptimizerOptions {
-    return {}
-  }
+  /** The checked options of `source`: a group, or one of a checkpoint. Errors: OPTION, with `prefix` before the name. */
+  protected abstract checkedOptions(op: string, source: object, prefix: string): O
 
   /** Updates parameters of one device and their state tensors in place, all or none. */
-  protected abstract update(updates: readonly ParameterUpdate[]): void
+  protected abstract update(updates: readonly ParameterUpdate<O>[]): void
 
   /** Returns the parameters that had no state. */
-  #makeStates(parameters: readonly Parameter[]): readonly Parameter[] {
-    const fresh = parameters.filter((parameter) => !this.#states.has(parameter))
-    if (fresh.length === 0) return fresh
-    const names = Object.keys(this.stateTensors(this))
+  #makeStates(due: readonly Due<O>[]): readonly Parameter[] {
+    const fresh = due.filter(({ parameter }) => !this.#states.has(parameter))
+    if (fresh.length === 0) return []
     const states = outsideCapture(() =>
       allOrNone(() =>
-        fresh.map(({ shape, dtype, device }) => {
-          const make = (name: string) => [name, keep(zeros(shape, { dtype, device }))] as const
-          return { step: 0, tensors: Object.fromEntries(names.map(make)) }
-        }),
+        fresh.map(({ parameter: { shape, dtype, device }, options }) => ({
+          step: 0,
+          tensors: mapped(this.stateTensors(options, shape), (_, tensor) =>
+            keep(zeros(shapeOf(tensor, shape), { dtype, device })),
+          ),
+        })),
       ),
     )
-    for (const [i, parameter] of fresh.entries()) this.#states.set(parameter, states[i])
-    return fresh
+    for (const [i, { parameter }] of fresh.entries()) this.#states.set(parameter, states[i])
+    return fresh.map(({ parameter }) => parameter)
   }
 
   /** Frees all gradients: `grad` is null afterwards. */
@@ -226,27 +271,30 @@ export abstract class Optimizer {
     scope(() => this.#stage(`${this.constructor.name}.loadStateDict`, 'the state', dict, undefined)())
   }
 
-  #checkpoint(op: string): { state: StateDict; options: OptimizerOptions } {
-    const options = this.checkedOptions(op, this)
+  #checkpoint(op: string): { state: StateDict; options: unknown } {
+    const groups = this.groups.map(({ params }, i) => ({
+      params,
+      options: this.#check(op, this.groups[i], prefixOf(i, this.groups.length)),
+    }))
     const state = this.stateDict()
-    const problems = this.#mismatches(op, state, options)
+    const problems = this.#mismatches(op, state, this.#tensors(groups.map(({ options }) => options)))
     if (problems.length > 0)
       fail('NON_FINITE', op, `the state of ${this.constructor.name} could not be loaded again:${listed(problems)}`)
-    return { state, options }
+    return { state, options: savedGroups(groups) }
   }
 
   #stage(op: string, what: string, dict: StateDict, saved: unknown): () => void {
     if (typeof dict !== 'object' || dict === null)
       fail('OPTION', op, `state must be an object of tensors, got ${show(dict)}`)
-    const misfit = (problems: readonly string[]): never =>
-      fail('STATE_DICT', op, `${what} does not fit, nothing was changed:${listed(problems)}`)
-    const options = saved === undefined ? null : this.#restorable(op, saved, misfit)
-    const problems = this.#mismatches(op, dict, options ?? this)
+    const misfit = (problems: readonly string[]): never => misfits(op, what, problems)
+    const options = saved === undefined ? null : restoredGroups(op, saved, this.groups, this.#check, misfit)
+    const tensors = this.#tensors((options as O[]) ?? this.groups)
+    const problems = this.#mismatches(op, dict, tensors)
     if (problems.length > 0) misfit(problems)
-    const names = Object.keys(this.stateTensors(options ?? this))
-    const staged = this.#present(dict, ['step']).map(([i, parameter]) => {
-      const copy = (name: string) => [name, copyLike(dict[`${i}.${name}`], parameter)] as const
-      return { parameter, state: { step: dict[`${i}.step`].item(), tensors: Object.fromEntries(names.map(copy)) } }
+    const staged = [...this.parameters.entries()].flatMap(([i, parameter]) => {
+      if (!Object.hasOwn(dict, `${i}.step`)) return []
+      const copy = (name: string) => copyLike(dict[`${i}.${name}`], parameter)
+      return [{ parameter, state: { step: dict[`${i}.step`].item(), tensors: mapped(tensors[i], copy) } }]
     })
     return () => {
       this.dispose()
@@ -254,46 +302,27 @@ export abstract class Optimizer {
         for (const value of Object.values(state.tensors)) keep(value)
         this.#states.set(parameter, state)
       }
-      Object.assign(this, options)
+      for (const [i, own] of options?.entries() ?? []) Object.assign(this.groups[i], own)
     }
   }
 
-  #restorable(op: string, saved: unknown, misfit: (problems: readonly string[]) => never): OptimizerOptions {
-    if (typeof saved !== 'object' || saved === null) return misfit([`options must be an object, got ${show(saved)}`])
-    let options: OptimizerOptions
-    try {
-      options = this.checkedOptions(op, saved)
-    } catch (error) {
-      return misfit([`option ${(error as Error).message.slice(op.length + 3)}`])
-    }
-    const unexpected = Object.keys(saved).filter((name) => !Object.hasOwn(options, name))
-    return unexpected.length === 0 ? options : misfit(unexpected.map((name) => `unexpected: option ${showName(name)}`))
+  /** The state tensors of each parameter if its group has these options. */
+  #tensors(options: readonly O[]): StateTensors[] {
+    return this.groups.flatMap(({ params }, i) => params.map(({ shape }) => this.stateTensors(options[i], shape)))
   }
 
-  /** The mismatches of a state with the parameters and options. */
-  #mismatches(op: string, dict: StateDict, options: object): string[] {
-    const tensors = this.stateTensors(options)
-    const names = ['step', ...Object.keys(tensors)]
-    const known = new Set(this.parameters.flatMap((_, i) => names.map((name) => `${i}.${name}`)))
+  /** The mismatches of a state with the parameters, whose state tensors are `tensors`. */
+  #mismatches(op: string, dict: StateDict, tensors: readonly StateTensors[]): string[] {
+    const keys = tensors.map((own, i) =>
+      ['step', ...Object.keys(own)].map((name) => [`${i}.${name}`, own[name]] as const),
+    )
+    const known = new Set<string>(keys.flat().map(([key]) => key))
     const unexpected = Object.keys(dict).filter((key) => !known.has(key))
-    return [
-      ...unexpected.map((name) => `unexpected: ${showName(name)}`),
-      ...this.#present(dict, names).flatMap(([i, { shape, dtype }]) =>
-        names.flatMap((name) => {
-          const key = `${i}.${name}`
-          const problem = misfitOf(op, key, dict[key], name === 'step' ? stepMeta : { shape, dtype })
-          if (problem !== null) return [problem]
-          const value = dict[key]
-          const numbers = name === 'step' ? countProblem(value) : numbersProblem(value, tensors[name])
-          return numbers === null ? [] : [`${key} ${numbers}`]
-        }),
-      ),
-    ]
-  }
-
-  /** The parameters with entries in a state, with their indices. */
-  #present(dict: StateDict, names: readonly string[]): [number, Parameter][] {
-    return [...this.parameters.entries()].filter(([i]) => names.some((name) => Object.hasOwn(dict, `${i}.${name}`)))
+    const problems = keys.flatMap((own, i) => {
+      if (!own.some(([key]) => Object.hasOwn(dict, key))) return []
+      return own.map(([key, kind]) => problemOf(op, key, dict[key], this.parameters[i], kind))
+    })
+    return [...unexpected.map((name) => `unexpected: ${showName(name)}`), ...problems.filter((text) => text !== null)]
   }
 
   /** Frees the state, not the parameters. */

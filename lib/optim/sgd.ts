@@ -1,10 +1,11 @@
 import { native } from '../native.js'
 import { replayRow } from '../native-ops.js'
-import type { Parameter } from '../nn/parameter.js'
 import { checkValues, number, type OptionsOf, reader } from '../options.js'
 import type { ReplayRow } from '../recorder.js'
 import { handleOf } from '../tensor.js'
-import { Optimizer, type OptimizerOptions, type ParameterUpdate, type StateTensors } from './optimizer.js'
+import type { OptimizerParameters } from './groups.js'
+import { Optimizer, type ParameterUpdate } from './optimizer.js'
+import type { StateTensors } from './state.js'
 
 const sgdOptions = {
   /** Learning rate. Default 1e-3. May be set between steps: `optimizer.lr = …`. */
@@ -17,6 +18,12 @@ const sgdOptions = {
 
 /** Options of {@link SGD}. */
 export interface SGDOptions extends OptionsOf<typeof sgdOptions> {}
+
+/** Options of a group of {@link SGD}. */
+export interface SGDValues extends Required<Omit<SGDOptions, 'momentum'>> {
+  /** Only read: it decides the state. */
+  readonly momentum: number
+}
 
 const readOptions = reader(sgdOptions)
 
@@ -33,40 +40,35 @@ const readOptions = reader(sgdOptions)
  * console.log(before.sub(model.weight).sum().item().toFixed(3)) // → 1.000
  * ```
  */
-export class SGD extends Optimizer {
-  /** Learning rate; may be set between steps, like `weightDecay`. */
-  lr: number
+export class SGD extends Optimizer<SGDValues> {
+  /** Learning rate; may be set between steps, like `weightDecay`. See {@link Optimizer} for several groups. */
+  declare lr: number
   /** See {@link SGDOptions.momentum}. */
-  readonly momentum: number
+  declare readonly momentum: number
   /** See {@link SGDOptions.weightDecay}. */
-  weightDecay: number
+  declare weightDecay: number
 
-  /** Errors: OPTION, DISPOSED. */
-  constructor(params: Iterable<Parameter>, options?: SGDOptions) {
-    super('SGD', params)
-    const { lr, momentum, weightDecay } = readOptions('SGD', options)
-    this.lr = lr
-    this.momentum = momentum
-    this.weightDecay = weightDecay
+  /** Parameters, or groups of them with options of their own. Errors: OPTION, DISPOSED. */
+  constructor(params: OptimizerParameters<SGDOptions>, options?: SGDOptions) {
+    super('SGD', params, readOptions('SGD', options))
   }
 
-  protected override checkedOptions(op: string, source: object): OptimizerOptions & Required<SGDOptions> {
-    return checkValues(op, source, sgdOptions)
+  protected override checkedOptions(op: string, source: object, prefix: string): SGDValues {
+    return checkValues(op, source, sgdOptions, prefix)
   }
 
-  protected override stateTensors({ momentum }: { momentum: number }): StateTensors {
+  protected override stateTensors({ momentum }: SGDValues): StateTensors {
     return momentum > 0 ? { momentum_buffer: 'any' } : {}
   }
 
   /** @internal */
-  protected override replayRow(step: number): ReplayRow {
-    return replayRow.sgd({ step, ...this.checkedOptions('SGD.step', this) })
+  protected override replayRow(step: number, options: SGDValues): ReplayRow {
+    return replayRow.sgd({ step, ...options })
   }
 
-  protected update(updates: readonly ParameterUpdate[]): void {
-    const { lr, momentum, weightDecay } = this
+  protected override update(updates: readonly ParameterUpdate<SGDValues>[]): void {
     native.sgd(
-      updates.map(({ parameter, grad, step, tensors }) => {
+      updates.map(({ parameter, grad, step, tensors, options: { lr, momentum, weightDecay } }) => {
         const buffer = tensors.momentum_buffer ? handleOf(tensors.momentum_buffer) : null
         return { p: handleOf(parameter), g: handleOf(grad), buffer, step, lr, momentum, weightDecay }
       }),

@@ -6,7 +6,8 @@
 namespace st_moe {
 
 // Not a Napi::Function, whose wrapper allocates for many arguments and throws no MoeError.
-template <class Data, Napi::Value (*run)(Call&, const Data&), const char* (*name_of)(const Data&)>
+template <class Data, Napi::Value (*run)(Call&, const Data&), const char* (*name_of)(const Data&),
+          Order (*order_of)(const Data&)>
 static napi_value call(napi_env env, napi_callback_info info) {
   Call::Arguments arguments;
   size_t count = arguments.size();
@@ -16,7 +17,7 @@ static napi_value call(napi_env env, napi_callback_info info) {
   const char* name = name_of(target);
   const auto raise = [&](const Error& error) { Environment::of(env).raise(env, name, error); };
   try {
-    Call call(env, name, arguments);
+    Call call(env, name, arguments, order_of(target));
     return run(call, target);
   } catch (const Napi::Error& error) {  // thrown by JavaScript, or the environment ends
     error.ThrowAsJavaScriptException();
@@ -36,8 +37,14 @@ static Napi::Value call_entry(Call& call, const Entry& entry) {
 static const char* entry_name(const Entry& entry) {
   return entry.name;
 }
+static Order entry_order(const Entry& entry) {
+  return entry.order;
+}
 static const char* op_name(const OpInfo& op) {
   return op.js_name.c_str();
+}
+static Order op_order(const OpInfo&) {
+  return Order::recorded;
 }
 
 static void add(Napi::Env env, Napi::Object exports, const char* name, napi_callback callback, const void* data) {
@@ -53,10 +60,11 @@ static Napi::Object initialize(Napi::Env env, Napi::Object exports) {
     napi_throw_error(env, code_name(error.code()), error.what());
     return exports;
   }
-  for (const std::vector<Entry>* entries : {&kHandleEntries, &kTensorEntries, &kCaptureEntries, &kLockEntries})
-    for (const Entry& entry : *entries) add(env, exports, entry.name, call<Entry, call_entry, entry_name>, &entry);
+  for (const auto* entries : {&kHandleEntries, &kTensorEntries, &kCaptureEntries, &kAsyncEntries, &kLockEntries})
+    for (const Entry& entry : *entries)
+      add(env, exports, entry.name, call<Entry, call_entry, entry_name, entry_order>, &entry);
   for (const OpInfo& op : declared_ops())
-    if (!op.by_hand) add(env, exports, op.js_name.c_str(), call<OpInfo, call_op, op_name>, &op);
+    if (!op.by_hand) add(env, exports, op.js_name.c_str(), call<OpInfo, call_op, op_name, op_order>, &op);
   return exports;
 }
 

@@ -14,6 +14,21 @@ static std::string text_of(const Shape& shape) {
   return text + "]";
 }
 
+Call::Call(Napi::Env env, const char* op, const Arguments& arguments, Order order)
+    : env(env),
+      op(op),
+      environment(Environment::of(env)),
+      is_recorded(order == Order::recorded && environment.async.is_recording()),
+      arguments_(&arguments),
+      needs_values_(order != Order::free && !is_recorded) {
+  if (needs_values_) wait();
+}
+
+void Call::wait() {
+  if (environment.async.is_recording()) fail(ErrorCode::unsupported, "an asynchronous call cannot wait for values");
+  environment.async.wait();
+}
+
 // Reading a later argument may run JavaScript (a getter on an array of dimensions), which may release the tensor of an
 // earlier argument, so the call retains its tensors.
 Call::~Call() {
@@ -45,6 +60,7 @@ Tensor& Call::live(const char* name, double handle) {
   if (device_ && device_ != tensor.device)
     fail(ErrorCode::device, "%s is on %s, the other tensors are on %s", name, tensor.device->backend->name,
          device_->backend->name);
+  if (needs_values_) expect_values(*tensor.storage, name);
   device_ = tensor.device;
   if (device_->capture) device_->capture->hold(tensor.storage);
   return tensor;
@@ -143,6 +159,22 @@ void Call::expect_compute(const char* name, DType compute, DType dtype) {
   if (compute != dtype && !(low_precision && dtype == DType::f32))
     fail(ErrorCode::dtype, "%s must be %s with %s, got %s", name, dtype == DType::f32 ? "f32, bf16 or f16" : "f64",
          dtype_name(dtype), dtype_name(compute));
+}
+
+void Call::run(OpFunction function, void* args, size_t size, int64_t count, std::span<const Operand> operands) {
+  const Device& device = *operands[0].tensor->device;
+  environment.expect_capturable(device);
+  for (const Operand& operand : operands) {
+    Storage& storage = *operand.tensor->storage;
+    if (operand.use == Use::updated) storage.note_change();
+    if (is_recorded) continue;
+    if (operand.use == Use::updated) storage.drop_packed();
+    *static_cast<const void**>(operand.at) = pointer_to(storage, operand.use);
+  }
+  if (is_recorded) return environment.async.record({op, function, args, size, count, operands});
+  check(function(device.backend->ops, device.context, args, count));
+  for (const Operand& operand : operands)
+    if (operand.use == Use::made_on_host) operand.tensor->storage->remember_values();
 }
 
 Napi::Value Call::give(Tensor tensor) {

@@ -8,6 +8,13 @@
 
 namespace st_moe {
 
+// How a call is ordered with the ops of asynchronous calls.
+enum class Order : uint8_t {
+  free,      // needs no values of tensors
+  recorded,  // in an asynchronous call it is recorded; else it waits
+  waiting,   // always waits
+};
+
 // One call from JavaScript: checked conversion of its arguments, allocation of results, errors that name op and
 // argument. The TypeScript layer has already checked everything for people; these checks are for safety.
 class Call {
@@ -15,11 +22,15 @@ class Call {
   static constexpr size_t kMaxArguments = 40;
   using Arguments = std::array<napi_value, kMaxArguments>;  // undefined beyond those that were passed
 
-  Call(Napi::Env env, const char* op, const Arguments& arguments)
-      : env(env), op(op), environment(Environment::of(env)), arguments_(&arguments) {}
+  Call(Napi::Env env, const char* op, const Arguments& arguments, Order order);  // waits, if the order says so
   // One of a batch: all arguments are numbers, 0 instead of an optional tensor.
   Call(const Call& batch, const double* numbers)
-      : env(batch.env), op(batch.op), environment(batch.environment), numbers_(numbers) {}
+      : env(batch.env),
+        op(batch.op),
+        environment(batch.environment),
+        is_recorded(batch.is_recorded),
+        numbers_(numbers),
+        needs_values_(batch.needs_values_) {}
   ~Call();
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -27,6 +38,9 @@ class Call {
   Napi::Env env;
   const char* op;
   Environment& environment;
+  const bool is_recorded;  // the op runs later
+
+  void wait();  // for asynchronous calls
 
   // Arguments, in order.
   Napi::Value value() { return {env, arguments_->at(index_++)}; }
@@ -51,7 +65,21 @@ class Call {
   void expect_float(const char* name, const Tensor& tensor);
   void expect_compute(const char* name, DType compute, DType dtype);  // dtype, or bf16 or f16 if dtype is f32
 
+  // Runs an op on the device of its operands, or records it. Sets the pointers of the arguments.
+  template <auto op, class Args>
+  void run(Args& args, std::initializer_list<Operand> operands) {
+    run(run_op<Args, op>, &args, sizeof args, 1, {operands.begin(), operands.size()});
+  }
+  template <auto op, class Args>  // of a batch
+  void run(std::vector<Args>& items, const std::vector<Operand>& operands) {
+    run(run_op<Args, op>, items.data(), items.size() * sizeof(Args), static_cast<int64_t>(items.size()), operands);
+  }
+  void run(OpFunction function, void* args, size_t size, int64_t count, std::span<const Operand> operands);
+
   // Results.
+  Tensor make(Device& device, DType dtype, const Shape& shape) {  // uninitialized
+    return is_recorded ? plan_tensor(device, dtype, shape) : make_tensor(device, dtype, shape);
+  }
   Napi::Value give(Tensor tensor);
   Napi::Value give(const Tensor* const* tensors, size_t count);  // an array of handles; null for a null pointer
 
@@ -64,6 +92,7 @@ class Call {
 
   const Arguments* arguments_ = nullptr;
   const double* numbers_ = nullptr;
+  bool needs_values_;  // of the tensors that it takes
   size_t index_ = 0;
   Device* device_ = nullptr;
   std::array<TensorTable::Handle, 16> held_;
@@ -76,8 +105,9 @@ using Method = Napi::Value (*)(Call&);
 struct Entry {
   const char* name;
   Method method;
+  Order order;
 };
 
-extern const std::vector<Entry> kTensorEntries, kHandleEntries, kCaptureEntries, kLockEntries;
+extern const std::vector<Entry> kTensorEntries, kHandleEntries, kCaptureEntries, kAsyncEntries, kLockEntries;
 
 }  // namespace st_moe

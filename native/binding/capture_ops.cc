@@ -8,6 +8,8 @@ namespace st_moe {
 static Napi::Value capture_begin(Call& c) {  // (device)
   Device& device = c.environment.device(c.integer("device", 0, 1 << 20));
   if (c.environment.recording) fail(ErrorCode::unsupported, "a step is being captured already");
+  if (c.environment.async.is_recording())
+    fail(ErrorCode::unsupported, "a step cannot be captured in an asynchronous call");
   c.environment.recording = std::make_shared<Capture>(device);
   return c.env.Undefined();
 }
@@ -85,9 +87,9 @@ static Napi::Value release_capture(Call& c) {  // (step)
 }
 
 const std::vector<Entry> kCaptureEntries = {
-    {"captureBegin", capture_begin},     {"captureOutside", capture_outside},
-    {"captureEnd", capture_end},         {"replay", replay},
-    {"releaseCapture", release_capture},
+    {"captureBegin", capture_begin, Order::waiting},     {"captureOutside", capture_outside, Order::waiting},
+    {"captureEnd", capture_end, Order::waiting},         {"replay", replay, Order::waiting},
+    {"releaseCapture", release_capture, Order::waiting},
 };
 
 }  // namespace st_moe

@@ -58,14 +58,24 @@ void Environment::set_threads(int32_t threads) {
   for (auto& device : devices_) device->context.threads = threads;
 }
 
-void Environment::raise(Napi::Env env, const char* op, const Error& error) noexcept {
+std::vector<Device*> Environment::plugin_devices() const {
+  std::vector<Device*> found;
+  for (const auto& device : devices_)
+    if (device->plugin) found.push_back(device.get());
+  return found;
+}
+
+napi_value Environment::make_error(Napi::Env env, const char* op, const Error& error) {
   char text[kErrorText + 80];  // with the name of an op
   std::snprintf(text, sizeof text, "[%s] %s", op, error.what());
+  if (error_factory.IsEmpty()) return Napi::Error::New(env, text).Value();
+  return error_factory.Call(
+      {Napi::String::New(env, code_name(error.code())), Napi::String::New(env, op), Napi::String::New(env, text)});
+}
+
+void Environment::raise(Napi::Env env, const char* op, const Error& error) noexcept {
   try {
-    if (error_factory.IsEmpty()) throw Napi::Error::New(env, text);
-    const napi_value made = error_factory.Call(
-        {Napi::String::New(env, code_name(error.code())), Napi::String::New(env, op), Napi::String::New(env, text)});
-    napi_throw(env, made);
+    napi_throw(env, make_error(env, op, error));
   } catch (const Napi::Error& failure) {  // the environment ends
     failure.ThrowAsJavaScriptException();
   }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "binding/async_calls.h"
 #include "core/capture.h"
 
 namespace st_moe {
@@ -26,7 +27,11 @@ class Environment {
   // Throws Error(unsupported) if a step is being captured on another device: this op would not be part of it.
   void expect_capturable(const Device& device) const;
 
-  // Throws a MoeError to JavaScript, or a plain Error before the loader has set the factory. Does not allocate.
+  std::vector<Device*> plugin_devices() const;
+
+  // A MoeError, or a plain Error before the loader has set the factory. Throws Napi::Error if the environment ends.
+  napi_value make_error(Napi::Env env, const char* op, const Error& error);
+  // Throws it to JavaScript. Does not allocate.
   void raise(Napi::Env env, const char* op, const Error& error) noexcept;
   Napi::FunctionReference error_factory;
 
@@ -37,6 +42,7 @@ class Environment {
   std::shared_ptr<Capture> recording;                    // the step that is being captured
   std::map<int64_t, std::shared_ptr<Capture>> captured;  // by the number that JavaScript holds
   TensorTable tensors;
+  AsyncCalls async{*this};  // after all that its thread uses
 };
 
 }  // namespace st_moe

@@ -58,7 +58,8 @@ static Napi::Value open_device(Call& c) {  // (path, index) → device number
 }
 
 static Napi::Value memory(Call& c) {
-  const Device& device = c.device();
+  Device& device = c.device();
+  const auto lock = device.lock();
   const MemoryStats& stats = device.stats;
   Napi::Array values = Napi::Array::New(c.env, 4);
   values[0u] = static_cast<double>(stats.tensors);
@@ -70,7 +71,7 @@ static Napi::Value memory(Call& c) {
 
 static Napi::Value reset_peak(Call& c) {
   MemoryStats& stats = c.device().stats;
-  stats.peak_bytes = stats.bytes;
+  stats.peak_bytes = stats.bytes.load();
   return c.env.Undefined();
 }
 
@@ -93,7 +94,8 @@ static Napi::Value release(Call& c) {
 static Napi::Value unique(Call& c) {
   const int64_t handle = handle_of(c);
   const Tensor& tensor = c.environment.tensors.get(handle);
-  return Napi::Boolean::New(c.env, c.environment.tensors.references(handle) == 1 && tensor.storage.use_count() == 1);
+  const bool is_own = tensor.storage.use_count() - tensor.storage->recorded == 1;
+  return Napi::Boolean::New(c.env, c.environment.tensors.references(handle) == 1 && is_own);
 }
 
 static Napi::Value version(Call& c) {
@@ -126,6 +128,7 @@ static Napi::Value from_data(Call& c) {  // (data, dtype, shape, device)
   const size_t bytes = static_cast<size_t>(tensor.size) * dtype_size(dtype);
   if (array.ByteLength() != bytes)
     fail(ErrorCode::shape, "data has %zu bytes, the shape needs %zu", array.ByteLength(), bytes);
+  if (device.plugin) c.environment.async.wait();  // its stream is not for two threads
   if (bytes) c.check(device.backend->copy_in(device.context, tensor.data(), bytes_of(array), bytes));
   if (device.plugin) tensor.storage->remember(bytes_of(array), dtype);
   return c.give(std::move(tensor));
@@ -138,6 +141,8 @@ static Napi::Value to_data(Call& c) {  // (tensor, data): fills data
   if (array.ByteLength() != bytes)
     fail(ErrorCode::shape, "data has %zu bytes, the tensor %zu", array.ByteLength(), bytes);
   Device& device = *tensor.device;
+  if (device.plugin || tensor.storage->recorded != 0) c.wait();
+  expect_values(*tensor.storage, "tensor");
   if (bytes)
     c.check(device.backend->copy_out(device.context, const_cast<void*>(bytes_of(array)), tensor.data(), bytes));
   return c.env.Undefined();
@@ -220,28 +225,28 @@ static Napi::Value activations(Call& c) {
 }
 
 const std::vector<Entry> kHandleEntries = {
-    {"setErrorFactory", set_error_factory},
-    {"setThreads", set_threads},
-    {"getThreads", get_threads},
-    {"deviceInfo", device_info},
-    {"bf16DotSpeed", bf16_dot_speed},
-    {"probePlugin", probe_plugin},
-    {"openDevice", open_device},
-    {"memory", memory},
-    {"resetPeak", reset_peak},
-    {"retain", retain},
-    {"release", release},
-    {"unique", unique},
-    {"version", version},
-    {"keepPacked", keep_packed},
-    {"fromData", from_data},
-    {"toData", to_data},
-    {"toDevice", to_device},
-    {"reshape", reshape},
-    {"reshapeOwned", reshape_owned},
-    {"unaryKinds", unary_kinds},
-    {"binaryKinds", binary_kinds},
-    {"activations", activations},
+    {"setErrorFactory", set_error_factory, Order::free},
+    {"setThreads", set_threads, Order::waiting},
+    {"getThreads", get_threads, Order::free},
+    {"deviceInfo", device_info, Order::free},
+    {"bf16DotSpeed", bf16_dot_speed, Order::waiting},
+    {"probePlugin", probe_plugin, Order::free},
+    {"openDevice", open_device, Order::waiting},
+    {"memory", memory, Order::free},
+    {"resetPeak", reset_peak, Order::free},
+    {"retain", retain, Order::free},
+    {"release", release, Order::free},
+    {"unique", unique, Order::recorded},
+    {"version", version, Order::free},
+    {"keepPacked", keep_packed, Order::waiting},
+    {"fromData", from_data, Order::free},
+    {"toData", to_data, Order::free},
+    {"toDevice", to_device, Order::waiting},
+    {"reshape", reshape, Order::free},
+    {"reshapeOwned", reshape_owned, Order::free},
+    {"unaryKinds", unary_kinds, Order::free},
+    {"binaryKinds", binary_kinds, Order::free},
+    {"activations", activations, Order::free},
 };
 
 }  // namespace st_moe

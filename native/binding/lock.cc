@@ -26,7 +26,7 @@ static Napi::Value lock_file(Call& c) {
 }
 
 const std::vector<Entry> kLockEntries = {
-    {"lockFile", lock_file},
+    {"lockFile", lock_file, Order::free},
 };
 
 }  // namespace st_moe

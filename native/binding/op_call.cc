@@ -1,6 +1,7 @@
 #include "binding/op_call.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <optional>
 #include <unordered_map>
@@ -18,12 +19,14 @@ class OpCall {
 
   Napi::Value run() {
     prepare();
-    note_changes();
-    call_.check(op_.run(device_->backend->ops, device_->context, args_));
+    std::array<Operand, kMaxFields> operands;
+    size_t count = 0;
+    for_each_operand(args_, [&](const Operand& operand) { operands[count++] = operand; });
+    call_.run(op_.run, args_, op_.args_size, 1, {operands.data(), count});
     return give_outputs();
   }
 
-  // Everything that may fail before the op runs.
+  // Everything that may fail before the op runs. The pointers of tensors only say which there are.
   void prepare() {
     take_arguments();
     for (size_t i = 0; i < op_.fields.size(); ++i)
@@ -33,17 +36,31 @@ class OpCall {
     for (size_t i = 0; i < op_.fields.size(); ++i)
       if (tensors_[i] && op_.fields[i].has_derived) expect(op_.fields[i], *tensors_[i]);
     make_outputs();
-    call_.environment.expect_capturable(*device_);
-  }
-
-  void note_changes() {
-    for_each_tensor([](const Tensor& tensor, bool is_updated, const char*) {
-      if (is_updated) tensor.storage->change();
-    });
   }
 
   Device& device() const { return *device_; }
   const char* args() const { return args_; }
+
+  // f(operand) with pointers into `args`, a copy of args() or that itself
+  template <class F>
+  void for_each_operand(char* args, F&& f) const {
+    size_t output = 0;
+    for (size_t i = 0; i < op_.fields.size(); ++i) {
+      const Field& field = op_.fields[i];
+      const auto use = [&](const Tensor* tensor, Use how) {
+        if (tensor) f(Operand(member<void*>(args, field.offset), *tensor, how));
+      };
+      switch (field.role) {
+        case Role::input: use(tensors_[i], Use::read); break;
+        case Role::updated: use(tensors_[i], Use::updated); break;
+        case Role::output:
+        case Role::created: use(given_[output++], field.on_host ? Use::made_on_host : Use::made); break;
+        case Role::packed: use(tensors_[field.of], Use::packed); break;
+        case Role::host_copy: use(tensors_[field.of], Use::host_copy); break;
+        default: break;
+      }
+    }
+  }
 
   template <class F>
   void for_each_tensor(F&& f) const {  // f(tensor, whether the op updates it, its name)
@@ -154,7 +171,7 @@ class OpCall {
     const Shape shape = field.lead < 0 ? tensor.shape : with_rows(field, tensor);
     expect(field, tensor);
     if (!field.any_shape) learn_letters(field, shape, args_);
-    at<void*>(field) = tensor.data();
+    at<void*>(field) = &tensor;
   }
 
   void finish_types() {
@@ -164,12 +181,6 @@ class OpCall {
       if (field.role == Role::created && field.element == ElementType::real && !is_float(dtype_))
         fail(ErrorCode::dtype, "dtype must be f32 or f64, got %s", dtype_name(dtype_));
       if (field.is_size) at<int64_t>(field) = shape_size(shape_);
-      if (field.role != Role::packed && field.role != Role::host_copy) continue;
-      const Storage& storage = *tensors_[field.of]->storage;
-      if (field.role == Role::packed)
-        at<PackedCopies*>(field) = storage.packed();
-      else
-        at<const int32_t*>(field) = storage.remembered();
     }
   }
 
@@ -177,9 +188,8 @@ class OpCall {
     for (const Field& field : op_.fields) {
       if (field.role != Role::output && field.role != Role::created) continue;
       if (at<void*>(field)) {
-        made_[outputs_].emplace(make_tensor(*device_, dtype_of(field, nullptr), shape_of(field)));
+        made_[outputs_].emplace(call_.make(*device_, dtype_of(field, nullptr), shape_of(field)));
         given_[outputs_] = &*made_[outputs_];
-        at<void*>(field) = made_[outputs_]->data();
       }
       if (++outputs_ == kMaxOutputs) fail(ErrorCode::internal, "more than %zu outputs", kMaxOutputs - 1);
     }
@@ -207,7 +217,7 @@ class OpCall {
 };
 
 // A tensor of an item of a batch.
-struct Use {
+struct ItemUse {
   Storage* storage;
   size_t item;
   bool is_updated;
@@ -215,15 +225,15 @@ struct Use {
 };
 
 // A tensor that one item updates is no other item's: they run at the same time.
-void expect_apart(const std::vector<Use>& uses) {
+void expect_apart(const std::vector<ItemUse>& uses) {
   std::unordered_map<const Storage*, size_t> updated;
-  const auto check = [](const Use& use, size_t owner) {
+  const auto check = [](const ItemUse& use, size_t owner) {
     if (use.item != owner)
       fail(ErrorCode::option, "%s must not share memory with a tensor that another item updates", use.name);
   };
-  for (const Use& use : uses)
+  for (const ItemUse& use : uses)
     if (use.is_updated) check(use, updated.emplace(use.storage, use.item).first->second);
-  for (const Use& use : uses)
+  for (const ItemUse& use : uses)
     if (const auto found = updated.find(use.storage); found != updated.end()) check(use, found->second);
 }
 
@@ -238,7 +248,8 @@ Napi::Value call_batch(Call& call, const OpInfo& op) {
   if (rows.ElementLength() != count * width) fail(ErrorCode::option, "rows must hold %zu numbers each", width);
   if (count == 0) return call.env.Undefined();
   std::vector<char> args(count * op.args_size);
-  std::vector<Use> uses;
+  std::vector<ItemUse> uses;
+  std::vector<Operand> operands;
   Device* device = nullptr;
   for (size_t i = 0; i < count; ++i) {
     Call numbers(call, rows.Data() + i * width);
@@ -249,19 +260,19 @@ Napi::Value call_batch(Call& call, const OpInfo& op) {
     item.for_each_tensor([&](const Tensor& tensor, bool is_updated, const char* name) {
       uses.push_back({tensor.storage.get(), i, is_updated, name});
     });
-    std::memcpy(args.data() + i * op.args_size, item.args(), op.args_size);
+    char* const copy = args.data() + i * op.args_size;
+    std::memcpy(copy, item.args(), op.args_size);
+    item.for_each_operand(copy, [&](const Operand& operand) { operands.push_back(operand); });
   }
   expect_apart(uses);
-  for (const Use& use : uses)
-    if (use.is_updated) use.storage->change();
-  call.check(op.run_batch(device->backend->ops, device->context, args.data(), static_cast<int64_t>(count)));
+  call.run(op.run, args.data(), args.size(), static_cast<int64_t>(count), operands);
   return call.env.Undefined();
 }
 
 }  // namespace
 
 Napi::Value call_op(Call& call, const OpInfo& op) {
-  return op.run_batch ? call_batch(call, op) : OpCall(call, op).run();
+  return op.takes_batch ? call_batch(call, op) : OpCall(call, op).run();
 }
 
 }  // namespace st_moe

@@ -7,16 +7,11 @@
 // instead of tensors.
 namespace st_moe {
 
-template <class Args>
-static void run(Call& c, Device& device, Op<Args> OpTable::* op, const Args& args) {
-  c.environment.expect_capturable(device);
-  c.check((device.backend->ops.*op)(device.context, args));
-}
-
 static Napi::Value convert(Call& c) {  // (x, dtype)
   Tensor& x = c.tensor("x");
-  Tensor y = make_tensor(*x.device, c.dtype("dtype"), x.shape);
-  run(c, *x.device, &OpTable::convert, ConvertArgs{x.data(), y.data(), x.dtype, y.dtype, x.size});
+  Tensor y = c.make(*x.device, c.dtype("dtype"), x.shape);
+  ConvertArgs args{nullptr, nullptr, x.dtype, y.dtype, x.size};
+  c.run<&OpTable::convert>(args, {{args.in, x}, {args.out, y, Use::made}});
   return c.give(std::move(y));
 }
 
@@ -31,12 +26,10 @@ static void expect_inside(const char* name, const Tensor& tensor, const Shape& s
   if (last >= static_cast<long double>(tensor.size)) fail(ErrorCode::shape, "%s: the strides leave the tensor", name);
 }
 
-static StridedCopyArgs strided(const Tensor& in, const Tensor& out, const Shape& shape, const Shape& in_strides,
-                               const Shape& out_strides, int64_t in_offset, int64_t out_offset) {
+static StridedCopyArgs strided(DType dtype, const Shape& shape, const Shape& in_strides, const Shape& out_strides,
+                               int64_t in_offset, int64_t out_offset) {
   StridedCopyArgs args{};
-  args.in = in.data();
-  args.out = out.data();
-  args.dtype = in.dtype;
+  args.dtype = dtype;
   args.rank = static_cast<int32_t>(shape.size());
   for (size_t i = 0; i < shape.size(); ++i) {
     args.shape[i] = shape[i];
@@ -60,9 +53,9 @@ static Napi::Value strided_read(Call& c) {  // (x, shape, strides, offset): a co
   const Shape strides = c.integers("strides", shape.size());
   const int64_t offset = c.size("offset");
   expect_inside("x", x, shape, strides, offset);
-  Tensor y = make_tensor(*x.device, x.dtype, shape);
-  if (y.size)
-    run(c, *x.device, &OpTable::strided_copy, strided(x, y, y.shape, strides, contiguous_strides(y.shape), offset, 0));
+  Tensor y = c.make(*x.device, x.dtype, shape);
+  StridedCopyArgs args = strided(x.dtype, shape, strides, contiguous_strides(shape), offset, 0);
+  c.run<&OpTable::strided_copy>(args, {{args.in, x}, {args.out, y, Use::made}});
   return c.give(std::move(y));
 }
 
@@ -76,10 +69,8 @@ static Napi::Value strided_write(
   if (x.dtype != target.dtype)
     fail(ErrorCode::dtype, "x must be %s, got %s", dtype_name(target.dtype), dtype_name(x.dtype));
   if (x.storage == target.storage) fail(ErrorCode::option, "x must not share memory with target");
-  target.storage->change();
-  if (x.size)
-    run(c, *x.device, &OpTable::strided_copy,
-        strided(x, target, x.shape, contiguous_strides(x.shape), strides, 0, offset));
+  StridedCopyArgs args = strided(x.dtype, x.shape, contiguous_strides(x.shape), strides, 0, offset);
+  c.run<&OpTable::strided_copy>(args, {{args.in, x}, {args.out, target, Use::updated}});
   return c.env.Undefined();
 }
 
@@ -87,8 +78,6 @@ static BinaryArgs broadcast(const Tensor& a, const Tensor& b, BinaryKind kind, S
   const size_t rank = std::max(a.shape.size(), b.shape.size());
   shape = Shape(rank, 1);
   BinaryArgs args{};
-  args.a = a.data();
-  args.b = b.data();
   args.dtype = a.dtype;
   args.kind = kind;
   args.rank = static_cast<int32_t>(rank);
@@ -119,9 +108,8 @@ static Napi::Value binary(Call& c) {  // (a, b, kind)
   expect_binary(c, a, b, kind);
   Shape shape;
   BinaryArgs args = broadcast(a, b, kind, shape);
-  Tensor y = make_tensor(*a.device, a.dtype, shape);
-  args.y = y.data();
-  run(c, *a.device, &OpTable::binary, args);
+  Tensor y = c.make(*a.device, a.dtype, shape);
+  c.run<&OpTable::binary>(args, {{args.a, a}, {args.b, b}, {args.y, y, Use::made}});
   return c.give(std::move(y));
 }
 
@@ -132,9 +120,7 @@ static Napi::Value add_in_place(Call& c) {  // (a, b): a += b, same shapes
   c.expect("b", b, a.dtype, a.shape);
   Shape shape;
   BinaryArgs args = broadcast(a, b, BinaryKind::add, shape);
-  args.y = a.data();
-  a.storage->change();
-  run(c, *a.device, &OpTable::binary, args);
+  c.run<&OpTable::binary>(args, {{args.a, a}, {args.b, b}, {args.y, a, Use::updated}});
   return c.env.Undefined();
 }
 
@@ -146,8 +132,9 @@ static Napi::Value reduce(Call& c) {  // (x, outer, axis, inner, shape, factor)
   const double factor = c.number("factor");
   if (shape_size(split) != x.size || shape_size(shape) != split[0] * split[2])
     fail(ErrorCode::shape, "the split does not fit the tensor");
-  Tensor y = make_tensor(*x.device, x.dtype, shape);
-  run(c, *x.device, &OpTable::reduce, ReduceArgs{x.data(), y.data(), x.dtype, split[0], split[1], split[2], factor});
+  Tensor y = c.make(*x.device, x.dtype, shape);
+  ReduceArgs args{nullptr, nullptr, x.dtype, split[0], split[1], split[2], factor};
+  c.run<&OpTable::reduce>(args, {{args.x, x}, {args.y, y, Use::made}});
   return c.give(std::move(y));
 }
 
@@ -166,11 +153,15 @@ static Napi::Value sum_squares(Call& c) {  // (xs, scale) → f64 [], Σ (scale 
   const Napi::Float64Array handles = c.numbers("xs");
   const double scale = c.number("scale");
   const std::vector<Tensor*> xs = floats(c, "xs", handles);
-  Device& device = *xs[0]->device;
-  Tensor out = make_tensor(device, DType::f64, {});
+  Tensor out = c.make(*xs[0]->device, DType::f64, {});
   std::vector<SumSquaresArgs> items;
-  for (Tensor* x : xs) items.push_back({x->data(), out.data(), x->dtype, x->size, scale});
-  run(c, device, &OpTable::sum_squares, Batch<SumSquaresArgs>{items.data(), static_cast<int64_t>(items.size())});
+  for (const Tensor* x : xs) items.push_back({nullptr, nullptr, x->dtype, x->size, scale});
+  std::vector<Operand> operands;
+  for (size_t i = 0; i < xs.size(); ++i) {
+    operands.emplace_back(items[i].x, *xs[i]);
+    operands.emplace_back(items[i].out, out, i == 0 ? Use::made : Use::read);
+  }
+  c.run<&OpTable::sum_squares>(items, operands);
   return c.give(std::move(out));
 }
 
@@ -179,13 +170,19 @@ static Napi::Value clip_norm(Call& c) {  // (xs, norm, max); tensors that share 
   Tensor& norm = c.tensor("norm");
   const double max = c.number("max");
   c.expect("norm", norm, DType::f64, {});
-  std::vector<ClipNormArgs> items;
+  std::vector<Tensor*> own;
   std::unordered_set<Storage*> storages;
   for (Tensor* x : floats(c, "xs", handles))
-    if (storages.insert(x->storage.get()).second) items.push_back({x->data(), norm.data(), x->dtype, x->size, max});
+    if (storages.insert(x->storage.get()).second) own.push_back(x);
   if (storages.count(norm.storage.get())) fail(ErrorCode::option, "xs must not share memory with norm");
-  for (Storage* storage : storages) storage->change();
-  run(c, *norm.device, &OpTable::clip_norm, Batch<ClipNormArgs>{items.data(), static_cast<int64_t>(items.size())});
+  std::vector<ClipNormArgs> items;
+  for (const Tensor* x : own) items.push_back({nullptr, nullptr, x->dtype, x->size, max});
+  std::vector<Operand> operands;
+  for (size_t i = 0; i < own.size(); ++i) {
+    operands.emplace_back(items[i].x, *own[i], Use::updated);
+    operands.emplace_back(items[i].norm, norm);
+  }
+  c.run<&OpTable::clip_norm>(items, operands);
   return c.env.Undefined();
 }
 
@@ -201,17 +198,24 @@ static Napi::Value matmul(Call& c) {  // (a [batch | 1, M, K], b [batch | 1, K, 
     fail(ErrorCode::shape, "the inner dimensions differ: %lld and %lld", (long long)K, (long long)b.shape[tb ? 2 : 1]);
   const int64_t batch = a.shape[0] == 1 ? b.shape[0] : a.shape[0];
   if (b.shape[0] != batch && b.shape[0] != 1) fail(ErrorCode::shape, "the batch dimensions differ");
-  Tensor y = make_tensor(*a.device, a.dtype, {batch, M, N});
-  run(c, *a.device, &OpTable::matmul,
-      MatmulArgs{a.data(), b.data(), y.data(), a.dtype, batch, M, N, K, a.shape[0] == 1 ? 0 : M * K,
-                 b.shape[0] == 1 ? 0 : K * N, ta, tb});
+  Tensor y = c.make(*a.device, a.dtype, {batch, M, N});
+  MatmulArgs args{
+      nullptr, nullptr, nullptr, a.dtype, batch, M, N, K, a.shape[0] == 1 ? 0 : M * K, b.shape[0] == 1 ? 0 : K * N,
+      ta,      tb};
+  c.run<&OpTable::matmul>(args, {{args.a, a}, {args.b, b}, {args.y, y, Use::made}});
   return c.give(std::move(y));
 }
 
 const std::vector<Entry> kTensorEntries = {
-    {"convert", convert},        {"stridedRead", strided_read}, {"stridedWrite", strided_write},
-    {"binary", binary},          {"addInPlace", add_in_place},  {"reduce", reduce},
-    {"sumSquares", sum_squares}, {"clipNorm", clip_norm},       {"matmul", matmul},
+    {"convert", convert, Order::recorded},
+    {"stridedRead", strided_read, Order::recorded},
+    {"stridedWrite", strided_write, Order::recorded},
+    {"binary", binary, Order::recorded},
+    {"addInPlace", add_in_place, Order::recorded},
+    {"reduce", reduce, Order::recorded},
+    {"sumSquares", sum_squares, Order::recorded},
+    {"clipNorm", clip_norm, Order::recorded},
+    {"matmul", matmul, Order::recorded},
 };
 
 }  // namespace st_moe

@@ -120,6 +120,17 @@ ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> sigmoid_with_slope(T x) {
   return {x > T(0) ? above : below, below * above};
 }
 
+// log(1 + e^x), whose slope is sigmoid(x). A NaN stays NaN.
+template <class T>
+ST_MOE_HOST_DEVICE static inline T softplus(T x) {
+  return (x < T(0) ? T(0) : x) + std::log1p(exp_of(-std::fabs(x)));
+}
+
+// Of pair i of token n: n · base^(−2i/d) (Su et al., arXiv 2104.09864, §3.2.2). In double for every dtype.
+ST_MOE_HOST_DEVICE static inline double rotary_angle(int64_t n, int64_t i, int64_t d, double base) {
+  return static_cast<double>(n) * std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(d));
+}
+
 // x · sigmoid(x). The clamps yield the limits at ±inf instead of inf · 0.
 template <class T>
 ST_MOE_HOST_DEVICE static inline T silu(T x) {

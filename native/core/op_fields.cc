@@ -44,6 +44,13 @@ constexpr bool given(const char* text) {
 #define OPTIONAL_INPUT(name, type, shape) TENSOR(input, name, type, true, shape)
 #define OUTPUT(name, type, shape) TENSOR(output, name, type, false, shape)
 #define OPTIONAL_OUTPUT(name, type, shape) TENSOR(output, name, type, true, shape)
+#define HOST_OUTPUT(tensor, type, dims)         \
+  Declaration{.role = Role::output,             \
+              .name = #tensor,                  \
+              .offset = offsetof(Args, tensor), \
+              .element = ElementType::type,     \
+              .shape = dims,                    \
+              .on_host = true},
 #define UPDATED(name, shape) TENSOR(updated, name, real, false, shape)
 #define OPTIONAL_UPDATED(name, shape) TENSOR(updated, name, real, true, shape)
 #define CREATED(name, type) TENSOR(created, name, type, false, "...")
@@ -141,16 +148,6 @@ FactorList (*factors_function())(const void*) {
     return nullptr;
 }
 
-template <class Args, Op<Given<Args>> OpTable::* op>
-Status (*batch_function())(const OpTable&, const Context&, const void*, int64_t) {
-  if constexpr (is_batch<Args>)
-    return [](const OpTable& table, const Context& ctx, const void* args, int64_t count) {
-      return (table.*op)(ctx, Batch<Args>{static_cast<const Args*>(args), count});
-    };
-  else
-    return nullptr;
-}
-
 // Whether the argument is a number or a tensor, or follows from those.
 bool fits_batch(const Field& field) {
   switch (field.role) {
@@ -169,7 +166,7 @@ OpInfo derived(OpInfo info, const Declaration* begin, const Declaration* end) {
   info.fields = std::vector<Field>(begin, end);
   if (info.fields.size() > kMaxFields) std::abort();
   for (const Field& field : info.fields)
-    if (info.run_batch && !fits_batch(field)) std::abort();
+    if (info.takes_batch && !fits_batch(field)) std::abort();
   for (Field& field : info.fields) {
     field.js_name = camel_case(field.name);
     field.is_size = field.role == Role::dim && std::strcmp(field.name, "size") == 0;
@@ -189,14 +186,8 @@ OpInfo describe(const char* name, bool by_hand) {
                   {},
                   [](void* args) { new (args) Args{}; },
                   sizeof(Args),
-                  [](const OpTable& table, const Context& ctx, const void* args) {
-                    const Args& one = *static_cast<const Args*>(args);
-                    if constexpr (is_batch<Args>)
-                      return (table.*op)(ctx, Batch<Args>{&one, 1});
-                    else
-                      return (table.*op)(ctx, one);
-                  },
-                  batch_function<Args, op>(),
+                  run_op<Args, op>,
+                  is_batch<Args>,
                   [](void* args, const Backend& backend) { apply_rules(*static_cast<Args*>(args), backend); },
                   factors_function<Args>()},
                  std::begin(fields), std::end(fields));

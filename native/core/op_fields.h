@@ -40,6 +40,7 @@ struct Declaration {
   AttributeType attribute = AttributeType::number;
   int64_t min = 0, max = 0;
   bool has_default = false;
+  bool on_host = false;  // an output of which the host gets a copy
 };
 
 // A declaration and what follows from it.
@@ -59,6 +60,17 @@ struct Field : Declaration {
 
 constexpr size_t kMaxArgsSize = 512, kMaxFields = 64;
 
+// Runs an op `count` times, with arguments that follow each other.
+using OpFunction = Status (*)(const OpTable&, const Context&, const void* args, int64_t count);
+
+template <class Args, Op<Given<Args>> OpTable::* op>
+Status run_op(const OpTable& table, const Context& ctx, const void* args, int64_t count) {
+  if constexpr (is_batch<Args>)
+    return (table.*op)(ctx, Batch<Args>{static_cast<const Args*>(args), count});
+  else
+    return (table.*op)(ctx, *static_cast<const Args*>(args));
+}
+
 struct OpInfo {
   const char* name;
   std::string js_name;
@@ -66,9 +78,8 @@ struct OpInfo {
   std::vector<Field> fields;
   void (*construct)(void* args);  // the defaults
   size_t args_size;
-  Status (*run)(const OpTable&, const Context&, const void* args);
-  // of `count` calls whose arguments follow each other; null for an op that takes no batch
-  Status (*run_batch)(const OpTable&, const Context&, const void* args, int64_t count);
+  OpFunction run;
+  bool takes_batch;                                 // else `count` is 1
   void (*apply_rules)(void* args, const Backend&);  // of op_rules.h
   FactorList (*factors)(const void* args);          // of optimizers.h; null for other ops
 };

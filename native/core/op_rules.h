@@ -18,6 +18,15 @@ inline void apply_rules(DropoutArgs& a, const Backend&) {
   expect_rate("p", a.p);
 }
 
+inline void apply_rules(ExtremumArgs& a, const Backend&) {
+  if (a.A == 0 && a.T > 0 && a.I > 0) fail(ErrorCode::shape, "the axis must not be empty");
+  if (a.A > INT32_MAX) fail(ErrorCode::shape, "the axis must have at most 2^31 - 1 entries, got %lld", (long long)a.A);
+}
+
+inline void apply_rules(RandpermArgs& a, const Backend&) {
+  if (a.size > INT32_MAX) fail(ErrorCode::shape, "at most 2^31 - 1 numbers are permuted, got %lld", (long long)a.size);
+}
+
 inline void apply_rules(TopkArgs& a, const Backend&) {
   if (a.K > a.E) fail(ErrorCode::option, "K must be at most %lld, got %lld", (long long)a.E, (long long)a.K);
 }
@@ -27,15 +36,37 @@ inline void apply_rules(RouteArgs& a, const Backend&) {
   if (a.second_density && a.K < 2) fail(ErrorCode::option, "secondDensity needs K of at least 2");
 }
 
+inline void apply_rules(AdafactorArgs& a, const Backend&) {
+  if (!a.row != !a.col) fail(ErrorCode::option, "row and col come together");
+  if (!a.row && !a.v) fail(ErrorCode::option, "without row and col there must be v");
+}
+
 template <class Args>
-void expect_causal(const Args& a) {
+void expect_grouped(const Args& a) {
+  if (a.heads % a.kv_heads != 0)
+    fail(ErrorCode::option, "heads must be a multiple of kvHeads, got %lld and %lld", (long long)a.heads,
+         (long long)a.kv_heads);
+}
+inline void apply_rules(CachedAttentionArgs& a, const Backend&) {
+  expect_grouped(a);
+  if (a.M < a.N) fail(ErrorCode::shape, "a slot of %lld rows has no room for %lld", (long long)a.M, (long long)a.N);
+  if (!a.slot && a.S < a.B)
+    fail(ErrorCode::shape, "%lld slots are too few for %lld sequences", (long long)a.S, (long long)a.B);
+}
+template <class Args>
+void expect_heads(const Args& a) {
+  expect_grouped(a);
   if (a.causal && a.Nk < a.Nq) fail(ErrorCode::shape, "causal attention needs at least as many keys as queries");
 }
 inline void apply_rules(AttentionArgs& a, const Backend&) {
-  expect_causal(a);
+  expect_heads(a);
 }
 inline void apply_rules(AttentionBackwardArgs& a, const Backend&) {
-  expect_causal(a);
+  expect_heads(a);
+}
+
+inline void apply_rules(RotaryArgs& a, const Backend&) {
+  if (a.d % 2 != 0) fail(ErrorCode::shape, "the width of a head must be even, got %lld", (long long)a.d);
 }
 
 inline void apply_rules(RouterStatisticsArgs& a, const Backend&) {

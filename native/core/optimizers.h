@@ -61,6 +61,39 @@ struct SgdUpdate {
   }
 };
 
+// Not element by element: the backends have the rest. u = g / √v, or of matrices g / √(row · col / mean of row).
+struct AdafactorUpdate {
+  enum : int { kBeta2, kBlend2, kRate, kEps1, kEps2, kClip, kBeta1, kDecay };
+
+  static FactorList factors(const AdafactorArgs& a) {
+    const double blend = std::pow(static_cast<double>(a.step), a.decay_rate);
+    return {{1.0 - blend, blend, a.lr, a.eps1, a.eps2, a.clip, a.beta1, a.weight_decay}};
+  }
+
+  // A second moment after gradients with this mean of squares.
+  template <class T>
+  ST_MOE_HOST_DEVICE static T moment(const T* f, T moment, T squares) {
+    return f[kBeta2] * moment + f[kBlend2] * (squares + f[kEps1]);
+  }
+
+  // α, from the sum of squares of p [size], and α / max(1, rms(u) / clip) from that of u.
+  template <class T>
+  ST_MOE_HOST_DEVICE static void rates(const T* f, bool scale, double p, double u, int64_t size, T* rate, T* clipped) {
+    const double count = static_cast<double>(size), rms = std::sqrt(p / count), least = static_cast<double>(f[kEps2]);
+    const double alpha = static_cast<double>(f[kRate]) * (!scale ? 1.0 : rms > least || rms != rms ? rms : least);
+    const double over = std::sqrt(u / count) / static_cast<double>(f[kClip]);
+    *rate = static_cast<T>(alpha);
+    *clipped = static_cast<T>(over > 1 || over != over ? alpha / over : alpha);
+  }
+
+  template <class T>
+  ST_MOE_HOST_DEVICE static void apply(const T* f, T rate, T clipped, T& p, T u, T* m) {
+    T step = clipped * u;
+    if (m) step = *m = f[kBeta1] * *m + (T(1) - f[kBeta1]) * step;
+    p -= f[kDecay] * rate * p + step;
+  }
+};
+
 template <class Args>
 inline constexpr bool is_optimizer = false;
 #define ST_MOE_FACTORS(Name, name)                           \
@@ -70,6 +103,7 @@ inline constexpr bool is_optimizer = false;
     return Name##Update::factors(a);                         \
   }
 ST_MOE_OPTIMIZERS(ST_MOE_FACTORS)
+ST_MOE_FACTORS(Adafactor, adafactor)
 #undef ST_MOE_FACTORS
 
 }  // namespace st_moe

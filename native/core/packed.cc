@@ -11,7 +11,7 @@ PackedStore::PackedStore(Device& device) : PackedCopies{find_copy, keep_copy}, d
 void PackedStore::clear() {
   for (const Copy& copy : copies_) {
     device_.stats.remove(copy.bytes);
-    device_.backend->release(device_.context, copy.data, copy.bytes);
+    device_.release(copy.data, copy.bytes);
   }
   copies_.clear();
 }

@@ -1,30 +1,61 @@
 #include "core/tensor.h"
 
+#include <new>
 #include <utility>
 
 #include "core/capture.h"
 
 namespace st_moe {
 
-Storage::Storage(Device& device, size_t bytes)
-    : device_(device),
-      bytes_(bytes),
-      home_(device.capture ? device.capture->shared_from_this() : nullptr),
-      data_(device.backend->allocate(device.context, bytes)) {
-  if (!data_) {
-    const Backend& backend = *device.backend;
-    const Status error = backend.allocation_error ? backend.allocation_error(device.context) : Status{};
-    if (error.code != ErrorCode::none) throw Error(error.code, error.text);
-    fail(ErrorCode::out_of_memory, "not enough memory on %s for %zu bytes (%lld bytes are live)", backend.name, bytes,
-         static_cast<long long>(device.stats.bytes));
-  }
-  if (!home_) device.stats.add(bytes);  // a captured step counts its memory as a whole
+Device::~Device() {
+  if (!plugin) return;
+  lock();
+  plugin->close(backend, &context);
 }
 
-Storage::~Storage() {
+std::unique_lock<std::recursive_mutex> Device::lock() {
+  if (!plugin) return {};
+  std::unique_lock lock(mutex_);
+  const std::lock_guard guard(released_mutex_);
+  for (const Block& block : released_) backend->release(context, block.data, block.bytes);
+  released_.clear();
+  return lock;
+}
+
+void Device::release(void* data, size_t bytes) noexcept {
+  std::unique_lock lock(mutex_, std::defer_lock);
+  if (plugin && !lock.try_lock()) {
+    try {
+      const std::lock_guard guard(released_mutex_);
+      released_.push_back({data, bytes});
+      return;
+    } catch (const std::bad_alloc&) {
+      lock.lock();
+    }
+  }
+  backend->release(context, data, bytes);
+}
+
+void Storage::allocate() {
+  const Backend& backend = *device_.backend;
+  const auto lock = device_.lock();
+  data_ = backend.allocate(device_.context, bytes_);
+  if (!data_) {
+    const Status error = backend.allocation_error ? backend.allocation_error(device_.context) : Status{};
+    if (error.code != ErrorCode::none) throw Error(error.code, error.text);
+    fail(ErrorCode::out_of_memory, "not enough memory on %s for %zu bytes (%lld bytes are live)", backend.name, bytes_,
+         static_cast<long long>(device_.stats.bytes));
+  }
+  if (device_.capture) home_ = device_.capture->shared_from_this();
+  if (!home_) device_.stats.add(bytes_);  // a captured step counts its memory as a whole
+}
+
+void Storage::release() {
+  if (!data_) return;
   if (home_ && device_.capture != home_.get()) return;  // the captured step still uses it
   if (!home_) device_.stats.remove(bytes_);
-  device_.backend->release(device_.context, data_, bytes_);
+  device_.release(data_, bytes_);
+  data_ = nullptr;
 }
 
 void Storage::remember(const void* host, DType dtype) {
@@ -34,15 +65,31 @@ void Storage::remember(const void* host, DType dtype) {
   remembered_.assign(values, values + bytes_ / sizeof(int32_t));
 }
 
-void Storage::change() {
+void Storage::remember_values() {
+  if (!device_.plugin || device_.capture) return;
+  std::vector<int32_t> values(bytes_ / sizeof(int32_t));
+  const Status status = device_.backend->copy_out(device_.context, values.data(), data_, bytes_);
+  if (status.code != ErrorCode::none) throw Error(status.code, status.text);
+  remember(values.data(), DType::i32);
+}
+
+void Storage::note_change() {
   ++version_;
   remembered_.clear();
   if (device_.capture) device_.capture->changes(*this);
+}
+
+void Storage::drop_packed() {
   if (packed_) packed_->clear();
 }
 
 void Storage::keep_packed() {
   if (!packed_ && !home_) packed_ = std::make_unique<PackedStore>(device_);
+}
+
+void expect_values(const Storage& storage, const char* name) {
+  if (!storage.data())
+    fail(ErrorCode::disposed, "%s has no values: the asynchronous call that computes it failed or was aborted", name);
 }
 
 int64_t shape_size(const Shape& shape) {
@@ -58,13 +105,19 @@ int64_t shape_size(const Shape& shape) {
   return empty ? 0 : size;
 }
 
-Tensor make_tensor(Device& device, DType dtype, const Shape& shape) {
+Tensor plan_tensor(Device& device, DType dtype, const Shape& shape) {
   Tensor tensor;
   tensor.size = shape_size(shape);
   tensor.device = &device;
   tensor.dtype = dtype;
   tensor.storage = std::make_shared<Storage>(device, static_cast<size_t>(tensor.size) * dtype_size(dtype));
   tensor.shape = shape;
+  return tensor;
+}
+
+Tensor make_tensor(Device& device, DType dtype, const Shape& shape) {
+  Tensor tensor = plan_tensor(device, dtype, shape);
+  tensor.storage->allocate();
   return tensor;
 }
 

@@ -2,9 +2,9 @@
 #include <cstring>
 
 #include "core/formulas.h"
+#include "cpu/attention_rows.h"
 #include "cpu/gemm.h"
 #include "cpu/ops.h"
-#include "cpu/simd.h"
 #include "cpu/subnormals.h"
 
 // Blocks of query rows attend to all their visible keys. The probabilities of a block are in scratch memory, and the
@@ -18,8 +18,10 @@ constexpr int64_t kScoreBytes = int64_t{4} << 20;
 
 template <class T, class Args>
 struct AttentionShape {
-  int64_t Nq, Nk, heads, d, width;  // width: row stride of q, k, v, y
+  int64_t Nq, Nk, heads, group, d;  // group: heads that share the keys of one
+  int64_t width, kv_width;          // row strides of q and y, of k and v
   int64_t block_rows, blocks, score_stride;
+  const int32_t* mask;  // [B, Nk], or null
   bool causal;
   T factor;
 
@@ -27,8 +29,11 @@ struct AttentionShape {
       : Nq(args.Nq),
         Nk(args.Nk),
         heads(args.heads),
+        group(args.heads / args.kv_heads),
         d(args.d),
         width(args.heads * args.d),
+        kv_width(args.kv_heads * args.d),
+        mask(args.mask),
         causal(args.causal != 0),
         factor(static_cast<T>(args.scale)) {
     if (causal && Nk < Nq)
@@ -41,7 +46,8 @@ struct AttentionShape {
   }
   int64_t seen(int64_t query) const { return causal ? query + Nk - Nq + 1 : Nk; }
   int64_t query_offset(int64_t b, int64_t h) const { return b * Nq * width + h * d; }
-  int64_t key_offset(int64_t b, int64_t h) const { return b * Nk * width + h * d; }
+  int64_t key_offset(int64_t b, int64_t h) const { return b * Nk * kv_width + h / group * d; }
+  const int32_t* mask_of(int64_t b) const { return mask ? mask + b * Nk : nullptr; }
 };
 
 struct QueryBlock {
@@ -62,37 +68,10 @@ static void block_products(const Shape& shape, const QueryBlock& block, const T*
   GemmProblem<T> p{};
   p.M = block.rows, p.N = block.keys, p.K = shape.d;
   p.a = {x, shape.width, 1};
-  p.b = {z, 1, shape.width};
+  p.b = {z, 1, shape.kv_width};
   p.c = s;
   p.c_stride = shape.score_stride;
   gemm_serial(p);
-}
-
-// NV vectors of columns of add_rows
-template <class T, int NV>
-static inline void add_columns(const T* s, int64_t s_stride, const T* z, int64_t z_stride, int64_t n, T* out) {
-  using S = Simd<T>;
-  typename S::V acc[NV];
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) acc[v] = S::load(out + v * S::lanes);
-  for (int64_t j = 0; j < n; ++j) {
-    const typename S::V factor = S::set(s[j * s_stride]);
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[v] += factor * S::load(z + j * z_stride + v * S::lanes);
-  }
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) S::store(out + v * S::lanes, acc[v]);
-}
-
-// out [d] += Σ_j s[j · s_stride] · z[j · z_stride …] over n rows of z
-template <class T>
-static void add_rows(const T* s, int64_t s_stride, const T* z, int64_t z_stride, int64_t n, T* out, int64_t d) {
-  constexpr int64_t L = Simd<T>::lanes;
-  int64_t c = 0;
-  for (; c + 4 * L <= d; c += 4 * L) add_columns<T, 4>(s, s_stride, z + c, z_stride, n, out + c);
-  for (; c + L <= d; c += L) add_columns<T, 1>(s, s_stride, z + c, z_stride, n, out + c);
-  for (; c < d; ++c)
-    for (int64_t j = 0; j < n; ++j) out[c] += s[j * s_stride] * z[j * z_stride + c];
 }
 
 // out [rows, d] = s · z over the visible keys of each row
@@ -101,12 +80,12 @@ static void block_combine(const Shape& shape, const QueryBlock& block, const T* 
   GemmProblem<T> p{};
   p.M = block.rows, p.N = shape.d, p.K = block.shared;
   p.a = {s, shape.score_stride, 1};
-  p.b = {z, shape.width, 1};
+  p.b = {z, shape.kv_width, 1};
   p.c = out;
   p.c_stride = shape.width;
   gemm_serial(p);
   for (int64_t i = 0; i < block.rows; ++i)
-    add_rows(s + i * shape.score_stride + block.shared, 1, z + block.shared * shape.width, shape.width,
+    add_rows(s + i * shape.score_stride + block.shared, 1, z + block.shared * shape.kv_width, shape.kv_width,
              shape.seen(block.first + i) - block.shared, out + i * shape.width, shape.d);
 }
 
@@ -118,52 +97,45 @@ static void block_scatter(const Shape& shape, const QueryBlock& block, const T* 
   p.a = {s, 1, shape.score_stride};
   p.b = {x, shape.width, 1};
   p.c = out;
-  p.c_stride = shape.width;
+  p.c_stride = shape.kv_width;
   p.accumulate = true;
   gemm_serial(p);
   for (int64_t j = block.shared; j < block.keys; ++j) {
     const int64_t i = j - block.shared + 1;  // the first row that sees key j
     add_rows(s + i * shape.score_stride + j, shape.score_stride, x + i * shape.width, shape.width, block.rows - i,
-             out + j * shape.width, shape.d);
+             out + j * shape.kv_width, shape.d);
   }
 }
 
-// Scales s in place. May ignore a NaN, which reappears in the sum of the exponentials.
+// scale_and_max of keys that are not masked; the score of the others becomes −∞.
 template <class T>
-static T scale_and_max(T* s, int64_t n, T factor) {
-  using S = Simd<T>;
+static T scale_and_max(T* s, int64_t n, T factor, const int32_t* mask) {
   T largest = -INFINITY;
-  typename S::V most = S::set(largest);
-  int64_t i = 0;
-  for (; i + S::lanes <= n; i += S::lanes) {
-    const typename S::V v = S::load(s + i) * factor;
-    S::store(s + i, v);
-    most = v > most ? v : most;
-  }
-  for (; i < n; ++i) {
-    s[i] *= factor;
+  for (int64_t i = 0; i < n; ++i) {
+    s[i] = mask[i] ? s[i] * factor : -static_cast<T>(INFINITY);
     largest = max_of(largest, s[i]);
   }
-  for (int lane = 0; lane < S::lanes; ++lane) largest = max_of<T>(largest, most[lane]);
   return largest;
 }
 
 template <class T, class Shape>
-static void forward_block(const Shape& shape, const QueryBlock& block, const T* q, const T* k, const T* v, T* y, T* lse,
-                          T* s) {
+static void forward_block(const Shape& shape, const QueryBlock& block, const int32_t* mask, const T* q, const T* k,
+                          const T* v, T* y, T* lse, T* s) {
   block_products(shape, block, q, k, s);
   T total[kQueryRows];
   for (int64_t i = 0; i < block.rows; ++i) {
     T* row = s + i * shape.score_stride;
     const int64_t n = shape.seen(block.first + i);
-    const T largest = scale_and_max(row, n, shape.factor);
-    for (int64_t j = 0; j < n; ++j) row[j] = exp_of(row[j] - largest);
+    const T largest = mask ? scale_and_max(row, n, shape.factor, mask) : scale_and_max(row, n, shape.factor);
+    const T shift = mask && largest == -static_cast<T>(INFINITY) ? T(0) : largest;  // sees nothing: e^−∞, not e^NaN
+    for (int64_t j = 0; j < n; ++j) row[j] = exp_of(row[j] - shift);
     total[i] = sum(row, n);
     lse[i] = n > 0 ? largest + std::log(total[i]) : -INFINITY;
   }
   block_combine(shape, block, s, v, y);
   for (int64_t i = 0; i < block.rows; ++i) {
-    const T inverse = shape.seen(block.first + i) > 0 ? T(1) / total[i] : T(0);
+    const bool sees = shape.seen(block.first + i) > 0 && !(mask && total[i] == 0);
+    const T inverse = sees ? T(1) / total[i] : T(0);
     for (int64_t c = 0; c < shape.d; ++c) y[i * shape.width + c] *= inverse;
   }
 }
@@ -178,14 +150,16 @@ static void attention_forward(const Context& ctx, const AttentionArgs& args) {
     const QueryBlock block(shape, shape.blocks - 1 - task % shape.blocks);
     const int64_t rows_at = shape.query_offset(b, h) + block.first * shape.width, keys_at = shape.key_offset(b, h);
     const Scratch<T> s(block.rows * shape.score_stride);
-    forward_block(shape, block, static_cast<const T*>(args.q) + rows_at, static_cast<const T*>(args.k) + keys_at,
-                  static_cast<const T*>(args.v) + keys_at, static_cast<T*>(args.y) + rows_at,
+    forward_block(shape, block, shape.mask_of(b), static_cast<const T*>(args.q) + rows_at,
+                  static_cast<const T*>(args.k) + keys_at, static_cast<const T*>(args.v) + keys_at,
+                  static_cast<T*>(args.y) + rows_at,
                   static_cast<T*>(args.lse) + (b * shape.heads + h) * shape.Nq + block.first, s.get());
   });
 }
 
 template <class T>
-struct HeadGradients {  // one head of one sequence; rows are `width` apart
+struct HeadGradients {  // one head of one sequence
+  const int32_t* mask;
   const T *dy, *q, *k, *v, *y, *lse;
   T *dq, *dk, *dv;
 };
@@ -202,6 +176,7 @@ static void backward_block(const Shape& shape, const QueryBlock& block, const He
     const T delta = dot(dy + i * shape.width, head.y + at + i * shape.width, shape.d);
     const T lse = head.lse[block.first + i], factor = shape.factor;
     for (int64_t j = 0; j < n; ++j) p_row[j] = exp_of(p_row[j] * factor - lse);
+    for (int64_t j = 0; head.mask && j < n; ++j) p_row[j] = head.mask[j] ? p_row[j] : T(0);
     for (int64_t j = 0; j < n; ++j) ds_row[j] = p_row[j] * (ds_row[j] - delta) * factor;
   }
   block_combine(shape, block, ds, head.k, head.dq + at);
@@ -212,22 +187,30 @@ static void backward_block(const Shape& shape, const QueryBlock& block, const He
 template <class T>
 static void attention_gradients(const Context& ctx, const AttentionBackwardArgs& args) {
   const AttentionShape<T, AttentionBackwardArgs> shape(args);
-  parallel_for(ctx, args.B * shape.heads, [&](int64_t task) {
+  parallel_for(ctx, args.B * args.kv_heads, [&](int64_t task) {  // one head of keys, and the queries that share it
     const WithoutSubnormals without_subnormals;
-    const int64_t b = task / shape.heads, h = task % shape.heads;
-    const int64_t rows_at = shape.query_offset(b, h), keys_at = shape.key_offset(b, h);
-    const HeadGradients<T> head{
-        static_cast<const T*>(args.dy) + rows_at, static_cast<const T*>(args.q) + rows_at,
-        static_cast<const T*>(args.k) + keys_at,  static_cast<const T*>(args.v) + keys_at,
-        static_cast<const T*>(args.y) + rows_at,  static_cast<const T*>(args.lse) + task * shape.Nq,
-        static_cast<T*>(args.dq) + rows_at,       static_cast<T*>(args.dk) + keys_at,
-        static_cast<T*>(args.dv) + keys_at};
+    const int64_t b = task / args.kv_heads, first = task % args.kv_heads * shape.group;
+    const int64_t keys_at = shape.key_offset(b, first);
+    T *dk = static_cast<T*>(args.dk) + keys_at, *dv = static_cast<T*>(args.dv) + keys_at;
     for (int64_t j = 0; j < shape.Nk; ++j) {
-      std::memset(head.dk + j * shape.width, 0, static_cast<size_t>(shape.d) * sizeof(T));
-      std::memset(head.dv + j * shape.width, 0, static_cast<size_t>(shape.d) * sizeof(T));
+      std::memset(dk + j * shape.kv_width, 0, static_cast<size_t>(shape.d) * sizeof(T));
+      std::memset(dv + j * shape.kv_width, 0, static_cast<size_t>(shape.d) * sizeof(T));
     }
     const Scratch<T> p(shape.block_rows * shape.score_stride), ds(shape.block_rows * shape.score_stride);
-    for (int64_t i = 0; i < shape.blocks; ++i) backward_block(shape, QueryBlock(shape, i), head, p.get(), ds.get());
+    for (int64_t h = first; h < first + shape.group; ++h) {
+      const int64_t rows_at = shape.query_offset(b, h);
+      const HeadGradients<T> head{shape.mask_of(b),
+                                  static_cast<const T*>(args.dy) + rows_at,
+                                  static_cast<const T*>(args.q) + rows_at,
+                                  static_cast<const T*>(args.k) + keys_at,
+                                  static_cast<const T*>(args.v) + keys_at,
+                                  static_cast<const T*>(args.y) + rows_at,
+                                  static_cast<const T*>(args.lse) + (b * shape.heads + h) * shape.Nq,
+                                  static_cast<T*>(args.dq) + rows_at,
+                                  dk,
+                                  dv};
+      for (int64_t i = 0; i < shape.blocks; ++i) backward_block(shape, QueryBlock(shape, i), head, p.get(), ds.get());
+    }
   });
 }
 

@@ -14,14 +14,15 @@ static void check_indices(const int32_t* index, int64_t T, int64_t V) {
 
 void embedding(const Context& ctx, const EmbeddingArgs& args) {
   check_indices(args.index, args.T, args.V);
-  if (!is_float(args.dtype)) fail(ErrorCode::dtype, "dtype must be f32 or f64, got %s", dtype_name(args.dtype));
   const size_t row = static_cast<size_t>(args.D) * dtype_size(args.dtype);
   const char* w = static_cast<const char*>(args.w);
   char* y = static_cast<char*>(args.y);
   if (row == 0) return;
-  parallel_blocks(ctx, args.T, max_of<int64_t>(1, kElementBlock / args.D), [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t)
-      std::memcpy(y + static_cast<size_t>(t) * row, w + static_cast<size_t>(args.index[t]) * row, row);
+  parallel_blocks(ctx, args.R * args.T, max_of<int64_t>(1, kElementBlock / args.D), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t from = i / args.T * args.V + args.index[i % args.T];
+      std::memcpy(y + static_cast<size_t>(i) * row, w + static_cast<size_t>(from) * row, row);
+    }
   });
 }
 
@@ -38,12 +39,14 @@ static void add_tokens(const Context& ctx, const EmbeddingBackwardArgs& args) {
   for (int64_t t = 0; t < args.T; ++t) order[end[args.index[t]]++] = t;
   const int64_t tokens_per_row = ceil_div(args.T, V) + 1;
   const int64_t rows = max_of<int64_t>(1, kElementBlock / max_of<int64_t>(1, D * tokens_per_row));
-  parallel_blocks(ctx, V, rows, [&](int64_t first, int64_t last) {
-    for (int64_t v = first; v < last; ++v) {
-      T* row = dw + v * D;
+  parallel_blocks(ctx, args.R * V, rows, [&](int64_t first, int64_t last) {
+    for (int64_t to = first; to < last; ++to) {
+      T* row = dw + to * D;
+      const T* terms = dy + to / V * args.T * D;
+      const int64_t v = to % V;
       for (int64_t j = 0; j < D; ++j) row[j] = 0;
       for (int64_t i = v == 0 ? 0 : end[v - 1]; i < end[v]; ++i) {
-        const T* from = dy + order[i] * D;
+        const T* from = terms + order[i] * D;
 #pragma GCC ivdep
         for (int64_t j = 0; j < D; ++j) row[j] += from[j];
       }

@@ -7,6 +7,8 @@
 #include <mutex>
 #include <thread>
 
+#include "core/wait.h"
+
 namespace st_moe::cpu {
 namespace {
 
@@ -68,16 +70,14 @@ struct alignas(64) Seat {
     signal.notify_all();
   }
 
-  // Yields while it spins, because a machine with few cores needs them. Sleeps by a timed wait, because GCC 12 compiles
-  // the untimed one so that it does not load with the libstdc++ of GCC 11.
+  // Yields while it spins, because a machine with few cores needs them.
   void wait_while(State old) {
     const auto end = std::chrono::steady_clock::now() + kSpin;
     while (state.load() == old && std::chrono::steady_clock::now() < end) std::this_thread::yield();
     if (state.load() != old) return;
     std::unique_lock<std::mutex> lock(mutex);
     ++sleepers;
-    while (!signal.wait_for(lock, std::chrono::hours(1), [&] { return state.load() != old; })) {
-    }
+    wait_until(signal, lock, [&] { return state.load() != old; });
     --sleepers;
   }
 };

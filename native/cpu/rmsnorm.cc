@@ -31,10 +31,11 @@ void rmsnorm(const Context& ctx, const RmsnormArgs& args) {
   dispatch_float(args.dtype, [&](auto zero) { normalize<decltype(zero)>(ctx, args); });
 }
 
-// One row, with u = gamma √D dy and r = ‖x‖: dx = (u − x <x, u> / r²) / r, and dgamma += dy √D x / max(r, 1e-12).
+// One row, with u = gamma √D dy and r = ‖x‖: dx = addend + (u − x <x, u> / r²) / r, and
+// dgamma += dy √D x / max(r, 1e-12).
 template <class T>
-static inline void row_backward(const T* __restrict dy, const T* __restrict x, const T* __restrict gamma, int64_t D,
-                                T* __restrict dx, double* __restrict dgamma) {
+static inline void row_backward(const T* __restrict dy, const T* __restrict x, const T* __restrict gamma,
+                                const T* __restrict addend, int64_t D, T* __restrict dx, double* __restrict dgamma) {
   const double root = std::sqrt(static_cast<double>(D)), norm = std::sqrt(wide_dot(x, x, D));
   if (dx && norm < kNormFloor) {
     for (int64_t j = 0; j < D; ++j) dx[j] = 0;
@@ -43,6 +44,8 @@ static inline void row_backward(const T* __restrict dy, const T* __restrict x, c
     const T direct = static_cast<T>(root / norm), along = static_cast<T>(inner / norm / norm / norm);
     for (int64_t j = 0; j < D; ++j) dx[j] = direct * gamma[j] * dy[j] - along * x[j];
   }
+  if (dx && addend)
+    for (int64_t j = 0; j < D; ++j) dx[j] = addend[j] + dx[j];
   if (!dgamma) return;
   const double factor = root / floor_norm(norm);
   for (int64_t j = 0; j < D; ++j) dgamma[j] += factor * static_cast<double>(x[j]) * static_cast<double>(dy[j]);
@@ -51,7 +54,7 @@ static inline void row_backward(const T* __restrict dy, const T* __restrict x, c
 template <class T>
 static void normalize_backward(const Context& ctx, const RmsnormBackwardArgs& args) {
   const T *dy = static_cast<const T*>(args.dy), *x = static_cast<const T*>(args.x);
-  const T* gamma = static_cast<const T*>(args.gamma);
+  const T *gamma = static_cast<const T*>(args.gamma), *addend = static_cast<const T*>(args.dx_addend);
   T *dx = static_cast<T*>(args.dx), *dgamma = static_cast<T*>(args.dgamma);
   const int64_t D = args.D, block = row_block(args.T), blocks = ceil_div(args.T, block);
   Scratch<double> partial(dgamma ? blocks * D : 0);
@@ -59,7 +62,7 @@ static void normalize_backward(const Context& ctx, const RmsnormBackwardArgs& ar
     double* sums = dgamma ? partial.get() + begin / block * D : nullptr;
     for (int64_t j = 0; sums && j < D; ++j) sums[j] = 0;
     for (int64_t t = begin; t < end; ++t)
-      row_backward(dy + t * D, x + t * D, gamma, D, dx ? dx + t * D : nullptr, sums);
+      row_backward(dy + t * D, x + t * D, gamma, addend ? addend + t * D : nullptr, D, dx ? dx + t * D : nullptr, sums);
   });
   if (dgamma) add_partials(partial.get(), blocks, D, dgamma);
 }

@@ -17,7 +17,8 @@ static AttentionShape shape_of(const Args& args) {
     fail(ErrorCode::shape, "causal attention needs at least as many keys as queries, got %lld keys and %lld queries",
          static_cast<long long>(args.Nk), static_cast<long long>(args.Nq));
   }
-  return {args.B, args.Nq, args.Nk, args.heads, args.d, args.heads * args.d, causal};
+  return {args.B,    args.Nq, args.Nk, args.heads, args.kv_heads, args.d, args.heads * args.d, args.kv_heads * args.d,
+          args.mask, causal};
 }
 
 template <class T, int kSlices>
@@ -29,6 +30,7 @@ __global__ void __launch_bounds__(kBlock)
   for (int64_t i = blockIdx.x; i < grid.count(); i += gridDim.x) {
     const TileTask task = grid.task(i, size, TileSums<T, kSlices>::columns);
     const HeadRows<T> queries = shape.queries(q, task.head).from(task.first_row);
+    const int64_t b = task.head / shape.heads, kv_head = shape.kv_head(task.head);
     const int64_t last_row = (task.first_row + size < shape.Nq ? task.first_row + size : shape.Nq) - 1;
     TileSums<T, kSlices> sums;
     sums.clear();
@@ -38,20 +40,22 @@ __global__ void __launch_bounds__(kBlock)
       Visible visible[M];
       const bool whole = KeysSeen{task.first_row, first_key}.rows(shape, size, visible);
       T s[M][M];
-      tile_products(queries, shape.keys(k, task.head).from(first_key), memory, s);
+      tile_products(queries, shape.keys(k, kv_head).from(first_key), memory, s);
+      bool shown[M];
+      for (int c = 0; c < M; ++c) shown[c] = shape.shows(b, first_key + tx + c * kSide);
       T rescale[M];
       for (int r = 0; r < M; ++r) {
         T most = largest[r];
         for (int c = 0; c < M; ++c) {
           s[r][c] *= factor;
-          if (tx + c * kSide < visible[r].end) most = Max{}(most, s[r][c]);
+          if (tx + c * kSide < visible[r].end && shown[c]) most = Max{}(most, s[r][c]);
         }
         most = reduce_row(most, Max{});
         const T shift = most == -static_cast<T>(INFINITY) ? T(0) : most;  // only −inf so far: e^−inf, not e^NaN
         rescale[r] = exp_of(largest[r] - shift);
         T sum = 0;
         for (int c = 0; c < M; ++c) {
-          const T p = tx + c * kSide < visible[r].end ? exp_of(s[r][c] - shift) : T(0);
+          const T p = tx + c * kSide < visible[r].end && shown[c] ? exp_of(s[r][c] - shift) : T(0);
           memory.scores[ty * M + r][tx + c * kSide] = p;
           sum += p;
         }
@@ -59,13 +63,14 @@ __global__ void __launch_bounds__(kBlock)
         largest[r] = most;
       }
       sums.scale(rescale);
-      sums.add(memory, shape.keys(v, task.head).from(first_key), task.first_column, visible, whole);
+      sums.add(memory, shape.keys(v, kv_head).from(first_key), task.first_column, visible, whole);
     }
     T inverse[M];
     for (int r = 0; r < M; ++r) {
       const int64_t query = task.first_row + ty * M + r;
-      if (shape.Nk > 0 && largest[r] == -static_cast<T>(INFINITY)) total[r] = static_cast<T>(NAN);
-      inverse[r] = shape.Nk > 0 ? T(1) / total[r] : T(0);
+      const bool sees = shape.Nk > 0 && !(shape.mask && total[r] == 0);
+      if (sees && largest[r] == -static_cast<T>(INFINITY)) total[r] = static_cast<T>(NAN);
+      inverse[r] = sees ? T(1) / total[r] : T(0);
       if (tx == 0 && task.first_column == 0 && query < shape.Nq)
         lse[task.head * shape.Nq + query] = shape.Nk > 0 ? largest[r] + std::log(total[r]) : largest[r];
     }
@@ -78,7 +83,7 @@ __global__ void __launch_bounds__(kBlock)
 template <class T, int kSlices>
 static void attention_forward(const Context& ctx, const AttentionArgs& args) {
   const AttentionShape shape = shape_of(args);
-  const TaskGrid grid = grid_of<T, kSlices>(shape, shape.Nq);
+  const TaskGrid grid = grid_of<T, kSlices>(shape, shape.heads, shape.Nq);
   if (grid.count() == 0) return;
   launch(ctx, attention_kernel<T, kSlices>, grid_for(grid.count(), 1), kBlock, 0, shape, grid,
          static_cast<T>(args.scale), static_cast<const T*>(args.q), static_cast<const T*>(args.k),
@@ -132,6 +137,7 @@ __global__ void __launch_bounds__(kBlock)
     const TileTask task = grid.task(i, size, TileSums<T, kSlices>::columns);
     const HeadRows<T> queries = shape.queries(in.q, task.head).from(task.first_row);
     const HeadRows<T> gradients = shape.queries(in.dy, task.head).from(task.first_row);
+    const int64_t b = task.head / shape.heads, kv_head = shape.kv_head(task.head);
     const int64_t last_row = (task.first_row + size < shape.Nq ? task.first_row + size : shape.Nq) - 1;
     T lse[M], delta[M];
     for (int r = 0; r < M; ++r) {
@@ -145,12 +151,14 @@ __global__ void __launch_bounds__(kBlock)
       Visible visible[M];
       const bool whole = KeysSeen{task.first_row, first_key}.rows(shape, size, visible);
       T s[M][M], dp[M][M];
-      const HeadRows<T> keys = shape.keys(in.k, task.head).from(first_key);
+      const HeadRows<T> keys = shape.keys(in.k, kv_head).from(first_key);
       tile_products(queries, keys, memory, s);
-      tile_products(gradients, shape.keys(in.v, task.head).from(first_key), memory, dp);
+      tile_products(gradients, shape.keys(in.v, kv_head).from(first_key), memory, dp);
+      bool shown[M];
+      for (int c = 0; c < M; ++c) shown[c] = shape.shows(b, first_key + tx + c * kSide);
       for (int r = 0; r < M; ++r)
         for (int c = 0; c < M; ++c) {
-          const bool sees = tx + c * kSide < visible[r].end;
+          const bool sees = tx + c * kSide < visible[r].end && shown[c];
           const T ds = exp_of(s[r][c] * in.factor - lse[r]) * (dp[r][c] - delta[r]) * in.factor;
           memory.scores[ty * M + r][tx + c * kSide] = sees ? ds : T(0);
         }
@@ -161,7 +169,8 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
-// The tile is transposed: its rows are keys, its columns queries.
+// The tile is transposed: its rows are keys, its columns queries, of one head after another of those that share the
+// keys.
 template <class T, int kSlices>
 __global__ void __launch_bounds__(kBlock)
     attention_dkv_kernel(AttentionShape shape, TaskGrid grid, AttentionInputs<T> in, T* dk, T* dv) {
@@ -176,7 +185,13 @@ __global__ void __launch_bounds__(kBlock)
     dk_sums.clear();
     dv_sums.clear();
     const int64_t last_key = (task.first_row + size < shape.Nk ? task.first_row + size : shape.Nk) - 1;
-    for (int64_t first = shape.first_query(task.first_row) / size * size; first < shape.Nq; first += size) {
+    const int64_t b = task.head / shape.kv_heads, group = shape.heads / shape.kv_heads;
+    bool shown[M];
+    for (int r = 0; r < M; ++r) shown[r] = shape.shows(b, task.first_row + ty * M + r);
+    const int64_t begin_query = shape.first_query(task.first_row) / size * size;
+    const int64_t tiles = shape.Nq > begin_query ? ceil_div(shape.Nq - begin_query, size) : 0;
+    for (int64_t step = 0; step < group * tiles; ++step) {
+      const int64_t head = task.head * group + step / tiles, first = begin_query + step % tiles * size;
       Visible visible[M];
       for (int r = 0; r < M; ++r) {
         const int64_t begin = shape.first_query(task.first_row + ty * M + r) - first;
@@ -184,16 +199,16 @@ __global__ void __launch_bounds__(kBlock)
       }
       const bool whole = shape.first_query(last_key) <= first;
       T p[M][M], ds[M][M];
-      const HeadRows<T> queries = shape.queries(in.q, task.head).from(first);
-      const HeadRows<T> gradients = shape.queries(in.dy, task.head).from(first);
+      const HeadRows<T> queries = shape.queries(in.q, head).from(first);
+      const HeadRows<T> gradients = shape.queries(in.dy, head).from(first);
       tile_products(keys, queries, memory, p);
       tile_products(values, gradients, memory, ds);
       for (int c = 0; c < M; ++c) {
         const int column = tx + c * kSide;
-        const int64_t query = first + column, at = task.head * shape.Nq + query;
+        const int64_t query = first + column, at = head * shape.Nq + query;
         const T lse = query < shape.Nq ? in.lse[at] : T(0), delta = query < shape.Nq ? in.delta[at] : T(0);
         for (int r = 0; r < M; ++r) {
-          const bool sees = column >= visible[r].begin && column < visible[r].end;
+          const bool sees = column >= visible[r].begin && column < visible[r].end && shown[r];
           p[r][c] = sees ? exp_of(p[r][c] * in.factor - lse) : T(0);
           ds[r][c] = sees ? p[r][c] * (ds[r][c] - delta) * in.factor : T(0);
           memory.scores[ty * M + r][column] = p[r][c];
@@ -204,9 +219,9 @@ __global__ void __launch_bounds__(kBlock)
         for (int c = 0; c < M; ++c) memory.scores[ty * M + r][tx + c * kSide] = ds[r][c];
       dk_sums.add(memory, queries, task.first_column, visible, whole);
     }
-    const int64_t at = shape.key_offset(task.head) + task.first_row * shape.width;
-    dk_sums.store(dk + at, shape.width, keys.count, task.first_column, shape.d);
-    dv_sums.store(dv + at, shape.width, keys.count, task.first_column, shape.d);
+    const int64_t at = shape.key_offset(task.head) + task.first_row * shape.kv_width;
+    dk_sums.store(dk + at, shape.kv_width, keys.count, task.first_column, shape.d);
+    dv_sums.store(dv + at, shape.kv_width, keys.count, task.first_column, shape.d);
   }
 }
 
@@ -224,7 +239,8 @@ static void attention_gradients(const Context& ctx, const AttentionBackwardArgs&
                               static_cast<const T*>(args.lse),
                               delta.get(),
                               static_cast<T>(args.scale)};
-  const TaskGrid over_queries = grid_of<T, kSlices>(shape, shape.Nq), over_keys = grid_of<T, kSlices>(shape, shape.Nk);
+  const TaskGrid over_queries = grid_of<T, kSlices>(shape, shape.heads, shape.Nq);
+  const TaskGrid over_keys = grid_of<T, kSlices>(shape, shape.kv_heads, shape.Nk);
   if (over_queries.count() > 0) {
     launch(ctx, attention_dq_kernel<T, kSlices>, grid_for(over_queries.count(), 1), kBlock, 0, shape, over_queries, in,
            static_cast<T*>(args.dq));

@@ -26,26 +26,33 @@ struct HeadRows {
 };
 
 struct AttentionShape {
-  int64_t B, Nq, Nk, heads, d, width;  // width: row stride of q, k, v, y
+  int64_t B, Nq, Nk, heads, kv_heads, d;
+  int64_t width, kv_width;  // row strides of q and y, of k and v
+  const int32_t* mask;      // [B, Nk], or null
   bool causal;
 
   // Keys visible to a query: 0 … seen − 1. Queries that see a key: first_query … Nq − 1.
   __device__ int64_t seen(int64_t query) const { return causal ? query + Nk - Nq + 1 : Nk; }
   __device__ int64_t first_query(int64_t key) const { return causal && key > Nk - Nq ? key - (Nk - Nq) : 0; }
+  __device__ bool shows(int64_t b, int64_t key) const { return !mask || (key < Nk && mask[b * Nk + key] != 0); }
+  // Heads of all sequences: b · heads + h, and of the keys b · kv_heads + h / (heads / kv_heads).
+  __device__ int64_t kv_head(int64_t head) const { return head / (heads / kv_heads); }
   __device__ int64_t query_offset(int64_t head) const { return head / heads * Nq * width + head % heads * d; }
-  __device__ int64_t key_offset(int64_t head) const { return head / heads * Nk * width + head % heads * d; }
+  __device__ int64_t key_offset(int64_t kv_head) const {
+    return kv_head / kv_heads * Nk * kv_width + kv_head % kv_heads * d;
+  }
 
   template <class T>
   __device__ HeadRows<T> queries(const T* x, int64_t head) const {
     return {x + query_offset(head), width, Nq, d};
   }
   template <class T>
-  __device__ HeadRows<T> keys(const T* x, int64_t head) const {
-    return {x + key_offset(head), width, Nk, d};
+  __device__ HeadRows<T> keys(const T* x, int64_t kv_head) const {
+    return {x + key_offset(kv_head), kv_width, Nk, d};
   }
 };
 
-// The work of one block: a tile of rows of one head (b · heads + h) and a group of output columns.
+// The work of one block: a tile of rows of one head of queries or of keys and a group of output columns.
 struct TileTask {
   int64_t head, first_row, first_column;
 };
@@ -62,9 +69,9 @@ struct TaskGrid {
 };
 
 template <class T, int kSlices>
-static TaskGrid grid_of(const AttentionShape& shape, int64_t rows) {
+static TaskGrid grid_of(const AttentionShape& shape, int64_t heads, int64_t rows) {
   const int64_t groups = ceil_div(shape.d, kSlices * kSlice);
-  return {shape.B * shape.heads, ceil_div(rows, Tile<T>::size), groups < 1 ? 1 : groups};
+  return {shape.B * heads, ceil_div(rows, Tile<T>::size), groups < 1 ? 1 : groups};
 }
 
 // The columns of a tile that a row may use. Columns outside are omitted from sums, not multiplied by 0: a NaN in a key

@@ -5,8 +5,8 @@ namespace st_moe::cuda {
 
 constexpr int64_t kChunk = 4096;  // elements of one tensor that a block takes at a time
 
-// Items of a batch, as many as the arguments of a kernel can hold. An item has a `size`.
-template <class Item>
+// Items of a batch, as many as the arguments of a kernel can hold. An item has a `size`, in chunks of `kPer`.
+template <class Item, int64_t kPer = kChunk>
 struct Items {
   static constexpr int kMost = 4000 / (sizeof(Item) + sizeof(int64_t));
   Item item[kMost];
@@ -21,8 +21,8 @@ struct Items {
     for (int64_t chunk = blockIdx.x; chunk < chunks(); chunk += gridDim.x) {
       int own = 0;
       while (ends[own] <= chunk) ++own;
-      const int64_t begin = (chunk - (own ? ends[own - 1] : 0)) * kChunk;
-      f(item[own], chunk, begin, min_of(item[own].size, begin + kChunk));
+      const int64_t begin = (chunk - (own ? ends[own - 1] : 0)) * kPer;
+      f(item[own], chunk, begin, min_of(item[own].size, begin + kPer));
     }
   }
 };

@@ -123,32 +123,53 @@ static ColumnMajor column_major(const Gemm& p) {
           p.a};
 }
 
-template <class Word>
-struct Zero {
-  Word* c;
-  int64_t M, N, ldc, stride;
-  __device__ void operator()(int64_t i) const { c[i / (M * N) * stride + i / N % M * ldc + i % N] = 0; }
+// The results of GEMMs whose K is 0.
+struct ZeroBlock {
+  static constexpr int kSize = 80;  // of the 4 KB of parameters
+  struct Result {
+    void* c;
+    int64_t M, N, ldc, batch, stride;
+  } result[kSize];
 };
 
-// Handles empty GEMMs. In every dtype, zero bits are zero.
-static bool write_empty(const Context& ctx, DType dtype, const Gemm& p) {
-  if (p.M == 0 || p.N == 0 || p.batch == 0) return true;
-  if (p.K > 0) return false;
-  if (p.accumulate) return true;
-  const int64_t size = p.batch * p.M * p.N;
-  switch (dtype_size(dtype)) {
-    case 8: elementwise(ctx, size, Zero<uint64_t>{static_cast<uint64_t*>(p.c), p.M, p.N, p.ldc, p.c_stride}); break;
-    case 4: elementwise(ctx, size, Zero<uint32_t>{static_cast<uint32_t*>(p.c), p.M, p.N, p.ldc, p.c_stride}); break;
-    default: elementwise(ctx, size, Zero<uint16_t>{static_cast<uint16_t*>(p.c), p.M, p.N, p.ldc, p.c_stride});
-  }
-  return true;
+// A row of blocks for each result.
+template <class Word>
+__global__ void __launch_bounds__(kBlock) zeros_kernel(ZeroBlock block) {
+  const auto [c, M, N, ldc, batch, stride] = block.result[blockIdx.y];
+  for (int64_t i = blockIdx.x * int64_t{kBlock} + threadIdx.x; i < batch * M * N; i += int64_t{gridDim.x} * kBlock)
+    static_cast<Word*>(c)[i / (M * N) * stride + i / N % M * ldc + i % N] = 0;
 }
 
-void multiply(const Context& ctx, DType operands, DType result, const Gemm& p) {
+// Writes what no GEMM has to, and leaves the others in `products`.
+static void finish_empty(const Context& ctx, DType dtype, std::vector<Gemm>& products) {
+  std::vector<Gemm> zeros;
+  std::erase_if(products, [&](const Gemm& p) {
+    if (p.M == 0 || p.N == 0 || p.batch == 0) return true;
+    if (p.K == 0 && !p.accumulate) zeros.push_back(p);
+    return p.K == 0;
+  });
+  for (size_t first = 0; first < zeros.size(); first += ZeroBlock::kSize) {
+    ZeroBlock block{};
+    const size_t count = std::min<size_t>(ZeroBlock::kSize, zeros.size() - first);
+    int64_t most = 0;
+    for (size_t i = 0; i < count; ++i) {
+      const Gemm& p = zeros[first + i];
+      block.result[i] = {p.c, p.M, p.N, p.ldc, p.batch, p.c_stride};
+      most = std::max(most, p.batch * p.M * p.N);
+    }
+    // In every dtype, zero bits are zero.
+    const auto kernel = dtype_size(dtype) == 8   ? zeros_kernel<uint64_t>
+                        : dtype_size(dtype) == 4 ? zeros_kernel<uint32_t>
+                                                 : zeros_kernel<uint16_t>;
+    launch(ctx, kernel, dim3(grid_for(most), static_cast<unsigned>(count)), kBlock, 0, block);
+  }
+}
+
+// Neither M, N, K nor the batch is 0.
+static void multiply_one(const Context& ctx, DType operands, DType result, const Gemm& p) {
   Types types = types_of(operands);
   if (p.exact && operands == DType::f32) types.compute = CUBLAS_COMPUTE_32F;
   const cudaDataType data_c = types_of(result).data;
-  if (write_empty(ctx, result, p)) return;
   const ColumnMajor g = column_major(p);
   const Scalars scalars(types, 1, p.accumulate ? 1 : 0);
   Stream& stream = stream_of(ctx);
@@ -159,6 +180,12 @@ void multiply(const Context& ctx, DType operands, DType result, const Gemm& p) {
                                                  as_int(p.batch, "batch"), types.compute, CUBLAS_GEMM_DEFAULT),
              "GEMM");
   stream.multiplied("cublasGemmStridedBatchedEx");
+}
+
+void multiply(const Context& ctx, DType operands, DType result, const Gemm& product) {
+  std::vector<Gemm> work{product};
+  finish_empty(ctx, result, work);
+  for (const Gemm& p : work) multiply_one(ctx, operands, result, p);
 }
 
 // The arguments of cublasGemmGroupedBatchedEx, as columns. Omits empty groups, which some versions mishandle.
@@ -236,11 +263,10 @@ static bool try_grouped(const Context& ctx, DType operands, DType result, const 
 }
 
 void multiply_grouped(const Context& ctx, DType operands, DType result, const std::vector<Gemm>& products) {
-  std::vector<Gemm> work;
-  for (const Gemm& p : products)
-    if (!write_empty(ctx, result, p)) work.push_back(p);
+  std::vector<Gemm> work = products;
+  finish_empty(ctx, result, work);
   if (try_grouped(ctx, operands, result, work)) return;
-  for (const Gemm& p : work) multiply(ctx, operands, result, p);
+  for (const Gemm& p : work) multiply_one(ctx, operands, result, p);
 }
 
 }  // namespace st_moe::cuda

@@ -7,7 +7,7 @@ void combine(const Context& ctx, const CombineArgs& args) {
   const Plan plan = plan_of(ctx, args);
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    combine_rows<T>(ctx, plan, static_cast<const T*>(args.x), static_cast<const T*>(args.weight), nullptr,
+    combine_rows<T>(ctx, plan, static_cast<const T*>(args.x), args.D, static_cast<const T*>(args.weight), nullptr,
                     static_cast<T*>(args.y), args.D);
   });
 }

@@ -16,7 +16,7 @@ void dispatch_backward(const Context& ctx, const DispatchBackwardArgs& args) {
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* dy = static_cast<const T*>(args.dy);
-    if (args.dx) combine_rows<T>(ctx, plan, dy, nullptr, nullptr, static_cast<T*>(args.dx), args.D);
+    if (args.dx) combine_rows<T>(ctx, plan, dy, args.D, nullptr, nullptr, static_cast<T*>(args.dx), args.D);
     if (args.dweight) row_dots<T>(ctx, plan, static_cast<const T*>(args.x), dy, static_cast<T*>(args.dweight), args.D);
   });
 }

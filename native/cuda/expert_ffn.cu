@@ -5,8 +5,10 @@
 
 namespace st_moe::cuda {
 
-// Row of h [rows, padded H] = f(γ) ⊙ v ⊙ μ or f(v), where [v ; γ] or v is x W1ᵀ + b1 and `a` [rows, saved columns] is
-// x W1ᵀ.
+constexpr int64_t kActivateRows = 4;  // of one expert, for which its biases are loaded once
+
+// Rows of h [rows, padded H] = f(γ) ⊙ v ⊙ μ or f(v), where [v ; γ] or v is x W1ᵀ + b1 and `a` [rows, saved columns] is
+// x W1ᵀ. By blocks of kActivateRows rows.
 template <class T, class O, Activation activation, int N>
 struct Activate {
   const Stored<O>* a;
@@ -16,34 +18,45 @@ struct Activate {
   Plan plan;
   Stored<O>* h;
   int64_t H, width, saved;
-  Divisor rows_each;
+  RowBlocks<kActivateRows> blocks;
+
+  struct Biases {
+    Vector<T, N> value, gate, factor;
+  };
+
+  __device__ Vector<Stored<O>, N> values(int64_t row, int64_t j, const Biases& bias) const {
+    Vector<Stored<O>, N> out;
+    const auto* saved_row = a + row * saved;
+    const Vector<uint32_t, N> words = dropout.template words<N>(dropout.active ? plan.assignment_of(row) : 0, j);
+    const Vector<Stored<O>, N> v = load<N>(saved_row + j);
+    if constexpr (is_gated(activation)) {
+      const Vector<Stored<O>, N> gate = load<N>(saved_row + H + j);
+      for (int c = 0; c < N; ++c) {
+        const T value = activate<activation>(O::load(gate[c]) + bias.gate[c], numbers).value *
+                        gated_value<activation>(O::load(v[c]) + bias.value[c], numbers).value * bias.factor[c];
+        out[c] = O::store(dropout(value, words[c]));
+      }
+    } else {
+      for (int c = 0; c < N; ++c)
+        out[c] = O::store(dropout(activate<activation>(O::load(v[c]) + bias.value[c], numbers).value, words[c]));
+    }
+    return out;
+  }
 
   template <class Group>
-  __device__ void operator()(int64_t row, Group group) const {
-    const int64_t expert = rows_each.quotient(row);
-    const auto* values = a + row * saved;
-    const T *bias = b1.of(expert), *mu = mult_bias.of(expert);
-    const int64_t assignment = dropout.active ? plan.assignment_of(row) : 0;
+  __device__ void operator()(int64_t block, Group group) const {
+    const auto [expert, begin, end] = blocks.at(block);
+    const T *of_b1 = b1.of(expert), *mu = mult_bias.of(expert);
     for (int64_t j = group.lane() * N; j < width; j += Group::size * N) {
-      Vector<Stored<O>, N> out{};
+      Biases bias{};
       if (j < H) {
-        const Vector<uint32_t, N> words = dropout.template words<N>(assignment, j);
-        const Vector<Stored<O>, N> v = load<N>(values + j);
-        const Vector<T, N> v_bias = load_bias<N>(bias, j, T(0));
-        if constexpr (is_gated(activation)) {
-          const Vector<Stored<O>, N> gate = load<N>(values + H + j);
-          const Vector<T, N> gate_bias = load_bias<N>(bias, H + j, T(0)), factor = load_bias<N>(mu, j, T(1));
-          for (int c = 0; c < N; ++c) {
-            const T value = activate<activation>(O::load(gate[c]) + gate_bias[c], numbers).value *
-                            gated_value<activation>(O::load(v[c]) + v_bias[c], numbers).value * factor[c];
-            out[c] = O::store(dropout(value, words[c]));
-          }
-        } else {
-          for (int c = 0; c < N; ++c)
-            out[c] = O::store(dropout(activate<activation>(O::load(v[c]) + v_bias[c], numbers).value, words[c]));
-        }
+        bias.value = load_bias<N>(of_b1, j, T(0));
+        if constexpr (is_gated(activation))
+          bias.gate = load_bias<N>(of_b1, H + j, T(0)), bias.factor = load_bias<N>(mu, j, T(1));
       }
-      store(h + row * width + j, out);
+#pragma unroll 1
+      for (int64_t row = begin; row < end; ++row)
+        store(h + row * width + j, j < H ? values(row, j, bias) : Vector<Stored<O>, N>{});
     }
   }
 };
@@ -60,12 +73,9 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
   const int64_t shared_width = is_low_precision<O> ? width : max_of(width, outputs);
   Scratch<Stored<O>> x_rows(ctx, copies ? count * shared_width : 0), h(ctx, count * hidden);
   Scratch<Stored<O>> unsaved(ctx, args.a ? 0 : count * saved);
-  Scratch<T> out_rows(ctx, gathers && is_low_precision<O> ? count * outputs : 0);
   OperandWeight<T, O> w1(ctx, args.w1, args.compute, E, P, D, args.w1_packed);
   OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, outputs, H, args.w2_packed);
   Stored<O>* a = args.a ? static_cast<Stored<O>*>(args.a) : unsaved.get();
-  T* out = gathers ? out_rows.get() : y;
-  if constexpr (!is_low_precision<O>) out = gathers ? x_rows.get() : y;
 
   if (gathers) {
     fill_operands(ctx, FillOperand<T, O, PlannedToken>{x, x_rows.get(), count, D, {rows.plan}}, w1.fill(), w2.fill());
@@ -74,23 +84,25 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
   }
   w1.filled(), w2.filled();
   if (count > 0) {
-    const Matrix in{copies ? static_cast<const void*>(x_rows.get()) : x, rows.each, width};
-    multiply(ctx, args.compute, args.compute,
-             rows.of_rows(in, w1.get(), true, a, saved, is_low_precision<O> ? w1.get().rows : P));
+    const Matrix in{copies ? static_cast<const void*>(x_rows.get()) : x, count, width};
+    multiply_rows(ctx, args.compute, args.compute, rows.groups, in, w1.get(), true, a, saved,
+                  is_low_precision<O> ? w1.get().rows : P);
     dispatch_activation(args.activation, [&](auto tag) {
       const ExpertBias<T> bias{static_cast<const T*>(args.b1), P}, mu{static_cast<const T*>(args.mult_bias), H};
       const auto numbers = ActivationNumbers<T>::of(args);
       const auto dropout = HiddenDropout<T>::of(ctx, args);
-      dispatch_width<vector_width<Stored<O>>>(H, aligned(a, bias.values, mu.values, h.get()), [&](auto n) {
-        for_rows(ctx, count, hidden,
+      const RowBlocks<kActivateRows> blocks(rows.groups);
+      dispatch_width<vector_width<Stored<O>>, 2>(H, aligned(a, bias.values, mu.values, h.get()), [&](auto n) {
+        for_rows(ctx, blocks.count(), hidden,
                  Activate<T, O, decltype(tag)::value, n>{a, bias, mu, numbers, dropout, rows.plan, h.get(), H, hidden,
-                                                         saved, rows.by_each});
+                                                         saved, blocks});
       });
     });
-    multiply(ctx, args.compute, args.dtype,
-             rows.of_rows({h.get(), rows.each, hidden}, w2.get(), true, out, outputs, outputs));
   }
-  combine_rows<T>(ctx, rows.plan, out, weight, static_cast<const T*>(args.b2), y, outputs, rows.by_each);
+  T* products = gathers ? nullptr : y;
+  if constexpr (!is_low_precision<O>) products = gathers ? x_rows.get() : y;
+  combine_products<T, O>(ctx, args.compute, args.dtype, rows, {h.get(), count, hidden}, w2.get(), true, products,
+                         weight, static_cast<const T*>(args.b2), y, outputs);
 }
 
 void expert_ffn(const Context& ctx, const ExpertFfnArgs& args) {

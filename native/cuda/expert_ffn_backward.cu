@@ -3,7 +3,7 @@
 #include "core/activation.h"
 #include "cuda/expert_rows.cuh"
 
-// Sums are split by shapes alone: over rows into blocks of kSumRows, over hidden columns into strips of kStrip.
+// Sums are split by shapes alone: over rows into blocks of kSumRows, over columns into strips of kStrip.
 namespace st_moe::cuda {
 
 constexpr int64_t kSumRows = 64;
@@ -25,11 +25,12 @@ struct ExpertGradient {
   Stored<O>* wh;  // [rows, padded H] w · h; q itself if it is not rounded
   Stored<O>* da;  // [rows, padded P] gradient of A
   T* dots;        // [rows, strips + 1] parts of dweight: <h, q> and <A − b1, dA> of each strip, and <b2, dy>; or null
-  T* sums;        // [E, row blocks, sum_width] parts of db1, dmult_bias and db2; or null
-  int64_t D, out, H, each, row_blocks, strips;        // out: columns of dy; each, row_blocks: of one expert
+  T* sums;        // [row blocks, sum_width] parts of db1, dmult_bias and db2; or null
+  RowBlocks<kSumRows> row_blocks;
+  int64_t D, out, H;                                  // out: columns of dy
+  int64_t strips, all_strips;                         // of hidden columns; with those of dy
   int64_t width, out_width, hidden, saved, da_width;  // columns of x_rows, of g, of q, of a, of da
   int64_t P, biases, sum_width;                       // entries of b1 of one expert; and of mult_bias; and of b2
-  Divisor by_each;
   bool straight_through;
 
   __device__ T weight_of(int64_t assignment) const { return weight ? weight[assignment] : T(1); }
@@ -44,7 +45,8 @@ struct LoadRow {
     const int64_t assignment = p.plan.assignment_of(row);
     const bool full = assignment >= 0;
     const int64_t token = full ? p.plan.token_of(assignment) : 0;
-    const T *dy = p.dy + token * p.out, *x = p.x + token * p.D, *b2 = p.b2.of(p.by_each.quotient(row));
+    const T *dy = p.dy + token * p.out, *x = p.x + token * p.D;
+    const T* b2 = p.b2.values ? p.b2.of(p.row_blocks.groups.group_of(row)) : nullptr;
     T dot = 0;
     for (int64_t j = group.lane() * N; j < p.out_width; j += Group::size * N) {
       Vector<T, N> g{}, bias{};
@@ -84,16 +86,33 @@ __device__ static void clear_padding(const ExpertGradient<T, O>& p, int64_t row,
   for (int64_t i = each * j; i < each * j + each && i < p.da_width; ++i) p.da[row * p.da_width + i] = 0;
 }
 
+// The biases of an expert in a strip, in shared memory.
+template <class T>
+struct StripBiases {
+  alignas(kAccess) T value[kStrip], gate[kStrip], mult_bias[kStrip];
+
+  // By a block.
+  template <bool gated, class O>
+  __device__ void fill(const ExpertGradient<T, O>& p, int64_t expert, int64_t first) {
+    const T *b1 = p.b1.of(expert), *mu = p.mult_bias.of(expert);
+    for (int i = threadIdx.x; i < kStrip && first + i < p.H; i += kWarpBlock) {
+      value[i] = b1 ? b1[first + i] : T(0);
+      if (gated) gate[i] = b1 ? b1[p.H + first + i] : T(0), mult_bias[i] = mu ? mu[first + i] : T(1);
+    }
+  }
+};
+
 // A row of a strip that starts at column `first`, by a warp. Returns the lane's part of dweight.
 template <Activation activation, int N, class T, class O>
-__device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64_t expert, int64_t first, int lane,
-                               StripSums<T>& sums) {
+__device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, const StripBiases<T>& biases, int64_t first,
+                               int lane, StripSums<T>& sums) {
   const int64_t assignment = p.plan.assignment_of(row), H = p.H;
   const T w = assignment < 0 ? T(0) : p.weight_of(assignment);
   T dot = 0;
 #pragma unroll
   for (int k = 0; k < kLaneColumns; k += N) {
-    const int64_t j = first + strip_column<N>(lane, k);
+    const int column = strip_column<N>(lane, k);
+    const int64_t j = first + column;
     if (j >= H) {
       if (is_low_precision<O>)
         for (int c = 0; c < N; ++c) clear_padding<activation>(p, row, j + c);
@@ -103,16 +122,15 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
     Vector<Stored<O>, N> out{}, out_value{}, out_gate{};
     if (assignment >= 0) {
       const Stored<O>* saved = p.a + row * p.saved + j;
-      const T* bias = p.b1.of(expert);
       const Vector<uint32_t, N> words = p.dropout.template words<N>(assignment, j);
       Vector<T, N> q = load<N>(p.q + row * p.hidden + j);
       for (int c = 0; c < N; ++c) q[c] = p.dropout(q[c], words[c]);
-      const Vector<T, N> value_bias = load_bias<N>(bias, j, T(0));
+      const Vector<T, N> value_bias = load<N>(biases.value + column);
       const Vector<Stored<O>, N> a = load<N>(saved);
       if constexpr (is_gated(activation)) {
         const Vector<Stored<O>, N> a_gate = load<N>(saved + H);
-        const Vector<T, N> gate_bias = load_bias<N>(bias, H + j, T(0));
-        const Vector<T, N> mu = load_bias<N>(p.mult_bias.of(expert), j, T(1));
+        const Vector<T, N> gate_bias = load<N>(biases.gate + column);
+        const Vector<T, N> mu = load<N>(biases.mult_bias + column);
         for (int c = 0; c < N; ++c) {
           const T av = O::load(a[c]), ag = O::load(a_gate[c]);
           const ValueAndSlope<T> v = gated_value<activation>(av + value_bias[c], p.numbers);
@@ -146,65 +164,61 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, int64
   return dot;
 }
 
-// A strip of hidden columns by a block of rows. Warps take the rows in turn; their column sums are added in order.
+// The same of columns of dy: parts of db2 = Σ w · dy.
+template <class T, class O>
+__device__ static void output_row(const ExpertGradient<T, O>& p, int64_t row, int64_t first, int lane, T* sums) {
+  const int64_t assignment = p.plan.assignment_of(row);
+  if (assignment < 0) return;
+  const T w = p.weight_of(assignment), *dy = p.dy + p.plan.token_of(assignment) * p.out;
+#pragma unroll
+  for (int c = 0; c < kLaneColumns; ++c)
+    if (const int64_t j = first + strip_column<1>(lane, c); j < p.out) sums[c] += w * dy[j];
+}
+
+// A strip of hidden columns, or of columns of dy, by a block of rows. Warps take the rows in turn; their column sums
+// are added in order.
 template <Activation activation, int N, class T, class O>
 __global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? 5 : 1)
     hidden_kernel(ExpertGradient<T, O> p, int64_t blocks) {
   constexpr int parts = is_gated(activation) ? 3 : 1;
   __shared__ T partial[kStripWarps][parts * kStrip];
+  __shared__ StripBiases<T> biases;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   for (int64_t work = blockIdx.x; work < blocks; work += gridDim.x) {
-    const int64_t block = work / p.strips, strip = work % p.strips, expert = block / p.row_blocks;
-    const int64_t begin = expert * p.each + block % p.row_blocks * kSumRows;
-    const int64_t end = min_of(begin + kSumRows, (expert + 1) * p.each);
+    const int64_t block = work / p.all_strips, strip = work % p.all_strips;
+    const auto [expert, begin, end] = p.row_blocks.at(block);
+    const bool is_hidden = strip < p.strips;
+    const int64_t first = (is_hidden ? strip : strip - p.strips) * kStrip;
+    if (is_hidden) biases.template fill<is_gated(activation)>(p, expert, first);
+    __syncthreads();
     StripSums<T> sums{};
     for (int64_t row = begin + warp; row < end; row += kStripWarps) {
-      T dot = hidden_row<activation, N>(p, row, expert, strip * kStrip, lane, sums);
+      if (!is_hidden) {
+        output_row(p, row, first, lane, sums.value);
+        continue;
+      }
+      T dot = hidden_row<activation, N>(p, row, biases, first, lane, sums);
       if (!p.dots) continue;
       dot = warp_reduce(dot, Sum{});
       if (lane == 0) p.dots[row * (p.strips + 1) + strip] = dot;
     }
-    if (!p.sums) continue;
-    for (int c = 0; c < kLaneColumns; ++c) {
-      T* to = partial[warp] + strip_column<N>(lane, c);
+    for (int c = 0; p.sums && c < kLaneColumns; ++c) {
+      T* to = partial[warp] + (is_hidden ? strip_column<N>(lane, c) : strip_column<1>(lane, c));
       to[0] = sums.value[c];
       if constexpr (is_gated(activation)) to[kStrip] = sums.gate[c], to[2 * kStrip] = sums.mult_bias[c];
     }
-    __syncthreads();
-    for (int i = threadIdx.x; i < parts * kStrip; i += kWarpBlock) {
-      const int64_t j = strip * kStrip + i % kStrip;
+    __syncthreads();  // the biases are no longer read either
+    if (!p.sums) continue;
+    T* to = p.sums + block * p.sum_width + (is_hidden ? 0 : p.biases);
+    const int64_t columns = is_hidden ? p.H : p.out;
+    for (int i = threadIdx.x; i < (is_hidden ? parts : 1) * kStrip; i += kWarpBlock) {
+      const int64_t j = first + i % kStrip;
       T total = 0;
       for (int w = 0; w < kStripWarps; ++w) total += partial[w][i];
-      if (j < p.H) p.sums[block * p.sum_width + i / kStrip * p.H + j] = total;
+      if (j < columns) to[i / kStrip * columns + j] = total;
     }
-    __syncthreads();
   }
 }
-
-// Part of db2 = Σ w · dy over a block of rows. Row of [E · row blocks, out].
-template <class T, class O, int N>
-struct OutputBiasPart {
-  ExpertGradient<T, O> p;
-
-  template <class Group>
-  __device__ void operator()(int64_t block, Group group) const {
-    const int64_t expert = matrix_index(block, p.row_blocks).row;
-    const int64_t begin = expert * p.each + (block - expert * p.row_blocks) * kSumRows;
-    const int64_t end = min_of(begin + kSumRows, (expert + 1) * p.each);
-    T* sums = p.sums + block * p.sum_width + p.biases;
-    for (int64_t j = group.lane() * N; j < p.out; j += Group::size * N) {
-      Vector<T, N> total{};
-      for (int64_t row = begin; row < end; ++row) {
-        const int64_t assignment = p.plan.assignment_of(row);
-        if (assignment < 0) continue;
-        const T w = p.weight_of(assignment);
-        const Vector<T, N> dy = load<N>(p.dy + p.plan.token_of(assignment) * p.out + j);
-        for (int c = 0; c < N; ++c) total[c] += w * dy[c];
-      }
-      for (int c = 0; c < N; ++c) sums[j + c] = total[c];  // not aligned
-    }
-  }
-};
 
 // Element of [E, sum_width]: the parts in the order of the row blocks. Null for a bias that is not there.
 template <class T, class O>
@@ -219,7 +233,8 @@ struct FinishSums {
     const MatrixIndex at = matrix_index(i, p.sum_width);
     const int64_t j = at.column;
     T total = 0;
-    for (int64_t b = 0; b < p.row_blocks; ++b) total += p.sums[(at.row * p.row_blocks + b) * p.sum_width + j];
+    const int64_t first = p.row_blocks.first(at.row), blocks = p.row_blocks.blocks_of(at.row);
+    for (int64_t b = 0; b < blocks; ++b) total += p.sums[(first + b) * p.sum_width + j];
     if (j < p.P)
       write(db1, at.row * p.P + j, total);
     else if (j < p.biases)
@@ -246,6 +261,16 @@ struct FinishDots {
   }
 };
 
+// One after the other.
+template <class T, class O>
+struct Finish {
+  FinishSums<T, O> sums;
+  FinishDots<T> dots;
+  int64_t all_sums;
+
+  __device__ void operator()(int64_t i) const { i < all_sums ? sums(i) : dots(i - all_sums); }
+};
+
 template <class T, class O>
 static ExpertGradient<T, O> gradient_of(const Context& ctx, const ExpertFfnBackwardArgs& args, const ExpertRows& rows) {
   const auto values = [](const void* p) { return static_cast<const T*>(p); };
@@ -253,8 +278,8 @@ static ExpertGradient<T, O> gradient_of(const Context& ctx, const ExpertFfnBackw
   p.dy = values(args.dy), p.x = values(args.x), p.weight = values(args.weight);
   p.a = static_cast<const Stored<O>*>(args.a), p.numbers = ActivationNumbers<T>::of(args);
   p.dropout = HiddenDropout<T>::of(ctx, args);
-  p.D = args.D, p.out = args.O, p.H = args.H, p.plan = rows.plan, p.each = rows.each, p.by_each = rows.by_each,
-  p.row_blocks = ceil_div(rows.each, kSumRows);
+  p.D = args.D, p.out = args.O, p.H = args.H, p.plan = rows.plan;
+  p.row_blocks = RowBlocks<kSumRows>(rows.groups);
   p.P = w1_rows(args.activation, args.H), p.biases = hidden_biases(args.activation, args.H);
   p.b1 = {values(args.b1), p.P}, p.mult_bias = {values(args.mult_bias), args.H}, p.b2 = {values(args.b2), args.O};
   p.sum_width = p.biases + args.O;
@@ -275,16 +300,21 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   Scratch<Stored<O>> g(ctx, copies ? count * shared_width : 0), x_rows(ctx, copies && parameters ? count * p.width : 0);
   Scratch<Stored<O>> wh(ctx, is_low_precision<O> ? count * p.hidden : 0), da(ctx, count * p.da_width);
   Scratch<T> q(ctx, count * p.hidden), dots(ctx, args.dweight ? count * (p.strips + 1) : 0);
-  Scratch<T> sums(ctx, biases ? E * p.row_blocks * p.sum_width : 0);
+  Scratch<T> sums(ctx, biases ? p.row_blocks.count() * p.sum_width : 0);
   OperandWeight<T, O> w1(ctx, args.w1, args.compute, args.dx ? E : 0, p.P, D, args.dx ? args.w1_packed : nullptr);
   OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, p.out, H, args.w2_packed);
   p.g = g.get(), p.x_rows = x_rows.get(), p.q = q.get(), p.da = da.get();
   p.dots = dots.get(), p.sums = sums.get(), p.wh = wh.get();
   if constexpr (!is_low_precision<O>) p.wh = q.get();
-  const Matrix dy_rows{copies ? static_cast<const void*>(g.get()) : p.dy, rows.each, p.out_width};
-  const Matrix in_rows{copies ? static_cast<const void*>(x_rows.get()) : p.x, rows.each, p.width};
-  const Matrix hidden_rows{p.wh, rows.each, p.hidden}, da_rows{p.da, rows.each, p.da_width};
-  const auto product = [&](const Gemm& each) { multiply(ctx, args.compute, args.dtype, each); };
+  const Matrix dy_rows{copies ? static_cast<const void*>(g.get()) : p.dy, count, p.out_width};
+  const Matrix in_rows{copies ? static_cast<const void*>(x_rows.get()) : p.x, count, p.width};
+  const Matrix hidden_rows{p.wh, count, p.hidden}, da_rows{p.da, count, p.da_width};
+  const auto of_rows = [&](const Matrix& a, const Matrix& w, T* c, int64_t N) {
+    multiply_rows(ctx, args.compute, args.dtype, rows.groups, a, w, false, c, N, N);
+  };
+  const auto over_rows = [&](const Matrix& a, const Matrix& b, void* c, int64_t M, int64_t N) {
+    multiply_over_rows(ctx, args.compute, args.dtype, rows.groups, a, b, c, M, N);
+  };
 
   const bool in_vectors = aligned(p.dy, p.x, p.b2.values);
   if (copies || args.dweight)
@@ -293,35 +323,31 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
     });
   fill_operands(ctx, w1.fill(), w2.fill());
   w1.filled(), w2.filled();
-  if (count > 0) product(rows.of_rows(dy_rows, w2.get(), false, q.get(), p.hidden, p.hidden));
-  const int64_t blocks = E * p.row_blocks * p.strips;
+  of_rows(dy_rows, w2.get(), q.get(), p.hidden);
+  p.all_strips = p.strips + (args.db2 ? ceil_div(p.out, kStrip) : 0);
+  const int64_t blocks = p.row_blocks.count() * p.all_strips;
   dispatch_activation(args.activation, [&](auto tag) {
     if (blocks > 0)
-      dispatch_width<vector_width<T>>(H, aligned(p.a, p.b1.values, p.mult_bias.values), [&](auto n) {
+      dispatch_width<vector_width<T>, 2>(H, aligned(p.a), [&](auto n) {
         launch(ctx, hidden_kernel<decltype(tag)::value, n, T, O>, grid_for(blocks, 1), kWarpBlock, 0, p, blocks);
       });
   });
-  if (biases) {
-    dispatch_width<vector_width<T>>(
-        p.out, in_vectors, [&](auto n) { for_rows(ctx, E * p.row_blocks, p.out, OutputBiasPart<T, O, n>{p}); });
-    elementwise(
-        ctx, E * p.sum_width,
-        FinishSums<T, O>{p, static_cast<T*>(args.db1), static_cast<T*>(args.dmult_bias), static_cast<T*>(args.db2)});
-  }
+  const FinishSums<T, O> finish_sums{p, static_cast<T*>(args.db1), static_cast<T*>(args.dmult_bias),
+                                     static_cast<T*>(args.db2)};
+  const FinishDots<T> finish_dots{rows.plan, dots.get(), static_cast<T*>(args.dweight), p.strips + 1};
+  const int64_t all_sums = biases ? E * p.sum_width : 0, all_dots = args.dweight ? args.T * args.K : 0;
+  elementwise(ctx, all_sums + all_dots, Finish<T, O>{finish_sums, finish_dots, all_sums});
   if (parameters) {
-    product(rows.over_rows(dy_rows, hidden_rows, args.dw2, p.out, H));
-    product(rows.over_rows(da_rows, in_rows, args.dw1, p.P, D));
+    over_rows(dy_rows, hidden_rows, args.dw2, p.out, H);
+    over_rows(da_rows, in_rows, args.dw1, p.P, D);
   }
-  if (args.dweight)
-    elementwise(ctx, args.T * args.K,
-                FinishDots<T>{rows.plan, dots.get(), static_cast<T*>(args.dweight), p.strips + 1});
   if (!args.dx) return;
   T* dx = static_cast<T*>(args.dx);
-  Scratch<T> rounded_dx(ctx, rows.planned && is_low_precision<O> ? count * D : 0);
-  T* dx_rows = rows.planned ? rounded_dx.get() : dx;
-  if constexpr (!is_low_precision<O>) dx_rows = rows.planned ? g.get() : dx;
-  if (count > 0) product(rows.of_rows(da_rows, w1.get(), false, dx_rows, D, D));
-  if (rows.planned) combine_rows<T>(ctx, rows.plan, dx_rows, nullptr, nullptr, dx, D);
+  if (!rows.planned) return of_rows(da_rows, w1.get(), dx, D);
+  T* products = nullptr;
+  if constexpr (!is_low_precision<O>) products = g.get();
+  combine_products<T, O>(ctx, args.compute, args.dtype, rows, da_rows, w1.get(), false, products, nullptr, nullptr, dx,
+                         D);
 }
 
 void expert_ffn_backward(const Context& ctx, const ExpertFfnBackwardArgs& args) {

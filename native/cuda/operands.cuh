@@ -16,6 +16,9 @@ namespace st_moe::cuda {
 template <class O>
 using Stored = typename O::Stored;
 
+template <class T>
+using Unrounded = std::conditional_t<std::is_same_v<T, double>, F64, F32>;
+
 template <class O>
 constexpr bool is_low_precision = sizeof(Stored<O>) == 2;
 

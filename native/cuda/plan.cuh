@@ -1,5 +1,7 @@
 #pragma once
+#include "cuda/operands.cuh"
 #include "cuda/row_group.cuh"
+#include "cuda/row_groups.cuh"
 #include "cuda/rows.cuh"
 #include "cuda/vector.cuh"
 
@@ -75,13 +77,14 @@ void gather_rows(const Context& ctx, const Plan& plan, const T* x, const T* weig
 
 // Row of y [T, D] = Σ_k weight_k · (rows [R, D] + bias) in order of k over the assignments that have a row; zeros
 // without any. y may be `rows` if row t is token t.
-template <class T, int N>
+template <class T, class O, int N>
 struct CombineRows {
   Plan plan;
-  const T *rows, *weight, *bias;  // weight [T, K]; null: all 1. bias [R / each, D]; null: 0
+  const Stored<O>* rows;
+  const T *weight, *bias;  // weight [T, K]; null: all 1. bias [G, D]; null: 0
   T* y;
-  int64_t D;
-  Divisor each;
+  int64_t D, stride;  // stride: from row to row of `rows`
+  RowGroups groups;
 
   template <class Group>
   __device__ void operator()(int64_t token, Group group) const {
@@ -91,9 +94,11 @@ struct CombineRows {
       for (int64_t k = 0; k < plan.K; ++k) {
         const int64_t row = plan.row(token, k);
         if (row < 0) continue;
-        Vector<T, N> values = load<N>(rows + row * D + j);
+        const Vector<Stored<O>, N> stored = load<N>(rows + row * stride + j);
+        Vector<T, N> values;
+        for (int c = 0; c < N; ++c) values[c] = O::load(stored[c]);
         if (bias) {
-          const Vector<T, N> add = load<N>(bias + each.quotient(row) * D + j);
+          const Vector<T, N> add = load<N>(bias + groups.group_of(row) * D + j);
           for (int c = 0; c < N; ++c) values[c] += add[c];
         }
         const T w = weight ? weight[token * plan.K + k] : T(1);
@@ -105,11 +110,11 @@ struct CombineRows {
   }
 };
 
-template <class T>
-void combine_rows(const Context& ctx, const Plan& plan, const T* rows, const T* weight, const T* bias, T* y, int64_t D,
-                  Divisor each = {}) {
-  dispatch_width<vector_width<T>>(D, aligned(rows, bias, y), [&](auto n) {
-    for_rows(ctx, plan.T, D, CombineRows<T, n>{plan, rows, weight, bias, y, D, each});
+template <class T, class O = Unrounded<T>>
+void combine_rows(const Context& ctx, const Plan& plan, const Stored<O>* rows, int64_t stride, const T* weight,
+                  const T* bias, T* y, int64_t D, const RowGroups& groups = {}) {
+  dispatch_width<vector_width<Stored<O>>>(D | stride, aligned(rows, bias, y), [&](auto n) {
+    for_rows(ctx, plan.T, D, CombineRows<T, O, n>{plan, rows, weight, bias, y, D, stride, groups});
   });
 }
 

@@ -52,12 +52,12 @@ void rmsnorm(const Context& ctx, const RmsnormArgs& args) {
   });
 }
 
-// With u = gamma √D dy and r = ‖x‖: dx = (u − x <x, u> / r²) / r; 0 below the lower bound of r.
+// With u = gamma √D dy and r = ‖x‖: dx = addend + (u − x <x, u> / r²) / r; only addend below the lower bound of r.
 template <class T, int N>
 struct RmsnormBackwardRow {
-  const T *dy, *x, *gamma;
-  T* dx;      // or null
-  T* factor;  // [T]: √D / max(r, 1e-12), for dgamma; or null
+  const T *dy, *x, *gamma, *addend;  // addend or null
+  T* dx;                             // or null
+  T* factor;                         // [T]: √D / max(r, 1e-12), for dgamma; or null
   int64_t D;
 
   template <class Group>
@@ -79,7 +79,8 @@ struct RmsnormBackwardRow {
     for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
       const Vector<T, N> values = load<N>(row + j), scale = load<N>(gamma + j);
       Vector<T, N> d = load<N>(dy_row + j);
-      for (int c = 0; c < N; ++c) d[c] = floored ? T(0) : direct * scale[c] * d[c] - along * values[c];
+      const Vector<T, N> more = addend ? load<N>(addend + t * D + j) : Vector<T, N>{};
+      for (int c = 0; c < N; ++c) d[c] = more[c] + (floored ? T(0) : direct * scale[c] * d[c] - along * values[c]);
       store(dx + t * D + j, d);
     }
   }
@@ -98,11 +99,11 @@ struct GammaTerm {
 template <class T>
 static void normalize_backward(const Context& ctx, const RmsnormBackwardArgs& args) {
   const T *dy = static_cast<const T*>(args.dy), *x = static_cast<const T*>(args.x);
-  const T* gamma = static_cast<const T*>(args.gamma);
+  const T *gamma = static_cast<const T*>(args.gamma), *addend = static_cast<const T*>(args.dx_addend);
   T* dx = static_cast<T*>(args.dx);
   const Scratch<T> factor(ctx, args.dgamma ? args.T : 0);
-  dispatch_width<vector_width<T>>(args.D, aligned(dy, x, gamma, dx), [&](auto n) {
-    for_rows(ctx, args.T, args.D, RmsnormBackwardRow<T, n>{dy, x, gamma, dx, factor.get(), args.D});
+  dispatch_width<vector_width<T>>(args.D, aligned(dy, x, gamma, addend, dx), [&](auto n) {
+    for_rows(ctx, args.T, args.D, RmsnormBackwardRow<T, n>{dy, x, gamma, addend, dx, factor.get(), args.D});
   });
   if (args.dgamma) {
     sum_columns(ctx, 1, args.T, args.D, GammaTerm<T>{dy, x, factor.get(), args.D},

@@ -2,10 +2,10 @@
 
 #include "cuda/ops.h"
 
-// Four kernels after the GEMM x · wᵀ: choose (a warp per token, a block per tile of tokens), count what comes before a
-// tile, find the slots within a tile, add up the losses. Sums go over tiles, whose size depends on the shapes alone.
-// If slots are not in token order, tiles are counted again in the order of the slots; with no token left behind, for
-// each choice k, since it depends on the slots of those before it.
+// Three kernels after the GEMM x · wᵀ: choose (a warp per token, a block per tile of tokens), count what comes before a
+// tile, find the slots within a tile, beside which a block adds up the losses. Sums go over tiles, whose size depends
+// on the shapes alone. If slots are not in token order, tiles are counted again in the order of the slots; with no
+// token left behind, for each choice k, since it depends on the slots of those before it.
 namespace st_moe::cuda {
 
 constexpr int kMaxTile = 1024;
@@ -183,13 +183,6 @@ __device__ void Router<T>::find_slots(int64_t work, int64_t k, int lane) const {
   }
 }
 
-template <class T>
-struct FindSlots {
-  Router<T> r;
-  int64_t first_k, choices;
-  __device__ void operator()(int64_t i, int lane) const { r.find_slots(i / choices, first_k + i % choices, lane); }
-};
-
 // Of choice k, after those before it.
 template <class T>
 struct ScanChoice {
@@ -215,8 +208,9 @@ struct NormalizeKept {
   }
 };
 
+// By a block.
 template <class T>
-__global__ void __launch_bounds__(kBlock) losses_kernel(Router<T> r, int64_t parts, Losses<T> out) {
+__device__ static void add_losses(const Router<T>& r, int64_t parts, const Losses<T>& out) {
   double balance = 0, z = 0;
   int64_t tokens = 0, sequences = 0;
   for (int64_t i = threadIdx.x; i < parts; i += blockDim.x) balance += r.balance[i];
@@ -233,6 +227,17 @@ __global__ void __launch_bounds__(kBlock) losses_kernel(Router<T> r, int64_t par
   balance = sequences > 0 ? balance * static_cast<double>(r.E) / static_cast<double>(sequences) : 0;
   z = tokens > 0 ? z / static_cast<double>(tokens) : 0;
   out.write(balance, z);
+}
+
+// Slots of the choices first_k … first_k + choices − 1, by warps; the first block adds up the losses.
+template <class T>
+__global__ void __launch_bounds__(kBlock)
+    find_slots_kernel(Router<T> r, int64_t first_k, int64_t choices, int64_t parts, Losses<T> out) {
+  if (blockIdx.x == 0) return add_losses(r, parts, out);
+  constexpr int kWarps = kBlock / kWarp;
+  const int64_t items = r.B * r.tiles * choices, first = (blockIdx.x - 1) * int64_t{kWarps} + threadIdx.x / kWarp;
+  for (int64_t i = first; i < items; i += (gridDim.x - 1) * int64_t{kWarps})
+    r.find_slots(i / choices, first_k + i % choices, static_cast<int>(threadIdx.x % kWarp));
 }
 
 template <class T>
@@ -260,13 +265,17 @@ static Router<T> router_of(const Context& ctx, const RouteArgs& args) {
 }
 
 template <class T>
-static void assign_slots(const Context& ctx, const Router<T>& r) {
+static void assign_slots(const Context& ctx, const Router<T>& r, int64_t parts, const Losses<T>& losses) {
   const int64_t work = r.B * r.tiles;
-  if (!r.ntlb) return by_warp(ctx, work * r.K, FindSlots<T>{r, 0, r.K});
-  for (int64_t k = 0; k < r.K && work > 0; ++k) {
-    launch(ctx, count_kernel<T>, grid_for(work, 1), kBlock, 0, r, k, k + 1);
+  const auto find_slots = [&](int64_t first_k, int64_t choices) {
+    const unsigned grid = 1 + (work > 0 ? grid_for(work * choices, kBlock / kWarp) : 0);
+    launch(ctx, find_slots_kernel<T>, grid, kBlock, 0, r, first_k, choices, parts, losses);
+  };
+  if (!r.ntlb) return find_slots(0, r.K);
+  for (int64_t k = 0; k < r.K; ++k) {
+    if (work > 0) launch(ctx, count_kernel<T>, grid_for(work, 1), kBlock, 0, r, k, k + 1);
     by_warp(ctx, r.B * r.E, ScanChoice<T>{r, k});
-    by_warp(ctx, work, FindSlots<T>{r, k, 1});
+    find_slots(k, 1);
   }
 }
 
@@ -291,9 +300,8 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
   if (r.order) by_warp(ctx, tokens, OrderByPriority<T>{r, gates});
   if (r.order && work > 0) launch(ctx, count_kernel<T>, grid_for(work, 1), kBlock, 0, r, int64_t{0}, r.K);
   if (parts > 0) launch(ctx, scan_kernel<T>, static_cast<unsigned>(parts), kBlock, 0, r);
-  assign_slots(ctx, r);
+  assign_slots(ctx, r, parts, Losses<T>::of(args));
   if (args.gate_normalization == GateNormalization::kept) elementwise(ctx, tokens, NormalizeKept<T>{r});
-  launch(ctx, losses_kernel<T>, 1, kBlock, 0, r, parts, Losses<T>::of(args));
 }
 
 void route(const Context& ctx, const RouteArgs& args) {

@@ -103,7 +103,8 @@ enum ErrorKind : int32_t {
   kExpertError,
   kGroupError,
   kMaskError,
-  kImportanceError
+  kImportanceError,
+  kPlaceError
 };
 
 static inline Stream& stream_of(const Context& ctx) {

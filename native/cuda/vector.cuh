@@ -50,10 +50,11 @@ bool aligned(const T*... pointers) {
 template <int N>
 using Width = std::integral_constant<int, N>;
 
-// Calls f with N, or with 1 if the values of rows of `columns` cannot be taken N at a time.
-template <int N, class F>
+// Calls f with the first of the widths that values of rows of `columns` can be taken at a time, or with 1.
+template <int N, int... Narrower, class F>
 void dispatch_width(int64_t columns, bool aligned, F&& f) {
   if (aligned && columns % N == 0) return f(Width<N>{});
+  if constexpr (sizeof...(Narrower) > 0) return dispatch_width<Narrower...>(columns, aligned, f);
   f(Width<1>{});
 }
 

@@ -4,7 +4,7 @@ import { declaredOps } from '../../scripts/native-ops.mjs'
 
 // Sizes of all shapes: B sequences of N tokens (T in all), dimension D, E experts with H hidden and C slots, top-K,
 // R rows of experts.
-const sizes = { B: 2, N: 4, T: 8, D: 8, E: 3, K: 2, H: 4, J: 8, C: 4, R: 16, V: 5, I: 8, 1: 1 }
+const sizes = { B: 2, N: 4, T: 8, D: 8, E: 3, K: 2, H: 4, J: 8, C: 4, R: 16, V: 5, I: 8, A: 3, 1: 1 }
 
 // Arguments by function: x[BND] a float tensor of that shape, i[..] an i32 tensor, a ? after it makes it optional,
 // f one that no other argument is, s a shape, t a path, n a number, c a count, 0 zero, m the dtype of GEMM operands, b a
@@ -22,6 +22,11 @@ const signatures = {
   probePlugin: 't',
   openDevice: 't c',
   toDevice: 'x[BND] 0',
+  asyncBegin: '',
+  asyncEnd: '',
+  asyncDrop: '',
+  asyncCancel: '',
+  isSettled: 'x[D]',
   captureBegin: 'n',
   captureOutside: 'b',
   captureEnd: 'b',
@@ -58,7 +63,7 @@ const kinds = {
   KIND: 'n',
   COMPUTE: 'm',
 }
-const words = { P: 'J', 'heads*d': 'D', Nq: 'N', Nk: 'N', heads: 'K', rows: 'R', saved: 'J' }
+const words = { P: 'J', 'heads*d': 'D', 'kv_heads*d': 'D', Nq: 'N', Nk: 'N', heads: 'K', rows: 'R', saved: 'J' }
 
 function specOf({ name, macro, element, shape }) {
   if (macro === 'CREATED') return { shape: 's', dtype: 'c', device: '0' }[name]

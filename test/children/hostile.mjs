@@ -194,6 +194,7 @@ function attempt(call) {
 
 for (let i = 0; i < count; i++) {
   if (i % 100 === 0) {
+    native.asyncDrop()
     api.setNumThreads(1 + (i % 3))
     await setImmediate()
     for (const entry of pool) attempt(() => typeof entry?.dispose === 'function' && entry.dispose())

@@ -41,10 +41,29 @@ for (const computeDtype of ['f32', 'bf16', 'f16']) {
   }
 }
 
+// Uneven loads: the sizes of the experts' groups come to the host once, and then cuBLAS has them.
+const uneven = []
+for (const [name, options, shape] of [
+  ['dropless', { dropless: true }, [2, 9, 16]],
+  ['dropless, bf16', { dropless: true, computeDtype: 'bf16' }, [2, 9, 16]],
+  ['decoding', {}, [3, 1, 16]],
+]) {
+  const moe = new MoE({ dim: 16, numExperts: 8, device: 'cuda', ...options })
+  const x = randn(shape, { device: 'cuda', requiresGrad: true })
+  scope(() => {
+    moe.forward(x) // waits for the copies of the parameters, too
+    const { value, counts: forward } = counted(() => moe.forward(x))
+    const { counts: backward } = counted(() => value.outputs.sum().backward())
+    const [experts, kept] = [value.routing.expertIndex, value.routing.kept].map((list) => list.dataSync())
+    const busy = new Set(experts.filter((_, i) => kept[i])).size
+    uneven.push({ name, forward, backward, busy })
+  })
+}
+
 const weights = randn([16], { device: 'cuda', requiresGrad: true })
 weights.square().sum().backward() // captured, a gradient is added to the one that is there
 const step = captureStep(() => weights.mul(weights).sum().backward(), { device: 'cuda' })
 step.replay()
 step.replay()
 const replay = counted(() => step.replay()).counts
-console.log(JSON.stringify({ report, replay }))
+console.log(JSON.stringify({ report, uneven, replay }))

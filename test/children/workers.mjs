@@ -31,7 +31,24 @@ async function train(steps, each = () => {}) {
   return loss
 }
 
+/** Asynchronous steps that take a while. */
+async function trainAsync(steps, each = () => {}) {
+  const { randn, setNumThreads, trainStepAsync } = await load()
+  setNumThreads(2)
+  const a = randn([500, 500])
+  let sum = 0
+  for (let i = 0; i < steps; i++) {
+    const step = trainStepAsync(() => a.matmul(a).matmul(a).mean())
+    await each(i)
+    const mean = await step
+    sum += Math.abs(mean.item())
+    mean.dispose()
+  }
+  return sum
+}
+
 const tasks = {
+  foreverAsync: () => trainAsync(Infinity, (i) => i === 0 && parentPort.postMessage('computing')),
   forever: () => train(Infinity, (i) => i === 0 && parentPort.postMessage('computing')),
   some: async () => parentPort.postMessage(await train(30)),
   /** Large calls, so that a termination arrives while native code runs. */
@@ -59,7 +76,7 @@ const scenarios = {
   async terminate() {
     const codes = new Set()
     const one = async (i) => {
-      const worker = start({ task: i % 2 ? 'forever' : 'large' })
+      const worker = start({ task: ['forever', 'large', 'foreverAsync'][i % 3] })
       await message(worker)
       await sleep(i % 7)
       codes.add(await worker.terminate())
@@ -77,8 +94,23 @@ const scenarios = {
     })
   },
 
+  async exitInAsyncStep() {
+    await trainAsync(5, (i) => i === 2 && sleep(1).then(() => process.exit(8)))
+  },
+
+  /** The event loop has nothing else to do. */
+  async naturalAsync() {
+    return (await trainAsync(5)) > 0
+  },
+
+  /** The process ends although a step has begun that nobody awaits. */
+  async abandoned() {
+    void trainAsync(1)
+    return 1
+  },
+
   async exitWhileWorkersCompute() {
-    const workers = [start({ task: 'forever' }), start({ task: 'large' })]
+    const workers = [start({ task: 'forever' }), start({ task: 'large' }), start({ task: 'foreverAsync' })]
     await Promise.all(workers.map(message))
     await train(2)
     process.exit(3)

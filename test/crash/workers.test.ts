@@ -5,6 +5,9 @@ import { runChild } from '../support/child.js'
 const expected: Record<string, { code: number; result?: unknown }> = {
   terminate: { code: 0, result: [1] },
   exitInStep: { code: 7 },
+  exitInAsyncStep: { code: 8 },
+  naturalAsync: { code: 0, result: true },
+  abandoned: { code: 0, result: 1 },
   exitWhileWorkersCompute: { code: 3 },
   natural: { code: 0, result: [true, 0] },
   together: { code: 0, result: [true, true] },

@@ -75,7 +75,7 @@ export default [
   },
   {
     name: 'tile-overwritten-too-early',
-    file: 'native/cuda/grouped_gemm.cu',
+    file: 'native/cuda/grouped.cu',
     from: 'b_tile[k][column + j * kTileSide];\n    __syncthreads();\n',
     to: 'b_tile[k][column + j * kTileSide];\n',
     breaks: 'a thread loads the next tile while others still read this one',
@@ -120,5 +120,29 @@ export default [
     to: 'ntlb && i < t * K; ++i)',
     breaks: 'with no token left behind a token takes a slot of several experts',
     tests: ['simt/moe_test.forward'],
+  },
+  {
+    name: 'group-sizes-read-too-early',
+    file: 'native/cuda/stream.cu',
+    from: '    wait_for(half);\n    std::memcpy(static_cast<char*>(host) + done',
+    to: '    std::memcpy(static_cast<char*>(host) + done',
+    breaks: 'the host reads what the last copy left in pinned memory, such as the sizes of the step before',
+    tests: ['test/uneven.test.ts'],
+  },
+  {
+    name: 'blocks-of-two-groups',
+    file: 'native/cuda/row_groups.cuh',
+    from: 'groups.begin(g) / kSize + g :',
+    to: 'groups.begin(g) / kSize :',
+    breaks: 'experts share a block of rows, and the sums of its biases',
+    tests: ['simt/moe_test.forward'],
+  },
+  {
+    name: 'sorted-past-the-room',
+    file: 'native/cuda/plan_sorted.cu',
+    from: 'has_row = dispatched && i < R;',
+    to: 'has_row = dispatched;',
+    breaks: 'more assignments than there are rows for point past the rows',
+    tests: ['simt/ops_test.routing.forward'],
   },
 ]

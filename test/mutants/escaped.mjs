@@ -3,8 +3,8 @@ export default [
   {
     name: 'unique-ignores-views',
     file: 'native/binding/handles.cc',
-    from: 'tensors.references(handle) == 1 && tensor.storage.use_count() == 1',
-    to: 'tensors.references(handle) == 1 && tensor.storage.use_count() >= 1',
+    from: 'tensor.storage.use_count() - tensor.storage->recorded == 1',
+    to: 'tensor.storage.use_count() - tensor.storage->recorded >= 1',
     breaks: 'a gradient that is a view of another is added to in place, and both change',
     tests: ['test/autograd.test.ts'],
   },
@@ -27,16 +27,16 @@ export default [
   {
     name: 'scale-keeps-the-version',
     file: 'native/binding/op_call.cc',
-    from: 'if (is_updated) tensor.storage->change();',
-    to: '(void)is_updated;',
+    from: 'case Role::updated: use(tensors_[i], Use::updated); break;',
+    to: 'case Role::updated: use(tensors_[i], Use::read); break;',
     breaks: 'what was derived from a gradient before it was scaled is taken for current',
     tests: ['test/native-calls.test.ts'],
   },
   {
     name: 'clip-keeps-the-version',
     file: 'native/binding/tensor_ops.cc',
-    from: 'for (Storage* storage : storages) storage->change();',
-    to: '',
+    from: 'operands.emplace_back(items[i].x, *own[i], Use::updated);',
+    to: 'operands.emplace_back(items[i].x, *own[i]);',
     breaks: 'a backward that has saved a gradient uses what clipping has made of it',
     tests: ['test/native-calls.test.ts'],
   },
@@ -98,9 +98,9 @@ export default [
   },
   {
     name: 'warm-up-from-zero',
-    file: 'lib/cli/language-model/train.ts',
-    from: '(highest * (step + 1)) / warmUp',
-    to: '(highest * step) / warmUp',
+    file: 'lib/optim/schedules.ts',
+    from: '(base * (fromZero ? t : t + 1)) / warmUp',
+    to: '(base * t) / warmUp',
     breaks: 'the first step learns nothing',
     tests: ['test/trainer.test.ts'],
   },
@@ -147,8 +147,11 @@ export default [
   {
     name: 'momentum-keeps-its-version',
     file: 'native/binding/op_call.cc',
-    from: 'if (use.is_updated) use.storage->change();',
-    to: "if (use.is_updated && use.name[0] == 'p') use.storage->change();",
+    from: 'item.for_each_operand(copy, [&](const Operand& operand) { operands.push_back(operand); });',
+    to: `item.for_each_operand(copy, [&](const Operand& operand) {
+      operands.push_back(operand);
+      if (operand.at != copy + op.fields[0].offset) operands.back().use = Use::read;
+    });`,
     breaks: 'what was derived from the momentum buffer is taken for current',
     tests: ['test/native-calls.test.ts'],
   },

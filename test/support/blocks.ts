@@ -69,6 +69,9 @@ export function compile(files: readonly string[]): string {
   return result.stdout + result.stderr
 }
 
+/** Without the greeting that TensorFlow.js prints in Node. */
+export const complaints = (stderr: string): string => stderr.replace(/^\n=+\nHi, looks like .*?\n=+\n+/s, '')
+
 /**
  * Runs a program in `cwd` and expects what its block promises: an end without complaint and its output, or its error.
  */
@@ -76,7 +79,7 @@ export function expectRun(block: Block, command: string, args: readonly string[]
   const result = spawnSync(command, args, { cwd, encoding: 'utf8', timeout: patience })
   const throws = block.flags.includes('throws')
   if (throws) expect(block.output, 'a block that throws is followed by the text of its error').not.toBeNull()
-  else expect(result.stderr).toBe('')
+  else expect(complaints(result.stderr)).toBe('')
   expect({ failed: result.status !== 0, signal: result.signal }, result.stderr).toEqual({
     failed: throws,
     signal: null,

@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect } from 'vitest'
@@ -29,6 +29,12 @@ export async function succeeded(args: readonly string[]): Promise<string> {
   const { code, out, err } = await cli(args)
   expect({ code, err }).toEqual({ code: 0, err: '' })
   return out
+}
+
+/** The tensors in the checkpoint of a run; its header also holds times. */
+export function weights(run: string): Buffer {
+  const bytes = readFileSync(at(`${run}/checkpoint.safetensors`))
+  return bytes.subarray(8 + Number(bytes.readBigUInt64LE()))
 }
 
 /** One line, or two with a pointer to the help for an invalid command line; no stack trace. */

@@ -1,9 +1,11 @@
 import { cpSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Failure, UsageError } from '../../lib/cli/errors.js'
+import { loadModel, promptFor } from '../../lib/cli/language-model/load.js'
 import { Run } from '../../lib/cli/language-model/run.js'
 import { readRun } from '../../lib/cli/language-model/saved-run.js'
-import { loadModel, writeOn } from '../../lib/cli/language-model/write.js'
+import { nothing, partOf } from '../../lib/cli/ui/feed.js'
+import { savedRun } from '../../lib/cli/ui/saved.js'
 import { visibleName } from '../../lib/cli/visible.js'
 import { MoeError, memory } from '../../lib/index.js'
 import { editCheckpoint } from './checkpoint-file.js'
@@ -62,13 +64,16 @@ const commands: Record<string, (folder: string) => Promise<void>> = {
     await run.train(() => true)
   },
   async generate(folder) {
-    const saved = readRun(folder)
-    using model = await loadModel(folder, saved, { device: 'cpu', threads: 1 })
-    for await (const _ of writeOn(model, [0], 2, { seed: 1, temperature: 1, topK: 0 }));
+    using model = await loadModel(folder, { device: 'cpu', threads: 1 })
+    for await (const _ of model.generate(promptFor(model, null), { maxTokens: 2 }));
+  },
+  async show(folder) {
+    const { history, status } = await savedRun(folder)
+    partOf(history, nothing, 0, status)
   },
 }
 
-/** Damages copies of the run in `whole`, one after another, and runs both commands on each. */
+/** Damages copies of the run in `whole`, one after another, and runs all commands on each. */
 export async function tryDamagedRuns(draw: Draw, whole: string, copy: string, count: number): Promise<Outcomes> {
   const outcomes: Outcomes = { worked: {}, refused: {}, wrong: [], slowest: 0 }
   const names = Object.keys(damages)

@@ -20,6 +20,8 @@ export interface Subject {
   run<T>(leaves: Leaves, dtype: Float, use: (results: Tensor[], gradients: () => Tensors) => T): T
   /** Step of the central differences. */
   eps: number
+  /** Frees the module, if it is one. */
+  dispose(): void
 }
 
 const toTensors = (leaves: Leaves, dtype: Float): Tensors =>
@@ -40,6 +42,7 @@ export function functionSubject(
     label,
     leaves,
     eps,
+    dispose: () => {},
     run: (current, dtype, use) =>
       scope(() => {
         const inputs = toTensors(current, dtype)
@@ -78,6 +81,7 @@ export function moduleSubject<M extends Module>(
     label,
     leaves: { ...inputs, ...state },
     eps: 1e-6,
+    dispose: () => modules.forEach((module) => void module.dispose()),
     run: (current, dtype, use) =>
       scope(() => {
         const module = moduleOf(dtype)

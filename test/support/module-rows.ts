@@ -1,9 +1,11 @@
 import {
+  Attention,
   CausalSelfAttention,
   Dropout,
   Embedding,
   ExpertChoiceGating,
   FeedForward,
+  gelu,
   LayerNorm,
   Linear,
   Module,
@@ -11,6 +13,7 @@ import {
   type MoEOptions,
   manualSeed,
   RMSNorm,
+  Sequential,
   SoftMoE,
   type SoftMoEOptions,
   SparseMoEBlock,
@@ -168,6 +171,26 @@ export const moduleRows: Row[] = [
     (dtype) => new CausalSelfAttention(6, { dtype, heads: 2, bias: true }),
     [2, 5, 6],
     [1, 1, 6],
+  ),
+  {
+    name: 'Attention',
+    modules: ['Attention'],
+    subjects: () => {
+      const grouped = (causal: boolean) => (dtype: Float) =>
+        new Attention(8, { dtype, heads: 2, kvHeads: 1, rotary: true, rotaryBase: 50, causal, bias: causal })
+      const mask = tensor([1, 1, 0, 1, 0, 1, 1, 1, 0, 1], [2, 5])
+      return [true, false].map((causal) =>
+        moduleSubject(`causal ${causal}`, grouped(causal), { x: leaf([2, 5, 8]) }, (module, { x }) =>
+          module.forward(x, { mask }),
+        ),
+      )
+    },
+  },
+  simple(
+    'Sequential',
+    (dtype) => new Sequential(new Linear(5, 4, { dtype }), gelu, new Linear(4, 3, { dtype })),
+    [4, 5],
+    [2, 3, 5],
   ),
   {
     name: 'Dropout',

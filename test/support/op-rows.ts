@@ -11,7 +11,7 @@ export interface Row {
 }
 
 export const draw = new Draw(2202_08906)
-const sizeOf = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1)
+export const sizeOf = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1)
 
 /** Numbers that float32 holds. */
 export const leaf = (shape: readonly number[], number: () => number = () => draw.normal()): Leaf => ({
@@ -19,10 +19,23 @@ export const leaf = (shape: readonly number[], number: () => number = () => draw
   data: draw.array(sizeOf(shape), () => Math.fround(number())),
 })
 
-const show = (...shapes: (readonly number[])[]): string => shapes.map((shape) => `[${shape.join(', ')}]`).join(' ')
+export const show = (...shapes: (readonly number[])[]): string =>
+  shapes.map((shape) => `[${shape.join(', ')}]`).join(' ')
 const shapes: readonly (readonly number[])[] = [[], [1], [7], [3, 5], [2, 1, 17]]
 
-type UnaryOp = 'neg' | 'exp' | 'square' | 'gelu' | 'silu' | 'sigmoid' | 'tanh' | 'log' | 'sqrt' | 'abs' | 'relu'
+type UnaryOp =
+  | 'softplus'
+  | 'neg'
+  | 'exp'
+  | 'square'
+  | 'gelu'
+  | 'silu'
+  | 'sigmoid'
+  | 'tanh'
+  | 'log'
+  | 'sqrt'
+  | 'abs'
+  | 'relu'
 
 /** Each op on several shapes. `number` keeps away from where the derivative jumps or is not defined. */
 function unaryRow(op: UnaryOp, number: () => number = () => 1.5 * draw.normal()): Row {
@@ -101,6 +114,31 @@ const selectionRows: Row[] = [
   },
 ]
 
+const indexRows: Row[] = [
+  {
+    name: 'gather',
+    ops: ['gather'],
+    subjects: () =>
+      [
+        { shape: [4], axis: 0, to: [7] },
+        { shape: [3, 4, 5], axis: 1, to: [3, 6, 5] },
+        { shape: [3, 4, 5], axis: -1, to: [2, 3, 1] },
+      ].map(({ shape, axis, to }) => {
+        const index = tensor(targets(sizeOf(to), shape.at(axis)!, false), to)
+        return functionSubject(show(shape, to), { x: leaf(shape) }, ({ x }) => ops.gather(x, axis, index))
+      }),
+  },
+  {
+    name: 'indexSelect',
+    ops: ['indexSelect'],
+    subjects: () =>
+      [0, 1, -1].map((axis) => {
+        const index = tensor(targets(6, 3, false))
+        return functionSubject(`axis ${axis}`, { x: leaf([3, 4, 5]) }, ({ x }) => ops.indexSelect(x, axis, index))
+      }),
+  },
+]
+
 const reductions: readonly [readonly number[], number | readonly number[] | undefined, boolean][] = [
   [[3, 5], undefined, false],
   [[], undefined, false],
@@ -110,7 +148,7 @@ const reductions: readonly [readonly number[], number | readonly number[] | unde
   [[2, 3, 5], [-1, 1], true],
 ]
 
-function reduceRow(op: 'sum' | 'mean'): Row {
+function reduceRow(op: 'sum' | 'mean' | 'max' | 'min'): Row {
   return {
     name: op,
     ops: [op],
@@ -210,21 +248,20 @@ const shapeRows: Row[] = [
   },
 ]
 
-const targets = (count: number, V: number, ignore: boolean) =>
+export const targets = (count: number, V: number, ignore: boolean) =>
   Int32Array.from({ length: count }, (_, i) => (ignore && i % 3 === 1 ? -100 : draw.integer(0, V - 1)))
 
-function crossEntropySubject(shape: readonly number[], ignore: boolean): Subject {
-  const lead = shape.slice(0, -1)
-  const target = targets(sizeOf(lead), shape[shape.length - 1], ignore)
-  return functionSubject(show(shape), { logits: leaf(shape, () => 2 * draw.normal()) }, ({ logits }) =>
-    ops.crossEntropy(logits, tensor(target, lead)),
-  )
-}
-
-function attentionSubject(B: number, Nq: number, Nk: number, D: number, heads: number, causal: boolean): Subject {
-  const leaves: Leaves = { q: leaf([B, Nq, D]), k: leaf([B, Nk, D]), v: leaf([B, Nk, D]) }
+function attentionSubject(
+  [B, Nq, Nk, D]: [number, number, number, number],
+  heads: number,
+  causal: boolean,
+  { kvHeads = heads, masked = false } = {},
+): Subject {
+  const width = (D / heads) * kvHeads
+  const leaves: Leaves = { q: leaf([B, Nq, D]), k: leaf([B, Nk, width]), v: leaf([B, Nk, width]) }
+  const mask = masked ? tensor(targets(B * Nk, 2, false), [B, Nk]) : null
   return functionSubject(`${show([B, Nq, Nk, D])} heads ${heads} causal ${causal}`, leaves, ({ q, k, v }) =>
-    ops.attention(q, k, v, { heads, causal, scale: causal ? undefined : 0.4 }),
+    ops.attention(q, k, v, { heads, kvHeads, causal, mask, scale: causal ? undefined : 0.4 }),
   )
 }
 
@@ -275,43 +312,47 @@ const layerRows: Row[] = [
   {
     name: 'softmax',
     ops: ['softmax'],
-    subjects: rowsOf([[4, 5], [2, 3, 1], [19]], (s) =>
-      functionSubject(show(s), { x: leaf(s) }, ({ x }) => ops.softmax(x)),
-    ),
+    subjects: () => [
+      ...[[4, 5], [2, 3, 1], [19]].map((s) => functionSubject(show(s), { x: leaf(s) }, ({ x }) => ops.softmax(x))),
+      functionSubject('[3, 4, 2], axis 1', { x: leaf([3, 4, 2]) }, ({ x }) => ops.softmax(x, 1)),
+    ],
   },
   {
     name: 'logSoftmax',
     ops: ['logSoftmax'],
-    subjects: rowsOf([[4, 5], [2, 3, 1], [19]], (s) =>
-      functionSubject(show(s), { x: leaf(s) }, ({ x }) => ops.logSoftmax(x)),
-    ),
-  },
-  {
-    name: 'crossEntropy',
-    ops: ['crossEntropy'],
     subjects: () => [
-      crossEntropySubject([5, 7], false),
-      crossEntropySubject([2, 4, 9], true),
-      crossEntropySubject([1, 2], false),
-      crossEntropySubject([6], false),
+      ...[[4, 5], [2, 3, 1], [19]].map((s) => functionSubject(show(s), { x: leaf(s) }, ({ x }) => ops.logSoftmax(x))),
+      functionSubject('[3, 4, 2], axis 1', { x: leaf([3, 4, 2]) }, ({ x }) => ops.logSoftmax(x, 1)),
     ],
-  },
-  {
-    name: 'mseLoss',
-    ops: ['mseLoss'],
-    subjects: rowsOf([[3, 4], [], [7]], (s) =>
-      functionSubject(show(s), { a: leaf(s), b: leaf(s) }, ({ a, b }) => ops.mseLoss(a, b)),
-    ),
   },
   {
     name: 'attention',
     ops: ['attention'],
     subjects: () => [
-      attentionSubject(2, 5, 5, 6, 2, true),
-      attentionSubject(1, 3, 7, 4, 1, true),
-      attentionSubject(2, 6, 3, 9, 3, false),
-      attentionSubject(1, 1, 1, 2, 1, true),
+      attentionSubject([2, 5, 5, 6], 2, true),
+      attentionSubject([1, 3, 7, 4], 1, true),
+      attentionSubject([2, 6, 3, 9], 3, false),
+      attentionSubject([1, 1, 1, 2], 1, true),
+      attentionSubject([2, 5, 5, 8], 4, true, { kvHeads: 2 }),
+      attentionSubject([2, 5, 6, 6], 3, false, { kvHeads: 1, masked: true }),
+      attentionSubject([2, 6, 6, 4], 2, true, { masked: true }),
     ],
+  },
+  {
+    name: 'rotary',
+    ops: ['rotary'],
+    subjects: rowsOf(
+      [
+        [5, 4],
+        [2, 7, 12],
+        [2, 1, 3, 4],
+      ],
+      (s) =>
+        functionSubject(show(s), { x: leaf(s) }, ({ x }) => {
+          const position = s.length === 3 ? tensor(Int32Array.of(5, -1)) : null
+          return ops.rotary(x, { heads: 2, base: 100, position })
+        }),
+    ),
   },
   {
     name: 'dropout',
@@ -323,12 +364,13 @@ const layerRows: Row[] = [
 ]
 
 export const opRows: Row[] = [
-  ...(['neg', 'exp', 'square', 'gelu', 'silu', 'sigmoid', 'tanh'] as const).map((op) => unaryRow(op)),
+  ...(['softplus', 'neg', 'exp', 'square', 'gelu', 'silu', 'sigmoid', 'tanh'] as const).map((op) => unaryRow(op)),
   ...(['log', 'sqrt'] as const).map((op) => unaryRow(op, positive)),
   ...(['abs', 'relu'] as const).map((op) => unaryRow(op, awayFromZero)),
   ...(['add', 'sub', 'mul', 'div', 'maximum', 'minimum'] as const).map(binaryRow),
   ...selectionRows,
-  ...(['sum', 'mean'] as const).map(reduceRow),
+  ...(['sum', 'mean', 'max', 'min'] as const).map(reduceRow),
+  ...indexRows,
   ...shapeRows,
   ...layerRows,
 ]

@@ -1,6 +1,6 @@
 import { Generator, rand } from '../../index.js'
 
-/** Input and target of one step: `batch` concatenated sequences; the target is the next character. */
+/** Input and target of one step: `batch` concatenated sequences; the target is the next token. */
 export interface Batch {
   input: Int32Array
   target: Int32Array

@@ -32,12 +32,18 @@ const right = 136
 const top = 16
 const bottom = 48
 
+/** Custom properties; --l0 … --l8 are the levels of the expert load, --l4 an even share. */
+export const chartColors = {
+  light: `--ink:#22272e; --muted:#6b7280; --grid:#e4e1da; --sea:#1b6f8f; --spray:#9bc4d1; --rust:#b4541f;
+  --l0:#14506b; --l1:#3f7d98; --l2:#86b1c3; --l3:#c3d8e0; --l4:#eeebe4; --l5:#f3cfae; --l6:#e6a06c; --l7:#cc6a33; --l8:#a13f12;`,
+  dark: `--ink:#e5e7eb; --muted:#9aa4b2; --grid:#2b333d; --sea:#63bfe0; --spray:#35657a; --rust:#e8955a;
+  --l0:#8ed8f5; --l1:#5aa9c9; --l2:#3a7690; --l3:#2b4d5d; --l4:#262c34; --l5:#553a2a; --l6:#8f5530; --l7:#cf7a3f; --l8:#f7b384;`,
+}
+
 const style = new Markup(`
-.chart { --ink:#22272e; --muted:#6b7280; --grid:#e4e1da; --sea:#1b6f8f; --spray:#9bc4d1; --rust:#b4541f;
-  --l0:#14506b; --l1:#3f7d98; --l2:#86b1c3; --l3:#c3d8e0; --l4:#eeebe4; --l5:#f3cfae; --l6:#e6a06c; --l7:#cc6a33; --l8:#a13f12;
+.chart { ${chartColors.light}
   font-family: system-ui, -apple-system, 'Segoe UI', Inter, 'DejaVu Sans', sans-serif; font-size: 13px; width: 100%; height: auto; }
-@media (prefers-color-scheme: dark) { .chart { --ink:#e5e7eb; --muted:#9aa4b2; --grid:#2b333d; --sea:#63bfe0; --spray:#35657a; --rust:#e8955a;
-  --l0:#8ed8f5; --l1:#5aa9c9; --l2:#3a7690; --l3:#2b4d5d; --l4:#262c34; --l5:#553a2a; --l6:#8f5530; --l7:#cf7a3f; --l8:#f7b384; } }
+@media (prefers-color-scheme: dark) { .chart { ${chartColors.dark} } }
 .chart text { fill: var(--muted) } .chart .ink { fill: var(--ink) } .chart .end { text-anchor: end } .chart .mid { text-anchor: middle }
 .chart .small { font-size: 11px } .chart .grid { stroke: var(--grid); stroke-width: 1 } .chart .strong { font-weight: 600 }
 .chart path { fill: none; stroke-linejoin: round }

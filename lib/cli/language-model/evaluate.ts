@@ -1,7 +1,6 @@
 import { setImmediate } from 'node:timers/promises'
-import { crossEntropy, type Generator, noGrad, scope, tensor } from '../../index.js'
+import { crossEntropy, type Generator, type LanguageModel, noGrad, scope, tensor } from '../../index.js'
 import { cut } from './batches.js'
-import type { LanguageModel } from './model.js'
 
 /**
  * Runs `fn` with the model in evaluation mode and restores the random state, so that evaluations do not change
@@ -19,7 +18,7 @@ export async function evaluating<T>(model: LanguageModel, generator: Generator, 
 }
 
 /**
- * Mean loss over the text in nats per character, on consecutive sequences; with `part` below 1 on that fraction of
+ * Mean loss over the text in nats per token, on consecutive sequences; with `part` below 1 on that fraction of
  * them, evenly spread. Returns null if stopped.
  */
 export async function heldOutLoss(

@@ -11,14 +11,14 @@ const bottom = 48
 
 export interface ExpertLoad {
   history: Pick<History, 'load' | 'stride' | 'steps'>
-  /** [layer][expert]: the characters that the router prefers to send to it. */
+  /** [layer][expert]: the tokens that the router prefers to send to it. */
   preferred: readonly string[][][]
   steps: number
 }
 
 /**
  * A heat map per layer with one row per expert and time to the right. The color is its share of the top-1 assignments,
- * relative to 1/E. At the end of a row: the last share, and the preferred characters.
+ * relative to 1/E. At the end of a row: the last share, and the preferred tokens.
  */
 export function expertLoadChart({ history, preferred, steps }: ExpertLoad): Markup {
   const { load } = history
@@ -35,7 +35,7 @@ export function expertLoadChart({ history, preferred, steps }: ExpertLoad): Mark
       const y = y0 + expert * row
       const shares = binnedShares(history, layer, expert)
       const last = `${((shares.at(-1)?.share ?? 0) * 100).toFixed(0)} %`
-      const preferences = (preferred[layer]?.[expert] ?? []).join(' ')
+      const preferences = fitting(preferred[layer]?.[expert] ?? [])
       body.push(
         ...cells(shares, experts, y, toX),
         html`<text class="end small" x="${left - 8}" y="${y + 11}">${expert + 1}</text>`,
@@ -65,6 +65,16 @@ function binnedShares({ load, stride, steps }: ExpertLoad['history'], layer: num
 const levelOf = (share: number, experts: number): number =>
   Math.max(0, Math.min(8, Math.round(4 + (share * experts - 1) * 4)))
 
+/** The first tokens that fit beside a row. */
+function fitting(tokens: readonly string[]): string {
+  let text = ''
+  for (const token of tokens) {
+    if (text.length + token.length > 22) break
+    text += ` ${token}`
+  }
+  return text.slice(1)
+}
+
 /** Rectangles of one row; neighbors of one level are merged. */
 function cells(shares: readonly Interval[], experts: number, y: number, toX: (step: number) => number): Markup[] {
   const runs: { from: number; to: number; level: number }[] = []
@@ -86,7 +96,7 @@ function legend(): Markup[] {
   const label = (level: number, text: string): Markup =>
     html`<text class="mid small" x="${x0 + (level + 0.5) * width}" y="32">${text}</text>`
   return [
-    html`<text x="${left}" y="17">share of the characters, 1 = even split</text>`,
+    html`<text x="${left}" y="17">share of the tokens, 1 = even split</text>`,
     ...Array.from(
       { length: 9 },
       (_, i) => html`<rect class="l${i}" x="${x0 + i * width}" y="6" width="${width}" height="14"/>`,

@@ -1,11 +1,13 @@
-import { existsSync, mkdirSync, rmSync, statSync } from 'node:fs'
-import { dirname, join, resolve } from 'node:path'
+import { existsSync, rmSync } from 'node:fs'
+import { basename, join, resolve } from 'node:path'
 import { type Checkpoint, MoeError, saveCheckpoint } from '../../index.js'
 import { writeAtomicSync } from '../../io/atomic.js'
+import { checkpointIn, descriptionIn } from '../../language-model/folder.js'
+import { makeFolder } from '../../language-model/make-folder.js'
 import { Failure } from '../errors.js'
 import { note } from '../output.js'
 import { type Lock, takeLock } from './lock.js'
-import { checkpointIn, runName, type SavedRun } from './saved-run.js'
+import type { SavedRun } from './saved-run.js'
 
 /** The folder of a run, locked for writing by this process. */
 export class RunFolder {
@@ -38,7 +40,7 @@ export class RunFolder {
   }
 
   describe(run: SavedRun): void {
-    this.write({ [runName]: `${JSON.stringify(run, null, 2)}\n` })
+    this.write({ [basename(descriptionIn(this.path))]: `${JSON.stringify(run, null, 2)}\n` })
   }
 
   async save(checkpoint: Checkpoint): Promise<void> {
@@ -70,19 +72,5 @@ export class RunFolder {
   [Symbol.dispose](): void {
     this.#unlock()
     process.removeListener('exit', this.#unlock)
-  }
-}
-
-/** Creates one folder at a time, because Node's recursive mkdir never returns under /proc. */
-function makeFolder(path: string): void {
-  try {
-    mkdirSync(path)
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException
-    if (code === 'EEXIST' && statSync(path).isDirectory()) return
-    if (code === 'EEXIST') throw new Error('not a folder')
-    if (code !== 'ENOENT' || dirname(path) === path) throw error
-    makeFolder(dirname(path))
-    mkdirSync(path)
   }
 }

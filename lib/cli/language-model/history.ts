@@ -1,20 +1,33 @@
-import { list, numberRule, one, record, type Schema, textRule } from '../rules.js'
+import { ifGiven, list, numberRule, one, record, type Schema, textRule } from '../rules.js'
+import { ngramNames } from './ngram.js'
 
 /** What a run records for its report; stored in the checkpoint as JSON. */
 export interface History {
   /** Steps done. */
   steps: number
-  /** Steps per entry of `loss`, `dropped` and `load`, which is their mean; the last entry may have fewer. */
+  /** Steps per entry of the lists below, which is their mean; the last entry may have fewer. */
   stride: number
   /** Training loss, nats per character. */
   loss: number[]
-  /** Fraction of fully dropped characters, mean over the layers. */
+  /** Fraction of fully dropped tokens, mean over the layers. */
   dropped: number[]
-  /** [entry][layer][expert]: fraction of the characters whose top-1 expert it is. */
+  /** [entry][layer][expert]: fraction of the tokens whose top-1 expert it is. */
   load: number[][][]
+  /** Missing, like `stepSeconds`, in a run that was started before they were recorded. */
+  learningRate?: number[]
+  /** Time per step, without evaluations. */
+  stepSeconds?: number[]
   evaluations: Evaluation[]
   /** Time spent in training, without evaluations. */
   seconds: number
+  /** Held-out losses of the n-gram baselines, unigram first. */
+  ngrams?: number[]
+  /** What the samples continue. */
+  prompt?: string
+  /** Of the model. */
+  parameters?: number
+  /** Missing in a run from before byte pairs: batch · context. */
+  charactersPerStep?: number
 }
 
 export interface Evaluation {
@@ -29,6 +42,8 @@ export interface Evaluation {
 export interface HistoryEntry {
   loss: number
   dropped: number
+  learningRate: number
+  stepSeconds: number
   load: number[][]
 }
 
@@ -38,6 +53,8 @@ export const emptyHistory = (): History => ({
   loss: [],
   dropped: [],
   load: [],
+  learningRate: [],
+  stepSeconds: [],
   evaluations: [],
   seconds: 0,
 })
@@ -68,37 +85,47 @@ function halve(history: History): void {
     rounded(mix(entryAt(history, 2 * i), entryAt(history, 2 * i + 1), 1 / 2)),
   )
   for (const [i, entry] of pairs.entries()) put(history, i, entry)
-  for (const list of [history.loss, history.dropped, history.load]) list.length = pairs.length
+  for (const list of [...scalars.map((name) => history[name]), history.load]) if (list) list.length = pairs.length
   history.stride *= 2
 }
 
-const entryAt = ({ loss, dropped, load }: History, i: number): HistoryEntry => ({
-  loss: loss[i],
-  dropped: dropped[i],
-  load: load[i],
+/** The lists of numbers. */
+const scalars = ['loss', 'dropped', 'learningRate', 'stepSeconds'] as const
+
+const scalarsOf = (of: (name: (typeof scalars)[number]) => number): Omit<HistoryEntry, 'load'> => ({
+  loss: of('loss'),
+  dropped: of('dropped'),
+  learningRate: of('learningRate'),
+  stepSeconds: of('stepSeconds'),
 })
 
-function put(history: History, i: number, { loss, dropped, load }: HistoryEntry): void {
-  history.loss[i] = loss
-  history.dropped[i] = dropped
-  history.load[i] = load
+const entryAt = (history: History, i: number): HistoryEntry => ({
+  ...scalarsOf((name) => history[name]?.[i] ?? 0),
+  load: history.load[i],
+})
+
+function put(history: History, i: number, entry: HistoryEntry): void {
+  for (const name of scalars) {
+    const list = history[name]
+    if (list) list[i] = entry[name]
+  }
+  history.load[i] = entry.load
 }
 
 /** a + (b − a) · share */
 function mix(a: HistoryEntry, b: HistoryEntry, share: number): HistoryEntry {
   const between = (x: number, y: number): number => x + (y - x) * share
   return {
-    loss: between(a.loss, b.loss),
-    dropped: between(a.dropped, b.dropped),
+    ...scalarsOf((name) => between(a[name], b[name])),
     load: a.load.map((layer, i) => layer.map((value, expert) => between(value, b.load[i][expert]))),
   }
 }
 
-const round = (value: number): number => Number(value.toPrecision(5))
-const rounded = ({ loss, dropped, load }: HistoryEntry): HistoryEntry => ({
-  loss: round(loss),
-  dropped: round(dropped),
-  load: load.map((layer) => layer.map(round)),
+/** As an entry of a history is stored. */
+export const round = (value: number): number => Number(value.toPrecision(5))
+const rounded = (entry: HistoryEntry): HistoryEntry => ({
+  ...scalarsOf((name) => round(entry[name])),
+  load: entry.load.map((layer) => layer.map(round)),
 })
 
 /** Maximum number of evaluations in a history. */
@@ -113,7 +140,7 @@ export function recordEvaluation(history: History, evaluation: Evaluation): void
   history.evaluations.push(evaluation)
 }
 
-const loss = one(numberRule({ min: 0, real: true }))
+const nonNegative = one(numberRule({ min: 0, real: true }))
 const share = one(numberRule({ min: 0, max: 1, real: true }))
 const sample = one(
   textRule(new RegExp(`^.{0,${longestSample}}$`, 'su'), `must be a string of at most ${longestSample} characters`),
@@ -128,12 +155,20 @@ export const historySchema =
     return record({
       stride: one(numberRule({ min: 1 })),
       steps: one(numberRule({ min: steps, max: steps })),
-      loss: list(loss, entries),
+      loss: list(nonNegative, entries),
       dropped: list(share, entries),
       load: list(list(list(share, experts), layers), entries),
-      evaluations: list(record({ step: one(numberRule({ min: 0, max: steps })), loss, sample }), 0, maxEvaluations),
-      seconds: one(numberRule({ min: 0, real: true })),
+      learningRate: ifGiven(list(nonNegative, entries)),
+      stepSeconds: ifGiven(list(nonNegative, entries)),
+      evaluations: list(
+        record({ step: one(numberRule({ min: 0, max: steps })), loss: nonNegative, sample }),
+        0,
+        maxEvaluations,
+      ),
+      seconds: nonNegative,
+      ngrams: ifGiven(list(nonNegative, 0, ngramNames.length)),
+      prompt: ifGiven(sample),
+      parameters: ifGiven(one(numberRule({ min: 1 }))),
+      charactersPerStep: ifGiven(one(numberRule({ min: 1 }))),
     })(value)
   }
-
-export const mean = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0) / values.length

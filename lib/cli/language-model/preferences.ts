@@ -1,18 +1,17 @@
-import { noGrad, scope, tensor } from '../../index.js'
+import { type LanguageModel, noGrad, scope, tensor } from '../../index.js'
+import { textOf } from '../../language-model/tokenizer.js'
 import { cut } from './batches.js'
-import type { LanguageModel } from './model.js'
 
 /**
- * The preferred characters of each expert, [layer][expert]: those with the largest fraction of top-1 assignments to it,
- * without rare characters.
+ * The preferred tokens of each expert, [layer][expert]: those with the largest fraction of top-1 assignments to it,
+ * without rare tokens.
  */
-export function preferredCharacters(
+export function preferredTokens(
   model: LanguageModel,
   text: Int32Array,
-  vocabulary: readonly string[],
   { sequences = 64, count = 5 } = {},
 ): string[][][] {
-  const { context } = model
+  const { context, tokenizer } = model
   const available = Math.min(sequences, Math.floor((text.length - 1) / context))
   const starts = Array.from({ length: available }, (_, i) => i * context)
   const { input } = cut(text, starts, context)
@@ -22,24 +21,26 @@ export function preferredCharacters(
       const K = routing.expertIndex.shape[2]
       const expertIndex = routing.expertIndex.dataSync()
       const visits = Array.from({ length: routing.numExperts }, () => new Map<number, number>())
-      for (const [i, character] of input.entries()) {
+      for (const [i, token] of input.entries()) {
         const seen = visits[expertIndex[i * K]]
-        seen.set(character, (seen.get(character) ?? 0) + 1)
+        seen.set(token, (seen.get(token) ?? 0) + 1)
       }
-      return visits.map((seen) => strongest(seen, input, count).map((character) => visible(vocabulary[character])))
+      return visits.map((seen) => strongest(seen, input, count).map((token) => visible(textOf(tokenizer, [token]))))
     })
   })
 }
 
 function strongest(visits: ReadonlyMap<number, number>, input: Int32Array, count: number): number[] {
   const total = new Map<number, number>()
-  for (const character of input) total.set(character, (total.get(character) ?? 0) + 1)
-  const share = (character: number): number => visits.get(character)! / total.get(character)!
+  for (const token of input) total.set(token, (total.get(token) ?? 0) + 1)
+  const share = (token: number): number => visits.get(token)! / total.get(token)!
   return [...visits.keys()]
-    .filter((character) => total.get(character)! >= input.length / 500)
+    .filter((token) => total.get(token)! >= input.length / 500)
     .sort((a, b) => share(b) - share(a) || a - b)
     .slice(0, count)
 }
 
+const symbols: Record<string, string> = { ' ': '␣', '\n': '↵', '\t': '⇥' }
+
 /** Shows whitespace as visible symbols. */
-const visible = (character: string): string => ({ ' ': '␣', '\n': '↵', '\t': '⇥' })[character] ?? character
+const visible = (text: string): string => text.replaceAll(/[ \n\t]/g, (character) => symbols[character])

@@ -1,6 +1,6 @@
-import { jsonLine } from '../output.js'
+import { duration, mean } from '../numbers.js'
+import { jsonLine, note } from '../output.js'
 import { visible, visibleName } from '../visible.js'
-import { mean } from './history.js'
 
 /** An event of a run. */
 export type RunEvent =
@@ -15,8 +15,18 @@ export type RunEvent =
       /** Held-out loss of the n-gram baselines, nats per character. */
       counts: Record<string, number>
     }
+  | { event: 'ui'; url: string }
   | { event: 'resume'; step: number }
-  | { event: 'step'; step: number; steps: number; loss: number; dropped: number }
+  | {
+      event: 'step'
+      step: number
+      steps: number
+      loss: number
+      dropped: number
+      learningRate: number
+      /** [layer][expert]: fraction of the tokens whose top-1 expert it is. */
+      load: readonly (readonly number[])[]
+    }
   | { event: 'evaluation'; step: number; loss: number; sample: string }
   | { event: 'end'; step: number; steps: number; out: string; text: string }
 
@@ -34,11 +44,15 @@ export function textProgress(out: Pick<NodeJS.WriteStream, 'isTTY' | 'columns' |
   }
   const recent = { loss: [] as number[], dropped: [] as number[] }
   let charactersPerStep = 0
+  let hasPage = false
   return (event) => {
     switch (event.event) {
       case 'start':
         charactersPerStep = event.charactersPerStep
         return say(introduction(event))
+      case 'ui':
+        hasPage = true
+        return note(`this run in a browser: ${event.url}`)
       case 'resume':
         return say(`resumed at step ${event.step}`)
       case 'evaluation':
@@ -57,7 +71,8 @@ export function textProgress(out: Pick<NodeJS.WriteStream, 'isTTY' | 'columns' |
         const out = visibleName(event.out)
         if (text !== '') say(`\n${text}\n`)
         const next = step < steps ? `; continue with --resume --out ${out}` : ''
-        return say(`step ${step} of ${steps}, report and checkpoint in ${out}${next}`)
+        const again = hasPage ? `; st-moe show ${out} opens the page again` : ''
+        return say(`step ${step} of ${steps}, report and checkpoint in ${out}${next}${again}`)
       }
     }
   }
@@ -124,9 +139,4 @@ function progressLine(
   const done = Math.floor((step / steps) * room)
   const bar = room < 8 ? '' : `${'█'.repeat(done)}${'░'.repeat(room - done)} `
   return (bar + line()).slice(0, width)
-}
-
-function duration(seconds: number): string {
-  const whole = Math.round(seconds)
-  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, '0')}`
 }

@@ -1,8 +1,8 @@
 import { html, Markup } from '../markup.js'
+import { duration, mean } from '../numbers.js'
 import { binned, lineChart } from './chart.js'
 import { expertLoadChart } from './expert-chart.js'
 import type { Evaluation, History } from './history.js'
-import { mean } from './history.js'
 import { ngramNames } from './ngram.js'
 import { reportStyle } from './report-style.js'
 
@@ -16,7 +16,7 @@ export interface RunSummary {
   /** Held-out losses of the n-gram baselines, unigram first. */
   ngrams: readonly number[]
   prompt: string
-  /** [layer][expert]: characters that the router prefers to send to it. */
+  /** [layer][expert]: tokens that the router prefers to send to it. */
   preferred: readonly string[][][]
   /** Names and values of the configuration table. */
   configuration: readonly (readonly [string, string])[]
@@ -66,7 +66,7 @@ function droppedChart({ history, steps }: RunSummary): Markup {
   const points = binned(history.dropped, 250, history.stride)
   const highest = Math.max(0.01, ...points.map(([, share]) => share))
   return lineChart({
-    title: 'Dropped characters',
+    title: 'Dropped tokens',
     height: 200,
     x: { label: 'training steps', max: steps },
     y: {
@@ -101,9 +101,9 @@ ${refresh}<title>${textName} · st-moe</title>
 ${cards(run)}
 ${figure('Loss', charts['loss.svg'], lossCaption)}
 ${figure('Expert load', charts['expert-load.svg'], loadCaption)}
-${figure('Dropped characters', charts['dropped.svg'], droppedCaption)}
+${figure('Dropped tokens', charts['dropped.svg'], droppedCaption)}
 <section><h2>Samples</h2>
-<p class="caption">Continuations of the beginning of a held-out paragraph at several steps of training. Each character is sampled at
+<p class="caption">Continuations of the beginning of a held-out paragraph at several steps of training. Each token is sampled at
 temperature 0.7.</p>
 ${shown(history.evaluations).map((evaluation) => sample(evaluation, run.prompt))}
 </section>
@@ -119,22 +119,21 @@ const lossCaption = `Lower is better. The dashed lines are n-gram baselines with
 first four million characters if it is longer) and measured on the same held-out text: the last tenth, which the model is not trained on. The points
 before the last use a quarter of it.`
 const loadCaption = `Every layer has its own experts and router. The color compares an expert's share of the top-1 assignments with an even
-split. On the right: its last share, and the characters that the router prefers to send to it (␣ space, ↵ newline).`
-const droppedCaption = `Unless the run is dropless, an expert has a fixed capacity per sequence. A fully dropped character passes the layer unchanged. Mean over the
+split. On the right: its last share, and the tokens that the router prefers to send to it (␣ space, ↵ newline).`
+const droppedCaption = `Unless the run is dropless, an expert has a fixed capacity per sequence. A fully dropped token passes the layer unchanged. Mean over the
 layers, in training; held-out text is evaluated without drops.`
 
 function lead({ history, steps }: RunSummary): string {
   const done = history.steps
   return done < steps
     ? `${done.toLocaleString('en')} of ${steps.toLocaleString('en')} steps so far.`
-    : 'A small character-level transformer with sparse mixture-of-experts layers, trained from scratch.'
+    : 'A small transformer with sparse mixture-of-experts layers, trained from scratch.'
 }
 
 function cards({ history, ngrams, charactersPerStep, parameters }: RunSummary): Markup {
   const { steps } = history
   const best = ngrams.at(-1)!
   const loss = history.evaluations.at(-1)?.loss
-  const seconds = Math.round(history.seconds)
   const recent = history.dropped.slice(-100)
   const entries = [
     [
@@ -142,14 +141,14 @@ function cards({ history, ngrams, charactersPerStep, parameters }: RunSummary): 
       loss === undefined ? '–' : loss.toFixed(3),
       `nats per character; ${ngramNames[ngrams.length - 1]} ${best.toFixed(3)}`,
     ],
-    ['training time', `${Math.floor(seconds / 60)} min ${seconds % 60} s`, `${steps.toLocaleString('en')} steps`],
+    ['training time', duration(history.seconds), `${steps.toLocaleString('en')} steps`],
     [
       'speed',
-      seconds > 0 ? Math.round((steps * charactersPerStep) / history.seconds).toLocaleString('en') : '–',
+      history.seconds > 0 ? Math.round((steps * charactersPerStep) / history.seconds).toLocaleString('en') : '–',
       'characters per second',
     ],
-    ['parameters', `${(parameters / 1e6).toFixed(2)} M`, 'each character uses a part of them'],
-    ['dropped', recent.length > 0 ? `${(mean(recent) * 100).toFixed(1)} %` : '–', 'of the characters, recently'],
+    ['parameters', `${(parameters / 1e6).toFixed(2)} M`, 'each token uses a part of them'],
+    ['dropped', recent.length > 0 ? `${(mean(recent) * 100).toFixed(1)} %` : '–', 'of the tokens, recently'],
   ]
   const card = ([name, value, note]: string[]): Markup =>
     html`<div class="card"><span>${name}</span><strong>${value}</strong><small>${note}</small></div>`

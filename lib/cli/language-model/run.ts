@@ -1,46 +1,72 @@
 import { setImmediate } from 'node:timers/promises'
 import {
   type AdamW,
+  BytePairTokenizer,
+  type CosineSchedule,
   type Device,
   devices,
   type Generator,
   getDefaultDevice,
   getNumThreads,
+  LanguageModel,
   MoEMonitor,
   MoeError,
   manualSeed,
   setDefaultDevice,
   setNumThreads,
 } from '../../index.js'
-import { Failure, UsageError } from '../errors.js'
+import { checkHolds, describeTokenizer, restore } from '../../language-model/folder.js'
+import { kebabCase } from '../../language-model/model-options.js'
+import { readModelSizes, type Sizes } from '../../language-model/options.js'
+import { sizesOf, trainingBytes } from '../../language-model/sizes.js'
+import { type Tokenizer, textOf } from '../../language-model/tokenizer.js'
+import { asFailure, Failure, UsageError } from '../errors.js'
 import { checkMemory } from '../memory.js'
-import { explain, record } from '../rules.js'
+import { aboutRun, type ShownRun } from '../ui/feed.js'
 import { Batches } from './batches.js'
-import { checkHolds, restore } from './checkpoint.js'
+import { conflictOf } from './conflict.js'
 import { type Corpus, loadCorpus, promptOf } from './data.js'
 import { evaluating, heldOutLoss } from './evaluate.js'
 import { RunFolder } from './folder.js'
-import { emptyHistory, type History, historySchema, longestSample, recordEvaluation, recordStep } from './history.js'
-import { layerConflict } from './layer-options.js'
-import { LanguageModel, sizesOf, trainingBytes } from './model.js'
+import { emptyHistory, type History, longestSample, recordEvaluation, recordStep } from './history.js'
 import { ngramLosses, ngramNames } from './ngram.js'
-import { modelOptions, type RunOptions, usedOptions } from './options.js'
-import { preferredCharacters } from './preferences.js'
+import { modelSizes, type RunOptions, usedOptions } from './options.js'
+import { preferredTokens } from './preferences.js'
 import type { Report } from './progress.js'
 import { makeReport, type RunSummary } from './report.js'
-import { checkpointIn, notThisVersion, type SavedRun } from './saved-run.js'
-import { entryOf, learningRate, makeOptimizer, TrainStep } from './train.js'
-import { writeOn } from './write.js'
+import { historyIn, notThisVersion, type SavedRun } from './saved-run.js'
+import { entryOf, makeOptimizer, makeSchedule, TrainStep } from './train.js'
 
 interface RunSettings {
   options: RunOptions
-  text: { path: string; name: string }
+  text: { path: string; name: string; bytes?: Buffer }
   /** Folder of checkpoint and report. */
   out: string
   report: Report
   /** The description of a resumed run, from its folder. */
   resumed?: SavedRun
 }
+
+/** Of a run with byte pairs; a resumed one keeps its pairs. */
+function tokenizerOf(size: number | null, resumed?: SavedRun): ((training: string) => Tokenizer) | undefined {
+  if (size === null) return undefined
+  const text = resumed?.text
+  if (text && 'merges' in text) return () => new BytePairTokenizer(text.merges)
+  return (training) => BytePairTokenizer.train(training, size)
+}
+
+/** Rejects a model larger than the checkpoint of its run. */
+function checkResumed(out: string, sizes: Sizes, V: number): void {
+  try {
+    checkHolds('st-moe train', out, sizes, V)
+  } catch (error) {
+    throw asFailure(error)
+  }
+}
+
+/** The flags that the memory depends on. */
+const flagsOf = (sizes: Sizes): Record<string, number> =>
+  Object.fromEntries(Object.entries(sizesOf(sizes)).map(([name, value]) => [kebabCase(name), value]))
 
 /** A training run: its folder, model, optimizer and history. */
 export class Run {
@@ -51,40 +77,44 @@ export class Run {
   readonly #model: LanguageModel
   readonly #monitor: MoEMonitor
   readonly #optimizer: AdamW
+  readonly #schedule: CosineSchedule
   readonly #trainStep: TrainStep
   readonly #generator: Generator
   readonly #batches: Batches
   readonly #ngrams: number[]
-  readonly #prompt: number[]
+  readonly #prompt: string
   readonly #folder: RunFolder
   #history: History = emptyHistory()
   #step = 0
 
   constructor({ options, text, out, report, resumed }: RunSettings) {
-    const conflict = layerConflict(modelOptions(options, 0))
+    const conflict = conflictOf(modelSizes(options))
     if (conflict) throw resumed ? notThisVersion(out, conflict) : new UsageError(conflict)
     this.#options = options
     this.#textPath = text.path
     this.#report = report
-    this.#corpus = loadCorpus(text.path, options.context, text.name)
-    const { training, heldOut, vocabulary, digest } = this.#corpus
+    const tokenizerFor = tokenizerOf(options['vocab-size'], resumed)
+    this.#corpus = loadCorpus(text.path, { ...text, context: options.context, tokenizer: tokenizerFor })
+    const { training, tokenizer, digest, characters } = this.#corpus
     if (resumed && digest !== resumed.text.digest)
       throw new Failure(`${text.path} is not the text that this run was trained on`)
-    const model = modelOptions(options, vocabulary.length)
-    if (resumed) checkHolds(out, model)
+    const sizes = readModelSizes('st-moe train', modelSizes(options))
+    if (resumed) checkResumed(out, sizes, tokenizer.size)
     setDefaultDevice(options.device as Device)
     const { batch } = options
-    if (getDefaultDevice() === 'cpu') checkMemory('training', trainingBytes(model, batch), { ...sizesOf(model), batch })
+    if (getDefaultDevice() === 'cpu')
+      checkMemory('training', trainingBytes(sizes, tokenizer.size, batch), { ...flagsOf(sizes), batch })
     if (options.threads !== null) setNumThreads(options.threads)
     this.#folder = new RunFolder(out)
     this.#generator = manualSeed(options.seed)
-    this.#model = new LanguageModel(model)
+    this.#model = new LanguageModel({ ...sizes, tokenizer })
     this.#monitor = new MoEMonitor(this.#model)
-    this.#optimizer = makeOptimizer(this.#model)
+    this.#optimizer = makeOptimizer(this.#model, options.lr)
+    this.#schedule = makeSchedule(this.#optimizer, options.steps)
     this.#trainStep = new TrainStep(this.#model, this.#optimizer)
     this.#batches = new Batches(training, options)
-    this.#ngrams = ngramLosses(training, heldOut, vocabulary.length)
-    this.#prompt = [...promptOf(this.#corpus, Math.min(40, options.context))]
+    this.#ngrams = ngramLosses(characters.training, characters.heldOut, characters.tokenizer.size)
+    this.#prompt = textOf(characters.tokenizer, promptOf(characters, Math.min(40, options.context)))
   }
 
   [Symbol.dispose](): void {
@@ -93,6 +123,12 @@ export class Run {
     this.#optimizer.dispose()
     this.#model.dispose()
     this.#folder[Symbol.dispose]()
+  }
+
+  /** What a page shows of it; changes as it trains. */
+  get shown(): ShownRun {
+    const { path } = this.#folder
+    return { about: aboutRun(path, this.#options, this.#corpus.name, this.#history), history: this.#history }
   }
 
   /** Starts a new run. Replaces an earlier run in the folder only with `overwrite`. */
@@ -109,29 +145,33 @@ export class Run {
   /** Continues from the checkpoint. */
   async resume(): Promise<void> {
     const { path } = this.#folder
-    const { steps, layers, experts } = this.#options
+    const { steps } = this.#options
     const targets = { model: this.#model, optimizer: this.#optimizer, generator: this.#generator }
-    const { step, extra } = await restore(path, targets)
-    const found = record({ history: historySchema({ steps: step, layers, experts }) })(extra)
-    if (found) throw new Failure(`${checkpointIn(path)} does not contain the history of its run: ${explain(found)}`)
+    const progress = await restore('st-moe train', path, targets).catch((error) => {
+      throw asFailure(error)
+    })
+    const history = historyIn(path, this.#options, progress)
+    const { step } = progress
     if (step > steps)
       throw new UsageError(`this run has completed ${step} steps: --steps must be at least ${step}, got ${steps}`)
     this.#step = step
-    this.#history = (extra as { history: History }).history
+    this.#history = history
     this.#describe()
     this.#report({ event: 'resume', step })
   }
 
-  /** Trains until the last step, the time limit or `stopped()`; saves checkpoint and report. */
+  /** Trains until the last step, the time limit, which leaves time for a step, or `stopped()`; saves checkpoint and report. */
   async train(stopped: () => boolean): Promise<void> {
     this.#introduce()
     const { steps, minutes, 'evaluate-every': every } = this.#options
     const deadline = minutes > 0 ? performance.now() + minutes * 60_000 : Number.POSITIVE_INFINITY
+    const first = this.#step
     for (;;) {
       const done = this.#step >= steps
       const due = (done || this.#step % every === 0) && this.#history.evaluations.at(-1)?.step !== this.#step
       if (due) await this.#evaluate(stopped)
-      if (done || stopped() || performance.now() > deadline) break
+      const late = performance.now() > deadline && this.#step > first
+      if (done || stopped() || late) break
       if (due) await this.#save()
       this.#advance()
       await setImmediate() // lets signals in
@@ -140,25 +180,39 @@ export class Run {
     this.#conclude()
   }
 
+  /** What a page needs besides the history of the steps, and cannot know without the text and the model. */
+  #recordConstants(): void {
+    Object.assign(this.#history, {
+      ngrams: this.#ngrams,
+      prompt: this.#prompt,
+      parameters: this.#parameterCount(),
+      charactersPerStep: this.#charactersPerStep,
+    } satisfies Partial<History>)
+  }
+
   #describe(): void {
-    const { name, digest, vocabulary } = this.#corpus
+    this.#recordConstants()
+    const { name, digest, tokenizer } = this.#corpus
     this.#folder.describe({
       options: this.#options,
-      text: { path: this.#textPath, name, digest, vocabulary: vocabulary.join('') },
+      text: { path: this.#textPath, name, digest, ...describeTokenizer(tokenizer)! },
     })
   }
 
   #advance(): void {
-    const { steps, lr } = this.#options
+    const { steps } = this.#options
     const before = performance.now()
-    const rate = learningRate(this.#step, steps, lr)
-    const loss = this.#finite(() => this.#trainStep.run(this.#batches.at(this.#step), rate))
+    this.#schedule.moveTo(this.#step)
+    const loss =
+      this.#finite(() => this.#trainStep.run(this.#batches.at(this.#step))) / this.#charactersPerToken.training
     const entry = entryOf(loss, this.#monitor.report())
     this.#monitor.reset()
     this.#step++
-    recordStep(this.#history, entry)
-    this.#history.seconds += (performance.now() - before) / 1000
-    this.#report({ event: 'step', step: this.#step, steps, loss: entry.loss, dropped: entry.dropped })
+    const learningRate = this.#optimizer.lr
+    const stepSeconds = (performance.now() - before) / 1000
+    recordStep(this.#history, { ...entry, learningRate, stepSeconds })
+    this.#history.seconds += stepSeconds
+    this.#report({ event: 'step', step: this.#step, steps, learningRate, ...entry })
   }
 
   #finite<T>(step: () => T): T {
@@ -179,14 +233,21 @@ export class Run {
     const { heldOut } = this.#corpus
     const { seed } = this.#options
     const evaluation = await evaluating(this.#model, this.#generator, async () => {
-      const sampled: number[] = []
-      const length = last ? longestSample : 240
-      for await (const character of writeOn(this.#model, this.#prompt, length, { seed, temperature: 0.7, topK: 0 })) {
-        sampled.push(character)
+      let sample = ''
+      const longest = last ? longestSample : 240
+      const options = { maxTokens: longest, seed, temperature: 0.7 }
+      for await (const piece of this.#model.generate(this.#prompt, options)) {
+        sample += piece
         if (stopped()) return null
+        if ([...sample].length >= longest) break
       }
       const loss = await heldOutLoss(this.#model, heldOut, { part: last ? 1 : 0.25, stopped })
-      return loss === null ? null : { step: this.#step, loss, sample: this.#textOf(sampled) }
+      if (loss === null) return null
+      return {
+        step: this.#step,
+        loss: loss / this.#charactersPerToken.heldOut,
+        sample: [...sample].slice(0, longest).join(''),
+      }
     })
     if (evaluation === null) return
     if (!Number.isFinite(evaluation.loss)) throw this.#diverged(`the loss on held-out text is ${evaluation.loss}`)
@@ -208,24 +269,22 @@ export class Run {
 
   async #summary(): Promise<RunSummary> {
     const options = { ...this.#options, threads: this.#options.threads ?? getNumThreads() }
-    const { vocabulary, heldOut, training, name } = this.#corpus
-    const characters = (length: number): string => `${length.toLocaleString('en')} characters`
+    const { tokenizer, heldOut, characters, name } = this.#corpus
+    const counted = (length: number, of = 'characters'): string => `${length.toLocaleString('en')} ${of}`
     const shown = usedOptions(options).filter((key) => !['minutes', 'evaluate-every'].includes(key))
     return {
       textName: name,
       steps: options.steps,
-      charactersPerStep: options.batch * options.context,
+      charactersPerStep: this.#charactersPerStep,
       parameters: this.#parameterCount(),
       history: this.#history,
       ngrams: this.#ngrams,
-      prompt: this.#textOf(this.#prompt),
-      preferred: await evaluating(this.#model, this.#generator, () =>
-        preferredCharacters(this.#model, heldOut, vocabulary),
-      ),
+      prompt: this.#prompt,
+      preferred: await evaluating(this.#model, this.#generator, () => preferredTokens(this.#model, heldOut)),
       configuration: [
-        ['training text', characters(training.length)],
-        ['held-out text', characters(heldOut.length)],
-        ['vocabulary', characters(vocabulary.length)],
+        ['training text', counted(characters.training.length)],
+        ['held-out text', counted(characters.heldOut.length)],
+        ['vocabulary', counted(tokenizer.size, 'tokens')],
         ...shown.map((key) => [key, String(options[key as keyof RunOptions])] as const),
         ['kernels', devices().find(({ device }) => device === getDefaultDevice())?.variant ?? ''],
         ['Node.js', process.versions.node],
@@ -233,24 +292,34 @@ export class Run {
     }
   }
 
-  #textOf(characters: readonly number[]): string {
-    return characters.map((character) => this.#corpus.vocabulary[character]).join('')
+  /** Losses are per character, so that those of different tokenizers, and n-grams, compare. */
+  get #charactersPerToken(): { training: number; heldOut: number } {
+    const { training, heldOut, characters } = this.#corpus
+    return {
+      training: characters.training.length / training.length,
+      heldOut: characters.heldOut.length / heldOut.length,
+    }
+  }
+
+  get #charactersPerStep(): number {
+    const { batch, context } = this.#options
+    return Math.round(batch * context * this.#charactersPerToken.training)
   }
 
   #parameterCount(): number {
-    return [...this.#model.parameters()].reduce((sum, { size }) => sum + size, 0)
+    return this.#model.parameters().reduce((sum, { size }) => sum + size, 0)
   }
 
   #introduce(): void {
-    const { name, training, heldOut, vocabulary } = this.#corpus
+    const { name, characters, tokenizer } = this.#corpus
     this.#report({
       event: 'start',
       text: name,
-      training: training.length,
-      heldOut: heldOut.length,
-      vocabulary: vocabulary.length,
+      training: characters.training.length,
+      heldOut: characters.heldOut.length,
+      vocabulary: tokenizer.size,
       parameters: this.#parameterCount(),
-      charactersPerStep: this.#options.batch * this.#options.context,
+      charactersPerStep: this.#charactersPerStep,
       counts: Object.fromEntries(this.#ngrams.map((loss, i) => [ngramNames[i], loss])),
     })
   }
@@ -258,7 +327,7 @@ export class Run {
   #conclude(): void {
     const { steps } = this.#options
     const last = this.#history.evaluations.at(-1)
-    const text = this.#step >= steps && last ? this.#textOf(this.#prompt) + last.sample : ''
+    const text = this.#step >= steps && last ? this.#prompt + last.sample : ''
     this.#report({ event: 'end', step: this.#step, steps, out: this.#folder.path, text })
   }
 }

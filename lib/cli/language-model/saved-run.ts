@@ -1,24 +1,16 @@
-import { existsSync } from 'node:fs'
-import { join } from 'node:path'
-import { Failure } from '../errors.js'
-import { readBytes } from '../files.js'
-import { explain, ifGiven, one, type Rule, record, textRule } from '../rules.js'
-import { conflictOf, layerFlags, type RunOptions, runFlags } from './options.js'
+import type { CheckpointProgress } from '../../io/checkpoint.js'
+import { type BytePair, BytePairTokenizer } from '../../language-model/byte-pair.js'
+import { checkpointIn, descriptionIn, type ModelDescription, readDescription } from '../../language-model/folder.js'
+import { asFailure, Failure } from '../errors.js'
+import { explain, ifGiven, one, type Rule, record, type Schema, textRule } from '../rules.js'
+import { type History, historySchema } from './history.js'
+import { laterFlags, type RunOptions, runFlags } from './options.js'
 
 /** The description of a run in its folder, besides the checkpoint. */
 export interface SavedRun {
   options: RunOptions
-  /** `vocabulary`: all its characters, in token order. */
-  text: { path: string; name: string; digest: string; vocabulary: string }
+  text: { path: string; name: string; digest: string } & ModelDescription['text']
 }
-
-const checkpointName = 'checkpoint.safetensors'
-export const runName = 'run.json'
-
-export const checkpointIn = (folder: string): string => join(folder, checkpointName)
-
-/** More than a vocabulary of every character takes. */
-const maxBytes = 5e6
 
 const vocabularyRule: Rule<string> = {
   accepts(value): value is string {
@@ -29,44 +21,75 @@ const vocabularyRule: Rule<string> = {
   must: () => 'must be a string of unique characters',
 }
 
+const mergesRule: Rule<readonly BytePair[]> = {
+  accepts(value): value is readonly BytePair[] {
+    try {
+      new BytePairTokenizer(value as readonly BytePair[])
+      return true
+    } catch {
+      return false
+    }
+  },
+  must: () => 'must be unique pairs of earlier tokens',
+}
+
 const nameRule = textRule(/^[^\0]{1,4096}$/su, 'must be a string of 1 to 4096 characters')
 
-/** The first version had none of `layerFlags`, whose defaults are what it did. */
 const optionRules = Object.entries(runFlags).map(([name, { rule }]) => [
   name,
-  Object.hasOwn(layerFlags, name) ? ifGiven(one(rule)) : one(rule),
+  Object.hasOwn(laterFlags, name) ? ifGiven(one(rule)) : one(rule),
 ])
-const layerDefaults = Object.fromEntries(Object.entries(layerFlags).map(([name, flag]) => [name, flag.default]))
+const laterDefaults = Object.fromEntries(Object.entries(laterFlags).map(([name, flag]) => [name, flag.default]))
 
-const savedRun = record({
-  options: record(Object.fromEntries(optionRules)),
-  text: record({
-    path: one(nameRule),
-    name: one(nameRule),
-    digest: one(textRule(/^[0-9a-f]{64}$/, 'must be 64 hexadecimal digits')),
-    vocabulary: one(vocabularyRule),
-  }),
-})
+const savedRun: Schema = (value) => {
+  const { options } = (value ?? {}) as { options?: Record<string, unknown> | null }
+  const hasPairs = (options?.['vocab-size'] ?? null) !== null
+  return record({
+    options: record(Object.fromEntries(optionRules)),
+    text: record({
+      path: one(nameRule),
+      name: one(nameRule),
+      digest: one(textRule(/^[0-9a-f]{64}$/, 'must be 64 hexadecimal digits')),
+      ...(hasPairs ? { merges: one(mergesRule) } : { vocabulary: one(vocabularyRule) }),
+    }),
+  })(value)
+}
+
+/** Whether `saveLanguageModel` wrote it. */
+function isModelAlone(saved: unknown): boolean {
+  const { options, text } = (saved ?? {}) as { options?: object | null; text?: object | null }
+  const has = (of: object | null | undefined, name: string): boolean => Object.hasOwn(of ?? {}, name)
+  return has(options, 'layers') && !has(options, 'steps') && !has(text, 'digest')
+}
 
 /** Reads and validates the description of a run. The folder may be untrusted. */
 export function readRun(folder: string): SavedRun {
-  if (!existsSync(checkpointIn(folder))) throw new Failure(`there is no run in ${folder}: st-moe train creates one`)
-  const file = join(folder, runName)
   let saved: unknown
   try {
-    saved = JSON.parse(readBytes(file, maxBytes).toString())
+    saved = readDescription('st-moe train', folder)
   } catch (error) {
-    if (error instanceof Failure) throw error
-    throw new Failure(`${file} cannot be read: ${(error as Error).message}`)
+    throw asFailure(error)
   }
+  if (isModelAlone(saved))
+    throw new Failure(
+      `${folder} holds a model without a run: st-moe generate takes it, other commands a folder of st-moe train`,
+    )
   const found = savedRun(saved)
   if (found) throw notThisVersion(folder, explain(found))
   const { options, text } = saved as SavedRun
-  const all = { ...layerDefaults, ...options }
-  const conflict = conflictOf(all)
-  if (conflict) throw notThisVersion(folder, conflict)
-  return { options: all, text }
+  return { options: { ...laterDefaults, ...options }, text }
+}
+
+/** The history in the checkpoint of a run. Validates what was read from it. */
+export function historyIn(
+  folder: string,
+  { layers, experts }: Pick<RunOptions, 'layers' | 'experts'>,
+  { step, extra }: CheckpointProgress,
+): History {
+  const found = record({ history: historySchema({ steps: step, layers, experts }) })(extra)
+  if (found) throw new Failure(`${checkpointIn(folder)} does not contain the history of its run: ${explain(found)}`)
+  return (extra as { history: History }).history
 }
 
 export const notThisVersion = (folder: string, why: string): Failure =>
-  new Failure(`${join(folder, runName)} does not describe a run of this version of st-moe train: ${why}`)
+  new Failure(`${descriptionIn(folder)} does not describe a run of this version of st-moe train: ${why}`)

@@ -1,31 +1,30 @@
 import {
   AdamW,
   type CapturedStep,
+  CosineSchedule,
   captureStep,
   clipGradNorm,
   crossEntropy,
   keep,
+  type LanguageModel,
   MoeError,
   type RoutingStats,
+  type ScheduledOptimizer,
   type Tensor,
   zeros,
 } from '../../index.js'
 import { allOrNone } from '../../scope.js'
+import { mean } from '../numbers.js'
 import type { Batch } from './batches.js'
-import { type HistoryEntry, mean } from './history.js'
-import type { LanguageModel } from './model.js'
+import type { HistoryEntry } from './history.js'
 
 /** A small β₂, which adapts faster in a run of a few minutes. */
-export const makeOptimizer = (model: LanguageModel): AdamW =>
-  new AdamW(model.parameters(), { betas: [0.9, 0.98], weightDecay: 0.1 })
+export const makeOptimizer = (model: LanguageModel, lr: number): AdamW =>
+  new AdamW(model.parameters(), { lr, betas: [0.9, 0.98], weightDecay: 0.1 })
 
 /** Linear warm-up over the first 5 % of the steps, at most 100, then cosine decay to 2 % of the highest rate. */
-export function learningRate(step: number, steps: number, highest: number): number {
-  const warmUp = Math.min(100, Math.ceil(steps * 0.05))
-  if (step < warmUp) return (highest * (step + 1)) / warmUp
-  const progress = (step - warmUp) / Math.max(1, steps - warmUp)
-  return highest * (0.02 + 0.98 * 0.5 * (1 + Math.cos(Math.PI * progress)))
-}
+export const makeSchedule = (optimizer: ScheduledOptimizer, steps: number): CosineSchedule =>
+  new CosineSchedule(optimizer, { steps, warmUp: Math.min(100, Math.ceil(steps * 0.05)), minRatio: 0.02 })
 
 /** Training steps on batches of one size. On a GPU the first is captured, and every one is a replay: one launch. */
 export class TrainStep {
@@ -41,10 +40,9 @@ export class TrainStep {
   }
 
   /** One step; returns its loss. Errors: NON_FINITE if the gradients were not finite. */
-  run({ input, target }: Batch, lr: number): number {
+  run({ input, target }: Batch): number {
     this.#step ??= this.#capture([input.length / this.#model.context, this.#model.context])
-    for (const [i, characters] of [input, target].entries()) this.#inputs[i].copyFrom(characters)
-    this.#optimizer.lr = lr
+    for (const [i, tokens] of [input, target].entries()) this.#inputs[i].copyFrom(tokens)
     const { loss, norm } = this.#step.replay()
     const before = norm.item()
     if (!Number.isFinite(before))
@@ -72,8 +70,11 @@ export class TrainStep {
   }
 }
 
-/** The record of a step in the history. */
-export const entryOf = (loss: number, layers: readonly RoutingStats[]): HistoryEntry => ({
+/** What the history records of the loss and the routers of a step. */
+export const entryOf = (
+  loss: number,
+  layers: readonly RoutingStats[],
+): Pick<HistoryEntry, 'loss' | 'dropped' | 'load'> => ({
   loss,
   dropped: mean(layers.map(({ droppedTokens }) => droppedTokens)),
   load: layers.map(({ firstChoicePerExpert }) => sharesOf(firstChoicePerExpert)),

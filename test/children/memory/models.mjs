@@ -142,6 +142,23 @@ export const steps = {
   'AdamW.step': onModel({}, ({ optimizer }) => optimizer.step()),
   'SGD.step, the first': onModel({ steps: 0, Optimizer: SGD }, ({ optimizer }) => optimizer.step()),
   'SGD.step': onModel({ Optimizer: SGD }, ({ optimizer }) => optimizer.step()),
+  'Adafactor.step, the first': onModel({ steps: 0, Optimizer: st.Adafactor }, ({ optimizer }) => optimizer.step()),
+  'Adafactor.step': onModel({ Optimizer: st.Adafactor }, ({ optimizer }) => optimizer.step()),
+  'a skipping step': onModel({}, ({ optimizer }) => optimizer.step({ onNonFinite: 'skip' })),
+  'EMA.use': onModel({}, ({ model }) => {
+    const ema = new st.EMA(model)
+    try {
+      ema.update()
+      ema.use(() => {})
+    } finally {
+      ema.dispose()
+    }
+  }),
+  'backward of a recomputed block': onModel(
+    { grads: false },
+    ({ model, input }) => scope(() => st.recompute(model, [input]).backward()),
+    { samples: true, clear: ({ optimizer }) => optimizer.zeroGrad() },
+  ),
   'Optimizer.stateDict': dictOf({}, ({ optimizer }) => optimizer.stateDict()),
   'Optimizer.loadStateDict': () => {
     const [world, other] = [trained(), trained({ steps: 3 })]
@@ -168,6 +185,22 @@ export const steps = {
       }),
     { samples: true, clear: ({ optimizer }) => optimizer.zeroGrad() },
   ),
+  'an asynchronous training step': onModel(
+    { steps: 0, grads: false },
+    ({ model, optimizer, input }) =>
+      st.trainStepAsync(() => {
+        optimizer.zeroGrad()
+        model.forward(input).backward()
+        st.clipGradNorm(model.parameters(), 1, { wait: false })
+        optimizer.step()
+      }),
+    { samples: true },
+  ),
+  forwardAsync: onModel({ grads: false }, ({ model, input }) => model.forwardAsync(input), {
+    samples: true,
+    bits: (loss) => bits(loss),
+    free: (loss) => loss.dispose(),
+  }),
   'a training step on two threads': () => {
     const world = steps['a training step']()
     const run = () => {

@@ -67,12 +67,26 @@ export const ops = {
   linear: op(floats([2, 3, 4], [5, 4], [5]), ([a, w, b]) => st.linear(a, w, b)),
   'concat, slice, transpose': op(floats([3, 4], [3, 2]), ([a, b]) => st.concat([a, b], 1).slice(1, 1, 5).transpose()),
   'sum, mean': op(floats([3, 4, 2]), ([a]) => a.sum(1).mean([0], true)),
+  'max, min': op(floats([3, 4, 2]), ([a]) => a.max([0, 2]).add(a.min())),
+  'gather, indexSelect': op(floats([3, 4]), ([a]) => {
+    const index = tensor(Int32Array.of(2, 0, 1, 3), [2, 2])
+    return a.gather(1, index).matmul(a.indexSelect(0, tensor(Int32Array.of(1, 1))))
+  }),
+  'losses of rows': op(floats([3, 4], [3, 4]), ([a, b]) => {
+    const options = { labelSmoothing: 0.1, reduction: 'none' }
+    const rows = st.crossEntropy(a, tensor(Int32Array.of(2, -100, 0)), options)
+    return rows.mul(st.huberLoss(a, b)).add(st.binaryCrossEntropyWithLogits(a, b, { posWeight: 2 }))
+  }),
   softmax: op(floats([3, 4]), ([a]) => a.softmax()),
   topk: op(floats([2, 3, 4]), ([a]) => st.ops.topk(a, 2).values),
   mseLoss: op(floats([3, 4], [3, 4]), ([a, b]) => st.mseLoss(a, b)),
   'norms, attention': op(floats([2, 6, 8], [8], [8]), ([a, w, b]) => {
     const y = st.rmsNorm(st.layerNorm(a, w, b), w)
     return st.ops.attention(y, y, y, { heads: 2 })
+  }),
+  'rotary, attention with a mask': op(floats([2, 3, 8], [2, 3, 4]), ([a, b]) => {
+    const mask = tensor([1, 1, 0, 1, 1, 1], [2, 3])
+    return st.ops.attention(st.ops.rotary(a, { heads: 2 }), b, b, { heads: 2, kvHeads: 1, mask })
   }),
   dropout: op(floats([40]), ([a]) => st.dropout(a, 0.5)),
   'route, dispatch, combine': op(floats([2, 6, 8], [3, 8]), (leaves) => {
@@ -105,6 +119,7 @@ export const made = {
   'tensor, converted': values(() => tensor(small, null, { dtype: 'f64' })),
   zeros: values(() => st.zeros([3, 4])),
   randn: values(() => randn([3, 4])),
+  randperm: values(() => st.randperm(40)),
   arange: values(() => st.arange(40)),
   'new Linear': module(() => new st.Linear(4, 3)),
   'new Embedding': module(() => new st.Embedding(11, 8)),
@@ -142,6 +157,10 @@ export const layers = {
   ),
   'CausalSelfAttention.forward': layer(
     () => new st.CausalSelfAttention(8, { heads: 2 }),
+    (module, input) => module.forward(input),
+  ),
+  'Attention.forward in Sequential': layer(
+    () => new st.Sequential(new st.Attention(8, { heads: 2, kvHeads: 1, rotary: true }), st.gelu),
     (module, input) => module.forward(input),
   ),
   'MoE.forward': layer(

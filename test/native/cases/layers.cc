@@ -88,16 +88,17 @@ void cross_entropy_backward(const CrossEntropyBackwardArgs& a, Problem& p) {
 
 void embedding(const EmbeddingArgs& a, Problem& p) {
   std::vector<double>&w = p["w"], &index = p["index"], &y = p["y"];
-  for (int64_t t = 0; t < a.T; ++t)
-    if (index[t] >= 0 && index[t] < double(a.V))
-      std::copy_n(row_of(w, static_cast<int64_t>(index[t]), a.D), a.D, row_of(y, t, a.D));
+  for (int64_t i = 0; i < a.R * a.T; ++i)
+    if (const double v = index[i % a.T]; v >= 0 && v < double(a.V))
+      std::copy_n(row_of(w, i / a.T * a.V + static_cast<int64_t>(v), a.D), a.D, row_of(y, i, a.D));
 }
 
 void embedding_backward(const EmbeddingBackwardArgs& a, Problem& p) {
   std::vector<double>&dys = p["dy"], &index = p["index"], &dws = p["dw"];
-  for (int64_t t = 0; t < a.T; ++t) {
-    if (index[t] < 0 || index[t] >= double(a.V)) continue;
-    double *dy = row_of(dys, t, a.D), *dw = row_of(dws, static_cast<int64_t>(index[t]), a.D);
+  for (int64_t i = 0; i < a.R * a.T; ++i) {
+    const double v = index[i % a.T];
+    if (v < 0 || v >= double(a.V)) continue;
+    double *dy = row_of(dys, i, a.D), *dw = row_of(dws, i / a.T * a.V + static_cast<int64_t>(v), a.D);
     for (int64_t j = 0; j < a.D; ++j) dw[j] = rounded(a.dtype, dw[j] + dy[j]);
   }
 }
@@ -123,7 +124,8 @@ Fill spoil(const char* name, Rows s, bool infinities) {
 
 void zero_row_has_no_gradient(Problem& p, const char* what) {
   const int64_t D = p.as<RmsnormBackwardArgs>().D;
-  for (int64_t j = 0; p.has("dx") && j < D; ++j) check(p["dx"][j] == 0, "%s: dx of a row of zeros", what);
+  for (int64_t j = 0; p.has("dx") && j < D; ++j)
+    check(p["dx"][j] == (p.has("dx_addend") ? p["dx_addend"][j] : 0), "%s: dx of a row of zeros", what);
 }
 
 void add_norms(Table& table, DType dtype, Rows s, bool spoilt) {
@@ -133,17 +135,17 @@ void add_norms(Table& table, DType dtype, Rows s, bool spoilt) {
     c.fill(plus("x", shift));
     return spoilt ? c.fill(spoil("x", s, false)) : c;
   };
-  const auto without = [](Case& c, int wanted, std::initializer_list<const char*> outputs) {
-    for (const char* name : outputs) {
+  const auto without = [](Case& c, int wanted, std::initializer_list<const char*> tensors) {
+    for (const char* name : tensors) {
       if (wanted % 2 == 0) c.without(name);
       wanted /= 2;
     }
   };
   filled(table.add(RmsnormArgs{.dtype = dtype, .T = s.T, .D = s.D}), 0);
   filled(table.add(LayernormArgs{.dtype = dtype, .T = s.T, .D = s.D, .eps = 1e-5}), 2);
-  for (int wanted = 0; wanted < 4; ++wanted) {
+  for (int wanted = 0; wanted < 8; ++wanted) {
     Case& c = filled(table.add(RmsnormBackwardArgs{.dtype = dtype, .T = s.T, .D = s.D}), 0);
-    without(c.tolerance(2).terms(terms), wanted, {"dx", "dgamma"});
+    without(c.tolerance(2).terms(terms), wanted, {"dx", "dgamma", "dx_addend"});
     if (spoilt && s.T > 3) c.verify = zero_row_has_no_gradient;
   }
   for (int wanted = 0; wanted < 8; ++wanted) {
@@ -189,9 +191,9 @@ void add_large_logits(Table& table, DType dtype) {
     });
 }
 
-void add_embedding(Table& table, DType dtype, int64_t T, int64_t D, int64_t V, int64_t used) {
-  const EmbeddingArgs forward{.dtype = dtype, .T = T, .D = D, .V = V};
-  const EmbeddingBackwardArgs backward{.dtype = dtype, .T = T, .D = D, .V = V};
+void add_embedding(Table& table, DType dtype, int64_t T, int64_t D, int64_t V, int64_t used, int64_t R = 1) {
+  const EmbeddingArgs forward{.dtype = dtype, .R = R, .T = T, .D = D, .V = V};
+  const EmbeddingBackwardArgs backward{.dtype = dtype, .R = R, .T = T, .D = D, .V = V};
   table.add(forward).fill(below("index", used)).same_bits();
   table.add(backward).fill(below("index", used)).same_bits();
   if (T < 2) return;
@@ -223,6 +225,8 @@ void layers(Table& table) {
         {2100, 2, 40, 1}};
     for (const auto& [T, D, V, used] : embeddings)
       if (!small() || V < 1000) add_embedding(table, dtype, T, D, V, used);
+    add_embedding(table, dtype, 50, 7, 9, 9, 3);
+    add_embedding(table, dtype, 1, 7, 9, 9, 0);
     if (small()) continue;
     add_cross_entropy(table, dtype, {9000, 2}, 1, false);  // more rows than groups of threads
     add_embedding(table, dtype, 70000, 1, 300, 300);       // more tiles of the sort than lanes of a warp

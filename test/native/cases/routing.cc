@@ -33,9 +33,9 @@ void plan_sorted_loop(const PlanSortedArgs& a, Problem& p) {
   for (int64_t e = 0; e < a.E; ++e) {
     for (int64_t i = 0; i < a.T * a.K; ++i) {
       if (p["position"][at(i)] < 0 || p["expert_index"][at(i)] != double(e)) continue;
+      if (rows == a.R) continue;
       p["row_of"][at(i)] = double(rows);
-      if (rows < a.R) p["assignment"][at(rows)] = double(i);
-      ++rows;
+      p["assignment"][at(rows++)] = double(i);
     }
     p["ends"][at(e)] = double(rows);
   }
@@ -267,25 +267,23 @@ void add_plans(Table& table) {
                                       {2, 0, 2, 3, 4},
                                       {1, 300, 8, 130, 20}}) {
     table.add(PlanSlotsArgs{.B = B, .N = N, .K = K, .E = E, .C = C}).fill(routed(N, K, E, C));
-    table.add(PlanSortedArgs{.T = B * N, .K = K, .E = E, .R = B * N * K}).fill(routed(N, K, E, C)).cpu_only();
+    table.add(PlanSortedArgs{.T = B * N, .K = K, .E = E, .R = B * N * K}).fill(routed(N, K, E, C));
   }
   const PlanSlotsArgs slots{.B = 1, .N = 3, .K = 2, .E = 2, .C = 4};
   const PlanSortedArgs sorted{.T = 3, .K = 2, .E = 2, .R = 6};
   table.add(slots).fill([](Problem& p) { p["position"] = {1, 1, -1, 1, 3, 3}; });  // the last one has a shared slot
-  table.add(sorted).fill([](Problem& p) { p["position"] = {1, 1, -1, 1, 3, 3}; }).cpu_only();
+  table.add(sorted).fill([](Problem& p) { p["position"] = {1, 1, -1, 1, 3, 3}; });
   for (const double wrong : {-1.0, 2.0, double(INT_MIN), double(INT_MAX)}) {
     const auto spoil = [=](Problem& p) { p["expert_index"][3] = wrong, p["position"] = {0, 1, 2, 3, -1, -1}; };
     table.add(slots).fill(spoil).fails(ErrorCode::option, "expert_index must be in [0, 2)");
-    table.add(sorted).fill(spoil).fails(ErrorCode::option, "expert_index must be in [0, 2)").cpu_only();
+    table.add(sorted).fill(spoil).fails(ErrorCode::option, "expert_index must be in [0, 2)");
   }
   for (const double wrong : {4.0, double(INT_MAX)})
     table.add(slots)
         .fill([=](Problem& p) { p["position"] = {0, wrong, -1, 1, 2, 3}; })
         .fails(ErrorCode::option, "position must be below the capacity 4");
   table.add(PlanSortedArgs{.T = 3, .K = 2, .E = 2, .R = 5})
-      .cpu_only()
       .fails(ErrorCode::option, "6 assignments are dispatched, but there is room for 5 rows");
-  table.add(sorted).device_only().fails(ErrorCode::unsupported, "", true);
 }
 
 void add_rows(Table& table) {

@@ -27,11 +27,19 @@ void check_layer(const Problem& p, const std::string& name, DType compute = dtyp
   got.run(name);
   // What is rounded to low precision a second time may differ in its last bit where float32 does in its own; and the
   // CPU alone rounds pre-activations before the activation, and expert outputs.
-  check_equal(got, expected, name, compute == dtype_of<T>() ? 0 : low_precision_limit(compute, 8));
+  const double limit = compute == dtype_of<T>() ? 0 : low_precision_limit(compute, 8);
+  check_equal(got, expected, name, limit);
   again.run(name + " again");
   const auto a = got.results(), b = again.results();
   for (size_t i = 0; i < a.size(); ++i)
     expect(bytes_of(*a[i].second) == bytes_of(*b[i].second), name + " twice: " + a[i].first);
+  for (const bool host_ends : {false, true}) {
+    const std::string sorted_name = name + (host_ends ? ", rows known to the host" : ", rows known to the device");
+    Layer<T> sorted(p, gpu(), compute, false);
+    sorted.host_ends = host_ends;
+    sorted.run(sorted_name);
+    check_equal(sorted, expected, sorted_name, limit);
+  }
 }
 
 void check_shapes() {

@@ -39,7 +39,7 @@ Result run_on_device(const Problem& problem, const std::string& name, bool host_
         member<void*>(call.args, field.offset) = result.bytes[at].data();
   }
   const Counters before = counters();
-  result.status = call.op->run(gpu.ops, ctx, call.args);
+  result.status = call.op->run(gpu.ops, ctx, call.args, 1);
   const Counters after = counters();
   check(after.synchronisations == before.synchronisations && (call.op->by_hand || after.copies == before.copies),
         "%s waits for the device", name.c_str());

@@ -99,3 +99,7 @@ mutant(thread blocks_overlap vector.cuh unary.cu elementwise
 mutant(address elementwise_one_too_many vector.cuh unary.cu elementwise "i < size;" "i <= size;" "AddressSanitizer")
 mutant(address softmax_one_too_many router.cuh route.cu moe "e < E; e += kWarp) largest" "e <= E; e += kWarp) largest"
        "AddressSanitizer")
+mutant(thread sorted_with_the_next plan_sorted.cu plan_sorted.cu routing
+       "row_of[order[i]] = has_row" "row_of[i] = has_row" "FAIL")
+mutant(address sorted_one_too_many plan_sorted.cu plan_sorted.cu routing
+       "if (i < R) assignment" "if (i <= R) assignment" "AddressSanitizer")

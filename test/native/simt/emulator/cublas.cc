@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/convert.h"
+#include "emulator/counting.h"
 #include "emulator/fault.h"
 #include "emulator/runtime_device.h"
 #include "emulator/streams.h"
@@ -142,6 +143,40 @@ void run_typed(const Gemm& g) {
   g.type == CUDA_R_64F ? run<double>(g) : run<float>(g);
 }
 
+const char* name_of(cudaDataType type) {
+  return type == CUDA_R_64F ? "f64" : type == CUDA_R_32F ? "f32" : type == CUDA_R_16BF ? "bf16" : "f16";
+}
+
+double products_of(const Gemm& g) {
+  return static_cast<double>(g.m) * g.n * g.k;
+}
+
+double bytes_moved(const Gemm& g) {
+  const double m = g.m, n = g.n, k = g.k, in = static_cast<double>(bytes_of(g.type));
+  const double out = static_cast<double>(bytes_of(g.C_type)) * (g.beta != 0 ? 2 : 1);
+  return (m * k + k * n) * in + m * n * out;
+}
+
+std::string types_of(const Gemm& g) {
+  return std::string(name_of(g.type)) + " → " + name_of(g.C_type);
+}
+
+// Counts equal GEMMs. Returns whether that is all, since they are large.
+bool counted(const Gemm& g, int count) {
+  if constexpr (!kCounting) return false;
+  count_gemm(g.m, g.n, g.k, count, types_of(g).c_str(), count * bytes_moved(g));
+  return only_counted(products_of(g) * count / 32);
+}
+
+// The same of a grouped GEMM, which is not empty.
+bool counted(const std::vector<Gemm>& gemms) {
+  if constexpr (!kCounting) return false;
+  double products = 0, bytes = 0;
+  for (const Gemm& g : gemms) products += products_of(g), bytes += bytes_moved(g);
+  count_groups(gemms.size(), 2 * products, types_of(gemms[0]).c_str(), bytes);
+  return only_counted(products / 32);
+}
+
 double scalar(const void* from, int i, cublasComputeType_t compute) {
   return load(from, static_cast<size_t>(i), compute == CUBLAS_COMPUTE_64F ? CUDA_R_64F : CUDA_R_32F);
 }
@@ -213,6 +248,7 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
   if (const cublasStatus_t status = ready(handle); status != CUBLAS_STATUS_SUCCESS) return status;
   simt::count_gemm();
   simt::enqueue_kernel(handle->stream, [=] {
+    if (counted(first, batchCount)) return;
     for (int i = 0; i < batchCount; ++i) {
       Gemm gemm = first;
       gemm.A = static_cast<const char*>(A) + i * strideA * static_cast<long long>(bytes_of(Atype));
@@ -261,6 +297,7 @@ cublasStatus_t cublasGemmGroupedBatchedEx(cublasHandle_t handle, const cublasOpe
   if (const cublasStatus_t status = ready(handle); status != CUBLAS_STATUS_SUCCESS) return status;
   simt::count_gemm();
   simt::enqueue_kernel(handle->stream, [=]() mutable {
+    if (counted(gemms)) return;
     for (size_t i = 0; i < gemms.size(); ++i) {
       gemms[i].A = Aarray[i];
       gemms[i].B = Barray[i];

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "emulator/block_thread.h"
+#include "emulator/counting.h"
 #include "emulator/fiber.h"
 #include "emulator/sanitizers.h"
 
@@ -173,6 +174,7 @@ void suspend(Engine& e, Thread& thread) {
 void release_barrier(Engine& e) {
   e.arrived = 0;
   ++e.barriers;
+  if constexpr (kCounting) count_barrier();
   int waiting[kMaxThreads], n = 0;
   for (int i = 0; i < e.count; ++i)
     if (e.threads[i].state == State::at_barrier) waiting[n++] = i;
@@ -298,6 +300,14 @@ void run_blocks(Grid& grid, const Order& order, uint64_t blocks, uint64_t offset
 #if defined(SIMT_TSAN)
   if (kRacesOfBlocks) return run_pairs(grid, order, blocks, offset);
 #endif
+  if constexpr (kCounting) {
+    uint64_t block;
+    for (uint64_t i = 0; next_block(i, blocks, &block); ++i) {
+      run_block_at(grid, block);
+      end_block(engine->count);
+    }
+    return;
+  }
   for (uint64_t i = 0; i < blocks; ++i) run_block_at(grid, order.permute(i, blocks, offset));
 }
 
@@ -330,6 +340,10 @@ void run_grid(dim3 size, dim3 block, size_t dynamic_shared, void (*body)(void*),
 
 int lane() {
   return engine->current->lane;
+}
+
+int running_thread() {
+  return engine && engine->current ? static_cast<int>(engine->current - engine->threads) : -1;
 }
 
 void barrier(int line) {

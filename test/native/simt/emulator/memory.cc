@@ -2,6 +2,7 @@
 #include <cstring>
 #include <map>
 
+#include "emulator/counting.h"
 #include "emulator/engine.h"
 #include "emulator/fault.h"
 #include "emulator/runtime_device.h"
@@ -43,9 +44,11 @@ cudaError_t allocate(void** pointer, size_t bytes, bool device) {
   if (bytes != 0 && device && m.full.reached()) return report(cudaErrorMemoryAllocation);
   if (bytes == 0) return report(cudaErrorInvalidValue);
   if (bytes > gpu_bytes() || (device && live_bytes() + bytes > gpu_bytes())) return report(cudaErrorMemoryAllocation);
-  auto* data = static_cast<char*>(std::aligned_alloc(256, (bytes + kTailBytes + 255) / 256 * 256));
+  const size_t size = (bytes + kTailBytes + 255) / 256 * 256;
+  const bool reserved = kCounting && device;  // zeros, that take no space until something is written
+  auto* data = static_cast<char*>(reserved ? reserve(size) : std::aligned_alloc(256, size));
   if (!data) return report(cudaErrorMemoryAllocation);
-  poison(data, bytes);
+  if (!reserved) poison(data, bytes);
   std::memset(data + bytes, 0x5a, kTailBytes);
 #if defined(SIMT_ASAN)  // sees reads too
   __asan_poison_memory_region(data + bytes, kTailBytes);
@@ -68,10 +71,14 @@ cudaError_t release(void* pointer, bool device) {
 #endif
   for (size_t i = 0; i < kTailBytes; ++i)
     if (static_cast<char*>(pointer)[bytes + i] != 0x5a) die("memory was written past its end, found when it was freed");
-  poison(pointer, bytes);
   m.blocks.erase(found);
   if (device) add_live(-1, -static_cast<int64_t>(bytes));
-  std::free(pointer);
+  if (kCounting && device) {
+    release_reserved(pointer, bytes);
+  } else {
+    poison(pointer, bytes);
+    std::free(pointer);
+  }
   return report(usable());
 }
 
@@ -156,7 +163,12 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   if ((source == Place::pageable || target == Place::pageable) && spoils_capture(stream))
     return report(cudaErrorStreamCaptureUnsupported);
   count(&Counters::copies);
-  enqueue(stream, [=] { std::memcpy(to, from, bytes); });
+  enqueue(stream, [=] {
+    const auto amount = static_cast<double>(bytes);
+    if constexpr (kCounting) count_bytes("copy", from_device ? amount : 0, to_device ? amount : 0);
+    if (kCounting && from_device && to_device && only_counted(amount)) return;
+    std::memcpy(to, from, bytes);
+  });
   if (source == Place::pageable || target == Place::pageable) return cudaStreamSynchronize(stream);
   return cudaSuccess;
 }
@@ -165,6 +177,11 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
   if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
   if (bytes == 0) return cudaSuccess;
   if (!is_device_memory(to)) return report(cudaErrorInvalidValue);
-  enqueue(stream, [=] { std::memset(to, value, bytes); });
+  enqueue(stream, [=] {
+    const auto amount = static_cast<double>(bytes);
+    if constexpr (kCounting) count_bytes("fill", 0, amount);
+    if (kCounting && only_counted(amount)) return;
+    std::memset(to, value, bytes);
+  });
   return cudaSuccess;
 }

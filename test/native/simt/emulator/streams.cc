@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <utility>
 
+#include "emulator/counting.h"
 #include "emulator/engine.h"
 #include "emulator/fault.h"
 #include "emulator/runtime_device.h"
@@ -123,7 +124,9 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, Work th
   const size_t shared = config.dynamicSmemBytes;
   enqueue_kernel(config.stream, [=] {
     auto body = thread;
+    if constexpr (kCounting) begin_count(kernel, grid, block);
     run_grid(grid, block, shared, [](void* fn) { (*static_cast<Work*>(fn))(); }, &body);
+    if constexpr (kCounting) end_count();
   });
   return cudaSuccess;
 }

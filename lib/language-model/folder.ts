@@ -1,0 +1,213 @@
+import { existsSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import { checkOptions, fail } from '../check.js'
+import { checkDevice, type Device, getDefaultDevice } from '../device.js'
+import { MoeError, show } from '../errors.js'
+import { writeAtomicSync } from '../io/atomic.js'
+import { type CheckpointProgress, type CheckpointTargets, loadCheckpoint, saveCheckpoint } from '../io/checkpoint.js'
+import { checkPath } from '../io/files.js'
+import { type BytePair, BytePairTokenizer } from './byte-pair.js'
+import { makeFolder } from './make-folder.js'
+import { LanguageModel } from './model.js'
+import { kebabCase, modelOptions } from './model-options.js'
+import { readModelSizes, type Sizes } from './options.js'
+import { sizesOf, weightBytes } from './sizes.js'
+import { CharacterTokenizer, type Tokenizer } from './tokenizer.js'
+
+/** What a run folder says of its model, in run.json; the weights are in checkpoint.safetensors. */
+export interface ModelDescription {
+  /** The options of the model, in kebab case; a run has more. */
+  options: Record<string, unknown>
+  /** Characters, or pairs of bytes and of the tokens before. */
+  text: { vocabulary: string } | { merges: readonly BytePair[] }
+}
+
+export const checkpointIn = (folder: string): string => join(folder, 'checkpoint.safetensors')
+export const descriptionIn = (folder: string): string => join(folder, 'run.json')
+
+/** More than a vocabulary of every character takes. */
+const maxBytes = 5e6
+
+/** Of a run from before these options it is what they are by default. */
+const laterOptions = new Set([
+  'router',
+  'secondPolicy',
+  'scoreFunction',
+  'dropless',
+  'activation',
+  'expertHiddenDim',
+  'sharedExperts',
+])
+
+/** The JSON in run.json. Errors: FILE_FORMAT, FILE_SYSTEM. */
+export function readDescription(op: string, folder: string): unknown {
+  if (!existsSync(checkpointIn(folder)))
+    fail('FILE_SYSTEM', op, `there is no run in ${folder}: st-moe train creates one`)
+  const file = descriptionIn(folder)
+  const unreadable = (why: string, cause?: unknown): never => {
+    throw new MoeError('FILE_SYSTEM', op, `${file} cannot be read: ${why}`, { cause })
+  }
+  try {
+    const status = statSync(file)
+    if (!status.isFile()) fail('FILE_SYSTEM', op, `${file} is not a file`)
+    if (status.size > maxBytes) unreadable(`it has ${status.size} bytes, at most ${maxBytes} are allowed`)
+    return JSON.parse(readFileSync(file, 'utf8'))
+  } catch (error) {
+    if (error instanceof MoeError) throw error
+    return unreadable((error as Error).message, error)
+  }
+}
+
+/** The model that run.json describes. Errors: FILE_FORMAT. */
+function describedModel(op: string, folder: string): { sizes: Sizes; tokenizer: Tokenizer } {
+  const description = readDescription(op, folder)
+  const wrong = (why: string): never =>
+    fail('FILE_FORMAT', op, `${descriptionIn(folder)} does not describe a run of this version of st-moe train: ${why}`)
+  const checkObject = (name: string, value: unknown): void => {
+    if (typeof value !== 'object' || value === null || Array.isArray(value))
+      wrong(`${name} must be an object, got ${show(value)}`)
+  }
+  checkObject('it', description)
+  const { options, text } = description as Partial<ModelDescription>
+  checkObject('options', options)
+  checkObject('text', text)
+  const given = Object.keys(modelOptions).map((name) => [name, (options as Record<string, unknown>)[kebabCase(name)]])
+  for (const [name, value] of given as [string, unknown][])
+    if (value === undefined && !laterOptions.has(name)) wrong(`options.${kebabCase(name)} is missing`)
+  const { vocabulary, merges } = text as { vocabulary?: unknown; merges?: unknown }
+  if (merges === undefined && typeof vocabulary !== 'string')
+    wrong(`text.vocabulary must be a string, got ${show(vocabulary)}`)
+  const accepted = <T>(what: string, read: () => T): T => {
+    try {
+      return read()
+    } catch (error) {
+      if (!(error instanceof MoeError && error.code === 'OPTION')) throw error
+      return wrong(`${what}: ${error.message.slice(`[${error.op}] `.length)}`)
+    }
+  }
+  const known = Object.fromEntries(given.map(([name, value]) => [name, value ?? undefined]))
+  return {
+    sizes: accepted('options', () => readModelSizes(op, known)),
+    tokenizer: accepted('text', () =>
+      merges === undefined
+        ? new CharacterTokenizer([...(vocabulary as string)])
+        : new BytePairTokenizer(merges as BytePair[]),
+    ),
+  }
+}
+
+/** Rejects a model larger than its checkpoint, before it allocates memory. Errors: STATE_DICT, FILE_SYSTEM. */
+export function checkHolds(op: string, folder: string, sizes: Sizes, V: number): void {
+  const [file, needed] = [checkpointIn(folder), weightBytes(sizes, V)]
+  const { size } = statSync(file)
+  if (needed <= size) return
+  const shown = Object.entries(sizesOf(sizes)).map(([name, value]) => `${kebabCase(name)} ${value}`)
+  const described = `the model of ${descriptionIn(folder)} (${shown.join(', ')})`
+  fail('STATE_DICT', op, `${file} has ${size} bytes, but ${described} has at least ${needed}`)
+}
+
+/** {@link loadCheckpoint}, with a short error instead of a list of tensor names. */
+export async function restore(op: string, folder: string, targets: CheckpointTargets): Promise<CheckpointProgress> {
+  try {
+    return await loadCheckpoint(checkpointIn(folder), targets)
+  } catch (error) {
+    if (!(error instanceof MoeError && error.code === 'STATE_DICT')) throw error
+    const text = `${checkpointIn(folder)} does not contain the model of ${descriptionIn(folder)}`
+    throw new MoeError('STATE_DICT', op, text, { cause: error })
+  }
+}
+
+/** Options of {@link loadLanguageModel}. */
+export interface LoadLanguageModelOptions {
+  /** Default: that of {@link setDefaultDevice}, at first 'cpu'. */
+  device?: Device
+}
+
+/**
+ * The model of a run folder of `st-moe train`, or of {@link saveLanguageModel}, in evaluation mode. The folder alone
+ * rebuilds it, without the text, and may be untrusted.
+ *
+ * Errors: FILE_SYSTEM, FILE_FORMAT, STATE_DICT if checkpoint and description are of different models, DEVICE,
+ * BACKEND_UNAVAILABLE, OUT_OF_MEMORY.
+ *
+ * @example
+ * ```ts
+ * const tokenizer = CharacterTokenizer.of('to be or not to be')
+ * await saveLanguageModel('model', new LanguageModel({ tokenizer, context: 16, dim: 16, layers: 1 }))
+ * const model = await loadLanguageModel('model')
+ * console.log(model.sizes.context, model.tokenizer.size) // → 16 7
+ * ```
+ */
+export async function loadLanguageModel(folder: string, options?: LoadLanguageModelOptions): Promise<LanguageModel> {
+  const op = 'loadLanguageModel'
+  checkPath(op, folder)
+  const o = checkOptions<LoadLanguageModelOptions>(op, options, ['device'])
+  const device = checkDevice(op, o.device ?? getDefaultDevice())
+  const { sizes, tokenizer } = describedModel(op, folder)
+  checkHolds(op, folder, sizes, tokenizer.size)
+  const model = new LanguageModel({ ...sizes, tokenizer })
+  try {
+    await restore(op, folder, { model })
+    model.to(device)
+  } catch (error) {
+    model.dispose()
+    throw error
+  }
+  return model.eval()
+}
+
+/** Null for a tokenizer that is not of this package. */
+export function describeTokenizer(tokenizer: Tokenizer): ModelDescription['text'] | null {
+  if (tokenizer instanceof CharacterTokenizer) return { vocabulary: tokenizer.vocabulary.join('') }
+  return tokenizer instanceof BytePairTokenizer ? { merges: tokenizer.merges } : null
+}
+
+/** Options of {@link saveLanguageModel}. */
+export interface SaveLanguageModelOptions {
+  /** Replaces what the folder holds. Default false. */
+  overwrite?: boolean
+}
+
+/**
+ * Writes a model to a folder, which it creates, for {@link loadLanguageModel} and `st-moe generate`: its options and
+ * tokenizer to run.json, its weights to checkpoint.safetensors.
+ *
+ * Errors: OPTION if the folder holds a model and `overwrite` is not true; FILE_SYSTEM.
+ *
+ * @example
+ * ```ts
+ * const model = new LanguageModel({ tokenizer: CharacterTokenizer.of('abc'), context: 8, dim: 16, layers: 1 })
+ * await saveLanguageModel('letters', model)
+ * await saveLanguageModel('letters', model, { overwrite: true })
+ * ```
+ */
+export async function saveLanguageModel(
+  folder: string,
+  model: LanguageModel,
+  options?: SaveLanguageModelOptions,
+): Promise<void> {
+  const op = 'saveLanguageModel'
+  const path = checkPath(op, folder)
+  const { overwrite } = checkOptions<SaveLanguageModelOptions>(op, options, ['overwrite'])
+  if (!(model instanceof LanguageModel)) fail('OPTION', op, `model must be a LanguageModel, got ${show(model)}`)
+  const { tokenizer, sizes } = model
+  const text = describeTokenizer(tokenizer)
+  if (!text)
+    fail(
+      'UNSUPPORTED',
+      op,
+      'only a model with a tokenizer of this package can be saved; saveSafetensors saves the weights of others',
+    )
+  if (existsSync(checkpointIn(path)) && overwrite !== true)
+    fail('OPTION', op, `${path} contains a model: overwrite: true replaces it`)
+  const named = Object.entries(sizes).map(([name, value]) => [kebabCase(name), value ?? null])
+  const description: ModelDescription = { options: Object.fromEntries(named), text }
+  try {
+    makeFolder(resolve(path))
+    rmSync(checkpointIn(path), { force: true })
+  } catch (error) {
+    throw new MoeError('FILE_SYSTEM', op, `${path} cannot be written to: ${(error as Error).message}`, { cause: error })
+  }
+  writeAtomicSync(descriptionIn(path), [Buffer.from(`${JSON.stringify(description)}\n`)], op)
+  await saveCheckpoint(checkpointIn(path), { model, step: 0 })
+}

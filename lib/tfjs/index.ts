@@ -1,0 +1,204 @@
+/**
+ * The layer for TensorFlow.js 4: `import { moeLayer } from 'st-moe/tfjs'`. Needs `@tensorflow/tfjs`, an optional peer
+ * dependency, with any of its backends.
+ *
+ * @packageDocumentation
+ */
+
+import * as tf from '@tensorflow/tfjs'
+import { fail, showShape } from '../check.js'
+import { tensor } from '../create.js'
+import { show } from '../errors.js'
+import { MoE } from '../nn/moe.js'
+import type { MoEOptions } from '../nn/moe-options.js'
+import type { Parameter } from '../nn/parameter.js'
+import { noGrad, scope, withoutScope } from '../scope.js'
+
+type Config = NonNullable<ConstructorParameters<typeof tf.layers.Layer>[0]>
+
+/** What every layer of TensorFlow.js takes. */
+const ofLayer = [
+  'inputShape',
+  'batchInputShape',
+  'batchSize',
+  'dtype',
+  'name',
+  'trainable',
+  'weights',
+  'inputDType',
+] as const
+const isOfLayer = (name: string): boolean => (ofLayer as readonly string[]).includes(name)
+
+/** The options of {@link MoE} besides `dim`, which is the last size of the input, and the arguments of every layer. */
+export interface MoELayerConfig
+  extends Omit<MoEOptions, 'dim' | 'dtype' | 'experts'>,
+    Pick<Config, (typeof ofLayer)[number]> {}
+
+const parts = (config: object, wanted: boolean): Record<string, unknown> =>
+  Object.fromEntries(Object.entries(config).filter(([name]) => isOfLayer(name) === wanted))
+
+function checkedConfig(config: MoELayerConfig): MoELayerConfig {
+  if (typeof config !== 'object' || config === null)
+    fail('OPTION', 'moeLayer', `config must be an object, got ${show(config)}`)
+  for (const name of ['dim', 'experts'])
+    if (Object.hasOwn(config, name)) fail('OPTION', 'moeLayer', `${name} cannot be set: ${reasons[name as 'dim']}`)
+  return config
+}
+
+const reasons = {
+  dim: 'it is the last size of the input',
+  experts: 'custom experts cannot be saved with a model of TensorFlow.js',
+}
+
+/**
+ * {@link MoE} as a layer of TensorFlow.js: [batch, tokens, dim] → the same shape, computed by st-moe, trained by the
+ * optimizers of TensorFlow.js and saved with its models. The weights are variables of TensorFlow.js under the names of
+ * the parameters of MoE. The auxiliary loss is added to the loss of the model in `fit`; {@link MoELayer.auxLoss} is for
+ * loops of your own. Importing the file registers the class, so that saved models load.
+ *
+ * Errors: OPTION at the first call for options that MoE does not have; SHAPE unless the input has three dimensions.
+ *
+ * @example
+ * ```ts
+ * import * as tf from '@tensorflow/tfjs'
+ * import { moeLayer } from 'st-moe/tfjs'
+ *
+ * const model = tf.sequential({ layers: [moeLayer({ inputShape: [16, 8], numExperts: 4 }), tf.layers.dense({ units: 1 })] })
+ * model.compile({ optimizer: 'adam', loss: 'meanSquaredError' })
+ * await model.fit(tf.randomNormal([32, 16, 8]), tf.zeros([32, 16, 1]), { epochs: 1, verbose: 0 })
+ * console.log((model.predict(tf.zeros([1, 16, 8])) as tf.Tensor).shape) // → [ 1, 16, 1 ]
+ * ```
+ */
+export class MoELayer extends tf.layers.Layer {
+  /** @internal */
+  static className = 'StMoE'
+
+  /** @internal */
+  static override fromConfig<T extends tf.serialization.Serializable>(
+    cls: tf.serialization.SerializableConstructor<T>,
+    { customObjects: _, ...config }: tf.serialization.ConfigDict, // which the reader of models adds
+  ): T {
+    return new cls(config)
+  }
+
+  readonly #options: Record<string, unknown>
+  #moe: MoE | null = null
+  #parameters: { parameter: Parameter; variable: tf.Variable; copied: object | null }[] = []
+  #auxLoss: tf.Scalar | null = null
+
+  /** Errors: OPTION for `dim` and `experts`. */
+  constructor(config: MoELayerConfig = {}) {
+    super(parts(checkedConfig(config), true))
+    this.#options = parts(config, false)
+    this.addLoss(() => this.auxLoss)
+  }
+
+  /** The auxiliary loss of the last call: 0 in evaluation. It belongs to the layer. Errors: OPTION before the first call. */
+  get auxLoss(): tf.Scalar {
+    return this.#auxLoss ?? fail('OPTION', 'MoELayer.auxLoss', 'the layer has not been called')
+  }
+
+  /** The MoE that computes. Its parameters are copies of the variables. Errors: OPTION before `build`. */
+  get moe(): MoE {
+    return this.#moe ?? fail('OPTION', 'MoELayer.moe', 'the layer has not been built')
+  }
+
+  /** @internal */
+  override build(inputShape: tf.Shape | tf.Shape[]): void {
+    const shape = (Array.isArray(inputShape[0]) ? inputShape[0] : inputShape) as tf.Shape
+    const dim = shape.at(-1)
+    if (shape.length !== 3 || typeof dim !== 'number')
+      fail('SHAPE', 'MoELayer', `the input must be [batch, tokens, dim], got ${showShape(shape.map(String))}`)
+    const moe = withoutScope(() => new MoE({ ...this.#options, dim }))
+    this.#moe = moe
+    this.#parameters = [...moe.namedParameters()].map(([name, parameter]) => {
+      const weight = this.addWeight(name, [...parameter.shape], 'float32', tf.initializers.zeros())
+      tf.tidy(() => void weight.write(tf.tensor(parameter.dataSync() as Float32Array, [...parameter.shape])))
+      return { parameter, variable: weight.read() as tf.Variable, copied: null }
+    })
+    super.build(inputShape)
+  }
+
+  /** @internal */
+  override computeOutputShape(inputShape: tf.Shape | tf.Shape[]): tf.Shape | tf.Shape[] {
+    return inputShape
+  }
+
+  /** @internal */
+  override call(inputs: tf.Tensor | tf.Tensor[], kwargs: Record<string, unknown>): tf.Tensor {
+    return tf.tidy(() => {
+      const x = Array.isArray(inputs) ? inputs[0] : inputs
+      this.#copyWeights()
+      this.moe.train(kwargs.training === true)
+      const [outputs, aux] = tf.engine().isTapeOn() ? this.#recorded(x) : this.#plain(x)
+      this.#auxLoss?.dispose()
+      this.#auxLoss = tf.keep(aux)
+      return outputs
+    })
+  }
+
+  /** Values of variables that have changed since they were last copied. */
+  #copyWeights(): void {
+    for (const entry of this.#parameters) {
+      const { dataId } = entry.variable
+      if (entry.copied === dataId) continue
+      entry.parameter.copyFrom(entry.variable.dataSync() as Float32Array)
+      entry.copied = dataId
+    }
+  }
+
+  #plain(x: tf.Tensor): [outputs: tf.Tensor, aux: tf.Scalar] {
+    return scope(() =>
+      noGrad(() => {
+        const { device } = this.#parameters[0].parameter
+        const input = tensor(x.dataSync() as Float32Array, x.shape, { device })
+        const { outputs, totalAuxLoss } = this.moe.forward(input)
+        return [tf.tensor(outputs.dataSync() as Float32Array, x.shape), tf.scalar(totalAuxLoss.item())]
+      }),
+    )
+  }
+
+  /** The outputs and the loss of one function, as one tensor, with the gradients of st-moe. */
+  #recorded(x: tf.Tensor): [outputs: tf.Tensor, aux: tf.Scalar] {
+    const compute = tf.customGrad((...args) => {
+      const input = args[0] as tf.Tensor
+      const step = this.moe.forwardWithGrad(input.dataSync() as Float32Array, input.shape)
+      const joined = new Float32Array(step.outputs.length + 1)
+      joined.set(step.outputs)
+      joined[step.outputs.length] = step.totalAuxLoss
+      const gradFunc = (dy: tf.Tensor): tf.Tensor[] => {
+        const gradient = dy.dataSync() as Float32Array
+        this.moe.zeroGrad()
+        const { dInput } = step.backward(gradient.slice(0, -1), gradient.at(-1))
+        const gradients = this.#parameters.map(({ parameter: { grad, shape } }) =>
+          grad ? tf.tensor(grad.dataSync() as Float32Array, [...shape]) : tf.zeros([...shape]),
+        )
+        this.moe.zeroGrad()
+        return [tf.tensor(dInput as Float32Array, input.shape), ...gradients]
+      }
+      return { value: tf.tensor1d(joined), gradFunc }
+    })
+    const joined = compute(x, ...this.#parameters.map(({ variable }) => variable)) as tf.Tensor1D
+    return [joined.slice([0], [x.size]).reshape(x.shape), joined.slice([x.size], [1]).asScalar()]
+  }
+
+  /** @internal */
+  override getConfig(): tf.serialization.ConfigDict {
+    return { ...super.getConfig(), ...(this.#options as tf.serialization.ConfigDict) }
+  }
+
+  /** Frees the variables and the memory of st-moe, once no model uses the layer. */
+  override dispose(): ReturnType<tf.layers.Layer['dispose']> {
+    const result = super.dispose()
+    if (result.refCountAfterDispose > 0) return result
+    this.#moe?.dispose()
+    this.#auxLoss?.dispose()
+    this.#auxLoss = null
+    return result
+  }
+}
+
+tf.serialization.registerClass(MoELayer)
+
+/** A {@link MoELayer}, as `tf.layers.dense(config)` is a dense layer. */
+export const moeLayer = (config?: MoELayerConfig): MoELayer => new MoELayer(config)

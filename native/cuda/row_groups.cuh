@@ -1,0 +1,68 @@
+#pragma once
+#include "cuda/rows.cuh"
+#include "cuda/search.cuh"
+
+// Rows in the order of their groups, such as the experts: equally many of each group, or any number.
+namespace st_moe::cuda {
+
+struct RowGroups {
+  int64_t G = 0, each = 0;             // groups; rows of each, if they have equally many
+  Divisor by_each{};                   // each
+  int64_t R = 0;                       // rows, or if only the device knows how many, the most that there can be
+  const int32_t* ends = nullptr;       // [G] on the device: the rows of group g are those before ends[g]; null: `each`
+  const int32_t* host_ends = nullptr;  // [G] the same on the host, null if only the device knows them
+
+  static RowGroups equal(int64_t G, int64_t each) { return {G, each, Divisor(each), G * each}; }
+  // At most R rows.
+  static RowGroups uneven(int64_t G, int64_t R, const int32_t* ends, const int32_t* host_ends) {
+    return {G, 0, {}, G == 0 ? 0 : host_ends ? host_ends[G - 1] : R, ends, host_ends};
+  }
+
+  __device__ int64_t end(int64_t g) const {
+    return ends ? min_of(R, max_of(int64_t{0}, int64_t{ends[g]})) : (g + 1) * each;
+  }
+  __device__ int64_t begin(int64_t g) const { return g > 0 ? end(g - 1) : 0; }
+  // Of rows that belong to no group, the last.
+  __device__ int64_t group_of(int64_t row) const {
+    if (!ends) return by_each.quotient(static_cast<uint32_t>(row));
+    return lower_bound(ends, G - 1, row + 1);
+  }
+};
+
+// Blocks of up to kSize rows of one group. Uneven groups start at block (first row) / kSize + g, which leaves each of
+// them room enough, so that some blocks are empty.
+template <int64_t kSize>
+struct RowBlocks {
+  struct Block {
+    int64_t group, begin, end;
+  };
+
+  RowGroups groups;
+  int64_t each;  // blocks of a group, if groups are equal
+  Divisor by_each;
+
+  RowBlocks() = default;
+  explicit RowBlocks(const RowGroups& of) : groups(of), each(ceil_div(of.each, kSize)), by_each(each) {}
+
+  int64_t count() const { return groups.ends ? groups.R / kSize + groups.G : groups.G * each; }
+  __device__ int64_t first(int64_t g) const { return groups.ends ? groups.begin(g) / kSize + g : g * each; }
+  __device__ int64_t blocks_of(int64_t g) const { return ceil_div(groups.end(g) - groups.begin(g), kSize); }
+  __device__ Block at(int64_t block) const {
+    const int64_t group = groups.ends ? group_of(block) : by_each.quotient(static_cast<uint32_t>(block));
+    const int64_t begin = groups.begin(group) + (block - first(group)) * kSize;
+    return {group, begin, min_of(begin + kSize, groups.end(group))};
+  }
+
+ private:
+  // The last group that starts at or before a block.
+  __device__ int64_t group_of(int64_t block) const {
+    int64_t low = 0, high = groups.G;
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      (first(middle) <= block ? low : high) = middle;
+    }
+    return low;
+  }
+};
+
+}  // namespace st_moe::cuda
