@@ -63,10 +63,12 @@ export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, optio
   if (wait) refuseToWait(op, 'it waits for the device (pass wait: false)')
   else if (onNonFinite === 'throw') fail('OPTION', op, "onNonFinite 'throw' must wait for the norm, got wait: false")
   const grads = new Map<Device, Handle[]>()
-  for (const parameter of new Set(params)) {
+  const seen = new Set<Parameter>()
+  for (const parameter of params) {
     if (!(parameter instanceof Parameter)) fail('OPTION', op, `params must hold Parameters, got ${show(parameter)}`)
     const { grad } = parameter
-    if (!grad) continue
+    if (!grad || seen.has(parameter)) continue
+    seen.add(parameter)
     const here = grads.get(grad.device)
     if (here) here.push(handleOf(grad))
     else grads.set(grad.device, [handleOf(grad)])

@@ -89,6 +89,8 @@ describe('lists', () => {
         expect(ops.concat(endless([ones([1]), ones([2])])).shape).toEqual([3])
         const layer = new Linear(2, 2)
         expect(() => new AdamW(endless([]) as never)).toThrowError(code('OPTION'))
+        expect(() => new AdamW([{ params: endless([]) as never }])).toThrowError(code('OPTION'))
+        expect(ops.stack(endless([ones([1]), ones([1])])).shape).toEqual([2, 1])
         expect(() => clipGradNorm(endless([]) as never, 1)).toThrowError(code('OPTION'))
         layer.dispose()
       }),
