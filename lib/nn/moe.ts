@@ -97,15 +97,14 @@ export class MoE extends Module {
     this.#losses = pick(o, lossOptions)
     this.#dropout = o.expertDropout
     const experts = pick(o, layerOptions, gemmOptions, activationOptions, expertOptions)
+    const own = o.experts ? new UserExperts(op, o.experts, numExperts) : null // refuses bad ones before the gate is made
     ;[this.gate, this.experts, this.sharedExperts] = allOrNone(() => [
       o.router !== 'expertChoice'
         ? new TopNGating({ ...pick(o, ...passedToGating), ...choiceOf(o), numGates: numExperts }, op)
         : new ExpertChoiceGating({ ...pick(o, ...passedToExpertChoice), numGates: numExperts }, op),
       inGroup !== undefined
         ? new ExpertGroups(Array.from({ length: numExperts }, () => new MoE(secondLevel(o, inGroup))))
-        : o.experts
-          ? new UserExperts(op, o.experts, numExperts)
-          : new Experts(numExperts, o.dim, hidden, experts),
+        : (own ?? new Experts(numExperts, o.dim, hidden, experts)),
       o.sharedExperts
         ? new SharedExperts(o.dim, o.sharedHiddenDim ?? o.sharedExperts * hidden, o.sharedExpertGate, experts)
         : null,
