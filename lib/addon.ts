@@ -1,6 +1,6 @@
-import { readdirSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { join, relative, resolve } from 'node:path'
+import { dirname, join, relative, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { MoeError } from './errors.js'
 import { damageOf } from './library-file.js'
@@ -8,17 +8,15 @@ import { damageOf } from './library-file.js'
 const root = fileURLToPath(new URL('..', import.meta.url))
 
 /**
- * Loads the addon that node-gyp-build selects, one compiled on this machine before a prebuilt one, only from this
- * package or the folder in ST_MOE_PREBUILD. Throws BACKEND_UNAVAILABLE with what was tried, what is needed and the
+ * Loads the addon that node-gyp-build selects: one compiled on this machine before a prebuilt one, from this package, or
+ * the folder in ST_MOE_PREBUILD, before the package of this system. Throws BACKEND_UNAVAILABLE with what was tried, what is needed and the
  * command to run, or OPTION for an ST_MOE_ISA that this machine lacks.
  */
 export function loadAddon(): { addon: unknown; file: string } {
   const require = createRequire(import.meta.url)
   let file: string | null = null
   try {
-    const found = resolve(require('node-gyp-build').path(root))
-    // It also searches next to the Node binary, where foreign files may be.
-    if (relative(home(), found).startsWith('..')) throw new Error(`${found} is outside this package`)
+    const found = findAddon(require('node-gyp-build').path)
     file = found
     const damage = damageOf(found)
     if (damage !== null) throw new Error(damage)
@@ -35,17 +33,52 @@ export function loadAddon(): { addon: unknown; file: string } {
 /** The folder with build/ and prebuilds/, as for node-gyp-build. */
 const home = (): string => process.env.ST_MOE_PREBUILD || root
 
+/** The package with the addon of this system, as scripts/targets.mjs names it. */
+const systemPackage = (): string => {
+  const { platform, arch } = process
+  const libc = platform === 'linux' ? [glibc() ? 'glibc' : 'musl'] : []
+  return `@st-moe/${[platform, arch, ...libc].join('-')}`
+}
+
+/** The folder of another package, if it is installed where this one may use it. */
+export function folderOf(name: string): string | null {
+  try {
+    return dirname(createRequire(import.meta.url).resolve(`${name}/package.json`))
+  } catch {
+    return null
+  }
+}
+
+function findAddon(nodeGypBuild: (folder: string) => string): string {
+  const installed = folderOf(systemPackage())
+  try {
+    const found = resolve(nodeGypBuild(root))
+    // It also searches next to the Node binary, where foreign files may be.
+    if (relative(home(), found).startsWith('..')) throw new Error(`${found} is outside this package`)
+    return found
+  } catch (cause) {
+    const found = installed && prebuiltIn(installed)[0]
+    if (!found) throw cause
+    return join(installed, 'prebuilds', found)
+  }
+}
+
 /** The folders that are searched, in order, and the addons in them. */
 export function addonPlaces(): { folder: string; addons: string[] }[] {
-  const [built, prebuilds] = [join(home(), 'build', 'Release'), join(home(), 'prebuilds')]
-  const prebuilt = entries(prebuilds).flatMap((target) =>
-    addonsIn(join(prebuilds, target)).map((name) => join(target, name)),
-  )
+  const built = join(home(), 'build', 'Release')
+  const name = systemPackage()
+  const installed = folderOf(name)
   return [
     { folder: built, addons: addonsIn(built) },
-    { folder: prebuilds, addons: prebuilt },
+    { folder: join(home(), 'prebuilds'), addons: prebuiltIn(home()) },
+    { folder: installed ?? name, addons: installed ? prebuiltIn(installed) : [] },
   ]
 }
+
+const prebuiltIn = (folder: string): string[] =>
+  entries(join(folder, 'prebuilds')).flatMap((target) =>
+    addonsIn(join(folder, 'prebuilds', target)).map((name) => join(target, name)),
+  )
 
 const addonsIn = (folder: string): string[] => entries(folder).filter((name) => name.endsWith('.node'))
 
@@ -66,9 +99,18 @@ function explanation(file: string | null, cause: Error): string {
     `the native addon could not be loaded on ${platform}${libc} (Node ${process.versions.node}, N-API ${process.versions.napi}).`,
     'Tried:',
     ...tried.map((line) => `  ${line}`),
-    'Needed: a prebuilt addon that this system can load, or a C++ compiler, make and CMake to build one.',
-    `To build it, or to list what is missing for that, run: node ${JSON.stringify(join(root, 'scripts', 'install.cjs'))}`,
+    `Needed: ${prebuiltPackage() ?? 'a prebuilt addon that this system can load'}, or a C++ compiler, make and CMake to build one.`,
+    'To build it, or to list what is missing for that, run: npx st-moe build',
   ].join('\n')
+}
+
+/** The package of this system in the words of the error; null if this version of st-moe has none for it. */
+function prebuiltPackage(): string | null {
+  const { optionalDependencies, version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
+  const name = systemPackage()
+  return Object.hasOwn(optionalDependencies ?? {}, name)
+    ? `${name}@${version} (package managers install it unless optional dependencies are left out)`
+    : null
 }
 
 /** Version of glibc, or null for another C library. */

@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs'
 import { dirname, join } from 'node:path'
+import { folderOf } from './addon.js'
 import { checkInteger } from './check.js'
 import { MoeError, show } from './errors.js'
 import { damageOf } from './library-file.js'
@@ -22,8 +23,18 @@ export interface DeviceInfo {
   reason?: string
 }
 
-/** The file of the CUDA plugin, which is loaded at the first use of a device. */
-export const pluginPath = (): string => process.env.ST_MOE_CUDA_LIBRARY || join(dirname(addonFile), 'libst_moe_cuda.so')
+const plugin = 'libst_moe_cuda.so'
+
+/**
+ * The file of the CUDA plugin, which is loaded at the first use of a device: one compiled on this machine, beside the
+ * addon, before that of the package st-moe-cuda.
+ */
+export function pluginPath(): string {
+  if (process.env.ST_MOE_CUDA_LIBRARY) return process.env.ST_MOE_CUDA_LIBRARY
+  const own = join(dirname(addonFile), plugin)
+  const installed = folderOf('st-moe-cuda')
+  return existsSync(own) || !installed ? own : join(installed, `${process.platform}-${process.arch}`, plugin)
+}
 
 /** Why the plugin must not be loaded, and the fix; null if it may be. Only linux-x64 has a prebuilt one. */
 function pluginFault(path: string): string | null {
@@ -33,11 +44,11 @@ function pluginFault(path: string): string | null {
   const prebuilt = process.platform === 'linux' && process.arch === 'x64'
   const none = `There is no prebuilt CUDA plugin for ${process.platform}-${process.arch}`
   if (existsSync(path)) {
-    const fix = prebuilt ? 'Install st-moe again, or in a clone run: npm run build:cuda' : none
+    const fix = prebuilt ? 'Install st-moe-cuda again, or in a clone run: npm run build:cuda' : none
     return `${path}: ${damage}. ${fix}`
   }
-  const source = prebuilt ? 'Prebuilt packages for linux-x64 have it; in a clone run: npm run build:cuda' : none
-  return `this package was built without the CUDA plugin (${path}). ${source}`
+  const source = prebuilt ? 'Run: npm install st-moe-cuda (in a clone: npm run build:cuda)' : none
+  return `the CUDA plugin is not installed (${path}). ${source}`
 }
 
 /** Loads the plugin, once per process, and counts its devices. A damaged file is reported, not loaded. */

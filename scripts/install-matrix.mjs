@@ -1,7 +1,7 @@
-// Installs one packed tarball on each runtime as users do, trains a layer with it, and runs `st-moe doctor`: without
-// network or compiler, and with only the runtime and the basic programs that installers call in PATH.
+// Installs the packages of scripts/pack.mjs on each runtime as users do, trains a layer with them, and runs `st-moe
+// doctor`: without network or compiler, and with only the runtime and the basic programs that installers call in PATH.
 //
-//   node scripts/install-matrix.mjs [--quick] [--compile] [--emulate] [--only TEXT] [TARBALL]
+//   node scripts/install-matrix.mjs [--quick] [--compile] [--emulate] [--only TEXT]
 //
 // --quick: Node 20 and Bun, npm and pnpm. --compile: also from source. --emulate: also Node for arm64 under qemu-user.
 // --only: cases whose name contains TEXT. The tools are packages of the npm registry and stay in build/matrix.
@@ -10,7 +10,6 @@ import {
   existsSync,
   mkdirSync,
   mkdtempSync,
-  readdirSync,
   readFileSync,
   realpathSync,
   rmSync,
@@ -22,25 +21,25 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { targets } from './targets.mjs'
 
-const { values: options, positionals } = parseArgs({
+const { values: options } = parseArgs({
   options: {
     quick: { type: 'boolean' },
     compile: { type: 'boolean' },
     emulate: { type: 'boolean' },
     only: { type: 'string', default: '' },
   },
-  allowPositionals: true,
 })
 const root = fileURLToPath(new URL('..', import.meta.url))
-const { bin } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
-const packed = path.join(root, 'build/package')
-const tarball = path.resolve(
-  positionals[0] ??
-    path.join(
-      packed,
-      readdirSync(packed).find((name) => name.endsWith('.tgz')),
-    ),
+const { bin, version } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
+const packed = (name) => path.join(root, 'build/package', `${name}-${version}.tgz`)
+const tarball = packed('st-moe')
+/** The packages with an addon. */
+const addons = Object.fromEntries(
+  Object.keys(targets)
+    .map((target) => [`@st-moe/${target}`, packed(`st-moe-${target}`)])
+    .filter(([, file]) => existsSync(file)),
 )
 const { platform, arch } = process
 const windows = platform === 'win32'
@@ -271,15 +270,23 @@ function healthy({ ok, output }, folder) {
   }
 }
 
-/** A project that depends on the tarball; its one dependency is a file too, so that npm is asked for nothing. */
+/** A project that depends on the tarballs; all that these need is a file too, so that no registry is asked. */
 function makeProject(name, installer, dependency) {
   const folder = path.join(work, name.replaceAll(' ', '-'))
   mkdirSync(folder)
-  const [moe, gypBuild] = [`file:${tarball}`, `file:${dependency}`]
-  const all = { 'st-moe': moe, 'node-gyp-build': gypBuild }
-  const manifest = { name: 'project', private: true, dependencies: all, resolutions: { 'node-gyp-build': gypBuild } }
+  const file = (name) => `file:${name}`
+  const needed = { 'node-gyp-build': file(dependency) }
+  const optional = Object.fromEntries(Object.entries(addons).map(([addon, packedAt]) => [addon, file(packedAt)]))
+  const manifest = {
+    name: 'project',
+    private: true,
+    dependencies: { 'st-moe': file(tarball), ...needed },
+    optionalDependencies: optional,
+    resolutions: { ...needed, ...optional },
+  }
   writeFileSync(path.join(folder, 'package.json'), JSON.stringify(manifest))
-  writeFileSync(path.join(folder, 'pnpm-workspace.yaml'), `overrides:\n  node-gyp-build: ${gypBuild}\n`)
+  const overrides = Object.entries({ ...needed, ...optional }).map(([from, to]) => `  ${JSON.stringify(from)}: ${to}\n`)
+  writeFileSync(path.join(folder, 'pnpm-workspace.yaml'), `overrides:\n${overrides.join('')}`)
   if (installer.linker) {
     writeFileSync(
       path.join(folder, '.yarnrc.yml'),
@@ -359,12 +366,12 @@ function compile(dependency) {
   const here = { cwd: folder, PATH: process.env.PATH }
   if (!check('compile: install', run(process.execPath, npm, here))) return
   const installed = path.join(folder, 'node_modules/st-moe')
-  rmSync(path.join(installed, 'prebuilds'), { recursive: true, force: true })
+  rmSync(path.join(folder, 'node_modules/@st-moe'), { recursive: true, force: true })
   for (const name of ['cmake-js', 'node-addon-api']) {
     symlinkSync(path.join(root, 'node_modules', name), path.join(folder, 'node_modules', name))
   }
-  const script = path.join(installed, 'scripts/install.cjs')
-  if (!check('compile: from source', run(process.execPath, [script], here))) return
+  const build = [path.join(installed, bin['st-moe']), 'build']
+  if (!check('compile: from source', run(process.execPath, build, here))) return
   check('compile: module', trained(run(process.execPath, ['main.mjs'], here)))
 }
 

@@ -45,7 +45,7 @@ function main() {
     const platform = `${process.platform}-${process.arch}`
     console.error(`st-moe: no prebuilt addon loads on ${platform}, and the addon cannot be compiled. Missing:`)
     for (const line of missing) console.error(`  - ${line}`)
-    console.error(`Install these, then run: npm rebuild st-moe   (or: node ${JSON.stringify(__filename)})`)
+    console.error(`Install these, then run: npx st-moe build`)
     return 1
   }
   const toolset = process.platform === 'win32' ? ['--toolset', 'ClangCL'] : []

@@ -1,28 +1,83 @@
-// Packs the package into build/package/ from a fresh dist/, prints its size and fails above the limits.
+// Packs what a release publishes into build/package/, prints the sizes and fails above the limits: `st-moe` without
+// addons, `@st-moe/<system>` with one, for each of prebuilds/, and `st-moe-cuda`, if there is a plugin. `npm pack` alone
+// makes an `st-moe` with the addons of prebuilds/ in it.
+//
+//   node scripts/pack.mjs [--all]      --all: every system of targets.mjs must have an addon
 import { execFileSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
+import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import { addonOf, systemOf, targets } from './targets.mjs'
 
+const { values } = parseArgs({ options: { all: { type: 'boolean' } } })
 const root = fileURLToPath(new URL('..', import.meta.url))
 const folder = path.join(root, 'build/package')
-const cpuLimit = 2.5e6
+const cpuLimit = 3e6 // what a user without a GPU downloads
+const run = (cwd, command, ...args) => execFileSync(command, args, { cwd, encoding: 'utf8', maxBuffer: 2 ** 28 })
+const exists = (name) => existsSync(path.join(root, name))
 
-const run = (command, ...args) => execFileSync(command, args, { cwd: root, encoding: 'utf8', maxBuffer: 2 ** 28 })
+const built = Object.keys(targets).filter((target) => exists(addonOf(target)))
+const lacking = Object.keys(targets).filter((target) => !built.includes(target))
+if (built.length === 0) throw new Error('pack: there are no prebuilds: npm run prebuilds')
+if (values.all && lacking.length > 0) throw new Error(`pack: there are no prebuilds for ${lacking.join(', ')}`)
 
-if (!existsSync(path.join(root, 'prebuilds'))) throw new Error('pack: there are no prebuilds: npm run prebuilds')
 for (const stale of ['dist', 'build/package']) rmSync(path.join(root, stale), { recursive: true, force: true })
 mkdirSync(folder, { recursive: true })
-run('npm', 'run', 'build:ts')
-const [packed] = JSON.parse(run('npm', 'pack', '--json', '--ignore-scripts', '--pack-destination', folder))
+run(root, 'npm', 'run', 'build:ts')
+const manifest = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
+const { version, license, engines } = manifest
 
-const names = packed.files.map(({ path: name }) => name)
-const withoutPlugin = names.filter((name) => !/st_moe_cuda\.\w+$/.test(name))
-const cpuSize = execFileSync('tar', ['-cz', ...withoutPlugin], { cwd: root, maxBuffer: 2 ** 28 }).length
-const megabytes = (bytes) => `${(bytes / 1e6).toFixed(2)} MB`
-console.log(`build/package/${packed.filename}: ${names.length} files, ${megabytes(packed.size)}`)
-console.log(`without the CUDA plugin: ${megabytes(cpuSize)} of at most ${megabytes(cpuLimit)}`)
-for (const name of names.filter((name) => name.startsWith('prebuilds/'))) {
-  console.log(`  ${name}: ${megabytes(readFileSync(path.join(root, name)).length)}`)
+/** `files`: from → to, below the root and below the package. */
+function pack(own, files) {
+  const staged = path.join(folder, 'staged', own.name)
+  for (const [from, to] of Object.entries(files)) {
+    mkdirSync(path.dirname(path.join(staged, to)), { recursive: true })
+    cpSync(path.join(root, from), path.join(staged, to), { recursive: true })
+  }
+  copyFileSync(path.join(root, 'LICENSE'), path.join(staged, 'LICENSE'))
+  writeFileSync(path.join(staged, 'package.json'), `${JSON.stringify(own, null, 2)}\n`)
+  const destination = ['--ignore-scripts', '--pack-destination', folder]
+  const [{ filename, size }] = JSON.parse(run(staged, 'npm', 'pack', '--json', ...destination))
+  console.log(`${filename}: ${megabytes(size)}`)
+  return size
 }
-if (cpuSize > cpuLimit) process.exitCode = 1
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(2)} MB`
+
+const [listed] = JSON.parse(run(root, 'npm', 'pack', '--json', '--dry-run', '--ignore-scripts'))
+const names = listed.files.map(({ path: name }) => name).filter((name) => !name.startsWith('prebuilds/'))
+const { scripts, devDependencies, allowScripts, ...published } = manifest
+const main = pack(
+  {
+    ...published,
+    scripts: { install: scripts.install },
+    peerDependencies: { ...published.peerDependencies, 'st-moe-cuda': version },
+    optionalDependencies: Object.fromEntries(built.map((target) => [`@st-moe/${target}`, version])),
+  },
+  Object.fromEntries(names.map((name) => [name, name])),
+)
+
+const addons = built.map((target) => {
+  const { platform, arch, libc } = systemOf(target)
+  const system = { os: [platform], cpu: [arch], ...(libc && { libc: [libc] }) }
+  const description = `The compiled part of st-moe for ${target}, which installs it.`
+  const own = { name: `@st-moe/${target}`, version, description, license, engines, ...system }
+  // Without the tag of its C library: this package is for no other.
+  return pack(own, { [addonOf(target)]: `prebuilds/${platform}-${arch}/st-moe.node` })
+})
+
+const plugins = ['linux-x64', 'linux-arm64'].filter((name) => exists(`prebuilds/${name}/libst_moe_cuda.so`))
+if (plugins.length > 0) {
+  const description = 'The CUDA plugin of st-moe: npm install st-moe st-moe-cuda'
+  const peerDependencies = { 'st-moe': version }
+  const system = { os: ['linux'], cpu: plugins.map((name) => systemOf(name).arch) }
+  pack(
+    { name: 'st-moe-cuda', version, description, license, engines, peerDependencies, ...system },
+    Object.fromEntries(plugins.map((name) => [`prebuilds/${name}/libst_moe_cuda.so`, `${name}/libst_moe_cuda.so`])),
+  )
+}
+rmSync(path.join(folder, 'staged'), { recursive: true })
+
+const download = main + Math.max(...addons)
+console.log(`download without a GPU: ${megabytes(download)} of at most ${megabytes(cpuLimit)}`)
+if (download > cpuLimit) process.exitCode = 1

@@ -1,9 +1,10 @@
-// Creates prebuilds/<platform>-<arch>/ with the addon, stripped and tagged with its C library, and the CUDA plugin if
-// it can be built. Compiles only what has changed since the last build of this tree.
+// Creates prebuilds/<platform>-<arch>/ with the addon, stripped and tagged with its C library, for every system of
+// targets.mjs: with the Zig compiler of prebuilds-requirements.txt, from one Linux machine. Also the CUDA plugin of this
+// machine, if it can be built. Compiles only what has changed since the last build of this tree.
 //
-//   node scripts/prebuilds.mjs [--no-cuda]         for this machine
-//   node scripts/prebuilds.mjs --missing           only if there are none
-//   node scripts/prebuilds.mjs --arch arm64        cross-compiled, with Debian's g++-12-aarch64-linux-gnu
+//   node scripts/prebuilds.mjs [--no-cuda]              for all systems
+//   node scripts/prebuilds.mjs --target NAME …          for some
+//   node scripts/prebuilds.mjs --own [--missing]        for this machine, with its own compiler; only if there is none
 import { execFileSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -12,72 +13,108 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
 import prebuildify from 'prebuildify'
+import { zigFolder } from './python.mjs'
+import { addonOf, ownTarget, systemOf, targets } from './targets.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const { values } = parseArgs({
-  options: { arch: { type: 'string' }, 'no-cuda': { type: 'boolean' }, missing: { type: 'boolean' } },
+  options: {
+    target: { type: 'string', multiple: true },
+    own: { type: 'boolean' },
+    missing: { type: 'boolean' },
+    'no-cuda': { type: 'boolean' },
+  },
 })
-const arch = values.arch ?? process.arch
-const target = `${process.platform}-${arch}`
-const crossed = arch !== process.arch
 const jobs = String(availableParallelism())
-const cross = { 'linux-arm64': { toolchain: 'cmake/aarch64-linux-gnu.cmake', strip: 'aarch64-linux-gnu-strip' } }[
-  target
-]
-if (values.missing && existsSync(path.join(root, 'prebuilds', target))) process.exit()
-if (crossed && !cross) throw new Error(`prebuilds: ${target} cannot be built on ${process.platform}-${process.arch}`)
-
 const run = (command, ...args) => execFileSync(command, args, { cwd: root, stdio: 'inherit' })
+const inRoot = (...names) => path.join(root, ...names)
 
-function compileAddon() {
-  const build = crossed ? `build/${target}` : 'build'
+/** With the compiler of this machine, in the tree that `npm install` has compiled. */
+function compileHere() {
   const cmakeJs = createRequire(import.meta.url).resolve('cmake-js/bin/cmake-js')
   const toolset = process.platform === 'win32' ? ['--toolset', 'ClangCL'] : []
-  const extra = crossed
-    ? ['--arch', arch, '--out', build, `--CDCMAKE_TOOLCHAIN_FILE=${path.join(root, cross.toolchain)}`]
-    : []
   // A tree that has built the C++ tests would put their emulated instruction set into the addon.
-  if (existsSync(path.join(root, build, 'CMakeCache.txt'))) run('cmake', '-DST_MOE_TESTS=OFF', path.join(root, build))
-  run(process.execPath, cmakeJs, 'compile', '--parallel', jobs, ...toolset, ...extra)
-  return path.join(root, build, 'Release/st_moe.node')
+  if (existsSync(inRoot('build/CMakeCache.txt'))) run('cmake', '-DST_MOE_TESTS=OFF', inRoot('build'))
+  run(process.execPath, cmakeJs, 'compile', '--parallel', jobs, ...toolset)
+  return inRoot('build/Release/st_moe.node')
 }
 
-/** The plugin, or null with a note if this machine has no CUDA compiler. A compiler that fails is an error. */
-function compilePlugin() {
-  if (crossed || values['no-cuda'] || process.platform !== 'linux') return null
+/** What links the Node-API functions that Windows has in node.exe. */
+function importLibraries(zig, arch, folder) {
+  const machine = { x64: 'i386:x86-64', arm64: 'arm64' }[arch]
+  const { def_paths } = createRequire(import.meta.url)('node-api-headers')
+  return Object.values(def_paths).map((file) => {
+    const library = path.join(folder, `lib${path.basename(file, '.def')}.a`)
+    run(zig, 'dlltool', '-d', file, '-l', library, '-D', 'node.exe', '-m', machine)
+    return library
+  })
+}
+
+function cross(target) {
+  const { platform, arch } = systemOf(target)
+  const zig = path.join(zigFolder(), 'zig')
+  const build = inRoot('build', target)
+  mkdirSync(build, { recursive: true })
+  const libraries = platform === 'win32' ? importLibraries(zig, arch, build) : []
+  const options = {
+    CMAKE_TOOLCHAIN_FILE: inRoot('cmake/zig.cmake'),
+    CMAKE_JS_LIB: libraries.join(';'),
+    ST_MOE_TARGET: targets[target],
+    ST_MOE_ZIG: zig,
+    ST_MOE_TESTS: 'OFF',
+  }
+  run('cmake', '-S', root, '-B', build, ...Object.entries(options).map(([name, value]) => `-D${name}=${value}`))
+  run('cmake', '--build', build, '--parallel', jobs, '--target', 'st_moe')
+  return path.join(build, 'Release/st_moe.node')
+}
+
+/** prebuildify names and moves the file in <cwd>/build/Release; it gets a copy. */
+async function put(target, addon) {
+  const { platform, arch, libc } = systemOf(target)
+  const staging = inRoot('build/staging', target)
+  const release = path.join(staging, 'build/Release')
+  rmSync(staging, { recursive: true, force: true })
+  mkdirSync(release, { recursive: true })
+  copyFileSync(addon, path.join(release, 'st_moe.node'))
+  await promisify(prebuildify)({
+    name: 'st-moe',
+    platform,
+    arch,
+    libc,
+    cwd: staging,
+    out: root,
+    napi: true,
+    tagLibc: libc,
+    strip: addon.startsWith(inRoot('build/Release')), // Zig has stripped its own
+    shell: true,
+    nodeGyp: `"${process.execPath}" -e 0 --`, // prebuildify would call node-gyp to compile, which is done already
+    quiet: true,
+  })
+  if (!existsSync(inRoot(addonOf(target)))) throw new Error(`prebuilds: ${addonOf(target)} was not made`)
+  console.log(`${addonOf(target)} is complete`)
+}
+
+/** The plugin, with a note if this machine has no CUDA compiler. A compiler that fails is an error. */
+function plugin() {
+  if (process.platform !== 'linux') return
   try {
     execFileSync(process.env.CUDACXX ?? 'nvcc', ['--version'])
   } catch {
-    console.log('prebuilds: no nvcc (in PATH or CUDACXX), so these prebuilds contain no CUDA plugin')
-    return null
+    console.log('prebuilds: no nvcc (in PATH or CUDACXX), so there is no CUDA plugin')
+    return
   }
   run('cmake', '-S', '.', '-B', 'build/cuda', '-DST_MOE_CUDA=ON')
   run('cmake', '--build', 'build/cuda', '--parallel', jobs, '--target', 'st_moe_cuda')
-  return path.join(root, 'build/Release/libst_moe_cuda.so')
+  const folder = inRoot('prebuilds', `${process.platform}-${process.arch}`)
+  copyFileSync(inRoot('build/Release/libst_moe_cuda.so'), path.join(folder, 'libst_moe_cuda.so'))
+  run('strip', path.join(folder, 'libst_moe_cuda.so'))
 }
 
-// prebuildify strips, tags and moves the files in <cwd>/build/Release; it gets copies.
-const staging = path.join(root, 'build/staging', target)
-const release = path.join(staging, 'build/Release')
-rmSync(staging, { recursive: true, force: true })
-rmSync(path.join(root, 'prebuilds', target), { recursive: true, force: true })
-mkdirSync(release, { recursive: true })
-for (const file of [compileAddon(), compilePlugin()]) {
-  if (file && !existsSync(file)) throw new Error(`prebuilds: the build left no ${file}`)
-  if (file) copyFileSync(file, path.join(release, path.basename(file)))
+const own = values.own || process.platform !== 'linux'
+const chosen = values.target ?? (own ? [ownTarget()] : Object.keys(targets))
+for (const target of chosen) {
+  if (!(target in targets)) throw new Error(`prebuilds: ${target} is none of ${Object.keys(targets).join(', ')}`)
+  if (values.missing && existsSync(inRoot(addonOf(target)))) continue
+  await put(target, own ? compileHere() : cross(target))
 }
-
-await promisify(prebuildify)({
-  name: 'st-moe',
-  arch,
-  cwd: staging,
-  out: root,
-  napi: true,
-  tagLibc: process.platform === 'linux',
-  strip: true,
-  stripBin: cross?.strip ?? 'strip',
-  shell: true,
-  nodeGyp: `"${process.execPath}" -e 0 --`, // prebuildify would call node-gyp to compile, which is done already
-  quiet: true,
-})
-console.log(`prebuilds/${target} is complete`)
+if (!values['no-cuda'] && (own || !values.target)) plugin()

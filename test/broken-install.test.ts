@@ -11,9 +11,10 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { ownTarget } from '../scripts/targets.mjs'
 import { patience } from './support/patience.js'
 
 /** An installed package whose addon or plugin is missing or damaged: a described error, and never a crash. */
@@ -72,7 +73,7 @@ function expectExplained(tried: RegExp) {
   expect(message).toContain(`the native addon could not be loaded on ${process.platform}-${process.arch}`)
   expect(message).toMatch(tried)
   expect(message).toMatch(/Needed: .*C\+\+ compiler, make and CMake/)
-  expect(message).toContain(`run: node ${JSON.stringify(join(installed, 'scripts/install.cjs'))}`)
+  expect(message).toContain('run: npx st-moe build')
 }
 
 describe('the addon', () => {
@@ -112,6 +113,44 @@ describe('the addon', () => {
   })
 })
 
+describe('packages of their own', () => {
+  function install(name: string, file: string, bytes: Buffer): string {
+    const folder = join(installed, 'node_modules', name)
+    mkdirSync(dirname(join(folder, file)), { recursive: true })
+    writeFileSync(join(folder, 'package.json'), JSON.stringify({ name }))
+    writeFileSync(join(folder, file), bytes)
+    return join(folder, file)
+  }
+  const name = `@st-moe/${ownTarget()}`
+  const file = `prebuilds/${process.platform}-${process.arch}/st-moe.node`
+  const plugin = `${process.platform}-${process.arch}/libst_moe_cuda.so`
+
+  test('the addon of this system is found', () => {
+    install(name, file, addon)
+    expect(use().sum).toBe(6)
+  })
+
+  test('a damaged one is explained', () => {
+    const at = install(name, file, addon.subarray(0, -1))
+    expectExplained(new RegExp(`  ${at.replaceAll('.', '\\.')}: the file is damaged: it has`))
+  })
+
+  test('one that is not installed is named', () => {
+    const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
+    const optionalDependencies = { [name]: manifest.version }
+    writeFileSync(join(installed, 'package.json'), JSON.stringify({ ...manifest, optionalDependencies }))
+    expect(use().error?.message).toContain(`\nNeeded: ${name}@${manifest.version} (package managers install it`)
+  })
+
+  test('the plugin of st-moe-cuda is found, one beside the addon before it', () => {
+    writeFileSync(join(prebuilds, 'st-moe.glibc.node'), addon)
+    const at = install('st-moe-cuda', plugin, Buffer.from('abc'))
+    expect(use().devices?.[1].reason).toContain(`${at}: file too short`)
+    writeFileSync(join(prebuilds, 'libst_moe_cuda.so'), Buffer.alloc(0))
+    expect(use().devices?.[1].reason).toContain(`${join(prebuilds, 'libst_moe_cuda.so')}: the file is empty`)
+  })
+})
+
 describe('the plugin', () => {
   beforeEach(() => writeFileSync(join(prebuilds, 'st-moe.glibc.node'), addon))
 
@@ -125,11 +164,11 @@ describe('the plugin', () => {
   }
 
   test('missing: it says that the package has none, and how to get one', () => {
-    expectCpuAnd(/^this package was built without the CUDA plugin \(.*\)\. (Prebuilt packages for|There is no)/)
+    expectCpuAnd(/^the CUDA plugin is not installed \(.*\)\. (Run: npm install st-moe-cuda|There is no)/)
     const { ST_MOE_CUDA_LIBRARY, ST_MOE_PREBUILD, ...env } = process.env
     const doctor = (...args: string[]) =>
       spawnSync(process.execPath, [join(installed, 'dist/cli/bin.js'), 'doctor', ...args], { env, encoding: 'utf8' })
-    expect(doctor().stdout).toMatch(/^CUDA plugin +none: this package was built without it$/m)
+    expect(doctor().stdout).toMatch(/^CUDA plugin +not installed$/m)
     expect(JSON.parse(doctor('--json').stdout)).toMatchObject({ healthy: true, plugin: null })
   })
 

@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process'
-import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
@@ -13,7 +13,7 @@ import { sentences } from './support/sentences.js'
 describe('help', () => {
   test('names the commands', async () => {
     const out = await succeeded(['--help'])
-    for (const name of ['doctor', 'train', 'show', 'generate', 'bench'])
+    for (const name of ['doctor', 'train', 'show', 'generate', 'bench', 'build'])
       expect(out).toMatch(new RegExp(`st-moe ${name} +[A-Z]`))
     expect(await succeeded([])).toBe(out)
     expect(await succeeded(['help'])).toBe(out)
@@ -171,11 +171,17 @@ describe('doctor', () => {
       expect({ status, stderr }).toEqual({ status: 1, stderr: '' })
       expect(stdout).toMatch(/^processor +\w/m)
       expect(stdout).toMatch(/^addon +not loaded$/m)
-      expect(stdout).toMatch(/the native addon could not be loaded on .*\nTried:\n(.*\n)*To build it.*install\.cjs/)
+      expect(stdout).toMatch(/the native addon could not be loaded on .*\nTried:\n(.*\n)*To build it.*npx st-moe build/)
       const json = doctor('doctor', '--json')
       expect(json.status).toBe(1)
       expect(JSON.parse(json.stdout)).toMatchObject({ healthy: false, error: expect.stringContaining('Tried:') })
       expect(doctor('train', '--help').status).toBe(0)
+      expect(doctor('build', '--help').stdout).toMatch(/^Examples:\n {2}# .*\n {2}st-moe build$/m)
+      mkdirSync(join(installed, 'scripts'))
+      cpSync(join(root, 'scripts/install.cjs'), join(installed, 'scripts/install.cjs'))
+      const build = doctor('build')
+      expect(build.status).toBe(1)
+      expect(build.stderr).toMatch(/cannot be compiled\. Missing:\n(.*\n)*.*npm install cmake-js node-addon-api/)
       writeFileSync(join(installed, 'book.txt'), sentences(100))
       const train = doctor('train', join(installed, 'book.txt'), '--out', join(installed, 'run'))
       expect(train.status).toBe(1)

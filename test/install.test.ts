@@ -37,7 +37,7 @@ test('names compiler, make and CMake if all are missing', () => {
   expect(stderr).toMatch(/apt-get install g\+\+/)
   expect(stderr).toMatch(/apt-get install make/)
   expect(stderr).toMatch(/apt-get install cmake/)
-  expect(stderr).toMatch(/npm rebuild st-moe/)
+  expect(stderr).toMatch(/npx st-moe build/)
 })
 
 test('names only CMake if only CMake is missing', () => {

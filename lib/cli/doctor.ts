@@ -62,7 +62,7 @@ const tooOld = ({ supported }: SystemFacts['runtime']): string => (supported ? '
 function deviceRows({ threads, plugin, cublas, bf16DotSpeed, devices }: PackageFacts): string[][] {
   return [
     ['threads', String(threads)],
-    ['CUDA plugin', plugin ?? 'none: this package was built without it'],
+    ['CUDA plugin', plugin ?? 'not installed'],
     ...(cublas ? [['cuBLAS', cublas]] : []),
     ...devices.flatMap(({ device, available, variant, stage, reason, selfTest }) => [
       [device, available ? `${variant}` : `cannot be used (stage ${stage}): ${reason}`],

@@ -1,4 +1,5 @@
 import { bench } from './bench.js'
+import { build } from './build.js'
 import { type Command, reportingErrors } from './command.js'
 import { doctor } from './doctor.js'
 import { unknownWord } from './flags.js'
@@ -9,7 +10,7 @@ import { trainCommand } from './train.js'
 import { packageVersion } from './version.js'
 
 // No command loads the addon before it runs, so that help and doctor work without it.
-const commands: Record<string, Command> = { doctor, train: trainCommand(), show, generate, bench }
+const commands: Record<string, Command> = { doctor, train: trainCommand(), show, generate, bench, build }
 
 function helpText(): string {
   const rows = Object.entries(commands).map(([name, { summary }]) => [`  st-moe ${name}`, summary])

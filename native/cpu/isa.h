@@ -29,20 +29,6 @@
 
 namespace st_moe::cpu {
 
-#if defined(__x86_64__) || defined(_M_X64)
-inline bool has_v3() {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-}
-inline bool has_v4() {
-  return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
-}
-inline bool has_bf16() {
-  return has_v4() && __builtin_cpu_supports("avx512bf16");
-}
-#endif
-
 #define ST_MOE_DECLARE(isa, supported, ...) \
   namespace isa {                           \
   const OpTable& op_table();                \

@@ -10,8 +10,6 @@
 
 #include <chrono>
 #include <initializer_list>
-
-#include "cpu/isa.h"
 #endif
 #if defined(__linux__)
 #include <sched.h>
@@ -21,6 +19,45 @@
 
 namespace st_moe::cpu {
 namespace {
+
+#if defined(__x86_64__) || defined(_M_X64)
+struct Levels {
+  bool v3, v4, bf16;
+};
+
+// Not __builtin_cpu_supports, which not every C library has.
+Levels read_levels() {
+  struct {
+    unsigned a, b, c, d;
+  } basic{}, more{}, features{}, extended{};
+  __get_cpuid(1, &basic.a, &basic.b, &basic.c, &basic.d);
+  __get_cpuid_count(7, 0, &features.a, &features.b, &features.c, &features.d);
+  __get_cpuid_count(7, 1, &more.a, &more.b, &more.c, &more.d);
+  __get_cpuid(0x80000001, &extended.a, &extended.b, &extended.c, &extended.d);
+  const auto has = [](unsigned bits, unsigned wanted) { return (bits & wanted) == wanted; };
+
+  unsigned saved = 0;  // the registers that the system keeps for each thread
+  if (has(basic.c, bit_OSXSAVE)) asm volatile("xgetbv" : "=a"(saved) : "c"(0) : "edx");
+  constexpr unsigned kYmm = 0x6, kZmm = 0xe6;
+#if defined(__APPLE__)
+  const bool zmm = has(saved, kYmm);  // macOS adds the others when a thread first uses them
+#else
+  const bool zmm = has(saved, kZmm);
+#endif
+  constexpr unsigned kAvx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL;
+  Levels levels;
+  levels.v3 = has(saved, kYmm) && has(basic.c, bit_AVX | bit_FMA | bit_F16C | bit_MOVBE) &&
+              has(features.b, bit_AVX2 | bit_BMI | bit_BMI2) && has(extended.c, bit_LZCNT);
+  levels.v4 = levels.v3 && zmm && has(features.b, kAvx512);
+  levels.bf16 = levels.v4 && has(more.a, bit_AVX512BF16);
+  return levels;
+}
+
+const Levels& levels() {
+  static const Levels levels = read_levels();
+  return levels;
+}
+#endif
 
 int64_t read_l2_bytes() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -92,6 +129,18 @@ double measure_dots() {
 }
 
 }  // namespace
+
+#if defined(__x86_64__) || defined(_M_X64)
+bool has_v3() {
+  return levels().v3;
+}
+bool has_v4() {
+  return levels().v4;
+}
+bool has_bf16() {
+  return levels().bf16;
+}
+#endif
 
 double bf16_dot_speed() {
   static const double speed = measure_dots();

@@ -16,6 +16,12 @@ int usable_cpus();
 // or −1 for the quota.
 int quota_cpus(std::string text);
 
+// Whether the processor and the system have the instructions of the x86-64 levels v3 and v4 (the x86-64 psABI, §3.1.1),
+// and of v4 with bf16 dot products (AVX512_BF16).
+bool has_v3();
+bool has_v4();
+bool has_bf16();
+
 // Whether the processor has AMX for bf16 and the system permits it. Linux from 5.16 on does, and from then on keeps
 // another 8 KiB for each thread that uses it.
 bool may_use_amx();

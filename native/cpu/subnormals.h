@@ -1,4 +1,6 @@
 #pragma once
+#include <cstdint>
+
 #if defined(__SSE__) || defined(_M_X64)
 #include <xmmintrin.h>
 #endif
@@ -11,18 +13,30 @@ namespace st_moe::cpu::ST_MOE_ISA {
 // slow with them, and a softmax of distant logits makes many.
 class WithoutSubnormals {
  public:
-#if defined(__SSE__) || defined(_M_X64)
-  WithoutSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | kFlushToZero | kDenormalsAreZero); }
-  ~WithoutSubnormals() { _mm_setcsr(saved_); }
-
- private:
-  static constexpr unsigned kFlushToZero = 1u << 15, kDenormalsAreZero = 1u << 6;
-  const unsigned saved_;
-#endif
-
- public:
+  WithoutSubnormals() : saved_(control()) { set_control(saved_ | kFlush); }
+  ~WithoutSubnormals() { set_control(saved_); }
   WithoutSubnormals(const WithoutSubnormals&) = delete;
   WithoutSubnormals& operator=(const WithoutSubnormals&) = delete;
+
+ private:
+#if defined(__SSE__) || defined(_M_X64)  // MXCSR
+  static constexpr uint64_t kFlush = 1u << 15 | 1u << 6;  // results, operands
+  static uint64_t control() { return _mm_getcsr(); }
+  static void set_control(uint64_t value) { _mm_setcsr(static_cast<unsigned>(value)); }
+#elif defined(__aarch64__)  // FPCR
+  static constexpr uint64_t kFlush = 1u << 24;
+  static uint64_t control() {
+    uint64_t value;
+    asm volatile("mrs %0, fpcr" : "=r"(value));
+    return value;
+  }
+  static void set_control(uint64_t value) { asm volatile("msr fpcr, %0" : : "r"(value)); }
+#else
+  static constexpr uint64_t kFlush = 0;
+  static uint64_t control() { return 0; }
+  static void set_control(uint64_t) {}
+#endif
+  const uint64_t saved_;
 };
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

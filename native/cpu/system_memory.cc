@@ -16,6 +16,7 @@
 #endif
 
 namespace st_moe::cpu {
+#if defined(__linux__)
 namespace {
 
 int64_t least(int64_t a, int64_t b) {
@@ -31,6 +32,7 @@ int64_t left_in_group(const char* limit_path, const char* usage_path, const char
 }
 
 }  // namespace
+#endif
 
 // Linux overcommits, and kills the process that touches the memory; a request that cannot be met must be an error
 // instead.

@@ -1,0 +1,21 @@
+import { spawnSync } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
+import { command } from './command.js'
+import { Failure } from './errors.js'
+
+/** `st-moe build`: runs before there is an addon to load. */
+export const build = command({
+  program: 'st-moe build',
+  summary: 'Compiles the addon on this machine, where there is no prebuilt one.',
+  flags: {},
+  examples: [['st-moe build', 'compile, or list what is missing for that']],
+  notes: `Needs a C++ compiler, make or Ninja, CMake, and the packages cmake-js and node-addon-api. What it compiles is
+used before a prebuilt addon.`,
+  run() {
+    const script = fileURLToPath(new URL('../../scripts/install.cjs', import.meta.url))
+    const env = { ...process.env, npm_config_build_from_source: 'true' }
+    const { status, error } = spawnSync(process.execPath, [script], { env, stdio: 'inherit' })
+    if (error) throw new Failure(`${process.execPath} cannot be started: ${error.message}`)
+    return status === 0 ? 0 : 1
+  },
+})

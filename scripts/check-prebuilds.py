@@ -1,0 +1,106 @@
+"""What the files of prebuilds/ need of a system: prints it, and fails above the limits. Run by check-prebuilds.mjs.
+
+    check-prebuilds.py GLIBC GLIBCXX CXXABI FUNCTIONS SYSTEM_FUNCTIONS
+
+GLIBC, GLIBCXX, CXXABI: the newest versions of symbols that a file may need on Linux. FUNCTIONS: the Node-API functions that it
+may call, with commas. SYSTEM_FUNCTIONS: a file that names every function of macOS.
+"""
+
+import pathlib
+import re
+import sys
+
+import lief
+
+PLUGIN_LIMIT = 40e6
+# Everything else must be linked in: a sanitizer, cuBLAS or libnode here would not load elsewhere.
+LIBRARIES = {
+    "linux": r"(libc|libm|libstdc\+\+|libgcc_s|libpthread|libdl|librt|ld-linux[\w-]*)\.so(\.\d+)?",
+    "win32": r"node\.exe|KERNEL32\.dll|api-ms-win-crt-[\w-]+\.dll",
+    "darwin": r"/usr/lib/libSystem\.B\.dylib",
+}
+OLDEST_MACOS = [11, 0, 0]  # of every Mac with an ARM processor
+
+
+def version(text):
+    return [int(part) for part in text.split(".")]
+
+
+def newest_versions(binary):
+    """The newest version of each family that the symbols name, such as {'GLIBC': '2.28'}."""
+    newest = {}
+    for requirement in binary.symbols_version_requirement:
+        for entry in requirement.get_auxiliary_symbols():
+            family, _, number = entry.name.partition("_")
+            if re.fullmatch(r"[\d.]+", number) and version(number) > version(newest.get(family, "0")):
+                newest[family] = number
+    return newest
+
+
+def facts(binary, platform):
+    """(libraries, functions that it takes from outside, whether symbols or debugging data are left)."""
+    if platform == "linux":
+        left = len(list(binary.symtab_symbols)) > 0 or any("debug" in section.name for section in binary.sections)
+        return binary.libraries, [symbol.name for symbol in binary.dynamic_symbols if symbol.shndx == 0], left
+    if platform == "win32":
+        taken = [entry.name for library in binary.imports for entry in library.entries]
+        return [library.name for library in binary.imports], taken, binary.has_debug
+    own = binary[lief.MachO.LoadCommand.TYPE.ID_DYLIB].name
+    taken = [symbol.name.removeprefix("_") for symbol in binary.imported_symbols]
+    return [library.name for library in binary.libraries if library.name != own], taken, False
+
+
+def faults(path, platform, limits, functions, system_functions):
+    binary = lief.parse(str(path))
+    if isinstance(binary, lief.MachO.FatBinary):
+        binary = binary.at(0)
+    libraries, taken, symbols_left = facts(binary, platform)
+    versions = newest_versions(binary) if platform == "linux" else {}
+    size = path.stat().st_size
+    needs = [f"{family} {number}" for family, number in versions.items()] + sorted(libraries)
+    print(f"{path.parent.name}/{path.name}: {size / 1e6:.2f} MB, needs {', '.join(needs)}")
+
+    for family, number in versions.items():
+        if family not in limits or version(number) > version(limits[family]):
+            yield f"needs {family} {number}, the limit is {limits.get(family)}"
+    for library in libraries:
+        if not re.fullmatch(LIBRARIES[platform], library):
+            yield f"needs {library}"
+    if symbols_left:
+        yield "is not stripped"
+    if path.suffix == ".node":
+        called = [name for name in taken if name.startswith("napi_") or name.startswith("node_api_")]
+        if not called:
+            yield "calls no Node-API function"
+        for name in called:
+            if name not in functions:
+                yield f"calls {name}, which is newer than the Node-API of package.json"
+    elif size > PLUGIN_LIMIT:
+        yield f"has {size} bytes, the limit is {PLUGIN_LIMIT:.0f}"
+    if platform == "darwin":
+        for name in taken:  # the linker was told to leave them to the loader
+            if name not in functions and f"_{name}" not in system_functions:
+                yield f"needs {name}, which is not in macOS"
+        if binary.build_version.minos > OLDEST_MACOS:
+            yield f"needs macOS {binary.build_version.minos}, the limit is {OLDEST_MACOS}"
+        if not binary.has_code_signature:
+            yield "has no signature"
+
+
+def main():
+    glibc, glibcxx, cxxabi, functions, system = sys.argv[1:]
+    limits = {"GLIBC": glibc, "GLIBCXX": glibcxx, "CXXABI": cxxabi, "GCC": "7.0"}
+    system_functions = set(re.findall(r"[\w$]+", pathlib.Path(system).read_text()))
+    files = sorted(pathlib.Path("prebuilds").glob("*/*"))
+    if not files:
+        sys.exit("check-prebuilds: there are none: npm run prebuilds makes them")
+    failed = False
+    for path in files:
+        platform = path.parent.name.split("-")[0]
+        for fault in faults(path, platform, limits, set(functions.split(",")), system_functions):
+            failed = True
+            print(f"{path.parent.name}/{path.name} {fault}", file=sys.stderr)
+    sys.exit(failed)
+
+
+main()

@@ -1,0 +1,4 @@
+export const targets: Record<string, string>
+export function addonOf(target: string): string
+export function ownTarget(): string
+export function systemOf(target: string): { platform: string; arch: string; libc?: string }
