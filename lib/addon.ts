@@ -33,12 +33,14 @@ export function loadAddon(): { addon: unknown; file: string } {
 /** The folder with build/ and prebuilds/, as for node-gyp-build. */
 const home = (): string => process.env.ST_MOE_PREBUILD || root
 
-/** The package with the addon of this system, as scripts/targets.mjs names it. */
-const systemPackage = (): string => {
+/** The name of this system in scripts/targets.mjs, such as linux-x64-glibc. */
+export function systemName(): string {
   const { platform, arch } = process
   const libc = platform === 'linux' ? [glibc() ? 'glibc' : 'musl'] : []
-  return `@st-moe/${[platform, arch, ...libc].join('-')}`
+  return [platform, arch, ...libc].join('-')
 }
+
+const systemPackage = (): string => `@st-moe/${systemName()}`
 
 /** The folder of another package, if it is installed where this one may use it. */
 export function folderOf(name: string): string | null {

@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import { folderOf } from './addon.js'
+import { folderOf, glibc, systemName } from './addon.js'
 import { checkInteger } from './check.js'
 import { MoeError, show } from './errors.js'
 import { damageOf } from './library-file.js'
@@ -36,13 +36,13 @@ export function pluginPath(): string {
   return existsSync(own) || !installed ? own : join(installed, `${process.platform}-${process.arch}`, plugin)
 }
 
-/** Why the plugin must not be loaded, and the fix; null if it may be. Only linux-x64 has a prebuilt one. */
+/** Why the plugin must not be loaded, and the fix; null if it may be. Only linux-x64-glibc has a prebuilt one. */
 function pluginFault(path: string): string | null {
   const damage = damageOf(path)
   if (damage === null) return null
   if (process.env.ST_MOE_CUDA_LIBRARY) return `${path}: ${damage}. ST_MOE_CUDA_LIBRARY names this file`
-  const prebuilt = process.platform === 'linux' && process.arch === 'x64'
-  const none = `There is no prebuilt CUDA plugin for ${process.platform}-${process.arch}`
+  const prebuilt = process.platform === 'linux' && process.arch === 'x64' && glibc() !== null
+  const none = `There is no prebuilt CUDA plugin for ${systemName()}`
   if (existsSync(path)) {
     const fix = prebuilt ? 'Install st-moe-cuda again, or in a clone run: npm run build:cuda' : none
     return `${path}: ${damage}. ${fix}`

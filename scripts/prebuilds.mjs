@@ -3,7 +3,7 @@
 // machine, if it can be built. Compiles only what has changed since the last build of this tree.
 //
 //   node scripts/prebuilds.mjs [--no-cuda]              for all systems
-//   node scripts/prebuilds.mjs --target NAME …          for some
+//   node scripts/prebuilds.mjs --target NAME …          for some; with --tests only their C++ tests, in build/NAME-tests
 //   node scripts/prebuilds.mjs --own [--missing]        for this machine, with its own compiler; only if there is none
 import { execFileSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs'
@@ -13,6 +13,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
 import prebuildify from 'prebuildify'
+import { emulators } from './emulators.mjs'
 import { zigFolder } from './python.mjs'
 import { addonOf, ownTarget, systemOf, targets } from './targets.mjs'
 
@@ -22,6 +23,7 @@ const { values } = parseArgs({
     target: { type: 'string', multiple: true },
     own: { type: 'boolean' },
     missing: { type: 'boolean' },
+    tests: { type: 'boolean' },
     'no-cuda': { type: 'boolean' },
   },
 })
@@ -50,21 +52,23 @@ function importLibraries(zig, arch, folder) {
   })
 }
 
-function cross(target) {
+/** The addon, or with `tests` its C++ tests, for ctest. */
+function cross(target, { tests }) {
   const { platform, arch } = systemOf(target)
   const zig = path.join(zigFolder(), 'zig')
-  const build = inRoot('build', target)
+  const build = inRoot('build', tests ? `${target}-tests` : target)
   mkdirSync(build, { recursive: true })
   const libraries = platform === 'win32' ? importLibraries(zig, arch, build) : []
   const options = {
     CMAKE_TOOLCHAIN_FILE: inRoot('cmake/zig.cmake'),
     CMAKE_JS_LIB: libraries.join(';'),
+    CMAKE_CROSSCOMPILING_EMULATOR: emulators[target]?.command?.join(';') ?? '',
     ST_MOE_TARGET: targets[target],
     ST_MOE_ZIG: zig,
-    ST_MOE_TESTS: 'OFF',
+    ST_MOE_TESTS: tests ? 'ON' : 'OFF',
   }
   run('cmake', '-S', root, '-B', build, ...Object.entries(options).map(([name, value]) => `-D${name}=${value}`))
-  run('cmake', '--build', build, '--parallel', jobs, '--target', 'st_moe')
+  run('cmake', '--build', build, '--parallel', jobs, ...(tests ? [] : ['--target', 'st_moe']))
   return path.join(build, 'Release/st_moe.node')
 }
 
@@ -115,6 +119,7 @@ const chosen = values.target ?? (own ? [ownTarget()] : Object.keys(targets))
 for (const target of chosen) {
   if (!(target in targets)) throw new Error(`prebuilds: ${target} is none of ${Object.keys(targets).join(', ')}`)
   if (values.missing && existsSync(inRoot(addonOf(target)))) continue
-  await put(target, own ? compileHere() : cross(target))
+  if (values.tests) cross(target, { tests: true })
+  else await put(target, own ? compileHere() : cross(target, {}))
 }
-if (!values['no-cuda'] && (own || !values.target)) plugin()
+if (!values['no-cuda'] && !values.tests && (own || !values.target)) plugin()

