@@ -10,7 +10,7 @@ import { call, checkRegular, described, quietly, type Routine, run, runSync, unl
  * previous file is intact. A symbolic link stays, and its target is replaced; the file keeps its mode and owner if the
  * system allows it.
  *
- * A writer holds a lock (flock) on its temporary file while the file exists. The system releases the lock when the
+ * A writer holds a lock (flock, on Windows LockFileEx) on its temporary file while the file exists. The system releases the lock when the
  * writer ends, so an unlocked temporary file is a leftover of a killed writer, and the next save to the path removes
  * it. A process ID could not tell, because containers reuse the same ones. On a file system without locks nothing is
  * removed.
@@ -40,6 +40,7 @@ function* replace(op: string, path: string, parts: readonly Uint8Array[]): Routi
     if (before) outcome = '; the file from before is intact'
     yield* removeLeftovers(target)
     while (!(yield* writeAndRename(target, parts, before)));
+    if (process.platform === 'win32') return // folders cannot be flushed; NTFS keeps a journal of renames
     outcome = '; the file is replaced, but may not survive a loss of power'
     const folder = yield* call('open', dirname(target), O_RDONLY, 0)
     try {
