@@ -132,7 +132,7 @@ for (let step = 0; step < 5; step++) {
   all += ' ' + last
 }
 if (!(last < first)) throw new Error('the loss does not fall: ' + all)
-console.log(all)
+moe.forwardAsync(x).then(({ outputs }) => console.log('shape ' + outputs.shape + '\\n' + all))
 `
 const names = '{ AdamW, MoE, manualSeed, randn, scope }'
 const files = {

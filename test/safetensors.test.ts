@@ -179,7 +179,7 @@ test.skipIf(process.env.ST_MOE_TEST_DEVICE)('headers of 95 MB are refused with l
   if (!sanitized) expect(peakMb).toBeLessThan(1000)
 })
 
-describe('what is no regular file is refused at once', () => {
+describe.skipIf(process.platform === 'win32')('what is no regular file is refused at once', () => {
   const place = join(folder, 'place')
   const cases: [name: string, make: () => unknown, text: RegExp][] = [
     [

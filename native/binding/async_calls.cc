@@ -96,7 +96,7 @@ void AsyncCalls::Recording::run() {
     });
 }
 
-AsyncCalls::~AsyncCalls() {
+void AsyncCalls::stop() {
   if (!thread_.joinable()) return;
   {
     const std::lock_guard lock(mutex_);
@@ -139,6 +139,8 @@ void AsyncCalls::start(Napi::Env env) {
                                                                0, 1, nullptr, nullptr, this, settle, &settle_);
     if (status != napi_ok) fail(ErrorCode::internal, "no thread-safe function (%d)", status);
     napi_unref_threadsafe_function(env, settle_);  // only a running call keeps the process alive
+    // At its end the environment calls the newest hook first: the thread ends before the function that it calls.
+    napi_add_env_cleanup_hook(env, [](void* calls) { static_cast<AsyncCalls*>(calls)->stop(); }, this);
   }
   if (thread_.joinable()) return;
   try {

@@ -75,7 +75,7 @@ class RecordedOp {
 class AsyncCalls {
  public:
   explicit AsyncCalls(Environment& environment) : environment_(environment) {}
-  ~AsyncCalls();  // waits for the op that is running
+  ~AsyncCalls() { stop(); }
   AsyncCalls(const AsyncCalls&) = delete;
   AsyncCalls& operator=(const AsyncCalls&) = delete;
 
@@ -105,6 +105,7 @@ class AsyncCalls {
 
   void wait_for_thread();
   void start(Napi::Env env);
+  void stop();  // waits for the op that is running
   void work();
   static void settle(napi_env env, napi_value, void* calls, void* recording);
 

@@ -17,8 +17,8 @@ namespace {
 // The descriptors of Node are known to its own C library alone.
 HANDLE handle_of(int file) {
   using Find = HANDLE (*)(int);
-  const auto find = reinterpret_cast<Find>(
-      reinterpret_cast<void*>(GetProcAddress(GetModuleHandleW(nullptr), "uv_get_osfhandle")));
+  const auto find =
+      reinterpret_cast<Find>(reinterpret_cast<void*>(GetProcAddress(GetModuleHandleW(nullptr), "uv_get_osfhandle")));
   return find ? find(file) : INVALID_HANDLE_VALUE;
 }
 

@@ -8,9 +8,12 @@ namespace st_moe::cpu::ST_MOE_ISA {
 #if defined(ST_MOE_AMX)
 constexpr int kTileRows = 32;  // gemm_amx.h
 constexpr int kStepPacks = 16;
-#elif defined(__AVX512F__) || defined(__aarch64__)
+#elif defined(__AVX512F__)
 constexpr int kTileRows = 14;  // 28 accumulators, 2 vectors of B and the broadcast of A in 32 registers
 constexpr int kStepPacks = 8;
+#elif defined(__aarch64__)
+constexpr int kTileRows = 12;  // 24 accumulators in 32 registers; of 28, Clang moves some in every step of k
+constexpr int kStepPacks = 16;
 #else
 constexpr int kTileRows = 6;  // 12 accumulators in 16 registers
 constexpr int kStepPacks = 32;
@@ -139,7 +142,7 @@ template <class T, class Math, int R, int NV, bool by_k>
   for (int64_t left = tile.packs; left > 0; left -= kStepPacks) {
     ahead.step();
     tile.prefetch->step();
-#if !defined(__clang__)  // which then keeps too few sums in registers
+#if !defined(__clang__)                                    // which then keeps too few sums in registers
     if constexpr (R == kTileRows && NV == kTileVectors) {  // the tile of almost all work
 #pragma GCC unroll 4
       for (int64_t k = min_of<int64_t>(left, kStepPacks); k > 0; --k) multiply();

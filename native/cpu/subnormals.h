@@ -19,7 +19,7 @@ class WithoutSubnormals {
   WithoutSubnormals& operator=(const WithoutSubnormals&) = delete;
 
  private:
-#if defined(__SSE__) || defined(_M_X64)  // MXCSR
+#if defined(__SSE__) || defined(_M_X64)                   // MXCSR
   static constexpr uint64_t kFlush = 1u << 15 | 1u << 6;  // results, operands
   static uint64_t control() { return _mm_getcsr(); }
   static void set_control(uint64_t value) { _mm_setcsr(static_cast<unsigned>(value)); }

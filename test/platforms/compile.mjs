@@ -28,6 +28,7 @@ export async function compileSuite() {
     'prebuilds',
     'dist',
     'test/golden',
+    'test/files',
     'test/children',
     'node_modules/node-gyp-build',
   ])
