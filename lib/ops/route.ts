@@ -8,6 +8,7 @@ import { type Handle, native } from '../native.js'
 import { pick } from '../options.js'
 import { defaultGenerator, Generator, restoringOnError } from '../random.js'
 import { checkTensor, handleOf, type Tensor } from '../tensor.js'
+import { keepSlots, wantsSlots } from './plan.js'
 import {
   checkChoice,
   gateNormalizations,
@@ -91,6 +92,7 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
     ntlb: o.ntlb,
     secondDensity: o.useSecondPlaceLoss,
   }
+  const slots = wantsSlots(device, B, N, K, E, C)
   const drawsGumbel = o.noiseGates || o.sampleExperts || (secondPlaceProb > 0 && o.secondPlaceTemperature !== undefined)
   const generator = o.generator ?? defaultGenerator
   if (!Generator.isGenerator(generator)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
@@ -130,11 +132,14 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         gumbelStep,
         step: step(!uniforms),
         secondPlaceStep: step(secondPlaceProb > 0 && !secondPlaceUniforms),
+        assignment: slots,
+        rowOf: slots,
         ...settings,
         ...choice,
       })
     })
     const result = routeResult(x, made, { K, E, C, mask: tokens })
+    if (made.assignment !== null && made.rowOf !== null) keepSlots(result, [made.assignment, made.rowOf])
     record({
       op,
       inputs: [x, weight],

@@ -31,9 +31,18 @@ inline void apply_rules(TopkArgs& a, const Backend&) {
   if (a.K > a.E) fail(ErrorCode::option, "K must be at most %lld, got %lld", (long long)a.E, (long long)a.K);
 }
 
+template <class Args>
+void expect_slots(const Args& a) {
+  if (shape_size({a.E, a.B, a.C}) > INT32_MAX)
+    fail(ErrorCode::shape, "too many slots: %lld experts, %lld sequences, capacity %lld", (long long)a.E,
+         (long long)a.B, (long long)a.C);
+}
+
 inline void apply_rules(RouteArgs& a, const Backend&) {
   if (a.K > a.E) fail(ErrorCode::option, "K must be at most %lld, got %lld", (long long)a.E, (long long)a.K);
   if (a.second_density && a.K < 2) fail(ErrorCode::option, "secondDensity needs K of at least 2");
+  if (!a.assignment != !a.row_of) fail(ErrorCode::option, "assignment and rowOf come together");
+  if (a.assignment) expect_slots(a);
 }
 
 inline void apply_rules(AdafactorArgs& a, const Backend&) {
@@ -76,9 +85,7 @@ inline void apply_rules(RouterStatisticsArgs& a, const Backend&) {
 }
 
 inline void apply_rules(PlanSlotsArgs& a, const Backend&) {
-  if (shape_size({a.E, a.B, a.C}) > INT32_MAX)
-    fail(ErrorCode::shape, "too many slots: %lld experts, %lld sequences, capacity %lld", (long long)a.E,
-         (long long)a.B, (long long)a.C);
+  expect_slots(a);
 }
 
 template <class Args>

@@ -88,6 +88,7 @@ struct Layer {
     r.balance_loss = c.out(balance), r.z_loss = c.out(z), r.total_loss = c.out(total);
     r.probs = c.out(probs), r.logits = c.out(logits), r.lse = c.out(lse), r.density = c.out(density);
     r.second_density = s.has(kSecondLoss) ? c.out(second_density) : nullptr;
+    if (slots) r.assignment = c.out(assignment), r.row_of = c.out(row_of);
     r.dtype = dtype_of<T>();
     r.B = s.B, r.N = s.N, r.D = s.D, r.E = s.E, r.K = s.K, r.C = s.C;
     r.seed = p.seed, r.step = p.step, r.gumbel_step = p.gumbel_step;
@@ -112,6 +113,13 @@ struct Layer {
     if (slots) return run(c, &OpTable::plan_slots, PlanSlotsArgs{expert, at, to, row, s.B, s.N, s.K, s.E, s.C});
     return run(c, &OpTable::plan_sorted,
                PlanSortedArgs{expert, at, to, c.out(ends), row, s.tokens(), s.K, s.E, rows()});
+  }
+
+  // Of slots it is what the router has made already.
+  void check_plan(const std::string& name) {
+    const Indices of_router = assignment, rows_of_router = row_of;
+    expect_ok(plan(), name + " plan");
+    if (slots) expect(of_router == assignment && rows_of_router == row_of, name + ": the router's plan");
   }
 
   template <class Args>
@@ -189,7 +197,7 @@ struct Layer {
   void run(const std::string& name) {
     launches = 0;
     expect_ok(route(), name + " route");
-    expect_ok(plan(), name + " plan");
+    check_plan(name);
     expect_ok(expert_ffn(), name + " expert_ffn");
     const Shape& s = p.shape;
     const int64_t rounds = s.has(kNtlb) ? 3 * s.K - 1 : 0;  // count, scan and find slots for each choice
