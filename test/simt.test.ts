@@ -211,7 +211,7 @@ async function printed(script: string, env: Record<string, string> = {}) {
 
 test.skipIf(!built)('kernels of a forward and a backward; only uneven loads wait for the device', async () => {
   const trace = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'trace')
-  const { report, uneven, replay } = await printed('launches.mjs', { SIMT_TRACE: trace })
+  const { report, uneven, training, replay } = await printed('launches.mjs', { SIMT_TRACE: trace })
   expect(report.length).toBe(18)
   for (const { name, forward, backward } of report) {
     expect(forward.launch, name).toBeGreaterThan(0)
@@ -226,6 +226,7 @@ test.skipIf(!built)('kernels of a forward and a backward; only uneven loads wait
     expect(backward.gemm, name).toBe(name.includes('bf16') ? 3 + 3 * busy : 6)
     for (const waits of ['copy', 'wait']) expect(backward, name).not.toHaveProperty(waits)
   }
+  expect(training.launch).toBeLessThanOrEqual(118) // and two for the tokens of the next step
   expect(replay).toMatchObject({ graph: 1, copy: 1 })
   expect(replay).not.toHaveProperty('launch')
 })

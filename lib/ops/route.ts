@@ -1,4 +1,4 @@
-import { record } from '../autograd.js'
+import { newOrSum, record } from '../autograd.js'
 import { checkInteger, checkNumber, fail } from '../check.js'
 import { deviceIndex } from '../device.js'
 import { type DType, dtypeCode } from '../dtype.js'
@@ -161,12 +161,14 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         [dweight, dbalanceLoss, dzLoss, dtotalLoss],
         [x, w, expertIndex, kept, gate, probs, logits, lse, density, ...optional],
         [needX, needW],
+        addendOf,
       ) => {
         const [secondDensity = null, mask = null] = o.useSecondPlaceLoss ? optional : [null, ...optional]
         const saved = { x, w, expertIndex, kept, gate, probs, logits, lse, density, secondDensity, mask }
-        const asked = { dx: needX, dw: needW, ...settings }
+        const dxSum = needX && mask === null ? addendOf(0, true) : null
+        const asked = { dx: needX && dxSum === null, dw: needW, dxSum, ...settings }
         const { dx, dw } = native.routeBackward({ dweight, dbalanceLoss, dzLoss, dtotalLoss, ...saved, ...asked })
-        return [dx, dw]
+        return [newOrSum(dx, dxSum), dw]
       },
     })
     return result

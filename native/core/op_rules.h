@@ -45,6 +45,26 @@ inline void apply_rules(RouteArgs& a, const Backend&) {
   if (a.assignment) expect_slots(a);
 }
 
+template <class Args>
+void expect_one_dx(const Args& a) {
+  if (a.dx && a.dx_sum) fail(ErrorCode::option, "dx is an output or added to dxSum, not both");
+}
+inline void apply_rules(LinearBackwardArgs& a, const Backend&) {
+  expect_one_dx(a);
+}
+
+template <class Args>
+void expect_router_dx(const Args& a) {
+  expect_one_dx(a);
+  if (a.dx_sum && a.mask) fail(ErrorCode::option, "dxSum is for routings without a mask");
+}
+inline void apply_rules(RouteBackwardArgs& a, const Backend&) {
+  expect_router_dx(a);
+}
+inline void apply_rules(ExpertChoiceBackwardArgs& a, const Backend&) {
+  expect_router_dx(a);
+}
+
 inline void apply_rules(AdafactorArgs& a, const Backend&) {
   if (!a.row != !a.col) fail(ErrorCode::option, "row and col come together");
   if (!a.row && !a.v) fail(ErrorCode::option, "without row and col there must be v");

@@ -175,7 +175,8 @@ struct Layer {
     return run(c, &OpTable::expert_ffn_backward, g);
   }
 
-  Status route_backward() {
+  // To dx_router, or added to `sum`.
+  Status route_backward(std::vector<T>* sum = nullptr) {
     const Shape& s = p.shape;
     const std::vector<T> upstream[3] = {{T(p.cb)}, {T(p.cz)}, {T(p.ct)}};
     Call c(device);
@@ -186,12 +187,21 @@ struct Layer {
     g.expert_index = c.in(index), g.kept = c.in(kept), g.gate = c.in(gate), g.probs = c.in(probs);
     g.logits = c.in(logits), g.lse = c.in(lse), g.density = c.in(density);
     g.second_density = s.has(kSecondLoss) ? c.in(second_density) : nullptr, g.importance = s.has(kImportance);
-    g.dx = c.out(dx_router), g.dw = c.out(dw), g.dtype = dtype_of<T>();
+    g.dx = sum ? nullptr : c.out(dx_router), g.dx_sum = sum ? c.out(*sum) : nullptr;
+    g.dw = c.out(dw), g.dtype = dtype_of<T>();
     g.B = s.B, g.N = s.N, g.D = s.D, g.E = s.E, g.K = s.K;
     g.eps = 1e-9, g.balance_coef = p.balance_coef, g.z_coef = p.z_coef;
     g.noisy = s.has(kNoisy), g.training = !s.has(kEvaluation), g.differentiable_topk = s.has(kSoft);
     g.gate_normalization = s.normalization(), g.score_function = s.score;
     return run(c, &OpTable::route_backward, g);
+  }
+
+  void check_sum(const std::string& name) {
+    std::vector<T> sum(x), wanted(x);
+    for (size_t i = 0; i < x.size(); ++i) wanted[i] += dx_router[i];
+    expect_ok(route_backward(&sum), name + " route_backward, sum");
+    expect_close(Values(sum.begin(), sum.end()), Values(wanted.begin(), wanted.end()), name + " sum of dx",
+                 sizeof(T) == 4 ? 1e-6 : 1e-14);
   }
 
   void run(const std::string& name) {
@@ -210,6 +220,7 @@ struct Layer {
     expect_ok(route_backward(), name + " route_backward");
     const int64_t most_back = slots ? 14 : 20 + s.E / 64;  // zeros of experts without rows too
     expect(launches <= most_back, name + ": kernels of the backward pass", double(launches), double(most_back));
+    if (p.mask.empty()) check_sum(name);
   }
 
   std::vector<std::pair<const char*, const std::vector<T>*>> results() const {
