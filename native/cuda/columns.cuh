@@ -114,8 +114,10 @@ __global__ void __launch_bounds__(kBlock)
 #pragma unroll 4
       for (int64_t t = begin; t < end; ++t) {
         const ColumnTerms<T, N> terms = term(t, column);
+#pragma unroll
         for (int n = 0; n < N; ++n) sum[n].add(terms.value[n]);
       }
+#pragma unroll
       for (int n = 0; n < N; ++n) partial[(n * chunks + chunk) * columns + column] = sum[n].total();
     }
   }
