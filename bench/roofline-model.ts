@@ -70,11 +70,14 @@ const sector = 32
 
 /** Kernels that run a functor, which then has the name. */
 const wrappers = /^(?:rows|by_warp|vectors|elementwise)_kernel</
+const lastNames = /^rows_and_columns_kernel<.*\b([A-Za-z_]\w*)<[^<>]*> ?>\(/
 
 /** `st_moe::cuda::rows_kernel<256, st_moe::cuda::Activate<float, …> >(…)` → `Activate`. */
 export function kernelName(signature: string): string {
   const plain = signature.replaceAll(/st_moe::(?:cuda::)?|\(anonymous namespace\)::/g, '').replace(/^void /, '')
-  const functor = wrappers.test(plain) ? /<(?:\d+, )?(?:Fills<)?([A-Za-z_]\w*)/.exec(plain)?.[1] : null
+  const functor = wrappers.test(plain)
+    ? /<(?:\d+, )?(?:Fills<)?([A-Za-z_]\w*)/.exec(plain)?.[1]
+    : lastNames.exec(plain)?.[1]
   return functor ?? plain.replace(/[<(].*$/s, '').replace(/_kernel$/, '')
 }
 

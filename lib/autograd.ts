@@ -1,5 +1,6 @@
 import { currentRecorder, isGradEnabled } from './context.js'
 import { MoeError } from './errors.js'
+import { share } from './handles.js'
 import { type Handle, native } from './native.js'
 import type { Recorder } from './recorder.js'
 import { handleOf, setSource, sourceOf, type Tensor, type TensorMeta } from './tensor.js'
@@ -12,14 +13,18 @@ import { handleOf, setSource, sourceOf, type Tensor, type TensorMeta } from './t
 /**
  * Computes the gradients of the inputs of an op from those of its outputs. `grads[i]` is null if output i has none;
  * `needs[i]` tells whether input i needs one. `addend(i)` takes the gradient that input i has so far, if any: what is
- * returned for it must then be the sum. Reads all these handles without owning them; returns new ones.
+ * returned for it must then be the sum. With `own` only if nobody else has it: it may then become the sum in place.
+ * Reads all these handles without owning them; returns new ones.
  */
 export type Backward = (
   grads: readonly (Handle | null)[],
   saved: readonly Handle[],
   needs: readonly boolean[],
-  addend: (input: number) => Handle | null,
+  addend: (input: number, own?: boolean) => Handle | null,
 ) => readonly (Handle | null)[]
+
+/** What a backward returns for an input whose gradient is a new one, or has been added to an own addend. */
+export const newOrSum = (made: Handle | null, sum: Handle | null): Handle | null => (sum === null ? made : share(sum))
 
 /**
  * Instead of gradients: computes the outputs of an op again, recorded this time, and returns where the gradient of each
@@ -103,12 +108,12 @@ export class Node {
   /** Gradients of the inputs, or where those of the outputs go on. */
   run(
     grads: readonly (Handle | null)[],
-    addend: (edge: Edge) => Handle | null,
+    addend: (edge: Edge, own?: boolean) => Handle | null,
   ): { grads: readonly (Handle | null)[] } | { outputs: readonly Edge[] } {
     const saved = this.#live()
     if ('again' in this.#backward) return { outputs: this.#backward.again(saved) }
     const needs = this.edges.map((edge) => edge !== null)
-    return { grads: this.#backward(grads, saved, needs, (input) => addend(this.edges[input])) }
+    return { grads: this.#backward(grads, saved, needs, (input, own) => addend(this.edges[input], own)) }
   }
 
   #live(): readonly Handle[] {

@@ -93,17 +93,14 @@ class Pending {
     return grads
   }
 
-  /** Takes what an edge has so far. */
-  takeSoFar(edge: Edge): Handle | null {
+  /** Takes what an edge has so far; with `own` only what nobody else has. */
+  takeSoFar(edge: Edge, own = false): Handle | null {
     if (edge === null) return null
-    if ('leaf' in edge) {
-      const held = this.leaves.get(edge.leaf) ?? null
-      this.leaves.delete(edge.leaf)
-      return held
-    }
-    const grads = this.nodes.get(edge.node)
-    const held = grads?.[edge.output] ?? null
-    if (held !== null) grads![edge.output] = null
+    const grads = 'node' in edge ? this.nodes.get(edge.node) : undefined
+    const held = 'leaf' in edge ? this.leaves.get(edge.leaf) : grads?.[edge.output]
+    if (held === undefined || held === null || (own && !native.unique(held))) return null
+    if ('leaf' in edge) this.leaves.delete(edge.leaf)
+    else grads![edge.output] = null
     return held
   }
 
@@ -234,8 +231,8 @@ function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean): void
       const grads = pending.take(node)
       if (!grads) continue
       const addends: Handle[] = []
-      const addend = (edge: Edge): Handle | null => {
-        const held = pending.takeSoFar(edge)
+      const addend = (edge: Edge, own?: boolean): Handle | null => {
+        const held = pending.takeSoFar(edge, own)
         if (held !== null) addends.push(held)
         return held
       }

@@ -27,12 +27,15 @@ function nestedFrom(values: ArrayLike<number>, shape: readonly number[], offset 
 /** What a finalizer needs, apart from the Tensor itself. */
 interface Held {
   handle: Handle // 0 when disposed
+  beside: readonly Handle[]
   source: { node: Node; output: number } | null
 }
 
 function letGo(held: Held): void {
   if (held.handle === 0) return
   native.release(held.handle)
+  for (const handle of held.beside) native.release(handle)
+  held.beside = []
   held.handle = 0
   held.source?.node.release()
   held.source = null
@@ -61,6 +64,8 @@ export let isTensor: (value: unknown) => value is Tensor
 export let handleOf: (tensor: Tensor) => Handle
 /** A Tensor that takes ownership of a handle. */
 export let wrap: <D extends DType>(handle: Handle, meta: TensorMeta<D>) => Tensor<D>
+/** Hands over handles that are freed with a tensor. */
+export let keepBeside: (tensor: Tensor, handles: readonly Handle[]) => void
 export let sourceOf: (tensor: Tensor) => { node: Node; output: number } | null
 export let setSource: (tensor: Tensor, node: Node, output: number) => void
 export let leafHooksOf: (tensor: Tensor) => GradHook[]
@@ -107,7 +112,7 @@ export class Tensor<D extends DType = DType> {
     const { shape, dtype, device } = meta
     this.#meta = { shape: Object.freeze([...shape]), dtype, device }
     this.#size = sizeOf(shape)
-    this.#held = { handle, source: null }
+    this.#held = { handle, beside: [], source: null }
     finalizers.register(this, this.#held, this.#held)
     const scope = currentScope()
     if (scope) moveToScope(this, scope)
@@ -285,6 +290,9 @@ export class Tensor<D extends DType = DType> {
     isTensor = (value): value is Tensor => typeof value === 'object' && value !== null && #held in value
     handleOf = (tensor) => tensor.#held.handle
     wrap = (handle, meta) => new Tensor(adopt, handle, meta)
+    keepBeside = (tensor, handles) => {
+      tensor.#held.beside = handles
+    }
     sourceOf = (tensor) => tensor.#held.source
     setSource = (tensor, node, output) => {
       tensor.#held.source = { node, output }

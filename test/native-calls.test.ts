@@ -154,10 +154,11 @@ describe('an argument that does not fit is an error, and nothing is left of the 
 
   test.each(ops.map((op): [string, DeclaredOp] => [op.jsName, op]))('%s', (name, { args }) => {
     const tensors = args.filter(isTensor).map(tensorOf)
-    const value = (argument: DeclaredArgument): unknown =>
-      isTensor(argument)
-        ? make(argument, tensorOf(argument).dims)
-        : (letters[argument.name] ?? numbers[argument.macro] ?? 0)
+    const value = (argument: DeclaredArgument): unknown => {
+      if (argument.name === 'dxSum') return null // dx is an output
+      if (isTensor(argument)) return make(argument, tensorOf(argument).dims)
+      return letters[argument.name] ?? numbers[argument.macro] ?? 0
+    }
     const given = () => Object.fromEntries(args.map((argument) => [argument.name, value(argument)]))
     call(name, given())
     const floats = tensors.filter(({ element }) => element === 'real').length
@@ -218,6 +219,7 @@ describe('numbers and arrays', () => {
         native.attention({ q, k: q, v: q, mask: null, heads: 0, kvHeads: 1, scale: 1, causal: false })
       },
     ],
+    ['dx that is made and added to another', 'OPTION', () => linearBackward({ dx: true })],
     ['more entries than there are', 'OPTION', () => native.topk({ x: zeros([2, 3]), K: 4 })],
     ['threads', 'OPTION', () => native.setThreads(257)],
     ['a seed', 'OPTION', () => native.dropout({ x: zeros([2]), p: 0, seed: 2 ** 53, step: 0 })],
@@ -232,6 +234,10 @@ describe('numbers and arrays', () => {
   ]
   const i32 = (...numbers: number[]) =>
     held(native.fromData(Int32Array.from(numbers), dtypeCode('i32'), [numbers.length], 0))
+  const linearBackward = (given: { dx: boolean }) => {
+    const [x, dxSum] = [zeros([2, 3]), zeros([2, 3])]
+    native.linearBackward({ dy: x, x, w: zeros([3, 3]), dxSum, dw: false, dbias: false, compute: 0, ...given })
+  }
   const ffn = (change: { ends?: Handle | null; rowOf?: null }) => {
     const make = (text: string) => zeros(text.split(' ').map((name) => sizes[name]))
     const [w1, b1, multBias, w2, b2] = ['E G D', 'E G', 'E H', 'E D H', 'E D'].map(make)

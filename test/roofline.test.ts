@@ -32,6 +32,11 @@ describe('the roofline model', () => {
     ).toBe('FillOperand')
   })
 
+  test('of a pass over rows and columns, the name of what it does with a row', () => {
+    const terms = 'st_moe::cuda::GammaTerm<float>, st_moe::cuda::NormRow<float, 4> >(long, long)'
+    expect(kernelName(`void st_moe::cuda::rows_and_columns_kernel<32, float, 1, ${terms}`)).toBe('NormRow')
+  })
+
   test('a grouped GEMM is one launch', () => {
     const groups = { gemm: 'bf16 → bf16', groups: 8, flops: 4.8e10, bytes: 1e6 }
     const [work] = readWork(`${JSON.stringify(groups)}\n`)

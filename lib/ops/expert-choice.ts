@@ -1,4 +1,4 @@
-import { record } from '../autograd.js'
+import { newOrSum, record } from '../autograd.js'
 import { checkInteger } from '../check.js'
 import type { DType } from '../dtype.js'
 import { releaseAll } from '../handles.js'
@@ -51,8 +51,10 @@ export function expertChoice<D extends DType>(
         [dweight, dbalanceLoss, dzLoss, dtotalLoss],
         [x, w, kept, gate, logits, lse, mask = null],
         [needX, needW],
+        addendOf,
       ) => {
-        const asked = { dx: needX, dw: needW, ...settings }
+        const dxSum = needX && mask === null ? addendOf(0, true) : null
+        const asked = { dx: needX && dxSum === null, dw: needW, dxSum, ...settings }
         const saved = { x, w, mask, kept, gate, logits, lse }
         const { dx, dw } = native.expertChoiceBackward({
           dweight,
@@ -62,7 +64,7 @@ export function expertChoice<D extends DType>(
           ...saved,
           ...asked,
         })
-        return [dx, dw]
+        return [newOrSum(dx, dxSum), dw]
       },
     })
     return result

@@ -1,4 +1,4 @@
-import { record } from '../autograd.js'
+import { newOrSum, record } from '../autograd.js'
 import { checkOptions, fail, showShape } from '../check.js'
 import { type ComputeDType, checkComputeDType, type DType, dtypeCode } from '../dtype.js'
 import { native } from '../native.js'
@@ -50,10 +50,12 @@ export function linear<D extends DType>(
     inputs: [x, weight, bias ?? null],
     outputs: [out],
     saved: [x, weight],
-    backward: ([dy], [x, w], [needX, needW, needBias]) => {
-      const wanted = { dx: needX, dw: needW, dbias: needBias }
-      const { dx, dw, dbias } = native.linearBackward({ dy: dy!, x, w, compute, ...wanted })
-      return [dx, dw, dbias]
+    backward: ([dy], [x, w], [needX, needW, needBias], addendOf) => {
+      // Of q, k and v for example: the GEMM adds to the gradient that the input has already.
+      const dxSum = needX ? addendOf(0, true) : null
+      const wanted = { dx: needX && dxSum === null, dw: needW, dbias: needBias }
+      const { dx, dw, dbias } = native.linearBackward({ dy: dy!, x, w, dxSum, compute, ...wanted })
+      return [newOrSum(dx, dxSum), dw, dbias]
     },
   })
   return out

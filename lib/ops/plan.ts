@@ -1,7 +1,9 @@
 import { checkInteger, fail, showShape } from '../check.js'
+import type { Device } from '../device.js'
 import { within } from '../errors.js'
+import { share } from '../handles.js'
 import { type Handle, native } from '../native.js'
-import { checkTensor, handleOf, type Tensor } from '../tensor.js'
+import { checkTensor, handleOf, keepBeside, type Tensor } from '../tensor.js'
 import type { Routing } from './routing.js'
 
 /** Checks a routing of x [B, N, D]; returns E and C. */
@@ -31,9 +33,49 @@ export function checkChoices(
 
 // Plans say which rows the experts compute, see native/core/ops.inc. Their handles are the caller's.
 
+type SlotPlan = readonly [assignment: Handle, rowOf: Handle]
+
+/** The plan that a router made, of the tensors and sizes of its routing. */
+interface Routed {
+  plan: SlotPlan
+  expertIndex: Tensor
+  sizes: readonly number[]
+  versions: readonly number[]
+}
+
+/** By positions. */
+const routed = new WeakMap<Tensor, Routed>()
+
+const versionsOf = (...tensors: Tensor[]): number[] => tensors.map((tensor) => native.version(handleOf(tensor)))
+
+/** Whether most of E · B · C slots are empty: the capacity is then not what limits the experts. */
+const mostlyEmpty = (N: number, assignments: number, slots: number, C: number): boolean =>
+  slots > assignments && (C >= N || slots >= 4 * assignments)
+
+/** Whether the router should make the plan of slots: where the experts will have it, see {@link expertPlan}. */
+export function wantsSlots(device: Device, B: number, N: number, K: number, E: number, C: number): boolean {
+  return device !== 'cpu' && !mostlyEmpty(N, B * N * K, E * B * C, C) && E * B * C < 2 ** 31
+}
+
+/** Takes over the plan of slots of a routing, which lives as long as its positions. */
+export function keepSlots({ expertIndex, position, numExperts, capacity }: Routing, plan: SlotPlan): void {
+  keepBeside(position, plan)
+  const versions = versionsOf(expertIndex, position)
+  routed.set(position, { plan, expertIndex, sizes: [numExperts, capacity], versions })
+}
+
+/** That of the router, if the routing is still as the router made it. */
+function keptSlots({ expertIndex, position }: Routing, E: number, C: number): SlotPlan | null {
+  const made = routed.get(position)
+  if (!made || made.expertIndex !== expertIndex || made.sizes[0] !== E || made.sizes[1] !== C) return null
+  return versionsOf(expertIndex, position).every((version, i) => version === made.versions[i]) ? made.plan : null
+}
+
 /** A row for each slot [E, B, C]. */
-export function slotPlan(op: string, routing: Routing, E: number, C: number): [assignment: Handle, rowOf: Handle] {
+export function slotPlan(op: string, routing: Routing, E: number, C: number): SlotPlan {
   const { expertIndex, position } = routing
+  const kept = keptSlots(routing, E, C)
+  if (kept) return [share(kept[0]), share(kept[1])]
   const made = within(op, () =>
     native.planSlots({ expertIndex: handleOf(expertIndex), position: handleOf(position), E, C }),
   )
@@ -49,13 +91,12 @@ export function expertPlan(
   routing: Routing,
   E: number,
   C: number,
-): [assignment: Handle, rowOf: Handle] | [assignment: Handle, rowOf: Handle, ends: Handle] {
+): SlotPlan | readonly [assignment: Handle, rowOf: Handle, ends: Handle] {
   const { expertIndex, position } = routing
   const [B, N] = expertIndex.shape
   const slots = E * B * C
+  if (expertIndex.device !== 'cpu' && !mostlyEmpty(N, expertIndex.size, slots, C)) return slotPlan(op, routing, E, C)
   const R = Math.min(expertIndex.size, slots)
-  const mostlyEmpty = slots > R && (C >= N || slots >= 4 * R)
-  if (expertIndex.device !== 'cpu' && !mostlyEmpty) return slotPlan(op, routing, E, C)
   const made = within(op, () =>
     native.planSorted({ expertIndex: handleOf(expertIndex), position: handleOf(position), E, R }),
   )

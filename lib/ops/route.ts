@@ -1,4 +1,4 @@
-import { record } from '../autograd.js'
+import { newOrSum, record } from '../autograd.js'
 import { checkInteger, checkNumber, fail } from '../check.js'
 import { deviceIndex } from '../device.js'
 import { type DType, dtypeCode } from '../dtype.js'
@@ -8,6 +8,7 @@ import { type Handle, native } from '../native.js'
 import { pick } from '../options.js'
 import { defaultGenerator, Generator, restoringOnError } from '../random.js'
 import { checkTensor, handleOf, type Tensor } from '../tensor.js'
+import { keepSlots, wantsSlots } from './plan.js'
 import {
   checkChoice,
   gateNormalizations,
@@ -91,6 +92,7 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
     ntlb: o.ntlb,
     secondDensity: o.useSecondPlaceLoss,
   }
+  const slots = wantsSlots(device, B, N, K, E, C)
   const drawsGumbel = o.noiseGates || o.sampleExperts || (secondPlaceProb > 0 && o.secondPlaceTemperature !== undefined)
   const generator = o.generator ?? defaultGenerator
   if (!Generator.isGenerator(generator)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
@@ -130,11 +132,14 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         gumbelStep,
         step: step(!uniforms),
         secondPlaceStep: step(secondPlaceProb > 0 && !secondPlaceUniforms),
+        assignment: slots,
+        rowOf: slots,
         ...settings,
         ...choice,
       })
     })
     const result = routeResult(x, made, { K, E, C, mask: tokens })
+    if (made.assignment !== null && made.rowOf !== null) keepSlots(result, [made.assignment, made.rowOf])
     record({
       op,
       inputs: [x, weight],
@@ -156,12 +161,14 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         [dweight, dbalanceLoss, dzLoss, dtotalLoss],
         [x, w, expertIndex, kept, gate, probs, logits, lse, density, ...optional],
         [needX, needW],
+        addendOf,
       ) => {
         const [secondDensity = null, mask = null] = o.useSecondPlaceLoss ? optional : [null, ...optional]
         const saved = { x, w, expertIndex, kept, gate, probs, logits, lse, density, secondDensity, mask }
-        const asked = { dx: needX, dw: needW, ...settings }
+        const dxSum = needX && mask === null ? addendOf(0, true) : null
+        const asked = { dx: needX && dxSum === null, dw: needW, dxSum, ...settings }
         const { dx, dw } = native.routeBackward({ dweight, dbalanceLoss, dzLoss, dtotalLoss, ...saved, ...asked })
-        return [dx, dw]
+        return [newOrSum(dx, dxSum), dw]
       },
     })
     return result

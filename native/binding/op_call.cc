@@ -201,7 +201,7 @@ class OpCall {
     return call_.give(given_, outputs_);
   }
 
-  static constexpr size_t kMaxOutputs = 15;
+  static constexpr size_t kMaxOutputs = 16;
   Call& call_;
   const OpInfo& op_;
   alignas(16) char args_[kMaxArgsSize];

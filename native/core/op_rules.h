@@ -31,9 +31,38 @@ inline void apply_rules(TopkArgs& a, const Backend&) {
   if (a.K > a.E) fail(ErrorCode::option, "K must be at most %lld, got %lld", (long long)a.E, (long long)a.K);
 }
 
+template <class Args>
+void expect_slots(const Args& a) {
+  if (shape_size({a.E, a.B, a.C}) > INT32_MAX)
+    fail(ErrorCode::shape, "too many slots: %lld experts, %lld sequences, capacity %lld", (long long)a.E,
+         (long long)a.B, (long long)a.C);
+}
+
 inline void apply_rules(RouteArgs& a, const Backend&) {
   if (a.K > a.E) fail(ErrorCode::option, "K must be at most %lld, got %lld", (long long)a.E, (long long)a.K);
   if (a.second_density && a.K < 2) fail(ErrorCode::option, "secondDensity needs K of at least 2");
+  if (!a.assignment != !a.row_of) fail(ErrorCode::option, "assignment and rowOf come together");
+  if (a.assignment) expect_slots(a);
+}
+
+template <class Args>
+void expect_one_dx(const Args& a) {
+  if (a.dx && a.dx_sum) fail(ErrorCode::option, "dx is an output or added to dxSum, not both");
+}
+inline void apply_rules(LinearBackwardArgs& a, const Backend&) {
+  expect_one_dx(a);
+}
+
+template <class Args>
+void expect_router_dx(const Args& a) {
+  expect_one_dx(a);
+  if (a.dx_sum && a.mask) fail(ErrorCode::option, "dxSum is for routings without a mask");
+}
+inline void apply_rules(RouteBackwardArgs& a, const Backend&) {
+  expect_router_dx(a);
+}
+inline void apply_rules(ExpertChoiceBackwardArgs& a, const Backend&) {
+  expect_router_dx(a);
 }
 
 inline void apply_rules(AdafactorArgs& a, const Backend&) {
@@ -76,9 +105,7 @@ inline void apply_rules(RouterStatisticsArgs& a, const Backend&) {
 }
 
 inline void apply_rules(PlanSlotsArgs& a, const Backend&) {
-  if (shape_size({a.E, a.B, a.C}) > INT32_MAX)
-    fail(ErrorCode::shape, "too many slots: %lld experts, %lld sequences, capacity %lld", (long long)a.E,
-         (long long)a.B, (long long)a.C);
+  expect_slots(a);
 }
 
 template <class Args>

@@ -42,12 +42,13 @@ static void linear_forward(const Context& ctx, const LinearArgs& args) {
 template <class T>
 static void linear_gradients(const Context& ctx, const LinearBackwardArgs& args) {
   const T* dy = static_cast<const T*>(args.dy);
-  if (args.dx) {
+  if (args.dx || args.dx_sum) {
     GemmProblem<T> p{};
     p.M = args.T, p.N = args.I, p.K = args.O;
     p.a = {dy, args.O, 1};
     p.b = {static_cast<const T*>(args.w), args.I, 1};
-    p.c = static_cast<T*>(args.dx);
+    p.c = static_cast<T*>(args.dx ? args.dx : args.dx_sum);
+    p.accumulate = args.dx_sum != nullptr;
     p.c_stride = args.I;
     p.packed_b = PackedWeights<T>(ctx, args.w_packed, p.b, 1, 0, p.K, p.N, args.compute).at(0);
     gemm(ctx, &p, 1, args.compute);

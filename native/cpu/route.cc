@@ -227,6 +227,15 @@ struct Router {
     return false;
   }
 
+  int64_t row(int64_t b, int64_t e, int64_t slot) const { return (e * args.B + b) * args.C + slot; }
+
+  // The row of an assignment that has its slot, or none.
+  void place(int64_t b, int64_t e, int64_t i) const {
+    const bool kept = args.position[i] >= 0;
+    args.row_of[i] = kept ? static_cast<int32_t>(row(b, e, args.position[i])) : -1;
+    if (kept) args.assignment[args.row_of[i]] = static_cast<int32_t>(i);
+  }
+
   // Slots and weights of one sequence, by k, then token. used, first, second [E]: slots taken, assignments that count
   // in f, and second choices.
   void assign_slots(int64_t b, int64_t* used, int64_t* first, int64_t* second) const {
@@ -234,6 +243,8 @@ struct Router {
     Scratch<int32_t> order(args.prioritized ? N : 0);
     if (args.prioritized) by_priority(b, order.get());
     for (int64_t e = 0; e < E; ++e) used[e] = first[e] = second[e] = 0;
+    for (int64_t e = 0; args.assignment && e < E; ++e)
+      for (int64_t slot = 0; slot < args.C; ++slot) args.assignment[row(b, e, slot)] = -1;
     for (int64_t k = 0; k < K; ++k)
       for (int64_t n = 0; n < N; ++n) {
         const int64_t t = b * N + (args.prioritized ? order[n] : n), i = t * K + k;
@@ -243,6 +254,7 @@ struct Router {
         if (k == 1 && !masked(t)) ++second[e];
         args.kept[i] = kept;
         args.position[i] = kept ? static_cast<int32_t>(used[e]++) : -1;
+        if (args.assignment) place(b, e, i);
         if (!kept) weight[i] = 0;
       }
     if (numbers.normalization != GateNormalization::kept) return;
@@ -320,6 +332,7 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
 }
 
 void route(const Context& ctx, const RouteArgs& args) {
+  if (args.assignment) check_assignment_count(args.B * args.N, args.K);
   dispatch_float(args.dtype, [&](auto zero) { route_as<decltype(zero)>(ctx, args); });
 }
 

@@ -54,8 +54,8 @@ struct Unmasked {
   int64_t in_sequence(int64_t b) const { return offset[b + 1] - offset[b]; }
 };
 
-// dw = dlᵀ x and dx = dl · w of the gradient dl [unmasked tokens, E] of the logits. It holds no other rows: a masked
-// row of x may be anything, even NaN, and must not reach dw.
+// dw = dlᵀ x and dx, or its part of dx_sum, = dl · w of the gradient dl [unmasked tokens, E] of the logits. It holds no
+// other rows: a masked row of x may be anything, even NaN, and must not reach dw.
 template <class T, class Args>
 static void input_gradients(const Context& ctx, const Args& args, const Unmasked& unmasked, const T* dl) {
   const int64_t D = args.D, E = args.E, tokens = args.B * args.N;
@@ -65,10 +65,11 @@ static void input_gradients(const Context& ctx, const Args& args, const Unmasked
     const GemmProblem<T> problem{E, D, unmasked.count, {dl, 1, E}, {x, D, 1, rows}, static_cast<T*>(args.dw), D};
     gemm(ctx, &problem, 1);
   }
-  if (!args.dx) return;
-  T* dx = static_cast<T*>(args.dx);
+  T* dx = static_cast<T*>(args.dx ? args.dx : args.dx_sum);
+  if (!dx) return;
   Scratch<T> packed(args.mask ? unmasked.count * D : 0);
-  const GemmProblem<T> problem{unmasked.count, D, E, {dl, E, 1}, {w, D, 1}, args.mask ? packed.get() : dx, D};
+  GemmProblem<T> problem{unmasked.count, D, E, {dl, E, 1}, {w, D, 1}, args.mask ? packed.get() : dx, D};
+  problem.accumulate = args.dx_sum != nullptr;
   gemm(ctx, &problem, 1);
   if (!args.mask) return;
   Scratch<int32_t> packed_row(tokens);

@@ -106,30 +106,22 @@ void attention(const Context& ctx, const AttentionArgs& args) {
 template <class T>
 struct AttentionInputs {
   const T *dy, *q, *k, *v, *lse;
-  const T* delta;  // [B, heads, Nq]: <dy, y>
+  T* delta;  // [B, heads, Nq]: <dy, y>, which dq writes and dkv reads
   T factor;
 };
 
-// delta of one query of one head
+// <dy, y> of a query by the kSide threads that have its row; all of them get it. `row`: of the tile.
 template <class T>
-struct DeltaRow {
-  const T *dy, *y;
-  T* delta;
-  AttentionShape shape;
-
-  template <class Group>
-  __device__ void operator()(int64_t row, Group group) const {
-    const int64_t at = shape.query_offset(row / shape.Nq) + row % shape.Nq * shape.width;
-    double sum = 0;
-    for (int64_t j = group.lane(); j < shape.d; j += Group::size) sum += static_cast<double>(dy[at + j]) * y[at + j];
-    sum = group.sum(sum);
-    if (group.lane() == 0) delta[row] = static_cast<T>(sum);
-  }
-};
+__device__ static inline T row_product(const HeadRows<T>& dy, const HeadRows<T>& y, int64_t row) {
+  double sum = 0;
+  for (int64_t j = threadIdx.x % kSide; row < dy.count && j < dy.d; j += kSide)
+    sum += static_cast<double>(dy.data[row * dy.stride + j]) * static_cast<double>(y.data[row * y.stride + j]);
+  return static_cast<T>(reduce_row(sum, Sum{}));
+}
 
 template <class T, int kSlices>
 __global__ void __launch_bounds__(kBlock)
-    attention_dq_kernel(AttentionShape shape, TaskGrid grid, AttentionInputs<T> in, T* dq) {
+    attention_dq_kernel(AttentionShape shape, TaskGrid grid, AttentionInputs<T> in, const T* y, T* dq) {
   constexpr int M = Tile<T>::micro, size = Tile<T>::size;
   __shared__ TileMemory<T> memory;
   const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
@@ -137,13 +129,15 @@ __global__ void __launch_bounds__(kBlock)
     const TileTask task = grid.task(i, size, TileSums<T, kSlices>::columns);
     const HeadRows<T> queries = shape.queries(in.q, task.head).from(task.first_row);
     const HeadRows<T> gradients = shape.queries(in.dy, task.head).from(task.first_row);
+    const HeadRows<T> outputs = shape.queries(y, task.head).from(task.first_row);
     const int64_t b = task.head / shape.heads, kv_head = shape.kv_head(task.head);
     const int64_t last_row = (task.first_row + size < shape.Nq ? task.first_row + size : shape.Nq) - 1;
     T lse[M], delta[M];
     for (int r = 0; r < M; ++r) {
       const int64_t query = task.first_row + ty * M + r, at = task.head * shape.Nq + query;
       lse[r] = query < shape.Nq ? in.lse[at] : T(0);
-      delta[r] = query < shape.Nq ? in.delta[at] : T(0);
+      delta[r] = row_product(gradients, outputs, ty * M + r);
+      if (tx == 0 && task.first_column == 0 && query < shape.Nq) in.delta[at] = delta[r];
     }
     TileSums<T, kSlices> sums;
     sums.clear();
@@ -229,9 +223,7 @@ template <class T, int kSlices>
 static void attention_gradients(const Context& ctx, const AttentionBackwardArgs& args) {
   const AttentionShape shape = shape_of(args);
   const T* dy = static_cast<const T*>(args.dy);
-  const int64_t rows = shape.B * shape.heads * shape.Nq;
-  const Scratch<T> delta(ctx, rows);
-  for_rows(ctx, rows, shape.d, DeltaRow<T>{dy, static_cast<const T*>(args.y), delta.get(), shape});
+  const Scratch<T> delta(ctx, shape.B * shape.heads * shape.Nq);
   const AttentionInputs<T> in{dy,
                               static_cast<const T*>(args.q),
                               static_cast<const T*>(args.k),
@@ -243,7 +235,7 @@ static void attention_gradients(const Context& ctx, const AttentionBackwardArgs&
   const TaskGrid over_keys = grid_of<T, kSlices>(shape, shape.kv_heads, shape.Nk);
   if (over_queries.count() > 0) {
     launch(ctx, attention_dq_kernel<T, kSlices>, grid_for(over_queries.count(), 1), kBlock, 0, shape, over_queries, in,
-           static_cast<T*>(args.dq));
+           static_cast<const T*>(args.y), static_cast<T*>(args.dq));
   }
   if (over_keys.count() > 0) {
     launch(ctx, attention_dkv_kernel<T, kSlices>, grid_for(over_keys.count(), 1), kBlock, 0, shape, over_keys, in,

@@ -104,12 +104,11 @@ struct LayernormBackwardRow {
 template <class T>
 struct WeightAndBiasTerm {
   const T *dy, *x;
-  const Moments* saved;  // [T], or null: no dweight
+  const Moments* saved;  // [T]
   int64_t D;
 
   __device__ ColumnTerms<T, 2> operator()(int64_t t, int64_t j) const {
     const T g = dy[t * D + j];
-    if (!saved) return {{T(0), g}};
     return {{g * ((x[t * D + j] - static_cast<T>(saved[t].mean)) * static_cast<T>(saved[t].inverse_std)), g}};
   }
 };
@@ -117,22 +116,21 @@ struct WeightAndBiasTerm {
 template <class T>
 static void normalize_backward(const Context& ctx, const LayernormBackwardArgs& args) {
   const T *dy = static_cast<const T*>(args.dy), *x = static_cast<const T*>(args.x);
-  const Scratch<Moments> saved(ctx, args.dweight ? args.T : 0);
-  if (args.dx || args.dweight) {
-    const T* weight = static_cast<const T*>(args.weight);
-    T* dx = static_cast<T*>(args.dx);
-    dispatch_width<vector_width<T>>(args.D, aligned(dy, x, weight, dx), [&](auto n) {
-      for_rows(ctx, args.T, args.D, LayernormBackwardRow<T, n>{dy, x, weight, dx, saved.get(), args.D, args.eps});
-    });
-  }
-  if (args.dweight || args.dbias) {
-    sum_columns(ctx, 1, args.T, args.D, WeightAndBiasTerm<T>{dy, x, saved.get(), args.D},
-                ColumnSums<T, 2>{{static_cast<T*>(args.dweight), static_cast<T*>(args.dbias)}});
-  }
+  const bool sums_columns = args.dweight || args.dbias;
+  const Scratch<Moments> saved(ctx, sums_columns ? args.T : 0);
+  const T* weight = static_cast<const T*>(args.weight);
+  T *dx = static_cast<T*>(args.dx), *dweight = static_cast<T*>(args.dweight), *dbias = static_cast<T*>(args.dbias);
+  if (!dx && !dweight) return sum_columns(ctx, 1, args.T, args.D, dy, dbias);
+  dispatch_width<vector_width<T>>(args.D, aligned(dy, x, weight, dx), [&](auto n) {
+    const LayernormBackwardRow<T, n> row{dy, x, weight, dx, saved.get(), args.D, args.eps};
+    if (!sums_columns) return for_rows(ctx, args.T, args.D, row);
+    sum_columns_of_rows(ctx, args.T, args.D, row, WeightAndBiasTerm<T>{dy, x, saved.get(), args.D},
+                        ColumnSums<T, 2>{{dweight, dbias}});
+  });
 }
 
 void layernorm_backward(const Context& ctx, const LayernormBackwardArgs& args) {
-  if (args.D == 0) return;
+  if (args.D == 0 || (!args.dx && !args.dweight && !args.dbias)) return;
   dispatch_float(args.dtype, [&](auto zero) { normalize_backward<decltype(zero)>(ctx, args); });
 }
 

@@ -47,10 +47,12 @@ void linear(const Context& ctx, const LinearArgs& args) {
                     [&](auto zero, auto operand) { forward<decltype(zero), decltype(operand)>(ctx, args); });
 }
 
-// dx [T, I] = dy [T, O] · w [O, I]
+// dx [T, I] = dy [T, O] · w [O, I], or dx_sum += that
 static void input_gradient(const Context& ctx, const LinearBackwardArgs& args, const Matrix& dy, const Matrix& w) {
-  multiply(ctx, args.compute, args.dtype,
-           Gemm{args.T, args.I, dy.columns, dy.data, w.data, args.dx, dy.columns, w.columns, args.I});
+  void* to = args.dx ? args.dx : args.dx_sum;
+  Gemm p{args.T, args.I, dy.columns, dy.data, w.data, to, dy.columns, w.columns, args.I};
+  p.accumulate = args.dx_sum != nullptr;
+  multiply(ctx, args.compute, args.dtype, p);
 }
 
 // dw [O, I] = dyᵀ · x
@@ -62,13 +64,14 @@ static void weight_gradient(const Context& ctx, const LinearBackwardArgs& args, 
 
 template <class T, class O>
 static void backward(const Context& ctx, const LinearBackwardArgs& args) {
-  const bool products = args.dx || args.dw;
+  const bool wants_dx = args.dx || args.dx_sum, products = wants_dx || args.dw;
   const OperandRows<T, O> dy(ctx, args.dy, products ? args.T : 0, args.O);
   const OperandRows<T, O> x(ctx, args.x, args.dw ? args.T : 0, args.I);
-  OperandWeight<T, O> w(ctx, args.w, args.compute, args.dx ? 1 : 0, args.O, args.I, args.dx ? args.w_packed : nullptr);
+  OperandWeight<T, O> w(ctx, args.w, args.compute, wants_dx ? 1 : 0, args.O, args.I,
+                        wants_dx ? args.w_packed : nullptr);
   fill_operands(ctx, dy.fill(), x.fill(), w.fill());
   w.filled();
-  if (args.dx) input_gradient(ctx, args, dy.get(), w.get());
+  if (wants_dx) input_gradient(ctx, args, dy.get(), w.get());
   if (args.dw) weight_gradient(ctx, args, dy.get(), x.get());
   if (args.dbias) {
     sum_columns(ctx, 1, args.T, args.O, static_cast<const T*>(args.dy), static_cast<T*>(args.dbias));

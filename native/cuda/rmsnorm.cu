@@ -103,12 +103,11 @@ static void normalize_backward(const Context& ctx, const RmsnormBackwardArgs& ar
   T* dx = static_cast<T*>(args.dx);
   const Scratch<T> factor(ctx, args.dgamma ? args.T : 0);
   dispatch_width<vector_width<T>>(args.D, aligned(dy, x, gamma, addend, dx), [&](auto n) {
-    for_rows(ctx, args.T, args.D, RmsnormBackwardRow<T, n>{dy, x, gamma, addend, dx, factor.get(), args.D});
+    const RmsnormBackwardRow<T, n> row{dy, x, gamma, addend, dx, factor.get(), args.D};
+    if (!args.dgamma) return for_rows(ctx, args.T, args.D, row);
+    sum_columns_of_rows(ctx, args.T, args.D, row, GammaTerm<T>{dy, x, factor.get(), args.D},
+                        ColumnSums<T, 1>{{static_cast<T*>(args.dgamma)}});
   });
-  if (args.dgamma) {
-    sum_columns(ctx, 1, args.T, args.D, GammaTerm<T>{dy, x, factor.get(), args.D},
-                ColumnSums<T, 1>{{static_cast<T*>(args.dgamma)}});
-  }
 }
 
 void rmsnorm_backward(const Context& ctx, const RmsnormBackwardArgs& args) {

@@ -124,12 +124,20 @@ __device__ double Router<T>::second_places(int64_t b, int64_t e, double tokens, 
   return 0.5 * f * (prob / tokens);
 }
 
+// The slots of one expert and sequence that no assignment gets, by a warp.
+template <class T>
+__device__ void Router<T>::clear_slots(int64_t b, int64_t e, int64_t used, int lane) const {
+  if (!assignment) return;
+  for (int64_t slot = used + lane; slot < C; slot += kWarp) assignment[row(b, e, slot)] = -1;
+}
+
 // For one expert and sequence, by a warp: scans the counters and writes f. Returns f · P.
 template <class T>
 __device__ double Router<T>::scan(int64_t b, int64_t e, int lane) const {
   int32_t first = 0, tokens = 0;
   double prob = 0, squares = 0;
   const int32_t all = scan_tiles(b, e, 0, K, 0, lane, &first);
+  if (!ntlb) clear_slots(b, e, all, lane);
   for (int64_t i = b * tiles + lane; i < (b + 1) * tiles; i += kWarp) {
     prob += prob_sum[i * E + e];
     squares += z_sum[i];
@@ -180,6 +188,10 @@ __device__ void Router<T>::find_slots(int64_t work, int64_t k, int lane) const {
     kept[i] = has_slot;
     position[i] = has_slot ? slot : -1;
     if (!has_slot) weight[i] = 0;
+    if (!assignment) continue;
+    const int64_t to = has_slot ? row(work / tiles, e, slot) : -1;
+    row_of[i] = static_cast<int32_t>(to);
+    if (has_slot) assignment[to] = static_cast<int32_t>(i);
   }
 }
 
@@ -193,6 +205,7 @@ struct ScanChoice {
     const int32_t before = k > 0 ? r.taken[i] : 0, all = r.scan_tiles(i / r.E, i % r.E, k, k + 1, before, lane, &first);
     __syncwarp();  // a lane may still read
     if (lane == 0) r.taken[i] = all;
+    if (k == r.K - 1) r.clear_slots(i / r.E, i % r.E, all, lane);
   }
 };
 
@@ -249,6 +262,7 @@ static Router<T> router_of(const Context& ctx, const RouteArgs& args) {
   r.expert_bias = static_cast<const T*>(args.expert_bias);
   r.threshold = args.threshold, r.mask = args.mask;
   r.expert_index = args.expert_index, r.kept = args.kept, r.position = args.position;
+  r.assignment = args.assignment, r.row_of = args.row_of;
   r.gate = static_cast<T*>(args.gate), r.weight = static_cast<T*>(args.weight);
   r.probs = static_cast<T*>(args.probs), r.lse = static_cast<T*>(args.lse);
   r.density = static_cast<T*>(args.density), r.logits = static_cast<T*>(args.logits);

@@ -17,6 +17,7 @@ struct Router {
   const float* threshold;
   const int32_t* mask;
   int32_t *expert_index, *kept, *position;
+  int32_t *assignment, *row_of;  // both or none
   T *gate, *weight, *probs, *lse, *density, *second_density, *logits;
   int64_t B, N, E, K, C, groups, top_groups, tile, tiles;  // tiles of `tile` tokens in each sequence
   Sample sample, gumbel_sample, second_place_sample;
@@ -40,6 +41,7 @@ struct Router {
   // −1: none.
   __device__ int32_t first_choice(int64_t t) const { return partial(t) ? -1 : expert_index[t * K]; }
   __device__ int64_t token(int64_t i) const { return order ? order[i] : i; }
+  __device__ int64_t row(int64_t b, int64_t e, int64_t slot) const { return (e * B + b) * C + slot; }
   // Whether token t asks for a slot of its expert k.
   __device__ bool asks(int64_t t, int64_t k) const {
     for (int64_t i = t * K; ntlb && i < t * K + k; ++i)
@@ -64,6 +66,7 @@ struct Router {
   __device__ int32_t scan_tiles(int64_t b, int64_t e, int64_t first_k, int64_t last_k, int32_t carry, int lane,
                                 int32_t* first) const;
   __device__ double second_places(int64_t b, int64_t e, double tokens, int lane) const;
+  __device__ void clear_slots(int64_t b, int64_t e, int64_t used, int lane) const;
   __device__ double scan(int64_t b, int64_t e, int lane) const;
   __device__ void find_slots(int64_t work, int64_t k, int lane) const;
 };

@@ -148,8 +148,8 @@ struct ClearMasked {
   }
 };
 
-// dw = dlᵀ x and dx = dl · w of the gradient dl [B, N, E] of the logits, whose masked rows are zero. A masked row of x
-// may be anything, even NaN, and must not reach dw.
+// dw = dlᵀ x and dx, or its part of dx_sum, = dl · w of the gradient dl [B, N, E] of the logits, whose masked rows are
+// zero. A masked row of x may be anything, even NaN, and must not reach dw.
 template <class T, class Args>
 void input_gradients(const Context& ctx, const Args& args, const T* dl) {
   const int64_t D = args.D, E = args.E, tokens = args.B * args.N;
@@ -162,9 +162,11 @@ void input_gradients(const Context& ctx, const Args& args, const T* dl) {
     gemm.transpose_a = true;
     multiply(ctx, args.dtype, args.dtype, gemm);
   }
-  if (args.dx && tokens > 0) {
-    multiply(ctx, args.dtype, args.dtype, Gemm{tokens, D, E, dl, args.w, args.dx, E, D, D});
-    T* dx = static_cast<T*>(args.dx);
+  if (void* to = args.dx ? args.dx : args.dx_sum; to && tokens > 0) {
+    Gemm gemm{tokens, D, E, dl, args.w, to, E, D, D};
+    gemm.accumulate = args.dx_sum != nullptr;
+    multiply(ctx, args.dtype, args.dtype, gemm);
+    T* dx = static_cast<T*>(to);
     if (masks) elementwise(ctx, tokens * D, ClearMasked<T>{dx, dx, args.mask, D});
   }
 }

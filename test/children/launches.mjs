@@ -1,7 +1,19 @@
 // Prints what one forward and one backward of the layer do on the GPU: kernels, GEMMs, copies, waits. The emulator
 // writes each down in the file SIMT_TRACE.
 import { readFileSync } from 'node:fs'
-import { AdamW, captureStep, MoE, noGrad, randn, scope } from '../../dist/index.js'
+import {
+  AdamW,
+  CharacterTokenizer,
+  captureStep,
+  clipGradNorm,
+  crossEntropy,
+  LanguageModel,
+  MoE,
+  noGrad,
+  randn,
+  scope,
+  zeros,
+} from '../../dist/index.js'
 
 const lines = () => readFileSync(process.env.SIMT_TRACE, 'utf8').split('\n').slice(0, -1)
 
@@ -60,10 +72,26 @@ for (const [name, options, shape] of [
   })
 }
 
+// A training step of a model with the layers and tensors of the demo's.
+const tokenizer = CharacterTokenizer.of('abcdefgh')
+const model = new LanguageModel({ tokenizer, context: 16, dim: 16, heads: 2, layers: 3, experts: 8 }).to('cuda')
+const trainer = new AdamW(model.parameters())
+const tokens = zeros([8, 16], { dtype: 'i32', device: 'cuda' })
+const train = () =>
+  scope(() => {
+    trainer.zeroGrad()
+    const { logits, routed } = model.forward(tokens)
+    routed.reduce((sum, { totalAuxLoss }) => sum.add(totalAuxLoss), crossEntropy(logits, tokens)).backward()
+    clipGradNorm(model.parameters(), 1, { wait: false })
+    trainer.step()
+  })
+train() // makes the state of the optimizer
+const { counts: training } = counted(train)
+
 const weights = randn([16], { device: 'cuda', requiresGrad: true })
 weights.square().sum().backward() // captured, a gradient is added to the one that is there
 const step = captureStep(() => weights.mul(weights).sum().backward(), { device: 'cuda' })
 step.replay()
 step.replay()
 const replay = counted(() => step.replay()).counts
-console.log(JSON.stringify({ report, uneven, replay }))
+console.log(JSON.stringify({ report, uneven, training, replay }))

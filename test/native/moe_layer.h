@@ -88,6 +88,7 @@ struct Layer {
     r.balance_loss = c.out(balance), r.z_loss = c.out(z), r.total_loss = c.out(total);
     r.probs = c.out(probs), r.logits = c.out(logits), r.lse = c.out(lse), r.density = c.out(density);
     r.second_density = s.has(kSecondLoss) ? c.out(second_density) : nullptr;
+    if (slots) r.assignment = c.out(assignment), r.row_of = c.out(row_of);
     r.dtype = dtype_of<T>();
     r.B = s.B, r.N = s.N, r.D = s.D, r.E = s.E, r.K = s.K, r.C = s.C;
     r.seed = p.seed, r.step = p.step, r.gumbel_step = p.gumbel_step;
@@ -112,6 +113,13 @@ struct Layer {
     if (slots) return run(c, &OpTable::plan_slots, PlanSlotsArgs{expert, at, to, row, s.B, s.N, s.K, s.E, s.C});
     return run(c, &OpTable::plan_sorted,
                PlanSortedArgs{expert, at, to, c.out(ends), row, s.tokens(), s.K, s.E, rows()});
+  }
+
+  // Of slots it is what the router has made already.
+  void check_plan(const std::string& name) {
+    const Indices of_router = assignment, rows_of_router = row_of;
+    expect_ok(plan(), name + " plan");
+    if (slots) expect(of_router == assignment && rows_of_router == row_of, name + ": the router's plan");
   }
 
   template <class Args>
@@ -167,7 +175,8 @@ struct Layer {
     return run(c, &OpTable::expert_ffn_backward, g);
   }
 
-  Status route_backward() {
+  // To dx_router, or added to `sum`.
+  Status route_backward(std::vector<T>* sum = nullptr) {
     const Shape& s = p.shape;
     const std::vector<T> upstream[3] = {{T(p.cb)}, {T(p.cz)}, {T(p.ct)}};
     Call c(device);
@@ -178,7 +187,8 @@ struct Layer {
     g.expert_index = c.in(index), g.kept = c.in(kept), g.gate = c.in(gate), g.probs = c.in(probs);
     g.logits = c.in(logits), g.lse = c.in(lse), g.density = c.in(density);
     g.second_density = s.has(kSecondLoss) ? c.in(second_density) : nullptr, g.importance = s.has(kImportance);
-    g.dx = c.out(dx_router), g.dw = c.out(dw), g.dtype = dtype_of<T>();
+    g.dx = sum ? nullptr : c.out(dx_router), g.dx_sum = sum ? c.out(*sum) : nullptr;
+    g.dw = c.out(dw), g.dtype = dtype_of<T>();
     g.B = s.B, g.N = s.N, g.D = s.D, g.E = s.E, g.K = s.K;
     g.eps = 1e-9, g.balance_coef = p.balance_coef, g.z_coef = p.z_coef;
     g.noisy = s.has(kNoisy), g.training = !s.has(kEvaluation), g.differentiable_topk = s.has(kSoft);
@@ -186,10 +196,18 @@ struct Layer {
     return run(c, &OpTable::route_backward, g);
   }
 
+  void check_sum(const std::string& name) {
+    std::vector<T> sum(x), wanted(x);
+    for (size_t i = 0; i < x.size(); ++i) wanted[i] += dx_router[i];
+    expect_ok(route_backward(&sum), name + " route_backward, sum");
+    expect_close(Values(sum.begin(), sum.end()), Values(wanted.begin(), wanted.end()), name + " sum of dx",
+                 sizeof(T) == 4 ? 1e-6 : 1e-14);
+  }
+
   void run(const std::string& name) {
     launches = 0;
     expect_ok(route(), name + " route");
-    expect_ok(plan(), name + " plan");
+    check_plan(name);
     expect_ok(expert_ffn(), name + " expert_ffn");
     const Shape& s = p.shape;
     const int64_t rounds = s.has(kNtlb) ? 3 * s.K - 1 : 0;  // count, scan and find slots for each choice
@@ -202,6 +220,7 @@ struct Layer {
     expect_ok(route_backward(), name + " route_backward");
     const int64_t most_back = slots ? 14 : 20 + s.E / 64;  // zeros of experts without rows too
     expect(launches <= most_back, name + ": kernels of the backward pass", double(launches), double(most_back));
+    if (p.mask.empty()) check_sum(name);
   }
 
   std::vector<std::pair<const char*, const std::vector<T>*>> results() const {

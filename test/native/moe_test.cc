@@ -32,8 +32,8 @@ void check_unfused(const Layer<T>& fused, double tolerance, const std::string& n
   const OpTable& ops = cpu_backend().ops;
   const Context ctx{2, nullptr};
   Layer<T> slots(fused.p, cpu(2), dtype_of<T>(), true);
-  slots.index = fused.index, slots.position = fused.position;
-  expect_ok(slots.plan(), "plan_slots");
+  expect_ok(slots.route(), "route");
+  slots.check_plan(name);
   const int64_t rows = s.E * s.B * s.C, tokens = s.tokens(), O = s.out();
   std::vector<T> in(rows * s.D, T(NAN)), out(rows * O, T(NAN)), din(in), dout(out), a(rows * s.P());
   std::vector<T> y(fused.y.size()), dx(fused.dx.size()), dweight(fused.weight.size()), dweight_dispatch(dweight.size());

@@ -41,7 +41,7 @@ void linear(const LinearArgs& a, Problem& p) {
 void linear_backward(const LinearBackwardArgs& a, Problem& p) {
   const std::vector<double> x = operand(p, "x", a.compute), w = operand(p, "w", a.compute),
                             dy = operand(p, "dy", a.compute);
-  std::vector<double>&dx = p["dx"], &dw = p["dw"], &dbias = p["dbias"];
+  std::vector<double>&dx = p[p.has("dx_sum") ? "dx_sum" : "dx"], &dw = p["dw"], &dbias = p["dbias"];
   for (int64_t t = 0; t < a.T; ++t)
     for (int64_t o = 0; o < a.O; ++o) {
       dbias[o] += p["dy"][t * a.O + o];
@@ -103,7 +103,10 @@ void add_linear(Table& table, DType dtype, DType compute, int64_t T, int64_t I, 
     if (!biased) c.without("bias");
   }
   const double slack = sum_slack(std::max(T, O));
-  table.add(LinearBackwardArgs{.dtype = dtype, .compute = compute, .T = T, .I = I, .O = O}).tolerance(2 * slack, slack);
+  for (const char* no_dx : {"dx", "dx_sum"})
+    table.add(LinearBackwardArgs{.dtype = dtype, .compute = compute, .T = T, .I = I, .O = O})
+        .without(no_dx)
+        .tolerance(2 * slack, slack);
 }
 
 // With sizes that only the device knows, and with those that the host knows as well.

@@ -186,7 +186,7 @@ void expert_choice_backward_loop(const ExpertChoiceBackwardArgs& a, Problem& p) 
       dl += (p["dz_loss"][0] + a.z_coef * p["dtotal_loss"][0]) * 2 / tokens * p["lse"][at(t)] *
             std::exp(p["logits"][at(i)] - p["lse"][at(t)]);
     for (int64_t d = 0; d < a.D; ++d) {
-      p["dx"][at(t * a.D + d)] += dl * w[at(e * a.D + d)];
+      p[p.has("dx_sum") ? "dx_sum" : "dx"][at(t * a.D + d)] += dl * w[at(e * a.D + d)];
       p["dw"][at(e * a.D + d)] += dl * x[at(t * a.D + d)];
     }
   }
@@ -340,11 +340,15 @@ void add_expert_choice(Table& table) {
           };
           Case& f = table.add(options(ExpertChoiceArgs{.C = C})).fill(mask_some).tolerance(4, 8);
           if (!masks) f.without("mask");
-          Case& b = table.add(options(ExpertChoiceBackwardArgs{})).fill(mask_some).tolerance(8, 16);
-          if (!masks) b.without("mask");
-          b.fill([](Problem& p) {
-            for (double& taken : p["kept"]) taken = double(p.random.below(2));
-          });
+          for (const bool adds : {false, true}) {
+            if (adds && masks) continue;
+            Case& b = table.add(options(ExpertChoiceBackwardArgs{})).fill(mask_some).tolerance(8, 16);
+            b.without(adds ? "dx" : "dx_sum");
+            if (!masks) b.without("mask");
+            b.fill([](Problem& p) {
+              for (double& taken : p["kept"]) taken = double(p.random.below(2));
+            });
+          }
         }
 }
 
