@@ -17,22 +17,9 @@ const { values } = parseArgs({ options: { target: { type: 'string', multiple: tr
 const targets = values.target ?? Object.keys(emulators)
 
 // What needs neither vi nor tools of Linux. Each runs in a process of its own, as in vitest.
-const suite = [
-  ...[
-    'golden',
-    'autograd',
-    'hooks',
-    'scope',
-    'lifetime',
-    'bad-input',
-    'bad-options',
-    'gradcheck',
-    'mask',
-    'non-finite',
-  ],
-  ...['routers', 'soft-moe', 'selection', 'attention', 'losses', 'optim', 'adafactor', 'ema', 'schedules', 'random'],
-  ...['state-dict', 'checkpoint', 'safetensors', 'determinism', 'async', 'data-loader', 'user-experts', 'conservation'],
-]
+const suite = `golden autograd hooks scope lifetime bad-input bad-options gradcheck mask non-finite routers soft-moe
+  selection attention losses optim adafactor ema schedules random state-dict checkpoint safetensors determinism async
+  data-loader user-experts conservation`.split(/\s+/)
 const total = { passed: 0, failed: 0, skipped: 0 }
 
 function add(target, name, passed, failed, skipped) {
@@ -72,8 +59,10 @@ function suiteTests(target, folder) {
 const folder = await compileSuite()
 for (const target of targets) {
   const lack = lackOf(target)
-  if (lack && values.install)
-    execFileSync('sh', ['-c', `DEBIAN_FRONTEND=noninteractive ${lack} -y -qq`], { stdio: 'inherit' })
+  if (lack && values.install) {
+    const command = `apt-get update -qq && DEBIAN_FRONTEND=noninteractive ${lack} -y -qq`
+    execFileSync('sh', ['-c', command], { stdio: 'inherit' })
+  }
   if (lackOf(target)) {
     console.log(`${target}: skipped: ${lack}`)
     total.skipped++
