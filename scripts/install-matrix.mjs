@@ -173,22 +173,7 @@ const uses = {
 const work = realpathSync(mkdtempSync(path.join(tmpdir(), 'st-moe-matrix-')))
 process.on('exit', () => rmSync(work, { recursive: true, force: true }))
 
-const basic = [
-  'sh',
-  'cat',
-  'ls',
-  'mkdir',
-  'rm',
-  'cp',
-  'mv',
-  'ln',
-  'uname',
-  'dirname',
-  'basename',
-  'env',
-  'pwd',
-  'chmod',
-]
+const basic = 'sh cat ls mkdir rm cp mv ln uname dirname basename env pwd chmod'.split(' ')
 const which = (name) => execFileSync('which', [name], { encoding: 'utf8' }).trim()
 
 /** A folder to stand alone in PATH, with `node` the given one. */
