@@ -3,10 +3,10 @@
 //
 //   node scripts/check-prebuilds.mjs [--glibc 2.34] [--glibcxx 3.4.29] [--cxxabi 1.3.13]
 import { spawnSync } from 'node:child_process'
-import { createRequire } from 'node:module'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { nodeApiFunctions } from './node-api.mjs'
 import { prebuildsPython, zigFolder } from './python.mjs'
 
 const { values: limits } = parseArgs({
@@ -17,11 +17,7 @@ const { values: limits } = parseArgs({
   },
 })
 const root = fileURLToPath(new URL('..', import.meta.url))
-const require = createRequire(import.meta.url)
-const [nodeApi] = require('../package.json').binary.napi_versions
-const { js_native_api_symbols, node_api_symbols } = require('node-api-headers').symbols[`v${nodeApi}`]
-const functions = [...js_native_api_symbols, ...node_api_symbols].join()
 const system = path.join(zigFolder(), 'lib/libc/darwin/libSystem.tbd')
 const script = path.join(root, 'scripts/check-prebuilds.py')
-const args = [script, limits.glibc, limits.glibcxx, limits.cxxabi, functions, system]
+const args = [script, limits.glibc, limits.glibcxx, limits.cxxabi, nodeApiFunctions().join(), system]
 process.exitCode = spawnSync(prebuildsPython(), args, { cwd: root, stdio: 'inherit' }).status ?? 1

@@ -18,7 +18,7 @@ PLUGIN_LIMIT = 40e6
 # Everything else must be linked in: a sanitizer, cuBLAS or libnode here would not load elsewhere.
 LIBRARIES = {
     "linux": r"(libc|libm|libstdc\+\+|libgcc_s|libpthread|libdl|librt|ld-linux[\w-]*)\.so(\.\d+)?",
-    "win32": r"node\.exe|KERNEL32\.dll|api-ms-win-crt-[\w-]+\.dll",
+    "win32": r"KERNEL32\.dll|api-ms-win-crt-[\w-]+\.dll",
     "darwin": r"/usr/lib/libSystem\.B\.dylib",
 }
 OLDEST_MACOS = [11, 0, 0]  # of every Mac with an ARM processor
@@ -39,13 +39,13 @@ def newest_versions(binary):
     return newest
 
 
-def facts(binary, platform):
+def facts(binary, platform, path):
     """(libraries, functions that it takes from outside, whether symbols or debugging data are left)."""
     if platform == "linux":
         left = len(list(binary.symtab_symbols)) > 0 or any("debug" in section.name for section in binary.sections)
         return binary.libraries, [symbol.name for symbol in binary.dynamic_symbols if symbol.shndx == 0], left
     if platform == "win32":
-        taken = [entry.name for library in binary.imports for entry in library.entries]
+        taken = re.findall(r"napi_\w+|node_api_\w+", path.read_bytes().decode("latin1"))  # looked up by name
         return [library.name for library in binary.imports], taken, len(list(binary.symbols)) > 0
     own = binary[lief.MachO.LoadCommand.TYPE.ID_DYLIB].name
     taken = [symbol.name.removeprefix("_") for symbol in binary.imported_symbols]
@@ -56,7 +56,7 @@ def faults(path, platform, limits, functions, system_functions):
     binary = lief.parse(str(path))
     if isinstance(binary, lief.MachO.FatBinary):
         binary = binary.at(0)
-    libraries, taken, symbols_left = facts(binary, platform)
+    libraries, taken, symbols_left = facts(binary, platform, path)
     versions = newest_versions(binary) if platform == "linux" else {}
     size = path.stat().st_size
     needs = [f"{family} {number}" for family, number in versions.items()] + sorted(libraries)

@@ -6,7 +6,7 @@
 //   node scripts/prebuilds.mjs --target NAME …          for some; with --tests only their C++ tests, in build/NAME-tests
 //   node scripts/prebuilds.mjs --own [--missing]        for this machine, with its own compiler; only if there is none
 import { execFileSync } from 'node:child_process'
-import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { availableParallelism } from 'node:os'
 import path from 'node:path'
@@ -14,6 +14,7 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
 import prebuildify from 'prebuildify'
 import { emulators } from './emulators.mjs'
+import { nodeApiFunctions } from './node-api.mjs'
 import { zigFolder } from './python.mjs'
 import { addonOf, ownTarget, systemOf, targets } from './targets.mjs'
 
@@ -41,27 +42,38 @@ function compileHere() {
   return inRoot('build/Release/st_moe.node')
 }
 
-/** What links the Node-API functions that Windows has in node.exe. */
-function importLibraries(zig, arch, folder) {
-  const machine = { x64: 'i386:x86-64', arm64: 'arm64' }[arch]
-  const { def_paths } = createRequire(import.meta.url)('node-api-headers')
-  return Object.values(def_paths).map((file) => {
-    const library = path.join(folder, `lib${path.basename(file, '.def')}.a`)
-    run(zig, 'dlltool', '-d', file, '-l', library, '-D', 'node.exe', '-m', machine)
-    return library
-  })
+/**
+ * A source with what calls of Node-API go through on Windows: pointers into the executable, whatever its name is. An import
+ * library would ask for node.exe, so the addon would load in no Electron and no single executable.
+ */
+function nodeApiPointers(folder) {
+  const file = path.join(folder, 'node_api_pointers.cc')
+  const lines = [
+    '#include <windows.h>',
+    'extern "C" {',
+    ...nodeApiFunctions().map((name) => `void* __imp_${name};`),
+    '}',
+    '[[maybe_unused]] static const bool is_ready = [] {',
+    '  const HMODULE library = GetModuleHandleW(L"libnode.dll");',
+    '  const HMODULE node = library ? library : GetModuleHandleW(nullptr);',
+    ...nodeApiFunctions().map((name) => `  __imp_${name} = reinterpret_cast<void*>(GetProcAddress(node, "${name}"));`),
+    '  return true;',
+    '}();',
+  ]
+  const text = `${lines.join('\n')}\n`
+  if (!existsSync(file) || readFileSync(file, 'utf8') !== text) writeFileSync(file, text)
+  return file
 }
 
 /** The addon, or with `tests` its C++ tests, for ctest. */
 function cross(target, { tests }) {
-  const { platform, arch } = systemOf(target)
+  const { platform } = systemOf(target)
   const zig = path.join(zigFolder(), 'zig')
   const build = inRoot('build', tests ? `${target}-tests` : target)
   mkdirSync(build, { recursive: true })
-  const libraries = platform === 'win32' ? importLibraries(zig, arch, build) : []
   const options = {
     CMAKE_TOOLCHAIN_FILE: inRoot('cmake/zig.cmake'),
-    CMAKE_JS_LIB: libraries.join(';'),
+    CMAKE_JS_SRC: platform === 'win32' ? nodeApiPointers(build) : '',
     CMAKE_CROSSCOMPILING_EMULATOR: emulators[target]?.command?.join(';') ?? '',
     ST_MOE_TARGET: targets[target],
     ST_MOE_ZIG: zig,

@@ -1,6 +1,7 @@
 #include "declared.h"
 
 #include <stdexcept>
+#include <string_view>
 
 namespace st_moe::bench {
 
@@ -40,6 +41,7 @@ DeclaredOp::DeclaredOp(Memory& memory, const std::string& name, const Values& va
   // The rules look at which tensors are wanted, and shapes may follow from the rules.
   const auto name_of = [&](const Field& field) -> std::string {
     const auto other = renamed.find(field.name);
+    if (other == renamed.end() && std::string_view(field.name).ends_with("_sum")) return "";  // instead of an output
     return other == renamed.end() || (other->second.empty() && !field.optional) ? field.name : other->second;
   };
   for (const Field& field : op_->fields)
