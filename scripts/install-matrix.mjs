@@ -170,7 +170,7 @@ const uses = {
 
 // --- Running without network, with few programs in PATH ---
 
-const work = realpathSync(mkdtempSync(path.join(tmpdir(), 'st-moe-matrix-')))
+const work = realpathSync(mkdtempSync(path.join(tmpdir(), 'st-moe matrix é-')))
 process.on('exit', () => rmSync(work, { recursive: true, force: true }))
 
 const basic = 'sh cat ls mkdir rm cp mv ln uname dirname basename env pwd chmod'.split(' ')
