@@ -8,9 +8,9 @@ import { damageOf } from './library-file.js'
 const root = fileURLToPath(new URL('..', import.meta.url))
 
 /**
- * Loads the addon that node-gyp-build selects: one compiled on this machine before a prebuilt one, from this package, or
- * the folder in ST_MOE_PREBUILD, before the package of this system. Throws BACKEND_UNAVAILABLE with what was tried, what is needed and the
- * command to run, or OPTION for an ST_MOE_ISA that this machine lacks.
+ * Loads the addon: one compiled on this machine, else a prebuilt one of this package, else that of the package of this
+ * system; only from the folder in ST_MOE_PREBUILD if that is set. Throws BACKEND_UNAVAILABLE with what was tried, what is
+ * needed and the command to run, or OPTION for an ST_MOE_ISA that this machine lacks.
  */
 export function loadAddon(): { addon: unknown; file: string } {
   const require = createRequire(import.meta.url)
@@ -51,30 +51,33 @@ export function folderOf(name: string): string | null {
   }
 }
 
+/** The folder of the package with the addon of this system, if that is to be searched. */
+const systemFolder = (): string | null => (process.env.ST_MOE_PREBUILD ? null : folderOf(systemPackage()))
+
 function findAddon(nodeGypBuild: (folder: string) => string): string {
-  const installed = folderOf(systemPackage())
   try {
     const found = resolve(nodeGypBuild(root))
     // It also searches next to the Node binary, where foreign files may be.
     if (relative(home(), found).startsWith('..')) throw new Error(`${found} is outside this package`)
     return found
   } catch (cause) {
-    const found = installed && prebuiltIn(installed)[0]
-    if (!found) throw cause
-    return join(installed, 'prebuilds', found)
+    const installed = systemFolder()
+    const addon = installed && prebuiltIn(installed)[0]
+    if (!addon) throw cause
+    return join(installed, 'prebuilds', addon)
   }
 }
 
 /** The folders that are searched, in order, and the addons in them. */
 export function addonPlaces(): { folder: string; addons: string[] }[] {
   const built = join(home(), 'build', 'Release')
-  const name = systemPackage()
-  const installed = folderOf(name)
-  return [
+  const own = [
     { folder: built, addons: addonsIn(built) },
     { folder: join(home(), 'prebuilds'), addons: prebuiltIn(home()) },
-    { folder: installed ?? name, addons: installed ? prebuiltIn(installed) : [] },
   ]
+  if (process.env.ST_MOE_PREBUILD) return own
+  const installed = systemFolder()
+  return [...own, { folder: installed ?? systemPackage(), addons: installed ? prebuiltIn(installed) : [] }]
 }
 
 const prebuiltIn = (folder: string): string[] =>

@@ -130,6 +130,19 @@ describe('packages of their own', () => {
     expect(use().sum).toBe(6)
   })
 
+  test('ST_MOE_PREBUILD is the only place to search', () => {
+    install(name, file, addon)
+    const env = { ...process.env, ST_MOE_PREBUILD: '/nowhere' }
+    const program = `await import('./dist/index.js')`
+    const { status, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', program], {
+      cwd: installed,
+      env,
+      encoding: 'utf8',
+    })
+    expect(status).toBe(1)
+    expect(stderr).toContain('/nowhere/prebuilds: no addon')
+  })
+
   test('a damaged one is explained', () => {
     const at = install(name, file, addon.subarray(0, -1))
     expectExplained(new RegExp(`  ${at.replaceAll('.', '\\.')}: the file is damaged: it has`))
