@@ -45,7 +45,8 @@ def facts(binary, platform, path):
         left = len(list(binary.symtab_symbols)) > 0 or any("debug" in section.name for section in binary.sections)
         return binary.libraries, [symbol.name for symbol in binary.dynamic_symbols if symbol.shndx == 0], left
     if platform == "win32":
-        taken = re.findall(r"napi_\w+|node_api_\w+", path.read_bytes().decode("latin1"))  # looked up by name
+        named = set(re.findall(r"\b(?:napi|node_api)_\w+", path.read_bytes().decode("latin1")))  # it looks them up
+        taken = sorted(named - {entry.name for entry in binary.get_export().entries})
         return [library.name for library in binary.imports], taken, len(list(binary.symbols)) > 0
     own = binary[lief.MachO.LoadCommand.TYPE.ID_DYLIB].name
     taken = [symbol.name.removeprefix("_") for symbol in binary.imported_symbols]

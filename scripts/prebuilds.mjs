@@ -43,37 +43,41 @@ function compileHere() {
 }
 
 /**
- * A source with what calls of Node-API go through on Windows: pointers into the executable, whatever its name is. An import
+ * A source with the functions of Node-API on Windows: each jumps to that of the executable, whatever its name is. An import
  * library would ask for node.exe, so the addon would load in no Electron and no single executable.
  */
-function nodeApiPointers(folder) {
-  const file = path.join(folder, 'node_api_pointers.cc')
-  const lines = [
+function nodeApiSource(arch, folder) {
+  const file = path.join(folder, 'node_api.cc')
+  const jump = {
+    x64: (pointer) => `jmp *${pointer}(%rip)`,
+    arm64: (pointer) => `adrp x16, ${pointer}\\n ldr x16, [x16, :lo12:${pointer}]\\n br x16`,
+  }[arch]
+  const names = nodeApiFunctions()
+  const text = [
     '#include <windows.h>',
-    'extern "C" {',
-    ...nodeApiFunctions().map((name) => `void* __imp_${name};`),
-    '}',
+    `extern "C" { void ${names.map((name) => `*to_${name}`).join(', ')}; }`,
+    ...names.map((name) => `asm(".text\\n .globl ${name}\\n${name}: ${jump(`to_${name}`)}");`),
     '[[maybe_unused]] static const bool is_ready = [] {',
     '  const HMODULE library = GetModuleHandleW(L"libnode.dll");',
     '  const HMODULE node = library ? library : GetModuleHandleW(nullptr);',
-    ...nodeApiFunctions().map((name) => `  __imp_${name} = reinterpret_cast<void*>(GetProcAddress(node, "${name}"));`),
+    ...names.map((name) => `  to_${name} = reinterpret_cast<void*>(GetProcAddress(node, "${name}"));`),
     '  return true;',
     '}();',
-  ]
-  const text = `${lines.join('\n')}\n`
+    '',
+  ].join('\n')
   if (!existsSync(file) || readFileSync(file, 'utf8') !== text) writeFileSync(file, text)
   return file
 }
 
 /** The addon, or with `tests` its C++ tests, for ctest. */
 function cross(target, { tests }) {
-  const { platform } = systemOf(target)
+  const { platform, arch } = systemOf(target)
   const zig = path.join(zigFolder(), 'zig')
   const build = inRoot('build', tests ? `${target}-tests` : target)
   mkdirSync(build, { recursive: true })
   const options = {
     CMAKE_TOOLCHAIN_FILE: inRoot('cmake/zig.cmake'),
-    CMAKE_JS_SRC: platform === 'win32' ? nodeApiPointers(build) : '',
+    CMAKE_JS_SRC: platform === 'win32' ? nodeApiSource(arch, build) : '',
     CMAKE_CROSSCOMPILING_EMULATOR: emulators[target]?.command?.join(';') ?? '',
     ST_MOE_TARGET: targets[target],
     ST_MOE_ZIG: zig,
