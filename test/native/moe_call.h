@@ -38,10 +38,10 @@ double relative_error(const Bytes& a, const Bytes& b) {
     T x, y;
     std::memcpy(&x, &a[i], sizeof x);
     std::memcpy(&y, &b[i], sizeof y);
+    if (std::isfinite(static_cast<double>(y))) norm += static_cast<double>(y) * y;
     if (x == y || (x != x && y != y)) continue;
     if (!std::isfinite(static_cast<double>(x)) || !std::isfinite(static_cast<double>(y))) return HUGE_VAL;
     difference += (static_cast<double>(x) - y) * (static_cast<double>(x) - y);
-    norm += static_cast<double>(y) * y;
   }
   return std::sqrt(difference) / (norm > 0 ? std::sqrt(norm) : 1);
 }
