@@ -3,7 +3,8 @@ import { existsSync, readFileSync } from 'node:fs'
 import { join, posix } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { expect, test } from 'vitest'
-import { addonOf, targets } from '../scripts/targets.mjs'
+import { systemName } from '../lib/addon.js'
+import { addonOf, ownTarget, targets } from '../scripts/targets.mjs'
 
 /** The package holds what it needs to run and to be compiled from source, and nothing else. */
 
@@ -43,6 +44,11 @@ test('everything outside of prebuilds/ is on the list, and everything on the lis
 
 test('of prebuilds/, the addons alone are packed', () => {
   expect(packed.filter((name) => name.startsWith('prebuilds/') && !addons.includes(name))).toEqual([])
+})
+
+test('the package and its scripts have the same name for this system', () => {
+  expect(ownTarget()).toBe(systemName())
+  expect(Object.keys(targets)).toContain(systemName())
 })
 
 test('links between the packed pages lead to packed files', () => {

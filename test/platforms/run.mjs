@@ -47,7 +47,13 @@ function nativeTests(target) {
 
 function suiteTests(target, folder) {
   const node = nodeOf(target)
-  const env = { ...process.env, ...(target.endsWith('musl') && { LIBC: 'musl' }) }
+  const { command } = emulators[target]
+  const env = {
+    ...process.env,
+    ...(target.endsWith('musl') && { LIBC: 'musl' }),
+    // QEMU runs one program, not those that it starts; Wine runs both.
+    ...(target.startsWith('linux') && command && { ST_MOE_TEST_EMULATOR: command.join(' ') }),
+  }
   for (const name of suite) {
     const { stdout, stderr } = runOn(target, node, ['run.mjs', `test/${name}.test.js`], { cwd: folder, env })
     const counts = /(\d+) passed, (\d+) failed, (\d+) skipped\n$/.exec(stdout)?.slice(1).map(Number)

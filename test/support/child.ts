@@ -13,6 +13,9 @@ export interface ChildResult {
 /** Under a sanitizer a process cannot be limited: shadow memory takes terabytes of address space. */
 export const sanitized = process.env.ST_MOE_TEST_SANITIZED === '1'
 
+/** What runs a Node of another system, if one must be named: see test/platforms/run.mjs. */
+const emulator = process.env.ST_MOE_TEST_EMULATOR?.split(' ') ?? []
+
 /** Runs a script of test/children with Node and returns how it ended. Children import the built package. */
 export function runChild(
   script: string,
@@ -25,7 +28,7 @@ export function runChild(
   } = {},
 ): Promise<ChildResult> {
   const file = fileURLToPath(new URL(`../children/${script}`, import.meta.url))
-  const command = [process.execPath, ...(options.nodeArgs ?? []), file, ...args]
+  const command = [...emulator, process.execPath, ...(options.nodeArgs ?? []), file, ...args]
   const limited = options.limitKb === undefined ? [] : ['sh', '-c', `ulimit -v ${options.limitKb}; exec "$0" "$@"`]
   const [program, ...rest] = [...limited, ...command]
   const child = spawn(program, rest, {
