@@ -40,7 +40,8 @@ function field([, macro, inside]) {
  * names of the `outputs`, those that are `optional` with a boolean of that name among the arguments.
  */
 export function declaredOps() {
-  const text = readFileSync(`${root}native/core/ops.inc`, 'utf8')
+  const read = (/** @type {string} */ name) => readFileSync(`${root}native/${name}`, 'utf8')
+  const text = read('core/ops.inc').replaceAll(/^#include "(.*)"$/gm, (_, name) => read(name))
   return Array.from(text.matchAll(/((?:^\/\/.*\n)*)^OP\(\w+, (\w+)\)(.*)\n([\s\S]*?)^END$/gm), (op) => {
     const [, above, name, beside, body] = op
     const fields = Array.from(body.replaceAll(/\/\/.*/g, '').matchAll(/(\w+)\(((?:[^()"]|"[^"]*")*)\)/g))

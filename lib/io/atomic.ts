@@ -60,7 +60,7 @@ function* writeAndRename(target: string, parts: readonly Uint8Array[], before: S
   try {
     if (native.lockFile(file) === busy || (yield* call('fstat', file)).nlink === 0) return false
     yield* fill(file, parts, before)
-    yield* call('rename', temporary, target)
+    yield* rename(temporary, target)
     return true
   } catch (error) {
     yield* quietly(call('unlink', temporary))
@@ -68,6 +68,17 @@ function* writeAndRename(target: string, parts: readonly Uint8Array[], before: S
   } finally {
     yield* quietly(call('close', file)) // only after the rename: an unlocked temporary file is a leftover
   }
+}
+
+const mostWait = 1000 // ms
+
+/** Windows does not replace a file that is open. Virus scanners and the like close one soon. */
+function* rename(from: string, to: string): Routine<void> {
+  for (let wait = 1; process.platform === 'win32' && wait < mostWait; wait *= 2) {
+    if ((yield* unless(['EPERM', 'EACCES', 'EBUSY'], call('rename', from, to))) !== null) return
+    yield* call('wait', wait)
+  }
+  yield* call('rename', from, to)
 }
 
 function* fill(file: number, parts: readonly Uint8Array[], before: Stats | null): Routine<void> {

@@ -2,7 +2,7 @@ import * as fs from 'node:fs'
 import { fail } from '../check.js'
 import { MoeError, show } from '../errors.js'
 
-/** The functions of node:fs that routines call, with their synchronous signatures. */
+/** The functions that routines call, with their synchronous signatures: those of node:fs, and `wait`, in milliseconds. */
 interface Calls {
   open(path: string, flags: number, mode: number): number
   close(file: number): void
@@ -17,6 +17,7 @@ interface Calls {
   readdir(path: string): string[]
   rename(from: string, to: string): void
   unlink(path: string): void
+  wait(time: number): void
 }
 
 type Request = { [N in keyof Calls]: readonly [name: N, args: Parameters<Calls[N]>] }[keyof Calls]
@@ -35,12 +36,18 @@ export function* call<N extends keyof Calls>(name: N, ...args: Parameters<Calls[
 type Callback = (error: Error | null, value: unknown) => void
 type Functions = Record<string, (...args: readonly unknown[]) => unknown>
 
-const blocking = ([name, args]: Request): unknown => (fs as unknown as Functions)[`${name}Sync`](...args)
+const waits: Functions = {
+  waitSync: (time) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, time as number),
+  wait: (time, done) => setTimeout(done as Callback, time as number, null, undefined),
+}
+const named = (name: string): Functions[string] => waits[name] ?? (fs as unknown as Functions)[name]
+
+const blocking = ([name, args]: Request): unknown => named(`${name}Sync`)(...args)
 
 const promised = ([name, args]: Request): Promise<unknown> =>
   new Promise((resolve, reject) => {
     const done: Callback = (error, value) => (error ? reject(error) : resolve(value))
-    ;(fs as unknown as Functions)[name](...args, done)
+    named(name)(...args, done)
   })
 
 export function runSync<T>(routine: Routine<T>): T {

@@ -3,7 +3,7 @@
 
 #include "cpu/kernel.h"
 
-// Plans: see core/ops.inc. Checks come before any kernel, because indices are the caller's and may be anything.
+// Plans: see core/moe_ops.inc. Checks come before any kernel, because indices are the caller's and may be anything.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 static inline void check_assignment_count(int64_t T, int64_t K) {

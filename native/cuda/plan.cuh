@@ -5,7 +5,7 @@
 #include "cuda/rows.cuh"
 #include "cuda/vector.cuh"
 
-// Plans: see core/ops.inc. The indices are the caller's and may be anything: what is out of range is reported and left
+// Plans: see core/moe_ops.inc. The indices are the caller's and may be anything: what is out of range is reported and left
 // out.
 namespace st_moe::cuda {
 
