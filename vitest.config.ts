@@ -14,5 +14,6 @@ export default defineConfig({
     // a program that a test waits for is given up first
     testTimeout: patience + 60_000,
     hookTimeout: patience + 60_000,
+    expect: { poll: { timeout: patience } },
   },
 })

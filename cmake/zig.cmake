@@ -13,4 +13,6 @@ else()
   set(CMAKE_MODULE_LINKER_FLAGS_INIT -s)
 endif()
 set(CMAKE_CXX_COMPILER ${ST_MOE_ZIG} c++ -target ${ST_MOE_TARGET})
-set(ST_MOE_X64_LEVEL x86_64_v)  # instead of x86-64-v
+# Zig's names of instruction sets
+set(ST_MOE_X64_LEVEL x86_64_v)
+set(ST_MOE_ARM_BF16 -mcpu=generic+v8_2a+bf16)

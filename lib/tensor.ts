@@ -47,7 +47,7 @@ const finalizers = new FinalizationRegistry<Held>(letGo)
 export const adopt = Symbol('st-moe adopt')
 
 const ofOneThread = uncloneable(
-  'a Tensor belongs to its thread: send the arrays of dataSync(), for a module those of stateDict(), or the path of a file of saveSafetensors()',
+  'a Tensor belongs to its thread: send the arrays of dataSync(), those of stateDict(), or the path of a safetensors file',
 )
 
 export interface TensorMeta<D extends DType = DType> {

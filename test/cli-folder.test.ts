@@ -166,9 +166,9 @@ describe('a signal', () => {
     // The shell receives the signal, and reports the exit code.
     const command = `trap : HUP; ${program}; echo $? > ended; mv ended closed/code`
     const terminal = spawn('script', ['-qc', command, '/dev/null'], { cwd: folder, stdio: ['pipe', 'pipe', 'ignore'] })
-    await expect.poll(() => existsSync(at('closed/report.html')), { timeout: 30_000 }).toBe(true)
+    await expect.poll(() => existsSync(at('closed/report.html'))).toBe(true)
     terminal.kill('SIGKILL')
-    await expect.poll(() => existsSync(at('closed/code')), { timeout: 30_000 }).toBe(true)
+    await expect.poll(() => existsSync(at('closed/code'))).toBe(true)
     expect(readFileSync(at('closed/code'), 'utf8')).toBe('0\n')
     expect(readdirSync(at('closed'))).not.toContain('run.lock')
   })

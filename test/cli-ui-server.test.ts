@@ -228,7 +228,7 @@ describe('the server', () => {
       received += data
     })
     slow.resume()
-    await expect.poll(() => received, { timeout: 10_000 }).toContain(`"seconds":${rounds},`)
+    await expect.poll(() => received).toContain(`"seconds":${rounds},`)
     expect(received.split('event: part').length - 1).toBeLessThan(rounds - 2)
     quick.close()
   })
@@ -244,9 +244,7 @@ describe('the server', () => {
       await setTimeout(300)
     }
     run.status = { state: 'finished' }
-    const begin = performance.now()
     await server.close()
-    expect(performance.now() - begin).toBeLessThan(5000)
     open = []
     await quick.closed
     expect(quick.received.runs[0].part!.status).toEqual({ state: 'finished' })

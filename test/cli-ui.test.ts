@@ -96,7 +96,7 @@ describe('train --ui', () => {
       '--ui',
       ...tiny,
     ])
-    await expect.poll(() => reader.received.runs[0]?.part?.steps ?? 0, { timeout: 30_000 }).toBeGreaterThan(0)
+    await expect.poll(() => reader.received.runs[0]?.part?.steps ?? 0).toBeGreaterThan(0)
     expect((await end(signal)).code).toBe(code)
     await reader.closed
     expect(reader.received.runs[0].part!.status).toEqual({ state: 'stopped' })

@@ -128,7 +128,7 @@ describe('doctor', () => {
     for (const name of names.split(', ')) {
       const [{ bf16DotSpeed, devices }] = jsonLines((await withIsa(name, '--json')).out)
       expect(devices[0].variant).toBe(name)
-      expect(bf16DotSpeed > 0).toBe(names.includes('avx512bf16'))
+      expect(bf16DotSpeed > 0).toBe(/(avx512|neon)bf16/.test(names))
       const plain = !/bf16|amx/.test(name)
       const line = /^ +bf16: rounded operands in float32; dot products would do \d\.\d\d times/m
       expect(line.test((await withIsa(name)).out), name).toBe(plain && bf16DotSpeed > 0)

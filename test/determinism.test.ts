@@ -17,7 +17,7 @@ async function runs(isa: string): Promise<Runs | null> {
 }
 
 describe('SHA-256 of all parameters after 50 steps, dropout and random routing included', () => {
-  for (const isa of ['baseline', 'avx2', 'avx512', 'avx512bf16', 'amx']) {
+  for (const isa of ['baseline', 'avx2', 'avx512', 'avx512bf16', 'amx', 'neonbf16']) {
     it(`is the same on 1, 2 and 3 threads, in the main thread and in a worker, run to run: ${isa}`, async (context) => {
       const first = await runs(isa)
       if (first === null) return context.skip(`this machine has no ${isa}`)

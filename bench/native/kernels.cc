@@ -110,6 +110,16 @@ double bf16_dot_in_registers(int64_t rounds) {
   return 2.0 * kChains * 32 * static_cast<double>(rounds);
 }
 constexpr auto bf16_dot = bf16_dot_in_registers;
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+double bf16_dot_in_registers(int64_t rounds) {
+  static volatile uint16_t one = 0x3f80;
+  const bfloat16x8_t x = reinterpret_cast<bfloat16x8_t>(vdupq_n_u16(one));
+  run_chains(rounds, [=](Simd<float>::V acc) {
+    return reinterpret_cast<Simd<float>::V>(vbfdotq_f32(reinterpret_cast<float32x4_t>(acc), x, x));
+  });
+  return 2.0 * kChains * 8 * static_cast<double>(rounds);
+}
+constexpr auto bf16_dot = bf16_dot_in_registers;
 #else
 constexpr double (*bf16_dot)(int64_t) = nullptr;
 #endif

@@ -163,6 +163,46 @@ struct MultiplyPairs {
         _mm512_dpbf16_ps(reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
   }
 };
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+// The same for BFDOT.
+struct Bf16Pairs {
+  using Element = float;
+  using V = Simd<float>::V;
+  static constexpr int k_pack = 2;
+  static constexpr bool exact = false, low_in_place = true;
+
+  static inline V along_k(const float* p) { return rounded(p, p + 4); }
+  static inline Lane128<float>::V lane128(const float* p) { return rounded(p, p + 4); }
+  static inline V across(const float* p, const float* next) {
+    const uint16x8_t rows = reinterpret_cast<uint16x8_t>(rounded(p, next));
+    return interleaved(vget_low_u16(rows), vget_high_u16(rows));
+  }
+
+  static inline V along_k(const uint16_t* p) { return reinterpret_cast<V>(vld1q_u16(p)); }
+  static inline V across(const uint16_t* p, const uint16_t* next) { return interleaved(vld1_u16(p), vld1_u16(next)); }
+
+  static constexpr auto widen = Rounded<DType::bf16>::widen;
+  static constexpr auto round = Rounded<DType::bf16>::round;
+
+ private:
+  static inline V rounded(const float* low, const float* high) {
+    const bfloat16x8_t lower = vcvtq_low_bf16_f32(vld1q_f32(low));
+    return reinterpret_cast<V>(vcvtq_high_bf16_f32(lower, vld1q_f32(high)));
+  }
+  static inline V interleaved(uint16x4_t even, uint16x4_t odd) {
+    return reinterpret_cast<V>(vcombine_u16(vzip1_u16(even, odd), vzip2_u16(even, odd)));
+  }
+};
+
+struct MultiplyPairs {
+  struct Configuration {};
+  using V = Simd<float>::V;
+  static inline V broadcast(const float* a) { return reinterpret_cast<V>(vld1q_dup_f32(a)); }
+  static inline V add(V acc, V a, V b) {
+    return reinterpret_cast<V>(vbfdotq_f32(reinterpret_cast<float32x4_t>(acc), reinterpret_cast<bfloat16x8_t>(a),
+                                           reinterpret_cast<bfloat16x8_t>(b)));
+  }
+};
 #endif
 
 // ---- transposition ----------------------------------------------------------------------------------------------

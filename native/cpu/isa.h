@@ -23,7 +23,11 @@
   X(avx2, st_moe::cpu::has_v3(), 0)   \
   X(baseline, true, 0)
 #else
+#if (defined(__aarch64__) || defined(_M_ARM64)) && !defined(ST_MOE_ISA)
+#define ST_MOE_CPU_BF16_ISAS(X) X(neonbf16, st_moe::cpu::has_bf16(), 1.3, baseline)
+#else
 #define ST_MOE_CPU_BF16_ISAS(X)
+#endif
 #define ST_MOE_CPU_ISAS(X) X(baseline, true, 0)
 #endif
 

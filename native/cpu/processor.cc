@@ -1,20 +1,24 @@
 #include "cpu/processor.h"
 
 #include <algorithm>
+#include <chrono>
+#include <initializer_list>
 #include <thread>
 
 #include "cpu/system_files.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
-
-#include <chrono>
-#include <initializer_list>
 #endif
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(_WIN32)
+#include <windows.h>
 #endif
 
 namespace st_moe::cpu {
@@ -57,6 +61,22 @@ const Levels& levels() {
   static const Levels levels = read_levels();
   return levels;
 }
+#elif defined(__aarch64__)
+bool read_bf16() {
+#if defined(__linux__)
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16
+  return getauxval(AT_HWCAP2) & kBf16;
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) == 0 && has;
+#elif defined(_WIN32)
+  constexpr DWORD kBf16 = 68;  // PF_ARM_V86_BF16_INSTRUCTIONS_AVAILABLE, of Windows 11 24H2 and newer
+  return IsProcessorFeaturePresent(kBf16);
+#else
+  return false;
+#endif
+}
 #endif
 
 int64_t read_l2_bytes() {
@@ -86,13 +106,13 @@ bool ask_for_amx() {
 #endif
 }
 
-#if defined(__x86_64__) || defined(_M_X64)
 // The time of 12 · 400 instructions, none of which waits for the one before it: bf16 dot products or float32 FMA. In
 // assembly, since this file is compiled for every processor.
 template <bool dots>
 std::chrono::steady_clock::duration time_multiplications() {
   const auto start = std::chrono::steady_clock::now();
-  int rounds = 400;
+  [[maybe_unused]] int rounds = 400;
+#if defined(__x86_64__) || defined(_M_X64)
   asm volatile(
       "vzeroall\n"  // no denormals, which may be slow
       "1:\n"
@@ -110,12 +130,31 @@ std::chrono::steady_clock::duration time_multiplications() {
       : "i"(dots)
       : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12",
         "xmm13", "xmm14", "xmm15");
+#elif defined(__aarch64__)
+  asm volatile(
+      ".arch_extension bf16\n"
+      "movi v15.4s, #0\n"
+      ".irp i,0,1,2,3,4,5,6,7,16,17,18,19\n"
+      "movi v\\i\\().4s, #0\n"
+      ".endr\n"
+      "1:\n"
+      ".irp i,0,1,2,3,4,5,6,7,16,17,18,19\n"
+      ".if %c1\n"
+      "bfdot v\\i\\().4s, v15.8h, v15.8h\n"
+      ".else\n"
+      "fmla v\\i\\().4s, v15.4s, v15.4s\n"
+      ".endif\n"
+      ".endr\n"
+      "subs %w0, %w0, #1\n"
+      "b.ne 1b"
+      : "+r"(rounds)
+      : "i"(dots)
+      : "cc", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v15", "v16", "v17", "v18", "v19");
+#endif
   return std::chrono::steady_clock::now() - start;
 }
-#endif
 
 double measure_dots() {
-#if defined(__x86_64__) || defined(_M_X64)
   if (!has_bf16()) return 0;
   auto fma = time_multiplications<false>(), dots = time_multiplications<true>();
   for (int i = 1; i < 7; ++i) {  // the best of some, in turns: interruptions and a rising clock slow down the others
@@ -123,9 +162,6 @@ double measure_dots() {
     dots = std::min(dots, time_multiplications<true>());
   }
   return 2.0 * static_cast<double>(fma.count()) / static_cast<double>(dots.count());  // each does two in a lane
-#else
-  return 0;
-#endif
 }
 
 }  // namespace
@@ -139,6 +175,15 @@ bool has_v4() {
 }
 bool has_bf16() {
   return levels().bf16;
+}
+#elif defined(__aarch64__)
+bool has_bf16() {
+  static const bool has = read_bf16();
+  return has;
+}
+#else
+bool has_bf16() {
+  return false;
 }
 #endif
 

@@ -2,6 +2,8 @@
 #include "cpu/kernel.h"
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#include <arm_neon.h>
 #endif
 
 // Vectors of the compiler's extension: one source for every width.

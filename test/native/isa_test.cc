@@ -22,8 +22,8 @@ std::set<std::string> supported() {
 // The rule in words: AMX if granted, else dot products if they pay, else the widest of the others.
 std::string default_at(double dot_speed) {
   const std::set<std::string> names = supported();
-  for (const char* name : {"amx", "avx512bf16", "avx512", "avx2"})
-    if (names.count(name) && (name != std::string("avx512bf16") || dot_speed >= 1.3)) return name;
+  for (const std::string name : {"amx", "avx512bf16", "neonbf16", "avx512", "avx2"})
+    if (names.count(name) && (name.find("bf16") == std::string::npos || dot_speed >= 1.3)) return name;
   return "baseline";
 }
 
@@ -42,7 +42,7 @@ void test_names() {
       const std::string got = cpu::choose_isa(name.c_str(), speed).name;
       check(got == name, "ST_MOE_ISA=%s selects %s", name.c_str(), got.c_str());
     }
-  for (const char* wrong : {"amx", "avx512bf16", "avx512", "avx2", "avx1024", "AVX2", "avx2 "}) {
+  for (const char* wrong : {"amx", "avx512bf16", "neonbf16", "avx512", "avx2", "avx1024", "AVX2", "avx2 "}) {
     if (names.count(wrong)) continue;
     try {
       check(false, "ST_MOE_ISA=%s selects %s", wrong, cpu::choose_isa(wrong, 2).name);
@@ -57,7 +57,9 @@ void test_names() {
 
 void test_machine() {
   const double speed = cpu::bf16_dot_speed();
-  check((speed > 0) == (supported().count("avx512bf16") > 0), "dot products %g times as fast", speed);
+  const std::set<std::string> names = supported();
+  check((speed > 0) == (names.count("avx512bf16") + names.count("neonbf16") > 0), "dot products %g times as fast",
+        speed);
   check(speed == cpu::bf16_dot_speed(), "the measurement is repeated");
   const std::string got = cpu_backend().variant, want = cpu::choose_isa(std::getenv("ST_MOE_ISA"), speed).name;
   check(got == want, "the backend has %s, not %s", got.c_str(), want.c_str());

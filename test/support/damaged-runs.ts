@@ -89,7 +89,7 @@ export async function tryDamagedRuns(draw: Draw, whole: string, copy: string, co
   async function answer(what: string, command: string, run: (folder: string) => Promise<void>): Promise<void> {
     const { tensors } = memory()
     const files = readdirSync(copy).length
-    const begin = performance.now()
+    const begin = process.cpuUsage()
     try {
       await run(copy)
       outcomes.worked[command] = (outcomes.worked[command] ?? 0) + 1
@@ -102,9 +102,10 @@ export async function tryDamagedRuns(draw: Draw, whole: string, copy: string, co
       if (readdirSync(copy).length !== files) outcomes.wrong.push(`${what}: files left`)
       outcomes.refused[command] = (outcomes.refused[command] ?? 0) + 1
     }
-    const taken = performance.now() - begin
+    const { user, system } = process.cpuUsage(begin) // no time in which others had the processor
+    const taken = (user + system) / 1000
     outcomes.slowest = Math.max(outcomes.slowest, taken)
-    if (taken > 2000) outcomes.wrong.push(`${what}: took ${taken} ms`)
+    if (taken > 2000) outcomes.wrong.push(`${what}: took ${taken} ms of the processor`)
     if (memory().tensors > tensors) outcomes.wrong.push(`${what}: ${memory().tensors - tensors} tensors are left`)
   }
 }
