@@ -8,7 +8,7 @@ import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, rmSync, writ
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { addonOf, systemOf, targets } from './targets.mjs'
+import { addonOf, plugins, systemOf, targets } from './targets.mjs'
 
 const { values } = parseArgs({ options: { all: { type: 'boolean' } } })
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -66,14 +66,14 @@ const addons = built.map((target) => {
   return pack(own, { [addonOf(target)]: `prebuilds/${platform}-${arch}/st-moe.node` })
 })
 
-const plugins = ['linux-x64', 'linux-arm64'].filter((name) => exists(`prebuilds/${name}/libst_moe_cuda.so`))
-if (plugins.length > 0) {
+const withPlugin = Object.keys(plugins).filter((name) => exists(`prebuilds/${name}/libst_moe_cuda.so`))
+if (withPlugin.length > 0) {
   const description = 'The CUDA plugin of st-moe: npm install st-moe st-moe-cuda'
   const peerDependencies = { 'st-moe': version }
-  const system = { os: ['linux'], cpu: plugins.map((name) => systemOf(name).arch) }
+  const system = { os: ['linux'], cpu: withPlugin.map((name) => systemOf(name).arch) }
   pack(
     { name: 'st-moe-cuda', version, description, license, engines, peerDependencies, ...system },
-    Object.fromEntries(plugins.map((name) => [`prebuilds/${name}/libst_moe_cuda.so`, `${name}/libst_moe_cuda.so`])),
+    Object.fromEntries(withPlugin.map((name) => [`prebuilds/${name}/libst_moe_cuda.so`, `${name}/libst_moe_cuda.so`])),
   )
 }
 rmSync(path.join(folder, 'staged'), { recursive: true })

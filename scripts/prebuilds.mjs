@@ -1,12 +1,12 @@
 // Creates prebuilds/<platform>-<arch>/ with the addon, stripped and tagged with its C library, for every system of
-// targets.mjs: with the Zig compiler of prebuilds-requirements.txt, from one Linux machine. Also the CUDA plugin of this
-// machine, if it can be built. Compiles only what has changed since the last build of this tree.
+// targets.mjs: with the Zig compiler of prebuilds-requirements.txt, from one Linux machine. Also the CUDA plugins
+// that this machine can build. Compiles only what has changed since the last build of this tree.
 //
 //   node scripts/prebuilds.mjs [--no-cuda]              for all systems
 //   node scripts/prebuilds.mjs --target NAME …          for some; with --tests only their C++ tests, in build/NAME-tests
 //   node scripts/prebuilds.mjs --own [--missing]        for this machine, with its own compiler; only if there is none
-import { execFileSync } from 'node:child_process'
-import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { execFileSync, spawnSync } from 'node:child_process'
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { availableParallelism } from 'node:os'
 import path from 'node:path'
@@ -16,7 +16,7 @@ import prebuildify from 'prebuildify'
 import { emulators } from './emulators.mjs'
 import { nodeApiFunctions } from './node-api.mjs'
 import { zigFolder } from './python.mjs'
-import { addonOf, ownTarget, systemOf, targets } from './targets.mjs'
+import { addonOf, ownTarget, plugins, systemOf, targets } from './targets.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const { values } = parseArgs({
@@ -28,6 +28,7 @@ const { values } = parseArgs({
     'no-cuda': { type: 'boolean' },
   },
 })
+const nvcc = process.env.CUDACXX ?? 'nvcc'
 const jobs = String(availableParallelism())
 const run = (command, ...args) => execFileSync(command, args, { cwd: root, stdio: 'inherit' })
 const inRoot = (...names) => path.join(root, ...names)
@@ -114,20 +115,56 @@ async function put(target, addon) {
   console.log(`${addonOf(target)} is complete`)
 }
 
-/** The plugin, with a note if this machine has no CUDA compiler. A compiler that fails is an error. */
-function plugin() {
-  if (process.platform !== 'linux') return
-  try {
-    execFileSync(process.env.CUDACXX ?? 'nvcc', ['--version'])
-  } catch {
-    console.log('prebuilds: no nvcc (in PATH or CUDACXX), so there is no CUDA plugin')
-    return
+/** The arguments of CMake that cross the plugin: the compiler, and CUDA's headers and static runtime as wheels. */
+function crossPlugin(prefix, build) {
+  const [processor] = prefix.split('-')
+  const wheels = inRoot(build, 'wheels')
+  const requirements = readFileSync(inRoot('scripts/cuda-requirements.txt'), 'utf8')
+  const names = requirements.match(/^nvidia-cuda-(crt|runtime|cccl)==.*$/gm)
+  const from = [
+    '--no-deps',
+    '--only-binary=:all:',
+    '--platform',
+    `manylinux2014_${processor}`,
+    '--dest',
+    wheels,
+    ...names,
+  ]
+  run('python3', '-m', 'pip', 'download', '--quiet', ...from)
+  for (const name of readdirSync(wheels).filter((name) => name.endsWith('.whl')))
+    run('python3', '-m', 'zipfile', '-e', path.join(wheels, name), wheels)
+  const cuda = path.join(wheels, 'nvidia/cu13')
+  return [
+    '-DCMAKE_SYSTEM_NAME=Linux',
+    `-DCMAKE_SYSTEM_PROCESSOR=${processor}`,
+    `-DCMAKE_CXX_COMPILER=${prefix}-g++`,
+    `-DCMAKE_CUDA_COMPILER=${nvcc}`,
+    `-DCMAKE_CUDA_HOST_COMPILER=${prefix}-g++`,
+    `-DCMAKE_CUDA_FLAGS=-I${cuda}/include -isystem ${cuda}/include/cccl -L${cuda}/lib`,
+  ]
+}
+
+const runs = (command) => {
+  const { error } = spawnSync(command, ['--version'])
+  if (error) console.log(`prebuilds: no ${command}, so there is no CUDA plugin that needs it`)
+  return !error
+}
+
+/** The plugins whose compilers this machine has, with a note about others. A compiler that fails is an error. */
+function makePlugins() {
+  if (process.platform !== 'linux' || !runs(nvcc)) return
+  const here = `${process.platform}-${process.arch}`
+  for (const [system, prefix] of Object.entries(plugins)) {
+    const crosses = system !== here
+    if (crosses && (own || !runs(`${prefix}-g++`))) continue
+    const build = path.join('build', crosses ? `cuda-${system}` : 'cuda')
+    const made = crosses ? `${build}/native/cuda` : 'build/Release'
+    run('cmake', '-S', '.', '-B', build, '-DST_MOE_CUDA=ON', ...(crosses ? crossPlugin(prefix, build) : []))
+    run('cmake', '--build', build, '--parallel', jobs, '--target', 'st_moe_cuda')
+    const file = inRoot('prebuilds', system, 'libst_moe_cuda.so')
+    copyFileSync(inRoot(made, 'libst_moe_cuda.so'), file)
+    run(crosses ? `${prefix}-strip` : 'strip', file)
   }
-  run('cmake', '-S', '.', '-B', 'build/cuda', '-DST_MOE_CUDA=ON')
-  run('cmake', '--build', 'build/cuda', '--parallel', jobs, '--target', 'st_moe_cuda')
-  const folder = inRoot('prebuilds', `${process.platform}-${process.arch}`)
-  copyFileSync(inRoot('build/Release/libst_moe_cuda.so'), path.join(folder, 'libst_moe_cuda.so'))
-  run('strip', path.join(folder, 'libst_moe_cuda.so'))
 }
 
 const own = values.own || process.platform !== 'linux'
@@ -138,4 +175,4 @@ for (const target of chosen) {
   if (values.tests) cross(target, { tests: true })
   else await put(target, own ? compileHere() : cross(target, {}))
 }
-if (!values['no-cuda'] && !values.tests && (own || !values.target)) plugin()
+if (!values['no-cuda'] && !values.tests && (own || !values.target)) makePlugins()

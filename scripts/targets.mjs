@@ -11,6 +11,9 @@ export const targets = {
   'darwin-arm64': 'aarch64-macos.11.0',
 }
 
+/** The systems with a CUDA plugin, and the prefix of the compilers for them in Debian: nvcc compiles with GCC. */
+export const plugins = { 'linux-x64': 'x86_64-linux-gnu', 'linux-arm64': 'aarch64-linux-gnu' }
+
 /** { platform, arch, libc } in the words of Node and npm; `libc` is undefined except on Linux. */
 export function systemOf(target) {
   const [platform, arch, libc] = target.split('-')

@@ -25,6 +25,8 @@ export async function compileSuite() {
   writeFileSync(path.join(suite, 'node_modules/vitest/package.json'), JSON.stringify(manifest))
   for (const name of [
     'package.json',
+    'native/core',
+    'scripts/native-ops.mjs',
     'prebuilds',
     'dist',
     'test/golden',

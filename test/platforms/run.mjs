@@ -17,9 +17,13 @@ const { values } = parseArgs({ options: { target: { type: 'string', multiple: tr
 const targets = values.target ?? Object.keys(emulators)
 
 // What needs neither vi nor tools of Linux. Each runs in a process of its own, as in vitest.
-const suite = `golden autograd hooks scope lifetime bad-input bad-options gradcheck mask non-finite routers soft-moe
-  selection attention losses optim adafactor ema schedules random state-dict checkpoint safetensors determinism async
-  data-loader user-experts conservation`.split(/\s+/)
+const suite =
+  `accumulation activation adafactor async attention autograd bad-input bad-options cached-attention causality
+  checkpoint checkpoint-extra compare compute-dtype conservation create data-loader defaults determinism ema
+  expert-choice expert-dropout generate golden gradcheck hooks importance lifetime losses mask memory mesh
+  native-calls non-finite optim other-threads out-of-memory parameter-groups paths property random recompute routers
+  safetensors schedules scope selection shared-experts soft-moe soft-moe-errors soft-moe-random state-dict tfjs
+  tokenizer transformers transformers-golden two-levels user-experts`.split(/\s+/)
 const total = { passed: 0, failed: 0, skipped: 0 }
 
 function add(target, name, passed, failed, skipped) {
