@@ -36,12 +36,12 @@ export function pluginPath(): string {
   return existsSync(own) || !installed ? own : join(installed, `${process.platform}-${process.arch}`, plugin)
 }
 
-/** Why the plugin must not be loaded, and the fix; null if it may be. Only linux-x64-glibc has a prebuilt one. */
+/** Why the plugin must not be loaded, and the fix; null if it may be. There are prebuilt ones for Linux with glibc. */
 function pluginFault(path: string): string | null {
   const damage = damageOf(path)
   if (damage === null) return null
   if (process.env.ST_MOE_CUDA_LIBRARY) return `${path}: ${damage}. ST_MOE_CUDA_LIBRARY names this file`
-  const prebuilt = process.platform === 'linux' && process.arch === 'x64' && glibc() !== null
+  const prebuilt = process.platform === 'linux' && ['x64', 'arm64'].includes(process.arch) && glibc() !== null
   const none = `There is no prebuilt CUDA plugin for ${systemName()}`
   if (existsSync(path)) {
     const fix = prebuilt ? 'Install st-moe-cuda again, or in a clone run: npm run build:cuda' : none

@@ -15,6 +15,7 @@ import lief
 lief.logging.disable()
 
 PLUGIN_LIMIT = 40e6
+PLUGIN_GLIBC = "2.34"  # of Ubuntu 22.04 and Debian 12: GCC compiles it against the glibc of its machine, Zig the others
 # Everything else must be linked in: a sanitizer, cuBLAS or libnode here would not load elsewhere.
 LIBRARIES = {
     "linux": r"(libc|libm|libstdc\+\+|libgcc_s|libpthread|libdl|librt|ld-linux[\w-]*)\.so(\.\d+)?",
@@ -63,6 +64,8 @@ def faults(path, platform, limits, functions, system_functions):
     needs = [f"{family} {number}" for family, number in versions.items()] + sorted(libraries)
     print(f"{path.parent.name}/{path.name}: {size / 1e6:.2f} MB, needs {', '.join(needs)}")
 
+    if path.suffix == ".so":
+        limits = {**limits, "GLIBC": PLUGIN_GLIBC}
     for family, number in versions.items():
         if family not in limits or version(number) > version(limits[family]):
             yield f"needs {family} {number}, the limit is {limits.get(family)}"

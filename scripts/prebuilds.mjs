@@ -158,7 +158,7 @@ function makePlugins() {
     const crosses = system !== here
     if (crosses && (own || !runs(`${prefix}-g++`))) continue
     const build = path.join('build', crosses ? `cuda-${system}` : 'cuda')
-    const made = crosses ? `${build}/native/cuda` : 'build/Release'
+    const made = crosses ? `${build}/Release` : 'build/Release'
     run('cmake', '-S', '.', '-B', build, '-DST_MOE_CUDA=ON', ...(crosses ? crossPlugin(prefix, build) : []))
     run('cmake', '--build', build, '--parallel', jobs, '--target', 'st_moe_cuda')
     const file = inRoot('prebuilds', system, 'libst_moe_cuda.so')
