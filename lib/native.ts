@@ -37,7 +37,7 @@ interface Addon {
   binary(a: Handle, b: Handle, kind: number): Handle
   addInPlace(a: Handle, b: Handle): void
   reduce(x: Handle, split: readonly number[], shape: readonly number[], factor: number): Handle
-  sumSquares(xs: Float64Array, scale: number): Handle
+  norm(xs: Float64Array, scale: number): Handle
   clipNorm(xs: Float64Array, norm: Handle, max: number): void
 
   matmul(a: Handle, b: Handle, transposeA: boolean, transposeB: boolean): Handle

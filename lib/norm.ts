@@ -8,29 +8,25 @@ const small = 2 ** -550
 export const handleList = (op: string, xs: readonly Handle[]): Float64Array =>
   allocated(op, `an array of ${xs.length} f64`, () => Float64Array.from(xs))
 
-/** Σ (scale · x)² over float tensors of one device: f64 []. */
-export const sumSquares = (xs: readonly Handle[], scale: number): Handle =>
-  native.sumSquares(handleList('sumSquares', xs), scale)
-
-/** Its value. Waits for a GPU. */
-function sumOf(xs: readonly Handle[], scale: number): number {
+/** √Σ (scale · x)² over float tensors of one device. Waits for a GPU. */
+function scaledNorm(xs: readonly Handle[], scale: number): number {
   if (xs.length === 0) return 0
-  const sum = sumSquares(xs, scale)
+  const result = native.norm(handleList('norm', xs), scale)
   try {
-    const value = allocateArray('sumSquares', 'f64', 1)
-    native.toData(sum, value)
+    const value = allocateArray('norm', 'f64', 1)
+    native.toData(result, value)
     return value[0]
   } finally {
-    native.release(sum)
+    native.release(result)
   }
 }
 
 /** Whether f32 or f64 tensors of one device have neither NaN nor infinity. Waits for a GPU. */
-export const allFinite = (xs: readonly Handle[]): boolean => Number.isFinite(sumOf(xs, small))
+export const allFinite = (xs: readonly Handle[]): boolean => Number.isFinite(scaledNorm(xs, small))
 
 /** The joint 2-norm of tensors, a list for each device, without intermediate overflow or underflow. Waits for GPUs. */
 export function norm(lists: readonly (readonly Handle[])[]): number {
-  const scaled = (scale: number) => Math.sqrt(lists.reduce((total, xs) => total + sumOf(xs, scale), 0)) / scale
+  const scaled = (scale: number) => Math.hypot(...lists.map((xs) => scaledNorm(xs, scale))) / scale
   const plain = scaled(1)
   return plain > 2 ** -500 && plain < Infinity ? plain : scaled(plain < 1 ? 1 / small : small)
 }

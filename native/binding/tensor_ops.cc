@@ -149,19 +149,19 @@ static std::vector<Tensor*> floats(Call& c, const char* name, const Napi::Float6
   return tensors;
 }
 
-static Napi::Value sum_squares(Call& c) {  // (xs, scale) → f64 [], Σ (scale · x)² of all
+static Napi::Value norm(Call& c) {  // (xs, scale) → f64 [], √Σ (scale · x)² of all
   const Napi::Float64Array handles = c.numbers("xs");
   const double scale = c.number("scale");
   const std::vector<Tensor*> xs = floats(c, "xs", handles);
   Tensor out = c.make(*xs[0]->device, DType::f64, {});
-  std::vector<SumSquaresArgs> items;
+  std::vector<NormArgs> items;
   for (const Tensor* x : xs) items.push_back({nullptr, nullptr, x->dtype, x->size, scale});
   std::vector<Operand> operands;
   for (size_t i = 0; i < xs.size(); ++i) {
     operands.emplace_back(items[i].x, *xs[i]);
     operands.emplace_back(items[i].out, out, i == 0 ? Use::made : Use::read);
   }
-  c.run<&OpTable::sum_squares>(items, operands);
+  c.run<&OpTable::norm>(items, operands);
   return c.give(std::move(out));
 }
 
@@ -213,7 +213,7 @@ const std::vector<Entry> kTensorEntries = {
     {"binary", binary, Order::recorded},
     {"addInPlace", add_in_place, Order::recorded},
     {"reduce", reduce, Order::recorded},
-    {"sumSquares", sum_squares, Order::recorded},
+    {"norm", norm, Order::recorded},
     {"clipNorm", clip_norm, Order::recorded},
     {"matmul", matmul, Order::recorded},
 };

@@ -48,7 +48,7 @@ const signatures = {
   binary: 'x[BND] x[D] n',
   addInPlace: 'x[BND] x[BND]',
   reduce: 'x[BND] s s n',
-  sumSquares: 'r:x[BND] n',
+  norm: 'r:x[BND] n',
   clipNorm: 'r:f[BND] x[] n',
   matmul: 'x[BND] x[BDN] b b',
 }

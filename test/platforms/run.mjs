@@ -70,8 +70,8 @@ const folder = await compileSuite()
 for (const target of targets) {
   const lack = lackOf(target)
   if (lack && values.install) {
-    const command = `apt-get update -qq && DEBIAN_FRONTEND=noninteractive ${lack} -y -qq`
-    execFileSync('sh', ['-c', command], { stdio: 'inherit' })
+    const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
+    execFileSync('sh', ['-c', `${lack} -y -qq`], { stdio: 'inherit', env })
   }
   if (lackOf(target)) {
     console.log(`${target}: skipped: ${lack}`)

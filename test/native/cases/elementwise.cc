@@ -173,10 +173,10 @@ void reduce(const ReduceArgs& a, Problem& p) {
     y[i / (a.axis * a.inner) * a.inner + i % a.inner] += a.factor * x[i];
 }
 
-void sum_squares(const SumSquaresArgs& a, Problem& p) {
+void norm(const NormArgs& a, Problem& p) {
   long double sum = 0;
   for (double x : p["x"]) sum += static_cast<long double>(x) * x;
-  p["out"][0] = static_cast<double>(sum * a.scale * a.scale);
+  p["out"][0] = static_cast<double>(std::sqrt(sum) * a.scale);
 }
 
 void clip_norm(const ClipNormArgs& a, Problem& p) {
@@ -201,9 +201,9 @@ void add_reductions(Table& table, DType dtype) {
   }
   for (int64_t size : kSizes) {
     for (double scale : {1.0, 0x1p-500})
-      table.add(SumSquaresArgs{.dtype = dtype, .size = size, .scale = scale},
-                {{"x", offsetof(SumSquaresArgs, x), Role::input, dtype, size},
-                 {"out", offsetof(SumSquaresArgs, out), Role::output, DType::f64, 1}});
+      table.add(NormArgs{.dtype = dtype, .size = size, .scale = scale},
+                {{"x", offsetof(NormArgs, x), Role::input, dtype, size},
+                 {"out", offsetof(NormArgs, out), Role::output, DType::f64, 1}});
     for (double norm : {0.5, 2.0, 1e300, static_cast<double>(NAN), static_cast<double>(INFINITY)})
       table
           .add(ClipNormArgs{.dtype = dtype, .size = size, .max = 1},
@@ -337,7 +337,7 @@ void add_optimizers(Table& table, DType dtype) {
 
 void elementwise(Table& table) {
   table.loop(unary), table.loop(unary_backward), table.loop(binary), table.loop(token_mask), table.loop(scale);
-  table.loop(reduce), table.loop(sum_squares), table.loop(clip_norm), table.loop(adamw), table.loop(sgd),
+  table.loop(reduce), table.loop(norm), table.loop(clip_norm), table.loop(adamw), table.loop(sgd),
       table.loop(adafactor);
   for (DType dtype : kReals)
     add_unary(table, dtype), add_reductions(table, dtype), add_optimizers(table, dtype), add_adafactor(table, dtype);

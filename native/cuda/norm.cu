@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "cuda/batch.cuh"
 #include "cuda/ops.h"
 
@@ -29,21 +31,21 @@ __global__ void __launch_bounds__(kBlock)
   });
 }
 
-__global__ void __launch_bounds__(kBlock) add_partials_kernel(const double* partial, double* out, int64_t count) {
+__global__ void __launch_bounds__(kBlock) norm_of_sums_kernel(const double* partial, double* out, int64_t count) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += partial[i];
   sum = block_reduce(sum, Sum{}, 0.0);
-  if (threadIdx.x == 0) *out = sum;
+  if (threadIdx.x == 0) *out = std::sqrt(sum);
 }
 
-void sum_squares(const Context& ctx, const Batch<SumSquaresArgs>& batch) {
+void norm(const Context& ctx, const Batch<NormArgs>& batch) {
   int64_t chunks = 0;
   for (int64_t i = 0; i < batch.count; ++i) chunks += ceil_div(batch.items[i].size, kChunk);
   Scratch<double> partial(ctx, chunks);
   double* next = partial.get();
   const auto add = [&](auto zero) {
     using T = decltype(zero);
-    const auto squares_of = [](const SumSquaresArgs& args) {
+    const auto squares_of = [](const NormArgs& args) {
       return Squares<T>{static_cast<const T*>(args.x), args.size, aligned(static_cast<const T*>(args.x)), args.scale};
     };
     in_parts<T>(batch, squares_of, [&](const auto& items) {
@@ -53,7 +55,7 @@ void sum_squares(const Context& ctx, const Batch<SumSquaresArgs>& batch) {
   };
   add(float{});
   add(double{});
-  launch(ctx, add_partials_kernel, 1, kBlock, 0, partial.get(), static_cast<double*>(batch.items[0].out), chunks);
+  launch(ctx, norm_of_sums_kernel, 1, kBlock, 0, partial.get(), static_cast<double*>(batch.items[0].out), chunks);
 }
 
 }  // namespace st_moe::cuda

@@ -1,14 +1,16 @@
+#include <cmath>
+
 #include "cpu/batch.h"
 #include "cpu/ops.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-void sum_squares(const Context& ctx, const Batch<SumSquaresArgs>& batch) {
+void norm(const Context& ctx, const Batch<NormArgs>& batch) {
   const BatchBlocks blocks(batch, 2 * kElementBlock);
   Scratch<double> partial(blocks.count());
   blocks.parallel(ctx, [&](int64_t i, int64_t block, int64_t begin, int64_t end) {
-    const SumSquaresArgs& args = batch.items[i];
+    const NormArgs& args = batch.items[i];
     dispatch_float(args.dtype, [&](auto zero) {
       using T = decltype(zero);
       const T* part = static_cast<const T*>(args.x) + begin;
@@ -21,7 +23,7 @@ void sum_squares(const Context& ctx, const Batch<SumSquaresArgs>& batch) {
   double total = 0;
   for (int64_t i = 0; i < batch.count; ++i)
     total += wide_sum(partial.get() + blocks.first(i), blocks.first(i + 1) - blocks.first(i));
-  *static_cast<double*>(batch.items[0].out) = total;
+  *static_cast<double*>(batch.items[0].out) = std::sqrt(total);
 }
 
 }  // namespace st_moe::cpu::ST_MOE_ISA
