@@ -62,6 +62,7 @@ export interface Work {
   efficiency: number
   /** Wavefronts of shared memory, of the fewest possible. */
   conflicts: number
+  /** Of GEMMs: arithmetic of other kernels is not counted. */
   flops: number
   lowPrecision: boolean
 }
@@ -192,10 +193,11 @@ const megabytes = (bytes: number): string => digits(bytes / 1e6)
 /** A row for each kernel and GEMM of a pass. */
 export const launchTable = ({ works }: Pass, gpu: Gpu): string =>
   markdownTable(
-    ['launch', 'times', 'MB', 'MB moved', 'of it used', 'bank conflicts', gpu.name],
+    ['launch', 'times', 'GFLOP', 'MB', 'MB moved', 'of it used', 'bank conflicts', gpu.name],
     merged(works).map((work) => [
       work.name,
       String(work.launches),
+      work.isGemm ? digits(work.flops / 1e9) : '',
       megabytes(work.bytes),
       work.isGemm ? '' : megabytes(work.moved),
       work.isGemm ? '' : work.efficiency.toFixed(2),

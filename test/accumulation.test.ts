@@ -1,5 +1,3 @@
-import { existsSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'
 import {
   Adafactor,
@@ -15,10 +13,10 @@ import {
   tensor,
 } from '../lib/index.js'
 import { any } from './support/bad-input.js'
+import { useEmulator } from './support/emulator.js'
 import { relativeError, values } from './support/numbers.js'
 
-process.env.ST_MOE_CUDA_LIBRARY ??= fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))
-const built = existsSync(process.env.ST_MOE_CUDA_LIBRARY)
+const built = useEmulator()
 
 describe('gradients of micro-batches add up to those of the whole batch', () => {
   // Sequences are routed apart, each with its capacity, unless random numbers decide.

@@ -1,7 +1,6 @@
-import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { afterAll, describe, expect, test } from 'vitest'
 import {
   Adafactor,
@@ -15,11 +14,11 @@ import {
   tensor,
 } from '../lib/index.js'
 import { any } from './support/bad-input.js'
+import { useEmulator } from './support/emulator.js'
 import type { Float } from './support/golden-case.js'
 import { Draw, relativeError, values } from './support/numbers.js'
 
-process.env.ST_MOE_CUDA_LIBRARY ??= fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))
-const built = existsSync(process.env.ST_MOE_CUDA_LIBRARY)
+const built = useEmulator()
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-adafactor-'))
 afterAll(() => rmSync(folder, { recursive: true }))
 

@@ -1,5 +1,3 @@
-import { existsSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
 import { expect, test, vi } from 'vitest'
 import { makeOptimizer, TrainStep } from '../lib/cli/language-model/train.js'
 import {
@@ -13,11 +11,11 @@ import {
   setDefaultDevice,
 } from '../lib/index.js'
 import { native } from '../lib/native.js'
+import { useEmulator } from './support/emulator.js'
 
 // st-moe train on a GPU, which is the emulator (npm run build:simt) unless ST_MOE_CUDA_LIBRARY names another plugin.
 
-process.env.ST_MOE_CUDA_LIBRARY ??= fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))
-const built = existsSync(process.env.ST_MOE_CUDA_LIBRARY)
+const built = useEmulator()
 
 test.skipIf(!built)('a training step of the language model is one replay, with the losses of the CPU', () => {
   const options = {

@@ -1,6 +1,4 @@
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { afterEach, describe, expect, test } from 'vitest'
 import {
@@ -28,13 +26,12 @@ import {
   tensor,
   zeros,
 } from '../lib/index.js'
+import { useEmulator } from './support/emulator.js'
 
 // A step in a CUDA graph vs. the same step run repeatedly. The GPU is the emulator (npm run build:simt) unless
 // ST_MOE_CUDA_LIBRARY names another plugin.
 
-const plugin = fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))
-process.env.ST_MOE_CUDA_LIBRARY ??= plugin
-const built = existsSync(process.env.ST_MOE_CUDA_LIBRARY)
+const built = useEmulator()
 const bits = (x: Tensor): string => Buffer.from(x.dataSync().buffer).toString('hex')
 const owned: { dispose(): void }[] = []
 const own = <T extends { dispose(): void }>(value: T): T => {

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { root } from './support/blocks.js'
 import { at, bin, cli, expectRefused, folder, jsonLines, succeeded, tiny } from './support/cli.js'
+import { emulator, emulatorBuilt } from './support/emulator.js'
 import { runProgram } from './support/program.js'
 import { sentences } from './support/sentences.js'
 
@@ -135,8 +136,7 @@ describe('doctor', () => {
     }
   })
 
-  const emulator = join(root, 'build/libst_moe_simt.so')
-  test.skipIf(!existsSync(emulator))('tests a GPU', async () => {
+  test.skipIf(!emulatorBuilt)('tests a GPU', async () => {
     const env = { ...process.env, ST_MOE_CUDA_LIBRARY: emulator }
     const { code, out } = await runProgram([bin, 'doctor', '--json'], { env })
     expect(code).toBe(0)
@@ -147,7 +147,7 @@ describe('doctor', () => {
     })
   })
 
-  test.skipIf(!existsSync(emulator))('reports why the self-test of a GPU fails, and exits with 1', async () => {
+  test.skipIf(!emulatorBuilt)('reports why the self-test of a GPU fails, and exits with 1', async () => {
     const env = { ...process.env, ST_MOE_CUDA_LIBRARY: emulator, SIMT_FULL_AT: '4' }
     const [json, words] = await Promise.all(
       [['--json'], []].map((args) => runProgram([bin, 'doctor', ...args], { env })),

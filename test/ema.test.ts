@@ -1,7 +1,6 @@
-import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { afterAll, describe, expect, test } from 'vitest'
 import {
   captureStep,
@@ -20,10 +19,10 @@ import {
   zeros,
 } from '../lib/index.js'
 import { any } from './support/bad-input.js'
+import { useEmulator } from './support/emulator.js'
 import { relativeError, values } from './support/numbers.js'
 
-process.env.ST_MOE_CUDA_LIBRARY ??= fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))
-const built = existsSync(process.env.ST_MOE_CUDA_LIBRARY)
+const built = useEmulator()
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-ema-'))
 afterAll(() => rmSync(folder, { recursive: true }))
 

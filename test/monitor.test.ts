@@ -1,5 +1,3 @@
-import { existsSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
 import { afterEach, describe, expect, test, vi } from 'vitest'
 import {
   captureStep,
@@ -20,12 +18,12 @@ import {
   tensor,
 } from '../lib/index.js'
 import { native } from '../lib/native.js'
+import { useEmulator } from './support/emulator.js'
 import { listOf } from './support/numbers.js'
 
 // What routers are watched by, vs. plain loops over the routing and the logits.
 
-process.env.ST_MOE_CUDA_LIBRARY ??= fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))
-const built = existsSync(process.env.ST_MOE_CUDA_LIBRARY)
+const built = useEmulator()
 const devices: Device[] = ['cpu', 'cuda']
 const [B, N, D, E] = [2, 70, 6, 5]
 

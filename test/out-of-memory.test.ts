@@ -1,12 +1,11 @@
-import { existsSync } from 'node:fs'
 import { setImmediate } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { Linear, Module } from '../lib/index.js'
 import { live } from './support/baseline.js'
 import { runChild, sanitized } from './support/child.js'
+import { emulator, emulatorBuilt } from './support/emulator.js'
 import { failingAllocations } from './support/failing-allocations.js'
 
 interface Row {
@@ -43,10 +42,9 @@ describe.skipIf(process.platform !== 'linux')(
       for (const { name, points } of rows) expect(points, name).toBeGreaterThan(0)
     })
 
-    const plugin = fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))
-    test.skipIf(!existsSync(plugin) || sanitized)('on the device of the emulator', async () => {
+    test.skipIf(!emulatorBuilt || sanitized)('on the device of the emulator', async () => {
       const words = ['new', 'gradDict', 'Module.to', 'the first', 'forwardWithGrad', 'second backward']
-      const rows = await tried(faults, 'cuda', words, { ST_MOE_CUDA_LIBRARY: plugin })
+      const rows = await tried(faults, 'cuda', words, { ST_MOE_CUDA_LIBRARY: emulator })
       for (const { name, points } of rows) expect(points, name).toBeGreaterThan(0)
     })
   },

@@ -1,7 +1,6 @@
-import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { afterAll, describe, expect, test } from 'vitest'
 import {
   AdamW,
@@ -24,9 +23,9 @@ import {
   tensor,
 } from '../lib/index.js'
 import { any } from './support/bad-input.js'
+import { useEmulator } from './support/emulator.js'
 
-process.env.ST_MOE_CUDA_LIBRARY ??= fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))
-const built = existsSync(process.env.ST_MOE_CUDA_LIBRARY)
+const built = useEmulator()
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-groups-'))
 afterAll(() => rmSync(folder, { recursive: true }))
 

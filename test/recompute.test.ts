@@ -1,5 +1,3 @@
-import { existsSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
 import { afterEach, describe, expect, test } from 'vitest'
 import {
   CausalSelfAttention,
@@ -28,9 +26,9 @@ import {
   tensor,
 } from '../lib/index.js'
 import { any } from './support/bad-input.js'
+import { useEmulator } from './support/emulator.js'
 
-process.env.ST_MOE_CUDA_LIBRARY ??= fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))
-const built = existsSync(process.env.ST_MOE_CUDA_LIBRARY)
+const built = useEmulator()
 const bits = (x: Tensor): string => Buffer.from(x.dataSync().buffer).toString('hex')
 
 type Call = <A extends unknown[], R>(block: ((...inputs: A) => R) | { forward(...inputs: A): R }, inputs: A) => R

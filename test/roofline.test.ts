@@ -66,7 +66,8 @@ describe('the roofline model', () => {
     const pass = { shape: 'small', pass: 'forward', works: [...works, ...works] }
     const table = launchTable(pass, h100)
     expect(table.split('\n').length).toBe(2 + works.length)
-    expect(table).toMatch(/\| Activate +\| 2 +\| 1,280 +\| 2,560 +\| 0.75 +\| 1.50× +\| \d+ µs/)
+    expect(table).toMatch(/\| Activate +\| 2 +\| +\| 1,280 +\| 2,560 +\| 0.75 +\| 1.50× +\| \d+ µs/)
+    expect(table).toMatch(/\| GEMM [^|]+\| 2 +\| 96\.0 +\|/)
     expect(summary([pass])).toMatch(/\| small \| forward \| 4 \+ 2 /)
   })
 })

@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -23,22 +23,20 @@ import {
   zeros,
 } from '../lib/index.js'
 import { runChild } from './support/child.js'
+import { emulator, emulatorBuilt } from './support/emulator.js'
 import { Draw, relativeError, values } from './support/numbers.js'
 import { patience } from './support/patience.js'
 
-// The CUDA backend on the emulator (npm run build:simt), and the errors if it cannot be used.
+// The CUDA backend on the emulator (npm run build:simt).
 
-const build = fileURLToPath(new URL('../build/', import.meta.url))
-const plugin = join(build, 'libst_moe_simt.so')
-process.env.ST_MOE_CUDA_LIBRARY = plugin
-const built = existsSync(plugin)
+process.env.ST_MOE_CUDA_LIBRARY = emulator
 const bits = (x: Tensor): Buffer => {
   const data = x.dataSync()
   return Buffer.from(data.buffer, data.byteOffset, data.byteLength)
 }
 const both: readonly Device[] = ['cpu', 'cuda']
 
-describe.skipIf(!built)('device cuda on the emulator', () => {
+describe.skipIf(!emulatorBuilt)('device cuda on the emulator', () => {
   /** The results of the same program on the CPU and on the GPU. */
   function onBoth(program: (device: Device) => Tensor): [cpu: Tensor, cuda: Tensor] {
     const [cpu, cuda] = both.map((device) => {
@@ -209,7 +207,7 @@ async function printed(script: string, env: Record<string, string> = {}) {
   return JSON.parse(stdout)
 }
 
-test.skipIf(!built)('kernels of a forward and a backward; only uneven loads wait for the device', async () => {
+test.skipIf(!emulatorBuilt)('kernels of a forward and a backward; only uneven loads wait for the device', async () => {
   const trace = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'trace')
   const { report, uneven, training, replay } = await printed('launches.mjs', { SIMT_TRACE: trace })
   expect(report.length).toBe(18)
@@ -231,7 +229,7 @@ test.skipIf(!built)('kernels of a forward and a backward; only uneven loads wait
   expect(replay).not.toHaveProperty('launch')
 })
 
-test.skipIf(!built)(
+test.skipIf(!emulatorBuilt)(
   'a GPU that is full at any allocation of a step: an error, and everything still works',
   async () => {
     const { failures, wrong, loss } = await printed('full-gpu.mjs')
@@ -241,12 +239,12 @@ test.skipIf(!built)(
   },
 )
 
-test.skipIf(!built)('memory from before a capture that is freed during it comes back', async () => {
+test.skipIf(!emulatorBuilt)('memory from before a capture that is freed during it comes back', async () => {
   // 16 MB besides the workspace of cuBLAS
   expect(await printed('frees-in-capture.mjs', { SIMT_MEMORY_MB: String(16 + 32) })).toEqual({ failed: [] })
 })
 
-describe.skipIf(!built)('a kernel that faults', () => {
+describe.skipIf(!emulatorBuilt)('a kernel that faults', () => {
   const text =
     /^\[[\w.]+\] a fault occurred on the device, an illegal memory access was encountered \(cudaErrorIllegalAddress\), in (one of the kernels since the last wait: )?[\w<>, ]+.*; this process cannot use the device again$/
 
@@ -280,112 +278,14 @@ describe.skipIf(!built)('a kernel that faults', () => {
   })
 })
 
-test.skipIf(!built)('TF32 is an option of GEMMs, but never of the router', async () => {
+test.skipIf(!emulatorBuilt)('TF32 is an option of GEMMs, but never of the router', async () => {
   const run = (env: Record<string, string>) => printed('tf32.mjs', env)
   const fine = 1 + 2 ** -12
   expect(await run({ ST_MOE_TF32: '0' })).toEqual({ product: fine, chosen: [1, 0] })
   expect(await run({ ST_MOE_TF32: '1' })).toEqual({ product: 1, chosen: [1, 0] })
 })
 
-/** What a child process reports with another plugin or environment. */
-async function reported(env: Record<string, string>, device = 'cuda') {
-  const result = await runChild('device-report.mjs', [device], { env })
-  expect(result.stderr).toBe('')
-  expect(result.code).toBe(0)
-  const report = JSON.parse(result.stdout)
-  expect(report.cpu).toEqual([2, 4])
-  expect(report.devices[0].available).toBe(true)
-  return report
-}
-
-describe('if it cannot be used, the error says why and the CPU works', () => {
-  const expectAnswer = async (env: Record<string, string>, stage: string, reason: RegExp) => {
-    const { devices: list, request } = await reported(env)
-    expect(list[1]).toMatchObject({ device: 'cuda', available: false, stage })
-    expect(list[1].reason).toMatch(reason)
-    expect(request.code).toBe('BACKEND_UNAVAILABLE')
-    expect(request.message).toContain(`${stage}: `)
-    expect(request.message).toMatch(reason)
-  }
-
-  test('no plugin', () => expectAnswer({ ST_MOE_CUDA_LIBRARY: '/nowhere/plugin.so' }, 'plugin', /nowhere/))
-
-  test('a damaged plugin', async () => {
-    const file = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'damaged.so')
-    writeFileSync(file, `\x7fELF${'x'.repeat(4000)}`)
-    await expectAnswer({ ST_MOE_CUDA_LIBRARY: file }, 'plugin', /damaged\.so/)
-  })
-
-  const other = join(build, 'simt/libother_abi.so')
-  test.skipIf(!existsSync(other))('a plugin of another version', () =>
-    expectAnswer({ ST_MOE_CUDA_LIBRARY: other }, 'abi', /has ABI 4711, this addon needs \d/),
-  )
-
-  test.skipIf(!built)('no driver', () => expectAnswer({ SIMT_DRIVER: 'missing' }, 'driver', /no NVIDIA driver/))
-
-  test.skipIf(!built)('no GPU', () =>
-    expectAnswer({ SIMT_DEVICES: '0', CUDA_VISIBLE_DEVICES: '7' }, 'device', /CUDA_VISIBLE_DEVICES is '7'/),
-  )
-
-  test.skipIf(!built)('no cuBLAS', () =>
-    expectAnswer({ ST_MOE_CUBLAS_LIBRARY: '/nowhere/libcublas.so' }, 'cublas', /ST_MOE_CUBLAS_LIBRARY.*nowhere/),
-  )
-
-  describe.skipIf(!existsSync(join(build, 'simt/cublas')))('cuBLAS that is found as a file is tried', () => {
-    const folder = (kind: string) => join(build, 'simt/cublas', kind)
-    const files = (kind: string, driver = 13000) => ({
-      SIMT_CUBLAS: 'files',
-      CUDA_PATH: folder(kind),
-      SIMT_DRIVER: String(driver),
-    })
-    const file = (kind: string, version: number) => join(folder(kind), `lib64/libcublas.so.${version}`)
-
-    test.each([
-      ['create', /libcublas\.so\.13: cublasCreate gives CUBLAS_STATUS_NOT_INITIALIZED; /],
-      ['gemm', /libcublas\.so\.13: a small GEMM gives CUBLAS_STATUS_NOT_SUPPORTED; /],
-      ['wrong', /libcublas\.so\.13: the result of a small GEMM is wrong; /],
-      ['symbols', /libcublas\.so\.13: this is not cuBLAS 12 or 13; /],
-    ])('broken: %s', async (kind, reason) => {
-      await expectAnswer(files(kind), 'cublas', reason)
-      const every = new RegExp(`${file(kind, 12)}: [^;]+; libcublas.so.13: [^;]+; ${file(kind, 13)}: [^;]+; looked in`)
-      await expectAnswer(files(kind, 12040), 'cublas', every)
-      await expectAnswer({ ST_MOE_CUBLAS_LIBRARY: file(kind, 13) }, 'cublas', /^.*ST_MOE_CUBLAS_LIBRARY: [^;]+; $/)
-    })
-
-    test('by the version of the driver, and the next one if it does not work', async () => {
-      const made = async (env: Record<string, string>) => {
-        const log = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'log')
-        const { devices: list, request } = await reported({ ...env, FAKE_CUBLAS_LOG: log })
-        expect(list[1]).toMatchObject({ device: 'cuda:0', available: true })
-        expect(request).toBe('ready')
-        return readFileSync(log, 'utf8').trim()
-      }
-      expect(await made(files('good'))).toBe('good 13')
-      expect(await made(files('good', 13010))).toBe('good 13')
-      expect(await made(files('good', 12090))).toBe('good 12')
-      expect(await made({ ST_MOE_CUBLAS_LIBRARY: file('good', 12) })).toBe('good 12')
-      expect(await made({ ST_MOE_CUBLAS_LIBRARY: file('lt', 13) })).toBe('lt 13') // with its libcublasLt
-    })
-  })
-
-  test.skipIf(!built)('an old GPU, and a missing one', async () => {
-    const old = await reported({ SIMT_CAPABILITY: '61' })
-    expect(old.devices[1]).toMatchObject({ device: 'cuda:0', available: false, stage: 'device' })
-    expect(old.request.message).toMatch(/compute capability 6\.1; 7\.5 or newer/)
-    const { devices: list, request } = await reported({ SIMT_DEVICES: '2' }, 'cuda:2')
-    expect(list.map((info: { device: string }) => info.device)).toEqual(['cpu', 'cuda:0', 'cuda:1'])
-    expect(request).toMatchObject({ code: 'BACKEND_UNAVAILABLE' })
-  })
-
-  const real = join(build, 'Release/libst_moe_cuda.so')
-  test.skipIf(!existsSync(real))('the real plugin loads and answers', async () => {
-    const { devices: list } = await reported({ ST_MOE_CUDA_LIBRARY: real })
-    expect(list[1].available || list[1].reason.length > 0).toBe(true)
-    if (!list[1].available) expect(['driver', 'device', 'cublas']).toContain(list[1].stage)
-  })
-})
-
-test.skipIf(!built)('the demo trains a few steps on the emulator', () => {
+test.skipIf(!emulatorBuilt)('the demo trains a few steps on the emulator', () => {
   const folder = mkdtempSync(join(tmpdir(), 'st-moe-simt-'))
   const text = join(folder, 'text.txt')
   writeFileSync(text, 'the quick brown fox jumps over the lazy dog. '.repeat(60))

@@ -1,5 +1,3 @@
-import { existsSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
 import { expect, test } from 'vitest'
 import {
   captureStep,
@@ -12,14 +10,13 @@ import {
   type Tensor,
   tensor,
 } from '../lib/index.js'
+import { useEmulator } from './support/emulator.js'
 import { relativeError, values } from './support/numbers.js'
 
 // Layers of which most slots are empty: on CUDA they compute the rows of dispatched assignments alone, of which each
 // expert has any number. The GPU is the emulator (npm run build:simt) unless ST_MOE_CUDA_LIBRARY names another plugin.
 
-const plugin = fileURLToPath(new URL('../build/libst_moe_simt.so', import.meta.url))
-process.env.ST_MOE_CUDA_LIBRARY ??= plugin
-const built = existsSync(process.env.ST_MOE_CUDA_LIBRARY)
+const built = useEmulator()
 
 interface Uneven {
   options?: Partial<MoEOptions>

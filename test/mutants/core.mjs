@@ -94,7 +94,7 @@ export default [
     from: 'if (plugin->abi != kBackendAbi)',
     to: 'if (plugin->abi < kBackendAbi)',
     breaks: 'a plugin of a later version is called with structs of this one',
-    tests: ['test/simt.test.ts'],
+    tests: ['test/cuda-unavailable.test.ts'],
   },
   {
     name: 'groups-by-their-best-alone',

@@ -13,6 +13,11 @@ function(mistake where name pattern)
   endif()
 endfunction()
 
+# ---- a small program of the host (tests/host_mistakes.cu)
+function(host_mistake name pattern)
+  add_test(NAME host_mistake.${name} COMMAND ${finds} ${pattern} $<TARGET_FILE:simt_host_mistakes> ${name})
+endfunction()
+
 foreach(order forward rev rand:1)
   add_test(NAME mistake.none.${order} COMMAND simt_mistakes none)
   set_tests_properties(mistake.none.${order} PROPERTIES ENVIRONMENT SIMT_ORDER=${order})
@@ -37,7 +42,28 @@ mistake(thread same_value "data race")
 mistake(plain neighbour_block "^wrong")
 mistake(thread neighbour_block "data race")
 mistake(thread blocks_same_value "data race")
+mistake(thread distant_block "data race")
+mistake(plain lost_update "^wrong")
+mistake(thread lost_update "data race")
+mistake(thread missing_fence "data race")
 mistake(any too_much_shared "^wrong")
+
+add_test(NAME host_mistake.none COMMAND simt_host_mistakes none)
+host_mistake(sent_memory_changed "^wrong")
+host_mistake(sent_memory_freed "memory is freed while work that uses it has not run")
+host_mistake(received_memory_freed "memory is freed while work that uses it has not run")
+host_mistake(pageable_copy_as_wait "^wrong")
+host_mistake(event_destroyed_as_wait "^wrong")
+host_mistake(event_recorded_too_early "^wrong")
+host_mistake(stream_destroyed_as_wait "a stream is destroyed while a copy from or to the host has not run")
+host_mistake(default_stream_not_waited_for "^wrong")
+host_mistake(streams_without_order "^wrong")
+host_mistake(freed_by_another_stream "^wrong|use-after-free")
+host_mistake(copied_after_it_is_freed "memory is freed while work that uses it has not run")
+host_mistake(workspace_freed "memory is freed while work that uses it has not run")
+host_mistake(used_after_it_is_freed "^wrong|use-after-free")
+host_mistake(freed_before_the_replay "^wrong|use-after-free")
+host_mistake(blocking_stream "^wrong")
 
 # ---- the kernels of the backend with one line changed: a plugin whose tests must fail
 # `source` is compiled again where `file` is a header that it includes.
@@ -103,3 +129,7 @@ mutant(thread sorted_with_the_next plan_sorted.cu plan_sorted.cu routing
        "row_of[order[i]] = has_row" "row_of[i] = has_row" "FAIL")
 mutant(address sorted_one_too_many plan_sorted.cu plan_sorted.cu routing
        "if (i < R) assignment" "if (i <= R) assignment" "AddressSanitizer")
+mutant(plain staging_filled_too_early stream.cu stream.cu topk
+       "wait_for(half);\n    std::memcpy(half.data" "std::memcpy(half.data" "FAIL")
+mutant(plain result_read_too_early stream.cu stream.cu creation
+       "wait_for(half);\n    std::memcpy(static_cast<char*>(host)" "std::memcpy(static_cast<char*>(host)" "FAIL")

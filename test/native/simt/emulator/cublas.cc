@@ -15,7 +15,7 @@
 // alpha is.
 struct cublasContext {
   cudaStream_t stream = nullptr;
-  size_t workspace_bytes = 0;  // the caller's; without one, a GEMM allocates
+  void* workspace = nullptr;  // the caller's; without one, a GEMM allocates
 };
 
 using namespace simt;
@@ -112,8 +112,7 @@ T dot(const T* a, const T* b, int k) {
 // Whether a GEMM may be queued on the stream; allocations of cuBLAS itself cannot be captured.
 cublasStatus_t ready(cublasHandle_t handle) {
   if (usable() != cudaSuccess) return CUBLAS_STATUS_EXECUTION_FAILED;
-  return handle->workspace_bytes == 0 && spoils_capture(handle->stream) ? CUBLAS_STATUS_INTERNAL_ERROR
-                                                                        : CUBLAS_STATUS_SUCCESS;
+  return !handle->workspace && spoils_capture(handle->stream) ? CUBLAS_STATUS_INTERNAL_ERROR : CUBLAS_STATUS_SUCCESS;
 }
 
 template <class T>
@@ -196,13 +195,13 @@ cublasStatus_t cublasDestroy_v2(cublasHandle_t handle) {
 
 cublasStatus_t cublasSetStream_v2(cublasHandle_t handle, cudaStream_t stream) {
   handle->stream = stream;
-  handle->workspace_bytes = 0;  // as the real one: its own again
+  handle->workspace = nullptr;  // as the real one: its own again
   return CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t handle, void* workspace, size_t bytes) {
   if (bytes != 0 && !simt::is_device_memory(workspace)) return CUBLAS_STATUS_INVALID_VALUE;
-  handle->workspace_bytes = bytes;
+  handle->workspace = bytes != 0 ? workspace : nullptr;
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -247,7 +246,7 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
     return CUBLAS_STATUS_INVALID_VALUE;
   if (const cublasStatus_t status = ready(handle); status != CUBLAS_STATUS_SUCCESS) return status;
   simt::count_gemm();
-  simt::enqueue_kernel(handle->stream, [=] {
+  const auto run_all = [=] {
     if (counted(first, batchCount)) return;
     for (int i = 0; i < batchCount; ++i) {
       Gemm gemm = first;
@@ -256,7 +255,8 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
       gemm.C = static_cast<char*>(C) + i * strideC * static_cast<long long>(bytes_of(Ctype));
       run_typed(gemm);
     }
-  });
+  };
+  simt::enqueue_kernel(handle->stream, run_all, {A, B, C, handle->workspace});
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -296,7 +296,7 @@ cublasStatus_t cublasGemmGroupedBatchedEx(cublasHandle_t handle, const cublasOpe
     return CUBLAS_STATUS_INVALID_VALUE;
   if (const cublasStatus_t status = ready(handle); status != CUBLAS_STATUS_SUCCESS) return status;
   simt::count_gemm();
-  simt::enqueue_kernel(handle->stream, [=]() mutable {
+  const auto run_all = [=]() mutable {
     if (counted(gemms)) return;
     for (size_t i = 0; i < gemms.size(); ++i) {
       gemms[i].A = Aarray[i];
@@ -304,6 +304,7 @@ cublasStatus_t cublasGemmGroupedBatchedEx(cublasHandle_t handle, const cublasOpe
       gemms[i].C = Carray[i];
       run_typed(gemms[i]);
     }
-  });
+  };
+  simt::enqueue_kernel(handle->stream, run_all, {Aarray, Barray, Carray, handle->workspace});
   return CUBLAS_STATUS_SUCCESS;
 }

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstring>
+#include <thread>
 #include <type_traits>
 
 #include "emulator/engine.h"
@@ -41,6 +42,15 @@ inline void __syncthreads(int line = __builtin_LINE()) {
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
   simt::collective("__syncwarp", line, mask, simt::Cell{}, 0, simt::Collective::barrier);
+}
+
+inline void __threadfence() {
+  simt::fence();
+}
+
+// In a loop that waits for another block.
+inline void __nanosleep(unsigned) {
+  std::this_thread::yield();
 }
 
 template <class T>

@@ -1,14 +1,16 @@
 #include "emulator/engine.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
-#include <utility>
 
-#include "emulator/block_thread.h"
 #include "emulator/counting.h"
 #include "emulator/fiber.h"
+#include "emulator/grid.h"
+#include "emulator/order.h"
 #include "emulator/sanitizers.h"
 
 thread_local __align__(16) unsigned char shared_memory[simt::kMaxDynamicShared];
@@ -29,15 +31,6 @@ constexpr size_t kGuardBytes = 4096;
 constexpr bool kSharedStacks = false;
 #else
 constexpr bool kSharedStacks = true;
-#endif
-
-#if defined(SIMT_TSAN)
-// SIMT_RACES=blocks: ThreadSanitizer sees a block as one thread, and looks for races between blocks. Else it sees each
-// CUDA thread, and looks for races within a block; both at once would need more threads than it can tell apart.
-const bool kRacesOfBlocks = [] {
-  const char* wanted = std::getenv("SIMT_RACES");
-  return wanted && std::strcmp(wanted, "blocks") == 0;
-}();
 #endif
 
 struct Stack {
@@ -70,49 +63,6 @@ struct Warp {
   unsigned meetings[kLanes];
 };
 
-// Which index comes when.
-class Order {
- public:
-  Order() {
-    const char* wanted = std::getenv("SIMT_ORDER");
-    if (wanted && std::strcmp(wanted, "rev") == 0) kind_ = kReverse;
-    if (wanted && std::strncmp(wanted, "rand", 4) == 0) {
-      kind_ = kRandom;
-      state_ = wanted[4] == ':' ? std::strtoull(wanted + 5, nullptr, 10) * 2 + 1 : 1;
-    }
-  }
-
-  void arrange(int* items, int count) {
-    if (kind_ == kReverse)
-      for (int i = 0; i < count / 2; ++i) std::swap(items[i], items[count - 1 - i]);
-    if (kind_ == kRandom)
-      for (int i = count - 1; i > 0; --i) std::swap(items[i], items[draw(static_cast<uint64_t>(i) + 1)]);
-  }
-
-  // A bijection of [0, count): step i of a loop over the blocks of a grid.
-  uint64_t permute(uint64_t i, uint64_t count, uint64_t offset) const {
-    if (kind_ == kReverse) return count - 1 - i;
-    return kind_ == kRandom ? (i + offset) % count : i;
-  }
-
-  uint64_t draw(uint64_t below) {
-    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
-    return (state_ >> 33) % below;
-  }
-
- private:
-  enum { kForward, kReverse, kRandom } kind_ = kForward;
-  uint64_t state_ = 1;
-};
-
-struct Grid {
-  dim3 size, block;
-  size_t dynamic_shared;
-  void (*body)(void*);
-  void* argument;
-  char begin_fence, end_fence;
-};
-
 struct Engine {
   Thread threads[kMaxThreads];
   Warp warps[kMaxThreads / kLanes];
@@ -122,7 +72,7 @@ struct Engine {
   int arrived, barrier_line;  // at the barrier
   unsigned barriers;
   char barrier_fence[2], block_fence;
-  Grid* grid;
+  const Grid* grid;
   Thread* current;
   void* scheduler_pointer;
   SanitizerFiber scheduler;
@@ -203,7 +153,7 @@ void resume(Engine& e, Thread& thread) {
     thread.sanitizer.size = kStackBytes;
     thread.sanitizer.fake_stack = nullptr;
 #if defined(SIMT_TSAN)
-    if (!kRacesOfBlocks && !thread.sanitizer.tsan) thread.sanitizer.tsan = __tsan_create_fiber(0);
+    if (!races_between_blocks() && !thread.sanitizer.tsan) thread.sanitizer.tsan = __tsan_create_fiber(0);
 #endif
     thread.stack_pointer = first_stack_pointer(thread.stack->bottom + kStackBytes, thread_main);
   }
@@ -220,7 +170,7 @@ void resume(Engine& e, Thread& thread) {
   }
 }
 
-void run_block(Engine& e) {
+void run_threads(Engine& e) {
   e.count = e.live = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
   e.queue_begin = e.queue_end = e.arrived = 0;
   int first[kMaxThreads];
@@ -245,78 +195,15 @@ void run_block(Engine& e) {
   acquire(&e.block_fence);
 }
 
-// By the OS thread of the caller, whose shared memory it is.
-void run_block_at(Grid& grid, uint64_t index) {
-  if (!engine) engine = new Engine{};
-  Engine& e = *engine;
-#if defined(SIMT_TSAN)
-  if (!kRacesOfBlocks) e.scheduler.tsan = __tsan_get_current_fiber();
-#endif
-  e.grid = &grid;
-  blockDim = grid.block;
-  gridDim = grid.size;
-  blockIdx = {static_cast<unsigned>(index % grid.size.x), static_cast<unsigned>(index / grid.size.x % grid.size.y),
-              static_cast<unsigned>(index / (uint64_t{grid.size.x} * grid.size.y))};
-  std::memset(shared_memory, 0xff, grid.dynamic_shared);
-#if defined(SIMT_ASAN)
-  __asan_poison_memory_region(shared_memory + grid.dynamic_shared, sizeof shared_memory - grid.dynamic_shared);
-#endif
-  run_block(e);
-#if defined(SIMT_ASAN)
-  __asan_unpoison_memory_region(shared_memory, sizeof shared_memory);
-#endif
-  e.current = nullptr;
-}
-
-#if defined(SIMT_TSAN)
-// Two blocks that follow each other run on two OS threads, one after the other but ordered by nothing that
-// ThreadSanitizer sees, and so a race between them is one to it. The next two come after both: a thread's shared memory
-// serves again.
-void run_pairs(Grid& grid, const Order& order, uint64_t blocks, uint64_t offset) {
-  struct Job {
-    Grid* grid;
-    uint64_t block;
-  };
-  static auto* const threads = new BlockThread[2];
-  for (uint64_t first = 0; first < blocks; first += 2) {
-    release(&grid.begin_fence);
-    for (uint64_t i = first; i < first + 2 && i < blocks; ++i) {
-      Job job{&grid, order.permute(i, blocks, offset)};
-      threads[i - first].run(
-          [](void* argument) {
-            const Job& job = *static_cast<Job*>(argument);
-            acquire(&job.grid->begin_fence);
-            run_block_at(*job.grid, job.block);
-            release(&job.grid->end_fence);
-          },
-          &job);
-    }
-    acquire(&grid.end_fence);
-  }
-}
-#endif
-
-void run_blocks(Grid& grid, const Order& order, uint64_t blocks, uint64_t offset) {
-#if defined(SIMT_TSAN)
-  if (kRacesOfBlocks) return run_pairs(grid, order, blocks, offset);
-#endif
-  if constexpr (kCounting) {
-    uint64_t block;
-    for (uint64_t i = 0; next_block(i, blocks, &block); ++i) {
-      run_block_at(grid, block);
-      end_block(engine->count);
-    }
-    return;
-  }
-  for (uint64_t i = 0; i < blocks; ++i) run_block_at(grid, order.permute(i, blocks, offset));
-}
-
 }  // namespace
 
 void die(const char* what) {
-  std::fprintf(stderr, "simt: %s, block (%u, %u, %u)", what, blockIdx.x, blockIdx.y, blockIdx.z);
+  static std::atomic<bool> dying = false;
+  while (dying.exchange(true)) pause();  // another thread ends the process
+  std::fprintf(stderr, "simt: %s", what);
   if (engine && engine->current) {
-    std::fprintf(stderr, ", thread (%u, %u, %u)\n", threadIdx.x, threadIdx.y, threadIdx.z);
+    std::fprintf(stderr, ", block (%u, %u, %u), thread (%u, %u, %u)\n", blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x,
+                 threadIdx.y, threadIdx.z);
     int shown = 0;
     for (int i = 0; i < engine->count && shown < 40; ++i) {
       const Thread& thread = engine->threads[i];
@@ -331,11 +218,26 @@ void die(const char* what) {
   std::abort();
 }
 
-void run_grid(dim3 size, dim3 block, size_t dynamic_shared, void (*body)(void*), void* argument) {
-  thread_local Order order;
-  const uint64_t blocks = uint64_t{size.x} * size.y * size.z, offset = order.draw(blocks);
-  Grid grid{size, block, dynamic_shared, body, argument, 0, 0};
-  run_blocks(grid, order, blocks, offset);
+void run_block(const Grid& grid, uint64_t index) {
+  if (!engine) engine = new Engine{};
+  Engine& e = *engine;
+#if defined(SIMT_TSAN)
+  if (!races_between_blocks()) e.scheduler.tsan = __tsan_get_current_fiber();
+#endif
+  e.grid = &grid;
+  blockDim = grid.block;
+  gridDim = grid.size;
+  blockIdx = {static_cast<unsigned>(index % grid.size.x), static_cast<unsigned>(index / grid.size.x % grid.size.y),
+              static_cast<unsigned>(index / (uint64_t{grid.size.x} * grid.size.y))};
+  std::memset(shared_memory, 0xff, grid.dynamic_shared);
+#if defined(SIMT_ASAN)
+  __asan_poison_memory_region(shared_memory + grid.dynamic_shared, sizeof shared_memory - grid.dynamic_shared);
+#endif
+  run_threads(e);
+#if defined(SIMT_ASAN)
+  __asan_unpoison_memory_region(shared_memory, sizeof shared_memory);
+#endif
+  e.current = nullptr;
 }
 
 int lane() {
@@ -344,6 +246,13 @@ int lane() {
 
 int running_thread() {
   return engine && engine->current ? static_cast<int>(engine->current - engine->threads) : -1;
+}
+
+void fence() {
+  static char token;  // of all fences: to ThreadSanitizer each orders what is before it with what is after later ones
+  release(&token);
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  acquire(&token);
 }
 
 void barrier(int line) {

@@ -4,10 +4,12 @@
 
 #include "emulator/vector_types.h"
 
-// Runs the blocks of a grid one after the other, and the threads of a block as fibers of one OS thread. A fiber runs
-// until it meets the others at a barrier or at a collective of its warp. Whatever cannot work on a GPU (a collective
-// without all the lanes of its mask, barriers on different lines, a deadlock) ends the process with a report.
-// SIMT_ORDER=rev or rand:N changes the order of blocks and threads, so that a missing barrier shows in the results.
+// Runs the blocks of a grid on SIMT_THREADS OS threads at once (default 1: one after the other), and the threads of a
+// block as fibers of one OS thread. A fiber runs until it meets the others at a barrier or at a collective of its warp.
+// A block that has begun keeps its OS thread until it ends, so blocks may wait for those that have begun before them,
+// as a ticket tells that each takes from an atomic counter first. Whatever cannot work on a GPU (a collective without
+// all the lanes of its mask, barriers on different lines, a deadlock) ends the process with a report. SIMT_ORDER=rev or
+// rand:N changes the order of blocks and threads, so that a missing barrier shows in the results.
 namespace simt {
 
 constexpr int kLanes = 32, kMaxThreads = 1024;
@@ -40,6 +42,9 @@ void run_grid(dim3 grid, dim3 block, size_t dynamic_shared, void (*body)(void*),
 int lane();
 
 void barrier(int line);
+
+// Between blocks.
+void fence();
 
 // Collective::barrier orders memory; the others do not.
 Cell collective(const char* name, int line, unsigned mask, Cell in, int source, Collective kind);

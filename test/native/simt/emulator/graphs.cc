@@ -6,7 +6,8 @@
 
 // CUDA graphs: captured work of a stream, and its replays.
 struct CUgraphExec_st {
-  std::shared_ptr<const std::vector<Work>> nodes;
+  std::shared_ptr<const std::vector<Operation>> nodes;
+  std::vector<const void*> uses;
 };
 
 namespace simt {
@@ -71,7 +72,10 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
   if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
-  *exec = new CUgraphExec_st{std::make_shared<const std::vector<Work>>(graph->nodes)};
+  auto made = std::make_unique<CUgraphExec_st>();
+  made->nodes = std::make_shared<const std::vector<Operation>>(graph->nodes);
+  for (const Operation& node : *made->nodes) made->uses.insert(made->uses.end(), node.uses.begin(), node.uses.end());
+  *exec = made.release();
   return cudaSuccess;
 }
 
@@ -79,9 +83,10 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
   if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
   count(&Counters::graph_launches);
-  enqueue(stream, [nodes = exec->nodes] {
-    for (const auto& node : *nodes) node();
-  });
+  const auto run = [nodes = exec->nodes] {
+    for (const Operation& node : *nodes) node.work();
+  };
+  enqueue(stream, run, exec->uses);
   return cudaSuccess;
 }
 

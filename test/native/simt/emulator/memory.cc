@@ -1,6 +1,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 
 #include "emulator/counting.h"
 #include "emulator/engine.h"
@@ -66,6 +67,7 @@ cudaError_t release(void* pointer, bool device) {
   const auto found = m.blocks.find(static_cast<char*>(pointer));
   if (found == m.blocks.end() || found->second.device != device) return report(cudaErrorInvalidValue);
   const size_t bytes = found->second.bytes;
+  expect_unused(pointer, bytes);
 #if defined(SIMT_ASAN)
   __asan_unpoison_memory_region(static_cast<char*>(pointer) + bytes, kTailBytes);
 #endif
@@ -100,6 +102,10 @@ bool is_device_memory(const void* pointer) {
   return place_of(pointer) == Place::device;
 }
 
+bool is_pinned_memory(const void* pointer) {
+  return place_of(pointer) == Place::pinned;
+}
+
 }  // namespace simt
 
 using namespace simt;
@@ -108,6 +114,7 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   return allocate(pointer, bytes, true);
 }
 cudaError_t cudaFree(void* pointer) {
+  drain_device();  // it waits for the device
   return release(pointer, true);
 }
 cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t stream) {
@@ -163,25 +170,32 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   if ((source == Place::pageable || target == Place::pageable) && spoils_capture(stream))
     return report(cudaErrorStreamCaptureUnsupported);
   count(&Counters::copies);
-  enqueue(stream, [=] {
+  // Of pageable memory the values are read before the call returns. Whether it also waits is not promised.
+  std::shared_ptr<char[]> staged;
+  if (source == Place::pageable) {
+    staged.reset(new char[bytes]);
+    std::memcpy(staged.get(), from, bytes);
+  }
+  const auto copy = [=] {
     const auto amount = static_cast<double>(bytes);
     if constexpr (kCounting) count_bytes("copy", from_device ? amount : 0, to_device ? amount : 0);
     if (kCounting && from_device && to_device && only_counted(amount)) return;
-    std::memcpy(to, from, bytes);
-  });
-  if (source == Place::pageable || target == Place::pageable) return cudaStreamSynchronize(stream);
-  return cudaSuccess;
+    std::memcpy(to, staged ? staged.get() : from, bytes);
+  };
+  enqueue(stream, copy, staged ? std::vector<const void*>{to} : std::vector<const void*>{from, to});
+  return target == Place::pageable ? cudaStreamSynchronize(stream) : cudaSuccess;
 }
 
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
   if (bytes == 0) return cudaSuccess;
   if (!is_device_memory(to)) return report(cudaErrorInvalidValue);
-  enqueue(stream, [=] {
+  const auto fill = [=] {
     const auto amount = static_cast<double>(bytes);
     if constexpr (kCounting) count_bytes("fill", 0, amount);
     if (kCounting && only_counted(amount)) return;
     std::memset(to, value, bytes);
-  });
+  };
+  enqueue(stream, fill, {to});
   return cudaSuccess;
 }

@@ -5,16 +5,17 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "emulator/vector_types.h"
 
 // The part of the CUDA runtime that the backend uses. Work on a stream is queued and runs when something waits for it
-// (SIMT_STREAMS=eager: at once), so that a missing wait shows. Device memory is host memory, filled with NaN.
-// SIMT_DEVICES=n is the number of GPUs; SIMT_MEMORY_MB=n limits their memory; SIMT_CAPABILITY=75 … 120 is the
-// architecture, with its shared-memory limits. SIMT_DRIVER=12040 is the CUDA version of the driver, missing is no
-// driver. SIMT_FULL_AT=n makes allocation number n, counted from when it is set, and all later ones fail;
-// SIMT_FAULT_AT=n makes launch or GEMM number n fault, which ends the device (emulator/fault.h). SIMT_SUMS=sequential
-// or fma is the summation order of GEMMs. SIMT_TRACE=file logs launches, GEMMs, copies and waits.
+// (SIMT_STREAMS=eager: at once), so that a missing wait shows; docs/cuda.md says what else it finds. Device memory is
+// host memory, filled with NaN. SIMT_DEVICES=n is the number of GPUs; SIMT_MEMORY_MB=n limits their memory;
+// SIMT_CAPABILITY=75 … 120 is the architecture, with its shared-memory limits. SIMT_DRIVER=12040 is the CUDA version of
+// the driver, missing is no driver. SIMT_FULL_AT=n makes allocation number n, counted from when it is set, and all
+// later ones fail; SIMT_FAULT_AT=n makes launch or GEMM number n fault, which ends the device (emulator/fault.h).
+// SIMT_SUMS=sequential or fma is the summation order of GEMMs. SIMT_TRACE=file logs launches, GEMMs, copies and waits.
 #define CUDART_VERSION 13000
 enum cudaError_t {
   cudaSuccess = 0,
@@ -147,9 +148,10 @@ extern "C" __attribute__((visibility("default"))) void simt_counters(Counters* c
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> thread);
 cudaError_t allow_shared(const void* kernel, int bytes);
 
-// For libraries that work on a stream. A kernel of theirs may be the one that faults.
-void enqueue(cudaStream_t stream, std::function<void()> work);
-void enqueue_kernel(cudaStream_t stream, std::function<void()> work);
+// For libraries that work on a stream, with addresses of the memory that the work uses, if they are known. A kernel of
+// theirs may be the one that faults.
+void enqueue(cudaStream_t stream, std::function<void()> work, std::vector<const void*> uses = {});
+void enqueue_kernel(cudaStream_t stream, std::function<void()> work, std::vector<const void*> uses = {});
 bool is_device_memory(const void* pointer);
 void count_gemm();
 

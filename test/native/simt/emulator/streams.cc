@@ -1,5 +1,6 @@
 #include "emulator/streams.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -12,14 +13,14 @@
 #include "emulator/symbols.h"
 
 struct CUevent_st {
-  cudaStream_t stream = nullptr;
-  bool reached = true;
-  std::chrono::steady_clock::time_point time{};
+  struct Record {
+    std::atomic<bool> reached;
+    std::chrono::steady_clock::time_point time{};
 
-  void reach() {
-    reached = true;
-    time = std::chrono::steady_clock::now();
-  }
+    explicit Record(bool at_once) : reached(at_once) {}
+  };
+  cudaStream_t stream = nullptr;
+  std::shared_ptr<Record> last = std::make_shared<Record>(true);
 };
 
 namespace simt {
@@ -30,11 +31,17 @@ constexpr size_t kQueueLimit = 256;
 struct Process {
   std::mutex mutex;
   Counters counters{};
-  CUstream_st null_stream;
+  std::mutex streams_mutex;
+  std::vector<std::shared_ptr<CUstream_st>> streams{std::make_shared<CUstream_st>()};  // the default one first
 };
 Process& process() {
   static auto* const instance = new Process;
   return *instance;
+}
+
+std::vector<std::shared_ptr<CUstream_st>> all_streams() {
+  std::lock_guard<std::mutex> lock(process().streams_mutex);
+  return process().streams;
 }
 
 // If SIMT_TRACE names a file, one line per event, for programs that cannot call simt_counters.
@@ -53,25 +60,45 @@ void trace(int64_t Counters::* counter) {
 }  // namespace
 
 CUstream_st& queue_of(cudaStream_t stream) {
-  return stream ? *stream : process().null_stream;
+  static CUstream_st& default_stream = *process().streams[0];
+  return stream ? *stream : default_stream;
 }
 
-// The mutex is not held while the operation runs: it may wait for an event of another stream. After a fault nothing
-// runs any more.
+// After a fault nothing runs any more.
 bool run_one(CUstream_st& stream) {
-  Work work;
+  std::lock_guard<std::mutex> running(stream.running);
+  Operation operation;
   {
     std::lock_guard<std::mutex> lock(stream.mutex);
     if (stream.queue.empty()) return false;
-    work = std::move(stream.queue.front());
+    operation = std::move(stream.queue.front());
     stream.queue.pop_front();
   }
-  if (fault_of(stream.device) == cudaSuccess) work();
+  if (fault_of(stream.device) == cudaSuccess) operation.work();
   return true;
 }
 
 void drain(CUstream_st& stream) {
   while (run_one(stream)) {
+  }
+}
+
+void drain_device() {
+  int device = 0;
+  cudaGetDevice(&device);
+  for (const auto& stream : all_streams())
+    if (stream->device == device) drain(*stream);
+}
+
+void expect_unused(const void* memory, size_t bytes) {
+  const auto* begin = static_cast<const char*>(memory);
+  const auto is_in = [&](const void* address) { return address >= begin && address < begin + bytes; };
+  for (const auto& stream : all_streams()) {
+    if (fault_of(stream->device) != cudaSuccess) continue;
+    std::lock_guard<std::mutex> lock(stream->mutex);
+    for (const Operation& operation : stream->queue)
+      if (std::any_of(operation.uses.begin(), operation.uses.end(), is_in))
+        die("memory is freed while work that uses it has not run");
   }
 }
 
@@ -94,21 +121,22 @@ void add_live(int64_t allocations, int64_t bytes) {
   if (allocations > 0) counters.allocations += allocations;
 }
 
-void enqueue(cudaStream_t stream, Work work) {
+void enqueue(cudaStream_t stream, Work work, std::vector<const void*> uses) {
   static const bool eager = is("SIMT_STREAMS", "eager");
   CUstream_st& queue = queue_of(stream);
-  if (queue.capture) return queue.capture->nodes.push_back(std::move(work));
+  Operation operation{std::move(work), std::move(uses)};
+  if (queue.capture) return queue.capture->nodes.push_back(std::move(operation));
   size_t length;
   {
     std::lock_guard<std::mutex> lock(queue.mutex);
-    queue.queue.push_back(std::move(work));
+    queue.queue.push_back(std::move(operation));
     length = queue.queue.size();
   }
-  if (eager || !stream || length > kQueueLimit) drain(queue);
+  if (eager || length > kQueueLimit) drain(queue);
 }
 
-void enqueue_kernel(cudaStream_t stream, Work work) {
-  if (!fault_is_due()) return enqueue(stream, std::move(work));
+void enqueue_kernel(cudaStream_t stream, Work work, std::vector<const void*> uses) {
+  if (!fault_is_due()) return enqueue(stream, std::move(work), std::move(uses));
   enqueue(stream, [device = queue_of(stream).device] { begin_fault(device); });
 }
 
@@ -147,20 +175,34 @@ using namespace simt;
 cudaError_t cudaDeviceSynchronize() {
   if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
   if (spoils_captures_of_device()) return report(cudaErrorStreamCaptureUnsupported);
-  drain(process().null_stream);
+  drain_device();
   return report(usable());
 }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
-  *stream = new CUstream_st;
-  cudaGetDevice(&(*stream)->device);
+  if (flags != cudaStreamNonBlocking) return report(cudaErrorNotSupported);
+  const auto made = std::make_shared<CUstream_st>();
+  cudaGetDevice(&made->device);
+  std::lock_guard<std::mutex> lock(process().streams_mutex);
+  process().streams.push_back(made);
+  *stream = made.get();
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  std::vector<const void*> pending;
+  if (fault_of(stream->device) == cudaSuccess) {
+    std::lock_guard<std::mutex> lock(stream->mutex);
+    for (const Operation& operation : stream->queue)
+      pending.insert(pending.end(), operation.uses.begin(), operation.uses.end());
+  }
+  if (std::any_of(pending.begin(), pending.end(), is_pinned_memory))
+    die("a stream is destroyed while a copy from or to the host has not run");
   drain(*stream);
-  delete stream;
+  std::lock_guard<std::mutex> lock(process().streams_mutex);
+  auto& streams = process().streams;
+  streams.erase(std::find_if(streams.begin(), streams.end(), [&](const auto& s) { return s.get() == stream; }));
   return report(usable());
 }
 
@@ -185,7 +227,6 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  if (!event->reached) drain(queue_of(event->stream));
   delete event;
   return report(usable());
 }
@@ -194,20 +235,23 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
   if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
   event->stream = stream;
-  event->reached = false;
-  enqueue(stream, [event] { event->reach(); });
+  event->last = std::make_shared<CUevent_st::Record>(false);
+  enqueue(stream, [record = event->last] {
+    record->time = std::chrono::steady_clock::now();
+    record->reached = true;
+  });
   return cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   count(&Counters::synchronisations);
-  while (!event->reached && run_one(queue_of(event->stream))) {
+  while (!event->last->reached && run_one(queue_of(event->stream))) {
   }
   return report(usable());
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
-  const bool reached = event->reached;
+  const bool reached = event->last->reached;
   if (!reached) run_one(queue_of(event->stream));
   if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
   return reached ? cudaSuccess : cudaErrorNotReady;
@@ -215,7 +259,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 
 // Host time, which is the emulator's own: the benchmark runs on it only to be tried.
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
-  if (!start->reached || !end->reached) return cudaErrorNotReady;
-  *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count();
+  if (!start->last->reached || !end->last->reached) return cudaErrorNotReady;
+  *milliseconds = std::chrono::duration<float, std::milli>(end->last->time - start->last->time).count();
   return report(usable());
 }

@@ -11,14 +11,19 @@
 // Streams and what is recorded of them, as the parts of the runtime share them.
 using Work = std::function<void()>;
 
+struct Operation {
+  Work work;
+  std::vector<const void*> uses;  // addresses of its memory; those of a kernel are unknown
+};
 struct CUgraph_st {
-  std::vector<Work> nodes;
+  std::vector<Operation> nodes;
   std::atomic<bool> spoilt = false;  // another thread may spoil a capture
 };
 struct CUstream_st {
   int device = 0;
   std::mutex mutex;
-  std::deque<Work> queue;
+  std::deque<Operation> queue;
+  std::mutex running;                   // held while an operation runs: they run in order, whoever waits for them
   std::unique_ptr<CUgraph_st> capture;  // touched by the stream's own thread, and under the mutex of captures
 };
 
@@ -31,6 +36,12 @@ bool spoils_capture(cudaStream_t stream);
 
 bool run_one(CUstream_st& stream);  // one operation, in order; false: there is none
 void drain(CUstream_st& stream);
+void drain_device();  // every stream of the current device
+
+// Ends the process if an operation that has not run uses the memory, which is to be freed.
+void expect_unused(const void* memory, size_t bytes);
+
+bool is_pinned_memory(const void* pointer);
 
 void count(int64_t Counters::* counter);
 size_t live_bytes();

@@ -25,26 +25,17 @@ enum class Mistake {
   past_shared_memory,
   neighbour_block,
   blocks_same_value,
+  distant_block,
+  lost_update,
+  missing_fence,
   too_much_shared,
 };
 
 const char* const kNames[] = {
-    "none",
-    "missing_barrier",
-    "missing_warp_barrier",
-    "off_by_one",
-    "wrong_mask",
-    "early_return",
-    "divergent_barrier",
-    "past_the_end",
-    "not_initialised",
-    "missing_wait",
-    "same_value",
-    "read_past_the_end",
-    "past_shared_memory",
-    "neighbour_block",
-    "blocks_same_value",
-    "too_much_shared",
+    "none",          "missing_barrier",   "missing_warp_barrier", "off_by_one",      "wrong_mask",
+    "early_return",  "divergent_barrier", "past_the_end",         "not_initialised", "missing_wait",
+    "same_value",    "read_past_the_end", "past_shared_memory",   "neighbour_block", "blocks_same_value",
+    "distant_block", "lost_update",       "missing_fence",        "too_much_shared",
 };
 
 constexpr unsigned kAll = 0xffffffffu;
@@ -81,14 +72,17 @@ __global__ void scan_kernel(const int* in, int* out, int n) {
 }
 
 // The same by blocks of one warp, each with its own 32. A block reads the total of the one before it, which nothing
-// says has run; or all of them write one value to one address.
+// says has run; all of them write one value to one address, or only the first and the last; they count themselves
+// without an atomic addition; the last to come reads what they have written, after an atomic addition, but without a
+// fence.
 constexpr int kBlocks = 8;
-__device__ int totals[kBlocks];
+__device__ int totals[kBlocks], arrived;
 
 template <Mistake mistake>
 __global__ void blocks_kernel(const int* in, int* out, int n) {
   const int lane = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x), i = block * 32 + lane;
   if (mistake == Mistake::blocks_same_value && lane == 0) out[0] = 0;
+  if (mistake == Mistake::distant_block && lane == 0 && block == kBlocks - 1) out[0] = 0;
   int before = 0;
   if (mistake != Mistake::neighbour_block)
     for (int j = 0; j < block * 32; ++j) before += in[j];
@@ -97,17 +91,46 @@ __global__ void blocks_kernel(const int* in, int* out, int n) {
   for (int j = block * 32; j < i && j < n; ++j) own += in[j];
   if (i < n) out[i] = before + own;
   if (mistake == Mistake::neighbour_block && lane == 31) totals[block] = before + own + (i < n ? in[i] : 0);
+  if (mistake == Mistake::missing_fence && lane == 0) {
+    totals[block] = block;
+    if (atomicAdd(&arrived, 1) + 1 == kBlocks)
+      for (int b = 0; b < kBlocks; ++b)
+        if (totals[b] != b) out[0] = -1;
+  }
+}
+
+// Blocks that run at once lose additions of each other.
+template <Mistake mistake>
+__global__ void count_kernel(const int* in, int* out, int n) {
+  constexpr int kAdditions = 5000;
+  volatile int* count = &totals[0];
+  if (threadIdx.x != 0) return;
+  for (int i = 0; i < kAdditions; ++i) {
+    const int before = *count;
+    __nanosleep(100);
+    *count = before + 1;
+  }
+  __threadfence();
+  if (atomicAdd(&arrived, 1) + 1 < kBlocks) return;
+  __threadfence();
+  int sum = *count - kAdditions * kBlocks;
+  for (int i = 0; i < n; sum += in[i++]) out[i] = sum;
 }
 
 using Kernel = void (*)(const int*, int*, int);
 
+constexpr bool is_of_blocks(Mistake mistake) {
+  return mistake >= Mistake::neighbour_block && mistake <= Mistake::missing_fence;
+}
+
 template <Mistake mistake>
-constexpr bool kOfBlocks = mistake == Mistake::neighbour_block || mistake == Mistake::blocks_same_value;
+constexpr Kernel kKernel = mistake == Mistake::lost_update ? count_kernel<mistake>
+                           : is_of_blocks(mistake)         ? blocks_kernel<mistake>
+                                                           : scan_kernel<mistake>;
 
 template <size_t... I>
 Kernel kernel_of(size_t mistake, std::index_sequence<I...>) {
-  const Kernel kernels[] = {kOfBlocks<static_cast<Mistake>(I)> ? blocks_kernel<static_cast<Mistake>(I)>
-                                                               : scan_kernel<static_cast<Mistake>(I)>...};
+  const Kernel kernels[] = {kKernel<static_cast<Mistake>(I)>...};
   return kernels[mistake];
 }
 
@@ -115,7 +138,7 @@ Kernel kernel_of(size_t mistake, std::index_sequence<I...>) {
 bool run(size_t mistake) {
   constexpr int n = 250, threads = 256;
   const auto which = static_cast<Mistake>(mistake);
-  const bool of_blocks = which == Mistake::neighbour_block || which == Mistake::blocks_same_value;
+  const bool of_blocks = is_of_blocks(which);
   const Kernel kernel = kernel_of(mistake, std::make_index_sequence<std::size(kNames)>());
   std::vector<int> sums(n);
   int *in = nullptr, *out = nullptr, *staging = nullptr;
@@ -137,6 +160,7 @@ bool run(size_t mistake) {
   std::memcpy(sums.data(), staging, n * sizeof(int));
   cudaFreeAsync(in, stream);
   cudaFreeAsync(out, stream);
+  cudaStreamSynchronize(stream);
   cudaStreamDestroy(stream);
   cudaFreeHost(staging);
   int expected = 0;

@@ -6,7 +6,7 @@
 #include "cuda/kernel.cuh"
 #include "../../check.h"
 
-// Work outside capture while a step is captured, and what another environment does meanwhile.
+// Work outside capture while a step is captured, and what environments do to each other.
 using namespace st_moe;
 using namespace st_moe::cuda;
 
@@ -89,11 +89,25 @@ void test_full_while_another_captures() {
   full.stream.release(memory, 64);
 }
 
+// A device that is full of memory whose release is pending on another environment's stream waits for it.
+void test_full_of_freed_memory() {
+  constexpr size_t kMost = size_t{10} << 20;
+  setenv("SIMT_MEMORY_MB", "16", 1);
+  Environment freeing, full;
+  freeing.stream.release(freeing.stream.allocate(kMost), kMost);
+  void* memory = full.stream.try_allocate(kMost);
+  check(memory != nullptr, "memory that another environment has freed");
+  check(full.stream.try_allocate(kMost) == nullptr, "a full device");
+  full.stream.release(memory, kMost);
+  unsetenv("SIMT_MEMORY_MB");
+}
+
 }  // namespace
 
 int main() {
   test_outside_capture();
   test_full_while_another_captures();
+  test_full_of_freed_memory();
   simt::Counters counters;
   simt::simt_counters(&counters);
   check(counters.live_allocations == 0, "streams leave no memory behind");

@@ -1,0 +1,12 @@
+import { existsSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+
+/** The CUDA backend on the emulator, if `npm run build:simt` has built it. */
+export const emulator = fileURLToPath(new URL('../../build/libst_moe_simt.so', import.meta.url))
+export const emulatorBuilt = existsSync(emulator)
+
+/** Makes the emulator device `cuda`, unless ST_MOE_CUDA_LIBRARY names another plugin. Returns whether there is one. */
+export function useEmulator(): boolean {
+  process.env.ST_MOE_CUDA_LIBRARY ??= emulator
+  return existsSync(process.env.ST_MOE_CUDA_LIBRARY)
+}
