@@ -21,21 +21,23 @@ struct alignas(kAccess) TileMemory {
   T scores[size][size + pad];
 };
 
-// memory = rows [0, size) and elements [first, first + width) of them; zeros outside.
+// memory = rows [0, size) and elements [first, first + width) of them; zeros outside. Four loads are in flight at once.
 template <int N, class T, int kPitch>
 __device__ static inline void load_tile(const HeadRows<T>& rows, int64_t first, T (&memory)[Tile<T>::size][kPitch]) {
-  constexpr int lanes = (kPitch - TileMemory<T>::pad) / N, steps = Tile<T>::size * lanes / kBlock;
-  const int column = threadIdx.x % lanes * N, row = threadIdx.x / lanes;
-  const T* from = rows.data + row * rows.stride + first + column;
-  Vector<T, N> values[steps];
+  constexpr int lanes = (kPitch - TileMemory<T>::pad) / N, apart = kBlock / lanes, steps = Tile<T>::size / apart;
+  constexpr int batch = steps < 4 ? steps : 4;
+  const int column = threadIdx.x % lanes * N;
+  const int64_t count = first + column < rows.d ? rows.count : 0;
+  const T* from = rows.data + first + column;
+#pragma unroll 1
+  for (int row = threadIdx.x / lanes; row < Tile<T>::size; row += batch * apart) {
+    Vector<T, N> values[batch];
 #pragma unroll
-  for (int i = 0; i < steps; ++i) {
-    const int down = i * (kBlock / lanes);
-    values[i] = first + column < rows.d && row + down < rows.count ? load<N>(from + down * rows.stride) : Vector<T, N>{};
+    for (int i = 0; i < batch; ++i)
+      values[i] = row + i * apart < count ? load<N>(from + (row + i * apart) * rows.stride) : Vector<T, N>{};
+#pragma unroll
+    for (int i = 0; i < batch; ++i) *reinterpret_cast<Vector<T, N>*>(&memory[row + i * apart][column]) = values[i];
   }
-#pragma unroll
-  for (int i = 0; i < steps; ++i)
-    *reinterpret_cast<Vector<T, N>*>(&memory[row + i * (kBlock / lanes)][column]) = values[i];
 }
 
 // s = x · zᵀ for this thread's part of the tile. Every thread of the block calls it; the slices are free afterwards.
@@ -50,7 +52,7 @@ __device__ static inline void tile_products(const HeadRows<T>& x, const HeadRows
     load_tile<N>(x, first, memory.slices.x);
     load_tile<N>(z, first, memory.slices.z);
     __syncthreads();
-#pragma unroll 4
+#pragma unroll 1
     for (int i = 0; i < kSlice; i += M) {
       Vector<T, M> left[M];
       for (int r = 0; r < M; ++r) left[r] = load<M>(&memory.slices.x[ty * M + r][i]);
@@ -125,7 +127,7 @@ struct TileSums {
   template <bool kTransposed, class Uses>
   __device__ static void add_columns(const TileMemory<T>& memory, Vector<T, M> (&sum)[M], Uses uses) {
     const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
-#pragma unroll 2
+#pragma unroll 1
     for (int i = 0; i < size; i += M) {
       Vector<T, M> left[M];
       for (int j = 0; j < M; ++j)
