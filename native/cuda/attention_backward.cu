@@ -6,9 +6,9 @@
 #include "cuda/rows.cuh"
 
 // The backward recomputes the probabilities from lse, once per pair of tiles. A block has some tiles of the keys of a
-// head, whose dk and dv it sums up in registers. It adds to dq in memory that is its own, so that every sum has one owner
-// and a fixed order, and nothing waits: a head has as many copies of dq as blocks, which a second kernel adds up. They
-// are few, and one where there are enough heads.
+// head, whose dk and dv it sums up in registers. It adds to dq in memory that is its own, so that every sum has one
+// owner and a fixed order, and nothing waits: a head has as many copies of dq as blocks, which a second kernel adds up.
+// They are few, and one where there are enough heads.
 namespace st_moe::cuda {
 
 constexpr int64_t kEnoughBlocks = 256;  // about two for each multiprocessor of a large GPU
@@ -59,7 +59,8 @@ __global__ void __launch_bounds__(kBlock, 2)
     T* part = dq + task.tile * shape.B * shape.Nq * shape.width;
     TileSums<T, kColumns> dk_sums, dv_sums;
     dk_sums.clear();
-    const int64_t unseen = shape.Nk > 0 ? min_of(shape.first_query(task.tile * size), shape.Nq) / size * size : shape.Nq;
+    const int64_t unseen =
+        shape.Nk > 0 ? min_of(shape.first_query(task.tile * size), shape.Nq) / size * size : shape.Nq;
     for (int64_t head = first_head; head < first_head + group; ++head)
       for (int64_t first = 0; first < unseen; first += size)
         dk_sums.template store<N>(part + shape.query_offset(head) + first * shape.width, shape.width, shape.Nq - first,
@@ -100,11 +101,11 @@ __global__ void __launch_bounds__(kBlock, 2)
           }
           dk_sums.template add<N>(memory, queries, task.first_column, whole, query_of_key);
           T* out = part + shape.query_offset(head) + first * shape.width;
-          for (int64_t column = task.first_column; column < min_of(shape.d, task.first_column + kColumns); column += size) {
+          for (int64_t column = task.first_column; column < min_of(shape.d, task.first_column + kColumns);
+               column += size) {
             TileSums<T, size> sums;
             sums.clear();
-            if (first_key >= grid.tiles * size)
-              sums.template load<N>(out, shape.width, queries.count, column, shape.d);
+            if (first_key >= grid.tiles * size) sums.template load<N>(out, shape.width, queries.count, column, shape.d);
             sums.template add<N, true>(memory, keys, column, whole, seen);
             sums.template store<N>(out, shape.width, queries.count, column, shape.d);
           }
@@ -148,7 +149,7 @@ static void attention_gradients(const Context& ctx, const AttentionShape& shape,
   launch(ctx, attention_backward_kernel<T, kColumns, N>, grid_for(grid.count(), 1), kBlock, 0, shape, grid, in,
          grid.tiles > 1 ? parts.get() : dq, dk, dv);
   if (grid.tiles > 1)
-    for_vectors<N>(ctx, queries, true, SumParts<T>{parts.get(), dq, queries, grid.tiles});
+    for_vectors<vector_width<T>>(ctx, queries, N > 1, SumParts<T>{parts.get(), dq, queries, grid.tiles});
 }
 
 void attention_backward(const Context& ctx, const AttentionBackwardArgs& args) {
@@ -156,12 +157,9 @@ void attention_backward(const Context& ctx, const AttentionBackwardArgs& args) {
   if (args.d == 0) return;
   dispatch_float(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const AttentionInputs<T> in{static_cast<const T*>(args.dy),
-                                static_cast<const T*>(args.q),
-                                static_cast<const T*>(args.k),
-                                static_cast<const T*>(args.v),
-                                static_cast<const T*>(args.lse),
-                                nullptr,
+    const AttentionInputs<T> in{static_cast<const T*>(args.dy),  static_cast<const T*>(args.q),
+                                static_cast<const T*>(args.k),   static_cast<const T*>(args.v),
+                                static_cast<const T*>(args.lse), nullptr,
                                 static_cast<T>(args.scale)};
     const T* y = static_cast<const T*>(args.y);
     T *dq = static_cast<T*>(args.dq), *dk = static_cast<T*>(args.dk), *dv = static_cast<T*>(args.dv);

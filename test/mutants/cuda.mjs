@@ -51,9 +51,9 @@ export default [
   },
   {
     name: 'attention-nan-through-the-diagonal',
-    file: 'native/cuda/attention.cu',
-    from: 'const bool whole = shape.first_query(last_key) <= first;',
-    to: 'const bool whole = shape.first_query(task.first_row) <= first;',
+    file: 'native/cuda/attention_backward.cu',
+    from: 'const bool whole = seen.diagonal >= size - 1;',
+    to: 'const bool whole = seen.diagonal >= 0;',
     breaks: 'a NaN in a query reaches keys that it does not see, times 0',
     tests: ['simt/ops_test.attention.forward'],
   },
