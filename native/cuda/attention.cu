@@ -16,8 +16,9 @@ __global__ void __launch_bounds__(kBlock, 2)
   for (int64_t i = blockIdx.x; i < grid.count(); i += gridDim.x) {
     const TileTask task = grid.task(i, kColumns);
     const int64_t first_row = task.tile * size, last_row = min_of(first_row + size, shape.Nq) - 1;
-    const HeadRows<T> queries = shape.queries(q, task.head).from(first_row);
-    const int64_t b = task.head / shape.heads, kv_head = shape.kv_head(task.head);
+    const HeadRows<T> queries = shape.queries(q, task.b, task.h).from(first_row);
+    const int64_t kv_head = shape.by_group.quotient(static_cast<uint32_t>(task.h));
+    const HeadRows<T> keys = shape.keys(k, task.b, kv_head), values = shape.keys(v, task.b, kv_head);
     TileSums<T, kColumns> sums;
     sums.clear();
     T largest[M], total[M];
@@ -25,9 +26,9 @@ __global__ void __launch_bounds__(kBlock, 2)
     for (int64_t first_key = 0; first_key < shape.seen(last_row); first_key += size) {
       const Seen seen = shape.seen(first_row, first_key, size);
       T s[M][M];
-      tile_products<N>(queries, shape.keys(k, kv_head).from(first_key), memory, s);
+      tile_products<N>(queries, keys.from(first_key), memory, s);
       bool shown[M];
-      for (int c = 0; c < M; ++c) shown[c] = shape.shows(b, first_key + tx + c * kSide);
+      for (int c = 0; c < M; ++c) shown[c] = shape.shows(task.b, first_key + tx + c * kSide);
       T rescale[M];
       for (int r = 0; r < M; ++r) {
         const int row = ty * M + r;
@@ -50,8 +51,7 @@ __global__ void __launch_bounds__(kBlock, 2)
         largest[r] = most;
       }
       sums.scale(rescale);
-      sums.template add<N>(memory, shape.keys(v, kv_head).from(first_key), task.first_column, seen.diagonal >= size - 1,
-                           seen);
+      sums.template add<N>(memory, values.from(first_key), task.first_column, seen.diagonal >= size - 1, seen);
     }
     T inverse[M];
     for (int r = 0; r < M; ++r) {
@@ -60,10 +60,11 @@ __global__ void __launch_bounds__(kBlock, 2)
       if (sees && largest[r] == -static_cast<T>(INFINITY)) total[r] = static_cast<T>(NAN);
       inverse[r] = sees ? T(1) / total[r] : T(0);
       if (tx == 0 && task.first_column == 0 && query < shape.Nq)
-        lse[task.head * shape.Nq + query] = shape.Nk > 0 ? largest[r] + std::log(total[r]) : largest[r];
+        lse[(task.b * shape.heads + task.h) * shape.Nq + query] =
+            shape.Nk > 0 ? largest[r] + std::log(total[r]) : largest[r];
     }
     sums.scale(inverse);
-    sums.template store<N>(y + shape.query_offset(task.head) + first_row * shape.width, shape.width, queries.count,
+    sums.template store<N>(y + shape.query_offset(task.b, task.h) + first_row * shape.width, shape.width, queries.count,
                            task.first_column, shape.d);
   }
 }
@@ -75,7 +76,7 @@ void attention(const Context& ctx, const AttentionArgs& args) {
     const T *q = static_cast<const T*>(args.q), *k = static_cast<const T*>(args.k), *v = static_cast<const T*>(args.v);
     T* y = static_cast<T*>(args.y);
     dispatch_columns<T>(args.d, aligned(q, k, v, y), [&](auto columns, auto n) {
-      const TaskGrid grid = attention_grid(shape, shape.heads, ceil_div(shape.Nq, Tile<T>::size), columns);
+      const TaskGrid grid(shape.B, shape.heads, ceil_div(shape.Nq, Tile<T>::size), column_groups(shape, columns));
       if (grid.count() == 0) return;
       launch(ctx, attention_kernel<T, columns, n>, grid_for(grid.count(), 1), kBlock, 0, shape, grid,
              static_cast<T>(args.scale), q, k, v, y, static_cast<T*>(args.lse));

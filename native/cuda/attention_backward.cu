@@ -3,7 +3,6 @@
 #include "cuda/attention_tile.cuh"
 #include "cuda/ops.h"
 #include "cuda/row_group.cuh"
-#include "cuda/rows.cuh"
 
 // The backward recomputes the probabilities from lse, once per pair of tiles. A block has some tiles of the keys of a
 // head, whose dk and dv it sums up in registers. It adds to dq in memory that is its own, so that every sum has one
@@ -45,41 +44,40 @@ struct AttentionDelta {
 };
 
 // Tiles are transposed: rows are keys, columns queries, of one head after another of those that share the keys. Task
-// `tile` of grid.tiles has every grid.tiles-th tile of keys, and the copy of dq of that number.
+// `tile` of n has every n-th tile of keys, and the copy of dq of that number.
 template <class T, int kColumns, int N>
 __global__ void __launch_bounds__(kBlock, 2)
     attention_backward_kernel(AttentionShape shape, TaskGrid grid, AttentionInputs<T> in, T* dq, T* dk, T* dv) {
   constexpr int M = Tile<T>::micro, size = Tile<T>::size;
   __shared__ TileMemory<T> memory;
   const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
-  const int64_t group = shape.heads / shape.kv_heads;
   for (int64_t i = blockIdx.x; i < grid.count(); i += gridDim.x) {
     const TileTask task = grid.task(i, kColumns);
-    const int64_t b = task.head / shape.kv_heads, first_head = task.head * group;
+    const int64_t b = task.b, first_head = task.h * shape.group, end_head = first_head + shape.group;
     T* part = dq + task.tile * shape.B * shape.Nq * shape.width;
     TileSums<T, kColumns> dk_sums, dv_sums;
     dk_sums.clear();
     const int64_t unseen =
         shape.Nk > 0 ? min_of(shape.first_query(task.tile * size), shape.Nq) / size * size : shape.Nq;
-    for (int64_t head = first_head; head < first_head + group; ++head)
+    for (int64_t h = first_head; h < end_head; ++h)
       for (int64_t first = 0; first < unseen; first += size)
-        dk_sums.template store<N>(part + shape.query_offset(head) + first * shape.width, shape.width, shape.Nq - first,
+        dk_sums.template store<N>(part + shape.query_offset(b, h) + first * shape.width, shape.width, shape.Nq - first,
                                   task.first_column, shape.d);
-    for (int64_t first_key = task.tile * size; first_key < shape.Nk; first_key += grid.tiles * size) {
-      const HeadRows<T> keys = shape.keys(in.k, task.head).from(first_key);
-      const HeadRows<T> values = shape.keys(in.v, task.head).from(first_key);
+    for (int64_t first_key = task.tile * size; first_key < shape.Nk; first_key += grid.tiles() * size) {
+      const HeadRows<T> keys = shape.keys(in.k, b, task.h).from(first_key);
+      const HeadRows<T> values = shape.keys(in.v, b, task.h).from(first_key);
       dk_sums.clear();
       dv_sums.clear();
       bool shown[M];
       for (int r = 0; r < M; ++r) shown[r] = shape.shows(b, first_key + ty * M + r);
-      for (int64_t head = first_head; head < first_head + group; ++head)
+      for (int64_t h = first_head; h < end_head; ++h)
         for (int64_t first = shape.first_query(first_key) / size * size; first < shape.Nq; first += size) {
           const Seen seen = shape.seen(first, first_key, size);
           const bool whole = seen.diagonal >= size - 1;
           const auto query_of_key = [&](int key, int query) { return seen(query, key); };
-          const HeadRows<T> queries = shape.queries(in.q, head).from(first);
-          const HeadRows<T> gradients = shape.queries(in.dy, head).from(first);
-          const int64_t row = head * shape.Nq + first;
+          const HeadRows<T> queries = shape.queries(in.q, b, h).from(first);
+          const HeadRows<T> gradients = shape.queries(in.dy, b, h).from(first);
+          const int64_t row = (b * shape.heads + h) * shape.Nq + first;
           T s[M][M];
           tile_products<N>(keys, queries, memory, s);
           for (int c = 0; c < M; ++c) {
@@ -100,17 +98,18 @@ __global__ void __launch_bounds__(kBlock, 2)
             }
           }
           dk_sums.template add<N>(memory, queries, task.first_column, whole, query_of_key);
-          T* out = part + shape.query_offset(head) + first * shape.width;
+          T* out = part + shape.query_offset(b, h) + first * shape.width;
           for (int64_t column = task.first_column; column < min_of(shape.d, task.first_column + kColumns);
                column += size) {
             TileSums<T, size> sums;
             sums.clear();
-            if (first_key >= grid.tiles * size) sums.template load<N>(out, shape.width, queries.count, column, shape.d);
+            if (first_key >= grid.tiles() * size)
+              sums.template load<N>(out, shape.width, queries.count, column, shape.d);
             sums.template add<N, true>(memory, keys, column, whole, seen);
             sums.template store<N>(out, shape.width, queries.count, column, shape.d);
           }
         }
-      const int64_t at = shape.key_offset(task.head) + first_key * shape.kv_width;
+      const int64_t at = shape.key_offset(b, task.h) + first_key * shape.kv_width;
       dk_sums.template store<N>(dk + at, shape.kv_width, keys.count, task.first_column, shape.d);
       dv_sums.template store<N>(dv + at, shape.kv_width, keys.count, task.first_column, shape.d);
     }
@@ -139,17 +138,17 @@ template <class T, int kColumns, int N>
 static void attention_gradients(const Context& ctx, const AttentionShape& shape, AttentionInputs<T> in, const T* y,
                                 T* dq, T* dk, T* dv) {
   const int64_t rows = shape.B * shape.Nq * shape.heads, queries = rows * shape.d;
-  const int64_t tiles = max_of(1, ceil_div(shape.Nk, Tile<T>::size));
-  TaskGrid grid = attention_grid(shape, shape.kv_heads, 1, kColumns);
-  grid.tiles = max_of(1, min_of(min_of(tiles, kMaxParts), kEnoughBlocks / max_of(1, grid.count())));
+  const int64_t tiles = max_of(1, ceil_div(shape.Nk, Tile<T>::size)), groups = column_groups(shape, kColumns);
+  const int64_t blocks = max_of(1, shape.B * shape.kv_heads * groups);
+  const int64_t count = max_of(1, min_of(min_of(tiles, kMaxParts), kEnoughBlocks / blocks));
+  const TaskGrid grid(shape.B, shape.kv_heads, count, groups);
   if (grid.count() == 0) return;
-  const Scratch<T> delta(ctx, rows), parts(ctx, grid.tiles > 1 ? grid.tiles * queries : 0);
+  const Scratch<T> delta(ctx, rows), parts(ctx, count > 1 ? count * queries : 0);
   for_rows(ctx, rows, shape.d, AttentionDelta<T, N>{in.dy, y, delta.get(), shape.Nq, shape.heads, shape.d});
   in.delta = delta.get();
   launch(ctx, attention_backward_kernel<T, kColumns, N>, grid_for(grid.count(), 1), kBlock, 0, shape, grid, in,
-         grid.tiles > 1 ? parts.get() : dq, dk, dv);
-  if (grid.tiles > 1)
-    for_vectors<vector_width<T>>(ctx, queries, N > 1, SumParts<T>{parts.get(), dq, queries, grid.tiles});
+         count > 1 ? parts.get() : dq, dk, dv);
+  if (count > 1) for_vectors<vector_width<T>>(ctx, queries, N > 1, SumParts<T>{parts.get(), dq, queries, count});
 }
 
 void attention_backward(const Context& ctx, const AttentionBackwardArgs& args) {

@@ -1,4 +1,5 @@
 #pragma once
+#include "cuda/rows.cuh"
 #include "cuda/vector.cuh"
 
 // The work of the blocks of the attention kernels: a tile of rows of one head vs. tiles of rows of the other side.
@@ -46,6 +47,8 @@ struct AttentionShape {
   int64_t width, kv_width;  // row strides of q and y, of k and v
   const int32_t* mask;      // [B, Nk], or null
   bool causal;
+  int64_t group;  // heads that share keys
+  Divisor by_group;
 
   // Keys visible to a query: 0 … seen − 1. Queries that see a key: first_query … Nq − 1.
   __device__ int64_t seen(int64_t query) const { return causal ? query + Nk - Nq + 1 : Nk; }
@@ -55,37 +58,50 @@ struct AttentionShape {
             clamp_to_tile(Nq - first_query, tile), clamp_to_tile(Nk - first_key, tile)};
   }
   __device__ bool shows(int64_t b, int64_t key) const { return !mask || (key < Nk && mask[b * Nk + key] != 0); }
-  // Heads of all sequences: b · heads + h, and of the keys b · kv_heads + h / (heads / kv_heads).
-  __device__ int64_t kv_head(int64_t head) const { return head / (heads / kv_heads); }
-  __device__ int64_t query_offset(int64_t head) const { return head / heads * Nq * width + head % heads * d; }
-  __device__ int64_t key_offset(int64_t kv_head) const {
-    return kv_head / kv_heads * Nk * kv_width + kv_head % kv_heads * d;
-  }
+  // The rows of head h of sequence b, or of head h of its keys.
+  __device__ int64_t query_offset(int64_t b, int64_t h) const { return b * Nq * width + h * d; }
+  __device__ int64_t key_offset(int64_t b, int64_t h) const { return b * Nk * kv_width + h * d; }
 
   template <class T>
-  __device__ HeadRows<T> queries(const T* x, int64_t head) const {
-    return {x + query_offset(head), width, Nq, d};
+  __device__ HeadRows<T> queries(const T* x, int64_t b, int64_t h) const {
+    return {x + query_offset(b, h), width, Nq, d};
   }
   template <class T>
-  __device__ HeadRows<T> keys(const T* x, int64_t kv_head) const {
-    return {x + key_offset(kv_head), kv_width, Nk, d};
+  __device__ HeadRows<T> keys(const T* x, int64_t b, int64_t h) const {
+    return {x + key_offset(b, h), kv_width, Nk, d};
   }
 };
 
-// The work of one block: a tile of queries of a head, or a part of the keys of one, and a group of columns.
+// The work of one block: a tile of queries of head h of sequence b, or a part of the keys of one, and a group of
+// columns.
 struct TileTask {
-  int64_t head, tile, first_column;
+  int64_t b, h, tile, first_column;
 };
 
-struct TaskGrid {
-  int64_t heads, tiles, groups;
+// Fewer tasks than 2^31: memory does not hold the rows of more.
+class TaskGrid {
+ public:
+  TaskGrid(int64_t sequences, int64_t heads, int64_t tiles, int64_t groups)
+      : heads_(heads),
+        tiles_(tiles),
+        groups_(groups),
+        count_(sequences * heads * tiles * groups),
+        by_heads_(heads),
+        by_tiles_(tiles),
+        by_groups_(groups) {}
 
-  __host__ __device__ int64_t count() const { return heads * tiles * groups; }
+  __host__ __device__ int64_t count() const { return count_; }
+  __host__ __device__ int64_t tiles() const { return tiles_; }
   // Neighbors share a head. The last tiles of a causal head see the most keys, so they run first.
   __device__ TileTask task(int64_t i, int group_columns) const {
-    const int64_t group = i % groups, tile = tiles - 1 - i / groups % tiles;
-    return {i / groups / tiles, tile, group * group_columns};
+    const uint32_t tile = by_groups_.quotient(static_cast<uint32_t>(i)), head = by_tiles_.quotient(tile);
+    const uint32_t b = by_heads_.quotient(head);
+    return {b, head - b * heads_, tiles_ - 1 - (tile - head * tiles_), (i - tile * groups_) * group_columns};
   }
+
+ private:
+  int64_t heads_, tiles_, groups_, count_;
+  Divisor by_heads_, by_tiles_, by_groups_;
 };
 
 // ---- on the host
@@ -97,12 +113,22 @@ static AttentionShape attention_shape(const Args& args) {
     fail(ErrorCode::shape, "causal attention needs at least as many keys as queries, got %lld keys and %lld queries",
          static_cast<long long>(args.Nk), static_cast<long long>(args.Nq));
   }
-  return {args.B,    args.Nq, args.Nk, args.heads, args.kv_heads, args.d, args.heads * args.d, args.kv_heads * args.d,
-          args.mask, causal};
+  return {args.B,
+          args.Nq,
+          args.Nk,
+          args.heads,
+          args.kv_heads,
+          args.d,
+          args.heads * args.d,
+          args.kv_heads * args.d,
+          args.mask,
+          causal,
+          args.heads / args.kv_heads,
+          Divisor(args.heads / args.kv_heads)};
 }
 
-static inline TaskGrid attention_grid(const AttentionShape& shape, int64_t heads, int64_t tiles, int group_columns) {
-  return {shape.B * heads, tiles, max_of(1, ceil_div(shape.d, group_columns))};
+static inline int64_t column_groups(const AttentionShape& shape, int columns) {
+  return max_of(1, ceil_div(shape.d, columns));
 }
 
 // Calls f with the columns of a head per block and the values of a row that a thread takes at once.
