@@ -50,6 +50,22 @@ export default [
     tests: ['lane/simt_tsan'],
   },
   {
+    name: 'attention-adds-to-nothing',
+    file: 'native/cuda/attention_backward.cu',
+    from: 'if (first_key >= grid.tiles() * size)',
+    to: 'if (first_key > 0)',
+    breaks: 'a copy of dq begins with whatever was in memory',
+    tests: ['simt/ops_test.attention.forward'],
+  },
+  {
+    name: 'attention-unseen-queries',
+    file: 'native/cuda/attention_backward.cu',
+    from: 'first < unseen; first += size',
+    to: 'first + size < unseen; first += size',
+    breaks: 'a copy of dq has no zeros for queries that see none of its keys',
+    tests: ['simt/ops_test.attention.forward'],
+  },
+  {
     name: 'attention-nan-through-the-diagonal',
     file: 'native/cuda/attention_backward.cu',
     from: 'const bool whole = seen.diagonal >= size - 1;',
