@@ -1,6 +1,7 @@
 // Counts what decides the memory speed of the CUDA kernels, in the PTX that nvcc makes of them; needs no GPU. Prints a
 // row per kernel: global loads and stores of 128 bits and narrower ones, stores of single values and integer divisions in
-// its innermost loops, all integer divisions, instructions on doubles in innermost loops, registers, and bytes spilled.
+// its innermost loops, all integer divisions, instructions on doubles in innermost loops, registers, bytes spilled, and
+// occupancy: of the threads that a multiprocessor can hold, the percentage for which its registers suffice.
 // Fails if a kernel of the budget is worse than that says.
 // Usage: node scripts/cuda-kernels.mjs [--arch sm_90] [--budget] [file.cu ...]; --budget prints its kernels alone.
 import { execFile, execFileSync } from 'node:child_process'
@@ -13,13 +14,20 @@ import { parseArgs, promisify } from 'node:util'
 /** Bytes that ptxas may spill to have a round number of registers. */
 const maxSpills = 24
 
+/** Of a multiprocessor from sm_80 on; sm_86 to sm_89 and sm_120 have fewer threads. */
+const multiprocessor = { registers: 65536, threads: 2048 }
+
+/** Registers are given to a thread in steps of 8. */
+const registerStep = 8
+
 // The kernels of the budget: they have accesses of 128 bits, no integer division in an innermost loop and hardly a spill.
 // Those of rows, in the instance that takes as many values at once as 128 bits hold (its last argument), also have no store
 // of single values there, and no double if values are floats. Element-wise ones have no division at all; that of integers
-// is never called.
+// is never called. Those of tiles, in the same instance, leave enough registers for an occupancy.
 const rows = [
   'Activate',
   'AddBias',
+  'AttentionDelta',
   'CombineRows',
   'CrossEntropyBackwardRow',
   'EmbeddingRow',
@@ -38,6 +46,11 @@ const rows = [
   'sum_rows_kernel',
 ].map((name) => new RegExp(`\\b${name}<(?!float.*\\b2>+$).*\\b[248]>+$`))
 const elements = [/^vectors_kernel<(?!\d, Row<3, unsigned)/, /^(update|sum_squares|clip_norm)_kernel</]
+const tiles = [/^attention(_backward)?_kernel<(float.* 4|double.* 2)>$/]
+const budget = [...rows, ...elements, ...tiles]
+
+/** In percent. */
+const occupancyOfTiles = 25
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const { values, positionals } = parseArgs({
@@ -87,7 +100,14 @@ function kernel(text, resources) {
     div: lines.filter((line) => division.test(line)).length,
     'f64 in loops': inner.flat().filter((line) => /\b(fma|add|sub|mul|div)(\.rn)?\.f64/.test(line)).length,
     ...resources,
+    occupancy: occupancy(Number(/\.maxntid (\d+)/.exec(text)?.[1]), resources.registers),
   }
+}
+
+function occupancy(threads, registers) {
+  const ofBlock = threads * Math.ceil(registers / registerStep) * registerStep
+  const resident = Math.min(Math.floor(multiprocessor.registers / ofBlock) * threads, multiprocessor.threads)
+  return Math.floor((100 * resident) / multiprocessor.threads)
 }
 
 /** Registers and spills of each kernel, as ptxas reports them. */
@@ -140,6 +160,8 @@ function faults(name, row) {
   if (row['div in loops'] > 0) wrong.push('an integer division in an innermost loop')
   if (isOf(elements, name)) {
     if (row.div > 0) wrong.push('an integer division')
+  } else if (isOf(tiles, name)) {
+    if (!(row.occupancy >= occupancyOfTiles)) wrong.push(`an occupancy below ${occupancyOfTiles} %`)
   } else {
     if (row['st in loops'] > 0) wrong.push('stores of single values')
     if (row['f64 in loops'] > 0 && !/double|F64/.test(name)) wrong.push('a double per value')
@@ -166,7 +188,7 @@ const columns = Object.keys(kernels[0][1])
 console.log(columns.join('  '))
 let failures = 0
 for (const [name, row] of kernels) {
-  const counts = isOf([...rows, ...elements], name)
+  const counts = isOf(budget, name)
   if (values.budget && !counts) continue
   const wrong = counts ? faults(name, row) : ''
   if (wrong) failures++
@@ -174,7 +196,7 @@ for (const [name, row] of kernels) {
   console.log(`${cells.join('  ')}  ${name}${wrong && `: ${wrong}`}`)
 }
 if (!positionals.length)
-  for (const pattern of [...rows, ...elements])
+  for (const pattern of budget)
     if (!kernels.some(([name]) => pattern.test(name))) {
       console.log(`${pattern}: no such kernel`)
       failures++

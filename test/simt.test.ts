@@ -224,7 +224,7 @@ test.skipIf(!emulatorBuilt)('kernels of a forward and a backward; only uneven lo
     expect(backward.gemm, name).toBe(name.includes('bf16') ? 3 + 3 * busy : 6)
     for (const waits of ['copy', 'wait']) expect(backward, name).not.toHaveProperty(waits)
   }
-  expect(training.launch).toBeLessThanOrEqual(118) // and two for the tokens of the next step
+  expect(training.launch).toBeLessThanOrEqual(117) // and two for the tokens of the next step
   expect(replay).toMatchObject({ graph: 1, copy: 1 })
   expect(replay).not.toHaveProperty('launch')
 })

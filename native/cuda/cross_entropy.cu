@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 
 #include "core/formulas.h"
 #include "cuda/ops.h"
@@ -26,23 +27,32 @@ struct LossPartial {
   int64_t counted;
 };
 
-// log Σ e^x over a row. NaN if the row contains NaN or +inf, or only −inf.
+template <class T>
+constexpr T kLowest = std::numeric_limits<T>::lowest();
+
+// log Σ e^x over a row, in one pass. NaN if the row contains NaN or +inf, or only −inf. A lane adds up e^(x − shift),
+// where no value was more than kSlack above the shift: it moves rarely, so that what a lane has is rounded again a few
+// times at most.
 template <int N, class T, class Group>
 __device__ static inline double logsumexp(const T* x, int64_t V, Group group) {
-  T largest = -static_cast<T>(INFINITY);
-  for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
-    const Vector<T, N> values = load<N>(x + j);
-    for (int c = 0; c < N; ++c) largest = Max{}(largest, values[c]);
-  }
-  largest = group.max(largest);
+  constexpr T kSlack = 8;
+  T shift = kLowest<T>;
   LaneSum<T> sum;
   for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
     const Vector<T, N> values = load<N>(x + j);
+    T largest = shift;
+    for (int c = 0; c < N; ++c) largest = values[c] > largest ? values[c] : largest;
+    if (largest > shift + kSlack) {
+      sum.scale(exp_of(shift - largest));
+      shift = largest;
+    }
     T part = 0;
-    for (int c = 0; c < N; ++c) part += exp_of(values[c] - largest);
+    for (int c = 0; c < N; ++c) part += exp_of(values[c] - shift);
     sum.add(part);
   }
-  return static_cast<double>(largest) + std::log(group.sum(sum.total()));
+  const double common = static_cast<double>(group.max(shift));
+  const double total = group.sum(sum.total() * std::exp(static_cast<double>(shift) - common));
+  return total == 0 ? static_cast<double>(NAN) : common + std::log(total);
 }
 
 // lse [T], and the sum over the rows of each group of threads. The loss of a row with an invalid target is NaN.

@@ -104,6 +104,7 @@ class LaneSum {
     lost_ += (sum_ - (sum - added)) + (value - added);
     sum_ = sum;
   }
+  __device__ void scale(T factor) { sum_ *= factor, lost_ *= factor; }
   __device__ double total() const {
     const double sum = static_cast<double>(sum_);
     return lost_ == lost_ ? sum + static_cast<double>(lost_) : sum;  // lost_ is NaN from an infinity on

@@ -150,7 +150,8 @@ void attention(Table& table) {
                          {1, 130, 130, 1, 8}, {1, 130, 130, 3, 16}, {2, 70, 200, 1, 20},  {1, 64, 64, 1, 64},
                          {2, 65, 33, 2, 7},   {1, 1, 300, 2, 32},   {1, 129, 1, 1, 4},    {1, 33, 300, 1, 40},
                          {1, 100, 100, 2, 8}, {1, 3, 0, 2, 4},      {1, 4, 0, 2, 8},      {1, 0, 3, 1, 4},
-                         {2, 0, 5, 1, 8},     {0, 3, 3, 1, 4},      {0, 4, 4, 2, 8},      {1, 3, 3, 2, 0}};
+                         {2, 0, 5, 1, 8},     {0, 3, 3, 1, 4},      {0, 4, 4, 2, 8},      {1, 3, 3, 2, 0},
+                         {2, 70, 70, 70, 4},  {1, 130, 130, 90, 2}};  // enough heads for one or two copies of dq
   const auto both = [&](DType dtype, Heads s, Mode mode) {
     add<AttentionArgs>(table, dtype, s, mode), add<AttentionBackwardArgs>(table, dtype, s, mode);
   };

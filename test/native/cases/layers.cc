@@ -191,6 +191,18 @@ void add_large_logits(Table& table, DType dtype) {
     });
 }
 
+// Each logit is above the ones before it, by so little that all count, or by so much that the last ones do.
+void add_rising_logits(Table& table, DType dtype) {
+  for (const double step : {1e-3, 0.1, 3.0})
+    for (const int64_t V : {200, 1023, 4096})
+      table.add(CrossEntropyArgs{.dtype = dtype, .T = 2, .V = V, .ignore_index = -100})
+          .fill(below("target", V))
+          .fill([=](Problem& p) {
+            for (size_t i = 0; i < p["logits"].size(); ++i)
+              p["logits"][i] = step * (static_cast<double>(i % size_t(V)) - 0.5 * double(V));
+          });
+}
+
 void add_embedding(Table& table, DType dtype, int64_t T, int64_t D, int64_t V, int64_t used, int64_t R = 1) {
   const EmbeddingArgs forward{.dtype = dtype, .R = R, .T = T, .D = D, .V = V};
   const EmbeddingBackwardArgs backward{.dtype = dtype, .R = R, .T = T, .D = D, .V = V};
@@ -219,6 +231,7 @@ void layers(Table& table) {
         for (const int64_t ignored : {0, 1, 4}) add_cross_entropy(table, dtype, s, ignored, spoilt);
       }
     add_large_logits(table, dtype);
+    add_rising_logits(table, dtype);
     const int64_t embeddings[][4] = {
         {0, 3, 4, 4},      {3, 0, 4, 4},           {1, 1, 1, 1},        {50, 7, 9, 3},
         {300, 33, 11, 11}, {2000, 64, 5000, 1000}, {700, 65, 300, 300}, {5000, 3, 70000, 70000},
