@@ -5,8 +5,8 @@
 #include "cuda/rows.cuh"
 #include "cuda/vector.cuh"
 
-// Plans: see core/moe_ops.inc. The indices are the caller's and may be anything: what is out of range is reported and left
-// out.
+// Plans: see core/moe_ops.inc. The indices are the caller's and may be anything: what is out of range is reported and
+// left out.
 namespace st_moe::cuda {
 
 static inline void check_assignment_count(int64_t T, int64_t K) {

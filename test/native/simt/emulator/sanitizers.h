@@ -2,9 +2,9 @@
 #include <cstddef>
 
 // Tells the sanitizers about fibers. To ThreadSanitizer each CUDA thread is a thread of its own, ordered with others by
-// barriers and fences alone, unless it looks for races between blocks (grid.h). It has 255 slots for threads and may give
-// neighbours in the order of running the same one, whose races it then does not see: run it in several random orders.
-// engine.cc and grid.cc are not instrumented.
+// barriers and fences alone, unless it looks for races between blocks (grid.h). It has 255 slots for threads and may
+// give neighbours in the order of running the same one, whose races it then does not see: run it in several random
+// orders. engine.cc and grid.cc are not instrumented.
 #if defined(SIMT_TSAN)
 extern "C" {
 void* __tsan_get_current_fiber(void);
