@@ -136,8 +136,8 @@ void by_hand(const Bench& bench, const Sizes& s) {
   });
   by_hand(bench, "bytes", bytes, "reduce", &OpTable::reduce,
           [&](auto& a) { a.x = x.data(), a.y = y.data(), a.outer = 1, a.axis = T, a.inner = D, a.factor = 1; });
-  const NormArgs norm{x.data(), sum.data(), DType::f32, size, 1};
-  by_hand(bench, "bytes", bytes, "norm", &OpTable::norm, [&](auto& a) { a = {&norm, 1}; });
+  const NormArgs norm_args{x.data(), sum.data(), DType::f32, size, 1};
+  by_hand(bench, "bytes", bytes, "norm", &OpTable::norm, [&](auto& a) { a = {&norm_args, 1}; });
   const ClipNormArgs clipped{y.data(), norm.data(), DType::f32, size, 1};
   by_hand(bench, "bytes", 2 * bytes, "clip_norm", &OpTable::clip_norm, [&](auto& a) { a = {&clipped, 1}; });
   by_hand(bench, "flops", 2 * static_cast<double>(size * D), "matmul", &OpTable::matmul,
