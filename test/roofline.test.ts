@@ -13,7 +13,7 @@ import {
 
 const [h100] = gpus
 const kernel = {
-  kernel: 'void st_moe::cuda::rows_kernel<256, st_moe::cuda::Activate<float, st_moe::cuda::Bf16, 8> >(long)',
+  kernel: 'void st_moe::cuda::rows_kernel<256, st_moe::cuda::LoadRow<float, st_moe::cuda::Bf16, 8> >(long)',
   ...{ blocks: 100, threads: 256, blocksRun: 100, barriers: 0, wavefronts: 30, fewestWavefronts: 20 },
   ...{ read: 6.4e8, readSectors: 3e7, readDistinct: 3.2e8, write: 3.2e8, writeSectors: 1e7, writeDistinct: 3.2e8 },
 }
@@ -23,7 +23,7 @@ const works = readWork(`${lines.map((line) => JSON.stringify(line)).join('\n')}\
 
 describe('the roofline model', () => {
   test('names of kernels', () => {
-    expect(kernelName(kernel.kernel)).toBe('Activate')
+    expect(kernelName(kernel.kernel)).toBe('LoadRow')
     expect(kernelName('void st_moe::cuda::choose_kernel<float>(st_moe::cuda::Router<float>)')).toBe('choose')
     expect(kernelName('st_moe::cuda::(anonymous namespace)::slots_kernel(Slots, long)')).toBe('slots')
     expect(kernelName('void st_moe::cuda::vectors_kernel<4, st_moe::cuda::Fill<float> >(long)')).toBe('Fill')
@@ -45,7 +45,7 @@ describe('the roofline model', () => {
   })
 
   test('what a line says', () => {
-    expect(works.map(({ name }) => name)).toEqual(['Activate', 'GEMM 4 × 1000 × 2000 × 3000, bf16 → f32', 'fill'])
+    expect(works.map(({ name }) => name)).toEqual(['LoadRow', 'GEMM 4 × 1000 × 2000 × 3000, bf16 → f32', 'fill'])
     const [row] = works
     expect(row).toMatchObject({ bytes: 6.4e8, moved: 4e7 * 32, efficiency: 0.75, conflicts: 1.5, isGemm: false })
   })
@@ -66,7 +66,7 @@ describe('the roofline model', () => {
     const pass = { shape: 'small', pass: 'forward', works: [...works, ...works] }
     const table = launchTable(pass, h100)
     expect(table.split('\n').length).toBe(2 + works.length)
-    expect(table).toMatch(/\| Activate +\| 2 +\| +\| 1,280 +\| 2,560 +\| 0.75 +\| 1.50× +\| \d+ µs/)
+    expect(table).toMatch(/\| LoadRow +\| 2 +\| +\| 1,280 +\| 2,560 +\| 0.75 +\| 1.50× +\| \d+ µs/)
     expect(table).toMatch(/\| GEMM [^|]+\| 2 +\| 96\.0 +\|/)
     expect(summary([pass])).toMatch(/\| small \| forward \| 4 \+ 2 /)
   })

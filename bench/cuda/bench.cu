@@ -2,7 +2,8 @@
 
 #include "../native/layer.h"
 #include "cuda/blas.h"
-#include "cuda/expert_rows.cuh"
+#include "cuda/grouped.h"
+#include "cuda/hidden.cuh"
 #include "cuda/stream.h"
 
 // The CUDA backend as a platform of the benchmark. The GEMMs alone are strided-batched cuBLAS of the same shapes.
@@ -90,33 +91,34 @@ class Cuda : public Platform {
 
   std::function<void(bool)> layer_gemms(const Bench& bench, const Layer& layer, DType compute, int) const override {
     const LayerSizes s = layer.sizes;
-    const int64_t D = s.D, H = s.H, E = s.E, M = layer.expert_rows[0], A = cuda::saved_columns(2 * H);
+    const int64_t D = s.D, H = s.H, E = s.E, M = layer.expert_rows[0];
+    const cuda::HiddenColumns at = cuda::HiddenColumns::of(Activation::geglu, H, compute);
     const auto wide = [=](int64_t n) {
       return compute == DType::f32 ? n : cuda::ceil_div(n, cuda::kOperandMultiple) * cuda::kOperandMultiple;
     };
-    const Tensor in = operand(bench, {E, M, wide(D)}, compute), hidden = operand(bench, {E, M, wide(H)}, compute);
-    const Tensor da = operand(bench, {E, M, wide(2 * H)}, compute);
-    const Tensor out = bench.filled({E, M, D}), pre = bench.filled({E, M, A});
+    const Tensor in = operand(bench, {E, M, wide(D)}, compute), hidden = operand(bench, {E, M, at.width}, compute);
+    const Tensor da = operand(bench, {E, M, at.a_width}, compute);
+    const Tensor out = bench.filled({E, M, D}), pre = bench.filled({E, M, at.a_width});
     const cuda::RowGroups groups = cuda::RowGroups::equal(E, M);
     return [=, this, &layer](bool all) {
-      const auto weight_of = [&](const Tensor& w, int64_t rows, int64_t columns) -> Matrix {
-        if (compute == DType::f32) return {w.data(), rows, columns};
+      const auto weight_of = [&](const Tensor& w, int64_t parts, int64_t rows, int64_t columns) -> Matrix {
+        if (compute == DType::f32) return {w.data(), parts * rows, columns};
         const PackedCopies& copies = *w.storage->packed();  // the layer has run: they are there
-        return {copies.find(copies, {0, compute, E, rows, columns}), wide(rows), wide(columns)};
+        return {copies.find(copies, {0, compute, E * parts, rows, columns}), parts * wide(rows), wide(columns)};
       };
-      const Matrix x{in.data(), M, wide(D)}, h{hidden.data(), M, wide(H)}, d{da.data(), M, wide(2 * H)};
-      const Matrix first = weight_of(layer.w1, 2 * H, D), second = weight_of(layer.w2, D, H);
+      const Matrix x{in.data(), M, wide(D)}, h{hidden.data(), M, at.width}, d{da.data(), M, at.a_width};
+      const Matrix first = weight_of(layer.w1, 2, H, D), second = weight_of(layer.w2, 1, D, H);
       const auto rows = [&](const Matrix& a, const Matrix& w, bool transposed, const Tensor& c, int64_t ldc,
                             int64_t N) {
         multiply_rows(device_->context, compute, DType::f32, groups, a, w, transposed, c.data(), ldc, N);
       };
       const auto over_rows = [&](const Matrix& a, const Matrix& b, const Tensor& c, int64_t M, int64_t N) {
-        multiply_over_rows(device_->context, compute, DType::f32, groups, a, b, c.data(), M, N);
+        multiply_over_rows(device_->context, compute, DType::f32, groups, a, b, c.data(), M * N, M, N);
       };
-      rows(x, first, true, pre, A, first.rows);
+      rows(x, first, true, pre, at.a_width, first.rows);
       rows(h, second, true, out, D, D);
       if (!all) return;
-      rows(x, second, false, pre, wide(H), wide(H));
+      rows(x, second, false, pre, at.width, second.columns);
       over_rows(x, h, layer.memory.at("dw2", layer.w2.shape), D, H);
       over_rows(d, x, layer.memory.at("dw1", layer.w1.shape), 2 * H, D);
       rows(d, first, false, out, D, D);

@@ -9,7 +9,7 @@
 // Kernels know pointers, sizes and a stream. Everything here is plain data, so a backend may live in a plugin.
 namespace st_moe {
 
-constexpr uint32_t kBackendAbi = 19;
+constexpr uint32_t kBackendAbi = 20;
 
 // ---- the table ----------------------------------------------------------------------------------------------
 
@@ -39,11 +39,11 @@ struct CaptureTable {
 };
 
 struct Backend {
-  uint32_t abi;            // kBackendAbi
-  const char* name;        // "cpu", "cuda"
-  const char* variant;     // instruction set or GPU
-  int32_t saved_multiple;  // columns of the tensor that expert_ffn saves are a multiple of this
-  void* (*allocate)(const Context&, size_t bytes);  // 64-byte aligned; null if memory is exhausted
+  uint32_t abi;                                                   // kBackendAbi
+  const char* name;                                               // "cpu", "cuda"
+  const char* variant;                                            // instruction set or GPU
+  int64_t (*saved_values)(Activation, int64_t H, DType compute);  // of a row of A, as expert_ffn saves it
+  void* (*allocate)(const Context&, size_t bytes);                // 64-byte aligned; null if memory is exhausted
   void (*release)(const Context&, void* data, size_t bytes);
   Status (*copy_in)(const Context&, void* to, const void* host, size_t bytes);
   Status (*copy_out)(const Context&, void* host, const void* from, size_t bytes);
@@ -54,9 +54,9 @@ struct Backend {
   Status (*allocation_error)(const Context&) = nullptr;
 
   // They are saved in the type of GEMM operands: two of 16 bits in an element.
-  int64_t saved_columns(int64_t columns, DType compute) const {
-    columns = (columns + saved_multiple - 1) / saved_multiple * saved_multiple;
-    return dtype_size(compute) == 2 ? (columns + 1) / 2 : columns;
+  int64_t saved_columns(Activation activation, int64_t H, DType compute) const {
+    const int64_t values = saved_values(activation, H, compute);
+    return dtype_size(compute) == 2 ? (values + 1) / 2 : values;
   }
 };
 

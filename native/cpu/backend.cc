@@ -40,6 +40,10 @@ Status copy(const Context&, void* to, const void* from, size_t bytes) {
   return Status{ErrorCode::none, {}};
 }
 
+int64_t saved_values(Activation activation, int64_t H, DType) {
+  return w1_rows(activation, H);
+}
+
 int64_t held_bytes(const Context&) {
   return static_cast<int64_t>(cached_bytes());
 }
@@ -50,8 +54,8 @@ int64_t held_bytes(const Context&) {
 const Backend& cpu_backend() {
   static const Backend backend = [] {
     const cpu::Isa isa = cpu::choose_isa(std::getenv("ST_MOE_ISA"), cpu::bf16_dot_speed());
-    return Backend{kBackendAbi, "cpu",           isa.name,      1, cpu::allocate, cpu::release, cpu::copy,
-                   cpu::copy,   cpu::held_bytes, isa.op_table()};
+    return Backend{kBackendAbi,  "cpu",     isa.name,  cpu::saved_values, cpu::allocate,
+                   cpu::release, cpu::copy, cpu::copy, cpu::held_bytes,   isa.op_table()};
   }();
   return backend;
 }

@@ -32,7 +32,7 @@ struct Matrix {
   int64_t rows, columns;
 };
 
-// Rows and columns of bf16 and f16 operands, and the columns of A that expert_ffn saves, are multiples of this.
+// Rows and columns of bf16 and f16 operands are multiples of this.
 constexpr int64_t kOperandMultiple = 64;
 
 // Creates and frees Stream::blas.

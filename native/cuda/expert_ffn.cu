@@ -2,78 +2,82 @@
 
 #include "core/activation.h"
 #include "cuda/expert_rows.cuh"
+#include "cuda/hidden.cuh"
 
 namespace st_moe::cuda {
 
-constexpr int64_t kActivateRows = 4;  // of one expert, for which its biases are loaded once
+constexpr int64_t kBlockRows = 32;
+constexpr int kLaneColumns = 8;
 
-// Rows of h [rows, padded H] = f(γ) ⊙ v ⊙ μ or f(v), where [v ; γ] or v is x W1ᵀ + b1 and `a` [rows, saved columns] is
-// x W1ᵀ. By blocks of kActivateRows rows.
-template <class T, class O, Activation activation, int N>
-struct Activate {
+// h [rows, width] = f(γ) ⊙ v ⊙ μ or f(v), where [v ; γ] or v is x W1ᵀ + b1 and `a` [rows, a_width] is x W1ᵀ.
+template <class T, class O>
+struct Hidden {
   const Stored<O>* a;
   ExpertBias<T> b1, mult_bias;  // [E, P], [E, H]
   ActivationNumbers<T> numbers;
   HiddenDropout<T> dropout;
   Plan plan;
   Stored<O>* h;
-  int64_t H, width, saved;
-  RowBlocks<kActivateRows> blocks;
+  HiddenColumns columns;
+  RowBlocks<kBlockRows> row_blocks;
+  int64_t strips;
 
-  struct Biases {
-    Vector<T, N> value, gate, factor;
-  };
-
-  __device__ Vector<Stored<O>, N> values(int64_t row, int64_t j, const Biases& bias) const {
-    Vector<Stored<O>, N> out;
-    const auto* saved_row = a + row * saved;
-    const Vector<uint32_t, N> words = dropout.template words<N>(dropout.active ? plan.assignment_of(row) : 0, j);
-    const Vector<Stored<O>, N> v = load<N>(saved_row + j);
+  // Values c to c + N of a lane, in columns from j on.
+  template <Activation activation, int N, class Biases>
+  __device__ Vector<Stored<O>, N> activated(int64_t row, int64_t j, const Biases& biases, int lane, int c) const {
+    const Stored<O>* from = a + row * columns.a_width + j;
+    const Vector<Stored<O>, N> v = load<N>(from);
+    const Vector<T, N> value_bias = biases.value(lane, c);
+    Vector<T, N> values;
     if constexpr (is_gated(activation)) {
-      const Vector<Stored<O>, N> gate = load<N>(saved_row + H + j);
-      for (int c = 0; c < N; ++c) {
-        const T value = activate<activation>(O::load(gate[c]) + bias.gate[c], numbers).value *
-                        gated_value<activation>(O::load(v[c]) + bias.value[c], numbers).value * bias.factor[c];
-        out[c] = O::store(dropout(value, words[c]));
-      }
+      const Vector<Stored<O>, N> gate = load<N>(from + columns.gate);
+      const Vector<T, N> gate_bias = biases.gate(lane, c), mu = biases.mult_bias(lane, c);
+      for (int i = 0; i < N; ++i)
+        values[i] = activate<activation>(O::load(gate[i]) + gate_bias[i], numbers).value *
+                    gated_value<activation>(O::load(v[i]) + value_bias[i], numbers).value * mu[i];
     } else {
-      for (int c = 0; c < N; ++c)
-        out[c] = O::store(dropout(activate<activation>(O::load(v[c]) + bias.value[c], numbers).value, words[c]));
+      for (int i = 0; i < N; ++i) values[i] = activate<activation>(O::load(v[i]) + value_bias[i], numbers).value;
     }
+    const Vector<uint32_t, N> words = dropout.template words<N>(dropout.active ? plan.assignment_of(row) : 0, j);
+    Vector<Stored<O>, N> out;
+    for (int i = 0; i < N; ++i) out[i] = O::store(j + i < columns.H ? dropout(values[i], words[i]) : T(0));
     return out;
-  }
-
-  template <class Group>
-  __device__ void operator()(int64_t block, Group group) const {
-    const auto [expert, begin, end] = blocks.at(block);
-    const T *of_b1 = b1.of(expert), *mu = mult_bias.of(expert);
-    for (int64_t j = group.lane() * N; j < width; j += Group::size * N) {
-      Biases bias{};
-      if (j < H) {
-        bias.value = load_bias<N>(of_b1, j, T(0));
-        if constexpr (is_gated(activation))
-          bias.gate = load_bias<N>(of_b1, H + j, T(0)), bias.factor = load_bias<N>(mu, j, T(1));
-      }
-#pragma unroll 1
-      for (int64_t row = begin; row < end; ++row)
-        store(h + row * width + j, j < H ? values(row, j, bias) : Vector<Stored<O>, N>{});
-    }
   }
 };
 
+// A strip of columns of a block of rows by a block, whose warps take the rows in turn.
+template <class T, class O, Activation activation, int N>
+__global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? 8 : 1) activate_kernel(Hidden<T, O> p, int64_t blocks) {
+  __shared__ StripBiases<T, N, kLaneColumns> biases;
+  using Columns = Strip<N, kLaneColumns>;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  for (int64_t work = blockIdx.x; work < blocks; work += gridDim.x) {
+    const int64_t block = work / p.strips, first = work % p.strips * Columns::size;
+    const auto [expert, begin, end] = p.row_blocks.at(block);
+    __syncthreads();  // the biases of the last strip are no longer read
+    biases.template fill<is_gated(activation)>(p.b1, p.mult_bias, expert, first, p.columns.H);
+    __syncthreads();
+#pragma unroll 1
+    for (int64_t row = begin + warp; row < end; row += kStripWarps)
+#pragma unroll
+      for (int c = 0; c < kLaneColumns; c += N)
+        if (const int64_t j = first + Columns::column(lane, c); j < p.columns.filled)
+          store(p.h + row * p.columns.width + j, p.template activated<activation, N>(row, j, biases, lane, c));
+  }
+}
+
 template <class T, class O>
 static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertRows& rows) {
-  const int64_t D = args.D, H = args.H, E = args.E, P = w1_rows(args.activation, H), count = rows.count();
-  const int64_t outputs = args.O;
-  const int64_t width = padded<O>(D), hidden = padded<O>(H), saved = saved_columns(P);
+  const int64_t D = args.D, H = args.H, E = args.E, count = rows.count(), outputs = args.O, width = padded<O>(D);
+  const HiddenColumns columns = HiddenColumns::of(args.activation, H, args.compute);
   const bool gathers = rows.planned, copies = gathers || is_low_precision<O>;
   const T *x = static_cast<const T*>(args.x), *weight = static_cast<const T*>(args.weight);
   T* y = static_cast<T*>(args.y);
   // x of the rows is no longer needed when there are outputs to combine.
   const int64_t shared_width = is_low_precision<O> ? width : max_of(width, outputs);
-  Scratch<Stored<O>> x_rows(ctx, copies ? count * shared_width : 0), h(ctx, count * hidden);
-  Scratch<Stored<O>> unsaved(ctx, args.a ? 0 : count * saved);
-  OperandWeight<T, O> w1(ctx, args.w1, args.compute, E, P, D, args.w1_packed);
+  Scratch<Stored<O>> x_rows(ctx, copies ? count * shared_width : 0), h(ctx, count * columns.width);
+  Scratch<Stored<O>> unsaved(ctx, args.a ? 0 : count * columns.a_width);
+  OperandWeight<T, O> w1(ctx, args.w1, args.compute, E, H, D, args.w1_packed, w1_rows(args.activation, 1));
   OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, outputs, H, args.w2_packed);
   Stored<O>* a = args.a ? static_cast<Stored<O>*>(args.a) : unsaved.get();
 
@@ -85,23 +89,29 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
   w1.filled(), w2.filled();
   if (count > 0) {
     const Matrix in{copies ? static_cast<const void*>(x_rows.get()) : x, count, width};
-    multiply_rows(ctx, args.compute, args.compute, rows.groups, in, w1.get(), true, a, saved,
-                  is_low_precision<O> ? w1.get().rows : P);
+    multiply_rows(ctx, args.compute, args.compute, rows.groups, in, w1.get(), true, a, columns.a_width, w1.get().rows);
+    const Hidden<T, O> hidden{a,
+                              {static_cast<const T*>(args.b1), w1_rows(args.activation, H)},
+                              {static_cast<const T*>(args.mult_bias), H},
+                              ActivationNumbers<T>::of(args),
+                              HiddenDropout<T>::of(ctx, args),
+                              rows.plan,
+                              h.get(),
+                              columns,
+                              RowBlocks<kBlockRows>(rows.groups),
+                              ceil_div(columns.filled, kLaneColumns * kWarp)};
+    const int64_t blocks = hidden.row_blocks.count() * hidden.strips;
     dispatch_activation(args.activation, [&](auto tag) {
-      const ExpertBias<T> bias{static_cast<const T*>(args.b1), P}, mu{static_cast<const T*>(args.mult_bias), H};
-      const auto numbers = ActivationNumbers<T>::of(args);
-      const auto dropout = HiddenDropout<T>::of(ctx, args);
-      const RowBlocks<kActivateRows> blocks(rows.groups);
-      dispatch_width<vector_width<Stored<O>>, 2>(H, aligned(a, bias.values, mu.values, h.get()), [&](auto n) {
-        for_rows(ctx, blocks.count(), hidden,
-                 Activate<T, O, decltype(tag)::value, n>{a, bias, mu, numbers, dropout, rows.plan, h.get(), H, hidden,
-                                                         saved, blocks});
+      dispatch_width<vector_width<Stored<O>>, 2>(columns.filled, aligned(a), [&](auto n) {
+        if (blocks > 0)
+          launch(ctx, activate_kernel<T, O, decltype(tag)::value, n>, grid_for(blocks, 1), kWarpBlock, 0, hidden,
+                 blocks);
       });
     });
   }
   T* products = gathers ? nullptr : y;
   if constexpr (!is_low_precision<O>) products = gathers ? x_rows.get() : y;
-  combine_products<T, O>(ctx, args.compute, args.dtype, rows, {h.get(), count, hidden}, w2.get(), true, products,
+  combine_products<T, O>(ctx, args.compute, args.dtype, rows, {h.get(), count, columns.width}, w2.get(), true, products,
                          weight, static_cast<const T*>(args.b2), y, outputs);
 }
 
@@ -109,6 +119,10 @@ void expert_ffn(const Context& ctx, const ExpertFfnArgs& args) {
   const ExpertRows rows = expert_rows_of(ctx, args);
   dispatch_operands(args.dtype, args.compute,
                     [&](auto zero, auto operand) { forward<decltype(zero), decltype(operand)>(ctx, args, rows); });
+}
+
+int64_t saved_values(Activation activation, int64_t H, DType compute) {
+  return HiddenColumns::of(activation, H, compute).a_width;
 }
 
 }  // namespace st_moe::cuda

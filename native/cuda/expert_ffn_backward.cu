@@ -2,6 +2,7 @@
 
 #include "core/activation.h"
 #include "cuda/expert_rows.cuh"
+#include "cuda/hidden.cuh"
 
 // Sums are split by shapes alone: over rows into blocks of kSumRows, over columns into strips of kStrip.
 namespace st_moe::cuda {
@@ -9,7 +10,12 @@ namespace st_moe::cuda {
 constexpr int64_t kSumRows = 64;
 constexpr int kLaneColumns = 4;
 constexpr int kStrip = kLaneColumns * kWarp;
-constexpr int kStripWarps = kWarpBlock / kWarp;
+
+// N values of a bias from column j on; zeros where there is none.
+template <int N, class T>
+__device__ static inline Vector<T, N> load_bias(const T* bias, int64_t j) {
+  return bias ? load<N>(bias + j) : Vector<T, N>{};
+}
 
 template <class T, class O>
 struct ExpertGradient {
@@ -18,19 +24,20 @@ struct ExpertGradient {
   ExpertBias<T> b1, mult_bias, b2;
   ActivationNumbers<T> numbers;
   HiddenDropout<T> dropout;
-  const Stored<O>* a;  // [rows, saved columns] A without b1
+  const Stored<O>* a;  // [rows, a_width] A without b1
   Stored<O>*g,
       *x_rows;    // dy [rows, padded out] and x [rows, padded D], each null if it is neither gathered nor rounded
-  T* q;           // [rows, padded H] dy · W2
-  Stored<O>* wh;  // [rows, padded H] w · h; q itself if it is not rounded
-  Stored<O>* da;  // [rows, padded P] gradient of A
+  T* q;           // [rows, hidden width] dy · W2
+  Stored<O>* wh;  // [rows, hidden width] w · h; q itself if it is not rounded
+  Stored<O>* da;  // [rows, a_width] gradient of A
   T* dots;        // [rows, strips + 1] parts of dweight: <h, q> and <A − b1, dA> of each strip, and <b2, dy>; or null
   T* sums;        // [row blocks, sum_width] parts of db1, dmult_bias and db2; or null
   RowBlocks<kSumRows> row_blocks;
-  int64_t D, out, H;                                  // out: columns of dy
-  int64_t strips, all_strips;                         // of hidden columns; with those of dy
-  int64_t width, out_width, hidden, saved, da_width;  // columns of x_rows, of g, of q, of a, of da
-  int64_t P, biases, sum_width;                       // entries of b1 of one expert; and of mult_bias; and of b2
+  HiddenColumns hidden;
+  int64_t D, out;                // out: columns of dy
+  int64_t strips, all_strips;    // of hidden columns; with those of dy
+  int64_t width, out_width;      // columns of x_rows, of g
+  int64_t P, biases, sum_width;  // entries of b1 of one expert; and of mult_bias; and of b2
   bool straight_through;
 
   __device__ T weight_of(int64_t assignment) const { return weight ? weight[assignment] : T(1); }
@@ -50,7 +57,7 @@ struct LoadRow {
     T dot = 0;
     for (int64_t j = group.lane() * N; j < p.out_width; j += Group::size * N) {
       Vector<T, N> g{}, bias{};
-      if (full && j < p.out) g = load<N>(dy + j), bias = load_bias<N>(b2, j, T(0));
+      if (full && j < p.out) g = load<N>(dy + j), bias = load_bias<N>(b2, j);
       if (p.g) store(p.g + row * p.out_width + j, rounded<O>(g));
       for (int c = 0; c < N; ++c) dot += bias[c] * g[c];
     }
@@ -70,67 +77,31 @@ struct StripSums {
   T value[kLaneColumns], gate[kLaneColumns], mult_bias[kLaneColumns];
 };
 
-// The column in its strip of value c of a lane, which has N side by side.
-template <int N>
-__device__ static inline int strip_column(int lane, int c) {
-  return c / N * N * kWarp + lane * N + c % N;
-}
-
-// The padding of wh and da that belongs to column j ≥ H: of gated ones two columns of da for each of wh, since 2H is
-// padded by at most twice as much as H.
-template <Activation activation, class T, class O>
-__device__ static void clear_padding(const ExpertGradient<T, O>& p, int64_t row, int64_t j) {
-  if (j >= p.hidden) return;
-  p.wh[row * p.hidden + j] = 0;
-  constexpr int64_t each = w1_rows(activation, 1);
-  for (int64_t i = each * j; i < each * j + each && i < p.da_width; ++i) p.da[row * p.da_width + i] = 0;
-}
-
-// The biases of an expert in a strip, in shared memory.
-template <class T>
-struct StripBiases {
-  alignas(kAccess) T value[kStrip], gate[kStrip], mult_bias[kStrip];
-
-  // By a block.
-  template <bool gated, class O>
-  __device__ void fill(const ExpertGradient<T, O>& p, int64_t expert, int64_t first) {
-    const T *b1 = p.b1.of(expert), *mu = p.mult_bias.of(expert);
-    for (int i = threadIdx.x; i < kStrip && first + i < p.H; i += kWarpBlock) {
-      value[i] = b1 ? b1[first + i] : T(0);
-      if (gated) gate[i] = b1 ? b1[p.H + first + i] : T(0), mult_bias[i] = mu ? mu[first + i] : T(1);
-    }
-  }
-};
-
 // A row of a strip that starts at column `first`, by a warp. Returns the lane's part of dweight.
 template <Activation activation, int N, class T, class O>
-__device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, const StripBiases<T>& biases, int64_t first,
-                               int lane, StripSums<T>& sums) {
-  const int64_t assignment = p.plan.assignment_of(row), H = p.H;
+__device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row,
+                               const StripBiases<T, N, kLaneColumns>& biases, int64_t first, int lane,
+                               StripSums<T>& sums) {
+  const HiddenColumns& at = p.hidden;
+  const int64_t assignment = p.plan.assignment_of(row);
   const T w = assignment < 0 ? T(0) : p.weight_of(assignment);
   T dot = 0;
 #pragma unroll
   for (int k = 0; k < kLaneColumns; k += N) {
-    const int column = strip_column<N>(lane, k);
-    const int64_t j = first + column;
-    if (j >= H) {
-      if (is_low_precision<O>)
-        for (int c = 0; c < N; ++c) clear_padding<activation>(p, row, j + c);
-      continue;
-    }
-    Stored<O>*wh = p.wh + row * p.hidden + j, *dvalue = p.da + row * p.da_width + j, *dgate = dvalue + H;
+    const int64_t j = first + Strip<N, kLaneColumns>::column(lane, k);
+    if (j >= at.filled) continue;
+    const int64_t in_h = row * at.width + j, in_a = row * at.a_width + j;
     Vector<Stored<O>, N> out{}, out_value{}, out_gate{};
     if (assignment >= 0) {
-      const Stored<O>* saved = p.a + row * p.saved + j;
       const Vector<uint32_t, N> words = p.dropout.template words<N>(assignment, j);
-      Vector<T, N> q = load<N>(p.q + row * p.hidden + j);
+      Vector<T, N> q = load<N>(p.q + in_h);
       for (int c = 0; c < N; ++c) q[c] = p.dropout(q[c], words[c]);
-      const Vector<T, N> value_bias = load<N>(biases.value + column);
-      const Vector<Stored<O>, N> a = load<N>(saved);
+      const Vector<T, N> value_bias = biases.value(lane, k);
+      const Vector<Stored<O>, N> a = load<N>(p.a + in_a);
+      const auto put = [&](Vector<Stored<O>, N>& to, int c, T value) { to[c] = O::store(j + c < at.H ? value : T(0)); };
       if constexpr (is_gated(activation)) {
-        const Vector<Stored<O>, N> a_gate = load<N>(saved + H);
-        const Vector<T, N> gate_bias = load<N>(biases.gate + column);
-        const Vector<T, N> mu = load<N>(biases.mult_bias + column);
+        const Vector<Stored<O>, N> a_gate = load<N>(p.a + in_a + at.gate);
+        const Vector<T, N> gate_bias = biases.gate(lane, k), mu = biases.mult_bias(lane, k);
         for (int c = 0; c < N; ++c) {
           const T av = O::load(a[c]), ag = O::load(a_gate[c]);
           const ValueAndSlope<T> v = gated_value<activation>(av + value_bias[c], p.numbers);
@@ -140,7 +111,7 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, const
           T product = h * q[c];
           if (p.straight_through) product += av * dv + ag * dg;
           dot += product;
-          out[c] = O::store(p.dropout(w * h, words[c])), out_value[c] = O::store(dv), out_gate[c] = O::store(dg);
+          put(out, c, p.dropout(w * h, words[c])), put(out_value, c, dv), put(out_gate, c, dg);
           sums.value[k + c] += dv;
           sums.gate[k + c] += dg;
           sums.mult_bias[k + c] += dh * plain;
@@ -153,13 +124,13 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row, const
           T product = f.value * q[c];
           if (p.straight_through) product += av * dv;
           dot += product;
-          out[c] = O::store(p.dropout(w * f.value, words[c])), out_value[c] = O::store(dv);
+          put(out, c, p.dropout(w * f.value, words[c])), put(out_value, c, dv);
           sums.value[k + c] += dv;
         }
       }
     }
-    store(wh, out), store(dvalue, out_value);
-    if constexpr (is_gated(activation)) store(dgate, out_gate);
+    store(p.wh + in_h, out), store(p.da + in_a, out_value);
+    if constexpr (is_gated(activation)) store(p.da + in_a + at.gate, out_gate);
   }
   return dot;
 }
@@ -172,24 +143,24 @@ __device__ static void output_row(const ExpertGradient<T, O>& p, int64_t row, in
   const T w = p.weight_of(assignment), *dy = p.dy + p.plan.token_of(assignment) * p.out;
 #pragma unroll
   for (int c = 0; c < kLaneColumns; ++c)
-    if (const int64_t j = first + strip_column<1>(lane, c); j < p.out) sums[c] += w * dy[j];
+    if (const int64_t j = first + Strip<1, kLaneColumns>::column(lane, c); j < p.out) sums[c] += w * dy[j];
 }
 
 // A strip of hidden columns, or of columns of dy, by a block of rows. Warps take the rows in turn; their column sums
 // are added in order.
-template <Activation activation, int N, class T, class O>
-__global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? 5 : 1)
+template <class T, class O, Activation activation, int N>
+__global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? 8 : 1)
     hidden_kernel(ExpertGradient<T, O> p, int64_t blocks) {
   constexpr int parts = is_gated(activation) ? 3 : 1;
   __shared__ T partial[kStripWarps][parts * kStrip];
-  __shared__ StripBiases<T> biases;
+  __shared__ StripBiases<T, N, kLaneColumns> biases;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   for (int64_t work = blockIdx.x; work < blocks; work += gridDim.x) {
     const int64_t block = work / p.all_strips, strip = work % p.all_strips;
     const auto [expert, begin, end] = p.row_blocks.at(block);
     const bool is_hidden = strip < p.strips;
     const int64_t first = (is_hidden ? strip : strip - p.strips) * kStrip;
-    if (is_hidden) biases.template fill<is_gated(activation)>(p, expert, first);
+    if (is_hidden) biases.template fill<is_gated(activation)>(p.b1, p.mult_bias, expert, first, p.hidden.H);
     __syncthreads();
     StripSums<T> sums{};
     for (int64_t row = begin + warp; row < end; row += kStripWarps) {
@@ -203,14 +174,15 @@ __global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? 5 : 1)
       if (lane == 0) p.dots[row * (p.strips + 1) + strip] = dot;
     }
     for (int c = 0; p.sums && c < kLaneColumns; ++c) {
-      T* to = partial[warp] + (is_hidden ? strip_column<N>(lane, c) : strip_column<1>(lane, c));
+      T* to = partial[warp] +
+              (is_hidden ? Strip<N, kLaneColumns>::column(lane, c) : Strip<1, kLaneColumns>::column(lane, c));
       to[0] = sums.value[c];
       if constexpr (is_gated(activation)) to[kStrip] = sums.gate[c], to[2 * kStrip] = sums.mult_bias[c];
     }
     __syncthreads();  // the biases are no longer read either
     if (!p.sums) continue;
     T* to = p.sums + block * p.sum_width + (is_hidden ? 0 : p.biases);
-    const int64_t columns = is_hidden ? p.H : p.out;
+    const int64_t columns = is_hidden ? p.hidden.H : p.out;
     for (int i = threadIdx.x; i < (is_hidden ? parts : 1) * kStrip; i += kWarpBlock) {
       const int64_t j = first + i % kStrip;
       T total = 0;
@@ -238,7 +210,7 @@ struct FinishSums {
     if (j < p.P)
       write(db1, at.row * p.P + j, total);
     else if (j < p.biases)
-      write(dmult_bias, at.row * p.H + j - p.P, total);
+      write(dmult_bias, at.row * p.hidden.H + j - p.P, total);
     else
       write(db2, at.row * p.out + j - p.biases, total);
   }
@@ -278,14 +250,14 @@ static ExpertGradient<T, O> gradient_of(const Context& ctx, const ExpertFfnBackw
   p.dy = values(args.dy), p.x = values(args.x), p.weight = values(args.weight);
   p.a = static_cast<const Stored<O>*>(args.a), p.numbers = ActivationNumbers<T>::of(args);
   p.dropout = HiddenDropout<T>::of(ctx, args);
-  p.D = args.D, p.out = args.O, p.H = args.H, p.plan = rows.plan;
+  p.hidden = HiddenColumns::of(args.activation, args.H, args.compute);
+  p.D = args.D, p.out = args.O, p.plan = rows.plan;
   p.row_blocks = RowBlocks<kSumRows>(rows.groups);
   p.P = w1_rows(args.activation, args.H), p.biases = hidden_biases(args.activation, args.H);
   p.b1 = {values(args.b1), p.P}, p.mult_bias = {values(args.mult_bias), args.H}, p.b2 = {values(args.b2), args.O};
   p.sum_width = p.biases + args.O;
-  p.width = padded<O>(args.D), p.out_width = padded<O>(args.O), p.hidden = padded<O>(args.H),
-  p.da_width = padded<O>(p.P), p.saved = saved_columns(p.P);
-  p.strips = ceil_div(args.H, kStrip), p.straight_through = args.straight_through;
+  p.width = padded<O>(args.D), p.out_width = padded<O>(args.O);
+  p.strips = ceil_div(p.hidden.filled, kStrip), p.straight_through = args.straight_through;
   return p;
 }
 
@@ -293,27 +265,26 @@ template <class T, class O>
 static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, const ExpertRows& rows) {
   const int64_t D = args.D, H = args.H, E = args.E, count = rows.count();
   ExpertGradient<T, O> p = gradient_of<T, O>(ctx, args, rows);
+  const HiddenColumns& hidden = p.hidden;
   const bool parameters = args.dw1, copies = rows.planned || is_low_precision<O>;
   const bool biases = args.db1 || args.dmult_bias || args.db2;
   // g is no longer needed when there are rows of dx to combine.
   const int64_t shared_width = is_low_precision<O> ? p.out_width : max_of(p.out_width, D);
   Scratch<Stored<O>> g(ctx, copies ? count * shared_width : 0), x_rows(ctx, copies && parameters ? count * p.width : 0);
-  Scratch<Stored<O>> wh(ctx, is_low_precision<O> ? count * p.hidden : 0), da(ctx, count * p.da_width);
-  Scratch<T> q(ctx, count * p.hidden), dots(ctx, args.dweight ? count * (p.strips + 1) : 0);
+  Scratch<Stored<O>> wh(ctx, is_low_precision<O> ? count * hidden.width : 0), da(ctx, count * hidden.a_width);
+  Scratch<T> q(ctx, count * hidden.width), dots(ctx, args.dweight ? count * (p.strips + 1) : 0);
   Scratch<T> sums(ctx, biases ? p.row_blocks.count() * p.sum_width : 0);
-  OperandWeight<T, O> w1(ctx, args.w1, args.compute, args.dx ? E : 0, p.P, D, args.dx ? args.w1_packed : nullptr);
+  OperandWeight<T, O> w1(ctx, args.w1, args.compute, args.dx ? E : 0, H, D, args.dx ? args.w1_packed : nullptr,
+                         w1_rows(args.activation, 1));
   OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, p.out, H, args.w2_packed);
   p.g = g.get(), p.x_rows = x_rows.get(), p.q = q.get(), p.da = da.get();
   p.dots = dots.get(), p.sums = sums.get(), p.wh = wh.get();
   if constexpr (!is_low_precision<O>) p.wh = q.get();
   const Matrix dy_rows{copies ? static_cast<const void*>(g.get()) : p.dy, count, p.out_width};
   const Matrix in_rows{copies ? static_cast<const void*>(x_rows.get()) : p.x, count, p.width};
-  const Matrix hidden_rows{p.wh, count, p.hidden}, da_rows{p.da, count, p.da_width};
-  const auto of_rows = [&](const Matrix& a, const Matrix& w, T* c, int64_t N) {
-    multiply_rows(ctx, args.compute, args.dtype, rows.groups, a, w, false, c, N, N);
-  };
-  const auto over_rows = [&](const Matrix& a, const Matrix& b, void* c, int64_t M, int64_t N) {
-    multiply_over_rows(ctx, args.compute, args.dtype, rows.groups, a, b, c, M, N);
+  const Matrix hidden_rows{p.wh, count, hidden.width}, da_rows{p.da, count, hidden.a_width};
+  const auto of_rows = [&](const Matrix& a, const Matrix& w, T* c, int64_t ldc, int64_t N) {
+    multiply_rows(ctx, args.compute, args.dtype, rows.groups, a, w, false, c, ldc, N);
   };
 
   const bool in_vectors = aligned(p.dy, p.x, p.b2.values);
@@ -323,13 +294,13 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
     });
   fill_operands(ctx, w1.fill(), w2.fill());
   w1.filled(), w2.filled();
-  of_rows(dy_rows, w2.get(), q.get(), p.hidden);
+  of_rows(dy_rows, w2.get(), q.get(), hidden.width, w2.get().columns);
   p.all_strips = p.strips + (args.db2 ? ceil_div(p.out, kStrip) : 0);
   const int64_t blocks = p.row_blocks.count() * p.all_strips;
   dispatch_activation(args.activation, [&](auto tag) {
     if (blocks > 0)
-      dispatch_width<vector_width<T>, 2>(H, aligned(p.a), [&](auto n) {
-        launch(ctx, hidden_kernel<decltype(tag)::value, n, T, O>, grid_for(blocks, 1), kWarpBlock, 0, p, blocks);
+      dispatch_width<vector_width<T>, 2>(hidden.filled, aligned(p.a), [&](auto n) {
+        launch(ctx, hidden_kernel<T, O, decltype(tag)::value, n>, grid_for(blocks, 1), kWarpBlock, 0, p, blocks);
       });
   });
   const FinishSums<T, O> finish_sums{p, static_cast<T*>(args.db1), static_cast<T*>(args.dmult_bias),
@@ -338,12 +309,16 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   const int64_t all_sums = biases ? E * p.sum_width : 0, all_dots = args.dweight ? args.T * args.K : 0;
   elementwise(ctx, all_sums + all_dots, Finish<T, O>{finish_sums, finish_dots, all_sums});
   if (parameters) {
-    over_rows(dy_rows, hidden_rows, args.dw2, p.out, H);
-    over_rows(da_rows, in_rows, args.dw1, p.P, D);
+    multiply_over_rows(ctx, args.compute, args.dtype, rows.groups, dy_rows, hidden_rows, args.dw2, p.out * H, p.out, H);
+    // Padding between values and gates would be in the gradient of W1, too: then it takes two products.
+    const int64_t together = hidden.gate == H ? p.P : H;
+    for (int64_t part = 0; part * together < p.P; ++part)
+      multiply_over_rows(ctx, args.compute, args.dtype, rows.groups, {p.da + part * hidden.gate, count, hidden.a_width},
+                         in_rows, static_cast<T*>(args.dw1) + part * together * D, p.P * D, together, D);
   }
   if (!args.dx) return;
   T* dx = static_cast<T*>(args.dx);
-  if (!rows.planned) return of_rows(da_rows, w1.get(), dx, D);
+  if (!rows.planned) return of_rows(da_rows, w1.get(), dx, D, D);
   T* products = nullptr;
   if constexpr (!is_low_precision<O>) products = g.get();
   combine_products<T, O>(ctx, args.compute, args.dtype, rows, da_rows, w1.get(), false, products, nullptr, nullptr, dx,

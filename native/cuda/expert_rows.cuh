@@ -1,8 +1,6 @@
 #pragma once
-#include "core/dropout.h"
 #include "cuda/grouped.h"
 #include "cuda/operands.cuh"
-#include "cuda/per_step.cuh"
 #include "cuda/plan.cuh"
 
 namespace st_moe::cuda {
@@ -17,50 +15,6 @@ struct ExpertRows {
 
   int64_t count() const { return groups.R; }
 };
-
-// A bias vector of each expert, or none.
-template <class T>
-struct ExpertBias {
-  const T* values;
-  int64_t width;
-  __device__ const T* of(int64_t expert) const { return values ? values + expert * width : nullptr; }
-};
-
-// N values of a bias from column j on; where there is none, its neutral value.
-template <int N, class T>
-__device__ static inline Vector<T, N> load_bias(const T* bias, int64_t j, T neutral) {
-  if (bias) return load<N>(bias + j);
-  Vector<T, N> values;
-  for (int c = 0; c < N; ++c) values[c] = neutral;
-  return values;
-}
-
-// Dropout of the hidden values of experts, which have a row for each assignment.
-template <class T>
-struct HiddenDropout {
-  Sample sample;
-  DropoutNumbers<T> numbers;
-  int64_t H;
-  bool active;
-
-  template <class Args>
-  static HiddenDropout of(const Context& ctx, const Args& args) {
-    return {sample_of(ctx, args.seed, args.step), DropoutNumbers<T>::of(args.dropout), args.H, args.dropout > 0};
-  }
-  // The words of N values of an assignment from column j on.
-  template <int N>
-  __device__ Vector<uint32_t, N> words(int64_t assignment, int64_t j) const {
-    Vector<uint32_t, N> values{};
-    for (int c = 0; active && c < N; ++c) values[c] = sample.word(static_cast<uint64_t>(assignment * H + j + c));
-    return values;
-  }
-  __device__ T operator()(T x, uint32_t word) const { return active ? numbers(x, word) : x; }
-};
-
-// Columns of A as it is saved: pre-activations without their bias in the first `columns`.
-static inline int64_t saved_columns(int64_t columns) {
-  return ceil_div(columns, kOperandMultiple) * kOperandMultiple;
-}
 
 template <class Args>
 ExpertRows expert_rows_of(const Context& ctx, const Args& args) {

@@ -63,31 +63,31 @@ __device__ static void check_ends(const RowGroups& groups, Stream::ErrorFlag* er
 
 // multiply_rows. Blocks take (row tile, column tile).
 template <class O, class C>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, sizeof(Stored<O>) == 8 ? 1 : 4)
     grouped_rows_kernel(RowBlocks<kTile> tiles, Matrix a, Matrix w, Stored<C>* c, int64_t ldc, int64_t N,
                         bool transposed, int64_t count, Stream::ErrorFlag* error_flag) {
   if (blockIdx.x == 0) check_ends(tiles.groups, error_flag);
   const auto *a_data = static_cast<const Stored<O>*>(a.data), *w_data = static_cast<const Stored<O>*>(w.data);
-  const int64_t column_tiles = ceil_div(N, kTile), K = a.columns;
+  const int64_t column_tiles = ceil_div(N, kTile), K = transposed ? w.columns : w.rows;
   for (int64_t work = blockIdx.x; work < count * column_tiles; work += gridDim.x) {
     const auto [g, begin, end] = tiles.at(work / column_tiles);
     if (begin >= end) continue;
     const StridedMatrix<O> b{w_data + g * w.rows * w.columns, transposed ? 1 : w.columns, transposed ? w.columns : 1};
-    tile_product<O, C>({a_data + begin * K, K, 1}, b, c + begin * ldc, ldc, end - begin, N, K, 0,
+    tile_product<O, C>({a_data + begin * a.columns, a.columns, 1}, b, c + begin * ldc, ldc, end - begin, N, K, 0,
                        work % column_tiles * kTile);
   }
 }
 
 // multiply_over_rows. Blocks take (group, row tile, column tile).
 template <class O, class C>
-__global__ void __launch_bounds__(kBlock)
-    over_rows_kernel(RowGroups groups, Matrix a, Matrix b, Stored<C>* c, int64_t M, int64_t N) {
+__global__ void __launch_bounds__(kBlock, sizeof(Stored<O>) == 8 ? 1 : 4)
+    over_rows_kernel(RowGroups groups, Matrix a, Matrix b, Stored<C>* c, int64_t apart, int64_t M, int64_t N) {
   const auto *a_data = static_cast<const Stored<O>*>(a.data), *b_data = static_cast<const Stored<O>*>(b.data);
   const int64_t row_tiles = ceil_div(M, kTile), column_tiles = ceil_div(N, kTile), each = row_tiles * column_tiles;
   for (int64_t work = blockIdx.x; work < groups.G * each; work += gridDim.x) {
     const int64_t g = work / each, tile = work % each, first = groups.begin(g);
     tile_product<O, C>({a_data + first * a.columns, 1, a.columns}, {b_data + first * b.columns, b.columns, 1},
-                       c + g * M * N, N, M, N, groups.end(g) - first, tile / column_tiles * kTile,
+                       c + g * apart, N, M, N, groups.end(g) - first, tile / column_tiles * kTile,
                        tile % column_tiles * kTile);
   }
 }
@@ -127,7 +127,7 @@ void multiply_rows(const Context& ctx, DType operands, DType result, const RowGr
   const auto product = [&](int64_t g, int64_t begin, int64_t end) {
     Gemm p{end - begin,
            N,
-           a.columns,
+           transposed ? w.columns : w.rows,
            offset(a.data, begin * a.columns, operands),
            offset(w.data, g * w.rows * w.columns, operands),
            offset(c, begin * ldc, result),
@@ -153,14 +153,14 @@ void multiply_rows(const Context& ctx, DType operands, DType result, const RowGr
 }
 
 void multiply_over_rows(const Context& ctx, DType operands, DType result, const RowGroups& groups, const Matrix& a,
-                        const Matrix& b, void* c, int64_t M, int64_t N) {
+                        const Matrix& b, void* c, int64_t apart, int64_t M, int64_t N) {
   const auto product = [&](int64_t g, int64_t begin, int64_t end) {
     Gemm p{M,
            N,
            end - begin,
            offset(a.data, begin * a.columns, operands),
            offset(b.data, begin * b.columns, operands),
-           offset(c, g * M * N, result),
+           offset(c, g * apart, result),
            a.columns,
            b.columns,
            N};
@@ -170,7 +170,7 @@ void multiply_over_rows(const Context& ctx, DType operands, DType result, const 
   if (groups.host_ends) return multiply_each(ctx, operands, result, groups, product);
   if (!groups.ends) {
     Gemm p = product(0, 0, groups.each);
-    p.batch = groups.G, p.a_stride = groups.each * a.columns, p.b_stride = groups.each * b.columns, p.c_stride = M * N;
+    p.batch = groups.G, p.a_stride = groups.each * a.columns, p.b_stride = groups.each * b.columns, p.c_stride = apart;
     return multiply(ctx, operands, result, p);
   }
   const int64_t tiles = groups.G * ceil_div(M, kTile) * ceil_div(N, kTile);
@@ -178,7 +178,7 @@ void multiply_over_rows(const Context& ctx, DType operands, DType result, const 
   dispatch_types(operands, result, [&](auto o, auto out) {
     using C = decltype(out);
     launch(ctx, over_rows_kernel<decltype(o), C>, grid_for(tiles, 1), kBlock, 0, groups, a, b,
-           static_cast<Stored<C>*>(c), M, N);
+           static_cast<Stored<C>*>(c), apart, M, N);
   });
 }
 

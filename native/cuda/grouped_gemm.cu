@@ -74,7 +74,8 @@ static void backward(const Context& ctx, const GroupedGemmBackwardArgs& args) {
   if (args.dx)
     multiply_rows(ctx, args.compute, args.dtype, groups.get(), dy.get(), w.get(), false, args.dx, args.I, args.I);
   if (args.dw)
-    multiply_over_rows(ctx, args.compute, args.dtype, groups.get(), dy.get(), x.get(), args.dw, args.O, args.I);
+    multiply_over_rows(ctx, args.compute, args.dtype, groups.get(), dy.get(), x.get(), args.dw, args.O * args.I, args.O,
+                       args.I);
 }
 
 void grouped_gemm_backward(const Context& ctx, const GroupedGemmBackwardArgs& args) {

@@ -135,27 +135,28 @@ class OperandRows {
   Matrix matrix_;
 };
 
-// A weight [batch, rows, columns] as an operand: itself, or a rounded copy with padded rows and columns. A parameter
-// keeps its copy until it changes.
+// A weight [batch, parts · rows, columns] as an operand: itself, or a rounded copy of which each part has padded rows
+// and columns. A parameter keeps its copy until it changes.
 template <class T, class O>
 class OperandWeight {
  public:
   using Fill = FillOperand<T, O, PaddedBatch>;
 
   OperandWeight(const Context& ctx, const void* w, DType compute, int64_t batch, int64_t rows, int64_t columns,
-                PackedCopies* copies)
-      : ctx_(ctx), copies_(copies), key_{0, compute, batch, rows, columns} {
+                PackedCopies* copies, int64_t parts = 1)
+      : ctx_(ctx), copies_(copies), key_{0, compute, batch * parts, rows, columns} {
     const int64_t stored_columns = padded<O>(columns), stored_rows = padded<O>(rows);
+    const int64_t all_rows = batch * parts * stored_rows;
     fill_ = {static_cast<const T*>(w), nullptr, 0, columns, {rows, stored_rows}};
-    if (batch * stored_rows > INT32_MAX) fail(ErrorCode::shape, "a weight has too many rows");
+    if (all_rows > INT32_MAX) fail(ErrorCode::shape, "a weight has too many rows");
     const void* data = w;
     if (is_low_precision<O> && !(data = copies ? copies->find(*copies, key_) : nullptr)) {
-      bytes_ = static_cast<size_t>(batch * stored_rows * stored_columns) * sizeof(Stored<O>);
+      bytes_ = static_cast<size_t>(all_rows * stored_columns) * sizeof(Stored<O>);
       data = made_ = bytes_ > 0 ? stream_of(ctx).allocate(bytes_) : nullptr;
       fill_.to = static_cast<Stored<O>*>(made_);
-      fill_.to_rows = batch * stored_rows;
+      fill_.to_rows = all_rows;
     }
-    matrix_ = {data, stored_rows, stored_columns};
+    matrix_ = {data, parts * stored_rows, stored_columns};
   }
   ~OperandWeight() {
     if (made_) stream_of(ctx_).release(made_, bytes_);

@@ -8,4 +8,7 @@ namespace st_moe::cuda {
 
 const OpTable& op_table();
 
+// Backend::saved_values
+int64_t saved_values(Activation activation, int64_t H, DType compute);
+
 }  // namespace st_moe::cuda

@@ -132,8 +132,8 @@ Gpu* make_gpu(int index) {
     fail(ErrorCode::backend_unavailable, "%s has compute capability %d.%d; %d.%d or newer is needed", properties.name,
          properties.major, properties.minor, kOldestCapability / 10, kOldestCapability % 10);
   auto* gpu = new Gpu{properties.name, {}};
-  gpu->backend = {kBackendAbi, "cuda",   gpu->name.c_str(), kOperandMultiple, allocate,       release,
-                  copy_in,     copy_out, held_bytes,        op_table(),       &kCaptureTable, allocation_error};
+  gpu->backend = {kBackendAbi, "cuda",   gpu->name.c_str(), saved_values, allocate,       release,
+                  copy_in,     copy_out, held_bytes,        op_table(),   &kCaptureTable, allocation_error};
   return gpu;
 }
 
