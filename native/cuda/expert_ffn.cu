@@ -24,16 +24,15 @@ struct Hidden {
 
   // Values c to c + N of a lane, in columns from j on.
   template <Activation activation, int N, class Biases>
-  __device__ Vector<Stored<O>, N> activated(int64_t row, int64_t j, const Biases& biases, int lane, int c) const {
-    const Stored<O>* from = a + row * columns.a_width + j;
-    const Vector<Stored<O>, N> v = load<N>(from);
+  __device__ Vector<Stored<O>, N> activated(int64_t row, int64_t j, const Biases& biases, int lane, int c,
+                                            const Stored<O>* gate) const {
+    const Vector<Stored<O>, N> v = load<N>(a + row * columns.a_width + j);
     const Vector<T, N> value_bias = biases.value(lane, c);
     Vector<T, N> values;
     if constexpr (is_gated(activation)) {
-      const Vector<Stored<O>, N> gate = load<N>(from + columns.gate);
       const Vector<T, N> gate_bias = biases.gate(lane, c), mu = biases.mult_bias(lane, c);
       for (int i = 0; i < N; ++i)
-        values[i] = activate<activation>(O::load(gate[i]) + gate_bias[i], numbers).value *
+        values[i] = activate<activation>(O::load(gate[c + i]) + gate_bias[i], numbers).value *
                     gated_value<activation>(O::load(v[i]) + value_bias[i], numbers).value * mu[i];
     } else {
       for (int i = 0; i < N; ++i) values[i] = activate<activation>(O::load(v[i]) + value_bias[i], numbers).value;
@@ -58,11 +57,16 @@ __global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? 8 : 1) activate_k
     biases.template fill<is_gated(activation)>(p.b1, p.mult_bias, expert, first, p.columns.H);
     __syncthreads();
 #pragma unroll 1
-    for (int64_t row = begin + warp; row < end; row += kStripWarps)
+    for (int64_t row = begin + warp; row < end; row += kStripWarps) {
+      Stored<O> gates[kLaneColumns];
+      if constexpr (is_gated(activation))
+        StripGates<N, kLaneColumns>::load(p.a + row * p.columns.a_width + p.columns.gate + first,
+                                          p.columns.filled - first, lane, gates);
 #pragma unroll
       for (int c = 0; c < kLaneColumns; c += N)
         if (const int64_t j = first + Columns::column(lane, c); j < p.columns.filled)
-          store(p.h + row * p.columns.width + j, p.template activated<activation, N>(row, j, biases, lane, c));
+          store(p.h + row * p.columns.width + j, p.template activated<activation, N>(row, j, biases, lane, c, gates));
+    }
   }
 }
 

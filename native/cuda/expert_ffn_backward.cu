@@ -86,24 +86,27 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row,
   const int64_t assignment = p.plan.assignment_of(row);
   const T w = assignment < 0 ? T(0) : p.weight_of(assignment);
   T dot = 0;
+  const int64_t first_gate = row * at.a_width + at.gate + first, left = at.filled - first;
+  Stored<O> gates[kLaneColumns]{};
+  if constexpr (is_gated(activation))
+    if (assignment >= 0) StripGates<N, kLaneColumns>::load(p.a + first_gate, left, lane, gates);
 #pragma unroll
   for (int k = 0; k < kLaneColumns; k += N) {
     const int64_t j = first + Strip<N, kLaneColumns>::column(lane, k);
     if (j >= at.filled) continue;
     const int64_t in_h = row * at.width + j, in_a = row * at.a_width + j;
-    Vector<Stored<O>, N> out{}, out_value{}, out_gate{};
+    Vector<Stored<O>, N> out{}, out_value{};
     if (assignment >= 0) {
       const Vector<uint32_t, N> words = p.dropout.template words<N>(assignment, j);
       Vector<T, N> q = load<N>(p.q + in_h);
       for (int c = 0; c < N; ++c) q[c] = p.dropout(q[c], words[c]);
       const Vector<T, N> value_bias = biases.value(lane, k);
       const Vector<Stored<O>, N> a = load<N>(p.a + in_a);
-      const auto put = [&](Vector<Stored<O>, N>& to, int c, T value) { to[c] = O::store(j + c < at.H ? value : T(0)); };
+      const auto stored = [&](int c, T value) { return O::store(j + c < at.H ? value : T(0)); };
       if constexpr (is_gated(activation)) {
-        const Vector<Stored<O>, N> a_gate = load<N>(p.a + in_a + at.gate);
         const Vector<T, N> gate_bias = biases.gate(lane, k), mu = biases.mult_bias(lane, k);
         for (int c = 0; c < N; ++c) {
-          const T av = O::load(a[c]), ag = O::load(a_gate[c]);
+          const T av = O::load(a[c]), ag = O::load(gates[k + c]);
           const ValueAndSlope<T> v = gated_value<activation>(av + value_bias[c], p.numbers);
           const ValueAndSlope<T> f = activate<activation>(ag + gate_bias[c], p.numbers);
           const T plain = f.value * v.value, h = plain * mu[c], dh = w * q[c], scaled = dh * mu[c];
@@ -111,7 +114,7 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row,
           T product = h * q[c];
           if (p.straight_through) product += av * dv + ag * dg;
           dot += product;
-          put(out, c, p.dropout(w * h, words[c])), put(out_value, c, dv), put(out_gate, c, dg);
+          out[c] = stored(c, p.dropout(w * h, words[c])), out_value[c] = stored(c, dv), gates[k + c] = stored(c, dg);
           sums.value[k + c] += dv;
           sums.gate[k + c] += dg;
           sums.mult_bias[k + c] += dh * plain;
@@ -124,14 +127,14 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row,
           T product = f.value * q[c];
           if (p.straight_through) product += av * dv;
           dot += product;
-          put(out, c, p.dropout(w * f.value, words[c])), put(out_value, c, dv);
+          out[c] = stored(c, p.dropout(w * f.value, words[c])), out_value[c] = stored(c, dv);
           sums.value[k + c] += dv;
         }
       }
     }
     store(p.wh + in_h, out), store(p.da + in_a, out_value);
-    if constexpr (is_gated(activation)) store(p.da + in_a + at.gate, out_gate);
   }
+  if constexpr (is_gated(activation)) StripGates<N, kLaneColumns>::store(p.da + first_gate, left, lane, gates);
   return dot;
 }
 

@@ -68,6 +68,64 @@ struct Strip {
   __device__ static int column(int lane, int c) { return c / N * N * kWarp + lane * N + c % N; }
 };
 
+constexpr int kSector = 32;  // bytes
+
+// The gates of a row in a strip, of which the first is at `from` and `left` remain in the row, N at a time. Where they
+// do not begin at a sector, unlike the values beside them, the warp accesses whole sectors and its lanes pass values
+// on.
+template <int N, int each>
+struct StripGates {
+  template <class T>
+  __device__ static void load(const T* from, int64_t left, int lane, T (&values)[each]) {
+    if constexpr (in_place<T>) {
+      for (int c = 0; c < each; c += N) {
+        if (Columns::column(lane, c) >= left) continue;
+        const Vector<T, N> part = cuda::load<N>(from + Columns::column(lane, c));
+        for (int i = 0; i < N; ++i) values[c + i] = part[i];
+      }
+    } else {
+      const int shift = after_sector(from);
+      T sectors[each + 1];
+      for (int c = 0; c <= each; ++c) {
+        const int column = c * kWarp + lane - shift;
+        sectors[c] = column >= 0 && column < min_of(left, Columns::size) ? from[column] : T(0);
+      }
+      for (int c = 0; c < each; ++c)
+        values[c] = __shfl_sync(kAllLanes, lane < shift ? sectors[c + 1] : sectors[c], (lane + shift) % kWarp);
+    }
+  }
+
+  template <class T>
+  __device__ static void store(T* to, int64_t left, int lane, const T (&values)[each]) {
+    if constexpr (in_place<T>) {
+      for (int c = 0; c < each; c += N) {
+        Vector<T, N> part;
+        for (int i = 0; i < N; ++i) part[i] = values[c + i];
+        if (Columns::column(lane, c) < left) cuda::store(to + Columns::column(lane, c), part);
+      }
+    } else {
+      const int shift = after_sector(to);
+      for (int c = 0; c <= each; ++c) {
+        const T next = c < each ? values[c] : T(0), last = c > 0 ? values[c - 1] : T(0);
+        const T value = __shfl_sync(kAllLanes, lane + shift < kWarp ? next : last, (lane + kWarp - shift) % kWarp);
+        const int column = c * kWarp + lane - shift;
+        if (column >= 0 && column < min_of(left, Columns::size)) to[column] = value;
+      }
+    }
+  }
+
+ private:
+  using Columns = Strip<N, each>;
+  // Rounded gates begin at sectors.
+  template <class T>
+  static constexpr bool in_place = N > 1 || sizeof(T) == 2;
+
+  template <class T>
+  __device__ static int after_sector(const T* gates) {
+    return static_cast<int>(reinterpret_cast<uintptr_t>(gates) % kSector / sizeof(T));
+  }
+};
+
 // The biases of an expert in a strip, in shared memory. Lanes read accesses that are side by side, without bank
 // conflicts.
 template <class T, int N, int each>

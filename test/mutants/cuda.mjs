@@ -108,9 +108,25 @@ export default [
   {
     name: 'odd-padding-not-cleared',
     file: 'native/cuda/expert_ffn_backward.cu',
-    from: 'i < each * j + each && i < p.da_width',
-    to: 'i < each * j + 1 && i < p.da_width',
+    from: 'if (j >= at.filled) continue;',
+    to: 'if (j >= at.H) continue;',
     breaks: 'what was in scratch memory is multiplied by 0, and may be NaN',
+    tests: ['simt/moe_test.forward'],
+  },
+  {
+    name: 'padding-of-an-infinite-row',
+    file: 'native/cuda/expert_ffn.cu',
+    from: 'j + i < columns.H ? dropout(values[i], words[i]) : T(0)',
+    to: 'dropout(values[i], words[i])',
+    breaks: 'an infinity in x makes the padding NaN, and that the output',
+    tests: ['simt/test/non-finite.test.ts'],
+  },
+  {
+    name: 'gates-not-passed-on-at-the-end-of-a-warp',
+    file: 'native/cuda/hidden.cuh',
+    from: 'lane < shift ? sectors[c + 1] : sectors[c]',
+    to: 'sectors[c]',
+    breaks: 'lanes get gates of 32 columns before, where gates do not begin at a sector',
     tests: ['simt/moe_test.forward'],
   },
   {
