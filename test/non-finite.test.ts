@@ -75,16 +75,15 @@ describe.each(['f32', 'f64'] as const)('an infinity in %s', (dtype) => {
 })
 
 // Where operands are rounded, hidden rows may be stored with padding: an infinity times its zeros is not a number.
-test.each([
-  'f32',
-  'bf16',
-] as const)('an infinity that relu makes 0 does not reach the output, computed in %s', (computeDtype) =>
-  scope(() => {
-    const weights = { w1: full([1, 5, 3], -1), b1: null, w2: ones([1, 3, 5]), b2: null }
-    const x = tensor(new Float32Array([1, Infinity, 1, 1, 1, 1]), [2, 3], { requiresGrad: true })
-    const y = ops.expertFfn(x, null, weights, { activation: 'relu', computeDtype })
-    expect(Array.from(y.dataSync())).toEqual(new Array(6).fill(0))
-    y.backward(ones([2, 3]))
-    expect(Array.from(x.grad?.dataSync() ?? [])).toEqual(new Array(6).fill(0))
-  }),
+test.each(['f32', 'bf16'] as const)(
+  'an infinity that relu makes 0 does not reach the output, computed in %s',
+  (computeDtype) =>
+    scope(() => {
+      const weights = { w1: full([1, 5, 3], -1), b1: null, w2: ones([1, 3, 5]), b2: null }
+      const x = tensor(new Float32Array([1, Infinity, 1, 1, 1, 1]), [2, 3], { requiresGrad: true })
+      const y = ops.expertFfn(x, null, weights, { activation: 'relu', computeDtype })
+      expect(Array.from(y.dataSync())).toEqual(new Array(6).fill(0))
+      y.backward(ones([2, 3]))
+      expect(Array.from(x.grad?.dataSync() ?? [])).toEqual(new Array(6).fill(0))
+    }),
 )

@@ -86,10 +86,11 @@ struct StripGates {
     } else {
       const int shift = after_sector(from);
       T sectors[each + 1];
-      for (int c = 0; c <= each; ++c) {
+      unrolled<each + 1>([&](auto at) {
+        constexpr int c = decltype(at)::value;
         const int column = c * kWarp + lane - shift;
         sectors[c] = column >= 0 && column < min_of(left, Columns::size) ? from[column] : T(0);
-      }
+      });
       for (int c = 0; c < each; ++c)
         values[c] = __shfl_sync(kAllLanes, lane < shift ? sectors[c + 1] : sectors[c], (lane + shift) % kWarp);
     }
@@ -105,12 +106,15 @@ struct StripGates {
       }
     } else {
       const int shift = after_sector(to);
-      for (int c = 0; c <= each; ++c) {
-        const T next = c < each ? values[c] : T(0), last = c > 0 ? values[c - 1] : T(0);
+      unrolled<each + 1>([&](auto at) {
+        constexpr int c = decltype(at)::value;
+        T next{}, last{};
+        if constexpr (c < each) next = values[c];
+        if constexpr (c > 0) last = values[c - 1];
         const T value = __shfl_sync(kAllLanes, lane + shift < kWarp ? next : last, (lane + kWarp - shift) % kWarp);
         const int column = c * kWarp + lane - shift;
         if (column >= 0 && column < min_of(left, Columns::size)) to[column] = value;
-      }
+      });
     }
   }
 

@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "cuda/kernel.cuh"
 
@@ -49,6 +50,12 @@ bool aligned(const T*... pointers) {
 
 template <int N>
 using Width = std::integral_constant<int, N>;
+
+// f(Width<0>{}) to f(Width<N - 1>{}), each a copy of its own in the code.
+template <int N, class F>
+__device__ static inline void unrolled(F f) {
+  [&]<int... i>(std::integer_sequence<int, i...>) { (f(Width<i>{}), ...); }(std::make_integer_sequence<int, N>{});
+}
 
 // Calls f with the first of the widths that values of rows of `columns` can be taken at a time, or with 1.
 template <int N, int... Narrower, class F>
