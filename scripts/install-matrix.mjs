@@ -336,7 +336,7 @@ function install(name, dependency) {
 }
 
 /** Another system: installed for it, and run by its emulator. */
-function emulate(target, dependency) {
+async function emulate(target, dependency) {
   const lack = lackOf(target)
   if (lack || !addons[`@st-moe/${target}`]) {
     skipped++
@@ -348,12 +348,12 @@ function emulate(target, dependency) {
   const flags = [`--os=${os}`, `--cpu=${cpu}`, ...(libc ? [`--libc=${libc}`] : [])]
   const npm = [toolFile('npm', 'bin/npm-cli.js'), ...installers['npm without scripts'].args, ...flags]
   if (!check(`${target}: install`, run(process.execPath, npm, { cwd: folder, PATH: process.env.PATH }))) return
-  const node = (...args) => {
-    const { ok, stdout, stderr } = runOn(target, nodeOf(target), args, { cwd: folder })
+  const node = async (...args) => {
+    const { ok, stdout, stderr } = await runOn(target, nodeOf(target), args, { cwd: folder })
     return { ok, output: ok ? stdout : `${stdout}${stderr}` }
   }
-  for (const use of ['CommonJS', 'module', 'worker']) check(`${target}: ${use}`, trained(node(uses[use]), cpu))
-  const { ok, output } = node(`node_modules/st-moe/${bin['st-moe']}`, 'doctor', '--json')
+  for (const use of ['CommonJS', 'module', 'worker']) check(`${target}: ${use}`, trained(await node(uses[use]), cpu))
+  const { ok, output } = await node(`node_modules/st-moe/${bin['st-moe']}`, 'doctor', '--json')
   const report = ok ? JSON.parse(output) : null
   check(`${target}: doctor`, { ok: ok && report.healthy && report.addon.includes(target), output })
 }
@@ -390,7 +390,7 @@ console.log(`${path.basename(tarball)}, ${cutOff ? 'no network' : 'invalid proxi
 const wanted = (name) => name.includes(options.only)
 if (wanted('package')) checkPackage()
 for (const name of chosenInstallers.filter(wanted)) install(name, dependency)
-if (options.emulate) for (const target of Object.keys(emulators).filter(wanted)) emulate(target, dependency)
+if (options.emulate) for (const target of Object.keys(emulators).filter(wanted)) await emulate(target, dependency)
 if (options.compile && wanted('compile')) compile(dependency)
 console.log(`${passed} passed, ${failed} failed${skipped ? `, ${skipped} skipped` : ''}`)
 if (failed > 0 || passed === 0) process.exitCode = 1

@@ -6,7 +6,7 @@
 //   node scripts/prebuilds.mjs --target NAME …          for some; with --tests only their C++ tests, in build/NAME-tests
 //   node scripts/prebuilds.mjs --own [--missing]        for this machine, with its own compiler; only if there is none
 import { execFileSync, spawnSync } from 'node:child_process'
-import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { availableParallelism } from 'node:os'
 import path from 'node:path'
@@ -15,7 +15,7 @@ import { parseArgs, promisify } from 'node:util'
 import prebuildify from 'prebuildify'
 import { emulators } from './emulators.mjs'
 import { nodeApiFunctions } from './node-api.mjs'
-import { zigFolder } from './python.mjs'
+import { unpackWheels, zigFolder } from './python.mjs'
 import { addonOf, ownTarget, plugins, systemOf, targets } from './targets.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -121,18 +121,7 @@ function crossPlugin(prefix, build) {
   const wheels = inRoot(build, 'wheels')
   const requirements = readFileSync(inRoot('scripts/cuda-requirements.txt'), 'utf8')
   const names = requirements.match(/^nvidia-cuda-(crt|runtime|cccl)==.*$/gm)
-  const from = [
-    '--no-deps',
-    '--only-binary=:all:',
-    '--platform',
-    `manylinux2014_${processor}`,
-    '--dest',
-    wheels,
-    ...names,
-  ]
-  run('python3', '-m', 'pip', 'download', '--quiet', ...from)
-  for (const name of readdirSync(wheels).filter((name) => name.endsWith('.whl')))
-    run('python3', '-m', 'zipfile', '-e', path.join(wheels, name), wheels)
+  unpackWheels(wheels, `manylinux2014_${processor}`, names)
   const cuda = path.join(wheels, 'nvidia/cu13')
   return [
     '-DCMAKE_SYSTEM_NAME=Linux',

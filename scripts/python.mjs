@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -23,6 +23,15 @@ export function prebuildsPython() {
     writeFileSync(installed, wanted)
   }
   return python
+}
+
+/** Unpacks wheels of a platform, such as 'musllinux_1_2_x86_64', into a folder. */
+export function unpackWheels(folder, platform, requirements) {
+  const python = prebuildsPython() // whose pip is there, unlike that of Debian's Python
+  const from = ['--no-deps', '--only-binary=:all:', '--platform', platform, '--dest', folder, ...requirements]
+  execFileSync(python, ['-m', 'pip', 'download', '--quiet', ...from], { stdio: 'inherit' })
+  for (const name of readdirSync(folder).filter((entry) => entry.endsWith('.whl')))
+    execFileSync(python, ['-m', 'zipfile', '-e', path.join(folder, name), folder], { stdio: 'inherit' })
 }
 
 /** The folder of the Zig compiler in it. */

@@ -49,7 +49,7 @@ function nativeTests(target) {
   add(target, 'C++ tests', all - failed - skipped, Number(failed), skipped)
 }
 
-function suiteTests(target, folder) {
+async function suiteTests(target, folder) {
   const node = nodeOf(target)
   const { command } = emulators[target]
   const env = {
@@ -58,12 +58,16 @@ function suiteTests(target, folder) {
     // QEMU runs one program, not those that it starts; Wine runs both.
     ...(target.startsWith('linux') && command && { ST_MOE_TEST_EMULATOR: command.join(' ') }),
   }
-  for (const name of suite) {
-    const { stdout, stderr } = runOn(target, node, ['run.mjs', `test/${name}.test.js`], { cwd: folder, env })
-    const counts = /(\d+) passed, (\d+) failed, (\d+) skipped\n$/.exec(stdout)?.slice(1).map(Number)
-    if (!counts || counts[1] > 0) console.log(`${stdout}${stderr}`.slice(-5000))
-    add(target, name, ...(counts ?? [0, 1, 0]))
+  const waiting = [...suite]
+  const work = async () => {
+    for (let name = waiting.shift(); name; name = waiting.shift()) {
+      const { stdout, stderr } = await runOn(target, node, ['run.mjs', `test/${name}.test.js`], { cwd: folder, env })
+      const counts = /(\d+) passed, (\d+) failed, (\d+) skipped\n$/.exec(stdout)?.slice(1).map(Number)
+      if (!counts || counts[1] > 0) console.log(`${stdout}${stderr}`.slice(-5000))
+      add(target, name, ...(counts ?? [0, 1, 0]))
+    }
   }
+  await Promise.all(Array.from({ length: availableParallelism() }, work))
 }
 
 const folder = await compileSuite()
@@ -81,7 +85,7 @@ for (const target of targets) {
   if (!existsSync(path.join(root, addonOf(target))))
     throw new Error(`platforms: npm run prebuilds -- --target ${target}`)
   nativeTests(target)
-  suiteTests(target, folder)
+  await suiteTests(target, folder)
 }
 console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`)
 process.exitCode = total.failed > 0 || total.passed === 0 ? 1 : 0
