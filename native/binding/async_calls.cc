@@ -40,7 +40,7 @@ void RecordedOp::set_pointers() {
   for (const Bound& operand : operands_) {
     Storage& storage = *operand.storage;
     if (is_made(operand.use)) storage.allocate();
-    if (operand.use == Use::updated) storage.drop_packed();
+    if (operand.use == Use::updated) storage.outdate_packed();
     expect_values(storage, "a tensor");
     member<const void*>(args_.data(), operand.offset) =
         operand.list.empty() ? pointer_to(storage, operand.use) : operand.list.data();
@@ -56,8 +56,10 @@ void RecordedOp::run() {
   try {
     set_pointers();
     check(function_(device_->backend->ops, device_->context, args_.data(), count_));
-    for (const Bound& operand : operands_)
+    for (const Bound& operand : operands_) {
+      if (operand.use == Use::updated) operand.storage->drop_outdated();
       if (operand.use == Use::made_on_host) operand.storage->remember_values();
+    }
   } catch (const Error&) {
     for (const Bound& operand : operands_)
       if (is_made(operand.use)) operand.storage->release();  // it has no values

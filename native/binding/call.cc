@@ -168,13 +168,16 @@ void Call::run(OpFunction function, void* args, size_t size, int64_t count, std:
     Storage& storage = *operand.tensor->storage;
     if (operand.use == Use::updated) storage.note_change();
     if (is_recorded) continue;
-    if (operand.use == Use::updated) storage.drop_packed();
+    if (operand.use == Use::updated) storage.outdate_packed();
     *static_cast<const void**>(operand.at) = pointer_to(storage, operand.use);
   }
   if (is_recorded) return environment.async.record({op, function, args, size, count, operands});
   check(function(device.backend->ops, device.context, args, count));
-  for (const Operand& operand : operands)
-    if (operand.use == Use::made_on_host) operand.tensor->storage->remember_values();
+  for (const Operand& operand : operands) {
+    Storage& storage = *operand.tensor->storage;
+    if (operand.use == Use::updated) storage.drop_outdated();
+    if (operand.use == Use::made_on_host) storage.remember_values();
+  }
 }
 
 Napi::Value Call::give(Tensor tensor) {

@@ -9,7 +9,7 @@
 // Kernels know pointers, sizes and a stream. Everything here is plain data, so a backend may live in a plugin.
 namespace st_moe {
 
-constexpr uint32_t kBackendAbi = 20;
+constexpr uint32_t kBackendAbi = 21;
 
 // ---- the table ----------------------------------------------------------------------------------------------
 

@@ -153,6 +153,7 @@ bool fits_batch(const Field& field) {
   switch (field.role) {
     case Role::input:
     case Role::updated:
+    case Role::packed:
     case Role::dtype:
     case Role::dim: return true;
     case Role::attribute: return field.attribute != AttributeType::flag;

@@ -6,19 +6,29 @@
 
 namespace st_moe {
 
-PackedStore::PackedStore(Device& device) : PackedCopies{find_copy, keep_copy}, device_(device) {}
+PackedStore::PackedStore(Device& device) : PackedCopies{find_copy, keep_copy, list_copies}, device_(device) {}
 
 void PackedStore::clear() {
-  for (const Copy& copy : copies_) {
+  outdate();
+  drop_outdated();
+}
+
+void PackedStore::outdate() {
+  for (PackedCopy& copy : copies_) copy.outdated = true;
+}
+
+void PackedStore::drop_outdated() {
+  std::erase_if(copies_, [this](const PackedCopy& copy) {
+    if (!copy.outdated) return false;
     device_.stats.remove(copy.bytes);
     device_.release(copy.data, copy.bytes);
-  }
-  copies_.clear();
+    return true;
+  });
 }
 
 const void* PackedStore::find_copy(const PackedCopies& copies, const PackKey& key) {
-  for (const Copy& copy : static_cast<const PackedStore&>(copies).copies_)
-    if (copy.key == key) return copy.data;
+  for (const PackedCopy& copy : static_cast<const PackedStore&>(copies).copies_)
+    if (!copy.outdated && copy.key == key) return copy.data;
   return nullptr;
 }
 
@@ -31,6 +41,12 @@ bool PackedStore::keep_copy(PackedCopies& copies, const PackKey& key, void* data
   }
   store.device_.stats.add(bytes);
   return true;
+}
+
+size_t PackedStore::list_copies(PackedCopies& copies, PackedCopy** list) {
+  auto& store = static_cast<PackedStore&>(copies);
+  *list = store.copies_.data();
+  return store.copies_.size();
 }
 
 }  // namespace st_moe

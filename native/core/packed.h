@@ -15,18 +15,16 @@ class PackedStore : public PackedCopies {
   PackedStore(const PackedStore&) = delete;
   PackedStore& operator=(const PackedStore&) = delete;
   void clear();  // the weight has changed
+  void outdate();
+  void drop_outdated();
 
  private:
-  struct Copy {
-    PackKey key;
-    void* data;
-    size_t bytes;
-  };
   static const void* find_copy(const PackedCopies& copies, const PackKey& key);
   static bool keep_copy(PackedCopies& copies, const PackKey& key, void* data, size_t bytes) noexcept;
+  static size_t list_copies(PackedCopies& copies, PackedCopy** list);
 
   Device& device_;
-  std::vector<Copy> copies_;
+  std::vector<PackedCopy> copies_;
 };
 
 }  // namespace st_moe

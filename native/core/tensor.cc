@@ -83,6 +83,15 @@ void Storage::drop_packed() {
   if (packed_) packed_->clear();
 }
 
+void Storage::outdate_packed() {
+  if (device_.capture) return drop_packed();
+  if (packed_) packed_->outdate();
+}
+
+void Storage::drop_outdated() {
+  if (packed_) packed_->drop_outdated();
+}
+
 void Storage::keep_packed() {
   if (!packed_ && !home_) packed_ = std::make_unique<PackedStore>(device_);
 }

@@ -82,6 +82,9 @@ class Storage {
   void note_change();
   void drop_packed();
   void change() { note_change(), drop_packed(); }
+  // Before and after an op that changes the data: it may write packed copies anew, but none that a captured step fills.
+  void outdate_packed();
+  void drop_outdated();
 
   void keep_packed();                                    // from now on: this is a parameter
   PackedStore* packed() const { return packed_.get(); }  // null unless kept

@@ -37,13 +37,13 @@ __device__ static inline void for_elements(int64_t begin, int64_t end, bool alig
   for (int64_t i = tail + threadIdx.x; i < end; i += kBlock) f(Width<1>{}, i);
 }
 
-// Calls run(items) for the items of dtype T, `make(args)` each, in as few parts as possible.
-template <class T, class Args, class Make, class Run>
-void in_parts(const Batch<Args>& batch, Make make, Run run) {
+// Calls run(items) for the items of dtype T that are wanted, `make(args)` each, in as few parts as possible.
+template <class T, class Args, class Make, class Run, class Wanted>
+void in_parts(const Batch<Args>& batch, Make make, Run run, Wanted wanted) {
   Items<decltype(make(batch.items[0]))> items;
   for (int64_t i = 0; i < batch.count; ++i) {
     const Args& args = batch.items[i];
-    if (dtype_size(args.dtype) != sizeof(T) || args.size == 0) continue;
+    if (dtype_size(args.dtype) != sizeof(T) || args.size == 0 || !wanted(args)) continue;
     if (items.count == items.kMost) {
       run(items);
       items.count = 0;
@@ -52,6 +52,10 @@ void in_parts(const Batch<Args>& batch, Make make, Run run) {
     items.item[items.count++] = make(args);
   }
   if (items.count) run(items);
+}
+template <class T, class Args, class Make, class Run>
+void in_parts(const Batch<Args>& batch, Make make, Run run) {
+  in_parts<T>(batch, make, run, [](const Args&) { return true; });
 }
 
 }  // namespace st_moe::cuda

@@ -135,6 +135,47 @@ class OperandRows {
   Matrix matrix_;
 };
 
+// The copy that OperandWeight keeps, for an op that changes the weight and the copy together.
+class KeptCopy {
+ public:
+  // Of a weight of `size` values, if there is a copy that its change outdates; null if not.
+  static PackedCopy* of(PackedCopies* copies, int64_t size) {
+    PackedCopy* list = nullptr;
+    const size_t count = copies && size <= INT32_MAX ? copies->list(*copies, &list) : 0;
+    for (size_t i = 0; i < count; ++i)
+      if (list[i].outdated) return list + i;
+    return nullptr;
+  }
+
+  KeptCopy() = default;
+  explicit KeptCopy(const PackedCopy& copy)
+      : to_(static_cast<uint16_t*>(copy.data)),
+        is_f16_(copy.key.dtype == DType::f16),
+        rows_(static_cast<int>(copy.key.rows)),
+        columns_(static_cast<int>(copy.key.columns)),
+        stored_rows_(padded<Bf16>(rows_)),
+        stored_columns_(padded<Bf16>(columns_)),
+        by_rows_(rows_),
+        by_columns_(columns_) {}
+
+  // Whether values are side by side N at a time.
+  bool has_vectors(int N) const { return columns_ % N == 0; }
+  template <int N>
+  __device__ void write(int64_t i, const Vector<float, N>& values) const {
+    const int row = static_cast<int>(by_columns_.quotient(static_cast<uint32_t>(i)));
+    const int batch = static_cast<int>(by_rows_.quotient(static_cast<uint32_t>(row)));
+    uint16_t* to = to_ + (batch * stored_rows_ + row - batch * rows_) * stored_columns_ + i - int64_t{row} * columns_;
+    store(to, is_f16_ ? rounded<F16>(values) : rounded<Bf16>(values));
+  }
+
+ private:
+  uint16_t* to_ = nullptr;
+  bool is_f16_ = false;
+  int rows_ = 0, columns_ = 0;
+  int64_t stored_rows_ = 0, stored_columns_ = 0;
+  Divisor by_rows_, by_columns_;
+};
+
 // A weight [batch, parts · rows, columns] as an operand: itself, or a rounded copy of which each part has padded rows
 // and columns. A parameter keeps its copy until it changes.
 template <class T, class O>

@@ -1,12 +1,16 @@
 #include "core/optimizers.h"
 
 #include "cuda/batch.cuh"
+#include "cuda/operands.cuh"
 #include "cuda/ops.h"
 #include "cuda/per_step.cuh"
 
 namespace st_moe::cuda {
 
-template <class Update, class T>
+struct NoCopy {};
+
+// Copy: KeptCopy or NoCopy.
+template <class Update, class T, class Copy>
 struct Target {
   T* p;
   const T* g;
@@ -14,6 +18,7 @@ struct Target {
   int64_t size;
   bool aligned;
   Factors<T> factors;
+  Copy copy;
 
   template <int N>
   __device__ void update(const T* f, int64_t i) const {
@@ -28,14 +33,15 @@ struct Target {
       for (int k = 0; k < Update::kState; ++k) states[k][c] = own[k];
     }
     store(p + i, values);
+    if constexpr (std::is_same_v<Copy, KeptCopy>) copy.template write<N>(i, values);
     for (int k = 0; k < Update::kState; ++k)
       if (state[k]) store(state[k] + i, states[k]);
   }
 };
 
-template <class Update, class T>
-__global__ void __launch_bounds__(kBlock) update_kernel(const __grid_constant__ Items<Target<Update, T>> items) {
-  items.for_chunks([&](const Target<Update, T>& target, int64_t, int64_t begin, int64_t end) {
+template <class Update, class T, class Copy>
+__global__ void __launch_bounds__(kBlock) update_kernel(const __grid_constant__ Items<Target<Update, T, Copy>> items) {
+  items.for_chunks([&](const Target<Update, T, Copy>& target, int64_t, int64_t begin, int64_t end) {
     T f[kFactors];
     for (int i = 0; i < kFactors; ++i) f[i] = target.factors[i];
     for_elements<vector_width<T>>(begin, end, target.aligned,
@@ -43,10 +49,13 @@ __global__ void __launch_bounds__(kBlock) update_kernel(const __grid_constant__ 
   });
 }
 
-template <class Update, class T, class Args>
+// The parameters of type T that have a kept copy, or those that have none.
+template <class Update, class T, class Copy, class Args>
 static void update_all(const Context& ctx, const Batch<Args>& batch) {
+  constexpr bool copies = std::is_same_v<Copy, KeptCopy>;
+  const auto copy_of = [](const Args& args) { return KeptCopy::of(args.p_packed, args.size); };
   const auto target_of = [&](const Args& args) {
-    Target<Update, T> target;
+    Target<Update, T, Copy> target;
     target.p = static_cast<T*>(args.p);
     target.g = static_cast<const T*>(args.g);
     target.size = args.size;
@@ -56,17 +65,32 @@ static void update_all(const Context& ctx, const Batch<Args>& batch) {
       target.state[k] = static_cast<T*>(Update::state(args, k));
       target.aligned = target.aligned && aligned(target.state[k]);
     }
+    if constexpr (copies) {
+      target.copy = KeptCopy(*copy_of(args));
+      target.aligned = target.aligned && target.copy.has_vectors(vector_width<T>);
+    }
     return target;
   };
-  in_parts<T>(batch, target_of, [&](const auto& items) {
-    launch(ctx, update_kernel<Update, T>, grid_for(items.chunks(), 1), kBlock, 0, items);
-  });
+  in_parts<T>(
+      batch, target_of,
+      [&](const auto& items) {
+        launch(ctx, update_kernel<Update, T, Copy>, grid_for(items.chunks(), 1), kBlock, 0, items);
+      },
+      [&](const Args& args) { return copies == (copy_of(args) != nullptr); });
+}
+
+template <class Update, class Args>
+static void update_batch(const Context& ctx, const Batch<Args>& batch) {
+  update_all<Update, float, NoCopy>(ctx, batch);
+  update_all<Update, float, KeptCopy>(ctx, batch);
+  update_all<Update, double, NoCopy>(ctx, batch);
+  for (int64_t i = 0; i < batch.count; ++i)
+    if (PackedCopy* copy = KeptCopy::of(batch.items[i].p_packed, batch.items[i].size)) copy->outdated = false;
 }
 
 #define ST_MOE_UPDATE(Name, name)                                 \
   void name(const Context& ctx, const Batch<Name##Args>& batch) { \
-    update_all<Name##Update, float>(ctx, batch);                  \
-    update_all<Name##Update, double>(ctx, batch);                 \
+    update_batch<Name##Update>(ctx, batch);                       \
   }
 ST_MOE_OPTIMIZERS(ST_MOE_UPDATE)
 

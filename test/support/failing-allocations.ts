@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync } from 'node:fs'
+import { existsSync, mkdtempSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -7,9 +7,13 @@ import { fileURLToPath } from 'node:url'
 
 const { include_dir: headers } = createRequire(import.meta.url)('node-api-headers') as { include_dir: string }
 
+const source = fileURLToPath(new URL('../native/failing_allocations.cc', import.meta.url))
+
+/** Not on other systems than Linux, nor where the suite is compiled for another system, whose compiler is not here. */
+export const canFailAllocations = process.platform === 'linux' && existsSync(source)
+
 /** Compiles the addon that makes allocations fail, and returns its file. */
 export function failingAllocations(): string {
-  const source = fileURLToPath(new URL('../native/failing_allocations.cc', import.meta.url))
   const file = join(mkdtempSync(join(tmpdir(), 'st-moe-faults-')), 'failing_allocations.node')
   const { LD_PRELOAD: _, ...env } = process.env // a sanitizer is for the child alone
   execFileSync(

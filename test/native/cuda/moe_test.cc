@@ -65,27 +65,27 @@ void check_shapes() {
 
 // Keeps copies, as a parameter does.
 struct Copies : PackedCopies {
-  Copies() : PackedCopies{find_copy, keep_copy} {}
+  Copies() : PackedCopies{find_copy, keep_copy, list_copies} {}
   ~Copies() { clear(); }
   void clear() {
-    for (const Copy& copy : held) gpu().backend->release(gpu().ctx, copy.data, copy.bytes);
+    for (const PackedCopy& copy : held) gpu().backend->release(gpu().ctx, copy.data, copy.bytes);
     held.clear();
   }
   static const void* find_copy(const PackedCopies& copies, const PackKey& key) {
-    for (const Copy& copy : static_cast<const Copies&>(copies).held)
-      if (copy.key == key) return copy.data;
+    for (const PackedCopy& copy : static_cast<const Copies&>(copies).held)
+      if (!copy.outdated && copy.key == key) return copy.data;
     return nullptr;
   }
   static bool keep_copy(PackedCopies& copies, const PackKey& key, void* data, size_t bytes) {
     static_cast<Copies&>(copies).held.push_back({key, data, bytes});
     return true;
   }
-  struct Copy {
-    PackKey key;
-    void* data;
-    size_t bytes;
-  };
-  std::vector<Copy> held;
+  static size_t list_copies(PackedCopies& copies, PackedCopy** list) {
+    auto& held = static_cast<Copies&>(copies).held;
+    *list = held.data();
+    return held.size();
+  }
+  std::vector<PackedCopy> held;
 };
 
 // Packed copies are made once, change nothing, and cost the forward pass no launch.
@@ -108,6 +108,43 @@ void check_packed() {
   w1.clear(), w2.clear();
   expect_ok(packed.expert_ffn(), "without copies of changed weights");
   expect(bytes_of(packed.y) != bytes_of(plain.y), "new copies of changed weights");
+}
+
+// An optimizer writes the copy of a weight with the weight: the same as a new copy.
+template <class Args>
+void check_rewritten(Op<Batch<Args>> OpTable::* op, int64_t D, DType compute, Args args) {
+  const std::string name = "a copy that an optimizer writes, columns " + std::to_string(D);
+  const Problem p = make_problem({"rewritten", 2, 9, D, 4, 2, 4, 127, {0, 0.3f}}, 1);
+  Copies w1;
+  Layer<float> layer(p, gpu(), compute), fresh(p, gpu(), compute);
+  layer.w1_packed = &w1;
+  layer.run(name);
+  const std::vector<float> before = layer.y;
+  const void* copy = w1.held[0].data;
+  w1.held[0].outdated = true;
+  {
+    Call c(gpu());
+    args.p = c.out(layer.w1), args.g = c.in(layer.dw1), args.size = int64_t(layer.w1.size());
+    args.dtype = DType::f32, args.step = 1, args.lr = 0.1, args.p_packed = &w1;
+    std::vector<float> m(layer.w1.size()), v(layer.w1.size());
+    if constexpr (std::is_same_v<Args, AdamwArgs>) args.m = c.out(m), args.v = c.out(v);
+    expect_ok(c.run(op, Batch<Args>{&args, 1}), name);
+  }
+  expect(w1.held.size() == 1 && w1.held[0].data == copy && !w1.held[0].outdated, name);
+  expect_ok(layer.expert_ffn(), name);
+  fresh.w1 = layer.w1;
+  fresh.run(name);
+  expect(bytes_of(layer.y) == bytes_of(fresh.y) && bytes_of(layer.y) != bytes_of(before), name + ": the output");
+}
+
+void check_rewritten() {
+  for (const int64_t D : {67, 68})
+    for (const DType compute : {DType::bf16, DType::f16}) {
+      AdamwArgs adamw{};
+      adamw.beta1 = 0.9, adamw.beta2 = 0.99, adamw.eps = 1e-8;
+      check_rewritten(&OpTable::adamw, D, compute, adamw);
+      check_rewritten(&OpTable::sgd, D, compute, SgdArgs{});
+    }
 }
 
 // Shapes for which the search for a clear problem is hopeless: f64 only.
@@ -267,6 +304,7 @@ int main(int count, char** arguments) {
   }
   check_optional(gpu());
   check_packed();
+  check_rewritten();
   // Indices that are wrong make blocks write the same rows: races, of which only the memory that they touch matters.
   if (!std::getenv("SIMT_RACES"))
     check_hostile(gpu(), [](const Status& status) { return status.code != ErrorCode::none; });
