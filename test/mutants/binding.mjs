@@ -99,7 +99,7 @@ export default [
   {
     name: 'recorded-step-keeps-packed-weights',
     file: 'native/binding/async_calls.cc',
-    from: 'if (operand.use == Use::updated) storage.drop_packed();',
+    from: 'if (operand.use == Use::updated) storage.outdate_packed();',
     to: '',
     breaks: 'the forward after an asynchronous step multiplies by the weights before it',
     tests: ['test/async.test.ts'],

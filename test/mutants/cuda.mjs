@@ -122,6 +122,14 @@ export default [
     tests: ['simt/test/non-finite.test.ts'],
   },
   {
+    name: 'copies-written-without-padding-of-rows',
+    file: 'native/cuda/operands.cuh',
+    from: '(batch * stored_rows_ + row - batch * rows_)',
+    to: '(row + batch * 0)',
+    breaks: 'an optimizer writes the copies of later experts to the wrong rows',
+    tests: ['simt/moe_test.forward'],
+  },
+  {
     name: 'gates-not-passed-on-at-the-end-of-a-warp',
     file: 'native/cuda/hidden.cuh',
     from: 'lane < shift ? sectors[c + 1] : sectors[c]',
