@@ -138,10 +138,14 @@ class OperandRows {
 // The copy that OperandWeight keeps, for an op that changes the weight and the copy together.
 class KeptCopy {
  public:
-  // Of a weight of `size` values, if there is a copy that its change outdates; null if not.
-  static PackedCopy* of(PackedCopies* copies, int64_t size) {
+  struct Place {
+    int64_t row, column;
+  };
+
+  // The copy that a change of the weight outdates; null if there is none.
+  static PackedCopy* of(PackedCopies* copies) {
     PackedCopy* list = nullptr;
-    const size_t count = copies && size <= INT32_MAX ? copies->list(*copies, &list) : 0;
+    const size_t count = copies ? copies->list(*copies, &list) : 0;
     for (size_t i = 0; i < count; ++i)
       if (list[i].outdated) return list + i;
     return nullptr;
@@ -151,8 +155,8 @@ class KeptCopy {
   explicit KeptCopy(const PackedCopy& copy)
       : to_(static_cast<uint16_t*>(copy.data)),
         is_f16_(copy.key.dtype == DType::f16),
-        rows_(static_cast<int>(copy.key.rows)),
-        columns_(static_cast<int>(copy.key.columns)),
+        rows_(copy.key.rows),
+        columns_(copy.key.columns),
         stored_rows_(padded<Bf16>(rows_)),
         stored_columns_(padded<Bf16>(columns_)),
         by_rows_(rows_),
@@ -160,19 +164,20 @@ class KeptCopy {
 
   // Whether values are side by side N at a time.
   bool has_vectors(int N) const { return columns_ % N == 0; }
+  __device__ Place place(int64_t i) const { return {i / columns_, i % columns_}; }
+  // The values from `offset` on after a place, below 2^31 − columns.
   template <int N>
-  __device__ void write(int64_t i, const Vector<float, N>& values) const {
-    const int row = static_cast<int>(by_columns_.quotient(static_cast<uint32_t>(i)));
-    const int batch = static_cast<int>(by_rows_.quotient(static_cast<uint32_t>(row)));
-    uint16_t* to = to_ + (batch * stored_rows_ + row - batch * rows_) * stored_columns_ + i - int64_t{row} * columns_;
+  __device__ void write(Place from, int64_t offset, const Vector<float, N>& values) const {
+    const int64_t column = from.column + offset, rows_on = by_columns_.quotient(static_cast<uint32_t>(column));
+    const int64_t row = from.row + rows_on, batch = by_rows_.quotient(static_cast<uint32_t>(row));
+    uint16_t* to = to_ + (batch * stored_rows_ + row - batch * rows_) * stored_columns_ + column - rows_on * columns_;
     store(to, is_f16_ ? rounded<F16>(values) : rounded<Bf16>(values));
   }
 
  private:
   uint16_t* to_ = nullptr;
   bool is_f16_ = false;
-  int rows_ = 0, columns_ = 0;
-  int64_t stored_rows_ = 0, stored_columns_ = 0;
+  int64_t rows_ = 0, columns_ = 0, stored_rows_ = 0, stored_columns_ = 0;
   Divisor by_rows_, by_columns_;
 };
 

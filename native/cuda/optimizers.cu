@@ -7,7 +7,12 @@
 
 namespace st_moe::cuda {
 
-struct NoCopy {};
+struct NoCopy {
+  struct Place {};
+  __device__ Place place(int64_t) const { return {}; }
+  template <int N, class T>
+  __device__ void write(Place, int64_t, const Vector<T, N>&) const {}
+};
 
 // Copy: KeptCopy or NoCopy.
 template <class Update, class T, class Copy>
@@ -21,7 +26,7 @@ struct Target {
   Copy copy;
 
   template <int N>
-  __device__ void update(const T* f, int64_t i) const {
+  __device__ void update(const T* f, int64_t i, int64_t begin, typename Copy::Place place) const {
     Vector<T, N> values = load<N>(p + i), states[Update::kState]{};
     const Vector<T, N> gradients = load<N>(g + i);
     for (int k = 0; k < Update::kState; ++k)
@@ -33,7 +38,7 @@ struct Target {
       for (int k = 0; k < Update::kState; ++k) states[k][c] = own[k];
     }
     store(p + i, values);
-    if constexpr (std::is_same_v<Copy, KeptCopy>) copy.template write<N>(i, values);
+    copy.template write<N>(place, i - begin, values);
     for (int k = 0; k < Update::kState; ++k)
       if (state[k]) store(state[k] + i, states[k]);
   }
@@ -44,8 +49,10 @@ __global__ void __launch_bounds__(kBlock) update_kernel(const __grid_constant__ 
   items.for_chunks([&](const Target<Update, T, Copy>& target, int64_t, int64_t begin, int64_t end) {
     T f[kFactors];
     for (int i = 0; i < kFactors; ++i) f[i] = target.factors[i];
-    for_elements<vector_width<T>>(begin, end, target.aligned,
-                                  [&](auto width, int64_t i) { target.template update<decltype(width)::value>(f, i); });
+    const auto place = target.copy.place(begin);
+    for_elements<vector_width<T>>(begin, end, target.aligned, [&](auto width, int64_t i) {
+      target.template update<decltype(width)::value>(f, i, begin, place);
+    });
   });
 }
 
@@ -53,7 +60,7 @@ __global__ void __launch_bounds__(kBlock) update_kernel(const __grid_constant__ 
 template <class Update, class T, class Copy, class Args>
 static void update_all(const Context& ctx, const Batch<Args>& batch) {
   constexpr bool copies = std::is_same_v<Copy, KeptCopy>;
-  const auto copy_of = [](const Args& args) { return KeptCopy::of(args.p_packed, args.size); };
+  const auto copy_of = [](const Args& args) { return KeptCopy::of(args.p_packed); };
   const auto target_of = [&](const Args& args) {
     Target<Update, T, Copy> target;
     target.p = static_cast<T*>(args.p);
@@ -85,7 +92,7 @@ static void update_batch(const Context& ctx, const Batch<Args>& batch) {
   update_all<Update, float, KeptCopy>(ctx, batch);
   update_all<Update, double, NoCopy>(ctx, batch);
   for (int64_t i = 0; i < batch.count; ++i)
-    if (PackedCopy* copy = KeptCopy::of(batch.items[i].p_packed, batch.items[i].size)) copy->outdated = false;
+    if (PackedCopy* copy = KeptCopy::of(batch.items[i].p_packed)) copy->outdated = false;
 }
 
 #define ST_MOE_UPDATE(Name, name)                                 \

@@ -124,8 +124,8 @@ export default [
   {
     name: 'copies-written-without-padding-of-rows',
     file: 'native/cuda/operands.cuh',
-    from: '(batch * stored_rows_ + row - batch * rows_)',
-    to: '(row + batch * 0)',
+    from: '(batch * stored_rows_ + row - batch * rows_) * stored_columns_',
+    to: '(row + batch * 0) * stored_columns_',
     breaks: 'an optimizer writes the copies of later experts to the wrong rows',
     tests: ['simt/moe_test.forward'],
   },
