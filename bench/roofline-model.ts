@@ -10,21 +10,22 @@ export interface Gpu {
   /** Bytes per second of its memory and of its L2 cache. */
   memory: number
   cache: number
-  /** FLOP/s of GEMMs in float32, and of tensor cores with bf16 (T4: f16) operands and float32 sums. */
+  /** FLOP/s in float32, in float64, and of tensor cores with bf16 (T4: f16) operands and float32 sums. */
   f32: number
+  f64: number
   low: number
 }
 
 /** Data sheets; the L2 caches from published microbenchmarks. */
 export const gpus: readonly Gpu[] = [
-  { name: 'H100', memory: 3.35e12, cache: 5.5e12, f32: 67e12, low: 989e12 },
-  { name: 'A100', memory: 2.04e12, cache: 4.5e12, f32: 19.5e12, low: 312e12 },
-  { name: 'RTX 4090', memory: 1.01e12, cache: 5e12, f32: 82.6e12, low: 165e12 },
-  { name: 'T4', memory: 0.32e12, cache: 1.27e12, f32: 8.1e12, low: 65e12 },
+  { name: 'H100', memory: 3.35e12, cache: 5.5e12, f32: 67e12, f64: 34e12, low: 989e12 },
+  { name: 'A100', memory: 2.04e12, cache: 4.5e12, f32: 19.5e12, f64: 9.7e12, low: 312e12 },
+  { name: 'RTX 4090', memory: 1.01e12, cache: 5e12, f32: 82.6e12, f64: 1.29e12, low: 165e12 },
+  { name: 'T4', memory: 0.32e12, cache: 1.27e12, f32: 8.1e12, f64: 0.253e12, low: 65e12 },
 ]
 
 /** Of the data sheet: what good kernels reach. */
-export const reached = { memory: 0.9, f32: 0.85, low: 0.7 }
+export const reached = { memory: 0.9, vector: 0.85, low: 0.7 }
 
 /** Seconds between a kernel and the next, and so the least that one takes. */
 export const launchSeconds = 2e-6
@@ -48,6 +49,9 @@ type Count =
   | 'wavefronts'
   | 'fewestWavefronts'
   | 'barriers'
+  | 'flops'
+  | 'issued'
+  | 'issued64'
 
 /** One or more equal launches of a kernel, a GEMM, or a fill of memory. */
 export interface Work {
@@ -62,8 +66,10 @@ export interface Work {
   efficiency: number
   /** Wavefronts of shared memory, of the fewest possible. */
   conflicts: number
-  /** Of GEMMs: arithmetic of other kernels is not counted. */
   flops: number
+  /** Instructions that compute in float32 and in float64, of all threads; 0 of GEMMs. */
+  issued: number
+  issued64: number
   lowPrecision: boolean
 }
 
@@ -86,7 +92,16 @@ const sizes = ({ m, n, k, count }: Record<'m' | 'n' | 'k' | 'count', number>) =>
   `${count > 1 ? `${count} × ` : ''}${m} × ${n} × ${k}`
 
 function workOf(line: Line): Work | null {
-  const one = { isGemm: false, launches: 1, efficiency: 1, conflicts: 1, flops: 0, lowPrecision: false }
+  const one = {
+    isGemm: false,
+    launches: 1,
+    efficiency: 1,
+    conflicts: 1,
+    flops: 0,
+    issued: 0,
+    issued64: 0,
+    lowPrecision: false,
+  }
   if ('gemm' in line) {
     const { gemm, flops, bytes } = line
     const name = `GEMM ${'groups' in line ? `of ${line.groups} groups` : sizes(line)}, ${gemm}`
@@ -101,6 +116,9 @@ function workOf(line: Line): Work | null {
       moved,
       efficiency: moved > 0 ? (line.read + line.write) / moved : 1,
       conflicts: line.wavefronts > 0 ? line.wavefronts / line.fewestWavefronts : 1,
+      flops: line.flops,
+      issued: line.issued,
+      issued64: line.issued64,
     }
   }
   if ('fill' in line) return { ...one, name: 'fill', bytes: line.write, moved: line.write }
@@ -113,16 +131,20 @@ export const readWork = (text: string): Work[] =>
     .filter((line) => line !== '')
     .flatMap((line) => workOf(JSON.parse(line)) ?? [])
 
-export function secondsOn(gpu: Gpu, work: Work): number {
-  const peak = work.lowPrecision ? gpu.low * reached.low : gpu.f32 * reached.f32
-  const least = work.launches * launchSeconds
-  return Math.max(
-    work.flops / peak,
+// Of the data sheet's FLOP/s, each instruction is two: a product and a sum.
+function arithmeticSeconds(gpu: Gpu, { isGemm, lowPrecision, flops, issued, issued64 }: Work): number {
+  if (lowPrecision) return flops / (gpu.low * reached.low)
+  const seconds = isGemm ? flops / gpu.f32 : Math.max((2 * issued) / gpu.f32, (2 * issued64) / gpu.f64)
+  return seconds / reached.vector
+}
+
+export const secondsOn = (gpu: Gpu, work: Work): number =>
+  Math.max(
+    arithmeticSeconds(gpu, work),
     work.bytes / (gpu.memory * reached.memory),
     work.isGemm ? 0 : work.moved / gpu.cache,
-    least,
+    work.launches * launchSeconds,
   )
-}
 
 const total = (works: readonly Work[], value: (work: Work) => number): number =>
   works.reduce((sum, work) => sum + value(work), 0)
@@ -183,11 +205,14 @@ function merged(works: readonly Work[]): Work[] {
       efficiency: moved > 0 ? (before.efficiency * before.moved + work.efficiency * work.moved) / moved : 1,
       conflicts: Math.max(before.conflicts, work.conflicts),
       flops: before.flops + work.flops,
+      issued: before.issued + work.issued,
+      issued64: before.issued64 + work.issued64,
     })
   }
   return [...rows.values()]
 }
 
+const gigaflops = (flops: number): string => (flops === 0 ? '' : flops < 1e6 ? '< 0.001' : digits(flops / 1e9))
 const megabytes = (bytes: number): string => digits(bytes / 1e6)
 
 /** A row for each kernel and GEMM of a pass. */
@@ -197,7 +222,7 @@ export const launchTable = ({ works }: Pass, gpu: Gpu): string =>
     merged(works).map((work) => [
       work.name,
       String(work.launches),
-      work.isGemm ? digits(work.flops / 1e9) : '',
+      gigaflops(work.flops),
       megabytes(work.bytes),
       work.isGemm ? '' : megabytes(work.moved),
       work.isGemm ? '' : work.efficiency.toFixed(2),

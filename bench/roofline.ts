@@ -12,7 +12,7 @@ import { fill } from './page.js'
 import { gpus, launchTable, type Pass, readWork, summary, type Work } from './roofline-model.js'
 
 /**
- * Counts what each launch of the layer and of an optimizer step reads and writes, on the emulator of
+ * Counts what each launch of the layer and of an optimizer step reads, writes and computes, on the emulator of
  * test/native/simt, and writes the tables of docs/cuda.md and bench/roofline.md. No time is measured.
  */
 
@@ -35,7 +35,7 @@ const shapes: readonly Shape[] = [
   { name: 'dim 4096, 64 experts, 8 × 2048, bf16', ...large, computeDtype: 'bf16' },
 ]
 
-/** The result of `fn`, and what its launches read and write. */
+/** The result of `fn`, and what its launches did. */
 function counted<T>(fn: () => T): { value: T; works: Work[] } {
   const folder = mkdtempSync(join(tmpdir(), 'st-moe-roofline-'))
   const file = join(folder, 'launches')
@@ -62,7 +62,6 @@ function* layerPasses({ name, dim, experts, sequences, tokens, computeDtype }: S
     scope(() => {
       moe.forward(x).outputs.backward(gradient)
       optimizer.step()
-      moe.forward(x) // its weights are copied again
     })
     x.grad = null
     moe.zeroGrad()

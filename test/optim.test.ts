@@ -178,6 +178,13 @@ test.each([1e200, 1e-200, 2 ** 1000, 5e-324])('a norm of numbers near %s neither
     expect(p.grad!.dataSync()[1] / ((3 + i) * Math.min(size, 1 / 5))).toBeCloseTo(1, 12)
 })
 
+test.each([1e30, 1, 1e-22, 1e-38])('a norm of float32 numbers near %s', (size) => {
+  const list = Float32Array.from({ length: 1027 }, (_, i) => size * (1 + (i % 7)))
+  const parameter = new Parameter(randn([list.length]))
+  parameter.grad = tensor(list, [list.length])
+  expect(clipGradNorm([parameter], Number.MAX_VALUE) / Math.hypot(...list)).toBeCloseTo(1, 6)
+})
+
 test('without waiting, clipGradNorm does the same and returns a tensor', () =>
   scope(() => {
     const parameters = sizes.map((size, i) => new Parameter(randn([size], { dtype: i % 2 ? 'f64' : 'f32' })))

@@ -13,6 +13,27 @@ struct Squares {
   double scale;
 };
 
+template <class T, int N>
+__device__ static double sum_of_squares(const Vector<T, N>& values, double scale) {
+  double sum = 0;
+  for (int c = 0; c < N; ++c) {
+    const double value = static_cast<double>(values[c]) * scale;
+    sum += value * value;
+  }
+  return sum;
+}
+
+// In float32, whose arithmetic is much faster on most GPUs, unless squares may have overflowed or lost digits.
+template <int N>
+__device__ static double sum_of_squares(const Vector<float, N>& values, double scale) {
+  float sum = 0;
+  bool zeros = true;
+  for (int c = 0; c < N; ++c) sum += values[c] * values[c], zeros = zeros && values[c] == 0;
+  if (zeros) return 0;
+  if (sum > 1e-30f && sum < INFINITY) return static_cast<double>(sum) * scale * scale;
+  return sum_of_squares<float>(values, scale);
+}
+
 template <class T>
 __global__ void __launch_bounds__(kBlock)
     sum_squares_kernel(const __grid_constant__ Items<Squares<T>> items, double* partial) {
@@ -20,11 +41,7 @@ __global__ void __launch_bounds__(kBlock)
     double sum = 0;
     for_elements<vector_width<T>>(begin, end, squares.aligned, [&](auto width, int64_t i) {
       constexpr int N = decltype(width)::value;
-      const Vector<T, N> values = load<N>(squares.x + i);
-      for (int c = 0; c < N; ++c) {
-        const double value = static_cast<double>(values[c]) * squares.scale;
-        sum += value * value;
-      }
+      sum += sum_of_squares(load<N>(squares.x + i), squares.scale);
     });
     sum = block_reduce(sum, Sum{}, 0.0);
     if (threadIdx.x == 0) partial[chunk] = sum;

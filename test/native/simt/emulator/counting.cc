@@ -22,6 +22,11 @@
 #include "emulator/runtime_device.h"
 #include "emulator/symbols.h"
 
+// What the compiler adds to (count_flops.cc).
+extern "C" {
+[[gnu::visibility("default")]] uint64_t simt_flops = 0, simt_issued = 0, simt_issued64 = 0;
+}
+
 namespace simt {
 namespace {
 
@@ -250,6 +255,7 @@ void release_reserved(void* memory, size_t bytes) {
 
 void begin_count(const void* kernel, dim3 grid, dim3 block) {
   recorder = new Recorder;
+  simt_flops = simt_issued = simt_issued64 = 0;
   recorder->find_shared();
   recorder->blocks = uint64_t{grid.x} * grid.y * grid.z;
   recorder->line = "{\"kernel\":\"" + readable(kernel) + "\"" +
@@ -272,7 +278,10 @@ void end_count() {
   }
   line += member("wavefronts", (r.sums[kSharedRead].wavefronts + r.sums[kSharedWrite].wavefronts) * scale) +
           member("fewestWavefronts", (r.sums[kSharedRead].fewest + r.sums[kSharedWrite].fewest) * scale) +
-          member("barriers", static_cast<double>(r.barriers) * scale);
+          member("barriers", static_cast<double>(r.barriers) * scale) +
+          member("flops", static_cast<double>(simt_flops) * scale) +
+          member("issued", static_cast<double>(simt_issued) * scale) +
+          member("issued64", static_cast<double>(simt_issued64) * scale);
   write_line(line + "}");
   delete recorder;
   recorder = nullptr;

@@ -4,18 +4,19 @@
 
 #include "emulator/vector_types.h"
 
-// What a launch reads and writes, counted in a build with SIMT_COUNT, in which the compiler calls the emulator at every
-// access of a kernel to memory. If SIMT_COUNTS names a file, each launch, GEMM, copy and fill adds a line of JSON to
-// it; another name starts another file.
+// What a launch reads, writes and computes, counted in a build with SIMT_COUNT, in which the compiler calls the
+// emulator at every access of a kernel to memory. If SIMT_COUNTS names a file, each launch, GEMM, copy and fill adds a
+// line of JSON to it; another name starts another file.
 //
 // The lanes of a warp that access memory at the same place of the code, each for the n-th time, are one access of the
 // warp: it takes the 32-byte sectors that it touches, and of shared memory one wavefront for each 128 bytes, or more
 // if different words are in the same bank. What the lanes ask for is counted once if they ask for the same. What a GPU
 // reads from its memory is between what it must (each sector once, the "distinct" bytes) and the sum over all accesses.
 //
-// A large launch runs only some of its blocks, spread over the grid, until SIMT_ENOUGH accesses, and the numbers are
-// scaled; a large GEMM, copy or fill does not run at all. So sizes can be counted that would take days: memory that
-// nothing touches takes no space.
+// FLOPs are the additions, subtractions, multiplications and divisions that are left when the compiler has optimized,
+// and one for a function of the C library. Of them, the "issued" in float32 and in float64: a product and the sum that
+// needs it are one, as on a GPU. Where that has an instruction for what formulas.h computes step by step, such as e^x,
+// it issues fewer.
 namespace simt {
 
 #if defined(SIMT_COUNT)

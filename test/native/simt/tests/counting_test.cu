@@ -12,7 +12,7 @@
 // What the emulator counts, against counts by hand.
 namespace {
 
-constexpr int kSize = 4096;
+constexpr int kSize = 4096, kBlock = 64;
 
 // A thread reads one float and writes one: x[offset + stride · i], or the same for all.
 __global__ void read_kernel(const float* x, float* y, int stride, int offset) {
@@ -42,6 +42,18 @@ __global__ void shared_kernel(float* y, int stride) {
   __syncthreads();
   y[threadIdx.x] = values[static_cast<int>(threadIdx.x) * stride];
   __syncthreads();
+}
+
+// The first threads divide once more. The square that is stored is no part of a sum.
+__global__ void arithmetic_kernel(float* y, double* z, int rounds, int first) {
+  const int i = static_cast<int>(threadIdx.x);
+  float value = y[i];
+  for (int n = 0; n < rounds; ++n) value = value * value + 3;
+  if (i < first) value = 5 / value;
+  y[i] = std::sqrt(value);
+  const double square = z[i] * z[i];
+  z[i] = square;
+  z[i + kBlock] = square - 1;
 }
 
 class Counted {
@@ -109,6 +121,14 @@ void test_shared(Counted& counted, float* y) {
            {{"wavefronts", wavefronts}, {"fewestWavefronts", 2}, {"barriers", 2}, {"read", 0}, {"write", 128}});
 }
 
+void test_arithmetic(Counted& counted, float* y, float* z) {
+  expect("arithmetic", counted.launch(arithmetic_kernel, 3, kBlock, y, reinterpret_cast<double*>(z), 5, 7),
+         {{"flops", 3 * (kBlock * (5 * 2 + 1 + 2) + 7)},
+          {"issued", 3 * (kBlock * (5 + 1) + 7)},
+          {"issued64", 3 * kBlock * 2}});
+  expect("none", counted.launch(read_kernel, 1, 32, y, z, 1, 0), {{"flops", 0}, {"issued", 0}, {"issued64", 0}});
+}
+
 // Of a large launch some blocks run; what they do is scaled, but not what they share.
 void test_some_blocks(Counted& counted) {
   constexpr unsigned kBlocks = 100000;
@@ -166,6 +186,7 @@ int main() {
   check(cudaMalloc(&x, kSize * 4) == cudaSuccess && cudaMalloc(&y, kSize * 4) == cudaSuccess, "memory");
   test_global(counted, x, y);
   test_shared(counted, y);
+  test_arithmetic(counted, x, y);
   test_gemm(counted, x, y);
   test_some_blocks(counted);
   cudaFree(x), cudaFree(y);
