@@ -1,11 +1,12 @@
-#include "cuda/route_choice.cuh"
-
 #include "cuda/ops.h"
+#include "cuda/route_choice.cuh"
+#include "cuda/route_logits.cuh"
 
-// Three kernels after the GEMM x · wᵀ: choose (a warp per token, a block per tile of tokens), count what comes before a
-// tile, find the slots within a tile, beside which a block adds up the losses. Sums go over tiles, whose size depends
-// on the shapes alone. If slots are not in token order, tiles are counted again in the order of the slots; with no
-// token left behind, for each choice k, since it depends on the slots of those before it.
+// Three kernels: choose (a warp per token, a block per tile of tokens), which computes the logits x · wᵀ of few
+// experts, of more a GEMM does before; count what comes before a tile, find the slots within a tile, beside which a
+// block adds up the losses. Sums go over tiles, whose size depends on the shapes alone. If slots are not in token
+// order, tiles are counted again in the order of the slots; with no token left behind, for each choice k, since it
+// depends on the slots of those before it.
 namespace st_moe::cuda {
 
 constexpr int kMaxTile = 1024;
@@ -57,11 +58,28 @@ __device__ void Router<T>::add_up(int64_t work) const {
   counted[work] = tokens;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kWarpBlock) choose_kernel(Router<T> r) {
+// Reading x takes more warps than choosing, and more registers.
+template <int N>
+constexpr int kChooseThreads = N > 0 ? kBlock : kWarpBlock;
+template <int N>
+constexpr int kChooseBlocks = N > 0 ? 2 : 6;  // of a multiprocessor, at least
+
+// N values of x at a time; 0: the logits are there.
+template <class T, int N>
+__global__ void __launch_bounds__(kChooseThreads<N>, kChooseBlocks<N>)
+    choose_kernel(Router<T> r, LogitInputs<T> inputs) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  __shared__ __align__(16) T weights[N > 0 ? kFewWeights / sizeof(T) : 1];
+  if constexpr (N > 0) load_weights<N>(inputs, weights);
+  __syncthreads();
   for (int64_t work = blockIdx.x; work < r.B * r.tiles; work += gridDim.x) {
-    for (int64_t t = r.begin(work) + warp; t < r.end(work); t += warps) r.choose(t, lane);
+    const int64_t end = r.end(work);
+    if constexpr (N > 0) {
+      for (int64_t t = r.begin(work) + warp; t < end; t += warps * kLogitTokens)
+        write_logits<N>(inputs, weights, t, warps, end, lane);
+      __syncwarp();  // the logits come from other lanes
+    }
+    for (int64_t t = r.begin(work) + warp; t < end; t += warps) r.choose(t, lane);
     __syncthreads();
     r.add_up(work);
     if (!r.order) r.count_choices(work, 0, r.K);
@@ -293,12 +311,26 @@ static void assign_slots(const Context& ctx, const Router<T>& r, int64_t parts, 
   }
 }
 
+// Logits, probabilities, experts and gates of all tokens, and what comes from tiles of them.
+template <class T>
+static void choose(const Context& ctx, const RouteArgs& args, const Router<T>& r) {
+  const LogitInputs<T> inputs{static_cast<const T*>(args.x), static_cast<const T*>(args.w), args.E, args.D, r.logits};
+  const int64_t work = args.B * r.tiles;
+  if (work == 0) return;
+  const auto run = [&](auto n) {
+    launch(ctx, choose_kernel<T, decltype(n)::value>, grid_for(work, 1), kChooseThreads<decltype(n)::value>, 0, r,
+           inputs);
+  };
+  if (inputs.few()) return dispatch_width<vector_width<T>>(args.D, aligned(inputs.x, inputs.w), run);
+  router_logits(ctx, args);
+  run(Width<0>{});
+}
+
 template <class T>
 static void route_as(const Context& ctx, const RouteArgs& args) {
   Router<T> r = router_of<T>(ctx, args);
   const int64_t work = args.B * r.tiles, tokens = args.B * args.N;
   const int64_t parts = min_of(ceil_div(args.B * args.E, kBlock / kWarp), kScanGrid);
-  router_logits(ctx, args);
   Scratch<int32_t> count(ctx, work * args.K * args.E), counted(ctx, work);
   Scratch<int32_t> order(ctx, args.prioritized ? tokens : 0), taken(ctx, args.ntlb ? args.B * args.E : 0);
   Scratch<double> prob_sum(ctx, work * args.E), z_sum(ctx, work), balance(ctx, parts), z(ctx, args.B);
@@ -309,7 +341,7 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
   r.order = args.prioritized ? order.get() : nullptr, r.taken = taken.get();
   r.count = count.get(), r.counted = counted.get(), r.prob_sum = prob_sum.get(), r.z_sum = z_sum.get();
   r.balance = balance.get(), r.z = z.get(), r.whole = whole.get();
-  if (work > 0) launch(ctx, choose_kernel<T>, grid_for(work, 1), kWarpBlock, 0, r);
+  choose(ctx, args, r);
   const T* gates = args.gate_normalization == GateNormalization::none ? r.weight : r.gate;
   if (r.order) by_warp(ctx, tokens, OrderByPriority<T>{r, gates});
   if (r.order && work > 0) launch(ctx, count_kernel<T>, grid_for(work, 1), kBlock, 0, r, int64_t{0}, r.K);

@@ -58,6 +58,7 @@ const uneven = []
 for (const [name, options, shape] of [
   ['dropless', { dropless: true }, [2, 9, 16]],
   ['dropless, bf16', { dropless: true, computeDtype: 'bf16' }, [2, 9, 16]],
+  ['dropless, many experts', { dropless: true, numExperts: 20 }, [2, 9, 16]],
   ['decoding', {}, [3, 1, 16]],
 ]) {
   const moe = new MoE({ dim: 16, numExperts: 8, device: 'cuda', ...options })

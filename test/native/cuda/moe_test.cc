@@ -155,6 +155,8 @@ void check_large_routing() {
       {"top-40", 2, 150, 4, 45, 40, 90, 1, threshold},  // tiles of 64 tokens
       {"all of 70 experts", 1, 300, 4, 70, 70, 200, 1, threshold},
       {"all of 1024 experts", 1, 3, 4, 1024, 1024, 2, 1, threshold},
+      {"13 experts, rows of several rounds of a warp", 2, 21, 300, 13, 2, 5, 3, threshold},
+      {"the same, not aligned", 2, 21, 301, 13, 2, 5, 3, threshold},
       {"all of 33 experts, differentiable", 2, 7, 4, 33, 33, 5, 1, threshold, kSoft | kNoisy},
   };
   for (Shape shape : shapes) {
