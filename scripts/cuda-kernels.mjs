@@ -12,10 +12,7 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
 
 /** Bytes that ptxas may spill to have a round number of registers. */
-const maxSpills = 24
-
-/** Of a multiprocessor from sm_80 on; sm_86 to sm_89 and sm_120 have fewer threads. */
-const multiprocessor = { registers: 65536, threads: 2048 }
+const maxSpills = 32
 
 /** Registers are given to a thread in steps of 8. */
 const registerStep = 8
@@ -107,7 +104,15 @@ function kernel(text, resources) {
   }
 }
 
+/** What a multiprocessor has. */
+function multiprocessorOf(arch) {
+  const number = Number.parseInt(arch.slice('sm_'.length), 10)
+  const threads = number === 75 ? 1024 : (number >= 86 && number < 90) || number >= 110 ? 1536 : 2048
+  return { registers: 65536, threads }
+}
+
 function occupancy(threads, registers) {
+  const multiprocessor = multiprocessorOf(values.arch)
   const ofBlock = threads * Math.ceil(registers / registerStep) * registerStep
   const resident = Math.min(Math.floor(multiprocessor.registers / ofBlock) * threads, multiprocessor.threads)
   return Math.floor((100 * resident) / multiprocessor.threads)

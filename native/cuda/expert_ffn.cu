@@ -46,7 +46,8 @@ struct Hidden {
 
 // A strip of columns of a block of rows by a block, whose warps take the rows in turn.
 template <class T, class O, Activation activation, int N>
-__global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? 8 : 1) activate_kernel(Hidden<T, O> p, int64_t blocks) {
+__global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? half_resident(kWarpBlock) : 1)
+    activate_kernel(Hidden<T, O> p, int64_t blocks) {
   __shared__ StripBiases<T, N, kLaneColumns> biases;
   using Columns = Strip<N, kLaneColumns>;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;

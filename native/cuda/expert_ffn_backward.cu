@@ -152,7 +152,7 @@ __device__ static void output_row(const ExpertGradient<T, O>& p, int64_t row, in
 // A strip of hidden columns, or of columns of dy, by a block of rows. Warps take the rows in turn; their column sums
 // are added in order.
 template <class T, class O, Activation activation, int N>
-__global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? 8 : 1)
+__global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? half_resident(kWarpBlock) : 1)
     hidden_kernel(ExpertGradient<T, O> p, int64_t blocks) {
   constexpr int parts = is_gated(activation) ? 3 : 1;
   __shared__ T partial[kStripWarps][parts * kStrip];

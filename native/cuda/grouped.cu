@@ -63,7 +63,7 @@ __device__ static void check_ends(const RowGroups& groups, Stream::ErrorFlag* er
 
 // multiply_rows. Blocks take (row tile, column tile).
 template <class O, class C>
-__global__ void __launch_bounds__(kBlock, sizeof(Stored<O>) == 8 ? 1 : 4)
+__global__ void __launch_bounds__(kBlock, sizeof(Stored<O>) == 8 ? 1 : half_resident(kBlock))
     grouped_rows_kernel(RowBlocks<kTile> tiles, Matrix a, Matrix w, Stored<C>* c, int64_t ldc, int64_t N,
                         bool transposed, int64_t count, Stream::ErrorFlag* error_flag) {
   if (blockIdx.x == 0) check_ends(tiles.groups, error_flag);
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kBlock, sizeof(Stored<O>) == 8 ? 1 : 4)
 
 // multiply_over_rows. Blocks take (group, row tile, column tile).
 template <class O, class C>
-__global__ void __launch_bounds__(kBlock, sizeof(Stored<O>) == 8 ? 1 : 4)
+__global__ void __launch_bounds__(kBlock, sizeof(Stored<O>) == 8 ? 1 : half_resident(kBlock))
     over_rows_kernel(RowGroups groups, Matrix a, Matrix b, Stored<C>* c, int64_t apart, int64_t M, int64_t N) {
   const auto *a_data = static_cast<const Stored<O>*>(a.data), *b_data = static_cast<const Stored<O>*>(b.data);
   const int64_t row_tiles = ceil_div(M, kTile), column_tiles = ceil_div(N, kTile), each = row_tiles * column_tiles;

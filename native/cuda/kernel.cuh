@@ -17,6 +17,20 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kBlock = 256;  // default threads per block
 
+// The threads that a multiprocessor can hold, by compute capability. The emulator has no multiprocessors.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
+constexpr int kMostResident = 1024;
+#elif defined(__CUDA_ARCH__) && ((__CUDA_ARCH__ >= 860 && __CUDA_ARCH__ < 900) || __CUDA_ARCH__ >= 1100)
+constexpr int kMostResident = 1536;
+#else
+constexpr int kMostResident = 2048;
+#endif
+
+// Blocks of so many threads that are half of them: a launch bound of kernels that need many registers.
+constexpr int half_resident(int threads) {
+  return kMostResident / 2 / threads;
+}
+
 __host__ __device__ static inline int64_t min_of(int64_t a, int64_t b) {
   return b < a ? b : a;
 }
