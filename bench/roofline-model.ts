@@ -32,7 +32,7 @@ export const launchSeconds = 2e-6
 
 /** A line of the emulator. */
 type Line =
-  | (Record<Count, number> & { kernel: string })
+  | (Record<Count, number> & Partial<Record<Arithmetic, number>> & { kernel: string })
   | { gemm: string; m: number; n: number; k: number; count: number; flops: number; bytes: number }
   | { gemm: string; groups: number; flops: number; bytes: number }
   | { copy: true; read: number; write: number }
@@ -49,9 +49,9 @@ type Count =
   | 'wavefronts'
   | 'fewestWavefronts'
   | 'barriers'
-  | 'flops'
-  | 'issued'
-  | 'issued64'
+
+/** Not there if the emulator was built without the plugin that counts it. */
+type Arithmetic = 'flops' | 'issued' | 'issued64'
 
 /** One or more equal launches of a kernel, a GEMM, or a fill of memory. */
 export interface Work {
@@ -116,9 +116,9 @@ function workOf(line: Line): Work | null {
       moved,
       efficiency: moved > 0 ? (line.read + line.write) / moved : 1,
       conflicts: line.wavefronts > 0 ? line.wavefronts / line.fewestWavefronts : 1,
-      flops: line.flops,
-      issued: line.issued,
-      issued64: line.issued64,
+      flops: line.flops ?? 0,
+      issued: line.issued ?? 0,
+      issued64: line.issued64 ?? 0,
     }
   }
   if ('fill' in line) return { ...one, name: 'fill', bytes: line.write, moved: line.write }

@@ -13,7 +13,7 @@ import { gpus, launchTable, type Pass, readWork, summary, type Work } from './ro
 
 /**
  * Counts what each launch of the layer and of an optimizer step reads, writes and computes, on the emulator of
- * test/native/simt, and writes the tables of docs/cuda.md and bench/roofline.md. No time is measured.
+ * test/native/simt, and prints and writes the tables of docs/cuda.md and bench/roofline.md. No time is measured.
  */
 
 const plugin = fileURLToPath(new URL('../build/roofline/libst_moe_simt.so', import.meta.url))
@@ -122,6 +122,11 @@ await main(import.meta.url, 'roofline', () => {
       .map((pass) => `### ${pass.pass}: ${pass.shape}\n\n${launchTable(pass, gpus[0])}`)
       .join('\n\n'),
   }
+  for (const tables of Object.values(sections).reverse()) console.log(`\n${tables}`)
+  if (!passes.some(({ works }) => works.some(({ isGemm, flops }) => !isGemm && flops > 0)))
+    throw new Error(
+      'the arithmetic of kernels was not counted, so the pages are as before: GCC has no headers for plugins (Debian: gcc-12-plugin-dev for GCC 12)',
+    )
   for (const file of ['docs/cuda.md', 'bench/roofline.md']) {
     const url = new URL(`../${file}`, import.meta.url)
     writeFileSync(url, fill(readFileSync(url, 'utf8'), sections))

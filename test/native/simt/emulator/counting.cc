@@ -278,10 +278,12 @@ void end_count() {
   }
   line += member("wavefronts", (r.sums[kSharedRead].wavefronts + r.sums[kSharedWrite].wavefronts) * scale) +
           member("fewestWavefronts", (r.sums[kSharedRead].fewest + r.sums[kSharedWrite].fewest) * scale) +
-          member("barriers", static_cast<double>(r.barriers) * scale) +
-          member("flops", static_cast<double>(simt_flops) * scale) +
+          member("barriers", static_cast<double>(r.barriers) * scale);
+#if defined(SIMT_COUNT_FLOPS)
+  line += member("flops", static_cast<double>(simt_flops) * scale) +
           member("issued", static_cast<double>(simt_issued) * scale) +
           member("issued64", static_cast<double>(simt_issued64) * scale);
+#endif
   write_line(line + "}");
   delete recorder;
   recorder = nullptr;

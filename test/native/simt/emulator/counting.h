@@ -13,10 +13,10 @@
 // if different words are in the same bank. What the lanes ask for is counted once if they ask for the same. What a GPU
 // reads from its memory is between what it must (each sector once, the "distinct" bytes) and the sum over all accesses.
 //
-// FLOPs are the additions, subtractions, multiplications and divisions that are left when the compiler has optimized,
-// and one for a function of the C library. Of them, the "issued" in float32 and in float64: a product and the sum that
-// needs it are one, as on a GPU. Where that has an instruction for what formulas.h computes step by step, such as e^x,
-// it issues fewer.
+// If GCC has the headers of plugins, arithmetic too. FLOPs are the additions, subtractions, multiplications and
+// divisions that are left when the compiler has optimized, and one for a function of the C library. Of them, the
+// "issued" in float32 and in float64: a product and the sum that needs it are one, as on a GPU. Where that has an
+// instruction for what formulas.h computes step by step, such as e^x, it issues fewer.
 namespace simt {
 
 #if defined(SIMT_COUNT)
