@@ -13,37 +13,41 @@ struct Squares {
   double scale;
 };
 
-template <class T, int N>
-__device__ static double sum_of_squares(const Vector<T, N>& values, double scale) {
-  double sum = 0;
-  for (int c = 0; c < N; ++c) {
-    const double value = static_cast<double>(values[c]) * scale;
-    sum += value * value;
+// Σ (scale · x)² of one thread, as exact as in double. Floats are squared and added in float32, with what that loses,
+// unless what is lost could be too small for one or the sum too large: on most GPUs that is much faster.
+template <class T>
+class SumOfSquares {
+ public:
+  __device__ void add(T x, double scale) {
+    if constexpr (sizeof(T) == 4) {
+      const T square = __fmul_rn(x, x);
+      if (square > 1e-30f && square < 1e30f) {
+        floats_.add(square);
+        return floats_.add(fmaf(x, x, -square));
+      }
+    }
+    if (x == T(0)) return;
+    const double value = static_cast<double>(x) * scale;
+    doubles_ += value * value;
   }
-  return sum;
-}
+  __device__ double total(double scale) const { return doubles_ + floats_.total() * scale * scale; }
 
-// In float32, whose arithmetic is much faster on most GPUs, unless squares may have overflowed or lost digits.
-template <int N>
-__device__ static double sum_of_squares(const Vector<float, N>& values, double scale) {
-  float sum = 0;
-  bool zeros = true;
-  for (int c = 0; c < N; ++c) sum += values[c] * values[c], zeros = zeros && values[c] == 0;
-  if (zeros) return 0;
-  if (sum > 1e-30f && sum < INFINITY) return static_cast<double>(sum) * scale * scale;
-  return sum_of_squares<float>(values, scale);
-}
+ private:
+  LaneSum<T> floats_;
+  double doubles_ = 0;
+};
 
 template <class T>
 __global__ void __launch_bounds__(kBlock)
     sum_squares_kernel(const __grid_constant__ Items<Squares<T>> items, double* partial) {
   items.for_chunks([&](const Squares<T>& squares, int64_t chunk, int64_t begin, int64_t end) {
-    double sum = 0;
+    SumOfSquares<T> mine;
     for_elements<vector_width<T>>(begin, end, squares.aligned, [&](auto width, int64_t i) {
       constexpr int N = decltype(width)::value;
-      sum += sum_of_squares(load<N>(squares.x + i), squares.scale);
+      const Vector<T, N> values = load<N>(squares.x + i);
+      for (int c = 0; c < N; ++c) mine.add(values[c], squares.scale);
     });
-    sum = block_reduce(sum, Sum{}, 0.0);
+    const double sum = block_reduce(mine.total(squares.scale), Sum{}, 0.0);
     if (threadIdx.x == 0) partial[chunk] = sum;
   });
 }

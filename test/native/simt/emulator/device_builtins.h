@@ -102,6 +102,11 @@ inline int __popc(unsigned x) {
   return __builtin_popcount(x);
 }
 
+// A product that is rounded before anything is added to it.
+inline float __fmul_rn(float a, float b) {
+  return a * b;
+}
+
 // A store of 64 or 128 bits, of values that need not be floats.
 template <class T>
 void __stwb(T* address, T value) {
