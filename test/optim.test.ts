@@ -182,7 +182,7 @@ test.each([1e30, 1, 1e-22, 1e-38])('a norm of float32 numbers near %s', (size) =
   const list = Float32Array.from({ length: 1027 }, (_, i) => size * (1 + (i % 7)))
   const parameter = new Parameter(randn([list.length]))
   parameter.grad = tensor(list, [list.length])
-  expect(clipGradNorm([parameter], Number.MAX_VALUE) / Math.hypot(...list)).toBeCloseTo(1, 6)
+  expect(clipGradNorm([parameter], Number.MAX_VALUE) / Math.hypot(...list)).toBeCloseTo(1, 12)
 })
 
 test('without waiting, clipGradNorm does the same and returns a tensor', () =>

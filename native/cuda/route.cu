@@ -2,11 +2,11 @@
 #include "cuda/route_choice.cuh"
 #include "cuda/route_logits.cuh"
 
-// Three kernels: choose (a warp per token, a block per tile of tokens), which computes the logits x · wᵀ of few
-// experts, of more a GEMM does before; count what comes before a tile, find the slots within a tile, beside which a
-// block adds up the losses. Sums go over tiles, whose size depends on the shapes alone. If slots are not in token
-// order, tiles are counted again in the order of the slots; with no token left behind, for each choice k, since it
-// depends on the slots of those before it.
+// Three kernels: choose (a warp per token, a block per tile of tokens), count what comes before a tile, find the slots
+// within a tile, beside which a block adds up the losses. The logits x · wᵀ of few experts are computed by the first,
+// those of more by a GEMM before it. Sums go over tiles, whose size depends on the shapes alone. If slots are not in
+// token order, tiles are counted again in the order of the slots; with no token left behind, for each choice k, since
+// it depends on the slots of those before it.
 namespace st_moe::cuda {
 
 constexpr int kMaxTile = 1024;
@@ -70,8 +70,10 @@ __global__ void __launch_bounds__(kChooseThreads<N>, kChooseBlocks<N>)
     choose_kernel(Router<T> r, LogitInputs<T> inputs) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   __shared__ __align__(16) T weights[N > 0 ? kFewWeights / sizeof(T) : 1];
-  if constexpr (N > 0) load_weights<N>(inputs, weights);
-  __syncthreads();
+  if constexpr (N > 0) {
+    load_weights<N>(inputs, weights);
+    __syncthreads();
+  }
   for (int64_t work = blockIdx.x; work < r.B * r.tiles; work += gridDim.x) {
     const int64_t end = r.end(work);
     if constexpr (N > 0) {

@@ -17,6 +17,10 @@
 // divisions that are left when the compiler has optimized, and one for a function of the C library. Of them, the
 // "issued" in float32 and in float64: a product and the sum that needs it are one, as on a GPU. Where that has an
 // instruction for what formulas.h computes step by step, such as e^x, it issues fewer.
+//
+// A large launch runs only some of its blocks, spread over the grid, until SIMT_ENOUGH accesses, and the numbers are
+// scaled; a large GEMM, copy or fill does not run at all. So sizes can be counted that would take days: memory that
+// nothing touches takes no space.
 namespace simt {
 
 #if defined(SIMT_COUNT)
