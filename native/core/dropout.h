@@ -15,10 +15,12 @@ struct DropoutNumbers {
   static DropoutNumbers of(double p) {
     return {static_cast<T>(1.0 / (1.0 - p)), static_cast<uint32_t>(std::ceil(p * 0x1p24))};
   }
-  ST_MOE_HOST_DEVICE T operator()(T x, uint32_t word) const {
+  ST_MOE_HOST_DEVICE bool keeps(uint32_t word) const { return word >> 8 >= threshold; }
+  ST_MOE_HOST_DEVICE T of(T x, bool kept) const {
     const T scaled = x * factor;  // outside the selection, else a loop has a branch
-    return word >> 8 >= threshold ? scaled : T(0);
+    return kept ? scaled : T(0);
   }
+  ST_MOE_HOST_DEVICE T operator()(T x, uint32_t word) const { return of(x, keeps(word)); }
 };
 
 }  // namespace st_moe

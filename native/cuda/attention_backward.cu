@@ -52,68 +52,64 @@ __global__ void __launch_bounds__(kBlock, 2)
   constexpr int M = Tile<T>::micro, size = Tile<T>::size;
   __shared__ TileMemory<T> memory;
   const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
-  for (int64_t i = blockIdx.x; i < grid.count(); i += gridDim.x) {
-    const TileTask task = grid.task(i, kColumns);
-    const int64_t b = task.b, first_head = task.h * shape.group, end_head = first_head + shape.group;
-    T* part = dq + task.tile * shape.B * shape.Nq * shape.width;
-    TileSums<T, kColumns> dk_sums, dv_sums;
+  const TileTask task = grid.task(blockIdx.x, kColumns);
+  const int64_t b = task.b, first_head = task.h * shape.group, end_head = first_head + shape.group;
+  T* part = dq + task.tile * shape.B * shape.Nq * shape.width;
+  TileSums<T, kColumns> dk_sums, dv_sums;
+  dk_sums.clear();
+  const int64_t unseen = shape.Nk > 0 ? min_of(shape.first_query(task.tile * size), shape.Nq) / size * size : shape.Nq;
+  for (int64_t h = first_head; h < end_head; ++h)
+    for (int64_t first = 0; first < unseen; first += size)
+      dk_sums.template store<N>(part + shape.query_offset(b, h) + first * shape.width, shape.width, shape.Nq - first,
+                                task.first_column, shape.d);
+  for (int64_t first_key = task.tile * size; first_key < shape.Nk; first_key += grid.tiles() * size) {
+    const HeadRows<T> keys = shape.keys(in.k, b, task.h).from(first_key);
+    const HeadRows<T> values = shape.keys(in.v, b, task.h).from(first_key);
     dk_sums.clear();
-    const int64_t unseen =
-        shape.Nk > 0 ? min_of(shape.first_query(task.tile * size), shape.Nq) / size * size : shape.Nq;
+    dv_sums.clear();
     for (int64_t h = first_head; h < end_head; ++h)
-      for (int64_t first = 0; first < unseen; first += size)
-        dk_sums.template store<N>(part + shape.query_offset(b, h) + first * shape.width, shape.width, shape.Nq - first,
-                                  task.first_column, shape.d);
-    for (int64_t first_key = task.tile * size; first_key < shape.Nk; first_key += grid.tiles() * size) {
-      const HeadRows<T> keys = shape.keys(in.k, b, task.h).from(first_key);
-      const HeadRows<T> values = shape.keys(in.v, b, task.h).from(first_key);
-      dk_sums.clear();
-      dv_sums.clear();
-      bool shown[M];
-      for (int r = 0; r < M; ++r) shown[r] = shape.shows(b, first_key + ty * M + r);
-      for (int64_t h = first_head; h < end_head; ++h)
-        for (int64_t first = shape.first_query(first_key) / size * size; first < shape.Nq; first += size) {
-          const Seen seen = shape.seen(first, first_key, size);
-          const bool whole = seen.diagonal >= size - 1;
-          const auto query_of_key = [&](int key, int query) { return seen(query, key); };
-          const HeadRows<T> queries = shape.queries(in.q, b, h).from(first);
-          const HeadRows<T> gradients = shape.queries(in.dy, b, h).from(first);
-          const int64_t row = (b * shape.heads + h) * shape.Nq + first;
-          T s[M][M];
-          tile_products<N>(keys, queries, memory, s);
-          for (int c = 0; c < M; ++c) {
-            const int query = tx + c * kSide;
-            const T lse = query < seen.queries ? in.lse[row + query] : T(0);
-            for (int r = 0; r < M; ++r)
-              memory.scores[ty * M + r][query] =
-                  seen(query, ty * M + r) && shown[r] ? exp_of(s[r][c] * in.factor - lse) : T(0);
-          }
-          dv_sums.template add<N>(memory, gradients, task.first_column, whole, query_of_key);
-          tile_products<N>(values, gradients, memory, s);
-          for (int c = 0; c < M; ++c) {
-            const int query = tx + c * kSide;
-            const T delta = query < seen.queries ? in.delta[row + query] : T(0);
-            for (int r = 0; r < M; ++r) {
-              T& score = memory.scores[ty * M + r][query];
-              score = seen(query, ty * M + r) && shown[r] ? score * (s[r][c] - delta) * in.factor : T(0);
-            }
-          }
-          dk_sums.template add<N>(memory, queries, task.first_column, whole, query_of_key);
-          T* out = part + shape.query_offset(b, h) + first * shape.width;
-          for (int64_t column = task.first_column; column < min_of(shape.d, task.first_column + kColumns);
-               column += size) {
-            TileSums<T, size> sums;
-            sums.clear();
-            if (first_key >= grid.tiles() * size)
-              sums.template load<N>(out, shape.width, queries.count, column, shape.d);
-            sums.template add<N, true>(memory, keys, column, whole, seen);
-            sums.template store<N>(out, shape.width, queries.count, column, shape.d);
+      for (int64_t first = shape.first_query(first_key) / size * size; first < shape.Nq; first += size) {
+        const Seen seen = shape.seen(first, first_key, size);
+        const bool whole = seen.diagonal >= size - 1;
+        const auto query_of_key = [&](int key, int query) { return seen(query, key); };
+        const HeadRows<T> queries = shape.queries(in.q, b, h).from(first);
+        const HeadRows<T> gradients = shape.queries(in.dy, b, h).from(first);
+        const int64_t row = (b * shape.heads + h) * shape.Nq + first;
+        bool shown[M];
+        for (int r = 0; r < M; ++r) shown[r] = shape.shows(b, first_key + ty * M + r);
+        T s[M][M];
+        tile_products<N>(keys, queries, memory, s);
+        for (int c = 0; c < M; ++c) {
+          const int query = tx + c * kSide;
+          const T lse = query < seen.queries ? in.lse[row + query] : T(0);
+          for (int r = 0; r < M; ++r)
+            memory.scores[ty * M + r][query] =
+                seen(query, ty * M + r) && shown[r] ? exp_of(s[r][c] * in.factor - lse) : T(0);
+        }
+        dv_sums.template add<N>(memory, gradients, task.first_column, whole, query_of_key);
+        tile_products<N>(values, gradients, memory, s);
+        for (int c = 0; c < M; ++c) {
+          const int query = tx + c * kSide;
+          const T delta = query < seen.queries ? in.delta[row + query] : T(0);
+          for (int r = 0; r < M; ++r) {
+            T& score = memory.scores[ty * M + r][query];
+            score = seen(query, ty * M + r) && shown[r] ? score * (s[r][c] - delta) * in.factor : T(0);
           }
         }
-      const int64_t at = shape.key_offset(b, task.h) + first_key * shape.kv_width;
-      dk_sums.template store<N>(dk + at, shape.kv_width, keys.count, task.first_column, shape.d);
-      dv_sums.template store<N>(dv + at, shape.kv_width, keys.count, task.first_column, shape.d);
-    }
+        dk_sums.template add<N>(memory, queries, task.first_column, whole, query_of_key);
+        T* out = part + shape.query_offset(b, h) + first * shape.width;
+        for (int64_t column = task.first_column; column < min_of(shape.d, task.first_column + kColumns);
+             column += size) {
+          TileSums<T, size> sums;
+          sums.clear();
+          if (first_key >= grid.tiles() * size) sums.template load<N>(out, shape.width, queries.count, column, shape.d);
+          sums.template add<N, true>(memory, keys, column, whole, seen);
+          sums.template store<N>(out, shape.width, queries.count, column, shape.d);
+        }
+      }
+    const int64_t at = shape.key_offset(b, task.h) + first_key * shape.kv_width;
+    dk_sums.template store<N>(dk + at, shape.kv_width, keys.count, task.first_column, shape.d);
+    dv_sums.template store<N>(dv + at, shape.kv_width, keys.count, task.first_column, shape.d);
   }
 }
 
@@ -143,11 +139,11 @@ static void attention_gradients(const Context& ctx, const AttentionShape& shape,
   const int64_t blocks = max_of(1, shape.B * shape.kv_heads * groups);
   const int64_t count = tiles > kFewTiles ? max_of(1, min_of(min_of(tiles, kMaxParts), kEnoughBlocks / blocks)) : 1;
   const TaskGrid grid(shape.B, shape.kv_heads, count, groups);
-  if (grid.count() == 0) return;
+  if (grid.blocks() == 0) return;
   const Scratch<T> delta(ctx, rows), parts(ctx, count > 1 ? count * queries : 0);
   for_rows(ctx, rows, shape.d, AttentionDelta<T, N>{in.dy, y, delta.get(), shape.Nq, shape.heads, shape.d});
   in.delta = delta.get();
-  launch(ctx, attention_backward_kernel<T, kColumns, N>, grid_for(grid.count(), 1), kBlock, 0, shape, grid, in,
+  launch(ctx, attention_backward_kernel<T, kColumns, N>, grid.blocks(), kBlock, 0, shape, grid, in,
          count > 1 ? parts.get() : dq, dk, dv);
   if (count > 1) for_vectors<vector_width<T>>(ctx, queries, N > 1, SumParts<T>{parts.get(), dq, queries, count});
 }

@@ -78,7 +78,7 @@ struct TileTask {
   int64_t b, h, tile, first_column;
 };
 
-// Fewer tasks than 2^31: memory does not hold the rows of more.
+// A block of threads per task. Fewer tasks than 2^31: memory does not hold the rows of more.
 class TaskGrid {
  public:
   TaskGrid(int64_t sequences, int64_t heads, int64_t tiles, int64_t groups)
@@ -90,11 +90,11 @@ class TaskGrid {
         by_tiles_(tiles),
         by_groups_(groups) {}
 
-  __host__ __device__ int64_t count() const { return count_; }
-  __host__ __device__ int64_t tiles() const { return tiles_; }
+  unsigned blocks() const { return static_cast<unsigned>(count_); }
+  __device__ int64_t tiles() const { return tiles_; }
   // Neighbors share a head. The last tiles of a causal head see the most keys, so they run first.
-  __device__ TileTask task(int64_t i, int group_columns) const {
-    const uint32_t tile = by_groups_.quotient(static_cast<uint32_t>(i)), head = by_tiles_.quotient(tile);
+  __device__ TileTask task(uint32_t i, int group_columns) const {
+    const uint32_t tile = by_groups_.quotient(i), head = by_tiles_.quotient(tile);
     const uint32_t b = by_heads_.quotient(head);
     return {b, head - b * heads_, tiles_ - 1 - (tile - head * tiles_), (i - tile * groups_) * group_columns};
   }

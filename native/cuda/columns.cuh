@@ -101,25 +101,23 @@ void sum_columns(const Context& ctx, int64_t batch, int64_t rows, int64_t column
 // Rows by groups, and then their columns by threads, while they are in the cache of the block. partial [N, chunks,
 // columns].
 template <int kThreads, class T, int N, class F, class Row>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, half_resident(kBlock))
     rows_and_columns_kernel(int64_t rows, int64_t columns, int64_t chunk_rows, F term, double* partial, Row row) {
-  constexpr int kGroups = kBlock / kThreads;
-  const int64_t chunks = ceil_div(rows, chunk_rows);
-  for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
-    const int64_t begin = chunk * chunk_rows, end = min_of(rows, begin + chunk_rows);
-    for (int64_t t = begin + threadIdx.x / kThreads; t < end; t += kGroups) row(t, RowGroup<kThreads>{});
-    __syncthreads();
-    for (int64_t column = threadIdx.x; column < columns; column += kBlock) {
-      LaneSum<T> sum[N];
+  const int64_t begin = blockIdx.x * chunk_rows, end = min_of(rows, begin + chunk_rows);
+#pragma unroll 1
+  for (int64_t t = begin + threadIdx.x / kThreads; t < end; t += kBlock / kThreads) row(t, RowGroup<kThreads>{});
+  __syncthreads();
+#pragma unroll 1
+  for (int64_t column = threadIdx.x; column < columns; column += kBlock) {
+    LaneSum<T> sum[N];
 #pragma unroll 4
-      for (int64_t t = begin; t < end; ++t) {
-        const ColumnTerms<T, N> terms = term(t, column);
+    for (int64_t t = begin; t < end; ++t) {
+      const ColumnTerms<T, N> terms = term(t, column);
 #pragma unroll
-        for (int n = 0; n < N; ++n) sum[n].add(terms.value[n]);
-      }
-#pragma unroll
-      for (int n = 0; n < N; ++n) partial[(n * chunks + chunk) * columns + column] = sum[n].total();
+      for (int n = 0; n < N; ++n) sum[n].add(terms.value[n]);
     }
+#pragma unroll
+    for (int64_t n = 0; n < N; ++n) partial[(n * gridDim.x + blockIdx.x) * columns + column] = sum[n].total();
   }
 }
 
@@ -129,8 +127,8 @@ void sum_columns_of_rows(const Context& ctx, int64_t rows, int64_t columns, Row 
   const int64_t chunk_rows = max_of(kPassRows, ceil_div(rows, kPassChunks)), chunks = ceil_div(rows, chunk_rows);
   const Scratch<double> partial(ctx, N * chunks * columns);
   const auto pass = [&](auto threads) {
-    launch(ctx, rows_and_columns_kernel<decltype(threads)::value, T, N, F, Row>, grid_for(chunks, 1), kBlock, 0, rows,
-           columns, chunk_rows, term, partial.get(), row);
+    launch(ctx, rows_and_columns_kernel<decltype(threads)::value, T, N, F, Row>, static_cast<unsigned>(chunks), kBlock,
+           0, rows, columns, chunk_rows, term, partial.get(), row);
   };
   if (rows > 0 && columns <= kWarpWidth) pass(std::integral_constant<int, kWarp>{});
   if (rows > 0 && columns > kWarpWidth) pass(std::integral_constant<int, kBlock>{});

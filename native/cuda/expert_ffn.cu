@@ -20,11 +20,10 @@ struct Hidden {
   Stored<O>* h;
   HiddenColumns columns;
   RowBlocks<kBlockRows> row_blocks;
-  int64_t strips;
 
   // Values c to c + N of a lane, in columns from j on.
   template <Activation activation, int N, class Biases>
-  __device__ Vector<Stored<O>, N> activated(int64_t row, int64_t j, const Biases& biases, int lane, int c,
+  __device__ Vector<Stored<O>, N> activated(uint32_t row, int j, const Biases& biases, int lane, int c,
                                             const Stored<O>* gate) const {
     const Vector<Stored<O>, N> v = load<N>(a + row * columns.a_width + j);
     const Vector<T, N> value_bias = biases.value(lane, c);
@@ -37,9 +36,9 @@ struct Hidden {
     } else {
       for (int i = 0; i < N; ++i) values[i] = activate<activation>(O::load(v[i]) + value_bias[i], numbers).value;
     }
-    const Vector<uint32_t, N> words = dropout.template words<N>(dropout.active ? plan.assignment_of(row) : 0, j);
+    const uint32_t kept = dropout.template kept<N>(dropout.active ? plan.assignment_of(row) : 0, j);
     Vector<Stored<O>, N> out;
-    for (int i = 0; i < N; ++i) out[i] = O::store(j + i < columns.H ? dropout(values[i], words[i]) : T(0));
+    for (int i = 0; i < N; ++i) out[i] = O::store(j + i < columns.H ? dropout(values[i], kept, i) : T(0));
     return out;
   }
 };
@@ -47,27 +46,26 @@ struct Hidden {
 // A strip of columns of a block of rows by a block, whose warps take the rows in turn.
 template <class T, class O, Activation activation, int N>
 __global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? half_resident(kWarpBlock) : 1)
-    activate_kernel(Hidden<T, O> p, int64_t blocks) {
+    activate_kernel(Hidden<T, O> p) {
   __shared__ StripBiases<T, N, kLaneColumns> biases;
   using Columns = Strip<N, kLaneColumns>;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  for (int64_t work = blockIdx.x; work < blocks; work += gridDim.x) {
-    const int64_t block = work / p.strips, first = work % p.strips * Columns::size;
-    const auto [expert, begin, end] = p.row_blocks.at(block);
-    __syncthreads();  // the biases of the last strip are no longer read
-    biases.template fill<is_gated(activation)>(p.b1, p.mult_bias, expert, first, p.columns.H);
-    __syncthreads();
+  const int block = p.row_blocks.block(), first = p.row_blocks.strip() * Columns::size;
+  if (block >= p.row_blocks.count()) return;
+  const auto rows = p.row_blocks.at(block);
+  if (rows.begin >= rows.end) return;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, left = static_cast<int>(p.columns.filled) - first;
+  biases.template fill<is_gated(activation)>(p.b1, p.mult_bias, rows.group, first, p.columns.H);
+  __syncthreads();
+  const uint32_t end = static_cast<uint32_t>(rows.end);
 #pragma unroll 1
-    for (int64_t row = begin + warp; row < end; row += kStripWarps) {
-      Stored<O> gates[kLaneColumns];
-      if constexpr (is_gated(activation))
-        StripGates<N, kLaneColumns>::load(p.a + row * p.columns.a_width + p.columns.gate + first,
-                                          p.columns.filled - first, lane, gates);
+  for (uint32_t row = static_cast<uint32_t>(rows.begin) + warp; row < end; row += kStripWarps) {
+    Stored<O> gates[kLaneColumns];
+    if constexpr (is_gated(activation))
+      StripGates<N, kLaneColumns>::load(p.a + row * p.columns.a_width + p.columns.gate + first, left, lane, gates);
 #pragma unroll
-      for (int c = 0; c < kLaneColumns; c += N)
-        if (const int64_t j = first + Columns::column(lane, c); j < p.columns.filled)
-          store(p.h + row * p.columns.width + j, p.template activated<activation, N>(row, j, biases, lane, c, gates));
-    }
+    for (int c = 0; c < kLaneColumns; c += N)
+      if (const int j = first + Columns::column(lane, c); j < p.columns.filled)
+        store(p.h + row * p.columns.width + j, p.template activated<activation, N>(row, j, biases, lane, c, gates));
   }
 }
 
@@ -103,14 +101,13 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
                               rows.plan,
                               h.get(),
                               columns,
-                              RowBlocks<kBlockRows>(rows.groups),
-                              ceil_div(columns.filled, kLaneColumns * kWarp)};
-    const int64_t blocks = hidden.row_blocks.count() * hidden.strips;
+                              RowBlocks<kBlockRows>(rows.groups)};
+    const int64_t strips = ceil_div(columns.filled, kLaneColumns * kWarp);
     dispatch_activation(args.activation, [&](auto tag) {
       dispatch_width<vector_width<Stored<O>>, 2>(columns.filled, aligned(a), [&](auto n) {
-        if (blocks > 0)
-          launch(ctx, activate_kernel<T, O, decltype(tag)::value, n>, grid_for(blocks, 1), kWarpBlock, 0, hidden,
-                 blocks);
+        if (strips > 0)
+          launch(ctx, activate_kernel<T, O, decltype(tag)::value, n>, hidden.row_blocks.grid(strips), kWarpBlock, 0,
+                 hidden);
       });
     });
   }

@@ -35,7 +35,7 @@ struct ExpertGradient {
   RowBlocks<kSumRows> row_blocks;
   HiddenColumns hidden;
   int64_t D, out;                // out: columns of dy
-  int64_t strips, all_strips;    // of hidden columns; with those of dy
+  int strips;                    // of hidden columns; after them come those of dy
   int64_t width, out_width;      // columns of x_rows, of g
   int64_t P, biases, sum_width;  // entries of b1 of one expert; and of mult_bias; and of b2
   bool straight_through;
@@ -79,27 +79,27 @@ struct StripSums {
 
 // A row of a strip that starts at column `first`, by a warp. Returns the lane's part of dweight.
 template <Activation activation, int N, class T, class O>
-__device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row,
-                               const StripBiases<T, N, kLaneColumns>& biases, int64_t first, int lane,
-                               StripSums<T>& sums) {
+__device__ static T hidden_row(const ExpertGradient<T, O>& p, uint32_t row,
+                               const StripBiases<T, N, kLaneColumns>& biases, int first, int lane, StripSums<T>& sums) {
   const HiddenColumns& at = p.hidden;
   const int64_t assignment = p.plan.assignment_of(row);
   const T w = assignment < 0 ? T(0) : p.weight_of(assignment);
   T dot = 0;
-  const int64_t first_gate = row * at.a_width + at.gate + first, left = at.filled - first;
+  const int64_t first_gate = row * at.a_width + at.gate + first;
+  const int left = static_cast<int>(at.filled) - first;
   Stored<O> gates[kLaneColumns]{};
   if constexpr (is_gated(activation))
     if (assignment >= 0) StripGates<N, kLaneColumns>::load(p.a + first_gate, left, lane, gates);
 #pragma unroll
   for (int k = 0; k < kLaneColumns; k += N) {
-    const int64_t j = first + Strip<N, kLaneColumns>::column(lane, k);
+    const int j = first + Strip<N, kLaneColumns>::column(lane, k);
     if (j >= at.filled) continue;
     const int64_t in_h = row * at.width + j, in_a = row * at.a_width + j;
     Vector<Stored<O>, N> out{}, out_value{};
     if (assignment >= 0) {
-      const Vector<uint32_t, N> words = p.dropout.template words<N>(assignment, j);
+      const uint32_t kept = p.dropout.template kept<N>(assignment, j);
       Vector<T, N> q = load<N>(p.q + in_h);
-      for (int c = 0; c < N; ++c) q[c] = p.dropout(q[c], words[c]);
+      for (int c = 0; c < N; ++c) q[c] = p.dropout(q[c], kept, c);
       const Vector<T, N> value_bias = biases.value(lane, k);
       const Vector<Stored<O>, N> a = load<N>(p.a + in_a);
       const auto stored = [&](int c, T value) { return O::store(j + c < at.H ? value : T(0)); };
@@ -114,7 +114,7 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row,
           T product = h * q[c];
           if (p.straight_through) product += av * dv + ag * dg;
           dot += product;
-          out[c] = stored(c, p.dropout(w * h, words[c])), out_value[c] = stored(c, dv), gates[k + c] = stored(c, dg);
+          out[c] = stored(c, p.dropout(w * h, kept, c)), out_value[c] = stored(c, dv), gates[k + c] = stored(c, dg);
           sums.value[k + c] += dv;
           sums.gate[k + c] += dg;
           sums.mult_bias[k + c] += dh * plain;
@@ -127,7 +127,7 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row,
           T product = f.value * q[c];
           if (p.straight_through) product += av * dv;
           dot += product;
-          out[c] = stored(c, p.dropout(w * f.value, words[c])), out_value[c] = stored(c, dv);
+          out[c] = stored(c, p.dropout(w * f.value, kept, c)), out_value[c] = stored(c, dv);
           sums.value[k + c] += dv;
         }
       }
@@ -140,7 +140,7 @@ __device__ static T hidden_row(const ExpertGradient<T, O>& p, int64_t row,
 
 // The same of columns of dy: parts of db2 = Σ w · dy.
 template <class T, class O>
-__device__ static void output_row(const ExpertGradient<T, O>& p, int64_t row, int64_t first, int lane, T* sums) {
+__device__ static void output_row(const ExpertGradient<T, O>& p, uint32_t row, int first, int lane, T* sums) {
   const int64_t assignment = p.plan.assignment_of(row);
   if (assignment < 0) return;
   const T w = p.weight_of(assignment), *dy = p.dy + p.plan.token_of(assignment) * p.out;
@@ -149,49 +149,62 @@ __device__ static void output_row(const ExpertGradient<T, O>& p, int64_t row, in
     if (const int64_t j = first + Strip<1, kLaneColumns>::column(lane, c); j < p.out) sums[c] += w * dy[j];
 }
 
+// Σ of what the warps of a block have in a strip from column `first` on, N columns at a time per lane: `parts` vectors
+// of `columns` values.
+template <int N, int parts, class T>
+__device__ static void write_sums(T (&partial)[kStripWarps][parts * kStrip], const StripSums<T>& sums, int64_t first,
+                                  int64_t columns, T* to) {
+  static_assert(kStrip == kWarpBlock);  // a column per thread
+  const int lane = threadIdx.x % kWarp;
+  for (int c = 0; c < kLaneColumns; ++c) {
+    T* of_warp = partial[threadIdx.x / kWarp] + Strip<N, kLaneColumns>::column(lane, c);
+    of_warp[0] = sums.value[c];
+    if constexpr (parts == 3) of_warp[kStrip] = sums.gate[c], of_warp[2 * kStrip] = sums.mult_bias[c];
+  }
+  __syncthreads();
+  const int64_t j = first + threadIdx.x;
+  if (j >= columns) return;
+#pragma unroll 1
+  for (int part = 0; part < parts; ++part) {
+    T total = 0;
+    for (int w = 0; w < kStripWarps; ++w) total += partial[w][part * kStrip + threadIdx.x];
+    to[part * columns + j] = total;
+  }
+}
+
 // A strip of hidden columns, or of columns of dy, by a block of rows. Warps take the rows in turn; their column sums
 // are added in order.
 template <class T, class O, Activation activation, int N>
 __global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? half_resident(kWarpBlock) : 1)
-    hidden_kernel(ExpertGradient<T, O> p, int64_t blocks) {
+    hidden_kernel(ExpertGradient<T, O> p) {
   constexpr int parts = is_gated(activation) ? 3 : 1;
-  __shared__ T partial[kStripWarps][parts * kStrip];
-  __shared__ StripBiases<T, N, kLaneColumns> biases;
+  const int block = p.row_blocks.block(), strip = p.row_blocks.strip();
+  if (block >= p.row_blocks.count()) return;
+  const auto rows = p.row_blocks.at(block);
+  if (rows.begin >= rows.end) return;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  for (int64_t work = blockIdx.x; work < blocks; work += gridDim.x) {
-    const int64_t block = work / p.all_strips, strip = work % p.all_strips;
-    const auto [expert, begin, end] = p.row_blocks.at(block);
-    const bool is_hidden = strip < p.strips;
-    const int64_t first = (is_hidden ? strip : strip - p.strips) * kStrip;
-    if (is_hidden) biases.template fill<is_gated(activation)>(p.b1, p.mult_bias, expert, first, p.hidden.H);
+  const uint32_t begin = static_cast<uint32_t>(rows.begin) + warp, end = static_cast<uint32_t>(rows.end);
+  StripSums<T> sums{};
+  if (strip < p.strips) {
+    __shared__ T partial[kStripWarps][parts * kStrip];
+    __shared__ StripBiases<T, N, kLaneColumns> biases;
+    const int first = strip * kStrip;
+    biases.template fill<is_gated(activation)>(p.b1, p.mult_bias, rows.group, first, p.hidden.H);
     __syncthreads();
-    StripSums<T> sums{};
-    for (int64_t row = begin + warp; row < end; row += kStripWarps) {
-      if (!is_hidden) {
-        output_row(p, row, first, lane, sums.value);
-        continue;
-      }
+#pragma unroll 1
+    for (uint32_t row = begin; row < end; row += kStripWarps) {
       T dot = hidden_row<activation, N>(p, row, biases, first, lane, sums);
       if (!p.dots) continue;
       dot = warp_reduce(dot, Sum{});
-      if (lane == 0) p.dots[row * (p.strips + 1) + strip] = dot;
+      if (lane == 0) p.dots[row * (p.strips + int64_t{1}) + strip] = dot;
     }
-    for (int c = 0; p.sums && c < kLaneColumns; ++c) {
-      T* to = partial[warp] +
-              (is_hidden ? Strip<N, kLaneColumns>::column(lane, c) : Strip<1, kLaneColumns>::column(lane, c));
-      to[0] = sums.value[c];
-      if constexpr (is_gated(activation)) to[kStrip] = sums.gate[c], to[2 * kStrip] = sums.mult_bias[c];
-    }
-    __syncthreads();  // the biases are no longer read either
-    if (!p.sums) continue;
-    T* to = p.sums + block * p.sum_width + (is_hidden ? 0 : p.biases);
-    const int64_t columns = is_hidden ? p.hidden.H : p.out;
-    for (int i = threadIdx.x; i < (is_hidden ? parts : 1) * kStrip; i += kWarpBlock) {
-      const int64_t j = first + i % kStrip;
-      T total = 0;
-      for (int w = 0; w < kStripWarps; ++w) total += partial[w][i];
-      if (j < columns) to[i / kStrip * columns + j] = total;
-    }
+    if (p.sums) write_sums<N, parts>(partial, sums, first, p.hidden.H, p.sums + block * p.sum_width);
+  } else {
+    __shared__ T partial[kStripWarps][kStrip];
+    const int first = (strip - p.strips) * kStrip;
+#pragma unroll 1
+    for (uint32_t row = begin; row < end; row += kStripWarps) output_row(p, row, first, lane, sums.value);
+    if (p.sums) write_sums<1, 1>(partial, sums, first, p.out, p.sums + block * p.sum_width + p.biases);
   }
 }
 
@@ -260,7 +273,7 @@ static ExpertGradient<T, O> gradient_of(const Context& ctx, const ExpertFfnBackw
   p.b1 = {values(args.b1), p.P}, p.mult_bias = {values(args.mult_bias), args.H}, p.b2 = {values(args.b2), args.O};
   p.sum_width = p.biases + args.O;
   p.width = padded<O>(args.D), p.out_width = padded<O>(args.O);
-  p.strips = ceil_div(p.hidden.filled, kStrip), p.straight_through = args.straight_through;
+  p.strips = static_cast<int>(ceil_div(p.hidden.filled, kStrip)), p.straight_through = args.straight_through;
   return p;
 }
 
@@ -298,12 +311,11 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   fill_operands(ctx, w1.fill(), w2.fill());
   w1.filled(), w2.filled();
   of_rows(dy_rows, w2.get(), q.get(), hidden.width, w2.get().columns);
-  p.all_strips = p.strips + (args.db2 ? ceil_div(p.out, kStrip) : 0);
-  const int64_t blocks = p.row_blocks.count() * p.all_strips;
+  const int64_t all_strips = p.strips + (args.db2 ? ceil_div(p.out, kStrip) : 0);
   dispatch_activation(args.activation, [&](auto tag) {
-    if (blocks > 0)
+    if (count > 0 && all_strips > 0)
       dispatch_width<vector_width<T>, 2>(hidden.filled, aligned(p.a), [&](auto n) {
-        launch(ctx, hidden_kernel<T, O, decltype(tag)::value, n>, grid_for(blocks, 1), kWarpBlock, 0, p, blocks);
+        launch(ctx, hidden_kernel<T, O, decltype(tag)::value, n>, p.row_blocks.grid(all_strips), kWarpBlock, 0, p);
       });
   });
   const FinishSums<T, O> finish_sums{p, static_cast<T*>(args.db1), static_cast<T*>(args.dmult_bias),

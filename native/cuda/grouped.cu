@@ -65,17 +65,16 @@ __device__ static void check_ends(const RowGroups& groups, Stream::ErrorFlag* er
 template <class O, class C>
 __global__ void __launch_bounds__(kBlock, sizeof(Stored<O>) == 8 ? 1 : half_resident(kBlock))
     grouped_rows_kernel(RowBlocks<kTile> tiles, Matrix a, Matrix w, Stored<C>* c, int64_t ldc, int64_t N,
-                        bool transposed, int64_t count, Stream::ErrorFlag* error_flag) {
-  if (blockIdx.x == 0) check_ends(tiles.groups, error_flag);
+                        bool transposed, Stream::ErrorFlag* error_flag) {
+  const int block = tiles.block(), strip = tiles.strip();
+  if (block == 0 && strip == 0) check_ends(tiles.groups, error_flag);
+  if (block >= tiles.count()) return;
+  const auto [g, begin, end] = tiles.at(block);
+  if (begin >= end) return;
   const auto *a_data = static_cast<const Stored<O>*>(a.data), *w_data = static_cast<const Stored<O>*>(w.data);
-  const int64_t column_tiles = ceil_div(N, kTile), K = transposed ? w.columns : w.rows;
-  for (int64_t work = blockIdx.x; work < count * column_tiles; work += gridDim.x) {
-    const auto [g, begin, end] = tiles.at(work / column_tiles);
-    if (begin >= end) continue;
-    const StridedMatrix<O> b{w_data + g * w.rows * w.columns, transposed ? 1 : w.columns, transposed ? w.columns : 1};
-    tile_product<O, C>({a_data + begin * a.columns, a.columns, 1}, b, c + begin * ldc, ldc, end - begin, N, K, 0,
-                       work % column_tiles * kTile);
-  }
+  const StridedMatrix<O> b{w_data + g * w.rows * w.columns, transposed ? 1 : w.columns, transposed ? w.columns : 1};
+  tile_product<O, C>({a_data + begin * a.columns, a.columns, 1}, b, c + begin * ldc, ldc, end - begin, N,
+                     transposed ? w.columns : w.rows, 0, strip * kTile);
 }
 
 // multiply_over_rows. Blocks take (group, row tile, column tile).
@@ -147,8 +146,8 @@ void multiply_rows(const Context& ctx, DType operands, DType result, const RowGr
   const RowBlocks<kTile> tiles(groups);
   dispatch_types(operands, result, [&](auto o, auto out) {
     using C = decltype(out);
-    launch(ctx, grouped_rows_kernel<decltype(o), C>, grid_for(tiles.count() * ceil_div(N, kTile), 1), kBlock, 0, tiles,
-           a, w, static_cast<Stored<C>*>(c), ldc, N, transposed, tiles.count(), stream_of(ctx).error_flag());
+    launch(ctx, grouped_rows_kernel<decltype(o), C>, tiles.grid(ceil_div(N, kTile)), kBlock, 0, tiles, a, w,
+           static_cast<Stored<C>*>(c), ldc, N, transposed, stream_of(ctx).error_flag());
   });
 }
 

@@ -47,14 +47,15 @@ struct HiddenDropout {
   static HiddenDropout of(const Context& ctx, const Args& args) {
     return {sample_of(ctx, args.seed, args.step), DropoutNumbers<T>::of(args.dropout), args.H, args.dropout > 0};
   }
-  // The words of N values of an assignment from column j on.
+  // Of N values of an assignment from column j on: whether value c stays is bit c.
   template <int N>
-  __device__ Vector<uint32_t, N> words(int64_t assignment, int64_t j) const {
-    Vector<uint32_t, N> values{};
-    for (int c = 0; active && c < N; ++c) values[c] = sample.word(static_cast<uint64_t>(assignment * H + j + c));
-    return values;
+  __device__ uint32_t kept(int64_t assignment, int64_t j) const {
+    uint32_t bits = active ? 0 : ~0u;
+    for (int c = 0; active && c < N; ++c)
+      if (numbers.keeps(sample.word(static_cast<uint64_t>(assignment * H + j + c)))) bits |= 1u << c;
+    return bits;
   }
-  __device__ T operator()(T x, uint32_t word) const { return active ? numbers(x, word) : x; }
+  __device__ T operator()(T x, uint32_t kept, int c) const { return numbers.of(x, kept >> c & 1); }
 };
 
 constexpr int kStripWarps = kWarpBlock / kWarp;
@@ -76,7 +77,7 @@ constexpr int kSector = 32;  // bytes
 template <int N, int each>
 struct StripGates {
   template <class T>
-  __device__ static void load(const T* from, int64_t left, int lane, T (&values)[each]) {
+  __device__ static void load(const T* from, int left, int lane, T (&values)[each]) {
     if constexpr (in_place<T>) {
       for (int c = 0; c < each; c += N) {
         if (Columns::column(lane, c) >= left) continue;
@@ -97,7 +98,7 @@ struct StripGates {
   }
 
   template <class T>
-  __device__ static void store(T* to, int64_t left, int lane, const T (&values)[each]) {
+  __device__ static void store(T* to, int left, int lane, const T (&values)[each]) {
     if constexpr (in_place<T>) {
       for (int c = 0; c < each; c += N) {
         Vector<T, N> part;
@@ -140,6 +141,7 @@ class StripBiases {
   __device__ void fill(const ExpertBias<T>& b1, const ExpertBias<T>& mult_bias, int64_t expert, int64_t first,
                        int64_t H) {
     const T *b = b1.of(expert), *mu = mult_bias.of(expert);
+#pragma unroll 1
     for (int i = threadIdx.x; i < Strip<N, each>::size; i += kWarpBlock) {
       const int at = place(i);
       const bool inside = first + i < H;

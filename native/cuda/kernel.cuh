@@ -26,7 +26,8 @@ constexpr int kMostResident = 1536;
 constexpr int kMostResident = 2048;
 #endif
 
-// Blocks of so many threads that are half of them: a launch bound of kernels that need many registers.
+// Blocks of so many threads that are half of them. As a launch bound it says how many registers there are: the compiler
+// must not use more, and spills none to use fewer.
 constexpr int half_resident(int threads) {
   return kMostResident / 2 / threads;
 }

@@ -83,6 +83,7 @@ struct LayernormBackwardRow {
     if (!dx) return;
     const T mean = static_cast<T>(m.mean), inverse_std = static_cast<T>(m.inverse_std);
     LaneSum<T> g, gz;
+#pragma unroll 2
     for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
       const Vector<T, N> values = load<N>(row + j), scale = load<N>(weight + j), d = load<N>(dy_row + j);
       T part = 0, centered = 0;
@@ -92,6 +93,7 @@ struct LayernormBackwardRow {
     const double count = static_cast<double>(D), mean_g = group.sum(g.total()) / count;
     const double mean_gz = group.sum(gz.total()) * m.inverse_std / count;
     const T shift = static_cast<T>(mean_g), along = static_cast<T>(mean_gz * m.inverse_std);
+#pragma unroll 2
     for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
       const Vector<T, N> values = load<N>(row + j), scale = load<N>(weight + j);
       Vector<T, N> d = load<N>(dy_row + j);

@@ -64,6 +64,7 @@ struct RmsnormBackwardRow {
   __device__ void operator()(int64_t t, Group group) const {
     const T *dy_row = dy + t * D, *row = x + t * D;
     LaneSum<T> squares, products;
+#pragma unroll 2
     for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
       const Vector<T, N> values = load<N>(row + j), scale = load<N>(gamma + j), d = load<N>(dy_row + j);
       T square = 0, product = 0;
@@ -76,6 +77,7 @@ struct RmsnormBackwardRow {
     const bool floored = norm < kNormFloor;
     const double inner = root * group.sum(products.total());
     const T direct = static_cast<T>(root / norm), along = static_cast<T>(inner / norm / norm / norm);
+#pragma unroll 2
     for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
       const Vector<T, N> values = load<N>(row + j), scale = load<N>(gamma + j);
       Vector<T, N> d = load<N>(dy_row + j);

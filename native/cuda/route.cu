@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kChooseThreads<N>, kChooseBlocks<N>)
   for (int64_t work = blockIdx.x; work < r.B * r.tiles; work += gridDim.x) {
     const int64_t end = r.end(work);
     if constexpr (N > 0) {
-      for (int64_t t = r.begin(work) + warp; t < end; t += warps * kLogitTokens)
+      for (int64_t t = r.begin(work) + warp; t < end; t += warps * kLogitTokens<T>)
         write_logits<N>(inputs, weights, t, warps, end, lane);
       __syncwarp();  // the logits come from other lanes
     }

@@ -8,9 +8,12 @@ namespace st_moe::cuda {
 constexpr int kFewExperts = 16;
 constexpr int64_t kFewWeights = 32 << 10;  // bytes, in shared memory
 
-// A warp multiplies so many tokens by so many experts, and then has a lane for each product.
-constexpr int kLogitTokens = 4, kLogitExperts = 8;
-static_assert(kLogitTokens * kLogitExperts == kWarp && kFewExperts % kLogitExperts == 0);
+// A warp multiplies so many tokens by so many experts at a time, and then has a lane for each product. The sums are in
+// registers: those of doubles for fewer tokens.
+template <class T>
+constexpr int kLogitTokens = sizeof(T) == 4 ? 4 : 2;
+template <class T>
+constexpr int kLogitExperts = kWarp / kLogitTokens<T>;
 
 template <class T>
 struct LogitInputs {
@@ -43,32 +46,33 @@ __device__ static inline void load_weights(const LogitInputs<T>& in, T* weights)
     *reinterpret_cast<Vector<T, N>*>(weights + i) = load<N>(in.w + i);
 }
 
-// Of the tokens first, first + step, … below last, at most kLogitTokens of them, by a warp. Lane l adds up the columns
-// l · N …, (l + 32) · N …, whichever tokens there are.
+// Of the tokens first, first + step, … below last, at most kLogitTokens<T> of them, by a warp. Lane l adds up the
+// columns l · N …, (l + 32) · N …, whichever tokens there are.
 template <int N, class T>
 __device__ static inline void write_logits(const LogitInputs<T>& in, const T* weights, int64_t first, int64_t step,
                                            int64_t last, int lane) {
-  T sums[kFewExperts / kLogitExperts][kWarp] = {};
+  constexpr int tokens = kLogitTokens<T>, experts = kLogitExperts<T>;
+  static_assert(kFewExperts % experts == 0);
+  T sums[kFewExperts / experts][kWarp] = {};
 #pragma unroll 1
   for (int64_t d = lane * N; d < in.D; d += kWarp * N) {
-    Vector<T, N> values[kLogitTokens];
+    Vector<T, N> values[tokens];
 #pragma unroll
-    for (int i = 0; i < kLogitTokens; ++i) values[i] = load<N>(in.x + min_of(first + i * step, last - 1) * in.D + d);
+    for (int i = 0; i < tokens; ++i) values[i] = load<N>(in.x + min_of(first + i * step, last - 1) * in.D + d);
 #pragma unroll
     for (int e = 0; e < kFewExperts; ++e) {
       if (e >= in.E) continue;
       const Vector<T, N> weight = load<N>(weights + e * in.D + d);
 #pragma unroll
-      for (int i = 0; i < kLogitTokens; ++i)
-        for (int c = 0; c < N; ++c)
-          sums[e / kLogitExperts][i * kLogitExperts + e % kLogitExperts] += values[i][c] * weight[c];
+      for (int i = 0; i < tokens; ++i)
+        for (int c = 0; c < N; ++c) sums[e / experts][i * experts + e % experts] += values[i][c] * weight[c];
     }
   }
 #pragma unroll
-  for (int part = 0; part < kFewExperts / kLogitExperts; ++part) {
-    if (part * kLogitExperts >= in.E) continue;
+  for (int part = 0; part < kFewExperts / experts; ++part) {
+    if (part * experts >= in.E) continue;
     const T logit = transposed_sum(sums[part], lane);
-    const int64_t token = first + lane / kLogitExperts * step, expert = part * kLogitExperts + lane % kLogitExperts;
+    const int64_t token = first + lane / experts * step, expert = part * experts + lane % experts;
     if (token < last && expert < in.E) in.logits[token * in.E + expert] = logit;
   }
 }

@@ -33,7 +33,7 @@ struct RowGroup {
 };
 
 template <int kThreads, class F>
-__global__ void __launch_bounds__(kBlock) rows_kernel(int64_t rows, F f) {
+__global__ void __launch_bounds__(kBlock, half_resident(kBlock)) rows_kernel(int64_t rows, F f) {
   const int64_t per_block = blockDim.x / kThreads;
   for (int64_t row = blockIdx.x * per_block + threadIdx.x / kThreads; row < rows; row += gridDim.x * per_block)
     f(row, RowGroup<kThreads>{});

@@ -44,7 +44,7 @@ struct RowBlocks {
   RowBlocks() = default;
   explicit RowBlocks(const RowGroups& of) : groups(of), each(ceil_div(of.each, kSize)), by_each(each) {}
 
-  int64_t count() const { return groups.ends ? groups.R / kSize + groups.G : groups.G * each; }
+  __host__ __device__ int64_t count() const { return groups.ends ? groups.R / kSize + groups.G : groups.G * each; }
   __device__ int64_t first(int64_t g) const { return groups.ends ? groups.begin(g) / kSize + g : g * each; }
   __device__ int64_t blocks_of(int64_t g) const { return ceil_div(groups.end(g) - groups.begin(g), kSize); }
   __device__ Block at(int64_t block) const {
@@ -53,7 +53,19 @@ struct RowBlocks {
     return {group, begin, min_of(begin + kSize, groups.end(group))};
   }
 
+  // A grid with a block of threads for each strip of columns of each block of rows, the strips of a block of rows next
+  // to each other. Nothing is left to divide or to loop over, which would take registers.
+  dim3 grid(int64_t strips) const {
+    const int64_t z = ceil_div(count(), kMostY), y = ceil_div(count(), z);
+    return dim3(static_cast<unsigned>(strips), static_cast<unsigned>(y), static_cast<unsigned>(z));
+  }
+  __device__ static int strip() { return static_cast<int>(blockIdx.x); }
+  // The last ones may be beyond count().
+  __device__ static int block() { return static_cast<int>(blockIdx.z * gridDim.y + blockIdx.y); }
+
  private:
+  static constexpr int64_t kMostY = 1100;  // enough for 2^31 rows; 65,535 are allowed, but fewer are easier to test
+
   // The last group that starts at or before a block.
   __device__ int64_t group_of(int64_t block) const {
     int64_t low = 0, high = groups.G;

@@ -40,7 +40,7 @@ class Divisor {
 
 // Items by warps: f(item, lane) for item in [0, items), with all lanes of a warp in the same item.
 template <class F>
-__global__ void __launch_bounds__(kWarpBlock) by_warp_kernel(int64_t items, F f) {
+__global__ void __launch_bounds__(kWarpBlock, half_resident(kWarpBlock)) by_warp_kernel(int64_t items, F f) {
   const int64_t warps = int64_t{gridDim.x} * (kWarpBlock / kWarp);
   const int64_t first = blockIdx.x * int64_t{kWarpBlock / kWarp} + threadIdx.x / kWarp;
   for (int64_t item = first; item < items; item += warps) f(item, static_cast<int>(threadIdx.x % kWarp));

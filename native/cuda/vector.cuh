@@ -68,7 +68,7 @@ void dispatch_width(int64_t columns, bool aligned, F&& f) {
 // ---- element-wise
 
 template <int N, class F>
-__global__ void __launch_bounds__(kBlock) vectors_kernel(int64_t vectors, int64_t size, F f) {
+__global__ void __launch_bounds__(kBlock, half_resident(kBlock)) vectors_kernel(int64_t vectors, int64_t size, F f) {
   const int64_t first = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, threads = int64_t{gridDim.x} * blockDim.x;
 #pragma unroll 1
   for (int64_t v = first; v < vectors; v += threads) f(Width<N>{}, v * N);

@@ -52,10 +52,18 @@ export default [
   {
     name: 'columns-before-their-rows',
     file: 'native/cuda/columns.cuh',
-    from: '    __syncthreads();\n    for (int64_t column = threadIdx.x;',
-    to: '    for (int64_t column = threadIdx.x;',
+    from: '  __syncthreads();\n#pragma unroll 1\n  for (int64_t column = threadIdx.x;',
+    to: '#pragma unroll 1\n  for (int64_t column = threadIdx.x;',
     breaks: 'the gradient of a norm’s weight reads factors that other warps have yet to write',
     tests: ['simt/ops_test.layers.forward'],
+  },
+  {
+    name: 'row-block-too-many',
+    file: 'native/cuda/expert_ffn.cu',
+    from: '  if (block >= p.row_blocks.count()) return;\n',
+    to: '',
+    breaks: 'blocks of the grid beyond the last rows write behind them',
+    tests: ['simt/moe_test.forward'],
   },
   {
     name: 'gradient-not-added',
@@ -140,8 +148,8 @@ export default [
   {
     name: 'padding-of-an-infinite-row',
     file: 'native/cuda/expert_ffn.cu',
-    from: 'j + i < columns.H ? dropout(values[i], words[i]) : T(0)',
-    to: 'dropout(values[i], words[i])',
+    from: 'j + i < columns.H ? dropout(values[i], kept, i) : T(0)',
+    to: 'dropout(values[i], kept, i)',
     breaks: 'an infinity in x makes the padding NaN, and that the output',
     tests: ['simt/test/non-finite.test.ts'],
   },

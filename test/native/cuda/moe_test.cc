@@ -151,7 +151,7 @@ void check_rewritten() {
 void check_large_routing() {
   const std::vector<float> threshold(1024, 0.01f);
   const std::vector<Shape> shapes = {
-      {"1024 experts", 1, 40, 6, 1024, 2, 4, 1, threshold},
+      {"1101 experts, whose row blocks have several z", 1, 40, 6, 1101, 2, 4, 1, threshold},
       {"top-40", 2, 150, 4, 45, 40, 90, 1, threshold},  // tiles of 64 tokens
       {"all of 70 experts", 1, 300, 4, 70, 70, 200, 1, threshold},
       {"all of 1024 experts", 1, 3, 4, 1024, 1024, 2, 1, threshold},
