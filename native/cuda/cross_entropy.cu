@@ -145,22 +145,19 @@ struct CrossEntropyBackwardRow {
     const int64_t V = targets.V;
     const T* row = logits + t * V;
     T* out = dlogits + t * V;
-    if (!targets.counts(t)) {
-      for (int64_t j = group.lane() * N; j < V; j += Group::size * N) store(out + j, Vector<T, N>{});
-      return;
-    }
+    if (!targets.counts(t)) return write_row<N>(out, V, group, [](int64_t) { return Vector<T, N>{}; });
     int64_t counted = 0;
     for (int64_t i = 0; i < blocks; ++i) counted += counts[i];
     const T factor = static_cast<T>(static_cast<double>(*dloss) / static_cast<double>(counted)), shift = lse[t];
     const int64_t target = targets.target[t];
-    for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+    write_row<N>(out, V, group, [&](int64_t j) {
       Vector<T, N> values = load<N>(row + j);
       for (int c = 0; c < N; ++c) {
         const T e = exp_of(values[c] - shift);
         values[c] = factor * (j + c == target ? e - T(1) : e);
       }
-      store(out + j, values);
-    }
+      return values;
+    });
   }
 };
 

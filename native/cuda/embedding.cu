@@ -17,8 +17,8 @@ struct EmbeddingRow {
     const int32_t v = index[row - r * tokens];
     const bool inside = v >= 0 && v < V;
     if (!inside && group.lane() == 0) report_error(error_flag, kIndexError, v);
-    for (int64_t j = group.lane() * N; j < D; j += Group::size * N)
-      store(y + row * D + j, inside ? load<N>(w + (r * V + v) * D + j) : Vector<T, N>{});
+    write_row<N>(y + row * D, D, group,
+                 [&](int64_t j) { return inside ? load<N>(w + (r * V + v) * D + j) : Vector<T, N>{}; });
   }
 };
 

@@ -55,17 +55,22 @@ struct LoadRow {
     const T *dy = p.dy + token * p.out, *x = p.x + token * p.D;
     const T* b2 = p.b2.values ? p.b2.of(p.row_blocks.groups.group_of(row)) : nullptr;
     T dot = 0;
-    for (int64_t j = group.lane() * N; j < p.out_width; j += Group::size * N) {
+    const auto gradient = [&](int64_t j) {
       Vector<T, N> g{}, bias{};
       if (full && j < p.out) g = load<N>(dy + j), bias = load_bias<N>(b2, j);
-      if (p.g) store(p.g + row * p.out_width + j, rounded<O>(g));
       for (int c = 0; c < N; ++c) dot += bias[c] * g[c];
-    }
-    for (int64_t j = group.lane() * N; p.x_rows && j < p.width; j += Group::size * N) {
-      Vector<T, N> in{};
-      if (full && j < p.D) in = load<N>(x + j);
-      store(p.x_rows + row * p.width + j, rounded<O>(in));
-    }
+      return rounded<O>(g);
+    };
+    if (p.g)
+      write_row<N>(p.g + row * p.out_width, p.out_width, group, gradient);
+    else
+      for (int64_t j = group.lane() * N; j < p.out_width; j += Group::size * N) gradient(j);
+    if (p.x_rows)
+      write_row<N>(p.x_rows + row * p.width, p.width, group, [&](int64_t j) {
+        Vector<T, N> in{};
+        if (full && j < p.D) in = load<N>(x + j);
+        return rounded<O>(in);
+      });
     if (!p.dots) return;
     dot = group.sum(dot);
     if (group.lane() == 0) p.dots[row * (p.strips + 1) + p.strips] = dot;

@@ -44,12 +44,12 @@ struct LayernormRow {
     const T* row = x + t * D;
     const Moments m = moments<N>(row, D, eps, group);
     const T mean = static_cast<T>(m.mean), inverse_std = static_cast<T>(m.inverse_std);
-    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+    write_row<N>(y + t * D, D, group, [&](int64_t j) {
       Vector<T, N> values = load<N>(row + j);
       const Vector<T, N> scale = load<N>(weight + j), shift = load<N>(bias + j);
       for (int c = 0; c < N; ++c) values[c] = (values[c] - mean) * inverse_std * scale[c] + shift[c];
-      store(y + t * D + j, values);
-    }
+      return values;
+    });
   }
 };
 
@@ -93,13 +93,12 @@ struct LayernormBackwardRow {
     const double count = static_cast<double>(D), mean_g = group.sum(g.total()) / count;
     const double mean_gz = group.sum(gz.total()) * m.inverse_std / count;
     const T shift = static_cast<T>(mean_g), along = static_cast<T>(mean_gz * m.inverse_std);
-#pragma unroll 2
-    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+    write_row<N, 2>(dx + t * D, D, group, [&](int64_t j) {
       const Vector<T, N> values = load<N>(row + j), scale = load<N>(weight + j);
       Vector<T, N> d = load<N>(dy_row + j);
       for (int c = 0; c < N; ++c) d[c] = (d[c] * scale[c] - shift - (values[c] - mean) * along) * inverse_std;
-      store(dx + t * D + j, d);
-    }
+      return d;
+    });
   }
 };
 

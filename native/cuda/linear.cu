@@ -13,12 +13,13 @@ struct AddBias {
 
   template <class Group>
   __device__ void operator()(int64_t t, Group group) const {
-    for (int64_t j = group.lane() * N; j < O; j += Group::size * N) {
-      Vector<T, N> values = load<N>(y + t * O + j);
+    T* row = y + t * O;
+    write_row<N>(row, O, group, [&](int64_t j) {
+      Vector<T, N> values = load<N>(row + j);
       const Vector<T, N> add = load<N>(bias + j);
       for (int c = 0; c < N; ++c) values[c] += add[c];
-      store(y + t * O + j, values);
-    }
+      return values;
+    });
   }
 };
 

@@ -71,11 +71,11 @@ struct FillOperand {
   template <int N, class Group>
   __device__ void fill(int64_t to_row, Group group) const {
     const int64_t row = rows(to_row), width = padded<O>(columns);
-    for (int64_t j = group.lane() * N; j < width; j += Group::size * N) {
+    write_row<N>(to + to_row * width, width, group, [&](int64_t j) {
       Vector<T, N> values{};
       if (row >= 0 && j < columns) values = load<N>(from + row * columns + j);
-      store(to + to_row * width + j, rounded<O>(values));
-    }
+      return rounded<O>(values);
+    });
   }
 };
 

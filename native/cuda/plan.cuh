@@ -60,12 +60,12 @@ struct GatherRows {
     const int64_t assignment = plan.assignment_of(row);
     const T* from = x + (assignment < 0 ? 0 : plan.token_of(assignment)) * D;
     const T w = assignment >= 0 && weight ? weight[assignment] : T(1);
-    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+    write_row<N>(out + row * D, D, group, [&](int64_t j) {
       Vector<T, N> values{};
       if (assignment >= 0) values = load<N>(from + j);
       for (int c = 0; c < N; ++c) values[c] *= w;
-      store(out + row * D + j, values);
-    }
+      return values;
+    });
   }
 };
 
@@ -88,25 +88,27 @@ struct CombineRows {
 
   template <class Group>
   __device__ void operator()(int64_t token, Group group) const {
-    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
-      Vector<T, N> total{};
+    constexpr int kAtOnce = N == 4 ? 4 : 2;
+    for_columns<N, kAtOnce>(D, group, [&](auto each) {
+      Vector<T, N> totals[kAtOnce]{};
       bool empty = true;
       for (int64_t k = 0; k < plan.K; ++k) {
         const int64_t row = plan.row(token, k);
         if (row < 0) continue;
-        const Vector<Stored<O>, N> stored = load<N>(rows + row * stride + j);
-        Vector<T, N> values;
-        for (int c = 0; c < N; ++c) values[c] = O::load(stored[c]);
-        if (bias) {
-          const Vector<T, N> add = load<N>(bias + groups.group_of(row) * D + j);
-          for (int c = 0; c < N; ++c) values[c] += add[c];
-        }
-        const T w = weight ? weight[token * plan.K + k] : T(1);
-        for (int c = 0; c < N; ++c) total[c] = empty ? values[c] * w : total[c] + values[c] * w;
+        const T w = weight ? weight[token * plan.K + k] : T(1), *add = bias ? bias + groups.group_of(row) * D : nullptr;
+        Vector<Stored<O>, N> stored[kAtOnce]{};
+        each([&](int i, int64_t j) { stored[i] = load<N>(rows + row * stride + j); });
+        each([&](int i, int64_t j) {
+          const Vector<T, N> bias_of_row = add ? load<N>(add + j) : Vector<T, N>{};
+          for (int c = 0; c < N; ++c) {
+            const T value = add ? O::load(stored[i][c]) + bias_of_row[c] : O::load(stored[i][c]);
+            totals[i][c] = empty ? value * w : totals[i][c] + value * w;
+          }
+        });
         empty = false;
       }
-      store(y + token * D + j, total);
-    }
+      each([&](int i, int64_t j) { store(y + token * D + j, totals[i]); });
+    });
   }
 };
 

@@ -31,12 +31,12 @@ struct RmsnormRow {
     }
     const double norm = std::sqrt(group.sum(squares.total()));
     const T factor = static_cast<T>(std::sqrt(static_cast<double>(D)) / floor_norm(norm));
-    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+    write_row<N>(y + t * D, D, group, [&](int64_t j) {
       Vector<T, N> values = load<N>(row + j);
       const Vector<T, N> scale = load<N>(gamma + j);
       for (int c = 0; c < N; ++c) values[c] = values[c] * factor * scale[c];
-      store(y + t * D + j, values);
-    }
+      return values;
+    });
   }
 };
 
@@ -77,14 +77,13 @@ struct RmsnormBackwardRow {
     const bool floored = norm < kNormFloor;
     const double inner = root * group.sum(products.total());
     const T direct = static_cast<T>(root / norm), along = static_cast<T>(inner / norm / norm / norm);
-#pragma unroll 2
-    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+    write_row<N, 2>(dx + t * D, D, group, [&](int64_t j) {
       const Vector<T, N> values = load<N>(row + j), scale = load<N>(gamma + j);
       Vector<T, N> d = load<N>(dy_row + j);
       const Vector<T, N> more = addend ? load<N>(addend + t * D + j) : Vector<T, N>{};
       for (int c = 0; c < N; ++c) d[c] = more[c] + (floored ? T(0) : direct * scale[c] * d[c] - along * values[c]);
-      store(dx + t * D + j, d);
-    }
+      return d;
+    });
   }
 };
 

@@ -1,5 +1,5 @@
 #pragma once
-#include "cuda/kernel.cuh"
+#include "cuda/vector.cuh"
 
 // Ops on the rows of [rows, width]: one warp per row, or one block per long row.
 namespace st_moe::cuda {
@@ -31,6 +31,35 @@ struct RowGroup {
     return reduce(value, Max{}, -static_cast<T>(INFINITY));
   }
 };
+
+// Vectors of N values that a thread has at once.
+template <int N>
+constexpr int at_once = N >= 4 ? 4 : 2;
+
+// The columns of a row, N at a time, by all threads of the group: f(each) for some of a thread's, and each(g) calls
+// g(i, j) for its i-th, which begin at column j. Loads come first and stores last in f, since a load waits for the
+// stores before it.
+template <int N, int kAtOnce = at_once<N>, class Group, class F>
+__device__ static inline void for_columns(int64_t columns, Group group, F f) {
+  constexpr int step = Group::size * N;
+#pragma unroll 1
+  for (int64_t first = group.lane() * N; first < columns; first += kAtOnce * step)
+    f([&](auto&& g) {
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        if (first + i * step < columns) g(i, first + i * step);
+    });
+}
+
+// Writes the columns of a row: value(j) is a vector of N values from column j on.
+template <int N, int kAtOnce = at_once<N>, class T, class Group, class Value>
+__device__ static inline void write_row(T* row, int64_t columns, Group group, Value value) {
+  for_columns<N, kAtOnce>(columns, group, [&](auto each) {
+    Vector<T, N> values[kAtOnce]{};
+    each([&](int i, int64_t j) { values[i] = value(j); });
+    each([&](int i, int64_t j) { store(row + j, values[i]); });
+  });
+}
 
 template <int kThreads, class F>
 __global__ void __launch_bounds__(kBlock, half_resident(kBlock)) rows_kernel(int64_t rows, F f) {

@@ -25,7 +25,8 @@ struct SoftmaxRow {
     }
     largest = group.max(largest);
     LaneSum<T> mine;
-    for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+    constexpr int kAtOnce = N >= 4 ? 4 : 1;  // exp of doubles takes many registers
+    write_row<N, kAtOnce>(to, V, group, [&](int64_t j) {
       Vector<T, N> values = load<N>(from + j);
       T part = 0;
       for (int c = 0; c < N; ++c) {
@@ -33,16 +34,16 @@ struct SoftmaxRow {
         values[c] = log ? shifted : e;
         part += e;
       }
-      store(to + j, values);
       mine.add(part);
-    }
+      return values;
+    });
     const double sum = group.sum(mine.total());
     const T lse = static_cast<T>(std::log(sum)), factor = static_cast<T>(1.0 / sum);
-    for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+    write_row<N>(to, V, group, [&](int64_t j) {
       Vector<T, N> values = load<N>(to + j);
       for (int c = 0; c < N; ++c) values[c] = log ? values[c] - lse : values[c] * factor;
-      store(to + j, values);
-    }
+      return values;
+    });
   }
 };
 
@@ -77,12 +78,12 @@ struct SoftmaxBackwardRow {
       sum.add(part);
     }
     const T total = static_cast<T>(group.sum(sum.total()));
-    for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+    write_row<N, 2>(dx + t * V, V, group, [&](int64_t j) {
       Vector<T, N> d = load<N>(dy_row + j);
       const Vector<T, N> value = load<N>(y_row + j);
       for (int c = 0; c < N; ++c) d[c] = log ? d[c] - exp_of(value[c]) * total : value[c] * (d[c] - total);
-      store(dx + t * V + j, d);
-    }
+      return d;
+    });
   }
 };
 
