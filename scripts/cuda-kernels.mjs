@@ -1,7 +1,8 @@
 // Counts what decides the memory speed of the CUDA kernels, in the PTX that nvcc makes of them; needs no GPU. Prints a
-// row per kernel: global loads and stores of 128 bits and narrower ones, stores of single values and integer divisions in
-// its innermost loops, all integer divisions, instructions on doubles in innermost loops, registers, bytes spilled, and
-// occupancy: of the threads that a multiprocessor can hold, the percentage for which its registers suffice.
+// row per kernel: global loads and stores of 128 bits and narrower ones; stores of single values, loads after a store and
+// integer divisions in its innermost loops; all integer divisions; instructions on doubles in innermost loops; registers;
+// bytes spilled; and occupancy: of the threads that a multiprocessor can hold, the percentage for which its registers
+// suffice.
 // Fails if a kernel of the budget is worse than that says.
 // Usage: node scripts/cuda-kernels.mjs [--arch sm_90] [--budget] [file.cu ...]; --budget prints its kernels alone.
 import { execFile, execFileSync } from 'node:child_process'
@@ -16,10 +17,11 @@ const registerStep = 8
 
 // The kernels of the budget: they have accesses of 128 bits, no integer division in an innermost loop, no spill, and
 // registers for half of the threads of a multiprocessor (attention and the choice of few experts, which keep tiles of
-// products, for a quarter; activations in float64 are not held to it). Those of rows, in the instance that takes as many values at once as 128 bits hold (its last
-// argument), also have no store of single values there, and no double if values are floats. Element-wise ones have no
-// division at all, those that write the copy of a weight but for one in 4,096 elements; that of integers is never called.
-// Those of sums, in the same instance, also store sums of rows or tiles.
+// products, for a quarter; activations in float64 are not held to it). Those of rows, in the instance that takes as many
+// values at once as 128 bits hold (its last argument), also have no store of single values there, no load after a store,
+// and no double if values are floats. Element-wise ones have no load after a store there and no division at all, those
+// that write the copy of a weight but for one in 4,096 elements; that of integers is never called. Those of sums, in the
+// same instance, also store sums of rows or tiles.
 const rows = [
   'AddBias',
   'AttentionDelta',
@@ -81,6 +83,12 @@ function accesses(lines, kind, type = '[busf]\\d+') {
   })
 }
 
+/** The global loads of a loop that have to wait for a store before them. */
+function loadsAfterStore(loop) {
+  const store = loop.findIndex((line) => accesses([line], 'st').length > 0)
+  return store < 0 ? 0 : accesses(loop.slice(store), 'ld').length
+}
+
 const division = /\b(div|rem)\.[su]\d/
 
 function kernel(text, resources) {
@@ -93,6 +101,7 @@ function kernel(text, resources) {
     'st.128': stores.filter((bytes) => bytes === 16).length,
     st: stores.filter((bytes) => bytes !== 16).length,
     'st in loops': accesses(inner.flat(), 'st', '(?:f32|f64|[bu]16)').filter((bytes) => bytes < 8).length,
+    'ld after st': inner.reduce((count, loop) => count + loadsAfterStore(loop), 0),
     'div in loops': inner.flat().filter((line) => division.test(line)).length,
     div: lines.filter((line) => division.test(line)).length,
     'f64 in loops': inner.flat().filter((line) => /\b(fma|add|sub|mul|div)(\.rn)?\.f64/.test(line)).length,
@@ -164,6 +173,7 @@ function faults(name, row) {
   if (row.spills > 0) wrong.push('a spill')
   if (row['div in loops'] > 0) wrong.push('an integer division in an innermost loop')
   if (!(row.occupancy >= leastOccupancy(name))) wrong.push(`an occupancy below ${leastOccupancy(name)} %`)
+  if (!isOf(sums, name) && row['ld after st'] > 0) wrong.push('a load after a store')
   if (isOf(elements, name)) {
     if (row.div > 0 && !/KeptCopy/.test(name)) wrong.push('an integer division')
   } else if (!isOf(sums, name)) {
