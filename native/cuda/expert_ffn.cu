@@ -62,10 +62,15 @@ __global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? half_resident(kWa
     Stored<O> gates[kLaneColumns];
     if constexpr (is_gated(activation))
       StripGates<N, kLaneColumns>::load(p.a + row * p.columns.a_width + p.columns.gate + first, left, lane, gates);
+    Vector<Stored<O>, N> h[kLaneColumns / N]{};
 #pragma unroll
     for (int c = 0; c < kLaneColumns; c += N)
       if (const int j = first + Columns::column(lane, c); j < p.columns.filled)
-        store(p.h + row * p.columns.width + j, p.template activated<activation, N>(row, j, biases, lane, c, gates));
+        h[c / N] = p.template activated<activation, N>(row, j, biases, lane, c, gates);
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; c += N)
+      if (const int j = first + Columns::column(lane, c); j < p.columns.filled)
+        store(p.h + row * p.columns.width + j, h[c / N]);
   }
 }
 
