@@ -16,11 +16,11 @@ struct DropoutNumbers {
     return {static_cast<T>(1.0 / (1.0 - p)), static_cast<uint32_t>(std::ceil(p * 0x1p24))};
   }
   ST_MOE_HOST_DEVICE bool keeps(uint32_t word) const { return word >> 8 >= threshold; }
-  ST_MOE_HOST_DEVICE T of(T x, bool kept) const {
+  ST_MOE_HOST_DEVICE T apply(T x, bool kept) const {
     const T scaled = x * factor;  // outside the selection, else a loop has a branch
     return kept ? scaled : T(0);
   }
-  ST_MOE_HOST_DEVICE T operator()(T x, uint32_t word) const { return of(x, keeps(word)); }
+  ST_MOE_HOST_DEVICE T operator()(T x, uint32_t word) const { return apply(x, keeps(word)); }
 };
 
 }  // namespace st_moe

@@ -49,10 +49,9 @@ __global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? half_resident(kWa
     activate_kernel(Hidden<T, O> p) {
   __shared__ StripBiases<T, N, kLaneColumns> biases;
   using Columns = Strip<N, kLaneColumns>;
-  const int block = p.row_blocks.block(), first = p.row_blocks.strip() * Columns::size;
-  if (block >= p.row_blocks.count()) return;
-  const auto rows = p.row_blocks.at(block);
-  if (rows.begin >= rows.end) return;
+  const auto rows = p.row_blocks.rows();
+  if (rows.empty()) return;
+  const int first = p.row_blocks.strip() * Columns::size;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, left = static_cast<int>(p.columns.filled) - first;
   biases.template fill<is_gated(activation)>(p.b1, p.mult_bias, rows.group, first, p.columns.H);
   __syncthreads();

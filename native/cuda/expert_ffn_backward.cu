@@ -183,10 +183,9 @@ template <class T, class O, Activation activation, int N>
 __global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? half_resident(kWarpBlock) : 1)
     hidden_kernel(ExpertGradient<T, O> p) {
   constexpr int parts = is_gated(activation) ? 3 : 1;
-  const int block = p.row_blocks.block(), strip = p.row_blocks.strip();
-  if (block >= p.row_blocks.count()) return;
-  const auto rows = p.row_blocks.at(block);
-  if (rows.begin >= rows.end) return;
+  const auto rows = p.row_blocks.rows();
+  if (rows.empty()) return;
+  const int strip = p.row_blocks.strip();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const uint32_t begin = static_cast<uint32_t>(rows.begin) + warp, end = static_cast<uint32_t>(rows.end);
   StripSums<T> sums{};
@@ -203,13 +202,13 @@ __global__ void __launch_bounds__(kWarpBlock, sizeof(T) == 4 ? half_resident(kWa
       dot = warp_reduce(dot, Sum{});
       if (lane == 0) p.dots[row * (p.strips + int64_t{1}) + strip] = dot;
     }
-    if (p.sums) write_sums<N, parts>(partial, sums, first, p.hidden.H, p.sums + block * p.sum_width);
+    if (p.sums) write_sums<N, parts>(partial, sums, first, p.hidden.H, p.sums + p.row_blocks.block() * p.sum_width);
   } else {
     __shared__ T partial[kStripWarps][kStrip];
     const int first = (strip - p.strips) * kStrip;
 #pragma unroll 1
     for (uint32_t row = begin; row < end; row += kStripWarps) output_row(p, row, first, lane, sums.value);
-    if (p.sums) write_sums<1, 1>(partial, sums, first, p.out, p.sums + block * p.sum_width + p.biases);
+    if (p.sums) write_sums<1, 1>(partial, sums, first, p.out, p.sums + p.row_blocks.block() * p.sum_width + p.biases);
   }
 }
 

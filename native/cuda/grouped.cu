@@ -66,15 +66,14 @@ template <class O, class C>
 __global__ void __launch_bounds__(kBlock, sizeof(Stored<O>) == 8 ? 1 : half_resident(kBlock))
     grouped_rows_kernel(RowBlocks<kTile> tiles, Matrix a, Matrix w, Stored<C>* c, int64_t ldc, int64_t N,
                         bool transposed, Stream::ErrorFlag* error_flag) {
-  const int block = tiles.block(), strip = tiles.strip();
-  if (block == 0 && strip == 0) check_ends(tiles.groups, error_flag);
-  if (block >= tiles.count()) return;
-  const auto [g, begin, end] = tiles.at(block);
-  if (begin >= end) return;
+  if (tiles.block() == 0 && tiles.strip() == 0) check_ends(tiles.groups, error_flag);
+  const auto rows = tiles.rows();
+  if (rows.empty()) return;
+  const auto [g, begin, end] = rows;
   const auto *a_data = static_cast<const Stored<O>*>(a.data), *w_data = static_cast<const Stored<O>*>(w.data);
   const StridedMatrix<O> b{w_data + g * w.rows * w.columns, transposed ? 1 : w.columns, transposed ? w.columns : 1};
   tile_product<O, C>({a_data + begin * a.columns, a.columns, 1}, b, c + begin * ldc, ldc, end - begin, N,
-                     transposed ? w.columns : w.rows, 0, strip * kTile);
+                     transposed ? w.columns : w.rows, 0, tiles.strip() * kTile);
 }
 
 // multiply_over_rows. Blocks take (group, row tile, column tile).

@@ -50,12 +50,13 @@ struct HiddenDropout {
   // Of N values of an assignment from column j on: whether value c stays is bit c.
   template <int N>
   __device__ uint32_t kept(int64_t assignment, int64_t j) const {
-    uint32_t bits = active ? 0 : ~0u;
-    for (int c = 0; active && c < N; ++c)
+    if (!active) return ~0u;
+    uint32_t bits = 0;
+    for (int c = 0; c < N; ++c)
       if (numbers.keeps(sample.word(static_cast<uint64_t>(assignment * H + j + c)))) bits |= 1u << c;
     return bits;
   }
-  __device__ T operator()(T x, uint32_t kept, int c) const { return numbers.of(x, kept >> c & 1); }
+  __device__ T operator()(T x, uint32_t kept, int c) const { return numbers.apply(x, kept >> c & 1); }
 };
 
 constexpr int kStripWarps = kWarpBlock / kWarp;

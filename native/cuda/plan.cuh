@@ -18,6 +18,7 @@ static inline void check_assignment_count(int64_t T, int64_t K) {
 struct Plan {
   const int32_t *assignment, *row_of;  // [R], [T, K]; both null: row t is token t
   int64_t T, K, R;
+  int32_t assignments;  // T · K
   Divisor by_K;
   Stream::ErrorFlag* error_flag;
 
@@ -33,7 +34,7 @@ struct Plan {
   __device__ int64_t assignment_of(int64_t row) const {
     if (!assignment) return row;
     const int32_t i = assignment[row];
-    if (i < T * K) return i < 0 ? -1 : i;
+    if (i < assignments) return i < 0 ? -1 : i;
     report_error(error_flag, kExpertError, i);
     return -1;
   }
@@ -44,7 +45,8 @@ template <class Args>
 Plan plan_of(const Context& ctx, const Args& args, const int32_t* assignment = nullptr) {
   check_assignment_count(args.T, args.K);
   if (args.R > INT32_MAX) fail(ErrorCode::shape, "too many rows: %lld", static_cast<long long>(args.R));
-  return {assignment, args.row_of, args.T, args.K, args.R, Divisor(args.K), stream_of(ctx).error_flag()};
+  const auto assignments = static_cast<int32_t>(args.T * args.K);
+  return {assignment, args.row_of, args.T, args.K, args.R, assignments, Divisor(args.K), stream_of(ctx).error_flag()};
 }
 
 // Row of out [R, D] = weight · x [T, D] of its token; zeros in empty rows.
@@ -142,8 +144,8 @@ struct RowDots {
 
 template <class T>
 void row_dots(const Context& ctx, const Plan& plan, const T* x, const T* rows, T* out, int64_t D) {
-  dispatch_width<vector_width<T>>(D, aligned(x, rows),
-                                  [&](auto n) { by_warp(ctx, plan.T * plan.K, RowDots<T, n>{plan, x, rows, out, D}); });
+  dispatch_width<vector_width<T>>(
+      D, aligned(x, rows), [&](auto n) { by_warp(ctx, plan.assignments, RowDots<T, n>{plan, x, rows, out, D}); });
 }
 
 }  // namespace st_moe::cuda

@@ -32,7 +32,7 @@ struct RowGroup {
   }
 };
 
-// Vectors of N values that a thread has at once.
+// Vectors of N values that a thread has at once, unless what it computes with them takes too many registers.
 template <int N>
 constexpr int at_once = N >= 4 ? 4 : 2;
 

@@ -18,8 +18,9 @@ struct RowGroups {
     return {G, 0, {}, G == 0 ? 0 : host_ends ? host_ends[G - 1] : R, ends, host_ends};
   }
 
+  // R for a group beyond the last.
   __device__ int64_t end(int64_t g) const {
-    return ends ? min_of(R, max_of(int64_t{0}, int64_t{ends[g]})) : (g + 1) * each;
+    return min_of(R, ends ? max_of(int64_t{0}, int64_t{ends[g]}) : (g + 1) * each);
   }
   __device__ int64_t begin(int64_t g) const { return g > 0 ? end(g - 1) : 0; }
   // Of rows that belong to no group, the last.
@@ -35,6 +36,7 @@ template <int64_t kSize>
 struct RowBlocks {
   struct Block {
     int64_t group, begin, end;
+    __device__ bool empty() const { return begin >= end; }
   };
 
   RowGroups groups;
@@ -44,7 +46,7 @@ struct RowBlocks {
   RowBlocks() = default;
   explicit RowBlocks(const RowGroups& of) : groups(of), each(ceil_div(of.each, kSize)), by_each(each) {}
 
-  __host__ __device__ int64_t count() const { return groups.ends ? groups.R / kSize + groups.G : groups.G * each; }
+  int64_t count() const { return groups.ends ? groups.R / kSize + groups.G : groups.G * each; }
   __device__ int64_t first(int64_t g) const { return groups.ends ? groups.begin(g) / kSize + g : g * each; }
   __device__ int64_t blocks_of(int64_t g) const { return ceil_div(groups.end(g) - groups.begin(g), kSize); }
   __device__ Block at(int64_t block) const {
@@ -59,9 +61,10 @@ struct RowBlocks {
     const int64_t z = ceil_div(count(), kMostY), y = ceil_div(count(), z);
     return dim3(static_cast<unsigned>(strips), static_cast<unsigned>(y), static_cast<unsigned>(z));
   }
+  // Of a block of threads; those beyond count() have no rows.
   __device__ static int strip() { return static_cast<int>(blockIdx.x); }
-  // The last ones may be beyond count().
   __device__ static int block() { return static_cast<int>(blockIdx.z * gridDim.y + blockIdx.y); }
+  __device__ Block rows() const { return at(block()); }
 
  private:
   static constexpr int64_t kMostY = 1100;  // enough for 2^31 rows; 65,535 are allowed, but fewer are easier to test

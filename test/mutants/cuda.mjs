@@ -59,9 +59,9 @@ export default [
   },
   {
     name: 'row-block-too-many',
-    file: 'native/cuda/expert_ffn.cu',
-    from: '  if (block >= p.row_blocks.count()) return;\n',
-    to: '',
+    file: 'native/cuda/row_groups.cuh',
+    from: 'return min_of(R, ends ? max_of(int64_t{0}, int64_t{ends[g]}) : (g + 1) * each);',
+    to: 'return ends ? min_of(R, max_of(int64_t{0}, int64_t{ends[g]})) : (g + 1) * each;',
     breaks: 'blocks of the grid beyond the last rows write behind them',
     tests: ['simt/moe_test.forward'],
   },
