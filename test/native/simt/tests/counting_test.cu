@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -84,7 +86,7 @@ class Counted {
   }
 
  private:
-  std::string path_ = "counting_test." + std::to_string(std::rand()) + ".json";
+  std::string path_ = "counting_test." + std::to_string(getpid()) + ".json";
 };
 
 void expect(const char* what, const std::map<std::string, double>& got, const std::map<std::string, double>& wanted) {
