@@ -30,14 +30,14 @@ import {
   tensor,
 } from '../lib/index.js'
 import { expectNoLeak, live } from './support/baseline.js'
-import { runChild } from './support/child.js'
+import { emulated, runChild } from './support/child.js'
 import { settled } from './support/faults.js'
 
 const { add, combine, dispatch, expertFfn, groupedGemm, mean, reshape, route, slice, sum, to, topk, transpose } = ops
 
 describe('flat memory', () => {
   it('4,000 tensors of 1 MB in a synchronous loop stay below 150 MB', async () => {
-    const limit = process.env.ST_MOE_TEST_EMULATOR ? 250 : 150 // an emulator has memory of its own
+    const limit = emulated ? 250 : 150
     const { code, stdout, stderr } = await runChild('scope-loop.mjs')
     expect([code, stderr]).toEqual([0, ''])
     expect(Number(stdout)).toBeGreaterThan(0)

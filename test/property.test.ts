@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest'
 import { scope } from '../lib/index.js'
+import { emulated } from './support/child.js'
 import { type Drawn, drawProblem, kinds } from './support/draw-problem.js'
 import { forwardOptions, layerOf, toTensor } from './support/from-problem.js'
 import type { Float } from './support/golden-case.js'
@@ -65,7 +66,7 @@ function differences(drawn: Drawn, expected: Routing, y: Float64Array, dtype: Fl
   return wrong
 }
 
-const rounds = process.env.ST_MOE_TEST_DEVICE ? 40 : 200 // the GPU may be the emulator, which is slow
+const rounds = process.env.ST_MOE_TEST_DEVICE || emulated ? 40 : 200 // a GPU may be an emulator, too, which is slow
 
 test.each(kinds)(`a layer equals the plain loop: %s (seed ${seed}, ${rounds} shapes)`, (kind) => {
   const draw = new Draw(seed + kinds.indexOf(kind))

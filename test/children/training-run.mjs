@@ -1,5 +1,5 @@
-// Trains a small block for 50 steps on each number of threads, in the main thread and in a worker, and prints the
-// SHA-256 of all parameters of each run as JSON.
+// Trains a small block for as many steps as the argument says on each number of threads, in the main thread and in a
+// worker, and prints the SHA-256 of all parameters of each run as JSON.
 import { createHash } from 'node:crypto'
 import { isMainThread, parentPort, Worker } from 'node:worker_threads'
 import {
@@ -17,6 +17,8 @@ import {
   scope,
   setNumThreads,
 } from '../../dist/index.js'
+
+const steps = Number(process.argv[2])
 
 class Net extends Module {
   attend = new CausalSelfAttention(48, { heads: 4 })
@@ -38,7 +40,7 @@ function train(threads) {
   const net = new Net()
   const optimizer = new AdamW(net.parameters(), { lr: 3e-3 })
   const [x, y] = [randn([3, 96, 48]), randn([3, 96, 48])]
-  for (let i = 0; i < 50; i++) {
+  for (let i = 0; i < steps; i++) {
     scope(() => {
       const { outputs, totalAuxLoss } = net.forward(x)
       optimizer.zeroGrad()
@@ -58,7 +60,7 @@ const runs = () => Object.fromEntries([1, 2, 3].map((threads) => [threads, train
 if (isMainThread) {
   const main = runs()
   const worker = await new Promise((resolve, reject) => {
-    new Worker(new URL(import.meta.url)).once('message', resolve).once('error', reject)
+    new Worker(new URL(import.meta.url), { argv: process.argv.slice(2) }).once('message', resolve).once('error', reject)
   })
   console.log(JSON.stringify({ variant: devices()[0].variant, main, worker }))
 } else {
