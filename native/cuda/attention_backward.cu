@@ -2,7 +2,7 @@
 
 #include "cuda/attention_tile.cuh"
 #include "cuda/ops.h"
-#include "cuda/row_group.cuh"
+#include "cuda/row_lanes.cuh"
 
 // The backward recomputes the probabilities from lse, once per pair of tiles. A block has some tiles of the keys of a
 // head, whose dk and dv it sums up in registers. It adds to dq in memory that is its own, so that every sum has one
@@ -28,17 +28,17 @@ struct AttentionDelta {
   T* delta;
   int64_t Nq, heads, d;
 
-  template <class Group>
-  __device__ void operator()(int64_t t, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t t, Lanes lanes) const {
     LaneSum<T> sum;
-    for (int64_t j = group.lane() * N; j < d; j += Group::size * N) {
+    for (int64_t j = lanes.lane() * N; j < d; j += Lanes::size * N) {
       const Vector<T, N> left = load<N>(dy + t * d + j), right = load<N>(y + t * d + j);
       T part = 0;
       for (int c = 0; c < N; ++c) part += left[c] * right[c];
       sum.add(part);
     }
-    const double total = group.sum(sum.total());
-    if (group.lane() != 0) return;
+    const double total = lanes.sum(sum.total());
+    if (lanes.lane() != 0) return;
     const MatrixIndex head = matrix_index(t, heads), query = matrix_index(head.row, Nq);
     delta[(query.row * heads + head.column) * Nq + query.column] = static_cast<T>(total);
   }

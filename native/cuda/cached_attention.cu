@@ -2,7 +2,7 @@
 
 #include "core/formulas.h"
 #include "cuda/ops.h"
-#include "cuda/row_group.cuh"
+#include "cuda/row_lanes.cuh"
 
 // One block per head of a query: scores of a key per thread, then a column of the output per thread.
 namespace st_moe::cuda {
@@ -52,7 +52,7 @@ struct CachedHeads {
 template <class T>
 __global__ void __launch_bounds__(kBlock) cached_attention_kernel(int64_t count, CachedHeads<T> in) {
   __shared__ T p[kBlock];
-  const RowGroup<kBlock> group;
+  const RowLanes<kBlock> lanes;
   const int64_t d = in.d, stride = in.kv_heads * d;
   for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {  // i: a head of query n of sequence b
     const int64_t h = i % in.heads, row = i / in.heads, b = row / in.place.N, n = row - b * in.place.N;
@@ -71,11 +71,11 @@ __global__ void __launch_bounds__(kBlock) cached_attention_kernel(int64_t count,
         for (int64_t c = 0; c < d; ++c) score += q[c] * in.keys[at + j * stride + c];
         score *= in.factor;
       }
-      const T most = Max{}(group.max(score), largest);
+      const T most = Max{}(lanes.max(score), largest);
       const T shift = most == -static_cast<T>(INFINITY) ? T(0) : most;  // only −inf so far: e^−inf, not e^NaN
       const T rescale = exp_of(largest - shift);
       p[threadIdx.x] = j < seen ? exp_of(score - shift) : T(0);
-      total = total * rescale + group.sum(p[threadIdx.x]);
+      total = total * rescale + lanes.sum(p[threadIdx.x]);
       largest = most;
       __syncthreads();
       const int64_t rows = min_of(int64_t{kBlock}, seen - begin);

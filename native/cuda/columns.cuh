@@ -1,5 +1,5 @@
 #pragma once
-#include "cuda/row_group.cuh"
+#include "cuda/row_lanes.cuh"
 
 // Sums over the rows of [batch, rows, columns], in an order that depends only on the sizes: gradients of biases and of
 // norm weights. A thread adds T, threads and chunks of rows are added in double, in order.
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kBlock, half_resident(kBlock))
     rows_and_columns_kernel(int64_t rows, int64_t columns, int64_t chunk_rows, F term, double* partial, Row row) {
   const int64_t begin = blockIdx.x * chunk_rows, end = min_of(rows, begin + chunk_rows);
 #pragma unroll 1
-  for (int64_t t = begin + threadIdx.x / kThreads; t < end; t += kBlock / kThreads) row(t, RowGroup<kThreads>{});
+  for (int64_t t = begin + threadIdx.x / kThreads; t < end; t += kBlock / kThreads) row(t, RowLanes<kThreads>{});
   __syncthreads();
 #pragma unroll 1
   for (int64_t column = threadIdx.x; column < columns; column += kBlock) {

@@ -3,7 +3,7 @@
 
 #include "core/formulas.h"
 #include "cuda/ops.h"
-#include "cuda/row_group.cuh"
+#include "cuda/row_lanes.cuh"
 #include "cuda/vector.cuh"
 
 namespace st_moe::cuda {
@@ -33,12 +33,12 @@ constexpr T kLowest = std::numeric_limits<T>::lowest();
 // log Σ e^x over a row, in one pass. NaN if the row contains NaN or +inf, or only −inf. A lane adds up e^(x − shift),
 // where no value was more than kSlack above the shift: it moves rarely, so that what a lane has is rounded again a few
 // times at most.
-template <int N, class T, class Group>
-__device__ static inline double logsumexp(const T* x, int64_t V, Group group) {
+template <int N, class T, class Lanes>
+__device__ static inline double logsumexp(const T* x, int64_t V, Lanes lanes) {
   constexpr T kSlack = 8;
   T shift = kLowest<T>;
   LaneSum<T> sum;
-  for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+  for (int64_t j = lanes.lane() * N; j < V; j += Lanes::size * N) {
     const Vector<T, N> values = load<N>(x + j);
     T largest = shift;
     for (int c = 0; c < N; ++c) largest = values[c] > largest ? values[c] : largest;
@@ -50,8 +50,8 @@ __device__ static inline double logsumexp(const T* x, int64_t V, Group group) {
     for (int c = 0; c < N; ++c) part += exp_of(values[c] - shift);
     sum.add(part);
   }
-  const double common = static_cast<double>(group.max(shift));
-  const double total = group.sum(sum.total() * std::exp(static_cast<double>(shift) - common));
+  const double common = static_cast<double>(lanes.max(shift));
+  const double total = lanes.sum(sum.total() * std::exp(static_cast<double>(shift) - common));
   return total == 0 ? static_cast<double>(NAN) : common + std::log(total);
 }
 
@@ -59,23 +59,23 @@ __device__ static inline double logsumexp(const T* x, int64_t V, Group group) {
 template <class T, int kThreads, int N>
 __global__ void __launch_bounds__(kBlock) row_losses_kernel(int64_t rows, const T* logits, Targets targets, T* lse,
                                                             LossPartial* partial, Stream::ErrorFlag* error_flag) {
-  const RowGroup<kThreads> group;
+  const RowLanes<kThreads> lanes;
   const int64_t per_block = blockDim.x / kThreads, index = blockIdx.x * per_block + threadIdx.x / kThreads;
   LossPartial mine{0.0, 0};
   for (int64_t t = index; t < rows; t += gridDim.x * per_block) {
     const T* row = logits + t * targets.V;
-    const double value = logsumexp<N>(row, targets.V, group);
-    if (group.lane() == 0) lse[t] = static_cast<T>(value);
+    const double value = logsumexp<N>(row, targets.V, lanes);
+    if (lanes.lane() == 0) lse[t] = static_cast<T>(value);
     if (targets.ignored(t)) continue;
     if (targets.inside(t)) {
       mine.loss += value - static_cast<double>(row[targets.target[t]]);
       ++mine.counted;
     } else {
-      if (group.lane() == 0) report_error(error_flag, kTargetError, targets.target[t]);
+      if (lanes.lane() == 0) report_error(error_flag, kTargetError, targets.target[t]);
       mine = {static_cast<double>(NAN), mine.counted + 1};
     }
   }
-  if (group.lane() == 0) partial[index] = mine;
+  if (lanes.lane() == 0) partial[index] = mine;
 }
 
 template <class T>
@@ -140,17 +140,17 @@ struct CrossEntropyBackwardRow {
   int64_t blocks;
   T* dlogits;
 
-  template <class Group>
-  __device__ void operator()(int64_t t, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t t, Lanes lanes) const {
     const int64_t V = targets.V;
     const T* row = logits + t * V;
     T* out = dlogits + t * V;
-    if (!targets.counts(t)) return write_row<N>(out, V, group, [](int64_t) { return Vector<T, N>{}; });
+    if (!targets.counts(t)) return write_row<N>(out, V, lanes, [](int64_t) { return Vector<T, N>{}; });
     int64_t counted = 0;
     for (int64_t i = 0; i < blocks; ++i) counted += counts[i];
     const T factor = static_cast<T>(static_cast<double>(*dloss) / static_cast<double>(counted)), shift = lse[t];
     const int64_t target = targets.target[t];
-    write_row<N>(out, V, group, [&](int64_t j) {
+    write_row<N>(out, V, lanes, [&](int64_t j) {
       Vector<T, N> values = load<N>(row + j);
       for (int c = 0; c < N; ++c) {
         const T e = exp_of(values[c] - shift);

@@ -11,13 +11,13 @@ struct EmbeddingRow {
   int64_t tokens, V, D;
   Stream::ErrorFlag* error_flag;
 
-  template <class Group>
-  __device__ void operator()(int64_t row, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t row, Lanes lanes) const {
     const int64_t r = row / tokens;
     const int32_t v = index[row - r * tokens];
     const bool inside = v >= 0 && v < V;
-    if (!inside && group.lane() == 0) report_error(error_flag, kIndexError, v);
-    write_row<N>(y + row * D, D, group,
+    if (!inside && lanes.lane() == 0) report_error(error_flag, kIndexError, v);
+    write_row<N>(y + row * D, D, lanes,
                  [&](int64_t j) { return inside ? load<N>(w + (r * V + v) * D + j) : Vector<T, N>{}; });
   }
 };

@@ -47,8 +47,8 @@ template <class T, class O, int N>
 struct LoadRow {
   ExpertGradient<T, O> p;
 
-  template <class Group>
-  __device__ void operator()(int64_t row, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t row, Lanes lanes) const {
     const int64_t assignment = p.plan.assignment_of(row);
     const bool full = assignment >= 0;
     const int64_t token = full ? p.plan.token_of(assignment) : 0;
@@ -62,18 +62,18 @@ struct LoadRow {
       return rounded<O>(g);
     };
     if (p.g)
-      write_row<N>(p.g + row * p.out_width, p.out_width, group, gradient);
+      write_row<N>(p.g + row * p.out_width, p.out_width, lanes, gradient);
     else
-      for (int64_t j = group.lane() * N; j < p.out_width; j += Group::size * N) gradient(j);
+      for (int64_t j = lanes.lane() * N; j < p.out_width; j += Lanes::size * N) gradient(j);
     if (p.x_rows)
-      write_row<N>(p.x_rows + row * p.width, p.width, group, [&](int64_t j) {
+      write_row<N>(p.x_rows + row * p.width, p.width, lanes, [&](int64_t j) {
         Vector<T, N> in{};
         if (full && j < p.D) in = load<N>(x + j);
         return rounded<O>(in);
       });
     if (!p.dots) return;
-    dot = group.sum(dot);
-    if (group.lane() == 0) p.dots[row * (p.strips + 1) + p.strips] = dot;
+    dot = lanes.sum(dot);
+    if (lanes.lane() == 0) p.dots[row * (p.strips + 1) + p.strips] = dot;
   }
 };
 

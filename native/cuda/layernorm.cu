@@ -2,7 +2,7 @@
 
 #include "cuda/columns.cuh"
 #include "cuda/ops.h"
-#include "cuda/row_group.cuh"
+#include "cuda/row_lanes.cuh"
 #include "cuda/vector.cuh"
 
 namespace st_moe::cuda {
@@ -12,24 +12,24 @@ struct Moments {
 };
 
 // Two passes: squares of centered values do not cancel.
-template <int N, class T, class Group>
-__device__ static inline Moments moments(const T* x, int64_t D, double eps, Group group) {
+template <int N, class T, class Lanes>
+__device__ static inline Moments moments(const T* x, int64_t D, double eps, Lanes lanes) {
   LaneSum<T> sum, squares;
-  for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+  for (int64_t j = lanes.lane() * N; j < D; j += Lanes::size * N) {
     const Vector<T, N> values = load<N>(x + j);
     T part = 0;
     for (int c = 0; c < N; ++c) part += values[c];
     sum.add(part);
   }
-  const double mean = group.sum(sum.total()) / static_cast<double>(D);
+  const double mean = lanes.sum(sum.total()) / static_cast<double>(D);
   const T center = static_cast<T>(mean);
-  for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+  for (int64_t j = lanes.lane() * N; j < D; j += Lanes::size * N) {
     const Vector<T, N> values = load<N>(x + j);
     T part = 0;
     for (int c = 0; c < N; ++c) part += (values[c] - center) * (values[c] - center);
     squares.add(part);
   }
-  return {mean, 1.0 / std::sqrt(group.sum(squares.total()) / static_cast<double>(D) + eps)};
+  return {mean, 1.0 / std::sqrt(lanes.sum(squares.total()) / static_cast<double>(D) + eps)};
 }
 
 template <class T, int N>
@@ -39,12 +39,12 @@ struct LayernormRow {
   int64_t D;
   double eps;
 
-  template <class Group>
-  __device__ void operator()(int64_t t, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t t, Lanes lanes) const {
     const T* row = x + t * D;
-    const Moments m = moments<N>(row, D, eps, group);
+    const Moments m = moments<N>(row, D, eps, lanes);
     const T mean = static_cast<T>(m.mean), inverse_std = static_cast<T>(m.inverse_std);
-    write_row<N>(y + t * D, D, group, [&](int64_t j) {
+    write_row<N>(y + t * D, D, lanes, [&](int64_t j) {
       Vector<T, N> values = load<N>(row + j);
       const Vector<T, N> scale = load<N>(weight + j), shift = load<N>(bias + j);
       for (int c = 0; c < N; ++c) values[c] = (values[c] - mean) * inverse_std * scale[c] + shift[c];
@@ -75,25 +75,25 @@ struct LayernormBackwardRow {
   int64_t D;
   double eps;
 
-  template <class Group>
-  __device__ void operator()(int64_t t, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t t, Lanes lanes) const {
     const T *dy_row = dy + t * D, *row = x + t * D;
-    const Moments m = moments<N>(row, D, eps, group);
-    if (saved && group.lane() == 0) saved[t] = m;
+    const Moments m = moments<N>(row, D, eps, lanes);
+    if (saved && lanes.lane() == 0) saved[t] = m;
     if (!dx) return;
     const T mean = static_cast<T>(m.mean), inverse_std = static_cast<T>(m.inverse_std);
     LaneSum<T> g, gz;
 #pragma unroll 2
-    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+    for (int64_t j = lanes.lane() * N; j < D; j += Lanes::size * N) {
       const Vector<T, N> values = load<N>(row + j), scale = load<N>(weight + j), d = load<N>(dy_row + j);
       T part = 0, centered = 0;
       for (int c = 0; c < N; ++c) part += d[c] * scale[c], centered += d[c] * scale[c] * (values[c] - mean);
       g.add(part), gz.add(centered);
     }
-    const double count = static_cast<double>(D), mean_g = group.sum(g.total()) / count;
-    const double mean_gz = group.sum(gz.total()) * m.inverse_std / count;
+    const double count = static_cast<double>(D), mean_g = lanes.sum(g.total()) / count;
+    const double mean_gz = lanes.sum(gz.total()) * m.inverse_std / count;
     const T shift = static_cast<T>(mean_g), along = static_cast<T>(mean_gz * m.inverse_std);
-    write_row<N, 2>(dx + t * D, D, group, [&](int64_t j) {
+    write_row<N, 2>(dx + t * D, D, lanes, [&](int64_t j) {
       const Vector<T, N> values = load<N>(row + j), scale = load<N>(weight + j);
       Vector<T, N> d = load<N>(dy_row + j);
       for (int c = 0; c < N; ++c) d[c] = (d[c] * scale[c] - shift - (values[c] - mean) * along) * inverse_std;

@@ -11,10 +11,10 @@ struct AddBias {
   T* y;
   int64_t O;
 
-  template <class Group>
-  __device__ void operator()(int64_t t, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t t, Lanes lanes) const {
     T* row = y + t * O;
-    write_row<N>(row, O, group, [&](int64_t j) {
+    write_row<N>(row, O, lanes, [&](int64_t j) {
       Vector<T, N> values = load<N>(row + j);
       const Vector<T, N> add = load<N>(bias + j);
       for (int c = 0; c < N; ++c) values[c] += add[c];

@@ -3,7 +3,7 @@
 
 #include "core/convert.h"
 #include "cuda/blas.h"
-#include "cuda/row_group.cuh"
+#include "cuda/row_lanes.cuh"
 #include "cuda/rows.cuh"
 #include "cuda/vector.cuh"
 
@@ -68,10 +68,10 @@ struct FillOperand {
   Rows rows;
 
   bool vectors() const { return columns % kWidth == 0 && aligned(from, to); }
-  template <int N, class Group>
-  __device__ void fill(int64_t to_row, Group group) const {
+  template <int N, class Lanes>
+  __device__ void fill(int64_t to_row, Lanes lanes) const {
     const int64_t row = rows(to_row), width = padded<O>(columns);
-    write_row<N>(to + to_row * width, width, group, [&](int64_t j) {
+    write_row<N>(to + to_row * width, width, lanes, [&](int64_t j) {
       Vector<T, N> values{};
       if (row >= 0 && j < columns) values = load<N>(from + row * columns + j);
       return rounded<O>(values);
@@ -84,8 +84,8 @@ template <class... Fs>
 struct Fills {
   int64_t rows() const { return 0; }
   int64_t width() const { return 0; }
-  template <class Group>
-  __device__ void operator()(int64_t, Group) const {}
+  template <class Lanes>
+  __device__ void operator()(int64_t, Lanes) const {}
 };
 template <class F, class... Rest>
 struct Fills<F, Rest...> {
@@ -96,14 +96,14 @@ struct Fills<F, Rest...> {
   explicit Fills(F f, Rest... others) : first(f), vectors(f.vectors()), rest(others...) {}
   int64_t rows() const { return first.to_rows + rest.rows(); }
   int64_t width() const { return max_of(first.to_rows > 0 ? first.columns : 0, rest.width()); }
-  template <class Group>
-  __device__ void operator()(int64_t row, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t row, Lanes lanes) const {
     if (row >= first.to_rows) {
-      rest(row - first.to_rows, group);
+      rest(row - first.to_rows, lanes);
     } else if (vectors) {
-      first.template fill<F::kWidth>(row, group);
+      first.template fill<F::kWidth>(row, lanes);
     } else {
-      first.template fill<1>(row, group);
+      first.template fill<1>(row, lanes);
     }
   }
 };

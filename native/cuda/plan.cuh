@@ -1,6 +1,6 @@
 #pragma once
 #include "cuda/operands.cuh"
-#include "cuda/row_group.cuh"
+#include "cuda/row_lanes.cuh"
 #include "cuda/row_groups.cuh"
 #include "cuda/rows.cuh"
 #include "cuda/vector.cuh"
@@ -57,12 +57,12 @@ struct GatherRows {
   T* out;
   int64_t D;
 
-  template <class Group>
-  __device__ void operator()(int64_t row, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t row, Lanes lanes) const {
     const int64_t assignment = plan.assignment_of(row);
     const T* from = x + (assignment < 0 ? 0 : plan.token_of(assignment)) * D;
     const T w = assignment >= 0 && weight ? weight[assignment] : T(1);
-    write_row<N>(out + row * D, D, group, [&](int64_t j) {
+    write_row<N>(out + row * D, D, lanes, [&](int64_t j) {
       Vector<T, N> values{};
       if (assignment >= 0) values = load<N>(from + j);
       for (int c = 0; c < N; ++c) values[c] *= w;
@@ -88,10 +88,10 @@ struct CombineRows {
   int64_t D, stride;  // stride: from row to row of `rows`
   RowGroups groups;
 
-  template <class Group>
-  __device__ void operator()(int64_t token, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t token, Lanes lanes) const {
     constexpr int kAtOnce = N == 4 ? 4 : 2;
-    for_columns<N, kAtOnce>(D, group, [&](auto each) {
+    for_columns<N, kAtOnce>(D, lanes, [&](auto each) {
       Vector<T, N> totals[kAtOnce]{};
       bool empty = true;
       for (int64_t k = 0; k < plan.K; ++k) {

@@ -2,7 +2,7 @@
 
 #include "cuda/columns.cuh"
 #include "cuda/ops.h"
-#include "cuda/row_group.cuh"
+#include "cuda/row_lanes.cuh"
 #include "cuda/vector.cuh"
 
 namespace st_moe::cuda {
@@ -19,19 +19,19 @@ struct RmsnormRow {
   T* y;                // [T, D]
   int64_t D;
 
-  template <class Group>
-  __device__ void operator()(int64_t t, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t t, Lanes lanes) const {
     const T* row = x + t * D;
     LaneSum<T> squares;
-    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+    for (int64_t j = lanes.lane() * N; j < D; j += Lanes::size * N) {
       const Vector<T, N> values = load<N>(row + j);
       T part = 0;
       for (int c = 0; c < N; ++c) part += values[c] * values[c];
       squares.add(part);
     }
-    const double norm = std::sqrt(group.sum(squares.total()));
+    const double norm = std::sqrt(lanes.sum(squares.total()));
     const T factor = static_cast<T>(std::sqrt(static_cast<double>(D)) / floor_norm(norm));
-    write_row<N>(y + t * D, D, group, [&](int64_t j) {
+    write_row<N>(y + t * D, D, lanes, [&](int64_t j) {
       Vector<T, N> values = load<N>(row + j);
       const Vector<T, N> scale = load<N>(gamma + j);
       for (int c = 0; c < N; ++c) values[c] = values[c] * factor * scale[c];
@@ -60,24 +60,24 @@ struct RmsnormBackwardRow {
   T* factor;                         // [T]: √D / max(r, 1e-12), for dgamma; or null
   int64_t D;
 
-  template <class Group>
-  __device__ void operator()(int64_t t, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t t, Lanes lanes) const {
     const T *dy_row = dy + t * D, *row = x + t * D;
     LaneSum<T> squares, products;
 #pragma unroll 2
-    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+    for (int64_t j = lanes.lane() * N; j < D; j += Lanes::size * N) {
       const Vector<T, N> values = load<N>(row + j), scale = load<N>(gamma + j), d = load<N>(dy_row + j);
       T square = 0, product = 0;
       for (int c = 0; c < N; ++c) square += values[c] * values[c], product += scale[c] * d[c] * values[c];
       squares.add(square), products.add(product);
     }
-    const double root = std::sqrt(static_cast<double>(D)), norm = std::sqrt(group.sum(squares.total()));
-    if (factor && group.lane() == 0) factor[t] = static_cast<T>(root / floor_norm(norm));
+    const double root = std::sqrt(static_cast<double>(D)), norm = std::sqrt(lanes.sum(squares.total()));
+    if (factor && lanes.lane() == 0) factor[t] = static_cast<T>(root / floor_norm(norm));
     if (!dx) return;
     const bool floored = norm < kNormFloor;
-    const double inner = root * group.sum(products.total());
+    const double inner = root * lanes.sum(products.total());
     const T direct = static_cast<T>(root / norm), along = static_cast<T>(inner / norm / norm / norm);
-    write_row<N, 2>(dx + t * D, D, group, [&](int64_t j) {
+    write_row<N, 2>(dx + t * D, D, lanes, [&](int64_t j) {
       const Vector<T, N> values = load<N>(row + j), scale = load<N>(gamma + j);
       Vector<T, N> d = load<N>(dy_row + j);
       const Vector<T, N> more = addend ? load<N>(addend + t * D + j) : Vector<T, N>{};

@@ -1,5 +1,5 @@
 #pragma once
-#include "cuda/row_group.cuh"
+#include "cuda/row_lanes.cuh"
 #include "cuda/search.cuh"
 #include "cuda/sort.cuh"
 #include "cuda/vector.cuh"
@@ -31,11 +31,11 @@ struct ScatterRow {
   T* y;                  // [R, V, D]
   int64_t terms, V, D;
 
-  template <class Group>
-  __device__ void operator()(int64_t row, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t row, Lanes lanes) const {
     const int64_t r = row / V, v = row - r * V;
     const int64_t begin = lower_bound(keys, terms, v), end = lower_bound(keys, terms, v + 1);
-    for (int64_t j = group.lane() * N; j < D; j += Group::size * N) {
+    for (int64_t j = lanes.lane() * N; j < D; j += Lanes::size * N) {
       Vector<T, N> sum{};
 #pragma unroll 8
       for (int64_t i = begin; i < end; ++i) {

@@ -2,7 +2,7 @@
 
 #include "core/formulas.h"
 #include "cuda/ops.h"
-#include "cuda/row_group.cuh"
+#include "cuda/row_lanes.cuh"
 #include "cuda/vector.cuh"
 
 namespace st_moe::cuda {
@@ -14,19 +14,19 @@ struct SoftmaxRow {
   int64_t V;
   bool log;
 
-  template <class Group>
-  __device__ void operator()(int64_t t, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t t, Lanes lanes) const {
     const T* from = x + t * V;
     T* to = y + t * V;
     T largest = -static_cast<T>(INFINITY);
-    for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+    for (int64_t j = lanes.lane() * N; j < V; j += Lanes::size * N) {
       const Vector<T, N> values = load<N>(from + j);
       for (int c = 0; c < N; ++c) largest = Max{}(largest, values[c]);
     }
-    largest = group.max(largest);
+    largest = lanes.max(largest);
     LaneSum<T> mine;
     constexpr int kAtOnce = N >= 4 ? 4 : 1;  // exp of doubles takes many registers
-    write_row<N, kAtOnce>(to, V, group, [&](int64_t j) {
+    write_row<N, kAtOnce>(to, V, lanes, [&](int64_t j) {
       Vector<T, N> values = load<N>(from + j);
       T part = 0;
       for (int c = 0; c < N; ++c) {
@@ -37,9 +37,9 @@ struct SoftmaxRow {
       mine.add(part);
       return values;
     });
-    const double sum = group.sum(mine.total());
+    const double sum = lanes.sum(mine.total());
     const T lse = static_cast<T>(std::log(sum)), factor = static_cast<T>(1.0 / sum);
-    write_row<N>(to, V, group, [&](int64_t j) {
+    write_row<N>(to, V, lanes, [&](int64_t j) {
       Vector<T, N> values = load<N>(to + j);
       for (int c = 0; c < N; ++c) values[c] = log ? values[c] - lse : values[c] * factor;
       return values;
@@ -67,18 +67,18 @@ struct SoftmaxBackwardRow {
   int64_t V;
   bool log;
 
-  template <class Group>
-  __device__ void operator()(int64_t t, Group group) const {
+  template <class Lanes>
+  __device__ void operator()(int64_t t, Lanes lanes) const {
     const T *dy_row = dy + t * V, *y_row = y + t * V;
     LaneSum<T> sum;
-    for (int64_t j = group.lane() * N; j < V; j += Group::size * N) {
+    for (int64_t j = lanes.lane() * N; j < V; j += Lanes::size * N) {
       const Vector<T, N> d = load<N>(dy_row + j), value = load<N>(y_row + j);
       T part = 0;
       for (int c = 0; c < N; ++c) part += log ? d[c] : d[c] * value[c];
       sum.add(part);
     }
-    const T total = static_cast<T>(group.sum(sum.total()));
-    write_row<N, 2>(dx + t * V, V, group, [&](int64_t j) {
+    const T total = static_cast<T>(lanes.sum(sum.total()));
+    write_row<N, 2>(dx + t * V, V, lanes, [&](int64_t j) {
       Vector<T, N> d = load<N>(dy_row + j);
       const Vector<T, N> value = load<N>(y_row + j);
       for (int c = 0; c < N; ++c) d[c] = log ? d[c] - exp_of(value[c]) * total : value[c] * (d[c] - total);

@@ -9,7 +9,7 @@ constexpr int64_t kWarpWidth = 1024;  // the longest row for a warp
 // The threads that share a row. Element j belongs to lane j % kThreads. All lanes call the reductions, and all get the
 // result.
 template <int kThreads>
-struct RowGroup {
+struct RowLanes {
   static constexpr int size = kThreads;
 
   __device__ int lane() const { return threadIdx.x % kThreads; }
@@ -36,14 +36,13 @@ struct RowGroup {
 template <int N>
 constexpr int at_once = N >= 4 ? 4 : 2;
 
-// The columns of a row, N at a time, by all threads of the group: f(each) for some of a thread's, and each(g) calls
-// g(i, j) for its i-th, which begin at column j. Loads come first and stores last in f, since a load waits for the
-// stores before it.
-template <int N, int kAtOnce = at_once<N>, class Group, class F>
-__device__ static inline void for_columns(int64_t columns, Group group, F f) {
-  constexpr int step = Group::size * N;
+// The columns of a row, N at a time, by all lanes: f(each) for some of a lane's, and each(g) calls g(i, j) for its i-th,
+// which begin at column j. Loads come first and stores last in f, since a load waits for the stores before it.
+template <int N, int kAtOnce = at_once<N>, class Lanes, class F>
+__device__ static inline void for_columns(int64_t columns, Lanes lanes, F f) {
+  constexpr int step = Lanes::size * N;
 #pragma unroll 1
-  for (int64_t first = group.lane() * N; first < columns; first += kAtOnce * step)
+  for (int64_t first = lanes.lane() * N; first < columns; first += kAtOnce * step)
     f([&](auto&& g) {
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i)
@@ -52,9 +51,9 @@ __device__ static inline void for_columns(int64_t columns, Group group, F f) {
 }
 
 // Writes the columns of a row: value(j) is a vector of N values from column j on.
-template <int N, int kAtOnce = at_once<N>, class T, class Group, class Value>
-__device__ static inline void write_row(T* row, int64_t columns, Group group, Value value) {
-  for_columns<N, kAtOnce>(columns, group, [&](auto each) {
+template <int N, int kAtOnce = at_once<N>, class T, class Lanes, class Value>
+__device__ static inline void write_row(T* row, int64_t columns, Lanes lanes, Value value) {
+  for_columns<N, kAtOnce>(columns, lanes, [&](auto each) {
     Vector<T, N> values[kAtOnce]{};
     each([&](int i, int64_t j) { values[i] = value(j); });
     each([&](int i, int64_t j) { store(row + j, values[i]); });
@@ -65,10 +64,10 @@ template <int kThreads, class F>
 __global__ void __launch_bounds__(kBlock, half_resident(kBlock)) rows_kernel(int64_t rows, F f) {
   const int64_t per_block = blockDim.x / kThreads;
   for (int64_t row = blockIdx.x * per_block + threadIdx.x / kThreads; row < rows; row += gridDim.x * per_block)
-    f(row, RowGroup<kThreads>{});
+    f(row, RowLanes<kThreads>{});
 }
 
-// f(row, group) for each row, by all threads of the group. F is a functor of plain data.
+// f(row, lanes) for each row, by all its lanes. F is a functor of plain data.
 template <class F>
 void for_rows(const Context& ctx, int64_t rows, int64_t width, F f, int64_t warp_width = kWarpWidth) {
   if (rows == 0) return;
