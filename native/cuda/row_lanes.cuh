@@ -36,8 +36,8 @@ struct RowLanes {
 template <int N>
 constexpr int at_once = N >= 4 ? 4 : 2;
 
-// The columns of a row, N at a time, by all lanes: f(each) for some of a lane's, and each(g) calls g(i, j) for its i-th,
-// which begin at column j. Loads come first and stores last in f, since a load waits for the stores before it.
+// The columns of a row, N at a time, by all lanes: f(each) for some of a lane's, and each(g) calls g(i, j) for its
+// i-th, which begin at column j. Loads come first and stores last in f, since a load waits for the stores before it.
 template <int N, int kAtOnce = at_once<N>, class Lanes, class F>
 __device__ static inline void for_columns(int64_t columns, Lanes lanes, F f) {
   constexpr int step = Lanes::size * N;
