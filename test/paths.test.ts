@@ -1,5 +1,4 @@
-import { closeSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { rm } from 'node:fs/promises'
+import { closeSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, expect, test } from 'vitest'
@@ -25,7 +24,7 @@ import {
 // long form), which characters a name may have, whether case counts, and what a rename does to a file that is open.
 
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-paths-'))
-afterAll(() => rm(folder, { recursive: true })) // rmSync of Node 22 may never end under Wine
+afterAll(() => rmSync(folder, { recursive: true }))
 
 const valuesOf = (model: Module) => Object.values(model.stateDict()).map((t) => [...t.dataSync()])
 const temporaries = (path: string) => readdirSync(path).filter((name) => name.endsWith('.tmp'))

@@ -16,7 +16,7 @@ export const sanitized = process.env.ST_MOE_TEST_SANITIZED === '1'
 /** What runs a Node of another system, if one must be named: see test/platforms/run.mjs. */
 const emulator = process.env.ST_MOE_TEST_EMULATOR?.split(' ') ?? []
 
-/** Such an emulator is 100 times as slow as the machine, and has memory of its own. */
+/** Such an emulator is far slower than the machine, and has memory of its own. */
 export const emulated = emulator.length > 0
 
 /** Runs a script of test/children with Node and returns how it ended. Children import the built package. */
