@@ -147,6 +147,7 @@ class HostStep<T> extends Step<T> {
     this.free()
     const { value, made } = run('CapturedStep.replay', this.#fn)
     this.#made = made
+    if (this.disposed) this.free()
     const elsewhere = made.find(({ device }) => device !== 'cpu')?.device
     if (elsewhere)
       fail('OPTION', 'captureStep', `the step runs on ${elsewhere}: call captureStep(fn, { device: '${elsewhere}' })`)

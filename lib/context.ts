@@ -18,7 +18,14 @@ const storage = new AsyncLocalStorage<Context>()
 const outside: Context = { scope: null, gradEnabled: true, lasting: null }
 const context = (): Context => storage.getStore() ?? outside
 
-export const currentScope = (): Scope | null => context().scope
+/** The nearest scope that has not ended, from `scope` outwards. */
+export function openScope(scope: Scope | null): Scope | null {
+  let open = scope
+  while (open?.closed) open = open.parent
+  return open
+}
+
+export const currentScope = (): Scope | null => openScope(context().scope)
 export const isGradEnabled = (): boolean => context().gradEnabled
 export const currentLasting = (): Set<Tensor> | null => context().lasting
 

@@ -1,13 +1,15 @@
 import { types } from 'node:util'
 import { checkFunction, fail } from './check.js'
-import { currentLasting, currentScope, within } from './context.js'
+import { currentLasting, currentScope, openScope, within } from './context.js'
 import { defaultGenerator, restoringOnError } from './random.js'
-import { checkTensor, gradOwnerOf, isTensor, moveToScope, type Tensor } from './tensor.js'
+import { checkTensor, disown, gradOwnerOf, isTensor, moveToScope, type Tensor } from './tensor.js'
 
 /** Tensors created inside one `scope` call. */
 export class Scope {
   readonly tensors = new Set<Tensor>()
   readonly parent: Scope | null
+  /** A timer or the loser of `Promise.race` still runs in it, but it holds no tensors any more. */
+  closed = false
 
   constructor(parent: Scope | null) {
     this.parent = parent
@@ -28,7 +30,12 @@ export class Scope {
       return false
     }
     const survivors = [...this.tensors].filter(survives)
-    for (const tensor of survivors) moveToScope(tensor, this.parent)
+    this.closed = true
+    for (const tensor of survivors) moveToScope(tensor, openScope(this.parent))
+    for (const tensor of survivors) {
+      const owner = gradOwnerOf(tensor)
+      if (owner && this.tensors.has(owner)) disown(tensor)
+    }
     for (const tensor of [...this.tensors]) tensor.dispose()
   }
 }
@@ -137,6 +144,7 @@ export function outlive(tensor: Tensor): void {
  */
 export function keep<T extends Tensor>(tensor: T): T {
   outlive(checkTensor('keep', 'tensor', tensor))
+  disown(tensor)
   return tensor
 }
 

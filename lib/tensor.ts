@@ -70,6 +70,8 @@ export let sourceOf: (tensor: Tensor) => { node: Node; output: number } | null
 export let setSource: (tensor: Tensor, node: Node, output: number) => void
 export let leafHooksOf: (tensor: Tensor) => GradHook[]
 export let gradOwnerOf: (tensor: Tensor) => Tensor | null
+/** A gradient no longer ends with its leaf. */
+export let disown: (grad: Tensor) => void
 export let isKept: (tensor: Tensor) => boolean
 /** Moves leaves and their gradients to another device, in place: all of them or none. */
 export let moveToDevice: (leaves: readonly Tensor[], device: Device, number: number) => void
@@ -150,7 +152,7 @@ export class Tensor<D extends DType = DType> {
     this.#scope = null
     finalizers.unregister(this.#held)
     letGo(this.#held)
-    this.#grad?.dispose()
+    this.#disposeGrad()
     this.#grad = null
   }
 
@@ -190,8 +192,13 @@ export class Tensor<D extends DType = DType> {
     const recorder = currentRecorder()
     recorder?.noteGrad(this, this.#grad, true)
     if (value === this.#grad) return
-    if (!recorder?.mayReturn(this, this.#grad)) this.#grad?.dispose()
+    if (!recorder?.mayReturn(this, this.#grad)) this.#disposeGrad()
     putGrad(this, value)
+  }
+
+  #disposeGrad(): void {
+    const grad = this.#grad
+    if (grad && grad.#gradOwner === this) grad.dispose()
   }
 
   /** The same values, sharing memory, without history. */
@@ -303,7 +310,8 @@ export class Tensor<D extends DType = DType> {
     moveToDevice = (leaves, device, number) => {
       const tensors = new Set<Tensor>()
       for (const leaf of leaves) {
-        for (let next: Tensor | null = leaf; next && !next.disposed; next = next.#grad) tensors.add(next)
+        for (let next: Tensor | null = leaf; next && !next.disposed && !tensors.has(next); next = next.#grad)
+          tensors.add(next)
       }
       const moved = handlesOf([...tensors], (tensor) => native.toDevice(tensor.#held.handle, number))
       for (const [i, tensor] of [...tensors].entries()) {
@@ -320,6 +328,9 @@ export class Tensor<D extends DType = DType> {
       if (grad) grad.#gradOwner = leaf
     }
     gradOwnerOf = (tensor) => tensor.#gradOwner
+    disown = (grad) => {
+      grad.#gradOwner = null
+    }
     isKept = (tensor) => tensor.#kept
     moveToScope = (tensor, scope) => {
       tensor.#scope?.tensors.delete(tensor)

@@ -216,6 +216,7 @@ test.skipIf(!built)('in a captured step replays return the bits of the loop', ()
     using captured = replays ? captureStep(step, { device: 'cuda' }) : null
     for (let t = 1; t <= 3; t++) {
       optimizer.lr = 0.8 / t
+      optimizer.scaleParameter = t < 3
       captured ? captured.replay() : step()
     }
     return numbersOf(parameters)

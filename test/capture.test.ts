@@ -117,6 +117,16 @@ test('on the CPU a replay calls the function, and frees what the last one return
   expect(first.disposed).toBe(true)
   step.dispose()
   expect(() => step.replay()).toThrow(/\[CapturedStep.replay\] the step has been disposed/)
+  const before = memory().tensors
+  const last = captureStep(
+    () => {
+      last.dispose()
+      return ones([2])
+    },
+    { device: 'cpu' },
+  )
+  last.replay()
+  expect(memory().tensors).toBe(before)
 })
 
 test('copyFrom writes in place, converts, and rejects mismatches', () => {

@@ -254,6 +254,57 @@ describe('async scope', () => {
   })
 })
 
+describe('a gradient', () => {
+  const gradOf = (x: Tensor) => {
+    scope(() => x.square().sum().backward())
+    return x.grad as Tensor
+  }
+  const leaf = () => ones([2], { requiresGrad: true })
+
+  it('that is returned or kept outlives its leaf', () =>
+    expectNoLeak(() => {
+      const returned = scope(() => gradOf(leaf()))
+      const kept: Tensor[] = []
+      scope(() => void kept.push(keep(gradOf(leaf()))))
+      expect([returned, ...kept].map(values)).toEqual([
+        [2, 2],
+        [2, 2],
+      ])
+      disposeAll(returned, ...kept)
+    }))
+
+  it('that is kept outlives zeroGrad; any other ends with it, and with its leaf', () =>
+    expectNoLeak(() => {
+      const [x, y] = [leaf(), leaf()]
+      const kept = keep(gradOf(x))
+      const own = gradOf(y)
+      x.grad = null
+      x.dispose()
+      y.dispose()
+      expect([kept.disposed, own.disposed]).toEqual([false, true])
+      kept.dispose()
+    }))
+})
+
+it('what is made after a scope has ended belongs to the scope around it', () =>
+  expectNoLeakAsync(async () => {
+    const made: Tensor[] = []
+    await scope(async () => {
+      let late: Promise<unknown> = Promise.resolve()
+      scope(() => {
+        late = sleep(1).then(() =>
+          made.push(
+            ones([3]),
+            scope(() => ones([2]).mul(2)),
+          ),
+        )
+      })
+      await late
+      expect(made.map(({ disposed }) => disposed)).toEqual([false, false])
+    })
+    expect(made.map(({ disposed }) => disposed)).toEqual([true, true])
+  }))
+
 describe('noGrad', () => {
   it('records nothing, nests with scope, and ends with its call', async () => {
     const w = ones([2], { requiresGrad: true })

@@ -146,6 +146,13 @@ describe.skipIf(!emulatorBuilt)('device cuda on the emulator', () => {
       expect(relativeError(step(moved), step(stayed))).toBeLessThan(1e-6)
     }))
 
+  test('a parameter that is its own gradient moves once', () => {
+    using layer = new Linear(5, 3, { device: 'cpu' })
+    layer.weight.grad = layer.weight
+    expect(layer.to('cuda').weight.device).toBe('cuda:0')
+    layer.weight.grad = null
+  })
+
   test('packed copies of weights are kept on the new device of a moved module, too', () =>
     scope(() => {
       const kept = (layer: Linear) => {

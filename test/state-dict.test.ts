@@ -4,6 +4,7 @@ import {
   Linear,
   Module,
   MoE,
+  ones,
   randn,
   SparseMoEBlock,
   type StateDict,
@@ -198,6 +199,19 @@ describe('a state that does not fit', () => {
     ])
       expect(message).toContain(part)
     expect(numbersOf(moe.stateDict())).toEqual(before)
+  })
+
+  test('a parameter that is gone: the others stay, and it is named', () => {
+    const layer = new Linear(3, 2)
+    const state = fill(layer)
+    layer.weight.copyFrom(ones([2, 3]))
+    layer.bias?.dispose()
+    expect(messageOf(() => layer.loadStateDict(state))).toContain('\n  disposed: bias of the module itself')
+    expect(numbersOf({ weight: layer.weight }).weight).toEqual(Array(6).fill(1))
+    expect(() => layer.stateDict()).toThrow('[Linear.stateDict] bias has been disposed')
+    layer.weight.grad = ones([2, 3])
+    layer.weight.grad.dispose()
+    expect(() => layer.gradDict()).toThrow('[Linear.gradDict] weight.grad has been disposed')
   })
 
   test('with strict: false missing and unknown names are reported, shapes are still checked', () => {

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest'
-import { Generator, MoE, type MoEOptions, manualSeed, rand, randn, scope, tensor } from '../lib/index.js'
+import { concat, full, Generator, MoE, type MoEOptions, manualSeed, rand, randn, scope, tensor } from '../lib/index.js'
 import { listOf, relativeError } from './support/numbers.js'
 
 // What the second level computes is compared in mesh.test.ts.
@@ -95,6 +95,12 @@ test('no tokens, padding alone and a bias of the choice', () => {
   const biases = Object.entries(moe.stateDict()).filter(([name]) => name.endsWith('expert_bias'))
   expect(biases).toHaveLength(4)
   for (const [name, bias] of biases) expect(new Set(listOf(bias).map(Math.abs)), name).toContain(0.5)
+})
+
+test('a token of NaN has a row of NaN, and no other', () => {
+  const x = concat([randn([1, 5, D]), full([1, 1, D], Number.NaN), randn([1, 2, D])], 1)
+  const rows = listOf(layer({ secondPolicyTrain: 'all' }).forward(x).outputs.sum(2))
+  expect(rows.map(Number.isNaN)).toEqual(Array.from({ length: 8 }, (_, n) => n === 5))
 })
 
 test.each<[Partial<MoEOptions>, string]>([

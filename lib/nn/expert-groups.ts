@@ -1,9 +1,10 @@
 import type { DType } from '../dtype.js'
 import { add, div, mul } from '../ops/binary.js'
+import { greater } from '../ops/compare.js'
 import { dispatch } from '../ops/dispatch.js'
 import { mean, sum } from '../ops/reduce.js'
 import { reshape } from '../ops/reshape.js'
-import { above, eachChoice, type RouteResult } from '../ops/routing.js'
+import { eachChoice, type RouteResult } from '../ops/routing.js'
 import { concat } from '../ops/strided.js'
 import { relu } from '../ops/unary.js'
 import { noGrad, scope } from '../scope.js'
@@ -98,12 +99,12 @@ export class ExpertGroups extends Module {
 }
 
 /** 1 where importance is 1, else 0. */
-const wholeOf = (importance: Tensor): Tensor => above(importance, 0.5).to(importance.dtype)
+const wholeOf = (importance: Tensor): Tensor => greater(importance, 0.5).to(importance.dtype)
 
 /** [E1, B, C], of the slots. */
 function importanceOf<D extends DType>(routing: RouteResult<D>, { dtype }: Tensor<D>): Tensor<D> {
   const each = eachChoice(routing, routing.weight)
   const weights = dispatch(each.weight, each, { straightThrough: false })
-  const importance = mul(add(above(weights, 0.5), above(weights, 0)).to(dtype), 0.5) as Tensor<D>
+  const importance = mul(add(greater(weights, 0.5), greater(weights, 0)).to(dtype), 0.5) as Tensor<D>
   return reshape(importance, weights.shape.slice(0, 3))
 }

@@ -11,7 +11,7 @@ import { stridesOf } from '../ops/strided.js'
 import { boolean, type OptionsOf, reader } from '../options.js'
 import { scope } from '../scope.js'
 import type { AbortSignalLike } from '../signal.js'
-import { handleOf, isTensor, moveToDevice, type Tensor, wrap } from '../tensor.js'
+import { checkTensor, handleOf, isTensor, moveToDevice, type Tensor, wrap } from '../tensor.js'
 import { type BackwardHook, type ForwardHook, type ForwardPreHook, hooksOf } from './hooks.js'
 import { Parameter } from './parameter.js'
 
@@ -51,7 +51,8 @@ const entryShape = ({ tensor, index }: StateEntry): readonly number[] =>
 const entryOffset = ({ tensor, index = 0 }: StateEntry): number => (index > 0 ? index * stridesOf(tensor.shape)[0] : 0)
 
 /** A copy of the entry's values out of a tensor of the shape of `entry.tensor`. */
-function read(entry: StateEntry, from: Tensor): Tensor {
+function read(op: string, entry: StateEntry, from: Tensor): Tensor {
+  checkTensor(op, from === entry.tensor ? entry.name : `${entry.name}.grad`, from)
   const shape = entryShape(entry)
   const handle = native.stridedRead(handleOf(from), shape, stridesOf(shape), shape.includes(0) ? 0 : entryOffset(entry))
   return wrap(handle, { shape, dtype: from.dtype, device: from.device })
@@ -183,17 +184,19 @@ export abstract class Module {
    * ```
    */
   stateDict(): StateDict {
+    const op = `${this.constructor.name}.stateDict`
     return scope(() =>
-      Object.fromEntries([...this.stateEntries()].map((entry) => [entry.name, read(entry, entry.tensor)])),
+      Object.fromEntries([...this.stateEntries()].map((entry) => [entry.name, read(op, entry, entry.tensor)])),
     )
   }
 
   /** Copies of the gradients under the names of the state dict; zeros if there is none. */
   gradDict(): StateDict {
+    const op = `${this.constructor.name}.gradDict`
     const entries = [...this.stateEntries()].filter((entry) => entry.tensor instanceof Parameter)
     const gradient = (entry: StateEntry): Tensor => {
       const { grad, dtype, device } = entry.tensor
-      return grad ? read(entry, grad) : zeros(entryShape(entry), { dtype, device })
+      return grad ? read(op, entry, grad) : zeros(entryShape(entry), { dtype, device })
     }
     return scope(() => Object.fromEntries(entries.map((entry) => [entry.name, gradient(entry)])))
   }
@@ -377,6 +380,7 @@ export function stageState(
 function mismatch(entry: StateEntry, value: unknown): string[] {
   if (!isTensor(value)) return [`mistyped: ${entry.name} must be a Tensor, got ${show(value)}`]
   if (value.disposed) return [`disposed: ${entry.name}`]
+  if (entry.tensor.disposed) return [`disposed: ${entry.name} of the module itself`]
   const shape = entryShape(entry)
   if (!sameShape(value.shape, shape))
     return [`misshapen: ${entry.name} must be ${showShape(shape)}, got ${showShape(value.shape)}`]

@@ -2,11 +2,11 @@ import { fail } from '../check.js'
 import { ones, rand } from '../create.js'
 import type { DType } from '../dtype.js'
 import { add, mul } from '../ops/binary.js'
+import { greaterEqual } from '../ops/compare.js'
 import { dropout } from '../ops/dropout.js'
 import { reshape } from '../ops/reshape.js'
-import { above, checkRouterInputs } from '../ops/routing.js'
+import { checkRouterInputs } from '../ops/routing.js'
 import { concat } from '../ops/strided.js'
-import { neg } from '../ops/unary.js'
 import { boolean, integer, type OptionsOf, optional, rate, unchecked, type ValuesOf } from '../options.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import type { Linear } from './linear.js'
@@ -86,10 +86,8 @@ function disturbed<D extends DType>(
   } else if (random.jitterUniforms) fail('OPTION', op, 'jitterUniforms needs routerJitter')
   if (p > 0) {
     const u = given('dropoutUniforms')
-    seen = u ? mul(seen, mul(atLeast(u, p).to(dtype), 1 / (1 - p))) : dropout(seen, p)
+    // In f64, in which u and p are what they are.
+    seen = u ? mul(seen, mul(greaterEqual(u.to('f64'), p).to(dtype), 1 / (1 - p))) : dropout(seen, p)
   } else if (random.dropoutUniforms) fail('OPTION', op, 'dropoutUniforms needs routerDropout')
   return seen
 }
-
-/** 1 where u ≥ p, else 0: i32. In f64, so that the difference has the right sign. */
-const atLeast = (u: Tensor, p: number): Tensor => add(mul(above(neg(u.to('f64')), -p), -1), 1)

@@ -7,7 +7,7 @@ import { reshape } from '../ops/reshape.js'
 import type { Routing } from '../ops/routing.js'
 import { concat, slice } from '../ops/strided.js'
 import { scope } from '../scope.js'
-import { isTensor, type Tensor } from '../tensor.js'
+import { checkTensor, isTensor, type Tensor } from '../tensor.js'
 import { checkModule, Module } from './module.js'
 
 type Expert = Module & { forward(...inputs: Tensor[]): unknown }
@@ -73,12 +73,13 @@ export class UserExperts extends Module {
         const rows = inputs.map((each) => each[i])
         const y = (expert as Expert).forward(...rows)
         const { shape } = rows[0]
-        if (isTensor(y) && sameShape(y.shape, shape)) return y as Tensor<D>
-        return fail(
-          'SHAPE',
-          'MoE.forward',
-          `expert ${i} must return a tensor ${showShape(shape)}, got ${isTensor(y) ? showShape(y.shape) : show(y)}`,
-        )
+        if (!isTensor(y) || !sameShape(y.shape, shape))
+          fail(
+            'SHAPE',
+            'MoE.forward',
+            `expert ${i} must return a tensor ${showShape(shape)}, got ${isTensor(y) ? showShape(y.shape) : show(y)}`,
+          )
+        return checkTensor('MoE.forward', `the result of expert ${i}`, y, rows[0]) as Tensor<D>
       })
       return combined(results, routing)
     })

@@ -103,8 +103,8 @@ function operand(op: string, name: 'a' | 'b', value: Tensor | number, like: Tens
     if (tensor.dtype !== dtype) fail('DTYPE', op, `${name} must be ${dtype} like a, got ${tensor.dtype}`)
     return tensor
   }
-  if (dtype === 'i32' && !Number.isInteger(value))
-    fail('DTYPE', op, `${name} must be an integer beside an i32 tensor, got ${value}`)
+  if (dtype === 'i32' && (value | 0) !== value)
+    fail('DTYPE', op, `${name} must be an integer of 32 bits beside an i32 tensor, got ${value}`)
   const handle = native.full({ shape: [], dtype: dtypeCode(dtype), device: deviceIndex(op, device), value })
   return wrap(handle, { shape: [], dtype, device })
 }

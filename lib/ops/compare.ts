@@ -2,7 +2,7 @@ import { record } from '../autograd.js'
 import { fail } from '../check.js'
 import { deviceIndex } from '../device.js'
 import { type DType, dtypeCode } from '../dtype.js'
-import { show } from '../errors.js'
+import { show, within } from '../errors.js'
 import { consumed, guarded, handlesOf } from '../handles.js'
 import { asMethods } from '../methods.js'
 import { type Handle, native } from '../native.js'
@@ -116,7 +116,10 @@ export function where(condition: Tensor, a: Tensor | number, b: Tensor | number)
 /** New handles: 1 where the condition is not 0, and the opposite, in the dtype of `like`. */
 function masksOf(condition: Tensor, like: Tensor): Handle[] {
   const dtype = dtypeCode(like.dtype)
-  const mask = consumed(native.tokenMask({ x: handleOf(condition) }), (x) => native.convert(x, dtype))
+  const mask = consumed(
+    within('where', () => native.tokenMask({ x: handleOf(condition) })),
+    (x) => native.convert(x, dtype),
+  )
   return guarded([mask], () => [mask, consumed(scalar(like, 0), (zero) => isEqual(mask, zero))])
 }
 
@@ -140,12 +143,12 @@ export function clamp<D extends DType>(
     if (typeof limit !== 'number' || Number.isNaN(limit))
       fail('OPTION', op, `${name} must be a number, got ${show(limit)}`)
   if (min > max) fail('OPTION', op, `min must be at most max, got ${min} and ${max}`)
-  const within = (use: (low: Handle, high: Handle) => Handle): Handle => {
+  const clamped = (use: (low: Handle, high: Handle) => Handle): Handle => {
     const [low, high] = handlesOf([min, max], (limit) => scalar(x, limit))
     return consumed(low, () => consumed(high, () => use(low, high)))
   }
   const y = wrap(
-    within((low, high) => consumed(maximum(handleOf(x), low), (above) => minimum(above, high))),
+    clamped((low, high) => consumed(maximum(handleOf(x), low), (above) => minimum(above, high))),
     x,
   )
   record({
@@ -154,7 +157,7 @@ export function clamp<D extends DType>(
     outputs: [y],
     saved: [x],
     backward: ([dy], [xv]) => [
-      within((low, high) =>
+      clamped((low, high) =>
         consumed(isLessEqual(low, xv), (above) =>
           consumed(isLessEqual(xv, high), (below) => consumed(keep(dy!, above), (dx) => keep(dx, below))),
         ),

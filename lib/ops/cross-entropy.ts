@@ -1,6 +1,7 @@
 import { record } from '../autograd.js'
 import { checkInteger, checkNumber, checkOptions, fail, showShape } from '../check.js'
 import type { DType } from '../dtype.js'
+import { within } from '../errors.js'
 import { native } from '../native.js'
 import { scope } from '../scope.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
@@ -59,7 +60,7 @@ export function crossEntropy<D extends DType>(
     )
   }
   if (labelSmoothing > 0 || how !== 'mean')
-    return scope(() => composed(logits, targets, ignoreIndex, labelSmoothing, how))
+    return within(op, () => scope(() => composed(logits, targets, ignoreIndex, labelSmoothing, how)))
   const { loss, lse } = native.crossEntropy({ logits: handleOf(logits), target: handleOf(targets), ignoreIndex })
   const y = wrap(loss, { shape: [], dtype: logits.dtype, device: logits.device })
   record({

@@ -27,9 +27,10 @@ export function linear<D extends DType>(
 ): Tensor<D> {
   const op = 'linear'
   checkFloat(op, 'x', x)
+  const like = checkTensor(op, 'weight', weight)
+  if (like.dtype !== x.dtype) fail('DTYPE', op, `x must be ${like.dtype} like the weight, got ${x.dtype}`)
   const { computeDtype } = checkOptions<LinearOptions>(op, options, ['computeDtype'])
   const compute = dtypeCode(checkComputeDType(op, computeDtype, x.dtype))
-  checkTensor(op, 'weight', weight)
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
   const I = x.shape[x.shape.length - 1]
   if (weight.shape.length !== 2 || weight.shape[1] !== I) {

@@ -5,9 +5,7 @@ import { within } from '../errors.js'
 import { consumed, share } from '../handles.js'
 import { type Handle, native } from '../native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
-import { add } from './binary.js'
 import { reshape } from './reshape.js'
-import { relu } from './unary.js'
 
 /** Where each token goes. Letters as in the docs: B sequences, N tokens, E experts, K experts per token. */
 export interface Routing<D extends DType = DType> {
@@ -97,12 +95,6 @@ export const importanceHandle = (
 /** Padding is said in one way. */
 export function checkOneMask(op: string, { mask, importance }: { mask?: unknown; importance?: unknown }): void {
   if (mask && importance) fail('OPTION', op, 'mask and importance cannot be together: importance 0 is padding')
-}
-
-/** 1 where x is above a limit, else 0: i32. */
-export function above(x: Tensor, limit: number): Tensor<'i32'> {
-  const mask = native.tokenMask({ x: handleOf(relu(add(x, -limit))) })
-  return wrap(mask, { shape: x.shape, dtype: 'i32', device: x.device })
 }
 
 /** Checks x [B, N, D] and the weight [E, D] of a router. */

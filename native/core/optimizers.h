@@ -63,11 +63,11 @@ struct SgdUpdate {
 
 // Not element by element: the backends have the rest. u = g / √v, or of matrices g / √(row · col / mean of row).
 struct AdafactorUpdate {
-  enum : int { kBeta2, kBlend2, kRate, kEps1, kEps2, kClip, kBeta1, kDecay };
+  enum : int { kBeta2, kBlend2, kRate, kEps1, kEps2, kClip, kBeta1, kDecay };  // kEps2 < 0: kRate is not scaled
 
   static FactorList factors(const AdafactorArgs& a) {
     const double blend = std::pow(static_cast<double>(a.step), a.decay_rate);
-    return {{1.0 - blend, blend, a.lr, a.eps1, a.eps2, a.clip, a.beta1, a.weight_decay}};
+    return {{1.0 - blend, blend, a.lr, a.eps1, a.scale != 0 ? a.eps2 : -1, a.clip, a.beta1, a.weight_decay}};
   }
 
   // A second moment after gradients with this mean of squares.
@@ -78,9 +78,9 @@ struct AdafactorUpdate {
 
   // α, from the sum of squares of p [size], and α / max(1, rms(u) / clip) from that of u.
   template <class T>
-  ST_MOE_HOST_DEVICE static void rates(const T* f, bool scale, double p, double u, int64_t size, T* rate, T* clipped) {
+  ST_MOE_HOST_DEVICE static void rates(const T* f, double p, double u, int64_t size, T* rate, T* clipped) {
     const double count = static_cast<double>(size), rms = std::sqrt(p / count), least = static_cast<double>(f[kEps2]);
-    const double alpha = static_cast<double>(f[kRate]) * (!scale ? 1.0 : rms > least || rms != rms ? rms : least);
+    const double alpha = static_cast<double>(f[kRate]) * (least < 0 ? 1.0 : rms > least || rms != rms ? rms : least);
     const double over = std::sqrt(u / count) / static_cast<double>(f[kClip]);
     *rate = static_cast<T>(alpha);
     *clipped = static_cast<T>(over > 1 || over != over ? alpha / over : alpha);

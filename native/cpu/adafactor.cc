@@ -226,7 +226,7 @@ void adafactor(const Context& ctx, const Batch<AdafactorArgs>& batch) {
     if (count == 0) continue;
     const double p = wide_sum(memory.p_squares.get() + t.first_block, count);
     const double u = wide_sum(memory.u_squares.get() + t.first_block, count);
-    Update::rates(t.factors.value, t.args->scale != 0, p, u, t.size(), &t.rate, &t.clipped);
+    Update::rates(t.factors.value, p, u, t.size(), &t.rate, &t.clipped);
   }
   for_blocks([&](const Adafactor& t, int64_t, int64_t matrix, int64_t begin, int64_t end, auto zero) {
     using T = decltype(zero);

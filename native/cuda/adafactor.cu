@@ -26,7 +26,6 @@ struct AdafactorTensor {
   double *p_squares, *u_squares;    // [chunks], the sums of a block
   int64_t chunks;
   T* rates;  // [2]: AdafactorUpdate::rates
-  bool scale;
   Factors<T> factors;
   int64_t size;  // of this launch
 
@@ -143,7 +142,7 @@ __global__ void __launch_bounds__(kBlock) adafactor_rates_kernel(const __grid_co
     }
     p = block_reduce(p, Sum{}, 0.0);
     u = block_reduce(u, Sum{}, 0.0);
-    if (threadIdx.x == 0) Update::rates(f, t.scale, p, u, t.elements(), t.rates, t.rates + 1);
+    if (threadIdx.x == 0) Update::rates(f, p, u, t.elements(), t.rates, t.rates + 1);
   });
 }
 
@@ -215,7 +214,6 @@ static AdafactorTensor<T> tensor_of(const Context& ctx, const AdafactorArgs& arg
   t.matrices = args.row ? args.T : 1, t.rows = args.row ? args.R : 1;
   t.columns = args.row ? args.D : args.T * args.R * args.D;
   t.chunks = args.row ? ceil_div(t.matrices * t.rows, kRowsPerBlock) : ceil_div(t.columns, kChunk);
-  t.scale = args.scale != 0;
   t.factors = Factors<T>(ctx, args.step, factors_of(args));
   return t;
 }

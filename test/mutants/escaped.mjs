@@ -51,8 +51,8 @@ export default [
   {
     name: 'module-moves-without-gradients',
     file: 'lib/tensor.ts',
-    from: 'next && !next.disposed; next = next.#grad) tensors.add(next)',
-    to: 'next && !next.disposed; next = null) tensors.add(next)',
+    from: '!tensors.has(next); next = next.#grad)',
+    to: '!tensors.has(next); next = null)',
     breaks: 'after to() a parameter and its gradient are on two devices',
     tests: ['test/simt.test.ts'],
   },
