@@ -1,6 +1,7 @@
 import { type HookHandle, record } from '../autograd.js'
 import { atBackwardEnd } from '../backward.js'
 import { copyArray, fail } from '../check.js'
+import { currentObserver } from '../context.js'
 import { releaseAll, share } from '../handles.js'
 import type { Handle } from '../native.js'
 import { checkTensor, handleOf, isKept, isTensor, type Tensor, type TensorMeta, wrap } from '../tensor.js'
@@ -58,7 +59,9 @@ class Hooks {
     const entry = { fn }
     const set = this[kind] as unknown as Set<{ fn: Kinds[K] }>
     set.add(entry)
-    return { remove: () => void set.delete(entry) }
+    const handle = { remove: () => void set.delete(entry) }
+    currentObserver()?.hook(handle)
+    return handle
   }
 
   #run(forward: Forward, given: unknown[]): unknown {
