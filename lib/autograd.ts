@@ -44,6 +44,8 @@ export interface HookHandle {
 export interface Recording {
   op: string
   inputs: readonly (Tensor | null)[]
+  /** Where gradients go on besides the inputs. */
+  beside?: readonly Edge[]
   /** Differentiable outputs. */
   outputs: readonly Tensor[]
   /** What the backward reads: tensors (inputs or outputs), and handles of saved context, which the tape then owns. */
@@ -76,7 +78,8 @@ export class Node {
     this.#backward = recording.backward
     this.hooks = recording.outputs.map(() => [])
     this.outputs = recording.outputs.map(({ shape, dtype, device }) => ({ shape, dtype, device }))
-    this.edges = recording.inputs.map((input) => (input?.requiresGrad ? edgeTo(input) : null))
+    const edges = recording.inputs.map((input) => (input?.requiresGrad ? edgeTo(input) : null))
+    this.edges = [...edges, ...(recording.beside ?? [])]
     this.#saved = (recording.saved ?? []).map((entry) => {
       const handle = typeof entry === 'number' ? entry : handleOf(entry)
       if (typeof entry !== 'number') native.retain(handle)
@@ -146,9 +149,10 @@ export function edgeTo(tensor: Tensor): Edge {
 export const willRecord = (...inputs: readonly (Tensor | null | undefined)[]): boolean =>
   isGradEnabled() && inputs.some((input) => input?.requiresGrad)
 
-/** Records an op on the tape. If no input requires a gradient, releases the handles in `saved` instead. */
+/** Records an op on the tape. If no gradient goes on from it, releases the handles in `saved` instead. */
 export function record(recording: Recording): void {
-  if (!willRecord(...recording.inputs)) {
+  const { inputs, beside = [] } = recording
+  if (!willRecord(...inputs) && !(isGradEnabled() && beside.length > 0)) {
     for (const entry of recording.saved ?? []) if (typeof entry === 'number') native.release(entry)
     return
   }

@@ -1,6 +1,6 @@
 import { type Edge, edgeTo, type GradHook, type HookHandle, type Node } from './autograd.js'
 import { checkFunction, fail, showShape } from './check.js'
-import { currentRecorder } from './context.js'
+import { currentObserver, currentRecorder } from './context.js'
 import { deviceIndex } from './device.js'
 import { type DType, dtypeCode } from './dtype.js'
 import { MoeError } from './errors.js'
@@ -290,12 +290,14 @@ function registerHook(tensor: Tensor, fn: GradHook): HookHandle {
   const hooks = source ? source.node.hooks[source.output] : leafHooksOf(tensor)
   const entry: GradHook = (grad) => fn(grad)
   hooks.push(entry)
-  return {
+  const handle = {
     remove: () => {
       const at = hooks.indexOf(entry)
       if (at >= 0) hooks.splice(at, 1)
     },
   }
+  currentObserver()?.hook(handle)
+  return handle
 }
 
 declare module './tensor.js' {

@@ -1,4 +1,5 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
+import type { HookHandle } from './autograd.js'
 import { MoeError } from './errors.js'
 import type { Recorder } from './recorder.js'
 import type { Scope } from './scope.js'
@@ -45,6 +46,29 @@ export function computeAgain<T>(fn: () => T): T {
     return fn()
   } finally {
     computingAgain = before
+  }
+}
+
+/** Is told what a forward does besides its ops. */
+export interface Observer {
+  /** It reads whether a module is in training mode. */
+  mode(module: object, training: boolean): void
+  /** It registers a hook. */
+  hook(handle: HookHandle): void
+}
+
+let observer: Observer | null = null
+
+export const currentObserver = (): Observer | null => observer
+
+/** Runs `fn`, observed. */
+export function observing<T>(by: Observer, fn: () => T): T {
+  const before = observer
+  observer = by
+  try {
+    return fn()
+  } finally {
+    observer = before
   }
 }
 

@@ -152,13 +152,14 @@ export function loggingSamples<T>(fn: () => T): { value: T; samples: readonly Ge
   return { value, samples }
 }
 
-/** Calls `fn`, which takes these samples again; no generator advances. Errors: UNSUPPORTED if they are too few. */
+/** Calls `fn`, which takes these samples again; no generator advances. Errors: UNSUPPORTED unless it takes as many. */
 export function repeatingSamples<T>(op: string, samples: readonly GeneratorState[], fn: () => T): T {
+  const refuse = (how: string): never =>
+    fail('UNSUPPORTED', op, `the block samples ${how} random numbers the second time`)
   let at = 0
-  return samplingBy(
-    () => samples[at++] ?? fail('UNSUPPORTED', op, 'the block samples more random numbers the second time'),
-    fn,
-  )
+  const value = samplingBy(() => samples[at++] ?? refuse('more'), fn)
+  if (at < samples.length) refuse('fewer')
+  return value
 }
 
 function samplingBy<T>(how: Sampling, fn: () => T): T {

@@ -6,6 +6,7 @@ import { afterAll, describe, expect, test } from 'vitest'
 import {
   DataLoader,
   type DataLoaderOptions,
+  keep,
   Linear,
   loadCheckpoint,
   memory,
@@ -162,6 +163,86 @@ describe('tensors', () => {
     expect(live()).toEqual(before)
   })
 
+  describe('that are not in the batch are freed', () => {
+    const half = (rows: Tensor) => ({ x: rows.slice(1, 0, 1), y: rows.slice(1, 1, 2) })
+    const made: Record<string, () => DataLoader<unknown, unknown>> = {
+      'of collate': () => new DataLoader([[1, 2]], { batchSize: 1, collate: (rows) => half(tensor(rows)) }),
+      'of an async collate': () =>
+        new DataLoader([[1, 2]], {
+          batchSize: 1,
+          collate: async (rows) => {
+            const all = tensor(rows)
+            await setImmediate()
+            return half(all)
+          },
+        }),
+      'of get': () =>
+        new DataLoader({ length: 2, get: async (i) => tensor([[i, i]]) }, { batchSize: 2, collate: ([a]) => half(a) }),
+      'of batch': () => new DataLoader({ length: 2, batch: () => half(tensor([[1, 2]])) }, { batchSize: 2 }),
+      'of a collate that throws': () =>
+        new DataLoader([[1, 2]], {
+          batchSize: 1,
+          collate: (rows) => {
+            throw new Error(`from collate, ${tensor(rows).size}`)
+          },
+        }),
+      'of a dataset that cannot give the rest': () => {
+        const [x, gone] = [tensor([1, 2]), tensor([1, 2])]
+        const rows = tensorDataset(x, gone)
+        const batch = () => {
+          gone.dispose()
+          try {
+            return rows.batch(Int32Array.of(0))
+          } finally {
+            x.dispose()
+          }
+        }
+        return new DataLoader({ length: 1, batch }, { batchSize: 1 })
+      },
+    }
+    test.each(Object.entries(made))('%s', async (name, make) => {
+      const before = live()
+      const errors: unknown[] = []
+      const loader = make()
+      try {
+        for await (const _ of loader) expect(live().tensors).toBe(before.tensors + 2)
+      } catch (error) {
+        errors.push(error)
+      }
+      expect(errors.map(String)).toEqual(
+        name.includes('throws') ? ['Error: from collate, 2'] : name.includes('cannot') ? [expect.any(String)] : [],
+      )
+      expect(live()).toEqual(before)
+    })
+  })
+
+  test('of batches made ahead are in no scope of the loop', async () => {
+    const before = live()
+    const loader = new DataLoader([1, 2, 3, 4], { batchSize: 1, collate: (rows) => tensor(rows) })
+    const batches = loader[Symbol.asyncIterator]()
+    const seen: number[] = []
+    for (let done = false; !done; )
+      done = await scope(async () => {
+        const next = await batches.next()
+        if (!next.done) seen.push(...values(next.value))
+        return next.done ?? false
+      })
+    expect(seen).toEqual([1, 2, 3, 4])
+    expect(live()).toEqual(before)
+  })
+
+  test('that are kept are not freed', async () => {
+    const cache = new Map<number, Tensor>()
+    const get = (i: number): Tensor => {
+      const row = cache.get(i) ?? keep(tensor([i]))
+      cache.set(i, row)
+      return row
+    }
+    const loader = new DataLoader({ length: 3, get }, { batchSize: 2 })
+    for (const _ of [1, 2]) expect((await epochOf(loader)).flat().map((row) => values(row)[0])).toEqual([0, 1, 2])
+    for (const row of cache.values()) row.dispose()
+  })
+
   test('memory is flat over epochs', async () => {
     using inputs = randn([1000, 64])
     const loader = new DataLoader(tensorDataset(inputs), { batchSize: 100, shuffle: true })
@@ -172,6 +253,27 @@ describe('tensors', () => {
     }
     expect(new Set(bytes).size).toBe(1)
   })
+})
+
+test('a loop that ends does not wait for an example, whose batch is freed when it comes', async () => {
+  const before = live()
+  let come = (_: number): void => {}
+  const late = new Promise<number>((resolve) => {
+    come = resolve
+  })
+  const asked: number[] = []
+  const get = (i: number) => {
+    asked.push(i)
+    return i === 1 ? late : i
+  }
+  const loader = new DataLoader({ length: 4, get }, { batchSize: 1, collate: (rows) => tensor(rows) })
+  expect((await epochOf(loader, 1)).length).toBe(1)
+  expect(live()).toEqual(before)
+  come(1)
+  await setImmediate()
+  expect(live()).toEqual(before)
+  expect(asked).toEqual([0, 1])
+  expect((await epochOf(loader)).length).toBe(3)
 })
 
 test('a checkpoint keeps the position', async () => {

@@ -158,6 +158,19 @@ describe('generate', () => {
     expect([...model.modules()].every(({ training }) => training)).toBe(true)
   })
 
+  test('leaves a layer in the mode of its own', async () => {
+    using model = made()
+    const modes = () => Array.from(model.modules(), ({ training }) => training)
+    for (const training of [true, false]) {
+      model.train(training)
+      model.layers[0].train(!training)
+      const before = modes()
+      expect(new Set(before).size).toBe(2)
+      await textOf(model, 'a', { maxTokens: 2 })
+      expect(modes()).toEqual(before)
+    }
+  })
+
   test('ends with the reason of a signal', async () => {
     using model = made()
     const { tensors } = memory()

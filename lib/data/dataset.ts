@@ -2,14 +2,14 @@ import { fail, showShape } from '../check.js'
 import { tensor } from '../create.js'
 import { show } from '../errors.js'
 import { indexSelect } from '../ops/gather.js'
-import { keep, noGrad } from '../scope.js'
+import { noGrad, scope } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 
 /** Examples by number, such as rows of a file: an array is one, too. */
 export interface Dataset<T> {
   /** How many there are. */
   readonly length: number
-  /** Example `index`, from 0 to length − 1. */
+  /** Example `index`, from 0 to length − 1. Tensors that it makes live as long as the batch, unless it keeps them. */
   get(index: number): T | Promise<T>
 }
 
@@ -17,11 +17,14 @@ export interface Dataset<T> {
 export interface BatchDataset<B> {
   /** How many examples there are. */
   readonly length: number
-  /** The examples `indices` as a batch. Its tensors are new: the loader frees them when it gives the next batch. */
+  /**
+   * The examples `indices` as a batch. Its tensors are new: the loader frees them when it gives the next batch, and other
+   * tensors that this makes at once, unless it keeps them.
+   */
   batch(indices: Int32Array): B | Promise<B>
 }
 
-/** Examples one after another, once per epoch: a function that begins them. */
+/** Examples one after another, once per epoch: a function that begins them. Tensors that it makes are its own to free. */
 export type Stream<T> = (epoch: number) => Iterable<T> | AsyncIterable<T>
 
 /** The rows of tensors, see {@link tensorDataset}. */
@@ -65,13 +68,12 @@ export function tensorDataset<T extends readonly Tensor[]>(...tensors: T): Tenso
   return {
     length: lengths[0],
     batch: (indices) =>
-      noGrad(() => {
-        const rows = tensors.map((x) => {
-          using at = tensor(indices, null, { device: x.device })
-          return keep(indexSelect(x, 0, at))
-        })
-        return rows as unknown as RowsOf<T>
-      }),
+      noGrad(() =>
+        scope(() => {
+          const rows = tensors.map((x) => indexSelect(x, 0, tensor(indices, null, { device: x.device })))
+          return rows as unknown as RowsOf<T>
+        }),
+      ),
   }
 }
 

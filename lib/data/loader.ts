@@ -1,8 +1,9 @@
 import { checkFit, checkInteger, fail } from '../check.js'
+import { currentScope } from '../context.js'
 import { markCopy, show } from '../errors.js'
 import type { StateDict } from '../nn/module.js'
 import { boolean, integer, type OptionsOf, reader, unchecked } from '../options.js'
-import { tensorsIn } from '../scope.js'
+import { scope, tensorsIn, withoutScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { type BatchDataset, type Dataset, type Source, type Stream, sourceOf } from './dataset.js'
 import { orderOf, shuffledWindows } from './order.js'
@@ -28,7 +29,10 @@ const readOptions = reader(loaderOptions, collateOption)
 
 /** Options of {@link DataLoader}. */
 export interface DataLoaderOptions<T, B> extends OptionsOf<typeof loaderOptions> {
-  /** Makes a batch of examples. The loader frees its new tensors when it gives the next batch. Default: an array. */
+  /**
+   * Makes a batch of examples. The loader frees its new tensors when it gives the next batch, and others that this makes
+   * at once, unless it passes them to {@link keep}. Default: an array.
+   */
   collate?: (examples: readonly T[]) => B | Promise<B>
 }
 
@@ -189,11 +193,12 @@ export class DataLoader<T, B = T[]> {
     if (source.kind === 'stream') fail('UNSUPPORTED', 'DataLoader', 'a stream needs for await')
     this.#begin()
     try {
-      for (const indices of this.#indices(source.length)) {
-        const value = source.kind === 'batches' ? source.batch(indices) : this.#examples(source.get, indices)
-        const batch = this.#collated(atOnce(value, 'a source that returns promises'))
-        this.#give(this.#newTensors(value as B | T[], atOnce(batch, 'an async collate')))
-        yield batch as B
+      for (const values of this.#values(source)) {
+        const made = this.#made(() => atOnce(values(), 'a source that returns promises'))
+        if (made instanceof Promise) made.then(free, () => {})
+        const { batch, tensors } = atOnce(made, 'an async collate')
+        this.#give(tensors)
+        yield batch
       }
       this.#end()
     } finally {
@@ -204,12 +209,13 @@ export class DataLoader<T, B = T[]> {
   /** The rest of the epoch. */
   async *[Symbol.asyncIterator](): AsyncGenerator<B, void, undefined> {
     this.#begin()
-    const ahead = this.#produce()
+    const waiting = new Waiting<B>()
+    const ahead = this.#produce(waiting)
     const queue: Promise<IteratorResult<Made<B>>>[] = []
     try {
       for (;;) {
         while (queue.length <= this.#options.prefetch) {
-          const next = ahead.next()
+          const next = withoutScope(() => ahead.next())
           next.catch(() => {}) // seen when it is its turn
           queue.push(next)
         }
@@ -220,27 +226,31 @@ export class DataLoader<T, B = T[]> {
       }
       this.#end()
     } finally {
+      waiting.end()
       const last = ahead.return(undefined).catch(() => {})
-      for (const next of queue) for (const x of (await next.catch(() => null))?.value?.tensors ?? []) x.dispose()
+      for (const next of queue) free((await next.catch(() => null))?.value)
       await last
       this.#finish()
     }
   }
 
-  async *#produce(): AsyncGenerator<Made<B>, undefined, undefined> {
+  async *#produce(waiting: Waiting<B>): AsyncGenerator<Made<B>, undefined, undefined> {
     const source = this.#source
-    if (source.kind === 'stream') {
-      yield* this.#fromStream(source.open)
-    } else {
-      for (const indices of this.#indices(source.length)) {
-        const value = await (source.kind === 'batches' ? source.batch(indices) : this.#examples(source.get, indices))
-        yield await this.#made(value)
-      }
+    for await (const values of source.kind === 'stream' ? this.#fromStream(source.open) : this.#values(source)) {
+      const made = await waiting.for(() => this.#made(values))
+      if (made === null) break
+      yield made
     }
     return undefined
   }
 
-  async *#fromStream(open: Stream<T>): AsyncGenerator<Made<B>, void, undefined> {
+  /** What gives the examples, or the batch, of each batch that is left. */
+  *#values(source: Exclude<Source<T, B>, { kind: 'stream' }>): Generator<Values<T, B>, void, undefined> {
+    for (const indices of this.#indices(source.length))
+      yield () => (source.kind === 'batches' ? source.batch(indices) : this.#examples(source.get, indices))
+  }
+
+  async *#fromStream(open: Stream<T>): AsyncGenerator<Values<T, B>, void, undefined> {
     const { batchSize, shuffle, dropLast, window } = this.#options
     const examples = open(this.#epoch)
     let skipped = this.#batch * batchSize
@@ -254,9 +264,9 @@ export class DataLoader<T, B = T[]> {
       if (pending.length < batchSize) continue
       const full = pending
       pending = []
-      yield await this.#made(full)
+      yield () => full
     }
-    if (pending.length > 0 && !dropLast) yield await this.#made(pending)
+    if (pending.length > 0 && !dropLast) yield () => pending
   }
 
   /** The numbers of the examples of each batch that is left. */
@@ -272,22 +282,18 @@ export class DataLoader<T, B = T[]> {
     return examples.some((example) => example instanceof Promise) ? Promise.all(examples) : (examples as T[])
   }
 
-  /** The batch of what the source gave. */
-  #collated(value: B | T[]): B | Promise<B> {
+  /** The batch. What is made for it beside it is freed. */
+  #made(values: Values<T, B>): Made<B> | Promise<Made<B>> {
     const { collate } = this.#options
-    return (collate ? collate(value as T[]) : value) as B | Promise<B>
+    const collated = (value: B | T[]) => (collate ? collate(value as T[]) : value) as B | Promise<B>
+    return withoutScope(() => scope(() => after(after(values(), collated), (batch) => this.#ownOf(batch))))
   }
 
-  /** The tensors of a batch that are not those of its examples, but made for it. */
-  #newTensors(value: B | T[], batch: B): readonly Tensor[] {
-    if (this.#source.kind === 'batches') return [...tensorsIn(batch)]
-    const old = tensorsIn(value)
-    return [...tensorsIn(batch)].filter((x) => !old.has(x))
-  }
-
-  async #made(value: B | T[]): Promise<Made<B>> {
-    const batch = await this.#collated(value)
-    return { batch, tensors: this.#newTensors(value, batch) }
+  /** The tensors of a batch that have been made for it. */
+  #ownOf(batch: B): Made<B> {
+    const all = [...tensorsIn(batch)]
+    const isNew = (x: Tensor): boolean => currentScope()!.tensors.has(x)
+    return { batch, tensors: this.#source.kind === 'batches' ? all : all.filter(isNew) }
   }
 
   #begin(): void {
@@ -326,6 +332,44 @@ export class DataLoader<T, B = T[]> {
 interface Made<B> {
   readonly batch: B
   readonly tensors: readonly Tensor[]
+}
+
+function free(made: Made<unknown> | null | undefined): void {
+  for (const x of made?.tensors ?? []) x.dispose()
+}
+
+/** What gives examples, or a batch. */
+type Values<T, B> = () => B | T[] | Promise<B | T[]>
+
+/** Waits for batches, but no longer than a loop. */
+class Waiting<B> {
+  #isOver = false
+  #giveUp = (): void => {}
+
+  end(): void {
+    this.#isOver = true
+    this.#giveUp()
+  }
+
+  /** A batch; null when the loop has ended before it was made: it is then freed when it comes. */
+  for(make: () => Made<B> | Promise<Made<B>>): Made<B> | Promise<Made<B> | null> | null {
+    if (this.#isOver) return null
+    const made = make()
+    if (!(made instanceof Promise)) return made
+    return new Promise((resolve, reject) => {
+      this.#giveUp = () => {
+        made.then(free, () => {})
+        resolve(null)
+      }
+      made.then(resolve, reject)
+    })
+  }
+}
+
+/** `next` of a value, now if it is no promise. */
+function after<V, W>(value: V | PromiseLike<V>, next: (value: V) => W | Promise<W>): W | Promise<W> {
+  const isPromise = typeof (value as PromiseLike<V> | null | undefined)?.then === 'function'
+  return isPromise ? Promise.resolve(value).then(next) : next(value as V)
 }
 
 /** A value that must not be a promise. */

@@ -200,13 +200,13 @@ function allKept(make: () => AttentionCache[]): AttentionCache[] {
 
 /** In evaluation mode, without a tape, and with the random state as before. */
 function undisturbed<T>(model: LanguageModel, fn: () => T): T {
-  const { training } = model
+  const modes = Array.from(model.modules(), (module) => ({ module, training: module.training }))
   const { seed, step } = defaultGenerator
-  if (training) model.eval()
+  model.eval()
   try {
     return noGrad(() => scope(fn))
   } finally {
-    if (training) model.train()
+    for (const { module, training } of modes) if (module.training !== training) module.train(training) // outer ones first
     defaultGenerator.setState({ seed, step })
   }
 }

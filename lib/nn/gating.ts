@@ -1,4 +1,5 @@
 import { checkNumber, copyArray, fail } from '../check.js'
+import { isComputingAgain } from '../context.js'
 import { ones, tensor, zeros } from '../create.js'
 import type { Device } from '../device.js'
 import type { DType } from '../dtype.js'
@@ -252,7 +253,7 @@ export class TopNGating extends Module {
       noiseGates: o.noiseGates ?? router.noiseGates,
       noiseMult: o.noiseMult ?? router.noiseMult,
     })
-    if (this.expertBias && this.training) this.#countLoad(result)
+    if (this.expertBias && this.training && !isComputingAgain()) this.#countLoad(result)
     return result
   }
 

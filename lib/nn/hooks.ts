@@ -1,6 +1,7 @@
 import { type HookHandle, record } from '../autograd.js'
 import { atBackwardEnd } from '../backward.js'
 import { copyArray, fail } from '../check.js'
+import { currentObserver } from '../context.js'
 import { releaseAll, share } from '../handles.js'
 import type { Handle } from '../native.js'
 import { checkTensor, handleOf, isKept, isTensor, type Tensor, type TensorMeta, wrap } from '../tensor.js'
@@ -58,7 +59,9 @@ class Hooks {
     const entry = { fn }
     const set = this[kind] as unknown as Set<{ fn: Kinds[K] }>
     set.add(entry)
-    return { remove: () => void set.delete(entry) }
+    const handle = { remove: () => void set.delete(entry) }
+    currentObserver()?.hook(handle)
+    return handle
   }
 
   #run(forward: Forward, given: unknown[]): unknown {
@@ -97,13 +100,13 @@ class Hooks {
     outputMeta.push(...outputs.map(metaOf))
     const inputsNeedGrad = inputs.some((input) => input.requiresGrad)
     const passed = identity(outputs, (grads) => {
-      gradOutput = grads.map((grad) => (grad === null ? null : share(grad)))
+      gradOutput = shareAll(grads)
       atBackwardEnd(() => releaseAll(gradOutput.splice(0)))
       if (!inputsNeedGrad) {
         const none = inputs.map(() => null)
         releaseAll(callHooks(this.#module, hooks, none, inputMeta, gradOutput, outputMeta))
       }
-      return grads.map((grad) => (grad === null ? null : share(grad)))
+      return shareAll(grads)
     })
     next = 0
     return mapTensors(result, () => passed[next++])
@@ -149,38 +152,80 @@ function callHooks(
   gradOutput: (Handle | null)[],
   outputMeta: readonly TensorMeta[],
 ): (Handle | null)[] {
-  const wrapAll = (handles: readonly (Handle | null)[], meta: readonly TensorMeta[]) =>
-    handles.map((handle, i) => (handle === null ? null : wrap(share(handle), meta[i])))
-  const outputs = wrapAll(gradOutput, outputMeta)
-  const inputs = wrapAll(gradInput, inputMeta)
-  let current: (Tensor | null)[] = [...inputs]
+  let current = shareAll(gradInput)
   try {
     for (const hook of hooks) {
-      const replaced = hook(module, [...current], [...outputs])
-      if (replaced === undefined || replaced === null) continue
-      const grads = copyArray('full backward hook', 'what a hook returns', replaced, inputs.length)
-      if (grads.length !== inputs.length) {
-        fail('OPTION', 'full backward hook', `a hook must return ${inputs.length} gradients or nothing`)
-      }
-      current = grads.map((grad, i) =>
-        grad === null ? null : checkTensor('full backward hook', `gradient ${i}`, grad, inputMeta[i]),
-      )
+      const replaced = callHook(module, hook, current, inputMeta, gradOutput, outputMeta)
+      if (replaced === null) continue
+      releaseAll(current)
+      current = replaced
     }
-    return current.map((tensor) => (tensor === null ? null : share(handleOf(tensor))))
+    return current
+  } catch (error) {
+    releaseAll(current)
+    throw error
   } finally {
-    for (const tensor of [...inputs, ...outputs]) if (tensor && !isKept(tensor)) tensor.dispose()
     releaseAll(gradOutput.splice(0))
   }
 }
 
+/** The gradients that a hook returns, or null. */
+function callHook(
+  module: Module,
+  hook: BackwardHook,
+  gradInput: readonly (Handle | null)[],
+  inputMeta: readonly TensorMeta[],
+  gradOutput: readonly (Handle | null)[],
+  outputMeta: readonly TensorMeta[],
+): (Handle | null)[] | null {
+  const op = 'full backward hook'
+  const inputs = wrapAll(gradInput, inputMeta)
+  const outputs = wrapAll(gradOutput, outputMeta)
+  try {
+    const replaced = hook(module, [...inputs], [...outputs])
+    if (replaced === undefined || replaced === null) return null
+    const grads = copyArray(op, 'what a hook returns', replaced, inputs.length)
+    if (grads.length !== inputs.length) fail('OPTION', op, `a hook must return ${inputs.length} gradients or nothing`)
+    const tensors = grads.map((grad, i) =>
+      grad === null ? null : checkTensor(op, `gradient ${i}`, grad, inputMeta[i]),
+    )
+    return shareAll(tensors.map((tensor) => tensor && handleOf(tensor)))
+  } finally {
+    for (const tensor of [...inputs, ...outputs]) if (tensor && !isKept(tensor)) tensor.dispose()
+  }
+}
+
+const shareAll = (handles: readonly (Handle | null)[]): (Handle | null)[] =>
+  handles.map((handle) => (handle === null ? null : share(handle)))
+
+/** A tensor for each entry of `meta`; null where there is no handle. */
+const wrapAll = (handles: readonly (Handle | null)[], meta: readonly TensorMeta[]): (Tensor | null)[] =>
+  meta.map((meta, i) => (handles[i] ? wrap(share(handles[i]), meta) : null))
+
 const metaOf = ({ shape, dtype, device }: Tensor): TensorMeta => ({ shape, dtype, device })
 
-/** Rebuilds a result with `f` applied to each tensor in it: a Tensor, an array, a container, or a plain object. */
-export function mapTensors(value: unknown, f: (tensor: Tensor) => Tensor): unknown {
+/**
+ * Rebuilds a result with `f` applied to each tensor in it: a Tensor, an array, a container, or a plain object. An object
+ * that is in it several times, or in itself, is so in the new result; `copies` has those so far.
+ */
+export function mapTensors(
+  value: unknown,
+  f: (tensor: Tensor) => Tensor,
+  copies = new Map<object, unknown>(),
+): unknown {
   if (isTensor(value)) return f(value)
   if (typeof value !== 'object' || value === null) return value
   if (typeof (value as TensorContainer).mapTensors === 'function') return (value as TensorContainer).mapTensors(f)
-  if (Array.isArray(value)) return value.map((entry) => mapTensors(entry, f))
+  if (copies.has(value)) return copies.get(value)
+  if (Array.isArray(value)) {
+    const copy: unknown[] = []
+    copies.set(value, copy)
+    for (const entry of value) copy.push(mapTensors(entry, f, copies))
+    return copy
+  }
   if (Object.getPrototypeOf(value) !== Object.prototype) return value
-  return Object.fromEntries(Object.entries(value).map(([key, entry]) => [key, mapTensors(entry, f)]))
+  const copy: Record<string, unknown> = {}
+  copies.set(value, copy)
+  for (const [key, entry] of Object.entries(value)) copy[key] = mapTensors(entry, f, copies)
+  return copy
 }

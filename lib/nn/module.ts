@@ -1,6 +1,7 @@
 import { type AsyncOptions, callAsync, readAsyncOptions } from '../async.js'
 import type { HookHandle } from '../autograd.js'
 import { checkBoolean, checkFunction, fail, isPlain, listed, sameShape, showName, showShape } from '../check.js'
+import { currentObserver } from '../context.js'
 import { refuseJson } from '../copies.js'
 import { zeros } from '../create.js'
 import { checkDevice, type Device, deviceIndex } from '../device.js'
@@ -116,6 +117,7 @@ export abstract class Module {
 
   /** Training mode, at first; see {@link Module.train}. */
   get training(): boolean {
+    currentObserver()?.mode(this, this.#training)
     return this.#training
   }
 

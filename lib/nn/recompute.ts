@@ -1,6 +1,6 @@
-import { type Edge, edgeTo, type Node, nextNode, record } from '../autograd.js'
-import { copyArray, fail, sameShape } from '../check.js'
-import { computeAgain, isGradEnabled, within } from '../context.js'
+import { type Edge, edgeTo, type HookHandle, type Node, nextNode, record } from '../autograd.js'
+import { copyArray, fail } from '../check.js'
+import { computeAgain, currentObserver, isGradEnabled, type Observer, observing, within } from '../context.js'
 import { show } from '../errors.js'
 import { share } from '../handles.js'
 import type { Handle } from '../native.js'
@@ -8,7 +8,6 @@ import { type GeneratorState, loggingSamples, repeatingSamples } from '../random
 import { scope, tensorsIn } from '../scope.js'
 import { checkTensor, handleOf, setSource, sourceOf, type Tensor, wrap } from '../tensor.js'
 import { mapTensors } from './hooks.js'
-import { Module } from './module.js'
 
 const op = 'recompute'
 
@@ -27,10 +26,11 @@ export interface Recomputable<A extends unknown[], R> {
  * The block must do the same both times. It gets tensors of its inputs also within arrays and plain objects; other
  * tensors that it uses, such as parameters, must live until the backward, and parameters changed meanwhile are an error.
  * It returns a tensor, a `MoEResult`, or arrays and plain objects of these; what else is in the result, such as
- * `routing`, has no gradient. Hooks of modules in it run twice; {@link MoEMonitor} counts once.
+ * `routing`, has no gradient. Forward hooks of modules in it run twice; {@link MoEMonitor} counts once. A hook that it
+ * registers takes the place of that of the first forward.
  *
- * Errors: OPTION, also for an async block; those of the block. In the backward: UNSUPPORTED if the block does something
- * else the second time.
+ * Errors: OPTION, also for an async block; those of the block. In the backward: UNSUPPORTED if the block returns tensors
+ * of other types or in another order, samples more or fewer random numbers, or finds a module in another mode.
  *
  * @example
  * ```ts
@@ -44,7 +44,7 @@ export interface Recomputable<A extends unknown[], R> {
 export function recompute<A extends unknown[], R>(block: ((...inputs: A) => R) | Recomputable<A, R>, inputs: A): R {
   const forward = forwardOf(block)
   const given = copyArray(op, 'inputs', inputs, 1000)
-  return isGradEnabled() ? (new Recomputed(block, forward, given).run() as R) : (forward(given) as R)
+  return isGradEnabled() ? (new Recomputed(forward, given).run() as R) : (forward(given) as R)
 }
 
 type Forward = (inputs: readonly unknown[]) => unknown
@@ -75,15 +75,17 @@ class Recomputed {
   /** Arrays and plain objects are copies. */
   readonly #given: unknown
   readonly #inputs: Input[] = []
-  readonly #modules: readonly Module[]
-  readonly #modes: readonly boolean[]
+  /** That of the block around this one. */
+  readonly #around = currentObserver()
+  /** Each module with the modes that the forward read. */
+  readonly #modes = new Map<object, Set<boolean>>()
+  /** Those that the last forward registered. */
+  readonly #hooks: HookHandle[] = []
   #samples: readonly GeneratorState[] = []
-  #outputs: readonly (readonly number[])[] = []
+  #signature = ''
 
-  constructor(block: unknown, forward: Forward, given: unknown[]) {
+  constructor(forward: Forward, given: unknown[]) {
     this.#forward = forward
-    this.#modules = block instanceof Module ? [...block.modules()] : []
-    this.#modes = this.#modules.map(({ training }) => training)
     this.#given = mapTensors(given, (tensor) => {
       this.#inputs.push({ tensor: checkTensor(op, 'input', tensor), source: sourceOf(tensor) })
       return tensor
@@ -102,27 +104,28 @@ class Recomputed {
         originals.set(alone, tensor)
         return alone
       })
-      const { value, samples } = loggingSamples(() => this.#forward(inputs))
+      const mode = (module: object, training: boolean) =>
+        void this.#modes.set(module, (this.#modes.get(module) ?? new Set()).add(training))
+      const { value, samples } = loggingSamples(() => this.#observed(mode, inputs))
       this.#samples = samples
       const made = (tensor: Tensor): Node | null => {
         const source = sourceOf(tensor)
         return source && source.node.id >= first ? source.node : null
       }
+      const results: Tensor[] = []
       const outputs: Tensor[] = []
-      const roots: Node[] = []
       const result = mapTensors(value, (tensor) => {
-        const node = made(tensor)
-        if (!node) return originals.get(tensor) ?? tensor
-        roots.push(node)
+        if (!made(tensor)) return originals.get(tensor) ?? tensor
+        results.push(tensor)
         outputs.push(wrap(share(handleOf(tensor)), tensor))
         return outputs[outputs.length - 1]
       })
-      const leaves = leavesOf(roots, first).filter((leaf) => !originals.has(leaf))
+      this.#signature = signatureOf(results)
+      const { leaves, older } = sourcesOf(results, first)
       for (const tensor of tensorsIn(result)) if (made(tensor)) tensor.requiresGrad = false
-      this.#outputs = outputs.map(({ shape }) => shape)
-      const all = [...this.#inputs.map(({ tensor }) => tensor), ...leaves]
-      if (outputs.length > 0)
-        record({ op, inputs: all, outputs, saved: all, backward: { again: (saved) => this.#again(saved) } })
+      const all = [...this.#inputs.map(({ tensor }) => tensor), ...leaves.filter((leaf) => !originals.has(leaf))]
+      const again = (saved: readonly Handle[]) => this.#again(saved)
+      if (outputs.length > 0) record({ op, inputs: all, beside: older, outputs, saved: all, backward: { again } })
       return result
     })
   }
@@ -133,9 +136,26 @@ class Recomputed {
     return mapTensors(this.#given, () => make(this.#inputs[next], next++)) as unknown[]
   }
 
+  #observed(mode: Observer['mode'], inputs: unknown[]): unknown {
+    const observer: Observer = {
+      mode: (module, training) => {
+        this.#around?.mode(module, training)
+        mode(module, training)
+      },
+      hook: (handle) => {
+        this.#around?.hook(handle)
+        this.#hooks.push(handle)
+      },
+    }
+    return observing(observer, () => this.#forward(inputs))
+  }
+
   #again(saved: readonly Handle[]): Edge[] {
-    if (this.#modules.some(({ training }, i) => training !== this.#modes[i]))
-      fail('UNSUPPORTED', op, 'the block has changed between training and evaluation since its forward')
+    for (const hook of this.#hooks.splice(0)) hook.remove() // the forward registers it again
+    const mode = (module: object, training: boolean) => {
+      if (this.#modes.get(module)?.has(training) === false)
+        fail('UNSUPPORTED', op, 'the block has changed between training and evaluation since its forward')
+    }
     return scope(() => {
       const inputs = this.#withInputs(({ tensor, source }, i) => {
         if (!source && !tensor.disposed) return tensor
@@ -144,7 +164,7 @@ class Recomputed {
         return again
       })
       const first = nextNode()
-      const run = () => repeatingSamples(op, this.#samples, () => this.#forward(inputs))
+      const run = () => repeatingSamples(op, this.#samples, () => this.#observed(mode, inputs))
       const value = within({ gradEnabled: true }, () => computeAgain(run))
       const outputs: Tensor[] = []
       mapTensors(value, (tensor) => {
@@ -152,10 +172,7 @@ class Recomputed {
         if (source && source.node.id >= first) outputs.push(tensor)
         return tensor
       })
-      if (
-        outputs.length !== this.#outputs.length ||
-        !outputs.every(({ shape }, i) => sameShape(shape, this.#outputs[i]))
-      )
+      if (signatureOf(outputs) !== this.#signature)
         fail('UNSUPPORTED', op, 'the block returns other tensors the second time')
       return outputs.map((output) => {
         const edge = edgeTo(output) as { node: Node; output: number }
@@ -166,14 +183,24 @@ class Recomputed {
   }
 }
 
-/** The leaves below nodes that are not older than `first`. */
-function leavesOf(roots: readonly Node[], first: number): Tensor[] {
+/** The types of tensors, and the order in which they were made. */
+function signatureOf(tensors: readonly Tensor[]): string {
+  const sources = tensors.map((tensor) => sourceOf(tensor) as { node: Node; output: number })
+  const order = [...sources.entries()].sort(([, a], [, b]) => a.node.id - b.node.id || a.output - b.output)
+  return JSON.stringify([tensors.map(({ shape, dtype, device }) => [shape, dtype, device]), order.map(([i]) => i)])
+}
+
+/** The leaves and the older edges that lead to tensors made from node `first` on. */
+function sourcesOf(tensors: readonly Tensor[], first: number): { leaves: Tensor[]; older: Edge[] } {
   const leaves = new Set<Tensor>()
-  const seen = new Set(roots)
-  for (const node of seen)
-    for (const edge of node.edges) {
-      if (edge && 'leaf' in edge) leaves.add(edge.leaf)
-      else if (edge && edge.node.id >= first) seen.add(edge.node)
-    }
-  return [...leaves]
+  const older = new Map<Node, Edge>()
+  const seen = new Set<Node>()
+  const visit = (edge: Edge): void => {
+    if (edge && 'leaf' in edge) leaves.add(edge.leaf)
+    else if (edge && edge.node.id >= first) seen.add(edge.node)
+    else if (edge) older.set(edge.node, edge)
+  }
+  tensors.map(edgeTo).forEach(visit)
+  for (const node of seen) node.edges.forEach(visit)
+  return { leaves: [...leaves], older: [...older.values()] }
 }

@@ -195,8 +195,8 @@ export default [
   {
     name: 'recompute-samples-anew',
     file: 'lib/nn/recompute.ts',
-    from: 'repeatingSamples(op, this.#samples, () => this.#forward(inputs))',
-    to: 'this.#forward(inputs)',
+    from: 'repeatingSamples(op, this.#samples, () => this.#observed(mode, inputs))',
+    to: 'this.#observed(mode, inputs)',
     breaks: 'the second forward has other random numbers',
     tests: ['test/recompute.test.ts'],
   },
@@ -219,9 +219,9 @@ export default [
   {
     name: 'recompute-in-another-mode',
     file: 'lib/nn/recompute.ts',
-    from: 'training !== this.#modes[i]',
+    from: 'this.#modes.get(module)?.has(training) === false',
     to: 'false',
     breaks: 'the second forward of a block in another mode has a wrong gradient',
-    tests: ['test/recompute.test.ts'],
+    tests: ['test/recompute-errors.test.ts'],
   },
 ]
