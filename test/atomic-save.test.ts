@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { afterAll, afterEach, describe, expect, test, vi } from 'vitest'
 import { full, loadSafetensorsSync, type StateDict, saveSafetensors, saveSafetensorsSync, scope } from '../lib/index.js'
+import { writeTogether } from '../lib/io/atomic.js'
 import { native } from '../lib/native.js'
 import { runChild } from './support/child.js'
 import { Draw } from './support/numbers.js'
@@ -193,6 +194,36 @@ test('four threads save to one path', async () => {
   expect([code, stderr, JSON.parse(stdout)]).toEqual([0, '', []])
   expect(new Set(loadSafetensorsSync(file).tensors.a.dataSync()).size).toBe(1)
   expect(fs.readdirSync(folder)).toEqual(['state.safetensors'])
+})
+
+test('of two files none is replaced until both are on disk', async () => {
+  clear()
+  const [first, second] = ['first', 'second'].map((name) => join(folder, name))
+  const contents = () => [first, second].map((path) => fs.readFileSync(path, 'utf8'))
+  const write = (text: string) =>
+    writeTogether(
+      [first, second].map((path) => ({ path, parts: [Buffer.from(text)] })),
+      'save',
+    )
+  await write('old')
+  const seen: string[] = []
+  for (let step = 1; ; step++) {
+    Object.assign(faults, { countdown: step, code: 'EIO' })
+    const error = await write('new').catch((error) => error)
+    const reached = faults.countdown <= 0
+    faults.countdown = Infinity
+    expect(fs.readdirSync(folder).sort()).toEqual(['first', 'second'])
+    if (!reached) break
+    if (error) {
+      expect(error.message).toMatch(/cannot write .*(first|second): EIO: injected; /)
+      seen.push(contents().join())
+    }
+    await write('old')
+  }
+  expect(contents()).toEqual(['new', 'new'])
+  // until the second rename, then the sync of both folders
+  expect([...new Set(seen)]).toEqual(['old,old', 'new,old', 'new,new'])
+  expect(seen.filter((contents) => contents === 'new,old')).toHaveLength(1)
 })
 
 test('saves at the same time do not disturb each other', async () => {

@@ -1,6 +1,6 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { hostname, constants as system } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -176,8 +176,8 @@ describe('a signal', () => {
 
 describe('a full or broken disk', () => {
   const brokenDisk = pathToFileURL(join(root, 'test/children/broken-disk.mjs')).href
-  const onBrokenDisk = (out: string, name: string, code: string, from: number) =>
-    runProgram(['--import', brokenDisk, bin, ...train(out, '--steps', '400', '--evaluate-every', '100')], {
+  const onBrokenDisk = (out: string, name: string, code: string, from: number, ...flags: string[]) =>
+    runProgram(['--import', brokenDisk, bin, ...train(out, '--steps', '400', '--evaluate-every', '100', ...flags)], {
       cwd: folder,
       env: { ...process.env, FAULT_FILE: name, FAULT_CODE: code, FAULT_FROM: String(from) },
     })
@@ -209,6 +209,21 @@ describe('a full or broken disk', () => {
     const { code: exit, err } = await onBrokenDisk(`first-${name}`, name, code, 1)
     expect(exit).toBe(1)
     expect(err).toMatch(/^st-moe train: .*cannot write first-\S+: (ENOSPC|EIO): .*; the run has no checkpoint yet\n$/)
+  })
+
+  test.each<[string, string, string[]]>([
+    ['run.json', 'ENOSPC', []],
+    ['checkpoint.safetensors', 'EIO', []],
+    ['--tensorboard', 'ENOTDIR', ['--tensorboard', 'book.txt/board']],
+  ])('at %s (%s): the run that it would have replaced is intact', async (name, code, flags) => {
+    const out = `other${name}`
+    cpSync(at('run'), at(out), { recursive: true })
+    const files = () => readdirSync(at(out)).map((file) => [file, readFileSync(at(`${out}/${file}`), 'latin1')])
+    const before = files()
+    const { code: exit, err } = await onBrokenDisk(out, name, code, 1, '--overwrite', '--seed', '2', ...flags)
+    expect(err).toContain('cannot write ')
+    expect(exit).toBe(1)
+    expect(files()).toEqual(before)
   })
 })
 

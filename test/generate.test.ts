@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
@@ -251,6 +251,18 @@ describe('a folder', () => {
     expect(await textOf(loaded, 'whale', options)).toBe(await textOf(model, 'whale', options))
     await expect(saveLanguageModel(path, model)).rejects.toThrow(/contains a model: overwrite: true replaces it/)
     await saveLanguageModel(path, model, { overwrite: true })
+  })
+
+  test('keeps its model if the one that would replace it cannot be saved', async () => {
+    const path = join(folder, 'kept')
+    using model = made()
+    await saveLanguageModel(path, model)
+    const files = () => readdirSync(path).map((name) => readFileSync(join(path, name), 'latin1'))
+    const before = files()
+    using other = new LanguageModel({ ...small, tokenizer: CharacterTokenizer.of('other') })
+    other.head.weight.dispose()
+    await expect(saveLanguageModel(path, other, { overwrite: true })).rejects.toMatchObject({ code: 'DISPOSED' })
+    expect(files()).toEqual(before)
   })
 
   test('without a run, or with a damaged one, is an error that frees everything', async () => {

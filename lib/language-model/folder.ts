@@ -1,13 +1,19 @@
-import { existsSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { existsSync, readFileSync, statSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { checkOptions, fail } from '../check.js'
 import { checkDevice, type Device, getDefaultDevice } from '../device.js'
 import { MoeError, show } from '../errors.js'
-import { writeAtomicSync } from '../io/atomic.js'
-import { type CheckpointProgress, type CheckpointTargets, loadCheckpoint, saveCheckpoint } from '../io/checkpoint.js'
+import { writeTogether } from '../io/atomic.js'
+import {
+  type Checkpoint,
+  type CheckpointProgress,
+  type CheckpointTargets,
+  encodeCheckpoint,
+  loadCheckpoint,
+} from '../io/checkpoint.js'
 import { checkPath } from '../io/files.js'
+import { makeFolder } from '../io/make-folder.js'
 import { type BytePair, BytePairTokenizer } from './byte-pair.js'
-import { makeFolder } from './make-folder.js'
 import { LanguageModel } from './model.js'
 import { kebabCase, modelOptions } from './model-options.js'
 import { readModelSizes, type Sizes } from './options.js'
@@ -162,6 +168,15 @@ export function describeTokenizer(tokenizer: Tokenizer): ModelDescription['text'
   return tokenizer instanceof BytePairTokenizer ? { merges: tokenizer.merges } : null
 }
 
+/** Writes run.json and the checkpoint that belongs to it. The earlier ones stay until both new ones are on disk. */
+export async function saveRun(op: string, folder: string, json: string, checkpoint: Checkpoint): Promise<void> {
+  const files = [
+    { path: descriptionIn(folder), parts: [Buffer.from(`${json}\n`)] },
+    { path: checkpointIn(folder), parts: encodeCheckpoint(op, checkpoint) },
+  ]
+  await writeTogether(files, op)
+}
+
 /** Options of {@link saveLanguageModel}. */
 export interface SaveLanguageModelOptions {
   /** Replaces what the folder holds. Default false. */
@@ -204,10 +219,8 @@ export async function saveLanguageModel(
   const description: ModelDescription = { options: Object.fromEntries(named), text }
   try {
     makeFolder(resolve(path))
-    rmSync(checkpointIn(path), { force: true })
   } catch (error) {
     throw new MoeError('FILE_SYSTEM', op, `${path} cannot be written to: ${(error as Error).message}`, { cause: error })
   }
-  writeAtomicSync(descriptionIn(path), [Buffer.from(`${JSON.stringify(description)}\n`)], op)
-  await saveCheckpoint(checkpointIn(path), { model, step: 0 })
+  await saveRun(op, path, JSON.stringify(description), { model, step: 0 })
 }

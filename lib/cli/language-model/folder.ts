@@ -1,9 +1,9 @@
-import { existsSync, rmSync } from 'node:fs'
-import { basename, join, resolve } from 'node:path'
-import { type Checkpoint, MoeError, saveCheckpoint } from '../../index.js'
+import { existsSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import { type Checkpoint, MoeError } from '../../index.js'
 import { writeAtomicSync } from '../../io/atomic.js'
-import { checkpointIn, descriptionIn } from '../../language-model/folder.js'
-import { makeFolder } from '../../language-model/make-folder.js'
+import { makeFolder } from '../../io/make-folder.js'
+import { checkpointIn, saveRun } from '../../language-model/folder.js'
 import { Failure } from '../errors.js'
 import { note } from '../output.js'
 import { type Lock, takeLock } from './lock.js'
@@ -34,18 +34,10 @@ export class RunFolder {
     return existsSync(checkpointIn(this.path))
   }
 
-  /** Removes an earlier run. */
-  clear(): void {
-    rmSync(checkpointIn(this.path), { force: true })
-  }
-
-  describe(run: SavedRun): void {
-    this.write({ [basename(descriptionIn(this.path))]: `${JSON.stringify(run, null, 2)}\n` })
-  }
-
-  async save(checkpoint: Checkpoint): Promise<void> {
+  /** Writes the description of the run and its checkpoint; an earlier run stays until both are on disk. */
+  async save(run: SavedRun, checkpoint: Checkpoint): Promise<void> {
     try {
-      await saveCheckpoint(checkpointIn(this.path), checkpoint)
+      await saveRun('st-moe train', this.path, JSON.stringify(run, null, 2), checkpoint)
     } catch (error) {
       throw this.#unwritten(error)
     }
