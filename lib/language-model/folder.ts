@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, statSync } from 'node:fs'
+import { existsSync, statSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { checkOptions, fail } from '../check.js'
 import { checkDevice, type Device, getDefaultDevice } from '../device.js'
@@ -12,6 +12,7 @@ import {
   loadCheckpoint,
 } from '../io/checkpoint.js'
 import { checkPath } from '../io/files.js'
+import { readJson } from '../io/json.js'
 import { makeFolder } from '../io/make-folder.js'
 import { type BytePair, BytePairTokenizer } from './byte-pair.js'
 import { LanguageModel } from './model.js'
@@ -49,19 +50,7 @@ const laterOptions = new Set([
 export function readDescription(op: string, folder: string): unknown {
   if (!existsSync(checkpointIn(folder)))
     fail('FILE_SYSTEM', op, `there is no run in ${folder}: st-moe train creates one`)
-  const file = descriptionIn(folder)
-  const unreadable = (why: string, cause?: unknown): never => {
-    throw new MoeError('FILE_SYSTEM', op, `${file} cannot be read: ${why}`, { cause })
-  }
-  try {
-    const status = statSync(file)
-    if (!status.isFile()) fail('FILE_SYSTEM', op, `${file} is not a file`)
-    if (status.size > maxBytes) unreadable(`it has ${status.size} bytes, at most ${maxBytes} are allowed`)
-    return JSON.parse(readFileSync(file, 'utf8'))
-  } catch (error) {
-    if (error instanceof MoeError) throw error
-    return unreadable((error as Error).message, error)
-  }
+  return readJson(op, descriptionIn(folder), maxBytes)
 }
 
 /** The model that run.json describes. Errors: FILE_FORMAT. */

@@ -4,7 +4,7 @@ import { type Checkpoint, MoeError } from '../../index.js'
 import { writeAtomicSync } from '../../io/atomic.js'
 import { makeFolder } from '../../io/make-folder.js'
 import { checkpointIn, saveRun } from '../../language-model/folder.js'
-import { Failure } from '../errors.js'
+import { asFailure, Failure } from '../errors.js'
 import { note } from '../output.js'
 import { type Lock, takeLock } from './lock.js'
 import type { SavedRun } from './saved-run.js'
@@ -58,7 +58,7 @@ export class RunFolder {
     const next = this.hasCheckpoint
       ? `the last checkpoint is intact: --resume --out ${this.path} continues from it`
       : 'the run has no checkpoint yet'
-    return new Failure(`${error.message}; ${next}`)
+    return new Failure(`${(asFailure(error) as Failure).message}; ${next}`)
   }
 
   [Symbol.dispose](): void {
