@@ -13,37 +13,42 @@ import { native } from '../lib/native.js'
 import { runChild } from './support/child.js'
 import { Draw } from './support/numbers.js'
 
-const faults = vi.hoisted(() => ({ countdown: Infinity, code: '' }))
+const faults = vi.hoisted(() => ({ countdown: Infinity, code: '', ofOwner: false }))
 
 /** Counts calls down and fails one of them, as a full or broken disk would: both forms of each function. */
 vi.mock('node:fs', async (importOriginal) => {
   const original = await importOriginal<typeof fs>()
   const fault = () => Object.assign(new Error(`${faults.code}: injected`), { code: faults.code })
   type Call = (...args: unknown[]) => unknown
-  const failing = (name: string) => {
+  const failing = (name: string, due: () => boolean) => {
     const [asynchronous, synchronous] = [name, `${name}Sync`].map(
       (each) => (original as unknown as Record<string, Call>)[each],
     )
     return {
       [`${name}Sync`]: (...args: unknown[]) => {
-        if (--faults.countdown === 0) throw fault()
+        if (due()) throw fault()
         return synchronous(...args)
       },
       [name]: (...args: unknown[]) => {
-        if (--faults.countdown === 0) return (args.at(-1) as (error: Error) => void)(fault())
+        if (due()) return (args.at(-1) as (error: Error) => void)(fault())
         return asynchronous(...args)
       },
     }
   }
   const names = ['open', 'fstat', 'stat', 'readlink', 'readdir', 'write', 'fchmod', 'fsync', 'rename', 'close']
-  return Object.assign({ ...original }, ...names.map(failing))
+  const counted = names.map((name) => failing(name, () => --faults.countdown === 0))
+  return Object.assign(
+    { ...original },
+    ...counted,
+    failing('fchown', () => faults.ofOwner),
+  )
 })
 
 const folder = fs.mkdtempSync(join(tmpdir(), 'st-moe-atomic-'))
 const file = join(folder, 'state.safetensors')
 afterAll(() => fs.rmSync(folder, { recursive: true }))
 afterEach(() => {
-  faults.countdown = Infinity
+  Object.assign(faults, { countdown: Infinity, ofOwner: false })
 })
 
 const saveLoop = fileURLToPath(new URL('children/save-loop.mjs', import.meta.url))
@@ -130,6 +135,10 @@ describe.each(Object.entries(forms))('%s', (_, save) => {
     fs.chownSync(file, 1234, 4321)
     await save(file, state(2))
     expect([fs.statSync(file).uid, fs.statSync(file).gid]).toEqual([1234, 4321])
+    // as for an owner that a user namespace does not map
+    Object.assign(faults, { ofOwner: true, code: 'EINVAL' })
+    await save(file, state(3))
+    expect([value(), fs.statSync(file).uid, fs.statSync(file).gid]).toEqual([3, 0, 0])
   })
 
   test('a symbolic link stays, and the file that it leads to is replaced in its own folder', async () => {

@@ -140,7 +140,7 @@ function* fill(file: number, parts: readonly Uint8Array[], before: Stats | null)
   for (const part of parts) yield* writeAll(file, part)
   if (before) {
     const { uid, gid } = yield* call('fstat', file)
-    if (uid !== before.uid || gid !== before.gid) yield* unless(['EPERM'], call('fchown', file, before.uid, before.gid))
+    if (uid !== before.uid || gid !== before.gid) yield* quietly(call('fchown', file, before.uid, before.gid))
     yield* call('fchmod', file, before.mode & 0o777)
   }
   yield* call('fsync', file)
