@@ -1,5 +1,5 @@
 import { existsSync, statSync } from 'node:fs'
-import { join, resolve } from 'node:path'
+import { join } from 'node:path'
 import { checkOptions, fail } from '../check.js'
 import { checkDevice, type Device, getDefaultDevice } from '../device.js'
 import { MoeError, show } from '../errors.js'
@@ -207,7 +207,7 @@ export async function saveLanguageModel(
   const named = Object.entries(sizes).map(([name, value]) => [kebabCase(name), value ?? null])
   const description: ModelDescription = { options: Object.fromEntries(named), text }
   try {
-    makeFolder(resolve(path))
+    makeFolder(path)
   } catch (error) {
     throw new MoeError('FILE_SYSTEM', op, `${path} cannot be written to: ${(error as Error).message}`, { cause: error })
   }

@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs'
-import { join, resolve } from 'node:path'
+import { join } from 'node:path'
 import { type Checkpoint, MoeError } from '../../index.js'
 import { writeAtomicSync } from '../../io/atomic.js'
 import { makeFolder } from '../../io/make-folder.js'
@@ -19,7 +19,7 @@ export class RunFolder {
   constructor(path: string) {
     this.path = path
     try {
-      makeFolder(resolve(path))
+      makeFolder(path)
       this.#lock = takeLock(join(path, 'run.lock'))
     } catch (error) {
       if (error instanceof Failure) throw error
