@@ -10,7 +10,7 @@ import { reshape } from '../ops/reshape.js'
 import { concat } from '../ops/strided.js'
 import { noGrad, scope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
-import { call, checkPath, runSync, unless } from './files.js'
+import { call, checkPath, described, runSync, unless } from './files.js'
 import { readJson } from './json.js'
 import { saveSafetensorsSync } from './safetensors.js'
 import { headerIn, keepsType, load } from './tensor-file.js'
@@ -31,10 +31,18 @@ interface Shaped {
   shape: readonly number[]
 }
 
+function exists(op: string, path: string): boolean {
+  try {
+    return runSync(unless(['ENOENT'], call('stat', path))) !== null
+  } catch (error) {
+    throw described(op, `cannot read ${path}`, error)
+  }
+}
+
 /** The files that hold some names: one, or those of an index. */
 function filesWith(op: string, folder: string, wanted: Wanted): string[] {
   const path = join(folder, 'model.safetensors.index.json')
-  if (runSync(unless(['ENOENT'], call('stat', path))) === null) return [join(folder, 'model.safetensors')]
+  if (!exists(op, path)) return [join(folder, 'model.safetensors')]
   const map = (readJson(op, path) as { weight_map?: unknown } | null)?.weight_map
   if (typeof map !== 'object' || map === null) fail('FILE_FORMAT', op, `${path}: weight_map must be an object`)
   const files = new Set<string>()
@@ -255,7 +263,10 @@ export function saveTransformersMoE(folder: string, moe: MoE, options: SaveTrans
 
 function replace(op: string, file: string, state: StateDict): void {
   const { tensors, metadata } = runSync(load(op, file))
-  const replaced = Object.entries(tensors).map(([name, tensor]) => [name, state[name]?.to(tensor.dtype) ?? tensor])
+  const replaced = Object.entries(tensors).map(([name, tensor]) => [
+    name,
+    Object.hasOwn(state, name) ? state[name].to(tensor.dtype) : tensor,
+  ])
   saveSafetensorsSync(file, Object.fromEntries(replaced), { metadata })
 }
 
