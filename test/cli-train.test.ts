@@ -240,9 +240,18 @@ describe('a damaged run', () => {
     [
       'cut short',
       (run) => truncateSync(join(run, 'checkpoint.safetensors'), 1000),
-      /has 1000 bytes, but the model of .*run\.json \(.*\) has at least \d+$/m,
+      /checkpoint\.safetensors: the header claims \d+ bytes, the file has 1000$/m,
     ],
-    ['empty', (run) => truncateSync(join(run, 'checkpoint.safetensors')), /has 0 bytes, but the model of/],
+    [
+      'empty',
+      (run) => truncateSync(join(run, 'checkpoint.safetensors')),
+      /checkpoint\.safetensors: a safetensors file has at least 8 bytes, this has 0$/m,
+    ],
+    [
+      'sparse',
+      (run) => truncateSync(join(run, 'checkpoint.safetensors'), 2 ** 40),
+      /the tensors need \d+ bytes of data, the file has \d{13}$/m,
+    ],
     ['no run.json', (run) => rmSync(join(run, 'run.json')), /cannot read .*run\.json: ENOENT/],
     ['bad JSON', (run) => writeFileSync(join(run, 'run.json'), '{'), /run\.json must hold JSON: /],
     ['other JSON', (run) => writeFileSync(join(run, 'run.json'), '{}'), /run\.json does not describe a run/],
@@ -288,14 +297,14 @@ describe('a damaged run', () => {
   /** Entries that say nothing of the model. */
   const ofTraining = ['lr', 'threads', 'device', 'path', 'name', 'digest']
   const wrongModel =
-    /run\.json does not describe a run of this version of st-moe train: (options|text)|has \d+ bytes, but/
+    /run\.json does not describe a run of this version of st-moe train: (options|text)|holds \d+ bytes of tensors, but/
 
   test.each([
     ['layers', '2147483648', /options\.layers must be a whole number from 1 to 1024, got 2147483648$/m],
     [
       'dim',
       '100000000',
-      /has \d+ bytes, but the model of .*run\.json \(layers 1, dim 100000000, experts 4, context 16\) has at least 1760\d{15}$/m,
+      /holds \d+ bytes of tensors, but the model of .*run\.json \(layers 1, dim 100000000, experts 4, context 16\) has at least 1760\d{15}$/m,
     ],
     ['dim', '"16"', /options\.dim must be a whole number of at least 1, got "16"$/m],
     ['lr', '1e999', /options\.lr must be a number from 0 to 1\.79\S+, got Infinity$/m],
@@ -307,9 +316,9 @@ describe('a damaged run', () => {
     ['router', '"switch","top-n":3', /of this version of st-moe train: --top-n is for --router "topk", got/],
     ['dropless', '1', /options\.dropless must be true or false, got 1$/m],
     ['expert-hidden-dim', '0', /options\.expert-hidden-dim must be a whole number of at least 1, got 0$/m],
-    ['expert-hidden-dim', '1e12', /has \d+ bytes, but the model of .*run\.json \(.*\) has at least \d+$/m],
+    ['expert-hidden-dim', '1e12', /holds \d+ bytes of tensors, but the model of .*run\.json \(.*\) has at least \d+$/m],
     ['shared-experts', '4097', /options\.shared-experts must be a whole number from 0 to 4096, got 4097$/m],
-    ['shared-experts', '4096', /has \d+ bytes, but the model of .*run\.json \(.*\) has at least \d+$/m],
+    ['shared-experts', '4096', /holds \d+ bytes of tensors, but the model of .*run\.json \(.*\) has at least \d+$/m],
     ['activation', '["relu"]', /options\.activation must be one of geglu, .*, got \["relu"\]$/m],
     ['compute-dtype', '"f64"', /options\.compute-dtype must be one of f32, bf16, f16, got "f64"$/m],
     ['device', '"\\u001b[31m"', /options\.device must be cpu, cuda or cuda:N, got "\\u001b\[31m"$/m],
@@ -335,7 +344,7 @@ describe('a damaged run', () => {
     const file = join(run, 'run.json')
     writeFileSync(file, replaced(readFileSync(file, 'utf8'), 'context', String(2 ** 32)))
     expectRefused(await cli(['train', '--resume', '--out', run]), 1, /a context of 4294967296 needs at least/)
-    expectRefused(await cli(['generate', run]), 1, /bytes, but the model of/)
+    expectRefused(await cli(['generate', run]), 1, /bytes of tensors, but the model of/)
   })
 
   test.each<[string, (file: string) => void, RegExp]>([

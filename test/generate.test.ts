@@ -271,7 +271,7 @@ describe('a folder', () => {
     const file = join(folder, 'usual/below/run.json')
     const text = readFileSync(file, 'utf8')
     for (const [from, to, message] of [
-      ['"dim":32', '"dim":1e9', /has \d+ bytes, but the model of .*dim 1000000000.* has at least \d+$/],
+      ['"dim":32', '"dim":1e9', /holds \d+ bytes of tensors, but the model of .*dim 1000000000.* has at least \d+$/],
       ['"dim":32', '"dim":28', /does not contain the model of/],
       ['"dim":32,', '', /options\.dim is missing/],
       ['"layers":2', '"layers":-2', /options: layers must be an integer from 1 to 1024, got -2/],

@@ -1,4 +1,4 @@
-import { existsSync, statSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { checkOptions, fail } from '../check.js'
 import { checkDevice, type Device, getDefaultDevice } from '../device.js'
@@ -11,9 +11,10 @@ import {
   encodeCheckpoint,
   loadCheckpoint,
 } from '../io/checkpoint.js'
-import { checkPath } from '../io/files.js'
+import { checkPath, runSync } from '../io/files.js'
 import { readJson } from '../io/json.js'
 import { makeFolder } from '../io/make-folder.js'
+import { headerIn } from '../io/tensor-file.js'
 import { type BytePair, BytePairTokenizer } from './byte-pair.js'
 import { LanguageModel } from './model.js'
 import { kebabCase, modelOptions } from './model-options.js'
@@ -91,14 +92,17 @@ function describedModel(op: string, folder: string): { sizes: Sizes; tokenizer: 
   }
 }
 
-/** Rejects a model larger than its checkpoint, before it allocates memory. Errors: STATE_DICT, FILE_SYSTEM. */
+/**
+ * Rejects a model larger than the tensors of its checkpoint, before it allocates memory. Their size is that of the
+ * header, which must account for the whole file. Errors: STATE_DICT, FILE_FORMAT, FILE_SYSTEM.
+ */
 export function checkHolds(op: string, folder: string, sizes: Sizes, V: number): void {
   const [file, needed] = [checkpointIn(folder), weightBytes(sizes, V)]
-  const { size } = statSync(file)
+  const size = runSync(headerIn(op, file)).entries.at(-1)?.end ?? 0
   if (needed <= size) return
   const shown = Object.entries(sizesOf(sizes)).map(([name, value]) => `${kebabCase(name)} ${value}`)
   const described = `the model of ${descriptionIn(folder)} (${shown.join(', ')})`
-  fail('STATE_DICT', op, `${file} has ${size} bytes, but ${described} has at least ${needed}`)
+  fail('STATE_DICT', op, `${file} holds ${size} bytes of tensors, but ${described} has at least ${needed}`)
 }
 
 /** {@link loadCheckpoint}, with a short error instead of a list of tensor names. */
