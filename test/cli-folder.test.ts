@@ -1,6 +1,16 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { hostname, constants as system } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -129,6 +139,23 @@ describe('a lock file', () => {
     first.release()
     expect(() => takeLock(file)).toThrow(/in use/)
     second.release()
+  })
+
+  test('of a folder that was moved protects the next run at that path from this one', async () => {
+    using run = new RunFolder(at('lock'))
+    run.write({ note: 'first' })
+    renameSync(at('lock'), at('moved'))
+    try {
+      using next = new RunFolder(at('lock'))
+      const refused = /lock is no longer the folder of this run: it was moved, or its run\.lock was removed$/
+      expect(() => run.write({ note: 'second' })).toThrow(refused)
+      await expect(run.save({} as never, {} as never)).rejects.toThrow(refused)
+      expect(readdirSync(at('lock'))).toEqual(['run.lock'])
+      next.write({ note: 'third' })
+      expect(readFileSync(at('lock/note'), 'utf8')).toBe('third')
+    } finally {
+      rmSync(at('moved'), { recursive: true })
+    }
   })
 
   test('of a file system without locks is used with a warning, and stays', () => {

@@ -36,6 +36,7 @@ export class RunFolder {
 
   /** Writes the description of the run and its checkpoint; an earlier run stays until both are on disk. */
   async save(run: SavedRun, checkpoint: Checkpoint): Promise<void> {
+    this.#checkOwned()
     try {
       await saveRun('st-moe train', this.path, JSON.stringify(run, null, 2), checkpoint)
     } catch (error) {
@@ -45,11 +46,18 @@ export class RunFolder {
 
   /** Writes text files atomically, by name. */
   write(files: Record<string, string>): void {
+    this.#checkOwned()
     try {
       for (const [name, text] of Object.entries(files)) writeAtomicSync(join(this.path, name), [Buffer.from(text)])
     } catch (error) {
       throw this.#unwritten(error)
     }
+  }
+
+  /** Another run may be in the path of a folder that was moved. */
+  #checkOwned(): void {
+    if (!this.#lock.isHeld())
+      throw new Failure(`${this.path} is no longer the folder of this run: it was moved, or its run.lock was removed`)
   }
 
   /** Adds to an error about the disk that the last checkpoint is intact. */
