@@ -37,6 +37,7 @@ test.each<[string, string, string | Buffer | null, RegExp]>([
   ['a device', '/dev/zero', null, /\/dev\/zero: it is a device, not a regular file/],
   ['an empty file', 'empty.txt', '', /empty\.txt is empty/],
   ['without end', '/proc/self/pagemap', null, /pagemap is empty/],
+  ['a byte order mark alone', 'mark.txt', '\ufeff', /mark\.txt is empty/],
   ['one byte', 'byte.txt', 'a', /has 1 characters; a context of 16 needs at least 170/],
   ['a short file', 'short.txt', 'a'.repeat(160), /has 160 characters; a context of 16 needs at least 170/],
   ['a large file', 'large.txt', Buffer.alloc(2 ** 26 + 1, 'a'), /has 67108865 bytes, at most 67108864 are allowed/],
