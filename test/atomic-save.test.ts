@@ -13,30 +13,30 @@ import { native } from '../lib/native.js'
 import { runChild } from './support/child.js'
 import { Draw } from './support/numbers.js'
 
-const faults = vi.hoisted(() => ({ countdown: Infinity, code: '', ofOwner: false }))
+const faults = vi.hoisted(() => ({ countdown: Infinity, code: '', ofOwner: false, unreadable: '' }))
 
 /** Counts calls down and fails one of them, as a full or broken disk would: both forms of each function. */
 vi.mock('node:fs', async (importOriginal) => {
   const original = await importOriginal<typeof fs>()
   const fault = () => Object.assign(new Error(`${faults.code}: injected`), { code: faults.code })
   type Call = (...args: unknown[]) => unknown
-  const failing = (name: string, due: () => boolean) => {
+  const failing = (name: string, due: (path: unknown) => boolean) => {
     const [asynchronous, synchronous] = [name, `${name}Sync`].map(
       (each) => (original as unknown as Record<string, Call>)[each],
     )
     return {
       [`${name}Sync`]: (...args: unknown[]) => {
-        if (due()) throw fault()
+        if (due(args[0])) throw fault()
         return synchronous(...args)
       },
       [name]: (...args: unknown[]) => {
-        if (due()) return (args.at(-1) as (error: Error) => void)(fault())
+        if (due(args[0])) return (args.at(-1) as (error: Error) => void)(fault())
         return asynchronous(...args)
       },
     }
   }
   const names = ['open', 'fstat', 'stat', 'readlink', 'readdir', 'write', 'fchmod', 'fsync', 'rename', 'close']
-  const counted = names.map((name) => failing(name, () => --faults.countdown === 0))
+  const counted = names.map((name) => failing(name, (path) => --faults.countdown === 0 || path === faults.unreadable))
   return Object.assign(
     { ...original },
     ...counted,
@@ -48,7 +48,7 @@ const folder = fs.mkdtempSync(join(tmpdir(), 'st-moe-atomic-'))
 const file = join(folder, 'state.safetensors')
 afterAll(() => fs.rmSync(folder, { recursive: true }))
 afterEach(() => {
-  Object.assign(faults, { countdown: Infinity, ofOwner: false })
+  Object.assign(faults, { countdown: Infinity, ofOwner: false, unreadable: '' })
 })
 
 const saveLoop = fileURLToPath(new URL('children/save-loop.mjs', import.meta.url))
@@ -163,6 +163,23 @@ describe.each(Object.entries(forms))('%s', (_, save) => {
     })
   })
 
+  test('a name may have 255 bytes, and a folder may refuse to be read', async () => {
+    clear()
+    for (const name of ['a'.repeat(255), '漢'.repeat(85)]) {
+      const path = join(folder, name)
+      const beginning = Buffer.from(name).subarray(0, 230).toString()
+      fs.writeFileSync(join(folder, `${beginning}.0123456789abcdef.tmp`), 'left')
+      Object.assign(faults, { unreadable: folder, code: 'EACCES' })
+      await save(path, state(1))
+      faults.unreadable = ''
+      expect(fs.readdirSync(folder)).toHaveLength(2)
+      await save(path, state(2))
+      expect(value(path)).toBe(2)
+      expect(fs.readdirSync(folder)).toEqual([name])
+      fs.rmSync(path)
+    }
+  })
+
   test('what is no regular file is not replaced', async () => {
     clear()
     const refused = { code: 'FILE_SYSTEM' }
@@ -236,6 +253,7 @@ test('of two files none is replaced until both are on disk', async () => {
 })
 
 test('saves at the same time do not disturb each other', async () => {
+  clear()
   const saves = Array.from({ length: 8 }, (_, i) => saveSafetensors(file, { a: full([1000], i) }))
   await Promise.all(saves)
   expect(new Set(loadSafetensorsSync(file).tensors.a.dataSync()).size).toBe(1)

@@ -16,7 +16,10 @@ import { call, checkRegular, described, quietly, type Routine, run, runSync, unl
  * removed.
  */
 
-const temporaryName = (target: string): string => `${target}.${randomBytes(8).toString('hex')}.tmp`
+/** Names of files have at most 255 bytes: that of a temporary file begins with as much of its target as fits. */
+const beginning = (target: string): string => `${Buffer.from(basename(target)).subarray(0, 230)}.`
+const temporaryName = (target: string): string =>
+  `${dirname(target)}/${beginning(target)}${randomBytes(8).toString('hex')}.tmp`
 const temporaryPattern = /^[0-9a-f]{16}\.tmp$/
 
 const busy = system.errno.EAGAIN
@@ -74,7 +77,8 @@ function* describing<T>(op: string, text: string, outcome: string, routine: Rout
 }
 
 function* syncFolder(path: string): Routine<void> {
-  const folder = yield* call('open', path, O_RDONLY, 0)
+  const folder = yield* unless(['EACCES'], call('open', path, O_RDONLY, 0))
+  if (folder === null) return // of a folder that may only be written to
   try {
     yield* call('fsync', folder)
   } finally {
@@ -159,7 +163,7 @@ function* followLinks(path: string): Routine<string> {
 
 /** Removes temporary files of killed writers to `target`, as far as possible: no save depends on it. */
 function* removeLeftovers(target: string): Routine<void> {
-  const start = `${basename(target)}.`
+  const start = beginning(target)
   const isLeftover = (name: string): boolean =>
     name.startsWith(start) && temporaryPattern.test(name.slice(start.length))
   const names = yield* unless(['EACCES'], call('readdir', dirname(target)))
