@@ -254,6 +254,28 @@ describe('a full or broken disk', () => {
   })
 })
 
+test.each<[string, (folder: string) => void]>([
+  ['the text as run.json', (path) => cpSync(at('book.txt'), join(path, 'run.json'))],
+  ['a link to a checkpoint that is away', (path) => symlinkSync('away', join(path, 'checkpoint.safetensors'))],
+])('%s is not overwritten', async (what, make) => {
+  mkdirSync(at(what))
+  make(at(what))
+  const [name] = readdirSync(at(what))
+  expectRefused(
+    await cli(train(what, '--steps', '2')),
+    1,
+    /contains a run: --resume continues it, --overwrite replaces it/,
+  )
+  expect(readdirSync(at(what))).toEqual([name])
+  using model = new LanguageModel({ tokenizer: CharacterTokenizer.of('abc'), context: 8, dim: 16, layers: 1 })
+  await expect(saveLanguageModel(at(what), model)).rejects.toThrow(/contains a model: overwrite: true replaces it/)
+  expect(readdirSync(at(what))).toEqual([name])
+})
+
+test('a folder that cannot be read is not one without a run', async () => {
+  expectRefused(await cli(['generate', 'long'.repeat(100)]), 1, /cannot read (long)+: ENAMETOOLONG/)
+})
+
 test('a model of saveLanguageModel generates; what needs a run says that it is none', async () => {
   using model = new LanguageModel({ tokenizer: CharacterTokenizer.of('abc \n'), context: 8, dim: 16, layers: 1 })
   await saveLanguageModel(at('model'), model)

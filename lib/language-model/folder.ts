@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs'
+import { lstatSync } from 'node:fs'
 import { join } from 'node:path'
 import { checkOptions, fail } from '../check.js'
 import { checkDevice, type Device, getDefaultDevice } from '../device.js'
@@ -11,7 +11,7 @@ import {
   encodeCheckpoint,
   loadCheckpoint,
 } from '../io/checkpoint.js'
-import { checkPath, runSync } from '../io/files.js'
+import { checkPath, described, runSync } from '../io/files.js'
 import { readJson } from '../io/json.js'
 import { makeFolder } from '../io/make-folder.js'
 import { headerIn } from '../io/tensor-file.js'
@@ -47,10 +47,19 @@ const laterOptions = new Set([
   'sharedExperts',
 ])
 
+/** Whether a folder has one of the files of a run, or a link in its place. Errors: FILE_SYSTEM. */
+export function holdsRun(op: string, folder: string): boolean {
+  const isThere = (path: string): boolean => lstatSync(path, { throwIfNoEntry: false }) !== undefined
+  try {
+    return isThere(checkpointIn(folder)) || isThere(descriptionIn(folder))
+  } catch (error) {
+    throw described(op, `cannot read ${folder}`, error)
+  }
+}
+
 /** The JSON in run.json. Errors: FILE_FORMAT, FILE_SYSTEM. */
 export function readDescription(op: string, folder: string): unknown {
-  if (!existsSync(checkpointIn(folder)))
-    fail('FILE_SYSTEM', op, `there is no run in ${folder}: st-moe train creates one`)
+  if (!holdsRun(op, folder)) fail('FILE_SYSTEM', op, `there is no run in ${folder}: st-moe train creates one`)
   return readJson(op, descriptionIn(folder), maxBytes)
 }
 
@@ -206,7 +215,7 @@ export async function saveLanguageModel(
       op,
       'only a model with a tokenizer of this package can be saved; saveSafetensors saves the weights of others',
     )
-  if (existsSync(checkpointIn(path)) && overwrite !== true)
+  if (overwrite !== true && holdsRun(op, path))
     fail('OPTION', op, `${path} contains a model: overwrite: true replaces it`)
   const named = Object.entries(sizes).map(([name, value]) => [kebabCase(name), value ?? null])
   const description: ModelDescription = { options: Object.fromEntries(named), text }

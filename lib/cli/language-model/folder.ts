@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { type Checkpoint, MoeError } from '../../index.js'
 import { writeAtomicSync } from '../../io/atomic.js'
 import { makeFolder } from '../../io/make-folder.js'
-import { checkpointIn, saveRun } from '../../language-model/folder.js'
+import { checkpointIn, holdsRun, saveRun } from '../../language-model/folder.js'
 import { asFailure, Failure } from '../errors.js'
 import { note } from '../output.js'
 import { type Lock, takeLock } from './lock.js'
@@ -30,8 +30,8 @@ export class RunFolder {
     process.once('exit', this.#unlock)
   }
 
-  get hasCheckpoint(): boolean {
-    return existsSync(checkpointIn(this.path))
+  get holdsRun(): boolean {
+    return holdsRun('st-moe train', this.path)
   }
 
   /** Writes the description of the run and its checkpoint; an earlier run stays until both are on disk. */
@@ -63,7 +63,7 @@ export class RunFolder {
   /** Adds to an error about the disk that the last checkpoint is intact. */
   #unwritten(error: unknown): unknown {
     if (!(error instanceof MoeError && error.code === 'FILE_SYSTEM')) return error
-    const next = this.hasCheckpoint
+    const next = existsSync(checkpointIn(this.path))
       ? `the last checkpoint is intact: --resume --out ${this.path} continues from it`
       : 'the run has no checkpoint yet'
     return new Failure(`${(asFailure(error) as Failure).message}; ${next}`)

@@ -133,8 +133,8 @@ export class Run {
 
   /** Starts a new run. Only with `overwrite`, its first save replaces an earlier run in the folder. */
   start(overwrite: boolean): void {
-    const { path, hasCheckpoint } = this.#folder
-    if (hasCheckpoint && !overwrite)
+    const { path, holdsRun } = this.#folder
+    if (holdsRun && !overwrite)
       throw new Failure(
         `${path} contains a run: --resume continues it, --overwrite replaces it, --out selects another folder`,
       )
