@@ -181,7 +181,7 @@ export async function saveRun(op: string, folder: string, json: string, checkpoi
 
 /** Options of {@link saveLanguageModel}. */
 export interface SaveLanguageModelOptions {
-  /** Replaces what the folder holds. Default false. */
+  /** Replaces what the folder holds, once the new files are on disk. Default false. */
   overwrite?: boolean
 }
 
