@@ -8,41 +8,47 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { afterAll, afterEach, describe, expect, test, vi } from 'vitest'
 import { full, loadSafetensorsSync, type StateDict, saveSafetensors, saveSafetensorsSync, scope } from '../lib/index.js'
+import { writeTogether } from '../lib/io/atomic.js'
 import { native } from '../lib/native.js'
 import { runChild } from './support/child.js'
 import { Draw } from './support/numbers.js'
 
-const faults = vi.hoisted(() => ({ countdown: Infinity, code: '' }))
+const faults = vi.hoisted(() => ({ countdown: Infinity, code: '', ofOwner: false, unreadable: '' }))
 
 /** Counts calls down and fails one of them, as a full or broken disk would: both forms of each function. */
 vi.mock('node:fs', async (importOriginal) => {
   const original = await importOriginal<typeof fs>()
   const fault = () => Object.assign(new Error(`${faults.code}: injected`), { code: faults.code })
   type Call = (...args: unknown[]) => unknown
-  const failing = (name: string) => {
+  const failing = (name: string, due: (path: unknown) => boolean) => {
     const [asynchronous, synchronous] = [name, `${name}Sync`].map(
       (each) => (original as unknown as Record<string, Call>)[each],
     )
     return {
       [`${name}Sync`]: (...args: unknown[]) => {
-        if (--faults.countdown === 0) throw fault()
+        if (due(args[0])) throw fault()
         return synchronous(...args)
       },
       [name]: (...args: unknown[]) => {
-        if (--faults.countdown === 0) return (args.at(-1) as (error: Error) => void)(fault())
+        if (due(args[0])) return (args.at(-1) as (error: Error) => void)(fault())
         return asynchronous(...args)
       },
     }
   }
   const names = ['open', 'fstat', 'stat', 'readlink', 'readdir', 'write', 'fchmod', 'fsync', 'rename', 'close']
-  return Object.assign({ ...original }, ...names.map(failing))
+  const counted = names.map((name) => failing(name, (path) => --faults.countdown === 0 || path === faults.unreadable))
+  return Object.assign(
+    { ...original },
+    ...counted,
+    failing('fchown', () => faults.ofOwner),
+  )
 })
 
 const folder = fs.mkdtempSync(join(tmpdir(), 'st-moe-atomic-'))
 const file = join(folder, 'state.safetensors')
 afterAll(() => fs.rmSync(folder, { recursive: true }))
 afterEach(() => {
-  faults.countdown = Infinity
+  Object.assign(faults, { countdown: Infinity, ofOwner: false, unreadable: '' })
 })
 
 const saveLoop = fileURLToPath(new URL('children/save-loop.mjs', import.meta.url))
@@ -129,6 +135,10 @@ describe.each(Object.entries(forms))('%s', (_, save) => {
     fs.chownSync(file, 1234, 4321)
     await save(file, state(2))
     expect([fs.statSync(file).uid, fs.statSync(file).gid]).toEqual([1234, 4321])
+    // as for an owner that a user namespace does not map
+    Object.assign(faults, { ofOwner: true, code: 'EINVAL' })
+    await save(file, state(3))
+    expect([value(), fs.statSync(file).uid, fs.statSync(file).gid]).toEqual([3, 0, 0])
   })
 
   test('a symbolic link stays, and the file that it leads to is replaced in its own folder', async () => {
@@ -151,6 +161,23 @@ describe.each(Object.entries(forms))('%s', (_, save) => {
       code: 'FILE_SYSTEM',
       cause: { code: 'ELOOP' },
     })
+  })
+
+  test('a name may have 255 bytes, and a folder may refuse to be read', async () => {
+    clear()
+    for (const name of ['a'.repeat(255), '漢'.repeat(85)]) {
+      const path = join(folder, name)
+      const beginning = Buffer.from(name).subarray(0, 230).toString()
+      fs.writeFileSync(join(folder, `${beginning}.0123456789abcdef.tmp`), 'left')
+      Object.assign(faults, { unreadable: folder, code: 'EACCES' })
+      await save(path, state(1))
+      faults.unreadable = ''
+      expect(fs.readdirSync(folder)).toHaveLength(2)
+      await save(path, state(2))
+      expect(value(path)).toBe(2)
+      expect(fs.readdirSync(folder)).toEqual([name])
+      fs.rmSync(path)
+    }
   })
 
   test('what is no regular file is not replaced', async () => {
@@ -195,7 +222,38 @@ test('four threads save to one path', async () => {
   expect(fs.readdirSync(folder)).toEqual(['state.safetensors'])
 })
 
+test('of two files none is replaced until both are on disk', async () => {
+  clear()
+  const [first, second] = ['first', 'second'].map((name) => join(folder, name))
+  const contents = () => [first, second].map((path) => fs.readFileSync(path, 'utf8'))
+  const write = (text: string) =>
+    writeTogether(
+      [first, second].map((path) => ({ path, parts: [Buffer.from(text)] })),
+      'save',
+    )
+  await write('old')
+  const seen: string[] = []
+  for (let step = 1; ; step++) {
+    Object.assign(faults, { countdown: step, code: 'EIO' })
+    const error = await write('new').catch((error) => error)
+    const reached = faults.countdown <= 0
+    faults.countdown = Infinity
+    expect(fs.readdirSync(folder).sort()).toEqual(['first', 'second'])
+    if (!reached) break
+    if (error) {
+      expect(error.message).toMatch(/cannot write .*(first|second): EIO: injected; /)
+      seen.push(contents().join())
+    }
+    await write('old')
+  }
+  expect(contents()).toEqual(['new', 'new'])
+  // until the second rename, then the sync of both folders
+  expect([...new Set(seen)]).toEqual(['old,old', 'new,old', 'new,new'])
+  expect(seen.filter((contents) => contents === 'new,old')).toHaveLength(1)
+})
+
 test('saves at the same time do not disturb each other', async () => {
+  clear()
   const saves = Array.from({ length: 8 }, (_, i) => saveSafetensors(file, { a: full([1000], i) }))
   await Promise.all(saves)
   expect(new Set(loadSafetensorsSync(file).tensors.a.dataSync()).size).toBe(1)

@@ -170,7 +170,8 @@ describe('options of optimizers', () => {
     await trained(file)
     const { tensors, metadata } = loadSafetensorsSync(file)
     const about = JSON.parse(metadata['st-moe.checkpoint'])
-    about.optimizers[0].options = change(about.optimizers[0].options)
+    const [{ parameters: _count, ...options }] = about.optimizers[0].options
+    about.optimizers[0].options = change(options) // as earlier versions wrote them
     await saveSafetensors(file, tensors, { metadata: { ...metadata, 'st-moe.checkpoint': JSON.stringify(about) } })
     const message = expect.stringMatching(text)
     await expectUnchanged((targets) => loadCheckpoint(file, targets), { code: 'STATE_DICT', message })

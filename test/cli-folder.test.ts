@@ -1,6 +1,16 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { hostname, constants as system } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -131,6 +141,23 @@ describe('a lock file', () => {
     second.release()
   })
 
+  test('of a folder that was moved protects the next run at that path from this one', async () => {
+    using run = new RunFolder(at('lock'))
+    run.write({ note: 'first' })
+    renameSync(at('lock'), at('moved'))
+    try {
+      using next = new RunFolder(at('lock'))
+      const refused = /lock is no longer the folder of this run: it was moved, or its run\.lock was removed$/
+      expect(() => run.write({ note: 'second' })).toThrow(refused)
+      await expect(run.save({} as never, {} as never)).rejects.toThrow(refused)
+      expect(readdirSync(at('lock'))).toEqual(['run.lock'])
+      next.write({ note: 'third' })
+      expect(readFileSync(at('lock/note'), 'utf8')).toBe('third')
+    } finally {
+      rmSync(at('moved'), { recursive: true })
+    }
+  })
+
   test('of a file system without locks is used with a warning, and stays', () => {
     vi.spyOn(native, 'lockFile').mockReturnValue(system.errno.ENOLCK)
     const warned = vi.spyOn(process.stderr, 'write').mockReturnValue(true)
@@ -176,8 +203,8 @@ describe('a signal', () => {
 
 describe('a full or broken disk', () => {
   const brokenDisk = pathToFileURL(join(root, 'test/children/broken-disk.mjs')).href
-  const onBrokenDisk = (out: string, name: string, code: string, from: number) =>
-    runProgram(['--import', brokenDisk, bin, ...train(out, '--steps', '400', '--evaluate-every', '100')], {
+  const onBrokenDisk = (out: string, name: string, code: string, from: number, ...flags: string[]) =>
+    runProgram(['--import', brokenDisk, bin, ...train(out, '--steps', '400', '--evaluate-every', '100', ...flags)], {
       cwd: folder,
       env: { ...process.env, FAULT_FILE: name, FAULT_CODE: code, FAULT_FROM: String(from) },
     })
@@ -210,6 +237,43 @@ describe('a full or broken disk', () => {
     expect(exit).toBe(1)
     expect(err).toMatch(/^st-moe train: .*cannot write first-\S+: (ENOSPC|EIO): .*; the run has no checkpoint yet\n$/)
   })
+
+  test.each<[string, string, string[]]>([
+    ['run.json', 'ENOSPC', []],
+    ['checkpoint.safetensors', 'EIO', []],
+    ['--tensorboard', 'ENOTDIR', ['--tensorboard', 'book.txt/board']],
+  ])('at %s (%s): the run that it would have replaced is intact', async (name, code, flags) => {
+    const out = `other${name}`
+    cpSync(at('run'), at(out), { recursive: true })
+    const files = () => readdirSync(at(out)).map((file) => [file, readFileSync(at(`${out}/${file}`), 'latin1')])
+    const before = files()
+    const { code: exit, err } = await onBrokenDisk(out, name, code, 1, '--overwrite', '--seed', '2', ...flags)
+    expect(err).toContain('cannot write ')
+    expect(exit).toBe(1)
+    expect(files()).toEqual(before)
+  })
+})
+
+test.each<[string, (folder: string) => void]>([
+  ['the text as run.json', (path) => cpSync(at('book.txt'), join(path, 'run.json'))],
+  ['a link to a checkpoint that is away', (path) => symlinkSync('away', join(path, 'checkpoint.safetensors'))],
+])('%s is not overwritten', async (what, make) => {
+  mkdirSync(at(what))
+  make(at(what))
+  const [name] = readdirSync(at(what))
+  expectRefused(
+    await cli(train(what, '--steps', '2')),
+    1,
+    /contains a run: --resume continues it, --overwrite replaces it/,
+  )
+  expect(readdirSync(at(what))).toEqual([name])
+  using model = new LanguageModel({ tokenizer: CharacterTokenizer.of('abc'), context: 8, dim: 16, layers: 1 })
+  await expect(saveLanguageModel(at(what), model)).rejects.toThrow(/contains a model: overwrite: true replaces it/)
+  expect(readdirSync(at(what))).toEqual([name])
+})
+
+test('a folder that cannot be read is not one without a run', async () => {
+  expectRefused(await cli(['generate', 'long'.repeat(100)]), 1, /cannot read (long)+: ENAMETOOLONG/)
 })
 
 test('a model of saveLanguageModel generates; what needs a run says that it is none', async () => {

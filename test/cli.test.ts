@@ -45,6 +45,10 @@ describe('a wrong command line', () => {
     [['doctor', 'book.txt'], "unexpected argument 'book.txt'"],
     [['train'], 'missing FILE'],
     [['train', '--resume'], '--resume needs --out FOLDER'],
+    [
+      ['train', '--resume', '--overwrite', '--out', 'run'],
+      '--resume continues a run, --overwrite replaces it: give one',
+    ],
     [['train', 'book.txt', '--text', 'book.txt'], 'give FILE or --text, not both'],
     [['train', 'book.txt', '--steps'], '--steps needs a value: --steps N'],
     [['train', 'book.txt', '--steps', '--json'], '--steps needs a value: --steps N'],

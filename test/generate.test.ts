@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
@@ -266,13 +266,25 @@ describe('a folder', () => {
     await saveLanguageModel(path, model, { overwrite: true })
   })
 
+  test('keeps its model if the one that would replace it cannot be saved', async () => {
+    const path = join(folder, 'kept')
+    using model = made()
+    await saveLanguageModel(path, model)
+    const files = () => readdirSync(path).map((name) => readFileSync(join(path, name), 'latin1'))
+    const before = files()
+    using other = new LanguageModel({ ...small, tokenizer: CharacterTokenizer.of('other') })
+    other.head.weight.dispose()
+    await expect(saveLanguageModel(path, other, { overwrite: true })).rejects.toMatchObject({ code: 'DISPOSED' })
+    expect(files()).toEqual(before)
+  })
+
   test('without a run, or with a damaged one, is an error that frees everything', async () => {
     const { tensors } = memory()
     await expect(loadLanguageModel(folder)).rejects.toThrow(/\[loadLanguageModel\] there is no run in/)
     const file = join(folder, 'usual/below/run.json')
     const text = readFileSync(file, 'utf8')
     for (const [from, to, message] of [
-      ['"dim":32', '"dim":1e9', /has \d+ bytes, but the model of .*dim 1000000000.* has at least \d+$/],
+      ['"dim":32', '"dim":1e9', /holds \d+ bytes of tensors, but the model of .*dim 1000000000.* has at least \d+$/],
       ['"dim":32', '"dim":28', /does not contain the model of/],
       ['"dim":32,', '', /options\.dim is missing/],
       ['"layers":2', '"layers":-2', /options: layers must be an integer from 1 to 1024, got -2/],

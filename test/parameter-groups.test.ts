@@ -23,6 +23,7 @@ import {
   tensor,
 } from '../lib/index.js'
 import { any } from './support/bad-input.js'
+import { editCheckpoint } from './support/checkpoint-file.js'
 import { useEmulator } from './support/emulator.js'
 
 const built = useEmulator()
@@ -202,6 +203,29 @@ describe('a checkpoint', () => {
     expect(optimizer.lr).toBe(0.7)
     expect(numbers(model.list)).toEqual(numbers(parameters()))
   })
+
+  test.each([
+    [1, 2],
+    [2, 1],
+  ])(
+    'of one group of %i parameters does not fit one of %i, unless an earlier version did not count them',
+    async (from, to) => {
+      const model = new Net()
+      await saveCheckpoint(file, { model, optimizer: new AdamW(model.list.slice(0, from), { lr: 0.3 }), step: 1 })
+      const optimizer = new AdamW(model.list.slice(0, to), { lr: 0.7 })
+      const text = `options are of ${from} parameters, the group has ${to}`
+      await expect(loadCheckpoint(file, { model, optimizer })).rejects.toThrow(text)
+      expect(optimizer.lr).toBe(0.7)
+      editCheckpoint(file, (json) => {
+        const about = JSON.parse(json)
+        const [{ parameters: _, ...options }] = about.optimizers[0].options
+        about.optimizers[0].options = options
+        return JSON.stringify(about)
+      })
+      await loadCheckpoint(file, { model, optimizer })
+      expect(optimizer.lr).toBe(0.3)
+    },
+  )
 
   test('with options of a group that cannot be is an error', async () => {
     await saved()

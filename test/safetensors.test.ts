@@ -231,6 +231,7 @@ describe('hostile files are FILE_FORMAT errors', () => {
     ['an overflowing shape', () => writeRaw(entry({ shape: [2 ** 40, 2 ** 40] }), Buffer.alloc(8))],
     ['nine dimensions', () => writeRaw(entry({ shape: [1, 1, 1, 1, 1, 1, 1, 1, 2] }), Buffer.alloc(8))],
     ['a huge empty shape', () => writeRaw(entry({ shape: [0, 2 ** 53 - 1, 2 ** 53 - 1], data_offsets: [0, 0] }))],
+    ['an empty shape that begins huge', () => writeRaw(entry({ shape: [2 ** 46, 2 ** 46, 0], data_offsets: [0, 0] }))],
     ['no shape', () => writeRaw(entry({ shape: undefined }), Buffer.alloc(8))],
     ['offsets that are not two', () => writeRaw(entry({ data_offsets: [0, 8, 8] }), Buffer.alloc(8))],
     ['offsets that go back', () => writeRaw(entry({ data_offsets: [8, 0] }), Buffer.alloc(8))],

@@ -1,3 +1,4 @@
+import * as fs from 'node:fs'
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -13,10 +14,37 @@ import { pythonFor, pythonPatience, referencePython, runScript } from './support
 
 // Files for TensorBoard: the formats, and what TensorBoard itself reads.
 
+const disk = vi.hoisted(() => ({ full: false, open: 0, made: (_folder: fs.PathLike) => {} }))
+
+vi.mock('node:fs', async (importOriginal) => {
+  const original = await importOriginal<typeof fs>()
+  return {
+    ...original,
+    openSync: (...args: Parameters<typeof fs.openSync>) => {
+      const file = original.openSync(...args)
+      disk.open++
+      return file
+    },
+    closeSync: (file: number) => {
+      original.closeSync(file)
+      disk.open--
+    },
+    writeSync: (...args: [file: number, bytes: Uint8Array, from: number]) => {
+      if (disk.full) throw Object.assign(new Error('ENOSPC: as if'), { code: 'ENOSPC' })
+      return original.writeSync(...args)
+    },
+    mkdirSync: (...args: Parameters<typeof fs.mkdirSync>) => {
+      original.mkdirSync(...args)
+      disk.made(args[0])
+    },
+  }
+})
+
 const root = mkdtempSync(join(tmpdir(), 'st-moe-summary-'))
 afterAll(() => rmSync(root, { recursive: true, force: true }))
 let folder: string
 beforeEach(() => {
+  Object.assign(disk, { full: false, open: 0, made: () => {} })
   folder = mkdtempSync(join(root, 'run-'))
 })
 
@@ -74,6 +102,15 @@ test('every call is in the file at once; each writer has a file of its own', () 
   expect(() => writer.addScalar('loss', 1, 2)).toThrow('the writer has been closed')
 })
 
+test('another process may create the folder at the same time', () => {
+  const above = join(folder, 'above')
+  disk.made = (path) => {
+    if (path === above) fs.mkdirSync(join(above, 'below'))
+  }
+  using writer = new SummaryWriter(join(above, 'below'))
+  expect(fs.existsSync(writer.path)).toBe(true)
+})
+
 describe('errors', () => {
   test.each<[string, (writer: SummaryWriter) => unknown]>([
     ['folder must be a path, got 3', () => new SummaryWriter(3 as never)],
@@ -98,6 +135,12 @@ describe('errors', () => {
     writeFileSync(join(folder, 'file'), '')
     expect(() => new SummaryWriter(join(folder, 'file', 'run'))).toThrow(/\[SummaryWriter\] cannot write .*: ENOTDIR/)
     expect(readdirSync(folder)).toEqual(['file'])
+  })
+
+  test('a full disk: nothing is left open, and no file', () => {
+    disk.full = true
+    expect(() => new SummaryWriter(folder)).toThrow(/\[SummaryWriter\] cannot write .*: ENOSPC/)
+    expect([disk.open, readdirSync(folder)]).toEqual([0, []])
   })
 })
 

@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, expect, test } from 'vitest'
@@ -131,10 +131,14 @@ test('a layer that is another than that of the model is not written', () => {
   expect(call({} as MoE)).toMatch(/^OPTION \[saveTransformersMoE\] moe must be a MoE, got /)
   expect(call(loaded, {})).toMatch(/^OPTION .*layer must be an integer/)
   expect(readFileSync(join(path, 'model.safetensors'))).toEqual(before)
-  const integers = write(model, 1, { ...stateOf(model.tensors), steps: tensor(Int32Array.of(7, 0)) })
+  const ofObjects = ['constructor', 'toString', '__proto__'].map((name) => [name, tensor([1])])
+  const steps = tensor(Int32Array.of(7, 0))
+  const integers = write(model, 1, { ...stateOf(model.tensors), steps, ...Object.fromEntries(ofObjects) })
   expect(call(loaded, { layer: 0 }, integers)).toBe('no error')
   const file = join(integers, 'model.safetensors')
-  expect(values(loadSafetensorsSync(file).tensors.steps)).toEqual(Int32Array.of(7, 0))
+  const written = loadSafetensorsSync(file).tensors
+  expect(values(written.steps)).toEqual(Int32Array.of(7, 0))
+  expect(Object.keys(written)).toEqual(expect.arrayContaining(['constructor', 'toString', '__proto__']))
   const bytes = readFileSync(file, 'latin1').replace('"I32","shape":[2]', '"I64","shape":[1]')
   writeFileSync(file, bytes, 'latin1')
   expect(call(loaded, { layer: 0 }, integers)).toMatch(
@@ -227,4 +231,7 @@ test('what does not fit is an error that lists all of it', () => {
     writeFileSync(join(broken, 'model.safetensors.index.json'), index)
     expect(call(broken)).toMatch(wanted)
   }
+  const looped = write(model)
+  symlinkSync('model.safetensors.index.json', join(looped, 'model.safetensors.index.json'))
+  expect(call(looped)).toMatch(/^FILE_SYSTEM .*cannot read .*model\.safetensors\.index\.json: ELOOP/)
 })

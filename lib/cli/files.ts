@@ -1,5 +1,5 @@
-import { readFileSync, statSync } from 'node:fs'
-import { Failure } from './errors.js'
+import { readWhole, runSync } from '../io/files.js'
+import { asFailure, Failure } from './errors.js'
 
 /** Reads all of standard input, of at most `maxBytes`. */
 export async function readInput(maxBytes: number): Promise<Buffer> {
@@ -16,8 +16,9 @@ export async function readInput(maxBytes: number): Promise<Buffer> {
 
 /** Reads a file of at most `maxBytes`; rejects devices and pipes, which may never end. */
 export function readBytes(path: string, maxBytes: number): Buffer {
-  const file = statSync(path)
-  if (!file.isFile()) throw new Failure(`${path} is not a file`)
-  if (file.size > maxBytes) throw new Failure(`${path} has ${file.size} bytes, at most ${maxBytes} are allowed`)
-  return readFileSync(path)
+  try {
+    return runSync(readWhole('st-moe train', path, maxBytes))
+  } catch (error) {
+    throw asFailure(error)
+  }
 }

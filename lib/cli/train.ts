@@ -38,7 +38,8 @@ export const trainCommand = (usual?: Usual): Command =>
     flags,
     notes: `With - for FILE, the text is standard input, also of a resumed run.
 Writes checkpoint.safetensors, report.html, its charts as SVG, and run.json to the folder.
-Ctrl-C, SIGTERM and SIGHUP finish the step, save and exit with code 130, 143 or 129; a second signal stops at once.`,
+Ctrl-C, SIGTERM and SIGHUP finish the step, save and exit with code 130, 143 or 129; a second one, half
+a second later or more, stops at once.`,
     examples: [
       ['st-moe train book.txt', 'train on a book; the run folder is runs/book'],
       ['st-moe train book.txt --ui', 'and show it in a browser'],
@@ -49,6 +50,8 @@ Ctrl-C, SIGTERM and SIGHUP finish the step, save and exit with code 130, 143 or 
       ['st-moe train book.txt --json | tee run.jsonl', 'for programs'],
     ],
     async run({ values, given, positionals }) {
+      if (values.resume && values.overwrite)
+        throw new UsageError('--resume continues a run, --overwrite replaces it: give one of them')
       if (positionals.length > 0 && given.text !== undefined) throw new UsageError('give FILE or --text, not both')
       const named = positionals[0] ?? values.text
       const out =

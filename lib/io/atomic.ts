@@ -16,21 +16,77 @@ import { call, checkRegular, described, quietly, type Routine, run, runSync, unl
  * removed.
  */
 
-const temporaryName = (target: string): string => `${target}.${randomBytes(8).toString('hex')}.tmp`
+/** Names of files have at most 255 bytes: that of a temporary file begins with as much of its target as fits. */
+const beginning = (target: string): string => `${Buffer.from(basename(target)).subarray(0, 230)}.`
+const temporaryName = (target: string): string =>
+  `${dirname(target)}/${beginning(target)}${randomBytes(8).toString('hex')}.tmp`
 const temporaryPattern = /^[0-9a-f]{16}\.tmp$/
 
 const busy = system.errno.EAGAIN
 const { O_WRONLY, O_RDWR, O_CREAT, O_EXCL, O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants
 
 export function writeAtomicSync(path: string, parts: readonly Uint8Array[], op = 'writeAtomic'): void {
-  runSync(replace(op, path, parts))
+  runSync(replace(op, [{ path, parts }]))
 }
 
 export async function writeAtomic(path: string, parts: readonly Uint8Array[], op = 'writeAtomic'): Promise<void> {
-  await run(replace(op, path, parts))
+  await run(replace(op, [{ path, parts }]))
 }
 
-function* replace(op: string, path: string, parts: readonly Uint8Array[]): Routine<void> {
+/** A file and its new content. */
+export interface NewFile {
+  path: string
+  parts: readonly Uint8Array[]
+}
+
+/** Like {@link writeAtomic}, of files that belong together: replaces none until the content of all is on disk. */
+export async function writeTogether(files: readonly NewFile[], op: string): Promise<void> {
+  await run(replace(op, files))
+}
+
+/** The new content of `target` in a temporary file, open and locked. */
+interface Staged {
+  target: string
+  temporary: string
+  file: number
+  /** For errors. */
+  text: string
+  outcome: string
+}
+
+function* replace(op: string, files: readonly NewFile[]): Routine<void> {
+  const staged: Staged[] = []
+  try {
+    for (const file of files) staged.push(yield* stage(op, file))
+    for (const { temporary, target, text, outcome } of staged)
+      yield* describing(op, text, outcome, rename(temporary, target))
+  } finally {
+    for (const { temporary, file } of staged) yield* discard(temporary, file)
+  }
+  if (process.platform === 'win32') return // folders cannot be flushed; NTFS keeps a journal of renames
+  const outcome = '; the file is replaced, but may not survive a loss of power'
+  for (const { target, text } of staged) yield* describing(op, text, outcome, syncFolder(dirname(target)))
+}
+
+function* describing<T>(op: string, text: string, outcome: string, routine: Routine<T>): Routine<T> {
+  try {
+    return yield* routine
+  } catch (error) {
+    throw described(op, text, error, outcome)
+  }
+}
+
+function* syncFolder(path: string): Routine<void> {
+  const folder = yield* unless(['EACCES'], call('open', path, O_RDONLY, 0))
+  if (folder === null) return // of a folder that may only be written to
+  try {
+    yield* call('fsync', folder)
+  } finally {
+    yield* quietly(call('close', folder))
+  }
+}
+
+function* stage(op: string, { path, parts }: NewFile): Routine<Staged> {
   const text = `cannot write ${path}`
   let outcome = '; nothing was written'
   try {
@@ -39,35 +95,38 @@ function* replace(op: string, path: string, parts: readonly Uint8Array[]): Routi
     if (before) checkRegular(op, text, before)
     if (before) outcome = '; the file from before is intact'
     yield* removeLeftovers(target)
-    while (!(yield* writeAndRename(target, parts, before)));
-    if (process.platform === 'win32') return // folders cannot be flushed; NTFS keeps a journal of renames
-    outcome = '; the file is replaced, but may not survive a loss of power'
-    const folder = yield* call('open', dirname(target), O_RDONLY, 0)
-    try {
-      yield* call('fsync', folder)
-    } finally {
-      yield* quietly(call('close', folder))
+    for (;;) {
+      const written = yield* writeTemporary(target, parts, before)
+      if (written) return { target, text, outcome, ...written }
     }
   } catch (error) {
     throw described(op, text, error, outcome)
   }
 }
 
-/** False if another save removed the new temporary file as a leftover, before it was locked. */
-function* writeAndRename(target: string, parts: readonly Uint8Array[], before: Stats | null): Routine<boolean> {
+/** Null if another save removed the new temporary file as a leftover, before it was locked. */
+function* writeTemporary(
+  target: string,
+  parts: readonly Uint8Array[],
+  before: Stats | null,
+): Routine<Pick<Staged, 'temporary' | 'file'> | null> {
   const temporary = temporaryName(target)
   const file = yield* call('open', temporary, O_WRONLY | O_CREAT | O_EXCL, before ? 0o600 : 0o666)
+  let complete = false
   try {
-    if (native.lockFile(file) === busy || (yield* call('fstat', file)).nlink === 0) return false
+    if (native.lockFile(file) === busy || (yield* call('fstat', file)).nlink === 0) return null
     yield* fill(file, parts, before)
-    yield* rename(temporary, target)
-    return true
-  } catch (error) {
-    yield* quietly(call('unlink', temporary))
-    throw error
+    complete = true
+    return { temporary, file }
   } finally {
-    yield* quietly(call('close', file)) // only after the rename: an unlocked temporary file is a leftover
+    if (!complete) yield* discard(temporary, file)
   }
+}
+
+/** Removes a temporary file, unless it was renamed. Unlocks it last: an unlocked temporary file is a leftover. */
+function* discard(temporary: string, file: number): Routine<void> {
+  yield* quietly(call('unlink', temporary))
+  yield* quietly(call('close', file))
 }
 
 const mostWait = 1000 // ms
@@ -85,7 +144,7 @@ function* fill(file: number, parts: readonly Uint8Array[], before: Stats | null)
   for (const part of parts) yield* writeAll(file, part)
   if (before) {
     const { uid, gid } = yield* call('fstat', file)
-    if (uid !== before.uid || gid !== before.gid) yield* unless(['EPERM'], call('fchown', file, before.uid, before.gid))
+    if (uid !== before.uid || gid !== before.gid) yield* quietly(call('fchown', file, before.uid, before.gid))
     yield* call('fchmod', file, before.mode & 0o777)
   }
   yield* call('fsync', file)
@@ -104,7 +163,7 @@ function* followLinks(path: string): Routine<string> {
 
 /** Removes temporary files of killed writers to `target`, as far as possible: no save depends on it. */
 function* removeLeftovers(target: string): Routine<void> {
-  const start = `${basename(target)}.`
+  const start = beginning(target)
   const isLeftover = (name: string): boolean =>
     name.startsWith(start) && temporaryPattern.test(name.slice(start.length))
   const names = yield* unless(['EACCES'], call('readdir', dirname(target)))

@@ -138,28 +138,26 @@ const unprefixed = (prefix: string, state: StateDict): StateDict =>
  */
 export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Promise<void> {
   const op = 'saveCheckpoint'
+  const file = checkPath(op, path)
+  await writeAtomic(file, encodeCheckpoint(op, checkpoint), op)
+}
+
+/** The parts of a file, with copies of the tensors. */
+export function encodeCheckpoint(op: string, checkpoint: Checkpoint): Uint8Array[] {
   const { step, extra, ...rest } = checkOptions<Checkpoint>(op, checkpoint, [...names, 'step', 'extra'])
   checkInteger(op, 'step', step, 0)
   const { model, kept, generator = defaultGenerator } = checkTargets(op, rest)
-  const file = checkPath(op, path)
-  const { state, saved } = scope(() => {
+  return scope(() => {
     const parts = kept.map((named) => ({ named, ...kindOf(named).save(named.target, op) }))
     const states = parts.map(({ named, state }) => prefixed(prefixOf(named), state))
     const of = (kind: KindName) =>
       parts.flatMap(({ named, options }) => (named.kind === kind ? [{ name: named.name, options }] : []))
-    return {
-      state: Object.assign(prefixed('model.', model.stateDict()), ...states) as StateDict,
-      saved: Object.fromEntries(kindNames.map((kind) => [listOf(kind), of(kind)])) as Saved,
-    }
-  })
-  try {
+    const saved = Object.fromEntries(kindNames.map((kind) => [listOf(kind), of(kind)])) as Saved
     const { seed, step: position } = generator
     const about: About = { step: step as number, extra, ...saved, generator: { seed, step: position } }
-    const metadata = { [aboutKey]: toJson(op, about, 'extra') }
-    await writeAtomic(file, encode(op, state, metadata), op)
-  } finally {
-    for (const tensor of Object.values(state)) tensor.dispose()
-  }
+    const state: StateDict = Object.assign(prefixed('model.', model.stateDict()), ...states)
+    return encode(op, state, { [aboutKey]: toJson(op, about, 'extra') })
+  })
 }
 
 /**

@@ -160,3 +160,12 @@ export function* reading<T>(op: string, path: string, use: (file: number, size: 
     throw described(op, text, error)
   }
 }
+
+/** The content of a regular file. Errors: FILE_FORMAT for more than `max` bytes, FILE_SYSTEM. */
+export const readWhole = (op: string, path: string, max: number): Routine<Buffer> =>
+  reading(op, path, function* (file, size) {
+    if (size > max) fail('FILE_FORMAT', op, `${path} has ${size} bytes, at most ${max} are allowed`)
+    const bytes = Buffer.alloc(size) // no more is read: some files of /proc have size 0 and no end
+    if (!(yield* readAll(file, bytes, 0))) fail('FILE_FORMAT', op, `${path}: the file ended while it was read`)
+    return bytes
+  })

@@ -31,7 +31,8 @@ export const maxHeader = 100_000_000
 const maxTensors = 200_000
 const maxMetadata = 2 ** 16
 const maxRank = 8
-const maxDimension = 2 ** 46
+/** Of a dimension, and of the product of the first ones. */
+const maxSize = 2 ** 46
 
 const metadataName = '__metadata__'
 const hasLoneSurrogate = (text: string): boolean => /\p{Surrogate}/u.test(text)
@@ -147,7 +148,7 @@ function readEntry(scanner: Scanner, malformed: Malformed, name: string): Tensor
   })
   if (dtype === undefined || !Object.hasOwn(bytesOf, dtype))
     return malformed(`tensor ${show(name)} has dtype ${show(dtype)}, supported: ${Object.keys(bytesOf).join(', ')}`)
-  if (!shape?.every(isDimension)) return malformed(`tensor ${show(name)} has shape ${show(shape)}`)
+  if (!shape || !isShape(shape)) return malformed(`tensor ${show(name)} has shape ${show(shape)}`)
   if (offsets?.length !== 2) return malformed(`tensor ${show(name)} has data_offsets ${show(offsets)}`)
   const [begin, end] = offsets
   if (end - begin !== sizeOf(shape) * bytesOf[dtype])
@@ -155,7 +156,8 @@ function readEntry(scanner: Scanner, malformed: Malformed, name: string): Tensor
   return { name, dtype, shape, begin, end }
 }
 
-const isDimension = (n: number): boolean => n <= maxDimension
+const isShape = (shape: readonly number[]): boolean =>
+  shape.every((n, i) => n <= maxSize && sizeOf(shape.slice(0, i + 1)) <= maxSize)
 
 const [curly, uncurly, square, unsquare, quote, backslash, colon, comma] = Buffer.from('{}[]"\\:,')
 const [zero, nine, space, tab, line, carriage] = Buffer.from('09 \t\n\r')

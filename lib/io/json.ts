@@ -1,5 +1,6 @@
 import { fail, isPlain } from '../check.js'
-import { show } from '../errors.js'
+import { MoeError, show } from '../errors.js'
+import { readWhole, runSync } from './files.js'
 
 /**
  * JSON that restores exactly the value that was written, of any depth. Reads and writes share the same limits, which
@@ -7,7 +8,7 @@ import { show } from '../errors.js'
  */
 
 /** Characters of a text. */
-export const maxLength = 2 ** 26
+const maxLength = 2 ** 26
 /** An object, an array, a string or a key counts as eight values, because it takes more memory. */
 const maxValues = 2 ** 23
 const heavy = 8
@@ -140,6 +141,16 @@ export function fromJson(text: string): unknown {
   if (text.length > maxLength) throw new Error(`it has more than ${maxLength} characters`)
   if (text.length > maxValues / heavy && valuesIn(text) > maxValues) throw new Error(`it must hold ${tooMany}`)
   return JSON.parse(text)
+}
+
+/** The JSON in a file of at most `maxBytes`. Errors: FILE_FORMAT, FILE_SYSTEM. */
+export function readJson(op: string, path: string, maxBytes = maxLength): unknown {
+  const text = runSync(readWhole(op, path, maxBytes)).toString()
+  try {
+    return fromJson(text)
+  } catch (cause) {
+    throw new MoeError('FILE_FORMAT', op, `${path} must hold JSON: ${(cause as Error).message}`, { cause })
+  }
 }
 
 function valuesIn(text: string): number {

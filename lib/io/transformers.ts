@@ -10,8 +10,8 @@ import { reshape } from '../ops/reshape.js'
 import { concat } from '../ops/strided.js'
 import { noGrad, scope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
-import { call, checkPath, readAll, reading, runSync, unless } from './files.js'
-import { fromJson, maxLength } from './json.js'
+import { call, checkPath, described, runSync, unless } from './files.js'
+import { readJson } from './json.js'
 import { saveSafetensorsSync } from './safetensors.js'
 import { headerIn, keepsType, load } from './tensor-file.js'
 import { Config, type Family, families, type Sizes } from './transformers-families.js'
@@ -31,27 +31,19 @@ interface Shaped {
   shape: readonly number[]
 }
 
-function jsonIn(op: string, path: string): unknown {
-  const text = runSync(
-    reading(op, path, function* (file, size) {
-      if (size > maxLength) fail('FILE_FORMAT', op, `${path} must have at most ${maxLength} bytes, it has ${size}`)
-      const bytes = Buffer.alloc(size)
-      if (!(yield* readAll(file, bytes, 0))) fail('FILE_FORMAT', op, `${path}: the file ended while it was read`)
-      return bytes.toString()
-    }),
-  )
+function exists(op: string, path: string): boolean {
   try {
-    return fromJson(text)
+    return runSync(unless(['ENOENT'], call('stat', path))) !== null
   } catch (error) {
-    return fail('FILE_FORMAT', op, `${path} must hold JSON: ${(error as Error).message}`)
+    throw described(op, `cannot read ${path}`, error)
   }
 }
 
 /** The files that hold some names: one, or those of an index. */
 function filesWith(op: string, folder: string, wanted: Wanted): string[] {
   const path = join(folder, 'model.safetensors.index.json')
-  if (runSync(unless(['ENOENT'], call('stat', path))) === null) return [join(folder, 'model.safetensors')]
-  const map = (jsonIn(op, path) as { weight_map?: unknown } | null)?.weight_map
+  if (!exists(op, path)) return [join(folder, 'model.safetensors')]
+  const map = (readJson(op, path) as { weight_map?: unknown } | null)?.weight_map
   if (typeof map !== 'object' || map === null) fail('FILE_FORMAT', op, `${path}: weight_map must be an object`)
   const files = new Set<string>()
   for (const [name, file] of Object.entries(map)) {
@@ -115,7 +107,7 @@ function modelOf(op: string, folder: string, number: unknown): Model {
   checkPath(op, folder)
   const layer = checkInteger(op, 'layer', number, 0)
   const path = join(folder, 'config.json')
-  const config = new Config(op, path, jsonIn(op, path))
+  const config = new Config(op, path, readJson(op, path))
   const type = config.text('model_type')
   const family = Object.hasOwn(families, type) ? families[type] : null
   if (!family)
@@ -271,7 +263,10 @@ export function saveTransformersMoE(folder: string, moe: MoE, options: SaveTrans
 
 function replace(op: string, file: string, state: StateDict): void {
   const { tensors, metadata } = runSync(load(op, file))
-  const replaced = Object.entries(tensors).map(([name, tensor]) => [name, state[name]?.to(tensor.dtype) ?? tensor])
+  const replaced = Object.entries(tensors).map(([name, tensor]) => [
+    name,
+    Object.hasOwn(state, name) ? state[name].to(tensor.dtype) : tensor,
+  ])
   saveSafetensorsSync(file, Object.fromEntries(replaced), { metadata })
 }
 

@@ -1,13 +1,21 @@
-import { existsSync, readFileSync, rmSync, statSync } from 'node:fs'
-import { join, resolve } from 'node:path'
+import { lstatSync } from 'node:fs'
+import { join } from 'node:path'
 import { checkOptions, fail } from '../check.js'
 import { checkDevice, type Device, getDefaultDevice } from '../device.js'
 import { MoeError, show } from '../errors.js'
-import { writeAtomicSync } from '../io/atomic.js'
-import { type CheckpointProgress, type CheckpointTargets, loadCheckpoint, saveCheckpoint } from '../io/checkpoint.js'
-import { checkPath } from '../io/files.js'
+import { writeTogether } from '../io/atomic.js'
+import {
+  type Checkpoint,
+  type CheckpointProgress,
+  type CheckpointTargets,
+  encodeCheckpoint,
+  loadCheckpoint,
+} from '../io/checkpoint.js'
+import { checkPath, described, runSync } from '../io/files.js'
+import { readJson } from '../io/json.js'
+import { makeFolder } from '../io/make-folder.js'
+import { headerIn } from '../io/tensor-file.js'
 import { type BytePair, BytePairTokenizer } from './byte-pair.js'
-import { makeFolder } from './make-folder.js'
 import { LanguageModel } from './model.js'
 import { kebabCase, modelOptions } from './model-options.js'
 import { readModelSizes, type Sizes } from './options.js'
@@ -39,23 +47,20 @@ const laterOptions = new Set([
   'sharedExperts',
 ])
 
+/** Whether a folder has one of the files of a run, or a link in its place. Errors: FILE_SYSTEM. */
+export function holdsRun(op: string, folder: string): boolean {
+  const isThere = (path: string): boolean => lstatSync(path, { throwIfNoEntry: false }) !== undefined
+  try {
+    return isThere(checkpointIn(folder)) || isThere(descriptionIn(folder))
+  } catch (error) {
+    throw described(op, `cannot read ${folder}`, error)
+  }
+}
+
 /** The JSON in run.json. Errors: FILE_FORMAT, FILE_SYSTEM. */
 export function readDescription(op: string, folder: string): unknown {
-  if (!existsSync(checkpointIn(folder)))
-    fail('FILE_SYSTEM', op, `there is no run in ${folder}: st-moe train creates one`)
-  const file = descriptionIn(folder)
-  const unreadable = (why: string, cause?: unknown): never => {
-    throw new MoeError('FILE_SYSTEM', op, `${file} cannot be read: ${why}`, { cause })
-  }
-  try {
-    const status = statSync(file)
-    if (!status.isFile()) fail('FILE_SYSTEM', op, `${file} is not a file`)
-    if (status.size > maxBytes) unreadable(`it has ${status.size} bytes, at most ${maxBytes} are allowed`)
-    return JSON.parse(readFileSync(file, 'utf8'))
-  } catch (error) {
-    if (error instanceof MoeError) throw error
-    return unreadable((error as Error).message, error)
-  }
+  if (!holdsRun(op, folder)) fail('FILE_SYSTEM', op, `there is no run in ${folder}: st-moe train creates one`)
+  return readJson(op, descriptionIn(folder), maxBytes)
 }
 
 /** The model that run.json describes. Errors: FILE_FORMAT. */
@@ -96,14 +101,17 @@ function describedModel(op: string, folder: string): { sizes: Sizes; tokenizer: 
   }
 }
 
-/** Rejects a model larger than its checkpoint, before it allocates memory. Errors: STATE_DICT, FILE_SYSTEM. */
+/**
+ * Rejects a model larger than the tensors of its checkpoint, before it allocates memory. Their size is that of the
+ * header, which must account for the whole file. Errors: STATE_DICT, FILE_FORMAT, FILE_SYSTEM.
+ */
 export function checkHolds(op: string, folder: string, sizes: Sizes, V: number): void {
   const [file, needed] = [checkpointIn(folder), weightBytes(sizes, V)]
-  const { size } = statSync(file)
+  const size = runSync(headerIn(op, file)).entries.at(-1)?.end ?? 0
   if (needed <= size) return
   const shown = Object.entries(sizesOf(sizes)).map(([name, value]) => `${kebabCase(name)} ${value}`)
   const described = `the model of ${descriptionIn(folder)} (${shown.join(', ')})`
-  fail('STATE_DICT', op, `${file} has ${size} bytes, but ${described} has at least ${needed}`)
+  fail('STATE_DICT', op, `${file} holds ${size} bytes of tensors, but ${described} has at least ${needed}`)
 }
 
 /** {@link loadCheckpoint}, with a short error instead of a list of tensor names. */
@@ -162,9 +170,18 @@ export function describeTokenizer(tokenizer: Tokenizer): ModelDescription['text'
   return tokenizer instanceof BytePairTokenizer ? { merges: tokenizer.merges } : null
 }
 
+/** Writes run.json and the checkpoint that belongs to it. The earlier ones stay until both new ones are on disk. */
+export async function saveRun(op: string, folder: string, json: string, checkpoint: Checkpoint): Promise<void> {
+  const files = [
+    { path: descriptionIn(folder), parts: [Buffer.from(`${json}\n`)] },
+    { path: checkpointIn(folder), parts: encodeCheckpoint(op, checkpoint) },
+  ]
+  await writeTogether(files, op)
+}
+
 /** Options of {@link saveLanguageModel}. */
 export interface SaveLanguageModelOptions {
-  /** Replaces what the folder holds. Default false. */
+  /** Replaces what the folder holds, once the new files are on disk. Default false. */
   overwrite?: boolean
 }
 
@@ -198,16 +215,14 @@ export async function saveLanguageModel(
       op,
       'only a model with a tokenizer of this package can be saved; saveSafetensors saves the weights of others',
     )
-  if (existsSync(checkpointIn(path)) && overwrite !== true)
+  if (overwrite !== true && holdsRun(op, path))
     fail('OPTION', op, `${path} contains a model: overwrite: true replaces it`)
   const named = Object.entries(sizes).map(([name, value]) => [kebabCase(name), value ?? null])
   const description: ModelDescription = { options: Object.fromEntries(named), text }
   try {
-    makeFolder(resolve(path))
-    rmSync(checkpointIn(path), { force: true })
+    makeFolder(path)
   } catch (error) {
     throw new MoeError('FILE_SYSTEM', op, `${path} cannot be written to: ${(error as Error).message}`, { cause: error })
   }
-  writeAtomicSync(descriptionIn(path), [Buffer.from(`${JSON.stringify(description)}\n`)], op)
-  await saveCheckpoint(checkpointIn(path), { model, step: 0 })
+  await saveRun(op, path, JSON.stringify(description), { model, step: 0 })
 }

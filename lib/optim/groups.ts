@@ -110,13 +110,14 @@ export function shareOptions(
   }
 }
 
-/** What a checkpoint says of groups: the options of a single one, else those of each with its number of parameters. */
-export function savedGroups(groups: readonly { params: readonly Parameter[]; options: object }[]): unknown {
-  if (groups.length === 1) return groups[0].options
-  return groups.map(({ params, options }) => ({ parameters: params.length, ...options }))
-}
+/** What a checkpoint says of groups: the options of each with its number of parameters. */
+export const savedGroups = (groups: readonly { params: readonly Parameter[]; options: object }[]): unknown =>
+  groups.map(({ params, options }) => ({ parameters: params.length, ...options }))
 
-/** The options of {@link savedGroups} for these groups; `misfit` throws what does not fit. */
+/**
+ * The options of {@link savedGroups} for these groups; `misfit` throws what does not fit. Earlier versions saved the
+ * options of a single group alone, without its number of parameters.
+ */
 export function restoredGroups(
   op: string,
   saved: unknown,
@@ -124,8 +125,8 @@ export function restoredGroups(
   check: CheckOptions,
   misfit: (problems: readonly string[]) => never,
 ): object[] {
-  const several = Array.isArray(saved)
-  const given = several ? saved : [saved]
+  const counted = Array.isArray(saved)
+  const given = counted ? saved : [saved]
   if (given.length !== groups.length)
     return misfit([`options are of ${given.length} groups, the optimizer has ${groups.length}`])
   return given.map((entry: unknown, i) => {
@@ -134,9 +135,9 @@ export function restoredGroups(
       return misfit([`${prefix}options must be an object, got ${show(entry)}`])
     const { parameters, ...own } = entry as Record<string, unknown>
     const { length } = groups[i].params
-    if (several && parameters !== length)
+    if (counted && parameters !== length)
       return misfit([`${prefix}options are of ${show(parameters)} parameters, the group has ${length}`])
-    const options = several ? own : entry
+    const options = counted ? own : entry
     let checked: object
     try {
       checked = check(op, options, prefix)

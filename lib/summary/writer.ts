@@ -1,8 +1,9 @@
-import { closeSync, fsyncSync, mkdirSync, openSync, writeSync } from 'node:fs'
+import { closeSync, fsyncSync, openSync, rmSync, writeSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { checkInteger, checkOptions, fail, showShape } from '../check.js'
 import { MoeError, show } from '../errors.js'
+import { makeFolder } from '../io/make-folder.js'
 import { scope } from '../scope.js'
 import { checkTensor, type Tensor } from '../tensor.js'
 import { encodePng } from './png.js'
@@ -43,12 +44,18 @@ export class SummaryWriter {
     const seconds = String(Math.floor(Date.now() / 1000)).padStart(10, '0')
     this.path = join(folder, `events.out.tfevents.${seconds}.${hostname()}.${process.pid}.${files++}`)
     this.#file = onDisk(op, this.path, () => {
-      mkdirSync(folder, { recursive: true })
+      makeFolder(folder)
       return openSync(this.path, 'ax')
     })
-    this.#write(op, 0, bytesField(3, 'brain.Event:2'))
     const started = 1
-    if (purgeStep !== undefined) this.#write(op, purgeStep, bytesField(7, [integerField(1, started)]))
+    try {
+      this.#write(op, 0, bytesField(3, 'brain.Event:2'))
+      if (purgeStep !== undefined) this.#write(op, purgeStep, bytesField(7, [integerField(1, started)]))
+    } catch (error) {
+      this.close()
+      rmSync(this.path, { force: true })
+      throw error
+    }
   }
 
   /** A number, of any size; NaN and infinities too. Errors: OPTION, FILE_SYSTEM. */

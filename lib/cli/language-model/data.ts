@@ -36,6 +36,7 @@ export const maxBytes = 2 ** 26
 export function loadCorpus(path: string, options: CorpusOptions): Corpus {
   const { name, context, bytes = readBytes(path, maxBytes) } = options
   const text = decoded(path, bytes).replaceAll('\r\n', '\n')
+  if (text === '') throw new Failure(`${path} is empty`)
   const characters = charactersOf(text)
   const corpus = {
     name,
@@ -71,8 +72,8 @@ function tokensOf(text: string, split: number, make: (training: string) => Token
   return { tokenizer, training: tokenizer.encode(training), heldOut: tokenizer.encode(text.slice(end)) }
 }
 
+/** Without a byte order mark. */
 function decoded(path: string, bytes: Buffer): string {
-  if (bytes.length === 0) throw new Failure(`${path} is empty`)
   if (bytes.includes(0)) throw new Failure(`${path} is not a text file: it contains a zero byte`)
   try {
     return new TextDecoder('utf-8', { fatal: true }).decode(bytes)

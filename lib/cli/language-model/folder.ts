@@ -1,10 +1,10 @@
-import { existsSync, rmSync } from 'node:fs'
-import { basename, join, resolve } from 'node:path'
-import { type Checkpoint, MoeError, saveCheckpoint } from '../../index.js'
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
+import { type Checkpoint, MoeError } from '../../index.js'
 import { writeAtomicSync } from '../../io/atomic.js'
-import { checkpointIn, descriptionIn } from '../../language-model/folder.js'
-import { makeFolder } from '../../language-model/make-folder.js'
-import { Failure } from '../errors.js'
+import { makeFolder } from '../../io/make-folder.js'
+import { checkpointIn, holdsRun, saveRun } from '../../language-model/folder.js'
+import { asFailure, Failure } from '../errors.js'
 import { note } from '../output.js'
 import { type Lock, takeLock } from './lock.js'
 import type { SavedRun } from './saved-run.js'
@@ -19,7 +19,7 @@ export class RunFolder {
   constructor(path: string) {
     this.path = path
     try {
-      makeFolder(resolve(path))
+      makeFolder(path)
       this.#lock = takeLock(join(path, 'run.lock'))
     } catch (error) {
       if (error instanceof Failure) throw error
@@ -30,22 +30,15 @@ export class RunFolder {
     process.once('exit', this.#unlock)
   }
 
-  get hasCheckpoint(): boolean {
-    return existsSync(checkpointIn(this.path))
+  get holdsRun(): boolean {
+    return holdsRun('st-moe train', this.path)
   }
 
-  /** Removes an earlier run. */
-  clear(): void {
-    rmSync(checkpointIn(this.path), { force: true })
-  }
-
-  describe(run: SavedRun): void {
-    this.write({ [basename(descriptionIn(this.path))]: `${JSON.stringify(run, null, 2)}\n` })
-  }
-
-  async save(checkpoint: Checkpoint): Promise<void> {
+  /** Writes the description of the run and its checkpoint; an earlier run stays until both are on disk. */
+  async save(run: SavedRun, checkpoint: Checkpoint): Promise<void> {
+    this.#checkOwned()
     try {
-      await saveCheckpoint(checkpointIn(this.path), checkpoint)
+      await saveRun('st-moe train', this.path, JSON.stringify(run, null, 2), checkpoint)
     } catch (error) {
       throw this.#unwritten(error)
     }
@@ -53,6 +46,7 @@ export class RunFolder {
 
   /** Writes text files atomically, by name. */
   write(files: Record<string, string>): void {
+    this.#checkOwned()
     try {
       for (const [name, text] of Object.entries(files)) writeAtomicSync(join(this.path, name), [Buffer.from(text)])
     } catch (error) {
@@ -60,13 +54,19 @@ export class RunFolder {
     }
   }
 
+  /** Another run may be in the path of a folder that was moved. */
+  #checkOwned(): void {
+    if (!this.#lock.isHeld())
+      throw new Failure(`${this.path} is no longer the folder of this run: it was moved, or its run.lock was removed`)
+  }
+
   /** Adds to an error about the disk that the last checkpoint is intact. */
   #unwritten(error: unknown): unknown {
     if (!(error instanceof MoeError && error.code === 'FILE_SYSTEM')) return error
-    const next = this.hasCheckpoint
+    const next = existsSync(checkpointIn(this.path))
       ? `the last checkpoint is intact: --resume --out ${this.path} continues from it`
       : 'the run has no checkpoint yet'
-    return new Failure(`${error.message}; ${next}`)
+    return new Failure(`${(asFailure(error) as Failure).message}; ${next}`)
   }
 
   [Symbol.dispose](): void {

@@ -17,6 +17,8 @@ import { Failure } from '../errors.js'
 export interface Lock {
   /** The error of a file system without locks; null if this process holds the lock. */
   readonly missing: string | null
+  /** False once the path names another file, or none: this process no longer owns the folder. True without locks. */
+  isHeld(): boolean
   release(): void
 }
 
@@ -43,7 +45,12 @@ export function takeLock(path: string): Lock {
         }
         sign(file)
       }
-      return { missing: error === 0 ? null : nameOf(error), release: () => release(path, file, error === 0) }
+      const held = error === 0
+      return {
+        missing: held ? null : nameOf(error),
+        isHeld: () => !held || isStill(path, file),
+        release: () => release(path, file, held),
+      }
     } catch (error) {
       closeSync(file)
       throw error

@@ -131,15 +131,14 @@ export class Run {
     return { about: aboutRun(path, this.#options, this.#corpus.name, this.#history), history: this.#history }
   }
 
-  /** Starts a new run. Replaces an earlier run in the folder only with `overwrite`. */
+  /** Starts a new run. Only with `overwrite`, its first save replaces an earlier run in the folder. */
   start(overwrite: boolean): void {
-    const { path, hasCheckpoint } = this.#folder
-    if (hasCheckpoint && !overwrite)
+    const { path, holdsRun } = this.#folder
+    if (holdsRun && !overwrite)
       throw new Failure(
         `${path} contains a run: --resume continues it, --overwrite replaces it, --out selects another folder`,
       )
-    this.#folder.clear()
-    this.#describe()
+    this.#recordConstants()
   }
 
   /** Continues from the checkpoint. */
@@ -156,7 +155,7 @@ export class Run {
       throw new UsageError(`this run has completed ${step} steps: --steps must be at least ${step}, got ${steps}`)
     this.#step = step
     this.#history = history
-    this.#describe()
+    this.#recordConstants()
     this.#report({ event: 'resume', step })
   }
 
@@ -190,13 +189,9 @@ export class Run {
     } satisfies Partial<History>)
   }
 
-  #describe(): void {
-    this.#recordConstants()
+  get #description(): SavedRun {
     const { name, digest, tokenizer } = this.#corpus
-    this.#folder.describe({
-      options: this.#options,
-      text: { path: this.#textPath, name, digest, ...describeTokenizer(tokenizer)! },
-    })
+    return { options: this.#options, text: { path: this.#textPath, name, digest, ...describeTokenizer(tokenizer)! } }
   }
 
   #advance(): void {
@@ -256,7 +251,7 @@ export class Run {
   }
 
   async #save(): Promise<void> {
-    await this.#folder.save({
+    await this.#folder.save(this.#description, {
       model: this.#model,
       optimizer: this.#optimizer,
       generator: this.#generator,
