@@ -239,13 +239,22 @@ export abstract class Module {
   to(device: Device): this {
     const target = checkDevice(`${this.constructor.name}.to`, device)
     const number = deviceIndex(`${this.constructor.name}.to`, target)
-    const tensors = new Set([...this.stateEntries()].map((entry) => entry.tensor))
     moveToDevice(
-      [...tensors].filter((tensor) => tensor.device !== target),
+      [...this.#tensors()].filter((tensor) => tensor.device !== target),
       target,
       number,
     )
     return this
+  }
+
+  /** Buffers that move and are freed with this module, but are no part of its state. */
+  protected transientBuffers(): readonly Tensor[] {
+    return []
+  }
+
+  #tensors(): Set<Tensor> {
+    const ofState = Array.from(this.stateEntries(), ({ tensor }) => tensor)
+    return new Set([...ofState, ...Array.from(this.modules(), (module) => module.transientBuffers()).flat()])
   }
 
   /**
@@ -276,7 +285,7 @@ export abstract class Module {
 
   /** Frees parameters, buffers and gradients. */
   dispose(): void {
-    for (const { tensor } of [...this.stateEntries()]) tensor.dispose()
+    for (const tensor of this.#tensors()) tensor.dispose()
   }
 
   /** For `using`. */
