@@ -61,7 +61,7 @@ async function perform<T>(op: string, fn: () => T, interruptedBy?: AbortSignalLi
     restores.push(() => {
       if (defaultGenerator.seed === seed && defaultGenerator.step === step) defaultGenerator.setState(before)
     })
-    const done = native.asyncEnd()
+    const done = native.asyncEnd(interruptedBy !== undefined)
     interruptedBy?.addEventListener('abort', cancel, { once: true })
     if (!(await done)) throw interruptedBy?.reason
     return result.value
@@ -90,10 +90,10 @@ export const callAsync = <T>(op: string, fn: () => T, signal: AbortSignalLike | 
  * tensors from data on the CPU and reading tensors that the call does not use does not wait. An abort before `fn` is
  * called keeps it from being called; a step that has begun is finished.
  *
- * If the promise rejects, parameters, optimizers, schedules and the default generator are as before the step, and
- * gradients that it has set are null; but what a GPU finds while it computes, such as an index out of range, it reports
- * when the step has been taken. Errors: those of `fn` and of its operations; OPTION if it is async; UNSUPPORTED if it
- * waits for values.
+ * If the promise rejects, parameters, optimizers, schedules, the default generator and other tensors that the step has
+ * updated in place are as before it, and gradients that it has set are null; but what a GPU finds while it computes, such
+ * as an index out of range, it reports when the step has been taken. Errors: those of `fn` and of its operations; OPTION
+ * if it is async; UNSUPPORTED if it waits for values, makes parameters or swaps those of an EMA.
  *
  * @example
  * ```ts

@@ -1,4 +1,5 @@
 import { copyArray, fail, showShape } from '../check.js'
+import { refuseToWait } from '../context.js'
 import { ones } from '../create.js'
 import { deviceIndex } from '../device.js'
 import type { ComputeDType, DType } from '../dtype.js'
@@ -310,8 +311,9 @@ export class MoE extends Module {
   }
 
   #checkFinite(op: string, name: string, x: Tensor): void {
-    if (this.#throwNonFinite && !allFinite([handleOf(x)])) {
+    if (!this.#throwNonFinite) return
+    refuseToWait(op, "onNonFinite: 'throw' waits for the device")
+    if (!allFinite([handleOf(x)]))
       throw new MoeError('NON_FINITE', op, `${name} must be finite, got a NaN or an infinity`)
-    }
   }
 }

@@ -196,6 +196,26 @@ export const steps = {
       }),
     { samples: true },
   ),
+  'an asynchronous step that goes on after its updates': onModel(
+    {},
+    async ({ model, optimizer, input }) => {
+      const backward = () => model.forward(input).backward()
+      const ema = new st.EMA(model)
+      try {
+        await st.trainStepAsync(() => {
+          backward()
+          st.clipGradNorm(model.parameters(), 1, { wait: false })
+          optimizer.step()
+          ema.update()
+          backward()
+          optimizer.step()
+        })
+      } finally {
+        ema.dispose()
+      }
+    },
+    { samples: true },
+  ),
   forwardAsync: onModel({ grads: false }, ({ model, input }) => model.forwardAsync(input), {
     samples: true,
     bits: (loss) => bits(loss),
