@@ -69,9 +69,8 @@ bool RecordedOp::makes_tensors() const {
   return std::ranges::any_of(operands_, [](const Bound& operand) { return is_made(operand.use); });
 }
 
-// Of the ops that make no tensor, only Adafactor takes memory.
 bool RecordedOp::can_fail() const {
-  return makes_tensors() || function_ == run_op<AdafactorArgs, &OpTable::adafactor>;
+  return makes_tensors() || takes_memory(function_);
 }
 
 // An op that makes no tensor changes all or nothing. What others update is of this call, or a cache of attention, in

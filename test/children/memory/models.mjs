@@ -196,22 +196,22 @@ export const steps = {
       }),
     { samples: true },
   ),
-  'an asynchronous step that goes on after its updates': onModel(
+  'an asynchronous step of several optimizers': onModel(
     {},
     async ({ model, optimizer, input }) => {
-      const backward = () => model.forward(input).backward()
-      const ema = new st.EMA(model)
+      const [ema, other] = [new st.EMA(model), new st.Adafactor(model.parameters())]
       try {
         await st.trainStepAsync(() => {
-          backward()
+          model.forward(input).backward()
           st.clipGradNorm(model.parameters(), 1, { wait: false })
-          optimizer.step()
-          ema.update()
-          backward()
-          optimizer.step()
+          for (const each of [optimizer, other, optimizer]) {
+            each.step()
+            ema.update()
+          }
         })
       } finally {
         ema.dispose()
+        other.dispose()
       }
     },
     { samples: true },
