@@ -9,7 +9,7 @@ import { type OptionsOf, reader } from './options.js'
 import { defaultGenerator } from './random.js'
 import { madeBy } from './scope.js'
 import { type AbortSignalLike, abortSignal, throwIfAborted } from './signal.js'
-import { checkTensor, handleOf, type Tensor } from './tensor.js'
+import { checkTensor, handleOf, isTensor, type Tensor } from './tensor.js'
 
 const asyncOptions = {
   /** Aborts the call: the promise rejects with its reason. */
@@ -19,7 +19,19 @@ const asyncOptions = {
 /** Options of asynchronous calls. */
 export interface AsyncOptions extends OptionsOf<typeof asyncOptions> {}
 
-export const readAsyncOptions = reader(asyncOptions)
+const readAsyncOptions = reader(asyncOptions)
+
+/** Takes the option `signal` out of the last input, and the input away if nothing is left of it. */
+export function withoutSignal(op: string, inputs: readonly unknown[]): { given: unknown[]; signal?: AbortSignalLike } {
+  const given = [...inputs]
+  const options = given.at(-1)
+  if (typeof options !== 'object' || options === null || isTensor(options) || !Object.hasOwn(options, 'signal'))
+    return { given }
+  const { signal, ...rest } = options as AsyncOptions
+  given.pop()
+  if (Object.keys(rest).length > 0) given.push(rest)
+  return { given, ...readAsyncOptions(op, { signal }) }
+}
 
 const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
 
@@ -61,7 +73,7 @@ async function perform<T>(op: string, fn: () => T, interruptedBy?: AbortSignalLi
     restores.push(() => {
       if (defaultGenerator.seed === seed && defaultGenerator.step === step) defaultGenerator.setState(before)
     })
-    const done = native.asyncEnd()
+    const done = native.asyncEnd(interruptedBy !== undefined)
     interruptedBy?.addEventListener('abort', cancel, { once: true })
     if (!(await done)) throw interruptedBy?.reason
     return result.value
@@ -90,10 +102,10 @@ export const callAsync = <T>(op: string, fn: () => T, signal: AbortSignalLike | 
  * tensors from data on the CPU and reading tensors that the call does not use does not wait. An abort before `fn` is
  * called keeps it from being called; a step that has begun is finished.
  *
- * If the promise rejects, parameters, optimizers, schedules and the default generator are as before the step, and
- * gradients that it has set are null; but what a GPU finds while it computes, such as an index out of range, it reports
- * when the step has been taken. Errors: those of `fn` and of its operations; OPTION if it is async; UNSUPPORTED if it
- * waits for values.
+ * If the promise rejects, parameters, optimizers, schedules, the default generator and other tensors that the step has
+ * updated in place are as before it, and gradients that it has set are null; but what a GPU finds while it computes, such
+ * as an index out of range, it reports when the step has been taken. Errors: those of `fn` and of its operations; OPTION
+ * if it is async; UNSUPPORTED if it waits for values, makes parameters or swaps those of an EMA.
  *
  * @example
  * ```ts

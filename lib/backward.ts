@@ -45,13 +45,16 @@ function accumulate(a: Handle, b: Handle): Handle {
   })
 }
 
-/** Adds to `leaf.grad` without allocating; takes ownership of the gradient, which has no other owner. */
+/** Adds to `leaf.grad`; takes ownership of the gradient, which has no other owner. Only recording takes memory. */
 function accumulateGrad(leaf: Tensor, grad: Handle): void {
   const held = leaf.grad
   currentRecorder()?.noteGrad(leaf, held, false)
   if (held && !held.disposed) {
-    native.addInPlace(handleOf(held), grad)
-    native.release(grad)
+    try {
+      native.addInPlace(handleOf(held), grad)
+    } finally {
+      native.release(grad)
+    }
   } else putGrad(leaf, wrap(grad, leaf))
 }
 

@@ -111,9 +111,13 @@ export function refuseInCapture(op: string, why: string): void {
   throw new MoeError('UNSUPPORTED', op, `${why}, which a captured step cannot do: call it outside the step`)
 }
 
+/** Throws in an asynchronous call. */
+export function refuseInAsync(op: string, text: string): void {
+  if (isAsync()) throw new MoeError('UNSUPPORTED', op, text)
+}
+
 /** Throws during capture and in an asynchronous call, for an `op` that waits for values. */
 export function refuseToWait(op: string, why = 'it waits for the device'): void {
   refuseInCapture(op, why)
-  if (!isAsync()) return
-  throw new MoeError('UNSUPPORTED', op, `${why}, which an asynchronous call cannot do: call it after the call`)
+  refuseInAsync(op, `${why}, which an asynchronous call cannot do: call it after the call`)
 }

@@ -43,7 +43,7 @@ interface Addon {
   matmul(a: Handle, b: Handle, transposeA: boolean, transposeB: boolean): Handle
 
   asyncBegin(): void
-  asyncEnd(): Promise<boolean>
+  asyncEnd(canAbort: boolean): Promise<boolean>
   asyncDrop(): void
   asyncCancel(): void
   isSettled(handle: Handle): boolean

@@ -8,10 +8,15 @@ import {
   captureStep,
   loadCheckpoint,
   Module,
+  memory,
   Parameter,
+  randn,
+  resetPeakMemory,
+  SGD,
   saveCheckpoint,
   scope,
   tensor,
+  trainStepAsync,
 } from '../lib/index.js'
 import { any } from './support/bad-input.js'
 import { useEmulator } from './support/emulator.js'
@@ -234,4 +239,19 @@ test.each<[object, RegExp]>([
   [{ relativeStep: 1 }, /relativeStep must be true or false/],
 ])('%o is an error', (options, text) => {
   expect(() => new Adafactor([], any(options))).toThrow(text)
+})
+
+test('it takes memory, so an asynchronous call copies first what it has updated before', async () => {
+  const parameter = scope(() => new Parameter(randn([70, 60])))
+  parameter.grad = randn([70, 60])
+  const [first, second] = [new SGD([parameter], { lr: 0.1 }), new Adafactor([parameter])]
+  second.step() // makes its state
+  resetPeakMemory()
+  const { bytes } = memory()
+  await trainStepAsync(() => {
+    first.step()
+    second.step()
+  })
+  expect(memory().peakBytes - bytes).toBe(4 * parameter.size)
+  for (const owned of [parameter, second]) owned.dispose()
 })

@@ -5,6 +5,7 @@ import {
   type ComputeDType,
   CosineSchedule,
   clipGradNorm,
+  EMA,
   Embedding,
   keep,
   Linear,
@@ -28,6 +29,7 @@ import type { Subject } from './support/gradcheck.js'
 import { lossRows } from './support/loss-rows.js'
 import { moduleRows } from './support/module-rows.js'
 import { moeRows } from './support/moe-rows.js'
+import { values } from './support/numbers.js'
 import { opRows } from './support/op-rows.js'
 
 const bits = (tensors: readonly Tensor[]): string[] =>
@@ -222,6 +224,53 @@ describe('trainStepAsync', () => {
     dispose()
   })
 
+  test.each(['f32', 'bf16'] as const)('in %s, what ran before the failing operation is undone', async (compute) => {
+    const [failed, never] = [training(compute), training(compute)]
+    const table = new Embedding(4, 16)
+    const extra = zeros([2])
+    for (const { model, step, x } of [failed, never]) {
+      manualSeed(4)
+      scope(step)
+      scope(() => model.forward(x).outputs.sum().backward())
+    }
+    const grads = () => bits(failed.model.parameters().map(({ grad }) => grad!))
+    const before = [failed.state(), grads()]
+    const failing = trainStepAsync(() => {
+      failed.model.forward(failed.x).outputs.sum().backward() // into the gradients of before
+      failed.optimizer.step()
+      extra.copyFrom([1, 2])
+      failed.optimizer.step()
+      for (let i = 0; i < 2; i++) failed.model.forward(failed.x) // packs the updated weights
+      table.forward(tensor(Int32Array.of(9)))
+    })
+    await expect(failing).rejects.toThrow(/got 9/)
+    if (extra.device === 'cpu') {
+      expect([failed.state(), grads()]).toEqual(before)
+      expect(values(extra)).toEqual(Float32Array.of(0, 0))
+      const [a, b] = [failed, never].map(({ step, state }) => {
+        manualSeed(6)
+        return [bits([scope(step)]), state()]
+      })
+      expect(a).toEqual(b)
+    }
+    for (const owned of [failed, never, table, extra]) owned.dispose()
+  })
+
+  test('a step that ends with its updates copies nothing', async () => {
+    const { model, optimizer, x, step, dispose } = training()
+    using ema = new EMA(model)
+    ;(await trainStepAsync(step)).dispose()
+    resetPeakMemory()
+    const { bytes } = memory()
+    await trainStepAsync(() => {
+      optimizer.step()
+      ema.update()
+      optimizer.step()
+    })
+    if (x.device === 'cpu') expect(memory().peakBytes).toBe(bytes)
+    dispose()
+  })
+
   test('a tensor whose computation failed is an error at every use', async () => {
     const table = new Embedding(4, 2)
     let lost: Tensor | undefined
@@ -259,6 +308,9 @@ describe('trainStepAsync', () => {
       )
     expect(await rejected(() => x.sum().item())).toBe('UNSUPPORTED Tensor.item')
     expect(await rejected(() => x.add(1).dataSync())).toBe('UNSUPPORTED Tensor.dataSync')
+    using careful = new MoE({ dim: 2, numExperts: 2, onNonFinite: 'throw' })
+    expect(await rejected(() => careful.forward(x.reshape([1, 1, 2])))).toBe('UNSUPPORTED MoE.forward')
+    expect(await rejected(() => new Linear(2, 2))).toBe('UNSUPPORTED Parameter')
     expect(await rejected(async () => x.add(1))).toBe('OPTION trainStepAsync')
     expect(await rejected(undefined as never)).toBe('OPTION trainStepAsync')
     const bad = trainStepAsync(() => 1, { signal: 3 } as never)
@@ -293,8 +345,12 @@ describe('abort', () => {
     const layer = new Linear(700, 700)
     const x = randn([700, 700])
     const deep = Object.assign(layer, {
-      forward: (input: Tensor) => Array.from({ length: 200 }).reduce<Tensor>((y) => y.matmul(x), input),
+      forward: (input: Tensor) => {
+        count.copyFrom([1])
+        return Array.from({ length: 200 }).reduce<Tensor>((y) => y.matmul(x), input)
+      },
     })
+    const count = zeros([1])
     const before = memory()
     const abort = new AbortController()
     const forward = deep.forwardAsync(x, { signal: abort.signal })
@@ -303,6 +359,7 @@ describe('abort', () => {
     abort.abort(reason)
     for (const ended of await Promise.allSettled([forward, queued])) expect(ended).toMatchObject({ reason })
     expect(memory()).toMatchObject({ tensors: before.tensors, bytes: before.bytes })
+    expect(count.item()).toBe(0)
 
     const later = new AbortController()
     let begun = false
@@ -316,7 +373,7 @@ describe('abort', () => {
     while (!begun) await nextTurn()
     later.abort(reason)
     ;(await step).dispose()
-    for (const owned of [layer, x]) owned.dispose()
+    for (const owned of [layer, x, count]) owned.dispose()
   })
 })
 

@@ -274,6 +274,21 @@ describe('forwardWithGrad', () => {
     moe.dispose()
   })
 
+  it('returns zeros for the input if a hook lets no gradient through', () => {
+    const hooks = {
+      pre: (moe: MoE) => moe.registerForwardPreHook((_, [x, options]) => [(x as Tensor).detach(), options]),
+      backward: (moe: MoE) => moe.registerFullBackwardHook(() => [null]),
+    }
+    for (const register of Object.values(hooks))
+      expectNoLeak(() => {
+        using moe = new MoE({ dim: 4, numExperts: 2 })
+        register(moe)
+        const step = moe.forwardWithGrad(new Float32Array(8).fill(0.1), [1, 2, 4])
+        expect(Array.from(step.backward(step.outputs, 1).dInput)).toEqual(Array(8).fill(0))
+        expect(moe.gate.toGates.weight.grad).not.toBeNull()
+      })
+  })
+
   it('records nothing inside noGrad, so backward throws', () => {
     const moe = new MoE({ dim: 4, numExperts: 2 })
     using step = noGrad(() => moe.forwardWithGrad(new Float32Array(8), [1, 2, 4]))

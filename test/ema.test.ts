@@ -16,6 +16,7 @@ import {
   saveSafetensorsSync,
   scope,
   tensor,
+  trainStepAsync,
   zeros,
 } from '../lib/index.js'
 import { any } from './support/bad-input.js'
@@ -144,6 +145,52 @@ describe('use', () => {
     expect(parameters(model)).toEqual(own)
   })
 
+  test('two averages of one parameter are not swapped in at once', async () => {
+    const layer = new Linear(2, 2)
+    const [slow, fast] = [new EMA(layer), new EMA(layer)]
+    const before = parameters(layer)
+    await slow.use(async () => {
+      await null
+      expect(() => fast.use(() => {})).toThrow('[EMA.swapIn] weight has the average of another EMA: call its swapOut()')
+    })
+    expect(fast.use(() => 5)).toBe(5)
+    expect(parameters(layer)).toEqual(before)
+  })
+
+  test.each(['swapOut', 'dispose'] as const)(
+    '%s within it restores, and hides neither result nor error',
+    async (end) => {
+      const layer = new Linear(2, 2)
+      const use = <T>(fn: () => T): T => {
+        const average = new EMA(layer)
+        layer.weight.copyFrom(randn([2, 2]))
+        const before = parameters(layer)
+        return average.use(() => {
+          average[end]()
+          expect(parameters(layer)).toEqual(before)
+          return fn()
+        })
+      }
+      const thrown = () => {
+        throw new Error('mine')
+      }
+      expect(use(() => 5)).toBe(5)
+      expect(() => use(thrown)).toThrow('mine')
+      expect(await use(async () => 5)).toBe(5)
+      await expect(use(async () => thrown())).rejects.toThrow('mine')
+    },
+  )
+
+  test('an asynchronous call cannot swap: it could not undo it', async () => {
+    const before = parameters(model)
+    for (const act of [() => ema.swapIn(), () => ema.use(() => {})])
+      await expect(trainStepAsync(act)).rejects.toThrow(/\[EMA.swapIn\] an asynchronous call that fails could not give/)
+    ema.swapIn()
+    await expect(trainStepAsync(() => ema.swapOut())).rejects.toThrow(/\[EMA.swapOut\] an asynchronous call/)
+    ema.swapOut()
+    expect(parameters(model)).toEqual(before)
+  })
+
   test('a graph recorded before is an error of its backward, not a wrong gradient', () => {
     const layer = new Linear(2, 2)
     using average = new EMA(layer)
@@ -166,6 +213,16 @@ describe('use', () => {
     expect(memory().tensors).toBe(before)
     expect(() => average.update()).toThrow(expect.objectContaining({ code: 'DISPOSED' }))
   })
+})
+
+test.skipIf(!built)('a model that has moved is an error of its EMA, and stays as it is', () => {
+  const model = new Net()
+  using ema = new EMA(model)
+  model.to('cuda')
+  const before = parameters(model)
+  expect(() => ema.use(() => {})).toThrow('[EMA.swapIn] single must be on cpu, got cuda:0')
+  expect(() => ema.swapOut()).toThrow('the model has its own parameters')
+  expect(parameters(model)).toEqual(before)
 })
 
 describe('a checkpoint', () => {

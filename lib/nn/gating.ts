@@ -6,6 +6,7 @@ import type { DType } from '../dtype.js'
 import { show } from '../errors.js'
 import { native } from '../native.js'
 import { mul } from '../ops/binary.js'
+import { overwrite } from '../ops/copy.js'
 import { reshape } from '../ops/reshape.js'
 import { route } from '../ops/route.js'
 import {
@@ -177,6 +178,15 @@ export const capacityOf = (
   { capacityFactorTrain, capacityFactorEval, minExpertCapacity }: ValuesOf<[typeof gatingOptions]>,
 ): number => expertCapacity(N, numGates, training ? capacityFactorTrain : capacityFactorEval, minExpertCapacity)
 
+/** `gate.forward` in a layer, which counts the load when its experts have run. */
+export let forwardUncounted: <D extends DType>(
+  gate: TopNGating,
+  x: Tensor<D>,
+  options: GatingForwardOptions,
+) => RouteResult<D>
+/** Counts the load of a forward in training, unless it has been counted before. */
+export let countLoad: (gate: TopNGating, routing: RouteResult) => void
+
 /**
  * The router: top-N gating with stochastic thresholds and capacity, by {@link ops.route}. State: `to_gates.weight` [E, D]
  * and two threshold buffers, under the names of st-moe-pytorch.
@@ -206,8 +216,9 @@ export class TopNGating extends Module {
   readonly #inputs: ValuesOf<[typeof routerInputOptions]>
   readonly #secondPolicy: Record<'train' | 'eval', (typeof secondPolicies)[number]>
   readonly #ntlb: boolean
-  /** f32 [E, 1], how many tokens chose each expert since the last update of the bias. */
-  #load: Tensor | null = null
+  /** f32 [E, 1], how many tokens chose each expert since the last update of the bias; null without one. */
+  readonly #load: Tensor | null
+  #counts = true
 
   /** Errors: OPTION, DTYPE, DEVICE; they name `op`. */
   constructor(options: TopNGatingOptions, op = 'TopNGating') {
@@ -221,11 +232,12 @@ export class TopNGating extends Module {
     this.#ntlb = o.ntlb
     this.#secondPolicy = { train: o.secondPolicyTrain, eval: o.secondPolicyEval }
     checkChoice(op, o, o.numGates, o.topN)
-    ;[this.toGates, this.thresholdTrain, this.thresholdEval, this.expertBias] = allOrNone(() => [
+    ;[this.toGates, this.thresholdTrain, this.thresholdEval, this.expertBias, this.#load] = allOrNone(() => [
       new Linear(o.routerDim ?? o.dim, o.numGates, { ...pick(o, layerOptions), bias: o.routerBias }),
       thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain, o.topN, o.eps, o.device),
       thresholdBuffer(op, 'thresholdEval', o.thresholdEval, o.topN, o.eps, o.device),
       o.expertBias ? keep(zeros([o.numGates], pick(o, layerOptions))) : null,
+      o.expertBias ? keep(zeros([o.numGates, 1], { device: o.device })) : null,
     ])
   }
 
@@ -253,15 +265,16 @@ export class TopNGating extends Module {
       noiseGates: o.noiseGates ?? router.noiseGates,
       noiseMult: o.noiseMult ?? router.noiseMult,
     })
-    if (this.expertBias && this.training && !isComputingAgain()) this.#countLoad(result)
+    if (this.#counts) this.#countLoad(result)
     return result
   }
 
   /**
    * Moves `expertBias` by rate · sign(mean load − load): experts that were chosen less often than the others will be more
    * often (loss-free balancing, arXiv 2408.15664). The load counts the tokens that chose an expert in training since the
-   * last update, padding excluded and dropped ones included. Call it after a step of the optimizer; it waits for the
-   * device. Nothing happens without a load. Errors: OPTION.
+   * last update, padding excluded and dropped ones included; what {@link recompute} runs again counts once, and a forward
+   * of a layer that throws does not count. Call it after a step of the optimizer; it waits for the device. Nothing
+   * happens without a load. Errors: OPTION.
    *
    * @example
    * ```ts
@@ -274,39 +287,39 @@ export class TopNGating extends Module {
   updateExpertBias(rate: number): void {
     const op = 'updateExpertBias'
     checkNumber(op, 'rate', rate)
-    const bias = this.expertBias
-    if (!bias) fail('OPTION', op, 'the router needs expertBias: true')
-    const load = this.#load
-    if (!load) return
+    const [bias, load] = [this.expertBias, this.#load]
+    if (!bias || !load) fail('OPTION', op, 'the router needs expertBias: true')
     scope(() => {
       const counts = Array.from(load.dataSync(), Number)
       const mean = counts.reduce((sum, count) => sum + count, 0) / counts.length
       const step = counts.map((count) => rate * Math.sign(mean - count))
       const { dtype, device } = bias
-      native.addInPlace(handleOf(bias), handleOf(tensor(step, null, { dtype, device })))
+      const [change, none] = [tensor(step, null, { dtype, device }), zeros(load.shape, { device })]
+      native.addInPlace(handleOf(bias), handleOf(change))
+      overwrite(load, none) // in place: a captured step adds to it
     })
-    this.#forgetLoad()
   }
 
   #countLoad(routing: RouteResult): void {
-    const counts = noGrad(() => scope(() => loadOf(routing, this.numGates)))
-    if (this.#load && this.#load.device === counts.device) {
-      native.addInPlace(handleOf(this.#load), handleOf(counts))
-      counts.dispose()
-      return
+    const load = this.#load
+    if (!load || !this.training || isComputingAgain()) return
+    noGrad(() => scope(() => native.addInPlace(handleOf(load), handleOf(loadOf(routing, this.numGates)))))
+  }
+
+  static {
+    forwardUncounted = (gate, x, options) => {
+      gate.#counts = false
+      try {
+        return gate.forward(x, options)
+      } finally {
+        gate.#counts = true
+      }
     }
-    this.#forgetLoad()
-    this.#load = keep(counts)
+    countLoad = (gate, routing) => gate.#countLoad(routing)
   }
 
-  #forgetLoad(): void {
-    this.#load?.dispose()
-    this.#load = null
-  }
-
-  override dispose(): void {
-    super.dispose()
-    this.#forgetLoad()
+  protected override transientBuffers(): readonly Tensor[] {
+    return this.#load ? [this.#load] : []
   }
 
   /** Thresholds, the bias of the choice if there is one, and the weight of the router. */

@@ -1,4 +1,4 @@
-import { type AsyncOptions, callAsync, readAsyncOptions } from '../async.js'
+import { type AsyncOptions, callAsync, withoutSignal } from '../async.js'
 import type { HookHandle } from '../autograd.js'
 import { checkBoolean, checkFunction, fail, isPlain, listed, sameShape, showName, showShape } from '../check.js'
 import { currentObserver } from '../context.js'
@@ -11,7 +11,6 @@ import { copyLike } from '../ops/copy.js'
 import { stridesOf } from '../ops/strided.js'
 import { boolean, type OptionsOf, reader } from '../options.js'
 import { scope } from '../scope.js'
-import type { AbortSignalLike } from '../signal.js'
 import { checkTensor, handleOf, isTensor, moveToDevice, type Tensor, wrap } from '../tensor.js'
 import { type BackwardHook, type ForwardHook, type ForwardPreHook, hooksOf } from './hooks.js'
 import { Parameter } from './parameter.js'
@@ -57,18 +56,6 @@ function read(op: string, entry: StateEntry, from: Tensor): Tensor {
   const shape = entryShape(entry)
   const handle = native.stridedRead(handleOf(from), shape, stridesOf(shape), shape.includes(0) ? 0 : entryOffset(entry))
   return wrap(handle, { shape, dtype: from.dtype, device: from.device })
-}
-
-/** Takes the option `signal` out of the last input, and the input away if nothing is left of it. */
-function withoutSignal(op: string, inputs: readonly unknown[]): { given: unknown[]; signal?: AbortSignalLike } {
-  const given = [...inputs]
-  const options = given.at(-1)
-  if (typeof options !== 'object' || options === null || isTensor(options) || !Object.hasOwn(options, 'signal'))
-    return { given }
-  const { signal, ...rest } = options as AsyncOptions
-  given.pop()
-  if (Object.keys(rest).length > 0) given.push(rest)
-  return { given, ...readAsyncOptions(op, { signal }) }
 }
 
 /** The modules around the children of `module`. One that contains itself has no last parameter: an OPTION error. */
@@ -244,13 +231,22 @@ export abstract class Module {
   to(device: Device): this {
     const target = checkDevice(`${this.constructor.name}.to`, device)
     const number = deviceIndex(`${this.constructor.name}.to`, target)
-    const tensors = new Set([...this.stateEntries()].map((entry) => entry.tensor))
     moveToDevice(
-      [...tensors].filter((tensor) => tensor.device !== target),
+      [...this.#tensors()].filter((tensor) => tensor.device !== target),
       target,
       number,
     )
     return this
+  }
+
+  /** Buffers that move and are freed with this module, but are no part of its state. */
+  protected transientBuffers(): readonly Tensor[] {
+    return []
+  }
+
+  #tensors(): Set<Tensor> {
+    const ofState = Array.from(this.stateEntries(), ({ tensor }) => tensor)
+    return new Set([...ofState, ...Array.from(this.modules(), (module) => module.transientBuffers()).flat()])
   }
 
   /**
@@ -281,7 +277,7 @@ export abstract class Module {
 
   /** Frees parameters, buffers and gradients. */
   dispose(): void {
-    for (const { tensor } of [...this.stateEntries()]) tensor.dispose()
+    for (const tensor of this.#tensors()) tensor.dispose()
   }
 
   /** For `using`. */

@@ -1,4 +1,5 @@
 import { copyArray, fail, showShape } from '../check.js'
+import { refuseToWait } from '../context.js'
 import { ones } from '../create.js'
 import { deviceIndex } from '../device.js'
 import type { ComputeDType, DType } from '../dtype.js'
@@ -17,7 +18,14 @@ import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor.js'
 import { ExpertChoiceGating, passedToExpertChoice } from './expert-choice-gating.js'
 import { ExpertGroups } from './expert-groups.js'
 import { Experts, expertOptions, hiddenSize } from './experts.js'
-import { type GatingForwardOptions, passedToGating, readRandom, TopNGating } from './gating.js'
+import {
+  countLoad,
+  forwardUncounted,
+  type GatingForwardOptions,
+  passedToGating,
+  readRandom,
+  TopNGating,
+} from './gating.js'
 import { gemmOptions, layerOptions } from './linear.js'
 import { Module } from './module.js'
 import {
@@ -140,16 +148,16 @@ export class MoE extends Module {
     this.#checkFinite(op, 'x', x)
     return callScope(() => {
       const [tokens, grouped, inputs] = this.#inGroups(op, x, gating, this.#checkInputs(op, x, expertInputs))
-      const { outputs: routed, ...routing } = this.#routed(
-        tokens,
-        this.gate.forward(tokens, grouped),
-        inputs,
-        groupRandom,
-      )
+      const { gate } = this
+      const choice =
+        gate instanceof TopNGating ? forwardUncounted(gate, tokens, grouped) : gate.forward(tokens, grouped)
+      const { outputs: routed, ...routing } = this.#routed(tokens, choice, inputs, groupRandom)
       const each = this.sharedExperts ? add(routed, this.sharedExperts.forward(tokens, routing.mask)) : routed
       const outputs = tokens === x ? each : reshape(each, [x.shape[0], x.shape[1], this.outputDim])
       this.#checkFinite(op, 'the output', outputs)
-      return new MoEResult(outputs, routing, stats)
+      const result = new MoEResult(outputs, routing, stats)
+      if (gate instanceof TopNGating) countLoad(gate, choice)
+      return result
     })
   }
 
@@ -303,8 +311,9 @@ export class MoE extends Module {
   }
 
   #checkFinite(op: string, name: string, x: Tensor): void {
-    if (this.#throwNonFinite && !allFinite([handleOf(x)])) {
+    if (!this.#throwNonFinite) return
+    refuseToWait(op, "onNonFinite: 'throw' waits for the device")
+    if (!allFinite([handleOf(x)]))
       throw new MoeError('NON_FINITE', op, `${name} must be finite, got a NaN or an infinity`)
-    }
   }
 }

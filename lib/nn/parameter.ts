@@ -1,3 +1,4 @@
+import { refuseInAsync } from '../context.js'
 import type { FloatDType } from '../dtype.js'
 import { native } from '../native.js'
 import { allOrNone, outlive } from '../scope.js'
@@ -24,6 +25,7 @@ export class Parameter extends Tensor<FloatDType> {
   /** Shares the memory of `tensor`, f32 or f64 (else DTYPE), which is then free to be disposed. */
   constructor(tensor: Tensor) {
     checkFloat('Parameter', 'tensor', tensor)
+    refuseInAsync('Parameter', 'an asynchronous call cannot make layers or parameters: make them before the call')
     native.keepPacked(handleOf(tensor)) // a backend may keep copies of weights in layouts of its own
     native.retain(handleOf(tensor))
     super(adopt, handleOf(tensor), tensor as Tensor<FloatDType>)

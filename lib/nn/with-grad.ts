@@ -51,7 +51,7 @@ export interface GradHandle extends Disposable {
 
 /** What {@link GradHandle.backward} returns. */
 export interface InputGradient {
-  /** [B, N, D] flat. */
+  /** [B, N, D] flat; zeros if a hook of the layer lets no gradient through. */
   dInput: FloatArray
 }
 
@@ -135,7 +135,8 @@ class Handle implements GradHandle {
         add(weighted, mul(totalAuxLoss, full([], dTotalAux, { dtype, device }))).backward()
       }),
     )
-    native.toData(handleOf(this.#x.grad!), dInput)
+    const { grad } = this.#x
+    if (grad) native.toData(handleOf(grad), dInput)
     this.dispose()
     return { dInput }
   }

@@ -1,5 +1,5 @@
 import { checkFit, checkFunction, fail, listed, showName } from '../check.js'
-import { currentRecorder, refuseInCapture } from '../context.js'
+import { currentRecorder, refuseInAsync, refuseInCapture } from '../context.js'
 import { refuseJson, uncloneable } from '../copies.js'
 import type { Device } from '../device.js'
 import { markCopy, show } from '../errors.js'
@@ -30,6 +30,15 @@ interface Entry {
 }
 
 const ofOneThread = uncloneable('an EMA belongs to its thread: send the path of a file of saveCheckpoint()')
+
+/** The parameters that have averages instead of their own values. */
+const swapped = new WeakSet<Parameter>()
+
+function refuseToSwap(op: string): void {
+  refuseInCapture(op, 'it changes the parameters only once')
+  refuseInAsync(op, 'an asynchronous call that fails could not give the parameters back: call it outside the call')
+}
+
 const copyOf = (tensor: Tensor): Tensor => keep(tensor.detach().clone())
 
 /** Whether a value is an EMA of this copy of the package. */
@@ -112,39 +121,51 @@ export class EMA {
   /**
    * Runs `fn` while the parameters have the averages, and restores their values afterwards, also after an exception; with
    * an async `fn` when its promise settles. Meanwhile the model needs the memory of one more copy of its parameters; do
-   * not train it. Errors: those of `fn`, DISPOSED, UNSUPPORTED within another `use` and in a captured step.
+   * not train it. Errors: those of `fn`, DISPOSED, DEVICE, UNSUPPORTED within another `use`, also of another EMA of one of the
+   * parameters, in a captured step and in an asynchronous call.
    */
   use<T>(fn: () => T): T {
     checkFunction('EMA.use', 'fn', fn)
     this.swapIn()
+    const own = this.#own
+    const restore = () => {
+      if (this.#own === own) this.swapOut() // else `fn` has done it
+    }
     let settles = false
     try {
       const value = fn()
       if (!(value instanceof Promise)) return value
       settles = true
-      return value.finally(() => this.swapOut()) as T
+      return value.finally(restore) as T
     } finally {
-      if (!settles) this.swapOut()
+      if (!settles) restore()
     }
   }
 
   /** Gives the parameters the averages, until {@link EMA.swapOut}; `use` does both. Errors: as `use`. */
   swapIn(): void {
     const op = 'EMA.swapIn'
-    refuseInCapture(op, 'it changes the parameters only once')
+    refuseToSwap(op)
     this.#expectOwn(op)
     const entries = this.#live(op)
+    for (const { name, parameter, average } of entries) checkTensor(op, name, parameter, average)
+    const other = entries.find(({ parameter }) => swapped.has(parameter))
+    if (other) fail('UNSUPPORTED', op, `${other.name} has the average of another EMA: call its swapOut() first`)
     this.#own = allOrNone(() => entries.map(({ parameter }) => copyOf(parameter)))
-    for (const { parameter, average } of entries) overwrite(parameter, average)
+    for (const { parameter, average } of entries) {
+      swapped.add(parameter)
+      overwrite(parameter, average)
+    }
   }
 
   /** Gives the parameters their own values back. Errors: UNSUPPORTED without {@link EMA.swapIn}. */
   swapOut(): void {
     const op = 'EMA.swapOut'
-    refuseInCapture(op, 'it changes the parameters only once')
+    refuseToSwap(op)
     if (!this.#own) fail('UNSUPPORTED', op, 'the model has its own parameters: call swapIn() first')
     for (const [i, own] of this.#own.entries()) {
       const { parameter } = this.#entries[i]
+      swapped.delete(parameter)
       if (!parameter.disposed) overwrite(parameter, own)
       own.dispose()
     }

@@ -1,5 +1,6 @@
 #include "binding/async_calls.h"
 
+#include <algorithm>
 #include <new>
 #include <system_error>
 
@@ -14,6 +15,34 @@ const void* pointer_to(const Storage& storage, Use use) {
   return storage.data();
 }
 
+static void check(const Status& status) {
+  if (status.code != ErrorCode::none) throw Error(status.code, status.text);
+}
+
+static void copy_values(Device& device, const void* from, void* to, DType dtype, size_t bytes) {
+  StridedCopyArgs args{};
+  args.in = from;
+  args.out = to;
+  args.dtype = dtype;
+  args.rank = 1;
+  args.shape[0] = static_cast<int64_t>(bytes) / dtype_size(dtype);
+  args.in_strides[0] = args.out_strides[0] = 1;
+  check(device.backend->ops.strided_copy(device.context, args));
+}
+
+Backup::Backup(std::shared_ptr<Storage> storage, DType dtype)
+    : storage_(std::move(storage)), copy_(storage_->device(), storage_->bytes()), dtype_(dtype) {
+  copy_.allocate();
+  copy_values(storage_->device(), storage_->data(), copy_.data(), dtype_, copy_.bytes());
+  ++storage_->recorded;
+}
+
+void Backup::restore() {
+  const auto lock = storage_->device().lock();
+  storage_->drop_packed();
+  copy_values(storage_->device(), copy_.data(), storage_->data(), dtype_, copy_.bytes());
+}
+
 RecordedOp::RecordedOp(const char* name, OpFunction function, const void* args, size_t size, int64_t count,
                        std::span<const Operand> operands)
     : name_(name),
@@ -25,7 +54,7 @@ RecordedOp::RecordedOp(const char* name, OpFunction function, const void* args, 
   for (const Operand& operand : operands) {
     const auto offset = static_cast<size_t>(static_cast<const char*>(operand.at) - static_cast<const char*>(args));
     const Tensor& tensor = *operand.tensor;
-    operands_.push_back({offset, tensor.storage, operand.use, {}});
+    operands_.push_back({offset, tensor.storage, operand.use, tensor.dtype, tensor.data() != nullptr, {}});
     ++tensor.storage->recorded;
     if (operand.use != Use::host_copy) continue;
     if (const int32_t* list = tensor.storage->remembered()) operands_.back().list.assign(list, list + tensor.size);
@@ -34,6 +63,24 @@ RecordedOp::RecordedOp(const char* name, OpFunction function, const void* args, 
 
 RecordedOp::~RecordedOp() {
   for (const Bound& operand : operands_) --operand.storage->recorded;
+}
+
+bool RecordedOp::makes_tensors() const {
+  return std::ranges::any_of(operands_, [](const Bound& operand) { return is_made(operand.use); });
+}
+
+bool RecordedOp::can_fail() const {
+  return makes_tensors() || takes_memory(function_);
+}
+
+// An op that makes no tensor changes all or nothing. What others update is of this call, or a cache of attention, in
+// which the next call overwrites the rows of one that failed.
+void RecordedOp::back_up(Backups& backups) const {
+  if (makes_tensors()) return;
+  const auto lock = device_->lock();
+  for (const Bound& operand : operands_)
+    if (operand.use == Use::updated && operand.existed)
+      backups.try_emplace(operand.storage.get(), operand.storage, operand.dtype);
 }
 
 void RecordedOp::set_pointers() {
@@ -45,10 +92,6 @@ void RecordedOp::set_pointers() {
     member<const void*>(args_.data(), operand.offset) =
         operand.list.empty() ? pointer_to(storage, operand.use) : operand.list.data();
   }
-}
-
-static void check(const Status& status) {
-  if (status.code != ErrorCode::none) throw Error(status.code, status.text);
 }
 
 void RecordedOp::run() {
@@ -83,12 +126,23 @@ void AsyncCalls::Recording::note(const char* op, const Error& thrown) {
   failed = op;
 }
 
+size_t AsyncCalls::Recording::end_of_failures() const {
+  const auto last = std::find_if(ops.rbegin(), ops.rend(), [](const RecordedOp& op) { return op.can_fail(); });
+  return static_cast<size_t>(ops.rend() - last);
+}
+
 void AsyncCalls::Recording::run() {
-  for (RecordedOp& op : ops) {
-    if (is_cancelled || error) break;
-    attempt(op.name(), [&] { op.run(); });
-    const RecordedOp done = std::move(op);  // frees what nobody else needs
+  Backups backups;
+  const size_t safe = can_abort ? ops.size() + 1 : end_of_failures();
+  for (size_t i = 0; i < ops.size() && !is_cancelled && !error; ++i) {
+    if (i == safe) backups.clear();
+    attempt(ops[i].name(), [&] {
+      if (i + 1 < safe) ops[i].back_up(backups);
+      ops[i].run();
+    });
+    const RecordedOp done = std::move(ops[i]);  // frees what nobody else needs
   }
+  const bool failed_op = error.has_value();
   ops.clear();
   // What runs on a device may report its errors only at the end.
   for (Device* device : devices)
@@ -96,6 +150,9 @@ void AsyncCalls::Recording::run() {
       const auto lock = device->lock();
       check(device->backend->copy_out(device->context, nullptr, nullptr, 0));
     });
+  was_aborted = is_cancelled;
+  if (!failed_op && !was_aborted) return;
+  for (auto& [storage, backup] : backups) attempt("asyncEnd", [&] { backup.restore(); });
 }
 
 void AsyncCalls::stop() {
@@ -152,9 +209,10 @@ void AsyncCalls::start(Napi::Env env) {
   }
 }
 
-Napi::Value AsyncCalls::end(Napi::Env env) {
+Napi::Value AsyncCalls::end(Napi::Env env, bool can_abort) {
   if (!recording_) fail(ErrorCode::unsupported, "no asynchronous call has begun");
   start(env);
+  recording_->can_abort = can_abort;
   recording_->devices = environment_.plugin_devices();
   napi_value promise = nullptr;
   if (napi_create_promise(env, &recording_->promise, &promise) != napi_ok) fail(ErrorCode::internal, "no promise");
@@ -199,7 +257,7 @@ void AsyncCalls::settle(napi_env env, napi_value, void* calls, void* data) {
       napi_reject_deferred(env, recording->promise,
                            self.environment_.make_error(env, recording->failed, *recording->error));
     else
-      napi_resolve_deferred(env, recording->promise, Napi::Boolean::New(env, !recording->is_cancelled));
+      napi_resolve_deferred(env, recording->promise, Napi::Boolean::New(env, !recording->was_aborted));
   } catch (const Napi::Error& failure) {  // the environment ends
     napi_reject_deferred(env, recording->promise, failure.Value());
   }

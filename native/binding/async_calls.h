@@ -8,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "core/op_fields.h"
@@ -38,6 +39,23 @@ struct Operand {
 // What the pointer is when the op runs.
 const void* pointer_to(const Storage& storage, Use use);
 
+// The values that a storage had before an asynchronous call; nobody reads it meanwhile.
+class Backup {
+ public:
+  Backup(std::shared_ptr<Storage> storage, DType dtype);  // throws Error(out_of_memory)
+  ~Backup() { --storage_->recorded; }
+  Backup(const Backup&) = delete;
+  Backup& operator=(const Backup&) = delete;
+
+  void restore();  // throws Error
+
+ private:
+  std::shared_ptr<Storage> storage_;
+  Storage copy_;
+  DType dtype_;
+};
+using Backups = std::unordered_map<const Storage*, Backup>;
+
 // An op that was called but has not run. It keeps its tensors alive; those that it makes have memory only from the
 // moment it runs, so the memory of an asynchronous call is that of a synchronous one.
 class RecordedOp {
@@ -48,7 +66,9 @@ class RecordedOp {
   RecordedOp(RecordedOp&&) = default;
   RecordedOp& operator=(RecordedOp&&) = delete;
 
-  void run();  // throws Error
+  bool can_fail() const;
+  void back_up(Backups& backups) const;  // what it updates, unless it is there; throws Error(out_of_memory)
+  void run();                            // throws Error
   const char* name() const { return name_; }
 
  private:
@@ -56,9 +76,12 @@ class RecordedOp {
     size_t offset;  // of the pointer in args_
     std::shared_ptr<Storage> storage;
     Use use;
+    DType dtype;
+    bool existed;               // before the call
     std::vector<int32_t> list;  // of a host_copy that is known: its storage may forget it before the op runs
   };
 
+  bool makes_tensors() const;
   void set_pointers();  // throws Error
 
   const char* name_;
@@ -71,7 +94,8 @@ class RecordedOp {
 
 // The asynchronous calls of one environment. JavaScript runs first: between begin and end, ops are recorded. They run
 // afterwards, in their order, on a thread of this object, one call at a time. Everything else that needs the values of
-// tensors waits for them, and is an error while ops are recorded.
+// tensors waits for them, and is an error while ops are recorded. If one fails, or an abort comes, what the ops before
+// have updated gets its values back; a call has copies of them only as long as either can happen.
 class AsyncCalls {
  public:
   explicit AsyncCalls(Environment& environment) : environment_(environment) {}
@@ -80,12 +104,13 @@ class AsyncCalls {
   AsyncCalls& operator=(const AsyncCalls&) = delete;
 
   bool is_recording() const { return recording_ != nullptr; }
-  void begin();                    // throws Error(unsupported)
-  void record(RecordedOp op);      // throws std::bad_alloc
-  Napi::Value end(Napi::Env env);  // the promise of a boolean: whether all of it has run
-  void drop();                     // instead of end: nothing more of it runs
-  void cancel();                   // the ops of the running call that have not begun will not run
-  void wait() {                    // until the thread is idle
+  void begin();                // throws Error(unsupported)
+  void record(RecordedOp op);  // throws std::bad_alloc
+  // The promise of a boolean: whether all of it has run. `can_abort`: cancel may be called.
+  Napi::Value end(Napi::Env env, bool can_abort);
+  void drop();    // instead of end: nothing more of it runs
+  void cancel();  // the ops of the running call that have not begun will not run
+  void wait() {   // until the thread is idle
     if (running_) wait_for_thread();
   }
 
@@ -93,12 +118,15 @@ class AsyncCalls {
   struct Recording {
     std::vector<RecordedOp> ops;
     std::vector<Device*> devices;  // to wait for at the end
+    bool can_abort = false;
     std::atomic<bool> is_cancelled{false};
+    bool was_aborted = false;    // it has not run as a whole
     std::optional<Error> error;  // of the first op that failed: no other has run after it
     const char* failed = "";     // its name
     napi_deferred promise = nullptr;
 
     void run();
+    size_t end_of_failures() const;  // behind the last op that can fail
     void attempt(const char* op, const auto& work);
     void note(const char* op, const Error& thrown);
   };

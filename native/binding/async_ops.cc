@@ -8,8 +8,8 @@ static Napi::Value async_begin(Call& c) {
   return c.env.Undefined();
 }
 
-static Napi::Value async_end(Call& c) {
-  return c.environment.async.end(c.env);
+static Napi::Value async_end(Call& c) {  // (canAbort: whether asyncCancel may come)
+  return c.environment.async.end(c.env, c.boolean("canAbort"));
 }
 
 static Napi::Value async_drop(Call& c) {

@@ -60,7 +60,8 @@ Tensor& Call::live(const char* name, double handle) {
   if (device_ && device_ != tensor.device)
     fail(ErrorCode::device, "%s is on %s, the other tensors are on %s", name, tensor.device->backend->name,
          device_->backend->name);
-  if (needs_values_) expect_values(*tensor.storage, name);
+  // Without memory, one that no recorded op uses is not made by this asynchronous call.
+  if (needs_values_ || (is_recorded && tensor.storage->recorded == 0)) expect_values(*tensor.storage, name);
   device_ = tensor.device;
   if (device_->capture) device_->capture->hold(tensor.storage);
   return tensor;

@@ -71,6 +71,11 @@ Status run_op(const OpTable& table, const Context& ctx, const void* args, int64_
     return (table.*op)(ctx, *static_cast<const Args*>(args));
 }
 
+// Whether an op that makes no tensor takes memory while it runs: the others cannot fail.
+inline bool takes_memory(OpFunction op) {
+  return op == run_op<AdafactorArgs, &OpTable::adafactor>;
+}
+
 struct OpInfo {
   const char* name;
   std::string js_name;

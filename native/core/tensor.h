@@ -67,7 +67,9 @@ class Storage {
   Storage& operator=(const Storage&) = delete;
   void allocate();  // throws Error(out_of_memory)
   void release();
+  Device& device() const { return device_; }
   void* data() const { return data_; }  // null unless allocated
+  size_t bytes() const { return bytes_; }
 
   // The values that the host wrote, if they are useful without waiting for the device: short lists of i32, such as
   // group sizes.

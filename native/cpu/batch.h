@@ -1,14 +1,14 @@
 #pragma once
-#include "cpu/kernel.h"
+#include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
 // The elements of all items of a batch in blocks, which are one job: small tensors keep all threads busy. The blocks do
-// not depend on threads.
+// not depend on threads. `ends` has room for a number per item.
 template <class Args>
 class BatchBlocks {
  public:
-  BatchBlocks(const Batch<Args>& batch, int64_t block) : batch_(batch), block_(block), ends_(batch.count) {
+  BatchBlocks(const Batch<Args>& batch, int64_t block, int64_t* ends) : batch_(batch), block_(block), ends_(ends) {
     for (int64_t i = 0; i < batch.count; ++i) ends_[i] = first(i) + ceil_div(batch.items[i].size, block);
   }
 
@@ -40,7 +40,20 @@ class BatchBlocks {
 
   const Batch<Args>& batch_;
   int64_t block_;
-  Scratch<int64_t> ends_;
+  int64_t* ends_;
 };
+
+// Calls f(args, begin, end) for the elements of all items. It takes no memory, so it cannot fail.
+template <class Args, class F>
+void for_elements(const Context& ctx, const Batch<Args>& batch, F&& f) {
+  constexpr int64_t most = 256;
+  int64_t ends[most];
+  for (int64_t first = 0; first < batch.count; first += most) {
+    const Batch<Args> part{batch.items + first, min_of(most, batch.count - first)};
+    BatchBlocks(part, kElementBlock, ends).parallel(ctx, [&](int64_t i, int64_t, int64_t begin, int64_t end) {
+      f(part.items[i], begin, end);
+    });
+  }
+}
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

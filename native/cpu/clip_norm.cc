@@ -2,13 +2,11 @@
 
 #include "cpu/batch.h"
 #include "cpu/ops.h"
-#include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
 void clip_norm(const Context& ctx, const Batch<ClipNormArgs>& batch) {
-  BatchBlocks(batch, kElementBlock).parallel(ctx, [&](int64_t i, int64_t, int64_t begin, int64_t end) {
-    const ClipNormArgs& args = batch.items[i];
+  for_elements(ctx, batch, [](const ClipNormArgs& args, int64_t begin, int64_t end) {
     const double exact = clip_factor(*static_cast<const double*>(args.norm), args.max);
     if (exact == 1) return;
     dispatch_float(args.dtype, [&](auto zero) {

@@ -7,7 +7,8 @@
 namespace st_moe::cpu::ST_MOE_ISA {
 
 void norm(const Context& ctx, const Batch<NormArgs>& batch) {
-  const BatchBlocks blocks(batch, 2 * kElementBlock);
+  Scratch<int64_t> ends(batch.count);
+  const BatchBlocks blocks(batch, 2 * kElementBlock, ends.get());
   Scratch<double> partial(blocks.count());
   blocks.parallel(ctx, [&](int64_t i, int64_t block, int64_t begin, int64_t end) {
     const NormArgs& args = batch.items[i];

@@ -2,7 +2,6 @@
 
 #include "cpu/batch.h"
 #include "cpu/ops.h"
-#include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
@@ -26,16 +25,14 @@ static void update_elements(const Args& args, const FactorList& factors, int64_t
 
 template <class Update, class Args>
 static void run_updates(const Context& ctx, const Batch<Args>& batch) {
-  Scratch<FactorList> factors(batch.count);
-  for (int64_t i = 0; i < batch.count; ++i) factors[i] = Update::factors(batch.items[i]);
-  BatchBlocks(batch, kElementBlock).parallel(ctx, [&](int64_t i, int64_t, int64_t begin, int64_t end) {
-    const Args& args = batch.items[i];
+  for_elements(ctx, batch, [](const Args& args, int64_t begin, int64_t end) {
+    const FactorList factors = Update::factors(args);
     dispatch_float(args.dtype, [&](auto zero) {
       using T = decltype(zero);
       if (Update::state(args, 0))
-        update_elements<Update, Update::kState, T>(args, factors[i], begin, end);
+        update_elements<Update, Update::kState, T>(args, factors, begin, end);
       else
-        update_elements<Update, 0, T>(args, factors[i], begin, end);
+        update_elements<Update, 0, T>(args, factors, begin, end);
     });
   });
 }

@@ -23,7 +23,7 @@ const signatures = {
   openDevice: 't c',
   toDevice: 'x[BND] 0',
   asyncBegin: '',
-  asyncEnd: '',
+  asyncEnd: 'b',
   asyncDrop: '',
   asyncCancel: '',
   isSettled: 'x[D]',

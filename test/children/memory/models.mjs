@@ -196,6 +196,26 @@ export const steps = {
       }),
     { samples: true },
   ),
+  'an asynchronous step of several optimizers': onModel(
+    {},
+    async ({ model, optimizer, input }) => {
+      const [ema, other] = [new st.EMA(model), new st.Adafactor(model.parameters())]
+      try {
+        await st.trainStepAsync(() => {
+          model.forward(input).backward()
+          st.clipGradNorm(model.parameters(), 1, { wait: false })
+          for (const each of [optimizer, other, optimizer]) {
+            each.step()
+            ema.update()
+          }
+        })
+      } finally {
+        ema.dispose()
+        other.dispose()
+      }
+    },
+    { samples: true },
+  ),
   forwardAsync: onModel({ grads: false }, ({ model, input }) => model.forwardAsync(input), {
     samples: true,
     bits: (loss) => bits(loss),
