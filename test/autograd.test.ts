@@ -289,6 +289,16 @@ describe('forwardWithGrad', () => {
       })
   })
 
+  it('needs the result of the layer', () => {
+    using moe = new MoE({ dim: 4, numExperts: 2 })
+    moe.registerForwardHook(() => 5)
+    expectNoLeak(() =>
+      expect(() => moe.forwardWithGrad(new Float32Array(8), [1, 2, 4])).toThrow(
+        '[MoE.forwardWithGrad] a forward hook of the layer must return a MoEResult, got 5',
+      ),
+    )
+  })
+
   it('records nothing inside noGrad, so backward throws', () => {
     const moe = new MoE({ dim: 4, numExperts: 2 })
     using step = noGrad(() => moe.forwardWithGrad(new Float32Array(8), [1, 2, 4]))

@@ -322,6 +322,11 @@ describe('errors', () => {
     expect(fn).toThrow(text)
   })
 
+  test('a stream that is no iterable', async () => {
+    const next = new DataLoader(() => 5 as never, { batchSize })[Symbol.asyncIterator]().next()
+    await expect(next).rejects.toThrow('[DataLoader] a stream must return an iterable of examples, got 5')
+  })
+
   test('of the source come in their turn, and the loop can begin again', async () => {
     const broken = async (i: number) => {
       if (i === 3) throw new Error('example 3')

@@ -5,6 +5,7 @@ import {
   Module,
   MoE,
   ones,
+  Parameter,
   randn,
   SparseMoEBlock,
   type StateDict,
@@ -230,6 +231,17 @@ describe('a state that does not fit', () => {
     expect(message).toContain('gate.to_gates.weight must be [3, 6], got [4, 6]')
     expect(message.match(/unexpected/g)).toHaveLength(5)
   })
+})
+
+test('two tensors of one name are an error: a state would hold one of them', () => {
+  class Twice extends Module {
+    readonly a = { b: new Parameter(ones([2])) }
+    readonly 'a.b' = new Parameter(zeros([2]))
+  }
+  const message = 'two tensors of the module are named a.b'
+  expect(() => new Twice().stateDict()).toThrow(`[Twice.stateDict] ${message}`)
+  expect(() => new Twice().gradDict()).toThrow(`[Twice.gradDict] ${message}`)
+  expect(() => new Twice().loadStateDict({ 'a.b': ones([2]) })).toThrow(`[Twice.loadStateDict] ${message}`)
 })
 
 test('200,000 unknown names are one error, which names the first and their number', () => {

@@ -1,7 +1,7 @@
 import { checkFit, checkInteger, fail } from '../check.js'
 import { currentScope } from '../context.js'
 import { markCopy, show } from '../errors.js'
-import type { StateDict } from '../nn/module.js'
+import type { StateDict } from '../nn/state.js'
 import { boolean, integer, type OptionsOf, reader, unchecked } from '../options.js'
 import { scope, tensorsIn, withoutScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
@@ -253,6 +253,8 @@ export class DataLoader<T, B = T[]> {
   async *#fromStream(open: Stream<T>): AsyncGenerator<Values<T, B>, void, undefined> {
     const { batchSize, shuffle, dropLast, window } = this.#options
     const examples = open(this.#epoch)
+    if (!isIterable(examples))
+      fail('OPTION', 'DataLoader', `a stream must return an iterable of examples, got ${show(examples)}`)
     let skipped = this.#batch * batchSize
     let pending: T[] = []
     for await (const example of shuffle ? shuffledWindows(examples, window, this.#seed, this.#epoch) : examples) {
@@ -377,4 +379,11 @@ function atOnce<V>(value: V | Promise<V>, what: string): V {
   if (!(value instanceof Promise)) return value
   value.catch(() => {})
   return fail('UNSUPPORTED', 'DataLoader', `${what} needs for await`)
+}
+
+const isIterable = (value: unknown): boolean => {
+  const { [Symbol.asyncIterator]: later, [Symbol.iterator]: now } = (value ?? {}) as Partial<
+    AsyncIterable<unknown> & Iterable<unknown>
+  >
+  return typeof (later ?? now) === 'function'
 }

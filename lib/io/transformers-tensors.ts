@@ -1,6 +1,6 @@
 import type { DType } from '../dtype.js'
 import type { Experts } from '../nn/experts.js'
-import type { StateDict } from '../nn/module.js'
+import type { StateDict } from '../nn/state.js'
 import { reshape } from '../ops/reshape.js'
 import { concat, slice, transpose } from '../ops/strided.js'
 import type { Tensor } from '../tensor.js'

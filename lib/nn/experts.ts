@@ -5,8 +5,9 @@ import { type Activation, type ActivationOptions, activationOptions, isGated } f
 import { integer, type OptionsOf, oneOf, optional, pick, reader } from '../options.js'
 import { allOrNone } from '../scope.js'
 import { gemmOptions, layerOptions, type ProductLayerOptions, uniformParameter } from './linear.js'
-import { Module, type StateEntry } from './module.js'
+import { Module } from './module.js'
 import { newParameter, type Parameter } from './parameter.js'
+import type { StateEntry } from './state.js'
 
 /** H = trunc(D · mult · 2 / 3), in double precision from left to right. */
 export const hiddenSize = (op: string, dim: number, mult: number): number =>

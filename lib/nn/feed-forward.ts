@@ -7,8 +7,9 @@ import { allOrNone, callScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { Experts, hiddenSize } from './experts.js'
 import { gemmOptions, layerOptions, type ProductLayerOptions } from './linear.js'
-import { Module, type StateEntry } from './module.js'
+import { Module } from './module.js'
 import { RMSNorm } from './norm.js'
+import type { StateEntry } from './state.js'
 
 const feedForwardOptions = {
   /** The hidden size is trunc(dim · mult · 2 / 3). Default 4. */

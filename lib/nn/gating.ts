@@ -34,8 +34,9 @@ import {
 import { allOrNone, keep, noGrad, scope } from '../scope.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
-import { Module, type StateEntry } from './module.js'
+import { Module } from './module.js'
 import { inputRandomOptions, type RouterInputRandom, routerInputOptions, routerInputs } from './router-input.js'
+import type { StateEntry } from './state.js'
 
 /** K that the native code takes. */
 export const maxChoices = 2 ** 20

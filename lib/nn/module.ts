@@ -1,62 +1,25 @@
 import { type AsyncOptions, callAsync, withoutSignal } from '../async.js'
 import type { HookHandle } from '../autograd.js'
-import { checkBoolean, checkFunction, fail, isPlain, listed, sameShape, showName, showShape } from '../check.js'
+import { checkBoolean, checkFunction, fail, isPlain } from '../check.js'
 import { currentObserver } from '../context.js'
 import { refuseJson } from '../copies.js'
 import { zeros } from '../create.js'
 import { checkDevice, type Device, deviceIndex } from '../device.js'
 import { MoeError, markCopy, show } from '../errors.js'
-import { native } from '../native.js'
-import { copyLike } from '../ops/copy.js'
-import { stridesOf } from '../ops/strided.js'
-import { boolean, type OptionsOf, reader } from '../options.js'
 import { scope } from '../scope.js'
-import { checkTensor, handleOf, isTensor, moveToDevice, type Tensor, wrap } from '../tensor.js'
+import { moveToDevice, type Tensor } from '../tensor.js'
 import { type BackwardHook, type ForwardHook, type ForwardPreHook, hooksOf } from './hooks.js'
 import { Parameter } from './parameter.js'
-
-/** Tensors under the names of the PyTorch package. */
-export type StateDict = Record<string, Tensor>
-
-/** What {@link Module.loadStateDict} met. */
-export interface LoadReport {
-  /** Names that the state lacks (only with `strict: false`). */
-  missing: string[]
-  /** Names of the state that the module does not know (only with `strict: false`). */
-  unexpected: string[]
-}
-
-const loadOptions = {
-  /** Missing and unknown names are errors. Default true. */
-  strict: boolean({ default: true }),
-}
-
-/** Options of {@link Module.loadStateDict}. */
-export interface LoadOptions extends OptionsOf<typeof loadOptions> {}
-
-const readLoadOptions = reader(loadOptions)
-
-/** One name of a state dict: a whole tensor, or slice `index` of a stacked one. */
-export interface StateEntry {
-  /** Under which the state dict has it. */
-  name: string
-  /** Where its values are. */
-  tensor: Tensor
-  /** Which slice of the first axis. */
-  index?: number
-}
-
-const entryShape = ({ tensor, index }: StateEntry): readonly number[] =>
-  index === undefined ? tensor.shape : tensor.shape.slice(1)
-const entryOffset = ({ tensor, index = 0 }: StateEntry): number => (index > 0 ? index * stridesOf(tensor.shape)[0] : 0)
-
-/** A copy of the entry's values out of a tensor of the shape of `entry.tensor`. */
-function read(op: string, entry: StateEntry, from: Tensor): Tensor {
-  checkTensor(op, from === entry.tensor ? entry.name : `${entry.name}.grad`, from)
-  const shape = entryShape(entry)
-  const handle = native.stridedRead(handleOf(from), shape, stridesOf(shape), shape.includes(0) ? 0 : entryOffset(entry))
-  return wrap(handle, { shape, dtype: from.dtype, device: from.device })
-}
+import {
+  entriesOf,
+  entryShape,
+  type LoadOptions,
+  type LoadReport,
+  readEntry,
+  type StateDict,
+  type StateEntry,
+  stageState,
+} from './state.js'
 
 /** The modules around the children of `module`. One that contains itself has no last parameter: an OPTION error. */
 function around(module: Module, above: readonly Module[]): Module[] {
@@ -165,7 +128,7 @@ export abstract class Module {
 
   /**
    * Copies of all parameters and buffers under the names of the PyTorch package. They live in the surrounding scope, or
-   * until disposed.
+   * until disposed. Errors: OPTION for two of one name, DISPOSED.
    *
    * @example
    * ```ts
@@ -175,17 +138,17 @@ export abstract class Module {
   stateDict(): StateDict {
     const op = `${this.constructor.name}.stateDict`
     return scope(() =>
-      Object.fromEntries([...this.stateEntries()].map((entry) => [entry.name, read(op, entry, entry.tensor)])),
+      Object.fromEntries(entriesOf(op, this).map((entry) => [entry.name, readEntry(op, entry, entry.tensor)])),
     )
   }
 
   /** Copies of the gradients under the names of the state dict; zeros if there is none. */
   gradDict(): StateDict {
     const op = `${this.constructor.name}.gradDict`
-    const entries = [...this.stateEntries()].filter((entry) => entry.tensor instanceof Parameter)
+    const entries = entriesOf(op, this).filter((entry) => entry.tensor instanceof Parameter)
     const gradient = (entry: StateEntry): Tensor => {
       const { grad, dtype, device } = entry.tensor
-      return grad ? read(op, entry, grad) : zeros(entryShape(entry), { dtype, device })
+      return grad ? readEntry(op, entry, grad) : zeros(entryShape(entry), { dtype, device })
     }
     return scope(() => Object.fromEntries(entries.map((entry) => [entry.name, gradient(entry)])))
   }
@@ -334,56 +297,6 @@ export abstract class Module {
     checkFunction('Module.registerFullBackwardHook', 'fn', fn)
     return hooksOf(this).add('backward', fn)
   }
-}
-
-/**
- * Checks a state for a module, and makes what needs memory in the surrounding scope. The function that it returns writes
- * the values, and needs none.
- */
-export function stageState(
-  module: Module,
-  op: string,
-  what: string,
-  state: StateDict,
-  options?: LoadOptions,
-): () => LoadReport {
-  const { strict } = readLoadOptions(op, options)
-  if (typeof state !== 'object' || state === null)
-    fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
-  const values = new Map<string, unknown>(Object.entries(state))
-  const entries = [...module.stateEntries()]
-  const known = new Set(entries.map(({ name }) => name))
-  const missing = entries.flatMap(({ name }) => (values.has(name) ? [] : [name]))
-  const unexpected = [...values.keys()].filter((name) => !known.has(name))
-  const present = entries.filter(({ name }) => values.has(name))
-  const problems = present.flatMap((entry) => mismatch(entry, values.get(entry.name)))
-  const lists = [
-    strict ? missing.map((name) => `missing: ${showName(name)}`) : [],
-    strict ? unexpected.map((name) => `unexpected: ${showName(name)}`) : [],
-    problems,
-  ]
-  if (lists.some(({ length }) => length > 0))
-    fail('STATE_DICT', op, `${what} does not fit, nothing was changed:${lists.map(listed).join('')}`)
-  const staged = present.map((entry) => ({ entry, value: copyLike(values.get(entry.name) as Tensor, entry.tensor) }))
-  return () => {
-    for (const { entry, value } of staged) {
-      const shape = entryShape(entry)
-      if (!shape.includes(0))
-        native.stridedWrite(handleOf(entry.tensor), handleOf(value), stridesOf(shape), entryOffset(entry))
-    }
-    return { missing, unexpected }
-  }
-}
-
-function mismatch(entry: StateEntry, value: unknown): string[] {
-  if (!isTensor(value)) return [`mistyped: ${entry.name} must be a Tensor, got ${show(value)}`]
-  if (value.disposed) return [`disposed: ${entry.name}`]
-  if (entry.tensor.disposed) return [`disposed: ${entry.name} of the module itself`]
-  const shape = entryShape(entry)
-  if (!sameShape(value.shape, shape))
-    return [`misshapen: ${entry.name} must be ${showShape(shape)}, got ${showShape(value.shape)}`]
-  if (value.dtype === 'i32') return [`mistyped: ${entry.name} must be a floating-point tensor, got i32`]
-  return []
 }
 
 /** A module that `value` must be. */

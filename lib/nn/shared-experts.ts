@@ -8,8 +8,9 @@ import { allOrNone } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { Experts, type ExpertsOptions } from './experts.js'
 import { gemmOptions, Linear } from './linear.js'
-import { Module, type StateEntry } from './module.js'
+import { Module } from './module.js'
 import { withoutPadding } from './padding.js'
+import type { StateEntry } from './state.js'
 
 /**
  * Experts that every token visits, as one of their joint hidden width, in the layout of {@link Experts} with E = 1. Made by

@@ -7,8 +7,9 @@ import { allOrNone, keep } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { Dropout } from './dropout.js'
 import { type gemmOptions, type LayerOptions, type layerOptions, uniformParameter } from './linear.js'
-import { Module, type StateEntry } from './module.js'
+import { Module } from './module.js'
 import { newParameter, type Parameter } from './parameter.js'
+import type { StateEntry } from './state.js'
 
 interface ExpertsShape {
   numExperts: number

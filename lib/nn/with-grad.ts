@@ -8,7 +8,7 @@ import { sum } from '../ops/reduce.js'
 import { callScope, scope, withoutScope } from '../scope.js'
 import { handleOf, type Tensor } from '../tensor.js'
 import type { MoEForwardOptions } from './moe-options.js'
-import type { MoEResult } from './moe-result.js'
+import { MoEResult } from './moe-result.js'
 
 /** How f32 and f64 values travel. */
 export type FloatArray = Float32Array | Float64Array
@@ -72,7 +72,9 @@ export function forwardWithGrad(
   const { x, result, arrays } = withoutScope(() =>
     callScope(() => {
       const x = tensor(input, dims, { dtype: like.dtype, device: like.device, requiresGrad: true })
-      const result = layer.forward(x, options)
+      const result: unknown = layer.forward(x, options)
+      if (!(result instanceof MoEResult))
+        fail('OPTION', op, `a forward hook of the layer must return a MoEResult, got ${show(result)}`)
       return { x, result, arrays: arraysOf(result) }
     }),
   )

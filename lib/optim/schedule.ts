@@ -1,7 +1,7 @@
 import { checkFit, checkInteger, checkNumber, copyArray, fail } from '../check.js'
 import { onFailure, refuseInCapture } from '../context.js'
 import { markCopy, show } from '../errors.js'
-import type { StateDict } from '../nn/module.js'
+import type { StateDict } from '../nn/state.js'
 import { type Declared, integer, type Option, reader, unchecked } from '../options.js'
 import { isOptimizer, type Optimizer } from './optimizer.js'
 
