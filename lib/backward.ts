@@ -299,7 +299,7 @@ function registerHook(tensor: Tensor, fn: GradHook): HookHandle {
       if (at >= 0) hooks.splice(at, 1)
     },
   }
-  currentObserver()?.hook(handle)
+  currentObserver()?.hook(handle, fn)
   return handle
 }
 

@@ -53,8 +53,8 @@ export function computeAgain<T>(fn: () => T): T {
 export interface Observer {
   /** It reads whether a module is in training mode. */
   mode(module: object, training: boolean): void
-  /** It registers a hook. */
-  hook(handle: HookHandle): void
+  /** It registers `fn` as a hook. */
+  hook(handle: HookHandle, fn: object): void
 }
 
 let observer: Observer | null = null

@@ -2,10 +2,12 @@ import { afterEach, describe, expect, test } from 'vitest'
 import {
   captureStep,
   type Device,
+  type ExpertGroups,
   Module,
   MoE,
   type MoEOptions,
   memory,
+  randn,
   recompute,
   scope,
   type Tensor,
@@ -14,7 +16,7 @@ import {
   trainStepAsync,
 } from '../lib/index.js'
 import { useEmulator } from './support/emulator.js'
-import { values } from './support/numbers.js'
+import { listOf, values } from './support/numbers.js'
 
 // The load that updateExpertBias evens out. The GPU is the emulator (npm run build:simt) unless ST_MOE_CUDA_LIBRARY names
 // another plugin.
@@ -77,6 +79,25 @@ describe('the load counts each token of a forward once', () => {
     error = null
     forward(moe, tokens(0, 2))
     expect(signs(moe)).toEqual([1, -1])
+  })
+
+  test('and none of two levels if a group throws', () => {
+    const moe = new MoE({ dim: 4, numExperts: [2, 4], expertBias: true })
+    const biases = () =>
+      Object.entries(moe.stateDict()).flatMap(([name, bias]) => (name.endsWith('expert_bias') ? listOf(bias) : []))
+    const { experts } = moe.experts as ExpertGroups
+    const hook = experts[1].registerForwardHook(() => {
+      throw new Error('mine')
+    })
+    const x = randn([1, 12, 4])
+    expect(() => moe.forward(x)).toThrow('mine')
+    moe.updateExpertBias(1)
+    expect(biases()).toEqual(Array(2 + 2 * 4).fill(0))
+    hook.remove()
+    moe.forward(x)
+    moe.updateExpertBias(1)
+    expect(new Set(biases().map(Math.abs))).toContain(1)
+    moe.dispose()
   })
 })
 

@@ -121,6 +121,19 @@ describe('module hooks', () => {
     for (const handle of handles) handle.remove()
   })
 
+  it('full backward hooks keep every key of a result', () => {
+    class Keys extends Module {
+      forward(x: Tensor) {
+        return JSON.parse('{"__proto__":1,"a":2}', (key, value) => (key === 'a' ? x.mul(2) : value))
+      }
+    }
+    const keys = new Keys()
+    keys.registerFullBackwardHook(() => {})
+    const result = keys.forward(ones([1]))
+    expect(Object.keys(result)).toEqual(['__proto__', 'a'])
+    expect(Object.keys(keys.forward(ones([1], { requiresGrad: true })))).toEqual(['__proto__', 'a'])
+  })
+
   it('full backward hooks work on a result that contains itself', () => {
     class Cyclic extends Module {
       forward(x: Tensor): { y: Tensor; all: unknown[] } {

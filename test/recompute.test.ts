@@ -7,6 +7,7 @@ import {
   defaultGenerator,
   dropout,
   Generator,
+  type HookHandle,
   Linear,
   Module,
   MoE,
@@ -292,9 +293,8 @@ describe('hooks', () => {
         const x = randn([1, 2], { requiresGrad: true })
         const block = (x: Tensor, h: Tensor) => {
           for (const tensor of [x, h, layer.weight]) tensor.registerHook((grad) => grad.mul(10))
-          const y = layer.forward(x.add(h))
           layer.registerForwardHook((_, __, y: Tensor) => y.mul(10))
-          return y
+          return layer.forward(x.add(h))
         }
         const y = outer((x: Tensor, h: Tensor) => inner(block, [x, h]), [x, x.mul(2)]).sum()
         y.backward(null, { retainGraph: true })
@@ -302,6 +302,39 @@ describe('hooks', () => {
         return [x.grad!, layer.weight.grad!, layer.forward(x)].map(bits)
       })
     expect(run(outer, inner)).toEqual(run(direct, direct))
+  })
+
+  test('that only the first forward registers stay, and those that were removed do not come back', () => {
+    const run = (call: Call, removed: boolean) =>
+      scope(() => {
+        manualSeed(2)
+        const layer = new Linear(2, 2)
+        const calls = { once: 0, each: 0 }
+        const handles: HookHandle[] = []
+        const block = (x: Tensor) => {
+          const during = layer.registerForwardHook((_, __, y: Tensor) => y.mul(2))
+          if (handles.length === 0) layer.weight.registerHook(() => void calls.once++)
+          handles.push(layer.weight.registerHook(() => void calls.each++))
+          const y = layer.forward(x)
+          during.remove()
+          return y
+        }
+        const y = call(block, [randn([1, 2])]).sum()
+        if (removed) handles[0].remove()
+        y.backward()
+        layer
+          .forward(randn([1, 2]))
+          .sum()
+          .backward()
+        handles[0].remove()
+        layer
+          .forward(randn([1, 2]))
+          .sum()
+          .backward()
+        return { ...calls, grad: bits(layer.weight.grad!) }
+      })
+    for (const removed of [false, true]) expect(run(recompute, removed)).toEqual(run(direct, removed))
+    expect(run(direct, false)).toMatchObject({ once: 3, each: 2 })
   })
 
   test('the load that moves expertBias counts once', () => {

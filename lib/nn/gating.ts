@@ -179,14 +179,27 @@ export const capacityOf = (
   { capacityFactorTrain, capacityFactorEval, minExpertCapacity }: ValuesOf<[typeof gatingOptions]>,
 ): number => expertCapacity(N, numGates, training ? capacityFactorTrain : capacityFactorEval, minExpertCapacity)
 
-/** `gate.forward` in a layer, which counts the load when its experts have run. */
-export let forwardUncounted: <D extends DType>(
-  gate: TopNGating,
-  x: Tensor<D>,
-  options: GatingForwardOptions,
-) => RouteResult<D>
-/** Counts the load of a forward in training, unless it has been counted before. */
-export let countLoad: (gate: TopNGating, routing: RouteResult) => void
+/** What the routers of the layer that runs will have to count. */
+let uncounted: Uncounted[] | null = null
+interface Uncounted {
+  load: Tensor
+  counts: Tensor
+}
+
+/** Runs the forward of a layer: its routers, also those of layers in it, count their loads once it has succeeded. */
+export function countingLoads<T>(forward: () => T): T {
+  if (uncounted) return forward()
+  const loads: Uncounted[] = []
+  uncounted = loads
+  try {
+    const value = forward()
+    for (const { load, counts } of loads) native.addInPlace(handleOf(load), handleOf(counts))
+    return value
+  } finally {
+    uncounted = null
+    for (const { counts } of loads) counts.dispose()
+  }
+}
 
 /**
  * The router: top-N gating with stochastic thresholds and capacity, by {@link ops.route}. State: `to_gates.weight` [E, D]
@@ -219,7 +232,6 @@ export class TopNGating extends Module {
   readonly #ntlb: boolean
   /** f32 [E, 1], how many tokens chose each expert since the last update of the bias; null without one. */
   readonly #load: Tensor | null
-  #counts = true
 
   /** Errors: OPTION, DTYPE, DEVICE; they name `op`. */
   constructor(options: TopNGatingOptions, op = 'TopNGating') {
@@ -266,7 +278,7 @@ export class TopNGating extends Module {
       noiseGates: o.noiseGates ?? router.noiseGates,
       noiseMult: o.noiseMult ?? router.noiseMult,
     })
-    if (this.#counts) this.#countLoad(result)
+    countingLoads(() => this.#countLoad(result))
     return result
   }
 
@@ -304,19 +316,7 @@ export class TopNGating extends Module {
   #countLoad(routing: RouteResult): void {
     const load = this.#load
     if (!load || !this.training || isComputingAgain()) return
-    noGrad(() => scope(() => native.addInPlace(handleOf(load), handleOf(loadOf(routing, this.numGates)))))
-  }
-
-  static {
-    forwardUncounted = (gate, x, options) => {
-      gate.#counts = false
-      try {
-        return gate.forward(x, options)
-      } finally {
-        gate.#counts = true
-      }
-    }
-    countLoad = (gate, routing) => gate.#countLoad(routing)
+    uncounted?.push({ load, counts: keep(noGrad(() => scope(() => loadOf(routing, this.numGates)))) })
   }
 
   protected override transientBuffers(): readonly Tensor[] {

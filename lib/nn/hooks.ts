@@ -60,7 +60,7 @@ class Hooks {
     const set = this[kind] as unknown as Set<{ fn: Kinds[K] }>
     set.add(entry)
     const handle = { remove: () => void set.delete(entry) }
-    currentObserver()?.hook(handle)
+    currentObserver()?.hook(handle, fn)
     return handle
   }
 
@@ -204,6 +204,8 @@ const wrapAll = (handles: readonly (Handle | null)[], meta: readonly TensorMeta[
 
 const metaOf = ({ shape, dtype, device }: Tensor): TensorMeta => ({ shape, dtype, device })
 
+const asData = { writable: true, enumerable: true, configurable: true } // also of a key `__proto__`
+
 /**
  * Rebuilds a result with `f` applied to each tensor in it: a Tensor, an array, a container, or a plain object. An object
  * that is in it several times, or in itself, is so in the new result; `copies` has those so far.
@@ -226,6 +228,7 @@ export function mapTensors(
   if (Object.getPrototypeOf(value) !== Object.prototype) return value
   const copy: Record<string, unknown> = {}
   copies.set(value, copy)
-  for (const [key, entry] of Object.entries(value)) copy[key] = mapTensors(entry, f, copies)
+  for (const [key, entry] of Object.entries(value))
+    Object.defineProperty(copy, key, { ...asData, value: mapTensors(entry, f, copies) })
   return copy
 }

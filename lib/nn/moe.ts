@@ -18,14 +18,7 @@ import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor.js'
 import { ExpertChoiceGating, passedToExpertChoice } from './expert-choice-gating.js'
 import { ExpertGroups } from './expert-groups.js'
 import { Experts, expertOptions, hiddenSize } from './experts.js'
-import {
-  countLoad,
-  forwardUncounted,
-  type GatingForwardOptions,
-  passedToGating,
-  readRandom,
-  TopNGating,
-} from './gating.js'
+import { countingLoads, type GatingForwardOptions, passedToGating, readRandom, TopNGating } from './gating.js'
 import { gemmOptions, layerOptions } from './linear.js'
 import { Module } from './module.js'
 import {
@@ -146,19 +139,17 @@ export class MoE extends Module {
     const { dtype, device } = this.gate.toGates.weight
     checkTensor(op, 'x', x, { shape: x.shape, dtype, device })
     this.#checkFinite(op, 'x', x)
-    return callScope(() => {
-      const [tokens, grouped, inputs] = this.#inGroups(op, x, gating, this.#checkInputs(op, x, expertInputs))
-      const { gate } = this
-      const choice =
-        gate instanceof TopNGating ? forwardUncounted(gate, tokens, grouped) : gate.forward(tokens, grouped)
-      const { outputs: routed, ...routing } = this.#routed(tokens, choice, inputs, groupRandom)
-      const each = this.sharedExperts ? add(routed, this.sharedExperts.forward(tokens, routing.mask)) : routed
-      const outputs = tokens === x ? each : reshape(each, [x.shape[0], x.shape[1], this.outputDim])
-      this.#checkFinite(op, 'the output', outputs)
-      const result = new MoEResult(outputs, routing, stats)
-      if (gate instanceof TopNGating) countLoad(gate, choice)
-      return result
-    })
+    return callScope(() =>
+      countingLoads(() => {
+        const [tokens, grouped, inputs] = this.#inGroups(op, x, gating, this.#checkInputs(op, x, expertInputs))
+        const choice = this.gate.forward(tokens, grouped)
+        const { outputs: routed, ...routing } = this.#routed(tokens, choice, inputs, groupRandom)
+        const each = this.sharedExperts ? add(routed, this.sharedExperts.forward(tokens, routing.mask)) : routed
+        const outputs = tokens === x ? each : reshape(each, [x.shape[0], x.shape[1], this.outputDim])
+        this.#checkFinite(op, 'the output', outputs)
+        return new MoEResult(outputs, routing, stats)
+      }),
+    )
   }
 
   /**

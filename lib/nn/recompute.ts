@@ -79,8 +79,8 @@ class Recomputed {
   readonly #around = currentObserver()
   /** Each module with the modes that the forward read. */
   readonly #modes = new Map<object, Set<boolean>>()
-  /** Those that the last forward registered. */
-  readonly #hooks: HookHandle[] = []
+  /** Those that the block has registered and not removed itself. */
+  #hooks: BlockHook[] = []
   #samples: readonly GeneratorState[] = []
   #signature = ''
 
@@ -106,8 +106,11 @@ class Recomputed {
       })
       const mode = (module: object, training: boolean) =>
         void this.#modes.set(module, (this.#modes.get(module) ?? new Set()).add(training))
-      const { value, samples } = loggingSamples(() => this.#observed(mode, inputs))
+      const hook: Observer['hook'] = (handle, fn) => void this.#hooks.push(new BlockHook(handle, fn))
+      const observer = inBoth({ mode, hook }, this.#around)
+      const { value, samples } = loggingSamples(() => observing(observer, () => this.#forward(inputs)))
       this.#samples = samples
+      this.#hooks = this.#hooks.filter(({ isRemoved }) => !isRemoved)
       const made = (tensor: Tensor): Node | null => {
         const source = sourceOf(tensor)
         return source && source.node.id >= first ? source.node : null
@@ -136,22 +139,15 @@ class Recomputed {
     return mapTensors(this.#given, () => make(this.#inputs[next], next++)) as unknown[]
   }
 
-  #observed(mode: Observer['mode'], inputs: unknown[]): unknown {
-    const observer: Observer = {
-      mode: (module, training) => {
-        this.#around?.mode(module, training)
-        mode(module, training)
-      },
-      hook: (handle) => {
-        this.#around?.hook(handle)
-        this.#hooks.push(handle)
-      },
-    }
-    return observing(observer, () => this.#forward(inputs))
-  }
-
   #again(saved: readonly Handle[]): Edge[] {
-    for (const hook of this.#hooks.splice(0)) hook.remove() // the forward registers it again
+    const removed = this.#hooks.filter(({ isRemoved }) => isRemoved)
+    let next = 0
+    const hook: Observer['hook'] = (handle, fn) => {
+      const at = this.#hooks.findIndex((hook, i) => i >= next && hook.isFrom(fn))
+      if (at < 0) return
+      this.#hooks[at].continueAs(handle)
+      next = at + 1
+    }
     const mode = (module: object, training: boolean) => {
       if (this.#modes.get(module)?.has(training) === false)
         fail('UNSUPPORTED', op, 'the block has changed between training and evaluation since its forward')
@@ -164,8 +160,10 @@ class Recomputed {
         return again
       })
       const first = nextNode()
-      const run = () => repeatingSamples(op, this.#samples, () => this.#observed(mode, inputs))
+      const run = () =>
+        repeatingSamples(op, this.#samples, () => observing({ mode, hook }, () => this.#forward(inputs)))
       const value = within({ gradEnabled: true }, () => computeAgain(run))
+      for (const hook of removed) hook.remove()
       const outputs: Tensor[] = []
       mapTensors(value, (tensor) => {
         const source = sourceOf(tensor)
@@ -182,6 +180,48 @@ class Recomputed {
     })
   }
 }
+
+/** A hook that a block registers in each forward, or in the first alone. The handle of the first removes that of the last. */
+class BlockHook {
+  isRemoved = false
+  readonly #source: string
+  #remove: () => void
+
+  constructor(handle: HookHandle, fn: object) {
+    this.#source = `${fn}`
+    this.#remove = handle.remove
+    handle.remove = () => this.remove()
+  }
+
+  remove(): void {
+    this.isRemoved = true
+    this.#remove()
+  }
+
+  /** Whether the block has registered `fn` in the same place: each forward makes a function of its own. */
+  isFrom(fn: object): boolean {
+    return this.#source === `${fn}`
+  }
+
+  /** Another forward has registered it. */
+  continueAs(handle: HookHandle): void {
+    this.#remove()
+    this.#remove = handle.remove
+    this.isRemoved = false
+  }
+}
+
+/** What an inner block does is of the block around it, too. */
+const inBoth = (inner: Observer, outer: Observer | null): Observer => ({
+  mode: (module, training) => {
+    inner.mode(module, training)
+    outer?.mode(module, training)
+  },
+  hook: (handle, fn) => {
+    inner.hook(handle, fn) // first: the outer one then has the handle that the inner one keeps up to date
+    outer?.hook(handle, fn)
+  },
+})
 
 /** The types of tensors, and the order in which they were made. */
 function signatureOf(tensors: readonly Tensor[]): string {
