@@ -118,10 +118,18 @@ function prebuiltPackage(): string | null {
     : null
 }
 
+let glibcVersion: string | null | undefined
+
 /** Version of glibc, or null for another C library. */
 export function glibc(): string | null {
-  const { header } = process.report.getReport() as { header?: { glibcVersionRuntime?: string } }
-  return header?.glibcVersionRuntime ?? null
+  if (glibcVersion !== undefined) return glibcVersion
+  const report: NodeJS.ProcessReport & { excludeNetwork?: boolean } = process.report
+  const { excludeNetwork } = report
+  report.excludeNetwork = true // else it asks DNS for both ends of every socket, and waits
+  const { header } = report.getReport() as { header?: { glibcVersionRuntime?: string } }
+  report.excludeNetwork = excludeNetwork
+  glibcVersion = header?.glibcVersionRuntime ?? null
+  return glibcVersion
 }
 
 function entries(folder: string): string[] {

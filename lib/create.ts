@@ -1,3 +1,4 @@
+import { types } from 'node:util'
 import { checkBoolean, checkInteger, checkNumber, checkOptions, checkShape, fail, showShape, sizeOf } from './check.js'
 import { checkDevice, type Device, deviceIndex, getDefaultDevice } from './device.js'
 import { allocated, checkDType, type DType, dtypeCode, type FloatDType, isFloat, type TypedArray } from './dtype.js'
@@ -112,20 +113,20 @@ interface Source {
 
 function fromTypedArray(op: string, data: ArrayBufferView): Source {
   const { buffer } = data
-  if (!(buffer instanceof ArrayBuffer))
+  if (types.isSharedArrayBuffer(buffer))
     fail('OPTION', op, 'data must not be a view of a SharedArrayBuffer; copy it first')
   if ((buffer as { resizable?: boolean }).resizable)
     fail('OPTION', op, 'data must not be a view of a resizable ArrayBuffer; copy it first')
   if ((buffer as { detached?: boolean }).detached) fail('OPTION', op, 'the buffer of data has been transferred')
-  if (data instanceof Float32Array) return { values: data, shape: [data.length], dtype: 'f32' }
-  if (data instanceof Float64Array) return { values: data, shape: [data.length], dtype: 'f64' }
-  if (data instanceof Int32Array) return { values: data, shape: [data.length], dtype: 'i32' }
-  if (data instanceof Uint16Array) return { values: data, shape: [data.length], dtype: undefined }
+  if (types.isFloat32Array(data)) return { values: data, shape: [data.length], dtype: 'f32' }
+  if (types.isFloat64Array(data)) return { values: data, shape: [data.length], dtype: 'f64' }
+  if (types.isInt32Array(data)) return { values: data, shape: [data.length], dtype: 'i32' }
+  if (types.isUint16Array(data)) return { values: data, shape: [data.length], dtype: undefined }
   if (
-    data instanceof Int16Array ||
-    data instanceof Int8Array ||
-    data instanceof Uint8Array ||
-    data instanceof Uint8ClampedArray
+    types.isInt16Array(data) ||
+    types.isInt8Array(data) ||
+    types.isUint8Array(data) ||
+    types.isUint8ClampedArray(data)
   ) {
     // not Int32Array.from, which would run the caller's iterator
     const values = allocated(op, `an array of ${data.length} i32`, () => new Int32Array(data))

@@ -1,4 +1,4 @@
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
+import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 
 const ELF_HEADER = 64
 const ELF_SECTION = 64
@@ -12,13 +12,15 @@ const STRING_TABLE = 3
 export function damageOf(path: string): string | null {
   let file: number
   try {
-    file = openSync(path, 'r')
+    file = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK) // else a pipe waits for its writer
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException
     return code === 'ENOENT' ? 'there is no such file' : message
   }
   try {
-    const { size } = fstatSync(file)
+    const status = fstatSync(file)
+    if (!status.isFile()) return 'it is not a regular file'
+    const { size } = status
     const header = Buffer.alloc(ELF_HEADER)
     const length = readSync(file, header, 0, ELF_HEADER, 0)
     if (length === 0) return 'the file is empty'

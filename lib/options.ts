@@ -72,7 +72,7 @@ export function checkValues<O extends Declared>(
   prefix = '',
 ): Named<O, keyof O> {
   const values: Record<string, unknown> = {}
-  for (const name in declared)
+  for (const name of Object.keys(declared))
     values[name] = declared[name].check(op, `${prefix}${name}`, (source as Others)[name], values)
   return values as Named<O, keyof O>
 }
@@ -80,7 +80,7 @@ export function checkValues<O extends Declared>(
 /** The values that `declared` names, to pass on. Write named properties before a spread: V8 takes µs for those after. */
 export function pick<D extends readonly Declared[]>(values: ValuesOf<D>, ...declared: D): ValuesOf<D> {
   const picked: Record<string, unknown> = {}
-  for (const options of declared) for (const name in options) picked[name] = (values as Others)[name]
+  for (const options of declared) for (const name of Object.keys(options)) picked[name] = (values as Others)[name]
   return picked as ValuesOf<D>
 }
 

@@ -112,7 +112,7 @@ export function allOrNone<T>(fn: () => T): T {
 export function madeBy<T>(op: string, fn: () => T): { value: T; made: Tensor[] } {
   return scope(() => {
     const value = fn()
-    if (value instanceof Promise) {
+    if (types.isPromise(value)) {
       value.catch(() => {})
       fail('OPTION', op, 'fn must not be async')
     }
@@ -159,7 +159,7 @@ function settle<T>(run: () => T, done: (value: unknown) => void, failed: () => v
   }
   try {
     const value = run()
-    return value instanceof Promise ? (value.then(finish, fail) as T) : finish(value)
+    return types.isPromise(value) ? (value.then(finish, fail) as T) : finish(value)
   } catch (error) {
     return fail(error)
   }

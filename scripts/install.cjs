@@ -9,7 +9,8 @@ const root = path.join(__dirname, '..')
 // In its own process, because a damaged file may crash the loader. A build in this folder may be stale, so only
 // prebuilds count.
 function prebuilt() {
-  if (process.env.npm_config_build_from_source) return false
+  const fromSource = (process.env.npm_config_build_from_source ?? '').split(',')
+  if (fromSource.includes('true') || fromSource.includes('st-moe')) return false
   const loader = pathToFileURL(path.join(root, 'dist', 'addon.js'))
   const load = ['--input-type=module', '-e', `(await import(${JSON.stringify(loader)})).loadAddon()`]
   const env = { ...process.env, PREBUILDS_ONLY: '1' }
@@ -28,8 +29,8 @@ const find = (file) => modules.map((folder) => path.join(folder, file)).find((ca
 
 function missingTools() {
   const lines = []
-  const compiler = process.env.CXX || ['g++', 'clang++', 'c++'].find(has)
-  if (!compiler || !has(compiler)) lines.push('a C++ compiler: apt-get install g++   (or: dnf install gcc-c++)')
+  const compiler = process.env.CXX || ['g++', 'clang++', 'c++'].find(has) // CMake checks CXX, which may have arguments
+  if (!compiler) lines.push('a C++ compiler: apt-get install g++   (or: dnf install gcc-c++)')
   if (!has('make') && !has('ninja')) lines.push('make:           apt-get install make   (or: dnf install make)')
   if (!has('cmake')) lines.push('CMake 3.18+:    apt-get install cmake   (or: dnf install cmake, pip install cmake)')
   return process.platform === 'win32' ? lines.filter((line) => line.startsWith('CMake')) : lines

@@ -190,6 +190,11 @@ describe('the plugin', () => {
     expectCpuAnd(reason)
   })
 
+  test.skipIf(process.platform === 'win32')('a pipe that nobody writes to', () => {
+    spawnSync('mkfifo', [join(prebuilds, 'libst_moe_cuda.so')])
+    expectCpuAnd(/it is not a regular file/)
+  })
+
   test('another library', () => {
     writeFileSync(join(prebuilds, 'libst_moe_cuda.so'), addon)
     expectCpuAnd(/is not an st-moe plugin/)

@@ -50,6 +50,14 @@ async function textsOf(model: LanguageModel, prompts: readonly string[], options
   return texts
 }
 
+test('more positions than memory holds are OUT_OF_MEMORY', () => {
+  const before = memory().tensors
+  expect(() => new LanguageModel({ tokenizer, ...small, context: 1e9 })).toThrowError(
+    expect.objectContaining({ code: 'OUT_OF_MEMORY' }),
+  )
+  expect(memory().tensors).toBe(before)
+})
+
 describe('a text', () => {
   test.each<[string, LanguageModelSizes]>([
     ['topk', {}],

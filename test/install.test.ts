@@ -47,6 +47,23 @@ test('names only CMake if only CMake is missing', () => {
   expect(stderr).not.toMatch(/C\+\+ compiler/)
 })
 
+test('CXX may have arguments', () => {
+  const { stderr } = install(['make'], { env: { CXX: 'ccache g++ -m64' } })
+  expect(stderr).toMatch(/cmake/)
+  expect(stderr).not.toMatch(/C\+\+ compiler/)
+})
+
+test.each(['false', 'sqlite3', ''])('npm_config_build_from_source=%s is not about this package', (value) => {
+  const text = 'process.env.PREBUILDS_ONLY && process.exit(0)' // stands for a prebuilt addon that loads
+  mkdirSync(join(folder, 'package/scripts'), { recursive: true })
+  mkdirSync(join(folder, 'package/dist'))
+  copyFileSync(script, join(folder, 'package/scripts/install.cjs'))
+  writeFileSync(join(folder, 'package/dist/addon.js'), text)
+  const call = { installed: join(folder, 'package/scripts/install.cjs') }
+  expect(install([], { ...call, env: { npm_config_build_from_source: value } }).status).toBe(0)
+  expect(install([], { ...call, env: { npm_config_build_from_source: 'sqlite3,st-moe' } }).status).toBe(1)
+})
+
 describe('tools to compile with', () => {
   const tools = ['g++', 'make', 'cmake']
   let project: string

@@ -108,6 +108,18 @@ describe('moeLayer', () => {
     for (const owned of [model, x, y]) owned.dispose()
   })
 
+  test('outputDim is the last size of the output', async () => {
+    const model = tf.sequential({ layers: [moeLayer({ inputShape: [N, D], numExperts: 2, outputDim: 3 })] })
+    model.compile({ optimizer: 'sgd', loss: 'meanSquaredError' })
+    expect(model.outputShape).toEqual([null, N, 3])
+    const [x, y] = [tf.ones([2, N, D]), tf.zeros([2, N, 3])]
+    await model.fit(x, y, { epochs: 1, verbose: 0 })
+    const output = model.predict(x) as tf.Tensor
+    expect(output.shape).toEqual([2, N, 3])
+    model.dispose()
+    for (const owned of [x, y, output]) owned.dispose()
+  })
+
   test('says what is wrong', () => {
     expect(() => moeLayer({ dim: 3 } as never)).toThrow(/dim cannot be set: it is the last size of the input/)
     expect(() => moeLayer({ experts: [] } as never)).toThrow(/experts cannot be set/)

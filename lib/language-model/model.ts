@@ -1,5 +1,6 @@
 import { fail, showShape } from '../check.js'
 import { arange, randn, tensor } from '../create.js'
+import { allocated } from '../dtype.js'
 import { CausalSelfAttention } from '../nn/attention.js'
 import { SparseMoEBlock } from '../nn/block.js'
 import { Embedding } from '../nn/embedding.js'
@@ -34,11 +35,12 @@ function normal(shape: readonly number[], deviation: number): Parameter {
  * back.
  */
 function sinusoids(context: number, dim: number, deviation: number): Parameter {
-  const values = Float32Array.from({ length: context * dim }, (_, i) => {
+  const values = allocated('LanguageModel', `${context} positions`, () => new Float32Array(context * dim))
+  for (const i of values.keys()) {
     const [position, channel] = [Math.floor(i / dim), i % dim]
     const angle = position * context ** (-Math.floor(channel / 2) / (dim / 2))
-    return Math.SQRT2 * deviation * (channel % 2 === 0 ? Math.sin(angle) : Math.cos(angle))
-  })
+    values[i] = Math.SQRT2 * deviation * (channel % 2 === 0 ? Math.sin(angle) : Math.cos(angle))
+  }
   using table = tensor(values, [context, dim])
   return new Parameter(table)
 }

@@ -1,3 +1,4 @@
+import { types } from 'node:util'
 import { type Edge, edgeTo, type HookHandle, type Node, nextNode, record } from '../autograd.js'
 import { copyArray, fail } from '../check.js'
 import { computeAgain, currentObserver, isGradEnabled, type Observer, observing, within } from '../context.js'
@@ -58,7 +59,7 @@ function forwardOf(block: unknown): Forward {
     const result = isFunction
       ? block(...inputs)
       : (block as { forward: (...inputs: unknown[]) => unknown }).forward(...inputs)
-    if (!(result instanceof Promise)) return result
+    if (!types.isPromise(result)) return result
     result.catch(() => {})
     return fail('OPTION', op, 'the block must not be async')
   }

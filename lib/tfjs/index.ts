@@ -121,8 +121,15 @@ export class MoELayer extends tf.layers.Layer {
 
   /** @internal */
   override computeOutputShape(inputShape: tf.Shape | tf.Shape[]): tf.Shape | tf.Shape[] {
-    return inputShape
+    return Array.isArray(inputShape[0])
+      ? (inputShape as tf.Shape[]).map(this.#outputs)
+      : this.#outputs(inputShape as tf.Shape)
   }
+
+  readonly #outputs = <S extends readonly (number | null)[]>(shape: S): (number | null)[] => [
+    ...shape.slice(0, -1),
+    (this.#options as { outputDim?: number }).outputDim ?? shape.at(-1)!,
+  ]
 
   /** @internal */
   override call(inputs: tf.Tensor | tf.Tensor[], kwargs: Record<string, unknown>): tf.Tensor {
@@ -153,7 +160,7 @@ export class MoELayer extends tf.layers.Layer {
         const { device } = this.#parameters[0].parameter
         const input = tensor(x.dataSync() as Float32Array, x.shape, { device })
         const { outputs, totalAuxLoss } = this.moe.forward(input)
-        return [tf.tensor(outputs.dataSync() as Float32Array, x.shape), tf.scalar(totalAuxLoss.item())]
+        return [tf.tensor(outputs.dataSync() as Float32Array, [...outputs.shape]), tf.scalar(totalAuxLoss.item())]
       }),
     )
   }
@@ -179,7 +186,8 @@ export class MoELayer extends tf.layers.Layer {
       return { value: tf.tensor1d(joined), gradFunc }
     })
     const joined = compute(x, ...this.#parameters.map(({ variable }) => variable)) as tf.Tensor1D
-    return [joined.slice([0], [x.size]).reshape(x.shape), joined.slice([x.size], [1]).asScalar()]
+    const size = joined.size - 1
+    return [joined.slice([0], [size]).reshape(this.#outputs(x.shape) as number[]), joined.slice([size], [1]).asScalar()]
   }
 
   /** @internal */
