@@ -141,6 +141,7 @@ describe('packages of their own', () => {
     })
     expect(status).toBe(1)
     expect(stderr).toContain('/nowhere/prebuilds: no addon')
+    expect(stderr).toContain('No other folder is searched while ST_MOE_PREBUILD is set.')
   })
 
   test('a damaged one is explained', () => {

@@ -108,6 +108,23 @@ describe('moeLayer', () => {
     for (const owned of [model, x, y]) owned.dispose()
   })
 
+  test('a layer that is not trained keeps no steps', async () => {
+    const moe = moeLayer({ inputShape: [N, D], numExperts: 2, trainable: false })
+    const model = tf.sequential({ layers: [moe, tf.layers.dense({ units: 1 })] })
+    model.compile({ optimizer: 'sgd', loss: 'meanSquaredError' })
+    const [x, y] = [tf.ones([4, N, D]), tf.zeros([4, N, 1])]
+    const tensors: number[] = []
+    for (let i = 0; i < 4; i++) {
+      await model.fit(x, y, { epochs: 3, verbose: 0 })
+      tensors.push(memory().tensors)
+    }
+    expect(new Set(tensors).size).toBe(1)
+    const before = memory().tensors
+    model.dispose()
+    expect(memory().tensors).toBeLessThan(before)
+    for (const owned of [x, y]) owned.dispose()
+  })
+
   test('outputDim is the last size of the output', async () => {
     const model = tf.sequential({ layers: [moeLayer({ inputShape: [N, D], numExperts: 2, outputDim: 3 })] })
     model.compile({ optimizer: 'sgd', loss: 'meanSquaredError' })

@@ -12,6 +12,7 @@ import { show } from '../errors.js'
 import { MoE } from '../nn/moe.js'
 import type { MoEOptions } from '../nn/moe-options.js'
 import type { Parameter } from '../nn/parameter.js'
+import type { GradHandle } from '../nn/with-grad.js'
 import { noGrad, scope, withoutScope } from '../scope.js'
 
 type Config = NonNullable<ConstructorParameters<typeof tf.layers.Layer>[0]>
@@ -85,6 +86,9 @@ export class MoELayer extends tf.layers.Layer {
   #moe: MoE | null = null
   #parameters: { parameter: Parameter; variable: tf.Variable; copied: object | null }[] = []
   #auxLoss: tf.Scalar | null = null
+  /** Steps that TensorFlow.js has not asked for gradients, and the tape on which it could. */
+  readonly #pending = new Set<GradHandle>()
+  #tape: unknown = null
 
   /** Errors: OPTION for `dim` and `experts`. */
   constructor(config: MoELayerConfig = {}) {
@@ -167,14 +171,19 @@ export class MoELayer extends tf.layers.Layer {
 
   /** The outputs and the loss of one function, as one tensor, with the gradients of st-moe. */
   #recorded(x: tf.Tensor): [outputs: tf.Tensor, aux: tf.Scalar] {
+    const tape = tf.engine().state.activeTape
+    if (tape !== this.#tape) this.#dropSteps()
+    this.#tape = tape
     const compute = tf.customGrad((...args) => {
       const input = args[0] as tf.Tensor
       const step = this.moe.forwardWithGrad(input.dataSync() as Float32Array, input.shape)
+      this.#pending.add(step)
       const joined = new Float32Array(step.outputs.length + 1)
       joined.set(step.outputs)
       joined[step.outputs.length] = step.totalAuxLoss
       const gradFunc = (dy: tf.Tensor): tf.Tensor[] => {
         const gradient = dy.dataSync() as Float32Array
+        this.#pending.delete(step)
         this.moe.zeroGrad()
         const { dInput } = step.backward(gradient.slice(0, -1), gradient.at(-1))
         const gradients = this.#parameters.map(({ parameter: { grad, shape } }) =>
@@ -190,6 +199,12 @@ export class MoELayer extends tf.layers.Layer {
     return [joined.slice([0], [size]).reshape(this.#outputs(x.shape) as number[]), joined.slice([size], [1]).asScalar()]
   }
 
+  #dropSteps(): void {
+    for (const step of this.#pending) step.dispose()
+    this.#pending.clear()
+    this.#tape = null
+  }
+
   /** @internal */
   override getConfig(): tf.serialization.ConfigDict {
     return { ...super.getConfig(), ...(this.#options as tf.serialization.ConfigDict) }
@@ -199,6 +214,7 @@ export class MoELayer extends tf.layers.Layer {
   override dispose(): ReturnType<tf.layers.Layer['dispose']> {
     const result = super.dispose()
     if (result.refCountAfterDispose > 0) return result
+    this.#dropSteps()
     this.#moe?.dispose()
     this.#auxLoss?.dispose()
     this.#auxLoss = null
