@@ -195,8 +195,8 @@ export default [
   {
     name: 'recompute-samples-anew',
     file: 'lib/nn/recompute.ts',
-    from: 'repeatingSamples(op, this.#samples, () => this.#observed(mode, inputs))',
-    to: 'this.#observed(mode, inputs)',
+    from: 'repeatingSamples(op, this.#samples, () => observing({ mode, hook }, () => this.#forward(inputs)))',
+    to: 'observing({ mode, hook }, () => this.#forward(inputs))',
     breaks: 'the second forward has other random numbers',
     tests: ['test/recompute.test.ts'],
   },
