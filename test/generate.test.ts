@@ -37,6 +37,13 @@ function made(sizes: LanguageModelSizes = {}): LanguageModel {
   return model.eval()
 }
 
+/** A model whose tokenizer encodes every text as `tokens`. */
+const encoding = (tokens: unknown) =>
+  new LanguageModel({
+    ...small,
+    tokenizer: { size: 3, encode: () => tokens as Int32Array, decoder: () => tokenizer.decoder() },
+  })
+
 async function textOf(model: LanguageModel, prompt: string, options: GenerateOptions): Promise<string> {
   let text = ''
   for await (const piece of model.generate(prompt, options)) text += piece
@@ -221,6 +228,12 @@ describe('generate', () => {
     ['topP', () => made().generate('a', { topP: 1.5 }), /topP must be a finite number from 0 to 1, got 1.5/],
     ['a stop', () => made().generate('a', { stop: '' }), /stop must hold texts, got ""/],
     ['a signal', () => made().generate('a', { signal: {} as never }), /signal must be an AbortSignal/],
+    [
+      'a tokenizer without tokens',
+      () => encoding(new Int32Array(0)).generate('a'),
+      /tokenizer.encode must return an Int32Array of at least one token/,
+    ],
+    ['a tokenizer of nothing', () => encoding(null).generate('a'), /tokenizer.encode must return .*, got null/],
     ['a name', () => made().generate('a', { topk: 1 } as never), /unknown option "topk"; did you mean 'topK'/],
   ])('refuses %s at once', (_what, call, message) => {
     expect(call).toThrow(message)

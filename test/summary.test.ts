@@ -119,6 +119,7 @@ describe('errors', () => {
     ['value must be a number', (writer) => writer.addScalar('loss', '1' as never, 0)],
     ['step must be', (writer) => writer.addScalar('loss', 1, 0.5)],
     ['values must not be empty', (writer) => writer.addHistogram('h', [], 0)],
+    ['values must be a Tensor', (writer) => writer.addHistogram('h', new DataView(new ArrayBuffer(8)) as never, 0)],
     ['values must be finite, got NaN', (writer) => writer.addHistogram('h', [1, Number.NaN], 0)],
     ['values[1] must be a number, got "2"', (writer) => writer.addHistogram('h', [1, '2' as never], 0)],
     ['image must be [H, W] or [H, W, 3], got [2]', (writer) => writer.addImage('i', tensor([1, 2]), 0)],

@@ -1,4 +1,5 @@
 import { setImmediate } from 'node:timers/promises'
+import { types } from 'node:util'
 import { copyArray, fail } from '../check.js'
 import { rand, tensor } from '../create.js'
 import { show } from '../errors.js'
@@ -58,8 +59,16 @@ export function generated(
   const texts = prompts.map((prompt, i) => {
     if (typeof prompt !== 'string' || prompt === '')
       fail('OPTION', op, `a prompt must be a text that is not empty, got ${show(prompt)}`)
-    const tokens = model.tokenizer.encode(prompt).slice(-model.context)
-    return new Text(i, tokens, model.tokenizer.decoder(), new Generator(o.seed + i), new TextStop(stops as string[]))
+    const tokens: unknown = model.tokenizer.encode(prompt)
+    if (!types.isInt32Array(tokens) || tokens.length === 0)
+      fail('OPTION', op, `tokenizer.encode must return an Int32Array of at least one token, got ${show(tokens)}`)
+    return new Text(
+      i,
+      tokens.slice(-model.context),
+      model.tokenizer.decoder(),
+      new Generator(o.seed + i),
+      new TextStop(stops as string[]),
+    )
   })
   return pieces(model, texts, o)
 }

@@ -1,6 +1,7 @@
 import { closeSync, fsyncSync, openSync, rmSync, writeSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
+import { types } from 'node:util'
 import { checkInteger, checkOptions, fail, showShape } from '../check.js'
 import { MoeError, show } from '../errors.js'
 import { makeFolder } from '../io/make-folder.js'
@@ -154,7 +155,7 @@ const dataOf = (x: Tensor): ArrayLike<number> =>
 
 /** Finite numbers. */
 function numbersOf(op: string, values: Tensor | ArrayLike<number>): ArrayLike<number> {
-  const isList = ArrayBuffer.isView(values) || Array.isArray(values)
+  const isList = (ArrayBuffer.isView(values) && !types.isDataView(values)) || Array.isArray(values)
   const numbers = isList ? (values as ArrayLike<number>) : dataOf(checkTensor(op, 'values', values))
   for (let i = 0; i < numbers.length; i++) {
     if (typeof numbers[i] !== 'number') fail('OPTION', op, `values[${i}] must be a number, got ${show(numbers[i])}`)
