@@ -194,11 +194,13 @@ export class DataLoader<T, B = T[]> {
     this.#begin()
     try {
       for (const values of this.#values(source)) {
-        const made = this.#made(() => atOnce(values(), 'a source that returns promises'))
-        if (made instanceof Promise) made.then(free, () => {})
-        const { batch, tensors } = atOnce(made, 'an async collate')
-        this.#give(tensors)
-        yield batch
+        const made = this.#made(values)
+        if (made instanceof Promise) {
+          made.then(free, () => {})
+          fail('UNSUPPORTED', 'DataLoader', 'a source or collate that returns promises needs for await')
+        }
+        this.#give(made.tensors)
+        yield made.batch
       }
       this.#end()
     } finally {
@@ -280,8 +282,15 @@ export class DataLoader<T, B = T[]> {
   }
 
   #examples(get: Dataset<T>['get'], indices: Int32Array): T[] | Promise<T[]> {
-    const examples = Array.from(indices, (i) => get(i))
-    return examples.some((example) => example instanceof Promise) ? Promise.all(examples) : (examples as T[])
+    const examples: (T | Promise<T>)[] = []
+    const hasPromises = () => examples.some((example) => example instanceof Promise)
+    try {
+      for (const i of indices) examples.push(get(i))
+    } catch (error) {
+      if (!hasPromises()) throw error
+      examples.push(Promise.reject(error))
+    }
+    return hasPromises() ? allOf(examples) : (examples as T[])
   }
 
   /** The batch. What is made for it beside it is freed. */
@@ -374,11 +383,10 @@ function after<V, W>(value: V | PromiseLike<V>, next: (value: V) => W | Promise<
   return isPromise ? Promise.resolve(value).then(next) : next(value as V)
 }
 
-/** A value that must not be a promise. */
-function atOnce<V>(value: V | Promise<V>, what: string): V {
-  if (!(value instanceof Promise)) return value
-  value.catch(() => {})
-  return fail('UNSUPPORTED', 'DataLoader', `${what} needs for await`)
+/** As Promise.all, but waits for all also when one fails: a scope around it frees what they make. */
+async function allOf<T>(values: readonly (T | Promise<T>)[]): Promise<T[]> {
+  await Promise.allSettled(values)
+  return Promise.all(values)
 }
 
 const isIterable = (value: unknown): boolean => {
