@@ -278,27 +278,6 @@ describe('tensors', () => {
   })
 })
 
-test('a loop that ends does not wait for an example, whose batch is freed when it comes', async () => {
-  const before = live()
-  let come = (_: number): void => {}
-  const late = new Promise<number>((resolve) => {
-    come = resolve
-  })
-  const asked: number[] = []
-  const get = (i: number) => {
-    asked.push(i)
-    return i === 1 ? late : i
-  }
-  const loader = new DataLoader({ length: 4, get }, { batchSize: 1, collate: (rows) => tensor(rows) })
-  expect((await epochOf(loader, 1)).length).toBe(1)
-  expect(live()).toEqual(before)
-  come(1)
-  await setImmediate()
-  expect(live()).toEqual(before)
-  expect(asked).toEqual([0, 1])
-  expect((await epochOf(loader)).length).toBe(3)
-})
-
 test('a checkpoint keeps the position', async () => {
   const make = () => ({ model: new Linear(2, 1), loader: new DataLoader(numbers(10), { batchSize: 3, shuffle: true }) })
   const run = make()
