@@ -243,6 +243,9 @@ test('of two files none is replaced until both are on disk', async () => {
     if (error) {
       expect(error.message).toMatch(/cannot write .*(first|second): EIO: injected; /)
       seen.push(contents().join())
+      expect(error.message.includes(`; ${first} is replaced; the file from before is intact`)).toBe(
+        seen.at(-1) === 'new,old',
+      )
     }
     await write('old')
   }

@@ -254,6 +254,36 @@ describe('a full or broken disk', () => {
   })
 })
 
+describe('a kill between the two files of a save', () => {
+  const killer = pathToFileURL(join(root, 'test/children/kill-at.mjs')).href
+  const killed = async (...args: string[]) => {
+    const env = { ...process.env, KILL_AT: 'rename 2' }
+    await runProgram(['--import', killer, bin, 'train', ...args], { cwd: folder, env })
+  }
+
+  test('of a run that replaces another: they do not pass for one run', async () => {
+    cpSync(at('run'), at('mixed'), { recursive: true })
+    await killed('book.txt', '--out', 'mixed', ...tiny, '--overwrite', '--seed', '2')
+    expect(JSON.parse(readFileSync(at('mixed/run.json'), 'utf8')).options.seed).toBe(2)
+    rmSync(at('mixed/run.lock'))
+    const commands = [
+      ['generate', 'mixed'],
+      ['show', 'mixed'],
+      ['train', '--resume', '--out', 'mixed'],
+    ]
+    for (const args of commands)
+      expectRefused(await cli(args), 1, /run\.json and checkpoint\.safetensors in \S*mixed are of different saves\n$/)
+    expectRefused(await cli(train('mixed')), 1, /mixed contains a run: --overwrite replaces it/)
+  })
+
+  test('of a resumed run: it resumes again', async () => {
+    cpSync(at('run'), at('longer'), { recursive: true })
+    await killed('--resume', '--out', 'longer', '--steps', '40')
+    expect(JSON.parse(readFileSync(at('longer/run.json'), 'utf8')).options.steps).toBe(40)
+    expect(await succeeded(['train', '--resume', '--out', 'longer'])).toContain('resumed at step 30\n')
+  })
+})
+
 test.each<[string, (folder: string) => void]>([
   ['the text as run.json', (path) => cpSync(at('book.txt'), join(path, 'run.json'))],
   ['a link to a checkpoint that is away', (path) => symlinkSync('away', join(path, 'checkpoint.safetensors'))],
@@ -264,7 +294,7 @@ test.each<[string, (folder: string) => void]>([
   expectRefused(
     await cli(train(what, '--steps', '2')),
     1,
-    /contains a run: --resume continues it, --overwrite replaces it/,
+    /contains a run: --overwrite replaces it, --out selects another folder/,
   )
   expect(readdirSync(at(what))).toEqual([name])
   using model = new LanguageModel({ tokenizer: CharacterTokenizer.of('abc'), context: 8, dim: 16, layers: 1 })

@@ -30,6 +30,15 @@ const stream = (n: number) =>
     }
   }
 
+const thrown = () => {
+  throw new Error('mine')
+}
+/** An example that takes a while. */
+async function late(i: number): Promise<Tensor> {
+  for (let waits = 0; waits < 5; waits++) await setImmediate()
+  return tensor([i])
+}
+
 async function epochOf<T, B>(loader: DataLoader<T, B>, most = Infinity): Promise<B[]> {
   const all: B[] = []
   for await (const batch of loader) {
@@ -216,6 +225,20 @@ describe('tensors', () => {
     })
   })
 
+  test.each<[string, (i: number) => Tensor | Promise<Tensor>, boolean]>([
+    ['of examples beside one that fails', (i) => (i === 0 ? Promise.reject(new Error('mine')) : late(i)), true],
+    ['of examples before one that fails at once', (i) => (i === 2 ? thrown() : late(i)), true],
+    ['of examples that come after a loop without await', (i) => late(i), false],
+  ])('%s are freed', async (_, get, waits) => {
+    const before = live()
+    const loader = new DataLoader({ length: 3, get }, { batchSize: 3 })
+    if (waits) await expect(epochOf(loader)).rejects.toThrow('mine')
+    else expect(() => [...loader]).toThrow('needs for await')
+    await expect.poll(live).toEqual(before)
+    for (let i = 0; i < 20; i++) await setImmediate()
+    expect(live()).toEqual(before)
+  })
+
   test('of batches made ahead are in no scope of the loop', async () => {
     const before = live()
     const loader = new DataLoader([1, 2, 3, 4], { batchSize: 1, collate: (rows) => tensor(rows) })
@@ -255,27 +278,6 @@ describe('tensors', () => {
   })
 })
 
-test('a loop that ends does not wait for an example, whose batch is freed when it comes', async () => {
-  const before = live()
-  let come = (_: number): void => {}
-  const late = new Promise<number>((resolve) => {
-    come = resolve
-  })
-  const asked: number[] = []
-  const get = (i: number) => {
-    asked.push(i)
-    return i === 1 ? late : i
-  }
-  const loader = new DataLoader({ length: 4, get }, { batchSize: 1, collate: (rows) => tensor(rows) })
-  expect((await epochOf(loader, 1)).length).toBe(1)
-  expect(live()).toEqual(before)
-  come(1)
-  await setImmediate()
-  expect(live()).toEqual(before)
-  expect(asked).toEqual([0, 1])
-  expect((await epochOf(loader)).length).toBe(3)
-})
-
 test('a checkpoint keeps the position', async () => {
   const make = () => ({ model: new Linear(2, 1), loader: new DataLoader(numbers(10), { batchSize: 3, shuffle: true }) })
   const run = make()
@@ -313,8 +315,11 @@ describe('errors', () => {
       () => new DataLoader([1], { batchSize }).setState(new DataLoader([1], { batchSize, shuffle: true }).toJSON()),
     ],
     ['a stream needs for await', () => [...new DataLoader<number>(() => [1], { batchSize })]],
-    ['needs for await', () => [...new DataLoader({ length: 2, get: async () => 1 }, { batchSize })]],
-    ['an async collate needs for await', () => [...new DataLoader([1], { batchSize, collate: async () => 1 })]],
+    ['returns promises needs for await', () => [...new DataLoader({ length: 2, get: async () => 1 }, { batchSize })]],
+    [
+      'collate that returns promises needs for await',
+      () => [...new DataLoader([1], { batchSize, collate: async () => 1 })],
+    ],
     ['tensor 1 must have 2 rows', () => tensorDataset(tensor([1, 2]), tensor([1]))],
     ['needs at least one tensor', () => tensorDataset()],
     ['must be [N, …], got []', () => tensorDataset(tensor(1))],

@@ -149,11 +149,19 @@ describe('use', () => {
     const layer = new Linear(2, 2)
     const [slow, fast] = [new EMA(layer), new EMA(layer)]
     const before = parameters(layer)
+    const { tensors } = memory()
     await slow.use(async () => {
       await null
+      for (const [act, op] of [
+        [() => fast.update(), 'EMA.update'],
+        [() => new EMA(layer), 'EMA'],
+      ] as const)
+        expect(act).toThrow(`[${op}] weight has the average of another EMA: call its swapOut() first`)
       expect(() => fast.use(() => {})).toThrow('[EMA.swapIn] weight has the average of another EMA: call its swapOut()')
     })
+    expect(memory().tensors).toBe(tensors)
     expect(fast.use(() => 5)).toBe(5)
+    fast.update()
     expect(parameters(layer)).toEqual(before)
   })
 

@@ -14,6 +14,7 @@ import {
   manualSeed,
   memory,
   noGrad,
+  saveCheckpoint,
   saveLanguageModel,
   scope,
   tensor,
@@ -297,6 +298,25 @@ describe('a folder', () => {
     other.head.weight.dispose()
     await expect(saveLanguageModel(path, other, { overwrite: true })).rejects.toMatchObject({ code: 'DISPOSED' })
     expect(files()).toEqual(before)
+  })
+
+  test('with the files of two saves is an error; files without an id are of an earlier version', async () => {
+    const [one, two] = ['one', 'two'].map((name) => join(folder, name))
+    using model = made()
+    using other = new LanguageModel({ ...small, tokenizer: CharacterTokenizer.of(letters.join('').toUpperCase()) })
+    await saveLanguageModel(one, model)
+    await saveLanguageModel(two, other)
+    const { tensors } = memory()
+    const [file, text] = [join(two, 'run.json'), readFileSync(join(one, 'run.json'), 'utf8')]
+    writeFileSync(file, text)
+    const wrong = { code: 'STATE_DICT', message: expect.stringContaining('are of different saves') }
+    await expect(loadLanguageModel(two)).rejects.toMatchObject(wrong)
+    writeFileSync(file, text.replace(/"id":"\w+",/, ''))
+    await expect(loadLanguageModel(two)).rejects.toMatchObject(wrong)
+    expect(memory().tensors).toBe(tensors)
+    await saveCheckpoint(join(two, 'checkpoint.safetensors'), { model, step: 0 })
+    using loaded = await loadLanguageModel(two)
+    expect(loaded.sizes).toEqual(model.sizes)
   })
 
   test('without a run, or with a damaged one, is an error that frees everything', async () => {

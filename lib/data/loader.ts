@@ -7,6 +7,7 @@ import { scope, tensorsIn, withoutScope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { type BatchDataset, type Dataset, type Source, type Stream, sourceOf } from './dataset.js'
 import { orderOf, shuffledWindows } from './order.js'
+import { isPromise, Waiting } from './waiting.js'
 
 const loaderOptions = {
   /** Examples of a batch. */
@@ -194,11 +195,13 @@ export class DataLoader<T, B = T[]> {
     this.#begin()
     try {
       for (const values of this.#values(source)) {
-        const made = this.#made(() => atOnce(values(), 'a source that returns promises'))
-        if (made instanceof Promise) made.then(free, () => {})
-        const { batch, tensors } = atOnce(made, 'an async collate')
-        this.#give(tensors)
-        yield batch
+        const made = this.#made(values)
+        if (made instanceof Promise) {
+          made.then(free, () => {})
+          fail('UNSUPPORTED', 'DataLoader', 'a source or collate that returns promises needs for await')
+        }
+        this.#give(made.tensors)
+        yield made.batch
       }
       this.#end()
     } finally {
@@ -209,7 +212,7 @@ export class DataLoader<T, B = T[]> {
   /** The rest of the epoch. */
   async *[Symbol.asyncIterator](): AsyncGenerator<B, void, undefined> {
     this.#begin()
-    const waiting = new Waiting<B>()
+    const waiting = new Waiting()
     const ahead = this.#produce(waiting)
     const queue: Promise<IteratorResult<Made<B>>>[] = []
     try {
@@ -234,10 +237,12 @@ export class DataLoader<T, B = T[]> {
     }
   }
 
-  async *#produce(waiting: Waiting<B>): AsyncGenerator<Made<B>, undefined, undefined> {
+  async *#produce(waiting: Waiting): AsyncGenerator<Made<B>, undefined, undefined> {
     const source = this.#source
-    for await (const values of source.kind === 'stream' ? this.#fromStream(source.open) : this.#values(source)) {
-      const made = await waiting.for(() => this.#made(values))
+    for await (const values of source.kind === 'stream'
+      ? this.#fromStream(source.open, waiting)
+      : this.#values(source)) {
+      const made = await waiting.for<Made<B>>(() => this.#made(values), free)
       if (made === null) break
       yield made
     }
@@ -250,11 +255,12 @@ export class DataLoader<T, B = T[]> {
       yield () => (source.kind === 'batches' ? source.batch(indices) : this.#examples(source.get, indices))
   }
 
-  async *#fromStream(open: Stream<T>): AsyncGenerator<Values<T, B>, void, undefined> {
+  async *#fromStream(open: Stream<T>, waiting: Waiting): AsyncGenerator<Values<T, B>, void, undefined> {
     const { batchSize, shuffle, dropLast, window } = this.#options
-    const examples = open(this.#epoch)
-    if (!isIterable(examples))
-      fail('OPTION', 'DataLoader', `a stream must return an iterable of examples, got ${show(examples)}`)
+    const stream = open(this.#epoch)
+    if (!isIterable(stream))
+      fail('OPTION', 'DataLoader', `a stream must return an iterable of examples, got ${show(stream)}`)
+    const examples = waiting.each(stream)
     let skipped = this.#batch * batchSize
     let pending: T[] = []
     for await (const example of shuffle ? shuffledWindows(examples, window, this.#seed, this.#epoch) : examples) {
@@ -280,8 +286,15 @@ export class DataLoader<T, B = T[]> {
   }
 
   #examples(get: Dataset<T>['get'], indices: Int32Array): T[] | Promise<T[]> {
-    const examples = Array.from(indices, (i) => get(i))
-    return examples.some((example) => example instanceof Promise) ? Promise.all(examples) : (examples as T[])
+    const examples: (T | Promise<T>)[] = []
+    const hasPromises = () => examples.some((example) => example instanceof Promise)
+    try {
+      for (const i of indices) examples.push(get(i))
+    } catch (error) {
+      if (!hasPromises()) throw error
+      examples.push(Promise.reject(error))
+    }
+    return hasPromises() ? allOf(examples) : (examples as T[])
   }
 
   /** The batch. What is made for it beside it is freed. */
@@ -343,42 +356,15 @@ function free(made: Made<unknown> | null | undefined): void {
 /** What gives examples, or a batch. */
 type Values<T, B> = () => B | T[] | Promise<B | T[]>
 
-/** Waits for batches, but no longer than a loop. */
-class Waiting<B> {
-  #isOver = false
-  #giveUp = (): void => {}
-
-  end(): void {
-    this.#isOver = true
-    this.#giveUp()
-  }
-
-  /** A batch; null when the loop has ended before it was made: it is then freed when it comes. */
-  for(make: () => Made<B> | Promise<Made<B>>): Made<B> | Promise<Made<B> | null> | null {
-    if (this.#isOver) return null
-    const made = make()
-    if (!(made instanceof Promise)) return made
-    return new Promise((resolve, reject) => {
-      this.#giveUp = () => {
-        made.then(free, () => {})
-        resolve(null)
-      }
-      made.then(resolve, reject)
-    })
-  }
-}
-
 /** `next` of a value, now if it is no promise. */
 function after<V, W>(value: V | PromiseLike<V>, next: (value: V) => W | Promise<W>): W | Promise<W> {
-  const isPromise = typeof (value as PromiseLike<V> | null | undefined)?.then === 'function'
-  return isPromise ? Promise.resolve(value).then(next) : next(value as V)
+  return isPromise(value) ? Promise.resolve(value).then(next) : next(value)
 }
 
-/** A value that must not be a promise. */
-function atOnce<V>(value: V | Promise<V>, what: string): V {
-  if (!(value instanceof Promise)) return value
-  value.catch(() => {})
-  return fail('UNSUPPORTED', 'DataLoader', `${what} needs for await`)
+/** As Promise.all, but waits for all also when one fails: a scope around it frees what they make. */
+async function allOf<T>(values: readonly (T | Promise<T>)[]): Promise<T[]> {
+  await Promise.allSettled(values)
+  return Promise.all(values)
 }
 
 const isIterable = (value: unknown): boolean => {

@@ -58,8 +58,10 @@ function* replace(op: string, files: readonly NewFile[]): Routine<void> {
   const staged: Staged[] = []
   try {
     for (const file of files) staged.push(yield* stage(op, file))
-    for (const { temporary, target, text, outcome } of staged)
-      yield* describing(op, text, outcome, rename(temporary, target))
+    for (const [i, { temporary, target, text, outcome }] of staged.entries()) {
+      const replaced = files.slice(0, i).map(({ path }) => `; ${path} is replaced`)
+      yield* describing(op, text, replaced.join('') + outcome, rename(temporary, target))
+    }
   } finally {
     for (const { temporary, file } of staged) yield* discard(temporary, file)
   }

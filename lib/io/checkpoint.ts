@@ -143,8 +143,12 @@ export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Prom
   await writeAtomic(file, encodeCheckpoint(op, checkpoint), op)
 }
 
-/** The parts of a file, with copies of the tensors. */
-export function encodeCheckpoint(op: string, checkpoint: Checkpoint): Uint8Array[] {
+/** The parts of a file, with copies of the tensors and more metadata. */
+export function encodeCheckpoint(
+  op: string,
+  checkpoint: Checkpoint,
+  metadata?: Readonly<Record<string, string>>,
+): Uint8Array[] {
   const { step, extra, ...rest } = checkOptions<Checkpoint>(op, checkpoint, [...names, 'step', 'extra'])
   checkInteger(op, 'step', step, 0)
   const { model, kept, generator = defaultGenerator } = checkTargets(op, rest)
@@ -157,7 +161,7 @@ export function encodeCheckpoint(op: string, checkpoint: Checkpoint): Uint8Array
     const { seed, step: position } = generator
     const about: About = { step: step as number, extra, ...saved, generator: { seed, step: position } }
     const state: StateDict = Object.assign(prefixed('model.', model.stateDict()), ...states)
-    return encode(op, state, { [aboutKey]: toJson(op, about, 'extra') })
+    return encode(op, state, { ...metadata, [aboutKey]: toJson(op, about, 'extra') })
   })
 }
 
@@ -179,6 +183,17 @@ export function encodeCheckpoint(op: string, checkpoint: Checkpoint): Uint8Array
  * ```
  */
 export async function loadCheckpoint(path: string, targets: CheckpointTargets): Promise<CheckpointProgress> {
+  const { step, extra } = await restoreCheckpoint(path, targets)
+  return { step, extra }
+}
+
+/** The progress that a checkpoint holds, and all of its metadata. */
+interface ReadProgress extends CheckpointProgress {
+  metadata: Readonly<Record<string, string>>
+}
+
+/** {@link loadCheckpoint}, with the metadata. */
+export async function restoreCheckpoint(path: string, targets: CheckpointTargets): Promise<ReadProgress> {
   const op = 'loadCheckpoint'
   const { model, kept, generator } = checkTargets(op, checkOptions<CheckpointTargets>(op, targets, names))
   const { tensors, metadata } = await run(load(op, path))
@@ -195,17 +210,17 @@ export async function loadCheckpoint(path: string, targets: CheckpointTargets): 
       for (const write of [ofModel, ...ofKept]) write() // these cannot fail
     })
     generator?.setState(about.generator)
-    return { step: about.step, extra: about.extra }
+    return { step: about.step, extra: about.extra, metadata }
   } finally {
     for (const tensor of Object.values(tensors)) tensor.dispose()
   }
 }
 
-/** The progress that a checkpoint holds, without its tensors. Errors: FILE_FORMAT, FILE_SYSTEM. */
-export async function readProgress(op: string, path: string): Promise<CheckpointProgress> {
+/** The same without the tensors. Errors: FILE_FORMAT, FILE_SYSTEM. */
+export async function readProgress(op: string, path: string): Promise<ReadProgress> {
   const { metadata } = await run(headerIn(op, path))
   const { step, extra } = parse(op, path, metadata)
-  return { step, extra }
+  return { step, extra, metadata }
 }
 
 /** The targets of each kind. */

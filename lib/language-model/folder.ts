@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import { lstatSync } from 'node:fs'
 import { join } from 'node:path'
 import { checkOptions, fail } from '../check.js'
@@ -9,7 +10,8 @@ import {
   type CheckpointProgress,
   type CheckpointTargets,
   encodeCheckpoint,
-  loadCheckpoint,
+  readProgress,
+  restoreCheckpoint,
 } from '../io/checkpoint.js'
 import { checkPath, described, runSync } from '../io/files.js'
 import { readJson } from '../io/json.js'
@@ -24,6 +26,8 @@ import { CharacterTokenizer, type Tokenizer } from './tokenizer.js'
 
 /** What a run folder says of its model, in run.json; the weights are in checkpoint.safetensors. */
 export interface ModelDescription {
+  /** Also in the metadata of the checkpoint of the same save. Earlier versions have none. */
+  id?: string
   /** The options of the model, in kebab case; a run has more. */
   options: Record<string, unknown>
   /** Characters, or pairs of bytes and of the tokens before. */
@@ -32,6 +36,18 @@ export interface ModelDescription {
 
 export const checkpointIn = (folder: string): string => join(folder, 'checkpoint.safetensors')
 export const descriptionIn = (folder: string): string => join(folder, 'run.json')
+
+const idKey = 'st-moe.run'
+
+/** Tells a description from that of another model or run. */
+export const idOf = (description: ModelDescription): string =>
+  createHash('sha256').update(JSON.stringify(description)).digest('hex')
+
+/** Rejects a checkpoint that was not saved with the description of this id. Errors: STATE_DICT. */
+function checkId(op: string, folder: string, id: unknown, metadata: Readonly<Record<string, string>>): void {
+  if (metadata[idKey] !== id)
+    fail('STATE_DICT', op, `run.json and checkpoint.safetensors in ${folder} are of different saves`)
+}
 
 /** More than a vocabulary of every character takes. */
 const maxBytes = 5e6
@@ -63,8 +79,19 @@ export function readDescription(op: string, folder: string): unknown {
   return readJson(op, descriptionIn(folder), maxBytes)
 }
 
+/** Whether a folder holds a description and the checkpoint of the same save. */
+export function holdsSave(op: string, folder: string): boolean {
+  try {
+    const { id } = readDescription(op, folder) as Partial<ModelDescription>
+    checkId(op, folder, id, runSync(headerIn(op, checkpointIn(folder))).metadata)
+    return true
+  } catch {
+    return false
+  }
+}
+
 /** The model that run.json describes. Errors: FILE_FORMAT. */
-function describedModel(op: string, folder: string): { sizes: Sizes; tokenizer: Tokenizer } {
+function describedModel(op: string, folder: string): { sizes: Sizes; tokenizer: Tokenizer; id?: string } {
   const description = readDescription(op, folder)
   const wrong = (why: string): never =>
     fail('FILE_FORMAT', op, `${descriptionIn(folder)} does not describe a run of this version of st-moe train: ${why}`)
@@ -73,7 +100,7 @@ function describedModel(op: string, folder: string): { sizes: Sizes; tokenizer: 
       wrong(`${name} must be an object, got ${show(value)}`)
   }
   checkObject('it', description)
-  const { options, text } = description as Partial<ModelDescription>
+  const { id, options, text } = description as Partial<ModelDescription>
   checkObject('options', options)
   checkObject('text', text)
   const given = Object.keys(modelOptions).map((name) => [name, (options as Record<string, unknown>)[kebabCase(name)]])
@@ -92,6 +119,7 @@ function describedModel(op: string, folder: string): { sizes: Sizes; tokenizer: 
   }
   const known = Object.fromEntries(given.map(([name, value]) => [name, value ?? undefined]))
   return {
+    id,
     sizes: accepted('options', () => readModelSizes(op, known)),
     tokenizer: accepted('text', () =>
       merges === undefined
@@ -102,27 +130,44 @@ function describedModel(op: string, folder: string): { sizes: Sizes; tokenizer: 
 }
 
 /**
- * Rejects a model larger than the tensors of its checkpoint, before it allocates memory. Their size is that of the
- * header, which must account for the whole file. Errors: STATE_DICT, FILE_FORMAT, FILE_SYSTEM.
+ * Rejects a checkpoint of another save, and a model larger than its tensors, before it allocates memory. Their size is
+ * that of the header, which must account for the whole file. Errors: STATE_DICT, FILE_FORMAT, FILE_SYSTEM.
  */
-export function checkHolds(op: string, folder: string, sizes: Sizes, V: number): void {
+export function checkHolds(op: string, folder: string, sizes: Sizes, V: number, id: string | undefined): void {
   const [file, needed] = [checkpointIn(folder), weightBytes(sizes, V)]
-  const size = runSync(headerIn(op, file)).entries.at(-1)?.end ?? 0
+  const { entries, metadata } = runSync(headerIn(op, file))
+  checkId(op, folder, id, metadata)
+  const size = entries.at(-1)?.end ?? 0
   if (needed <= size) return
   const shown = Object.entries(sizesOf(sizes)).map(([name, value]) => `${kebabCase(name)} ${value}`)
   const described = `the model of ${descriptionIn(folder)} (${shown.join(', ')})`
   fail('STATE_DICT', op, `${file} holds ${size} bytes of tensors, but ${described} has at least ${needed}`)
 }
 
-/** {@link loadCheckpoint}, with a short error instead of a list of tensor names. */
-export async function restore(op: string, folder: string, targets: CheckpointTargets): Promise<CheckpointProgress> {
-  try {
-    return await loadCheckpoint(checkpointIn(folder), targets)
-  } catch (error) {
+/**
+ * Restores from the checkpoint of the save with this id, with a short error instead of a list of tensor names. After an
+ * error the targets may have changed.
+ */
+export async function restore(
+  op: string,
+  folder: string,
+  targets: CheckpointTargets,
+  id: string | undefined,
+): Promise<CheckpointProgress> {
+  const restored = await restoreCheckpoint(checkpointIn(folder), targets).catch((error) => {
     if (!(error instanceof MoeError && error.code === 'STATE_DICT')) throw error
     const text = `${checkpointIn(folder)} does not contain the model of ${descriptionIn(folder)}`
     throw new MoeError('STATE_DICT', op, text, { cause: error })
-  }
+  })
+  checkId(op, folder, id, restored.metadata)
+  return restored
+}
+
+/** The progress in the checkpoint of the save with this id. Errors: STATE_DICT, FILE_FORMAT, FILE_SYSTEM. */
+export async function progressIn(op: string, folder: string, id: string | undefined): Promise<CheckpointProgress> {
+  const progress = await readProgress(op, checkpointIn(folder))
+  checkId(op, folder, id, progress.metadata)
+  return progress
 }
 
 /** Options of {@link loadLanguageModel}. */
@@ -135,7 +180,7 @@ export interface LoadLanguageModelOptions {
  * The model of a run folder of `st-moe train`, or of {@link saveLanguageModel}, in evaluation mode. The folder alone
  * rebuilds it, without the text, and may be untrusted.
  *
- * Errors: FILE_SYSTEM, FILE_FORMAT, STATE_DICT if checkpoint and description are of different models, DEVICE,
+ * Errors: FILE_SYSTEM, FILE_FORMAT, STATE_DICT if checkpoint and description are of different models or saves, DEVICE,
  * BACKEND_UNAVAILABLE, OUT_OF_MEMORY.
  *
  * @example
@@ -151,11 +196,11 @@ export async function loadLanguageModel(folder: string, options?: LoadLanguageMo
   checkPath(op, folder)
   const o = checkOptions<LoadLanguageModelOptions>(op, options, ['device'])
   const device = checkDevice(op, o.device ?? getDefaultDevice())
-  const { sizes, tokenizer } = describedModel(op, folder)
-  checkHolds(op, folder, sizes, tokenizer.size)
+  const { sizes, tokenizer, id } = describedModel(op, folder)
+  checkHolds(op, folder, sizes, tokenizer.size, id)
   const model = new LanguageModel({ ...sizes, tokenizer })
   try {
-    await restore(op, folder, { model })
+    await restore(op, folder, { model }, id)
     model.to(device)
   } catch (error) {
     model.dispose()
@@ -171,10 +216,18 @@ export function describeTokenizer(tokenizer: Tokenizer): ModelDescription['text'
 }
 
 /** Writes run.json and the checkpoint that belongs to it. The earlier ones stay until both new ones are on disk. */
-export async function saveRun(op: string, folder: string, json: string, checkpoint: Checkpoint): Promise<void> {
+export async function saveRun(
+  op: string,
+  folder: string,
+  description: ModelDescription,
+  checkpoint: Checkpoint,
+  indent = 0,
+): Promise<void> {
+  const { id } = description
+  const json = JSON.stringify(description, null, indent)
   const files = [
     { path: descriptionIn(folder), parts: [Buffer.from(`${json}\n`)] },
-    { path: checkpointIn(folder), parts: encodeCheckpoint(op, checkpoint) },
+    { path: checkpointIn(folder), parts: encodeCheckpoint(op, checkpoint, id === undefined ? {} : { [idKey]: id }) },
   ]
   await writeTogether(files, op)
 }
@@ -224,5 +277,5 @@ export async function saveLanguageModel(
   } catch (error) {
     throw new MoeError('FILE_SYSTEM', op, `${path} cannot be written to: ${(error as Error).message}`, { cause: error })
   }
-  await saveRun(op, path, JSON.stringify(description), { model, step: 0 })
+  await saveRun(op, path, { id: idOf(description), ...description }, { model, step: 0 })
 }

@@ -35,6 +35,11 @@ const ofOneThread = uncloneable('an EMA belongs to its thread: send the path of 
 /** The parameters that have averages instead of their own values. */
 const swapped = new WeakSet<Parameter>()
 
+function refuseAverage(op: string, name: string, parameter: Parameter): void {
+  if (swapped.has(parameter))
+    fail('UNSUPPORTED', op, `${name} has the average of another EMA: call its swapOut() first`)
+}
+
 function refuseToSwap(op: string): void {
   refuseInCapture(op, 'it changes the parameters only once')
   refuseInAsync(op, 'an asynchronous call that fails could not give the parameters back: call it outside the call')
@@ -82,11 +87,12 @@ export class EMA {
   /** The values of the parameters while they have the averages. */
   #own: readonly Tensor[] | null = null
 
-  /** Errors: OPTION, DISPOSED. */
+  /** Errors: OPTION, DISPOSED, UNSUPPORTED while a parameter has the average of another EMA. */
   constructor(model: Module, options?: EMAOptions) {
     const named = new Map<Parameter, string>()
     for (const [name, parameter] of checkModule('EMA', 'model', model).namedParameters())
       if (!named.has(parameter)) named.set(checkTensor('EMA', name, parameter) as Parameter, name)
+    for (const [parameter, name] of named) refuseAverage('EMA', name, parameter)
     this.decay = readOptions('EMA', options).decay
     this.#entries = allOrNone(() =>
       [...named].map(([parameter, name]) => ({ name, parameter, average: copyOf(parameter) })),
@@ -95,11 +101,13 @@ export class EMA {
 
   /**
    * Moves the averages towards the parameters, on their device and without waiting; also in a captured step. Errors:
-   * OPTION if `decay` is invalid, DISPOSED, DEVICE, UNSUPPORTED while the model has the averages.
+   * OPTION if `decay` is invalid, DISPOSED, DEVICE, UNSUPPORTED while a parameter has an average, also of another EMA.
    */
   update(): void {
     const op = 'EMA.update'
     this.#expectOwn(op)
+    const entries = this.#live(op)
+    for (const { name, parameter } of entries) refuseAverage(op, name, parameter)
     // A step of SGD, p −= lr · (g + weightDecay · p), on the average with the parameter as gradient.
     const numbers = () => ({ step: 1, lr: this.#decay(op) - 1, momentum: 0, weightDecay: -1 })
     const given = numbers()
@@ -108,11 +116,11 @@ export class EMA {
       () => () => {},
     )
     const devices = new Map<Device, Entry[]>()
-    for (const entry of this.#live(op))
+    for (const entry of entries)
       devices.set(entry.average.device, [...(devices.get(entry.average.device) ?? []), entry])
-    for (const entries of devices.values())
+    for (const together of devices.values())
       native.sgd(
-        entries.map(({ parameter, average }) => {
+        together.map(({ parameter, average }) => {
           const [p, g] = [handleOf(average), handleOf(parameter)]
           return { p, g, buffer: null, ...given, step: step ?? 1 }
         }),
@@ -150,8 +158,7 @@ export class EMA {
     this.#expectOwn(op)
     const entries = this.#live(op)
     for (const { name, parameter, average } of entries) checkTensor(op, name, parameter, average)
-    const other = entries.find(({ parameter }) => swapped.has(parameter))
-    if (other) fail('UNSUPPORTED', op, `${other.name} has the average of another EMA: call its swapOut() first`)
+    for (const { name, parameter } of entries) refuseAverage(op, name, parameter)
     this.#own = allOrNone(() => entries.map(({ parameter }) => copyOf(parameter)))
     for (const { parameter, average } of entries) {
       swapped.add(parameter)

@@ -1,9 +1,8 @@
-import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { type Checkpoint, MoeError } from '../../index.js'
 import { writeAtomicSync } from '../../io/atomic.js'
 import { makeFolder } from '../../io/make-folder.js'
-import { checkpointIn, holdsRun, saveRun } from '../../language-model/folder.js'
+import { holdsRun, holdsSave, saveRun } from '../../language-model/folder.js'
 import { asFailure, Failure } from '../errors.js'
 import { note } from '../output.js'
 import { type Lock, takeLock } from './lock.js'
@@ -34,11 +33,16 @@ export class RunFolder {
     return holdsRun('st-moe train', this.path)
   }
 
+  /** Whether a run can resume from it. */
+  get holdsSave(): boolean {
+    return holdsSave('st-moe train', this.path)
+  }
+
   /** Writes the description of the run and its checkpoint; an earlier run stays until both are on disk. */
   async save(run: SavedRun, checkpoint: Checkpoint): Promise<void> {
     this.#checkOwned()
     try {
-      await saveRun('st-moe train', this.path, JSON.stringify(run, null, 2), checkpoint)
+      await saveRun('st-moe train', this.path, run, checkpoint, 2)
     } catch (error) {
       throw this.#unwritten(error)
     }
@@ -63,7 +67,7 @@ export class RunFolder {
   /** Adds to an error about the disk that the last checkpoint is intact. */
   #unwritten(error: unknown): unknown {
     if (!(error instanceof MoeError && error.code === 'FILE_SYSTEM')) return error
-    const next = existsSync(checkpointIn(this.path))
+    const next = this.holdsSave
       ? `the last checkpoint is intact: --resume --out ${this.path} continues from it`
       : 'the run has no checkpoint yet'
     return new Failure(`${(asFailure(error) as Failure).message}; ${next}`)

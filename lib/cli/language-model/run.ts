@@ -15,7 +15,7 @@ import {
   setDefaultDevice,
   setNumThreads,
 } from '../../index.js'
-import { checkHolds, describeTokenizer, restore } from '../../language-model/folder.js'
+import { checkHolds, describeTokenizer, idOf, restore } from '../../language-model/folder.js'
 import { kebabCase } from '../../language-model/model-options.js'
 import { readModelSizes, type Sizes } from '../../language-model/options.js'
 import { sizesOf, trainingBytes } from '../../language-model/sizes.js'
@@ -55,10 +55,10 @@ function tokenizerOf(size: number | null, resumed?: SavedRun): ((training: strin
   return (training) => BytePairTokenizer.train(training, size)
 }
 
-/** Rejects a model larger than the checkpoint of its run. */
-function checkResumed(out: string, sizes: Sizes, V: number): void {
+/** Rejects a checkpoint that is not of this run, or too small for its model. */
+function checkResumed(out: string, sizes: Sizes, V: number, id: string | undefined): void {
   try {
-    checkHolds('st-moe train', out, sizes, V)
+    checkHolds('st-moe train', out, sizes, V, id)
   } catch (error) {
     throw asFailure(error)
   }
@@ -74,6 +74,7 @@ export class Run {
   readonly #textPath: string
   readonly #report: Report
   readonly #corpus: Corpus
+  readonly #id: string | undefined
   readonly #model: LanguageModel
   readonly #monitor: MoEMonitor
   readonly #optimizer: AdamW
@@ -98,8 +99,9 @@ export class Run {
     const { training, tokenizer, digest, characters } = this.#corpus
     if (resumed && digest !== resumed.text.digest)
       throw new Failure(`${text.path} is not the text that this run was trained on`)
+    this.#id = resumed ? resumed.id : idOf(this.#description)
     const sizes = readModelSizes('st-moe train', modelSizes(options))
-    if (resumed) checkResumed(out, sizes, tokenizer.size)
+    if (resumed) checkResumed(out, sizes, tokenizer.size, resumed.id)
     setDefaultDevice(options.device as Device)
     const { batch } = options
     if (getDefaultDevice() === 'cpu')
@@ -133,10 +135,10 @@ export class Run {
 
   /** Starts a new run. Only with `overwrite`, its first save replaces an earlier run in the folder. */
   start(overwrite: boolean): void {
-    const { path, holdsRun } = this.#folder
+    const { path, holdsRun, holdsSave } = this.#folder
     if (holdsRun && !overwrite)
       throw new Failure(
-        `${path} contains a run: --resume continues it, --overwrite replaces it, --out selects another folder`,
+        `${path} contains a run: ${holdsSave ? '--resume continues it, ' : ''}--overwrite replaces it, --out selects another folder`,
       )
     this.#recordConstants()
   }
@@ -146,7 +148,7 @@ export class Run {
     const { path } = this.#folder
     const { steps } = this.#options
     const targets = { model: this.#model, optimizer: this.#optimizer, generator: this.#generator }
-    const progress = await restore('st-moe train', path, targets).catch((error) => {
+    const progress = await restore('st-moe train', path, targets, this.#id).catch((error) => {
       throw asFailure(error)
     })
     const history = historyIn(path, this.#options, progress)
@@ -191,7 +193,8 @@ export class Run {
 
   get #description(): SavedRun {
     const { name, digest, tokenizer } = this.#corpus
-    return { options: this.#options, text: { path: this.#textPath, name, digest, ...describeTokenizer(tokenizer)! } }
+    const text = { path: this.#textPath, name, digest, ...describeTokenizer(tokenizer)! }
+    return { id: this.#id, options: this.#options, text }
   }
 
   #advance(): void {

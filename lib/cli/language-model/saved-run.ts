@@ -8,6 +8,8 @@ import { laterFlags, type RunOptions, runFlags } from './options.js'
 
 /** The description of a run in its folder, besides the checkpoint. */
 export interface SavedRun {
+  /** See {@link ModelDescription.id}; a resumed run keeps it. */
+  id?: string
   options: RunOptions
   text: { path: string; name: string; digest: string } & ModelDescription['text']
 }
@@ -35,6 +37,8 @@ const mergesRule: Rule<readonly BytePair[]> = {
 
 const nameRule = textRule(/^[^\0]{1,4096}$/su, 'must be a string of 1 to 4096 characters')
 
+const digestRule = textRule(/^[0-9a-f]{64}$/, 'must be 64 hexadecimal digits')
+
 const optionRules = Object.entries(runFlags).map(([name, { rule }]) => [
   name,
   Object.hasOwn(laterFlags, name) ? ifGiven(one(rule)) : one(rule),
@@ -45,11 +49,12 @@ const savedRun: Schema = (value) => {
   const { options } = (value ?? {}) as { options?: Record<string, unknown> | null }
   const hasPairs = (options?.['vocab-size'] ?? null) !== null
   return record({
+    id: ifGiven(one(digestRule)),
     options: record(Object.fromEntries(optionRules)),
     text: record({
       path: one(nameRule),
       name: one(nameRule),
-      digest: one(textRule(/^[0-9a-f]{64}$/, 'must be 64 hexadecimal digits')),
+      digest: one(digestRule),
       ...(hasPairs ? { merges: one(mergesRule) } : { vocabulary: one(vocabularyRule) }),
     }),
   })(value)
@@ -76,8 +81,8 @@ export function readRun(folder: string): SavedRun {
     )
   const found = savedRun(saved)
   if (found) throw notThisVersion(folder, explain(found))
-  const { options, text } = saved as SavedRun
-  return { options: { ...laterDefaults, ...options }, text }
+  const { id, options, text } = saved as SavedRun
+  return { id, options: { ...laterDefaults, ...options }, text }
 }
 
 /** The history in the checkpoint of a run. Validates what was read from it. */

@@ -1,5 +1,4 @@
-import { readProgress } from '../../io/checkpoint.js'
-import { checkpointIn } from '../../language-model/folder.js'
+import { progressIn } from '../../language-model/folder.js'
 import { asFailure } from '../errors.js'
 import { historyIn, readRun } from '../language-model/saved-run.js'
 import { aboutRun } from './feed.js'
@@ -7,8 +6,8 @@ import type { PageRun } from './server.js'
 
 /** A run from its folder, which may be untrusted; reads no weights. */
 export async function savedRun(folder: string): Promise<PageRun> {
-  const { options, text } = readRun(folder)
-  const progress = await readProgress('st-moe show', checkpointIn(folder)).catch((error) => {
+  const { id, options, text } = readRun(folder)
+  const progress = await progressIn('st-moe show', folder, id).catch((error) => {
     throw asFailure(error)
   })
   const history = historyIn(folder, options, progress)
