@@ -1,3 +1,4 @@
+import { types } from 'node:util'
 import { checkFit, checkInteger, fail } from '../check.js'
 import { currentScope } from '../context.js'
 import { markCopy, show } from '../errors.js'
@@ -196,7 +197,7 @@ export class DataLoader<T, B = T[]> {
     try {
       for (const values of this.#values(source)) {
         const made = this.#made(values)
-        if (made instanceof Promise) {
+        if (types.isPromise(made)) {
           made.then(free, () => {})
           fail('UNSUPPORTED', 'DataLoader', 'a source or collate that returns promises needs for await')
         }
@@ -287,7 +288,7 @@ export class DataLoader<T, B = T[]> {
 
   #examples(get: Dataset<T>['get'], indices: Int32Array): T[] | Promise<T[]> {
     const examples: (T | Promise<T>)[] = []
-    const hasPromises = () => examples.some((example) => example instanceof Promise)
+    const hasPromises = () => examples.some((example) => types.isPromise(example))
     try {
       for (const i of indices) examples.push(get(i))
     } catch (error) {

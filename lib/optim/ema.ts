@@ -1,3 +1,4 @@
+import { types } from 'node:util'
 import { checkFit, checkFunction, fail, listed, showName } from '../check.js'
 import { currentRecorder, refuseInAsync, refuseInCapture } from '../context.js'
 import { refuseJson, uncloneable } from '../copies.js'
@@ -143,7 +144,7 @@ export class EMA {
     let settles = false
     try {
       const value = fn()
-      if (!(value instanceof Promise)) return value
+      if (!types.isPromise(value)) return value
       settles = true
       return value.finally(restore) as T
     } finally {
