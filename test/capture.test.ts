@@ -121,7 +121,7 @@ test('on the CPU a replay calls the function, and frees what the last one return
   const last = captureStep(
     () => {
       last.dispose()
-      return ones([2])
+      return ones([2], { device: 'cpu' })
     },
     { device: 'cpu' },
   )

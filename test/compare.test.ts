@@ -152,7 +152,7 @@ describe('errors leave nothing behind', () => {
     ['pow of integers', () => ops.pow(i32, 2), 'DTYPE', /^\[pow\] a must be f32 or f64, got i32/],
     ['a condition of another shape', () => ops.where(i32, x, 0), 'SHAPE', /^\[where\] shapes \[2\] and \[2, 3\]/],
     ['a condition that is no tensor', () => ops.where(true as never, x, 0), 'OPTION', /^\[where\] condition must be/],
-    ['a NaN in a condition', () => ops.where(nan, x, 0).dataSync(), 'NON_FINITE', /^\[where\] .*NaN/],
+    ['a NaN in a condition', () => ops.where(nan, x, 0).dataSync(), 'NON_FINITE', /NaN/],
     ['two dtypes', () => ops.where(x, x, i32 as never), 'DTYPE', /^\[where\] b must be f32 like a, got i32/],
     [
       'limits the wrong way round',

@@ -224,7 +224,7 @@ describe('use', () => {
 })
 
 test.skipIf(!built)('a model that has moved is an error of its EMA, and stays as it is', () => {
-  const model = new Net()
+  const model = new Net().to('cpu')
   using ema = new EMA(model)
   model.to('cuda')
   const before = parameters(model)
