@@ -79,7 +79,7 @@ export class Node {
     this.hooks = recording.outputs.map(() => [])
     this.outputs = recording.outputs.map(({ shape, dtype, device }) => ({ shape, dtype, device }))
     const edges = recording.inputs.map((input) => (input?.requiresGrad ? edgeTo(input) : null))
-    this.edges = [...edges, ...(recording.beside ?? [])]
+    this.edges = recording.beside ? [...edges, ...recording.beside] : edges
     this.#saved = (recording.saved ?? []).map((entry) => {
       const handle = typeof entry === 'number' ? entry : handleOf(entry)
       if (typeof entry !== 'number') native.retain(handle)
@@ -151,8 +151,8 @@ export const willRecord = (...inputs: readonly (Tensor | null | undefined)[]): b
 
 /** Records an op on the tape. If no gradient goes on from it, releases the handles in `saved` instead. */
 export function record(recording: Recording): void {
-  const { inputs, beside = [] } = recording
-  if (!willRecord(...inputs) && !(isGradEnabled() && beside.length > 0)) {
+  const { inputs, beside } = recording
+  if (!willRecord(...inputs) && !(beside?.length && isGradEnabled())) {
     for (const entry of recording.saved ?? []) if (typeof entry === 'number') native.release(entry)
     return
   }

@@ -1,6 +1,6 @@
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
-import { afterEach, describe, expect, test } from 'vitest'
+import { describe, expect, test } from 'vitest'
 import {
   AdamW,
   type ComputeDType,
@@ -27,20 +27,13 @@ import {
   zeros,
 } from '../lib/index.js'
 import { useEmulator } from './support/emulator.js'
+import { disposeOwned, own, owned } from './support/owned.js'
 
 // A step in a CUDA graph vs. the same step run repeatedly. The GPU is the emulator (npm run build:simt) unless
 // ST_MOE_CUDA_LIBRARY names another plugin.
 
 const built = useEmulator()
 const bits = (x: Tensor): string => Buffer.from(x.dataSync().buffer).toString('hex')
-const owned: { dispose(): void }[] = []
-const own = <T extends { dispose(): void }>(value: T): T => {
-  owned.push(value)
-  return value
-}
-afterEach(() => {
-  for (const value of owned.splice(0)) value.dispose()
-})
 
 interface Training {
   parameters: Parameter[]
@@ -203,7 +196,7 @@ describe.skipIf(!built)('on a GPU', () => {
         })
       }
       const state = left(t)
-      for (const value of owned.splice(0)) value.dispose()
+      disposeOwned()
       return { seen, state }
     }
     expect(run(true)).toEqual(run(false))
@@ -281,7 +274,7 @@ describe.skipIf(!built)('on a GPU', () => {
     const held = used().bytes
     step.dispose()
     expect(used().bytes).toBeLessThan(held)
-    for (const value of owned.splice(0)) value.dispose()
+    disposeOwned()
     expect(used().bytes).toBe(before.bytes)
     expect(used().tensors).toBe(before.tensors)
   })
@@ -334,7 +327,7 @@ describe.skipIf(!built)('on a GPU', () => {
     }
     test.each(attempts)('%s', (_, attempt, message) => {
       const eager = loop(training('cuda', 'bf16'), 2, false)
-      for (const value of owned.splice(0)) value.dispose()
+      disposeOwned()
       const t = training('cuda', 'bf16')
       const before = memory().devices['cuda:0'].tensors
       expect(() => captureStep(() => attempt(t), { device: 'cuda' })).toThrow(message)

@@ -1,4 +1,4 @@
-import { afterEach, describe, expect, test } from 'vitest'
+import { describe, expect, test } from 'vitest'
 import {
   captureStep,
   type Device,
@@ -17,19 +17,12 @@ import {
 } from '../lib/index.js'
 import { useEmulator } from './support/emulator.js'
 import { listOf, values } from './support/numbers.js'
+import { own } from './support/owned.js'
 
 // The load that updateExpertBias evens out. The GPU is the emulator (npm run build:simt) unless ST_MOE_CUDA_LIBRARY names
 // another plugin.
 
 const built = useEmulator()
-const owned: { dispose(): void }[] = []
-const own = <T extends { dispose(): void }>(value: T): T => {
-  owned.push(value)
-  return value
-}
-afterEach(() => {
-  for (const value of owned.splice(0)) value.dispose()
-})
 
 /** Expert 0 gets the tokens above 0, expert 1 the others. */
 function layer(options?: Partial<MoEOptions>): MoE {

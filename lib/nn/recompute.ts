@@ -189,7 +189,7 @@ class BlockHook {
   #remove: () => void
 
   constructor(handle: HookHandle, fn: object) {
-    this.#source = `${fn}`
+    this.#source = textOf(fn)
     this.#remove = handle.remove
     handle.remove = () => this.remove()
   }
@@ -201,7 +201,7 @@ class BlockHook {
 
   /** Whether the block has registered `fn` in the same place: each forward makes a function of its own. */
   isFrom(fn: object): boolean {
-    return this.#source === `${fn}`
+    return this.#source === textOf(fn)
   }
 
   /** Another forward has registered it. */
@@ -211,6 +211,9 @@ class BlockHook {
     this.isRemoved = false
   }
 }
+
+/** The source text, whatever the function says of itself. */
+const textOf = (fn: object): string => Function.prototype.toString.call(fn)
 
 /** What an inner block does is of the block around it, too. */
 const inBoth = (inner: Observer, outer: Observer | null): Observer => ({
