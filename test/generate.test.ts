@@ -20,6 +20,7 @@ import {
   tensor,
 } from '../lib/index.js'
 import { listOf, relativeError, values } from './support/numbers.js'
+import { own } from './support/owned.js'
 
 // Text of language models. Weights are those of the initialization, with a head that has preferences.
 
@@ -33,17 +34,19 @@ const length = emulated ? 20 : 36
 
 function made(sizes: LanguageModelSizes = {}): LanguageModel {
   manualSeed(5)
-  const model = new LanguageModel({ tokenizer, ...small, ...sizes })
+  const model = own(new LanguageModel({ tokenizer, ...small, ...sizes }))
   scope(() => model.head.weight.copyFrom(model.head.weight.detach().mul(6)))
   return model.eval()
 }
 
 /** A model whose tokenizer encodes every text as `tokens`. */
 const encoding = (tokens: unknown) =>
-  new LanguageModel({
-    ...small,
-    tokenizer: { size: 3, encode: () => tokens as Int32Array, decoder: () => tokenizer.decoder() },
-  })
+  own(
+    new LanguageModel({
+      ...small,
+      tokenizer: { size: 3, encode: () => tokens as Int32Array, decoder: () => tokenizer.decoder() },
+    }),
+  )
 
 async function textOf(model: LanguageModel, prompt: string, options: GenerateOptions): Promise<string> {
   let text = ''
@@ -357,8 +360,8 @@ describe('a folder', () => {
 
   test('is not made of a tokenizer that it cannot hold', async () => {
     const { size } = tokenizer
-    const own = { size, encode: (text: string) => tokenizer.encode(text), decoder: () => tokenizer.decoder() }
-    using model = new LanguageModel({ ...small, tokenizer: own })
+    const foreign = { size, encode: (text: string) => tokenizer.encode(text), decoder: () => tokenizer.decoder() }
+    using model = new LanguageModel({ ...small, tokenizer: foreign })
     expect(await textOf(model, 'abc', { maxTokens: 5 })).toHaveLength(5)
     await expect(saveLanguageModel(join(folder, 'own'), model)).rejects.toThrow(/a tokenizer of this package/)
   })
