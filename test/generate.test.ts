@@ -140,6 +140,7 @@ describe('a text', () => {
     const two = [model.generate('abc', { maxTokens: 30 }), model.generate('xyz', { maxTokens: 30, seed: 9 })]
     const got = ['', '']
     for (let i = 0; i < 30; i++) for (const [j, pieces] of two.entries()) got[j] += (await pieces.next()).value
+    for (const pieces of two) expect((await pieces.next()).done).toBe(true)
     expect(got).toEqual(wanted)
   })
 })
