@@ -12,6 +12,7 @@
  * @packageDocumentation
  */
 
+import './symbol-dispose.js' // before the classes
 import './backward.js' // methods of Tensor
 
 export { type AsyncOptions, trainStepAsync } from './async.js'

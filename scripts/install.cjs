@@ -13,7 +13,8 @@ function prebuilt() {
   if (fromSource.includes('true') || fromSource.includes('st-moe')) return false
   const loader = pathToFileURL(path.join(root, 'dist', 'addon.js'))
   const load = ['--input-type=module', '-e', `(await import(${JSON.stringify(loader)})).loadAddon()`]
-  const env = { ...process.env, PREBUILDS_ONLY: '1' }
+  const { ST_MOE_ISA: _, ...others } = process.env // which kernels to use does not decide whether it loads
+  const env = { ...others, PREBUILDS_ONLY: '1' }
   return spawnSync(process.execPath, load, { cwd: root, env, stdio: 'ignore' }).status === 0
 }
 

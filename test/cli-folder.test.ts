@@ -302,6 +302,29 @@ test.each<[string, (folder: string) => void]>([
   expect(readdirSync(at(what))).toEqual([name])
 })
 
+test.each(['report.html', 'loss.svg', 'run.json'])(
+  '%s of the user is not overwritten, and never the text',
+  async (name) => {
+    const path = join(folder, 'own', name)
+    mkdirSync(at('own'))
+    cpSync(at('book.txt'), path)
+    const own = ['train', join('own', name), '--out', 'own', ...tiny, '--steps', '2']
+    const found = name === 'run.json' ? 'a run' : name
+    expectRefused(
+      await cli(own),
+      1,
+      new RegExp(`^st-moe train: own contains ${found}: --overwrite replaces it, --out `),
+    )
+    expectRefused(
+      await cli([...own, '--overwrite']),
+      2,
+      new RegExp(`${name} is the text, and the run would replace it`),
+    )
+    expect(readFileSync(path).equals(readFileSync(at('book.txt')))).toBe(true)
+    rmSync(at('own'), { recursive: true })
+  },
+)
+
 test('a folder that cannot be read is not one without a run', async () => {
   expectRefused(await cli(['generate', 'long'.repeat(100)]), 1, /cannot read (long)+: ENAMETOOLONG/)
 })

@@ -186,6 +186,19 @@ describe('doctor', () => {
       const build = doctor('build')
       expect(build.status).toBe(1)
       expect(build.stderr).toMatch(/cannot be compiled\. Missing:\n(.*\n)*.*npm install cmake-js node-addon-api/)
+      const permission = process.allowedNodeEnvironmentFlags.has('--permission') ? '' : 'experimental-'
+      const denied = spawnSync(
+        process.execPath,
+        [
+          '--no-warnings',
+          `--${permission}permission`,
+          '--allow-fs-read=*',
+          join(installed, 'dist/cli/bin.js'),
+          'build',
+        ],
+        { encoding: 'utf8' },
+      )
+      expect(denied.stderr).toMatch(/^st-moe build: .* cannot be started: .*\n$/)
       writeFileSync(join(installed, 'book.txt'), sentences(100))
       const train = doctor('train', join(installed, 'book.txt'), '--out', join(installed, 'run'))
       expect(train.status).toBe(1)

@@ -53,15 +53,26 @@ test('CXX may have arguments', () => {
   expect(stderr).not.toMatch(/C\+\+ compiler/)
 })
 
-test.each(['false', 'sqlite3', ''])('npm_config_build_from_source=%s is not about this package', (value) => {
-  const text = 'process.env.PREBUILDS_ONLY && process.exit(0)' // stands for a prebuilt addon that loads
-  mkdirSync(join(folder, 'package/scripts'), { recursive: true })
-  mkdirSync(join(folder, 'package/dist'))
-  copyFileSync(script, join(folder, 'package/scripts/install.cjs'))
-  writeFileSync(join(folder, 'package/dist/addon.js'), text)
-  const call = { installed: join(folder, 'package/scripts/install.cjs') }
-  expect(install([], { ...call, env: { npm_config_build_from_source: value } }).status).toBe(0)
-  expect(install([], { ...call, env: { npm_config_build_from_source: 'sqlite3,st-moe' } }).status).toBe(1)
+describe('with a prebuilt addon that loads', () => {
+  /** Where loading the addon is this text. */
+  function withLoader(text: string, env: NodeJS.ProcessEnv) {
+    for (const name of ['scripts', 'dist']) mkdirSync(join(folder, 'package', name), { recursive: true })
+    const installed = join(folder, 'package/scripts/install.cjs')
+    copyFileSync(script, installed)
+    writeFileSync(join(folder, 'package/dist/addon.js'), text)
+    return install([], { installed, env }).status
+  }
+
+  test.each(['false', 'sqlite3', ''])('npm_config_build_from_source=%s is not about this package', (value) => {
+    const text = 'process.env.PREBUILDS_ONLY && process.exit(0)'
+    expect(withLoader(text, { npm_config_build_from_source: value })).toBe(0)
+    expect(withLoader(text, { npm_config_build_from_source: 'sqlite3,st-moe' })).toBe(1)
+  })
+
+  test('a wrong ST_MOE_ISA is an error of the import, not of the install', () => {
+    const text = 'process.exit(process.env.ST_MOE_ISA ? 1 : 0)'
+    expect(withLoader(text, { npm_config_build_from_source: 'false', ST_MOE_ISA: 'wrong' })).toBe(0)
+  })
 })
 
 describe('tools to compile with', () => {

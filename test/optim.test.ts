@@ -260,6 +260,18 @@ test('a step that fails updates and counts nothing', () =>
     expect(optimizer.stateDict()).toEqual({})
   }))
 
+test('a gradient that was disposed is named', () =>
+  scope(() => {
+    const parameters = [1, 2].map(() => new Parameter(tensor([1, 2])))
+    for (const p of parameters) p.grad = tensor([1, 1])
+    parameters[1].grad?.dispose()
+    const message = 'params[1].grad has been disposed'
+    expect(() => clipGradNorm(parameters, 1)).toThrow(`[clipGradNorm] ${message}`)
+    expect(() => new SGD(parameters).step()).toThrow(`[SGD.step] ${message}`)
+    const groups = parameters.map((p) => ({ params: [p] }))
+    expect(() => new AdamW(groups).step()).toThrow('[AdamW.step] groups[1].params[0].grad has been disposed')
+  }))
+
 test('AdamW brings a MoE to its target', () =>
   scope(() => {
     const moe = new MoE({ dim: 8, numExperts: 4, dtype: 'f64' })

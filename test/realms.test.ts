@@ -1,3 +1,5 @@
+import { spawnSync } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
 import { createContext, runInContext } from 'node:vm'
 import { afterEach, expect, test, vi } from 'vitest'
 import { systemName } from '../lib/addon.js'
@@ -31,6 +33,13 @@ test('promises of another realm: a scope lasts until they settle', () =>
     await scope(() => later(() => made.push(ones([3]))))
     expect(made[0].disposed).toBe(true)
   }))
+
+test('the package in a context of its own, as Jest loads it', () => {
+  const child = fileURLToPath(new URL('children/in-context.mjs', import.meta.url))
+  const flags = ['--no-warnings', '--experimental-vm-modules']
+  const { stdout, stderr } = spawnSync(process.execPath, [...flags, child], { encoding: 'utf8' })
+  expect({ stdout, stderr }).toEqual({ stdout: '5 characters, 0 tensors left\n', stderr: '' })
+})
 
 test('a property that the program has given to all objects is no option', () => {
   const before = memory().tensors

@@ -9,6 +9,7 @@ import {
   randn,
   SparseMoEBlock,
   type StateDict,
+  saveCheckpoint,
   scope,
   tensor,
   zeros,
@@ -233,7 +234,7 @@ describe('a state that does not fit', () => {
   })
 })
 
-test('two tensors of one name are an error: a state would hold one of them', () => {
+test('two tensors of one name are an error: a state would hold one of them', async () => {
   class Twice extends Module {
     readonly a = { b: new Parameter(ones([2])) }
     readonly 'a.b' = new Parameter(zeros([2]))
@@ -242,6 +243,9 @@ test('two tensors of one name are an error: a state would hold one of them', () 
   expect(() => new Twice().stateDict()).toThrow(`[Twice.stateDict] ${message}`)
   expect(() => new Twice().gradDict()).toThrow(`[Twice.gradDict] ${message}`)
   expect(() => new Twice().loadStateDict({ 'a.b': ones([2]) })).toThrow(`[Twice.loadStateDict] ${message}`)
+  await expect(saveCheckpoint('twice.safetensors', { model: new Twice(), step: 1 })).rejects.toThrow(
+    `[saveCheckpoint] ${message}`,
+  )
 })
 
 test('200,000 unknown names are one error, which names the first and their number', () => {

@@ -14,8 +14,12 @@ used before a prebuilt addon.`,
   run() {
     const script = fileURLToPath(new URL('../../scripts/install.cjs', import.meta.url))
     const env = { ...process.env, npm_config_build_from_source: 'true' }
-    const { status, error } = spawnSync(process.execPath, [script], { env, stdio: 'inherit' })
-    if (error) throw new Failure(`${process.execPath} cannot be started: ${error.message}`)
-    return status === 0 ? 0 : 1
+    try {
+      const { status, error } = spawnSync(process.execPath, [script], { env, stdio: 'inherit' })
+      if (error) throw error
+      return status === 0 ? 0 : 1
+    } catch (error) {
+      throw new Failure(`${process.execPath} cannot be started: ${(error as Error).message}`) // without permission, too
+    }
   },
 })

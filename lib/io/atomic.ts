@@ -67,7 +67,8 @@ function* replace(op: string, files: readonly NewFile[]): Routine<void> {
   }
   if (process.platform === 'win32') return // folders cannot be flushed; NTFS keeps a journal of renames
   const outcome = '; the file is replaced, but may not survive a loss of power'
-  for (const { target, text } of staged) yield* describing(op, text, outcome, syncFolder(dirname(target)))
+  const folders = new Map(staged.map(({ target, text }) => [dirname(target), text]))
+  for (const [folder, text] of folders) yield* describing(op, text, outcome, syncFolder(folder))
 }
 
 function* describing<T>(op: string, text: string, outcome: string, routine: Routine<T>): Routine<T> {

@@ -2,7 +2,7 @@ import { checkInteger, checkOptions, fail, isPlain } from '../check.js'
 import { checkpointOfLoader, type DataLoader, isDataLoader, stageLoader } from '../data/loader.js'
 import { MoeError, show } from '../errors.js'
 import { Module } from '../nn/module.js'
-import { type StateDict, stageState } from '../nn/state.js'
+import { type StateDict, stageState, stateOf } from '../nn/state.js'
 import { checkpointOfEMA, type EMA, isEMA, stageEMA } from '../optim/ema.js'
 import { checkpointOf, isOptimizer, type Optimizer, stageOptimizer } from '../optim/optimizer.js'
 import { checkpointOfSchedule, isSchedule, type Schedule, stageSchedule } from '../optim/schedule.js'
@@ -160,7 +160,7 @@ export function encodeCheckpoint(
     const saved = Object.fromEntries(kindNames.map((kind) => [listOf(kind), of(kind)])) as Saved
     const { seed, step: position } = generator
     const about: About = { step: step as number, extra, ...saved, generator: { seed, step: position } }
-    const state: StateDict = Object.assign(prefixed('model.', model.stateDict()), ...states)
+    const state: StateDict = Object.assign(prefixed('model.', stateOf(op, model)), ...states)
     return encode(op, state, { ...metadata, [aboutKey]: toJson(op, about, 'extra') })
   })
 }

@@ -19,6 +19,7 @@ import {
   type StateDict,
   type StateEntry,
   stageState,
+  stateOf,
 } from './state.js'
 
 /** The modules around the children of `module`. One that contains itself has no last parameter: an OPTION error. */
@@ -136,10 +137,7 @@ export abstract class Module {
    * ```
    */
   stateDict(): StateDict {
-    const op = `${this.constructor.name}.stateDict`
-    return scope(() =>
-      Object.fromEntries(entriesOf(op, this).map((entry) => [entry.name, readEntry(op, entry, entry.tensor)])),
-    )
+    return stateOf(`${this.constructor.name}.stateDict`, this)
   }
 
   /** Copies of the gradients under the names of the state dict; zeros if there is none. */

@@ -25,7 +25,8 @@ export interface Recomputable<A extends unknown[], R> {
  * `randn`) from the same generators, which do not advance again. Blocks nest, and can be part of a captured step.
  *
  * The block must do the same both times. It gets tensors of its inputs also within arrays and plain objects; other
- * tensors that it uses, such as parameters, must live until the backward, and parameters changed meanwhile are an error.
+ * tensors that it uses, such as parameters, must live until the backward, and parameters changed meanwhile are an error;
+ * a block in a block gets those that the outer one has made as inputs.
  * It returns a tensor, a `MoEResult`, or arrays and plain objects of these; what else is in the result, such as
  * `routing`, has no gradient. Forward hooks of modules in it run twice; {@link MoEMonitor} counts once. A hook that it
  * registers takes the place of that of the first forward.

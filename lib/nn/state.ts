@@ -4,6 +4,7 @@ import { native } from '../native.js'
 import { copyLike } from '../ops/copy.js'
 import { stridesOf } from '../ops/strided.js'
 import { boolean, type OptionsOf, reader } from '../options.js'
+import { scope } from '../scope.js'
 import { checkTensor, handleOf, isTensor, type Tensor, wrap } from '../tensor.js'
 import type { Module } from './module.js'
 
@@ -59,6 +60,12 @@ export function entriesOf(op: string, module: Module): StateEntry[] {
   }
   return [...entries.values()]
 }
+
+/** Copies of all that the state of a module holds, in the surrounding scope. */
+export const stateOf = (op: string, module: Module): StateDict =>
+  scope(() =>
+    Object.fromEntries(entriesOf(op, module).map((entry) => [entry.name, readEntry(op, entry, entry.tensor)])),
+  )
 
 /**
  * Checks a state for a module, and makes what needs memory in the surrounding scope. The function that it returns writes

@@ -7,7 +7,7 @@ import { type Handle, native } from '../native.js'
 import { Parameter } from '../nn/parameter.js'
 import { handleList, norm } from '../norm.js'
 import { boolean, type OptionsOf, oneOf, reader } from '../options.js'
-import { handleOf, type Tensor, wrap } from '../tensor.js'
+import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
 
 const clipOptions = {
   /** 'throw': a non-finite norm is a NON_FINITE error. Default 'propagate'. */
@@ -62,11 +62,12 @@ export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, optio
   else if (onNonFinite === 'throw') fail('OPTION', op, "onNonFinite 'throw' must wait for the norm, got wait: false")
   const grads = new Map<Device, Handle[]>()
   const seen = new Set<Parameter>()
-  for (const parameter of params) {
+  for (const [i, parameter] of Array.from(params).entries()) {
     if (!(parameter instanceof Parameter)) fail('OPTION', op, `params must hold Parameters, got ${show(parameter)}`)
     const { grad } = parameter
     if (!grad || seen.has(parameter)) continue
     seen.add(parameter)
+    checkTensor(op, `params[${i}].grad`, grad)
     const here = grads.get(grad.device)
     if (here) here.push(handleOf(grad))
     else grads.set(grad.device, [handleOf(grad)])

@@ -11,7 +11,7 @@ import { copyLike } from '../ops/copy.js'
 import { type OptionsOf, oneOf, reader } from '../options.js'
 import type { Recorder, ReplayRow } from '../recorder.js'
 import { allOrNone, keep, scope } from '../scope.js'
-import { handleOf, type Tensor } from '../tensor.js'
+import { checkTensor, handleOf, type Tensor } from '../tensor.js'
 import {
   misfits,
   type OptimizerParameters,
@@ -162,10 +162,11 @@ export abstract class Optimizer<O extends object = object> {
   /** The parameters that have a gradient. */
   #due(op: string): Due<O>[] {
     return this.groups.flatMap((group, i) => {
-      const options = this.#check(op, group, prefixOf(i, this.groups.length))
-      return group.params.flatMap((parameter) => {
+      const prefix = prefixOf(i, this.groups.length)
+      const options = this.#check(op, group, prefix)
+      return group.params.flatMap((parameter, j) => {
         const { grad } = parameter
-        return grad ? [{ parameter, grad, options, group }] : []
+        return grad ? [{ parameter, grad: checkTensor(op, `${prefix}params[${j}].grad`, grad), options, group }] : []
       })
     })
   }

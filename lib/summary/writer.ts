@@ -175,10 +175,11 @@ function histogramOf(op: string, values: ArrayLike<number>, bins: number): Uint8
     sum += value
     squares += value * value
   }
-  const width = (most - least) / bins || 1
+  const half = (most / 2 - least / 2) / bins || 0.5 // of a bucket's width: twice as much may overflow
   const counts = new Array<number>(bins).fill(0)
-  for (let i = 0; i < values.length; i++) counts[Math.min(bins - 1, Math.floor((values[i] - least) / width))]++
-  const limits = counts.map((_, i) => (i === bins - 1 ? Math.max(most, least + width * bins) : least + width * (i + 1)))
+  for (let i = 0; i < values.length; i++) counts[Math.min(bins - 1, Math.floor((values[i] / 2 - least / 2) / half))]++
+  const limits = counts.map((_, i) => (least / 2 + half * (i + 1)) * 2)
+  limits[bins - 1] = Math.max(most, limits[bins - 1])
   const totals = [least, most, values.length, sum, squares].map((value, i) => doubleField(i + 1, value))
   return [...totals, doublesField(6, limits), doublesField(7, counts)]
 }

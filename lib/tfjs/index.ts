@@ -5,6 +5,7 @@
  * @packageDocumentation
  */
 
+import '../symbol-dispose.js' // before the classes
 import * as tf from '@tensorflow/tfjs'
 import { fail, showShape } from '../check.js'
 import { tensor } from '../create.js'

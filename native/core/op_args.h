@@ -130,6 +130,7 @@ struct Element {
 #define FLAG(name, ...) int32_t name __VA_ARGS__;
 #define KIND(name, type, count, ...) type name __VA_ARGS__;
 #define BATCH() static constexpr bool is_batch = true;
+#define TAKES_MEMORY() static constexpr bool takes_memory = true;
 #define FIELD(type, ...) type __VA_ARGS__;
 #define END \
   }         \

@@ -1,5 +1,6 @@
 #include "core/op_fields.h"
 
+#include <algorithm>
 #include <cctype>
 #include <cstdlib>
 #include <cstring>
@@ -189,6 +190,7 @@ OpInfo describe(const char* name, bool by_hand) {
                   sizeof(Args),
                   run_op<Args, op>,
                   is_batch<Args>,
+                  requires { Args::takes_memory; },
                   [](void* args, const Backend& backend) { apply_rules(*static_cast<Args*>(args), backend); },
                   factors_function<Args>()},
                  std::begin(fields), std::end(fields));
@@ -206,6 +208,10 @@ const std::vector<OpInfo>& declared_ops() {
     return made;
   }();
   return ops;
+}
+
+bool takes_memory(OpFunction op) {
+  return std::ranges::any_of(declared_ops(), [op](const OpInfo& info) { return info.takes_memory && info.run == op; });
 }
 
 Shape known_shape(const Field& field, const void* args) {

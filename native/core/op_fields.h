@@ -71,11 +71,6 @@ Status run_op(const OpTable& table, const Context& ctx, const void* args, int64_
     return (table.*op)(ctx, *static_cast<const Args*>(args));
 }
 
-// Whether an op that makes no tensor takes memory while it runs: the others cannot fail.
-inline bool takes_memory(OpFunction op) {
-  return op == run_op<AdafactorArgs, &OpTable::adafactor>;
-}
-
 struct OpInfo {
   const char* name;
   std::string js_name;
@@ -85,11 +80,13 @@ struct OpInfo {
   size_t args_size;
   OpFunction run;
   bool takes_batch;                                 // else `count` is 1
+  bool takes_memory;                                // and makes no tensor
   void (*apply_rules)(void* args, const Backend&);  // of op_rules.h
   FactorList (*factors)(const void* args);          // of optimizers.h; null for other ops
 };
 
 const std::vector<OpInfo>& declared_ops();
+bool takes_memory(OpFunction op);  // as declared
 
 template <class T>
 T& member(void* args, size_t offset) {

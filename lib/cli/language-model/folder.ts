@@ -1,11 +1,13 @@
-import { join } from 'node:path'
+import { lstatSync } from 'node:fs'
+import { basename, join } from 'node:path'
 import { type Checkpoint, MoeError } from '../../index.js'
 import { writeAtomicSync } from '../../io/atomic.js'
 import { makeFolder } from '../../io/make-folder.js'
-import { holdsRun, holdsSave, saveRun } from '../../language-model/folder.js'
+import { checkpointIn, descriptionIn, holdsRun, holdsSave, saveRun } from '../../language-model/folder.js'
 import { asFailure, Failure } from '../errors.js'
 import { note } from '../output.js'
 import { type Lock, takeLock } from './lock.js'
+import { reportFiles } from './report.js'
 import type { SavedRun } from './saved-run.js'
 
 /** The folder of a run, locked for writing by this process. */
@@ -27,6 +29,14 @@ export class RunFolder {
     const { missing } = this.#lock
     if (missing) note(`${path} cannot be locked (${missing}): make sure that no other process trains there`)
     process.once('exit', this.#unlock)
+  }
+
+  /** The names of the files there that a run would replace. */
+  get files(): string[] {
+    return [checkpointIn, descriptionIn]
+      .map((pathIn) => basename(pathIn(this.path)))
+      .concat(reportFiles)
+      .filter((name) => lstatSync(join(this.path, name), { throwIfNoEntry: false }))
   }
 
   get holdsRun(): boolean {

@@ -22,21 +22,22 @@ export interface RunSummary {
   configuration: readonly (readonly [string, string])[]
 }
 
-export interface Report {
-  html: string
-  /** Files by name. */
-  charts: Record<string, string>
+const charts: Record<string, (run: RunSummary) => Markup> = {
+  'loss.svg': lossChart,
+  'expert-load.svg': expertLoadChart,
+  'dropped.svg': droppedChart,
 }
 
-export function makeReport(run: RunSummary): Report {
-  const { history, steps } = run
-  const charts = {
-    'loss.svg': lossChart(run),
-    'expert-load.svg': expertLoadChart({ history, preferred: run.preferred, steps }),
-    'dropped.svg': droppedChart(run),
-  }
-  const texts = Object.entries(charts).map(([name, chart]) => [name, String(chart)])
-  return { html: String(page(run, charts)), charts: Object.fromEntries(texts) }
+const pageName = 'report.html'
+
+/** The names of the files of a report. */
+export const reportFiles = [pageName, ...Object.keys(charts)]
+
+/** The files of a report, by name. */
+export function makeReport(run: RunSummary): Record<string, string> {
+  const drawn = Object.fromEntries(Object.entries(charts).map(([name, draw]) => [name, draw(run)]))
+  const texts = Object.entries({ [pageName]: page(run, drawn), ...drawn }).map(([name, text]) => [name, String(text)])
+  return Object.fromEntries(texts)
 }
 
 function lossChart({ history, ngrams, steps }: RunSummary): Markup {

@@ -1,3 +1,5 @@
+import { statSync } from 'node:fs'
+import { join } from 'node:path'
 import { setImmediate } from 'node:timers/promises'
 import {
   type AdamW,
@@ -62,6 +64,12 @@ function checkResumed(out: string, sizes: Sizes, V: number, id: string | undefin
   } catch (error) {
     throw asFailure(error)
   }
+}
+
+/** Whether two paths lead to one file. */
+function isSame(a: string, b: string): boolean {
+  const [one, other] = [a, b].map((path) => statSync(path, { bigint: true, throwIfNoEntry: false }))
+  return one !== undefined && one.ino === other?.ino && one.dev === other.dev
 }
 
 /** The flags that the memory depends on. */
@@ -133,13 +141,17 @@ export class Run {
     return { about: aboutRun(path, this.#options, this.#corpus.name, this.#history), history: this.#history }
   }
 
-  /** Starts a new run. Only with `overwrite`, its first save replaces an earlier run in the folder. */
+  /** Starts a new run. Only with `overwrite`, its first save replaces files of the folder, such as an earlier run. */
   start(overwrite: boolean): void {
-    const { path, holdsRun, holdsSave } = this.#folder
-    if (holdsRun && !overwrite)
+    const { path, holdsRun, holdsSave, files } = this.#folder
+    if (files.length > 0 && !overwrite) {
+      const found = holdsRun ? 'a run' : files[0]
       throw new Failure(
-        `${path} contains a run: ${holdsSave ? '--resume continues it, ' : ''}--overwrite replaces it, --out selects another folder`,
+        `${path} contains ${found}: ${holdsSave ? '--resume continues it, ' : ''}--overwrite replaces it, --out selects another folder`,
       )
+    }
+    if (files.some((name) => isSame(join(path, name), this.#textPath)))
+      throw new UsageError(`${this.#textPath} is the text, and the run would replace it: --out selects another folder`)
     this.#recordConstants()
   }
 
@@ -261,8 +273,7 @@ export class Run {
       step: this.#step,
       extra: { history: this.#history },
     })
-    const { html, charts } = makeReport(await this.#summary())
-    this.#folder.write({ 'report.html': html, ...charts })
+    this.#folder.write(makeReport(await this.#summary()))
   }
 
   async #summary(): Promise<RunSummary> {
