@@ -70,7 +70,7 @@ bool RecordedOp::makes_tensors() const {
 }
 
 bool RecordedOp::can_fail() const {
-  return makes_tensors() || takes_memory(function_);
+  return makes_tensors() || op_of(function_).takes_memory;
 }
 
 // An op that makes no tensor changes all or nothing. What others update is of this call, or a cache of attention, in

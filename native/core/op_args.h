@@ -34,6 +34,8 @@ struct Batch {
 template <class Args>
 inline constexpr bool is_batch = requires { Args::is_batch; };
 template <class Args>
+inline constexpr bool takes_memory = requires { Args::takes_memory; };
+template <class Args>
 using Given = std::conditional_t<is_batch<Args>, Batch<Args>, Args>;
 
 template <class Args>

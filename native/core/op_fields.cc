@@ -190,7 +190,7 @@ OpInfo describe(const char* name, bool by_hand) {
                   sizeof(Args),
                   run_op<Args, op>,
                   is_batch<Args>,
-                  requires { Args::takes_memory; },
+                  takes_memory<Args>,
                   [](void* args, const Backend& backend) { apply_rules(*static_cast<Args*>(args), backend); },
                   factors_function<Args>()},
                  std::begin(fields), std::end(fields));
@@ -210,8 +210,8 @@ const std::vector<OpInfo>& declared_ops() {
   return ops;
 }
 
-bool takes_memory(OpFunction op) {
-  return std::ranges::any_of(declared_ops(), [op](const OpInfo& info) { return info.takes_memory && info.run == op; });
+const OpInfo& op_of(OpFunction run) {
+  return *std::ranges::find(declared_ops(), run, &OpInfo::run);
 }
 
 Shape known_shape(const Field& field, const void* args) {

@@ -86,7 +86,7 @@ struct OpInfo {
 };
 
 const std::vector<OpInfo>& declared_ops();
-bool takes_memory(OpFunction op);  // as declared
+const OpInfo& op_of(OpFunction run);
 
 template <class T>
 T& member(void* args, size_t offset) {
