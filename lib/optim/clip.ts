@@ -62,7 +62,9 @@ export function clipGradNorm(params: Iterable<Parameter>, maxNorm: number, optio
   else if (onNonFinite === 'throw') fail('OPTION', op, "onNonFinite 'throw' must wait for the norm, got wait: false")
   const grads = new Map<Device, Handle[]>()
   const seen = new Set<Parameter>()
-  for (const [i, parameter] of Array.from(params).entries()) {
+  let i = -1
+  for (const parameter of params) {
+    i++
     if (!(parameter instanceof Parameter)) fail('OPTION', op, `params must hold Parameters, got ${show(parameter)}`)
     const { grad } = parameter
     if (!grad || seen.has(parameter)) continue

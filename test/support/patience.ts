@@ -1,5 +1,5 @@
 /**
- * Milliseconds after which a program counts as hanging. Far above what any takes, also where others want the same
+ * Milliseconds after which a program counts as hanging. Far above what any takes, also where many others want the same
  * cores: this is no measurement.
  */
-export const patience = 8 * 60_000
+export const patience = 20 * 60_000
