@@ -325,6 +325,15 @@ test.each(['report.html', 'loss.svg', 'run.json'])(
   },
 )
 
+test('a resumed run does not replace its text either', async () => {
+  await succeeded(train('moved', '--steps', '2'))
+  const path = join(folder, 'moved', 'report.html')
+  cpSync(at('book.txt'), path)
+  const resumed = await cli(['train', path, '--resume', '--out', 'moved', '--steps', '4'])
+  expectRefused(resumed, 2, /report\.html is the text, and the run would replace it/)
+  expect(readFileSync(path).equals(readFileSync(at('book.txt')))).toBe(true)
+})
+
 test('a folder that cannot be read is not one without a run', async () => {
   expectRefused(await cli(['generate', 'long'.repeat(100)]), 1, /cannot read (long)+: ENAMETOOLONG/)
 })

@@ -1,10 +1,9 @@
-import { spawnSync } from 'node:child_process'
-import { fileURLToPath } from 'node:url'
 import { createContext, runInContext } from 'node:vm'
 import { afterEach, expect, test, vi } from 'vitest'
 import { systemName } from '../lib/addon.js'
 import { devices, Linear, MoE, memory, ones, scope, type Tensor, tensor } from '../lib/index.js'
 import { expectNoLeakAsync, values } from './support/baseline.js'
+import { runChild } from './support/child.js'
 
 // What a program may have from another realm, such as that of a test runner, or have changed in its own.
 
@@ -34,11 +33,10 @@ test('promises of another realm: a scope lasts until they settle', () =>
     expect(made[0].disposed).toBe(true)
   }))
 
-test('the package in a context of its own, as Jest loads it', () => {
-  const child = fileURLToPath(new URL('children/in-context.mjs', import.meta.url))
-  const flags = ['--no-warnings', '--experimental-vm-modules']
-  const { stdout, stderr } = spawnSync(process.execPath, [...flags, child], { encoding: 'utf8' })
-  expect({ stdout, stderr }).toEqual({ stdout: '5 characters, 0 tensors left\n', stderr: '' })
+test('the package in a context of its own, as Jest loads it', async () => {
+  const nodeArgs = ['--no-warnings', '--experimental-vm-modules']
+  const { stdout, stderr, code } = await runChild('in-context.mjs', [], { nodeArgs })
+  expect({ stdout, stderr, code }).toEqual({ stdout: '5 characters, 0 tensors left\n', stderr: '', code: 0 })
 })
 
 test('a property that the program has given to all objects is no option', () => {

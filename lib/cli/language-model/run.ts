@@ -150,13 +150,20 @@ export class Run {
         `${path} contains ${found}: ${holdsSave ? '--resume continues it, ' : ''}--overwrite replaces it, --out selects another folder`,
       )
     }
+    this.#checkText()
+    this.#recordConstants()
+  }
+
+  /** A run never replaces its text. */
+  #checkText(): void {
+    const { path, files } = this.#folder
     if (files.some((name) => isSame(join(path, name), this.#textPath)))
       throw new UsageError(`${this.#textPath} is the text, and the run would replace it: --out selects another folder`)
-    this.#recordConstants()
   }
 
   /** Continues from the checkpoint. */
   async resume(): Promise<void> {
+    this.#checkText()
     const { path } = this.#folder
     const { steps } = this.#options
     const targets = { model: this.#model, optimizer: this.#optimizer, generator: this.#generator }
