@@ -116,20 +116,43 @@ describe('progress', () => {
     vi.useRealTimers()
   })
 
-  test('says how long the steps that are left take at the pace of those done', () => {
+  /** What 40 steps of 8 s write to an output. */
+  function shown(isTTY: boolean, columns: number): string {
     vi.useFakeTimers({ toFake: ['performance'] })
     let text = ''
     const write = (more: unknown) => {
       text += more
       return true
     }
-    const report = textProgress({ isTTY: false, columns: 80, write } as NodeJS.WriteStream)
+    const report = textProgress({ isTTY, columns, write } as NodeJS.WriteStream)
     for (let step = 1; step <= 40; step++) {
       vi.advanceTimersByTime(8000)
       report({ event: 'step', step, steps: 40, loss: 1, dropped: 0, learningRate: 1e-3, load: [] })
     }
+    return text
+  }
+
+  test('says how long the steps that are left take at the pace of those done', () => {
+    const text = shown(false, 80)
     const left = new Map([...text.matchAll(/ (\d+)\/40 .* (\d+:\d\d) left$/gm)].map(([, step, time]) => [+step, time]))
     expect([2, 25, 39, 40].map((step) => left.get(step))).toEqual(['5:04', '2:00', '0:08', '0:00'])
+  })
+
+  test.each([
+    [200, '██████████░░░░░░░░░░ 20/40  loss 1.000  0 char/s  0.0 % dropped  2:40 left'],
+    [0, '██████████░░░░░░░░░░ 20/40  loss 1.000  0 char/s  0.0 % dropped  2:40 left'], // a width that is not known
+    [66, '█████░░░░░░ 20/40  loss 1.000  0 char/s  0.0 % dropped  2:40 left'],
+    [50, '█████░░░░░ 20/40  loss 1.000  0 char/s  2:40 left'],
+    [40, '20/40  loss 1.000  0 char/s  2:40 left'],
+    [30, '20/40  loss 1.000  2:40 left'],
+    [20, '20/40  loss 1.000'],
+    [9, '20/40'],
+    [4, '20/'],
+  ])('is one line of a terminal of %d columns', (columns, line) => {
+    const lines = shown(true, columns).split('\r\x1b[2K')
+    expect(lines).toContain(line)
+    expect(Math.max(...lines.map(({ length }) => length))).toBeLessThan(columns || 80)
+    expect(lines.join('')).not.toContain('\n')
   })
 })
 
