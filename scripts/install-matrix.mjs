@@ -1,11 +1,11 @@
 // Installs the packages of scripts/pack.mjs on each runtime as users do, trains a layer with them, and runs `st-moe
 // doctor`: without network or compiler, and with only the runtime and the basic programs that installers call in PATH.
 //
-//   node scripts/install-matrix.mjs [--quick] [--compile] [--emulate] [--only TEXT]
+//   node scripts/install-matrix.mjs [--quick] [--compile] [--emulate] [--electron FILE] [--only TEXT]
 //
 // --quick: Node 20 and Bun, npm and pnpm. --compile: also from source. --emulate: also Node for the
-// other systems of emulators.mjs.
-// --only: cases whose name contains TEXT. The tools are packages of the npm registry and stay in build/matrix.
+// other systems of emulators.mjs. --electron: also the program of Electron in FILE, which npm's package downloads from
+// elsewhere. --only: cases whose name contains TEXT. The tools are packages of the npm registry and stay in build/matrix.
 import { execFileSync, spawnSync } from 'node:child_process'
 import {
   existsSync,
@@ -23,6 +23,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { emulators, lackOf, nodeOf, runOn } from './emulators.mjs'
+import { files } from './install-matrix-files.mjs'
 import { systemOf, targets } from './targets.mjs'
 
 const { values: options } = parseArgs({
@@ -30,6 +31,7 @@ const { values: options } = parseArgs({
     quick: { type: 'boolean' },
     compile: { type: 'boolean' },
     emulate: { type: 'boolean' },
+    electron: { type: 'string' },
     only: { type: 'string', default: '' },
   },
 })
@@ -112,52 +114,6 @@ function fetchTools() {
 }
 
 // --- The projects ---
-
-const train = `
-manualSeed(1)
-const moe = new MoE({ dim: 8, numExperts: 4, gatingTopN: 2 })
-const optimizer = new AdamW(moe.parameters(), { lr: 1e-2 })
-const x = randn([2, 16, 8])
-let [first, last, all] = [0, 0, 'losses']
-for (let step = 0; step < 5; step++) {
-  last = scope(() => {
-    const { outputs, totalAuxLoss } = moe.forward(x)
-    const loss = outputs.sub(x).square().mean().add(totalAuxLoss)
-    loss.backward()
-    optimizer.step()
-    optimizer.zeroGrad()
-    return loss.item()
-  })
-  if (step === 0) first = last
-  all += ' ' + last
-}
-if (!(last < first)) throw new Error('the loss does not fall: ' + all)
-moe.forwardAsync(x).then(({ outputs }) => console.log('shape ' + outputs.shape + '\\n' + all))
-`
-const names = '{ AdamW, MoE, manualSeed, randn, scope }'
-const files = {
-  'main.cjs': `const ${names} = require('st-moe')\n${train}`,
-  'main.mjs': `import ${names} from 'st-moe'\n${train}`,
-  'worker.mjs': `import { Worker } from 'node:worker_threads'\nnew Worker(new URL('./main.mjs', import.meta.url))\n`,
-  'typed-module.mts': `import ${names} from 'st-moe'\n${train}`,
-  'typed-common.cts': `import moe = require('st-moe')\nconst loss: number = moe.ones([2]).sum().item()\nconsole.log(loss)\n`,
-  'tsconfig.json': JSON.stringify({
-    compilerOptions: {
-      strict: true,
-      exactOptionalPropertyTypes: true,
-      noUncheckedIndexedAccess: true,
-      noPropertyAccessFromIndexSignature: true,
-      skipLibCheck: false,
-      isolatedModules: true,
-      verbatimModuleSyntax: true,
-      module: 'nodenext',
-      target: 'es2022',
-      lib: ['es2023', 'esnext.disposable'],
-      types: ['node'],
-    },
-    files: ['typed-module.mts', 'typed-common.cts'],
-  }),
-}
 
 /** How a program is started: the file, and what has to make it. */
 const uses = {
@@ -260,6 +216,7 @@ function makeProject(name, installer, dependency) {
   const manifest = {
     name: 'project',
     private: true,
+    main: 'electron.mjs',
     dependencies: { 'st-moe': file(tarball), ...needed },
     optionalDependencies: optional,
     resolutions: { ...needed, ...optional },
@@ -358,6 +315,25 @@ async function emulate(target, dependency) {
   check(`${target}: doctor`, { ok: ok && report.healthy && report.addon.includes(target), output })
 }
 
+/** In each kind of process of an app. */
+function electron(program, dependency) {
+  const folder = makeProject('electron', installers['npm without scripts'], dependency)
+  const npm = [toolFile('npm', 'bin/npm-cli.js'), ...installers['npm without scripts'].args]
+  const here = { cwd: folder, PATH: process.env.PATH }
+  if (!check('electron: install', run(process.execPath, npm, here))) return
+  // Linux: a screen in memory, whose files must be in a folder without spaces; no sandbox, which root cannot have; a
+  // locale, without which the path of a preload script must be ASCII.
+  const [command, ...flags] = platform === 'linux' ? ['xvfb-run', '-a', program, '--no-sandbox'] : [program]
+  for (const use of ['main', 'worker', 'utility', 'preload'])
+    check(
+      `electron: ${use}`,
+      trained(run(command, [...flags, '.', use], { ...here, env: { TMPDIR: tmpdir(), LANG: 'C.UTF-8' } })),
+    )
+  const doctor = [path.join('node_modules/st-moe', bin['st-moe']), 'doctor', '--json']
+  const env = { ELECTRON_RUN_AS_NODE: '1' }
+  check('electron: doctor', healthy(run(program, doctor, { ...here, env }), folder))
+}
+
 /** From source, with the tools of this machine: what the tarball holds must be enough. */
 function compile(dependency) {
   const folder = makeProject('compile', installers['npm without scripts'], dependency)
@@ -391,6 +367,7 @@ const wanted = (name) => name.includes(options.only)
 if (wanted('package')) checkPackage()
 for (const name of chosenInstallers.filter(wanted)) install(name, dependency)
 if (options.emulate) for (const target of Object.keys(emulators).filter(wanted)) await emulate(target, dependency)
+if (options.electron && wanted('electron')) electron(path.resolve(options.electron), dependency)
 if (options.compile && wanted('compile')) compile(dependency)
 console.log(`${passed} passed, ${failed} failed${skipped ? `, ${skipped} skipped` : ''}`)
 if (failed > 0 || passed === 0) process.exitCode = 1

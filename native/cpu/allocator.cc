@@ -14,7 +14,6 @@ constexpr size_t kFineStep = 64, kFineLimit = 4096;  // multiples of 64 bytes up
 constexpr int kFineClasses = kFineLimit / kFineStep;
 constexpr int kStepsPerOctave = 8;  // above: wastes at most 1/8 of a block
 constexpr int kClasses = kFineClasses + (46 - 12) * kStepsPerOctave;
-constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kHugeScratch = size_t{512} << 10;   // from this size on, scratch memory is at least one huge page
 constexpr size_t kCheckedLimit = size_t{256} << 20;  // from this size on, checks that the system has as much
 constexpr size_t kCacheLimit = size_t{2} << 30, kCacheFloor = size_t{64} << 20;
@@ -46,9 +45,8 @@ SizeClass scratch_class(size_t bytes) {
   return size_class(kCaching && bytes >= kHugeScratch && bytes < kHugePage ? kHugePage : bytes);
 }
 
-void* system_allocate(size_t bytes) {
-  if (bytes >= kCheckedLimit && bytes > available_bytes()) return nullptr;
-  return bytes >= kHugePage ? aligned_allocate(kHugePage, bytes, true) : aligned_allocate(64, bytes, false);
+void* checked_allocate(size_t bytes) {
+  return bytes >= kCheckedLimit && bytes > available_bytes() ? nullptr : system_allocate(bytes);
 }
 
 size_t cache_limit() {
@@ -130,7 +128,7 @@ class Cache {
   static void release(Block* block) {
     while (block) {
       Block* next = block->next;
-      aligned_release(block);
+      system_release(block, block->bytes);
       block = next;
     }
   }
@@ -149,18 +147,18 @@ Cache& cache() {
 }
 
 void* allocate_class(SizeClass size) {
-  if (!kCaching) return system_allocate(size.bytes);
+  if (!kCaching) return checked_allocate(size.bytes);
   if (void* data = cache().take(size)) return data;
-  if (void* data = system_allocate(size.bytes)) return data;
+  if (void* data = checked_allocate(size.bytes)) return data;
   cache().trim();
-  return system_allocate(size.bytes);
+  return checked_allocate(size.bytes);
 }
 
 void release_class(void* data, SizeClass size) {
   if (kCaching) {
     cache().give(data, size);
   } else {
-    aligned_release(data);
+    system_release(data, size.bytes);
   }
 }
 

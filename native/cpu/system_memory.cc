@@ -9,16 +9,16 @@
 #include <malloc.h>
 #include <windows.h>
 #else
-#include <unistd.h>
-#endif
-#if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace st_moe::cpu {
-#if defined(__linux__)
 namespace {
 
+constexpr size_t kBlockAlignment = 64;
+
+#if defined(__linux__)
 int64_t least(int64_t a, int64_t b) {
   return a < 0 ? b : b < 0 ? a : a < b ? a : b;
 }
@@ -30,9 +30,35 @@ int64_t left_in_group(const char* limit_path, const char* usage_path, const char
   const int64_t cache = number_in(stat_path, cache_key), used = usage - (cache > 0 ? cache : 0);
   return limit > used ? limit - used : 0;
 }
+#endif
+
+#if !defined(_WIN32)
+// Large blocks are not from malloc: a program may have an allocator of its own in its place, and the one of Chromium,
+// which Electron has, ends the process where a block is aligned to 2 MB or larger than 2 GB. Under ASan all are, for
+// its checks.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kMapped = SIZE_MAX;
+#else
+constexpr size_t kMapped = kHugePage;
+#endif
+
+// Maps more than asked for, and gives back what is before the first huge page and behind the block.
+void* map_huge_pages(size_t bytes) {
+  const size_t mapped = bytes + kHugePage;
+  void* const mapping = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapping == MAP_FAILED) return nullptr;
+  const size_t before = -reinterpret_cast<uintptr_t>(mapping) % kHugePage, behind = kHugePage - before;
+  char* const data = static_cast<char*>(mapping) + before;
+  if (before > 0) munmap(mapping, before);
+  munmap(data + bytes, behind);
+#if defined(__linux__)
+  madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+  return data;
+}
+#endif
 
 }  // namespace
-#endif
 
 // Linux overcommits, and kills the process that touches the memory; a request that cannot be met must be an error
 // instead.
@@ -59,11 +85,11 @@ size_t physical_bytes() {
   return GlobalMemoryStatusEx(&status) ? static_cast<size_t>(status.ullTotalPhys) : 0;
 }
 
-void* aligned_allocate(size_t alignment, size_t bytes, bool) {
-  return _aligned_malloc(bytes, alignment);
+void* system_allocate(size_t bytes) {
+  return _aligned_malloc(bytes, kBlockAlignment);
 }
 
-void aligned_release(void* data) {
+void system_release(void* data, size_t) {
   _aligned_free(data);
 }
 
@@ -74,17 +100,18 @@ size_t physical_bytes() {
   return pages > 0 && page > 0 ? static_cast<size_t>(pages) * static_cast<size_t>(page) : 0;
 }
 
-void* aligned_allocate(size_t alignment, size_t bytes, [[maybe_unused]] bool huge) {
+void* system_allocate(size_t bytes) {
+  if (bytes >= kMapped) return map_huge_pages(bytes);
   void* data = nullptr;
-  if (posix_memalign(&data, alignment, bytes) != 0) return nullptr;
-#if defined(__linux__)
-  if (huge) madvise(data, bytes, MADV_HUGEPAGE);
-#endif
-  return data;
+  return posix_memalign(&data, kBlockAlignment, bytes) == 0 ? data : nullptr;
 }
 
-void aligned_release(void* data) {
-  std::free(data);
+void system_release(void* data, size_t bytes) {
+  if (bytes >= kMapped) {
+    munmap(data, bytes);
+  } else {
+    std::free(data);
+  }
 }
 
 #endif

@@ -6,7 +6,9 @@ namespace st_moe::cpu {
 
 size_t available_bytes();  // that the system can still provide; the largest number if unknown
 size_t physical_bytes();   // 0 if unknown
-void* aligned_allocate(size_t alignment, size_t bytes, bool huge_pages);  // null if memory is exhausted
-void aligned_release(void* data);
+
+constexpr size_t kHugePage = size_t{2} << 20;
+void* system_allocate(size_t bytes);  // null if memory is exhausted; aligned to 64 bytes; large blocks on huge pages
+void system_release(void* data, size_t bytes);
 
 }  // namespace st_moe::cpu

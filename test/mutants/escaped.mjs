@@ -123,7 +123,7 @@ export default [
   {
     name: 'cache-not-given-back',
     file: 'native/cpu/allocator.cc',
-    from: '  cache().trim();\n  return system_allocate(size.bytes);',
+    from: '  cache().trim();\n  return checked_allocate(size.bytes);',
     to: '  return nullptr;',
     breaks: 'out of memory although free blocks are kept',
     tests: ['test/out-of-memory.test.ts'],

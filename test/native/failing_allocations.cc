@@ -44,6 +44,12 @@ int failing_posix_memalign(void** data, size_t alignment, size_t bytes) {
   return fails() ? ENOMEM : posix_memalign(data, alignment, bytes);
 }
 
+void* failing_mmap(void* address, size_t bytes, int protection, int flags, int file, off_t offset) {
+  if (!fails()) return mmap(address, bytes, protection, flags, file, offset);
+  errno = ENOMEM;
+  return MAP_FAILED;
+}
+
 struct Replacement {
   const char* symbol;
   void* function;
@@ -53,6 +59,7 @@ const Replacement kReplacements[] = {
     {"_Znam", reinterpret_cast<void*>(failing_new_array)},
     {"_ZnwmSt11align_val_t", reinterpret_cast<void*>(failing_aligned_new)},
     {"posix_memalign", reinterpret_cast<void*>(failing_posix_memalign)},
+    {"mmap", reinterpret_cast<void*>(failing_mmap)},
 };
 
 struct Target {

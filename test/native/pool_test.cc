@@ -1,6 +1,8 @@
 #include "cpu/pool.h"
 
 #include <atomic>
+#include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <thread>
@@ -11,6 +13,35 @@
 
 using namespace st_moe;
 using namespace st_moe::cpu;
+
+#if !defined(_WIN32) && !defined(__SANITIZE_ADDRESS__)
+namespace {
+std::atomic<int> small_blocks{0}, large_blocks{0};
+}
+
+// In the place of the C library's, as a program's own allocator is.
+extern "C" int posix_memalign(void** data, size_t alignment, size_t bytes) {
+  ++(alignment < (size_t{2} << 20) && bytes < (size_t{2} << 20) ? small_blocks : large_blocks);
+  *data = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  return *data ? 0 : ENOMEM;
+}
+
+// The one of Chromium ends the process where a block is large.
+void test_foreign_malloc() {
+  cache_trim();
+  for (size_t bytes : {size_t{100}, size_t{1} << 20, size_t{2} << 20, size_t{5000000}, size_t{40} << 20}) {
+    auto* data = static_cast<unsigned char*>(cache_allocate(bytes));
+    check(data != nullptr, "%zu bytes are not to be had", bytes);
+    if (data) data[0] = data[bytes - 1] = 1;
+    cache_release(data, bytes);
+  }
+  cache_trim();
+  check(small_blocks > 0 && large_blocks == 0, "malloc: %d blocks below 2 MB, %d above", small_blocks.load(),
+        large_blocks.load());
+}
+#else
+void test_foreign_malloc() {}  // there is none on Windows; under ASan all blocks are its own
+#endif
 
 namespace {
 
@@ -143,6 +174,7 @@ int main() {
   test_contention();
   test_exceptions();
   test_allocator();
+  test_foreign_malloc();
   test_size_classes();
   test_allocator_threads();
   return check_result();

@@ -1,5 +1,6 @@
 // The part of vitest's interface that the suite uses, on any Node: vitest's own runner and assertions without its
 // bundler, which has no build for every system. Runs the test files that the command line names.
+import { setTimeout } from 'node:timers/promises'
 import {
   ASYMMETRIC_MATCHERS_OBJECT,
   customMatchers,
@@ -25,6 +26,25 @@ expect.setState = (state) => setState(state, expect)
 globalThis[GLOBAL_EXPECT] = expect
 setState({ assertionCalls: 0, isExpectingAssertions: false, expectedAssertionsNumber: null }, expect)
 chai.expect.extend(expect, customMatchers)
+
+/** Asks for the value again until the matcher holds, for at most `timeout` ms. */
+expect.poll = (read, { timeout = 1000, interval = 50 } = {}) =>
+  new Proxy(
+    {},
+    {
+      get:
+        (_, matcher) =>
+        async (...expected) => {
+          for (const end = performance.now() + timeout; ; await setTimeout(interval)) {
+            try {
+              return expect(await read())[matcher](...expected)
+            } catch (error) {
+              if (performance.now() > end) throw error
+            }
+          }
+        },
+    },
+  )
 
 /** Runs the files and prints each failure, and the counts at the end. */
 export async function run(files) {
