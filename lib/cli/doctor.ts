@@ -57,7 +57,8 @@ function reportOf(system: SystemFacts, found: Found, healthy: boolean): string {
   return `${table(rows)}\n\n${end}`
 }
 
-const tooOld = ({ supported }: SystemFacts['runtime']): string => (supported ? '' : ': 20.19 or newer is required')
+const tooOld = ({ supported }: SystemFacts['runtime']): string =>
+  supported ? '' : ': Node.js 20.19 or newer is required'
 
 function deviceRows({ threads, plugin, cublas, bf16DotSpeed, devices }: PackageFacts): string[][] {
   return [

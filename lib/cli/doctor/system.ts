@@ -30,11 +30,15 @@ export function systemFacts(): SystemFacts {
   }
 }
 
+const runtimes = { bun: 'Bun', deno: 'Deno', electron: 'Electron', node: 'Node.js' }
+
 function runtime(): SystemFacts['runtime'] {
-  const { bun, deno, node, napi = null, modules = null } = process.versions as Record<string, string | undefined>
-  const [name, version] = bun ? ['Bun', bun] : deno ? ['Deno', deno] : ['Node.js', node!]
+  const versions = process.versions as Record<string, string | undefined>
+  const [key, name] = Object.entries(runtimes).find(([key]) => versions[key])!
+  const { node, napi = null, modules = null } = versions
   const [major, minor] = node!.split('.').map(Number)
-  return { name, version, nodeApi: napi, modules, supported: major > 20 || (major === 20 && minor >= 19) }
+  const supported = major > 20 || (major === 20 && minor >= 19)
+  return { name, version: versions[key]!, nodeApi: napi, modules, supported }
 }
 
 function libc(): string | null {
