@@ -120,7 +120,7 @@ function crossPlugin(prefix, build) {
   const [processor] = prefix.split('-')
   const wheels = inRoot(build, 'wheels')
   const requirements = readFileSync(inRoot('scripts/cuda-requirements.txt'), 'utf8')
-  const names = requirements.match(/^nvidia-cuda-(crt|runtime|cccl)==.*$/gm)
+  const names = requirements.match(/^nvidia-cuda-(nvcc|crt|runtime|cccl)==.*$/gm)
   unpackWheels(wheels, `manylinux2014_${processor}`, names)
   const cuda = path.join(wheels, 'nvidia/cu13')
   return [
