@@ -231,7 +231,11 @@ test('what does not fit is an error that lists all of it', () => {
     writeFileSync(join(broken, 'model.safetensors.index.json'), index)
     expect(call(broken)).toMatch(wanted)
   }
-  const looped = write(model)
-  symlinkSync('model.safetensors.index.json', join(looped, 'model.safetensors.index.json'))
-  expect(call(looped)).toMatch(/^FILE_SYSTEM .*cannot read .*model\.safetensors\.index\.json: ELOOP/)
+})
+
+// On Windows there is no file behind such a link.
+test.skipIf(process.platform === 'win32')('an index that is a link to itself is an error', () => {
+  const path = write(drawModel(new Draw(3), 'mixtral', sizes, 4))
+  symlinkSync('model.safetensors.index.json', join(path, 'model.safetensors.index.json'))
+  expect(() => loadTransformersMoE(path, { layer: 4 })).toThrow(/cannot read .*model\.safetensors\.index\.json: ELOOP/)
 })
