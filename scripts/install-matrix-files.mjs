@@ -1,4 +1,4 @@
-// The programs of a project of install-matrix.mjs: each trains the same small layer and prints its losses.
+// The files of a project of install-matrix.mjs. The programs train the same small layer and print its losses.
 const train = `
 manualSeed(1)
 const moe = new MoE({ dim: 8, numExperts: 4, gatingTopN: 2 })
