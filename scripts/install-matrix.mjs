@@ -292,6 +292,15 @@ function install(name, dependency) {
   useProject(name, folder, installer.pnp)
 }
 
+/** Installs a project by npm, with the Node of this process; its folder, or null if that failed. */
+function installByNpm(name, dependency, flags = []) {
+  const installer = installers['npm without scripts']
+  const folder = makeProject(name, installer, dependency)
+  const npm = [toolFile(installer.tool, installer.file), ...installer.args, ...flags]
+  const result = run(process.execPath, npm, { cwd: folder, PATH: process.env.PATH })
+  return check(`${name}: install`, result) ? folder : null
+}
+
 /** Another system: installed for it, and run by its emulator. */
 async function emulate(target, dependency) {
   const lack = lackOf(target)
@@ -300,11 +309,10 @@ async function emulate(target, dependency) {
     console.log(`skip   ${target}: ${lack ?? 'it was not packed'}`)
     return
   }
-  const folder = makeProject(target, installers['npm without scripts'], dependency)
   const { platform: os, arch: cpu, libc } = systemOf(target)
   const flags = [`--os=${os}`, `--cpu=${cpu}`, ...(libc ? [`--libc=${libc}`] : [])]
-  const npm = [toolFile('npm', 'bin/npm-cli.js'), ...installers['npm without scripts'].args, ...flags]
-  if (!check(`${target}: install`, run(process.execPath, npm, { cwd: folder, PATH: process.env.PATH }))) return
+  const folder = installByNpm(target, dependency, flags)
+  if (!folder) return
   const node = async (...args) => {
     const { ok, stdout, stderr } = await runOn(target, nodeOf(target), args, { cwd: folder })
     return { ok, output: ok ? stdout : `${stdout}${stderr}` }
@@ -317,29 +325,24 @@ async function emulate(target, dependency) {
 
 /** In each kind of process of an app. */
 function electron(program, dependency) {
-  const folder = makeProject('electron', installers['npm without scripts'], dependency)
-  const npm = [toolFile('npm', 'bin/npm-cli.js'), ...installers['npm without scripts'].args]
-  const here = { cwd: folder, PATH: process.env.PATH }
-  if (!check('electron: install', run(process.execPath, npm, here))) return
+  const folder = installByNpm('electron', dependency)
+  if (!folder) return
   // Linux: a screen in memory, whose files must be in a folder without spaces; no sandbox, which root cannot have; a
   // locale, without which the path of a preload script must be ASCII.
   const [command, ...flags] = platform === 'linux' ? ['xvfb-run', '-a', program, '--no-sandbox'] : [program]
+  const here = { cwd: folder, PATH: process.env.PATH }
+  const env = { TMPDIR: tmpdir(), LANG: 'C.UTF-8' }
   for (const use of ['main', 'worker', 'utility', 'preload'])
-    check(
-      `electron: ${use}`,
-      trained(run(command, [...flags, '.', use], { ...here, env: { TMPDIR: tmpdir(), LANG: 'C.UTF-8' } })),
-    )
+    check(`electron: ${use}`, trained(run(command, [...flags, '.', use], { ...here, env })))
   const doctor = [path.join('node_modules/st-moe', bin['st-moe']), 'doctor', '--json']
-  const env = { ELECTRON_RUN_AS_NODE: '1' }
-  check('electron: doctor', healthy(run(program, doctor, { ...here, env }), folder))
+  check('electron: doctor', healthy(run(program, doctor, { ...here, env: { ELECTRON_RUN_AS_NODE: '1' } }), folder))
 }
 
 /** From source, with the tools of this machine: what the tarball holds must be enough. */
 function compile(dependency) {
-  const folder = makeProject('compile', installers['npm without scripts'], dependency)
-  const npm = [toolFile('npm', 'bin/npm-cli.js'), ...installers['npm without scripts'].args]
+  const folder = installByNpm('compile', dependency)
+  if (!folder) return
   const here = { cwd: folder, PATH: process.env.PATH }
-  if (!check('compile: install', run(process.execPath, npm, here))) return
   const installed = path.join(folder, 'node_modules/st-moe')
   rmSync(path.join(folder, 'node_modules/@st-moe'), { recursive: true, force: true })
   for (const name of ['cmake-js', 'node-addon-api']) {
