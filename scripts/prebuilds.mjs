@@ -3,7 +3,8 @@
 // that this machine can build. Compiles only what has changed since the last build of this tree.
 //
 //   node scripts/prebuilds.mjs [--no-cuda]              for all systems
-//   node scripts/prebuilds.mjs --target NAME …          for some; with --tests only their C++ tests, in build/NAME-tests
+//   node scripts/prebuilds.mjs --target NAME …          for some; with --tests only their C++ tests, in build/NAME-tests;
+//                                                       with --bench only the benchmark's programs, in build/NAME-bench
 //   node scripts/prebuilds.mjs --own [--missing]        for this machine, with its own compiler; only if there is none
 import { execFileSync, spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -25,6 +26,7 @@ const { values } = parseArgs({
     own: { type: 'boolean' },
     missing: { type: 'boolean' },
     tests: { type: 'boolean' },
+    bench: { type: 'boolean' },
     'no-cuda': { type: 'boolean' },
   },
 })
@@ -70,11 +72,11 @@ function nodeApiSource(arch, folder) {
   return file
 }
 
-/** The addon, or with `tests` its C++ tests, for ctest. */
-function cross(target, { tests }) {
+/** The addon, or `part`: its C++ tests, for ctest, or the benchmark's programs. */
+function cross(target, part) {
   const { platform, arch } = systemOf(target)
   const zig = path.join(zigFolder(), 'zig')
-  const build = inRoot('build', tests ? `${target}-tests` : target)
+  const build = inRoot('build', part ? `${target}-${part}` : target)
   mkdirSync(build, { recursive: true })
   const options = {
     CMAKE_TOOLCHAIN_FILE: inRoot('cmake/zig.cmake'),
@@ -82,10 +84,11 @@ function cross(target, { tests }) {
     CMAKE_CROSSCOMPILING_EMULATOR: emulators[target]?.command?.join(';') ?? '',
     ST_MOE_TARGET: targets[target],
     ST_MOE_ZIG: zig,
-    ST_MOE_TESTS: tests ? 'ON' : 'OFF',
+    ST_MOE_TESTS: part === 'tests' ? 'ON' : 'OFF',
+    ST_MOE_BENCH: part === 'bench' ? 'ON' : 'OFF',
   }
   run('cmake', '-S', root, '-B', build, ...Object.entries(options).map(([name, value]) => `-D${name}=${value}`))
-  run('cmake', '--build', build, '--parallel', jobs, ...(tests ? [] : ['--target', 'st_moe']))
+  run('cmake', '--build', build, '--parallel', jobs, ...(part ? [] : ['--target', 'st_moe']))
   return path.join(build, 'Release/st_moe.node')
 }
 
@@ -156,12 +159,13 @@ function makePlugins() {
   }
 }
 
+const part = ['tests', 'bench'].find((name) => values[name])
 const own = values.own || process.platform !== 'linux'
 const chosen = values.target ?? (own ? [ownTarget()] : Object.keys(targets))
 for (const target of chosen) {
   if (!(target in targets)) throw new Error(`prebuilds: ${target} is none of ${Object.keys(targets).join(', ')}`)
   if (values.missing && existsSync(inRoot(addonOf(target)))) continue
-  if (values.tests) cross(target, { tests: true })
-  else await put(target, own ? compileHere() : cross(target, {}))
+  if (part) cross(target, part)
+  else await put(target, own ? compileHere() : cross(target))
 }
-if (!values['no-cuda'] && !values.tests && (own || !values.target)) makePlugins()
+if (!values['no-cuda'] && !part && (own || !values.target)) makePlugins()

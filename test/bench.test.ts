@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
 import { serverChart } from '../bench/bar-charts.js'
 import { compare, describe as text } from '../bench/compare.js'
+import { ExecutedCounter } from '../bench/executed.js'
 import { gpuTable } from '../bench/gpu.js'
 import { type Case, evaluated, inTurns } from '../bench/measured.js'
 import { fill, pages } from '../bench/page.js'
@@ -24,6 +25,39 @@ function bench(...args: string[]) {
 }
 
 const around = (median: number, by = 0.02) => ({ median, low: median * (1 - by), high: median * (1 + by) })
+
+describe('executed instructions', () => {
+  const counted = (kinds: ConstructorParameters<typeof ExecutedCounter>[0], lines: string[]) => {
+    const counter = new ExecutedCounter(kinds)
+    for (const line of lines) counter.add(line)
+    return counter.total
+  }
+  const block = (address: string) => `Trace 0: 0x7f962c000100 [81009331/${address}/00000001/00000200] st_moe`
+
+  test('each block counts as often as it runs, as it was translated last', () => {
+    const arm64 = { fma: /^fmla/, memory: /^(ld|st)/ }
+    const lines = [
+      'IN: tile',
+      '0x0040a340:  4f811000  fmla     v0.4s, v0.4s, v1.s[0]',
+      '0x0040a344:  3dc00000  ldr      q0, [x0]',
+    ]
+    const run = block('000000000040a340')
+    expect(counted(arm64, [...lines, run, run, run])).toEqual({ all: 6, fma: 3, memory: 3 })
+    expect(counted(arm64, [...lines, run, ...lines.slice(0, 2), run])).toEqual({ all: 3, fma: 2, memory: 1 })
+    expect(() => counted(arm64, [...lines, block('000000000040a344')])).toThrow('a block that it has not listed')
+  })
+
+  test('instructions of several lengths', () => {
+    const lines = [
+      'IN: ',
+      '0x0115e3f1:  c4 81 7c 10 14 a6        vmovups  (%r14, %r12, 4), %ymm2',
+      '0x0115e3f7:  c4 62 6d b8 d0           vfmadd231ps %ymm0, %ymm2, %ymm10',
+      '0x0115e440:  7e 8e                    jle      0x115e3d0',
+      block('000000000115e3f1'),
+    ]
+    expect(counted({ fma: /^vfn?m/, memory: /\(/ }, lines)).toEqual({ all: 3, fma: 1, memory: 1 })
+  })
+})
 
 describe('statistics', () => {
   test('median and quartiles, between neighbours', () => {

@@ -31,8 +31,6 @@ GroupedGemm::GroupedGemm(Gemm gemm, int64_t D, int64_t H, const std::vector<int6
 
 namespace {
 
-constexpr const char* kNames[] = {"a", "y", "dh", "dx", "dw1", "dw2"};
-
 double rounded(float x, DType dtype) {
   return static_cast<double>(dtype == DType::bf16 ? bf16_to_float(float_to_bf16(x)) : x);
 }
@@ -63,7 +61,7 @@ Case case_of(const char* prefix, const GroupedGemm& group, int threads, bool pac
   const auto& [M, N, K, a, b, c, packed_b] = group.experts[0];  // all have as many rows
   const int64_t weight = packed && group.compute == DType::bf16 ? 2 : 4;
   const double experts = static_cast<double>(group.experts.size());
-  return {.name = prefix + std::string(kNames[static_cast<int>(group.gemm)]),
+  return {.name = prefix + std::string(kGemmNames[static_cast<int>(group.gemm)]),
           .params = {{"rows", group.weight_gradient ? K : M},
                      {"threads", threads},
                      {"compute", dtype_name(group.compute)},

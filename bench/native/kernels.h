@@ -11,6 +11,7 @@ namespace st_moe::bench {
 // dW2 = dYᵀ·H.
 enum class Gemm { a, y, dh, dx, dw1, dw2 };
 constexpr Gemm kGemms[] = {Gemm::a, Gemm::y, Gemm::dh, Gemm::dx, Gemm::dw1, Gemm::dw2};
+constexpr const char* kGemmNames[] = {"a", "y", "dh", "dx", "dw1", "dw2"};
 
 struct Operand {
   const float* data;

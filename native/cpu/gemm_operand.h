@@ -197,10 +197,11 @@ struct Bf16Pairs {
 struct MultiplyPairs {
   struct Configuration {};
   using V = Simd<float>::V;
-  static inline V broadcast(const float* a) { return reinterpret_cast<V>(vld1q_dup_f32(a)); }
+  static inline V broadcast(const float* a) { return V{*a}; }
+  // The pack from lane 0. Clang's intrinsic for that copies it to all lanes first.
   static inline V add(V acc, V a, V b) {
-    return reinterpret_cast<V>(vbfdotq_f32(reinterpret_cast<float32x4_t>(acc), reinterpret_cast<bfloat16x8_t>(a),
-                                           reinterpret_cast<bfloat16x8_t>(b)));
+    asm("bfdot %0.4s, %1.8h, %2.2h[0]" : "+w"(acc) : "w"(b), "w"(a));
+    return acc;
   }
 };
 #endif

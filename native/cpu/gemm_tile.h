@@ -112,8 +112,8 @@ template <class T, class Math, int R, int NV, bool by_k>
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int L = S::lanes;
-  // Three rows per pointer, as many as address scaling reaches.
-  constexpr int kReach = 3, pointers = (R + kReach - 1) / kReach;
+  // Rows per pointer: by k three, as many as address scaling reaches.
+  constexpr int kReach = by_k ? 3 : R, pointers = (R + kReach - 1) / kReach;
   const int64_t row_step = by_k ? tile.a_stride : 1, k_step = by_k ? 1 : tile.a_stride;
   V acc[R][NV];
 #pragma GCC unroll 16
