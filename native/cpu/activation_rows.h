@@ -48,6 +48,11 @@ class ActivationRows {
       if (low_) return low_->widen(as<uint16_t>(at(r, first)), buffer, n), buffer;
     return as<T>(at(r, first));
   }
+  // Into the caches, if the row is one of `rows`: the parts of rows that load() reads next need not follow each other.
+  void prefetch(int64_t r, int64_t rows, int64_t first, int64_t n) const {
+    if (r >= rows) return;
+    for (const char *p = at(r, first), *end = at(r, first + n); p < end; p += 64) __builtin_prefetch(p);
+  }
   // Where to compute elements before they are stored.
   T* place(int64_t r, int64_t first, T* buffer) const { return low_ ? buffer : as<T>(at(r, first)); }
   // Nothing to do if they were computed in place. The last columns bring the padding.

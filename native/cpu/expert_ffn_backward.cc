@@ -107,6 +107,10 @@ static void hidden_block(const Chunk<T>& chunk, RowGradient<T> row_gradient, int
   T hidden[kColumnBlock], value_gradients[kColumnBlock], gate_gradients[kColumnBlock];
   for (int64_t r = block.begin; r < block.end; ++r) {
     const int64_t row = r - chunk.begin;
+    const auto prefetch = [&](const auto& rows, int64_t at) { rows.prefetch(row + 2, block.end - chunk.begin, at, n); };
+    prefetch(chunk.a, from);
+    if (gated) prefetch(chunk.a, H + from);
+    prefetch(chunk.q, from);
     const T* __restrict value = chunk.a.load(row, from, n, values);
     const T* __restrict gate = gated ? chunk.a.load(row, H + from, n, gates) : value;
     chunk.q.load(row, from, n, hidden);

@@ -88,6 +88,7 @@ struct Rounded {
 };
 
 // acc + a · b per lane, with `a` one pack in memory.
+// store_rounded: two vectors as bf16, as Operand::round does; only where the tile does that itself.
 // Configuration: what a thread sets up for the time of a task.
 template <class T>
 struct Multiply {
@@ -161,6 +162,10 @@ struct MultiplyPairs {
   static inline V add(V acc, V a, V b) {
     return reinterpret_cast<V>(
         _mm512_dpbf16_ps(reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+  }
+  static inline void store_rounded(uint16_t* to, V low, V high) {
+    _mm512_storeu_si512(to, reinterpret_cast<__m512i>(
+                                _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low))));
   }
 };
 #elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)

@@ -166,7 +166,7 @@ class Task {
         const bool last = k0 + elements == p.K;
         const Result c = result_of(p, split, block, row, col, last);
         sweep(p, part, k0, rows, tile, c, col, prefetch);
-        if (c.low) round_sums(p, c, part.rows, tile.cols);
+        if (c.low && !stores_rounded(tile)) round_sums(p, c, part.rows, tile.cols);
       }
     }
   }
@@ -197,6 +197,8 @@ class Task {
     return {a_, by_k ? Shape::k_stride : Shape::row_width, panel, a_ + whole * panel, by_k};
   }
 
+  static bool stores_rounded(const Tile<T>& tile) { return StoresRounded<Math> && tile.cols == Shape::cols; }
+
   // Where the sums of some rows of a panel go.
   struct Result {
     T* sums;
@@ -225,6 +227,7 @@ class Task {
     tile.c_stride = c.stride;
     tile.stream = p.stream && !tile.accumulate && c.stride % Shape::lanes == 0 &&
                   reinterpret_cast<uintptr_t>(c.sums) % kVectorBytes == 0;
+    tile.low_stride = p.c_stride;
     const int64_t element = c.low ? sizeof(uint16_t) : sizeof(T);
     tile.next_c_stride = (c.low ? p.c_stride : c.stride) * element;
     tile.next_c_bytes = tile.cols * element;
@@ -234,6 +237,7 @@ class Task {
       tile.a = whole ? rows.data + i * rows.panel : rows.rest;
       tile.a_stride = whole ? rows.stride : rows.by_k ? Shape::k_stride : Shape::row_width;
       tile.c = c.sums + i * Shape::rows * c.stride;
+      if (c.low && stores_rounded(tile)) tile.low = c.low + i * Shape::rows * p.c_stride;
       tile.next_c = c.low                      ? as_bytes(c.low + i * Shape::rows * p.c_stride)
                     : tile.packs > kShortPacks ? as_bytes(tile.c)
                     : i + 1 < tiles            ? as_bytes(tile.c + Shape::rows * c.stride)

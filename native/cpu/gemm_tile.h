@@ -77,6 +77,8 @@ struct Tile {
   int64_t b_stride;
   T* c;
   int64_t c_stride;
+  uint16_t* low;  // where C goes, rounded, once its sums are complete: or null, and for whole panels only
+  int64_t low_stride;
   const char* next_c;  // rows of C to prefetch
   int64_t next_c_stride, next_c_bytes;
   int64_t rows, cols;  // the part of the tile to write
@@ -105,6 +107,9 @@ struct CPrefetch {
   int64_t row;
   const int64_t step_rows;
 };
+
+template <class Math>
+concept StoresRounded = requires { &Math::store_rounded; };
 
 // Computes R rows and writes tile.rows of them.
 template <class T, class Math, int R, int NV, bool by_k>
@@ -165,6 +170,17 @@ template <class T, class Math, int R, int NV, bool by_k>
       for (int j = 0; j < NV; ++j) write(c + i * c_stride + j * L, acc[i][j] + bias[j], j);
     }
   };
+  if constexpr (StoresRounded<Math> && NV == 2)
+    if (tile.low) {
+      const bool accumulate = tile.accumulate;
+      V first;
+      return write_rows([&, low = tile.low, stride = tile.low_stride](T* c, V value, int j) mutable {
+        if (accumulate) value += S::load(c);
+        if (j == 0) return void(first = value);
+        Math::store_rounded(low, first, value);
+        low += stride;
+      });
+    }
   if (tile.cols != NV * L) {
     const bool accumulate = tile.accumulate;
     write_rows([&](T* c, V value, int j) {
