@@ -156,10 +156,13 @@ class Task {
         } else {
           pack(col, tile.cols, b_);
           tile.b = b_;
-          if (!in_place && next > 0)
-            with_elements<Operand>(b, p.b.low, [&](const auto& from) {
-              prefetch = columns_of(from, col + Shape::cols, next, k0, elements);
-            });
+          // The next panel, or the first one of the next block of k.
+          const int64_t next_col = next > 0 ? col + Shape::cols : block.col, next_k = next > 0 ? k0 : k0 + elements;
+          const int64_t width = min_of<int64_t>(Shape::cols, col_end - next_col),
+                        count = min_of(elements, p.K - next_k);
+          if (!in_place && count > 0)
+            with_elements<Operand>(
+                b, p.b.low, [&](const auto& from) { prefetch = columns_of(from, next_col, width, next_k, count); });
         }
         if ((p.packed_b || keeps) && next > 0)
           prefetch = Prefetch::of(tile.b + Shape::cols * packs, 1, Shape::cols * packs, 0);
