@@ -7,7 +7,7 @@ export interface Counts {
 
 const none = (): Counts => ({ all: 0, fma: 0, memory: 0 })
 
-/** The instructions of one kind, by their text as QEMU prints it. */
+/** What an instruction of each kind matches, as QEMU prints it. */
 export type Kinds = Record<'fma' | 'memory', RegExp>
 
 /**

@@ -12,7 +12,7 @@ import { digits, markdownTable } from './table.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 
-const x64 = { target: 'linux-x64-musl', qemu: ['qemu-x86_64', '-cpu', 'max'], memory: /^(?!lea).*\(/ }
+const x64 = { target: 'linux-x64-musl', qemu: ['qemu-x86_64', '-cpu', 'max'], memory: /^(?!lea|nop|prefetch).*\(/ }
 const arm64 = { target: 'linux-arm64-musl', qemu: ['qemu-aarch64'], memory: /^(ld|st)/ }
 
 /** `isa`: a value of ST_MOE_ISA; `products`: of one multiply-add. */
@@ -38,19 +38,20 @@ async function run(variant: Variant, gemm: string, weights: string, times: numbe
   const [qemu, ...options] = [...variant.qemu, '-d', 'in_asm,exec,nochain']
   const env = { ...process.env, ST_MOE_ISA: variant.isa }
   const child = spawn(qemu, [...options, program, ...args], { cwd: root, env, stdio: ['ignore', 'pipe', 'pipe'] })
-  const closed = once(child, 'close')
   let output = ''
   child.stdout.setEncoding('utf8').on('data', (text: string) => {
     output += text
   })
   const counter = new ExecutedCounter(variant)
   let rest = ''
-  for await (const text of child.stderr.setEncoding('latin1')) {
-    const lines = (rest + text).split('\n')
-    rest = lines.pop() ?? ''
-    for (const line of lines) counter.add(line)
+  const readLog = async () => {
+    for await (const text of child.stderr.setEncoding('latin1')) {
+      const lines = (rest + text).split('\n')
+      rest = lines.pop() ?? ''
+      for (const line of lines) counter.add(line)
+    }
   }
-  const [status] = await closed
+  const [[status]] = await Promise.all([once(child, 'close'), readLog()])
   if (status === 3) return null
   const [isa, products] = output.trim().split(' ')
   if (status !== 0 || isa !== variant.isa)

@@ -51,7 +51,7 @@ class ActivationRows {
   // Into the caches, if the row is one of `rows`: the parts of rows that load() reads next need not follow each other.
   void prefetch(int64_t r, int64_t rows, int64_t first, int64_t n) const {
     if (r >= rows) return;
-    for (const char *p = at(r, first), *end = at(r, first + n); p < end; p += 64) __builtin_prefetch(p);
+    for (const char *p = at(r, first), *end = at(r, first + n); p < end; p += kLineBytes) __builtin_prefetch(p);
   }
   // Where to compute elements before they are stored.
   T* place(int64_t r, int64_t first, T* buffer) const { return low_ ? buffer : as<T>(at(r, first)); }

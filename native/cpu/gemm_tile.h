@@ -38,8 +38,6 @@ struct TileShape {
   static constexpr int64_t a_panel(bool by_k, int64_t packs) { return by_k ? rows * k_stride : row_width * packs; }
 };
 
-constexpr int64_t kLineBytes = 64;  // of the caches
-
 // Memory to read soon: runs of `length` bytes. Tiles prefetch it into the L2 cache a few lines at a time while they
 // compute, because a burst takes all the buffers through which the operands of the tile come from that cache.
 struct Prefetch {
@@ -170,7 +168,7 @@ template <class T, class Math, int R, int NV, bool by_k>
       for (int j = 0; j < NV; ++j) write(c + i * c_stride + j * L, acc[i][j] + bias[j], j);
     }
   };
-  if constexpr (StoresRounded<Math> && NV == 2)
+  if constexpr (StoresRounded<Math> && NV == kTileVectors)
     if (tile.low) {
       const bool accumulate = tile.accumulate;
       V first;

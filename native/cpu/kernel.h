@@ -20,6 +20,7 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
+constexpr int64_t kLineBytes = 64;  // of the caches
 
 template <class T>
 static inline T min_of(T a, T b) {
