@@ -17,6 +17,7 @@ class ActivationRows {
       : data_(static_cast<char*>(data)),
         columns_(columns),
         low_(low_precision(ctx, compute)),
+        bf16_(compute == DType::bf16),
         stride_(low_ ? 2 * stride : stride) {}
   ActivationRows(const Context& ctx, const Scratch<T>& memory, int64_t columns, DType compute)
       : ActivationRows(ctx, memory.get(), columns, stride_of(columns, compute), compute) {}
@@ -47,6 +48,23 @@ class ActivationRows {
     if constexpr (std::is_same_v<T, float>)
       if (low_) return low_->widen(as<uint16_t>(at(r, first)), buffer, n), buffer;
     return as<T>(at(r, first));
+  }
+  // f(S()), where read() gives elements of S: the bits of bf16 as they are, everything else as load() does. Only where
+  // bf16 is a fast type: the loops that read it are many.
+  template <class F>
+  void with_read_type(F&& f) const {
+#if defined(__AVX512F__) || defined(__aarch64__)
+    if constexpr (std::is_same_v<T, float>)
+      if (bf16_) return f(uint16_t());
+#endif
+    f(T());
+  }
+  template <class S>
+  const S* read(int64_t r, int64_t first, int64_t n, T* buffer) const {
+    if constexpr (std::is_same_v<S, T>)
+      return load(r, first, n, buffer);
+    else
+      return as<S>(at(r, first));
   }
   // Into the caches, if the row is one of `rows`: the parts of rows that load() reads next need not follow each other.
   void prefetch(int64_t r, int64_t rows, int64_t first, int64_t n) const {
@@ -80,6 +98,7 @@ class ActivationRows {
   char* data_;
   int64_t columns_;
   const LowPrecision* low_;
+  bool bf16_;
   int64_t stride_;  // elements as they are stored
 };
 

@@ -5,4 +5,13 @@ namespace st_moe::cpu::ST_MOE_ISA {
 
 #include "core/element_types.inc"
 
+// An element that is read in place: a number, or the bits of a bf16.
+template <class T>
+static inline T number(T value) {
+  return value;
+}
+static inline float number(uint16_t bits) {
+  return Bf16::load(bits);
+}
+
 }  // namespace st_moe::cpu::ST_MOE_ISA

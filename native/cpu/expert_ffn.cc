@@ -19,22 +19,23 @@ static int64_t chunk_end(const Assignments& assignments, int64_t E, int64_t begi
 }
 
 // Columns of one row: h = f(γ) ⊙ v ⊙ μ or f(v)
-template <Activation activation, class T>
-static void hidden_row(ActivationNumbers<T> numbers, const T* __restrict value, const T* __restrict gate,
+template <Activation activation, class T, class S>
+static void hidden_row(ActivationNumbers<T> numbers, const S* __restrict value, const S* __restrict gate,
                        const T* __restrict mu, T* __restrict h, int64_t n) {
   for (int64_t j = 0; j < n; ++j)
     if constexpr (is_gated(activation))
-      h[j] = activate<activation>(gate[j], numbers).value * gated_value<activation>(value[j], numbers).value * mu[j];
+      h[j] = activate<activation>(number(gate[j]), numbers).value *
+             gated_value<activation>(number(value[j]), numbers).value * mu[j];
     else
-      h[j] = activate<activation>(value[j], numbers).value;
+      h[j] = activate<activation>(number(value[j]), numbers).value;
 }
 
-template <class T>
-using HiddenRow = void (*)(ActivationNumbers<T>, const T*, const T*, const T*, T*, int64_t);
+template <class T, class S>
+using HiddenRow = void (*)(ActivationNumbers<T>, const S*, const S*, const T*, T*, int64_t);
 
 // Rows of h [rows, H] from those of the pre-activations [rows, P]. offset: of the first row in the sorted order.
-template <class T>
-static void hidden_rows(HiddenRow<T> activate_row, const ActivationNumbers<T>& numbers, const ActivationRows<T>& pre,
+template <class S, class T>
+static void hidden_rows(HiddenRow<T, S> activate_row, const ActivationNumbers<T>& numbers, const ActivationRows<T>& pre,
                         const T* mult_bias, const HiddenDropout<T>& dropout, const ActivationRows<T>& h, int64_t offset,
                         int64_t begin, int64_t end, bool gated) {
   const int64_t H = dropout.H;
@@ -42,9 +43,9 @@ static void hidden_rows(HiddenRow<T> activate_row, const ActivationNumbers<T>& n
   for (int64_t r = begin; r < end; ++r)
     for (int64_t from = 0; from < H; from += h.block()) {
       const int64_t n = min_of(H - from, h.block());
-      const T* gate = gated ? pre.load(r, H + from, n, gates) : nullptr;
+      const S* gate = gated ? pre.template read<S>(r, H + from, n, gates) : nullptr;
       T* out = h.place(r, from, hidden);
-      activate_row(numbers, pre.load(r, from, n, values), gate, mult_bias + from, out, n);
+      activate_row(numbers, pre.template read<S>(r, from, n, values), gate, mult_bias + from, out, n);
       dropout.apply(out, offset + r, from, n);
       h.store(r, from, n, out);
     }
@@ -74,8 +75,6 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
   const MatrixView<T> w1_view{w1, 1, D}, w2_view{w2, 1, H};
   const PackedWeights<T> w1_packed(ctx, args.w1_packed, w1_view, E, P * D, D, P, args.compute);
   const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2_view, E, O * H, H, O, args.compute);
-  HiddenRow<T> activate_row = nullptr;
-  dispatch_activation(args.activation, [&](auto tag) { activate_row = hidden_row<decltype(tag)::value, T>; });
 
   for (int64_t begin = 0, end; begin < rows; begin = end) {
     end = chunk_end(assignments, E, begin, limit);
@@ -93,12 +92,17 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
       pieces[count++] = piece;
     }
     gemm(ctx, problems.get(), count, args.compute);
-    parallel_blocks(ctx, end - begin, rows_per_task((P + H) * sizeof(T)), [&](int64_t from, int64_t to) {
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t first = max_of(from, pieces[i].begin - begin), last = min_of(to, pieces[i].end - begin);
-        const T* mu = mult_bias.of(pieces[i].expert);
-        hidden_rows(activate_row, numbers, pre, mu, dropout, h, begin, first, last, gated);
-      }
+    pre.with_read_type([&](auto zero) {
+      using S = decltype(zero);
+      HiddenRow<T, S> activate_row = nullptr;
+      dispatch_activation(args.activation, [&](auto tag) { activate_row = hidden_row<decltype(tag)::value, T, S>; });
+      parallel_blocks(ctx, end - begin, rows_per_task((P + H) * sizeof(T)), [&](int64_t from, int64_t to) {
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t first = max_of(from, pieces[i].begin - begin), last = min_of(to, pieces[i].end - begin);
+          const T* mu = mult_bias.of(pieces[i].expert);
+          hidden_rows(activate_row, numbers, pre, mu, dropout, h, begin, first, last, gated);
+        }
+      });
     });
     for (int64_t i = 0; i < count; ++i) {
       const Piece& piece = pieces[i];

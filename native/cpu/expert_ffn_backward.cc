@@ -57,15 +57,16 @@ static void load_gradient(const Context& ctx, const Chunk<T>& chunk) {
 
 // Columns of one row. q enters as g · W2 and leaves as w · h. product = h ⊙ q. Plain activations have a value only. A
 // separate function, so that the compiler knows that the pointers do not alias.
-template <Activation activation, class T>
-[[gnu::noinline]] static void row_gradient(ActivationNumbers<T> numbers, const T* __restrict value,
-                                           const T* __restrict gate, const T* __restrict mu, T w, T* __restrict q,
+template <Activation activation, class T, class S>
+[[gnu::noinline]] static void row_gradient(ActivationNumbers<T> numbers, const S* __restrict value,
+                                           const S* __restrict gate, const T* __restrict mu, T w, T* __restrict q,
                                            T* __restrict dvalue, T* __restrict dgate, T* __restrict product,
                                            T* __restrict value_sum, T* __restrict gate_sum, T* __restrict mu_sum,
                                            int64_t n) {
   for (int64_t j = 0; j < n; ++j) {
     if constexpr (is_gated(activation)) {
-      const ValueAndSlope<T> f = activate<activation>(gate[j], numbers), v = gated_value<activation>(value[j], numbers);
+      const ValueAndSlope<T> f = activate<activation>(number(gate[j]), numbers);
+      const ValueAndSlope<T> v = gated_value<activation>(number(value[j]), numbers);
       const T plain = f.value * v.value, h = plain * mu[j];
       const T dh = w * q[j], scaled = dh * mu[j];
       const T dv = scaled * f.value * v.slope, dg = scaled * v.value * f.slope;
@@ -77,7 +78,7 @@ template <Activation activation, class T>
       gate_sum[j] += dg;
       mu_sum[j] += dh * plain;
     } else {
-      const ValueAndSlope<T> f = activate<activation>(value[j], numbers);
+      const ValueAndSlope<T> f = activate<activation>(number(value[j]), numbers);
       const T dv = w * q[j] * f.slope;
       product[j] = f.value * q[j];
       q[j] = w * f.value;
@@ -87,13 +88,13 @@ template <Activation activation, class T>
   }
 }
 
-template <class T>
-using RowGradient = void (*)(ActivationNumbers<T>, const T*, const T*, const T*, T, T*, T*, T*, T*, T*, T*, T*,
+template <class T, class S>
+using RowGradient = void (*)(ActivationNumbers<T>, const S*, const S*, const T*, T, T*, T*, T*, T*, T*, T*, T*,
                              int64_t);
 
 // A block of rows by a block of hidden columns [from, to).
-template <class T>
-static void hidden_block(const Chunk<T>& chunk, RowGradient<T> row_gradient, int64_t index, int64_t column) {
+template <class T, class S>
+static void hidden_block(const Chunk<T>& chunk, RowGradient<T, S> row_gradient, int64_t index, int64_t column) {
   const ExpertFfnBackwardArgs& args = chunk.args;
   const bool gated = is_gated(args.activation);
   const int64_t H = args.H, P = chunk.pre(), from = column * kColumnBlock, n = min_of(H - from, kColumnBlock);
@@ -111,8 +112,8 @@ static void hidden_block(const Chunk<T>& chunk, RowGradient<T> row_gradient, int
     prefetch(chunk.a, from);
     if (gated) prefetch(chunk.a, H + from);
     prefetch(chunk.q, from);
-    const T* __restrict value = chunk.a.load(row, from, n, values);
-    const T* __restrict gate = gated ? chunk.a.load(row, H + from, n, gates) : value;
+    const S* __restrict value = chunk.a.template read<S>(row, from, n, values);
+    const S* __restrict gate = gated ? chunk.a.template read<S>(row, H + from, n, gates) : value;
     chunk.q.load(row, from, n, hidden);
     T *q = chunk.q.place(row, from, hidden), *dvalue = chunk.da.place(row, from, value_gradients);
     T* dgate = gated ? chunk.da.place(row, H + from, gate_gradients) : dvalue;
@@ -126,9 +127,9 @@ static void hidden_block(const Chunk<T>& chunk, RowGradient<T> row_gradient, int
     if (!chunk.dots) continue;
     if (args.straight_through && gated)
       for (int64_t j = 0; j < n; ++j)
-        product[j] += (value[j] - value_bias[j]) * dvalue[j] + (gate[j] - gate_bias[j]) * dgate[j];
+        product[j] += (number(value[j]) - value_bias[j]) * dvalue[j] + (number(gate[j]) - gate_bias[j]) * dgate[j];
     else if (args.straight_through)
-      for (int64_t j = 0; j < n; ++j) product[j] += (value[j] - value_bias[j]) * dvalue[j];
+      for (int64_t j = 0; j < n; ++j) product[j] += (number(value[j]) - value_bias[j]) * dvalue[j];
     chunk.dots[(r - chunk.begin) * (chunk.columns() + 1) + column] = sum(product, n);
   }
   if (!chunk.sums) return;
@@ -195,10 +196,13 @@ static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProble
   // If there are enough blocks of rows, one thread takes all columns of one: rows need not start at a cache line, and
   // two threads that write to one line wait for each other.
   const int64_t together = chunk.block_count >= 4 * ctx.threads ? columns : 1;
-  RowGradient<T> gradient = nullptr;
-  dispatch_activation(args.activation, [&](auto tag) { gradient = row_gradient<decltype(tag)::value, T>; });
-  parallel_blocks(ctx, chunk.block_count * columns, together, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) hidden_block(chunk, gradient, i / columns, i % columns);
+  chunk.a.with_read_type([&](auto zero) {
+    using S = decltype(zero);
+    RowGradient<T, S> gradient = nullptr;
+    dispatch_activation(args.activation, [&](auto tag) { gradient = row_gradient<decltype(tag)::value, T, S>; });
+    parallel_blocks(ctx, chunk.block_count * columns, together, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) hidden_block(chunk, gradient, i / columns, i % columns);
+    });
   });
   finish_sums(ctx, chunk);
   if (args.dw1) {

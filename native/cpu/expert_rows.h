@@ -48,16 +48,19 @@ struct Piece {
 template <class T>
 static void combine_rows(const Context& ctx, const int32_t* row_of, const ActivationRows<T>& rows, const T* weight,
                          T* y, int64_t tokens, int64_t K, int64_t D) {
-  parallel_blocks(ctx, tokens, rows_per_task(D * (K + 1) * sizeof(T)), [&](int64_t begin, int64_t end) {
-    T buffer[kColumnBlock];
-    for (int64_t t = begin; t < end; ++t)
-      for (int64_t from = 0; from < D; from += rows.block()) {
-        const int64_t n = min_of(D - from, rows.block());
-        weighted_sum(y + t * D + from, n, K, weight ? weight + t * K : nullptr, [&](int64_t k) -> const T* {
-          const int64_t row = row_of ? row_of[t * K + k] : t;
-          return row < 0 ? nullptr : rows.load(row, from, n, buffer);
-        });
-      }
+  rows.with_read_type([&](auto zero) {
+    using S = decltype(zero);
+    parallel_blocks(ctx, tokens, rows_per_task(D * (K + 1) * sizeof(T)), [&](int64_t begin, int64_t end) {
+      T buffer[kColumnBlock];
+      for (int64_t t = begin; t < end; ++t)
+        for (int64_t from = 0; from < D; from += rows.block()) {
+          const int64_t n = min_of(D - from, rows.block());
+          weighted_sum(y + t * D + from, n, K, weight ? weight + t * K : nullptr, [&](int64_t k) -> const S* {
+            const int64_t row = row_of ? row_of[t * K + k] : t;
+            return row < 0 ? nullptr : rows.template read<S>(row, from, n, buffer);
+          });
+        }
+    });
   });
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstring>
 
+#include "cpu/element_types.h"
 #include "cpu/kernel.h"
 
 // Plans: see core/moe_ops.inc. Checks come before any kernel, because indices are the caller's and may be anything.
@@ -104,13 +105,13 @@ template <class T, class Row>
 static inline void weighted_sum(T* __restrict y, int64_t D, int64_t K, const T* weight, Row&& row) {
   bool empty = true;
   for (int64_t k = 0; k < K; ++k) {
-    const T* __restrict x = row(k);
+    const auto* __restrict x = row(k);
     if (!x) continue;
     const T w = weight ? weight[k] : T(1);
     if (empty)
-      for (int64_t j = 0; j < D; ++j) y[j] = w * x[j];
+      for (int64_t j = 0; j < D; ++j) y[j] = w * number(x[j]);
     else
-      for (int64_t j = 0; j < D; ++j) y[j] += w * x[j];
+      for (int64_t j = 0; j < D; ++j) y[j] += w * number(x[j]);
     empty = false;
   }
   if (empty)
