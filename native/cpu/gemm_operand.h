@@ -260,7 +260,7 @@ static inline void transpose_lanes128(typename Simd<T>::V* r) {
   }
 }
 
-#if defined(ST_MOE_AMX)
+#if defined(__AVX512BF16__)
 // Transposes the packs of 16 vectors.
 static inline void transpose_packs(Simd<float>::V* r) {
   using V = Simd<float>::V;

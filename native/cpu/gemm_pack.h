@@ -99,9 +99,10 @@ static inline void pack_edge(RowPair<S> row, int64_t width, T* out) {
   Simd<T>::store(out, Operand::across(first, second));
 }
 
-// A few packs of k for all panels at a time, which reads the source in long runs.
-constexpr int64_t kPackDepth = 16;
-constexpr int64_t kPackAhead = 32;  // elements: prefetches the source a panel or two ahead
+// A few rows of the source for all panels at a time: in long runs, and no more side by side than processors prefetch.
+constexpr int64_t kPackRows = 8;
+template <class S>
+constexpr int64_t kPackAhead = 2 * kLineBytes / static_cast<int64_t>(sizeof(S));  // elements
 
 template <class Operand, class S, class T>
 static void pack_a_by_row(const PanelSource<S>& source, int64_t row0, int64_t rows, int64_t k0, int64_t packs, T* out) {
@@ -109,16 +110,17 @@ static void pack_a_by_row(const PanelSource<S>& source, int64_t row0, int64_t ro
   constexpr int64_t L = Simd<T>::lanes;
   static const S zeros[L] = {};
   const int64_t panel_size = Shape::a_panel(false, packs);
-  for (int64_t begin = 0; begin < packs; begin += kPackDepth) {
-    const int64_t end = min_of(packs, begin + kPackDepth);
+  constexpr int64_t depth = kPackRows / Operand::k_pack;
+  for (int64_t begin = 0; begin < packs; begin += depth) {
+    const int64_t end = min_of(packs, begin + depth);
     T* panel = out;
     for (int64_t row = 0; row < rows; row += Shape::rows, panel += panel_size)
       for (int64_t k = begin; k < end; ++k)
         for (int64_t g = 0; g < Shape::row_width && row + g < rows; g += L) {
           const RowPair<S> from = row_pair<Operand>(source, row0 + row + g, k0 + k * Operand::k_pack, zeros);
           T* to = panel + k * Shape::row_width + g;
-          __builtin_prefetch(from.p + kPackAhead);
-          if (Operand::k_pack == 2) __builtin_prefetch(from.next + kPackAhead);
+          __builtin_prefetch(from.p + kPackAhead<S>);
+          if (Operand::k_pack == 2) __builtin_prefetch(from.next + kPackAhead<S>);
           if (rows - row - g >= L)
             Simd<T>::store(to, Operand::across(from.p, from.next));
           else
@@ -141,8 +143,8 @@ static void pack_a_transposed(const PanelSource<S>& source, int64_t row0, int64_
       V block[L] = {};
       for (int64_t i = 0; i < L && (k + i) * Operand::k_pack < elements; ++i) {
         const RowPair<S> from = row_pair<Operand>(source, row0 + row, k0 + (k + i) * Operand::k_pack, zeros);
-        __builtin_prefetch(from.p + kPackAhead);
-        __builtin_prefetch(from.next + kPackAhead);
+        __builtin_prefetch(from.p + kPackAhead<S>);
+        __builtin_prefetch(from.next + kPackAhead<S>);
         if (rows - row >= L) {
           block[i] = Operand::across(from.p, from.next);
         } else {
@@ -178,6 +180,14 @@ static inline void pack_columns(const T* const* column, int64_t elements, T* out
     for (int i = 0; i < U; ++i) Simd<T>::store(to + i * cols, r[i]);
   };
   int64_t k = 0;
+#if defined(__AVX512BF16__)
+  for (; k + L * P <= elements; k += L * P, out += L * cols) {  // whole vectors of packs
+    typename Simd<T>::V r[L];
+    for (int i = 0; i < L; ++i) r[i] = Operand::along_k(column[i] + k);
+    transpose_packs(r);
+    for (int i = 0; i < L; ++i) Simd<T>::store(out + i * cols, r[i]);
+  }
+#endif
   for (; k + U * P <= elements; k += U * P, out += U * cols) block(column, k, out);
   if (k == elements) return;
   T rest[L][U * P] = {}, padded[U * cols];
@@ -196,15 +206,26 @@ static void pack_b_along_w(const PanelSource<S>& source, int64_t col0, int64_t w
                            T* out) {
   constexpr int64_t L = Simd<T>::lanes, cols = TileShape<T>::cols;
   static const S zeros[cols] = {};
-  for (int64_t k = 0; k < elements; k += Operand::k_pack, out += cols) {
+  const auto whole = [&](RowPair<S> row) {
+#pragma GCC unroll 2
+    for (int64_t g = 0; g < cols; g += L) Simd<T>::store(out + g, Operand::across(row.p + g, row.next + g));
+    out += cols;
+  };
+  int64_t k = 0;
+  if (width == cols && !source.k_rows)
+    for (const S* p = source.at(col0, k0); k + Operand::k_pack <= elements; k += Operand::k_pack) {
+      whole({p, p + source.k_stride});
+      p += Operand::k_pack * source.k_stride;
+    }
+  for (; k < elements; k += Operand::k_pack) {
     const RowPair<S> row = row_pair<Operand>(source, col0, k0 + k, zeros);
     if (width == cols) {
-#pragma GCC unroll 2
-      for (int64_t g = 0; g < cols; g += L) Simd<T>::store(out + g, Operand::across(row.p + g, row.next + g));
-    } else {
-      for (int64_t g = 0; g < cols; g += L)
-        pack_edge<Operand>(RowPair<S>{row.p + g, row.next + g}, max_of<int64_t>(0, min_of(L, width - g)), out + g);
+      whole(row);
+      continue;
     }
+    for (int64_t g = 0; g < cols; g += L)
+      pack_edge<Operand>(RowPair<S>{row.p + g, row.next + g}, max_of<int64_t>(0, min_of(L, width - g)), out + g);
+    out += cols;
   }
 }
 
