@@ -81,6 +81,7 @@ void declared(const Bench& bench, const Sizes& s) {
                                           {"topk_backward", {{"E", V}}},
                                           {"grouped_gemm", {{"O", 2 * H}}},
                                           {"grouped_gemm_backward", {{"O", 2 * H}}},
+                                          {"adafactor", {{"T", static_cast<double>(s.E)}, {"R", 3 * H}}},
                                           {"adamw", {{"size", weights}}},
                                           {"sgd", {{"size", weights}, {"step", 2}}}};
   const Values flops{{"linear", 2 * T * D * D},
