@@ -206,7 +206,7 @@ static void pack_b_along_w(const PanelSource<S>& source, int64_t col0, int64_t w
                            T* out) {
   constexpr int64_t L = Simd<T>::lanes, cols = TileShape<T>::cols;
   static const S zeros[cols] = {};
-  const auto whole = [&](RowPair<S> row) {
+  const auto whole = [&](RowPair<S> row) {  // of the panel's width
 #pragma GCC unroll 2
     for (int64_t g = 0; g < cols; g += L) Simd<T>::store(out + g, Operand::across(row.p + g, row.next + g));
     out += cols;
@@ -221,11 +221,11 @@ static void pack_b_along_w(const PanelSource<S>& source, int64_t col0, int64_t w
     const RowPair<S> row = row_pair<Operand>(source, col0, k0 + k, zeros);
     if (width == cols) {
       whole(row);
-      continue;
+    } else {
+      for (int64_t g = 0; g < cols; g += L)
+        pack_edge<Operand>(RowPair<S>{row.p + g, row.next + g}, max_of<int64_t>(0, min_of(L, width - g)), out + g);
+      out += cols;
     }
-    for (int64_t g = 0; g < cols; g += L)
-      pack_edge<Operand>(RowPair<S>{row.p + g, row.next + g}, max_of<int64_t>(0, min_of(L, width - g)), out + g);
-    out += cols;
   }
 }
 
