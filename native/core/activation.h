@@ -18,7 +18,7 @@ struct ActivationNumbers {
 };
 
 // f(z) and f'(z)
-template <Activation activation, class T>
+template <Activation activation, Precision precision = Precision::full, class T>
 ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> activate(T z, [[maybe_unused]] const ActivationNumbers<T>& n) {
 #define ACTIVATION(name, gated, f) \
   if constexpr (activation == Activation::name) return f;

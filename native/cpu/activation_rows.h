@@ -69,7 +69,9 @@ class ActivationRows {
   // Into the caches, if the row is one of `rows`: the parts of rows that load() reads next need not follow each other.
   void prefetch(int64_t r, int64_t rows, int64_t first, int64_t n) const {
     if (r >= rows) return;
-    for (const char *p = at(r, first), *end = at(r, first + n); p < end; p += kLineBytes) __builtin_prefetch(p);
+    const char *begin = at(r, first), *end = at(r, first + n);
+    for (begin -= reinterpret_cast<uintptr_t>(begin) % kLineBytes; begin < end; begin += kLineBytes)
+      __builtin_prefetch(begin);
   }
   // Where to compute elements before they are stored.
   T* place(int64_t r, int64_t first, T* buffer) const { return low_ ? buffer : as<T>(at(r, first)); }

@@ -1,5 +1,6 @@
 #pragma once
 #include "core/convert.h"
+#include "core/formulas.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
@@ -13,5 +14,9 @@ static inline T number(T value) {
 static inline float number(uint16_t bits) {
   return Bf16::load(bits);
 }
+
+// Of functions of such elements.
+template <class T>
+constexpr Precision precision_of = std::is_same_v<T, uint16_t> ? Precision::bf16 : Precision::full;
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

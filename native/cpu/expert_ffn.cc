@@ -24,10 +24,10 @@ static void hidden_row(ActivationNumbers<T> numbers, const S* __restrict value, 
                        const T* __restrict mu, T* __restrict h, int64_t n) {
   for (int64_t j = 0; j < n; ++j)
     if constexpr (is_gated(activation))
-      h[j] = activate<activation>(number(gate[j]), numbers).value *
+      h[j] = activate<activation, precision_of<S>>(number(gate[j]), numbers).value *
              gated_value<activation>(number(value[j]), numbers).value * mu[j];
     else
-      h[j] = activate<activation>(number(value[j]), numbers).value;
+      h[j] = activate<activation, precision_of<S>>(number(value[j]), numbers).value;
 }
 
 template <class T, class S>
@@ -43,6 +43,8 @@ static void hidden_rows(HiddenRow<T, S> activate_row, const ActivationNumbers<T>
   for (int64_t r = begin; r < end; ++r)
     for (int64_t from = 0; from < H; from += h.block()) {
       const int64_t n = min_of(H - from, h.block());
+      pre.prefetch(r + 2, end, from, n);
+      if (gated) pre.prefetch(r + 2, end, H + from, n);
       const S* gate = gated ? pre.template read<S>(r, H + from, n, gates) : nullptr;
       T* out = h.place(r, from, hidden);
       activate_row(numbers, pre.template read<S>(r, from, n, values), gate, mult_bias + from, out, n);

@@ -55,22 +55,39 @@ static void load_gradient(const Context& ctx, const Chunk<T>& chunk) {
   });
 }
 
-// Columns of one row. q enters as g · W2 and leaves as w · h. product = h ⊙ q. Plain activations have a value only. A
-// separate function, so that the compiler knows that the pointers do not alias.
+template <class T>
+using BitsOf = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+
+// x under a mask of ones, 0 under one of zeros, also of a NaN: one loop serves both cases.
+template <class T>
+static inline T masked(T x, BitsOf<T> mask) {
+  BitsOf<T> bits;
+  memcpy(&bits, &x, sizeof x);
+  bits &= mask;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// Columns of one row. q enters as g · W2 and leaves as w · h. product = h ⊙ q; under the mask of a gradient that goes
+// straight through the dispatch also what <x, dx> adds, Σ_j x_j dx_j = Σ_j (a_j − b1_j) da_j. Plain activations have a
+// value only. A separate function, so that the compiler knows that the pointers do not alias.
 template <Activation activation, class T, class S>
 [[gnu::noinline]] static void row_gradient(ActivationNumbers<T> numbers, const S* __restrict value,
-                                           const S* __restrict gate, const T* __restrict mu, T w, T* __restrict q,
-                                           T* __restrict dvalue, T* __restrict dgate, T* __restrict product,
-                                           T* __restrict value_sum, T* __restrict gate_sum, T* __restrict mu_sum,
-                                           int64_t n) {
+                                           const S* __restrict gate, const T* __restrict value_bias,
+                                           const T* __restrict gate_bias, BitsOf<T> straight_through,
+                                           const T* __restrict mu, T w, T* __restrict q, T* __restrict dvalue,
+                                           T* __restrict dgate, T* __restrict product, T* __restrict value_sum,
+                                           T* __restrict gate_sum, T* __restrict mu_sum, int64_t n) {
   for (int64_t j = 0; j < n; ++j) {
+    const T a = number(value[j]);
     if constexpr (is_gated(activation)) {
-      const ValueAndSlope<T> f = activate<activation>(number(gate[j]), numbers);
-      const ValueAndSlope<T> v = gated_value<activation>(number(value[j]), numbers);
+      const T g = number(gate[j]);
+      const ValueAndSlope<T> f = activate<activation, precision_of<S>>(g, numbers);
+      const ValueAndSlope<T> v = gated_value<activation>(a, numbers);
       const T plain = f.value * v.value, h = plain * mu[j];
       const T dh = w * q[j], scaled = dh * mu[j];
       const T dv = scaled * f.value * v.slope, dg = scaled * v.value * f.slope;
-      product[j] = h * q[j];
+      product[j] = h * q[j] + masked((a - value_bias[j]) * dv + (g - gate_bias[j]) * dg, straight_through);
       q[j] = w * h;
       dvalue[j] = dv;
       dgate[j] = dg;
@@ -78,9 +95,9 @@ template <Activation activation, class T, class S>
       gate_sum[j] += dg;
       mu_sum[j] += dh * plain;
     } else {
-      const ValueAndSlope<T> f = activate<activation>(number(value[j]), numbers);
+      const ValueAndSlope<T> f = activate<activation, precision_of<S>>(a, numbers);
       const T dv = w * q[j] * f.slope;
-      product[j] = f.value * q[j];
+      product[j] = f.value * q[j] + masked((a - value_bias[j]) * dv, straight_through);
       q[j] = w * f.value;
       dvalue[j] = dv;
       value_sum[j] += dv;
@@ -89,8 +106,8 @@ template <Activation activation, class T, class S>
 }
 
 template <class T, class S>
-using RowGradient = void (*)(ActivationNumbers<T>, const S*, const S*, const T*, T, T*, T*, T*, T*, T*, T*, T*,
-                             int64_t);
+using RowGradient = void (*)(ActivationNumbers<T>, const S*, const S*, const T*, const T*, BitsOf<T>, const T*, T, T*,
+                             T*, T*, T*, T*, T*, T*, int64_t);
 
 // A block of rows by a block of hidden columns [from, to).
 template <class T, class S>
@@ -102,8 +119,9 @@ static void hidden_block(const Chunk<T>& chunk, RowGradient<T, S> row_gradient, 
   const auto numbers = ActivationNumbers<T>::of(args);
   const auto dropout = HiddenDropout<T>::of(args, chunk.assignments.assignment());
   const T* mu = chunk.mult_bias.of(block.expert) + from;
-  const T* __restrict value_bias = chunk.b1.of(block.expert) + from;
-  const T* __restrict gate_bias = value_bias + (P - H);
+  const T* value_bias = chunk.b1.of(block.expert) + from;
+  const T* gate_bias = value_bias + (P - H);
+  const BitsOf<T> straight_through = args.straight_through ? ~BitsOf<T>(0) : 0;
   T sums[3 * kColumnBlock] = {}, product[kColumnBlock], values[kColumnBlock], gates[kColumnBlock];
   T hidden[kColumnBlock], value_gradients[kColumnBlock], gate_gradients[kColumnBlock];
   for (int64_t r = block.begin; r < block.end; ++r) {
@@ -118,19 +136,13 @@ static void hidden_block(const Chunk<T>& chunk, RowGradient<T, S> row_gradient, 
     T *q = chunk.q.place(row, from, hidden), *dvalue = chunk.da.place(row, from, value_gradients);
     T* dgate = gated ? chunk.da.place(row, H + from, gate_gradients) : dvalue;
     dropout.apply(q, r, from, n);
-    row_gradient(numbers, value, gate, mu, chunk.weight(r), q, dvalue, dgate, product, sums, sums + kColumnBlock,
-                 sums + 2 * kColumnBlock, n);
+    row_gradient(numbers, value, gate, value_bias, gate_bias, straight_through, mu, chunk.weight(r), q, dvalue, dgate,
+                 product, sums, sums + kColumnBlock, sums + 2 * kColumnBlock, n);
     dropout.apply(q, r, from, n);
     chunk.q.store(row, from, n, q);
     chunk.da.store(row, from, n, dvalue);
     if (gated) chunk.da.store(row, H + from, n, dgate);
-    if (!chunk.dots) continue;
-    if (args.straight_through && gated)
-      for (int64_t j = 0; j < n; ++j)
-        product[j] += (number(value[j]) - value_bias[j]) * dvalue[j] + (number(gate[j]) - gate_bias[j]) * dgate[j];
-    else if (args.straight_through)
-      for (int64_t j = 0; j < n; ++j) product[j] += (number(value[j]) - value_bias[j]) * dvalue[j];
-    chunk.dots[(r - chunk.begin) * (chunk.columns() + 1) + column] = sum(product, n);
+    if (chunk.dots) chunk.dots[(r - chunk.begin) * (chunk.columns() + 1) + column] = sum(product, n);
   }
   if (!chunk.sums) return;
   for (int part = 0; part < (gated ? 3 : 1); ++part) {

@@ -10,6 +10,8 @@
 // The float32 formulas against the C library in double precision, over a dense sweep of each one's range.
 namespace {
 
+using st_moe::Precision;
+
 int failures = 0;
 
 void expect(bool ok, const char* what, double got, double bound) {
@@ -75,32 +77,84 @@ void sweeps() {
       "gelu (over |z|)", -15, 15, 1.4e-7, [](float x) { return st_moe::gelu(x); }, [](double x) { return x * cdf(x); },
       by_x);
   sweep(
-      "silu_with_slope value (over |z|)", -100, 100, 3e-7, [](float x) { return st_moe::silu_with_slope(x).value; },
-      [](double x) { return x / (1 + std::exp(-x)); }, by_x);
-  sweep(
-      "silu_with_slope slope", -100, 100, 3e-7, [](float x) { return st_moe::silu_with_slope(x).slope; },
-      [](double x) { return (1 + x / (1 + std::exp(x))) / (1 + std::exp(-x)); }, absolute);
+      "gelu_grad", -15, 15, 1.6e-7, [](float x) { return st_moe::gelu_grad(x); },
+      [](double x) { return cdf(x) + x * pdf(x); }, absolute);
+}
+
+// Values over |z| and slopes of the functions that have a form for bf16.
+template <Precision precision>
+void sweep_slopes(const char* of, double bound) {
+  const auto check = [&](const char* name, double limit, auto f, auto value, auto slope) {
+    std::printf("%s, over |z| and the slope:\n", of);
+    sweep(
+        name, -limit, limit, bound, [=](float x) { return f(x).value; }, value,
+        [](double x, double) { return std::fmax(std::fabs(x), 1e-30); });
+    sweep(name, -limit, limit, bound, [=](float x) { return f(x).slope; }, slope, [](double, double) { return 1.0; });
+  };
+  check(
+      "gelu_with_slope", 15, [](float x) { return st_moe::gelu_with_slope<precision>(x); },
+      [](double x) { return x * cdf(x); }, [](double x) { return cdf(x) + x * pdf(x); });
+  check(
+      "silu_with_slope", 100, [](float x) { return st_moe::silu_with_slope<precision>(x); },
+      [](double x) { return x / (1 + std::exp(-x)); },
+      [](double x) { return (1 + x / (1 + std::exp(x))) / (1 + std::exp(-x)); });
   const auto tanh_argument = [](double x) { return std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x); };
-  sweep(
-      "gelu_tanh value (over |z|)", -20, 20, 4e-7, [](float x) { return st_moe::gelu_tanh_with_slope(x).value; },
-      [=](double x) { return x / 2 * (1 + std::tanh(tanh_argument(x))); }, by_x);
-  sweep(
-      "gelu_tanh slope", -20, 20, 4e-7, [](float x) { return st_moe::gelu_tanh_with_slope(x).slope; },
+  check(
+      "gelu_tanh_with_slope", 20, [](float x) { return st_moe::gelu_tanh_with_slope<precision>(x); },
+      [=](double x) { return x / 2 * (1 + std::tanh(tanh_argument(x))); },
       [=](double x) {
         const double t = std::tanh(tanh_argument(x));
         return (1 + t) / 2 + x / 2 * (1 - t * t) * std::sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
-      },
-      absolute);
+      });
+}
+
+// Relative to the value, as rounding to bf16 is: where values are small too.
+void sweep_bf16() {
+  constexpr Precision bf16 = Precision::bf16;
+  const auto relative = [](double, double want) { return std::fabs(want) + 1e-37; };
   sweep(
-      "gelu_grad", -15, 15, 1.6e-7, [](float x) { return st_moe::gelu_grad(x); },
-      [](double x) { return cdf(x) + x * pdf(x); }, absolute);
+      "exp2_bf16 (relative)", -126, 127, 7.6e-5, [](float x) { return st_moe::exp2_bf16(x); },
+      [](double x) { return std::exp2(x); }, relative);
+  sweep(
+      "exp2_bf16 of 0 and less", -382, -126, 2e-38, [](float x) { return st_moe::exp2_bf16(x); },
+      [](double) { return 0.0; }, [](double, double) { return 1.0; });
+  sweep(
+      "bf16: gelu (relative)", -6, 15, 1.3e-4, [](float x) { return st_moe::gelu_with_slope<bf16>(x).value; },
+      [](double x) { return x * cdf(x); }, relative);
+  sweep(
+      "bf16: silu (relative)", -80, 20, 1e-4, [](float x) { return st_moe::silu_with_slope<bf16>(x).value; },
+      [](double x) { return x / (1 + std::exp(-x)); }, relative);
+}
+
+template <class T>
+bool like(T got, T want) {
+  return std::isnan(want) ? std::isnan(got) : got == want;
+}
+
+template <Precision precision, class T>
+void slope_limits(const char* type) {
+  const T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+  const auto check = [&](const char* name, auto f) {
+    const auto same = [&](T z, T value, T slope) {
+      const st_moe::ValueAndSlope<T> got = f(z);
+      std::printf(like(got.value, value) && like(got.slope, slope) ? "" : "%s of %g: ", type, static_cast<double>(z));
+      expect(like(got.value, value), name, static_cast<double>(got.value), static_cast<double>(value));
+      expect(like(got.slope, slope), name, static_cast<double>(got.slope), static_cast<double>(slope));
+    };
+    same(inf, inf, 1);
+    same(-inf, 0, 0);
+    for (const T z : {nan, -nan}) same(z, nan, nan);
+  };
+  check("gelu_with_slope", [](T z) { return st_moe::gelu_with_slope<precision>(z); });
+  check("silu_with_slope", [](T z) { return st_moe::silu_with_slope<precision>(z); });
+  check("gelu_tanh_with_slope", [](T z) { return st_moe::gelu_tanh_with_slope<precision>(z); });
 }
 
 template <class T>
 void limits(const char* type) {
   const T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
   const auto same = [&](const char* what, T got, T want) {
-    const bool ok = std::isnan(want) ? std::isnan(got) : got == want;
+    const bool ok = like(got, want);
     if (!ok) std::printf("%s: ", type);
     expect(ok, what, static_cast<double>(got), static_cast<double>(want));
   };
@@ -124,16 +178,6 @@ void limits(const char* type) {
   for (const T got : {st_moe::exp_of(nan), st_moe::tanh_of(nan), st_moe::sigmoid(nan), st_moe::silu(nan),
                       st_moe::silu_grad(nan), st_moe::sigmoid_grad(nan), st_moe::gelu(nan), st_moe::gelu_grad(nan)})
     same("of NaN", got, nan);
-  same("gelu_tanh(inf)", st_moe::gelu_tanh_with_slope(inf).value, inf);
-  same("gelu_tanh(-inf)", st_moe::gelu_tanh_with_slope(-inf).value, 0);
-  same("gelu_tanh_slope(inf)", st_moe::gelu_tanh_with_slope(inf).slope, 1);
-  same("gelu_tanh_slope(-inf)", st_moe::gelu_tanh_with_slope(-inf).slope, 0);
-  same("silu_with_slope(inf)", st_moe::silu_with_slope(inf).value, inf);
-  same("silu_with_slope(-inf)", st_moe::silu_with_slope(-inf).value, 0);
-  same("silu_slope(inf)", st_moe::silu_with_slope(inf).slope, 1);
-  same("silu_slope(-inf)", st_moe::silu_with_slope(-inf).slope, 0);
-  for (const st_moe::ValueAndSlope<T> got : {st_moe::gelu_tanh_with_slope(nan), st_moe::silu_with_slope(nan)})
-    same("value of NaN", got.value, nan), same("slope of NaN", got.slope, nan);
   same("relu of NaN", st_moe::relu(nan), nan);
   for (int i = -900; i <= 900; ++i) {
     const T z = T(i) / T(100);
@@ -153,8 +197,14 @@ void limits(const char* type) {
 
 int main() {
   sweeps();
+  sweep_slopes<Precision::full>("full", 4e-7);
+  sweep_slopes<Precision::bf16>("bf16", 1e-4);
+  sweep_bf16();
   limits<float>("float");
   limits<double>("double");
+  slope_limits<Precision::full, float>("float");
+  slope_limits<Precision::full, double>("double");
+  slope_limits<Precision::bf16, float>("bf16");
   std::printf(failures ? "%d failures\n" : "formulas: ok\n", failures);
   return failures != 0;
 }
