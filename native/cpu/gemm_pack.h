@@ -52,6 +52,25 @@ static inline int64_t packs_of(int64_t elements) {
   return ceil_div(ceil_div(elements, Operand::k_pack), padded) * padded;
 }
 
+// The first n of N elements, and zeros. In whole vectors, because a load waits for stores that are shorter than it.
+template <int64_t N, class S>
+static inline void copy_first(const S* p, int64_t n, S* out) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 2) {
+    for (int64_t i = 0; i < N; i += 16) {
+      const auto mask = static_cast<__mmask16>((1u << max_of<int64_t>(0, min_of<int64_t>(n - i, 16))) - 1);
+      _mm256_storeu_epi16(out + i, _mm256_maskz_loadu_epi16(mask, p + i));
+    }
+  } else {
+    constexpr int64_t L = Simd<S>::lanes;
+    for (int64_t i = 0; i < N; i += L)
+      Simd<S>::store(out + i, Simd<S>::load_first(p + i, max_of<int64_t>(0, min_of(n - i, L))));
+  }
+#else
+  for (int64_t i = 0; i < N; ++i) out[i] = i < n ? p[i] : S(0);
+#endif
+}
+
 // ---- A --------------------------------------------------------------------------------------------------------
 
 // One row: out [packs] from p [elements].
@@ -61,8 +80,8 @@ static inline void pack_row(const S* p, int64_t elements, T* out) {
   int64_t k = 0;
   for (; k + step <= elements; k += step, out += L) Simd<T>::store(out, Operand::along_k(p + k));
   if (k == elements) return;
-  S rest[step] = {};
-  for (int64_t i = 0; i < elements - k; ++i) rest[i] = p[k + i];
+  S rest[step];
+  copy_first<step>(p + k, elements - k, rest);
   Simd<T>::store(out, Operand::along_k(rest));
 }
 
@@ -92,10 +111,9 @@ static inline RowPair<S> row_pair(const PanelSource<S>& source, int64_t w, int64
 template <class Operand, class S, class T>
 static inline void pack_edge(RowPair<S> row, int64_t width, T* out) {
   constexpr int64_t L = Simd<T>::lanes;
-  S first[L] = {}, second[L] = {};
-  for (int64_t i = 0; i < width; ++i) first[i] = row.p[i];
-  if (Operand::k_pack == 2)
-    for (int64_t i = 0; i < width; ++i) second[i] = row.next[i];
+  S first[L], second[L];
+  copy_first<L>(row.p, width, first);
+  if (Operand::k_pack == 2) copy_first<L>(row.next, width, second);
   Simd<T>::store(out, Operand::across(first, second));
 }
 
