@@ -181,7 +181,7 @@ struct NormalTail {
 // 2.5e-6 or less on [0, 14.5]; all coefficients are positive. Rounding included, gelu is within 1.3e-7 |z| and
 // gelu_grad within 1.5e-7 (measured on [-15, 15]).
 // For bf16: Φ(−t) = 2^P(t) and its slope Φ(−t) · M(t). log Φ is so smooth that this takes no division and one power.
-// gelu is within 1.3e-4 of its value for z ≥ −6 and within 2e-5 everywhere, gelu_grad within 8e-5.
+// gelu is within 1.3e-4 of its value for z ≥ −6, gelu_grad within 8e-5.
 template <Precision precision = Precision::full, class T>
 ST_MOE_HOST_DEVICE static inline NormalTail<T> normal_tail(T z) {
   constexpr T inverse_sqrt_2pi = T(0.39894228040143267794), inverse_sqrt_2 = T(0.70710678118654752440);

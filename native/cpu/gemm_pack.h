@@ -67,7 +67,8 @@ static inline void copy_first(const S* p, int64_t n, S* out) {
       Simd<S>::store(out + i, Simd<S>::load_first(p + i, max_of<int64_t>(0, min_of(n - i, L))));
   }
 #else
-  for (int64_t i = 0; i < N; ++i) out[i] = i < n ? p[i] : S(0);
+  for (int64_t i = 0; i < N; ++i) out[i] = 0;
+  for (int64_t i = 0; i < n; ++i) out[i] = p[i];
 #endif
 }
 

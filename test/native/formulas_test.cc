@@ -198,7 +198,7 @@ void limits(const char* type) {
 int main() {
   sweeps();
   sweep_slopes<Precision::full>("full", 4e-7);
-  sweep_slopes<Precision::bf16>("bf16", 1e-4);
+  sweep_slopes<Precision::bf16>("bf16", 8e-5);
   sweep_bf16();
   limits<float>("float");
   limits<double>("double");
