@@ -4,6 +4,7 @@ import { modelSizes } from '../lib/cli/language-model/options.js'
 import { makeOptimizer, TrainStep } from '../lib/cli/language-model/train.js'
 import { mean } from '../lib/cli/numbers.js'
 import {
+  type AdamW,
   crossEntropy,
   LanguageModel,
   MoEMonitor,
@@ -37,7 +38,7 @@ export async function modelSuite({ threads, repetitions, quick, peers }: Bench):
   const params = { threads: count, compute: 'f32' }
   try {
     const made = peer && (await peerStep(peer, model, batch, count))
-    const stats = statsOf(model, () => trainStep.run(batch))
+    const stats = statsOf(model, optimizer, batch)
     const flops = flopsOf(model, batch.input.length, stats)
     const theirs = made && { ...made, flops }
     const ours: Participant = {
@@ -55,9 +56,10 @@ export async function modelSuite({ threads, repetitions, quick, peers }: Bench):
   }
 }
 
-function statsOf(model: LanguageModel, step: () => void): RoutingStats[] {
+function statsOf(model: LanguageModel, optimizer: AdamW, batch: Batch): RoutingStats[] {
   using monitor = new MoEMonitor(model)
-  step()
+  using watched = new TrainStep(model, optimizer)
+  watched.run(batch)
   return monitor.report()
 }
 

@@ -4,6 +4,7 @@ import { cpus, loadavg, release, totalmem, type } from 'node:os'
 import { dirname } from 'node:path'
 import { parseArgs } from 'node:util'
 import { devices, getNumThreads } from '../lib/index.js'
+import { captureSuite } from './capture-suite.js'
 import { generateSuite } from './generate-suite.js'
 import { bf16Suite, growthSuite, layerSuite, routerSuite } from './layer-suites.js'
 import { main } from './main.js'
@@ -25,6 +26,7 @@ const suites: Record<string, Suite> = {
   routers: routerSuite,
   soft: softSuite,
   model: modelSuite,
+  capture: captureSuite,
   server: serverSuite,
   generate: generateSuite,
   memory: memorySuite,

@@ -41,6 +41,7 @@ export function sectionsOf(report: Report): Record<string, string> {
     routers: results(/\/routers\//),
     soft: results(/^st-moe\/soft\//),
     model: results(/^st-moe\/model\//),
+    capture: results(/^st-moe\/capture\//),
     server: server(report),
     native: results(/^layer(-gemms)?\//),
     gemms: gemms(report),

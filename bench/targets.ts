@@ -166,6 +166,11 @@ export const targets: readonly Target[] = [
   ),
   atLeast(2.5, `a training step of the demo's model: ${faster} with st-moe-pytorch`, vsPeer('model/step', pytorch)),
   atLeast(
+    3,
+    'a captured training step of a model of width 16: times as fast as a call',
+    versus('st-moe/capture/replay', 'st-moe/capture/call', { dim: 16 }),
+  ),
+  atLeast(
     20,
     "generation by the demo's model, 16 texts at once: characters per second vs. a forward of 128 for each",
     versus('st-moe/generate', 'whole-context/generate', { texts: 16 }),

@@ -23,10 +23,10 @@ export interface CapturedStep<T> {
 }
 
 /**
- * Captures the work of `fn` on a CUDA device as a CUDA graph. Each replay is one launch instead of hundreds, without
- * JavaScript in between, and N replays return the same bits as N calls of `fn`, or with uneven loads (docs/cuda.md)
- * the same to rounding. `captureStep` itself executes nothing: counters, generators and parameters do not change, and
- * the tensors that `fn` returns hold NaN until the first `replay()`. On the CPU a replay calls `fn`.
+ * Captures the ops of `fn`. Each replay runs them without JavaScript in between, on a CUDA device as one launch of a
+ * CUDA graph, and N replays return the same bits as N calls of `fn`; on a GPU with uneven loads (docs/cuda.md) the
+ * same to rounding. `captureStep` itself executes nothing: counters, generators and parameters do not change, and the
+ * tensors that `fn` returns hold NaN until the first `replay()`.
  *
  * `fn` is called once. Its inputs are tensors from outside, whose values {@link Tensor.copyFrom} can replace between
  * replays; their shapes are fixed. Random numbers (routing, dropout, `randn`), the step counts and numeric options of optimizers
@@ -38,7 +38,7 @@ export interface CapturedStep<T> {
  * `device` defaults to the default device.
  *
  * Errors: UNSUPPORTED for what cannot be captured; DISPOSED by `replay` if the step, a parameter or another tensor from
- * outside was disposed.
+ * outside was disposed, and the errors of the ops.
  *
  * @example
  * ```ts
@@ -67,7 +67,23 @@ export function captureStep<T>(fn: () => T, options?: { device?: Device }): Capt
   const device = checkDevice(op, o.device ?? getDefaultDevice())
   const number = deviceIndex(op, device)
   if (currentRecorder()) fail('UNSUPPORTED', op, 'a step is being captured already')
-  return device === 'cpu' ? new HostStep(fn) : capture(op, fn, device, number)
+  const recorder = new Recorder()
+  native.captureBegin(number)
+  let recording = true
+  let result: Run<T> | undefined
+  try {
+    result = recordWith(recorder, () => run(op, fn))
+    recorder.checkGrads(op)
+    recording = false
+    const step = native.captureEnd(true)!
+    recorder.settle()
+    return new Step(device, step, recorder, result)
+  } catch (error) {
+    for (const tensor of result?.made ?? []) tensor.dispose()
+    recorder.undo(putGrad)
+    if (recording) native.captureEnd(false)
+    throw error
+  }
 }
 
 /** The result of `fn`. Tensors that it created and returned belong to the step and have no history. */
@@ -85,29 +101,23 @@ function run<T>(op: string, fn: () => T): Run<T> {
   return result
 }
 
-function capture<T>(op: string, fn: () => T, device: Device, number: number): CapturedStep<T> {
-  const recorder = new Recorder()
-  native.captureBegin(number)
-  let recording = true
-  let result: Run<T> | undefined
-  try {
-    result = recordWith(recorder, () => run(op, fn))
-    recorder.checkGrads(op)
-    recording = false
-    const step = native.captureEnd(true)!
-    recorder.settle()
-    return new GraphStep(device, step, recorder, result)
-  } catch (error) {
-    for (const tensor of result?.made ?? []) tensor.dispose()
-    recorder.undo(putGrad)
-    if (recording) native.captureEnd(false)
-    throw error
-  }
-}
+/** Only a safety net, as for tensors. */
+const finalizers = new FinalizationRegistry<number>((step) => native.releaseCapture(step))
 
-abstract class Step<T> implements CapturedStep<T> {
-  abstract readonly device: Device
+class Step<T> implements CapturedStep<T> {
+  readonly device: Device
+  readonly #step: number
+  readonly #recorder: Recorder
+  readonly #result: Run<T>
   #disposed = false
+
+  constructor(device: Device, step: number, recorder: Recorder, result: Run<T>) {
+    this.device = device
+    this.#step = step
+    this.#recorder = recorder
+    this.#result = result
+    finalizers.register(this, step, this)
+  }
 
   get disposed(): boolean {
     return this.#disposed
@@ -116,76 +126,19 @@ abstract class Step<T> implements CapturedStep<T> {
   replay(): T {
     if (this.#disposed) fail('DISPOSED', 'CapturedStep.replay', 'the step has been disposed')
     if (currentRecorder()) fail('UNSUPPORTED', 'CapturedStep.replay', 'a step is being captured')
-    return this.runAgain()
+    this.#recorder.replay((numbers) => native.replay(this.#step, numbers))
+    return this.#result.value
   }
 
   dispose(): void {
     if (this.#disposed) return
     this.#disposed = true
-    this.free()
+    finalizers.unregister(this)
+    for (const tensor of this.#result.made) tensor.dispose()
+    native.releaseCapture(this.#step)
   }
 
   [Symbol.dispose](): void {
     this.dispose()
-  }
-
-  protected abstract runAgain(): T
-  protected abstract free(): void
-}
-
-class HostStep<T> extends Step<T> {
-  readonly device = 'cpu'
-  readonly #fn: () => T
-  #made: Tensor[] = []
-
-  constructor(fn: () => T) {
-    super()
-    this.#fn = fn
-  }
-
-  protected runAgain(): T {
-    this.free()
-    const { value, made } = run('CapturedStep.replay', this.#fn)
-    this.#made = made
-    if (this.disposed) this.free()
-    const elsewhere = made.find(({ device }) => device !== 'cpu')?.device
-    if (elsewhere)
-      fail('OPTION', 'captureStep', `the step runs on ${elsewhere}: call captureStep(fn, { device: '${elsewhere}' })`)
-    return value
-  }
-
-  protected free(): void {
-    for (const tensor of this.#made) tensor.dispose()
-    this.#made = []
-  }
-}
-
-/** Only a safety net, as for tensors. */
-const finalizers = new FinalizationRegistry<number>((step) => native.releaseCapture(step))
-
-class GraphStep<T> extends Step<T> {
-  readonly device: Device
-  readonly #step: number
-  readonly #recorder: Recorder
-  readonly #result: Run<T>
-
-  constructor(device: Device, step: number, recorder: Recorder, result: Run<T>) {
-    super()
-    this.device = device
-    this.#step = step
-    this.#recorder = recorder
-    this.#result = result
-    finalizers.register(this, step, this)
-  }
-
-  protected runAgain(): T {
-    this.#recorder.replay((numbers) => native.replay(this.#step, numbers))
-    return this.#result.value
-  }
-
-  protected free(): void {
-    finalizers.unregister(this)
-    for (const tensor of this.#result.made) tensor.dispose()
-    native.releaseCapture(this.#step)
   }
 }

@@ -282,7 +282,7 @@ describe('trainStepAsync', () => {
     const used = lost as unknown as Tensor
     if (used.device === 'cpu')
       for (const use of [() => used.dataSync(), () => used.add(1), () => used.clone(), () => used.sum()])
-        expect(use).toThrow(/has no values: the asynchronous call that computes it failed/)
+        expect(use).toThrow(/has no values: the call that computes it failed/)
     for (const owned of [used, table]) owned.dispose()
   })
 

@@ -260,6 +260,8 @@ describe('npm run bench', () => {
     'st-moe/growth/forward+backward',
     'st-moe/bf16/forward',
     'st-moe/bf16/forward+backward',
+    'st-moe/capture/call',
+    'st-moe/capture/replay',
     'st-moe/soft/forward',
     'st-moe/soft/forward+backward',
     'st-moe/model/step',
@@ -278,7 +280,7 @@ describe('npm run bench', () => {
       '--quick',
       '--no-peers',
       '--suite',
-      'layer,growth,bf16,routers,soft,model,server,memory',
+      'layer,growth,bf16,routers,soft,model,capture,server,memory',
       '--json',
       json,
     )
@@ -306,7 +308,7 @@ describe('npm run bench', () => {
         `index-pytorch/${name}`,
       ])
       const report = check(json, [
-        ...ours.filter((name) => !/growth|server/.test(name)),
+        ...ours.filter((name) => !/growth|capture|server/.test(name)),
         ...theirs,
         'index-pytorch/bf16/forward',
         'index-pytorch/bf16/forward+backward',
@@ -323,7 +325,7 @@ describe('npm run bench', () => {
 
   test('a wrong option is named', () => {
     expect(bench('--suite', 'speed').stderr).toContain(
-      "--suite must be native, ops, layer, growth, bf16, routers, soft, model, server, generate, memory, got 'speed'",
+      "--suite must be native, ops, layer, growth, bf16, routers, soft, model, capture, server, generate, memory, got 'speed'",
     )
     expect(bench('--threads', '0').stderr).toContain("--threads must be whole numbers of at least 1, got '0'")
     expect(bench('--suite', 'layer', '--threads', '0').status).toBe(1)

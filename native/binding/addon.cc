@@ -15,7 +15,9 @@ static napi_value call(napi_env env, napi_callback_info info) {
   napi_get_cb_info(env, info, &count, arguments.data(), nullptr, &data);
   const auto& target = *static_cast<const Data*>(data);
   const char* name = name_of(target);
-  const auto raise = [&](const Error& error) { Environment::of(env).raise(env, name, error); };
+  const auto raise = [&](const Error& error) {
+    Environment::of(env).raise(env, error.op() ? error.op() : name, error);
+  };
   try {
     Call call(env, name, arguments, order_of(target));
     return run(call, target);

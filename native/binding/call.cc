@@ -18,7 +18,7 @@ Call::Call(Napi::Env env, const char* op, const Arguments& arguments, Order orde
     : env(env),
       op(op),
       environment(Environment::of(env)),
-      is_recorded(order == Order::recorded && environment.async.is_recording()),
+      is_recorded(order == Order::recorded && environment.records_ops()),
       arguments_(&arguments),
       needs_values_(order != Order::free && !is_recorded) {
   if (needs_values_) wait();
@@ -60,7 +60,7 @@ Tensor& Call::live(const char* name, double handle) {
   if (device_ && device_ != tensor.device)
     fail(ErrorCode::device, "%s is on %s, the other tensors are on %s", name, tensor.device->backend->name,
          device_->backend->name);
-  // Without memory, one that no recorded op uses is not made by this asynchronous call.
+  // Without memory, one that no recorded op uses is not made by this call or step.
   if (needs_values_ || (is_recorded && tensor.storage->recorded == 0)) expect_values(*tensor.storage, name);
   device_ = tensor.device;
   if (device_->capture) device_->capture->hold(tensor.storage);
@@ -172,7 +172,7 @@ void Call::run(OpFunction function, void* args, size_t size, int64_t count, std:
     if (operand.use == Use::updated) storage.outdate_packed();
     *static_cast<const void**>(operand.at) = pointer_to(storage, operand.use);
   }
-  if (is_recorded) return environment.async.record({op, function, args, size, count, operands});
+  if (is_recorded) return environment.record({op, function, args, size, count, operands});
   check(function(device.backend->ops, device.context, args, count));
   for (const Operand& operand : operands) {
     Storage& storage = *operand.tensor->storage;

@@ -11,7 +11,7 @@ namespace st_moe {
 // How a call is ordered with the ops of asynchronous calls.
 enum class Order : uint8_t {
   free,      // needs no values of tensors
-  recorded,  // in an asynchronous call it is recorded; else it waits
+  recorded,  // in an asynchronous call, and in a captured step on the CPU, it is recorded; else it waits
   waiting,   // always waits
 };
 
@@ -82,10 +82,6 @@ class Call {
   }
   Napi::Value give(Tensor tensor);
   Napi::Value give(const Tensor* const* tensors, size_t count);  // an array of handles; null for a null pointer
-
-  void check(const Status& status) {
-    if (status.code != ErrorCode::none) throw Error(status.code, status.text);
-  }
 
  private:
   double handle(const char* name);

@@ -10,7 +10,7 @@ static Napi::Value capture_begin(Call& c) {  // (device)
   if (c.environment.recording) fail(ErrorCode::unsupported, "a step is being captured already");
   if (c.environment.async.is_recording())
     fail(ErrorCode::unsupported, "a step cannot be captured in an asynchronous call");
-  c.environment.recording = std::make_shared<Capture>(device);
+  c.environment.recording = Capture::begin(device);
   return c.env.Undefined();
 }
 
@@ -33,7 +33,7 @@ static Napi::Value capture_end(Call& c) {  // (keep) → number, or undefined
 }
 
 // Consecutive rows: −1, seed and step of a sample; or the number of an op in ops.inc and its attributes.
-static std::vector<StepArgs> step_args(Call& c, const char* name) {
+static std::vector<StepRow> step_rows(Call& c, const char* name) {
   const Napi::Float64Array numbers = c.numbers(name);
   size_t at = 0;
   const auto next = [&](double min, double max) {
@@ -42,27 +42,20 @@ static std::vector<StepArgs> step_args(Call& c, const char* name) {
     return number;
   };
   const std::vector<OpInfo>& ops = declared_ops();
-  std::vector<StepArgs> rows;
+  std::vector<StepRow> rows;
   while (at < numbers.ElementLength()) {
     const double number = next(-1, static_cast<double>(ops.size() - 1));
-    StepArgs row{};
-    if (number < 0) {
-      row.seed = static_cast<uint64_t>(next(0, 0x1p53 - 1));
-      row.step = static_cast<uint64_t>(next(0, 0x1p53 - 1));
+    StepRow row{number < 0 ? nullptr : &ops[static_cast<size_t>(number)], numbers.Data() + at};
+    if (!row.op) {
+      next(0, 0x1p53 - 1);
+      next(0, 0x1p53 - 1);
     } else {
-      const OpInfo& op = ops[static_cast<size_t>(number)];
-      if (!op.factors) fail(ErrorCode::option, "%s must hold samples and updates, got %s", name, op.name);
-      alignas(16) char args[kMaxArgsSize];
-      op.construct(args);
-      for (const Field& field : op.fields) {
+      if (!row.op->factors) fail(ErrorCode::option, "%s must hold samples and updates, got %s", name, row.op->name);
+      for (const Field& field : row.op->fields) {
         if (field.role != Role::attribute) continue;
-        if (field.attribute == AttributeType::number)
-          member<double>(args, field.offset) = next(-INFINITY, INFINITY);
-        else  // the step
-          member<int64_t>(args, field.offset) =
-              static_cast<int64_t>(next(static_cast<double>(field.min), static_cast<double>(field.max)));
+        const bool any = field.attribute == AttributeType::number;  // else the step
+        next(any ? -INFINITY : static_cast<double>(field.min), any ? INFINITY : static_cast<double>(field.max));
       }
-      row.factors = op.factors(args);
     }
     rows.push_back(row);
   }
@@ -77,7 +70,7 @@ static Napi::Value replay(Call& c) {  // (step, arguments)
   const auto found = c.environment.captured.find(number_of(c));
   if (found == c.environment.captured.end()) fail(ErrorCode::disposed, "the captured step has been disposed");
   if (c.environment.recording) fail(ErrorCode::unsupported, "a step cannot be replayed while one is captured");
-  found->second->replay(step_args(c, "arguments"));
+  found->second->replay(step_rows(c, "arguments"));
   return c.env.Undefined();
 }
 

@@ -42,8 +42,7 @@ int64_t Environment::open_device(const std::string& plugin_path, int32_t index) 
   if (!library.plugin) fail(ErrorCode::backend_unavailable, "%s: %s", library.probe.stage, library.probe.reason);
   auto device = std::make_unique<Device>(nullptr, Context{threads(), nullptr});
   devices_.reserve(devices_.size() + 1);  // nothing may fail once it is open
-  const Status status = library.plugin->open(index, &device->backend, &device->context);
-  if (status.code != ErrorCode::none) throw Error(status.code, status.text);
+  check(library.plugin->open(index, &device->backend, &device->context));
   device->plugin = library.plugin;
   devices_.push_back(std::move(device));
   return static_cast<int64_t>(devices_.size()) - 1;
@@ -52,6 +51,20 @@ int64_t Environment::open_device(const std::string& plugin_path, int32_t index) 
 void Environment::expect_capturable(const Device& device) const {
   if (!recording || &recording->device() == &device) return;
   fail(ErrorCode::unsupported, "a step that is captured must not compute on %s", device.backend->name);
+}
+
+bool Environment::records_ops() const {
+  return async.is_recording() || (recording && recording->records_ops());
+}
+
+void Environment::record(RecordedOp op) {
+  if (async.is_recording()) return async.record(std::move(op));
+  recording->record(std::move(op));
+}
+
+void Environment::expect_no_capture(const Device& device, const char* what) const {
+  if (device.capture)
+    fail(ErrorCode::unsupported, "%s while a step is captured: it would not be part of a replay", what);
 }
 
 void Environment::set_threads(int32_t threads) {

@@ -124,12 +124,13 @@ static Napi::Value from_data(Call& c) {  // (data, dtype, shape, device)
   const DType dtype = c.dtype("dtype");
   const Shape shape = c.shape("shape");
   Device& device = c.device();
+  c.environment.expect_no_capture(device, "values of the host cannot be copied to the device");
   Tensor tensor = make_tensor(device, dtype, shape);
   const size_t bytes = static_cast<size_t>(tensor.size) * dtype_size(dtype);
   if (array.ByteLength() != bytes)
     fail(ErrorCode::shape, "data has %zu bytes, the shape needs %zu", array.ByteLength(), bytes);
   if (device.plugin) c.environment.async.wait();  // its stream is not for two threads
-  if (bytes) c.check(device.backend->copy_in(device.context, tensor.data(), bytes_of(array), bytes));
+  if (bytes) check(device.backend->copy_in(device.context, tensor.data(), bytes_of(array), bytes));
   if (device.plugin) tensor.storage->remember(bytes_of(array), dtype);
   return c.give(std::move(tensor));
 }
@@ -141,28 +142,29 @@ static Napi::Value to_data(Call& c) {  // (tensor, data): fills data
   if (array.ByteLength() != bytes)
     fail(ErrorCode::shape, "data has %zu bytes, the tensor %zu", array.ByteLength(), bytes);
   Device& device = *tensor.device;
+  c.environment.expect_no_capture(device, "values of the device cannot be read");
   if (device.plugin || tensor.storage->recorded != 0) c.wait();
   expect_values(*tensor.storage, "tensor");
-  if (bytes)
-    c.check(device.backend->copy_out(device.context, const_cast<void*>(bytes_of(array)), tensor.data(), bytes));
+  if (bytes) check(device.backend->copy_out(device.context, const_cast<void*>(bytes_of(array)), tensor.data(), bytes));
   return c.env.Undefined();
 }
 
 static Napi::Value to_device(Call& c) {  // (x, device): a copy there, through host memory
   Tensor& x = c.tensor("x");
   Device& device = c.device();
+  for (const Device* end : {x.device, &device}) c.environment.expect_no_capture(*end, "values cannot be copied");
   Tensor y = make_tensor(device, x.dtype, x.shape);
   if (x.storage->packed()) y.storage->keep_packed();
   const size_t bytes = static_cast<size_t>(x.size) * dtype_size(x.dtype);
   if (bytes == 0) return c.give(std::move(y));
   if (x.device->plugin && device.plugin) {
     const std::unique_ptr<uint8_t[]> host(new uint8_t[bytes]);
-    c.check(x.device->backend->copy_out(x.device->context, host.get(), x.data(), bytes));
-    c.check(device.backend->copy_in(device.context, y.data(), host.get(), bytes));
+    check(x.device->backend->copy_out(x.device->context, host.get(), x.data(), bytes));
+    check(device.backend->copy_in(device.context, y.data(), host.get(), bytes));
   } else if (x.device->plugin) {
-    c.check(x.device->backend->copy_out(x.device->context, y.data(), x.data(), bytes));
+    check(x.device->backend->copy_out(x.device->context, y.data(), x.data(), bytes));
   } else {
-    c.check(device.backend->copy_in(device.context, y.data(), x.data(), bytes));
+    check(device.backend->copy_in(device.context, y.data(), x.data(), bytes));
     if (device.plugin) y.storage->remember(x.data(), x.dtype);
   }
   return c.give(std::move(y));
@@ -238,7 +240,7 @@ const std::vector<Entry> kHandleEntries = {
     {"release", release, Order::free},
     {"unique", unique, Order::recorded},
     {"version", version, Order::free},
-    {"keepPacked", keep_packed, Order::waiting},
+    {"keepPacked", keep_packed, Order::free},
     {"fromData", from_data, Order::free},
     {"toData", to_data, Order::free},
     {"toDevice", to_device, Order::waiting},

@@ -27,8 +27,8 @@ struct StepArgs {
   FactorList factors;
 };
 
-// From begin to end, ops are captured and do not run, allocations belong to the step, and copies to and from the host
-// are an Error. One capture at a time per stream.
+// From begin to end, ops are captured and do not run, allocations belong to the step, and nothing is copied to or from
+// the host. One capture at a time per stream.
 struct CaptureTable {
   Status (*begin)(const Context&);
   void (*outside)(const Context&, bool on);  // between on and off, ops run immediately, outside capture
@@ -49,7 +49,7 @@ struct Backend {
   Status (*copy_out)(const Context&, void* host, const void* from, size_t bytes);
   int64_t (*held_bytes)(const Context&);  // that belong to no tensor: caches and libraries
   OpTable ops;
-  const CaptureTable* capture = nullptr;  // null: steps cannot be captured
+  const CaptureTable* capture = nullptr;  // null: a captured step is a list of ops
   // Why `allocate` just returned null, if memory was not exhausted; else code none. Null: memory is always the reason.
   Status (*allocation_error)(const Context&) = nullptr;
 

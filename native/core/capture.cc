@@ -1,65 +1,178 @@
 #include "core/capture.h"
 
+#include <cstring>
+#include <unordered_map>
+#include <utility>
+
 namespace st_moe {
+namespace {
 
-static void check(const Status& status) {
-  if (status.code != ErrorCode::none) throw Error(status.code, status.text);
-}
-
-Capture::Capture(Device& device) : device_(device) {
-  if (!device.backend->capture) fail(ErrorCode::unsupported, "steps cannot be captured on %s", device.backend->name);
-  if (device.capture) fail(ErrorCode::unsupported, "a step is being captured on %s already", device.backend->name);
-  check(device.backend->capture->begin(device.context));
-  device.capture = this;
-}
-
-Capture::~Capture() {
-  try {
-    end(false);  // a worker may be terminated during a capture
-  } catch (const Error&) {
+// What a backend has captured. It owns the memory of the tensors made inside, which reference it in turn.
+class CapturedGraph final : public Capture {
+ public:
+  explicit CapturedGraph(Device& device) : Capture(device), table_(*device.backend->capture) {
+    check(table_.begin(device.context));
   }
-  if (step_) device_.backend->capture->release(device_.context, step_);
-  device_.stats.remove(bytes_);
+  ~CapturedGraph() override {
+    try {
+      end(false);  // a worker may be terminated during a capture
+    } catch (const Error&) {
+    }
+    if (step_) table_.release(device_.context, step_);
+    device_.stats.remove(bytes_);
+  }
+
+  void outside(bool on) override {
+    Capture::outside(on);
+    table_.outside(device_.context, on);
+  }
+
+ private:
+  bool keeps_ops() const override { return false; }
+  bool made(const Storage& storage) const override { return storage.home() == this; }
+
+  // A packed copy has the values from before the step, so the step must create its own.
+  void held(Storage& storage) override {
+    if (storage.packed()) storage.packed()->clear();
+  }
+
+  void finish(bool keep) override {
+    for (const auto& storage : held_) held(*storage);  // nothing has filled the copies
+    const Status status = table_.end(device_.context, keep, &step_, &bytes_);
+    device_.capture = nullptr;
+    device_.stats.add(bytes_);
+    check(status);
+  }
+
+  void run(std::span<const StepRow> rows, const std::unordered_set<Storage*>& changed) override {
+    for (Storage* storage : changed) storage->change();
+    std::vector<StepArgs> args;
+    for (const StepRow& row : rows) {
+      StepArgs& one = args.emplace_back();
+      if (row.op) {
+        alignas(16) char given[kMaxArgsSize];
+        row.op->construct(given);
+        set_attributes(*row.op, row.numbers, given);
+        one.factors = row.op->factors(given);
+      } else {
+        one.seed = static_cast<uint64_t>(row.numbers[0]);
+        one.step = static_cast<uint64_t>(row.numbers[1]);
+      }
+    }
+    check(table_.replay(device_.context, step_, args.data(), static_cast<int64_t>(args.size())));
+  }
+
+  const CaptureTable& table_;
+  void* step_ = nullptr;  // the backend's
+  size_t bytes_ = 0;
+};
+
+// The ops of a step, one after the other. A tensor made inside has memory from the op that makes it to the last one
+// that uses it, or as long as JavaScript holds it.
+class CapturedOps final : public Capture {
+ public:
+  explicit CapturedOps(Device& device) : Capture(device) {}
+  ~CapturedOps() override { end(false); }
+
+  void record(RecordedOp op) override {
+    op.find_rows();
+    ops_.push_back({std::move(op), {}});
+  }
+
+ private:
+  struct CapturedOp {
+    RecordedOp op;
+    std::vector<Storage*> last_used;  // made inside
+  };
+
+  bool keeps_ops() const override { return true; }
+  bool made(const Storage& storage) const override { return !storage.data(); }
+
+  void finish(bool keep) override {
+    device_.capture = nullptr;
+    for (CapturedOp& captured : ops_) captured.op.settle();
+    if (!keep) return ops_.clear();
+    std::unordered_map<Storage*, size_t> last;
+    for (size_t i = 0; i < ops_.size(); ++i)
+      for (const auto& operand : ops_[i].op.operands())
+        if (!operand.storage->data()) last[operand.storage.get()] = i;
+    for (const auto& [storage, i] : last) ops_[i].last_used.push_back(storage);
+    for (const auto& [storage, i] : last) {
+      if (storage->handles == 0) continue;
+      storage->allocate();
+      std::memset(storage->data(), 0xff, storage->bytes());  // NaN until the first replay
+    }
+  }
+
+  void run(std::span<const StepRow> rows, const std::unordered_set<Storage*>& changed) override {
+    for (CapturedOp& captured : ops_) captured.op.take(rows);
+    for (Storage* storage : changed) storage->note_change();
+    for (CapturedOp& captured : ops_) {
+      try {
+        captured.op.run();
+      } catch (const Error& error) {
+        for (CapturedOp& any : ops_) release(any);
+        throw Error(error.code(), error.what(), captured.op.name());
+      }
+      release(captured);
+    }
+  }
+
+  static void release(const CapturedOp& captured) {
+    for (Storage* storage : captured.last_used)
+      if (storage->handles == 0) storage->release();
+  }
+
+  std::vector<CapturedOp> ops_;
+};
+
+}  // namespace
+
+std::shared_ptr<Capture> Capture::begin(Device& device) {
+  if (device.capture) fail(ErrorCode::unsupported, "a step is being captured on %s already", device.backend->name);
+  std::shared_ptr<Capture> capture;
+  if (device.backend->capture)
+    capture = std::make_shared<CapturedGraph>(device);
+  else
+    capture = std::make_shared<CapturedOps>(device);
+  device.capture = capture.get();
+  return capture;
 }
 
-// A packed copy has the values from before the step, so the step must create its own.
 void Capture::hold(const std::shared_ptr<Storage>& storage) {
-  if (storage->home() == this || !known_.insert(storage.get()).second) return;
+  if (made(*storage) || !known_.insert(storage.get()).second) return;
   held_.push_back(storage);
-  if (storage->packed()) storage->packed()->clear();
+  held(*storage);
 }
 
 void Capture::changes(Storage& storage) {
   if (known_.count(&storage)) changed_.insert(&storage);
 }
 
-void Capture::outside(bool on) {
-  device_.capture = on ? nullptr : this;
-  device_.backend->capture->outside(device_.context, on);
+void Capture::record(RecordedOp) {
+  fail(ErrorCode::internal, "the backend captures what ops run");
 }
 
 void Capture::end(bool keep) {
-  if (!recording_) return;
-  recording_ = false;
-  for (const auto& storage : held_)
-    if (storage->packed()) storage->packed()->clear();  // nothing has filled them
-  const Status status = device_.backend->capture->end(device_.context, keep, &step_, &bytes_);
-  device_.capture = nullptr;
-  device_.stats.add(bytes_);
-  if (!keep || status.code != ErrorCode::none) {
+  if (!std::exchange(is_open_, false)) return;
+  try {
+    finish(keep);
+  } catch (...) {
     held_.clear();
     changed_.clear();
+    throw;
   }
-  check(status);
+  if (keep) return;
+  held_.clear();
+  changed_.clear();
 }
 
-void Capture::replay(const std::vector<StepArgs>& args) {
+void Capture::replay(std::span<const StepRow> rows) {
   for (const auto& storage : held_)
     if (storage->handles == 0)
       fail(ErrorCode::disposed,
            "a tensor that the step reads or writes has been disposed, replaced or moved; capture the step again");
-  for (Storage* storage : changed_) storage->change();
-  check(device_.backend->capture->replay(device_.context, step_, args.data(), static_cast<int64_t>(args.size())));
+  run(rows, changed_);
 }
 
 }  // namespace st_moe

@@ -1,18 +1,18 @@
 #pragma once
 #include <memory>
+#include <span>
 #include <unordered_set>
 #include <vector>
 
-#include "core/tensor.h"
+#include "core/recorded_op.h"
 
 namespace st_moe {
 
-// A captured step on a device, to be replayed. It references the tensors from outside that it reads and writes, and
-// owns the memory of those created inside, which reference it in turn.
+// A captured step on a device, to be replayed. It references the tensors from outside that it reads and writes.
 class Capture : public std::enable_shared_from_this<Capture> {
  public:
-  explicit Capture(Device& device);  // begins; throws Error
-  ~Capture();
+  static std::shared_ptr<Capture> begin(Device& device);  // throws Error(unsupported)
+  virtual ~Capture() = default;
   Capture(const Capture&) = delete;
   Capture& operator=(const Capture&) = delete;
 
@@ -21,20 +21,31 @@ class Capture : public std::enable_shared_from_this<Capture> {
   // During capture.
   void hold(const std::shared_ptr<Storage>& storage);  // an op reads or writes it
   void changes(Storage& storage);
-  void outside(bool on);  // between on and off, ops run immediately, outside capture
-  void end(bool keep);    // throws Error
+  virtual void outside(bool on) { device_.capture = on ? nullptr : this; }  // between on and off, ops run immediately
+  void end(bool keep);                                                      // throws Error
+  // Whether ops are recorded here, with tensors that have no memory yet; else the backend captures what they run.
+  bool records_ops() const { return keeps_ops() && device_.capture == this; }
+  virtual void record(RecordedOp op);
 
   // After capture. Throws Error(disposed) if a tensor from outside was freed.
-  void replay(const std::vector<StepArgs>& args);
+  void replay(std::span<const StepRow> rows);
 
- private:
+ protected:
+  explicit Capture(Device& device) : device_(device) {}
+
+  virtual bool keeps_ops() const = 0;
+  virtual bool made(const Storage& storage) const = 0;  // inside the step
+  virtual void held(Storage&) {}
+  virtual void finish(bool keep) = 0;  // throws Error
+  virtual void run(std::span<const StepRow> rows, const std::unordered_set<Storage*>& changed) = 0;
+
   Device& device_;
   std::vector<std::shared_ptr<Storage>> held_;
+
+ private:
   std::unordered_set<const Storage*> known_;  // those of held_
   std::unordered_set<Storage*> changed_;      // some of them
-  void* step_ = nullptr;                      // the backend's
-  size_t bytes_ = 0;
-  bool recording_ = true;
+  bool is_open_ = true;
 };
 
 }  // namespace st_moe

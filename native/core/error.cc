@@ -5,7 +5,7 @@
 
 namespace st_moe {
 
-Error::Error(ErrorCode code, const char* text) noexcept : code_(code) {
+Error::Error(ErrorCode code, const char* text, const char* op) noexcept : code_(code), op_(op) {
   std::snprintf(text_, sizeof text_, "%s", text);
 }
 

@@ -25,12 +25,14 @@ constexpr size_t kErrorText = 1000;  // bytes of a text, the end included
 // The one exception type of the native code. Text without the operation's name: the binding adds it.
 class Error : public std::exception {
  public:
-  Error(ErrorCode code, const char* text) noexcept;
+  Error(ErrorCode code, const char* text, const char* op = nullptr) noexcept;
   ErrorCode code() const noexcept { return code_; }
   const char* what() const noexcept override { return text_; }
+  const char* op() const noexcept { return op_; }  // if it is another than the one that was called, else null
 
  private:
   ErrorCode code_;
+  const char* op_;
   char text_[kErrorText];
 };
 

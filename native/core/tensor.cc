@@ -7,6 +7,10 @@
 
 namespace st_moe {
 
+void check(const Status& status) {
+  if (status.code != ErrorCode::none) throw Error(status.code, status.text);
+}
+
 Device::~Device() {
   if (!plugin) return;
   lock();
@@ -68,8 +72,7 @@ void Storage::remember(const void* host, DType dtype) {
 void Storage::remember_values() {
   if (!device_.plugin || device_.capture) return;
   std::vector<int32_t> values(bytes_ / sizeof(int32_t));
-  const Status status = device_.backend->copy_out(device_.context, values.data(), data_, bytes_);
-  if (status.code != ErrorCode::none) throw Error(status.code, status.text);
+  check(device_.backend->copy_out(device_.context, values.data(), data_, bytes_));
   remember(values.data(), DType::i32);
 }
 
@@ -93,12 +96,12 @@ void Storage::drop_outdated() {
 }
 
 void Storage::keep_packed() {
-  if (!packed_ && !home_) packed_ = std::make_unique<PackedStore>(device_);
+  if (!packed_ && !home_ && data_) packed_ = std::make_unique<PackedStore>(device_);
 }
 
 void expect_values(const Storage& storage, const char* name) {
   if (!storage.data())
-    fail(ErrorCode::disposed, "%s has no values: the asynchronous call that computes it failed or was aborted", name);
+    fail(ErrorCode::disposed, "%s has no values: the call that computes it failed or was aborted", name);
 }
 
 int64_t shape_size(const Shape& shape) {

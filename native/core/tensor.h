@@ -105,7 +105,10 @@ class Storage {
   void* data_ = nullptr;
 };
 
-// Throws Error(disposed) if the op of an asynchronous call that makes the values has failed.
+// Throws Error unless it is ErrorCode::none.
+void check(const Status& status);
+
+// Throws Error(disposed) if the op of a deferred call that makes the values has failed.
 void expect_values(const Storage& storage, const char* name);
 
 struct Tensor {

@@ -147,13 +147,7 @@ void Stream::wait_for(const Half& half) {
   check(cudaEventSynchronize(half.copied), "copy");
 }
 
-void Stream::expect_no_capture(const char* what) const {
-  if (recording_ && !is_outside_)
-    fail(ErrorCode::unsupported, "%s while a step is captured: it would not be part of a replay", what);
-}
-
 void Stream::copy_in(void* to, const void* host, size_t bytes) {
-  expect_no_capture("values of the host cannot be copied to the device");
   const cudaStream_t queue = stream();
   for (size_t done = 0; done < bytes; done += kHalfBytes) {
     Half& half = halves_[next_half_];
@@ -167,7 +161,6 @@ void Stream::copy_in(void* to, const void* host, size_t bytes) {
 }
 
 void Stream::copy_out(void* host, const void* from, size_t bytes) {
-  expect_no_capture("values of the device cannot be read");
   const cudaStream_t queue = stream();
   check(cudaMemcpyAsync(flag_copy_, error_flag_, sizeof(ErrorFlag), cudaMemcpyDeviceToHost, queue), "copy");
   for (const Half& half : halves_) wait_for(half);

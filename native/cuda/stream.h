@@ -78,7 +78,6 @@ class Stream {
   void destroy() noexcept;
   void wait_for(const Half& half);
   void throw_error();
-  void expect_no_capture(const char* what) const;
 
   int device_;
   cudaStream_t stream_ = nullptr;

@@ -97,22 +97,6 @@ export default [
     tests: ['test/create.test.ts'],
   },
   {
-    name: 'recorded-step-keeps-packed-weights',
-    file: 'native/binding/async_calls.cc',
-    from: 'if (operand.use == Use::updated) storage.outdate_packed();',
-    to: '',
-    breaks: 'the forward after an asynchronous step multiplies by the weights before it',
-    tests: ['test/async.test.ts'],
-  },
-  {
-    name: 'undone-step-keeps-packed-weights',
-    file: 'native/binding/async_calls.cc',
-    from: 'storage_->drop_packed();',
-    to: '',
-    breaks: 'the forward after a failed step multiplies by the weights that the step had made',
-    tests: ['test/async.test.ts'],
-  },
-  {
     name: 'failed-step-keeps-its-first-updates',
     file: 'native/binding/async_calls.cc',
     from: 'if (i + 1 < safe) ops[i].back_up(backups);',
@@ -126,14 +110,6 @@ export default [
     from: 'can_abort ? ops.size() + 1 : end_of_failures()',
     to: 'ops.size() + 1',
     breaks: 'a step that ends with its updates takes the memory of a second model',
-    tests: ['test/async.test.ts'],
-  },
-  {
-    name: 'failed-op-keeps-its-memory',
-    file: 'native/binding/async_calls.cc',
-    from: 'if (is_made(operand.use)) operand.storage->release();',
-    to: '(void)operand;',
-    breaks: 'what an operation that failed should have computed can be read',
     tests: ['test/async.test.ts'],
   },
   {

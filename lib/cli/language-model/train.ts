@@ -26,7 +26,7 @@ export const makeOptimizer = (model: LanguageModel, lr: number): AdamW =>
 export const makeSchedule = (optimizer: ScheduledOptimizer, steps: number): CosineSchedule =>
   new CosineSchedule(optimizer, { steps, warmUp: Math.min(100, Math.ceil(steps * 0.05)), minRatio: 0.02 })
 
-/** Training steps on batches of one size. On a GPU the first is captured, and every one is a replay: one launch. */
+/** Training steps on batches of one size. The first is captured, and every one is a replay. */
 export class TrainStep {
   readonly #model: LanguageModel
   readonly #optimizer: AdamW
