@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { MoE, type MoEOptions, manualSeed, noGrad, randn, scope, setNumThreads } from '../lib/index.js'
+import { FeedForward, MoE, type MoEOptions, manualSeed, noGrad, randn, scope, setNumThreads } from '../lib/index.js'
 import { emulated, runChild } from './support/child.js'
 
 interface Runs {
@@ -66,4 +66,40 @@ it('the outputs of an expert with more rows than its scratch memory holds are th
     }),
   )
   expect(outputs).toEqual(Array(3).fill(outputs[0]))
+})
+
+it.each<MoEOptions['computeDtype']>(['f32', 'bf16', 'f16'])(
+  'many rows of small experts, which few threads compute in pieces and many do not, have the same results: %s',
+  (computeDtype) => {
+    const options = { dim: 20, numExperts: 3, dropless: true, expertDropout: 0.1, computeDtype }
+    const results = [1, 2, 3, 8].map((threads) =>
+      scope(() => {
+        setNumThreads(threads)
+        manualSeed(6)
+        const moe = new MoE(options)
+        const x = randn([1, 1600, 20], { requiresGrad: true })
+        const { outputs, routing } = moe.forward(x, { noiseGates: true })
+        const rows = routing.kept.to('f32').sum().item()
+        expect([rows > 2016, rows < 3024]).toEqual([true, true]) // of which 1 and 2 threads make pieces
+        outputs.square().sum().backward()
+        return [outputs, x.grad!, ...Object.values(moe.gradDict())].map((value) => value.dataSync())
+      }),
+    )
+    expect(results).toEqual(Array(4).fill(results[0]))
+  },
+)
+
+it('a piece of an expert takes the few rows that would be left', () => {
+  const results = [1, 2].map((threads) =>
+    scope(() => {
+      setNumThreads(threads)
+      manualSeed(7)
+      const layer = new FeedForward(20)
+      const x = randn([9 * 126 + 5, 20], { requiresGrad: true }) // one thread makes pieces of 126 rows
+      const y = layer.forward(x)
+      y.square().sum().backward()
+      return [y, x.grad!, ...Object.values(layer.gradDict())].map((value) => value.dataSync())
+    }),
+  )
+  expect(results[1]).toEqual(results[0])
 })

@@ -28,6 +28,7 @@ static void add_rows(const T* s, int64_t s_stride, const T* z, int64_t z_stride,
   constexpr int64_t L = Simd<T>::lanes;
   int64_t c = 0;
   for (; c + 4 * L <= d; c += 4 * L) add_columns<T, 4>(s, s_stride, z + c, z_stride, n, out + c);
+  for (; c + 2 * L <= d; c += 2 * L) add_columns<T, 2>(s, s_stride, z + c, z_stride, n, out + c);
   for (; c + L <= d; c += L) add_columns<T, 1>(s, s_stride, z + c, z_stride, n, out + c);
   for (; c < d; ++c)
     for (int64_t j = 0; j < n; ++j) out[c] += s[j * s_stride] * z[j * z_stride + c];

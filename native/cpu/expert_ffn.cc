@@ -68,19 +68,18 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
   const T* x = static_cast<const T*>(args.x);
   const T *w1 = static_cast<const T*>(args.w1), *b1 = static_cast<const T*>(args.b1);
   const T *w2 = static_cast<const T*>(args.w2), *b2 = static_cast<const T*>(args.b2);
-  const int64_t chunk_rows = min_of(rows, limit);
-  const Scratch<T> unsaved(args.a ? 0 : chunk_rows * Rows::stride_of(P, args.compute));
-  const Scratch<T> hidden(chunk_rows * Rows::stride_of(H, args.compute));
-  const Rows saved(ctx, args.a, P, args.saved, args.compute), h(ctx, hidden, H, args.compute);
-  Scratch<Piece> pieces(E);
-  Scratch<GemmProblem<T>> problems(E);
   const MatrixView<T> w1_view{w1, 1, D}, w2_view{w2, 1, H};
   const PackedWeights<T> w1_packed(ctx, args.w1_packed, w1_view, E, P * D, D, P, args.compute);
   const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2_view, E, O * H, H, O, args.compute);
 
-  for (int64_t begin = 0, end; begin < rows; begin = end) {
-    end = chunk_end(assignments, E, begin, limit);
-    const Rows pre = args.a ? saved.from(begin) : Rows(ctx, unsaved, P, args.compute);
+  const auto compute = [&](const Context& ctx, int64_t begin, int64_t end) {
+    const Scratch<T> unsaved(args.a ? 0 : (end - begin) * Rows::stride_of(P, args.compute));
+    const Scratch<T> hidden((end - begin) * Rows::stride_of(H, args.compute));
+    const Rows h(ctx, hidden, H, args.compute);
+    const Rows pre =
+        args.a ? Rows(ctx, args.a, P, args.saved, args.compute).from(begin) : Rows(ctx, unsaved, P, args.compute);
+    Scratch<Piece> pieces(E);
+    Scratch<GemmProblem<T>> problems(E);
     int64_t count = 0;
     for (int64_t e = 0; e < E; ++e) {
       const Piece piece{e, max_of(begin, assignments.begin(e)), min_of(end, assignments.end(e))};
@@ -115,6 +114,16 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
       problems[i].packed_b = w2_packed.at(piece.expert);
     }
     gemm(ctx, problems.get(), count, args.compute);
+  };
+
+  if (in_pieces(ctx, rows, (P * D + O * H) * static_cast<int64_t>(sizeof(T)))) {
+    const Pieces pieces(assignments, 0, E);
+    return parallel_for(ctx, pieces.count(),
+                        [&](int64_t i) { compute(Context{1, ctx.stream}, pieces[i].begin, pieces[i].end); });
+  }
+  for (int64_t begin = 0, end; begin < rows; begin = end) {
+    end = chunk_end(assignments, E, begin, limit);
+    compute(ctx, begin, end);
   }
 }
 

@@ -7,15 +7,19 @@
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-// One chunk of whole experts. Row indices below are of the sorted order; the buffers start at row `begin`.
+// Experts [first, last) and rows [begin, end), which are in the sorted order.
+struct Span {
+  int64_t first_expert, last_expert, begin, end;
+};
+
+// One chunk of whole experts. The buffers start at row `all.begin`.
 template <class T>
 struct Chunk {
   using Rows = ActivationRows<T>;
   const ExpertFfnBackwardArgs& args;
   const Assignments& assignments;
-  int64_t first_expert, last_expert, begin, end;  // experts [first, last), rows [begin, end)
-  const Piece* blocks;
-  int64_t block_count;
+  const Span all;
+  const Pieces& blocks;
   const PackedWeights<T>&w1_packed, &w2_packed;
   const ExpertBias<T>&b1, &mult_bias, &b2;
   Rows a;               // [rows, P] pre-activations
@@ -24,7 +28,7 @@ struct Chunk {
   Rows da;              // [rows, P] gradient of A
   const Rows* dx_rows;  // [all rows, D] or null
   T* dots;              // [rows, column blocks + 1] parts of dweight, or null
-  T* sums;              // [block_count, sum_width] parts of db1, dmult_bias, db2; null if none is asked for
+  T* sums;              // [blocks, sum_width] parts of db1, dmult_bias, db2; null if none is asked for
 
   int64_t columns() const { return ceil_div(args.H, kColumnBlock); }
   int64_t pre() const { return w1_rows(args.activation, args.H); }  // P
@@ -36,11 +40,12 @@ struct Chunk {
 
 // Gathers g, and takes from it what needs no hidden values: db2 = Σ w g, and <b2, g> of dweight.
 template <class T>
-static void load_gradient(const Context& ctx, const Chunk<T>& chunk) {
+static void load_gradient(const Context& ctx, const Chunk<T>& chunk, int64_t first, int64_t last) {
   const int64_t O = chunk.args.O, columns = chunk.columns();
   const int32_t* token = chunk.assignments.token();
   const T* dy = static_cast<const T*>(chunk.args.dy);
-  parallel_for(ctx, chunk.block_count, [&](int64_t i) {
+  parallel_for(ctx, last - first, [&](int64_t index) {
+    const int64_t i = first + index;
     const Piece& block = chunk.blocks[i];
     const T* b2 = chunk.b2.of(block.expert);
     T* __restrict db2 = chunk.sums ? chunk.sums + i * chunk.sum_width() + chunk.bias_sums() : nullptr;
@@ -48,9 +53,9 @@ static void load_gradient(const Context& ctx, const Chunk<T>& chunk) {
       for (int64_t j = 0; j < O; ++j) db2[j] = 0;
     for (int64_t r = block.begin; r < block.end; ++r) {
       const T* from = dy + (token ? token[r] : r) * O;
-      if (token) chunk.g.store(r - chunk.begin, 0, O, from);
+      if (token) chunk.g.store(r - chunk.all.begin, 0, O, from);
       if (db2) axpy(chunk.weight(r), from, db2, O);
-      if (chunk.dots) chunk.dots[(r - chunk.begin) * (columns + 1) + columns] = dot(b2, from, O);
+      if (chunk.dots) chunk.dots[(r - chunk.all.begin) * (columns + 1) + columns] = dot(b2, from, O);
     }
   });
 }
@@ -125,8 +130,10 @@ static void hidden_block(const Chunk<T>& chunk, RowGradient<T, S> row_gradient, 
   T sums[3 * kColumnBlock] = {}, product[kColumnBlock], values[kColumnBlock], gates[kColumnBlock];
   T hidden[kColumnBlock], value_gradients[kColumnBlock], gate_gradients[kColumnBlock];
   for (int64_t r = block.begin; r < block.end; ++r) {
-    const int64_t row = r - chunk.begin;
-    const auto prefetch = [&](const auto& rows, int64_t at) { rows.prefetch(row + 2, block.end - chunk.begin, at, n); };
+    const int64_t row = r - chunk.all.begin;
+    const auto prefetch = [&](const auto& rows, int64_t at) {
+      rows.prefetch(row + 2, block.end - chunk.all.begin, at, n);
+    };
     prefetch(chunk.a, from);
     if (gated) prefetch(chunk.a, H + from);
     prefetch(chunk.q, from);
@@ -142,7 +149,7 @@ static void hidden_block(const Chunk<T>& chunk, RowGradient<T, S> row_gradient, 
     chunk.q.store(row, from, n, q);
     chunk.da.store(row, from, n, dvalue);
     if (gated) chunk.da.store(row, H + from, n, dgate);
-    if (chunk.dots) chunk.dots[(r - chunk.begin) * (chunk.columns() + 1) + column] = sum(product, n);
+    if (chunk.dots) chunk.dots[(r - chunk.all.begin) * (chunk.columns() + 1) + column] = sum(product, n);
   }
   if (!chunk.sums) return;
   for (int part = 0; part < (gated ? 3 : 1); ++part) {
@@ -158,17 +165,17 @@ static void finish_sums(const Context& ctx, const Chunk<T>& chunk) {
   const int64_t P = chunk.pre(), O = args.O, columns = chunk.columns();
   const int64_t mult_biases = chunk.bias_sums() - P;  // H, or 0
   if (chunk.dots)
-    for (int64_t r = chunk.begin; r < chunk.end; ++r)
+    for (int64_t r = chunk.all.begin; r < chunk.all.end; ++r)
       static_cast<T*>(args.dweight)[chunk.assignment(r)] =
-          sum(chunk.dots + (r - chunk.begin) * (columns + 1), columns + 1);
+          sum(chunk.dots + (r - chunk.all.begin) * (columns + 1), columns + 1);
   if (!chunk.sums) return;
-  parallel_for(ctx, chunk.last_expert - chunk.first_expert, [&](int64_t i) {
-    const int64_t e = chunk.first_expert + i;
+  parallel_for(ctx, chunk.all.last_expert - chunk.all.first_expert, [&](int64_t i) {
+    const int64_t e = chunk.all.first_expert + i;
     const auto add_up = [&](void* gradient, int64_t from, int64_t width) {
       if (!gradient) return;
       T* to = static_cast<T*>(gradient) + e * width;
       for (int64_t j = 0; j < width; ++j) to[j] = 0;
-      for (int64_t b = 0; b < chunk.block_count; ++b)
+      for (int64_t b = 0; b < chunk.blocks.count(); ++b)
         if (chunk.blocks[b].expert == e) axpy(T(1), chunk.sums + b * chunk.sum_width() + from, to, width);
     };
     add_up(args.db1, 0, P);
@@ -177,29 +184,33 @@ static void finish_sums(const Context& ctx, const Chunk<T>& chunk) {
   });
 }
 
+// One GEMM for each expert of a span. problem(e, row, rows): of `rows` rows from `row` of the chunk on
 template <class T, class Problem>
-static void expert_gemms(const Context& ctx, const Chunk<T>& chunk, GemmProblem<T>* problems, bool stream,
-                         Problem&& problem) {
+static void expert_gemms(const Context& ctx, const Chunk<T>& chunk, const Span& span, bool stream, Problem&& problem) {
+  const Scratch<GemmProblem<T>> problems(span.last_expert - span.first_expert);
   int64_t count = 0;
-  for (int64_t e = chunk.first_expert; e < chunk.last_expert; ++e) {
-    const int64_t begin = chunk.assignments.begin(e);
-    problems[count] = problem(e, begin - chunk.begin, chunk.assignments.end(e) - begin);
+  for (int64_t e = span.first_expert; e < span.last_expert; ++e) {
+    const int64_t begin = max_of(span.begin, chunk.assignments.begin(e)),
+                  end = min_of(span.end, chunk.assignments.end(e));
+    problems[count] = problem(e, begin - chunk.all.begin, end - begin);
     problems[count++].stream = stream;
   }
-  gemm(ctx, problems, count, chunk.args.compute);
+  gemm(ctx, problems.get(), count, chunk.args.compute);
 }
 
+// What each row has of its own, of blocks [first, last): q, da and dx, and parts of the sums.
 template <class T>
-static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProblem<T>* problems) {
+static void rows_backward(const Context& ctx, const Chunk<T>& chunk, int64_t first, int64_t last) {
   using Problem = GemmProblem<T>;
   const ExpertFfnBackwardArgs& args = chunk.args;
   const int64_t D = args.D, O = args.O, H = args.H, P = chunk.pre(), columns = chunk.columns();
-  const T *x = static_cast<const T*>(args.x), *w1 = static_cast<const T*>(args.w1);
-  const T* w2 = static_cast<const T*>(args.w2);
-  const int32_t* token = chunk.assignments.token();
+  const T *w1 = static_cast<const T*>(args.w1), *w2 = static_cast<const T*>(args.w2);
+  if (first == last) return;
+  const Piece &head = chunk.blocks[first], &tail = chunk.blocks[last - 1];
+  const Span span{head.expert, tail.expert + 1, head.begin, tail.end};
 
-  load_gradient(ctx, chunk);
-  expert_gemms(ctx, chunk, problems, false, [&](int64_t e, int64_t r, int64_t rows) {
+  load_gradient(ctx, chunk, first, last);
+  expert_gemms(ctx, chunk, span, false, [&](int64_t e, int64_t r, int64_t rows) {
     Problem p{rows, H, O, chunk.g.rows(r), {w2 + e * O * H, H, 1}, nullptr, H};
     chunk.q.take_result(p, r);
     p.packed_b = chunk.w2_packed.at(e);
@@ -207,36 +218,54 @@ static void chunk_backward(const Context& ctx, const Chunk<T>& chunk, GemmProble
   });
   // If there are enough blocks of rows, one thread takes all columns of one: rows need not start at a cache line, and
   // two threads that write to one line wait for each other.
-  const int64_t together = chunk.block_count >= 4 * ctx.threads ? columns : 1;
+  const int64_t together = last - first >= 4 * ctx.threads ? columns : 1;
   chunk.a.with_read_type([&](auto zero) {
     using S = decltype(zero);
     RowGradient<T, S> gradient = nullptr;
     dispatch_activation(args.activation, [&](auto tag) { gradient = row_gradient<decltype(tag)::value, T, S>; });
-    parallel_blocks(ctx, chunk.block_count * columns, together, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) hidden_block(chunk, gradient, i / columns, i % columns);
+    parallel_blocks(ctx, (last - first) * columns, together, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) hidden_block(chunk, gradient, first + i / columns, i % columns);
     });
   });
-  finish_sums(ctx, chunk);
-  if (args.dw1) {
-    T *dw1 = static_cast<T*>(args.dw1), *dw2 = static_cast<T*>(args.dw2);
-    // The optimizer reads the gradients much later.
-    const bool stream = args.E * O * H * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
-    expert_gemms(ctx, chunk, problems, stream, [&](int64_t e, int64_t r, int64_t rows) {
-      return Problem{O, H, rows, chunk.g.transposed(r), chunk.q.rows(r), dw2 + e * O * H, H};
-    });
-    expert_gemms(ctx, chunk, problems, stream, [&](int64_t e, int64_t r, int64_t rows) {
-      const int64_t row = chunk.begin + r;
-      const MatrixView<T> in{token ? x : x + row * D, D, 1, token ? token + row : nullptr};
-      return Problem{P, D, rows, chunk.da.transposed(r), in, dw1 + e * P * D, D};
-    });
-  }
   if (chunk.dx_rows)
-    expert_gemms(ctx, chunk, problems, false, [&](int64_t e, int64_t r, int64_t rows) {
+    expert_gemms(ctx, chunk, span, false, [&](int64_t e, int64_t r, int64_t rows) {
       Problem p{rows, D, P, chunk.da.rows(r), {w1 + e * P * D, D, 1}, nullptr, D};
-      chunk.dx_rows->take_result(p, chunk.begin + r);
+      chunk.dx_rows->take_result(p, chunk.all.begin + r);
       p.packed_b = chunk.w1_packed.at(e);
       return p;
     });
+}
+
+template <class T>
+static void weights_backward(const Context& ctx, const Chunk<T>& chunk) {
+  using Problem = GemmProblem<T>;
+  const ExpertFfnBackwardArgs& args = chunk.args;
+  const int64_t D = args.D, O = args.O, H = args.H, P = chunk.pre();
+  const T* x = static_cast<const T*>(args.x);
+  const int32_t* token = chunk.assignments.token();
+  T *dw1 = static_cast<T*>(args.dw1), *dw2 = static_cast<T*>(args.dw2);
+  // The optimizer reads the gradients much later.
+  const bool stream = args.E * O * H * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+  expert_gemms(ctx, chunk, chunk.all, stream, [&](int64_t e, int64_t r, int64_t rows) {
+    return Problem{O, H, rows, chunk.g.transposed(r), chunk.q.rows(r), dw2 + e * O * H, H};
+  });
+  expert_gemms(ctx, chunk, chunk.all, stream, [&](int64_t e, int64_t r, int64_t rows) {
+    const int64_t row = chunk.all.begin + r;
+    const MatrixView<T> in{token ? x : x + row * D, D, 1, token ? token + row : nullptr};
+    return Problem{P, D, rows, chunk.da.transposed(r), in, dw1 + e * P * D, D};
+  });
+}
+
+template <class T>
+static void chunk_backward(const Context& ctx, const Chunk<T>& chunk) {
+  const ExpertFfnBackwardArgs& args = chunk.args;
+  const int64_t weight_bytes = (chunk.pre() * args.D + args.O * args.H) * static_cast<int64_t>(sizeof(T));
+  if (in_pieces(ctx, chunk.all.end - chunk.all.begin, weight_bytes))
+    parallel_for(ctx, chunk.blocks.count(), [&](int64_t i) { rows_backward(Context{1, ctx.stream}, chunk, i, i + 1); });
+  else
+    rows_backward(ctx, chunk, 0, chunk.blocks.count());
+  finish_sums(ctx, chunk);
+  if (args.dw1) weights_backward(ctx, chunk);
 }
 
 // The last expert of a chunk, plus one: as many as fit, at least one.
@@ -258,15 +287,13 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
     last = chunk_experts(assignments, E, first, limit);
     const int64_t rows = assignments.end(last - 1) - assignments.begin(first);
     chunk_rows = max_of(chunk_rows, rows);
-    chunk_blocks = max_of(chunk_blocks, rows / kRowBlock + last - first);
+    chunk_blocks = max_of(chunk_blocks, rows / kPieceRows + last - first);
   }
   const bool gather = !assignments.dense(), dots = args.dweight, biases = args.db1 || args.dmult_bias || args.db2;
   const Scratch<T> gathered(gather ? chunk_rows * Rows::stride_of(O, compute) : 0);
   const Scratch<T> q(chunk_rows * Rows::stride_of(H, compute)), da(chunk_rows * Rows::stride_of(P, compute));
   Scratch<T> dot_parts(dots ? chunk_rows * (ceil_div(H, kColumnBlock) + 1) : 0);
   Scratch<T> sum_parts(biases ? chunk_blocks * (hidden_biases(args.activation, H) + O) : 0);
-  Scratch<Piece> blocks(chunk_blocks);
-  Scratch<GemmProblem<T>> problems(E);
   const MatrixView<T> w1{static_cast<const T*>(args.w1), D, 1}, w2{static_cast<const T*>(args.w2), H, 1};
   const PackedWeights<T> w1_packed(ctx, dx_rows ? args.w1_packed : nullptr, w1, E, P * D, P, D, compute);
   const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2, E, O * H, O, H, compute);
@@ -275,32 +302,25 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
 
   for (int64_t first = 0, last; first < E; first = last) {
     last = chunk_experts(assignments, E, first, limit);
-    const int64_t begin = assignments.begin(first), end = assignments.end(last - 1);
-    int64_t count = 0;
-    for (int64_t e = first; e < last; ++e)
-      for (int64_t r = assignments.begin(e); r < assignments.end(e); r += kRowBlock)
-        blocks[count++] = {e, r, min_of(assignments.end(e), r + kRowBlock)};
+    const Span all{first, last, assignments.begin(first), assignments.end(last - 1)};
+    const Pieces blocks(assignments, first, last);
     const Chunk<T> chunk{args,
                          assignments,
-                         first,
-                         last,
-                         begin,
-                         end,
-                         blocks.get(),
-                         count,
+                         all,
+                         blocks,
                          w1_packed,
                          w2_packed,
                          b1,
                          mult_bias,
                          b2,
-                         a.from(begin),
-                         gather ? Rows(ctx, gathered, O, compute) : dy.from(begin),
+                         a.from(all.begin),
+                         gather ? Rows(ctx, gathered, O, compute) : dy.from(all.begin),
                          Rows(ctx, q, H, compute),
                          Rows(ctx, da, P, compute),
                          dx_rows,
                          dots ? dot_parts.get() : nullptr,
                          biases ? sum_parts.get() : nullptr};
-    chunk_backward(ctx, chunk, problems.get());
+    chunk_backward(ctx, chunk);
   }
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 #include "cpu/activation_rows.h"
 #include "cpu/plan.h"
+#include "cpu/processor.h"
 #include "cpu/simd.h"
 
 // Rows are processed in chunks, so that what one step writes is still in the cache for the next and scratch memory
@@ -9,12 +10,12 @@
 namespace st_moe::cpu::ST_MOE_ISA {
 
 constexpr int64_t kChunkBytes = 16 << 20;  // activations of a chunk, for each thread
-constexpr int64_t kRowBlock = 128;         // rows added up before partial sums are combined
+constexpr int64_t kPieceRows = 126;        // whole tiles of 14 and of 6 rows
 
 template <class T>
 static int64_t rows_per_chunk(const Context& ctx, int64_t columns, DType compute) {
   const int64_t row_bytes = ActivationRows<T>::stride_of(columns, compute) * static_cast<int64_t>(sizeof(T));
-  return max_of(kRowBlock, max_of(1, ctx.threads) * kChunkBytes / max_of<int64_t>(1, row_bytes));
+  return max_of(kPieceRows, max_of(1, ctx.threads) * kChunkBytes / max_of<int64_t>(1, row_bytes));
 }
 
 // The type of rows that combine_rows adds up: no operands, so f16, whose range is small, would only lose.
@@ -42,6 +43,33 @@ class ExpertBias {
 struct Piece {
   int64_t expert, begin, end;
   int64_t rows() const { return end - begin; }
+};
+
+// Whether each thread takes pieces of kPieceRows rows from the first GEMM to the last, instead of all threads one GEMM
+// after the other: small weights stay in its L2 cache then, and so does what one step writes for the next.
+static inline bool in_pieces(const Context& ctx, int64_t rows, int64_t weight_bytes) {
+  return rows >= 8 * kPieceRows * ctx.threads && weight_bytes <= l2_bytes() * 3 / 4;
+}
+
+// The rows of experts [first, last) in pieces of kPieceRows. The last one of an expert is longer instead of leaving a
+// few rows, which a GEMM would add up in another order.
+class Pieces {
+ public:
+  Pieces(const Assignments& assignments, int64_t first, int64_t last)
+      : pieces_((assignments.end(last - 1) - assignments.begin(first)) / kPieceRows + last - first) {
+    for (int64_t e = first; e < last; ++e)
+      for (int64_t begin = assignments.begin(e), end; begin < assignments.end(e); begin = end) {
+        const int64_t left = assignments.end(e) - begin;
+        end = begin + (left > kPieceRows + kSkinnyRows ? kPieceRows : left);
+        pieces_[count_++] = {e, begin, end};
+      }
+  }
+  int64_t count() const { return count_; }
+  const Piece& operator[](int64_t i) const { return pieces_[i]; }
+
+ private:
+  Scratch<Piece> pieces_;
+  int64_t count_ = 0;
 };
 
 // y [T, D] = Σ_k weight_k · (the row of assignment k), weight [T, K] or null; row_of null: row t is token t
