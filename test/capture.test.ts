@@ -241,6 +241,18 @@ describe.each(devices)('on %s', (device) => {
     expect(topOne()).toEqual([0, 0, 1])
   })
 
+  test('a backward of what was computed from a result is an error after the next replay', () => {
+    const x = own(randn([4], { device }))
+    const w = own(ones([4], { device, requiresGrad: true }))
+    const step = own(captureStep(() => x.mul(2), { device }))
+    const loss = () => own(w.mul(step.replay()).sum())
+    loss().backward()
+    expect(w.grad!.dataSync()).toEqual(scope(() => x.mul(2).dataSync()))
+    const before = loss()
+    step.replay()
+    expect(() => before.backward()).toThrow(/changed in place/)
+  })
+
   test('memory is constant from replay to replay, and is freed', () => {
     const used = () => {
       const { tensors, bytes, peakBytes } = memory().devices[key]

@@ -240,7 +240,7 @@ const std::vector<Entry> kHandleEntries = {
     {"release", release, Order::free},
     {"unique", unique, Order::recorded},
     {"version", version, Order::free},
-    {"keepPacked", keep_packed, Order::free},
+    {"keepPacked", keep_packed, Order::recorded},
     {"fromData", from_data, Order::free},
     {"toData", to_data, Order::free},
     {"toDevice", to_device, Order::waiting},

@@ -44,8 +44,8 @@ class CapturedGraph final : public Capture {
     check(status);
   }
 
-  void run(std::span<const StepRow> rows, const std::unordered_set<Storage*>& changed) override {
-    for (Storage* storage : changed) storage->change();
+  void run(std::span<const StepRow> rows) override {
+    for (Storage* storage : changed_) storage->change();
     std::vector<StepArgs> args;
     for (const StepRow& row : rows) {
       StepArgs& one = args.emplace_back();
@@ -99,14 +99,15 @@ class CapturedOps final : public Capture {
     for (const auto& [storage, i] : last) ops_[i].last_used.push_back(storage);
     for (const auto& [storage, i] : last) {
       if (storage->handles == 0) continue;
+      changed_.insert(storage);
       storage->allocate();
       std::memset(storage->data(), 0xff, storage->bytes());  // NaN until the first replay
     }
   }
 
-  void run(std::span<const StepRow> rows, const std::unordered_set<Storage*>& changed) override {
+  void run(std::span<const StepRow> rows) override {
     for (CapturedOp& captured : ops_) captured.op.take(rows);
-    for (Storage* storage : changed) storage->note_change();
+    for (Storage* storage : changed_) storage->note_change();
     for (CapturedOp& captured : ops_) {
       try {
         captured.op.run();
@@ -172,7 +173,8 @@ void Capture::replay(std::span<const StepRow> rows) {
     if (storage->handles == 0)
       fail(ErrorCode::disposed,
            "a tensor that the step reads or writes has been disposed, replaced or moved; capture the step again");
-  run(rows, changed_);
+  ++replays_;
+  run(rows);
 }
 
 }  // namespace st_moe

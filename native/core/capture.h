@@ -29,6 +29,7 @@ class Capture : public std::enable_shared_from_this<Capture> {
 
   // After capture. Throws Error(disposed) if a tensor from outside was freed.
   void replay(std::span<const StepRow> rows);
+  uint32_t replays() const { return replays_; }  // each changes what the step has made
 
  protected:
   explicit Capture(Device& device) : device_(device) {}
@@ -36,15 +37,16 @@ class Capture : public std::enable_shared_from_this<Capture> {
   virtual bool keeps_ops() const = 0;
   virtual bool made(const Storage& storage) const = 0;  // inside the step
   virtual void held(Storage&) {}
-  virtual void finish(bool keep) = 0;  // throws Error
-  virtual void run(std::span<const StepRow> rows, const std::unordered_set<Storage*>& changed) = 0;
+  virtual void finish(bool keep) = 0;                   // throws Error
+  virtual void run(std::span<const StepRow> rows) = 0;  // throws Error
 
   Device& device_;
   std::vector<std::shared_ptr<Storage>> held_;
+  std::unordered_set<Storage*> changed_;  // by each replay: some of held_, and results that are not home here
 
  private:
   std::unordered_set<const Storage*> known_;  // those of held_
-  std::unordered_set<Storage*> changed_;      // some of them
+  uint32_t replays_ = 0;
   bool is_open_ = true;
 };
 

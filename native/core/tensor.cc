@@ -76,6 +76,10 @@ void Storage::remember_values() {
   remember(values.data(), DType::i32);
 }
 
+uint32_t Storage::version() const {
+  return version_ + (home_ ? home_->replays() : 0);
+}
+
 void Storage::note_change() {
   ++version_;
   remembered_.clear();

@@ -78,7 +78,7 @@ class Storage {
   // Null if unknown, or if it may differ at the next replay of a captured step.
   const int32_t* remembered() const { return remembered_.empty() || device_.capture ? nullptr : remembered_.data(); }
 
-  uint32_t version() const { return version_; }
+  uint32_t version() const;
   // Before every in-place change: increments the version; the values derived from the data, which are dropped before
   // the op runs.
   void note_change();

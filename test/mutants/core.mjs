@@ -67,7 +67,7 @@ export default [
   {
     name: 'replay-keeps-versions',
     file: 'native/core/capture.cc',
-    from: '    for (Storage* storage : changed) storage->change();\n',
+    from: '    for (Storage* storage : changed_) storage->change();\n',
     to: '',
     breaks: 'after a replay packed copies are those of old weights',
     tests: ['test/capture.test.ts'],
@@ -83,10 +83,26 @@ export default [
   {
     name: 'replayed-ops-keep-versions',
     file: 'native/core/capture.cc',
-    from: '    for (Storage* storage : changed) storage->note_change();\n',
+    from: '    for (Storage* storage : changed_) storage->note_change();\n',
     to: '',
     breaks: 'a backward takes values that a replay on the CPU has changed',
     tests: ['test/captured-ops.test.ts'],
+  },
+  {
+    name: 'replay-keeps-the-versions-of-results',
+    file: 'native/core/capture.cc',
+    from: '      changed_.insert(storage);\n',
+    to: '',
+    breaks: 'a backward of what was computed from a result takes the values of the next replay',
+    tests: ['test/capture.test.ts'],
+  },
+  {
+    name: 'replay-of-a-graph-keeps-the-versions-of-results',
+    file: 'native/core/capture.cc',
+    from: '  ++replays_;\n',
+    to: '',
+    breaks: 'a backward of what was computed from a result of a CUDA graph takes the values of the next replay',
+    tests: ['test/capture.test.ts'],
   },
   {
     name: 'replay-holds-everything',
