@@ -93,7 +93,7 @@ class Storage {
 
   const Capture* home() const { return home_.get(); }  // the captured step whose memory this is; or null
   int64_t handles = 0;                                 // live handles of tensors on it
-  std::atomic<int32_t> recorded{0};                    // ops of asynchronous calls that use it and have not run
+  std::atomic<int32_t> recorded{0};  // ops that use it and run later: of asynchronous calls and open captures
 
  private:
   Device& device_;
