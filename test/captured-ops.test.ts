@@ -101,8 +101,8 @@ test('replays with any number of threads return the same bits', () => {
 
 test('a backward of what was recorded before a replay that changes its tensors is an error', () => {
   const w = own(tensor([1, 2], null, { requiresGrad: true }))
-  const loss = own(w.mul(w).sum())
   const step = own(captureStep(() => void w.copyFrom(w.detach().mul(2))))
+  const loss = own(w.mul(w).sum())
   step.replay()
   expect(() => loss.backward()).toThrow(/changed in place/)
 })
