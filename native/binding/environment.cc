@@ -62,11 +62,6 @@ void Environment::record(RecordedOp op) {
   recording->record(std::move(op));
 }
 
-void Environment::expect_no_capture(const Device& device, const char* what) const {
-  if (device.capture)
-    fail(ErrorCode::unsupported, "%s while a step is captured: it would not be part of a replay", what);
-}
-
 void Environment::set_threads(int32_t threads) {
   for (auto& device : devices_) device->context.threads = threads;
 }

@@ -26,7 +26,6 @@ class Environment {
 
   // Throws Error(unsupported) if a step is being captured on another device: this op would not be part of it.
   void expect_capturable(const Device& device) const;
-  void expect_no_capture(const Device& device, const char* what) const;  // throws Error(unsupported)
 
   bool records_ops() const;  // of an asynchronous call or a captured step: they run later
   void record(RecordedOp op);

@@ -119,12 +119,17 @@ static const void* bytes_of(const Napi::TypedArray& array) {
   return static_cast<const uint8_t*>(array.ArrayBuffer().Data()) + array.ByteOffset();
 }
 
+static void expect_no_capture(const Device& device, const char* what) {
+  if (device.capture)
+    fail(ErrorCode::unsupported, "%s while a step is captured: it would not be part of a replay", what);
+}
+
 static Napi::Value from_data(Call& c) {  // (data, dtype, shape, device)
   auto array = typed_array(c.value());
   const DType dtype = c.dtype("dtype");
   const Shape shape = c.shape("shape");
   Device& device = c.device();
-  c.environment.expect_no_capture(device, "values of the host cannot be copied to the device");
+  expect_no_capture(device, "values of the host cannot be copied to the device");
   Tensor tensor = make_tensor(device, dtype, shape);
   const size_t bytes = static_cast<size_t>(tensor.size) * dtype_size(dtype);
   if (array.ByteLength() != bytes)
@@ -142,7 +147,7 @@ static Napi::Value to_data(Call& c) {  // (tensor, data): fills data
   if (array.ByteLength() != bytes)
     fail(ErrorCode::shape, "data has %zu bytes, the tensor %zu", array.ByteLength(), bytes);
   Device& device = *tensor.device;
-  c.environment.expect_no_capture(device, "values of the device cannot be read");
+  expect_no_capture(device, "values of the device cannot be read");
   if (device.plugin || tensor.storage->recorded != 0) c.wait();
   expect_values(*tensor.storage, "tensor");
   if (bytes) check(device.backend->copy_out(device.context, const_cast<void*>(bytes_of(array)), tensor.data(), bytes));
@@ -152,7 +157,7 @@ static Napi::Value to_data(Call& c) {  // (tensor, data): fills data
 static Napi::Value to_device(Call& c) {  // (x, device): a copy there, through host memory
   Tensor& x = c.tensor("x");
   Device& device = c.device();
-  for (const Device* end : {x.device, &device}) c.environment.expect_no_capture(*end, "values cannot be copied");
+  for (const Device* end : {x.device, &device}) expect_no_capture(*end, "values cannot be copied");
   Tensor y = make_tensor(device, x.dtype, x.shape);
   if (x.storage->packed()) y.storage->keep_packed();
   const size_t bytes = static_cast<size_t>(x.size) * dtype_size(x.dtype);

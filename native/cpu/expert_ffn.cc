@@ -72,16 +72,17 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
   const PackedWeights<T> w1_packed(ctx, args.w1_packed, w1_view, E, P * D, D, P, args.compute);
   const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2_view, E, O * H, H, O, args.compute);
 
-  const auto compute = [&](const Context& ctx, int64_t begin, int64_t end) {
+  const auto compute = [&](const Context& ctx, const Span& span) {
+    const int64_t begin = span.begin, end = span.end;
     const Scratch<T> unsaved(args.a ? 0 : (end - begin) * Rows::stride_of(P, args.compute));
     const Scratch<T> hidden((end - begin) * Rows::stride_of(H, args.compute));
     const Rows h(ctx, hidden, H, args.compute);
     const Rows pre =
         args.a ? Rows(ctx, args.a, P, args.saved, args.compute).from(begin) : Rows(ctx, unsaved, P, args.compute);
-    Scratch<Piece> pieces(E);
-    Scratch<GemmProblem<T>> problems(E);
+    Scratch<Piece> pieces(span.experts());
+    Scratch<GemmProblem<T>> problems(span.experts());
     int64_t count = 0;
-    for (int64_t e = 0; e < E; ++e) {
+    for (int64_t e = span.first_expert; e < span.last_expert; ++e) {
       const Piece piece{e, max_of(begin, assignments.begin(e)), min_of(end, assignments.end(e))};
       if (piece.begin >= piece.end) continue;
       const int32_t* token = assignments.token();
@@ -118,12 +119,14 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
 
   if (in_pieces(ctx, rows, (P * D + O * H) * static_cast<int64_t>(sizeof(T)))) {
     const Pieces pieces(assignments, 0, E);
-    return parallel_for(ctx, pieces.count(),
-                        [&](int64_t i) { compute(Context{1, ctx.stream}, pieces[i].begin, pieces[i].end); });
+    return parallel_for(ctx, pieces.count(), [&](int64_t i) {
+      const Piece& piece = pieces[i];
+      compute(Context{1, ctx.stream}, {piece.expert, piece.expert + 1, piece.begin, piece.end});
+    });
   }
   for (int64_t begin = 0, end; begin < rows; begin = end) {
     end = chunk_end(assignments, E, begin, limit);
-    compute(ctx, begin, end);
+    compute(ctx, {0, E, begin, end});
   }
 }
 

@@ -7,11 +7,6 @@
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
-// Experts [first, last) and rows [begin, end), which are in the sorted order.
-struct Span {
-  int64_t first_expert, last_expert, begin, end;
-};
-
 // One chunk of whole experts. The buffers start at row `all.begin`.
 template <class T>
 struct Chunk {
@@ -169,7 +164,7 @@ static void finish_sums(const Context& ctx, const Chunk<T>& chunk) {
       static_cast<T*>(args.dweight)[chunk.assignment(r)] =
           sum(chunk.dots + (r - chunk.all.begin) * (columns + 1), columns + 1);
   if (!chunk.sums) return;
-  parallel_for(ctx, chunk.all.last_expert - chunk.all.first_expert, [&](int64_t i) {
+  parallel_for(ctx, chunk.all.experts(), [&](int64_t i) {
     const int64_t e = chunk.all.first_expert + i;
     const auto add_up = [&](void* gradient, int64_t from, int64_t width) {
       if (!gradient) return;
@@ -187,7 +182,7 @@ static void finish_sums(const Context& ctx, const Chunk<T>& chunk) {
 // One GEMM for each expert of a span. problem(e, row, rows): of `rows` rows from `row` of the chunk on
 template <class T, class Problem>
 static void expert_gemms(const Context& ctx, const Chunk<T>& chunk, const Span& span, bool stream, Problem&& problem) {
-  const Scratch<GemmProblem<T>> problems(span.last_expert - span.first_expert);
+  const Scratch<GemmProblem<T>> problems(span.experts());
   int64_t count = 0;
   for (int64_t e = span.first_expert; e < span.last_expert; ++e) {
     const int64_t begin = max_of(span.begin, chunk.assignments.begin(e)),
@@ -287,7 +282,7 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
     last = chunk_experts(assignments, E, first, limit);
     const int64_t rows = assignments.end(last - 1) - assignments.begin(first);
     chunk_rows = max_of(chunk_rows, rows);
-    chunk_blocks = max_of(chunk_blocks, rows / kPieceRows + last - first);
+    chunk_blocks = max_of(chunk_blocks, Pieces::most(rows, last - first));
   }
   const bool gather = !assignments.dense(), dots = args.dweight, biases = args.db1 || args.dmult_bias || args.db2;
   const Scratch<T> gathered(gather ? chunk_rows * Rows::stride_of(O, compute) : 0);

@@ -45,6 +45,12 @@ struct Piece {
   int64_t rows() const { return end - begin; }
 };
 
+// Experts [first, last) and rows [begin, end) of the sorted order.
+struct Span {
+  int64_t first_expert, last_expert, begin, end;
+  int64_t experts() const { return last_expert - first_expert; }
+};
+
 // Whether each thread takes pieces of kPieceRows rows from the first GEMM to the last, instead of all threads one GEMM
 // after the other: small weights stay in its L2 cache then, and so does what one step writes for the next.
 static inline bool in_pieces(const Context& ctx, int64_t rows, int64_t weight_bytes) {
@@ -56,7 +62,7 @@ static inline bool in_pieces(const Context& ctx, int64_t rows, int64_t weight_by
 class Pieces {
  public:
   Pieces(const Assignments& assignments, int64_t first, int64_t last)
-      : pieces_((assignments.end(last - 1) - assignments.begin(first)) / kPieceRows + last - first) {
+      : pieces_(most(assignments.end(last - 1) - assignments.begin(first), last - first)) {
     for (int64_t e = first; e < last; ++e)
       for (int64_t begin = assignments.begin(e), end; begin < assignments.end(e); begin = end) {
         const int64_t left = assignments.end(e) - begin;
@@ -64,6 +70,7 @@ class Pieces {
         pieces_[count_++] = {e, begin, end};
       }
   }
+  static int64_t most(int64_t rows, int64_t experts) { return rows / kPieceRows + experts; }
   int64_t count() const { return count_; }
   const Piece& operator[](int64_t i) const { return pieces_[i]; }
 
