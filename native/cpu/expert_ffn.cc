@@ -117,7 +117,7 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
     gemm(ctx, problems.get(), count, args.compute);
   };
 
-  if (in_pieces(ctx, rows, (P * D + O * H) * static_cast<int64_t>(sizeof(T)))) {
+  if (in_pieces(ctx, {0, E, 0, rows}, (P * D + O * H) * static_cast<int64_t>(sizeof(T)))) {
     const Pieces pieces(assignments, 0, E);
     return parallel_for(ctx, pieces.count(), [&](int64_t i) {
       const Piece& piece = pieces[i];

@@ -255,7 +255,7 @@ template <class T>
 static void chunk_backward(const Context& ctx, const Chunk<T>& chunk) {
   const ExpertFfnBackwardArgs& args = chunk.args;
   const int64_t weight_bytes = (chunk.pre() * args.D + args.O * args.H) * static_cast<int64_t>(sizeof(T));
-  if (in_pieces(ctx, chunk.all.end - chunk.all.begin, weight_bytes))
+  if (in_pieces(ctx, chunk.all, weight_bytes))
     parallel_for(ctx, chunk.blocks.count(), [&](int64_t i) { rows_backward(Context{1, ctx.stream}, chunk, i, i + 1); });
   else
     rows_backward(ctx, chunk, 0, chunk.blocks.count());

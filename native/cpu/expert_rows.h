@@ -52,9 +52,12 @@ struct Span {
 };
 
 // Whether each thread takes pieces of kPieceRows rows from the first GEMM to the last, instead of all threads one GEMM
-// after the other: small weights stay in its L2 cache then, and so does what one step writes for the next.
-static inline bool in_pieces(const Context& ctx, int64_t rows, int64_t weight_bytes) {
-  return rows >= 8 * kPieceRows * ctx.threads && weight_bytes <= l2_bytes() * 3 / 4;
+// after the other: small weights stay in its L2 cache then, and so does what one step writes for the next. Not worth it
+// for experts with a few rows each.
+static inline bool in_pieces(const Context& ctx, const Span& span, int64_t weight_bytes) {
+  const int64_t rows = span.end - span.begin;
+  return rows >= 8 * kPieceRows * ctx.threads && rows >= kSkinnyRows * span.experts() &&
+         weight_bytes <= l2_bytes() * 3 / 4;
 }
 
 // The rows of experts [first, last) in pieces of kPieceRows. The last one of an expert is longer instead of leaving a
