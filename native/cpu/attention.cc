@@ -84,9 +84,19 @@ static void block_combine(const Shape& shape, const QueryBlock& block, const T* 
   p.c = out;
   p.c_stride = shape.width;
   gemm_serial(p);
-  for (int64_t i = 0; i < block.rows; ++i)
-    add_rows(s + i * shape.score_stride + block.shared, 1, z + block.shared * shape.kv_width, shape.kv_width,
-             shape.seen(block.first + i) - block.shared, out + i * shape.width, shape.d);
+  // Some rows together, as far as all of them see, and then each alone.
+  const T* keys = z + block.shared * shape.kv_width;
+  const auto add = [&](int64_t row, int64_t rows, int64_t from, int64_t to) {
+    const Factors<T> factors{s + row * shape.score_stride + block.shared + from, shape.score_stride, 1};
+    add_rows(factors, rows, keys + from * shape.kv_width, shape.kv_width, to - from, out + row * shape.width,
+             shape.width, shape.d);
+  };
+  const auto seen = [&](int64_t row) { return shape.seen(block.first + row) - block.shared; };
+  for (int64_t i = 0; i < block.rows; i += kSums) {
+    const int64_t rows = min_of(kSums, block.rows - i);
+    add(i, rows, 0, seen(i));
+    for (int64_t row = i + 1; row < i + rows; ++row) add(row, 1, seen(i), seen(row));
+  }
 }
 
 // out [keys, d] += sᵀ · x over the rows that see each key
@@ -100,10 +110,17 @@ static void block_scatter(const Shape& shape, const QueryBlock& block, const T* 
   p.c_stride = shape.kv_width;
   p.accumulate = true;
   gemm_serial(p);
-  for (int64_t j = block.shared; j < block.keys; ++j) {
-    const int64_t i = j - block.shared + 1;  // the first row that sees key j
-    add_rows(s + i * shape.score_stride + j, shape.score_stride, x + i * shape.width, shape.width, block.rows - i,
-             out + j * shape.kv_width, shape.d);
+  // Some keys together for the rows that see all of them, and before that each for the rows that do not.
+  const auto add = [&](int64_t key, int64_t keys, int64_t from, int64_t to) {
+    const Factors<T> factors{s + from * shape.score_stride + key, 1, shape.score_stride};
+    add_rows(factors, keys, x + from * shape.width, shape.width, to - from, out + key * shape.kv_width, shape.kv_width,
+             shape.d);
+  };
+  const auto first = [&](int64_t key) { return key - block.shared + 1; };  // row that sees the key
+  for (int64_t j = block.shared; j < block.keys; j += kSums) {
+    const int64_t keys = min_of(kSums, block.keys - j), last = j + keys - 1;
+    for (int64_t key = j; key < last; ++key) add(key, 1, first(key), first(last));
+    add(j, keys, first(last), block.rows);
   }
 }
 

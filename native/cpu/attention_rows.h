@@ -6,32 +6,69 @@
 // Sums over the keys of one query.
 namespace st_moe::cpu::ST_MOE_ISA {
 
-// NV vectors of columns of add_rows
-template <class T, int NV>
-static inline void add_columns(const T* s, int64_t s_stride, const T* z, int64_t z_stride, int64_t n, T* out) {
+// Sums at a time: enough to hide the latency of a multiply-add, and no more than there are registers for.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int64_t kSums = 4;
+#else
+constexpr int64_t kSums = 2;
+#endif
+
+// Factors s[r · next + j · stride] of row j of z in sum r.
+template <class T>
+struct Factors {
+  const T* s;
+  int64_t next, stride;
+};
+
+// NV vectors of columns of R sums
+template <class T, int64_t R, int NV>
+static inline void add_columns(const Factors<T>& factors, const T* z, int64_t z_stride, int64_t n, T* out,
+                               int64_t out_stride) {
   using S = Simd<T>;
-  typename S::V acc[NV];
+  typename S::V acc[R][NV];
 #pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) acc[v] = S::load(out + v * S::lanes);
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[r][v] = S::load(out + r * out_stride + v * S::lanes);
   for (int64_t j = 0; j < n; ++j) {
-    const typename S::V factor = S::set(s[j * s_stride]);
+    typename S::V row[NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[v] += factor * S::load(z + j * z_stride + v * S::lanes);
+    for (int v = 0; v < NV; ++v) row[v] = S::load(z + j * z_stride + v * S::lanes);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const typename S::V factor = S::set(factors.s[r * factors.next + j * factors.stride]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[r][v] += factor * row[v];
+    }
   }
 #pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) S::store(out + v * S::lanes, acc[v]);
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) S::store(out + r * out_stride + v * S::lanes, acc[r][v]);
 }
 
-// out [d] += Σ_j s[j · s_stride] · z[j · z_stride …] over n rows of z
-template <class T>
-static void add_rows(const T* s, int64_t s_stride, const T* z, int64_t z_stride, int64_t n, T* out, int64_t d) {
+// R sums
+template <int64_t R, class T>
+static void add_together(const Factors<T>& factors, const T* z, int64_t z_stride, int64_t n, T* out, int64_t out_stride,
+                         int64_t d) {
   constexpr int64_t L = Simd<T>::lanes;
   int64_t c = 0;
-  for (; c + 4 * L <= d; c += 4 * L) add_columns<T, 4>(s, s_stride, z + c, z_stride, n, out + c);
-  for (; c + 2 * L <= d; c += 2 * L) add_columns<T, 2>(s, s_stride, z + c, z_stride, n, out + c);
-  for (; c + L <= d; c += L) add_columns<T, 1>(s, s_stride, z + c, z_stride, n, out + c);
+  for (; c + 4 * L <= d; c += 4 * L) add_columns<T, R, 4>(factors, z + c, z_stride, n, out + c, out_stride);
+  for (; c + 2 * L <= d; c += 2 * L) add_columns<T, R, 2>(factors, z + c, z_stride, n, out + c, out_stride);
+  for (; c + L <= d; c += L) add_columns<T, R, 1>(factors, z + c, z_stride, n, out + c, out_stride);
   for (; c < d; ++c)
-    for (int64_t j = 0; j < n; ++j) out[c] += s[j * s_stride] * z[j * z_stride + c];
+    for (int r = 0; r < R; ++r)
+      for (int64_t j = 0; j < n; ++j)
+        out[r * out_stride + c] += factors.s[r * factors.next + j * factors.stride] * z[j * z_stride + c];
+}
+
+// out [sums, d] += Σ_j factor · z[j · z_stride …] over n rows of z
+template <class T>
+static void add_rows(const Factors<T>& factors, int64_t sums, const T* z, int64_t z_stride, int64_t n, T* out,
+                     int64_t out_stride, int64_t d) {
+  if (sums == kSums) return add_together<kSums>(factors, z, z_stride, n, out, out_stride, d);
+  for (int64_t r = 0; r < sums; ++r)
+    add_together<1>({factors.s + r * factors.next, 0, factors.stride}, z, z_stride, n, out + r * out_stride, 0, d);
 }
 
 // Scales s in place. May ignore a NaN, which reappears in the sum of the exponentials.

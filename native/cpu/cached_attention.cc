@@ -42,7 +42,7 @@ static void attend(const T* q, const T* keys, const T* values, int64_t n, int64_
   for (int64_t j = 0; j < n; ++j) s[j] = exp_of(s[j] - largest);
   const T inverse = T(1) / sum(s, n);
   for (int64_t c = 0; c < d; ++c) y[c] = 0;
-  add_rows(s, 1, values, stride, n, y, d);
+  add_rows({s, 0, 1}, 1, values, stride, n, y, 0, d);
   for (int64_t c = 0; c < d; ++c) y[c] *= inverse;
 }
 

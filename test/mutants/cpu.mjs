@@ -51,8 +51,8 @@ export default [
   {
     name: 'attention-key-seen-too-early',
     file: 'native/cpu/attention.cc',
-    from: 'const int64_t i = j - block.shared + 1;',
-    to: 'const int64_t i = j - block.shared;',
+    from: 'return key - block.shared + 1;',
+    to: 'return key - block.shared;',
     breaks: 'a row adds to the gradients of a key that it does not see',
     tests: ['ops_test'],
   },
