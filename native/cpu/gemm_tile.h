@@ -142,10 +142,10 @@ template <class T, class Math, int R, int NV, ReadA read>
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
       const T* const from = a[i / kReach] + i % kReach * row_step;
-      // One instruction less where A is an operand in memory. A core that executes another hyperthread, too, is short
-      // of instructions rather than of multipliers; yet all rows so would be more loads than it executes in that time.
+      // An operand in memory saves an instruction: a core that executes another hyperthread as well is short of those
+      // rather than of multipliers. In half of the rows, since A is then loaded for each vector of B.
       if constexpr (AddsFromMemory<Math>)
-        if (read == ReadA::by_k ? i % kReach == 0 : i % 4 != 1) {
+        if (read == ReadA::by_k ? i % kReach == 0 : i % 2 == 0) {
 #pragma GCC unroll 2
           for (int j = 0; j < NV; ++j) acc[i][j] = Math::add_from(acc[i][j], from, bv[j]);
           continue;
