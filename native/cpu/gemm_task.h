@@ -1,5 +1,6 @@
 #pragma once
 #include "cpu/gemm_rows.h"
+#include "cpu/processor.h"
 #if defined(ST_MOE_AMX)
 #include "cpu/gemm_amx.h"
 #endif
@@ -12,8 +13,7 @@ namespace st_moe::cpu::ST_MOE_ISA {
 constexpr int64_t kInPlacePacks = 64;  // A by row, in place, has a memory page for each k: as a TLB holds,
 constexpr int64_t kInPlacePanels = 2;  // or for that few panels of B, by k as well
 constexpr int64_t kShortPacks = kStepPacks * (kTileRows > 6 ? 5 : 3);  // C comes too late if its own tile prefetches it
-constexpr int64_t kSetBytes = 2048;         // rows or columns of A this far apart share too few sets of the L1 cache
-constexpr int64_t kL2WayBytes = 128 << 10;  // of most processors: addresses this far apart share a set of the L2 cache
+constexpr int64_t kSetBytes = 2048;  // rows or columns of A this far apart share too few sets of the L1 cache
 
 // Elements of k in a block: the same on every processor, because it orders the sums. Multiples of 16 packs fill whole
 // vectors for every operand type.
@@ -41,14 +41,18 @@ struct Block {
 };
 
 // Whether `rows` runs of `length` bytes, `stride` apart, crowd into some sets of the L2 cache: one of them has to hold
-// half as many again as if they were spread evenly, or more.
+// half as many again as if they were spread evenly, or more. What is less than a way of the cache has room anyhow.
 static inline bool crowd_sets(int64_t rows, int64_t stride, int64_t length) {
+  const int64_t way = l2_way_bytes();
+  if (rows * length < way) return false;
   int64_t before = 0, behind = 0;  // those in the sets of the first one: begin before it, or as it does or behind
-  for (int64_t i = 0, at = 0; i < rows; ++i, at = (at + stride) % kL2WayBytes) {
+  for (int64_t i = 0, at = 0, step = stride % way; i < rows; ++i) {
     behind += at < length;
-    before += at == 0 || at > kL2WayBytes - length;
+    before += at == 0 || at > way - length;
+    at += step;
+    if (at >= way) at -= way;
   }
-  return max_of(before, behind) > 2 + rows * length * 3 / 2 / kL2WayBytes;
+  return max_of(before, behind) > 2 + rows * length * 3 / 2 / way;
 }
 
 // The partition of one problem.

@@ -261,7 +261,7 @@ void test_part(const Gemm& gemm, DType compute) {
 template <class T>
 void test_crowded(const Gemm& gemm, DType compute) {
   TestRandom random{13};
-  const int64_t M = 60, N = 70, K = 700, crowding = 10920 / static_cast<int64_t>(sizeof(T));  // twelve are 128 KiB
+  const int64_t M = 100, N = 70, K = 700, crowding = 10920 / static_cast<int64_t>(sizeof(T));  // twelve are 128 KiB
   const Operand<T> near(random, M, K, false, false), b(random, K, N, true, false);
   std::vector<T> far(static_cast<size_t>(M * crowding)), want;
   for (int64_t i = 0; i < M; ++i)
