@@ -174,7 +174,8 @@ struct MultiplyPairs {
         _mm512_dpbf16_ps(reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
   }
   static inline V add_from(V acc, const float* a, V b) {
-    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(b), "m"(*a));
+    typedef int32_t Pair __attribute__((may_alias));  // the memory may have been written as 16-bit elements
+    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(b), "m"(*reinterpret_cast<const Pair*>(a)));
     return acc;
   }
   static inline void store_rounded(uint16_t* to, V low, V high) {
