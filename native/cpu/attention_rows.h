@@ -3,7 +3,7 @@
 
 #include "cpu/simd.h"
 
-// Sums over the keys of one query.
+// Sums of rows by factors, and the scores of one query.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 // Sums at a time: enough to hide the latency of a multiply-add, and no more than there are registers for.
