@@ -16,9 +16,11 @@ constexpr int64_t kLeastTiles = 4;              // rows and columns of a task, i
 constexpr int64_t kColumnBlockBytes = 4 << 20;  // packed columns of B that several blocks of rows read, slowly
 constexpr int64_t kMaxRowTiles = 96;
 
-// Packed rows of A that stay in the L2 cache. Of a cache above 1 MiB the other hyperthread of the core may use a half.
+// Packed rows of A that stay in the L2 cache: two thirds of it, or half of a larger one, since the other hyperthread of
+// the core may use it, too.
 int64_t row_block_bytes() {
-  return max_of<int64_t>(512 << 10, min_of<int64_t>(1 << 20, l2_bytes())) * 2 / 3;
+  constexpr int64_t kLeast = 512 << 10, kLarge = 1 << 20;
+  return max_of(max_of(kLeast, min_of(kLarge, l2_bytes())) * 2 / 3, l2_bytes() / 2);
 }
 
 // The partition into `wanted` tasks that packs least: rows of A once per column of tasks, columns of B once per row.

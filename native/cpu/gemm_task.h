@@ -1,5 +1,6 @@
 #pragma once
 #include "cpu/gemm_rows.h"
+#include "cpu/processor.h"
 #if defined(ST_MOE_AMX)
 #include "cpu/gemm_amx.h"
 #endif
@@ -10,7 +11,7 @@
 namespace st_moe::cpu::ST_MOE_ISA {
 
 constexpr int64_t kInPlacePacks = 64;  // A by row, in place, has a memory page for each k: as a TLB holds,
-constexpr int64_t kInPlacePanels = 2;  // or for that few panels of B
+constexpr int64_t kInPlacePanels = 2;  // or for that few panels of B, by k as well
 constexpr int64_t kShortPacks = kStepPacks * (kTileRows > 6 ? 5 : 3);  // C comes too late if its own tile prefetches it
 constexpr int64_t kSetBytes = 2048;  // rows or columns of A this far apart share too few sets of the L1 cache
 
@@ -38,6 +39,21 @@ static inline int64_t packed_offset(int64_t N, int64_t k0, int64_t col, int64_t 
 struct Block {
   int64_t row, rows, col, cols;
 };
+
+// Whether `rows` runs of `length` bytes, `stride` apart, crowd into some sets of the L2 cache: one of them has to hold
+// half as many again as if they were spread evenly, or more. What is less than a way of the cache has room anyhow.
+static inline bool crowd_sets(int64_t rows, int64_t stride, int64_t length) {
+  const int64_t way = l2_way_bytes();
+  if (rows * length < way) return false;
+  int64_t before = 0, behind = 0;  // those in the sets of the first one: begin before it, or as it does or behind
+  for (int64_t i = 0, at = 0, step = stride % way; i < rows; ++i) {
+    behind += at < length;
+    before += at == 0 || at > way - length;
+    at += step;
+    if (at >= way) at -= way;
+  }
+  return max_of(before, behind) > 2 + rows * length * 3 / 2 / way;
+}
 
 // The partition of one problem.
 struct Split {
@@ -180,11 +196,12 @@ class Task {
                          int64_t packs) const {
     const bool transposed = a.along_w() && !a.along_k(), by_k = Shape::only_by_k || !transposed;
     const int64_t whole = part.rows / Shape::rows, stride = by_k ? a.w_stride : a.k_stride;
-    const bool few_pages = packs <= kInPlacePacks || part.cols <= kInPlacePanels * Shape::cols;
+    const bool few_panels = part.cols <= kInPlacePanels * Shape::cols, few_pages = packs <= kInPlacePacks || few_panels;
     const bool as_packs = Operand::exact ? a.along_k() || (a.along_w() && few_pages)
                                          : Operand::low_in_place && low && a.along_k() && stride % 2 == 0;
-    const int64_t in_pack = low ? 2 : 1, pack_bytes = sizeof(T);
-    const bool in_place = as_packs && !a.w_rows && stride / in_pack * pack_bytes % kSetBytes != 0;
+    const int64_t in_pack = low ? 2 : 1, pack_bytes = sizeof(T), bytes = stride / in_pack * pack_bytes;
+    const bool in_place = as_packs && !a.w_rows && bytes % kSetBytes != 0 &&
+                          (!by_k || few_panels || !crowd_sets(part.rows, bytes, packs * pack_bytes));
     const int64_t row = part.row + (in_place ? whole * Shape::rows : 0), count = part.row + part.rows - row;
     with_elements<Operand>(a, low, [&](const auto& from) {
 #if defined(ST_MOE_AMX)

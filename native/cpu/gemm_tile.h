@@ -108,16 +108,24 @@ struct CPrefetch {
 
 template <class Math>
 concept StoresRounded = requires { &Math::store_rounded; };
+template <class Math>
+concept AddsFromMemory = requires { &Math::add_from; };
+
+// How a tile reads A: packs of k by row; rows by k; or rows by k whose stride is that of packed ones, a constant.
+enum class ReadA { by_row, by_k, packed_by_k };
 
 // Computes R rows and writes tile.rows of them.
-template <class T, class Math, int R, int NV, bool by_k>
+template <class T, class Math, int R, int NV, ReadA read>
 [[gnu::noinline]] static void tile_kernel(const Tile<T>& tile) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int L = S::lanes;
-  // Rows per pointer: by k three, as many as address scaling reaches.
-  constexpr int kReach = by_k ? 3 : R, pointers = (R + kReach - 1) / kReach;
-  const int64_t row_step = by_k ? tile.a_stride : 1, k_step = by_k ? 1 : tile.a_stride;
+  // Rows per pointer: three, as many as address scaling reaches, or all, if what is added to it is a constant.
+  constexpr int kReach = read == ReadA::by_k ? 3 : R, pointers = (R + kReach - 1) / kReach;
+  const int64_t row_step = read == ReadA::packed_by_k ? TileShape<T>::k_stride
+                           : read == ReadA::by_k      ? tile.a_stride
+                                                      : 1;
+  const int64_t k_step = read == ReadA::by_row ? tile.a_stride : 1;
   V acc[R][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
@@ -133,7 +141,16 @@ template <class T, class Math, int R, int NV, bool by_k>
     for (int j = 0; j < NV; ++j) bv[j] = S::load(b + j * L);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
-      const V av = Math::broadcast(a[i / kReach] + i % kReach * row_step);
+      const T* const from = a[i / kReach] + i % kReach * row_step;
+      // An operand in memory saves an instruction: a core that executes another hyperthread as well is short of those
+      // rather than of multipliers. In half of the rows, since A is then loaded for each vector of B.
+      if constexpr (AddsFromMemory<Math>)
+        if (read == ReadA::by_k ? i % kReach == 0 : i % 2 == 0) {
+#pragma GCC unroll 2
+          for (int j = 0; j < NV; ++j) acc[i][j] = Math::add_from(acc[i][j], from, bv[j]);
+          continue;
+        }
+      const V av = Math::broadcast(from);
 #pragma GCC unroll 2
       for (int j = 0; j < NV; ++j) acc[i][j] = Math::add(acc[i][j], av, bv[j]);
     }
@@ -199,8 +216,10 @@ static inline void run_rows(const Tile<T>& tile) {
   if constexpr (R > 2) {
     if (tile.rows <= R - 2) return run_rows<T, Math, NV, R - 2>(tile);
   }
-  if (tile.a_by_k) return tile_kernel<T, Math, R, NV, true>(tile);
-  tile_kernel<T, Math, R, NV, false>(tile);
+  if (!tile.a_by_k) return tile_kernel<T, Math, R, NV, ReadA::by_row>(tile);
+  if constexpr (AddsFromMemory<Math> && R == kTileRows && NV == kTileVectors)
+    if (tile.a_stride == TileShape<T>::k_stride) return tile_kernel<T, Math, R, NV, ReadA::packed_by_k>(tile);
+  tile_kernel<T, Math, R, NV, ReadA::by_k>(tile);
 }
 
 template <class Math, class T>

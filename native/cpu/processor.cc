@@ -79,7 +79,11 @@ bool read_bf16() {
 }
 #endif
 
-int64_t read_l2_bytes() {
+struct Cache {
+  int64_t ways, way_bytes;
+};
+
+Cache read_l2() {
 #if defined(__x86_64__) || defined(_M_X64)
   constexpr unsigned kIntel = 4, kAmd = 0x8000001d;  // the leaf of the caches; those of the other vendor are empty
   for (const unsigned leaf : {kIntel, kAmd}) {
@@ -87,11 +91,16 @@ int64_t read_l2_bytes() {
     for (unsigned i = 0; __get_cpuid_count(leaf, i, &a, &b, &c, &d) && (a & 31) != 0; ++i) {
       const int64_t ways = (b >> 22) + 1, partitions = (b >> 12 & 1023) + 1, line = (b & 4095) + 1,
                     sets = int64_t{c} + 1;
-      if ((a >> 5 & 7) == 2) return ways * partitions * line * sets;
+      if ((a >> 5 & 7) == 2) return {ways, partitions * line * sets};
     }
   }
 #endif
-  return int64_t{1} << 20;
+  return {8, 128 << 10};
+}
+
+const Cache& l2() {
+  static const Cache cache = read_l2();
+  return cache;
 }
 
 bool ask_for_amx() {
@@ -193,8 +202,11 @@ double bf16_dot_speed() {
 }
 
 int64_t l2_bytes() {
-  static const int64_t bytes = read_l2_bytes();
-  return bytes;
+  return l2().ways * l2().way_bytes;
+}
+
+int64_t l2_way_bytes() {
+  return l2().way_bytes;
 }
 
 int quota_cpus(std::string text) {

@@ -6,7 +6,9 @@
 // which alone the bits of results depend.
 namespace st_moe::cpu {
 
-int64_t l2_bytes();  // of one core; 1 MiB if unknown
+// The L2 cache of one core, and one of its ways: addresses that far apart share a set. 1 MiB and 128 KiB if unknown.
+int64_t l2_bytes();
+int64_t l2_way_bytes();
 
 // CPUs that the calling thread may use: the least of its affinity mask and of the quota of the container's control
 // group; at least 1.

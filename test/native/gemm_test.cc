@@ -257,6 +257,27 @@ void test_part(const Gemm& gemm, DType compute) {
   }
 }
 
+// Rows that are packed because they crowd into some sets of the cache have the bits of rows that are read in place.
+template <class T>
+void test_crowded(const Gemm& gemm, DType compute) {
+  TestRandom random{13};
+  const int64_t M = 100, N = 70, K = 700, crowding = 10920 / static_cast<int64_t>(sizeof(T));  // twelve are 128 KiB
+  const Operand<T> near(random, M, K, false, false), b(random, K, N, true, false);
+  std::vector<T> far(static_cast<size_t>(M * crowding)), want;
+  for (int64_t i = 0; i < M; ++i)
+    for (int64_t k = 0; k < K; ++k) far[static_cast<size_t>(i * crowding + k)] = near.at(i, k);
+  for (const cpu::MatrixView<T>& a : {near.view(), cpu::MatrixView<T>{far.data(), crowding, 1}}) {
+    std::vector<T> c(static_cast<size_t>(M * N));
+    GemmProblem<T> p{};
+    p.M = M, p.N = N, p.K = K;
+    p.a = a, p.b = b.view();
+    p.c = c.data(), p.c_stride = N;
+    run(gemm, 1, &p, 1, compute);
+    if (want.empty()) want = c;
+    check(same_bits(c, want), "%s %s: rows in the same sets have other bits", gemm.isa, dtype_name(compute));
+  }
+}
+
 // A NaN in a row of A, or in rows that a gather omits, does not spread.
 template <class T>
 void test_nan(const Gemm& gemm, DType compute) {
@@ -344,11 +365,13 @@ int main() {
   for (const Gemm& gemm : gemms) {
     for (DType compute : {DType::f32, DType::bf16, DType::f16}) {
       test_nan<float>(gemm, compute);
+      test_crowded<float>(gemm, compute);
       test_scratch<float>(gemm, compute);
       test_subnormal<float>(gemm, compute);
       test_part(gemm, compute);
     }
     test_nan<double>(gemm, DType::f64);
+    test_crowded<double>(gemm, DType::f64);
     test_scratch<double>(gemm, DType::f64);
     test_subnormal<double>(gemm, DType::f64);
   }
