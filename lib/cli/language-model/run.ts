@@ -158,7 +158,7 @@ export class Run {
   #checkText(): void {
     const { path, files } = this.#folder
     if (files.some((name) => isSame(join(path, name), this.#textPath)))
-      throw new UsageError(`${this.#textPath} is the text, and the run would replace it: --out selects another folder`)
+      throw new UsageError(`${this.#textPath} is the text, and the run would replace it: move it to another folder`)
   }
 
   /** Continues from the checkpoint. */
