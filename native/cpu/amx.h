@@ -24,6 +24,11 @@ static inline void tile_load(const float* p, int64_t stride) {
 }
 
 template <int t>
+static inline void tile_load_past_l1(const float* p, int64_t stride) {
+  tile_load<t>(p, stride);
+}
+
+template <int t>
 static inline void tile_store(float* p, int64_t stride) {
   for (int i = 0; i < kAmxRows; ++i) memcpy(p + i * stride, amx_tile[t][i], sizeof amx_tile[t][i]);
 }
@@ -68,6 +73,12 @@ static inline void tile_zero() {
 template <int t>
 static inline void tile_load(const float* p, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride * 4), "i"(t) : "memory");
+}
+
+// Does not displace in the L1 cache what is read sooner again.
+template <int t>
+static inline void tile_load_past_l1(const float* p, int64_t stride) {
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride * 4), "i"(t) : "memory");
 }
 
 template <int t>

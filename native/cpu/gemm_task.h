@@ -15,8 +15,8 @@ constexpr int64_t kInPlacePanels = 2;  // or for that few panels of B, by k as w
 constexpr int64_t kShortPacks = kStepPacks * (kTileRows > 6 ? 5 : 3);  // C comes too late if its own tile prefetches it
 constexpr int64_t kSetBytes = 2048;  // rows or columns of A this far apart share too few sets of the L1 cache
 
-// Elements of k in a block: the same on every processor, because it orders the sums. Multiples of 16 packs fill whole
-// vectors for every operand type.
+// Elements of k in a block: a constant of the instruction set, because it orders the sums. Multiples of 16 packs fill
+// whole vectors for every operand type.
 template <class Operand>
 static inline int64_t block_k(int64_t K) {
   constexpr int64_t longest = TileShape<typename Operand::Element>::block_k * Operand::k_pack;

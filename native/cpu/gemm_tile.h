@@ -19,10 +19,12 @@ constexpr int kTileRows = 6;  // 12 accumulators in 16 registers
 constexpr int kStepPacks = 32;
 #endif
 constexpr int kTileVectors = 2;
+// Of k in a block: a panel of B stays in the L2 cache, or in L1 with AMX, which multiplies faster than L2 delivers.
+constexpr int64_t kBlockBytes = kTileRows > 16 ? 1024 : 2048;
 
 template <class T>
 struct TileShape {
-  static constexpr int64_t block_k = 2048 / static_cast<int64_t>(sizeof(T));  // packs: a panel of B stays near the core
+  static constexpr int64_t block_k = kBlockBytes / static_cast<int64_t>(sizeof(T));  // packs
   static constexpr int lanes = Simd<T>::lanes;
   static constexpr int rows = kTileRows, row_width = (kTileRows + lanes - 1) / lanes * lanes;
   static constexpr int cols = kTileVectors * lanes;
