@@ -23,8 +23,14 @@ export interface DTypeArrays {
   i32: Int32Array
 }
 
-/** The dtype that GEMM operands are rounded to; GEMMs accumulate in the dtype of the layer. */
-export type ComputeDType = 'f32' | 'f64' | 'bf16' | 'f16'
+/**
+ * The dtype that GEMM operands are rounded to; GEMMs accumulate in the dtype of the layer. `bf16x3`: operands as sums of
+ * two bf16, which have 16 bits of precision, on processors with AMX, and f32 everywhere else.
+ */
+export type ComputeDType = 'f32' | 'f64' | 'bf16' | 'bf16x3' | 'f16'
+
+/** Those of an f32 layer. */
+export const computeDTypes = ['f32', 'bf16', 'bf16x3', 'f16'] as const satisfies readonly ComputeDType[]
 
 /** The arrays that {@link tensor} accepts; Uint16Array holds the bits of bf16 or f16. */
 export type TypedArray =
@@ -42,7 +48,9 @@ export type TypedArray =
 const dtypes: readonly DType[] = ['f32', 'f64', 'bf16', 'f16', 'i32']
 const sizes: Record<DType, number> = { f32: 4, f64: 8, bf16: 2, f16: 2, i32: 4 }
 
-export const dtypeCode = (dtype: DType): number => dtypes.indexOf(dtype)
+const codes: readonly (DType | ComputeDType)[] = [...dtypes, 'bf16x3']
+
+export const dtypeCode = (dtype: DType | ComputeDType): number => codes.indexOf(dtype)
 export const dtypeSize = (dtype: DType): number => sizes[dtype]
 export const isFloat = (dtype: DType): boolean => dtype === 'f32' || dtype === 'f64'
 
@@ -51,9 +59,9 @@ export function checkDType(op: string, value: unknown, allowed: readonly DType[]
   throw new MoeError('DTYPE', op, `dtype must be one of ${allowed.join(', ')}, got ${show(value)}`)
 }
 
-/** The dtype of a layer; for f32 also 'bf16' or 'f16'. */
+/** The dtype of a layer, or one of {@link computeDTypes} for f32. */
 export function checkComputeDType(op: string, value: unknown, dtype: DType): ComputeDType {
-  const allowed: readonly unknown[] = dtype === 'f32' ? ['f32', 'bf16', 'f16'] : [dtype]
+  const allowed: readonly unknown[] = dtype === 'f32' ? computeDTypes : [dtype]
   if (value === undefined) return dtype as ComputeDType
   if (allowed.includes(value)) return value as ComputeDType
   const names = allowed.map((name) => `'${name}'`).join(', ')

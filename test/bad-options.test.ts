@@ -113,7 +113,7 @@ const rowsOfOptions: Row[] = [
     'computeDtype',
     withOptions({ computeDtype: 'i32' }),
     'OPTION',
-    /computeDtype must be one of 'f32', 'bf16', 'f16' with dtype 'f32'/,
+    /computeDtype must be one of 'f32', 'bf16', 'bf16x3', 'f16' with dtype 'f32'/,
   ],
   [
     'computeDtype with f64',

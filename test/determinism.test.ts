@@ -68,7 +68,7 @@ it('the outputs of an expert with more rows than its scratch memory holds are th
   expect(outputs).toEqual(Array(3).fill(outputs[0]))
 })
 
-it.each<MoEOptions['computeDtype']>(['f32', 'bf16', 'f16'])(
+it.each<MoEOptions['computeDtype']>(['f32', 'bf16', 'bf16x3', 'f16'])(
   'many rows of small experts, which few threads compute in pieces and many do not, have the same results: %s',
   (computeDtype) => {
     const options = { dim: 20, numExperts: 3, dropless: true, expertDropout: 0.1, computeDtype }

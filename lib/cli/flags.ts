@@ -1,4 +1,5 @@
 import { nearest } from '../check.js'
+import { computeDTypes } from '../dtype.js'
 import { defaultOf, type Option } from '../options.js'
 import { UsageError } from './errors.js'
 import { type NumberRules, numberRule, type Rule, textRule } from './rules.js'
@@ -130,8 +131,8 @@ export const portFlag = (help: string): Flag<number | null> =>
   optionalNumber({ help, shown: 'a free one', min: 1, max: 65535 })
 
 export const computeDtypeFlag = oneOf({
-  help: 'f32, bf16 or f16: dtype of GEMM operands',
-  allowed: ['f32', 'bf16', 'f16'],
+  help: 'f32, bf16, bf16x3 or f16: dtype of GEMM operands',
+  allowed: computeDTypes,
   default: 'f32',
 })
 

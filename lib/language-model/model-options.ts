@@ -1,3 +1,4 @@
+import { computeDTypes } from '../dtype.js'
 import { sharedOptions } from '../nn/shared-options.js'
 import { activationOptions } from '../ops/activation.js'
 import { routeOptions, routerOptions, topkOptions } from '../ops/route-options.js'
@@ -32,8 +33,8 @@ export const modelOptions = {
   expertHiddenDim: optional(integer({ min: 1 })),
   /** As of {@link MoE}, at most 4096. Default 0. */
   sharedExperts: integer({ min: sharedOptions.sharedExperts.min, max: 4096, default: 0 }),
-  /** 'bf16' or 'f16' rounds the operands of GEMMs. Default 'f32'. */
-  computeDtype: oneOf(['f32', 'bf16', 'f16'], { default: 'f32' }),
+  /** 'bf16', 'bf16x3' or 'f16' rounds the operands of GEMMs. Default 'f32'. */
+  computeDtype: oneOf(computeDTypes, { default: 'f32' }),
 }
 
 /** What a {@link LanguageModel} is made of, besides its tokens. */

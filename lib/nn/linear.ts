@@ -37,7 +37,7 @@ export const readLayerOptions = reader(layerOptions)
 
 /** Of a layer with GEMMs, after those of every layer. */
 export const gemmOptions = {
-  /** 'bf16' or 'f16' rounds the operands of the GEMMs; parameters, gradients and sums stay f32. Default: dtype. */
+  /** 'bf16', 'bf16x3' or 'f16' rounds the operands of the GEMMs; parameters, gradients and sums stay f32. Default: dtype. */
   computeDtype: computeDType,
 }
 

@@ -97,8 +97,8 @@ const hiddenOptions = {
   /** Dropout of the hidden values of the built-in experts in training, see {@link ops.dropout}; not of shared ones. Default 0. */
   expertDropout: rate(),
   /**
-   * 'bf16' or 'f16' rounds the operands of the built-in experts' GEMMs; their sums, the router, the losses and all
-   * parameters stay f32. Default: dtype.
+   * 'bf16', 'bf16x3' or 'f16' rounds the operands of the built-in experts' GEMMs; their sums, the router, the losses
+   * and all parameters stay f32 ({@link ComputeDType}). Default: dtype.
    */
   computeDtype: computeDType,
 }

@@ -35,7 +35,7 @@ const ffnOptions = {
   dropout: rate(),
   /** Of the dropout. Default: that of {@link manualSeed}. */
   generator: unchecked<Generator>(),
-  /** 'bf16' or 'f16' rounds the operands of the GEMMs, forward and backward; sums stay f32. Default: the dtype of x. */
+  /** 'bf16', 'bf16x3' or 'f16' rounds the operands of the GEMMs, forward and backward; sums stay f32. Default: the dtype of x. */
   computeDtype: unchecked<ComputeDType>(),
 }
 

@@ -6,7 +6,7 @@ import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.
 
 /** Options of {@link linear} and {@link groupedGemm}. */
 export interface LinearOptions {
-  /** 'bf16' or 'f16' rounds the operands of the GEMMs, forward and backward; sums stay f32. Default: the dtype of x. */
+  /** 'bf16', 'bf16x3' or 'f16' rounds the operands of the GEMMs, forward and backward; sums stay f32. Default: the dtype of x. */
   computeDtype?: ComputeDType
 }
 

@@ -156,10 +156,10 @@ void Call::expect_float(const char* name, const Tensor& tensor) {
 }
 
 void Call::expect_compute(const char* name, DType compute, DType dtype) {
-  const bool low_precision = compute == DType::bf16 || compute == DType::f16;
+  const bool low_precision = compute == DType::bf16 || compute == kBf16x3 || compute == DType::f16;
   if (compute != dtype && !(low_precision && dtype == DType::f32))
-    fail(ErrorCode::dtype, "%s must be %s with %s, got %s", name, dtype == DType::f32 ? "f32, bf16 or f16" : "f64",
-         dtype_name(dtype), dtype_name(compute));
+    fail(ErrorCode::dtype, "%s must be %s with %s, got %s", name,
+         dtype == DType::f32 ? "f32, bf16, bf16x3 or f16" : "f64", dtype_name(dtype), dtype_name(compute));
 }
 
 void Call::run(OpFunction function, void* args, size_t size, int64_t count, std::span<const Operand> operands) {

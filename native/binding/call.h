@@ -55,6 +55,7 @@ class Call {
   bool boolean(const char* name);
   Napi::Float64Array numbers(const char* name);
   DType dtype(const char* name) { return static_cast<DType>(integer(name, 0, kDTypeCount - 1)); }
+  DType compute(const char* name) { return static_cast<DType>(integer(name, 0, kDTypeCount)); }
   Shape shape(const char* name);
   Shape integers(const char* name, size_t count);
   Device& device() { return environment.device(integer("device", 0, 1 << 20)); }

@@ -92,7 +92,7 @@ class OpCall {
           device_ = &call_.device();
           at<void*>(field) = this;
           break;
-        case Role::compute: at<DType>(field) = call_.dtype(name); break;
+        case Role::compute: at<DType>(field) = call_.compute(name); break;
         case Role::attribute: take(field, name); break;
         default: break;
       }
@@ -177,7 +177,11 @@ class OpCall {
   void finish_types() {
     for (const Field& field : op_.fields) {
       if (field.role == Role::dtype) at<DType>(field) = dtype_;
-      if (field.role == Role::compute) call_.expect_compute(field.js_name.c_str(), at<DType>(field), dtype_);
+      if (field.role == Role::compute) {
+        DType& compute = at<DType>(field);
+        call_.expect_compute(field.js_name.c_str(), compute, dtype_);
+        if (compute == kBf16x3 && !device_->backend->bf16x3) compute = dtype_;
+      }
       if (field.role == Role::created && field.element == ElementType::real && !is_float(dtype_))
         fail(ErrorCode::dtype, "dtype must be f32 or f64, got %s", dtype_name(dtype_));
       if (field.is_size) at<int64_t>(field) = shape_size(shape_);

@@ -9,7 +9,7 @@
 // Kernels know pointers, sizes and a stream. Everything here is plain data, so a backend may live in a plugin.
 namespace st_moe {
 
-constexpr uint32_t kBackendAbi = 21;
+constexpr uint32_t kBackendAbi = 22;
 
 // ---- the table ----------------------------------------------------------------------------------------------
 
@@ -50,6 +50,7 @@ struct Backend {
   int64_t (*held_bytes)(const Context&);  // that belong to no tensor: caches and libraries
   OpTable ops;
   const CaptureTable* capture = nullptr;  // null: a captured step is a list of ops
+  bool bf16x3 = false;                    // takes `compute` bf16x3; otherwise it gets float32 instead
   // Why `allocate` just returned null, if memory was not exhausted; else code none. Null: memory is always the reason.
   Status (*allocation_error)(const Context&) = nullptr;
 

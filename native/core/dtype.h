@@ -8,6 +8,9 @@ namespace st_moe {
 enum class DType : int32_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, i32 = 4 };
 constexpr int32_t kDTypeCount = 5;
 
+// What GEMMs of f32 operands may compute with besides, no type of tensors: each operand as a sum of two bf16.
+constexpr DType kBf16x3 = static_cast<DType>(kDTypeCount);
+
 static inline constexpr size_t dtype_size(DType dtype) {
   switch (dtype) {
     case DType::f64: return 8;
@@ -25,7 +28,7 @@ static inline constexpr const char* dtype_name(DType dtype) {
     case DType::f16: return "f16";
     case DType::i32: return "i32";
   }
-  return "unknown";
+  return dtype == kBf16x3 ? "bf16x3" : "unknown";
 }
 
 static inline constexpr bool is_float(DType dtype) {

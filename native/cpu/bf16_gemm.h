@@ -42,7 +42,8 @@ struct Bf16Gemm {
   void (*pack_weights)(const Context&, const MatrixView<float>& b, int64_t batch, int64_t batch_stride, int64_t K,
                        int64_t N, float* out);
   void (*run)(const Context&, const GemmProblem<float>* problems, int64_t count);
-  LowPrecision rows;
+  const LowPrecision* rows;  // null: operands are in float32
+  const Bf16Gemm* sums;      // the same for `compute` bf16x3; null if that is not faster than float32
 };
 
 }  // namespace st_moe::cpu

@@ -48,7 +48,8 @@ Split split_problem(const GemmProblem<typename Operand::Element>& p, int64_t fir
   split.cols = ceil_div(col_tiles, best_cols) * Shape::cols;
   split.row_tasks = ceil_div(p.M, split.rows);
   split.col_tasks = ceil_div(p.N, split.cols);
-  const int64_t pack_bytes = max_of<int64_t>(1, block_packs<Operand>(p.K)) * static_cast<int64_t>(sizeof(T));
+  const int64_t pack_bytes =
+      max_of<int64_t>(1, block_packs<Operand>(p.K)) * kParts<Operand> * static_cast<int64_t>(sizeof(T));
   const bool a_by_k = Shape::only_by_k || p.a.col_stride == 1;
   const int64_t fitting = row_block_bytes() / (a_by_k ? Shape::a_panel(true, 0) * static_cast<int64_t>(sizeof(T))
                                                       : Shape::row_width * pack_bytes);
@@ -118,7 +119,7 @@ void pack_matrices(const Context& ctx, const PanelSource<T>& first, int64_t batc
     for (int64_t k0 = 0; k0 < source.K; k0 += step) {
       const int64_t elements = min_of(step, source.K - k0);
       T* to = out + i / panels * size + packed_offset<Operand>(N, k0, col, packs_of<Operand>(elements));
-      pack_b<Operand>(source, col, min_of(cols, N - col), k0, elements, to);
+      pack_b_parts<Operand>(source, col, min_of(cols, N - col), k0, elements, to);
     }
   });
 }
@@ -127,35 +128,39 @@ void pack_matrices(const Context& ctx, const PanelSource<T>& first, int64_t batc
 
 #if defined(ST_MOE_BF16_GEMM)
 
+template <class Operand, class Math>
+static constexpr Bf16Gemm gemm_of(const LowPrecision* rows, const Bf16Gemm* sums) {
+  return {[](int64_t K, int64_t N) { return packed_offset<Operand>(N, packs_of<Operand>(K) * Operand::k_pack, 0, 0); },
+          [](const Context& ctx, const MatrixView<float>& b, int64_t batch, int64_t batch_stride, int64_t K, int64_t N,
+             float* out) {
+            pack_matrices<Operand>(ctx, PanelSource<float>{b.data, b.col_stride, b.row_stride, nullptr, b.rows, K},
+                                   batch, batch_stride, N, out);
+          },
+          run_problems<Operand, Math>, rows, sums};
+}
+
 const Bf16Gemm& bf16_gemm() {
-  using Operand = Bf16Pairs;
+  static constexpr LowPrecision rows{Bf16Pairs::widen, Bf16Pairs::round};
 #if defined(ST_MOE_AMX)
-  using Math = AmxPairs;
+  static constexpr Bf16Gemm sums = gemm_of<Bf16Sums, AmxSums>(nullptr, nullptr);
+  static constexpr Bf16Gemm gemm = gemm_of<Bf16Pairs, AmxPairs>(&rows, &sums);
 #else
-  using Math = MultiplyPairs;
+  static constexpr Bf16Gemm gemm = gemm_of<Bf16Pairs, MultiplyPairs>(&rows, nullptr);
 #endif
-  static constexpr Bf16Gemm gemm{
-      [](int64_t K, int64_t N) { return packed_offset<Operand>(N, packs_of<Operand>(K) * Operand::k_pack, 0, 0); },
-      [](const Context& ctx, const MatrixView<float>& b, int64_t batch, int64_t batch_stride, int64_t K, int64_t N,
-         float* out) {
-        pack_matrices<Operand>(ctx, PanelSource<float>{b.data, b.col_stride, b.row_stride, nullptr, b.rows, K}, batch,
-                               batch_stride, N, out);
-      },
-      run_problems<Operand, Math>,
-      {Operand::widen, Operand::round}};
   return gemm;
 }
 
 #else
 
 static const Bf16Gemm* bf16_gemm_of(const Context& ctx, DType compute) {
-  return compute == DType::bf16 ? static_cast<const Bf16Gemm*>(ctx.stream) : nullptr;
+  const auto* gemm = static_cast<const Bf16Gemm*>(ctx.stream);
+  return !gemm || compute == DType::bf16 ? gemm : compute == kBf16x3 ? gemm->sums : nullptr;
 }
 
 const LowPrecision* low_precision(const Context& ctx, DType compute) {
   static constexpr LowPrecision bf16{Rounded<DType::bf16>::widen, Rounded<DType::bf16>::round},
       f16{Rounded<DType::f16>::widen, Rounded<DType::f16>::round};
-  if (const Bf16Gemm* own = bf16_gemm_of(ctx, compute)) return &own->rows;
+  if (const Bf16Gemm* own = bf16_gemm_of(ctx, compute)) return own->rows;
   return compute == DType::bf16 ? &bf16 : compute == DType::f16 ? &f16 : nullptr;
 }
 

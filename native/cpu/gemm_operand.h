@@ -160,8 +160,6 @@ struct Bf16Pairs {
     }
   }
 
- private:
-  static inline __mmask16 first(int64_t count) { return static_cast<__mmask16>((1 << count) - 1); }
   // 16 elements of k, then 16 of k + 1.
   static inline V interleaved(__m512i rows) {
     alignas(64) static constexpr uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
@@ -169,6 +167,9 @@ struct Bf16Pairs {
                                                              11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     return reinterpret_cast<V>(_mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), rows));
   }
+
+ private:
+  static inline __mmask16 first(int64_t count) { return static_cast<__mmask16>((1 << count) - 1); }
 };
 
 struct MultiplyPairs {

@@ -27,6 +27,20 @@ struct PanelSource {  // element(w, k) = data[w_rows(w)·w_stride + k_rows(k)·k
   bool along_w() const { return w_stride == 1 && !w_rows; }
 };
 
+// Operands whose elements are sums have a part for each summand: in a panel of B one after the other, in one of A side
+// by side.
+template <class Operand>
+constexpr int64_t kParts = requires { typename Operand::Rest; } ? 2 : 1;
+
+// Calls f with an operand type for each part, and its index.
+template <class Operand, class F>
+static inline void for_parts(F&& f) {
+  if constexpr (kParts<Operand> == 2)
+    f(typename Operand::Leading(), 0), f(typename Operand::Rest(), 1);
+  else
+    f(Operand(), 0);
+}
+
 // Calls f with the source, as one of 16-bit elements if it is.
 template <class Operand, class T, class F>
 static inline void with_elements(const PanelSource<T>& source, bool low, F&& f) {
@@ -273,6 +287,15 @@ static void pack_b(const PanelSource<S>& source, int64_t col0, int64_t width, in
     for (int64_t g = 0; g < cols; g += L) Simd<T>::store(out + k * cols + g, typename Simd<T>::V{});
   if (source.along_w()) return pack_b_along_w<Operand>(source, col0, width, k0, elements, out);
   if constexpr (std::is_same_v<S, T>) pack_b_along_k<Operand>(source, col0, width, k0, elements, out);
+}
+
+template <class Operand, class S, class T>
+static void pack_b_parts(const PanelSource<S>& source, int64_t col0, int64_t width, int64_t k0, int64_t elements,
+                         T* out) {
+  for_parts<Operand>([&](auto part, int64_t index) {
+    pack_b<decltype(part)>(source, col0, width, k0, elements,
+                           out + index * packs_of<Operand>(elements) * TileShape<T>::cols);
+  });
 }
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

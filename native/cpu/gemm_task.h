@@ -19,7 +19,7 @@ constexpr int64_t kSetBytes = 2048;  // rows or columns of A this far apart shar
 // whole vectors for every operand type.
 template <class Operand>
 static inline int64_t block_k(int64_t K) {
-  constexpr int64_t longest = TileShape<typename Operand::Element>::block_k * Operand::k_pack;
+  constexpr int64_t longest = TileShape<typename Operand::Element>::block_k * Operand::k_pack / kParts<Operand>;
   const int64_t blocks = ceil_div(K, longest);
   return blocks == 0 ? 0 : ceil_div(ceil_div(K, blocks), 16 * Operand::k_pack) * 16 * Operand::k_pack;
 }
@@ -33,7 +33,7 @@ static inline int64_t block_packs(int64_t K) {
 template <class Operand>
 static inline int64_t packed_offset(int64_t N, int64_t k0, int64_t col, int64_t packs) {
   constexpr int64_t cols = TileShape<typename Operand::Element>::cols;
-  return k0 / Operand::k_pack * ceil_div(N, cols) * cols + col * packs;
+  return (k0 / Operand::k_pack * ceil_div(N, cols) * cols + col * packs) * kParts<Operand>;
 }
 
 struct Block {
@@ -99,6 +99,7 @@ class Task {
   using T = typename Operand::Element;
   using Shape = TileShape<T>;
   using Skinny = SkinnyGemm<T>;
+  static constexpr int64_t panel_b(int64_t packs) { return Shape::cols * packs * kParts<Operand>; }
   static constexpr bool skinny = std::is_same_v<Operand, Exact<float>>;  // for other operands it is not worth the code
 
  public:
@@ -110,7 +111,7 @@ class Task {
         if (Skinny::fits(p)) return void(a = max_of(a, Skinny::packed(p)));
       const int64_t packs = block_packs<Operand>(p.K), row_tiles = ceil_div(split.row_block, Shape::rows);
       a = max_of(a, row_tiles * max_of(Shape::a_panel(true, packs), Shape::a_panel(false, packs)));
-      b = max_of(b, (keeps_b(split) ? ceil_div(split.col_block, Shape::cols) : 1) * Shape::cols * packs);
+      b = max_of(b, (keeps_b(split) ? ceil_div(split.col_block, Shape::cols) : 1) * panel_b(packs));
       if (p.low_c) c = max_of(c, one_block(p) ? split.row_block * Shape::cols : split.rows * split.col_block);
     }
   };
@@ -143,7 +144,7 @@ class Task {
     const PanelSource<T> b{p.b.data, p.b.col_stride, p.b.row_stride, nullptr, p.b.rows, p.K};
     const auto pack = [&](int64_t col, int64_t width, T* out) {
       with_elements<Operand>(b, p.b.low,
-                             [&](const auto& from) { pack_b<Operand>(from, col, width, k0, elements, out); });
+                             [&](const auto& from) { pack_b_parts<Operand>(from, col, width, k0, elements, out); });
     };
     const int64_t packs = packs_of<Operand>(elements), col_end = block.col + block.cols;
     const bool keeps = keeps_b(split) && !p.packed_b;
@@ -151,7 +152,7 @@ class Task {
     const bool in_place = Operand::exact && b.along_w() && !b.k_rows && block.rows <= 2 * Shape::rows;
     if (keeps)
       for (int64_t col = block.col; col < col_end; col += Shape::cols)
-        pack(col, min_of<int64_t>(Shape::cols, col_end - col), b_ + (col - block.col) * packs);
+        pack(col, min_of<int64_t>(Shape::cols, col_end - col), b_ + (col - block.col) / Shape::cols * panel_b(packs));
     for (int64_t row = block.row; row < block.row + block.rows; row += split.row_block) {
       const Block part{row, min_of(split.row_block, block.row + block.rows - row), block.col, block.cols};
       Tile<T> tile{};
@@ -165,7 +166,7 @@ class Task {
         if (p.packed_b) {
           tile.b = p.packed_b + packed_offset<Operand>(p.N, k0, col, packs);
         } else if (keeps) {
-          tile.b = b_ + (col - block.col) * packs;
+          tile.b = b_ + (col - block.col) / Shape::cols * panel_b(packs);
         } else if (in_place && tile.cols == Shape::cols) {
           tile.b = b.at(col, k0);
           tile.b_stride = b.k_stride;
@@ -180,8 +181,7 @@ class Task {
             with_elements<Operand>(
                 b, p.b.low, [&](const auto& from) { prefetch = columns_of(from, next_col, width, next_k, count); });
         }
-        if ((p.packed_b || keeps) && next > 0)
-          prefetch = Prefetch::of(tile.b + Shape::cols * packs, 1, Shape::cols * packs, 0);
+        if ((p.packed_b || keeps) && next > 0) prefetch = Prefetch::of(tile.b + panel_b(packs), 1, panel_b(packs), 0);
         const bool last = k0 + elements == p.K;
         const Result c = result_of(p, split, block, row, col, last);
         sweep(p, part, k0, rows, tile, c, col, prefetch);
@@ -204,11 +204,15 @@ class Task {
                           (!by_k || few_panels || !crowd_sets(part.rows, bytes, packs * pack_bytes));
     const int64_t row = part.row + (in_place ? whole * Shape::rows : 0), count = part.row + part.rows - row;
     with_elements<Operand>(a, low, [&](const auto& from) {
+      for_parts<Operand>([&](auto part, int64_t index) {
+        using Part = decltype(part);
+        [[maybe_unused]] T* const to = a_ + index * packs;  // by k
 #if defined(ST_MOE_AMX)
-      if (transposed) return pack_a_transposed<Operand>(from, row, count, k0, elements, a_);
+        if (transposed) return pack_a_transposed<Part>(from, row, count, k0, elements, to);
 #endif
-      if (by_k) return pack_a_by_k<Operand>(from, row, count, k0, elements, a_);
-      pack_a_by_row<Operand>(from, row, count, k0, packs, a_);
+        if (by_k) return pack_a_by_k<Part>(from, row, count, k0, elements, to);
+        pack_a_by_row<Part>(from, row, count, k0, packs, a_);
+      });
     });
     if (in_place)
       return {a.data + (part.row * a.w_stride + k0 * a.k_stride) / in_pack, stride / in_pack,

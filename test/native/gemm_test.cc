@@ -49,7 +49,7 @@ struct Operand {
 
   Operand(TestRandom& random, int64_t m, int64_t n, bool transposed, bool gathered, DType compute = dtype_of<T>,
           bool low_transposed = true) {
-    const bool has_low = compute != dtype_of<T> && (low_transposed || !transposed) && random.below(2);
+    const bool has_low = dtype_size(compute) == 2 && (low_transposed || !transposed) && random.below(2);
     const int64_t stored = gathered ? m + 3 : m, padding = has_low && !transposed ? cpu::kLowPadding : 1;
     const int64_t inner = transposed ? stored : n, outer = transposed ? n : stored;
     const int64_t padded = (inner + padding - 1) / padding * padding, stride = padded + random.below(4);
@@ -115,8 +115,11 @@ struct Case {
   }
 };
 
+// Of sums of two bf16 each part is rounded, and the product of the second parts is missing.
 template <class T>
-constexpr double kTolerance = sizeof(T) == 4 ? 6e-7 : 4e-15;
+double tolerance(DType compute) {
+  return compute == kBf16x3 ? 3 * 0x1p-18 : sizeof(T) == 4 ? 6e-7 : 4e-15;
+}
 
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
@@ -143,7 +146,7 @@ void test_packed(const Gemm&, const std::vector<Case<double>>&, const std::vecto
 // C in 16 bits: the float32 sums, rounded once.
 void test_low_c(const Gemm& gemm, const std::vector<Case<float>>& cases) {
   for (const Case<float>& x : cases) {
-    if (x.compute == DType::f32) return;
+    if (dtype_size(x.compute) != 2) return;
     std::vector<float> sums;
     GemmProblem<float> p = x.problem(sums);
     p.accumulate = p.stream = false;
@@ -164,6 +167,22 @@ void test_low_c(const Gemm& gemm, const std::vector<Case<float>>& cases) {
 }
 void test_low_c(const Gemm&, const std::vector<Case<double>>&) {}
 
+// Without instructions that make bf16x3 faster, it is float32.
+void test_sums(const Gemm& gemm, const std::vector<Case<float>>& cases, const std::vector<std::vector<float>>& got) {
+  const auto* bf16 = static_cast<const cpu::Bf16Gemm*>(gemm.stream);
+  for (size_t i = 0; cases[0].compute == kBf16x3 && i < cases.size(); ++i) {
+    std::vector<float> c;
+    const GemmProblem<float> p = cases[i].problem(c);
+    run(gemm, 2, &p, 1, DType::f32);
+    const bool large = p.M * p.N * p.K > 1000;
+    if (!bf16 || !bf16->sums)
+      check(same_bits(c, got[i]), "%s: bf16x3 is not float32", gemm.isa);
+    else if (large)
+      check(!same_bits(c, got[i]), "%s: bf16x3 is float32", gemm.isa);
+  }
+}
+void test_sums(const Gemm&, const std::vector<Case<double>>&, const std::vector<std::vector<double>>&) {}
+
 // Returns the results.
 template <class T>
 std::vector<std::vector<T>> test_batch(const Gemm& gemm, const std::vector<Case<T>>& cases) {
@@ -177,7 +196,7 @@ std::vector<std::vector<T>> test_batch(const Gemm& gemm, const std::vector<Case<
     for (size_t i = 0; i < cases.size(); ++i) {
       const Case<T>& x = cases[i];
       const double error = relative_error(c[i].data(), x.want.data(), static_cast<int64_t>(c[i].size()));
-      check(error < kTolerance<T>, "%s %s M %lld N %lld K %lld (A %s%s, B %s%s): error %.2e", gemm.isa,
+      check(error < tolerance<T>(x.compute), "%s %s M %lld N %lld K %lld (A %s%s, B %s%s): error %.2e", gemm.isa,
             dtype_name(x.compute), (long long)x.M, (long long)x.N, (long long)x.K, x.a.row_stride == 1 ? "T" : "N",
             x.a.rows.empty() ? "" : "g", x.b.row_stride == 1 ? "T" : "N", x.b.rows.empty() ? "" : "g", error);
       check(same_bits(c[i], first[i]), "%s M %lld N %lld K %lld: %d threads change bits", gemm.isa, (long long)x.M,
@@ -186,6 +205,7 @@ std::vector<std::vector<T>> test_batch(const Gemm& gemm, const std::vector<Case<
   }
   test_packed(gemm, cases, first);
   test_low_c(gemm, cases);
+  test_sums(gemm, cases, first);
   if (cases[0].compute == dtype_of<T>) {
     std::vector<T> c;
     run_serial(gemm, cases[0].problem(c));
@@ -361,9 +381,10 @@ int main() {
   test_shapes<float>(gemms, DType::f32, 200);
   test_shapes<float>(gemms, DType::bf16, 100);
   test_shapes<float>(gemms, DType::f16, 40);
+  test_shapes<float>(gemms, kBf16x3, 40);
   test_shapes<double>(gemms, DType::f64, 200);
   for (const Gemm& gemm : gemms) {
-    for (DType compute : {DType::f32, DType::bf16, DType::f16}) {
+    for (DType compute : {DType::f32, DType::bf16, DType::f16, kBf16x3}) {
       test_nan<float>(gemm, compute);
       test_crowded<float>(gemm, compute);
       test_scratch<float>(gemm, compute);

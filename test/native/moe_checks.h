@@ -149,7 +149,7 @@ inline Problem clear_problem(const Shape& shape, double margin = 5e-5) {
 
 // Relative error of a layer in low precision, if so many roundings add up.
 inline double low_precision_limit(DType compute, double roundings) {
-  return roundings * (compute == DType::bf16 ? 0x1p-9 : 0x1p-12);
+  return roundings * (compute == DType::bf16 ? 0x1p-9 : compute == DType::f16 ? 0x1p-12 : 0x1p-17);
 }
 
 // Whether f' jumps: then rounding that changes the sign of one pre-activation changes gradients by any amount.

@@ -173,12 +173,12 @@ void check_shape(const Shape& shape) {
     check_close(*a[i].second, *b[i].second, 1e-5, name + " f32 against f64: " + a[i].first);
 }
 
-// GEMMs of bf16 and f16 operands, and a saved A of that type.
+// GEMMs of bf16, f16 and bf16x3 operands, and a saved A of the type.
 void check_low_precision(const Shape& shape) {
   const Problem p = clear_problem(shape);
   Layer<double> wide(p, cpu());
   wide.run("f64");
-  for (const DType compute : {DType::bf16, DType::f16}) {
+  for (const DType compute : {DType::bf16, DType::f16, kBf16x3}) {
     const std::string name = std::string(shape.name) + " in " + dtype_name(compute);
     Layer<float> low(p, cpu(), compute);
     low.run(name);

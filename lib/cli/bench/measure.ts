@@ -1,3 +1,4 @@
+import type { computeDTypes } from '../../dtype.js'
 import {
   type Device,
   devices,
@@ -27,7 +28,7 @@ export interface Settings {
   repetitions: number
   device: string
   threads: number | null
-  'compute-dtype': 'f32' | 'bf16' | 'f16'
+  'compute-dtype': (typeof computeDTypes)[number]
 }
 
 export interface Row {
