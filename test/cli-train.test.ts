@@ -320,7 +320,7 @@ describe('a damaged run', () => {
     ['shared-experts', '4097', /options\.shared-experts must be a whole number from 0 to 4096, got 4097$/m],
     ['shared-experts', '4096', /holds \d+ bytes of tensors, but the model of .*run\.json \(.*\) has at least \d+$/m],
     ['activation', '["relu"]', /options\.activation must be one of geglu, .*, got \["relu"\]$/m],
-    ['compute-dtype', '"f64"', /options\.compute-dtype must be one of f32, bf16, f16, got "f64"$/m],
+    ['compute-dtype', '"f64"', /options\.compute-dtype must be one of f32, bf16, bf16x3, f16, got "f64"$/m],
     ['device', '"\\u001b[31m"', /options\.device must be cpu, cuda or cuda:N, got "\\u001b\[31m"$/m],
     ['options', '[]', /options must be an object, got \[\]$/m],
     ['vocabulary', '[]', /text\.vocabulary must be a string of unique characters, got \[\]$/m],

@@ -76,7 +76,7 @@ describe('a wrong command line', () => {
     ],
     [['train', 'book.txt', '--dropless=no'], "--dropless is a switch and takes no value, got 'no'"],
     [['train', 'book.txt', '--device', 'tpu'], "--device must be cpu, cuda or cuda:N, got 'tpu'"],
-    [['train', 'book.txt', '--compute-dtype', 'f8'], "--compute-dtype must be one of f32, bf16, f16, got 'f8'"],
+    [['train', 'book.txt', '--compute-dtype', 'f8'], "--compute-dtype must be one of f32, bf16, bf16x3, f16, got 'f8'"],
     [['train', 'book.txt', '--out', ''], '--out must not be empty'],
     [['train', '--resume', '--out', 'run', '--dim', '32'], '--dim cannot change in a resumed run: it is 16, got 32'],
     [

@@ -50,9 +50,9 @@ struct Backend {
   int64_t (*held_bytes)(const Context&);  // that belong to no tensor: caches and libraries
   OpTable ops;
   const CaptureTable* capture = nullptr;  // null: a captured step is a list of ops
-  bool bf16x3 = false;                    // takes `compute` bf16x3; otherwise it gets float32 instead
   // Why `allocate` just returned null, if memory was not exhausted; else code none. Null: memory is always the reason.
   Status (*allocation_error)(const Context&) = nullptr;
+  bool bf16x3 = false;  // takes `compute` bf16x3; otherwise it gets float32 instead
 
   // They are saved in the type of GEMM operands: two of 16 bits in an element.
   int64_t saved_columns(Activation activation, int64_t H, DType compute) const {
