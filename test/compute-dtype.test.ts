@@ -119,20 +119,16 @@ describe.each(lowPrecision)('GEMMs of %s operands', (computeDtype) => {
 const hasSums = () => zeros([1]).device === 'cpu' && devices()[0].variant === 'amx'
 
 describe('GEMMs of bf16x3', () => {
-  const gradients = ({ T, I, O }: { T: number; I: number; O: number }) => {
-    const [x, w, dy] = [normal([T, I]), normal([O, I]), normal([T, O])]
-    const results = (dtype: 'f32' | 'f64', computeDtype?: ComputeDType) => {
-      const [xl, wl] = [x, w].map((t) => leaf(t.to(dtype)))
-      const y = ops.linear(xl, wl, null, { computeDtype })
-      y.backward(dy.to(dtype))
-      return [y, xl.grad!, wl.grad!].map(values)
-    }
-    return { exact: results('f64'), plain: results('f32'), sums: results('f32', 'bf16x3') }
-  }
-
   test.each(linears)('linear of %d rows, %d → %d, is near float64', (T, I, O) =>
     scope(() => {
-      const { exact, plain, sums } = gradients({ T, I, O })
+      const [x, w, dy] = [normal([T, I]), normal([O, I]), normal([T, O])]
+      const results = (dtype: 'f32' | 'f64', computeDtype?: ComputeDType) => {
+        const [xl, wl] = [x, w].map((t) => leaf(t.to(dtype)))
+        const y = ops.linear(xl, wl, null, { computeDtype })
+        y.backward(dy.to(dtype))
+        return [y, xl.grad!, wl.grad!].map(values)
+      }
+      const [exact, plain, sums] = [results('f64'), results('f32'), results('f32', 'bf16x3')]
       // Both parts of an operand are rounded, and the product of the second ones is left out.
       for (const [i, want] of exact.entries()) expect(relativeError(sums[i], want)).toBeLessThan(3 * 2 ** -18)
       if (!hasSums()) expect(sums).toEqual(plain)

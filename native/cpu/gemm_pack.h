@@ -27,8 +27,8 @@ struct PanelSource {  // element(w, k) = data[w_rows(w)·w_stride + k_rows(k)·k
   bool along_w() const { return w_stride == 1 && !w_rows; }
 };
 
-// Operands whose elements are sums have a part for each summand: in a panel of B one after the other, in one of A side
-// by side.
+// Operands whose elements are sums have a part for each summand: in a panel of B one after the other, in one of A by k
+// side by side.
 template <class Operand>
 constexpr int64_t kParts = requires { typename Operand::Rest; } ? 2 : 1;
 

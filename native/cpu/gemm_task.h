@@ -206,12 +206,12 @@ class Task {
     with_elements<Operand>(a, low, [&](const auto& from) {
       for_parts<Operand>([&](auto part, int64_t index) {
         using Part = decltype(part);
-        [[maybe_unused]] T* const to = a_ + index * packs;  // by k
+        T* const to = a_ + index * packs;
 #if defined(ST_MOE_AMX)
         if (transposed) return pack_a_transposed<Part>(from, row, count, k0, elements, to);
 #endif
         if (by_k) return pack_a_by_k<Part>(from, row, count, k0, elements, to);
-        pack_a_by_row<Part>(from, row, count, k0, packs, a_);
+        pack_a_by_row<Part>(from, row, count, k0, packs, to);
       });
     });
     if (in_place)
