@@ -82,6 +82,7 @@ static inline void multiply() {
 template <class Math, int M, int N>
 [[gnu::noinline]] static void amx_kernel(const Tile<float>& tile, float* c, int64_t c_stride) {
   constexpr int64_t b_stride = TileShape<float>::cols, half = kAmxRows;
+  constexpr bool sums = kParts<typename Math::Operand> == 2;
   float *const right = c + half, *const below = c + half * c_stride, *const last = below + half;
   if (tile.accumulate) {
     tile_load<0>(c, c_stride);
@@ -95,13 +96,14 @@ template <class Math, int M, int N>
   const float *a = tile.a, *b = tile.b;
   for (int64_t left = tile.packs; left > 0; left -= half, a += half, b += half * b_stride) {
     load_b<N>(b);
+    if constexpr (sums) {  // an order in which no tile is loaded twice
+      load_a<M>(a + tile.packs, tile.a_stride);
+      multiply<M, N>();
+    }
     load_a<M>(a, tile.a_stride);
     multiply<M, N>();
-    if constexpr (kParts<typename Math::Operand> == 2) {
+    if constexpr (sums) {
       load_b<N>(b + tile.packs * b_stride);
-      multiply<M, N>();
-      load_b<N>(b);
-      load_a<M>(a + tile.packs, tile.a_stride);
       multiply<M, N>();
     }
     ahead.step();
