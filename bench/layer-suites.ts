@@ -66,23 +66,28 @@ export const growthSuite = (bench: Bench): Promise<Found> =>
   })
 
 /**
- * How much faster is bf16, also vs. index-based PyTorch in bf16? Both ways of PyTorch are timed: weights held in bf16,
- * and float32 weights under autocast. Our weights are float32.
+ * How much faster are bf16 and bf16x3, bf16 also vs. index-based PyTorch in bf16? Both ways of PyTorch are timed:
+ * weights held in bf16, and float32 weights under autocast. Our weights are float32.
  */
 export const bf16Suite = (bench: Bench): Promise<Found> =>
   withLayer(bench, async (exact, peers) => {
     const found: Found = { results: [] }
     const threads = Math.max(...bench.threads)
     using rounded = new Layer(exact.sizes, { computeDtype: 'bf16' }, exact)
+    using sums = new Layer(exact.sizes, { computeDtype: 'bf16x3' }, exact)
     const computes: readonly PeerCompute[] = peers ? ['bf16', 'autocast'] : []
     await peers?.threads(threads)
     for (const compute of computes) await peers!.make('index-pytorch', rounded, 5e-2, compute)
     for (const kind of kinds) {
-      const others = [exact.participant('bf16', kind, threads)]
+      const f32 = exact.participant('bf16', kind, threads)
+      const others = [f32]
       for (const compute of computes)
         others.push(await peers!.participant('index-pytorch', { suite: 'bf16', kind, ours: rounded, threads, compute }))
-      const ours = rounded.participant('bf16', kind, threads, others)
-      found.results.push(...(await inTurns([ours, ...others], bench.repetitions)))
+      const ours = [
+        rounded.participant('bf16', kind, threads, others),
+        sums.participant('bf16', kind, threads, [f32]),
+      ]
+      found.results.push(...(await inTurns([...ours, ...others], bench.repetitions)))
     }
     return found
   })

@@ -132,20 +132,47 @@ function evaluate(subject: Subject, dtype: Float, cotangents: (sizes: number[]) 
   })
 }
 
-/** Σ outputs · cotangents with one number of one leaf moved. */
-function moved(subject: Subject, name: string, at: number, by: number, cotangents: Float64Array[], decided: string) {
-  const leaf = subject.leaves[name]
-  const data = Float64Array.from(leaf.data)
-  data[at] += by
-  return subject.run({ ...subject.leaves, [name]: { ...leaf, data } }, 'f64', (results) => {
-    if (decisions(results) !== decided) throw new Error(`moving ${name}[${at}] by ${by} changes a decision`)
-    const outputs = results.filter((result) => !isDecision(result)).map((output) => values(output))
-    return outputs.reduce((total, y, i) => total + cotangents[i].reduce((sum, c, j) => sum + c * y[j], 0), 0)
+/** Where to move a leaf to, as numbers to be added to it. */
+interface Direction {
+  of: string
+  by: Float64Array
+}
+
+const entriesPerLeaf = 24
+
+/** Single numbers of a leaf; or all at once where the GPU may be the emulator, which is slow. */
+function directions(name: string, size: number, draw: Draw): Direction[] {
+  if (process.env.ST_MOE_TEST_DEVICE)
+    return [{ of: `${name}, all numbers`, by: draw.array(size, () => (draw.boolean() ? 1 : -1)) }]
+  return Array.from({ length: Math.min(size, entriesPerLeaf) }, (_, i) => {
+    const at = size <= entriesPerLeaf ? i : draw.integer(0, size - 1)
+    const by = new Float64Array(size)
+    by[at] = 1
+    return { of: `${name}[${at}]`, by }
   })
 }
 
+/** Σ outputs · cotangents with one leaf moved. */
+function moved(
+  subject: Subject,
+  name: string,
+  { of, by }: Direction,
+  step: number,
+  cotangents: Float64Array[],
+  decided: string,
+) {
+  const leaf = subject.leaves[name]
+  const data = Float64Array.from(leaf.data, (x, i) => x + step * by[i])
+  return subject.run({ ...subject.leaves, [name]: { ...leaf, data } }, 'f64', (results) => {
+    if (decisions(results) !== decided) throw new Error(`moving ${of} by ${step} changes a decision`)
+    const outputs = results.filter((result) => !isDecision(result)).map((output) => values(output))
+    return outputs.reduce((total, y, i) => total + dot(cotangents[i], y), 0)
+  })
+}
+
+const dot = (a: Float64Array, b: ArrayLike<number>): number => a.reduce((sum, x, i) => sum + x * b[i], 0)
+
 const tolerance = { absolute: 1e-6, relative: 1e-5 }
-const entriesPerLeaf = process.env.ST_MOE_TEST_DEVICE ? 6 : 24 // the GPU may be the emulator, which is slow
 
 /** Backward against central differences in float64, then float32 against float64. Lists what is wrong. */
 export function gradcheck(subject: Subject, seed = 1): string[] {
@@ -156,19 +183,16 @@ export function gradcheck(subject: Subject, seed = 1): string[] {
     cotangents = sizes.map((size) => draw.array(size))
     return cotangents
   })
-  for (const [name, { data }] of Object.entries(subject.leaves)) {
-    const all = data.length <= entriesPerLeaf
-    for (let i = 0; i < Math.min(data.length, entriesPerLeaf); i++) {
-      const at = all ? i : draw.integer(0, data.length - 1)
+  for (const [name, { data }] of Object.entries(subject.leaves))
+    for (const direction of directions(name, data.length, draw)) {
       const [up, down] = [1, -1].map((sign) =>
-        moved(subject, name, at, sign * subject.eps, cotangents, exact.decisions),
+        moved(subject, name, direction, sign * subject.eps, cotangents, exact.decisions),
       )
       const numeric = (up - down) / (2 * subject.eps)
-      const tape = exact.gradients[name][at]
+      const tape = dot(direction.by, exact.gradients[name])
       if (!(Math.abs(tape - numeric) <= tolerance.absolute + tolerance.relative * Math.abs(numeric)))
-        wrong.push(`${name}[${at}]: backward ${tape}, central difference ${numeric}`)
+        wrong.push(`${direction.of}: backward ${tape}, central difference ${numeric}`)
     }
-  }
   const rounded = evaluate(subject, 'f32', () => cotangents)
   if (rounded.decisions !== exact.decisions) wrong.push('float32 decides otherwise than float64')
   for (const [i, y] of exact.outputs.entries()) {

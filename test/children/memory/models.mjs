@@ -161,7 +161,7 @@ export const steps = {
   ),
   'Optimizer.stateDict': dictOf({}, ({ optimizer }) => optimizer.stateDict()),
   'Optimizer.loadStateDict': () => {
-    const [world, other] = [trained(), trained({ steps: 3 })]
+    const [world, other] = [trained({ Net: SmallModel }), trained({ Net: SmallModel, steps: 3 })]
     const dict = other.optimizer.stateDict()
     other.dispose()
     return {
@@ -197,7 +197,7 @@ export const steps = {
     { samples: true },
   ),
   'an asynchronous step of several optimizers': onModel(
-    {},
+    { Net: SmallModel },
     async ({ model, optimizer, input }) => {
       const [ema, other] = [new st.EMA(model), new st.Adafactor(model.parameters())]
       try {
