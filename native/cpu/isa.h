@@ -45,7 +45,8 @@ struct Isa {
   const char* name;
   const OpTable& (*op_table)();
   bool supported;
-  double default_from;  // a bf16_dot_speed()
+  double default_from;   // a bf16_dot_speed()
+  const char* narrower;  // whose ops it has, but for their GEMMs; or empty
 };
 
 // The one that `wanted`, the value of ST_MOE_ISA, names: Error(option) if this machine lacks it. If it is null or
@@ -55,7 +56,8 @@ Isa choose_isa(const char* wanted, double dot_speed);
 // Calls f(isa) for each, widest first.
 template <class F>
 inline void for_each_isa(F&& f) {
-#define ST_MOE_VISIT(isa, supported, default_from, ...) f(Isa{#isa, isa::op_table, supported, default_from});
+#define ST_MOE_VISIT(isa, supported, default_from, ...) \
+  f(Isa{#isa, isa::op_table, supported, default_from, "" #__VA_ARGS__});
   ST_MOE_CPU_BF16_ISAS(ST_MOE_VISIT)
   ST_MOE_CPU_ISAS(ST_MOE_VISIT)
 #undef ST_MOE_VISIT

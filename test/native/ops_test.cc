@@ -1,5 +1,6 @@
 // The table of cases on the CPU: values against plain loops, by every instruction set; the same bits with 1, 2 and 3
 // threads. Arguments: the groups to run, or all.
+#include <algorithm>
 #include <cstring>
 
 #include "cases/case.h"
@@ -39,7 +40,11 @@ void run(const Table& table, const Case& c, const std::vector<cpu::Isa>& isas) {
     return;
   }
   const Problem wanted = table.wanted(c, problem, isas.back().op_table());
+  const std::vector<Field>& fields = c.empty.op->fields;
+  const bool multiplies =
+      std::any_of(fields.begin(), fields.end(), [](const Field& f) { return f.role == Role::compute; });
   for (const cpu::Isa& isa : isas) {
+    if (*isa.narrower && !multiplies) continue;
     const std::string name = c.name() + " [" + isa.name + "]";
     std::vector<Bytes> first;
     for (int threads = 1; threads <= 3; ++threads) {
