@@ -83,10 +83,7 @@ export const bf16Suite = (bench: Bench): Promise<Found> =>
       const others = [f32]
       for (const compute of computes)
         others.push(await peers!.participant('index-pytorch', { suite: 'bf16', kind, ours: rounded, threads, compute }))
-      const ours = [
-        rounded.participant('bf16', kind, threads, others),
-        sums.participant('bf16', kind, threads, [f32]),
-      ]
+      const ours = [rounded.participant('bf16', kind, threads, others), sums.participant('bf16', kind, threads, [f32])]
       found.results.push(...(await inTurns([...ours, ...others], bench.repetitions)))
     }
     return found
