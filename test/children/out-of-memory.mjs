@@ -1,9 +1,10 @@
-// Every operation of memory/ with its first, second, third … allocation failing, until none is left to fail. Prints for each how
-// many points failed, and what was wrong then: another error than OUT_OF_MEMORY, memory that is not given back, a changed
-// parameter, gradient, state or generator, another result of the next call. Arguments: the addon that makes allocations
-// fail, the device, and words that the names of the operations to be tried have in them.
+// Every operation of memory/ with its first, second, third … allocation failing, until none is left to fail; under a
+// sanitizer with every third one. Prints for each how many points failed, and what was wrong then: another error than
+// OUT_OF_MEMORY, memory that is not given back, a changed parameter, gradient, state or generator, another result of the
+// next call. Arguments: the addon that makes allocations fail, the device, and words that the names of the operations to
+// be tried have in them.
 import { MoeError, manualSeed, setNumThreads } from '../../dist/index.js'
-import { emptyCaches, modes, used, withFailing } from './memory/failing.mjs'
+import { emptyCaches, modes, stride, used, withFailing } from './memory/failing.mjs'
 import { arrays, files, moves, steps } from './memory/models.mjs'
 import { layers, made, ops } from './memory/ops.mjs'
 
@@ -50,7 +51,7 @@ async function tried(name, make) {
   const found = { name, points: 0, problems: [] }
   const start = used().join()
   await attempt(make, Number.MAX_SAFE_INTEGER, true, found) // what it returns without a failure
-  for (const forever of modes) for (let n = 1; await attempt(make, n, forever, found); n++);
+  for (const forever of modes) for (let n = 1; await attempt(make, n, forever, found); n += stride);
   if (used().join() !== start) found.problems.push(`${name}: ${start} at first, ${used()} at the end`)
   return found
 }

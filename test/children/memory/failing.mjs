@@ -51,8 +51,12 @@ for (const name of ['alloc', 'allocUnsafe', 'from', 'concat']) {
 const device = process.argv[3]
 setDefaultDevice(device)
 
-/** Whether all allocations from n on fail, or only the n-th: that tells less, and a sanitizer is slow. */
-export const modes = device === 'cpu' && process.env.ST_MOE_TEST_SANITIZED !== '1' ? [true, false] : [true]
+const sanitized = process.env.ST_MOE_TEST_SANITIZED === '1' // and slow
+
+/** Whether all allocations from n on fail, or only the n-th: that tells less. */
+export const modes = device === 'cpu' && !sanitized ? [true, false] : [true]
+/** From one n to the next. */
+export const stride = sanitized ? 3 : 1
 
 function arm(n, forever) {
   if (device === 'cpu') faults.arm(n, forever)
