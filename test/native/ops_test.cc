@@ -44,7 +44,7 @@ void run(const Table& table, const Case& c, const std::vector<cpu::Isa>& isas) {
   const bool multiplies =
       std::any_of(fields.begin(), fields.end(), [](const Field& f) { return f.role == Role::compute; });
   for (const cpu::Isa& isa : isas) {
-    if (*isa.narrower && !multiplies) continue;
+    if (*isa.narrower && !multiplies) continue;  // the op is that of the narrower one
     const std::string name = c.name() + " [" + isa.name + "]";
     std::vector<Bytes> first;
     for (int threads = 1; threads <= 3; ++threads) {
