@@ -12,43 +12,16 @@
  * @packageDocumentation
  */
 
-import './symbol-dispose.js' // before the classes
-import './backward.js' // methods of Tensor
+import './runtime/symbol-dispose.js' // before the classes
+import './autograd/backward.js' // methods of Tensor
 
-export { type AsyncOptions, trainStepAsync } from './async.js'
-export type { GradHook, HookHandle } from './autograd.js'
-export type { BackwardOptions } from './backward.js'
-export { type CapturedStep, captureStep } from './capture.js'
-export {
-  arange,
-  type DTypeOf,
-  full,
-  ones,
-  type RandomOptions,
-  rand,
-  randn,
-  randperm,
-  type TensorOptions,
-  tensor,
-  uniform,
-  zeros,
-} from './create.js'
+export { type AsyncOptions, trainStepAsync } from './autograd/async.js'
+export type { GradHook, HookHandle } from './autograd/autograd.js'
+export type { BackwardOptions } from './autograd/backward.js'
+export { type CapturedStep, captureStep } from './autograd/capture.js'
+export { defaultGenerator, Generator, type GeneratorState, manualSeed } from './autograd/random.js'
+export { keep, noGrad, scope } from './autograd/scope.js'
 export * from './data/index.js'
-export {
-  type Device,
-  type DeviceInfo,
-  devices,
-  getDefaultDevice,
-  getNumThreads,
-  type MemoryInfo,
-  type MemoryReport,
-  memory,
-  resetPeakMemory,
-  setDefaultDevice,
-  setNumThreads,
-} from './device.js'
-export type { ComputeDType, DType, DTypeArrays, FloatDType, TypedArray } from './dtype.js'
-export { MoeError, type MoeErrorCode } from './errors.js'
 export * from './io/index.js'
 export * from './language-model/index.js'
 /** The layers, also exported directly. */
@@ -82,8 +55,35 @@ export {
 /** The optimizers, also exported directly. */
 export * as optim from './optim/index.js'
 export * from './optim/index.js'
-export { defaultGenerator, Generator, type GeneratorState, manualSeed } from './random.js'
-export { keep, noGrad, scope } from './scope.js'
-export type { AbortSignalLike } from './signal.js'
+export {
+  type Device,
+  type DeviceInfo,
+  devices,
+  getDefaultDevice,
+  getNumThreads,
+  type MemoryInfo,
+  type MemoryReport,
+  memory,
+  resetPeakMemory,
+  setDefaultDevice,
+  setNumThreads,
+} from './runtime/device.js'
+export type { ComputeDType, DType, DTypeArrays, FloatDType, TypedArray } from './runtime/dtype.js'
+export { MoeError, type MoeErrorCode } from './runtime/errors.js'
+export type { AbortSignalLike } from './runtime/signal.js'
 export { SummaryWriter, type SummaryWriterOptions } from './summary/writer.js'
-export { type NestedArray, Tensor } from './tensor.js'
+export {
+  arange,
+  type DTypeOf,
+  full,
+  ones,
+  type RandomOptions,
+  rand,
+  randn,
+  randperm,
+  type TensorOptions,
+  tensor,
+  uniform,
+  zeros,
+} from './tensor/create.js'
+export { type NestedArray, Tensor } from './tensor/tensor.js'

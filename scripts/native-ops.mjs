@@ -1,4 +1,4 @@
-// The TypeScript side of native/core/ops.inc: the ops that it declares, as data for tests, and lib/native-ops.ts, which
+// The TypeScript side of native/core/ops.inc: the ops that it declares, as data for tests, and lib/runtime/native-ops.ts, which
 // calls them by name. Run by `npm run build:ts` and by vitest; the file it writes is not checked in.
 import { readFileSync, writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
@@ -113,7 +113,7 @@ export const replayRow = {
   sample: (given: { seed: number; step: number }): readonly number[] => [-1, given.seed, given.step],
 ${updates.join('')}}
 `.replaceAll(/^ {4}(.*)/gm, '  $1')
-  const file = `${root}lib/native-ops.ts`
+  const file = `${root}lib/runtime/native-ops.ts`
   let old = ''
   try {
     old = readFileSync(file, 'utf8')

@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url'
 import { afterAll, afterEach, describe, expect, test, vi } from 'vitest'
 import { full, loadSafetensorsSync, type StateDict, saveSafetensors, saveSafetensorsSync, scope } from '../lib/index.js'
 import { writeTogether } from '../lib/io/atomic.js'
-import { native } from '../lib/native.js'
+import { native } from '../lib/runtime/native.js'
 import { runChild } from './support/child.js'
 import { Draw } from './support/numbers.js'
 

@@ -10,7 +10,7 @@ import {
   scope,
   setDefaultDevice,
 } from '../lib/index.js'
-import { native } from '../lib/native.js'
+import { native } from '../lib/runtime/native.js'
 import { useEmulator } from './support/emulator.js'
 
 // st-moe train on a GPU, which is the emulator (npm run build:simt) unless ST_MOE_CUDA_LIBRARY names another plugin.

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import * as library from '../lib/index.js'
 import { Module, ops, scope } from '../lib/index.js'
-import { native } from '../lib/native.js'
+import { native } from '../lib/runtime/native.js'
 import { gradcheck } from './support/gradcheck.js'
 import { lossRows } from './support/loss-rows.js'
 import { moduleRows } from './support/module-rows.js'

@@ -17,7 +17,7 @@ import {
   type Tensor,
   tensor,
 } from '../lib/index.js'
-import { native } from '../lib/native.js'
+import { native } from '../lib/runtime/native.js'
 import { useEmulator } from './support/emulator.js'
 import { listOf } from './support/numbers.js'
 

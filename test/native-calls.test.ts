@@ -1,6 +1,6 @@
 import { afterEach, describe, expect, test } from 'vitest'
-import { dtypeCode } from '../lib/dtype.js'
-import { type Handle, native } from '../lib/native.js'
+import { dtypeCode } from '../lib/runtime/dtype.js'
+import { type Handle, native } from '../lib/runtime/native.js'
 import { type DeclaredArgument, type DeclaredOp, declaredOps } from '../scripts/native-ops.mjs'
 import { live } from './support/baseline.js'
 

@@ -3,7 +3,7 @@ import { basename } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { expect, test } from 'vitest'
 import { Tensor } from '../lib/index.js'
-import { native } from '../lib/native.js'
+import { native } from '../lib/runtime/native.js'
 import { declaredOps } from '../scripts/native-ops.mjs'
 
 // An op has one name everywhere, and this test says where it is missing. native/core/ops.inc declares it.
@@ -101,8 +101,8 @@ test('ops whose call is written by hand have it', () => {
   )
 })
 
-test('the interface in lib/native.ts, the entries of the binding and the loaded addon agree', () => {
-  const source = text('lib/native.ts')
+test('the interface in lib/runtime/native.ts, the entries of the binding and the loaded addon agree', () => {
+  const source = text('lib/runtime/native.ts')
   const body = source.slice(source.indexOf('interface Addon {'), source.indexOf('\n}\n'))
   expect(sorted(all(body, /^ {2}(\w+)\(/gm))).toEqual(sorted(byHand))
   expect(sorted(Object.keys(native))).toEqual(sorted(entries))

@@ -2,7 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import ts from 'typescript'
 import { expect, test } from 'vitest'
-import { boolean, integer, number, pick, reader, unchecked } from '../lib/options.js'
+import { boolean, integer, number, pick, reader, unchecked } from '../lib/runtime/options.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 

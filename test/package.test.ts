@@ -3,7 +3,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { join, posix } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { expect, test } from 'vitest'
-import { systemName } from '../lib/addon.js'
+import { systemName } from '../lib/runtime/addon.js'
 import { addonOf, ownTarget, targets } from '../scripts/targets.mjs'
 
 /** The package holds what it needs to run and to be compiled from source, and nothing else. */
@@ -23,7 +23,7 @@ const addons = Object.keys(targets).map(addonOf)
 
 test('everything outside of prebuilds/ is on the list, and everything on the list is packed', () => {
   const isOfPage = (name: string): boolean => name.startsWith('lib/cli/ui/page/')
-  const compiled = [...tracked('lib'), 'lib/native-ops.ts'].flatMap((name) => {
+  const compiled = [...tracked('lib'), 'lib/runtime/native-ops.ts'].flatMap((name) => {
     const stem = name.replace(/^lib/, 'dist').replace(/\.ts$/, '')
     if (isOfPage(name)) return [name.endsWith('.ts') ? `${stem}.js` : stem]
     return [`${stem}.js`, `${stem}.d.ts`]

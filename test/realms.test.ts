@@ -1,7 +1,7 @@
 import { createContext, runInContext } from 'node:vm'
 import { afterEach, expect, test, vi } from 'vitest'
-import { systemName } from '../lib/addon.js'
 import { devices, Linear, MoE, memory, ones, scope, type Tensor, tensor } from '../lib/index.js'
+import { systemName } from '../lib/runtime/addon.js'
 import { expectNoLeakAsync, values } from './support/baseline.js'
 import { runChild } from './support/child.js'
 

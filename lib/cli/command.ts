@@ -1,4 +1,4 @@
-import { MoeError } from '../errors.js'
+import { MoeError } from '../runtime/errors.js'
 import { Failure, UsageError } from './errors.js'
 import { describeFlags, type Flags, type Parsed, parseFlags } from './flags.js'
 import { line, note, watchOutput } from './output.js'

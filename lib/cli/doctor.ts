@@ -1,4 +1,4 @@
-import { MoeError } from '../errors.js'
+import { MoeError } from '../runtime/errors.js'
 import { command } from './command.js'
 import type { PackageFacts } from './doctor/package.js'
 import { type SystemFacts, systemFacts } from './doctor/system.js'

@@ -1,4 +1,4 @@
-import { MoeError, type MoeErrorCode } from '../errors.js'
+import { MoeError, type MoeErrorCode } from '../runtime/errors.js'
 
 /** An invalid command line: the message is printed without a stack trace; exit code 2. */
 export class UsageError extends Error {}

@@ -1,6 +1,6 @@
-import { nearest } from '../check.js'
-import { computeDTypes } from '../dtype.js'
-import { defaultOf, type Option } from '../options.js'
+import { nearest } from '../runtime/check.js'
+import { computeDTypes } from '../runtime/dtype.js'
+import { defaultOf, type Option } from '../runtime/options.js'
 import { UsageError } from './errors.js'
 import { type NumberRules, numberRule, type Rule, textRule } from './rules.js'
 

@@ -1,4 +1,4 @@
-import { show } from '../errors.js'
+import { show } from '../runtime/errors.js'
 
 /** Validates one value, of a flag or a file. */
 export interface Rule<T = unknown> {

@@ -1,9 +1,9 @@
-import { fail, showShape } from '../check.js'
-import { tensor } from '../create.js'
-import { show } from '../errors.js'
+import { noGrad, scope } from '../autograd/scope.js'
 import { indexSelect } from '../ops/gather.js'
-import { noGrad, scope } from '../scope.js'
-import { checkTensor, type Tensor } from '../tensor.js'
+import { fail, showShape } from '../runtime/check.js'
+import { show } from '../runtime/errors.js'
+import { tensor } from '../tensor/create.js'
+import { checkTensor, type Tensor } from '../tensor/tensor.js'
 
 /** Examples by number, such as rows of a file: an array is one, too. */
 export interface Dataset<T> {

@@ -1,5 +1,5 @@
-import { dtypeCode } from '../dtype.js'
-import { native } from '../native.js'
+import { dtypeCode } from '../runtime/dtype.js'
+import { native } from '../runtime/native.js'
 
 /** Orders that a seed, an epoch and a window alone decide. */
 

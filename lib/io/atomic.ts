@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { constants, type Stats } from 'node:fs'
 import { constants as system } from 'node:os'
 import { basename, dirname, isAbsolute } from 'node:path'
-import { native } from '../native.js'
+import { native } from '../runtime/native.js'
 import { call, checkRegular, described, quietly, type Routine, run, runSync, unless, writeAll } from './files.js'
 
 /**

@@ -1,6 +1,6 @@
 import * as fs from 'node:fs'
-import { fail } from '../check.js'
-import { MoeError, show } from '../errors.js'
+import { fail } from '../runtime/check.js'
+import { MoeError, show } from '../runtime/errors.js'
 
 /** The functions that routines call, with their synchronous signatures: those of node:fs, and `wait`, in milliseconds. */
 interface Calls {

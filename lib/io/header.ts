@@ -1,7 +1,7 @@
 import { isUtf8 } from 'node:buffer'
-import { fail, sizeOf } from '../check.js'
-import { allocated } from '../dtype.js'
-import { show } from '../errors.js'
+import { fail, sizeOf } from '../runtime/check.js'
+import { allocated } from '../runtime/dtype.js'
+import { show } from '../runtime/errors.js'
 
 /**
  * The header of a safetensors file: JSON with tensors by name, and strings under `__metadata__`. Reads and writes share

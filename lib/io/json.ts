@@ -1,5 +1,5 @@
-import { fail, isPlain } from '../check.js'
-import { MoeError, show } from '../errors.js'
+import { fail, isPlain } from '../runtime/check.js'
+import { MoeError, show } from '../runtime/errors.js'
 import { readWhole, runSync } from './files.js'
 
 /**

@@ -1,8 +1,8 @@
-import { tensor } from '../create.js'
-import { allocateArray } from '../dtype.js'
 import { reshape } from '../ops/reshape.js'
 import { transpose } from '../ops/strided.js'
-import type { Tensor } from '../tensor.js'
+import { allocateArray } from '../runtime/dtype.js'
+import { tensor } from '../tensor/create.js'
+import type { Tensor } from '../tensor/tensor.js'
 
 /** The 16 values of FP4 (E2M1). OCP Microscaling Formats (MX) 1.0, §5.3.3. */
 const values = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0, -0.5, -1, -1.5, -2, -3, -4, -6]

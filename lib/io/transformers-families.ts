@@ -1,6 +1,6 @@
-import { fail } from '../check.js'
-import { show } from '../errors.js'
 import type { MoEOptions } from '../nn/moe-options.js'
+import { fail } from '../runtime/check.js'
+import { show } from '../runtime/errors.js'
 
 /** What config.json of transformers says, and how each family of models stores its mixture-of-experts layers. */
 

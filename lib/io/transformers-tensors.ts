@@ -1,9 +1,9 @@
-import type { DType } from '../dtype.js'
 import type { Experts } from '../nn/experts.js'
 import type { StateDict } from '../nn/state.js'
 import { reshape } from '../ops/reshape.js'
 import { concat, slice, transpose } from '../ops/strided.js'
-import type { Tensor } from '../tensor.js'
+import type { DType } from '../runtime/dtype.js'
+import type { Tensor } from '../tensor/tensor.js'
 import { fromMxfp4 } from './mxfp4.js'
 import type { Family, Layout, Sizes } from './transformers-families.js'
 

@@ -1,5 +1,5 @@
-import { checkInteger, copyArray, fail } from '../check.js'
-import { show } from '../errors.js'
+import { checkInteger, copyArray, fail } from '../runtime/check.js'
+import { show } from '../runtime/errors.js'
 import type { TokenDecoder, Tokenizer } from './tokenizer.js'
 
 /** Two tokens that are one. */

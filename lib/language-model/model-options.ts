@@ -1,8 +1,8 @@
-import { computeDTypes } from '../dtype.js'
 import { sharedOptions } from '../nn/shared-options.js'
 import { activationOptions } from '../ops/activation.js'
 import { routeOptions, routerOptions, topkOptions } from '../ops/route-options.js'
-import { boolean, integer, type OptionsOf, oneOf, optional, type ValuesOf } from '../options.js'
+import { computeDTypes } from '../runtime/dtype.js'
+import { boolean, integer, type OptionsOf, oneOf, optional, type ValuesOf } from '../runtime/options.js'
 import type { Tokenizer } from './tokenizer.js'
 
 /** Of the transformer, and of {@link MoE} in each of its layers. */

@@ -1,7 +1,7 @@
-import { fail } from '../check.js'
-import { MoeError } from '../errors.js'
 import { type MoEOptions, readOptions as readLayerOptions } from '../nn/moe-options.js'
-import { pick, reader, unchecked } from '../options.js'
+import { fail } from '../runtime/check.js'
+import { MoeError } from '../runtime/errors.js'
+import { pick, reader, unchecked } from '../runtime/options.js'
 import {
   type LanguageModelOptions,
   type LanguageModelShape,

@@ -1,5 +1,5 @@
-import { copyArray, fail } from '../check.js'
-import { show } from '../errors.js'
+import { copyArray, fail } from '../runtime/check.js'
+import { show } from '../runtime/errors.js'
 
 /** Text as tokens: numbers from 0 to `size` − 1. {@link CharacterTokenizer} is one. */
 export interface Tokenizer {

@@ -1,7 +1,7 @@
-import { checkRate } from '../check.js'
-import type { DType } from '../dtype.js'
 import { dropout } from '../ops/dropout.js'
-import type { Tensor } from '../tensor.js'
+import { checkRate } from '../runtime/check.js'
+import type { DType } from '../runtime/dtype.js'
+import type { Tensor } from '../tensor/tensor.js'
 import { Module } from './module.js'
 
 /**

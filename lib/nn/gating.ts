@@ -1,10 +1,5 @@
-import { checkNumber, copyArray, fail } from '../check.js'
-import { isComputingAgain } from '../context.js'
-import { ones, tensor, zeros } from '../create.js'
-import type { Device } from '../device.js'
-import type { DType } from '../dtype.js'
-import { show } from '../errors.js'
-import { native } from '../native.js'
+import { isComputingAgain } from '../autograd/context.js'
+import { allOrNone, keep, noGrad, scope } from '../autograd/scope.js'
 import { mul } from '../ops/binary.js'
 import { overwrite } from '../ops/copy.js'
 import { reshape } from '../ops/reshape.js'
@@ -19,6 +14,11 @@ import {
   topkOptions,
 } from '../ops/route-options.js'
 import { expertCapacity, type RouteResult } from '../ops/routing.js'
+import { checkNumber, copyArray, fail } from '../runtime/check.js'
+import type { Device } from '../runtime/device.js'
+import type { DType } from '../runtime/dtype.js'
+import { show } from '../runtime/errors.js'
+import { native } from '../runtime/native.js'
 import {
   boolean,
   integer,
@@ -30,9 +30,9 @@ import {
   reader,
   unchecked,
   type ValuesOf,
-} from '../options.js'
-import { allOrNone, keep, noGrad, scope } from '../scope.js'
-import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+} from '../runtime/options.js'
+import { ones, tensor, zeros } from '../tensor/create.js'
+import { checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
 import { Module } from './module.js'
 import { inputRandomOptions, type RouterInputRandom, routerInputOptions, routerInputs } from './router-input.js'

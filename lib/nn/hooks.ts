@@ -1,10 +1,10 @@
-import { type HookHandle, record } from '../autograd.js'
-import { atBackwardEnd } from '../backward.js'
-import { copyArray, fail } from '../check.js'
-import { currentObserver } from '../context.js'
-import { releaseAll, share } from '../handles.js'
-import type { Handle } from '../native.js'
-import { checkTensor, handleOf, isKept, isTensor, type Tensor, type TensorMeta, wrap } from '../tensor.js'
+import { type HookHandle, record } from '../autograd/autograd.js'
+import { atBackwardEnd } from '../autograd/backward.js'
+import { currentObserver } from '../autograd/context.js'
+import { copyArray, fail } from '../runtime/check.js'
+import type { Handle } from '../runtime/native.js'
+import { releaseAll, share } from '../tensor/handles.js'
+import { checkTensor, handleOf, isKept, isTensor, type Tensor, type TensorMeta, wrap } from '../tensor/tensor.js'
 import type { Module } from './module.js'
 
 /** Sees the arguments before `forward`; an array that it returns replaces them. */

@@ -1,7 +1,7 @@
-import { checkInteger, copyArray, fail } from '../check.js'
-import { show } from '../errors.js'
 import { type ActivationOptions, activationOptions } from '../ops/activation.js'
 import { choiceOptions, routerOptions } from '../ops/route-options.js'
+import { checkInteger, copyArray, fail } from '../runtime/check.js'
+import { show } from '../runtime/errors.js'
 import {
   boolean,
   integer,
@@ -15,8 +15,8 @@ import {
   rate,
   reader,
   unchecked,
-} from '../options.js'
-import type { Tensor } from '../tensor.js'
+} from '../runtime/options.js'
+import type { Tensor } from '../tensor/tensor.js'
 import { expertOptions } from './experts.js'
 import {
   type GatingForwardOptions,

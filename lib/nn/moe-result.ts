@@ -1,6 +1,6 @@
-import type { DType } from '../dtype.js'
 import type { RouteResult, Routing } from '../ops/routing.js'
-import type { Tensor } from '../tensor.js'
+import type { DType } from '../runtime/dtype.js'
+import type { Tensor } from '../tensor/tensor.js'
 import { type RoutingStats, statsOf } from './routing-stats.js'
 
 type Tensors<D extends DType> = readonly [

@@ -1,9 +1,9 @@
-import { ones, zeros } from '../create.js'
-import type { DType } from '../dtype.js'
 import { sub } from '../ops/binary.js'
 import { dispatch } from '../ops/dispatch.js'
 import { reshape } from '../ops/reshape.js'
-import type { Tensor } from '../tensor.js'
+import type { DType } from '../runtime/dtype.js'
+import { ones, zeros } from '../tensor/create.js'
+import type { Tensor } from '../tensor/tensor.js'
 
 /**
  * x [B, N, D] with zeros in the rows of padding, where the i32 mask [B, N] is 0, even if these are NaN; its gradient has

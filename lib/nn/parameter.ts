@@ -1,8 +1,8 @@
-import { refuseInAsync } from '../context.js'
-import type { FloatDType } from '../dtype.js'
-import { native } from '../native.js'
-import { allOrNone, outlive } from '../scope.js'
-import { adopt, checkFloat, handleOf, Tensor } from '../tensor.js'
+import { refuseInAsync } from '../autograd/context.js'
+import { allOrNone, outlive } from '../autograd/scope.js'
+import type { FloatDType } from '../runtime/dtype.js'
+import { native } from '../runtime/native.js'
+import { adopt, checkFloat, handleOf, Tensor } from '../tensor/tensor.js'
 
 /** The parameter with the values that `make` returns. */
 export const newParameter = (make: () => Tensor): Parameter => allOrNone(() => new Parameter(make()))

@@ -1,6 +1,6 @@
 import { routerStatistics, routerSums, statisticsSize } from '../ops/router-statistics.js'
 import type { Routing } from '../ops/routing.js'
-import { wrap } from '../tensor.js'
+import { wrap } from '../tensor/tensor.js'
 
 /**
  * What a router did with its tokens, in the same shape for each router. Padding (see {@link MoEForwardOptions.mask}) is

@@ -1,7 +1,7 @@
-import { fail } from '../check.js'
-import { show } from '../errors.js'
-import { callScope } from '../scope.js'
-import { isTensor, type Tensor } from '../tensor.js'
+import { callScope } from '../autograd/scope.js'
+import { fail } from '../runtime/check.js'
+import { show } from '../runtime/errors.js'
+import { isTensor, type Tensor } from '../tensor/tensor.js'
 import { Module } from './module.js'
 import type { Parameter } from './parameter.js'
 

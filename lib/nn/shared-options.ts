@@ -1,4 +1,4 @@
-import { boolean, integer, type OptionsOf, onlyIfSet, optional } from '../options.js'
+import { boolean, integer, type OptionsOf, onlyIfSet, optional } from '../runtime/options.js'
 
 export const sharedOptions = {
   /** Experts that every token visits, with weight 1. Default 0. */

@@ -1,7 +1,4 @@
-import { checkInteger, fail, showShape, sizeOf } from '../check.js'
-import { rand, randn } from '../create.js'
-import { type DType, dtypeCode, type FloatDType } from '../dtype.js'
-import { type Handle, native } from '../native.js'
+import { allOrNone, callScope, noGrad } from '../autograd/scope.js'
 import { add, mul, sub } from '../ops/binary.js'
 import { to } from '../ops/cast.js'
 import { linear } from '../ops/linear.js'
@@ -11,6 +8,9 @@ import { converted, maskHandle } from '../ops/routing.js'
 import { softmax } from '../ops/softmax.js'
 import { transpose } from '../ops/strided.js'
 import { log, neg, relu } from '../ops/unary.js'
+import { checkInteger, fail, showShape, sizeOf } from '../runtime/check.js'
+import { type DType, dtypeCode, type FloatDType } from '../runtime/dtype.js'
+import { type Handle, native } from '../runtime/native.js'
 import {
   boolean,
   integer,
@@ -22,9 +22,9 @@ import {
   reader,
   unchecked,
   type ValuesOf,
-} from '../options.js'
-import { allOrNone, callScope, noGrad } from '../scope.js'
-import { checkTensor, type Tensor, wrap } from '../tensor.js'
+} from '../runtime/options.js'
+import { rand, randn } from '../tensor/create.js'
+import { checkTensor, type Tensor, wrap } from '../tensor/tensor.js'
 import { hiddenSize } from './experts.js'
 import { gemmOptions, layerOptions, type ProductLayerOptions } from './linear.js'
 import { Module } from './module.js'

@@ -1,11 +1,11 @@
-import { fail, listed, sameShape, showName, showShape } from '../check.js'
-import { show } from '../errors.js'
-import { native } from '../native.js'
+import { scope } from '../autograd/scope.js'
 import { copyLike } from '../ops/copy.js'
 import { stridesOf } from '../ops/strided.js'
-import { boolean, type OptionsOf, reader } from '../options.js'
-import { scope } from '../scope.js'
-import { checkTensor, handleOf, isTensor, type Tensor, wrap } from '../tensor.js'
+import { fail, listed, sameShape, showName, showShape } from '../runtime/check.js'
+import { show } from '../runtime/errors.js'
+import { native } from '../runtime/native.js'
+import { boolean, type OptionsOf, reader } from '../runtime/options.js'
+import { checkTensor, handleOf, isTensor, type Tensor, wrap } from '../tensor/tensor.js'
 import type { Module } from './module.js'
 
 /** Tensors under the names of the PyTorch package. */

@@ -1,13 +1,13 @@
-import { copyArray, fail, sameShape, showShape } from '../check.js'
-import type { DType } from '../dtype.js'
-import { show } from '../errors.js'
+import { scope } from '../autograd/scope.js'
 import { combine } from '../ops/combine.js'
 import { dispatch } from '../ops/dispatch.js'
 import { reshape } from '../ops/reshape.js'
 import type { Routing } from '../ops/routing.js'
 import { concat, slice } from '../ops/strided.js'
-import { scope } from '../scope.js'
-import { checkTensor, isTensor, type Tensor } from '../tensor.js'
+import { copyArray, fail, sameShape, showShape } from '../runtime/check.js'
+import type { DType } from '../runtime/dtype.js'
+import { show } from '../runtime/errors.js'
+import { checkTensor, isTensor, type Tensor } from '../tensor/tensor.js'
 import { checkModule, Module } from './module.js'
 
 type Expert = Module & { forward(...inputs: Tensor[]): unknown }

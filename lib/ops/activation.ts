@@ -1,5 +1,5 @@
-import { checkNumber, checkOneOf, fail } from '../check.js'
-import { type Option, type OptionsOf, oneOf, onlyIf, onlyIfSet } from '../options.js'
+import { checkNumber, checkOneOf, fail } from '../runtime/check.js'
+import { type Option, type OptionsOf, oneOf, onlyIf, onlyIfSet } from '../runtime/options.js'
 
 /** An activation of experts, see {@link ActivationOptions}. */
 export type Activation = 'geglu' | 'swiglu' | 'reglu' | 'gelu' | 'relu' | 'silu' | 'relu2'

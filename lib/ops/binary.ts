@@ -1,12 +1,12 @@
-import { record } from '../autograd.js'
-import { fail, showShape } from '../check.js'
-import { deviceIndex } from '../device.js'
-import { type DType, dtypeCode } from '../dtype.js'
-import { show } from '../errors.js'
-import { consumed, handlesOf, share } from '../handles.js'
-import { asMethods } from '../methods.js'
-import { type Handle, native } from '../native.js'
-import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { fail, showShape } from '../runtime/check.js'
+import { deviceIndex } from '../runtime/device.js'
+import { type DType, dtypeCode } from '../runtime/dtype.js'
+import { show } from '../runtime/errors.js'
+import { type Handle, native } from '../runtime/native.js'
+import { consumed, handlesOf, share } from '../tensor/handles.js'
+import { asMethods } from '../tensor/methods.js'
+import { checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { sumTo } from './reduce.js'
 
 /** The functions of native/core/binary_kinds.inc by name, with broadcasting: each returns a new handle. */
@@ -236,7 +236,7 @@ export const maximum = operation('maximum')
  */
 export const minimum = operation('minimum')
 
-declare module '../tensor.js' {
+declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {
     /** See {@link ops.add}. */
     add(other: Tensor | number): Tensor<D>

@@ -1,8 +1,8 @@
-import { willRecord } from '../autograd.js'
-import { checkInteger, checkNumber, checkOptions, fail, showShape } from '../check.js'
-import type { DType } from '../dtype.js'
-import { native } from '../native.js'
-import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { willRecord } from '../autograd/autograd.js'
+import { checkInteger, checkNumber, checkOptions, fail, showShape } from '../runtime/check.js'
+import type { DType } from '../runtime/dtype.js'
+import { native } from '../runtime/native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 /** Keys and values of the tokens before. A program makes them with {@link Attention.cache}. */
 export interface AttentionCache {

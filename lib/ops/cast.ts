@@ -1,13 +1,13 @@
-import { record } from '../autograd.js'
-import { fail } from '../check.js'
-import { refuseToWait } from '../context.js'
-import { checkDevice, type Device, deviceIndex } from '../device.js'
-import { checkDType, type DType, dtypeCode, isFloat } from '../dtype.js'
-import { show } from '../errors.js'
-import { share } from '../handles.js'
-import { asMethods } from '../methods.js'
-import { native } from '../native.js'
-import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { refuseToWait } from '../autograd/context.js'
+import { fail } from '../runtime/check.js'
+import { checkDevice, type Device, deviceIndex } from '../runtime/device.js'
+import { checkDType, type DType, dtypeCode, isFloat } from '../runtime/dtype.js'
+import { show } from '../runtime/errors.js'
+import { native } from '../runtime/native.js'
+import { share } from '../tensor/handles.js'
+import { asMethods } from '../tensor/methods.js'
+import { checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 /**
  * A copy with its own memory, any dtype; differentiable. `requiresGrad = true` on it makes it a leaf.
@@ -69,7 +69,7 @@ export function to(x: Tensor, target: DType | Device): Tensor {
   return dtype === x.dtype ? x : cast(x, dtype)
 }
 
-declare module '../tensor.js' {
+declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {
     /** See {@link ops.clone}. */
     clone(): Tensor<D>

@@ -1,13 +1,13 @@
-import { record } from '../autograd.js'
-import { fail } from '../check.js'
-import { deviceIndex } from '../device.js'
-import { type DType, dtypeCode } from '../dtype.js'
-import { show, within } from '../errors.js'
-import { consumed, guarded, handlesOf } from '../handles.js'
-import { asMethods } from '../methods.js'
-import { type Handle, native } from '../native.js'
-import { callScope } from '../scope.js'
-import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { callScope } from '../autograd/scope.js'
+import { fail } from '../runtime/check.js'
+import { deviceIndex } from '../runtime/device.js'
+import { type DType, dtypeCode } from '../runtime/dtype.js'
+import { show, within } from '../runtime/errors.js'
+import { type Handle, native } from '../runtime/native.js'
+import { consumed, guarded, handlesOf } from '../tensor/handles.js'
+import { asMethods } from '../tensor/methods.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { applied, binaryKinds, broadcastShape, withOperands } from './binary.js'
 import { to } from './cast.js'
 import { sumTo } from './reduce.js'
@@ -170,7 +170,7 @@ export function clamp<D extends DType>(
 const scalar = ({ dtype, device }: Tensor, value: number): Handle =>
   native.full({ shape: [], dtype: dtypeCode(dtype), device: deviceIndex('full', device), value })
 
-declare module '../tensor.js' {
+declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {
     /** See {@link ops.less}. */
     less(other: Tensor | number): Tensor<'i32'>

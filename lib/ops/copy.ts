@@ -1,12 +1,12 @@
-import { fail } from '../check.js'
-import { tensor } from '../create.js'
-import { deviceIndex } from '../device.js'
-import { type DType, dtypeCode, type TypedArray } from '../dtype.js'
-import { consumed } from '../handles.js'
-import { asMethods } from '../methods.js'
-import { native } from '../native.js'
-import { scope } from '../scope.js'
-import { checkTensor, handleOf, isTensor, type NestedArray, sourceOf, type Tensor, wrap } from '../tensor.js'
+import { scope } from '../autograd/scope.js'
+import { fail } from '../runtime/check.js'
+import { deviceIndex } from '../runtime/device.js'
+import { type DType, dtypeCode, type TypedArray } from '../runtime/dtype.js'
+import { native } from '../runtime/native.js'
+import { tensor } from '../tensor/create.js'
+import { consumed } from '../tensor/handles.js'
+import { asMethods } from '../tensor/methods.js'
+import { checkTensor, handleOf, isTensor, type NestedArray, sourceOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { stridesOf } from './strided.js'
 
 function copyFrom(target: Tensor, source: Tensor | TypedArray | number | NestedArray): Tensor {
@@ -41,7 +41,7 @@ export function copyLike(source: Tensor, { dtype, device }: Tensor): Tensor {
   return wrap(handle, { shape: source.shape, dtype, device })
 }
 
-declare module '../tensor.js' {
+declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {
     /**
      * Writes values over those of this tensor, in place: of a tensor of the same shape, from any device and converted

@@ -1,9 +1,9 @@
-import { record } from '../autograd.js'
-import { checkRate } from '../check.js'
-import type { DType } from '../dtype.js'
-import { type Handle, native } from '../native.js'
-import { type Generator, withSample } from '../random.js'
-import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { type Generator, withSample } from '../autograd/random.js'
+import { checkRate } from '../runtime/check.js'
+import type { DType } from '../runtime/dtype.js'
+import { type Handle, native } from '../runtime/native.js'
+import { checkFloat, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 /**
  * Zeroes each element with probability `p` in [0, 1) and divides the others by 1 − p (Srivastava et al., JMLR 15, 2014,

@@ -1,11 +1,11 @@
-import { record } from '../autograd.js'
-import { checkBoolean, fail, showShape } from '../check.js'
-import type { DType } from '../dtype.js'
-import { guarded } from '../handles.js'
-import { asMethods } from '../methods.js'
-import { type Handle, native } from '../native.js'
-import { callScope } from '../scope.js'
-import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { callScope } from '../autograd/scope.js'
+import { checkBoolean, fail, showShape } from '../runtime/check.js'
+import type { DType } from '../runtime/dtype.js'
+import { type Handle, native } from '../runtime/native.js'
+import { guarded } from '../tensor/handles.js'
+import { asMethods } from '../tensor/methods.js'
+import { checkFloat, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { checkAxes } from './reduce.js'
 import { reshape } from './reshape.js'
 import { gatherGradient, reshaped, splitAt, withViews } from './rows.js'
@@ -127,7 +127,7 @@ export const argmax = extremumIndex('argmax', true)
  */
 export const argmin = extremumIndex('argmin', false)
 
-declare module '../tensor.js' {
+declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {
     /** See {@link ops.max}. */
     max(axis?: number | readonly number[], keepDim?: boolean): Tensor<D>

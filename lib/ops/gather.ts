@@ -1,10 +1,10 @@
-import { record } from '../autograd.js'
-import { checkInteger, fail, showShape } from '../check.js'
-import type { DType } from '../dtype.js'
-import { asMethods } from '../methods.js'
-import { native } from '../native.js'
-import { callScope } from '../scope.js'
-import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { callScope } from '../autograd/scope.js'
+import { checkInteger, fail, showShape } from '../runtime/check.js'
+import type { DType } from '../runtime/dtype.js'
+import { native } from '../runtime/native.js'
+import { asMethods } from '../tensor/methods.js'
+import { checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { rowsAt } from './embedding.js'
 import { gatherGradient, reshaped, splitAt, withViews } from './rows.js'
 import { slice } from './strided.js'
@@ -83,7 +83,7 @@ export function indexSelect<D extends DType>(x: Tensor<D>, axis: number, index: 
   return rowsAt(op, x, splitAt(shape, at), index, shape.with(at, index.size))
 }
 
-declare module '../tensor.js' {
+declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {
     /** See {@link ops.gather}. */
     gather(axis: number, index: Tensor): Tensor<D>

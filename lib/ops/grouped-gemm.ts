@@ -1,8 +1,8 @@
-import { record } from '../autograd.js'
-import { checkOptions, fail, showShape } from '../check.js'
-import { checkComputeDType, type DType, dtypeCode } from '../dtype.js'
-import { native } from '../native.js'
-import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { checkOptions, fail, showShape } from '../runtime/check.js'
+import { checkComputeDType, type DType, dtypeCode } from '../runtime/dtype.js'
+import { native } from '../runtime/native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import type { LinearOptions } from './linear.js'
 
 /**

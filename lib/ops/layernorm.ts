@@ -1,8 +1,8 @@
-import { record } from '../autograd.js'
-import { checkNumber, fail, showShape } from '../check.js'
-import type { DType } from '../dtype.js'
-import { native } from '../native.js'
-import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { checkNumber, fail, showShape } from '../runtime/check.js'
+import type { DType } from '../runtime/dtype.js'
+import { native } from '../runtime/native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 /**
  * Layer norm over the last axis (Ba, Kiros, Hinton, arXiv 1607.06450): y = (x − mean) / √(var + eps) · weight + bias,

@@ -1,8 +1,8 @@
-import { newOrSum, record } from '../autograd.js'
-import { checkOptions, fail, showShape } from '../check.js'
-import { type ComputeDType, checkComputeDType, type DType, dtypeCode } from '../dtype.js'
-import { native } from '../native.js'
-import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { newOrSum, record } from '../autograd/autograd.js'
+import { checkOptions, fail, showShape } from '../runtime/check.js'
+import { type ComputeDType, checkComputeDType, type DType, dtypeCode } from '../runtime/dtype.js'
+import { native } from '../runtime/native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 /** Options of {@link linear} and {@link groupedGemm}. */
 export interface LinearOptions {

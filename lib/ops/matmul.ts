@@ -1,10 +1,10 @@
-import { record } from '../autograd.js'
-import { fail, showShape, sizeOf } from '../check.js'
-import type { DType } from '../dtype.js'
-import { handlesOf } from '../handles.js'
-import { asMethods } from '../methods.js'
-import { type Handle, native } from '../native.js'
-import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { fail, showShape, sizeOf } from '../runtime/check.js'
+import type { DType } from '../runtime/dtype.js'
+import { type Handle, native } from '../runtime/native.js'
+import { handlesOf } from '../tensor/handles.js'
+import { asMethods } from '../tensor/methods.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { summed } from './reduce.js'
 import { reshaped, withViews } from './rows.js'
 
@@ -68,7 +68,7 @@ export function matmul<D extends DType>(a: Tensor<D>, b: Tensor): Tensor<D> {
   return y
 }
 
-declare module '../tensor.js' {
+declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {
     /** See {@link ops.matmul}. */
     matmul(other: Tensor): Tensor<D>

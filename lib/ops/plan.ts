@@ -1,9 +1,9 @@
-import { checkInteger, fail, showShape } from '../check.js'
-import type { Device } from '../device.js'
-import { within } from '../errors.js'
-import { share } from '../handles.js'
-import { type Handle, native } from '../native.js'
-import { checkTensor, handleOf, keepBeside, type Tensor } from '../tensor.js'
+import { checkInteger, fail, showShape } from '../runtime/check.js'
+import type { Device } from '../runtime/device.js'
+import { within } from '../runtime/errors.js'
+import { type Handle, native } from '../runtime/native.js'
+import { share } from '../tensor/handles.js'
+import { checkTensor, handleOf, keepBeside, type Tensor } from '../tensor/tensor.js'
 import type { Routing } from './routing.js'
 
 /** Checks a routing of x [B, N, D]; returns E and C. */

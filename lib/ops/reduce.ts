@@ -1,10 +1,10 @@
-import { record } from '../autograd.js'
-import { checkBoolean, checkInteger, copyArray, fail, sameShape, sizeOf } from '../check.js'
-import type { DType } from '../dtype.js'
-import { consumed, filled, share } from '../handles.js'
-import { asMethods } from '../methods.js'
-import { type Handle, native } from '../native.js'
-import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { checkBoolean, checkInteger, copyArray, fail, sameShape, sizeOf } from '../runtime/check.js'
+import type { DType } from '../runtime/dtype.js'
+import { type Handle, native } from '../runtime/native.js'
+import { consumed, filled, share } from '../tensor/handles.js'
+import { asMethods } from '../tensor/methods.js'
+import { checkFloat, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { reshaped, withViews } from './rows.js'
 import { expand } from './strided.js'
 
@@ -102,7 +102,7 @@ export const sum = <D extends DType>(x: Tensor<D>, axis?: number | readonly numb
 export const mean = <D extends DType>(x: Tensor<D>, axis?: number | readonly number[], keepDim?: boolean): Tensor<D> =>
   reduce('mean', x, axis, keepDim)
 
-declare module '../tensor.js' {
+declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {
     /** See {@link ops.sum}. */
     sum(axis?: number | readonly number[], keepDim?: boolean): Tensor<D>

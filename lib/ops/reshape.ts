@@ -1,10 +1,10 @@
-import { record } from '../autograd.js'
-import { checkInteger, checkShape, copyArray, fail, showShape, sizeOf } from '../check.js'
-import type { DType } from '../dtype.js'
-import { show } from '../errors.js'
-import { asMethods } from '../methods.js'
-import { native } from '../native.js'
-import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { checkInteger, checkShape, copyArray, fail, showShape, sizeOf } from '../runtime/check.js'
+import type { DType } from '../runtime/dtype.js'
+import { show } from '../runtime/errors.js'
+import { native } from '../runtime/native.js'
+import { asMethods } from '../tensor/methods.js'
+import { checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 /**
  * The same elements in another shape, sharing memory; one dimension may be −1 (what is left). Any dtype. Errors: SHAPE.
@@ -80,7 +80,7 @@ export function unsqueeze<D extends DType>(x: Tensor<D>, axis: number): Tensor<D
 const checkAxis = (op: string, axis: number, rank: number): number =>
   (checkInteger(op, 'axis', axis, -rank, rank - 1) + rank) % rank
 
-declare module '../tensor.js' {
+declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {
     /** See {@link ops.reshape}. */
     reshape(shape: readonly number[]): Tensor<D>

@@ -1,8 +1,8 @@
-import { record } from '../autograd.js'
-import { fail, showShape } from '../check.js'
-import type { DType } from '../dtype.js'
-import { native } from '../native.js'
-import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { fail, showShape } from '../runtime/check.js'
+import type { DType } from '../runtime/dtype.js'
+import { native } from '../runtime/native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 /**
  * Root-mean-square norm over the last axis (Zhang and Sennrich, arXiv 1910.07467, in the form of st-moe-pytorch):

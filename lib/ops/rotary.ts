@@ -1,8 +1,8 @@
-import { record } from '../autograd.js'
-import { checkInteger, checkNumber, checkOptions, fail, showShape, sizeOf } from '../check.js'
-import type { DType } from '../dtype.js'
-import { type Handle, native } from '../native.js'
-import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { checkInteger, checkNumber, checkOptions, fail, showShape, sizeOf } from '../runtime/check.js'
+import type { DType } from '../runtime/dtype.js'
+import { type Handle, native } from '../runtime/native.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 /** Options of {@link rotary}. */
 export interface RotaryOptions {

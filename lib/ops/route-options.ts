@@ -1,4 +1,5 @@
-import { fail } from '../check.js'
+import type { Generator } from '../autograd/random.js'
+import { fail } from '../runtime/check.js'
 import {
   boolean,
   integer,
@@ -12,9 +13,8 @@ import {
   reader,
   unchecked,
   type ValuesOf,
-} from '../options.js'
-import type { Generator } from '../random.js'
-import type { Tensor } from '../tensor.js'
+} from '../runtime/options.js'
+import type { Tensor } from '../tensor/tensor.js'
 
 /** Factors of the losses, of every router. */
 export const lossOptions = {

@@ -1,5 +1,5 @@
-import { type Handle, native } from '../native.js'
-import { handleOf } from '../tensor.js'
+import { type Handle, native } from '../runtime/native.js'
+import { handleOf } from '../tensor/tensor.js'
 import type { Routing } from './routing.js'
 
 /** The first sums of {@link routerStatistics}, in the order of native/core/router_statistics.h. */

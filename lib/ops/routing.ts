@@ -1,10 +1,10 @@
-import { checkInteger, checkNumber, fail, showShape } from '../check.js'
-import { type Device, deviceIndex } from '../device.js'
-import type { DType } from '../dtype.js'
-import { within } from '../errors.js'
-import { consumed, share } from '../handles.js'
-import { type Handle, native } from '../native.js'
-import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { checkInteger, checkNumber, fail, showShape } from '../runtime/check.js'
+import { type Device, deviceIndex } from '../runtime/device.js'
+import type { DType } from '../runtime/dtype.js'
+import { within } from '../runtime/errors.js'
+import { type Handle, native } from '../runtime/native.js'
+import { consumed, share } from '../tensor/handles.js'
+import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { reshape } from './reshape.js'
 
 /** Where each token goes. Letters as in the docs: B sequences, N tokens, E experts, K experts per token. */

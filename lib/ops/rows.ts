@@ -1,6 +1,6 @@
-import { sizeOf } from '../check.js'
-import { handlesOf, releaseAll } from '../handles.js'
-import { type Handle, native } from '../native.js'
+import { sizeOf } from '../runtime/check.js'
+import { type Handle, native } from '../runtime/native.js'
+import { handlesOf, releaseAll } from '../tensor/handles.js'
 
 /** Calls `f` on views of other shapes; they share memory and live only during the call. */
 export function withViews<T>(

@@ -1,10 +1,10 @@
-import { record } from '../autograd.js'
-import { checkInteger, fail } from '../check.js'
-import type { DType } from '../dtype.js'
-import { asMethods } from '../methods.js'
-import { native } from '../native.js'
-import { callScope } from '../scope.js'
-import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { callScope } from '../autograd/scope.js'
+import { checkInteger, fail } from '../runtime/check.js'
+import type { DType } from '../runtime/dtype.js'
+import { native } from '../runtime/native.js'
+import { asMethods } from '../tensor/methods.js'
+import { checkFloat, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { transpose } from './strided.js'
 
 type Name = 'softmax' | 'logSoftmax'
@@ -52,7 +52,7 @@ export const softmax = <D extends DType>(x: Tensor<D>, axis = -1): Tensor<D> => 
  */
 export const logSoftmax = <D extends DType>(x: Tensor<D>, axis = -1): Tensor<D> => overAxis('logSoftmax', x, axis)
 
-declare module '../tensor.js' {
+declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {
     /** See {@link ops.softmax}. */
     softmax(axis?: number): Tensor<D>

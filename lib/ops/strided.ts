@@ -1,12 +1,12 @@
-import { record } from '../autograd.js'
-import { checkInteger, copyArray, fail, showShape, sizeOf } from '../check.js'
-import { deviceIndex } from '../device.js'
-import { type DType, dtypeCode } from '../dtype.js'
-import { filled, handlesOf } from '../handles.js'
-import { asMethods } from '../methods.js'
-import { type Handle, native } from '../native.js'
-import { callScope } from '../scope.js'
-import { checkTensor, handleOf, type Tensor, type TensorMeta, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { callScope } from '../autograd/scope.js'
+import { checkInteger, copyArray, fail, showShape, sizeOf } from '../runtime/check.js'
+import { deviceIndex } from '../runtime/device.js'
+import { type DType, dtypeCode } from '../runtime/dtype.js'
+import { type Handle, native } from '../runtime/native.js'
+import { filled, handlesOf } from '../tensor/handles.js'
+import { asMethods } from '../tensor/methods.js'
+import { checkTensor, handleOf, type Tensor, type TensorMeta, wrap } from '../tensor/tensor.js'
 import { unsqueeze } from './reshape.js'
 
 /** Row-major strides of a contiguous tensor. */
@@ -164,7 +164,7 @@ export function stack<D extends DType>(tensors: readonly Tensor<D>[], axis = 0):
   )
 }
 
-declare module '../tensor.js' {
+declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {
     /** See {@link ops.transpose}. */
     transpose(axis0?: number, axis1?: number): Tensor<D>

@@ -1,8 +1,8 @@
-import { record } from '../autograd.js'
-import { checkInteger, fail } from '../check.js'
-import type { DType } from '../dtype.js'
-import { native } from '../native.js'
-import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import { checkInteger, fail } from '../runtime/check.js'
+import type { DType } from '../runtime/dtype.js'
+import { native } from '../runtime/native.js'
+import { checkFloat, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 /** What {@link topk} returns. */
 export interface TopK<D extends DType = DType> {

@@ -1,8 +1,8 @@
-import { record } from '../autograd.js'
-import type { DType } from '../dtype.js'
-import { asMethods } from '../methods.js'
-import { native } from '../native.js'
-import { checkFloat, handleOf, type Tensor, wrap } from '../tensor.js'
+import { record } from '../autograd/autograd.js'
+import type { DType } from '../runtime/dtype.js'
+import { native } from '../runtime/native.js'
+import { asMethods } from '../tensor/methods.js'
+import { checkFloat, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 const kinds = native.unaryKinds()
 
@@ -131,7 +131,7 @@ export const tanh = unary('tanh')
  */
 export const softplus = unary('softplus')
 
-declare module '../tensor.js' {
+declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {
     /** See {@link ops.neg}. */
     neg(): Tensor<D>

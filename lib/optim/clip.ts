@@ -1,13 +1,13 @@
-import { checkNumber, fail } from '../check.js'
-import { refuseToWait } from '../context.js'
-import { full, zeros } from '../create.js'
-import type { Device } from '../device.js'
-import { MoeError, show } from '../errors.js'
-import { type Handle, native } from '../native.js'
+import { refuseToWait } from '../autograd/context.js'
 import { Parameter } from '../nn/parameter.js'
-import { handleList, norm } from '../norm.js'
-import { boolean, type OptionsOf, oneOf, reader } from '../options.js'
-import { checkTensor, handleOf, type Tensor, wrap } from '../tensor.js'
+import { checkNumber, fail } from '../runtime/check.js'
+import type { Device } from '../runtime/device.js'
+import { MoeError, show } from '../runtime/errors.js'
+import { type Handle, native } from '../runtime/native.js'
+import { boolean, type OptionsOf, oneOf, reader } from '../runtime/options.js'
+import { full, zeros } from '../tensor/create.js'
+import { handleList, norm } from '../tensor/norm.js'
+import { checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 const clipOptions = {
   /** 'throw': a non-finite norm is a NON_FINITE error. Default 'propagate'. */

@@ -1,8 +1,8 @@
-import { checkFunction } from '../check.js'
 import { Embedding } from '../nn/embedding.js'
 import { checkModule, type Module } from '../nn/module.js'
 import type { Parameter } from '../nn/parameter.js'
-import { boolean, type OptionsOf, reader, unchecked } from '../options.js'
+import { checkFunction } from '../runtime/check.js'
+import { boolean, type OptionsOf, reader, unchecked } from '../runtime/options.js'
 
 const decayOptions = {
   /** Weights of {@link Embedding} do not decay either. Default false. */

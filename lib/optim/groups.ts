@@ -1,7 +1,7 @@
-import { checkOptions, fail, listed, showName } from '../check.js'
-import { show } from '../errors.js'
 import { Parameter } from '../nn/parameter.js'
-import { checkTensor } from '../tensor.js'
+import { checkOptions, fail, listed, showName } from '../runtime/check.js'
+import { show } from '../runtime/errors.js'
+import { checkTensor } from '../tensor/tensor.js'
 
 /** The parameters of a group. */
 export interface GroupMembers {

@@ -1,6 +1,6 @@
-import { checkNumber } from '../check.js'
-import { onFailure, refuseInCapture } from '../context.js'
-import { integer, number, type OptionsOf, oneOf, optional, reader } from '../options.js'
+import { onFailure, refuseInCapture } from '../autograd/context.js'
+import { checkNumber } from '../runtime/check.js'
+import { integer, number, type OptionsOf, oneOf, optional, reader } from '../runtime/options.js'
 import { Schedule, type ScheduledOptimizer } from './schedule.js'
 
 const plateauOptions = {

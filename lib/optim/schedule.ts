@@ -1,8 +1,8 @@
-import { checkFit, checkInteger, checkNumber, copyArray, fail } from '../check.js'
-import { onFailure, refuseInCapture } from '../context.js'
-import { markCopy, show } from '../errors.js'
+import { onFailure, refuseInCapture } from '../autograd/context.js'
 import type { StateDict } from '../nn/state.js'
-import { type Declared, integer, type Option, reader, unchecked } from '../options.js'
+import { checkFit, checkInteger, checkNumber, copyArray, fail } from '../runtime/check.js'
+import { markCopy, show } from '../runtime/errors.js'
+import { type Declared, integer, type Option, reader, unchecked } from '../runtime/options.js'
 import { isOptimizer, type Optimizer } from './optimizer.js'
 
 /** The option that a schedule sets. */

@@ -1,4 +1,4 @@
-import { boolean, integer, number, type OptionsOf, optional, reader } from '../options.js'
+import { boolean, integer, number, type OptionsOf, optional, reader } from '../runtime/options.js'
 import { type ScheduledOptimizer, StepSchedule } from './schedule.js'
 
 const warmUpOptions = {

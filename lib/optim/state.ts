@@ -1,7 +1,7 @@
-import { show } from '../errors.js'
-import { allFinite } from '../norm.js'
-import { noGrad, scope } from '../scope.js'
-import { checkTensor, handleOf, type Tensor, type TensorMeta } from '../tensor.js'
+import { noGrad, scope } from '../autograd/scope.js'
+import { show } from '../runtime/errors.js'
+import { allFinite } from '../tensor/norm.js'
+import { checkTensor, handleOf, type Tensor, type TensorMeta } from '../tensor/tensor.js'
 
 /** The allowed values of a state tensor, all finite. */
 export type StateValues = 'any' | 'non-negative'

@@ -5,16 +5,16 @@
  * @packageDocumentation
  */
 
-import '../symbol-dispose.js' // before the classes
+import '../runtime/symbol-dispose.js' // before the classes
 import * as tf from '@tensorflow/tfjs'
-import { fail, showShape } from '../check.js'
-import { tensor } from '../create.js'
-import { show } from '../errors.js'
+import { noGrad, scope, withoutScope } from '../autograd/scope.js'
 import { MoE } from '../nn/moe.js'
 import type { MoEOptions } from '../nn/moe-options.js'
 import type { Parameter } from '../nn/parameter.js'
 import type { GradHandle } from '../nn/with-grad.js'
-import { noGrad, scope, withoutScope } from '../scope.js'
+import { fail, showShape } from '../runtime/check.js'
+import { show } from '../runtime/errors.js'
+import { tensor } from '../tensor/create.js'
 
 type Config = NonNullable<ConstructorParameters<typeof tf.layers.Layer>[0]>
 

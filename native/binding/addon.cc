@@ -58,7 +58,7 @@ static void add(Napi::Env env, Napi::Object exports, const char* name, napi_call
 static Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   try {
     env.SetInstanceData(new Environment(env));
-  } catch (const Error& error) {  // lib/addon.ts makes a MoeError of it
+  } catch (const Error& error) {  // lib/runtime/addon.ts makes a MoeError of it
     napi_throw_error(env, code_name(error.code()), error.what());
     return exports;
   }

@@ -16,7 +16,7 @@ import {
   tensor,
   zeros,
 } from '../../lib/index.js'
-import { native } from '../../lib/native.js'
+import { native } from '../../lib/runtime/native.js'
 import { expectNoLeak, live } from '../support/baseline.js'
 import { settled } from '../support/faults.js'
 

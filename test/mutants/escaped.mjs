@@ -50,7 +50,7 @@ export default [
   },
   {
     name: 'module-moves-without-gradients',
-    file: 'lib/tensor.ts',
+    file: 'lib/tensor/tensor.ts',
     from: '!tensors.has(next); next = next.#grad)',
     to: '!tensors.has(next); next = null)',
     breaks: 'after to() a parameter and its gradient are on two devices',
@@ -165,7 +165,7 @@ export default [
   },
   {
     name: 'samples-past-the-last-step',
-    file: 'lib/random.ts',
+    file: 'lib/autograd/random.ts',
     from: 'step < maxSeed ? step + 1 : 0',
     to: 'step + 1',
     breaks: 'a stream at its last step is an error from then on',

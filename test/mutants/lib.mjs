@@ -2,7 +2,7 @@
 export default [
   {
     name: 'without-scope-records-again',
-    file: 'lib/scope.ts',
+    file: 'lib/autograd/scope.ts',
     from: 'within({ scope: null }, fn)',
     to: 'within({ scope: null, gradEnabled: true }, fn)',
     breaks: 'what runs outside of scopes is recorded inside noGrad',
@@ -10,7 +10,7 @@ export default [
   },
   {
     name: 'failed-replay-counts',
-    file: 'lib/recorder.ts',
+    file: 'lib/autograd/recorder.ts',
     from: 'for (const restore of undo) restore()',
     to: 'for (const restore of undo.slice(1)) restore()',
     breaks: 'a replay that fails leaves generators and optimizers one step on',
@@ -18,7 +18,7 @@ export default [
   },
   {
     name: 'longest-list-refused',
-    file: 'lib/check.ts',
+    file: 'lib/runtime/check.ts',
     from: 'if (!(length <= maxLength)) fail',
     to: 'if (!(length < maxLength)) fail',
     breaks: 'a shape of 8 dimensions is refused',
@@ -26,7 +26,7 @@ export default [
   },
   {
     name: 'arange-rounds-down',
-    file: 'lib/create.ts',
+    file: 'lib/tensor/create.ts',
     from: 'Math.ceil((to - from) / by)',
     to: 'Math.floor((to - from) / by)',
     breaks: 'the last element is missing where the step does not divide the range',
@@ -74,7 +74,7 @@ export default [
   },
   {
     name: 'root-not-held',
-    file: 'lib/backward.ts',
+    file: 'lib/autograd/backward.ts',
     from: '  rootNode?.hold() // a hook may dispose the root\n',
     to: '  if (retainGraph) rootNode?.hold()\n',
     breaks: 'a hook that disposes the root frees the graph under the backward',
@@ -82,7 +82,7 @@ export default [
   },
   {
     name: 'kept-gradient-disposed',
-    file: 'lib/backward.ts',
+    file: 'lib/autograd/backward.ts',
     from: 'if (!isKept(seen)) seen.dispose()',
     to: 'if (!isKept(seen) || seen.size > 0) seen.dispose()',
     breaks: 'a gradient that a hook keeps is gone after the backward',
@@ -138,7 +138,7 @@ export default [
   },
   {
     name: 'prints-all',
-    file: 'lib/print.ts',
+    file: 'lib/tensor/print.ts',
     from: 'const isCut = size > mostWhole',
     to: 'const isCut = size > 1e9',
     breaks: 'console.log reads a large tensor whole',
@@ -210,7 +210,7 @@ export default [
   },
   {
     name: 'recompute-frees-late',
-    file: 'lib/backward.ts',
+    file: 'lib/autograd/backward.ts',
     from: 'if (this.#again.has(node)) node.free()',
     to: 'if (this.#again.has(node)) this.lasting.push(node)',
     breaks: 'a backward holds what all blocks saved',

@@ -1,4 +1,3 @@
-import type { computeDTypes } from '../../dtype.js'
 import {
   type Device,
   devices,
@@ -15,6 +14,7 @@ import {
   tensor,
 } from '../../index.js'
 import { hiddenSize } from '../../nn/experts.js'
+import type { computeDTypes } from '../../runtime/dtype.js'
 import { checkMemory } from '../memory.js'
 import { Layer } from './layer.js'
 import { spreadOf } from './statistics.js'

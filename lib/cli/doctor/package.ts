@@ -1,6 +1,6 @@
 import { existsSync, readFileSync } from 'node:fs'
-import { bf16DotSpeed, type DeviceInfo, devices, getNumThreads, pluginPath } from '../../device.js'
-import { addonFile } from '../../native.js'
+import { bf16DotSpeed, type DeviceInfo, devices, getNumThreads, pluginPath } from '../../runtime/device.js'
+import { addonFile } from '../../runtime/native.js'
 import { type SelfTest, selfTest } from './self-test.js'
 
 /** Facts that need the addon. Importing this file loads it. */

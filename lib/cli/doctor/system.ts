@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { availableParallelism, cpus, totalmem } from 'node:os'
-import { addonPlaces, glibc } from '../../addon.js'
+import { addonPlaces, glibc } from '../../runtime/addon.js'
 import { packageVersion } from '../version.js'
 
 /** Facts that do not need the addon. */

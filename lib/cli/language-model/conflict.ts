@@ -1,6 +1,6 @@
-import { MoeError } from '../../errors.js'
 import { kebabCase, type LanguageModelSizes, modelOptions } from '../../language-model/model-options.js'
 import { readModelSizes } from '../../language-model/options.js'
+import { MoeError } from '../../runtime/errors.js'
 
 /** Why the model refuses options, with their flags for names, or null. */
 export function conflictOf(sizes: LanguageModelSizes): string | null {

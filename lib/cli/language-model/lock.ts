@@ -11,7 +11,7 @@ import {
 } from 'node:fs'
 import { hostname, constants as system } from 'node:os'
 import { dirname } from 'node:path'
-import { native } from '../../native.js'
+import { native } from '../../runtime/native.js'
 import { Failure } from '../errors.js'
 
 export interface Lock {

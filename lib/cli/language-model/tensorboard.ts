@@ -1,5 +1,5 @@
-import { tensor } from '../../create.js'
 import { SummaryWriter } from '../../summary/writer.js'
+import { tensor } from '../../tensor/create.js'
 import type { Report } from './progress.js'
 
 /** Writes a run for TensorBoard: scalars of each step, and what an evaluation shows. A resumed run replaces what follows. */

@@ -1,3 +1,4 @@
+import { allOrNone } from '../../autograd/scope.js'
 import {
   AdamW,
   type CapturedStep,
@@ -13,7 +14,6 @@ import {
   type Tensor,
   zeros,
 } from '../../index.js'
-import { allOrNone } from '../../scope.js'
 import { mean } from '../numbers.js'
 import type { Batch } from './batches.js'
 import type { HistoryEntry } from './history.js'

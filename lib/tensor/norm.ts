@@ -1,5 +1,5 @@
-import { allocateArray, allocated } from './dtype.js'
-import { type Handle, native } from './native.js'
+import { allocateArray, allocated } from '../runtime/dtype.js'
+import { type Handle, native } from '../runtime/native.js'
 
 /** A scale with which no sum of squares of finite numbers overflows: (2^1024 · 2^−550)² · 2^46 elements < 2^1024. */
 const small = 2 ** -550

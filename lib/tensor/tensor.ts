@@ -1,14 +1,14 @@
-import type { GradHook, Node } from './autograd.js'
-import { checkBoolean, fail, sameShape, showShape, sizeOf } from './check.js'
-import { currentRecorder, currentScope, isAsync, onFailure, refuseToWait } from './context.js'
+import type { GradHook, Node } from '../autograd/autograd.js'
+import { currentRecorder, currentScope, isAsync, onFailure, refuseToWait } from '../autograd/context.js'
+import type { Scope } from '../autograd/scope.js'
+import { checkBoolean, fail, sameShape, showShape, sizeOf } from '../runtime/check.js'
+import type { Device } from '../runtime/device.js'
+import { allocateArray, type DType, type DTypeArrays, dtypeCode, isFloat } from '../runtime/dtype.js'
+import { MoeError, markCopy, show } from '../runtime/errors.js'
+import { type Handle, native } from '../runtime/native.js'
 import { refuseJson, uncloneable } from './copies.js'
-import type { Device } from './device.js'
-import { allocateArray, type DType, type DTypeArrays, dtypeCode, isFloat } from './dtype.js'
-import { MoeError, markCopy, show } from './errors.js'
 import { handlesOf } from './handles.js'
-import { type Handle, native } from './native.js'
 import { printValues, withSuffix } from './print.js'
-import type { Scope } from './scope.js'
 
 /** Nested arrays of numbers, of equal lengths at each depth. */
 export type NestedArray = readonly (number | NestedArray)[]

@@ -1,10 +1,10 @@
-import { checkFunction, checkOptions, fail } from './check.js'
+import { checkFunction, checkOptions, fail } from '../runtime/check.js'
+import { checkDevice, type Device, deviceIndex, getDefaultDevice } from '../runtime/device.js'
+import { native } from '../runtime/native.js'
+import { putGrad, type Tensor } from '../tensor/tensor.js'
 import { currentRecorder, recordWith } from './context.js'
-import { checkDevice, type Device, deviceIndex, getDefaultDevice } from './device.js'
-import { native } from './native.js'
 import { Recorder } from './recorder.js'
 import { keep, madeBy } from './scope.js'
-import { putGrad, type Tensor } from './tensor.js'
 
 /** A captured step of {@link captureStep}. */
 export interface CapturedStep<T> {

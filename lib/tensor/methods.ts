@@ -4,7 +4,7 @@ type Method<M> = M extends (...args: infer A) => infer R ? (tensor: Tensor, ...a
 
 /**
  * Turns functions whose first argument is a tensor into methods of {@link Tensor}. The file of a function also declares
- * its method: `declare module '../tensor.js' { interface Tensor<D extends DType> { … } }`.
+ * its method: `declare module '../tensor/tensor.js' { interface Tensor<D extends DType> { … } }`.
  */
 export function asMethods<K extends keyof Tensor>(functions: { [N in K]: Method<Tensor[N]> }): void {
   for (const name of Object.keys(functions) as K[]) {

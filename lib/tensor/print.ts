@@ -1,6 +1,6 @@
-import { sizeOf } from './check.js'
-import { type DType, dtypeCode } from './dtype.js'
-import { type Handle, native } from './native.js'
+import { sizeOf } from '../runtime/check.js'
+import { type DType, dtypeCode } from '../runtime/dtype.js'
+import { type Handle, native } from '../runtime/native.js'
 
 /** Values as text, by the rules of PyTorch (torch/_tensor_str.py) with its default settings. */
 

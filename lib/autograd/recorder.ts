@@ -1,5 +1,5 @@
-import { fail } from './check.js'
-import type { Tensor } from './tensor.js'
+import { fail } from '../runtime/check.js'
+import type { Tensor } from '../tensor/tensor.js'
 
 /** What a replay passes to the device for one sample or update: a row of `replayRow` in native-ops.ts. */
 export type ReplayRow = readonly number[]

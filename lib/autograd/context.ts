@@ -1,9 +1,9 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
+import { MoeError } from '../runtime/errors.js'
+import type { Tensor } from '../tensor/tensor.js'
 import type { HookHandle } from './autograd.js'
-import { MoeError } from './errors.js'
 import type { Recorder } from './recorder.js'
 import type { Scope } from './scope.js'
-import type { Tensor } from './tensor.js'
 
 /** The context of running code. Follows `await`. */
 interface Context {

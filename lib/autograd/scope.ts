@@ -1,8 +1,8 @@
 import { types } from 'node:util'
-import { checkFunction, fail } from './check.js'
+import { checkFunction, fail } from '../runtime/check.js'
+import { checkTensor, disown, gradOwnerOf, isTensor, moveToScope, type Tensor } from '../tensor/tensor.js'
 import { currentLasting, currentScope, openScope, within } from './context.js'
 import { defaultGenerator, restoringOnError } from './random.js'
-import { checkTensor, disown, gradOwnerOf, isTensor, moveToScope, type Tensor } from './tensor.js'
 
 /** Tensors created inside one `scope` call. */
 export class Scope {

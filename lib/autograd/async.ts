@@ -1,15 +1,15 @@
-import { checkFunction } from './check.js'
+import { checkFunction } from '../runtime/check.js'
+import { allocateArray, type DType, type DTypeArrays } from '../runtime/dtype.js'
+import { MoeError } from '../runtime/errors.js'
+import { native } from '../runtime/native.js'
+import { type OptionsOf, reader } from '../runtime/options.js'
+import { type AbortSignalLike, abortSignal, throwIfAborted } from '../runtime/signal.js'
+import { share } from '../tensor/handles.js'
+import { asMethods } from '../tensor/methods.js'
+import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor/tensor.js'
 import { asyncWith, refuseInCapture } from './context.js'
-import { allocateArray, type DType, type DTypeArrays } from './dtype.js'
-import { MoeError } from './errors.js'
-import { share } from './handles.js'
-import { asMethods } from './methods.js'
-import { native } from './native.js'
-import { type OptionsOf, reader } from './options.js'
 import { defaultGenerator } from './random.js'
 import { madeBy } from './scope.js'
-import { type AbortSignalLike, abortSignal, throwIfAborted } from './signal.js'
-import { checkTensor, handleOf, isTensor, type Tensor } from './tensor.js'
 
 const asyncOptions = {
   /** Aborts the call: the promise rejects with its reason. */
@@ -152,7 +152,7 @@ async function dataAsync(tensor: Tensor, options?: AsyncOptions): Promise<DTypeA
   }
 }
 
-declare module './tensor.js' {
+declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {
     /**
      * A copy of the values, as {@link Tensor.dataSync}, without keeping the event loop waiting: at once if they are

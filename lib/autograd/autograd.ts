@@ -1,9 +1,9 @@
+import { MoeError } from '../runtime/errors.js'
+import { type Handle, native } from '../runtime/native.js'
+import { share } from '../tensor/handles.js'
+import { handleOf, setSource, sourceOf, type Tensor, type TensorMeta } from '../tensor/tensor.js'
 import { currentRecorder, isGradEnabled } from './context.js'
-import { MoeError } from './errors.js'
-import { share } from './handles.js'
-import { type Handle, native } from './native.js'
 import type { Recorder } from './recorder.js'
-import { handleOf, setSource, sourceOf, type Tensor, type TensorMeta } from './tensor.js'
 
 /**
  * The tape records which op produced which tensor, and what its backward needs; the computation is native. Gradients

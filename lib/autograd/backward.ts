@@ -1,13 +1,11 @@
-import { type Edge, edgeTo, type GradHook, type HookHandle, type Node } from './autograd.js'
-import { checkFunction, fail, showShape } from './check.js'
-import { currentObserver, currentRecorder } from './context.js'
-import { deviceIndex } from './device.js'
-import { type DType, dtypeCode } from './dtype.js'
-import { MoeError } from './errors.js'
-import { consumed, releaseAll, share } from './handles.js'
-import { asMethods } from './methods.js'
-import { type Handle, native } from './native.js'
-import { boolean, type OptionsOf, reader } from './options.js'
+import { checkFunction, fail, showShape } from '../runtime/check.js'
+import { deviceIndex } from '../runtime/device.js'
+import { type DType, dtypeCode } from '../runtime/dtype.js'
+import { MoeError } from '../runtime/errors.js'
+import { type Handle, native } from '../runtime/native.js'
+import { boolean, type OptionsOf, reader } from '../runtime/options.js'
+import { consumed, releaseAll, share } from '../tensor/handles.js'
+import { asMethods } from '../tensor/methods.js'
 import {
   checkTensor,
   handleOf,
@@ -18,7 +16,9 @@ import {
   type Tensor,
   type TensorMeta,
   wrap,
-} from './tensor.js'
+} from '../tensor/tensor.js'
+import { type Edge, edgeTo, type GradHook, type HookHandle, type Node } from './autograd.js'
+import { currentObserver, currentRecorder } from './context.js'
 
 /** The backward pass: gradients along the tape, and hooks on them. */
 
@@ -303,7 +303,7 @@ function registerHook(tensor: Tensor, fn: GradHook): HookHandle {
   return handle
 }
 
-declare module './tensor.js' {
+declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {
     /**
      * Adds d(this)/d(leaf) to `leaf.grad` for every leaf with `requiresGrad`. `gradient` has the shape of this tensor

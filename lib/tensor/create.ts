@@ -1,11 +1,28 @@
 import { types } from 'node:util'
-import { checkBoolean, checkInteger, checkNumber, checkOptions, checkShape, fail, showShape, sizeOf } from './check.js'
-import { checkDevice, type Device, deviceIndex, getDefaultDevice } from './device.js'
-import { allocated, checkDType, type DType, dtypeCode, type FloatDType, isFloat, type TypedArray } from './dtype.js'
-import { show } from './errors.js'
+import { type Generator, withSample } from '../autograd/random.js'
+import {
+  checkBoolean,
+  checkInteger,
+  checkNumber,
+  checkOptions,
+  checkShape,
+  fail,
+  showShape,
+  sizeOf,
+} from '../runtime/check.js'
+import { checkDevice, type Device, deviceIndex, getDefaultDevice } from '../runtime/device.js'
+import {
+  allocated,
+  checkDType,
+  type DType,
+  dtypeCode,
+  type FloatDType,
+  isFloat,
+  type TypedArray,
+} from '../runtime/dtype.js'
+import { show } from '../runtime/errors.js'
+import { type Handle, native } from '../runtime/native.js'
 import { consumed } from './handles.js'
-import { type Handle, native } from './native.js'
-import { type Generator, withSample } from './random.js'
 import { maxNumbers, type NestedArray, type Tensor, wrap } from './tensor.js'
 
 /** Options of the functions that create tensors. */

@@ -1,4 +1,4 @@
-import { type Handle, native } from './native.js'
+import { type Handle, native } from '../runtime/native.js'
 
 /** Bare handles, owned by whoever holds them. If one of these functions throws, it releases what it created. */
 

@@ -1,4 +1,4 @@
-import { fail } from './check.js'
+import { fail } from '../runtime/check.js'
 
 /**
  * The value of a property of objects with private contents, which structuredClone and postMessage would copy as empty
