@@ -1,4 +1,4 @@
-import { html, Markup } from '../lib/cli/markup.js'
+import { html, Markup } from '../cli/index.js'
 
 const [width, left, right, row, top] = [640, 170, 540, 30, 30]
 const style = `text { font: 12px system-ui, sans-serif; fill: #6b7280 } .end { text-anchor: end }

@@ -1,4 +1,4 @@
-import type { Spread } from '../lib/cli/bench/statistics.js'
+import type { Spread } from '../cli/index.js'
 import { main } from './main.js'
 import { keyOf, type Report, readReport } from './report.js'
 import { digits, markdownTable, mebibytes, withSpread } from './table.js'

@@ -1,6 +1,6 @@
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
-import { modelSizes, type RunOptions, runFlags } from '../lib/cli/language-model/options.js'
+import { modelSizes, type RunOptions, runFlags } from '../cli/index.js'
 
 /** The options of the demo by default. */
 export const usual = Object.fromEntries(

@@ -1,5 +1,6 @@
-import { modelSizes } from '../lib/cli/language-model/options.js'
-import { CharacterTokenizer, LanguageModel, manualSeed, noGrad, scope, setNumThreads, tensor } from '../lib/index.js'
+import { modelSizes } from '../cli/index.js'
+import { CharacterTokenizer, LanguageModel } from '../language-model/index.js'
+import { manualSeed, noGrad, scope, setNumThreads, tensor } from '../lib/index.js'
 import { usual } from './demo.js'
 import { clock, inTurns, type Participant } from './measured.js'
 import type { Bench, Found } from './report.js'

@@ -1,4 +1,4 @@
-import { Layer as AnyLayer, type LayerSizes } from '../lib/cli/bench/layer.js'
+import { Layer as AnyLayer, type LayerSizes } from '../cli/index.js'
 import { type MoEOptions, manualSeed, SGD, scope, setNumThreads } from '../lib/index.js'
 import { clock, type Participant } from './measured.js'
 

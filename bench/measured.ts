@@ -1,5 +1,5 @@
 import { setTimeout as pause } from 'node:timers/promises'
-import { spreadOf } from '../lib/cli/bench/statistics.js'
+import { spreadOf } from '../cli/index.js'
 import type { Facts, Measure, Result } from './report.js'
 
 /** One of a group of cases that were timed in turns: its samples. st-moe-bench and cuda_layer_bench write such groups. */

@@ -1,12 +1,8 @@
-import { type Batch, Batches } from '../lib/cli/language-model/batches.js'
-import { loadCorpus } from '../lib/cli/language-model/data.js'
-import { modelSizes } from '../lib/cli/language-model/options.js'
-import { makeOptimizer, TrainStep } from '../lib/cli/language-model/train.js'
-import { mean } from '../lib/cli/numbers.js'
+import { mean, modelSizes } from '../cli/index.js'
+import { type Batch, Batches, LanguageModel, loadCorpus, makeOptimizer, TrainStep } from '../language-model/index.js'
 import {
   type AdamW,
   crossEntropy,
-  LanguageModel,
   MoEMonitor,
   manualSeed,
   noGrad,

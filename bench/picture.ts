@@ -1,4 +1,4 @@
-import { html, Markup } from '../lib/cli/markup.js'
+import { html, Markup } from '../cli/index.js'
 import { find, type Report } from './report.js'
 import { both } from './targets.js'
 

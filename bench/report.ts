@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs'
-import type { Spread } from '../lib/cli/bench/statistics.js'
+import type { Spread } from '../cli/index.js'
 
 export type Params = Record<string, string | number>
 

@@ -1,26 +1,29 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'
-import { number, parseFlags } from '../lib/cli/flags.js'
-import { Batches } from '../lib/cli/language-model/batches.js'
-import { conflictOf } from '../lib/cli/language-model/conflict.js'
-import { type Corpus, loadCorpus } from '../lib/cli/language-model/data.js'
-import { evaluating, heldOutLoss } from '../lib/cli/language-model/evaluate.js'
-import { layerFlags, modelSizes, type RunOptions } from '../lib/cli/language-model/options.js'
-import { makeOptimizer, makeSchedule, TrainStep } from '../lib/cli/language-model/train.js'
-import { mean } from '../lib/cli/numbers.js'
+import { conflictOf, layerFlags, mean, modelSizes, number, parseFlags, type RunOptions } from '../cli/index.js'
+import {
+  Batches,
+  type Corpus,
+  evaluating,
+  heldOutLoss,
+  LanguageModel,
+  loadCorpus,
+  makeOptimizer,
+  makeSchedule,
+  TrainStep,
+} from '../language-model/index.js'
 import {
   type AdamW,
   type CosineSchedule,
   devices,
   type Generator,
   getNumThreads,
-  LanguageModel,
   type LayerStats,
   MoEMonitor,
   manualSeed,
+  moeOptions,
+  ops,
 } from '../lib/index.js'
-import { activationOptions, isGated } from '../lib/ops/activation.js'
-import { routerOptions, scoreFunctions, secondPolicies } from '../lib/ops/route-options.js'
 import { mobyDick, usual } from './demo.js'
 import { main } from './main.js'
 import { clock, inTurns, type Participant } from './measured.js'
@@ -50,15 +53,17 @@ const all: readonly Other[] = [
   { seed: 2 },
   { seed: 3 },
   { 'top-n': 1 },
-  ...others(routerOptions.router.allowed, layerFlags.router, (router) => ({ router })),
+  ...others(moeOptions.router.allowed, layerFlags.router, (router) => ({ router })),
   { dropless: true },
   { router: 'switch', dropless: true },
   { 'shared-experts': 1, 'expert-hidden-dim': hidden.shared },
-  ...others(secondPolicies, layerFlags['second-policy'], (policy) => ({ 'second-policy': policy })),
-  ...others(scoreFunctions, layerFlags['score-function'], (scores) => ({ 'score-function': scores })),
-  ...others(activationOptions.activation.allowed, layerFlags.activation, (activation) => ({
+  ...others(moeOptions.secondPolicyTrain.allowed, layerFlags['second-policy'], (policy) => ({
+    'second-policy': policy,
+  })),
+  ...others(moeOptions.scoreFunction.allowed, layerFlags['score-function'], (scores) => ({ 'score-function': scores })),
+  ...others(moeOptions.activation.allowed, layerFlags.activation, (activation) => ({
     activation,
-    ...(!isGated(activation) && { 'expert-hidden-dim': hidden.plain }),
+    ...(!ops.isGated(activation) && { 'expert-hidden-dim': hidden.plain }),
   })),
 ]
 const models = all.filter((other) => conflictOf(modelSizes({ ...usual, ...other })) === null)

@@ -1,4 +1,4 @@
-import type { Spread } from '../lib/cli/bench/statistics.js'
+import type { Spread } from '../cli/index.js'
 import { find, type Report, type Result, ratioTo } from './report.js'
 import {
   digits,

@@ -1,13 +1,10 @@
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { setTimeout as pause } from 'node:timers/promises'
-import { Batches } from '../lib/cli/language-model/batches.js'
-import { loadCorpus } from '../lib/cli/language-model/data.js'
-import { modelSizes } from '../lib/cli/language-model/options.js'
-import { makeOptimizer } from '../lib/cli/language-model/train.js'
+import { modelSizes } from '../cli/index.js'
+import { Batches, LanguageModel, loadCorpus, makeOptimizer } from '../language-model/index.js'
 import {
   clipGradNorm,
   crossEntropy,
-  LanguageModel,
   manualSeed,
   noGrad,
   scope,

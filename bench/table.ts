@@ -1,4 +1,4 @@
-import type { Spread } from '../lib/cli/bench/statistics.js'
+import type { Spread } from '../cli/index.js'
 import type { Facts, Ratio, Result } from './report.js'
 
 /** Rows as a Markdown table whose columns line up. */

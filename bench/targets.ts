@@ -1,4 +1,5 @@
-import { geometricMean, type Spread } from '../lib/cli/bench/statistics.js'
+import type { Spread } from '../cli/index.js'
+import { geometricMean } from './geometric-mean.js'
 import { find, type Measure, type Params, type Report, type Result, ratioTo } from './report.js'
 import { digits, dispatched, markdownTable, ofLimits, repetitions, withSpread } from './table.js'
 

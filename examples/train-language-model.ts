@@ -1,6 +1,6 @@
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
-import { trainCommand } from '../lib/cli/train.js'
+import { trainCommand } from '../cli/index.js'
 
 /** `npm run demo`: the trainer of `st-moe train`, on Moby-Dick by default. */
 

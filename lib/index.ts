@@ -20,10 +20,11 @@ export type { GradHook, HookHandle } from './autograd/autograd.js'
 export type { BackwardOptions } from './autograd/backward.js'
 export { type CapturedStep, captureStep } from './autograd/capture.js'
 export { defaultGenerator, Generator, type GeneratorState, manualSeed } from './autograd/random.js'
-export { keep, noGrad, scope } from './autograd/scope.js'
+export { allOrNone, keep, noGrad, scope } from './autograd/scope.js'
 export * from './data/index.js'
 export * from './io/index.js'
-export * from './language-model/index.js'
+/** Building blocks for libraries and programs on top of this package: declared options, checks, safe files. */
+export * as utils from './io/utils.js'
 /** The layers, also exported directly. */
 export * as nn from './nn/index.js'
 export * from './nn/index.js'

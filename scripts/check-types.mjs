@@ -73,7 +73,8 @@ function compile(compiler, [module, moduleResolution], nodeTypes) {
   }
 }
 
-if (!existsSync(path.join(root, 'dist/index.d.ts'))) throw new Error('check-types: dist is not built: npm run build:ts')
+if (!existsSync(path.join(root, 'dist/types/lib/index.d.ts')))
+  throw new Error('check-types: dist is not built: npm run build:ts')
 const found = compilers()
 for (const nodeTypes of [false, true]) {
   makeConsumer(nodeTypes)

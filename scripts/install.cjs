@@ -11,8 +11,8 @@ const root = path.join(__dirname, '..')
 function prebuilt() {
   const fromSource = (process.env.npm_config_build_from_source ?? '').split(',')
   if (fromSource.includes('true') || fromSource.includes('st-moe')) return false
-  const loader = pathToFileURL(path.join(root, 'dist', 'addon.js'))
-  const load = ['--input-type=module', '-e', `(await import(${JSON.stringify(loader)})).loadAddon()`]
+  const loader = pathToFileURL(path.join(root, 'dist', 'index.js'))
+  const load = ['--input-type=module', '-e', `(await import(${JSON.stringify(loader)})).getNumThreads()`]
   const { ST_MOE_ISA: _, ...others } = process.env // which kernels to use does not decide whether it loads
   const env = { ...others, PREBUILDS_ONLY: '1' }
   return spawnSync(process.execPath, load, { cwd: root, env, stdio: 'ignore' }).status === 0

@@ -94,6 +94,15 @@ function updateRow({ jsName, args }, number) {
   return `  ${jsName}: (given: { ${type} }): readonly number[] => [${[number, ...attributes.map((name) => `given.${name}`)].join(', ')}],\n`
 }
 
+/** The lists of functions by number, in the order of the native enumeration: in TypeScript an object of each. */
+const kindLists = { unaryKind: 'unary_kinds.inc', binaryKind: 'binary_kinds.inc', activationKind: 'activations.inc' }
+
+function kindsOf([name, file]) {
+  const text = readFileSync(`${root}native/core/${file}`, 'utf8').replaceAll(/\/\/.*/g, '')
+  const names = Array.from(text.matchAll(/^[A-Z]+\((\w+),/gm), ([, kind]) => kind)
+  return `export const ${name} = { ${names.map((kind, i) => `${kind}: ${i}`).join(', ')} } as const\n`
+}
+
 export function writeNativeOps() {
   const declared = declaredOps()
   const ops = declared.filter(({ byHand }) => !byHand)
@@ -112,7 +121,9 @@ ${ops.map(source).join('')}})
 export const replayRow = {
   sample: (given: { seed: number; step: number }): readonly number[] => [-1, given.seed, given.step],
 ${updates.join('')}}
-`.replaceAll(/^ {4}(.*)/gm, '  $1')
+
+// The numbers of the functions that one op computes.
+${Object.entries(kindLists).map(kindsOf).join('')}`.replaceAll(/^ {4}(.*)/gm, '  $1')
   const file = `${root}lib/runtime/native-ops.ts`
   let old = ''
   try {

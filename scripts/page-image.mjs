@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url'
 import puppeteer from 'puppeteer-core'
 
 const at = (name) => fileURLToPath(new URL(`../${name}`, import.meta.url))
-const server = spawn(process.execPath, [at('dist/cli/bin.js'), 'show', process.argv[2], '--json'], {
+const server = spawn(process.execPath, [at('dist/cli.js'), 'show', process.argv[2], '--json'], {
   stdio: ['ignore', 'pipe', 'inherit'],
 })
 const [line] = await once(server.stdout, 'data')

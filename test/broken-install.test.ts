@@ -99,7 +99,7 @@ describe('the addon', () => {
     const program = join(installed, 'node') // node-gyp-build finds the prebuilds next to it
     copyFileSync(process.execPath, program)
     const { ST_MOE_PREBUILD, ...env } = process.env
-    const { status, stdout } = spawnSync(program, [join(above, 'dist/cli/bin.js'), 'doctor'], { env, encoding: 'utf8' })
+    const { status, stdout } = spawnSync(program, [join(above, 'dist/cli.js'), 'doctor'], { env, encoding: 'utf8' })
     expect(status).toBe(1)
     expect(stdout).toMatch(/^addon +not loaded$/m)
     expect(stdout).toContain(`${join(above, 'prebuilds')}: no addon`)
@@ -181,7 +181,7 @@ describe('the plugin', () => {
     expectCpuAnd(/^the CUDA plugin is not installed \(.*\)\. (Run: npm install st-moe-cuda|There is no)/)
     const { ST_MOE_CUDA_LIBRARY, ST_MOE_PREBUILD, ...env } = process.env
     const doctor = (...args: string[]) =>
-      spawnSync(process.execPath, [join(installed, 'dist/cli/bin.js'), 'doctor', ...args], { env, encoding: 'utf8' })
+      spawnSync(process.execPath, [join(installed, 'dist/cli.js'), 'doctor', ...args], { env, encoding: 'utf8' })
     expect(doctor().stdout).toMatch(/^CUDA plugin +not installed$/m)
     expect(JSON.parse(doctor('--json').stdout)).toMatchObject({ healthy: true, plugin: null })
   })

@@ -1,15 +1,7 @@
 import { expect, test, vi } from 'vitest'
-import { makeOptimizer, TrainStep } from '../lib/cli/language-model/train.js'
-import {
-  CharacterTokenizer,
-  type Device,
-  full,
-  LanguageModel,
-  MoEMonitor,
-  manualSeed,
-  scope,
-  setDefaultDevice,
-} from '../lib/index.js'
+import { CharacterTokenizer, LanguageModel } from '../language-model/index.js'
+import { makeOptimizer, TrainStep } from '../language-model/train-step.js'
+import { type Device, full, MoEMonitor, manualSeed, scope, setDefaultDevice } from '../lib/index.js'
 import { native } from '../lib/runtime/native.js'
 import { useEmulator } from './support/emulator.js'
 

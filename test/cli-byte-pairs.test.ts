@@ -1,6 +1,6 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { expect, test } from 'vitest'
-import { BytePairTokenizer } from '../lib/index.js'
+import { BytePairTokenizer } from '../language-model/index.js'
 import { at, cli, expectRefused, jsonLines, succeeded, tiny, weights } from './support/cli.js'
 import { sentences } from './support/sentences.js'
 

@@ -15,10 +15,10 @@ import { hostname, constants as system } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
-import { Failure } from '../lib/cli/errors.js'
-import { RunFolder } from '../lib/cli/language-model/folder.js'
-import { takeLock } from '../lib/cli/language-model/lock.js'
-import { CharacterTokenizer, LanguageModel, saveLanguageModel } from '../lib/index.js'
+import { TrainingFolder } from '../cli/trainer/folder.js'
+import { CharacterTokenizer, LanguageModel, saveLanguageModel } from '../language-model/index.js'
+import { MoeError } from '../lib/index.js'
+import { lockFile } from '../lib/io/lock.js'
 import { native } from '../lib/runtime/native.js'
 import { root } from './support/blocks.js'
 import { at, bin, cli, expectRefused, folder, succeeded, tiny } from './support/cli.js'
@@ -111,42 +111,42 @@ describe('a lock file', () => {
   })
 
   test('has one owner, who removes it', () => {
-    const lock = takeLock(file)
-    expect(() => takeLock(file)).toThrow(
-      new Failure(`${at('lock')} is in use by process ${process.pid} on ${hostname()}`),
+    const lock = lockFile(file)
+    expect(() => lockFile(file, at('lock'))).toThrow(
+      new MoeError('FILE_SYSTEM', 'lockFile', `${at('lock')} is in use by process ${process.pid} on ${hostname()}`),
     )
     lock.release()
     expect(existsSync(file)).toBe(false)
-    takeLock(file).release()
+    lockFile(file).release()
   })
 
   test('removed by its owner while another waits protects nothing: the next one does', () => {
-    const { lockFile } = native
-    const owner = takeLock(file)
+    const owner = lockFile(file)
+    const { lockFile: lockInKernel } = native
     vi.spyOn(native, 'lockFile').mockImplementationOnce((opened) => {
       owner.release()
-      return lockFile(opened)
+      return lockInKernel(opened)
     })
-    const lock = takeLock(file)
-    expect(() => takeLock(file)).toThrow(/in use/)
+    const lock = lockFile(file)
+    expect(() => lockFile(file)).toThrow(/in use/)
     lock.release()
   })
 
   test('that is taken away by hand is not confused with the one of the next owner', () => {
-    const first = takeLock(file)
+    const first = lockFile(file)
     rmSync(file)
-    const second = takeLock(file)
+    const second = lockFile(file)
     first.release()
-    expect(() => takeLock(file)).toThrow(/in use/)
+    expect(() => lockFile(file)).toThrow(/in use/)
     second.release()
   })
 
   test('of a folder that was moved protects the next run at that path from this one', async () => {
-    using run = new RunFolder(at('lock'))
+    using run = new TrainingFolder(at('lock'))
     run.write({ note: 'first' })
     renameSync(at('lock'), at('moved'))
     try {
-      using next = new RunFolder(at('lock'))
+      using next = new TrainingFolder(at('lock'))
       const refused = /lock is no longer the folder of this run: it was moved, or its run\.lock was removed$/
       expect(() => run.write({ note: 'second' })).toThrow(refused)
       await expect(run.save({} as never, {} as never)).rejects.toThrow(refused)
@@ -162,7 +162,7 @@ describe('a lock file', () => {
     vi.spyOn(native, 'lockFile').mockReturnValue(system.errno.ENOLCK)
     const warned = vi.spyOn(process.stderr, 'write').mockReturnValue(true)
     for (const _process of [1, 2]) {
-      using _folder = new RunFolder(at('lock'))
+      using _folder = new TrainingFolder(at('lock'))
     }
     const warning = `${at('lock')} cannot be locked (ENOLCK): make sure that no other process trains there\n`
     expect(warned.mock.calls).toEqual([[warning], [warning]])

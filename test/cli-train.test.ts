@@ -14,7 +14,7 @@ import {
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { describe, expect, test } from 'vitest'
-import { layerFlags } from '../lib/cli/language-model/options.js'
+import { layerFlags } from '../cli/trainer/options.js'
 import { editCheckpoint } from './support/checkpoint-file.js'
 import { at, bin, cli, expectRefused, folder, jsonLines, succeeded, tiny, weights } from './support/cli.js'
 import { printed } from './support/program.js'

@@ -169,7 +169,7 @@ describe('doctor', () => {
     const installed = mkdtempSync(join(tmpdir(), 'st-moe-doctor-'))
     for (const name of ['package.json', 'dist']) cpSync(join(root, name), join(installed, name), { recursive: true })
     const doctor = (...args: string[]) =>
-      spawnSync(process.execPath, [join(installed, 'dist/cli/bin.js'), ...args], { encoding: 'utf8' })
+      spawnSync(process.execPath, [join(installed, 'dist/cli.js'), ...args], { encoding: 'utf8' })
     try {
       const { status, stdout, stderr } = doctor('doctor')
       expect({ status, stderr }).toEqual({ status: 1, stderr: '' })
@@ -189,13 +189,7 @@ describe('doctor', () => {
       const permission = process.allowedNodeEnvironmentFlags.has('--permission') ? '' : 'experimental-'
       const denied = spawnSync(
         process.execPath,
-        [
-          '--no-warnings',
-          `--${permission}permission`,
-          '--allow-fs-read=*',
-          join(installed, 'dist/cli/bin.js'),
-          'build',
-        ],
+        ['--no-warnings', `--${permission}permission`, '--allow-fs-read=*', join(installed, 'dist/cli.js'), 'build'],
         { encoding: 'utf8' },
       )
       expect(denied.stderr).toMatch(/^st-moe build: .* cannot be started: .*\n$/)

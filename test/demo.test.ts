@@ -2,7 +2,7 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSy
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import type { History } from '../lib/cli/language-model/history.js'
+import type { History } from '../cli/trainer/history.js'
 import { loadSafetensorsSync } from '../lib/index.js'
 import { runProgram } from './support/program.js'
 import { sentences } from './support/sentences.js'

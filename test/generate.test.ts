@@ -5,20 +5,13 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import {
   BytePairTokenizer,
   CharacterTokenizer,
-  defaultGenerator,
   type GenerateOptions,
   LanguageModel,
   type LanguageModelSizes,
   loadLanguageModel,
-  MoeError,
-  manualSeed,
-  memory,
-  noGrad,
-  saveCheckpoint,
   saveLanguageModel,
-  scope,
-  tensor,
-} from '../lib/index.js'
+} from '../language-model/index.js'
+import { defaultGenerator, MoeError, manualSeed, memory, noGrad, saveCheckpoint, scope, tensor } from '../lib/index.js'
 import { listOf, relativeError, values } from './support/numbers.js'
 import { own } from './support/owned.js'
 

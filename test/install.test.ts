@@ -59,7 +59,7 @@ describe('with a prebuilt addon that loads', () => {
     for (const name of ['scripts', 'dist']) mkdirSync(join(folder, 'package', name), { recursive: true })
     const installed = join(folder, 'package/scripts/install.cjs')
     copyFileSync(script, installed)
-    writeFileSync(join(folder, 'package/dist/addon.js'), text)
+    writeFileSync(join(folder, 'package/dist/index.js'), text)
     return install([], { installed, env }).status
   }
 

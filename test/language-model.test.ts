@@ -1,15 +1,9 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
-import {
-  emptyHistory,
-  type History,
-  historySchema,
-  recordEvaluation,
-  recordStep,
-} from '../lib/cli/language-model/history.js'
-import { ngramLosses } from '../lib/cli/language-model/ngram.js'
-import { textProgress } from '../lib/cli/language-model/progress.js'
-import { CharacterTokenizer, LanguageModel } from '../lib/index.js'
-import { trainingBytes } from '../lib/language-model/sizes.js'
+import { emptyHistory, type History, historySchema, recordEvaluation, recordStep } from '../cli/trainer/history.js'
+import { ngramLosses } from '../cli/trainer/ngram.js'
+import { textProgress } from '../cli/trainer/progress.js'
+import { CharacterTokenizer, LanguageModel } from '../language-model/index.js'
+import { trainingBytes } from '../language-model/sizes.js'
 
 describe('the history of a run', () => {
   /** Loss rises by 1 each step; one expert gets more and more. */

@@ -49,9 +49,9 @@ test('the doc comment of an option tells its default', () => {
 })
 
 test('the declarations of the package show every option with its doc comment', () => {
-  const program = ts.createProgram([`${root}dist/index.d.ts`], { types: [] })
+  const program = ts.createProgram([`${root}dist/types/lib/index.d.ts`], { types: [] })
   const checker = program.getTypeChecker()
-  const index = checker.getSymbolAtLocation(program.getSourceFile(`${root}dist/index.d.ts`)!)!
+  const index = checker.getSymbolAtLocation(program.getSourceFile(`${root}dist/types/lib/index.d.ts`)!)!
   const types = checker.getExportsOfModule(index).filter(({ name }) => name.endsWith('Options'))
   const options = types.flatMap((type) =>
     checker

@@ -2,19 +2,16 @@ import { closeSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync,
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, expect, test } from 'vitest'
+import { CharacterTokenizer, LanguageModel, loadLanguageModel, saveLanguageModel } from '../language-model/index.js'
 import {
   AdamW,
-  CharacterTokenizer,
-  LanguageModel,
   Linear,
   loadCheckpoint,
-  loadLanguageModel,
   loadSafetensors,
   loadSafetensorsSync,
   type Module,
   SummaryWriter,
   saveCheckpoint,
-  saveLanguageModel,
   saveSafetensors,
   saveSafetensorsSync,
   scope,

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest'
-import type { History } from '../lib/cli/language-model/history.js'
-import { makeReport, type RunSummary } from '../lib/cli/language-model/report.js'
-import { html, Markup } from '../lib/cli/markup.js'
+import { html, Markup } from '../cli/markup.js'
+import type { History } from '../cli/trainer/history.js'
+import { makeReport, type RunSummary } from '../cli/trainer/report.js'
 
 // The report of a run: nothing that comes from a text or a file becomes markup.
 

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
-import { BytePairTokenizer, CharacterTokenizer, type Tokenizer } from '../lib/index.js'
-import { textOf } from '../lib/language-model/tokenizer.js'
+import { BytePairTokenizer, CharacterTokenizer, type Tokenizer } from '../language-model/index.js'
+import { textOf } from '../language-model/tokenizer.js'
 import { sentences } from './support/sentences.js'
 
 const strange = 'naïve 漢字 😀\t\n\n  a1b22 ...!? e\u0301 \u{1F468}\u200D\u{1F469} \ufeff'

@@ -1,21 +1,12 @@
 import { afterEach, describe, expect, test, vi } from 'vitest'
-import { conflictOf } from '../lib/cli/language-model/conflict.js'
-import { modelSizes, type RunOptions, runFlags } from '../lib/cli/language-model/options.js'
-import { textProgress } from '../lib/cli/language-model/progress.js'
-import { entryOf, makeOptimizer, makeSchedule, TrainStep } from '../lib/cli/language-model/train.js'
-import {
-  CharacterTokenizer,
-  keep,
-  LanguageModel,
-  MoEMonitor,
-  manualSeed,
-  noGrad,
-  SGD,
-  scope,
-  type Tensor,
-  tensor,
-} from '../lib/index.js'
-import { weightBytes } from '../lib/language-model/sizes.js'
+import { conflictOf } from '../cli/trainer/conflict.js'
+import { entryOf } from '../cli/trainer/history.js'
+import { modelSizes, type RunOptions, runFlags } from '../cli/trainer/options.js'
+import { textProgress } from '../cli/trainer/progress.js'
+import { CharacterTokenizer, LanguageModel } from '../language-model/index.js'
+import { weightBytes } from '../language-model/sizes.js'
+import { makeOptimizer, makeSchedule, TrainStep } from '../language-model/train-step.js'
+import { keep, MoEMonitor, manualSeed, noGrad, SGD, scope, type Tensor, tensor } from '../lib/index.js'
 import { routerOptions, secondPolicies } from '../lib/ops/route-options.js'
 import { values } from './support/numbers.js'
 

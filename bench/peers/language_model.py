@@ -1,4 +1,4 @@
-"""The language model of lib/cli/language-model, with the layers of st-moe-pytorch and the names of its state."""
+"""The language model of language-model, with the layers of st-moe-pytorch and the names of its state."""
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ class Model(nn.Module):
 
 
 class Training:
-    """A training step as in lib/cli/language-model/train.ts. AdamW is the fused one, the fastest that PyTorch has."""
+    """A training step as in language-model/train-step.ts. AdamW is the fused one, the fastest that PyTorch has."""
 
     def __init__(self, options, state):
         self.model = Model(**options)

@@ -3,6 +3,7 @@ import { deviceIndex } from '../runtime/device.js'
 import { type DType, dtypeCode } from '../runtime/dtype.js'
 import { MoeError } from '../runtime/errors.js'
 import { type Handle, native } from '../runtime/native.js'
+import { binaryKind } from '../runtime/native-ops.js'
 import { boolean, type OptionsOf, reader } from '../runtime/options.js'
 import { consumed, releaseAll, share } from '../tensor/handles.js'
 import { asMethods } from '../tensor/methods.js'
@@ -39,7 +40,7 @@ function accumulate(a: Handle, b: Handle): Handle {
       native.addInPlace(a, b)
       return a
     }
-    const sum = native.binary(a, b, 0)
+    const sum = native.binary(a, b, binaryKind.add)
     native.release(a)
     return sum
   })

@@ -87,7 +87,20 @@ export const callScope = <T>(fn: () => T): T => restoringOnError(defaultGenerato
 
 /**
  * Runs `fn`, which creates parameters and tensors passed to {@link keep}; all others are freed. If it throws, all are
- * freed, and the default generator does not advance.
+ * freed, and the default generator does not advance. For constructors of modules.
+ *
+ * @example
+ * ```ts
+ * class Pair extends Module {
+ *   first: Linear
+ *   second: Linear
+ *   constructor(dim: number) {
+ *     super()
+ *     ;[this.first, this.second] = allOrNone(() => [new Linear(dim, dim), new Linear(dim, dim)])
+ *   }
+ * }
+ * console.log(new Pair(4).parameters().length) // → 4
+ * ```
  */
 export function allOrNone<T>(fn: () => T): T {
   const around = currentLasting()

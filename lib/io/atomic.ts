@@ -26,11 +26,11 @@ const busy = system.errno.EAGAIN
 const { O_WRONLY, O_RDWR, O_CREAT, O_EXCL, O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants
 
 export function writeAtomicSync(path: string, parts: readonly Uint8Array[], op = 'writeAtomic'): void {
-  runSync(replace(op, [{ path, parts }]))
+  writeTogetherSync([{ path, parts }], op)
 }
 
 export async function writeAtomic(path: string, parts: readonly Uint8Array[], op = 'writeAtomic'): Promise<void> {
-  await run(replace(op, [{ path, parts }]))
+  await writeTogether([{ path, parts }], op)
 }
 
 /** A file and its new content. */
@@ -39,9 +39,13 @@ export interface NewFile {
   parts: readonly Uint8Array[]
 }
 
-/** Like {@link writeAtomic}, of files that belong together: replaces none until the content of all is on disk. */
+/** Like {@link writeAtomic}, for files that belong together: replaces none until the content of all is on disk. */
 export async function writeTogether(files: readonly NewFile[], op: string): Promise<void> {
   await run(replace(op, files))
+}
+
+export function writeTogetherSync(files: readonly NewFile[], op: string): void {
+  runSync(replace(op, files))
 }
 
 /** The new content of `target` in a temporary file, open and locked. */

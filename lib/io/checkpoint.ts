@@ -8,9 +8,11 @@ import { checkpointOf, isOptimizer, type Optimizer, stageOptimizer } from '../op
 import { checkpointOfSchedule, isSchedule, type Schedule, stageSchedule } from '../optim/schedule.js'
 import { checkInteger, checkOptions, fail, isPlain } from '../runtime/check.js'
 import { MoeError, show } from '../runtime/errors.js'
-import { writeAtomic } from './atomic.js'
+import { writeTogether } from './atomic.js'
 import { checkPath, run } from './files.js'
 import { fromJson, toJson } from './json.js'
+import { checkContents, type FileContent } from './plain-files.js'
+import { checkMetadata, type SafetensorsOptions } from './safetensors.js'
 import { encode, headerIn, load } from './tensor-file.js'
 
 /** The objects that a checkpoint restores. */
@@ -39,6 +41,18 @@ export interface CheckpointProgress {
    * them. Values that JSON cannot represent are an error.
    */
   extra?: unknown
+}
+
+/** What {@link loadCheckpoint} and {@link checkpointProgress} return. */
+export interface LoadedProgress extends CheckpointProgress {
+  /** The strings that were saved with it. */
+  metadata: Readonly<Record<string, string>>
+}
+
+/** Options of {@link saveCheckpoint}. */
+export interface SaveCheckpointOptions extends SafetensorsOptions {
+  /** Files that belong to the checkpoint: none of all is replaced until the content of each is on disk. */
+  beside?: readonly FileContent[]
 }
 
 /** What {@link saveCheckpoint} writes. */
@@ -124,7 +138,7 @@ const unprefixed = (prefix: string, state: StateDict): StateDict =>
 /**
  * Writes the model, optimizers and schedules with their options, the step, the random state and `extra` to one safetensors file,
  * atomically. A run that resumes from it continues bit for bit. Throws, and does not touch the previous file, if
- * {@link loadCheckpoint} could not read the new one.
+ * {@link loadCheckpoint} could not read the new one. `options` adds strings, and files that belong to it.
  *
  * Errors: OPTION, DISPOSED, FILE_SYSTEM; NON_FINITE if the state of an optimizer is not finite.
  *
@@ -137,18 +151,20 @@ const unprefixed = (prefix: string, state: StateDict): StateDict =>
  * console.log(step, extra) // → 100 { position: 4096 }
  * ```
  */
-export async function saveCheckpoint(path: string, checkpoint: Checkpoint): Promise<void> {
+export async function saveCheckpoint(
+  path: string,
+  checkpoint: Checkpoint,
+  options?: SaveCheckpointOptions,
+): Promise<void> {
   const op = 'saveCheckpoint'
-  const file = checkPath(op, path)
-  await writeAtomic(file, encodeCheckpoint(op, checkpoint), op)
+  const { metadata, beside = [] } = checkOptions<SaveCheckpointOptions>(op, options, ['metadata', 'beside'])
+  const files = checkContents(op, 'beside', beside)
+  const parts = encodeCheckpoint(op, checkpoint, checkMetadata(op, metadata))
+  await writeTogether([...files, { path: checkPath(op, path), parts }], op)
 }
 
-/** The parts of a file, with copies of the tensors and more metadata. */
-export function encodeCheckpoint(
-  op: string,
-  checkpoint: Checkpoint,
-  metadata?: Readonly<Record<string, string>>,
-): Uint8Array[] {
+/** The parts of a file, with copies of the tensors. */
+function encodeCheckpoint(op: string, checkpoint: Checkpoint, metadata: Record<string, string>): Uint8Array[] {
   const { step, extra, ...rest } = checkOptions<Checkpoint>(op, checkpoint, [...names, 'step', 'extra'])
   checkInteger(op, 'step', step, 0)
   const { model, kept, generator = defaultGenerator } = checkTargets(op, rest)
@@ -166,7 +182,7 @@ export function encodeCheckpoint(
 }
 
 /**
- * Restores the targets from a file of {@link saveCheckpoint}, all or none, and returns `step` and `extra`. Optimizers
+ * Restores the targets from a file of {@link saveCheckpoint}, all or none, and returns `step`, `extra` and the metadata. Optimizers
  * get their saved options: to use another `lr`, set it after the load. The random state is restored only if `generator`
  * is given.
  *
@@ -182,18 +198,7 @@ export function encodeCheckpoint(
  * console.log(step, resumed.weight.sub(model.weight).abs().sum().item()) // → 100 0
  * ```
  */
-export async function loadCheckpoint(path: string, targets: CheckpointTargets): Promise<CheckpointProgress> {
-  const { step, extra } = await restoreCheckpoint(path, targets)
-  return { step, extra }
-}
-
-/** The progress that a checkpoint holds, and all of its metadata. */
-interface ReadProgress extends CheckpointProgress {
-  metadata: Readonly<Record<string, string>>
-}
-
-/** {@link loadCheckpoint}, with the metadata. */
-export async function restoreCheckpoint(path: string, targets: CheckpointTargets): Promise<ReadProgress> {
+export async function loadCheckpoint(path: string, targets: CheckpointTargets): Promise<LoadedProgress> {
   const op = 'loadCheckpoint'
   const { model, kept, generator } = checkTargets(op, checkOptions<CheckpointTargets>(op, targets, names))
   const { tensors, metadata } = await run(load(op, path))
@@ -210,16 +215,29 @@ export async function restoreCheckpoint(path: string, targets: CheckpointTargets
       for (const write of [ofModel, ...ofKept]) write() // these cannot fail
     })
     generator?.setState(about.generator)
-    return { step: about.step, extra: about.extra, metadata }
+    return progressOf(about, metadata)
   } finally {
     for (const tensor of Object.values(tensors)) tensor.dispose()
   }
 }
 
-/** The same without the tensors. Errors: FILE_FORMAT, FILE_SYSTEM. */
-export async function readProgress(op: string, path: string): Promise<ReadProgress> {
-  const { metadata } = await run(headerIn(op, path))
-  const { step, extra } = parse(op, path, metadata)
+/**
+ * What {@link loadCheckpoint} returns, without reading or restoring a tensor. Errors: FILE_FORMAT, FILE_SYSTEM, OPTION.
+ *
+ * @example
+ * ```ts
+ * await saveCheckpoint('run.safetensors', { model: new Linear(8, 8), step: 100 }, { metadata: { text: 'book.txt' } })
+ * const { step, metadata } = await checkpointProgress('run.safetensors')
+ * console.log(step, metadata.text) // → 100 book.txt
+ * ```
+ */
+export async function checkpointProgress(path: string): Promise<LoadedProgress> {
+  const op = 'checkpointProgress'
+  const { metadata } = await run(headerIn(op, checkPath(op, path)))
+  return progressOf(parse(op, path, metadata), metadata)
+}
+
+function progressOf({ step, extra }: About, { [aboutKey]: _, ...metadata }: Record<string, string>): LoadedProgress {
   return { step, extra, metadata }
 }
 

@@ -80,6 +80,14 @@ export async function run<T>(routine: Routine<T>): Promise<T> {
   return next.value
 }
 
+/**
+ * The value, if it can be the name of a file. Errors: OPTION.
+ *
+ * @example
+ * ```ts
+ * console.log(utils.checkPath('save', 'runs/model')) // → runs/model
+ * ```
+ */
 export function checkPath(op: string, path: unknown): string {
   if (typeof path !== 'string' || path === '' || path.includes('\0'))
     fail('OPTION', op, `path must be a file name, got ${show(path)}`)

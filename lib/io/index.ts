@@ -2,18 +2,25 @@ export {
   type Checkpoint,
   type CheckpointProgress,
   type CheckpointTargets,
+  checkpointProgress,
+  type LoadedProgress,
   loadCheckpoint,
+  type SaveCheckpointOptions,
   saveCheckpoint,
 } from './checkpoint.js'
+export type { FileContent } from './plain-files.js'
 export {
   decodeSafetensors,
   encodeSafetensors,
   type LoadedTensors,
   loadSafetensors,
   loadSafetensorsSync,
+  readSafetensorsHeaderSync,
+  type SafetensorsHeader,
   type SafetensorsOptions,
   saveSafetensors,
   saveSafetensorsSync,
+  type TensorInfo,
 } from './safetensors.js'
 export {
   loadTransformersMoE,

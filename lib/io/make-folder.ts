@@ -1,14 +1,34 @@
 import { mkdirSync, statSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
+import { MoeError } from '../runtime/errors.js'
+import { checkPath } from './files.js'
 
-/** Creates a folder and those above it, one at a time, because Node's recursive mkdir never returns under /proc. */
+/**
+ * Creates a folder, and those above it. An existing one is kept. Errors: OPTION, FILE_SYSTEM.
+ *
+ * @example
+ * ```ts
+ * utils.makeFolder('runs/today')
+ * utils.writeFilesSync([{ path: 'runs/today/notes.txt', data: 'learning rate 1e-3' }])
+ * ```
+ */
 export function makeFolder(path: string): void {
-  const folder = resolve(path)
+  const op = 'makeFolder'
+  try {
+    makeAll(resolve(checkPath(op, path)))
+  } catch (error) {
+    if (error instanceof MoeError) throw error
+    throw new MoeError('FILE_SYSTEM', op, `${path} cannot be written to: ${(error as Error).message}`, { cause: error })
+  }
+}
+
+/** One at a time, because Node's recursive mkdir never returns under /proc. */
+function makeAll(folder: string): void {
   try {
     makeOne(folder)
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || dirname(folder) === folder) throw error
-    makeFolder(dirname(folder))
+    makeAll(dirname(folder))
     makeOne(folder)
   }
 }

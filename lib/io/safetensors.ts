@@ -5,7 +5,7 @@ import { allocated } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { writeAtomic, writeAtomicSync } from './atomic.js'
 import { checkPath, run, runSync } from './files.js'
-import { encode, load, loadBytes } from './tensor-file.js'
+import { encode, headerIn, load, loadBytes } from './tensor-file.js'
 
 /** The content of a safetensors file. */
 export interface LoadedTensors {
@@ -21,8 +21,10 @@ export interface SafetensorsOptions {
   metadata?: Record<string, string>
 }
 
-function checkMetadata(op: string, options: unknown): Record<string, string> {
-  const { metadata = {} } = checkOptions<SafetensorsOptions>(op, options, ['metadata'])
+const metadataOf = (op: string, options: unknown): Record<string, string> =>
+  checkMetadata(op, checkOptions<SafetensorsOptions>(op, options, ['metadata']).metadata)
+
+export function checkMetadata(op: string, metadata: unknown = {}): Record<string, string> {
   if (typeof metadata !== 'object' || metadata === null)
     fail('OPTION', op, `metadata must be an object of strings, got ${show(metadata)}`)
   const entries = Object.entries(metadata)
@@ -45,7 +47,7 @@ function checkMetadata(op: string, options: unknown): Record<string, string> {
  */
 export function saveSafetensorsSync(path: string, state: StateDict, options?: SafetensorsOptions): void {
   const op = 'saveSafetensors'
-  writeAtomicSync(checkPath(op, path), encode(op, state, checkMetadata(op, options)), op)
+  writeAtomicSync(checkPath(op, path), encode(op, state, metadataOf(op, options)), op)
 }
 
 /**
@@ -59,7 +61,7 @@ export function saveSafetensorsSync(path: string, state: StateDict, options?: Sa
  */
 export async function saveSafetensors(path: string, state: StateDict, options?: SafetensorsOptions): Promise<void> {
   const op = 'saveSafetensors'
-  await writeAtomic(checkPath(op, path), encode(op, state, checkMetadata(op, options)), op)
+  await writeAtomic(checkPath(op, path), encode(op, state, metadataOf(op, options)), op)
 }
 
 /**
@@ -93,6 +95,42 @@ export async function loadSafetensors(path: string): Promise<LoadedTensors> {
   return run(load('loadSafetensors', path))
 }
 
+/** What the header of a safetensors file says of a tensor. */
+export interface TensorInfo {
+  /** The type in the file, such as `F32` or `I64`. */
+  dtype: string
+  /** Its shape. */
+  shape: readonly number[]
+  /** Its size in the file. */
+  bytes: number
+}
+
+/** The header of a safetensors file. */
+export interface SafetensorsHeader {
+  /** By name, in file order. */
+  tensors: Record<string, TensorInfo>
+  /** The entry `__metadata__`, by default {}. */
+  metadata: Record<string, string>
+}
+
+/**
+ * What a safetensors file holds, without reading its tensors. Checks that the header accounts for the whole file.
+ * Errors: FILE_FORMAT, FILE_SYSTEM, OPTION.
+ *
+ * @example
+ * ```ts
+ * saveSafetensorsSync('linear.safetensors', new Linear(8, 4).stateDict())
+ * const { tensors } = readSafetensorsHeaderSync('linear.safetensors')
+ * console.log(tensors.weight) // → { dtype: 'F32', shape: [ 4, 8 ], bytes: 128 }
+ * ```
+ */
+export function readSafetensorsHeaderSync(path: string): SafetensorsHeader {
+  const op = 'readSafetensorsHeader'
+  const { entries, metadata } = runSync(headerIn(op, checkPath(op, path)))
+  const tensors = entries.map(({ name, dtype, shape, begin, end }) => [name, { dtype, shape, bytes: end - begin }])
+  return { tensors: Object.fromEntries(tensors), metadata }
+}
+
 /**
  * The bytes of a safetensors file, to send to another thread or machine. They have a buffer of their own, which
  * `postMessage` can move. Errors: OPTION, DISPOSED, OUT_OF_MEMORY.
@@ -106,7 +144,7 @@ export async function loadSafetensors(path: string): Promise<LoadedTensors> {
  */
 export function encodeSafetensors(state: StateDict, options?: SafetensorsOptions): Uint8Array {
   const op = 'encodeSafetensors'
-  const parts = encode(op, state, checkMetadata(op, options))
+  const parts = encode(op, state, metadataOf(op, options))
   const size = parts.reduce((sum, part) => sum + part.length, 0)
   const bytes = allocated(op, `${size} bytes`, () => new Uint8Array(size))
   let at = 0

@@ -9,8 +9,16 @@ import { Module } from './module.js'
 import { newParameter, type Parameter } from './parameter.js'
 import type { StateEntry } from './state.js'
 
-/** H = trunc(D · mult · 2 / 3), in double precision from left to right. */
-export const hiddenSize = (op: string, dim: number, mult: number): number =>
+/**
+ * H = trunc(D · mult · 2 / 3), in double precision from left to right: the hidden size of an expert by `expertHiddenMult`.
+ * Errors: OPTION if it is below 1.
+ *
+ * @example
+ * ```ts
+ * console.log(expertHiddenSize(512, 4)) // → 1365
+ * ```
+ */
+export const expertHiddenSize = (dim: number, mult: number, op = 'expertHiddenSize'): number =>
   checkInteger(op, 'the hidden size dim · mult · 2 / 3', Math.trunc((dim * mult * 2) / 3), 1)
 
 export const expertOptions = {

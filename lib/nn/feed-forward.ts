@@ -5,7 +5,7 @@ import { checkInteger } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
 import { number, type OptionsOf, pick, reader } from '../runtime/options.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { Experts, hiddenSize } from './experts.js'
+import { Experts, expertHiddenSize } from './experts.js'
 import { gemmOptions, layerOptions, type ProductLayerOptions } from './linear.js'
 import { Module } from './module.js'
 import { RMSNorm } from './norm.js'
@@ -47,7 +47,7 @@ export class FeedForward extends Module {
     const op = 'FeedForward'
     const { mult, ...layer } = readOptions(op, options)
     checkInteger(op, 'dim', dim, 1)
-    const hidden = hiddenSize(op, dim, mult)
+    const hidden = expertHiddenSize(dim, mult, op)
     ;[this.norm, this.expert] = allOrNone(() => [
       new RMSNorm(dim, pick(layer, layerOptions)),
       new Experts(1, dim, hidden, layer),

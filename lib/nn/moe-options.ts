@@ -22,7 +22,7 @@ import {
   type GatingForwardOptions,
   gatingForwardOptions,
   maxChoices,
-  type ownOptions,
+  type ownOptions as ownGatingOptions,
   passedToGating,
   type TopNGatingOptions,
 } from './gating.js'
@@ -30,7 +30,7 @@ import { computeDType } from './linear.js'
 import type { Module } from './module.js'
 import { type SharedExpertsOptions, sharedOptions } from './shared-options.js'
 
-const moeOptions = {
+const ownOptions = {
   /**
    * E. A pair [E1, E2] makes two levels (Mesh TensorFlow): a router chooses among E1 groups, in each of which another
    * chooses among E2 experts, over the slots of the group. `routing` is then that of the first level, and the losses are sums
@@ -103,27 +103,51 @@ const hiddenOptions = {
   computeDtype: computeDType,
 }
 
-/** Of the built-in experts. */
-const builtInOptions = { ...hiddenOptions, ...activationOptions, ...expertOptions, ...sharedOptions }
+const builtInOptions = onlyWhere(({ experts }) => (experts === undefined ? null : 'is for the built-in experts'), {
+  ...hiddenOptions,
+  ...activationOptions,
+  ...expertOptions,
+  ...sharedOptions,
+})
 
 /** Options of {@link MoE}; `dim` is required. */
 export interface MoEOptions
   extends OptionsOf<typeof routerOptions>,
-    OptionsOf<typeof moeOptions>,
+    OptionsOf<typeof ownOptions>,
     OptionsOf<typeof choiceOptions>,
-    Omit<TopNGatingOptions, keyof typeof ownOptions>,
+    Omit<TopNGatingOptions, keyof typeof ownGatingOptions>,
     OptionsOf<typeof hiddenOptions>,
     OptionsOf<typeof expertOptions>,
     SharedExpertsOptions,
     ActivationOptions {}
 
-export const readOptions = reader(
-  routerOptions,
-  choiceOptions,
-  ...passedToGating,
-  moeOptions,
-  onlyWhere(({ experts }) => (experts === undefined ? null : 'is for the built-in experts'), builtInOptions),
-)
+const groups = [routerOptions, choiceOptions, ...passedToGating, ownOptions, builtInOptions] as const
+type Joined<D extends readonly unknown[]> = D extends readonly [infer First, ...infer Rest]
+  ? First & Joined<Rest>
+  : unknown
+
+/**
+ * Every option of {@link MoE} as data: its default, range or words, and its check. For programs that offer some of them,
+ * such as a form or a command line.
+ *
+ * @example
+ * ```ts
+ * console.log(moeOptions.router.allowed.length, moeOptions.activation.default) // → 5 geglu
+ * ```
+ */
+export const moeOptions: Joined<typeof groups> = Object.assign({}, ...groups)
+
+const read = reader(...groups)
+
+/** The checked values. Errors: OPTION, DTYPE, DEVICE, UNSUPPORTED. */
+export function readOptions(op: string, options: unknown): ReturnType<typeof read> {
+  const o = read(op, options)
+  if (o.processGroup || o.allowVarSeqLen)
+    fail('UNSUPPORTED', op, 'processGroup and allowVarSeqLen (expert parallelism) are not available in this version')
+  if (Array.isArray(o.numExperts) && o.router === 'expertChoice')
+    fail('OPTION', op, 'router "expertChoice" is not for two levels: its tokens have no first choice')
+  return o
+}
 
 /** The options of a layer of the second level. */
 export function secondLevel(o: ReturnType<typeof readOptions>, numExperts: number): MoEOptions {

@@ -17,7 +17,7 @@ import { allFinite } from '../tensor/norm.js'
 import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor/tensor.js'
 import { ExpertChoiceGating, passedToExpertChoice } from './expert-choice-gating.js'
 import { ExpertGroups } from './expert-groups.js'
-import { Experts, expertOptions, hiddenSize } from './experts.js'
+import { Experts, expertHiddenSize, expertOptions } from './experts.js'
 import { countingLoads, type GatingForwardOptions, passedToGating, readRandom, TopNGating } from './gating.js'
 import { gemmOptions, layerOptions } from './linear.js'
 import { Module } from './module.js'
@@ -72,6 +72,14 @@ export class MoE extends Module {
   readonly #losses: ValuesOf<[typeof lossOptions]>
 
   /**
+   * Checks options as the constructor does, custom `experts` excepted, without making a layer. Errors: OPTION, DTYPE,
+   * DEVICE, UNSUPPORTED.
+   */
+  static checkOptions(options: MoEOptions): void {
+    readOptions('MoE', options)
+  }
+
+  /**
    * Errors: OPTION (an unknown option is one, and names the nearest), DTYPE, DEVICE, BACKEND_UNAVAILABLE, UNSUPPORTED
    * for expert parallelism, OUT_OF_MEMORY.
    */
@@ -79,13 +87,9 @@ export class MoE extends Module {
     super()
     const op = 'MoE'
     const o = readOptions(op, options)
-    if (o.processGroup || o.allowVarSeqLen)
-      fail('UNSUPPORTED', op, 'processGroup and allowVarSeqLen (expert parallelism) are not available in this version')
     deviceIndex(op, o.device)
     const [numExperts, inGroup] = [o.numExperts].flat()
-    if (inGroup !== undefined && o.router === 'expertChoice')
-      fail('OPTION', op, 'router "expertChoice" is not for two levels: its tokens have no first choice')
-    const hidden = o.experts ? 0 : (o.expertHiddenDim ?? hiddenSize(op, o.dim, o.expertHiddenMult))
+    const hidden = o.experts ? 0 : (o.expertHiddenDim ?? expertHiddenSize(o.dim, o.expertHiddenMult, op))
     this.dim = o.dim
     this.numExperts = numExperts
     this.outputDim = o.outputDim ?? o.dim

@@ -25,7 +25,7 @@ import {
 } from '../runtime/options.js'
 import { rand, randn } from '../tensor/create.js'
 import { checkTensor, type Tensor, wrap } from '../tensor/tensor.js'
-import { hiddenSize } from './experts.js'
+import { expertHiddenSize } from './experts.js'
 import { gemmOptions, layerOptions, type ProductLayerOptions } from './linear.js'
 import { Module } from './module.js'
 import { RMSNorm } from './norm.js'
@@ -120,7 +120,7 @@ export class SoftMoE extends Module {
     const o = readOptions(op, options)
     const { dim, numExperts, geglu, dropout } = o
     const layer = pick(o, layerOptions)
-    const hidden = geglu ? hiddenSize(op, dim, o.expertMult) : plainHiddenSize(op, dim, o.expertMult)
+    const hidden = geglu ? expertHiddenSize(dim, o.expertMult, op) : plainHiddenSize(op, dim, o.expertMult)
     const numSlots = slotsOf(op, o)
     const norm = () => (o.useLayerNorm ? new BufferLayerNorm(dim, layer) : new RMSNorm(dim, layer))
     this.dim = dim

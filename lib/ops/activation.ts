@@ -53,4 +53,12 @@ export const activationOptions = {
 /** What experts compute between their two linear maps. */
 export interface ActivationOptions extends OptionsOf<typeof activationOptions> {}
 
+/**
+ * Whether the first linear map of an expert with this activation has a gate, and so 2H rows.
+ *
+ * @example
+ * ```ts
+ * console.log(ops.isGated('swiglu'), ops.isGated('relu')) // → true false
+ * ```
+ */
 export const isGated = (activation: Activation): boolean => gated.includes(activation)

@@ -4,21 +4,24 @@ import { deviceIndex } from '../runtime/device.js'
 import { type DType, dtypeCode } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { type Handle, native } from '../runtime/native.js'
+import { binaryKind, unaryKind } from '../runtime/native-ops.js'
 import { consumed, handlesOf, share } from '../tensor/handles.js'
 import { asMethods } from '../tensor/methods.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { sumTo } from './reduce.js'
 
+type BinaryKind = keyof typeof binaryKind
+
 /** The functions of native/core/binary_kinds.inc by name, with broadcasting: each returns a new handle. */
 export const binaryKinds = Object.fromEntries(
-  native.binaryKinds().map((name, kind) => [name, (a: Handle, b: Handle) => native.binary(a, b, kind)]),
-)
+  Object.entries(binaryKind).map(([name, kind]) => [name, (a: Handle, b: Handle) => native.binary(a, b, kind)]),
+) as Record<BinaryKind, (a: Handle, b: Handle) => Handle>
 
 /** Those that the addon has for i32. */
 const forIntegers: ReadonlySet<string> = new Set(['add', 'sub', 'mul'])
 
 /** A new handle of `dtype`. What the addon lacks for i32 computes in f64, which holds every i32. */
-export function applied(kind: string, a: Tensor, b: Tensor, dtype: DType): Handle {
+export function applied(kind: BinaryKind, a: Tensor, b: Tensor, dtype: DType): Handle {
   const apply = binaryKinds[kind]
   if (a.dtype !== 'i32' || forIntegers.has(kind)) return to(apply(handleOf(a), handleOf(b)), a.dtype, dtype)
   const exact = (x: Tensor): Handle => native.convert(handleOf(x), dtypeCode('f64'))
@@ -36,8 +39,7 @@ const { add: plus, sub: minus, mul: times, div: over, pow: power, less, less_equ
 
 type Kind = 'add' | 'sub' | 'mul' | 'div' | 'pow' | 'maximum' | 'minimum'
 const forFloats: ReadonlySet<Kind> = new Set(['div', 'pow'])
-const neg = native.unaryKinds().indexOf('neg')
-const log = native.unaryKinds().indexOf('log')
+const { neg, log } = unaryKind
 
 /** Gradients of both operands, before the sum over broadcast axes. */
 const gradients: Record<Kind, (dy: Handle, a: Handle, b: Handle) => [a: () => Handle, b: () => Handle]> = {

@@ -16,7 +16,7 @@ const { add: plus, less_equal: isLessEqual, equal: isEqual, keep, maximum, minim
 
 /** A comparison: 1 where it holds, else 0. */
 const comparison =
-  (op: string, kind: string, turned = false) =>
+  (op: string, kind: keyof typeof binaryKinds, turned = false) =>
   (a: Tensor | number, b: Tensor | number): Tensor<'i32'> =>
     withOperands(op, a, b, false, (a, b, shape) => {
       const handle = turned ? applied(kind, b, a, 'i32') : applied(kind, a, b, 'i32')

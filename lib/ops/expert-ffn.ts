@@ -3,6 +3,7 @@ import { type Generator, type GeneratorState, withSample } from '../autograd/ran
 import { fail, showShape } from '../runtime/check.js'
 import { type ComputeDType, checkComputeDType, type DType, dtypeCode } from '../runtime/dtype.js'
 import { type Handle, native } from '../runtime/native.js'
+import { activationKind } from '../runtime/native-ops.js'
 import { boolean, type OptionsOf, rate, reader, unchecked } from '../runtime/options.js'
 import { guarded, releaseAll } from '../tensor/handles.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
@@ -44,8 +45,6 @@ export interface ExpertFfnOptions extends OptionsOf<typeof ffnOptions>, Activati
 
 const readOptions = reader(ffnOptions, activationOptions)
 
-const kinds = native.activations()
-
 /** An activation for the native code. */
 const nativeActivation = ({
   activation,
@@ -54,7 +53,8 @@ const nativeActivation = ({
   swigluAlpha,
 }: Required<ActivationOptions>): { activation: number; limit: number; alpha: number } => {
   const suffix = geluApproximate === 'tanh' ? '_tanh' : swigluLimit !== null ? '_clamped' : ''
-  return { activation: kinds.indexOf(activation + suffix), limit: swigluLimit ?? 0, alpha: swigluAlpha ?? 1.702 }
+  const kind = `${activation}${suffix}` as keyof typeof activationKind // the check of the options knows which exist
+  return { activation: activationKind[kind], limit: swigluLimit ?? 0, alpha: swigluAlpha ?? 1.702 }
 }
 
 /** `experts`: of the routing, or null without one. */

@@ -1,13 +1,12 @@
 import { record } from '../autograd/autograd.js'
 import type { DType } from '../runtime/dtype.js'
 import { native } from '../runtime/native.js'
+import { unaryKind } from '../runtime/native-ops.js'
 import { asMethods } from '../tensor/methods.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
-const kinds = native.unaryKinds()
-
-function unary(op: string): <D extends DType>(x: Tensor<D>) => Tensor<D> {
-  const kind = kinds.indexOf(op)
+function unary(op: keyof typeof unaryKind): <D extends DType>(x: Tensor<D>) => Tensor<D> {
+  const kind = unaryKind[op]
   return (x) => {
     checkFloat(op, 'x', x)
     const y = wrap(native.unary({ x: handleOf(x), kind }), x)

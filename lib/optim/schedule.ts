@@ -2,7 +2,7 @@ import { onFailure, refuseInCapture } from '../autograd/context.js'
 import type { StateDict } from '../nn/state.js'
 import { checkFit, checkInteger, checkNumber, copyArray, fail } from '../runtime/check.js'
 import { markCopy, show } from '../runtime/errors.js'
-import { type Declared, integer, type Option, reader, unchecked } from '../runtime/options.js'
+import { type DeclaredOptions, integer, type Option, reader, unchecked } from '../runtime/options.js'
 import { isOptimizer, type Optimizer } from './optimizer.js'
 
 /** The option that a schedule sets. */
@@ -91,7 +91,7 @@ export abstract class Schedule {
   protected abstract rate(base: number, count: number): number
 
   /** @internal The declared options, and what else the state has. */
-  protected abstract declared(): { options: Declared; own: Record<string, Option<unknown>> }
+  protected abstract declared(): { options: DeclaredOptions; own: Record<string, Option<unknown>> }
 
   /** @internal The values of the state: the options, and what else decides the next step. */
   protected abstract values(): { options: object; own: object }
@@ -169,11 +169,11 @@ export abstract class Schedule {
  * ```
  */
 export abstract class StepSchedule<O extends object> extends Schedule {
-  readonly #declared: Declared
+  readonly #declared: DeclaredOptions
   #options: O
 
   /** @internal */
-  protected constructor(op: string, optimizer: ScheduledOptimizer, declared: Declared, options: O) {
+  protected constructor(op: string, optimizer: ScheduledOptimizer, declared: DeclaredOptions, options: O) {
     super(op, optimizer)
     this.#declared = declared
     this.#options = options

@@ -1,11 +1,18 @@
-import { readdirSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join, relative, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { MoeError } from './errors.js'
 import { damageOf } from './library-file.js'
 
-const root = fileURLToPath(new URL('..', import.meta.url))
+/** The root of this package: the nearest folder above that has a package.json. Sources and built files lie at other depths. */
+function findRoot(): string {
+  let folder = dirname(fileURLToPath(import.meta.url))
+  while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) folder = dirname(folder)
+  return folder
+}
+
+export const packageRoot = findRoot()
 
 /**
  * Loads the addon: one compiled on this machine, else a prebuilt one of this package, else that of the package of this
@@ -31,7 +38,7 @@ export function loadAddon(): { addon: unknown; file: string } {
 }
 
 /** The folder with build/ and prebuilds/, as for node-gyp-build. */
-const home = (): string => process.env.ST_MOE_PREBUILD || root
+const home = (): string => process.env.ST_MOE_PREBUILD || packageRoot
 
 /** The name of this system in scripts/targets.mjs, such as linux-x64-glibc. */
 export function systemName(): string {
@@ -56,7 +63,7 @@ const systemFolder = (): string | null => (process.env.ST_MOE_PREBUILD ? null : 
 
 function findAddon(nodeGypBuild: (folder: string) => string): string {
   try {
-    const found = resolve(nodeGypBuild(root))
+    const found = resolve(nodeGypBuild(packageRoot))
     // It also searches next to the Node binary, where foreign files may be.
     if (relative(home(), found).startsWith('..')) throw new Error(`${found} is outside this package`)
     return found
@@ -112,7 +119,7 @@ function explanation(file: string | null, cause: Error): string {
 
 /** The package of this system in the words of the error; null if this version of st-moe has none for it. */
 function prebuiltPackage(): string | null {
-  const { optionalDependencies, version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
+  const { optionalDependencies, version } = JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8'))
   const name = systemPackage()
   return Object.hasOwn(optionalDependencies ?? {}, name)
     ? `${name}@${version} (package managers install it unless optional dependencies are left out)`

@@ -5,6 +5,15 @@ import { MoeError, type MoeErrorCode, show } from './errors.js'
  * value.
  */
 
+/**
+ * Throws a {@link MoeError}.
+ *
+ * @example
+ * ```ts
+ * const half = (n: number) => (n % 2 === 0 ? n / 2 : utils.fail('OPTION', 'half', `n must be even, got ${n}`))
+ * console.log(half(8)) // → 4
+ * ```
+ */
 export function fail(code: MoeErrorCode, op: string, text: string): never {
   throw new MoeError(code, op, text)
 }
@@ -22,6 +31,14 @@ export function checkRate(op: string, name: string, value: unknown): number {
   return rate
 }
 
+/**
+ * The value, if it is an integer from `min` to `max`. Errors: OPTION.
+ *
+ * @example
+ * ```ts
+ * console.log(utils.checkInteger('repeat', 'times', 3, 1)) // → 3
+ * ```
+ */
 export function checkInteger(
   op: string,
   name: string,
@@ -55,8 +72,13 @@ export function checkOneOf<T extends string | boolean>(
 }
 
 /**
- * A copy of an array. Reads its length once and its entries by index, because the caller's iterator might never end,
- * and a proxy might later return other values.
+ * A copy of an array of at most `maxLength` entries. Reads its length once and its entries by index, because the
+ * caller's iterator might never end, and a proxy might later return other values. Errors: `code`.
+ *
+ * @example
+ * ```ts
+ * console.log(utils.copyArray('train', 'seeds', [1, 2], 10)) // → [ 1, 2 ]
+ * ```
  */
 export function copyArray(
   op: string,
@@ -93,7 +115,17 @@ export function isPlain(value: object): boolean {
 }
 
 export const sizeOf = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1)
+
+/**
+ * A shape as error messages show it.
+ *
+ * @example
+ * ```ts
+ * console.log(utils.showShape([2, 'tokens', 64])) // → [2, tokens, 64]
+ * ```
+ */
 export const showShape = (shape: readonly (number | string)[]): string => `[${shape.join(', ')}]`
+
 export const sameShape = (a: readonly number[], b: readonly number[]): boolean =>
   a.length === b.length && a.every((n, i) => n === b[i])
 
@@ -138,7 +170,14 @@ export function listed(problems: readonly string[]): string {
 /** A name; quoted and shortened if it is not readable. */
 export const showName = (name: string): string => (/^[\x21-\x7e]{1,100}$/.test(name) ? name : show(name))
 
-/** The candidate nearest to a word, if one is near enough. */
+/**
+ * The candidate nearest to a word, if one is near enough: the "did you mean" of an error message.
+ *
+ * @example
+ * ```ts
+ * console.log(utils.nearest('gelo', ['relu', 'gelu', 'silu'])) // → gelu
+ * ```
+ */
 export function nearest(word: string, candidates: readonly string[]): string | undefined {
   const plain = (text: string) => text.replaceAll('_', '').toLowerCase().slice(0, 64)
   const ranked = candidates.map((name) => ({ name, distance: editDistance(plain(word), plain(name)) }))

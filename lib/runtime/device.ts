@@ -31,7 +31,7 @@ const plugin = 'libst_moe_cuda.so'
  */
 export function pluginPath(): string {
   if (process.env.ST_MOE_CUDA_LIBRARY) return process.env.ST_MOE_CUDA_LIBRARY
-  const own = join(dirname(addonFile), plugin)
+  const own = join(dirname(addonFile()), plugin)
   const installed = folderOf('st-moe-cuda')
   return existsSync(own) || !installed ? own : join(installed, `${process.platform}-${process.arch}`, plugin)
 }

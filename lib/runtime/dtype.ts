@@ -68,7 +68,14 @@ export function checkComputeDType(op: string, value: unknown, dtype: DType): Com
   throw new MoeError('OPTION', op, `computeDtype must be one of ${names} with dtype '${dtype}', got ${show(value)}`)
 }
 
-/** Returns `fn()`; throws OUT_OF_MEMORY if JavaScript cannot allocate its arrays. */
+/**
+ * Returns `fn()`, which allocates `what`. Errors: OUT_OF_MEMORY if JavaScript cannot allocate it.
+ *
+ * @example
+ * ```ts
+ * console.log(utils.allocated('load', '4 numbers', () => new Float32Array(4)).length) // → 4
+ * ```
+ */
 export function allocated<T>(op: string, what: string, fn: () => T): T {
   try {
     return fn()

@@ -51,7 +51,19 @@ export class MoeError extends Error {
   }
 }
 
-/** Runs `call` as a part of `op`, which its errors name instead of their own operation. */
+/**
+ * Runs `call` as a part of `op`, which its errors name instead of their own operation.
+ *
+ * @example
+ * ```ts
+ * const load = (path: string) => utils.within('load', () => utils.readFileSync(path))
+ * try {
+ *   load('/no such file')
+ * } catch (error) {
+ *   console.log((error as MoeError).op) // → load
+ * }
+ * ```
+ */
 export function within<T>(op: string, call: () => T): T {
   try {
     return call()
@@ -61,7 +73,14 @@ export function within<T>(op: string, call: () => T): T {
   }
 }
 
-/** A short text for any value in an error message; safe for proxies. */
+/**
+ * A short text for any value in an error message; safe for proxies.
+ *
+ * @example
+ * ```ts
+ * console.log(utils.show('red'), utils.show([1, 2]), utils.show(new Map())) // → "red" [1, 2] Map
+ * ```
+ */
 export function show(value: unknown): string {
   try {
     if (typeof value === 'string') return JSON.stringify(value.length > 60 ? `${value.slice(0, 57)}...` : value)

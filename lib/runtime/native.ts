@@ -1,6 +1,6 @@
 import { loadAddon } from './addon.js'
 import { MoeError, type MoeErrorCode } from './errors.js'
-import { nativeOps } from './native-ops.js'
+import { activationKind, binaryKind, nativeOps, unaryKind } from './native-ops.js'
 
 /** A live native tensor: slot and generation in one number, with nothing for the garbage collector. */
 export type Handle = number
@@ -55,9 +55,45 @@ interface Addon {
   releaseCapture(step: number): void
 }
 
-const loaded = loadAddon()
-/** The addon: the ops that native/core/ops.inc declares, by name, and the functions that native/binding writes by hand. */
-export const native = { ...(loaded.addon as Addon), ...nativeOps(loaded.addon) }
-native.setErrorFactory((code, op, text) => new MoeError(code as MoeErrorCode, op, text.slice(op.length + 3)))
-/** Where the addon was found; plugins are next to it. */
-export const addonFile: string = loaded.file
+type Native = Addon & ReturnType<typeof nativeOps>
+
+let file = ''
+
+/** An addon that was built before a change of the lists would compute other functions than those asked for. */
+function checkKinds(functions: Native, path: string): void {
+  const pairs = [
+    [functions.unaryKinds(), unaryKind],
+    [functions.binaryKinds(), binaryKind],
+    [functions.activations(), activationKind],
+  ] as const
+  if (pairs.every(([names, kinds]) => names.join() === Object.keys(kinds).join())) return
+  const text = `${path} is of another build of st-moe than its JavaScript. To build it again, run: npx st-moe build`
+  throw new MoeError('BACKEND_UNAVAILABLE', 'st-moe', text)
+}
+
+function load(): Native {
+  const loaded = loadAddon()
+  const functions: Native = { ...(loaded.addon as Addon), ...nativeOps(loaded.addon) }
+  checkKinds(functions, loaded.file)
+  file = loaded.file
+  functions.setErrorFactory((code, op, text) => new MoeError(code as MoeErrorCode, op, text.slice(op.length + 3)))
+  return functions
+}
+
+/**
+ * The addon: the ops that native/core/ops.inc declares, by name, and the functions that native/binding writes by hand.
+ * The first use of a function loads it, or throws BACKEND_UNAVAILABLE; the next use then tries again. From then on this
+ * is the plain object of functions. Take no function out of it at import.
+ */
+export let native: Native = new Proxy({} as Native, {
+  get(_, name) {
+    native = load()
+    return native[name as keyof Native]
+  },
+})
+
+/** Where the addon is, which is loaded if it was not; plugins are next to it. */
+export function addonFile(): string {
+  if (file === '') native = load()
+  return file
+}

@@ -14,7 +14,15 @@ export interface AbortSignalLike {
   removeEventListener(type: 'abort', listener: () => void): void
 }
 
-/** The option of a signal. */
+/**
+ * The option of an AbortSignal, which may be absent. Errors: OPTION for anything else.
+ *
+ * @example
+ * ```ts
+ * const read = utils.reader({ signal: utils.abortSignal() })
+ * console.log(read('wait', { signal: AbortSignal.timeout(1000) }).signal?.aborted) // → false
+ * ```
+ */
 export const abortSignal = () =>
   optional<AbortSignalLike>({
     check: (op, name, value) =>

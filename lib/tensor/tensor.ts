@@ -341,7 +341,16 @@ export class Tensor<D extends DType = DType> {
   }
 }
 
-/** A live Tensor of the dtype, shape and device of `like`, if given; else a MoeError. */
+/**
+ * The value, if it is a Tensor that is not disposed, of the dtype, shape and device of `like`, if given. Errors: OPTION,
+ * DISPOSED, DTYPE, SHAPE, DEVICE.
+ *
+ * @example
+ * ```ts
+ * const double = (x: Tensor) => utils.checkTensor('double', 'x', x).mul(2)
+ * console.log(double(ones([2])).dataSync()) // → Float32Array(2) [ 2, 2 ]
+ * ```
+ */
 export function checkTensor(op: string, name: string, value: unknown, like?: TensorMeta): Tensor {
   if (!isTensor(value)) fail('OPTION', op, `${name} must be a Tensor, got ${show(value)}`)
   if (value.disposed) fail('DISPOSED', op, `${name} has been disposed`)

@@ -1,8 +1,9 @@
 // Calls every export of the package, and every function of the native addon, with hostile values. Arguments: seed,
 // number of calls, 'limited' where the address space is. Prints what it did as JSON; the last call stands in `last-call`.
 import { openSync, writeSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import { setImmediate } from 'node:timers/promises'
-import { loadAddon } from '../../dist/addon.js'
+import { fileURLToPath } from 'node:url'
 import * as api from '../../dist/index.js'
 import { nativeCaller } from './hostile-native.mjs'
 import { hostileValues, randomSource } from './hostile-values.mjs'
@@ -135,7 +136,8 @@ function callHooked() {
   }
 }
 
-const native = loadAddon().addon
+const root = fileURLToPath(new URL('../..', import.meta.url))
+const native = createRequire(import.meta.url)('node-gyp-build')(root)
 const callAddon = nativeCaller(native, random, { any, number, pick, shapes })
 const reached = new Set()
 

@@ -82,7 +82,7 @@ export default [
   },
   {
     name: 'doctor-ends-well-after-a-failed-self-test',
-    file: 'lib/cli/doctor.ts',
+    file: 'cli/doctor.ts',
     from: 'return healthy ? 0 : 1',
     to: 'return 0',
     breaks: 'exit code 0 although a self-test failed',
@@ -90,7 +90,7 @@ export default [
   },
   {
     name: 'generate-at-temperature-1',
-    file: 'lib/cli/generate.ts',
+    file: 'cli/generate.ts',
     from: 'default: 0.7, min: 0, real: true',
     to: 'default: 1, min: 0, real: true',
     breaks: 'another default than documented',
@@ -106,7 +106,7 @@ export default [
   },
   {
     name: 'training-without-clipping',
-    file: 'lib/cli/language-model/train.ts',
+    file: 'language-model/train-step.ts',
     from: 'clipGradNorm(this.#model.parameters(), 1,',
     to: 'clipGradNorm(this.#model.parameters(), Number.MAX_VALUE,',
     breaks: 'gradients of any norm reach the optimizer',
@@ -114,7 +114,7 @@ export default [
   },
   {
     name: 'time-left-of-the-whole-run',
-    file: 'lib/cli/language-model/progress.ts',
+    file: 'cli/trainer/progress.ts',
     from: 'duration((steps - step) * pace)',
     to: 'duration(steps * pace)',
     breaks: 'the time left never shrinks',

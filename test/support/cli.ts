@@ -8,7 +8,7 @@ import { sentences } from './sentences.js'
 
 /** The built program st-moe, in its own process, in a folder with a text and a run. */
 
-export const bin = join(root, 'dist/cli/bin.js')
+export const bin = join(root, 'dist/cli.js')
 export const tiny = '--layers 1 --dim 16 --heads 2 --experts 4 --context 16 --batch 2 --threads 1'.split(' ')
 export let folder: string
 export const at = (name: string): string => join(folder, name)

@@ -1,8 +1,8 @@
 import { once } from 'node:events'
 import { type ClientRequest, get, type IncomingMessage } from 'node:http'
-import type { History } from '../../lib/cli/language-model/history.js'
-import { nothing, partOf } from '../../lib/cli/ui/feed.js'
-import { type Part, Received, type RunAbout } from '../../lib/cli/ui/messages.js'
+import type { History } from '../../cli/trainer/history.js'
+import { nothing, partOf } from '../../cli/ui/feed.js'
+import { type Part, Received, type RunAbout } from '../../cli/ui/messages.js'
 
 /** A page without a browser: follows the events of a server. */
 export class PageReader {

@@ -1,0 +1,371 @@
+import { statSync } from 'node:fs'
+import { join } from 'node:path'
+import { setImmediate } from 'node:timers/promises'
+import {
+  Batches,
+  BytePairTokenizer,
+  type Corpus,
+  describeTokenizer,
+  evaluating,
+  heldOutLoss,
+  kebabCase,
+  LanguageModel,
+  type LanguageModelShape,
+  loadCorpus,
+  makeOptimizer,
+  makeSchedule,
+  memoryOptions,
+  RunFolder,
+  type Tokenizer,
+  TrainStep,
+  textOf,
+  trainingBytes,
+} from '../../language-model/index.js'
+import {
+  type AdamW,
+  type CosineSchedule,
+  type Device,
+  devices,
+  type Generator,
+  getDefaultDevice,
+  getNumThreads,
+  MoEMonitor,
+  MoeError,
+  manualSeed,
+  setDefaultDevice,
+  setNumThreads,
+} from '../../lib/index.js'
+import { asFailure, Failure, UsageError } from '../errors.js'
+import { checkMemory } from '../memory.js'
+import { aboutRun, type ShownRun } from '../ui/feed.js'
+import { conflictOf } from './conflict.js'
+import { TrainingFolder } from './folder.js'
+import { emptyHistory, entryOf, type History, longestSample, recordEvaluation, recordStep } from './history.js'
+import { ngramLosses, ngramNames } from './ngram.js'
+import { modelSizes, type RunOptions, usedOptions } from './options.js'
+import { preferredTokens } from './preferences.js'
+import type { Report } from './progress.js'
+import { promptOf } from './prompt.js'
+import { makeReport, type RunSummary } from './report.js'
+import { historyIn, notThisVersion, type SavedRun } from './saved-run.js'
+
+interface RunSettings {
+  options: RunOptions
+  text: { path: string; name: string; bytes?: Buffer }
+  /** Folder of checkpoint and report. */
+  out: string
+  report: Report
+  /** The description of a resumed run, from its folder. */
+  resumed?: SavedRun
+}
+
+/** Of a run with byte pairs; a resumed one keeps its pairs. */
+function tokenizerOf(size: number | null, resumed?: SavedRun): ((training: string) => Tokenizer) | undefined {
+  if (size === null) return undefined
+  const text = resumed?.text
+  if (text && 'merges' in text) return () => new BytePairTokenizer(text.merges)
+  return (training) => BytePairTokenizer.train(training, size)
+}
+
+function readCorpus(
+  { path, name, bytes }: RunSettings['text'],
+  context: number,
+  tokenizer: ((training: string) => Tokenizer) | undefined,
+): Corpus {
+  try {
+    return loadCorpus(path, { name, bytes, context, tokenizer })
+  } catch (error) {
+    throw asFailure(error)
+  }
+}
+
+/** Rejects a checkpoint that is not of this run, or too small for its model. */
+function checkResumed(out: string, sizes: LanguageModelShape, V: number, id: string | undefined): void {
+  try {
+    new RunFolder(out, 'st-moe train').checkHolds(sizes, V, id)
+  } catch (error) {
+    throw asFailure(error)
+  }
+}
+
+/** Whether two paths lead to one file. */
+function isSame(a: string, b: string): boolean {
+  const [one, other] = [a, b].map((path) => statSync(path, { bigint: true, throwIfNoEntry: false }))
+  return one !== undefined && one.ino === other?.ino && one.dev === other.dev
+}
+
+/** The flags that the memory depends on. */
+const flagsOf = (sizes: LanguageModelShape): Record<string, number> =>
+  Object.fromEntries(Object.entries(memoryOptions(sizes)).map(([name, value]) => [kebabCase(name), value]))
+
+/** A training run: its folder, model, optimizer and history. */
+export class Run {
+  readonly #options: RunOptions
+  readonly #textPath: string
+  readonly #report: Report
+  readonly #corpus: Corpus
+  readonly #id: string | undefined
+  readonly #model: LanguageModel
+  readonly #monitor: MoEMonitor
+  readonly #optimizer: AdamW
+  readonly #schedule: CosineSchedule
+  readonly #trainStep: TrainStep
+  readonly #generator: Generator
+  readonly #batches: Batches
+  readonly #ngrams: number[]
+  readonly #prompt: string
+  readonly #folder: TrainingFolder
+  #history: History = emptyHistory()
+  #step = 0
+
+  constructor({ options, text, out, report, resumed }: RunSettings) {
+    const conflict = conflictOf(modelSizes(options))
+    if (conflict) throw resumed ? notThisVersion(out, conflict) : new UsageError(conflict)
+    this.#options = options
+    this.#textPath = text.path
+    this.#report = report
+    const tokenizerFor = tokenizerOf(options['vocab-size'], resumed)
+    this.#corpus = readCorpus(text, options.context, tokenizerFor)
+    const { training, tokenizer, digest, characters } = this.#corpus
+    if (resumed && digest !== resumed.text.digest)
+      throw new Failure(`${text.path} is not the text that this run was trained on`)
+    this.#id = resumed ? resumed.id : RunFolder.idOf(this.#description)
+    const sizes = LanguageModel.checkOptions(modelSizes(options))
+    if (resumed) checkResumed(out, sizes, tokenizer.size, resumed.id)
+    setDefaultDevice(options.device as Device)
+    const { batch } = options
+    if (getDefaultDevice() === 'cpu')
+      checkMemory('training', trainingBytes(sizes, tokenizer.size, batch), { ...flagsOf(sizes), batch })
+    if (options.threads !== null) setNumThreads(options.threads)
+    this.#folder = new TrainingFolder(out)
+    this.#generator = manualSeed(options.seed)
+    this.#model = new LanguageModel({ ...sizes, tokenizer })
+    this.#monitor = new MoEMonitor(this.#model)
+    this.#optimizer = makeOptimizer(this.#model, options.lr)
+    this.#schedule = makeSchedule(this.#optimizer, options.steps)
+    this.#trainStep = new TrainStep(this.#model, this.#optimizer)
+    const { seed, context } = options
+    this.#batches = new Batches(training, { seed, context, batch })
+    this.#ngrams = ngramLosses(characters.training, characters.heldOut, characters.tokenizer.size)
+    this.#prompt = textOf(characters.tokenizer, promptOf(characters, Math.min(40, options.context)))
+  }
+
+  [Symbol.dispose](): void {
+    this.#monitor.dispose()
+    this.#trainStep[Symbol.dispose]()
+    this.#optimizer.dispose()
+    this.#model.dispose()
+    this.#folder[Symbol.dispose]()
+  }
+
+  /** What a page shows of it; changes as it trains. */
+  get shown(): ShownRun {
+    const { path } = this.#folder
+    return { about: aboutRun(path, this.#options, this.#corpus.name, this.#history), history: this.#history }
+  }
+
+  /** Starts a new run. Only with `overwrite`, its first save replaces files of the folder, such as an earlier run. */
+  start(overwrite: boolean): void {
+    const { path, holdsRun, holdsSave, files } = this.#folder
+    if (files.length > 0 && !overwrite) {
+      const found = holdsRun ? 'a run' : files[0]
+      throw new Failure(
+        `${path} contains ${found}: ${holdsSave ? '--resume continues it, ' : ''}--overwrite replaces it, --out selects another folder`,
+      )
+    }
+    this.#checkText()
+    this.#recordConstants()
+  }
+
+  /** A run never replaces its text. */
+  #checkText(): void {
+    const { path, files } = this.#folder
+    if (files.some((name) => isSame(join(path, name), this.#textPath)))
+      throw new UsageError(`${this.#textPath} is the text, and the run would replace it: move it to another folder`)
+  }
+
+  /** Continues from the checkpoint. */
+  async resume(): Promise<void> {
+    this.#checkText()
+    const { steps } = this.#options
+    const targets = { model: this.#model, optimizer: this.#optimizer, generator: this.#generator }
+    const progress = await this.#folder.restore(targets, this.#id).catch((error) => {
+      throw asFailure(error)
+    })
+    const history = historyIn(this.#folder.path, this.#options, progress)
+    const { step } = progress
+    if (step > steps)
+      throw new UsageError(`this run has completed ${step} steps: --steps must be at least ${step}, got ${steps}`)
+    this.#step = step
+    this.#history = history
+    this.#recordConstants()
+    this.#report({ event: 'resume', step })
+  }
+
+  /** Trains until the last step, the time limit, which leaves time for a step, or `stopped()`; saves checkpoint and report. */
+  async train(stopped: () => boolean): Promise<void> {
+    this.#introduce()
+    const { steps, minutes, 'evaluate-every': every } = this.#options
+    const deadline = minutes > 0 ? performance.now() + minutes * 60_000 : Number.POSITIVE_INFINITY
+    const first = this.#step
+    for (;;) {
+      const done = this.#step >= steps
+      const due = (done || this.#step % every === 0) && this.#history.evaluations.at(-1)?.step !== this.#step
+      if (due) await this.#evaluate(stopped)
+      const late = performance.now() > deadline && this.#step > first
+      if (done || stopped() || late) break
+      if (due) await this.#save()
+      this.#advance()
+      await setImmediate() // lets signals in
+    }
+    await this.#save()
+    this.#conclude()
+  }
+
+  /** What a page needs besides the history of the steps, and cannot know without the text and the model. */
+  #recordConstants(): void {
+    Object.assign(this.#history, {
+      ngrams: this.#ngrams,
+      prompt: this.#prompt,
+      parameters: this.#parameterCount(),
+      charactersPerStep: this.#charactersPerStep,
+    } satisfies Partial<History>)
+  }
+
+  get #description(): SavedRun {
+    const { name, digest, tokenizer } = this.#corpus
+    const text = { path: this.#textPath, name, digest, ...describeTokenizer(tokenizer)! }
+    return { id: this.#id, options: this.#options, text }
+  }
+
+  #advance(): void {
+    const { steps } = this.#options
+    const before = performance.now()
+    this.#schedule.moveTo(this.#step)
+    const loss =
+      this.#finite(() => this.#trainStep.run(this.#batches.at(this.#step))) / this.#charactersPerToken.training
+    const entry = entryOf(loss, this.#monitor.report())
+    this.#monitor.reset()
+    this.#step++
+    const learningRate = this.#optimizer.lr
+    const stepSeconds = (performance.now() - before) / 1000
+    recordStep(this.#history, { ...entry, learningRate, stepSeconds })
+    this.#history.seconds += stepSeconds
+    this.#report({ event: 'step', step: this.#step, steps, learningRate, ...entry })
+  }
+
+  #finite<T>(step: () => T): T {
+    try {
+      return step()
+    } catch (error) {
+      throw error instanceof MoeError && error.code === 'NON_FINITE' ? this.#diverged(error.message) : error
+    }
+  }
+
+  #diverged(what: string): Failure {
+    return new Failure(`step ${this.#step + 1}: ${what}; a lower --lr may help. The last checkpoint is intact.`)
+  }
+
+  /** Measures the loss on held-out text (on all of it at the end) and generates a sample. */
+  async #evaluate(stopped: () => boolean): Promise<void> {
+    const last = this.#step >= this.#options.steps
+    const { heldOut } = this.#corpus
+    const { seed } = this.#options
+    const evaluation = await evaluating(this.#model, this.#generator, async () => {
+      let sample = ''
+      const longest = last ? longestSample : 240
+      const options = { maxTokens: longest, seed, temperature: 0.7 }
+      for await (const piece of this.#model.generate(this.#prompt, options)) {
+        sample += piece
+        if (stopped()) return null
+        if ([...sample].length >= longest) break
+      }
+      const loss = await heldOutLoss(this.#model, heldOut, { part: last ? 1 : 0.25, stopped })
+      if (loss === null) return null
+      return {
+        step: this.#step,
+        loss: loss / this.#charactersPerToken.heldOut,
+        sample: [...sample].slice(0, longest).join(''),
+      }
+    })
+    if (evaluation === null) return
+    if (!Number.isFinite(evaluation.loss)) throw this.#diverged(`the loss on held-out text is ${evaluation.loss}`)
+    recordEvaluation(this.#history, evaluation)
+    this.#report({ event: 'evaluation', ...evaluation })
+  }
+
+  async #save(): Promise<void> {
+    await this.#folder.save(this.#description, {
+      model: this.#model,
+      optimizer: this.#optimizer,
+      generator: this.#generator,
+      step: this.#step,
+      extra: { history: this.#history },
+    })
+    this.#folder.write(makeReport(await this.#summary()))
+  }
+
+  async #summary(): Promise<RunSummary> {
+    const options = { ...this.#options, threads: this.#options.threads ?? getNumThreads() }
+    const { tokenizer, heldOut, characters, name } = this.#corpus
+    const counted = (length: number, of = 'characters'): string => `${length.toLocaleString('en')} ${of}`
+    const shown = usedOptions(options).filter((key) => !['minutes', 'evaluate-every'].includes(key))
+    return {
+      textName: name,
+      steps: options.steps,
+      charactersPerStep: this.#charactersPerStep,
+      parameters: this.#parameterCount(),
+      history: this.#history,
+      ngrams: this.#ngrams,
+      prompt: this.#prompt,
+      preferred: await evaluating(this.#model, this.#generator, () => preferredTokens(this.#model, heldOut)),
+      configuration: [
+        ['training text', counted(characters.training.length)],
+        ['held-out text', counted(characters.heldOut.length)],
+        ['vocabulary', counted(tokenizer.size, 'tokens')],
+        ...shown.map((key) => [key, String(options[key as keyof RunOptions])] as const),
+        ['kernels', devices().find(({ device }) => device === getDefaultDevice())?.variant ?? ''],
+        ['Node.js', process.versions.node],
+      ],
+    }
+  }
+
+  /** Losses are per character, so that those of different tokenizers, and n-grams, compare. */
+  get #charactersPerToken(): { training: number; heldOut: number } {
+    const { training, heldOut, characters } = this.#corpus
+    return {
+      training: characters.training.length / training.length,
+      heldOut: characters.heldOut.length / heldOut.length,
+    }
+  }
+
+  get #charactersPerStep(): number {
+    const { batch, context } = this.#options
+    return Math.round(batch * context * this.#charactersPerToken.training)
+  }
+
+  #parameterCount(): number {
+    return this.#model.parameters().reduce((sum, { size }) => sum + size, 0)
+  }
+
+  #introduce(): void {
+    const { name, characters, tokenizer } = this.#corpus
+    this.#report({
+      event: 'start',
+      text: name,
+      training: characters.training.length,
+      heldOut: characters.heldOut.length,
+      vocabulary: tokenizer.size,
+      parameters: this.#parameterCount(),
+      charactersPerStep: this.#charactersPerStep,
+      counts: Object.fromEntries(this.#ngrams.map((loss, i) => [ngramNames[i], loss])),
+    })
+  }
+
+  #conclude(): void {
+    const { steps } = this.#options
+    const last = this.#history.evaluations.at(-1)
+    const text = this.#step >= steps && last ? this.#prompt + last.sample : ''
+    this.#report({ event: 'end', step: this.#step, steps, out: this.#folder.path, text })
+  }
+}

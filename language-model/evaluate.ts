@@ -1,0 +1,71 @@
+import { setImmediate } from 'node:timers/promises'
+import { crossEntropy, type Generator, noGrad, scope, tensor } from '../lib/index.js'
+import { sequencesAt } from './batches.js'
+import type { LanguageModel } from './model.js'
+
+/**
+ * Runs `fn` with the model in evaluation mode and restores the random state, so that evaluations do not change
+ * training. `generator` is the one of the training, as a rule {@link defaultGenerator}.
+ *
+ * @example
+ * ```ts
+ * const model = new LanguageModel({ tokenizer: CharacterTokenizer.of('abc'), context: 8, dim: 16, layers: 1 })
+ * console.log(await evaluating(model, defaultGenerator, () => model.training), model.training) // → false true
+ * ```
+ */
+export async function evaluating<T>(model: LanguageModel, generator: Generator, fn: () => T | Promise<T>): Promise<T> {
+  const { seed, step } = generator
+  model.eval()
+  try {
+    return await fn()
+  } finally {
+    model.train()
+    generator.setState({ seed, step })
+  }
+}
+
+/** Options of {@link heldOutLoss}. */
+export interface HeldOutLossOptions {
+  /** The fraction of the sequences to use, evenly spread. Default 1. */
+  part?: number
+  /** Sequences per forward. Default 32. */
+  batch?: number
+  /** Asked after each forward: whether to give up. */
+  stopped?: () => boolean
+}
+
+/**
+ * Mean loss of the model over a text in nats per token, on consecutive sequences of its context. Returns null if
+ * stopped. The text needs more tokens than the context.
+ *
+ * @example
+ * ```ts
+ * const tokenizer = CharacterTokenizer.of('abc')
+ * const model = new LanguageModel({ tokenizer, context: 8, dim: 16, layers: 1 }).eval()
+ * const loss = await heldOutLoss(model, tokenizer.encode('abc'.repeat(100)))
+ * console.log(loss! > 0) // → true
+ * ```
+ */
+export async function heldOutLoss(
+  model: LanguageModel,
+  text: Int32Array,
+  { part = 1, stopped = () => false, batch = 32 }: HeldOutLossOptions = {},
+): Promise<number | null> {
+  const { context } = model
+  const count = Math.floor((text.length - 1) / context)
+  const used = Math.max(1, Math.round(count * part))
+  const starts = Array.from({ length: used }, (_, i) => Math.floor((i * count) / used) * context)
+  let total = 0
+  for (let i = 0; i < used; i += batch) {
+    const some = starts.slice(i, i + batch)
+    const { input, target } = sequencesAt(text, some, context)
+    const shape = [some.length, context]
+    const loss = noGrad(() =>
+      scope(() => crossEntropy(model.forward(tensor(input, shape)).logits, tensor(target, shape)).item()),
+    )
+    total += loss * some.length
+    await setImmediate() // lets signals in
+    if (stopped()) return null
+  }
+  return total / used
+}

@@ -1,0 +1,67 @@
+import { expertHiddenSize, ops } from '../lib/index.js'
+import { expertsPerToken, type LanguageModelShape } from './options.js'
+
+/** P of an expert with its H: rows of its first matrix. */
+const rowsOf = ({ activation }: LanguageModelShape, hidden: number): number =>
+  ops.isGated(activation) ? 2 * hidden : hidden
+
+/** H of the experts, and of the dense feed-forward after them. */
+function hiddenSizes({ dim, expertHiddenDim }: LanguageModelShape): [number, number] {
+  const usual = expertHiddenSize(dim, 4, 'LanguageModel')
+  return [expertHiddenDim ?? usual, usual]
+}
+
+/**
+ * The options that {@link weightBytes} depends on, to name them where a model is too large.
+ *
+ * @example
+ * ```ts
+ * const { sizes } = new LanguageModel({ tokenizer: CharacterTokenizer.of('abc'), dim: 16, layers: 1 })
+ * console.log(memoryOptions(sizes)) // → { layers: 1, dim: 16, experts: 8, context: 128 }
+ * ```
+ */
+export const memoryOptions = (sizes: LanguageModelShape): Record<string, number> => {
+  const { layers, dim, experts, expertHiddenDim, sharedExperts, context } = sizes
+  return {
+    layers,
+    dim,
+    experts,
+    ...(expertHiddenDim && { expertHiddenDim }),
+    ...(sharedExperts && { sharedExperts }),
+    context,
+  }
+}
+
+/**
+ * Lower bound of the bytes of the weights, for V tokens.
+ *
+ * @example
+ * ```ts
+ * const { sizes } = new LanguageModel({ tokenizer: CharacterTokenizer.of('abc'), dim: 16, layers: 1 })
+ * console.log(weightBytes(sizes, 3) / 1e3) // → 81.536
+ * ```
+ */
+export function weightBytes(sizes: LanguageModelShape, V: number): number {
+  const { context, dim, layers, experts, sharedExperts } = sizes
+  const [ofExpert, ofDense] = hiddenSizes(sizes).map((hidden) => rowsOf(sizes, hidden) + hidden)
+  const ofLayer = 4 * dim + (experts + sharedExperts) * ofExpert + ofDense
+  return 4 * (layers * ofLayer + 2 * V + context) * dim
+}
+
+/**
+ * Lower bound of the bytes for training: weights, their gradients, the two moments of AdamW, and the tensors that a
+ * step saves for its backward. V: tokens of the vocabulary; `batch`: sequences per step.
+ *
+ * @example
+ * ```ts
+ * const { sizes } = new LanguageModel({ tokenizer: CharacterTokenizer.of('abc'), dim: 16, layers: 1 })
+ * console.log(trainingBytes(sizes, 3, 8) > 4 * weightBytes(sizes, 3)) // → true
+ * ```
+ */
+export function trainingBytes(sizes: LanguageModelShape, V: number, batch: number): number {
+  const { context, dim, layers, sharedExperts } = sizes
+  const [ofExpert, ofDense] = hiddenSizes(sizes).map((hidden) => rowsOf(sizes, hidden))
+  const ofLayer = 8 * dim + (expertsPerToken(sizes) + sharedExperts) * ofExpert + ofDense
+  const saved = batch * context * (layers * ofLayer + 2 * V)
+  return 4 * (weightBytes(sizes, V) + saved)
+}

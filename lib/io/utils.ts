@@ -1,0 +1,31 @@
+/**
+ * Building blocks for libraries and programs on top of this package: options that are declared once, checks with the
+ * error texts of this package, and files that survive a crash. The examples use them as `utils.reader` and so on.
+ */
+
+export { checkInteger, copyArray, fail, nearest, showShape } from '../runtime/check.js'
+export { allocated } from '../runtime/dtype.js'
+export { show, within } from '../runtime/errors.js'
+export {
+  boolean,
+  type DeclaredOptions,
+  defaultOf,
+  integer,
+  type Needed,
+  number,
+  type Option,
+  type OptionsOf,
+  type OtherOptions,
+  oneOf,
+  optional,
+  pick,
+  reader,
+  unchecked,
+  type ValuesOf,
+} from '../runtime/options.js'
+export { abortSignal } from '../runtime/signal.js'
+export { checkTensor } from '../tensor/tensor.js'
+export { checkPath } from './files.js'
+export { type FileLock, lockFile } from './lock.js'
+export { makeFolder } from './make-folder.js'
+export { readFileSync, writeFiles, writeFilesSync } from './plain-files.js'
