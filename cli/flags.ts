@@ -78,7 +78,7 @@ export const oneOf = <T extends string>(flag: { help: string; allowed: readonly 
 
 /** One of the words of an option of a layer, with its default. The help leaves out those that a command refuses. */
 export const wordOf = <T extends string>(
-  option: utils.Option<T> & { allowed: readonly T[] },
+  option: utils.WordOption<T>,
   { help, refused = [] }: { help: string; refused?: readonly T[] },
 ): Flag<T> =>
   oneOf({
@@ -89,7 +89,7 @@ export const wordOf = <T extends string>(
 
 /** An integer of an option of the library, with its limits and default. */
 export const integerOf = (
-  option: utils.Option<number> & { min: number; max?: number },
+  option: utils.IntegerOption,
   { help, alias }: { help: string; alias?: string },
 ): Flag<number> =>
   number({

@@ -29,7 +29,7 @@ export interface CorpusOptions {
   /** Tokens per sequence; the text must be long enough for it. */
   context: number
   /** The text itself. Default: the content of the file, at most 64 MiB. */
-  bytes?: Buffer
+  bytes?: Uint8Array
   /** The tokenizer for the training text. By default every character is a token. */
   tokenizer?: (training: string) => Tokenizer
 }
@@ -89,7 +89,7 @@ function tokensOf(text: string, split: number, make: (training: string) => Token
 }
 
 /** Without a byte order mark. */
-function decoded(path: string, bytes: Buffer): string {
+function decoded(path: string, bytes: Uint8Array): string {
   if (bytes.includes(0)) utils.fail('FILE_FORMAT', op, `${path} is not a text file: it contains a zero byte`)
   try {
     return new TextDecoder('utf-8', { fatal: true }).decode(bytes)

@@ -24,7 +24,13 @@ export {
   type LanguageModelSizes,
   languageModelOptions,
 } from './options.js'
-export { describeTokenizer, type ModelDescription, RunFolder } from './run-folder.js'
+export {
+  type ByteVocabulary,
+  type CharacterVocabulary,
+  describeTokenizer,
+  type ModelDescription,
+  RunFolder,
+} from './run-folder.js'
 export { memoryOptions, trainingBytes, weightBytes } from './sizes.js'
 export { CharacterTokenizer, type TokenDecoder, type Tokenizer, textOf } from './tokenizer.js'
 export { makeOptimizer, makeSchedule, TrainStep } from './train-step.js'

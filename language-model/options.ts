@@ -34,7 +34,7 @@ export const languageModelOptions = {
   /** As of {@link MoE}. Default false. */
   dropless: boolean({ default: false }),
   /** As of {@link MoE}. Default 'geglu'. */
-  activation: moeOptions.activation,
+  activation: utils.oneOf(moeOptions.activation.allowed, { default: moeOptions.activation.default }),
   /** As of {@link MoE}. Default: 8/3 of `dim`. */
   expertHiddenDim: optional(integer({ min: 1 })),
   /** As of {@link MoE}, at most 4096. Default 0. */

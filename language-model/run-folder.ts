@@ -23,8 +23,20 @@ export interface ModelDescription {
   id?: string
   /** The options of the model, in kebab case; a run has more. */
   options: Record<string, unknown>
-  /** Characters, or pairs of bytes and of the tokens before. */
-  text: { vocabulary: string } | { merges: readonly BytePair[] }
+  /** What the tokenizer is made of. */
+  text: CharacterVocabulary | ByteVocabulary
+}
+
+/** What a {@link CharacterTokenizer} is made of. */
+export interface CharacterVocabulary {
+  /** Its characters. */
+  vocabulary: string
+}
+
+/** What a {@link BytePairTokenizer} is made of. */
+export interface ByteVocabulary {
+  /** Pairs of bytes and of the tokens before. */
+  merges: readonly BytePair[]
 }
 
 /**
@@ -107,9 +119,9 @@ export class RunFolder {
   read(): unknown {
     const { path, description } = this
     if (!this.holdsRun) utils.fail('FILE_SYSTEM', this.#op, `there is no run in ${path}: st-moe train creates one`)
-    const text = utils.within(this.#op, () => utils.readFileSync(description, maxBytes)).toString()
+    const bytes = utils.within(this.#op, () => utils.readFileSync(description, maxBytes))
     try {
-      return JSON.parse(text)
+      return JSON.parse(new TextDecoder().decode(bytes))
     } catch (cause) {
       const why = `${description} must hold JSON: ${(cause as Error).message}`
       throw new MoeError('FILE_FORMAT', this.#op, why, { cause })
@@ -176,7 +188,7 @@ export class RunFolder {
   }
 
   /** Rejects a checkpoint that was not saved with the description of this id. */
-  #checkId(id: unknown, metadata: Readonly<Record<string, string>>): void {
+  #checkId(id: unknown, metadata: Readonly<Record<string, string>> = {}): void {
     if (metadata[idKey] === id) return
     utils.fail('STATE_DICT', this.#op, `run.json and checkpoint.safetensors in ${this.path} are of different saves`)
   }

@@ -38,7 +38,7 @@ export const memoryOptions = (sizes: LanguageModelShape): Record<string, number>
  * @example
  * ```ts
  * const { sizes } = new LanguageModel({ tokenizer: CharacterTokenizer.of('abc'), dim: 16, layers: 1 })
- * console.log(weightBytes(sizes, 3) / 1e3) // → 81.536
+ * console.log(weightBytes(sizes, 3) / 1e3) // → 85.248
  * ```
  */
 export function weightBytes(sizes: LanguageModelShape, V: number): number {

@@ -16,9 +16,10 @@ import './runtime/symbol-dispose.js' // before the classes
 import './autograd/backward.js' // methods of Tensor
 
 export { type AsyncOptions, trainStepAsync } from './autograd/async.js'
-export type { GradHook, HookHandle } from './autograd/autograd.js'
+export type { GradHook } from './autograd/autograd.js'
 export type { BackwardOptions } from './autograd/backward.js'
 export { type CapturedStep, captureStep } from './autograd/capture.js'
+export type { HookHandle } from './autograd/context.js'
 export { defaultGenerator, Generator, type GeneratorState, manualSeed } from './autograd/random.js'
 export { allOrNone, keep, noGrad, scope } from './autograd/scope.js'
 export * from './data/index.js'

@@ -1,6 +1,6 @@
 // Builds dist/ from lib, language-model and cli: one bundle of ES modules whose entries share chunks, so that there is one
 // copy of every class; the page of runs, for browsers; and a declaration file for each module. No source maps: the bundle
-// is readable, and they would double the size of the package.
+// is readable, and they would double the size of the package. Arguments are options of tsc.
 import { execFileSync } from 'node:child_process'
 import { chmodSync, copyFileSync, readdirSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -44,4 +44,4 @@ for (const name of ['uPlot.iife.min.js', 'uPlot.min.css'])
 copyFileSync(path.join(plots, 'LICENSE'), at('dist/page/uPlot.LICENSE'))
 
 const tsc = createRequire(import.meta.url).resolve('typescript/bin/tsc')
-execFileSync(process.execPath, [tsc, '-p', 'tsconfig.json'], { cwd: root, stdio: 'inherit' })
+execFileSync(process.execPath, [tsc, '-p', 'tsconfig.json', ...process.argv.slice(2)], { cwd: root, stdio: 'inherit' })

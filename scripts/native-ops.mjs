@@ -91,7 +91,7 @@ function source({ jsName, comment, batch, args, outputs }) {
 function updateRow({ jsName, args }, number) {
   const attributes = args.filter(({ macro }) => macro === 'SIZE' || macro === 'NUMBER').map(({ name }) => name)
   const type = attributes.map((name) => `${name}: number`).join('; ')
-  return `  ${jsName}: (given: { ${type} }): readonly number[] => [${[number, ...attributes.map((name) => `given.${name}`)].join(', ')}],\n`
+  return `  ${jsName}: (given: { ${type} }): ReplayRow => [${[number, ...attributes.map((name) => `given.${name}`)].join(', ')}],\n`
 }
 
 /** The lists of functions by number, in the order of the native enumeration: in TypeScript an object of each. */
@@ -117,9 +117,12 @@ import type { Handle } from './native.js'
 export const nativeOps = (raw: any) => ({
 ${ops.map(source).join('')}})
 
+/** What a replay passes to the device for one sample or update. */
+export type ReplayRow = readonly number[]
+
 /** What changes from one replay of a captured step to the next. */
 export const replayRow = {
-  sample: (given: { seed: number; step: number }): readonly number[] => [-1, given.seed, given.step],
+  sample: (given: { seed: number; step: number }): ReplayRow => [-1, given.seed, given.step],
 ${updates.join('')}}
 
 // The numbers of the functions that one op computes.

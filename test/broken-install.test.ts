@@ -133,7 +133,7 @@ describe('packages of their own', () => {
   test('ST_MOE_PREBUILD is the only place to search', () => {
     install(name, file, addon)
     const env = { ...process.env, ST_MOE_PREBUILD: '/nowhere' }
-    const program = `await import('./dist/index.js')`
+    const program = `const { ones } = await import('./dist/index.js'); ones([1])`
     const { status, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', program], {
       cwd: installed,
       env,

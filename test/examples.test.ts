@@ -13,25 +13,40 @@ import { patience } from './support/patience.js'
  */
 
 const folder = join(root, 'build', 'examples-test')
-const exported = exportsOf(join(root, 'lib/index.ts'), {
+const compilerOptions = {
   strict: true,
   skipLibCheck: true,
   target: ts.ScriptTarget.ES2022,
   module: ts.ModuleKind.NodeNext,
   types: ['node'],
-})
-const importable = exported.map(({ name }) => name.split('.')[0])
-const sources = readdirSync(join(root, 'lib'), { recursive: true, encoding: 'utf8' })
-  .filter((name) => name.endsWith('.ts'))
-  .sort()
+}
+const entries = [
+  { name: 'st-moe', folder: 'lib' },
+  { name: 'st-moe/language-model', folder: 'language-model' },
+].map(({ name, folder }) => ({
+  name,
+  folder,
+  exported: exportsOf(join(root, folder, 'index.ts'), compilerOptions),
+}))
+const exported = entries.flatMap((entry) => entry.exported)
+const sources = entries.flatMap(({ folder }) =>
+  readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' })
+    .filter((name) => name.endsWith('.ts'))
+    .map((name) => `${folder}/${name}`)
+    .sort(),
+)
 const examples = sources
-  .flatMap((name) => examplesIn(readFileSync(join(root, 'lib', name), 'utf8'), `lib/${name}`))
+  .flatMap((name) => examplesIn(readFileSync(join(root, name), 'utf8'), name))
   .map((example) => ({ ...example, file: join(folder, example.name.replaceAll(/\W/g, '-'), 'example.mts') }))
 
-/** With an import of the names of the package that the code uses; the import takes no line of its own. */
+/** With imports of the names of the package that the code uses; they take no line of their own. */
 function withImport(code: string): string {
-  const used = [...new Set(importable)].filter((name) => new RegExp(`(?<![.\\w])${name}\\b(?!:)`).test(code))
-  return `import { ${used.join(', ')} } from 'st-moe'; ${code}\nexport {}\n`
+  const isUsed = (name: string): boolean => new RegExp(`(?<![.\\w])${name}\\b(?!:)`).test(code)
+  const imports = entries.flatMap(({ name, exported }) => {
+    const used = [...new Set(exported.map((entry) => entry.name.split('.')[0]))].filter(isUsed)
+    return used.length > 0 ? [`import { ${used.join(', ')} } from '${name}'; `] : []
+  })
+  return `${imports.join('')}${code}\nexport {}\n`
 }
 
 let compiled = ''

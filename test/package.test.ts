@@ -22,13 +22,14 @@ const packed: string[] = JSON.parse(
 const addons = Object.keys(targets).map(addonOf)
 
 test('everything outside of prebuilds/ is on the list, and everything on the list is packed', () => {
-  const isOfPage = (name: string): boolean => name.startsWith('lib/cli/ui/page/')
-  const compiled = [...tracked('lib'), 'lib/runtime/native-ops.ts'].flatMap((name) => {
-    const stem = name.replace(/^lib/, 'dist').replace(/\.ts$/, '')
-    if (isOfPage(name)) return [name.endsWith('.ts') ? `${stem}.js` : stem]
-    return [`${stem}.js`, `${stem}.d.ts`]
-  })
-  const plots = ['iife.min.js', 'min.css', 'LICENSE'].map((name) => `dist/cli/ui/page/uPlot.${name}`)
+  const bundles = ['cli', 'index', 'language-model', 'tfjs'].map((entry) => `dist/${entry}.js`)
+  const chunks = packed.filter((name) => /^dist\/chunks\/[\w-]+\.js$/.test(name))
+  const declarations = [...tracked('lib', 'language-model'), 'lib/runtime/native-ops.ts'].map(
+    (name) => `dist/types/${name.replace(/\.ts$/, '.d.ts')}`,
+  )
+  const page = tracked('cli/ui/page').filter((name) => !name.endsWith('.ts'))
+  const pageFiles = [...page.map((name) => posix.basename(name)), 'main.js'].map((name) => `dist/page/${name}`)
+  const plots = ['iife.min.js', 'min.css', 'LICENSE'].map((name) => `dist/page/uPlot.${name}`)
   const single = [
     'package.json',
     'README.md',
@@ -38,7 +39,16 @@ test('everything outside of prebuilds/ is on the list, and everything on the lis
     'CMakeLists.txt',
     'scripts/install.cjs',
   ]
-  const allowed = [...single, ...tracked('native'), ...tracked('docs'), ...compiled, ...plots]
+  const allowed = [
+    ...single,
+    ...tracked('native'),
+    ...tracked('docs'),
+    ...bundles,
+    ...chunks,
+    ...declarations,
+    ...pageFiles,
+    ...plots,
+  ]
   expect(packed.filter((name) => !name.startsWith('prebuilds/')).sort()).toEqual(allowed.sort())
 })
 

@@ -35,12 +35,6 @@ export type Again = (saved: readonly Handle[]) => readonly Edge[]
 /** Receives a gradient in a backward. A returned tensor, of the same shape and dtype, replaces it. */
 export type GradHook = (grad: Tensor) => Tensor | undefined | null | void
 
-/** The handle of a registered hook. */
-export interface HookHandle {
-  /** Removes the hook. A second call does nothing. */
-  remove(): void
-}
-
 export interface Recording {
   op: string
   inputs: readonly (Tensor | null)[]

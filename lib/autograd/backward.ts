@@ -18,8 +18,8 @@ import {
   type TensorMeta,
   wrap,
 } from '../tensor/tensor.js'
-import { type Edge, edgeTo, type GradHook, type HookHandle, type Node } from './autograd.js'
-import { currentObserver, currentRecorder } from './context.js'
+import { type Edge, edgeTo, type GradHook, type Node } from './autograd.js'
+import { currentObserver, currentRecorder, type HookHandle } from './context.js'
 
 /** The backward pass: gradients along the tape, and hooks on them. */
 

@@ -1,9 +1,25 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { MoeError } from '../runtime/errors.js'
 import type { Tensor } from '../tensor/tensor.js'
-import type { HookHandle } from './autograd.js'
 import type { Recorder } from './recorder.js'
-import type { Scope } from './scope.js'
+
+/** The handle of a registered hook. */
+export interface HookHandle {
+  /** Removes the hook. A second call does nothing. */
+  remove(): void
+}
+
+/** Tensors created inside one `scope` call. */
+export class Scope {
+  readonly tensors = new Set<Tensor>()
+  readonly parent: Scope | null
+  /** A timer or the loser of `Promise.race` still runs in it, but it holds no tensors any more. */
+  closed = false
+
+  constructor(parent: Scope | null) {
+    this.parent = parent
+  }
+}
 
 /** The context of running code. Follows `await`. */
 interface Context {

@@ -1,9 +1,8 @@
 import { checkInteger, fail } from '../runtime/check.js'
 import { markCopy, show } from '../runtime/errors.js'
-import { replayRow } from '../runtime/native-ops.js'
+import { type ReplayRow, replayRow } from '../runtime/native-ops.js'
 import { uncloneable } from '../tensor/copies.js'
 import { currentRecorder, refuseInCapture } from './context.js'
-import type { ReplayRow } from './recorder.js'
 
 const maxSeed = Number.MAX_SAFE_INTEGER
 

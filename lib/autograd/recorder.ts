@@ -1,8 +1,6 @@
 import { fail } from '../runtime/check.js'
+import type { ReplayRow } from '../runtime/native-ops.js'
 import type { Tensor } from '../tensor/tensor.js'
-
-/** What a replay passes to the device for one sample or update: a row of `replayRow` in native-ops.ts. */
-export type ReplayRow = readonly number[]
 
 interface Entry {
   /** Advances the count, and returns the numbers of this replay. */

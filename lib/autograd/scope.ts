@@ -1,43 +1,31 @@
 import { types } from 'node:util'
 import { checkFunction, fail } from '../runtime/check.js'
 import { checkTensor, disown, gradOwnerOf, isTensor, moveToScope, type Tensor } from '../tensor/tensor.js'
-import { currentLasting, currentScope, openScope, within } from './context.js'
+import { currentLasting, currentScope, openScope, Scope, within } from './context.js'
 import { defaultGenerator, restoringOnError } from './random.js'
 
-/** Tensors created inside one `scope` call. */
-export class Scope {
-  readonly tensors = new Set<Tensor>()
-  readonly parent: Scope | null
-  /** A timer or the loser of `Promise.race` still runs in it, but it holds no tensors any more. */
-  closed = false
-
-  constructor(parent: Scope | null) {
-    this.parent = parent
-  }
-
-  /** Disposes all tensors except `kept` ones and gradients of survivors, which move to the parent. */
-  close(kept: ReadonlySet<Tensor>): void {
-    const survives = (tensor: Tensor): boolean => {
-      // A gradient may have a gradient, and a program can even create a cycle of them.
-      for (const seen = new Set<Tensor>(); !seen.has(tensor); ) {
-        if (kept.has(tensor)) return true
-        seen.add(tensor)
-        const owner = gradOwnerOf(tensor)
-        if (owner === null || owner.disposed) return false
-        if (!this.tensors.has(owner)) return true
-        tensor = owner
-      }
-      return false
-    }
-    const survivors = [...this.tensors].filter(survives)
-    this.closed = true
-    for (const tensor of survivors) moveToScope(tensor, openScope(this.parent))
-    for (const tensor of survivors) {
+/** Disposes the tensors of a scope except `kept` ones and gradients of survivors, which move to its parent. */
+function close(scope: Scope, kept: ReadonlySet<Tensor>): void {
+  const survives = (tensor: Tensor): boolean => {
+    // A gradient may have a gradient, and a program can even create a cycle of them.
+    for (const seen = new Set<Tensor>(); !seen.has(tensor); ) {
+      if (kept.has(tensor)) return true
+      seen.add(tensor)
       const owner = gradOwnerOf(tensor)
-      if (owner && this.tensors.has(owner)) disown(tensor)
+      if (owner === null || owner.disposed) return false
+      if (!scope.tensors.has(owner)) return true
+      tensor = owner
     }
-    for (const tensor of [...this.tensors]) tensor.dispose()
+    return false
   }
+  const survivors = [...scope.tensors].filter(survives)
+  scope.closed = true
+  for (const tensor of survivors) moveToScope(tensor, openScope(scope.parent))
+  for (const tensor of survivors) {
+    const owner = gradOwnerOf(tensor)
+    if (owner && scope.tensors.has(owner)) disown(tensor)
+  }
+  for (const tensor of [...scope.tensors]) tensor.dispose()
 }
 
 /**
@@ -58,8 +46,8 @@ export function scope<T>(fn: () => T): T {
   const inner = new Scope(currentScope())
   return settle(
     () => within({ scope: inner }, fn),
-    (value) => inner.close(tensorsIn(value)),
-    () => inner.close(new Set()),
+    (value) => close(inner, tensorsIn(value)),
+    () => close(inner, new Set()),
   )
 }
 
@@ -114,7 +102,7 @@ export function allOrNone<T>(fn: () => T): T {
     for (const tensor of lasting) tensor.dispose()
     throw error
   } finally {
-    inner.close(new Set())
+    close(inner, new Set())
   }
 }
 

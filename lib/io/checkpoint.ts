@@ -6,10 +6,10 @@ import { type StateDict, stageState, stateOf } from '../nn/state.js'
 import { checkpointOfEMA, type EMA, isEMA, stageEMA } from '../optim/ema.js'
 import { checkpointOf, isOptimizer, type Optimizer, stageOptimizer } from '../optim/optimizer.js'
 import { checkpointOfSchedule, isSchedule, type Schedule, stageSchedule } from '../optim/schedule.js'
-import { checkInteger, checkOptions, fail, isPlain } from '../runtime/check.js'
+import { checkInteger, checkOptions, checkPath, fail, isPlain } from '../runtime/check.js'
 import { MoeError, show } from '../runtime/errors.js'
 import { writeTogether } from './atomic.js'
-import { checkPath, run } from './files.js'
+import { run } from './files.js'
 import { fromJson, toJson } from './json.js'
 import { checkContents, type FileContent } from './plain-files.js'
 import { checkMetadata, type SafetensorsOptions } from './safetensors.js'
@@ -45,8 +45,8 @@ export interface CheckpointProgress {
 
 /** What {@link loadCheckpoint} and {@link checkpointProgress} return. */
 export interface LoadedProgress extends CheckpointProgress {
-  /** The strings that were saved with it. */
-  metadata: Readonly<Record<string, string>>
+  /** The strings that were saved with it; without any, missing. */
+  metadata?: Readonly<Record<string, string>>
 }
 
 /** Options of {@link saveCheckpoint}. */
@@ -228,7 +228,7 @@ export async function loadCheckpoint(path: string, targets: CheckpointTargets): 
  * ```ts
  * await saveCheckpoint('run.safetensors', { model: new Linear(8, 8), step: 100 }, { metadata: { text: 'book.txt' } })
  * const { step, metadata } = await checkpointProgress('run.safetensors')
- * console.log(step, metadata.text) // → 100 book.txt
+ * console.log(step, metadata?.text) // → 100 book.txt
  * ```
  */
 export async function checkpointProgress(path: string): Promise<LoadedProgress> {
@@ -238,7 +238,7 @@ export async function checkpointProgress(path: string): Promise<LoadedProgress> 
 }
 
 function progressOf({ step, extra }: About, { [aboutKey]: _, ...metadata }: Record<string, string>): LoadedProgress {
-  return { step, extra, metadata }
+  return { step, extra, ...(Object.keys(metadata).length > 0 && { metadata }) }
 }
 
 /** The targets of each kind. */

@@ -1,6 +1,6 @@
 import * as fs from 'node:fs'
 import { fail } from '../runtime/check.js'
-import { MoeError, show } from '../runtime/errors.js'
+import { MoeError } from '../runtime/errors.js'
 
 /** The functions that routines call, with their synchronous signatures: those of node:fs, and `wait`, in milliseconds. */
 interface Calls {
@@ -78,20 +78,6 @@ export async function run<T>(routine: Routine<T>): Promise<T> {
     next = routine.next(answer)
   }
   return next.value
-}
-
-/**
- * The value, if it can be the name of a file. Errors: OPTION.
- *
- * @example
- * ```ts
- * console.log(utils.checkPath('save', 'runs/model')) // → runs/model
- * ```
- */
-export function checkPath(op: string, path: unknown): string {
-  if (typeof path !== 'string' || path === '' || path.includes('\0'))
-    fail('OPTION', op, `path must be a file name, got ${show(path)}`)
-  return path
 }
 
 const codeOf = (error: unknown): unknown => (error as { code?: unknown } | null)?.code

@@ -10,9 +10,9 @@ import {
   writeSync,
 } from 'node:fs'
 import { hostname, constants as system } from 'node:os'
+import { checkPath } from '../runtime/check.js'
 import { MoeError } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
-import { checkPath } from './files.js'
 
 /** A lock of {@link utils.lockFile}. */
 export interface FileLock {

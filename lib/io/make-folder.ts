@@ -1,7 +1,7 @@
 import { mkdirSync, statSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
+import { checkPath } from '../runtime/check.js'
 import { MoeError } from '../runtime/errors.js'
-import { checkPath } from './files.js'
 
 /**
  * Creates a folder, and those above it. An existing one is kept. Errors: OPTION, FILE_SYSTEM.

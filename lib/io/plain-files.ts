@@ -1,7 +1,7 @@
-import { checkInteger, copyArray, fail } from '../runtime/check.js'
+import { checkInteger, checkPath, copyArray, fail } from '../runtime/check.js'
 import { show } from '../runtime/errors.js'
 import { type NewFile, writeTogether, writeTogetherSync } from './atomic.js'
-import { checkPath, readWhole, runSync } from './files.js'
+import { readWhole, runSync } from './files.js'
 
 /** A file to write. */
 export interface FileContent {
@@ -34,7 +34,7 @@ export function checkContents(op: string, name: string, files: unknown): NewFile
  *   { path: 'config.json', data: '{}' },
  *   { path: 'vocabulary.txt', data: 'a b c' },
  * ])
- * console.log(utils.readFileSync('vocabulary.txt').toString()) // → a b c
+ * console.log(new TextDecoder().decode(utils.readFileSync('vocabulary.txt'))) // → a b c
  * ```
  */
 export async function writeFiles(files: readonly FileContent[]): Promise<void> {
@@ -63,7 +63,7 @@ export function writeFilesSync(files: readonly FileContent[]): void {
  * console.log(utils.readFileSync('notes.txt', 100).length) // → 18
  * ```
  */
-export function readFileSync(path: string, maxBytes = 2 ** 30): Buffer {
+export function readFileSync(path: string, maxBytes = 2 ** 30): Uint8Array {
   const op = 'readFile'
   return runSync(readWhole(op, checkPath(op, path), checkInteger(op, 'maxBytes', maxBytes, 0)))
 }

@@ -1,10 +1,10 @@
 import { types } from 'node:util'
 import type { StateDict } from '../nn/state.js'
-import { checkOptions, fail } from '../runtime/check.js'
+import { checkOptions, checkPath, fail } from '../runtime/check.js'
 import { allocated } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { writeAtomic, writeAtomicSync } from './atomic.js'
-import { checkPath, run, runSync } from './files.js'
+import { run, runSync } from './files.js'
 import { encode, headerIn, load, loadBytes } from './tensor-file.js'
 
 /** The content of a safetensors file. */

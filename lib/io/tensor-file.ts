@@ -1,10 +1,10 @@
 import type { StateDict } from '../nn/state.js'
-import { fail, sizeOf } from '../runtime/check.js'
+import { checkPath, fail, sizeOf } from '../runtime/check.js'
 import { allocateArray, allocated, type DType, dtypeCode, dtypeSize } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
 import { checkTensor, type Tensor, wrap } from '../tensor/tensor.js'
-import { checkPath, type Routine, readAll, reading } from './files.js'
+import { type Routine, readAll, reading } from './files.js'
 import { type Header, readHeader, readLength, type TensorEntry, writeHeader } from './header.js'
 import type { LoadedTensors } from './safetensors.js'
 

@@ -6,11 +6,20 @@ import type { MoEOptions } from '../nn/moe-options.js'
 import type { StateDict } from '../nn/state.js'
 import { reshape } from '../ops/reshape.js'
 import { concat } from '../ops/strided.js'
-import { checkInteger, checkOptions, fail, listed, sameShape, showName, showShape } from '../runtime/check.js'
+import {
+  checkInteger,
+  checkOptions,
+  checkPath,
+  fail,
+  listed,
+  sameShape,
+  showName,
+  showShape,
+} from '../runtime/check.js'
 import type { ComputeDType } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { call, checkPath, described, runSync, unless } from './files.js'
+import { call, described, runSync, unless } from './files.js'
 import { readJson } from './json.js'
 import { saveSafetensorsSync } from './safetensors.js'
 import { headerIn, keepsType, load } from './tensor-file.js'

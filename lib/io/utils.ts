@@ -3,15 +3,18 @@
  * error texts of this package, and files that survive a crash. The examples use them as `utils.reader` and so on.
  */
 
-export { checkInteger, copyArray, fail, nearest, showShape } from '../runtime/check.js'
+export { checkInteger, checkPath, copyArray, fail, nearest, showShape } from '../runtime/check.js'
 export { allocated } from '../runtime/dtype.js'
 export { show, within } from '../runtime/errors.js'
 export {
   boolean,
   type DeclaredOptions,
   defaultOf,
+  type IntegerOption,
+  type IntegerRange,
   integer,
   type Needed,
+  type NumberRange,
   number,
   type Option,
   type OptionsOf,
@@ -22,10 +25,10 @@ export {
   reader,
   unchecked,
   type ValuesOf,
+  type WordOption,
 } from '../runtime/options.js'
 export { abortSignal } from '../runtime/signal.js'
-export { checkTensor } from '../tensor/tensor.js'
-export { checkPath } from './files.js'
+export { checkTensor, type TensorMeta } from '../tensor/tensor.js'
 export { type FileLock, lockFile } from './lock.js'
 export { makeFolder } from './make-folder.js'
 export { readFileSync, writeFiles, writeFilesSync } from './plain-files.js'

@@ -1,5 +1,6 @@
-import { type HookHandle, record } from '../autograd/autograd.js'
+import { record } from '../autograd/autograd.js'
 import { atBackwardEnd } from '../autograd/backward.js'
+import type { HookHandle } from '../autograd/context.js'
 import { currentObserver } from '../autograd/context.js'
 import { copyArray, fail } from '../runtime/check.js'
 import type { Handle } from '../runtime/native.js'

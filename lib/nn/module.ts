@@ -1,5 +1,5 @@
 import { type AsyncOptions, callAsync, withoutSignal } from '../autograd/async.js'
-import type { HookHandle } from '../autograd/autograd.js'
+import type { HookHandle } from '../autograd/context.js'
 import { currentObserver } from '../autograd/context.js'
 import { scope } from '../autograd/scope.js'
 import { checkBoolean, checkFunction, fail, isPlain } from '../runtime/check.js'

@@ -1,4 +1,4 @@
-import type { HookHandle } from '../autograd/autograd.js'
+import type { HookHandle } from '../autograd/context.js'
 import { isComputingAgain } from '../autograd/context.js'
 import { keep } from '../autograd/scope.js'
 import { routerStatistics, statisticsSize } from '../ops/router-statistics.js'

@@ -1,6 +1,14 @@
 import { types } from 'node:util'
-import { type Edge, edgeTo, type HookHandle, type Node, nextNode, record } from '../autograd/autograd.js'
-import { computeAgain, currentObserver, isGradEnabled, type Observer, observing, within } from '../autograd/context.js'
+import { type Edge, edgeTo, type Node, nextNode, record } from '../autograd/autograd.js'
+import {
+  computeAgain,
+  currentObserver,
+  type HookHandle,
+  isGradEnabled,
+  type Observer,
+  observing,
+  within,
+} from '../autograd/context.js'
 import { type GeneratorState, loggingSamples, repeatingSamples } from '../autograd/random.js'
 import { scope, tensorsIn } from '../autograd/scope.js'
 import { copyArray, fail } from '../runtime/check.js'

@@ -1,7 +1,6 @@
-import type { ReplayRow } from '../autograd/recorder.js'
 import { checkNumber, copyArray, fail } from '../runtime/check.js'
 import { type Handle, native } from '../runtime/native.js'
-import { replayRow } from '../runtime/native-ops.js'
+import { type ReplayRow, replayRow } from '../runtime/native-ops.js'
 import { boolean, checkValues, number, type Option, type OptionsOf, reader } from '../runtime/options.js'
 import { releaseAll } from '../tensor/handles.js'
 import { handleOf, type Tensor } from '../tensor/tensor.js'

@@ -1,7 +1,6 @@
-import type { ReplayRow } from '../autograd/recorder.js'
 import { checkNumber, copyArray, fail } from '../runtime/check.js'
 import { native } from '../runtime/native.js'
-import { replayRow } from '../runtime/native-ops.js'
+import { type ReplayRow, replayRow } from '../runtime/native-ops.js'
 import { checkValues, number, type Option, type OptionsOf, reader } from '../runtime/options.js'
 import { handleOf } from '../tensor/tensor.js'
 import type { OptimizerParameters } from './groups.js'

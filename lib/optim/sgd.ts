@@ -1,6 +1,5 @@
-import type { ReplayRow } from '../autograd/recorder.js'
 import { native } from '../runtime/native.js'
-import { replayRow } from '../runtime/native-ops.js'
+import { type ReplayRow, replayRow } from '../runtime/native-ops.js'
 import { checkValues, number, type OptionsOf, reader } from '../runtime/options.js'
 import { handleOf } from '../tensor/tensor.js'
 import type { OptimizerParameters } from './groups.js'

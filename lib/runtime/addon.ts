@@ -2,7 +2,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join, relative, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { MoeError } from './errors.js'
+import { MoeError, packageName } from './errors.js'
 import { damageOf } from './library-file.js'
 
 /** The root of this package: the nearest folder above that has a package.json. Sources and built files lie at other depths. */
@@ -32,8 +32,8 @@ export function loadAddon(): { addon: unknown; file: string } {
     return { addon, file: found }
   } catch (cause) {
     const { code, message } = cause as NodeJS.ErrnoException
-    if (code === 'OPTION') throw new MoeError(code, 'st-moe', message)
-    throw new MoeError('BACKEND_UNAVAILABLE', 'st-moe', explanation(file, cause as Error), { cause })
+    if (code === 'OPTION') throw new MoeError(code, packageName, message)
+    throw new MoeError('BACKEND_UNAVAILABLE', packageName, explanation(file, cause as Error), { cause })
   }
 }
 

@@ -108,6 +108,20 @@ export function checkShape(op: string, name: string, value: unknown, example = '
   return Object.freeze(shape)
 }
 
+/**
+ * The value, if it can be the name of a file. Errors: OPTION.
+ *
+ * @example
+ * ```ts
+ * console.log(utils.checkPath('save', 'runs/model')) // → runs/model
+ * ```
+ */
+export function checkPath(op: string, path: unknown): string {
+  if (typeof path !== 'string' || path === '' || path.includes('\0'))
+    fail('OPTION', op, `path must be a file name, got ${show(path)}`)
+  return path
+}
+
 /** A plain object, of any realm. */
 export function isPlain(value: object): boolean {
   const prototype = Object.getPrototypeOf(value)

@@ -19,6 +19,9 @@ export type MoeErrorCode =
   | 'DEVICE_FAULT'
   | 'INTERNAL'
 
+/** The operation of errors about the package itself, such as an addon that cannot be loaded. */
+export const packageName = 'st-moe'
+
 /**
  * The error class of this package. `message` names the operation, the argument, the expected and the actual value.
  *
@@ -68,7 +71,7 @@ export function within<T>(op: string, call: () => T): T {
   try {
     return call()
   } catch (error) {
-    if (!(error instanceof MoeError)) throw error
+    if (!(error instanceof MoeError) || error.op === packageName) throw error
     throw new MoeError(error.code, op, error.message.slice(`[${error.op}] `.length), { cause: error })
   }
 }

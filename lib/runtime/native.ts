@@ -1,5 +1,5 @@
 import { loadAddon } from './addon.js'
-import { MoeError, type MoeErrorCode } from './errors.js'
+import { MoeError, type MoeErrorCode, packageName } from './errors.js'
 import { activationKind, binaryKind, nativeOps, unaryKind } from './native-ops.js'
 
 /** A live native tensor: slot and generation in one number, with nothing for the garbage collector. */
@@ -68,7 +68,7 @@ function checkKinds(functions: Native, path: string): void {
   ] as const
   if (pairs.every(([names, kinds]) => names.join() === Object.keys(kinds).join())) return
   const text = `${path} is of another build of st-moe than its JavaScript. To build it again, run: npx st-moe build`
-  throw new MoeError('BACKEND_UNAVAILABLE', 'st-moe', text)
+  throw new MoeError('BACKEND_UNAVAILABLE', packageName, text)
 }
 
 function load(): Native {

@@ -115,7 +115,38 @@ export function pick<D extends readonly DeclaredOptions[]>(values: ValuesOf<D>, 
 }
 
 type Default<V> = Option<V>['default']
-type IntegerRange = { min: number; max?: number; atMost?: string }
+
+/** The range of {@link utils.integer}. */
+export interface IntegerRange {
+  /** The smallest value. */
+  min: number
+  /** The largest value. */
+  max?: number
+  /** The name of an option declared earlier whose value is the largest. */
+  atMost?: string
+}
+
+/** The range of {@link utils.number}. */
+export interface NumberRange {
+  /** The smallest value. */
+  min?: number
+  /** The largest value. */
+  max?: number
+}
+
+/** An option of {@link utils.integer} with a default. */
+export interface IntegerOption extends Option<number> {
+  /** The smallest value. */
+  min: number
+  /** The largest value. */
+  max?: number
+}
+
+/** An option of {@link utils.oneOf}. */
+export interface WordOption<T> extends Option<T> {
+  /** The values that pass. */
+  allowed: readonly T[]
+}
 
 /**
  * An integer. `atMost` names an option declared earlier that bounds it.
@@ -126,14 +157,14 @@ type IntegerRange = { min: number; max?: number; atMost?: string }
  * console.log(read('train', {}).steps) // → 100
  * ```
  */
-export function integer(
-  range: IntegerRange & { default: Default<number> },
-): Option<number> & { min: number; max?: number }
+export function integer(range: IntegerRange & { default: Default<number> }): IntegerOption
 export function integer(range: IntegerRange): Needed<number>
-export function integer({ min, max, atMost, ...rest }: IntegerRange & { default?: Default<number> }): Needed<number> & {
-  min: number
-  max?: number
-} {
+export function integer({
+  min,
+  max,
+  atMost,
+  ...rest
+}: IntegerRange & { default?: Default<number> }): Needed<number> & IntegerRange {
   return {
     ...rest,
     min,
@@ -152,8 +183,6 @@ export function integer({ min, max, atMost, ...rest }: IntegerRange & { default?
     },
   }
 }
-
-type NumberRange = { min?: number; max?: number }
 
 /**
  * A finite number.
@@ -210,7 +239,7 @@ export const boolean = (rest: { default: boolean }): Option<boolean> => ({ ...re
 export const oneOf = <T extends string | boolean>(
   allowed: readonly T[],
   rest: { default: Default<NoInfer<T>> },
-): Option<T> & { allowed: readonly T[] } => ({
+): WordOption<T> => ({
   ...rest,
   allowed,
   check: (op, name, value) => checkOneOf(op, name, value, allowed),

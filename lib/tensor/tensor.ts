@@ -1,6 +1,5 @@
 import type { GradHook, Node } from '../autograd/autograd.js'
-import { currentRecorder, currentScope, isAsync, onFailure, refuseToWait } from '../autograd/context.js'
-import type { Scope } from '../autograd/scope.js'
+import { currentRecorder, currentScope, isAsync, onFailure, refuseToWait, type Scope } from '../autograd/context.js'
 import { checkBoolean, fail, sameShape, showShape, sizeOf } from '../runtime/check.js'
 import type { Device } from '../runtime/device.js'
 import { allocateArray, type DType, type DTypeArrays, dtypeCode, isFloat } from '../runtime/dtype.js'
@@ -50,9 +49,13 @@ const ofOneThread = uncloneable(
   'a Tensor belongs to its thread: send the arrays of dataSync(), those of stateDict(), or the path of a safetensors file',
 )
 
+/** What a tensor is made of, but its values. */
 export interface TensorMeta<D extends DType = DType> {
+  /** Its shape. */
   shape: readonly number[]
+  /** Its element type. */
   dtype: D
+  /** Its device. */
   device: Device
 }
 

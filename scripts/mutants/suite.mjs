@@ -61,14 +61,14 @@ async function all(commands) {
 
 const builds = {
   // What a mutant leaves unused is no mistake of it.
-  typescript: [['npx', 'tsc', '-p', 'tsconfig.json', '--noUnusedLocals', 'false', '--noUnusedParameters', 'false']],
+  typescript: [['node', 'scripts/build.mjs', '--noUnusedLocals', 'false', '--noUnusedParameters', 'false']],
   addon: [['cmake', '--build', 'build', '--parallel', jobs]],
   emulator: [['cmake', '--build', 'build/simt', '--parallel', jobs]],
 }
 
 /** What has to be built after a change of `file`, for the tests named; of everything where none are. */
 function builtFrom(file, tests) {
-  if (file.startsWith('lib/')) return ['typescript']
+  if (/^(lib|language-model|cli)\//.test(file)) return ['typescript']
   if (file.startsWith('native/cuda/')) return ['emulator']
   if (!tests) return ['addon', 'emulator']
   const onCuda = tests.some((test) => test.startsWith('simt/'))

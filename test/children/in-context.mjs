@@ -38,11 +38,17 @@ async function load(/** @type {string} */ url) {
 const resolved = (/** @type {string} */ name, /** @type {{ identifier: string }} */ from) =>
   moduleAt(name.startsWith('.') ? new URL(name, from.identifier).href : name)
 
-const entry = await moduleAt(new URL('../../dist/index.js', import.meta.url).href)
-await entry.link(resolved)
-await entry.evaluate()
+async function entry(/** @type {string} */ name) {
+  const module = await moduleAt(new URL(`../../dist/${name}.js`, import.meta.url).href)
+  await module.link(resolved)
+  await module.evaluate()
+  return module.namespace
+}
+
 /** @type {import('../../lib/index.js')} */
-const { CharacterTokenizer, clipGradNorm, crossEntropy, LanguageModel, memory, scope, SGD, tensor } = entry.namespace
+const { clipGradNorm, crossEntropy, memory, scope, SGD, tensor } = await entry('index')
+/** @type {import('../../language-model/index.js')} */
+const { CharacterTokenizer, LanguageModel } = await entry('language-model')
 
 const symbol = runInContext('Symbol.dispose', context)
 const before = memory().tensors

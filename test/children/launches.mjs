@@ -1,19 +1,8 @@
 // Prints what one forward and one backward of the layer do on the GPU: kernels, GEMMs, copies, waits. The emulator
 // writes each down in the file SIMT_TRACE.
 import { readFileSync } from 'node:fs'
-import {
-  AdamW,
-  CharacterTokenizer,
-  captureStep,
-  clipGradNorm,
-  crossEntropy,
-  LanguageModel,
-  MoE,
-  noGrad,
-  randn,
-  scope,
-  zeros,
-} from '../../dist/index.js'
+import { AdamW, captureStep, clipGradNorm, crossEntropy, MoE, noGrad, randn, scope, zeros } from '../../dist/index.js'
+import { CharacterTokenizer, LanguageModel } from '../../dist/language-model.js'
 
 const lines = () => readFileSync(process.env.SIMT_TRACE, 'utf8').split('\n').slice(0, -1)
 

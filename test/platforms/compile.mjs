@@ -1,4 +1,4 @@
-// Compiles the suite for any Node into build/platforms/suite: lib/ and test/ as JavaScript, with the addons of
+// Compiles the suite for any Node into build/platforms/suite: the sources and the tests as JavaScript, with the addons of
 // prebuilds/ and vitest.mjs in the place of vitest.
 import { cpSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
@@ -13,7 +13,14 @@ export async function compileSuite() {
   rmSync(suite, { recursive: true, force: true })
   mkdirSync(path.join(suite, 'node_modules/vitest'), { recursive: true })
   const common = { platform: 'node', format: 'esm', target: 'node20', outdir: suite, logLevel: 'warning' }
-  const entryPoints = ['lib/**/*.ts', 'test/*.ts', 'test/support/*.ts', 'test/crash/*.ts']
+  const entryPoints = [
+    'lib/**/*.ts',
+    'language-model/*.ts',
+    'cli/**/*.ts',
+    'test/*.ts',
+    'test/support/*.ts',
+    'test/crash/*.ts',
+  ]
   await build({ ...common, entryPoints: entryPoints.map((name) => path.join(root, name)), outbase: root })
   await build({
     ...common,
