@@ -1,5 +1,5 @@
 import { setImmediate } from 'node:timers/promises'
-import { crossEntropy, type Generator, noGrad, scope, tensor } from '../lib/index.js'
+import { crossEntropy, type Generator, noGrad, scope, tensor, utils } from '../lib/index.js'
 import { sequencesAt } from './batches.js'
 import type { LanguageModel } from './model.js'
 
@@ -36,7 +36,7 @@ export interface HeldOutLossOptions {
 
 /**
  * Mean loss of the model over a text in nats per token, on consecutive sequences of its context. Returns null if
- * stopped. The text needs more tokens than the context.
+ * stopped. Errors: OPTION if the text has no more tokens than the context.
  *
  * @example
  * ```ts
@@ -52,6 +52,8 @@ export async function heldOutLoss(
   { part = 1, stopped = () => false, batch = 32 }: HeldOutLossOptions = {},
 ): Promise<number | null> {
   const { context } = model
+  if (text.length <= context)
+    utils.fail('OPTION', 'heldOutLoss', `text must have more tokens than the context of ${context}, got ${text.length}`)
   const count = Math.floor((text.length - 1) / context)
   const used = Math.max(1, Math.round(count * part))
   const starts = Array.from({ length: used }, (_, i) => Math.floor((i * count) / used) * context)

@@ -18,15 +18,20 @@ for (let step = 0; step < 5; step++) {
   all += ' ' + last
 }
 if (!(last < first)) throw new Error('the loss does not fall: ' + all)
+const tokenizer = CharacterTokenizer.of('ab')
+const model = new LanguageModel({ tokenizer, context: 4, layers: 1, dim: 8, heads: 2, experts: 2 })
+if (!(model instanceof Module)) throw new Error('st-moe/language-model has another copy of the classes of st-moe')
 moe.forwardAsync(x).then(({ outputs }) => console.log('shape ' + outputs.shape + '\\n' + all))
 `
-const names = '{ AdamW, MoE, manualSeed, randn, scope }'
+const names = '{ AdamW, MoE, Module, manualSeed, randn, scope }'
+const modelNames = '{ CharacterTokenizer, LanguageModel }'
+const imports = `import ${names} from 'st-moe'\nimport ${modelNames} from 'st-moe/language-model'\n`
 /** By name in the project's folder. */
 export const files = {
-  'main.cjs': `const ${names} = require('st-moe')\n${train}`,
-  'main.mjs': `import ${names} from 'st-moe'\n${train}`,
+  'main.cjs': `const ${names} = require('st-moe')\nconst ${modelNames} = require('st-moe/language-model')\n${train}`,
+  'main.mjs': `${imports}${train}`,
   'worker.mjs': `import { Worker } from 'node:worker_threads'\nnew Worker(new URL('./main.mjs', import.meta.url))\n`,
-  'typed-module.mts': `import ${names} from 'st-moe'\n${train}`,
+  'typed-module.mts': `${imports}${train}`,
   'typed-common.cts': `import moe = require('st-moe')\nconst loss: number = moe.ones([2]).sum().item()\nconsole.log(loss)\n`,
   // An app of Electron, which ends once its argument, a process or thread of it, has trained.
   'electron.mjs': `

@@ -353,6 +353,28 @@ function compile(dependency) {
   check('compile: module', trained(run(process.execPath, ['main.mjs'], here)))
 }
 
+/** On a system without an addon: the import works, help and doctor do, and the first call says what is missing. */
+function withoutAddon(dependency) {
+  const folder = installByNpm('no-addon', dependency)
+  if (!folder) return
+  rmSync(path.join(folder, 'node_modules/@st-moe'), { recursive: true, force: true })
+  const here = { cwd: folder, PATH: process.env.PATH }
+  const program = (...args) => run(process.execPath, [path.join('node_modules/st-moe', bin['st-moe']), ...args], here)
+  const first = `
+    import { MoeError, ones } from 'st-moe'
+    import { CharacterTokenizer } from 'st-moe/language-model'
+    if (CharacterTokenizer.of('ab').size !== 2) throw new Error('no tokens')
+    try { ones([1]) } catch (error) { if (error instanceof MoeError) console.log(error.code) }`
+  const imported = run(process.execPath, ['--input-type=module', '-e', first], here)
+  check('no addon: import', { ok: imported.ok && imported.output === 'BACKEND_UNAVAILABLE', output: imported.output })
+  const all = program('--help')
+  const commands = Array.from(all.output.matchAll(/^ {2}st-moe (\w+) /gm), ([, name]) => name)
+  check('no addon: --help', { ok: all.ok && commands.length >= 6, output: all.output })
+  for (const name of commands) check(`no addon: ${name} --help`, program(name, '--help'))
+  const { ok, output } = program('doctor')
+  check('no addon: doctor', { ok: !ok && /^addon +not loaded$/m.test(output), output })
+}
+
 function checkPackage() {
   const here = { cwd: root, PATH: process.env.PATH }
   check('publint', run(process.execPath, [toolFile('publint', 'src/cli.js'), tarball, '--strict'], here))
@@ -369,6 +391,7 @@ console.log(`${path.basename(tarball)}, ${cutOff ? 'no network' : 'invalid proxi
 const wanted = (name) => name.includes(options.only)
 if (wanted('package')) checkPackage()
 for (const name of chosenInstallers.filter(wanted)) install(name, dependency)
+if (wanted('no-addon')) withoutAddon(dependency)
 if (options.emulate) for (const target of Object.keys(emulators).filter(wanted)) await emulate(target, dependency)
 if (options.electron && wanted('electron')) electron(path.resolve(options.electron), dependency)
 if (options.compile && wanted('compile')) compile(dependency)
