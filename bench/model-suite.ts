@@ -1,4 +1,4 @@
-import { mean, modelSizes } from '../cli/index.js'
+import { batchesOptions, mean, modelSizes } from '../cli/index.js'
 import { type Batch, Batches, LanguageModel, loadCorpus, makeOptimizer, TrainStep } from '../language-model/index.js'
 import {
   type AdamW,
@@ -24,7 +24,7 @@ export async function modelSuite({ threads, repetitions, quick, peers }: Bench):
   const count = Math.max(...threads)
   const sizes = quick ? { ...usual, layers: 1, dim: 24, context: 16, batch: 2, experts: 4 } : usual
   const corpus = loadCorpus(mobyDick, { name: 'Moby-Dick', context: sizes.context })
-  const batch = new Batches(corpus.training, sizes).at(0)
+  const batch = new Batches(corpus.training, batchesOptions(sizes)).at(0)
   manualSeed(0)
   setNumThreads(count)
   const model = new LanguageModel({ ...modelSizes(sizes), tokenizer: corpus.tokenizer })

@@ -2,6 +2,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { batchesOptions } from '../cli/index.js'
 import { Batches, LanguageModel, loadCorpus, makeOptimizer, TrainStep } from '../language-model/index.js'
 import { AdamW, clipGradNorm, MoE, manualSeed, randn, scope, setDefaultDevice } from '../lib/index.js'
 import { mobyDick, usual, usualModel } from './demo.js'
@@ -89,7 +90,7 @@ function demoPass(): Pass {
   const model = new LanguageModel({ ...usualModel, tokenizer: corpus.tokenizer }).to('cuda')
   const optimizer = makeOptimizer(model, 1e-4)
   using step = new TrainStep(model, optimizer)
-  const batches = new Batches(corpus.training, usual)
+  const batches = new Batches(corpus.training, batchesOptions(usual))
   step.run(batches.at(0))
   try {
     return {

@@ -1,6 +1,15 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'
-import { conflictOf, layerFlags, mean, modelSizes, number, parseFlags, type RunOptions } from '../cli/index.js'
+import {
+  batchesOptions,
+  conflictOf,
+  layerFlags,
+  mean,
+  modelSizes,
+  number,
+  parseFlags,
+  type RunOptions,
+} from '../cli/index.js'
 import {
   Batches,
   type Corpus,
@@ -18,11 +27,11 @@ import {
   devices,
   type Generator,
   getNumThreads,
+  isGatedActivation,
   type LayerStats,
   MoEMonitor,
   manualSeed,
   moeOptions,
-  ops,
 } from '../lib/index.js'
 import { mobyDick, usual } from './demo.js'
 import { main } from './main.js'
@@ -63,7 +72,7 @@ const all: readonly Other[] = [
   ...others(moeOptions.scoreFunction.allowed, layerFlags['score-function'], (scores) => ({ 'score-function': scores })),
   ...others(moeOptions.activation.allowed, layerFlags.activation, (activation) => ({
     activation,
-    ...(!ops.isGated(activation) && { 'expert-hidden-dim': hidden.plain }),
+    ...(!isGatedActivation(activation) && { 'expert-hidden-dim': hidden.plain }),
   })),
 ]
 const models = all.filter((other) => conflictOf(modelSizes({ ...usual, ...other })) === null)
@@ -93,7 +102,7 @@ class Trainee {
     this.#optimizer = makeOptimizer(this.model, this.#options.lr)
     this.#schedule = makeSchedule(this.#optimizer, steps)
     this.#trainStep = new TrainStep(this.model, this.#optimizer)
-    this.#batches = new Batches(corpus.training, this.#options)
+    this.#batches = new Batches(corpus.training, batchesOptions(this.#options))
   }
 
   get parameters(): number {

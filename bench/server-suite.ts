@@ -1,6 +1,6 @@
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { setTimeout as pause } from 'node:timers/promises'
-import { modelSizes } from '../cli/index.js'
+import { batchesOptions, modelSizes } from '../cli/index.js'
 import { Batches, LanguageModel, loadCorpus, makeOptimizer } from '../language-model/index.js'
 import {
   clipGradNorm,
@@ -38,7 +38,7 @@ export async function serverSuite({ threads, repetitions, quick }: Bench): Promi
   const sizes = quick ? { ...usual, layers: 1, dim: 24, context: 16, batch: 2, experts: 4 } : usual
   const corpus = loadCorpus(mobyDick, { name: 'Moby-Dick', context: sizes.context })
   const options = { ...modelSizes(sizes), tokenizer: corpus.tokenizer }
-  const batch = new Batches(corpus.training, sizes).at(0)
+  const batch = new Batches(corpus.training, batchesOptions(sizes)).at(0)
   manualSeed(0)
   setNumThreads(count)
   using model = new LanguageModel(options)

@@ -1,9 +1,9 @@
-import { expertHiddenSize, ops } from '../lib/index.js'
+import { expertHiddenSize, isGatedActivation } from '../lib/index.js'
 import { expertsPerToken, type LanguageModelShape } from './options.js'
 
 /** P of an expert with its H: rows of its first matrix. */
 const rowsOf = ({ activation }: LanguageModelShape, hidden: number): number =>
-  ops.isGated(activation) ? 2 * hidden : hidden
+  isGatedActivation(activation) ? 2 * hidden : hidden
 
 /** H of the experts, and of the dense feed-forward after them. */
 function hiddenSizes({ dim, expertHiddenDim }: LanguageModelShape): [number, number] {

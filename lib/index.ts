@@ -29,6 +29,7 @@ export * as utils from './io/utils.js'
 /** The layers, also exported directly. */
 export * as nn from './nn/index.js'
 export * from './nn/index.js'
+export { isGated as isGatedActivation } from './ops/activation.js'
 /** All functions on tensors, differentiable where possible; the most common are also exported directly. */
 export * as ops from './ops/index.js'
 export {

@@ -1,7 +1,7 @@
 import { expect, test, vi } from 'vitest'
 import { CharacterTokenizer, LanguageModel } from '../language-model/index.js'
 import { makeOptimizer, TrainStep } from '../language-model/train-step.js'
-import { type Device, full, MoEMonitor, manualSeed, scope, setDefaultDevice } from '../lib/index.js'
+import { type Device, full, getNumThreads, MoEMonitor, manualSeed, scope, setDefaultDevice } from '../lib/index.js'
 import { native } from '../lib/runtime/native.js'
 import { useEmulator } from './support/emulator.js'
 
@@ -42,6 +42,7 @@ test.skipIf(!built)('a training step of the language model is one replay, with t
       setDefaultDevice('cpu')
     }
   }
+  getNumThreads() // loads the addon
   const replays = vi.spyOn(native, 'replay')
   const onGpu = losses('cuda')
   expect(replays).toHaveBeenCalledTimes(5)

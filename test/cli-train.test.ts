@@ -15,6 +15,7 @@ import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { describe, expect, test } from 'vitest'
 import { layerFlags } from '../cli/trainer/options.js'
+import { root } from './support/blocks.js'
 import { editCheckpoint } from './support/checkpoint-file.js'
 import { at, bin, cli, expectRefused, folder, jsonLines, succeeded, tiny, weights } from './support/cli.js'
 import { printed } from './support/program.js'
@@ -55,7 +56,7 @@ describe('train', () => {
 
   test('Ctrl-C that npm passes on counts once; a second one ends at once', async () => {
     const program = `
-      import { Stop } from ${JSON.stringify(pathToFileURL(bin.replace('bin.js', 'stop.js')))}
+      import { Stop } from ${JSON.stringify(pathToFileURL(join(root, 'cli/stop.ts')))}
       const stop = new Stop()
       const seen = new Set()
       const say = (text) => seen.has(text) || console.log(seen.add(text) && text)
@@ -64,7 +65,7 @@ describe('train', () => {
         if (stop.wanted()) say('wanted')
         if (process.listenerCount('SIGINT') === 0) say('open')
       }, 5)`
-    const child = spawn(process.execPath, ['--input-type=module', '-e', program])
+    const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', program])
     const steps: Record<string, () => void> = {
       ready: () => child.kill('SIGINT'),
       wanted: () => child.kill('SIGINT'),

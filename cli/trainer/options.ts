@@ -70,6 +70,13 @@ const ofTopk: ReadonlySet<string> = new Set(['top-n', 'second-policy'])
 export const usedOptions = ({ router }: Pick<RunOptions, 'router'>): string[] =>
   Object.keys(runFlags).filter((name) => router === 'topk' || !ofTopk.has(name))
 
+/** The batches of a run. */
+export const batchesOptions = ({ seed, context, batch }: Pick<RunOptions, 'seed' | 'context' | 'batch'>) => ({
+  seed,
+  context,
+  batch,
+})
+
 /** The model of a run. */
 export const modelSizes = (options: RunOptions): LanguageModelSizes =>
   Object.fromEntries(

@@ -42,7 +42,7 @@ import { conflictOf } from './conflict.js'
 import { TrainingFolder } from './folder.js'
 import { emptyHistory, entryOf, type History, longestSample, recordEvaluation, recordStep } from './history.js'
 import { ngramLosses, ngramNames } from './ngram.js'
-import { modelSizes, type RunOptions, usedOptions } from './options.js'
+import { batchesOptions, modelSizes, type RunOptions, usedOptions } from './options.js'
 import { preferredTokens } from './preferences.js'
 import type { Report } from './progress.js'
 import { promptOf } from './prompt.js'
@@ -144,8 +144,7 @@ export class Run {
     this.#optimizer = makeOptimizer(this.#model, options.lr)
     this.#schedule = makeSchedule(this.#optimizer, options.steps)
     this.#trainStep = new TrainStep(this.#model, this.#optimizer)
-    const { seed, context } = options
-    this.#batches = new Batches(training, { seed, context, batch })
+    this.#batches = new Batches(training, batchesOptions(options))
     this.#ngrams = ngramLosses(characters.training, characters.heldOut, characters.tokenizer.size)
     this.#prompt = textOf(characters.tokenizer, promptOf(characters, Math.min(40, options.context)))
   }

@@ -58,7 +58,7 @@ export interface ActivationOptions extends OptionsOf<typeof activationOptions> {
  *
  * @example
  * ```ts
- * console.log(ops.isGated('swiglu'), ops.isGated('relu')) // → true false
+ * console.log(isGatedActivation('swiglu'), isGatedActivation('relu')) // → true false
  * ```
  */
 export const isGated = (activation: Activation): boolean => gated.includes(activation)

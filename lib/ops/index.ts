@@ -1,6 +1,6 @@
 import './copy.js' // a method of Tensor
 
-export { type Activation, type ActivationOptions, isGated } from './activation.js'
+export type { Activation, ActivationOptions } from './activation.js'
 export { type AttentionOptions, attention } from './attention.js'
 export { add, type BinaryOperation, div, maximum, minimum, mul, pow, sub } from './binary.js'
 export {
