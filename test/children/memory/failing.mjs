@@ -1,11 +1,12 @@
 // Failing allocations for ../out-of-memory.mjs. On the CPU those of the addon, by the Node addon of
 // test/native/failing_allocations.cc, and those of JavaScript's typed arrays and buffers, counted together; on the emulator
 // those of the device.
-import { memory, setDefaultDevice, zeros } from '../../../dist/index.js'
+import { getNumThreads, memory, setDefaultDevice, zeros } from '../../../dist/index.js'
 
 const addon = { exports: {} }
 process.dlopen(addon, process.argv[2])
 const faults = addon.exports
+getNumThreads() // loads the addon
 if (faults.install('/st_moe.node') === 0) throw new Error('the addon allocates in ways that cannot be made to fail')
 
 /** Arrays of up to 64 bytes are on V8's own heap: where that ends, the process does. */
