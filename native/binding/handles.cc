@@ -212,19 +212,11 @@ static Napi::Value strings(Call& c, const char* const (&names)[count]) {
 }
 
 static Napi::Value unary_kinds(Call& c) {
-  static const char* const names[] = {
-#define UNARY(name, value, slope) #name,
-#include "core/unary_kinds.inc"
-  };
-  return strings(c, names);
+  return strings(c, kUnaryKindNames);
 }
 
 static Napi::Value binary_kinds(Call& c) {
-  static const char* const names[] = {
-#define BINARY(name, value) #name,
-#include "core/binary_kinds.inc"
-  };
-  return strings(c, names);
+  return strings(c, kBinaryKindNames);
 }
 
 static Napi::Value activations(Call& c) {

@@ -3,34 +3,14 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "core/dtype.h"
-#include "core/error.h"
+#include "core/context.h"
+#include "core/enum.h"
 #include "core/pack.h"
 #include "core/qualifiers.h"
 
 // The arguments of each op: plain data, so that a backend may be in a plugin. The ops are declared in ops.inc.
 namespace st_moe {
 
-constexpr int kMaxRank = 8;
-constexpr int64_t kMaxElements = int64_t{1} << 46;  // of a tensor, and of one dimension
-
-struct Status {
-  ErrorCode code;
-  char text[kErrorText];
-};
-
-// The resources of a call.
-struct Context {
-  int32_t threads;  // CPU threads; never changes results
-  void* stream;     // the backend's own: on a GPU the stream, and what goes with it, of one environment on one device
-};
-
-// The arguments of many calls, for an op that takes them at once.
-template <class Args>
-struct Batch {
-  const Args* items;
-  int64_t count;
-};
 template <class Args>
 inline constexpr bool is_batch = requires { Args::is_batch; };
 template <class Args>
@@ -41,37 +21,36 @@ using Given = std::conditional_t<is_batch<Args>, Batch<Args>, Args>;
 template <class Args>
 using Op = Status (*)(const Context&, const Args&);
 
-enum class Distribution : int32_t { uniform, normal };
+ST_MOE_ENUM(Distribution, uniform, normal);
 enum class UnaryKind : int32_t {
 #define UNARY(name, value, slope) name,
 #include "core/unary_kinds.inc"
 };
-constexpr int32_t kUnaryKindCount = 0
-#define UNARY(name, value, slope) +1
+constexpr const char* kUnaryKindNames[] = {
+#define UNARY(name, value, slope) #name,
 #include "core/unary_kinds.inc"
-    ;
+};
+constexpr int32_t kUnaryKindCount = sizeof kUnaryKindNames / sizeof *kUnaryKindNames;
 enum class BinaryKind : int32_t {
 #define BINARY(name, value) name,
 #include "core/binary_kinds.inc"
 };
-constexpr int32_t kBinaryKindCount = 0
-#define BINARY(name, value) +1
+constexpr const char* kBinaryKindNames[] = {
+#define BINARY(name, value) #name,
 #include "core/binary_kinds.inc"
-    ;
+};
+constexpr int32_t kBinaryKindCount = sizeof kBinaryKindNames / sizeof *kBinaryKindNames;
 
 // What the scores of a token's experts are divided by: the sum over its K experts, nothing, or the sum over those kept.
-enum class GateNormalization : int32_t { topk, none, kept };
-constexpr int32_t kGateNormalizationCount = 3;
+ST_MOE_ENUM(GateNormalization, topk, none, kept);
 
 // By what a token chooses its experts, and what becomes their gates. softmax, sigmoid: the scores, of which the gates
 // are made. The others: the logits, and their softmax (a gate is then divided by the sum over the K) or sigmoid.
-enum class ScoreFunction : int32_t { softmax, sigmoid, softmax_after_topk, sigmoid_after_topk };
-constexpr int32_t kScoreFunctionCount = 4;
+ST_MOE_ENUM(ScoreFunction, softmax, sigmoid, softmax_after_topk, sigmoid_after_topk);
 
 // Whether the second and later experts of a token are used: by chance, always, never, or if the gate exceeds a
 // threshold.
-enum class SecondPolicy : int32_t { random, all, none, threshold };
-constexpr int32_t kSecondPolicyCount = 4;
+ST_MOE_ENUM(SecondPolicy, random, all, none, threshold);
 
 // The activation of the experts.
 enum class Activation : int32_t {

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "core/op_rules.h"
+#include "core/optimizers.h"
 
 namespace st_moe {
 namespace {

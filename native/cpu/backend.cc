@@ -54,10 +54,18 @@ int64_t held_bytes(const Context&) {
 const Backend& cpu_backend() {
   static const Backend backend = [] {
     const cpu::Isa isa = cpu::choose_isa(std::getenv("ST_MOE_ISA"), cpu::bf16_dot_speed());
-    Backend backend{kBackendAbi,  "cpu",     isa.name,  cpu::saved_values, cpu::allocate,
-                    cpu::release, cpu::copy, cpu::copy, cpu::held_bytes,   isa.op_table()};
-    backend.bf16x3 = true;  // where it is not faster, it is float32
-    return backend;
+    return Backend{
+        .name = "cpu",
+        .variant = isa.name,
+        .allocate = cpu::allocate,
+        .release = cpu::release,
+        .copy_in = cpu::copy,
+        .copy_out = cpu::copy,
+        .held_bytes = cpu::held_bytes,
+        .ops = isa.op_table(),
+        .saved_values = cpu::saved_values,
+        .bf16x3 = true,  // where it is not faster, it is float32
+    };
   }();
   return backend;
 }
