@@ -2,7 +2,10 @@
 #include <limits>
 
 #include "binding/call.h"
+#include "core/activation.h"
+#include "core/binary.h"
 #include "core/plugin.h"
+#include "core/unary.h"
 #include "cpu/processor.h"
 
 // The lifetime of tensors, copies from and to JavaScript and other devices, devices and threads.

@@ -1,5 +1,8 @@
 #pragma once
+#include "core/activation.h"
+#include "core/binary.h"
 #include "core/plugin.h"
+#include "core/unary.h"
 
 // What an addon and a plugin must agree on, as one number: a hash of every declaration that crosses the boundary. A
 // plugin that was built from others has another number, and is refused.
@@ -69,7 +72,7 @@ constexpr void add_kinds(AbiHash& hash) {
 #include "core/activations.inc"
 #define OPTIMIZER(...) hash.add("OPTIMIZER" #__VA_ARGS__);
 #define TENSOR_OPTIMIZER(...) hash.add("TENSOR_OPTIMIZER" #__VA_ARGS__);
-#include "core/optimizers.inc"
+#include "core/optimizer_kinds.inc"
 }
 
 constexpr void add_structs(AbiHash& hash) {

@@ -7,8 +7,10 @@
 #include <iterator>
 #include <new>
 
+#include "core/binary.h"
 #include "core/op_rules.h"
 #include "core/optimizers.h"
+#include "core/unary.h"
 
 namespace st_moe {
 namespace {

@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 
+#include "core/activation.h"
 #include "core/router_statistics.h"
 #include "core/tensor.h"
 

@@ -1,7 +1,7 @@
 #pragma once
 #include <cmath>
 
-#include "core/op_args.h"
+#include "core/ops/optimizers.h"
 #include "core/qualifiers.h"
 #include "core/steps.h"
 
@@ -14,7 +14,7 @@ namespace st_moe {
     enum : int { __VA_ARGS__ };    \
   };
 #define TENSOR_OPTIMIZER OPTIMIZER
-#include "core/optimizers.inc"
+#include "core/optimizer_kinds.inc"
 
 // Decoupled weight decay, Loshchilov and Hutter (arXiv 1711.05101), in the order of torch.optim.AdamW.
 struct AdamwUpdate : AdamwFactors {
@@ -97,6 +97,6 @@ inline constexpr bool is_optimizer = false;
     return Name##Update::factors(a);                         \
   }
 #define TENSOR_OPTIMIZER OPTIMIZER
-#include "core/optimizers.inc"
+#include "core/optimizer_kinds.inc"
 
 }  // namespace st_moe

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "core/activation.h"
 #include "core/error.h"
 #include "cpu/isa.h"
 #include "cpu/pool.h"

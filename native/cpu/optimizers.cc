@@ -1,7 +1,6 @@
 #include "core/optimizers.h"
 
 #include "cpu/batch.h"
-#include "cpu/ops.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
@@ -41,6 +40,6 @@ static void run_updates(const Context& ctx, const Batch<Args>& batch) {
   void name(const Context& ctx, const Batch<Name##Args>& batch) { \
     run_updates<Name##Update>(ctx, batch);                        \
   }
-#include "core/optimizers.inc"
+#include "core/optimizer_kinds.inc"
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

@@ -2,7 +2,6 @@
 
 #include "cuda/batch.cuh"
 #include "cuda/operands.cuh"
-#include "cuda/ops.h"
 #include "cuda/per_step.cuh"
 
 namespace st_moe::cuda {
@@ -99,6 +98,6 @@ static void update_batch(const Context& ctx, const Batch<Args>& batch) {
   void name(const Context& ctx, const Batch<Name##Args>& batch) { \
     update_batch<Name##Update>(ctx, batch);                       \
   }
-#include "core/optimizers.inc"
+#include "core/optimizer_kinds.inc"
 
 }  // namespace st_moe::cuda
