@@ -13,7 +13,7 @@
 namespace st_moe {
 
 static PluginLibrary failed(const char* stage, const std::string& reason) {
-  PluginLibrary library{nullptr, {}};
+  PluginLibrary library{};
   std::snprintf(library.probe.stage, sizeof library.probe.stage, "%s", stage);
   std::snprintf(library.probe.reason, sizeof library.probe.reason, "%s", reason.c_str());
   return library;
@@ -44,7 +44,7 @@ static PluginLibrary open_library(const std::string& path) {
   const Plugin* plugin = entry ? entry() : nullptr;
   if (!plugin) return failed("plugin", path + " is not an st-moe plugin: it has no " + kPluginSymbol);
   if (plugin->abi != kBackendAbi) return failed("abi", other_abi(path, plugin->abi));
-  PluginLibrary library{plugin, {}};
+  PluginLibrary library{plugin, {}, plugin->name};
   plugin->probe(&library.probe);
   if (library.probe.device_count <= 0) library.plugin = nullptr;
   return library;

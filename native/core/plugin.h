@@ -14,6 +14,7 @@ constexpr const char* kPluginSymbol = "st_moe_plugin";
 struct PluginLibrary {
   const Plugin* plugin;  // null if the probe failed
   Probe probe;
+  std::string name;  // of its devices; empty if the file is no plugin of this build
 };
 
 // Loads and probes a plugin, once per process and path. Never throws: the probe reports failures.

@@ -62,10 +62,13 @@ const Backend& cpu_backend() {
         .release = cpu::release,
         .copy_in = cpu::copy,
         .copy_out = cpu::copy,
-        .held_bytes = cpu::held_bytes,
         .ops = isa.op_table(),
+        .held_bytes = cpu::held_bytes,
         .saved_values = cpu::saved_values,
+        .usable_threads = cpu::usable_cpus,
+        .bf16_dot_speed = cpu::bf16_dot_speed(),
         .bf16x3 = true,  // where it is not faster, it is float32
+        .host_memory = true,
     };
   }();
   return backend;

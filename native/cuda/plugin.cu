@@ -15,6 +15,7 @@
 namespace st_moe::cuda {
 namespace {
 
+constexpr const char* kName = "cuda";
 constexpr int kOldestCapability = 75;  // kernels are compiled for this and newer ones
 
 void answer(Probe* probe, const char* stage, const std::string& reason) {
@@ -139,17 +140,18 @@ Gpu* make_gpu(int index) {
          properties.major, properties.minor, kOldestCapability / 10, kOldestCapability % 10);
   auto* gpu = new Gpu{properties.name, {}};
   gpu->backend = {
-      .name = "cuda",
+      .name = kName,
       .variant = gpu->name.c_str(),
       .allocate = allocate,
       .release = release,
       .copy_in = copy_in,
       .copy_out = copy_out,
-      .held_bytes = held_bytes,
       .ops = op_table(),
+      .held_bytes = held_bytes,
       .saved_values = saved_values,
       .capture = &kCaptureTable,
       .allocation_error = allocation_error,
+      .prefers_slots = true,
   };
   return gpu;
 }
@@ -183,6 +185,7 @@ void close(const Backend*, Context* context) {
 extern "C" __attribute__((visibility("default"))) const st_moe::Plugin* st_moe_plugin() {
   static const st_moe::Plugin plugin{
       .abi = st_moe::kBackendAbi,
+      .name = st_moe::cuda::kName,
       .probe = st_moe::cuda::probe,
       .open = st_moe::cuda::open,
       .close = st_moe::cuda::close,
