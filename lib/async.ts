@@ -1,5 +1,6 @@
 import { checkFunction } from './check.js'
 import { asyncWith, refuseInCapture } from './context.js'
+import { hasHostMemory } from './device.js'
 import { allocateArray, type DType, type DTypeArrays } from './dtype.js'
 import { MoeError } from './errors.js'
 import { share } from './handles.js'
@@ -142,9 +143,9 @@ async function dataAsync(tensor: Tensor, options?: AsyncOptions): Promise<DTypeA
   }
   try {
     throwIfAborted(signal)
-    if (device === 'cpu' && native.isSettled(handle)) return read()
+    if (hasHostMemory(device) && native.isSettled(handle)) return read()
     return await inTurn(signal, async () => {
-      if (device !== 'cpu') await perform(op, () => {}, signal)
+      if (!hasHostMemory(device)) await perform(op, () => {}, signal)
       return read()
     })
   } finally {

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, expect, test } from 'vitest'
 import { root } from './support/blocks.js'
+import { runChild } from './support/child.js'
 import { compiler, inParallel } from './support/compiler.js'
 
 // The ABI number (native/core/abi.h) changes with every declaration that an addon and a plugin must agree on: each test
@@ -136,3 +137,36 @@ test.skipIf(!hasCompiler)('a field more in any struct changes it, wherever it st
   )
   await expectOthers(Object.fromEntries(variants), 24)
 })
+
+test.skipIf(!hasCompiler || process.platform !== 'linux')(
+  'a plugin that was built from other declarations is refused: with both numbers, and with what to do',
+  async () => {
+    const moe = 'ops/moe.inc'
+    const changed = text(moe).replace('NUMBER(noise_mult)', 'NUMBER(noise_mult) NUMBER(noise_scale)')
+    const builds: Record<string, string> = { same: text(moe), other: changed }
+    const reports = Object.entries(builds).map(async ([name, ops]) => {
+      const copy = join(folder, name)
+      cpSync(join(root, core), join(copy, 'core'), { recursive: true })
+      writeFileSync(join(copy, 'core', moe), ops)
+      const plugin = join(copy, 'libempty.so')
+      const source = join(root, 'test/native/empty_plugin.cc')
+      const options = ['-std=c++20', '-shared', '-fPIC', '-fvisibility=hidden', `-I${copy}`, source, '-o', plugin]
+      const { status, stderr } = spawnSync(compiler, options, { encoding: 'utf8' })
+      expect(stderr).toBe('')
+      expect(status).toBe(0)
+      const { stdout } = await runChild('device-report.mjs', ['empty:0'], { env: { ST_MOE_PLUGINS: plugin } })
+      const number = Number(await numberOf(copy))
+      return { ...JSON.parse(stdout), number: number.toString(16).padStart(8, '0'), plugin }
+    })
+    const [same, other] = await Promise.all(reports)
+    expect(same.devices.at(-1)).toMatchObject({ device: 'empty:0', available: true })
+    expect(same.request).toBe('ready')
+    const reason =
+      `${other.plugin} has ABI ${other.number}, this addon has ABI ${same.number}: they are of different builds. ` +
+      'Build this plugin again from the source of this version'
+    expect(other.devices.at(-1)).toEqual({ device: 'empty', available: false, stage: 'abi', reason })
+    expect(other.request.code).toBe('BACKEND_UNAVAILABLE')
+    expect(other.request.message).toContain(reason)
+    expect(other.cpu).toEqual([2, 4])
+  },
+)

@@ -29,6 +29,7 @@ the table shows medians and the range from fastest to slowest.`,
   async run({ values }) {
     const { experts, 'top-n': topN } = values
     if (topN > experts) throw new UsageError(`--top-n must be at most --experts, got ${topN} and ${experts}`)
+    const { isCpu } = await import('../device.js')
     const { measure } = await import('./bench/measure.js')
     const result = measure(values)
     if (values.json) {
@@ -37,7 +38,7 @@ the table shows medians and the range from fastest to slowest.`,
     }
     const { dim, batch, tokens, device, 'compute-dtype': computeDtype } = values
     const rows = result.rows.map(({ threads, what, ms, fastest, slowest, tokensPerSecond, floorMs }) => [
-      device === 'cpu' ? `${threads} ${threads === 1 ? 'thread' : 'threads'}` : device,
+      isCpu(device) ? `${threads} ${threads === 1 ? 'thread' : 'threads'}` : device,
       what,
       `${ms.toFixed(1)} ms`,
       `${fastest.toFixed(1)}–${slowest.toFixed(1)}`,

@@ -1,6 +1,7 @@
 import { statSync } from 'node:fs'
 import { join } from 'node:path'
 import { setImmediate } from 'node:timers/promises'
+import { hasHostMemory } from '../../device.js'
 import {
   type AdamW,
   BytePairTokenizer,
@@ -112,7 +113,7 @@ export class Run {
     if (resumed) checkResumed(out, sizes, tokenizer.size, resumed.id)
     setDefaultDevice(options.device as Device)
     const { batch } = options
-    if (getDefaultDevice() === 'cpu')
+    if (hasHostMemory(getDefaultDevice()))
       checkMemory('training', trainingBytes(sizes, tokenizer.size, batch), { ...flagsOf(sizes), batch })
     if (options.threads !== null) setNumThreads(options.threads)
     this.#folder = new RunFolder(out)
