@@ -220,7 +220,7 @@ export default [
     name: 'capture-in-foreign-memory',
     file: 'native/core/capture.cc',
     from: 'else if (device.backend->host_memory)',
-    to: 'else',
+    to: 'else if (device.backend->copy_in)',
     breaks: 'the host writes to memory of a device',
     tests: ['test/plugins.test.ts'],
   },

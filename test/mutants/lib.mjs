@@ -236,7 +236,7 @@ export default [
     name: 'plugin-by-another-name',
     file: 'lib/device.ts',
     from: 'loadOthers().find((plugin) => plugin.name === name) ?? loadCuda()',
-    to: 'loadOthers()[0] ?? loadCuda()',
+    to: 'loadOthers().find((plugin) => plugin.name <= name) ?? loadCuda()',
     breaks: 'a device is opened from the first plugin of ST_MOE_PLUGINS',
     tests: ['test/plugins.test.ts'],
   },
