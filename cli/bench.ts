@@ -1,3 +1,4 @@
+import { isCpu } from '../lib/doctor/index.js'
 import { command } from './command.js'
 import { UsageError } from './errors.js'
 import { computeDtypeFlag, deviceFlag, number, threadsFlag, toggle } from './flags.js'
@@ -37,7 +38,7 @@ the table shows medians and the range from fastest to slowest.`,
     }
     const { dim, batch, tokens, device, 'compute-dtype': computeDtype } = values
     const rows = result.rows.map(({ threads, what, ms, fastest, slowest, tokensPerSecond, floorMs }) => [
-      device === 'cpu' ? `${threads} ${threads === 1 ? 'thread' : 'threads'}` : device,
+      isCpu(device) ? `${threads} ${threads === 1 ? 'thread' : 'threads'}` : device,
       what,
       `${ms.toFixed(1)} ms`,
       `${fastest.toFixed(1)}–${slowest.toFixed(1)}`,

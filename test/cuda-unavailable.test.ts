@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'
 import { runChild } from './support/child.js'
-import { emulator, emulatorBuilt } from './support/emulator.js'
+import { emptyPlugin, emptyPluginBuilt, emulator, emulatorBuilt } from './support/emulator.js'
 
 // The errors if the CUDA backend cannot be used: of the plugin, the driver, the device or cuBLAS, on the emulator.
 
@@ -41,8 +41,16 @@ describe('if it cannot be used, the error says why and the CPU works', () => {
   })
 
   const other = join(build, 'simt/libother_abi.so')
-  test.skipIf(!existsSync(other))('a plugin of another version', () =>
-    expectAnswer({ ST_MOE_CUDA_LIBRARY: other }, 'abi', /has ABI 4711, this addon needs \d/),
+  test.skipIf(!existsSync(other))('a plugin of another build', () =>
+    expectAnswer(
+      { ST_MOE_CUDA_LIBRARY: other },
+      'abi',
+      /has ABI 00001267, this addon has ABI [0-9a-f]{8}: .*Install st-moe-cuda of the same version as st-moe, or in a clone run: npm run build:cuda$/,
+    ),
+  )
+
+  test.skipIf(!emptyPluginBuilt)('the plugin of other devices', () =>
+    expectAnswer({ ST_MOE_CUDA_LIBRARY: emptyPlugin }, 'plugin', /the plugin of 'empty': name it in ST_MOE_PLUGINS/),
   )
 
   test.skipIf(!emulatorBuilt)('no driver', () => expectAnswer({ SIMT_DRIVER: 'missing' }, 'driver', /no NVIDIA driver/))

@@ -3,6 +3,7 @@ import { dtypeCode } from '../lib/runtime/dtype.js'
 import { type Handle, native } from '../lib/runtime/native.js'
 import { type DeclaredArgument, type DeclaredOp, declaredOps } from '../scripts/native-ops.mjs'
 import { live } from './support/baseline.js'
+import { emptyPlugin, emptyPluginBuilt } from './support/emulator.js'
 
 // The addon as lib/ calls it: what it does with handles, versions and arguments that do not fit.
 
@@ -149,6 +150,18 @@ describe('an argument that does not fit is an error, and nothing is left of the 
     for (const handle of typeof result === 'object' ? Object.values(result ?? {}) : [result])
       if (typeof handle === 'number') held(handle)
   }
+  /** With the same arguments on a device whose backend lacks the op. */
+  const expectRefused = (op: string, given: Record<string, unknown>, args: DeclaredArgument[]): void => {
+    const device = native.openDevice(emptyPlugin, 0)
+    const move = (argument: DeclaredArgument) => {
+      const value = given[argument.name]
+      return isTensor(argument) && value !== null ? held(native.toDevice(value as Handle, device)) : value
+    }
+    const there = Object.fromEntries(args.map((argument) => [argument.name, move(argument)]))
+    const before = live()
+    expect(() => call(op, there)).toThrow(code('UNSUPPORTED'))
+    expect(live()).toEqual(before)
+  }
   const ops = declaredOps().filter(({ byHand, args }) => !byHand && args.some(isTensor))
   const batches = new Set(ops.filter(({ batch }) => batch).map(({ jsName }) => jsName))
 
@@ -161,6 +174,7 @@ describe('an argument that does not fit is an error, and nothing is left of the 
     }
     const given = () => Object.fromEntries(args.map((argument) => [argument.name, value(argument)]))
     call(name, given())
+    if (emptyPluginBuilt) expectRefused(name, given(), args)
     const floats = tensors.filter(({ element }) => element === 'real').length
     /** Whether a letter is told by something else too. */
     const tied = (argument: Argument, letter: string): boolean =>

@@ -82,7 +82,7 @@ test.each(backends)(
   'each op of native/$folder is in the file of its name, or a backward in that of its forward',
   ({ folder, extension, helpers }) => {
     const files = list(`native/${folder}`, extension)
-    const optimizers = all(text('native/core/optimizers.h'), /X\(\w+, (\w+)\)/g)
+    const optimizers = all(text('native/core/optimizer_kinds.inc'), /^OPTIMIZER\(\w+, (\w+)/gm)
     for (const name of table.filter((name) => !optimizers.includes(name))) {
       const homes = files.filter((file) =>
         new RegExp(`^void ${name}\\(const Context& ?\\w*, const [\\w<>]+& ?\\w*\\) \\{`, 'm').test(

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "../../test/native/moe_reference.h"
+#include "core/binary.h"
 
 namespace st_moe::bench {
 

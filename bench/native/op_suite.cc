@@ -1,5 +1,7 @@
 #include <cmath>
 
+#include "core/binary.h"
+#include "core/unary.h"
 #include "declared.h"
 
 // Every op at the sizes of a language model around the layer, vs. the arithmetic or the memory traffic that it cannot

@@ -1,3 +1,4 @@
+import { hasHostMemory, isCpu } from '../../lib/doctor/index.js'
 import {
   type ComputeDType,
   type Device,
@@ -58,8 +59,9 @@ export function measure(settings: Settings): Measurement {
   const { device, dim, experts, batch, tokens, repetitions } = settings
   setDefaultDevice(device as Device)
   const most = settings.threads ?? getNumThreads()
-  const counts = device === 'cpu' && settings.threads === null && most > 1 ? [1, most] : [most]
-  if (getDefaultDevice() === 'cpu') checkMemory('this benchmark', bytesOf(settings), { dim, experts, batch, tokens })
+  const counts = isCpu(device) && settings.threads === null && most > 1 ? [1, most] : [most]
+  if (hasHostMemory(getDefaultDevice()))
+    checkMemory('this benchmark', bytesOf(settings), { dim, experts, batch, tokens })
   manualSeed(0)
   const { layer, floor, kept } = programs(settings)
   const cases = counts.flatMap((threads) =>

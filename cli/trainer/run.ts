@@ -21,6 +21,7 @@ import {
   textOf,
   trainingBytes,
 } from '../../language-model/index.js'
+import { hasHostMemory } from '../../lib/doctor/index.js'
 import {
   type AdamW,
   type CosineSchedule,
@@ -134,7 +135,7 @@ export class Run {
     if (resumed) checkResumed(out, sizes, tokenizer.size, resumed.id)
     setDefaultDevice(options.device as Device)
     const { batch } = options
-    if (getDefaultDevice() === 'cpu')
+    if (hasHostMemory(getDefaultDevice()))
       checkMemory('training', trainingBytes(sizes, tokenizer.size, batch), { ...flagsOf(sizes), batch })
     if (options.threads !== null) setNumThreads(options.threads)
     this.#folder = new TrainingFolder(out)

@@ -1,4 +1,5 @@
 import { checkFunction } from '../runtime/check.js'
+import { hasHostMemory } from '../runtime/device.js'
 import { allocateArray, type DType, type DTypeArrays } from '../runtime/dtype.js'
 import { MoeError } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
@@ -142,9 +143,9 @@ async function dataAsync(tensor: Tensor, options?: AsyncOptions): Promise<DTypeA
   }
   try {
     throwIfAborted(signal)
-    if (device === 'cpu' && native.isSettled(handle)) return read()
+    if (hasHostMemory(device) && native.isSettled(handle)) return read()
     return await inTurn(signal, async () => {
-      if (device !== 'cpu') await perform(op, () => {}, signal)
+      if (!hasHostMemory(device)) await perform(op, () => {}, signal)
       return read()
     })
   } finally {

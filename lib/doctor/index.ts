@@ -1,8 +1,8 @@
 /**
- * What `st-moe doctor` reports of an installation: places, versions and files that are not part of the public API. Nothing
- * here loads the addon but {@link addonFile}, {@link bf16DotSpeed} and {@link pluginPath}.
+ * What the program `st-moe` asks of an installation and its devices, and is not part of the public API. The functions of
+ * addon.ts do not load the addon.
  */
 
 export { addonPlaces, glibc, packageRoot, systemName } from '../runtime/addon.js'
-export { bf16DotSpeed, pluginPath } from '../runtime/device.js'
+export { bf16DotSpeed, hasHostMemory, isCpu, pluginPath } from '../runtime/device.js'
 export { addonFile } from '../runtime/native.js'

@@ -1,7 +1,7 @@
 import { record } from '../autograd/autograd.js'
 import { refuseToWait } from '../autograd/context.js'
 import { fail } from '../runtime/check.js'
-import { checkDevice, type Device, deviceIndex } from '../runtime/device.js'
+import { checkDevice, type Device, deviceIndex, isDeviceName } from '../runtime/device.js'
 import { checkDType, type DType, dtypeCode, isFloat } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
@@ -61,7 +61,7 @@ export function to(x: Tensor, target: DType | Device): Tensor
 export function to(x: Tensor, target: DType | Device): Tensor {
   checkTensor('to', 'x', x)
   if (typeof target !== 'string') fail('OPTION', 'to', `target must be a dtype or a device, got ${show(target)}`)
-  if (target === 'cpu' || target.startsWith('cuda')) {
+  if (isDeviceName(target)) {
     const device = checkDevice('to', target)
     return device === x.device ? x : move(x, device)
   }

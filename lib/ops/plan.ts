@@ -1,5 +1,5 @@
 import { checkInteger, fail, showShape } from '../runtime/check.js'
-import type { Device } from '../runtime/device.js'
+import { type Device, prefersSlots } from '../runtime/device.js'
 import { within } from '../runtime/errors.js'
 import { type Handle, native } from '../runtime/native.js'
 import { share } from '../tensor/handles.js'
@@ -54,7 +54,7 @@ const mostlyEmpty = (N: number, assignments: number, slots: number, C: number): 
 
 /** Whether the router should make the plan of slots: where the experts will have it, see {@link expertPlan}. */
 export function wantsSlots(device: Device, B: number, N: number, K: number, E: number, C: number): boolean {
-  return device !== 'cpu' && !mostlyEmpty(N, B * N * K, E * B * C, C) && E * B * C < 2 ** 31
+  return prefersSlots(device) && !mostlyEmpty(N, B * N * K, E * B * C, C) && E * B * C < 2 ** 31
 }
 
 /** Takes over the plan of slots of a routing, which lives as long as its positions. */
@@ -83,8 +83,9 @@ export function slotPlan(op: string, routing: Routing, E: number, C: number): Sl
 }
 
 /**
- * The plan of the fused experts: rows of dispatched assignments alone, and `ends`. On a GPU the rows are the slots if
- * the capacity is what limits them: then the host knows every size and need not wait for `ends`.
+ * The plan of the fused experts: rows of dispatched assignments alone, and `ends`. Where the backend prefers it,
+ * as on a GPU, the rows are the slots if the capacity is what limits them: then the host knows every size and need not
+ * wait for `ends`.
  */
 export function expertPlan(
   op: string,
@@ -95,7 +96,8 @@ export function expertPlan(
   const { expertIndex, position } = routing
   const [B, N] = expertIndex.shape
   const slots = E * B * C
-  if (expertIndex.device !== 'cpu' && !mostlyEmpty(N, expertIndex.size, slots, C)) return slotPlan(op, routing, E, C)
+  if (prefersSlots(expertIndex.device) && !mostlyEmpty(N, expertIndex.size, slots, C))
+    return slotPlan(op, routing, E, C)
   const R = Math.min(expertIndex.size, slots)
   const made = within(op, () =>
     native.planSorted({ expertIndex: handleOf(expertIndex), position: handleOf(position), E, R }),

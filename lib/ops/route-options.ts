@@ -24,7 +24,7 @@ export const lossOptions = {
   routerZLossCoef: number({ default: 1e-3 }),
 }
 
-/** In the order of GateNormalization in native/core/op_args.h. */
+/** In the order of GateNormalization in native/core/ops/moe.h. */
 export const gateNormalizations = ['topk', 'none', 'kept'] as const
 /** In the order of SecondPolicy. */
 export const secondPolicies = ['random', 'all', 'none', 'threshold'] as const

@@ -1,13 +1,16 @@
 import { existsSync } from 'node:fs'
-import { dirname, join } from 'node:path'
+import { basename, delimiter, dirname, join } from 'node:path'
 import { folderOf, glibc, systemName } from './addon.js'
 import { checkInteger } from './check.js'
 import { MoeError, show } from './errors.js'
 import { damageOf } from './library-file.js'
 import { addonFile, native } from './native.js'
 
-/** The device of a tensor. 'cuda' is 'cuda:0'. */
-export type Device = 'cpu' | 'cuda' | `cuda:${number}`
+/**
+ * The device of a tensor. 'cuda' is 'cuda:0'. Devices of a plugin that ST_MOE_PLUGINS names have the plugin's name in
+ * place of 'cuda'.
+ */
+export type Device = 'cpu' | 'cuda' | `cuda:${number}` | `${string}:${number}`
 
 /** A device, whether it can be used, and otherwise the stage and reason of the failure. */
 export interface DeviceInfo {
@@ -17,44 +20,89 @@ export interface DeviceInfo {
   available: boolean
   /** Instruction set of the CPU kernels, or the name of the GPU. */
   variant?: string
-  /** The stage that failed: the plugin file, its version, the driver, the GPU, or the cuBLAS library. */
-  stage?: 'plugin' | 'abi' | 'driver' | 'device' | 'cublas'
+  /**
+   * The stage that failed: the plugin file, its build, the driver, the GPU, or the cuBLAS library. Another plugin may have
+   * stages of its own.
+   */
+  stage?: 'plugin' | 'abi' | 'driver' | 'device' | 'cublas' | (string & {})
   /** The reason, for people. */
   reason?: string
 }
 
-const plugin = 'libst_moe_cuda.so'
+/** The plugin that has a package: the name of its devices, its file, and what installs or builds it. */
+const cuda = {
+  name: 'cuda',
+  file: 'libst_moe_cuda.so',
+  variable: 'ST_MOE_CUDA_LIBRARY',
+  package: 'st-moe-cuda',
+  build: 'npm run build:cuda',
+} as const
 
 /**
  * The file of the CUDA plugin, which is loaded at the first use of a device: one compiled on this machine, beside the
  * addon, before that of the package st-moe-cuda.
  */
 export function pluginPath(): string {
-  if (process.env.ST_MOE_CUDA_LIBRARY) return process.env.ST_MOE_CUDA_LIBRARY
-  const own = join(dirname(addonFile()), plugin)
-  const installed = folderOf('st-moe-cuda')
-  return existsSync(own) || !installed ? own : join(installed, `${process.platform}-${process.arch}`, plugin)
+  const chosen = process.env[cuda.variable]
+  if (chosen) return chosen
+  const own = join(dirname(addonFile()), cuda.file)
+  const installed = folderOf(cuda.package)
+  return existsSync(own) || !installed ? own : join(installed, `${process.platform}-${process.arch}`, cuda.file)
 }
 
-/** Why the plugin must not be loaded, and the fix; null if it may be. There are prebuilt ones for Linux with glibc. */
+/** Why the CUDA plugin must not be loaded, and the fix; null if it may be. There are prebuilt ones for Linux with glibc. */
 function pluginFault(path: string): string | null {
   const damage = damageOf(path)
   if (damage === null) return null
-  if (process.env.ST_MOE_CUDA_LIBRARY) return `${path}: ${damage}. ST_MOE_CUDA_LIBRARY names this file`
+  if (process.env[cuda.variable]) return `${path}: ${damage}. ${cuda.variable} names this file`
   const prebuilt = process.platform === 'linux' && ['x64', 'arm64'].includes(process.arch) && glibc() !== null
   const none = `There is no prebuilt CUDA plugin for ${systemName()}`
   if (existsSync(path)) {
-    const fix = prebuilt ? 'Install st-moe-cuda again, or in a clone run: npm run build:cuda' : none
+    const fix = prebuilt ? `Install ${cuda.package} again, or in a clone run: ${cuda.build}` : none
     return `${path}: ${damage}. ${fix}`
   }
-  const source = prebuilt ? 'Run: npm install st-moe-cuda (in a clone: npm run build:cuda)' : none
+  const source = prebuilt ? `Run: npm install ${cuda.package} (in a clone: ${cuda.build})` : none
   return `the CUDA plugin is not installed (${path}). ${source}`
 }
 
-/** Loads the plugin, once per process, and counts its devices. A damaged file is reported, not loaded. */
-function probePlugin(path: string): ReturnType<typeof native.probePlugin> {
-  const reason = pluginFault(path)
-  return reason === null ? native.probePlugin(path) : { devices: 0, stage: 'plugin', reason }
+/** A plugin that was loaded, or why it was not. `name` is that of its devices. */
+interface Plugin extends ReturnType<typeof native.probePlugin> {
+  path: string
+}
+
+/** Loads a plugin, once per process, and counts its devices. A damaged file is reported, not loaded. */
+function load(path: string, name: string, fault: string | null, otherBuild: string): Plugin {
+  if (fault !== null) return { path, name, devices: 0, stage: 'plugin', reason: fault }
+  const found = native.probePlugin(path)
+  const fix = found.stage === 'abi' ? `. ${otherBuild}` : ''
+  return { path, ...found, name: found.name || name, reason: found.reason + fix }
+}
+
+function loadCuda(): Plugin {
+  const path = pluginPath()
+  const fix = `Install ${cuda.package} of the same version as st-moe, or in a clone run: ${cuda.build}`
+  const found = load(path, cuda.name, pluginFault(path), fix)
+  if (found.name === cuda.name) return found
+  const reason = `${path} is the plugin of '${found.name}': name it in ST_MOE_PLUGINS, not in ${cuda.variable}`
+  return { path, name: cuda.name, devices: 0, stage: 'plugin', reason }
+}
+
+let others: readonly Plugin[] | null = null
+
+/** The plugins of ST_MOE_PLUGINS, which is read once. One that cannot be loaded has the name of its file. */
+function loadOthers(): readonly Plugin[] {
+  others ??= othersOf(process.env.ST_MOE_PLUGINS ?? '')
+  return others
+}
+
+function othersOf(list: string): Plugin[] {
+  const paths = list.split(delimiter).filter((path) => path !== '')
+  return paths.map((path) => {
+    const damage = damageOf(path)
+    const name = basename(path).replace(/^lib/, '').replace(/\..*$/, '')
+    const fault = damage === null ? null : `${path}: ${damage}. ST_MOE_PLUGINS names this file`
+    return load(path, name, fault, 'Build this plugin again from the source of this version')
+  })
 }
 
 /** Native indices of the devices that this environment has opened. */
@@ -71,26 +119,65 @@ const opened = new Map<Device, number>([['cpu', 0]])
  * ```
  */
 export function devices(): DeviceInfo[] {
-  const cpu: DeviceInfo = { device: 'cpu', available: true, variant: native.deviceInfo(0).variant }
-  const { devices: count, stage, reason } = probePlugin(pluginPath())
-  if (count <= 0) return [cpu, { device: 'cuda', available: false, stage: stage as DeviceInfo['stage'], reason }]
-  const gpus = Array.from({ length: count }, (_, i): DeviceInfo => {
-    const device: Device = `cuda:${i}`
+  return [{ device: 'cpu', available: true, variant: native.deviceInfo(0).variant }, ...plugins().flatMap(devicesOf)]
+}
+
+function plugins(): Plugin[] {
+  return [loadCuda(), ...loadOthers()]
+}
+
+function devicesOf({ name, devices: count, stage, reason }: Plugin): DeviceInfo[] {
+  if (count <= 0) return [{ device: name as Device, available: false, stage, reason }]
+  return Array.from({ length: count }, (_, i): DeviceInfo => {
+    const device: Device = `${name}:${i}`
     try {
       return { device, available: true, variant: native.deviceInfo(deviceIndex('devices', device)).variant }
     } catch (error) {
       return { device, available: false, stage: 'device', reason: (error as Error).message }
     }
   })
-  return [cpu, ...gpus]
 }
+
+/** The plugin of a canonical name. */
+function pluginOf(device: Device): Plugin {
+  const [name] = device.split(':')
+  return loadOthers().find((plugin) => plugin.name === name) ?? loadCuda()
+}
+
+/** The names of devices of plugins, without their numbers. Does not load the CUDA plugin. */
+const names = (): string[] => [cuda.name, ...loadOthers().map(({ name }) => name)]
+
+/** Whether a device is the CPU, whose threads `setNumThreads` sets. */
+export const isCpu = (device: string): boolean => device === 'cpu'
+
+/** Whether a text is meant as the name of a device. */
+export const isDeviceName = (text: string): boolean => text === 'cpu' || names().some((name) => text.startsWith(name))
 
 /** The canonical name of a device: 'cuda' is 'cuda:0'. Throws DEVICE for an unknown name. */
 export function checkDevice(op: string, device: unknown): Device {
   if (device === 'cpu') return 'cpu'
-  if (device === 'cuda') return 'cuda:0'
-  if (typeof device === 'string' && /^cuda:\d{1,4}$/.test(device)) return `cuda:${Number(device.slice(5))}`
-  throw new MoeError('DEVICE', op, `device must be 'cpu', 'cuda' or 'cuda:<number>', got ${show(device)}`)
+  const [, name, number = '0'] = (typeof device === 'string' && /^(.*?)(?::(\d{1,4}))?$/.exec(device)) || []
+  if (name === cuda.name || (name && names().includes(name))) return `${name}:${Number(number)}`
+  const known = names().map((name) => `'${name}' or '${name}:<number>'`)
+  throw new MoeError('DEVICE', op, `device must be 'cpu', ${known.join(', ')}, got ${show(device)}`)
+}
+
+/** Whether the values of a device are in memory of the host, where they can be read without waiting. */
+export const hasHostMemory = (device: Device): boolean => policyOf(device).hostMemory
+
+/** Whether experts compute a row for every slot on this device, rather than wait for how many are dispatched. */
+export const prefersSlots = (device: Device): boolean => policyOf(device).prefersSlots
+
+type Policy = ReturnType<typeof native.deviceInfo>
+const policies = new Map<Device, Policy>()
+
+/** What the backend of a device says of itself, asked once. */
+function policyOf(device: Device): Policy {
+  const known = policies.get(device)
+  if (known) return known
+  const policy = native.deviceInfo(deviceIndex('device', device))
+  policies.set(device, policy)
+  return policy
 }
 
 let defaultDevice: Device = 'cpu'
@@ -130,9 +217,8 @@ export function deviceIndex(op: string, device: Device): number {
   const known = opened.get(device)
   if (known !== undefined) return known
   const name = checkDevice(op, device)
-  const path = pluginPath()
-  const { devices: count, stage, reason } = probePlugin(path)
-  const index = Number(name.slice(5))
+  const index = Number(name.split(':')[1])
+  const { path, devices: count, stage, reason } = pluginOf(name)
   if (count <= 0) throw new MoeError('BACKEND_UNAVAILABLE', op, `device '${name}' cannot be used: ${stage}: ${reason}`)
   if (index >= count) {
     throw new MoeError('BACKEND_UNAVAILABLE', op, `device '${name}' cannot be used: device: number of GPUs: ${count}`)

@@ -12,9 +12,10 @@ interface Addon {
   getThreads(): number
   /** 0, or the number of the error: that of EAGAIN if another process holds the lock. */
   lockFile(file: number): number
-  deviceInfo(device: number): { name: string; variant: string }
+  deviceInfo(device: number): { name: string; variant: string; hostMemory: boolean; prefersSlots: boolean }
   bf16DotSpeed(): number
-  probePlugin(path: string): { devices: number; stage: string; reason: string }
+  /** `name` is that of its devices, empty if the file is no plugin of this build. */
+  probePlugin(path: string): { name: string; devices: number; stage: string; reason: string }
   openDevice(path: string, index: number): number
   memory(device: number): [tensors: number, bytes: number, peakBytes: number, cachedBytes: number]
   resetPeak(device: number): void

@@ -66,16 +66,17 @@ class Call {
   void expect_float(const char* name, const Tensor& tensor);
   void expect_compute(const char* name, DType compute, DType dtype);  // dtype, or bf16 or f16 if dtype is f32
 
-  // Runs an op on the device of its operands, or records it. Sets the pointers of the arguments.
+  // Runs an op on the device of its operands, or records it. Sets the pointers of the arguments. Throws
+  // Error(unsupported) if the device lacks the op.
   template <auto op, class Args>
   void run(Args& args, std::initializer_list<Operand> operands) {
-    run(run_op<Args, op>, &args, sizeof args, 1, {operands.begin(), operands.size()});
+    run(op_info<Args, op>(), &args, sizeof args, 1, {operands.begin(), operands.size()});
   }
   template <auto op, class Args>  // of a batch
   void run(std::vector<Args>& items, const std::vector<Operand>& operands) {
-    run(run_op<Args, op>, items.data(), items.size() * sizeof(Args), static_cast<int64_t>(items.size()), operands);
+    run(op_info<Args, op>(), items.data(), items.size() * sizeof(Args), static_cast<int64_t>(items.size()), operands);
   }
-  void run(OpFunction function, void* args, size_t size, int64_t count, std::span<const Operand> operands);
+  void run(const OpInfo& info, void* args, size_t size, int64_t count, std::span<const Operand> operands);
 
   // Results.
   Tensor make(Device& device, DType dtype, const Shape& shape) {  // uninitialized
@@ -85,6 +86,11 @@ class Call {
   Napi::Value give(const Tensor* const* tensors, size_t count);  // an array of handles; null for a null pointer
 
  private:
+  template <class Args, auto op>
+  static const OpInfo& op_info() {
+    static const OpInfo& info = op_of(run_op<Args, op>);
+    return info;
+  }
   double handle(const char* name);
 
   const Arguments* arguments_ = nullptr;

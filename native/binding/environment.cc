@@ -5,7 +5,6 @@
 #include <string>
 
 #include "core/plugin.h"
-#include "cpu/processor.h"
 
 namespace st_moe {
 
@@ -28,7 +27,8 @@ const char* code_name(ErrorCode code) {
 }
 
 Environment::Environment(Napi::Env) {
-  devices_.push_back(std::make_unique<Device>(&cpu_backend(), Context{std::min(cpu::usable_cpus(), 256), nullptr}));
+  const Backend& cpu = cpu_backend();
+  devices_.push_back(std::make_unique<Device>(&cpu, Context{std::min(cpu.usable_threads(), 256), nullptr}));
 }
 
 Device& Environment::device(int64_t index) {

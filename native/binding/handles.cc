@@ -2,8 +2,10 @@
 #include <limits>
 
 #include "binding/call.h"
+#include "core/activation.h"
+#include "core/binary.h"
 #include "core/plugin.h"
-#include "cpu/processor.h"
+#include "core/unary.h"
 
 // The lifetime of tensors, copies from and to JavaScript and other devices, devices and threads.
 namespace st_moe {
@@ -25,15 +27,17 @@ static Napi::Value get_threads(Call& c) {
 }
 
 static Napi::Value device_info(Call& c) {
-  Device& device = c.device();
+  const Backend& backend = *c.device().backend;
   Napi::Object info = Napi::Object::New(c.env);
-  info["name"] = device.backend->name;
-  info["variant"] = device.backend->variant;
+  info["name"] = backend.name;
+  info["variant"] = backend.variant;
+  info["hostMemory"] = backend.host_memory;
+  info["prefersSlots"] = backend.prefers_slots;
   return info;
 }
 
 static Napi::Value bf16_dot_speed(Call& c) {
-  return Napi::Number::New(c.env, cpu::bf16_dot_speed());
+  return Napi::Number::New(c.env, cpu_backend().bf16_dot_speed);
 }
 
 static std::string path_of(Call& c) {
@@ -42,9 +46,11 @@ static std::string path_of(Call& c) {
   return value.As<Napi::String>().Utf8Value();
 }
 
-static Napi::Value probe_plugin(Call& c) {  // (path) → { devices, stage, reason }
-  const Probe& probe = load_plugin(path_of(c)).probe;
+static Napi::Value probe_plugin(Call& c) {  // (path) → { name, devices, stage, reason }
+  const PluginLibrary& library = load_plugin(path_of(c));
+  const Probe& probe = library.probe;
   Napi::Object answer = Napi::Object::New(c.env);
+  answer["name"] = library.name;
   answer["devices"] = probe.device_count;
   answer["stage"] = probe.stage;
   answer["reason"] = probe.reason;
@@ -65,7 +71,7 @@ static Napi::Value memory(Call& c) {
   values[0u] = static_cast<double>(stats.tensors);
   values[1u] = static_cast<double>(stats.bytes);
   values[2u] = static_cast<double>(stats.peak_bytes);
-  values[3u] = static_cast<double>(device.backend->held_bytes(device.context));
+  values[3u] = static_cast<double>(device.backend->held_bytes ? device.backend->held_bytes(device.context) : 0);
   return values;
 }
 
@@ -212,19 +218,11 @@ static Napi::Value strings(Call& c, const char* const (&names)[count]) {
 }
 
 static Napi::Value unary_kinds(Call& c) {
-  static const char* const names[] = {
-#define UNARY(name, value, slope) #name,
-#include "core/unary_kinds.inc"
-  };
-  return strings(c, names);
+  return strings(c, kUnaryKindNames);
 }
 
 static Napi::Value binary_kinds(Call& c) {
-  static const char* const names[] = {
-#define BINARY(name, value) #name,
-#include "core/binary_kinds.inc"
-  };
-  return strings(c, names);
+  return strings(c, kBinaryKindNames);
 }
 
 static Napi::Value activations(Call& c) {
@@ -236,7 +234,7 @@ const std::vector<Entry> kHandleEntries = {
     {"setThreads", set_threads, Order::waiting},
     {"getThreads", get_threads, Order::free},
     {"deviceInfo", device_info, Order::free},
-    {"bf16DotSpeed", bf16_dot_speed, Order::waiting},
+    {"bf16DotSpeed", bf16_dot_speed, Order::free},
     {"probePlugin", probe_plugin, Order::free},
     {"openDevice", open_device, Order::waiting},
     {"memory", memory, Order::free},

@@ -22,13 +22,14 @@ class OpCall {
     std::array<Operand, kMaxFields> operands;
     size_t count = 0;
     for_each_operand(args_, [&](const Operand& operand) { operands[count++] = operand; });
-    call_.run(op_.run, args_, op_.args_size, 1, {operands.data(), count});
+    call_.run(op_, args_, op_.args_size, 1, {operands.data(), count});
     return give_outputs();
   }
 
   // Everything that may fail before the op runs. The pointers of tensors only say which there are.
   void prepare() {
     take_arguments();
+    expect_op(*device_->backend, op_);  // before its rules, which ask the backend
     for (size_t i = 0; i < op_.fields.size(); ++i)
       if (tensors_[i]) bind(op_.fields[i], *tensors_[i]);
     finish_types();
@@ -269,7 +270,7 @@ Napi::Value call_batch(Call& call, const OpInfo& op) {
     item.for_each_operand(copy, [&](const Operand& operand) { operands.push_back(operand); });
   }
   expect_apart(uses);
-  call.run(op.run, args.data(), args.size(), static_cast<int64_t>(count), operands);
+  call.run(op, args.data(), args.size(), static_cast<int64_t>(count), operands);
   return call.env.Undefined();
 }
 

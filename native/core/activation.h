@@ -1,9 +1,39 @@
 #pragma once
+#include "core/error.h"
 #include "core/formulas.h"
-#include "core/op_args.h"
 
 // The functions of activations.inc.
 namespace st_moe {
+
+// The activation of the experts.
+enum class Activation : int32_t {
+#define ACTIVATION(name, gated, f) name,
+#include "core/activations.inc"
+};
+constexpr const char* kActivationNames[] = {
+#define ACTIVATION(name, gated, f) #name,
+#include "core/activations.inc"
+};
+constexpr int32_t kActivationCount = sizeof kActivationNames / sizeof *kActivationNames;
+
+ST_MOE_HOST_DEVICE static constexpr bool is_gated(Activation activation) {
+  switch (activation) {
+#define ACTIVATION(name, gated, f) \
+  case Activation::name: return gated;
+#include "core/activations.inc"
+  }
+  return false;
+}
+
+// Rows P of one expert's w1: columns of the pre-activations.
+ST_MOE_HOST_DEVICE static constexpr int64_t w1_rows(Activation activation, int64_t H) {
+  return is_gated(activation) ? 2 * H : H;
+}
+
+// Entries of b1 and mult_bias of one expert.
+ST_MOE_HOST_DEVICE static constexpr int64_t hidden_biases(Activation activation, int64_t H) {
+  return is_gated(activation) ? 3 * H : H;
+}
 
 // Of swiglu_clamped, as in gpt-oss: h = γ' sigmoid(alpha γ') ⊙ (v' + 1) with γ' = min(γ, limit) and v' = v clamped to
 // ±limit.

@@ -9,6 +9,16 @@
 // The functions of binary_kinds.inc.
 namespace st_moe {
 
+enum class BinaryKind : int32_t {
+#define BINARY(name, value) name,
+#include "core/binary_kinds.inc"
+};
+constexpr const char* kBinaryKindNames[] = {
+#define BINARY(name, value) #name,
+#include "core/binary_kinds.inc"
+};
+constexpr int32_t kBinaryKindCount = sizeof kBinaryKindNames / sizeof *kBinaryKindNames;
+
 constexpr bool is_for_floats(BinaryKind kind) {
   return kind >= BinaryKind::div;
 }

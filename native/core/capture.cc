@@ -134,8 +134,10 @@ std::shared_ptr<Capture> Capture::begin(Device& device) {
   std::shared_ptr<Capture> capture;
   if (device.backend->capture)
     capture = std::make_shared<CapturedGraph>(device);
-  else
+  else if (device.backend->host_memory)
     capture = std::make_shared<CapturedOps>(device);
+  else
+    fail(ErrorCode::unsupported, "%s cannot capture a step", device.backend->name);
   device.capture = capture.get();
   return capture;
 }

@@ -2,11 +2,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/enum.h"
+
 namespace st_moe {
 
-// The numbers are part of the plugin ABI.
-enum class DType : int32_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, i32 = 4 };
-constexpr int32_t kDTypeCount = 5;
+ST_MOE_ENUM(DType, f32, f64, bf16, f16, i32);
 
 // What GEMMs of f32 operands may compute with besides, no type of tensors: each operand as a sum of two bf16.
 constexpr DType kBf16x3 = static_cast<DType>(kDTypeCount);

@@ -3,23 +3,14 @@
 #include <cstdint>
 #include <exception>
 
+#include "core/enum.h"
+
 namespace st_moe {
 
-// The numbers are part of the plugin ABI; the binding maps them to the `code` of a MoeError.
-enum class ErrorCode : int32_t {
-  none = 0,
-  shape,
-  dtype,
-  device,
-  disposed,
-  option,
-  out_of_memory,
-  unsupported,
-  non_finite,
-  backend_unavailable,
-  device_fault,  // a kernel faulted: the device is unusable in this process
-  internal,
-};
+// The binding maps them to the `code` of a MoeError. device_fault: a kernel faulted, the device is unusable in this
+// process.
+ST_MOE_ENUM(ErrorCode, none, shape, dtype, device, disposed, option, out_of_memory, unsupported, non_finite,
+            backend_unavailable, device_fault, internal);
 constexpr size_t kErrorText = 1000;  // bytes of a text, the end included
 
 // The one exception type of the native code. Text without the operation's name: the binding adds it.

@@ -1,7 +1,8 @@
 #pragma once
 #include <cstdint>
 
-#include "core/op_args.h"
+#include "core/ops/creation.h"
+#include "core/ops/elementwise.h"
 
 // N tensors that share a shape and differ in strides.
 namespace st_moe {

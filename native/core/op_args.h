@@ -1,36 +1,17 @@
 #pragma once
-#include <cstddef>
-#include <cstdint>
 #include <type_traits>
 
-#include "core/dtype.h"
-#include "core/error.h"
-#include "core/pack.h"
-#include "core/qualifiers.h"
+#include "core/ops/attention.h"
+#include "core/ops/creation.h"
+#include "core/ops/elementwise.h"
+#include "core/ops/layers.h"
+#include "core/ops/moe.h"
+#include "core/ops/optimizers.h"
+#include "core/ops/reductions.h"
 
 // The arguments of each op: plain data, so that a backend may be in a plugin. The ops are declared in ops.inc.
 namespace st_moe {
 
-constexpr int kMaxRank = 8;
-constexpr int64_t kMaxElements = int64_t{1} << 46;  // of a tensor, and of one dimension
-
-struct Status {
-  ErrorCode code;
-  char text[kErrorText];
-};
-
-// The resources of a call.
-struct Context {
-  int32_t threads;  // CPU threads; never changes results
-  void* stream;     // the backend's own: on a GPU the stream, and what goes with it, of one environment on one device
-};
-
-// The arguments of many calls, for an op that takes them at once.
-template <class Args>
-struct Batch {
-  const Args* items;
-  int64_t count;
-};
 template <class Args>
 inline constexpr bool is_batch = requires { Args::is_batch; };
 template <class Args>
@@ -40,103 +21,5 @@ using Given = std::conditional_t<is_batch<Args>, Batch<Args>, Args>;
 
 template <class Args>
 using Op = Status (*)(const Context&, const Args&);
-
-enum class Distribution : int32_t { uniform, normal };
-enum class UnaryKind : int32_t {
-#define UNARY(name, value, slope) name,
-#include "core/unary_kinds.inc"
-};
-constexpr int32_t kUnaryKindCount = 0
-#define UNARY(name, value, slope) +1
-#include "core/unary_kinds.inc"
-    ;
-enum class BinaryKind : int32_t {
-#define BINARY(name, value) name,
-#include "core/binary_kinds.inc"
-};
-constexpr int32_t kBinaryKindCount = 0
-#define BINARY(name, value) +1
-#include "core/binary_kinds.inc"
-    ;
-
-// What the scores of a token's experts are divided by: the sum over its K experts, nothing, or the sum over those kept.
-enum class GateNormalization : int32_t { topk, none, kept };
-constexpr int32_t kGateNormalizationCount = 3;
-
-// By what a token chooses its experts, and what becomes their gates. softmax, sigmoid: the scores, of which the gates
-// are made. The others: the logits, and their softmax (a gate is then divided by the sum over the K) or sigmoid.
-enum class ScoreFunction : int32_t { softmax, sigmoid, softmax_after_topk, sigmoid_after_topk };
-constexpr int32_t kScoreFunctionCount = 4;
-
-// Whether the second and later experts of a token are used: by chance, always, never, or if the gate exceeds a
-// threshold.
-enum class SecondPolicy : int32_t { random, all, none, threshold };
-constexpr int32_t kSecondPolicyCount = 4;
-
-// The activation of the experts.
-enum class Activation : int32_t {
-#define ACTIVATION(name, gated, f) name,
-#include "core/activations.inc"
-};
-constexpr const char* kActivationNames[] = {
-#define ACTIVATION(name, gated, f) #name,
-#include "core/activations.inc"
-};
-constexpr int32_t kActivationCount = sizeof kActivationNames / sizeof *kActivationNames;
-
-ST_MOE_HOST_DEVICE static constexpr bool is_gated(Activation activation) {
-  switch (activation) {
-#define ACTIVATION(name, gated, f) \
-  case Activation::name: return gated;
-#include "core/activations.inc"
-  }
-  return false;
-}
-
-// Rows P of one expert's w1: columns of the pre-activations.
-ST_MOE_HOST_DEVICE static constexpr int64_t w1_rows(Activation activation, int64_t H) {
-  return is_gated(activation) ? 2 * H : H;
-}
-
-// Entries of b1 and mult_bias of one expert.
-ST_MOE_HOST_DEVICE static constexpr int64_t hidden_biases(Activation activation, int64_t H) {
-  return is_gated(activation) ? 3 * H : H;
-}
-
-// The element types of the tensor types in ops.inc.
-struct Element {
-  using real = void;
-  using any = void;
-  using i32 = int32_t;
-  using f32 = float;
-};
-
-#define OP(Name, name) struct Name##Args {
-#define INPUT(name, type, shape) const Element::type* name;
-#define OPTIONAL_INPUT INPUT
-#define OUTPUT(name, type, shape) Element::type* name;
-#define OPTIONAL_OUTPUT OUTPUT
-#define UPDATED(name, shape) void* name;
-#define OPTIONAL_UPDATED UPDATED
-#define CREATED(name, type) void* name;
-#define PACKED(name) PackedCopies* name##_packed = nullptr;
-#define HOST_COPY(name, of) const int32_t* name;
-#define DTYPE() DType dtype;
-#define COMPUTE() DType compute;
-#define DIMS(...) int64_t __VA_ARGS__;
-#define DERIVED(name) int64_t name = 0;
-#define SIZE(name, min, max) int64_t name;
-#define SEED(name) uint64_t name;
-#define INTEGER(name) int32_t name;
-#define NUMBER(name, ...) double name __VA_ARGS__;
-#define FLAG(name, ...) int32_t name __VA_ARGS__;
-#define KIND(name, type, count, ...) type name __VA_ARGS__;
-#define BATCH() static constexpr bool is_batch = true;
-#define TAKES_MEMORY() static constexpr bool takes_memory = true;
-#define FIELD(type, ...) type __VA_ARGS__;
-#define END \
-  }         \
-  ;
-#include "core/op_list.inc"
 
 }  // namespace st_moe

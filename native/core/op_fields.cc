@@ -7,7 +7,10 @@
 #include <iterator>
 #include <new>
 
+#include "core/binary.h"
 #include "core/op_rules.h"
+#include "core/optimizers.h"
+#include "core/unary.h"
 
 namespace st_moe {
 namespace {
@@ -189,6 +192,7 @@ OpInfo describe(const char* name, bool by_hand) {
                   [](void* args) { new (args) Args{}; },
                   sizeof(Args),
                   run_op<Args, op>,
+                  [](const OpTable& table) { return table.*op != nullptr; },
                   is_batch<Args>,
                   takes_memory<Args>,
                   [](void* args, const Backend& backend) { apply_rules(*static_cast<Args*>(args), backend); },
@@ -212,6 +216,10 @@ const std::vector<OpInfo>& declared_ops() {
 
 const OpInfo& op_of(OpFunction run) {
   return *std::ranges::find(declared_ops(), run, &OpInfo::run);
+}
+
+void expect_op(const Backend& backend, const OpInfo& op) {
+  if (!op.is_in(backend.ops)) fail(ErrorCode::unsupported, "%s has no op %s", backend.name, op.name);
 }
 
 Shape known_shape(const Field& field, const void* args) {

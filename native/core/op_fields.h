@@ -79,6 +79,7 @@ struct OpInfo {
   void (*construct)(void* args);  // the defaults
   size_t args_size;
   OpFunction run;
+  bool (*is_in)(const OpTable&);                    // whether a backend has it
   bool takes_batch;                                 // else `count` is 1
   bool takes_memory;                                // and makes no tensor
   void (*apply_rules)(void* args, const Backend&);  // of op_rules.h
@@ -87,6 +88,9 @@ struct OpInfo {
 
 const std::vector<OpInfo>& declared_ops();
 const OpInfo& op_of(OpFunction run);
+
+// Throws Error(unsupported) if the backend lacks the op.
+void expect_op(const Backend& backend, const OpInfo& op);
 
 template <class T>
 T& member(void* args, size_t offset) {

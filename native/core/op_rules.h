@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 
+#include "core/activation.h"
 #include "core/router_statistics.h"
 #include "core/tensor.h"
 
@@ -121,7 +122,7 @@ void expect_experts(Args& a, const Backend& backend) {
   expect_rate("dropout", a.dropout);
   if (a.mult_bias && !is_gated(a.activation)) fail(ErrorCode::option, "multBias belongs to the gated activations");
   a.P = w1_rows(a.activation, a.H);
-  a.saved = backend.saved_columns(a.activation, a.H, a.compute);
+  a.saved = saved_columns(backend, a.activation, a.H, a.compute);
 }
 inline void apply_rules(ExpertFfnArgs& a, const Backend& backend) {
   expect_experts(a, backend);

@@ -1,25 +1,23 @@
 #pragma once
 #include <cmath>
 
-#include "core/op_args.h"
+#include "core/ops/optimizers.h"
 #include "core/qualifiers.h"
+#include "core/steps.h"
 
 // The optimizers, for all backends. Each has the factors of an update, which depend on the step and the options alone,
 // its state, all or none of which is there, and the update of one element with the factors f in the parameter's type.
 namespace st_moe {
 
-#define ST_MOE_OPTIMIZERS(X) X(Adamw, adamw) X(Sgd, sgd)
-
-constexpr int kFactors = 8;
-
-struct FactorList {
-  double value[kFactors];
-};
+#define OPTIMIZER(Name, name, ...) \
+  struct Name##Factors {           \
+    enum : int { __VA_ARGS__ };    \
+  };
+#define TENSOR_OPTIMIZER OPTIMIZER
+#include "core/optimizer_kinds.inc"
 
 // Decoupled weight decay, Loshchilov and Hutter (arXiv 1711.05101), in the order of torch.optim.AdamW.
-struct AdamwUpdate {
-  enum : int { kDecay, kBeta1, kBlend1, kBlend2, kBeta2, kRate, kInverseRoot, kEps };
-
+struct AdamwUpdate : AdamwFactors {
   static FactorList factors(const AdamwArgs& a) {
     const double count = static_cast<double>(a.step);
     const double correction1 = 1.0 - std::pow(a.beta1, count), correction2 = 1.0 - std::pow(a.beta2, count);
@@ -43,9 +41,7 @@ struct AdamwUpdate {
 };
 
 // torch.optim.SGD
-struct SgdUpdate {
-  enum : int { kRate, kMomentum, kDecay, kIsFirst };  // at the first step the buffer may hold anything
-
+struct SgdUpdate : SgdFactors {
   static FactorList factors(const SgdArgs& a) { return {{a.lr, a.momentum, a.weight_decay, a.step <= 1 ? 1.0 : 0.0}}; }
 
   static constexpr int kState = 1;
@@ -61,10 +57,8 @@ struct SgdUpdate {
   }
 };
 
-// Not element by element: the backends have the rest. u = g / √v, or of matrices g / √(row · col / mean of row).
-struct AdafactorUpdate {
-  enum : int { kBeta2, kBlend2, kRate, kEps1, kEps2, kClip, kBeta1, kDecay };  // kEps2 < 0: kRate is not scaled
-
+// u = g / √v, or of matrices g / √(row · col / mean of row).
+struct AdafactorUpdate : AdafactorFactors {
   static FactorList factors(const AdafactorArgs& a) {
     const double blend = std::pow(static_cast<double>(a.step), a.decay_rate);
     return {{1.0 - blend, blend, a.lr, a.eps1, a.scale != 0 ? a.eps2 : -1, a.clip, a.beta1, a.weight_decay}};
@@ -96,14 +90,13 @@ struct AdafactorUpdate {
 
 template <class Args>
 inline constexpr bool is_optimizer = false;
-#define ST_MOE_FACTORS(Name, name)                           \
+#define OPTIMIZER(Name, name, ...)                           \
   template <>                                                \
   inline constexpr bool is_optimizer<Name##Args> = true;     \
   static inline FactorList factors_of(const Name##Args& a) { \
     return Name##Update::factors(a);                         \
   }
-ST_MOE_OPTIMIZERS(ST_MOE_FACTORS)
-ST_MOE_FACTORS(Adafactor, adafactor)
-#undef ST_MOE_FACTORS
+#define TENSOR_OPTIMIZER OPTIMIZER
+#include "core/optimizer_kinds.inc"
 
 }  // namespace st_moe

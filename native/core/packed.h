@@ -1,7 +1,7 @@
 #pragma once
 #include <vector>
 
-#include "core/backend.h"
+#include "core/pack.h"
 
 namespace st_moe {
 

@@ -8,10 +8,12 @@
 #include <map>
 #include <mutex>
 
+#include "core/abi.h"
+
 namespace st_moe {
 
 static PluginLibrary failed(const char* stage, const std::string& reason) {
-  PluginLibrary library{nullptr, {}};
+  PluginLibrary library{};
   std::snprintf(library.probe.stage, sizeof library.probe.stage, "%s", stage);
   std::snprintf(library.probe.reason, sizeof library.probe.reason, "%s", reason.c_str());
   return library;
@@ -25,6 +27,13 @@ static PluginLibrary open_library(const std::string& path) {
 
 #else
 
+static std::string other_abi(const std::string& path, uint32_t abi) {
+  char numbers[80];
+  std::snprintf(numbers, sizeof numbers, " has ABI %08x, this addon has ABI %08x: they are of different builds", abi,
+                kBackendAbi);
+  return path + numbers;
+}
+
 static PluginLibrary open_library(const std::string& path) {
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) {
@@ -34,10 +43,8 @@ static PluginLibrary open_library(const std::string& path) {
   const auto entry = reinterpret_cast<PluginEntry>(dlsym(handle, kPluginSymbol));
   const Plugin* plugin = entry ? entry() : nullptr;
   if (!plugin) return failed("plugin", path + " is not an st-moe plugin: it has no " + kPluginSymbol);
-  if (plugin->abi != kBackendAbi)
-    return failed(
-        "abi", path + " has ABI " + std::to_string(plugin->abi) + ", this addon needs " + std::to_string(kBackendAbi));
-  PluginLibrary library{plugin, {}};
+  if (plugin->abi != kBackendAbi) return failed("abi", other_abi(path, plugin->abi));
+  PluginLibrary library{plugin, {}, plugin->name};
   plugin->probe(&library.probe);
   if (library.probe.device_count <= 0) library.plugin = nullptr;
   return library;

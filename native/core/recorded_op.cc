@@ -12,6 +12,8 @@ const void* pointer_to(const Storage& storage, Use use) {
 }
 
 static void copy_values(Device& device, const void* from, void* to, DType dtype, size_t bytes) {
+  static const OpInfo& copy = op_of(run_op<StridedCopyArgs, &OpTable::strided_copy>);
+  expect_op(*device.backend, copy);
   StridedCopyArgs args{};
   args.in = from;
   args.out = to;
@@ -45,11 +47,11 @@ void set_attributes(const OpInfo& op, const double* numbers, void* args) {
   }
 }
 
-RecordedOp::RecordedOp(const char* name, OpFunction function, const void* args, size_t size, int64_t count,
+RecordedOp::RecordedOp(const char* name, const OpInfo& op, const void* args, size_t size, int64_t count,
                        std::span<const Operand> operands)
     : name_(name),
       device_(operands[0].tensor->device),
-      function_(function),
+      op_(&op),
       count_(count),
       args_(static_cast<const char*>(args), static_cast<const char*>(args) + size) {
   operands_.reserve(operands.size());
@@ -74,7 +76,7 @@ bool RecordedOp::makes_tensors() const {
 }
 
 bool RecordedOp::can_fail() const {
-  return makes_tensors() || op_of(function_).takes_memory;
+  return makes_tensors() || op_->takes_memory;
 }
 
 // An op that makes no tensor changes all or nothing. What others update is of this call, or a cache of attention, in
@@ -102,7 +104,7 @@ void RecordedOp::run() {
   const auto lock = device_->lock();
   try {
     set_pointers();
-    check(function_(device_->backend->ops, device_->context, args_.data(), count_));
+    check(op_->run(device_->backend->ops, device_->context, args_.data(), count_));
     for (const Bound& operand : operands_) {
       if (operand.use == Use::updated) operand.storage->drop_outdated();
       if (operand.use == Use::made_on_host) operand.storage->remember_values();
@@ -115,7 +117,7 @@ void RecordedOp::run() {
 }
 
 void RecordedOp::find_rows() {
-  const OpInfo& op = op_of(function_);
+  const OpInfo& op = *op_;
   for (size_t item = 0; item * op.args_size < args_.size(); ++item)
     for (const Field& field : op.fields) {
       const bool of_sample = field.attribute == AttributeType::seed && std::strcmp(field.name, "seed") != 0;
@@ -128,7 +130,7 @@ void RecordedOp::find_rows() {
 
 void RecordedOp::take(std::span<const StepRow> rows) {
   if (rows_.empty()) return;
-  const OpInfo& op = op_of(function_);
+  const OpInfo& op = *op_;
   for (const Row& row : rows_) {
     char* const args = args_.data() + row.item * op.args_size;
     if (row.number > rows.size() || rows[row.number - 1].op != (op.factors ? &op : nullptr))

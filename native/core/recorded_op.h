@@ -68,7 +68,7 @@ class RecordedOp {
     std::vector<int32_t> list;  // of a host_copy that is known: its storage may forget it before the op runs
   };
 
-  RecordedOp(const char* name, OpFunction function, const void* args, size_t size, int64_t count,
+  RecordedOp(const char* name, const OpInfo& op, const void* args, size_t size, int64_t count,
              std::span<const Operand> operands);
   ~RecordedOp() { settle(); }
   RecordedOp(RecordedOp&& other) noexcept = default;
@@ -96,7 +96,7 @@ class RecordedOp {
 
   const char* name_;
   Device* device_;
-  OpFunction function_;
+  const OpInfo* op_;
   int64_t count_;
   std::vector<char> args_;
   std::vector<Bound> operands_;

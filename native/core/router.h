@@ -1,6 +1,6 @@
 #pragma once
 #include "core/formulas.h"
-#include "core/op_args.h"
+#include "core/ops/moe.h"
 
 namespace st_moe {
 

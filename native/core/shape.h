@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "core/backend.h"
+#include "core/context.h"
 
 namespace st_moe {
 

@@ -2,11 +2,21 @@
 #include <cmath>
 #include <type_traits>
 
-#include "core/backend.h"
+#include "core/error.h"
 #include "core/formulas.h"
 
 // The functions of unary_kinds.inc, and their derivatives.
 namespace st_moe {
+
+enum class UnaryKind : int32_t {
+#define UNARY(name, value, slope) name,
+#include "core/unary_kinds.inc"
+};
+constexpr const char* kUnaryKindNames[] = {
+#define UNARY(name, value, slope) #name,
+#include "core/unary_kinds.inc"
+};
+constexpr int32_t kUnaryKindCount = sizeof kUnaryKindNames / sizeof *kUnaryKindNames;
 
 template <UnaryKind kind, class T>
 ST_MOE_HOST_DEVICE static inline T unary_value(T x) {

@@ -1,7 +1,6 @@
 #include "core/optimizers.h"
 
 #include "cpu/kernel.h"
-#include "cpu/ops.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {

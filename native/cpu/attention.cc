@@ -1,10 +1,10 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/ops/attention.h"
 #include "core/formulas.h"
 #include "cpu/attention_rows.h"
 #include "cpu/gemm.h"
-#include "cpu/ops.h"
 #include "cpu/subnormals.h"
 
 // Blocks of query rows attend to all their visible keys. The probabilities of a block are in scratch memory, and the

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "core/activation.h"
 #include "core/error.h"
 #include "cpu/isa.h"
 #include "cpu/pool.h"
@@ -54,10 +55,21 @@ int64_t held_bytes(const Context&) {
 const Backend& cpu_backend() {
   static const Backend backend = [] {
     const cpu::Isa isa = cpu::choose_isa(std::getenv("ST_MOE_ISA"), cpu::bf16_dot_speed());
-    Backend backend{kBackendAbi,  "cpu",     isa.name,  cpu::saved_values, cpu::allocate,
-                    cpu::release, cpu::copy, cpu::copy, cpu::held_bytes,   isa.op_table()};
-    backend.bf16x3 = true;  // where it is not faster, it is float32
-    return backend;
+    return Backend{
+        .name = "cpu",
+        .variant = isa.name,
+        .allocate = cpu::allocate,
+        .release = cpu::release,
+        .copy_in = cpu::copy,
+        .copy_out = cpu::copy,
+        .ops = isa.op_table(),
+        .held_bytes = cpu::held_bytes,
+        .saved_values = cpu::saved_values,
+        .usable_threads = cpu::usable_cpus,
+        .bf16_dot_speed = cpu::bf16_dot_speed(),
+        .bf16x3 = true,  // where it is not faster, it is float32
+        .host_memory = true,
+    };
   }();
   return backend;
 }

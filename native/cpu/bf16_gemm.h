@@ -1,5 +1,5 @@
 #pragma once
-#include "core/backend.h"
+#include "core/context.h"
 
 namespace st_moe::cpu {
 

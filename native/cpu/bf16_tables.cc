@@ -1,3 +1,4 @@
+#include "core/backend.h"
 #include "cpu/bf16_gemm.h"
 #include "cpu/isa.h"
 

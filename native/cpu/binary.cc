@@ -1,7 +1,7 @@
+#include "core/ops/elementwise.h"
 #include "core/binary.h"
 
 #include "cpu/layout.h"
-#include "cpu/ops.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {

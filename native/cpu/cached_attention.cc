@@ -1,9 +1,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/ops/attention.h"
 #include "core/formulas.h"
 #include "cpu/attention_rows.h"
-#include "cpu/ops.h"
 #include "cpu/subnormals.h"
 #include "cpu/wide.h"
 

@@ -1,7 +1,7 @@
+#include "core/ops/reductions.h"
 #include "core/clip.h"
 
 #include "cpu/batch.h"
-#include "cpu/ops.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 

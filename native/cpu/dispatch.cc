@@ -1,7 +1,6 @@
-#include "cpu/ops.h"
-
 #include <cstring>
 
+#include "core/ops/moe.h"
 #include "cpu/plan.h"
 #include "cpu/simd.h"
 

@@ -1,6 +1,6 @@
+#include "core/ops/elementwise.h"
 #include "cpu/dropout.h"
 
-#include "cpu/ops.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {

@@ -1,6 +1,6 @@
 #include <cstring>
 
-#include "cpu/ops.h"
+#include "core/ops/layers.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {

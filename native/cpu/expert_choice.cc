@@ -1,5 +1,4 @@
-#include "cpu/ops.h"
-
+#include "core/ops/moe.h"
 #include "cpu/logsumexp.h"
 #include "cpu/router.h"
 #include "cpu/selection.h"

@@ -1,5 +1,4 @@
-#include "cpu/ops.h"
-
+#include "core/ops/moe.h"
 #include "core/activation.h"
 #include "cpu/dropout.h"
 #include "cpu/expert_rows.h"

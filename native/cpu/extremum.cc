@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "cpu/ops.h"
+#include "core/ops/reductions.h"
 #include "cpu/simd.h"
 #include "cpu/wide.h"
 

@@ -1,5 +1,5 @@
+#include "core/ops/creation.h"
 #include "core/convert.h"
-#include "cpu/ops.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {

@@ -1,6 +1,6 @@
+#include "core/ops/moe.h"
 #include "core/groups.h"
 #include "cpu/gemm.h"
-#include "cpu/ops.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 

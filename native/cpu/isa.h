@@ -1,7 +1,6 @@
 #pragma once
 #include <cmath>
 
-#include "core/backend.h"
 #include "cpu/processor.h"
 
 // The instruction sets of the CPU ops, widest first: X(name, whether this machine has it, the bf16_dot_speed() from
@@ -30,6 +29,12 @@
 #endif
 #define ST_MOE_CPU_ISAS(X) X(baseline, true, 0)
 #endif
+
+namespace st_moe {
+
+struct OpTable;
+
+}  // namespace st_moe
 
 namespace st_moe::cpu {
 

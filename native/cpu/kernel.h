@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "core/backend.h"
+#include "core/context.h"
 #include "core/dispatch.h"
 #include "cpu/pool.h"
 

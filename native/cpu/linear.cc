@@ -1,5 +1,5 @@
+#include "core/ops/layers.h"
 #include "cpu/gemm.h"
-#include "cpu/ops.h"
 #include "cpu/packed_weights.h"
 #include "cpu/simd.h"
 

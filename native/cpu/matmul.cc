@@ -1,5 +1,5 @@
+#include "core/ops/layers.h"
 #include "cpu/gemm.h"
-#include "cpu/ops.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 

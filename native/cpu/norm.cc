@@ -1,7 +1,7 @@
 #include <cmath>
 
+#include "core/ops/reductions.h"
 #include "cpu/batch.h"
-#include "cpu/ops.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {

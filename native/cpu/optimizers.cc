@@ -1,7 +1,6 @@
 #include "core/optimizers.h"
 
 #include "cpu/batch.h"
-#include "cpu/ops.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 
@@ -37,10 +36,10 @@ static void run_updates(const Context& ctx, const Batch<Args>& batch) {
   });
 }
 
-#define ST_MOE_UPDATE(Name, name)                                 \
+#define OPTIMIZER(Name, name, ...)                                \
   void name(const Context& ctx, const Batch<Name##Args>& batch) { \
     run_updates<Name##Update>(ctx, batch);                        \
   }
-ST_MOE_OPTIMIZERS(ST_MOE_UPDATE)
+#include "core/optimizer_kinds.inc"
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

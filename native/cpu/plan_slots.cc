@@ -1,5 +1,4 @@
-#include "cpu/ops.h"
-
+#include "core/ops/moe.h"
 #include "cpu/plan.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {

@@ -1,6 +1,6 @@
 #include <cstring>
 
-#include "cpu/ops.h"
+#include "core/ops/creation.h"
 #include "cpu/philox_words.h"
 #include "cpu/wide.h"
 

@@ -1,4 +1,4 @@
-#include "cpu/ops.h"
+#include "core/ops/reductions.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {

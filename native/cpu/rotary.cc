@@ -1,7 +1,7 @@
 #include <cmath>
 
+#include "core/ops/attention.h"
 #include "core/formulas.h"
-#include "cpu/ops.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {

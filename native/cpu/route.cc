@@ -1,5 +1,3 @@
-#include "cpu/ops.h"
-
 #include <cmath>
 
 #include "core/formulas.h"

@@ -1,5 +1,3 @@
-#include "cpu/ops.h"
-
 #include "core/formulas.h"
 #include "core/router.h"
 #include "cpu/plan.h"

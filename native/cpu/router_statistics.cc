@@ -1,9 +1,9 @@
+#include "core/ops/moe.h"
 #include "core/router_statistics.h"
 
 #include <cmath>
 
 #include "cpu/logsumexp.h"
-#include "cpu/ops.h"
 #include "cpu/plan.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {

@@ -1,7 +1,7 @@
 #include <cstring>
 
+#include "core/ops/creation.h"
 #include "cpu/layout.h"
-#include "cpu/ops.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {

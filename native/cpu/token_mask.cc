@@ -1,6 +1,5 @@
 #include "core/router.h"
 #include "cpu/element_types.h"
-#include "cpu/ops.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
 

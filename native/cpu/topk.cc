@@ -1,4 +1,4 @@
-#include "cpu/ops.h"
+#include "core/ops/moe.h"
 #include "cpu/selection.h"
 #include "cpu/wide.h"
 

@@ -4,7 +4,6 @@
 
 #include "cuda/batch.cuh"
 #include "cuda/columns.cuh"
-#include "cuda/ops.h"
 #include "cuda/per_step.cuh"
 
 // A warp takes a row of a matrix; other tensors are taken element by element. Sums are in double, in an order that

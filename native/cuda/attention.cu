@@ -1,7 +1,7 @@
 #include <cmath>
 
+#include "core/ops/attention.h"
 #include "cuda/attention_tile.cuh"
-#include "cuda/ops.h"
 
 // Tiles of scores with a running maximum and sum; no matrix of all scores. A block computes up to 128 columns of a
 // head's output; larger heads use more blocks, which recompute the scores.

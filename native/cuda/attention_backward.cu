@@ -1,7 +1,7 @@
 #include <cmath>
 
+#include "core/ops/attention.h"
 #include "cuda/attention_tile.cuh"
-#include "cuda/ops.h"
 #include "cuda/row_lanes.cuh"
 
 // The backward recomputes the probabilities from lse, once per pair of tiles. A block has some tiles of the keys of a

@@ -1,6 +1,6 @@
+#include "core/ops/elementwise.h"
 #include "core/binary.h"
 #include "cuda/layout.cuh"
-#include "cuda/ops.h"
 #include "cuda/vector.cuh"
 
 namespace st_moe::cuda {

@@ -1,7 +1,7 @@
 #include <cmath>
 
+#include "core/ops/attention.h"
 #include "core/formulas.h"
-#include "cuda/ops.h"
 #include "cuda/row_lanes.cuh"
 
 // One block per head of a query: scores of a key per thread, then a column of the output per thread.

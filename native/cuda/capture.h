@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/backend.h"
+#include "core/steps.h"
 
 // A step captured in a CUDA graph.
 namespace st_moe::cuda {

@@ -1,4 +1,4 @@
-#include "cuda/ops.h"
+#include "core/ops/moe.h"
 #include "cuda/plan.cuh"
 
 namespace st_moe::cuda {

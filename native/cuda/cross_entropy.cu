@@ -1,8 +1,8 @@
 #include <cmath>
 #include <limits>
 
+#include "core/ops/layers.h"
 #include "core/formulas.h"
-#include "cuda/ops.h"
 #include "cuda/row_lanes.cuh"
 #include "cuda/vector.cuh"
 

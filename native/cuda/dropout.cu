@@ -1,5 +1,5 @@
+#include "core/ops/elementwise.h"
 #include "core/dropout.h"
-#include "cuda/ops.h"
 #include "cuda/per_step.cuh"
 #include "cuda/vector.cuh"
 

@@ -1,4 +1,4 @@
-#include "cuda/ops.h"
+#include "core/ops/layers.h"
 #include "cuda/scatter.cuh"
 
 namespace st_moe::cuda {

@@ -1,5 +1,4 @@
-#include "cuda/ops.h"
-
+#include "core/ops/moe.h"
 #include "core/formulas.h"
 #include "cuda/plan.cuh"
 #include "cuda/router.cuh"

@@ -1,5 +1,4 @@
-#include "cuda/ops.h"
-
+#include "core/ops/moe.h"
 #include "core/activation.h"
 #include "cuda/expert_rows.cuh"
 #include "cuda/hidden.cuh"

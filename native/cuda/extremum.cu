@@ -1,4 +1,4 @@
-#include "cuda/ops.h"
+#include "core/ops/reductions.h"
 #include "cuda/rows.cuh"
 #include "cuda/selection.cuh"
 

@@ -1,5 +1,5 @@
+#include "core/ops/creation.h"
 #include "core/convert.h"
-#include "cuda/ops.h"
 #include "cuda/vector.cuh"
 
 namespace st_moe::cuda {

@@ -1,4 +1,4 @@
-#include "cuda/ops.h"
+#include "core/ops/layers.h"
 #include "cuda/rows.cuh"
 #include "cuda/scatter.cuh"
 

@@ -1,9 +1,9 @@
 #include <vector>
 
+#include "core/ops/moe.h"
 #include "core/groups.h"
 #include "cuda/grouped.h"
 #include "cuda/operands.cuh"
-#include "cuda/ops.h"
 
 namespace st_moe::cuda {
 

@@ -1,4 +1,5 @@
 #pragma once
+#include "core/activation.h"
 #include "core/dropout.h"
 #include "cuda/operands.cuh"
 #include "cuda/per_step.cuh"

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "core/backend.h"
+#include "core/context.h"
 #include "core/dispatch.h"
 #include "core/philox.h"
 #include "cuda/stream.h"

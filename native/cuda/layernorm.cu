@@ -1,7 +1,7 @@
 #include <cmath>
 
+#include "core/ops/layers.h"
 #include "cuda/columns.cuh"
-#include "cuda/ops.h"
 #include "cuda/row_lanes.cuh"
 #include "cuda/vector.cuh"
 

@@ -1,6 +1,6 @@
+#include "core/ops/layers.h"
 #include "cuda/columns.cuh"
 #include "cuda/operands.cuh"
-#include "cuda/ops.h"
 
 namespace st_moe::cuda {
 

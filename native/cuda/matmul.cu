@@ -1,6 +1,6 @@
+#include "core/ops/layers.h"
 #include "cuda/blas.h"
 #include "cuda/kernel.cuh"
-#include "cuda/ops.h"
 
 namespace st_moe::cuda {
 

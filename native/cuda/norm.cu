@@ -1,7 +1,7 @@
 #include <cmath>
 
+#include "core/ops/reductions.h"
 #include "cuda/batch.cuh"
-#include "cuda/ops.h"
 
 namespace st_moe::cuda {
 

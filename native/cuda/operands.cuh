@@ -2,6 +2,7 @@
 #include <type_traits>
 
 #include "core/convert.h"
+#include "core/pack.h"
 #include "cuda/blas.h"
 #include "cuda/row_lanes.cuh"
 #include "cuda/rows.cuh"

@@ -2,7 +2,6 @@
 
 #include "cuda/batch.cuh"
 #include "cuda/operands.cuh"
-#include "cuda/ops.h"
 #include "cuda/per_step.cuh"
 
 namespace st_moe::cuda {
@@ -95,10 +94,10 @@ static void update_batch(const Context& ctx, const Batch<Args>& batch) {
     if (PackedCopy* copy = KeptCopy::of(batch.items[i].p_packed)) copy->outdated = false;
 }
 
-#define ST_MOE_UPDATE(Name, name)                                 \
+#define OPTIMIZER(Name, name, ...)                                \
   void name(const Context& ctx, const Batch<Name##Args>& batch) { \
     update_batch<Name##Update>(ctx, batch);                       \
   }
-ST_MOE_OPTIMIZERS(ST_MOE_UPDATE)
+#include "core/optimizer_kinds.inc"
 
 }  // namespace st_moe::cuda

@@ -1,5 +1,5 @@
+#include "core/ops/moe.h"
 #include "cuda/plan.cuh"
-#include "cuda/ops.h"
 
 namespace st_moe::cuda {
 

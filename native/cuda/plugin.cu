@@ -6,7 +6,7 @@
 #include <new>
 #include <string>
 
-#include "core/plugin.h"
+#include "core/abi.h"
 #include "cuda/blas.h"
 #include "cuda/blas_library.h"
 #include "cuda/ops.h"
@@ -15,6 +15,7 @@
 namespace st_moe::cuda {
 namespace {
 
+constexpr const char* kName = "cuda";
 constexpr int kOldestCapability = 75;  // kernels are compiled for this and newer ones
 
 void answer(Probe* probe, const char* stage, const std::string& reason) {
@@ -118,7 +119,13 @@ Status replay(const Context& ctx, void* step, const StepArgs* args, int64_t coun
 void release_step(const Context& ctx, void* step) {
   stream_of(ctx).destroy_step(static_cast<CapturedStep*>(step));
 }
-constexpr CaptureTable kCaptureTable{begin_capture, outside, end_capture, replay, release_step};
+constexpr CaptureTable kCaptureTable{
+    .begin = begin_capture,
+    .outside = outside,
+    .end = end_capture,
+    .replay = replay,
+    .release = release_step,
+};
 
 struct Gpu {
   std::string name;
@@ -132,8 +139,20 @@ Gpu* make_gpu(int index) {
     fail(ErrorCode::backend_unavailable, "%s has compute capability %d.%d; %d.%d or newer is needed", properties.name,
          properties.major, properties.minor, kOldestCapability / 10, kOldestCapability % 10);
   auto* gpu = new Gpu{properties.name, {}};
-  gpu->backend = {kBackendAbi, "cuda",   gpu->name.c_str(), saved_values, allocate,       release,
-                  copy_in,     copy_out, held_bytes,        op_table(),   &kCaptureTable, allocation_error};
+  gpu->backend = {
+      .name = kName,
+      .variant = gpu->name.c_str(),
+      .allocate = allocate,
+      .release = release,
+      .copy_in = copy_in,
+      .copy_out = copy_out,
+      .ops = op_table(),
+      .held_bytes = held_bytes,
+      .saved_values = saved_values,
+      .capture = &kCaptureTable,
+      .allocation_error = allocation_error,
+      .prefers_slots = true,
+  };
   return gpu;
 }
 
@@ -164,6 +183,12 @@ void close(const Backend*, Context* context) {
 }  // namespace st_moe::cuda
 
 extern "C" __attribute__((visibility("default"))) const st_moe::Plugin* st_moe_plugin() {
-  static const st_moe::Plugin plugin{st_moe::kBackendAbi, st_moe::cuda::probe, st_moe::cuda::open, st_moe::cuda::close};
+  static const st_moe::Plugin plugin{
+      .abi = st_moe::kBackendAbi,
+      .name = st_moe::cuda::kName,
+      .probe = st_moe::cuda::probe,
+      .open = st_moe::cuda::open,
+      .close = st_moe::cuda::close,
+  };
   return &plugin;
 }

@@ -1,7 +1,7 @@
 #include <cmath>
 
+#include "core/ops/creation.h"
 #include "cuda/kernel.cuh"
-#include "cuda/ops.h"
 #include "cuda/per_step.cuh"
 
 // A thread computes the elements of one Philox block, with the formulas of cpu/random.cc.

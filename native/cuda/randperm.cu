@@ -1,5 +1,5 @@
+#include "core/ops/creation.h"
 #include "cuda/kernel.cuh"
-#include "cuda/ops.h"
 #include "cuda/per_step.cuh"
 #include "cuda/sort.cuh"
 

@@ -1,4 +1,4 @@
-#include "cuda/ops.h"
+#include "core/ops/reductions.h"
 #include "cuda/vector.cuh"
 
 // The order of a sum depends only on the shape. A thread adds In, threads are added in double.

@@ -1,7 +1,7 @@
 #include <cmath>
 
+#include "core/ops/attention.h"
 #include "core/formulas.h"
-#include "cuda/ops.h"
 #include "cuda/rows.cuh"
 
 namespace st_moe::cuda {

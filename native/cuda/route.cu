@@ -1,4 +1,4 @@
-#include "cuda/ops.h"
+#include "core/ops/moe.h"
 #include "cuda/route_choice.cuh"
 #include "cuda/route_logits.cuh"
 

@@ -1,5 +1,3 @@
-#include "cuda/ops.h"
-
 #include "core/formulas.h"
 #include "core/router.h"
 #include "cuda/plan.cuh"

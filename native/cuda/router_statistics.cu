@@ -1,9 +1,9 @@
+#include "core/ops/moe.h"
 #include "core/router_statistics.h"
 
 #include <cmath>
 
 #include "core/formulas.h"
-#include "cuda/ops.h"
 #include "cuda/rows.cuh"
 #include "cuda/selection.cuh"
 

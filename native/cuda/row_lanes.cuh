@@ -1,4 +1,6 @@
 #pragma once
+#include <cmath>
+
 #include "cuda/vector.cuh"
 
 // Ops on the rows of [rows, width]: one warp per row, or one block per long row.

@@ -1,5 +1,5 @@
+#include "core/ops/elementwise.h"
 #include "cuda/kernel.cuh"
-#include "cuda/ops.h"
 
 namespace st_moe::cuda {
 

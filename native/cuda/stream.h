@@ -6,7 +6,8 @@
 #include <memory>
 #include <vector>
 
-#include "core/backend.h"
+#include "core/context.h"
+#include "core/steps.h"
 #include "cuda/capture.h"
 #include "cuda/device_fault.h"
 

@@ -1,5 +1,5 @@
+#include "core/ops/creation.h"
 #include "cuda/layout.cuh"
-#include "cuda/ops.h"
 
 namespace st_moe::cuda {
 

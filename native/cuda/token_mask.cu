@@ -1,6 +1,5 @@
 #include "core/convert.h"
 #include "core/router.h"
-#include "cuda/ops.h"
 #include "cuda/vector.cuh"
 
 namespace st_moe::cuda {

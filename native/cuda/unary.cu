@@ -1,5 +1,5 @@
+#include "core/ops/elementwise.h"
 #include "core/unary.h"
-#include "cuda/ops.h"
 #include "cuda/vector.cuh"
 
 namespace st_moe::cuda {

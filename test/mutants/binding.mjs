@@ -144,4 +144,20 @@ export default [
     breaks: 'a step with uneven loads cannot be captured',
     tests: ['test/uneven.test.ts'],
   },
+  {
+    name: 'missing-op-refused-late',
+    file: 'native/binding/op_call.cc',
+    from: '    expect_op(*device_->backend, op_);  // before its rules, which ask the backend\n',
+    to: '',
+    breaks: 'a shape that depends on what a backend saves is wrong, of a backend without the op',
+    tests: ['test/native-calls.test.ts'],
+  },
+  {
+    name: 'missing-op-refused-when-it-runs',
+    file: 'native/binding/call.cc',
+    from: '  expect_op(*device.backend, info);\n',
+    to: '  if (!is_recorded) expect_op(*device.backend, info);\n',
+    breaks: 'a recorded op that a backend lacks is a call of a null pointer',
+    tests: ['test/plugins.test.ts'],
+  },
 ]

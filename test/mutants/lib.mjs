@@ -224,4 +224,28 @@ export default [
     breaks: 'the second forward of a block in another mode has a wrong gradient',
     tests: ['test/recompute-errors.test.ts'],
   },
+  {
+    name: 'slots-on-no-device',
+    file: 'lib/device.ts',
+    from: 'policyOf(device).prefersSlots',
+    to: 'policyOf(device).hostMemory',
+    breaks: 'the host waits for the GPU in each forward, and the CPU computes empty rows',
+    tests: ['test/simt.test.ts'],
+  },
+  {
+    name: 'plugin-by-another-name',
+    file: 'lib/device.ts',
+    from: 'loadOthers().find((plugin) => plugin.name === name) ?? loadCuda()',
+    to: 'loadOthers().find((plugin) => plugin.name <= name) ?? loadCuda()',
+    breaks: 'a device is opened from the first plugin of ST_MOE_PLUGINS',
+    tests: ['test/plugins.test.ts'],
+  },
+  {
+    name: 'other-build-without-the-fix',
+    file: 'lib/device.ts',
+    from: "const fix = found.stage === 'abi' ?",
+    to: "const fix = found.stage === 'driver' ?",
+    breaks: 'nobody says what to install',
+    tests: ['test/cuda-unavailable.test.ts'],
+  },
 ]

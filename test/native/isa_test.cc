@@ -5,6 +5,7 @@
 #include <string>
 
 #include "check.h"
+#include "core/backend.h"
 #include "core/error.h"
 
 using namespace st_moe;

@@ -54,7 +54,7 @@ struct Layer {
     if (s.has(kSecondLoss)) second_density = density;
     y = unset<T>(tokens * s.out());
     dx = dx_router = unset<T>(tokens * s.D);
-    a = unset<T>(rows() * device.backend->saved_columns(s.activation, s.H, compute));
+    a = unset<T>(rows() * saved_columns(*device.backend, s.activation, s.H, compute));
     dw = unset<T>(w.size()), dw1 = unset<T>(w1.size()), db1 = unset<T>(b1.size()), dmu = unset<T>(mu.size());
     dw2 = unset<T>(w2.size()), db2 = unset<T>(b2.size());
     index = kept = position = row_of = Indices(tokens * s.K, -7);
@@ -127,7 +127,7 @@ struct Layer {
     args.assignment = c.in(assignment), args.ends = slots ? nullptr : c.in(ends), args.row_of = c.in(row_of);
     args.host_ends = host_ends ? ends.data() : nullptr;
     args.weight = c.in(weight), args.R = rows();
-    args.saved = device.backend->saved_columns(p.shape.activation, p.shape.H, compute);
+    args.saved = saved_columns(*device.backend, p.shape.activation, p.shape.H, compute);
   }
 
   template <class Args>

@@ -5,6 +5,7 @@
 #include <random>
 #include <vector>
 
+#include "core/activation.h"
 #include "core/op_args.h"
 #include "core/philox.h"
 

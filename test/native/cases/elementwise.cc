@@ -1,6 +1,7 @@
 // Element-wise ops, reductions and optimizers.
 #include "case.h"
 #include "core/binary.h"
+#include "core/unary.h"
 #include "sizes.h"
 
 namespace st_moe::test {

@@ -242,7 +242,7 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all, 
   const Device devices[2] = {cpu(), gpu()};
   for (int d = 0; d < 2; ++d) {
     const size_t sizes[9] = {
-        x.size(),  size_t(tokens * devices[d].backend->saved_columns(Activation::geglu, H, compute)),
+        x.size(),  size_t(tokens * saved_columns(*devices[d].backend, Activation::geglu, H, compute)),
         x.size(),  size_t(tokens),
         w1.size(), b1.size(),
         mu.size(), w2.size(),
@@ -257,7 +257,7 @@ void check_dense(int64_t tokens, int64_t D, int64_t H, bool weighted, bool all, 
     f.x = px, f.weight = weights, f.w1 = pw1, f.b1 = pb1, f.mult_bias = pmu, f.w2 = pw2, f.b2 = pb2;
     f.y = pointer[0], f.a = pointer[1], f.dtype = dtype_of<T>(), f.compute = compute;
     f.T = f.R = tokens, f.K = f.E = 1, f.D = f.O = D, f.H = H,
-    f.saved = devices[d].backend->saved_columns(Activation::geglu, H, compute);
+    f.saved = saved_columns(*devices[d].backend, Activation::geglu, H, compute);
     expect_ok(c.run(&OpTable::expert_ffn, f), name);
     ExpertFfnBackwardArgs g{};
     g.dy = c.in(gy), g.x = px, g.weight = weights, g.w1 = pw1, g.b1 = pb1, g.mult_bias = pmu, g.w2 = pw2, g.b2 = pb2;

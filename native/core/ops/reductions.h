@@ -1,0 +1,9 @@
+#pragma once
+#include "core/ops/args.h"
+
+namespace st_moe {
+
+#define ST_MOE_OPS "core/ops/reductions.inc"
+#include "core/ops/declare.inc"
+
+}  // namespace st_moe

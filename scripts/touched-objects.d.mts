@@ -1,0 +1,1 @@
+export function touchedObjects(file: string, build?: string): string[]
