@@ -111,6 +111,7 @@ test.skipIf(!emptyPluginBuilt)(
 test.skipIf(!emptyPluginBuilt)('values are read from another device, too', async () => {
   using x = tensor([1, 2], null, { device: 'remote:0' })
   expect([...(await x.dataAsync())]).toEqual([1, 2])
+  expect(() => x.exp()).toThrow(/remote has no op unary$/)
   expect([...x.to('empty:0').dataSync()]).toEqual([1, 2])
 })
 
