@@ -14,7 +14,7 @@ export default [
     from: 'if (a_nan || a == b) return i < j;',
     to: 'if (a_nan || a == b) return i > j;',
     breaks: 'of equal probabilities the higher index comes first',
-    tests: ['moe_test'],
+    tests: ['ops_test'],
   },
   {
     name: 'padding-has-gates',
@@ -22,7 +22,7 @@ export default [
     from: 'g[k] = masked(t) ? T(0) : numbers.gate(w, total);',
     to: 'g[k] = numbers.gate(w, total);',
     breaks: 'gates of padding are not 0',
-    tests: ['moe_test'],
+    tests: ['ops_test'],
   },
   {
     name: 'bias-of-the-choice-left-out',
@@ -30,7 +30,7 @@ export default [
     from: '(expert_bias ? expert_bias[e] : T(0))',
     to: 'T(0)',
     breaks: 'experts are chosen without their bias',
-    tests: ['moe_test'],
+    tests: ['ops_test'],
   },
   {
     name: 'slot-behind-the-capacity',
@@ -134,7 +134,7 @@ export default [
     from: 'offset_[e] = e * (T / E);',
     to: 'offset_[e] = e > 0 ? T : 0;',
     breaks: 'without a plan the first expert computes every row',
-    tests: ['moe_test'],
+    tests: ['ops_test'],
   },
   {
     name: 'subnormal-operands',
@@ -150,7 +150,7 @@ export default [
     from: 'sample(t, numbers.temperature, noise) : -1;',
     to: 'sample(t, T(1), noise) : -1;',
     breaks: 'routerTemperature does not count',
-    tests: ['moe_test'],
+    tests: ['ops_test'],
   },
   {
     name: 'second-places-of-padding',
@@ -158,7 +158,7 @@ export default [
     from: 'if (k == 1 && !masked(t)) ++second[e];',
     to: 'if (k == 1) ++second[e];',
     breaks: 'second choices of padding count in the loss of second places',
-    tests: ['moe_test'],
+    tests: ['ops_test'],
   },
   {
     name: 'gate-of-one-expert-learns',
@@ -166,7 +166,7 @@ export default [
     from: 'return one ? GateNormalization::kept : args.gate_normalization;',
     to: 'return args.gate_normalization;',
     breaks: 'a token of importance below 1 has a gradient although its gate is 1',
-    tests: ['moe_test'],
+    tests: ['ops_test'],
   },
   {
     name: 'later-of-equal-rows',
