@@ -208,7 +208,7 @@ std::string difference(const Case& c, const Problem& wanted, const std::vector<B
 inline void compare(const Case& c, const std::string& name, const Problem& wanted, const std::vector<Bytes>& got,
                     double factor, double f32, double f64) {
   const std::string text = difference(c, wanted, got, factor, f32, f64);
-  check(text.empty(), "%s: %s", name.c_str(), text.c_str());
+  ::check(text.empty(), "%s: %s", name.c_str(), text.c_str());
 }
 
 // The groups of the table, one per file: those that are named, or all. Every group has a loop of its own for each op.
