@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
@@ -86,6 +87,15 @@ inline Fill below(const std::string& name, int64_t limit) {
   };
 }
 
+// A language model around the layer. Tests compute with these sizes, the benchmark with larger ones.
+struct ModelSizes {
+  int64_t B = 2, N = 32, D = 24, E = 4, K = 2, H = 64, heads = 2, V = 40;
+
+  int64_t tokens() const { return B * N; }
+  int64_t capacity() const { return std::max<int64_t>(std::min(N, N * 5 / 4 / E), 4); }  // capacity factor 1.25
+  int64_t rows() const { return E * B * capacity(); }
+};
+
 struct Case {
   Problem empty;  // without numbers
   std::vector<Fill> fills{}, spoils{};
@@ -114,6 +124,8 @@ struct Case {
   std::vector<std::string> detached{};
   bool differences = true;  // a backward without a loop is compared with them
   double step = 1e-3, difference_limit = 1e-8;
+  const char* measure = nullptr;
+  double work = 0;
 
   // Inputs are normal numbers and indices 0, then as `f` changes them, one after the other.
   Case& fill(Fill f) { return fills.push_back(std::move(f)), *this; }
@@ -150,8 +162,12 @@ struct Case {
   Case& steps(double h, double limit) { return step = h, difference_limit = limit, *this; }
   Case& detach(const std::string& name) { return detached.push_back(name), *this; }
 
+  // The benchmark times it, vs. the arithmetic ("flops") or the memory traffic ("bytes") of one run; 0: that of its
+  // tensors, each read or written once.
+  Case& timed(const char* what, double amount) { return measure = what, work = amount, *this; }
+
   std::string name() const;
-  Problem problem() const;
+  Problem problem(int64_t most = INT64_MAX) const;  // without numbers for tensors of more elements
 };
 
 #define OP(Name, name)                            \
@@ -163,6 +179,8 @@ struct Case {
 
 class Table {
  public:
+  explicit Table(const ModelSizes& model = {}) : sizes(model) {}
+
   // Tensors of an op that is declared by hand come with it.
   template <class Args>
   Case& add(const Args& args, std::vector<Tensor> tensors = {}) {
@@ -181,7 +199,9 @@ class Table {
     loops_.push_back({name_of(Args{}), [f](Problem& p) { f(p.as<Args>(), p); }});
   }
 
+  const ModelSizes sizes;
   const std::vector<Case>& cases() const { return cases_; }
+  void keep(size_t first) { cases_.erase(cases_.begin() + static_cast<std::ptrdiff_t>(first), cases_.end()); }
   void device_only_from(size_t first) {
     for (size_t i = first; i < cases_.size(); ++i) cases_[i].on_cpu = false;
   }
@@ -211,8 +231,8 @@ inline void compare(const Case& c, const std::string& name, const Problem& wante
   ::check(text.empty(), "%s: %s", name.c_str(), text.c_str());
 }
 
-// The groups of the table, one per file: those that are named, or all. Every group has a loop of its own for each op.
-Table table_of(const std::vector<std::string>& names);
+// The groups of the table, one per file, and a table of some of them.
+Table table_of(const std::vector<std::string>& names, const ModelSizes& sizes = {});
 std::vector<std::string> groups();
 
 }  // namespace st_moe::test

@@ -15,12 +15,14 @@ void selection(Table&);
 void routing(Table&);
 void route(Table&);
 void experts(Table&);
+void model(Table&);
 
 constexpr std::pair<const char*, void (*)(Table&)> kGroups[] = {{"creation", creation},   {"elementwise", elementwise},
                                                                 {"layers", layers},       {"attention", attention},
                                                                 {"gemms", gemms},         {"topk", topk},
                                                                 {"selection", selection}, {"routing", routing},
-                                                                {"route", route},         {"experts", experts}};
+                                                                {"route", route},         {"experts", experts},
+                                                                {"model", model}};
 
 Case& Table::add(const char* op, const void* args, size_t size, std::vector<Tensor> tensors) {
   Case c{};
@@ -174,43 +176,19 @@ void Table::check_differences(const Case& c, const Problem& before, Problem& bac
   }
 }
 
-// The same in f64; whether all numbers are finite.
-static bool widen(Problem& p) {
-  bool finite = true;
-  for (Tensor& t : p.tensors) {
-    if (t.dtype == DType::f32) t.dtype = DType::f64;
-    for (double x : t.numbers) finite = finite && std::isfinite(x);
-  }
-  for (const Field& field : p.op->fields)
-    if (field.role == Role::dtype || field.role == Role::compute) member<DType>(p.args, field.offset) = DType::f64;
-  return finite;
-}
-
-Problem Table::wanted(const Case& c, const Problem& problem, const OpTable& ops) const {
-  Problem p = problem;
-  if (const Fill* loop = find_loop(p.op->name)) {
-    (*loop)(p);
-    return p;
-  }
-  const bool exact = widen(p);
-  if (p.forward) p.forward = std::make_shared<Problem>(*p.forward), widen(*p.forward);
-  const Result result = run_on_host(p, ops, 1);
-  for (size_t i = 0; i < p.tensors.size(); ++i) p.tensors[i].numbers = p.tensors[i].decode(result.bytes[i]);
-  check(!forward_of(problem).tensors.empty(), "%s has neither a loop nor a forward with one", p.op->name);
-  if (exact && c.differences && problem.dtype() == DType::f64 && c.magnitude == 0) check_differences(c, problem, p);
-  return p;
-}
-
 std::vector<std::string> groups() {
   std::vector<std::string> names;
   for (const auto& group : kGroups) names.push_back(group.first);
   return names;
 }
 
-Table table_of(const std::vector<std::string>& names) {
-  Table table;
-  for (const auto& [name, add] : kGroups)
-    if (std::ranges::find(names, name) != names.end()) add(table);
+Table table_of(const std::vector<std::string>& names, const ModelSizes& sizes) {
+  Table table(sizes);
+  for (const auto& [name, add] : kGroups) {
+    const size_t before = table.cases().size();
+    add(table);
+    if (std::ranges::find(names, name) == names.end()) table.keep(before);  // and the loops, which others use too
+  }
   return table;
 }
 
