@@ -113,13 +113,17 @@ Case& add_gradient(Table& table, const Case& forward, bool adds) {
       .on_threads({1, 2, 3, 7, 64});
 }
 
+const std::vector<std::string> kResults = {"expert_index", "kept",    "position",      "gate",  "weight",
+                                           "balance_loss", "z_loss",  "total_loss",    "probs", "logits",
+                                           "lse",          "density", "second_density"};
+
 // The router, with and without the plan of slots, and its gradients.
 void add_router(Table& table, const std::string& name, const Router& router, DType dtype) {
   const bool clear = router.margin > 0;
   const Case forward = add_forward(table, name, router, dtype);
   if (dtype == DType::f32) {
     Case& part = add_forward(table, name, router, dtype).without("assignment").without("row_of").on_threads({1});
-    part.same_as(forward, {"expert_index", "kept", "position", "gate", "weight", "total_loss", "logits", "density"});
+    part.same_as(forward, kResults);
   }
   for (const bool adds : {false, true}) {
     if (adds && ((router.special & kMask) || (dtype == DType::f64 && clear))) continue;

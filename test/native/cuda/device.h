@@ -8,21 +8,14 @@ namespace st_moe::test {
 
 using Packed = std::map<std::string, PackedCopies*>;  // of the parameters, by the names of the arguments
 
-Result run_on_device(const Problem& problem, const std::string& name, bool host_copies, int64_t shift = 0,
-                     const Packed& packed = {});
-
-inline void fit_to_device(Problem& problem, const std::string& name, bool host_copies, const Packed& packed = {}) {
-  problem.fit(machine().gpu(), [&](const Problem& p) { return run_on_device(p, name, host_copies, 0, packed); });
-}
-
 // Copies in, runs, copies out. The status is that of the op, or of the first copy. Tensors begin `shift` elements after
 // memory as it is allocated, which is aligned for 128-bit accesses.
-inline Result run_on_device(const Problem& problem, const std::string& name, bool host_copies, int64_t shift,
-                            const Packed& packed) {
+inline Result run_on_device(const Problem& problem, const std::string& name, bool host_copies, int64_t shift = 0,
+                            const Packed& packed = {}) {
   const Backend& gpu = machine().gpu();
   const Context& ctx = machine().context;
   Problem call = problem;
-  if (!call.fitted) fit_to_device(call, name, host_copies, packed);
+  call.fit(gpu, [&](const Problem& forward) { return run_on_device(forward, name, host_copies, shift, packed); });
   Result result;
   std::vector<void*> memory;
   for (const Tensor& t : call.tensors) {
