@@ -22,7 +22,7 @@ const programs = {
     --version) echo 'cmake version 3.22.1' ;;
     *'--target st_moe_cuda') mkdir -p build/Release; touch build/Release/libst_moe_cuda.so ;;
     *'--target cuda_layer_bench') mkdir -p build/gpu/native/cuda; cp bench build/gpu/native/cuda/cuda_layer_bench ;;
-    *'--target cuda_ops'*) mkdir -p build/simt; for t in ops moe; do cp optest build/simt/cuda_\${t}_test; done ;;
+    *'--target cuda_ops'*) mkdir -p build/simt; for t in ops packed; do cp optest build/simt/cuda_\${t}_test; done ;;
     *) echo "$@" ;;
   esac`,
   node: `case "$*" in *gpu.ts*) printf '| layer | ms |\\n| --- | --- |\\n| small | 1.5 |\\n' ;; esac`,
@@ -148,7 +148,7 @@ describe('what fails is in the report, and nothing else stops', () => {
     expect(results()).toMatchObject({
       'build/build the plugin': 'passed',
       'build/build the benchmark': 'failed',
-      'ops/moe again': 'passed',
+      'ops/packed again': 'passed',
       'benchmark/benchmark': 'skipped',
       'capture/captured steps': 'passed',
     })
@@ -171,10 +171,10 @@ describe('what fails is in the report, and nothing else stops', () => {
   })
 
   test('tests that fail', async () => {
-    const { run, results, json } = machine({ optest: 'case $0 in *moe*) echo "FAIL moe: got 1"; exit 1;; esac' })
+    const { run, results, json } = machine({ optest: 'case $0 in *packed*) echo "FAIL packed: got 1"; exit 1;; esac' })
     expect((await run()).code).toBe(1)
-    expect(results()).toMatchObject({ 'ops/moe': 'failed', 'ops/moe again': 'failed', 'ops/ops': 'passed' })
-    expect(json().steps.find(({ result }: { result: string }) => result === 'failed').note).toBe('FAIL moe: got 1')
+    expect(results()).toMatchObject({ 'ops/packed': 'failed', 'ops/packed again': 'failed', 'ops/ops': 'passed' })
+    expect(json().steps.find(({ result }: { result: string }) => result === 'failed').note).toBe('FAIL packed: got 1')
   })
 })
 

@@ -96,6 +96,13 @@ test.each(backends)(
   },
 )
 
+test('each op, an optimizer too, has cases and plain loops in test/native/cases', () => {
+  const cases = list('test/native/cases', '.cc').map((name) => text(`test/native/cases/${name}.cc`))
+  const named = new Set(all(cases.join('\n'), /\b(\w+)Args\b/g))
+  const pascal = (name: string): string => name.replaceAll(/(?:^|_)(\w)/g, (_, letter: string) => letter.toUpperCase())
+  expect(table.filter((name) => !named.has(pascal(name)))).toEqual([])
+})
+
 test('ops whose call is written by hand have it', () => {
   const hand = ops.filter((op) => op.byHand)
   expect(sorted(all(bindingSource, /&OpTable::(\w+)/g))).toEqual(sorted(hand.map(({ name }) => name)))

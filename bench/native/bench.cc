@@ -52,6 +52,12 @@ Tensor Bench::converted(const Tensor& x, DType dtype) const {
   return y;
 }
 
+Tensor Bench::given(const std::vector<char>& bytes, DType dtype, const Shape& shape) const {
+  Tensor x = make_tensor(device(), dtype, shape);
+  check(backend().copy_in(device().context, x.data(), bytes.data(), bytes.size()));
+  return x;
+}
+
 void limits_suite(const Bench& bench) {
   for (const int threads : bench.options.threads) {
     Group group;

@@ -102,6 +102,7 @@ struct Bench {
   Tensor uniforms(const Shape& shape, double low, double high) const;
   Tensor integers(const Shape& shape, int64_t below) const;
   Tensor converted(const Tensor& x, DType dtype) const;
+  Tensor given(const std::vector<char>& bytes, DType dtype, const Shape& shape) const;
 
   // Values that stand in memory of the device, from `begin`, on the host.
   template <class T>

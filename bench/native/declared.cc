@@ -1,5 +1,6 @@
 #include "declared.h"
 
+#include <cstring>
 #include <stdexcept>
 #include <string_view>
 
@@ -9,6 +10,11 @@ Tensor& Memory::at(const std::string& name, const Shape& shape, DType dtype, int
   const auto found = tensors_.find({name, shape_size(shape)});
   if (found != tensors_.end()) return found->second;
   return put(name, dtype == DType::i32 ? bench.integers(shape, limit) : bench.normals(shape));
+}
+
+Tensor& Memory::of_dtype(const std::string& name, const Shape& shape, DType dtype) {
+  Tensor& found = at(name, shape, dtype);
+  return found.dtype == dtype ? found : put(name, bench.filled(shape, 0, dtype));
 }
 
 Tensor& Memory::put(const std::string& name, Tensor tensor) {
@@ -57,11 +63,40 @@ DeclaredOp::DeclaredOp(Memory& memory, const std::string& name, const Values& va
     member<void*>(args, field.offset) = tensors_.back().data();
     bytes_ += static_cast<double>(tensors_.back().size) * (field.role == Role::updated ? 8 : 4);
   }
+  use_packed(memory);
+}
+
+void DeclaredOp::use_packed(Memory& memory) {
+  void* args = args_.bytes;
   for (const Field& field : op_->fields)
     if (field.role == Role::packed)
       for (const Field& of : op_->fields)
         if (of.name == std::string(field.shape))
           member<PackedCopies*>(args, field.offset) = memory.at(of.name, known_shape(of, args)).storage->packed();
+}
+
+constexpr int64_t kSmall = 1 << 16;  // elements of a tensor whose numbers the case gives
+
+DeclaredOp::DeclaredOp(Memory& memory, const test::Case& from) : bench_(memory.bench), op_(from.empty.op) {
+  void* args = args_.bytes;
+  std::memcpy(args, from.empty.args, sizeof from.empty.args);
+  test::Problem problem = from.problem(kSmall);
+  for (const test::Tensor& t : problem.tensors) member<const void*>(args, t.offset) = t.present ? this : nullptr;
+  if (!op_->by_hand) op_->apply_rules(args, bench_.backend());  // sizes that are the backend's
+  for (test::Tensor& t : problem.tensors) {
+    if (!t.present) continue;
+    for (const Field& field : op_->fields)
+      if (t.opaque && t.name == field.name) t.size = shape_size(known_shape(field, args));
+    // What a backward gets from its forward is in memory already, if the forward has been timed.
+    const bool given = t.role == Role::input && t.size <= kSmall && !from.forward;
+    tensors_.push_back(given                     ? memory.put(t.name, bench_.given(t.encode(), t.dtype, {t.size}))
+                       : t.role == Role::updated ? memory.put(t.name, bench_.filled({t.size}, 1, t.dtype))
+                                                 : memory.of_dtype(t.name, {t.size}, t.dtype));
+    member<void*>(args, t.offset) = tensors_.back().data();
+    bytes_ +=
+        static_cast<double>(t.size * static_cast<int64_t>(dtype_size(t.dtype))) * (t.role == Role::updated ? 2 : 1);
+  }
+  if (!op_->by_hand) use_packed(memory);
 }
 
 void DeclaredOp::operator()(int threads) const {

@@ -1,10 +1,11 @@
 #pragma once
 #include <map>
 
+#include "../../test/native/cases/case.h"
 #include "bench.h"
 #include "core/op_fields.h"
 
-// Any op of core/ops.inc, called with memory of the benchmark.
+// Any op of core/ops.inc, called with memory of the benchmark: with values by name, or a case of the tests' table.
 namespace st_moe::bench {
 
 // Optional inputs that are null: noise comes from the generator, nothing is padding, of the losses only the total
@@ -19,6 +20,7 @@ class Memory {
   explicit Memory(const Bench& bench) : bench(bench) {}
   // Made if it is not there: normal numbers, or indices below `limit`.
   Tensor& at(const std::string& name, const Shape& shape, DType dtype = DType::f32, int64_t limit = 1);
+  Tensor& of_dtype(const std::string& name, const Shape& shape, DType dtype);  // the same, of this dtype
   Tensor& put(const std::string& name, Tensor tensor);
 
   const Bench& bench;
@@ -33,6 +35,8 @@ class DeclaredOp {
   // missing.
   DeclaredOp(Memory& memory, const std::string& name, const Values& values,
              const std::map<std::string, std::string>& renamed = {}, DType compute = DType::f32);
+  // Large inputs are normal numbers, what is updated ones; small inputs are those of the case.
+  DeclaredOp(Memory& memory, const test::Case& from);
 
   void operator()(int threads) const;
   double bytes() const { return bytes_; }  // of its tensors, each read or written once
@@ -41,6 +45,8 @@ class DeclaredOp {
   struct Args {
     alignas(std::max_align_t) char bytes[kMaxArgsSize];
   };
+  void use_packed(Memory& memory);
+
   const Bench& bench_;
   const OpInfo* op_ = nullptr;
   Args args_{};

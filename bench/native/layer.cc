@@ -97,7 +97,7 @@ double Layer::error(DType compute) const {
   // Entry i of a tensor of so many.
   const auto slice = [&](const char* name, int64_t count, int64_t i, int64_t size) {
     const std::vector<float> values = bench_.host<float>(memory.at(name, {count, size}), i * size, size);
-    return moe_reference::Values(values.begin(), values.end());
+    return test::Values(values.begin(), values.end());
   };
   const auto index = [&](const char* name, int64_t i) {
     return bench_.host<int32_t>(memory.at(name, {T, K}), i, 1)[0];
@@ -105,16 +105,17 @@ double Layer::error(DType compute) const {
   double difference = 0, norm = 0;
   for (int64_t sample = 0; sample < 4; ++sample) {
     const int64_t t = sample * (T - 1) / 3;
-    moe_reference::Values wanted(static_cast<size_t>(D)), got = slice("y", T, t, D);
+    test::Values wanted(static_cast<size_t>(D)), out(wanted), got = slice("y", T, t, D);
     for (int64_t i = t * K; i < (t + 1) * K; ++i) {
       if (index("position", i) < 0) continue;
       const int64_t e = index("expert_index", i);
-      moe_reference::Problem one;  // this token and this expert
-      one.shape.D = D, one.shape.H = H, one.shape.K = 1;
-      one.x = slice("x", T, t, D), one.mu = slice("mult_bias", E, e, H);
-      one.w1 = slice("w1", E, e, 2 * H * D), one.b1 = slice("b1", E, e, 2 * H);
-      one.w2 = slice("w2", E, e, D * H), one.b2 = slice("b2", E, e, D);
-      moe_reference::reference_expert(one, 0, 0, 1, slice("weight", T * K, i, 1)[0], wanted);
+      const test::Values w1 = slice("w1", E, e, 2 * H * D), b1 = slice("b1", E, e, 2 * H);
+      const test::Values mult_bias = slice("mult_bias", E, e, H), w2 = slice("w2", E, e, D * H),
+                         b2 = slice("b2", E, e, D);
+      const test::ExpertReference one{w1.data(), b1.data(), mult_bias.data(), w2.data(), b2.data()};
+      test::reference_expert({.D = D, .O = D, .H = H}, one, slice("x", T, t, D).data(), 1, 0, out.data());
+      const double weight = slice("weight", T * K, i, 1)[0];
+      for (size_t o = 0; o < out.size(); ++o) wanted[o] += weight * out[o];
     }
     for (size_t i = 0; i < wanted.size(); ++i) {
       difference += (got[i] - wanted[i]) * (got[i] - wanted[i]);

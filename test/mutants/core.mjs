@@ -206,7 +206,7 @@ export default [
     from: 'return best + second;',
     to: 'return best;',
     breaks: 'a group of experts counts as its best score',
-    tests: ['moe_test'],
+    tests: ['ops_test'],
   },
   {
     name: 'missing-op-called',

@@ -7,7 +7,7 @@ export default [
     from: '  if (!density_assigned && !ntlb && first > C) first = static_cast<int32_t>(C);\n',
     to: '',
     breaks: 'the load-balancing loss counts dropped top-1 assignments',
-    tests: ['simt/moe_test.forward'],
+    tests: ['simt/ops_test.route.forward'],
   },
   {
     name: 'padded-sequence-counts',
@@ -15,7 +15,7 @@ export default [
     from: 'sequences += r.importance || r.whole[b] > 0;',
     to: 'sequences += 1;',
     breaks: 'a sequence of padding lowers the load-balancing loss',
-    tests: ['simt/moe_test.forward'],
+    tests: ['simt/ops_test.route.forward'],
   },
   {
     name: 'empty-slots-not-cleared',
@@ -23,7 +23,7 @@ export default [
     from: '  if (!ntlb) clear_slots(b, e, all, lane);\n',
     to: '',
     breaks: "the experts compute rows of whatever the router's table of slots had in memory",
-    tests: ['simt/moe_test.forward'],
+    tests: ['simt/ops_test.route.forward'],
   },
   {
     name: 'logits-of-other-columns',
@@ -31,7 +31,7 @@ export default [
     from: 'd < in.D; d += kWarp * N)',
     to: 'd < in.D; d += kBlock * N)',
     breaks: 'the logits leave out columns of wide tokens',
-    tests: ['simt/moe_test.forward'],
+    tests: ['simt/ops_test.route.forward'],
   },
   {
     name: 'choice-before-the-logits',
@@ -39,7 +39,7 @@ export default [
     from: '      __syncwarp();  // the logits come from other lanes\n',
     to: '',
     breaks: 'a token chooses its experts by logits that another lane has yet to write',
-    tests: ['simt/moe_test.rev'],
+    tests: ['simt/ops_test.route.rev'],
   },
   {
     name: 'logits-of-the-last-expert',
@@ -47,7 +47,7 @@ export default [
     from: 'e >= in.E',
     to: 'e + 1 >= in.E',
     breaks: 'the logits of the last expert are zero',
-    tests: ['simt/moe_test.forward'],
+    tests: ['simt/ops_test.route.forward'],
   },
   {
     name: 'columns-before-their-rows',
@@ -63,7 +63,7 @@ export default [
     from: 'return min_of(R, ends ? max_of(int64_t{0}, int64_t{ends[g]}) : (g + 1) * each);',
     to: 'return ends ? min_of(R, max_of(int64_t{0}, int64_t{ends[g]})) : (g + 1) * each;',
     breaks: 'blocks of the grid beyond the last rows write behind them',
-    tests: ['simt/moe_test.forward'],
+    tests: ['simt/ops_test.experts.forward'],
   },
   {
     name: 'gradient-not-added',
@@ -143,7 +143,7 @@ export default [
     from: 'if (j >= at.filled) continue;',
     to: 'if (j >= at.H) continue;',
     breaks: 'what was in scratch memory is multiplied by 0, and may be NaN',
-    tests: ['simt/moe_test.forward'],
+    tests: ['simt/ops_test.experts.forward'],
   },
   {
     name: 'padding-of-an-infinite-row',
@@ -159,7 +159,7 @@ export default [
     from: '(batch * stored_rows_ + row - batch * rows_) * stored_columns_',
     to: '(row + batch * 0) * stored_columns_',
     breaks: 'an optimizer writes the copies of later experts to the wrong rows',
-    tests: ['simt/moe_test.forward'],
+    tests: ['simt/packed_test.forward'],
   },
   {
     name: 'gates-not-passed-on-at-the-end-of-a-warp',
@@ -167,7 +167,7 @@ export default [
     from: 'lane < shift ? sectors[c + 1] : sectors[c]',
     to: 'sectors[c]',
     breaks: 'lanes get gates of 32 columns before, where gates do not begin at a sector',
-    tests: ['simt/moe_test.forward'],
+    tests: ['simt/ops_test.experts.forward'],
   },
   {
     name: 'tile-overwritten-too-early',
@@ -199,7 +199,7 @@ export default [
     from: 'tokens = static_cast<double>(importance ? N : unmasked.in(b));',
     to: 'tokens = static_cast<double>(N);',
     breaks: 'the gradient of the load-balancing loss is too small next to padding',
-    tests: ['simt/moe_test.forward'],
+    tests: ['simt/ops_test.route.forward'],
   },
   {
     name: 'tiles-counted-in-token-order',
@@ -207,7 +207,7 @@ export default [
     from: 'if (r.order && work > 0) launch(',
     to: 'if (r.order && work < 0) launch(',
     breaks: 'slots by priority are those of another order in sequences of more than one tile',
-    tests: ['simt/moe_test.forward'],
+    tests: ['simt/ops_test.route.forward'],
   },
   {
     name: 'every-choice-asks',
@@ -215,7 +215,7 @@ export default [
     from: 'ntlb && i < t * K + k; ++i)',
     to: 'ntlb && i < t * K; ++i)',
     breaks: 'with no token left behind a token takes a slot of several experts',
-    tests: ['simt/moe_test.forward'],
+    tests: ['simt/ops_test.route.forward'],
   },
   {
     name: 'group-sizes-read-too-early',
@@ -231,7 +231,7 @@ export default [
     from: 'groups.begin(g) / kSize + g :',
     to: 'groups.begin(g) / kSize :',
     breaks: 'experts share a block of rows, and the sums of its biases',
-    tests: ['simt/moe_test.forward'],
+    tests: ['simt/ops_test.experts.forward'],
   },
   {
     name: 'sorted-past-the-room',

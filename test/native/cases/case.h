@@ -1,5 +1,8 @@
 #pragma once
+#include <algorithm>
 #include <functional>
+#include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -22,6 +25,8 @@ inline std::vector<DType> reals() {
 }
 
 double rounded(DType dtype, double value);
+struct Tensor;
+void fill_normal(Tensor& t, TestRandom& random);  // zeros if it has integers
 
 using Bytes = std::vector<char>;
 
@@ -34,10 +39,18 @@ struct Tensor {
   int64_t size;
   std::string shares{};  // the tensor whose memory it has
   bool present = true;
+  bool opaque = false;             // in a layout of the backend: an input comes from the forward of the same backend
+  std::shared_ptr<Bytes> bytes{};  // of such an input
   std::vector<double> numbers{};
 
   Bytes encode() const;
   std::vector<double> decode(const Bytes& bytes) const;
+};
+
+struct Result {
+  Status status;
+  std::vector<Bytes> bytes;  // of each tensor
+  int64_t launches = 0;      // on a device that counts them
 };
 
 // The inputs of one call, and its expected results.
@@ -46,6 +59,8 @@ struct Problem {
   alignas(8) char args[kMaxArgsSize];
   std::vector<Tensor> tensors;
   TestRandom random{1};
+  std::shared_ptr<Problem> forward{};  // of a backward that was added with one
+  bool fitted = false;
 
   std::vector<double>& operator[](const std::string& name) { return find(name)->numbers; }
   Tensor* find(const std::string& name);
@@ -55,11 +70,8 @@ struct Problem {
   const Args& as() const {
     return *reinterpret_cast<const Args*>(args);
   }
-};
-
-struct Result {
-  Status status;
-  std::vector<Bytes> bytes;  // of each tensor
+  // Gives opaque tensors the size that they have on this backend, and such inputs what `run` returns for the forward.
+  void fit(const Backend& backend, const std::function<Result(const Problem&)>& run);
 };
 Result run_on_host(const Problem& problem, const OpTable& ops, int threads, bool host_copies = false);
 
@@ -75,9 +87,18 @@ inline Fill below(const std::string& name, int64_t limit) {
   };
 }
 
+// A language model around the layer. Tests compute with these sizes, the benchmark with larger ones.
+struct ModelSizes {
+  int64_t B = 2, N = 32, D = 24, E = 4, K = 2, H = 64, heads = 2, V = 40;
+
+  int64_t tokens() const { return B * N; }
+  int64_t capacity() const { return std::max<int64_t>(std::min(N, N * 5 / 4 / E), 4); }  // capacity factor 1.25
+  int64_t rows() const { return E * B * capacity(); }
+};
+
 struct Case {
   Problem empty;  // without numbers
-  std::vector<Fill> fills{};
+  std::vector<Fill> fills{}, spoils{};
   std::function<void(Problem& got, const char* what)> verify{};
   double cpu_factor = 1, device_factor = 1;  // of the tolerance
   double magnitude = 0;                      // of the terms whose sum a result is, where that cancels
@@ -86,9 +107,30 @@ struct Case {
   ErrorCode error = ErrorCode::none;
   std::string error_text{};
   bool total_error = false;
+  std::string label{};                            // for people
+  std::vector<int> threads{1, 2, 3};              // the bits do not depend on it
+  std::map<std::string, double> loose_tensors{};  // factors of their tolerances
+  bool only_runs = false, has_races = false;
+  int64_t most_launches = INT64_MAX;
+
+  struct Twin {
+    std::shared_ptr<const Case> other;
+    std::vector<std::string> equal;
+    bool on_device;
+  };
+  std::vector<Twin> twins{};
+
+  std::shared_ptr<const Case> forward{};
+  std::vector<std::string> detached{};
+  bool differences = true;  // a backward without a loop is compared with them
+  double step = 1e-3, difference_limit = 1e-8;
+  const char* measure = nullptr;
+  double work = 0;
 
   // Inputs are normal numbers and indices 0, then as `f` changes them, one after the other.
   Case& fill(Fill f) { return fills.push_back(std::move(f)), *this; }
+  // Changes what a backward got from its forward.
+  Case& spoil(Fill f) { return spoils.push_back(std::move(f)), *this; }
   Case& without(const std::string& name) { return empty.find(name)->present = false, *this; }
   Case& tolerance(double cpu, double device = 1) { return cpu_factor = cpu, device_factor = device, *this; }
   Case& terms(double size) { return magnitude = size, *this; }
@@ -101,8 +143,31 @@ struct Case {
     return error = code, error_text = text, total_error = total, *this;
   }
 
+  Case& called(const std::string& text) { return label = text, *this; }
+  Case& on_threads(std::vector<int> counts) { return threads = std::move(counts), *this; }
+  Case& loose(const std::string& name, double factor) { return loose_tensors[name] = factor, *this; }
+  // Inputs for which no result is promised, except that nothing is touched that does not belong to the call. `races`:
+  // on a device two threads may write one number.
+  Case& any_values() { return only_runs = true, *this; }
+  Case& races() { return has_races = true, *this; }
+  // On a device that counts them.
+  Case& launches(int64_t most) { return most_launches = most, *this; }
+  // The named results have the same bits in the other case: without some outputs, or with rows in another order.
+  Case& same_as(const Case& other, std::vector<std::string> names, bool on_devices = true) {
+    return twins.push_back({std::make_shared<Case>(other), std::move(names), on_devices}), *this;
+  }
+  // How a backward is compared with differences of the forward: not at all, or with this step. A tensor whose gradient
+  // passes a stop_gradient: the loop of the forward finds its value before the step under `before NAME`.
+  Case& without_differences() { return differences = false, *this; }
+  Case& steps(double h, double limit) { return step = h, difference_limit = limit, *this; }
+  Case& detach(const std::string& name) { return detached.push_back(name), *this; }
+
+  // The benchmark times it, vs. the arithmetic ("flops") or the memory traffic ("bytes") of one run; 0: that of its
+  // tensors, each read or written once.
+  Case& timed(const char* what, double amount) { return measure = what, work = amount, *this; }
+
   std::string name() const;
-  Problem problem() const;
+  Problem problem(int64_t most = INT64_MAX) const;  // without numbers for tensors of more elements
 };
 
 #define OP(Name, name)                            \
@@ -114,10 +179,18 @@ struct Case {
 
 class Table {
  public:
+  explicit Table(const ModelSizes& model = {}) : sizes(model) {}
+
   // Tensors of an op that is declared by hand come with it.
   template <class Args>
   Case& add(const Args& args, std::vector<Tensor> tensors = {}) {
     return add(name_of(args), &args, sizeof args, std::move(tensors));
+  }
+
+  // A backward with the arguments, inputs and outputs of this forward, but for what `args` says and those of its own.
+  template <class Args>
+  Case& add_backward(const Case& forward, const Args& args) {
+    return add_backward(forward, name_of(args), &args, sizeof args);
   }
 
   // The op in plain loops, in double. An index outside its range is skipped.
@@ -126,7 +199,12 @@ class Table {
     loops_.push_back({name_of(Args{}), [f](Problem& p) { f(p.as<Args>(), p); }});
   }
 
+  const ModelSizes sizes;
   const std::vector<Case>& cases() const { return cases_; }
+  void keep(size_t first) { cases_.erase(cases_.begin() + static_cast<std::ptrdiff_t>(first), cases_.end()); }
+  void device_only_from(size_t first) {
+    for (size_t i = first; i < cases_.size(); ++i) cases_[i].on_cpu = false;
+  }
   const Fill* find_loop(const std::string& op) const;
 
   // The inputs of a case; the loop of the forward computes those that a backward gets from its forward.
@@ -136,8 +214,9 @@ class Table {
 
  private:
   Case& add(const char* op, const void* args, size_t size, std::vector<Tensor> tensors);
+  Case& add_backward(const Case& forward, const char* op, const void* args, size_t size);
   Problem forward_of(const Problem& backward) const;
-  void check_differences(const std::string& name, Problem& backward) const;
+  void check_differences(const Case& c, const Problem& before, Problem& backward) const;
 
   std::vector<Case> cases_;
   std::vector<std::pair<std::string, Fill>> loops_;
@@ -149,10 +228,11 @@ std::string difference(const Case& c, const Problem& wanted, const std::vector<B
 inline void compare(const Case& c, const std::string& name, const Problem& wanted, const std::vector<Bytes>& got,
                     double factor, double f32, double f64) {
   const std::string text = difference(c, wanted, got, factor, f32, f64);
-  check(text.empty(), "%s: %s", name.c_str(), text.c_str());
+  ::check(text.empty(), "%s: %s", name.c_str(), text.c_str());
 }
 
-// The groups of the table, one per file: those that are named, or all.
-Table table_of(int count, char** names);
+// The groups of the table, one per file, and a table of some of them.
+Table table_of(const std::vector<std::string>& names, const ModelSizes& sizes = {});
+std::vector<std::string> groups();
 
 }  // namespace st_moe::test

@@ -95,24 +95,20 @@ function(mutant where name file source test from to pattern)
   target_include_directories(mutated_${name} BEFORE PRIVATE ${folder} ${CMAKE_CURRENT_SOURCE_DIR} ${root}/native)
   target_sources(mutant_${name} PRIVATE $<TARGET_OBJECTS:mutated_${name}>)
   target_link_libraries(mutant_${name} PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
-  set(command $<TARGET_FILE:cuda_ops_test> ${test})  # a group of its table
-  if(test STREQUAL moe)
-    set(command $<TARGET_FILE:cuda_moe_test>)
-  endif()
-  add_test(NAME mutant.${name} COMMAND ${finds} ${pattern} ${command})
+  add_test(NAME mutant.${name} COMMAND ${finds} ${pattern} $<TARGET_FILE:cuda_ops_test> ${test})  # a group of its table
   set_tests_properties(mutant.${name} PROPERTIES
     ENVIRONMENT "ST_MOE_CUDA_LIBRARY=$<TARGET_FILE:mutant_${name}>;ST_MOE_TEST_SMALL=1;TSAN_OPTIONS=halt_on_error=1")
 endfunction()
 
-mutant(thread scan_off_by_one kernel.cuh route.cu moe "lane >= offset" "lane > offset" "FAIL|data race")
-mutant(thread slots_missing_barrier route.cu route.cu moe
+mutant(thread scan_off_by_one kernel.cuh route.cu route "lane >= offset" "lane > offset" "FAIL|data race")
+mutant(thread slots_missing_barrier route.cu route.cu route
        "    __syncwarp();\n    if (e >= 0 && (same" "    if (e >= 0 && (same" "data race")
-mutant(thread slots_wrong_mask route.cu route.cu moe "(1u << lane) - 1" "(2u << lane) - 1" "FAIL|data race")
-mutant(thread choose_missing_barrier route.cu route.cu moe
+mutant(thread slots_wrong_mask route.cu route.cu route "(1u << lane) - 1" "(2u << lane) - 1" "FAIL|data race")
+mutant(thread choose_missing_barrier route.cu route.cu route
        "    __syncthreads();\n    r.add_up(work)" "    r.add_up(work)" "data race")
-mutant(thread reduce_missing_barrier kernel.cuh route.cu moe
+mutant(thread reduce_missing_barrier kernel.cuh route.cu route
        "partial[warp] = value;\n  __syncthreads();" "partial[warp] = value;" "data race")
-mutant(thread reduce_reused_too_early kernel.cuh route.cu moe
+mutant(thread reduce_reused_too_early kernel.cuh route.cu route
        "  __syncthreads();  // an earlier call may still read\n" "" "data race")
 mutant(thread reduce_wrong_mask kernel.cuh softmax.cu layers
        "__shfl_xor_sync(kAllLanes, value" "__shfl_xor_sync(0xffffu, value" "not in the mask")
@@ -123,7 +119,7 @@ mutant(thread sort_missing_barrier sort.cuh embedding.cu layers
 mutant(thread blocks_overlap vector.cuh unary.cu elementwise
        "blockIdx.x * int64_t{blockDim.x} + threadIdx.x" "blockIdx.x * int64_t{blockDim.x - 1} + threadIdx.x" "data race")
 mutant(address elementwise_one_too_many vector.cuh unary.cu elementwise "i < size;" "i <= size;" "AddressSanitizer")
-mutant(address softmax_one_too_many router.cuh route.cu moe "e < E; e += kWarp) largest" "e <= E; e += kWarp) largest"
+mutant(address softmax_one_too_many router.cuh route.cu route "e < E; e += kWarp) largest" "e <= E; e += kWarp) largest"
        "AddressSanitizer")
 mutant(thread sorted_with_the_next plan_sorted.cu plan_sorted.cu routing
        "row_of[order[i]] = has_row" "row_of[i] = has_row" "FAIL")
