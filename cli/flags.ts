@@ -1,4 +1,5 @@
 import { languageModelOptions } from '../language-model/index.js'
+import { pluginNames } from '../lib/doctor/index.js'
 import { utils } from '../lib/index.js'
 import { UsageError } from './errors.js'
 import { type NumberRules, numberRule, type Rule, textRule } from './rules.js'
@@ -109,12 +110,23 @@ export const toggle = (help: string): Flag<boolean> => ({
   read: () => true,
 })
 
+function isDevice(text: string): boolean {
+  const [, name] = /^([^:]+)(?::\d{1,4})?$/.exec(text) ?? []
+  return text === 'cpu' || (name !== undefined && pluginNames().includes(name))
+}
+
 export const deviceFlag: Flag<string> = {
-  help: 'cpu, cuda or cuda:N',
+  help: 'cpu, cuda or cuda:N', // those of ST_MOE_PLUGINS have names of their own
   value: 'NAME',
   default: 'cpu',
   shown: 'cpu',
-  rule: textRule(/^(cpu|cuda(:\d{1,4})?)$/, 'must be cpu, cuda or cuda:N'),
+  rule: {
+    accepts: (value): value is string => typeof value === 'string' && isDevice(value),
+    must: () =>
+      `must be cpu, ${pluginNames()
+        .flatMap((name) => [name, `${name}:N`])
+        .join(' or ')}`,
+  },
   read: (text) => text,
 }
 

@@ -1,4 +1,4 @@
-import { delimiter } from 'node:path'
+import { delimiter, join } from 'node:path'
 import { expect, test } from 'vitest'
 import {
   captureStep,
@@ -18,8 +18,10 @@ import {
   trainStepAsync,
 } from '../lib/index.js'
 import { native } from '../lib/runtime/native.js'
+import { root } from './support/blocks.js'
 import { runChild } from './support/child.js'
 import { emptyPlugin, emptyPluginBuilt, remotePlugin } from './support/emulator.js'
+import { runProgram } from './support/program.js'
 
 // Plugins of devices with names of their own: test/native/empty_plugin.cc has memory and no op. The memory of `remote` is
 // no memory of the host.
@@ -150,4 +152,13 @@ test.skipIf(!emptyPluginBuilt)('a file that is no plugin is listed with the reas
   expect(missing).toMatchObject({ device: 'npu', available: false, stage: 'plugin' })
   expect(missing.reason).toBe('/nowhere/libnpu.so: there is no such file. ST_MOE_PLUGINS names this file')
   expect(empty).toMatchObject({ device, available: true })
+})
+
+test.runIf(emptyPluginBuilt)('the program takes the name of a plugin for a device', async () => {
+  const sizes = '--dim 8 --experts 2 --batch 1 --tokens 8 --repetitions 1'.split(' ')
+  const bench = (device: string) => runProgram([join(root, 'dist/cli.js'), 'bench', '--device', device, ...sizes])
+  expect(await bench('empty')).toMatchObject({ code: 1, err: expect.stringContaining('empty has no op') })
+  const refused = { code: 2, err: expect.stringContaining('--device must be cpu, cuda or cuda:N or empty') }
+  expect(await bench('emptier')).toMatchObject(refused)
+  expect(await bench('empty:x')).toMatchObject(refused)
 })

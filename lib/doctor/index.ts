@@ -4,5 +4,5 @@
  */
 
 export { addonPlaces, glibc, packageRoot, systemName } from '../runtime/addon.js'
-export { bf16DotSpeed, hasHostMemory, isCpu, pluginPath } from '../runtime/device.js'
+export { bf16DotSpeed, hasHostMemory, isCpu, pluginNames, pluginPath } from '../runtime/device.js'
 export { addonFile } from '../runtime/native.js'

@@ -109,7 +109,8 @@ function othersOf(list: string): Plugin[] {
 const opened = new Map<Device, number>([['cpu', 0]])
 
 /**
- * All devices, usable or not. Never throws: the entry of a device contains its error.
+ * All devices, usable or not. The entry of a device contains its error. Errors: only BACKEND_UNAVAILABLE, if the addon
+ * itself cannot be loaded.
  *
  * @example
  * ```ts
@@ -145,20 +146,21 @@ function pluginOf(device: Device): Plugin {
 }
 
 /** The names of devices of plugins, without their numbers. Does not load the CUDA plugin. */
-const names = (): string[] => [cuda.name, ...loadOthers().map(({ name }) => name)]
+export const pluginNames = (): string[] => [cuda.name, ...loadOthers().map(({ name }) => name)]
 
 /** Whether a device is the CPU, whose threads `setNumThreads` sets. */
 export const isCpu = (device: string): boolean => device === 'cpu'
 
 /** Whether a text is meant as the name of a device. */
-export const isDeviceName = (text: string): boolean => text === 'cpu' || names().some((name) => text.startsWith(name))
+export const isDeviceName = (text: string): boolean =>
+  text === 'cpu' || pluginNames().some((name) => text.startsWith(name))
 
 /** The canonical name of a device: 'cuda' is 'cuda:0'. Throws DEVICE for an unknown name. */
 export function checkDevice(op: string, device: unknown): Device {
   if (device === 'cpu') return 'cpu'
   const [, name, number = '0'] = (typeof device === 'string' && /^(.*?)(?::(\d{1,4}))?$/.exec(device)) || []
-  if (name === cuda.name || (name && names().includes(name))) return `${name}:${Number(number)}`
-  const known = names().map((name) => `'${name}' or '${name}:<number>'`)
+  if (name === cuda.name || (name && pluginNames().includes(name))) return `${name}:${Number(number)}`
+  const known = pluginNames().map((name) => `'${name}' or '${name}:<number>'`)
   throw new MoeError('DEVICE', op, `device must be 'cpu', ${known.join(', ')}, got ${show(device)}`)
 }
 

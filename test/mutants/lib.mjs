@@ -226,7 +226,7 @@ export default [
   },
   {
     name: 'slots-on-no-device',
-    file: 'lib/device.ts',
+    file: 'lib/runtime/device.ts',
     from: 'policyOf(device).prefersSlots',
     to: 'policyOf(device).hostMemory',
     breaks: 'the host waits for the GPU in each forward, and the CPU computes empty rows',
@@ -234,7 +234,7 @@ export default [
   },
   {
     name: 'plugin-by-another-name',
-    file: 'lib/device.ts',
+    file: 'lib/runtime/device.ts',
     from: 'loadOthers().find((plugin) => plugin.name === name) ?? loadCuda()',
     to: 'loadOthers().find((plugin) => plugin.name <= name) ?? loadCuda()',
     breaks: 'a device is opened from the first plugin of ST_MOE_PLUGINS',
@@ -242,7 +242,7 @@ export default [
   },
   {
     name: 'other-build-without-the-fix',
-    file: 'lib/device.ts',
+    file: 'lib/runtime/device.ts',
     from: "const fix = found.stage === 'abi' ?",
     to: "const fix = found.stage === 'driver' ?",
     breaks: 'nobody says what to install',
