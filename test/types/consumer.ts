@@ -24,6 +24,13 @@ import {
   tensor,
   zeros,
 } from 'st-moe'
+import {
+  CharacterTokenizer,
+  LanguageModel,
+  type LanguageModelResult,
+  makeOptimizer,
+  TrainStep,
+} from 'st-moe/language-model'
 
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false
 /** Compiles where the type of the value is T, neither wider nor narrower. */
@@ -123,3 +130,14 @@ is<Float32Array | Float64Array>()(handle.backward(new Float32Array(16)).dInput)
   is<boolean>()(scoped.disposed)
   is<number>()(resources.totalAuxLoss)
 }
+
+// ---- the language model is an entry of its own, with the classes of the main one
+
+const language = new LanguageModel({ tokenizer: CharacterTokenizer.of('ab'), layers: 1 })
+const asModule: Module = language
+const result: LanguageModelResult = language.forward(zeros([1, 4], { dtype: 'i32' }))
+const loss: number = new TrainStep(language, makeOptimizer(language, 1e-3)).run({
+  input: new Int32Array(4),
+  target: new Int32Array(4),
+})
+void [asModule, result, loss]
