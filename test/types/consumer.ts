@@ -135,9 +135,9 @@ is<Float32Array | Float64Array>()(handle.backward(new Float32Array(16)).dInput)
 
 const language = new LanguageModel({ tokenizer: CharacterTokenizer.of('ab'), layers: 1 })
 const asModule: Module = language
-const result: LanguageModelResult = language.forward(zeros([1, 4], { dtype: 'i32' }))
+const predicted: LanguageModelResult = language.forward(zeros([1, 4], { dtype: 'i32' }))
 const loss: number = new TrainStep(language, makeOptimizer(language, 1e-3)).run({
   input: new Int32Array(4),
   target: new Int32Array(4),
 })
-void [asModule, result, loss]
+void [asModule, predicted, loss]
