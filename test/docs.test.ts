@@ -2,7 +2,17 @@ import { spawnSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { type Block, blocksOf, compile, expectRun, root, writeAll } from './support/blocks.js'
+import {
+  type Block,
+  blocksOf,
+  compile,
+  type End,
+  expectEnd,
+  expectRun,
+  root,
+  runModules,
+  writeAll,
+} from './support/blocks.js'
 import { complaints } from './support/commands.js'
 import { pythonFor, pythonPatience, referencePython } from './support/python.js'
 
@@ -72,13 +82,36 @@ const howTested = (block: Block): string => {
   return block.language === 'sh' && !block.flags.includes('run') ? 'names what exists' : 'runs'
 }
 
+type Tested = (typeof pages)[number]['tested'][number]
+
+const isModule = (block: Tested): boolean => ['ts', 'js'].includes(block.language) && !excerptOf(block)
+const moduleOf = ({ file }: Tested): string => file.replace(/mts$/, 'mjs')
+
+/** Whether a block prints or changes what belongs to a whole process, which it then has to itself. */
+const isAlone = ({ code }: Tested): boolean => /\bmemory\(|\bWorker\b|\bprocess\.|\bsetDefaultDevice\b/.test(code)
+
+/** The blocks of a page that run in one process: neighbours, so that all blocks run in order. */
+function groupsOf(tested: readonly Tested[]): Tested[][] {
+  const groups: Tested[][] = [[]]
+  for (const block of tested.filter((block) => !excerptOf(block))) {
+    if (isModule(block) && !isAlone(block)) groups.at(-1)!.push(block)
+    else groups.push([])
+  }
+  return groups.filter((group) => group.length > 0)
+}
+
 describe.each(pages.filter(({ tested }) => tested.length > 0))('$page', ({ place, tested }) => {
   let withoutPython = false
+  const groups = groupsOf(tested)
+  const ends = new Map<Tested, End>()
 
-  const run = (block: (typeof tested)[number]) => {
-    const { language, file, code, flags } = block
-    if (language === 'ts') expectRun(block, process.execPath, [file.replace(/mts$/, 'mjs')], place)
-    else if (language === 'js') expectRun(block, process.execPath, [file], place)
+  const run = (block: Tested) => {
+    const { code, flags } = block
+    const group = groups.find((blocks) => blocks.includes(block))
+    if (group && !ends.has(block))
+      for (const [i, end] of runModules(group.map(moduleOf)).entries()) ends.set(group[i], end)
+    if (group) expectEnd(block, ends.get(block)!)
+    else if (isModule(block)) expectRun(block, process.execPath, [moduleOf(block)], place)
     else {
       expect(complaints(code)).toEqual([])
       if (flags.includes('run')) expectRun(block, 'bash', ['-euo', 'pipefail', '-c', code], root)

@@ -1,11 +1,9 @@
-import { spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import ts from 'typescript'
 import { afterAll, beforeAll, expect, test } from 'vitest'
-import { compile, complaints, expectPrinted, root, writeAll } from './support/blocks.js'
+import { compile, complaints, type End, expectPrinted, root, runModules, writeAll } from './support/blocks.js'
 import { examplesIn, exportsOf } from './support/examples.js'
-import { patience } from './support/patience.js'
 
 /**
  * Every example in a doc comment compiles under strict and runs, and prints what it says it prints. The names of the
@@ -50,7 +48,7 @@ function withImport(code: string): string {
 }
 
 let compiled = ''
-let results: { stdout: string; stderr: string }[] = []
+let results: End[] = []
 
 beforeAll(() => {
   writeAll(
@@ -59,14 +57,7 @@ beforeAll(() => {
   )
   const files = examples.map(({ file }) => file)
   compiled = compile(files)
-  const runner = join(root, 'test/support/run-examples.mjs')
-  const run = spawnSync(process.execPath, [runner, ...files.map((file) => file.replace(/mts$/, 'mjs'))], {
-    cwd: root,
-    encoding: 'utf8',
-    timeout: patience,
-  })
-  if (run.status !== 0) throw new Error(`the examples end with ${run.signal ?? run.status}: ${run.stderr}`)
-  results = JSON.parse(run.stdout)
+  results = runModules(files.map((file) => file.replace(/mts$/, 'mjs')))
 })
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
 

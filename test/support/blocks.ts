@@ -76,16 +76,34 @@ export const complaints = (stderr: string): string => stderr.replace(/^\n=+\nHi,
  * Runs a program in `cwd` and expects what its block promises: an end without complaint and its output, or its error.
  */
 export function expectRun(block: Block, command: string, args: readonly string[], cwd: string): void {
-  const result = spawnSync(command, args, { cwd, encoding: 'utf8', timeout: patience })
+  const { status, signal, stdout, stderr } = spawnSync(command, args, { cwd, encoding: 'utf8', timeout: patience })
+  expect(signal, stderr).toBeNull()
+  expectEnd(block, { stdout, stderr, failed: status !== 0 })
+}
+
+/** How a program ended. */
+export interface End {
+  stdout: string
+  stderr: string
+  failed: boolean
+}
+
+/** Expects what a block promises of its end. */
+export function expectEnd(block: Block, { stdout, stderr, failed }: End): void {
   const throws = block.flags.includes('throws')
   if (throws) expect(block.output, 'a block that throws is followed by the text of its error').not.toBeNull()
-  else expect(complaints(result.stderr)).toBe('')
-  expect({ failed: result.status !== 0, signal: result.signal }, result.stderr).toEqual({
-    failed: throws,
-    signal: null,
-  })
-  if (throws) expect(result.stderr).toMatch(new RegExp(pattern(block.output!)))
-  else expectPrinted(block, result.stdout)
+  else expect(complaints(stderr)).toBe('')
+  expect(failed, stderr).toBe(throws)
+  if (throws) expect(stderr).toMatch(new RegExp(pattern(block.output!)))
+  else expectPrinted(block, stdout)
+}
+
+/** Runs modules one after another in one process, each in its own folder. */
+export function runModules(files: readonly string[]): End[] {
+  const runner = join(root, 'test/support/run-examples.mjs')
+  const run = spawnSync(process.execPath, [runner, ...files], { cwd: root, encoding: 'utf8', timeout: patience })
+  if (run.status !== 0) throw new Error(`the modules end with ${run.signal ?? run.status}: ${run.stderr}`)
+  return JSON.parse(run.stdout)
 }
 
 /** Expects that a program printed what its block says that it prints, if it says so. */

@@ -6,7 +6,7 @@ import { dirname } from 'node:path'
 import { Writable } from 'node:stream'
 import { pathToFileURL } from 'node:url'
 
-let printed = { stdout: '', stderr: '' }
+let printed = { stdout: '', stderr: '', failed: false }
 const into = (name) =>
   new Writable({
     write(chunk, _, done) {
@@ -18,12 +18,13 @@ globalThis.console = new Console(into('stdout'), into('stderr'))
 
 const results = []
 for (const file of process.argv.slice(2)) {
-  printed = { stdout: '', stderr: '' }
+  printed = { stdout: '', stderr: '', failed: false }
   process.chdir(dirname(file))
   try {
     await import(pathToFileURL(file).href)
   } catch (error) {
     printed.stderr += error?.stack ?? String(error)
+    printed.failed = true
   }
   results.push(printed)
 }
