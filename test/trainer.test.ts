@@ -1,6 +1,6 @@
 import { afterEach, describe, expect, test, vi } from 'vitest'
 import { conflictOf } from '../cli/trainer/conflict.js'
-import { entryOf } from '../cli/trainer/history.js'
+import { entryOf } from '../cli/trainer/entry.js'
 import { modelSizes, type RunOptions, runFlags } from '../cli/trainer/options.js'
 import { textProgress } from '../cli/trainer/progress.js'
 import { CharacterTokenizer, LanguageModel } from '../language-model/index.js'

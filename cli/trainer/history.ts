@@ -1,5 +1,3 @@
-import type { RoutingStats } from '../../lib/index.js'
-import { mean } from '../numbers.js'
 import { ifGiven, list, numberRule, one, record, type Schema, textRule } from '../rules.js'
 import { ngramNames } from './ngram.js'
 
@@ -60,21 +58,6 @@ export const emptyHistory = (): History => ({
   evaluations: [],
   seconds: 0,
 })
-
-/** What a history records of the loss and the routers of a step. */
-export const entryOf = (
-  loss: number,
-  layers: readonly RoutingStats[],
-): Pick<HistoryEntry, 'loss' | 'dropped' | 'load'> => ({
-  loss,
-  dropped: mean(layers.map(({ droppedTokens }) => droppedTokens)),
-  load: layers.map(({ firstChoicePerExpert }) => sharesOf(firstChoicePerExpert)),
-})
-
-function sharesOf(counts: readonly number[]): number[] {
-  const total = counts.reduce((a, b) => a + b, 0)
-  return counts.map((count) => count / total)
-}
 
 /** Numbers in all of `load`: about 30 MB of JSON. */
 const maxLoads = 4e6
