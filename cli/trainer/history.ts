@@ -1,4 +1,5 @@
 import { ifGiven, list, numberRule, one, record, type Schema, textRule } from '../rules.js'
+import type { Evaluation } from './evaluation.js'
 import { ngramNames } from './ngram.js'
 
 /** What a run records for its report; stored in the checkpoint as JSON. */
@@ -28,14 +29,6 @@ export interface History {
   parameters?: number
   /** Missing in a run from before byte pairs: batch · context. */
   charactersPerStep?: number
-}
-
-export interface Evaluation {
-  /** Steps done. */
-  step: number
-  /** On held-out text, nats per character. */
-  loss: number
-  sample: string
 }
 
 /** One step of a {@link History}. */

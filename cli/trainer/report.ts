@@ -1,8 +1,9 @@
 import { html, Markup } from '../markup.js'
 import { duration, mean } from '../numbers.js'
 import { binned, lineChart } from './chart.js'
+import type { Evaluation } from './evaluation.js'
 import { expertLoadChart } from './expert-chart.js'
-import type { Evaluation, History } from './history.js'
+import type { History } from './history.js'
 import { ngramNames } from './ngram.js'
 import { reportStyle } from './report-style.js'
 

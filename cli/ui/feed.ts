@@ -1,4 +1,5 @@
-import { type Evaluation, type History, round } from '../trainer/history.js'
+import type { Evaluation } from '../trainer/evaluation.js'
+import { type History, round } from '../trainer/history.js'
 import { ngramNames } from '../trainer/ngram.js'
 import { type RunOptions, usedOptions } from '../trainer/options.js'
 import { visible, visibleName } from '../visible.js'

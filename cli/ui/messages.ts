@@ -1,4 +1,4 @@
-import type { Evaluation } from '../trainer/history.js'
+import type { Evaluation } from '../trainer/evaluation.js'
 
 /** What the server tells a page, as server-sent events. */
 

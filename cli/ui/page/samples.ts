@@ -1,4 +1,4 @@
-import type { Evaluation } from '../../trainer/history.js'
+import type { Evaluation } from '../../trainer/evaluation.js'
 import type { Part } from '../messages.js'
 import { element, integer, lossText } from './dom.js'
 
