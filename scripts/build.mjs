@@ -2,7 +2,7 @@
 // copy of every class; the page of runs, for browsers; and a declaration file for each module. No source maps: the bundle
 // is readable, and they would double the size of the package. Arguments are options of tsc.
 import { execFileSync } from 'node:child_process'
-import { chmodSync, copyFileSync, readdirSync, rmSync } from 'node:fs'
+import { chmodSync, copyFileSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -15,6 +15,21 @@ const common = { absWorkingDir: root, bundle: true, format: 'esm', charset: 'utf
 
 writeNativeOps()
 rmSync(at('dist'), { recursive: true, force: true })
+
+/** The files of a folder and those below it. */
+const filesIn = (folder) =>
+  readdirSync(at(folder), { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => path.join(entry.parentPath, entry.name))
+
+/**
+ * A class that names itself comes out as `var Tensor = class _Tensor`, and would have that name. The option keepNames
+ * would cost a call for each function that is created while the program runs.
+ */
+function ownNames(source) {
+  const renamed = Array.from(source.matchAll(/^var (\w+) = class (_\1\d*)\b/gm))
+  return renamed.reduce((text, [, name, inner]) => text.replaceAll(new RegExp(`\\b${inner}\\b`, 'g'), name), source)
+}
 
 await build({
   ...common,
@@ -30,8 +45,9 @@ await build({
   target: 'node20.19',
   packages: 'external',
   splitting: true,
-  keepNames: true, // else a class that names itself becomes _Tensor and the like
 })
+for (const file of filesIn('dist').filter((name) => name.endsWith('.js')))
+  writeFileSync(file, ownNames(readFileSync(file, 'utf8')))
 chmodSync(at('dist/cli.js'), 0o755)
 
 const page = 'cli/ui/page'

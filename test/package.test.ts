@@ -91,3 +91,13 @@ test('the release workflow pins its actions by commit', () => {
   expect(uses.length).toBeGreaterThan(5)
   expect(uses.filter((line) => !/@[0-9a-f]{40} # v\d+\.\d+\.\d+$/.test(line))).toEqual([])
 })
+
+test.each(['st-moe', 'st-moe/language-model'])(
+  'the classes of %s have their own names in the bundle',
+  async (entry) => {
+    const exported = Object.entries(await import(import.meta.resolve(entry)))
+    const classes = exported.filter(([, value]) => typeof value === 'function' && /^class\b/.test(String(value)))
+    expect(classes.length).toBeGreaterThan(3)
+    expect(classes.map(([, value]) => (value as { name: string }).name)).toEqual(classes.map(([name]) => name))
+  },
+)

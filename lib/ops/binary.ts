@@ -23,16 +23,16 @@ const forIntegers: ReadonlySet<string> = new Set(['add', 'sub', 'mul'])
 /** A new handle of `dtype`. What the addon lacks for i32 computes in f64, which holds every i32. */
 export function applied(kind: BinaryKind, a: Tensor, b: Tensor, dtype: DType): Handle {
   const apply = binaryKinds[kind]
-  if (a.dtype !== 'i32' || forIntegers.has(kind)) return to(apply(handleOf(a), handleOf(b)), a.dtype, dtype)
+  if (a.dtype !== 'i32' || forIntegers.has(kind)) return cast(apply(handleOf(a), handleOf(b)), a.dtype, dtype)
   const exact = (x: Tensor): Handle => native.convert(handleOf(x), dtypeCode('f64'))
-  return to(
+  return cast(
     consumed(exact(a), (x) => consumed(exact(b), (y) => apply(x, y))),
     'f64',
     dtype,
   )
 }
 
-const to = (x: Handle, from: DType, dtype: DType): Handle =>
+const cast = (x: Handle, from: DType, dtype: DType): Handle =>
   from === dtype ? x : consumed(x, (y) => native.convert(y, dtypeCode(dtype)))
 
 const { add: plus, sub: minus, mul: times, div: over, pow: power, less, less_equal: lessEqual, keep } = binaryKinds
