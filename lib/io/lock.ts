@@ -43,12 +43,13 @@ const openFlags = constants.O_RDWR | constants.O_CREAT | (constants.O_NOFOLLOW ?
 export function lockFile(path: string, what: string = path): FileLock {
   const op = 'lockFile'
   checkPath(op, path)
+  const { lockFile: lock } = native // which fails, where the addon cannot be loaded, before there is a file
   for (;;) {
     const file = described(op, what, () => openSync(path, openFlags, 0o666))
     try {
       if (!fstatSync(file).isFile())
         throw new MoeError('FILE_SYSTEM', op, `${what} cannot be written to: ${path} is not a file`)
-      const error = native.lockFile(file)
+      const error = lock(file)
       if (error === system.errno.EAGAIN) throw new MoeError('FILE_SYSTEM', op, `${what} is in use by ${ownerOf(file)}`)
       if (error === 0) {
         // The last holder may have removed the file between our open and our lock: then the lock protects nothing.
