@@ -56,8 +56,6 @@ export interface DeclaredUpdate {
   matrices?: boolean
 }
 
-type UpdateItem = Record<string, Handle | number | null>
-
 /** Base of the optimizers of `declaredOptimizer`. */
 export class DeclaredOptimizer<V extends object> extends Optimizer<V> {
   /** @internal On the prototype, because the constructor of Optimizer reads it. */
@@ -86,7 +84,6 @@ export class DeclaredOptimizer<V extends object> extends Optimizer<V> {
 
   protected override update(updates: readonly ParameterUpdate<V>[]): void {
     const { op, state, numbers, matrices } = this.declared
-    const run = native[op] as (items: readonly object[]) => void
     const stateEntries = Object.entries(state)
     const views: Handle[] = []
     const asRow = (tensor: Tensor): Handle => {
@@ -94,16 +91,22 @@ export class DeclaredOptimizer<V extends object> extends Optimizer<V> {
       views.push(view)
       return view
     }
-    let [of, at, shared]: [V?, number?, UpdateItem?] = []
-    const itemOf = ({ parameter, grad, step, tensors, options }: ParameterUpdate<V>): UpdateItem => {
-      if (options !== of || step !== at) [of, at, shared] = [options, step, numbers(options, step)]
-      const handle = matrices && parameter.shape.length < 2 ? asRow : handleOf
-      const item: UpdateItem = { p: handle(parameter), g: handle(grad), step, ...shared }
-      for (const [argument, { name }] of stateEntries) item[argument] = tensors[name] ? handle(tensors[name]) : null
-      return item
+    const item: Record<string, Handle | number | null> = {}
+    function* items() {
+      let of: V | undefined
+      for (const { parameter, grad, step, tensors, options } of updates) {
+        const handle = matrices && parameter.shape.length < 2 ? asRow : handleOf
+        item.p = handle(parameter)
+        item.g = handle(grad)
+        for (const [argument, { name }] of stateEntries) item[argument] = tensors[name] ? handle(tensors[name]) : null
+        if (options !== of || step !== item.step) Object.assign(item, { step }, numbers(options, step))
+        of = options
+        yield item
+      }
     }
+    const run = native[op] as unknown as (items: Iterable<object> & { length: number }) => void
     try {
-      run(updates.map(itemOf))
+      run({ length: updates.length, [Symbol.iterator]: items }) // it reads an item before it takes the next
     } finally {
       releaseAll(views)
     }
