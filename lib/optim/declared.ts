@@ -56,7 +56,15 @@ export interface DeclaredUpdate {
   matrices?: boolean
 }
 
-/** Base of the optimizers of `declaredOptimizer`. */
+/**
+ * Base of the optimizers that the package has, each with its options as properties.
+ *
+ * @example
+ * ```ts
+ * const optimizer: DeclaredOptimizer<AdamWValues> = new AdamW(new Linear(4, 1).parameters())
+ * console.log(optimizer.groups[0].betas) // → [ 0.9, 0.999 ]
+ * ```
+ */
 export class DeclaredOptimizer<V extends object> extends Optimizer<V> {
   /** @internal On the prototype, because the constructor of Optimizer reads it. */
   declare protected readonly declared: DeclaredUpdate
