@@ -7,6 +7,7 @@ import {
   Generator,
   LayerNorm,
   Linear,
+  Lion,
   MoE,
   ops,
   Parameter,
@@ -27,6 +28,8 @@ test('optimizers', () => {
   const parameters = [new Parameter(zeros([1]))]
   const { lr, betas, eps, weightDecay } = new AdamW(parameters)
   expect({ lr, betas, eps, weightDecay }).toEqual({ lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 1e-2 })
+  const lion = new Lion(parameters)
+  expect([lion.lr, lion.betas, lion.weightDecay]).toEqual([1e-4, [0.9, 0.99], 0])
   const sgd = new SGD(parameters)
   expect([sgd.lr, sgd.momentum, sgd.weightDecay]).toEqual([1e-3, 0, 0])
 })

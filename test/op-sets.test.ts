@@ -34,6 +34,8 @@ const entries = [...byHand, ...ops.filter((op) => !op.byHand).map(({ jsName }) =
 
 /** Ops that the binding offers under other names. */
 const bindingNames: Record<string, string[]> = { strided_copy: ['stridedRead', 'stridedWrite'] }
+/** The optimizers, which lib/optim has. */
+const optimizers = all(text('native/core/optimizer_kinds.inc'), /OPTIMIZER\(\w+, (\w+)/g)
 /** Ops without a file in lib/ops: creation, what the tape and other ops use, and the optimizers. */
 const withoutFile = [
   'full',
@@ -45,9 +47,7 @@ const withoutFile = [
   'token_mask',
   'plan_slots',
   'plan_sorted',
-  'adamw',
-  'adafactor',
-  'sgd',
+  ...optimizers,
 ]
 const fileNames: Record<string, string> = { convert: 'cast', strided_copy: 'strided' }
 /** Files of lib/ops without a native op of their own. */
@@ -121,7 +121,9 @@ test('the interface in lib/runtime/native.ts, the entries of the binding and the
 
 test('every binding entry is used in lib', () => {
   const sources = tsFiles.map(text)
-  const used = new Set(all(sources.join('\n'), /(?:native|functions)\.(\w+)\(/g))
+  const source = sources.join('\n')
+  const declared = all(source, /declaredOptimizer\('(\w+)'/g).map((name) => name.toLowerCase())
+  const used = new Set([...all(source, /(?:native|functions)\.(\w+)\(/g), ...declared])
   expect(entries.filter((name) => !used.has(name))).toEqual([])
 })
 

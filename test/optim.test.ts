@@ -3,6 +3,7 @@ import {
   AdamW,
   clipGradNorm,
   Embedding,
+  Lion,
   Module,
   MoE,
   MoEResult,
@@ -51,6 +52,20 @@ function sgd(
     const decayed = g[i] + o.weightDecay * p[i]
     b[i] = t === 1 ? decayed : o.momentum * b[i] + decayed
     p[i] -= o.lr * (o.momentum > 0 ? b[i] : decayed)
+  }
+}
+
+/** Lion, from algorithm 2 of its paper. */
+function lion(
+  { p, buffers: [m] }: Plain,
+  g: Float64Array,
+  o: { lr: number; betas: readonly [number, number]; weightDecay: number },
+) {
+  const [beta1, beta2] = o.betas
+  for (let i = 0; i < p.length; i++) {
+    const update = Math.sign(beta1 * m[i] + (1 - beta1) * g[i])
+    m[i] = beta2 * m[i] + (1 - beta2) * g[i]
+    p[i] -= o.lr * (update + o.weightDecay * p[i])
   }
 }
 
@@ -111,6 +126,17 @@ describe.each<Float>(['f32', 'f64'])('%s', (dtype) => {
   test.each(sgdOptions)('SGD %o', (options) => {
     const make = (parameters: Parameter[]) => new SGD(parameters, options)
     const error = compare(dtype, make, (plain, g, t, lr) => sgd(plain, g, t, { ...options, lr }))
+    expect(error).toBeLessThan(limit[dtype])
+  })
+
+  const lionOptions = [
+    { lr: 1e-3, betas: [0.9, 0.99] as const, weightDecay: 0 },
+    { lr: 0.05, betas: [0.5, 0.7] as const, weightDecay: 0.1 },
+    { lr: 0.1, betas: [0, 0] as const, weightDecay: 0.5 },
+  ]
+  test.each(lionOptions)('Lion %o', (options) => {
+    const make = (parameters: Parameter[]) => new Lion(parameters, options)
+    const error = compare(dtype, make, (plain, g, _, lr) => lion(plain, g, { ...options, lr }))
     expect(error).toBeLessThan(limit[dtype])
   })
 
@@ -218,6 +244,7 @@ test('gradients that share memory are clipped once', () =>
 
 test.each([
   ['AdamW', (p: Parameter[]) => new AdamW(p, { lr: 0.1 })],
+  ['Lion', (p: Parameter[]) => new Lion(p, { lr: 0.1 })],
   ['SGD', (p: Parameter[]) => new SGD(p, { lr: 0.1 })],
   ['SGD with momentum', (p: Parameter[]) => new SGD(p, { lr: 0.1, momentum: 0.9 })],
 ] satisfies [string, (p: Parameter[]) => Optimizer][])(
@@ -245,6 +272,14 @@ test.each([
       )
     }),
 )
+
+test('Lion does not move without a gradient, and passes NaN on', () =>
+  scope(() => {
+    const parameter = new Parameter(tensor([1, 2, 3]))
+    parameter.grad = tensor([0, Number.NaN, -5])
+    new Lion([parameter], { lr: 0.5 }).step()
+    expect(Array.from(values(parameter))).toEqual([1, Number.NaN, 3.5])
+  }))
 
 test('a step that fails updates and counts nothing', () =>
   scope(() => {

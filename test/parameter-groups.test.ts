@@ -9,6 +9,7 @@ import {
   Embedding,
   LayerNorm,
   Linear,
+  Lion,
   loadCheckpoint,
   loadSafetensorsSync,
   Module,
@@ -78,10 +79,14 @@ describe('each group is updated with its own options', () => {
     expect(Object.keys(scope(() => optimizer.stateDict()))).toEqual(['0.step', '0.momentum_buffer', '1.step'])
   })
 
-  test.skipIf(!built)('in a captured step, whose replays read lr and weight decay of each group', () => {
+  const { eps: _, ...ofLion } = defaults
+  test.skipIf(!built).each([
+    ['AdamW', (params: readonly Parameter[]) => new AdamW(split(params), defaults)],
+    ['Lion', (params: readonly Parameter[]) => new Lion(split(params), ofLion)],
+  ] as const)('in a captured step of %s, whose replays read lr and weight decay of each group', (_, make) => {
     const run = (replays: boolean) => {
       const params = parameters(4, 'cuda')
-      using optimizer = new AdamW(split(params), defaults)
+      using optimizer = make(params)
       give(params)
       const step = () => void optimizer.step()
       using captured = replays ? captureStep(step, { device: 'cuda' }) : null

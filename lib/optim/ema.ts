@@ -109,21 +109,18 @@ export class EMA {
     this.#expectOwn(op)
     const entries = this.#live(op)
     for (const { name, parameter } of entries) refuseAverage(op, name, parameter)
-    // A step of SGD, p −= lr · (g + weightDecay · p), on the average with the parameter as gradient.
-    const numbers = () => ({ step: 1, lr: this.#decay(op) - 1, momentum: 0, weightDecay: -1 })
-    const given = numbers()
+    const decay = this.#decay(op)
     const step = currentRecorder()?.add(
-      () => replayRow.sgd(numbers()),
+      () => replayRow.ema({ step: 1, decay: this.#decay(op) }),
       () => () => {},
     )
     const devices = new Map<Device, Entry[]>()
     for (const entry of entries)
       devices.set(entry.average.device, [...(devices.get(entry.average.device) ?? []), entry])
     for (const together of devices.values())
-      native.sgd(
+      native.ema(
         together.map(({ parameter, average }) => {
-          const [p, g] = [handleOf(average), handleOf(parameter)]
-          return { p, g, buffer: null, ...given, step: step ?? 1 }
+          return { average: handleOf(average), p: handleOf(parameter), step: step ?? 1, decay }
         }),
       )
   }

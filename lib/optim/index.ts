@@ -2,9 +2,12 @@ export { Adafactor, type AdafactorOptions, type AdafactorValues } from './adafac
 export { AdamW, type AdamWOptions, type AdamWValues } from './adamw.js'
 export { type ClipOptions, clipGradNorm } from './clip.js'
 export { type DecayGroup, type DecayGroupsOptions, decayGroups } from './decay-groups.js'
+export type { DeclaredOptimizer, GroupValues, OptimizerClass } from './declared.js'
 export { EMA, type EMAOptions } from './ema.js'
 export type { GivenMembers, GroupMembers, OptimizerParameters, ParameterGroup } from './groups.js'
+export { Lion, type LionOptions, type LionValues } from './lion.js'
 export { Optimizer, type ParameterState, type ParameterUpdate, type StepOptions } from './optimizer.js'
+export type { ReadOnlyOption } from './option-kinds.js'
 export { PlateauSchedule, type PlateauScheduleOptions } from './plateau.js'
 export { type LearningRate, Schedule, type ScheduledOptimizer, type ScheduleState, StepSchedule } from './schedule.js'
 export {

@@ -7,6 +7,7 @@
 
 // The optimizers, for all backends. Each has the factors of an update, which depend on the step and the options alone,
 // its state, all or none of which is there, and the update of one element with the factors f in the parameter's type.
+// The average of parameters is one too: it updates the average, and the parameter takes the gradient's place.
 namespace st_moe {
 
 #define OPTIMIZER(Name, name, ...) \
@@ -56,6 +57,52 @@ struct SgdUpdate : SgdFactors {
     p -= f[kRate] * step;
   }
 };
+
+// Chen et al. (arXiv 2302.06675), algorithm 2. The sign of NaN is NaN.
+struct LionUpdate : LionFactors {
+  static FactorList factors(const LionArgs& a) {
+    return {{1.0 - a.lr * a.weight_decay, a.beta1, 1.0 - a.beta1, a.beta2, 1.0 - a.beta2, a.lr}};
+  }
+
+  static constexpr int kState = 1;
+  static void* state(const LionArgs& a, int) { return a.m; }
+
+  template <class T>
+  ST_MOE_HOST_DEVICE static void apply(const T* f, T& p, T g, T* state) {
+    const T m = state[0], blended = m * f[kBeta1] + g * f[kBlend1];
+    const T sign = blended > T(0) ? T(1) : blended < T(0) ? T(-1) : blended;
+    state[0] = m * f[kBeta2] + g * f[kBlend2];
+    p = p * f[kDecay] - f[kRate] * sign;
+  }
+};
+
+struct EmaUpdate : EmaFactors {
+  static FactorList factors(const EmaArgs& a) { return {{1.0 - a.decay}}; }
+
+  static constexpr int kState = 0;
+  static void* state(const EmaArgs&, int) { return nullptr; }
+
+  template <class T>
+  ST_MOE_HOST_DEVICE static void apply(const T* f, T& average, T p, T*) {
+    average += f[kBlend] * (p - average);
+  }
+};
+
+// Elements of an array of state, which has one at least.
+template <class Update>
+inline constexpr int kStateSlots = Update::kState > 0 ? Update::kState : 1;
+
+// What an update changes, what it reads, and the packed copies of the former, or null.
+struct UpdateOperands {
+  void* p;
+  const void* g;
+  PackedCopies* packed;
+};
+template <class Args>
+static inline UpdateOperands operands_of(const Args& a) {
+  return {a.p, a.g, a.p_packed};
+}
+static inline UpdateOperands operands_of(const EmaArgs& a) { return {a.average, a.p, nullptr}; }
 
 // u = g / √v, or of matrices g / √(row · col / mean of row).
 struct AdafactorUpdate : AdafactorFactors {

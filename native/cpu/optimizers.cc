@@ -7,14 +7,15 @@ namespace st_moe::cpu::ST_MOE_ISA {
 // Elements of one tensor; `states` is 0 without the optional state.
 template <class Update, int states, class T, class Args>
 static void update_elements(const Args& args, const FactorList& factors, int64_t begin, int64_t end) {
-  T f[kFactors], *state[Update::kState];
+  T f[kFactors], *state[kStateSlots<Update>];
   for (int i = 0; i < kFactors; ++i) f[i] = static_cast<T>(factors.value[i]);
   for (int k = 0; k < Update::kState; ++k) state[k] = static_cast<T*>(Update::state(args, k));
-  T* const p = static_cast<T*>(args.p);
-  const T* const g = static_cast<const T*>(args.g);
+  const UpdateOperands operands = operands_of(args);
+  T* const p = static_cast<T*>(operands.p);
+  const T* const g = static_cast<const T*>(operands.g);
 #pragma GCC ivdep
   for (int64_t i = begin; i < end; ++i) {
-    T values[Update::kState] = {}, value = p[i];
+    T values[kStateSlots<Update>] = {}, value = p[i];
     for (int k = 0; k < states; ++k) values[k] = state[k][i];
     Update::apply(f, value, g[i], values);
     p[i] = value;

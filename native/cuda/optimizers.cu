@@ -18,7 +18,7 @@ template <class Update, class T, class Copy>
 struct Target {
   T* p;
   const T* g;
-  T* state[Update::kState];  // or null
+  T* state[kStateSlots<Update>];  // or null
   int64_t size;
   bool aligned;
   Factors<T> factors;
@@ -26,12 +26,12 @@ struct Target {
 
   template <int N>
   __device__ void update(const T* f, int64_t i, int64_t begin, typename Copy::Place place) const {
-    Vector<T, N> values = load<N>(p + i), states[Update::kState]{};
+    Vector<T, N> values = load<N>(p + i), states[kStateSlots<Update>]{};
     const Vector<T, N> gradients = load<N>(g + i);
     for (int k = 0; k < Update::kState; ++k)
       if (state[k]) states[k] = load<N>(state[k] + i);
     for (int c = 0; c < N; ++c) {
-      T own[Update::kState];
+      T own[kStateSlots<Update>];
       for (int k = 0; k < Update::kState; ++k) own[k] = states[k][c];
       Update::apply(f, values[c], gradients[c], own);
       for (int k = 0; k < Update::kState; ++k) states[k][c] = own[k];
@@ -59,11 +59,12 @@ __global__ void __launch_bounds__(kBlock) update_kernel(const __grid_constant__ 
 template <class Update, class T, class Copy, class Args>
 static void update_all(const Context& ctx, const Batch<Args>& batch) {
   constexpr bool copies = std::is_same_v<Copy, KeptCopy>;
-  const auto copy_of = [](const Args& args) { return KeptCopy::of(args.p_packed); };
+  const auto copy_of = [](const Args& args) { return KeptCopy::of(operands_of(args).packed); };
   const auto target_of = [&](const Args& args) {
     Target<Update, T, Copy> target;
-    target.p = static_cast<T*>(args.p);
-    target.g = static_cast<const T*>(args.g);
+    const UpdateOperands operands = operands_of(args);
+    target.p = static_cast<T*>(operands.p);
+    target.g = static_cast<const T*>(operands.g);
     target.size = args.size;
     target.aligned = aligned(target.p, target.g);
     target.factors = Factors<T>(ctx, args.step, factors_of(args));
@@ -91,7 +92,7 @@ static void update_batch(const Context& ctx, const Batch<Args>& batch) {
   update_all<Update, float, KeptCopy>(ctx, batch);
   update_all<Update, double, NoCopy>(ctx, batch);
   for (int64_t i = 0; i < batch.count; ++i)
-    if (PackedCopy* copy = KeptCopy::of(batch.items[i].p_packed)) copy->outdated = false;
+    if (PackedCopy* copy = KeptCopy::of(operands_of(batch.items[i]).packed)) copy->outdated = false;
 }
 
 #define OPTIMIZER(Name, name, ...)                                \

@@ -153,6 +153,14 @@ export default [
     tests: ['test/parameter-groups.test.ts'],
   },
   {
+    name: 'numbers-of-first-group',
+    file: 'lib/optim/declared.ts',
+    from: 'if (options !== of || step !== item.step)',
+    to: 'if (step !== item.step)',
+    breaks: 'parameters of one step count are updated with the options of the first group',
+    tests: ['test/parameter-groups.test.ts'],
+  },
+  {
     name: 'parameter-in-two-groups',
     file: 'lib/optim/groups.ts',
     from: 'owner.set(parameter, i)',

@@ -236,6 +236,20 @@ void sgd(const SgdArgs& a, Problem& p) {
   }
 }
 
+void lion(const LionArgs& a, Problem& p) {
+  for (int64_t i = 0; i < a.size; ++i) {
+    double &w = p["p"][i], &m = p["m"][i];
+    const double g = p["g"][i], blended = a.beta1 * m + (1 - a.beta1) * g;
+    w -= a.lr * (static_cast<double>((blended > 0) - (blended < 0)) + a.weight_decay * w);
+    m = a.beta2 * m + (1 - a.beta2) * g;
+  }
+}
+
+void ema(const EmaArgs& a, Problem& p) {
+  for (int64_t i = 0; i < a.size; ++i)
+    p["average"][i] = a.decay * p["average"][i] + (1 - a.decay) * p["p"][i];
+}
+
 double mean_square(const std::vector<double>& x) {
   double sum = 0;
   for (double value : x) sum += value * value;
@@ -331,6 +345,14 @@ void add_optimizers(Table& table, DType dtype) {
       Case& c = table.add(with_momentum);
       if (step == 1)  // whatever was in the buffer
         c.fill([](Problem& p) { std::fill(p["buffer"].begin(), p["buffer"].end(), NAN); });
+      table.add(LionArgs{.dtype = dtype,
+                         .size = size,
+                         .step = step,
+                         .lr = 1e-2,
+                         .beta1 = 0.9,
+                         .beta2 = 0.99,
+                         .weight_decay = step == 1 ? 0 : 0.1});
+      table.add(EmaArgs{.dtype = dtype, .size = size, .step = step, .decay = step == 1 ? 0 : 0.9});
     }
 }
 
@@ -338,8 +360,8 @@ void add_optimizers(Table& table, DType dtype) {
 
 void elementwise(Table& table) {
   table.loop(unary), table.loop(unary_backward), table.loop(binary), table.loop(token_mask), table.loop(scale);
-  table.loop(reduce), table.loop(norm), table.loop(clip_norm), table.loop(adamw), table.loop(sgd),
-      table.loop(adafactor);
+  table.loop(reduce), table.loop(norm), table.loop(clip_norm), table.loop(adamw), table.loop(sgd), table.loop(lion),
+      table.loop(ema), table.loop(adafactor);
   for (DType dtype : kReals)
     add_unary(table, dtype), add_reductions(table, dtype), add_optimizers(table, dtype), add_adafactor(table, dtype);
   for (DType dtype : {DType::f32, DType::f64, DType::i32}) add_binaries(table, dtype);

@@ -205,6 +205,8 @@ void Model::optimizers() const {
   bytes(AdamwArgs{.dtype = kFloat, .size = weights, .step = 1, .lr = 1e-5, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-9})
       .fill(squares);
   bytes(SgdArgs{.dtype = kFloat, .size = weights, .step = 2, .lr = 1e-5, .momentum = 0.9});
+  bytes(LionArgs{.dtype = kFloat, .size = weights, .step = 2, .lr = 1e-5, .beta1 = 0.9, .beta2 = 0.99});
+  bytes(EmaArgs{.dtype = kFloat, .size = weights, .step = 2, .decay = 0.999});
   bytes(AdafactorArgs{.dtype = kFloat,
                       .T = E,
                       .R = 3 * H,
