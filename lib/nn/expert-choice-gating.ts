@@ -5,7 +5,14 @@ import { fail } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
 import { integer, type OptionsOf, pick, reader, type ValuesOf } from '../runtime/options.js'
 import { checkTensor, type Tensor } from '../tensor/tensor.js'
-import { capacityOf, type GatingForwardOptions, gatingOptions, readForwardOptions, readRandom } from './gating.js'
+import {
+  capacityOf,
+  failWithoutBias,
+  type GatingForwardOptions,
+  gatingOptions,
+  readForwardOptions,
+  readRandom,
+} from './gating.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
 import { Module } from './module.js'
 import { routerInputOptions, routerInputs } from './router-input.js'
@@ -87,6 +94,14 @@ export class ExpertChoiceGating extends Module {
       mask: mask ?? importance,
       ...pick(this.#options, choiceOptions, lossOptions),
     })
+  }
+
+  /**
+   * Throws: no token chooses an expert, so there is no bias.
+   * @internal
+   */
+  updateExpertBias(_rate: number): void {
+    failWithoutBias('updateExpertBias')
   }
 
   protected override stateName(property: string): string {

@@ -201,6 +201,11 @@ export function countingLoads<T>(forward: () => T): T {
   }
 }
 
+/** For a router without {@link TopNGating.expertBias}. */
+export function failWithoutBias(op: string): never {
+  fail('OPTION', op, 'the router needs expertBias: true')
+}
+
 /**
  * The router: top-N gating with stochastic thresholds and capacity, by {@link ops.route}. State: `to_gates.weight` [E, D]
  * and two threshold buffers, under the names of st-moe-pytorch.
@@ -301,7 +306,7 @@ export class TopNGating extends Module {
     const op = 'updateExpertBias'
     checkNumber(op, 'rate', rate)
     const [bias, load] = [this.expertBias, this.#load]
-    if (!bias || !load) fail('OPTION', op, 'the router needs expertBias: true')
+    if (!bias || !load) failWithoutBias(op)
     scope(() => {
       const counts = Array.from(load.dataSync(), Number)
       const mean = counts.reduce((sum, count) => sum + count, 0) / counts.length
