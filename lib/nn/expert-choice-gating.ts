@@ -1,5 +1,5 @@
 import { expertChoice } from '../ops/expert-choice.js'
-import { choiceOptions, lossOptions } from '../ops/route-options.js'
+import { choiceOptions, lossOptions, randomOptions } from '../ops/route-options.js'
 import { checkOneMask, type RouteResult } from '../ops/routing.js'
 import { fail } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
@@ -82,13 +82,13 @@ export class ExpertChoiceGating extends Module {
   forward<D extends DType>(x: Tensor<D>, options?: GatingForwardOptions): RouteResult<D> {
     const op = 'ExpertChoiceGating.forward'
     const { mask, importance, routerInput, random, ...noise } = readForwardOptions(op, options)
-    const { jitterUniforms, dropoutUniforms, ...uniforms } = readRandom(op, random)
-    for (const [name, value] of Object.entries({ ...noise, ...uniforms }))
+    const given = readRandom(op, random)
+    for (const [name, value] of Object.entries({ ...noise, ...pick(given, randomOptions) }))
       if (value !== undefined) fail('OPTION', op, `${name} is for router "topk": expert choice samples nothing`)
     checkOneMask(op, { mask, importance })
     checkTensor(op, 'x', x)
     const inputs = { ...pick(this.#options, routerInputOptions), routerInput, training: this.training }
-    return expertChoice(...routerInputs(op, x, this.toGates, inputs, { jitterUniforms, dropoutUniforms }), {
+    return expertChoice(...routerInputs(op, x, this.toGates, inputs, given), {
       capacity: capacityOf(this, x.shape[1] ?? 0, this.#options),
       training: this.training,
       mask: mask ?? importance,

@@ -7,6 +7,7 @@ import { route } from '../ops/route.js'
 import {
   checkChoice,
   lossOptions,
+  perToken,
   type RoutingRandom,
   randomOptions,
   secondPolicies,
@@ -124,18 +125,23 @@ export interface TopNGatingOptions
 
 const readOptions = reader(ownOptions, ...passedToGating)
 
-export const gatingForwardOptions = {
-  /** Numbers to use instead of sampled ones. */
-  random: unchecked<RoutingRandom & RouterInputRandom>(),
+/** Values per token that a router takes besides x. */
+export const tokenInputOptions = {
   /** [B, N], 0 for padding: see {@link ops.RouteOptions.mask}. */
-  mask: unchecked<Tensor>(),
+  mask: perToken('B', 'N'),
   /** [B, N] in [0, 1], instead of a mask: see {@link ops.RouteOptions.importance}. */
-  importance: unchecked<Tensor>(),
+  importance: perToken('B', 'N'),
   /**
    * [B, N, D'] of the dtype of x, that the router sees instead of x (Mesh TensorFlow: word embeddings). D' is D, or the
    * `routerDim` of the layer, which then always needs it.
    */
-  routerInput: unchecked<Tensor>(),
+  routerInput: perToken('B', 'N', 'D'),
+}
+
+export const gatingForwardOptions = {
+  /** Numbers to use instead of sampled ones. */
+  random: unchecked<RoutingRandom & RouterInputRandom>(),
+  ...tokenInputOptions,
   /** Default: that of the layer. */
   noiseGates: unchecked<boolean>(),
   /** Default: that of the layer. */

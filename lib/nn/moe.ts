@@ -7,17 +7,18 @@ import { deviceIndex } from '../runtime/device.js'
 import type { ComputeDType, DType } from '../runtime/dtype.js'
 import { MoeError } from '../runtime/errors.js'
 import { allFinite } from '../tensor/norm.js'
-import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor/tensor.js'
+import { checkTensor, handleOf, type Tensor } from '../tensor/tensor.js'
 import type { ExpertChoiceGating } from './expert-choice-gating.js'
 import type { ExpertGroups } from './expert-groups.js'
 import type { Experts } from './experts.js'
-import { countingLoads, type GatingForwardOptions, readRandom, type TopNGating } from './gating.js'
+import { countingLoads, type TopNGating } from './gating.js'
 import { Module } from './module.js'
 import { type MoEForwardOptions, type MoEOptions, readForwardOptions, readOptions } from './moe-options.js'
 import { makeParts } from './moe-parts.js'
 import { MoEResult } from './moe-result.js'
 import type { ExpertsCall, RoutedExperts } from './routed-experts.js'
 import type { SharedExperts } from './shared-experts.js'
+import { inGroups } from './token-groups.js'
 import type { UserExperts } from './user-experts.js'
 import { forwardWithGrad, type GradHandle } from './with-grad.js'
 
@@ -119,7 +120,9 @@ export class MoE extends Module {
     this.#checkFinite(op, 'x', x)
     return callScope(() =>
       countingLoads(() => {
-        const [tokens, grouped, inputs] = this.#inGroups(op, x, gating, experts.checkInputs(op, x, expertInputs))
+        const given = { x, gating, inputs: experts.checkInputs(op, x, expertInputs) }
+        const sizes = { E: this.numExperts, D: this.gate.toGates.weight.shape[1] }
+        const { x: tokens, gating: grouped, inputs } = inGroups(op, given, this.#groupSize, sizes)
         const choice = this.gate.forward(tokens, grouped)
         const dropout = this.training ? this.#dropout : 0
         const call = { inputs, groupRandom, dropout, ...this.#call }
@@ -167,42 +170,6 @@ export class MoE extends Module {
   updateExpertBias(rate: number): void {
     this.gate.updateExpertBias(rate)
     this.experts.updateExpertBias(rate)
-  }
-
-  /** x and what belongs to its tokens, as [B · N / G, G, …]. */
-  #inGroups<D extends DType>(
-    op: string,
-    x: Tensor<D>,
-    o: GatingForwardOptions,
-    inputs: readonly Tensor[],
-  ): [Tensor<D>, GatingForwardOptions, readonly Tensor[]] {
-    const G = this.#groupSize
-    const [B, N, D] = x.shape
-    if (G === undefined || G === N) return [x, o, inputs]
-    if ((B * N) % G !== 0) fail('SHAPE', op, `groupSize = ${G} must divide the ${B} · ${N} tokens of x`)
-    const groups = [(B * N) / G, G]
-    const cut = (name: string, tensor: Tensor | undefined, before: readonly number[], after: readonly number[]) => {
-      if (!isTensor(tensor)) return tensor
-      checkTensor(op, name, tensor, { dtype: tensor.dtype, device: tensor.device, shape: [...before, B, N, ...after] })
-      return reshape(tensor, [...before, ...groups, ...after])
-    }
-    const given = readRandom(op, o.random)
-    const { uniforms } = given
-    const seen = this.gate.toGates.weight.shape[1]
-    const random = o.random && {
-      uniforms: cut('uniforms', uniforms, isTensor(uniforms) ? uniforms.shape.slice(0, 1) : [], []),
-      gumbelUniforms: cut('gumbelUniforms', given.gumbelUniforms, [], [this.numExperts]),
-      secondPlaceUniforms: cut('secondPlaceUniforms', given.secondPlaceUniforms, [], []),
-      jitterUniforms: cut('jitterUniforms', given.jitterUniforms, [], [seen]),
-      dropoutUniforms: cut('dropoutUniforms', given.dropoutUniforms, [], [seen]),
-    }
-    const ofTokens = {
-      mask: cut('mask', o.mask, [], []),
-      importance: cut('importance', o.importance, [], []),
-      routerInput: cut('routerInput', o.routerInput, [], [seen]),
-    }
-    const more = inputs.map((input) => reshape(input, [...groups, input.shape[2]]))
-    return [reshape(x, [...groups, D]), { ...o, random, ...ofTokens }, more]
   }
 
   protected override stateName(property: string): string {

@@ -4,6 +4,7 @@ import {
   boolean,
   integer,
   number,
+  type Option,
   type OptionsOf,
   oneOf,
   onlyIf,
@@ -146,13 +147,22 @@ export const topkOptions = onlyIf('router', tokenRouters, {
   eps: number({ min: 0, default: 1e-9 }),
 })
 
+/** An option for a tensor with values per token. */
+export interface PerToken extends Option<Tensor | undefined> {
+  /** Its shape, in the letters of {@link Routing}. */
+  dims: readonly ('K' | 'B' | 'N' | 'E' | 'D')[]
+}
+
+/** A tensor of this shape, which its user checks. */
+export const perToken = (...dims: PerToken['dims']): PerToken => ({ ...unchecked<Tensor>(), dims })
+
 export const randomOptions = {
   /** [K, B, N] in [0, 1) instead of sampled numbers; row 0 is not used. */
-  uniforms: unchecked<Tensor>(),
+  uniforms: perToken('K', 'B', 'N'),
   /** [B, N, E] in [0, 1), of noise, `sampleExperts` and `secondPlaceTemperature`. */
-  gumbelUniforms: unchecked<Tensor>(),
+  gumbelUniforms: perToken('B', 'N', 'E'),
   /** [B, N] in [0, 1), of `secondPlaceProb`. */
-  secondPlaceUniforms: unchecked<Tensor>(),
+  secondPlaceUniforms: perToken('B', 'N'),
 }
 
 /** Random numbers of the caller, so that a routing can be repeated. */

@@ -89,6 +89,14 @@ export default [
     tests: ['test/expert-bias.test.ts'],
   },
   {
+    name: 'groups-of-tokens-cut-anywhere',
+    file: 'lib/nn/token-groups.ts',
+    from: "tensor.shape.slice(0, dims.indexOf('B'))",
+    to: 'tensor.shape.slice(0, 0)',
+    breaks: 'uniforms of the caller are refused with groupSize',
+    tests: ['test/routers.test.ts'],
+  },
+  {
     name: 'adamw-without-decay',
     file: 'lib/optim/adamw.ts',
     from: 'weightDecay: number({ min: 0, default: 1e-2 })',
