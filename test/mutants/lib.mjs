@@ -51,8 +51,8 @@ export default [
   {
     name: 'noise-sampled-although-given',
     file: 'lib/ops/route.ts',
-    from: 'step(drawsGumbel && !gumbelUniforms)',
-    to: 'step(drawsGumbel)',
+    from: 'step(gumbel && !given.gumbelUniforms)',
+    to: 'step(gumbel)',
     breaks: 'a replayed routing with noise moves the generator',
     tests: ['test/random.test.ts'],
   },
@@ -95,6 +95,14 @@ export default [
     to: 'tensor.shape.slice(0, 0)',
     breaks: 'uniforms of the caller are refused with groupSize',
     tests: ['test/routers.test.ts'],
+  },
+  {
+    name: 'saved-tensor-under-another-name',
+    file: 'lib/ops/route.ts',
+    from: 'there ? saved[next++] : null',
+    to: 'saved[next++] ?? null',
+    breaks: 'the mask takes the place of a density that was not asked for',
+    tests: ['test/importance.test.ts', 'test/mask.test.ts'],
   },
   {
     name: 'adamw-without-decay',
