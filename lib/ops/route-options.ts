@@ -27,6 +27,8 @@ export const lossOptions = {
 
 /** In the order of GateNormalization in native/core/ops/moe.h. */
 export const gateNormalizations = ['topk', 'none', 'kept'] as const
+/** In the order of BalanceDensity. */
+export const balanceDensities = ['kept', 'assigned'] as const
 /** In the order of SecondPolicy. */
 export const secondPolicies = ['random', 'all', 'none', 'threshold'] as const
 
@@ -116,7 +118,7 @@ export const topkOptions = onlyIf('router', tokenRouters, {
      * What the load-balancing loss counts. 'kept': dispatched top-1 assignments (st-moe-pytorch); 'assigned': all (Mesh
      * TensorFlow, ST-MoE paper). Default 'kept', for ntlb 'assigned', of all choices.
      */
-    balanceDensity: oneOf(['kept', 'assigned'], { default: (others) => (isNtlb(others) ? 'assigned' : 'kept') }),
+    balanceDensity: oneOf(balanceDensities, { default: (others) => (isNtlb(others) ? 'assigned' : 'kept') }),
   }),
   ...onlyIf('dropless', [false], {
     ...onlyIf('router', ['topk', 'switch', 'ntlb'], {

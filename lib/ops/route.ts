@@ -10,8 +10,10 @@ import { releaseAll, share } from '../tensor/handles.js'
 import { checkTensor, handleOf, type Tensor } from '../tensor/tensor.js'
 import { keepSlots, wantsSlots } from './plan.js'
 import {
+  balanceDensities,
   checkChoice,
   gateNormalizations,
+  lossOptions,
   type PerToken,
   type RouteOptions,
   randomOptions,
@@ -58,36 +60,22 @@ function checkedSizes(op: string, x: Tensor, weight: Tensor, o: RouteValues): Si
   return { B, N, E, D: x.shape[2], K, C }
 }
 
-/** Options for the native code that its backward needs as well. */
+/** The options of the router for the native code, which knows them by the same names; a word is its index. */
 function settingsOf(o: RouteValues) {
   // A softmax of the K largest logits is the softmax of all, divided by the sum over the K.
   const gateNormalization =
     o.scoreFunction === 'softmaxAfterTopk' && o.gateNormalization === 'none' ? 'topk' : o.gateNormalization
   return {
-    noisy: o.noiseGates,
-    importance: o.importance !== undefined,
-    balanceCoef: o.balanceLossCoef,
-    zCoef: o.routerZLossCoef,
-    densityAssigned: o.balanceDensity === 'assigned',
     training: o.training,
-    ...pick(o, topkOptions),
-    gateNormalization: gateNormalizations.indexOf(gateNormalization),
-    scoreFunction: scoreFunctions.indexOf(o.scoreFunction),
-    groups: o.routingGroups,
-  }
-}
-
-/** Options for the native code that only the choice of experts and slots needs. */
-function choiceOf(o: RouteValues) {
-  return {
-    samples: o.sampleExperts,
-    temperature: o.routerTemperature,
+    ntlb: o.ntlb,
+    importance: o.importance !== undefined,
+    secondPolicy: secondPolicies.indexOf(o.ntlb ? 'all' : o.secondPolicy),
+    ...pick(o, lossOptions, topkOptions),
     secondPlaceProb: o.training ? o.secondPlaceProb : 0,
     secondPlaceTemperature: o.secondPlaceTemperature ?? -1,
-    secondPolicy: secondPolicies.indexOf(o.ntlb ? 'all' : o.secondPolicy),
-    prioritized: o.batchPrioritized,
-    ntlb: o.ntlb,
-    secondDensity: o.useSecondPlaceLoss,
+    balanceDensity: balanceDensities.indexOf(o.balanceDensity),
+    gateNormalization: gateNormalizations.indexOf(gateNormalization),
+    scoreFunction: scoreFunctions.indexOf(o.scoreFunction),
   }
 }
 
@@ -213,10 +201,10 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         C,
         assignment: slots,
         rowOf: slots,
+        secondDensity: o.useSecondPlaceLoss,
         ...random,
         ...sampled(generator, o, random),
         ...settings,
-        ...choiceOf(o),
       }),
     )
     const result = routeResult(x, made, { K, E, C, mask: tokens })
