@@ -21,8 +21,13 @@ Members LayerSizes::params() const {
 }
 
 Values LayerSizes::values() const {
-  Values values{{"seed", 1},      {"step", 1},     {"eps", 1e-9},          {"balance_coef", 1e-2},
-                {"z_coef", 1e-3}, {"training", 1}, {"straight_through", 1}};
+  Values values{{"seed", 1},
+                {"step", 1},
+                {"eps", 1e-9},
+                {"balance_loss_coef", 1e-2},
+                {"router_z_loss_coef", 1e-3},
+                {"training", 1},
+                {"straight_through", 1}};
   const std::pair<const char*, int64_t> dimensions[] = {{"B", B}, {"N", N}, {"D", D},          {"O", D},       {"E", E},
                                                         {"K", K}, {"H", H}, {"C", capacity()}, {"T", tokens()}};
   for (const auto& [name, size] : dimensions) values[name] = static_cast<double>(size);

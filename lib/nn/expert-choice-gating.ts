@@ -1,11 +1,18 @@
 import { expertChoice } from '../ops/expert-choice.js'
-import { choiceOptions, lossOptions } from '../ops/route-options.js'
+import { choiceOptions, lossOptions, randomOptions } from '../ops/route-options.js'
 import { checkOneMask, type RouteResult } from '../ops/routing.js'
 import { fail } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
 import { integer, type OptionsOf, pick, reader, type ValuesOf } from '../runtime/options.js'
 import { checkTensor, type Tensor } from '../tensor/tensor.js'
-import { capacityOf, type GatingForwardOptions, gatingOptions, readForwardOptions, readRandom } from './gating.js'
+import {
+  capacityOf,
+  failWithoutBias,
+  type GatingForwardOptions,
+  gatingOptions,
+  readForwardOptions,
+  readRandom,
+} from './gating.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
 import { Module } from './module.js'
 import { routerInputOptions, routerInputs } from './router-input.js'
@@ -75,18 +82,26 @@ export class ExpertChoiceGating extends Module {
   forward<D extends DType>(x: Tensor<D>, options?: GatingForwardOptions): RouteResult<D> {
     const op = 'ExpertChoiceGating.forward'
     const { mask, importance, routerInput, random, ...noise } = readForwardOptions(op, options)
-    const { jitterUniforms, dropoutUniforms, ...uniforms } = readRandom(op, random)
-    for (const [name, value] of Object.entries({ ...noise, ...uniforms }))
+    const given = readRandom(op, random)
+    for (const [name, value] of Object.entries({ ...noise, ...pick(given, randomOptions) }))
       if (value !== undefined) fail('OPTION', op, `${name} is for router "topk": expert choice samples nothing`)
     checkOneMask(op, { mask, importance })
     checkTensor(op, 'x', x)
     const inputs = { ...pick(this.#options, routerInputOptions), routerInput, training: this.training }
-    return expertChoice(...routerInputs(op, x, this.toGates, inputs, { jitterUniforms, dropoutUniforms }), {
+    return expertChoice(...routerInputs(op, x, this.toGates, inputs, given), {
       capacity: capacityOf(this, x.shape[1] ?? 0, this.#options),
       training: this.training,
       mask: mask ?? importance,
       ...pick(this.#options, choiceOptions, lossOptions),
     })
+  }
+
+  /**
+   * Throws: no token chooses an expert, so there is no bias.
+   * @internal
+   */
+  updateExpertBias(_rate: number): void {
+    failWithoutBias('updateExpertBias')
   }
 
   protected override stateName(property: string): string {

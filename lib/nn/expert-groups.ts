@@ -4,19 +4,25 @@ import { greater } from '../ops/compare.js'
 import { dispatch } from '../ops/dispatch.js'
 import { mean, sum } from '../ops/reduce.js'
 import { reshape } from '../ops/reshape.js'
+import type { lossOptions } from '../ops/route-options.js'
 import { eachChoice, type RouteResult } from '../ops/routing.js'
 import { concat } from '../ops/strided.js'
 import { relu } from '../ops/unary.js'
+import { copyArray, fail } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
+import type { ValuesOf } from '../runtime/options.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { Module } from './module.js'
+import type { Module } from './module.js'
 import type { MoEResult } from './moe-result.js'
+import { type ExpertsCall, type Routed, RoutedExperts, scaled } from './routed-experts.js'
 import { combined, rowsOfEach } from './user-experts.js'
 
 /** A layer of the second level. */
 export interface GroupLayer extends Module {
   /** x [B, N, D] with the importance [B, N] of its rows, and random numbers of the caller. */
   forward<D extends DType>(x: Tensor<D>, options: { importance: Tensor; random?: object }): MoEResult<D>
+  /** @internal */
+  updateExpertBias(rate: number): void
 }
 
 type Losses<D extends DType> = Pick<RouteResult<D>, 'balanceLoss' | 'routerZLoss'>
@@ -39,36 +45,60 @@ function partsOf(n: number, most: number): number {
  * console.log(Object.keys(moe.stateDict())[5]) // → experts.experts.0.gate.to_gates.weight
  * ```
  */
-export class ExpertGroups extends Module {
+export class ExpertGroups extends RoutedExperts {
   /** E1 layers of E2 experts. */
   readonly experts: readonly GroupLayer[]
+  readonly #losses: ValuesOf<[typeof lossOptions]>
 
-  /** {@link MoE} makes the layers. */
-  constructor(experts: readonly GroupLayer[]) {
+  /** {@link MoE} makes the layers; the factors are those of its losses. */
+  constructor(experts: readonly GroupLayer[], losses: ValuesOf<[typeof lossOptions]>) {
     super()
     this.experts = experts
+    this.#losses = losses
+  }
+
+  /** @internal */
+  override expectGroupRandom(): void {}
+
+  /** @internal */
+  override updateExpertBias(rate: number): void {
+    for (const layer of this.experts) layer.updateExpertBias(rate)
   }
 
   /**
-   * x [B, N, D] → Σ weight · group(x), and the losses of both levels: the load-balancing loss of the second is the mean of
-   * those of the groups, its z-loss the mean over all their tokens of importance 1. `factor` multiplies the weights; slots
-   * are cut into sequences of at most `groupSize`. random: of each group, or none.
+   * With the losses of both levels: the load-balancing loss of the second is the mean of those of the groups, its z-loss
+   * the mean over all their tokens of importance 1.
    * @internal
    */
-  apply<D extends DType>(
+  override run<D extends DType>(x: Tensor<D>, choice: RouteResult<D>, call: ExpertsCall): Routed<D> {
+    const { balanceLossCoef, routerZLossCoef } = this.#losses
+    const routing = scaled(choice, call.routedScalingFactor)
+    const random = call.groupRandom === undefined ? [] : this.#checkRandom(call.groupRandom)
+    const result = this.#apply(x, choice, call, random)
+    const totalAuxLoss = add(mul(result.balanceLoss, balanceLossCoef), mul(result.routerZLoss, routerZLossCoef))
+    return { ...routing, ...result, totalAuxLoss }
+  }
+
+  #checkRandom(groupRandom: unknown): object[] {
+    const op = 'MoE.forward'
+    const list = copyArray(op, 'groupRandom', groupRandom, 2 ** 20)
+    const count = this.experts.length
+    if (list.length !== count)
+      fail('OPTION', op, `groupRandom must hold one for each of ${count} groups, got ${list.length}`)
+    return list as object[]
+  }
+
+  /** Slots are cut into sequences of at most N. */
+  #apply<D extends DType>(
     x: Tensor<D>,
     routing: RouteResult<D>,
-    {
-      straightThrough,
-      groupSize,
-      factor,
-      random,
-    }: { straightThrough: boolean; groupSize: number; factor: number; random: readonly object[] },
+    { straightThrough, routedScalingFactor: factor }: ExpertsCall,
+    random: readonly object[],
   ): Losses<D> & { outputs: Tensor<D> } {
     const importance = noGrad(() => scope(() => importanceOf(routing, x)))
     const slots = rowsOfEach(importance)
     const [B, C] = slots[0].shape
-    const parts = partsOf(B * C, groupSize)
+    const parts = partsOf(B * C, x.shape[1])
     const results = rowsOfEach(dispatch(x, routing, { straightThrough })).map((rows, i) => {
       const cut = <T extends DType>(tensor: Tensor<T>, last: number[]) =>
         reshape(tensor, [parts, (B * C) / parts, ...last])

@@ -1,12 +1,15 @@
 import { allOrNone } from '../autograd/scope.js'
 import { type Activation, type ActivationOptions, activationOptions, isGated } from '../ops/activation.js'
+import { expertFfn } from '../ops/expert-ffn.js'
+import type { RouteResult } from '../ops/routing.js'
 import { checkInteger } from '../runtime/check.js'
-import type { ComputeDType } from '../runtime/dtype.js'
+import type { ComputeDType, DType } from '../runtime/dtype.js'
 import { integer, type OptionsOf, oneOf, optional, pick, reader } from '../runtime/options.js'
 import { ones } from '../tensor/create.js'
+import type { Tensor } from '../tensor/tensor.js'
 import { gemmOptions, layerOptions, type ProductLayerOptions, uniformParameter } from './linear.js'
-import { Module } from './module.js'
 import { newParameter, type Parameter } from './parameter.js'
+import { type ExpertsCall, type Routed, RoutedExperts, runExperts } from './routed-experts.js'
 import type { StateEntry } from './state.js'
 
 /**
@@ -56,7 +59,7 @@ const readOptions = reader(layerOptions, gemmOptions, activationOptions, expertO
  * if (experts instanceof Experts) console.log(experts.w1.shape, experts.w2.shape) // → [ 4, 64, 12 ] [ 4, 12, 32 ]
  * ```
  */
-export class Experts extends Module {
+export class Experts extends RoutedExperts {
   /** What the operands of the GEMMs are rounded to. */
   readonly computeDtype: ComputeDType
   /** Between the two linear maps; P = 2H if it is gated, else H. */
@@ -102,6 +105,17 @@ export class Experts extends Module {
       uniformParameter([numExperts, output, hidden], outer, layer),
       biases ? uniformParameter([numExperts, output], outer, layer) : null,
     ])
+  }
+
+  /** @internal */
+  override run<D extends DType>(x: Tensor<D>, choice: RouteResult<D>, call: ExpertsCall): Routed<D> {
+    return runExperts(x, choice, call, (x, routing, _inputs, straightThrough) =>
+      expertFfn(x, routing, this, {
+        dropout: call.dropout,
+        straightThrough,
+        ...pick(this, gemmOptions, activationOptions),
+      }),
+    )
   }
 
   /** Every expert's own slices. */

@@ -7,6 +7,7 @@ import { route } from '../ops/route.js'
 import {
   checkChoice,
   lossOptions,
+  perToken,
   type RoutingRandom,
   randomOptions,
   secondPolicies,
@@ -124,18 +125,23 @@ export interface TopNGatingOptions
 
 const readOptions = reader(ownOptions, ...passedToGating)
 
-export const gatingForwardOptions = {
-  /** Numbers to use instead of sampled ones. */
-  random: unchecked<RoutingRandom & RouterInputRandom>(),
+/** Values per token that a router takes besides x. */
+export const tokenInputOptions = {
   /** [B, N], 0 for padding: see {@link ops.RouteOptions.mask}. */
-  mask: unchecked<Tensor>(),
+  mask: perToken('B', 'N'),
   /** [B, N] in [0, 1], instead of a mask: see {@link ops.RouteOptions.importance}. */
-  importance: unchecked<Tensor>(),
+  importance: perToken('B', 'N'),
   /**
    * [B, N, D'] of the dtype of x, that the router sees instead of x (Mesh TensorFlow: word embeddings). D' is D, or the
    * `routerDim` of the layer, which then always needs it.
    */
-  routerInput: unchecked<Tensor>(),
+  routerInput: perToken('B', 'N', 'D'),
+}
+
+export const gatingForwardOptions = {
+  /** Numbers to use instead of sampled ones. */
+  random: unchecked<RoutingRandom & RouterInputRandom>(),
+  ...tokenInputOptions,
   /** Default: that of the layer. */
   noiseGates: unchecked<boolean>(),
   /** Default: that of the layer. */
@@ -199,6 +205,11 @@ export function countingLoads<T>(forward: () => T): T {
     uncounted = null
     for (const { counts } of loads) counts.dispose()
   }
+}
+
+/** For a router without {@link TopNGating.expertBias}. */
+export function failWithoutBias(op: string): never {
+  fail('OPTION', op, 'the router needs expertBias: true')
 }
 
 /**
@@ -301,7 +312,7 @@ export class TopNGating extends Module {
     const op = 'updateExpertBias'
     checkNumber(op, 'rate', rate)
     const [bias, load] = [this.expertBias, this.#load]
-    if (!bias || !load) fail('OPTION', op, 'the router needs expertBias: true')
+    if (!bias || !load) failWithoutBias(op)
     scope(() => {
       const counts = Array.from(load.dataSync(), Number)
       const mean = counts.reduce((sum, count) => sum + count, 0) / counts.length

@@ -139,8 +139,11 @@ export const moeOptions: Joined<typeof groups> = Object.assign({}, ...groups)
 
 const read = reader(...groups)
 
+/** Checked options of {@link MoE}. */
+export type MoEValues = ReturnType<typeof read>
+
 /** The checked values. Errors: OPTION, DTYPE, DEVICE, UNSUPPORTED. */
-export function readOptions(op: string, options: unknown): ReturnType<typeof read> {
+export function readOptions(op: string, options: unknown): MoEValues {
   const o = read(op, options)
   if (o.processGroup || o.allowVarSeqLen)
     fail('UNSUPPORTED', op, 'processGroup and allowVarSeqLen (expert parallelism) are not available in this version')
@@ -150,7 +153,7 @@ export function readOptions(op: string, options: unknown): ReturnType<typeof rea
 }
 
 /** The options of a layer of the second level. */
-export function secondLevel(o: ReturnType<typeof readOptions>, numExperts: number): MoEOptions {
+export function secondLevel(o: MoEValues, numExperts: number): MoEOptions {
   const capacityFactor = o.dropless ? undefined : o.capacityFactorSecondLevel
   return {
     ...(o as MoEOptions),
@@ -167,7 +170,7 @@ export function secondLevel(o: ReturnType<typeof readOptions>, numExperts: numbe
 }
 
 /** A router by which tokens choose, in the options of {@link TopNGating}. */
-export function choiceOf({ router, gatingTopN, ntlbTopK }: ReturnType<typeof readOptions>): Partial<TopNGatingOptions> {
+export function choiceOf({ router, gatingTopN, ntlbTopK }: MoEValues): Partial<TopNGatingOptions> {
   if (router === 'ntlb') return { topN: ntlbTopK, ntlb: true }
   if (router === 'switchMax') return { topN: 1, batchPrioritized: true }
   return { topN: router === 'switch' ? 1 : gatingTopN }

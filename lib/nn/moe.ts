@@ -1,37 +1,25 @@
 import { refuseToWait } from '../autograd/context.js'
-import { allOrNone, callScope } from '../autograd/scope.js'
-import { activationOptions } from '../ops/activation.js'
-import { add, mul } from '../ops/binary.js'
-import { expertFfn } from '../ops/expert-ffn.js'
-import { sum } from '../ops/reduce.js'
+import { callScope } from '../autograd/scope.js'
+import { add } from '../ops/binary.js'
 import { reshape } from '../ops/reshape.js'
-import { lossOptions } from '../ops/route-options.js'
-import { eachChoice, type RouteResult, type Routing } from '../ops/routing.js'
-import { copyArray, fail, showShape } from '../runtime/check.js'
+import { fail, showShape } from '../runtime/check.js'
 import { deviceIndex } from '../runtime/device.js'
 import type { ComputeDType, DType } from '../runtime/dtype.js'
 import { MoeError } from '../runtime/errors.js'
-import { pick, type ValuesOf } from '../runtime/options.js'
-import { ones } from '../tensor/create.js'
 import { allFinite } from '../tensor/norm.js'
-import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor/tensor.js'
-import { ExpertChoiceGating, passedToExpertChoice } from './expert-choice-gating.js'
-import { ExpertGroups } from './expert-groups.js'
-import { Experts, expertHiddenSize, expertOptions } from './experts.js'
-import { countingLoads, type GatingForwardOptions, passedToGating, readRandom, TopNGating } from './gating.js'
-import { gemmOptions, layerOptions } from './linear.js'
+import { checkTensor, handleOf, type Tensor } from '../tensor/tensor.js'
+import type { ExpertChoiceGating } from './expert-choice-gating.js'
+import type { ExpertGroups } from './expert-groups.js'
+import type { Experts } from './experts.js'
+import { countingLoads, type TopNGating } from './gating.js'
 import { Module } from './module.js'
-import {
-  choiceOf,
-  type MoEForwardOptions,
-  type MoEOptions,
-  readForwardOptions,
-  readOptions,
-  secondLevel,
-} from './moe-options.js'
+import { type MoEForwardOptions, type MoEOptions, readForwardOptions, readOptions } from './moe-options.js'
+import { makeParts } from './moe-parts.js'
 import { MoEResult } from './moe-result.js'
-import { SharedExperts } from './shared-experts.js'
-import { UserExperts } from './user-experts.js'
+import type { ExpertsCall, RoutedExperts } from './routed-experts.js'
+import type { SharedExperts } from './shared-experts.js'
+import { inGroups } from './token-groups.js'
+import type { UserExperts } from './user-experts.js'
 import { forwardWithGrad, type GradHandle } from './with-grad.js'
 
 /**
@@ -63,13 +51,10 @@ export class MoE extends Module {
   readonly sharedExperts: SharedExperts | null
   /** What the operands of the experts' GEMMs are rounded to. */
   readonly computeDtype: ComputeDType
-  readonly #straightThrough: boolean
   readonly #throwNonFinite: boolean
-  readonly #routedScalingFactor: number
   readonly #groupSize: number | undefined
-  readonly #scaleInput: boolean
   readonly #dropout: number
-  readonly #losses: ValuesOf<[typeof lossOptions]>
+  readonly #call: Pick<ExpertsCall, 'straightThrough' | 'routedScalingFactor' | 'scaleInput'>
 
   /**
    * Checks options as the constructor does, custom `experts` excepted, without making a layer. Errors: OPTION, DTYPE,
@@ -88,32 +73,22 @@ export class MoE extends Module {
     const op = 'MoE'
     const o = readOptions(op, options)
     deviceIndex(op, o.device)
-    const [numExperts, inGroup] = [o.numExperts].flat()
-    const hidden = o.experts ? 0 : (o.expertHiddenDim ?? expertHiddenSize(o.dim, o.expertHiddenMult, op))
     this.dim = o.dim
-    this.numExperts = numExperts
+    this.numExperts = [o.numExperts].flat()[0]
     this.outputDim = o.outputDim ?? o.dim
     this.computeDtype = o.computeDtype
-    this.#straightThrough = o.straightThroughDispatchTensor
     this.#throwNonFinite = o.onNonFinite === 'throw'
-    this.#routedScalingFactor = o.routedScalingFactor
     this.#groupSize = o.groupSize
-    this.#scaleInput = o.scaleInput
-    this.#losses = pick(o, lossOptions)
     this.#dropout = o.expertDropout
-    const experts = pick(o, layerOptions, gemmOptions, activationOptions, expertOptions)
-    const own = o.experts ? new UserExperts(op, o.experts, numExperts) : null // refuses bad ones before the gate is made
-    ;[this.gate, this.experts, this.sharedExperts] = allOrNone(() => [
-      o.router !== 'expertChoice'
-        ? new TopNGating({ ...pick(o, ...passedToGating), ...choiceOf(o), numGates: numExperts }, op)
-        : new ExpertChoiceGating({ ...pick(o, ...passedToExpertChoice), numGates: numExperts }, op),
-      inGroup !== undefined
-        ? new ExpertGroups(Array.from({ length: numExperts }, () => new MoE(secondLevel(o, inGroup))))
-        : (own ?? new Experts(numExperts, o.dim, hidden, experts)),
-      o.sharedExperts
-        ? new SharedExperts(o.dim, o.sharedHiddenDim ?? o.sharedExperts * hidden, o.sharedExpertGate, experts)
-        : null,
-    ])
+    this.#call = {
+      straightThrough: o.straightThroughDispatchTensor,
+      routedScalingFactor: o.routedScalingFactor,
+      scaleInput: o.scaleInput,
+    }
+    const parts = makeParts(op, o, (options) => new MoE(options))
+    this.gate = parts.gate
+    this.experts = parts.experts
+    this.sharedExperts = parts.sharedExperts
   }
 
   /**
@@ -134,8 +109,8 @@ export class MoE extends Module {
   forward<D extends DType>(x: Tensor<D>, options?: MoEForwardOptions): MoEResult<D> {
     const op = 'MoE.forward'
     const { stats, expertInputs, groupRandom, ...gating } = readForwardOptions(op, options)
-    if (groupRandom !== undefined && !(this.experts instanceof ExpertGroups))
-      fail('OPTION', op, 'groupRandom is for two levels, numExperts [E1, E2]')
+    const experts: RoutedExperts = this.experts
+    if (groupRandom !== undefined) experts.expectGroupRandom(op)
     checkTensor(op, 'x', x)
     if (x.shape.length !== 3 || x.shape[2] !== this.dim) {
       fail('SHAPE', op, `x must be [batch, tokens, ${this.dim}], got ${showShape(x.shape)}`)
@@ -145,9 +120,13 @@ export class MoE extends Module {
     this.#checkFinite(op, 'x', x)
     return callScope(() =>
       countingLoads(() => {
-        const [tokens, grouped, inputs] = this.#inGroups(op, x, gating, this.#checkInputs(op, x, expertInputs))
+        const given = { x, gating, inputs: experts.checkInputs(op, x, expertInputs) }
+        const sizes = { E: this.numExperts, D: this.gate.toGates.weight.shape[1] }
+        const { x: tokens, gating: grouped, inputs } = inGroups(op, given, this.#groupSize, sizes)
         const choice = this.gate.forward(tokens, grouped)
-        const { outputs: routed, ...routing } = this.#routed(tokens, choice, inputs, groupRandom)
+        const dropout = this.training ? this.#dropout : 0
+        const call = { inputs, groupRandom, dropout, ...this.#call }
+        const { outputs: routed, ...routing } = experts.run(tokens, choice, call)
         const each = this.sharedExperts ? add(routed, this.sharedExperts.forward(tokens, routing.mask)) : routed
         const outputs = tokens === x ? each : reshape(each, [x.shape[0], x.shape[1], this.outputDim])
         this.#checkFinite(op, 'the output', outputs)
@@ -189,116 +168,8 @@ export class MoE extends Module {
    * ```
    */
   updateExpertBias(rate: number): void {
-    if (!(this.gate instanceof TopNGating)) fail('OPTION', 'updateExpertBias', 'the router needs expertBias: true')
     this.gate.updateExpertBias(rate)
-    if (this.experts instanceof ExpertGroups)
-      for (const layer of this.experts.experts) (layer as MoE).updateExpertBias(rate)
-  }
-
-  /** The outputs of the routed experts, and the routing with the weights and losses that it then has. */
-  #routed<D extends DType>(
-    x: Tensor<D>,
-    choice: RouteResult<D>,
-    inputs: readonly Tensor[],
-    groupRandom: unknown,
-  ): RouteResult<D> & { outputs: Tensor<D> } {
-    const straightThrough = this.#straightThrough
-    const factor = this.#routedScalingFactor
-    const routing = factor === 1 ? choice : { ...choice, weight: mul(choice.weight, factor) }
-    if (this.experts instanceof ExpertGroups) {
-      const { balanceLossCoef, routerZLossCoef } = this.#losses
-      const random = groupRandom === undefined ? [] : this.#checkGroupRandom(groupRandom)
-      const result = this.experts.apply(x, choice, { straightThrough, groupSize: x.shape[1], factor, random })
-      const totalAuxLoss = add(mul(result.balanceLoss, balanceLossCoef), mul(result.routerZLoss, routerZLossCoef))
-      return { ...routing, ...result, totalAuxLoss }
-    }
-    const outputs = this.#scaleInput
-      ? this.#applyScaled(x, routing, inputs)
-      : this.#apply(x, routing, inputs, straightThrough)
-    return { ...routing, outputs }
-  }
-
-  /** x and what belongs to its tokens, as [B · N / G, G, …]. */
-  #inGroups<D extends DType>(
-    op: string,
-    x: Tensor<D>,
-    o: GatingForwardOptions,
-    inputs: readonly Tensor[],
-  ): [Tensor<D>, GatingForwardOptions, readonly Tensor[]] {
-    const G = this.#groupSize
-    const [B, N, D] = x.shape
-    if (G === undefined || G === N) return [x, o, inputs]
-    if ((B * N) % G !== 0) fail('SHAPE', op, `groupSize = ${G} must divide the ${B} · ${N} tokens of x`)
-    const groups = [(B * N) / G, G]
-    const cut = (name: string, tensor: Tensor | undefined, before: readonly number[], after: readonly number[]) => {
-      if (!isTensor(tensor)) return tensor
-      checkTensor(op, name, tensor, { dtype: tensor.dtype, device: tensor.device, shape: [...before, B, N, ...after] })
-      return reshape(tensor, [...before, ...groups, ...after])
-    }
-    const given = readRandom(op, o.random)
-    const { uniforms } = given
-    const seen = this.gate.toGates.weight.shape[1]
-    const random = o.random && {
-      uniforms: cut('uniforms', uniforms, isTensor(uniforms) ? uniforms.shape.slice(0, 1) : [], []),
-      gumbelUniforms: cut('gumbelUniforms', given.gumbelUniforms, [], [this.numExperts]),
-      secondPlaceUniforms: cut('secondPlaceUniforms', given.secondPlaceUniforms, [], []),
-      jitterUniforms: cut('jitterUniforms', given.jitterUniforms, [], [seen]),
-      dropoutUniforms: cut('dropoutUniforms', given.dropoutUniforms, [], [seen]),
-    }
-    const ofTokens = {
-      mask: cut('mask', o.mask, [], []),
-      importance: cut('importance', o.importance, [], []),
-      routerInput: cut('routerInput', o.routerInput, [], [seen]),
-    }
-    const more = inputs.map((input) => reshape(input, [...groups, input.shape[2]]))
-    return [reshape(x, [...groups, D]), { ...o, random, ...ofTokens }, more]
-  }
-
-  #apply<D extends DType>(
-    x: Tensor<D>,
-    routing: Routing<D>,
-    inputs: readonly Tensor[],
-    straightThrough: boolean,
-  ): Tensor<D> {
-    const experts = this.experts as Experts | UserExperts
-    if (experts instanceof UserExperts) return experts.apply(x, inputs, routing, straightThrough)
-    const dropout = this.training ? this.#dropout : 0
-    return expertFfn(x, routing, experts, {
-      dropout,
-      straightThrough,
-      ...pick(experts, gemmOptions, activationOptions),
-    })
-  }
-
-  /** Each assignment as a token of its own: its input is weight · x, and the K outputs are added up. */
-  #applyScaled<D extends DType>(x: Tensor<D>, routing: RouteResult<D>, inputs: readonly Tensor[]): Tensor<D> {
-    const [B, N, K] = routing.expertIndex.shape
-    const each = (input: Tensor, weight: Tensor) =>
-      reshape(mul(reshape(input, [B, N, 1, input.shape[2]]), reshape(weight, [B, N, K, 1])), [B, N * K, input.shape[2]])
-    const alone = eachChoice(routing, routing.kept.to(x.dtype))
-    const more = inputs.map((input) => each(input, ones([B, N, K], { dtype: x.dtype, device: x.device })))
-    const y = this.#apply(each(x, routing.weight) as Tensor<D>, alone, more, false)
-    return sum(reshape(y, [B, N, K, this.outputDim]), 2)
-  }
-
-  #checkGroupRandom(groupRandom: unknown): object[] {
-    const op = 'MoE.forward'
-    const list = copyArray(op, 'groupRandom', groupRandom, 2 ** 20)
-    if (list.length !== this.numExperts)
-      fail('OPTION', op, `groupRandom must hold one for each of ${this.numExperts} groups, got ${list.length}`)
-    return list as object[]
-  }
-
-  #checkInputs(op: string, x: Tensor, inputs: unknown): readonly Tensor[] {
-    const list = copyArray(op, 'expertInputs', inputs, 2 ** 20)
-    if (list.length > 0 && !(this.experts instanceof UserExperts))
-      fail('OPTION', op, 'expertInputs is for experts of your own')
-    const { dtype, device } = x
-    return list.map((input, i) => {
-      const name = `expertInputs[${i}]`
-      const last = checkTensor(op, name, input).shape[2] ?? 0
-      return checkTensor(op, name, input, { shape: [...x.shape.slice(0, 2), last], dtype, device })
-    })
+    this.experts.updateExpertBias(rate)
   }
 
   protected override stateName(property: string): string {

@@ -2,11 +2,12 @@ import { add, mul } from '../ops/binary.js'
 import { greaterEqual } from '../ops/compare.js'
 import { dropout } from '../ops/dropout.js'
 import { reshape } from '../ops/reshape.js'
+import { perToken } from '../ops/route-options.js'
 import { checkRouterInputs } from '../ops/routing.js'
 import { concat } from '../ops/strided.js'
 import { fail } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
-import { boolean, integer, type OptionsOf, optional, rate, unchecked, type ValuesOf } from '../runtime/options.js'
+import { boolean, integer, type OptionsOf, optional, rate, type ValuesOf } from '../runtime/options.js'
 import { ones, rand } from '../tensor/create.js'
 import { checkTensor, type Tensor } from '../tensor/tensor.js'
 import type { Linear } from './linear.js'
@@ -25,9 +26,9 @@ export const routerInputOptions = {
 
 export const inputRandomOptions = {
   /** [B, N, D] in [0, 1), of `routerJitter`: a = 1 − ε + 2ε u. */
-  jitterUniforms: unchecked<Tensor>(),
+  jitterUniforms: perToken('B', 'N', 'D'),
   /** [B, N, D] in [0, 1), of `routerDropout`: entries below p are dropped. */
-  dropoutUniforms: unchecked<Tensor>(),
+  dropoutUniforms: perToken('B', 'N', 'D'),
 }
 
 /** Random numbers of the caller for what a router sees. */

@@ -2,13 +2,14 @@ import { scope } from '../autograd/scope.js'
 import { combine } from '../ops/combine.js'
 import { dispatch } from '../ops/dispatch.js'
 import { reshape } from '../ops/reshape.js'
-import type { Routing } from '../ops/routing.js'
+import type { RouteResult, Routing } from '../ops/routing.js'
 import { concat, slice } from '../ops/strided.js'
 import { copyArray, fail, sameShape, showShape } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { checkTensor, isTensor, type Tensor } from '../tensor/tensor.js'
-import { checkModule, Module } from './module.js'
+import { checkModule, type Module } from './module.js'
+import { copyInputs, type ExpertsCall, type Routed, RoutedExperts, runExperts } from './routed-experts.js'
 
 type Expert = Module & { forward(...inputs: Tensor[]): unknown }
 
@@ -37,7 +38,7 @@ export const combined = <D extends DType>(results: readonly Tensor<D>[], routing
  * console.log(moe.forward(randn([1, 8, 32])).outputs.shape) // → [ 1, 8, 32 ]
  * ```
  */
-export class UserExperts extends Module {
+export class UserExperts extends RoutedExperts {
   /** E modules, [B, C, D] → [B, C, D]. */
   readonly experts: readonly Module[]
 
@@ -54,14 +55,27 @@ export class UserExperts extends Module {
     })
   }
 
-  /**
-   * x [B, N, D] and more of its tokens [B, N, …] → Σ weight · expert(x, …).
-   * @internal
-   */
-  apply<D extends DType>(
+  /** @internal */
+  override checkInputs(op: string, { shape, dtype, device }: Tensor, inputs: unknown): readonly Tensor[] {
+    return copyInputs(op, inputs).map((input, i) => {
+      const name = `expertInputs[${i}]`
+      const last = checkTensor(op, name, input).shape[2] ?? 0
+      return checkTensor(op, name, input, { shape: [...shape.slice(0, 2), last], dtype, device })
+    })
+  }
+
+  /** @internal */
+  override run<D extends DType>(x: Tensor<D>, choice: RouteResult<D>, call: ExpertsCall): Routed<D> {
+    return runExperts(x, choice, call, (x, routing, inputs, straightThrough) =>
+      this.#apply(x, routing, inputs, straightThrough),
+    )
+  }
+
+  /** x [B, N, D] and more of its tokens [B, N, …] → Σ weight · expert(x, …). */
+  #apply<D extends DType>(
     x: Tensor<D>,
-    more: readonly Tensor[],
     routing: Routing<D>,
+    more: readonly Tensor[],
     straightThrough: boolean,
   ): Tensor<D> {
     return scope(() => {

@@ -2,9 +2,10 @@ import { newOrSum, record } from '../autograd/autograd.js'
 import { checkInteger } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
 import { native } from '../runtime/native.js'
+import { pick } from '../runtime/options.js'
 import { releaseAll } from '../tensor/handles.js'
 import { handleOf, type Tensor } from '../tensor/tensor.js'
-import { type ExpertChoiceOptions, readExpertChoiceOptions } from './route-options.js'
+import { type ExpertChoiceOptions, lossOptions, readExpertChoiceOptions } from './route-options.js'
 import { checkRouterInputs, expertCapacity, maskHandle, type RouteResult, routeResult } from './routing.js'
 
 /**
@@ -33,10 +34,9 @@ export function expertChoice<D extends DType>(
   const { B, N, E } = checkRouterInputs(op, x, weight)
   const C = checkInteger(op, 'capacity', o.capacity ?? expertCapacity(N, E, o.capacityFactor), 0, 2 ** 31 - 1)
   const settings = {
-    balanceCoef: o.balanceLossCoef,
-    zCoef: o.routerZLossCoef,
     overExperts: o.expertChoiceOver === 'experts',
     training: o.training,
+    ...pick(o, lossOptions),
   }
   const ownMask = maskHandle(op, o.mask, B, N, x.device)
   try {

@@ -4,6 +4,7 @@ import {
   boolean,
   integer,
   number,
+  type Option,
   type OptionsOf,
   oneOf,
   onlyIf,
@@ -26,6 +27,8 @@ export const lossOptions = {
 
 /** In the order of GateNormalization in native/core/ops/moe.h. */
 export const gateNormalizations = ['topk', 'none', 'kept'] as const
+/** In the order of BalanceDensity. */
+export const balanceDensities = ['kept', 'assigned'] as const
 /** In the order of SecondPolicy. */
 export const secondPolicies = ['random', 'all', 'none', 'threshold'] as const
 
@@ -115,7 +118,7 @@ export const topkOptions = onlyIf('router', tokenRouters, {
      * What the load-balancing loss counts. 'kept': dispatched top-1 assignments (st-moe-pytorch); 'assigned': all (Mesh
      * TensorFlow, ST-MoE paper). Default 'kept', for ntlb 'assigned', of all choices.
      */
-    balanceDensity: oneOf(['kept', 'assigned'], { default: (others) => (isNtlb(others) ? 'assigned' : 'kept') }),
+    balanceDensity: oneOf(balanceDensities, { default: (others) => (isNtlb(others) ? 'assigned' : 'kept') }),
   }),
   ...onlyIf('dropless', [false], {
     ...onlyIf('router', ['topk', 'switch', 'ntlb'], {
@@ -146,13 +149,22 @@ export const topkOptions = onlyIf('router', tokenRouters, {
   eps: number({ min: 0, default: 1e-9 }),
 })
 
+/** An option for a tensor with values per token. */
+export interface PerToken extends Option<Tensor | undefined> {
+  /** Its shape, in the letters of {@link Routing}. */
+  dims: readonly ('K' | 'B' | 'N' | 'E' | 'D')[]
+}
+
+/** A tensor of this shape, which its user checks. */
+export const perToken = (...dims: PerToken['dims']): PerToken => ({ ...unchecked<Tensor>(), dims })
+
 export const randomOptions = {
   /** [K, B, N] in [0, 1) instead of sampled numbers; row 0 is not used. */
-  uniforms: unchecked<Tensor>(),
+  uniforms: perToken('K', 'B', 'N'),
   /** [B, N, E] in [0, 1), of noise, `sampleExperts` and `secondPlaceTemperature`. */
-  gumbelUniforms: unchecked<Tensor>(),
+  gumbelUniforms: perToken('B', 'N', 'E'),
   /** [B, N] in [0, 1), of `secondPlaceProb`. */
-  secondPlaceUniforms: unchecked<Tensor>(),
+  secondPlaceUniforms: perToken('B', 'N'),
 }
 
 /** Random numbers of the caller, so that a routing can be repeated. */

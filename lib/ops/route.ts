@@ -1,4 +1,4 @@
-import { newOrSum, record } from '../autograd/autograd.js'
+import { type Backward, newOrSum, record } from '../autograd/autograd.js'
 import { defaultGenerator, Generator, restoringOnError } from '../autograd/random.js'
 import { checkInteger, checkNumber, fail } from '../runtime/check.js'
 import { deviceIndex } from '../runtime/device.js'
@@ -6,13 +6,17 @@ import { type DType, dtypeCode } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { type Handle, native } from '../runtime/native.js'
 import { pick } from '../runtime/options.js'
-import { share } from '../tensor/handles.js'
+import { releaseAll, share } from '../tensor/handles.js'
 import { checkTensor, handleOf, type Tensor } from '../tensor/tensor.js'
 import { keepSlots, wantsSlots } from './plan.js'
 import {
+  balanceDensities,
   checkChoice,
   gateNormalizations,
+  lossOptions,
+  type PerToken,
   type RouteOptions,
+  randomOptions,
   readRouteOptions,
   scoreFunctions,
   secondPolicies,
@@ -42,6 +46,124 @@ function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle
   return share(handleOf(checkTensor(op, 'threshold', value, { shape: [K], dtype: 'f32', device: like.device })))
 }
 
+type RouteValues = ReturnType<typeof readRouteOptions>
+type Sizes = Readonly<Record<PerToken['dims'][number] | 'C', number>>
+
+function checkedSizes(op: string, x: Tensor, weight: Tensor, o: RouteValues): Sizes {
+  const { B, N, E } = checkRouterInputs(op, x, weight)
+  const K = checkInteger(op, 'topN', o.topN, 1, E)
+  checkChoice(op, o, E, K)
+  checkOneMask(op, o)
+  const { dtype, device } = x
+  if (o.expertBias !== undefined) checkTensor(op, 'expertBias', o.expertBias, { shape: [E], dtype, device })
+  const C = checkInteger(op, 'capacity', o.capacity ?? expertCapacity(N, E, o.capacityFactor), 0, 2 ** 31 - 1)
+  return { B, N, E, D: x.shape[2], K, C }
+}
+
+/** The options of the router for the native code, which knows them by the same names; a word is its index. */
+function settingsOf(o: RouteValues) {
+  // A softmax of the K largest logits is the softmax of all, divided by the sum over the K.
+  const gateNormalization =
+    o.scoreFunction === 'softmaxAfterTopk' && o.gateNormalization === 'none' ? 'topk' : o.gateNormalization
+  return {
+    training: o.training,
+    ntlb: o.ntlb,
+    importance: o.importance !== undefined,
+    secondPolicy: secondPolicies.indexOf(o.ntlb ? 'all' : o.secondPolicy),
+    ...pick(o, lossOptions, topkOptions),
+    secondPlaceProb: o.training ? o.secondPlaceProb : 0,
+    secondPlaceTemperature: o.secondPlaceTemperature ?? -1,
+    balanceDensity: balanceDensities.indexOf(o.balanceDensity),
+    gateNormalization: gateNormalizations.indexOf(gateNormalization),
+    scoreFunction: scoreFunctions.indexOf(o.scoreFunction),
+  }
+}
+
+type RandomHandles = Record<keyof typeof randomOptions, Handle | null>
+
+/** The caller's tensors as new handles, which are added to `own`: on the device of x, random numbers in its dtype. */
+function ownInputs(op: string, x: Tensor, o: RouteValues, sizes: Sizes, own: Handle[]) {
+  const { dtype, device } = x
+  const { B, N, K } = sizes
+  const held = <H extends Handle | null>(handle: H): H => {
+    if (handle !== null) own.push(handle)
+    return handle
+  }
+  const inDtype = (handle: Handle) => native.convert(handle, dtypeCode(dtype))
+  const entries = Object.entries(randomOptions).map(([name, { dims }]) => {
+    const shape = dims.map((dim) => sizes[dim])
+    return [name, held(converted(op, name, o[name as keyof RandomHandles], shape, device, inDtype))]
+  })
+  const mask = held(
+    o.importance ? importanceHandle(op, o.importance, B, N, device) : maskHandle(op, o.mask, B, N, device),
+  )
+  const tokens = o.importance && mask !== null ? held(native.tokenMask({ x: mask })) : mask
+  const threshold = held(thresholds(op, o.threshold, K, x))
+  return { random: Object.fromEntries(entries) as RandomHandles, mask, tokens, threshold }
+}
+
+/** Seed and steps of the numbers that are sampled, not given. */
+function sampled(generator: Generator, o: RouteValues, given: RandomHandles) {
+  const { seed } = generator
+  const secondPlace = o.training && o.secondPlaceProb > 0
+  const gumbel = o.noiseGates || o.sampleExperts || (secondPlace && o.secondPlaceTemperature !== undefined)
+  const step = (needed: boolean) => (needed ? generator.next().step : 0)
+  return {
+    seed,
+    gumbelStep: step(gumbel && !given.gumbelUniforms),
+    step: step(!given.uniforms),
+    secondPlaceStep: step(secondPlace && !given.secondPlaceUniforms),
+  }
+}
+
+type Saved = Record<string, Tensor | Handle | null>
+type NamedBackward<S extends Saved> = (
+  grads: Parameters<Backward>[0],
+  saved: { [N in keyof S]: Handle | Extract<S[N], null> },
+  needs: Parameters<Backward>[2],
+  addend: Parameters<Backward>[3],
+) => ReturnType<Backward>
+
+/** For {@link record}: what a backward needs, saved and returned by name; null stays null. */
+function savedByName<S extends Saved>(entries: S, backward: NamedBackward<S>) {
+  const isSaved = Object.entries(entries).map(([name, value]): [string, boolean] => [name, value !== null])
+  const saved = Object.values(entries).filter((value) => value !== null)
+  return { saved, backward: named(isSaved, backward) }
+}
+
+/** Apart from {@link savedByName}, so that the closure holds no tensors: the tape keeps their handles. */
+function named<S extends Saved>(isSaved: readonly [string, boolean][], backward: NamedBackward<S>): Backward {
+  return (grads, saved, needs, addend) => {
+    let next = 0
+    const entries = isSaved.map(([name, there]) => [name, there ? saved[next++] : null])
+    return backward(grads, Object.fromEntries(entries), needs, addend)
+  }
+}
+
+/** The gradients of x and weight from those of the combine weights and the three losses. */
+const backwardOf =
+  (settings: ReturnType<typeof settingsOf>): NamedBackward<ReturnType<typeof forBackward>> =>
+  ([dweight, dbalanceLoss, dzLoss, dtotalLoss], saved, [needX, needW], addendOf) => {
+    const dxSum = needX && saved.mask === null ? addendOf(0, true) : null
+    const asked = { dx: needX && dxSum === null, dw: needW, dxSum, ...settings }
+    const { dx, dw } = native.routeBackward({ dweight, dbalanceLoss, dzLoss, dtotalLoss, ...saved, ...asked })
+    return [newOrSum(dx, dxSum), dw]
+  }
+
+type Made = ReturnType<typeof native.route>
+
+/** What the backward reads. */
+const forBackward = (
+  x: Tensor,
+  w: Tensor,
+  { expertIndex, kept, gate }: RouteResult,
+  { probs, logits, lse, density, secondDensity }: Made,
+  mask: Handle | null,
+) => ({
+  ...{ x, w, expertIndex, kept, gate, probs, logits, lse, density, secondDensity },
+  mask: mask === null ? null : share(mask),
+})
+
 /**
  * Top-k routing with capacity: x [B, N, D], router weight [E, D] → routing and losses, f32 or f64. The steps are those of
  * docs/semantics.md: logits, Gumbel noise, scores, the K largest, normalised gates, stochastic thresholds for the
@@ -59,120 +181,42 @@ function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle
 export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: RouteOptions): RouteResult<D> {
   const op = 'route'
   const o = readRouteOptions(op, options)
-  const { B, N, E } = checkRouterInputs(op, x, weight)
-  const { dtype, device } = x
-  const K = checkInteger(op, 'topN', o.topN, 1, E)
-  checkChoice(op, o, E, K)
-  checkOneMask(op, o)
-  if (o.expertBias !== undefined) checkTensor(op, 'expertBias', o.expertBias, { shape: [E], dtype, device })
-  // A softmax of the K largest logits is the softmax of all, divided by the sum over the K.
-  const gateNormalization =
-    o.scoreFunction === 'softmaxAfterTopk' && o.gateNormalization === 'none' ? 'topk' : o.gateNormalization
-  const C = checkInteger(op, 'capacity', o.capacity ?? expertCapacity(N, E, o.capacityFactor), 0, 2 ** 31 - 1)
-  const secondPlaceProb = o.training ? o.secondPlaceProb : 0
-  const settings = {
-    noisy: o.noiseGates,
-    importance: o.importance !== undefined,
-    balanceCoef: o.balanceLossCoef,
-    zCoef: o.routerZLossCoef,
-    densityAssigned: o.balanceDensity === 'assigned',
-    training: o.training,
-    ...pick(o, topkOptions),
-    gateNormalization: gateNormalizations.indexOf(gateNormalization),
-    scoreFunction: scoreFunctions.indexOf(o.scoreFunction),
-    groups: o.routingGroups,
-  }
-  const choice = {
-    samples: o.sampleExperts,
-    temperature: o.routerTemperature,
-    secondPlaceProb,
-    secondPlaceTemperature: o.secondPlaceTemperature ?? -1,
-    secondPolicy: secondPolicies.indexOf(o.ntlb ? 'all' : o.secondPolicy),
-    prioritized: o.batchPrioritized,
-    ntlb: o.ntlb,
-    secondDensity: o.useSecondPlaceLoss,
-  }
-  const slots = wantsSlots(device, B, N, K, E, C)
-  const drawsGumbel = o.noiseGates || o.sampleExperts || (secondPlaceProb > 0 && o.secondPlaceTemperature !== undefined)
+  const sizes = checkedSizes(op, x, weight, o)
+  const { B, N, E, K, C } = sizes
+  const settings = settingsOf(o)
   const generator = o.generator ?? defaultGenerator
   if (!Generator.isGenerator(generator)) fail('OPTION', op, `generator must be a Generator, got ${show(generator)}`)
+  const slots = wantsSlots(x.device, B, N, K, E, C)
   const own: Handle[] = []
-  const held = (handle: Handle | null): Handle | null => {
-    if (handle !== null) own.push(handle)
-    return handle
-  }
   try {
-    const inDtype = (handle: Handle) => native.convert(handle, dtypeCode(dtype))
-    const uniforms = held(converted(op, 'uniforms', o.uniforms, [K, B, N], device, inDtype))
-    const gumbelUniforms = held(converted(op, 'gumbelUniforms', o.gumbelUniforms, [B, N, E], device, inDtype))
-    const secondPlaceUniforms = held(
-      converted(op, 'secondPlaceUniforms', o.secondPlaceUniforms, [B, N], device, inDtype),
-    )
-    const mask = held(
-      o.importance ? importanceHandle(op, o.importance, B, N, device) : maskHandle(op, o.mask, B, N, device),
-    )
-    const tokens = o.importance && mask !== null ? held(native.tokenMask({ x: mask })) : mask
-    const threshold = held(thresholds(op, o.threshold, K, x))!
-    const made = restoringOnError(generator, () => {
-      const { seed } = generator
-      const step = (drawn: boolean) => (drawn ? generator.next().step : 0)
-      const gumbelStep = step(drawsGumbel && !gumbelUniforms)
-      return native.route({
+    const { random, mask, tokens, threshold } = ownInputs(op, x, o, sizes, own)
+    const made = restoringOnError(generator, () =>
+      native.route({
         x: handleOf(x),
         w: handleOf(weight),
         threshold,
-        uniforms,
-        gumbelUniforms,
-        secondPlaceUniforms,
         expertBias: o.expertBias ? handleOf(o.expertBias) : null,
         mask,
         K,
         C,
-        seed,
-        gumbelStep,
-        step: step(!uniforms),
-        secondPlaceStep: step(secondPlaceProb > 0 && !secondPlaceUniforms),
         assignment: slots,
         rowOf: slots,
+        secondDensity: o.useSecondPlaceLoss,
+        ...random,
+        ...sampled(generator, o, random),
         ...settings,
-        ...choice,
-      })
-    })
+      }),
+    )
     const result = routeResult(x, made, { K, E, C, mask: tokens })
     if (made.assignment !== null && made.rowOf !== null) keepSlots(result, [made.assignment, made.rowOf])
     record({
       op,
       inputs: [x, weight],
       outputs: [result.weight, result.balanceLoss, result.routerZLoss, result.totalAuxLoss],
-      saved: [
-        x,
-        weight,
-        result.expertIndex,
-        result.kept,
-        result.gate,
-        made.probs,
-        made.logits,
-        made.lse,
-        made.density,
-        ...(made.secondDensity === null ? [] : [made.secondDensity]),
-        ...(mask === null ? [] : [share(mask)]),
-      ],
-      backward: (
-        [dweight, dbalanceLoss, dzLoss, dtotalLoss],
-        [x, w, expertIndex, kept, gate, probs, logits, lse, density, ...optional],
-        [needX, needW],
-        addendOf,
-      ) => {
-        const [secondDensity = null, mask = null] = o.useSecondPlaceLoss ? optional : [null, ...optional]
-        const saved = { x, w, expertIndex, kept, gate, probs, logits, lse, density, secondDensity, mask }
-        const dxSum = needX && mask === null ? addendOf(0, true) : null
-        const asked = { dx: needX && dxSum === null, dw: needW, dxSum, ...settings }
-        const { dx, dw } = native.routeBackward({ dweight, dbalanceLoss, dzLoss, dtotalLoss, ...saved, ...asked })
-        return [newOrSum(dx, dxSum), dw]
-      },
+      ...savedByName(forBackward(x, weight, result, made, mask), backwardOf(settings)),
     })
     return result
   } finally {
-    for (const handle of own) native.release(handle)
+    releaseAll(own)
   }
 }

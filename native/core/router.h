@@ -51,7 +51,7 @@ ST_MOE_HOST_DEVICE static inline bool is_partial(const int32_t* mask, int64_t t)
 // The numbers of a router in the type of its logits, and the formulas that use them, for both backends.
 template <class T>
 struct RouterNumbers {
-  T noise_mult, temperature, second_place_prob, second_place_temperature, eps;
+  T noise_mult, router_temperature, second_place_prob, second_place_temperature, eps;
   GateNormalization normalization;
   SecondPolicy second_policy;
   ScoreFunction score_function;
@@ -59,7 +59,7 @@ struct RouterNumbers {
   static RouterNumbers of(const RouteArgs& args) {
     const auto number = [](double value) { return static_cast<T>(value); };
     return {number(args.noise_mult),
-            number(args.temperature),
+            number(args.router_temperature),
             number(args.second_place_prob),
             number(args.second_place_temperature),
             number(args.eps),

@@ -107,7 +107,7 @@ struct Router {
 
   // −inf for the keys outside the top groups. score, sorted [groups]
   void keep_top_groups(T* key, T* score, T* sorted, int32_t* group_index) const {
-    const int64_t groups = args.groups, size = args.E / groups;
+    const int64_t groups = args.routing_groups, size = args.E / groups;
     for (int64_t g = 0; g < groups; ++g) score[g] = group_score(key + g * size, size);
     select_row(score, groups, args.top_groups, sorted, group_index);
     for (int64_t g = 0; g < groups; ++g) score[g] = 0;
@@ -122,14 +122,15 @@ struct Router {
     const T *l = logits + t * E, *s = probs + t * E;
     T *key = work, *score = key + E, *sorted = score + E;
     for (int64_t e = 0; e < E; ++e) key[e] = numbers.key(l[e], s[e]) + (expert_bias ? expert_bias[e] : T(0));
-    const int64_t forced = args.samples ? sample(t, numbers.temperature, noise) : -1;
-    if (args.groups > 1) keep_top_groups(key, score, sorted, group_index);
+    const int64_t forced = args.sample_experts ? sample(t, numbers.router_temperature, noise) : -1;
+    if (args.routing_groups > 1) keep_top_groups(key, score, sorted, group_index);
     if (forced >= 0) key[forced] = static_cast<T>(INFINITY);
     return key;
   }
 
   bool chooses_by_probability() const {
-    return numbers.score_function == ScoreFunction::softmax && !expert_bias && args.groups <= 1 && !args.samples;
+    return numbers.score_function == ScoreFunction::softmax && !expert_bias && args.routing_groups <= 1 &&
+           !args.sample_experts;
   }
 
   // Probabilities, experts and gates of a token; the experts of a NaN row are 0 … K−1. work [3E]
@@ -138,7 +139,7 @@ struct Router {
     const T* l = logits + t * E;
     T *s = probs + t * E, *g = gate + t * K;
     int32_t* index = args.expert_index + t * K;
-    if (args.noisy) {
+    if (args.noise_gates) {
       lse[t] = softmax_row(l, work, E);
       for (int64_t e = 0; e < E; ++e) s[e] = numbers.noisy(l[e], gumbel_uniform(t * E + e, noise));
       softmax_row(s, s, E);
@@ -238,17 +239,18 @@ struct Router {
   // in f, and second choices.
   void assign_slots(int64_t b, int64_t* used, int64_t* first, int64_t* second) const {
     const int64_t E = args.E, K = args.K, N = args.N;
-    Scratch<int32_t> order(args.prioritized ? N : 0);
-    if (args.prioritized) by_priority(b, order.get());
+    Scratch<int32_t> order(args.batch_prioritized ? N : 0);
+    if (args.batch_prioritized) by_priority(b, order.get());
     for (int64_t e = 0; e < E; ++e) used[e] = first[e] = second[e] = 0;
     for (int64_t e = 0; args.assignment && e < E; ++e)
       for (int64_t slot = 0; slot < args.C; ++slot) args.assignment[row(b, e, slot)] = -1;
     for (int64_t k = 0; k < K; ++k)
       for (int64_t n = 0; n < N; ++n) {
-        const int64_t t = b * N + (args.prioritized ? order[n] : n), i = t * K + k;
+        const int64_t t = b * N + (args.batch_prioritized ? order[n] : n), i = t * K + k;
         const int32_t e = args.expert_index[i];
         const bool routed = args.kept[i] != 0, kept = routed && used[e] < args.C && !(args.ntlb && has_slot(t, k));
-        if ((k == 0 || args.ntlb) && (args.density_assigned || args.ntlb ? routed : kept)) ++first[e];
+        if ((k == 0 || args.ntlb) && (args.balance_density == BalanceDensity::assigned || args.ntlb ? routed : kept))
+          ++first[e];
         if (k == 1 && !masked(t)) ++second[e];
         args.kept[i] = kept;
         args.position[i] = kept ? static_cast<int32_t>(used[e]++) : -1;

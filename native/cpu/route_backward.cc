@@ -101,7 +101,7 @@ struct RouterGradient {
     if (!in_losses) return;
     // The noise is in s, not in l.
     const T scale = static_cast<T>(z_scale * static_cast<double>(lse[t]));
-    for (int64_t e = 0; e < E; ++e) dl[e] += scale * (args.noisy ? exp_of(l[e] - lse[t]) : s[e]);
+    for (int64_t e = 0; e < E; ++e) dl[e] += scale * (args.noise_gates ? exp_of(l[e] - lse[t]) : s[e]);
   }
 };
 

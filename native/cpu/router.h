@@ -20,7 +20,7 @@ static void write_losses(const Args& args, double balance, double z) {
   *static_cast<T*>(args.balance_loss) = static_cast<T>(balance);
   *static_cast<T*>(args.z_loss) = static_cast<T>(z);
   *static_cast<T*>(args.total_loss) =
-      args.training ? static_cast<T>(args.balance_coef * balance + args.z_coef * z) : T(0);
+      args.training ? static_cast<T>(args.balance_loss_coef * balance + args.router_z_loss_coef * z) : T(0);
 }
 
 // The upstream gradients of the losses, each with its part of that of the total.
@@ -31,7 +31,8 @@ struct LossGradients {
   template <class Args>
   static LossGradients of(const Args& args) {
     const double total = value(args.dtotal_loss);
-    return {value(args.dbalance_loss) + args.balance_coef * total, value(args.dz_loss) + args.z_coef * total};
+    return {value(args.dbalance_loss) + args.balance_loss_coef * total,
+            value(args.dz_loss) + args.router_z_loss_coef * total};
   }
   static double value(const void* p) { return p ? static_cast<double>(*static_cast<const T*>(p)) : 0; }
 };

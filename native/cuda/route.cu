@@ -167,7 +167,7 @@ __device__ double Router<T>::scan(int64_t b, int64_t e, int lane) const {
   first = ntlb ? all : warp_reduce(first, Sum{});
   tokens = warp_reduce(tokens, Sum{});
   squares = warp_reduce(squares, Sum{});
-  if (!density_assigned && !ntlb && first > C) first = static_cast<int32_t>(C);
+  if (balance_density == BalanceDensity::kept && !ntlb && first > C) first = static_cast<int32_t>(C);
   if (lane == 0 && e == 0) {
     z[b] = squares;
     whole[b] = tokens;
@@ -288,13 +288,14 @@ static Router<T> router_of(const Context& ctx, const RouteArgs& args) {
   r.density = static_cast<T*>(args.density), r.logits = static_cast<T*>(args.logits);
   r.second_density = static_cast<T*>(args.second_density);
   r.B = args.B, r.N = args.N, r.E = args.E, r.K = args.K, r.C = args.C;
-  r.groups = args.groups, r.top_groups = args.top_groups;
+  r.routing_groups = args.routing_groups, r.top_groups = args.top_groups;
   r.tile = tile_tokens(args.K, args.E), r.tiles = ceil_div(args.N, r.tile);
   r.sample = sample_of(ctx, args.seed, args.step), r.gumbel_sample = sample_of(ctx, args.seed, args.gumbel_step);
   r.second_place_sample = sample_of(ctx, args.seed, args.second_place_step);
   r.numbers = RouterNumbers<T>::of(args);
-  r.noisy = args.noisy, r.soft = args.differentiable_topk, r.density_assigned = args.density_assigned;
-  r.samples = args.samples, r.ntlb = args.ntlb, r.importance = args.importance;
+  r.noise_gates = args.noise_gates, r.differentiable_topk = args.differentiable_topk;
+  r.balance_density = args.balance_density, r.sample_experts = args.sample_experts;
+  r.ntlb = args.ntlb, r.importance = args.importance;
   return r;
 }
 
@@ -334,13 +335,13 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
   const int64_t work = args.B * r.tiles, tokens = args.B * args.N;
   const int64_t parts = min_of(ceil_div(args.B * args.E, kBlock / kWarp), kScanGrid);
   Scratch<int32_t> count(ctx, work * args.K * args.E), counted(ctx, work);
-  Scratch<int32_t> order(ctx, args.prioritized ? tokens : 0), taken(ctx, args.ntlb ? args.B * args.E : 0);
+  Scratch<int32_t> order(ctx, args.batch_prioritized ? tokens : 0), taken(ctx, args.ntlb ? args.B * args.E : 0);
   Scratch<double> prob_sum(ctx, work * args.E), z_sum(ctx, work), balance(ctx, parts), z(ctx, args.B);
   Scratch<int64_t> whole(ctx, args.B);
-  Scratch<T> keys(ctx, args.groups > 1 ? tokens * args.E : 0), others(ctx, args.second_density ? tokens : 0);
-  r.keys = args.groups > 1 ? keys.get() : nullptr;
+  Scratch<T> keys(ctx, args.routing_groups > 1 ? tokens * args.E : 0), others(ctx, args.second_density ? tokens : 0);
+  r.keys = args.routing_groups > 1 ? keys.get() : nullptr;
   r.others = args.second_density ? others.get() : nullptr;
-  r.order = args.prioritized ? order.get() : nullptr, r.taken = taken.get();
+  r.order = args.batch_prioritized ? order.get() : nullptr, r.taken = taken.get();
   r.count = count.get(), r.counted = counted.get(), r.prob_sum = prob_sum.get(), r.z_sum = z_sum.get();
   r.balance = balance.get(), r.z = z.get(), r.whole = whole.get();
   choose(ctx, args, r);

@@ -17,7 +17,7 @@ struct LogitsGradient {
   T* dl;
   int64_t B, N, E, K;
   ScoreGradient<T> no_scores;  // the sums before the first
-  bool noisy, training, soft, sigmoids, importance;
+  bool noise_gates, training, differentiable_topk, sigmoids, importance;
   UnmaskedTokens unmasked;
   Stream::ErrorFlag* error_flag;
 
@@ -59,11 +59,12 @@ struct LogitsGradient {
     const T* s = probs + t * E;
     const SoftTopk<T> soft_topk(E, K, lane);
     T a[kSoftTopkIterations + 1] = {};
-    if (soft) soft_topk.descend(s, a);
+    if (differentiable_topk) soft_topk.descend(s, a);
     through_gates(
-        t, lane, [&](int32_t e) { return soft ? SoftTopk<T>::score(s[e], a[kSoftTopkIterations]) : s[e]; },
+        t, lane,
+        [&](int32_t e) { return differentiable_topk ? SoftTopk<T>::score(s[e], a[kSoftTopkIterations]) : s[e]; },
         [&](int32_t e, T gradient) { ds[e] += gradient; });
-    if (soft) soft_topk.backward(s, a, ds);
+    if (differentiable_topk) soft_topk.backward(s, a, ds);
   }
 
   // ds [E] += gradient of the probabilities of token t through the loss of second places
@@ -108,7 +109,7 @@ struct LogitsGradient {
     // The noise is in s, not in l.
     const double upstream = losses.z() * 2 / static_cast<double>(counts.whole);
     const T scale = static_cast<T>(upstream * static_cast<double>(lse[t]));
-    for (int64_t e = lane; e < E; e += kWarp) row[e] += scale * (noisy ? exp_of(l[e] - lse[t]) : s[e]);
+    for (int64_t e = lane; e < E; e += kWarp) row[e] += scale * (noise_gates ? exp_of(l[e] - lse[t]) : s[e]);
   }
 };
 
@@ -122,7 +123,8 @@ static LogitsGradient<T> gradient_of(const Context& ctx, const RouteBackwardArgs
   g.density = values(args.density), g.second_density = values(args.second_density);
   g.B = args.B, g.N = args.N, g.E = args.E, g.K = args.K;
   g.no_scores = {args.gate_normalization, static_cast<T>(args.eps)};
-  g.importance = args.importance, g.noisy = args.noisy, g.training = args.training, g.soft = args.differentiable_topk;
+  g.importance = args.importance, g.noise_gates = args.noise_gates, g.training = args.training;
+  g.differentiable_topk = args.differentiable_topk;
   g.sigmoids = is_sigmoid(args.score_function);
   g.error_flag = stream_of(ctx).error_flag();
   return g;

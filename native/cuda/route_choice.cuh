@@ -19,10 +19,11 @@ struct Router {
   int32_t *expert_index, *kept, *position;
   int32_t *assignment, *row_of;  // both or none
   T *gate, *weight, *probs, *lse, *density, *second_density, *logits;
-  int64_t B, N, E, K, C, groups, top_groups, tile, tiles;  // tiles of `tile` tokens in each sequence
+  int64_t B, N, E, K, C, routing_groups, top_groups, tile, tiles;  // tiles of `tile` tokens in each sequence
   Sample sample, gumbel_sample, second_place_sample;
   RouterNumbers<T> numbers;
-  bool noisy, soft, density_assigned, samples, ntlb, importance;
+  bool noise_gates, differentiable_topk, sample_experts, ntlb, importance;
+  BalanceDensity balance_density;
   // Scratch
   T* keys;           // [B, N, E] what experts are chosen by; null unless there are groups
   int32_t* count;    // [B, tiles, K, E] routed assignments of a tile, later those of the sequence that come before
@@ -103,9 +104,9 @@ __device__ void Router<T>::probabilities(int64_t t, int lane) const {
   if (numbers.second_place_prob > 0) use_second_place(t, lane);
   const T* l = logits + t * E;
   T* s = probs + t * E;
-  const T clean = softmax_row(l, noisy ? nullptr : s, E, lane);
+  const T clean = softmax_row(l, noise_gates ? nullptr : s, E, lane);
   if (lane == 0) lse[t] = clean;
-  if (!noisy) return;
+  if (!noise_gates) return;
   for (int64_t e = lane; e < E; e += kWarp) s[e] = numbers.noisy(l[e], gumbel_uniform(t * E + e));
   softmax_row(s, s, E, lane);
 }
@@ -121,13 +122,13 @@ __device__ T Router<T>::key(int64_t t, int64_t e) const {
 template <class T>
 __device__ void Router<T>::keep_top_groups(int64_t t, int lane) const {
   T* row = keys + t * E;
-  const int64_t size = E / groups;
-  for (int64_t g = lane; g < groups; g += kWarp)
+  const int64_t size = E / routing_groups;
+  for (int64_t g = lane; g < routing_groups; g += kWarp)
     for (int64_t e = g * size; e < (g + 1) * size; ++e) row[e] = key(t, e);
   const auto score = [&](int64_t g) { return group_score(row + g * size, size); };
   Entry<T> last = before_all<T>();
-  for (int64_t i = 0; i < top_groups; ++i) last = warp_first(first_after(last, groups, lane, kWarp, score));
-  for (int64_t g = lane; g < groups; g += kWarp) {
+  for (int64_t i = 0; i < top_groups; ++i) last = warp_first(first_after(last, routing_groups, lane, kWarp, score));
+  for (int64_t g = lane; g < routing_groups; g += kWarp) {
     if (!before(last, Entry<T>{score(g), static_cast<int32_t>(g)})) continue;
     for (int64_t e = g * size; e < (g + 1) * size; ++e) row[e] = -static_cast<T>(INFINITY);
   }
@@ -151,18 +152,19 @@ __device__ void Router<T>::choose(int64_t t, int lane) const {
   T a = 0, total = 0;
   __syncwarp();  // the keys of a group come from entries of other lanes
   if (keys) keep_top_groups(t, lane);
-  const int32_t forced = samples ? sampled(t, numbers.temperature, lane) : -1;
-  if (soft) a = SoftTopk<T>(E, K, lane).descend(s, nullptr);
+  const int32_t forced = sample_experts ? sampled(t, numbers.router_temperature, lane) : -1;
+  if (differentiable_topk) a = SoftTopk<T>(E, K, lane).descend(s, nullptr);
   __syncwarp();  // the gates come from entries of other lanes
   Entry<T> entry = before_all<T>();
   for (int64_t k = 0; k < K; ++k) {
     entry = warp_first(first_after(entry, E, lane, kWarp, [&](int64_t e) {
       if (e == forced) return static_cast<T>(INFINITY);
-      if (!soft) return keys ? keys[t * E + e] : key(t, e);
+      if (!differentiable_topk) return keys ? keys[t * E + e] : key(t, e);
       const T c = SoftTopk<T>::score(s[e], a);
       return s[e] * (c + (T(1) - c));
     }));
-    const T score = soft ? SoftTopk<T>::score(s[entry.index], a) : numbers.score(l[entry.index], s[entry.index]);
+    const T score =
+        differentiable_topk ? SoftTopk<T>::score(s[entry.index], a) : numbers.score(l[entry.index], s[entry.index]);
     // The best of a token that has one expert is assignment 1, and the others are not used.
     const bool one = partial(t) && K > 1, unused = partial(t) && (one ? k != 0 : true);
     const int64_t place = one && k < 2 ? 1 - k : k;

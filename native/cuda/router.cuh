@@ -35,7 +35,7 @@ __device__ static inline T softmax_row(const T* x, T* y, int64_t E, int lane) {
 template <class T>
 struct Losses {
   T *balance, *z, *total;
-  double balance_coef, z_coef;
+  double balance_loss_coef, router_z_loss_coef;
   bool training;
 
   template <class Args>
@@ -43,15 +43,15 @@ struct Losses {
     return {static_cast<T*>(args.balance_loss),
             static_cast<T*>(args.z_loss),
             static_cast<T*>(args.total_loss),
-            args.balance_coef,
-            args.z_coef,
+            args.balance_loss_coef,
+            args.router_z_loss_coef,
             args.training != 0};
   }
   __device__ void write(double balance_value, double z_value) const {
     if (!training) balance_value = z_value = 0;
     *balance = static_cast<T>(balance_value);
     *z = static_cast<T>(z_value);
-    *total = training ? static_cast<T>(balance_coef * balance_value + z_coef * z_value) : T(0);
+    *total = training ? static_cast<T>(balance_loss_coef * balance_value + router_z_loss_coef * z_value) : T(0);
   }
 };
 
@@ -59,15 +59,15 @@ struct Losses {
 template <class T>
 struct LossGradients {
   const T *dbalance, *dz, *dtotal;
-  double balance_coef, z_coef;
+  double balance_loss_coef, router_z_loss_coef;
 
   template <class Args>
   static LossGradients of(const Args& args) {
     return {static_cast<const T*>(args.dbalance_loss), static_cast<const T*>(args.dz_loss),
-            static_cast<const T*>(args.dtotal_loss), args.balance_coef, args.z_coef};
+            static_cast<const T*>(args.dtotal_loss), args.balance_loss_coef, args.router_z_loss_coef};
   }
-  __device__ double balance() const { return value(dbalance) + balance_coef * value(dtotal); }
-  __device__ double z() const { return value(dz) + z_coef * value(dtotal); }
+  __device__ double balance() const { return value(dbalance) + balance_loss_coef * value(dtotal); }
+  __device__ double z() const { return value(dz) + router_z_loss_coef * value(dtotal); }
   __device__ static double value(const T* p) { return p ? static_cast<double>(*p) : 0; }
 };
 

@@ -147,7 +147,7 @@ export default [
   {
     name: 'sampled-expert-without-temperature',
     file: 'native/cpu/route.cc',
-    from: 'sample(t, numbers.temperature, noise) : -1;',
+    from: 'sample(t, numbers.router_temperature, noise) : -1;',
     to: 'sample(t, T(1), noise) : -1;',
     breaks: 'routerTemperature does not count',
     tests: ['ops_test'],

@@ -4,7 +4,7 @@ export default [
   {
     name: 'load-counts-dropped-tokens',
     file: 'native/cuda/route.cu',
-    from: '  if (!density_assigned && !ntlb && first > C) first = static_cast<int32_t>(C);\n',
+    from: '  if (balance_density == BalanceDensity::kept && !ntlb && first > C) first = static_cast<int32_t>(C);\n',
     to: '',
     breaks: 'the load-balancing loss counts dropped top-1 assignments',
     tests: ['simt/ops_test.route.forward'],

@@ -103,16 +103,17 @@ class RouteReference {
 
   // −∞ for the keys of experts that are not in the top groups.
   void keep_top_groups(Values& key) {
-    const int64_t size = a.E / a.groups;
+    const int64_t size = a.E / a.routing_groups;
     Values score;
-    for (int64_t g = 0; g < a.groups; ++g) {
+    for (int64_t g = 0; g < a.routing_groups; ++g) {
       Values group(key.begin() + g * size, key.begin() + (g + 1) * size);
       std::sort(group.rbegin(), group.rend());
       score.push_back(group[0] + (size > 1 ? group[1] : 0));
     }
     const Order order = falling(score);
-    for (int64_t i = a.top_groups; i < a.groups; ++i) std::fill_n(key.begin() + order[i] * size, size, -INFINITY);
-    if (a.top_groups < a.groups) decide(score[order[a.top_groups - 1]] - score[order[a.top_groups]]);
+    for (int64_t i = a.top_groups; i < a.routing_groups; ++i)
+      std::fill_n(key.begin() + order[i] * size, size, -INFINITY);
+    if (a.top_groups < a.routing_groups) decide(score[order[a.top_groups - 1]] - score[order[a.top_groups]]);
   }
 
   // What the experts of a token are chosen by, from its logits and its scores.
@@ -120,8 +121,8 @@ class RouteReference {
     const bool after = of_logits();
     Values key = after ? l : score;
     for (int64_t e = 0; p.has("expert_bias") && e < a.E; ++e) key[e] += p["expert_bias"][e];
-    const int64_t forced = a.samples ? sampled(t, l, a.temperature) : -1;
-    if (a.groups > 1) keep_top_groups(key);
+    const int64_t forced = a.sample_experts ? sampled(t, l, a.router_temperature) : -1;
+    if (a.routing_groups > 1) keep_top_groups(key);
     if (forced >= 0) key[forced] = 1e30;
     return key;
   }
@@ -135,7 +136,7 @@ class RouteReference {
     for (int64_t e = 0; e < a.E; ++e)
       for (int64_t d = 0; d < a.D; ++d) l[e] += x[t * a.D + d] * w[e * a.D + d];
     if (a.second_place_prob > 0) use_second_place(t, l);
-    const Values noisy = a.noisy ? disturbed(t, l, a.noise_mult) : l;
+    const Values noisy = a.noise_gates ? disturbed(t, l, a.noise_mult) : l;
     const double lse = log_sum_exp(l), noisy_lse = log_sum_exp(noisy);
     for (int64_t e = 0; e < a.E; ++e) s[e] = std::exp(noisy[e] - noisy_lse);
     std::copy(l.begin(), l.end(), p["logits"].begin() + t * a.E);
@@ -199,7 +200,7 @@ class RouteReference {
   // The tokens of a sequence in the order of the slots.
   Order slot_order(int64_t b) {
     Values first(a.N);
-    for (int64_t n = 0; a.prioritized && n < a.N; ++n) first[n] = weight[(b * a.N + n) * a.K];
+    for (int64_t n = 0; a.batch_prioritized && n < a.N; ++n) first[n] = weight[(b * a.N + n) * a.K];
     const Order order = falling(first);
     for (int64_t n = 0; n + 1 < a.N; ++n)
       if (const double gap = first[order[n]] - first[order[n + 1]]; gap > 0) decide(gap);
@@ -215,7 +216,8 @@ class RouteReference {
         const bool routed = kept[i] != 0, dispatched = routed && used[e] < a.C && !(a.ntlb && has_slot[n]);
         has_slot[n] |= dispatched;
         if (a.ntlb) density[b * a.E + e] += static_cast<double>(routed) / static_cast<double>(a.K);
-        if (!a.ntlb && k == 0) density[b * a.E + e] += a.density_assigned ? routed : dispatched;
+        if (!a.ntlb && k == 0)
+          density[b * a.E + e] += a.balance_density == BalanceDensity::assigned ? routed : dispatched;
         if (k == 1 && importance(t) != 0) second_density[b * a.E + e] += 1;
         kept[i] = dispatched;
         position[i] = dispatched ? static_cast<double>(used[e]++) : -1;
@@ -239,7 +241,8 @@ class RouteReference {
     }
     balance *= a.training ? static_cast<double>(a.E) / std::max(1.0, sequences) : 0;
     const double z = a.training ? z_ / std::max(1.0, whole_) : 0;
-    p["balance_loss"] = {balance}, p["z_loss"] = {z}, p["total_loss"] = {a.balance_coef * balance + a.z_coef * z};
+    p["balance_loss"] = {balance}, p["z_loss"] = {z},
+    p["total_loss"] = {a.balance_loss_coef * balance + a.router_z_loss_coef * z};
   }
 
   const RouteArgs& a;

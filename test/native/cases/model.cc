@@ -158,18 +158,25 @@ void Model::routers() const {
                             .seed = 1,
                             .step = 1,
                             .eps = 1e-9,
-                            .balance_coef = 1e-2,
-                            .z_coef = 1e-3,
+                            .balance_loss_coef = 1e-2,
+                            .router_z_loss_coef = 1e-3,
                             .training = 1,
-                            .groups = 1,
+                            .routing_groups = 1,
                             .top_groups = 1});
   for (const char* name :
        {"uniforms", "gumbel_uniforms", "second_place_uniforms", "expert_bias", "mask", "second_density"})
     c.without(name);
   c.fill([](Problem& p) { std::fill(p["threshold"].begin(), p["threshold"].end(), 0.2); });
   backward(Case(c), RouteBackwardArgs{}).without("dx_sum").without("dbalance_loss").without("dz_loss");
-  const ExpertChoiceArgs choice{
-      .dtype = kFloat, .B = B, .N = N, .D = D, .E = E, .C = C, .balance_coef = 1e-2, .z_coef = 1e-3, .training = 1};
+  const ExpertChoiceArgs choice{.dtype = kFloat,
+                                .B = B,
+                                .N = N,
+                                .D = D,
+                                .E = E,
+                                .C = C,
+                                .balance_loss_coef = 1e-2,
+                                .router_z_loss_coef = 1e-3,
+                                .training = 1};
   backward(Case(bytes(choice).without("mask")), ExpertChoiceBackwardArgs{}).without("dx_sum");
   bytes(RouterStatisticsArgs{.dtype = kFloat, .B = B, .N = N, .K = K, .E = E, .C = C, .S = router_statistics_size(E)})
       .fill(placed(s))

@@ -33,13 +33,13 @@ RouteArgs sizes(int64_t B, int64_t N, int64_t D, int64_t E, int64_t K, int64_t C
           .seed = 12345678901234567,
           .gumbel_step = 2,
           .second_place_step = 4,
-          .temperature = 1.5,
+          .router_temperature = 1.5,
           .noise_mult = 0.75,
           .eps = 1e-9,
-          .balance_coef = 0.5,
-          .z_coef = 0.25,
+          .balance_loss_coef = 0.5,
+          .router_z_loss_coef = 0.25,
           .training = 1,
-          .groups = 1,
+          .routing_groups = 1,
           .top_groups = 1};
 }
 
@@ -96,7 +96,7 @@ Case& add_forward(Table& table, const std::string& name, const Router& router, D
   if (!(router.special & kMask)) c.without("mask");
   if (!router.biased) c.without("expert_bias");
   if (!router.second_loss) c.without("second_density");
-  const int64_t sorting = 2 * args.prioritized + (args.ntlb ? 3 * args.K - 1 : 0);
+  const int64_t sorting = 2 * args.batch_prioritized + (args.ntlb ? 3 * args.K - 1 : 0);
   c.launches(6 + sorting + (args.gate_normalization == GateNormalization::kept));
   return c.tolerance(8 * slack(args), 4 * slack(args)).loose("lse", 10).on_threads({1, 2, 3, 7, 64});
 }
@@ -140,6 +140,7 @@ Router with(Router router, Change&& change) {
 
 std::vector<std::pair<std::string, Router>> routers() {
   constexpr auto kept = GateNormalization::kept, none = GateNormalization::none;
+  constexpr auto assigned = BalanceDensity::assigned;
   std::vector<std::pair<std::string, Router>> all;
   const auto add = [&](const char* name, const RouteArgs& args, const Values& threshold, auto&& change) {
     all.push_back({name, with({args, threshold}, [&](Router& r) { change(r, r.args); })});
@@ -161,19 +162,19 @@ std::vector<std::pair<std::string, Router>> routers() {
   add("no capacity", sizes(2, 5, 6, 4, 2, 0), two, plain);
   add("masked", sizes(3, 9, 6, 4, 2, 3), two, [](Router& r, A&) { r.special = kMask; });
   add("masked, assigned, noisy", sizes(3, 9, 6, 4, 2, 3), two,
-      [](Router& r, A& a) { r.special = kMask, a.noisy = a.density_assigned = 1; });
-  add("noisy", small, two, [](Router&, A& a) { a.noisy = 1; });
-  add("noisy, drawn", sizes(2, 131, 4, 3, 2, 60), two, [](Router& r, A& a) { r.special = kDrawn, a.noisy = 1; });
+      [](Router& r, A& a) { r.special = kMask, a.noise_gates = 1, a.balance_density = assigned; });
+  add("noisy", small, two, [](Router&, A& a) { a.noise_gates = 1; });
+  add("noisy, drawn", sizes(2, 131, 4, 3, 2, 60), two, [](Router& r, A& a) { r.special = kDrawn, a.noise_gates = 1; });
   add("differentiable top-k", sizes(2, 9, 6, 8, 2, 4), two, [](Router&, A& a) { a.differentiable_topk = 1; });
   add("differentiable top-k, noisy", sizes(1, 12, 6, 12, 3, 4), {0, 0.2, 0.2},
-      [](Router& r, A& a) { a.differentiable_topk = a.noisy = 1, r.spread = 1; });
+      [](Router& r, A& a) { a.differentiable_topk = a.noise_gates = 1, r.spread = 1; });
   add("differentiable top-k, 40 experts", sizes(1, 9, 6, 40, 3, 4), {0, 0.2, 0.2},
       [](Router& r, A& a) { a.differentiable_topk = 1, r.spread = 3; });
   add("saturated top-k", sizes(1, 9, 6, 2, 2, 4), two, [](Router&, A& a) { a.differentiable_topk = 1; });
   add("evaluation", small, two, [](Router&, A& a) { a.training = 0; });
   add("collapse", sizes(2, 12, 6, 4, 2, 4), two, [](Router& r, A&) { r.special = kCollapse; });
   add("collapse, assigned", sizes(2, 12, 6, 4, 2, 4), two,
-      [](Router& r, A& a) { r.special = kCollapse, a.density_assigned = 1; });
+      [](Router& r, A& a) { r.special = kCollapse, a.balance_density = assigned; });
   add("gates not normalised", sizes(2, 10, 6, 5, 3, 4), three, [](Router&, A& a) { a.gate_normalization = none; });
   add("gates not normalised, masked, soft", sizes(3, 9, 6, 6, 2, 4), two,
       [](Router& r, A& a) { r.special = kMask, a.gate_normalization = none, a.differentiable_topk = 1; });
@@ -184,32 +185,32 @@ std::vector<std::pair<std::string, Router>> routers() {
   add("second expert never", small, {0, 0}, [](Router&, A& a) { a.second_policy = SecondPolicy::none; });
   add("second expert by threshold", sizes(2, 9, 6, 4, 3, 4), {0, 0.3, 0.1},
       [](Router&, A& a) { a.second_policy = SecondPolicy::threshold, a.gate_normalization = kept; });
-  add("prioritized", sizes(2, 12, 6, 4, 2, 4), {0, 0.3}, [](Router&, A& a) { a.prioritized = 1; });
+  add("prioritized", sizes(2, 12, 6, 4, 2, 4), {0, 0.3}, [](Router&, A& a) { a.batch_prioritized = 1; });
   add("prioritized, masked, kept gates normalised", sizes(3, 70, 6, 4, 2, 9), two,
-      [](Router& r, A& a) { r.special = kMask, a.prioritized = 1, a.gate_normalization = kept; });
+      [](Router& r, A& a) { r.special = kMask, a.batch_prioritized = 1, a.gate_normalization = kept; });
   add("prioritized top-1, not normalised", sizes(2, 40, 6, 4, 1, 4), {0},
-      [](Router&, A& a) { a.prioritized = 1, a.gate_normalization = none; });
+      [](Router&, A& a) { a.batch_prioritized = 1, a.gate_normalization = none; });
   const auto ntlb = [](A& a) { a.ntlb = 1, a.second_policy = SecondPolicy::all, a.gate_normalization = none; };
   add("no token left behind", sizes(2, 40, 6, 5, 3, 4), {0, 0, 0}, [=](Router&, A& a) { ntlb(a); });
   add("no token left behind, masked, prioritized", sizes(3, 40, 6, 5, 4, 4), {0, 0, 0, 0},
-      [=](Router& r, A& a) { ntlb(a), r.special = kMask, a.prioritized = 1; });
+      [=](Router& r, A& a) { ntlb(a), r.special = kMask, a.batch_prioritized = 1; });
   const auto importance = [](Router& r, A& a) { r.special = kMask, a.importance = 1; };
   add("importance", sizes(3, 20, 6, 4, 2, 4), {0, 0.3},
-      [=](Router& r, A& a) { importance(r, a), a.density_assigned = 1; });
+      [=](Router& r, A& a) { importance(r, a), a.balance_density = assigned; });
   add("importance, three choices, soft", sizes(3, 20, 6, 5, 3, 4), three,
       [=](Router& r, A& a) { importance(r, a), a.differentiable_topk = 1; });
   add("importance, kept gates normalised, prioritized", sizes(3, 20, 6, 5, 3, 4), three,
-      [=](Router& r, A& a) { importance(r, a), a.gate_normalization = kept, a.prioritized = 1; });
+      [=](Router& r, A& a) { importance(r, a), a.gate_normalization = kept, a.batch_prioritized = 1; });
   add("importance, top-1", sizes(3, 20, 6, 5, 1, 4), {0},
       [=](Router& r, A& a) { importance(r, a), a.gate_normalization = none; });
   add("importance, no token left behind", sizes(3, 20, 6, 5, 3, 4), {0, 0, 0},
       [=](Router& r, A& a) { importance(r, a), ntlb(a); });
   add("loss of second places", sizes(2, 20, 6, 4, 2, 4), {0, 0.3}, [](Router& r, A&) { r.second_loss = true; });
   add("loss of second places, importance", sizes(3, 20, 6, 70, 3, 4), {0, 0.3, 0.3},
-      [=](Router& r, A& a) { importance(r, a), a.density_assigned = 1, r.second_loss = true, r.spread = 4; });
-  add("sampled", sizes(2, 20, 6, 40, 2, 4), {0, 0.3}, [](Router& r, A& a) { a.samples = 1, r.spread = 4; });
+      [=](Router& r, A& a) { importance(r, a), a.balance_density = assigned, r.second_loss = true, r.spread = 4; });
+  add("sampled", sizes(2, 20, 6, 40, 2, 4), {0, 0.3}, [](Router& r, A& a) { a.sample_experts = 1, r.spread = 4; });
   add("sampled top-1, drawn", sizes(2, 20, 6, 4, 1, 4), {0},
-      [](Router& r, A& a) { a.samples = 1, r.special = kDrawn, a.gate_normalization = none; });
+      [](Router& r, A& a) { a.sample_experts = 1, r.special = kDrawn, a.gate_normalization = none; });
   add("second place", sizes(2, 20, 6, 40, 2, 4), {0, 0.3},
       [](Router& r, A& a) { a.second_place_prob = 0.5, a.second_place_temperature = -1, r.spread = 4; });
   add("second place, sampled, drawn", sizes(2, 20, 6, 5, 2, 4), {0, 0.3},
@@ -223,7 +224,8 @@ std::vector<std::pair<std::string, Router>> routers() {
     a.score_function = sigmoid, r.biased = true, r.special = kMask, a.gate_normalization = none;
   });
   add("sigmoid, top groups, biased choice", sizes(2, 9, 6, 12, 4, 4), {0, 0.1, 0.1, 0.1}, [](Router& r, A& a) {
-    a.score_function = sigmoid, r.biased = true, a.groups = 4, a.top_groups = 2, a.second_policy = SecondPolicy::all;
+    a.score_function = sigmoid, r.biased = true, a.routing_groups = 4, a.top_groups = 2,
+    a.second_policy = SecondPolicy::all;
   });
   add("sigmoid after top-k", sizes(2, 9, 6, 5, 2, 4), two,
       [](Router&, A& a) { a.score_function = ScoreFunction::sigmoid_after_topk, a.gate_normalization = none; });
@@ -231,9 +233,9 @@ std::vector<std::pair<std::string, Router>> routers() {
     a.score_function = ScoreFunction::softmax_after_topk, r.biased = true, a.gate_normalization = kept;
   });
   add("top groups of one expert, noisy", sizes(2, 9, 6, 6, 2, 4), two,
-      [](Router&, A& a) { a.groups = 6, a.top_groups = 3, a.noisy = 1; });
+      [](Router&, A& a) { a.routing_groups = 6, a.top_groups = 3, a.noise_gates = 1; });
   add("top groups of 40 experts", sizes(1, 9, 6, 80, 3, 4), {0, 0.2, 0.1},
-      [](Router& r, A& a) { a.groups = 2, r.spread = 3; });
+      [](Router& r, A& a) { a.routing_groups = 2, r.spread = 3; });
   for (const auto& [B, N] : {std::pair<int64_t, int64_t>{0, 5}, {3, 0}})
     add("without tokens", sizes(B, N, 6, 4, 2, 4), {0, 0.3}, plain);
   return all;
@@ -257,7 +259,7 @@ void add_large(Table& table) {
   for (const auto& [name, args, soft] : all) {
     if (small() && args.B * args.N * args.E > 5000) continue;
     Router router{args, Values(args.K, 0.01), 0, 2, 0};
-    router.args.differentiable_topk = router.args.noisy = soft;
+    router.args.differentiable_topk = router.args.noise_gates = soft;
     add_router(table, name, router, DType::f64);
   }
 }
@@ -272,14 +274,15 @@ void add_random(Table& table, int rounds) {
         sizes(draw(1, 3), draw(1, 80), draw(1, 20), E, draw(1, std::min<int64_t>(E, 4)), draw(1, 20)), {}, 0, 2, 0};
     RouteArgs& a = r.args;
     r.threshold.assign(a.K, static_cast<double>(draw(0, 9)) / 10);
-    for (int32_t* flag : {&a.noisy, &a.differentiable_topk, &a.density_assigned}) *flag = draw(0, 2) == 0;
+    for (int32_t* flag : {&a.noise_gates, &a.differentiable_topk}) *flag = draw(0, 2) == 0;
+    a.balance_density = draw(0, 2) == 0 ? BalanceDensity::assigned : BalanceDensity::kept;
     a.training = draw(0, 2) != 0;
     for (const int special : {kMask, kDrawn, kCollapse})
       if (draw(0, 2) == 0) r.special |= special;
     const int64_t groups = draw(1, 4);
     r.biased = draw(0, 2) == 0;
-    if (E % groups == 0) a.groups = groups, a.top_groups = draw((a.K * groups + E - 1) / E, groups);
-    if (!a.noisy && !a.differentiable_topk)
+    if (E % groups == 0) a.routing_groups = groups, a.top_groups = draw((a.K * groups + E - 1) / E, groups);
+    if (!a.noise_gates && !a.differentiable_topk)
       a.score_function = static_cast<ScoreFunction>(draw(0, kScoreFunctionCount - 1));
     a.second_policy = static_cast<SecondPolicy>(draw(0, kSecondPolicyCount - 1));
     a.gate_normalization = static_cast<GateNormalization>(draw(0, kGateNormalizationCount - 1));

@@ -153,7 +153,8 @@ void expert_choice_loop(const ExpertChoiceArgs& a, Problem& p) {
   }
   if (a.over_experts || !a.training) balance = 0;
   z = a.training && tokens > 0 ? z / double(tokens) : 0;
-  p["balance_loss"] = {balance}, p["z_loss"] = {z}, p["total_loss"] = {a.balance_coef * balance + a.z_coef * z};
+  p["balance_loss"] = {balance}, p["z_loss"] = {z},
+  p["total_loss"] = {a.balance_loss_coef * balance + a.router_z_loss_coef * z};
 }
 
 // The selection stays fixed; test/gradcheck.test.ts compares with differences.
@@ -163,7 +164,7 @@ void expert_choice_backward_loop(const ExpertChoiceBackwardArgs& a, Problem& p) 
   double tokens = 0;
   std::vector<double> real(at(a.B)), ds(s.size()), mean(at(a.B * a.E));
   for (int64_t t = 0; t < a.B * a.N; ++t) tokens += !masked(t), real[at(t / a.N)] += !masked(t);
-  const double upstream = p["dbalance_loss"][0] + a.balance_coef * p["dtotal_loss"][0];
+  const double upstream = p["dbalance_loss"][0] + a.balance_loss_coef * p["dtotal_loss"][0];
   for (int64_t i = 0; i < a.B * a.N * a.E; ++i) {
     const int64_t t = i / a.E, b = t / a.N;
     if (masked(t)) continue;
@@ -183,7 +184,7 @@ void expert_choice_backward_loop(const ExpertChoiceBackwardArgs& a, Problem& p) 
     }
     double dl = s[at(i)] * (ds[at(i)] - inner);
     if (a.training)
-      dl += (p["dz_loss"][0] + a.z_coef * p["dtotal_loss"][0]) * 2 / tokens * p["lse"][at(t)] *
+      dl += (p["dz_loss"][0] + a.router_z_loss_coef * p["dtotal_loss"][0]) * 2 / tokens * p["lse"][at(t)] *
             std::exp(p["logits"][at(i)] - p["lse"][at(t)]);
     for (int64_t d = 0; d < a.D; ++d) {
       p[p.has("dx_sum") ? "dx_sum" : "dx"][at(t * a.D + d)] += dl * w[at(e * a.D + d)];
@@ -335,7 +336,8 @@ void add_expert_choice(Table& table) {
         for (const bool masks : {false, true}) {
           const auto options = [&](auto args) {
             args.dtype = dtype, args.B = B, args.N = N, args.D = D, args.E = E;
-            args.balance_coef = 0.5, args.z_coef = 0.25, args.over_experts = over_experts, args.training = C != 80;
+            args.balance_loss_coef = 0.5, args.router_z_loss_coef = 0.25, args.over_experts = over_experts,
+            args.training = C != 80;
             return args;
           };
           Case& f = table.add(options(ExpertChoiceArgs{.C = C})).fill(mask_some).tolerance(4, 8);
