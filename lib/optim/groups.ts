@@ -78,11 +78,6 @@ const groupOf = (params: readonly Parameter[], options: object): ParameterGroup 
     Object.defineProperty({ ...options }, 'params', { value: Object.freeze(params), enumerable: true }),
   ) as ParameterGroup
 
-/** The options of a group without its parameters. */
-export function optionsIn({ params: _, ...options }: ParameterGroup): object {
-  return options
-}
-
 const same = (a: unknown, b: unknown): boolean =>
   Object.is(a, b) ||
   (Array.isArray(a) && Array.isArray(b) && a.length === b.length && a.every((value, i) => Object.is(value, b[i])))
