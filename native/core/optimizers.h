@@ -102,7 +102,9 @@ template <class Args>
 static inline UpdateOperands operands_of(const Args& a) {
   return {a.p, a.g, a.p_packed};
 }
-static inline UpdateOperands operands_of(const EmaArgs& a) { return {a.average, a.p, nullptr}; }
+static inline UpdateOperands operands_of(const EmaArgs& a) {
+  return {a.average, a.p, nullptr};
+}
 
 // u = g / √v, or of matrices g / √(row · col / mean of row).
 struct AdafactorUpdate : AdafactorFactors {

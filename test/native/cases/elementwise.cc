@@ -246,8 +246,7 @@ void lion(const LionArgs& a, Problem& p) {
 }
 
 void ema(const EmaArgs& a, Problem& p) {
-  for (int64_t i = 0; i < a.size; ++i)
-    p["average"][i] = a.decay * p["average"][i] + (1 - a.decay) * p["p"][i];
+  for (int64_t i = 0; i < a.size; ++i) p["average"][i] = a.decay * p["average"][i] + (1 - a.decay) * p["p"][i];
 }
 
 double mean_square(const std::vector<double>& x) {
