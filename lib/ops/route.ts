@@ -60,22 +60,26 @@ function checkedSizes(op: string, x: Tensor, weight: Tensor, o: RouteValues): Si
   return { B, N, E, D: x.shape[2], K, C }
 }
 
+/** The options that the native code takes as they are. */
+const { balanceDensity, gateNormalization, scoreFunction, secondPlaceProb, secondPlaceTemperature, ...asGiven } =
+  topkOptions
+
 /** The options of the router for the native code, which knows them by the same names; a word is its index. */
 function settingsOf(o: RouteValues) {
   // A softmax of the K largest logits is the softmax of all, divided by the sum over the K.
-  const gateNormalization =
+  const normalization =
     o.scoreFunction === 'softmaxAfterTopk' && o.gateNormalization === 'none' ? 'topk' : o.gateNormalization
   return {
     training: o.training,
     ntlb: o.ntlb,
     importance: o.importance !== undefined,
     secondPolicy: secondPolicies.indexOf(o.ntlb ? 'all' : o.secondPolicy),
-    ...pick(o, lossOptions, topkOptions),
     secondPlaceProb: o.training ? o.secondPlaceProb : 0,
     secondPlaceTemperature: o.secondPlaceTemperature ?? -1,
     balanceDensity: balanceDensities.indexOf(o.balanceDensity),
-    gateNormalization: gateNormalizations.indexOf(gateNormalization),
+    gateNormalization: gateNormalizations.indexOf(normalization),
     scoreFunction: scoreFunctions.indexOf(o.scoreFunction),
+    ...pick(o, lossOptions, asGiven),
   }
 }
 
