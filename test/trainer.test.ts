@@ -3,7 +3,7 @@ import { conflictOf } from '../cli/trainer/conflict.js'
 import { entryOf } from '../cli/trainer/entry.js'
 import { modelSizes, type RunOptions, runFlags } from '../cli/trainer/options.js'
 import { textProgress } from '../cli/trainer/progress.js'
-import { CharacterTokenizer, LanguageModel } from '../language-model/index.js'
+import { Batches, CharacterTokenizer, heldOutLoss, LanguageModel } from '../language-model/index.js'
 import { weightBytes } from '../language-model/sizes.js'
 import { makeOptimizer, makeSchedule, TrainStep } from '../language-model/train-step.js'
 import { keep, MoEMonitor, manualSeed, noGrad, SGD, scope, type Tensor, tensor } from '../lib/index.js'
@@ -186,5 +186,25 @@ test('the defaults of a run', () => {
     batch: 16,
     lr: 0.004,
     'evaluate-every': 200,
+  })
+})
+
+describe('a text that is too short', () => {
+  const text = (length: number) => Int32Array.from({ length }, (_, i) => i % 5)
+
+  test('is refused by the batches: an epoch shifts its sequences', () => {
+    const options = { seed: 1, context: 8, batch: 2 }
+    expect(new Batches(text(16), options).at(0).target).toHaveLength(16)
+    expect(() => new Batches(text(15), options)).toThrow('[Batches] text must be an Int32Array of at least 16 tokens')
+    expect(() => new Batches([1, 2] as never, options)).toThrow(/got \[1, 2\]/)
+    expect(() => new Batches(text(16), { ...options, batch: 0 })).toThrow('batch must be an integer of at least 1')
+  })
+
+  test('is refused by the evaluation: the last token is a target', async () => {
+    using model = new LanguageModel({ tokenizer, context: 8, dim: 8, layers: 1, experts: 2, heads: 2 })
+    expect(await heldOutLoss(model.eval(), text(9))).toBeGreaterThan(0)
+    await expect(heldOutLoss(model, text(8))).rejects.toThrow(
+      '[heldOutLoss] text must have more tokens than the context of 8, got 8',
+    )
   })
 })
