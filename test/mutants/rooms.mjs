@@ -54,7 +54,7 @@ export default [
     from: 'if (metadata[idKey] === id) return',
     to: 'if (metadata[idKey] === id || id === undefined) return',
     breaks: 'the description of one run is read with the weights of another',
-    tests: ['test/cli-folder.test.ts'],
+    tests: ['test/generate.test.ts'],
   },
   {
     name: 'short-text-evaluated',
