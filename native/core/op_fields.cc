@@ -203,13 +203,15 @@ OpInfo describe(const char* name, bool by_hand) {
 }  // namespace
 
 const std::vector<OpInfo>& declared_ops() {
-  static const std::vector<OpInfo> ops = [] {
-    std::vector<OpInfo> made;
+  // Never freed: the threads of asynchronous calls may still run when the process exits.
+  static const std::vector<OpInfo>& ops = *[] {
+    auto* const list = new std::vector<OpInfo>;
+    std::vector<OpInfo>& made = *list;
 #define OP(Name, name) made.push_back(describe<Name##Args, &OpTable::name>(#name, false
 #define BY_HAND() || true
 #define END ));
 #include "core/op_list.inc"
-    return made;
+    return list;
   }();
   return ops;
 }
