@@ -1,6 +1,6 @@
 // Builds dist/ from lib, language-model and cli: one bundle of ES modules whose entries share chunks, so that there is one
 // copy of every class; the page of runs, for browsers; and a declaration file for each module. No source maps: the bundle
-// is readable, and they would double the size of the package. Arguments are options of tsc.
+// is readable, and they would be twice as large as it. Arguments are options of tsc.
 import { execFileSync } from 'node:child_process'
 import { chmodSync, copyFileSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'

@@ -205,13 +205,12 @@ OpInfo describe(const char* name, bool by_hand) {
 const std::vector<OpInfo>& declared_ops() {
   // Never freed: the threads of asynchronous calls may still run when the process exits.
   static const std::vector<OpInfo>& ops = *[] {
-    auto* const list = new std::vector<OpInfo>;
-    std::vector<OpInfo>& made = *list;
-#define OP(Name, name) made.push_back(describe<Name##Args, &OpTable::name>(#name, false
+    auto* const made = new std::vector<OpInfo>;
+#define OP(Name, name) made->push_back(describe<Name##Args, &OpTable::name>(#name, false
 #define BY_HAND() || true
 #define END ));
 #include "core/op_list.inc"
-    return list;
+    return made;
   }();
   return ops;
 }
