@@ -2,6 +2,7 @@ import { availableParallelism } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { defineConfig } from 'vitest/config'
 import { writeNativeOps } from './scripts/native-ops.mjs'
+import { exceptionsHere } from './test/support/exceptions.js'
 import { patience } from './test/support/patience.js'
 
 writeNativeOps() // of another branch, they could differ
@@ -13,10 +14,27 @@ const built = (folder: string, entry: string) => ({
 })
 const alias = process.env.ST_MOE_TEST_BUILT ? [built('lib', 'index'), built('language-model', 'language-model')] : []
 
+/** The folders whose tests start programs; those of any other folder test the library in their own process. */
+const processes = ['build', 'bench', 'cli', 'crash', 'cuda', 'docs', 'package', 'python'].map(
+  (folder) => `test/${folder}/**/*.test.ts`,
+)
+const exceptions = exceptionsHere()
+for (const { file, reason } of exceptions) console.log(`left out: ${file}: ${reason}`)
+
 export default defineConfig({
   resolve: { alias },
   test: {
-    include: ['test/**/*.test.ts'],
+    projects: [
+      {
+        extends: true,
+        test: {
+          name: 'library',
+          include: ['test/**/*.test.ts'],
+          exclude: [...processes, ...exceptions.map(({ file }) => file)],
+        },
+      },
+      { extends: true, test: { name: 'processes', include: processes } },
+    ],
     pool: 'forks',
     maxWorkers: availableParallelism(), // one less by default: half of two
     setupFiles: ['test/support/device.ts'],
