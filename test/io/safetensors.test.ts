@@ -30,9 +30,8 @@ import {
   tensor,
   zeros,
 } from '../../lib/index.js'
-import { runChild, sanitized } from '../support/child.js'
 import { damageBytes, damageHeader } from '../support/damage.js'
-import { Draw, runSeed } from '../support/numbers.js'
+import { Draw, long, runSeed } from '../support/numbers.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-safetensors-'))
 afterAll(() => rmSync(folder, { recursive: true }))
@@ -166,17 +165,6 @@ describe('what could not be read again is not written', () => {
     await expect(saveSafetensors(file, state, { metadata })).rejects.toMatchObject(refused)
     expect(readFileSync(file).equals(before)).toBe(true)
   })
-})
-
-// Its process loads to the CPU.
-test.skipIf(process.env.ST_MOE_TEST_DEVICE)('headers of 95 MB are refused with little memory', async () => {
-  const { code, stdout, stderr } = await runChild('long-headers.mjs', [file], {
-    nodeArgs: ['--max-old-space-size=512'],
-  })
-  expect([code, stderr]).toEqual([0, ''])
-  const { codes, peakMb } = JSON.parse(stdout)
-  expect(new Set(Object.values(codes).flat())).toEqual(new Set(['FILE_FORMAT']))
-  if (!sanitized) expect(peakMb).toBeLessThan(1000)
 })
 
 describe.skipIf(process.platform === 'win32')('what is no regular file is refused at once', () => {
@@ -320,7 +308,7 @@ test('only the bytes of a file are decoded', () => {
   for (const none of [new Uint8Array(0), moved]) expect(wrong(none)).toThrow(text)
 })
 
-const mutants = 4000
+const mutants = long ? 4000 : 1000
 
 test(`${mutants} mutants load or are FILE_FORMAT errors, and nothing leaks (seed ${runSeed()})`, () => {
   const draw = new Draw(runSeed())
@@ -352,8 +340,8 @@ test(`${mutants} mutants load or are FILE_FORMAT errors, and nothing leaks (seed
     counts[ofFile]++
     expect(memory().tensors).toBeLessThanOrEqual(before)
   }
-  expect(counts.loaded).toBeGreaterThan(50)
-  expect(counts.refused).toBeGreaterThan(1000)
+  expect(counts.loaded).toBeGreaterThan(mutants / 80)
+  expect(counts.refused).toBeGreaterThan(mutants / 4)
 })
 
 test('nothing but the file itself is left in the folder', () => {

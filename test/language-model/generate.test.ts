@@ -11,8 +11,17 @@ import {
   loadLanguageModel,
   saveLanguageModel,
 } from '../../language-model/index.js'
-import { defaultGenerator, MoeError, manualSeed, memory, noGrad, saveCheckpoint, scope, tensor } from '../../lib/index.js'
-import { listOf, relativeError, values } from '../support/numbers.js'
+import {
+  defaultGenerator,
+  MoeError,
+  manualSeed,
+  memory,
+  noGrad,
+  saveCheckpoint,
+  scope,
+  tensor,
+} from '../../lib/index.js'
+import { listOf, long, relativeError, values } from '../support/numbers.js'
 import { own } from '../support/owned.js'
 
 // Text of language models. Weights are those of the initialization, with a head that has preferences.
@@ -71,19 +80,19 @@ describe('a text', () => {
     ['all experts, dropless', { secondPolicy: 'all', dropless: true }],
     ['a threshold', { secondPolicy: 'threshold', sharedExperts: 1, activation: 'relu' }],
     ['an odd context', { context: 7, scoreFunction: 'sigmoid' }],
-  ])('is the same with and without cache, alone and among others: %s', async (_name, sizes) => {
+  ])('is the same with and without cache, alone and among others: %s', async (name, sizes) => {
     using model = made(sizes)
     const prompts = ['a', 'once upon a time there was a whale.\n', 'the sea', 'zz', 'the end'].slice(
       0,
       emulated ? 2 : 5,
     )
     for (const options of [
-      { seed: 1 },
-      { seed: 7, temperature: 0.5 },
+      { seed: 4, topP: 0.7, temperature: 1.5 },
       { temperature: 0 },
       { seed: 3, topK: 3 },
-      { seed: 4, topP: 0.7, temperature: 1.5 },
-    ].slice(0, emulated ? 1 : 5)) {
+      { seed: 7, temperature: 0.5 },
+      { seed: 1 },
+    ].slice(0, long ? 5 : name === 'topk' && !emulated ? 3 : 1)) {
       const all = await textsOf(model, prompts, { ...options, maxTokens: length })
       expect(await textsOf(model, prompts, { ...options, maxTokens: length, cache: false })).toEqual(all)
       for (const [i, prompt] of prompts.entries())

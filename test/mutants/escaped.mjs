@@ -62,7 +62,7 @@ export default [
     from: "  yield* call('fsync', file)\n",
     to: '',
     breaks: 'after a loss of power the new file may be empty, and the old one gone',
-    tests: ['test/io/atomic-save.test.ts'],
+    tests: ['test/io/atomic-save.own.test.ts'],
   },
   {
     name: 'short-read-at-the-wrong-place',
@@ -70,7 +70,7 @@ export default [
     from: 'maxPiece), position + at)',
     to: 'maxPiece), position)',
     breaks: 'after a short read the same bytes are read again',
-    tests: ['test/io/file-pieces.test.ts'],
+    tests: ['test/io/file-pieces.own.test.ts'],
   },
   {
     name: 'load-leaves-the-file-open',
@@ -78,7 +78,7 @@ export default [
     from: "      yield* quietly(call('close', file))\n",
     to: '',
     breaks: 'each load takes a descriptor',
-    tests: ['test/io/file-pieces.test.ts'],
+    tests: ['test/io/file-pieces.own.test.ts'],
   },
   {
     name: 'doctor-ends-well-after-a-failed-self-test',

@@ -6,7 +6,7 @@ export default [
     from: 'if (pairs.every(([names, kinds]) =>',
     to: 'if (pairs.some(([names, kinds]) =>',
     breaks: 'an addon with other functions under the same numbers is used',
-    tests: ['test/runtime/addon-loading.test.ts'],
+    tests: ['test/runtime/addon-loading.own.test.ts'],
   },
   {
     name: 'addon-loaded-at-import',
@@ -14,7 +14,7 @@ export default [
     from: 'export function addonFile(): string {',
     to: 'load()\n\nexport function addonFile(): string {',
     breaks: 'an import throws where the addon cannot be loaded',
-    tests: ['test/runtime/addon-loading.test.ts'],
+    tests: ['test/runtime/addon-loading.own.test.ts'],
   },
   {
     name: 'beside-not-written',

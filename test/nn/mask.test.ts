@@ -1,5 +1,14 @@
 import { expect, test } from 'vitest'
-import { type DType, getDefaultDevice, MoE, type MoEForwardOptions, ops, randn, scope, tensor } from '../../lib/index.js'
+import {
+  type DType,
+  getDefaultDevice,
+  MoE,
+  type MoEForwardOptions,
+  ops,
+  randn,
+  scope,
+  tensor,
+} from '../../lib/index.js'
 import { settled } from '../support/faults.js'
 import { Draw, runSeed, values } from '../support/numbers.js'
 

@@ -1,5 +1,16 @@
 import { describe, expect, test } from 'vitest'
-import { concat, full, Generator, MoE, type MoEOptions, manualSeed, rand, randn, scope, tensor } from '../../lib/index.js'
+import {
+  concat,
+  full,
+  Generator,
+  MoE,
+  type MoEOptions,
+  manualSeed,
+  rand,
+  randn,
+  scope,
+  tensor,
+} from '../../lib/index.js'
 import { listOf, relativeError } from '../support/numbers.js'
 
 // What the second level computes is compared in mesh.test.ts.

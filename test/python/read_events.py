@@ -1,4 +1,4 @@
-"""What TensorBoard reads of FOLDER, for test/summary/summary.test.ts: read_events.py FOLDER JSON_FILE"""
+"""What TensorBoard reads of FOLDER, for test/summary/summary.own.test.ts: read_events.py FOLDER JSON_FILE"""
 
 import json
 import sys

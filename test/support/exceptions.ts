@@ -25,9 +25,3 @@ export function exceptionsOf(place: string): Exception[] {
       return places?.split(' or ').includes(place) ? [{ file, reason }] : []
     })
 }
-
-/** The exceptions of the lane that the environment describes. */
-export const exceptionsHere = (): Exception[] => [
-  ...(process.env.ST_MOE_TEST_DEVICE ? exceptionsOf('on the emulator') : []),
-  ...(process.env.ST_MOE_TEST_SANITIZED ? exceptionsOf('under sanitizers') : []),
-]

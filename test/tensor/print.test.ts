@@ -1,6 +1,16 @@
 import { inspect } from 'node:util'
 import { expect, test, vi } from 'vitest'
-import { captureStep, getDefaultDevice, Linear, memory, ones, scope, type Tensor, tensor, zeros } from '../../lib/index.js'
+import {
+  captureStep,
+  getDefaultDevice,
+  Linear,
+  memory,
+  ones,
+  scope,
+  type Tensor,
+  tensor,
+  zeros,
+} from '../../lib/index.js'
 import { native } from '../../lib/runtime/native.js'
 
 // test/python/torch.test.ts compares the text with that of PyTorch.

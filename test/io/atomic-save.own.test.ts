@@ -1,17 +1,11 @@
-import { spawn } from 'node:child_process'
-import { once } from 'node:events'
 import * as fs from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
-import { createInterface } from 'node:readline'
-import { setTimeout as sleep } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import { afterAll, afterEach, describe, expect, test, vi } from 'vitest'
-import { full, loadSafetensorsSync, type StateDict, saveSafetensors, saveSafetensorsSync, scope } from '../../lib/index.js'
+import { full, loadSafetensorsSync, type StateDict, saveSafetensors, saveSafetensorsSync } from '../../lib/index.js'
 import { writeTogether } from '../../lib/io/atomic.js'
 import { native } from '../../lib/runtime/native.js'
 import { runChild } from '../support/child.js'
-import { Draw } from '../support/numbers.js'
 
 const faults = vi.hoisted(() => ({ countdown: Infinity, code: '', ofOwner: false, unreadable: '' }))
 
@@ -49,30 +43,6 @@ const file = join(folder, 'state.safetensors')
 afterAll(() => fs.rmSync(folder, { recursive: true }))
 afterEach(() => {
   Object.assign(faults, { countdown: Infinity, ofOwner: false, unreadable: '' })
-})
-
-const saveLoop = fileURLToPath(new URL('../children/save-loop.mjs', import.meta.url))
-const kills = 30
-
-test(`${kills} × SIGKILL while saving leave the old file or the new one`, async () => {
-  const draw = new Draw(4)
-  for (let kill = 0; kill < kills; kill++) {
-    const child = spawn(process.execPath, [saveLoop, file], { stdio: ['ignore', 'pipe', 'inherit'] })
-    const closed = once(child, 'close')
-    const saved = 1 + (kill % 3) // so that each function meets the file of the other
-    for await (const line of createInterface(child.stdout)) if (Number(line) === saved) break
-    await sleep(draw.between(0, 10)) // somewhere in the next saves
-    child.kill('SIGKILL')
-    await closed
-    scope(() => {
-      const { a, b, c } = loadSafetensorsSync(file).tensors
-      const version = c.item()
-      expect(version).toBeGreaterThanOrEqual(saved)
-      expect([...new Set([...a.dataSync(), ...b.dataSync()])]).toEqual([version])
-    })
-  }
-  saveSafetensorsSync(file, state(1))
-  expect(fs.readdirSync(folder)).toEqual(['state.safetensors'])
 })
 
 const forms = {
