@@ -2,8 +2,8 @@ import { availableParallelism } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { defineConfig } from 'vitest/config'
 import { writeNativeOps } from './scripts/native-ops.mjs'
-import { exceptionsOf } from './test/support/exceptions.js'
 import { patience } from './test/support/patience.js'
+import { exceptionsOf, programFolders } from './test/support/projects.mjs'
 
 writeNativeOps() // of another branch, they could differ
 
@@ -15,10 +15,8 @@ const distributed = (folder: string, entry: string) => ({
   replacement: fileURLToPath(new URL(`dist/${entry}.js`, import.meta.url)),
 })
 
-/** The folders whose tests start programs. The tests of all others are those of the library. */
-const folders = ['build', 'bench', 'cli', 'crash', 'cuda', 'docs', 'package', 'python', 'training']
-/** Those of them that a lane of another device, or of a sanitizer, runs as well. */
-const here = device ? ['training'] : sanitized ? ['crash'] : folders
+/** The folders of programs that run here: a lane of another device, or of a sanitizer, runs one. */
+const here = device ? ['training'] : sanitized ? ['crash'] : programFolders
 const within = (names: string[]) => names.map((name) => `test/${name}/**/*.test.ts`)
 
 /** Tests of the library that replace modules, or load it twice, and so need a process of their own. */
@@ -40,7 +38,7 @@ export default defineConfig({
         test: {
           name: 'library',
           include: ['test/**/*.test.ts'],
-          exclude: [...within(folders), own, ...left],
+          exclude: [...within(programFolders), own, ...left],
           isolate: false, // loading the library takes longer than most files
           setupFiles: ['test/support/device.ts', 'test/support/fresh.ts'],
         },

@@ -1,3 +1,4 @@
+// Not on the emulator: memory and errors of replays on the CPU; capture.test.ts has those of a GPU.
 import { expect, test } from 'vitest'
 import {
   AdamW,

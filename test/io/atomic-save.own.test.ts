@@ -1,3 +1,4 @@
+// Not on the emulator: the disk fails before the library is loaded, a device needs it loaded first.
 import * as fs from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'

@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, expect, test } from 'vitest'
 import {
+  getDefaultDevice,
   Linear,
   loadSafetensorsSync,
   loadTransformersMoE,
@@ -58,6 +59,7 @@ test.each(Object.keys(families))('a layer of %s', (type) => {
       const model = drawModel(draw, type, { ...sizes, K }, round)
       const x = input(draw)
       const moe = loadTransformersMoE(write(model, 1 + (round % 2)), { layer: round, dtype: 'f64' })
+      moe.to(getDefaultDevice())
       expect(moe.training).toBe(false)
       const given = tensor(Float64Array.from(x.flat()), [2, 5, sizes.D])
       given.requiresGrad = true
@@ -79,7 +81,7 @@ test.each(Object.keys(families))('a layer of %s', (type) => {
       }
       const halves = stateOf(model.tensors, 'bf16')
       for (const [name, { data }] of Object.entries(model.tensors)) data.set(values(halves[name].to('f32')))
-      const single = loadTransformersMoE(write(model, 1, halves), { layer: round })
+      const single = loadTransformersMoE(write(model, 1, halves), { layer: round }).to(getDefaultDevice())
       expect(single.gate.toGates.weight.dtype).toBe('f32')
       const { outputs: rounded } = single.forward(given.to('f32').detach())
       expect(relativeError(values(rounded), model.block(x).flat())).toBeLessThan(1e-5)
@@ -171,7 +173,7 @@ test('mxfp4 weights of gpt_oss', () => {
     state[`${full}_scales`] = tensor(Int32Array.from(scales), [E, rows, columns / 32])
   }
   const path = write(model, 1, state)
-  const moe = loadTransformersMoE(path, { layer: 0, dtype: 'f64' })
+  const moe = loadTransformersMoE(path, { layer: 0, dtype: 'f64' }).to(getDefaultDevice())
   expect(() => saveTransformersMoE(path, moe, { layer: 0 })).toThrow('holds mxfp4 weights, which cannot be written')
   const x = Array.from({ length: 5 }, () => Array.from({ length: 64 }, () => Math.fround(draw.normal())))
   const { outputs } = moe.forward(tensor(Float64Array.from(x.flat()), [1, 5, 64]))

@@ -1,7 +1,7 @@
 import { inspect } from 'node:util'
 import { MessageChannel } from 'node:worker_threads'
 import { expect, test } from 'vitest'
-import { AdamW, Generator, Linear, MoE, ones, randn, scope } from '../../lib/index.js'
+import { AdamW, Generator, getDefaultDevice, Linear, MoE, ones, randn, scope } from '../../lib/index.js'
 
 // Tensors are memory of one thread. What would copy them as empty objects says so instead, and what to do.
 
@@ -53,9 +53,10 @@ test('a generator is its seed and step', () => {
 })
 
 test('what is printed stays short', () => {
+  const device = getDefaultDevice()
   expect([ones([2]), layer, new Generator(7, 3)].map((value) => inspect(value, { breakLength: Infinity }))).toEqual([
-    'tensor([1., 1.], [2], f32, cpu)',
-    "Linear { computeDtype: 'f32', weight: Tensor([2, 2], f32, cpu), bias: Tensor([2], f32, cpu) }",
+    `tensor([1., 1.], [2], f32, ${device})`,
+    `Linear { computeDtype: 'f32', weight: Tensor([2, 2], f32, ${device}), bias: Tensor([2], f32, ${device}) }`,
     'Generator(seed 7, step 3)',
   ])
 })
