@@ -97,7 +97,7 @@ describe.each(makers)('a step of %s with gradients that are not finite', (_, mak
 })
 
 test('a step checks its options', () => {
-  expect(() => new SGD([]).step({ onNonFinite: any('no') })).toThrow(
+  expect(() => new SGD([new Parameter(tensor([1]))]).step({ onNonFinite: any('no') })).toThrow(
     "[SGD.step] onNonFinite must be one of 'propagate', 'throw', 'skip', got \"no\"",
   )
 })

@@ -69,8 +69,8 @@ describe('a handle', () => {
   })
 })
 
-const adamw = { step: 1, lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0 }
-const sgd = { step: 1, lr: 0.1, momentum: 0.9, weightDecay: 0 }
+const adamw = { norm: null, step: 1, lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0 }
+const sgd = { norm: null, step: 1, lr: 0.1, momentum: 0.9, weightDecay: 0 }
 
 describe('the version rises by one with each change in place, and with nothing else', () => {
   const shape = [3]
