@@ -94,7 +94,7 @@ export default [
     from: 'left > kPieceRows + kSkinnyRows ?',
     to: 'left > kPieceRows ?',
     breaks: 'a few rows of an expert are added up in another order on few threads',
-    tests: ['test/determinism.test.ts'],
+    tests: ['test/autograd/determinism.test.ts'],
   },
   {
     name: 'chunk-leaves-few-rows',
@@ -102,7 +102,7 @@ export default [
     from: 'return min_of(end, assignments.end(expert) - kSkinnyRows - 1);',
     to: 'return min_of(end, assignments.end(expert));',
     breaks: 'the last rows of a large expert are added up in an order that hangs on the number of threads',
-    tests: ['test/determinism.test.ts'],
+    tests: ['test/autograd/determinism.test.ts'],
   },
   {
     name: 'mean-loss-of-nothing',
