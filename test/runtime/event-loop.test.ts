@@ -1,4 +1,4 @@
-import { expect, test } from 'vitest'
+import { afterAll, expect, test } from 'vitest'
 import { CharacterTokenizer, LanguageModel } from '../../language-model/index.js'
 import { DataLoader, Linear, ones, SGD, scope, tensorDataset, trainStepAsync, zeros } from '../../lib/index.js'
 
@@ -33,10 +33,15 @@ async function longestWait(loop: (step: () => void) => Promise<void>): Promise<n
 const numbers = Array.from({ length: 60 }, (_, i) => i)
 const layer = new Linear(2, 2)
 const x = ones([1, 2])
+afterAll(() => {
+  layer.dispose()
+  x.dispose()
+})
 
 const loops: Record<string, (step: () => void) => Promise<void>> = {
   'a loader of tensors': async (step) => {
-    for await (const _ of new DataLoader(tensorDataset(zeros([60, 1])), { batchSize: 1 })) step()
+    using rows = zeros([60, 1])
+    for await (const _ of new DataLoader(tensorDataset(rows), { batchSize: 1 })) step()
   },
   'a loader of examples': async (step) => {
     for await (const _ of new DataLoader(numbers, { batchSize: 1, prefetch: 0 })) step()
@@ -66,7 +71,7 @@ const loops: Record<string, (step: () => void) => Promise<void>> = {
     }
   },
   trainStepAsync: async (step) => {
-    const optimizer = new SGD(layer.parameters(), { lr: 0.1 })
+    using optimizer = new SGD(layer.parameters(), { lr: 0.1 })
     for (const _ of numbers) {
       await trainStepAsync(() => {
         optimizer.zeroGrad()
@@ -78,7 +83,7 @@ const loops: Record<string, (step: () => void) => Promise<void>> = {
   },
   'generated pieces': async (step) => {
     const tokenizer = new CharacterTokenizer(['a', 'b'])
-    const model = new LanguageModel({ tokenizer, context: 4, dim: 4, layers: 1, heads: 1, experts: 2 })
+    using model = new LanguageModel({ tokenizer, context: 4, dim: 4, layers: 1, heads: 1, experts: 2 })
     for await (const _ of model.generate('a', { maxTokens: 20 })) step()
   },
 }
