@@ -71,7 +71,7 @@ describe.runIf(long)('a copy with every recipe applied', () => {
   test('compiles, and the tests that guard the places pass', () => {
     run('npx', 'tsc', '-p', 'test/tsconfig.json')
     const guards = ['ops/op-sets', 'ops/activation', 'autograd/gradcheck', 'runtime/native-calls', 'runtime/options']
-    guards.push('nn/defaults', 'nn/routers', 'optim', 'docs/adding', 'docs/examples', 'cli/program')
+    guards.push('nn/defaults', 'nn/routers', 'optim', 'docs/adding', 'docs/docs', 'docs/examples', 'cli/program')
     run('npx', 'vitest', 'run', ...guards.map((name) => `test/${name}`))
   })
 })
