@@ -88,6 +88,20 @@ struct EmaUpdate : EmaFactors {
   }
 };
 
+// The norm of all gradients of a step, or null.
+template <class Args>
+static inline const double* norm_of(const Args& a) {
+  if constexpr (requires { a.norm; })
+    return a.norm;
+  else
+    return nullptr;
+}
+
+// Whether an update whose gradients have this norm changes nothing.
+ST_MOE_HOST_DEVICE static inline bool skips(const double* norm) {
+  return norm && *norm - *norm != 0;
+}
+
 // Elements of an array of state, which has one at least.
 template <class Update>
 inline constexpr int kStateSlots = Update::kState > 0 ? Update::kState : 1;
@@ -104,6 +118,16 @@ static inline UpdateOperands operands_of(const Args& a) {
 }
 static inline UpdateOperands operands_of(const EmaArgs& a) {
   return {a.average, a.p, nullptr};
+}
+
+// Calls f(part, norm) for the parts of the batch that have one norm.
+template <class Args, class F>
+void by_norm(const Batch<Args>& batch, F f) {
+  for (int64_t first = 0, last; first < batch.count; first = last) {
+    const double* const norm = norm_of(batch.items[first]);
+    for (last = first + 1; last < batch.count && norm_of(batch.items[last]) == norm;) ++last;
+    f(Batch<Args>{batch.items + first, last - first}, norm);
+  }
 }
 
 // u = g / √v, or of matrices g / √(row · col / mean of row).

@@ -216,7 +216,12 @@ void add_reductions(Table& table, DType dtype) {
   }
 }
 
+bool skipped(Problem& p) {
+  return p.has("norm") && !std::isfinite(p["norm"][0]);
+}
+
 void adamw(const AdamwArgs& a, Problem& p) {
+  if (skipped(p)) return;
   const double step = static_cast<double>(a.step);
   for (int64_t i = 0; i < a.size; ++i) {
     double &w = p["p"][i], &m = p["m"][i], &v = p["v"][i];
@@ -229,6 +234,7 @@ void adamw(const AdamwArgs& a, Problem& p) {
 }
 
 void sgd(const SgdArgs& a, Problem& p) {
+  if (skipped(p)) return;
   for (int64_t i = 0; i < a.size; ++i) {
     double g = p["g"][i] + a.weight_decay * p["p"][i];
     if (p.has("buffer")) g = p["buffer"][i] = a.step == 1 ? g : a.momentum * p["buffer"][i] + g;
@@ -237,6 +243,7 @@ void sgd(const SgdArgs& a, Problem& p) {
 }
 
 void lion(const LionArgs& a, Problem& p) {
+  if (skipped(p)) return;
   for (int64_t i = 0; i < a.size; ++i) {
     double &w = p["p"][i], &m = p["m"][i];
     const double g = p["g"][i], blended = a.beta1 * m + (1 - a.beta1) * g;
@@ -257,7 +264,7 @@ double mean_square(const std::vector<double>& x) {
 
 void adafactor(const AdafactorArgs& a, Problem& p) {
   std::vector<double>&w = p["p"], &g = p["g"], u(w.size());
-  if (u.empty()) return;
+  if (u.empty() || skipped(p)) return;
   const double blend = std::pow(static_cast<double>(a.step), a.decay_rate);
   const auto add = [&](double& moment, double value) { moment = (1 - blend) * moment + blend * (value + a.eps1); };
   const auto at = [&](int64_t t, int64_t i, int64_t j) { return static_cast<size_t>((t * a.R + i) * a.D + j); };
@@ -288,12 +295,19 @@ void adafactor(const AdafactorArgs& a, Problem& p) {
   }
 }
 
+// The norm of the gradients of update `step` is a number, or null, or not finite.
+void end_by_norm(Case& c, int64_t step) {
+  if (step == 2) c.without("norm");
+  if (step == 3) c.fill([](Problem& p) { p["norm"][0] = NAN; });
+  if (step == 100) c.fill([](Problem& p) { p["norm"][0] = -INFINITY; });
+}
+
 // Blocks of rows and of elements, long rows and tall matrices, experts, nothing.
 void add_adafactor(Table& table, DType dtype) {
   const int64_t shapes[][3] = {{1, 0, 5}, {1, 1, 7}, {1, 65, 300}, {3, 400, 70}, {2, 5, 20000}, {1, 9000, 3}};
   for (const auto& [T, R, D] : shapes)
     for (const bool factored : {true, false})
-      for (int64_t step : {1, 2, 100}) {
+      for (int64_t step : {1, 2, 3, 50, 100}) {
         const bool first = step == 2;  // without clipping, scale and the rest then
         Case& c = table
                       .add(AdafactorArgs{.dtype = dtype,
@@ -318,39 +332,43 @@ void add_adafactor(Table& table, DType dtype) {
         for (const char* name : factored ? std::vector<const char*>{"v"} : std::vector<const char*>{"row", "col"})
           c.without(name);
         if (first) c.without("m");
+        end_by_norm(c, step);
       }
 }
 
 void add_optimizers(Table& table, DType dtype) {
   for (int64_t size : {0, 1, 7, 777, 40001})
-    for (int64_t step : {1, 2, 3, 100}) {
-      table
-          .add(AdamwArgs{.dtype = dtype,
-                         .size = size,
-                         .step = step,
-                         .lr = 1e-2,
-                         .beta1 = 0.9,
-                         .beta2 = 0.999,
-                         .eps = 1e-8,
-                         .weight_decay = 0.1})
-          .fill([](Problem& p) {
-            for (double& v : p["v"]) v *= v;
-          })
-          .tolerance(2);
+    for (int64_t step : {1, 2, 3, 50, 100}) {
+      Case& adamw = table
+                        .add(AdamwArgs{.dtype = dtype,
+                                       .size = size,
+                                       .step = step,
+                                       .lr = 1e-2,
+                                       .beta1 = 0.9,
+                                       .beta2 = 0.999,
+                                       .eps = 1e-8,
+                                       .weight_decay = 0.1})
+                        .fill([](Problem& p) {
+                          for (double& v : p["v"]) v *= v;
+                        })
+                        .tolerance(2);
+      end_by_norm(adamw, step);
       const SgdArgs sgd{.dtype = dtype, .size = size, .step = step, .lr = 0.05, .momentum = 0, .weight_decay = 0.1};
-      table.add(sgd).without("buffer");
+      end_by_norm(table.add(sgd).without("buffer"), step);
       SgdArgs with_momentum = sgd;
       with_momentum.momentum = 0.9;
       Case& c = table.add(with_momentum);
       if (step == 1)  // whatever was in the buffer
         c.fill([](Problem& p) { std::fill(p["buffer"].begin(), p["buffer"].end(), NAN); });
-      table.add(LionArgs{.dtype = dtype,
-                         .size = size,
-                         .step = step,
-                         .lr = 1e-2,
-                         .beta1 = 0.9,
-                         .beta2 = 0.99,
-                         .weight_decay = step == 1 ? 0 : 0.1});
+      end_by_norm(c, step);
+      end_by_norm(table.add(LionArgs{.dtype = dtype,
+                                     .size = size,
+                                     .step = step,
+                                     .lr = 1e-2,
+                                     .beta1 = 0.9,
+                                     .beta2 = 0.99,
+                                     .weight_decay = step == 1 ? 0 : 0.1}),
+                  step);
       table.add(EmaArgs{.dtype = dtype, .size = size, .step = step, .decay = step == 1 ? 0 : 0.9});
     }
 }

@@ -210,9 +210,10 @@ void Model::optimizers() const {
         for (double& v : p[name]) v = v * v + 0.01;
   };
   bytes(AdamwArgs{.dtype = kFloat, .size = weights, .step = 1, .lr = 1e-5, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-9})
-      .fill(squares);
-  bytes(SgdArgs{.dtype = kFloat, .size = weights, .step = 2, .lr = 1e-5, .momentum = 0.9});
-  bytes(LionArgs{.dtype = kFloat, .size = weights, .step = 2, .lr = 1e-5, .beta1 = 0.9, .beta2 = 0.99});
+      .fill(squares)
+      .without("norm");
+  bytes(SgdArgs{.dtype = kFloat, .size = weights, .step = 2, .lr = 1e-5, .momentum = 0.9}).without("norm");
+  bytes(LionArgs{.dtype = kFloat, .size = weights, .step = 2, .lr = 1e-5, .beta1 = 0.9, .beta2 = 0.99}).without("norm");
   bytes(EmaArgs{.dtype = kFloat, .size = weights, .step = 2, .decay = 0.999});
   bytes(AdafactorArgs{.dtype = kFloat,
                       .T = E,
@@ -227,7 +228,8 @@ void Model::optimizers() const {
                       .beta1 = 0.9,
                       .scale = 1})
       .fill(squares)
-      .without("v");
+      .without("v")
+      .without("norm");
 }
 
 }  // namespace

@@ -38,6 +38,7 @@ Case& Table::add(const char* op, const void* args, size_t size, std::vector<Tens
     for (size_t i = 0; i < shape.size(); ++i) elements *= shape[i];
     const DType dtype = field.element == ElementType::i32   ? DType::i32
                         : field.element == ElementType::f32 ? DType::f32
+                        : field.element == ElementType::f64 ? DType::f64
                                                             : real;
     c.empty.tensors.push_back(
         {field.name, field.offset, field.role == Role::created ? Role::output : field.role, dtype, elements});
