@@ -10,12 +10,13 @@
 // The average of parameters is one too: it updates the average, and the parameter takes the gradient's place.
 namespace st_moe {
 
-#define OPTIMIZER(Name, name, ...) \
-  struct Name##Factors {           \
-    enum : int { __VA_ARGS__ };    \
+#define FACTORS(Name, name, ...) \
+  struct Name##Factors {         \
+    enum : int { __VA_ARGS__ };  \
   };
-#define TENSOR_OPTIMIZER OPTIMIZER
-#include "core/optimizer_kinds.inc"
+#define TENSOR_FACTORS FACTORS
+#define ST_MOE_OPS "core/ops/optimizers.inc"
+#include "core/op_list.inc"
 
 // Decoupled weight decay, Loshchilov and Hutter (arXiv 1711.05101), in the order of torch.optim.AdamW.
 struct AdamwUpdate : AdamwFactors {
@@ -163,13 +164,14 @@ struct AdafactorUpdate : AdafactorFactors {
 
 template <class Args>
 inline constexpr bool is_optimizer = false;
-#define OPTIMIZER(Name, name, ...)                           \
+#define FACTORS(Name, name, ...)                             \
   template <>                                                \
   inline constexpr bool is_optimizer<Name##Args> = true;     \
   static inline FactorList factors_of(const Name##Args& a) { \
     return Name##Update::factors(a);                         \
   }
-#define TENSOR_OPTIMIZER OPTIMIZER
-#include "core/optimizer_kinds.inc"
+#define TENSOR_FACTORS FACTORS
+#define ST_MOE_OPS "core/ops/optimizers.inc"
+#include "core/op_list.inc"
 
 }  // namespace st_moe

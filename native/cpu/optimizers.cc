@@ -38,10 +38,11 @@ static void run_updates(const Context& ctx, const Batch<Args>& batch) {
   });
 }
 
-#define OPTIMIZER(Name, name, ...)                                \
+#define FACTORS(Name, name, ...)                                  \
   void name(const Context& ctx, const Batch<Name##Args>& batch) { \
     run_updates<Name##Update>(ctx, batch);                        \
   }
-#include "core/optimizer_kinds.inc"
+#define ST_MOE_OPS "core/ops/optimizers.inc"
+#include "core/op_list.inc"
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

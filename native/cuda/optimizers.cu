@@ -99,10 +99,11 @@ static void update_batch(const Context& ctx, const Batch<Args>& batch) {
     if (PackedCopy* copy = KeptCopy::of(operands_of(batch.items[i]).packed)) copy->outdated = false;
 }
 
-#define OPTIMIZER(Name, name, ...)                                \
+#define FACTORS(Name, name, ...)                                  \
   void name(const Context& ctx, const Batch<Name##Args>& batch) { \
     update_batch<Name##Update>(ctx, batch);                       \
   }
-#include "core/optimizer_kinds.inc"
+#define ST_MOE_OPS "core/ops/optimizers.inc"
+#include "core/op_list.inc"
 
 }  // namespace st_moe::cuda

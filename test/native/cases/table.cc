@@ -7,6 +7,7 @@ namespace st_moe::test {
 
 void creation(Table&);
 void elementwise(Table&);
+void optimizers(Table&);
 void layers(Table&);
 void attention(Table&);
 void gemms(Table&);
@@ -17,12 +18,11 @@ void route(Table&);
 void experts(Table&);
 void model(Table&);
 
-constexpr std::pair<const char*, void (*)(Table&)> kGroups[] = {{"creation", creation},   {"elementwise", elementwise},
-                                                                {"layers", layers},       {"attention", attention},
-                                                                {"gemms", gemms},         {"topk", topk},
-                                                                {"selection", selection}, {"routing", routing},
-                                                                {"route", route},         {"experts", experts},
-                                                                {"model", model}};
+constexpr std::pair<const char*, void (*)(Table&)> kGroups[] = {
+    {"creation", creation}, {"elementwise", elementwise}, {"optimizers", optimizers},
+    {"layers", layers},     {"attention", attention},     {"gemms", gemms},
+    {"topk", topk},         {"selection", selection},     {"routing", routing},
+    {"route", route},       {"experts", experts},         {"model", model}};
 
 Case& Table::add(const char* op, const void* args, size_t size, std::vector<Tensor> tensors) {
   Case c{};
