@@ -392,4 +392,12 @@ export default [
     breaks: 'a hook of null is a TypeError',
     tests: ['test/runtime/bad-input.test.ts'],
   },
+  {
+    name: 'printed-ties-away-from-zero',
+    file: 'lib/tensor/print.ts',
+    from: 'return isTie && isEven ?',
+    to: 'return isTie && !isEven ?',
+    breaks: '0.03125 is printed as 0.0313, and 0.09375 as 0.0937',
+    tests: ['test/tensor/print.test.ts'],
+  },
 ]

@@ -1,16 +1,14 @@
-"""Runs PyTorch and transformers for test/python/torch.test.ts.
+"""Runs losses of PyTorch and attention of transformers.
 
-torch_ops.py SEED FOLDER    writes FOLDER/<number>.safetensors: inputs, the result `y`, its gradient `dy` and those of the
-                            inputs, `d<input>`, in float64; metadata: `op`, `options` as JSON
-                            FOLDER/printed.json: [dtype, shape, values, text] of tensors that PyTorch prints
+torch_ops.py draw SEED FOLDER    writes FOLDER/{number}.safetensors: inputs, the result `y`, its gradient `dy` and those of the
+                                 inputs, `d{input}`, in float64; metadata: `op`, `options` as JSON
 """
 
 import json
-import sys
 from itertools import chain
-from pathlib import Path
 
 import torch
+from command import run
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -92,25 +90,8 @@ def attentions():
             heads=heads, kv_heads=kv_heads, causal=causal, base=base, **given)
 
 
-def printed():
-    wide = torch.randn(50) * 10 ** torch.linspace(-6, 6, 50)
-    drawn = [
-        torch.tensor(1.5), torch.tensor(3.0), torch.tensor([]), torch.zeros(2, 0), torch.zeros(3), torch.tensor([-0.0, 1.0]),
-        torch.tensor([1.0, 2.0, 300.0]), torch.tensor([1.0, 2.0, 3000.0]), torch.tensor([1e9, 1.0]), torch.tensor([1e-5, 0.5]),
-        torch.tensor([float('nan'), float('inf'), -float('inf'), 2.5]), torch.tensor([float('nan'), float('inf'), 1.0]),
-        torch.tensor([float('nan')] * 3), torch.randn(3, 4), torch.randn(2, 3, 4) * 100, torch.randn(40), torch.randn(3, 30),
-        wide, torch.randn(1000), torch.randn(1001), torch.randn(30, 40), torch.randn(2, 900), torch.randn(9, 7, 20),
-        torch.randn(3, 4, 5, 30), torch.randn(2, 7, 8, 9, 8).double(), torch.randn(7, 1, 7, 1, 7, 7).double(),
-        torch.arange(-3, 12).int(), torch.randint(-1000, 1000, (40, 50)).int(), torch.tensor(7).int(), torch.arange(1200).int(),
-    ]
-    for value in drawn:
-        numbers = [str(x) for x in value.double().flatten().tolist()]
-        yield str(value.dtype), list(value.shape), numbers, torch._tensor_str._tensor_str(value, len('tensor('))
-
-
-def main():
+def draw(seed, folder):
     torch.set_num_threads(1)
-    seed, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.manual_seed(seed)
     for number, (op, options, inputs, function) in enumerate(chain(losses(), attentions())):
         given = {name: value.clone() for name, value in inputs.items()}
@@ -122,7 +103,7 @@ def main():
         gradients = {'d' + name: value.grad for name, value in given.items() if value.grad is not None}
         tensors = {name: value.detach().contiguous().clone() for name, value in dict(given, y=y, dy=dy, **gradients).items()}
         save_file(tensors, str(folder / f'{number:03}.safetensors'), dict(op=op, options=json.dumps(options)))
-    (folder / 'printed.json').write_text(json.dumps(list(printed())))
 
 
-main()
+if __name__ == '__main__':
+    run(draw=draw)
