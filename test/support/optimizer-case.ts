@@ -7,6 +7,7 @@ import {
   Parameter,
   PlateauSchedule,
   SGD,
+  zeros,
 } from '../../lib/index.js'
 import {
   type Case,
@@ -35,7 +36,7 @@ const schedules = { ConstantSchedule, CosineSchedule, InverseSqrtSchedule, Linea
 function checkSchedule(golden: Case): void {
   const { tensors, metadata } = golden
   const Schedule = schedules[metadata.name as 'LinearSchedule']
-  const optimizer = new SGD(listOf(tensors.base).map((lr) => ({ params: [], lr })))
+  const optimizer = new SGD(listOf(tensors.base).map((lr) => ({ params: [new Parameter(zeros([1]))], lr })))
   const schedule = new Schedule(optimizer, JSON.parse(metadata.options))
   const rates = listOf(tensors.metrics).flatMap((metric) => {
     const now = optimizer.groups.map(({ lr }) => lr)
