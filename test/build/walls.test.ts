@@ -33,27 +33,27 @@ test('the walls stand, and the script prints what stands between them', () => {
 })
 
 test('the script refuses a forbidden import, and files that load each other', () => {
-  const upwards = withLine('lib/ops/topk.ts', "import '../../nn/moe.js'")
+  const upwards = withLine('lib/ops/topk.ts', "import '../nn/moe.js'")
   expect(upwards.status).toBe(1)
   expect(upwards.stdout).toContain('forbidden: lib/ops/topk.ts imports lib/nn/moe.ts')
-  const circle = withLine('lib/tensor/handles.ts', "import '../tensor.js'")
+  const circle = withLine('lib/tensor/handles.ts', "import './tensor.js'")
   expect(circle.status).toBe(1)
   expect(circle.stdout).toContain('forbidden: these files load each other: lib/tensor/handles.ts lib/tensor/tensor.ts')
 })
 
 test.each([
-  ['upwards in lib', 'lib/ops/topk.ts', "import '../../nn/moe.js'"],
-  ['only of types', 'lib/runtime/check.ts', "import type { Tensor } from '../../tensor/tensor.js'"],
-  ['from a file of lib by a tenant', 'language-model/model.ts', "import '../../lib/nn/moe.js'"],
-  ['from a file of another tenant', 'bench/demo.ts', "export { Run } from '../../cli/trainer/run.js'"],
-  ['from a tenant by lib', 'lib/io/utils.ts', "export const later = () => import('../../../language-model/index.js')"],
+  ['upwards in lib', 'lib/ops/topk.ts', "import '../nn/moe.js'"],
+  ['only of types', 'lib/runtime/check.ts', "import type { Tensor } from '../tensor/tensor.js'"],
+  ['from a file of lib by a tenant', 'language-model/model.ts', "import '../lib/nn/moe.js'"],
+  ['from a file of another tenant', 'bench/demo.ts', "export { Run } from '../cli/trainer/run.js'"],
+  ['from a tenant by lib', 'lib/io/utils.ts', "export const later = () => import('../../language-model/index.js')"],
   [
     'from a tenant by a type',
     'lib/io/utils.ts',
-    "export type M = import('../../../language-model/index.js').LanguageModel",
+    "export type M = import('../../language-model/index.js').LanguageModel",
   ],
-  ['from the door of the doctor by bench', 'bench/demo.ts', "import '../../lib/doctor/index.js'"],
-  ['from a test', 'lib/io/utils.ts', "import '../../../test/support/patience.js'"],
+  ['from the door of the doctor by bench', 'bench/demo.ts', "import '../lib/doctor/index.js'"],
+  ['from a test', 'lib/io/utils.ts', "import '../../test/support/patience.js'"],
 ])('an import %s is forbidden', (_name, file, line) => {
   const [{ to }] = importsOf(file, line)
   expect(isAllowed(file, to)).toBe(false)

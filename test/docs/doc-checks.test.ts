@@ -73,7 +73,7 @@ test('what is exported without a comment or an example is found', () => {
     const file = join(folder, 'index.ts')
     const inner = '/** Text. */\nexport const f = () => 1\nexport class C {}\nexport type T = 1\n'
     writeFileSync(join(folder, 'inner.ts'), inner)
-    writeFileSync(file, "/** Text.\n@example f() */\nexport function g() {}\nexport * as inner from '../inner.js'\n")
+    writeFileSync(file, "/** Text.\n@example f() */\nexport function g() {}\nexport * as inner from './inner.js'\n")
     const found = exportsOf(file, { types: [] }).map(({ name, kind, comment, hasExample }) =>
       [name, kind, comment, hasExample].join(),
     )

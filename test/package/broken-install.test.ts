@@ -50,7 +50,7 @@ afterEach(() => rmSync(installed, { recursive: true, force: true }))
 function use(): { error?: { code: string; message: string }; devices?: Record<string, unknown>[]; sum?: number } {
   const program = `
     try {
-      const { devices, ones } = await import('../dist/index.js')
+      const { devices, ones } = await import('./dist/index.js')
       console.log(JSON.stringify({ devices: devices(), sum: ones([2, 3]).sum().item() }))
     } catch ({ code, message }) {
       console.log(JSON.stringify({ error: { code, message } }))
@@ -133,7 +133,7 @@ describe('packages of their own', () => {
   test('ST_MOE_PREBUILD is the only place to search', () => {
     install(name, file, addon)
     const env = { ...process.env, ST_MOE_PREBUILD: '/nowhere' }
-    const program = `const { ones } = await import('../dist/index.js'); ones([1])`
+    const program = `const { ones } = await import('./dist/index.js'); ones([1])`
     const { status, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', program], {
       cwd: installed,
       env,
