@@ -25,6 +25,14 @@ export default [
     tests: ['ops_test'],
   },
   {
+    name: 'slots-by-the-divided-gate',
+    file: 'native/cpu/route.cc',
+    from: 'numbers.priority(logits + t * args.E, probs + t * args.E, args.expert_index + t * args.K, args.K);',
+    to: 'gate[t * args.K];',
+    breaks: 'batchPrioritized orders the tokens of a sequence by gates, which are all 1 for K = 1',
+    tests: ['test/batch-prioritized.test.ts'],
+  },
+  {
     name: 'bias-of-the-choice-left-out',
     file: 'native/cpu/route.cc',
     from: '(expert_bias ? expert_bias[e] : T(0))',

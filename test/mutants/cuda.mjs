@@ -10,6 +10,14 @@ export default [
     tests: ['simt/ops_test.route.forward'],
   },
   {
+    name: 'slots-by-the-divided-gate-on-cuda',
+    file: 'native/cuda/route.cu',
+    from: 'r.numbers.priority(r.logits + t * r.E, r.probs + t * r.E, r.expert_index + t * r.K, r.K)',
+    to: 'r.gate[t * r.K]',
+    breaks: 'batchPrioritized orders the tokens of a sequence by gates, which are all 1 for K = 1',
+    tests: ['simt/ops_test.route.forward'],
+  },
+  {
     name: 'padded-sequence-counts',
     file: 'native/cuda/route.cu',
     from: 'sequences += r.importance || r.whole[b] > 0;',
