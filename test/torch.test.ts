@@ -2,7 +2,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect, test, vi } from 'vitest'
-import { Attention, loadSafetensorsSync, ops, scope, type Tensor, tensor } from '../lib/index.js'
+import { Attention, getDefaultDevice, loadSafetensorsSync, ops, scope, type Tensor, tensor } from '../lib/index.js'
 import { relativeError, runSeed, values } from './support/numbers.js'
 import { pythonFor, pythonPatience, referencePython, runScript } from './support/python.js'
 
@@ -24,6 +24,10 @@ type Tensors = Record<string, Tensor>
 
 /** The result, and the leaves whose gradients count. */
 function run(op: string, options: object, given: Tensors): { y: Tensor; leaves: Tensors } {
+  if (op === 'attention') {
+    const { q, k, v } = given
+    return { y: ops.attention(q, k, v, options as { heads: number }), leaves: given }
+  }
   if (op !== 'Attention') {
     const loss = ops[op as 'binaryCrossEntropyWithLogits']
     const { a, b, posWeight } = given
@@ -45,7 +49,7 @@ function run(op: string, options: object, given: Tensors): { y: Tensor; leaves: 
 test(`losses and attention, values and gradients (seed ${seed})`, (context) => {
   pythonFor(context, found)
   const files = readdirSync(folder).filter((name) => name.endsWith('.safetensors'))
-  expect(files.length).toBe(44)
+  expect(files.length).toBe(51)
   for (const file of files)
     for (const dtype of ['f32', 'f64'] as const)
       scope(() => {
@@ -69,6 +73,26 @@ test(`losses and attention, values and gradients (seed ${seed})`, (context) => {
             `${what} ${name}`,
           ).toBeLessThan(limit)
       })
+})
+
+test(`gradients of attention in f32 have at most the error of PyTorch's (seed ${seed})`, (context) => {
+  pythonFor(context, found)
+  const errors = join(folder, 'errors')
+  const ratios = readdirSync(errors).flatMap((file) =>
+    scope(() => {
+      const { tensors, metadata } = loadSafetensorsSync(join(errors, file))
+      const { q, k, v, dy, ...wanted } = tensors
+      for (const leaf of [q, k, v]) leaf.requiresGrad = true
+      ops.attention(q, k, v, JSON.parse(metadata.options)).mul(dy).sum().backward()
+      const own = [q, k, v].map(({ grad }, i) => relativeError(values(grad!), values(wanted[['dq', 'dk', 'dv'][i]])))
+      return own.map((error, i) => [error, JSON.parse(metadata.errors)[i]])
+    }),
+  )
+  expect(ratios.length).toBe(300)
+  const logs = ratios.filter((pair) => Math.min(...pair) > 0).map(([own, other]) => Math.log(own / other))
+  expect(Math.exp(logs.reduce((sum, value) => sum + value) / logs.length)).toBeLessThan(
+    getDefaultDevice() === 'cpu' ? 1.1 : 1.5,
+  )
 })
 
 test('tensors are printed as PyTorch prints them', (context) => {

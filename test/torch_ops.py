@@ -3,6 +3,8 @@
 torch_ops.py SEED FOLDER    writes FOLDER/<number>.safetensors: inputs, the result `y`, its gradient `dy` and those of the
                             inputs, `d<input>`, in float64; metadata: `op`, `options` as JSON
                             FOLDER/printed.json: [dtype, shape, values, text] of tensors that PyTorch prints
+                            FOLDER/errors/<number>.safetensors: inputs in float32, gradients in float64; metadata: `options`,
+                            and `errors`, those of the gradients of PyTorch in float32
 """
 
 import json
@@ -13,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 REDUCTIONS = ('mean', 'sum', 'none')
@@ -92,6 +95,49 @@ def attentions():
             heads=heads, kv_heads=kv_heads, causal=causal, base=base, **given)
 
 
+def alignments():
+    """`is_causal`, whose triangle begins at the first key, and one that ends at the last."""
+    for heads, kv_heads, queries, keys in ((2, 2, 5, 12), (4, 2, 37, 90), (2, 1, 12, 5), (3, 3, 20, 20)):
+        for causal in ('first', 'last') if keys >= queries else ('first',):
+            inputs = dict(q=single(2, queries, heads * 8), k=single(2, keys, kv_heads * 8), v=single(2, keys, kv_heads * 8))
+
+            def sdpa(q, k, v):
+                q, k, v = (x.view(2, x.shape[1], -1, 8).transpose(1, 2) for x in (q, k, v))
+                last = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+                how = dict(is_causal=True) if causal == 'first' else dict(attn_mask=last)
+                y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **how)
+                return y.transpose(1, 2).reshape(2, queries, heads * 8)
+            yield 'attention', dict(heads=heads, kvHeads=kv_heads, causal=causal), inputs, sdpa
+
+
+def relative_error(a, b):
+    return ((a.double() - b).norm() / b.norm()).item()
+
+
+def attention_errors(folder):
+    """By the unfused formula, which is PyTorch's most exact one."""
+    folder.mkdir()
+    sizes = lambda: (2, *torch.randint(2, 65, (2,)).tolist(), *(2 ** torch.randint(0, 6, (1,))).tolist())
+    for number in range(100):
+        heads, queries, keys, width = sizes()
+        causal = number % 2 == 0
+        keys = queries if causal else keys
+        given = [torch.randn(1, n, heads * width) for n in (queries, keys, keys)]
+        dy = torch.randn(1, queries, heads * width)
+        gradients = []
+        for dtype in (torch.float32, torch.float64):
+            leaves = [x.detach().clone().to(dtype).requires_grad_() for x in given]
+            q, k, v = (x.view(1, x.shape[1], heads, width).transpose(1, 2) for x in leaves)
+            with sdpa_kernel(SDPBackend.MATH):
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+            y.transpose(1, 2).reshape(dy.shape).backward(dy.to(dtype))
+            gradients.append([x.grad for x in leaves])
+        errors = [relative_error(single, double) for single, double in zip(*gradients)]
+        tensors = dict(zip(('q', 'k', 'v'), given), dy=dy, **dict(zip(('dq', 'dk', 'dv'), gradients[1])))
+        metadata = dict(options=json.dumps(dict(heads=heads, causal=causal)), errors=json.dumps(errors))
+        save_file({name: x.contiguous() for name, x in tensors.items()}, str(folder / f'{number:03}.safetensors'), metadata)
+
+
 def printed():
     wide = torch.randn(50) * 10 ** torch.linspace(-6, 6, 50)
     drawn = [
@@ -112,7 +158,7 @@ def main():
     torch.set_num_threads(1)
     seed, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.manual_seed(seed)
-    for number, (op, options, inputs, function) in enumerate(chain(losses(), attentions())):
+    for number, (op, options, inputs, function) in enumerate(chain(losses(), attentions(), alignments())):
         given = {name: value.clone() for name, value in inputs.items()}
         for name, value in given.items():
             value.requires_grad_(value.is_floating_point() and name != 'posWeight')
@@ -122,6 +168,7 @@ def main():
         gradients = {'d' + name: value.grad for name, value in given.items() if value.grad is not None}
         tensors = {name: value.detach().contiguous().clone() for name, value in dict(given, y=y, dy=dy, **gradients).items()}
         save_file(tensors, str(folder / f'{number:03}.safetensors'), dict(op=op, options=json.dumps(options)))
+    attention_errors(folder / 'errors')
     (folder / 'printed.json').write_text(json.dumps(list(printed())))
 
 
