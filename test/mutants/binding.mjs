@@ -6,7 +6,7 @@ export default [
     from: 'if (array.ByteLength() != bytes)\n    fail(ErrorCode::shape, "data has %zu bytes, the shape needs',
     to: 'if (array.ByteLength() < bytes)\n    fail(ErrorCode::shape, "data has %zu bytes, the shape needs',
     breaks: 'values are lost without a word',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'strides-one-past-the-end',
@@ -14,7 +14,7 @@ export default [
     from: 'if (last >= static_cast<long double>(tensor.size))',
     to: 'if (last > static_cast<long double>(tensor.size))',
     breaks: 'a strided copy reads one element behind the tensor',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'scatter-into-itself',
@@ -22,7 +22,7 @@ export default [
     from: '  if (x.storage == target.storage) fail(ErrorCode::option, "x must not share memory with target");\n',
     to: '',
     breaks: 'a tensor is overwritten while it is read',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'binary-mixes-types',
@@ -30,7 +30,7 @@ export default [
     from: '  if (a.dtype != b.dtype) fail(ErrorCode::dtype, "b must be %s, got %s", dtype_name(a.dtype), dtype_name(b.dtype));\n',
     to: '',
     breaks: 'float64 is read as float32',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'reduce-to-any-shape',
@@ -38,7 +38,7 @@ export default [
     from: 'if (shape_size(split) != x.size || shape_size(shape) != split[0] * split[2])',
     to: 'if (shape_size(split) != x.size)',
     breaks: 'a sum is written behind a result that is too small',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'dropout-of-everything',
@@ -46,7 +46,7 @@ export default [
     from: 'if (!(p >= 0 && p < 1)) fail',
     to: 'if (!(p >= 0 && p <= 1)) fail',
     breaks: 'the factor 1 / (1 − p) is infinite',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'moment-may-be-the-parameter',
@@ -54,7 +54,7 @@ export default [
     from: 'if (updated_ && tensor.storage == updated_->storage)',
     to: 'if (updated_ && &tensor == updated_)',
     breaks: 'an update that writes two results to one place',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'rows-of-uneven-experts',
@@ -62,7 +62,7 @@ export default [
     from: '(a.E == 0 ? a.R != 0 : a.R % a.E != 0)',
     to: '(a.E == 0 && a.R != 0)',
     breaks: 'the last rows of a plan belong to no expert',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'capture-ended-twice',
@@ -70,7 +70,7 @@ export default [
     from: '  if (!step) fail(ErrorCode::unsupported, "no step is being captured");\n',
     to: '',
     breaks: 'the end of a step that was not begun follows a null pointer',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'unavailable-backend-is-a-device',
@@ -78,7 +78,7 @@ export default [
     from: 'return "BACKEND_UNAVAILABLE";',
     to: 'return "DEVICE";',
     breaks: 'another code than documented',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'largest-integer-refused',
@@ -86,7 +86,7 @@ export default [
     from: 'value <= static_cast<double>(max) &&',
     to: 'value < static_cast<double>(max) &&',
     breaks: '256 threads and the last seed are refused',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'peak-forgets-what-lives',
@@ -94,7 +94,7 @@ export default [
     from: 'stats.peak_bytes = stats.bytes.load();',
     to: 'stats.peak_bytes = 0;',
     breaks: 'the peak after a reset is below what is in use',
-    tests: ['test/create.test.ts'],
+    tests: ['test/tensor/create.test.ts'],
   },
   {
     name: 'failed-step-keeps-its-first-updates',
@@ -102,7 +102,7 @@ export default [
     from: 'if (i + 1 < safe) ops[i].back_up(backups);',
     to: '',
     breaks: 'an asynchronous call that fails after an update leaves half a step',
-    tests: ['test/async.test.ts'],
+    tests: ['test/autograd/async.test.ts'],
   },
   {
     name: 'every-update-is-copied',
@@ -110,7 +110,7 @@ export default [
     from: 'can_abort ? ops.size() + 1 : end_of_failures()',
     to: 'ops.size() + 1',
     breaks: 'a step that ends with its updates takes the memory of a second model',
-    tests: ['test/async.test.ts'],
+    tests: ['test/autograd/async.test.ts'],
   },
   {
     name: 'reading-does-not-wait',
@@ -118,7 +118,7 @@ export default [
     from: 'if (device.plugin || tensor.storage->recorded != 0) c.wait();',
     to: 'if (device.plugin) c.wait();',
     breaks: 'a tensor is read while an asynchronous call writes it',
-    tests: ['test/async.test.ts'],
+    tests: ['test/autograd/async.test.ts'],
   },
   {
     name: 'failed-step-counts',
@@ -126,7 +126,7 @@ export default [
     from: 'state.step = before',
     to: 'state.step += 0 * before',
     breaks: 'an asynchronous step that failed has advanced the bias correction',
-    tests: ['test/async.test.ts'],
+    tests: ['test/autograd/async.test.ts'],
   },
   {
     name: 'stale-group-sizes',
@@ -134,7 +134,7 @@ export default [
     from: 'if (!device_.plugin || device_.capture) return;',
     to: 'static std::vector<int32_t> first;\n  if (first.size() * sizeof(int32_t) == bytes_) return remember(first.data(), DType::i32);\n  first.resize(bytes_ / sizeof(int32_t));',
     breaks: 'experts compute the rows that they had in an earlier step',
-    tests: ['test/uneven.test.ts'],
+    tests: ['test/ops/uneven.test.ts'],
   },
   {
     name: 'group-sizes-of-the-capture',
@@ -142,7 +142,7 @@ export default [
     from: 'if (!device_.plugin || device_.capture) return;',
     to: 'if (!device_.plugin) return;',
     breaks: 'a step with uneven loads cannot be captured',
-    tests: ['test/uneven.test.ts'],
+    tests: ['test/ops/uneven.test.ts'],
   },
   {
     name: 'missing-op-refused-late',
@@ -150,7 +150,7 @@ export default [
     from: '    expect_op(*device_->backend, op_);  // before its rules, which ask the backend\n',
     to: '',
     breaks: 'a shape that depends on what a backend saves is wrong, of a backend without the op',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'missing-op-refused-when-it-runs',
@@ -158,6 +158,6 @@ export default [
     from: '  expect_op(*device.backend, info);\n',
     to: '  if (!is_recorded) expect_op(*device.backend, info);\n',
     breaks: 'a recorded op that a backend lacks is a call of a null pointer',
-    tests: ['test/plugins.test.ts'],
+    tests: ['test/cuda/plugins.test.ts'],
   },
 ]

@@ -6,7 +6,7 @@ export default [
     from: 'bits + 0x7fffu + ((bits >> 16) & 1u)',
     to: 'bits + 0x8000u',
     breaks: 'halves are rounded up, not to even',
-    tests: ['test/create.test.ts'],
+    tests: ['test/tensor/create.test.ts'],
   },
   {
     name: 'saturate-passes-nan',
@@ -62,7 +62,7 @@ export default [
     from: 'size > limit / n)) fail',
     to: 'size >= limit / n)) fail',
     breaks: '2^46 elements are one too many',
-    tests: ['test/crash/arguments.test.ts'],
+    tests: ['test/runtime/arguments.test.ts'],
   },
   {
     name: 'replay-keeps-versions',
@@ -70,7 +70,7 @@ export default [
     from: '    for (Storage* storage : changed_) storage->change();\n',
     to: '',
     breaks: 'after a replay packed copies are those of old weights',
-    tests: ['test/capture.test.ts'],
+    tests: ['test/autograd/capture.test.ts'],
   },
   {
     name: 'capture-reads-old-packings',
@@ -78,7 +78,7 @@ export default [
     from: '  held_.push_back(storage);\n  held(*storage);\n',
     to: '  held_.push_back(storage);\n',
     breaks: 'every replay multiplies by the weights from before the step',
-    tests: ['test/capture.test.ts'],
+    tests: ['test/autograd/capture.test.ts'],
   },
   {
     name: 'replayed-ops-keep-versions',
@@ -86,7 +86,7 @@ export default [
     from: '    for (Storage* storage : changed_) storage->note_change();\n',
     to: '',
     breaks: 'a backward takes values that a replay on the CPU has changed',
-    tests: ['test/captured-ops.test.ts'],
+    tests: ['test/autograd/captured-ops.test.ts'],
   },
   {
     name: 'replay-keeps-the-versions-of-results',
@@ -94,7 +94,7 @@ export default [
     from: '      changed_.insert(storage);\n',
     to: '',
     breaks: 'a backward of what was computed from a result takes the values of the next replay',
-    tests: ['test/capture.test.ts'],
+    tests: ['test/autograd/capture.test.ts'],
   },
   {
     name: 'replay-of-a-graph-keeps-the-versions-of-results',
@@ -102,7 +102,7 @@ export default [
     from: '  ++replays_;\n',
     to: '',
     breaks: 'a backward of what was computed from a result of a CUDA graph takes the values of the next replay',
-    tests: ['test/capture.test.ts'],
+    tests: ['test/autograd/capture.test.ts'],
   },
   {
     name: 'replay-holds-everything',
@@ -110,7 +110,7 @@ export default [
     from: 'if (storage->handles == 0) storage->release();',
     to: '(void)storage;',
     breaks: 'a captured step holds all its tensors between replays',
-    tests: ['test/captured-ops.test.ts'],
+    tests: ['test/autograd/captured-ops.test.ts'],
   },
   {
     name: 'replay-hides-the-op',
@@ -118,7 +118,7 @@ export default [
     from: 'throw Error(error.code(), error.what(), captured.op.name());',
     to: 'throw;',
     breaks: 'the error of an op in a replay names no op',
-    tests: ['test/captured-ops.test.ts'],
+    tests: ['test/autograd/captured-ops.test.ts'],
   },
   {
     name: 'replay-samples-with-one-seed',
@@ -126,7 +126,7 @@ export default [
     from: '    member<uint64_t>(args, seed->offset) = static_cast<uint64_t>(given.numbers[0]);\n',
     to: '',
     breaks: 'a generator that is seeded anew samples with its old seed in replays on the CPU',
-    tests: ['test/capture.test.ts'],
+    tests: ['test/autograd/capture.test.ts'],
   },
   {
     name: 'recorded-step-keeps-packed-weights',
@@ -134,7 +134,7 @@ export default [
     from: 'if (operand.use == Use::updated) storage.outdate_packed();',
     to: '',
     breaks: 'the forward after an asynchronous step multiplies by the weights before it',
-    tests: ['test/async.test.ts'],
+    tests: ['test/autograd/async.test.ts'],
   },
   {
     name: 'undone-step-keeps-packed-weights',
@@ -142,7 +142,7 @@ export default [
     from: 'storage_->drop_packed();',
     to: '',
     breaks: 'the forward after a failed step multiplies by the weights that the step had made',
-    tests: ['test/async.test.ts'],
+    tests: ['test/autograd/async.test.ts'],
   },
   {
     name: 'failed-op-keeps-its-memory',
@@ -150,7 +150,7 @@ export default [
     from: 'if (is_made(operand.use)) operand.storage->release();',
     to: '(void)operand;',
     breaks: 'what an operation that failed should have computed can be read',
-    tests: ['test/async.test.ts'],
+    tests: ['test/autograd/async.test.ts'],
   },
   {
     name: 'layouts-joined-too-early',
@@ -166,7 +166,7 @@ export default [
     from: 'if (plugin->abi != kBackendAbi)',
     to: 'if (plugin->abi > kBackendAbi)',
     breaks: 'a plugin of another build is called with structs of this one',
-    tests: ['test/cuda-unavailable.test.ts'],
+    tests: ['test/cuda/cuda-unavailable.test.ts'],
   },
   {
     name: 'abi-without-order',
@@ -174,7 +174,7 @@ export default [
     from: 'value_ = (value_ ^ byte) * 16777619u;',
     to: 'value_ += byte * 16777619u;',
     breaks: 'declarations that change places have the same ABI number',
-    tests: ['test/abi.test.ts'],
+    tests: ['test/build/abi.test.ts'],
   },
   {
     name: 'abi-without-defaults',
@@ -182,7 +182,7 @@ export default [
     from: '#define NUMBER(...) hash.add("NUMBER" #__VA_ARGS__);',
     to: '#define NUMBER(name, ...) hash.add("NUMBER" #name);',
     breaks: 'a plugin with other defaults has the same ABI number',
-    tests: ['test/abi.test.ts'],
+    tests: ['test/build/abi.test.ts'],
   },
   {
     name: 'abi-without-enums',
@@ -190,7 +190,7 @@ export default [
     from: ', hash.add(k##type##Names);',
     to: ';',
     breaks: 'enums of the ops whose names change places have the same ABI number',
-    tests: ['test/abi.test.ts'],
+    tests: ['test/build/abi.test.ts'],
   },
   {
     name: 'abi-without-plugin',
@@ -198,7 +198,7 @@ export default [
     from: '#include "core/abi/plugin.inc"\n',
     to: '',
     breaks: 'functions of a plugin that change places have the same ABI number',
-    tests: ['test/abi.test.ts'],
+    tests: ['test/build/abi.test.ts'],
   },
   {
     name: 'groups-by-their-best-alone',
@@ -214,7 +214,7 @@ export default [
     from: 'return table.*op != nullptr;',
     to: 'return true;',
     breaks: 'an op that a backend lacks is a call of a null pointer',
-    tests: ['test/plugins.test.ts'],
+    tests: ['test/cuda/plugins.test.ts'],
   },
   {
     name: 'capture-in-foreign-memory',
@@ -222,7 +222,7 @@ export default [
     from: 'else if (device.backend->host_memory)',
     to: 'else if (device.backend->copy_in)',
     breaks: 'the host writes to memory of a device',
-    tests: ['test/plugins.test.ts'],
+    tests: ['test/cuda/plugins.test.ts'],
   },
   {
     name: 'name-of-the-plugin-lost',
@@ -230,7 +230,7 @@ export default [
     from: 'PluginLibrary library{plugin, {}, plugin->name};',
     to: 'PluginLibrary library{plugin, {}, {}};',
     breaks: 'devices of a plugin are listed under the name of its file',
-    tests: ['test/plugins.test.ts'],
+    tests: ['test/cuda/plugins.test.ts'],
   },
   {
     name: 'kernels-know-every-op',
@@ -238,6 +238,6 @@ export default [
     from: '#include "core/context.h"',
     to: '#include "core/op_args.h"',
     breaks: 'any change of a declaration compiles every kernel again',
-    tests: ['test/touched-objects.test.ts'],
+    tests: ['test/build/touched-objects.test.ts'],
   },
 ]

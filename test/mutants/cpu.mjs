@@ -30,7 +30,7 @@ export default [
     from: 'numbers.priority(logits + t * args.E, probs + t * args.E, args.expert_index + t * args.K, args.K);',
     to: 'gate[t * args.K];',
     breaks: 'batchPrioritized orders the tokens of a sequence by gates, which are all 1 for K = 1',
-    tests: ['test/batch-prioritized.test.ts'],
+    tests: ['test/nn/batch-prioritized.test.ts'],
   },
   {
     name: 'bias-of-the-choice-left-out',
@@ -102,7 +102,7 @@ export default [
     from: 'left > kPieceRows + kSkinnyRows ?',
     to: 'left > kPieceRows ?',
     breaks: 'a few rows of an expert are added up in another order on few threads',
-    tests: ['test/determinism.test.ts'],
+    tests: ['test/autograd/determinism.test.ts'],
   },
   {
     name: 'chunk-leaves-few-rows',
@@ -110,7 +110,7 @@ export default [
     from: 'return min_of(end, assignments.end(expert) - kSkinnyRows - 1);',
     to: 'return min_of(end, assignments.end(expert));',
     breaks: 'the last rows of a large expert are added up in an order that hangs on the number of threads',
-    tests: ['test/determinism.test.ts'],
+    tests: ['test/autograd/determinism.test.ts'],
   },
   {
     name: 'mean-loss-of-nothing',

@@ -143,7 +143,7 @@ export default [
     from: 'captured ? philox(captured->seed, captured->step, i)',
     to: 'captured ? philox(seed, captured->step, i)',
     breaks: 'a generator that is reseeded between replays samples as before',
-    tests: ['test/capture.test.ts'],
+    tests: ['test/autograd/capture.test.ts'],
   },
   {
     name: 'odd-padding-not-cleared',
@@ -159,7 +159,7 @@ export default [
     from: 'j + i < columns.H ? dropout(values[i], kept, i) : T(0)',
     to: 'dropout(values[i], kept, i)',
     breaks: 'an infinity in x makes the padding NaN, and that the output',
-    tests: ['simt/test/non-finite.test.ts'],
+    tests: ['simt/test/optim/non-finite.test.ts'],
   },
   {
     name: 'copies-written-without-padding-of-rows',
@@ -231,7 +231,7 @@ export default [
     from: '    wait_for(half);\n    std::memcpy(static_cast<char*>(host) + done',
     to: '    if (bytes == 0) wait_for(half);\n    std::memcpy(static_cast<char*>(host) + done',
     breaks: 'the host reads what the last copy left in pinned memory, such as the sizes of the step before',
-    tests: ['test/uneven.test.ts'],
+    tests: ['test/ops/uneven.test.ts'],
   },
   {
     name: 'blocks-of-two-groups',

@@ -6,7 +6,7 @@ export default [
     from: 'tensor.storage.use_count() - tensor.storage->recorded == 1',
     to: 'tensor.storage.use_count() - tensor.storage->recorded >= 1',
     breaks: 'a gradient that is a view of another is added to in place, and both change',
-    tests: ['test/autograd.test.ts'],
+    tests: ['test/autograd/autograd.test.ts'],
   },
   {
     name: 'packings-share-a-key',
@@ -14,7 +14,7 @@ export default [
     from: 'const PackKey key{kPanels + along_k, compute',
     to: 'const PackKey key{kPanels, compute',
     breaks: 'the backward of a square weight multiplies by the packing of the forward',
-    tests: ['test/compute-dtype.test.ts'],
+    tests: ['test/nn/compute-dtype.test.ts'],
   },
   {
     name: 'generation-not-raised',
@@ -22,7 +22,7 @@ export default [
     from: 'slot->generation < kMaxGeneration ? slot->generation + 1 : 1',
     to: 'slot->generation < kMaxGeneration ? slot->generation : 1',
     breaks: 'a handle of a freed tensor finds the next one in its slot',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'scale-keeps-the-version',
@@ -30,7 +30,7 @@ export default [
     from: 'case Role::updated: use(tensors_[i], Use::updated); break;',
     to: 'case Role::updated: use(tensors_[i], Use::read); break;',
     breaks: 'what was derived from a gradient before it was scaled is taken for current',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'clip-keeps-the-version',
@@ -38,7 +38,7 @@ export default [
     from: 'operands.emplace_back(items[i].x, *own[i], Use::updated);',
     to: 'operands.emplace_back(items[i].x, *own[i]);',
     breaks: 'a backward that has saved a gradient uses what clipping has made of it',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'logsumexp-of-the-first-chunk',
@@ -54,7 +54,7 @@ export default [
     from: '!tensors.has(next); next = next.#grad)',
     to: '!tensors.has(next); next = null)',
     breaks: 'after to() a parameter and its gradient are on two devices',
-    tests: ['test/simt.test.ts'],
+    tests: ['test/cuda/simt.test.ts'],
   },
   {
     name: 'save-without-fsync',
@@ -62,7 +62,7 @@ export default [
     from: "  yield* call('fsync', file)\n",
     to: '',
     breaks: 'after a loss of power the new file may be empty, and the old one gone',
-    tests: ['test/atomic-save.test.ts'],
+    tests: ['test/io/atomic-save.own.test.ts'],
   },
   {
     name: 'short-read-at-the-wrong-place',
@@ -70,7 +70,7 @@ export default [
     from: 'maxPiece), position + at)',
     to: 'maxPiece), position)',
     breaks: 'after a short read the same bytes are read again',
-    tests: ['test/file-pieces.test.ts'],
+    tests: ['test/io/file-pieces.own.test.ts'],
   },
   {
     name: 'load-leaves-the-file-open',
@@ -78,7 +78,7 @@ export default [
     from: "      yield* quietly(call('close', file))\n",
     to: '',
     breaks: 'each load takes a descriptor',
-    tests: ['test/file-pieces.test.ts'],
+    tests: ['test/io/file-pieces.own.test.ts'],
   },
   {
     name: 'doctor-ends-well-after-a-failed-self-test',
@@ -86,7 +86,7 @@ export default [
     from: 'return healthy ? 0 : 1',
     to: 'return 0',
     breaks: 'exit code 0 although a self-test failed',
-    tests: ['test/cli.test.ts'],
+    tests: ['test/cli/program.test.ts'],
   },
   {
     name: 'generate-at-temperature-1',
@@ -94,7 +94,7 @@ export default [
     from: 'default: 0.7, min: 0, real: true',
     to: 'default: 1, min: 0, real: true',
     breaks: 'another default than documented',
-    tests: ['test/cli-generate.test.ts'],
+    tests: ['test/cli/generate.test.ts'],
   },
   {
     name: 'warm-up-from-zero',
@@ -102,7 +102,7 @@ export default [
     from: '(base * (fromZero ? t : t + 1)) / warmUp',
     to: '(base * (fromZero ? t : t)) / warmUp',
     breaks: 'the first step learns nothing',
-    tests: ['test/trainer.test.ts'],
+    tests: ['test/cli/trainer.test.ts'],
   },
   {
     name: 'training-without-clipping',
@@ -110,7 +110,7 @@ export default [
     from: 'clipGradNorm(this.#model.parameters(), 1,',
     to: 'clipGradNorm(this.#model.parameters(), Number.MAX_VALUE,',
     breaks: 'gradients of any norm reach the optimizer',
-    tests: ['test/trainer.test.ts'],
+    tests: ['test/cli/trainer.test.ts'],
   },
   {
     name: 'time-left-of-the-whole-run',
@@ -118,7 +118,7 @@ export default [
     from: 'duration((steps - step) * pace)',
     to: 'duration(steps * pace)',
     breaks: 'the time left never shrinks',
-    tests: ['test/trainer.test.ts'],
+    tests: ['test/cli/trainer.test.ts'],
   },
   {
     name: 'cache-not-given-back',
@@ -126,7 +126,7 @@ export default [
     from: '  cache().trim();\n  return checked_allocate(size.bytes);',
     to: '  return nullptr;',
     breaks: 'out of memory although free blocks are kept',
-    tests: ['test/out-of-memory.test.ts'],
+    tests: ['test/crash/out-of-memory.test.ts'],
   },
   {
     name: 'capture-loses-deferred-frees',
@@ -134,7 +134,7 @@ export default [
     from: 'if (!recording_->release(data)) released_.push_back(data);',
     to: 'recording_->release(data);',
     breaks: 'memory from before a captured step that is freed in it stays allocated',
-    tests: ['test/simt.test.ts'],
+    tests: ['test/cuda/simt.test.ts'],
   },
   {
     name: 'threshold-unchecked',
@@ -142,7 +142,7 @@ export default [
     from: '    expect(field, tensor);\n    if (!field.any_shape)',
     to: '    if (!field.any_shape)',
     breaks: 'a threshold of another length is read past its end',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'momentum-keeps-its-version',
@@ -153,7 +153,7 @@ export default [
       if (operand.at != copy + op.fields[0].offset) operands.back().use = Use::read;
     });`,
     breaks: 'what was derived from the momentum buffer is taken for current',
-    tests: ['test/native-calls.test.ts'],
+    tests: ['test/runtime/native-calls.test.ts'],
   },
   {
     name: 'moved-parameter-is-not-packed',
@@ -161,7 +161,7 @@ export default [
     from: '  if (x.storage->packed()) y.storage->keep_packed();\n',
     to: '',
     breaks: 'a model packs its weights anew in each call after to()',
-    tests: ['test/simt.test.ts'],
+    tests: ['test/cuda/simt.test.ts'],
   },
   {
     name: 'samples-past-the-last-step',
@@ -169,6 +169,6 @@ export default [
     from: 'step < maxSeed ? step + 1 : 0',
     to: 'step + 1',
     breaks: 'a stream at its last step is an error from then on',
-    tests: ['test/random.test.ts'],
+    tests: ['test/autograd/random.test.ts'],
   },
 ]

@@ -6,7 +6,7 @@ export default [
     from: 'within({ scope: null }, fn)',
     to: 'within({ scope: null, gradEnabled: true }, fn)',
     breaks: 'what runs outside of scopes is recorded inside noGrad',
-    tests: ['test/autograd.test.ts'],
+    tests: ['test/autograd/autograd.test.ts'],
   },
   {
     name: 'failed-replay-counts',
@@ -14,7 +14,7 @@ export default [
     from: 'for (const restore of undo) restore()',
     to: 'for (const restore of undo.slice(1)) restore()',
     breaks: 'a replay that fails leaves generators and optimizers one step on',
-    tests: ['test/capture.test.ts'],
+    tests: ['test/autograd/capture.test.ts'],
   },
   {
     name: 'longest-list-refused',
@@ -22,7 +22,7 @@ export default [
     from: 'if (!(length <= maxLength)) fail',
     to: 'if (!(length < maxLength)) fail',
     breaks: 'a shape of 8 dimensions is refused',
-    tests: ['test/bad-options.test.ts'],
+    tests: ['test/runtime/bad-options.test.ts'],
   },
   {
     name: 'arange-rounds-down',
@@ -30,7 +30,7 @@ export default [
     from: 'Math.ceil((to - from) / by)',
     to: 'Math.floor((to - from) / by)',
     breaks: 'the last element is missing where the step does not divide the range',
-    tests: ['test/create.test.ts'],
+    tests: ['test/tensor/create.test.ts'],
   },
   {
     name: 'broadcast-takes-the-larger',
@@ -38,7 +38,7 @@ export default [
     from: 'return m === 1 ? n : m',
     to: 'return Math.max(m, n)',
     breaks: 'length 0 beside length 1 gives 1',
-    tests: ['test/create.test.ts'],
+    tests: ['test/tensor/create.test.ts'],
   },
   {
     name: 'mean-divides-for-each-axis',
@@ -46,7 +46,7 @@ export default [
     from: 'sumAxis(y, current, axis, i === 0 ? factor : 1)',
     to: 'sumAxis(y, current, axis, i < axes.length ? factor : 1)',
     breaks: 'the mean over two axes of three is divided twice',
-    tests: ['test/gradcheck.test.ts'],
+    tests: ['test/autograd/gradcheck.test.ts'],
   },
   {
     name: 'noise-sampled-although-given',
@@ -54,7 +54,7 @@ export default [
     from: 'step(gumbel && !given.gumbelUniforms)',
     to: 'step(gumbel)',
     breaks: 'a replayed routing with noise moves the generator',
-    tests: ['test/random.test.ts'],
+    tests: ['test/autograd/random.test.ts'],
   },
   {
     name: 'capacity-of-training-in-evaluation',
@@ -62,7 +62,7 @@ export default [
     from: 'capacityFactorEval: number({ min: 0, default: 2 })',
     to: 'capacityFactorEval: number({ min: 0, default: 1.25 })',
     breaks: 'another default than documented',
-    tests: ['test/defaults.test.ts'],
+    tests: ['test/nn/defaults.test.ts'],
   },
   {
     name: 'scaled-input-weighted-twice',
@@ -70,7 +70,7 @@ export default [
     from: 'eachChoice(routing, routing.kept.to(x.dtype))',
     to: 'eachChoice(routing, routing.weight)',
     breaks: 'with scaleInput the weight also multiplies the output of an expert',
-    tests: ['test/routers.test.ts'],
+    tests: ['test/nn/routers.test.ts'],
   },
   {
     name: 'dropout-of-experts-in-evaluation',
@@ -78,7 +78,7 @@ export default [
     from: 'this.training ? this.#dropout : 0',
     to: 'this.#dropout',
     breaks: 'evaluation drops hidden values of the experts',
-    tests: ['test/expert-dropout.test.ts'],
+    tests: ['test/nn/expert-dropout.test.ts'],
   },
   {
     name: 'bias-of-groups-not-updated',
@@ -86,7 +86,7 @@ export default [
     from: 'for (const layer of this.experts) layer.updateExpertBias(rate)',
     to: 'void rate',
     breaks: 'routers of the second level keep their bias',
-    tests: ['test/expert-bias.test.ts'],
+    tests: ['test/nn/expert-bias.test.ts'],
   },
   {
     name: 'groups-of-tokens-cut-anywhere',
@@ -94,7 +94,7 @@ export default [
     from: "tensor.shape.slice(0, dims.indexOf('B'))",
     to: 'tensor.shape.slice(0, 0)',
     breaks: 'uniforms of the caller are refused with groupSize',
-    tests: ['test/routers.test.ts'],
+    tests: ['test/nn/routers.test.ts'],
   },
   {
     name: 'saved-tensor-under-another-name',
@@ -102,7 +102,7 @@ export default [
     from: 'there ? saved[next++] : null',
     to: 'saved[next++] ?? null',
     breaks: 'the mask takes the place of a density that was not asked for',
-    tests: ['test/importance.test.ts', 'test/mask.test.ts'],
+    tests: ['test/nn/importance.test.ts', 'test/nn/mask.test.ts'],
   },
   {
     name: 'adamw-without-decay',
@@ -110,7 +110,7 @@ export default [
     from: 'weightDecay: number({ min: 0, default: 1e-2 })',
     to: 'weightDecay: number({ min: 0, default: 0 })',
     breaks: 'another default than documented',
-    tests: ['test/defaults.test.ts'],
+    tests: ['test/nn/defaults.test.ts'],
   },
   {
     name: 'root-not-held',
@@ -118,7 +118,7 @@ export default [
     from: '  rootNode?.hold() // a hook may dispose the root\n',
     to: '  if (retainGraph) rootNode?.hold()\n',
     breaks: 'a hook that disposes the root frees the graph under the backward',
-    tests: ['test/hooks.test.ts'],
+    tests: ['test/autograd/hooks.test.ts'],
   },
   {
     name: 'kept-gradient-disposed',
@@ -126,7 +126,7 @@ export default [
     from: 'if (!isKept(seen)) seen.dispose()',
     to: 'if (!isKept(seen) || seen.size > 0) seen.dispose()',
     breaks: 'a gradient that a hook keeps is gone after the backward',
-    tests: ['test/hooks.test.ts'],
+    tests: ['test/autograd/hooks.test.ts'],
   },
   {
     name: 'auxiliary-loss-by-default',
@@ -134,7 +134,7 @@ export default [
     from: 'dTotalAux = 0): InputGradient {',
     to: 'dTotalAux = 1): InputGradient {',
     breaks: 'the auxiliary loss is part of a loss that did not ask for it',
-    tests: ['test/autograd.test.ts'],
+    tests: ['test/autograd/autograd.test.ts'],
   },
   {
     name: 'padding-reaches-the-norm',
@@ -142,7 +142,7 @@ export default [
     from: 'position: reshape(sub(mask, 1), each)',
     to: 'position: reshape(sub(mask, mask), each)',
     breaks: 'a NaN in a row of padding makes every slot NaN',
-    tests: ['test/soft-moe.test.ts', 'test/shared-experts.test.ts'],
+    tests: ['test/nn/soft-moe.test.ts', 'test/nn/shared-experts.test.ts'],
   },
   {
     name: 'padding-in-slots',
@@ -150,7 +150,7 @@ export default [
     from: 'mul(sub(factor, 1), largest)',
     to: 'mul(sub(factor, 1), 1)',
     breaks: 'padding has a weight in the slots',
-    tests: ['test/soft-moe.test.ts'],
+    tests: ['test/nn/soft-moe.test.ts'],
   },
   {
     name: 'noise-without-inner-bound',
@@ -158,7 +158,7 @@ export default [
     from: 'neg(clampedLog(neg(clampedLog(uniforms))))',
     to: 'neg(clampedLog(neg(log(uniforms))))',
     breaks: 'a sampled 0 is noise of minus infinity',
-    tests: ['test/soft-moe-random.test.ts'],
+    tests: ['test/nn/soft-moe-random.test.ts'],
   },
   {
     name: 'sums-of-runs-from-the-first',
@@ -166,7 +166,7 @@ export default [
     from: 'runsOf(axes).reverse()',
     to: 'runsOf(axes)',
     breaks: 'of equal maxima over separate axes another one gets the gradient',
-    tests: ['test/selection.test.ts'],
+    tests: ['test/ops/selection.test.ts'],
   },
   {
     name: 'padding-keys-keep-their-values',
@@ -174,7 +174,7 @@ export default [
     from: 'where(shown, v, 0)',
     to: 'v',
     breaks: 'a NaN in padding reaches every token',
-    tests: ['test/attention.test.ts'],
+    tests: ['test/ops/attention.test.ts'],
   },
   {
     name: 'prints-all',
@@ -182,7 +182,7 @@ export default [
     from: 'const isCut = size > mostWhole',
     to: 'const isCut = size > 1e9',
     breaks: 'console.log reads a large tensor whole',
-    tests: ['test/print.test.ts'],
+    tests: ['test/tensor/print.test.ts'],
   },
   {
     name: 'replay-of-first-group',
@@ -190,7 +190,7 @@ export default [
     from: '.step`, group, prefix)),',
     to: '.step`, this.groups[0], prefix)),',
     breaks: 'replays update every group with the options of the first',
-    tests: ['test/parameter-groups.test.ts'],
+    tests: ['test/optim/parameter-groups.test.ts'],
   },
   {
     name: 'numbers-of-first-group',
@@ -198,7 +198,7 @@ export default [
     from: 'if (options !== of || step !== item.step)',
     to: 'if (step !== item.step)',
     breaks: 'parameters of one step count are updated with the options of the first group',
-    tests: ['test/parameter-groups.test.ts'],
+    tests: ['test/optim/parameter-groups.test.ts'],
   },
   {
     name: 'parameter-in-two-groups',
@@ -206,7 +206,7 @@ export default [
     from: 'owner.set(parameter, i)',
     to: 'owner.set(parameter, i - 1)',
     breaks: 'the error names another group',
-    tests: ['test/parameter-groups.test.ts'],
+    tests: ['test/optim/parameter-groups.test.ts'],
   },
   {
     name: 'state-made-before-skip',
@@ -214,7 +214,7 @@ export default [
     from: "    if (onNonFinite !== 'propagate' && !this.#areFinite(op, due)) {",
     to: "    this.#makeStates(due)\n    if (onNonFinite !== 'propagate' && !this.#areFinite(op, due)) {",
     breaks: 'a skipped step leaves states behind',
-    tests: ['test/accumulation.test.ts'],
+    tests: ['test/optim/accumulation.test.ts'],
   },
   {
     name: 'plateau-after-first-bad-step',
@@ -222,7 +222,7 @@ export default [
     from: 'if (bad > patience)',
     to: 'if (bad >= patience)',
     breaks: 'the rates fall one step early',
-    tests: ['test/schedules.test.ts'],
+    tests: ['test/optim/schedules.test.ts'],
   },
   {
     name: 'schedule-loses-base',
@@ -230,7 +230,7 @@ export default [
     from: '      this.#base = bases\n',
     to: '',
     breaks: 'a resumed schedule multiplies the rates of the new optimizer',
-    tests: ['test/schedules.test.ts'],
+    tests: ['test/optim/schedules.test.ts'],
   },
   {
     name: 'swapped-averages-saved',
@@ -238,7 +238,7 @@ export default [
     from: '      ema.#expectOwn(op)\n',
     to: '',
     breaks: 'a checkpoint holds the averages as parameters of the model',
-    tests: ['test/ema.test.ts'],
+    tests: ['test/optim/ema.test.ts'],
   },
   {
     name: 'recompute-samples-anew',
@@ -246,7 +246,7 @@ export default [
     from: 'repeatingSamples(op, this.#samples, () => observing({ mode, hook }, () => this.#forward(inputs)))',
     to: 'observing({ mode, hook }, () => this.#forward(inputs))',
     breaks: 'the second forward has other random numbers',
-    tests: ['test/recompute.test.ts'],
+    tests: ['test/autograd/recompute.test.ts'],
   },
   {
     name: 'recompute-counted-twice',
@@ -254,7 +254,7 @@ export default [
     from: '      if (isComputingAgain()) return\n',
     to: '',
     breaks: 'a monitor counts the second forward too',
-    tests: ['test/recompute.test.ts'],
+    tests: ['test/autograd/recompute.test.ts'],
   },
   {
     name: 'recompute-frees-late',
@@ -262,7 +262,7 @@ export default [
     from: 'if (this.#again.has(node)) node.free()',
     to: 'if (this.#again.has(node)) this.lasting.push(node)',
     breaks: 'a backward holds what all blocks saved',
-    tests: ['test/recompute.test.ts'],
+    tests: ['test/autograd/recompute.test.ts'],
   },
   {
     name: 'recompute-in-another-mode',
@@ -270,7 +270,7 @@ export default [
     from: 'this.#modes.get(module)?.has(training) === false',
     to: 'false',
     breaks: 'the second forward of a block in another mode has a wrong gradient',
-    tests: ['test/recompute-errors.test.ts'],
+    tests: ['test/autograd/recompute-errors.test.ts'],
   },
   {
     name: 'slots-on-no-device',
@@ -278,7 +278,7 @@ export default [
     from: 'policyOf(device).prefersSlots',
     to: 'policyOf(device).hostMemory',
     breaks: 'the host waits for the GPU in each forward, and the CPU computes empty rows',
-    tests: ['test/simt.test.ts'],
+    tests: ['test/cuda/simt.test.ts'],
   },
   {
     name: 'plugin-by-another-name',
@@ -286,7 +286,7 @@ export default [
     from: 'loadOthers().find((plugin) => plugin.name === name) ?? loadCuda()',
     to: 'loadOthers().find((plugin) => plugin.name <= name) ?? loadCuda()',
     breaks: 'a device is opened from the first plugin of ST_MOE_PLUGINS',
-    tests: ['test/plugins.test.ts'],
+    tests: ['test/cuda/plugins.test.ts'],
   },
   {
     name: 'other-build-without-the-fix',
@@ -294,6 +294,6 @@ export default [
     from: "const fix = found.stage === 'abi' ?",
     to: "const fix = found.stage === 'driver' ?",
     breaks: 'nobody says what to install',
-    tests: ['test/cuda-unavailable.test.ts'],
+    tests: ['test/cuda/cuda-unavailable.test.ts'],
   },
 ]

@@ -6,7 +6,7 @@ export default [
     from: 'if (pairs.every(([names, kinds]) =>',
     to: 'if (pairs.some(([names, kinds]) =>',
     breaks: 'an addon with other functions under the same numbers is used',
-    tests: ['test/addon-loading.test.ts'],
+    tests: ['test/runtime/addon-loading.own.test.ts'],
   },
   {
     name: 'addon-loaded-at-import',
@@ -14,7 +14,7 @@ export default [
     from: 'export function addonFile(): string {',
     to: 'load()\n\nexport function addonFile(): string {',
     breaks: 'an import throws where the addon cannot be loaded',
-    tests: ['test/addon-loading.test.ts'],
+    tests: ['test/runtime/addon-loading.own.test.ts'],
   },
   {
     name: 'beside-not-written',
@@ -22,7 +22,7 @@ export default [
     from: 'await writeTogether([...files, {',
     to: 'await writeTogether([{',
     breaks: 'files that belong to a checkpoint are left out',
-    tests: ['test/utils.test.ts'],
+    tests: ['test/io/utils.test.ts'],
   },
   {
     name: 'metadata-not-returned',
@@ -30,7 +30,7 @@ export default [
     from: 'Object.keys(metadata).length > 0 && { metadata }',
     to: 'Object.keys(metadata).length > 1 && { metadata }',
     breaks: 'a run does not know whether its two files are of one save',
-    tests: ['test/utils.test.ts'],
+    tests: ['test/io/utils.test.ts'],
   },
   {
     name: 'together-one-by-one',
@@ -38,7 +38,7 @@ export default [
     from: '    for (const file of files) staged.push(yield* stage(op, file))\n    for (const',
     to: '    if (files.length > 1) yield* replace(op, files.slice(0, 1))\n    for (const file of files) staged.push(yield* stage(op, file))\n    for (const',
     breaks: 'the first of several files is replaced although another cannot be',
-    tests: ['test/utils.test.ts'],
+    tests: ['test/io/utils.test.ts'],
   },
   {
     name: 'busy-lock-taken',
@@ -46,7 +46,7 @@ export default [
     from: 'if (error === system.errno.EAGAIN) throw',
     to: 'if (error === system.errno.EAGAIN && what === path) throw',
     breaks: 'two processes train in one folder',
-    tests: ['test/utils.test.ts'],
+    tests: ['test/io/utils.test.ts'],
   },
   {
     name: 'files-of-different-saves',
@@ -54,7 +54,7 @@ export default [
     from: 'if (metadata[idKey] === id) return',
     to: 'if (metadata[idKey] === id || id === undefined) return',
     breaks: 'the description of one run is read with the weights of another',
-    tests: ['test/generate.test.ts'],
+    tests: ['test/language-model/generate.test.ts'],
   },
   {
     name: 'short-text-evaluated',
@@ -62,7 +62,7 @@ export default [
     from: 'if (text.length <= context)',
     to: 'if (text.length < context)',
     breaks: 'the loss of a sequence whose end is missing',
-    tests: ['test/trainer.test.ts'],
+    tests: ['test/cli/trainer.test.ts'],
   },
   {
     name: 'batches-of-a-short-text',
@@ -70,7 +70,7 @@ export default [
     from: '|| this.#sequences < 1)',
     to: '|| this.#sequences < 0)',
     breaks: 'a text without a whole sequence besides the shift makes batches of nothing',
-    tests: ['test/trainer.test.ts'],
+    tests: ['test/cli/trainer.test.ts'],
   },
   {
     name: 'upwards-is-allowed',
@@ -78,7 +78,7 @@ export default [
     from: 'rooms.indexOf(room) < rooms.indexOf(other)',
     to: 'rooms.indexOf(room) <= rooms.length',
     breaks: 'any room of lib may import any other',
-    tests: ['test/walls.test.ts'],
+    tests: ['test/build/walls.test.ts'],
   },
   {
     name: 'types-are-no-imports',
@@ -86,6 +86,6 @@ export default [
     from: 'else if (ts.isImportTypeNode(node)) add(node.argument.literal, false)',
     to: 'else if (ts.isImportTypeNode(node)) return',
     breaks: 'a type may be taken from any room',
-    tests: ['test/walls.test.ts'],
+    tests: ['test/build/walls.test.ts'],
   },
 ]

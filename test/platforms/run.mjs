@@ -1,4 +1,4 @@
-// The C++ tests and a part of the suite on other systems, under emulators: prints the counts of each system. Needs the
+// The C++ tests and the tests of the library on other systems, under emulators: prints the counts of each system. Needs the
 // prebuilds of these.
 //
 //   node test/platforms/run.mjs [--target NAME …] [--install]      --install: Debian's packages of the emulators, as root
@@ -10,20 +10,12 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { emulators, lackOf, nodeOf, runOn } from '../../scripts/emulators.mjs'
 import { addonOf } from '../../scripts/targets.mjs'
-import { compileSuite } from './compile.mjs'
+import { compileSuite, suiteFiles } from './compile.mjs'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const { values } = parseArgs({ options: { target: { type: 'string', multiple: true }, install: { type: 'boolean' } } })
 const targets = values.target ?? Object.keys(emulators)
 
-// What needs neither vi nor tools of Linux. Each runs in a process of its own, as in vitest.
-const suite =
-  `accumulation activation adafactor async attention autograd bad-input bad-options cached-attention causality
-  checkpoint checkpoint-extra compare compute-dtype conservation create data-loader defaults determinism ema
-  expert-choice expert-dropout generate golden gradcheck hooks importance lifetime losses mask memory mesh
-  native-calls non-finite optim other-threads out-of-memory parameter-groups paths property random recompute routers
-  safetensors schedules scope selection shared-experts soft-moe soft-moe-errors soft-moe-random state-dict tfjs
-  tokenizer transformers transformers-golden two-levels user-experts`.split(/\s+/)
 const total = { passed: 0, failed: 0, skipped: 0 }
 
 function add(target, name, passed, failed, skipped) {
@@ -58,10 +50,10 @@ async function suiteTests(target, folder) {
     // QEMU runs one program, not those that it starts; Wine runs both.
     ...(target.startsWith('linux') && command && { ST_MOE_TEST_EMULATOR: command.join(' ') }),
   }
-  const waiting = [...suite]
+  const waiting = suiteFiles()
   const work = async () => {
     for (let name = waiting.shift(); name; name = waiting.shift()) {
-      const { stdout, stderr } = await runOn(target, node, ['run.mjs', `test/${name}.test.js`], { cwd: folder, env })
+      const { stdout, stderr } = await runOn(target, node, ['run.mjs', name.replace(/ts$/, 'js')], { cwd: folder, env })
       const counts = /(\d+) passed, (\d+) failed, (\d+) skipped\n$/.exec(stdout)?.slice(1).map(Number)
       if (!counts || counts[1] > 0) console.log(`${stdout}${stderr}`.slice(-5000))
       add(target, name, ...(counts ?? [0, 1, 0]))

@@ -71,6 +71,9 @@ export class Draw {
   }
 }
 
+/** Whether random tests sample many more cases, as before a release. */
+export const long = process.env.ST_MOE_TEST_LONG === '1'
+
 /** The seed of the random tests: ST_MOE_SEED, or always the same. */
 export function runSeed(): number {
   const given = Number(process.env.ST_MOE_SEED)

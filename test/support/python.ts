@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url'
 import type { TestContext } from 'vitest'
 
 const venv = fileURLToPath(new URL('../../build/parity-venv', import.meta.url))
-const requirements = fileURLToPath(new URL('../parity-requirements.txt', import.meta.url))
+const requirements = fileURLToPath(new URL('../python/parity-requirements.txt', import.meta.url))
 const ownPython = join(venv, process.platform === 'win32' ? 'Scripts/python.exe' : 'bin/python')
 /** Holds the requirements that the environment was made for. */
 const ready = join(venv, 'ready')
@@ -92,9 +92,9 @@ export function pythonFor(context: TestContext, found: Found): string {
   return context.skip(found.reason)
 }
 
-/** Runs a script of test/; its traceback is the message of the error. */
+/** Runs a script of test/python; its traceback is the message of the error. */
 export function runScript(python: string, name: string, ...args: string[]): void {
-  const script = fileURLToPath(new URL(`../${name}`, import.meta.url))
+  const script = fileURLToPath(new URL(`../python/${name}`, import.meta.url))
   const result = run(python, [script, ...args])
   if (result.status !== 0) throw new Error(`${name} ${args.join(' ')}: ${result.error?.message ?? result.stderr}`)
 }

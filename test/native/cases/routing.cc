@@ -157,7 +157,7 @@ void expert_choice_loop(const ExpertChoiceArgs& a, Problem& p) {
   p["total_loss"] = {a.balance_loss_coef * balance + a.router_z_loss_coef * z};
 }
 
-// The selection stays fixed; test/gradcheck.test.ts compares with differences.
+// The selection stays fixed; test/autograd/gradcheck.test.ts compares with differences.
 void expert_choice_backward_loop(const ExpertChoiceBackwardArgs& a, Problem& p) {
   const std::vector<double>&s = p["gate"], &kept = p["kept"], &x = p["x"], &w = p["w"];
   const auto masked = [&](int64_t t) { return p.has("mask") && p["mask"][at(t)] == 0; };

@@ -1,0 +1,17 @@
+import { expect, test } from 'vitest'
+import { runChild, sanitized } from '../support/child.js'
+import { runSeed } from '../support/numbers.js'
+
+/** Longer campaigns: `node --import tsx test/children/damaged-files.mjs <seed> <files>`. */
+const files = 3000
+
+test(`${files} damaged files load or are MoeErrors, and change nothing then (seed ${runSeed()})`, async () => {
+  const { stdout, stderr, code } = await runChild('damaged-files.mjs', [`${runSeed()}`, `${files}`], {
+    nodeArgs: ['--import', 'tsx'],
+  })
+  expect(stderr).toBe('')
+  const { problems, counts, peakMb } = JSON.parse(stdout)
+  expect([problems, code]).toEqual([[], 0])
+  for (const outcome of ['loaded', 'FILE_FORMAT', 'STATE_DICT']) expect(counts[outcome], outcome).toBeGreaterThan(0)
+  if (!sanitized) expect(peakMb).toBeLessThan(1000)
+})

@@ -1,0 +1,175 @@
+"""Runs PyTorch and transformers for test/python/torch.test.ts.
+
+torch_ops.py SEED FOLDER    writes FOLDER/<number>.safetensors: inputs, the result `y`, its gradient `dy` and those of the
+                            inputs, `d<input>`, in float64; metadata: `op`, `options` as JSON
+                            FOLDER/printed.json: [dtype, shape, values, text] of tensors that PyTorch prints
+                            FOLDER/errors/<number>.safetensors: inputs in float32, gradients in float64; metadata: `options`,
+                            and `errors`, those of the gradients of PyTorch in float32
+"""
+
+import json
+import sys
+from itertools import chain
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+REDUCTIONS = ('mean', 'sum', 'none')
+
+
+def single(*shape):
+    """Float64 numbers that float32 holds."""
+    return torch.randn(shape).double()
+
+
+def losses():
+    shape = (6, 7)
+    a, b, share = single(*shape), single(*shape), torch.rand(shape).double()
+    share[0, :3] = torch.tensor([0.0, 1.0, 0.5])
+    logs = torch.log_softmax(a, -1).float().double()
+    other_logs = torch.log_softmax(b, -1).float().double()
+    weight = torch.rand(shape[1]).double() + 0.5
+    target = torch.randint(0, shape[1], (shape[0],))
+    target[2] = -100
+    for reduction in REDUCTIONS:
+        both = dict(reduction=reduction)
+        yield 'mseLoss', both, dict(a=a, b=b), lambda a, b: F.mse_loss(a, b, **both)
+        yield 'huberLoss', dict(both, delta=0.7), dict(a=a, b=b), lambda a, b: F.huber_loss(a, b, delta=0.7, **both)
+        for beta in (0.0, 0.6):
+            yield 'smoothL1Loss', dict(both, beta=beta), dict(a=a, b=b), lambda a, b: F.smooth_l1_loss(a, b, beta=beta, **both)
+        for scale in (1, 60):
+            yield ('binaryCrossEntropyWithLogits', both, dict(a=scale * a, b=share),
+                   lambda a, b: F.binary_cross_entropy_with_logits(a, b, **both))
+        yield ('binaryCrossEntropyWithLogits', both, dict(a=a, b=share, posWeight=weight),
+               lambda a, b, posWeight: F.binary_cross_entropy_with_logits(a, b, pos_weight=posWeight, **both))
+        for smoothing in (0.0, 0.1, 1.0):
+            yield ('crossEntropy', dict(both, labelSmoothing=smoothing), dict(a=3 * a, b=target.int()),
+                   lambda a, b: F.cross_entropy(a, b.long(), label_smoothing=smoothing, **both))
+    for reduction in (*REDUCTIONS, 'batchmean'):
+        both = dict(reduction=reduction)
+        yield 'klDiv', both, dict(a=logs, b=torch.softmax(b, -1).float().double()), lambda a, b: F.kl_div(a, b, **both)
+        yield ('klDiv', dict(both, logTarget=True), dict(a=logs, b=other_logs),
+               lambda a, b: F.kl_div(a, b, log_target=True, **both))
+
+
+def attend(x, mask, query, key, value, out, heads, kv_heads, causal, base):
+    batch, tokens, dim = x.shape
+    width = dim // heads
+    split = lambda weight, count: F.linear(x, weight).view(batch, tokens, count, width).transpose(1, 2)
+    q, k, v = split(query, heads), split(key, kv_heads), split(value, kv_heads)
+    if base:
+        frequencies = base ** (-torch.arange(0, width, 2).double() / width)
+        angles = torch.arange(tokens).double()[:, None] * frequencies
+        angles = torch.cat((angles, angles), -1)[None]
+        q, k = apply_rotary_pos_emb(q, k, angles.cos(), angles.sin())
+    seen = torch.ones(tokens, tokens, dtype=torch.bool)
+    if causal:
+        seen = seen.tril()
+    seen = seen & mask.bool()[:, None, None, :]
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+    return F.linear(y.transpose(1, 2).reshape(batch, tokens, dim), out)
+
+
+def attentions():
+    for heads, kv_heads, causal, base, masked in (
+        (4, 4, True, None, False), (4, 2, True, 10000.0, False), (6, 1, False, 100.0, True), (4, 2, True, 500.0, True),
+        (2, 2, False, None, False), (3, 3, False, None, True),
+    ):
+        batch, tokens, width = 2, 37, 8
+        dim, kv_dim = heads * width, kv_heads * width
+        mask = torch.ones(batch, tokens)
+        if masked:
+            mask[0, tokens // 2:] = 0
+            mask[1, 3:9] = 0
+        inputs = dict(x=single(batch, tokens, dim), mask=mask.int())
+        for name, rows, columns in (('query', dim, dim), ('key', kv_dim, dim), ('value', kv_dim, dim), ('out', dim, dim)):
+            inputs[name] = (single(rows, columns) * columns**-0.5).float().double()
+        options = dict(heads=heads, kvHeads=kv_heads, causal=causal)
+        if base:
+            options.update(rotary=True, rotaryBase=base)
+        yield 'Attention', options, inputs, lambda **given: attend(
+            heads=heads, kv_heads=kv_heads, causal=causal, base=base, **given)
+
+
+def alignments():
+    """`is_causal`, whose triangle begins at the first key, and one that ends at the last."""
+    for heads, kv_heads, queries, keys in ((2, 2, 5, 12), (4, 2, 37, 90), (2, 1, 12, 5), (3, 3, 20, 20)):
+        for causal in ('first', 'last') if keys >= queries else ('first',):
+            inputs = dict(q=single(2, queries, heads * 8), k=single(2, keys, kv_heads * 8), v=single(2, keys, kv_heads * 8))
+
+            def sdpa(q, k, v):
+                q, k, v = (x.view(2, x.shape[1], -1, 8).transpose(1, 2) for x in (q, k, v))
+                last = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+                how = dict(is_causal=True) if causal == 'first' else dict(attn_mask=last)
+                y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **how)
+                return y.transpose(1, 2).reshape(2, queries, heads * 8)
+            yield 'attention', dict(heads=heads, kvHeads=kv_heads, causal=causal), inputs, sdpa
+
+
+def relative_error(a, b):
+    return ((a.double() - b).norm() / b.norm()).item()
+
+
+def attention_errors(folder):
+    """By the unfused formula, which is PyTorch's most exact one."""
+    folder.mkdir()
+    sizes = lambda: (2, *torch.randint(2, 65, (2,)).tolist(), *(2 ** torch.randint(0, 6, (1,))).tolist())
+    for number in range(100):
+        heads, queries, keys, width = sizes()
+        causal = number % 2 == 0
+        keys = queries if causal else keys
+        given = [torch.randn(1, n, heads * width) for n in (queries, keys, keys)]
+        dy = torch.randn(1, queries, heads * width)
+        gradients = []
+        for dtype in (torch.float32, torch.float64):
+            leaves = [x.detach().clone().to(dtype).requires_grad_() for x in given]
+            q, k, v = (x.view(1, x.shape[1], heads, width).transpose(1, 2) for x in leaves)
+            with sdpa_kernel(SDPBackend.MATH):
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+            y.transpose(1, 2).reshape(dy.shape).backward(dy.to(dtype))
+            gradients.append([x.grad for x in leaves])
+        errors = [relative_error(single, double) for single, double in zip(*gradients)]
+        tensors = dict(zip(('q', 'k', 'v'), given), dy=dy, **dict(zip(('dq', 'dk', 'dv'), gradients[1])))
+        metadata = dict(options=json.dumps(dict(heads=heads, causal=causal)), errors=json.dumps(errors))
+        save_file({name: x.contiguous() for name, x in tensors.items()}, str(folder / f'{number:03}.safetensors'), metadata)
+
+
+def printed():
+    wide = torch.randn(50) * 10 ** torch.linspace(-6, 6, 50)
+    drawn = [
+        torch.tensor(1.5), torch.tensor(3.0), torch.tensor([]), torch.zeros(2, 0), torch.zeros(3), torch.tensor([-0.0, 1.0]),
+        torch.tensor([1.0, 2.0, 300.0]), torch.tensor([1.0, 2.0, 3000.0]), torch.tensor([1e9, 1.0]), torch.tensor([1e-5, 0.5]),
+        torch.tensor([float('nan'), float('inf'), -float('inf'), 2.5]), torch.tensor([float('nan'), float('inf'), 1.0]),
+        torch.tensor([float('nan')] * 3), torch.randn(3, 4), torch.randn(2, 3, 4) * 100, torch.randn(40), torch.randn(3, 30),
+        wide, torch.randn(1000), torch.randn(1001), torch.randn(30, 40), torch.randn(2, 900), torch.randn(9, 7, 20),
+        torch.randn(3, 4, 5, 30), torch.randn(2, 7, 8, 9, 8).double(), torch.randn(7, 1, 7, 1, 7, 7).double(),
+        torch.arange(-3, 12).int(), torch.randint(-1000, 1000, (40, 50)).int(), torch.tensor(7).int(), torch.arange(1200).int(),
+    ]
+    for value in drawn:
+        numbers = [str(x) for x in value.double().flatten().tolist()]
+        yield str(value.dtype), list(value.shape), numbers, torch._tensor_str._tensor_str(value, len('tensor('))
+
+
+def main():
+    torch.set_num_threads(1)
+    seed, folder = int(sys.argv[1]), Path(sys.argv[2])
+    torch.manual_seed(seed)
+    for number, (op, options, inputs, function) in enumerate(chain(losses(), attentions(), alignments())):
+        given = {name: value.clone() for name, value in inputs.items()}
+        for name, value in given.items():
+            value.requires_grad_(value.is_floating_point() and name != 'posWeight')
+        y = function(**given)
+        dy = single(*y.shape)
+        (y * dy).sum().backward()
+        gradients = {'d' + name: value.grad for name, value in given.items() if value.grad is not None}
+        tensors = {name: value.detach().contiguous().clone() for name, value in dict(given, y=y, dy=dy, **gradients).items()}
+        save_file(tensors, str(folder / f'{number:03}.safetensors'), dict(op=op, options=json.dumps(options)))
+    attention_errors(folder / 'errors')
+    (folder / 'printed.json').write_text(json.dumps(list(printed())))
+
+
+main()

@@ -1,0 +1,26 @@
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
+import {
+  defaultGenerator,
+  type GeneratorState,
+  getDefaultDevice,
+  getNumThreads,
+  setDefaultDevice,
+  setNumThreads,
+} from '../../lib/index.js'
+
+// Files that share a process start alike: with the settings of its start, and without the garbage of the file before.
+
+interface Start {
+  threads: number
+  device: ReturnType<typeof getDefaultDevice>
+  random: GeneratorState
+}
+
+const { process: shared } = globalThis as unknown as { process: { stMoeStart?: Start } }
+shared.stMoeStart ??= { threads: getNumThreads(), device: getDefaultDevice(), random: defaultGenerator.toJSON() }
+setNumThreads(shared.stMoeStart.threads)
+setDefaultDevice(shared.stMoeStart.device)
+defaultGenerator.setState(shared.stMoeStart.random)
+setFlagsFromString('--expose-gc')
+runInNewContext('gc')()

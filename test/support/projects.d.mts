@@ -1,0 +1,3 @@
+export const programFolders: string[]
+export function exceptionsOf(place: string): { file: string; reason: string }[]
+export function libraryFiles(): string[]
