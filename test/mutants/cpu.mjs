@@ -256,4 +256,20 @@ export default [
     breaks: "the router's own plan has the rows of a sequence before those of an expert",
     tests: ['ops_test'],
   },
+  {
+    name: 'two-tokens-in-one-slot',
+    file: 'native/cpu/plan_slots.cc',
+    from: 'other >= 0)',
+    to: 'other > count)',
+    breaks: 'of two tokens in one slot one is lost in silence',
+    tests: ['ops_test'],
+  },
+  {
+    name: 'probabilities-by-the-rounded-sum',
+    file: 'native/cpu/attention.cc',
+    from: 'total == 0 ? T(0) : T(1) / total',
+    to: 'T(1)',
+    breaks: 'the gradients of attention have the rounding error of e^-lse',
+    tests: ['test/python/torch.test.ts'],
+  },
 ]

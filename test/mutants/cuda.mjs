@@ -249,4 +249,28 @@ export default [
     breaks: 'more assignments than there are rows for point past the rows',
     tests: ['simt/ops_test.routing.forward'],
   },
+  {
+    name: 'two-tokens-in-one-slot-on-cuda',
+    file: 'native/cuda/plan_slots.cu',
+    from: '      if (other >= 0) report_error(s.error_flag, kSlotError, s.position[i]);\n',
+    to: '',
+    breaks: 'of two tokens in one slot one is lost in silence',
+    tests: ['simt/test/nn/routers.test.ts'],
+  },
+  {
+    name: 'queries-that-see-no-key-of-a-tile',
+    file: 'native/cuda/attention_backward.cu',
+    from: 'start < shape.Nq ? start / size * size : shape.Nq;',
+    to: 'min_of(start, shape.Nq) / size * size;',
+    breaks: 'the last queries get what is in memory as gradient from keys that none of them sees',
+    tests: ['simt/test/ops/attention.test.ts'],
+  },
+  {
+    name: 'large-squares-scaled-up',
+    file: 'native/cuda/rmsnorm.cu',
+    from: 's = square > 1 ? T(0x1p-80) : T(0x1p80);',
+    to: 's = T(0x1p80);',
+    breaks: 'RMSNorm is 0 for rows above 1e19',
+    tests: ['simt/test/ops/rmsnorm.test.ts'],
+  },
 ]
