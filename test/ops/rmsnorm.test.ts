@@ -29,6 +29,19 @@ describe.each([7, 64, 1200])('RMSNorm of rows of %d numbers of any size, against
     }),
   )
 
+  test('below 1e-12 it is x γ √D / 1e-12, and so is its gradient', () =>
+    scope(() => {
+      for (const dtype of ['f32', 'f64'] as const)
+        for (const size of [1e-15, 1e-30]) {
+          const x = randn([2, D], { dtype }).mul(size).detach()
+          x.requiresGrad = true
+          const [gamma, dy] = [randn([D], { dtype }), randn([2, D], { dtype })]
+          rmsNorm(x, gamma).mul(dy).sum().backward()
+          const wanted = dy.mul(gamma).mul(Math.sqrt(D) * 1e12)
+          expect(relativeError(values(x.grad!), values(wanted))).toBeLessThan(dtype === 'f32' ? 1e-6 : 1e-14)
+        }
+    }))
+
   test('the gradient of a row of zeros is 0', () =>
     scope(() => {
       const x = zeros([2, D], { requiresGrad: true })

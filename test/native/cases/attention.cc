@@ -143,8 +143,8 @@ void add(Table& table, DType dtype, Heads s, Mode mode) {
     c.fill([=](Problem& p) { pad(p, s.Nk, kv_heads * s.d); });
   else
     c.without("mask");
-  if (s.Nk == 1) c.terms(10);                       // one key has no gradient: terms cancel
-  if (mode == kInfinite) c.device_only().terms(2);  // a mean of small numbers
+  if (s.Nk == 1 || (mode == kFirst && s.Nq == 1)) c.terms(10);  // one key has no gradient: terms cancel
+  if (mode == kInfinite) c.device_only().terms(2);              // a mean of small numbers
 }
 
 }  // namespace
