@@ -263,7 +263,7 @@ export default [
     from: 'start < shape.Nq ? start / size * size : shape.Nq;',
     to: 'min_of(start, shape.Nq) / size * size;',
     breaks: 'the last queries get what is in memory as gradient from keys that none of them sees',
-    tests: ['simt/test/ops/attention.test.ts'],
+    tests: ['simt/ops_test.attention.forward'],
   },
   {
     name: 'large-squares-scaled-up',
