@@ -10,7 +10,7 @@ import { share } from '../tensor/handles.js'
 import { asMethods } from '../tensor/methods.js'
 import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor/tensor.js'
 import { asyncWith, refuseInCapture } from './context.js'
-import { defaultGenerator } from './random.js'
+import { defaultGenerator, restoringOnError } from './random.js'
 import { madeBy } from './scope.js'
 
 const asyncOptions = {
@@ -68,7 +68,7 @@ async function perform<T>(op: string, fn: () => T, interruptedBy?: AbortSignalLi
   const cancel = () => native.asyncCancel()
   native.asyncBegin()
   try {
-    result = asyncWith(restores, () => madeBy(op, fn))
+    result = asyncWith(restores, () => restoringOnError(defaultGenerator, () => madeBy(op, fn)))
     const { seed, step } = defaultGenerator
     restores.push(() => {
       if (defaultGenerator.seed === seed && defaultGenerator.step === step) defaultGenerator.setState(before)

@@ -26,7 +26,7 @@ const attentionOptions = {
 }
 
 const causalOptions = {
-  /** A token sees itself and what is before it alone. Default false. */
+  /** A token sees only itself and what is before it. Default false. */
   causal: boolean({ default: false }),
 }
 

@@ -9,7 +9,7 @@ import { softmax } from '../ops/softmax.js'
 import { transpose } from '../ops/strided.js'
 import { log, neg, relu } from '../ops/unary.js'
 import { checkInteger, fail, showShape, sizeOf } from '../runtime/check.js'
-import { type DType, dtypeCode, type FloatDType } from '../runtime/dtype.js'
+import { type DType, dtypeCode } from '../runtime/dtype.js'
 import { type Handle, native } from '../runtime/native.js'
 import {
   boolean,
@@ -189,8 +189,8 @@ export class SoftMoE extends Module {
     const inDtype = (handle: Handle) => native.convert(handle, dtypeCode(dtype))
     const given = converted(op, 'gumbelUniforms', gumbelUniforms, shape, device, inDtype)
     return noGrad(() => {
-      const uniforms =
-        given === null ? rand(shape, { dtype: dtype as FloatDType, device }) : wrap(given, { shape, dtype, device })
+      // sampled in f32, as those of a router, so that f64 has the same numbers
+      const uniforms = given === null ? to(rand(shape, { device }), dtype) : wrap(given, { shape, dtype, device })
       return neg(clampedLog(neg(clampedLog(uniforms))))
     })
   }

@@ -1,12 +1,15 @@
 import { record } from '../autograd/autograd.js'
 import { callScope } from '../autograd/scope.js'
-import { checkBoolean, checkInteger, checkNumber, checkOptions, fail, showShape } from '../runtime/check.js'
+import { checkInteger, checkNumber, checkOptions, fail, showShape } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
+import { show } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
 import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { where } from './compare.js'
 import { reshape } from './reshape.js'
 import { maskHandle } from './routing.js'
+
+const alignments = ['last', 'first'] as const
 
 /** Options of {@link attention}. */
 export interface AttentionOptions {
@@ -14,8 +17,11 @@ export interface AttentionOptions {
   heads: number
   /** A divisor of `heads`, by default as many: head h uses the keys and values of head ⌊h · kvHeads / heads⌋. */
   kvHeads?: number
-  /** Query i sees keys 0 … i + Nk − Nq. Default true. */
-  causal?: boolean
+  /**
+   * true or 'last': query i sees keys 0 … i + Nk − Nq, so the last query sees all, as for the next tokens of a sequence.
+   * 'first': keys 0 … i, as `is_causal` of PyTorch. They differ if Nk ≠ Nq. false: all keys. Default true.
+   */
+  causal?: boolean | (typeof alignments)[number]
   /** Factor of the scores, default 1/√(D/heads). */
   scale?: number
   /** [B, Nk], of any dtype: no query sees a key where it is 0, even if that is NaN. A query that sees none gets zeros. */
@@ -26,13 +32,28 @@ interface Sizes {
   heads: number
   kvHeads: number
   scale: number
-  causal: boolean
+  visible: number
+}
+
+/** How many keys the first query sees; each of the others sees one more, up to all. */
+function visibleKeys(op: string, causal: unknown, Nq: number, Nk: number): number {
+  if (causal === 'first') return 1
+  if (causal === false) return Math.max(Nk, 1)
+  if (causal !== true && causal !== 'last')
+    fail('OPTION', op, `causal must be true, false or one of ${alignments.join(', ')}, got ${show(causal)}`)
+  if (Nk < Nq)
+    fail(
+      'SHAPE',
+      op,
+      `causal attention needs at least as many keys as queries, got ${Nk} and ${Nq}; see causal 'first'`,
+    )
+  return Math.max(Math.min(Nk - Nq + 1, Nk), 1)
 }
 
 /**
  * Multi-head scaled dot-product attention (Vaswani et al., arXiv 1706.03762, §3.2), with grouped queries if there are
- * fewer heads of keys (Ainslie et al., arXiv 2305.13245); as torch.nn.functional.scaled_dot_product_attention. q [B, Nq, D],
- * D split into `heads` equal parts, k and v [B, Nk, D · kvHeads / heads] → [B, Nq, D]; all f32 or f64. No N×N matrix is
+ * fewer heads of keys (Ainslie et al., arXiv 2305.13245); as torch.nn.functional.scaled_dot_product_attention, whose
+ * `is_causal` is `causal: 'first'`. q [B, Nq, D], D split into `heads` equal parts, k and v [B, Nk, D · kvHeads / heads] → [B, Nq, D]; all f32 or f64. No N×N matrix is
  * stored (Dao et al., arXiv 2205.14135). Errors: SHAPE, DTYPE, DEVICE, OPTION; NON_FINITE for a NaN in the mask.
  *
  * @example
@@ -49,7 +70,6 @@ export function attention<D extends DType>(q: Tensor<D>, k: Tensor, v: Tensor, o
   const given = checkOptions<AttentionOptions>(op, options, known)
   const heads = checkInteger(op, 'heads', given.heads, 1, 2 ** 20)
   const kvHeads = checkInteger(op, 'kvHeads', given.kvHeads ?? heads, 1, 2 ** 20)
-  const causal = checkBoolean(op, 'causal', given.causal ?? true)
   const [B, Nq, D] = q.shape
   if (D % heads !== 0) fail('SHAPE', op, `the width ${D} must be a multiple of ${heads} heads`)
   if (heads % kvHeads !== 0) fail('OPTION', op, `heads must be a multiple of kvHeads, got ${heads} and ${kvHeads}`)
@@ -58,9 +78,7 @@ export function attention<D extends DType>(q: Tensor<D>, k: Tensor, v: Tensor, o
   const Nk = k.shape[1]
   checkTensor(op, 'k', k, { shape: [B, Nk, (D / heads) * kvHeads], dtype: q.dtype, device: q.device })
   checkTensor(op, 'v', v, k)
-  if (causal && Nk < Nq)
-    fail('SHAPE', op, `causal attention needs at least as many keys as queries, got ${Nk} and ${Nq}`)
-  const sizes = { heads, kvHeads, scale, causal }
+  const sizes = { heads, kvHeads, scale, visible: visibleKeys(op, given.causal ?? true, Nq, Nk) }
   const handle = maskHandle(op, given.mask, B, Nk, q.device)
   if (handle === null) return fused(q, k, v, null, sizes)
   const mask = wrap(handle, { shape: [B, Nk], dtype: 'i32', device: q.device })

@@ -10,7 +10,7 @@ import type { Routing } from './routing.js'
 /**
  * Σ_k weight_k · (row of the token's k-th slot): expert outputs [E, B, C, D] → [B, N, D], f32 or f64; zero rows for
  * fully dropped tokens (the combine tensor of GShard, arXiv 2006.16668, §3.1). Differentiable in x and `routing.weight`.
- * Errors: SHAPE, DTYPE, DEVICE, OPTION.
+ * Errors: SHAPE, DTYPE, DEVICE; OPTION, also for two tokens in one slot.
  *
  * @example
  * ```ts

@@ -19,7 +19,7 @@ function sumAxis(x: Handle, shape: readonly number[], axis: number, factor: numb
   return summed(x, split, kept, factor)
 }
 
-/** Sum over axes (those of length 1 stay); releases x. Neighbouring axes are summed as one. */
+/** factor · the sum over axes (those of length 1 stay); releases x. */
 function sumAxes(x: Handle, shape: readonly number[], axes: readonly number[], factor: number): Handle {
   if (axes.length === 0) return x
   const ones = shape.map(() => 1)
@@ -27,7 +27,8 @@ function sumAxes(x: Handle, shape: readonly number[], axes: readonly number[], f
   let current = [...shape]
   let y = x
   for (const [i, axis] of axes.entries()) {
-    y = sumAxis(y, current, axis, i === 0 ? factor : 1)
+    // an infinite factor divides by 0: it must meet the sum over the empty axis, whichever that is
+    y = sumAxis(y, current, axis, i === 0 || factor === Infinity ? factor : 1)
     current = current.map((n, j) => (j === axis ? 1 : n))
   }
   return y

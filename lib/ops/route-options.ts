@@ -123,8 +123,9 @@ export const topkOptions = onlyIf('router', tokenRouters, {
   ...onlyIf('dropless', [false], {
     ...onlyIf('router', ['topk', 'switch', 'ntlb'], {
       /**
-       * Slots go to tokens by falling gate of their first choice, on ties in token order, instead of in token order (Riquelme
-       * et al., arXiv 2106.05974). Default false.
+       * Slots go to tokens by falling largest score of their experts, on ties in token order, instead of in token order
+       * (Riquelme et al., arXiv 2106.05974). The score is not divided by others: with 'sigmoid…' the sigmoid of the logit,
+       * else the probability over all experts, noise included and expertBias not. Default false.
        */
       batchPrioritized: boolean({ default: false }),
     }),

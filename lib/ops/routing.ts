@@ -15,7 +15,10 @@ export interface Routing<D extends DType = DType> {
   gate: Tensor<D>
   /** i32 of shape [B, N, K], 1 if dispatched, else 0. */
   kept: Tensor<'i32'>
-  /** i32 of shape [B, N, K], the slot in the expert, −1 if dropped. */
+  /**
+   * i32 of shape [B, N, K], the slot in the expert, −1 if dropped. {@link dispatch} and {@link combine} throw OPTION if two
+   * assignments of a sequence have the same slot of an expert.
+   */
   position: Tensor<'i32'>
   /** Shape [B, N, K], combine weights: normalised probabilities ({@link RouteOptions.gateNormalization}), 0 if dropped. Differentiable. */
   weight: Tensor<D>

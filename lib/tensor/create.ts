@@ -92,7 +92,7 @@ export function tensor<T extends TypedArray | number | NestedArray, D extends DT
 ): Tensor<D> {
   const op = 'tensor'
   const checked = checkOptions<TensorOptions>(op, options, names)
-  const source = ArrayBuffer.isView(data) ? fromTypedArray(op, data) : fromNumbers(op, data)
+  const source = ArrayBuffer.isView(data) ? fromTypedArray(op, data) : fromNumbers(op, data, checked.dtype)
   const target = shape === undefined || shape === null ? Object.freeze(source.shape) : checkShape(op, 'shape', shape)
   if (sizeOf(target) !== source.values.length) {
     fail('SHAPE', op, `shape ${showShape(target)} needs ${sizeOf(target)} values, data has ${source.values.length}`)
@@ -172,8 +172,11 @@ function flattened(op: string, level: readonly unknown[], depth: number): { leng
   return { length, entries }
 }
 
-/** Nested arrays of numbers, read once. Iterative, so that depth cannot overflow the stack. */
-function fromNumbers(op: string, data: unknown): Source {
+/**
+ * Nested arrays of numbers, read once; as f64 if they become a dtype other than f32, which is then rounded to once.
+ * Iterative, so that depth cannot overflow the stack.
+ */
+function fromNumbers(op: string, data: unknown, to: unknown = 'f32'): Source {
   const shape: number[] = []
   let level: unknown[] = [data]
   while (level.some((entry) => Array.isArray(entry))) {
@@ -186,8 +189,10 @@ function fromNumbers(op: string, data: unknown): Source {
   if (bad !== undefined || (level.length > 0 && level.includes(undefined))) {
     fail('OPTION', op, `data must be a typed array, numbers or nested arrays of numbers, got ${show(bad)}`)
   }
-  const values = allocated(op, `an array of ${level.length} f32`, () => Float32Array.from(level as number[]))
-  return { values, shape, dtype: 'f32' }
+  const dtype = to === 'f32' ? 'f32' : 'f64'
+  const List = dtype === 'f32' ? Float32Array : Float64Array
+  const values = allocated(op, `an array of ${level.length} ${dtype}`, () => List.from(level as number[]))
+  return { values, shape, dtype }
 }
 
 /** Checked before the other arguments: without brackets, the second dimension would be one of them. */
@@ -338,7 +343,8 @@ export function randperm(n: number, options?: Pick<RandomOptions, 'device' | 'ge
 
 /**
  * start, start + step, … below `end`, shape [length]; with one number 0 … end − 1. By default i32 if all arguments are
- * integers, else f32. Errors: OPTION; SHAPE above 2^27 elements.
+ * integers and all elements fit, else f32. Errors: OPTION, also if the arguments are integers and neither type has all
+ * elements; SHAPE above 2^27 elements.
  *
  * @example
  * ```ts
@@ -364,6 +370,15 @@ export function arange<D extends DType = 'i32' | 'f32'>(
     Float64Array.from({ length: size }, (_, i) => from + i * by),
   )
   const checked = checkOptions<TensorOptions>(op, options, names)
-  const whole = [from, to, by].every(Number.isInteger) && Math.max(Math.abs(from), Math.abs(to)) < 2 ** 31
-  return tensor(values, [size], { ...checked, dtype: (checked.dtype ?? (whole ? 'i32' : 'f32')) as D })
+  const dtype = checked.dtype ?? ([from, to, by].every(Number.isInteger) ? dtypeOfIntegers(op, values) : 'f32')
+  return tensor(values, [size], { ...checked, dtype: dtype as D })
+}
+
+/** The first of i32 and f32 that has all these integers. */
+function dtypeOfIntegers(op: string, values: Float64Array): DType {
+  if (values.every((value) => value >= -(2 ** 31) && value < 2 ** 31)) return 'i32'
+  const inexact = values.find((value) => Math.fround(value) !== value)
+  if (inexact !== undefined)
+    fail('OPTION', op, `neither i32 nor f32 has the element ${inexact}: pass a dtype, such as 'f64'`)
+  return 'f32'
 }

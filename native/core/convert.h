@@ -50,6 +50,24 @@ ST_MOE_HOST_DEVICE static inline uint16_t float_to_f16(float value) {
   return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13));
 }
 
+// Rounds to the float with an odd last bit unless the value is a float. A second rounding, to bf16 or f16, is then as
+// one of the double (Boldo, Melquiond: Emulation of FMA and correctly rounded sums, 2008, §3).
+ST_MOE_HOST_DEVICE static inline float double_to_odd_float(double value) {
+  const float nearest = static_cast<float>(value);
+  const double distance = static_cast<double>(nearest) - value;
+  const bool away = value < 0 ? distance < 0 : distance > 0;
+  const uint32_t bits = float_to_bits(nearest), odd = (bits - (away ? 1u : 0u)) | 1u;
+  return bits_to_float(distance < 0 || distance > 0 ? odd : bits);  // the distance of NaN and of infinity is NaN
+}
+
+ST_MOE_HOST_DEVICE static inline uint16_t double_to_bf16(double value) {
+  return float_to_bf16(double_to_odd_float(value));
+}
+
+ST_MOE_HOST_DEVICE static inline uint16_t double_to_f16(double value) {
+  return float_to_f16(double_to_odd_float(value));
+}
+
 // Towards zero, clamped to int32; NaN becomes 0. Without branches, so that loops are vectorized.
 ST_MOE_HOST_DEVICE static inline int32_t saturate(double value) {
   value = value == value ? value : 0.0;
@@ -61,12 +79,11 @@ ST_MOE_HOST_DEVICE static inline int32_t saturate(double value) {
 // Calls f with the value rounded to the dtype, in the type of its elements.
 template <class F>
 static inline void dispatch_rounded(DType dtype, double value, F&& f) {
-  const float rounded = static_cast<float>(value);
   switch (dtype) {
-    case DType::f32: return f(rounded);
+    case DType::f32: return f(static_cast<float>(value));
     case DType::f64: return f(value);
-    case DType::bf16: return f(float_to_bf16(rounded));
-    case DType::f16: return f(float_to_f16(rounded));
+    case DType::bf16: return f(double_to_bf16(value));
+    case DType::f16: return f(double_to_f16(value));
     case DType::i32: return f(saturate(value));
   }
 }

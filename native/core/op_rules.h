@@ -83,16 +83,11 @@ inline void apply_rules(CachedAttentionArgs& a, const Backend&) {
   if (!a.slot && a.S < a.B)
     fail(ErrorCode::shape, "%lld slots are too few for %lld sequences", (long long)a.S, (long long)a.B);
 }
-template <class Args>
-void expect_heads(const Args& a) {
-  expect_grouped(a);
-  if (a.causal && a.Nk < a.Nq) fail(ErrorCode::shape, "causal attention needs at least as many keys as queries");
-}
 inline void apply_rules(AttentionArgs& a, const Backend&) {
-  expect_heads(a);
+  expect_grouped(a);
 }
 inline void apply_rules(AttentionBackwardArgs& a, const Backend&) {
-  expect_heads(a);
+  expect_grouped(a);
 }
 
 inline void apply_rules(RotaryArgs& a, const Backend&) {

@@ -79,6 +79,13 @@ struct RouterNumbers {
   }
   // Of a chosen expert with this score; `total` is the sum over the token's experts.
   ST_MOE_HOST_DEVICE T gate(T score, T total) const { return score / (total < eps ? eps : total); }
+  // What slots go by: the largest score of the token's K experts, before it is divided. l, s [E]
+  ST_MOE_HOST_DEVICE T priority(const T* l, const T* s, const int32_t* index, int64_t K) const {
+    T largest = score(l[index[0]], s[index[0]]);
+    for (int64_t k = 1; k < K; ++k)
+      if (const T other = score(l[index[k]], s[index[k]]); other > largest) largest = other;
+    return largest;
+  }
   // Before it is known which experts are kept. For GateNormalization::kept, gate() divides it by the sum over those.
   ST_MOE_HOST_DEVICE T weight(T score, T gate) const { return normalization == GateNormalization::topk ? gate : score; }
   // Of the second and later experts.

@@ -22,7 +22,7 @@ struct AttentionShape {
   int64_t width, kv_width;          // row strides of q and y, of k and v
   int64_t block_rows, blocks, score_stride;
   const int32_t* mask;  // [B, Nk], or null
-  bool causal;
+  int64_t visible;      // keys that the first query sees
   T factor;
 
   explicit AttentionShape(const Args& args)
@@ -34,17 +34,14 @@ struct AttentionShape {
         width(args.heads * args.d),
         kv_width(args.kv_heads * args.d),
         mask(args.mask),
-        causal(args.causal != 0),
+        visible(args.visible),
         factor(static_cast<T>(args.scale)) {
-    if (causal && Nk < Nq)
-      fail(ErrorCode::shape, "causal attention needs at least as many keys as queries, got %lld keys and %lld queries",
-           static_cast<long long>(Nk), static_cast<long long>(Nq));
     score_stride = ceil_div(Nk, 16) * 16 + 16;  // not a power of two, which would use few cache sets
     block_rows = kQueryRows;
     while (block_rows > 8 && block_rows * score_stride * static_cast<int64_t>(sizeof(T)) > kScoreBytes) block_rows /= 2;
     blocks = ceil_div(Nq, block_rows);
   }
-  int64_t seen(int64_t query) const { return causal ? query + Nk - Nq + 1 : Nk; }
+  int64_t seen(int64_t query) const { return min_of(visible + query, Nk); }
   int64_t query_offset(int64_t b, int64_t h) const { return b * Nq * width + h * d; }
   int64_t key_offset(int64_t b, int64_t h) const { return b * Nk * kv_width + h / group * d; }
   const int32_t* mask_of(int64_t b) const { return mask ? mask + b * Nk : nullptr; }
@@ -177,7 +174,7 @@ static void attention_forward(const Context& ctx, const AttentionArgs& args) {
 template <class T>
 struct HeadGradients {  // one head of one sequence
   const int32_t* mask;
-  const T *dy, *q, *k, *v, *y, *lse;
+  const T *dy, *q, *k, *v, *lse;
   T *dq, *dk, *dv;
 };
 
@@ -190,11 +187,16 @@ static void backward_block(const Shape& shape, const QueryBlock& block, const He
   for (int64_t i = 0; i < block.rows; ++i) {
     T *p_row = p + i * shape.score_stride, *ds_row = ds + i * shape.score_stride;
     const int64_t n = shape.seen(block.first + i);
-    const T delta = dot(dy + i * shape.width, head.y + at + i * shape.width, shape.d);
     const T lse = head.lse[block.first + i], factor = shape.factor;
     for (int64_t j = 0; j < n; ++j) p_row[j] = exp_of(p_row[j] * factor - lse);
     for (int64_t j = 0; head.mask && j < n; ++j) p_row[j] = head.mask[j] ? p_row[j] : T(0);
-    for (int64_t j = 0; j < n; ++j) ds_row[j] = p_row[j] * (ds_row[j] - delta) * factor;
+    // lse is rounded, and so large that e^−lse loses bits: their sum is 1 only nearly
+    const T total = sum(p_row, n), inverse = total == 0 ? T(0) : T(1) / total;
+    const T delta = inverse * dot(p_row, ds_row, n);
+    for (int64_t j = 0; j < n; ++j) {
+      p_row[j] *= inverse;
+      ds_row[j] = p_row[j] * (ds_row[j] - delta) * factor;
+    }
   }
   block_combine(shape, block, ds, head.k, head.dq + at);
   block_scatter(shape, block, p, dy, head.dv);
@@ -221,7 +223,6 @@ static void attention_gradients(const Context& ctx, const AttentionBackwardArgs&
                                   static_cast<const T*>(args.q) + rows_at,
                                   static_cast<const T*>(args.k) + keys_at,
                                   static_cast<const T*>(args.v) + keys_at,
-                                  static_cast<const T*>(args.y) + rows_at,
                                   static_cast<const T*>(args.lse) + (b * shape.heads + h) * shape.Nq,
                                   static_cast<T*>(args.dq) + rows_at,
                                   dk,

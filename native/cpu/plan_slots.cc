@@ -16,6 +16,9 @@ void plan_slots(const Context&, const PlanSlotsArgs& args) {
       fail(ErrorCode::option, "position must be below the capacity %lld, got %d for choice %lld of token %lld",
            static_cast<long long>(args.C), position, static_cast<long long>(i % K), static_cast<long long>(i / K));
     args.row_of[i] = static_cast<int32_t>((expert * args.B + i / K / args.N) * args.C + position);
+    if (const int32_t other = args.assignment[args.row_of[i]]; other >= 0)
+      fail(ErrorCode::option, "tokens %lld and %lld have the same slot: position %d of expert %d",
+           static_cast<long long>(other / K), static_cast<long long>(i / K), position, expert);
     args.assignment[args.row_of[i]] = static_cast<int32_t>(i);
   }
 }

@@ -1,26 +1,20 @@
 #include <cmath>
 
 #include "core/ops/layers.h"
+#include "core/rmsnorm.h"
 #include "cpu/wide.h"
 
 namespace st_moe::cpu::ST_MOE_ISA {
-
-constexpr double kNormFloor = 1e-12;
-
-static inline double floor_norm(double norm) {
-  return norm < kNormFloor ? kNormFloor : norm;
-}
 
 template <class T>
 static void normalize(const Context& ctx, const RmsnormArgs& args) {
   const T *all = static_cast<const T*>(args.x), *__restrict gamma = static_cast<const T*>(args.gamma);
   const int64_t D = args.D;
-  const double root = std::sqrt(static_cast<double>(D));
   parallel_blocks(ctx, args.T, max_of<int64_t>(1, kElementBlock / D), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const T* __restrict x = all + t * D;
       T* __restrict y = static_cast<T*>(args.y) + t * D;
-      const T factor = static_cast<T>(root / floor_norm(std::sqrt(wide_dot(x, x, D))));
+      const T factor = static_cast<T>(rms_factor(std::sqrt(wide_dot(x, x, D)), D));
       for (int64_t j = 0; j < D; ++j) y[j] = x[j] * factor * gamma[j];
     }
   });
@@ -31,23 +25,20 @@ void rmsnorm(const Context& ctx, const RmsnormArgs& args) {
   dispatch_float(args.dtype, [&](auto zero) { normalize<decltype(zero)>(ctx, args); });
 }
 
-// One row, with u = gamma √D dy and r = ‖x‖: dx = addend + (u − x <x, u> / r²) / r, and
-// dgamma += dy √D x / max(r, 1e-12).
+// One row: its gradient dx + addend, and dgamma += dy √D x / max(‖x‖, 1e-12).
 template <class T>
 static inline void row_backward(const T* __restrict dy, const T* __restrict x, const T* __restrict gamma,
                                 const T* __restrict addend, int64_t D, T* __restrict dx, double* __restrict dgamma) {
-  const double root = std::sqrt(static_cast<double>(D)), norm = std::sqrt(wide_dot(x, x, D));
-  if (dx && norm < kNormFloor) {
-    for (int64_t j = 0; j < D; ++j) dx[j] = 0;
-  } else if (dx) {
-    const double inner = root * wide_reduce<T>(D, [&](auto at) { return at(gamma) * at(dy) * at(x); });
-    const T direct = static_cast<T>(root / norm), along = static_cast<T>(inner / norm / norm / norm);
-    for (int64_t j = 0; j < D; ++j) dx[j] = direct * gamma[j] * dy[j] - along * x[j];
+  const double norm = std::sqrt(wide_dot(x, x, D));
+  if (dx) {
+    const double inner = wide_reduce<T>(D, [&](auto at) { return at(gamma) * at(dy) * at(x); });
+    const RmsnormGradient<T> gradient(norm, inner, D);
+    for (int64_t j = 0; j < D; ++j) dx[j] = gradient.of(gamma[j], dy[j], x[j]);
   }
   if (dx && addend)
     for (int64_t j = 0; j < D; ++j) dx[j] = addend[j] + dx[j];
   if (!dgamma) return;
-  const double factor = root / floor_norm(norm);
+  const double factor = rms_factor(norm, D);
   for (int64_t j = 0; j < D; ++j) dgamma[j] += factor * static_cast<double>(x[j]) * static_cast<double>(dy[j]);
 }
 

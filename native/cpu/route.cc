@@ -211,13 +211,15 @@ struct Router {
     for (int64_t e = 0; e < args.E; ++e) sum[e] += e == first ? 0 : static_cast<double>(s[e]) / others;
   }
 
-  // The tokens of a sequence by falling gate of their first choice, counted from its first token.
+  // The tokens of a sequence by falling priority, counted from its first token.
   void by_priority(int64_t b, int32_t* order) const {
     const int64_t N = args.N;
-    Scratch<T> first(N), sorted(N);
-    const T* gates = numbers.normalization == GateNormalization::none ? weight : gate;
-    for (int64_t n = 0; n < N; ++n) first[n] = gates[(b * N + n) * args.K];
-    select_many(first.get(), N, N, sorted.get(), order);
+    Scratch<T> priority(N), sorted(N);
+    for (int64_t n = 0; n < N; ++n) {
+      const int64_t t = b * N + n;
+      priority[n] = numbers.priority(logits + t * args.E, probs + t * args.E, args.expert_index + t * args.K, args.K);
+    }
+    select_many(priority.get(), N, N, sorted.get(), order);
   }
 
   bool has_slot(int64_t t, int64_t choices) const {

@@ -57,7 +57,8 @@ __global__ void __launch_bounds__(kBlock, 2)
   T* part = dq + task.tile * shape.B * shape.Nq * shape.width;
   TileSums<T, kColumns> dk_sums, dv_sums;
   dk_sums.clear();
-  const int64_t unseen = shape.Nk > 0 ? min_of(shape.first_query(task.tile * size), shape.Nq) / size * size : shape.Nq;
+  const int64_t start = shape.Nk > 0 ? shape.first_query(task.tile * size) : shape.Nq;
+  const int64_t unseen = start < shape.Nq ? start / size * size : shape.Nq;
   for (int64_t h = first_head; h < end_head; ++h)
     for (int64_t first = 0; first < unseen; first += size)
       dk_sums.template store<N>(part + shape.query_offset(b, h) + first * shape.width, shape.width, shape.Nq - first,

@@ -46,15 +46,15 @@ struct AttentionShape {
   int64_t B, Nq, Nk, heads, kv_heads, d;
   int64_t width, kv_width;  // row strides of q and y, of k and v
   const int32_t* mask;      // [B, Nk], or null
-  bool causal;
-  int64_t group;  // heads that share keys
+  int64_t visible;          // keys that query 0 sees
+  int64_t group;            // heads that share keys
   Divisor by_group;
 
-  // Keys visible to a query: 0 … seen − 1. Queries that see a key: first_query … Nq − 1.
-  __device__ int64_t seen(int64_t query) const { return causal ? query + Nk - Nq + 1 : Nk; }
-  __device__ int64_t first_query(int64_t key) const { return causal && key > Nk - Nq ? key - (Nk - Nq) : 0; }
+  // Keys visible to a query: 0 … seen − 1. Queries that see a key: first_query … Nq − 1, none if it is above.
+  __device__ int64_t seen(int64_t query) const { return min_of(visible + query, Nk); }
+  __device__ int64_t first_query(int64_t key) const { return key >= visible ? key - visible + 1 : 0; }
   __device__ Seen seen(int64_t first_query, int64_t first_key, int tile) const {
-    return {causal ? clamp_to_tile(seen(first_query) - 1 - first_key, tile) : tile,
+    return {visible < Nk ? clamp_to_tile(visible + first_query - 1 - first_key, tile) : tile,
             clamp_to_tile(Nq - first_query, tile), clamp_to_tile(Nk - first_key, tile)};
   }
   __device__ bool shows(int64_t b, int64_t key) const { return !mask || (key < Nk && mask[b * Nk + key] != 0); }
@@ -108,11 +108,6 @@ class TaskGrid {
 
 template <class Args>
 static AttentionShape attention_shape(const Args& args) {
-  const bool causal = args.causal != 0;
-  if (causal && args.Nk < args.Nq) {
-    fail(ErrorCode::shape, "causal attention needs at least as many keys as queries, got %lld keys and %lld queries",
-         static_cast<long long>(args.Nk), static_cast<long long>(args.Nq));
-  }
   return {args.B,
           args.Nq,
           args.Nk,
@@ -122,7 +117,7 @@ static AttentionShape attention_shape(const Args& args) {
           args.heads * args.d,
           args.kv_heads * args.d,
           args.mask,
-          causal,
+          args.visible,
           args.heads / args.kv_heads,
           Divisor(args.heads / args.kv_heads)};
 }

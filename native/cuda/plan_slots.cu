@@ -38,7 +38,8 @@ __global__ void __launch_bounds__(kBlock) slots_kernel(Slots s, int64_t groups) 
       if (slot < 0 && first == 0) s.row_of[i] = -1;
       if (slot < first * s.B * s.C || slot >= last * s.B * s.C) continue;
       s.row_of[i] = static_cast<int32_t>(slot);
-      atomicMax(s.assignment + slot, static_cast<int32_t>(i));
+      const int32_t other = atomicMax(s.assignment + slot, static_cast<int32_t>(i));
+      if (other >= 0) report_error(s.error_flag, kSlotError, s.position[i]);
     }
   }
 }

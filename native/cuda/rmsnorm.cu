@@ -1,17 +1,32 @@
 #include <cmath>
 
 #include "core/ops/layers.h"
+#include "core/rmsnorm.h"
 #include "cuda/columns.cuh"
 #include "cuda/row_lanes.cuh"
 #include "cuda/vector.cuh"
 
 namespace st_moe::cuda {
 
-constexpr double kNormFloor = 1e-12;
+// ‖x‖ and <x, u> of a row by its lanes: add(s, squares, products) adds those of s · x. If the squares overflow or are
+// so small that they may be lost, they are added again with another power of two s.
+template <class T>
+struct RowSums {
+  double norm, inner;
 
-__device__ static inline double floor_norm(double norm) {
-  return norm < kNormFloor ? kNormFloor : norm;
-}
+  template <class Lanes, class Add>
+  __device__ RowSums(Lanes lanes, Add add) {
+    T s = 1;
+    for (;;) {
+      LaneSum<T> squares, products;
+      add(s, squares, products);
+      const double square = lanes.sum(squares.total());
+      norm = std::sqrt(square) / s, inner = lanes.sum(products.total()) / s;
+      if (s != T(1) || (square > 1e-24 && square < INFINITY)) return;
+      s = square > 1 ? T(0x1p-80) : T(0x1p80);
+    }
+  }
+};
 
 template <class T, int N>
 struct RmsnormRow {
@@ -22,15 +37,15 @@ struct RmsnormRow {
   template <class Lanes>
   __device__ void operator()(int64_t t, Lanes lanes) const {
     const T* row = x + t * D;
-    LaneSum<T> squares;
-    for (int64_t j = lanes.lane() * N; j < D; j += Lanes::size * N) {
-      const Vector<T, N> values = load<N>(row + j);
-      T part = 0;
-      for (int c = 0; c < N; ++c) part += values[c] * values[c];
-      squares.add(part);
-    }
-    const double norm = std::sqrt(lanes.sum(squares.total()));
-    const T factor = static_cast<T>(std::sqrt(static_cast<double>(D)) / floor_norm(norm));
+    const RowSums<T> sums(lanes, [&](T s, LaneSum<T>& squares, LaneSum<T>&) {
+      for (int64_t j = lanes.lane() * N; j < D; j += Lanes::size * N) {
+        const Vector<T, N> values = load<N>(row + j);
+        T part = 0;
+        for (int c = 0; c < N; ++c) part += (s * values[c]) * (s * values[c]);
+        squares.add(part);
+      }
+    });
+    const T factor = static_cast<T>(rms_factor(sums.norm, D));
     write_row<N>(y + t * D, D, lanes, [&](int64_t j) {
       Vector<T, N> values = load<N>(row + j);
       const Vector<T, N> scale = load<N>(gamma + j);
@@ -52,7 +67,7 @@ void rmsnorm(const Context& ctx, const RmsnormArgs& args) {
   });
 }
 
-// With u = gamma √D dy and r = ‖x‖: dx = addend + (u − x <x, u> / r²) / r; only addend below the lower bound of r.
+// dx = addend + the gradient of the row.
 template <class T, int N>
 struct RmsnormBackwardRow {
   const T *dy, *x, *gamma, *addend;  // addend or null
@@ -63,25 +78,26 @@ struct RmsnormBackwardRow {
   template <class Lanes>
   __device__ void operator()(int64_t t, Lanes lanes) const {
     const T *dy_row = dy + t * D, *row = x + t * D;
-    LaneSum<T> squares, products;
+    const RowSums<T> sums(lanes, [&](T s, LaneSum<T>& squares, LaneSum<T>& products) {
 #pragma unroll 2
-    for (int64_t j = lanes.lane() * N; j < D; j += Lanes::size * N) {
-      const Vector<T, N> values = load<N>(row + j), scale = load<N>(gamma + j), d = load<N>(dy_row + j);
-      T square = 0, product = 0;
-      for (int c = 0; c < N; ++c) square += values[c] * values[c], product += scale[c] * d[c] * values[c];
-      squares.add(square), products.add(product);
-    }
-    const double root = std::sqrt(static_cast<double>(D)), norm = std::sqrt(lanes.sum(squares.total()));
-    if (factor && lanes.lane() == 0) factor[t] = static_cast<T>(root / floor_norm(norm));
+      for (int64_t j = lanes.lane() * N; j < D; j += Lanes::size * N) {
+        const Vector<T, N> values = load<N>(row + j), scale = load<N>(gamma + j), d = load<N>(dy_row + j);
+        T square = 0, product = 0;
+        for (int c = 0; c < N; ++c) {
+          const T value = s * values[c];
+          square += value * value, product += scale[c] * d[c] * value;
+        }
+        squares.add(square), products.add(product);
+      }
+    });
+    if (factor && lanes.lane() == 0) factor[t] = static_cast<T>(rms_factor(sums.norm, D));
     if (!dx) return;
-    const bool floored = norm < kNormFloor;
-    const double inner = root * lanes.sum(products.total());
-    const T direct = static_cast<T>(root / norm), along = static_cast<T>(inner / norm / norm / norm);
+    const RmsnormGradient<T> gradient(sums.norm, sums.inner, D);
     write_row<N, 2>(dx + t * D, D, lanes, [&](int64_t j) {
       const Vector<T, N> values = load<N>(row + j), scale = load<N>(gamma + j);
       Vector<T, N> d = load<N>(dy_row + j);
       const Vector<T, N> more = addend ? load<N>(addend + t * D + j) : Vector<T, N>{};
-      for (int c = 0; c < N; ++c) d[c] = more[c] + (floored ? T(0) : direct * scale[c] * d[c] - along * values[c]);
+      for (int c = 0; c < N; ++c) d[c] = more[c] + gradient.of(scale[c], d[c], values[c]);
       return d;
     });
   }

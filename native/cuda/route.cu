@@ -88,14 +88,23 @@ __global__ void __launch_bounds__(kChooseThreads<N>, kChooseBlocks<N>)
   }
 }
 
-// The tokens of a sequence by falling gate of their first choice: each by a warp, that counts those before it.
+template <class T>
+struct Priorities {
+  Router<T> r;
+  T* priority;  // [B, N]
+  __device__ void operator()(int64_t t) const {
+    priority[t] = r.numbers.priority(r.logits + t * r.E, r.probs + t * r.E, r.expert_index + t * r.K, r.K);
+  }
+};
+
+// The tokens of a sequence by falling priority: each by a warp, that counts those before it.
 template <class T>
 struct OrderByPriority {
   Router<T> r;
-  const T* gates;
+  const T* priority;  // [B, N]
   __device__ void operator()(int64_t t, int lane) const {
     const int64_t first = t / r.N * r.N;
-    const auto entry = [&](int64_t other) { return Entry<T>{gates[other * r.K], static_cast<int32_t>(other)}; };
+    const auto entry = [&](int64_t other) { return Entry<T>{priority[other], static_cast<int32_t>(other)}; };
     int32_t rank = 0;
     for (int64_t other = first + lane; other < first + r.N; other += kWarp) rank += before(entry(other), entry(t));
     rank = warp_reduce(rank, Sum{});
@@ -339,14 +348,17 @@ static void route_as(const Context& ctx, const RouteArgs& args) {
   Scratch<double> prob_sum(ctx, work * args.E), z_sum(ctx, work), balance(ctx, parts), z(ctx, args.B);
   Scratch<int64_t> whole(ctx, args.B);
   Scratch<T> keys(ctx, args.routing_groups > 1 ? tokens * args.E : 0), others(ctx, args.second_density ? tokens : 0);
+  Scratch<T> priority(ctx, args.batch_prioritized ? tokens : 0);
   r.keys = args.routing_groups > 1 ? keys.get() : nullptr;
   r.others = args.second_density ? others.get() : nullptr;
   r.order = args.batch_prioritized ? order.get() : nullptr, r.taken = taken.get();
   r.count = count.get(), r.counted = counted.get(), r.prob_sum = prob_sum.get(), r.z_sum = z_sum.get();
   r.balance = balance.get(), r.z = z.get(), r.whole = whole.get();
   choose(ctx, args, r);
-  const T* gates = args.gate_normalization == GateNormalization::none ? r.weight : r.gate;
-  if (r.order) by_warp(ctx, tokens, OrderByPriority<T>{r, gates});
+  if (r.order) {
+    elementwise(ctx, tokens, Priorities<T>{r, priority.get()});
+    by_warp(ctx, tokens, OrderByPriority<T>{r, priority.get()});
+  }
   if (r.order && work > 0) launch(ctx, count_kernel<T>, grid_for(work, 1), kBlock, 0, r, int64_t{0}, r.K);
   if (parts > 0) launch(ctx, scan_kernel<T>, static_cast<unsigned>(parts), kBlock, 0, r);
   assign_slots(ctx, r, parts, Losses<T>::of(args));

@@ -193,6 +193,7 @@ void Stream::throw_error() {
     case kExpertError: fail(ErrorCode::option, "expert index and position must be in range, got %d", error.value);
     case kGroupError:
       fail(ErrorCode::shape, "group sizes must not be negative and must sum to the rows of x, got %d", error.value);
+    case kSlotError: fail(ErrorCode::option, "two tokens have the same slot of an expert: position %d", error.value);
     case kPlaceError: fail(ErrorCode::option, "position and slot must be in the cache, got %d", error.value);
     case kImportanceError: fail(ErrorCode::option, "importance must be from 0 to 1");
     case kMaskError: fail(ErrorCode::non_finite, "mask must be 0 for padding and another number for a token, got NaN");

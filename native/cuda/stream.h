@@ -104,7 +104,8 @@ enum ErrorKind : int32_t {
   kGroupError,
   kMaskError,
   kImportanceError,
-  kPlaceError
+  kPlaceError,
+  kSlotError
 };
 
 static inline Stream& stream_of(const Context& ctx) {

@@ -1,5 +1,17 @@
 import { expect, test } from 'vitest'
-import { Generator, ops, rand, randn, scope } from '../../lib/index.js'
+import {
+  Dropout,
+  defaultGenerator,
+  Generator,
+  MoE,
+  manualSeed,
+  ones,
+  ops,
+  rand,
+  randn,
+  scope,
+  trainStepAsync,
+} from '../../lib/index.js'
 import { values } from '../support/numbers.js'
 
 test('a sample is a function of seed, step and element', () =>
@@ -39,3 +51,32 @@ test('routing advances one step per sampled tensor, and none for given numbers',
     expect([steps({ noiseGates: true }), steps({ noiseGates: true, uniforms })]).toEqual([2, 1])
     expect([steps({ noiseGates: true, gumbelUniforms }), steps({ noiseGates: true, ...given })]).toEqual([1, 0])
   }))
+
+test('an asynchronous call whose function throws after it sampled leaves the default generator as it was', async () => {
+  const moe = new MoE({ dim: 4, numExperts: 2 })
+  const x = randn([1, 6, 4])
+  const dropout = new Dropout(0.5)
+  const error = new Error('mine')
+  const samples: Record<string, () => unknown> = {
+    routing: () => moe.forward(x),
+    dropout: () => dropout.forward(x),
+    randn: () => randn([2]),
+    seed: () => manualSeed(9),
+  }
+  const before = defaultGenerator.toJSON()
+  for (const [name, sample] of Object.entries(samples)) {
+    const fails = trainStepAsync(() => {
+      sample()
+      throw error
+    })
+    await expect(fails, name).rejects.toBe(error)
+    expect(defaultGenerator.toJSON(), name).toEqual(before)
+  }
+  await expect(trainStepAsync(() => [moe.forward(x), x.add(randn([5]))])).rejects.toThrow(/\[add\]/)
+  await expect(moe.forwardAsync(x, { mask: ones([3]) })).rejects.toThrow(/mask/)
+  await expect(trainStepAsync(async () => randn([2]))).rejects.toThrow(/async/)
+  expect(defaultGenerator.toJSON()).toEqual(before)
+  ;(await trainStepAsync(() => randn([2]))).dispose()
+  expect(defaultGenerator.step).toBe(before.step + 1)
+  for (const owned of [moe, x]) owned.dispose()
+})

@@ -25,6 +25,14 @@ export default [
     tests: ['ops_test'],
   },
   {
+    name: 'slots-by-the-divided-gate',
+    file: 'native/cpu/route.cc',
+    from: 'numbers.priority(logits + t * args.E, probs + t * args.E, args.expert_index + t * args.K, args.K);',
+    to: 'gate[t * args.K];',
+    breaks: 'batchPrioritized orders the tokens of a sequence by gates, which are all 1 for K = 1',
+    tests: ['test/nn/batch-prioritized.test.ts'],
+  },
+  {
     name: 'bias-of-the-choice-left-out',
     file: 'native/cpu/route.cc',
     from: '(expert_bias ? expert_bias[e] : T(0))',
@@ -247,5 +255,21 @@ export default [
     to: 'return (b * args.E + e) * args.C + slot; }',
     breaks: "the router's own plan has the rows of a sequence before those of an expert",
     tests: ['ops_test'],
+  },
+  {
+    name: 'two-tokens-in-one-slot',
+    file: 'native/cpu/plan_slots.cc',
+    from: 'other >= 0)',
+    to: 'other > count)',
+    breaks: 'of two tokens in one slot one is lost in silence',
+    tests: ['ops_test'],
+  },
+  {
+    name: 'probabilities-by-the-rounded-sum',
+    file: 'native/cpu/attention.cc',
+    from: 'total == 0 ? T(0) : T(1) / total',
+    to: 'T(1)',
+    breaks: 'the gradients of attention have the rounding error of e^-lse',
+    tests: ['test/python/attention-errors.test.ts'],
   },
 ]

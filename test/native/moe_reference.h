@@ -131,6 +131,10 @@ class RouteReference {
            a.score_function == ScoreFunction::sigmoid_after_topk;
   }
 
+  bool is_sigmoid() const {
+    return a.score_function == ScoreFunction::sigmoid || a.score_function == ScoreFunction::sigmoid_after_topk;
+  }
+
   void route_token(int64_t t) {
     Values l(a.E), s(a.E);
     for (int64_t e = 0; e < a.E; ++e)
@@ -148,9 +152,7 @@ class RouteReference {
 
   void choose(int64_t t, const Values& l, const Values& s) {
     Values score = a.differentiable_topk ? soft_topk(s, a.K) : s;
-    const bool is_sigmoid =
-        a.score_function == ScoreFunction::sigmoid || a.score_function == ScoreFunction::sigmoid_after_topk;
-    for (int64_t e = 0; is_sigmoid && e < a.E; ++e) score[e] = 1 / (1 + std::exp(-l[e]));
+    for (int64_t e = 0; is_sigmoid() && e < a.E; ++e) score[e] = 1 / (1 + std::exp(-l[e]));
     const Values key = a.differentiable_topk ? s : keys(t, l, score);
     Order order = falling(key);
     for (int64_t k = 0; k < std::min(a.K, a.E - 1); ++k)
@@ -197,10 +199,20 @@ class RouteReference {
     for (int64_t e = 0; e < a.E; ++e) mean_[b * a.E + e] += s[e];
   }
 
+  // Of the experts of a token: of their sigmoids, or of their probabilities over all experts.
+  double largest_score(int64_t t) const {
+    double largest = 0;
+    for (int64_t i = t * a.K; i < (t + 1) * a.K; ++i) {
+      const size_t at = static_cast<size_t>(t * a.E) + static_cast<size_t>(index[i]);
+      largest = std::max(largest, is_sigmoid() ? 1 / (1 + std::exp(-p["logits"][at])) : p["probs"][at]);
+    }
+    return largest;
+  }
+
   // The tokens of a sequence in the order of the slots.
   Order slot_order(int64_t b) {
     Values first(a.N);
-    for (int64_t n = 0; a.batch_prioritized && n < a.N; ++n) first[n] = weight[(b * a.N + n) * a.K];
+    for (int64_t n = 0; a.batch_prioritized && n < a.N; ++n) first[n] = largest_score(b * a.N + n);
     const Order order = falling(first);
     for (int64_t n = 0; n + 1 < a.N; ++n)
       if (const double gap = first[order[n]] - first[order[n + 1]]; gap > 0) decide(gap);

@@ -10,6 +10,7 @@ import {
   scope,
   type Tensor,
   tensor,
+  zeros,
 } from '../../lib/index.js'
 import { Draw, listOf, nested, relativeError } from '../support/numbers.js'
 
@@ -375,7 +376,11 @@ test('errors of a routing name the operation that was called', () => {
     b2: randn([3, 2]),
   }
   const wrong = { ...made, expertIndex: made.expertIndex.to('f32').add(9).to('i32') }
+  const first = zeros([1, 40, 2], { dtype: 'i32' })
+  const shared = { ...made, expertIndex: first, position: first }
+  const inOneSlot = [() => ops.dispatch(x, shared), () => ops.combine(randn([3, 1, made.capacity, 2]), shared)]
   if (getDefaultDevice() === 'cpu') {
+    for (const use of inOneSlot) expect(use).toThrow(/tokens 0 and 0 have the same slot: position 0 of expert 0$/)
     const expected = (op: string) => `[${op}] expert_index must be in [0, 3), got `
     expect(() => ops.expertFfn(x, wrong, weights)).toThrow(expected('expertFfn'))
     expect(() => ops.dispatch(x, wrong)).toThrow(expected('dispatch'))
@@ -386,6 +391,8 @@ test('errors of a routing name the operation that was called', () => {
   } else {
     const later = /^\[toData\] expert index and position must be in range, got/ // with the next copy to the host
     expect(() => ops.expertFfn(x, wrong, weights).dataSync()).toThrow(later)
+    for (const use of inOneSlot)
+      expect(() => use().dataSync()).toThrow(/two tokens have the same slot of an expert: position 0$/)
   }
   expect(() => ops.expertFfn(x, { ...made, numExperts: 4 }, weights)).toThrow('[expertFfn] w2 must have 4 experts')
 })

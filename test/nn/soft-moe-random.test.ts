@@ -38,6 +38,20 @@ describe('noise', () => {
       expect(run(layer, x, { addNoise: true, random: { gumbelUniforms } })).toEqual(first)
     }))
 
+  test('f32 and f64 draw the same noise', () =>
+    scope(() => {
+      const [single, double] = (['f32', 'f64'] as const).map((dtype) => layerOf({ dtype }))
+      double.loadStateDict(
+        Object.fromEntries(Object.entries(single.stateDict()).map(([name, x]) => [name, x.to('f64')])),
+      )
+      const x = normal([2, 5, 8])
+      const noisy = (layer: SoftMoE, x: Tensor) => {
+        manualSeed(4)
+        return run(layer, x, { addNoise: true })
+      }
+      expect(relativeError(noisy(single, x), noisy(double, x.to('f64')))).toBeLessThan(1e-6)
+    }))
+
   test('uniforms of 0 and 1 are finite, as in the package', () =>
     scope(() => {
       for (const dtype of ['f32', 'f64'] as const) {

@@ -3,6 +3,7 @@ import {
   Attention,
   attention,
   CausalSelfAttention,
+  full,
   gelu,
   Linear,
   MoE,
@@ -14,6 +15,7 @@ import {
   scope,
   type Tensor,
   tensor,
+  zeros,
 } from '../../lib/index.js'
 import { live } from '../support/baseline.js'
 import { listOf, relativeError, values } from '../support/numbers.js'
@@ -56,6 +58,64 @@ test('padding has no influence, not even a NaN, and gets no gradient', () =>
       expect(y.slice(32, 40).every((value) => value === 0)).toBe(causal)
     }
   }))
+
+describe('where the triangle of causal attention begins', () => {
+  const run = (Nq: number, Nk: number, causal: boolean | 'first' | 'last', fill?: number) => {
+    manualSeed(2)
+    const leaf = (x: Tensor) => Object.assign(x.detach(), { requiresGrad: true })
+    const keys = () => {
+      const x = randn([2, Nk, 8], { dtype: 'f64' })
+      return fill === undefined ? x : ops.concat([x.slice(1, 0, Nq), full([2, Nk - Nq, 8], fill, { dtype: 'f64' })], 1)
+    }
+    const leaves = [leaf(randn([2, Nq, 8], { dtype: 'f64' })), leaf(keys()), leaf(keys())]
+    const y = attention(leaves[0], leaves[1], leaves[2], { heads: 2, causal })
+    y.square().sum().backward()
+    return [y, ...leaves.map(({ grad }) => grad!)].map(listOf)
+  }
+
+  test('as many queries as keys: both are the same', () =>
+    scope(() => {
+      for (const N of [1, 5, 90]) {
+        expect(run(N, N, 'first')).toEqual(run(N, N, true))
+        expect(run(N, N, 'last')).toEqual(run(N, N, true))
+      }
+    }))
+
+  test("'last' ends at the last key, 'first' begins at the first, as PyTorch's is_causal", () =>
+    scope(() => {
+      const [q, k] = [zeros([1, 1, 1]), zeros([1, 3, 1])]
+      const v = tensor([1, 2, 6], [1, 3, 1])
+      const y = (causal: boolean | 'first' | 'last') => listOf(attention(q, k, v, { heads: 1, causal }))
+      expect([y(true), y('last'), y('first'), y(false)]).toEqual([[3], [3], [1], [3]])
+    }))
+
+  test("with 'first' keys that no query sees have no influence, not even a NaN, and get no gradient", () =>
+    scope(() => {
+      for (const [Nq, Nk] of [
+        [5, 9],
+        [40, 200],
+        [70, 300],
+      ]) {
+        const [y, dq, dk, dv] = run(Nq, Nk, 'first', Number.NaN)
+        expect([y, dq, dk, dv]).toEqual(run(Nq, Nk, 'first', 7))
+        expect(y.every(Number.isFinite)).toBe(true)
+        const rows = (list: number[]) => [0, 1].flatMap((b) => list.slice((b * Nk + Nq) * 8, (b + 1) * Nk * 8))
+        for (const d of [dk, dv]) expect(rows(d).every((x) => x === 0)).toBe(true)
+      }
+    }))
+
+  test("with 'first' there may be more queries than keys", () =>
+    scope(() => {
+      const [y] = run(9, 4, 'first')
+      const [all] = run(9, 4, false)
+      expect(relativeError(y.slice(24, 72), all.slice(24, 72))).toBeLessThan(1e-14) // from query 3 on they see all
+      expect(y.slice(0, 24)).not.toEqual(all.slice(0, 24))
+      expect(() => run(9, 4, 'last')).toThrow(/at least as many keys as queries, got 4 and 9; see causal 'first'/)
+      expect(() => run(2, 4, 'middle' as never)).toThrow(
+        /causal must be true, false or one of last, first, got "middle"/,
+      )
+    }))
+})
 
 test('grouped queries are the same as repeated keys', () =>
   scope(() => {

@@ -90,10 +90,25 @@ def attentions():
             heads=heads, kv_heads=kv_heads, causal=causal, base=base, **given)
 
 
+def alignments():
+    """`is_causal`, whose triangle begins at the first key, and one that ends at the last."""
+    for heads, kv_heads, queries, keys in ((2, 2, 5, 12), (4, 2, 37, 90), (2, 1, 12, 5), (3, 3, 20, 20)):
+        for causal in ('first', 'last') if keys >= queries else ('first',):
+            inputs = dict(q=single(2, queries, heads * 8), k=single(2, keys, kv_heads * 8), v=single(2, keys, kv_heads * 8))
+
+            def sdpa(q, k, v):
+                q, k, v = (x.view(2, x.shape[1], -1, 8).transpose(1, 2) for x in (q, k, v))
+                last = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+                how = dict(is_causal=True) if causal == 'first' else dict(attn_mask=last)
+                y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **how)
+                return y.transpose(1, 2).reshape(2, queries, heads * 8)
+            yield 'attention', dict(heads=heads, kvHeads=kv_heads, causal=causal), inputs, sdpa
+
+
 def draw(seed, folder):
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    for number, (op, options, inputs, function) in enumerate(chain(losses(), attentions())):
+    for number, (op, options, inputs, function) in enumerate(chain(losses(), attentions(), alignments())):
         given = {name: value.clone() for name, value in inputs.items()}
         for name, value in given.items():
             value.requires_grad_(value.is_floating_point() and name != 'posWeight')

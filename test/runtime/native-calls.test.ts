@@ -234,7 +234,7 @@ describe('numbers and arrays', () => {
       'OPTION',
       () => {
         const q = zeros([1, 2, 4])
-        native.attention({ q, k: q, v: q, mask: null, heads: 0, kvHeads: 1, scale: 1, causal: false })
+        native.attention({ q, k: q, v: q, mask: null, heads: 0, kvHeads: 1, scale: 1, visible: 2 })
       },
     ],
     ['dx that is made and added to another', 'OPTION', () => linearBackward({ dx: true })],

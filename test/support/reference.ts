@@ -256,12 +256,12 @@ export function route(p: Problem): Routing {
   return r
 }
 
-/** What slots are given by: the gates of the first choices, or scores where gates are not normalised. */
+/** What slots are given by: the largest score of the chosen experts, a sigmoid or a probability over all experts. */
 export function priorities(p: Problem, r: Routing, b: number): Float64Array {
   return Float64Array.from({ length: p.N }, (_, n) => {
     const t = b * p.N + n
-    const divided = p.normalization === 'none' && p.scoreFunction !== 'softmaxAfterTopk'
-    return r.gate[t * p.K] * (divided ? Math.max(r.delta[t], p.eps) : 1)
+    const experts = Array.from(r.expertIndex.subarray(t * p.K, (t + 1) * p.K), (e) => t * p.E + e)
+    return Math.max(...experts.map((i) => (p.scoreFunction.startsWith('sigmoid') ? sigmoid(r.logits[i]) : r.probs[i])))
   })
 }
 

@@ -7,12 +7,20 @@
 
 namespace st_moe::test {
 
+// To nearest even, once, with so many bits and exponents from `least` to `most`.
+static double rounded_to(double value, int bits, int least, int most) {
+  if (value == 0 || !std::isfinite(value)) return value;
+  const int last = std::max(std::ilogb(value), least) - bits + 1;  // exponent of the last bit
+  const double near = std::ldexp(std::nearbyint(std::ldexp(value, -last)), last);
+  return std::fabs(near) < std::ldexp(1.0, most + 1) ? near : std::copysign(INFINITY, value);
+}
+
 double rounded(DType dtype, double value) {
   switch (dtype) {
     case DType::f32: return static_cast<float>(value);
     case DType::f64: return value;
-    case DType::bf16: return bf16_to_float(float_to_bf16(static_cast<float>(value)));
-    case DType::f16: return f16_to_float(float_to_f16(static_cast<float>(value)));
+    case DType::bf16: return rounded_to(value, 8, -126, 127);
+    case DType::f16: return rounded_to(value, 11, -14, 15);
     default: return std::isnan(value) ? 0 : std::trunc(std::fmin(std::fmax(value, -2147483648.0), 2147483647.0)) + 0.0;
   }
 }

@@ -60,7 +60,15 @@ void convert(const ConvertArgs&, Problem& p) {
   p["out"] = p["in"];
 }
 
-// Numbers of all sizes, as bits, but no NaN; small ones; and those where a conversion saturates or rounds to infinity.
+// A number halfway between two of bf16 or f16, or next to it.
+double next_to_half(TestRandom& random) {
+  const int bits = random.below(2) ? 8 : 11, exponent = static_cast<int>(random.below(70)) - 35;
+  const double odd = static_cast<double>(2 * random.below(1 << bits) + 1);  // in units of half the last bit
+  return std::ldexp(odd + std::ldexp(static_cast<double>(random.below(3) - 1), -random.below(40)), exponent - bits);
+}
+
+// Numbers of all sizes, as bits, but no NaN; small ones; those where a conversion saturates or rounds to infinity; and
+// those next to halves of bf16 and f16, which a rounding to float would turn into halves.
 void fill_any(Problem& p) {
   Tensor& in = *p.find("in");
   const double inf = INFINITY;
@@ -70,8 +78,10 @@ void fill_any(Problem& p) {
     const uint64_t bits = uint64_t{p.random.next()} << 33 ^ p.random.next();
     if (i < std::size(special))
       in.numbers[i] = special[i];
-    else if (i % 2)
+    else if (i % 4 == 1)
       in.numbers[i] *= 100;
+    else if (i % 4 == 3)
+      in.numbers[i] = next_to_half(p.random);
     else
       in.numbers[i] =
           in.decode(Bytes(reinterpret_cast<const char*>(&bits), reinterpret_cast<const char*>(&bits) + 8))[0];

@@ -134,7 +134,7 @@ void Model::attention() const {
                                                          .kv_heads = heads,
                                                          .d = d,
                                                          .scale = scale,
-                                                         .causal = 1})
+                                                         .visible = 1})
                            .without("mask");
   timed(table.add_backward(forward, AttentionBackwardArgs{}), "flops", static_cast<double>(5 * size * N));
   bytes(CachedAttentionArgs{

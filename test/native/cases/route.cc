@@ -190,6 +190,12 @@ std::vector<std::pair<std::string, Router>> routers() {
       [](Router& r, A& a) { r.special = kMask, a.batch_prioritized = 1, a.gate_normalization = kept; });
   add("prioritized top-1, not normalised", sizes(2, 40, 6, 4, 1, 4), {0},
       [](Router&, A& a) { a.batch_prioritized = 1, a.gate_normalization = none; });
+  add("prioritized top-1", sizes(2, 40, 6, 4, 1, 4), {0}, [](Router&, A& a) { a.batch_prioritized = 1; });
+  add("prioritized, sampled, soft", sizes(2, 20, 6, 5, 3, 4), three, [](Router& r, A& a) {
+    r.special = kDrawn, a.batch_prioritized = a.sample_experts = 1, a.gate_normalization = kept;
+  });
+  add("prioritized, soft, noisy", sizes(2, 20, 6, 5, 3, 4), three,
+      [](Router&, A& a) { a.batch_prioritized = a.differentiable_topk = a.noise_gates = 1; });
   const auto ntlb = [](A& a) { a.ntlb = 1, a.second_policy = SecondPolicy::all, a.gate_normalization = none; };
   add("no token left behind", sizes(2, 40, 6, 5, 3, 4), {0, 0, 0}, [=](Router&, A& a) { ntlb(a); });
   add("no token left behind, masked, prioritized", sizes(3, 40, 6, 5, 4, 4), {0, 0, 0, 0},

@@ -272,7 +272,9 @@ void add_plans(Table& table) {
   }
   const PlanSlotsArgs slots{.B = 1, .N = 3, .K = 2, .E = 2, .C = 4};
   const PlanSortedArgs sorted{.T = 3, .K = 2, .E = 2, .R = 6};
-  table.add(slots).fill([](Problem& p) { p["position"] = {1, 1, -1, 1, 3, 3}; });  // the last one has a shared slot
+  table.add(slots)
+      .fill([](Problem& p) { p["expert_index"] = {0, 1, 0, 1, 0, 1}, p["position"] = {1, 1, -1, 2, 3, 1}; })
+      .fails(ErrorCode::option, "tokens 0 and 2 have the same slot: position 1 of expert 1");
   table.add(sorted).fill([](Problem& p) { p["position"] = {1, 1, -1, 1, 3, 3}; });
   for (const double wrong : {-1.0, 2.0, double(INT_MIN), double(INT_MAX)}) {
     const auto spoil = [=](Problem& p) { p["expert_index"][3] = wrong, p["position"] = {0, 1, 2, 3, -1, -1}; };
