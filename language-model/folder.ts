@@ -5,17 +5,6 @@ import { kebabCase, type LanguageModelShape, languageModelOptions, readModelSize
 import { describeTokenizer, type ModelDescription, RunFolder } from './run-folder.js'
 import { CharacterTokenizer, type Tokenizer } from './tokenizer.js'
 
-/** Of a run from before these options it is what they are by default. */
-const laterOptions = new Set([
-  'router',
-  'secondPolicy',
-  'scoreFunction',
-  'dropless',
-  'activation',
-  'expertHiddenDim',
-  'sharedExperts',
-])
-
 interface Described {
   sizes: LanguageModelShape
   tokenizer: Tokenizer
@@ -43,8 +32,6 @@ function describedModel(op: string, folder: RunFolder): Described {
     name,
     (options as Record<string, unknown>)[kebabCase(name)],
   ])
-  for (const [name, value] of given as [string, unknown][])
-    if (value === undefined && !laterOptions.has(name)) wrong(`options.${kebabCase(name)} is missing`)
   const { vocabulary, merges } = text as { vocabulary?: unknown; merges?: unknown }
   if (merges === undefined && typeof vocabulary !== 'string')
     wrong(`text.vocabulary must be a string, got ${utils.show(vocabulary)}`)

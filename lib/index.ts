@@ -14,6 +14,7 @@
 
 import './runtime/symbol-dispose.js' // before the classes
 import './autograd/backward.js' // methods of Tensor
+import './tensor/elements.js'
 
 export { type AsyncOptions, trainStepAsync } from './autograd/async.js'
 export type { GradHook } from './autograd/autograd.js'

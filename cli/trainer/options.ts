@@ -24,17 +24,6 @@ export const layerFlags = {
   'shared-experts': integerOf(languageModelOptions.sharedExperts, { help: 'experts that every token visits' }),
 }
 
-/** Flags that the first version did not have; it did what they do by default. */
-export const laterFlags = {
-  ...layerFlags,
-  'vocab-size': optionalNumber({
-    help: 'byte-pair tokens, trained on the text',
-    shown: 'each character a token',
-    min: 257,
-    max: 256 + maxMerges,
-  }),
-}
-
 /** The options of a run; a resumed run reads them from its folder. */
 export const runFlags = {
   steps: number({ help: 'training steps', default: 2000, min: 1 }),
@@ -51,7 +40,13 @@ export const runFlags = {
   heads: integerOf(languageModelOptions.heads, { help: 'attention heads' }),
   experts: integerOf(languageModelOptions.experts, { help: 'experts per layer' }),
   'top-n': integerOf(languageModelOptions.topN, { help: 'experts per token of topk' }),
-  ...laterFlags,
+  ...layerFlags,
+  'vocab-size': optionalNumber({
+    help: 'byte-pair tokens, trained on the text',
+    shown: 'each character a token',
+    min: 257,
+    max: 256 + maxMerges,
+  }),
   context: integerOf(languageModelOptions.context, { help: 'tokens per sequence' }),
   batch: number({ help: 'sequences per step', default: 16, min: 1 }),
   lr: number({ help: 'highest learning rate', default: 4e-3, min: 0, real: true }),

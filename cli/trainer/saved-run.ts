@@ -3,7 +3,7 @@ import type { CheckpointProgress } from '../../lib/index.js'
 import { asFailure, Failure } from '../errors.js'
 import { explain, ifGiven, one, type Rule, record, type Schema, textRule } from '../rules.js'
 import { type History, historySchema } from './history.js'
-import { laterFlags, type RunOptions, runFlags } from './options.js'
+import { type RunOptions, runFlags } from './options.js'
 
 /** The description of a run in its folder, besides the checkpoint. */
 export interface SavedRun {
@@ -38,11 +38,9 @@ const nameRule = textRule(/^[^\0]{1,4096}$/su, 'must be a string of 1 to 4096 ch
 
 const digestRule = textRule(/^[0-9a-f]{64}$/, 'must be 64 hexadecimal digits')
 
-const optionRules = Object.entries(runFlags).map(([name, { rule }]) => [
-  name,
-  Object.hasOwn(laterFlags, name) ? ifGiven(one(rule)) : one(rule),
-])
-const laterDefaults = Object.fromEntries(Object.entries(laterFlags).map(([name, flag]) => [name, flag.default]))
+/** A flag that is missing has its default: a run may be older than the flag. */
+const optionRules = Object.entries(runFlags).map(([name, { rule }]) => [name, ifGiven(one(rule))])
+const defaults = Object.fromEntries(Object.entries(runFlags).map(([name, flag]) => [name, flag.default]))
 
 const savedRun: Schema = (value) => {
   const { options } = (value ?? {}) as { options?: Record<string, unknown> | null }
@@ -81,7 +79,7 @@ export function readRun(folder: string): SavedRun {
   const found = savedRun(saved)
   if (found) throw notThisVersion(folder, explain(found))
   const { id, options, text } = saved as SavedRun
-  return { id, options: { ...laterDefaults, ...options }, text }
+  return { id, options: { ...defaults, ...options }, text }
 }
 
 /** The history in the checkpoint of a run. Validates what was read from it. */

@@ -5,6 +5,7 @@ import { MoeError } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
 import { type OptionsOf, reader } from '../runtime/options.js'
 import { type AbortSignalLike, abortSignal, throwIfAborted } from '../runtime/signal.js'
+import { nextTurn, turnIfDue } from '../runtime/turn.js'
 import { share } from '../tensor/handles.js'
 import { asMethods } from '../tensor/methods.js'
 import { checkTensor, handleOf, isTensor, type Tensor } from '../tensor/tensor.js'
@@ -33,8 +34,6 @@ export function withoutSignal(op: string, inputs: readonly unknown[]): { given: 
   if (Object.keys(rest).length > 0) given.push(rest)
   return { given, ...readAsyncOptions(op, { signal }) }
 }
-
-const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
 
 let last: Promise<unknown> = Promise.resolve()
 
@@ -143,7 +142,11 @@ async function dataAsync(tensor: Tensor, options?: AsyncOptions): Promise<DTypeA
   }
   try {
     throwIfAborted(signal)
-    if (hasHostMemory(device) && native.isSettled(handle)) return read()
+    if (hasHostMemory(device) && native.isSettled(handle)) {
+      const data = read()
+      await turnIfDue()
+      return data
+    }
     return await inTurn(signal, async () => {
       if (!hasHostMemory(device)) await perform(op, () => {}, signal)
       return read()

@@ -288,6 +288,7 @@ function backward(tensor: Tensor, gradient?: Tensor | null, options?: BackwardOp
 
 function registerHook(tensor: Tensor, fn: GradHook): HookHandle {
   const op = 'Tensor.registerHook'
+  checkTensor(op, 'this', tensor)
   checkFunction(op, 'fn', fn)
   if (!tensor.requiresGrad) fail('OPTION', op, 'this tensor does not require a gradient')
   const source = sourceOf(tensor)

@@ -134,6 +134,7 @@ class Step<T> implements CapturedStep<T> {
     if (this.#disposed) return
     this.#disposed = true
     finalizers.unregister(this)
+    this.#recorder.dispose()
     for (const tensor of this.#result.made) tensor.dispose()
     native.releaseCapture(this.#step)
   }

@@ -9,6 +9,16 @@ interface Entry {
   save: () => () => void
 }
 
+/** What the device decides in each replay, such as whether it skips the update. */
+export interface Decision {
+  /** Reads the decision of the latest replay; a replay begins with it. */
+  settle(): void
+  /** The device has been given a replay. */
+  replayed(): void
+  /** Ends with the step. */
+  dispose(): void
+}
+
 /** The gradient of a leaf before the captured step, and whether the step cleared it before it added to it. */
 interface GradNote {
   readonly before: Tensor | null
@@ -19,14 +29,30 @@ interface GradNote {
 export class Recorder {
   readonly #entries: Entry[] = []
   readonly #grads = new Map<Tensor, GradNote>()
+  readonly #decisions: Decision[] = []
+  readonly #stepped = new Map<object, boolean>()
 
   /** Returns the index of a sample or update in the step, which replaces its step count during capture. */
   add(advance: () => ReplayRow, save: () => () => void): number {
     return this.#entries.push({ advance, save })
   }
 
+  /** Of a step that ends with {@link Recorder.dispose}. */
+  decide(decision: Decision): void {
+    this.#decisions.push(decision)
+  }
+
+  /** The numbers of a replay are given before it runs, so no count of an optimizer may depend on a decision inside. */
+  noteStep(op: string, optimizer: object, decides: boolean): void {
+    const before = this.#stepped.get(optimizer)
+    if (before !== undefined && (before || decides))
+      fail('UNSUPPORTED', op, "with onNonFinite: 'skip' a captured step has one step of an optimizer, got a second")
+    this.#stepped.set(optimizer, decides)
+  }
+
   /** Calls `run` with the numbers of the next replay; if it fails, restores all counts. */
   replay(run: (numbers: Float64Array) => void): void {
+    for (const decision of this.#decisions) decision.settle()
     const undo = this.#entries.map(({ save }) => save())
     try {
       run(Float64Array.from(this.#entries.flatMap(({ advance }) => advance())))
@@ -34,6 +60,11 @@ export class Recorder {
       for (const restore of undo) restore()
       throw error
     }
+    for (const decision of this.#decisions) decision.replayed()
+  }
+
+  dispose(): void {
+    for (const decision of this.#decisions) decision.dispose()
   }
 
   /** Called before `leaf.grad` is set or added to. */
@@ -63,6 +94,7 @@ export class Recorder {
 
   /** Ends a failed capture: restores the gradient of every leaf with `put`. */
   undo(put: (leaf: Tensor, grad: Tensor | null) => void): void {
+    this.dispose()
     for (const [leaf, { before }] of this.#grads) {
       const after = leaf.grad
       if (after === before) continue

@@ -1,6 +1,6 @@
 import { types } from 'node:util'
 import { checkFunction, fail } from '../runtime/check.js'
-import { checkTensor, disown, gradOwnerOf, isTensor, moveToScope, type Tensor } from '../tensor/tensor.js'
+import { checkTensor, disown, gradOwnerOf, isTensor, markLasting, moveToScope, type Tensor } from '../tensor/tensor.js'
 import { currentLasting, currentScope, openScope, Scope, within } from './context.js'
 import { defaultGenerator, restoringOnError } from './random.js'
 
@@ -125,6 +125,7 @@ export function madeBy<T>(op: string, fn: () => T): { value: T; made: Tensor[] }
 /** Removes a tensor from its scope. */
 export function outlive(tensor: Tensor): void {
   moveToScope(tensor, null)
+  markLasting(tensor)
   currentLasting()?.add(tensor)
 }
 

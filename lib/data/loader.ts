@@ -5,6 +5,7 @@ import type { StateDict } from '../nn/state.js'
 import { checkFit, checkInteger, fail } from '../runtime/check.js'
 import { markCopy, show } from '../runtime/errors.js'
 import { boolean, integer, type OptionsOf, reader, unchecked } from '../runtime/options.js'
+import { turnIfDue } from '../runtime/turn.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type BatchDataset, type Dataset, type Source, type Stream, sourceOf } from './dataset.js'
 import { orderOf, shuffledWindows } from './order.js'
@@ -210,7 +211,7 @@ export class DataLoader<T, B = T[]> {
     }
   }
 
-  /** The rest of the epoch. */
+  /** The rest of the epoch. Timers, signals and I/O run between two batches if they have not for some milliseconds. */
   async *[Symbol.asyncIterator](): AsyncGenerator<B, void, undefined> {
     this.#begin()
     const waiting = new Waiting()
@@ -225,6 +226,7 @@ export class DataLoader<T, B = T[]> {
         }
         const { value, done } = await queue.shift()!
         if (done) break
+        await turnIfDue()
         this.#give(value.tensors)
         yield value.batch
       }

@@ -1,3 +1,5 @@
+import { turnIfDue } from '../runtime/turn.js'
+
 /** Waits for values, but no longer than a loop. */
 export class Waiting {
   #isOver = false
@@ -33,6 +35,7 @@ export class Waiting {
         isDone = next?.done ?? false
         if (next === null || next.done) return
         yield next.value
+        await turnIfDue()
       }
     } finally {
       if (!isDone) end(iterator)

@@ -37,8 +37,8 @@ export interface CheckpointProgress {
   /** Number of completed training steps. */
   step: number
   /**
-   * Additional state, such as the position in the data: numbers, strings, booleans and null, and arrays and objects of
-   * them. Values that JSON cannot represent are an error.
+   * Additional state, such as the position in the data: numbers other than NaN, strings, booleans and null, and arrays and
+   * objects of them. Any other value throws.
    */
   extra?: unknown
 }

@@ -73,7 +73,7 @@ class Writer {
   }
 
   #put(value: unknown): void {
-    if (typeof value === 'number' && Number.isFinite(value)) this.#append(Object.is(value, -0) ? '-0' : String(value))
+    if (typeof value === 'number' && !Number.isNaN(value)) this.#append(numeral(value))
     else if (typeof value === 'string') this.#append(this.#quoted(value))
     else if (typeof value === 'boolean' || value === null) this.#append(String(value))
     else if (typeof value === 'object') this.#enter(value as Level['value'])
@@ -132,6 +132,12 @@ class Writer {
     const shown = steps.length > 20 ? [...steps.slice(0, 10), ' … ', ...steps.slice(-10)] : steps
     return fail('OPTION', this.#op, `${shown.join('').replace(/^\./, '')} must survive JSON, got ${got}`)
   }
+}
+
+/** Numbers beyond the largest are read as infinite. */
+function numeral(value: number): string {
+  if (Number.isFinite(value)) return Object.is(value, -0) ? '-0' : String(value)
+  return value < 0 ? '-1e999' : '1e999'
 }
 
 const keyed = (key: string): string => (/^[A-Za-z_$][\w$]{0,59}$/.test(key) ? `.${key}` : `[${show(key)}]`)

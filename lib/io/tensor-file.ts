@@ -3,7 +3,7 @@ import { checkPath, fail, sizeOf } from '../runtime/check.js'
 import { allocateArray, allocated, type DType, dtypeCode, dtypeSize } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
-import { checkTensor, type Tensor, wrap } from '../tensor/tensor.js'
+import { checkTensor, markLasting, type Tensor, wrap } from '../tensor/tensor.js'
 import { type Routine, readAll, reading } from './files.js'
 import { type Header, readHeader, readLength, type TensorEntry, writeHeader } from './header.js'
 import type { LoadedTensors } from './safetensors.js'
@@ -144,7 +144,9 @@ function decode(op: string, path: string, entry: TensorEntry, bytes: Uint8Array)
   if (own) new Uint8Array(data.buffer).set(bytes)
   else if (entry.dtype === 'I64') toInt32(op, path, entry, bytes, data)
   else data.set(bytes)
-  return wrap(native.fromData(data, dtypeCode(dtype), shape, 0), { shape, dtype, device: 'cpu' })
+  const tensor = wrap(native.fromData(data, dtypeCode(dtype), shape, 0), { shape, dtype, device: 'cpu' })
+  markLasting(tensor)
+  return tensor
 }
 
 function toInt32(op: string, path: string, entry: TensorEntry, bytes: Uint8Array, data: { [i: number]: number }): void {

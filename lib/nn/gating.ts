@@ -185,7 +185,10 @@ export const capacityOf = (
   { capacityFactorTrain, capacityFactorEval, minExpertCapacity }: ValuesOf<[typeof gatingOptions]>,
 ): number => expertCapacity(N, numGates, training ? capacityFactorTrain : capacityFactorEval, minExpertCapacity)
 
-/** What the routers of the layer that runs will have to count. */
+/**
+ * What the routers of the layer that runs will have to count. No argument hands it down: a user's `forward` may stand
+ * between the layer and its router.
+ */
 let uncounted: Uncounted[] | null = null
 interface Uncounted {
   load: Tensor

@@ -1,3 +1,4 @@
+import { types } from 'node:util'
 import { type AsyncOptions, callAsync, withoutSignal } from '../autograd/async.js'
 import type { HookHandle } from '../autograd/context.js'
 import { currentObserver } from '../autograd/context.js'
@@ -36,16 +37,25 @@ function* childrenIn(
 ): Iterable<[name: string, child: Parameter | Module]> {
   if (typeof value !== 'object' || value === null || above.includes(value)) return
   if (value instanceof Parameter || value instanceof Module) yield [name, value]
-  else if (Array.isArray(value) || isPlain(value)) {
+  else {
     const path = [...above, value]
-    for (const [key, entry] of Array.isArray(value) ? value.entries() : Object.entries(value))
+    for (const [key, entry] of namedIn(value))
       if (typeof entry === 'object') yield* childrenIn(`${name}.${key}`, entry, path)
   }
 }
 
+/** The entries of an array, of a plain object and of a Map that have a name. */
+function namedIn(value: object): Iterable<[name: string | number, entry: unknown]> {
+  if (Array.isArray(value)) return value.entries()
+  if (types.isMap(value))
+    return [...Map.prototype.entries.call(value)].filter(([key]) => typeof key === 'string' || typeof key === 'number')
+  return isPlain(value) ? Object.entries(value) : []
+}
+
 /**
- * Base class of everything with parameters. Finds properties that are Parameters, Modules, or arrays and plain objects of
- * these, also nested ones; not those of Maps, Sets, other classes and private `#names`. A subclass needs a constructor and `forward`.
+ * Base class of everything with parameters. Finds properties that are Parameters or Modules, and those in arrays, plain
+ * objects and Maps, even nested ones. A Map needs keys that are strings or numbers. It finds none in Sets, other classes and
+ * private `#names`. A subclass needs a constructor and `forward`.
  *
  * @example
  * ```ts
@@ -72,7 +82,7 @@ export abstract class Module {
     return this.#training
   }
 
-  /** Children under the names of their properties; those of arrays and plain objects as `name.0`, `name.1`, `name.key`, … */
+  /** Children under the names of their properties; those of arrays, objects and Maps as `name.0`, `name.1`, `name.key`, … */
   protected *children(): Iterable<[name: string, child: Parameter | Module]> {
     for (const [key, value] of Object.entries(this)) yield* childrenIn(this.stateName(key), value)
   }

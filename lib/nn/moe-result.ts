@@ -1,6 +1,8 @@
 import type { RouteResult, Routing } from '../ops/routing.js'
+import { fail } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
-import type { Tensor } from '../tensor/tensor.js'
+import { show } from '../runtime/errors.js'
+import { isTensor, type Tensor } from '../tensor/tensor.js'
 import { type RoutingStats, statsOf } from './routing-stats.js'
 
 type Tensors<D extends DType> = readonly [
@@ -9,6 +11,16 @@ type Tensors<D extends DType> = readonly [
   balanceLoss: Tensor<D>,
   routerZLoss: Tensor<D>,
 ]
+
+function checkRoute<D extends DType>(route: RouteResult<D>): RouteResult<D> {
+  if (typeof route === 'object' && route !== null && !isTensor(route)) return route
+  return fail('OPTION', 'MoEResult', `route must be a routing with its losses, as of ops.route, got ${show(route)}`)
+}
+
+function expectTensors(tensors: Readonly<Record<string, unknown>>): void {
+  for (const [name, value] of Object.entries(tensors))
+    if (!isTensor(value)) fail('OPTION', 'MoEResult', `${name} must be a Tensor, got ${show(value)}`)
+}
 
 /** An array, so that TypeScript knows the types by position. */
 const Tuple = Array as unknown as new <D extends DType>(...tensors: Tensors<D>) => Tensors<D>
@@ -38,9 +50,10 @@ export class MoEResult<D extends DType = DType> extends Tuple<D> {
   /** With `stats: true`. */
   readonly stats?: RoutingStats
 
-  /** For custom layers. `stats: true` counts them from the routing, which waits for a GPU. */
+  /** For custom layers. `stats: true` counts them from the routing, which waits for a GPU. Errors: OPTION. */
   constructor(outputs: Tensor<D>, route: RouteResult<D>, stats: boolean | RoutingStats = false) {
-    const { balanceLoss, routerZLoss, totalAuxLoss, ...routing } = route
+    const { balanceLoss, routerZLoss, totalAuxLoss, ...routing } = checkRoute(route)
+    expectTensors({ outputs, balanceLoss, routerZLoss, totalAuxLoss })
     super(outputs, totalAuxLoss, balanceLoss, routerZLoss)
     this.outputs = outputs
     this.totalAuxLoss = totalAuxLoss

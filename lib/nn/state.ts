@@ -5,7 +5,7 @@ import { fail, listed, sameShape, showName, showShape } from '../runtime/check.j
 import { show } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
 import { boolean, type OptionsOf, reader } from '../runtime/options.js'
-import { checkTensor, handleOf, isTensor, type Tensor, wrap } from '../tensor/tensor.js'
+import { checkTensor, handleOf, isTensor, markLasting, type Tensor, wrap } from '../tensor/tensor.js'
 import type { Module } from './module.js'
 
 /** Tensors under the names of the PyTorch package. */
@@ -48,7 +48,9 @@ export function readEntry(op: string, entry: StateEntry, from: Tensor): Tensor {
   checkTensor(op, from === entry.tensor ? entry.name : `${entry.name}.grad`, from)
   const shape = entryShape(entry)
   const handle = native.stridedRead(handleOf(from), shape, stridesOf(shape), shape.includes(0) ? 0 : entryOffset(entry))
-  return wrap(handle, { shape, dtype: from.dtype, device: from.device })
+  const copy = wrap(handle, { shape, dtype: from.dtype, device: from.device })
+  markLasting(copy)
+  return copy
 }
 
 /** Errors: OPTION for two tensors of one name, of which a state could hold only one. */

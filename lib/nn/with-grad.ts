@@ -5,6 +5,7 @@ import { checkNumber, checkShape, fail, sizeOf } from '../runtime/check.js'
 import { allocateArray } from '../runtime/dtype.js'
 import { MoeError, show } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
+import { Alive } from '../runtime/warn.js'
 import { full, tensor } from '../tensor/create.js'
 import { handleOf, type Tensor } from '../tensor/tensor.js'
 import type { MoEForwardOptions } from './moe-options.js'
@@ -27,7 +28,10 @@ export interface RoutingArrays {
   capacity: number
 }
 
-/** One forward of a layer over plain arrays, with its backward. Holds native memory until `backward` or `dispose`. */
+/**
+ * One forward of a layer over plain arrays, with its backward. Holds native memory until `backward` or `dispose`; more than
+ * 100 that wait are a warning on standard error.
+ */
 export interface GradHandle extends Disposable {
   /** A copy, [B, N, D] flat. */
   outputs: FloatArray
@@ -101,6 +105,15 @@ function arraysOf({ outputs, totalAuxLoss, balanceLoss, routerZLoss, routing }: 
   }
 }
 
+const waiting = new Alive(
+  100,
+  'more than 100 results of forwardWithGrad wait for their backward, and hold what it needs. Call dispose() of those that ' +
+    'get no backward, or forward() in noGrad(() => …).',
+)
+
+/** Only a safety net, as for tensors: those of the handle have finalizers of their own. */
+const finalizers = new FinalizationRegistry<null>(() => waiting.remove())
+
 class Handle implements GradHandle {
   readonly outputs: FloatArray
   readonly totalAuxLoss: number
@@ -120,6 +133,8 @@ class Handle implements GradHandle {
     this.balanceLoss = arrays.balanceLoss
     this.routerZLoss = arrays.routerZLoss
     this.routing = arrays.routing
+    waiting.add()
+    finalizers.register(this, null, this)
   }
 
   backward(dOutputs: FloatArray, dTotalAux = 0): InputGradient {
@@ -144,6 +159,9 @@ class Handle implements GradHandle {
   }
 
   dispose(): void {
+    if (this.#x.disposed) return
+    finalizers.unregister(this)
+    waiting.remove()
     this.#result.dispose()
     this.#x.dispose()
   }

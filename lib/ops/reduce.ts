@@ -1,12 +1,12 @@
 import { record } from '../autograd/autograd.js'
-import { checkBoolean, checkInteger, copyArray, fail, sameShape, sizeOf } from '../runtime/check.js'
+import { checkAxis, checkBoolean, copyArray, fail, sameShape, sizeOf } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
 import { type Handle, native } from '../runtime/native.js'
 import { consumed, filled, share } from '../tensor/handles.js'
 import { asMethods } from '../tensor/methods.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { reshaped, withViews } from './rows.js'
-import { expand } from './strided.js'
+import { expand, stridesOf } from './strided.js'
 
 /** x as [outer, axis, inner], summed over the middle; releases x, also if it throws. */
 export const summed = (x: Handle, split: readonly number[], shape: readonly number[], factor: number): Handle =>
@@ -45,10 +45,8 @@ export function sumTo(x: Handle, shape: readonly number[], target: readonly numb
 /** The axes that `axis` names, sorted, all if it is undefined. */
 export function checkAxes(op: string, axis: unknown, rank: number): number[] {
   if (axis === undefined) return Array.from({ length: rank }, (_, i) => i)
-  const list = Array.isArray(axis) ? copyArray(op, 'axis', axis, rank) : [axis]
-  const axes = list
-    .map((entry) => checkInteger(op, 'axis', entry, -rank, rank - 1))
-    .map((entry) => (entry < 0 ? entry + rank : entry))
+  const list = Array.isArray(axis) ? copyArray(op, 'axis', axis, Math.max(rank, 1)) : [axis]
+  const axes = list.map((entry) => checkAxis(op, entry, rank))
   if (new Set(axes).size !== axes.length) fail('OPTION', op, 'axis must not name an axis twice')
   return axes.sort((a, b) => a - b)
 }
@@ -65,7 +63,10 @@ function reduce<D extends DType>(
   const kept = x.shape.map((n, i) => (axes.includes(i) ? 1 : n))
   const shape = keepDim ? kept : x.shape.filter((_, i) => !axes.includes(i))
   const factor = op === 'mean' ? 1 / sizeOf(axes.map((i) => x.shape[i])) : 1
-  const sum = reshaped(sumAxes(share(handleOf(x)), x.shape, axes, factor), shape)
+  const sum =
+    axes.length === 0
+      ? native.stridedRead(handleOf(x), shape, stridesOf(shape), 0) // no view: it must not change with x
+      : reshaped(sumAxes(share(handleOf(x)), x.shape, axes, factor), shape)
   const y = wrap(sum, { shape, dtype: x.dtype, device: x.device })
   const { shape: full } = x
   record({
@@ -82,12 +83,13 @@ function reduce<D extends DType>(
 
 /**
  * Σ over all axes (shape []), one axis, or several; negative ones count from the end, `keepDim` leaves them with length
- * 1. f32 or f64; the order of addition is fixed. Errors: DTYPE, OPTION.
+ * 1. Over no axes, `[]`, a copy of x, as in NumPy. f32 or f64; the order of addition is fixed. Errors: DTYPE, OPTION.
  *
  * @example
  * ```ts
  * const x = tensor([[1, 2], [3, 4]])
  * console.log(ops.sum(x).item(), ops.sum(x, 0).dataSync()) // → 10 Float32Array(2) [ 4, 6 ]
+ * console.log(ops.sum(x, []).shape) // → [ 2, 2 ]
  * ```
  */
 export const sum = <D extends DType>(x: Tensor<D>, axis?: number | readonly number[], keepDim?: boolean): Tensor<D> =>

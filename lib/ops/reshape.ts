@@ -1,5 +1,5 @@
 import { record } from '../autograd/autograd.js'
-import { checkInteger, checkShape, copyArray, fail, showShape, sizeOf } from '../runtime/check.js'
+import { checkAxis, checkShape, copyArray, fail, showShape, sizeOf } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
@@ -7,7 +7,7 @@ import { asMethods } from '../tensor/methods.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 /**
- * The same elements in another shape, sharing memory; one dimension may be −1 (what is left). Any dtype. Errors: SHAPE.
+ * The same elements in another shape, sharing memory; one dimension may be −1 (what is left), unless another is 0. Any dtype. Errors: SHAPE.
  *
  * @example
  * ```ts
@@ -38,6 +38,7 @@ function inferred(from: readonly number[], shape: unknown): unknown {
   if (open === 0) return list
   const size = sizeOf(from)
   const known = list.reduce((a: number, n) => (n === -1 ? a : a * Number(n)), 1)
+  if (known === 0) fail('SHAPE', 'reshape', `-1 could be any number beside a dimension of 0, got ${show(list)}`)
   if (known > 0 && size % known !== 0)
     fail('SHAPE', 'reshape', `${showShape(from)} has ${size} elements, which ${show(list)} does not divide`)
   return list.map((n) => (n === -1 ? (known > 0 ? size / known : 0) : n))
@@ -76,9 +77,6 @@ export function unsqueeze<D extends DType>(x: Tensor<D>, axis: number): Tensor<D
   const { shape } = checkTensor('unsqueeze', 'x', x)
   return reshape(x, shape.toSpliced(checkAxis('unsqueeze', axis, shape.length + 1), 0, 1))
 }
-
-const checkAxis = (op: string, axis: number, rank: number): number =>
-  (checkInteger(op, 'axis', axis, -rank, rank - 1) + rank) % rank
 
 declare module '../tensor/tensor.js' {
   interface Tensor<D extends DType> {

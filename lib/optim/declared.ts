@@ -14,7 +14,7 @@ type UpdateOp = Exclude<keyof typeof replayRow, 'sample' | 'ema'>
 type Numbers<Op extends UpdateOp> = Omit<Parameters<(typeof replayRow)[Op]>[0], 'step'>
 type Item<Op extends UpdateOp> = Parameters<(typeof native)[Op]>[0][number]
 /** The arguments of an op that are tensors of the state. */
-type StateArguments<Op extends UpdateOp> = Exclude<keyof Item<Op>, 'p' | 'g' | 'step' | keyof Numbers<Op>>
+type StateArguments<Op extends UpdateOp> = Exclude<keyof Item<Op>, 'p' | 'g' | 'norm' | 'step' | keyof Numbers<Op>>
 
 type Value<O> = O extends Needed<infer V> ? V : never
 type ReadOnlyNames<O> = { [N in keyof O]: O[N] extends ReadOnlyOption<unknown> ? N : never }[keyof O]
@@ -90,7 +90,7 @@ export class DeclaredOptimizer<V extends object> extends Optimizer<V> {
     return row({ step, ...numbers(options, step) })
   }
 
-  protected override update(updates: readonly ParameterUpdate<V>[]): void {
+  protected override update(updates: readonly ParameterUpdate<V>[], norm: Tensor | null): void {
     const { op, state, numbers, matrices } = this.declared
     const stateEntries = Object.entries(state)
     const views: Handle[] = []
@@ -99,7 +99,7 @@ export class DeclaredOptimizer<V extends object> extends Optimizer<V> {
       views.push(view)
       return view
     }
-    const item: Record<string, Handle | number | null> = {}
+    const item: Record<string, Handle | number | null> = { norm: norm && handleOf(norm) }
     function* items() {
       let of: V | undefined
       for (const { parameter, grad, step, tensors, options } of updates) {

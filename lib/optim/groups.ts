@@ -32,9 +32,9 @@ export function readGroups(op: string, params: unknown, options: object, check: 
   const given = entriesOf(op, 'params', 'parameters, such as model.parameters(), or groups of them', params)
   const isGroup = (entry: unknown): entry is { params: unknown } =>
     typeof entry === 'object' && entry !== null && !(entry instanceof Parameter) && Object.hasOwn(entry, 'params')
-  if (!given.some(isGroup)) return [groupOf(distinct(op, '', given), check(op, options, ''))]
+  if (!given.some(isGroup)) return expectAny(op, [groupOf(distinct(op, '', given), check(op, options, ''))])
   const owner = new Map<Parameter, number>()
-  return given.map((entry, i) => {
+  const groups = given.map((entry, i) => {
     const prefix = prefixOf(i, given.length)
     if (!isGroup(entry))
       return fail('OPTION', op, `groups[${i}] must be { params, … } like the others, got ${show(entry)}`)
@@ -48,6 +48,18 @@ export function readGroups(op: string, params: unknown, options: object, check: 
     }
     return groupOf(members, check(op, { ...options, ...own }, prefix))
   })
+  return expectAny(op, groups)
+}
+
+function expectAny(op: string, groups: ParameterGroup[]): ParameterGroup[] {
+  if (groups.every(({ params }) => params.length === 0))
+    fail(
+      'OPTION',
+      op,
+      'there is no parameter to update. A Module finds layers in its properties, and in arrays, plain objects and Maps there, ' +
+        'but not in a Set or a #private field; an iterator returns parameters only once',
+    )
+  return groups
 }
 
 function entriesOf(op: string, name: string, expected: string, value: unknown): unknown[] {

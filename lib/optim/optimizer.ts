@@ -11,8 +11,8 @@ import type { ReplayRow } from '../runtime/native-ops.js'
 import { type OptionsOf, oneOf, reader } from '../runtime/options.js'
 import { refuseJson } from '../tensor/copies.js'
 import { tensor, zeros } from '../tensor/create.js'
-import { allFinite } from '../tensor/norm.js'
-import { checkTensor, handleOf, type Tensor } from '../tensor/tensor.js'
+import { allFinite, finiteNorm } from '../tensor/norm.js'
+import { checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import {
   misfits,
   type OptimizerParameters,
@@ -23,6 +23,7 @@ import {
   savedGroups,
   shareOptions,
 } from './groups.js'
+import { Skips } from './skips.js'
 import { problemOf, type StateTensors, shapeOf } from './state.js'
 
 /** Runs `fn` outside capture, if a step is being captured. */
@@ -83,7 +84,8 @@ export interface ParameterUpdate<O = object> extends ParameterState {
 const stepOptions = {
   /**
    * What happens if a gradient is not finite. 'skip': nothing changes, and `step` returns false; 'throw': a NON_FINITE
-   * error; both wait for a GPU. Default 'propagate': the step is taken.
+   * error; both wait for a GPU. In a captured step the device decides in each replay whether to 'skip', and `step` returns
+   * true. Default 'propagate': the step is taken.
    */
   onNonFinite: oneOf(['propagate', 'throw', 'skip'], { default: 'propagate' }),
 }
@@ -118,6 +120,7 @@ export abstract class Optimizer<O extends object = object> {
   readonly parameters: readonly Parameter[]
   readonly #states = new Map<Parameter, ParameterState>()
   readonly #op: string
+  readonly #skips = new Skips()
 
   /**
    * `op` is the operation in errors, `options` are checked ones, for what groups do not override. Errors: OPTION for
@@ -140,24 +143,38 @@ export abstract class Optimizer<O extends object = object> {
 
   /**
    * Updates every parameter that has a gradient, in place; returns whether it did (see {@link StepOptions.onNonFinite}).
-   * Errors: OPTION if an option such as `lr` is invalid; NON_FINITE; UNSUPPORTED for a check in a captured step.
+   * Errors: OPTION if an option such as `lr` is invalid; NON_FINITE; UNSUPPORTED for 'throw' in a captured step, and for
+   * 'skip' there beside another step of this optimizer.
    */
   step(options?: StepOptions): boolean {
     const op = `${this.#op}.step`
     const { onNonFinite } = readStepOptions(op, options)
     const due = this.#due(op)
-    if (onNonFinite !== 'propagate' && !this.#areFinite(op, due)) {
-      if (onNonFinite === 'skip') return false
-      fail('NON_FINITE', op, 'all gradients must be finite')
+    const recorder = currentRecorder()
+    const decides = onNonFinite === 'skip' && recorder !== null
+    if (recorder) recorder.noteStep(op, this, decides)
+    else this.#skips.settle()
+    if (onNonFinite !== 'propagate' && !decides && !this.#areFinite(op, due)) {
+      if (onNonFinite === 'throw') fail('NON_FINITE', op, 'all gradients must be finite')
+      this.#skips.count++
+      return false
     }
     const fresh = this.#makeStates(due) // allocates before the first update
     try {
-      this.#updateAll(due)
+      this.#updateAll(due, decides ? this.#decide(op, recorder, due) : null)
     } catch (error) {
       for (const parameter of fresh) if (this.#states.get(parameter)!.step === 0) this.#dropState(parameter)
       throw error
     }
     return true
+  }
+
+  /**
+   * Number of steps that `onNonFinite: 'skip'` has skipped since the optimizer was made. Reading it never waits: on a GPU
+   * the latest replay of a captured step counts once the next one begins, or a step or `stateDict` has waited for it.
+   */
+  get skipped(): number {
+    return this.#skips.count
   }
 
   /** The parameters that have a gradient. */
@@ -177,7 +194,20 @@ export abstract class Optimizer<O extends object = object> {
     return onEachDevice(due).every((here) => allFinite(here.map(({ grad }) => handleOf(grad))))
   }
 
-  #updateAll(due: readonly Due<O>[]): void {
+  /** The norm by which each replay of a captured step decides whether it updates the parameters. */
+  #decide(op: string, recorder: Recorder, due: readonly Due<O>[]): Tensor | null {
+    if (due.length === 0) return null
+    const handle = finiteNorm(
+      op,
+      due.map(({ grad }) => handleOf(grad)),
+    )
+    const norm = keep(wrap(handle, { shape: [], dtype: 'f64', device: due[0].parameter.device }))
+    const states = due.map(({ parameter }) => this.#states.get(parameter)!)
+    recorder.decide(this.#skips.decision(norm, states))
+    return norm
+  }
+
+  #updateAll(due: readonly Due<O>[], norm: Tensor | null): void {
     const recorder = currentRecorder()
     for (const here of onEachDevice(due)) {
       const updates = here.map(({ parameter, grad, options, group }): ParameterUpdate<O> => {
@@ -185,7 +215,7 @@ export abstract class Optimizer<O extends object = object> {
         const step = recorder ? this.#record(recorder, state, group) : state.step + 1
         return { parameter, grad, step, tensors: state.tensors, options }
       })
-      this.update(updates)
+      this.update(updates, norm)
       if (!recorder) for (const { parameter, step } of updates) this.#count(parameter, step)
     }
   }
@@ -225,8 +255,11 @@ export abstract class Optimizer<O extends object = object> {
   /** The checked options of `source`: a group, or one of a checkpoint. Errors: OPTION, with `prefix` before the name. */
   protected abstract checkedOptions(op: string, source: object, prefix: string): O
 
-  /** Updates parameters of one device and their state tensors in place, all or none. */
-  protected abstract update(updates: readonly ParameterUpdate<O>[]): void
+  /**
+   * Updates parameters of one device and their state tensors in place, all or none. With a `norm`, a tensor f64 [] on the
+   * device, that is not finite, none; only a captured step has one.
+   */
+  protected abstract update(updates: readonly ParameterUpdate<O>[], norm: Tensor | null): void
 
   /** Returns the parameters that had no state. */
   #makeStates(due: readonly Due<O>[]): readonly Parameter[] {
@@ -253,6 +286,7 @@ export abstract class Optimizer<O extends object = object> {
 
   /** Copies of the state: `{i}.step` (f64, []) and the state tensors of parameter i, for all updated parameters. */
   stateDict(): StateDict {
+    this.#skips.settle()
     const entries = (parameter: Parameter, i: number): [string, Tensor][] => {
       const state = this.#states.get(parameter)
       if (!state) return []

@@ -51,6 +51,12 @@ export function checkInteger(
   return fail('OPTION', op, `${name} must be an integer ${range}, got ${show(value)}`)
 }
 
+/** An axis of a tensor with `rank` axes, counted from the start. Errors: OPTION. */
+export function checkAxis(op: string, axis: unknown, rank: number): number {
+  if (rank === 0) fail('OPTION', op, `x has no axes, because its shape is []: axis must be absent, got ${show(axis)}`)
+  return (checkInteger(op, 'axis', axis, -rank, rank - 1) + rank) % rank
+}
+
 export function checkBoolean(op: string, name: string, value: unknown): boolean {
   if (typeof value === 'boolean') return value
   return fail('OPTION', op, `${name} must be true or false, got ${show(value)}`)

@@ -8,6 +8,9 @@ const small = 2 ** -550
 export const handleList = (op: string, xs: readonly Handle[]): Float64Array =>
   allocated(op, `an array of ${xs.length} f64`, () => Float64Array.from(xs))
 
+/** A tensor f64 [] that is not finite if one of these f32 or f64 tensors of one device has a NaN or an infinity. */
+export const finiteNorm = (op: string, xs: readonly Handle[]): Handle => native.norm(handleList(op, xs), small)
+
 /** √Σ (scale · x)² over float tensors of one device. Waits for a GPU. */
 function scaledNorm(xs: readonly Handle[], scale: number): number {
   if (xs.length === 0) return 0

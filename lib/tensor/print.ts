@@ -54,7 +54,17 @@ function edgesOf(x: Handle, shape: readonly number[], strides: readonly number[]
   }
 }
 
-const scientific = (x: number): string => x.toExponential(precision).replace(/e([+-])(\d)$/, 'e$10$2')
+/** `write(precision)`, but ties go to the even digit, as in Python; JavaScript rounds them away from 0. */
+function halfToEven(write: (digits: number) => string): string {
+  const [, start, digits, end] = /^(.*\.)(\d+)(.*)$/.exec(write(100)) as string[]
+  const isTie = /^50*$/.test(digits.slice(precision))
+  const isEven = Number(digits[precision - 1]) % 2 === 0
+  return isTie && isEven ? start + digits.slice(0, precision) + end : write(precision)
+}
+
+const fixed = (x: number): string => halfToEven((digits) => x.toFixed(digits))
+const scientific = (x: number): string =>
+  halfToEven((digits) => x.toExponential(digits)).replace(/e([+-])(\d)$/, 'e$10$2')
 
 /** How one number is written so that all of `values` align. */
 function formatOf(values: readonly number[], isInteger: boolean): (x: number) => string {
@@ -66,7 +76,7 @@ function formatOf(values: readonly number[], isInteger: boolean): (x: number) =>
   const finite = (x: number): string => {
     if (isInteger) return String(x)
     if (isWide) return scientific(x)
-    return `${Object.is(x, -0) ? '-' : ''}${whole ? `${x.toFixed(0)}.` : x.toFixed(precision)}`
+    return `${Object.is(x, -0) ? '-' : ''}${whole ? `${x.toFixed(0)}.` : fixed(x)}`
   }
   const width = Math.max(1, ...counted.map((x) => finite(x).length))
   return (x) => (Number.isNaN(x) ? 'nan' : Number.isFinite(x) ? finite(x) : x > 0 ? 'inf' : '-inf').padStart(width)

@@ -5,6 +5,7 @@ import type { Device } from '../runtime/device.js'
 import { allocateArray, type DType, type DTypeArrays, dtypeCode, isFloat } from '../runtime/dtype.js'
 import { MoeError, markCopy, show } from '../runtime/errors.js'
 import { type Handle, native } from '../runtime/native.js'
+import { Alive } from '../runtime/warn.js'
 import { refuseJson, uncloneable } from './copies.js'
 import { handlesOf } from './handles.js'
 import { printValues, withSuffix } from './print.js'
@@ -28,10 +29,25 @@ interface Held {
   handle: Handle // 0 when disposed
   beside: readonly Handle[]
   source: { node: Node; output: number } | null
+  temporary: boolean // not a parameter, gradient, kept tensor or one of a file or state dict
+}
+
+/** Those of files and state dicts, of which there may be more, do not count. */
+const temporaries = new Alive(
+  100_000,
+  'more than 100,000 tensors are alive that are neither parameters, gradients nor kept. If a loop makes them, wrap its step ' +
+    'in scope(() => …), which frees them; docs/memory.md says more.',
+)
+
+function lasting(held: Held): void {
+  if (!held.temporary) return
+  held.temporary = false
+  temporaries.remove()
 }
 
 function letGo(held: Held): void {
   if (held.handle === 0) return
+  lasting(held)
   native.release(held.handle)
   for (const handle of held.beside) native.release(handle)
   held.beside = []
@@ -80,6 +96,8 @@ export let isKept: (tensor: Tensor) => boolean
 export let moveToDevice: (leaves: readonly Tensor[], device: Device, number: number) => void
 /** Sets the gradient of a leaf and disposes nothing. */
 export let putGrad: (leaf: Tensor, grad: Tensor | null) => void
+/** It is no longer one of those that a loop without a scope leaves behind. */
+export let markLasting: (tensor: Tensor) => void
 /** null: the tensor lives until disposed. */
 export let moveToScope: (tensor: Tensor, scope: Scope | null) => void
 
@@ -117,7 +135,8 @@ export class Tensor<D extends DType = DType> {
     const { shape, dtype, device } = meta
     this.#meta = { shape: Object.freeze([...shape]), dtype, device }
     this.#size = sizeOf(shape)
-    this.#held = { handle, beside: [], source: null }
+    this.#held = { handle, beside: [], source: null, temporary: true }
+    temporaries.add()
     finalizers.register(this, this.#held, this.#held)
     const scope = currentScope()
     if (scope) moveToScope(this, scope)
@@ -328,12 +347,15 @@ export class Tensor<D extends DType = DType> {
         if (leaf.#grad === grad) leaf.grad = null
       })
       leaf.#grad = grad
-      if (grad) grad.#gradOwner = leaf
+      if (!grad) return
+      grad.#gradOwner = leaf
+      lasting(grad.#held)
     }
     gradOwnerOf = (tensor) => tensor.#gradOwner
     disown = (grad) => {
       grad.#gradOwner = null
     }
+    markLasting = (tensor) => lasting(tensor.#held)
     isKept = (tensor) => tensor.#kept
     moveToScope = (tensor, scope) => {
       tensor.#scope?.tensors.delete(tensor)

@@ -118,6 +118,7 @@ class OpCall {
   DType dtype_of(const Field& field, const Tensor* tensor) {
     if (field.element == ElementType::i32) return DType::i32;
     if (field.element == ElementType::f32) return DType::f32;
+    if (field.element == ElementType::f64) return DType::f64;
     if (!typed_) {
       if (field.element == ElementType::real) call_.expect_float(field.js_name.c_str(), *tensor);
       dtype_ = tensor->dtype;

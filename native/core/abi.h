@@ -56,6 +56,8 @@ constexpr void add_ops(AbiHash& hash) {
 #define KIND(name, type, ...) hash.add("KIND" #name "," #type "," #__VA_ARGS__), hash.add(k##type##Names);
 #define BATCH() hash.add("BATCH");
 #define TAKES_MEMORY() hash.add("TAKES_MEMORY");
+#define FACTORS(...) hash.add("FACTORS" #__VA_ARGS__);
+#define TENSOR_FACTORS(...) hash.add("TENSOR_FACTORS" #__VA_ARGS__);
 #define BY_HAND() hash.add("BY_HAND");
 #define FIELD(...) hash.add("FIELD" #__VA_ARGS__);
 #include "core/op_list.inc"
@@ -70,9 +72,6 @@ constexpr void add_kinds(AbiHash& hash) {
 #include "core/binary_kinds.inc"
 #define ACTIVATION(...) hash.add("ACTIVATION" #__VA_ARGS__);
 #include "core/activations.inc"
-#define OPTIMIZER(...) hash.add("OPTIMIZER" #__VA_ARGS__);
-#define TENSOR_OPTIMIZER(...) hash.add("TENSOR_OPTIMIZER" #__VA_ARGS__);
-#include "core/optimizer_kinds.inc"
 }
 
 constexpr void add_structs(AbiHash& hash) {

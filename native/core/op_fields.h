@@ -21,7 +21,7 @@ enum class Role : uint8_t {
   derived,
   attribute
 };
-enum class ElementType : uint8_t { real, any, i32, f32 };
+enum class ElementType : uint8_t { real, any, i32, f32, f64 };
 enum class AttributeType : uint8_t { size, seed, integer, number, flag, kind };
 
 // A dimension: 2*H is {2, {H}}, heads*d is {1, {heads, d}}.

@@ -10,12 +10,13 @@
 // The average of parameters is one too: it updates the average, and the parameter takes the gradient's place.
 namespace st_moe {
 
-#define OPTIMIZER(Name, name, ...) \
-  struct Name##Factors {           \
-    enum : int { __VA_ARGS__ };    \
+#define FACTORS(Name, name, ...) \
+  struct Name##Factors {         \
+    enum : int { __VA_ARGS__ };  \
   };
-#define TENSOR_OPTIMIZER OPTIMIZER
-#include "core/optimizer_kinds.inc"
+#define TENSOR_FACTORS FACTORS
+#define ST_MOE_OPS "core/ops/optimizers.inc"
+#include "core/op_list.inc"
 
 // Decoupled weight decay, Loshchilov and Hutter (arXiv 1711.05101), in the order of torch.optim.AdamW.
 struct AdamwUpdate : AdamwFactors {
@@ -88,6 +89,20 @@ struct EmaUpdate : EmaFactors {
   }
 };
 
+// The norm of all gradients of a step, or null.
+template <class Args>
+static inline const double* norm_of(const Args& a) {
+  if constexpr (requires { a.norm; })
+    return a.norm;
+  else
+    return nullptr;
+}
+
+// Whether an update whose gradients have this norm changes nothing.
+ST_MOE_HOST_DEVICE static inline bool skips(const double* norm) {
+  return norm && *norm - *norm != 0;
+}
+
 // Elements of an array of state, which has one at least.
 template <class Update>
 inline constexpr int kStateSlots = Update::kState > 0 ? Update::kState : 1;
@@ -104,6 +119,16 @@ static inline UpdateOperands operands_of(const Args& a) {
 }
 static inline UpdateOperands operands_of(const EmaArgs& a) {
   return {a.average, a.p, nullptr};
+}
+
+// Calls f(part, norm) for the parts of the batch that have one norm.
+template <class Args, class F>
+void by_norm(const Batch<Args>& batch, F f) {
+  for (int64_t first = 0, last; first < batch.count; first = last) {
+    const double* const norm = norm_of(batch.items[first]);
+    for (last = first + 1; last < batch.count && norm_of(batch.items[last]) == norm;) ++last;
+    f(Batch<Args>{batch.items + first, last - first}, norm);
+  }
 }
 
 // u = g / √v, or of matrices g / √(row · col / mean of row).
@@ -139,13 +164,14 @@ struct AdafactorUpdate : AdafactorFactors {
 
 template <class Args>
 inline constexpr bool is_optimizer = false;
-#define OPTIMIZER(Name, name, ...)                           \
+#define FACTORS(Name, name, ...)                             \
   template <>                                                \
   inline constexpr bool is_optimizer<Name##Args> = true;     \
   static inline FactorList factors_of(const Name##Args& a) { \
     return Name##Update::factors(a);                         \
   }
-#define TENSOR_OPTIMIZER OPTIMIZER
-#include "core/optimizer_kinds.inc"
+#define TENSOR_FACTORS FACTORS
+#define ST_MOE_OPS "core/ops/optimizers.inc"
+#include "core/op_list.inc"
 
 }  // namespace st_moe

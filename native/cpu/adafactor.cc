@@ -30,7 +30,7 @@ static Adafactor tensor_of(const AdafactorArgs& args) {
   t.matrices = factored ? args.T : 1;
   t.rows = factored ? args.R : args.T * args.R * args.D;
   t.columns = factored ? args.D : 1;
-  if (t.size() == 0) return t;
+  if (t.size() == 0 || skips(args.norm)) return t;
   t.block_rows = factored ? max_of(kLeastRows, kElementBlock / t.columns) : kElementBlock;
   t.blocks = ceil_div(t.rows, t.block_rows);
   return t;

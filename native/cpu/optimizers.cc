@@ -26,6 +26,7 @@ static void update_elements(const Args& args, const FactorList& factors, int64_t
 template <class Update, class Args>
 static void run_updates(const Context& ctx, const Batch<Args>& batch) {
   for_elements(ctx, batch, [](const Args& args, int64_t begin, int64_t end) {
+    if (skips(norm_of(args))) return;
     const FactorList factors = Update::factors(args);
     dispatch_float(args.dtype, [&](auto zero) {
       using T = decltype(zero);
@@ -37,10 +38,11 @@ static void run_updates(const Context& ctx, const Batch<Args>& batch) {
   });
 }
 
-#define OPTIMIZER(Name, name, ...)                                \
+#define FACTORS(Name, name, ...)                                  \
   void name(const Context& ctx, const Batch<Name##Args>& batch) { \
     run_updates<Name##Update>(ctx, batch);                        \
   }
-#include "core/optimizer_kinds.inc"
+#define ST_MOE_OPS "core/ops/optimizers.inc"
+#include "core/op_list.inc"
 
 }  // namespace st_moe::cpu::ST_MOE_ISA

@@ -1,3 +1,4 @@
+#include <list>
 #include <vector>
 
 #include "core/optimizers.h"
@@ -52,7 +53,9 @@ __device__ static inline void write_sum(double sum, double* to) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kBlock) adafactor_rows_kernel(const __grid_constant__ Rows<T> items) {
+__global__ void __launch_bounds__(kBlock)
+    adafactor_rows_kernel(const __grid_constant__ Rows<T> items, const double* norm) {
+  if (skips(norm)) return;
   items.for_chunks([&](const AdafactorTensor<T>& t, int64_t, int64_t begin, int64_t end) {
     const int64_t i = begin + threadIdx.x / kWarp, D = t.columns;
     T f[kFactors];
@@ -73,7 +76,9 @@ __global__ void __launch_bounds__(kBlock) adafactor_rows_kernel(const __grid_con
 }
 
 template <class T>
-__global__ void __launch_bounds__(kBlock) adafactor_columns_kernel(const __grid_constant__ Elements<T> items) {
+__global__ void __launch_bounds__(kBlock)
+    adafactor_columns_kernel(const __grid_constant__ Elements<T> items, const double* norm) {
+  if (skips(norm)) return;
   items.for_chunks([&](const AdafactorTensor<T>& t, int64_t, int64_t begin, int64_t end) {
     T f[kFactors];
     t.read(f);
@@ -85,7 +90,9 @@ __global__ void __launch_bounds__(kBlock) adafactor_columns_kernel(const __grid_
 }
 
 template <class T>
-__global__ void __launch_bounds__(kBlock) adafactor_means_kernel(const __grid_constant__ Matrices<T> items) {
+__global__ void __launch_bounds__(kBlock)
+    adafactor_means_kernel(const __grid_constant__ Matrices<T> items, const double* norm) {
+  if (skips(norm)) return;
   items.for_chunks([&](const AdafactorTensor<T>& t, int64_t, int64_t matrix, int64_t) {
     LaneSum<T> sum;
     for (int64_t i = threadIdx.x; i < t.rows; i += kBlock) sum.add(t.row[matrix * t.rows + i]);
@@ -95,7 +102,9 @@ __global__ void __launch_bounds__(kBlock) adafactor_means_kernel(const __grid_co
 }
 
 template <class T>
-__global__ void __launch_bounds__(kBlock) adafactor_squares_kernel(const __grid_constant__ Rows<T> items) {
+__global__ void __launch_bounds__(kBlock)
+    adafactor_squares_kernel(const __grid_constant__ Rows<T> items, const double* norm) {
+  if (skips(norm)) return;
   items.for_chunks([&](const AdafactorTensor<T>& t, int64_t, int64_t begin, int64_t end) {
     const int64_t i = begin + threadIdx.x / kWarp, D = t.columns;
     LaneSum<T> squares;
@@ -113,7 +122,9 @@ __global__ void __launch_bounds__(kBlock) adafactor_squares_kernel(const __grid_
 
 // Of tensors that are no matrices.
 template <class T>
-__global__ void __launch_bounds__(kBlock) adafactor_elements_kernel(const __grid_constant__ Elements<T> items) {
+__global__ void __launch_bounds__(kBlock)
+    adafactor_elements_kernel(const __grid_constant__ Elements<T> items, const double* norm) {
+  if (skips(norm)) return;
   items.for_chunks([&](const AdafactorTensor<T>& t, int64_t, int64_t begin, int64_t end) {
     T f[kFactors];
     t.read(f);
@@ -130,7 +141,9 @@ __global__ void __launch_bounds__(kBlock) adafactor_elements_kernel(const __grid
 }
 
 template <class T>
-__global__ void __launch_bounds__(kBlock) adafactor_rates_kernel(const __grid_constant__ Matrices<T> items) {
+__global__ void __launch_bounds__(kBlock)
+    adafactor_rates_kernel(const __grid_constant__ Matrices<T> items, const double* norm) {
+  if (skips(norm)) return;
   items.for_chunks([&](const AdafactorTensor<T>& t, int64_t, int64_t, int64_t) {
     T f[kFactors];
     t.read(f);
@@ -146,7 +159,9 @@ __global__ void __launch_bounds__(kBlock) adafactor_rates_kernel(const __grid_co
 }
 
 template <class T>
-__global__ void __launch_bounds__(kBlock) adafactor_apply_rows_kernel(const __grid_constant__ Rows<T> items) {
+__global__ void __launch_bounds__(kBlock)
+    adafactor_apply_rows_kernel(const __grid_constant__ Rows<T> items, const double* norm) {
+  if (skips(norm)) return;
   items.for_chunks([&](const AdafactorTensor<T>& t, int64_t, int64_t begin, int64_t end) {
     const int64_t i = begin + threadIdx.x / kWarp, D = t.columns;
     if (i >= end) return;
@@ -162,7 +177,9 @@ __global__ void __launch_bounds__(kBlock) adafactor_apply_rows_kernel(const __gr
 }
 
 template <class T>
-__global__ void __launch_bounds__(kBlock) adafactor_apply_kernel(const __grid_constant__ Elements<T> items) {
+__global__ void __launch_bounds__(kBlock)
+    adafactor_apply_kernel(const __grid_constant__ Elements<T> items, const double* norm) {
+  if (skips(norm)) return;
   items.for_chunks([&](const AdafactorTensor<T>& t, int64_t, int64_t begin, int64_t end) {
     T f[kFactors];
     t.read(f);
@@ -186,11 +203,11 @@ struct SquareOf {
 
 // Launches the kernel for the tensors, `size(tensor)` of each, in as few parts as possible.
 template <int64_t kPer, class T, class Size>
-static void launch_for(const Context& ctx, void (*kernel)(Items<AdafactorTensor<T>, kPer>),
-                       const std::vector<AdafactorTensor<T>>& tensors, Size size) {
+static void launch_for(const Context& ctx, void (*kernel)(Items<AdafactorTensor<T>, kPer>, const double*),
+                       const std::vector<AdafactorTensor<T>>& tensors, const double* norm, Size size) {
   Items<AdafactorTensor<T>, kPer> items;
   const auto run = [&] {
-    if (items.count) launch(ctx, kernel, grid_for(items.chunks(), 1), kBlock, 0, items);
+    if (items.count) launch(ctx, kernel, grid_for(items.chunks(), 1), kBlock, 0, items, norm);
     items.count = 0;
   };
   for (const AdafactorTensor<T>& tensor : tensors) {
@@ -221,8 +238,8 @@ static AdafactorTensor<T> tensor_of(const Context& ctx, const AdafactorArgs& arg
 template <class T>
 class AdafactorBatch {
  public:
-  AdafactorBatch(const Context& ctx, const Batch<AdafactorArgs>& batch)
-      : ctx_(ctx), tensors_(tensors_of(ctx, batch)), typed_(ctx, typed_size()), sums_(ctx, sums_size()) {
+  AdafactorBatch(const Context& ctx, const Batch<AdafactorArgs>& batch, const double* norm)
+      : ctx_(ctx), norm_(norm), tensors_(tensors_of(ctx, batch)), typed_(ctx, typed_size()), sums_(ctx, sums_size()) {
     T* next = typed_.get();
     double* next_sum = sums_.get();
     for (AdafactorTensor<T>& t : tensors_) {
@@ -238,7 +255,7 @@ class AdafactorBatch {
   }
 
   void update() const {
-    const auto run = [&](auto kernel, auto size) { launch_for(ctx_, kernel, tensors_, size); };
+    const auto run = [&](auto kernel, auto size) { launch_for(ctx_, kernel, tensors_, norm_, size); };
     const auto rows = [](Tensor t) { return t.row ? t.matrices * t.rows : 0; };
     const auto elements = [](Tensor t) { return t.row ? 0 : t.columns; };
     run(adafactor_rows_kernel<T>, rows);
@@ -275,16 +292,21 @@ class AdafactorBatch {
   }
 
   const Context& ctx_;
+  const double* norm_;
   std::vector<AdafactorTensor<T>> tensors_;
   Scratch<T> typed_;
   Scratch<double> sums_;
 };
 
 void adafactor(const Context& ctx, const Batch<AdafactorArgs>& batch) {
-  const AdafactorBatch<float> singles(ctx, batch);
-  const AdafactorBatch<double> doubles(ctx, batch);
-  singles.update();
-  doubles.update();
+  std::list<AdafactorBatch<float>> singles;
+  std::list<AdafactorBatch<double>> doubles;
+  by_norm(batch, [&](const Batch<AdafactorArgs>& part, const double* norm) {
+    singles.emplace_back(ctx, part, norm);
+    doubles.emplace_back(ctx, part, norm);
+  });
+  for (const auto& part : singles) part.update();
+  for (const auto& part : doubles) part.update();
 }
 
 }  // namespace st_moe::cuda

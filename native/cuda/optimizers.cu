@@ -44,7 +44,9 @@ struct Target {
 };
 
 template <class Update, class T, class Copy>
-__global__ void __launch_bounds__(kBlock) update_kernel(const __grid_constant__ Items<Target<Update, T, Copy>> items) {
+__global__ void __launch_bounds__(kBlock)
+    update_kernel(const __grid_constant__ Items<Target<Update, T, Copy>> items, const double* norm) {
+  if (skips(norm)) return;
   items.for_chunks([&](const Target<Update, T, Copy>& target, int64_t, int64_t begin, int64_t end) {
     T f[kFactors];
     for (int i = 0; i < kFactors; ++i) f[i] = target.factors[i];
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(kBlock) update_kernel(const __grid_constant__ 
 
 // The parameters of type T that have a kept copy, or those that have none.
 template <class Update, class T, class Copy, class Args>
-static void update_all(const Context& ctx, const Batch<Args>& batch) {
+static void update_all(const Context& ctx, const Batch<Args>& batch, const double* norm) {
   constexpr bool copies = std::is_same_v<Copy, KeptCopy>;
   const auto copy_of = [](const Args& args) { return KeptCopy::of(operands_of(args).packed); };
   const auto target_of = [&](const Args& args) {
@@ -81,24 +83,27 @@ static void update_all(const Context& ctx, const Batch<Args>& batch) {
   in_parts<T>(
       batch, target_of,
       [&](const auto& items) {
-        launch(ctx, update_kernel<Update, T, Copy>, grid_for(items.chunks(), 1), kBlock, 0, items);
+        launch(ctx, update_kernel<Update, T, Copy>, grid_for(items.chunks(), 1), kBlock, 0, items, norm);
       },
       [&](const Args& args) { return copies == (copy_of(args) != nullptr); });
 }
 
 template <class Update, class Args>
 static void update_batch(const Context& ctx, const Batch<Args>& batch) {
-  update_all<Update, float, NoCopy>(ctx, batch);
-  update_all<Update, float, KeptCopy>(ctx, batch);
-  update_all<Update, double, NoCopy>(ctx, batch);
+  by_norm(batch, [&](const Batch<Args>& part, const double* norm) {
+    update_all<Update, float, NoCopy>(ctx, part, norm);
+    update_all<Update, float, KeptCopy>(ctx, part, norm);
+    update_all<Update, double, NoCopy>(ctx, part, norm);
+  });
   for (int64_t i = 0; i < batch.count; ++i)
     if (PackedCopy* copy = KeptCopy::of(operands_of(batch.items[i]).packed)) copy->outdated = false;
 }
 
-#define OPTIMIZER(Name, name, ...)                                \
+#define FACTORS(Name, name, ...)                                  \
   void name(const Context& ctx, const Batch<Name##Args>& batch) { \
     update_batch<Name##Update>(ctx, batch);                       \
   }
-#include "core/optimizer_kinds.inc"
+#define ST_MOE_OPS "core/ops/optimizers.inc"
+#include "core/op_list.inc"
 
 }  // namespace st_moe::cuda

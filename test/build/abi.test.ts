@@ -14,7 +14,7 @@ const core = 'native/core'
 const text = (file: string): string => readFileSync(join(root, core, file), 'utf8')
 const files = (readdirSync(join(root, core), { recursive: true }) as string[]).map((file) => file.replaceAll('\\', '/'))
 const lists = files.filter(
-  (file) => file.endsWith('.inc') && /^(OP|STRUCT|UNARY|BINARY|ACTIVATION|OPTIMIZER)\(/m.test(text(file)),
+  (file) => file.endsWith('.inc') && /^(OP|STRUCT|UNARY|BINARY|ACTIVATION)\(/m.test(text(file)),
 )
 
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-abi-'))

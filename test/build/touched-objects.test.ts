@@ -14,7 +14,6 @@ test.skipIf(!isBuilt).each([
   ['binary_kinds.inc', ['binary'], 12],
   ['activations.inc', ['expert_ffn', 'expert_ffn_backward'], 12],
   ['optimizers.h', ['adafactor', 'optimizers'], 12],
-  ['optimizer_kinds.inc', ['adafactor', 'optimizers'], 12],
   ['ops/optimizers.inc', ['adafactor', 'optimizers'], 30],
   ['ops/attention.inc', ['attention', 'cached_attention', 'rotary'], 35],
   ['ops/reductions.inc', ['clip_norm', 'extremum', 'norm', 'reduce'], 40],

@@ -6,7 +6,18 @@ import { textProgress } from '../../cli/trainer/progress.js'
 import { Batches, CharacterTokenizer, heldOutLoss, LanguageModel } from '../../language-model/index.js'
 import { weightBytes } from '../../language-model/sizes.js'
 import { makeOptimizer, makeSchedule, TrainStep } from '../../language-model/train-step.js'
-import { keep, MoEMonitor, manualSeed, noGrad, SGD, scope, type Tensor, tensor } from '../../lib/index.js'
+import {
+  keep,
+  MoEMonitor,
+  manualSeed,
+  noGrad,
+  Parameter,
+  SGD,
+  scope,
+  type Tensor,
+  tensor,
+  zeros,
+} from '../../lib/index.js'
 import { routerOptions, secondPolicies } from '../../lib/ops/route-options.js'
 import { values } from '../support/numbers.js'
 
@@ -16,7 +27,7 @@ const tokenizer = new CharacterTokenizer([...'abcde'])
 
 test('the learning rate climbs from its first share, not from 0, and falls to 2 % of the highest', () => {
   const learningRate = (step: number, steps: number, lr: number): number => {
-    const optimizer = new SGD([], { lr })
+    const optimizer = new SGD([new Parameter(zeros([1]))], { lr })
     makeSchedule(optimizer, steps).moveTo(step)
     return optimizer.lr
   }

@@ -186,7 +186,7 @@ const hanging = (stage: string) => {
     ops: { optest: `[ -z "$ST_MOE_TEST_SMALL" ] || exit 0; case $0 in *cuda_ops*) ${forever};; esac` },
     benchmark: { bench: `${inFolder.bench}\n${forever}` },
     capture: { node: `case "$*" in *capture*) ${forever};; esac` },
-    golden: { node: `case "$*" in *golden*) ${forever};; esac` },
+    golden: { node: `case "$*" in *answers*) ${forever};; esac` },
     sanitizer: { 'compute-sanitizer': `${forever}` },
   }
   return machine(changes[stage])

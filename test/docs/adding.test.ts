@@ -1,26 +1,79 @@
-import { readFileSync } from 'node:fs'
-import { expect, test } from 'vitest'
+import { execFileSync } from 'node:child_process'
+import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { describe, expect, test } from 'vitest'
 import { ops, randn, scope, tensor } from '../../lib/index.js'
 import { lossOptions, topkOptions } from '../../lib/ops/route-options.js'
+import { type AddedFeature, addedFeatures } from '../support/added-features.js'
 import { root } from '../support/blocks.js'
+import { long } from '../support/numbers.js'
 
-// docs/adding-an-op.md counts the places of a change; that its excerpts are in the source is checked in docs.test.ts.
+// The recipes of docs/adding-an-op.md. That the excerpts of the page are in the source is checked in docs.test.ts.
 
-const page = readFileSync(`${root}docs/adding-an-op.md`, 'utf8')
+const page = readFileSync(join(root, 'docs/adding-an-op.md'), 'utf8')
 const words = ['zero', 'one', 'two', 'three', 'four', 'five', 'six']
 
-test.each([
-  ['a unary function', 4],
-  ['a number of the router', 3],
-  ['an activation of the experts', 3],
-  ['an optimizer', 6],
-])('adding %s takes at most %d places, in files that exist', (what, limit) => {
-  const section = page.split(/^# /m).find((text) => text.startsWith(`Adding ${what}\n`)) ?? ''
-  const places = section.match(/^\d\. .*/gm) ?? []
-  expect(places.length).toBeGreaterThan(1)
-  expect(places.length).toBeLessThanOrEqual(limit)
-  expect(section.toLowerCase()).toContain(`\n\n${words[places.length]} places; `)
-  for (const [, file] of section.matchAll(/`((?:lib|native|test)\/[^`]+)`/g)) readFileSync(root + file)
+/** The text of the file with the edits of a feature. */
+function edited(text: string, file: string, { edits }: AddedFeature): string {
+  return edits
+    .filter((edit) => edit.file === file)
+    .reduce((done, { before, text: added }) => {
+      expect(done.split(before).length, `${file} has once: ${before}`).toBe(2)
+      return done.replace(before, () => added + before)
+    }, text)
+}
+
+const filesOf = ({ edits }: AddedFeature): string[] => [...new Set(edits.map(({ file }) => file))]
+
+test.each(addedFeatures)('$heading: the page names the files that change, and counts them', (feature) => {
+  const section = page.split(/^# /m).find((text) => text.startsWith(`${feature.heading}\n`)) ?? ''
+  const items = section.split(/^(?=\d\. )/m).slice(1)
+  const files = filesOf(feature)
+  expect(items).toHaveLength(files.length)
+  expect(section.toLowerCase()).toMatch(new RegExp(`\\n\\n${words[files.length]} places[;,]`))
+  for (const [i, file] of files.entries()) expect(items[i], `${i + 1}.`).toContain(`\`${file}\``)
+  for (const file of files) edited(readFileSync(join(root, file), 'utf8'), file, feature)
+})
+
+// Minutes: all features at once, built in a copy.
+describe.runIf(long)('a copy with every recipe applied', () => {
+  const copy = join(root, 'build/adding')
+  const run = (command: string, ...args: string[]) =>
+    execFileSync(command, args, { cwd: copy, encoding: 'utf8', maxBuffer: 2 ** 28, stdio: ['ignore', 'pipe', 'pipe'] })
+
+  test('is built', () => {
+    rmSync(copy, { recursive: true, force: true })
+    const files = execFileSync('git', ['ls-files', '-z', '--cached', '--others', '--exclude-standard'], { cwd: root })
+    for (const file of `${files}`.split('\0').filter((name) => name && existsSync(join(root, name)))) {
+      mkdirSync(dirname(join(copy, file)), { recursive: true })
+      cpSync(join(root, file), join(copy, file))
+    }
+    run('git', 'init', '--quiet')
+    symlinkSync(join(root, 'node_modules'), join(copy, 'node_modules'))
+    for (const feature of addedFeatures) {
+      for (const file of filesOf(feature))
+        writeFileSync(join(copy, file), edited(readFileSync(join(copy, file), 'utf8'), file, feature))
+      for (const [file, text] of Object.entries(feature.created ?? {})) writeFileSync(join(copy, file), text)
+    }
+    run('git', 'add', '--all') // tests ask git for the files
+    run('npm', 'run', '--silent', 'build')
+    run('cmake', '-S', '.', '-B', 'build', '-DST_MOE_TESTS=ON')
+    run('cmake', '--build', 'build', '--parallel', '2', '--target', 'ops_test')
+  })
+
+  test.each(addedFeatures)('$heading: a user has it, and its cases pass', ({ use, cases }) => {
+    const names = 'MoE, ones, Parameter, tensor'
+    const program = `import * as st from 'st-moe'; const { SignSGD, ${names} } = st; console.log(${use})`
+    expect(run(process.execPath, '--input-type=module', '--eval', program)).toBe('true\n')
+    run(join(copy, 'build/ops_test'), ...cases)
+  })
+
+  test('compiles, and the tests that guard the places pass', () => {
+    run('npx', 'tsc', '-p', 'test/tsconfig.json')
+    const guards = ['ops/op-sets', 'ops/activation', 'autograd/gradcheck', 'runtime/native-calls', 'runtime/options']
+    guards.push('nn/defaults', 'nn/routers', 'optim', 'docs/adding', 'docs/docs', 'docs/examples', 'cli/program')
+    run('npx', 'vitest', 'run', ...guards.map((name) => `test/${name}`))
+  })
 })
 
 test('a number of the router changes what it computes', () => {

@@ -7,7 +7,7 @@ import { runProgram } from '../support/program.js'
 
 /**
  * The training programs of docs/recipes and docs/tfjs.md continue after SIGKILL, again and again, with the bits of a run
- * that nothing interrupted. What they print is tested by docs.test.ts.
+ * that nothing interrupted, and those of docs/recipes end soon after SIGTERM. What they print is tested by docs.test.ts.
  */
 
 const folder = join(root, 'build', 'recipes-test')
@@ -15,12 +15,12 @@ const killer = new URL('../children/kill-at.mjs', import.meta.url).href
 
 /** What the programs are killed at, one run after another; SIGTERM is a request to save and end. */
 const recipes = [
-  { page: 'recommender', kills: ['step 5', 'step 30', 'rename 3', 'step 205'] },
-  { page: 'digits', kills: ['step 30', 'step 57', 'rename 3', 'rename 2', 'step 201'] },
-  { page: 'fine-tuning', kills: ['step 49', 'step 51', 'rename 2', 'step 20'] },
+  { page: 'recommender', kills: ['step 5', 'step 30', 'step 20 SIGTERM', 'rename 3', 'step 190'] },
+  { page: 'digits', kills: ['step 30', 'step 57', 'step 50 SIGTERM', 'rename 3', 'rename 2', 'step 150'] },
+  { page: 'fine-tuning', kills: ['step 49', 'step 51', 'step 5 SIGTERM', 'rename 2', 'step 20'] },
   { page: 'server', kills: ['step 49', 'step 75', 'step 30 SIGTERM', 'rename 3', 'step 120'] },
-  { page: 'autograd', kills: ['step 49', 'step 51', 'rename 2', 'step 60'] },
-  { page: 'autograd', program: 2, kills: ['step 49', 'step 51', 'rename 2', 'step 60'] },
+  { page: 'autograd', kills: ['step 49', 'step 51', 'step 5 SIGTERM', 'rename 2', 'step 60'] },
+  { page: 'autograd', program: 2, kills: ['step 49', 'step 51', 'step 5 SIGTERM', 'rename 2', 'step 60'] },
   { page: '../tfjs', kills: ['gradient 3', 'gradient 10', 'renameSync 2', 'gradient 7'] },
 ].map(({ page, program = 1, kills }) => ({
   page,
@@ -50,12 +50,21 @@ async function outcome(file: string, kills: readonly string[]) {
     runProgram(['--import', killer, file.replace('.mts', '.mjs')], { cwd, env: { ...process.env, KILL_AT } })
   for (const kill of kills) {
     const { signal, code, err } = await run(kill)
+    const end = Date.now()
     expect(signal ?? code, `${kill} ${err}`).toBe(kill.endsWith('SIGTERM') ? 0 : 'SIGKILL')
+    if (kill.endsWith('SIGTERM')) expectSoon(kill, err, end)
   }
   const { code, out, err } = await run('')
   expect(code, err).toBe(0)
   const files = Object.fromEntries(readdirSync(cwd).map((name) => [name, readFileSync(join(cwd, name), 'base64')]))
   return { out: out.replace(/\d+ answers/, 'answers'), files }
+}
+
+/** A loop takes no steps but those of some milliseconds, saves, and ends. */
+function expectSoon(kill: string, err: string, end: number): void {
+  const [, steps, at] = /(\d+) calls since the signal at (\d+)/.exec(err) ?? []
+  expect(Number(steps), kill).toBeLessThanOrEqual(8)
+  expect(end - Number(at), kill).toBeLessThan(5000)
 }
 
 /** What the Python of the page on fine-tuning writes. */

@@ -2,7 +2,7 @@ import { expect, test } from 'vitest'
 import { MoE, ops, randn, tensor } from '../../lib/index.js'
 import { listOf } from '../support/numbers.js'
 
-// What importance does is compared in mesh.test.ts and property.test.ts.
+// What importance does is compared in answers.test.ts and property.test.ts.
 
 const [D, E] = [6, 4]
 

@@ -22,7 +22,7 @@ import { relativeError, values } from '../support/numbers.js'
 import { bits, generator, layerOf, normal } from '../support/soft-moe-layer.js'
 import { softMoEReference } from '../support/soft-moe-reference.js'
 
-// parity.test.ts compares with the package, gradcheck.test.ts checks gradients; the rest of the layer's contract is here.
+// test/python/answers.test.ts compares with the package, gradcheck.test.ts checks gradients; the rest of the layer's contract is here.
 
 const rowsOf = (y: Tensor, rows: readonly number[]): number[] => {
   const D = y.shape[y.shape.length - 1]

@@ -53,22 +53,28 @@ const messageOf = (fn: () => unknown): string => {
   throw new Error('nothing was thrown')
 }
 
-test('modules and parameters are those of arrays and plain objects, nested ones too', () => {
+test('modules and parameters are those of arrays, plain objects and Maps, nested ones too', () => {
   class Net extends Module {
     heads = { click: new Linear(2, 1), rate: new Linear(2, 1, { bias: false }) }
     blocks = [[new Linear(2, 2), { last: new Linear(2, 1, { bias: false }) }], 'no module', null]
-    seen = new Map([['not', new Linear(2, 1)]])
+    tasks = new Map<unknown, unknown>([
+      ['click', new Linear(2, 1)],
+      [7, [new Parameter(zeros([3]))]],
+      [{}, new Linear(2, 1)], // without a name
+    ])
+    seen = new Set([new Linear(2, 1)])
     cycle: unknown[] = []
     forward(): void {}
   }
   const net = new Net()
   net.cycle.push(net.cycle)
   const names = ['heads.click.weight', 'heads.click.bias', 'heads.rate.weight', 'blocks.0.0.weight', 'blocks.0.0.bias']
-  expect(Object.keys(net.stateDict())).toEqual([...names, 'blocks.0.1.last.weight'])
+  const ofTasks = ['tasks.click.weight', 'tasks.click.bias', 'tasks.7.0']
+  expect(Object.keys(net.stateDict())).toEqual([...names, 'blocks.0.1.last.weight', ...ofTasks])
   const parameters = net.parameters()
-  expect([parameters.length, [...parameters].length, [...parameters].length]).toEqual([6, 6, 6])
+  expect([parameters.length, [...parameters].length, [...parameters].length]).toEqual([9, 9, 9])
   net.eval()
-  expect(net.heads.rate.training).toBe(false)
+  expect([net.heads.rate, net.tasks.get('click') as Linear].map(({ training }) => training)).toEqual([false, false])
 })
 
 describe('names and shapes are those of the reference', () => {

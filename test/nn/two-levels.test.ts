@@ -13,7 +13,7 @@ import {
 } from '../../lib/index.js'
 import { listOf, relativeError } from '../support/numbers.js'
 
-// What the second level computes is compared in mesh.test.ts.
+// What the second level computes is compared in answers.test.ts.
 
 const D = 6
 const layer = (options: Partial<MoEOptions> = {}) => new MoE({ dim: D, numExperts: [3, 4], ...options })

@@ -127,7 +127,7 @@ test.each<[string, () => unknown, string, string]>([
     'an unknown one',
     () => new MoE({ dim: D, activation: 'tanh' as 'relu' }),
     'OPTION',
-    "[MoE] activation must be one of 'geglu', 'swiglu', 'reglu', 'gelu', 'relu', 'silu', 'relu2', got \"tanh\"",
+    `[MoE] activation must be one of ${activations.map((name) => `'${name}'`).join(', ')}, got "tanh"`,
   ],
   [
     'an unknown formula',

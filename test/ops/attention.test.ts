@@ -20,7 +20,7 @@ import {
 import { live } from '../support/baseline.js'
 import { listOf, relativeError, values } from '../support/numbers.js'
 
-// test/python/torch.test.ts compares values and gradients with those of PyTorch and transformers.
+// test/python/answers.test.ts compares values and gradients with those of PyTorch and transformers.
 
 test('without new options Attention is CausalSelfAttention, with its names', () =>
   scope(() => {

@@ -15,7 +15,7 @@ import {
 import { live } from '../support/baseline.js'
 import { listOf, relativeError } from '../support/numbers.js'
 
-// test/python/torch.test.ts compares values and gradients with those of PyTorch.
+// test/python/answers.test.ts compares values and gradients with those of PyTorch.
 
 const i32 = (...numbers: number[]) => tensor(Int32Array.from(numbers))
 

@@ -35,7 +35,7 @@ const entries = [...byHand, ...ops.filter((op) => !op.byHand).map(({ jsName }) =
 /** Ops that the binding offers under other names. */
 const bindingNames: Record<string, string[]> = { strided_copy: ['stridedRead', 'stridedWrite'] }
 /** The optimizers, which lib/optim has. */
-const optimizers = all(text('native/core/optimizer_kinds.inc'), /OPTIMIZER\(\w+, (\w+)/g)
+const optimizers = all(text('native/core/ops/optimizers.inc'), /FACTORS\(\w+, (\w+)/g)
 /** Ops without a file in lib/ops: creation, what the tape and other ops use, and the optimizers. */
 const withoutFile = [
   'full',
@@ -82,7 +82,7 @@ test.each(backends)(
   'each op of native/$folder is in the file of its name, or a backward in that of its forward',
   ({ folder, extension, helpers }) => {
     const files = list(`native/${folder}`, extension)
-    const optimizers = all(text('native/core/optimizer_kinds.inc'), /^OPTIMIZER\(\w+, (\w+)/gm)
+    const optimizers = all(text('native/core/ops/optimizers.inc'), /^FACTORS\(\w+, (\w+)/gm)
     for (const name of table.filter((name) => !optimizers.includes(name))) {
       const homes = files.filter((file) =>
         new RegExp(`^void ${name}\\(const Context& ?\\w*, const [\\w<>]+& ?\\w*\\) \\{`, 'm').test(

@@ -113,7 +113,11 @@ test('an option of the optimizer is that of all groups', () => {
     '[AdamW.step] groups[1].lr must be a finite number from 0 to Infinity, got "1"',
   )
   expect(() => Object.assign(optimizer.groups[0], { weight_decay: 1 })).toThrow(TypeError)
-  expect(new SGD([]).groups).toMatchObject([{ params: [], lr: 1e-3 }])
+})
+
+test('a group may be empty, as that of a model without biases', () => {
+  const groups = decayGroups(new Linear(2, 2, { bias: false }))
+  expect(new AdamW(groups).groups.map(({ params }) => params.length)).toEqual([1, 0])
 })
 
 test.each<[string, unknown, RegExp]>([
@@ -131,6 +135,24 @@ test.each<[string, unknown, RegExp]>([
     'an invalid option',
     ([a, b]: Parameter[]) => [{ params: [a] }, { params: [b], lr: -1 }],
     /groups\[1\]\.lr must be a finite number from 0/,
+  ],
+  [
+    'a list of none',
+    () => [],
+    /\[AdamW\] there is no parameter to update\. A Module finds layers .* but not in a Set or a #private field/,
+  ],
+  ['groups of none', () => [{ params: [] }, { params: [] }], /there is no parameter to update/],
+  [
+    'the parameters of a module that finds no layer',
+    () => {
+      class Hidden extends Module {
+        #layer = new Linear(2, 1)
+        layers = new Set([this.#layer])
+        forward() {}
+      }
+      return new Hidden().parameters()
+    },
+    /there is no parameter to update/,
   ],
   ['no parameters', () => [{ params: 7 }, { params: [] }], /groups\[0\]\.params must be parameters, got 7/],
   [

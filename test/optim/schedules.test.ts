@@ -12,6 +12,7 @@ import {
   loadCheckpoint,
   loadSafetensorsSync,
   Optimizer,
+  Parameter,
   PlateauSchedule,
   type Schedule,
   type ScheduledOptimizer,
@@ -19,13 +20,15 @@ import {
   type StepSchedule,
   saveCheckpoint,
   saveSafetensorsSync,
+  zeros,
 } from '../../lib/index.js'
 import { any } from '../support/bad-input.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-schedules-'))
 afterAll(() => rmSync(folder, { recursive: true }))
 
-const withRates = (...rates: number[]) => new SGD(rates.map((lr) => ({ params: [], lr })))
+const some = () => [new Parameter(zeros([1]))]
+const withRates = (...rates: number[]) => new SGD(rates.map((lr) => ({ params: some(), lr })))
 const ratesOf = ({ groups }: ScheduledOptimizer) => groups.map(({ lr }) => lr)
 
 /** The rates of the first `count` steps. */
@@ -224,7 +227,7 @@ test.each<[string, () => Schedule, RegExp]>([
 
 class Plain extends Optimizer {
   constructor() {
-    super('Plain', [], {})
+    super('Plain', some(), {})
   }
   protected override stateTensors() {
     return {}

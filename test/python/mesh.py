@@ -1,12 +1,11 @@
-"""Runs the MoE layer of Mesh TensorFlow for test/nn/mesh.test.ts.
+"""Runs the MoE layer of Mesh TensorFlow.
 
-mesh.py FOLDER                         writes the cases of test/golden/mesh, described in test/golden/README.md
-mesh.py FOLDER --samples N --seed S    writes N random cases
+mesh.py golden FOLDER             writes the cases of test/golden/mesh, described in test/golden/README.md
+mesh.py draw SEED COUNT FOLDER    writes COUNT random cases
 
 Needs test/python/mesh-requirements.txt.
 """
 
-import argparse
 import importlib.util
 import json
 import os
@@ -20,6 +19,7 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+from command import run
 from mesh_cases import committed, sampled
 from safetensors.numpy import save_file
 from tensorflow.python.framework import ops
@@ -382,17 +382,18 @@ def write(case, path, rng):
     save_file({name: np.asarray(value, order='C') for name, value in tensors.items()}, path, metadata)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('folder', type=Path)
-    parser.add_argument('--samples', type=int)
-    parser.add_argument('--seed', type=int, default=1)
-    args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    cases = committed() if args.samples is None else sampled(args.samples, args.seed)
+def golden(folder):
+    write_all(committed(), 1, folder)
+
+
+def draw(seed, count, folder):
+    write_all(sampled(count, seed), seed, folder)
+
+
+def write_all(cases, seed, folder):
     for number, (name, case) in enumerate(cases, start=1):
-        rng = np.random.default_rng([args.seed, number])
-        write(case, args.folder / f'{number:02}-{name}.safetensors', rng)
+        write(case, folder / f'{number:02}-{name}.safetensors', np.random.default_rng([seed, number]))
 
 
-main()
+if __name__ == '__main__':
+    run(golden=golden, draw=draw)

@@ -1,17 +1,18 @@
-"""Runs the mixture-of-experts layers of transformers for test/python/parity.test.ts and test/io/transformers-golden.test.ts.
+"""Runs the mixture-of-experts layers of transformers.
 
-open_models.py make SEED FOLDER    for each model type writes a small random model to FOLDER/{type}, and input, output and the
-                                   gradients of Σ output² of its last layer to FOLDER/{type}.safetensors
-open_models.py run FOLDER          writes the output that the models in FOLDER have now
-open_models.py golden FOLDER       writes the cases of test/golden/transformers, described in test/golden/README.md
+open_models.py draw SEED FOLDER    writes a random layer of each model type, of the form described in test/golden/README.md
+open_models.py golden FOLDER       writes the cases of test/golden/transformers
+open_models.py make SEED FOLDER    writes a small random model of each type to FOLDER/{type}, and input and output of its last
+                                   layer, in float32, to FOLDER/{type}.safetensors
+open_models.py again FOLDER        writes the outputs that the models in FOLDER have now
 """
 
 import random
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
+from command import run
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, logging
 
@@ -78,10 +79,10 @@ def saved(model):
         return of_layer(load_file(f'{folder}/model.safetensors')), (Path(folder) / 'config.json').read_text()
 
 
-def passed(model, dtype):
+def passed(model):
     """Input, output and gradients of Σ output² of the last layer. Those of parameters have the names of the file, after
     'grad.', and are in float32; the model then holds them in place of its parameters."""
-    x = torch.randn(2, 7, 32).to(dtype).requires_grad_()
+    x = torch.randn(2, 7, 32).double().requires_grad_()
     y = output(model, x)
     (y * y).sum().backward()
     with torch.no_grad():
@@ -92,40 +93,41 @@ def passed(model, dtype):
     return {'x': x.detach(), 'y': y.detach().contiguous(), 'dx': x.grad.contiguous()} | gradients
 
 
+def draw(seed, folder, local=8):
+    """The tensors of the last layer of each model type as transformers writes them, and what it computes in float64;
+    `local` bounds num_local_experts."""
+    torch.manual_seed(seed)
+    for name, more in configs(random.Random(seed)).items():
+        small = {key: min(value, local) for key, value in more.items() if key == 'num_local_experts'}
+        model = random_model(name, more | small)
+        layer, config = saved(model)
+        save_file(layer | passed(model.double()), folder / f'{name}-{seed}.safetensors', {'config': config})
+
+
+def golden(folder):
+    for seed in (1, 7):
+        draw(seed, folder, local=4)
+
+
+def compute(model, x, path):
+    save_file({'x': x, 'y': output(model, x).detach().contiguous()}, path)
+
+
 def make(seed, folder):
     torch.manual_seed(seed)
     for name, more in configs(random.Random(seed)).items():
         model = random_model(name, more)
-        model.save_pretrained(f'{folder}/{name}')
-        save_file(passed(model, torch.float32), f'{folder}/{name}.safetensors')
+        model.save_pretrained(folder / name)
+        compute(model, torch.randn(2, 7, 32), folder / f'{name}.safetensors')
 
 
-def golden(folder):
-    """Two draws of each model type: the tensors of its last layer as transformers writes them, and what it computes in float64."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for seed in (1, 7):
-        torch.manual_seed(seed)
-        for name, more in configs(random.Random(seed)).items():
-            small = {key: min(value, 4) for key, value in more.items() if key == 'num_local_experts'}
-            model = random_model(name, more | small)
-            layer, config = saved(model)
-            results = passed(model.double(), torch.float64)
-            save_file(layer | results, f'{folder}/{name}-{seed}.safetensors', {'config': config})
-
-
-def run(folder):
-    for path in Path(folder).glob('*.safetensors'):
+def again(folder):
+    for path in folder.glob('*.safetensors'):
         model = AutoModelForCausalLM.from_pretrained(path.with_suffix(''), attn_implementation='eager').float().eval()
-        x = load_file(path)['x']
-        save_file({'x': x, 'y': output(model, x).detach().contiguous()}, path)
+        compute(model, load_file(path)['x'], path)
 
 
 if __name__ == '__main__':
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if sys.argv[1] == 'make':
-        make(int(sys.argv[2]), sys.argv[3])
-    elif sys.argv[1] == 'golden':
-        golden(sys.argv[2])
-    else:
-        run(sys.argv[2])
+    run(draw=draw, golden=golden, make=make, again=again)

@@ -1,21 +1,16 @@
-"""Runs PyTorch and transformers for test/python/torch.test.ts.
+"""Runs losses of PyTorch and attention of transformers.
 
-torch_ops.py SEED FOLDER    writes FOLDER/<number>.safetensors: inputs, the result `y`, its gradient `dy` and those of the
-                            inputs, `d<input>`, in float64; metadata: `op`, `options` as JSON
-                            FOLDER/printed.json: [dtype, shape, values, text] of tensors that PyTorch prints
-                            FOLDER/errors/<number>.safetensors: inputs in float32, gradients in float64; metadata: `options`,
-                            and `errors`, those of the gradients of PyTorch in float32
+torch_ops.py draw SEED FOLDER    writes FOLDER/{number}.safetensors: inputs, the result `y`, its gradient `dy` and those of the
+                                 inputs, `d{input}`, in float64; metadata: `op`, `options` as JSON
 """
 
 import json
-import sys
 from itertools import chain
-from pathlib import Path
 
 import torch
+from command import run
 from safetensors.torch import save_file
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 REDUCTIONS = ('mean', 'sum', 'none')
@@ -110,53 +105,8 @@ def alignments():
             yield 'attention', dict(heads=heads, kvHeads=kv_heads, causal=causal), inputs, sdpa
 
 
-def relative_error(a, b):
-    return ((a.double() - b).norm() / b.norm()).item()
-
-
-def attention_errors(folder):
-    """By the unfused formula, which is PyTorch's most exact one."""
-    folder.mkdir()
-    sizes = lambda: (2, *torch.randint(2, 65, (2,)).tolist(), *(2 ** torch.randint(0, 6, (1,))).tolist())
-    for number in range(100):
-        heads, queries, keys, width = sizes()
-        causal = number % 2 == 0
-        keys = queries if causal else keys
-        given = [torch.randn(1, n, heads * width) for n in (queries, keys, keys)]
-        dy = torch.randn(1, queries, heads * width)
-        gradients = []
-        for dtype in (torch.float32, torch.float64):
-            leaves = [x.detach().clone().to(dtype).requires_grad_() for x in given]
-            q, k, v = (x.view(1, x.shape[1], heads, width).transpose(1, 2) for x in leaves)
-            with sdpa_kernel(SDPBackend.MATH):
-                y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-            y.transpose(1, 2).reshape(dy.shape).backward(dy.to(dtype))
-            gradients.append([x.grad for x in leaves])
-        errors = [relative_error(single, double) for single, double in zip(*gradients)]
-        tensors = dict(zip(('q', 'k', 'v'), given), dy=dy, **dict(zip(('dq', 'dk', 'dv'), gradients[1])))
-        metadata = dict(options=json.dumps(dict(heads=heads, causal=causal)), errors=json.dumps(errors))
-        save_file({name: x.contiguous() for name, x in tensors.items()}, str(folder / f'{number:03}.safetensors'), metadata)
-
-
-def printed():
-    wide = torch.randn(50) * 10 ** torch.linspace(-6, 6, 50)
-    drawn = [
-        torch.tensor(1.5), torch.tensor(3.0), torch.tensor([]), torch.zeros(2, 0), torch.zeros(3), torch.tensor([-0.0, 1.0]),
-        torch.tensor([1.0, 2.0, 300.0]), torch.tensor([1.0, 2.0, 3000.0]), torch.tensor([1e9, 1.0]), torch.tensor([1e-5, 0.5]),
-        torch.tensor([float('nan'), float('inf'), -float('inf'), 2.5]), torch.tensor([float('nan'), float('inf'), 1.0]),
-        torch.tensor([float('nan')] * 3), torch.randn(3, 4), torch.randn(2, 3, 4) * 100, torch.randn(40), torch.randn(3, 30),
-        wide, torch.randn(1000), torch.randn(1001), torch.randn(30, 40), torch.randn(2, 900), torch.randn(9, 7, 20),
-        torch.randn(3, 4, 5, 30), torch.randn(2, 7, 8, 9, 8).double(), torch.randn(7, 1, 7, 1, 7, 7).double(),
-        torch.arange(-3, 12).int(), torch.randint(-1000, 1000, (40, 50)).int(), torch.tensor(7).int(), torch.arange(1200).int(),
-    ]
-    for value in drawn:
-        numbers = [str(x) for x in value.double().flatten().tolist()]
-        yield str(value.dtype), list(value.shape), numbers, torch._tensor_str._tensor_str(value, len('tensor('))
-
-
-def main():
+def draw(seed, folder):
     torch.set_num_threads(1)
-    seed, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.manual_seed(seed)
     for number, (op, options, inputs, function) in enumerate(chain(losses(), attentions(), alignments())):
         given = {name: value.clone() for name, value in inputs.items()}
@@ -168,8 +118,7 @@ def main():
         gradients = {'d' + name: value.grad for name, value in given.items() if value.grad is not None}
         tensors = {name: value.detach().contiguous().clone() for name, value in dict(given, y=y, dy=dy, **gradients).items()}
         save_file(tensors, str(folder / f'{number:03}.safetensors'), dict(op=op, options=json.dumps(options)))
-    attention_errors(folder / 'errors')
-    (folder / 'printed.json').write_text(json.dumps(list(printed())))
 
 
-main()
+if __name__ == '__main__':
+    run(draw=draw)

@@ -94,6 +94,12 @@ const rowsOfShape: Row[] = [
   ],
   ['matmul of a batch', () => randn([2, 2, 3]).matmul(randn([3, 3, 2])), 'SHAPE', /leading dimensions must agree/],
   ['broadcast', () => randn([2, 3]).add(randn([2])), 'SHAPE', '[add] shapes [2, 3] and [2] do not broadcast'],
+  [
+    'reshape of nothing to any number',
+    () => zeros([0, 5]).reshape([0, -1]),
+    'SHAPE',
+    '[reshape] -1 could be any number beside a dimension of 0, got [0, -1]',
+  ],
   ['reshape', () => randn([2, 3]).reshape([4]), 'SHAPE', '[reshape] [2, 3] has 6 elements, [4] needs 4'],
   ['data and shape', () => tensor([1, 2, 3], [2]), 'SHAPE', '[tensor] shape [2] needs 2 values, data has 3'],
   ['ragged data', () => tensor([[1, 2], [3]]), 'SHAPE', /regular array/],
@@ -206,7 +212,46 @@ function leaked(): Tensor {
   return escaped!
 }
 
+const noAxes = 'x has no axes, because its shape is []: axis must be absent'
+
 const rowsOfUse: Row[] = [
+  ...[0, 7, -1].map(
+    (index): Row => [
+      `x[${index}] = 3`,
+      () => Object.assign(randn([4]), { [index]: 3 }),
+      'UNSUPPORTED',
+      `[Tensor] x[${index}] = … sets no element of a tensor: x.copyFrom(values) sets all of them, and where() and concat() make`,
+    ],
+  ),
+  ['an axis of a single number', () => randn([]).sum(0), 'OPTION', `[sum] ${noAxes}, got 0`],
+  ['axes of a single number', () => randn([]).mean([-1]), 'OPTION', `[mean] ${noAxes}, got -1`],
+  ['argmax of a single number', () => randn([]).argmax(0), 'OPTION', `[argmax] ${noAxes}, got 0`],
+  ['squeeze of a single number', () => randn([]).squeeze(0), 'OPTION', `[squeeze] ${noAxes}, got 0`],
+  [
+    'a result of a tensor',
+    () => new st.MoEResult(any(input), any(undefined)),
+    'OPTION',
+    '[MoEResult] route must be a routing with its losses, as of ops.route, got undefined',
+  ],
+  ['a result of two', () => new st.MoEResult(any(input), any(input)), 'OPTION', /route must be .*, got Tensor/],
+  [
+    'a result without losses',
+    () => new st.MoEResult(any(input), any({})),
+    'OPTION',
+    '[MoEResult] balanceLoss must be a Tensor, got undefined',
+  ],
+  [
+    'a result of numbers',
+    () => moe.forward(input).withOutputs(any(5)),
+    'OPTION',
+    '[MoEResult] outputs must be a Tensor, got 5',
+  ],
+  [
+    'a hook of no tensor',
+    () => st.Tensor.prototype.registerHook.call(any(null), (grad) => grad),
+    'OPTION',
+    '[Tensor.registerHook] this must be a Tensor, got null',
+  ],
   [
     'backward of a constant',
     () => randn([]).backward(),

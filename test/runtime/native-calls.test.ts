@@ -69,8 +69,8 @@ describe('a handle', () => {
   })
 })
 
-const adamw = { step: 1, lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0 }
-const sgd = { step: 1, lr: 0.1, momentum: 0.9, weightDecay: 0 }
+const adamw = { norm: null, step: 1, lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0 }
+const sgd = { norm: null, step: 1, lr: 0.1, momentum: 0.9, weightDecay: 0 }
 
 describe('the version rises by one with each change in place, and with nothing else', () => {
   const shape = [3]
@@ -136,10 +136,13 @@ function tensorOf(argument: DeclaredArgument): Argument {
 }
 
 const isTensor = ({ macro }: DeclaredArgument): boolean => /INPUT|UPDATED/.test(macro)
+/** Not that of the op. */
+const fixedType = ({ element }: DeclaredArgument) => ['i32', 'f32', 'f64'].find((dtype) => dtype === element)
 const numbers: Record<string, unknown> = { FLAG: false, OPTIONAL_OUTPUT: true, NUMBER: 0.5, INTEGER: -100, SIZE: 1 }
 
 describe('an argument that does not fit is an error, and nothing is left of the call', () => {
-  const make = ({ name, element }: DeclaredArgument, dims: number[], dtype = element === 'i32' ? 'i32' : 'f32') => {
+  const make = (argument: DeclaredArgument, dims: number[], dtype = fixedType(argument) ?? 'f32') => {
+    const { name } = argument
     if (name !== 'groupSizes' || dtype !== 'i32' || dims.join() !== String(sizes.G)) return zeros(dims, dtype as 'f32')
     const groups = Int32Array.from({ length: sizes.G }, (_, i) => (i === 1 ? sizes.R : 0))
     return held(native.fromData(groups, dtypeCode('i32'), dims, 0))
@@ -183,7 +186,8 @@ describe('an argument that does not fit is an error, and nothing is left of the 
     for (const argument of tensors) {
       const { names, dims, element } = argument
       const wrong: [string, number[], string?][] = []
-      if (element === 'i32' || element === 'f32') wrong.push(['DTYPE', dims, element === 'i32' ? 'f32' : 'i32'])
+      const fixed = fixedType(argument)
+      if (fixed) wrong.push(['DTYPE', dims, fixed === 'i32' ? 'f32' : 'i32'])
       if (element === 'real')
         wrong.push(
           ['DTYPE', dims, 'i32'],

@@ -1,3 +1,4 @@
+import { setImmediate } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import {
@@ -24,3 +25,4 @@ setDefaultDevice(shared.stMoeStart.device)
 defaultGenerator.setState(shared.stMoeStart.random)
 setFlagsFromString('--expose-gc')
 runInNewContext('gc')()
+await setImmediate() // finalizers run, which free tensors

@@ -66,16 +66,29 @@ export function checkCase(path: string, dtype: Float): Finding[] {
   })
 }
 
-export const input = ({ tensors, dtype }: Case, name: string): Tensor => tensors[name].to(dtype).to(getDefaultDevice())
+export const input = ({ tensors, dtype }: Case, name: string): Tensor<Float> =>
+  tensors[name].to(dtype).to(getDefaultDevice())
 
 export function statesOf({ tensors }: Case, prefix: string): StateDict {
   const entries = Object.entries(tensors).filter(([name]) => name.startsWith(prefix))
   return Object.fromEntries(entries.map(([name, value]) => [name.slice(prefix.length), value]))
 }
 
-export function compare(golden: Case, kind: 'forward' | 'gradient', name: string, actual: Numbers): void {
-  const error = relativeError(actual, values(golden.tensors[`expected.${name}`]))
-  golden.findings.push({ name, error, limit: golden.limits[golden.dtype][kind] })
+type Kind = 'forward' | 'gradient'
+
+/** Compares with `expected.<name>`. */
+export function compare(golden: Case, kind: Kind, name: string, actual: Numbers): void {
+  compareWith(golden, kind, name, actual, golden.tensors[`expected.${name}`])
+}
+
+export function compareWith(
+  { limits, dtype, findings }: Case,
+  kind: Kind,
+  name: string,
+  actual: Numbers,
+  expected: Tensor,
+): void {
+  findings.push({ name, error: relativeError(actual, values(expected)), limit: limits[dtype][kind] })
 }
 
 function compareRouting(golden: Case, routing: ops.Routing): void {

@@ -1,10 +1,10 @@
-import { afterEach } from 'vitest'
+import { onTestFinished } from 'vitest'
 
 export const owned: { dispose(): void }[] = []
 
 /** What the test frees at its end. */
 export const own = <T extends { dispose(): void }>(value: T): T => {
-  owned.push(value)
+  if (owned.push(value) === 1) onTestFinished(disposeOwned)
   return value
 }
 
@@ -12,5 +12,3 @@ export const own = <T extends { dispose(): void }>(value: T): T => {
 export function disposeOwned(): void {
   for (const value of owned.splice(0)) value.dispose()
 }
-
-afterEach(disposeOwned)

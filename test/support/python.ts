@@ -98,5 +98,3 @@ export function runScript(python: string, name: string, ...args: string[]): void
   const result = run(python, [script, ...args])
   if (result.status !== 0) throw new Error(`${name} ${args.join(' ')}: ${result.error?.message ?? result.stderr}`)
 }
-
-export const runParity = (python: string, ...args: string[]): void => runScript(python, 'parity.py', ...args)

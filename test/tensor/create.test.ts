@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest'
-import { arange, full, memory, ones, resetPeakMemory, scope, type Tensor, tensor, zeros } from '../../lib/index.js'
+import { arange, full, memory, ones, resetPeakMemory, scope, Tensor, tensor, zeros } from '../../lib/index.js'
 import { values } from '../support/numbers.js'
 
 const list = (x: Tensor): number[] => Array.from(values(x))
@@ -160,3 +160,21 @@ test('the peak after a reset is what is in use', () =>
     expect(peakBytes).toBe(bytes)
     expect(held.disposed).toBe(false)
   }))
+
+test('a tensor can have properties of other names, and is an object as any other', () => {
+  const x = Object.assign(ones([2]), { label: 'x', '1st': 1, [Symbol.for('test')]: 2 })
+  expect([x.label, x['1st'], Object.keys(x).includes('label')]).toEqual(['x', 1, true])
+  expect([x instanceof Tensor, x instanceof Object, 'shape' in x, '0' in x]).toEqual([true, true, true, false])
+  expect(Array.from(x.dataSync())).toEqual([1, 1])
+})
+
+test('a sum over no axes is a copy', () => {
+  const x = ones([2, 3])
+  const y = x.sum([])
+  x.copyFrom(new Float32Array(6))
+  expect([y.shape, Array.from(y.dataSync())]).toEqual([
+    [2, 3],
+    [1, 1, 1, 1, 1, 1],
+  ])
+  expect(ones([]).sum([]).item()).toBe(1)
+})

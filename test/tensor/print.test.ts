@@ -13,7 +13,7 @@ import {
 } from '../../lib/index.js'
 import { native } from '../../lib/runtime/native.js'
 
-// test/python/torch.test.ts compares the text with that of PyTorch.
+// test/python/answers.test.ts compares the text with that of PyTorch.
 
 const here = getDefaultDevice() === 'cpu' ? 'cpu' : 'cuda:0'
 
@@ -31,6 +31,15 @@ test('a small tensor is printed whole, aligned, with shape, dtype and device', (
     )
     expect(`${tensor(7)}`).toBe(`tensor(7., [], f32, ${here})`)
     expect(`${zeros([0, 3])}`).toBe(`tensor([], [0, 3], f32, ${here})`)
+  }))
+
+test('a number between two texts is printed as the even one', () =>
+  scope(() => {
+    expect(`${tensor([0.03125, 0.09375, -0.03125])}`).toBe(`tensor([ 0.0312,  0.0938, -0.0312], [3], f32, ${here})`)
+    expect(`${tensor([1.28125, -1.34375, 1e5])}`).toBe(
+      `tensor([ 1.2812e+00, -1.3438e+00,  1.0000e+05], [3], f32, ${here})`,
+    )
+    expect(`${tensor([0.15625, 2.5], null, { dtype: 'f64' })}`).toBe(`tensor([0.1562, 2.5000], [2], f64, ${here})`)
   }))
 
 test('of a large tensor only what is shown is read', () =>

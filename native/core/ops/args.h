@@ -15,6 +15,7 @@ struct Element {
   using any = void;
   using i32 = int32_t;
   using f32 = float;
+  using f64 = double;
 };
 
 }  // namespace st_moe

@@ -59,7 +59,6 @@ struct Model {
   void attention() const;
   void routers() const;
   void rows_of_experts() const;
-  void optimizers() const;
 };
 
 void Model::elements() const {
@@ -202,40 +201,12 @@ void Model::rows_of_experts() const {
   flops(8 * rows * D * H, GroupedGemmBackwardArgs{.dtype = kFloat, .R = rows, .G = E, .I = D, .O = 2 * H}).fill(equal);
 }
 
-void Model::optimizers() const {
-  const int64_t weights = E * 3 * H * D;
-  const Fill squares = [](Problem& p) {
-    for (const char* name : {"v", "row", "col"})
-      if (p.has(name))
-        for (double& v : p[name]) v = v * v + 0.01;
-  };
-  bytes(AdamwArgs{.dtype = kFloat, .size = weights, .step = 1, .lr = 1e-5, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-9})
-      .fill(squares);
-  bytes(SgdArgs{.dtype = kFloat, .size = weights, .step = 2, .lr = 1e-5, .momentum = 0.9});
-  bytes(LionArgs{.dtype = kFloat, .size = weights, .step = 2, .lr = 1e-5, .beta1 = 0.9, .beta2 = 0.99});
-  bytes(EmaArgs{.dtype = kFloat, .size = weights, .step = 2, .decay = 0.999});
-  bytes(AdafactorArgs{.dtype = kFloat,
-                      .T = E,
-                      .R = 3 * H,
-                      .D = D,
-                      .step = 1,
-                      .lr = 1e-5,
-                      .decay_rate = -0.8,
-                      .eps1 = 1e-30,
-                      .eps2 = 1e-3,
-                      .clip = 1,
-                      .beta1 = 0.9,
-                      .scale = 1})
-      .fill(squares)
-      .without("v");
-}
-
 }  // namespace
 
 void model(Table& table) {
   const Model model{table};
   model.elements(), model.layers(), model.attention();
-  model.routers(), model.rows_of_experts(), model.optimizers();
+  model.routers(), model.rows_of_experts();
 }
 
 }  // namespace st_moe::test

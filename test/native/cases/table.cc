@@ -7,6 +7,7 @@ namespace st_moe::test {
 
 void creation(Table&);
 void elementwise(Table&);
+void optimizers(Table&);
 void layers(Table&);
 void attention(Table&);
 void gemms(Table&);
@@ -17,12 +18,11 @@ void route(Table&);
 void experts(Table&);
 void model(Table&);
 
-constexpr std::pair<const char*, void (*)(Table&)> kGroups[] = {{"creation", creation},   {"elementwise", elementwise},
-                                                                {"layers", layers},       {"attention", attention},
-                                                                {"gemms", gemms},         {"topk", topk},
-                                                                {"selection", selection}, {"routing", routing},
-                                                                {"route", route},         {"experts", experts},
-                                                                {"model", model}};
+constexpr std::pair<const char*, void (*)(Table&)> kGroups[] = {
+    {"creation", creation}, {"elementwise", elementwise}, {"optimizers", optimizers},
+    {"layers", layers},     {"attention", attention},     {"gemms", gemms},
+    {"topk", topk},         {"selection", selection},     {"routing", routing},
+    {"route", route},       {"experts", experts},         {"model", model}};
 
 Case& Table::add(const char* op, const void* args, size_t size, std::vector<Tensor> tensors) {
   Case c{};
@@ -38,6 +38,7 @@ Case& Table::add(const char* op, const void* args, size_t size, std::vector<Tens
     for (size_t i = 0; i < shape.size(); ++i) elements *= shape[i];
     const DType dtype = field.element == ElementType::i32   ? DType::i32
                         : field.element == ElementType::f32 ? DType::f32
+                        : field.element == ElementType::f64 ? DType::f64
                                                             : real;
     c.empty.tensors.push_back(
         {field.name, field.offset, field.role == Role::created ? Role::output : field.role, dtype, elements});

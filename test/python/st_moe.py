@@ -1,70 +1,20 @@
-"""Runs st-moe-pytorch and soft-moe-pytorch for test/python/parity.test.ts.
+"""Runs st-moe-pytorch.
 
-parity.py draw SEED COUNT FOLDER    writes COUNT random cases of the form described in test/golden/README.md
-parity.py soft SEED COUNT FOLDER    the same for SoftMoE
-parity.py exchange FOLDER           loads FOLDER/ours.safetensors into the package, writes its outputs for
-                                    FOLDER/input.safetensors and its own state dict to FOLDER/theirs.safetensors
+st_moe.py draw SEED COUNT FOLDER    writes COUNT random cases of the form described in test/golden/README.md
 """
 
 import json
-import random
-import sys
-from contextlib import contextmanager
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from soft_moe_pytorch import SoftMoE
-from st_moe_pytorch import MoE, SparseMoEBlock
-from st_moe_pytorch.st_moe_pytorch import TopNGating
+from command import run
+from packages import build, drawing, gradients, injected, save, single, strengthen, uniform
 
 MARGIN = 1e-4
-BLOCK_OPTIONS = ('add_ff_before', 'add_ff_after')
-
-
-@contextmanager
-def injected(*numbers):
-    """The package samples these tensors, one after another; its masks are float64, not float32."""
-    queue = list(numbers)
-    uniform, to_float = torch.Tensor.uniform_, torch.Tensor.float
-
-    def next_uniform(self, low=0.0, high=1.0):
-        assert (low, high) == (0.0, 1.0), (low, high)
-        return self.copy_(queue.pop(0))
-
-    torch.Tensor.uniform_, torch.Tensor.float = next_uniform, torch.Tensor.double
-    try:
-        yield
-        assert not queue, 'fewer draws than expected'
-    finally:
-        torch.Tensor.uniform_, torch.Tensor.float = uniform, to_float
-
-
-def options_of(config):
-    """JSON has lists where the package wants tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
-
-
-def build(kind, config):
-    config = options_of(config)
-    if kind == 'topn_gating':
-        return TopNGating(**config)
-    if kind == 'soft_moe':
-        return SoftMoE(**config)
-    moe = MoE(**{name: value for name, value in config.items() if name not in BLOCK_OPTIONS})
-    if kind != 'block':
-        return moe
-    return SparseMoEBlock(moe, **{name: config[name] for name in BLOCK_OPTIONS})
 
 
 def gating_of(module):
     module = getattr(module, 'moe', module)
     return getattr(module, 'gate', module)
-
-
-def uniform(generator, *shape):
-    return torch.rand(*shape, generator=generator, dtype=torch.float64).float().clamp(max=1 - 2**-24).double()
 
 
 def draw_config(rng, kind):
@@ -100,15 +50,6 @@ def draw_config(rng, kind):
     if kind == 'block':
         config.update(add_ff_before=rng.random() < 0.5, add_ff_after=rng.random() < 0.5)
     return config
-
-
-def strengthen(module, generator):
-    """Away from the first values: stronger weights, and mult_bias and gamma that are not 1. All are float32 numbers."""
-    for name, parameter in module.named_parameters():
-        normal = torch.randn(parameter.shape, generator=generator)
-        scale = 1.5 * parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.3
-        shift = 1.0 if name.endswith(('mult_bias', 'gamma')) else 0.0
-        parameter.data.copy_(shift + scale * normal)
 
 
 class Routing:
@@ -177,15 +118,6 @@ def settled(module, shape, forward_options, generator):
             return x, routing
         x = torch.where(close[..., None], torch.randn(*shape, generator=generator).double(), x)
     raise RuntimeError('no input without a close decision')
-
-
-def single(tensors):
-    return {name: value.detach().float() for name, value in tensors.items()}
-
-
-def gradients(module, x):
-    grads = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in module.named_parameters()}
-    return {f'expected.grad.{name}': grad for name, grad in dict(grads, input=x.grad).items()}
 
 
 def layer_case(module, kind, shape, forward_options, aux_weight, generator):
@@ -265,83 +197,8 @@ def draw_case(rng, folder, number):
     if tensors is None:
         return draw_case(rng, folder, number)
     metadata.update(capacity=str(capacity), description=f'{shape}')
-    contiguous = {name: value.detach().contiguous().clone() for name, value in dict(tensors, **state).items()}
-    save_file(contiguous, str(folder / f'{number:03}-{kind}.safetensors'), metadata)
+    save(folder / f'{number:03}-{kind}.safetensors', dict(tensors, **state), metadata)
 
 
-def draw_soft_config(rng):
-    experts = rng.randint(2, 6)  # the slots of one expert may be equal, and then there is no gradient to compare
-    config = dict(
-        dim=rng.randint(4, 16),
-        num_experts=experts,
-        expert_mult=rng.choice([1, 2, 4, 1.7]),
-        geglu=rng.random() < 0.5,
-        use_layernorm=rng.random() < 0.5,
-    )
-    slots = dict(num_slots=rng.randint(1, 4)) if rng.random() < 0.5 else dict(seq_len=rng.randint(experts, 20))
-    return dict(config, **slots)
-
-
-def draw_soft_case(rng, folder, number):
-    config = draw_soft_config(rng)
-    generator = torch.Generator().manual_seed(rng.getrandbits(31))
-    module = build('soft_moe', config)
-    strengthen(module, generator)
-    module.slot_norm.gamma.data *= 0.3  # of a saturated softmax, float32 keeps rounding errors instead of a gradient
-    for name, beta in module.named_buffers():
-        if name.endswith('beta'):
-            beta.copy_(0.3 * torch.randn(beta.shape, generator=generator))
-    state = {f'state.{name}': value.clone() for name, value in module.state_dict().items()}
-    module.double()
-    batch, dim, form = rng.randint(1, 3), config['dim'], rng.choice(['sequence', 'sequence', 'rows', 'image'])
-    size = rng.randint(1, 5), rng.randint(1, 5)
-    tokens = {'sequence': rng.randint(1, 24), 'rows': 1, 'image': size[0] * size[1]}[form]
-    shape = {'sequence': (batch, tokens, dim), 'rows': (batch, dim), 'image': (batch, dim, *size)}[form]
-    given = dict(input=torch.randn(shape, generator=generator), grad_output=torch.randn(shape, generator=generator))
-    options, draws = {}, []
-    if rng.random() < 0.5:
-        given['mask'] = torch.rand(batch, tokens, generator=generator) < 0.7
-        given['mask'][:, rng.randrange(tokens)] = True  # a sequence of padding alone differs on purpose
-    if rng.random() < 0.5:
-        options = dict(add_noise=True, noise_mult=round(rng.uniform(0.3, 1), 2))
-        draws = [uniform(generator, batch, tokens, *module.slot_embeds.shape[:2])]
-        given['random.gumbel_uniforms'] = draws[0]
-    x = given['input'].double().requires_grad_()
-    with injected(*draws):
-        outputs = module(x, mask=given.get('mask'), **options)
-    (outputs * given['grad_output'].double()).sum().backward()
-    metadata = dict(kind='soft_moe', mode='train', config=json.dumps(config), forward_options=json.dumps(options))
-    tensors = dict(single(given), **{'expected.outputs': outputs}, **gradients(module, x), **state)
-    contiguous = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-    save_file(contiguous, str(folder / f'{number:03}-{form}.safetensors'), metadata)
-
-
-def exchange(folder):
-    with safe_open(str(folder / 'ours.safetensors'), 'pt') as file:
-        about = file.metadata()
-    module = build(about['kind'], json.loads(about['config']))
-    module.load_state_dict(load_file(str(folder / 'ours.safetensors')))
-    given = load_file(str(folder / 'input.safetensors'))
-    module.double().train(about['mode'] == 'train')
-    with torch.no_grad(), injected(given['uniforms'].double()):
-        result = module(given['input'].double(), **json.loads(about['forward_options']))
-    outputs = getattr(result, 'outputs', result)
-    save_file({'outputs': outputs.contiguous()}, str(folder / 'outputs.safetensors'))
-    save_file(module.float().state_dict(), str(folder / 'theirs.safetensors'))
-
-
-def main():
-    torch.set_num_threads(1)
-    command, *rest = sys.argv[1:]
-    if command == 'exchange':
-        exchange(Path(rest[0]))
-        return
-    seed, count, folder = int(rest[0]), int(rest[1]), Path(rest[2])
-    rng = random.Random(seed)
-    torch.manual_seed(seed)
-    draw = {'draw': draw_case, 'soft': draw_soft_case}[command]
-    for number in range(count):
-        draw(rng, folder, number)
-
-
-main()
+if __name__ == '__main__':
+    run(draw=drawing(draw_case))

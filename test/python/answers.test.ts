@@ -1,0 +1,28 @@
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { expect, test } from 'vitest'
+import { runSeed } from '../support/numbers.js'
+import { pythonPatience } from '../support/python.js'
+import { aboutOf, answers, drawAnswers, dtypes, filesIn, pythonOf, wrongIn } from '../support/python-answers.js'
+
+// New answers of Python; ST_MOE_SEED=<n> draws others. test/nn/answers.test.ts compares with those in the repository.
+
+const seed = runSeed()
+
+test.for(answers)(`$name: $samples samples (seed ${seed})`, { timeout: pythonPatience }, (row, context) => {
+  const python = pythonOf(row, context)
+  const folder = mkdtempSync(join(tmpdir(), 'st-moe-answers-'))
+  try {
+    drawAnswers(row, python, seed, folder)
+    const files = filesIn(folder)
+    expect(files.length).toBe(row.samples * (row.seeds ?? 1))
+    for (const file of files)
+      for (const dtype of dtypes) {
+        const path = join(folder, file)
+        expect(wrongIn(row, path, dtype), `${file} ${dtype} ${aboutOf(path)}`).toEqual([])
+      }
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
+})
