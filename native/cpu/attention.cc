@@ -178,6 +178,23 @@ struct HeadGradients {  // one head of one sequence
   T *dq, *dk, *dv;
 };
 
+// Σ p and <p, x>
+template <class T>
+static inline void sum_and_dot(const T* p, const T* x, int64_t n, T* total, T* inner) {
+  using S = Simd<T>;
+  typename S::V s0{}, s1{}, d0{}, d1{};
+  int64_t i = 0;
+  for (; i + 2 * S::lanes <= n; i += 2 * S::lanes) {
+    const typename S::V first = S::load(p + i), second = S::load(p + i + S::lanes);
+    s0 += first, s1 += second;
+    d0 += first * S::load(x + i), d1 += second * S::load(x + i + S::lanes);
+  }
+  T tail = 0, tail_dot = 0;
+  for (; i < n; ++i) tail += p[i], tail_dot += p[i] * x[i];
+  *total = S::sum(s0 + s1) + tail;
+  *inner = S::sum(d0 + d1) + tail_dot;
+}
+
 template <class T, class Shape>
 static void backward_block(const Shape& shape, const QueryBlock& block, const HeadGradients<T>& head, T* p, T* ds) {
   const int64_t at = block.first * shape.width;
@@ -191,8 +208,9 @@ static void backward_block(const Shape& shape, const QueryBlock& block, const He
     for (int64_t j = 0; j < n; ++j) p_row[j] = exp_of(p_row[j] * factor - lse);
     for (int64_t j = 0; head.mask && j < n; ++j) p_row[j] = head.mask[j] ? p_row[j] : T(0);
     // lse is rounded, and so large that e^−lse loses bits: their sum is 1 only nearly
-    const T total = sum(p_row, n), inverse = total == 0 ? T(0) : T(1) / total;
-    const T delta = inverse * dot(p_row, ds_row, n);
+    T total, inner;
+    sum_and_dot(p_row, ds_row, n, &total, &inner);
+    const T inverse = total == 0 ? T(0) : T(1) / total, delta = inner * inverse;
     for (int64_t j = 0; j < n; ++j) {
       p_row[j] *= inverse;
       ds_row[j] = p_row[j] * (ds_row[j] - delta) * factor;

@@ -1,7 +1,7 @@
-"""Gradients of attention by PyTorch, and their errors in float32.
+"""The error of attention's gradients in float32, by the unfused formula of PyTorch, its most exact one.
 
 attention_errors.py draw SEED FOLDER    writes FOLDER/{number}.safetensors: inputs in float32, gradients in float64; metadata:
-                                        `options` as JSON, and `errors`, those of the gradients of PyTorch in float32
+                                        `options`, and `errors`, those of the gradients of PyTorch in float32
 """
 
 import json
@@ -18,7 +18,7 @@ def relative_error(a, b):
 
 
 def draw(seed, folder):
-    """By the unfused formula, which is PyTorch's most exact one."""
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     sizes = lambda: (2, *torch.randint(2, 65, (2,)).tolist(), *(2 ** torch.randint(0, 6, (1,))).tolist())
     for number in range(100):
@@ -41,4 +41,5 @@ def draw(seed, folder):
         save_file({name: x.contiguous() for name, x in tensors.items()}, str(folder / f'{number:03}.safetensors'), metadata)
 
 
-run(draw=draw)
+if __name__ == '__main__':
+    run(draw=draw)

@@ -25,10 +25,7 @@ export function checkTorchCase(path: string, dtype: Float): Finding[] {
 /** The result, and the leaves whose gradients count. */
 function run({ metadata, dtype }: Case, given: StateDict): { y: Tensor; leaves: StateDict } {
   const options = JSON.parse(metadata.options)
-  if (metadata.op === 'attention') {
-    const { q, k, v } = given
-    return { y: ops.attention(q, k, v, options as { heads: number }), leaves: given }
-  }
+  if (metadata.op === 'attention') return { y: ops.attention(given.q, given.k, given.v, options), leaves: given }
   if (metadata.op !== 'Attention') {
     const loss = ops[metadata.op as 'binaryCrossEntropyWithLogits']
     const { a, b, posWeight } = given
