@@ -56,6 +56,7 @@ const idKey = 'st-moe.run'
 
 /** Of the model's tensors in a checkpoint. */
 const modelPrefix = 'model.'
+const floats = new Set(['F32', 'F64', 'BF16', 'F16'])
 
 /** More than a vocabulary of every character takes. */
 const maxBytes = 5e6
@@ -147,9 +148,11 @@ export class RunFolder {
       return utils.fail('STATE_DICT', this.#op, `${this.checkpoint} holds ${holds}, but ${described} has ${has}`)
     }
     if (needed > size) refuse(`${size} bytes of tensors`, `at least ${needed}`)
-    const held = Object.keys(tensors).filter((name) => name.startsWith(modelPrefix)).length
+    const held = Object.entries(tensors).filter(([name]) => name.startsWith(modelPrefix))
     const count = weightCount(sizes)
-    if (count !== held) refuse(`${held} tensors of a model`, `${count}`)
+    if (count !== held.length) refuse(`${held.length} tensors of a model`, `${count}`)
+    const odd = held.find(([, { dtype }]) => !floats.has(dtype))
+    if (odd) refuse(`${utils.show(odd[0])} of type ${utils.show(odd[1].dtype)}`, 'floating-point tensors')
     for (const [name, shape] of Object.entries(weightShapes(sizes, V))) {
       const got = tensors[modelPrefix + name]?.shape
       if (got === undefined || got.length !== shape.length || got.some((n, i) => n !== shape[i]))

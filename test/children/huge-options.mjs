@@ -11,7 +11,6 @@ import {
   writeSync,
 } from 'node:fs'
 import path from 'node:path'
-import { readSafetensorsHeaderSync } from '../../dist/index.js'
 import {
   CharacterTokenizer,
   LanguageModel,
@@ -25,6 +24,9 @@ const at = (...names) => path.join(folder, ...names)
 const tokenizer = CharacterTokenizer.of('abcd')
 const sizes = { context: 64, layers: 2, dim: 32, heads: 4, experts: 4, expertHiddenDim: 24, sharedExperts: 1 }
 await saveLanguageModel(at('whole'), new LanguageModel({ tokenizer, ...sizes }))
+const named = { context: 4, layers: 1, dim: 1, heads: 1, experts: 64, topN: 1, expertHiddenDim: 1 }
+await saveLanguageModel(at('many'), new LanguageModel({ tokenizer, ...named }))
+const { options: many } = JSON.parse(readFileSync(at('many', 'run.json'), 'utf8'))
 const whole = JSON.parse(readFileSync(at('whole', 'run.json'), 'utf8'))
 const tiny = {
   ...whole.options,
@@ -41,18 +43,25 @@ mkdirSync(at('damaged'))
 const description = at('damaged', 'run.json')
 const checkpoint = at('damaged', 'checkpoint.safetensors')
 
-const { 'st-moe.run': _, ...metadata } = readSafetensorsHeaderSync(at('whole', 'checkpoint.safetensors')).metadata
+/** The bytes of the file after its header, and the header without the id of a save. */
+function contentOf(folder) {
+  const bytes = readFileSync(at(folder, 'checkpoint.safetensors'))
+  const start = 8 + Number(bytes.readBigUInt64LE())
+  const header = JSON.parse(bytes.toString('utf8', 8, start))
+  delete header.__metadata__['st-moe.run']
+  return { header, data: bytes.subarray(start) }
+}
 
-/** A checkpoint of one tensor of so many bytes, which take no place on the disk. */
-function writeSparse(bytes) {
-  const entry = { dtype: 'U8', shape: [bytes], data_offsets: [0, bytes] }
-  const header = JSON.stringify({ __metadata__: metadata, x: entry })
+/** A checkpoint of these tensors, and one of so many bytes that take no place on the disk. */
+function writeSparse({ header, data }, bytes, name = 'x') {
+  const x = { dtype: 'U8', shape: [bytes], data_offsets: [data.length, data.length + bytes] }
+  const { [name]: hidden, ...rest } = header
+  const text = Buffer.from(JSON.stringify({ ...rest, ...(hidden && { hidden }), [name]: x }))
   const length = Buffer.alloc(8)
-  length.writeBigUInt64LE(BigInt(header.length))
+  length.writeBigUInt64LE(BigInt(text.length))
   const file = openSync(checkpoint, 'w')
-  writeSync(file, length)
-  writeSync(file, header)
-  ftruncateSync(file, 8 + header.length + bytes)
+  for (const part of [length, text, data]) writeSync(file, part)
+  ftruncateSync(file, 8 + text.length + data.length + bytes)
   closeSync(file)
 }
 
@@ -94,11 +103,17 @@ copyFileSync(at('whole', 'checkpoint.safetensors'), checkpoint)
 await attempt(whole.options, whole.id)
 const before = process.resourceUsage().maxRSS
 await sweep(whole.options, whole.id)
+const { header } = contentOf('whole')
 for (const bytes of [3.1e6, 30e6]) {
-  writeSparse(bytes)
+  writeSparse({ header: { __metadata__: header.__metadata__ }, data: Buffer.alloc(0) }, bytes)
   await sweep(tiny)
   await attempt({ ...tiny, layers: 128, experts: 1024 })
 }
+writeSparse(contentOf('many'), 30e6) // all sizes but the number of layers agree
+await attempt(many)
+writeSparse(contentOf('many'), 30e6, 'model.layers.0.attention.query.weight') // integers take four times their bytes
+await attempt(many)
+for (let layers = 2; layers <= 1024; layers *= 2) await attempt({ ...many, layers })
 const riseMb = Math.round((process.resourceUsage().maxRSS - before) / 1024)
 const known = Object.keys(languageModelOptions)
 console.log(JSON.stringify({ counts, slow, most, riseMb, numbers, known: known.length }))

@@ -3,9 +3,14 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeEach, describe, expect, test, vi } from 'vitest'
 import {
+  AdamW,
+  Linear,
+  loadCheckpoint,
   loadSafetensors,
   loadSafetensorsSync,
+  ones,
   type StateDict,
+  saveCheckpoint,
   saveSafetensors,
   saveSafetensorsSync,
   scope,
@@ -95,6 +100,26 @@ test('the bytes of tensors that nobody wants are not read', async () => {
     ])
     expect(system.reads).toEqual(wanted)
   }
+})
+
+test('a checkpoint is read as far as it is restored', async () => {
+  const model = new Linear(16, 16)
+  const optimizer = new AdamW(model.parameters())
+  model
+    .forward(ones([1, 16]))
+    .sum()
+    .backward()
+  optimizer.step()
+  await saveCheckpoint(file, { model, optimizer, step: 1 })
+  const header = Number(fs.readFileSync(file).readBigUInt64LE()) + 8
+  const weights = 4 * (16 * 16 + 16)
+  const readBytes = async (targets: Parameters<typeof loadCheckpoint>[1]) => {
+    system.reads = []
+    await loadCheckpoint(file, targets)
+    return system.reads.reduce((sum, [from, to]) => sum + to - from, 0)
+  }
+  expect(await readBytes({ model })).toBe(header + weights)
+  expect(await readBytes({ model, optimizer })).toBe(fs.statSync(file).size)
 })
 
 /** The list may change as soon as the call returns. */

@@ -203,7 +203,7 @@ export default [
   {
     name: 'tensors-of-a-model-not-counted',
     file: 'language-model/run-folder.ts',
-    from: 'if (count !== held) refuse',
+    from: 'if (count !== held.length) refuse',
     to: 'if (count < 0) refuse',
     breaks: 'a run.json of 349 bytes takes hundreds of MB',
     tests: ['test/crash/huge-options.test.ts'],
@@ -231,5 +231,21 @@ export default [
     to: 'got.some((n, i) => n < shape[i])',
     breaks: 'a smaller model than that of the checkpoint is made before it is refused',
     tests: ['test/language-model/generate.test.ts'],
+  },
+  {
+    name: 'whole-checkpoint-read',
+    file: 'lib/io/checkpoint.ts',
+    from: 'prefixes.some((prefix) => name.startsWith(prefix))',
+    to: "prefixes.some((prefix) => name.startsWith(prefix) || name !== '')",
+    breaks: 'moments that are not restored are read',
+    tests: ['test/io/file-pieces.own.test.ts'],
+  },
+  {
+    name: 'integers-taken-for-weights',
+    file: 'language-model/run-folder.ts',
+    from: 'if (odd) refuse',
+    to: 'if (odd && count < 0) refuse',
+    breaks: 'a tensor of bytes takes five times its file before it is refused',
+    tests: ['test/crash/huge-options.test.ts'],
   },
 ]
