@@ -111,9 +111,9 @@ for (const bytes of [3.1e6, 30e6]) {
 }
 writeSparse(contentOf('many'), 30e6) // all sizes but the number of layers agree
 await attempt(many)
+for (let layers = 2; layers <= 1024; layers *= 2) await attempt({ ...many, layers })
 writeSparse(contentOf('many'), 30e6, 'model.layers.0.attention.query.weight') // integers take four times their bytes
 await attempt(many)
-for (let layers = 2; layers <= 1024; layers *= 2) await attempt({ ...many, layers })
 const riseMb = Math.round((process.resourceUsage().maxRSS - before) / 1024)
 const known = Object.keys(languageModelOptions)
 console.log(JSON.stringify({ counts, slow, most, riseMb, numbers, known: known.length }))
