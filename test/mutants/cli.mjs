@@ -64,4 +64,12 @@ export default [
     breaks: 'texts do not line up with those that PyTorch writes',
     tests: ['test/python/tensorboard.test.ts'],
   },
+  {
+    name: 'bundles-take-another-root',
+    file: 'lib/runtime/addon.ts',
+    from: 'if (manifest().name !== packageName)',
+    to: 'if (manifest().name === undefined)',
+    breaks: 'the error of a bundled program asks for a compiler',
+    tests: ['test/package/broken-install.test.ts'],
+  },
 ]
