@@ -20,6 +20,14 @@ export const generate = command({
     }),
     temperature: number({ help: 'lower: more predictable; 0: always the likeliest', default: 0.7, min: 0, real: true }),
     'top-k': number({ help: 'sample from the N likeliest tokens; 0: from all', default: 0, min: 0 }),
+    'top-p': number({
+      help: 'sample from the likeliest tokens with this share of the probability',
+      default: 1,
+      min: 0,
+      max: 1,
+      real: true,
+    }),
+    stop: text({ help: 'ends the text before this one', value: 'TEXT', default: null }),
     seed: number({ help: 'random seed; the same seed generates the same text', default: 1, min: 0 }),
     device: deviceFlag,
     threads: threadsFlag,
@@ -33,7 +41,8 @@ export const generate = command({
   notes: 'Standard output contains only the text, starting with the prompt.',
   async run({ values, positionals: [folder] }) {
     if (folder === undefined) throw new UsageError('missing FOLDER; st-moe train prints it at the end')
-    const { length, seed, temperature, 'top-k': topK, json } = values
+    const { length, seed, temperature, 'top-k': topK, 'top-p': topP, stop: end, json } = values
+    const options = { maxTokens: length, seed, temperature, topK, topP, ...(end !== null && { stop: end }) }
     const stop = new Stop()
     const { loadModel, promptFor } = await import('./trainer/load.js')
     using model = await loadModel(folder, values)
@@ -42,12 +51,12 @@ export const generate = command({
     const show = (text: string): unknown => process.stdout.write(process.stdout.isTTY ? visible(text) : text)
     let written = values.prompt ?? ''
     if (!json) show(written)
-    for await (const piece of model.generate(prompt, { maxTokens: length, seed, temperature, topK })) {
+    for await (const piece of model.generate(prompt, options)) {
       if (!json) show(piece)
       written += piece
       if (stop.wanted()) break
     }
-    if (json) jsonLine({ text: written, prompt: values.prompt ?? '', length, seed, temperature, topK })
+    if (json) jsonLine({ text: written, prompt: values.prompt ?? '', length, seed, temperature, topK, topP, stop: end })
     else if (!written.endsWith('\n')) process.stdout.write('\n')
     return stop.exitCode
   },

@@ -1,7 +1,6 @@
 import { hasHostMemory, isCpu } from '../../lib/doctor/index.js'
 import {
   type ComputeDType,
-  type Device,
   devices,
   expertHiddenSize,
   getDefaultDevice,
@@ -11,11 +10,11 @@ import {
   ops,
   randn,
   scope,
-  setDefaultDevice,
   setNumThreads,
   type Tensor,
   tensor,
 } from '../../lib/index.js'
+import { useDevice } from '../errors.js'
 import { checkMemory } from '../memory.js'
 import { Layer } from './layer.js'
 import { spreadOf } from './statistics.js'
@@ -57,7 +56,7 @@ const kinds: readonly What[] = ['forward', 'forward + backward']
 /** Times the layer and its GEMMs, alternating, with one thread and with all. */
 export function measure(settings: Settings): Measurement {
   const { device, dim, experts, batch, tokens, repetitions } = settings
-  setDefaultDevice(device as Device)
+  useDevice(device)
   const most = settings.threads ?? getNumThreads()
   const counts = isCpu(device) && settings.threads === null && most > 1 ? [1, most] : [most]
   if (hasHostMemory(getDefaultDevice()))

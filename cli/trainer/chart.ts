@@ -97,8 +97,7 @@ const at = (value: number): string => value.toFixed(1)
 export function lineChart(chart: LineChart): Markup {
   const { x, y, height, lines, levels = [] } = chart
   const toX = (value: number): number => left + (value / x.max) * (chartWidth - left - right)
-  const toY = (value: number): number =>
-    height - bottom - ((Math.min(value, y.max) - y.min) / (y.max - y.min)) * (height - top - bottom)
+  const toY = (value: number): number => height - bottom - ((value - y.min) / (y.max - y.min)) * (height - top - bottom)
   const edge = chartWidth - right
   const visible = levels.filter(({ value }) => value >= y.min && value <= y.max)
   const labels = [

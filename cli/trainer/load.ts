@@ -1,6 +1,6 @@
 import { CharacterTokenizer, type LanguageModel, loadLanguageModel } from '../../language-model/index.js'
-import { type Device, MoeError, setNumThreads } from '../../lib/index.js'
-import { asFailure, UsageError } from '../errors.js'
+import { MoeError, setNumThreads } from '../../lib/index.js'
+import { asFailure, UsageError, useDevice } from '../errors.js'
 
 /** The model of a run folder. */
 export async function loadModel(
@@ -8,8 +8,9 @@ export async function loadModel(
   { device, threads }: { device: string; threads: number | null },
 ): Promise<LanguageModel> {
   if (threads !== null) setNumThreads(threads)
+  useDevice(device)
   try {
-    return await loadLanguageModel(folder, { device: device as Device })
+    return await loadLanguageModel(folder)
   } catch (error) {
     throw asFailure(error)
   }

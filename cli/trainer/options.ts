@@ -55,8 +55,9 @@ export const runFlags = {
 
 export type RunOptions = Values<typeof runFlags>
 
-/** Options that may change when a run is resumed. More steps stretch the rest of the learning rate schedule. */
-export const mayChange: ReadonlySet<string> = new Set(['steps', 'minutes', 'threads', 'evaluate-every', 'device'])
+/** Options that may change when a run is resumed. More steps stretch the rest of the learning rate
+ * schedule, and a new --lr is its highest rate from then on. */
+export const mayChange: ReadonlySet<string> = new Set(['steps', 'minutes', 'lr', 'threads', 'evaluate-every', 'device'])
 
 /** Options of `--router topk` alone. */
 const ofTopk: ReadonlySet<string> = new Set(['top-n', 'second-policy'])

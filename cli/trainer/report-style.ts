@@ -26,4 +26,8 @@ blockquote b { font-weight: 400; color: var(--muted) }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
 th { text-align: left; font-weight: 400; color: var(--muted); padding: 4px 32px 4px 0 }
 td { padding: 4px 0 }
+@media (max-width: 720px) {
+  figure { overflow-x: auto }
+  figure .chart { width: 720px }
+}
 `

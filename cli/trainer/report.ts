@@ -42,9 +42,9 @@ export function makeReport(run: RunSummary): Record<string, string> {
 }
 
 function lossChart({ history, ngrams, steps }: RunSummary): Markup {
-  const [unigram] = ngrams
   const evaluations = history.evaluations.map(({ step, loss }) => [step, loss] as const)
-  const lowest = Math.min(...ngrams, ...evaluations.map(([, loss]) => loss))
+  const training = binned(history.loss, 250, history.stride)
+  const losses = [...ngrams, ...[...evaluations, ...training].map(([, loss]) => loss)]
   const last = history.evaluations.at(-1)
   return lineChart({
     title: 'Loss',
@@ -52,13 +52,13 @@ function lossChart({ history, ngrams, steps }: RunSummary): Markup {
     x: { label: 'training steps', max: steps },
     y: {
       label: 'nats per character',
-      min: Math.floor((lowest - 0.1) * 5) / 5,
-      max: Math.ceil((unigram + 0.15) * 5) / 5,
+      min: Math.floor((Math.min(...losses) - 0.1) * 5) / 5,
+      max: Math.ceil((Math.max(...losses) + 0.15) * 5) / 5,
       format: (value) => value.toFixed(2),
     },
     levels: ngrams.map((value, i) => ({ name: ngramNames[i], value })),
     lines: [
-      { name: 'training', kind: 'training', points: binned(history.loss, 250, history.stride) },
+      { name: 'training', kind: 'training', points: training },
       { name: `held out ${last ? last.loss.toFixed(2) : ''}`, kind: 'heldOut', points: evaluations },
     ],
   })

@@ -25,7 +25,6 @@ import { hasHostMemory } from '../../lib/doctor/index.js'
 import {
   type AdamW,
   type CosineSchedule,
-  type Device,
   devices,
   type Generator,
   getDefaultDevice,
@@ -33,10 +32,9 @@ import {
   MoEMonitor,
   MoeError,
   manualSeed,
-  setDefaultDevice,
   setNumThreads,
 } from '../../lib/index.js'
-import { asFailure, Failure, UsageError } from '../errors.js'
+import { asFailure, Failure, UsageError, useDevice } from '../errors.js'
 import { checkMemory } from '../memory.js'
 import { aboutRun, type ShownRun } from '../ui/feed.js'
 import { conflictOf } from './conflict.js'
@@ -44,7 +42,7 @@ import { entryOf } from './entry.js'
 import { TrainingFolder } from './folder.js'
 import { emptyHistory, type History, longestSample, recordEvaluation, recordStep } from './history.js'
 import { ngramLosses, ngramNames } from './ngram.js'
-import { batchesOptions, modelSizes, type RunOptions, usedOptions } from './options.js'
+import { batchesOptions, modelSizes, type RunOptions, runFlags, usedOptions } from './options.js'
 import { preferredTokens } from './preferences.js'
 import type { Report } from './progress.js'
 import { promptOf } from './prompt.js'
@@ -134,7 +132,7 @@ export class Run {
     this.#id = resumed ? resumed.id : RunFolder.idOf(this.#description)
     const sizes = LanguageModel.checkOptions(modelSizes(options))
     if (resumed) checkResumed(out, sizes, tokenizer.size, resumed.id)
-    setDefaultDevice(options.device as Device)
+    useDevice(options.device)
     const { batch } = options
     if (hasHostMemory(getDefaultDevice()))
       checkMemory('training', trainingBytes(sizes, tokenizer.size, batch), { ...flagsOf(sizes), batch })
@@ -324,7 +322,10 @@ export class Run {
         ['training text', counted(characters.training.length)],
         ['held-out text', counted(characters.heldOut.length)],
         ['vocabulary', counted(tokenizer.size, 'tokens')],
-        ...shown.map((key) => [key, String(options[key as keyof RunOptions])] as const),
+        ...shown.map((key) => {
+          const name = key as keyof RunOptions
+          return [key, String(options[name] ?? runFlags[name].shown)] as const
+        }),
         ['kernels', devices().find(({ device }) => device === getDefaultDevice())?.variant ?? ''],
         ['Node.js', process.versions.node],
       ],

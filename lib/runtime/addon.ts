@@ -5,9 +5,12 @@ import { fileURLToPath } from 'node:url'
 import { MoeError, packageName } from './errors.js'
 import { damageOf } from './library-file.js'
 
+/** This file. A bundler that makes CommonJS leaves out where it is: then the folder of the process counts. */
+const here = import.meta.url ? fileURLToPath(import.meta.url) : join(process.cwd(), 'bundle')
+
 /** The root of this package: the nearest folder above that has a package.json. Sources and built files lie at other depths. */
 function findRoot(): string {
-  let folder = dirname(fileURLToPath(import.meta.url))
+  let folder = dirname(here)
   while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) folder = dirname(folder)
   return folder
 }
@@ -20,7 +23,7 @@ export const packageRoot = findRoot()
  * needed and the command to run, or OPTION for an ST_MOE_ISA that this machine lacks.
  */
 export function loadAddon(): { addon: unknown; file: string } {
-  const require = createRequire(import.meta.url)
+  const require = createRequire(here)
   let file: string | null = null
   try {
     const found = findAddon(require('node-gyp-build').path)
@@ -52,7 +55,7 @@ const systemPackage = (): string => `@st-moe/${systemName()}`
 /** The folder of another package, if it is installed where this one may use it. */
 export function folderOf(name: string): string | null {
   try {
-    return dirname(createRequire(import.meta.url).resolve(`${name}/package.json`))
+    return dirname(createRequire(here).resolve(`${name}/package.json`))
   } catch {
     return null
   }
@@ -94,7 +97,19 @@ const prebuiltIn = (folder: string): string[] =>
 
 const addonsIn = (folder: string): string[] => entries(folder).filter((name) => name.endsWith('.node'))
 
+/** The package.json of the root: of another package, or of none, if a bundler has moved the code. */
+function manifest(): { name?: string; version?: string; optionalDependencies?: Record<string, string> } {
+  const file = join(packageRoot, 'package.json')
+  return existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : {}
+}
+
 function explanation(file: string | null, cause: Error): string {
+  if (manifest().name !== packageName)
+    return [
+      `the native addon was left behind: a bundler has put the code of this package into ${here}.`,
+      'Keep the package out of the bundle (esbuild: --external:st-moe) and install it beside the bundle.',
+      'docs/packaging.md, "Bundlers", says how other bundlers do it.',
+    ].join('\n')
   const platform = `${process.platform}-${process.arch}`
   const version = glibc()
   const libc = version ? ` with glibc ${version}` : process.platform === 'linux' ? ' without glibc' : ''
@@ -119,7 +134,7 @@ function explanation(file: string | null, cause: Error): string {
 
 /** The package of this system in the words of the error; null if this version of st-moe has none for it. */
 function prebuiltPackage(): string | null {
-  const { optionalDependencies, version } = JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8'))
+  const { optionalDependencies, version } = manifest()
   const name = systemPackage()
   return Object.hasOwn(optionalDependencies ?? {}, name)
     ? `${name}@${version} (package managers install it unless optional dependencies are left out)`

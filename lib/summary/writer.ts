@@ -99,7 +99,7 @@ export class SummaryWriter {
     if (typeof text !== 'string') fail('OPTION', op, `text must be a string, got ${show(text)}`)
     const string = 7
     const shape = bytesField(2, [bytesField(2, [integerField(1, 1)])])
-    this.#add(op, tag, step, [
+    this.#add(op, `${tag}/text_summary`, step, [
       bytesField(8, [integerField(1, string), shape, bytesField(8, text)]),
       bytesField(9, [bytesField(1, [bytesField(1, 'text')])]),
     ])

@@ -24,6 +24,17 @@ describe('generate', () => {
     expect(await succeeded(['generate', 'run', ...spelled])).toBe(`\n${json.text}\n`)
   })
 
+  test('samples from the likeliest tokens, and ends before a text', async () => {
+    const likeliest = await write('--temperature', '0')
+    expect(await write('--top-p', '1e-9')).toBe(likeliest)
+    expect(await write('--top-k', '1')).toBe(likeliest)
+    const all = (await write('--seed', '3')).slice(0, 50)
+    const end = all.slice(20, 24)
+    const text = await write('--seed', '3', '--stop', end)
+    expect(text).toBe(`${all.slice(0, all.indexOf(end, 1))}\n`)
+    expect(jsonLines(await write('--seed', '3', '--stop', end, '--json'))[0]).toMatchObject({ stop: end, topP: 1 })
+  })
+
   test('continues a prompt, longer than the context too', async () => {
     const prompt = 'The old whale sees the sea.\nThe '
     expect((await write('--prompt', prompt)).startsWith(prompt)).toBe(true)

@@ -97,6 +97,14 @@ describe('a wrong command line', () => {
   })
 })
 
+test('a device that cannot be used is an error that names the flag', async () => {
+  for (const args of [['train', 'book.txt'], ['generate', 'run'], ['bench']]) {
+    const refused = await cli([...args, '--device', 'cuda'])
+    expect([refused.code, refused.out]).toEqual([1, ''])
+    expect(refused.err).toContain(`st-moe ${args[0]}: [--device] device 'cuda:0' cannot be used: plugin: /nowhere.so`)
+  }
+})
+
 describe('doctor', () => {
   test('--json reports everything', async () => {
     const [report] = jsonLines(await succeeded(['doctor', '--json']))

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { html, Markup } from '../../cli/markup.js'
-import type { History } from '../../cli/trainer/history.js'
+import { emptyHistory, type History } from '../../cli/trainer/history.js'
 import { makeReport, type RunSummary } from '../../cli/trainer/report.js'
 
 // The report of a run: nothing that comes from a text or a file becomes markup.
@@ -24,6 +24,49 @@ describe('a template', () => {
       '<b>a\\x00\\x1b[1m\\ufffe\\ud800\n\t漢😀</b>',
     )
   })
+})
+
+const summary: RunSummary = {
+  textName: 'book',
+  steps: 5,
+  charactersPerStep: 32,
+  parameters: 100,
+  history: emptyHistory(),
+  ngrams: [3, 2.5],
+  prompt: 'The ',
+  preferred: [[['a'], ['b']]],
+  configuration: [['seed', '1']],
+}
+
+test('a loss above the unigram stands at its place on the axis', () => {
+  const history: History = {
+    steps: 4,
+    stride: 1,
+    loss: [8, 6, 4, 2],
+    dropped: [0, 0, 0, 0],
+    load: Array(4).fill([[0.5, 0.5]]),
+    evaluations: [
+      { step: 0, loss: 9, sample: 'a' },
+      { step: 4, loss: 2, sample: 'b' },
+    ],
+    seconds: 3,
+  }
+  const chart = makeReport({ ...summary, history })['loss.svg']
+  const ticks = Array.from(chart.matchAll(/<text class="end" x="[\d.]+" y="([\d.]+)">([\d.]+)</g), ([, y, value]) => [
+    Number(y) - 4,
+    Number(value),
+  ])
+  const [[y0, v0], [y1, v1]] = [ticks[0], ticks.at(-1)!]
+  const circles = Array.from(
+    chart.matchAll(/cy="([\d.]+)"/g),
+    ([, y]) => v0 + ((Number(y) - y0) / (y1 - y0)) * (v1 - v0),
+  )
+  expect(circles[0]).toBeCloseTo(9, 1)
+  expect(circles[1]).toBeCloseTo(2, 1)
+})
+
+test('a chart keeps its size on a narrow screen, and scrolls', () => {
+  expect(makeReport(summary)['report.html']).toMatch(/@media \(max-width: 720px\) \{\s+figure \{ overflow-x: auto \}/)
 })
 
 const evil = `"'><script>alert(1)</script><img src=x onerror=alert(1)>&\x1b]0;x\x07`
@@ -57,17 +100,7 @@ test('no text and no number of a run becomes markup in the report or its charts'
     ],
     seconds: 3,
   }
-  const run: RunSummary = {
-    textName: 'book',
-    steps: 5,
-    charactersPerStep: 32,
-    parameters: 100,
-    history,
-    ngrams: [3, 2.5],
-    prompt: 'The ',
-    preferred: [[['a'], ['b']]],
-    configuration: [['seed', '1']],
-  }
+  const run: RunSummary = { ...summary, history }
   const tags = (text: string) => text.match(/<[a-z!/][^\s>]*/g)!.sort()
   const harmless = new Set(Object.values(makeReport(run)).flatMap(tags))
   let made = 0

@@ -1,3 +1,4 @@
+// Not on other systems: it reads sources that are not there.
 import { readdirSync, readFileSync } from 'node:fs'
 import { basename } from 'node:path'
 import { fileURLToPath } from 'node:url'

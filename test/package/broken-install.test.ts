@@ -13,6 +13,7 @@ import {
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { build } from 'esbuild'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { ownTarget } from '../../scripts/targets.mjs'
 import { patience } from '../support/patience.js'
@@ -75,6 +76,36 @@ function expectExplained(tried: RegExp) {
   expect(message).toMatch(/Needed: .*C\+\+ compiler, make and CMake/)
   expect(message).toContain('run: npx st-moe build')
 }
+
+test.each(['esm', 'cjs'] as const)('code that a bundler has moved away from its addon says so: %s', async (format) => {
+  const outfile = join(installed, 'app', format === 'esm' ? 'bundle.mjs' : 'bundle.cjs')
+  const contents = `import { ones } from './dist/index.js'
+try { ones([1]) } catch ({ code, message }) { console.log(JSON.stringify({ code, message })) }`
+  const stdin = { contents, resolveDir: installed }
+  await build({
+    stdin,
+    bundle: true,
+    platform: 'node',
+    format,
+    outfile,
+    logLevel: 'error',
+    external: ['node-gyp-build'],
+  })
+  for (const name of ['dist', 'node_modules', 'package.json']) rmSync(join(installed, name), { recursive: true })
+  writeFileSync(join(installed, 'package.json'), '{ "name": "app" }')
+  const { stdout, stderr } = spawnSync(process.execPath, [outfile], {
+    cwd: installed,
+    encoding: 'utf8',
+    timeout: patience,
+  })
+  expect(stderr).toBe('')
+  const { code, message } = JSON.parse(stdout)
+  expect(code).toBe('BACKEND_UNAVAILABLE')
+  expect(message).toMatch(
+    /^\[st-moe\] the native addon was left behind: a bundler has put the code of this package into /,
+  )
+  expect(message).toContain('--external:st-moe')
+})
 
 describe('the addon', () => {
   test('missing', () => expectExplained(/Tried:\n.*build\/Release: no addon\n.*prebuilds: no addon\n/))

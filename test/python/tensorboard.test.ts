@@ -56,7 +56,7 @@ test('reads histograms, images and texts', (context) => {
     writer.addText('sample', 'Call me *Ishmäl*', 3)
   }
   const { histograms, images, texts } = read(python)
-  expect(texts).toEqual({ sample: [[3, 'Call me *Ishmäl*']] })
+  expect(texts).toEqual({ 'sample/text_summary': [[3, 'Call me *Ishmäl*']] })
   expect(images.load[0].slice(0, 3)).toEqual([3, 3, 1])
   expect(images.load[0][3]).toBe(Buffer.from(encodePng(Uint8Array.of(0, 128, 255), 1, 3, 1)).toString('hex'))
   expect(images.color[0].slice(0, 3)).toEqual([2 ** 40, 2, 1])
@@ -99,7 +99,7 @@ test('reads a run of st-moe train, resumed after it was killed', (context) => {
     dropped: each(() => 0.125),
     'learning rate': each((step) => 0.5 ** step),
   })
-  expect(texts.sample.at(-1)).toEqual([4, 'Call me'])
+  expect(texts['sample/text_summary'].at(-1)).toEqual([4, 'Call me'])
   expect(images['expert load'][0].slice(0, 3)).toEqual([4, 3, 1])
   expect(images['expert load'][0][3]).toBe(Buffer.from(encodePng(Uint8Array.of(191, 96, 96), 1, 3, 1)).toString('hex'))
   expect(histograms['expert load/layer 0'][0].slice(0, 4)).toEqual([4, 0.25, 0.5, 3])
