@@ -11,14 +11,13 @@ import type { RunsMessage, Status } from './messages.js'
 const [interval, grace] = [250, 1000]
 /** Pages that are open at once, and connections: those that have not shown the token, and all, for a burst of them. */
 const [maxPages, maxStrangers, maxConnections] = [16, 64, 1024]
-/** Milliseconds for the headers of a request and for its rest, before the token is shown, and between two requests. */
+/** Milliseconds from a connection to the headers of its first request, for the rest of that, and between two requests. */
 const limits = {
   headersTimeout: 5000,
   requestTimeout: 10_000,
   keepAliveTimeout: 5000,
   connectionsCheckingInterval: 1000,
 }
-const strangerTime = 5000
 
 const address = '127.0.0.1'
 /** Any other is a name that somebody else's page resolved to this machine (DNS rebinding). The port may be a tunnel's. */
@@ -56,14 +55,10 @@ export class PageServer {
     this.#server.on('connection', (socket) => this.#meet(socket))
   }
 
-  /** Connections that send nothing, or no token, keep nobody out: each has some seconds, and the oldest give way. */
+  /** Connections that send nothing, or no token, keep nobody out: the oldest of many give way. */
   #meet(socket: Socket): void {
-    const timer = setTimeout(() => this.#strangers.has(socket) && socket.destroy(), strangerTime).unref()
     this.#strangers.add(socket)
-    socket.once('close', () => {
-      clearTimeout(timer)
-      this.#strangers.delete(socket)
-    })
+    socket.once('close', () => this.#strangers.delete(socket))
     if (this.#strangers.size <= maxStrangers) return
     const [oldest] = this.#strangers
     this.#strangers.delete(oldest)

@@ -44,12 +44,14 @@ test.each([
   ['half a request', half],
 ])('400 connections that send %s keep nobody out, and close no page', async (_, text) => {
   const reader = await PageReader.open(server.url)
+  const start = performance.now()
   const strangers: Socket[] = []
   for (const count of [140, 260]) {
     strangers.push(...(await open(count, text)))
     for (let i = 0; i < 5; i++) expect((await ask(server.url)).status).toBe(200)
   }
   await expect.poll(() => closed(strangers)).toBeGreaterThanOrEqual(400 - 64)
+  expect(performance.now() - start).toBeLessThan(4500) // before the time of the first is over
   const late = await PageReader.open(server.url)
   await expect.poll(() => late.events).toContain('part')
   const before = reader.events.length

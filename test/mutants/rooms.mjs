@@ -257,14 +257,6 @@ export default [
     tests: ['test/cli/ui-strangers.test.ts'],
   },
   {
-    name: 'strangers-stay',
-    file: 'cli/ui/server.ts',
-    from: 'this.#strangers.has(socket) && socket.destroy()',
-    to: 'this.#strangers.has(socket)',
-    breaks: 'a connection that sends nothing stays',
-    tests: ['test/cli/ui-strangers.test.ts'],
-  },
-  {
     name: 'pages-are-strangers',
     file: 'cli/ui/server.ts',
     from: 'if (hasToken) this.#strangers.delete(socket)',
