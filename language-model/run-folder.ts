@@ -14,7 +14,7 @@ import {
 } from '../lib/index.js'
 import { type BytePair, BytePairTokenizer } from './byte-pair.js'
 import { kebabCase, type LanguageModelShape } from './options.js'
-import { memoryOptions, weightBytes } from './sizes.js'
+import { memoryOptions, weightBytes, weightCount, weightShapes } from './sizes.js'
 import { CharacterTokenizer, type Tokenizer } from './tokenizer.js'
 
 /** What run.json says of the model in a {@link RunFolder}; the weights are in checkpoint.safetensors. */
@@ -53,6 +53,10 @@ export function describeTokenizer(tokenizer: Tokenizer): ModelDescription['text'
 }
 
 const idKey = 'st-moe.run'
+
+/** Of the model's tensors in a checkpoint. */
+const modelPrefix = 'model.'
+const floats = new Set(['F32', 'F64', 'BF16', 'F16'])
 
 /** More than a vocabulary of every character takes. */
 const maxBytes = 5e6
@@ -129,20 +133,31 @@ export class RunFolder {
   }
 
   /**
-   * Rejects a checkpoint of another save than `id`, and a model that needs more than its tensors, before it allocates
-   * memory. Their size is that of the header, which must account for the whole file. V: tokens of the vocabulary. Errors:
-   * STATE_DICT, FILE_FORMAT, FILE_SYSTEM.
+   * Rejects a checkpoint of another save than `id`, and a model of other sizes than its tensors, before it allocates memory
+   * or makes a name. Their bytes, number and shapes are those of the header, which must account for the whole file. V:
+   * tokens of the vocabulary. Errors: STATE_DICT, FILE_FORMAT, FILE_SYSTEM.
    */
   checkHolds(sizes: LanguageModelShape, V: number, id: string | undefined): void {
     const needed = weightBytes(sizes, V)
     const { tensors, metadata } = utils.within(this.#op, () => readSafetensorsHeaderSync(this.checkpoint))
     this.#checkId(id, metadata)
     const size = Object.values(tensors).reduce((sum, { bytes }) => sum + bytes, 0)
-    if (needed <= size) return
     const shown = Object.entries(memoryOptions(sizes)).map(([name, value]) => `${kebabCase(name)} ${value}`)
-    const described = `the model of ${this.description} (${shown.join(', ')})`
-    const text = `${this.checkpoint} holds ${size} bytes of tensors, but ${described} has at least ${needed}`
-    utils.fail('STATE_DICT', this.#op, text)
+    const refuse = (holds: string, has: string): never => {
+      const described = `the model of ${this.description} (${shown.join(', ')})`
+      return utils.fail('STATE_DICT', this.#op, `${this.checkpoint} holds ${holds}, but ${described} has ${has}`)
+    }
+    if (needed > size) refuse(`${size} bytes of tensors`, `at least ${needed}`)
+    const held = Object.entries(tensors).filter(([name]) => name.startsWith(modelPrefix))
+    const count = weightCount(sizes)
+    if (count !== held.length) refuse(`${held.length} tensors of a model`, `${count}`)
+    const odd = held.find(([, { dtype }]) => !floats.has(dtype))
+    if (odd) refuse(`${utils.show(odd[0])} of type ${utils.show(odd[1].dtype)}`, 'floating-point tensors')
+    for (const [name, shape] of Object.entries(weightShapes(sizes, V))) {
+      const got = tensors[modelPrefix + name]?.shape
+      if (got === undefined || got.length !== shape.length || got.some((n, i) => n !== shape[i]))
+        refuse(got ? `${name} ${utils.showShape(got)}` : `no ${name}`, `${name} ${utils.showShape(shape)}`)
+    }
   }
 
   /**

@@ -48,6 +48,28 @@ export function weightBytes(sizes: LanguageModelShape, V: number): number {
   return 4 * (layers * ofLayer + 2 * V + context) * dim
 }
 
+/** Names in the state dict of a model. */
+export function weightCount({ layers, experts, sharedExperts, activation }: LanguageModelShape): number {
+  const ofExpert = isGatedActivation(activation) ? 5 : 4 // weights and biases of two linear maps; gates have one more
+  const shared = sharedExperts > 0 ? 1 : 0 // all in one
+  const ofLayer = 10 + (experts + shared + 1) * ofExpert // norms, attention, router; the last is the dense feed-forward
+  return layers * ofLayer + 5
+}
+
+/** The shape of a weight on which each size depends, by name; layers have the same. V: tokens of the vocabulary. */
+export function weightShapes(sizes: LanguageModelShape, V: number): Record<string, readonly number[]> {
+  const { context, dim, experts, sharedExperts } = sizes
+  const [hidden] = hiddenSizes(sizes)
+  const moe = 'layers.0.block.moe.'
+  return {
+    'tokens.weight': [V, dim],
+    positions: [context, dim],
+    [`${moe}gate.to_gates.weight`]: [experts, dim],
+    [`${moe}experts.experts.0.net.0.weight`]: [rowsOf(sizes, hidden), dim],
+    ...(sharedExperts > 0 && { [`${moe}shared_experts.net.0.weight`]: [rowsOf(sizes, hidden * sharedExperts), dim] }),
+  }
+}
+
 /**
  * Lower bound of the bytes for training: weights, their gradients, the two moments of AdamW, and the tensors that a
  * step saves for its backward. V: tokens of the vocabulary; `batch`: sequences per step.

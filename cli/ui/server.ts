@@ -1,7 +1,7 @@
 import { randomBytes, timingSafeEqual } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import type { AddressInfo, Socket } from 'node:net'
 import { Failure } from '../errors.js'
 import { readAssets } from './assets.js'
 import { nothing, type Position, partOf, type ShownRun } from './feed.js'
@@ -9,8 +9,16 @@ import type { RunsMessage, Status } from './messages.js'
 
 /** Milliseconds between two parts of a run that changes, and at most between its end and that of the server. */
 const [interval, grace] = [250, 1000]
-/** Pages that are open at once, and connections. */
-const [maxPages, maxConnections] = [16, 128]
+/** Pages that are open at once, and connections: those that have not shown the token, and all, for a burst of them. */
+const [maxPages, maxStrangers, maxConnections] = [16, 64, 1024]
+/** Milliseconds for the headers of a request and for its rest, before the token is shown, and between two requests. */
+const limits = {
+  headersTimeout: 5000,
+  requestTimeout: 10_000,
+  keepAliveTimeout: 5000,
+  connectionsCheckingInterval: 1000,
+}
+const strangerTime = 5000
 
 const address = '127.0.0.1'
 /** Any other is a name that somebody else's page resolved to this machine (DNS rebinding). The port may be a tunnel's. */
@@ -37,12 +45,29 @@ export class PageServer {
   readonly #token = randomBytes(24).toString('base64url')
   readonly #assets = readAssets()
   readonly #pages = new Set<Page>()
+  /** Connections without a request that had the token, the oldest first. */
+  readonly #strangers = new Set<Socket>()
   #runs: readonly PageRun[] = []
   #timer: NodeJS.Timeout | null = null
 
   private constructor() {
-    this.#server = createServer((request, response) => this.#answer(request, response))
+    this.#server = createServer(limits, (request, response) => this.#answer(request, response))
     this.#server.maxConnections = maxConnections
+    this.#server.on('connection', (socket) => this.#meet(socket))
+  }
+
+  /** Connections that send nothing, or no token, keep nobody out: each has some seconds, and the oldest give way. */
+  #meet(socket: Socket): void {
+    const timer = setTimeout(() => this.#strangers.has(socket) && socket.destroy(), strangerTime).unref()
+    this.#strangers.add(socket)
+    socket.once('close', () => {
+      clearTimeout(timer)
+      this.#strangers.delete(socket)
+    })
+    if (this.#strangers.size <= maxStrangers) return
+    const [oldest] = this.#strangers
+    this.#strangers.delete(oldest)
+    oldest.destroy()
   }
 
   /** Port 0 is a free one. `flag` names the port in an error. */
@@ -92,14 +117,17 @@ export class PageServer {
     clearTimeout(timer)
   }
 
-  #answer({ method, headers: { host = '' }, url = '' }: IncomingMessage, response: ServerResponse): void {
+  #answer({ method, headers: { host = '' }, url = '', socket }: IncomingMessage, response: ServerResponse): void {
     const [, token, name] = /^\/([^/?]*)\/([^?]*)/.exec(url) ?? ['', '', '']
     const hostname = host.replace(/:\d+$/, '').toLowerCase()
     const asset = this.#assets.get(name)
     const refuse = (status: number, text: string): void => {
       response.writeHead(status, { ...headers, 'Content-Type': 'text/plain; charset=utf-8' }).end(`${text}\n`)
     }
-    if (!hosts.has(hostname) || !isSame(token, this.#token)) refuse(403, 'Open the URL that st-moe printed.')
+    const hasToken = hosts.has(hostname) && isSame(token, this.#token)
+    if (hasToken) this.#strangers.delete(socket)
+    else response.setHeader('Connection', 'close')
+    if (!hasToken) refuse(403, 'Open the URL that st-moe printed.')
     else if (method !== 'GET') refuse(405, 'Only GET is allowed.')
     else if (asset) response.writeHead(200, { ...headers, 'Content-Type': asset.type }).end(asset.body)
     else if (name !== 'events') refuse(404, 'There is no such page.')

@@ -1,14 +1,14 @@
 import { randomBytes } from 'node:crypto'
 import { constants, type Stats } from 'node:fs'
 import { constants as system } from 'node:os'
-import { basename, dirname, isAbsolute } from 'node:path'
+import { basename, dirname, isAbsolute, relative, sep } from 'node:path'
 import { native } from '../runtime/native.js'
 import { call, checkRegular, described, quietly, type Routine, run, runSync, unless, writeAll } from './files.js'
 
 /**
  * Atomic writes: a temporary file in the same folder, fsync, rename, fsync of the folder. After an error or a kill the
- * previous file is intact. A symbolic link stays, and its target is replaced; the file keeps its mode and owner if the
- * system allows it.
+ * previous file is intact. A symbolic link stays, and its target is replaced, unless a folder bounds the write; the file
+ * keeps its mode and owner if the system allows it.
  *
  * A writer holds a lock (flock, on Windows LockFileEx) on its temporary file while the file exists. The system releases the lock when the
  * writer ends, so an unlocked temporary file is a leftover of a killed writer, and the next save to the path removes
@@ -37,6 +37,8 @@ export async function writeAtomic(path: string, parts: readonly Uint8Array[], op
 export interface NewFile {
   path: string
   parts: readonly Uint8Array[]
+  /** Nothing outside of this folder, which has `path`, is replaced: a link that leads out of it becomes a file. */
+  folder?: string
 }
 
 /** Like {@link writeAtomic}, for files that belong together: replaces none until the content of all is on disk. */
@@ -93,11 +95,11 @@ function* syncFolder(path: string): Routine<void> {
   }
 }
 
-function* stage(op: string, { path, parts }: NewFile): Routine<Staged> {
+function* stage(op: string, { path, parts, folder }: NewFile): Routine<Staged> {
   const text = `cannot write ${path}`
   let outcome = '; nothing was written'
   try {
-    const target = yield* followLinks(path)
+    const target = yield* folder === undefined ? followLinks(path) : linkedWithin(folder, path)
     const before = yield* unless(['ENOENT'], call('stat', target))
     if (before) checkRegular(op, text, before)
     if (before) outcome = '; the file from before is intact'
@@ -166,6 +168,13 @@ function* followLinks(path: string): Routine<string> {
     target = isAbsolute(to) ? to : `${dirname(target)}/${to}` // not normalized: `..` is relative to the target of a link
   }
   return path
+}
+
+/** The file that a path in a folder leads to; the path itself if that is outside of the folder. */
+function* linkedWithin(folder: string, path: string): Routine<string> {
+  const to = yield* call('realpath', path)
+  const way = relative(yield* call('realpath', folder), to)
+  return way === '..' || way.startsWith(`..${sep}`) || isAbsolute(way) ? path : to
 }
 
 /** Removes temporary files of killed writers to `target`, as far as possible: no save depends on it. */

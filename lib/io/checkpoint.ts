@@ -122,6 +122,8 @@ function namedTargets(op: string, kind: KindName, value: unknown): Named[] {
 const shown = ({ kind, name }: Pick<Named, 'kind' | 'name'>): string =>
   name === null ? `the ${kind}` : `${kind} ${show(name)}`
 
+const modelPrefix = 'model.'
+
 /** Names without dots, so that `optimizer.0.step` and `optimizer.0.0.step` are distinct. */
 const prefixOf = ({ kind, name }: Named): string => (name === null ? `${kind}.` : `${kind}.${name}.`)
 
@@ -176,7 +178,7 @@ function encodeCheckpoint(op: string, checkpoint: Checkpoint, metadata: Record<s
     const saved = Object.fromEntries(kindNames.map((kind) => [listOf(kind), of(kind)])) as Saved
     const { seed, step: position } = generator
     const about: About = { step: step as number, extra, ...saved, generator: { seed, step: position } }
-    const state: StateDict = Object.assign(prefixed('model.', stateOf(op, model)), ...states)
+    const state: StateDict = Object.assign(prefixed(modelPrefix, stateOf(op, model)), ...states)
     return encode(op, state, { ...metadata, [aboutKey]: toJson(op, about, 'extra') })
   })
 }
@@ -201,7 +203,9 @@ function encodeCheckpoint(op: string, checkpoint: Checkpoint, metadata: Record<s
 export async function loadCheckpoint(path: string, targets: CheckpointTargets): Promise<LoadedProgress> {
   const op = 'loadCheckpoint'
   const { model, kept, generator } = checkTargets(op, checkOptions<CheckpointTargets>(op, targets, names))
-  const { tensors, metadata } = await run(load(op, path))
+  const prefixes = [modelPrefix, ...kept.map(prefixOf)]
+  const isWanted = (name: string): boolean => prefixes.some((prefix) => name.startsWith(prefix))
+  const { tensors, metadata } = await run(load(op, path, isWanted))
   try {
     const about = parse(op, path, metadata)
     scope(() => {
@@ -211,7 +215,7 @@ export async function loadCheckpoint(path: string, targets: CheckpointTargets): 
         return kindOf(named).stage(named.target, op, `${path}: the state of ${shown(named)}`, state, options)
       }
       const ofKept = kept.map(stage)
-      const ofModel = stageState(model, op, `${path}: the state of the model`, unprefixed('model.', tensors))
+      const ofModel = stageState(model, op, `${path}: the state of the model`, unprefixed(modelPrefix, tensors))
       for (const write of [ofModel, ...ofKept]) write() // these cannot fail
     })
     generator?.setState(about.generator)

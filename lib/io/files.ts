@@ -14,6 +14,7 @@ interface Calls {
   fchmod(file: number, mode: number): void
   stat(path: string): fs.Stats
   readlink(path: string): string
+  realpath(path: string): string
   readdir(path: string): string[]
   rename(from: string, to: string): void
   unlink(path: string): void

@@ -23,8 +23,12 @@ export interface TensorEntry {
   end: number
 }
 
-/** Bytes per element of the supported types. */
-export const bytesOf: Record<string, number> = { F32: 4, F64: 8, BF16: 2, F16: 2, I32: 4, I64: 8, U8: 1, BOOL: 1 }
+/** Bits per element of the types of the format. A type that later versions add is passed over, its size unchecked. */
+const bitsOf: Readonly<Record<string, number>> = {
+  ...{ BOOL: 8, U8: 8, I8: 8, U16: 16, I16: 16, U32: 32, I32: 32, U64: 64, I64: 64 },
+  ...{ F16: 16, BF16: 16, F32: 32, F64: 64, C64: 64, F4: 4, F6_E2M3: 6, F6_E3M2: 6 },
+  ...{ F8_E5M2: 8, F8_E4M3: 8, F8_E8M0: 8, F8_E4M3FNUZ: 8, F8_E5M2FNUZ: 8 },
+}
 
 /** The limit of the reference implementation. */
 export const maxHeader = 100_000_000
@@ -99,7 +103,6 @@ function quoted(text: string): string | null {
 /** Parses and checks a header: the tensors fill `dataSize` bytes without gaps. Errors: FILE_FORMAT. */
 export function readHeader(op: string, path: string, bytes: Buffer, dataSize: number): Header {
   const malformed = (text: string): never => fail('FILE_FORMAT', op, `${path}: ${text}`)
-  if (bytes[0] !== curly) malformed('the header does not start with {')
   if (!isUtf8(bytes)) malformed('the header is not UTF-8')
   const scanner = new Scanner(bytes, malformed)
   const entries: TensorEntry[] = []
@@ -146,12 +149,12 @@ function readEntry(scanner: Scanner, malformed: Malformed, name: string): Tensor
     else if (key === 'data_offsets' && offsets === undefined) offsets = scanner.integers(2)
     else malformed(`tensor ${show(name)} must have dtype, shape and data_offsets, once each, got ${show(key)}`)
   })
-  if (dtype === undefined || !Object.hasOwn(bytesOf, dtype))
-    return malformed(`tensor ${show(name)} has dtype ${show(dtype)}, supported: ${Object.keys(bytesOf).join(', ')}`)
+  if (dtype === undefined) return malformed(`tensor ${show(name)} has no dtype`)
   if (!shape || !isShape(shape)) return malformed(`tensor ${show(name)} has shape ${show(shape)}`)
   if (offsets?.length !== 2) return malformed(`tensor ${show(name)} has data_offsets ${show(offsets)}`)
   const [begin, end] = offsets
-  if (end - begin !== sizeOf(shape) * bytesOf[dtype])
+  const bits = Object.hasOwn(bitsOf, dtype) ? bitsOf[dtype] : null
+  if (end < begin || (bits !== null && (end - begin) * 8 !== sizeOf(shape) * bits))
     malformed(`tensor ${show(name)}: ${dtype} ${show(shape)} does not fill bytes ${begin} to ${end}`)
   return { name, dtype, shape, begin, end }
 }

@@ -13,6 +13,7 @@ export {
   decodeSafetensors,
   encodeSafetensors,
   type LoadedTensors,
+  type LoadSafetensorsOptions,
   loadSafetensors,
   loadSafetensorsSync,
   readSafetensorsHeaderSync,

@@ -1,11 +1,11 @@
 import { types } from 'node:util'
 import type { StateDict } from '../nn/state.js'
-import { checkOptions, checkPath, fail } from '../runtime/check.js'
+import { checkOptions, checkPath, copyArray, fail } from '../runtime/check.js'
 import { allocated } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { writeAtomic, writeAtomicSync } from './atomic.js'
 import { run, runSync } from './files.js'
-import { encode, headerIn, load, loadBytes } from './tensor-file.js'
+import { encode, headerIn, load, loadBytes, type Names } from './tensor-file.js'
 
 /** The content of a safetensors file. */
 export interface LoadedTensors {
@@ -19,6 +19,32 @@ export interface LoadedTensors {
 export interface SafetensorsOptions {
   /** Strings to store with the tensors. */
   metadata?: Record<string, string>
+}
+
+/** Options of {@link loadSafetensors}. */
+export interface LoadSafetensorsOptions {
+  /**
+   * The tensors to read: their names, or a function that returns whether a name is wanted. The bytes of others are not
+   * read. Default: all.
+   */
+  names?: readonly string[] | ((name: string) => boolean)
+}
+
+const maxNames = 200_000
+
+function namesOf(op: string, options: unknown): Names {
+  const { names } = checkOptions<LoadSafetensorsOptions>(op, options, ['names'])
+  if (names === undefined) return null
+  if (typeof names === 'function')
+    return (name) => {
+      const answer: unknown = names(name)
+      if (typeof answer === 'boolean') return answer
+      return fail('OPTION', op, `names must return true or false, got ${show(answer)} for ${show(name)}`)
+    }
+  if (!Array.isArray(names)) fail('OPTION', op, `names must be an array or a function, got ${show(names)}`)
+  return copyArray(op, 'names', names, maxNames).map((name, i) =>
+    typeof name === 'string' ? name : fail('OPTION', op, `names[${i}] must be a string, got ${show(name)}`),
+  )
 }
 
 const metadataOf = (op: string, options: unknown): Record<string, string> =>
@@ -66,8 +92,9 @@ export async function saveSafetensors(path: string, state: StateDict, options?: 
 
 /**
  * Reads a safetensors file. Checks the whole header before it allocates data: a truncated or hostile file is a
- * FILE_FORMAT error. I64, U8 and BOOL tensors become i32; an I64 value out of range is an error. Other errors: OPTION,
- * OUT_OF_MEMORY, FILE_SYSTEM.
+ * FILE_FORMAT error. I8, U8, I16, U16, I64 and BOOL tensors become i32; an I64 value out of range is an error, as is a
+ * tensor of another type that `names` does not leave out. Other errors: STATE_DICT if a name of a list is missing,
+ * OPTION, OUT_OF_MEMORY, FILE_SYSTEM.
  *
  * @example
  * ```ts
@@ -75,10 +102,13 @@ export async function saveSafetensors(path: string, state: StateDict, options?: 
  * const { tensors } = loadSafetensorsSync('linear.safetensors')
  * console.log([tensors.weight]) // → [ Tensor([4, 8], f32, cpu) ]
  * new Linear(8, 4).loadStateDict(tensors)
+ * const part = loadSafetensorsSync('linear.safetensors', { names: ['bias'] }).tensors
+ * console.log(Object.keys(part)) // → [ 'bias' ]
  * ```
  */
-export function loadSafetensorsSync(path: string): LoadedTensors {
-  return runSync(load('loadSafetensors', path))
+export function loadSafetensorsSync(path: string, options?: LoadSafetensorsOptions): LoadedTensors {
+  const op = 'loadSafetensors'
+  return runSync(load(op, path, namesOf(op, options)))
 }
 
 /**
@@ -89,10 +119,13 @@ export function loadSafetensorsSync(path: string): LoadedTensors {
  * await saveSafetensors('linear.safetensors', new Linear(8, 4).stateDict())
  * const { tensors } = await loadSafetensors('linear.safetensors')
  * console.log(Object.keys(tensors).sort()) // → [ 'bias', 'weight' ]
+ * const part = await loadSafetensors('linear.safetensors', { names: (name) => name.startsWith('w') })
+ * console.log(Object.keys(part.tensors)) // → [ 'weight' ]
  * ```
  */
-export async function loadSafetensors(path: string): Promise<LoadedTensors> {
-  return run(load('loadSafetensors', path))
+export async function loadSafetensors(path: string, options?: LoadSafetensorsOptions): Promise<LoadedTensors> {
+  const op = 'loadSafetensors'
+  return run(load(op, path, namesOf(op, options)))
 }
 
 /** What the header of a safetensors file says of a tensor. */
@@ -157,7 +190,7 @@ export function encodeSafetensors(state: StateDict, options?: SafetensorsOptions
 
 /**
  * Reads the bytes of a safetensors file as {@link loadSafetensorsSync} reads the file; it keeps none of them. Errors:
- * OPTION, FILE_FORMAT, OUT_OF_MEMORY.
+ * OPTION, FILE_FORMAT, STATE_DICT, OUT_OF_MEMORY.
  *
  * @example
  * ```ts
@@ -166,8 +199,8 @@ export function encodeSafetensors(state: StateDict, options?: SafetensorsOptions
  * console.log([tensors.x], metadata) // → [ Tensor([3], f32, cpu) ] { step: '1000' }
  * ```
  */
-export function decodeSafetensors(bytes: Uint8Array): LoadedTensors {
+export function decodeSafetensors(bytes: Uint8Array, options?: LoadSafetensorsOptions): LoadedTensors {
   const op = 'decodeSafetensors'
   if (!types.isUint8Array(bytes)) fail('OPTION', op, `bytes must be a Uint8Array, got ${show(bytes)}`)
-  return runSync(loadBytes(op, bytes))
+  return runSync(loadBytes(op, bytes, namesOf(op, options)))
 }

@@ -1,5 +1,5 @@
 import type { StateDict } from '../nn/state.js'
-import { checkPath, fail, sizeOf } from '../runtime/check.js'
+import { checkPath, fail, listed, showName, sizeOf } from '../runtime/check.js'
 import { allocateArray, allocated, type DType, dtypeCode, dtypeSize } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
@@ -9,14 +9,20 @@ import { type Header, readHeader, readLength, type TensorEntry, writeHeader } fr
 import type { LoadedTensors } from './safetensors.js'
 
 /**
- * The safetensors format: the u64 length of the header, a JSON header, then the bytes of the tensors without gaps. I64,
- * U8 and BOOL tensors become i32; an I64 value out of range is an error.
+ * The safetensors format: the u64 length of the header, a JSON header, then the bytes of the tensors without gaps. I8,
+ * U8, I16, U16, I64 and BOOL tensors become i32; an I64 value out of range is an error.
  */
 
 const fileTypes: Record<DType, string> = { f32: 'F32', f64: 'F64', bf16: 'BF16', f16: 'F16', i32: 'I32' }
 const ownTypes = Object.fromEntries(Object.entries(fileTypes).map(([own, file]) => [file, own as DType])) as Partial<
   Record<string, DType>
 >
+/** Types that become i32, and what holds them. */
+const integers = {
+  ...{ BOOL: Uint8Array, U8: Uint8Array, I8: Int8Array, U16: Uint16Array, I16: Int16Array },
+  I64: BigInt64Array,
+}
+const isInteger = (type: string): type is keyof typeof integers => Object.hasOwn(integers, type)
 
 // ---- writing
 
@@ -46,19 +52,18 @@ export function encode(op: string, state: StateDict, metadata: Record<string, st
 /** Bytes per read of several small tensors, because one call per tensor would be slow. */
 const groupBytes = 2 ** 20
 
-/** Reads a file on behalf of `op`: all of its tensors, or those with wanted names. */
-export const load = (
-  op: string,
-  path: unknown,
-  wanted: (name: string) => boolean = () => true,
-): Routine<LoadedTensors> => {
+/** Names of tensors to read: a list, of which none may be missing, or a test; null for all. */
+export type Names = readonly string[] | ((name: string) => boolean) | null
+
+/** Reads a file on behalf of `op`: all of its tensors, or those with these names. */
+export const load = (op: string, path: unknown, names: Names = null): Routine<LoadedTensors> => {
   const checked = checkPath(op, path)
-  return reading(op, checked, (file, size) => readTensors(op, onDisk(op, checked, file, size), wanted))
+  return reading(op, checked, (file, size) => readTensors(op, onDisk(op, checked, file, size), names))
 }
 
 /** The same of bytes in memory. */
-export const loadBytes = (op: string, bytes: Uint8Array): Routine<LoadedTensors> =>
-  readTensors(op, inMemory(bytes), () => true)
+export const loadBytes = (op: string, bytes: Uint8Array, names: Names): Routine<LoadedTensors> =>
+  readTensors(op, inMemory(bytes), names)
 
 /** The header of a file: its metadata, and what it says of its tensors. */
 export const headerIn = (op: string, path: string): Routine<Header> =>
@@ -107,12 +112,14 @@ function* headerOf(op: string, { path, size, read }: Source): Routine<Header & {
 }
 
 /** Checks the whole header before it reads the first tensor. */
-function* readTensors(op: string, source: Source, wanted: (name: string) => boolean): Routine<LoadedTensors> {
+function* readTensors(op: string, source: Source, names: Names): Routine<LoadedTensors> {
   const { entries, metadata, start } = yield* headerOf(op, source)
+  const wanted = chosen(op, source.path, entries, names)
+  for (const { name, dtype } of wanted) checkType(op, source.path, name, dtype)
   const tensors: [name: string, tensor: Tensor][] = []
   let complete = false
   try {
-    for (const group of groups(entries.filter(({ name }) => wanted(name)))) {
+    for (const group of groups(wanted)) {
       const { begin } = group[0]
       const bytes = yield* source.read(start + begin, group[group.length - 1].end - begin)
       for (const entry of group)
@@ -128,10 +135,34 @@ function* readTensors(op: string, source: Source, wanted: (name: string) => bool
   }
 }
 
+function chosen(op: string, path: string, entries: readonly TensorEntry[], names: Names): readonly TensorEntry[] {
+  if (names === null) return entries
+  if (typeof names === 'function') return entries.filter(({ name }) => names(name))
+  const missing = new Set(names)
+  const found = entries.filter(({ name }) => missing.delete(name))
+  if (missing.size > 0) fail('STATE_DICT', op, `${path} does not hold:${listed([...missing].map(showName))}`)
+  return found
+}
+
+function checkType(op: string, path: string, name: string, dtype: string): void {
+  if (keepsType(dtype) || isInteger(dtype)) return
+  const supported = [...Object.keys(ownTypes), ...Object.keys(integers)].join(', ')
+  fail(
+    'FILE_FORMAT',
+    op,
+    `${path}: tensor ${show(name)} has dtype ${show(dtype)}, which cannot be read: ${supported} can`,
+  )
+}
+
+/** Tensors that are read together: their bytes follow each other. */
 function* groups(entries: readonly TensorEntry[]): Iterable<TensorEntry[]> {
   for (let at = 0, end = 0; at < entries.length; at = end) {
     do end++
-    while (end < entries.length && entries[end].end - entries[at].begin <= groupBytes)
+    while (
+      end < entries.length &&
+      entries[end].begin === entries[end - 1].end &&
+      entries[end].end - entries[at].begin <= groupBytes
+    )
     yield entries.slice(at, end)
   }
 }
@@ -142,21 +173,22 @@ function decode(op: string, path: string, entry: TensorEntry, bytes: Uint8Array)
   const dtype = own ?? 'i32'
   const data = allocateArray(op, dtype, sizeOf(shape))
   if (own) new Uint8Array(data.buffer).set(bytes)
-  else if (entry.dtype === 'I64') toInt32(op, path, entry, bytes, data)
-  else data.set(bytes)
+  else if (isInteger(entry.dtype)) {
+    const Integers = integers[entry.dtype]
+    const aligned = bytes.byteOffset % Integers.BYTES_PER_ELEMENT === 0 ? bytes : new Uint8Array(bytes)
+    const values = new Integers(aligned.buffer as ArrayBuffer, aligned.byteOffset, sizeOf(shape))
+    if (values instanceof BigInt64Array) toInt32(op, path, entry.name, values, data)
+    else data.set(values)
+  }
   const tensor = wrap(native.fromData(data, dtypeCode(dtype), shape, 0), { shape, dtype, device: 'cpu' })
   markLasting(tensor)
   return tensor
 }
 
-function toInt32(op: string, path: string, entry: TensorEntry, bytes: Uint8Array, data: { [i: number]: number }): void {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
-  for (let i = 0; i < bytes.byteLength / 8; i++) {
-    const value = view.getBigInt64(i * 8, true)
-    if (value !== BigInt.asIntN(32, value)) {
-      const text = `${path}: tensor ${show(entry.name)} holds ${value}, which does not fit i32`
-      fail('FILE_FORMAT', op, text)
-    }
+function toInt32(op: string, path: string, name: string, values: BigInt64Array, data: { [i: number]: number }): void {
+  for (const [i, value] of values.entries()) {
+    if (value !== BigInt.asIntN(32, value))
+      fail('FILE_FORMAT', op, `${path}: tensor ${show(name)} holds ${value}, which does not fit i32`)
     data[i] = Number(value)
   }
 }

@@ -115,3 +115,11 @@ export function wantedOf(at: string, { layout, ...family }: Family, { D, H, E }:
   }
   return wanted
 }
+
+/** How many tensors {@link wantedOf} lists. */
+export function countOf({ layout, ...family }: Family, { E }: Sizes): number {
+  const ofRouter = 1 + (family.routerBias ? 1 : 0) + (family.expertBias ? 1 : 0)
+  const ofExperts = layout.kind === 'each' ? 3 * E : layout.biases ? 4 : 2
+  const ofShared = family.shared ? 3 + (family.shared.gate ? 1 : 0) : 0
+  return ofRouter + ofExperts + ofShared
+}

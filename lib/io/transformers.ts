@@ -19,12 +19,13 @@ import {
 import type { ComputeDType } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { call, described, runSync, unless } from './files.js'
+import { writeTogetherSync } from './atomic.js'
+import { runSync } from './files.js'
 import { readJson } from './json.js'
-import { saveSafetensorsSync } from './safetensors.js'
-import { headerIn, keepsType, load } from './tensor-file.js'
+import { encode, headerIn, keepsType, load } from './tensor-file.js'
 import { Config, type Family, families, type Sizes } from './transformers-families.js'
-import { expertOf, Stored, storedExperts, type Wanted, wantedOf } from './transformers-tensors.js'
+import { type Contents, checkLayer, contentsOf } from './transformers-folder.js'
+import { countOf, expertOf, Stored, storedExperts, type Wanted, wantedOf } from './transformers-tensors.js'
 
 /** Options of {@link loadTransformersMoE}. */
 export interface TransformersOptions {
@@ -40,41 +41,13 @@ interface Shaped {
   shape: readonly number[]
 }
 
-function exists(op: string, path: string): boolean {
-  try {
-    return runSync(unless(['ENOENT'], call('stat', path))) !== null
-  } catch (error) {
-    throw described(op, `cannot read ${path}`, error)
-  }
-}
-
-/** The files that hold some names: one, or those of an index. */
-function filesWith(op: string, folder: string, wanted: Wanted): string[] {
-  const path = join(folder, 'model.safetensors.index.json')
-  if (!exists(op, path)) return [join(folder, 'model.safetensors')]
-  const map = (readJson(op, path) as { weight_map?: unknown } | null)?.weight_map
-  if (typeof map !== 'object' || map === null) fail('FILE_FORMAT', op, `${path}: weight_map must be an object`)
-  const files = new Set<string>()
-  for (const [name, file] of Object.entries(map)) {
-    if (!isWanted(wanted, name)) continue
-    if (typeof file !== 'string' || !/^[\w.-]+$/.test(file))
-      fail(
-        'FILE_FORMAT',
-        op,
-        `${path}: the file of ${showName(name)} must be a name without a folder, got ${show(file)}`,
-      )
-    files.add(join(folder, file))
-  }
-  return [...files]
-}
-
 const packed = /_(?:blocks|scales)$/
 const isWanted = (wanted: Wanted, name: string): boolean => wanted.has(name) || wanted.has(name.replace(packed, ''))
 
 /** The tensors that a layer needs, which belong to the scope. */
-function read(op: string, folder: string, wanted: Wanted): Map<string, Tensor> {
+function read(op: string, folder: string, wanted: Wanted, contents: Contents): Map<string, Tensor> {
   const found = new Map<string, Tensor>()
-  for (const file of filesWith(op, folder, wanted)) {
+  for (const file of contents.filesWith((name) => isWanted(wanted, name))) {
     const { tensors } = runSync(load(op, file, (name) => isWanted(wanted, name)))
     for (const [name, tensor] of Object.entries(tensors)) found.set(name, tensor)
   }
@@ -109,9 +82,10 @@ interface Model {
   at: string
   wanted: Wanted
   made: MoEOptions
+  contents: Contents
 }
 
-/** What config.json says of a layer. */
+/** What config.json says of a layer that the files may have. */
 function modelOf(op: string, folder: string, number: unknown): Model {
   checkPath(op, folder)
   const layer = checkInteger(op, 'layer', number, 0)
@@ -153,7 +127,9 @@ function modelOf(op: string, folder: string, number: unknown): Model {
     }),
     ...family.options(config),
   }
-  return { family, sizes, at, wanted: wantedOf(at, family, sizes, sharedHidden ?? 0), made }
+  const contents = contentsOf(op, folder)
+  checkLayer(op, folder, contents.names, layer, family.prefix + family.router, countOf(family, sizes))
+  return { family, sizes, at, wanted: wantedOf(at, family, sizes, sharedHidden ?? 0), made, contents }
 }
 
 /**
@@ -162,8 +138,8 @@ function modelOf(op: string, folder: string, number: unknown): Model {
  * of the layer in transformers, shared experts included. Model types: mixtral, olmoe, qwen2_moe, qwen3_moe, deepseek_v3,
  * gpt_oss (mxfp4 too), llama4_text, granitemoe. The layer is on the CPU and in evaluation mode; it never drops a token.
  *
- * Errors: OPTION; UNSUPPORTED for other models; STATE_DICT, which lists missing and misshapen tensors; FILE_FORMAT,
- * FILE_SYSTEM, OUT_OF_MEMORY.
+ * Errors: OPTION; UNSUPPORTED for other models; STATE_DICT, which lists missing and misshapen tensors, or the layers that
+ * have experts if this has none; FILE_FORMAT, FILE_SYSTEM, OUT_OF_MEMORY.
  *
  * @example
  * ```ts
@@ -178,10 +154,10 @@ function modelOf(op: string, folder: string, number: unknown): Model {
 export function loadTransformersMoE(folder: string, options: TransformersOptions): MoE {
   const op = 'loadTransformersMoE'
   const o = checkOptions<TransformersOptions>(op, options, ['layer', 'dtype', 'computeDtype'])
-  const { family, sizes, at, wanted, made } = modelOf(op, folder, o.layer)
+  const { family, sizes, at, wanted, made, contents } = modelOf(op, folder, o.layer)
   return noGrad(() =>
     scope(() => {
-      const stored = new Stored(read(op, folder, wanted), o.dtype ?? 'f32')
+      const stored = new Stored(read(op, folder, wanted, contents), o.dtype ?? 'f32')
       const moe = new MoE({
         ...made,
         ...(o.dtype !== undefined && { dtype: o.dtype }),
@@ -228,7 +204,8 @@ export interface SaveTransformersOptions {
 /**
  * Writes a layer that {@link loadTransformersMoE} has made back over that of a model in `folder`: every file that holds a
  * tensor of the layer is replaced, atomically, with the other tensors and the dtypes that it has. Everything is checked
- * before the first file is written.
+ * before the first file is written. No file outside of the folder changes: a link to one, as in the cache of Hugging
+ * Face, becomes a file.
  *
  * Errors: OPTION; STATE_DICT if the layer is another than that of the model; UNSUPPORTED for mxfp4, and for files with
  * I64, U8 or BOOL tensors; FILE_FORMAT, FILE_SYSTEM, OUT_OF_MEMORY.
@@ -246,7 +223,7 @@ export function saveTransformersMoE(folder: string, moe: MoE, options: SaveTrans
   const op = 'saveTransformersMoE'
   if (!(moe instanceof MoE)) fail('OPTION', op, `moe must be a MoE, got ${show(moe)}`)
   const { layer } = checkOptions<SaveTransformersOptions>(op, options, ['layer'])
-  const { family, at, wanted } = modelOf(op, folder, layer)
+  const { family, at, wanted, contents } = modelOf(op, folder, layer)
   noGrad(() =>
     scope(() => {
       const state = stateOf(moe, at, family)
@@ -256,7 +233,7 @@ export function saveTransformersMoE(folder: string, moe: MoE, options: SaveTrans
         return `${showName(name)} must be ${showShape(shape)}, got ${got ? showShape(got.shape) : 'none'}`
       })
       if (problems.length > 0) fail('STATE_DICT', op, `the layer does not fit ${folder}:${listed(problems)}`)
-      const files = filesWith(op, folder, wanted)
+      const files = contents.filesWith((name) => isWanted(wanted, name))
       const entries = files.flatMap((file) => runSync(headerIn(op, file)).entries)
       checkFound(op, folder, wanted, new Map(entries.map((entry) => [entry.name, entry])))
       for (const { name, dtype } of entries) {
@@ -265,18 +242,19 @@ export function saveTransformersMoE(folder: string, moe: MoE, options: SaveTrans
         if (!keepsType(dtype))
           fail('UNSUPPORTED', op, `${folder} holds integers (${showName(name)}, ${dtype}) that would become I32`)
       }
-      for (const file of files) scope(() => replace(op, file, state))
+      for (const file of files) scope(() => replace(op, folder, file, state))
     }),
   )
 }
 
-function replace(op: string, file: string, state: StateDict): void {
+function replace(op: string, folder: string, file: string, state: StateDict): void {
   const { tensors, metadata } = runSync(load(op, file))
   const replaced = Object.entries(tensors).map(([name, tensor]) => [
     name,
     Object.hasOwn(state, name) ? state[name].to(tensor.dtype) : tensor,
   ])
-  saveSafetensorsSync(file, Object.fromEntries(replaced), { metadata })
+  const parts = encode(op, Object.fromEntries(replaced), metadata)
+  writeTogetherSync([{ path: file, parts, folder }], op)
 }
 
 /** The tensors of a layer under their names, those that it has. */

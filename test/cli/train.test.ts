@@ -271,7 +271,7 @@ describe('a damaged run', () => {
         const file = join(run, 'run.json')
         writeFileSync(file, readFileSync(file, 'utf8').replace('"dim": 16', '"dim": 18'))
       },
-      /checkpoint\.safetensors does not contain the model of .*run\.json/,
+      /checkpoint\.safetensors holds tokens\.weight \[\d+, 16\], but the model of .*run\.json .* has tokens\.weight \[\d+, 18\]/,
     ],
   ]
   test.each(damage)('%s', async (name, spoil, message) => {

@@ -4,7 +4,7 @@ import { entryOf } from '../../cli/trainer/entry.js'
 import { modelSizes, type RunOptions, runFlags } from '../../cli/trainer/options.js'
 import { textProgress } from '../../cli/trainer/progress.js'
 import { Batches, CharacterTokenizer, heldOutLoss, LanguageModel } from '../../language-model/index.js'
-import { weightBytes } from '../../language-model/sizes.js'
+import { weightBytes, weightCount, weightShapes } from '../../language-model/sizes.js'
 import { makeOptimizer, makeSchedule, TrainStep } from '../../language-model/train-step.js'
 import {
   keep,
@@ -122,6 +122,9 @@ describe('the layers', () => {
       const bytes = 4 * [...model.parameters()].reduce((sum, { size }) => sum + size, 0)
       expect(weightBytes(model.sizes, 5)).toBeLessThan(bytes)
       expect(weightBytes(model.sizes, 5)).toBeGreaterThan(0.85 * bytes)
+      const shapes = scope(() => Object.entries(model.stateDict()).map(([name, { shape }]) => [name, shape]))
+      expect(weightCount(model.sizes)).toBe(shapes.length)
+      expect(Object.fromEntries(shapes)).toMatchObject(weightShapes(model.sizes, 5))
     }
   })
 })

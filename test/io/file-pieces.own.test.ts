@@ -3,9 +3,14 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeEach, describe, expect, test, vi } from 'vitest'
 import {
+  AdamW,
+  Linear,
+  loadCheckpoint,
   loadSafetensors,
   loadSafetensorsSync,
+  ones,
   type StateDict,
+  saveCheckpoint,
   saveSafetensors,
   saveSafetensorsSync,
   scope,
@@ -14,7 +19,7 @@ import {
 
 // A file system that does less than it was asked for, as it may: a few bytes a call. And what is left open.
 
-const system = vi.hoisted(() => ({ piece: 0, open: 0 }))
+const system = vi.hoisted(() => ({ piece: 0, open: 0, reads: [] as [from: number, to: number][] }))
 
 vi.mock('node:fs', async (importOriginal) => {
   const original = await importOriginal<typeof fs>()
@@ -40,9 +45,14 @@ vi.mock('node:fs', async (importOriginal) => {
   const less = (args: unknown[]) => {
     if (system.piece > 0) args[3] = Math.min(args[3] as number, system.piece)
   }
+  const noted = (args: unknown[]) => {
+    less(args)
+    const [length, position] = args.slice(3) as number[]
+    system.reads.push([position, position + length])
+  }
   return {
     ...original,
-    ...both('read', less),
+    ...both('read', noted),
     ...both('write', less),
     ...both(
       'open',
@@ -60,7 +70,7 @@ vi.mock('node:fs', async (importOriginal) => {
 const folder = fs.mkdtempSync(join(tmpdir(), 'st-moe-pieces-'))
 const file = join(folder, 'state.safetensors')
 afterAll(() => fs.rmSync(folder, { recursive: true }))
-beforeEach(() => Object.assign(system, { piece: 0, open: 0 }))
+beforeEach(() => Object.assign(system, { piece: 0, open: 0, reads: [] }))
 
 const forms = {
   synchronous: {
@@ -68,6 +78,55 @@ const forms = {
     load: async () => loadSafetensorsSync(file),
   },
   asynchronous: { save: (state: StateDict) => saveSafetensors(file, state), load: () => loadSafetensors(file) },
+}
+
+test('the bytes of tensors that nobody wants are not read', async () => {
+  const state = Object.fromEntries(['a', 'b', 'c', 'd', 'e'].map((name, i) => [name, tensor([i, i, i, i])]))
+  saveSafetensorsSync(file, state)
+  const length = Number(fs.readFileSync(file).readBigUInt64LE()) + 8
+  const wanted = [
+    [0, 8],
+    [8, length],
+    [length + 16, length + 32],
+    [length + 48, length + 80],
+  ]
+  for (const load of [async (names: string[]) => loadSafetensorsSync(file, { names }), readNames]) {
+    system.reads = []
+    const { tensors } = await load(['e', 'd', 'b'])
+    expect(Object.entries(tensors).map(([name, value]) => [name, ...value.dataSync()])).toEqual([
+      ['b', 1, 1, 1, 1],
+      ['d', 3, 3, 3, 3],
+      ['e', 4, 4, 4, 4],
+    ])
+    expect(system.reads).toEqual(wanted)
+  }
+})
+
+test('a checkpoint is read as far as it is restored', async () => {
+  const model = new Linear(16, 16)
+  const optimizer = new AdamW(model.parameters())
+  model
+    .forward(ones([1, 16]))
+    .sum()
+    .backward()
+  optimizer.step()
+  await saveCheckpoint(file, { model, optimizer, step: 1 })
+  const header = Number(fs.readFileSync(file).readBigUInt64LE()) + 8
+  const weights = 4 * (16 * 16 + 16)
+  const readBytes = async (targets: Parameters<typeof loadCheckpoint>[1]) => {
+    system.reads = []
+    await loadCheckpoint(file, targets)
+    return system.reads.reduce((sum, [from, to]) => sum + to - from, 0)
+  }
+  expect(await readBytes({ model })).toBe(header + weights)
+  expect(await readBytes({ model, optimizer })).toBe(fs.statSync(file).size)
+})
+
+/** The list may change as soon as the call returns. */
+function readNames(names: string[]) {
+  const loading = loadSafetensors(file, { names })
+  names.length = 0
+  return loading
 }
 
 describe.each(Object.entries(forms))('%s', (_, { save, load }) => {

@@ -332,7 +332,7 @@ describe('a folder', () => {
     const text = readFileSync(file, 'utf8')
     for (const [from, to, message] of [
       ['"dim":32', '"dim":1e9', /holds \d+ bytes of tensors, but the model of .*dim 1000000000.* has at least \d+$/],
-      ['"dim":32', '"dim":28', /does not contain the model of/],
+      ['"dim":32', '"dim":28', /holds tokens\.weight \[29, 32\], but the model of .* has tokens\.weight \[29, 28\]$/],
       ['"layers":2', '"layers":-2', /options: layers must be an integer from 1 to 1024, got -2/],
       ['"abc', '"aabc', /text: vocabulary must hold unique characters/],
     ] as const) {
