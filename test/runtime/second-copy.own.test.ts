@@ -18,7 +18,12 @@ test('objects of another copy of the package', async () => {
     () => new st.SparseMoEBlock(any(new other.MoE({ dim: 6, numExperts: 3 }))),
     () => new st.MoE({ dim: 6, experts: any([1, 2].map(() => new other.Linear(6, 6))) }),
     () => st.rand([2], { generator: any(new other.Generator()) }),
-    () => st.saveCheckpoint('nowhere', { model: linear, step: 1, optimizer: any(new other.SGD([], { lr: 1 })) }),
+    () =>
+      st.saveCheckpoint('nowhere', {
+        model: linear,
+        step: 1,
+        optimizer: any(new other.SGD(new other.Linear(1, 1).parameters(), { lr: 1 })),
+      }),
   ]) {
     await expect((async () => wrong())()).rejects.toThrow(elsewhere)
   }
