@@ -36,6 +36,15 @@ async function open(count: number, text: string): Promise<Socket[]> {
   return made
 }
 
+/** Fails at once, and not by a time limit, if the page was closed. */
+async function expectOpen(reader: PageReader): Promise<void> {
+  const nothing = setTimeout(0, 'open')
+  expect(await Promise.race([reader.closed.then(() => 'closed'), nothing])).toBe('open')
+  const before = reader.events.length
+  server.show([{ about, history: emptyHistory(), status: running }])
+  await expect.poll(() => reader.events.length).toBeGreaterThan(before)
+}
+
 const half = 'GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: '
 const closed = (list: readonly Socket[]) => list.filter((socket) => socket.closed).length
 
@@ -52,11 +61,9 @@ test.each([
   }
   await expect.poll(() => closed(strangers)).toBeGreaterThanOrEqual(400 - 64)
   expect(performance.now() - start).toBeLessThan(4500) // before the time of the first is over
+  await expectOpen(reader)
   const late = await PageReader.open(server.url)
   await expect.poll(() => late.events).toContain('part')
-  const before = reader.events.length
-  server.show([{ about, history: emptyHistory(), status: running }])
-  await expect.poll(() => reader.events.length).toBeGreaterThan(before)
   reader.close()
   late.close()
 })
@@ -74,9 +81,7 @@ test('a connection without the token is closed after some seconds, whatever it s
   expect(performance.now() - start).toBeGreaterThan(4000)
   await expect.poll(() => closed([...quiet, ...slow, busy])).toBe(7)
   expect(performance.now() - start).toBeLessThan(30_000)
-  const before = reader.events.length
-  server.show([{ about, history: emptyHistory(), status: running }])
-  await expect.poll(() => reader.events.length).toBeGreaterThan(before) // a page is open as long as it wants
+  await expectOpen(reader) // as long as it wants
   reader.close()
 })
 
