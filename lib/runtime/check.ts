@@ -159,7 +159,7 @@ export function checkOptions<T extends object>(
   known: readonly (keyof T & string)[],
 ): Partial<T> {
   if (value === undefined) return {}
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+  if (typeof value !== 'object' || value === null || Symbol.iterator in value) {
     return fail('OPTION', op, `options must be an object, got ${show(value)}`)
   }
   const options: Partial<T> = {}

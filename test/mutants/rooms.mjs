@@ -280,4 +280,12 @@ export default [
     breaks: 'a connection with a wrong token stays for more of them',
     tests: ['test/cli/ui-strangers.test.ts'],
   },
+  {
+    name: 'set-taken-for-options',
+    file: 'lib/runtime/check.ts',
+    from: 'value === null || Symbol.iterator in value',
+    to: 'value === null || Array.isArray(value)',
+    breaks: 'a Set of names in the place of options is ignored',
+    tests: ['test/io/safetensors-names.test.ts'],
+  },
 ]
