@@ -22,7 +22,7 @@ export default [
     from: 'String(options[name] ?? runFlags[name].shown)',
     to: 'String(options[name])',
     breaks: 'the report says null for a flag that was not given',
-    tests: ['test/cli/train.test.ts'],
+    tests: ['test/cli/resume.test.ts'],
   },
   {
     name: 'rate-of-a-run-is-fixed',
@@ -30,7 +30,7 @@ export default [
     from: "'minutes', 'lr',",
     to: "'minutes',",
     breaks: 'a resumed run refuses another learning rate',
-    tests: ['test/cli/train.test.ts'],
+    tests: ['test/cli/resume.test.ts'],
   },
   {
     name: 'generate-ignores-top-p',
