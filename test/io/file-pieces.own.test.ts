@@ -1,3 +1,4 @@
+// Not on the emulator: it counts what is read of files before the library is loaded, a device needs it loaded first.
 import * as fs from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
