@@ -111,7 +111,7 @@ const waiting = new Alive(
     'get no backward, or forward() in noGrad(() => …).',
 )
 
-/** Only a safety net, as for tensors: those of the handle have finalizers of their own. */
+/** Frees nothing: a handle that nobody holds is no longer alive, and must not be counted. */
 const finalizers = new FinalizationRegistry<null>(() => waiting.remove())
 
 class Handle implements GradHandle {

@@ -53,8 +53,9 @@ function visibleKeys(op: string, causal: unknown, Nq: number, Nk: number): numbe
 /**
  * Multi-head scaled dot-product attention (Vaswani et al., arXiv 1706.03762, §3.2), with grouped queries if there are
  * fewer heads of keys (Ainslie et al., arXiv 2305.13245); as torch.nn.functional.scaled_dot_product_attention, whose
- * `is_causal` is `causal: 'first'`. q [B, Nq, D], D split into `heads` equal parts, k and v [B, Nk, D · kvHeads / heads] → [B, Nq, D]; all f32 or f64. No N×N matrix is
- * stored (Dao et al., arXiv 2205.14135). Errors: SHAPE, DTYPE, DEVICE, OPTION; NON_FINITE for a NaN in the mask.
+ * `is_causal` is `causal: 'first'`. q [B, Nq, D], D split into `heads` equal parts, k and v
+ * [B, Nk, D · kvHeads / heads] → [B, Nq, D]; all f32 or f64. No N×N matrix is stored (Dao et al., arXiv 2205.14135).
+ * Errors: SHAPE, DTYPE, DEVICE, OPTION; NON_FINITE for a NaN in the mask.
  *
  * @example
  * ```ts

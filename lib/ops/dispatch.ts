@@ -18,7 +18,8 @@ export interface DispatchOptions {
 
 /**
  * Copies each dispatched token to its slots: x [B, N, D] → [E, B, C, D], f32 or f64; empty slots are zero (the dispatch tensor
- * of GShard, arXiv 2006.16668, §3.1, without a tensor of that size). Errors: SHAPE, DTYPE, DEVICE; OPTION, also for two tokens in one slot.
+ * of GShard, arXiv 2006.16668, §3.1, without a tensor of that size). Errors: SHAPE, DTYPE, DEVICE; OPTION, also for two
+ * tokens in one slot.
  *
  * @example
  * ```ts

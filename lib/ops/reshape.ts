@@ -7,7 +7,8 @@ import { asMethods } from '../tensor/methods.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 /**
- * The same elements in another shape, sharing memory; one dimension may be −1 (what is left), unless another is 0. Any dtype. Errors: SHAPE.
+ * The same elements in another shape, sharing memory; one dimension may be −1 (what is left), unless another is 0. Any
+ * dtype. Errors: SHAPE.
  *
  * @example
  * ```ts
