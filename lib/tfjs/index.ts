@@ -9,12 +9,13 @@ import '../runtime/symbol-dispose.js' // before the classes
 import * as tf from '@tensorflow/tfjs'
 import { noGrad, scope, withoutScope } from '../autograd/scope.js'
 import { MoE } from '../nn/moe.js'
-import type { MoEOptions } from '../nn/moe-options.js'
+import type { MoEForwardOptions, MoEOptions } from '../nn/moe-options.js'
 import type { Parameter } from '../nn/parameter.js'
 import type { GradHandle } from '../nn/with-grad.js'
 import { fail, showShape } from '../runtime/check.js'
 import { show } from '../runtime/errors.js'
 import { tensor } from '../tensor/create.js'
+import type { Tensor } from '../tensor/tensor.js'
 
 type Config = NonNullable<ConstructorParameters<typeof tf.layers.Layer>[0]>
 
@@ -52,13 +53,39 @@ const reasons = {
   experts: 'custom experts cannot be saved with a model of TensorFlow.js',
 }
 
+/** TensorFlow.js gives the shape of a single input as such, those of several as a list. */
+const shapesOf = (shapes: tf.Shape | tf.Shape[]): tf.Shape[] =>
+  (Array.isArray(shapes[0]) ? shapes : [shapes]) as tf.Shape[]
+
+/**
+ * Whether a mask reaches the layer in a model. TensorFlow.js 4 hands a mask to all later layers, also where a layer between
+ * has ended it.
+ */
+function getsMask(layer: tf.layers.Layer): boolean {
+  const before = layer.inboundNodes.flatMap((node) => node.inboundLayers.slice(0, 1))
+  return before.some(
+    (each) => each.computeMask !== tf.layers.Layer.prototype.computeMask || (each.supportsMasking && getsMask(each)),
+  )
+}
+
+/** 1 for the tokens that each mask keeps; null without a mask. */
+function bothMasks(...masks: (tf.Tensor | null | undefined)[]): tf.Tensor | null {
+  const numbers = masks.flatMap((mask) => (mask ? [mask.cast('float32')] : []))
+  return numbers.length > 0 ? numbers.reduce((a, b) => a.mul(b)) : null
+}
+
 /**
  * {@link MoE} as a layer of TensorFlow.js: [batch, tokens, dim] → the same shape, computed by st-moe, trained by the
  * optimizers of TensorFlow.js and saved with its models. The weights are variables of TensorFlow.js under the names of
  * the parameters of MoE. The auxiliary loss is added to the loss of the model in `fit`; {@link MoELayer.auxLoss} is for
  * loops of your own. Importing the file registers the class, so that saved models load.
  *
- * Errors: OPTION at the first call for options that MoE does not have; SHAPE unless the input has three dimensions.
+ * Padding gets no expert: the layer takes the mask of layers before it, such as an embedding with `maskZero`, passes it
+ * on, and takes a mask [batch, tokens] of 0 and 1 as a second input: `layer.apply([x, mask])`. With both, a token must be
+ * kept by both.
+ *
+ * Errors: OPTION at the first call for options that MoE does not have; SHAPE unless the input has three dimensions, and
+ * the mask two.
  *
  * @example
  * ```ts
@@ -95,6 +122,7 @@ export class MoELayer extends tf.layers.Layer {
   constructor(config: MoELayerConfig = {}) {
     super(parts(checkedConfig(config), true))
     this.#options = parts(config, false)
+    this.supportsMasking = true
     this.addLoss(() => this.auxLoss)
   }
 
@@ -110,10 +138,13 @@ export class MoELayer extends tf.layers.Layer {
 
   /** @internal */
   override build(inputShape: tf.Shape | tf.Shape[]): void {
-    const shape = (Array.isArray(inputShape[0]) ? inputShape[0] : inputShape) as tf.Shape
+    const [shape, mask, ...others] = shapesOf(inputShape)
     const dim = shape.at(-1)
     if (shape.length !== 3 || typeof dim !== 'number')
       fail('SHAPE', 'MoELayer', `the input must be [batch, tokens, dim], got ${showShape(shape.map(String))}`)
+    if (mask && mask.length !== 2)
+      fail('SHAPE', 'MoELayer', `the second input is a mask, [batch, tokens], got ${showShape(mask.map(String))}`)
+    if (others.length > 0) fail('OPTION', 'MoELayer', `takes an input and a mask, got ${others.length + 2} inputs`)
     const moe = withoutScope(() => new MoE({ ...this.#options, dim }))
     this.#moe = moe
     this.#parameters = [...moe.namedParameters()].map(([name, parameter]) => {
@@ -125,10 +156,8 @@ export class MoELayer extends tf.layers.Layer {
   }
 
   /** @internal */
-  override computeOutputShape(inputShape: tf.Shape | tf.Shape[]): tf.Shape | tf.Shape[] {
-    return Array.isArray(inputShape[0])
-      ? (inputShape as tf.Shape[]).map(this.#outputs)
-      : this.#outputs(inputShape as tf.Shape)
+  override computeOutputShape(inputShape: tf.Shape | tf.Shape[]): tf.Shape {
+    return this.#outputs(shapesOf(inputShape)[0])
   }
 
   readonly #outputs = <S extends readonly (number | null)[]>(shape: S): (number | null)[] => [
@@ -139,10 +168,13 @@ export class MoELayer extends tf.layers.Layer {
   /** @internal */
   override call(inputs: tf.Tensor | tf.Tensor[], kwargs: Record<string, unknown>): tf.Tensor {
     return tf.tidy(() => {
-      const x = Array.isArray(inputs) ? inputs[0] : inputs
+      const ofModel = Array.isArray(inputs)
+      const [x, given] = ofModel ? inputs : [inputs]
+      const before = ofModel && !getsMask(this) ? null : (kwargs.mask as tf.Tensor | undefined)
+      const mask = bothMasks(before, given)
       this.#copyWeights()
       this.moe.train(kwargs.training === true)
-      const [outputs, aux] = tf.engine().isTapeOn() ? this.#recorded(x) : this.#plain(x)
+      const [outputs, aux] = tf.engine().isTapeOn() ? this.#recorded(x, mask) : this.#plain(x, mask)
       this.#auxLoss?.dispose()
       this.#auxLoss = tf.keep(aux)
       return outputs
@@ -159,25 +191,34 @@ export class MoELayer extends tf.layers.Layer {
     }
   }
 
-  #plain(x: tf.Tensor): [outputs: tf.Tensor, aux: tf.Scalar] {
+  /** Of st-moe, where its weights are. */
+  #input(x: tf.Tensor): Tensor {
+    return tensor(x.dataSync() as Float32Array, x.shape, { device: this.#parameters[0].parameter.device })
+  }
+
+  #forwardOptions(mask: tf.Tensor | null): MoEForwardOptions {
+    return mask ? { mask: this.#input(mask) } : {}
+  }
+
+  #plain(x: tf.Tensor, mask: tf.Tensor | null): [outputs: tf.Tensor, aux: tf.Scalar] {
     return scope(() =>
       noGrad(() => {
-        const { device } = this.#parameters[0].parameter
-        const input = tensor(x.dataSync() as Float32Array, x.shape, { device })
-        const { outputs, totalAuxLoss } = this.moe.forward(input)
+        const { outputs, totalAuxLoss } = this.moe.forward(this.#input(x), this.#forwardOptions(mask))
         return [tf.tensor(outputs.dataSync() as Float32Array, [...outputs.shape]), tf.scalar(totalAuxLoss.item())]
       }),
     )
   }
 
   /** The outputs and the loss of one function, as one tensor, with the gradients of st-moe. */
-  #recorded(x: tf.Tensor): [outputs: tf.Tensor, aux: tf.Scalar] {
+  #recorded(x: tf.Tensor, mask: tf.Tensor | null): [outputs: tf.Tensor, aux: tf.Scalar] {
     const tape = tf.engine().state.activeTape
     if (tape !== this.#tape) this.#dropSteps()
     this.#tape = tape
     const compute = tf.customGrad((...args) => {
       const input = args[0] as tf.Tensor
-      const step = this.moe.forwardWithGrad(input.dataSync() as Float32Array, input.shape)
+      const step = scope(() =>
+        this.moe.forwardWithGrad(input.dataSync() as Float32Array, input.shape, this.#forwardOptions(mask)),
+      )
       this.#pending.add(step)
       const joined = new Float32Array(step.outputs.length + 1)
       joined.set(step.outputs)

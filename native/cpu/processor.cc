@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <initializer_list>
 #include <thread>
 
-#include "cpu/system_files.h"
+#include "cpu/control_groups.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
@@ -209,20 +208,12 @@ int64_t l2_way_bytes() {
   return l2().way_bytes;
 }
 
-int quota_cpus(std::string text) {
-  const int64_t quota = take_number(text), period = take_number(text);
-  return quota > 0 && period > 0 ? static_cast<int>(std::min<int64_t>((quota - 1) / period + 1, INT32_MAX)) : 0;
-}
-
 int usable_cpus() {
   int cpus = static_cast<int>(std::thread::hardware_concurrency());
 #if defined(__linux__)
   cpu_set_t mask;  // hardware_concurrency counts the CPUs that are online
   if (sched_getaffinity(0, sizeof mask, &mask) == 0) cpus = CPU_COUNT(&mask);
-  const std::string first_version = std::to_string(number_in("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")) + " " +
-                                    std::to_string(number_in("/sys/fs/cgroup/cpu/cpu.cfs_period_us"));
-  for (const std::string& text : {text_in("/sys/fs/cgroup/cpu.max"), first_version})
-    if (const int quota = quota_cpus(text)) cpus = std::min(cpus, quota);
+  if (const int quota = group_cpus(control_groups("cpu"))) cpus = std::min(cpus, quota);
 #endif
   return std::max(cpus, 1);
 }

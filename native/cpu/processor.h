@@ -1,6 +1,5 @@
 #pragma once
 #include <cstdint>
-#include <string>
 
 // What the CPU backend reads of the processor, once per process. It decides speed and the default instruction set, on
 // which alone the bits of results depend.
@@ -10,13 +9,9 @@ namespace st_moe::cpu {
 int64_t l2_bytes();
 int64_t l2_way_bytes();
 
-// CPUs that the calling thread may use: the least of its affinity mask and of the quota of the container's control
-// group; at least 1.
+// CPUs that the calling thread may use: the least of its affinity mask and of the quotas of its control groups; at
+// least 1.
 int usable_cpus();
-
-// The quota in CPUs, rounded up, of the text "quota period" in µs, as in cpu.max; 0 if it is not a limit, such as "max"
-// or −1 for the quota.
-int quota_cpus(std::string text);
 
 // Whether the processor and the system have the instructions of the x86-64 levels v3 and v4 (the x86-64 psABI, §3.1.1).
 bool has_v3();

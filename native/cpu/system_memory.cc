@@ -2,7 +2,10 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <string>
+#include <vector>
 
+#include "cpu/control_groups.h"
 #include "cpu/system_files.h"
 
 #if defined(_WIN32)
@@ -21,14 +24,6 @@ constexpr size_t kBlockAlignment = 64;
 #if defined(__linux__)
 int64_t least(int64_t a, int64_t b) {
   return a < 0 ? b : b < 0 ? a : a < b ? a : b;
-}
-
-// Free memory of a control group, including its reclaimable file cache; −1 without a limit.
-int64_t left_in_group(const char* limit_path, const char* usage_path, const char* stat_path, const char* cache_key) {
-  const int64_t limit = number_in(limit_path, ""), usage = number_in(usage_path, "");
-  if (limit < 0 || usage < 0) return -1;
-  const int64_t cache = number_in(stat_path, cache_key), used = usage - (cache > 0 ? cache : 0);
-  return limit > used ? limit - used : 0;
 }
 #endif
 
@@ -67,11 +62,9 @@ size_t available_bytes() {
   const int64_t free_kib = number_in("/proc/meminfo", "MemAvailable:"),
                 swap_kib = number_in("/proc/meminfo", "SwapFree:");
   int64_t available = free_kib < 0 ? -1 : (free_kib + (swap_kib > 0 ? swap_kib : 0)) * 1024;
-  available = least(available, left_in_group("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current",
-                                             "/sys/fs/cgroup/memory.stat", "inactive_file "));
-  available = least(available, left_in_group("/sys/fs/cgroup/memory/memory.limit_in_bytes",
-                                             "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-                                             "/sys/fs/cgroup/memory/memory.stat", "total_inactive_file "));
+  // Never freed: a thread may allocate while the process ends.
+  static const std::vector<std::string>& groups = *new std::vector<std::string>(control_groups("memory"));
+  available = least(available, group_bytes(groups));
   if (available >= 0) return static_cast<size_t>(available);
 #endif
   return SIZE_MAX;

@@ -137,7 +137,108 @@ describe('moeLayer', () => {
     for (const owned of [x, y, output]) owned.dispose()
   })
 
+  describe('padding', () => {
+    const real = Array.from({ length: N }, (_, i) => i >= N / 2) // as of a sentence that is padded on the left
+    const words = [1, 2].map((seed) => real.map((is, i) => (is ? ((seed * 7 + i) % 5) + 1 : 0)))
+    const maskedOptions = { numExperts: 4, router: 'switch', capacityFactorEval: 1, balanceLossCoef: 0.1 } as const
+    const embedding = (maskZero: boolean) =>
+      tf.layers.embedding({
+        inputLength: N,
+        inputDim: 6,
+        outputDim: D,
+        maskZero,
+        embeddingsInitializer: tf.initializers.randomNormal({ seed: 1 }),
+      })
+    const found = (model: tf.LayersModel, inputs: tf.Tensor | tf.Tensor[]): Float32Array =>
+      tf.tidy(() => (model.predict(inputs) as tf.Tensor).dataSync() as Float32Array)
+    const masked = (layer: MoELayer, embedded: tf.Tensor): Float32Array =>
+      scope(() => {
+        const input = tensor(embedded.dataSync() as Float32Array, [B, N, D])
+        const mask = tensor([real.map(Number), real.map(Number)])
+        return layer.moe.forward(input, { mask }).outputs.dataSync() as Float32Array
+      })
+
+    test('the mask of an embedding takes no place of real tokens, and goes on to the next layer', async () => {
+      manualSeed(6)
+      const ids = tf.tensor2d(words)
+      for (const maskZero of [true, false]) {
+        const layer = moeLayer(maskedOptions)
+        const next = moeLayer(maskedOptions)
+        const model = tf.sequential({
+          layers: [embedding(maskZero), layer, tf.layers.activation({ activation: 'linear' }), next],
+        })
+        model.build([null, N])
+        const embedded = model.layers[0].apply(ids) as tf.Tensor
+        const one = tf.tensor(masked(layer, embedded), [B, N, D])
+        expect(error(found(model, ids), masked(next, one)) === 0).toBe(maskZero)
+        model.compile({ optimizer: 'sgd', loss: 'meanSquaredError' })
+        const y = tf.zeros([B, N, D])
+        const before = memory().tensors
+        await model.fit(ids, y, { epochs: 2, verbose: 0 })
+        expect(memory().tensors).toBe(before)
+        for (const owned of [model, embedded, one, y]) owned.dispose()
+      }
+      ids.dispose()
+    })
+
+    test('a mask that a layer between has ended is none', () => {
+      const layer = moeLayer(maskedOptions)
+      const reshaped = [tf.layers.flatten(), tf.layers.reshape({ targetShape: [2 * N, D / 2] })]
+      const model = tf.sequential({ layers: [embedding(true), ...reshaped, tf.layers.dense({ units: 4 }), layer] })
+      model.build([null, N])
+      const ids = tf.tensor2d(words)
+      expect(found(model, ids).length).toBe(B * 2 * N * 4)
+      for (const owned of [model, ids]) owned.dispose()
+    })
+
+    test('a second input is a mask, in training too, and joins the first', () => {
+      manualSeed(7)
+      const [x, ids] = [tf.input({ shape: [N, D] }), tf.input({ shape: [N] })]
+      const layer = moeLayer(maskedOptions)
+      const model = tf.model({ inputs: [x, ids], outputs: layer.apply([x, ids]) as tf.SymbolicTensor })
+      expect(model.outputShape).toEqual([null, N, D])
+      const values = tf.randomNormal([B, N, D], 0, 1, 'float32', 3)
+      const mask = tf.tensor2d([real.map(Number), real.map(Number)])
+      const expected = masked(layer, values)
+      expect(error(found(model, [values, mask]), expected)).toBe(0)
+      const all = tf.ones([B, N])
+      expect(error(found(model, [values, all]), expected)).toBeGreaterThan(0.1)
+      const gradients = (second: tf.Tensor, first?: tf.Tensor): Float32Array =>
+        tf.tidy(
+          () =>
+            tf
+              .grad((each) => (layer.call(first ? each : [each, second], { mask: first }) as tf.Tensor).square().sum())(
+                values,
+              )
+              .dataSync() as Float32Array,
+        )
+      const given = gradients(mask)
+      const padded = given.filter((_, i) => !real[Math.floor(i / D) % N])
+      expect(padded.every((value) => value === 0) && given.some((value) => value !== 0)).toBe(true)
+      expect(gradients(all, mask.cast('bool'))).toEqual(given) // of a call without a model
+      expect(gradients(all)).not.toEqual(given)
+      const short = tf.ones([B, N - 1])
+      expect(() => layer.call([values, short], {})).toThrow(/mask must be \[2, 16\], got \[2, 15\]/)
+      for (const owned of [model, values, mask, all, short]) owned.dispose()
+    })
+
+    test('a model with a mask as second input is saved and loaded', async () => {
+      const [x, mask] = [tf.input({ shape: [N, D] }), tf.input({ shape: [N] })]
+      const outputs = moeLayer(maskedOptions).apply([x, mask]) as tf.SymbolicTensor
+      const model = tf.model({ inputs: [x, mask], outputs })
+      const loaded = await copied(model)
+      const inputs = [tf.ones([B, N, D]), tf.tensor2d([real.map(Number), real.map(Number)])]
+      expect(found(loaded, inputs)).toEqual(found(model, inputs))
+      for (const owned of [model, loaded, ...inputs]) owned.dispose()
+    })
+  })
+
   test('says what is wrong', () => {
+    const shape = [null, N, D]
+    expect(() => moeLayer().build([shape, shape])).toThrow(
+      /the second input is a mask, \[batch, tokens\], got \[null, 16, 8\]/,
+    )
+    expect(() => moeLayer().build([shape, [null, N], shape])).toThrow(/takes an input and a mask, got 3 inputs/)
     expect(() => moeLayer({ dim: 3 } as never)).toThrow(/dim cannot be set: it is the last size of the input/)
     expect(() => moeLayer({ experts: [] } as never)).toThrow(/experts cannot be set/)
     expect(() => moeLayer(null as never)).toThrow(/config must be an object, got null/)
