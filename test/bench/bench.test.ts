@@ -16,6 +16,7 @@ import { sectionsOf } from '../../bench/sections.js'
 import { isMet, missedList, targets } from '../../bench/targets.js'
 import { spreadOf } from '../../cli/bench/statistics.js'
 import { root } from '../support/blocks.js'
+import { long } from '../support/numbers.js'
 import { pythonFor, pythonPatience, referencePython } from '../support/python.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-bench-test-'))
@@ -297,7 +298,8 @@ describe('npm run bench', () => {
     expect(isMet(targets.find(({ question }) => question.includes('switch'))!, report)).not.toBe(null)
   })
 
-  test(
+  test.skipIf(!long)(
+    // installs and imports it
     'agrees with PyTorch, which runs beside it',
     (context) => {
       pythonFor(context, referencePython())

@@ -4,13 +4,13 @@ import { join } from 'node:path'
 import { afterAll, expect, test } from 'vitest'
 import { Run } from '../../cli/trainer/run.js'
 import { tryDamagedRuns } from '../support/damaged-runs.js'
-import { Draw, runSeed } from '../support/numbers.js'
+import { Draw, long, runSeed } from '../support/numbers.js'
 import { sentences } from '../support/sentences.js'
 
 // Run folders of any content: `train --resume`, `generate` and `show` work or say in one line why not. ST_MOE_DAMAGED_RUNS is
 // how many are tried, ST_MOE_SEED which ones.
 
-const count = Number(process.env.ST_MOE_DAMAGED_RUNS ?? 300)
+const count = Number(process.env.ST_MOE_DAMAGED_RUNS ?? (long ? 300 : 90))
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-damaged-'))
 afterAll(() => rmSync(folder, { recursive: true }))
 

@@ -32,6 +32,7 @@ function checkpoint(out: string) {
 }
 
 describe('the demo', () => {
+  const steps = 800 // until it writes words
   const options = (out: string, steps: number): string[] => [
     '--text',
     text,
@@ -42,45 +43,43 @@ describe('the demo', () => {
     ...small,
   ]
 
-  test('trains on a text, and writes a checkpoint and a self-contained report', async () => {
-    const out = join(folder, 'whole')
-    const { code, out: printed, err } = await demo([...options(out, 2000), '--evaluate-every', '200'])
-    expect(err).toBe('')
-    expect(code).toBe(0)
-    expect(printed).toContain('2000 of 2000')
-    expect(readdirSync(out).sort()).toEqual(
+  let whole: ReturnType<typeof checkpoint>
+  let first: Awaited<ReturnType<typeof demo>>
+  const out = () => join(folder, 'whole')
+  beforeAll(async () => {
+    first = await demo([...options(out(), steps), '--evaluate-every', '100'])
+    whole = checkpoint(out())
+  })
+
+  test('trains on a text, and writes a checkpoint and a self-contained report', () => {
+    expect(first.err).toBe('')
+    expect(first.code).toBe(0)
+    expect(first.out).toContain(`${steps} of ${steps}`)
+    expect(readdirSync(out()).sort()).toEqual(
       ['checkpoint.safetensors', 'dropped.svg', 'expert-load.svg', 'loss.svg', 'report.html', 'run.json'].sort(),
     )
-    const { evaluations, loss, load } = checkpoint(out).history
-    expect(evaluations).toHaveLength(11)
+    const { evaluations, loss, load } = whole.history
+    expect(evaluations).toHaveLength(steps / 100 + 1)
     expect(evaluations[0].loss).toBeGreaterThan(2.5)
     // Each sentence takes one of 4 · 3 · 3 forms, so at best ln(36) / 35 characters ≈ 0.1.
     expect(evaluations.at(-1)!.loss).toBeLessThan(0.25)
     expect(evaluations.at(-1)!.loss).toBeGreaterThan(0.05)
     expect(evaluations.at(-1)!.sample).toMatch(/\nThe (old|young|tired|grey) \w+ (sees|hears|follows) the sea\.\n/)
-    expect(loss).toHaveLength(2000)
+    expect(loss).toHaveLength(steps)
     for (const shares of load.flat()) expect(shares.reduce((a, b) => a + b)).toBeCloseTo(1, 3)
 
-    const html = readFileSync(join(out, 'report.html'), 'utf8')
+    const html = readFileSync(join(out(), 'report.html'), 'utf8')
     expect(html.match(/<svg /g)).toHaveLength(3)
     expect(html.replaceAll('http://www.w3.org/2000/svg', '')).not.toMatch(/https?:|src=|url\(|@import|NaN|undefined/)
   })
 
-  // Whatever the steps do, 1000 of them show.
-  let whole: ReturnType<typeof checkpoint>
-  beforeAll(async () => {
-    const out = join(folder, 'short')
-    await demo([...options(out, 1000), '--evaluate-every', '100'])
-    whole = checkpoint(out)
-  })
-
   test('Ctrl-C saves, and --resume continues bit for bit', async () => {
     const out = join(folder, 'parts')
-    const first = await demo([...options(out, 1000), '--evaluate-every', '100'], 'step 100 ')
+    const first = await demo([...options(out, steps), '--evaluate-every', '100'], 'step 100 ')
     expect(first.code).toBe(130)
     const part = checkpoint(out)
     expect(part.step).toBeGreaterThanOrEqual(100)
-    expect(part.step).toBeLessThan(1000)
+    expect(part.step).toBeLessThan(steps)
     expect(part.history.loss).toHaveLength(part.step)
     expect(existsSync(join(out, 'report.html'))).toBe(true)
 
@@ -97,7 +96,7 @@ describe('the demo', () => {
 
   test('evaluations change nothing', async () => {
     const out = join(folder, 'quiet')
-    const { code } = await demo([...options(out, 1000), '--evaluate-every', '1000'])
+    const { code } = await demo([...options(out, steps), '--evaluate-every', `${steps}`])
     expect(code).toBe(0)
     expect(checkpoint(out).history.loss).toEqual(whole.history.loss)
   })

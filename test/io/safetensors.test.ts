@@ -309,7 +309,7 @@ test('only the bytes of a file are decoded', () => {
   for (const none of [new Uint8Array(0), moved]) expect(wrong(none)).toThrow(text)
 })
 
-const mutants = long ? 4000 : 1000
+const mutants = long ? 4000 : 400
 
 test(`${mutants} mutants load or are FILE_FORMAT errors, and nothing leaks (seed ${runSeed()})`, () => {
   const draw = new Draw(runSeed())

@@ -65,12 +65,14 @@ const withoutOp = [
   'rows',
 ]
 
+const compiledOnce = /^set\(ST_MOE_CPU_BASE (.*)\)$/m.exec(text('CMakeLists.txt'))![1].split(' ')
+
 /** Files of a backend that hold no op of their name. */
 const backends = [
   {
     folder: 'cpu',
     extension: '.cc',
-    helpers: ['allocator', 'backend', 'bf16_tables', 'gemm', 'pool', 'processor', 'system_memory', 'table'],
+    helpers: [...compiledOnce, 'gemm', 'table'],
   },
   {
     folder: 'cuda',

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { emulated, runChild } from '../support/child.js'
+import { long } from '../support/numbers.js'
 
 interface Runs {
   variant: string
@@ -7,7 +8,7 @@ interface Runs {
   worker: Record<string, string>
 }
 
-const steps = emulated ? 5 : 50
+const steps = emulated ? 5 : long ? 50 : 12
 
 // Of the CPU: a GPU computes the same with each.
 const isas = process.env.ST_MOE_TEST_DEVICE

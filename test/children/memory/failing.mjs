@@ -57,7 +57,7 @@ const sanitized = process.env.ST_MOE_TEST_SANITIZED === '1' // and slow
 /** Whether all allocations from n on fail, or only the n-th: that tells less. */
 export const modes = device === 'cpu' && !sanitized ? [true, false] : [true]
 /** From one n to the next: before a release each. */
-export const stride = process.env.ST_MOE_TEST_LONG ? 1 : sanitized ? 5 : 3
+export const stride = process.env.ST_MOE_TEST_LONG ? 1 : 7
 
 function arm(n, forever) {
   if (device === 'cpu') faults.arm(n, forever)
