@@ -1,3 +1,4 @@
+#include <string>
 #include <cstring>
 #include <limits>
 #include <vector>
