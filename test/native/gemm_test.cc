@@ -1,6 +1,6 @@
-#include <string>
 #include <cstring>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "check.h"
