@@ -223,6 +223,23 @@ describe.each(devices)('on %s', (device) => {
     expect(run(true)).toEqual(run(false))
   })
 
+  test('a result is NaN until the first replay', () => {
+    const x = own(ones([300], { device }))
+    const made: Tensor[] = []
+    const step = own(
+      captureStep(
+        () => {
+          made.push(x.mul(2))
+          return made[0]
+        },
+        { device },
+      ),
+    )
+    expect([...made[0].dataSync()]).toEqual(new Array(300).fill(Number.NaN))
+    step.replay()
+    expect([...made[0].dataSync()]).toEqual(new Array(300).fill(2))
+  })
+
   test('a mask is read anew by each replay, and its NaN reported', () => {
     const moe = own(new MoE({ dim: 4, numExperts: 2, device }))
     const x = own(randn([1, 3, 4], { device }))

@@ -154,13 +154,16 @@ describe('show', () => {
     const name = 'a\x1b]0;b\x07<img src=x onerror=alert(1)>\u202ec'
     cpSync(at('run'), at(name), { recursive: true })
     editCheckpoint(at(`${name}/checkpoint.safetensors`), (about) =>
-      about.replaceAll(/"sample":"[^"]*"/g, '"sample":"</script>\\u001b[31m\\u202e"'),
+      about
+        .replaceAll(/"sample":"[^"]*"/g, '"sample":"</script>\\u001b[31m\\u202e"')
+        .replaceAll(/"prompt":"[^"]*"/g, '"prompt":"\\u001b[2Jonce"'),
     )
     const { reader, end } = await followed(['show', name])
     await expect.poll(() => reader.received.runs[0]?.part?.steps).toBe(30)
     const [{ about, part }] = reader.received.runs
     expect(about.name).toBe('a\\x1b]0;b\\x07<img src=x onerror=alert(1)>\\u202ec')
     expect(part!.evaluations.list[0].sample).toBe('</script>\\x1b[31m\\u202e')
+    expect(part!.prompt).toBe('\\x1b[2Jonce')
     await end('SIGINT')
   })
 

@@ -96,6 +96,15 @@ describe.each(Object.entries(sources))('of an %s', (_, make) => {
   })
 })
 
+test('no window of a stream has the order of another window or epoch', async () => {
+  const window = 32
+  const loader = new DataLoader<number>(stream(3 * window), { batchSize: window, shuffle: true, window })
+  const orders = [...(await epochOf(loader)), ...(await epochOf(loader))].map((batch) =>
+    batch.map((i) => i % window).join(),
+  )
+  expect(new Set(orders).size).toBe(6)
+})
+
 test('a loop that ends early goes on where it was; for and for await give the same', async () => {
   const loader = new DataLoader(numbers(10), { batchSize: 3, shuffle: true })
   const all = [...loader]
@@ -135,6 +144,11 @@ describe('tensors', () => {
       seen.push(...at)
     }
     expect(seen.toSorted((a, b) => a - b)).toEqual(numbers(10))
+  })
+
+  test('that require gradients are taken as numbers', () => {
+    using inputs = tensor([[1], [2], [3]], null, { requiresGrad: true })
+    for (const [rows] of new DataLoader(tensorDataset(inputs), { batchSize: 2 })) expect(rows.requiresGrad).toBe(false)
   })
 
   test('of a batch live until the next one, however the loop ends', async () => {

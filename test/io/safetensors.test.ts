@@ -144,6 +144,13 @@ test('white space, escapes and any order of fields are read; integer names and _
   expect(odd.map((name) => Object.getOwnPropertyDescriptor(tensors, name)?.value.item())).toEqual([1, 2, 3, 4])
 })
 
+test('a tensor without elements may come after one that begins at the same byte', () => {
+  const empty = { dtype: 'F32', shape: [0], data_offsets: [0, 0] }
+  writeRaw({ ...entry({}), empty }, new Uint8Array(new Float32Array([1.5, 2.5]).buffer))
+  const { a, empty: none } = loadSafetensorsSync(file).tensors
+  expect([[...a.dataSync()], none.shape]).toEqual([[1.5, 2.5], [0]])
+})
+
 describe('what could not be read again is not written', () => {
   const names = (count: number) => Object.fromEntries(Array.from({ length: count }, (_, i) => [`${i}`, small]))
   const small = zeros([0])

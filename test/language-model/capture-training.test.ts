@@ -1,13 +1,29 @@
 import { expect, test, vi } from 'vitest'
 import { CharacterTokenizer, LanguageModel } from '../../language-model/index.js'
 import { makeOptimizer, TrainStep } from '../../language-model/train-step.js'
-import { type Device, full, getNumThreads, MoEMonitor, manualSeed, scope, setDefaultDevice } from '../../lib/index.js'
+import {
+  AdamW,
+  type Device,
+  full,
+  getNumThreads,
+  MoEMonitor,
+  manualSeed,
+  scope,
+  setDefaultDevice,
+} from '../../lib/index.js'
 import { native } from '../../lib/runtime/native.js'
 import { useEmulator } from '../support/emulator.js'
 
 // st-moe train on a GPU, which is the emulator (npm run build:simt) unless ST_MOE_CUDA_LIBRARY names another plugin.
 
 const built = useEmulator()
+
+test('the optimizer of the trainer', () => {
+  using model = new LanguageModel({ tokenizer: new CharacterTokenizer(['a']), context: 4, dim: 4, layers: 1, heads: 1 })
+  using optimizer = makeOptimizer(model, 4e-3)
+  expect(optimizer).toBeInstanceOf(AdamW)
+  expect(optimizer).toMatchObject({ lr: 4e-3, betas: [0.9, 0.98], weightDecay: 0.1 })
+})
 
 test.skipIf(!built)('a training step of the language model is one replay, with the losses of the CPU', () => {
   const options = {

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -60,6 +61,20 @@ void test_coverage() {
       for (auto& n : seen)
         check(n == 1, "threads %d count %lld: an index ran %d times", threads, static_cast<long long>(count), n.load());
     }
+}
+
+// Each index waits for all others to have begun, so it takes as many threads as there are.
+void test_threads() {
+  for (const int threads : {2, 4, 7}) {
+    std::atomic<int> begun{0}, late{0};
+    run(threads, threads, [&](int64_t) {
+      ++begun;
+      const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+      while (begun < threads && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+      late += begun < threads;
+    });
+    check(late == 0, "of %d threads %d were used", threads, threads - late.load());
+  }
 }
 
 void test_many_small_calls() {
@@ -169,6 +184,7 @@ void test_allocator_threads() {
 
 int main() {
   test_coverage();
+  test_threads();
   test_many_small_calls();
   test_nested();
   test_contention();

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import {
+  AdamW,
   CausalSelfAttention,
   type ComputeDType,
   devices,
@@ -10,6 +11,7 @@ import {
   memory,
   noGrad,
   ops,
+  randn,
   SGD,
   SparseMoEBlock,
   scope,
@@ -112,7 +114,24 @@ describe.each(lowPrecision)('GEMMs of %s operands', (computeDtype) => {
       expect(y(Number.NaN)).toBeNaN()
       expect(y(-1e38)).toBe(computeDtype === 'bf16' ? -9.969209968386869e37 : Number.NEGATIVE_INFINITY)
       expect(y(-0)).toBeCloseTo(0)
+      if (computeDtype !== 'f16') return
+      expect([65504, 65519, 65520, 65535, -65520].map(y)).toEqual([65504, 65504, Infinity, Infinity, -Infinity])
     }))
+
+  // A GPU keeps a rounded copy of a weight, which the optimizer writes beside it.
+  test.each([6, 7, 9])('a step of an optimizer counts in the next product, with %i columns', (columns) =>
+    scope(() => {
+      const layer = new Linear(columns, 5, { computeDtype, bias: false })
+      const optimizer = new AdamW(layer.parameters(), { lr: 0.5 })
+      const x = randn([3, columns])
+      layer.forward(x).square().sum().backward()
+      optimizer.step()
+      const after = layer.forward(x)
+      const fresh = new Linear(columns, 5, { computeDtype, bias: false })
+      fresh.weight.copyFrom(layer.weight.dataSync())
+      expect(values(after)).toEqual(values(fresh.forward(x)))
+    }),
+  )
 })
 
 /** Whether bf16x3 is not float32 here. */

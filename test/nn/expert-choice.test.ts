@@ -90,6 +90,26 @@ describe.each(['tokens', 'experts'] as const)('expert choice over %s', (expertCh
     }
   })
 
+  test('huge numbers in padding change nothing', () =>
+    scope(() => {
+      const [B, N, D] = [2, 8, 4]
+      const mask = Array.from({ length: B }, () => Array.from({ length: N }, (_, n) => Number(n % 2)))
+      const numbers = randn([B, N, D]).dataSync()
+      const of = (padding: number) => {
+        const x = tensor(
+          numbers.map((value, i) => (Math.floor(i / D) % 2 ? value : padding)),
+          [B, N, D],
+        )
+        const w = tensor(
+          Float32Array.from({ length: 3 * D }, (_, i) => Math.sin(i)),
+          [3, D],
+        )
+        const made = ops.expertChoice(x, w, { capacity: 2, expertChoiceOver, mask: tensor(mask) })
+        return [made.weight, made.kept, made.position].map(listOf)
+      }
+      expect(of(1e30)).toEqual(of(0))
+    }))
+
   test('a layer adds up the experts that took a token, with its weights', () => {
     manualSeed(2)
     const moe = new MoE({ dim: 6, numExperts: 3, router: 'expertChoice', expertChoiceOver, dtype: 'f64' })

@@ -36,6 +36,10 @@ test('numbers outside of 0 to 1, two masks and other shapes are errors', () => {
   const choice = new MoE({ dim: D, numExperts: E, router: 'expertChoice' })
   expect(() => choice.forward(x, both)).toThrow(message)
   expect(listOf(choice.forward(x, { importance: both.mask }).outputs)).toEqual(listOf(choice.forward(x).outputs))
+  const padding = tensor([[0, 1, 0, 1]])
+  const masked = listOf(choice.forward(x, { mask: padding }).outputs)
+  expect(masked).not.toEqual(listOf(choice.forward(x).outputs))
+  expect(listOf(choice.forward(x, { importance: padding }).outputs)).toEqual(masked)
 })
 
 test('a router that sees something else', () => {

@@ -40,6 +40,23 @@ describe('module hooks', () => {
     )
   })
 
+  it('a hook that is registered by a hook runs from the next forward on', () => {
+    const x = ones([1, 2])
+    const calls: string[] = []
+    const register = (name: string) => layer.registerForwardHook(() => void calls.push(name))
+    const inner: { remove(): void }[] = []
+    const outer = layer.registerForwardHook(() => {
+      calls.push('outer')
+      inner.push(register(`inner ${inner.length}`))
+    })
+    scope(() => layer.forward(x))
+    expect(calls.splice(0)).toEqual(['outer'])
+    scope(() => layer.forward(x))
+    expect(calls).toEqual(['outer', 'inner 0'])
+    for (const handle of [outer, ...inner]) handle.remove()
+    x.dispose()
+  })
+
   it('full backward hooks see gradInput and gradOutput and may replace gradInput', () => {
     expectNoLeak(() =>
       scope(() => {

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import {
+  type Device,
   getDefaultDevice,
   Linear,
   MoE,
@@ -29,6 +30,29 @@ describe('dropless', () => {
     const routing = { capacity, kept: listOf(kept), position: listOf(position) }
     return { ...routing, tensors: [...result, ...grads].map(listOf) }
   }
+
+  test('180 experts that nearly all have tokens are those of the CPU', () => {
+    const run = (device: Device) =>
+      scope(() => {
+        manualSeed(6)
+        const options = {
+          dim: 24,
+          numExperts: 180,
+          expertHiddenDim: 3,
+          dropless: true,
+          thresholdTrain: 0,
+          dtype: 'f64',
+        } as const
+        const moe = new MoE({ ...options, device })
+        const x = randn([1, 900, 24], { dtype: 'f64', device, requiresGrad: true })
+        const { outputs, stats } = moe.forward(x, { stats: true })
+        outputs.square().sum().backward()
+        expect(stats!.keptPerExpert.filter((kept) => kept > 0).length).toBeGreaterThan(160)
+        return [outputs, x.grad!, ...Array.from(moe.experts.parameters(), ({ grad }) => grad!)].map(listOf)
+      })
+    const [here, cpu] = [run(getDefaultDevice()), run('cpu')]
+    for (const [i, values] of here.entries()) expect(relativeError(values, cpu[i])).toBeLessThan(1e-12)
+  })
 
   test.each([false, true])('equals unlimited capacity bit for bit, with custom experts: %s', (user) => {
     const dropless = run({ dropless: true, thresholdTrain: 0 }, user)
@@ -396,3 +420,21 @@ test('errors of a routing name the operation that was called', () => {
   }
   expect(() => ops.expertFfn(x, { ...made, numExperts: 4 }, weights)).toThrow('[expertFfn] w2 must have 4 experts')
 })
+
+test('experts follow a routing that was changed in place', () =>
+  scope(() => {
+    const D = 4
+    const experts = new MoE({ dim: D, numExperts: 2, gatingTopN: 1 }).experts as unknown as ops.ExpertWeights
+    const x = tensor(
+      Float32Array.from({ length: 4 * D }, (_, i) => (i % D === 0 ? (-1) ** Math.floor(i / D) : i / 50)),
+      [1, 4, D],
+    )
+    const first = Float32Array.from({ length: 2 * D }, (_, i) => (i === 0 ? 1 : i === D ? -1 : 0))
+    const routing = ops.route(x, tensor(first, [2, D]), { topN: 1, capacity: 3, training: false })
+    expect(listOf(routing.expertIndex)).toEqual([0, 1, 0, 1])
+    const before = listOf(ops.expertFfn(x, routing, experts))
+    routing.expertIndex.copyFrom(Int32Array.of(1, 0, 1, 0))
+    const after = listOf(ops.expertFfn(x, routing, experts))
+    expect(after).not.toEqual(before)
+    expect(after).toEqual(listOf(ops.expertFfn(x, { ...routing, position: routing.position.clone() }, experts)))
+  }))

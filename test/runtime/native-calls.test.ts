@@ -40,6 +40,21 @@ const zeros = (shape: readonly number[], dtype: 'f32' | 'f64' | 'i32' = 'f32') =
   held(native.full({ shape, dtype: dtypeCode(dtype), device: 0, value: 0 }))
 const code = (value: string) => expect.objectContaining({ name: 'MoeError', code: value })
 
+test('a fraction is no integer', () => {
+  const [expertIndex, position] = [zeros([1, 2, 1], 'i32'), zeros([1, 2, 1], 'i32')]
+  const plan = (E: number) => native.planSlots({ expertIndex, position, E, C: 2 })
+  expect(() => plan(2.5)).toThrow(/E must be an integer from .*, got 2\.5/)
+})
+
+test('products of 3 and 2 matrices are an error', () => {
+  const [three, two] = [zeros([3, 4, 4]), zeros([2, 4, 4])]
+  for (const [a, b] of [
+    [three, two],
+    [two, three],
+  ] as const)
+    expect(() => native.matmul(a, b, false, false)).toThrow(/the batch dimensions differ/)
+})
+
 describe('a handle', () => {
   test('of a freed tensor is never that of the next one in its slot', () => {
     const old = native.full({ shape: [4], dtype: 0, device: 0, value: 1 })
