@@ -270,7 +270,7 @@ export default [
     from: 'total == 0 ? T(0) : T(1) / total',
     to: 'T(1)',
     breaks: 'the gradients of attention have the rounding error of e^-lse',
-    tests: ['test/python/attention.test.ts'],
+    tests: ['test/python/float32-errors.test.ts'],
   },
   {
     name: 'only-the-own-control-group',
