@@ -6,7 +6,7 @@ export type { DeclaredOptimizer, GroupValues, OptimizerClass } from './declared.
 export { EMA, type EMAOptions } from './ema.js'
 export type { GivenMembers, GroupMembers, OptimizerParameters, ParameterGroup } from './groups.js'
 export { Lion, type LionOptions, type LionValues } from './lion.js'
-export { Optimizer, type ParameterState, type ParameterUpdate, type StepOptions } from './optimizer.js'
+export { Optimizer, type ParameterState, type ParameterUpdate } from './optimizer.js'
 export type { ReadOnlyOption } from './option-kinds.js'
 export { PlateauSchedule, type PlateauScheduleOptions } from './plateau.js'
 export { type LearningRate, Schedule, type ScheduledOptimizer, type ScheduleState, StepSchedule } from './schedule.js'
@@ -21,3 +21,4 @@ export {
 } from './schedules.js'
 export { SGD, type SGDOptions, type SGDValues } from './sgd.js'
 export type { ShapedStateTensor, StateTensor, StateTensors, StateValues } from './state.js'
+export type { StepOptions } from './step-options.js'

@@ -8,9 +8,9 @@ import { fail, listed, showName } from '../runtime/check.js'
 import { markCopy, show } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
 import type { ReplayRow } from '../runtime/native-ops.js'
-import { type OptionsOf, oneOf, reader } from '../runtime/options.js'
 import { refuseJson } from '../tensor/copies.js'
 import { tensor, zeros } from '../tensor/create.js'
+import { share } from '../tensor/handles.js'
 import { allFinite, finiteNorm } from '../tensor/norm.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import {
@@ -25,6 +25,7 @@ import {
 } from './groups.js'
 import { Skips } from './skips.js'
 import { problemOf, type StateTensors, shapeOf } from './state.js'
+import { normInStep, readStepOptions, type StepOptions } from './step-options.js'
 
 /** Runs `fn` outside capture, if a step is being captured. */
 function outsideCapture<T>(fn: () => T): T {
@@ -81,20 +82,6 @@ export interface ParameterUpdate<O = object> extends ParameterState {
   options: O
 }
 
-const stepOptions = {
-  /**
-   * What happens if a gradient is not finite. 'skip': nothing changes, and `step` returns false; 'throw': a NON_FINITE
-   * error; both wait for a GPU. In a captured step the device decides in each replay whether to 'skip', and `step` returns
-   * true. Default 'propagate': the step is taken.
-   */
-  onNonFinite: oneOf(['propagate', 'throw', 'skip'], { default: 'propagate' }),
-}
-
-/** Options of {@link Optimizer.step}. */
-export interface StepOptions extends OptionsOf<typeof stepOptions> {}
-
-const readStepOptions = reader(stepOptions)
-
 /**
  * Base of the optimizers: the groups of parameters with their options, the state, and its dict. Every option is also a
  * property of the optimizer, such as `optimizer.lr`: setting it sets that of all groups; reading it while groups differ
@@ -143,25 +130,25 @@ export abstract class Optimizer<O extends object = object> {
 
   /**
    * Updates every parameter that has a gradient, in place; returns whether it did (see {@link StepOptions.onNonFinite}).
-   * Errors: OPTION if an option such as `lr` is invalid; NON_FINITE; UNSUPPORTED for 'throw' in a captured step, and for
+   * Errors: OPTION if an option such as `lr` is invalid; NON_FINITE; SHAPE, DTYPE, DEVICE for `norm`; UNSUPPORTED for 'throw' in a captured step, and for
    * 'skip' there beside another step of this optimizer.
    */
   step(options?: StepOptions): boolean {
     const op = `${this.#op}.step`
-    const { onNonFinite } = readStepOptions(op, options)
     const due = this.#due(op)
+    const { onNonFinite, norm } = readStepOptions(op, options, due[0]?.parameter.device)
     const recorder = currentRecorder()
     const decides = onNonFinite === 'skip' && recorder !== null
     if (recorder) recorder.noteStep(op, this, decides)
     else this.#skips.settle()
-    if (onNonFinite !== 'propagate' && !decides && !this.#areFinite(op, due)) {
+    if (onNonFinite !== 'propagate' && !decides && !this.#areFinite(op, due, norm)) {
       if (onNonFinite === 'throw') fail('NON_FINITE', op, 'all gradients must be finite')
       this.#skips.count++
       return false
     }
     const fresh = this.#makeStates(due) // allocates before the first update
     try {
-      this.#updateAll(due, decides ? this.#decide(op, recorder, due) : null)
+      this.#updateAll(due, decides ? this.#decide(op, recorder, due, norm) : null)
     } catch (error) {
       for (const parameter of fresh) if (this.#states.get(parameter)!.step === 0) this.#dropState(parameter)
       throw error
@@ -189,18 +176,23 @@ export abstract class Optimizer<O extends object = object> {
     })
   }
 
-  #areFinite(op: string, due: readonly Due<O>[]): boolean {
+  #areFinite(op: string, due: readonly Due<O>[], norm: number | Tensor | undefined): boolean {
+    if (typeof norm === 'number') return Number.isFinite(norm)
     refuseToWait(op, 'onNonFinite waits for the device')
+    if (norm) return Number.isFinite(norm.item())
     return onEachDevice(due).every((here) => allFinite(here.map(({ grad }) => handleOf(grad))))
   }
 
   /** The norm by which each replay of a captured step decides whether it updates the parameters. */
-  #decide(op: string, recorder: Recorder, due: readonly Due<O>[]): Tensor | null {
+  #decide(op: string, recorder: Recorder, due: readonly Due<O>[], given: number | Tensor | undefined): Tensor | null {
     if (due.length === 0) return null
-    const handle = finiteNorm(
-      op,
-      due.map(({ grad }) => handleOf(grad)),
-    )
+    const handle =
+      given === undefined
+        ? finiteNorm(
+            op,
+            due.map(({ grad }) => handleOf(grad)),
+          )
+        : share(handleOf(normInStep(op, given)))
     const norm = keep(wrap(handle, { shape: [], dtype: 'f64', device: due[0].parameter.device }))
     const states = due.map(({ parameter }) => this.#states.get(parameter)!)
     recorder.decide(this.#skips.decision(norm, states))

@@ -292,4 +292,20 @@ export default [
     breaks: 'forwards that the garbage collector has freed are taken for waiting ones',
     tests: warnings,
   },
+  {
+    name: 'called-step-ignores-the-norm',
+    file: 'lib/optim/optimizer.ts',
+    from: 'if (norm) return Number.isFinite(norm.item())',
+    to: '',
+    breaks: 'optimizers with one norm do not skip together',
+    tests: ['test/optim/skipped-steps.test.ts'],
+  },
+  {
+    name: 'captured-step-ignores-the-norm',
+    file: 'lib/optim/optimizer.ts',
+    from: '      given === undefined\n',
+    to: '      given !== null\n',
+    breaks: 'optimizers with one norm do not skip together in a captured step',
+    tests: ['test/optim/skipped-steps.test.ts'],
+  },
 ]

@@ -33,8 +33,7 @@ import { handleOf } from '../../lib/tensor/tensor.js'
 import { useEmulator } from '../support/emulator.js'
 import { disposeOwned, own } from '../support/owned.js'
 
-// Captured steps with `onNonFinite: 'skip'`: the device decides in each replay. The GPU is the emulator (npm run
-// build:simt) unless ST_MOE_CUDA_LIBRARY names another plugin.
+// Captured steps with `onNonFinite: 'skip'`: the device decides in each replay. The GPU is the emulator (npm run build:simt).
 
 const devices: Device[] = useEmulator() ? ['cpu', 'cuda'] : ['cpu']
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-skipped-'))
@@ -243,6 +242,56 @@ describe.each(devices)('on %s', (device) => {
     expect(changed).toEqual([true, false])
     scope(() => [first, second].map((optimizer) => optimizer.stateDict()))
     expect([first.skipped, second.skipped]).toEqual([0, 1])
+  })
+
+  test('optimizers with one norm decide alike, and as in calls', () => {
+    const run = (captured: boolean) => {
+      const model = own(new Pair(device))
+      const optimizers = [model.first, model.second].map((layer) => own(new AdamW(layer.parameters(), { lr: 0.1 })))
+      const [x, y] = [own(ones([1, 8], { device })), own(zeros([1, 3], { device }))]
+      const call = () => {
+        model.zeroGrad()
+        model.forward(x, y).backward()
+        const norm = clipGradNorm(model.parameters(), 1, { wait: false })
+        for (const optimizer of optimizers) optimizer.step({ onNonFinite: 'skip', norm })
+      }
+      const step = captured ? own(captureStep(call, { device })) : { replay: () => scope(call) }
+      const weights = () => [...model.parameters()].map(bits)
+      for (const value of [1, Number.NaN, 2]) {
+        y.copyFrom(new Float32Array(3).fill(value))
+        const before = weights()
+        step.replay()
+        expect(weights().every((now, i) => now !== before[i])).toBe(!Number.isNaN(value))
+      }
+      const state = scope(() => optimizers.map((optimizer) => [bitsOf(optimizer.stateDict()), optimizer.skipped]))
+      return [state, weights()]
+    }
+    manualSeed(3)
+    const called = run(false)
+    manualSeed(3)
+    expect(run(true)).toEqual(called)
+    expect(called[0].map((state) => state[1])).toEqual([1, 1])
+  })
+
+  test('a norm that is given is checked', () => {
+    const layer = own(new Linear(2, 2, { device }))
+    const optimizer = own(new SGD(layer.parameters(), { lr: 1 }))
+    scope(() =>
+      layer
+        .forward(ones([1, 2], { device }))
+        .sum()
+        .backward(),
+    )
+    const before = bits(layer.weight)
+    expect(optimizer.step({ ...skip, norm: Infinity })).toBe(false)
+    expect(() => optimizer.step({ onNonFinite: 'throw', norm: Number.NaN })).toThrow('all gradients must be finite')
+    expect(() => optimizer.step({ norm: 1 })).toThrow("norm is for onNonFinite 'skip' and 'throw', got 'propagate'")
+    expect(() => optimizer.step({ ...skip, norm: own(ones([1], { device })) })).toThrow('norm must be [], got [1]')
+    expect(() => captureStep(() => void optimizer.step({ ...skip, norm: 1 }), { device })).toThrow(
+      '[SGD.step] norm must be a tensor in a captured step (clipGradNorm with wait: false), got 1',
+    )
+    expect(bits(layer.weight)).toBe(before)
+    expect(optimizer.step({ ...skip, norm: 1 })).toBe(true)
   })
 
   test('each item of a batch of updates has its own norm', () => {
