@@ -1,12 +1,14 @@
-// Damages safetensors files and checkpoints, and loads them into models, optimizers and a generator. Run with
+// Damages safetensors files, checkpoints and folders of open models, and loads them: checkpoints into models, optimizers and
+// a generator. Run with
 // `--import tsx`. Arguments: seed, number of files. Prints what came of them as JSON; a raw error, a half load or a
 // leak is a problem.
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import * as st from '../../dist/index.js'
-import { damageBytes, damageHeader, damageMetadata } from '../support/damage.ts'
+import { damageBytes, damageHeader, damageJson, damageMetadata } from '../support/damage.ts'
 import { Draw } from '../support/numbers.ts'
+import { drawModel, families } from '../support/transformers-reference.ts'
 
 const [seed, count] = process.argv.slice(2).map(Number)
 const draw = new Draw(seed)
@@ -65,7 +67,41 @@ const state = {
 st.saveSafetensorsSync(file, state, { metadata: { step: '12', name: 'ä "b"' } })
 sources.push({ bytes: readFileSync(file), isCheckpoint: false })
 
-const counts = { loaded: 0 }
+/** The files of a folder of a family: config.json, and two shards with their index. */
+const modelFolder = join(folder, 'model')
+mkdirSync(modelFolder)
+const models = Object.keys(families).map((type) => {
+  const { config, tensors } = drawModel(draw, type, { D: 4, H: 3, E: 3, K: 2 }, 0)
+  const all = Object.entries(tensors).map(([name, { shape, data }]) => [
+    name,
+    st.tensor(Float32Array.from(data), shape),
+  ])
+  const shards = { 'a.safetensors': all.slice(0, 2), 'b.safetensors': all.slice(2) }
+  const files = Object.entries(shards).map(([name, part]) => [name, st.encodeSafetensors(Object.fromEntries(part))])
+  const homes = Object.entries(shards).flatMap(([name, part]) => part.map(([tensor]) => [tensor, name]))
+  for (const [, tensor] of all) tensor.dispose()
+  const json = (value) => Buffer.from(JSON.stringify(value))
+  const index = json({ metadata: { total_size: 100 }, weight_map: Object.fromEntries(homes) })
+  return { ...Object.fromEntries(files), 'config.json': json(config), 'model.safetensors.index.json': index }
+})
+
+/** Loads a layer of a folder of which one file is damaged. */
+function loadModel() {
+  const files = draw.of(models)
+  const other = draw.of(Object.keys(files))
+  for (const [name, bytes] of Object.entries(files)) {
+    const text = () => Buffer.from(damageJson(draw, String(bytes)))
+    const changed = name.endsWith('.json') && draw.boolean(0.8) ? text : () => damaged(Buffer.from(bytes))
+    writeFileSync(join(modelFolder, name), name === other ? changed() : bytes)
+  }
+  st.scope(() => {
+    const moe = st.loadTransformersMoE(modelFolder, { layer: 0 })
+    moe.forward(st.ones([1, 2, 4])).outputs.dataSync()
+    moe.dispose()
+  })
+}
+
+const counts = { loaded: 0, models: 0 }
 const problems = []
 let slowest = 0
 const report = (i, text) => problems.length < 20 && problems.push(`file ${i}: ${text}`)
@@ -99,11 +135,12 @@ async function loadTensors() {
 let live = st.memory().tensors
 for (let i = 0; i < count && problems.length < 20; i++) {
   const { bytes, into, isCheckpoint } = draw.of(sources)
-  writeFileSync(file, damaged(bytes))
+  const isModel = draw.boolean(0.3)
+  if (!isModel) writeFileSync(file, damaged(bytes))
   const start = performance.now()
   try {
-    await (isCheckpoint ? loadInto(into, i) : loadTensors())
-    counts.loaded++
+    await (isModel ? loadModel() : isCheckpoint ? loadInto(into, i) : loadTensors())
+    counts[isModel ? 'models' : 'loaded']++
   } catch (error) {
     if (!(error instanceof st.MoeError)) report(i, error.stack)
     else counts[error.code] = (counts[error.code] ?? 0) + 1
