@@ -1,4 +1,4 @@
-import { MoeError } from '../lib/index.js'
+import { type DeviceInfo, MoeError } from '../lib/index.js'
 import { command } from './command.js'
 import type { PackageFacts } from './doctor/package.js'
 import { type SystemFacts, systemFacts } from './doctor/system.js'
@@ -9,16 +9,21 @@ import { jsonLine, line, table } from './output.js'
 export const doctor = command({
   program: 'st-moe doctor',
   summary: 'Reports what works on this machine, what does not, and why.',
-  flags: { json: toggle('print the report as one line of JSON') },
+  flags: {
+    json: toggle('print the report as one line of JSON'),
+    'self-test': toggle('compute on every GPU, too, not on the CPU alone'),
+  },
   examples: [
     ['st-moe doctor', 'print a report, for example for a bug report'],
+    ['st-moe doctor --self-test', 'after the installation of a GPU or its plugin'],
     ['st-moe doctor --json', 'for programs'],
   ],
-  notes: `Each usable device runs a small layer forward and backward, compared with float64 and finite differences.
-Exit code 0: the CPU and every device found pass; 1: a check failed.`,
+  notes: `The CPU, with --self-test every usable device, runs a small layer forward and backward, compared with float64 and finite
+differences. GPUs are listed without being opened, so that a report takes no memory of theirs.
+Exit code 0: what was tested passes; 1: a check failed.`,
   async run({ values }) {
     const system = systemFacts()
-    const found = await load()
+    const found = await load(values['self-test'])
     const healthy = 'facts' in found && found.facts.devices.every(({ selfTest }) => selfTest?.passed !== false)
     if (values.json) jsonLine({ healthy, ...system, ...('facts' in found ? found.facts : { error: found.error }) })
     else line(reportOf(system, found, healthy))
@@ -28,10 +33,10 @@ Exit code 0: the CPU and every device found pass; 1: a check failed.`,
 
 type Found = { facts: PackageFacts } | { error: string }
 
-async function load(): Promise<Found> {
+async function load(everyDevice: boolean): Promise<Found> {
   try {
     const { packageFacts } = await import('./doctor/package.js')
-    return { facts: packageFacts() }
+    return { facts: packageFacts(everyDevice) }
   } catch (error) {
     if (error instanceof MoeError) return { error: error.message }
     throw error
@@ -65,12 +70,21 @@ function deviceRows({ threads, plugin, cublas, bf16DotSpeed, devices }: PackageF
     ['threads', String(threads)],
     ['CUDA plugin', plugin ?? 'not installed'],
     ...(cublas ? [['cuBLAS', cublas]] : []),
-    ...devices.flatMap(({ device, available, variant, stage, reason, selfTest }) => [
-      [device, available ? `${variant}` : `cannot be used (stage ${stage}): ${reason}`],
-      ...(bf16DotSpeed > 0 && /^(avx512|avx2|baseline)$/.test(`${variant}`) ? [['', float32Line(bf16DotSpeed)]] : []),
+    ...devices.flatMap(({ selfTest, ...info }) => [
+      [info.device, deviceLine(info)],
+      ...(bf16DotSpeed > 0 && /^(avx512|avx2|baseline)$/.test(`${info.variant}`)
+        ? [['', float32Line(bf16DotSpeed)]]
+        : []),
       ...(selfTest ? [['', selfTestLine(selfTest)]] : []),
     ]),
   ]
+}
+
+function deviceLine({ available, variant, totalBytes, driver, stage, reason }: DeviceInfo): string {
+  const memory = totalBytes === undefined ? null : `${(totalBytes / 1e9).toFixed(1)} GB of memory`
+  const facts = [variant, memory, driver === undefined ? null : `driver ${driver}`].filter(Boolean).join(', ')
+  if (available) return facts
+  return `${facts && `${facts}: `}cannot be used (stage ${stage}): ${reason}`
 }
 
 /** Why bf16 GEMMs are in float32, or what it costs if ST_MOE_ISA selects that. */

@@ -1,5 +1,5 @@
 import { existsSync, readFileSync } from 'node:fs'
-import { addonFile, bf16DotSpeed, pluginPath } from '../../lib/doctor/index.js'
+import { addonFile, bf16DotSpeed, isCpu, pluginPath } from '../../lib/doctor/index.js'
 import { type DeviceInfo, devices, getNumThreads } from '../../lib/index.js'
 import { type SelfTest, selfTest } from './self-test.js'
 
@@ -16,8 +16,11 @@ export interface PackageFacts {
   devices: (DeviceInfo & { selfTest?: SelfTest })[]
 }
 
-export function packageFacts(): PackageFacts {
-  const tested = devices().map((info) => (info.available ? { ...info, selfTest: selfTest(info.device) } : info))
+export function packageFacts(everyDevice: boolean): PackageFacts {
+  const tested = devices().map((info) => {
+    const isTested = info.available && (everyDevice || isCpu(info.device))
+    return isTested ? { ...info, selfTest: selfTest(info.device) } : info
+  })
   return {
     addon: addonFile(),
     threads: getNumThreads(),

@@ -2,7 +2,7 @@ import { existsSync } from 'node:fs'
 import { basename, delimiter, dirname, join } from 'node:path'
 import { folderOf, glibc, systemName } from './addon.js'
 import { checkInteger } from './check.js'
-import { MoeError, show } from './errors.js'
+import { MoeError, show, within } from './errors.js'
 import { damageOf } from './library-file.js'
 import { addonFile, native } from './native.js'
 
@@ -16,10 +16,14 @@ export type Device = 'cpu' | 'cuda' | `cuda:${number}` | `${string}:${number}`
 export interface DeviceInfo {
   /** Its name in the option `device`. */
   device: Device
-  /** Whether it can be used. */
+  /** Whether nothing is known against it. A GPU that is full, or another process has to itself, fails at its first use. */
   available: boolean
   /** Instruction set of the CPU kernels, or the name of the GPU. */
   variant?: string
+  /** Bytes of its memory, of a GPU. */
+  totalBytes?: number
+  /** The version of its driver, of a GPU, such as `580.65.06, CUDA 13.0`: the CUDA version is the latest that it runs. */
+  driver?: string
   /**
    * The stage that failed: the plugin file, its build, the driver, the GPU, or the cuBLAS library. Another plugin may have
    * stages of its own.
@@ -73,9 +77,19 @@ interface Plugin extends ReturnType<typeof native.probePlugin> {
 /** Loads a plugin, once per process, and counts its devices. A damaged file is reported, not loaded. */
 function load(path: string, name: string, fault: string | null, otherBuild: string): Plugin {
   if (fault !== null) return { path, name, devices: 0, stage: 'plugin', reason: fault }
-  const found = native.probePlugin(path)
+  const found = native.probePlugin(path, programFolders().join('\n'))
   const fix = found.stage === 'abi' ? `. ${otherBuild}` : ''
   return { path, ...found, name: found.name || name, reason: found.reason + fix }
+}
+
+/** Where a Python environment may lie whose libraries a plugin needs: the working folder, and that of the main script. */
+function programFolders(): string[] {
+  const script = process.argv[1]
+  try {
+    return [...new Set([process.cwd(), ...(script ? [dirname(script)] : [])])]
+  } catch {
+    return [] // the working folder is gone
+  }
 }
 
 function loadCuda(): Plugin {
@@ -109,7 +123,8 @@ function othersOf(list: string): Plugin[] {
 const opened = new Map<Device, number>([['cpu', 0]])
 
 /**
- * All devices, usable or not. The entry of a device contains its error. Errors: only BACKEND_UNAVAILABLE, if the addon
+ * All devices, usable or not, without opening one: a listing takes no memory of a GPU. The entry of a device contains its
+ * error. Errors: only BACKEND_UNAVAILABLE, if the addon
  * itself cannot be loaded.
  *
  * @example
@@ -127,15 +142,13 @@ function plugins(): Plugin[] {
   return [loadCuda(), ...loadOthers()]
 }
 
-function devicesOf({ name, devices: count, stage, reason }: Plugin): DeviceInfo[] {
+function devicesOf({ path, name, devices: count, stage, reason }: Plugin): DeviceInfo[] {
   if (count <= 0) return [{ device: name as Device, available: false, stage, reason }]
   return Array.from({ length: count }, (_, i): DeviceInfo => {
-    const device: Device = `${name}:${i}`
-    try {
-      return { device, available: true, variant: native.deviceInfo(deviceIndex('devices', device)).variant }
-    } catch (error) {
-      return { device, available: false, stage: 'device', reason: (error as Error).message }
-    }
+    const { variant, bytes, driver, reason } = native.describeDevice(path, i)
+    const known = { variant, ...(bytes > 0 && { totalBytes: bytes }), ...(driver !== '' && { driver }) }
+    const fault = reason === '' ? { available: true } : { available: false, stage: 'device', reason }
+    return { device: `${name}:${i}`, ...fault, ...known }
   })
 }
 
@@ -225,7 +238,7 @@ export function deviceIndex(op: string, device: Device): number {
   if (index >= count) {
     throw new MoeError('BACKEND_UNAVAILABLE', op, `device '${name}' cannot be used: device: number of GPUs: ${count}`)
   }
-  const number = opened.get(name) ?? native.openDevice(path, index)
+  const number = opened.get(name) ?? within(op, () => native.openDevice(path, index))
   opened.set(name, number)
   return number
 }

@@ -15,7 +15,8 @@ interface Addon {
   deviceInfo(device: number): { name: string; variant: string; hostMemory: boolean; prefersSlots: boolean }
   bf16DotSpeed(): number
   /** `name` is that of its devices, empty if the file is no plugin of this build. */
-  probePlugin(path: string): { name: string; devices: number; stage: string; reason: string }
+  probePlugin(path: string, folders: string): { name: string; devices: number; stage: string; reason: string }
+  describeDevice(path: string, index: number): { variant: string; bytes: number; driver: string; reason: string }
   openDevice(path: string, index: number): number
   memory(device: number): [tensors: number, bytes: number, peakBytes: number, cachedBytes: number]
   resetPeak(device: number): void

@@ -46,14 +46,28 @@ static std::string path_of(Call& c) {
   return value.As<Napi::String>().Utf8Value();
 }
 
-static Napi::Value probe_plugin(Call& c) {  // (path) → { name, devices, stage, reason }
-  const PluginLibrary& library = load_plugin(path_of(c));
+static Napi::Value probe_plugin(Call& c) {  // (path, folders, one a line) → { name, devices, stage, reason }
+  const std::string path = path_of(c), folders = path_of(c);
+  const PluginLibrary& library = load_plugin(path, folders);
   const Probe& probe = library.probe;
   Napi::Object answer = Napi::Object::New(c.env);
   answer["name"] = library.name;
   answer["devices"] = probe.device_count;
   answer["stage"] = probe.stage;
   answer["reason"] = probe.reason;
+  return answer;
+}
+
+static Napi::Value describe_device(Call& c) {  // (path, index) → { variant, bytes, driver, reason }
+  const PluginLibrary& library = load_plugin(path_of(c));
+  const auto index = static_cast<int32_t>(c.integer("index", 0, 1 << 16));
+  DeviceDescription description{};
+  if (library.plugin && index < library.probe.device_count) library.plugin->describe(index, &description);
+  Napi::Object answer = Napi::Object::New(c.env);
+  answer["variant"] = description.variant;
+  answer["bytes"] = static_cast<double>(description.bytes);
+  answer["driver"] = description.driver;
+  answer["reason"] = description.reason;
   return answer;
 }
 
@@ -236,6 +250,7 @@ const std::vector<Entry> kHandleEntries = {
     {"deviceInfo", device_info, Order::free},
     {"bf16DotSpeed", bf16_dot_speed, Order::free},
     {"probePlugin", probe_plugin, Order::free},
+    {"describeDevice", describe_device, Order::free},
     {"openDevice", open_device, Order::waiting},
     {"memory", memory, Order::free},
     {"resetPeak", reset_peak, Order::free},

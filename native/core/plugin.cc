@@ -21,7 +21,7 @@ static PluginLibrary failed(const char* stage, const std::string& reason) {
 
 #if defined(_WIN32)
 
-static PluginLibrary open_library(const std::string& path) {
+static PluginLibrary open_library(const std::string& path, const std::string&) {
   return failed("plugin", path + ": there are no plugins for Windows");
 }
 
@@ -34,7 +34,7 @@ static std::string other_abi(const std::string& path, uint32_t abi) {
   return path + numbers;
 }
 
-static PluginLibrary open_library(const std::string& path) {
+static PluginLibrary open_library(const std::string& path, const std::string& folders) {
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) {
     const char* reason = dlerror();
@@ -45,21 +45,21 @@ static PluginLibrary open_library(const std::string& path) {
   if (!plugin) return failed("plugin", path + " is not an st-moe plugin: it has no " + kPluginSymbol);
   if (plugin->abi != kBackendAbi) return failed("abi", other_abi(path, plugin->abi));
   PluginLibrary library{plugin, {}, plugin->name};
-  plugin->probe(&library.probe);
+  plugin->probe(folders.c_str(), &library.probe);
   if (library.probe.device_count <= 0) library.plugin = nullptr;
   return library;
 }
 
 #endif
 
-const PluginLibrary& load_plugin(const std::string& path) {
+const PluginLibrary& load_plugin(const std::string& path, const std::string& folders) {
   static std::mutex mutex;
   static auto* const libraries =
       new std::map<std::string, PluginLibrary>;  // never closed: its threads may still run at exit
   std::lock_guard<std::mutex> lock(mutex);
   const auto found = libraries->find(path);
   if (found != libraries->end()) return found->second;
-  return libraries->emplace(path, open_library(path)).first->second;
+  return libraries->emplace(path, open_library(path, folders)).first->second;
 }
 
 }  // namespace st_moe

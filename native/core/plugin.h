@@ -18,6 +18,7 @@ struct PluginLibrary {
 };
 
 // Loads and probes a plugin, once per process and path. Never throws: the probe reports failures.
-const PluginLibrary& load_plugin(const std::string& path);
+// `folders`: see Plugin::probe.
+const PluginLibrary& load_plugin(const std::string& path, const std::string& folders = "");
 
 }  // namespace st_moe

@@ -20,10 +20,19 @@ static void check_blas(Stream& stream, cublasStatus_t status, const char* what) 
 }
 
 // NVIDIA's recommendation. Without our workspace, cuBLAS has its own per stream and allocates inside a captured step.
-static size_t workspace_bytes(int device) {
-  int major = 0;
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
-  return size_t{major >= 9 ? 32u : 8u} << 20;
+static size_t workspace_bytes(const Stream& stream) {
+  return size_t{stream.capability() >= 90 ? 32u : 8u} << 20;
+}
+
+// The handle takes memory outside of the pool, which may hold all that is left.
+static cublasHandle_t create_handle(Stream& stream) {
+  cublasHandle_t handle = nullptr;
+  cublasStatus_t status = blas_library().create(&handle);
+  if (status == CUBLAS_STATUS_ALLOC_FAILED || status == CUBLAS_STATUS_NOT_INITIALIZED) {
+    if (stream.trim() == cudaSuccess) status = blas_library().create(&handle);
+  }
+  check_blas(stream, status, "create");
+  return handle;
 }
 
 // The handle, on the current stream.
@@ -32,15 +41,11 @@ static cublasHandle_t handle_of(Stream& stream) {
   Stream::Blas& blas = stream.blas;
   const BlasLibrary& library = blas_library();
   if (!blas.workspace) {
-    const size_t bytes = workspace_bytes(stream.device());
+    const size_t bytes = workspace_bytes(stream);
     blas.workspace = stream.allocate(bytes);
     blas.workspace_bytes = bytes;
   }
-  if (!blas.handle) {
-    cublasHandle_t handle = nullptr;
-    check_blas(stream, library.create(&handle), "create");
-    blas.handle = handle;
-  }
+  if (!blas.handle) blas.handle = create_handle(stream);
   const auto handle = static_cast<cublasHandle_t>(blas.handle);
   if (blas.stream != queue) {
     check_blas(stream, library.set_stream(handle, queue), "stream");  // resets the workspace
@@ -55,9 +60,11 @@ void prepare_blas(Stream& stream) {
 }
 
 void destroy_blas(Stream& stream) noexcept {
-  if (stream.blas.handle) find_blas().library->destroy(static_cast<cublasHandle_t>(stream.blas.handle));
+  if (stream.blas.handle) blas_library().destroy(static_cast<cublasHandle_t>(stream.blas.handle));
   if (stream.blas.workspace) stream.release(stream.blas.workspace, stream.blas.workspace_bytes);
 }
+
+constexpr int64_t kMostBatches = 65535;
 
 static int as_int(int64_t value, const char* what) {
   if (value > std::numeric_limits<int>::max())
@@ -165,7 +172,14 @@ static void finish_empty(const Context& ctx, DType dtype, std::vector<Gemm>& pro
   }
 }
 
-// Neither M, N, K nor the batch is 0.
+static void expect_types(const Stream& stream, DType operands) {
+  if (operands == DType::bf16 && stream.capability() < 80)
+    fail(ErrorCode::unsupported,
+         "GEMMs of bf16 need a GPU of compute capability 8.0 or newer, this one has %d.%d; computeDtype 'f16' works",
+         stream.capability() / 10, stream.capability() % 10);
+}
+
+// Neither M, N, K nor the batch, which is below 2^16, is 0.
 static void multiply_one(const Context& ctx, DType operands, DType result, const Gemm& p) {
   Types types = types_of(operands);
   if (p.exact && operands == DType::f32) types.compute = CUBLAS_COMPUTE_32F;
@@ -183,9 +197,28 @@ static void multiply_one(const Context& ctx, DType operands, DType result, const
 }
 
 void multiply(const Context& ctx, DType operands, DType result, const Gemm& product) {
+  expect_types(stream_of(ctx), operands);
   std::vector<Gemm> work{product};
   finish_empty(ctx, result, work);
-  for (const Gemm& p : work) multiply_one(ctx, operands, result, p);
+  for (const Gemm& all : work)
+    for (int64_t first = 0; first < all.batch; first += kMostBatches) {  // older versions take no more
+      Gemm p = all;
+      p.batch = std::min(kMostBatches, all.batch - first);
+      p.a = static_cast<const char*>(all.a) + first * all.a_stride * dtype_size(operands);
+      p.b = static_cast<const char*>(all.b) + first * all.b_stride * dtype_size(operands);
+      p.c = static_cast<char*>(all.c) + first * all.c_stride * dtype_size(result);
+      multiply_one(ctx, operands, result, p);
+    }
+}
+
+// Whether tensor cores can read and write the matrices of a product by pointers that the host does not see.
+static bool is_aligned(const Gemm& p, DType operands, DType result) {
+  constexpr size_t kBytes = 16;  // by the cuBLAS reference, for K of a multiple of 4 in TF32 and of 8 in 16 bits
+  const auto fits = [](const void* data, int64_t stride, DType dtype) {
+    return reinterpret_cast<uintptr_t>(data) % kBytes == 0 &&
+           static_cast<size_t>(stride) * dtype_size(dtype) % kBytes == 0;
+  };
+  return fits(p.a, p.lda, operands) && fits(p.b, p.ldb, operands) && fits(p.c, p.ldc, result);
 }
 
 // The arguments of cublasGemmGroupedBatchedEx, as columns. Omits empty groups, which some versions mishandle.
@@ -238,6 +271,9 @@ static bool try_grouped(const Context& ctx, DType operands, DType result, const 
   if (products.size() < 2 || !blas_library().gemm_grouped_batched) return false;
   const Types types = types_of(operands);
   const cudaDataType data_c = types_of(result).data;
+  const bool tensor_cores = types.compute == CUBLAS_COMPUTE_32F_FAST_TF32 || dtype_size(operands) == 2;
+  const auto aligned = [&](const Gemm& p) { return is_aligned(p, operands, result); };
+  if (tensor_cores && !std::all_of(products.begin(), products.end(), aligned)) return false;
   Stream& stream = stream_of(ctx);
   const cublasHandle_t handle = handle_of(stream);
   Groups groups;
@@ -263,6 +299,7 @@ static bool try_grouped(const Context& ctx, DType operands, DType result, const 
 }
 
 void multiply_grouped(const Context& ctx, DType operands, DType result, const std::vector<Gemm>& products) {
+  expect_types(stream_of(ctx), operands);
   std::vector<Gemm> work = products;
   finish_empty(ctx, result, work);
   if (try_grouped(ctx, operands, result, work)) return;

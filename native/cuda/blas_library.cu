@@ -3,7 +3,9 @@
 #include <dlfcn.h>
 #include <glob.h>
 
+#include <atomic>
 #include <cstdlib>
+#include <mutex>
 #include <vector>
 
 #include "cuda/stream.h"
@@ -16,30 +18,59 @@ std::string environment(const char* name) {
   return value ? value : "";
 }
 
-// Folders outside the loader's paths: the toolkits, then the Python wheel of an active environment.
-std::vector<std::string> folders() {
-  std::vector<std::string> patterns;
-  for (const std::string& toolkit :
-       {environment("CUDA_PATH"), std::string("/usr/local/cuda"), std::string("/usr/local/cuda-1[23]*")})
-    if (!toolkit.empty()) patterns.push_back(toolkit + "/lib64");
-  for (const std::string& python : {environment("VIRTUAL_ENV"), environment("CONDA_PREFIX")}) {
-    if (python.empty()) continue;
-    for (const char* packages : {"site-packages", "dist-packages"})
-      for (const char* wheel : {"cu13", "cublas"})
-        patterns.push_back(python + "/lib/python3*/" + packages + "/nvidia/" + wheel + "/lib");
+// Folders of the program, in which there may be a Python environment.
+std::vector<std::string>& program_folders() {
+  static auto* const folders = new std::vector<std::string>;
+  return *folders;
+}
+
+// Folders outside the loader's paths: what is known of them, and a pattern of the rest.
+struct Place {
+  std::string prefix, pattern;
+};
+
+// The toolkits, then the wheels of Python environments: of the active one, the user's and the system's, and of those
+// beside the program.
+std::vector<Place> places() {
+  std::vector<Place> places;
+  for (const char* toolkit : {"CUDA_PATH", "CUDA_HOME"})
+    if (const std::string folder = environment(toolkit); !folder.empty()) places.push_back({folder, "/lib64"});
+  places.push_back({"/usr/local", "/cuda{,-1[23]*}/lib64"});
+  std::vector<std::string> pythons;
+  const auto add = [&](const std::string& folder, const std::string& below = "") {
+    if (!folder.empty()) pythons.push_back(folder + below);
+  };
+  add(environment("VIRTUAL_ENV"));
+  if (const std::string conda = environment("CONDA_PREFIX"); !conda.empty()) {
+    places.push_back({conda, "/lib"});
+    add(conda);
   }
+  for (const std::string& folder : program_folders()) add(folder, "/.venv"), add(folder, "/venv");
+  add(environment("HOME"), "/.local");
+  add("/usr/local");
+  add("/usr");
+  for (const std::string& python : pythons)
+    places.push_back({python, "/lib/python3*/{site,dist}-packages/nvidia/{cu13,cublas}/lib"});
+  return places;
+}
+
+std::vector<std::string> matches_of(const Place& place, const std::string& file) {
+  std::string pattern;
+  for (const char c : place.prefix) {
+    if (std::string("*?[]{},~\\").find(c) != std::string::npos) pattern += '\\';
+    pattern += c;
+  }
+  pattern += place.pattern + "/" + file;
   std::vector<std::string> found;
-  for (const std::string& pattern : patterns) {
-    glob_t matches{};
-    if (glob(pattern.c_str(), 0, nullptr, &matches) == 0)
-      for (size_t i = 0; i < matches.gl_pathc; ++i) found.push_back(matches.gl_pathv[i]);
-    globfree(&matches);
-  }
+  glob_t matches{};
+  if (glob(pattern.c_str(), GLOB_BRACE, nullptr, &matches) == 0)
+    for (size_t i = 0; i < matches.gl_pathc; ++i) found.push_back(matches.gl_pathv[i]);
+  globfree(&matches);
   return found;
 }
 
 // Best first. A driver for CUDA 12 cannot run cuBLAS 13; one for CUDA 13 runs both.
-std::vector<std::string> candidates(const std::vector<std::string>& folders) {
+std::vector<std::string> candidates(const std::vector<Place>& places) {
   if (const std::string path = environment("ST_MOE_CUBLAS_LIBRARY"); !path.empty()) return {path};
   int driver = 0;
   cudaDriverGetVersion(&driver);
@@ -47,11 +78,8 @@ std::vector<std::string> candidates(const std::vector<std::string>& folders) {
   if (driver < 13000) std::swap(names[0], names[1]);
   for (const std::string& name : names) {
     paths.push_back(name);
-    for (const std::string& folder : folders) {
-      glob_t matches{};
-      if (glob((folder + "/" + name).c_str(), 0, nullptr, &matches) == 0) paths.push_back(folder + "/" + name);
-      globfree(&matches);
-    }
+    for (const Place& place : places)
+      for (const std::string& path : matches_of(place, name)) paths.push_back(path);
   }
   return paths;
 }
@@ -121,6 +149,7 @@ std::string try_library(const BlasLibrary& blas) {
   };
   const float one = 1, zero = 0;
   cublasStatus_t status = blas.create(&trial.handle);
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) fail(ErrorCode::out_of_memory, "not enough memory on cuda for cuBLAS");
   if (status != CUBLAS_STATUS_SUCCESS) return says("cublasCreate", status);
   status = blas.set_stream(trial.handle, trial.stream);
   if (status != CUBLAS_STATUS_SUCCESS) return says("cublasSetStream", status);
@@ -133,13 +162,17 @@ std::string try_library(const BlasLibrary& blas) {
   return c == wanted ? "" : "the result of a small GEMM is wrong";
 }
 
-std::string open_and_try(const std::string& path, BlasLibrary* blas) {
+std::string open_blas(const std::string& path, BlasLibrary* blas) {
   void* library = open_library(path);
   if (!library) {
     const char* error = dlerror();
     return error ? error : "cannot be opened";
   }
-  if (!find_all(library, blas)) return "this is not cuBLAS 12 or 13";
+  return find_all(library, blas) ? "" : "this is not cuBLAS 12 or 13";
+}
+
+std::string open_and_try(const std::string& path, BlasLibrary* blas) {
+  if (const std::string wrong = open_blas(path, blas); !wrong.empty()) return wrong;
   try {
     return try_library(*blas);
   } catch (const Error& error) {
@@ -148,40 +181,62 @@ std::string open_and_try(const std::string& path, BlasLibrary* blas) {
   }
 }
 
-BlasSearch search() {
+struct BlasSearch {
+  const BlasLibrary* library;  // null if none works
+  std::string reason;          // what was tried, and the error of each
+};
+
+#if defined(ST_MOE_SIMT)
+bool is_emulated() {
+  return environment("ST_MOE_CUBLAS_LIBRARY").empty() && environment("SIMT_CUBLAS") != "files";
+}
+#endif
+
+// The first library that `open` finds nothing wrong with.
+template <class Open>
+BlasSearch search(const Open& open) {
   BlasLibrary blas{};
 #if defined(ST_MOE_SIMT)
-  if (environment("ST_MOE_CUBLAS_LIBRARY").empty() && environment("SIMT_CUBLAS") != "files") {
+  if (is_emulated()) {
     blas = {cublasCreate_v2,       cublasDestroy_v2,           cublasSetStream_v2,        cublasSetWorkspace_v2,
             cublasGetStatusString, cublasGemmStridedBatchedEx, cublasGemmGroupedBatchedEx};
     const std::string wrong = try_library(blas);
     return {wrong.empty() ? new BlasLibrary(blas) : nullptr, wrong};
   }
 #endif
-  const std::vector<std::string> places = folders();
+  const std::vector<Place> looked_in = places();
   std::string tried, looked;
-  for (const std::string& path : candidates(places)) {
-    const std::string wrong = open_and_try(path, &blas);
+  for (const std::string& path : candidates(looked_in)) {
+    const std::string wrong = open(path, &blas);
     if (wrong.empty()) return {new BlasLibrary(blas), ""};
     tried += (wrong.rfind(path, 0) == 0 ? "" : path + ": ") + wrong + "; ";
   }
   if (!environment("ST_MOE_CUBLAS_LIBRARY").empty()) return {nullptr, "ST_MOE_CUBLAS_LIBRARY: " + tried};
-  for (const std::string& folder : places) looked += ", " + folder;
+  for (const Place& place : looked_in) looked += ", " + place.prefix + place.pattern;
   return {nullptr, tried + "looked in the paths of the loader" + looked +
                        "; install CUDA 12 or 13, or name the file in ST_MOE_CUBLAS_LIBRARY"};
 }
 
 }  // namespace
 
-const BlasSearch& find_blas() {
-  static const auto* const found = new BlasSearch(search());
-  return *found;
+std::string blas_fault(const std::vector<std::string>& folders) {
+  program_folders() = folders;
+#if defined(ST_MOE_SIMT)
+  if (is_emulated()) return "";
+#endif
+  return search(open_blas).reason;
 }
 
 const BlasLibrary& blas_library() {
-  const BlasSearch& found = find_blas();
-  if (!found.library) fail(ErrorCode::backend_unavailable, "cublas: %s", found.reason.c_str());
-  return *found.library;
+  static std::mutex mutex;
+  static std::atomic<const BlasLibrary*> found{nullptr};
+  if (const BlasLibrary* library = found) return *library;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (found) return *found;
+  const BlasSearch searched = search(open_and_try);
+  if (!searched.library) fail(ErrorCode::backend_unavailable, "cublas: %s", searched.reason.c_str());
+  found = searched.library;
+  return *searched.library;
 }
 
 }  // namespace st_moe::cuda

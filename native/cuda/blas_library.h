@@ -1,5 +1,6 @@
 #pragma once
 #include <string>
+#include <vector>
 
 #include "cuda/cublas_api.h"
 
@@ -16,16 +17,13 @@ struct BlasLibrary {
   cublasGemmGroupedBatchedEx_t* gemm_grouped_batched;  // null before 12.5
 };
 
-struct BlasSearch {
-  const BlasLibrary* library;  // null if none works
-  std::string reason;          // what was tried, and the error of each
-};
+// Why no library can be opened; empty if one can. Needs no device. Python environments beside the program are looked
+// for in `folders`.
+std::string blas_fault(const std::vector<std::string>& folders);
 
-// The first library that multiplies two small matrices correctly on the current device. Searched once per process,
-// never closed. Throws Error for causes other than cuBLAS, such as a full device.
-const BlasSearch& find_blas();
-
-// Throws Error(backend_unavailable) if there is none.
+// The first library that multiplies two small matrices correctly, on the device that is current at the first call.
+// Never closed. Throws Error: backend_unavailable if there is none, and others for other causes, such as a full device;
+// the next call then searches again.
 const BlasLibrary& blas_library();
 
 }  // namespace st_moe::cuda

@@ -50,7 +50,12 @@ struct Faults {
 
 // The errors after which, by the CUDA runtime reference, the process must restart.
 static bool is_fault(cudaError_t status) {
-  switch (status) {
+  switch (static_cast<int>(status)) {
+    case 226:  // cudaErrorContained, cudaErrorTensorMemoryLeak, cudaErrorMpsClientTerminated and
+               // cudaErrorExternalDevice,
+    case 721:  // which older toolkits do not name
+    case 810:
+    case 911:
     case cudaErrorECCUncorrectable:
     case cudaErrorNvlinkUncorrectable:
     case cudaErrorIllegalAddress:

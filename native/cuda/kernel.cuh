@@ -57,7 +57,11 @@ void launch(const Context& ctx, void (*kernel)(Params...), dim3 grid, dim3 block
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream_of(ctx).stream();
   const char* name = kernel_name(reinterpret_cast<const void*>(kernel));  // looked up first: unavailable after a fault
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), name);
+  cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+  // The code of a kernel is loaded at its first launch, to memory outside of the pool, which may hold all that is left.
+  if (status == cudaErrorMemoryAllocation && stream_of(ctx).trim() == cudaSuccess)
+    status = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+  check(status, name);
   stream_of(ctx).launched(name);
 }
 

@@ -1,10 +1,15 @@
+#include <cctype>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <new>
+#include <sstream>
 #include <string>
+#include <vector>
 
 #include "core/abi.h"
 #include "cuda/blas.h"
@@ -28,13 +33,34 @@ std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-std::string driver_reason(cudaError_t status) {
-  int driver = 0, runtime = 0;
+// Of the kernel module, such as 580.65.06; empty where it does not say.
+std::string module_version() {
+  const char* path = "/proc/driver/nvidia/version";
+#if defined(ST_MOE_SIMT)
+  if (const char* given = std::getenv("SIMT_DRIVER_FILE")) path = given;
+#endif
+  std::ifstream file(path);
+  for (std::string word; file >> word;)
+    if (std::isdigit(static_cast<unsigned char>(word[0])) && word.find('.') != std::string::npos) return word;
+  return "";
+}
+
+std::string driver_version() {
+  int driver = 0;
   cudaDriverGetVersion(&driver);
+  if (driver == 0) return "";
+  const std::string module = module_version();
+  return (module.empty() ? "" : module + ", ") + "CUDA " + version_text(driver);
+}
+
+std::string driver_reason(cudaError_t status) {
+  const std::string driver = driver_version();
+  if (driver.empty()) return "no NVIDIA driver is installed (libcuda.so.1 is not found)";
+  int runtime = 0;
   cudaRuntimeGetVersion(&runtime);
-  if (driver == 0) return "no NVIDIA driver is installed (libcuda.so.1 is not found)";
-  return std::string(cudaGetErrorString(status)) + ": the driver supports CUDA " + version_text(driver) +
-         ", this plugin is built with CUDA " + version_text(runtime);
+  const char* needed = runtime >= 13000 ? "580" : "525";  // NVIDIA's table of CUDA's minor version compatibility
+  return std::string(cudaGetErrorString(status)) + ": the driver is " + driver + ", this plugin is built with CUDA " +
+         version_text(runtime) + ", which needs driver " + needed + " or newer";
 }
 
 std::string device_reason() {
@@ -43,7 +69,14 @@ std::string device_reason() {
          (visible ? std::string(" (CUDA_VISIBLE_DEVICES is '") + visible + "')" : "");
 }
 
-void probe(Probe* probe) {
+std::vector<std::string> lines_of(const char* text) {
+  std::vector<std::string> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) lines.push_back(line);
+  return lines;
+}
+
+void probe(const char* folders, Probe* probe) {
   *probe = {};
   try {
     int count = 0;
@@ -52,9 +85,7 @@ void probe(Probe* probe) {
     if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0))
       return answer(probe, "device", device_reason());
     if (status != cudaSuccess) return answer(probe, "driver", driver_reason(status));
-    check(cudaSetDevice(0), "device");
-    const BlasSearch& blas = find_blas();
-    if (!blas.library) return answer(probe, "cublas", blas.reason);
+    if (const std::string fault = blas_fault(lines_of(folders)); !fault.empty()) return answer(probe, "cublas", fault);
     probe->device_count = count;
   } catch (const Error& error) {
     answer(probe, "device", error.what());
@@ -132,12 +163,57 @@ struct Gpu {
   Backend backend;
 };
 
-Gpu* make_gpu(int index) {
+// Opens no context.
+cudaDeviceProp properties_of(int index) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, index), "device");
+  return properties;
+}
+
+void expect_usable(const cudaDeviceProp& properties, int index) {
   if (properties.major * 10 + properties.minor < kOldestCapability)
     fail(ErrorCode::backend_unavailable, "%s has compute capability %d.%d; %d.%d or newer is needed", properties.name,
          properties.major, properties.minor, kOldestCapability / 10, kOldestCapability % 10);
+  int pools = 0;
+  check(cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, index), "device");
+  if (!pools)
+    fail(ErrorCode::backend_unavailable, "%s has no memory pools, which some virtual GPUs lack and this plugin needs",
+         properties.name);
+}
+
+void describe(int32_t index, DeviceDescription* description) {
+  *description = {};
+  const auto write = [](auto& to, const std::string& text) { std::snprintf(to, sizeof to, "%s", text.c_str()); };
+  try {
+    write(description->driver, driver_version());
+    const cudaDeviceProp properties = properties_of(index);
+    write(description->variant, properties.name);
+    description->bytes = static_cast<int64_t>(properties.totalGlobalMem);
+    expect_usable(properties, index);
+  } catch (const std::exception& error) {
+    write(description->reason, error.what());
+  }
+}
+
+__global__ void nothing_kernel() {}
+
+// A plugin may have been built for other GPUs: then its first kernel would fail.
+void expect_code(const cudaDeviceProp& properties) {
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, nothing_kernel);
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  if (status != cudaErrorNoKernelImageForDevice && status != cudaErrorInvalidDeviceFunction) check(status, "device");
+  fail(ErrorCode::backend_unavailable,
+       "this plugin has no code for %s, whose compute capability is %d.%d. Install a newer st-moe-cuda, or in a clone "
+       "run: "
+       "npm run build:cuda",
+       properties.name, properties.major, properties.minor);
+}
+
+Gpu* make_gpu(int index) {
+  const cudaDeviceProp properties = properties_of(index);
+  expect_usable(properties, index);
   auto* gpu = new Gpu{properties.name, {}};
   gpu->backend = {
       .name = kName,
@@ -166,10 +242,24 @@ const Backend* backend_of(int index) {
   return &found->second->backend;
 }
 
+// Another environment's freed memory may be all that is left.
+void try_blas(Stream& stream) {
+  try {
+    blas_library();
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::out_of_memory) throw;
+    check(stream.trim(), "memory pool");
+    blas_library();
+  }
+}
+
 Status open(int32_t index, const Backend** backend, Context* context) {
   return guarded([&] {
     const Backend* gpu = backend_of(index);
-    context->stream = new Stream(index);
+    auto stream = std::make_unique<Stream>(index);  // makes the device current
+    expect_code(properties_of(index));
+    try_blas(*stream);
+    context->stream = stream.release();
     *backend = gpu;
   });
 }
@@ -187,6 +277,7 @@ extern "C" __attribute__((visibility("default"))) const st_moe::Plugin* st_moe_p
       .abi = st_moe::kBackendAbi,
       .name = st_moe::cuda::kName,
       .probe = st_moe::cuda::probe,
+      .describe = st_moe::cuda::describe,
       .open = st_moe::cuda::open,
       .close = st_moe::cuda::close,
   };

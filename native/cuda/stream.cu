@@ -21,6 +21,10 @@ Stream::Stream(int device) : device_(device), log_(device) {
   try {
     check(cudaSetDevice(device_), "device");
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
+    int major = 0, minor = 0;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_), "device");
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_), "device");
+    capability_ = 10 * major + minor;
     check(cudaDeviceGetDefaultMemPool(&pool_, device_), "memory pool");
     uint64_t keep = UINT64_MAX;  // freed memory stays in the pool: returning it would synchronize
     check(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep), "memory pool");
@@ -72,11 +76,15 @@ cudaError_t Stream::allocate_in_order(size_t bytes, void** data) {
   bytes = std::max<size_t>(bytes, 1);
   cudaError_t status = cudaMallocAsync(data, bytes, stream);
   if (status != cudaErrorMemoryAllocation) return status;
+  status = trim();
+  return status == cudaSuccess ? cudaMallocAsync(data, bytes, stream) : status;
+}
+
+cudaError_t Stream::trim() noexcept {
   cudaGetLastError();
   ++synchronisations_;
-  status = wait_for_device(device_, stream);
-  if (status == cudaSuccess) status = cudaMemPoolTrimTo(pool_, 0);
-  return status == cudaSuccess ? cudaMallocAsync(data, bytes, stream) : status;
+  const cudaError_t status = wait_for_device(device_, recording_ ? outside_ : stream_);
+  return status == cudaSuccess ? cudaMemPoolTrimTo(pool_, 0) : status;
 }
 
 void* Stream::try_allocate(size_t bytes) noexcept {

@@ -28,11 +28,13 @@ class Stream {
 
   cudaStream_t stream() const;  // makes the device current
   int device() const { return device_; }
+  int capability() const { return capability_; }  // 90 is 9.0
 
   void* allocate(size_t bytes);               // in stream order; throws Error
   void* try_allocate(size_t bytes) noexcept;  // null if `allocate` would throw
   void expect_memory_is_short() const;        // throws if the last try failed for another reason
   void release(void* data, size_t bytes) noexcept;
+  cudaError_t trim() noexcept;  // waits, and gives memory that the pool does not use back to the device
 
   void copy_in(void* to, const void* host, size_t bytes);
   void copy_out(void* host, const void* from, size_t bytes);  // waits, and throws the error flag of kernels
@@ -80,7 +82,7 @@ class Stream {
   void wait_for(const Half& half);
   void throw_error();
 
-  int device_;
+  int device_, capability_ = 0;
   cudaStream_t stream_ = nullptr;
   cudaMemPool_t pool_ = nullptr;
   Half halves_[2];

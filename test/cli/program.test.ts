@@ -148,9 +148,31 @@ describe('doctor', () => {
     }
   })
 
+  test.skipIf(!emulatorBuilt)('lists GPUs without opening them', async () => {
+    const driverFile = join(mkdtempSync(join(tmpdir(), 'st-moe-doctor-')), 'version')
+    writeFileSync(
+      driverFile,
+      'NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n',
+    )
+    const env = {
+      ...process.env,
+      ST_MOE_CUDA_LIBRARY: emulator,
+      SIMT_DEVICES: '2',
+      SIMT_UNAVAILABLE: '0',
+      SIMT_DRIVER: '12040',
+      SIMT_DRIVER_FILE: driverFile,
+    }
+    const { code, out } = await runProgram([bin, 'doctor'], { env })
+    expect(code).toBe(0)
+    for (const device of ['cuda:0', 'cuda:1'])
+      expect(out).toMatch(
+        new RegExp(`^${device} +emulated GPU, 4.3 GB of memory, driver 550.54.15, CUDA 12.4\n(?! +self-test)`, 'm'),
+      )
+  })
+
   test.skipIf(!emulatorBuilt)('tests a GPU', async () => {
     const env = { ...process.env, ST_MOE_CUDA_LIBRARY: emulator }
-    const { code, out } = await runProgram([bin, 'doctor', '--json'], { env })
+    const { code, out } = await runProgram([bin, 'doctor', '--json', '--self-test'], { env })
     expect(code).toBe(0)
     expect(jsonLines(out)[0].devices[1]).toMatchObject({
       device: 'cuda:0',
@@ -162,7 +184,7 @@ describe('doctor', () => {
   test.skipIf(!emulatorBuilt)('reports why the self-test of a GPU fails, and exits with 1', async () => {
     const env = { ...process.env, ST_MOE_CUDA_LIBRARY: emulator, SIMT_FULL_AT: '4' }
     const [json, words] = await Promise.all(
-      [['--json'], []].map((args) => runProgram([bin, 'doctor', ...args], { env })),
+      [['--json'], []].map((args) => runProgram([bin, 'doctor', '--self-test', ...args], { env })),
     )
     expect([json.code, words.code]).toEqual([1, 1])
     const [report] = jsonLines(json.out)

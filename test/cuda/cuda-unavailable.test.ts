@@ -1,4 +1,4 @@
-import { existsSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -12,13 +12,14 @@ process.env.ST_MOE_CUDA_LIBRARY = emulator
 const build = fileURLToPath(new URL('../../build/', import.meta.url))
 
 /** What a child process reports with another plugin or environment. */
-async function reported(env: Record<string, string>, device = 'cuda') {
-  const result = await runChild('device-report.mjs', [device], { env })
+async function reported(env: Record<string, string>, device = 'cuda', cwd?: string) {
+  const result = await runChild('device-report.mjs', [device], { env, cwd })
   expect(result.stderr).toBe('')
   expect(result.code).toBe(0)
   const report = JSON.parse(result.stdout)
   expect(report.cpu).toEqual([2, 4])
   expect(report.devices[0].available).toBe(true)
+  expect(report.opened).toEqual(['cpu'])
   return report
 }
 
@@ -30,6 +31,14 @@ describe('if it cannot be used, the error says why and the CPU works', () => {
     expect(request.code).toBe('BACKEND_UNAVAILABLE')
     expect(request.message).toContain(`${stage}: `)
     expect(request.message).toMatch(reason)
+  }
+
+  /** The list has the GPU, whose first use fails. */
+  const expectFailure = async (env: Record<string, string>, reason: RegExp, code = 'BACKEND_UNAVAILABLE') => {
+    const { devices: list, request } = await reported(env)
+    expect(list[1]).toMatchObject({ device: 'cuda:0', available: true })
+    expect(request).toMatchObject({ code, message: expect.stringMatching(reason) })
+    expect(request.message).toMatch(/^\[tensor\] /)
   }
 
   test('no plugin', () => expectAnswer({ ST_MOE_CUDA_LIBRARY: '/nowhere/plugin.so' }, 'plugin', /nowhere/))
@@ -76,12 +85,37 @@ describe('if it cannot be used, the error says why and the CPU works', () => {
       ['create', /libcublas\.so\.13: cublasCreate gives CUBLAS_STATUS_NOT_INITIALIZED; /],
       ['gemm', /libcublas\.so\.13: a small GEMM gives CUBLAS_STATUS_NOT_SUPPORTED; /],
       ['wrong', /libcublas\.so\.13: the result of a small GEMM is wrong; /],
-      ['symbols', /libcublas\.so\.13: this is not cuBLAS 12 or 13; /],
     ])('broken: %s', async (kind, reason) => {
-      await expectAnswer(files(kind), 'cublas', reason)
+      await expectFailure(files(kind), reason)
       const every = new RegExp(`${file(kind, 12)}: [^;]+; libcublas.so.13: [^;]+; ${file(kind, 13)}: [^;]+; looked in`)
-      await expectAnswer(files(kind, 12040), 'cublas', every)
-      await expectAnswer({ ST_MOE_CUBLAS_LIBRARY: file(kind, 13) }, 'cublas', /^.*ST_MOE_CUBLAS_LIBRARY: [^;]+; $/)
+      await expectFailure(files(kind, 12040), every)
+      await expectFailure({ ST_MOE_CUBLAS_LIBRARY: file(kind, 13) }, /cublas: ST_MOE_CUBLAS_LIBRARY: [^;]+; $/)
+    })
+
+    test('no cuBLAS at all is known before a GPU is opened', async () => {
+      const reason = /libcublas\.so\.13: this is not cuBLAS 12 or 13; /
+      await expectAnswer(files('symbols'), 'cublas', reason)
+      const { devices: list } = await reported(files('symbols'))
+      for (const place of ['/usr/local/cuda{,-1[23]*}/lib64', '/.local/lib/python3*/{site,dist}-packages/nvidia'])
+        expect(list[1].reason).toContain(place)
+    })
+
+    const wheel = (python: string, name = 'cublas') => `${python}/lib/python3.11/site-packages/nvidia/${name}/lib`
+    test.each<[string, string, (folder: string) => Record<string, string>]>([
+      ['CUDA_HOME', 'lib64', (folder) => ({ CUDA_HOME: folder })],
+      ['a conda environment', 'lib', (folder) => ({ CONDA_PREFIX: folder })],
+      ['the wheel of a conda environment', wheel('.', 'cu13'), (folder) => ({ CONDA_PREFIX: folder })],
+      ['the active environment', wheel('.'), (folder) => ({ VIRTUAL_ENV: folder })],
+      ['packages of the user', wheel('.local'), (folder) => ({ HOME: folder })],
+      ['.venv of the working folder', wheel('.venv'), () => ({})],
+      ['venv of the working folder', wheel('venv'), () => ({})],
+    ])('is found in %s', async (_, below, env) => {
+      const folder = mkdtempSync(join(tmpdir(), 'st-moe [a]{b} '))
+      mkdirSync(join(folder, below), { recursive: true })
+      symlinkSync(file('good', 13), join(folder, below, 'libcublas.so.13'))
+      const none = { CUDA_PATH: '', CUDA_HOME: '', CONDA_PREFIX: '', VIRTUAL_ENV: '', HOME: '/nowhere' }
+      const { request } = await reported({ ...none, SIMT_CUBLAS: 'files', ...env(folder) }, 'cuda', folder)
+      expect(request).toBe('ready')
     })
 
     test('by the version of the driver, and the next one if it does not work', async () => {
@@ -98,6 +132,42 @@ describe('if it cannot be used, the error says why and the CPU works', () => {
       expect(await made({ ST_MOE_CUBLAS_LIBRARY: file('good', 12) })).toBe('good 12')
       expect(await made({ ST_MOE_CUBLAS_LIBRARY: file('lt', 13) })).toBe('lt 13') // with its libcublasLt
     })
+  })
+
+  test.skipIf(!emulatorBuilt)('of a driver that is too old both versions', () =>
+    expectAnswer(
+      { SIMT_DRIVER: '12020', SIMT_DRIVER_OLD: '1' },
+      'driver',
+      /the driver is CUDA 12\.2, this plugin is built with CUDA 13\.0, which needs driver 580 or newer$/,
+    ),
+  )
+
+  test.skipIf(!emulatorBuilt)('a GPU of another process hides no other, and a listing opens none', async () => {
+    const env = { SIMT_DEVICES: '8', SIMT_UNAVAILABLE: '0' }
+    const { devices: list, request } = await reported(env, 'cuda:1')
+    expect(list).toHaveLength(9)
+    for (const gpu of list.slice(1))
+      expect(gpu).toMatchObject({ available: true, variant: 'emulated GPU', totalBytes: 2 ** 32, driver: 'CUDA 13.0' })
+    expect(request).toBe('ready')
+    expect((await reported(env, 'cuda:0')).request.message).toMatch(/busy or unavailable/)
+  })
+
+  test.skipIf(!emulatorBuilt)('a GPU that the plugin has no code for', () =>
+    expectFailure({ SIMT_CODE: '0' }, /no code for emulated GPU, whose compute capability is 9\.0\. Install/),
+  )
+
+  test.skipIf(!emulatorBuilt)('a virtual GPU without memory pools', async () => {
+    const { devices: list, request } = await reported({ SIMT_POOLS: '0' })
+    expect(list[1]).toMatchObject({
+      available: false,
+      stage: 'device',
+      reason: expect.stringMatching(/no memory pools/),
+    })
+    expect(request.message).toMatch(/no memory pools/)
+  })
+
+  test.skipIf(!emulatorBuilt)('memory that the pool does not use is given back for cuBLAS and for code', async () => {
+    expect((await reported({ SIMT_POOL: 'full' })).request).toBe('ready')
   })
 
   test.skipIf(!emulatorBuilt)('an old GPU, and a missing one', async () => {

@@ -305,7 +305,7 @@ export default [
     from: 'versionsOf(expertIndex, position).every((version, i) => version === made.versions[i]) ? made.plan : null',
     to: 'made.plan',
     breaks: 'a routing that was changed is computed by the plan of the router',
-    tests: ['simt/test/nn/routers.test.ts'],
+    tests: ['simt/test/nn/dropless.test.ts'],
   },
   {
     name: 'prompt-with-control-characters',
@@ -337,7 +337,7 @@ export default [
     from: 'std::copy_n(pointers.data() + first, count, block.pointer);',
     to: 'std::copy_n(pointers.data(), count, block.pointer);',
     breaks: 'from 160 experts on a grouped GEMM multiplies others',
-    tests: ['simt/test/nn/routers.test.ts'],
+    tests: ['simt/test/nn/dropless.test.ts'],
   },
   {
     name: 'copy-across-rows-of-odd-width',

@@ -95,8 +95,8 @@ export default [
   {
     name: 'norm-without-the-option',
     file: 'lib/optim/optimizer.ts',
-    from: 'decides ? this.#decide(op, recorder, due) : null',
-    to: 'recorder ? this.#decide(op, recorder, due) : null',
+    from: 'decides ? this.#decide(op, recorder, due, norm) : null',
+    to: 'recorder ? this.#decide(op, recorder, due, norm) : null',
     breaks: 'a captured step without the option computes a norm, and skips',
     tests: skipped,
   },

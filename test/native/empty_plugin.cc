@@ -42,8 +42,13 @@ const Backend kBackend{
     .host_memory = kHostMemory,
 };
 
-void probe(Probe* probe) {
+void probe(const char*, Probe* probe) {
   *probe = {.device_count = 1, .stage = {}, .reason = {}};
+}
+
+void describe(int32_t, DeviceDescription* description) {
+  *description = {};
+  std::strcpy(description->variant, kBackend.variant);
 }
 
 Status open(int32_t, const Backend** backend, Context*) {
@@ -60,6 +65,7 @@ extern "C" __attribute__((visibility("default"))) const st_moe::Plugin* st_moe_p
       .abi = st_moe::kBackendAbi,
       .name = kName,
       .probe = probe,
+      .describe = describe,
       .open = open,
       .close = close,
   };

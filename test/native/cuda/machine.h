@@ -19,7 +19,7 @@ class Machine {
     if (!entry) stop(path ? dlerror() : "ST_MOE_CUDA_LIBRARY is not set");
     plugin_ = entry();
     Probe probe{};
-    plugin_->probe(&probe);
+    plugin_->probe("", &probe);
     if (probe.device_count <= 0) stop(std::string(probe.stage) + ": " + probe.reason);
     const Status status = plugin_->open(0, &backend_, &context);
     if (status.code != ErrorCode::none) stop(status.text);

@@ -115,6 +115,12 @@ cublasStatus_t ready(cublasHandle_t handle) {
   return !handle->workspace && spoils_capture(handle->stream) ? CUBLAS_STATUS_INTERNAL_ERROR : CUBLAS_STATUS_SUCCESS;
 }
 
+bool is_aligned(const Gemm& g) {
+  const int vector = g.tf32 ? 4 : bytes_of(g.type) == 2 ? 8 : 0;
+  if (vector == 0 || g.k % vector != 0) return true;
+  return ((reinterpret_cast<uintptr_t>(g.A) | reinterpret_cast<uintptr_t>(g.B)) & 15) == 0;
+}
+
 template <class T>
 void run(const Gemm& g) {
   const auto m = static_cast<size_t>(g.m), n = static_cast<size_t>(g.n), k = static_cast<size_t>(g.k);
@@ -184,6 +190,7 @@ double scalar(const void* from, int i, cublasComputeType_t compute) {
 
 cublasStatus_t cublasCreate_v2(cublasHandle_t* handle) {
   if (usable() != cudaSuccess) return CUBLAS_STATUS_NOT_INITIALIZED;
+  if (pool_holds_all()) return CUBLAS_STATUS_ALLOC_FAILED;
   *handle = new cublasContext;
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -241,6 +248,7 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
                    Ctype,
                    computeType == CUBLAS_COMPUTE_32F_FAST_TF32};
   if (batchCount < 0 || !sizes_fit(first)) return CUBLAS_STATUS_INVALID_VALUE;
+  if (batchCount > 65535) return CUBLAS_STATUS_NOT_SUPPORTED;  // as older versions
   if (m == 0 || n == 0 || batchCount == 0) return CUBLAS_STATUS_SUCCESS;
   if (!simt::is_device_memory(C) || (k > 0 && !(simt::is_device_memory(A) && simt::is_device_memory(B))))
     return CUBLAS_STATUS_INVALID_VALUE;
@@ -302,6 +310,7 @@ cublasStatus_t cublasGemmGroupedBatchedEx(cublasHandle_t handle, const cublasOpe
       gemms[i].A = Aarray[i];
       gemms[i].B = Barray[i];
       gemms[i].C = Carray[i];
+      if (!is_aligned(gemms[i])) return simt::begin_fault(0);  // tensor cores read 16 bytes at a time
       run_typed(gemms[i]);
     }
   };

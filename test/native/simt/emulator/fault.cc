@@ -25,7 +25,8 @@ void begin_fault(int device) {
 }
 
 cudaError_t fault_of(int device) {
-  return faulted[static_cast<size_t>(device) % faulted.size()] ? cudaErrorIllegalAddress : cudaSuccess;
+  if (!faulted[static_cast<size_t>(device) % faulted.size()]) return cudaSuccess;
+  return static_cast<cudaError_t>(setting("SIMT_FAULT_ERROR", cudaErrorIllegalAddress));
 }
 
 cudaError_t usable() {

@@ -1,3 +1,4 @@
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -108,6 +109,12 @@ bool is_pinned_memory(const void* pointer) {
 
 }  // namespace simt
 
+static std::atomic<bool> trimmed{false};
+bool simt::pool_holds_all() {
+  if (!is("SIMT_POOL", "full")) trimmed = false;
+  return is("SIMT_POOL", "full") && !trimmed;
+}
+
 using namespace simt;
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
@@ -156,6 +163,7 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
   return report(usable());
 }
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) {
+  trimmed = true;
   return report(usable());
 }
 

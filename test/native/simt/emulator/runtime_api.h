@@ -13,9 +13,12 @@
 // (SIMT_STREAMS=eager: at once), so that a missing wait shows; docs/cuda.md says what else it finds. Device memory is
 // host memory, filled with NaN. SIMT_DEVICES=n is the number of GPUs; SIMT_MEMORY_MB=n limits their memory;
 // SIMT_CAPABILITY=75 … 120 is the architecture, with its shared-memory limits. SIMT_DRIVER=12040 is the CUDA version of
-// the driver, missing is no driver. SIMT_FULL_AT=n makes allocation number n, counted from when it is set, and all
-// later ones fail; SIMT_FAULT_AT=n makes launch or GEMM number n fault, which ends the device (emulator/fault.h).
-// SIMT_SUMS=sequential or fma is the summation order of GEMMs. SIMT_TRACE=file logs launches, GEMMs, copies and waits.
+// the driver, missing is no driver; SIMT_DRIVER_FILE is what the kernel module says of itself. SIMT_UNAVAILABLE=n: GPU
+// n is another process's; SIMT_CODE=0: no kernel has code for the GPUs; SIMT_POOLS=0: they have no memory pools;
+// SIMT_POOL=full: there is no memory outside of the pool until it is trimmed. SIMT_FAULT_ERROR is the error of a fault.
+// SIMT_FULL_AT=n makes allocation number n, counted from when it is set, and all later ones fail; SIMT_FAULT_AT=n makes
+// launch or GEMM number n fault, which ends the device (emulator/fault.h). SIMT_SUMS=sequential or fma is the summation
+// order of GEMMs. SIMT_TRACE=file logs launches, GEMMs, copies and waits.
 #define CUDART_VERSION 13000
 enum cudaError_t {
   cudaSuccess = 0,
@@ -24,6 +27,7 @@ enum cudaError_t {
   cudaErrorInvalidConfiguration = 9,
   cudaErrorStubLibrary = 34,
   cudaErrorInsufficientDriver = 35,
+  cudaErrorDevicesUnavailable = 46,
   cudaErrorInvalidDeviceFunction = 98,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
@@ -31,6 +35,7 @@ enum cudaError_t {
   cudaErrorNvlinkUncorrectable = 220,
   cudaErrorInvalidResourceHandle = 400,
   cudaErrorNotReady = 600,
+  cudaErrorNoKernelImageForDevice = 209,
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchTimeout = 702,
   cudaErrorAssert = 710,
@@ -47,7 +52,11 @@ enum cudaError_t {
   cudaErrorUnknown = 999,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75 };
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
+  cudaDevAttrMemoryPoolsSupported = 115
+};
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed = 2 };
@@ -83,6 +92,10 @@ cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+struct cudaFuncAttributes {
+  int binaryVersion;
+};
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)());
 cudaError_t cudaDeviceSynchronize();
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);

@@ -19,7 +19,7 @@ thread_local int current_device = 0;
 }  // namespace
 
 cudaError_t driver() {
-  if (is("SIMT_DRIVER", "missing")) return cudaErrorInsufficientDriver;
+  if (is("SIMT_DRIVER", "missing") || is("SIMT_DRIVER_OLD", "1")) return cudaErrorInsufficientDriver;
   return setting("SIMT_DEVICES", 1) > 0 ? cudaSuccess : cudaErrorNoDevice;
 }
 
@@ -61,6 +61,8 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorStubLibrary: return "cudaErrorStubLibrary";
     case cudaErrorInsufficientDriver: return "cudaErrorInsufficientDriver";
     case cudaErrorInvalidDeviceFunction: return "cudaErrorInvalidDeviceFunction";
+    case cudaErrorDevicesUnavailable: return "cudaErrorDevicesUnavailable";
+    case cudaErrorNoKernelImageForDevice: return "cudaErrorNoKernelImageForDevice";
     case cudaErrorNoDevice: return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
     case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
@@ -82,6 +84,7 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
     case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorDevicesUnavailable: return "CUDA-capable device(s) is/are busy or unavailable";
     case cudaErrorInvalidDevice: return "invalid device ordinal";
     case cudaErrorInvalidResourceHandle: return "invalid resource handle";
     case cudaErrorNotReady: return "device not ready";
@@ -122,6 +125,7 @@ cudaError_t cudaGetDevice(int* device) {
 cudaError_t cudaSetDevice(int device) {
   if (driver() != cudaSuccess) return report(driver());
   if (device < 0 || device >= setting("SIMT_DEVICES", 1)) return report(cudaErrorInvalidDevice);
+  if (device == setting("SIMT_UNAVAILABLE", -1)) return report(cudaErrorDevicesUnavailable);
   current_device = device;
   return report(usable());
 }
@@ -141,9 +145,19 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   cudaDeviceProp properties;
   if (const cudaError_t status = cudaGetDeviceProperties(&properties, device); status != cudaSuccess) return status;
-  *value = properties.major;
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor: *value = properties.major; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = properties.minor; break;
+    case cudaDevAttrMemoryPoolsSupported: *value = static_cast<int>(setting("SIMT_POOLS", 1)); break;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)()) {
+  if (setting("SIMT_CODE", 1) == 0) return report(cudaErrorNoKernelImageForDevice);
+  *attributes = {};
   return cudaSuccess;
 }

@@ -13,6 +13,7 @@ cudaError_t report(cudaError_t error);  // the last error of this thread from no
 int64_t setting(const char* name, int64_t fallback);
 bool is(const char* name, const char* value);
 size_t gpu_bytes();
+bool pool_holds_all();  // SIMT_POOL=full: there is no memory outside of the pool until it is trimmed
 
 // An event that is to come at number n, where n is the value of a variable of the environment: counted from when it is
 // set. Not for several threads at once.

@@ -148,6 +148,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, Work th
       grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     return report(cudaErrorInvalidConfiguration);
   if (!shared_memory_fits(kernel, config.dynamicSmemBytes)) return report(cudaErrorInvalidValue);
+  if (pool_holds_all()) return report(cudaErrorMemoryAllocation);  // the code of a kernel is loaded at its first launch
   count(&Counters::launches);
   const size_t shared = config.dynamicSmemBytes;
   enqueue_kernel(config.stream, [=] {

@@ -1,8 +1,10 @@
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
 #include "core/convert.h"
 #include "cuda/blas.h"
+#include "cuda/blas_library.h"
 #include "cuda/kernel.cuh"
 #include "../../check.h"
 
@@ -132,8 +134,9 @@ void test_grouped(const Context& ctx) {
   }
 }
 
-// Groups of low-precision operands, with results of the same type and of f32; the second has no grouped GEMM.
-void test_low_precision_grouped(const Context& ctx, DType type) {
+// Groups of low-precision operands, with results of the same type and of f32; the second has no grouped GEMM, nor has
+// the first where tensor cores cannot read 16 bytes at a time: one element further.
+void test_low_precision_grouped(const Context& ctx, DType type, int64_t further = 0) {
   const std::vector<float> a = whole<float>(kSize, 4), b = whole<float>(kSize, 5);
   const OnDevice<uint16_t> device_a(ctx, rounded(a, type)), device_b(ctx, rounded(b, type));
   std::vector<float> c = whole<float>(kSize, 6);
@@ -141,8 +144,8 @@ void test_low_precision_grouped(const Context& ctx, DType type) {
   const OnDevice<uint16_t> rounded_c(ctx, rounded(c, type));
   std::vector<Gemm> to_f32, same;
   for (int64_t g = 0; g < 5; ++g) {
-    const int64_t rows[] = {3, 0, 4, 1, 2}, at = g * 100;
-    Gemm p{rows[g], 6, 5, device_a.get() + at, device_b.get() + at, f32_c.get() + at, 7, 8, 9};
+    const int64_t rows[] = {3, 0, 4, 1, 2}, at = g * 104 + further;
+    Gemm p{rows[g], 6, 8, device_a.get() + at, device_b.get() + at, f32_c.get() + at, 8, 8, 16};
     to_f32.push_back(p);
     p.c = rounded_c.get() + at;
     same.push_back(p);
@@ -150,11 +153,73 @@ void test_low_precision_grouped(const Context& ctx, DType type) {
   }
   const int64_t before = stream_of(ctx).gemms();
   multiply_grouped(ctx, type, type, same);
-  check(stream_of(ctx).gemms() == before + 1, "one grouped GEMM");
+  const int64_t calls = further == 0 ? 1 : 4;
+  check(stream_of(ctx).gemms() == before + calls, "one grouped GEMM, if it can be");
   multiply_grouped(ctx, type, DType::f32, to_f32);
-  check(stream_of(ctx).gemms() == before + 5, "one GEMM per group that is not empty");
+  check(stream_of(ctx).gemms() == before + calls + 4, "one GEMM per group that is not empty");
   check(f32_c.back(c.size()) == c, "groups of low-precision operands");
   check(rounded_c.back(c.size()) == rounded(c, type), "groups of low-precision operands and results");
+}
+
+// More than cuBLAS takes at once.
+void test_many_batches(const Context& ctx) {
+  constexpr int64_t kBatch = 140000;
+  const std::vector<float> a = whole<float>(2 * kBatch, 7), b = whole<float>(2 * kBatch, 8);
+  const OnDevice<float> device_a(ctx, a), device_b(ctx, b), device_c(ctx, std::vector<float>(kBatch));
+  Gemm p{1, 1, 2, device_a.get(), device_b.get(), device_c.get(), 2, 1, 1};
+  p.batch = kBatch, p.a_stride = 2, p.b_stride = 2, p.c_stride = 1;
+  const int64_t before = stream_of(ctx).gemms();
+  multiply(ctx, DType::f32, DType::f32, p);
+  check(stream_of(ctx).gemms() == before + 3, "three calls");
+  std::vector<float> c(kBatch);
+  multiply_on_host(p, a.data(), b.data(), c.data());
+  check(device_c.back(kBatch) == c, "140,000 batches");
+}
+
+// Where the pool holds all memory that is left, it is trimmed for a handle of cuBLAS and for the code of a kernel.
+__global__ void filling_kernel(float* x) {
+  x[threadIdx.x] = 3;
+}
+
+void test_full_pool() {
+  for (const bool blas : {false, true}) {
+    Stream stream(0);
+    const Context ctx{1, &stream};
+    Scratch<float> x(ctx, 32);
+    blas_library();
+    launch(ctx, filling_kernel, 1, 32, 0, x.get());
+    setenv("SIMT_POOL", "full", 1);
+    const int64_t waits = stream.synchronisations();
+    if (blas)
+      prepare_blas(stream);
+    else
+      launch(ctx, filling_kernel, 1, 32, 0, x.get());
+    check(stream.synchronisations() == waits + 1, "the pool is trimmed");
+    unsetenv("SIMT_POOL");
+  }
+}
+
+// GPUs before 8.0 have no GEMMs of bf16.
+void test_old_gpu() {
+  setenv("SIMT_CAPABILITY", "75", 1);
+  {
+    Stream stream(0);
+    const Context ctx{1, &stream};
+    for (const bool grouped : {false, true}) try {
+        const Gemm p{1, 1, 1, nullptr, nullptr, nullptr, 1, 1, 1};
+        if (grouped)
+          multiply_grouped(ctx, DType::bf16, DType::bf16, {p, p});
+        else
+          multiply(ctx, DType::bf16, DType::f32, p);
+        check(false, "bf16 on an old GPU");
+      } catch (const Error& error) {
+        check(
+            error.code() == ErrorCode::unsupported && std::strstr(error.what(), "this one has 7.5; computeDtype 'f16'"),
+            "%s", error.what());
+      }
+    test_low_precision(ctx, DType::f16);
+  }
+  unsetenv("SIMT_CAPABILITY");
 }
 
 void test_limits(const Context& ctx) {
@@ -187,6 +252,8 @@ void test_fault(const Context& ctx) {
 }  // namespace
 
 int main() {
+  test_full_pool();
+  test_old_gpu();
   {
     Stream stream(0);
     const Context ctx{1, &stream};
@@ -198,6 +265,8 @@ int main() {
     test_grouped<double>(ctx);
     test_low_precision_grouped(ctx, DType::bf16);
     test_low_precision_grouped(ctx, DType::f16);
+    test_low_precision_grouped(ctx, DType::bf16, 1);
+    test_many_batches(ctx);
     test_limits(ctx);
     test_fault(ctx);
   }

@@ -183,6 +183,12 @@ const Row kRows[] = {
        second.copy_out(&value, x.get(), sizeof value);
        check(value == 1, "another device goes on");
      }},
+    {"error",  // SIMT_FAULT_ERROR: another that ends the process's use of the device
+     [](Case& c) {
+       c.launch_all();
+       const std::string text = thrown([&] { c.read(); });
+       check(text.find(kBoth) != std::string::npos, "%s", text.c_str());
+     }},
     {"memory",
      [](Case& c) {
        setenv("SIMT_FULL_AT", "1", 1);
