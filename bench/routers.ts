@@ -173,7 +173,7 @@ async function row(other: Other, corpus: Corpus, steps: number): Promise<string[
 
 await main(import.meta.url, 'bench:routers', async (args) => {
   const { steps } = parseFlags(flags, args).values
-  const corpus = loadCorpus(mobyDick, { name: 'Moby-Dick', context: usual.context })
+  const corpus = await loadCorpus(mobyDick, { name: 'Moby-Dick', context: usual.context })
   const times = await timesOf(corpus)
   const rows: string[][] = []
   for (const [i, other] of models.entries()) {

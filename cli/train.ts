@@ -67,7 +67,7 @@ a second later or more, stops at once.`,
         if (!text) throw new UsageError('missing FILE')
         const options = runOptionsOf(values)
         const { Run } = await import('./trainer/run.js')
-        using run = new Run({ options, text, out, report })
+        using run = await Run.open({ options, text, out, report })
         run.start(values.overwrite || usual !== undefined)
         return await untilStopped(run, { report, page })
       }
@@ -117,13 +117,13 @@ async function resumeRun({ out, named, given, report, page }: Resumed): Promise<
   }
   const text = { ...(await textAt(named ?? saved.text.path)), name: saved.text.name }
   const { Run } = await import('./trainer/run.js')
-  using run = new Run({ options: { ...saved.options, minutes: 0, ...given }, text, out, report, resumed: saved })
+  using run = await Run.open({ options: { ...saved.options, minutes: 0, ...given }, text, out, report, resumed: saved })
   await run.resume()
   return await untilStopped(run, { report, page })
 }
 
 /** A file, or - for standard input. */
-async function textAt(path: string): Promise<{ path: string; name: string; bytes?: Buffer }> {
+async function textAt(path: string): Promise<{ path: string; name: string; bytes?: readonly Uint8Array[] }> {
   if (path !== '-') return { path: resolve(path), name: basename(path) }
   return { path, name: 'standard input', bytes: await readInput(maxTextBytes) }
 }
