@@ -19,6 +19,7 @@ import {
   loadCorpus,
   makeOptimizer,
   makeSchedule,
+  type TokenArray,
   TrainStep,
 } from '../language-model/index.js'
 import {
@@ -114,7 +115,7 @@ class Trainee {
     this.#trainStep.run(this.#batches.at(step))
   }
 
-  heldOutLoss(text: Int32Array): Promise<number | null> {
+  heldOutLoss(text: TokenArray): Promise<number | null> {
     return evaluating(this.model, this.#generator, () =>
       heldOutLoss(this.model, text, { part: 1, stopped: () => false }),
     )

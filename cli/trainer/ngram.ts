@@ -1,5 +1,5 @@
 import { setImmediate } from 'node:timers/promises'
-import type { CharacterTokenizer, TokenArray, Tokens } from '../../language-model/index.js'
+import type { TokenArray } from '../../language-model/index.js'
 
 /**
  * An n-gram model of characters, the baseline of the language model. It predicts a character from the n − 1 before it,
@@ -54,10 +54,11 @@ type Done = () => Promise<void>
  * exceed a number. They count the beginning of a long training text.
  */
 export async function ngramLosses(
-  { training, heldOut, tokenizer }: Tokens<CharacterTokenizer>,
+  training: TokenArray,
+  heldOut: TokenArray,
+  V: number,
   progress: (done: number, total: number) => void = () => {},
 ): Promise<number[]> {
-  const V = tokenizer.size
   const highest = ngramNames.findLastIndex((_, i) => V ** (i + 1) <= Number.MAX_SAFE_INTEGER) + 1
   const counted = training.subarray(0, maxCounted)
   let read = 0

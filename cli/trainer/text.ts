@@ -47,8 +47,11 @@ export async function readText({ options, text, report, resumed }: TextSettings)
   if (resumed && corpus.digest !== resumed.text.digest)
     throw new Failure(`${text.path} is not the text that this run was trained on`)
   const { characters } = corpus
-  const ngrams = await ngramLosses(characters, (done, total) => progress({ stage: 'counting n-grams', done, total }))
-  return { corpus, ngrams, prompt: textOf(characters.tokenizer, promptOf(characters, Math.min(40, context))) }
+  const { training, heldOut, tokenizer } = characters
+  const ngrams = await ngramLosses(training, heldOut, tokenizer.size, (done, total) =>
+    progress({ stage: 'counting n-grams', done, total }),
+  )
+  return { corpus, ngrams, prompt: textOf(tokenizer, promptOf(characters, Math.min(40, context))) }
 }
 
 /** Reports at most once a second, and nothing of what takes less. */
