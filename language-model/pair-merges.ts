@@ -6,6 +6,8 @@ export type BytePair = readonly [first: number, second: number]
  * limited, so that the time to encode a text is proportional to its length.
  */
 export const words = / ?\p{L}{1,64}| ?\p{N}{1,64}| ?[^\s\p{L}\p{N}]{1,64}|\s{1,64}/gu
+/** The same, where CR LF counts as LF. */
+const wordsOfLines = / ?\p{L}{1,64}| ?\p{N}{1,64}| ?[^\s\p{L}\p{N}]{1,64}|(?:\r\n|\s){1,64}/gu
 /** So that a file of pairs cannot make tokens that double in length. */
 export const maxBytesOfToken = 256
 const shift = 2 ** 20
@@ -18,7 +20,7 @@ const pairOf = (key: number): BytePair => [Math.floor(key / shift), key % shift]
 export function lastWordIn(text: string): number {
   let at = Math.max(text.lastIndexOf(' '), text.lastIndexOf('\n'))
   while (at > 0 && /\s/.test(text[at - 1])) at--
-  if (at <= 0) for (const { index } of text.matchAll(words)) at = index
+  if (at <= 0) for (const { index } of text.matchAll(wordsOfLines)) at = index
   return Math.max(at, 0)
 }
 
