@@ -7,7 +7,7 @@ export async function readInput(maxBytes: number): Promise<readonly Uint8Array[]
   let size = 0
   for await (const chunk of process.stdin) {
     size += chunk.length
-    if (size > maxBytes) throw new Failure(`standard input has more than ${maxBytes} bytes`)
+    if (size > maxBytes) throw new Failure(`standard input has more than ${maxBytes} bytes: train on a part of it`)
     chunks.push(chunk)
   }
   return chunks

@@ -111,6 +111,26 @@ describe('progress', () => {
     return text
   }
 
+  test('of a long preparation is one line on a terminal, and elsewhere a line every few seconds', () => {
+    const shownOf = (isTTY: boolean): string => {
+      let text = ''
+      const write = (more: unknown) => {
+        text += more
+        return true
+      }
+      const report = textProgress({ isTTY, columns: 80, write } as NodeJS.WriteStream)
+      for (let done = 1; done <= 9; done++) {
+        vi.advanceTimersByTime(1000)
+        report({ event: 'prepare', stage: 'reading', done, total: 9 })
+      }
+      report({ event: 'resume', step: 3 })
+      return text
+    }
+    const parts = Array.from({ length: 9 }, (_, i) => `reading: ${Math.floor((100 * (i + 1)) / 9)} %`)
+    expect(shownOf(true)).toBe([...['', ...parts].join('\r\x1b[2K'), '\r\x1b[2Kresumed at step 3\n'].join(''))
+    expect(shownOf(false)).toBe('reading: 11 %\nreading: 66 %\nresumed at step 3\n')
+  })
+
   test('is one line that is rewritten on a terminal, and no wider', () => {
     const [first, ...rest] = shown(true).split('\n')
     expect(first).toBe(
