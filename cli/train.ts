@@ -35,14 +35,16 @@ export const trainCommand = (usual?: Usual): Command =>
   command({
     program: usual?.program ?? 'st-moe train',
     summary: 'Trains a small language model with mixture-of-experts layers on a text.',
-    positional: '[FILE | -]',
+    positional: '[FILE | FOLDER | -]',
     flags,
-    notes: `With - for FILE, the text is standard input, also of a resumed run.
+    notes: `With a folder for FILE, the text is all files in it, in the order of their paths, each with its last tenth
+held out; with -, it is standard input, also of a resumed run.
 Writes checkpoint.safetensors, report.html, its charts as SVG, and run.json to the folder.
 Ctrl-C, SIGTERM and SIGHUP finish the step, save and exit with code 130, 143 or 129; a second one, half
 a second later or more, stops at once.`,
     examples: [
       ['st-moe train book.txt', 'train on a book; the run folder is runs/book'],
+      ['st-moe train books', 'train on all texts of a folder'],
       ['st-moe train book.txt --ui', 'and show it in a browser'],
       ['st-moe train book.txt --out runs/small --steps 500 --dim 64 --experts 4', 'a smaller, faster model'],
       ['st-moe train --resume --out runs/small --steps 1000', 'continue, for more steps'],

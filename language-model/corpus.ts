@@ -146,7 +146,7 @@ class Reading {
       }
       rest += text
       const end = lastWordIn(rest)
-      yield [rest.slice(0, end), left > 0]
+      if (end > 0) yield [rest.slice(0, end), left > 0]
       rest = rest.slice(end)
     }
     if (rest !== '') yield [rest, left > 0]

@@ -24,7 +24,7 @@ export function lastWordIn(text: string): number {
   return Math.max(at, 0)
 }
 
-/** What {@link WordCounts} holds at most: more than the words of any prose, and 1 GB of memory. */
+/** What {@link WordCounts} holds at most: the different words of any text of 64 MiB. Merging takes 2 GB at most. */
 const limits = { words: 2 ** 23, bytes: 2 ** 26 }
 
 /** How often each word of a text occurs. If there are too many different ones, it forgets the rarest. */
