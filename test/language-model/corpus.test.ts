@@ -143,7 +143,7 @@ describe('a folder', () => {
     ])
     const again = write({ 'a.txt': a, 'b/b': b, 'c.txt': c, d: '' }, 'renamed')
     expect((await load(again)).digest).toBe(corpus.digest) // the same texts in the same order
-    const moved = write({ a: a.slice(0, -1), b: a.slice(-1) + b, c, d: '' }, 'moved')
+    const moved = write({ a, b: b.slice(0, -1), c: b.slice(-1) + c, d: '' }, 'moved')
     expect((await load(moved)).digest).not.toBe(corpus.digest)
   })
 
@@ -262,5 +262,5 @@ test('too many different words: the rarest are forgotten', () => {
   expect(count({ words: 200, bytes: 1e9 })).toContain(all.split(' ')[0])
   const few = new WordCounts({ words: 1000, bytes: 40 })
   for (let i = 0; i < 50; i++) few.add(`often ${i}`)
-  expect([...few.take().merges(4)]).toHaveLength(4) // of "often", which is left
+  expect([...few.take().merges(99)].length).toBeLessThan(8) // of "often", and few words after it
 })

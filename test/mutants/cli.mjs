@@ -169,11 +169,11 @@ export default [
     tests: ['test/language-model/tokenizer.test.ts'],
   },
   {
-    name: 'rare-words-kept',
+    name: 'all-words-kept',
     file: 'language-model/pair-merges.ts',
-    from: 'if (count > this.#rare) continue',
-    to: 'if (count < this.#rare) continue',
-    breaks: 'the frequent words of a text are forgotten',
+    from: 'this.#forget()',
+    to: 'break',
+    breaks: 'the words of a text take as much memory as it has',
     tests: ['test/language-model/corpus.test.ts'],
   },
   {
