@@ -23,7 +23,7 @@ const rate = 1e-4
 export async function modelSuite({ threads, repetitions, quick, peers }: Bench): Promise<Found> {
   const count = Math.max(...threads)
   const sizes = quick ? { ...usual, layers: 1, dim: 24, context: 16, batch: 2, experts: 4 } : usual
-  const corpus = loadCorpus(mobyDick, { name: 'Moby-Dick', context: sizes.context })
+  const corpus = await loadCorpus(mobyDick, { name: 'Moby-Dick', context: sizes.context })
   const batch = new Batches(corpus.training, batchesOptions(sizes)).at(0)
   manualSeed(0)
   setNumThreads(count)

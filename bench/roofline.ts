@@ -83,10 +83,10 @@ function* layerPasses({ name, dim, experts, sequences, tokens, computeDtype }: S
 }
 
 /** The demo's training step, which is captured: every launch of a replay, whole, since it is to train. */
-function demoPass(): Pass {
+async function demoPass(): Promise<Pass> {
   process.env.SIMT_ENOUGH = String(2 ** 40)
   manualSeed(0)
-  const corpus = loadCorpus(mobyDick, { name: 'Moby-Dick', context: usual.context })
+  const corpus = await loadCorpus(mobyDick, { name: 'Moby-Dick', context: usual.context })
   const model = new LanguageModel({ ...usualModel, tokenizer: corpus.tokenizer }).to('cuda')
   const optimizer = makeOptimizer(model, 1e-4)
   using step = new TrainStep(model, optimizer)
@@ -104,7 +104,7 @@ function demoPass(): Pass {
   }
 }
 
-await main(import.meta.url, 'roofline', () => {
+await main(import.meta.url, 'roofline', async () => {
   Object.assign(process.env, { ST_MOE_CUDA_LIBRARY: plugin, SIMT_STREAMS: 'eager', SIMT_MEMORY_MB: String(2 ** 22) })
   setDefaultDevice('cuda')
   const passes: Pass[] = []
@@ -114,7 +114,7 @@ await main(import.meta.url, 'roofline', () => {
       console.log(`${pass.shape}, ${pass.pass}: ${pass.works.length} launches and GEMMs`)
     }
   }
-  passes.push(demoPass())
+  passes.push(await demoPass())
   const sections = {
     'roofline-summary': summary(passes),
     'roofline-launches': passes

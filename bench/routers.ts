@@ -19,6 +19,7 @@ import {
   loadCorpus,
   makeOptimizer,
   makeSchedule,
+  type TokenArray,
   TrainStep,
 } from '../language-model/index.js'
 import {
@@ -114,7 +115,7 @@ class Trainee {
     this.#trainStep.run(this.#batches.at(step))
   }
 
-  heldOutLoss(text: Int32Array): Promise<number | null> {
+  heldOutLoss(text: TokenArray): Promise<number | null> {
     return evaluating(this.model, this.#generator, () =>
       heldOutLoss(this.model, text, { part: 1, stopped: () => false }),
     )
@@ -173,7 +174,7 @@ async function row(other: Other, corpus: Corpus, steps: number): Promise<string[
 
 await main(import.meta.url, 'bench:routers', async (args) => {
   const { steps } = parseFlags(flags, args).values
-  const corpus = loadCorpus(mobyDick, { name: 'Moby-Dick', context: usual.context })
+  const corpus = await loadCorpus(mobyDick, { name: 'Moby-Dick', context: usual.context })
   const times = await timesOf(corpus)
   const rows: string[][] = []
   for (const [i, other] of models.entries()) {

@@ -36,7 +36,7 @@ interface Way {
 export async function serverSuite({ threads, repetitions, quick }: Bench): Promise<Found> {
   const count = Math.max(...threads)
   const sizes = quick ? { ...usual, layers: 1, dim: 24, context: 16, batch: 2, experts: 4 } : usual
-  const corpus = loadCorpus(mobyDick, { name: 'Moby-Dick', context: sizes.context })
+  const corpus = await loadCorpus(mobyDick, { name: 'Moby-Dick', context: sizes.context })
   const options = { ...modelSizes(sizes), tokenizer: corpus.tokenizer }
   const batch = new Batches(corpus.training, batchesOptions(sizes)).at(0)
   manualSeed(0)

@@ -1,12 +1,11 @@
-import { totalmem } from 'node:os'
+import { availableMemory } from '../language-model/index.js'
 import { Failure } from './errors.js'
 
 /**
  * Throws if `bytes` exceed the memory of the machine, before the system kills the process. `sizes`: the flags to blame.
  */
 export function checkMemory(what: string, bytes: number, sizes: Record<string, number>): void {
-  const allowed = process.constrainedMemory?.() || Number.POSITIVE_INFINITY
-  const present = Math.min(totalmem(), allowed)
+  const present = availableMemory()
   if (bytes <= present) return
   const gigabytes = (n: number): string => `${(n / 1e9).toPrecision(3)} GB`
   throw new Failure(

@@ -35,14 +35,16 @@ export const trainCommand = (usual?: Usual): Command =>
   command({
     program: usual?.program ?? 'st-moe train',
     summary: 'Trains a small language model with mixture-of-experts layers on a text.',
-    positional: '[FILE | -]',
+    positional: '[FILE | FOLDER | -]',
     flags,
-    notes: `With - for FILE, the text is standard input, also of a resumed run.
+    notes: `With a folder for FILE, the text is all files in it, in the order of their paths, each with its last tenth
+held out; with -, it is standard input, also of a resumed run.
 Writes checkpoint.safetensors, report.html, its charts as SVG, and run.json to the folder.
 Ctrl-C, SIGTERM and SIGHUP finish the step, save and exit with code 130, 143 or 129; a second one, half
 a second later or more, stops at once.`,
     examples: [
       ['st-moe train book.txt', 'train on a book; the run folder is runs/book'],
+      ['st-moe train books', 'train on all texts of a folder'],
       ['st-moe train book.txt --ui', 'and show it in a browser'],
       ['st-moe train book.txt --out runs/small --steps 500 --dim 64 --experts 4', 'a smaller, faster model'],
       ['st-moe train --resume --out runs/small --steps 1000', 'continue, for more steps'],
@@ -67,7 +69,7 @@ a second later or more, stops at once.`,
         if (!text) throw new UsageError('missing FILE')
         const options = runOptionsOf(values)
         const { Run } = await import('./trainer/run.js')
-        using run = new Run({ options, text, out, report })
+        using run = await Run.open({ options, text, out, report })
         run.start(values.overwrite || usual !== undefined)
         return await untilStopped(run, { report, page })
       }
@@ -117,13 +119,13 @@ async function resumeRun({ out, named, given, report, page }: Resumed): Promise<
   }
   const text = { ...(await textAt(named ?? saved.text.path)), name: saved.text.name }
   const { Run } = await import('./trainer/run.js')
-  using run = new Run({ options: { ...saved.options, minutes: 0, ...given }, text, out, report, resumed: saved })
+  using run = await Run.open({ options: { ...saved.options, minutes: 0, ...given }, text, out, report, resumed: saved })
   await run.resume()
   return await untilStopped(run, { report, page })
 }
 
 /** A file, or - for standard input. */
-async function textAt(path: string): Promise<{ path: string; name: string; bytes?: Buffer }> {
+async function textAt(path: string): Promise<{ path: string; name: string; bytes?: readonly Uint8Array[] }> {
   if (path !== '-') return { path: resolve(path), name: basename(path) }
   return { path, name: 'standard input', bytes: await readInput(maxTextBytes) }
 }

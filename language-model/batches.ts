@@ -1,5 +1,6 @@
 import { types } from 'node:util'
 import { Generator, rand, utils } from '../lib/index.js'
+import type { TokenArray } from './token-array.js'
 
 /** Sequences of a text, one after another, and the next token of each of theirs. */
 export interface Batch {
@@ -18,7 +19,7 @@ export interface Batch {
  * console.log(input.join(), target.join()) // → 5,6,6,7 6,7,7,8
  * ```
  */
-export function sequencesAt(text: Int32Array, starts: readonly number[], context: number): Batch {
+export function sequencesAt(text: TokenArray, starts: readonly number[], context: number): Batch {
   const input = new Int32Array(starts.length * context)
   const target = new Int32Array(starts.length * context)
   for (const [i, start] of starts.entries()) {
@@ -56,27 +57,28 @@ export interface BatchesOptions {
  * ```
  */
 export class Batches {
-  readonly #text: Int32Array
+  readonly #text: TokenArray
   readonly #seed: number
   readonly #context: number
   readonly #batch: number
   readonly #sequences: number
   #epoch = -1
-  #starts: number[] = []
+  #offset = 0
+  #order = new Uint32Array()
 
   /** Errors: OPTION for a text of less than two sequences. */
-  constructor(text: Int32Array, options: BatchesOptions) {
+  constructor(text: TokenArray, options: BatchesOptions) {
     const { seed, context, batch } = readOptions('Batches', options)
     this.#text = text
     this.#seed = seed
     this.#context = context
     this.#batch = batch
     this.#sequences = Math.floor(text.length / context) - 1
-    if (!types.isInt32Array(text) || this.#sequences < 1)
+    if (!isTokenArray(text) || this.#sequences < 1)
       utils.fail(
         'OPTION',
         'Batches',
-        `text must be an Int32Array of at least ${2 * context} tokens, got ${utils.show(text)}`,
+        `text must be a Uint8Array, Uint16Array or Int32Array of at least ${2 * context} tokens, got ${utils.show(text)}`,
       )
   }
 
@@ -89,15 +91,18 @@ export class Batches {
   #startOf(position: number): number {
     const epoch = Math.floor(position / this.#sequences)
     if (epoch !== this.#epoch) this.#shuffle(epoch)
-    return this.#starts[position % this.#sequences]
+    return this.#offset + this.#order[position % this.#sequences] * this.#context
   }
 
   #shuffle(epoch: number): void {
     using uniforms = rand([this.#sequences + 1], { generator: new Generator(this.#seed, epoch), dtype: 'f64' })
-    const [first, ...keys] = uniforms.dataSync()
-    const offset = Math.floor(first * this.#context)
-    const order = keys.map((_, i) => i).sort((a, b) => keys[a] - keys[b])
-    this.#starts = order.map((i) => offset + i * this.#context)
+    const values = uniforms.dataSync()
+    const keys = values.subarray(1)
+    this.#offset = Math.floor(values[0] * this.#context)
+    this.#order = Uint32Array.from(keys, (_, i) => i).sort((a, b) => keys[a] - keys[b])
     this.#epoch = epoch
   }
 }
+
+const isTokenArray = (text: unknown): text is TokenArray =>
+  types.isUint8Array(text) || types.isUint16Array(text) || types.isInt32Array(text)

@@ -1,20 +1,9 @@
 import { utils } from '../lib/index.js'
+import { type BytePair, keyOf, maxBytesOfToken, WordCounts, words } from './pair-merges.js'
 import type { TokenDecoder, Tokenizer } from './tokenizer.js'
 
-/** Two tokens that are one. */
-export type BytePair = readonly [first: number, second: number]
-
-/**
- * Letters, digits and signs with the space before them, and whitespace: no token crosses their ends. Their length is
- * limited, so that the time to encode a text is proportional to its length.
- */
-const words = / ?\p{L}{1,64}| ?\p{N}{1,64}| ?[^\s\p{L}\p{N}]{1,64}|\s{1,64}/gu
 /** The most pairs that a {@link BytePairTokenizer} has. */
 export const maxMerges = 2 ** 16
-/** So that a file of pairs cannot make tokens that double in length. */
-const maxBytesOfToken = 256
-
-const keyOf = (first: number, second: number): number => first * 2 ** 20 + second
 
 /**
  * Byte pairs (Sennrich et al., arXiv 1508.07909, on bytes as in GPT-2): token b < 256 is the byte b of UTF-8, and token
@@ -62,15 +51,9 @@ export class BytePairTokenizer implements Tokenizer {
     const op = 'BytePairTokenizer.train'
     if (typeof text !== 'string') utils.fail('OPTION', op, `text must be a string, got ${utils.show(text)}`)
     utils.checkInteger(op, 'size', size, 256, 256 + maxMerges)
-    const pairs = new Pairs(text)
-    const merges: BytePair[] = []
-    while (256 + merges.length < size) {
-      const pair = pairs.mostFrequent()
-      if (!pair) break
-      pairs.merge(pair, 256 + merges.length)
-      merges.push(pair)
-    }
-    return new BytePairTokenizer(merges)
+    const counts = new WordCounts()
+    counts.add(text.replaceAll('\r\n', '\n'))
+    return new BytePairTokenizer([...counts.take().merges(size - 256)])
   }
 
   /** V, how many tokens there are. */
@@ -93,7 +76,8 @@ export class BytePairTokenizer implements Tokenizer {
   #wordOf(word: string): readonly number[] {
     const known = this.#encoded.get(word)
     if (known) return known
-    let tokens: number[] = [...Buffer.from(word)]
+    const bytes = Buffer.from(word)
+    let tokens: number[] = [...bytes]
     for (;;) {
       let next = Number.POSITIVE_INFINITY
       for (let i = 1; i < tokens.length; i++)
@@ -101,7 +85,8 @@ export class BytePairTokenizer implements Tokenizer {
       if (next === Number.POSITIVE_INFINITY) break
       tokens = merged(tokens, this.merges[next - 256], next)
     }
-    if (word.length <= 32 && this.#encoded.size < 2 ** 16) this.#encoded.set(word, tokens)
+    // a copy of the word: a part of a string keeps all of it in memory
+    if (word.length <= 32 && this.#encoded.size < 2 ** 16) this.#encoded.set(bytes.toString(), tokens)
     return tokens
   }
 
@@ -125,57 +110,4 @@ function merged(tokens: readonly number[], [first, second]: BytePair, token: num
     } else result.push(tokens[i])
   }
   return result
-}
-
-/** How often pairs of tokens occur in the words of a text. */
-class Pairs {
-  readonly #words: { tokens: number[]; count: number }[]
-  readonly #lengths: number[] = Array(256).fill(1)
-  readonly #counts = new Map<number, number>()
-  readonly #where = new Map<number, Set<number>>()
-
-  constructor(text: string) {
-    const counts = new Map<string, number>()
-    for (const [word] of text.replaceAll('\r\n', '\n').matchAll(words)) counts.set(word, (counts.get(word) ?? 0) + 1)
-    this.#words = Array.from(counts, ([word, count]) => ({ tokens: [...Buffer.from(word)], count }))
-    for (const i of this.#words.keys()) this.#count(i, 1)
-  }
-
-  /** One that occurs twice at least, or null. */
-  mostFrequent(): BytePair | null {
-    let [best, most] = [-1, 1]
-    for (const [key, count] of this.#counts) {
-      if (count < most || (count === most && (best < 0 || key > best)) || this.#lengthOf(key) > maxBytesOfToken)
-        continue
-      ;[best, most] = [key, count]
-    }
-    return best < 0 || most < 2 ? null : [Math.floor(best / 2 ** 20), best % 2 ** 20]
-  }
-
-  merge(pair: BytePair, token: number): void {
-    const key = keyOf(...pair)
-    this.#lengths[token] = this.#lengthOf(key)
-    for (const i of [...this.#where.get(key)!]) {
-      this.#count(i, -1)
-      this.#words[i].tokens = merged(this.#words[i].tokens, pair, token)
-      this.#count(i, 1)
-    }
-  }
-
-  #lengthOf(key: number): number {
-    return this.#lengths[Math.floor(key / 2 ** 20)] + this.#lengths[key % 2 ** 20]
-  }
-
-  /** Adds the pairs of a word, or takes them away. */
-  #count(i: number, sign: 1 | -1): void {
-    const { tokens, count } = this.#words[i]
-    for (let j = 1; j < tokens.length; j++) {
-      const key = keyOf(tokens[j - 1], tokens[j])
-      const left = (this.#counts.get(key) ?? 0) + sign * count
-      if (left > 0) this.#counts.set(key, left)
-      else this.#counts.delete(key)
-      if (sign > 0) this.#where.set(key, (this.#where.get(key) ?? new Set()).add(i))
-      else this.#where.get(key)?.delete(i)
-    }
-  }
 }

@@ -2,6 +2,7 @@ import { setImmediate } from 'node:timers/promises'
 import { crossEntropy, type Generator, noGrad, scope, tensor, utils } from '../lib/index.js'
 import { sequencesAt } from './batches.js'
 import type { LanguageModel } from './model.js'
+import type { TokenArray } from './token-array.js'
 
 /**
  * Runs `fn` with the model in evaluation mode and restores the random state, so that evaluations do not change
@@ -48,7 +49,7 @@ export interface HeldOutLossOptions {
  */
 export async function heldOutLoss(
   model: LanguageModel,
-  text: Int32Array,
+  text: TokenArray,
   { part = 1, stopped = () => false, batch = 32 }: HeldOutLossOptions = {},
 ): Promise<number | null> {
   const { context } = model

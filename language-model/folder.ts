@@ -1,7 +1,8 @@
 import { type Device, MoeError, moeOptions, utils } from '../lib/index.js'
-import { type BytePair, BytePairTokenizer } from './byte-pair.js'
+import { BytePairTokenizer } from './byte-pair.js'
 import { LanguageModel } from './model.js'
 import { kebabCase, type LanguageModelShape, languageModelOptions, readModelSizes } from './options.js'
+import type { BytePair } from './pair-merges.js'
 import { describeTokenizer, type ModelDescription, RunFolder } from './run-folder.js'
 import { CharacterTokenizer, type Tokenizer } from './tokenizer.js'
 

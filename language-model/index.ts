@@ -6,8 +6,8 @@
  */
 
 export { type Batch, Batches, type BatchesOptions, sequencesAt } from './batches.js'
-export { type BytePair, BytePairTokenizer, maxMerges } from './byte-pair.js'
-export { type Corpus, type CorpusOptions, loadCorpus, maxTextBytes, type Tokens } from './corpus.js'
+export { BytePairTokenizer, maxMerges } from './byte-pair.js'
+export { type Corpus, type CorpusOptions, type CorpusProgress, loadCorpus, type Tokens } from './corpus.js'
 export { evaluating, type HeldOutLossOptions, heldOutLoss } from './evaluate.js'
 export {
   type LoadLanguageModelOptions,
@@ -24,6 +24,7 @@ export {
   type LanguageModelSizes,
   languageModelOptions,
 } from './options.js'
+export type { BytePair } from './pair-merges.js'
 export {
   type ByteVocabulary,
   type CharacterVocabulary,
@@ -32,5 +33,7 @@ export {
   RunFolder,
 } from './run-folder.js'
 export { memoryOptions, trainingBytes, weightBytes } from './sizes.js'
+export { maxTextBytes } from './text.js'
+export { availableMemory, type TokenArray } from './token-array.js'
 export { CharacterTokenizer, type TokenDecoder, type Tokenizer, textOf } from './tokenizer.js'
 export { makeOptimizer, makeSchedule, TrainStep } from './train-step.js'

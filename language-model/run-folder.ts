@@ -12,8 +12,9 @@ import {
   saveCheckpoint,
   utils,
 } from '../lib/index.js'
-import { type BytePair, BytePairTokenizer } from './byte-pair.js'
+import { BytePairTokenizer } from './byte-pair.js'
 import { kebabCase, type LanguageModelShape } from './options.js'
+import type { BytePair } from './pair-merges.js'
 import { memoryOptions, weightBytes, weightCount, weightShapes } from './sizes.js'
 import { CharacterTokenizer, type Tokenizer } from './tokenizer.js'
 

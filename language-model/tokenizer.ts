@@ -58,18 +58,21 @@ export function checkTokenizer(op: string, value: unknown): Tokenizer {
 export class CharacterTokenizer implements Tokenizer {
   /** The character of each token. */
   readonly vocabulary: readonly string[]
-  readonly #tokens: ReadonlyMap<string, number>
+  /** By code point; -1 for others. */
+  readonly #tokens: Int32Array
 
   /** The characters in the order of their tokens. Errors: OPTION unless they are unique characters. */
   constructor(vocabulary: readonly string[]) {
     const op = 'CharacterTokenizer'
     const characters = utils.copyArray(op, 'vocabulary', vocabulary, 0x110000) as string[]
-    this.#tokens = new Map(characters.map((character, i) => [character, i]))
     const wrong = characters.find((character) => typeof character !== 'string' || !isCharacter(character))
     if (wrong !== undefined)
       utils.fail('OPTION', op, `vocabulary must hold single characters, got ${utils.show(wrong)}`)
-    if (characters.length === 0 || this.#tokens.size < characters.length)
+    if (characters.length === 0 || new Set(characters).size < characters.length)
       utils.fail('OPTION', op, 'vocabulary must hold unique characters, at least one')
+    const codes = characters.map((character) => character.codePointAt(0)!)
+    this.#tokens = new Int32Array(codes.reduce((a, b) => Math.max(a, b)) + 1).fill(-1)
+    for (const [token, code] of codes.entries()) this.#tokens[code] = token
     this.vocabulary = Object.freeze(characters)
   }
 
@@ -92,9 +95,16 @@ export class CharacterTokenizer implements Tokenizer {
     const plain = text.replaceAll('\r\n', '\n')
     const tokens = new Int32Array(plain.length)
     let length = 0
-    for (const character of plain) tokens[length++] = this.#tokens.get(character) ?? -1
-    if (tokens.includes(-1)) {
-      const unknown = [...new Set(plain)].filter((character) => !this.#tokens.has(character)).slice(0, 10)
+    let isKnown = true
+    for (let i = 0; i < plain.length; i++) {
+      const code = plain.codePointAt(i)!
+      if (code > 0xffff) i++
+      const token = this.#tokens[code] ?? -1
+      if (token < 0) isKnown = false
+      tokens[length++] = token
+    }
+    if (!isKnown) {
+      const unknown = [...new Set(plain)].filter((character) => !this.vocabulary.includes(character)).slice(0, 10)
       const shown = unknown.map((character) => JSON.stringify(character)).join(' ')
       utils.fail('OPTION', op, `text contains characters outside the model's vocabulary: ${shown}`)
     }

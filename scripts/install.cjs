@@ -1,6 +1,6 @@
 // Runs at npm install: does nothing if a prebuilt addon loads, else compiles the addon, else lists what is missing.
 const { spawnSync } = require('node:child_process')
-const { existsSync } = require('node:fs')
+const { existsSync, readFileSync, realpathSync, rmSync } = require('node:fs')
 const path = require('node:path')
 const { pathToFileURL } = require('node:url')
 
@@ -37,6 +37,23 @@ function missingTools() {
   return process.platform === 'win32' ? lines.filter((line) => line.startsWith('CMake')) : lines
 }
 
+/**
+ * CMake refuses a build folder that was configured at another place, as in a clone that was moved or copied. Removes what
+ * it knows of such a folder, so that it configures afresh.
+ */
+function dropForeignCache(build) {
+  const file = path.join(build, 'CMakeCache.txt')
+  if (!existsSync(file)) return
+  const cache = readFileSync(file, 'utf8')
+  const isOf = (name, folder) => {
+    const [, found] = new RegExp(`^${name}:INTERNAL=(.*?)\\r?$`, 'm').exec(cache) ?? []
+    return found !== undefined && existsSync(found) && realpathSync.native(found) === realpathSync.native(folder)
+  }
+  if (isOf('CMAKE_HOME_DIRECTORY', root) && isOf('CMAKE_CACHEFILE_DIR', build)) return
+  console.error(`st-moe: ${build} was configured at another place: it is configured afresh`)
+  for (const name of ['CMakeCache.txt', 'CMakeFiles']) rmSync(path.join(build, name), { recursive: true, force: true })
+}
+
 function main() {
   if (prebuilt()) return 0
   const cmakeJs = find('cmake-js/bin/cmake-js')
@@ -50,6 +67,7 @@ function main() {
     console.error(`Install these, then run: npx st-moe build`)
     return 1
   }
+  dropForeignCache(path.join(root, 'build'))
   const toolset = process.platform === 'win32' ? ['--toolset', 'ClangCL'] : []
   const parallel = String(Math.max(1, require('node:os').availableParallelism()))
   const result = spawnSync(process.execPath, [cmakeJs, 'compile', '--parallel', parallel, ...toolset], {
@@ -59,4 +77,5 @@ function main() {
   return result.status ?? 1
 }
 
-process.exitCode = main()
+module.exports = { dropForeignCache }
+if (require.main === module) process.exitCode = main()

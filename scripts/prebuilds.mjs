@@ -15,6 +15,7 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
 import prebuildify from 'prebuildify'
 import { emulators } from './emulators.mjs'
+import { dropForeignCache } from './install.cjs'
 import { nodeApiFunctions } from './node-api.mjs'
 import { unpackWheels, zigFolder } from './python.mjs'
 import { addonOf, ownTarget, plugins, systemOf, targets } from './targets.mjs'
@@ -39,6 +40,7 @@ const inRoot = (...names) => path.join(root, ...names)
 function compileHere() {
   const cmakeJs = createRequire(import.meta.url).resolve('cmake-js/bin/cmake-js')
   const toolset = process.platform === 'win32' ? ['--toolset', 'ClangCL'] : []
+  dropForeignCache(inRoot('build'))
   // A tree that has built the C++ tests would put their emulated instruction set into the addon.
   if (existsSync(inRoot('build/CMakeCache.txt'))) run('cmake', '-DST_MOE_TESTS=OFF', inRoot('build'))
   run(process.execPath, cmakeJs, 'compile', '--parallel', jobs, ...toolset)
@@ -78,6 +80,7 @@ function cross(target, part) {
   const zig = path.join(zigFolder(), 'zig')
   const build = inRoot('build', part ? `${target}-${part}` : target)
   mkdirSync(build, { recursive: true })
+  dropForeignCache(build)
   const options = {
     CMAKE_TOOLCHAIN_FILE: inRoot('cmake/zig.cmake'),
     CMAKE_JS_SRC: platform === 'win32' ? nodeApiSource(arch, build) : '',
@@ -151,6 +154,7 @@ function makePlugins() {
     if (crosses && (own || !runs(`${prefix}-g++`))) continue
     const build = path.join('build', crosses ? `cuda-${system}` : 'cuda')
     const made = crosses ? `${build}/Release` : 'build/Release'
+    dropForeignCache(inRoot(build))
     run('cmake', '-S', '.', '-B', build, '-DST_MOE_CUDA=ON', ...(crosses ? crossPlugin(prefix, build) : []))
     run('cmake', '--build', build, '--parallel', jobs, '--target', 'st_moe_cuda')
     const file = inRoot('prebuilds', system, 'libst_moe_cuda.so')

@@ -1,3 +1,6 @@
+import { setImmediate } from 'node:timers/promises'
+import type { TokenArray } from '../../language-model/index.js'
+
 /**
  * An n-gram model of characters, the baseline of the language model. It predicts a character from the n − 1 before it,
  * with Witten-Bell interpolation, which has no hyperparameters. With c the count of a context and u the number of
@@ -12,10 +15,11 @@ interface Level {
   contexts: Map<number, { count: number; followers: number }>
 }
 
-function countLevel(text: Int32Array, order: number, V: number): Level {
+async function countLevel(text: TokenArray, order: number, V: number, done: Done): Promise<Level> {
   const pairs = new Map<number, number>()
   const contexts = new Map<number, { count: number; followers: number }>()
   for (let i = order - 1; i < text.length; i++) {
+    if (i % often === 0) await done()
     const context = keyOf(text, i - order + 1, i, V)
     const pair = context * V + text[i]
     const seen = pairs.get(pair) ?? 0
@@ -31,7 +35,7 @@ function countLevel(text: Int32Array, order: number, V: number): Level {
   return { pairs, contexts }
 }
 
-function keyOf(text: Int32Array, from: number, to: number, V: number): number {
+function keyOf(text: TokenArray, from: number, to: number, V: number): number {
   let key = 0
   for (let i = from; i < to; i++) key = key * V + text[i]
   return key
@@ -40,16 +44,34 @@ function keyOf(text: Int32Array, from: number, to: number, V: number): number {
 /** Maximum number of counted characters: a Map has at most 2^24 entries. */
 const maxCounted = 2 ** 22
 
+/** Characters after which the program does other things. */
+const often = 2 ** 16
+/** Called then. */
+type Done = () => Promise<void>
+
 /**
  * Loss of 1-gram to 4-gram models on the held-out text, in nats per character; fewer if the keys of a large vocabulary
  * exceed a number. They count the beginning of a long training text.
  */
-export function ngramLosses(training: Int32Array, heldOut: Int32Array, V: number): number[] {
+export async function ngramLosses(
+  training: TokenArray,
+  heldOut: TokenArray,
+  V: number,
+  progress: (done: number, total: number) => void = () => {},
+): Promise<number[]> {
   const highest = ngramNames.findLastIndex((_, i) => V ** (i + 1) <= Number.MAX_SAFE_INTEGER) + 1
   const counted = training.subarray(0, maxCounted)
-  const levels = Array.from({ length: highest }, (_, i) => countLevel(counted, i + 1, V))
+  let read = 0
+  const done = (): Promise<void> => {
+    progress(read, highest * counted.length + heldOut.length)
+    read += often
+    return setImmediate()
+  }
+  const levels: Level[] = []
+  for (let order = 1; order <= highest; order++) levels.push(await countLevel(counted, order, V, done))
   const total = new Float64Array(highest)
   for (let i = highest - 1; i < heldOut.length; i++) {
+    if (i % often === 0) await done()
     let p = 1 / V
     for (const [n, { pairs, contexts }] of levels.entries()) {
       const context = keyOf(heldOut, i - n, i, V)

@@ -1,4 +1,4 @@
-import { type LanguageModel, sequencesAt, textOf } from '../../language-model/index.js'
+import { type LanguageModel, sequencesAt, type TokenArray, textOf } from '../../language-model/index.js'
 import { noGrad, scope, tensor } from '../../lib/index.js'
 
 /**
@@ -7,7 +7,7 @@ import { noGrad, scope, tensor } from '../../lib/index.js'
  */
 export function preferredTokens(
   model: LanguageModel,
-  text: Int32Array,
+  text: TokenArray,
   { sequences = 64, count = 5 } = {},
 ): string[][][] {
   const { context, tokenizer } = model

@@ -5,6 +5,13 @@ import { visible, visibleName } from '../visible.js'
 /** An event of a run. */
 export type RunEvent =
   | {
+      /** Of a text that takes more than a second. */
+      event: 'prepare'
+      stage: string
+      done: number
+      total: number
+    }
+  | {
       event: 'start'
       text: string
       training: number
@@ -45,8 +52,18 @@ export function textProgress(out: Pick<NodeJS.WriteStream, 'isTTY' | 'columns' |
   const recent = { loss: [] as number[], dropped: [] as number[] }
   let charactersPerStep = 0
   let hasPage = false
+  let prepared = Number.NEGATIVE_INFINITY
   return (event) => {
     switch (event.event) {
+      case 'prepare': {
+        const line = `${event.stage}: ${Math.floor((100 * event.done) / event.total)} %`
+        if (out.isTTY) out.write(`\r\x1b[2K${line}`)
+        else if (performance.now() - prepared >= 5000) {
+          prepared = performance.now()
+          out.write(`${line}\n`)
+        }
+        return
+      }
       case 'start':
         charactersPerStep = event.charactersPerStep
         return say(introduction(event))

@@ -1,10 +1,10 @@
-import type { CharacterTokenizer, Tokens } from '../../language-model/index.js'
+import type { CharacterTokenizer, TokenArray, Tokens } from '../../language-model/index.js'
 
 /** The beginning of the first full paragraph of the held-out text: whole words, at most `length` characters. */
 export function promptOf(
   { heldOut, tokenizer: { vocabulary } }: Tokens<CharacterTokenizer>,
   length: number,
-): Int32Array {
+): TokenArray {
   const [lineEnd, space] = [vocabulary.indexOf('\n'), vocabulary.indexOf(' ')]
   const gap = heldOut.findIndex((character, i) => character === lineEnd && heldOut[i + 1] === lineEnd)
   const start = gap >= 0 && gap + 2 + length < heldOut.length ? gap + 2 : 0

@@ -1,9 +1,7 @@
-import { statSync } from 'node:fs'
 import { join } from 'node:path'
 import { setImmediate } from 'node:timers/promises'
 import {
   Batches,
-  BytePairTokenizer,
   type Corpus,
   describeTokenizer,
   evaluating,
@@ -11,14 +9,11 @@ import {
   kebabCase,
   LanguageModel,
   type LanguageModelShape,
-  loadCorpus,
   makeOptimizer,
   makeSchedule,
   memoryOptions,
   RunFolder,
-  type Tokenizer,
   TrainStep,
-  textOf,
   trainingBytes,
 } from '../../language-model/index.js'
 import { hasHostMemory } from '../../lib/doctor/index.js'
@@ -41,42 +36,22 @@ import { conflictOf } from './conflict.js'
 import { entryOf } from './entry.js'
 import { TrainingFolder } from './folder.js'
 import { emptyHistory, type History, longestSample, recordEvaluation, recordStep } from './history.js'
-import { ngramLosses, ngramNames } from './ngram.js'
+import { ngramNames } from './ngram.js'
 import { batchesOptions, modelSizes, type RunOptions, runFlags, usedOptions } from './options.js'
 import { preferredTokens } from './preferences.js'
 import type { Report } from './progress.js'
-import { promptOf } from './prompt.js'
 import { makeReport, type RunSummary } from './report.js'
 import { historyIn, notThisVersion, type SavedRun } from './saved-run.js'
+import { isIn, isSame, type RunText, readText, type TextPlace } from './text.js'
 
 interface RunSettings {
   options: RunOptions
-  text: { path: string; name: string; bytes?: Buffer }
+  text: TextPlace
   /** Folder of checkpoint and report. */
   out: string
   report: Report
   /** The description of a resumed run, from its folder. */
   resumed?: SavedRun
-}
-
-/** Of a run with byte pairs; a resumed one keeps its pairs. */
-function tokenizerOf(size: number | null, resumed?: SavedRun): ((training: string) => Tokenizer) | undefined {
-  if (size === null) return undefined
-  const text = resumed?.text
-  if (text && 'merges' in text) return () => new BytePairTokenizer(text.merges)
-  return (training) => BytePairTokenizer.train(training, size)
-}
-
-function readCorpus(
-  { path, name, bytes }: RunSettings['text'],
-  context: number,
-  tokenizer: ((training: string) => Tokenizer) | undefined,
-): Corpus {
-  try {
-    return loadCorpus(path, { name, bytes, context, tokenizer })
-  } catch (error) {
-    throw asFailure(error)
-  }
 }
 
 /** Rejects a checkpoint that is not of this run, or too small for its model. */
@@ -86,12 +61,6 @@ function checkResumed(out: string, sizes: LanguageModelShape, V: number, id: str
   } catch (error) {
     throw asFailure(error)
   }
-}
-
-/** Whether two paths lead to one file. */
-function isSame(a: string, b: string): boolean {
-  const [one, other] = [a, b].map((path) => statSync(path, { bigint: true, throwIfNoEntry: false }))
-  return one !== undefined && one.ino === other?.ino && one.dev === other.dev
 }
 
 /** The flags that the memory depends on. */
@@ -118,17 +87,24 @@ export class Run {
   #history: History = emptyHistory()
   #step = 0
 
-  constructor({ options, text, out, report, resumed }: RunSettings) {
+  /** Reads the text, and makes the model. */
+  static async open(settings: RunSettings): Promise<Run> {
+    const { options, text, out, resumed } = settings
     const conflict = conflictOf(modelSizes(options))
     if (conflict) throw resumed ? notThisVersion(out, conflict) : new UsageError(conflict)
+    if (isIn(out, text.path))
+      throw new UsageError(`the run folder ${out} is in the folder of the text: --out selects another`)
+    return new Run(settings, await readText(settings))
+  }
+
+  private constructor({ options, text, out, report, resumed }: RunSettings, { corpus, ngrams, prompt }: RunText) {
     this.#options = options
     this.#textPath = text.path
     this.#report = report
-    const tokenizerFor = tokenizerOf(options['vocab-size'], resumed)
-    this.#corpus = readCorpus(text, options.context, tokenizerFor)
-    const { training, tokenizer, digest, characters } = this.#corpus
-    if (resumed && digest !== resumed.text.digest)
-      throw new Failure(`${text.path} is not the text that this run was trained on`)
+    this.#corpus = corpus
+    this.#ngrams = ngrams
+    this.#prompt = prompt
+    const { training, tokenizer } = corpus
     this.#id = resumed ? resumed.id : RunFolder.idOf(this.#description)
     const sizes = LanguageModel.checkOptions(modelSizes(options))
     if (resumed) checkResumed(out, sizes, tokenizer.size, resumed.id)
@@ -145,8 +121,6 @@ export class Run {
     this.#schedule = makeSchedule(this.#optimizer, options.steps)
     this.#trainStep = new TrainStep(this.#model, this.#optimizer)
     this.#batches = new Batches(training, batchesOptions(options))
-    this.#ngrams = ngramLosses(characters.training, characters.heldOut, characters.tokenizer.size)
-    this.#prompt = textOf(characters.tokenizer, promptOf(characters, Math.min(40, options.context)))
   }
 
   [Symbol.dispose](): void {

@@ -1,4 +1,10 @@
-import { type BytePair, BytePairTokenizer, type ModelDescription, RunFolder } from '../../language-model/index.js'
+import {
+  type BytePair,
+  BytePairTokenizer,
+  type ByteVocabulary,
+  type ModelDescription,
+  RunFolder,
+} from '../../language-model/index.js'
 import type { CheckpointProgress } from '../../lib/index.js'
 import { asFailure, Failure } from '../errors.js'
 import { explain, ifGiven, one, type Rule, record, type Schema, textRule } from '../rules.js'
@@ -56,6 +62,10 @@ const savedRun: Schema = (value) => {
     }),
   })(value)
 }
+
+/** The byte pairs of a run that has `vocab-size`. */
+export const tokenizerIn = ({ text }: SavedRun): BytePairTokenizer =>
+  new BytePairTokenizer((text as ByteVocabulary).merges)
 
 /** Whether `saveLanguageModel` wrote it. */
 function isModelAlone(saved: unknown): boolean {

@@ -6,6 +6,7 @@ export function tensorBoard(folder: string): Report {
   let writer: SummaryWriter | null = null
   let load: readonly (readonly number[])[] = []
   return (event) => {
+    if (event.event === 'prepare') return // a resumed run is told after it
     if (event.event === 'resume') writer = new SummaryWriter(folder, { purgeStep: event.step + 1 })
     writer ??= new SummaryWriter(folder, { purgeStep: 0 })
     switch (event.event) {

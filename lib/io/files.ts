@@ -164,3 +164,11 @@ export const readWhole = (op: string, path: string, max: number): Routine<Buffer
     if (!(yield* readAll(file, bytes, 0))) fail('FILE_FORMAT', op, `${path}: the file ended while it was read`)
     return bytes
   })
+
+/** The `count` bytes at `position` of a regular file; fewer at its end. Errors: FILE_SYSTEM. */
+export const readPart = (op: string, path: string, position: number, count: number): Routine<Buffer> =>
+  reading(op, path, function* (file, size) {
+    const bytes = Buffer.allocUnsafe(Math.max(0, Math.min(count, size - position)))
+    if (!(yield* readAll(file, bytes, position))) fail('FILE_SYSTEM', op, `${path}: the file ended while it was read`)
+    return bytes
+  })

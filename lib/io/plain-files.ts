@@ -1,7 +1,7 @@
 import { checkInteger, checkPath, copyArray, fail } from '../runtime/check.js'
 import { show } from '../runtime/errors.js'
 import { type NewFile, writeTogether, writeTogetherSync } from './atomic.js'
-import { readWhole, runSync } from './files.js'
+import { readPart, readWhole, runSync } from './files.js'
 
 /** A file to write. */
 export interface FileContent {
@@ -66,4 +66,20 @@ export function writeFilesSync(files: readonly FileContent[]): void {
 export function readFileSync(path: string, maxBytes = 2 ** 30): Uint8Array {
   const op = 'readFile'
   return runSync(readWhole(op, checkPath(op, path), checkInteger(op, 'maxBytes', maxBytes, 0)))
+}
+
+/**
+ * At most `count` bytes of a regular file, from `position` on; fewer at its end. Refuses what {@link utils.readFileSync}
+ * refuses. Errors: FILE_SYSTEM, OPTION.
+ *
+ * @example
+ * ```ts
+ * utils.writeFilesSync([{ path: 'notes.txt', data: 'learning rate 1e-3' }])
+ * console.log(new TextDecoder().decode(utils.readFilePartSync('notes.txt', 9, 4))) // → rate
+ * ```
+ */
+export function readFilePartSync(path: string, position: number, count: number): Uint8Array {
+  const op = 'readFilePart'
+  const [at, most] = [checkInteger(op, 'position', position, 0), checkInteger(op, 'count', count, 0, 2 ** 30)]
+  return runSync(readPart(op, checkPath(op, path), at, most))
 }

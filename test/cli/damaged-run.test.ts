@@ -31,7 +31,7 @@ async function trained(vocabSize: number | null): Promise<string> {
     'compute-dtype': 'f32',
     'evaluate-every': 5,
   }
-  using run = new Run({ options: options as never, text: { path, name: 'book.txt' }, out, report: () => {} })
+  using run = await Run.open({ options: options as never, text: { path, name: 'book.txt' }, out, report: () => {} })
   run.start(false)
   await run.train(() => false)
   return out

@@ -78,10 +78,10 @@ test('the memory said to be needed is nearly that of weights, gradients and mome
   expect(estimate).toBeGreaterThan(0.8 * 16 * weights)
 })
 
-test('n-gram orders of a large vocabulary are limited by the range of a number', () => {
+test('n-gram orders of a large vocabulary are limited by the range of a number', async () => {
   const text = Int32Array.from({ length: 1000 }, (_, i) => (i * 7919) % 20_000)
-  expect(ngramLosses(text, text.subarray(0, 100), 100)).toHaveLength(4)
-  expect(ngramLosses(text, text.subarray(0, 100), 20_000)).toHaveLength(3)
+  expect(await ngramLosses(text, text.subarray(0, 100), 100)).toHaveLength(4)
+  expect(await ngramLosses(text, text.subarray(0, 100), 20_000)).toHaveLength(3)
 })
 
 describe('progress', () => {
@@ -110,6 +110,26 @@ describe('progress', () => {
     report({ event: 'end', step: 3, steps: 3, out: 'run', text: 'A\x1b[2Jb\n\tc' })
     return text
   }
+
+  test('of a long preparation is one line on a terminal, and elsewhere a line every few seconds', () => {
+    const shownOf = (isTTY: boolean): string => {
+      let text = ''
+      const write = (more: unknown) => {
+        text += more
+        return true
+      }
+      const report = textProgress({ isTTY, columns: 80, write } as NodeJS.WriteStream)
+      for (let done = 1; done <= 9; done++) {
+        vi.advanceTimersByTime(1000)
+        report({ event: 'prepare', stage: 'reading', done, total: 9 })
+      }
+      report({ event: 'resume', step: 3 })
+      return text
+    }
+    const parts = Array.from({ length: 9 }, (_, i) => `reading: ${Math.floor((100 * (i + 1)) / 9)} %`)
+    expect(shownOf(true)).toBe([...['', ...parts].join('\r\x1b[2K'), '\r\x1b[2Kresumed at step 3\n'].join(''))
+    expect(shownOf(false)).toBe('reading: 11 %\nreading: 66 %\nresumed at step 3\n')
+  })
 
   test('is one line that is rewritten on a terminal, and no wider', () => {
     const [first, ...rest] = shown(true).split('\n')

@@ -209,7 +209,9 @@ describe('a text that is too short', () => {
   test('is refused by the batches: an epoch shifts its sequences', () => {
     const options = { seed: 1, context: 8, batch: 2 }
     expect(new Batches(text(16), options).at(0).target).toHaveLength(16)
-    expect(() => new Batches(text(15), options)).toThrow('[Batches] text must be an Int32Array of at least 16 tokens')
+    expect(() => new Batches(text(15), options)).toThrow(
+      '[Batches] text must be a Uint8Array, Uint16Array or Int32Array of at least 16 tokens',
+    )
     expect(() => new Batches([1, 2] as never, options)).toThrow(/got \[1, 2\]/)
     expect(() => new Batches(text(16), { ...options, batch: 0 })).toThrow('batch must be an integer of at least 1')
   })

@@ -104,7 +104,7 @@ describe.skipIf(!chromium)(`the page ${where}`, () => {
     const out = join(folder, hostile)
     const { page, wrong } = await tab()
     const live = await LivePage.open(0)
-    const run = new Run({ options: options({ steps: 120 }), text, out, report: live.report })
+    const run = await Run.open({ options: options({ steps: 120 }), text, out, report: live.report })
     run.start(false)
     live.show(run.shown)
     await page.goto(live.url)
@@ -126,7 +126,7 @@ describe.skipIf(!chromium)(`the page ${where}`, () => {
 
     const again = await LivePage.open(0)
     const saved = readRun(out)
-    using resumed = new Run({
+    using resumed = await Run.open({
       options: { ...saved.options, steps: 150 },
       text,
       out,
@@ -172,7 +172,7 @@ describe.skipIf(!chromium)(`the page ${where}`, () => {
 
   test('compares runs, on a phone too', async () => {
     const out = join(folder, 'switch')
-    using run = new Run({
+    using run = await Run.open({
       options: options({ steps: 60, router: 'switch', lr: 2e-3 }),
       text: { ...text, name: 'book.txt' },
       out,
@@ -247,7 +247,7 @@ describe.skipIf(!chromium)(`the page ${where}`, () => {
     const { port } = new URL(live.url)
     const proxy = await proxyTo(Number(port))
     const out = join(folder, 'lost')
-    using run = new Run({ options: options({ steps: 40 }), text, out, report: live.report })
+    using run = await Run.open({ options: options({ steps: 40 }), text, out, report: live.report })
     run.start(false)
     live.show(run.shown)
     await page.goto(live.url.replace(port, String(proxy.port)))

@@ -59,7 +59,7 @@ const commands: Record<string, (folder: string) => Promise<void>> = {
   async resume(folder) {
     const resumed = readRun(folder)
     const { options, text } = resumed
-    using run = new Run({ options: { ...options, minutes: 0 }, text, out: folder, report: () => {}, resumed })
+    using run = await Run.open({ options: { ...options, minutes: 0 }, text, out: folder, report: () => {}, resumed })
     await run.resume()
     await run.train(() => true)
   },
