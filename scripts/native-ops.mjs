@@ -4,6 +4,8 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
+/** A file below the root with LF, as a checkout with `core.autocrlf` may not have it. */
+const textOf = (/** @type {string} */ name) => readFileSync(`${root}${name}`, 'utf8').replaceAll('\r\n', '\n')
 const camel = (name) => name.replaceAll(/_(\w)/g, (_, letter) => letter.toUpperCase())
 
 /** Macros that stand for arguments of the call, and the TypeScript type of each. */
@@ -40,8 +42,7 @@ function field([, macro, inside]) {
  * names of the `outputs`, those that are `optional` with a boolean of that name among the arguments.
  */
 export function declaredOps() {
-  const read = (/** @type {string} */ name) => readFileSync(`${root}native/${name}`, 'utf8')
-  const text = read('core/ops.inc').replaceAll(/^#include "(.*)"$/gm, (_, name) => read(name))
+  const text = textOf('native/core/ops.inc').replaceAll(/^#include "(.*)"$/gm, (_, name) => textOf(`native/${name}`))
   return Array.from(text.matchAll(/((?:^\/\/.*\n)*)^OP\(\w+, (\w+)\)(.*)\n([\s\S]*?)^END$/gm), (op) => {
     const [, above, name, beside, body] = op
     const fields = Array.from(body.replaceAll(/\/\/.*/g, '').matchAll(/(\w+)\(((?:[^()"]|"[^"]*")*)\)/g))
@@ -98,7 +99,7 @@ function updateRow({ jsName, args }, number) {
 const kindLists = { unaryKind: 'unary_kinds.inc', binaryKind: 'binary_kinds.inc', activationKind: 'activations.inc' }
 
 function kindsOf([name, file]) {
-  const text = readFileSync(`${root}native/core/${file}`, 'utf8').replaceAll(/\/\/.*/g, '')
+  const text = textOf(`native/core/${file}`).replaceAll(/\/\/.*/g, '')
   const names = Array.from(text.matchAll(/^[A-Z]+\((\w+),/gm), ([, kind]) => kind)
   return `export const ${name} = { ${names.map((kind, i) => `${kind}: ${i}`).join(', ')} } as const\n`
 }
