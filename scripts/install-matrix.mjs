@@ -3,7 +3,7 @@
 //
 //   node scripts/install-matrix.mjs [--quick] [--compile] [--emulate] [--electron FILE] [--only TEXT]
 //
-// --quick: Node 20 and Bun, npm and pnpm. --compile: also from source. --emulate: also Node for the
+// --quick: the oldest Node and Bun, npm and pnpm. --compile: also from source. --emulate: also Node for the
 // other systems of emulators.mjs. --electron: also the program of Electron in FILE, which npm's package downloads from
 // elsewhere. --only: cases whose name contains TEXT. The tools are packages of the npm registry and stay in build/matrix.
 import { execFileSync, spawnSync } from 'node:child_process'
@@ -24,6 +24,7 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { emulators, lackOf, nodeOf, runOn } from './emulators.mjs'
 import { files } from './install-matrix-files.mjs'
+import { installersOf, pathWith, runtimesOf, tools, which } from './install-matrix-tools.mjs'
 import { systemOf, targets } from './targets.mjs'
 
 const { values: options } = parseArgs({
@@ -50,47 +51,20 @@ const windows = platform === 'win32'
 
 // --- The tools: runtimes, installers, checkers ---
 
-const nodePackage = `node-${windows ? 'win' : platform}-${arch}`
-const bunPackage = `@oven/bun-${windows ? 'windows' : platform}-${arch === 'arm64' ? 'aarch64' : arch}`
-const denoPackage = `@deno/${platform}-${arch}${platform === 'linux' ? '-glibc' : ''}`
-const exe = windows ? '.exe' : ''
+const runtimes = runtimesOf(`${platform}-${arch}`)
+const installers = installersOf(`${platform}-${arch}`)
 
-const runtimes = {
-  'node-20.19': { spec: `npm:${nodePackage}@20.19.0`, file: `bin/node${exe}`, args: [] },
-  'node-22': { spec: `npm:${nodePackage}@22`, file: `bin/node${exe}`, args: [] },
-  'node-24': { spec: `npm:${nodePackage}@24`, file: `bin/node${exe}`, args: [] },
-  'node-26': { spec: `npm:${nodePackage}@26`, file: `bin/node${exe}`, args: [] },
-  bun: { spec: `npm:${bunPackage}@1.4.5`, file: `bin/bun${exe}`, args: [] },
-  deno: { spec: `npm:${denoPackage}@2.9.6`, file: `deno${exe}`, args: ['run', '--allow-all', '--no-remote'] },
-}
-
-/** `pnp`: packages stay in archives, and a loader that only Node knows finds them. */
-const installers = {
-  'npm with scripts': { tool: 'npm', file: 'bin/npm-cli.js', args: ['install', '--offline'] },
-  'npm without scripts': { tool: 'npm', file: 'bin/npm-cli.js', args: ['install', '--offline', '--ignore-scripts'] },
-  'npm 12': { tool: 'npm-12', file: 'bin/npm-cli.js', args: ['install', '--offline'] },
-  pnpm: { tool: 'pnpm', file: 'bin/pnpm.mjs', args: ['install', '--offline', '--ignore-scripts'] },
-  'yarn 1': { tool: 'yarn', file: 'bin/yarn.js', args: ['install', '--offline', '--ignore-scripts'] },
-  'yarn 4': { tool: 'yarn-4', file: 'bin/yarn.js', args: ['install'], linker: 'node-modules' },
-  'yarn 4 PnP': { tool: 'yarn-4', file: 'bin/yarn.js', args: ['install'], linker: 'pnp', pnp: true },
-  bun: { tool: 'bun', file: `bin/bun${exe}`, args: ['install'], native: true },
-}
-
-const tools = {
-  npm: '11.19.1',
-  'npm-12': 'npm:npm@12.2.0',
-  pnpm: '12.21.0',
-  yarn: '1.22.22',
-  'yarn-4': 'npm:@yarnpkg/cli-dist@4.18.1',
-  esbuild: '0.28.2',
-  publint: '0.3.25',
-  '@arethetypeswrong/cli': '0.18.5',
-}
-
-const chosenRuntimes = Object.keys(runtimes).filter((name) => !options.quick || ['node-20.19', 'bun'].includes(name))
+const oldest = Object.keys(runtimes)[0]
+const chosenRuntimes = Object.keys(runtimes).filter((name) => !options.quick || [oldest, 'bun'].includes(name))
 const chosenInstallers = options.quick ? ['npm without scripts', 'pnpm'] : Object.keys(installers)
 const toolFolder = path.join(root, 'build/matrix')
 const toolFile = (name, file) => path.join(toolFolder, 'node_modules', name, file)
+
+/** Of a tool. */
+function installedVersion(name) {
+  const file = toolFile(name, 'package.json')
+  return existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')).version : null
+}
 
 function fetchTools() {
   const wanted = {}
@@ -100,7 +74,7 @@ function fetchTools() {
     wanted[tool] = tools[tool] ?? runtimes[tool].spec
   }
   for (const name of ['esbuild', 'publint', '@arethetypeswrong/cli']) wanted[name] = tools[name]
-  const lacking = Object.entries(wanted).filter(([name]) => !existsSync(toolFile(name, 'package.json')))
+  const lacking = Object.entries(wanted).filter(([name, spec]) => !spec.endsWith(`@${installedVersion(name)}`))
   if (lacking.length === 0) return
   mkdirSync(toolFolder, { recursive: true })
   if (!existsSync(path.join(toolFolder, 'package.json'))) writeFileSync(path.join(toolFolder, 'package.json'), '{}')
@@ -128,17 +102,6 @@ const uses = {
 
 const work = realpathSync(mkdtempSync(path.join(tmpdir(), 'st-moe matrix é-')))
 process.on('exit', () => rmSync(work, { recursive: true, force: true }))
-
-const basic = 'sh cat ls mkdir rm cp mv ln uname dirname basename env pwd chmod'.split(' ')
-const which = (name) => execFileSync('which', [name], { encoding: 'utf8' }).trim()
-
-/** A folder to stand alone in PATH, with `node` the given one. */
-function pathWith(node) {
-  const folder = mkdtempSync(path.join(work, 'bin-'))
-  for (const name of basic) symlinkSync(realpathSync(which(name)), path.join(folder, name))
-  if (node) symlinkSync(node, path.join(folder, 'node'))
-  return folder
-}
 
 const cutOff = [
   ['unshare', '-n'],
@@ -240,7 +203,7 @@ function compileProject(name, folder, pnp) {
   const modules = path.join(folder, 'node_modules/@types')
   if (!pnp) {
     mkdirSync(modules, { recursive: true })
-    symlinkSync(path.join(root, 'node_modules/@types/node'), path.join(modules, 'node'))
+    symlinkSync(path.join(root, 'node_modules/@types/node'), path.join(modules, 'node'), 'junction')
   }
   const node = process.execPath
   const tsc = createRequire(import.meta.url).resolve('typescript/bin/tsc')
@@ -262,7 +225,7 @@ function useProject(name, folder, pnp) {
     const { file, args } = runtimes[runtime]
     if (pnp && !runtime.startsWith('node')) continue
     const program = toolFile(runtime, file)
-    const PATH = pathWith(runtime.startsWith('node') ? program : null)
+    const PATH = pathWith(runtime.startsWith('node') ? program : null, work)
     const env = pnp ? { NODE_OPTIONS: '--require ./.pnp.cjs --loader ./.pnp.loader.mjs' } : {}
     for (const [use, main] of Object.entries(uses)) {
       if (pnp && use === 'TypeScript') continue
@@ -282,11 +245,12 @@ function useProject(name, folder, pnp) {
 function install(name, dependency) {
   const installer = installers[name]
   const folder = makeProject(name, installer, dependency)
-  const node = toolFile(options.quick ? 'node-20.19' : 'node-24', runtimes['node-24'].file)
+  const own = options.quick ? oldest : ['node-24', 'node-26'].find((candidate) => candidate in runtimes)
+  const node = toolFile(own, runtimes[own].file)
   const command = installer.native
     ? [toolFile(installer.tool, installer.file)]
     : [node, toolFile(installer.tool, installer.file)]
-  const result = run(command[0], [...command.slice(1), ...installer.args], { cwd: folder, PATH: pathWith(node) })
+  const result = run(command[0], [...command.slice(1), ...installer.args], { cwd: folder, PATH: pathWith(node, work) })
   if (!check(`${name}: install`, result)) return
   compileProject(name, folder, installer.pnp)
   useProject(name, folder, installer.pnp)
@@ -346,7 +310,7 @@ function compile(dependency) {
   const installed = path.join(folder, 'node_modules/st-moe')
   rmSync(path.join(folder, 'node_modules/@st-moe'), { recursive: true, force: true })
   for (const name of ['cmake-js', 'node-addon-api']) {
-    symlinkSync(path.join(root, 'node_modules', name), path.join(folder, 'node_modules', name))
+    symlinkSync(path.join(root, 'node_modules', name), path.join(folder, 'node_modules', name), 'junction')
   }
   const build = [path.join(installed, bin['st-moe']), 'build']
   if (!check('compile: from source', run(process.execPath, build, here))) return
