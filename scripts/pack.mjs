@@ -8,6 +8,7 @@ import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, rmSync, writ
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { manifestsOf } from './manifests.mjs'
 import { addonOf, plugins, systemOf, targets } from './targets.mjs'
 
 const { values } = parseArgs({ options: { all: { type: 'boolean' } } })
@@ -26,7 +27,9 @@ for (const stale of ['dist', 'build/package']) rmSync(path.join(root, stale), { 
 mkdirSync(folder, { recursive: true })
 run(root, 'npm', 'run', 'build:ts')
 const manifest = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
-const { version, license, engines } = manifest
+const withPlugin = Object.keys(plugins).filter((name) => exists(`prebuilds/${name}/libst_moe_cuda.so`))
+const manifests = manifestsOf(manifest, built, withPlugin)
+if (!manifest.repository) console.log('note: package.json names no repository, without which there is no provenance')
 
 /** `files`: from → to, below the root and below the package. */
 function pack(own, files) {
@@ -46,38 +49,20 @@ const megabytes = (bytes) => `${(bytes / 1e6).toFixed(2)} MB`
 
 const [listed] = JSON.parse(run(root, 'npm', 'pack', '--json', '--dry-run', '--ignore-scripts'))
 const names = listed.files.map(({ path: name }) => name).filter((name) => !name.startsWith('prebuilds/'))
-const { scripts, devDependencies, allowScripts, ...published } = manifest
-const main = pack(
-  {
-    ...published,
-    scripts: { install: scripts.install },
-    peerDependencies: { ...published.peerDependencies, 'st-moe-cuda': version },
-    optionalDependencies: Object.fromEntries(built.map((target) => [`@st-moe/${target}`, version])),
-  },
-  Object.fromEntries(names.map((name) => [name, name])),
-)
-
-const addons = built.map((target) => {
-  const { platform, arch, libc } = systemOf(target)
-  const system = { os: [platform], cpu: [arch], ...(libc && { libc: [libc] }) }
-  const description = `The compiled part of st-moe for ${target}, which installs it.`
-  const own = { name: `@st-moe/${target}`, version, description, license, engines, ...system }
+const main = pack(manifests.main, Object.fromEntries(names.map((name) => [name, name])))
+const addons = manifests.addons.map((own, i) => {
+  const { platform, arch } = systemOf(built[i])
   // Without the tag of its C library: this package is for no other.
-  return pack(own, { [addonOf(target)]: `prebuilds/${platform}-${arch}/st-moe.node` })
+  return pack(own, { [addonOf(built[i])]: `prebuilds/${platform}-${arch}/st-moe.node` })
 })
-
-const withPlugin = Object.keys(plugins).filter((name) => exists(`prebuilds/${name}/libst_moe_cuda.so`))
-if (withPlugin.length > 0) {
-  const description = 'The CUDA plugin of st-moe: npm install st-moe st-moe-cuda'
-  const peerDependencies = { 'st-moe': version }
-  const system = { os: ['linux'], cpu: withPlugin.map((name) => systemOf(name).arch) }
+if (manifests.cuda)
   pack(
-    { name: 'st-moe-cuda', version, description, license, engines, peerDependencies, ...system },
+    manifests.cuda,
     Object.fromEntries(withPlugin.map((name) => [`prebuilds/${name}/libst_moe_cuda.so`, `${name}/libst_moe_cuda.so`])),
   )
-}
 rmSync(path.join(folder, 'staged'), { recursive: true })
 
+console.log('to install these, all in one command: npm install build/package/*.tgz')
 const download = main + Math.max(...addons)
 console.log(`download without a GPU: ${megabytes(download)} of at most ${megabytes(cpuLimit)}`)
 if (download > cpuLimit) process.exitCode = 1

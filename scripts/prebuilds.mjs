@@ -126,8 +126,8 @@ function crossPlugin(prefix, build) {
   const [processor] = prefix.split('-')
   const wheels = inRoot(build, 'wheels')
   const requirements = readFileSync(inRoot('scripts/cuda-requirements.txt'), 'utf8')
-  const names = requirements.match(/^nvidia-cuda-(nvcc|crt|runtime|cccl)==.*$/gm)
-  unpackWheels(wheels, `manylinux2014_${processor}`, names)
+  const wanted = requirements.match(/^nvidia-cuda-(nvcc|crt|runtime|cccl)==(.*\\\n)*.*$/gm)
+  unpackWheels(wheels, `manylinux2014_${processor}`, wanted)
   const cuda = path.join(wheels, 'nvidia/cu13')
   return [
     '-DCMAKE_SYSTEM_NAME=Linux',

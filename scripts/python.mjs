@@ -25,10 +25,13 @@ export function prebuildsPython() {
   return python
 }
 
-/** Unpacks wheels of a platform, such as 'musllinux_1_2_x86_64', into a folder. */
+/** Unpacks wheels of a platform, such as 'musllinux_1_2_x86_64', into a folder; `requirements` may have hashes. */
 export function unpackWheels(folder, platform, requirements) {
   const python = prebuildsPython() // whose pip is there, unlike that of Debian's Python
-  const from = ['--no-deps', '--only-binary=:all:', '--platform', platform, '--dest', folder, ...requirements]
+  mkdirSync(folder, { recursive: true })
+  const list = path.join(folder, 'requirements.txt') // pip takes no hash as an argument
+  writeFileSync(list, `${requirements.join('\n')}\n`)
+  const from = ['--no-deps', '--only-binary=:all:', '--platform', platform, '--dest', folder, '-r', list]
   execFileSync(python, ['-m', 'pip', 'download', '--quiet', ...from], { stdio: 'inherit' })
   for (const name of readdirSync(folder).filter((entry) => entry.endsWith('.whl')))
     execFileSync(python, ['-m', 'zipfile', '-e', path.join(folder, name), folder], { stdio: 'inherit' })

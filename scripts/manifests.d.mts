@@ -1,0 +1,6 @@
+type Manifest = Record<string, unknown> & { name: string; version: string }
+export function manifestsOf(
+  project: Record<string, unknown>,
+  built: string[],
+  plugins: string[],
+): { main: Manifest; addons: Manifest[]; cuda: Manifest | null }
