@@ -5,3 +5,5 @@ export function pathWith(
   folder: string,
   system?: { platform: string; SystemRoot?: string },
 ): string
+export function fetchTools(names: string[]): void
+export function toolFile(name: string, file: string): string

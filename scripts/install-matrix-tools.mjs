@@ -1,7 +1,9 @@
 // The runtimes, installers and checkers of the install matrix: packages of the npm registry, with versions that are there.
 // `node scripts/check-tools.mjs` asks the registry.
-import { existsSync, mkdtempSync, realpathSync, symlinkSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, realpathSync, symlinkSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 
 /**
  * Node by system: the package, and one of its versions for each major release. Not every version of Node is a package for
@@ -57,6 +59,33 @@ export const tools = {
   '@arethetypeswrong/cli': 'npm:@arethetypeswrong/cli@0.18.5',
 }
 
+const folder = fileURLToPath(new URL('../build/matrix', import.meta.url))
+
+/** A file of a tool that was fetched. */
+export const toolFile = (name, file) => path.join(folder, 'node_modules', name, file)
+
+function installedVersion(name) {
+  const file = toolFile(name, 'package.json')
+  return existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')).version : null
+}
+
+/** Fetches what is not there of the named tools and runtimes of this machine, into build/matrix. */
+export function fetchTools(names) {
+  const runtimes = runtimesOf(`${process.platform}-${process.arch}`)
+  const wanted = Object.fromEntries(names.map((name) => [name, tools[name] ?? runtimes[name].spec]))
+  const lacking = Object.entries(wanted).filter(([name, spec]) => !spec.endsWith(`@${installedVersion(name)}`))
+  if (lacking.length === 0) return
+  mkdirSync(folder, { recursive: true })
+  if (!existsSync(path.join(folder, 'package.json'))) writeFileSync(path.join(folder, 'package.json'), '{}')
+  const specs = lacking.map(([name, spec]) => `${name}@${spec}`)
+  // --force: npm does not support every Node of the matrix, and one is for another architecture.
+  execFileSync('npm', ['install', '--force', '--ignore-scripts', '--no-package-lock', '--loglevel=error', ...specs], {
+    cwd: folder,
+    stdio: 'inherit',
+    shell: process.platform === 'win32',
+  })
+}
+
 const basic = 'sh cat ls mkdir rm cp mv ln uname dirname basename env pwd chmod'.split(' ')
 
 /** The file of a program in PATH. */
@@ -71,12 +100,12 @@ export function which(name) {
  * A PATH with the given `node` and a few basic programs. On Windows the folder of that node and the system's: the
  * programs of Git Bash need libraries beside them, so links to them do not start.
  */
-export function pathWith(node, folder, { platform, SystemRoot } = { ...process.env, platform: process.platform }) {
+export function pathWith(node, parent, { platform, SystemRoot } = { ...process.env, platform: process.platform }) {
   if (platform === 'win32') {
     const system = path.win32.join(SystemRoot, 'System32')
     return [...(node ? [path.win32.dirname(node)] : []), system].join(path.win32.delimiter)
   }
-  const programs = mkdtempSync(path.join(folder, 'bin-'))
+  const programs = mkdtempSync(path.join(parent, 'bin-'))
   for (const name of basic) symlinkSync(realpathSync(which(name)), path.join(programs, name))
   if (node) symlinkSync(node, path.join(programs, 'node'))
   return programs

@@ -24,7 +24,7 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { emulators, lackOf, nodeOf, runOn } from './emulators.mjs'
 import { files } from './install-matrix-files.mjs'
-import { installersOf, pathWith, runtimesOf, tools, which } from './install-matrix-tools.mjs'
+import { fetchTools, installersOf, pathWith, runtimesOf, toolFile, which } from './install-matrix-tools.mjs'
 import { systemOf, targets } from './targets.mjs'
 
 const { values: options } = parseArgs({
@@ -57,35 +57,12 @@ const installers = installersOf(`${platform}-${arch}`)
 const oldest = Object.keys(runtimes)[0]
 const chosenRuntimes = Object.keys(runtimes).filter((name) => !options.quick || [oldest, 'bun'].includes(name))
 const chosenInstallers = options.quick ? ['npm without scripts', 'pnpm'] : Object.keys(installers)
-const toolFolder = path.join(root, 'build/matrix')
-const toolFile = (name, file) => path.join(toolFolder, 'node_modules', name, file)
 
-/** Of a tool. */
-function installedVersion(name) {
-  const file = toolFile(name, 'package.json')
-  return existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')).version : null
-}
-
-function fetchTools() {
-  const wanted = {}
-  for (const name of chosenRuntimes) wanted[name] = runtimes[name].spec
-  for (const name of chosenInstallers) {
-    const { tool } = installers[name]
-    wanted[tool] = tools[tool] ?? runtimes[tool].spec
-  }
-  for (const name of ['esbuild', 'publint', '@arethetypeswrong/cli']) wanted[name] = tools[name]
-  const lacking = Object.entries(wanted).filter(([name, spec]) => !spec.endsWith(`@${installedVersion(name)}`))
-  if (lacking.length === 0) return
-  mkdirSync(toolFolder, { recursive: true })
-  if (!existsSync(path.join(toolFolder, 'package.json'))) writeFileSync(path.join(toolFolder, 'package.json'), '{}')
-  const specs = lacking.map(([name, spec]) => `${name}@${spec}`)
-  // --force: npm does not support every Node of the matrix, and one is for another architecture.
-  execFileSync('npm', ['install', '--force', '--ignore-scripts', '--no-package-lock', '--loglevel=error', ...specs], {
-    cwd: toolFolder,
-    stdio: 'inherit',
-    shell: windows,
-  })
-}
+const chosenTools = [
+  ...chosenRuntimes,
+  ...chosenInstallers.map((name) => installers[name].tool),
+  ...['esbuild', 'publint', '@arethetypeswrong/cli'],
+]
 
 // --- The projects ---
 
@@ -347,7 +324,7 @@ function checkPackage() {
   check('are the types wrong', run(process.execPath, types, here))
 }
 
-fetchTools()
+fetchTools(chosenTools)
 const gypBuild = path.join(root, 'node_modules/node-gyp-build')
 const packing = ['pack', '--ignore-scripts', '--silent', '--pack-destination', work, gypBuild]
 const dependency = path.join(work, execFileSync('npm', packing, { encoding: 'utf8', shell: windows }).trim())

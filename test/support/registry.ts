@@ -75,8 +75,10 @@ export async function startRegistry(): Promise<Registry> {
     } else if (tarballs.has(name)) {
       response.writeHead(200, { 'content-type': 'application/octet-stream' }).end(tarballs.get(name))
     } else {
-      const stored = packages.get(name.slice(1))
-      answer(stored ? 200 : 404, stored ?? { error: 'not found' })
+      const [, owner, tag] = /^\/(.*)\/(.*)$/.exec(name) ?? []
+      const tagged = packages.get(owner ?? '') // pnpm asks for <name>/latest
+      const found = packages.get(name.slice(1)) ?? tagged?.versions[tagged['dist-tags'][tag!] ?? tag!]
+      answer(found ? 200 : 404, found ?? { error: 'not found' })
     }
   })
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
