@@ -10,8 +10,8 @@ export const build = command({
   summary: 'Compiles the addon on this machine, where there is no prebuilt one.',
   flags: {},
   examples: [['st-moe build', 'compile, or list what is missing for that']],
-  notes: `Needs a C++ compiler, make or Ninja, CMake, and the packages cmake-js and node-addon-api. What it compiles is
-used before a prebuilt addon.`,
+  notes: `Needs a C++ compiler, make or Ninja, CMake, and the packages cmake-js and node-addon-api; on Windows Visual Studio
+with its Clang (--toolset ClangCL), and CMake. What it compiles is used before a prebuilt addon.`,
   run() {
     const script = join(packageRoot, 'scripts/install.cjs')
     const env = { ...process.env, npm_config_build_from_source: 'true' }

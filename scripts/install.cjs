@@ -18,7 +18,8 @@ function prebuilt() {
   return spawnSync(process.execPath, load, { cwd: root, env, stdio: 'ignore' }).status === 0
 }
 
-const has = (command) => spawnSync(command, ['--version'], { stdio: 'ignore' }).status === 0
+// Windows looks for a program in the current folder first, which may contain foreign code.
+const has = (command) => spawnSync(command, ['--version'], { cwd: root, stdio: 'ignore' }).status === 0
 
 // Build tools come only from this package or from a node_modules folder that contains it: whoever can write there can
 // write here too. Never from folders above the project or the current folder, which may contain foreign code.
@@ -28,13 +29,35 @@ for (let folder = root; folder !== path.dirname(folder); folder = path.dirname(f
 }
 const find = (file) => modules.map((folder) => path.join(folder, file)).find((candidate) => existsSync(candidate))
 
+const windows = process.platform === 'win32'
+
+/** Whether Visual Studio has Clang, without which neither Node's headers nor the kernels compile. */
+function hasClang() {
+  const vswhere = path.join(
+    process.env['ProgramFiles(x86)'] ?? '',
+    'Microsoft Visual Studio',
+    'Installer',
+    'vswhere.exe',
+  )
+  const clang = ['-products', '*', '-requires', 'Microsoft.VisualStudio.Component.VC.Llvm.Clang']
+  const { stdout } = spawnSync(vswhere, [...clang, '-property', 'installationPath'], { cwd: root, encoding: 'utf8' })
+  return Boolean(stdout?.trim())
+}
+
 function missingTools() {
-  const lines = []
+  const cmake = windows
+    ? 'winget install Kitware.CMake'
+    : 'apt-get install cmake   (or: dnf install cmake, pip install cmake)'
+  const lines = has('cmake') ? [] : [`CMake 3.18+:    ${cmake}`]
+  if (windows) {
+    const parts = '"Desktop development with C++" and "C++ Clang tools for Windows" (--toolset ClangCL)'
+    if (!hasClang()) lines.unshift(`Clang:          Visual Studio or its Build Tools, with ${parts}`)
+    return lines
+  }
+  if (!has('make') && !has('ninja')) lines.unshift('make:           apt-get install make   (or: dnf install make)')
   const compiler = process.env.CXX || ['g++', 'clang++', 'c++'].find(has) // CMake checks CXX, which may have arguments
-  if (!compiler) lines.push('a C++ compiler: apt-get install g++   (or: dnf install gcc-c++)')
-  if (!has('make') && !has('ninja')) lines.push('make:           apt-get install make   (or: dnf install make)')
-  if (!has('cmake')) lines.push('CMake 3.18+:    apt-get install cmake   (or: dnf install cmake, pip install cmake)')
-  return process.platform === 'win32' ? lines.filter((line) => line.startsWith('CMake')) : lines
+  if (!compiler) lines.unshift('a C++ compiler: apt-get install g++   (or: dnf install gcc-c++)')
+  return lines
 }
 
 /**
@@ -68,7 +91,7 @@ function main() {
     return 1
   }
   dropForeignCache(path.join(root, 'build'))
-  const toolset = process.platform === 'win32' ? ['--toolset', 'ClangCL'] : []
+  const toolset = windows ? ['--toolset', 'ClangCL'] : []
   const parallel = String(Math.max(1, require('node:os').availableParallelism()))
   const result = spawnSync(process.execPath, [cmakeJs, 'compile', '--parallel', parallel, ...toolset], {
     cwd: root,

@@ -15,11 +15,20 @@ import { MoeError } from '../runtime/errors.js'
 export function makeFolder(path: string): void {
   const op = 'makeFolder'
   try {
-    makeAll(resolve(checkPath(op, path)))
+    const folder = resolve(checkPath(op, path))
+    const reserved = process.platform === 'win32' ? reservedName(folder) : null
+    if (reserved !== null) throw new Error(`Windows reserves the name ${reserved} for a device`)
+    makeAll(folder)
   } catch (error) {
     if (error instanceof MoeError) throw error
     throw new MoeError('FILE_SYSTEM', op, `${path} cannot be written to: ${(error as Error).message}`, { cause: error })
   }
+}
+
+/** The first name of a path that is a device in every folder of Windows, with any extension. */
+export function reservedName(path: string): string | null {
+  const device = /^(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[\d¹²³])\s*(?:\..*)?$/i
+  return path.split(/[\\/]/).find((name) => device.test(name)) ?? null
 }
 
 /** One at a time, because Node's recursive mkdir never returns under /proc. */

@@ -122,12 +122,13 @@ function explanation(file: string | null, cause: Error): string {
         ),
         `node-gyp-build: ${reason}`,
       ]
+  const tools = process.platform === 'win32' ? "Visual Studio's Clang and CMake" : 'a C++ compiler, make and CMake'
   return [
     `the native addon could not be loaded on ${platform}${libc} (Node ${process.versions.node}, N-API ${process.versions.napi}).`,
     'Tried:',
     ...tried.map((line) => `  ${line}`),
     ...(process.env.ST_MOE_PREBUILD ? ['No other folder is searched while ST_MOE_PREBUILD is set.'] : []),
-    `Needed: ${prebuiltPackage() ?? 'a prebuilt addon that this system can load'}, or a C++ compiler, make and CMake to build one.`,
+    `Needed: ${prebuiltPackage() ?? 'a prebuilt addon that this system can load'}, or ${tools} to build one.`,
     'To build it, or to list what is missing for that, run: npx st-moe build',
   ].join('\n')
 }

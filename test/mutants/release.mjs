@@ -88,4 +88,28 @@ export default [
     breaks: 'npm refuses the provenance of the addons',
     tests: ['test/package/publish.test.ts'],
   },
+  {
+    name: 'program-of-current-folder',
+    file: 'scripts/install.cjs',
+    from: "spawnSync(command, ['--version'], { cwd: root, stdio",
+    to: "spawnSync(command, ['--version'], { stdio",
+    breaks: 'on Windows a cmake.exe of the current folder is run',
+    tests: ['test/package/install.test.ts'],
+  },
+  {
+    name: 'clang-of-windows-unnamed',
+    file: 'scripts/install.cjs',
+    from: 'if (!hasClang()) lines',
+    to: 'if (hasClang()) lines',
+    breaks: 'npx st-moe build on Windows does not say what is missing',
+    tests: ['test/package/install.test.ts'],
+  },
+  {
+    name: 'device-as-run-folder',
+    file: 'lib/io/make-folder.ts',
+    from: '\\s*(?:\\..*)?$/i',
+    to: '$/i',
+    breaks: 'a run is written to a device of Windows',
+    tests: ['test/io/make-folder.test.ts'],
+  },
 ]

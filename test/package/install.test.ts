@@ -1,5 +1,15 @@
 import { spawnSync } from 'node:child_process'
-import { chmodSync, copyFileSync, mkdirSync, mkdtempSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -51,6 +61,51 @@ test('CXX may have arguments', () => {
   const { stderr } = install(['make'], { env: { CXX: 'ccache g++ -m64' } })
   expect(stderr).toMatch(/cmake/)
   expect(stderr).not.toMatch(/C\+\+ compiler/)
+})
+
+test('a program of the current folder is not run to look for tools', () => {
+  const foreign = join(folder, 'foreign')
+  mkdirSync(foreign)
+  const trace = join(folder, 'trace')
+  for (const tool of ['cmake', 'make', 'ninja', 'g++', 'clang++', 'c++']) {
+    writeFileSync(join(foreign, tool), `#!/bin/sh\n/bin/echo ${tool} >>${trace}\n`)
+    chmodSync(join(foreign, tool), 0o755)
+  }
+  // Windows looks there first; elsewhere a PATH with `.` does.
+  const { status, stderr } = install([], { cwd: foreign, env: { PATH: `.:${folder}` } })
+  expect(status).toBe(1)
+  expect(stderr).toMatch(/CMake 3\.18\+:/)
+  expect(existsSync(trace)).toBe(false)
+})
+
+describe('on Windows', () => {
+  /** Runs the script as if it were there; `found`: what its vswhere says about Clang. */
+  function onWindows(tools: string[], found: string, installed = script) {
+    const place = join(folder, 'programs', 'Microsoft Visual Studio', 'Installer')
+    mkdirSync(place, { recursive: true })
+    writeFileSync(join(place, 'vswhere.exe'), `#!/bin/sh\necho "$@" >'${join(folder, 'asked')}'\necho ${found}\n`)
+    chmodSync(join(place, 'vswhere.exe'), 0o755)
+    const windows = join(folder, 'windows.cjs')
+    writeFileSync(windows, "Object.defineProperty(process, 'platform', { value: 'win32' })")
+    const env = { NODE_OPTIONS: `--require ${windows}`, 'ProgramFiles(x86)': join(folder, 'programs') }
+    return install(tools, { installed, env: { ...env, PATH: `${folder}:/usr/bin:/bin` } })
+  }
+  test("names Visual Studio's Clang and its toolset, and CMake", () => {
+    const { status, stderr } = onWindows([], '')
+    expect(status).toBe(1)
+    expect(stderr).toMatch(/Clang: .*Visual Studio.*--toolset ClangCL/)
+    expect(stderr).not.toMatch(/apt-get/)
+    expect(readFileSync(join(folder, 'asked'), 'utf8')).toMatch(
+      /-requires Microsoft\.VisualStudio\.Component\.VC\.Llvm\.Clang/,
+    )
+  })
+
+  test('does not name what is there', () => {
+    writeFileSync(join(folder, 'none.cjs'), readFileSync(script)) // no cmake-js beside it: it always lists something
+    const { stderr } = onWindows(['cmake'], 'C:', join(folder, 'none.cjs'))
+    expect(stderr).toMatch(/packages: +npm install cmake-js/)
+    expect(stderr).not.toMatch(/Clang|CMake|make:/)
+  })
 })
 
 describe('with a prebuilt addon that loads', () => {
