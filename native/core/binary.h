@@ -4,6 +4,7 @@
 
 #include "core/dispatch.h"
 #include "core/layout.h"
+#include "core/logarithm.h"
 #include "core/qualifiers.h"
 
 // The functions of binary_kinds.inc.

@@ -3,11 +3,13 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/logarithm.h"
 #include "core/qualifiers.h"
 
-// Scalar formulas shared by the backends. Double precision uses the C library. The float32 versions have no branches
-// and no calls, so a plain loop over them is vectorized. Limits at ±inf are correct, and NaN stays NaN: a clamp is
-// written `x > limit ? limit : x`, or `limit < x ? limit : x`, which a NaN passes through.
+// Scalar formulas shared by the backends. Double precision uses the C library. The float32 versions do not, so their
+// bits are the same on every system; they have no branches and no calls, so a plain loop over them is vectorized.
+// Limits at ±inf are correct, and NaN stays NaN: a clamp is written `x > limit ? limit : x`, or `limit < x ? limit :
+// x`, which a NaN passes through.
 namespace st_moe {
 
 // How exact a function is: to a few units in the last place of its type, or so that its result can be rounded to bf16,
@@ -148,7 +150,12 @@ ST_MOE_HOST_DEVICE static inline ValueAndSlope<T> sigmoid_with_slope(T x) {
 // log(1 + e^x), whose slope is sigmoid(x). A NaN stays NaN.
 template <class T>
 ST_MOE_HOST_DEVICE static inline T softplus(T x) {
-  return (x < T(0) ? T(0) : x) + std::log1p(exp_of(-std::fabs(x)));
+  const T e = exp_of(-std::fabs(x)), positive = x < T(0) ? T(0) : x;
+  if constexpr (sizeof(T) == 4) {
+    return positive + log1p_of_fraction(e);
+  } else {
+    return positive + std::log1p(e);
+  }
 }
 
 // Of pair i of token n: n · base^(−2i/d) (Su et al., arXiv 2104.09864, §3.2.2). In double for every dtype.
@@ -188,7 +195,6 @@ ST_MOE_HOST_DEVICE static inline NormalTail<T> normal_tail(T z) {
   constexpr T limit = sizeof(T) == 4 ? T(14.5) : T(40);
   T t = std::fabs(z);
   t = limit < t ? limit : t;
-  T tail, density;
   if constexpr (precision == Precision::bf16) {
     float p = 2.299005e-5f, m = -6.7388317e-4f;
     p = p * t - 6.1110056e-4f;
@@ -202,7 +208,7 @@ ST_MOE_HOST_DEVICE static inline NormalTail<T> normal_tail(T z) {
     p = p * t - 1.1501744f;
     m = m * t + 9.9996079e-1f;
     p = p * t - 1.0000648f;
-    tail = exp2_bf16(p);
+    const T tail = exp2_bf16(p);
     return {t, tail, tail * m};
   } else if constexpr (sizeof(T) == 4) {
     const float e = exp_of_negative(-0.5f * t * t);
@@ -216,13 +222,13 @@ ST_MOE_HOST_DEVICE static inline NormalTail<T> normal_tail(T z) {
     p = p * t + 0.5f;
     q = q * t + 1.5755231f;
     q = q * t + 1.0f;
-    tail = e * (p / q);
-    density = inverse_sqrt_2pi * e;
+    const float ratio = p / q;
+    return {t, e * ratio, e * (ratio - t * inverse_sqrt_2pi)};
   } else {
-    tail = T(0.5) * std::erfc(t * inverse_sqrt_2);
-    density = inverse_sqrt_2pi * std::exp(T(-0.5) * t * t);
+    const T tail = T(0.5) * std::erfc(t * inverse_sqrt_2);
+    const T density = inverse_sqrt_2pi * std::exp(T(-0.5) * t * t);
+    return {t, tail, tail - t * density};
   }
-  return {t, tail, tail - t * density};
 }
 
 template <class T>
@@ -294,12 +300,12 @@ ST_MOE_HOST_DEVICE static inline bool routed(T u, T gate, T threshold, T floor) 
   return u < gate / (threshold < floor ? floor : threshold);
 }
 
-// Uniform on [0, 1) to Gumbel noise, by the C library, because routing decisions depend on it.
+// Uniform on [0, 1) to Gumbel noise.
 template <class T>
 ST_MOE_HOST_DEVICE static inline T gumbel(T u) {
   const T floor = T(1e-20);
-  const T inner = -std::log(u < floor ? floor : u);
-  return -std::log(inner < floor ? floor : inner);
+  const T inner = -log_of(u < floor ? floor : u);
+  return -log_of(inner < floor ? floor : inner);
 }
 
 }  // namespace st_moe

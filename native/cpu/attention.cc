@@ -144,7 +144,7 @@ static void forward_block(const Shape& shape, const QueryBlock& block, const int
     const T shift = mask && largest == -static_cast<T>(INFINITY) ? T(0) : largest;  // sees nothing: e^−∞, not e^NaN
     for (int64_t j = 0; j < n; ++j) row[j] = exp_of(row[j] - shift);
     total[i] = sum(row, n);
-    lse[i] = n > 0 ? largest + std::log(total[i]) : -INFINITY;
+    lse[i] = n > 0 ? largest + log_of(total[i]) : -INFINITY;
   }
   block_combine(shape, block, s, v, y);
   for (int64_t i = 0; i < block.rows; ++i) {

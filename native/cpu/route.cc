@@ -37,7 +37,7 @@ static T softmax_row(const T* x, T* y, int64_t E) {
   for (int64_t e = 0; e < E; ++e) y[e] = exp_of(x[e] - largest);
   const T total = sum(y, E);
   for (int64_t e = 0; e < E; ++e) y[e] /= total;
-  return largest + std::log(total);
+  return largest + log_of(total);
 }
 
 // Sums over the tokens of a sequence that are not masked, or over a block of them.

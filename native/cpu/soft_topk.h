@@ -18,7 +18,7 @@ template <class T>
 class SoftTopk {
  public:
   SoftTopk(int64_t E, int64_t K, T* work)
-      : E_(E), log_k_(std::log(min_of(T(K) * T(1.125), static_cast<T>(E)))), work_(work) {}
+      : E_(E), log_k_(log_of(min_of(T(K) * T(1.125), static_cast<T>(E)))), work_(work) {}
 
   void forward(const T* __restrict s, T* __restrict c) {
     descend(s);
@@ -64,7 +64,7 @@ class SoftTopk {
       T largest = work[0];
       for (int64_t e = 0; e < E_; ++e) largest = max_of(largest, work[e]);
       for (int64_t e = 0; e < E_; ++e) work[e] = exp_of(work[e] - largest);
-      const T a = a_[i] = kEps * (log_k_ - (largest + std::log(sum(work, E_))));
+      const T a = a_[i] = kEps * (log_k_ - (largest + log_of(sum(work, E_))));
       for (int64_t e = 0; e < E_; ++e) work[e] = (s[e] + minus_relu(s[e] + a)) / kEps;
     }
   }

@@ -272,4 +272,28 @@ export default [
     breaks: 'the gradient of RMSNorm is 0 for rows below 1e-12',
     tests: ['test/ops/rmsnorm.test.ts'],
   },
+  {
+    name: 'log-of-subnormal',
+    file: 'native/core/logarithm.h',
+    from: '(is_small ? 32.0f : 0.0f)',
+    to: '(is_small ? 31.0f : 0.0f)',
+    breaks: 'log of a subnormal number is too large by ln 2',
+    tests: ['formulas_test'],
+  },
+  {
+    name: 'power-of-odd',
+    file: 'native/core/logarithm.h',
+    from: 'power = odd != 0.0f ? std::copysign(power, x) : power;',
+    to: 'power = std::copysign(power, x);',
+    breaks: 'the square of a negative number is negative',
+    tests: ['formulas_test'],
+  },
+  {
+    name: 'log-of-library',
+    file: 'native/core/unary_kinds.inc',
+    from: 'UNARY(log, log_of(x)',
+    to: 'UNARY(log, std::log(x)',
+    breaks: 'the bits of log are those of the C library',
+    tests: ['test/training/function-bits.test.ts'],
+  },
 ]

@@ -81,6 +81,55 @@ void sweeps() {
       [](double x) { return cdf(x) + x * pdf(x); }, absolute);
 }
 
+// Of all positive numbers, by their bits.
+void sweep_logarithms() {
+  double log = 0, log1p = 0;
+  for (uint32_t bits = 1; bits < 0x7f800000u; bits += 1009) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    const double want = std::log(static_cast<double>(x)), error = static_cast<double>(st_moe::log_of(x)) - want;
+    log = std::fmax(log, std::fabs(error) / ulp_of(want));
+    if (x > 1) continue;
+    const double above = std::log1p(static_cast<double>(x));
+    log1p = std::fmax(log1p, std::fabs(static_cast<double>(st_moe::log1p_of_fraction(x)) - above) / ulp_of(above));
+  }
+  expect(log < 1, "log (ulp)", log, 1);
+  expect(log1p < 1, "log1p (ulp)", log1p, 1);
+  sweep(
+      "log near 1 (ulp)", 0.7, 1.5, 1, [](float x) { return st_moe::log_of(x); }, [](double x) { return std::log(x); },
+      [](double, double want) { return ulp_of(want); });
+}
+
+// Against the C library, in double; its results that are no numbers, infinite or 0 exactly.
+void sweep_pow() {
+  const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  double worst = 0;
+  const auto compare = [&](float x, float y) {
+    const double want = std::pow(static_cast<double>(x), static_cast<double>(y));
+    const float got = st_moe::pow_of(x, y), rounded = static_cast<float>(want);
+    const bool is_number = std::isfinite(rounded) && rounded != 0;
+    if (is_number) worst = std::fmax(worst, std::fabs(static_cast<double>(got) - want) / ulp_of(want));
+    const bool is_same =
+        std::isnan(rounded) ? std::isnan(got) : got == rounded && std::signbit(got) == std::signbit(rounded);
+    if (!is_number && !is_same) std::printf("pow(%a, %a): %a, not %a\n", x, y, got, rounded);
+    expect(is_number || is_same, "pow", static_cast<double>(got), want);
+  };
+  const float special[] = {0.0f, 1e-45f, 1e-5f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 0x1p23f + 1, 0x1p24f, 1e38f, inf, nan};
+  for (const float x : special)
+    for (const float y : special)
+      for (const float sign : {1.0f, -1.0f}) {
+        compare(x, sign * y);
+        compare(-x, sign * y);
+      }
+  for (int i = 0; i < 3000; ++i)
+    for (int j = -300; j <= 300; ++j) {
+      const float x = std::ldexp(1.0f + static_cast<float>(i) / 3000, i % 41 - 20);
+      compare(j % 3 == 0 ? -x : x, static_cast<float>(j) / static_cast<float>(1 << i % 5));
+    }
+  std::printf("%-24s %.3g\n", "pow (ulp)", worst);
+  expect(worst < 0.502, "pow (ulp)", worst, 0.502);
+}
+
 // Values over |z| and slopes of the functions that have a form for bf16.
 template <Precision precision>
 void sweep_slopes(const char* of, double bound) {
@@ -163,6 +212,13 @@ void limits(const char* type) {
   same("exp(1000)", st_moe::exp_of(T(1000)), inf);
   same("exp(-1000)", st_moe::exp_of(T(-1000)), 0);
   same("exp(0)", st_moe::exp_of(T(0)), 1);
+  same("log(0)", st_moe::log_of(T(0)), -inf);
+  same("log(-0)", st_moe::log_of(T(-0.0)), -inf);
+  same("log(1)", st_moe::log_of(T(1)), 0);
+  same("log(inf)", st_moe::log_of(inf), inf);
+  for (const T x : {T(-1), -inf, nan}) same("log of no positive number", st_moe::log_of(x), nan);
+  same("softplus(inf)", st_moe::softplus(inf), inf);
+  same("softplus(-inf)", st_moe::softplus(-inf), 0);
   same("tanh(inf)", st_moe::tanh_of(inf), 1);
   same("tanh(-inf)", st_moe::tanh_of(-inf), -1);
   same("sigmoid(inf)", st_moe::sigmoid(inf), 1);
@@ -175,8 +231,9 @@ void limits(const char* type) {
   same("gelu(-inf)", st_moe::gelu(-inf), 0);
   same("gelu_grad(inf)", st_moe::gelu_grad(inf), 1);
   same("gelu_grad(-inf)", st_moe::gelu_grad(-inf), 0);
-  for (const T got : {st_moe::exp_of(nan), st_moe::tanh_of(nan), st_moe::sigmoid(nan), st_moe::silu(nan),
-                      st_moe::silu_grad(nan), st_moe::sigmoid_grad(nan), st_moe::gelu(nan), st_moe::gelu_grad(nan)})
+  for (const T got :
+       {st_moe::exp_of(nan), st_moe::tanh_of(nan), st_moe::sigmoid(nan), st_moe::silu(nan), st_moe::silu_grad(nan),
+        st_moe::sigmoid_grad(nan), st_moe::gelu(nan), st_moe::gelu_grad(nan), st_moe::softplus(nan)})
     same("of NaN", got, nan);
   same("relu of NaN", st_moe::relu(nan), nan);
   for (int i = -900; i <= 900; ++i) {
@@ -197,6 +254,8 @@ void limits(const char* type) {
 
 int main() {
   sweeps();
+  sweep_logarithms();
+  sweep_pow();
   sweep_slopes<Precision::full>("full", 4e-7);
   sweep_slopes<Precision::bf16>("bf16", 8e-5);
   sweep_bf16();

@@ -13,7 +13,8 @@ const suite = path.join(root, 'build/platforms/suite')
 export function suiteFiles() {
   const left = exceptionsOf('on other systems').map(({ file }) => file)
   const needsVi = (file) => /\bvi\b.*from 'vitest'/.test(readFileSync(path.join(root, file), 'utf8'))
-  const files = [...libraryFiles(), 'test/crash/out-of-memory.test.ts', 'test/training/determinism.test.ts']
+  const programs = ['test/crash/out-of-memory', 'test/training/determinism', 'test/training/function-bits']
+  const files = [...libraryFiles(), ...programs.map((name) => `${name}.test.ts`)]
   return files.filter((file) => !left.includes(file) && !needsVi(file))
 }
 
