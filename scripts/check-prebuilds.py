@@ -22,6 +22,9 @@ LIBRARIES = {
     "win32": r"KERNEL32\.dll|api-ms-win-crt-[\w-]+\.dll",
     "darwin": r"/usr/lib/libSystem\.B\.dylib",
 }
+# All that an addon may show to others: on macOS the loader merges exported weak symbols of all images, such as operator new.
+ENTRY_POINTS = {"napi_register_module_v1", "node_api_module_get_api_version_v1"}
+OF_LINKER = {"_mh_dylib_header", "__dso_handle"}
 OLDEST_MACOS = [11, 0, 0]  # of every Mac with an ARM processor
 
 
@@ -87,6 +90,14 @@ def faults(path, platform, limits, functions, system_functions):
         for name in taken:  # the linker was told to leave them to the loader
             if name not in functions and f"_{name}" not in system_functions and name != "dyld_stub_binder":
                 yield f"needs {name}, which is not in macOS"
+        exported = {symbol.name.removeprefix("_") for symbol in binary.exported_symbols} - OF_LINKER
+        for name in sorted(exported ^ ENTRY_POINTS):
+            yield f"exports {name}" if name in exported else f"does not export {name}"
+        for name in sorted({bound.symbol.name for bound in binary.bindings if bound.weak_import and bound.has_symbol}):
+            if "st_moe" not in name:
+                yield f"binds {name} weakly, so that of another addon may take its place"
+        if "dladdr" not in taken:
+            yield "does not hold a reference to itself (keep_loaded of native/cpu/pool.cc)"
         if binary.build_version.minos > OLDEST_MACOS:
             yield f"needs macOS {binary.build_version.minos}, the limit is {OLDEST_MACOS}"
         if "arm64" in path.parent.name and not binary.has_code_signature:  # which macOS demands there

@@ -6,6 +6,9 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#if !defined(_WIN32)
+#include <dlfcn.h>
+#endif
 
 #include "core/wait.h"
 
@@ -81,6 +84,15 @@ struct alignas(64) Seat {
     --sleepers;
   }
 };
+// Sleeping workers need the code of this library, also when a worker_thread that alone had loaded it has ended. Windows
+// counts the reference of a thread; on Linux the linker's flag -z nodelete does the same, which macOS lacks.
+void keep_loaded() {
+#if !defined(_WIN32)
+  Dl_info own;
+  if (dladdr(reinterpret_cast<const void*>(&keep_loaded), &own) != 0)
+    dlopen(own.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);  // never closed
+#endif
+}
 
 // A call offers its job to one worker per further thread. When the caller runs out of work it withdraws the job from
 // those that have not taken it, so a call never waits for a worker that is slow to wake. No two workers wait for the
@@ -108,6 +120,7 @@ class Pool {
  private:
   void start_workers(int wanted) {
     if (wanted > kMaxWorkers) wanted = kMaxWorkers;
+    if (workers_ == 0 && wanted > 0) keep_loaded();
     try {
       for (; workers_ < wanted; ++workers_) std::thread([this, number = workers_ + 1] { work(number); }).detach();
     } catch (const std::exception&) {
