@@ -14,6 +14,8 @@ import lief
 
 lief.logging.disable()
 
+# Their last bits differ from one C library to the next; float32 functions are the package's own (native/core/logarithm.h).
+OF_LIBRARY = r"(log|log1p|log2|log10|exp|exp2|expm1|pow|sin|cos|sincos|tan|asin|acos|atan|atan2|sinh|cosh|tanh|erf|erfc)f"
 PLUGIN_LIMIT = 40e6
 PLUGIN_GLIBC = "2.34"  # of Ubuntu 22.04 and Debian 12: GCC compiles it against the glibc of its machine, Zig the others
 # Everything else must be linked in: a sanitizer, cuBLAS or libnode here would not load elsewhere.
@@ -51,6 +53,7 @@ def facts(binary, platform, path):
     if platform == "win32":
         named = set(re.findall(r"\b(?:napi|node_api)_\w+", path.read_bytes().decode("latin1")))  # it looks them up
         taken = sorted(named - {entry.name for entry in binary.get_export().entries})
+        taken += [entry.name for library in binary.imports for entry in library.entries]
         return [library.name for library in binary.imports], taken, len(list(binary.symbols)) > 0
     own = binary[lief.MachO.LoadCommand.TYPE.ID_DYLIB].name
     taken = [symbol.name.removeprefix("_") for symbol in binary.imported_symbols]
@@ -78,6 +81,9 @@ def faults(path, platform, limits, functions, system_functions):
     if symbols_left:
         yield "is not stripped"
     if path.suffix == ".node":
+        for name in taken:
+            if re.fullmatch(OF_LIBRARY, name):
+                yield f"calls {name} of the C library"
         called = [name for name in taken if name.startswith("napi_") or name.startswith("node_api_")]
         if not called:
             yield "calls no Node-API function"
