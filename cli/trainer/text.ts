@@ -1,4 +1,4 @@
-import { statSync } from 'node:fs'
+import { type BigIntStats, statSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
 import { type Corpus, type CorpusProgress, loadCorpus, textOf } from '../../language-model/index.js'
 import { MoeError } from '../../lib/index.js'
@@ -67,8 +67,17 @@ function everySecond(report: Report) {
 
 /** Whether two paths lead to one file. */
 export function isSame(a: string, b: string): boolean {
-  const [one, other] = [a, b].map((path) => statSync(path, { bigint: true, throwIfNoEntry: false }))
-  return one !== undefined && one.ino === other?.ino && one.dev === other.dev
+  const [one, other] = [a, b].map(statOf)
+  return one !== null && one.ino === other?.ino && one.dev === other.dev
+}
+
+/** null for a path that cannot be: whoever writes there says why. */
+function statOf(path: string): BigIntStats | null {
+  try {
+    return statSync(path, { bigint: true })
+  } catch {
+    return null
+  }
 }
 
 /** Whether a path, of a folder that need not exist, is a folder or in it. */

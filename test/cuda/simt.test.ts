@@ -63,7 +63,14 @@ describe.skipIf(!emulatorBuilt)('device cuda on the emulator', () => {
   const numbers = draw.array(60)
 
   test('it is listed', () => {
-    expect(devices()).toContainEqual({ device: 'cuda:0', available: true, variant: 'emulated GPU' })
+    const [, gpu] = devices()
+    expect(gpu).toEqual({
+      device: 'cuda:0',
+      available: true,
+      variant: 'emulated GPU',
+      totalBytes: 2 ** 32,
+      driver: 'CUDA 13.0',
+    })
   })
 
   test('memory besides tensors is counted on its device: the cache of the process, the workspace of cuBLAS', () =>
