@@ -97,7 +97,7 @@ class Cuda : public Platform {
       return compute == DType::f32 ? n : cuda::ceil_div(n, cuda::kOperandMultiple) * cuda::kOperandMultiple;
     };
     const Tensor in = operand(bench, {E, M, wide(D)}, compute), hidden = operand(bench, {E, M, at.width}, compute);
-    const Tensor da = operand(bench, {E, M, at.a_width}, compute);
+    const Tensor a = operand(bench, {E, M, at.a_width}, compute), da = operand(bench, {E, M, at.a_width}, compute);
     const Tensor out = bench.filled({E, M, D}), pre = bench.filled({E, M, at.a_width});
     const cuda::RowGroups groups = cuda::RowGroups::equal(E, M);
     return [=, this, &layer](bool all) {
@@ -108,14 +108,14 @@ class Cuda : public Platform {
       };
       const Matrix x{in.data(), M, wide(D)}, h{hidden.data(), M, at.width}, d{da.data(), M, at.a_width};
       const Matrix first = weight_of(layer.w1, 2, H, D), second = weight_of(layer.w2, 1, D, H);
-      const auto rows = [&](const Matrix& a, const Matrix& w, bool transposed, const Tensor& c, int64_t ldc,
-                            int64_t N) {
-        multiply_rows(device_->context, compute, DType::f32, groups, a, w, transposed, c.data(), ldc, N);
+      const auto rows = [&](const Matrix& a, const Matrix& w, bool transposed, const Tensor& c, int64_t ldc, int64_t N,
+                            DType result = DType::f32) {
+        multiply_rows(device_->context, compute, result, groups, a, w, transposed, c.data(), ldc, N);
       };
       const auto over_rows = [&](const Matrix& a, const Matrix& b, const Tensor& c, int64_t M, int64_t N) {
         multiply_over_rows(device_->context, compute, DType::f32, groups, a, b, c.data(), M * N, M, N);
       };
-      rows(x, first, true, pre, at.a_width, first.rows);
+      rows(x, first, true, a, at.a_width, first.rows, compute);  // pre-activations are stored as the layer stores them
       rows(h, second, true, out, D, D);
       if (!all) return;
       rows(x, second, false, pre, at.width, second.columns);
