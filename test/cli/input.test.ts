@@ -3,6 +3,7 @@ import { existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import { Readable } from 'node:stream'
 import { expect, test, vi } from 'vitest'
 import { readInput } from '../../cli/files.js'
+import { parseFlags } from '../../cli/flags.js'
 import { at, bin, cli, expectRefused, folder, succeeded, tiny, weights } from '../support/cli.js'
 
 /** The text of `st-moe train`. */
@@ -60,4 +61,8 @@ test('standard input ends where it has more bytes than are allowed', async () =>
     .mockReturnValue(Readable.from(['abc', 'def'].map((text) => Buffer.from(text))) as never)
   await expect(readInput(5)).rejects.toThrow('standard input has more than 5 bytes: train on a part of it')
   input.mockRestore()
+})
+
+test('everything after -- is a name', () => {
+  expect(parseFlags({}, ['a', '--', '--b', '-']).positionals).toEqual(['a', '--b', '-'])
 })

@@ -70,3 +70,10 @@ test('errors of a stream are those of the loop', async () => {
   }
   await expect(batchesOf(new DataLoader<number>(broken, { batchSize: 1 }))).rejects.toThrow('mine')
 })
+
+test('a dataset without examples has no batches', async () => {
+  const none = new DataLoader({ length: 0, get: thrown }, { batchSize: 2 })
+  expect(none.batches).toBe(0)
+  expect(await batchesOf(none)).toEqual([])
+  expect(none.epoch).toBe(1)
+})

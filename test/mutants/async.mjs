@@ -6,7 +6,7 @@ export default [
     from: 'if (Object.keys(rest).length > 0) given.push(rest)',
     to: 'given.push(rest)',
     breaks: 'a module gets an argument that the caller did not give',
-    tests: ['test/autograd/async.test.ts'],
+    tests: ['test/autograd/async-ends.test.ts'],
   },
   {
     name: 'aborted-call-runs',
@@ -38,7 +38,7 @@ export default [
     from: "turn.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort))",
     to: 'turn.then(resolve, reject)',
     breaks: 'listeners gather on a signal of many calls',
-    tests: ['test/autograd/async.test.ts'],
+    tests: ['test/autograd/async-ends.test.ts'],
   },
   {
     name: 'failed-call-not-dropped',
@@ -70,7 +70,7 @@ export default [
     from: '    native.release(handle)\n',
     to: '',
     breaks: 'every dataAsync keeps a tensor',
-    tests: ['test/autograd/async.test.ts'],
+    tests: ['test/autograd/async-ends.test.ts'],
   },
   {
     name: 'data-in-a-capture',
@@ -78,7 +78,7 @@ export default [
     from: "  refuseInCapture(op, 'it waits for the device')\n",
     to: '',
     breaks: 'dataAsync in a captured step waits for ever or reads garbage',
-    tests: ['test/autograd/async.test.ts', 'test/autograd/capture.test.ts'],
+    tests: ['test/autograd/async-ends.test.ts'],
   },
   {
     name: 'interrupted-call-resolves',
@@ -94,6 +94,6 @@ export default [
     from: 'if (defaultGenerator.seed === seed && defaultGenerator.step === step) defaultGenerator.setState(before)',
     to: '',
     breaks: 'a step that failed while it computed leaves the generator advanced',
-    tests: ['test/autograd/async.test.ts', 'test/autograd/random.test.ts'],
+    tests: ['test/autograd/async-ends.test.ts'],
   },
 ]

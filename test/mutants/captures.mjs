@@ -14,7 +14,7 @@ export default [
     from: '    for (const tensor of result?.made ?? []) tensor.dispose()\n    recorder',
     to: '    recorder',
     breaks: 'a capture that fails leaves the tensors that its function returned',
-    tests: ['test/autograd/capture.test.ts'],
+    tests: ['test/autograd/capture-ends.test.ts'],
   },
   {
     name: 'gradients-of-a-failed-capture',
@@ -38,7 +38,7 @@ export default [
     from: '    recorder.settle()\n',
     to: '',
     breaks: 'gradients from before a capture stay in memory',
-    tests: ['test/autograd/capture.test.ts', 'test/autograd/captured-ops.test.ts'],
+    tests: ['test/autograd/capture-ends.test.ts'],
   },
   {
     name: 'replay-within-a-capture',
@@ -94,7 +94,7 @@ export default [
     from: 'return grad !== null && this.#grads.get(leaf)?.before === grad',
     to: 'return false',
     breaks: 'the gradient from before a failed capture has been freed',
-    tests: ['test/autograd/capture.test.ts'],
+    tests: ['test/autograd/capture-ends.test.ts'],
   },
   {
     name: 'versions-of-a-replay',

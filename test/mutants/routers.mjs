@@ -102,7 +102,7 @@ export default [
     from: 'o.noiseGates || o.sampleExperts ||',
     to: 'o.noiseGates ||',
     breaks: 'experts are sampled by the same numbers each time',
-    tests: ['test/nn/routers.test.ts', 'test/autograd/random.test.ts'],
+    tests: ['test/nn/routers.test.ts'],
   },
   {
     name: 'scores-after-the-choice-not-divided',

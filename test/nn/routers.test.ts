@@ -363,3 +363,10 @@ test('errors of a routing name the operation that was called', () => {
   }
   expect(() => ops.expertFfn(x, { ...made, numExperts: 4 }, weights)).toThrow('[expertFfn] w2 must have 4 experts')
 })
+
+test('experts that are sampled are others each time', () =>
+  scope(() => {
+    const [x, weight] = [randn([2, 20, 6]), randn([8, 6])]
+    const chosen = () => listOf(ops.route(x, weight, { sampleExperts: true }).expertIndex)
+    expect(chosen()).not.toEqual(chosen())
+  }))
