@@ -34,10 +34,10 @@ ST_MOE_HOST_DEVICE static inline float log_float(float x) {
 #else
   const bool is_small = x < 0x1p-126f;
   const float scaled = is_small ? x * 0x1p32f : x;
-  int32_t bits;
+  uint32_t bits;
   std::memcpy(&bits, &scaled, 4);
-  const int32_t exponent = (bits - 0x3f400000) >> 23;  // so that the rest is in [3/4, 3/2)
-  const int32_t rest = bits - exponent * 0x800000;
+  const int32_t exponent = static_cast<int32_t>(bits - 0x3f400000u) >> 23;  // so that the rest is in [3/4, 3/2)
+  const uint32_t rest = bits - (static_cast<uint32_t>(exponent) << 23);
   float m;
   std::memcpy(&m, &rest, 4);
   const float log = log_parts(static_cast<float>(exponent) - (is_small ? 32.0f : 0.0f), m - 1.0f);
