@@ -46,7 +46,7 @@ export default [
     from: '128 + constants.signals[this.#signal]',
     to: '128 + constants.signals.SIGINT',
     breaks: 'SIGTERM ends with the code of Ctrl-C',
-    tests: ['test/cli/train.test.ts'],
+    tests: ['test/cli/folder.test.ts'],
   },
   {
     name: 'closed-pipe-goes-on',
