@@ -156,6 +156,22 @@ describe('progress', () => {
     expect([2, 25, 39, 40].map((step) => left.get(step))).toEqual(['5:04', '2:00', '0:08', '0:00'])
   })
 
+  test('shows the mean loss of the last 20 steps, always the last step, and no time of evaluations', () => {
+    vi.useFakeTimers({ toFake: ['performance'] })
+    const lines: string[] = []
+    const write = (line: unknown) => lines.push(String(line)) > 0
+    const report = textProgress({ isTTY: false, columns: 80, write } as NodeJS.WriteStream)
+    for (let step = 1; step <= 40; step++) {
+      vi.advanceTimersByTime(step < 40 ? 8000 : 100)
+      report({ event: 'step', step, steps: 40, loss: step > 20 ? 1 : 9, dropped: 0, learningRate: 1e-3, load: [] })
+      if (step % 10 !== 0 || step === 40) continue
+      vi.advanceTimersByTime(600_000)
+      report({ event: 'evaluation', step, loss: 2, sample: '' })
+    }
+    expect(lines.at(-1)).toContain(' 40/40  loss 1.000')
+    expect(lines.find((line) => line.includes(' 32/40'))).toContain('  1:04 left')
+  })
+
   test.each([
     [200, '██████████░░░░░░░░░░ 20/40  loss 1.000  0 char/s  0.0 % dropped  2:40 left'],
     [0, '██████████░░░░░░░░░░ 20/40  loss 1.000  0 char/s  0.0 % dropped  2:40 left'], // a width that is not known

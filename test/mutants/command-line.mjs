@@ -86,7 +86,7 @@ export default [
     from: 'now - this.#shown < this.#interval && !isLast',
     to: 'now - this.#shown < this.#interval',
     breaks: 'the line of the last step is missing',
-    tests: ['test/cli/trainer.test.ts', 'test/cli/train.test.ts'],
+    tests: ['test/cli/trainer.test.ts'],
   },
   {
     name: 'evaluations-count-as-steps',
