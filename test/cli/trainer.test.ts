@@ -1,6 +1,7 @@
 import { afterEach, describe, expect, test, vi } from 'vitest'
 import { conflictOf } from '../../cli/trainer/conflict.js'
 import { entryOf } from '../../cli/trainer/entry.js'
+import { promptFor } from '../../cli/trainer/load.js'
 import { modelSizes, type RunOptions, runFlags } from '../../cli/trainer/options.js'
 import { textProgress } from '../../cli/trainer/progress.js'
 import { Batches, CharacterTokenizer, heldOutLoss, LanguageModel } from '../../language-model/index.js'
@@ -239,4 +240,9 @@ describe('a text that is too short', () => {
       '[heldOutLoss] text must have more tokens than the context of 8, got 8',
     )
   })
+})
+
+test('a model whose vocabulary has no new line begins with its first character', () => {
+  const prompt = (characters: string) => promptFor({ tokenizer: CharacterTokenizer.of(characters) } as never, null)
+  expect([prompt('cab'), prompt('c\nb')]).toEqual(['a', '\n'])
 })

@@ -118,6 +118,6 @@ export default [
     from: "!tokenizer.vocabulary.includes('\\n')",
     to: 'false',
     breaks: 'a model without a new line cannot generate by default',
-    tests: ['test/cli/generate.test.ts', 'test/cli/train.test.ts'],
+    tests: ['test/cli/trainer.test.ts'],
   },
 ]

@@ -6,7 +6,7 @@ export default [
     from: '        __syncthreads();  // the previous pass may still read\n',
     to: '',
     breaks: 'the second largest of many may be that of another pass',
-    tests: ['lane/simt_tsan', 'simt/ops_test.selection.rand:7', 'simt/ops_test.routing.rand:7'],
+    tests: ['lane/simt_tsan', 'simt/ops_test.topk.rand:7'],
   },
   {
     name: 'topk-gradient-of-the-last-entries',
@@ -14,7 +14,7 @@ export default [
     from: 'for (int64_t e = lane; e < E; e += kWarp) row[e] = 0;',
     to: 'for (int64_t e = lane; e < K; e += kWarp) row[e] = 0;',
     breaks: 'gradients of what was not chosen are garbage',
-    tests: ['simt/ops_test.selection.forward', 'simt/ops_test.routing.forward'],
+    tests: ['simt/ops_test.topk.forward'],
   },
   {
     name: 'gather-of-the-first-row',
