@@ -1,5 +1,5 @@
 // The runtimes, installers and checkers of the install matrix: packages of the npm registry, with versions that are there.
-// `node scripts/check-tools.mjs` asks the registry.
+// `node scripts/check-tools.mjs` asks npm for each.
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, realpathSync, symlinkSync, writeFileSync } from 'node:fs'
 import path from 'node:path'

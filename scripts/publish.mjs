@@ -77,11 +77,11 @@ export function distTag(version, newest) {
 }
 
 /** What the registry has of a package, or null. */
-async function published(registry, name) {
-  const address = new URL(name.replace('/', '%2f'), registry.replace(/\/*$/, '/'))
+async function published(from, name) {
+  const address = new URL(name.replace('/', '%2f'), from.replace(/\/*$/, '/'))
   const response = await fetch(address, { headers: { accept: 'application/json' } })
   if (response.status === 404) return null
-  if (!response.ok) stop(`${registry} answers ${response.status} for ${name}`)
+  if (!response.ok) stop(`${from} answers ${response.status} for ${name}`)
   return response.json()
 }
 

@@ -7,7 +7,7 @@ import { manifestsOf } from '../../scripts/manifests.mjs'
 import { distTag, faults, type Packed, readPackages } from '../../scripts/publish.mjs'
 import { plugins, targets } from '../../scripts/targets.mjs'
 import { root } from '../support/blocks.js'
-import { type Registry, runBeside, startRegistry } from '../support/registry.js'
+import { type PackageServer, runBeside, startPackageServer } from '../support/package-server.js'
 
 const work = mkdtempSync(join(tmpdir(), 'st-moe-publish-'))
 afterAll(() => rmSync(work, { recursive: true, force: true }))
@@ -102,36 +102,36 @@ describe('before a registry is asked', () => {
 })
 
 describe('with a registry', () => {
-  let registry: Registry
+  let server: PackageServer
   beforeEach(async () => {
-    registry = await startRegistry()
+    server = await startPackageServer()
   })
-  afterEach(() => registry.close())
+  afterEach(() => server.close())
   const publish = (folder: string, env: NodeJS.ProcessEnv = {}, ...args: string[]) =>
     runBeside(process.execPath, ['scripts/publish.mjs', '--folder', folder, ...args], {
       cwd: root,
-      env: { ...registry.env, ...env },
+      env: { ...server.env, ...env },
     })
 
   test('a run that failed half way is finished by the next', async () => {
     const folder = pack('half', '0.1.0')
     const [first, second] = readPackages(folder).map(({ manifest }) => manifest.name)
-    registry.faults.set(second!, 'refuse')
+    server.faults.set(second!, 'refuse')
     expect((await publish(folder)).status).not.toBe(0)
-    expect(registry.order).toEqual([first])
-    registry.faults.set(second!, 'lose') // stored, but npm fails
+    expect(server.order).toEqual([first])
+    server.faults.set(second!, 'lose') // stored, but npm fails
     expect((await publish(folder)).status).not.toBe(0)
-    expect(registry.order).toEqual([first, second])
+    expect(server.order).toEqual([first, second])
     const { status, output } = await publish(folder)
     expect(status, output).toBe(0)
-    expect(registry.order).toEqual([first, second, 'st-moe'])
+    expect(server.order).toEqual([first, second, 'st-moe'])
     expect(output).toContain(`${first}@0.1.0 is published already`)
-    expect(registry.packages.get('st-moe')!['dist-tags']).toEqual({ latest: '0.1.0' })
+    expect(server.packages.get('st-moe')!['dist-tags']).toEqual({ latest: '0.1.0' })
     expect((await publish(folder)).output).toContain('st-moe@0.1.0 is published already')
   })
 
   test('other bytes under a published version stop it before anything is published', async () => {
-    registry.packages.set('st-moe-cuda', {
+    server.packages.set('st-moe-cuda', {
       name: 'st-moe-cuda',
       'dist-tags': { latest: '0.1.0' },
       versions: {
@@ -141,19 +141,19 @@ describe('with a registry', () => {
     const { status, output } = await publish(pack('other', '0.1.0'))
     expect(status).toBe(1)
     expect(output).toMatch(/other bytes under this version of st-moe-cuda/)
-    expect(registry.order).toEqual([])
+    expect(server.order).toEqual([])
   })
 
   test('a fix of an older version is not the latest, and --check publishes nothing', async () => {
     const folder = pack('fix', '0.1.1')
     const versions = { '0.2.0': { name: 'st-moe', version: '0.2.0', dist: { tarball: '', integrity: '' } } }
-    registry.packages.set('st-moe', { name: 'st-moe', 'dist-tags': { latest: '0.2.0' }, versions })
+    server.packages.set('st-moe', { name: 'st-moe', 'dist-tags': { latest: '0.2.0' }, versions })
     const { output } = await publish(folder, { GITHUB_EVENT_NAME: 'workflow_dispatch' }, '--check')
     expect(output.match(/would be published as release-0\.1/g)).toHaveLength(3)
-    expect(registry.order).toEqual([])
+    expect(server.order).toEqual([])
     const { status } = await publish(folder)
     expect(status).toBe(0)
-    expect(registry.packages.get('st-moe')!['dist-tags']).toEqual({ latest: '0.2.0', 'release-0.1': '0.1.1' })
+    expect(server.packages.get('st-moe')!['dist-tags']).toEqual({ latest: '0.2.0', 'release-0.1': '0.1.1' })
   })
 
   test('a run started by hand publishes nothing, nor does one with other bytes', async () => {
@@ -162,7 +162,7 @@ describe('with a registry', () => {
     expect(byHand).toMatchObject({ status: 1, output: expect.stringContaining('only a pushed tag publishes') })
     const swapped = await publish(folder, { SHA256SUMS: `${'0'.repeat(64)}  st-moe-0.1.0.tgz` })
     expect(swapped).toMatchObject({ status: 1, output: expect.stringContaining('is not what was packed') })
-    expect(registry.order).toEqual([])
+    expect(server.order).toEqual([])
   })
 })
 

@@ -7,7 +7,7 @@ import { fetchTools, toolFile } from '../../scripts/install-matrix-tools.mjs'
 import { type Packed, readPackages } from '../../scripts/publish.mjs'
 import { root } from '../support/blocks.js'
 import { long } from '../support/numbers.js'
-import { type Registry, runBeside, startRegistry } from '../support/registry.js'
+import { type PackageServer, runBeside, startPackageServer } from '../support/package-server.js'
 
 // A release into a registry on the loopback device: the tarballs of scripts/pack.mjs, published with a failure at each of
 // them, and installed by each package manager. Minutes.
@@ -17,23 +17,24 @@ const folder = join(root, 'build/package')
 describe.runIf(long)('the rehearsal of a release', () => {
   const work = mkdtempSync(join(tmpdir(), 'st-moe-rehearsal-'))
   let packages: Packed[] = []
-  let registry: Registry
+  let server: PackageServer
 
-  const publish = (to: Registry) => runBeside(process.execPath, ['scripts/publish.mjs'], { cwd: root, env: to.env })
+  const publish = (to: PackageServer) =>
+    runBeside(process.execPath, ['scripts/publish.mjs'], { cwd: root, env: to.env })
 
   beforeAll(async () => {
     if (!existsSync(folder)) execFileSync('node', ['scripts/pack.mjs'], { cwd: root })
     packages = readPackages(folder)
-    registry = await startRegistry()
+    server = await startPackageServer()
     fetchTools(['npm', 'npm-12', 'pnpm', 'yarn', 'yarn-4', 'bun'])
     // What st-moe depends on.
     const pack = ['pack', '--ignore-scripts', '--silent', '--pack-destination', work, './node_modules/node-gyp-build']
     const tarball = execFileSync('npm', pack, { cwd: root, encoding: 'utf8' }).trim()
-    const { status, output } = await runBeside('npm', ['publish', join(work, tarball)], { env: registry.env })
+    const { status, output } = await runBeside('npm', ['publish', join(work, tarball)], { env: server.env })
     expect(status, output).toBe(0)
   })
   afterAll(() => {
-    registry.close()
+    server.close()
     rmSync(work, { recursive: true, force: true })
   })
 
@@ -41,7 +42,7 @@ describe.runIf(long)('the rehearsal of a release', () => {
     expect(packages.length).toBeGreaterThan(1)
     const names = packages.map(({ manifest }) => manifest.name)
     for (const [i, name] of names.entries()) {
-      const own = await startRegistry()
+      const own = await startPackageServer()
       try {
         const fault = i % 2 === 0 ? 'refuse' : 'lose'
         own.faults.set(name, fault)
@@ -68,7 +69,7 @@ describe.runIf(long)('the rehearsal of a release', () => {
     ['yarn 4', () => [node, toolFile('yarn-4', 'bin/yarn.js'), 'add', 'st-moe']],
     ['bun', () => [toolFile('bun', 'bin/bun'), 'add', 'st-moe']],
   ])('%s installs it, with the addon of this machine', async (name, command) => {
-    if (!registry.packages.has('st-moe')) expect((await publish(registry)).status).toBe(0)
+    if (!server.packages.has('st-moe')) expect((await publish(server)).status).toBe(0)
     const project = mkdtempSync(join(work, 'project-'))
     writeFileSync(join(project, 'package.json'), '{ "name": "project", "private": true }')
     writeFileSync(join(project, 'pnpm-workspace.yaml'), 'allowBuilds:\n  st-moe: false\n')
@@ -77,10 +78,10 @@ describe.runIf(long)('the rehearsal of a release', () => {
       writeFileSync(join(project, 'yarn.lock'), '')
     }
     const [program, ...args] = command()
-    const installed = await runBeside(program!, args, { cwd: project, env: registry.env })
+    const installed = await runBeside(program!, args, { cwd: project, env: server.env })
     expect(installed.status, installed.output).toBe(0)
     const use = "import { ones } from 'st-moe'; console.log(ones([3]).sum().item())"
-    const env = { ...registry.env, PREBUILDS_ONLY: '1' }
+    const env = { ...server.env, PREBUILDS_ONLY: '1' }
     const used = await runBeside(node, ['--input-type=module', '-e', use], { cwd: project, env })
     expect(used).toEqual({ status: 0, output: '3\n' })
   })

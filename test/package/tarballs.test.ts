@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { root } from '../support/blocks.js'
-import { type Registry, runBeside, startRegistry } from '../support/registry.js'
+import { type PackageServer, runBeside, startPackageServer } from '../support/package-server.js'
 
 // The tarballs of scripts/pack.mjs, where no registry has st-moe: as README says, with all of them in one command. The lane
 // `package` of .ci/run makes them.
@@ -26,17 +26,17 @@ test('README and docs/releasing.md name all tarballs in one command, and do not 
 })
 
 describe.runIf(isPacked && here)('in a project', () => {
-  let registry: Registry
+  let server: PackageServer
   let work: string
   beforeAll(async () => {
-    registry = await startRegistry()
+    server = await startPackageServer()
     work = mkdtempSync(join(tmpdir(), 'st-moe-tarballs-'))
     const pack = ['pack', '--ignore-scripts', '--silent', '--pack-destination', work, './node_modules/node-gyp-build']
     const tarball = execFileSync('npm', pack, { cwd: root, encoding: 'utf8' }).trim()
-    await runBeside('npm', ['publish', join(work, tarball)], { env: registry.env })
+    await runBeside('npm', ['publish', join(work, tarball)], { env: server.env })
   })
   afterAll(() => {
-    registry.close()
+    server.close()
     rmSync(work, { recursive: true, force: true })
   })
 
@@ -48,12 +48,12 @@ describe.runIf(isPacked && here)('in a project', () => {
     const files = tarballs.map((name) => join(folder, name))
     const installed = await runBeside('npm', ['install', '--ignore-scripts', ...files], {
       cwd: work,
-      env: registry.env,
+      env: server.env,
     })
     expect(installed.status, installed.output).toBe(0)
     expect(existsSync(join(work, 'node_modules/@st-moe/linux-x64-glibc/prebuilds/linux-x64/st-moe.node'))).toBe(true)
     const use = "import { ones } from 'st-moe'; console.log(ones([3]).sum().item())"
-    const env = { ...registry.env, PREBUILDS_ONLY: '1' }
+    const env = { ...server.env, PREBUILDS_ONLY: '1' }
     const used = await runBeside(process.execPath, ['--input-type=module', '-e', use], { cwd: work, env })
     expect(used).toEqual({ status: 0, output: '3\n' })
   })

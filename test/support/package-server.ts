@@ -21,7 +21,7 @@ interface Sent extends Stored {
   _attachments: Record<string, { data: string }>
 }
 
-export interface Registry {
+export interface PackageServer {
   address: string
   packages: Map<string, Stored>
   /** In the order in which they came. */
@@ -39,10 +39,10 @@ async function textOf(request: IncomingMessage): Promise<string> {
   return Buffer.concat(parts).toString()
 }
 
-export async function startRegistry(): Promise<Registry> {
+export async function startPackageServer(): Promise<PackageServer> {
   const packages = new Map<string, Stored>()
   const tarballs = new Map<string, Buffer>()
-  const faults: Registry['faults'] = new Map()
+  const faults: PackageServer['faults'] = new Map()
   const order: string[] = []
   let address = ''
 
