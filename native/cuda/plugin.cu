@@ -198,12 +198,13 @@ void describe(int32_t index, DeviceDescription* description) {
 __global__ void nothing_kernel() {}
 
 // A plugin may have been built for other GPUs: then its first kernel would fail.
-void expect_code(const cudaDeviceProp& properties) {
+void expect_code(int index) {
   cudaFuncAttributes attributes;
   const cudaError_t status = cudaFuncGetAttributes(&attributes, nothing_kernel);
   if (status == cudaSuccess) return;
   cudaGetLastError();
   if (status != cudaErrorNoKernelImageForDevice && status != cudaErrorInvalidDeviceFunction) check(status, "device");
+  const cudaDeviceProp properties = properties_of(index);
   fail(ErrorCode::backend_unavailable,
        "this plugin has no code for %s, whose compute capability is %d.%d. Install a newer st-moe-cuda, or in a clone "
        "run: "
@@ -257,7 +258,7 @@ Status open(int32_t index, const Backend** backend, Context* context) {
   return guarded([&] {
     const Backend* gpu = backend_of(index);
     auto stream = std::make_unique<Stream>(index);  // makes the device current
-    expect_code(properties_of(index));
+    expect_code(index);
     try_blas(*stream);
     context->stream = stream.release();
     *backend = gpu;

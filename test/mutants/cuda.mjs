@@ -284,7 +284,7 @@ export default [
   {
     name: 'code-of-other-gpus',
     file: 'native/cuda/plugin.cu',
-    from: '    expect_code(properties_of(index));\n',
+    from: '    expect_code(index);\n',
     to: '',
     breaks: 'a plugin without code for the GPU fails at its first kernel',
     tests: ['test/cuda/cuda-unavailable.test.ts'],

@@ -13,12 +13,12 @@
 // (SIMT_STREAMS=eager: at once), so that a missing wait shows; docs/cuda.md says what else it finds. Device memory is
 // host memory, filled with NaN. SIMT_DEVICES=n is the number of GPUs; SIMT_MEMORY_MB=n limits their memory;
 // SIMT_CAPABILITY=75 … 120 is the architecture, with its shared-memory limits. SIMT_DRIVER=12040 is the CUDA version of
-// the driver, missing is no driver; SIMT_DRIVER_FILE is what the kernel module says of itself. SIMT_UNAVAILABLE=n: GPU
-// n is another process's; SIMT_CODE=0: no kernel has code for the GPUs; SIMT_POOLS=0: they have no memory pools;
-// SIMT_POOL=full: there is no memory outside of the pool until it is trimmed. SIMT_FAULT_ERROR is the error of a fault.
-// SIMT_FULL_AT=n makes allocation number n, counted from when it is set, and all later ones fail; SIMT_FAULT_AT=n makes
-// launch or GEMM number n fault, which ends the device (emulator/fault.h). SIMT_SUMS=sequential or fma is the summation
-// order of GEMMs. SIMT_TRACE=file logs launches, GEMMs, copies and waits.
+// the driver, missing is no driver, and with SIMT_DRIVER_OLD=1 too old; SIMT_DRIVER_FILE is what the kernel module
+// says. SIMT_UNAVAILABLE=n: GPU n is another process's; SIMT_CODE=0: no kernel has code for the GPUs; SIMT_POOLS=0:
+// they have no memory pools; SIMT_POOL=full: there is no memory outside of the pool until it is trimmed.
+// SIMT_FAULT_ERROR is the error of a fault. SIMT_FULL_AT=n makes allocation number n, counted from when it is set, and
+// all later ones fail; SIMT_FAULT_AT=n makes launch or GEMM number n fault, which ends the device (emulator/fault.h).
+// SIMT_SUMS=sequential or fma is the summation order of GEMMs. SIMT_TRACE=file logs launches, GEMMs, copies and waits.
 #define CUDART_VERSION 13000
 enum cudaError_t {
   cudaSuccess = 0,
