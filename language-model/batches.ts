@@ -95,7 +95,8 @@ export class Batches {
   }
 
   #shuffle(epoch: number): void {
-    using uniforms = rand([this.#sequences + 1], { generator: new Generator(this.#seed, epoch), dtype: 'f64' })
+    const generator = new Generator(this.#seed, epoch)
+    using uniforms = rand([this.#sequences + 1], { generator, dtype: 'f64', device: 'cpu' })
     const values = uniforms.dataSync()
     const keys = values.subarray(1)
     this.#offset = Math.floor(values[0] * this.#context)

@@ -8,6 +8,8 @@ import {
   crossEntropy,
   keep,
   MoeError,
+  noGrad,
+  ops,
   type ScheduledOptimizer,
   type Tensor,
   zeros,
@@ -64,7 +66,7 @@ export class TrainStep {
   readonly #model: LanguageModel
   readonly #optimizer: AdamW
   #inputs: Tensor<'i32'>[] = []
-  #step: CapturedStep<{ loss: Tensor; norm: Tensor }> | null = null
+  #step: CapturedStep<Tensor<'f64'>> | null = null
 
   /** Both stay the caller's, who disposes them. */
   constructor(model: LanguageModel, optimizer: AdamW) {
@@ -76,14 +78,14 @@ export class TrainStep {
   run({ input, target }: Batch): number {
     this.#step ??= this.#capture([input.length / this.#model.context, this.#model.context])
     for (const [i, tokens] of [input, target].entries()) this.#inputs[i].copyFrom(tokens)
-    const { loss, norm } = this.#step.replay()
-    const before = norm.item()
-    if (!Number.isFinite(before))
-      throw new MoeError('NON_FINITE', 'clipGradNorm', `the gradient norm must be finite, got ${before}`)
-    return loss.item()
+    const [loss, norm] = this.#step.replay().dataSync()
+    if (!Number.isFinite(norm))
+      throw new MoeError('NON_FINITE', 'clipGradNorm', `the gradient norm must be finite, got ${norm}`)
+    return loss
   }
 
-  #capture(shape: readonly number[]): CapturedStep<{ loss: Tensor; norm: Tensor }> {
+  /** Its result is the loss and the norm of the gradients, in one tensor: a GPU is waited for once. */
+  #capture(shape: readonly number[]): CapturedStep<Tensor<'f64'>> {
     this.#inputs = allOrNone(() => [0, 1].map(() => keep(zeros(shape, { dtype: 'i32' }))))
     const [input, target] = this.#inputs
     return captureStep(() => {
@@ -93,7 +95,7 @@ export class TrainStep {
       const norm = clipGradNorm(this.#model.parameters(), 1, { wait: false })
       this.#optimizer.step()
       this.#optimizer.zeroGrad()
-      return { loss, norm }
+      return noGrad(() => ops.stack([loss.to('f64'), norm]))
     })
   }
 

@@ -65,15 +65,19 @@ export {
   devices,
   getDefaultDevice,
   getNumThreads,
-  type MemoryInfo,
-  type MemoryReport,
-  memory,
-  resetPeakMemory,
   setDefaultDevice,
   setNumThreads,
 } from './runtime/device.js'
 export type { ComputeDType, DType, DTypeArrays, FloatDType, TypedArray } from './runtime/dtype.js'
 export { MoeError, type MoeErrorCode } from './runtime/errors.js'
+export {
+  emptyCache,
+  type MemoryInfo,
+  type MemoryReport,
+  memory,
+  resetPeakMemory,
+  setMemoryLimit,
+} from './runtime/memory.js'
 export type { AbortSignalLike } from './runtime/signal.js'
 export { SummaryWriter, type SummaryWriterOptions } from './summary/writer.js'
 export {

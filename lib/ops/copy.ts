@@ -20,8 +20,7 @@ function copyFrom(target: Tensor, source: Tensor | TypedArray | number | NestedA
       ? checkTensor(op, 'source', source)
       : tensor(source, ArrayBuffer.isView(source) ? shape : null, { dtype, device })
     checkTensor(op, 'source', values, { shape, dtype: values.dtype, device: values.device })
-    const copy = copyLike(values, target)
-    overwrite(target, copy)
+    overwrite(target, isTensor(source) ? copyLike(values, target) : values) // a tensor may share memory with this one
   })
   return target
 }

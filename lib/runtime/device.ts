@@ -195,6 +195,9 @@ function policyOf(device: Device): Policy {
   return policy
 }
 
+/** The devices that this environment has opened, with their native indices. */
+export const openedDevices = (): ReadonlyMap<Device, number> => opened
+
 let defaultDevice: Device = 'cpu'
 
 /**
@@ -245,64 +248,6 @@ export function deviceIndex(op: string, device: Device): number {
 
 /** Multiply-adds of the CPU's bf16 dot products in the time of one by float32 FMA; 0 without the instruction. */
 export const bf16DotSpeed = (): number => native.bf16DotSpeed()
-
-/** Native memory of one device, or of all. */
-export interface MemoryInfo {
-  /** Number of live tensors, including those of recorded graphs. */
-  tensors: number
-  /** Bytes of live tensors, including optimizer state and packed copies of weights. */
-  bytes: number
-  /** Maximum of `bytes` since the start or {@link resetPeakMemory}. */
-  peakBytes: number
-  /** Bytes that the process caches for reuse; not part of `bytes`. */
-  cachedBytes: number
-}
-
-/** Totals, and the memory of each device that has been used. */
-export interface MemoryReport extends MemoryInfo {
-  /** By name, such as `cpu` or `cuda:0`. */
-  devices: Record<string, MemoryInfo>
-}
-
-function memoryOf(number: number): MemoryInfo {
-  const [tensors, bytes, peakBytes, cachedBytes] = native.memory(number)
-  return { tensors, bytes, peakBytes, cachedBytes }
-}
-
-/**
- * Native memory of this environment (main thread or worker), in total and per device. In a steady training loop it is
- * the same after each step.
- *
- * @example
- * ```ts
- * const before = memory().bytes
- * using x = ones([1000])
- * console.log(memory().bytes - before) // → 4000
- * ```
- */
-export function memory(): MemoryReport {
-  const perDevice = [...opened].map(([device, number]) => [device, memoryOf(number)] as const)
-  const total = { tensors: 0, bytes: 0, peakBytes: 0, cachedBytes: 0 }
-  for (const [, info] of perDevice) {
-    for (const key of Object.keys(total) as (keyof MemoryInfo)[]) total[key] += info[key]
-  }
-  return { ...total, devices: Object.fromEntries(perDevice) }
-}
-
-/**
- * Resets `peakBytes` of every device to the live bytes.
- *
- * @example
- * ```ts
- * resetPeakMemory()
- * const { bytes } = memory()
- * scope(() => ones([1000]).mul(2).sum().item())
- * console.log(memory().peakBytes - bytes >= 8000) // → true
- * ```
- */
-export function resetPeakMemory(): void {
-  for (const number of opened.values()) native.resetPeak(number)
-}
 
 /**
  * Sets the number of CPU threads that this environment uses, 1 to 256. It does not change results. Initially it is the

@@ -20,6 +20,9 @@ interface Addon {
   openDevice(path: string, index: number): number
   memory(device: number): [tensors: number, bytes: number, peakBytes: number, cachedBytes: number]
   resetPeak(device: number): void
+  emptyCache(device: number): void
+  /** 0 is no limit. */
+  setMemoryLimit(device: number, bytes: number): void
   retain(handle: Handle): void
   release(handle: Handle): void
   unique(handle: Handle): boolean

@@ -95,6 +95,23 @@ static Napi::Value reset_peak(Call& c) {
   return c.env.Undefined();
 }
 
+static Napi::Value empty_cache(Call& c) {
+  Device& device = c.device();
+  const auto lock = device.lock();
+  if (device.backend->empty_cache) check(device.backend->empty_cache(device.context));
+  return c.env.Undefined();
+}
+
+static Napi::Value set_memory_limit(Call& c) {  // (device, bytes): 0 is no limit
+  Device& device = c.device();
+  const int64_t bytes = c.integer("bytes", 0, (int64_t{1} << 53) - 1);
+  const size_t limit = bytes == 0 ? std::numeric_limits<size_t>::max() : static_cast<size_t>(bytes);
+  if (!device.backend->set_memory_limit)
+    fail(ErrorCode::unsupported, "the backend of %s has no limit of memory", device.backend->name);
+  device.backend->set_memory_limit(device.context, limit);
+  return c.env.Undefined();
+}
+
 // Handles from JavaScript: anything that is not a live handle is ignored or reported, never dereferenced.
 static int64_t handle_of(Call& c) {
   return c.integer("handle", 0, (int64_t{1} << 53) - 1);
@@ -174,7 +191,7 @@ static Napi::Value to_data(Call& c) {  // (tensor, data): fills data
   return c.env.Undefined();
 }
 
-static Napi::Value to_device(Call& c) {  // (x, device): a copy there, through host memory
+static Napi::Value to_device(Call& c) {  // (x, device): a copy there
   Tensor& x = c.tensor("x");
   Device& device = c.device();
   for (const Device* end : {x.device, &device}) expect_no_capture(*end, "values cannot be copied");
@@ -182,7 +199,9 @@ static Napi::Value to_device(Call& c) {  // (x, device): a copy there, through h
   if (x.storage->packed()) y.storage->keep_packed();
   const size_t bytes = static_cast<size_t>(x.size) * dtype_size(x.dtype);
   if (bytes == 0) return c.give(std::move(y));
-  if (x.device->plugin && device.plugin) {
+  if (x.device->plugin && x.device->plugin == device.plugin && device.backend->copy_across) {
+    check(device.backend->copy_across(device.context, y.data(), x.device->context, x.data(), bytes));
+  } else if (x.device->plugin && device.plugin) {
     const std::unique_ptr<uint8_t[]> host(new uint8_t[bytes]);
     check(x.device->backend->copy_out(x.device->context, host.get(), x.data(), bytes));
     check(device.backend->copy_in(device.context, y.data(), host.get(), bytes));
@@ -254,6 +273,8 @@ const std::vector<Entry> kHandleEntries = {
     {"openDevice", open_device, Order::waiting},
     {"memory", memory, Order::free},
     {"resetPeak", reset_peak, Order::free},
+    {"emptyCache", empty_cache, Order::free},
+    {"setMemoryLimit", set_memory_limit, Order::free},
     {"retain", retain, Order::free},
     {"release", release, Order::free},
     {"unique", unique, Order::recorded},

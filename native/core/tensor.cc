@@ -47,8 +47,8 @@ void Storage::allocate() {
   if (!data_) {
     const Status error = backend.allocation_error ? backend.allocation_error(device_.context) : Status{};
     if (error.code != ErrorCode::none) throw Error(error.code, error.text);
-    fail(ErrorCode::out_of_memory, "not enough memory on %s for %zu bytes (%lld bytes are live)", backend.name, bytes_,
-         static_cast<long long>(device_.stats.bytes));
+    fail(ErrorCode::out_of_memory, "not enough memory on %s for %zu bytes; %lld bytes of tensors are live%s%s",
+         backend.name, bytes_, static_cast<long long>(device_.stats.bytes), error.text[0] ? "; " : "", error.text);
   }
   if (device_.capture) home_ = device_.capture->shared_from_this();
   if (!home_) device_.stats.add(bytes_);  // a captured step counts its memory as a whole

@@ -1,4 +1,7 @@
+#include <atomic>
 #include <cstdint>
+#include <cstdio>
+#include <limits>
 #include <mutex>
 #include <new>
 
@@ -45,8 +48,21 @@ SizeClass scratch_class(size_t bytes) {
   return size_class(kCaching && bytes >= kHugeScratch && bytes < kHugePage ? kHugePage : bytes);
 }
 
+// Bytes from the system, in use and cached, and the most that they may be.
+std::atomic<size_t> taken{0}, most{std::numeric_limits<size_t>::max()};
+
+void give_back(void* data, size_t bytes) {
+  system_release(data, bytes);
+  taken -= bytes;
+}
+
 void* checked_allocate(size_t bytes) {
-  return bytes >= kCheckedLimit && bytes > available_bytes() ? nullptr : system_allocate(bytes);
+  const size_t before = taken.fetch_add(bytes);
+  const bool fits = bytes <= most && before <= most - bytes;
+  if (fits && (bytes < kCheckedLimit || bytes <= available_bytes()))
+    if (void* data = system_allocate(bytes)) return data;
+  taken -= bytes;
+  return nullptr;
 }
 
 size_t cache_limit() {
@@ -128,7 +144,7 @@ class Cache {
   static void release(Block* block) {
     while (block) {
       Block* next = block->next;
-      system_release(block, block->bytes);
+      give_back(block, block->bytes);
       block = next;
     }
   }
@@ -158,7 +174,7 @@ void release_class(void* data, SizeClass size) {
   if (kCaching) {
     cache().give(data, size);
   } else {
-    system_release(data, size.bytes);
+    give_back(data, size.bytes);
   }
 }
 
@@ -221,6 +237,19 @@ size_t cached_bytes() {
 
 void cache_trim() {
   cache().trim();
+}
+
+void set_memory_limit(size_t bytes) {
+  most = bytes;
+}
+
+void describe_shortage(char* text, size_t size) {
+  const size_t limit = most, available = available_bytes();
+  if (limit != std::numeric_limits<size_t>::max()) {
+    std::snprintf(text, size, "this process has taken %zu, its limit is %zu", taken.load(), limit);
+  } else if (available != std::numeric_limits<size_t>::max()) {
+    std::snprintf(text, size, "the system has %zu available", available);
+  }
 }
 
 void* scratch_allocate(size_t bytes) {

@@ -49,6 +49,21 @@ int64_t held_bytes(const Context&) {
   return static_cast<int64_t>(cached_bytes());
 }
 
+Status empty_cache(const Context&) {
+  cache_trim();
+  return Status{ErrorCode::none, {}};
+}
+
+void limit_memory(const Context&, size_t bytes) {
+  set_memory_limit(bytes);
+}
+
+Status allocation_error(const Context&) {
+  Status status{ErrorCode::none, {}};
+  describe_shortage(status.text, sizeof status.text);
+  return status;
+}
+
 }  // namespace
 }  // namespace cpu
 
@@ -64,7 +79,10 @@ const Backend& cpu_backend() {
         .copy_out = cpu::copy,
         .ops = isa.op_table(),
         .held_bytes = cpu::held_bytes,
+        .empty_cache = cpu::empty_cache,
+        .set_memory_limit = cpu::limit_memory,
         .saved_values = cpu::saved_values,
+        .allocation_error = cpu::allocation_error,
         .usable_threads = cpu::usable_cpus,
         .bf16_dot_speed = cpu::bf16_dot_speed(),
         .bf16x3 = true,  // where it is not faster, it is float32

@@ -13,8 +13,10 @@ void pool_run(int threads, int64_t count, void (*task)(void* argument, int64_t i
 // 64-byte aligned; null if memory is exhausted or bytes is absurd.
 void* cache_allocate(size_t bytes);
 void cache_release(void* data, size_t bytes);
-size_t cached_bytes();  // cached for reuse, not counted as live
-void cache_trim();      // returns cached memory to the system
+size_t cached_bytes();                            // cached for reuse, not counted as live
+void cache_trim();                                // returns cached memory to the system
+void set_memory_limit(size_t bytes);              // on what the process takes from the system, in use and cached
+void describe_shortage(char* text, size_t size);  // what is known about memory that could not be allocated
 
 void* scratch_allocate(size_t bytes);  // like cache_allocate, but throws Error(out_of_memory)
 void scratch_release(void* data, size_t bytes);

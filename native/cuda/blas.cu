@@ -61,7 +61,7 @@ void prepare_blas(Stream& stream) {
 
 void destroy_blas(Stream& stream) noexcept {
   if (stream.blas.handle) blas_library().destroy(static_cast<cublasHandle_t>(stream.blas.handle));
-  if (stream.blas.workspace) stream.release(stream.blas.workspace, stream.blas.workspace_bytes);
+  if (stream.blas.workspace) stream.release(stream.blas.workspace);
 }
 
 constexpr int64_t kMostBatches = 65535;

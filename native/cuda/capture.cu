@@ -11,9 +11,9 @@
 
 namespace st_moe::cuda {
 
-CapturedStep::CapturedStep(cudaStream_t outside) : outside_(outside) {
+CapturedStep::CapturedStep(DeviceMemory& memory) : memory_(memory) {
   const size_t bytes = (kMaxStepValues + 1) * sizeof(StepValues);
-  const cudaError_t status = cudaMallocAsync(&values_, bytes, outside_);
+  const cudaError_t status = memory_.allocate(bytes, reinterpret_cast<void**>(&values_));
   if (status != cudaErrorMemoryAllocation) check(status, "captured step");
   if (status != cudaSuccess) {
     cudaGetLastError();
@@ -24,8 +24,8 @@ CapturedStep::CapturedStep(cudaStream_t outside) : outside_(outside) {
 
 CapturedStep::~CapturedStep() {
   if (graph) cudaGraphExecDestroy(graph);
-  for (const Block& block : blocks_) cudaFreeAsync(block.data, outside_);
-  cudaFreeAsync(values_, outside_);
+  for (const Block& block : blocks_) memory_.release(block.data);
+  memory_.release(values_);
   cudaGetLastError();
 }
 
@@ -42,11 +42,11 @@ cudaError_t CapturedStep::allocate(size_t bytes, void** data) noexcept {
     *data = best->data;
     return cudaSuccess;
   }
-  if (const cudaError_t status = cudaMallocAsync(data, bytes, outside_); status != cudaSuccess) return status;
+  if (const cudaError_t status = memory_.allocate(bytes, data); status != cudaSuccess) return status;
   try {
     blocks_.push_back({*data, bytes, false});
   } catch (...) {
-    cudaFreeAsync(*data, outside_);
+    memory_.release(*data);
     return cudaErrorMemoryAllocation;
   }
   bytes_ += bytes;
@@ -60,8 +60,8 @@ bool CapturedStep::release(void* data) noexcept {
   return true;
 }
 
-void CapturedStep::fill_with_nan() {
-  for (const Block& block : blocks_) check(cudaMemsetAsync(block.data, 0xff, block.bytes, outside_), "captured step");
+void CapturedStep::fill_with_nan(cudaStream_t stream) {
+  for (const Block& block : blocks_) check(cudaMemsetAsync(block.data, 0xff, block.bytes, stream), "captured step");
 }
 
 std::vector<StepValues> step_values(const StepArgs* args, int64_t count) {
@@ -127,8 +127,11 @@ void Stream::begin_capture() {
   ++synchronisations_;
   check(cudaStreamSynchronize(stream_), "captured step");
   log_.clear();
-  auto step = std::make_unique<CapturedStep>(outside_);
-  check(begin_capture_of(device_, stream_), "captured step");
+  auto step = std::make_unique<CapturedStep>(*memory_);
+  memory_->follow(outside_);  // nothing is allocated or freed by a captured stream
+  const cudaError_t status = begin_capture_of(device_, stream_);
+  if (status != cudaSuccess) memory_->follow(stream_);
+  check(status, "captured step");
   recording_ = std::move(step);
 }
 
@@ -140,7 +143,7 @@ CapturedStep* Stream::end_capture(bool keep, Status* status, size_t* bytes) {
     check(current, "device");
     check(ended, "captured step");
     if (keep) check(cudaGraphInstantiate(&recording_->graph, graph, 0), "captured step");
-    recording_->fill_with_nan();
+    recording_->fill_with_nan(outside_);
     ++synchronisations_;
     check(cudaStreamSynchronize(outside_), "captured step");
   } catch (const Error& error) {
@@ -148,8 +151,9 @@ CapturedStep* Stream::end_capture(bool keep, Status* status, size_t* bytes) {
     std::snprintf(status->text, sizeof status->text, "%s", error.what());
   }
   if (graph) cudaGraphDestroy(graph);
+  memory_->follow(stream_);
   CapturedStep* step = recording_.release();
-  for (void* data : released_) release(data, 0);
+  for (void* data : released_) release(data);
   released_.clear();
   *bytes = step->bytes();
   return step;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/steps.h"
+#include "cuda/memory.h"
 
 // A step captured in a CUDA graph.
 namespace st_moe::cuda {
@@ -21,14 +22,14 @@ constexpr int64_t kMaxStepValues = 8192;
 // contain its addresses. A block released during capture is reused by later nodes.
 class CapturedStep {
  public:
-  explicit CapturedStep(cudaStream_t outside);  // memory comes from `outside`, which is never captured; throws Error
+  explicit CapturedStep(DeviceMemory& memory);  // throws Error
   ~CapturedStep();                              // when the stream of its replays is done
   CapturedStep(const CapturedStep&) = delete;
   CapturedStep& operator=(const CapturedStep&) = delete;
 
   cudaError_t allocate(size_t bytes, void** data) noexcept;
-  bool release(void* data) noexcept;  // false: not memory of this step
-  void fill_with_nan();               // until the first replay
+  bool release(void* data) noexcept;        // false: not memory of this step
+  void fill_with_nan(cudaStream_t stream);  // until the first replay
   size_t bytes() const { return bytes_; }
 
   StepValues* values() const { return values_; }  // [kMaxStepValues + 1]; the first is for ops that do not sample
@@ -41,7 +42,7 @@ class CapturedStep {
     bool free;
   };
 
-  cudaStream_t outside_;
+  DeviceMemory& memory_;
   std::vector<Block> blocks_;
   size_t bytes_ = 0;
   StepValues* values_ = nullptr;

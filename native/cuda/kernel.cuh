@@ -78,15 +78,15 @@ void elementwise(const Context& ctx, int64_t size, F f) {
   if (size > 0) launch(ctx, elementwise_kernel<F>, grid_for(size), kBlock, 0, size, f);
 }
 
-// Uninitialized device memory for one op, from the stream's pool, freed in stream order.
+// Uninitialized device memory for one op.
 template <class T>
 class Scratch {
  public:
-  Scratch(const Context& ctx, int64_t count) : ctx_(ctx), bytes_(static_cast<size_t>(count) * sizeof(T)) {
-    data_ = bytes_ ? static_cast<T*>(stream_of(ctx).allocate(bytes_)) : nullptr;
+  Scratch(const Context& ctx, int64_t count) : ctx_(ctx) {
+    data_ = count ? static_cast<T*>(stream_of(ctx).allocate(static_cast<size_t>(count) * sizeof(T))) : nullptr;
   }
   ~Scratch() {
-    if (data_) stream_of(ctx_).release(data_, bytes_);
+    if (data_) stream_of(ctx_).release(data_);
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -94,7 +94,6 @@ class Scratch {
 
  private:
   const Context& ctx_;
-  size_t bytes_;
   T* data_;
 };
 

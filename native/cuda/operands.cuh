@@ -206,7 +206,7 @@ class OperandWeight {
     matrix_ = {data, parts * stored_rows, stored_columns};
   }
   ~OperandWeight() {
-    if (made_) stream_of(ctx_).release(made_, bytes_);
+    if (made_) stream_of(ctx_).release(made_);
   }
   OperandWeight(const OperandWeight&) = delete;
   OperandWeight& operator=(const OperandWeight&) = delete;

@@ -117,20 +117,35 @@ Status guarded(F&& f) {
 void* allocate(const Context& ctx, size_t bytes) {
   return stream_of(ctx).try_allocate(bytes);
 }
-void release(const Context& ctx, void* data, size_t bytes) {
-  stream_of(ctx).release(data, bytes);
+void release(const Context& ctx, void* data, size_t) {
+  stream_of(ctx).release(data);
 }
 Status allocation_error(const Context& ctx) {
-  return guarded([&] { stream_of(ctx).expect_memory_is_short(); });
+  Status status = guarded([&] { stream_of(ctx).expect_memory_is_short(); });
+  if (status.code == ErrorCode::none)
+    std::snprintf(status.text, sizeof status.text, "%s", stream_of(ctx).memory().shortage().c_str());
+  return status;
 }
 int64_t held_bytes(const Context& ctx) {
-  return static_cast<int64_t>(stream_of(ctx).held_bytes());
+  return stream_of(ctx).held_bytes();
+}
+Status empty_cache(const Context& ctx) {
+  return guarded([&] {
+    stream_of(ctx).stream();  // makes the device current
+    check(stream_of(ctx).trim(), "memory pool");
+  });
+}
+void set_memory_limit(const Context& ctx, size_t bytes) {
+  stream_of(ctx).set_memory_limit(bytes);
 }
 Status copy_in(const Context& ctx, void* to, const void* host, size_t bytes) {
   return guarded([&] { stream_of(ctx).copy_in(to, host, bytes); });
 }
 Status copy_out(const Context& ctx, void* host, const void* from, size_t bytes) {
   return guarded([&] { stream_of(ctx).copy_out(host, from, bytes); });
+}
+Status copy_across(const Context& target, void* to, const Context& source, const void* from, size_t bytes) {
+  return guarded([&] { stream_of(target).copy_from(stream_of(source), to, from, bytes); });
 }
 
 Status begin_capture(const Context& ctx) {
@@ -223,8 +238,11 @@ Gpu* make_gpu(int index) {
       .release = release,
       .copy_in = copy_in,
       .copy_out = copy_out,
+      .copy_across = copy_across,
       .ops = op_table(),
       .held_bytes = held_bytes,
+      .empty_cache = empty_cache,
+      .set_memory_limit = set_memory_limit,
       .saved_values = saved_values,
       .capture = &kCaptureTable,
       .allocation_error = allocation_error,

@@ -7,7 +7,7 @@
 
 namespace st_moe::cuda {
 
-constexpr size_t kHalfBytes = size_t{4} << 20;  // of the staging memory: one is filled while the other is copied
+constexpr size_t kPartBytes = size_t{1} << 20;  // of the staging memory: some are filled while others are copied
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
@@ -25,15 +25,13 @@ Stream::Stream(int device) : device_(device), log_(device) {
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_), "device");
     check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_), "device");
     capability_ = 10 * major + minor;
-    check(cudaDeviceGetDefaultMemPool(&pool_, device_), "memory pool");
-    uint64_t keep = UINT64_MAX;  // freed memory stays in the pool: returning it would synchronize
-    check(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep), "memory pool");
-    for (Half& half : halves_) {
-      check(cudaMallocHost(&half.data, kHalfBytes), "staging memory");
-      check(cudaEventCreateWithFlags(&half.copied, cudaEventDisableTiming), "event");
+    memory_ = std::make_unique<DeviceMemory>(device_, stream_);
+    for (Part& part : parts_) {
+      check(cudaMallocHost(&part.data, kPartBytes), "staging memory");
+      check(cudaEventCreateWithFlags(&part.copied, cudaEventDisableTiming), "event");
     }
     check(cudaMallocHost(&flag_copy_, sizeof(ErrorFlag)), "staging memory");
-    check(cudaMallocAsync(&error_flag_, sizeof(ErrorFlag), stream_), "error flag");
+    check(memory_->allocate(sizeof(ErrorFlag), reinterpret_cast<void**>(&error_flag_)), "error flag");
     check(cudaMemsetAsync(error_flag_, 0, sizeof(ErrorFlag), stream_), "error flag");
   } catch (...) {
     destroy();
@@ -49,12 +47,14 @@ void Stream::destroy() noexcept {
   cudaSetDevice(device_);
   if (stream_) cudaStreamSynchronize(stream_);
   destroy_blas(*this);
-  if (error_flag_) cudaFreeAsync(error_flag_, stream_);
-  for (Half& half : halves_) {
-    if (half.copied) cudaEventDestroy(half.copied);
-    if (half.data) cudaFreeHost(half.data);
+  if (error_flag_) memory_->release(error_flag_);
+  memory_.reset();
+  for (Part& part : parts_) {
+    if (part.copied) cudaEventDestroy(part.copied);
+    if (part.data) cudaFreeHost(part.data);
   }
   if (flag_copy_) cudaFreeHost(flag_copy_);
+  if (reached_) cudaEventDestroy(reached_);
   if (outside_) cudaStreamDestroy(outside_);
   if (stream_) cudaStreamDestroy(stream_);
   cudaGetLastError();
@@ -69,28 +69,20 @@ cudaStream_t Stream::stream() const {
   return is_outside_ ? outside_ : stream_;
 }
 
-// Memory freed by other streams returns when they are done.
-cudaError_t Stream::allocate_in_order(size_t bytes, void** data) {
-  if (recording_ && !is_outside_) return recording_->allocate(bytes, data);
-  const cudaStream_t stream = recording_ ? outside_ : stream_;
-  bytes = std::max<size_t>(bytes, 1);
-  cudaError_t status = cudaMallocAsync(data, bytes, stream);
-  if (status != cudaErrorMemoryAllocation) return status;
-  status = trim();
-  return status == cudaSuccess ? cudaMallocAsync(data, bytes, stream) : status;
+cudaError_t Stream::trim() noexcept {
+  return memory_->trim();
 }
 
-cudaError_t Stream::trim() noexcept {
-  cudaGetLastError();
-  ++synchronisations_;
-  const cudaError_t status = wait_for_device(device_, recording_ ? outside_ : stream_);
-  return status == cudaSuccess ? cudaMemPoolTrimTo(pool_, 0) : status;
+int64_t Stream::held_bytes() const {
+  return static_cast<int64_t>(sizeof(ErrorFlag) + blas.workspace_bytes) + memory_->kept_bytes();
 }
 
 void* Stream::try_allocate(size_t bytes) noexcept {
   void* data = nullptr;
   allocation_status_ = cudaSetDevice(device_);
-  if (allocation_status_ == cudaSuccess) allocation_status_ = allocate_in_order(bytes, &data);
+  const bool captured = recording_ && !is_outside_;
+  if (allocation_status_ == cudaSuccess)
+    allocation_status_ = captured ? recording_->allocate(bytes, &data) : memory_->allocate(bytes, &data);
   if (allocation_status_ == cudaSuccess) return data;
   cudaGetLastError();
   return nullptr;
@@ -103,10 +95,8 @@ void Stream::expect_memory_is_short() const {
 void* Stream::allocate(size_t bytes) {
   if (void* data = try_allocate(bytes)) return data;
   expect_memory_is_short();
-  size_t free_bytes = 0, total_bytes = 0;
-  cudaMemGetInfo(&free_bytes, &total_bytes);
-  fail(ErrorCode::out_of_memory, "not enough memory on cuda: %zu bytes of scratch (%zu of %zu bytes are free)", bytes,
-       free_bytes, total_bytes);
+  fail(ErrorCode::out_of_memory, "not enough memory on cuda for %zu bytes of scratch; %s", bytes,
+       memory_->shortage().c_str());
 }
 
 // Captured work runs at a replay.
@@ -136,59 +126,69 @@ void Stream::expect_no_fault() {
   cuda::expect_no_fault(status);
 }
 
-void Stream::release(void* data, size_t) noexcept {
+void Stream::release(void* data) noexcept {
   cudaSetDevice(device_);
-  if (recording_) {
-    if (!recording_->release(data)) released_.push_back(data);
-    return;
-  }
-  if (cudaFreeAsync(data, stream_) != cudaSuccess) cudaGetLastError();
+  if (!recording_) return memory_->release(data);
+  if (!recording_->release(data)) released_.push_back(data);
 }
 
-// The host waits for `half`, which a copy may still use.
-void Stream::wait_for(const Half& half) {
-  const cudaError_t status = cudaEventQuery(half.copied);
+// The host waits for `part`, which a copy may still use.
+void Stream::wait_for(const Part& part) {
+  const cudaError_t status = cudaEventQuery(part.copied);
   if (status == cudaSuccess) return;
   if (status != cudaErrorNotReady) check(status, "copy");
   cudaGetLastError();
   ++synchronisations_;
-  check(cudaEventSynchronize(half.copied), "copy");
+  check(cudaEventSynchronize(part.copied), "copy");
 }
 
 void Stream::copy_in(void* to, const void* host, size_t bytes) {
   const cudaStream_t queue = stream();
-  for (size_t done = 0; done < bytes; done += kHalfBytes) {
-    Half& half = halves_[next_half_];
-    next_half_ ^= 1;
-    const size_t part = std::min(kHalfBytes, bytes - done);
-    wait_for(half);
-    std::memcpy(half.data, static_cast<const char*>(host) + done, part);
-    check(cudaMemcpyAsync(static_cast<char*>(to) + done, half.data, part, cudaMemcpyHostToDevice, queue), "copy");
-    check(cudaEventRecord(half.copied, queue), "copy");
+  for (size_t done = 0; done < bytes; done += kPartBytes) {
+    Part& part = parts_[next_part_];
+    next_part_ = (next_part_ + 1) % kParts;
+    const size_t size = std::min(kPartBytes, bytes - done);
+    wait_for(part);
+    std::memcpy(part.data, static_cast<const char*>(host) + done, size);
+    check(cudaMemcpyAsync(static_cast<char*>(to) + done, part.data, size, cudaMemcpyHostToDevice, queue), "copy");
+    check(cudaEventRecord(part.copied, queue), "copy");
   }
 }
 
+// What copies to the device still have to read of the staging memory, they read before these copies write it.
 void Stream::copy_out(void* host, const void* from, size_t bytes) {
   const cudaStream_t queue = stream();
   check(cudaMemcpyAsync(flag_copy_, error_flag_, sizeof(ErrorFlag), cudaMemcpyDeviceToHost, queue), "copy");
-  for (const Half& half : halves_) wait_for(half);
-  const auto start = [&](size_t begin) {  // chunk i goes through half i & 1
-    const Half& half = halves_[begin / kHalfBytes & 1];
-    const size_t part = std::min(kHalfBytes, bytes - begin);
-    check(cudaMemcpyAsync(half.data, static_cast<const char*>(from) + begin, part, cudaMemcpyDeviceToHost, queue),
-          "copy");
-    check(cudaEventRecord(half.copied, queue), "copy");
-  };
-  if (bytes > 0) start(0);
-  for (size_t done = 0; done < bytes; done += kHalfBytes) {
-    if (done + kHalfBytes < bytes) start(done + kHalfBytes);
-    const Half& half = halves_[done / kHalfBytes & 1];
-    wait_for(half);
-    std::memcpy(static_cast<char*>(host) + done, half.data, std::min(kHalfBytes, bytes - done));
+  const auto part_at = [&](size_t begin) -> const Part& { return parts_[begin / kPartBytes % kParts]; };
+  size_t started = 0;
+  for (size_t done = 0; done < bytes; done += kPartBytes) {
+    for (; started < bytes && started < done + kParts * kPartBytes; started += kPartBytes) {
+      const Part& part = part_at(started);
+      const size_t size = std::min(kPartBytes, bytes - started);
+      check(cudaMemcpyAsync(part.data, static_cast<const char*>(from) + started, size, cudaMemcpyDeviceToHost, queue),
+            "copy");
+      check(cudaEventRecord(part.copied, queue), "copy");
+    }
+    wait_for(part_at(done));
+    std::memcpy(static_cast<char*>(host) + done, part_at(done).data, std::min(kPartBytes, bytes - done));
   }
   if (bytes == 0) check(cudaStreamSynchronize(queue), "copy");
   log_.clear();
   throw_error();
+}
+
+void Stream::wait_for(Stream& other) {
+  other.make_current();
+  if (!other.reached_) check(cudaEventCreateWithFlags(&other.reached_, cudaEventDisableTiming), "event");
+  check(cudaEventRecord(other.reached_, other.stream_), "copy");
+  make_current();
+  check(cudaStreamWaitEvent(stream_, other.reached_, 0), "copy");
+}
+
+void Stream::copy_from(Stream& source, void* to, const void* from, size_t bytes) {
+  wait_for(source);
+  check(cudaMemcpyPeerAsync(to, device_, from, source.device_, bytes, stream_), "copy");
+  source.wait_for(*this);  // before its memory is used again
 }
 
 void Stream::throw_error() {

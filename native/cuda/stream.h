@@ -10,6 +10,7 @@
 #include "core/steps.h"
 #include "cuda/capture.h"
 #include "cuda/device_fault.h"
+#include "cuda/memory.h"
 
 namespace st_moe::cuda {
 
@@ -17,8 +18,8 @@ namespace st_moe::cuda {
 // text.
 void check(cudaError_t status, const char* what);
 
-// The resources of one environment on one device: a CUDA stream, its memory pool, the cuBLAS handle, pinned staging
-// memory. Context::stream points at it.
+// The resources of one environment on one device: a CUDA stream, its memory, the cuBLAS handle, pinned staging memory.
+// Context::stream points at it.
 class Stream {
  public:
   explicit Stream(int device);
@@ -33,11 +34,14 @@ class Stream {
   void* allocate(size_t bytes);               // in stream order; throws Error
   void* try_allocate(size_t bytes) noexcept;  // null if `allocate` would throw
   void expect_memory_is_short() const;        // throws if the last try failed for another reason
-  void release(void* data, size_t bytes) noexcept;
-  cudaError_t trim() noexcept;  // waits, and gives memory that the pool does not use back to the device
+  void release(void* data) noexcept;
+  cudaError_t trim() noexcept;  // waits, and gives memory that is kept for reuse back to the device
+  const DeviceMemory& memory() const { return *memory_; }
+  void set_memory_limit(size_t bytes) noexcept { memory_->set_limit(bytes); }
 
   void copy_in(void* to, const void* host, size_t bytes);
   void copy_out(void* host, const void* from, size_t bytes);  // waits, and throws the error flag of kernels
+  void copy_from(Stream& source, void* to, const void* from, size_t bytes);  // of its device, in the order of both
 
   // The device error flag. Kernels cannot throw: they set it (the first error wins), and the next copy_out throws it.
   struct ErrorFlag {
@@ -51,7 +55,7 @@ class Stream {
   void expect_no_fault();  // throws Error(device_fault) if a kernel has faulted: for errors that are not the runtime's
   int64_t launches() const { return launches_; }
   int64_t gemms() const { return gemms_; }
-  int64_t synchronisations() const { return synchronisations_; }
+  int64_t synchronisations() const { return synchronisations_ + memory_->waits(); }
 
   // Captured steps. From begin_capture to end_capture launches are captured, unless outside capture.
   void begin_capture();
@@ -67,26 +71,27 @@ class Stream {
     size_t workspace_bytes = 0;
     cudaStream_t stream = nullptr;  // that it works on
   } blas;
-  size_t held_bytes() const { return sizeof(ErrorFlag) + blas.workspace_bytes; }  // of the device, besides allocations
+  int64_t held_bytes() const;  // of the device, besides allocations
 
  private:
-  struct Half {  // of the pinned staging memory
+  struct Part {  // of the pinned staging memory
     void* data = nullptr;
     cudaEvent_t copied = nullptr;  // recorded after the copy that uses it
   };
 
   void make_current() const;
-  cudaError_t allocate_in_order(size_t bytes, void** data);
+  void wait_for(Stream& other);  // what this stream does next waits for what the other has been given
   void log(const char* name);
   void destroy() noexcept;
-  void wait_for(const Half& half);
+  void wait_for(const Part& part);
   void throw_error();
 
   int device_, capability_ = 0;
   cudaStream_t stream_ = nullptr;
-  cudaMemPool_t pool_ = nullptr;
-  Half halves_[2];
-  int next_half_ = 0;
+  std::unique_ptr<DeviceMemory> memory_;
+  static constexpr size_t kParts = 8;
+  Part parts_[kParts];
+  size_t next_part_ = 0;             // for a copy to the device
   ErrorFlag* error_flag_ = nullptr;  // on the device
   void* flag_copy_ = nullptr;        // pinned
   cudaStream_t outside_ = nullptr;   // for work outside capture
@@ -94,6 +99,8 @@ class Stream {
   bool is_outside_ = false;
   cudaError_t allocation_status_ = cudaSuccess;
   LaunchLog log_;
+  cudaEvent_t reached_ =
+      nullptr;                   // by this stream, for streams of other devices; created at the first copy between them
   std::vector<void*> released_;  // during capture: memory from before it
   int64_t launches_ = 0, gemms_ = 0, synchronisations_ = 0;
 };

@@ -17,6 +17,8 @@ const signatures = {
   keepPacked: 'x[D]',
   memory: 'n',
   resetPeak: 'n',
+  emptyCache: 'n',
+  setMemoryLimit: 'n 0',
   deviceInfo: 'n',
   bf16DotSpeed: '',
   probePlugin: 't t',
@@ -146,6 +148,7 @@ export function nativeCaller(native, random, { any, number, pick, shapes }) {
     const values = list.map((spec) => argument(spec, wide, optional, replaced))
     if (random() < 0.03) values.length = Math.floor(random() * (values.length + 1))
     if (name === 'setThreads') values[0] = pick([1, 2, 3, any()])
+    if (name === 'setMemoryLimit') values[1] = pick([0, 2 ** 40, -1, any]) // a small one would leave nothing to try
     let result
     try {
       result = native[name](...values)

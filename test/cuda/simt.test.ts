@@ -240,7 +240,7 @@ async function printed(script: string, env: Record<string, string> = {}) {
 
 test.skipIf(!emulatorBuilt)('kernels of a forward and a backward; only uneven loads wait for the device', async () => {
   const trace = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'trace')
-  const { report, uneven, training, replay } = await printed('launches.mjs', { SIMT_TRACE: trace })
+  const { report, uneven, training, trained, replay } = await printed('launches.mjs', { SIMT_TRACE: trace })
   expect(report.length).toBe(18)
   for (const { name, forward, backward } of report) {
     expect(forward.launch, name).toBeGreaterThan(0)
@@ -249,6 +249,8 @@ test.skipIf(!emulatorBuilt)('kernels of a forward and a backward; only uneven lo
     expect(backward.launch ?? 0, name).toBeLessThanOrEqual(5)
     for (const counts of [forward, backward]) expect(counts, name).not.toHaveProperty('copy')
     for (const counts of [forward, backward]) expect(counts, name).not.toHaveProperty('wait')
+    const again = name.includes('copies') || name.includes('no gradients')
+    if (again) for (const counts of [forward, backward]) expect(counts, name).not.toHaveProperty('allocation')
   }
   for (const { name, forward, backward, busy } of uneven) {
     expect(forward, name).toMatchObject({ launch: 9, gemm: name.includes('many') ? 3 : 2, copy: 2, wait: 1 }) // the sizes and the error flag
@@ -257,7 +259,9 @@ test.skipIf(!emulatorBuilt)('kernels of a forward and a backward; only uneven lo
     expect(backward.gemm, name).toBe(name.includes('bf16') ? 3 + 4 * busy : 6)
     for (const waits of ['copy', 'wait']) expect(backward, name).not.toHaveProperty(waits)
   }
+  expect(training).not.toHaveProperty('allocation')
   expect(training.launch).toBeLessThanOrEqual(117) // and two for the tokens of the next step
+  expect(trained).toMatchObject({ graph: 1, wait: 1 }) // for the loss and the norm of the gradients together
   expect(replay).toMatchObject({ graph: 1, copy: 1 })
   expect(replay).not.toHaveProperty('launch')
 })
@@ -275,6 +279,12 @@ test.skipIf(!emulatorBuilt)(
 test.skipIf(!emulatorBuilt)('memory from before a capture that is freed during it comes back', async () => {
   // 16 MB besides the workspace of cuBLAS
   expect(await printed('frees-in-capture.mjs', { SIMT_MEMORY_MB: String(16 + 32) })).toEqual({ failed: [] })
+})
+
+test.skipIf(!emulatorBuilt)('two GPUs: memory that is kept, by two threads, and copies between them', async () => {
+  const trace = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'trace')
+  const env = { SIMT_TRACE: trace, SIMT_DEVICES: '2', SIMT_MEMORY_MB: String(16 + 32) }
+  expect(await printed('gpu-memory.mjs', env)).toEqual({ wrong: [] })
 })
 
 describe.skipIf(!emulatorBuilt)('a kernel that faults', () => {

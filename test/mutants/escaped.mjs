@@ -286,7 +286,7 @@ export default [
   {
     name: 'garbage-before-the-first-replay',
     file: 'native/cuda/capture.cu',
-    from: '    recording_->fill_with_nan();\n',
+    from: '    recording_->fill_with_nan(outside_);\n',
     to: '',
     breaks: 'results of a captured step hold garbage before its first replay',
     tests: ['simt/test/autograd/capture.test.ts'],

@@ -77,7 +77,7 @@ const backends = [
   {
     folder: 'cuda',
     extension: '.cu',
-    helpers: ['blas', 'blas_library', 'capture', 'device_fault', 'grouped', 'plugin', 'stream', 'table'],
+    helpers: ['blas', 'blas_library', 'capture', 'device_fault', 'grouped', 'memory', 'plugin', 'stream', 'table'],
   },
 ]
 

@@ -125,7 +125,7 @@ mutant(thread sorted_with_the_next plan_sorted.cu plan_sorted.cu routing
        "row_of[order[i]] = has_row" "row_of[i] = has_row" "FAIL")
 mutant(address sorted_one_too_many plan_sorted.cu plan_sorted.cu routing
        "if (i < R) assignment" "if (i <= R) assignment" "AddressSanitizer")
-mutant(plain staging_filled_too_early stream.cu stream.cu topk
-       "wait_for(half);\n    std::memcpy(half.data" "std::memcpy(half.data" "FAIL")
+mutant(plain staging_filled_too_early stream.cu stream.cu optimizers
+       "wait_for(part);\n    std::memcpy(part.data" "std::memcpy(part.data" "FAIL")
 mutant(plain result_read_too_early stream.cu stream.cu creation
-       "wait_for(half);\n    std::memcpy(static_cast<char*>(host)" "std::memcpy(static_cast<char*>(host)" "FAIL")
+       "wait_for(part_at(done));\n    std::memcpy(static_cast<char*>(host)" "std::memcpy(static_cast<char*>(host)" "FAIL")

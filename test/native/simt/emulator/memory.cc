@@ -15,13 +15,16 @@
 namespace simt {
 namespace {
 
-constexpr size_t kTailBytes = 64;         // after each allocation, checked when it is freed
+constexpr size_t kTailBytes = 64;  // after each allocation, checked when it is freed
+constexpr char kTail = 0x5a;
 constexpr uint32_t kPoison = 0x7ff97ff9;  // NaN in every floating-point format, and no index that a test would use
 
 struct Block {
-  size_t bytes;
-  bool device;
+  size_t bytes;  // of the allocation
+  size_t used;   // of them, as far as a cache in front of the driver says
+  int device;    // kHost: pinned memory of the host
 };
+constexpr int kHost = -1;
 
 struct Memory {
   std::mutex mutex;
@@ -39,7 +42,23 @@ void poison(void* pointer, size_t bytes) {
   if (bytes % 4) std::memcpy(to + bytes / 4 * 4, &kPoison, bytes % 4);
 }
 
-cudaError_t allocate(void** pointer, size_t bytes, bool device) {
+void begin_tail(char* tail) {
+  std::memset(tail, kTail, kTailBytes);
+#if defined(SIMT_ASAN)  // sees reads too
+  __asan_poison_memory_region(tail, kTailBytes);
+#endif
+}
+
+void end_tail(char* tail) {
+#if defined(SIMT_ASAN)
+  __asan_unpoison_memory_region(tail, kTailBytes);
+#endif
+  for (size_t i = 0; i < kTailBytes; ++i)
+    if (tail[i] != kTail) die("memory was written past its end, found when it was freed");
+}
+
+cudaError_t allocate(void** pointer, size_t bytes, int place) {
+  const bool device = place != kHost;
   if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
   Memory& m = memory();
   std::lock_guard<std::mutex> lock(m.mutex);
@@ -51,11 +70,8 @@ cudaError_t allocate(void** pointer, size_t bytes, bool device) {
   auto* data = static_cast<char*>(reserved ? reserve(size) : std::aligned_alloc(256, size));
   if (!data) return report(cudaErrorMemoryAllocation);
   if (!reserved) poison(data, bytes);
-  std::memset(data + bytes, 0x5a, kTailBytes);
-#if defined(SIMT_ASAN)  // sees reads too
-  __asan_poison_memory_region(data + bytes, kTailBytes);
-#endif
-  m.blocks[data] = {bytes, device};
+  begin_tail(data + bytes);
+  m.blocks[data] = {bytes, bytes, place};
   if (device) add_live(1, static_cast<int64_t>(bytes));
   *pointer = data;
   return cudaSuccess;
@@ -66,14 +82,10 @@ cudaError_t release(void* pointer, bool device) {
   Memory& m = memory();
   std::lock_guard<std::mutex> lock(m.mutex);
   const auto found = m.blocks.find(static_cast<char*>(pointer));
-  if (found == m.blocks.end() || found->second.device != device) return report(cudaErrorInvalidValue);
+  if (found == m.blocks.end() || (found->second.device != kHost) != device) return report(cudaErrorInvalidValue);
   const size_t bytes = found->second.bytes;
   expect_unused(pointer, bytes);
-#if defined(SIMT_ASAN)
-  __asan_unpoison_memory_region(static_cast<char*>(pointer) + bytes, kTailBytes);
-#endif
-  for (size_t i = 0; i < kTailBytes; ++i)
-    if (static_cast<char*>(pointer)[bytes + i] != 0x5a) die("memory was written past its end, found when it was freed");
+  end_tail(static_cast<char*>(pointer) + found->second.used);
   m.blocks.erase(found);
   if (device) add_live(-1, -static_cast<int64_t>(bytes));
   if (kCounting && device) {
@@ -85,26 +97,62 @@ cudaError_t release(void* pointer, bool device) {
   return report(usable());
 }
 
-enum class Place { pageable, pinned, device };
+void use_from_now_on(void* pointer, size_t bytes, const CUstream_st& stream) {
+  if (kCounting) return;
+  Memory& m = memory();
+  std::lock_guard<std::mutex> lock(m.mutex);
+  Block& block = m.blocks.at(static_cast<char*>(pointer));
+  expect_unused(pointer, block.bytes, &stream);
+  end_tail(static_cast<char*>(pointer) + block.used);
+  poison(pointer, block.bytes);
+  block.used = bytes;
+  begin_tail(static_cast<char*>(pointer) + bytes);
+}
 
-Place place_of(const void* pointer) {
+// The device that memory belongs to, kHost if it is pinned, and kPageable if it comes from somewhere else.
+constexpr int kPageable = -2;
+int place_of(const void* pointer) {
   Memory& m = memory();
   std::lock_guard<std::mutex> lock(m.mutex);
   auto after = m.blocks.upper_bound(static_cast<const char*>(pointer));
-  if (after == m.blocks.begin()) return Place::pageable;
+  if (after == m.blocks.begin()) return kPageable;
   --after;
-  if (static_cast<const char*>(pointer) >= after->first + after->second.bytes) return Place::pageable;
-  return after->second.device ? Place::device : Place::pinned;
+  const bool within = static_cast<const char*>(pointer) < after->first + after->second.bytes;
+  return within ? after->second.device : kPageable;
+}
+
+int current_device() {
+  int device = 0;
+  cudaGetDevice(&device);
+  return device;
 }
 
 }  // namespace
 
 bool is_device_memory(const void* pointer) {
-  return place_of(pointer) == Place::device;
+  return place_of(pointer) >= 0;
+}
+
+// A cache hides from the driver what is in use. It says so here, and the same mistakes are found as without it.
+static void use_in_order(void* pointer, size_t bytes, cudaStream_t stream) {
+  enqueue(stream, [=] { use_from_now_on(pointer, bytes, queue_of(stream)); });
+}
+
+void keep(void* pointer, cudaStream_t stream) {
+  use_in_order(pointer, 0, stream);
+}
+
+bool reuse(void* pointer, size_t bytes, cudaStream_t stream) {
+  {
+    std::lock_guard<std::mutex> lock(memory().mutex);
+    if (memory().full.reached()) return false;
+  }
+  use_in_order(pointer, bytes, stream);
+  return true;
 }
 
 bool is_pinned_memory(const void* pointer) {
-  return place_of(pointer) == Place::pinned;
+  return place_of(pointer) == kHost;
 }
 
 }  // namespace simt
@@ -118,7 +166,7 @@ bool simt::pool_holds_all() {
 using namespace simt;
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
-  return allocate(pointer, bytes, true);
+  return allocate(pointer, bytes, current_device());
 }
 cudaError_t cudaFree(void* pointer) {
   drain_device();  // it waits for the device
@@ -127,10 +175,11 @@ cudaError_t cudaFree(void* pointer) {
 cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t stream) {
   if (spoils_capture(stream)) return report(cudaErrorStreamCaptureUnsupported);
   // Memory queued to be freed belongs to the pool: it counts when the GPU is full.
-  const cudaError_t status = allocate(pointer, bytes, true);
+  const int device = queue_of(stream).device;
+  const cudaError_t status = allocate(pointer, bytes, device);
   if (status != cudaErrorMemoryAllocation) return status;
   drain(queue_of(stream));
-  const cudaError_t again = allocate(pointer, bytes, true);
+  const cudaError_t again = allocate(pointer, bytes, device);
   if (again == cudaSuccess) cudaGetLastError();
   return again;
 }
@@ -143,7 +192,7 @@ cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
 }
 
 cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
-  return allocate(pointer, bytes, false);
+  return allocate(pointer, bytes, kHost);
 }
 cudaError_t cudaFreeHost(void* pointer) {
   return release(pointer, false);
@@ -162,6 +211,11 @@ cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
   return report(usable());
 }
+// The pool itself keeps nothing.
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr, void* value) {
+  *static_cast<uint64_t*>(value) = live_bytes();
+  return report(usable());
+}
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) {
   trimmed = true;
   return report(usable());
@@ -170,17 +224,16 @@ cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) {
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
   if (bytes == 0) return cudaSuccess;
-  const Place source = place_of(from), target = place_of(to);
+  const int source = place_of(from), target = place_of(to);
   const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
   const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
-  if (from_device != (source == Place::device) || to_device != (target == Place::device))
-    return report(cudaErrorInvalidValue);
-  if ((source == Place::pageable || target == Place::pageable) && spoils_capture(stream))
+  if (from_device != (source >= 0) || to_device != (target >= 0)) return report(cudaErrorInvalidValue);
+  if ((source == kPageable || target == kPageable) && spoils_capture(stream))
     return report(cudaErrorStreamCaptureUnsupported);
   count(&Counters::copies);
   // Of pageable memory the values are read before the call returns. Whether it also waits is not promised.
   std::shared_ptr<char[]> staged;
-  if (source == Place::pageable) {
+  if (source == kPageable) {
     staged.reset(new char[bytes]);
     std::memcpy(staged.get(), from, bytes);
   }
@@ -191,7 +244,13 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
     std::memcpy(to, staged ? staged.get() : from, bytes);
   };
   enqueue(stream, copy, staged ? std::vector<const void*>{to} : std::vector<const void*>{from, to});
-  return target == Place::pageable ? cudaStreamSynchronize(stream) : cudaSuccess;
+  return target == kPageable ? cudaStreamSynchronize(stream) : cudaSuccess;
+}
+
+cudaError_t cudaMemcpyPeerAsync(void* to, int to_device, const void* from, int from_device, size_t bytes,
+                                cudaStream_t stream) {
+  if (place_of(to) != to_device || place_of(from) != from_device) return report(cudaErrorInvalidValue);
+  return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
 }
 
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {

@@ -18,7 +18,8 @@
 // they have no memory pools; SIMT_POOL=full: there is no memory outside of the pool until it is trimmed.
 // SIMT_FAULT_ERROR is the error of a fault. SIMT_FULL_AT=n makes allocation number n, counted from when it is set, and
 // all later ones fail; SIMT_FAULT_AT=n makes launch or GEMM number n fault, which ends the device (emulator/fault.h).
-// SIMT_SUMS=sequential or fma is the summation order of GEMMs. SIMT_TRACE=file logs launches, GEMMs, copies and waits.
+// SIMT_SUMS=sequential or fma is the summation order of GEMMs. SIMT_TRACE=file logs launches, GEMMs, copies, waits and
+// allocations.
 #define CUDART_VERSION 13000
 enum cudaError_t {
   cudaSuccess = 0,
@@ -57,7 +58,11 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMemoryPoolsSupported = 115
 };
-enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
+enum cudaMemPoolAttr {
+  cudaMemPoolAttrReleaseThreshold = 4,
+  cudaMemPoolAttrReservedMemCurrent = 5,
+  cudaMemPoolAttrUsedMemCurrent = 7
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed = 2 };
 
@@ -118,6 +123,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventQuery(cudaEvent_t event);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags = 0);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end);
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes);
@@ -129,10 +135,13 @@ cudaError_t cudaFreeHost(void* pointer);
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes);
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int device);
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value);
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value);
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t bytes_to_keep);
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream = nullptr);
+cudaError_t cudaMemcpyPeerAsync(void* to, int to_device, const void* from, int from_device, size_t bytes,
+                                cudaStream_t stream = nullptr);
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream = nullptr);
 
 template <class T>
@@ -166,6 +175,11 @@ cudaError_t allow_shared(const void* kernel, int bytes);
 void enqueue(cudaStream_t stream, std::function<void()> work, std::vector<const void*> uses = {});
 void enqueue_kernel(cudaStream_t stream, std::function<void()> work, std::vector<const void*> uses = {});
 bool is_device_memory(const void* pointer);
+
+// For a cache in front of the driver, in the order of a stream: the memory is in use by nobody; or `bytes` of it are,
+// which is an allocation as the driver's are, and false if that fails (SIMT_FULL_AT).
+void keep(void* pointer, cudaStream_t stream);
+bool reuse(void* pointer, size_t bytes, cudaStream_t stream);
 void count_gemm();
 
 }  // namespace simt

@@ -52,6 +52,7 @@ void trace(int64_t Counters::* counter) {
                      : counter == &Counters::gemms            ? "gemm"
                      : counter == &Counters::copies           ? "copy"
                      : counter == &Counters::synchronisations ? "wait"
+                     : counter == &Counters::allocations      ? "allocation"
                                                               : "graph";
   std::fprintf(file, "%s\n", name);
   std::fflush(file);
@@ -90,11 +91,11 @@ void drain_device() {
     if (stream->device == device) drain(*stream);
 }
 
-void expect_unused(const void* memory, size_t bytes) {
+void expect_unused(const void* memory, size_t bytes, const CUstream_st* own) {
   const auto* begin = static_cast<const char*>(memory);
   const auto is_in = [&](const void* address) { return address >= begin && address < begin + bytes; };
   for (const auto& stream : all_streams()) {
-    if (fault_of(stream->device) != cudaSuccess) continue;
+    if (stream.get() == own || fault_of(stream->device) != cudaSuccess) continue;
     std::lock_guard<std::mutex> lock(stream->mutex);
     for (const Operation& operation : stream->queue)
       if (std::any_of(operation.uses.begin(), operation.uses.end(), is_in))
@@ -118,7 +119,9 @@ void add_live(int64_t allocations, int64_t bytes) {
   Counters& counters = process().counters;
   counters.live_allocations += allocations;
   counters.live_bytes += bytes;
-  if (allocations > 0) counters.allocations += allocations;
+  if (allocations <= 0) return;
+  counters.allocations += allocations;
+  trace(&Counters::allocations);
 }
 
 void enqueue(cudaStream_t stream, Work work, std::vector<const void*> uses) {
@@ -256,6 +259,16 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (!reached) run_one(queue_of(event->stream));
   if (const cudaError_t status = usable(); status != cudaSuccess) return report(status);
   return reached ? cudaSuccess : cudaErrorNotReady;
+}
+
+// What follows on the stream runs after the last record of the event, which belongs to another stream.
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (spoils_capture(stream) || spoils_capture(event->stream)) return report(cudaErrorStreamCaptureUnsupported);
+  enqueue(stream, [other = event->stream, record = event->last] {
+    while (!record->reached && run_one(queue_of(other))) {
+    }
+  });
+  return report(usable());
 }
 
 // Host time, which is the emulator's own: the benchmark runs on it only to be tried.

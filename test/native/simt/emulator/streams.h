@@ -38,8 +38,9 @@ bool run_one(CUstream_st& stream);  // one operation, in order; false: there is 
 void drain(CUstream_st& stream);
 void drain_device();  // every stream of the current device
 
-// Ends the process if an operation that has not run uses the memory, which is to be freed.
-void expect_unused(const void* memory, size_t bytes);
+// Ends the process if an operation that has not run uses the memory, which is to be freed; of another stream than
+// `own`, unless that is null.
+void expect_unused(const void* memory, size_t bytes, const CUstream_st* own = nullptr);
 
 bool is_pinned_memory(const void* pointer);
 

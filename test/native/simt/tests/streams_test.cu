@@ -86,7 +86,7 @@ void test_full_while_another_captures() {
   unsetenv("SIMT_FULL_AT");
   void* memory = full.stream.try_allocate(64);
   check(memory != nullptr, "memory again");
-  full.stream.release(memory, 64);
+  full.stream.release(memory);
 }
 
 // A device that is full of memory whose release is pending on another environment's stream waits for it.
@@ -94,11 +94,11 @@ void test_full_of_freed_memory() {
   constexpr size_t kMost = size_t{10} << 20;
   setenv("SIMT_MEMORY_MB", "16", 1);
   Environment freeing, full;
-  freeing.stream.release(freeing.stream.allocate(kMost), kMost);
+  freeing.stream.release(freeing.stream.allocate(kMost));
   void* memory = full.stream.try_allocate(kMost);
   check(memory != nullptr, "memory that another environment has freed");
   check(full.stream.try_allocate(kMost) == nullptr, "a full device");
-  full.stream.release(memory, kMost);
+  full.stream.release(memory);
   unsetenv("SIMT_MEMORY_MB");
 }
 
