@@ -9,7 +9,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { manifestsOf } from './manifests.mjs'
-import { addonOf, plugins, systemOf, targets } from './targets.mjs'
+import { addonOf, pluginFiles, plugins, systemOf, targets } from './targets.mjs'
 
 const { values } = parseArgs({ options: { all: { type: 'boolean' } } })
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -27,7 +27,8 @@ for (const stale of ['dist', 'build/package']) rmSync(path.join(root, stale), { 
 mkdirSync(folder, { recursive: true })
 run(root, 'npm', 'run', 'build:ts')
 const manifest = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
-const withPlugin = Object.keys(plugins).filter((name) => exists(`prebuilds/${name}/libst_moe_cuda.so`))
+const pluginsOf = (name) => pluginFiles.map(({ file }) => file).filter((file) => exists(`prebuilds/${name}/${file}`))
+const withPlugin = Object.keys(plugins).filter((name) => pluginsOf(name).length > 0)
 const manifests = manifestsOf(manifest, built, withPlugin)
 if (!manifest.repository) console.log('note: package.json names no repository, without which there is no provenance')
 
@@ -58,7 +59,9 @@ const addons = manifests.addons.map((own, i) => {
 if (manifests.cuda)
   pack(
     manifests.cuda,
-    Object.fromEntries(withPlugin.map((name) => [`prebuilds/${name}/libst_moe_cuda.so`, `${name}/libst_moe_cuda.so`])),
+    Object.fromEntries(
+      withPlugin.flatMap((name) => pluginsOf(name).map((file) => [`prebuilds/${name}/${file}`, `${name}/${file}`])),
+    ),
   )
 rmSync(path.join(folder, 'staged'), { recursive: true })
 

@@ -14,11 +14,12 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
 import prebuildify from 'prebuildify'
+import { makeCuda12Toolkit } from './cuda12-toolkit.mjs'
 import { emulators } from './emulators.mjs'
 import { dropForeignCache } from './install.cjs'
 import { nodeApiFunctions } from './node-api.mjs'
 import { unpackWheels, zigFolder } from './python.mjs'
-import { addonOf, ownTarget, plugins, systemOf, targets } from './targets.mjs'
+import { addonOf, ownTarget, pluginFiles, plugins, systemOf, targets } from './targets.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const { values } = parseArgs({
@@ -122,21 +123,23 @@ async function put(target, addon) {
 }
 
 /** The arguments of CMake that cross the plugin: the compiler, and CUDA's headers and static runtime as wheels. */
-function crossPlugin(prefix, build) {
+function crossPlugin(prefix, build, cuda) {
   const [processor] = prefix.split('-')
   const wheels = inRoot(build, 'wheels')
-  const requirements = readFileSync(inRoot('scripts/cuda-requirements.txt'), 'utf8')
-  const wanted = requirements.match(/^nvidia-cuda-(nvcc|crt|runtime|cccl)==(.*\\\n)*.*$/gm)
-  unpackWheels(wheels, `manylinux2014_${processor}`, wanted)
-  const cuda = path.join(wheels, 'nvidia/cu13')
+  if (!cuda.toolkit) unpackWheels(wheels, `manylinux2014_${processor}`, cudaWheels())
+  const own = path.join(wheels, 'nvidia/cu13') // the other toolkit has those of its processor
   return [
     '-DCMAKE_SYSTEM_NAME=Linux',
     `-DCMAKE_SYSTEM_PROCESSOR=${processor}`,
     `-DCMAKE_CXX_COMPILER=${prefix}-g++`,
-    `-DCMAKE_CUDA_COMPILER=${nvcc}`,
     `-DCMAKE_CUDA_HOST_COMPILER=${prefix}-g++`,
-    `-DCMAKE_CUDA_FLAGS=-I${cuda}/include -isystem ${cuda}/include/cccl -L${cuda}/lib`,
+    ...(cuda.toolkit ? [] : [`-DCMAKE_CUDA_FLAGS=-I${own}/include -isystem ${own}/include/cccl -L${own}/lib`]),
   ]
+}
+
+function cudaWheels() {
+  const requirements = readFileSync(inRoot('scripts/cuda-requirements.txt'), 'utf8')
+  return requirements.match(/^nvidia-cuda-(nvcc|crt|runtime|cccl)==(.*\\\n)*.*$/gm)
 }
 
 const runs = (command) => {
@@ -152,14 +155,20 @@ function makePlugins() {
   for (const [system, prefix] of Object.entries(plugins)) {
     const crosses = system !== here
     if (crosses && (own || !runs(`${prefix}-g++`))) continue
-    const build = path.join('build', crosses ? `cuda-${system}` : 'cuda')
-    const made = crosses ? `${build}/Release` : 'build/Release'
-    dropForeignCache(inRoot(build))
-    run('cmake', '-S', '.', '-B', build, '-DST_MOE_CUDA=ON', ...(crosses ? crossPlugin(prefix, build) : []))
-    run('cmake', '--build', build, '--parallel', jobs, '--target', 'st_moe_cuda')
-    const file = inRoot('prebuilds', system, 'libst_moe_cuda.so')
-    copyFileSync(inRoot(made, 'libst_moe_cuda.so'), file)
-    run(crosses ? `${prefix}-strip` : 'strip', file)
+    for (const cuda of pluginFiles) {
+      const folder = cuda.toolkit ? 'cuda12' : 'cuda'
+      const build = path.join('build', crosses ? `${folder}-${system}` : folder)
+      const compiler = cuda.toolkit ? makeCuda12Toolkit(nvcc, prefix.split('-')[0]) : nvcc
+      const options = ['-DST_MOE_CUDA=ON', `-DCMAKE_CUDA_COMPILER=${compiler}`]
+      if (cuda.toolkit) options.push('-DST_MOE_CUDA_12=ON')
+      if (crosses) options.push(...crossPlugin(prefix, build, cuda))
+      dropForeignCache(inRoot(build))
+      run('cmake', '-S', '.', '-B', build, ...options)
+      run('cmake', '--build', build, '--parallel', jobs, '--target', 'st_moe_cuda')
+      const file = inRoot('prebuilds', system, cuda.file)
+      copyFileSync(inRoot(crosses ? `${build}/Release` : 'build/Release', cuda.file), file)
+      run(crosses ? `${prefix}-strip` : 'strip', file)
+    }
   }
 }
 

@@ -14,6 +14,9 @@ export const targets = {
 /** The systems with a CUDA plugin, and the prefix of the compilers for them in Debian: nvcc compiles with GCC. */
 export const plugins = { 'linux-x64': 'x86_64-linux-gnu', 'linux-arm64': 'aarch64-linux-gnu' }
 
+/** The plugin of each: for drivers from 580 on, and that of cuda12-toolkit.mjs for older ones, from 525 on. */
+export const pluginFiles = [{ file: 'libst_moe_cuda.so' }, { file: 'libst_moe_cuda12.so', toolkit: 'CUDA 12' }]
+
 /** { platform, arch, libc } in the words of Node and npm; `libc` is undefined except on Linux. */
 export function systemOf(target) {
   const [platform, arch, libc] = target.split('-')

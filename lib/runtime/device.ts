@@ -33,26 +33,34 @@ export interface DeviceInfo {
   reason?: string
 }
 
-/** The plugin that has a package: the name of its devices, its file, and what installs or builds it. */
+/**
+ * The plugin that has a package: the name of its devices, what installs or builds it, and its files. That of CUDA 13 is
+ * tried first; an older driver runs that of CUDA 12.
+ */
 const cuda = {
   name: 'cuda',
-  file: 'libst_moe_cuda.so',
+  files: ['libst_moe_cuda.so', 'libst_moe_cuda12.so'],
   variable: 'ST_MOE_CUDA_LIBRARY',
   package: 'st-moe-cuda',
   build: 'npm run build:cuda',
 } as const
 
 /**
- * The file of the CUDA plugin, which is loaded at the first use of a device: one compiled on this machine, beside the
- * addon, before that of the package st-moe-cuda.
+ * The files of the CUDA plugin that there are, the first to try first: those compiled on this machine, beside the addon,
+ * before those of the package st-moe-cuda. Where there is none, the file that should be there.
  */
-export function pluginPath(): string {
+function pluginPaths(): string[] {
   const chosen = process.env[cuda.variable]
-  if (chosen) return chosen
-  const own = join(dirname(addonFile()), cuda.file)
+  if (chosen) return [chosen]
   const installed = folderOf(cuda.package)
-  return existsSync(own) || !installed ? own : join(installed, `${process.platform}-${process.arch}`, cuda.file)
+  const folders = [dirname(addonFile()), ...(installed ? [join(installed, `${process.platform}-${process.arch}`)] : [])]
+  const inFolder = folders.map((folder) => cuda.files.map((file) => join(folder, file)))
+  const there = inFolder.map((files) => files.filter((file) => existsSync(file))).find((files) => files.length > 0)
+  return there ?? inFolder[inFolder.length - 1].slice(0, 1)
 }
+
+/** The file of the CUDA plugin that is tried first. */
+export const pluginPath = (): string => pluginPaths()[0]
 
 /** Why the CUDA plugin must not be loaded, and the fix; null if it may be. There are prebuilt ones for Linux with glibc. */
 function pluginFault(path: string): string | null {
@@ -93,12 +101,15 @@ function programFolders(): string[] {
 }
 
 function loadCuda(): Plugin {
-  const path = pluginPath()
   const fix = `Install ${cuda.package} of the same version as st-moe, or in a clone run: ${cuda.build}`
-  const found = load(path, cuda.name, pluginFault(path), fix)
+  let found!: Plugin
+  for (const path of pluginPaths()) {
+    found = load(path, cuda.name, pluginFault(path), fix)
+    if (found.stage !== 'driver') break // else it is too old for this one
+  }
   if (found.name === cuda.name) return found
-  const reason = `${path} is the plugin of '${found.name}': name it in ST_MOE_PLUGINS, not in ${cuda.variable}`
-  return { path, name: cuda.name, devices: 0, stage: 'plugin', reason }
+  const reason = `${found.path} is the plugin of '${found.name}': name it in ST_MOE_PLUGINS, not in ${cuda.variable}`
+  return { path: found.path, name: cuda.name, devices: 0, stage: 'plugin', reason }
 }
 
 let others: readonly Plugin[] | null = null

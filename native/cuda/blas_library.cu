@@ -201,14 +201,14 @@ BlasSearch search(const Open& open) {
     blas = {cublasCreate_v2,       cublasDestroy_v2,           cublasSetStream_v2,        cublasSetWorkspace_v2,
             cublasGetStatusString, cublasGemmStridedBatchedEx, cublasGemmGroupedBatchedEx};
     const std::string wrong = try_library(blas);
-    return {wrong.empty() ? new BlasLibrary(blas) : nullptr, wrong};
+    return {wrong.empty() ? new BlasLibrary{blas} : nullptr, wrong};
   }
 #endif
   const std::vector<Place> looked_in = places();
   std::string tried, looked;
   for (const std::string& path : candidates(looked_in)) {
     const std::string wrong = open(path, &blas);
-    if (wrong.empty()) return {new BlasLibrary(blas), ""};
+    if (wrong.empty()) return {new BlasLibrary{blas}, ""};
     tried += (wrong.rfind(path, 0) == 0 ? "" : path + ": ") + wrong + "; ";
   }
   if (!environment("ST_MOE_CUBLAS_LIBRARY").empty()) return {nullptr, "ST_MOE_CUBLAS_LIBRARY: " + tried};

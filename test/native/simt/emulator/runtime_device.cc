@@ -1,5 +1,7 @@
 #include "emulator/runtime_device.h"
 
+#include <dlfcn.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -18,8 +20,21 @@ thread_local int current_device = 0;
 
 }  // namespace
 
+// CUDA 12.9 in a copy of the plugin whose name says so. SIMT_DRIVER_OLD=1: the driver runs no plugin of a later major
+// version than its own.
+static int runtime_version() {
+  Dl_info file{};
+  dladdr(reinterpret_cast<void*>(runtime_version), &file);
+  return file.dli_fname && std::strstr(file.dli_fname, "cuda12") ? 12090 : 13000;
+}
+
+static int driver_version() {
+  return is("SIMT_DRIVER", "missing") ? 0 : static_cast<int>(setting("SIMT_DRIVER", 13000));
+}
+
 cudaError_t driver() {
-  if (is("SIMT_DRIVER", "missing") || is("SIMT_DRIVER_OLD", "1")) return cudaErrorInsufficientDriver;
+  const bool is_old = is("SIMT_DRIVER_OLD", "1") && driver_version() / 1000 < runtime_version() / 1000;
+  if (driver_version() == 0 || is_old) return cudaErrorInsufficientDriver;
   return setting("SIMT_DEVICES", 1) > 0 ? cudaSuccess : cudaErrorNoDevice;
 }
 
@@ -102,12 +117,12 @@ cudaError_t cudaGetLastError() {
 }
 
 cudaError_t cudaDriverGetVersion(int* version) {
-  *version = is("SIMT_DRIVER", "missing") ? 0 : static_cast<int>(setting("SIMT_DRIVER", 13000));
+  *version = driver_version();
   return cudaSuccess;
 }
 
 cudaError_t cudaRuntimeGetVersion(int* version) {
-  *version = 13000;
+  *version = runtime_version();
   return cudaSuccess;
 }
 
