@@ -1,8 +1,8 @@
 // Counts what decides the memory speed of the CUDA kernels, in the PTX that nvcc makes of them; needs no GPU. Prints a
 // row per kernel: global loads and stores of 128 bits and narrower ones; stores of single values, loads after a store and
 // integer divisions in its innermost loops; all integer divisions; instructions on doubles in innermost loops; registers;
-// bytes spilled; and occupancy: of the threads that a multiprocessor can hold, the percentage for which its registers
-// suffice.
+// bytes spilled, and bytes of a stack frame, where arrays are that no register holds; and occupancy: of the threads that a
+// multiprocessor can hold, the percentage for which its registers suffice.
 // Fails if a kernel of the budget is worse than that says.
 // Usage: node scripts/cuda-kernels.mjs [--arch sm_90] [--budget] [file.cu ...]; --budget prints its kernels alone.
 import { execFile, execFileSync } from 'node:child_process'
@@ -16,9 +16,9 @@ import { parseArgs, promisify } from 'node:util'
 const registerStep = 8
 
 // The kernels of the budget: they have accesses of 128 bits, no integer division in an innermost loop, no spill, no
-// load after a store in an innermost loop but for those that keep tiles of products (attention and the choice of few
-// experts), and registers for half of the threads of a multiprocessor, those of tiles for a quarter. (Activations in
-// float64 are not held to the last two.) Those of rows, in the instance that takes as many values at once as 128 bits hold
+// stack frame, no load after a store in an innermost loop but for those that keep tiles of products (attention and the
+// choice of few experts), and registers for half of the threads of a multiprocessor, those of tiles for a quarter.
+// (Activations in float64 are not held to the last two.) Those of rows, in the instance that takes as many values at once as 128 bits hold
 // (its last argument), also have no store of single values there, and no double if values are floats. Element-wise ones
 // have no division at all, those that write the copy of a weight but for one in 4,096 elements; that of integers is never
 // called. Those of sums, in the same instance, also store sums of rows or tiles.
@@ -137,6 +137,7 @@ function resourcesOf(report) {
         {
           registers: Number(/Used (\d+) registers/.exec(part)?.[1]),
           spills: Number(/(\d+) bytes spill stores/.exec(part)?.[1]),
+          frame: Number(/(\d+) bytes stack frame/.exec(part)?.[1]),
         },
       ]),
   )
@@ -173,6 +174,7 @@ function faults(name, row) {
   const wrong = []
   if (row['ld.128'] + row['st.128'] === 0) wrong.push('no access of 128 bits')
   if (row.spills > 0) wrong.push('a spill')
+  if (row.frame > 0) wrong.push('a stack frame')
   if (row['div in loops'] > 0) wrong.push('an integer division in an innermost loop')
   if (!(row.occupancy >= leastOccupancy(name))) wrong.push(`an occupancy below ${leastOccupancy(name)} %`)
   if (!isOf([tiles, doubleActivations], name) && row['ld after st'] > 0) wrong.push('a load after a store')

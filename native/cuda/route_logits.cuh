@@ -24,19 +24,20 @@ struct LogitInputs {
   bool few() const { return E <= kFewExperts && E * D * int64_t{sizeof(T)} <= kFewWeights; }
 };
 
-// Of lane l: the sum of values[l] over the lanes.
-template <class T>
+// Of lane l: the sum of values[l] over the lanes. A template and no loop, which nvcc does not unroll for every
+// architecture: then the values would be in memory.
+template <int half = kWarp / 2, class T>
 __device__ static inline T transposed_sum(T (&values)[kWarp], int lane) {
+  const bool upper = (lane & half) != 0;
 #pragma unroll
-  for (int half = kWarp / 2; half > 0; half /= 2) {
-    const bool upper = (lane & half) != 0;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const T kept = upper ? values[i + half] : values[i], given = upper ? values[i] : values[i + half];
-      values[i] = kept + __shfl_xor_sync(kAllLanes, given, half);
-    }
+  for (int i = 0; i < half; ++i) {
+    const T kept = upper ? values[i + half] : values[i], given = upper ? values[i] : values[i + half];
+    values[i] = kept + __shfl_xor_sync(kAllLanes, given, half);
   }
-  return values[0];
+  if constexpr (half > 1)
+    return transposed_sum<half / 2>(values, lane);
+  else
+    return values[0];
 }
 
 // Copies w, N values at a time, by a block.
