@@ -17,7 +17,7 @@ const programs = {
   'nvidia-smi': `case $1 in *name*) echo 'GPU of a test "A"';; *driver*) echo 575.1;; *compute_cap*) echo 12.0;; esac`,
   nvcc: `case $1 in --version) echo 'Cuda compilation tools, release 12.2, V12.2.1';; --list-gpu-arch) printf 'compute_80\\ncompute_90\\n';; esac`,
   'g++': 'echo 13.2.0',
-  'compute-sanitizer': 'shift 4; exec "$@"',
+  'compute-sanitizer': 'shift 6; exec "$@"',
   cmake: `case "$*" in
     --version) echo 'cmake version 3.22.1' ;;
     *'--target st_moe_cuda') mkdir -p build/Release; touch build/Release/libst_moe_cuda.so ;;
@@ -159,7 +159,7 @@ describe('what fails is in the report, and nothing else stops', () => {
     const { run, results, json } = machine({
       nvcc: null,
       node: null,
-      'compute-sanitizer': 'shift 4; exec "$@"',
+      'compute-sanitizer': 'shift 6; exec "$@"',
       'nvidia-smi': null,
       cmake: `case "$*" in *st_moe_cuda|*bench) echo 'needs nvcc'; exit 1;; esac\n${programs.cmake}`,
     })
