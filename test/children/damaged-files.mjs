@@ -132,12 +132,14 @@ async function loadTensors() {
   })
 }
 
+const peak = () => process.resourceUsage().maxRSS * 1024
 let live = st.memory().tensors
 for (let i = 0; i < count && problems.length < 20; i++) {
   const { bytes, into, isCheckpoint } = draw.of(sources)
   const isModel = draw.boolean(0.3)
   if (!isModel) writeFileSync(file, damaged(bytes))
   const start = performance.now()
+  const before = peak()
   try {
     await (isModel ? loadModel() : isCheckpoint ? loadInto(into, i) : loadTensors())
     counts[isModel ? 'models' : 'loaded']++
@@ -146,11 +148,14 @@ for (let i = 0; i < count && problems.length < 20; i++) {
     else counts[error.code] = (counts[error.code] ?? 0) + 1
   }
   slowest = Math.max(slowest, performance.now() - start)
+  const rise = peak() - before
+  if (rise > 2 * bytes.length + 100e6) report(i, `${rise} bytes of memory for a file of ${bytes.length}`)
   const { tensors } = st.memory()
   if (tensors > live) report(i, `${tensors - live} tensors left`)
   live = tensors // the collector frees what the preparations left
 }
 rmSync(folder, { recursive: true })
-const peakMb = Math.round(process.resourceUsage().maxRSS / 1024)
-console.log(JSON.stringify({ files: count, counts, slowestMs: Math.round(slowest), peakMb, problems }))
+console.log(
+  JSON.stringify({ files: count, counts, slowestMs: Math.round(slowest), peakMb: Math.round(peak() / 1e6), problems }),
+)
 process.exit(problems.length === 0 ? 0 : 1)
