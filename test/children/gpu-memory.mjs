@@ -73,6 +73,11 @@ function betweenGpus() {
   expect('values of the other GPU', [value.device, ...value.dataSync()], ['cuda:1', 9, 25, 49, 81])
   const back = value.to(device)
   expect('values that came back', [...back.dataSync()], [9, 25, 49, 81])
+  const source = tensor([5, 6], null, { device })
+  const copy = source.to('cuda:1')
+  source.dispose()
+  expect('what takes its memory', [...tensor([7, 8], null, { device }).dataSync()], [7, 8]) // before the copy has run
+  expect('a copy whose source is gone', [...copy.dataSync()], [5, 6])
   expect('an empty tensor', zeros([0, 3], { device }).to('cuda:1').shape, [0, 3])
 }
 

@@ -1,5 +1,5 @@
 // Memory that is kept for reuse, its limit, and copies between GPUs.
-const cuda = ['simt/test/cuda/simt.test.ts']
+const cuda = ['test/cuda/simt.test.ts']
 const limit = ['test/runtime/memory-limit.test.ts']
 
 export default [
