@@ -97,12 +97,12 @@ cudaError_t release(void* pointer, bool device) {
   return report(usable());
 }
 
-void use_from_now_on(void* pointer, size_t bytes, const CUstream_st& stream) {
+void use_from_now_on(void* pointer, size_t bytes, uint64_t earlier) {
   if (kCounting) return;
   Memory& m = memory();
   std::lock_guard<std::mutex> lock(m.mutex);
   Block& block = m.blocks.at(static_cast<char*>(pointer));
-  expect_unused(pointer, block.bytes, &stream);
+  expect_unused(pointer, block.bytes, earlier);
   end_tail(static_cast<char*>(pointer) + block.used);
   poison(pointer, block.bytes);
   block.used = bytes;
@@ -135,7 +135,7 @@ bool is_device_memory(const void* pointer) {
 
 // A cache hides from the driver what is in use. It says so here, and the same mistakes are found as without it.
 static void use_in_order(void* pointer, size_t bytes, cudaStream_t stream) {
-  enqueue(stream, [=] { use_from_now_on(pointer, bytes, queue_of(stream)); });
+  enqueue(stream, [pointer, bytes, earlier = operations()] { use_from_now_on(pointer, bytes, earlier); });
 }
 
 void keep(void* pointer, cudaStream_t stream) {

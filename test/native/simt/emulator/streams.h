@@ -14,6 +14,7 @@ using Work = std::function<void()>;
 struct Operation {
   Work work;
   std::vector<const void*> uses;  // addresses of its memory; those of a kernel are unknown
+  uint64_t number = 0;            // in the order in which the host asked for operations, of all streams
 };
 struct CUgraph_st {
   std::vector<Operation> nodes;
@@ -38,9 +39,11 @@ bool run_one(CUstream_st& stream);  // one operation, in order; false: there is 
 void drain(CUstream_st& stream);
 void drain_device();  // every stream of the current device
 
-// Ends the process if an operation that has not run uses the memory, which is to be freed; of another stream than
-// `own`, unless that is null.
-void expect_unused(const void* memory, size_t bytes, const CUstream_st* own = nullptr);
+// How many operations the host has asked for.
+uint64_t operations();
+
+// Ends the process if an operation that has not run uses the memory, which is to be freed: one of the first `count`.
+void expect_unused(const void* memory, size_t bytes, uint64_t count = UINT64_MAX);
 
 bool is_pinned_memory(const void* pointer);
 
