@@ -1,7 +1,7 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { expect, test } from 'vitest'
 import { BytePairTokenizer } from '../../language-model/index.js'
-import { at, cli, expectRefused, jsonLines, succeeded, tiny, weights } from '../support/cli.js'
+import { at, cli, cliAlone, expectRefused, jsonLines, succeeded, tiny, weights } from '../support/cli.js'
 import { sentences } from '../support/sentences.js'
 
 /** `st-moe train --vocab-size`: byte pairs for tokens. */
@@ -16,7 +16,7 @@ test('the pairs are those of the training text; a resumed run keeps them, and co
   const { merges } = BytePairTokenizer.train(training.slice(0, Math.floor(training.length * 0.9)).join(''), 300)
   expect(described('whole').text).toMatchObject({ merges })
   expect(described('whole').text).not.toHaveProperty('vocabulary')
-  expect((await cli(['train', 'book.txt', '--out', 'parts', ...flags], 'step 100 ')).code).toBe(130)
+  expect((await cliAlone(['train', 'book.txt', '--out', 'parts', ...flags], 'step 100 ')).code).toBe(130)
   expect(weights('parts').equals(weights('whole'))).toBe(false)
   await succeeded(['train', '--resume', '--out', 'parts'])
   expect(weights('parts').equals(weights('whole'))).toBe(true)

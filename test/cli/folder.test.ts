@@ -30,7 +30,12 @@ const train = (out: string, ...args: string[]): string[] => ['train', 'book.txt'
 
 /** A run that continues until stopped, after its first checkpoint; `wrapper` starts it. */
 async function training(out: string, wrapper: readonly string[] = []) {
-  const [program, ...args] = [...wrapper, process.execPath, bin, ...train(out, '--steps', '1000000')]
+  const [program, ...args] = [
+    ...wrapper,
+    process.execPath,
+    bin,
+    ...train(out, '--steps', '1000000', '--evaluate-every', '20'),
+  ]
   const child = spawn(program, args, { cwd: folder, stdio: ['ignore', 'pipe', 'pipe'] })
   let [said, err] = ['', '']
   child.stderr.on('data', (data) => {
@@ -39,7 +44,7 @@ async function training(out: string, wrapper: readonly string[] = []) {
   const ready = new Promise<void>((resolve, reject) => {
     child.stdout.on('data', (data) => {
       said += data
-      if (said.includes('step 200 ')) resolve()
+      if (said.includes('step 20 ')) resolve()
     })
     child.on('close', () => reject(new Error(`it ended: ${said}${err}`)))
   })
@@ -180,7 +185,7 @@ describe('a signal', () => {
     const ended = await end(signal)
     expect(ended).toMatchObject({ code, signal: null, err: `finishing this step and saving; ${hint}\n` })
     const [, step] = /step (\d+) of 1000000, report and checkpoint in \w+; continue with/.exec(ended.said)!
-    expect(Number(step)).toBeGreaterThan(200)
+    expect(Number(step)).toBeGreaterThanOrEqual(20)
     expect(readdirSync(at(signal)).sort()).toEqual([...readdirSync(at('run'))].sort())
     expect(await succeeded(['train', '--resume', '--out', signal, '--minutes', '0.001'])).toContain(
       `resumed at step ${step}\n`,
@@ -189,7 +194,9 @@ describe('a signal', () => {
 
   const hasTerminals = spawnSync('script', ['--version']).status === 0
   test.skipIf(!hasTerminals)('a terminal that is gone, without a signal: saved, and ended quietly', async () => {
-    const program = [process.execPath, bin, ...train('closed', '--steps', '1000000')].join(' ')
+    const program = [process.execPath, bin, ...train('closed', '--steps', '1000000', '--evaluate-every', '20')].join(
+      ' ',
+    )
     // The shell receives the signal, and reports the exit code.
     const command = `trap : HUP; ${program}; echo $? > ended; mv ended closed/code`
     const terminal = spawn('script', ['-qc', command, '/dev/null'], { cwd: folder, stdio: ['pipe', 'pipe', 'ignore'] })
@@ -204,15 +211,15 @@ describe('a signal', () => {
 describe('a full or broken disk', () => {
   const brokenDisk = pathToFileURL(join(root, 'test/children/broken-disk.mjs')).href
   const onBrokenDisk = (out: string, name: string, code: string, from: number, ...flags: string[]) =>
-    runProgram(['--import', brokenDisk, bin, ...train(out, '--steps', '400', '--evaluate-every', '100', ...flags)], {
+    runProgram(['--import', brokenDisk, bin, ...train(out, '--steps', '40', '--evaluate-every', '10', ...flags)], {
       cwd: folder,
       env: { ...process.env, FAULT_FILE: name, FAULT_CODE: code, FAULT_FROM: String(from) },
     })
 
   test.each<[string, string, number, number]>([
-    ['checkpoint.safetensors', 'ENOSPC', 3, 100],
+    ['checkpoint.safetensors', 'ENOSPC', 3, 10],
     ['checkpoint.safetensors', 'EIO', 2, 0],
-    ['report.html', 'ENOSPC', 3, 200],
+    ['report.html', 'ENOSPC', 3, 20],
     ['loss.svg', 'EIO', 1, 0],
   ])('at %s (%s, from file %i on): the checkpoint of step %s is intact', async (name, code, from, step) => {
     const out = `${name}-${code}`

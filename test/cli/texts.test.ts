@@ -145,9 +145,9 @@ test('what is told before a run is no event for TensorBoard: a resumed run repla
 const many = 'etaoinshrdlu'.repeat(40) + String.fromCharCode(...Array.from({ length: 400 }, (_, i) => 0x3b1 + i))
 
 test.each<[megabytes: number, alphabet: string, type: string, most: number, vocabSize?: number]>([
-  [100, 'etaoinshrdlu', 'Uint8Array', 3],
-  [long ? 100 : 40, many, 'Uint16Array', 3],
-  [long ? 100 : 25, many, 'Uint16Array', 6, 1024],
+  [long ? 100 : 20, 'etaoinshrdlu', 'Uint8Array', 3],
+  [long ? 100 : 20, many, 'Uint16Array', 3],
+  [long ? 100 : 8, many, 'Uint16Array', 6, 1024],
 ])('%i MB of text take a few times their size, %#', async (megabytes, alphabet, type, most, vocabSize) => {
   const args = [folder, String(megabytes), alphabet, ...(vocabSize ? [String(vocabSize)] : [])]
   const { code, stdout, stderr } = await runChild('large-text.mjs', args)
@@ -155,5 +155,5 @@ test.each<[megabytes: number, alphabet: string, type: string, most: number, voca
   const found = JSON.parse(stdout)
   expect(found.type).toBe(type)
   expect(found.tokens).toBeGreaterThan(1e6)
-  expect(found.rise).toBeLessThan(most)
+  expect(found.rise).toBeLessThan(most + 20 / megabytes) // what the heap takes anyway
 })

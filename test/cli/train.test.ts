@@ -17,7 +17,7 @@ import { describe, expect, test } from 'vitest'
 import { layerFlags } from '../../cli/trainer/options.js'
 import { root } from '../support/blocks.js'
 import { editCheckpoint } from '../support/checkpoint-file.js'
-import { at, bin, cli, expectRefused, folder, jsonLines, succeeded, tiny, weights } from '../support/cli.js'
+import { at, bin, cli, cliAlone, expectRefused, folder, jsonLines, succeeded, tiny, weights } from '../support/cli.js'
 import { printed } from '../support/program.js'
 import { sentences } from '../support/sentences.js'
 
@@ -29,7 +29,7 @@ describe('train', () => {
   test('stopped by Ctrl-C and resumed it ends as if it had not been, bit for bit', async () => {
     const sizes = [...tiny, '--steps', '500', '--evaluate-every', '100']
     await succeeded(['train', 'book.txt', '--out', 'whole', ...sizes])
-    const first = await cli(['train', 'book.txt', '--out', 'parts', ...sizes], 'step 100 ')
+    const first = await cliAlone(['train', 'book.txt', '--out', 'parts', ...sizes], 'step 100 ')
     const err = 'finishing this step and saving; press Ctrl-C again to stop at once\n'
     expect(first).toMatchObject({ code: 130, err })
     expect(first.out).toMatch(/step \d+ of 500, report and checkpoint in parts; continue with --resume --out parts\n$/)

@@ -19,11 +19,16 @@ export function runProgram(
     cwd,
     env: { ...(env ?? process.env), INTERRUPT_AT: interruptAt },
   })
+  return endOf(child)
+}
+
+/** How a process ends, and what it prints until then. */
+export function endOf(child: ChildProcess): Promise<Ended> {
   let [out, err] = ['', '']
-  child.stdout.on('data', (data) => {
+  child.stdout!.on('data', (data) => {
     out += data
   })
-  child.stderr.on('data', (data) => {
+  child.stderr!.on('data', (data) => {
     err += data
   })
   return new Promise((resolve, reject) => {
