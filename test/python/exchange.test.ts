@@ -19,12 +19,14 @@ import {
   type Tensor,
 } from '../../lib/index.js'
 import { long, relativeError, runSeed, values } from '../support/numbers.js'
-import { pythonFor, pythonPatience, referencePython, runScript } from '../support/python.js'
+import { pythonFor, pythonPatience, referencePython } from '../support/python.js'
 import { filesIn } from '../support/python-answers.js'
+import { scriptRunner } from '../support/python-scripts.js'
 
 // Our files in the hands of Python, and back; ST_MOE_SEED=<n> draws others.
 
 const seed = runSeed()
+const runScript = scriptRunner()
 let folder: string
 beforeEach(() => {
   folder = mkdtempSync(join(tmpdir(), 'st-moe-exchange-'))
@@ -35,9 +37,9 @@ vi.setConfig({ testTimeout: pythonPatience })
 
 test.for(long ? [seed, seed + 1] : [seed])(
   'models of transformers, read and written back (seed %i)',
-  (drawn, context) => {
+  async (drawn, context) => {
     const python = pythonFor(context, referencePython())
-    runScript(python, 'open_models.py', 'make', String(drawn), folder)
+    await runScript(python, 'open_models.py', 'make', String(drawn), folder)
     const files = filesIn(folder)
     expect(files.length).toBe(8)
     const modelOf = (file: string) => join(folder, file.replace('.safetensors', ''))
@@ -53,7 +55,7 @@ test.for(long ? [seed, seed + 1] : [seed])(
         for (const parameter of moe.parameters()) parameter.copyFrom(parameter.add(0.05).detach())
         saveTransformersMoE(modelOf(file), moe, { layer: 1 })
       })
-    runScript(python, 'open_models.py', 'again', folder)
+    await runScript(python, 'open_models.py', 'again', folder)
     for (const file of files) scope(() => expect(errorOf(file).error, `${file}, written back`).toBeLessThan(1e-5))
   },
 )
@@ -111,10 +113,11 @@ interface Exchanged {
 const single = (state: StateDict): StateDict =>
   Object.fromEntries(Object.entries(state).map(([name, value]) => [name, value.to('f32')]))
 
-test.for(layers)('files go both ways: $kind $config', ({ kind, mode, build, config, random, ...rest }, context) => {
-  const python = pythonFor(context, referencePython())
-  const inFolder = (name: string) => join(folder, name)
-  scope(() => {
+test.for(layers)('files go both ways: $kind $config', ({ kind, mode, build, config, random, ...rest }, context) =>
+  scope(async () => {
+    const python = pythonFor(context, referencePython())
+    const inFolder = (name: string) => join(folder, name)
+
     manualSeed(seed)
     using layer = build().train(mode === 'train')
     layer.loadStateDict(single(layer.stateDict())) // rounded to float32, as the file has it
@@ -124,7 +127,7 @@ test.for(layers)('files go both ways: $kind $config', ({ kind, mode, build, conf
       metadata: { kind, mode, config: JSON.stringify(config), forward_options: JSON.stringify(rest.forwardOptions) },
     })
     saveSafetensorsSync(inFolder('input.safetensors'), { input, uniforms })
-    runScript(python, 'exchange.py', 'exchange', folder)
+    await runScript(python, 'exchange.py', 'exchange', folder)
 
     const { outputs } = loadSafetensorsSync(inFolder('outputs.safetensors')).tensors
     const run = (own: Module) => values(rest.forward(own, input.to('f64'), uniforms.to('f64')))
@@ -133,5 +136,5 @@ test.for(layers)('files go both ways: $kind $config', ({ kind, mode, build, conf
     using fresh = build().train(mode === 'train')
     fresh.loadStateDict(loadSafetensorsSync(inFolder('theirs.safetensors')).tensors)
     expect(relativeError(run(fresh), values(outputs))).toBeLessThan(1e-12)
-  })
-})
+  }),
+)

@@ -4,11 +4,13 @@ import { basename, join } from 'node:path'
 import { expect, test } from 'vitest'
 import { loadSafetensorsSync, ops, scope, type Tensor } from '../../lib/index.js'
 import { relativeError, runSeed, values } from '../support/numbers.js'
-import { pythonFor, pythonPatience, referencePython, runScript } from '../support/python.js'
+import { pythonFor, pythonPatience, referencePython } from '../support/python.js'
+import { scriptRunner } from '../support/python-scripts.js'
 
 // How exact the ops are in f32, beside PyTorch: the errors of both against its float64.
 
 const seed = runSeed()
+const runScript = scriptRunner()
 const timeout = pythonPatience
 
 interface Sample {
@@ -52,11 +54,11 @@ function ratiosOf(file: string): { y: number[]; gradients: number[] } {
 const geometricMean = (list: number[]): number =>
   Math.exp(list.reduce((sum, value) => sum + Math.log(value), 0) / list.length)
 
-test(`every op has at most 1.2 times the error of PyTorch's in f32 (seed ${seed})`, { timeout }, (context) => {
+test(`every op has at most 1.2 times the error of PyTorch's in f32 (seed ${seed})`, { timeout }, async (context) => {
   const python = pythonFor(context, referencePython())
   const folder = mkdtempSync(join(tmpdir(), 'st-moe-errors-'))
   try {
-    runScript(python, 'float32_errors.py', 'draw', String(seed), folder)
+    await runScript(python, 'float32_errors.py', 'draw', String(seed), folder)
     const found = readdirSync(folder).map((file) => {
       const { y, gradients } = ratiosOf(join(folder, file))
       return {

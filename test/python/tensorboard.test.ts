@@ -6,10 +6,12 @@ import { tensorBoard } from '../../cli/trainer/tensorboard.js'
 import { full, randn, SummaryWriter, tensor } from '../../lib/index.js'
 import { encodePng } from '../../lib/summary/png.js'
 import { values } from '../support/baseline.js'
-import { pythonFor, pythonPatience, referencePython, runScript } from '../support/python.js'
+import { pythonFor, pythonPatience, referencePython } from '../support/python.js'
+import { scriptRunner } from '../support/python-scripts.js'
 
 // What TensorBoard itself reads of the files of SummaryWriter.
 
+const runScript = scriptRunner()
 let folder: string
 beforeEach(() => {
   folder = mkdtempSync(join(tmpdir(), 'st-moe-tensorboard-'))
@@ -18,13 +20,13 @@ afterEach(() => rmSync(folder, { recursive: true }))
 
 vi.setConfig({ testTimeout: pythonPatience })
 
-const read = (python: string) => {
+const read = async (python: string) => {
   const file = join(folder, 'read.json')
-  runScript(python, 'read_events.py', folder, file)
+  await runScript(python, 'read_events.py', folder, file)
   return JSON.parse(readFileSync(file, 'utf8').replaceAll('Infinity', '1e999')) // as Python writes it
 }
 
-test('reads scalars, and drops those of steps that a resumed run repeats', (context) => {
+test('reads scalars, and drops those of steps that a resumed run repeats', async (context) => {
   const python = pythonFor(context, referencePython())
   {
     using writer = new SummaryWriter(folder)
@@ -39,10 +41,10 @@ test('reads scalars, and drops those of steps that a resumed run repeats', (cont
     [1, 0.5],
     [2, 9],
   ]
-  expect(read(python)).toEqual({ scalars: { 'loss/train': loss }, histograms: {}, images: {}, texts: {} })
+  expect(await read(python)).toEqual({ scalars: { 'loss/train': loss }, histograms: {}, images: {}, texts: {} })
 })
 
-test('reads histograms, images and texts', (context) => {
+test('reads histograms, images and texts', async (context) => {
   const python = pythonFor(context, referencePython())
   const gates = randn([1000]).to('bf16')
   const numbers = values(gates.to('f32'))
@@ -55,7 +57,7 @@ test('reads histograms, images and texts', (context) => {
     writer.addImage('color', full([1, 2, 3], 0.2), 2 ** 40)
     writer.addText('sample', 'Call me *Ishmäl*', 3)
   }
-  const { histograms, images, texts } = read(python)
+  const { histograms, images, texts } = await read(python)
   expect(texts).toEqual({ 'sample/text_summary': [[3, 'Call me *Ishmäl*']] })
   expect(images.load[0].slice(0, 3)).toEqual([3, 3, 1])
   expect(images.load[0][3]).toBe(Buffer.from(encodePng(Uint8Array.of(0, 128, 255), 1, 3, 1)).toString('hex'))
@@ -73,7 +75,7 @@ test('reads histograms, images and texts', (context) => {
   expect(histograms.widest[0].slice(5)).toEqual([Number.POSITIVE_INFINITY, [0, 1.7e308], [1, 2]])
 })
 
-test('reads a run of st-moe train, resumed after it was killed', (context) => {
+test('reads a run of st-moe train, resumed after it was killed', async (context) => {
   const python = pythonFor(context, referencePython())
   const load = [[0.5, 0.25, 0.25]]
   const steps = (report: ReturnType<typeof tensorBoard>, first: number, last: number, loss: number) => {
@@ -88,7 +90,7 @@ test('reads a run of st-moe train, resumed after it was killed', (context) => {
   steps(resumed, 3, 4, 1)
   resumed({ event: 'evaluation', step: 4, loss: 3, sample: 'Call me' })
   resumed({ event: 'end', step: 4, steps: 4, out: folder, text: '' })
-  const { scalars, histograms, images, texts } = read(python)
+  const { scalars, histograms, images, texts } = await read(python)
   const each = (of: (step: number) => number) => [1, 2, 3, 4].map((step) => [step, of(step)])
   expect(scalars).toEqual({
     'loss/held-out': [
@@ -105,5 +107,5 @@ test('reads a run of st-moe train, resumed after it was killed', (context) => {
   expect(histograms['expert load/layer 0'][0].slice(0, 4)).toEqual([4, 0.25, 0.5, 3])
   const again = tensorBoard(folder)
   steps(again, 1, 1, 7)
-  expect(read(python).scalars['loss/training']).toEqual([[1, 7]])
+  expect((await read(python)).scalars['loss/training']).toEqual([[1, 7]])
 })

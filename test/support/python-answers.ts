@@ -6,7 +6,8 @@ import { checkCase, type Finding, type Float } from './golden-case.js'
 import { checkMeshCase } from './mesh-case.js'
 import { long } from './numbers.js'
 import { checkOptimizerCase } from './optimizer-case.js'
-import { pythonFor, pythonWith, referencePython, runScript } from './python.js'
+import { pythonFor, pythonWith, referencePython } from './python.js'
+import type { RunScript } from './python-scripts.js'
 import { checkPrinted, checkTorchCase } from './torch-case.js'
 import { checkTransformersCase } from './transformers-case.js'
 
@@ -94,14 +95,15 @@ export function pythonOf({ modules }: Answers, context: TestContext): string {
 }
 
 /** Writes the new files of a seed. */
-export function drawAnswers(
+export async function drawAnswers(
   { script, samples, fixed, seeds = 1 }: Answers,
+  run: RunScript,
   python: string,
   seed: number,
   folder: string,
 ) {
   for (let i = 0; i < seeds; i++)
-    runScript(python, script, 'draw', String(seed + i), ...(fixed ? [] : [String(samples)]), folder)
+    await run(python, script, 'draw', String(seed + i), ...(fixed ? [] : [String(samples)]), folder)
 }
 
 /** Findings above their limits. */

@@ -91,10 +91,3 @@ export function pythonFor(context: TestContext, found: Found): string {
   if (process.env.CI) throw new Error(`the reference package must be there in CI: ${found.reason}`)
   return context.skip(found.reason)
 }
-
-/** Runs a script of test/python; its traceback is the message of the error. */
-export function runScript(python: string, name: string, ...args: string[]): void {
-  const script = fileURLToPath(new URL(`../python/${name}`, import.meta.url))
-  const result = run(python, [script, ...args])
-  if (result.status !== 0) throw new Error(`${name} ${args.join(' ')}: ${result.error?.message ?? result.stderr}`)
-}

@@ -8,7 +8,7 @@ interface Runs {
   worker: Record<string, string>
 }
 
-const steps = emulated ? 5 : long ? 50 : 12
+const steps = emulated ? 5 : long ? 50 : 4
 
 // Of the CPU: a GPU computes the same with each.
 const isas = process.env.ST_MOE_TEST_DEVICE
