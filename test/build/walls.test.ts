@@ -13,13 +13,13 @@ afterAll(() => {
   for (const folder of folders) rmSync(folder, { recursive: true })
 })
 
-/** What the script says of a copy of the sources in which `file` ends with another line. */
-function withLine(file: string, line: string) {
+/** What the script says of a copy of the sources in which some files have one more line. */
+function withLines(lines: Record<string, string>) {
   const folder = mkdtempSync(join(tmpdir(), 'st-moe-walls-'))
   folders.push(folder)
   for (const name of ['lib', 'language-model', 'cli', 'bench', 'examples'])
     cpSync(join(root, name), join(folder, name), { recursive: true })
-  writeFileSync(join(folder, file), line, { flag: 'a' })
+  for (const [file, line] of Object.entries(lines)) writeFileSync(join(folder, file), line, { flag: 'a' })
   const { status, stdout } = spawnSync(process.execPath, [join(root, 'scripts/walls.mjs'), folder], {
     encoding: 'utf8',
   })
@@ -27,18 +27,19 @@ function withLine(file: string, line: string) {
 }
 
 test('the walls stand, and the script prints what stands between them', () => {
-  const { status, stdout } = withLine('lib/index.ts', '')
+  const { status, stdout } = withLines({})
   expect(stdout).toMatch(/^lib: (\d|1[0-2]) rooms, \d floors, \d+ arrows, [01] back up$/m)
   expect({ status, forbidden: /forbidden.*/.exec(stdout)?.[0] }).toEqual({ status: 0, forbidden: undefined })
 })
 
 test('the script refuses a forbidden import, and files that load each other', () => {
-  const upwards = withLine('lib/ops/topk.ts', "import '../nn/moe.js'")
-  expect(upwards.status).toBe(1)
-  expect(upwards.stdout).toContain('forbidden: lib/ops/topk.ts imports lib/nn/moe.ts')
-  const circle = withLine('lib/tensor/handles.ts', "import './tensor.js'")
-  expect(circle.status).toBe(1)
-  expect(circle.stdout).toContain('forbidden: these files load each other: lib/tensor/handles.ts lib/tensor/tensor.ts')
+  const { status, stdout } = withLines({
+    'lib/ops/topk.ts': "import '../nn/moe.js'",
+    'lib/tensor/handles.ts': "import './tensor.js'",
+  })
+  expect(status).toBe(1)
+  expect(stdout).toContain('forbidden: lib/ops/topk.ts imports lib/nn/moe.ts')
+  expect(stdout).toContain('forbidden: these files load each other: lib/tensor/handles.ts lib/tensor/tensor.ts')
 })
 
 test.each([

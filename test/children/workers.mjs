@@ -1,6 +1,7 @@
 // Ends of workers and of the process, one scenario per run. The main thread loads the package only where it computes.
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads'
 
+const long = process.env.ST_MOE_TEST_LONG === '1' // before a release
 const load = () => import('../../dist/index.js')
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
 const start = (task) => new Worker(new URL(import.meta.url), { workerData: task })
@@ -72,7 +73,7 @@ const tasks = {
 }
 
 const scenarios = {
-  /** 100 workers terminated in mid-call, four at a time. */
+  /** Workers terminated in mid-call, four at a time. */
   async terminate() {
     const codes = new Set()
     const one = async (i) => {
@@ -81,7 +82,7 @@ const scenarios = {
       await sleep(i % 7)
       codes.add(await worker.terminate())
     }
-    for (let i = 0; i < 100; i += 4) await Promise.all([i, i + 1, i + 2, i + 3].map(one))
+    for (let i = 0; i < (long ? 100 : 24); i += 4) await Promise.all([i, i + 1, i + 2, i + 3].map(one))
     return [...codes]
   },
 
@@ -134,7 +135,7 @@ const scenarios = {
   async cycles() {
     const codes = new Set()
     let before = 0
-    for (let i = 0; i < 40; i++) {
+    for (let i = 0; i < (long ? 40 : 15); i++) {
       const worker = start({ task: 'some' })
       const exit = ended(worker)
       await message(worker)

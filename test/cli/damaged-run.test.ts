@@ -10,7 +10,7 @@ import { sentences } from '../support/sentences.js'
 // Run folders of any content: `train --resume`, `generate` and `show` work or say in one line why not. ST_MOE_DAMAGED_RUNS is
 // how many are tried, ST_MOE_SEED which ones.
 
-const count = Number(process.env.ST_MOE_DAMAGED_RUNS ?? (long ? 300 : 90))
+const count = Number(process.env.ST_MOE_DAMAGED_RUNS ?? (long ? 300 : 42))
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-damaged-'))
 afterAll(() => rmSync(folder, { recursive: true }))
 

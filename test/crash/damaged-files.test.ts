@@ -1,9 +1,9 @@
 import { expect, test } from 'vitest'
 import { runChild, sanitized } from '../support/child.js'
-import { runSeed } from '../support/numbers.js'
+import { long, runSeed } from '../support/numbers.js'
 
 /** Longer campaigns: `node --import tsx test/children/damaged-files.mjs <seed> <files>`. */
-const files = 3000
+const files = long ? 3000 : 900
 
 test(`${files} damaged files load or are MoeErrors, and change nothing then (seed ${runSeed()})`, async () => {
   const { stdout, stderr, code } = await runChild('damaged-files.mjs', [`${runSeed()}`, `${files}`], {

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { runChild } from '../support/child.js'
+import { long } from '../support/numbers.js'
 
 describe('one warning on standard error', () => {
   const tensors = 'more than 100,000 tensors are alive that are neither parameters, gradients nor kept'
@@ -21,7 +22,7 @@ describe('one warning on standard error', () => {
       expect.stringMatching(/^\[st-moe\] warning: .* \(ST_MOE_NO_WARNINGS=1 silences this\)$/),
     ])
     expect(err).toContain(text)
-    expect(await run(what, { ST_MOE_NO_WARNINGS: '1' })).toBe('')
+    if (long || text === forwards) expect(await run(what, { ST_MOE_NO_WARNINGS: '1' })).toBe('')
   })
 
   it.each([

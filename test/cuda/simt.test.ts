@@ -24,7 +24,7 @@ import {
 } from '../../lib/index.js'
 import { runChild } from '../support/child.js'
 import { emulator, emulatorBuilt } from '../support/emulator.js'
-import { Draw, relativeError, values } from '../support/numbers.js'
+import { Draw, relativeError, some, values } from '../support/numbers.js'
 import { patience } from '../support/patience.js'
 
 // The CUDA backend on the emulator (npm run build:simt).
@@ -291,7 +291,7 @@ describe.skipIf(!emulatorBuilt)('a kernel that faults', () => {
   const text =
     /^\[[\w.]+\] a fault occurred on the device, an illegal memory access was encountered \(cudaErrorIllegalAddress\), in (one of the kernels since the last wait: )?[\w<>, ]+.*; this process cannot use the device again$/
 
-  test.each([1, 3, 10, 25, 40])(
+  test.each(some([3, 25, 1, 10, 40], 2))(
     'launch %i of training: every later call on the GPU says so, the CPU works',
     async (n) => {
       for (const streams of ['eager', 'lazy']) {

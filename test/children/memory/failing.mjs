@@ -52,12 +52,12 @@ for (const name of ['alloc', 'allocUnsafe', 'from', 'concat']) {
 const device = process.argv[3]
 setDefaultDevice(device)
 
-const sanitized = process.env.ST_MOE_TEST_SANITIZED === '1' // and slow
+const long = process.env.ST_MOE_TEST_LONG === '1'
 
-/** Whether all allocations from n on fail, or only the n-th: that tells less. */
-export const modes = device === 'cpu' && !sanitized ? [true, false] : [true]
+/** Whether all allocations from n on fail, or, before a release, also only the n-th: that tells less. */
+export const modes = device === 'cpu' && long ? [true, false] : [true]
 /** From one n to the next: before a release each. */
-export const stride = process.env.ST_MOE_TEST_LONG ? 1 : 7
+export const stride = long ? 1 : 13
 
 function arm(n, forever) {
   if (device === 'cpu') faults.arm(n, forever)
