@@ -27,10 +27,14 @@ defaultGenerator.setState(shared.stMoeStart.random)
 setFlagsFromString('--expose-gc')
 const collect: () => void = runInNewContext('gc')
 // Finalizers free tensors, some of them in each turn: until no more are freed, what a test counts would change.
-for (let before = memory().tensors, calm = 0; calm < 2; ) {
+for (let freed = true; freed && memory().tensors > 0; ) {
+  freed = false
   collect()
-  await setImmediate()
-  const now = memory().tensors
-  calm = now < before ? 0 : calm + 1
-  before = now
+  for (let before = memory().tensors, calm = 0; calm < 2; ) {
+    await setImmediate()
+    const now = memory().tensors
+    calm = now < before ? 0 : calm + 1
+    if (now < before) freed = true
+    before = now
+  }
 }
