@@ -1,5 +1,6 @@
 import { expect, it } from 'vitest'
 import { FeedForward, MoE, type MoEOptions, manualSeed, noGrad, randn, scope, setNumThreads } from '../../lib/index.js'
+import { bitsOf } from '../support/numbers.js'
 
 it.each<Partial<MoEOptions>>([
   { router: 'switchMax', secondPlaceProb: 0.3, secondPlaceTemperature: 1 },
@@ -17,7 +18,7 @@ it.each<Partial<MoEOptions>>([
       const x = randn([3, 200, 24], { requiresGrad: true })
       const { outputs, totalAuxLoss } = moe.forward(x)
       outputs.square().sum().add(totalAuxLoss).backward()
-      return [outputs, totalAuxLoss, x.grad!, ...Object.values(moe.gradDict())].map((value) => value.dataSync())
+      return [outputs, totalAuxLoss, x.grad!, ...Object.values(moe.gradDict())].map(bitsOf)
     }),
   )
   expect(results).toEqual(Array(3).fill(results[0]))
@@ -32,7 +33,7 @@ it('the outputs of an expert with more rows than its scratch memory holds are th
       manualSeed(0)
       const { outputs, routing } = noGrad(() => new MoE(options).eval().forward(randn([1, tokens, dim])))
       expect(routing.kept.to('f32').sum().item()).toBe(tokens)
-      return outputs.dataSync()
+      return bitsOf(outputs)
     }),
   )
   expect(outputs).toEqual(Array(3).fill(outputs[0]))
@@ -52,7 +53,7 @@ it.each<MoEOptions['computeDtype']>(['f32', 'bf16', 'bf16x3', 'f16'])(
         const rows = routing.kept.to('f32').sum().item()
         expect([rows > 2016, rows < 3024]).toEqual([true, true]) // of which 1 and 2 threads make pieces
         outputs.square().sum().backward()
-        return [outputs, x.grad!, ...Object.values(moe.gradDict())].map((value) => value.dataSync())
+        return [outputs, x.grad!, ...Object.values(moe.gradDict())].map(bitsOf)
       }),
     )
     expect(results).toEqual(Array(4).fill(results[0]))
@@ -68,7 +69,7 @@ it('a piece of an expert takes the few rows that would be left', () => {
       const x = randn([9 * 126 + 5, 20], { requiresGrad: true }) // one thread makes pieces of 126 rows
       const y = layer.forward(x)
       y.square().sum().backward()
-      return [y, x.grad!, ...Object.values(layer.gradDict())].map((value) => value.dataSync())
+      return [y, x.grad!, ...Object.values(layer.gradDict())].map(bitsOf)
     }),
   )
   expect(results[1]).toEqual(results[0])

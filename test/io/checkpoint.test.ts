@@ -24,6 +24,7 @@ import {
   zeros,
 } from '../../lib/index.js'
 import { runChild } from '../support/child.js'
+import { some } from '../support/numbers.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'st-moe-checkpoint-'))
 afterAll(() => rmSync(folder, { recursive: true }))
@@ -35,7 +36,7 @@ async function train(...args: (string | number)[]): Promise<string[]> {
   return stdout.trim().split('\n')
 }
 
-test.each(['AdamW', 'SGD'])(
+test.each(some(['AdamW', 'SGD'], 1))(
   '10 steps, a checkpoint, a new process and 10 more are 20 steps, bit for bit: %s',
   async (kind) => {
     const file = join(folder, `${kind}.safetensors`)

@@ -156,15 +156,17 @@ describe('what could not be read again is not written', () => {
   const small = zeros([0])
   const cases: [name: string, state: StateDict, metadata: Record<string, string>, text: RegExp][] = [
     ['a long header', {}, { a: 'x'.repeat(100_000_000) }, /exceed a header of 100000000 bytes/],
-    ['a header that escapes make long', {}, { a: '\u0001'.repeat(20_000_000) }, /exceed a header/],
-    ['a header that UTF-8 makes long', {}, { a: '漢'.repeat(34_000_000) }, /exceed a header/],
     ['many tensors', names(200_001), {}, /at most 200000 tensors, got 200001/],
     ['much metadata', {}, Object.fromEntries(Array.from({ length: 65_537 }, (_, i) => [`${i}`, ''])), /at most 65536/],
     ['half a pair in a name', { 'a\ud800': small }, {}, /names must be valid Unicode/],
     ['half a pair in a key', {}, { '\udc00': '' }, /metadata must be valid Unicode/],
     ['half a pair in a value', {}, { a: 'x\ud800' }, /metadata must be valid Unicode/],
   ]
-  test.each(cases)('%s', async (_, state, metadata, text) => {
+  const huge: typeof cases = [
+    ['a header that escapes make long', {}, { a: '\u0001'.repeat(20_000_000) }, /exceed a header/],
+    ['a header that UTF-8 makes long', {}, { a: '漢'.repeat(34_000_000) }, /exceed a header/],
+  ]
+  test.each([...cases, ...(long ? huge : [])])('%s', async (_, state, metadata, text) => {
     saveSafetensorsSync(file, { kept: small })
     const before = readFileSync(file)
     const refused = { name: 'MoeError', code: 'OPTION', message: expect.stringMatching(text) }

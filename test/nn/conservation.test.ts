@@ -4,7 +4,7 @@ import type { Float } from '../support/golden-case.js'
 import { Draw, long, type Numbers, relativeError, runSeed, values } from '../support/numbers.js'
 
 const seed = runSeed()
-const rounds = long ? 10_000 : process.env.ST_MOE_TEST_DEVICE ? 1000 : 3000 // the GPU may be the emulator, which is slow
+const rounds = long ? 10_000 : 1000
 
 interface Routed {
   B: number

@@ -66,7 +66,7 @@ function differences(drawn: Drawn, expected: Routing, y: Float64Array, dtype: Fl
   return wrong
 }
 
-const rounds = process.env.ST_MOE_TEST_DEVICE || emulated ? 40 : long ? 200 : 60 // a GPU may be an emulator, too, which is slow
+const rounds = process.env.ST_MOE_TEST_DEVICE || emulated ? 40 : long ? 200 : 30 // a GPU may be an emulator, too, which is slow
 
 test.each(kinds)(`a layer equals the plain loop: %s (seed ${seed})`, (kind) => {
   const draw = new Draw(seed + kinds.indexOf(kind))

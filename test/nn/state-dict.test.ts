@@ -14,7 +14,7 @@ import {
   tensor,
   zeros,
 } from '../../lib/index.js'
-import { values } from '../support/numbers.js'
+import { long, values } from '../support/numbers.js'
 
 const options = { dim: 6, numExperts: 3, expertHiddenMult: 2 } as const // H = 8
 const expertNames = (prefix: string) =>
@@ -254,9 +254,10 @@ test('two tensors of one name are an error: a state would hold one of them', asy
   )
 })
 
-test('200,000 unknown names are one error, which names the first and their number', () => {
+const count = long ? 200_000 : 20_000
+test(`${count} unknown names are one error, which names the first and their number`, () => {
   const value = zeros([1])
-  const many = Object.fromEntries(Array.from({ length: 200_000 }, (_, i) => [`head.${i}`, value]))
+  const many = Object.fromEntries(Array.from({ length: count }, (_, i) => [`head.${i}`, value]))
   const hostile = { [`${'x'.repeat(1e6)}`]: value, '\u001b[2J': value }
   const layer = new Linear(2, 2)
   const optimizer = new AdamW(layer.parameters())
@@ -267,7 +268,7 @@ test('200,000 unknown names are one error, which names the first and their numbe
     const message = messageOf(() => load({ ...hostile, ...many }))
     expect(message.length).toBeLessThan(2000)
     expect(message).toContain('unexpected: "\\u001b[2J"\n  unexpected: head.0\n')
-    expect(message).toContain('\n  and 199982 more')
+    expect(message).toContain(`\n  and ${count - 18} more`)
   }
   expect(messageOf(() => layer.loadStateDict(many))).toContain('missing: weight\n  missing: bias\n  unexpected: head.0')
 })

@@ -15,7 +15,7 @@ import {
   tensor,
 } from '../../lib/index.js'
 import type { Float } from '../support/golden-case.js'
-import { Draw, relativeError, values } from '../support/numbers.js'
+import { bitsOf, Draw, relativeError, values } from '../support/numbers.js'
 
 const limit = { f32: 1e-5, f64: 1e-13 }
 const sizes = [1, 7, 33, 1000]
@@ -262,7 +262,7 @@ test.each([
           for (const optimizer of optimizers) optimizer.step()
         }
         for (const optimizer of optimizers) optimizer.dispose()
-        return parameters.map((p) => Array.from(values(p)))
+        return parameters.map(bitsOf)
       }
       expect(steps(together, [make(together)])).toEqual(
         steps(

@@ -139,7 +139,7 @@ interface Direction {
 }
 
 /** Of a leaf one by one; on a GPU, which may be the emulator and slow, only all at once. */
-const entriesPerLeaf = process.env.ST_MOE_TEST_DEVICE ? 0 : long ? 24 : 3
+const entriesPerLeaf = process.env.ST_MOE_TEST_DEVICE ? 0 : long ? 24 : 2
 
 /** All numbers of a leaf at once, each up or down, and some numbers one by one. */
 function directions(name: string, size: number, draw: Draw): Direction[] {

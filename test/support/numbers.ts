@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import type { Tensor } from '../../lib/index.js'
 
 export type Numbers = ArrayLike<number>
@@ -18,6 +19,14 @@ export function relativeError(a: Numbers, b: Numbers): number {
 export const values = (tensor: Tensor): Numbers => tensor.dataSync()
 
 export const listOf = (tensor: Tensor): number[] => Array.from(tensor.dataSync())
+
+/** A hash of the bytes of a tensor, which is far cheaper to compare than its numbers. */
+export function bitsOf(tensor: Tensor): string {
+  const { buffer, byteOffset, byteLength } = tensor.dataSync()
+  return createHash('sha256')
+    .update(Buffer.from(buffer, byteOffset, byteLength))
+    .digest('hex')
+}
 
 /** [A, B, C] as arrays. */
 export function nested(tensor: Tensor): number[][][] {
