@@ -33,7 +33,10 @@ const codes = {}
 for (const [name, [start, unit]] of Object.entries(kinds)) {
   write(start, unit)
   codes[name] = []
-  for (const load of [async () => loadSafetensorsSync(file), () => loadSafetensors(file)]) {
+  const loads = [async () => loadSafetensorsSync(file), () => loadSafetensors(file)]
+  // Before a release both.
+  const tried = process.env.ST_MOE_TEST_LONG === '1' ? loads : [loads[Object.keys(codes).length % 2]]
+  for (const load of tried) {
     await scope(load).then(
       () => codes[name].push('loaded'),
       (error) => codes[name].push(error.code),

@@ -8,6 +8,7 @@ import { at, bin, cli, expectRefused, folder, jsonLines, succeeded, tiny } from 
 import { emulator, emulatorBuilt } from '../support/emulator.js'
 import { runProgram } from '../support/program.js'
 import { sentences } from '../support/sentences.js'
+import { temporary } from '../support/temporary.js'
 
 /** Help, wrong command lines, doctor and bench of the program st-moe; cli-train.test.ts and cli-generate.test.ts have the rest. */
 
@@ -149,7 +150,7 @@ describe('doctor', () => {
   })
 
   test.skipIf(!emulatorBuilt)('lists GPUs without opening them', async () => {
-    const driverFile = join(mkdtempSync(join(tmpdir(), 'st-moe-doctor-')), 'version')
+    const driverFile = join(temporary(), 'version')
     writeFileSync(
       driverFile,
       'NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n',

@@ -1,10 +1,10 @@
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'
 import { runChild } from '../support/child.js'
 import { emptyPlugin, emptyPluginBuilt, emulator, emulatorBuilt } from '../support/emulator.js'
+import { temporary } from '../support/temporary.js'
 
 // The errors if the CUDA backend cannot be used: of the plugin, the driver, the device or cuBLAS, on the emulator.
 
@@ -44,7 +44,7 @@ describe('if it cannot be used, the error says why and the CPU works', () => {
   test('no plugin', () => expectAnswer({ ST_MOE_CUDA_LIBRARY: '/nowhere/plugin.so' }, 'plugin', /nowhere/))
 
   test('a damaged plugin', async () => {
-    const file = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'damaged.so')
+    const file = join(temporary(), 'damaged.so')
     writeFileSync(file, `\x7fELF${'x'.repeat(4000)}`)
     await expectAnswer({ ST_MOE_CUDA_LIBRARY: file }, 'plugin', /damaged\.so/)
   })
@@ -110,7 +110,7 @@ describe('if it cannot be used, the error says why and the CPU works', () => {
       ['.venv of the working folder', wheel('.venv'), () => ({})],
       ['venv of the working folder', wheel('venv'), () => ({})],
     ])('is found in %s', async (_, below, env) => {
-      const folder = mkdtempSync(join(tmpdir(), 'st-moe [a]{b} '))
+      const folder = temporary('st-moe [a]{b} ')
       mkdirSync(join(folder, below), { recursive: true })
       symlinkSync(file('good', 13), join(folder, below, 'libcublas.so.13'))
       const none = { CUDA_PATH: '', CUDA_HOME: '', CONDA_PREFIX: '', VIRTUAL_ENV: '', HOME: '/nowhere' }
@@ -120,7 +120,7 @@ describe('if it cannot be used, the error says why and the CPU works', () => {
 
     test('by the version of the driver, and the next one if it does not work', async () => {
       const made = async (env: Record<string, string>) => {
-        const log = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'log')
+        const log = join(temporary(), 'log')
         const { devices: list, request } = await reported({ ...env, FAKE_CUBLAS_LOG: log })
         expect(list[1]).toMatchObject({ device: 'cuda:0', available: true })
         expect(request).toBe('ready')

@@ -1,9 +1,9 @@
 import { spawn, spawnSync } from 'node:child_process'
-import { chmodSync, cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, describe, expect, test } from 'vitest'
 import { some } from '../support/numbers.js'
+import { temporary } from '../support/temporary.js'
 
 // scripts/gpu-check in a folder of its own, on a machine that is made of small scripts: a GPU, CMake, nvcc, the tests
 // and the benchmark. One of them fails, hangs, or is there when the whole is killed; what is left of the report says
@@ -41,7 +41,7 @@ afterEach(() => {
 
 /** A machine in which some programs are others, or missing where they are null. */
 function machine(changes: Record<string, string | null> = {}) {
-  const folder = mkdtempSync(join(tmpdir(), 'gpu-check-'))
+  const folder = temporary('gpu-check-')
   for (const name of ['scripts', 'bin', 'node_modules']) mkdirSync(join(folder, name))
   cpSync(script, join(folder, 'scripts/gpu-check'))
   const write = (path: string, code: string | null) => {

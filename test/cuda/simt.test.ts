@@ -1,6 +1,5 @@
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdtempSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { describe, expect, test } from 'vitest'
@@ -26,6 +25,7 @@ import { runChild } from '../support/child.js'
 import { emulator, emulatorBuilt } from '../support/emulator.js'
 import { Draw, relativeError, some, values } from '../support/numbers.js'
 import { patience } from '../support/patience.js'
+import { temporary } from '../support/temporary.js'
 
 // The CUDA backend on the emulator (npm run build:simt).
 
@@ -239,7 +239,7 @@ async function printed(script: string, env: Record<string, string> = {}) {
 }
 
 test.skipIf(!emulatorBuilt)('kernels of a forward and a backward; only uneven loads wait for the device', async () => {
-  const trace = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'trace')
+  const trace = join(temporary(), 'trace')
   const { report, uneven, training, trained, replay } = await printed('launches.mjs', { SIMT_TRACE: trace })
   expect(report.length).toBe(18)
   for (const { name, forward, backward } of report) {
@@ -333,7 +333,7 @@ test.skipIf(!emulatorBuilt)('TF32 is an option of GEMMs, but never of the router
 })
 
 test.skipIf(!emulatorBuilt)('the demo trains a few steps on the emulator', () => {
-  const folder = mkdtempSync(join(tmpdir(), 'st-moe-simt-'))
+  const folder = temporary('st-moe-simt-')
   const text = join(folder, 'text.txt')
   writeFileSync(text, 'the quick brown fox jumps over the lazy dog. '.repeat(60))
   const small = ['--layers', '1', '--dim', '16', '--heads', '2', '--context', '16', '--batch', '2', '--experts', '4']

@@ -1,9 +1,9 @@
 import { execFileSync } from 'node:child_process'
-import { existsSync, mkdtempSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { temporary } from './temporary.js'
 
 const { include_dir: headers } = createRequire(import.meta.url)('node-api-headers') as { include_dir: string }
 
@@ -14,7 +14,7 @@ export const canFailAllocations = process.platform === 'linux' && existsSync(sou
 
 /** Compiles the addon that makes allocations fail, and returns its file. */
 export function failingAllocations(): string {
-  const file = join(mkdtempSync(join(tmpdir(), 'st-moe-faults-')), 'failing_allocations.node')
+  const file = join(temporary('st-moe-faults-'), 'failing_allocations.node')
   const { LD_PRELOAD: _, ...env } = process.env // a sanitizer is for the child alone
   execFileSync(
     process.env.CXX ?? 'c++',
