@@ -282,7 +282,7 @@ test.skipIf(!emulatorBuilt)('memory from before a capture that is freed during i
 })
 
 test.skipIf(!emulatorBuilt)('two GPUs: memory that is kept, by two threads, and copies between them', async () => {
-  const trace = join(mkdtempSync(join(tmpdir(), 'st-moe-')), 'trace')
+  const trace = join(temporary(), 'trace')
   const env = { SIMT_TRACE: trace, SIMT_DEVICES: '2', SIMT_MEMORY_MB: String(16 + 32) }
   expect(await printed('gpu-memory.mjs', env)).toEqual({ wrong: [] })
 })
