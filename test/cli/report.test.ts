@@ -57,10 +57,9 @@ test('a loss above the unigram stands at its place on the axis', () => {
     Number(value),
   ])
   const [[y0, v0], [y1, v1]] = [ticks[0], ticks.at(-1)!]
-  const circles = Array.from(
-    chart.matchAll(/cy="([\d.]+)"/g),
-    ([, y]) => v0 + ((Number(y) - y0) / (y1 - y0)) * (v1 - v0),
-  )
+  const valueAt = (y: number) => v0 + ((y - y0) / (y1 - y0)) * (v1 - v0)
+  for (const [y, value] of ticks) expect(valueAt(y)).toBeCloseTo(value, 1)
+  const circles = Array.from(chart.matchAll(/cy="([\d.]+)"/g), ([, y]) => valueAt(Number(y)))
   expect(circles[0]).toBeCloseTo(9, 1)
   expect(circles[1]).toBeCloseTo(2, 1)
 })
