@@ -84,9 +84,9 @@ export function emptyCache(device?: Device): void {
 /**
  * Limits the bytes that this process takes on a device, over all threads: tensors, scratch memory of operations, and
  * the cache, which is emptied before the limit is an OUT_OF_MEMORY error. Infinity, as at the start, is no limit. On
- * the CPU, memory of JavaScript is not counted; on a GPU, neither are the driver's context and the code of kernels.
- * Memory that is taken already stays. Errors: DEVICE, BACKEND_UNAVAILABLE, OPTION unless `bytes` is a whole number of
- * at least 1, or Infinity.
+ * the CPU, memory of JavaScript is not counted; on a GPU, the workspace of cuBLAS is, the driver's context and the code
+ * of kernels are not. Memory that is taken already stays. Errors: DEVICE, BACKEND_UNAVAILABLE, UNSUPPORTED by a plugin
+ * that has no limit, OPTION unless `bytes` is a whole number of at least 1, or Infinity.
  *
  * @example
  * ```ts
