@@ -14,6 +14,7 @@ import { LivePage } from '../../cli/ui/live.js'
 import { savedRun } from '../../cli/ui/saved.js'
 import { PageServer } from '../../cli/ui/server.js'
 import { root } from '../support/blocks.js'
+import { long } from '../support/numbers.js'
 import { sentences } from '../support/sentences.js'
 
 /** The page of a run as Chromium shows it. Screenshots come to build/ui. */
@@ -146,7 +147,7 @@ describe.skipIf(!chromium)(`the page ${where}`, () => {
     await page.close()
   })
 
-  test('the cursor reads values, a layer its shares, and the slider earlier samples', async () => {
+  test.skipIf(!long)('the cursor reads values, a layer its shares, and the slider earlier samples', async () => {
     const { page, wrong } = await tab({ scheme: 'dark' })
     const run = await savedRun(join(folder, hostile))
     const server = await PageServer.open(0, '--port')
@@ -241,7 +242,7 @@ describe.skipIf(!chromium)(`the page ${where}`, () => {
     return { server, port: own, cut: () => sockets.forEach((socket) => void socket.destroy()) }
   }
 
-  test('connects again when the connection is lost, and shows nothing twice', async () => {
+  test.skipIf(!long)('connects again when the connection is lost, and shows nothing twice', async () => {
     const { page } = await tab({ width: 390, scheme: 'dark' }) // the browser complains of the lost connection
     const live = await LivePage.open(0)
     const { port } = new URL(live.url)

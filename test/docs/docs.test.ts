@@ -14,6 +14,7 @@ import {
   writeAll,
 } from '../support/blocks.js'
 import { complaints } from '../support/commands.js'
+import { long } from '../support/numbers.js'
 import { pythonFor, pythonPatience, referencePython } from '../support/python.js'
 
 /**
@@ -77,6 +78,9 @@ test('every block names a language that is tested here, or none: a diagram', () 
 /** Without indentation, which the formatter of these pages changes. */
 const flat = (text: string): string => text.replaceAll(/^ +/gm, '')
 
+/** Recipes train for seconds each: they are compiled, and run before a release. test/docs/recipes.test.ts runs one of them. */
+const runs = (page: string): boolean => long || !page.startsWith('docs/recipes/')
+
 const howTested = (block: Block): string => {
   if (excerptOf(block)) return `is in ${excerptOf(block)}`
   return block.language === 'sh' && !block.flags.includes('run') ? 'names what exists' : 'runs'
@@ -100,7 +104,7 @@ function groupsOf(tested: readonly Tested[]): Tested[][] {
   return groups.filter((group) => group.length > 0)
 }
 
-describe.each(pages.filter(({ tested }) => tested.length > 0))('$page', ({ place, tested }) => {
+describe.each(pages.filter(({ page, tested }) => tested.length > 0 && runs(page)))('$page', ({ place, tested }) => {
   let withoutPython = false
   const groups = groupsOf(tested)
   const ends = new Map<Tested, End>()
