@@ -4,7 +4,7 @@
 // are machine code of CUDA 12, and the program around them is linked with the runtime of CUDA 12.
 //
 //   node scripts/cuda12-toolkit.mjs      makes it for this machine and prints the path of its nvcc
-import { execFileSync, spawnSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import {
   chmodSync,
   copyFileSync,
@@ -30,19 +30,21 @@ function toolkitOf(nvcc) {
   return path.resolve(top)
 }
 
-/** Makes it in a folder of build/ and returns its nvcc. `processor` is that of the plugin: x86_64 or aarch64. */
+/** Makes it in a folder of build/, unless it is there, and returns its nvcc. `processor` is that of the plugin: x86_64 or aarch64. */
 export function makeCuda12Toolkit(nvcc, processor) {
   const folder = path.join(root, 'build/cuda12-toolkit', processor)
   const own = { x64: 'x86_64', arm64: 'aarch64' }[process.arch]
   const wanted = readFileSync(path.join(root, 'scripts/cuda12-requirements.txt'), 'utf8')
   const wheel = (part) => wanted.match(new RegExp(`^nvidia-cuda-${part}-cu12==(.*\\\\\n)*.*$`, 'm'))[0]
+  const compiler = toolkitOf(nvcc)
+  const at = (...names) => path.join(folder, ...names)
+  const from = `${compiler}\n${wanted}`
+  if (existsSync(at('made-from')) && readFileSync(at('made-from'), 'utf8') === from) return at('bin/nvcc')
   rmSync(folder, { recursive: true, force: true })
   unpackWheels(path.join(folder, 'tools'), `manylinux2014_${own}`, [wheel('nvcc')])
   unpackWheels(path.join(folder, 'runtime'), `manylinux2014_${processor}`, [wheel('runtime')])
-  const compiler = toolkitOf(nvcc)
   const assembler = path.join(folder, 'tools/nvidia/cuda_nvcc')
   const runtime = path.join(folder, 'runtime/nvidia/cuda_runtime')
-  const at = (...names) => path.join(folder, ...names)
   for (const name of ['bin', 'nvvm/bin', 'include', 'lib64']) mkdirSync(at(name), { recursive: true })
   const link = (from, ...to) => symlinkSync(from, at(...to))
 
@@ -62,7 +64,7 @@ for argument; do [ "$previous" = -o ] && sed -i '1,20s/^\\.version .*/.version $
     link(path.join(runtime, 'include', name), 'include', name)
   for (const name of ['crt', 'fatbinary_section.h']) link(path.join(compiler, 'include', name), 'include', name) // its own
   for (const name of ['libcudart_static.a', 'libcudadevrt.a']) link(path.join(runtime, 'lib', name), 'lib64', name)
-  execFileSync(at('bin/nvcc'), ['--version'])
+  writeFileSync(at('made-from'), from)
   return at('bin/nvcc')
 }
 

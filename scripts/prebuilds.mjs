@@ -159,8 +159,8 @@ function makePlugins() {
       const folder = cuda.toolkit ? 'cuda12' : 'cuda'
       const build = path.join('build', crosses ? `${folder}-${system}` : folder)
       const compiler = cuda.toolkit ? makeCuda12Toolkit(nvcc, prefix.split('-')[0]) : nvcc
-      const options = ['-DST_MOE_CUDA=ON', `-DCMAKE_CUDA_COMPILER=${compiler}`]
-      if (cuda.toolkit) options.push('-DST_MOE_CUDA_12=ON')
+      const options = ['-DST_MOE_CUDA=ON', `-DST_MOE_CUDA_12=${cuda.toolkit ? 'ON' : 'OFF'}`]
+      if (cuda.toolkit || crosses) options.push(`-DCMAKE_CUDA_COMPILER=${compiler}`)
       if (crosses) options.push(...crossPlugin(prefix, build, cuda))
       dropForeignCache(inRoot(build))
       run('cmake', '-S', '.', '-B', build, ...options)
