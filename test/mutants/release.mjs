@@ -112,4 +112,20 @@ export default [
     breaks: 'a run is written to a device of Windows',
     tests: ['test/io/make-folder.test.ts'],
   },
+  {
+    name: 'older-plugin-not-tried',
+    file: 'lib/runtime/device.ts',
+    from: "    if (found.stage !== 'driver') break // else it is too old for this one\n",
+    to: '    break\n',
+    breaks: 'a driver of CUDA 12 does not run the plugin that is made for it',
+    tests: ['test/cuda/drivers.test.ts'],
+  },
+  {
+    name: 'older-plugin-first',
+    file: 'lib/runtime/device.ts',
+    from: "files: ['libst_moe_cuda.so', 'libst_moe_cuda12.so'],",
+    to: "files: ['libst_moe_cuda12.so', 'libst_moe_cuda.so'],",
+    breaks: 'a new driver runs the plugin for old ones',
+    tests: ['test/cuda/drivers.test.ts'],
+  },
 ]
