@@ -82,16 +82,16 @@ describe('setMemoryLimit', () => {
     for (const count of [40, 33, 41]) megabytes(count).dispose()
   })
 
-  test('holds for the scratch memory of operations, after which a call succeeds with room', () => {
-    const moe = new MoE({ dim: 64, numExperts: 4, device }).eval()
-    const x = randn([8, 512, 64], { device })
+  test('holds for what operations need, and a call succeeds once there is room', () => {
+    const moe = new MoE({ dim: 16, numExperts: 4, device }).eval()
+    const x = randn([2, 64, 16], { device })
     const forward = () => {
       manualSeed(1) // of the routing
       return scope(() => moe.forward(x).outputs.sum().item())
     }
     const expected = forward()
     emptyCache()
-    leave(1)
+    leave(0)
     expect(forward).toThrow(outOfMemory())
     setMemoryLimit(device, Infinity)
     expect(forward()).toBe(expected)

@@ -138,7 +138,7 @@ void add(Table& table, DType dtype, Heads s, Mode mode) {
                           .scale = scale,
                           .visible = visible(mode, s)})
                 .fill([=](Problem& p) { spoil(p, mode, width); })
-                .tolerance(dtype == DType::f32 ? 6 : 4, std::is_same_v<Args, AttentionArgs> ? 1 : 2);
+                .tolerance(dtype == DType::f32 ? 6 : 4, std::is_same_v<Args, AttentionArgs> ? 1 : 3);
   if (masked)
     c.fill([=](Problem& p) { pad(p, s.Nk, kv_heads * s.d); });
   else
