@@ -58,6 +58,7 @@ export async function succeeded(args: readonly string[]): Promise<string> {
   expect({ code, err }).toEqual({ code: 0, err: '' })
   return out
 }
+
 /** The tensors in the checkpoint of a run; its header also holds times. */
 export function weights(run: string): Buffer {
   const bytes = readFileSync(at(`${run}/checkpoint.safetensors`))
