@@ -122,24 +122,28 @@ async function put(target, addon) {
   console.log(`${addonOf(target)} is complete`)
 }
 
-/** The arguments of CMake that cross the plugin: the compiler, and CUDA's headers and static runtime as wheels. */
-function crossPlugin(prefix, build, cuda) {
+/** The arguments of CMake that cross a plugin with the compiler of a prefix. */
+function crossed(prefix) {
   const [processor] = prefix.split('-')
-  const wheels = inRoot(build, 'wheels')
-  if (!cuda.toolkit) unpackWheels(wheels, `manylinux2014_${processor}`, cudaWheels())
-  const own = path.join(wheels, 'nvidia/cu13') // the other toolkit has those of its processor
   return [
     '-DCMAKE_SYSTEM_NAME=Linux',
     `-DCMAKE_SYSTEM_PROCESSOR=${processor}`,
     `-DCMAKE_CXX_COMPILER=${prefix}-g++`,
     `-DCMAKE_CUDA_HOST_COMPILER=${prefix}-g++`,
-    ...(cuda.toolkit ? [] : [`-DCMAKE_CUDA_FLAGS=-I${own}/include -isystem ${own}/include/cccl -L${own}/lib`]),
   ]
 }
 
-function cudaWheels() {
+/** CUDA 13's headers and static runtime of a processor, as wheels, for the compiler of this machine. */
+function foreignRuntime(processor, build) {
+  const wheels = inRoot(build, 'wheels')
   const requirements = readFileSync(inRoot('scripts/cuda-requirements.txt'), 'utf8')
-  return requirements.match(/^nvidia-cuda-(nvcc|crt|runtime|cccl)==(.*\\\n)*.*$/gm)
+  const wanted = requirements.match(/^nvidia-cuda-(nvcc|crt|runtime|cccl)==(.*\\\n)*.*$/gm)
+  unpackWheels(wheels, `manylinux2014_${processor}`, wanted)
+  const cuda = path.join(wheels, 'nvidia/cu13')
+  return [
+    `-DCMAKE_CUDA_COMPILER=${nvcc}`,
+    `-DCMAKE_CUDA_FLAGS=-I${cuda}/include -isystem ${cuda}/include/cccl -L${cuda}/lib`,
+  ]
 }
 
 const runs = (command) => {
@@ -155,19 +159,18 @@ function makePlugins() {
   for (const [system, prefix] of Object.entries(plugins)) {
     const crosses = system !== here
     if (crosses && (own || !runs(`${prefix}-g++`))) continue
-    for (const cuda of pluginFiles) {
-      const folder = cuda.toolkit ? 'cuda12' : 'cuda'
-      const build = path.join('build', crosses ? `${folder}-${system}` : folder)
-      const compiler = cuda.toolkit ? makeCuda12Toolkit(nvcc, prefix.split('-')[0]) : nvcc
-      const options = ['-DST_MOE_CUDA=ON', `-DST_MOE_CUDA_12=${cuda.toolkit ? 'ON' : 'OFF'}`]
-      if (cuda.toolkit || crosses) options.push(`-DCMAKE_CUDA_COMPILER=${compiler}`)
-      if (crosses) options.push(...crossPlugin(prefix, build, cuda))
+    const [processor] = prefix.split('-')
+    for (const { file, cuda12 } of pluginFiles) {
+      const build = path.join('build', (cuda12 ? 'cuda12' : 'cuda') + (crosses ? `-${system}` : ''))
+      const options = ['-DST_MOE_CUDA=ON', ...(crosses ? crossed(prefix) : [])]
+      if (cuda12) options.push('-DST_MOE_CUDA_12=ON', `-DCMAKE_CUDA_COMPILER=${makeCuda12Toolkit(nvcc, processor)}`)
+      else if (crosses) options.push(...foreignRuntime(processor, build))
       dropForeignCache(inRoot(build))
       run('cmake', '-S', '.', '-B', build, ...options)
       run('cmake', '--build', build, '--parallel', jobs, '--target', 'st_moe_cuda')
-      const file = inRoot('prebuilds', system, cuda.file)
-      copyFileSync(inRoot(crosses ? `${build}/Release` : 'build/Release', cuda.file), file)
-      run(crosses ? `${prefix}-strip` : 'strip', file)
+      const prebuilt = inRoot('prebuilds', system, file)
+      copyFileSync(inRoot(crosses ? `${build}/Release` : 'build/Release', file), prebuilt)
+      run(crosses ? `${prefix}-strip` : 'strip', prebuilt)
     }
   }
 }

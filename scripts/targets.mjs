@@ -15,7 +15,7 @@ export const targets = {
 export const plugins = { 'linux-x64': 'x86_64-linux-gnu', 'linux-arm64': 'aarch64-linux-gnu' }
 
 /** The plugin of each: for drivers from 580 on, and that of cuda12-toolkit.mjs for older ones, from 525 on. */
-export const pluginFiles = [{ file: 'libst_moe_cuda.so' }, { file: 'libst_moe_cuda12.so', toolkit: 'CUDA 12' }]
+export const pluginFiles = [{ file: 'libst_moe_cuda.so' }, { file: 'libst_moe_cuda12.so', cuda12: true }]
 
 /** { platform, arch, libc } in the words of Node and npm; `libc` is undefined except on Linux. */
 export function systemOf(target) {

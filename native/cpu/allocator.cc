@@ -56,10 +56,19 @@ void give_back(void* data, size_t bytes) {
   taken -= bytes;
 }
 
+// Counts bytes that are to be taken; false: they would exceed the limit.
+bool take(size_t bytes) {
+  const size_t limit = most;
+  size_t before = taken;
+  do {
+    if (bytes > limit || before > limit - bytes) return false;
+  } while (!taken.compare_exchange_weak(before, before + bytes));
+  return true;
+}
+
 void* checked_allocate(size_t bytes) {
-  const size_t before = taken.fetch_add(bytes);
-  const bool fits = bytes <= most && before <= most - bytes;
-  if (fits && (bytes < kCheckedLimit || bytes <= available_bytes()))
+  if (!take(bytes)) return nullptr;
+  if (bytes < kCheckedLimit || bytes <= available_bytes())
     if (void* data = system_allocate(bytes)) return data;
   taken -= bytes;
   return nullptr;
@@ -244,6 +253,7 @@ void set_memory_limit(size_t bytes) {
 }
 
 void describe_shortage(char* text, size_t size) {
+  text[0] = '\0';
   const size_t limit = most, available = available_bytes();
   if (limit != std::numeric_limits<size_t>::max()) {
     std::snprintf(text, size, "this process has taken %zu, its limit is %zu", taken.load(), limit);
@@ -259,7 +269,10 @@ void* scratch_allocate(size_t bytes) {
       if (void* data = thread_cache.take(size)) return data;
     if (void* data = allocate_class(size)) return data;
   }
-  fail(ErrorCode::out_of_memory, "not enough memory: %zu bytes of scratch", bytes);
+  char known[128];
+  describe_shortage(known, sizeof known);
+  fail(ErrorCode::out_of_memory, "not enough memory on cpu for %zu bytes of scratch%s%s", bytes, known[0] ? "; " : "",
+       known);
 }
 
 void scratch_release(void* data, size_t bytes) {

@@ -46,6 +46,7 @@ Stream::~Stream() {
 void Stream::destroy() noexcept {
   cudaSetDevice(device_);
   if (stream_) cudaStreamSynchronize(stream_);
+  recording_.reset();
   destroy_blas(*this);
   if (error_flag_) memory_->release(error_flag_);
   memory_.reset();

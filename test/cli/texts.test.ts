@@ -155,5 +155,5 @@ test.each<[megabytes: number, alphabet: string, type: string, most: number, voca
   const found = JSON.parse(stdout)
   expect(found.type).toBe(type)
   expect(found.tokens).toBeGreaterThan(1e6)
-  expect(found.rise).toBeLessThan(most + 20 / megabytes) // what the heap takes anyway
+  expect(found.rise).toBeLessThan(long ? most : most + 20 / megabytes) // of a small text, the heap's own share counts
 })

@@ -10,10 +10,11 @@ test(`${files} damaged files load or are MoeErrors, and change nothing then (see
     nodeArgs: ['--import', 'tsx'],
   })
   expect(stderr).toBe('')
-  const { problems, counts, slowestMs } = JSON.parse(stdout)
+  const { problems, counts, peakMb, slowestMs } = JSON.parse(stdout)
   expect([problems, code]).toEqual([[], 0])
   for (const outcome of ['loaded', 'models', 'FILE_FORMAT', 'STATE_DICT'])
     expect(counts[outcome], outcome).toBeGreaterThan(0)
   if (sanitized) return
+  expect(peakMb).toBeLessThan(1000) // of all together
   expect(slowestMs).toBeLessThan(2000)
 })

@@ -1,7 +1,7 @@
 import { execFileSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { dirname, join } from 'node:path'
+import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { addonFile } from '../../lib/doctor/index.js'
@@ -92,9 +92,8 @@ describe.skipIf(!compiled.every((file) => existsSync(file)))('the compiled plugi
     const place = mkdtempSync(join(folder, 'driver-'))
     const source = join(place, 'driver.c')
     writeFileSync(source, standIn)
-    const library = join(place, 'libcuda.so.1')
-    execFileSync('cc', ['-w', '-shared', '-fPIC', `-DVERSION=${version}`, '-o', library, source])
-    return (await reported(compiled, { LD_LIBRARY_PATH: dirname(library) })).gpu
+    execFileSync('cc', ['-w', '-shared', '-fPIC', `-DVERSION=${version}`, '-o', join(place, 'libcuda.so.1'), source])
+    return (await reported(compiled, { LD_LIBRARY_PATH: place })).gpu
   }
 
   test.each([13000, 12000])('start with a driver of version %i', async (version) => {

@@ -102,8 +102,8 @@ export default [
   {
     name: 'limit-ignores-what-is-taken',
     file: 'native/cpu/allocator.cc',
-    from: 'bytes <= most && before <= most - bytes',
-    to: 'bytes <= most',
+    from: 'bytes > limit || before > limit - bytes',
+    to: 'bytes > limit',
     breaks: 'the limit holds for one tensor and not for all',
     tests: limit,
   },

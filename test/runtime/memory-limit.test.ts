@@ -53,18 +53,19 @@ describe.skipIf(sanitized)('emptyCache', () => {
 })
 
 describe('setMemoryLimit', () => {
-  /** The limit leaves room for so many MiB besides what is taken now. */
-  const leave = (room: number) => {
+  /** A limit that leaves room for so many MiB besides what is taken now. */
+  function leave(room: number): number {
     const { bytes, cachedBytes } = memory().devices[device]
-    setMemoryLimit(device, bytes + cachedBytes + room * MiB)
+    const limit = bytes + cachedBytes + room * MiB
+    setMemoryLimit(device, limit)
+    return limit
   }
 
   test('is an OUT_OF_MEMORY error that names the limit, and leaves everything as it was', () => {
     const x = megabytes(1)
-    const { bytes, cachedBytes } = memory().devices[device]
-    setMemoryLimit(device, bytes + cachedBytes + 24 * MiB)
+    const limit = leave(24)
     const { tensors } = memory()
-    expect(() => megabytes(32)).toThrow(outOfMemory(`its limit is ${bytes + cachedBytes + 24 * MiB}`))
+    expect(() => megabytes(32)).toThrow(outOfMemory(`its limit is ${limit}`))
     expect(memory().tensors).toBe(tensors)
     expect(x.sum().item()).toBe(0)
     setMemoryLimit(device, Infinity)
@@ -73,7 +74,7 @@ describe('setMemoryLimit', () => {
   })
 
   test('counts tensors together, and memory that was freed can be used again', () => {
-    megabytes(1).dispose()
+    expect(() => zeros([2 ** 40], { device })).toThrow(outOfMemory()) // which counts for nothing
     leave(48)
     const first = megabytes(32)
     expect(() => megabytes(32)).toThrow(outOfMemory())
