@@ -200,4 +200,20 @@ export default [
     breaks: 'a Set of names in the place of options is ignored',
     tests: ['test/io/safetensors-names.test.ts'],
   },
+  {
+    name: 'shapes-beyond-their-bytes',
+    file: 'lib/io/header.ts',
+    from: '(end - begin) * 8 !== sizeOf(shape) * bits',
+    to: '(end - begin) * 8 > sizeOf(shape) * bits',
+    breaks: 'a file of a few hundred bytes asks for as much memory as its numbers say',
+    tests: ['test/crash/every-number.test.ts'],
+  },
+  {
+    name: 'count-of-steps-of-any-size',
+    file: 'lib/optim/state.ts',
+    from: 'Number.isSafeInteger(count) && count >= 0 ? null',
+    to: 'Number.isSafeInteger(count) ? null',
+    breaks: 'an optimizer goes on from a negative step',
+    tests: ['test/io/checkpoint.test.ts'],
+  },
 ]
