@@ -1,18 +1,7 @@
 import { setImmediate } from 'node:timers/promises'
 import { types } from 'node:util'
-import {
-  allOrNone,
-  defaultGenerator,
-  Generator,
-  keep,
-  noGrad,
-  type ops,
-  rand,
-  scope,
-  type Tensor,
-  tensor,
-  utils,
-} from '../lib/index.js'
+import { Generator, rand, utils } from '../lib/index.js'
+import { type DecodedText, Decoding } from './decoding.js'
 import type { LanguageModel } from './model.js'
 import { sample } from './sample.js'
 import { TextStop } from './stop.js'
@@ -45,8 +34,6 @@ export interface GenerateOptions extends utils.OptionsOf<typeof generateOptions>
 const readOptions = utils.reader(generateOptions)
 
 const maxPrompts = 4096
-/** Tokens of one forward. */
-const maxForward = 4096
 /** Random numbers that are made at once. */
 const block = 1024
 
@@ -101,12 +88,9 @@ async function* pieces(
 }
 
 /** One of the texts that are generated together. */
-class Text {
-  /** Where its keys and values are. */
+class Text implements DecodedText {
   readonly slot: number
-  /** The tokens that the model sees. */
   window: number[]
-  /** How many of them the cache has. */
   cached = 0
   ended = false
   #piece = ''
@@ -151,82 +135,5 @@ class Text {
     const piece = this.#piece
     this.#piece = ''
     return piece
-  }
-}
-
-/** The model with the keys and values of so many texts; without any for 0. */
-class Decoding {
-  readonly #model: LanguageModel
-  readonly #caches: ops.AttentionCache[]
-
-  constructor(model: LanguageModel, slots: number) {
-    this.#model = model
-    const made = () => model.layers.map(({ attention }) => attention.cache(slots, model.context))
-    this.#caches = slots > 0 ? allKept(made) : []
-  }
-
-  /** Calls `use` with the logits after each text. Those with as many new tokens share a forward. */
-  step(texts: readonly Text[], use: (text: Text, logits: Float32Array) => void): void {
-    const V = this.#model.tokenizer.size
-    const groups = new Map<number, Text[]>()
-    for (const text of texts) {
-      const count = text.window.length - text.cached
-      groups.set(count, [...(groups.get(count) ?? []), text])
-    }
-    for (const [count, group] of groups) {
-      const rows = Math.max(1, Math.floor(maxForward / count))
-      for (let first = 0; first < group.length; first += rows) {
-        const some = group.slice(first, first + rows)
-        const logits = undisturbed(this.#model, () => this.#forward(some, count).dataSync() as Float32Array)
-        for (const [i, text] of some.entries()) {
-          if (this.#caches.length > 0) text.cached += count
-          use(text, logits.subarray(i * V, (i + 1) * V))
-        }
-      }
-    }
-  }
-
-  #forward(texts: readonly Text[], count: number): Tensor {
-    const { device } = this.#model.head.weight
-    const numbers = (values: readonly number[], shape: readonly number[]): Tensor<'i32'> =>
-      tensor(Int32Array.from(values), shape, { device })
-    const tokens = numbers(
-      texts.flatMap(({ window, cached }) => window.slice(cached)),
-      [texts.length, count],
-    )
-    if (this.#caches.length === 0) return this.#model.predict(tokens)
-    const [position, slot] = (['cached', 'slot'] as const).map((name) =>
-      numbers(
-        texts.map((text) => text[name]),
-        [texts.length],
-      ),
-    )
-    return this.#model.predict(tokens, this.#caches, { position, slot })
-  }
-
-  [Symbol.dispose](): void {
-    for (const { keys, values } of this.#caches) for (const tensor of [keys, values]) tensor.dispose()
-  }
-}
-
-/** Caches that live until disposed; if there is no memory for all, none. */
-function allKept(make: () => ops.AttentionCache[]): ops.AttentionCache[] {
-  return allOrNone(() => {
-    const caches = make()
-    for (const { keys, values } of caches) for (const tensor of [keys, values]) keep(tensor)
-    return caches
-  })
-}
-
-/** In evaluation mode, without a tape, and with the random state as before. */
-function undisturbed<T>(model: LanguageModel, fn: () => T): T {
-  const modes = Array.from(model.modules(), (module) => ({ module, training: module.training }))
-  const { seed, step } = defaultGenerator
-  model.eval()
-  try {
-    return noGrad(() => scope(fn))
-  } finally {
-    for (const { module, training } of modes) if (module.training !== training) module.train(training) // outer ones first
-    defaultGenerator.setState({ seed, step })
   }
 }
