@@ -11,7 +11,6 @@ import {
   loadLanguageModel,
   saveLanguageModel,
 } from '../../language-model/index.js'
-import { sample } from '../../language-model/sample.js'
 import {
   defaultGenerator,
   MoeError,
@@ -63,17 +62,6 @@ async function textsOf(model: LanguageModel, prompts: readonly string[], options
     for (const [i, piece] of pieces.entries()) texts[i] += piece
   return texts
 }
-
-test('top-k chooses among k tokens, the likeliest', () => {
-  const logits = Float32Array.of(0, 3, 1, 2)
-  for (const [topK, chosen] of [
-    [1, 1],
-    [2, 3],
-    [3, 2],
-    [4, 0],
-  ]) // by the largest uniform number
-    expect(sample(logits, 1 - 2 ** -24, { temperature: 1, topK, topP: 1 })).toBe(chosen)
-})
 
 test('more positions than memory holds are OUT_OF_MEMORY', () => {
   const before = memory().tensors

@@ -152,4 +152,28 @@ export default [
     breaks: 'a model that was moved goes on with the weights that it had',
     tests: ['simt/test/language-model/decoding.test.ts'],
   },
+  {
+    name: 'later-of-equal-tokens',
+    file: 'language-model/descending.ts',
+    from: '(x === y && a < b)',
+    to: '(x === y && a > b)',
+    breaks: 'of tokens with equal logits the last are sampled first',
+    tests: ['test/language-model/sample.test.ts'],
+  },
+  {
+    name: 'pivot-without-weight',
+    file: 'language-model/descending.ts',
+    from: '[from, before] = [middle + 1, including]',
+    to: '[from, before] = [middle + 1, sum]',
+    breaks: 'top-p takes too many tokens, and top-k samples too late a token',
+    tests: ['test/language-model/sample.test.ts'],
+  },
+  {
+    name: 'top-k-of-the-first-tokens',
+    file: 'language-model/descending.ts',
+    from: 'least = values[largest.#first(count).last]',
+    to: 'least = values[largest.#first(count).indices[0]]',
+    breaks: 'top-k of a large vocabulary misses some of the likeliest tokens',
+    tests: ['test/language-model/sample.test.ts'],
+  },
 ]
