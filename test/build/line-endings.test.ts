@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { afterAll, expect, test } from 'vitest'
 import { root } from '../support/blocks.js'
+import { long } from '../support/numbers.js'
 
 // Git for Windows checks out with CRLF unless the repository says otherwise.
 
@@ -28,7 +29,7 @@ function copy(to: string, change: (text: Buffer) => Buffer = (text) => text): st
 const withCrlf = (text: Buffer) => Buffer.from(text.toString('latin1').replaceAll('\n', '\r\n'), 'latin1')
 const isCrlf = (file: string) => readFileSync(file, 'latin1').includes('\r\n')
 
-test('a clone with core.autocrlf has LF, and can be built', () => {
+test('a clone with core.autocrlf has the bytes of its origin, and so can be built', () => {
   const origin = copy(join(work, 'origin'))
   git(origin, 'init', '--quiet')
   git(origin, 'add', '--all')
@@ -37,7 +38,9 @@ test('a clone with core.autocrlf has LF, and can be built', () => {
   git(work, 'clone', '--quiet', '-c', 'core.autocrlf=true', origin, clone)
   const files = git(clone, 'ls-files', '-z').split('\0').filter(Boolean)
   expect(files.length).toBeGreaterThan(200)
-  expect(files.filter((file) => isCrlf(join(clone, file)))).toEqual([])
+  const same = (file: string) => readFileSync(join(clone, file)).equals(readFileSync(join(origin, file)))
+  expect(files.filter((file) => isCrlf(join(clone, file)) || !same(file))).toEqual([])
+  if (!long) return
   symlinkSync(join(root, 'node_modules'), join(clone, 'node_modules'))
   execFileSync(process.execPath, ['scripts/build.mjs'], { cwd: clone, stdio: 'pipe' })
   expect(existsSync(join(clone, 'dist/types/lib/index.d.ts'))).toBe(true)
