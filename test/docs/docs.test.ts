@@ -16,6 +16,7 @@ import {
 import { complaints } from '../support/commands.js'
 import { long } from '../support/numbers.js'
 import { pythonFor, pythonPatience, referencePython } from '../support/python.js'
+import { programRunner } from '../support/python-scripts.js'
 
 /**
  * Every block of code in the README and the docs runs. The blocks of a page run in order in one folder, so that one may
@@ -50,6 +51,7 @@ const inFiles = all.filter((block) => block.language in extensions && !excerptOf
 const typed = inFiles.filter(({ language }) => language === 'ts').map(({ file }) => file)
 let python: ReturnType<typeof referencePython> | undefined
 let compiled = ''
+const runPython = programRunner()
 
 beforeAll(() => {
   writeAll(
@@ -123,13 +125,13 @@ describe.each(pages.filter(({ tested }) => tested.length > 0))('$page', ({ page,
   }
 
   for (const block of tested) {
-    test.skipIf(!runs(page))(`${block.name} ${howTested(block)}`, (context) => {
+    test.skipIf(!runs(page))(`${block.name} ${howTested(block)}`, async (context) => {
       const excerpt = excerptOf(block)
       if (excerpt) return expect(flat(readFileSync(join(root, excerpt), 'utf8'))).toContain(flat(block.code))
       if (block.language === 'python' || withoutPython) {
         withoutPython = python !== undefined && 'reason' in python // what follows may read its files
         const program = pythonFor(context, python!)
-        if (block.language === 'python') return expectRun(block, program, ['-W', 'ignore', block.file], place)
+        if (block.language === 'python') return expectEnd(block, await runPython(program, [block.file], place))
       }
       run(block)
     })
