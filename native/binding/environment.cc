@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <string>
 
+#include "binding/process_groups.h"
 #include "core/plugin.h"
 
 namespace st_moe {
@@ -20,10 +21,17 @@ const char* code_name(ErrorCode code) {
     case ErrorCode::non_finite: return "NON_FINITE";
     case ErrorCode::backend_unavailable: return "BACKEND_UNAVAILABLE";
     case ErrorCode::device_fault: return "DEVICE_FAULT";
+    case ErrorCode::peer_lost: return "PEER_LOST";
+    case ErrorCode::timeout: return "TIMEOUT";
+    case ErrorCode::process_group: return "PROCESS_GROUP";
     case ErrorCode::none:
     case ErrorCode::internal: break;
   }
   return "INTERNAL";
+}
+
+Environment::~Environment() {
+  abandon_process_groups(this);
 }
 
 Environment::Environment(Napi::Env) {
