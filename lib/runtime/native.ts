@@ -1,5 +1,6 @@
 import { loadAddon } from './addon.js'
 import { MoeError, type MoeErrorCode, packageName } from './errors.js'
+import { trimWhenIdle } from './idle-memory.js'
 import { activationKind, binaryKind, nativeOps, unaryKind } from './native-ops.js'
 
 /** A live native tensor: slot and generation in one number, with nothing for the garbage collector. */
@@ -21,6 +22,8 @@ interface Addon {
   memory(device: number): [tensors: number, bytes: number, peakBytes: number, cachedBytes: number]
   resetPeak(device: number): void
   emptyCache(device: number): void
+  /** Milliseconds until the next call; 0 if nothing is cached. */
+  trimIdle(device: number): number
   /** 0 is no limit. */
   setMemoryLimit(device: number, bytes: number): void
   retain(handle: Handle): void
@@ -97,6 +100,7 @@ function load(): Native {
   const functions: Native = { ...(loaded.addon as Addon), ...nativeOps(loaded.addon) }
   checkKinds(functions, loaded.file)
   file = loaded.file
+  trimWhenIdle(functions)
   functions.setErrorFactory((code, op, text) => new MoeError(code as MoeErrorCode, op, text.slice(op.length + 3)))
   return functions
 }

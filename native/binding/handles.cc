@@ -102,6 +102,11 @@ static Napi::Value empty_cache(Call& c) {
   return c.env.Undefined();
 }
 
+static Napi::Value trim_idle(Call& c) {  // (device) → milliseconds until the next call, or 0
+  Device& device = c.device();
+  return Napi::Number::New(c.env, device.backend->trim_idle ? device.backend->trim_idle(device.context) : 0);
+}
+
 static Napi::Value set_memory_limit(Call& c) {  // (device, bytes): 0 is no limit
   Device& device = c.device();
   const int64_t bytes = c.integer("bytes", 0, (int64_t{1} << 53) - 1);
@@ -274,6 +279,7 @@ const std::vector<Entry> kHandleEntries = {
     {"memory", memory, Order::free},
     {"resetPeak", reset_peak, Order::free},
     {"emptyCache", empty_cache, Order::free},
+    {"trimIdle", trim_idle, Order::free},
     {"setMemoryLimit", set_memory_limit, Order::free},
     {"retain", retain, Order::free},
     {"release", release, Order::free},

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <limits>
@@ -17,8 +19,11 @@ constexpr size_t kFineStep = 64, kFineLimit = 4096;  // multiples of 64 bytes up
 constexpr int kFineClasses = kFineLimit / kFineStep;
 constexpr int kStepsPerOctave = 8;  // above: wastes at most 1/8 of a block
 constexpr int kClasses = kFineClasses + (46 - 12) * kStepsPerOctave;
-constexpr size_t kHugeScratch = size_t{512} << 10;   // from this size on, scratch memory is at least one huge page
-constexpr size_t kCheckedLimit = size_t{256} << 20;  // from this size on, checks that the system has as much
+constexpr size_t kHugeScratch = size_t{512} << 10;       // from this size on, scratch memory is at least one huge page
+constexpr size_t kCheckedLimit = size_t{256} << 20;      // from this size on, checks that the system has as much
+constexpr auto kIdle = std::chrono::milliseconds(2000);  // a size class that has not been used for so long is idle
+constexpr size_t kIdlePart = size_t{256} << 20;          // given back at once: the system takes 20 ms or so for it
+constexpr int kIdlePause = 20;                           // milliseconds
 constexpr size_t kCacheLimit = size_t{2} << 30, kCacheFloor = size_t{64} << 20;
 
 // Under ASan each block comes from the system, so that a use after release is detected.
@@ -102,6 +107,7 @@ class Cache {
       } else {
         while (held_ + size.bytes > limit_) evict(stalest(), evicted);
         List& list = lists_[size.index];
+        list.last_use = ++clock_;
         list.head = new (data) Block{list.head, size.bytes};
         held_ += size.bytes;
       }
@@ -124,6 +130,28 @@ class Cache {
     release(evicted);
   }
 
+  int trim_idle() {
+    Block* evicted = nullptr;
+    int pause = 0;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      const auto now = std::chrono::steady_clock::now();
+      if (now >= next_mark_) {
+        idle_until_ = mark_;
+        mark_ = clock_;
+        next_mark_ = now + kIdle;
+      }
+      size_t part = 0;
+      for (List& list : lists_)
+        for (; list.head && list.last_use <= idle_until_ && part < kIdlePart; evict(list, evicted))
+          part += list.head->bytes;
+      const auto rest = std::chrono::ceil<std::chrono::milliseconds>(next_mark_ - now).count();
+      if (held_ > 0) pause = part < kIdlePart ? static_cast<int>(rest) : kIdlePause;
+    }
+    release(evicted);
+    return pause;
+  }
+
  private:
   struct Block {
     Block* next;
@@ -134,7 +162,7 @@ class Cache {
     uint64_t last_use = 0;
   };
 
-  // The size class that was requested least recently: left over from shapes no longer in use.
+  // The size class that was used least recently: left over from shapes no longer in use.
   List& stalest() {
     List* oldest = nullptr;
     for (List& list : lists_)
@@ -161,6 +189,9 @@ class Cache {
   std::mutex mutex_;
   List lists_[kClasses];
   uint64_t clock_ = 0;
+  // Idle is what was used last before the mark before the last; a mark is at least kIdle after another.
+  uint64_t mark_ = 0, idle_until_ = 0;
+  std::chrono::steady_clock::time_point next_mark_{};
   size_t held_ = 0;
   const size_t limit_ = cache_limit();
 };
@@ -246,6 +277,10 @@ size_t cached_bytes() {
 
 void cache_trim() {
   cache().trim();
+}
+
+int cache_trim_idle() {
+  return cache().trim_idle();
 }
 
 void set_memory_limit(size_t bytes) {

@@ -54,6 +54,10 @@ Status empty_cache(const Context&) {
   return Status{ErrorCode::none, {}};
 }
 
+int32_t trim_idle(const Context&) {
+  return cache_trim_idle();
+}
+
 void limit_memory(const Context&, size_t bytes) {
   set_memory_limit(bytes);
 }
@@ -80,6 +84,7 @@ const Backend& cpu_backend() {
         .ops = isa.op_table(),
         .held_bytes = cpu::held_bytes,
         .empty_cache = cpu::empty_cache,
+        .trim_idle = cpu::trim_idle,
         .set_memory_limit = cpu::limit_memory,
         .saved_values = cpu::saved_values,
         .allocation_error = cpu::allocation_error,

@@ -15,6 +15,7 @@ void* cache_allocate(size_t bytes);
 void cache_release(void* data, size_t bytes);
 size_t cached_bytes();                            // cached for reuse, not counted as live
 void cache_trim();                                // returns cached memory to the system
+int cache_trim_idle();                            // Backend::trim_idle
 void set_memory_limit(size_t bytes);              // on what the process takes from the system, in use and cached
 void describe_shortage(char* text, size_t size);  // what is known about memory that could not be allocated
 

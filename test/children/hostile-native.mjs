@@ -18,6 +18,7 @@ const signatures = {
   memory: 'n',
   resetPeak: 'n',
   emptyCache: 'n',
+  trimIdle: 'n',
   setMemoryLimit: 'n 0',
   deviceInfo: 'n',
   bf16DotSpeed: '',

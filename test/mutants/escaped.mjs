@@ -214,10 +214,10 @@ export default [
   {
     name: 'top-k-takes-one-more',
     file: 'language-model/sample.ts',
-    from: 'topK > 0 ? topK : undefined',
-    to: 'topK > 0 ? topK + 1 : undefined',
+    from: 'topK > 0 ? topK : logits.length',
+    to: 'topK > 0 ? topK + 1 : logits.length',
     breaks: 'a token more than asked for can be generated',
-    tests: ['test/language-model/generate.test.ts'],
+    tests: ['test/language-model/sample.test.ts'],
   },
   {
     name: 'trainer-with-other-betas',
