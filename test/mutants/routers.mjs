@@ -35,8 +35,8 @@ export default [
   {
     name: 'padding-counts-as-load',
     file: 'lib/nn/gating.ts',
-    from: 'const counted = mask ? mul(each',
-    to: 'const counted = !mask ? each : ones([...shape, 1], { device }) ?? mul(each',
+    from: "reshape(mask.to('f32'), [shape[0], shape[1], 1, 1])",
+    to: 'ones([shape[0], shape[1], 1, 1], { device })',
     breaks: 'padding moves the bias of experts',
     tests: ['test/nn/expert-bias.test.ts'],
   },
