@@ -170,7 +170,7 @@ std::string types_of(const Gemm& g) {
 bool counted(const Gemm& g, int count) {
   if constexpr (!kCounting) return false;
   count_gemm(g.m, g.n, g.k, count, types_of(g).c_str(), count * bytes_moved(g));
-  return only_counted(products_of(g) * count / 32);
+  return only_counted_products(products_of(g) * count);
 }
 
 // The same of a grouped GEMM, which is not empty.
@@ -179,7 +179,7 @@ bool counted(const std::vector<Gemm>& gemms) {
   double products = 0, bytes = 0;
   for (const Gemm& g : gemms) products += products_of(g), bytes += bytes_moved(g);
   count_groups(gemms.size(), 2 * products, types_of(gemms[0]).c_str(), bytes);
-  return only_counted(products / 32);
+  return only_counted_products(products);
 }
 
 double scalar(const void* from, int i, cublasComputeType_t compute) {
