@@ -1,232 +1,147 @@
-import { digits, markdownTable } from './table.js'
+import { isGemm, type Work } from './roofline-work.js'
 
 /**
- * How long a GPU would take for what the emulator has counted (test/native/simt/emulator/counting.h), if memory and
- * arithmetic alone limited it. A model, not a measurement: docs/cuda.md says what it leaves out.
+ * How long a GPU would take for what the emulator has counted. A model, not a measurement: docs/cuda.md says what it
+ * leaves out.
  */
 
 export interface Gpu {
   name: string
-  /** Bytes per second of its memory and of its L2 cache. */
+  /** Bytes per second of its memory and of its L2 cache, and the bytes that this cache holds. */
   memory: number
   cache: number
+  cacheBytes: number
   /** FLOP/s in float32, in float64, and of tensor cores with bf16 (T4: f16) operands and float32 sums. */
   f32: number
   f64: number
   low: number
+  multiprocessors: number
+  /** Hertz, of a GPU under load. */
+  clock: number
 }
 
-/** Data sheets; the L2 caches from published microbenchmarks. */
+/** Data sheets; the bandwidths of L2 caches from published microbenchmarks. */
 export const gpus: readonly Gpu[] = [
-  { name: 'H100', memory: 3.35e12, cache: 5.5e12, f32: 67e12, f64: 34e12, low: 989e12 },
-  { name: 'A100', memory: 2.04e12, cache: 4.5e12, f32: 19.5e12, f64: 9.7e12, low: 312e12 },
-  { name: 'RTX 4090', memory: 1.01e12, cache: 5e12, f32: 82.6e12, f64: 1.29e12, low: 165e12 },
-  { name: 'T4', memory: 0.32e12, cache: 1.27e12, f32: 8.1e12, f64: 0.253e12, low: 65e12 },
+  {
+    ...{ name: 'H100', memory: 3.35e12, cache: 5.5e12, cacheBytes: 50e6, f32: 67e12, f64: 34e12, low: 989e12 },
+    ...{ multiprocessors: 132, clock: 1.755e9 },
+  },
+  {
+    ...{ name: 'A100', memory: 2.04e12, cache: 4.5e12, cacheBytes: 40e6, f32: 19.5e12, f64: 9.7e12, low: 312e12 },
+    ...{ multiprocessors: 108, clock: 1.41e9 },
+  },
+  {
+    ...{ name: 'RTX 4090', memory: 1.01e12, cache: 5e12, cacheBytes: 72e6, f32: 82.6e12, f64: 1.29e12, low: 165e12 },
+    ...{ multiprocessors: 128, clock: 2.52e9 },
+  },
+  {
+    ...{ name: 'T4', memory: 0.32e12, cache: 1.27e12, cacheBytes: 4e6, f32: 8.1e12, f64: 0.253e12, low: 65e12 },
+    ...{ multiprocessors: 40, clock: 1.59e9 },
+  },
 ]
 
-/** Of the data sheet: what good kernels reach. */
-export const reached = { memory: 0.9, vector: 0.85, low: 0.7 }
+/** Threads for which a multiprocessor issues an instruction in each cycle: four warps. */
+const issueWidth = 128
+
+/**
+ * Fractions of the data sheet that good kernels reach. `grouped` is the part of the rate of a strided-batched GEMM that
+ * cublasGemmGroupedBatchedEx reaches, which has no warpgroup instructions; `capacity` is the part of the L2 cache that
+ * one launch has.
+ */
+export const reached = { memory: 0.9, vector: 0.85, low: 0.7, grouped: 0.6, issue: 0.75, capacity: 0.8 }
 
 /** Seconds between a kernel and the next, and so the least that one takes. */
 export const launchSeconds = 2e-6
 
-/** A line of the emulator. */
-type Line =
-  | (Record<Count, number> & Partial<Record<Arithmetic, number>> & { kernel: string })
-  | { gemm: string; m: number; n: number; k: number; count: number; flops: number; bytes: number }
-  | { gemm: string; groups: number; flops: number; bytes: number }
-  | { copy: true; read: number; write: number }
-  | { fill: true; read: number; write: number }
+/** Seconds for which the GPU has no work when the host waits for a copy: the copy, and the launches after it. */
+export const waitSeconds = 15e-6
 
-type Count =
-  | 'blocks'
-  | 'read'
-  | 'readSectors'
-  | 'readDistinct'
-  | 'write'
-  | 'writeSectors'
-  | 'writeDistinct'
-  | 'wavefronts'
-  | 'fewestWavefronts'
-  | 'barriers'
+/**
+ * Seconds per read of a thread of the router's kernels, whose threads wait for one read before the next, because the
+ * second depends on the first; `choose` reads a row of x, or of the logits, several reads at a time.
+ */
+export const secondsPerRead: Record<string, number> = { choose: 0.1e-6, scan: 0.4e-6, find_slots: 0.4e-6 }
 
-/** Not there if the emulator was built without the plugin that counts it. */
-type Arithmetic = 'flops' | 'issued' | 'issued64'
+/** Rows and columns of the result of a GEMM that one multiprocessor computes at a time. */
+const tile = 128
 
-/** One or more equal launches of a kernel, a GEMM, or a fill of memory. */
-export interface Work {
-  name: string
-  isGemm: boolean
-  launches: number
-  /** Of memory, if every sector is read and written once. */
-  bytes: number
-  /** Of the sectors of all accesses. */
-  moved: number
-  /** What the lanes ask for, of what is moved. */
-  efficiency: number
-  /** Wavefronts of shared memory, of the fewest possible. */
-  conflicts: number
-  flops: number
-  /** Instructions that compute in float32 and in float64, of all threads; 0 of GEMMs. */
-  issued: number
-  issued64: number
-  lowPrecision: boolean
+/**
+ * Bytes from and to memory. What a launch reads of an allocation that fits the L2 cache, it reads once; all that it reads
+ * again of a larger one comes from memory again: a pass over x for one expert evicts what that for the next one needs.
+ */
+export function memoryBytes(gpu: Gpu, { reads, write }: Work): number {
+  const fits = gpu.cacheBytes * reached.capacity
+  return reads.reduce((bytes, [distinct, moved]) => bytes + (distinct > fits ? moved : distinct), write)
 }
 
-const sector = 32
-
-/** Kernels that run a functor, which then has the name. */
-const wrappers = /^(?:rows|by_warp|vectors|elementwise)_kernel</
-const lastNames = /^rows_and_columns_kernel<.*\b([A-Za-z_]\w*)<[^<>]*> ?>\(/
-
-/** `st_moe::cuda::rows_kernel<256, st_moe::cuda::Activate<float, …> >(…)` → `Activate`. */
-export function kernelName(signature: string): string {
-  const plain = signature.replaceAll(/st_moe::(?:cuda::)?|\(anonymous namespace\)::/g, '').replace(/^void /, '')
-  const functor = wrappers.test(plain)
-    ? /<(?:\d+, )?(?:Fills<)?([A-Za-z_]\w*)/.exec(plain)?.[1]
-    : lastNames.exec(plain)?.[1]
-  return functor ?? plain.replace(/[<(].*$/s, '').replace(/_kernel$/, '')
+/** A single GEMM has the GPU to itself, and its last wave of tiles may fill only some multiprocessors. */
+function filled(gpu: Gpu, { kind, sizes }: Work): number {
+  if (kind !== 'single' || !sizes) return 1
+  const tiles = Math.ceil(sizes.m / tile) * Math.ceil(sizes.n / tile)
+  return tiles / (Math.ceil(tiles / gpu.multiprocessors) * gpu.multiprocessors)
 }
 
-const sizes = ({ m, n, k, count }: Record<'m' | 'n' | 'k' | 'count', number>) =>
-  `${count > 1 ? `${count} × ` : ''}${m} × ${n} × ${k}`
+/** FLOP/s of a GEMM in one strided-batched call. */
+const gemmRate = (gpu: Gpu, { lowPrecision }: Work): number =>
+  lowPrecision ? gpu.low * reached.low : gpu.f32 * reached.vector
 
-function workOf(line: Line): Work | null {
-  const one = {
-    isGemm: false,
-    launches: 1,
-    efficiency: 1,
-    conflicts: 1,
-    flops: 0,
-    issued: 0,
-    issued64: 0,
-    lowPrecision: false,
-  }
-  if ('gemm' in line) {
-    const { gemm, flops, bytes } = line
-    const name = `GEMM ${'groups' in line ? `of ${line.groups} groups` : sizes(line)}, ${gemm}`
-    return { ...one, name, isGemm: true, bytes, moved: bytes, flops, lowPrecision: /^b?f16/.test(gemm) }
-  }
-  if ('kernel' in line) {
-    const moved = sector * (line.readSectors + line.writeSectors)
-    return {
-      ...one,
-      name: kernelName(line.kernel),
-      bytes: line.readDistinct + line.writeDistinct,
-      moved,
-      efficiency: moved > 0 ? (line.read + line.write) / moved : 1,
-      conflicts: line.wavefronts > 0 ? line.wavefronts / line.fewestWavefronts : 1,
-      flops: line.flops ?? 0,
-      issued: line.issued ?? 0,
-      issued64: line.issued64 ?? 0,
-    }
-  }
-  if ('fill' in line) return { ...one, name: 'fill', bytes: line.write, moved: line.write }
-  return null // copies are between host and device
+/** Nothing hides the launch of a single GEMM: those of one expert each follow each other. */
+function gemmSeconds(gpu: Gpu, work: Work): number {
+  const { kind, flops, lowPrecision } = work
+  const part = !lowPrecision ? 1 : kind === 'grouped' ? reached.grouped : filled(gpu, work)
+  return flops / (gemmRate(gpu, work) * part) + (kind === 'single' ? launchSeconds : 0)
 }
 
-export const readWork = (text: string): Work[] =>
-  text
-    .split('\n')
-    .filter((line) => line !== '')
-    .flatMap((line) => workOf(JSON.parse(line)) ?? [])
-
-// Of the data sheet's FLOP/s, each instruction is two: a product and a sum.
-function arithmeticSeconds(gpu: Gpu, { isGemm, lowPrecision, flops, issued, issued64 }: Work): number {
-  if (lowPrecision) return flops / (gpu.low * reached.low)
-  const seconds = isGemm ? flops / gpu.f32 : Math.max((2 * issued) / gpu.f32, (2 * issued64) / gpu.f64)
-  return seconds / reached.vector
+/** Possible limits of a launch, and the seconds that each would take alone. */
+export function limitsOn(gpu: Gpu, work: Work): Record<string, number> {
+  if (work.kind === 'wait') return { wait: waitSeconds }
+  const memory = memoryBytes(gpu, work) / (gpu.memory * reached.memory)
+  if (isGemm(work)) return { arithmetic: gemmSeconds(gpu, work), memory, launch: launchSeconds }
+  // The data sheet counts an instruction as two FLOPs: a product and a sum.
+  const arithmetic = Math.max((2 * work.issued) / gpu.f32, (2 * work.issued64) / gpu.f64) / reached.vector
+  const issue = work.instructions / (gpu.multiprocessors * issueWidth * gpu.clock * reached.issue)
+  const latency = launchSeconds + work.longest * (secondsPerRead[work.name] ?? 0)
+  return { arithmetic, issue, memory, L2: work.moved / gpu.cache, launch: launchSeconds, latency }
 }
 
-export const secondsOn = (gpu: Gpu, work: Work): number =>
-  Math.max(
-    arithmeticSeconds(gpu, work),
-    work.bytes / (gpu.memory * reached.memory),
-    work.isGemm ? 0 : work.moved / gpu.cache,
-    work.launches * launchSeconds,
-  )
-
-const total = (works: readonly Work[], value: (work: Work) => number): number =>
-  works.reduce((sum, work) => sum + value(work), 0)
-
-/** The time of all over the time of the GEMMs alone. */
-export const ratioOn = (gpu: Gpu, works: readonly Work[]): number =>
-  total(works, (work) => secondsOn(gpu, work)) /
-  total(
-    works.filter(({ isGemm }) => isGemm),
-    (work) => secondsOn(gpu, work),
-  )
-
-export const launchesOf = (works: readonly Work[]): number =>
-  total(
-    works.filter(({ isGemm }) => !isGemm),
-    ({ launches }) => launches,
-  )
+export const secondsOn = (gpu: Gpu, work: Work): number => Math.max(...Object.values(limitsOn(gpu, work)))
 
 /** What was counted of one pass. */
 export interface Pass {
   shape: string
   pass: string
+  /** Experts of the layer; undefined for a whole model. */
+  experts?: number
   works: readonly Work[]
 }
 
-const time = (seconds: number): string =>
-  seconds < 1e-3 ? `${(seconds * 1e6).toFixed(0)} µs` : `${(seconds * 1e3).toPrecision(3)} ms`
-
-/** A row for each pass: launches, and per GPU the time and what the GEMMs alone take of it. */
-export const summary = (passes: readonly Pass[]): string =>
-  markdownTable(
-    ['shape', 'pass', 'launches + GEMMs', ...gpus.map(({ name }) => `${name}: time, × GEMMs`)],
-    passes.map(({ shape, pass, works }) => {
-      const gemms = works.filter(({ isGemm }) => isGemm).length
-      const on = (gpu: Gpu): string => {
-        const all = time(total(works, (work) => secondsOn(gpu, work)))
-        return gemms > 0 ? `${all}, ${ratioOn(gpu, works).toFixed(2)}` : all
-      }
-      return [shape, pass, `${launchesOf(works)}${gemms > 0 ? ` + ${gemms}` : ''}`, ...gpus.map(on)]
-    }),
-  )
-
-/** Equal launches in one row. */
-function merged(works: readonly Work[]): Work[] {
-  const rows = new Map<string, Work>()
-  for (const work of works) {
-    const before = rows.get(work.name)
-    if (!before) {
-      rows.set(work.name, work)
-      continue
-    }
-    const moved = before.moved + work.moved
-    rows.set(work.name, {
-      ...before,
-      launches: before.launches + work.launches,
-      bytes: before.bytes + work.bytes,
-      moved,
-      efficiency: moved > 0 ? (before.efficiency * before.moved + work.efficiency * work.moved) / moved : 1,
-      conflicts: Math.max(before.conflicts, work.conflicts),
-      flops: before.flops + work.flops,
-      issued: before.issued + work.issued,
-      issued64: before.issued64 + work.issued64,
-    })
-  }
-  return [...rows.values()]
+/** Whether a work is a GEMM of the experts; of a whole model, any GEMM. The router's has a column for each expert. */
+export function isExpertGemm({ experts }: Pass, work: Work): boolean {
+  if (!isGemm(work)) return false
+  const { kind, sizes, lowPrecision } = work
+  const ofRouter = kind === 'single' && !lowPrecision && sizes && Object.values(sizes).includes(experts ?? -1)
+  return !ofRouter
 }
 
-const gigaflops = (flops: number): string => (flops === 0 ? '' : flops < 1e6 ? '< 0.001' : digits(flops / 1e9))
-const megabytes = (bytes: number): string => digits(bytes / 1e6)
+export const total = <T>(works: readonly T[], value: (work: T) => number): number =>
+  works.reduce((sum, work) => sum + value(work), 0)
 
-/** A row for each kernel and GEMM of a pass. */
-export const launchTable = ({ works }: Pass, gpu: Gpu): string =>
-  markdownTable(
-    ['launch', 'times', 'GFLOP', 'MB', 'MB moved', 'of it used', 'bank conflicts', gpu.name],
-    merged(works).map((work) => [
-      work.name,
-      String(work.launches),
-      gigaflops(work.flops),
-      megabytes(work.bytes),
-      work.isGemm ? '' : megabytes(work.moved),
-      work.isGemm ? '' : work.efficiency.toFixed(2),
-      work.conflicts > 1 ? `${work.conflicts.toFixed(2)}×` : '',
-      time(secondsOn(gpu, work)),
-    ]),
+export const passSeconds = (gpu: Gpu, { works }: Pass): number => total(works, (work) => secondsOn(gpu, work))
+
+/** Seconds of the experts' GEMMs alone, each at the rate of a strided-batched call. */
+export const gemmsAlone = (gpu: Gpu, pass: Pass): number =>
+  total(
+    pass.works.filter((work) => isExpertGemm(pass, work)),
+    (work) => secondsOn(gpu, { ...work, kind: 'strided' }),
   )
+
+/** The time of all over the time of the GEMMs alone. */
+export const ratioOn = (gpu: Gpu, pass: Pass): number => passSeconds(gpu, pass) / gemmsAlone(gpu, pass)
+
+/** Bytes from and to memory, except the operands and results of the experts' GEMMs, by the name of the launch. */
+export function lostBytes(gpu: Gpu, pass: Pass): { name: string; bytes: number }[] {
+  const lost = new Map<string, number>()
+  for (const work of pass.works)
+    if (!isExpertGemm(pass, work)) lost.set(work.name, (lost.get(work.name) ?? 0) + memoryBytes(gpu, work))
+  return [...lost].map(([name, bytes]) => ({ name, bytes })).sort((a, b) => b.bytes - a.bytes)
+}

@@ -1,16 +1,21 @@
-// Counts what decides the memory speed of the CUDA kernels, in the PTX that nvcc makes of them; needs no GPU. Prints a
-// row per kernel: global loads and stores of 128 bits and narrower ones; stores of single values, loads after a store and
+// Counts what decides the memory speed of the CUDA kernels, in the PTX and the machine code (SASS) that nvcc makes of
+// them; needs no GPU. Prints a row per kernel: global loads and stores of 128 bits and narrower ones; stores of single values, loads after a store and
 // integer divisions in its innermost loops; all integer divisions; instructions on doubles in innermost loops; registers;
-// bytes spilled, and bytes of a stack frame, where arrays are that no register holds; and occupancy: of the threads that a
-// multiprocessor can hold, the percentage for which its registers suffice.
-// Fails if a kernel of the budget is worse than that says.
-// Usage: node scripts/cuda-kernels.mjs [--arch sm_90] [--budget] [file.cu ...]; --budget prints its kernels alone.
+// bytes spilled, and bytes of a stack frame, where arrays are that no register holds; occupancy: of the threads that a
+// multiprocessor can hold, the percentage for which its registers suffice; loads and stores of local memory; the
+// instructions of the loop that accesses most global memory, and the bytes that it reads and writes (cuda-sass.mjs).
+// Fails if a kernel of the budget is worse than that says, or if a hot kernel issues more instructions for a byte than
+// bench/cuda/instructions.json says of its architecture. --write writes that file; the roofline reads it.
+// Usage: node scripts/cuda-kernels.mjs [--arch sm_90] [--budget] [--write] [file.cu ...]; --budget prints its kernels
+// and the hot ones alone.
 import { execFile, execFileSync } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { availableParallelism, tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
+import { plainName } from '../bench/kernel-names.mjs'
+import { findNvdisasm, sassOf } from './cuda-sass.mjs'
 
 /** Registers are given to a thread in steps of 8. */
 const registerStep = 8
@@ -56,8 +61,12 @@ const leastOccupancy = (name) => (tiles.test(name) ? 25 : doubleActivations.test
 const root = fileURLToPath(new URL('..', import.meta.url))
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { arch: { type: 'string', default: 'sm_90' }, budget: { type: 'boolean' } },
+  options: { arch: { type: 'string', default: 'sm_90' }, budget: { type: 'boolean' }, write: { type: 'boolean' } },
 })
+const hotFile = path.join(root, 'bench/cuda/instructions.json')
+const hot = JSON.parse(readFileSync(hotFile, 'utf8'))
+const nvdisasm = findNvdisasm()
+if (values.write && !nvdisasm) process.exit(1)
 const run = promisify(execFile)
 const folder = path.join(root, 'native/cuda')
 const files = positionals.length
@@ -93,7 +102,7 @@ function loadsAfterStore(loop) {
 
 const division = /\b(div|rem)\.[su]\d/
 
-function kernel(text, resources) {
+function kernel(text, resources, sass) {
   const lines = text.split('\n').map((line) => line.trim())
   const inner = innermostLoops(lines).map(([a, b]) => lines.slice(a, b + 1))
   const [loads, stores] = ['ld', 'st'].map((kind) => accesses(lines, kind))
@@ -109,6 +118,7 @@ function kernel(text, resources) {
     'f64 in loops': inner.flat().filter((line) => /\b(fma|add|sub|mul|div)(\.rn)?\.f64/.test(line)).length,
     ...resources,
     occupancy: occupancy(Number(/\.maxntid (\d+)/.exec(text)?.[1]), resources.registers),
+    ...sass,
   }
 }
 
@@ -143,30 +153,25 @@ function resourcesOf(report) {
   )
 }
 
-/** Names without namespaces, result and parameters. */
-function plainNames(mangled) {
-  const text = execFileSync('c++filt', { input: mangled.join('\n'), encoding: 'utf8' })
-  return text.split('\n').map((name) =>
-    name
-      .replace(/^void /, '')
-      .replaceAll(/st_moe::(cuda::)?|\((\w|::)+\)(?=\d)/g, '')
-      .replace(/ ?\(.*/, '')
-      .replaceAll(' >', '>'),
-  )
-}
+const plainNames = (mangled) =>
+  execFileSync('c++filt', { input: mangled.join('\n'), encoding: 'utf8' })
+    .split('\n')
+    .map(plainName)
 
 /** [name, counts] of each kernel of a file. */
 async function kernelsOf(file, temporary) {
   const ptx = path.join(temporary, `${path.basename(file)}.ptx`)
   await run('nvcc', ['-std=c++20', '-I', path.join(root, 'native'), `-arch=${values.arch}`, '-ptx', '-o', ptx, file])
-  const { stderr } = await run('ptxas', ['-v', `-arch=${values.arch}`, '-o', '/dev/null', ptx], { maxBuffer: 2 ** 26 })
+  const cubin = path.join(temporary, `${path.basename(file)}.cubin`)
+  const { stderr } = await run('ptxas', ['-v', `-arch=${values.arch}`, '-o', cubin, ptx], { maxBuffer: 2 ** 26 })
   const resources = resourcesOf(stderr)
+  const sass = nvdisasm ? sassOf(nvdisasm, cubin) : new Map()
   const entries = readFileSync(ptx, 'utf8')
     .split(/^\.(?:visible|weak) \.entry /m)
     .slice(1)
   const mangled = entries.map((text) => /^\w+/.exec(text)[0])
   const names = plainNames(mangled)
-  return entries.map((text, i) => [names[i], kernel(text, resources.get(mangled[i]))])
+  return entries.map((text, i) => [names[i], kernel(text, resources.get(mangled[i]), sass.get(mangled[i]))])
 }
 
 /** What is wrong with a kernel of the budget. */
@@ -175,6 +180,7 @@ function faults(name, row) {
   if (row['ld.128'] + row['st.128'] === 0) wrong.push('no access of 128 bits')
   if (row.spills > 0) wrong.push('a spill')
   if (row.frame > 0) wrong.push('a stack frame')
+  if (row.local > 0) wrong.push('accesses to local memory')
   if (row['div in loops'] > 0) wrong.push('an integer division in an innermost loop')
   if (!(row.occupancy >= leastOccupancy(name))) wrong.push(`an occupancy below ${leastOccupancy(name)} %`)
   if (!isOf([tiles, doubleActivations], name) && row['ld after st'] > 0) wrong.push('a load after a store')
@@ -185,6 +191,27 @@ function faults(name, row) {
     if (row['f64 in loops'] > 0 && !/double|F64/.test(name)) wrong.push('a double per value')
   }
   return wrong.join(', ')
+}
+
+/** For a byte that the loop accesses. */
+const instructionsPerByte = ({ instructions, read, write }) => instructions / (read + write)
+
+/** Factor by which the instructions of a hot kernel may grow: versions of nvcc differ. */
+const tolerated = 1.05
+
+function tooManyInstructions(name, row) {
+  const known = values.arch === hot.arch && hot.kernels[name]
+  if (!known || !nvdisasm || values.write) return ''
+  if (instructionsPerByte(row) <= tolerated * instructionsPerByte(known)) return ''
+  const each = (counts) => (counts.instructions / known.elements).toFixed(0)
+  return `${each(row)} instructions per element, instead of ${each(known)}`
+}
+
+/** The counts of this compiler, for the kernels that the file names. */
+function writeInstructions() {
+  for (const [name, { instructions, read, write }] of kernels)
+    if (hot.kernels[name]) Object.assign(hot.kernels[name], { instructions, read, write })
+  writeFileSync(hotFile, `${JSON.stringify(hot, null, 2)}\n`)
 }
 
 const isOf = (patterns, name) => patterns.some((pattern) => pattern.test(name))
@@ -207,16 +234,20 @@ console.log(columns.join('  '))
 let failures = 0
 for (const [name, row] of kernels) {
   const counts = isOf(budget, name)
-  if (values.budget && !counts) continue
-  const wrong = counts ? faults(name, row) : ''
+  if (values.budget && !counts && !hot.kernels[name]) continue
+  const wrong = [counts ? faults(name, row) : '', tooManyInstructions(name, row)].filter(Boolean).join(', ')
   if (wrong) failures++
   const cells = columns.map((column) => String(row[column]).padStart(column.length))
   console.log(`${cells.join('  ')}  ${name}${wrong && `: ${wrong}`}`)
 }
-if (!positionals.length)
-  for (const pattern of budget)
-    if (!kernels.some(([name]) => pattern.test(name))) {
-      console.log(`${pattern}: no such kernel`)
-      failures++
-    }
+if (!positionals.length) {
+  const names = kernels.map(([name]) => name)
+  const missing = [
+    ...budget.filter((pattern) => !names.some((name) => pattern.test(name))),
+    ...Object.keys(hot.kernels).filter((name) => !names.includes(name)),
+  ]
+  for (const kernel of missing) console.log(`${kernel}: no such kernel`)
+  failures += missing.length
+}
+if (values.write) writeInstructions()
 process.exitCode = failures ? 1 : 0

@@ -63,7 +63,10 @@ for argument; do [ "$previous" = -o ] && sed -i '1,20s/^\\.version .*/.version $
   writeFileSync(at('nvvm/bin/cicc'), cicc, { mode: 0o755 })
   for (const name of readdirSync(path.join(runtime, 'include')))
     link(path.join(runtime, 'include', name), 'include', name)
-  for (const name of ['crt', 'fatbinary_section.h']) link(path.join(compiler, 'include', name), 'include', name) // its own
+  const ofCompiler = ['crt', 'fatbinary_section.h', 'nvtx3'].filter((name) =>
+    existsSync(path.join(compiler, 'include', name)),
+  )
+  for (const name of ofCompiler) link(path.join(compiler, 'include', name), 'include', name)
   for (const name of ['libcudart_static.a', 'libcudadevrt.a']) link(path.join(runtime, 'lib', name), 'lib64', name)
   writeFileSync(at('made-from'), from)
   return at('bin/nvcc')

@@ -137,7 +137,7 @@ function crossed(prefix) {
 function foreignRuntime(processor, build) {
   const wheels = inRoot(build, 'wheels')
   const requirements = readFileSync(inRoot('scripts/cuda-requirements.txt'), 'utf8')
-  const wanted = requirements.match(/^nvidia-cuda-(nvcc|crt|runtime|cccl)==(.*\\\n)*.*$/gm)
+  const wanted = requirements.match(/^nvidia-(cuda-(nvcc|crt|runtime|cccl)|nvtx)==(.*\\\n)*.*$/gm)
   unpackWheels(wheels, `manylinux2014_${processor}`, wanted)
   const cuda = path.join(wheels, 'nvidia/cu13')
   return [

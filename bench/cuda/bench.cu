@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <array>
+#include <numeric>
 
 #include "../native/layer.h"
 #include "cuda/blas.h"
@@ -25,14 +27,7 @@ class Cuda : public Platform {
                    {"forward+backward", true, false},
                    {"forward+backward, weights changed", true, true}};
     keeps_packed_weights = true;
-    const LayerSizes small = quick ? LayerSizes{2, 16, 24, 4, 2} : LayerSizes{};
-    for (const DType compute : arithmetic) layers.push_back({small, {compute}});
-    if (quick) return;
-    // The same 320 rows per expert; E = 64 needs more than 80 GB for its backward.
-    for (const auto& [B, E, H] : {std::array<int64_t, 3>{4, 32, 10922}, {4, 32, 10944}, {8, 64, 10922}}) {
-      const LayerSizes large{.B = B, .N = 2048, .D = 4096, .E = E, .K = 2, .H = H};
-      layers.push_back({large, {DType::bf16}});
-    }
+    add_layers(quick);
   }
   ~Cuda() override {
     for (cudaEvent_t event : {start_, end_}) cudaEventDestroy(event);
@@ -91,7 +86,11 @@ class Cuda : public Platform {
 
   std::function<void(bool)> layer_gemms(const Bench& bench, const Layer& layer, DType compute, int) const override {
     const LayerSizes s = layer.sizes;
-    const int64_t D = s.D, H = s.H, E = s.E, M = layer.expert_rows[0];
+    const int64_t D = s.D, H = s.H;
+    // With uneven loads: the experts that have rows, each with their mean.
+    const auto& each = layer.expert_rows;
+    const int64_t E = static_cast<int64_t>(each.size()) - std::count(each.begin(), each.end(), 0);
+    const int64_t M = cuda::ceil_div(std::accumulate(each.begin(), each.end(), int64_t{0}), E);
     const cuda::HiddenColumns at = cuda::HiddenColumns::of(Activation::geglu, H, compute);
     const auto wide = [=](int64_t n) {
       return compute == DType::f32 ? n : cuda::ceil_div(n, cuda::kOperandMultiple) * cuda::kOperandMultiple;
@@ -104,7 +103,7 @@ class Cuda : public Platform {
       const auto weight_of = [&](const Tensor& w, int64_t parts, int64_t rows, int64_t columns) -> Matrix {
         if (compute == DType::f32) return {w.data(), parts * rows, columns};
         const PackedCopies& copies = *w.storage->packed();  // the layer has run: they are there
-        return {copies.find(copies, {0, compute, E * parts, rows, columns}), parts * wide(rows), wide(columns)};
+        return {copies.find(copies, {0, compute, s.E * parts, rows, columns}), parts * wide(rows), wide(columns)};
       };
       const Matrix x{in.data(), M, wide(D)}, h{hidden.data(), M, at.width}, d{da.data(), M, at.a_width};
       const Matrix first = weight_of(layer.w1, 2, H, D), second = weight_of(layer.w2, 1, D, H);
@@ -126,6 +125,32 @@ class Cuda : public Platform {
   }
 
  private:
+  void add_layers(bool quick) {
+    const LayerSizes small = quick ? LayerSizes{2, 16, 24, 4, 2} : LayerSizes{};
+    for (const DType compute : arithmetic) layers.push_back({small, {compute}});
+    LayerSizes dropless = small, decoding{.B = 2, .N = 1, .D = 24, .E = 4, .dropless = true};
+    dropless.dropless = true;
+    layers.push_back({dropless, {DType::bf16}});
+    if (quick) return layers.push_back({decoding, {DType::bf16}, true});
+    // Few large experts, and many small ones.
+    const LayerSizes large{.B = 4, .N = 2048, .D = 4096, .E = 8, .K = 2, .H = 14336};
+    const LayerSizes fine{.B = 8, .N = 2048, .D = 2048, .E = 128, .K = 8, .H = 768, .capacity_factor = 10};
+    for (LayerSizes sizes : {large, fine}) {
+      layers.push_back({sizes, {DType::bf16}});
+      sizes.dropless = true;
+      layers.push_back({sizes, {DType::bf16}});
+      sizes.N = 1;
+      for (const int64_t tokens : {1, 8}) {
+        sizes.B = tokens;
+        layers.push_back({sizes, {DType::bf16}, true});
+      }
+    }
+    // The same 320 rows per expert; E = 64 needs more than 80 GB for its backward.
+    for (const auto& [B, E, H] : {std::array<int64_t, 3>{4, 32, 10922}, {4, 32, 10944}, {8, 64, 10922}}) {
+      const LayerSizes wide{.B = B, .N = 2048, .D = 4096, .E = E, .K = 2, .H = H};
+      layers.push_back({wide, {DType::bf16}});
+    }
+  }
   static std::unique_ptr<Device> opened() {
     const Backend* backend = nullptr;
     Context context{1, nullptr};

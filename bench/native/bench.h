@@ -25,8 +25,10 @@ struct Suite {
 
 struct LayerSizes {
   int64_t B = 4, N = 1024, D = 512, E = 16, K = 2, H = D * 8 / 3;
+  double capacity_factor = 1.25;
+  bool dropless = false;
 
-  int64_t capacity() const;  // capacity factor 1.25
+  int64_t capacity() const;  // without a limit, a slot for each token
   int64_t tokens() const { return B * N; }
   Members params() const;
   Values values() const;
@@ -41,6 +43,7 @@ struct LayerKind {
 struct LayerPlan {
   LayerSizes sizes;
   std::vector<DType> computes;
+  bool forward_only = false;
 };
 
 class Platform : public Meter {

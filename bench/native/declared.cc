@@ -1,5 +1,6 @@
 #include "declared.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string_view>
@@ -19,6 +20,19 @@ Tensor& Memory::of_dtype(const std::string& name, const Shape& shape, DType dtyp
 
 Tensor& Memory::put(const std::string& name, Tensor tensor) {
   return tensors_.insert_or_assign({name, tensor.size}, std::move(tensor)).first->second;
+}
+
+const int32_t* Memory::host_copy(const std::string& name, int64_t size) {
+  if (bench.backend().host_memory) return nullptr;
+  std::vector<int32_t>& copy = host_copies_[{name, size}];
+  copy.resize(static_cast<size_t>(size));
+  return copy.data();
+}
+
+void Memory::copy_to_host(const std::string& name, int64_t size) {
+  if (!host_copy(name, size)) return;
+  const std::vector<int32_t> values = bench.host<int32_t>(at(name, {size}, DType::i32), 0, size);
+  std::copy(values.begin(), values.end(), host_copies_.at({name, size}).begin());
 }
 
 DeclaredOp::DeclaredOp(Memory& memory, const std::string& name, const Values& values,
@@ -64,6 +78,16 @@ DeclaredOp::DeclaredOp(Memory& memory, const std::string& name, const Values& va
     bytes_ += static_cast<double>(tensors_.back().size) * (field.role == Role::updated ? 8 : 4);
   }
   use_packed(memory);
+  use_host_copies(memory);
+}
+
+void DeclaredOp::use_host_copies(Memory& memory) {
+  void* args = args_.bytes;
+  for (const Field& field : op_->fields)
+    if (field.role == Role::host_copy)
+      for (const Field& of : op_->fields)
+        if (of.name == std::string(field.shape) && member<void*>(args, of.offset))
+          member<const int32_t*>(args, field.offset) = memory.host_copy(of.name, shape_size(known_shape(of, args)));
 }
 
 void DeclaredOp::use_packed(Memory& memory) {

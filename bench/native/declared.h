@@ -22,10 +22,14 @@ class Memory {
   Tensor& at(const std::string& name, const Shape& shape, DType dtype = DType::f32, int64_t limit = 1);
   Tensor& of_dtype(const std::string& name, const Shape& shape, DType dtype);  // the same, of this dtype
   Tensor& put(const std::string& name, Tensor tensor);
+  // The copy on the host of a tensor of integers, always at the same place; null if the device's memory is the host's.
+  const int32_t* host_copy(const std::string& name, int64_t size);
+  void copy_to_host(const std::string& name, int64_t size);
 
   const Bench& bench;
 
  private:
+  std::map<std::pair<std::string, int64_t>, std::vector<int32_t>> host_copies_;
   std::map<std::pair<std::string, int64_t>, Tensor> tensors_;
 };
 
@@ -46,6 +50,7 @@ class DeclaredOp {
     alignas(std::max_align_t) char bytes[kMaxArgsSize];
   };
   void use_packed(Memory& memory);
+  void use_host_copies(Memory& memory);
 
   const Bench& bench_;
   const OpInfo* op_ = nullptr;

@@ -10,13 +10,15 @@
 namespace st_moe::bench {
 
 int64_t LayerSizes::capacity() const {
-  const int64_t share = static_cast<int64_t>(static_cast<double>(N) * 1.25 / static_cast<double>(E));
+  if (dropless) return N;
+  const int64_t share = static_cast<int64_t>(static_cast<double>(N) * capacity_factor / static_cast<double>(E));
   return std::max<int64_t>(std::min(N, share), 4);
 }
 
 Members LayerSizes::params() const {
   Members params{{"B", B}, {"N", N}, {"D", D}, {"E", E}, {"K", K}};
   if (H != D * 8 / 3) params.push_back({"H", H});
+  if (dropless) params.push_back({"dropless", 1});
   return params;
 }
 
@@ -35,7 +37,11 @@ Values LayerSizes::values() const {
 }
 
 Layer::Layer(const Bench& bench, const LayerSizes& s)
-    : sizes(s), memory(bench), bench_(bench), sorted_(bench.backend().name == std::string("cpu")), values_(s.values()) {
+    : sizes(s),
+      memory(bench),
+      bench_(bench),
+      sorted_(s.dropless || bench.backend().name == std::string("cpu")),
+      values_(s.values()) {
   const int64_t D = s.D, E = s.E, H = s.H, assignments = s.tokens() * s.K, slots = E * s.B * s.capacity();
   values_["R"] = static_cast<double>(sorted_ ? std::min(assignments, slots) : slots);
   const double first = 1 / std::sqrt(static_cast<double>(D)), second = 1 / std::sqrt(static_cast<double>(H));
@@ -68,7 +74,11 @@ Layer::Pass Layer::forward(DType compute, bool save) const {
   const DeclaredOp route = op("route", DType::f32, kNotGiven);
   const DeclaredOp plan = op(sorted_ ? "plan_sorted" : "plan_slots", DType::f32);
   const DeclaredOp experts = op("expert_ffn", compute, {{"a", save ? "a" : ""}, {"ends", sorted_ ? "ends" : ""}});
-  return [=](int threads) { route(threads), plan(threads), experts(threads); };
+  return [=, this](int threads) {
+    route(threads), plan(threads);
+    if (sorted_) memory.copy_to_host("ends", sizes.E);  // which waits
+    experts(threads);
+  };
 }
 
 Layer::Pass Layer::backward(DType compute) const {

@@ -9,7 +9,7 @@ namespace {
 // Weights, copies of them, gradients; activations of the layer and of the GEMMs alone.
 double bytes_of(const LayerSizes& s, bool exact, bool backward) {
   const double weights = 3.0 * static_cast<double>(s.E * s.D * s.H);
-  const double rows = static_cast<double>(s.E * s.B * s.capacity());
+  const double rows = static_cast<double>(s.dropless ? s.tokens() * s.K : s.E * s.B * s.capacity());
   return weights * ((exact ? 4 : 6) + (backward ? 4 : 0)) +
          rows * (40 * static_cast<double>(s.H) + 32 * static_cast<double>(s.D));
 }
@@ -58,7 +58,7 @@ struct Timed {  // a kind of pass over a layer
 
 void time_layer(const Bench& bench, const std::string& prefix, const LayerPlan& plan, bool beside_gemms) {
   const bool exact = plan.computes == std::vector<DType>{DType::f32};
-  const bool backward = fits(bench, prefix + "forward+backward", plan.sizes, exact, true);
+  const bool backward = !plan.forward_only && fits(bench, prefix + "forward+backward", plan.sizes, exact, true);
   if (!backward && !fits(bench, prefix + "forward", plan.sizes, exact, false)) return;
   const Layer layer(bench, plan.sizes);
   std::map<DType, double> errors;

@@ -9,7 +9,21 @@ const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as
 }
 const npmCommands = ['install', 'ci', 'ls', 'dedupe', 'rebuild', 'pack', 'test', 'publish', 'approve-scripts']
 /** Programs whose arguments are not checked, except for files of this repository. */
-const programs = ['node', 'git', 'apt-get', 'python3', 'pip', 'cmake', 'cd', 'bash', 'docker', 'export', 'ldd']
+const programs = [
+  'node',
+  'git',
+  'apt-get',
+  'python3',
+  'pip',
+  'cmake',
+  'cd',
+  'bash',
+  'docker',
+  'export',
+  'ldd',
+  'nsys',
+  'ncu',
+]
 const folders = /^(bench|docs|examples|lib|native|scripts|test|\.ci)\//
 
 function complaint(words: readonly string[]): string | null {

@@ -34,6 +34,7 @@ constexpr size_t kArena = size_t{1} << 42, kPage = 4096;
 constexpr int kSector = 32, kBanks = 32, kWord = 4;
 constexpr uint64_t kFewestBlocks = 24;
 constexpr int64_t kEnoughAccesses = 48 << 20;
+constexpr int64_t kEnoughProducts = int64_t{1} << 33;
 constexpr double kEnoughBytes = 256e6;
 
 // ---- device memory
@@ -109,6 +110,11 @@ struct Sums {
 struct Page {
   std::array<uint32_t, kPage / kSector> block;  // the first that touches a sector, counted from 1; 0: none
   std::bitset<kPage / kSector> shared;          // with other blocks
+  double moved = 0;                             // sectors of all accesses
+};
+
+struct Bytes {
+  double distinct = 0, moved = 0;
 };
 
 struct Recorder {
@@ -119,6 +125,7 @@ struct Recorder {
   std::string line;  // of the file, begun
   uint64_t enough = static_cast<uint64_t>(setting("SIMT_ENOUGH", kEnoughAccesses));
   uint64_t accesses = 0, barriers = 0, blocks_run = 0, blocks = 0;
+  size_t longest = 0;  // most reads of global memory by a thread
 
   // Arrays in shared memory are thread-local variables of this file.
   void find_shared() {
@@ -191,6 +198,7 @@ struct Recorder {
 
   void touch(Space space, uint64_t sector) {
     Page& page = touched[space][sector * kSector / kPage];
+    ++page.moved;
     const size_t i = sector % page.block.size();
     const auto block = static_cast<uint32_t>(blocks_run + 1);
     if (page.block[i] == 0) page.block[i] = block;
@@ -198,6 +206,12 @@ struct Recorder {
   }
 
   void end_block(int threads) {
+    for (size_t i = 0; i < static_cast<size_t>(threads); ++i) {
+      size_t reads = 0;
+      for (const auto& [place, site] : sites)
+        if (site->space == kRead) reads += site->of_thread[i].size();
+      longest = std::max(longest, reads);
+    }
     std::vector<Access> lanes;
     for (auto& [place, site] : sites)
       for (int first = 0; first < threads; first += kLanes)
@@ -213,22 +227,23 @@ struct Recorder {
     ++blocks_run;
   }
 
-  // Bytes of the sectors that the launch touches, each once. Those of one block are scaled, but no allocation counts
-  // for more than it has.
-  double distinct(Space space, double scale) const {
+  // Bytes of the sectors that the launch touches in each allocation, once and in all accesses. Those of one block are
+  // scaled, but no allocation has more distinct ones than bytes.
+  std::vector<Bytes> of_allocations(Space space, double scale) const {
     const Arena& a = arena();
-    std::unordered_map<uint64_t, double> of_allocation;
+    std::map<uint64_t, Bytes> of_allocation;
     for (const auto& [number, page] : touched[space]) {
       const uint64_t offset = number * kPage - reinterpret_cast<uintptr_t>(a.begin);
       const auto all = page.block.size() - static_cast<size_t>(std::count(page.block.begin(), page.block.end(), 0u));
       const auto shared = static_cast<double>(page.shared.count());
-      of_allocation[std::prev(a.allocations.upper_bound(offset))->first] +=
-          kSector * (shared + (static_cast<double>(all) - shared) * scale);
+      Bytes& bytes = of_allocation[std::prev(a.allocations.upper_bound(offset))->first];
+      bytes.distinct += kSector * (shared + (static_cast<double>(all) - shared) * scale);
+      bytes.moved += kSector * page.moved * scale;
     }
-    double bytes = 0;
-    for (const auto& [offset, touched_bytes] : of_allocation)
-      bytes += std::min(touched_bytes, static_cast<double>(a.allocations.at(offset)));
-    return bytes;
+    std::vector<Bytes> result;
+    for (const auto& [offset, bytes] : of_allocation)
+      result.push_back({std::min(bytes.distinct, static_cast<double>(a.allocations.at(offset))), bytes.moved});
+    return result;
   }
 };
 
@@ -272,13 +287,23 @@ void end_count() {
   const std::pair<const char*, Space> kinds[] = {{"read", kRead}, {"write", kWrite}};
   for (const auto& [name, space] : kinds) {
     const auto named = [name = name](const char* what) { return std::string(name) + what; };
+    double distinct = 0;
+    std::string all;
+    for (const Bytes& bytes : r.of_allocations(space, scale)) {
+      distinct += bytes.distinct;
+      char text[80];
+      std::snprintf(text, sizeof text, "%s[%.17g,%.17g]", all.empty() ? "" : ",", bytes.distinct, bytes.moved);
+      all += text;
+    }
     line += member(name, r.sums[space].asked * scale) +
             member(named("Sectors").c_str(), r.sums[space].sectors * scale) +
-            member(named("Distinct").c_str(), r.distinct(space, scale));
+            member(named("Distinct").c_str(), distinct);
+    if (space == kRead) line += ",\"reads\":[" + all + "]";
   }
   line += member("wavefronts", (r.sums[kSharedRead].wavefronts + r.sums[kSharedWrite].wavefronts) * scale) +
           member("fewestWavefronts", (r.sums[kSharedRead].fewest + r.sums[kSharedWrite].fewest) * scale) +
-          member("barriers", static_cast<double>(r.barriers) * scale);
+          member("barriers", static_cast<double>(r.barriers) * scale) +
+          member("longest", static_cast<double>(r.longest));
 #if defined(SIMT_COUNT_FLOPS)
   line += member("flops", static_cast<double>(simt_flops) * scale) +
           member("issued", static_cast<double>(simt_issued) * scale) +
@@ -320,67 +345,17 @@ void count_bytes(const char* what, double read, double written) {
   write_line("{\"" + std::string(what) + "\":true" + member("read", read) + member("write", written) + "}");
 }
 
-bool only_counted(double work) {
-  return work > kEnoughBytes;
+bool only_counted(double bytes) {
+  return bytes > kEnoughBytes;
+}
+
+bool only_counted_products(double products) {
+  return products > static_cast<double>(setting("SIMT_ENOUGH_PRODUCTS", kEnoughProducts));
+}
+
+void count_access(const volatile void* at, int bytes, bool write, const void* place) {
+  if (recorder) recorder->add(reinterpret_cast<uintptr_t>(at), bytes, write, reinterpret_cast<uintptr_t>(place));
 }
 
 }  // namespace simt
-
-// What -fsanitize=thread calls.
-#define ACCESS(bytes)                                    \
-  void __tsan_read##bytes(void* at) {                    \
-    seen(at, bytes, false, __builtin_return_address(0)); \
-  }                                                      \
-  void __tsan_write##bytes(void* at) {                   \
-    seen(at, bytes, true, __builtin_return_address(0));  \
-  }                                                      \
-  void __tsan_unaligned_read##bytes(void* at) {          \
-    seen(at, bytes, false, __builtin_return_address(0)); \
-  }                                                      \
-  void __tsan_unaligned_write##bytes(void* at) {         \
-    seen(at, bytes, true, __builtin_return_address(0));  \
-  }
-#define ATOMIC(bits, T)                                                                                 \
-  T __tsan_atomic##bits##_load(const T* at, int) {                                                      \
-    seen(at, sizeof(T), false, __builtin_return_address(0));                                            \
-    return __atomic_load_n(at, __ATOMIC_RELAXED);                                                       \
-  }                                                                                                     \
-  T __tsan_atomic##bits##_fetch_add(T* at, T value, int) {                                              \
-    seen(at, sizeof(T), true, __builtin_return_address(0));                                             \
-    return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);                                             \
-  }                                                                                                     \
-  int __tsan_atomic##bits##_compare_exchange_weak(T* at, T* expected, T value, int, int) {              \
-    seen(at, sizeof(T), true, __builtin_return_address(0));                                             \
-    return __atomic_compare_exchange_n(at, expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED); \
-  }                                                                                                     \
-  int __tsan_atomic##bits##_compare_exchange_strong(T* at, T* expected, T value, int, int) {            \
-    seen(at, sizeof(T), true, __builtin_return_address(0));                                             \
-    return __atomic_compare_exchange_n(at, expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED); \
-  }
-
-namespace {
-inline void seen(const volatile void* at, int bytes, bool write, const void* place) {
-  if (simt::recorder)
-    simt::recorder->add(reinterpret_cast<uintptr_t>(at), bytes, write, reinterpret_cast<uintptr_t>(place));
-}
-}  // namespace
-
-extern "C" {
-void __tsan_init() {}
-ACCESS(1)
-ACCESS(2)
-ACCESS(4)
-ACCESS(8)
-ACCESS(16)
-void __tsan_read_range(void* at, size_t bytes) {
-  seen(at, static_cast<int>(bytes), false, __builtin_return_address(0));
-}
-void __tsan_write_range(void* at, size_t bytes) {
-  seen(at, static_cast<int>(bytes), true, __builtin_return_address(0));
-}
-void __tsan_vptr_update(void*, void*) {}
-ATOMIC(8, uint8_t)
-ATOMIC(32, uint32_t)
-ATOMIC(64, uint64_t)
-}
 #endif

@@ -19,8 +19,11 @@
 // instruction for what formulas.h computes step by step, such as e^x, it issues fewer.
 //
 // A large launch runs only some of its blocks, spread over the grid, until SIMT_ENOUGH accesses, and the numbers are
-// scaled; a large GEMM, copy or fill does not run at all. So sizes can be counted that would take days: memory that
-// nothing touches takes no space.
+// scaled; a large copy or fill does not run at all, nor does a GEMM of more than SIMT_ENOUGH_PRODUCTS multiplications.
+// So sizes can be counted that would take days: memory that nothing touches takes no space.
+//
+// The "reads" of a launch are, for each allocation, the distinct bytes and those of all accesses. The "longest" is how
+// many times one of its threads reads memory, at most.
 namespace simt {
 
 #if defined(SIMT_COUNT)
@@ -41,6 +44,7 @@ void end_count();
 bool next_block(uint64_t step, uint64_t blocks, uint64_t* block);
 void end_block(int threads);
 void count_barrier();
+void count_access(const volatile void* at, int bytes, bool write, const void* place);  // place: of the code
 
 void count_gemm(int m, int n, int k, int count, const char* types, double bytes);
 void count_groups(size_t groups, double flops, const char* types, double bytes);  // one GEMM of many sizes
@@ -48,6 +52,7 @@ void count_bytes(const char* what, double read, double written);
 
 // Whether a copy of so many bytes is only counted, or a GEMM of so many multiplications.
 bool only_counted(double bytes);
+bool only_counted_products(double products);
 
 // Index of the CUDA thread that runs, in its block; −1 outside kernels.
 int running_thread();

@@ -137,7 +137,7 @@ void run(const Gemm& g) {
 bool counted(const Gemm& g, int count) {
   if constexpr (!kCounting) return false;
   count_gemm(g.m, g.n, g.k, count, types_of(g).c_str(), count * bytes_moved(g));
-  return only_counted(products_of(g) * count / 32);
+  return only_counted_products(products_of(g) * count);
 }
 
 bool counted(const std::vector<Gemm>& gemms) {
@@ -145,7 +145,7 @@ bool counted(const std::vector<Gemm>& gemms) {
   double products = 0, bytes = 0;
   for (const Gemm& g : gemms) products += products_of(g), bytes += bytes_moved(g);
   count_groups(gemms.size(), 2 * products, types_of(gemms[0]).c_str(), bytes);
-  return only_counted(products / 32);
+  return only_counted_products(products);
 }
 
 }  // namespace simt

@@ -34,6 +34,17 @@ __global__ void rounds_kernel(const float* x, float* y, int rounds) {
   y[threadIdx.x] = sum;
 }
 
+// Thread i reads 32 − i times.
+__global__ void triangle_kernel(const float* x, float* y) {
+  float sum = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < 32; ++i) sum += x[i];
+  y[threadIdx.x] = sum;
+}
+
+__global__ void add_kernel(const float* x, float* y) {
+  y[threadIdx.x] += x[threadIdx.x];
+}
+
 __global__ void update_kernel(float* x) {
   x[threadIdx.x] = x[threadIdx.x] * 2;
 }
@@ -75,8 +86,9 @@ class Counted {
   std::map<std::string, double> last() {
     cudaDeviceSynchronize();
     std::ifstream file(path_);
-    std::string line, text;
-    while (std::getline(file, text)) line = text;
+    std::string text;
+    while (std::getline(file, text)) line_ = text;
+    const std::string& line = line_;
     std::map<std::string, double> values;
     for (size_t at = 0; (at = line.find("\":", at)) != std::string::npos; at += 2) {
       const size_t begin = line.rfind('"', at - 1) + 1;
@@ -85,7 +97,14 @@ class Counted {
     return values;
   }
 
+  // Of the last line, as text.
+  std::string reads() const {
+    const size_t begin = line_.find("\"reads\":") + 8;
+    return line_.substr(begin, line_.find("]]", begin) + 2 - begin);
+  }
+
  private:
+  std::string line_;
   std::string path_ = "counting_test." + std::to_string(getpid()) + ".json";
 };
 
@@ -98,8 +117,9 @@ void expect(const char* what, const std::map<std::string, double>& got, const st
 }
 
 void test_global(Counted& counted, float* x, float* y) {
-  expect("a warp in order", counted.launch(read_kernel, 1, 32, x, y, 1, 0),
-         {{"read", 128}, {"readSectors", 4}, {"readDistinct", 128}, {"write", 128}, {"writeSectors", 4}});
+  expect(
+      "a warp in order", counted.launch(read_kernel, 1, 32, x, y, 1, 0),
+      {{"read", 128}, {"readSectors", 4}, {"readDistinct", 128}, {"write", 128}, {"writeSectors", 4}, {"longest", 1}});
   expect("from an odd place", counted.launch(read_kernel, 1, 32, x, y, 1, 1),
          {{"read", 128}, {"readSectors", 5}, {"readDistinct", 160}, {"writeSectors", 4}});
   expect("every eighth", counted.launch(read_kernel, 1, 32, x, y, 8, 0),
@@ -111,9 +131,23 @@ void test_global(Counted& counted, float* x, float* y) {
          counted.launch(copy_vectors_kernel, 2, 64, reinterpret_cast<float4*>(x), reinterpret_cast<float4*>(y)),
          {{"read", 2048}, {"readSectors", 64}, {"write", 2048}, {"writeSectors", 64}, {"writeDistinct", 2048}});
   expect("rounds", counted.launch(rounds_kernel, 1, 64, x, y, 5),
-         {{"read", 1280}, {"readSectors", 40}, {"write", 256}});
+         {{"read", 1280}, {"readSectors", 40}, {"write", 256}, {"longest", 5}});
+  expect("the longest thread", counted.launch(triangle_kernel, 2, 32, x, y), {{"longest", 32}});
   expect("in place", counted.launch(update_kernel, 1, 32, x),
          {{"read", 128}, {"write", 128}, {"readDistinct", 128}, {"writeDistinct", 128}, {"writeSectors", 4}});
+}
+
+// Distinct bytes and those of all accesses, for each allocation in the order of their memory.
+void test_reads(Counted& counted, float* x, float* y) {
+  const auto expect_reads = [&](const char* what, const char* wanted) {
+    check(counted.reads() == wanted, "%s: %s, counted by hand %s", what, counted.reads().c_str(), wanted);
+  };
+  counted.launch(read_kernel, 2, 64, x, y, 0, 7);
+  expect_reads("all the same", "[[32,128]]");
+  counted.launch(read_kernel, kSize / kBlock, kBlock, x, y, 1, 0);
+  expect_reads("several pages", "[[16384,16384]]");
+  counted.launch(add_kernel, 1, 32, x, y);
+  expect_reads("two allocations", "[[128,128],[128,128]]");
 }
 
 void test_shared(Counted& counted, float* y) {
@@ -165,6 +199,21 @@ void test_gemm(Counted& counted, float* x, float* y) {
   expect("a GEMM", multiply(&zero),
          {{"m", 4}, {"n", 5}, {"k", 6}, {"count", 2}, {"flops", 480}, {"bytes", 2 * 4 * (24 + 30 + 20)}});
   expect("a GEMM that adds", multiply(&one), {{"bytes", 2 * 4 * (24 + 30 + 40)}});
+  const auto result_of = [&](const char* most) {  // of a GEMM of zeros that may be too large to run
+    const float before = 7, beta = 0;
+    setenv("SIMT_ENOUGH_PRODUCTS", most, 1);
+    check(cudaMemsetAsync(x, 0, 4096) == cudaSuccess &&
+              cudaMemcpyAsync(y, &before, sizeof before, cudaMemcpyHostToDevice) == cudaSuccess,
+          "memory");
+    multiply(&beta);
+    float after = 0;
+    check(cudaMemcpyAsync(&after, y, sizeof after, cudaMemcpyDeviceToHost) == cudaSuccess, "memory");
+    cudaDeviceSynchronize();
+    unsetenv("SIMT_ENOUGH_PRODUCTS");
+    return after;
+  };
+  check(result_of("240") == 0, "a GEMM of no more multiplications than the limit runs");
+  check(result_of("239") == 7, "a GEMM of more multiplications is only counted");
   void** pointers = nullptr;  // two of each matrix
   check(cudaMalloc(&pointers, 6 * sizeof(void*)) == cudaSuccess, "memory");
   for (int i = 0; i < 6; ++i) pointers[i] = i < 4 ? x : y + 20 * (i - 4);
@@ -194,6 +243,7 @@ int main(int argc, char** argv) {
     test_arithmetic(counted, x, y);
   } else {
     test_global(counted, x, y);
+    test_reads(counted, x, y);
     test_shared(counted, y);
     test_gemm(counted, x, y);
     test_some_blocks(counted);

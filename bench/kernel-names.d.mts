@@ -1,0 +1,1 @@
+export function plainName(demangled: string): string
