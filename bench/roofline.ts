@@ -42,10 +42,8 @@ interface Shape {
 const seed = { dim: 512, experts: 16, sequences: 4, tokens: 1024 }
 const large = { dim: 4096, hidden: 14336, experts: 8, sequences: 4, tokens: 2048, computeDtype: 'bf16' } as const
 const many = { dim: 4096, experts: 64, sequences: 8, tokens: 2048, computeDtype: 'bf16' } as const
-const fine = {
-  ...{ dim: 2048, hidden: 768, experts: 128, topK: 8, capacityFactor: 10 },
-  ...{ sequences: 8, tokens: 2048, computeDtype: 'bf16' },
-} as const
+const fineSizes = { dim: 2048, hidden: 768, experts: 128, topK: 8, capacityFactor: 10 }
+const fine = { ...fineSizes, sequences: 8, tokens: 2048, computeDtype: 'bf16' } as const
 const shapes: readonly Shape[] = [
   { name: 'dim 512, 16 experts, 4 × 1024, f32', ...seed, computeDtype: 'f32', step: true },
   { name: 'dim 512, 16 experts, 4 × 1024, bf16', ...seed, computeDtype: 'bf16', step: true },
