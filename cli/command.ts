@@ -11,6 +11,8 @@ export interface CommandOptions<F extends Flags> {
   summary: string
   /** A positional argument, such as `[FILE]`; at most one, unless it ends in `…`. */
   positional?: string
+  /** The first positional argument is a program, and all that follows are its arguments. */
+  isProgram?: true
   flags: F
   /** Commands and what they do. */
   examples: readonly (readonly [command: string, what: string])[]
@@ -26,17 +28,17 @@ export interface Command {
 }
 
 export function command<F extends Flags>(options: CommandOptions<F>): Command {
-  const { program, summary, positional, flags } = options
+  const { program, summary, positional, isProgram, flags } = options
   return {
     summary,
     run: (args) =>
       reportingErrors(program, async () => {
-        const parsed = parseFlags(flags, args)
+        const parsed = parseFlags(flags, args, isProgram)
         if (parsed.help) {
           line(helpOf(options))
           return 0
         }
-        const most = positional?.endsWith('…') ? Number.POSITIVE_INFINITY : positional ? 1 : 0
+        const most = isProgram || positional?.endsWith('…') ? Number.POSITIVE_INFINITY : positional ? 1 : 0
         const tooMany = parsed.positionals[most]
         if (tooMany !== undefined) throw new UsageError(`unexpected argument '${tooMany}'`)
         return options.run(parsed)
@@ -44,9 +46,10 @@ export function command<F extends Flags>(options: CommandOptions<F>): Command {
   }
 }
 
-function helpOf({ program, summary, positional, flags, examples, notes }: CommandOptions<Flags>): string {
+function helpOf({ program, summary, positional, isProgram, flags, examples, notes }: CommandOptions<Flags>): string {
   const shown = examples.map(([command, what]) => `  # ${what}\n  ${command}`).join('\n')
-  const usage = [program, ...(positional ? [positional] : []), '[flags]'].join(' ')
+  const words = [...(positional ? [positional] : []), '[flags]']
+  const usage = [program, ...(isProgram ? words.reverse() : words)].join(' ')
   return [summary, `  ${usage}`, describeFlags(flags), ...(notes ? [notes] : []), `Examples:\n${shown}`].join('\n\n')
 }
 

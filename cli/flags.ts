@@ -14,6 +14,8 @@ export interface Flag<T> {
   shown: string
   /** Another name. */
   alias?: string
+  /** A letter that stands for it, as in `-n 4`. */
+  letter?: string
   /** Validates the value, here and in the file that stores it. */
   rule: Rule<T>
   /** Parses a text; `rule` validates the result. */
@@ -34,7 +36,7 @@ export interface Parsed<F extends Flags> {
 const decimal = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i
 const readNumber = (text: string): number => (decimal.test(text.trim()) ? Number(text) : Number.NaN)
 
-type NumberFlag = NumberRules & { help: string; alias?: string }
+type NumberFlag = NumberRules & { help: string; alias?: string; letter?: string }
 
 /** A number within a range. */
 export const number = (flag: NumberFlag & { default: number }): Flag<number> => ({
@@ -154,8 +156,11 @@ export function unknownWord(what: string, word: string, known: readonly string[]
   return new UsageError(`unknown ${what} ${shown}${near ? `; did you mean ${near}?` : ''}`)
 }
 
-/** Parses `--flag value`, `--flag=value`, switches and positional arguments; everything after `--` is positional. */
-export function parseFlags<F extends Flags>(flags: F, args: readonly string[]): Parsed<F> {
+/**
+ * Parses `--flag value`, `--flag=value`, switches and positional arguments. Everything after `--` is positional; if
+ * `isProgram`, everything after the first positional argument is, too.
+ */
+export function parseFlags<F extends Flags>(flags: F, args: readonly string[], isProgram = false): Parsed<F> {
   const given: Record<string, unknown> = {}
   const positionals: string[] = []
   let help = false
@@ -163,6 +168,10 @@ export function parseFlags<F extends Flags>(flags: F, args: readonly string[]): 
     const arg = args[i]
     if (arg === '--') {
       positionals.push(...args.slice(i + 1))
+      break
+    }
+    if (isProgram && !arg.startsWith('-')) {
+      positionals.push(...args.slice(i))
       break
     }
     if (arg === '-h' || arg === '--help') help = true
@@ -195,6 +204,9 @@ function nameOf(flags: Flags, arg: string, word: string): string {
   if (arg.startsWith('--')) {
     const found = Object.keys(flags).find((name) => name === word || flags[name].alias === word)
     if (found !== undefined) return found
+  } else {
+    const found = Object.keys(flags).find((name) => flags[name].letter === word)
+    if (found !== undefined) return found
   }
   throw unknownWord(
     'flag',
@@ -205,10 +217,12 @@ function nameOf(flags: Flags, arg: string, word: string): string {
 
 /** One line per flag. */
 export function describeFlags(flags: Flags): string {
-  const rows = Object.entries({ ...flags, help: toggle('print this help') }).map(([name, { value, help, shown }]) => [
-    `--${name}${value === undefined ? '' : ` ${value}`}`,
-    `${help}${shown === '' ? '' : ` (${shown})`}`,
-  ])
+  const rows = Object.entries({ ...flags, help: toggle('print this help') }).map(
+    ([name, { value, help, shown, letter }]) => [
+      `${letter ? `-${letter}, ` : ''}--${name}${value === undefined ? '' : ` ${value}`}`,
+      `${help}${shown === '' ? '' : ` (${shown})`}`,
+    ],
+  )
   const width = Math.max(...rows.map(([flag]) => flag.length)) + 2
   return rows.map(([flag, help]) => `  ${flag.padEnd(width)}${help}`).join('\n')
 }

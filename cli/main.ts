@@ -4,13 +4,22 @@ import { type Command, reportingErrors } from './command.js'
 import { doctor } from './doctor.js'
 import { unknownWord } from './flags.js'
 import { generate } from './generate.js'
+import { launchCommand } from './launch.js'
 import { line, table } from './output.js'
 import { show } from './show.js'
 import { trainCommand } from './train.js'
 import { packageVersion } from './version.js'
 
 // No command loads the addon before it runs, so that help and doctor work without it.
-const commands: Record<string, Command> = { doctor, train: trainCommand(), show, generate, bench, build }
+const commands: Record<string, Command> = {
+  doctor,
+  train: trainCommand(),
+  show,
+  generate,
+  bench,
+  launch: launchCommand,
+  build,
+}
 
 function helpText(): string {
   const rows = Object.entries(commands).map(([name, { summary }]) => [`  st-moe ${name}`, summary])

@@ -24,6 +24,7 @@ export type { HookHandle } from './autograd/context.js'
 export { defaultGenerator, Generator, type GeneratorState, manualSeed } from './autograd/random.js'
 export { allOrNone, keep, noGrad, scope } from './autograd/scope.js'
 export * from './data/index.js'
+export * from './distributed/index.js'
 export * from './io/index.js'
 /** Building blocks for libraries and programs on top of this package: declared options, checks, safe files. */
 export * as utils from './io/utils.js'

@@ -12,6 +12,7 @@ import ts from 'typescript'
 const rooms = [
   'lib/index.ts',
   'lib/doctor',
+  'lib/distributed',
   'lib/summary',
   'lib/tfjs',
   'lib/io',

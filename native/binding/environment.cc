@@ -20,6 +20,9 @@ const char* code_name(ErrorCode code) {
     case ErrorCode::non_finite: return "NON_FINITE";
     case ErrorCode::backend_unavailable: return "BACKEND_UNAVAILABLE";
     case ErrorCode::device_fault: return "DEVICE_FAULT";
+    case ErrorCode::peer_lost: return "PEER_LOST";
+    case ErrorCode::timeout: return "TIMEOUT";
+    case ErrorCode::process_group: return "PROCESS_GROUP";
     case ErrorCode::none:
     case ErrorCode::internal: break;
   }

@@ -8,9 +8,9 @@
 namespace st_moe {
 
 // The binding maps them to the `code` of a MoeError. device_fault: a kernel faulted, the device is unusable in this
-// process.
+// process. peer_lost, timeout, process_group: a process group that no longer works.
 ST_MOE_ENUM(ErrorCode, none, shape, dtype, device, disposed, option, out_of_memory, unsupported, non_finite,
-            backend_unavailable, device_fault, internal);
+            backend_unavailable, device_fault, peer_lost, timeout, process_group, internal);
 constexpr size_t kErrorText = 1000;  // bytes of a text, the end included
 
 // The one exception type of the native code. Text without the operation's name: the binding adds it.

@@ -15,18 +15,21 @@ import { temporary } from '../support/temporary.js'
 describe('help', () => {
   test('names the commands', async () => {
     const out = await succeeded(['--help'])
-    for (const name of ['doctor', 'train', 'show', 'generate', 'bench', 'build'])
+    for (const name of ['doctor', 'train', 'show', 'generate', 'bench', 'launch', 'build'])
       expect(out).toMatch(new RegExp(`st-moe ${name} +[A-Z]`))
     expect(await succeeded([])).toBe(out)
     expect(await succeeded(['help'])).toBe(out)
   })
 
-  test.each(['doctor', 'train', 'show', 'generate', 'bench'])('of %s has its flags and examples', async (name) => {
-    const out = await succeeded([name, '--help'])
-    expect(out).toMatch(/^ {2}--json {2,}\w/m)
-    expect(out).toMatch(new RegExp(`Examples:\n {2}# .*\n {2}st-moe ${name}`))
-    expect(await succeeded(['help', name])).toBe(out)
-  })
+  test.each(['doctor', 'train', 'show', 'generate', 'bench', 'launch'])(
+    'of %s has its flags and examples',
+    async (name) => {
+      const out = await succeeded([name, '--help'])
+      expect(out).toMatch(/^ {2}--json {2,}\w/m)
+      expect(out).toMatch(new RegExp(`Examples:\n {2}# .*\n {2}st-moe ${name}`))
+      expect(await succeeded(['help', name])).toBe(out)
+    },
+  )
 
   test('--version is that of the package', async () => {
     const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))

@@ -6,7 +6,18 @@ import { fileURLToPath } from 'node:url'
 const root = fileURLToPath(new URL('../..', import.meta.url))
 
 /** The folders of test/ whose tests start programs. The tests of all others are those of the library. */
-export const programFolders = ['build', 'bench', 'cli', 'crash', 'cuda', 'docs', 'package', 'python', 'training']
+export const programFolders = [
+  'build',
+  'bench',
+  'cli',
+  'crash',
+  'cuda',
+  'distributed',
+  'docs',
+  'package',
+  'python',
+  'training',
+]
 
 /**
  * The files whose first line says that they do not run in a place, such as `// Not on the emulator: one thread only.`

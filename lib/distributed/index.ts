@@ -1,0 +1,1 @@
+export { type Job, type JobEnd, type JobLine, type LaunchOptions, launch } from './launch.js'

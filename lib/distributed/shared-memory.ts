@@ -1,0 +1,27 @@
+import { readdirSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+
+const folder = '/dev/shm'
+
+/**
+ * Removes the shared memory that MPICH has left of a job whose processes were killed before they could. Its name contains
+ * the 32-bit FNV-1a hash of the name of the job.
+ */
+export function removeSharedMemory(job: string): void {
+  const prefix = `mpich_shm_${hashOf(job).toString(16)}_`
+  for (const name of namesIn(folder)) if (name.startsWith(prefix)) rmSync(join(folder, name), { force: true })
+}
+
+function hashOf(text: string): number {
+  let hash = 2_166_136_261
+  for (const byte of Buffer.from(text)) hash = Math.imul(hash ^ byte, 16_777_619) >>> 0
+  return hash
+}
+
+function namesIn(path: string): string[] {
+  try {
+    return readdirSync(path)
+  } catch {
+    return [] // other systems have no such folder
+  }
+}
