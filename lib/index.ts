@@ -79,6 +79,7 @@ export {
   resetPeakMemory,
   setMemoryLimit,
 } from './runtime/memory.js'
+export { type ParallelGroups, ProcessGroup } from './runtime/process-group.js'
 export type { AbortSignalLike } from './runtime/signal.js'
 export { SummaryWriter, type SummaryWriterOptions } from './summary/writer.js'
 export {

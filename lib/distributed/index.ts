@@ -1,1 +1,7 @@
+export {
+  initProcessGroup,
+  type ProcessBackendInfo,
+  type ProcessGroupOptions,
+  processBackends,
+} from './init.js'
 export { type Job, type JobEnd, type JobLine, type LaunchOptions, launch } from './launch.js'

@@ -273,6 +273,14 @@ export const bf16DotSpeed = (): number => native.bf16DotSpeed()
  */
 export function setNumThreads(threads: number): void {
   native.setThreads(checkInteger('setNumThreads', 'threads', threads, 1, 256))
+  threadsAreChosen = true
+}
+
+let threadsAreChosen = false
+
+/** Divides the CPUs between `processes` of this machine, unless the program has set its threads. */
+export function shareThreads(processes: number): void {
+  if (!threadsAreChosen) native.setThreads(Math.max(1, Math.floor(native.getThreads() / processes)))
 }
 
 /**

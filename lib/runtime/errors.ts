@@ -1,7 +1,9 @@
 /**
  * The kind of an error, for programs; its text is for people. `OPTION` is any invalid argument without a more specific
  * code; `FILE_SYSTEM` is a file that cannot be read or written, with the system's error as `cause`; `DEVICE_FAULT` is a
- * kernel that faulted on the GPU, which this process cannot use again; `INTERNAL` is a bug in this package.
+ * kernel that faulted on the GPU, which this process cannot use again; `PEER_LOST` is a process of a job that has ended, `TIMEOUT` an operation that not all
+ * processes have entered in time, `PROCESS_GROUP` processes that disagree, or an error of the MPI library; `INTERNAL` is a
+ * bug in this package.
  */
 export type MoeErrorCode =
   | 'SHAPE'
@@ -17,6 +19,9 @@ export type MoeErrorCode =
   | 'NON_FINITE'
   | 'BACKEND_UNAVAILABLE'
   | 'DEVICE_FAULT'
+  | 'PEER_LOST'
+  | 'TIMEOUT'
+  | 'PROCESS_GROUP'
   | 'INTERNAL'
 
 /** The operation of errors about the package itself, such as an addon that cannot be loaded. */

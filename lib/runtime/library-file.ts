@@ -1,4 +1,4 @@
-import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
+import { closeSync, constants, fstatSync, openSync, readFileSync, readSync } from 'node:fs'
 
 const ELF_HEADER = 64
 const ELF_SECTION = 64
@@ -39,4 +39,30 @@ export function damageOf(path: string): string | null {
   } finally {
     closeSync(file)
   }
+}
+
+const DYNAMIC = 6
+const DYNAMIC_ENTRY = 16
+const SONAME = 14n
+
+/** The name by which programs link to a shared library; null if it has none, or is not a 64-bit ELF file. */
+export function sonameOf(path: string): string | null {
+  try {
+    const bytes = readFileSync(path)
+    if (bytes.readUInt32BE(0) !== 0x7f454c46 || bytes[4] !== 2) return null
+    const sections = Number(bytes.readBigUInt64LE(0x28))
+    const at = (section: number, field: number) => sections + section * ELF_SECTION + field
+    const startOf = (section: number) => Number(bytes.readBigUInt64LE(at(section, 24)))
+    for (let section = 0; section < bytes.readUInt16LE(0x3c); section++) {
+      if (bytes.readUInt32LE(at(section, 4)) !== DYNAMIC) continue
+      const texts = startOf(bytes.readUInt32LE(at(section, 40)))
+      const end = startOf(section) + Number(bytes.readBigUInt64LE(at(section, 32)))
+      for (let entry = startOf(section); entry < end; entry += DYNAMIC_ENTRY) {
+        if (bytes.readBigUInt64LE(entry) !== SONAME) continue
+        const text = texts + Number(bytes.readBigUInt64LE(entry + 8))
+        return bytes.toString('latin1', text, bytes.indexOf(0, text))
+      }
+    }
+  } catch {} // a damaged file, or none
+  return null
 }

@@ -53,6 +53,22 @@ interface Addon {
   asyncCancel(): void
   isSettled(handle: Handle): boolean
 
+  /** `reason` is empty if the MPI library can be used. */
+  probeProcessLibrary(path: string): { version: string; reason: string }
+  /** `timeout` in seconds; `expectedSize` 0 if the launcher has not announced it; `hosts` by rank, as numbers. */
+  startProcessGroup(
+    path: string,
+    timeout: number,
+    expectedSize: number,
+    thread: string,
+    call: string,
+  ): { group: number; rank: number; hosts: number[]; version: string }
+  /** 0 for a rank that is none of `ranks`. */
+  newProcessGroup(group: number, call: string, ranks: Float64Array): number
+  /** `call` is compared between the ranks, unless it is empty. */
+  processGroupBarrier(group: number, call: string): void
+  destroyProcessGroups(): void
+
   captureBegin(device: number): void
   captureOutside(on: boolean): void
   captureEnd(keep: boolean): number | undefined

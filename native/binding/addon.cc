@@ -62,7 +62,8 @@ static Napi::Object initialize(Napi::Env env, Napi::Object exports) {
     napi_throw_error(env, code_name(error.code()), error.what());
     return exports;
   }
-  for (const auto* entries : {&kHandleEntries, &kTensorEntries, &kCaptureEntries, &kAsyncEntries, &kLockEntries})
+  for (const auto* entries :
+       {&kHandleEntries, &kTensorEntries, &kCaptureEntries, &kAsyncEntries, &kLockEntries, &kProcessGroupEntries})
     for (const Entry& entry : *entries)
       add(env, exports, entry.name, call<Entry, call_entry, entry_name, entry_order>, &entry);
   for (const OpInfo& op : declared_ops())

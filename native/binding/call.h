@@ -111,6 +111,7 @@ struct Entry {
   Order order;
 };
 
-extern const std::vector<Entry> kTensorEntries, kHandleEntries, kCaptureEntries, kAsyncEntries, kLockEntries;
+extern const std::vector<Entry> kTensorEntries, kHandleEntries, kCaptureEntries, kAsyncEntries, kLockEntries,
+    kProcessGroupEntries;
 
 }  // namespace st_moe

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <string>
 
+#include "binding/process_groups.h"
 #include "core/plugin.h"
 
 namespace st_moe {
@@ -27,6 +28,10 @@ const char* code_name(ErrorCode code) {
     case ErrorCode::internal: break;
   }
   return "INTERNAL";
+}
+
+Environment::~Environment() {
+  abandon_process_groups(this);
 }
 
 Environment::Environment(Napi::Env) {

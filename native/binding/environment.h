@@ -17,6 +17,7 @@ const char* code_name(ErrorCode code);  // the `code` of a MoeError
 class Environment {
  public:
   explicit Environment(Napi::Env env);  // throws Error(option) if ST_MOE_ISA is wrong
+  ~Environment();
   static Environment& of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
 
   Device& device(int64_t index);                                       // 0 is the CPU; throws Error(device)

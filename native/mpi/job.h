@@ -1,0 +1,62 @@
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/process_group.h"
+#include "mpi/mpi_library.h"
+#include "mpi/watch.h"
+
+namespace st_moe::mpi {
+
+// The job of this process: MPI can be initialized once per process. Never destroyed, because threads that the library
+// did not return to may still use it.
+class Job {
+ public:
+  struct Options {
+    double timeout;     // seconds until an operation that not all ranks have entered fails
+    int expected_size;  // that the launcher has announced; 0 if none
+    std::string call;   // which all ranks must make alike
+  };
+
+  // Initializes MPI. Throws Error(backend_unavailable) if the library does not fit the launcher.
+  Job(const Library& library, Options options);
+
+  const Library& mpi;
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  const std::vector<int>& hosts() const { return hosts_; }  // by rank: the lowest rank on the same machine
+  std::unique_ptr<ProcessGroup> world();
+
+  // Waits for a request, with yields, because another rank may need this core. A request that does not end still owns
+  // its buffers.
+  void wait(Request* request, const char* what);
+  // A function that the library has only as a blocking one, on a thread, which is left behind if it does not return.
+  void call(const char* what, std::function<int()> function);
+  void check(int code, const char* what);
+  void expect_sound() const;  // throws the error after which nothing works
+  [[noreturn]] void fail_with(ErrorCode code, const std::string& text);
+
+  void finish();   // collective: finalizes MPI
+  void abandon();  // the owner has ended; the others are told
+
+ private:
+  void initialize(int expected_size);
+  void find_hosts();
+  void start_watch();
+  void check_watch(const char* what);
+  Clock::time_point deadline() const;
+
+  const std::chrono::duration<double> timeout_;
+  int rank_ = 0, size_ = 1;
+  std::vector<int> hosts_;
+  std::unique_ptr<Watch> watch_;
+  std::unique_ptr<Error> broken_;
+};
+
+// Removes the names of the shared memory that MPICH has mapped, once all ranks have: no name is left if they are
+// killed.
+void unlink_shared_memory();
+
+}  // namespace st_moe::mpi
