@@ -124,8 +124,9 @@ Clock::time_point Job::deadline() const {
   return Clock::now() + std::chrono::duration_cast<Clock::duration>(timeout_);
 }
 
-void Job::expect_sound() const {
+void Job::expect_sound(const char* what) {
   if (broken_) throw Error(*broken_);
+  check_watch(what);
 }
 
 void Job::fail_with(ErrorCode code, const std::string& text) {

@@ -35,7 +35,7 @@ class Job {
   // A function that the library has only as a blocking one, on a thread, which is left behind if it does not return.
   void call(const char* what, std::function<int()> function);
   void check(int code, const char* what);
-  void expect_sound() const;  // throws the error after which nothing works
+  void expect_sound(const char* what);  // throws the error after which nothing works
   [[noreturn]] void fail_with(ErrorCode code, const std::string& text);
 
   void finish();   // collective: finalizes MPI

@@ -34,15 +34,15 @@ class MpiGroup : public ProcessGroup {
   int size() const override { return size_; }
 
   void barrier(const char* what) override {
-    job_.expect_sound();
+    job_.expect_sound(what);
     Request request = handle<Request>(kRequestNull);
     job_.check(job_.mpi.Ibarrier(comm_, &request), what);
     job_.wait(&request, what);
   }
 
   void agree(const std::string& call) override {
-    job_.expect_sound();
     const std::string name = call.substr(0, call.find('('));
+    job_.expect_sound(name.c_str());
     auto own = std::make_unique<CallText>(text_of(call));
     auto all = std::make_unique<std::vector<CallText>>(size_);
     Request request = handle<Request>(kRequestNull);
@@ -63,7 +63,7 @@ class MpiGroup : public ProcessGroup {
   }
 
   std::unique_ptr<ProcessGroup> subgroup(const std::vector<int>& ranks) override {
-    job_.expect_sound();
+    job_.expect_sound("newGroup");
     struct Made {
       Group all = nullptr, some = nullptr;
       Comm comm = nullptr;

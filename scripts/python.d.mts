@@ -1,0 +1,1 @@
+export function pythonWith(file: string, environment: string): string

@@ -1,0 +1,144 @@
+// A process of a job. The first argument says what it does, others where. Prints lines of JSON.
+import { existsSync, readFileSync, writeFileSync, writeSync } from 'node:fs'
+import { join } from 'node:path'
+import { Worker } from 'node:worker_threads'
+import { getNumThreads, initProcessGroup, processBackends } from '../../dist/index.js'
+
+const [what, where, folder] = process.argv.slice(2)
+const say = (value) => writeSync(1, `${JSON.stringify(value)}\n`)
+const sleep = (ms) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms)
+
+/** The error of a call: its code and text. */
+function failure(fn) {
+  try {
+    return { result: fn() ?? null }
+  } catch (error) {
+    return { code: error.code, message: error.message }
+  }
+}
+
+const handled = () => /^SigCgt:\s+(\w+)/m.exec(readFileSync('/proc/self/status', 'utf8'))[1]
+
+/** Names of shared memory of MPICH that would be left if this process were killed now. */
+const leftNames = () =>
+  readFileSync('/proc/self/maps', 'utf8')
+    .split('\n')
+    .filter((line) => line.includes('/dev/shm/mpich_shm_') && !line.endsWith('(deleted)'))
+
+function facts() {
+  const before = process.platform === 'linux' && handled()
+  const group = initProcessGroup()
+  const { rank, size, localRank, localSize, timeout } = group
+  const kept = process.platform !== 'linux' || (handled() === before && leftNames().length === 0)
+  say({ rank, size, localRank, localSize, timeout, threads: getNumThreads(), kept, hooks: process.env.UCX_MEM_EVENTS })
+  say(processBackends())
+  group.destroy()
+  say(failure(() => group.barrier()))
+  group.destroy()
+  say(failure(() => initProcessGroup()))
+}
+
+/** After each barrier, what every member wrote before it is there. */
+function meet(group, name) {
+  for (let turn = 0; turn < 5; turn++) {
+    if (turn === group.rank) sleep(20)
+    writeFileSync(join(folder, `${name}-${turn}-${group.rank}`), '')
+    group.barrier()
+    for (let rank = 0; rank < group.size; rank++)
+      if (!existsSync(join(folder, `${name}-${turn}-${rank}`)))
+        throw new Error(`${name}: a barrier let rank ${rank} wait`)
+  }
+}
+
+function groups() {
+  const all = initProcessGroup({ debug: where === 'debug' })
+  meet(all, 'all')
+  const { expertParallel, expertDataParallel } = all.split({ expertParallel: 2 })
+  meet(expertParallel, `near-${Math.floor(all.rank / 2)}`)
+  meet(expertDataParallel, `far-${all.rank % 2}`)
+  const some = all.newGroup([3, 0, 1])
+  if (some) meet(some, 'some')
+  const alone = some?.newGroup([2])
+  alone?.barrier()
+  const of = (group) => group && [group.rank, group.size, group.localRank, group.localSize]
+  say({ rank: all.rank, near: of(expertParallel), far: of(expertDataParallel), some: of(some), alone: of(alone) })
+  some?.destroy()
+  say(failure(() => some?.barrier()))
+  all.barrier()
+  all.destroy()
+}
+
+/** A call that the ranks make differently; then another one. */
+function disagree() {
+  const rank = Number(process.env.PMI_RANK)
+  const calls = {
+    options: () => initProcessGroup({ timeout: 10_000 + rank }),
+    lists: () => initProcessGroup().newGroup(rank === 1 ? [0] : [0, 1]),
+    sizes: () => initProcessGroup().split({ expertParallel: rank === 1 ? 1 : 2 }),
+    methods: () => {
+      const group = initProcessGroup({ debug: true })
+      return rank === 1 ? group.newGroup([0]) : group.barrier()
+    },
+    late: () => {
+      const group = initProcessGroup({ timeout: 300 })
+      if (rank === 1) sleep(1500)
+      group.barrier()
+    },
+  }
+  say(failure(calls[where]))
+  say(failure(() => initProcessGroup()))
+  process.exit(3)
+}
+
+/** One rank ends, or stops, while the others are in a barrier. */
+async function lose() {
+  const [signal, victim] = where.split(':')
+  const group = initProcessGroup({ timeout: signal === 'SIGSTOP' ? 700 : 600_000 })
+  group.barrier()
+  if (group.rank === Number(victim)) {
+    sleep(100)
+    if (signal === 'exit') process.exit(0)
+    if (signal !== 'launcher') process.kill(process.pid, signal)
+    else process.kill(process.ppid, 'SIGKILL')
+    sleep(500)
+  }
+  const began = performance.now()
+  const first = failure(() => group.barrier())
+  const ms = Math.round(performance.now() - began)
+  if (folder) writeFileSync(join(folder, `${group.rank}`), JSON.stringify(first)) // nobody may read the output
+  say({ rank: group.rank, ...first, ms })
+  say({
+    rank: group.rank,
+    again: [failure(() => group.barrier()), failure(() => group.newGroup([0])), failure(() => group.destroy())],
+  })
+  process.exit(5)
+}
+
+/** A worker has the group, or wants it as well. */
+async function workers() {
+  const inWorker = (code) =>
+    new Promise((resolve) => {
+      const url = new URL('../../dist/index.js', import.meta.url).href
+      const worker = new Worker(
+        `import('${url}').then(({ initProcessGroup }) => {
+          const { parentPort } = require('node:worker_threads')
+          try { const group = initProcessGroup(); ${code}; parentPort.postMessage({ rank: group.rank }) }
+          catch (error) { parentPort.postMessage({ code: error.code, message: error.message }) }
+        })`,
+        { eval: true },
+      )
+      worker.once('message', async (message) => resolve([message, await worker.terminate()][0]))
+    })
+  if (where === 'second') {
+    const group = initProcessGroup()
+    say(await inWorker(''))
+    group.barrier()
+    group.destroy()
+  } else {
+    say(await inWorker('group.barrier()'))
+    say(failure(() => initProcessGroup()))
+    process.exit(0)
+  }
+}
+
+await { facts, groups, disagree, lose, workers }[what]()
