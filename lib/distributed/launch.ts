@@ -178,7 +178,7 @@ class RunningJob implements Job {
     this.#stopping?.abort()
     await Promise.race([Promise.all(closed), delay(streamTimeout, null, { ref: true })])
     for (const child of this.#children) for (const stream of child.stdio) stream?.destroy()
-    removeSharedMemory(this.#name)
+    removeSharedMemory(this.#name, this.#pmi.values)
     if (failure) throw failure.error
     return { exitCode: this.#exitCode, ranks: this.#ranks }
   }

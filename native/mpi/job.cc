@@ -69,11 +69,13 @@ void Job::initialize(int expected_size) {
   check(mpi.Comm_size(handle<Comm>(kCommWorld), &size_), "MPI_Comm_size");
   if (*provided != kThreadMultiple)
     fail_with(ErrorCode::backend_unavailable, mpi.version() + " has no MPI_THREAD_MULTIPLE");
-  if (expected_size != 0 && expected_size != size_)
+  if (expected_size != 0 && expected_size != size_) {
+    if (size_ == 1) unlink_shared_memory();  // it has initialized MPI alone
     fail_with(ErrorCode::backend_unavailable,
               "the launcher started " + std::to_string(expected_size) + " processes, the library sees " +
                   std::to_string(size_) + ": " + mpi.version() +
                   " and the launcher do not fit. Start the program with st-moe launch or the library's own mpiexec");
+  }
 }
 
 // The rows of all ranks; the buffers of a request that does not end are kept.

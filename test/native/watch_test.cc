@@ -82,7 +82,7 @@ static void test_strangers() {
     strangers.push_back(connect_to(invitation.port));
     check(send(strangers.back(), hello, sizeof hello, 0) == sizeof hello, "a stranger cannot send");
     std::memcpy(hello, invitation.token.data(), 16);
-    hello[16] = 3;  // the right token, and no rank
+    hello[16] = 0, hello[19] = 1;  // the right token, and no rank
     strangers.push_back(connect_to(invitation.port));
     check(send(strangers.back(), hello, sizeof hello, 0) == sizeof hello, "a stranger cannot send");
   });
