@@ -288,12 +288,4 @@ export default [
     breaks: 'a stranger becomes a rank',
     tests: ['watch_test'],
   },
-  {
-    name: 'rank-out-of-range',
-    file: 'native/mpi/watch.cc',
-    from: 'rank > 0 && rank < size_;',
-    to: 'rank > 0;',
-    breaks: 'a stranger writes behind the list of ranks',
-    tests: ['watch_test'],
-  },
 ]
