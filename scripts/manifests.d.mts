@@ -3,4 +3,5 @@ export function manifestsOf(
   project: Record<string, unknown>,
   built: string[],
   plugins: string[],
-): { main: Manifest; addons: Manifest[]; cuda: Manifest | null }
+  mpich?: string[],
+): { main: Manifest; addons: Manifest[]; cuda: Manifest | null; mpich: Manifest[] }

@@ -1,17 +1,20 @@
 // Packs what a release publishes into build/package/, prints the sizes and fails above the limits: `st-moe` without
-// addons, `@st-moe/<system>` with one, for each of prebuilds/, and `st-moe-cuda`, if there is a plugin. `npm pack` alone
-// makes an `st-moe` with the addons of prebuilds/ in it.
+// addons, `@st-moe/<system>` with one, for each of prebuilds/, `st-moe-cuda`, if there is a plugin, and
+// `@st-moe/mpich-<system>` with --mpich. `npm pack` alone makes an `st-moe` with the addons of prebuilds/ in it.
 //
-//   node scripts/pack.mjs [--all]      --all: every system of targets.mjs must have an addon
+//   node scripts/pack.mjs [--all] [--mpich]
+//
+// --all: every system of targets.mjs must have an addon. --mpich: downloads MPICH from PyPI.
 import { execFileSync } from 'node:child_process'
 import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { manifestsOf } from './manifests.mjs'
-import { addonOf, pluginFiles, plugins, systemOf, targets } from './targets.mjs'
+import { mpichFiles } from './mpich.mjs'
+import { addonOf, mpichSystems, pluginFiles, plugins, systemOf, targets } from './targets.mjs'
 
-const { values } = parseArgs({ options: { all: { type: 'boolean' } } })
+const { values } = parseArgs({ options: { all: { type: 'boolean' }, mpich: { type: 'boolean' } } })
 const root = fileURLToPath(new URL('..', import.meta.url))
 const folder = path.join(root, 'build/package')
 const cpuLimit = 3e6 // what a user without a GPU downloads
@@ -29,7 +32,8 @@ run(root, 'npm', 'run', 'build:ts')
 const manifest = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
 const pluginsOf = (name) => pluginFiles.map(({ file }) => file).filter((file) => exists(`prebuilds/${name}/${file}`))
 const withPlugin = Object.keys(plugins).filter((name) => pluginsOf(name).length > 0)
-const manifests = manifestsOf(manifest, built, withPlugin)
+const withMpich = values.mpich ? Object.keys(mpichSystems) : []
+const manifests = manifestsOf(manifest, built, withPlugin, withMpich)
 if (!manifest.repository) console.log('note: package.json names no repository, without which there is no provenance')
 
 /** `files`: from → to, below the root and below the package. */
@@ -39,7 +43,7 @@ function pack(own, files) {
     mkdirSync(path.dirname(path.join(staged, to)), { recursive: true })
     cpSync(path.join(root, from), path.join(staged, to), { recursive: true })
   }
-  copyFileSync(path.join(root, 'LICENSE'), path.join(staged, 'LICENSE'))
+  if (own.license === manifest.license) copyFileSync(path.join(root, 'LICENSE'), path.join(staged, 'LICENSE'))
   writeFileSync(path.join(staged, 'package.json'), `${JSON.stringify(own, null, 2)}\n`)
   const destination = ['--ignore-scripts', '--pack-destination', folder]
   const [{ filename, size }] = JSON.parse(run(staged, 'npm', 'pack', '--json', ...destination))
@@ -63,6 +67,7 @@ if (manifests.cuda)
       withPlugin.flatMap((name) => pluginsOf(name).map((file) => [`prebuilds/${name}/${file}`, `${name}/${file}`])),
     ),
   )
+for (const [i, own] of manifests.mpich.entries()) pack(own, mpichFiles(withMpich[i]))
 rmSync(path.join(folder, 'staged'), { recursive: true })
 
 console.log('to install these, all in one command: npm install build/package/*.tgz')

@@ -1,4 +1,5 @@
 export const targets: Record<string, string>
+export const mpichSystems: Record<string, string>
 export const plugins: Record<string, string>
 export function addonOf(target: string): string
 export function ownTarget(): string

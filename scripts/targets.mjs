@@ -17,6 +17,13 @@ export const plugins = { 'linux-x64': 'x86_64-linux-gnu', 'linux-arm64': 'aarch6
 /** The plugin of each: for drivers from 580 on, and that of cuda12-toolkit.mjs for older ones, from 525 on. */
 export const pluginFiles = [{ file: 'libst_moe_cuda.so' }, { file: 'libst_moe_cuda12.so', cuda12: true }]
 
+/** The systems with a package of MPICH, @st-moe/mpich-<name>, and what PyPI calls them. */
+export const mpichSystems = {
+  'linux-x64': 'manylinux_2_28_x86_64',
+  'linux-arm64': 'manylinux_2_28_aarch64',
+  'darwin-arm64': 'macosx_11_0_arm64',
+}
+
 /** { platform, arch, libc } in the words of Node and npm; `libc` is undefined except on Linux. */
 export function systemOf(target) {
   const [platform, arch, libc] = target.split('-')

@@ -4,4 +4,4 @@ export {
   type ProcessGroupOptions,
   processBackends,
 } from './init.js'
-export { type Job, type JobEnd, type JobLine, type LaunchOptions, launch } from './launch.js'
+export { type Job, type JobEnd, type JobLine, type LaunchOptions, launch, type RankEnd } from './launch.js'

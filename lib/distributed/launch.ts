@@ -21,12 +21,20 @@ export interface JobLine {
   readonly text: string
 }
 
+/** How a process ended. */
+export interface RankEnd {
+  /** Its exit code; null if a signal ended it. */
+  readonly code: number | null
+  /** The signal that ended it. */
+  readonly signal: string | null
+}
+
 /** How a job ended. */
 export interface JobEnd {
   /** 0 if all processes ended with 0; else the code of the first that did not, or 128 plus the number of its signal. */
   readonly exitCode: number
-  /** How each process ended, by rank: its exit code, or the signal that ended it. */
-  readonly ranks: readonly { readonly code: number | null; readonly signal: string | null }[]
+  /** How each process ended, by rank. */
+  readonly ranks: readonly RankEnd[]
 }
 
 /** A running job of {@link launch}. */
@@ -123,7 +131,7 @@ class RunningJob implements Job {
   readonly ended: Promise<JobEnd>
   readonly #children: ChildProcess[]
   readonly #running = new Set<number>()
-  readonly #ranks: { code: number | null; signal: string | null }[]
+  readonly #ranks: RankEnd[]
   readonly #name: string
   readonly #pmi: PmiServer
   readonly #grace: number
@@ -178,7 +186,7 @@ class RunningJob implements Job {
     this.#stopping?.abort()
     await Promise.race([Promise.all(closed), delay(streamTimeout, null, { ref: true })])
     for (const child of this.#children) for (const stream of child.stdio) stream?.destroy()
-    removeSharedMemory(this.#name)
+    removeSharedMemory(this.#name, this.#pmi.values)
     if (failure) throw failure.error
     return { exitCode: this.#exitCode, ranks: this.#ranks }
   }

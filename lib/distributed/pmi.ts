@@ -34,6 +34,11 @@ export class PmiServer {
     this.#store = new Map([['PMI_process_mapping', `(vector,(0,1,${size}))`]]) // all on one machine
   }
 
+  /** What the processes have told each other. */
+  get values(): Iterable<string> {
+    return this.#store.values()
+  }
+
   /** Answers a process on its socket. */
   connect(rank: number, socket: Duplex): void {
     let rest = ''

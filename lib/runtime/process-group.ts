@@ -66,7 +66,7 @@ export class ProcessGroup {
   readonly #made: Made
   #destroyed = false
 
-  /** Not for programs: `initProcessGroup` makes groups. */
+  /** @internal `initProcessGroup` makes groups. */
   constructor(permit: symbol, made: Made) {
     if (permit !== key) fail('OPTION', 'ProcessGroup', 'initProcessGroup makes process groups')
     const { rank, hosts, job } = made

@@ -17,6 +17,7 @@ namespace {
 constexpr int kSpins = 200, kYields = 5000;  // turns of waiting before the next kind of it
 constexpr useconds_t kSleep = 50;            // microseconds
 constexpr auto kNotice = std::chrono::seconds(1);
+constexpr auto kDrain = std::chrono::milliseconds(100);  // in which what a lost rank has sent may still arrive
 
 // What tells machines apart; processes of one can share memory.
 struct HostName {
@@ -69,11 +70,13 @@ void Job::initialize(int expected_size) {
   check(mpi.Comm_size(handle<Comm>(kCommWorld), &size_), "MPI_Comm_size");
   if (*provided != kThreadMultiple)
     fail_with(ErrorCode::backend_unavailable, mpi.version() + " has no MPI_THREAD_MULTIPLE");
-  if (expected_size != 0 && expected_size != size_)
+  if (expected_size != 0 && expected_size != size_) {
+    if (size_ == 1) unlink_shared_memory();  // it has initialized MPI alone
     fail_with(ErrorCode::backend_unavailable,
               "the launcher started " + std::to_string(expected_size) + " processes, the library sees " +
                   std::to_string(size_) + ": " + mpi.version() +
                   " and the launcher do not fit. Start the program with st-moe launch or the library's own mpiexec");
+  }
 }
 
 // The rows of all ranks; the buffers of a request that does not end are kept.
@@ -150,11 +153,15 @@ void Job::check(int code, const char* what) {
 
 void Job::wait(Request* request, const char* what) {
   const auto until = deadline();
+  Clock::time_point noticed{};  // when the watch has seen a loss
   for (int turn = 0;; ++turn) {
     int done = 0;
     check(mpi.Test(request, &done, nullptr), what);
     if (done) return;
-    check_watch(what);
+    if (watch_ && watch_->lost() != Watch::kNobody) {
+      if (noticed == Clock::time_point{}) noticed = Clock::now();
+      if (Clock::now() - noticed > kDrain) check_watch(what);
+    }
     if (turn < kSpins) continue;
     if (Clock::now() > until)
       fail_with(ErrorCode::timeout,

@@ -124,7 +124,7 @@ Watch::Invitation Watch::listen(bool one_host) {
   at.sin_addr.s_addr = htonl(one_host ? INADDR_LOOPBACK : INADDR_ANY);
   socklen_t size = sizeof at;
   auto* address = reinterpret_cast<sockaddr*>(&at);
-  if (bind(listener_, address, size) != 0 || ::listen(listener_, size_) != 0 ||
+  if (bind(listener_, address, size) != 0 || ::listen(listener_, SOMAXCONN) != 0 ||
       getsockname(listener_, address, &size) != 0)
     fail(ErrorCode::process_group, "the watch of the processes cannot listen: %s", std::strerror(errno));
   invitation.port = at.sin_port;

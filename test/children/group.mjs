@@ -80,8 +80,8 @@ function disagree() {
       return rank === 1 ? group.newGroup([0]) : group.barrier()
     },
     late: () => {
-      const group = initProcessGroup({ timeout: 300 })
-      if (rank === 1) sleep(1500)
+      const group = initProcessGroup({ timeout: 5000 })
+      if (rank === 1) sleep(7000)
       group.barrier()
     },
   }
@@ -93,7 +93,7 @@ function disagree() {
 /** One rank ends, or stops, while the others are in a barrier. */
 async function lose() {
   const [signal, victim] = where.split(':')
-  const group = initProcessGroup({ timeout: signal === 'SIGSTOP' ? 700 : 600_000 })
+  const group = initProcessGroup({ timeout: signal === 'SIGSTOP' ? 5000 : 600_000 })
   group.barrier()
   if (group.rank === Number(victim)) {
     sleep(100)

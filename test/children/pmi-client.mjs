@@ -58,8 +58,12 @@ async function leaveMemory() {
   let hash = 2166136261n
   for (const byte of Buffer.from(name)) hash = ((hash ^ BigInt(byte)) * 16777619n) % 2n ** 32n
   const file = `/dev/shm/mpich_shm_${hash.toString(16)}_${rank}`
-  writeFileSync(file, '')
-  say(file)
+  const ofIntel = `/dev/shm/Intel_MPI_test${process.pid}`
+  await ask(`put kvsname=${name} key=-bcast-${rank} value=${Buffer.from(`${ofIntel}\0`).toString('hex').toUpperCase()}`)
+  for (const path of [file, ofIntel]) {
+    writeFileSync(path, '')
+    say(path)
+  }
   await ask('barrier_in')
   process.kill(process.pid, 'SIGKILL')
 }

@@ -111,7 +111,7 @@ describe.each(libraries)('%s', (name) => {
     const { answers } = await run(context, name, 2, 'disagree', 'late')
     expect(answers[0][0]).toEqual({
       code: 'TIMEOUT',
-      message: '[ProcessGroup.barrier] barrier: not all ranks came within 0.3 s (timeout)',
+      message: '[ProcessGroup.barrier] barrier: not all ranks came within 5 s (timeout)',
     })
   })
 
@@ -120,7 +120,7 @@ describe.each(libraries)('%s', (name) => {
     ['SIGKILL:1', 'PEER_LOST', lost('rank 1')],
     ['SIGKILL:0', 'PEER_LOST', lost('rank 0')],
     ['exit:2', 'PEER_LOST', lost('rank 2')],
-    ['SIGSTOP:2', 'TIMEOUT', '[ProcessGroup.barrier] barrier: not all ranks came within 0.7 s (timeout)'],
+    ['SIGSTOP:2', 'TIMEOUT', '[ProcessGroup.barrier] barrier: not all ranks came within 5 s (timeout)'],
   ])('a rank that is lost in a barrier: %s', async ([what, code, message], context) => {
     const { answers, ranks } = await run(context, name, 3, 'lose', what)
     const victim = Number(what.split(':')[1])

@@ -97,7 +97,8 @@ describe('the process management interface', () => {
     expect(exitCode).toBe(137)
     for (const rank of [0, 1]) {
       expect(textOf(rank)[0]).toMatch(/^\/dev\/shm\/mpich_shm_[0-9a-f]+_\d$/)
-      expect(existsSync(textOf(rank)[0])).toBe(false)
+      expect(textOf(rank)).toHaveLength(2)
+      for (const path of textOf(rank)) expect(existsSync(path)).toBe(false)
     }
   })
 })

@@ -1,7 +1,9 @@
 import { existsSync } from 'node:fs'
 import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import type { TestContext } from 'vitest'
 import { pythonWith } from '../../scripts/python.mjs'
+import { locked } from './python.js'
 
 /** An MPI library of a wheel, and its launcher. */
 export interface Mpi {
@@ -27,7 +29,11 @@ function install(name: 'mpich' | 'impi'): Found {
 
 /** The library. Without it: an error in CI, elsewhere a skip that is counted and says why. */
 export function mpiFor(context: TestContext, name: 'mpich' | 'impi'): Mpi {
-  if (!found.has(name)) found.set(name, install(name))
+  if (!found.has(name))
+    found.set(
+      name,
+      locked(() => install(name), fileURLToPath(new URL(`../../build/${name}-venv`, import.meta.url))),
+    )
   const mpi = found.get(name)!
   if ('library' in mpi) return mpi
   if (process.env.CI && process.platform === 'linux' && process.arch === 'x64')

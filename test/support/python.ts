@@ -53,9 +53,9 @@ function install(python: string): Found {
   return { python }
 }
 
-/** One process at a time makes the environment: test files run beside each other. The lock holds its owner's number. */
-function locked<T>(fn: () => T): T {
-  const lock = `${venv}.lock`
+/** One process at a time makes an environment: test files run beside each other. The lock holds its owner's number. */
+export function locked<T>(fn: () => T, environment = venv): T {
+  const lock = `${environment}.lock`
   mkdirSync(dirname(lock), { recursive: true })
   while (!tryLock(lock)) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 500)
   try {

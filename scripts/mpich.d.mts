@@ -1,0 +1,2 @@
+export const mpichVersion: string
+export function mpichFiles(system: string): Record<string, string>

@@ -1,0 +1,122 @@
+#include "mpi/watch.h"
+
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "core/error.h"
+
+#if !defined(_WIN32)
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+using namespace st_moe;
+using namespace st_moe::mpi;
+using namespace std::chrono_literals;
+
+static constexpr auto kPatience = 60s;
+
+static int connect_to(uint16_t port) {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  to.sin_port = port;
+  check(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to) == 0, "a stranger cannot connect");
+  return fd;
+}
+
+// The watches of a job, each connected in a thread of its own.
+struct Job {
+  std::vector<std::unique_ptr<Watch>> ranks;
+  explicit Job(int size, const std::function<void(const Watch::Invitation&)>& before = {}) {
+    for (int rank = 0; rank < size; ++rank) ranks.push_back(std::make_unique<Watch>(rank, size));
+    const Watch::Invitation invitation = ranks[0]->listen(true);
+    if (before) before(invitation);
+    std::vector<std::thread> threads;
+    for (auto& watch : ranks) threads.emplace_back([&] { watch->connect(invitation, true, Clock::now() + kPatience); });
+    for (std::thread& thread : threads) thread.join();
+  }
+  void expect_lost(int rank, int lost) {
+    const auto until = Clock::now() + kPatience;
+    while (ranks[rank]->lost() != lost && Clock::now() < until) std::this_thread::sleep_for(1ms);
+    check(ranks[rank]->lost() == lost, "rank %d sees that %d is lost, not %d", rank, ranks[rank]->lost(), lost);
+  }
+};
+
+static void test_loss() {
+  for (int gone = 0; gone < 4; ++gone) {
+    Job job(4);
+    for (int rank = 0; rank < 4; ++rank) check(job.ranks[rank]->lost() == Watch::kNobody, "nobody is lost yet");
+    job.ranks[gone]->stop();
+    for (int rank = 0; rank < 4; ++rank)
+      if (rank != gone) job.expect_lost(rank, gone);
+  }
+}
+
+static void test_farewell() {
+  Job job(3);
+  job.ranks[1]->leave();
+  job.ranks[0]->leave();
+  std::this_thread::sleep_for(50ms);
+  check(job.ranks[2]->lost() == Watch::kNobody, "a farewell is a loss");
+  job.ranks[2]->leave();
+}
+
+// They neither become ranks nor keep ranks from coming.
+static void test_strangers() {
+  std::vector<int> strangers;
+  Job job(3, [&](const Watch::Invitation& invitation) {
+    for (const size_t bytes : {0, 1, 20, 4000}) {
+      strangers.push_back(connect_to(invitation.port));
+      const std::vector<char> garbage(bytes, 1);
+      check(send(strangers.back(), garbage.data(), bytes, 0) == static_cast<ssize_t>(bytes), "a stranger cannot send");
+    }
+    char hello[20] = {};  // another token, and rank 1
+    hello[16] = 1;
+    strangers.push_back(connect_to(invitation.port));
+    check(send(strangers.back(), hello, sizeof hello, 0) == sizeof hello, "a stranger cannot send");
+    std::memcpy(hello, invitation.token.data(), 16);
+    hello[16] = 0, hello[19] = 1;  // the right token, and no rank
+    strangers.push_back(connect_to(invitation.port));
+    check(send(strangers.back(), hello, sizeof hello, 0) == sizeof hello, "a stranger cannot send");
+  });
+  for (const int stranger : strangers) close(stranger);
+  std::this_thread::sleep_for(50ms);
+  for (int rank = 0; rank < 3; ++rank)
+    check(job.ranks[rank]->lost() == Watch::kNobody, "rank %d: the end of a stranger is a loss", rank);
+  job.ranks[2]->stop();
+  job.expect_lost(0, 2);
+  job.expect_lost(1, 2);
+}
+
+static void test_missing() {
+  Watch watch(0, 4), second(2, 4);
+  const Watch::Invitation invitation = watch.listen(true);
+  second.connect(invitation, true, Clock::now() + kPatience);
+  try {
+    watch.connect(invitation, true, Clock::now() + 200ms);
+    check(false, "ranks that have not come are not missed");
+  } catch (const Error& error) {
+    check(error.code() == ErrorCode::timeout && std::strstr(error.what(), "in time: 1, 3"), "the error is '%s'",
+          error.what());
+  }
+}
+
+int main() {
+  test_loss();
+  test_farewell();
+  test_strangers();
+  test_missing();
+  return check_result();
+}
+#else
+int main() {
+  return check_result();
+}
+#endif
