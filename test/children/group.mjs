@@ -114,6 +114,13 @@ async function lose() {
   process.exit(5)
 }
 
+/** Rank 2 ends, or stops, before it comes. */
+function start() {
+  if (process.env.PMI_RANK === '2') process.kill(process.pid, where)
+  say(failure(() => initProcessGroup({ timeout: 3000 })))
+  process.exit(5)
+}
+
 /** A worker has the group, or wants it as well. */
 async function workers() {
   const inWorker = (code) =>
@@ -141,4 +148,4 @@ async function workers() {
   }
 }
 
-await { facts, groups, disagree, lose, workers }[what]()
+await { facts, groups, disagree, lose, start, workers }[what]()

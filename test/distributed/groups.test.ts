@@ -134,6 +134,19 @@ describe.each(libraries)('%s', (name) => {
     expect(answers[victim]).toEqual([])
   })
 
+  test('a rank that stops before it comes is a TIMEOUT error', async (context) => {
+    const { answers, ranks } = await run(context, name, 3, 'start', 'SIGSTOP')
+    const message = '[initProcessGroup] MPI_Init_thread did not return within 3 s (timeout)'
+    for (const rank of [0, 1]) expect(answers[rank]).toEqual([{ code: 'TIMEOUT', message }])
+    expect(ranks[2]).toEqual({ code: null, signal: 'SIGKILL' })
+  })
+
+  test('if a rank is killed before it comes, the launcher ends the others', async (context) => {
+    const { exitCode, errors, job } = await run(context, name, 3, 'start', 'SIGKILL')
+    expect(exitCode).toBe(137)
+    expect(errors).toEqual([`rank 2 (process ${job.pids[2]}) was ended by SIGKILL`])
+  })
+
   test('if the launcher is killed, the ranks notice', async (context) => {
     const { library } = mpiFor(context, name)
     const folder = temporary()
