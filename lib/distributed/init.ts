@@ -8,13 +8,13 @@ import { groupOfAll, type ProcessGroup } from '../runtime/process-group.js'
 import { findLibrary, installCommands } from './libraries.js'
 
 const declared = {
-  /** What connects the processes: 'mpi', through the standard ABI of MPI 5.0. */
+  /** What connects the processes: 'mpi', through the standard ABI of MPI 5.0. Default 'mpi'. */
   backend: oneOf(['mpi'], { default: 'mpi' }),
   /** The MPI library: a file, or a name that the system's loader finds. By default it is searched. */
   library: optional<string>({ check: checkLibrary }),
-  /** Milliseconds after which an operation that not all ranks have entered fails. */
+  /** Milliseconds after which an operation that not all ranks have entered fails. Default 600_000. */
   timeout: number({ min: 1, max: 1e9, default: 600_000 }),
-  /** Compares each call between the ranks before it runs: a difference is a PROCESS_GROUP error, not a TIMEOUT. */
+  /** Compares each call between the ranks before it runs: a difference is a PROCESS_GROUP error, not a TIMEOUT. Default false. */
   debug: boolean({ default: false }),
 }
 const readOptions = reader(declared)

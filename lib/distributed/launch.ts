@@ -53,7 +53,7 @@ export interface Job {
 const declared = {
   /** The number of processes, R. */
   processes: integer({ min: 1, max: 1024 }),
-  /** Milliseconds from the first failure until the other processes get SIGTERM; SIGKILL follows after at most 2 seconds. */
+  /** Milliseconds from the first failure until the other processes get SIGTERM; SIGKILL follows after at most 2 seconds. Default 3000. */
   grace: number({ min: 0, max: 2 ** 31 - 1, default: 3000 }),
   /** Environment variables, in addition to those of this process. */
   env: optional<Readonly<Record<string, string>>>({ check: checkEnvironment }),
