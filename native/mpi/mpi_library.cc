@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdlib>
 #include <map>
+#include <memory>
 #include <mutex>
 
 namespace st_moe::mpi {
@@ -67,7 +68,7 @@ static LibraryProbe open(const std::string& path) {
     const char* reason = dlerror();
     return {nullptr, reason ? reason : "cannot be opened"};
   }
-  auto* library = new Library{};
+  auto library = std::make_unique<Library>();
   for (const char* name : {"MPI_Init_thread", "MPI_Abi_get_version"})
     if (!dlsym(file, name)) {
       const bool is_mpi = dlsym(file, "MPI_Init");
@@ -83,7 +84,7 @@ static LibraryProbe open(const std::string& path) {
   int major = 0, minor = 0;
   if (library->Abi_get_version(&major, &minor) != kSuccess || major != 1)
     return {nullptr, "this MPI library has its own ABI, not the standard one of MPI 5.0"};
-  return {library, ""};
+  return {library.release(), ""};  // never closed
 }
 
 #endif

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstdlib>
 #include <cstring>
 #include <random>
@@ -78,6 +79,14 @@ void tell(int fd, const void* message, size_t size) {
 void close_fd(int& fd) {
   if (fd >= 0) close(fd);
   fd = -1;
+}
+
+// A copy of the launcher's socket, or −1.
+int copy_of_launcher() {
+  const char* text = std::getenv("PMI_FD");
+  int fd = -1;  // not atoi: its C++20 form needs glibc 2.38
+  if (!text || std::from_chars(text, text + std::strlen(text), fd).ec != std::errc() || fd < 0) return -1;
+  return fcntl(fd, F_DUPFD_CLOEXEC, 0);
 }
 
 std::vector<uint32_t> own_addresses() {
@@ -150,7 +159,7 @@ void Watch::connect(const Invitation& invitation, bool same_host, Clock::time_po
   }
   if (pipe(wake_.data()) != 0) fail(ErrorCode::process_group, "the watch of the processes has no pipe");
   for (const int fd : wake_) set_flags(fd);
-  if (const char* launcher = std::getenv("PMI_FD")) launcher_ = fcntl(std::atoi(launcher), F_DUPFD_CLOEXEC, 0);
+  launcher_ = copy_of_launcher();
   thread_ = std::thread(&Watch::run, this);
 }
 
