@@ -170,7 +170,9 @@ function main(root, own) {
       console.log(`floor ${String(floor).padStart(2)}  ${room.padEnd(24)} ${sizeOf(room)} lines`)
   for (const tenant of Object.keys(tenants))
     if (sizeOf(tenant) > 0) console.log(`outside   ${tenant.padEnd(24)} ${sizeOf(tenant)} lines`)
-  console.log(`lib: ${floors.size} rooms, ${top} floors, ${between.length} arrows, ${up.length} back up`)
+  const loose = [...floors.keys()].filter((room) => extension.test(room)).length
+  const counted = [`${floors.size - loose} rooms`, `${loose} loose file${loose === 1 ? '' : 's'}`, `${top} floors`]
+  console.log(`lib: ${counted.join(', ')}, ${between.length} arrows, ${up.length} back up`)
   for (const { from, to } of up) console.log(`  back up: ${from} → ${to}`)
   for (const circle of circlesOf(arrows)) console.log(`  circle of files, types included: ${circle.join(' ')}`)
   if (!own) return 0
