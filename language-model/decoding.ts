@@ -18,7 +18,7 @@ import type { LanguageModel } from './model.js'
 const maxForward = 4096
 /** Of steps of so many texts. */
 const maxCaptures = 4
-/** Calls of a shape before its step is captured, which takes about as long as two of them. */
+/** Calls of a shape before its step is captured, which takes a while itself. */
 const callsBeforeCapture = 2
 
 /** A text that the model continues. */
