@@ -41,13 +41,14 @@ test('a loop that ends does not wait for an example, whose batch is freed when i
 test.each([false, true])(
   'a loop that ends does not wait for a stream, which it ends (shuffle: %s)',
   async (shuffle) => {
-    let [ended, come] = [0, () => {}]
+    let [ended, isStuck, come] = [0, false, () => {}]
     const stuck = new Promise<void>((resolve) => {
       come = resolve
     })
     const slow = async function* () {
       try {
         yield* [1, 2]
+        isStuck = true
         await stuck
         yield 3
       } finally {
@@ -56,7 +57,14 @@ test.each([false, true])(
       }
     }
     const loader = new DataLoader<number>(slow, { batchSize: 1, shuffle, window: 2 })
-    expect((await batchesOf(loader, 2)).flat().toSorted()).toEqual([1, 2])
+    const batches: number[] = []
+    for await (const batch of loader) {
+      batches.push(...batch)
+      if (batches.length < 2) continue
+      await expect.poll(() => isStuck).toBe(true) // the next batch has been asked for
+      break
+    }
+    expect(batches.toSorted()).toEqual([1, 2])
     expect([loader.batch, ended]).toEqual([2, 0])
     come()
     await expect.poll(() => ended).toBe(1)
