@@ -8,6 +8,8 @@ const root = fileURLToPath(new URL('..', import.meta.url))
 const textOf = (/** @type {string} */ name) => readFileSync(`${root}${name}`, 'utf8').replaceAll('\r\n', '\n')
 const camel = (name) => name.replaceAll(/_(\w)/g, (_, letter) => letter.toUpperCase())
 
+const unnamed = { COMPUTE: 'compute', GROUP: 'group' }
+
 /** Macros that stand for arguments of the call, and the TypeScript type of each. */
 const types = {
   INPUT: 'Handle',
@@ -22,6 +24,8 @@ const types = {
   NUMBER: 'number',
   FLAG: 'boolean',
   KIND: 'number',
+  GROUP: 'number',
+  COUNTS: 'Float64Array',
 }
 const created = [
   { name: 'shape', type: 'readonly number[]' },
@@ -34,7 +38,7 @@ function field([, macro, inside]) {
   if (macro === 'CREATED') return created.map((argument) => ({ ...argument, macro, optional: false }))
   if (!(macro in types)) return []
   const optional = /, =/.test(inside)
-  return [{ name: camel(name || 'compute'), macro, type: types[macro], element, shape, optional }]
+  return [{ name: name ? camel(name) : unnamed[macro], macro, type: types[macro], element, shape, optional }]
 }
 
 /**

@@ -42,6 +42,8 @@ export interface Recording {
   beside?: readonly Edge[]
   /** Differentiable outputs. */
   outputs: readonly Tensor[]
+  /** Recorded even if no input needs a gradient, and run without one: other processes wait for the backward. */
+  always?: boolean
   /** What the backward reads: tensors (inputs or outputs), and handles of saved context, which the tape then owns. */
   saved?: readonly (Tensor | Handle)[]
   backward: Backward | { again: Again }
@@ -61,6 +63,7 @@ export class Node {
   readonly edges: readonly Edge[]
   readonly hooks: GradHook[][]
   readonly outputs: readonly TensorMeta[]
+  readonly always: boolean
   /** The captured step that contains this op. */
   readonly recorder: Recorder | null = currentRecorder()
   #references = 0
@@ -69,6 +72,7 @@ export class Node {
 
   constructor(recording: Recording) {
     this.op = recording.op
+    this.always = recording.always ?? false
     this.#backward = recording.backward
     this.hooks = recording.outputs.map(() => [])
     this.outputs = recording.outputs.map(({ shape, dtype, device }) => ({ shape, dtype, device }))
@@ -145,8 +149,8 @@ export const willRecord = (...inputs: readonly (Tensor | null | undefined)[]): b
 
 /** Records an op on the tape. If no gradient goes on from it, releases the handles in `saved` instead. */
 export function record(recording: Recording): void {
-  const { inputs, beside } = recording
-  if (!willRecord(...inputs) && !(beside?.length && isGradEnabled())) {
+  const { inputs, beside, always } = recording
+  if (!willRecord(...inputs) && !((beside?.length || always) && isGradEnabled())) {
     for (const entry of recording.saved ?? []) if (typeof entry === 'number') native.release(entry)
     return
   }

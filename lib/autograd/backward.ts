@@ -232,7 +232,7 @@ function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean): void
   try {
     queue.add([rootEdge])
     for (let node = queue.take(); node; node = queue.take()) {
-      const grads = pending.take(node)
+      const grads = pending.take(node) ?? (node.always ? node.outputs.map(() => null) : null)
       if (!grads) continue
       const addends: Handle[] = []
       const addend = (edge: Edge, own?: boolean): Handle | null => {

@@ -72,7 +72,6 @@ export function initProcessGroup(options: ProcessGroupOptions = {}): ProcessGrou
   if (current) fail('OPTION', op, 'this process has a process group: destroy() ends it')
   const job = {
     timeout,
-    debug,
     destroyed: false,
     onDestroy: () => {
       current = null
@@ -87,7 +86,7 @@ export function initProcessGroup(options: ProcessGroupOptions = {}): ProcessGrou
   if ('tried' in found) fail('BACKEND_UNAVAILABLE', op, textOf(found.tried))
   const thread = isMainThread ? 'the main thread' : `worker ${threadId}`
   const call = `initProcessGroup({ timeout: ${timeout}, debug: ${debug} })`
-  const started = within(op, () => native.startProcessGroup(found.path, timeout / 1000, expected, thread, call))
+  const started = within(op, () => native.startProcessGroup(found.path, timeout / 1000, expected, thread, call, debug))
   current = groupOfAll(started.hosts, started.rank, job, started.group)
   shareThreads(current.localSize)
   return current

@@ -1,8 +1,12 @@
 import './copy.js' // a method of Tensor
 
 export type { Activation, ActivationOptions } from './activation.js'
+export { type AllGatherOptions, allGather } from './all-gather.js'
+export { type AllReduceOptions, allReduce } from './all-reduce.js'
+export { type AllToAllOptions, allToAll } from './all-to-all.js'
 export { type AttentionOptions, attention } from './attention.js'
 export { add, type BinaryOperation, div, maximum, minimum, mul, pow, sub } from './binary.js'
+export { type BroadcastOptions, broadcast } from './broadcast.js'
 export {
   type AttentionCache,
   type CachedAttentionOptions,
@@ -37,13 +41,16 @@ export {
   smoothL1Loss,
 } from './losses.js'
 export { matmul } from './matmul.js'
+export { type RecvOptions, recv } from './recv.js'
 export { mean, sum } from './reduce.js'
+export { type ReduceScatterOptions, reduceScatter } from './reduce-scatter.js'
 export { reshape, squeeze, unsqueeze } from './reshape.js'
 export { rmsNorm } from './rmsnorm.js'
 export { type RotaryOptions, rotary } from './rotary.js'
 export { route } from './route.js'
 export type { ExpertChoiceOptions, RouteOptions, RoutingRandom } from './route-options.js'
 export { expertCapacity, type RouteResult, type Routing } from './routing.js'
+export { type SendOptions, send } from './send.js'
 export { logSoftmax, softmax } from './softmax.js'
 export { concat, slice, stack, transpose } from './strided.js'
 export { type TopK, topk } from './topk.js'

@@ -65,11 +65,11 @@ interface Addon {
     expectedSize: number,
     thread: string,
     call: string,
+    debug: boolean,
   ): { group: number; rank: number; hosts: number[]; version: string }
   /** 0 for a rank that is none of `ranks`. */
   newProcessGroup(group: number, call: string, ranks: Float64Array): number
-  /** `call` is compared between the ranks, unless it is empty. */
-  processGroupBarrier(group: number, call: string): void
+  processGroupBarrier(group: number): void
   destroyProcessGroups(): void
 
   captureBegin(device: number): void

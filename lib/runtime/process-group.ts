@@ -18,8 +18,6 @@ interface Made {
 /** What the groups of a job share. */
 export interface JobState {
   readonly timeout: number
-  /** Whether each call is compared between the ranks. */
-  readonly debug: boolean
   /** Runs when the job is destroyed. */
   readonly onDestroy: () => void
   destroyed: boolean
@@ -36,6 +34,10 @@ export interface ParallelGroups {
 const splitOptions = { expertParallel: integer({ min: 1 }) }
 const readSplit = reader(splitOptions)
 const key = Symbol()
+
+/** The number that the addon knows a group by. Errors: OPTION for what is no group, DISPOSED. */
+export let groupHandle: (op: string, group: ProcessGroup) => number
+
 const maxRanks = 2 ** 20
 
 /**
@@ -84,10 +86,9 @@ export class ProcessGroup {
    * TIMEOUT, PROCESS_GROUP.
    */
   barrier(): void {
-    this.#expectAlive('barrier')
-    const { handle, job } = this.#made
-    if (handle !== 0)
-      within('ProcessGroup.barrier', () => native.processGroupBarrier(handle, job.debug ? 'barrier()' : ''))
+    this.#expectAlive('ProcessGroup.barrier')
+    const { handle } = this.#made
+    if (handle !== 0) within('ProcessGroup.barrier', () => native.processGroupBarrier(handle))
   }
 
   /**
@@ -103,7 +104,7 @@ export class ProcessGroup {
    */
   newGroup(ranks: readonly number[]): ProcessGroup | null {
     const op = 'ProcessGroup.newGroup'
-    this.#expectAlive('newGroup')
+    this.#expectAlive(op)
     const list = copyArray(op, 'ranks', ranks, maxRanks).map((rank, i) =>
       checkInteger(op, `ranks[${i}]`, rank, 0, this.size - 1),
     )
@@ -126,7 +127,7 @@ export class ProcessGroup {
    */
   split(options: { expertParallel: number }): ParallelGroups {
     const op = 'ProcessGroup.split'
-    this.#expectAlive('split')
+    this.#expectAlive(op)
     const { expertParallel: n } = readSplit(op, options)
     if (this.size % n !== 0)
       fail('OPTION', op, `expertParallel must divide the size of the group, ${this.size}, got ${n}`)
@@ -157,9 +158,17 @@ export class ProcessGroup {
     this.destroy()
   }
 
-  #expectAlive(method: string): void {
-    if (this.#destroyed || this.#made.job.destroyed)
-      fail('DISPOSED', `ProcessGroup.${method}`, 'the process group has been destroyed')
+  static {
+    groupHandle = (op, group) => {
+      if (!(group instanceof ProcessGroup))
+        fail('OPTION', op, `group must be a process group of initProcessGroup, got ${show(group)}`)
+      group.#expectAlive(op)
+      return group.#made.handle
+    }
+  }
+
+  #expectAlive(op: string): void {
+    if (this.#destroyed || this.#made.job.destroyed) fail('DISPOSED', op, 'the process group has been destroyed')
   }
 
   #some(op: string, ranks: readonly number[], call: string): ProcessGroup | null {

@@ -162,7 +162,8 @@ void Call::expect_compute(const char* name, DType compute, DType dtype) {
          dtype == DType::f32 ? "f32, bf16, bf16x3 or f16" : "f64", dtype_name(dtype), dtype_name(compute));
 }
 
-void Call::run(const OpInfo& info, void* args, size_t size, int64_t count, std::span<const Operand> operands) {
+void Call::run(const OpInfo& info, void* args, size_t size, int64_t count, std::span<const Operand> operands,
+               Kept kept) {
   const Device& device = *operands[0].tensor->device;
   environment.expect_capturable(device);
   expect_op(*device.backend, info);
@@ -173,8 +174,12 @@ void Call::run(const OpInfo& info, void* args, size_t size, int64_t count, std::
     if (operand.use == Use::updated) storage.outdate_packed();
     *static_cast<const void**>(operand.at) = pointer_to(storage, operand.use);
   }
-  if (is_recorded) return environment.record({op, info, args, size, count, operands});
-  check(info.run(device.backend->ops, device.context, args, count));
+  if (is_recorded) return environment.record({op, info, args, size, count, operands, std::move(kept)});
+  const GroupMemory memory(info, args);
+  const Status status = info.run(device.backend->ops, device.context, args, count);
+  if (memory.is_held())
+    for (const Operand& operand : operands) operand.tensor->storage->abandon();
+  check(status);
   for (const Operand& operand : operands) {
     Storage& storage = *operand.tensor->storage;
     if (operand.use == Use::updated) storage.drop_outdated();

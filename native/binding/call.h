@@ -76,7 +76,9 @@ class Call {
   void run(std::vector<Args>& items, const std::vector<Operand>& operands) {
     run(op_info<Args, op>(), items.data(), items.size() * sizeof(Args), static_cast<int64_t>(items.size()), operands);
   }
-  void run(const OpInfo& info, void* args, size_t size, int64_t count, std::span<const Operand> operands);
+  // `kept`: what arguments besides tensors point to.
+  void run(const OpInfo& info, void* args, size_t size, int64_t count, std::span<const Operand> operands,
+           Kept kept = {});
 
   // Results.
   Tensor make(Device& device, DType dtype, const Shape& shape) {  // uninitialized

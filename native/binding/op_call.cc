@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <optional>
 #include <unordered_map>
+
+#include "binding/process_groups.h"
 
 namespace st_moe {
 namespace {
@@ -22,7 +25,7 @@ class OpCall {
     std::array<Operand, kMaxFields> operands;
     size_t count = 0;
     for_each_operand(args_, [&](const Operand& operand) { operands[count++] = operand; });
-    call_.run(op_, args_, op_.args_size, 1, {operands.data(), count});
+    call_.run(op_, args_, op_.args_size, 1, {operands.data(), count}, std::move(kept_));
     return give_outputs();
   }
 
@@ -95,6 +98,8 @@ class OpCall {
           break;
         case Role::compute: at<DType>(field) = call_.compute(name); break;
         case Role::attribute: take(field, name); break;
+        case Role::group: at<const ProcessGroup*>(field) = &take_group(name); break;
+        case Role::counts: at<const int64_t*>(field) = take_counts(name); break;
         default: break;
       }
     }
@@ -112,6 +117,30 @@ class OpCall {
         return;
       default: at<int64_t>(field) = call_.integer(name, field.min, field.max);
     }
+  }
+
+  const ProcessGroup& take_group(const char* name) {
+    const auto group = process_group_of(call_, call_.integer(name, 0, int64_t{1} << 50));
+    ranks_ = static_cast<size_t>(group->size());
+    kept_.push_back(group);
+    return *group;
+  }
+
+  // After the group.
+  const int64_t* take_counts(const char* name) {
+    const Napi::Float64Array given = call_.numbers(name);
+    if (given.ElementLength() != ranks_)
+      fail(ErrorCode::shape, "%s must have a number for each of %zu ranks, got %zu", name, ranks_,
+           given.ElementLength());
+    const auto counts = std::make_shared<std::vector<int64_t>>(ranks_);
+    for (size_t rank = 0; rank < ranks_; ++rank) {
+      const double count = given[rank];
+      if (!(count >= 0 && count <= static_cast<double>(kMaxElements) && count == std::floor(count)))
+        fail(ErrorCode::shape, "%s must hold non-negative integers, got %g", name, count);
+      (*counts)[rank] = static_cast<int64_t>(count);
+    }
+    kept_.push_back(counts);
+    return counts->data();
   }
 
   // The dtype of an element; the first tensor of a free type sets the dtype of the op.
@@ -220,6 +249,8 @@ class OpCall {
   Shape shape_, lead_[kLeads];  // "...", and "T...", "R..."
   bool typed_ = false, has_shape_ = false, has_lead_[kLeads] = {};
   const Tensor* updated_ = nullptr;
+  size_t ranks_ = 0;  // of the group
+  Kept kept_;
 };
 
 // A tensor of an item of a batch.

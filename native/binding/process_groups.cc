@@ -30,7 +30,7 @@ struct Groups {
   const Environment* owner = nullptr;
   std::string owner_name;                                   // empty before the first
   mpi::Job* job = nullptr;                                  // null once it is finished
-  std::map<int64_t, std::unique_ptr<ProcessGroup>> groups;  // only for the owner
+  std::map<int64_t, std::shared_ptr<ProcessGroup>> groups;  // only for the owner; recorded ops hold theirs too
   int64_t last = 0;
 };
 
@@ -51,10 +51,14 @@ Groups& own_groups(Call& c) {
   return all;
 }
 
-ProcessGroup& group_of(Call& c, Groups& all) {
-  const auto found = all.groups.find(c.integer("group", 0, int64_t{1} << 50));
+std::shared_ptr<ProcessGroup> group_at(Groups& all, int64_t handle) {
+  const auto found = all.groups.find(handle);
   if (found == all.groups.end()) fail(ErrorCode::disposed, "the process group has been destroyed");
-  return *found->second;
+  return found->second;
+}
+
+ProcessGroup& group_of(Call& c, Groups& all) {
+  return *group_at(all, c.integer("group", 1, int64_t{1} << 50));
 }
 
 Napi::Value keep(Call& c, Groups& all, std::unique_ptr<ProcessGroup> group) {
@@ -62,12 +66,13 @@ Napi::Value keep(Call& c, Groups& all, std::unique_ptr<ProcessGroup> group) {
   return Napi::Number::New(c.env, static_cast<double>(all.last));
 }
 
-// (path, timeout in s, expected size or 0, name of this thread, call) → { group, rank, hosts, version }
+// (path, timeout in s, expected size or 0, name of this thread, call, debug) → { group, rank, hosts, version }
 Napi::Value start_process_group(Call& c) {
   const std::string path = text_of(c, "path");
   const double timeout = c.number("timeout");
   const auto expected = static_cast<int>(c.integer("expectedSize", 0, 1 << 24));
   const std::string thread = text_of(c, "thread"), call = text_of(c, "call");
+  const bool debug = c.boolean("debug");
   if (!(timeout > 0 && timeout < 1e9)) fail(ErrorCode::option, "timeout must be a number of seconds, got %g", timeout);
   const mpi::LibraryProbe& probe = mpi::open_library(path);
   if (!probe.library) fail(ErrorCode::backend_unavailable, "%s: %s", path.c_str(), probe.reason.c_str());
@@ -81,7 +86,7 @@ Napi::Value start_process_group(Call& c) {
     all.owner = &c.environment;
     all.owner_name = thread.empty() ? "another thread" : thread;
   }
-  all.job = new mpi::Job(*probe.library, {timeout, expected, call});
+  all.job = new mpi::Job(*probe.library, {timeout, expected, call, debug});
   const std::vector<int>& hosts = all.job->hosts();
   Napi::Array list = Napi::Array::New(c.env, hosts.size());
   for (uint32_t i = 0; i < hosts.size(); ++i) list[i] = hosts[i];
@@ -113,11 +118,10 @@ Napi::Value new_process_group(Call& c) {
   return keep(c, all, group.subgroup(ranks));
 }
 
-Napi::Value process_group_barrier(Call& c) {  // (group, call to compare, or '')
+Napi::Value process_group_barrier(Call& c) {  // (group)
   Groups& all = own_groups(c);
   ProcessGroup& group = group_of(c, all);
-  const std::string call = text_of(c, "call");
-  if (!call.empty()) group.agree(call);
+  group.expect_same({"barrier", "barrier()"});
   group.barrier("barrier");
   return c.env.Undefined();
 }
@@ -152,6 +156,15 @@ void abandon_process_groups(const Environment* owner) {
   all.groups.clear();
 #if !defined(_WIN32)
   if (all.job) all.job->abandon();
+#endif
+}
+
+std::shared_ptr<ProcessGroup> process_group_of([[maybe_unused]] Call& c, int64_t handle) {
+  if (handle == 0) return self_group();
+#if !defined(_WIN32)
+  return group_at(own_groups(c), handle);
+#else
+  fail(ErrorCode::disposed, "there is no such process group");
 #endif
 }
 

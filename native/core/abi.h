@@ -54,6 +54,8 @@ constexpr void add_ops(AbiHash& hash) {
 #define NUMBER(...) hash.add("NUMBER" #__VA_ARGS__);
 #define FLAG(...) hash.add("FLAG" #__VA_ARGS__);
 #define KIND(name, type, ...) hash.add("KIND" #name "," #type "," #__VA_ARGS__), hash.add(k##type##Names);
+#define GROUP() hash.add("GROUP");
+#define COUNTS(...) hash.add("COUNTS" #__VA_ARGS__);
 #define BATCH() hash.add("BATCH");
 #define TAKES_MEMORY() hash.add("TAKES_MEMORY");
 #define FACTORS(...) hash.add("FACTORS" #__VA_ARGS__);

@@ -2,6 +2,7 @@
 #include <type_traits>
 
 #include "core/ops/attention.h"
+#include "core/ops/collectives.h"
 #include "core/ops/creation.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/layers.h"

@@ -65,6 +65,8 @@ constexpr bool given(const char* text) {
 #define COMPUTE() Declaration{Role::compute, "compute", offsetof(Args, compute)},
 #define DIMS(...) ST_MOE_DIMS_N(ST_MOE_COUNT(__VA_ARGS__, 8, 7, 6, 5, 4, 3, 2, 1))(__VA_ARGS__)
 #define DERIVED(name) Declaration{Role::derived, #name, offsetof(Args, name)},
+#define GROUP() Declaration{Role::group, "group", offsetof(Args, group)},
+#define COUNTS(name) Declaration{Role::counts, #name, offsetof(Args, name)},
 #define ATTRIBUTE(name, type, min, max, ...)                                                                       \
   Declaration{                                                                                                     \
       Role::attribute,    #name, offsetof(Args, name), ElementType::any, false, "", AttributeType::type, min, max, \
@@ -176,6 +178,7 @@ OpInfo derived(OpInfo info, const Declaration* begin, const Declaration* end) {
     field.js_name = camel_case(field.name);
     field.is_size = field.role == Role::dim && std::strcmp(field.name, "size") == 0;
     if (field.is_tensor()) read_shape(field, info.fields);
+    if (field.role == Role::group) info.group = &field;
     if (field.role == Role::packed || field.role == Role::host_copy) field.of = tensor_named(info.fields, field.shape);
   }
   return info;

@@ -15,6 +15,8 @@ enum class Role : uint8_t {
   created,
   packed,
   host_copy,
+  group,
+  counts,
   dtype,
   compute,
   dim,
@@ -84,6 +86,7 @@ struct OpInfo {
   bool takes_memory;                                // and makes no tensor
   void (*apply_rules)(void* args, const Backend&);  // of op_rules.h
   FactorList (*factors)(const void* args);          // of optimizers.h; null for other ops
+  const Field* group = nullptr;                     // its process group, if it has one
 };
 
 const std::vector<OpInfo>& declared_ops();

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "core/activation.h"
+#include "core/process_group.h"
 #include "core/router_statistics.h"
 #include "core/tensor.h"
 
@@ -133,6 +134,50 @@ inline void apply_rules(ExpertFfnBackwardArgs& a, const Backend& backend) {
     if (gradient && !parameter) fail(ErrorCode::option, "without %s there is no gradient of it", name);
     if (parameter && !gradient != !a.dw1) fail(ErrorCode::option, "the gradients of the parameters come together");
   }
+}
+
+// The sum of a list of rows by rank, which must be `wanted` if it is not negative.
+inline int64_t sum_of_rows(const char* name, const int64_t* counts, int ranks, int64_t wanted) {
+  int64_t sum = 0;
+  for (int rank = 0; rank < ranks; ++rank) sum += counts[rank];  // each is at most 2^46
+  if (sum > kMaxElements) fail(ErrorCode::shape, "%s has too many rows", name);
+  if (wanted >= 0 && sum != wanted)
+    fail(ErrorCode::shape, "%s must add up to the %lld rows of x, got %lld", name, (long long)wanted, (long long)sum);
+  return sum;
+}
+inline void apply_rules(AllGatherArgs& a, const Backend&) {
+  a.M = sum_of_rows("rows", a.rows, a.group->size(), -1);
+  const int64_t own = a.rows[a.group->rank()];
+  if (own != a.S)
+    fail(ErrorCode::shape, "rows must have the %lld rows of x at this rank, got %lld", (long long)a.S, (long long)own);
+}
+inline void apply_rules(ReduceScatterArgs& a, const Backend&) {
+  sum_of_rows("rows", a.rows, a.group->size(), a.S);
+  a.M = a.rows[a.group->rank()];
+}
+inline void apply_rules(AllToAllArgs& a, const Backend&) {
+  sum_of_rows("sent", a.sent, a.group->size(), a.S);
+  a.M = sum_of_rows("received", a.received, a.group->size(), -1);
+}
+inline void expect_rank_of(const char* name, int rank, const ProcessGroup& group) {
+  if (rank < 0 || rank >= group.size())
+    fail(ErrorCode::option, "%s must be a rank from 0 to %d, got %d", name, group.size() - 1, rank);
+}
+inline void apply_rules(BroadcastArgs& a, const Backend&) {
+  expect_rank_of("root", a.root, *a.group);
+}
+inline void apply_rules(BroadcastBackwardArgs& a, const Backend&) {
+  expect_rank_of("root", a.root, *a.group);
+}
+inline void expect_other_rank(const char* name, int rank, const ProcessGroup& group) {
+  expect_rank_of(name, rank, group);
+  if (rank == group.rank()) fail(ErrorCode::option, "%s must be another rank, got %d", name, rank);
+}
+inline void apply_rules(SendArgs& a, const Backend&) {
+  expect_other_rank("to", a.to, *a.group);
+}
+inline void apply_rules(RecvArgs& a, const Backend&) {
+  expect_other_rank("from", a.from, *a.group);
 }
 
 }  // namespace st_moe

@@ -11,6 +11,11 @@ const void* pointer_to(const Storage& storage, Use use) {
   return storage.data();
 }
 
+GroupMemory::GroupMemory(const OpInfo& op, const void* args) {
+  if (op.group) group_ = member<ProcessGroup*>(const_cast<void*>(args), op.group->offset);
+  if (is_held()) group_ = nullptr;
+}
+
 static void copy_values(Device& device, const void* from, void* to, DType dtype, size_t bytes) {
   static const OpInfo& copy = op_of(run_op<StridedCopyArgs, &OpTable::strided_copy>);
   expect_op(*device.backend, copy);
@@ -48,12 +53,13 @@ void set_attributes(const OpInfo& op, const double* numbers, void* args) {
 }
 
 RecordedOp::RecordedOp(const char* name, const OpInfo& op, const void* args, size_t size, int64_t count,
-                       std::span<const Operand> operands)
+                       std::span<const Operand> operands, Kept kept)
     : name_(name),
       device_(operands[0].tensor->device),
       op_(&op),
       count_(count),
-      args_(static_cast<const char*>(args), static_cast<const char*>(args) + size) {
+      args_(static_cast<const char*>(args), static_cast<const char*>(args) + size),
+      kept_(std::move(kept)) {
   operands_.reserve(operands.size());
   for (const Operand& operand : operands) {
     const auto offset = static_cast<size_t>(static_cast<const char*>(operand.at) - static_cast<const char*>(args));
@@ -104,7 +110,11 @@ void RecordedOp::run() {
   const auto lock = device_->lock();
   try {
     set_pointers();
-    check(op_->run(device_->backend->ops, device_->context, args_.data(), count_));
+    const GroupMemory memory(*op_, args_.data());
+    const Status status = op_->run(device_->backend->ops, device_->context, args_.data(), count_);
+    if (memory.is_held())
+      for (const Bound& operand : operands_) operand.storage->abandon();
+    check(status);
     for (const Bound& operand : operands_) {
       if (operand.use == Use::updated) operand.storage->drop_outdated();
       if (operand.use == Use::made_on_host) operand.storage->remember_values();

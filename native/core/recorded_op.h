@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/op_fields.h"
+#include "core/process_group.h"
 #include "core/tensor.h"
 
 // Calls of ops that run later: those of an asynchronous call once, those of a captured step at each replay.
@@ -26,6 +27,19 @@ struct Operand {
   void* at;  // the address of the pointer
   const Tensor* tensor;
   Use use;
+};
+
+// What the arguments of an op point to besides tensors.
+using Kept = std::vector<std::shared_ptr<const void>>;
+
+// Whether an op has failed and its process group still uses the memory of its tensors. To be made before the op runs.
+class GroupMemory {
+ public:
+  GroupMemory(const OpInfo& op, const void* args);
+  bool is_held() const { return group_ && group_->holds_memory(); }
+
+ private:
+  const ProcessGroup* group_ = nullptr;  // null, too, if it has failed before: then the op touches nothing
 };
 
 // What the pointer is when the op runs.
@@ -69,7 +83,7 @@ class RecordedOp {
   };
 
   RecordedOp(const char* name, const OpInfo& op, const void* args, size_t size, int64_t count,
-             std::span<const Operand> operands);
+             std::span<const Operand> operands, Kept kept = {});
   ~RecordedOp() { settle(); }
   RecordedOp(RecordedOp&& other) noexcept = default;
   RecordedOp& operator=(RecordedOp&&) = delete;
@@ -101,6 +115,7 @@ class RecordedOp {
   std::vector<char> args_;
   std::vector<Bound> operands_;
   std::vector<Row> rows_;
+  Kept kept_;
   bool is_pending_ = true;
 };
 

@@ -57,8 +57,10 @@ void Storage::allocate() {
 void Storage::release() {
   if (!data_) return;
   if (home_ && device_.capture != home_.get()) return;  // the captured step still uses it
-  if (!home_) device_.stats.remove(bytes_);
-  device_.release(data_, bytes_);
+  if (!is_abandoned_) {
+    if (!home_) device_.stats.remove(bytes_);
+    device_.release(data_, bytes_);
+  }
   data_ = nullptr;
 }
 

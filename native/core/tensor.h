@@ -67,6 +67,7 @@ class Storage {
   Storage& operator=(const Storage&) = delete;
   void allocate();  // throws Error(out_of_memory)
   void release();
+  void abandon() { is_abandoned_ = true; }  // it is never freed: a library may still write to it
   Device& device() const { return device_; }
   void* data() const { return data_; }  // null unless allocated
   size_t bytes() const { return bytes_; }
@@ -103,6 +104,7 @@ class Storage {
   size_t bytes_;
   std::shared_ptr<Capture> home_;
   void* data_ = nullptr;
+  bool is_abandoned_ = false;
 };
 
 // Throws Error unless it is ErrorCode::none.

@@ -64,11 +64,12 @@ DeviceMemory::Kept::iterator DeviceMemory::fitting(size_t bytes) {
 }
 
 cudaError_t DeviceMemory::allocate(size_t bytes, void** data) noexcept try {
-  bytes = (std::max<size_t>(bytes, 1) + kGrain - 1) / kGrain * kGrain;
+  [[maybe_unused]] const size_t asked = std::max<size_t>(bytes, 1);
+  bytes = (asked + kGrain - 1) / kGrain * kGrain;
   std::lock_guard<std::mutex> lock(pool_.mutex);
   if (const auto found = fitting(bytes); found != kept_.end()) {
 #if defined(ST_MOE_SIMT)
-    if (!simt::reuse(found->second, bytes, stream_)) return cudaErrorMemoryAllocation;
+    if (!simt::reuse(found->second, asked, stream_)) return cudaErrorMemoryAllocation;
 #endif
     used_.emplace(found->second, found->first);
     *data = found->second;
@@ -94,6 +95,9 @@ cudaError_t DeviceMemory::allocate(size_t bytes, void** data) noexcept try {
     cudaFreeAsync(*data, stream_);
     return cudaErrorMemoryAllocation;
   }
+#if defined(ST_MOE_SIMT)
+  simt::use(*data, asked, stream_);
+#endif
   return cudaSuccess;
 } catch (const std::bad_alloc&) {
   return cudaErrorMemoryAllocation;

@@ -4,7 +4,9 @@
 // One file each in this folder, of the same name as in cpu/, forward and backward together.
 namespace st_moe::cuda {
 
+#define ST_MOE_WITHOUT_COLLECTIVES  // they are the CPU's
 #include "core/op_declarations.inc"
+#undef ST_MOE_WITHOUT_COLLECTIVES
 
 const OpTable& op_table();
 

@@ -11,8 +11,10 @@ namespace in_ranges {
     const ProfileRange range(#name);                                    \
     cuda::name(ctx, args);                                              \
   }
+#define ST_MOE_WITHOUT_COLLECTIVES
 #include "core/op_list.inc"
 #include "core/op_table.inc"
+#undef ST_MOE_WITHOUT_COLLECTIVES
 
 }  // namespace in_ranges
 

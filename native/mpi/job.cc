@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <thread>
 
 namespace st_moe::mpi {
@@ -44,10 +45,13 @@ std::string seconds_of(std::chrono::duration<double> time) {
 
 }  // namespace
 
-Job::Job(const Library& library, Options options) : mpi(library), timeout_(options.timeout) {
+Job::Job(const Library& library, Options options) : mpi(library), timeout_(options.timeout), debug_(options.debug) {
   initialize(options.expected_size);
   find_hosts();
   start_watch();
+  std::vector<int> ranks(static_cast<size_t>(size_));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  comparing_ = make_comm(handle<Comm>(kCommWorld), ranks, "initProcessGroup");
   const auto all = world();
   all->agree(options.call);
   all->barrier("initProcessGroup");
@@ -152,6 +156,15 @@ void Job::check(int code, const char* what) {
 }
 
 void Job::wait(Request* request, const char* what) {
+  try {
+    poll(request, what);
+  } catch (...) {
+    holds_memory_ = true;
+    throw;
+  }
+}
+
+void Job::poll(Request* request, const char* what) {
   const auto until = deadline();
   Clock::time_point noticed{};  // when the watch has seen a loss
   for (int turn = 0;; ++turn) {
@@ -199,10 +212,25 @@ void Job::call(const char* what, std::function<int()> function) {
   check(state->code, what);
 }
 
+Comm Job::make_comm(Comm of, const std::vector<int>& ranks, const char* what) {
+  struct Made {
+    Group all = nullptr, some = nullptr;
+    Comm comm = nullptr;
+  };
+  const auto made = std::make_shared<Made>();
+  check(mpi.Comm_group(of, &made->all), "MPI_Comm_group");
+  check(mpi.Group_incl(made->all, static_cast<int>(ranks.size()), ranks.data(), &made->some), "MPI_Group_incl");
+  call(what, [&library = mpi, made, of] { return library.Comm_create_group(of, made->some, 0, &made->comm); });
+  mpi.Group_free(&made->some);
+  mpi.Group_free(&made->all);
+  return made->comm;
+}
+
 void Job::finish() {
   world()->barrier("destroy");
   watch_->leave();
   call("MPI_Finalize", [&library = mpi] { return library.Finalize(); });
+  broken_ = std::make_unique<Error>(ErrorCode::disposed, "the process group has been destroyed");
 }
 
 void Job::abandon() {

@@ -18,6 +18,7 @@ class Job {
     double timeout;     // seconds until an operation that not all ranks have entered fails
     int expected_size;  // that the launcher has announced; 0 if none
     std::string call;   // which all ranks must make alike
+    bool debug;         // each collective is compared between the ranks
   };
 
   // Initializes MPI. Throws Error(backend_unavailable) if the library does not fit the launcher.
@@ -27,6 +28,8 @@ class Job {
   int rank() const { return rank_; }
   int size() const { return size_; }
   const std::vector<int>& hosts() const { return hosts_; }  // by rank: the lowest rank on the same machine
+  bool debug() const { return debug_; }
+  bool holds_memory() const { return holds_memory_; }
   std::unique_ptr<ProcessGroup> world();
 
   // Waits for a request, with yields, because another rank may need this core. A request that does not end still owns
@@ -38,6 +41,9 @@ class Job {
   void expect_sound(const char* what);  // throws the error after which nothing works
   [[noreturn]] void fail_with(ErrorCode code, const std::string& text);
 
+  // A communicator of some ranks of another, which only they call. Collective.
+  Comm make_comm(Comm of, const std::vector<int>& ranks, const char* what);
+
   void finish();   // collective: finalizes MPI
   void abandon();  // the owner has ended; the others are told
 
@@ -46,11 +52,15 @@ class Job {
   void find_hosts();
   void start_watch();
   void check_watch(const char* what);
+  void poll(Request* request, const char* what);
   Clock::time_point deadline() const;
 
   const std::chrono::duration<double> timeout_;
+  const bool debug_;
+  bool holds_memory_ = false;  // of a request that has not ended
   int rank_ = 0, size_ = 1;
   std::vector<int> hosts_;
+  Comm comparing_ = nullptr;  // of all ranks
   std::unique_ptr<Watch> watch_;
   std::unique_ptr<Error> broken_;
 };

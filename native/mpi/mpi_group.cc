@@ -2,6 +2,8 @@
 #include <array>
 #include <cstring>
 #include <memory>
+#include <numeric>
+#include <unordered_set>
 
 #include "mpi/job.h"
 
@@ -11,87 +13,190 @@ namespace {
 // A call as text, compared between ranks. A longer one ends with a hash of all of it.
 using CallText = std::array<char, 256>;
 
+uint64_t hash_of(const std::string& text) {
+  uint64_t hash = 14695981039346656037u;  // FNV-1a
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
+  return hash;
+}
+
 CallText text_of(const std::string& call) {
   CallText text{};
-  if (call.size() < text.size()) {
+  if (call.size() < text.size())
     std::memcpy(text.data(), call.data(), call.size());
-    return text;
-  }
-  uint32_t hash = 2166136261u;  // FNV-1a
-  for (const char c : call) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619u;
-  std::snprintf(text.data(), text.size(), "%.240s… #%08x", call.c_str(), hash);
+  else
+    std::snprintf(text.data(), text.size(), "%.230s… #%016llx", call.c_str(),
+                  static_cast<unsigned long long>(hash_of(call)));
   return text;
 }
 
+// What the library reads and writes until a request ends. Kept for ever if it does not.
+template <class T>
+class Buffer {
+ public:
+  Buffer(const Job& job, T value) : job_(job), value_(std::make_unique<T>(std::move(value))) {}
+  ~Buffer() {
+    if (job_.holds_memory()) (void)value_.release();
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T& operator*() { return *value_; }
+  T* operator->() { return value_.get(); }
+
+ private:
+  const Job& job_;
+  std::unique_ptr<T> value_;
+};
+
+// Bytes by rank, and where each part begins.
+struct Parts {
+  std::vector<Count> bytes, at;
+
+  void set(const int64_t* given) {
+    bytes.assign(given, given + bytes.size());
+    std::exclusive_scan(bytes.begin(), bytes.end(), at.begin(), Count{0});
+  }
+};
+
+const auto kBytes = handle<Datatype>(kByte);
+
 class MpiGroup : public ProcessGroup {
  public:
-  MpiGroup(Job& job, Comm comm) : job_(job), comm_(comm) {
-    job.check(job.mpi.Comm_rank(comm, &rank_), "MPI_Comm_rank");
-    job.check(job.mpi.Comm_size(comm, &size_), "MPI_Comm_size");
+  // `comparing`: another communicator of the same ranks, so that a comparison is never taken for what is compared.
+  MpiGroup(Job& job, Comm comm, Comm comparing)
+      : job_(job), mpi_(job.mpi), comm_(comm), comparing_(comparing), sent_(job, {}), received_(job, {}) {
+    job.check(mpi_.Comm_rank(comm, &rank_), "MPI_Comm_rank");
+    job.check(mpi_.Comm_size(comm, &size_), "MPI_Comm_size");
+    for (Parts* parts : {&*sent_, &*received_}) {
+      parts->bytes.resize(static_cast<size_t>(size_));
+      parts->at.resize(static_cast<size_t>(size_));
+    }
   }
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  bool holds_memory() const override { return job_.holds_memory(); }
 
   void barrier(const char* what) override {
-    job_.expect_sound(what);
-    Request request = handle<Request>(kRequestNull);
-    job_.check(job_.mpi.Ibarrier(comm_, &request), what);
-    job_.wait(&request, what);
+    run(what, [&](Request* request) { return mpi_.Ibarrier(comm_, request); });
   }
 
   void agree(const std::string& call) override {
     const std::string name = call.substr(0, call.find('('));
-    job_.expect_sound(name.c_str());
-    auto own = std::make_unique<CallText>(text_of(call));
-    auto all = std::make_unique<std::vector<CallText>>(size_);
-    Request request = handle<Request>(kRequestNull);
-    const auto byte = handle<Datatype>(kByte);
-    job_.check(job_.mpi.Iallgather_c(own->data(), own->size(), byte, all->data(), own->size(), byte, comm_, &request),
-               name.c_str());
-    try {
-      job_.wait(&request, name.c_str());
-    } catch (...) {
-      (void)own.release(), (void)all.release();  // the library may still write to them
-      throw;
-    }
+    const auto all = texts_of_all(name.c_str(), text_of(call));
     for (int rank = 1; rank < size_; ++rank)
-      if ((*all)[rank] != (*all)[0])
-        job_.fail_with(ErrorCode::process_group, "the ranks disagree: rank 0 calls " + std::string((*all)[0].data()) +
-                                                     ", rank " + std::to_string(rank) + " calls " +
-                                                     (*all)[rank].data());
+      if (all[rank] != all[0])
+        job_.fail_with(ErrorCode::process_group, "the ranks disagree: rank 0 calls " + std::string(all[0].data()) +
+                                                     ", rank " + std::to_string(rank) + " calls " + all[rank].data());
   }
 
   std::unique_ptr<ProcessGroup> subgroup(const std::vector<int>& ranks) override {
     job_.expect_sound("newGroup");
-    struct Made {
-      Group all = nullptr, some = nullptr;
-      Comm comm = nullptr;
-    };
-    const auto made = std::make_shared<Made>();
-    const Library& mpi = job_.mpi;
-    job_.check(mpi.Comm_group(comm_, &made->all), "MPI_Comm_group");
-    job_.check(mpi.Group_incl(made->all, static_cast<int>(ranks.size()), ranks.data(), &made->some), "MPI_Group_incl");
-    job_.call("MPI_Comm_create_group",
-              [&mpi, made, comm = comm_] { return mpi.Comm_create_group(comm, made->some, 0, &made->comm); });
-    mpi.Group_free(&made->some);
-    mpi.Group_free(&made->all);
-    auto group = std::make_unique<MpiGroup>(job_, made->comm);
+    const Comm comm = job_.make_comm(comm_, ranks, "newGroup");
+    auto group = std::make_unique<MpiGroup>(job_, comm, job_.make_comm(comm_, ranks, "newGroup"));
     group->barrier("newGroup");
     unlink_shared_memory();
     return group;
   }
 
+  void expect_same(const Collective& collective) override {
+    const bool is_first = seen_.insert(hash_of(collective.call)).second;
+    if (!is_first && !job_.debug()) return;
+    std::string call = collective.call;
+    for (int rank = 0; collective.rows && rank < size_; ++rank)
+      call += (rank ? ", " : " of rows [") + std::to_string(collective.rows[rank]) + (rank + 1 < size_ ? "" : "]");
+    agree(call);
+    if (collective.sent) expect_splits(collective);
+  }
+
+  void all_to_all(const char* what, const void* in, const int64_t* sent, void* out, const int64_t* received) override {
+    sent_->set(sent);
+    received_->set(received);
+    run(what, [&](Request* request) {
+      return mpi_.Ialltoallv_c(in, sent_->bytes.data(), sent_->at.data(), kBytes, out, received_->bytes.data(),
+                               received_->at.data(), kBytes, comm_, request);
+    });
+  }
+
+  void all_gather(const char* what, void* all, const int64_t* bytes) override {
+    received_->set(bytes);
+    run(what, [&](Request* request) {
+      return mpi_.Iallgatherv_c(kInPlace, 0, kBytes, all, received_->bytes.data(), received_->at.data(), kBytes, comm_,
+                                request);
+    });
+  }
+
+  void broadcast(const char* what, void* data, int64_t bytes, int root) override {
+    run(what, [&](Request* request) { return mpi_.Ibcast_c(data, bytes, kBytes, root, comm_, request); });
+  }
+
+  void send(const char* what, const char* message, const void* data, int64_t bytes, int to) override {
+    Buffer<CallText> text(job_, text_of(message));
+    run(what,
+        [&](Request* request) { return mpi_.Isend_c(text->data(), text->size(), kBytes, to, 0, comparing_, request); });
+    run(what, [&](Request* request) { return mpi_.Isend_c(data, bytes, kBytes, to, 0, comm_, request); });
+  }
+
+  void recv(const char* what, const char* message, void* data, int64_t bytes, int from) override {
+    Buffer<CallText> text(job_, {});
+    run(what, [&](Request* request) {
+      return mpi_.Irecv_c(text->data(), text->size(), kBytes, from, 0, comparing_, request);
+    });
+    if (*text != text_of(message))
+      job_.fail_with(ErrorCode::process_group, "the ranks disagree: rank " + std::to_string(from) + " sends " +
+                                                   text->data() + ", rank " + std::to_string(rank_) + " receives " +
+                                                   message);
+    run(what, [&](Request* request) { return mpi_.Irecv_c(data, bytes, kBytes, from, 0, comm_, request); });
+  }
+
  private:
+  template <class F>
+  void run(const char* what, F&& start) {
+    job_.expect_sound(what);
+    Request request = handle<Request>(kRequestNull);
+    job_.check(start(&request), what);
+    job_.wait(&request, what);
+  }
+
+  std::vector<CallText> texts_of_all(const char* what, const CallText& text) {
+    Buffer<CallText> own(job_, text);
+    Buffer<std::vector<CallText>> all(job_, std::vector<CallText>(static_cast<size_t>(size_)));
+    run(what, [&](Request* request) {
+      return mpi_.Iallgather_c(own->data(), own->size(), kBytes, all->data(), own->size(), kBytes, comparing_, request);
+    });
+    return *all;
+  }
+
+  // What each rank sends to this one must be what this one expects of it. All ranks learn the first complaint.
+  void expect_splits(const Collective& collective) {
+    Buffer<std::vector<int64_t>> own(job_, std::vector<int64_t>(collective.sent, collective.sent + size_));
+    Buffer<std::vector<int64_t>> comes(job_, std::vector<int64_t>(static_cast<size_t>(size_)));
+    run(collective.what, [&](Request* request) {
+      return mpi_.Ialltoall_c(own->data(), sizeof(int64_t), kBytes, comes->data(), sizeof(int64_t), kBytes, comparing_,
+                              request);
+    });
+    std::string complaint;
+    for (int rank = 0; rank < size_ && complaint.empty(); ++rank)
+      if ((*comes)[rank] != collective.received[rank])
+        complaint = "rank " + std::to_string(rank) + " sends " + std::to_string((*comes)[rank]) + " rows to rank " +
+                    std::to_string(rank_) + ", which expects " + std::to_string(collective.received[rank]);
+    for (const CallText& text : texts_of_all(collective.what, text_of(complaint)))
+      if (text[0])
+        job_.fail_with(ErrorCode::process_group,
+                       std::string("the ranks disagree in ") + collective.call + ": " + std::string(text.data()));
+  }
+
   Job& job_;
-  const Comm comm_;
+  const Library& mpi_;
+  const Comm comm_, comparing_;
   int rank_ = 0, size_ = 1;
+  Buffer<Parts> sent_, received_;
+  std::unordered_set<uint64_t> seen_;  // collectives that have been compared
 };
 
 }  // namespace
 
 std::unique_ptr<ProcessGroup> Job::world() {
-  return std::make_unique<MpiGroup>(*this, handle<Comm>(kCommWorld));
+  return std::make_unique<MpiGroup>(*this, handle<Comm>(kCommWorld), comparing_);
 }
 
 }  // namespace st_moe::mpi

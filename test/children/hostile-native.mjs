@@ -7,7 +7,7 @@ import { declaredOps } from '../../scripts/native-ops.mjs'
 const sizes = { B: 2, N: 4, T: 8, D: 8, E: 3, K: 2, H: 4, J: 8, C: 4, R: 16, V: 5, I: 8, A: 3, 1: 1 }
 
 // Arguments by function: x[BND] a float tensor of that shape, i[..] an i32 tensor, a ? after it makes it optional,
-// f one that no other argument is, s a shape, t a path, n a number, c a count, 0 zero, m the dtype of GEMM operands, b a
+// f one that no other argument is, s a shape, t a path, n a number, c a count, 0 zero, m the dtype of GEMM operands, v the rows of each rank, b a
 // boolean, d a typed array, r:… a Float64Array with rows of such arguments. Those of the declared ops follow from their declarations.
 const signatures = {
   retain: 'x[D]',
@@ -38,9 +38,9 @@ const signatures = {
   releaseCapture: 'c',
   lockFile: 'c',
   probeProcessLibrary: 't',
-  startProcessGroup: 't n c t t',
+  startProcessGroup: 't n c t t b',
   newProcessGroup: 'c t d',
-  processGroupBarrier: 'c t',
+  processGroupBarrier: 'c',
   destroyProcessGroups: '',
   setThreads: 'n',
   getThreads: '',
@@ -71,8 +71,21 @@ const kinds = {
   OPTIONAL_OUTPUT: 'b',
   KIND: 'n',
   COMPUTE: 'm',
+  GROUP: '0',
+  COUNTS: 'v',
 }
-const words = { P: 'J', 'heads*d': 'D', 'kv_heads*d': 'D', Nq: 'N', Nk: 'N', heads: 'K', rows: 'R', saved: 'J' }
+const words = {
+  P: 'J',
+  S: 'D',
+  W: 'E',
+  'heads*d': 'D',
+  'kv_heads*d': 'D',
+  Nq: 'N',
+  Nk: 'N',
+  heads: 'K',
+  rows: 'R',
+  saved: 'J',
+}
 
 function specOf({ name, macro, element, shape }) {
   if (macro === 'CREATED') return { shape: 's', dtype: 'c', device: '0' }[name]
@@ -133,6 +146,7 @@ export function nativeCaller(native, random, { any, number, pick, shapes }) {
     if (kind === 't') return pick(['', '/dev/null', 'nothing.so', any()])
     if (kind === 'b') return random() < 0.5
     if (kind === 's') return random() < 0.5 ? pick([[2, 4, 8], [8, 8], [32, 8, 1], [64], [8, 1], [8]]) : shapes()
+    if (kind === 'v') return new Float64Array(pick([[8], [8], [3], [1, 7], [], [-1], [NaN]]))
     if (kind === 'd') return new (pick([Float32Array, Float64Array, Int32Array, Uint16Array]))(pick([8, 64, 4, 0]))
     const key = `${kind}${letters}${wide}`
     const stale = random() < 0.02 ? [...pool.values()].at(Math.floor(random() * pool.size)) : undefined

@@ -54,6 +54,7 @@ const fileNames: Record<string, string> = { convert: 'cast', strided_copy: 'stri
 /** Files of lib/ops without a native op of their own. */
 const withoutOp = [
   'activation',
+  'collectives',
   'compare',
   'copy',
   'index',
@@ -65,6 +66,9 @@ const withoutOp = [
   'rows',
 ]
 
+/** Ops between processes, which GPUs lack. */
+const collectives = ops.filter(({ args }) => args.some(({ macro }) => macro === 'GROUP')).map(({ name }) => name)
+
 const compiledOnce = /^set\(ST_MOE_CPU_BASE (.*)\)$/m.exec(text('CMakeLists.txt'))![1].split(' ')
 
 /** Files of a backend that hold no op of their name. */
@@ -72,21 +76,23 @@ const backends = [
   {
     folder: 'cpu',
     extension: '.cc',
+    lacks: [] as string[],
     helpers: [...compiledOnce, 'gemm', 'table'],
   },
   {
     folder: 'cuda',
     extension: '.cu',
+    lacks: collectives,
     helpers: ['blas', 'blas_library', 'capture', 'device_fault', 'grouped', 'memory', 'plugin', 'stream', 'table'],
   },
 ]
 
 test.each(backends)(
   'each op of native/$folder is in the file of its name, or a backward in that of its forward',
-  ({ folder, extension, helpers }) => {
+  ({ folder, extension, lacks, helpers }) => {
     const files = list(`native/${folder}`, extension)
     const optimizers = all(text('native/core/ops/optimizers.inc'), /^FACTORS\(\w+, (\w+)/gm)
-    for (const name of table.filter((name) => !optimizers.includes(name))) {
+    for (const name of table.filter((name) => ![...optimizers, ...lacks].includes(name))) {
       const homes = files.filter((file) =>
         new RegExp(`^void ${name}\\(const Context& ?\\w*, const [\\w<>]+& ?\\w*\\) \\{`, 'm').test(
           text(`native/${folder}/${file}${extension}`),

@@ -9,6 +9,8 @@
 // compiled again only if the ops of its subject change.
 namespace st_moe {
 
+class ProcessGroup;  // process_group.h
+
 // The element types of the tensor types in the lists.
 struct Element {
   using real = void;

@@ -16,13 +16,15 @@ void selection(Table&);
 void routing(Table&);
 void route(Table&);
 void experts(Table&);
+void collectives(Table&);
 void model(Table&);
 
 constexpr std::pair<const char*, void (*)(Table&)> kGroups[] = {
     {"creation", creation}, {"elementwise", elementwise}, {"optimizers", optimizers},
     {"layers", layers},     {"attention", attention},     {"gemms", gemms},
     {"topk", topk},         {"selection", selection},     {"routing", routing},
-    {"route", route},       {"experts", experts},         {"model", model}};
+    {"route", route},       {"experts", experts},         {"collectives", collectives},
+    {"model", model}};
 
 Case& Table::add(const char* op, const void* args, size_t size, std::vector<Tensor> tensors) {
   Case c{};

@@ -134,12 +134,12 @@ bool is_device_memory(const void* pointer) {
 }
 
 // A cache hides from the driver what is in use. It says so here, and the same mistakes are found as without it.
-static void use_in_order(void* pointer, size_t bytes, cudaStream_t stream) {
+void use(void* pointer, size_t bytes, cudaStream_t stream) {
   enqueue(stream, [pointer, bytes, earlier = operations()] { use_from_now_on(pointer, bytes, earlier); });
 }
 
 void keep(void* pointer, cudaStream_t stream) {
-  use_in_order(pointer, 0, stream);
+  use(pointer, 0, stream);
 }
 
 bool reuse(void* pointer, size_t bytes, cudaStream_t stream) {
@@ -147,7 +147,7 @@ bool reuse(void* pointer, size_t bytes, cudaStream_t stream) {
     std::lock_guard<std::mutex> lock(memory().mutex);
     if (memory().full.reached()) return false;
   }
-  use_in_order(pointer, bytes, stream);
+  use(pointer, bytes, stream);
   return true;
 }
 

@@ -180,6 +180,7 @@ bool is_device_memory(const void* pointer);
 // which is an allocation as the driver's are, and false if that fails (SIMT_FULL_AT).
 void keep(void* pointer, cudaStream_t stream);
 bool reuse(void* pointer, size_t bytes, cudaStream_t stream);
+void use(void* pointer, size_t bytes, cudaStream_t stream);
 void count_gemm();
 
 }  // namespace simt
