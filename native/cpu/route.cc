@@ -256,7 +256,7 @@ struct Router {
         if (k == 1 && !masked(t)) ++second[e];
         args.kept[i] = kept;
         args.position[i] = kept ? static_cast<int32_t>(used[e]++) : -1;
-        if (args.assignment) place(b, e, i);
+        if (args.row_of) place(b, e, i);  // without slots `assignment` is empty, which may be null
         if (!kept) weight[i] = 0;
       }
     if (numbers.normalization != GateNormalization::kept) return;

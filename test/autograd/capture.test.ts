@@ -223,21 +223,23 @@ describe.each(devices)('on %s', (device) => {
     expect(run(true)).toEqual(run(false))
   })
 
-  test('a result is NaN until the first replay', () => {
+  test('a result is NaN, or −1 if it has integers, until the first replay', () => {
     const x = own(ones([300], { device }))
     const made: Tensor[] = []
     const step = own(
       captureStep(
         () => {
-          made.push(x.mul(2))
-          return made[0]
+          made.push(x.mul(2), ops.argmax(x.reshape([100, 3]), 1))
+          return made
         },
         { device },
       ),
     )
     expect([...made[0].dataSync()]).toEqual(new Array(300).fill(Number.NaN))
+    expect([...made[1].dataSync()]).toEqual(new Array(100).fill(-1))
     step.replay()
     expect([...made[0].dataSync()]).toEqual(new Array(300).fill(2))
+    expect([...made[1].dataSync()]).toEqual(new Array(100).fill(0))
   })
 
   test('a mask is read anew by each replay, and its NaN reported', () => {

@@ -30,6 +30,9 @@ void fill_normal(Tensor& t, TestRandom& random);  // zeros if it has integers
 
 using Bytes = std::vector<char>;
 
+// What is in memory that nothing has written: NaN in every floating-point format, and no number that an op would write.
+Bytes unwritten(size_t size);
+
 // A tensor of a call. Its numbers are in double, which holds those of every dtype.
 struct Tensor {
   std::string name;

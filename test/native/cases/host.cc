@@ -6,6 +6,12 @@
 
 namespace st_moe::test {
 
+Bytes unwritten(size_t size) {
+  Bytes bytes(size);
+  for (size_t i = 0; i < size; ++i) bytes[i] = i % 2 ? '\x7f' : '\xf9';
+  return bytes;
+}
+
 Result run_on_host(const Problem& problem, const OpTable& ops, int threads, bool host_copies) {
   if (!problem.fitted) {
     Problem fitted = problem;
@@ -21,7 +27,7 @@ Result run_on_host(const Problem& problem, const OpTable& ops, int threads, bool
   for (const Tensor& t : tensors) {
     inputs.push_back(t.bytes ? *t.bytes : t.role == Role::output ? Bytes{} : t.encode());
     result.bytes.push_back(inputs.back());
-    if (t.role == Role::output) result.bytes.back().assign(t.size * dtype_size(t.dtype), '\xff');
+    if (t.role == Role::output) result.bytes.back() = unwritten(t.size * dtype_size(t.dtype));
   }
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& t = tensors[i];

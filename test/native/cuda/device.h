@@ -20,7 +20,7 @@ inline Result run_on_device(const Problem& problem, const std::string& name, boo
   std::vector<void*> memory;
   for (const Tensor& t : call.tensors) {
     Bytes bytes = t.bytes ? *t.bytes : t.encode();
-    if (t.role == Role::output) bytes.assign(bytes.size(), '\xff');
+    if (t.role == Role::output) bytes = unwritten(bytes.size());
     const size_t skipped = static_cast<size_t>(shift) * dtype_size(t.dtype);
     memory.push_back(static_cast<char*>(gpu.allocate(ctx, bytes.size() + skipped)) + skipped);
     check(gpu.copy_in(ctx, memory.back(), bytes.data(), bytes.size()).code == ErrorCode::none, "%s: copy in",
