@@ -66,11 +66,11 @@ export default [
     tests: ['simt/ops_test.layers.forward'],
   },
   {
-    name: 'row-block-too-many',
+    name: 'row-at-the-end-of-a-group',
     file: 'native/cuda/row_groups.cuh',
-    from: 'return min_of(R, ends ? max_of(int64_t{0}, int64_t{ends[g]}) : (g + 1) * each);',
-    to: 'return ends ? min_of(R, max_of(int64_t{0}, int64_t{ends[g]})) : (g + 1) * each;',
-    breaks: 'blocks of the grid beyond the last rows write behind them',
+    from: 'return lower_bound(ends, G - 1, row + 1);',
+    to: 'return lower_bound(ends, G - 1, row);',
+    breaks: 'the first row of a group is taken for one of the group before',
     tests: ['simt/ops_test.experts.forward'],
   },
   {
