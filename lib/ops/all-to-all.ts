@@ -1,3 +1,4 @@
+import { fail } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
 import { native } from '../runtime/native.js'
 import { type OptionsOf, optional, reader } from '../runtime/options.js'
@@ -47,6 +48,12 @@ export function allToAll<D extends DType>(x: Tensor<D>, group: ProcessGroup, opt
     : splits
       ? askedFor(sent, group)
       : sent
+  if (received[at.rank] !== sent[at.rank])
+    fail(
+      'SHAPE',
+      op,
+      `outputSplits[${at.rank}] must be the ${sent[at.rank]} rows that this rank sends to itself, got ${received[at.rank]}`,
+    )
   const come = total(received)
   const { dtype, device } = x
   const { group: handle, inner, rows } = at

@@ -158,6 +158,10 @@ inline void apply_rules(ReduceScatterArgs& a, const Backend&) {
 inline void apply_rules(AllToAllArgs& a, const Backend&) {
   sum_of_rows("sent", a.sent, a.group->size(), a.S);
   a.M = sum_of_rows("received", a.received, a.group->size(), -1);
+  const int rank = a.group->rank();
+  if (a.received[rank] != a.sent[rank])  // a group copies them
+    fail(ErrorCode::shape, "received must have the %lld rows that this rank sends to itself, got %lld",
+         (long long)a.sent[rank], (long long)a.received[rank]);
 }
 inline void expect_rank_of(const char* name, int rank, const ProcessGroup& group) {
   if (rank < 0 || rank >= group.size())

@@ -130,6 +130,7 @@ test.skipIf(!hasCompiler)('names of an enum that change places, and constants of
       'Distribution',
       'ErrorCode',
       'GateNormalization',
+      'Reduction',
       'ScoreFunction',
       'SecondPolicy',
     ].sort(),

@@ -1,6 +1,14 @@
 // Mistakes of the launcher of jobs, of process groups and of their watch.
 export default [
   {
+    name: 'own-rows-of-another-number',
+    file: 'native/core/op_rules.h',
+    from: 'if (a.received[rank] != a.sent[rank])',
+    to: 'if (false)',
+    breaks: 'rows of a rank to itself are written past the end',
+    tests: ['test/runtime/native-calls.test.ts'],
+  },
+  {
     name: 'parts-not-in-order',
     file: 'native/cpu/collective.h',
     from: 'const T* __restrict part = parts + rank * n + begin;',

@@ -97,6 +97,11 @@ describe('bad input', () => {
     ['OPTION', '[allGather] splits must be an array', () => ops.allGather(x, group, { splits: 4 as never })],
     ['OPTION', '[allToAll] splits[0] must be an integer', () => ops.allToAll(x, group, { splits: [4.5] })],
     ['SHAPE', '[allToAll] splits must add up to the 4 rows of x', () => ops.allToAll(x, group, { splits: [5] })],
+    [
+      'SHAPE',
+      '[allToAll] outputSplits[0] must be the 4 rows that this rank sends to itself, got 3',
+      () => ops.allToAll(x, group, { splits: [4], outputSplits: [3] }),
+    ],
     ['SHAPE', '[reduceScatter] splits must add up to the 4', () => ops.reduceScatter(x, group, { splits: [2] })],
     ['OPTION', '[broadcast] root must be an integer from 0 to 0, got 1', () => ops.broadcast(x, group, { root: 1 })],
     ['OPTION', '[send] to must be another rank than this one, 0', () => ops.send(x, group, { to: 0 })],

@@ -333,3 +333,9 @@ describe('numbers and arrays', () => {
     }
   })
 })
+
+test('rows of a rank to itself have one number', () => {
+  const x = zeros([4, 2])
+  const given = { x, group: 0, sent: Float64Array.of(4), received: Float64Array.of(3) }
+  expect(() => native.allToAll(given)).toThrow(code('SHAPE'))
+})
