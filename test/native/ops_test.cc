@@ -87,7 +87,7 @@ void expect_cases_of_all_ops(const Table& table) {
       });
     };
     check(has_case(&Case::on_cpu), "%s is declared and has no case in test/native/cases", op.name);
-    if (op.group) continue;  // it is the CPU's, and bench/collectives times it
+    if (op.group) continue;  // it is the CPU's, and between processes
     check(std::ranges::any_of(table.cases(), [&](const Case& c) { return c.empty.op == &op && c.measure; }),
           "%s is declared and has no case for the benchmark in test/native/cases/model.cc", op.name);
     check(has_case(&Case::on_device), "%s is declared and has no case for devices in test/native/cases", op.name);
