@@ -1,14 +1,14 @@
 import { fail } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
 import { native } from '../runtime/native.js'
-import { type OptionsOf, optional, reader } from '../runtime/options.js'
+import { type OptionsOf, reader } from '../runtime/options.js'
 import type { ProcessGroup } from '../runtime/process-group.js'
 import { handleOf, type Tensor, wrap } from '../tensor/tensor.js'
-import { countsOf, exchangeRows, recordExchange, rowsOf, total } from './collectives.js'
+import { countsOf, exchangeRows, recordExchange, rowsByRank, rowsOf, total } from './collectives.js'
 
 const declared = {
   /** The rows of each rank. By default all have as many as this one. */
-  splits: optional<readonly number[]>({ check: (_op, _name, value) => value as readonly number[] }),
+  splits: rowsByRank,
 }
 const readOptions = reader(declared)
 

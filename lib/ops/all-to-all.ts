@@ -1,21 +1,20 @@
 import { fail } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
 import { native } from '../runtime/native.js'
-import { type OptionsOf, optional, reader } from '../runtime/options.js'
+import { type OptionsOf, reader } from '../runtime/options.js'
 import type { ProcessGroup } from '../runtime/process-group.js'
 import { tensor } from '../tensor/create.js'
 import { handleOf, type Tensor, wrap } from '../tensor/tensor.js'
-import { countsOf, exchangeRows, recordExchange, rowsOf, splitsOf, total } from './collectives.js'
+import { countsOf, exchangeRows, recordExchange, rowsByRank, rowsOf, splitsOf, total } from './collectives.js'
 
-const list = (_op: string, _name: string, value: unknown) => value as readonly number[]
 const declared = {
   /** The rows that each rank gets. By default all get as many. */
-  splits: optional<readonly number[]>({ check: list }),
+  splits: rowsByRank,
   /**
    * The rows that come from each rank. By default they are asked for if `splits` is given, which waits for the other ranks
    * and is not possible in asynchronous calls and captured steps; else as many come as go.
    */
-  outputSplits: optional<readonly number[]>({ check: list }),
+  outputSplits: rowsByRank,
 }
 const readOptions = reader(declared)
 

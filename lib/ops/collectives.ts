@@ -4,6 +4,7 @@ import { deviceIndex } from '../runtime/device.js'
 import { dtypeCode, isFloat } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { type Handle, native } from '../runtime/native.js'
+import { optional } from '../runtime/options.js'
 import { groupHandle, type ProcessGroup } from '../runtime/process-group.js'
 import { checkTensor, type Tensor } from '../tensor/tensor.js'
 import { reshaped, withViews } from './rows.js'
@@ -36,6 +37,9 @@ export function recordExchange(op: string, x: Tensor | null, y: Tensor, backward
     },
   })
 }
+
+/** An option with a number of rows for each rank, which {@link countsOf} checks once the group is known. */
+export const rowsByRank = optional<readonly number[]>({ check: (_op, _name, value) => value as readonly number[] })
 
 /** The arguments of an exchange of rows, checked. */
 export function rowsOf(op: string, x: Tensor, group: ProcessGroup) {

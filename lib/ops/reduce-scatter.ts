@@ -1,13 +1,13 @@
 import type { DType } from '../runtime/dtype.js'
 import { native } from '../runtime/native.js'
-import { type OptionsOf, optional, reader } from '../runtime/options.js'
+import { type OptionsOf, reader } from '../runtime/options.js'
 import type { ProcessGroup } from '../runtime/process-group.js'
 import { handleOf, type Tensor, wrap } from '../tensor/tensor.js'
-import { exchangeRows, recordExchange, rowsOf, splitsOf } from './collectives.js'
+import { exchangeRows, recordExchange, rowsByRank, rowsOf, splitsOf } from './collectives.js'
 
 const declared = {
   /** The rows that each rank gets. By default all get as many. */
-  splits: optional<readonly number[]>({ check: (_op, _name, value) => value as readonly number[] }),
+  splits: rowsByRank,
 }
 const readOptions = reader(declared)
 
