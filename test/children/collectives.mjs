@@ -319,7 +319,7 @@ function disagree() {
     roots: () => ops.broadcast(x(4), group, { root: odd ? 1 : 0 }),
     ops: () => (odd ? ops.allGather(x(4), group) : ops.allToAll(x(4), group)),
     rows: () => ops.allGather(x(odd ? 5 : 4), group),
-    splits: () => ops.allToAll(x(4), group, { splits: odd ? [1, 3] : [2, 2], outputSplits: [2, 2] }),
+    splits: () => ops.allToAll(x(odd ? 3 : 4), group, { splits: odd ? [1, 2] : [2, 2], outputSplits: [2, 2] }),
     messages: () => (odd ? ops.recv([3], group, { from: 0 }) : ops.send(x(4), group, { to: 1 })),
   }
   if (mode !== 'first') ops.allToAll(x(4), group, { splits: [2, 2], outputSplits: [2, 2] })
