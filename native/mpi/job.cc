@@ -83,21 +83,14 @@ void Job::initialize(int expected_size) {
   }
 }
 
-// The rows of all ranks; the buffers of a request that does not end are kept.
 void Job::find_hosts() {
-  auto own = std::make_unique<HostName>(own_host());
-  auto all = std::make_unique<std::vector<HostName>>(size_);
+  Buffer<HostName> own(*this, own_host());
+  Buffer<std::vector<HostName>> all(*this, std::vector<HostName>(static_cast<size_t>(size_)));
   Request request = handle<Request>(kRequestNull);
   const auto byte = handle<Datatype>(kByte);
-  check(mpi.Iallgather_c(own.get(), sizeof *own, byte, all->data(), sizeof *own, byte, handle<Comm>(kCommWorld),
-                         &request),
+  check(mpi.Iallgather_c(&*own, sizeof *own, byte, all->data(), sizeof *own, byte, handle<Comm>(kCommWorld), &request),
         "initProcessGroup");
-  try {
-    wait(&request, "initProcessGroup");
-  } catch (...) {
-    (void)own.release(), (void)all.release();
-    throw;
-  }
+  wait(&request, "initProcessGroup");
   hosts_.resize(size_);
   for (int r = 0; r < size_; ++r)
     for (hosts_[r] = 0; std::memcmp((*all)[hosts_[r]].text, (*all)[r].text, sizeof(HostName)) != 0;) ++hosts_[r];
@@ -105,20 +98,14 @@ void Job::find_hosts() {
 
 void Job::start_watch() {
   auto watch = std::make_unique<Watch>(rank_, size_);
-  auto invitation = std::make_unique<Watch::Invitation>();
+  Buffer<Watch::Invitation> invitation(*this, {});
   bool one_host = true;
   for (const int host : hosts_) one_host &= host == 0;
   if (rank_ == 0) *invitation = watch->listen(one_host);
   Request request = handle<Request>(kRequestNull);
-  check(mpi.Ibcast_c(invitation.get(), sizeof *invitation, handle<Datatype>(kByte), 0, handle<Comm>(kCommWorld),
-                     &request),
+  check(mpi.Ibcast_c(&*invitation, sizeof *invitation, handle<Datatype>(kByte), 0, handle<Comm>(kCommWorld), &request),
         "initProcessGroup");
-  try {
-    wait(&request, "initProcessGroup");
-  } catch (...) {
-    (void)invitation.release();
-    throw;
-  }
+  wait(&request, "initProcessGroup");
   try {
     watch->connect(*invitation, hosts_[rank_] == 0, deadline());
   } catch (const Error& error) {

@@ -65,6 +65,24 @@ class Job {
   std::unique_ptr<Error> broken_;
 };
 
+// What the library reads and writes until a request ends. Kept for ever if it does not.
+template <class T>
+class Buffer {
+ public:
+  Buffer(const Job& job, T value) : job_(job), value_(std::make_unique<T>(std::move(value))) {}
+  ~Buffer() {
+    if (job_.holds_memory()) (void)value_.release();
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T& operator*() { return *value_; }
+  T* operator->() { return value_.get(); }
+
+ private:
+  const Job& job_;
+  std::unique_ptr<T> value_;
+};
+
 // Removes the names of the shared memory that MPICH has mapped, once all ranks have: no name is left if they are
 // killed.
 void unlink_shared_memory();

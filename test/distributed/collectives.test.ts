@@ -1,35 +1,14 @@
-import { fileURLToPath } from 'node:url'
-import { describe, expect, type TestContext, test } from 'vitest'
-import { launch } from '../../lib/index.js'
-import { isAlive } from '../support/jobs.js'
-import { mpiFor } from '../support/mpi.js'
+import { describe, expect, test } from 'vitest'
+import { runRanks } from '../support/jobs.js'
 import { long } from '../support/numbers.js'
 
 /** Collectives between processes, over the MPI libraries of PyPI. */
 
-const child = fileURLToPath(new URL('../children/collectives.mjs', import.meta.url))
 const libraries = ['mpich', 'impi'] as const
 type Name = (typeof libraries)[number]
 
-/** What each rank printed, line by line, and how the job ended. */
-async function run(context: object, name: Name, processes: number, ...args: (string | number)[]) {
-  const { library } = mpiFor(context as TestContext, name)
-  // biome-ignore lint/suspicious/noExplicitAny: lines of JSON
-  const answers: Record<string, any>[][] = Array.from({ length: processes }, () => [])
-  const errors: string[] = []
-  const job = launch(process.execPath, [child, ...args.map(String)], {
-    processes,
-    grace: 500,
-    env: { ST_MOE_MPI_LIBRARY: library },
-    onLine({ rank, stream, text }) {
-      if (rank !== null && stream === 'stdout') answers[rank].push(JSON.parse(text))
-      else errors.push(text)
-    },
-  })
-  const { exitCode } = await job.ended
-  for (const pid of job.pids) expect(isAlive(pid)).toBe(false)
-  return { exitCode, answers, errors }
-}
+const run = (context: object, name: Name, processes: number, ...args: (string | number)[]) =>
+  runRanks(context, name, 'collectives.mjs', processes, ...args)
 
 const atLeast = { values: 160, gradients: 20, steps: 5 }
 

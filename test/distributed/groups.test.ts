@@ -4,8 +4,8 @@ import { copyFileSync, existsSync, readFileSync, truncateSync, writeFileSync } f
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterEach, beforeEach, describe, expect, type TestContext, test } from 'vitest'
-import { initProcessGroup, launch, ProcessGroup, processBackends } from '../../lib/index.js'
-import { codeOf, isAlive } from '../support/jobs.js'
+import { initProcessGroup, ProcessGroup, processBackends } from '../../lib/index.js'
+import { codeOf, runRanks } from '../support/jobs.js'
 import { mpiFor } from '../support/mpi.js'
 import { endOf } from '../support/program.js'
 import { temporary } from '../support/temporary.js'
@@ -17,25 +17,8 @@ const child = fileURLToPath(new URL('../children/group.mjs', import.meta.url))
 const libraries = ['mpich', 'impi'] as const
 type Name = (typeof libraries)[number]
 
-/** What each rank printed, line by line, and how the job ended. */
-async function run(context: TestContext, name: Name, processes: number, ...args: string[]) {
-  const { library } = mpiFor(context, name)
-  // biome-ignore lint/suspicious/noExplicitAny: lines of JSON
-  const answers: Record<string, any>[][] = Array.from({ length: processes }, () => [])
-  const errors: string[] = []
-  const job = launch(process.execPath, [child, ...args], {
-    processes,
-    grace: 500,
-    env: { ST_MOE_MPI_LIBRARY: library },
-    onLine({ rank, stream, text }) {
-      if (rank !== null && stream === 'stdout') answers[rank].push(JSON.parse(text))
-      else errors.push(text)
-    },
-  })
-  const end = await job.ended
-  for (const pid of job.pids) expect(isAlive(pid)).toBe(false)
-  return { ...end, answers, errors, job }
-}
+const run = (context: object, name: Name, processes: number, ...args: (string | number)[]) =>
+  runRanks(context, name, 'group.mjs', processes, ...args)
 
 describe.each(libraries)('%s', (name) => {
   test('connects the processes of the launcher', async (context) => {

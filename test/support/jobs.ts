@@ -1,5 +1,8 @@
 import { readFileSync } from 'node:fs'
-import { MoeError } from '../../lib/index.js'
+import { fileURLToPath } from 'node:url'
+import { expect, type TestContext } from 'vitest'
+import { launch, MoeError } from '../../lib/index.js'
+import { mpiFor } from './mpi.js'
 
 /** Whether a process runs. One that has ended does not, whether or not its parent has noticed. */
 export function isAlive(pid: number): boolean {
@@ -19,4 +22,30 @@ export function codeOf(fn: () => unknown): string | null {
   } catch (error) {
     return error instanceof MoeError ? error.code : String(error)
   }
+}
+
+/** Runs a program of test/children as a job. What each rank printed, line by line, and how the job ended. */
+export async function runRanks(
+  context: object,
+  library: 'mpich' | 'impi',
+  child: string,
+  processes: number,
+  ...args: readonly (string | number)[]
+) {
+  // biome-ignore lint/suspicious/noExplicitAny: lines of JSON
+  const answers: Record<string, any>[][] = Array.from({ length: processes }, () => [])
+  const errors: string[] = []
+  const file = fileURLToPath(new URL(`../children/${child}`, import.meta.url))
+  const job = launch(process.execPath, [file, ...args.map(String)], {
+    processes,
+    grace: 500,
+    env: { ST_MOE_MPI_LIBRARY: mpiFor(context as TestContext, library).library },
+    onLine({ rank, stream, text }) {
+      if (rank !== null && stream === 'stdout') answers[rank].push(JSON.parse(text))
+      else errors.push(text)
+    },
+  })
+  const end = await job.ended
+  for (const pid of job.pids) expect(isAlive(pid)).toBe(false)
+  return { ...end, answers, errors, job }
 }
