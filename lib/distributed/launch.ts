@@ -123,8 +123,12 @@ interface Failure {
   readonly error: unknown
 }
 
-/** How long streams may stay open after the last process: one that left its process group may hold them. */
-const streamTimeout = 1000
+/**
+ * How long streams may stay open after the last process, because one that left its process group may hold them: so many
+ * waits of so many milliseconds. A single wait could end before a busy program has read what lies in them.
+ */
+const streamWaits = 10
+const streamWait = 100
 
 class RunningJob implements Job {
   readonly pids: readonly number[]
@@ -179,12 +183,15 @@ class RunningJob implements Job {
     })
     const killAll = (): void => this.#signal('SIGKILL')
     process.on('exit', killAll)
-    const closed = this.#children.map((child) => once(child, 'close').catch(() => {}))
+    let isOpen = true
+    const closed = Promise.all(this.#children.map((child) => once(child, 'close').catch(() => {}))).then(() => {
+      isOpen = false
+    })
     for (const [rank, child] of this.#children.entries()) this.#attend(rank, child, program)
     const failure = await finished
     process.removeListener('exit', killAll)
     this.#stopping?.abort()
-    await Promise.race([Promise.all(closed), delay(streamTimeout, null, { ref: true })])
+    for (let i = 0; isOpen && i < streamWaits; i++) await Promise.race([closed, delay(streamWait)])
     for (const child of this.#children) for (const stream of child.stdio) stream?.destroy()
     removeSharedMemory(this.#name, this.#pmi.values)
     if (failure) throw failure.error

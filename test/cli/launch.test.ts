@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process'
 import { expect, test } from 'vitest'
 import { bin, cli, expectRefused, jsonLines, succeeded } from '../support/cli.js'
-import { isAlive } from '../support/jobs.js'
+import { expectEnded } from '../support/jobs.js'
 import { endOf, printed } from '../support/program.js'
 
 /** The command `st-moe launch`; test/distributed/launch.test.ts has what it calls. */
@@ -69,7 +69,7 @@ test('a second signal ends processes that ignore the first', async () => {
   child.kill('SIGINT')
   const { code, out } = await ended
   expect(code).toBe(137)
-  for (const [, pid] of out.matchAll(/ready (\d+)/g)) expect(isAlive(Number(pid))).toBe(false)
+  await expectEnded([...out.matchAll(/ready (\d+)/g)].map(([, pid]) => Number(pid)))
 })
 
 test('a closed pipe ends the job', async () => {
@@ -78,5 +78,5 @@ test('a closed pipe ends the job', async () => {
   await printed(child, '\n')
   child.stdout.destroy()
   const { out } = await ended
-  for (const [, pid] of out.matchAll(/\] (\d+)/g)) expect(isAlive(Number(pid))).toBe(false)
+  await expectEnded([...out.matchAll(/\] (\d+)/g)].map(([, pid]) => Number(pid)))
 })

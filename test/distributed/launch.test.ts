@@ -3,17 +3,14 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterEach, describe, expect, test } from 'vitest'
 import { type Job, type JobLine, type LaunchOptions, launch, MoeError } from '../../lib/index.js'
-import { codeOf, isAlive } from '../support/jobs.js'
+import { codeOf, expectEnded } from '../support/jobs.js'
 import { temporary } from '../support/temporary.js'
 
 /** `launch` with processes that speak to it as an MPI library does; processes.test.ts has those of real libraries. */
 
 const client = fileURLToPath(new URL('../children/pmi-client.mjs', import.meta.url))
 const jobs: Job[] = []
-afterEach(() => {
-  for (const job of jobs.splice(0))
-    for (const pid of job.pids.filter((pid) => pid > 0)) expect(isAlive(pid), `process ${pid}`).toBe(false)
-})
+afterEach(() => expectEnded(jobs.splice(0).flatMap(({ pids }) => pids.filter((pid) => pid > 0))))
 
 /** Runs a job to its end. */
 async function run(program: string, args: string[], options: LaunchOptions, use?: (job: Job, line: JobLine) => void) {
@@ -157,7 +154,7 @@ describe('how a job ends', () => {
   test('no child of a process is left', async () => {
     const { exitCode, lines } = await shell('sleep 1000 & echo $!', { processes: 2 })
     expect(exitCode).toBe(0)
-    for (const { text } of lines) expect(isAlive(Number(text))).toBe(false)
+    await expectEnded(lines.map(({ text }) => Number(text)))
   })
 
   test('a process that has left its group and holds the output does not keep the job', async () => {
@@ -180,7 +177,7 @@ describe('how a job ends', () => {
       processes: 1,
     })
     expect(exitCode).toBe(4)
-    for (const pid of lines[0].text.split(' ')) expect(isAlive(Number(pid))).toBe(false)
+    await expectEnded(lines[0].text.split(' ').map(Number))
   })
 })
 

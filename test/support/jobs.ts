@@ -4,8 +4,12 @@ import { expect, type TestContext } from 'vitest'
 import { launch, MoeError } from '../../lib/index.js'
 import { mpiFor } from './mpi.js'
 
+/** Waits until processes have ended: a signal, even SIGKILL, takes effect when the system next runs its process. */
+export const expectEnded = (pids: Iterable<number>) =>
+  expect.poll(() => [...pids].filter(isAlive), { timeout: 10_000, interval: 5 }).toEqual([])
+
 /** Whether a process runs. One that has ended does not, whether or not its parent has noticed. */
-export function isAlive(pid: number): boolean {
+function isAlive(pid: number): boolean {
   try {
     process.kill(pid, 0)
     return process.platform !== 'linux' || !/^\d+ \(.*\) [ZX]/s.test(readFileSync(`/proc/${pid}/stat`, 'utf8'))
@@ -46,6 +50,6 @@ export async function runRanks(
     },
   })
   const end = await job.ended
-  for (const pid of job.pids) expect(isAlive(pid)).toBe(false)
+  await expectEnded(job.pids)
   return { ...end, answers, errors, job }
 }
