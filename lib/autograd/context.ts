@@ -108,6 +108,9 @@ let undo: (() => void)[] | null = null
 /** Whether ops are recorded for an asynchronous call. */
 export const isAsync = (): boolean => undo !== null
 
+/** Whether code may wait for values: not during capture and in an asynchronous call. */
+export const mayWait = (): boolean => recorder === null && undo === null
+
 /** Runs `fn` as an asynchronous call, whose ops run later. `restores` receives what {@link onFailure} is told. */
 export function asyncWith<T>(restores: (() => void)[], fn: () => T): T {
   undo = restores

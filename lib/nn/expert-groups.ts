@@ -1,21 +1,22 @@
 import { noGrad, scope } from '../autograd/scope.js'
 import { add, div, mul } from '../ops/binary.js'
+import { combine } from '../ops/combine.js'
 import { greater } from '../ops/compare.js'
 import { dispatch } from '../ops/dispatch.js'
 import { mean, sum } from '../ops/reduce.js'
 import { reshape } from '../ops/reshape.js'
 import type { lossOptions } from '../ops/route-options.js'
 import { eachChoice, type RouteResult } from '../ops/routing.js'
-import { concat } from '../ops/strided.js'
+import { concat, slice } from '../ops/strided.js'
 import { relu } from '../ops/unary.js'
 import { copyArray, fail } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
 import type { ValuesOf } from '../runtime/options.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { type ExpertShare, eachExpert } from './expert-share.js'
 import type { Module } from './module.js'
 import type { MoEResult } from './moe-result.js'
 import { type ExpertsCall, type Routed, RoutedExperts, scaled } from './routed-experts.js'
-import { combined, rowsOfEach } from './user-experts.js'
 
 /** A layer of the second level. */
 export interface GroupLayer extends Module {
@@ -46,23 +47,32 @@ function partsOf(n: number, most: number): number {
  * ```
  */
 export class ExpertGroups extends RoutedExperts {
-  /** E1 layers of E2 experts. */
-  readonly experts: readonly GroupLayer[]
+  /** E1 layers of E2 experts; null for those of other ranks. */
+  readonly experts: readonly (GroupLayer | null)[]
   readonly #losses: ValuesOf<[typeof lossOptions]>
+  readonly #outputDim: number
 
-  /** {@link MoE} makes the layers; the factors are those of its losses. */
-  constructor(experts: readonly GroupLayer[], losses: ValuesOf<[typeof lossOptions]>) {
-    super()
+  /** {@link MoE} makes the layers, of `outputDim`; the factors are those of its losses. */
+  constructor(
+    experts: readonly (GroupLayer | null)[],
+    losses: ValuesOf<[typeof lossOptions]>,
+    outputDim: number,
+    share: ExpertShare | null,
+  ) {
+    super(share)
+    this.#outputDim = outputDim
     this.experts = experts
     this.#losses = losses
   }
 
   /** @internal */
-  override expectGroupRandom(): void {}
+  override expectGroupRandom(op: string): void {
+    if (this.share) fail('UNSUPPORTED', op, 'groupRandom is not available with a processGroup: groups sample their own')
+  }
 
   /** @internal */
   override updateExpertBias(rate: number): void {
-    for (const layer of this.experts) layer.updateExpertBias(rate)
+    for (const layer of this.experts) layer?.updateExpertBias(rate)
   }
 
   /**
@@ -88,7 +98,6 @@ export class ExpertGroups extends RoutedExperts {
     return list as object[]
   }
 
-  /** Slots are cut into sequences of at most N. */
   #apply<D extends DType>(
     x: Tensor<D>,
     routing: RouteResult<D>,
@@ -96,35 +105,42 @@ export class ExpertGroups extends RoutedExperts {
     random: readonly object[],
   ): Losses<D> & { outputs: Tensor<D> } {
     const importance = noGrad(() => scope(() => importanceOf(routing, x)))
-    const slots = rowsOfEach(importance)
-    const [B, C] = slots[0].shape
-    const parts = partsOf(B * C, x.shape[1])
-    const results = rowsOfEach(dispatch(x, routing, { straightThrough })).map((rows, i) => {
-      const cut = <T extends DType>(tensor: Tensor<T>, last: number[]) =>
-        reshape(tensor, [parts, (B * C) / parts, ...last])
-      const result = this.experts[i].forward(cut(rows, [x.shape[2]]), {
-        importance: cut(slots[i], []),
-        random: random[i],
-      })
-      const { outputs } = result
-      return { ...result, outputs: reshape(outputs, [B, C, outputs.shape[2]]) }
-    })
-    const list = (name: 'balanceLoss' | 'routerZLoss'): Tensor<D> =>
-      concat(
-        results.map((result) => reshape(result[name], [1])),
-        0,
-      )
-    const counts = noGrad(() => sum(reshape(wholeOf(importance), [slots.length, B * C]), 1)) as Tensor<D>
-    const atLeastOne = add(relu(add(sum(counts), -1)), 1)
-    const y = combined(
-      results.map(({ outputs }) => outputs),
-      routing,
+    const slots = dispatch(x, routing, { straightThrough })
+    const [E1, B, C] = slots.shape
+    const [y, losses] = eachExpert(
+      { op: 'MoE.forward', share: this.share, N: x.shape[1] },
+      [slots, importance as Tensor<D>],
+      [this.#outputDim, 2],
+      (i, [rows, importance], N) => this.#callGroup(i, rows, importance, N, random[i]),
     )
+    const counts = noGrad(() => sum(reshape(wholeOf(importance), [E1, B * C]), 1)) as Tensor<D>
+    const atLeastOne = add(relu(add(sum(counts), -1)), 1)
+    const combined = combine(y, routing)
+    const ofGroups = (column: number) => reshape(slice(losses, 1, column, column + 1), [E1])
     return {
-      outputs: factor === 1 ? y : mul(y, factor),
-      balanceLoss: add(routing.balanceLoss, mean(list('balanceLoss'))),
-      routerZLoss: add(routing.routerZLoss, div(sum(mul(list('routerZLoss'), counts)), atLeastOne)),
+      outputs: factor === 1 ? combined : mul(combined, factor),
+      balanceLoss: add(routing.balanceLoss, mean(ofGroups(0))),
+      routerZLoss: add(routing.routerZLoss, div(sum(mul(ofGroups(1), counts)), atLeastOne)),
     }
+  }
+
+  /** Group i on its slots [B, C, D] of importance [B, C], cut into sequences of at most N → [B, C, O] and its two losses. */
+  #callGroup<D extends DType>(
+    i: number,
+    rows: Tensor<D>,
+    importance: Tensor,
+    N: number,
+    random: object | undefined,
+  ): [y: Tensor<D>, losses: Tensor<D>] {
+    const [B, C, D] = rows.shape
+    const parts = partsOf(B * C, N)
+    const sequences = [parts, (B * C) / parts]
+    const { outputs, balanceLoss, routerZLoss } = this.experts[i]!.forward(reshape(rows, [...sequences, D]), {
+      importance: reshape(importance, sequences),
+      random,
+    })
+    const losses = concat([reshape(balanceLoss, [1]), reshape(routerZLoss, [1])], 0)
+    return [reshape(outputs, [B, C, this.#outputDim]), losses]
   }
 }
 

@@ -7,6 +7,7 @@ import type { ComputeDType, DType } from '../runtime/dtype.js'
 import { integer, type OptionsOf, oneOf, optional, pick, reader } from '../runtime/options.js'
 import { ones } from '../tensor/create.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { shareOf, shareOptions } from './expert-share.js'
 import { gemmOptions, layerOptions, type ProductLayerOptions, uniformParameter } from './linear.js'
 import { newParameter, type Parameter } from './parameter.js'
 import { type ExpertsCall, type Routed, RoutedExperts, runExperts } from './routed-experts.js'
@@ -45,9 +46,13 @@ const expertNames = (first: number) =>
   ] as const
 
 /** Options of {@link Experts}. */
-export interface ExpertsOptions extends ProductLayerOptions, ActivationOptions, OptionsOf<typeof expertOptions> {}
+export interface ExpertsOptions
+  extends ProductLayerOptions,
+    ActivationOptions,
+    OptionsOf<typeof expertOptions>,
+    OptionsOf<typeof shareOptions> {}
 
-const readOptions = reader(layerOptions, gemmOptions, activationOptions, expertOptions)
+const readOptions = reader(layerOptions, gemmOptions, activationOptions, expertOptions, shareOptions)
 
 /**
  * Parameters of E experts, stacked; {@link ops.expertFfn} applies them. A state dict has each expert's own,
@@ -70,7 +75,7 @@ export class Experts extends RoutedExperts {
   readonly swigluLimit: number | null
   /** See {@link ActivationOptions.swigluAlpha}. */
   readonly swigluAlpha: number | null
-  /** [E, P, D]; of gated experts the first half values, the second half gates. Uniform in ±1/√P at the start. */
+  /** [E, P, D], where E is the number of experts of this rank if there is a `processGroup`; of gated experts the first half values, the second half gates. Uniform in ±1/√P at the start. */
   w1: Parameter
   /** [E, P], uniform in ±1/√P; null without biases. */
   b1: Parameter | null
@@ -83,14 +88,15 @@ export class Experts extends RoutedExperts {
 
   /** E, D and H. Errors: OPTION, DTYPE, DEVICE. */
   constructor(numExperts: number, dim: number, hidden: number, options?: ExpertsOptions) {
-    super()
     const layer = readOptions('Experts', options)
+    checkInteger('Experts', 'numExperts', numExperts, 1)
+    const share = shareOf(numExperts, layer)
+    super(share)
     this.computeDtype = layer.computeDtype
     this.activation = layer.activation
     this.geluApproximate = layer.geluApproximate
     this.swigluLimit = layer.swigluLimit
     this.swigluAlpha = layer.swigluAlpha
-    checkInteger('Experts', 'numExperts', numExperts, 1)
     checkInteger('Experts', 'dim', dim, 1)
     checkInteger('Experts', 'hidden', hidden, 1)
     const gated = isGated(layer.activation)
@@ -98,29 +104,34 @@ export class Experts extends RoutedExperts {
     const output = layer.outputDim ?? dim
     const [inner, outer] = [1 / Math.sqrt(rows), 1 / Math.sqrt(output)]
     const { expertBiases: biases } = layer
+    const { first, count } = share ?? { first: 0, count: numExperts }
+    const each = (shape: readonly number[], bound: number) => uniformParameter([count, ...shape], bound, layer, first)
     ;[this.w1, this.b1, this.multBias, this.w2, this.b2] = allOrNone(() => [
-      uniformParameter([numExperts, rows, dim], inner, layer),
-      biases ? uniformParameter([numExperts, rows], inner, layer) : null,
-      gated && biases === true ? newParameter(() => ones([numExperts, hidden], pick(layer, layerOptions))) : null,
-      uniformParameter([numExperts, output, hidden], outer, layer),
-      biases ? uniformParameter([numExperts, output], outer, layer) : null,
+      each([rows, dim], inner),
+      biases ? each([rows], inner) : null,
+      gated && biases === true ? newParameter(() => ones([count, hidden], pick(layer, layerOptions))) : null,
+      each([output, hidden], outer),
+      biases ? each([output], outer) : null,
     ])
   }
 
   /** @internal */
   override run<D extends DType>(x: Tensor<D>, choice: RouteResult<D>, call: ExpertsCall): Routed<D> {
-    return runExperts(x, choice, call, (x, routing, _inputs, straightThrough) =>
-      expertFfn(x, routing, this, {
-        dropout: call.dropout,
-        straightThrough,
-        ...pick(this, gemmOptions, activationOptions),
-      }),
-    )
+    const { share } = this
+    const { dropout, dropless } = call
+    return runExperts(x, choice, call, (x, routing, _inputs, straightThrough) => {
+      const options = { dropout, straightThrough, ...pick(this, gemmOptions, activationOptions) }
+      if (!share) return expertFfn(x, routing, this, options)
+      const ragged = { ragged: dropless, straightThrough }
+      return share.apply('MoE.forward', x, routing, ragged, (rows, traffic) => traffic.ffn(rows, this, options))
+    })
   }
 
   /** Every expert's own slices. */
   override *stateEntries(): Iterable<StateEntry> {
-    for (let index = 0; index < this.w1.shape[0]; index++) yield* this.expertEntries(index, `experts.${index}.`, 0)
+    const first = this.share?.first ?? 0
+    for (let index = 0; index < this.w1.shape[0]; index++)
+      yield* this.expertEntries(index, `experts.${first + index}.`, 0)
   }
 
   /** Entries of one expert whose first Linear has the number `first` in the reference's list of layers. */

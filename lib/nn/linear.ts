@@ -4,7 +4,7 @@ import { checkInteger } from '../runtime/check.js'
 import { checkDevice, type Device, getDefaultDevice } from '../runtime/device.js'
 import { type ComputeDType, checkComputeDType, checkDType, type DType, type FloatDType } from '../runtime/dtype.js'
 import { boolean, type Option, type OptionsOf, reader } from '../runtime/options.js'
-import { uniform } from '../tensor/create.js'
+import { uniformRows } from '../tensor/create.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { Module } from './module.js'
 import { newParameter, type Parameter } from './parameter.js'
@@ -54,9 +54,13 @@ export interface LinearLayerOptions extends ProductLayerOptions, OptionsOf<typeo
 
 const readOptions = reader(linearOptions, layerOptions, gemmOptions)
 
-/** A parameter sampled uniformly from ±bound. */
-export const uniformParameter = (shape: readonly number[], bound: number, { dtype, device }: LayerOptions): Parameter =>
-  newParameter(() => uniform(shape, -bound, bound, { dtype, device }))
+/** A parameter sampled uniformly from ±bound: the rows from `first` on of one that has more. */
+export const uniformParameter = (
+  shape: readonly number[],
+  bound: number,
+  { dtype, device }: LayerOptions,
+  first = 0,
+): Parameter => newParameter(() => uniformRows(shape, first, -bound, bound, { dtype, device }))
 
 /**
  * x [..., in] · weightᵀ + bias → [..., out], by {@link linear}.

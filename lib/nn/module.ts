@@ -138,6 +138,15 @@ export abstract class Module {
   }
 
   /**
+   * How names in a state dict of the whole model begin that this process has not: those of experts of other ranks. Loading
+   * passes over them.
+   */
+  *stateElsewhere(): Iterable<string> {
+    for (const [name, child] of this.children())
+      if (child instanceof Module) for (const begin of child.stateElsewhere()) yield `${name}.${begin}`
+  }
+
+  /**
    * Copies of all parameters and buffers under the names of the PyTorch package. They live in the surrounding scope, or
    * until disposed. Errors: OPTION for two of one name, DISPOSED.
    *

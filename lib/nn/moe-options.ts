@@ -17,6 +17,7 @@ import {
   unchecked,
 } from '../runtime/options.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { shareOptions } from './expert-share.js'
 import { expertOptions } from './experts.js'
 import {
   type GatingForwardOptions,
@@ -83,10 +84,6 @@ const ownOptions = {
   straightThroughDispatchTensor: boolean({ default: true }),
   /** 'throw': a NaN or infinity in the input or output is a NON_FINITE error. Default 'propagate': only its rows become non-finite. */
   onNonFinite: oneOf(['propagate', 'throw'], { default: 'propagate' }),
-  /** Variable sequence lengths between processes; needs `processGroup`. */
-  allowVarSeqLen: unchecked<boolean>(),
-  /** Expert parallelism. Not available in this version. */
-  processGroup: unchecked<unknown>(),
 }
 
 const hiddenOptions = {
@@ -115,13 +112,14 @@ export interface MoEOptions
   extends OptionsOf<typeof routerOptions>,
     OptionsOf<typeof ownOptions>,
     OptionsOf<typeof choiceOptions>,
+    OptionsOf<typeof shareOptions>,
     Omit<TopNGatingOptions, keyof typeof ownGatingOptions>,
     OptionsOf<typeof hiddenOptions>,
     OptionsOf<typeof expertOptions>,
     SharedExpertsOptions,
     ActivationOptions {}
 
-const groups = [routerOptions, choiceOptions, ...passedToGating, ownOptions, builtInOptions] as const
+const groups = [routerOptions, choiceOptions, ...passedToGating, ownOptions, shareOptions, builtInOptions] as const
 type Joined<D extends readonly unknown[]> = D extends readonly [infer First, ...infer Rest]
   ? First & Joined<Rest>
   : unknown
@@ -145,8 +143,6 @@ export type MoEValues = ReturnType<typeof read>
 /** The checked values. Errors: OPTION, DTYPE, DEVICE, UNSUPPORTED. */
 export function readOptions(op: string, options: unknown): MoEValues {
   const o = read(op, options)
-  if (o.processGroup || o.allowVarSeqLen)
-    fail('UNSUPPORTED', op, 'processGroup and allowVarSeqLen (expert parallelism) are not available in this version')
   if (Array.isArray(o.numExperts) && o.router === 'expertChoice')
     fail('OPTION', op, 'router "expertChoice" is not for two levels: its tokens have no first choice')
   return o
@@ -165,6 +161,7 @@ export function secondLevel(o: MoEValues, numExperts: number): MoEOptions {
       capacityFactorSecondLevel: undefined,
     },
     ...{ groupSize: undefined, routerDim: undefined, routedScalingFactor: undefined },
+    ...{ processGroup: undefined, allowVarSeqLen: undefined },
     ...{ sharedExperts: undefined, sharedHiddenDim: undefined, sharedExpertGate: undefined },
   }
 }

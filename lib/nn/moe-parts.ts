@@ -4,6 +4,7 @@ import { lossOptions } from '../ops/route-options.js'
 import { pick } from '../runtime/options.js'
 import { ExpertChoiceGating, passedToExpertChoice } from './expert-choice-gating.js'
 import { ExpertGroups, type GroupLayer } from './expert-groups.js'
+import { shareOf, shareOptions } from './expert-share.js'
 import { Experts, expertHiddenSize, expertOptions } from './experts.js'
 import { passedToGating, TopNGating } from './gating.js'
 import { gemmOptions, layerOptions } from './linear.js'
@@ -23,16 +24,25 @@ export function makeParts(op: string, o: MoEValues, newLayer: (options: MoEOptio
   const [numExperts, inGroup] = [o.numExperts].flat()
   const hidden = o.experts ? 0 : (o.expertHiddenDim ?? expertHiddenSize(o.dim, o.expertHiddenMult, op))
   const options = pick(o, layerOptions, gemmOptions, activationOptions, expertOptions)
-  const own = o.experts ? new UserExperts(op, o.experts, numExperts) : null // refuses bad ones before the gate is made
+  const share = shareOf(numExperts, o)
+  const own = o.experts ? new UserExperts(op, o.experts, numExperts, share) : null // refuses bad ones before the gate is made
   const newGroups = (E: number) => {
-    const layers = Array.from({ length: numExperts }, () => newLayer(secondLevel(o, E)))
-    return new ExpertGroups(layers, pick(o, lossOptions))
+    const elsewhere = new Set(share?.elsewhere())
+    const layers = Array.from({ length: numExperts }, (_, i) => {
+      const layer = newLayer(secondLevel(o, E)) // also those of other ranks: the next ones get the numbers after theirs
+      if (!elsewhere.has(i)) return layer
+      layer.dispose()
+      return null
+    })
+    return new ExpertGroups(layers, pick(o, lossOptions), o.outputDim ?? o.dim, share)
   }
   const [gate, experts, sharedExperts] = allOrNone(() => [
     o.router !== 'expertChoice'
       ? new TopNGating({ ...pick(o, ...passedToGating), ...choiceOf(o), numGates: numExperts }, op)
       : new ExpertChoiceGating({ ...pick(o, ...passedToExpertChoice), numGates: numExperts }, op),
-    inGroup !== undefined ? newGroups(inGroup) : (own ?? new Experts(numExperts, o.dim, hidden, options)),
+    inGroup !== undefined
+      ? newGroups(inGroup)
+      : (own ?? new Experts(numExperts, o.dim, hidden, { ...options, ...pick(o, shareOptions) })),
     o.sharedExperts
       ? new SharedExperts(o.dim, o.sharedHiddenDim ?? o.sharedExperts * hidden, o.sharedExpertGate, options)
       : null,

@@ -54,7 +54,7 @@ export class MoE extends Module {
   readonly #throwNonFinite: boolean
   readonly #groupSize: number | undefined
   readonly #dropout: number
-  readonly #call: Pick<ExpertsCall, 'straightThrough' | 'routedScalingFactor' | 'scaleInput'>
+  readonly #call: Pick<ExpertsCall, 'straightThrough' | 'routedScalingFactor' | 'scaleInput' | 'dropless'>
 
   /**
    * Checks options as the constructor does, custom `experts` excepted, without making a layer. Errors: OPTION, DTYPE,
@@ -65,8 +65,8 @@ export class MoE extends Module {
   }
 
   /**
-   * Errors: OPTION (an unknown option is one, and names the nearest), DTYPE, DEVICE, BACKEND_UNAVAILABLE, UNSUPPORTED
-   * for expert parallelism, OUT_OF_MEMORY.
+   * Errors: OPTION (an unknown option is one, and names the nearest), DTYPE, DEVICE, BACKEND_UNAVAILABLE, OUT_OF_MEMORY;
+   * DISPOSED for a destroyed `processGroup`.
    */
   constructor(options: MoEOptions) {
     super()
@@ -84,6 +84,7 @@ export class MoE extends Module {
       straightThrough: o.straightThroughDispatchTensor,
       routedScalingFactor: o.routedScalingFactor,
       scaleInput: o.scaleInput,
+      dropless: o.dropless,
     }
     const parts = makeParts(op, o, (options) => new MoE(options))
     this.gate = parts.gate

@@ -6,6 +6,7 @@ import { copyArray, fail } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
 import { ones } from '../tensor/create.js'
 import type { Tensor } from '../tensor/tensor.js'
+import type { ExpertShare } from './expert-share.js'
 import { Module } from './module.js'
 
 /** How a layer applies its experts: its options, and what a forward was given for them. */
@@ -16,6 +17,8 @@ export interface ExpertsCall {
   straightThrough: boolean
   /** The combine weight multiplies the input of an expert instead of its output. */
   scaleInput: boolean
+  /** There is no capacity. */
+  dropless: boolean
   /** Dropout of the hidden values of built-in experts; 0 in evaluation. */
   dropout: number
   /** Further inputs of the tokens, each [B, N, …]. */
@@ -33,6 +36,23 @@ export type Routed<D extends DType> = RouteResult<D> & { outputs: Tensor<D> }
  * @internal
  */
 export abstract class RoutedExperts extends Module {
+  readonly #share: ExpertShare | null
+
+  /** `share`: which of them this rank has; null for all. */
+  constructor(share: ExpertShare | null) {
+    super()
+    this.#share = share
+  }
+
+  /** @internal */
+  protected get share(): ExpertShare | null {
+    return this.#share
+  }
+
+  override stateElsewhere(): Iterable<string> {
+    return this.#share?.namesElsewhere() ?? []
+  }
+
   /**
    * x [B, N, D] and the routing of its tokens → Σ weight · expert(x).
    * @internal

@@ -1,18 +1,23 @@
 import { allOrNone, keep } from '../autograd/scope.js'
 import { expertFfn } from '../ops/expert-ffn.js'
 import { layerNorm } from '../ops/layernorm.js'
+import { reshape } from '../ops/reshape.js'
 import type { ComputeDType, DType } from '../runtime/dtype.js'
 import type { ValuesOf } from '../runtime/options.js'
 import { ones, zeros } from '../tensor/create.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { Dropout } from './dropout.js'
+import type { ExpertShare, Sizes } from './expert-share.js'
 import { type gemmOptions, type LayerOptions, type layerOptions, uniformParameter } from './linear.js'
 import { Module } from './module.js'
 import { newParameter, type Parameter } from './parameter.js'
 import type { StateEntry } from './state.js'
 
 interface ExpertsShape {
+  /** E, of all ranks. */
   numExperts: number
+  /** Those of this rank; null for all. */
+  share: ExpertShare | null
   dim: number
   hidden: number
   geglu: boolean
@@ -52,39 +57,52 @@ export class SoftExperts extends Module {
   w2: Parameter
   /** [E, D], likewise. */
   b2: Parameter
+  readonly #share: ExpertShare | null
 
   /** {@link SoftMoE} checks the options. */
   constructor(
-    { numExperts, dim, hidden, geglu, dropout }: ExpertsShape,
+    { numExperts, share, dim, hidden, geglu, dropout }: ExpertsShape,
     layer: ValuesOf<[typeof layerOptions, typeof gemmOptions]>,
   ) {
     super()
+    this.#share = share
     this.computeDtype = layer.computeDtype
     this.geglu = geglu
     this.dropout = new Dropout(dropout)
     const rows = geglu ? 2 * hidden : hidden
     const [inner, outer] = [1 / Math.sqrt(dim), 1 / Math.sqrt(hidden)]
+    const { first, count } = share ?? { first: 0, count: numExperts }
+    const each = (shape: readonly number[], bound: number) => uniformParameter([count, ...shape], bound, layer, first)
     ;[this.w1, this.b1, this.w2, this.b2] = allOrNone(() => [
-      uniformParameter([numExperts, rows, dim], inner, layer),
-      uniformParameter([numExperts, rows], inner, layer),
-      uniformParameter([numExperts, dim, hidden], outer, layer),
-      uniformParameter([numExperts, dim], outer, layer),
+      each([rows, dim], inner),
+      each([rows], inner),
+      each([dim, hidden], outer),
+      each([dim], outer),
     ])
   }
 
-  /** Rows of each expert, x [E, R, D] → [E, R, D]. */
-  forward<D extends DType>(x: Tensor<D>): Tensor<D> {
+  /** Rows of each expert, x [E, B · S, D] → [E, B · S, D]; `sizes` are B, N and S. */
+  forward<D extends DType>(x: Tensor<D>, sizes: Sizes): Tensor<D> {
     const { w1, b1, w2, b2, computeDtype } = this
-    const activation = this.geglu ? 'geglu' : 'gelu'
+    const weights = { w1, b1, multBias: null, w2, b2 }
     const dropout = this.dropout.training ? this.dropout.p : 0
-    return expertFfn(x, null, { w1, b1, multBias: null, w2, b2 }, { activation, computeDtype, dropout })
+    const options = { activation: this.geglu ? 'geglu' : 'gelu', computeDtype, dropout } as const
+    if (!this.#share) return expertFfn(x, null, weights, options)
+    const traffic = this.#share.slots(this.#share.sizesOf('SoftMoE.forward', sizes))
+    const rows = reshape(x, [x.shape[0] * x.shape[1], x.shape[2]])
+    return reshape(traffic.back(traffic.ffn(traffic.there(rows), weights, options)), x.shape)
   }
 
   /** Every expert's own slices. */
   override *stateEntries(): Iterable<StateEntry> {
+    const first = this.#share?.first ?? 0
     for (let index = 0; index < this.w1.shape[0]; index++)
       for (const [property, name] of expertNames)
-        yield { name: `experts.${index}.${name}`, tensor: this[property], index }
+        yield { name: `experts.${first + index}.${name}`, tensor: this[property], index }
+  }
+
+  override stateElsewhere(): Iterable<string> {
+    return this.#share?.namesElsewhere() ?? []
   }
 }
 

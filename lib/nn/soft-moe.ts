@@ -25,6 +25,7 @@ import {
 } from '../runtime/options.js'
 import { rand, randn } from '../tensor/create.js'
 import { checkTensor, type Tensor, wrap } from '../tensor/tensor.js'
+import { shareOf, shareOptions } from './expert-share.js'
 import { expertHiddenSize } from './experts.js'
 import { gemmOptions, layerOptions, type ProductLayerOptions } from './linear.js'
 import { Module } from './module.js'
@@ -53,9 +54,12 @@ const softMoeOptions = {
 }
 
 /** Options of {@link SoftMoE}; `dim`, and `numSlots` or `seqLen`, are required. */
-export interface SoftMoEOptions extends OptionsOf<typeof softMoeOptions>, ProductLayerOptions {}
+export interface SoftMoEOptions
+  extends OptionsOf<typeof softMoeOptions>,
+    OptionsOf<typeof shareOptions>,
+    ProductLayerOptions {}
 
-const readOptions = reader(softMoeOptions, layerOptions, gemmOptions)
+const readOptions = reader(softMoeOptions, shareOptions, layerOptions, gemmOptions)
 
 const randomOptions = {
   /** [B, N, E, S] in [0, 1), with noise. */
@@ -122,6 +126,7 @@ export class SoftMoE extends Module {
     const layer = pick(o, layerOptions)
     const hidden = geglu ? expertHiddenSize(dim, o.expertMult, op) : plainHiddenSize(op, dim, o.expertMult)
     const numSlots = slotsOf(op, o)
+    const share = shareOf(numExperts, o)
     const norm = () => (o.useLayerNorm ? new BufferLayerNorm(dim, layer) : new RMSNorm(dim, layer))
     this.dim = dim
     this.numExperts = numExperts
@@ -130,7 +135,7 @@ export class SoftMoE extends Module {
       newParameter(() => randn([numExperts, numSlots, dim], layer)),
       norm(),
       norm(),
-      new SoftExperts({ numExperts, dim, hidden, geglu, dropout }, pick(o, layerOptions, gemmOptions)),
+      new SoftExperts({ numExperts, share, dim, hidden, geglu, dropout }, pick(o, layerOptions, gemmOptions)),
     ])
   }
 
@@ -168,7 +173,7 @@ export class SoftMoE extends Module {
       const logits = this.#logits(tokens, noise, keep)
       const slots = matmul(softmax(transpose(logits)), tokens) // [B, E·S, D]
       const rows = transpose(reshape(slots, [B, E, S * D]), 0, 1)
-      const results = this.experts.forward(reshape(rows, [E, B * S, D]))
+      const results = this.experts.forward(reshape(rows, [E, B * S, D]), [B, N, S])
       const ofSequences = transpose(reshape(results, [E, B, S * D]), 0, 1)
       const y = matmul(softmax(logits), reshape(ofSequences, [B, E * S, D]))
       return reshape(image ? transpose(y) : y, x.shape)

@@ -87,7 +87,10 @@ export function stageState(
   const entries = entriesOf(op, module)
   const known = new Set(entries.map(({ name }) => name))
   const missing = entries.flatMap(({ name }) => (values.has(name) ? [] : [name]))
-  const unexpected = [...values.keys()].filter((name) => !known.has(name))
+  const elsewhere = [...module.stateElsewhere()]
+  const unexpected = [...values.keys()].filter(
+    (name) => !known.has(name) && !elsewhere.some((begin) => name.startsWith(begin)),
+  )
   const present = entries.filter(({ name }) => values.has(name))
   const problems = present.flatMap((entry) => mismatch(entry, values.get(entry.name)))
   const lists = [

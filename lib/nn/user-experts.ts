@@ -1,33 +1,16 @@
 import { scope } from '../autograd/scope.js'
 import { combine } from '../ops/combine.js'
 import { dispatch } from '../ops/dispatch.js'
-import { reshape } from '../ops/reshape.js'
 import type { RouteResult, Routing } from '../ops/routing.js'
-import { concat, slice } from '../ops/strided.js'
 import { copyArray, fail, sameShape, showShape } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { checkTensor, isTensor, type Tensor } from '../tensor/tensor.js'
+import { type ExpertShare, eachExpert } from './expert-share.js'
 import { checkModule, type Module } from './module.js'
 import { copyInputs, type ExpertsCall, type Routed, RoutedExperts, runExperts } from './routed-experts.js'
 
 type Expert = Module & { forward(...inputs: Tensor[]): unknown }
-
-/** The rows [B, C, D] of each expert of dispatched ones [E, B, C, D]. */
-export const rowsOfEach = <D extends DType>(dispatched: Tensor<D>): Tensor<D>[] =>
-  Array.from({ length: dispatched.shape[0] }, (_, e) =>
-    reshape(slice(dispatched, 0, e, e + 1), dispatched.shape.slice(1)),
-  )
-
-/** What experts made of their rows, each [B, C, O], as the outputs of the tokens [B, N, O]. */
-export const combined = <D extends DType>(results: readonly Tensor<D>[], routing: Routing<D>): Tensor<D> =>
-  combine(
-    concat(
-      results.map((y) => reshape(y, [1, ...y.shape])),
-      0,
-    ),
-    routing,
-  )
 
 /**
  * Custom experts, under the names `experts.{i}.…`. {@link MoE} makes it from its option `experts`.
@@ -39,15 +22,17 @@ export const combined = <D extends DType>(results: readonly Tensor<D>[], routing
  * ```
  */
 export class UserExperts extends RoutedExperts {
-  /** E modules, [B, C, D] → [B, C, D]. */
-  readonly experts: readonly Module[]
+  /** E modules, [B, C, D] → [B, C, D]; null for experts of other ranks. */
+  readonly experts: readonly (Module | null)[]
 
   /** Errors: OPTION; they name `op`. */
-  constructor(op: string, experts: unknown, count: number) {
-    super()
+  constructor(op: string, experts: unknown, count: number, share: ExpertShare | null) {
+    super(share)
     const list = copyArray(op, 'experts', experts, 2 ** 20)
     if (list.length !== count) fail('OPTION', op, `experts must hold numExperts = ${count} modules, got ${list.length}`)
+    const elsewhere = new Set(share?.elsewhere())
     this.experts = list.map((expert, i) => {
+      if (elsewhere.has(i)) return null
       const module = checkModule(op, `experts[${i}]`, expert)
       if (typeof (module as { forward?: unknown }).forward !== 'function')
         fail('OPTION', op, `experts[${i}] must have a forward method`)
@@ -80,22 +65,25 @@ export class UserExperts extends RoutedExperts {
   ): Tensor<D> {
     return scope(() => {
       const inputs = [
-        rowsOfEach(dispatch(x, routing, { straightThrough })),
-        ...more.map((input) => rowsOfEach(dispatch(input, routing, { straightThrough: false }))),
+        dispatch(x, routing, { straightThrough }),
+        ...more.map((input) => dispatch(input, routing, { straightThrough: false })),
       ]
-      const results = this.experts.map((expert, i) => {
-        const rows = inputs.map((each) => each[i])
-        const y = (expert as Expert).forward(...rows)
-        const { shape } = rows[0]
-        if (!isTensor(y) || !sameShape(y.shape, shape))
-          fail(
-            'SHAPE',
-            'MoE.forward',
-            `expert ${i} must return a tensor ${showShape(shape)}, got ${isTensor(y) ? showShape(y.shape) : show(y)}`,
-          )
-        return checkTensor('MoE.forward', `the result of expert ${i}`, y, rows[0]) as Tensor<D>
-      })
-      return combined(results, routing)
+      const at = { op: 'MoE.forward', share: this.share, N: x.shape[1] }
+      const [y] = eachExpert(at, inputs as Tensor<D>[], [x.shape[2]], (e, rows) => [this.#call(e, rows)])
+      return combine(y, routing)
     })
+  }
+
+  /** Expert e with its rows [B, C, …] of each input. */
+  #call<D extends DType>(e: number, rows: readonly Tensor<D>[]): Tensor<D> {
+    const y = (this.experts[e] as Expert).forward(...rows)
+    const { shape } = rows[0]
+    if (!isTensor(y) || !sameShape(y.shape, shape))
+      fail(
+        'SHAPE',
+        'MoE.forward',
+        `expert ${e} must return a tensor ${showShape(shape)}, got ${isTensor(y) ? showShape(y.shape) : show(y)}`,
+      )
+    return checkTensor('MoE.forward', `the result of expert ${e}`, y, rows[0]) as Tensor<D>
   }
 }

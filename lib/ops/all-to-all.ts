@@ -1,6 +1,6 @@
 import { fail } from '../runtime/check.js'
 import type { DType } from '../runtime/dtype.js'
-import { native } from '../runtime/native.js'
+import { type Handle, native } from '../runtime/native.js'
 import { type OptionsOf, reader } from '../runtime/options.js'
 import type { ProcessGroup } from '../runtime/process-group.js'
 import { tensor } from '../tensor/create.js'
@@ -53,16 +53,28 @@ export function allToAll<D extends DType>(x: Tensor<D>, group: ProcessGroup, opt
       op,
       `outputSplits[${at.rank}] must be the ${sent[at.rank]} rows that this rank sends to itself, got ${received[at.rank]}`,
     )
+  return exchange(op, x, at.group, sent, received)
+}
+
+/** The exchange of checked rows; `after` as for {@link recordExchange}. */
+export function exchange<D extends DType>(
+  op: string,
+  x: Tensor<D>,
+  group: number,
+  sent: Float64Array,
+  received: Float64Array,
+  after: readonly Tensor[] = [],
+): Tensor<D> {
+  const [rows, ...inner] = x.shape
   const come = total(received)
   const { dtype, device } = x
-  const { group: handle, inner, rows } = at
   const y = wrap(
-    exchangeRows(handleOf(x), inner, rows, come, (x) => native.allToAll({ x, group: handle, sent, received })),
+    exchangeRows(handleOf(x), inner, rows, come, (x) => native.allToAll({ x, group, sent, received })),
     { shape: [come, ...inner], dtype, device },
   )
-  recordExchange(op, x, y, (dy) =>
-    exchangeRows(dy, inner, come, rows, (x) => native.allToAll({ x, group: handle, sent: received, received: sent })),
-  )
+  const back = (dy: Handle) =>
+    exchangeRows(dy, inner, come, rows, (x) => native.allToAll({ x, group, sent: received, received: sent }))
+  recordExchange(op, x, y, back, after)
   return y
 }
 

@@ -13,14 +13,22 @@ import { reshaped, withViews } from './rows.js'
 
 /**
  * Records an exchange, with the gradient of x (null if there is none) as a function of that of y. Its backward is an
- * exchange too, so it runs on every rank: also where x needs no gradient, and with zeros where y has none.
+ * exchange too, so it runs on every rank: also where x needs no gradient, and with zeros where y has none. The exchanges that
+ * made `after` run backward after it, even if x does not depend on them.
  */
-export function recordExchange(op: string, x: Tensor | null, y: Tensor, backward: (dy: Handle) => Handle): void {
+export function recordExchange(
+  op: string,
+  x: Tensor | null,
+  y: Tensor,
+  backward: (dy: Handle) => Handle,
+  after: readonly Tensor[] = [],
+): void {
   if (!isFloat(y.dtype)) return
   const { shape, dtype, device } = y
+  const none = after.map(() => null)
   record({
     op,
-    inputs: x ? [x] : [],
+    inputs: x ? [x, ...after] : [],
     outputs: [y],
     always: true,
     backward: ([given]) => {
@@ -28,7 +36,7 @@ export function recordExchange(op: string, x: Tensor | null, y: Tensor, backward
       const dy = given ?? native.full(zeros)
       try {
         const dx = backward(dy)
-        if (x) return [dx]
+        if (x) return [dx, ...none]
         native.release(dx)
         return []
       } finally {

@@ -4,7 +4,7 @@ import type { DType } from '../runtime/dtype.js'
 import { native } from '../runtime/native.js'
 import { guarded } from '../tensor/handles.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
-import { checkChoices, slotPlan } from './plan.js'
+import { checkChoices, type SlotPlan, slotPlan } from './plan.js'
 import type { Routing } from './routing.js'
 
 /**
@@ -24,16 +24,21 @@ export function combine<D extends DType>(x: Tensor<D>, routing: Routing): Tensor
   const op = 'combine'
   checkFloat(op, 'x', x)
   if (x.shape.length !== 4) fail('SHAPE', op, `x must be [E, B, C, D], got ${showShape(x.shape)}`)
-  const [E, B, C, D] = x.shape
+  const [E, B, C] = x.shape
   if (typeof routing !== 'object' || routing === null) fail('OPTION', op, 'routing must come from a router')
   const N = routing.expertIndex?.shape?.[1] ?? 0
   const routed = checkChoices(op, routing, B, N, x)
   if (routed.E !== E || routed.C !== C)
     fail('SHAPE', op, `x must be [${routed.E}, ${B}, ${routed.C}, D] for this routing, got ${showShape(x.shape)}`)
+  return combineRows(op, x, routing, slotPlan(op, routing, E, C))
+}
+
+/** The same for rows x [..., D] of a plan, whose handles it takes over. */
+export function combineRows<D extends DType>(op: string, x: Tensor<D>, routing: Routing, plan: SlotPlan): Tensor<D> {
   const { weight } = routing
-  const plan = slotPlan(op, routing, E, C)
+  const [B, N] = weight.shape
   const made = guarded(plan, () => native.combine({ x: handleOf(x), weight: handleOf(weight), rowOf: plan[1] }))
-  const y = wrap(made, { shape: [B, N, D], dtype: x.dtype, device: x.device })
+  const y = wrap(made, { shape: [B, N, x.shape.at(-1)!], dtype: x.dtype, device: x.device })
   record({
     op,
     inputs: [x, weight],

@@ -4,7 +4,7 @@ import type { DType } from '../runtime/dtype.js'
 import { native } from '../runtime/native.js'
 import { guarded } from '../tensor/handles.js'
 import { checkFloat, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
-import { checkRouting, slotPlan } from './plan.js'
+import { checkRouting, type SlotPlan, slotPlan } from './plan.js'
 import type { Routing } from './routing.js'
 
 /** Options of {@link dispatch}. */
@@ -35,9 +35,20 @@ export function dispatch<D extends DType>(x: Tensor<D>, routing: Routing, option
   checkFloat(op, 'x', x)
   const { E, C } = checkRouting(op, routing, x)
   const [B, , D] = x.shape
-  const plan = slotPlan(op, routing, E, C)
+  return dispatchRows(op, x, routing, slotPlan(op, routing, E, C), [E, B, C, D], straightThrough)
+}
+
+/** The rows of a plan, whose handles it takes over, as `shape` [..., D]. */
+export function dispatchRows<D extends DType>(
+  op: string,
+  x: Tensor<D>,
+  routing: Routing,
+  plan: SlotPlan,
+  shape: readonly number[],
+  straightThrough: boolean,
+): Tensor<D> {
   const made = guarded(plan, () => native.dispatch({ x: handleOf(x), assignment: plan[0], rowOf: plan[1] }))
-  const y = wrap(made, { shape: [E, B, C, D], dtype: x.dtype, device: x.device })
+  const y = wrap(made, { shape, dtype: x.dtype, device: x.device })
   record({
     op,
     inputs: [x, straightThrough ? routing.weight : null],

@@ -3,7 +3,7 @@ import { type Device, prefersSlots } from '../runtime/device.js'
 import { within } from '../runtime/errors.js'
 import { type Handle, native } from '../runtime/native.js'
 import { share } from '../tensor/handles.js'
-import { checkTensor, handleOf, keepBeside, type Tensor } from '../tensor/tensor.js'
+import { checkTensor, handleOf, keepBeside, type Tensor, wrap } from '../tensor/tensor.js'
 import type { Routing } from './routing.js'
 
 /** Checks a routing of x [B, N, D]; returns E and C. */
@@ -33,7 +33,8 @@ export function checkChoices(
 
 // Plans say which rows the experts compute, see native/core/ops.inc. Their handles are the caller's.
 
-type SlotPlan = readonly [assignment: Handle, rowOf: Handle]
+/** The assignment of each row, and the row of each assignment. */
+export type SlotPlan = readonly [assignment: Handle, rowOf: Handle]
 
 /** The plan that a router made, of the tensors and sizes of its routing. */
 interface Routed {
@@ -103,4 +104,21 @@ export function expertPlan(
     native.planSorted({ expertIndex: handleOf(expertIndex), position: handleOf(position), E, R }),
   )
   return [made.assignment, made.rowOf, made.ends]
+}
+
+/** Rows of dispatched assignments alone, in the order of their experts, and how many each has. It waits for the device. */
+export function countedPlan(op: string, routing: Routing, E: number): { plan: readonly Tensor[]; counts: number[] } {
+  const { expertIndex, position } = routing
+  const R = expertIndex.size
+  const made = within(op, () =>
+    native.planSorted({ expertIndex: handleOf(expertIndex), position: handleOf(position), E, R }),
+  )
+  const { device, shape } = expertIndex
+  const i32 = (handle: Handle, shape: readonly number[]) => wrap(handle, { shape, dtype: 'i32', device })
+  const [assignment, rowOf] = [i32(made.assignment, [R]), i32(made.rowOf, shape)]
+  using last = i32(made.ends, [E])
+  const ends = last.dataSync()
+  const used = i32(native.stridedRead(made.assignment, [ends[E - 1]], [1], 0), [ends[E - 1]])
+  assignment.dispose()
+  return { plan: [used, rowOf], counts: Array.from(ends, (end, e) => end - (e > 0 ? ends[e - 1] : 0)) }
 }

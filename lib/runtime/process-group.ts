@@ -36,7 +36,7 @@ const readSplit = reader(splitOptions)
 const key = Symbol()
 
 /** The number that the addon knows a group by. Errors: OPTION for what is no group, DISPOSED. */
-export let groupHandle: (op: string, group: ProcessGroup) => number
+export let groupHandle: (op: string, group: ProcessGroup, name?: string) => number
 
 const maxRanks = 2 ** 20
 
@@ -159,9 +159,9 @@ export class ProcessGroup {
   }
 
   static {
-    groupHandle = (op, group) => {
+    groupHandle = (op, group, name = 'group') => {
       if (!(group instanceof ProcessGroup))
-        fail('OPTION', op, `group must be a process group of initProcessGroup, got ${show(group)}`)
+        fail('OPTION', op, `${name} must be a process group of initProcessGroup, got ${show(group)}`)
       group.#expectAlive(op)
       return group.#made.handle
     }

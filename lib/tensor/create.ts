@@ -22,7 +22,7 @@ import {
 } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { type Handle, native } from '../runtime/native.js'
-import { consumed } from './handles.js'
+import { consumed, guarded } from './handles.js'
 import { maxNumbers, type NestedArray, type Tensor, wrap } from './tensor.js'
 
 /** Options of the functions that create tensors. */
@@ -256,17 +256,28 @@ function sampled<D extends FloatDType>(
   a: number,
   b: number,
   options: unknown,
+  first = 0,
 ): Tensor<D> {
   const target = shapeFor(op, shape)
   const checked = checkOptions<RandomOptions>(op, options, [...names, 'generator'])
   const dtype = checked.dtype === undefined ? 'f32' : checkDType(op, checked.dtype, ['f32', 'f64'])
+  const ofBlock = dtype === 'f32' && !normal ? 4 : 2 // elements of a Philox block
+  const skipped = first % ofBlock
+  const size = sizeOf(target)
+  const distribution = normal ? 1 : 0
+  const firstBlock = (first - skipped) / ofBlock
   return withSample(op, checked.generator, ({ seed, step }) =>
     make(
       op,
       target,
       checked,
-      (to, device) =>
-        native.random({ shape: target, dtype: dtypeCode(to), device, distribution: normal ? 1 : 0, a, b, seed, step }),
+      (to, device) => {
+        const numbers = { dtype: dtypeCode(to), device, distribution, a, b, seed, step, firstBlock }
+        if (skipped === 0) return native.random({ shape: target, ...numbers })
+        const block = native.random({ shape: [skipped + size], ...numbers })
+        const wanted = consumed(block, () => native.stridedRead(block, [size], [1], skipped))
+        return guarded([wanted], () => native.reshapeOwned(wanted, target))
+      },
       dtype,
     ),
   )
@@ -315,6 +326,15 @@ export function uniform<D extends FloatDType = 'f32'>(
   const target = shapeFor(op, shape)
   return sampled(op, target, false, checkNumber(op, 'low', low), checkNumber(op, 'high', high), options)
 }
+
+/** The rows of `shape` from `first` on, of what {@link uniform} would sample for a tensor that has them all. */
+export const uniformRows = <D extends FloatDType>(
+  shape: readonly number[],
+  first: number,
+  low: number,
+  high: number,
+  options: TensorOptions<D>,
+): Tensor<D> => sampled('uniform', shape, false, low, high, options, first * sizeOf(shape.slice(1)))
 
 /**
  * 0 … n − 1 in random order, every order as probable: i32 [n]. A seed gives the same order on every device. Errors: OPTION

@@ -13,7 +13,7 @@ static void for_runs(const Context& ctx, const RandomArgs& args, int64_t words_e
   parallel_blocks(ctx, ceil_div(args.size, run), kElementBlock / 2 / run, [&](int64_t begin, int64_t end) {
     uint32_t words[kPhiloxWords];
     for (int64_t r = begin; r < end; ++r) {
-      philox_words(args.seed, args.step, static_cast<uint64_t>(r * kPhiloxBlocks), words);
+      philox_words(args.seed, args.step, static_cast<uint64_t>(args.first_block + r * kPhiloxBlocks), words);
       f(r * run, min_of(run, args.size - r * run), words);
     }
   });

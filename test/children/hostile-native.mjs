@@ -123,7 +123,7 @@ export function nativeCaller(native, random, { any, number, pick, shapes }) {
     if (kind === 'i') return native.fromData(contents(size), 4, shape, 0)
     const value = pick([0, 1, 0.5, Number.NaN, Infinity, 1e30])
     if (random() < 0.3) return native.full(shape, wide ? 1 : 0, 0, value)
-    return native.random(shape, wide ? 1 : 0, 0, 1, 0, 1, Math.floor(random() * 1000), 0)
+    return native.random(shape, wide ? 1 : 0, 0, 1, 0, 1, Math.floor(random() * 1000), 0, 0)
   }
 
   const argument = (spec, wide, optional, replaced) => {

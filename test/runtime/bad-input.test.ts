@@ -260,7 +260,13 @@ const rowsOfUse: Row[] = [
   ],
   ['backward twice', () => twice(), 'UNSUPPORTED', /has been freed by an earlier backward/],
   ['backward after a step', () => changed(), 'UNSUPPORTED', /has been changed in place/],
-  ['expert parallelism', withOptions({ processGroup: {} }), 'UNSUPPORTED', /not available in this version/],
+  [
+    'no process group',
+    withOptions({ processGroup: {} }),
+    'OPTION',
+    /processGroup must be a process group of initProcessGroup, got/,
+  ],
+  ['lengths without a group', withOptions({ allowVarSeqLen: true }), 'OPTION', /allowVarSeqLen needs processGroup/],
   [
     'a NaN',
     () => strict.forward(tensor(new Float32Array(60).fill(Number.NaN), [2, 5, 6])),

@@ -21,7 +21,8 @@ double next(DType dtype, double x, double towards) {
 
 void random(const RandomArgs& a, Problem& p) {
   std::vector<double>& out = p["out"];
-  const auto word = [&](size_t i) { return philox_word(a.seed, a.step, i); };
+  const size_t skipped = static_cast<size_t>(a.first_block) * 4;
+  const auto word = [&](size_t i) { return philox_word(a.seed, a.step, skipped + i); };
   for (size_t i = 0; i < out.size(); ++i) {
     if (a.distribution == Distribution::uniform) {
       const double u =
@@ -154,14 +155,21 @@ void creation(Table& table) {
       for (double value : {0.1, 1.5, -3.1e9})
         table.add(FullArgs{.dtype = dtype, .size = size, .value = value}).same_bits();
   for (DType dtype : kReals) {
-    const auto add_random = [&](Distribution kind, int64_t size, double a, double b) -> Case& {
-      return table.add(
-          RandomArgs{.dtype = dtype, .size = size, .distribution = kind, .a = a, .b = b, .seed = 42, .step = 7});
+    const auto add_random = [&](Distribution kind, int64_t size, double a, double b, int64_t first = 0) -> Case& {
+      return table.add(RandomArgs{.dtype = dtype,
+                                  .size = size,
+                                  .distribution = kind,
+                                  .a = a,
+                                  .b = b,
+                                  .seed = 42,
+                                  .step = 7,
+                                  .first_block = first});
     };
-    for (int64_t size : kSizes) {
-      add_random(Distribution::uniform, size, -1.5, 2.5).same_bits();
-      add_random(Distribution::normal, size, 0.5, 2);
-    }
+    for (int64_t size : kSizes)
+      for (int64_t first : {0, 3}) {
+        add_random(Distribution::uniform, size, -1.5, 2.5, first).same_bits();
+        add_random(Distribution::normal, size, 0.5, 2, first);
+      }
     add_random(Distribution::uniform, 300000, 1, next(dtype, 1, 2)).same_bits().cpu_only();
     add_random(Distribution::normal, 200001, 0.5, 2).cpu_only().verify = moments;
 

@@ -1,0 +1,280 @@
+// A rank of a job whose layers spread their experts over it. Prints one line of JSON: how many things were tried, and what
+// was wrong. The truth is one process: a layer with all experts gets the batches of all ranks one after the other, and the
+// gradients add up.
+import { writeSync } from 'node:fs'
+import {
+  AdamW,
+  captureStep,
+  FeedForward,
+  initProcessGroup,
+  Linear,
+  Module,
+  MoE,
+  manualSeed,
+  ops,
+  rand,
+  randn,
+  SoftMoE,
+  scope,
+  setNumThreads,
+  tensor,
+  trainStepAsync,
+  zeros,
+} from '../../dist/index.js'
+
+const [what] = process.argv.slice(2)
+const wrong = []
+let tried = 0
+const range = (n, f) => Array.from({ length: n }, (_, i) => f(i))
+const numbers = (x) => Array.from(x.dataSync())
+
+function near(name, got, wanted, limit) {
+  tried++
+  let [difference, norm] = [0, 0]
+  for (const [i, value] of wanted.entries()) {
+    difference += (got[i] - value) ** 2
+    norm += value ** 2
+  }
+  if (got.length !== wanted.length || !(Math.sqrt(difference) <= limit * Math.sqrt(norm)))
+    wrong.push(`${name}: ${got.length} of ${wanted.length}, error ${Math.sqrt(difference / norm)}`)
+}
+
+function expect(name, got, wanted) {
+  tried++
+  if (JSON.stringify(got) !== JSON.stringify(wanted))
+    wrong.push(`${name}: ${JSON.stringify(got)}, wanted ${JSON.stringify(wanted)}`)
+}
+
+/** An expert whose rows depend on each other: it sees which rows come together. */
+class Mixing extends Module {
+  constructor(dim) {
+    super()
+    this.inner = new Linear(dim, dim, { dtype: 'f64' })
+  }
+  forward(x, more) {
+    const y = this.inner.forward(x).add(x.mean(1, true))
+    return more ? y.mul(more) : y
+  }
+}
+
+const D = 6
+const all = { secondPolicyTrain: 'all', secondPolicyEval: 'all' } // nothing is sampled
+const common = { dim: D, dtype: 'f64', numExperts: 4 }
+const moe = (options) => (group) => new MoE({ ...common, ...(options.router ? {} : all), ...options, ...group })
+const own = (make, options) => (group) =>
+  new MoE({ ...common, ...all, numExperts: 3, experts: range(3, make), ...options, ...group })
+const soft = (options) => (group) =>
+  new SoftMoE({ dim: D, dtype: 'f64', numExperts: 3, numSlots: 2, ...options, ...group })
+const uniforms = (K) => (B, N) => ({ random: { uniforms: rand([K, B, N], { dtype: 'f64' }) } })
+const mask = (B, N) => ({
+  mask: tensor(
+    Int32Array.from({ length: B * N }, (_, i) => (i % 5 === 1 ? 0 : 1)),
+    [B, N],
+  ),
+})
+
+/** Layers by name, with the options of a forward on B sequences of N tokens. */
+const layers = {
+  'top-2': [moe({})],
+  'top-2 with one expert': [moe({ numExperts: 1, gatingTopN: 1 })],
+  'top-2 of five': [moe({ numExperts: 5 })],
+  'top-2 of two': [moe({ numExperts: 2 })],
+  'top-3 of three, no capacity': [moe({ numExperts: 3, gatingTopN: 3, dropless: true })],
+  'random second expert': [moe({ secondPolicyTrain: 'random' }), uniforms(2)],
+  'threshold, no capacity': [moe({ secondPolicyTrain: 'threshold', dropless: true, thresholdTrain: 0.5 })],
+  'little capacity': [moe({ capacityFactorTrain: 0.25, minExpertCapacity: 1 })],
+  'no slots': [moe({ capacityFactorTrain: 0, minExpertCapacity: 0 })],
+  switch: [moe({ router: 'switch' })],
+  'switch without capacity': [moe({ router: 'switch', dropless: true })],
+  switchMax: [moe({ router: 'switchMax', capacityFactorTrain: 0.5, minExpertCapacity: 1 })],
+  ntlb: [moe({ router: 'ntlb', capacityFactorTrain: 0.5, minExpertCapacity: 1 })],
+  'expert choice': [moe({ router: 'expertChoice' })],
+  'a mask': [moe({}), mask],
+  'a mask without capacity': [moe({ dropless: true }), mask],
+  'no gradient of the dispatch': [moe({ straightThroughDispatchTensor: false })],
+  'scaled inputs': [moe({ scaleInput: true, routedScalingFactor: 2.5 })],
+  'scaled inputs without capacity': [moe({ scaleInput: true, dropless: true })],
+  'another width': [moe({ outputDim: 4, activation: 'relu', expertBiases: false })],
+  'another width without capacity': [
+    moe({ outputDim: 9, activation: 'swiglu', dropless: true, expertBiases: 'linear' }),
+  ],
+  'shared experts': [moe({ sharedExperts: 1, sharedExpertGate: true }), mask],
+  'groups of tokens': [moe({ groupSize: 2 })],
+  'two levels': [moe({ numExperts: [3, 2] })],
+  'two levels of another width': [moe({ numExperts: [2, 2], outputDim: 5, routedScalingFactor: 1.5 })],
+  'experts of one’s own': [own(() => new FeedForward(D, { dtype: 'f64' }))],
+  'experts with more inputs': [
+    own(() => new Mixing(D)),
+    (B, N) => ({ expertInputs: [randn([B, N, D], { dtype: 'f64' })] }),
+  ],
+  'experts of one’s own without capacity': [own(() => new Mixing(D), { dropless: true })],
+  'soft MoE': [soft({})],
+  'soft MoE with a mask and noise': [
+    soft({ geglu: true, useLayerNorm: true, numExperts: 5 }),
+    (B, N) => ({ ...mask(B, N), addNoise: true, random: { gumbelUniforms: rand([B, N, 5, 2], { dtype: 'f64' }) } }),
+  ],
+}
+
+/** B and N of each rank. */
+const shapes = {
+  'the same': () => [2, 8],
+  'other batches': (r) => [r + 1, 8],
+  'other lengths': (r) => [2, 4 + 2 * r],
+  'none on rank 0': (r) => [r === 0 ? 0 : 2, 8],
+  'no tokens on the last': (r, R) => [2, r === R - 1 ? 0 : 6],
+}
+
+const resultOf = (y) =>
+  Array.isArray(y) ? { outputs: y.outputs, losses: [y.balanceLoss, y.routerZLoss] } : { outputs: y, losses: [] }
+const totalOf = ({ outputs, losses }, weights) =>
+  losses.reduce((sum, loss, i) => sum.add(loss.mul(0.1 + i)), outputs.mul(weights).sum())
+
+/** The values that a module has under the names of its state, or their gradients; zeros for those of other ranks. */
+function whole(module, names, dict) {
+  const state = dict(module)
+  return names.map(([name, shape]) => state[name] ?? zeros(shape, { dtype: 'f64' }))
+}
+
+function compare(name, make, optionsOf, shapeOf, group, limit = 1e-12) {
+  const { rank, size: R } = group
+  const seeded = (share) => {
+    manualSeed(11)
+    return make(share)
+  }
+  const [truth, layer] = [seeded({}), seeded({ processGroup: group, allowVarSeqLen: shapeOf !== shapes['the same'] })]
+  const inputs = range(R, (r) => {
+    manualSeed(100 + r)
+    const [B, N] = shapeOf(r, R)
+    const x = randn([B, N, D], { dtype: 'f64', requiresGrad: true })
+    return { x, options: optionsOf?.(B, N) ?? {}, B, N }
+  })
+  const runs = inputs.map(({ x, options }) => resultOf(truth.forward(x, options)))
+  const weights = runs.map(({ outputs }, r) => {
+    manualSeed(200 + r)
+    return randn(outputs.shape, { dtype: 'f64' })
+  })
+  for (const [r, run] of runs.entries()) totalOf(run, weights[r]).backward()
+  const { x, options } = inputs[rank]
+  const wantedDx = numbers(x.grad)
+  x.grad = null
+  const mine = resultOf(layer.forward(x, options))
+  near(`${name}: outputs`, numbers(mine.outputs), numbers(runs[rank].outputs), limit)
+  for (const [i, loss] of mine.losses.entries())
+    near(`${name}: loss ${i}`, numbers(loss), numbers(runs[rank].losses[i]), limit)
+  totalOf(mine, weights[rank]).backward()
+  near(`${name}: dx`, numbers(x.grad), wantedDx, limit)
+  const state = truth.stateDict()
+  const names = Object.entries(state).map(([key, { shape }]) => [key, shape])
+  const gradients = truth.gradDict()
+  const given = layer.stateDict()
+  for (const [key, value] of Object.entries(given))
+    expect(`${name}: initial ${key}`, numbers(value), numbers(state[key]))
+  for (const [i, gradient] of whole(layer, names, (module) => module.gradDict()).entries()) {
+    const key = names[i][0]
+    if (gradients[key])
+      near(`${name}: d ${key}`, numbers(ops.allReduce(gradient, group)), numbers(gradients[key]), limit)
+  }
+  const isExpert = (key) => /^experts\.(experts\.)?\d/.test(key)
+  const held = Object.keys(given).filter(isExpert).length / Object.keys(state).filter(isExpert).length
+  const E = truth.numExperts
+  const most = R > E ? 1 : Math.ceil(E / R)
+  expect(`${name}: experts held`, held <= most / E + 1e-9 && held >= Math.floor(E / R) / E, true)
+  expect(`${name}: a whole state loads`, layer.loadStateDict(state), { missing: [], unexpected: [] })
+  truth.dispose()
+  layer.dispose()
+}
+
+function exact() {
+  const group = initProcessGroup()
+  for (const [name, [make, options]] of Object.entries(layers))
+    for (const [shape, shapeOf] of Object.entries(shapes)) {
+      if (name === 'groups of tokens' && shape.startsWith('no')) continue
+      scope(() => compare(`${name}, ${shape}`, make, options, shapeOf, group))
+    }
+  group.destroy()
+}
+
+/** x + moe(x), and a head: a model whose layers other than experts are on every rank. */
+class Model extends Module {
+  constructor(options, share) {
+    super()
+    this.moe = new MoE({ dim: 16, numExperts: 4, ...all, ...options, ...share })
+    this.head = new Linear(16, 3)
+  }
+  lossOf(x, target) {
+    const { outputs, totalAuxLoss } = this.moe.forward(x)
+    return this.head.forward(x.add(outputs)).sub(target).square().mean().add(totalAuxLoss)
+  }
+}
+
+/** 20 steps of AdamW at once, in asynchronous calls and captured, against those of one process. */
+async function steps() {
+  const group = initProcessGroup()
+  const { rank, size: R } = group
+  const inputs = range(R, (r) => {
+    manualSeed(100 + r)
+    return [randn([2, 12, 16]), randn([2, 12, 3])]
+  })
+  const made = (options, share) => {
+    manualSeed(5)
+    const model = new Model(options, share)
+    return { model, optimizer: new AdamW(model.parameters(), { lr: 0.01 }) }
+  }
+  const lossesOf = async (run, step) => {
+    const losses = []
+    for (let i = 0; i < 20; i++) losses.push(await run(step))
+    return losses
+  }
+  for (const [name, options, ways] of [
+    ['capacity', {}, ['at once', 'asynchronous', 'captured']],
+    ['no capacity', { dropless: true }, ['at once', 'asynchronous', 'captured']],
+    ['two levels', { numExperts: [4, 2] }, ['at once', 'asynchronous', 'captured']],
+  ]) {
+    const one = made(options)
+    const wanted = await lossesOf(
+      (step) => scope(step),
+      () => {
+        one.optimizer.zeroGrad()
+        const losses = inputs.map((input) => {
+          const loss = one.model.lossOf(...input)
+          loss.backward()
+          return loss.item()
+        })
+        one.optimizer.step()
+        return losses[rank]
+      },
+    )
+    for (const way of ways)
+      for (const threads of way === 'captured' ? [1, 2] : [1]) {
+        setNumThreads(threads)
+        const { model, optimizer } = made(options, { processGroup: group })
+        const onAll = [...model.head.parameters(), ...model.moe.gate.parameters()]
+        const step = () => {
+          optimizer.zeroGrad()
+          const loss = model.lossOf(...inputs[rank])
+          loss.backward()
+          for (const parameter of onAll) parameter.grad = ops.allReduce(parameter.grad, group).detach()
+          optimizer.step()
+          return loss
+        }
+        const captured = way === 'captured' && captureStep(step)
+        const run = async () => {
+          if (captured) return captured.replay().item()
+          if (way === 'at once') return scope(() => step().item())
+          const loss = await trainStepAsync(step)
+          const value = loss.item()
+          loss.dispose()
+          return value
+        }
+        near(`${name}, ${way}, ${threads}: losses`, await lossesOf(run), wanted, 1e-6)
+        const [state, whole] = [model.stateDict(), one.model.stateDict()]
+        for (const [key, value] of Object.entries(state))
+          near(`${name}, ${way}, ${threads}: ${key}`, numbers(value), numbers(whole[key]), 1e-4)
+      }
+  }
+  group.destroy()
+}
+
+const jobs = { exact, steps }
+await jobs[what]()
+writeSync(1, `${JSON.stringify({ tried, wrong })}\n`)
