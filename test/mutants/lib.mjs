@@ -83,7 +83,7 @@ export default [
   {
     name: 'bias-of-groups-not-updated',
     file: 'lib/nn/expert-groups.ts',
-    from: 'for (const layer of this.experts) layer.updateExpertBias(rate)',
+    from: 'for (const layer of this.experts) layer?.updateExpertBias(rate)',
     to: 'void rate',
     breaks: 'routers of the second level keep their bias',
     tests: ['test/nn/expert-bias.test.ts'],
