@@ -161,6 +161,15 @@ function applyHooks(hooks: readonly GradHook[], grad: Handle, meta: TensorMeta):
   return current
 }
 
+const afterGrad = new WeakMap<Tensor, Set<() => void>>()
+
+/** Calls `fn` at the end of each backward that adds to the `grad` of a leaf: once, if it is that of several. */
+export function registerAfterGrad(leaf: Tensor, fn: () => void): HookHandle {
+  const callbacks = afterGrad.get(leaf) ?? new Set()
+  afterGrad.set(leaf, callbacks.add(fn))
+  return { remove: () => void callbacks.delete(fn) }
+}
+
 /** Callbacks at the end of each running backward (a hook may start another). */
 const endings: (() => void)[][] = []
 
@@ -261,8 +270,10 @@ function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean): void
       queue.done(node)
     }
     pending.callLeafHooks()
+    const leaves = [...pending.leaves.keys()]
     pending.commit()
     if (!retainGraph) for (const node of queue.lasting) node.free()
+    for (const fn of new Set(leaves.flatMap((leaf) => [...(afterGrad.get(leaf) ?? [])]))) fn()
   } finally {
     for (const end of endings.pop() ?? []) end()
     pending.release()

@@ -1,3 +1,4 @@
+export { DataParallel, type DataParallelOptions, dataParallel } from './data-parallel.js'
 export {
   initProcessGroup,
   type ProcessBackendInfo,

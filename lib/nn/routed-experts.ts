@@ -45,7 +45,7 @@ export abstract class RoutedExperts extends Module {
   }
 
   /** @internal */
-  protected get share(): ExpertShare | null {
+  get share(): ExpertShare | null {
     return this.#share
   }
 

@@ -81,6 +81,11 @@ export class SoftExperts extends Module {
     ])
   }
 
+  /** @internal */
+  get share(): ExpertShare | null {
+    return this.#share
+  }
+
   /** Rows of each expert, x [E, B · S, D] → [E, B · S, D]; `sizes` are B, N and S. */
   forward<D extends DType>(x: Tensor<D>, sizes: Sizes): Tensor<D> {
     const { w1, b1, w2, b2, computeDtype } = this

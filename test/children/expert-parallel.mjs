@@ -5,6 +5,7 @@ import { writeSync } from 'node:fs'
 import {
   AdamW,
   captureStep,
+  dataParallel,
   FeedForward,
   initProcessGroup,
   Linear,
@@ -278,6 +279,84 @@ async function steps() {
   group.destroy()
 }
 
+/** Data parallelism of a whole model, with and without shared out experts, against one process. */
+async function data() {
+  const group = initProcessGroup()
+  const { rank, size: R } = group
+  const inputs = range(2 * R, (r) => {
+    manualSeed(100 + r)
+    return [randn([2, 12, 16]), randn([2, 12, 3])]
+  })
+  const widths = range(R, (n) => n + 1).filter((n) => R % n === 0)
+  for (const [name, n, options] of [
+    ...widths.map((n) => [`experts over ${n}`, n, {}]),
+    ['replicas of experts', R, { numExperts: 2 }],
+    ['two levels', R, { numExperts: [2, 3] }],
+  ])
+    for (const reduction of ['mean', 'sum']) {
+      const { expertParallel } = group.split({ expertParallel: n })
+      const share = n > 1 ? { processGroup: expertParallel } : {}
+      const made = (seed, share) => {
+        manualSeed(seed)
+        return new Model(options, share)
+      }
+      const one = made(5, {})
+      const scale = reduction === 'mean' ? 1 / R : 1
+      const truthOf = (count) => {
+        one.zeroGrad()
+        for (const input of inputs.slice(0, count))
+          one
+            .lossOf(...input)
+            .mul(scale)
+            .backward()
+        return Object.fromEntries(Object.entries(one.gradDict()).map(([key, x]) => [key, numbers(x)]))
+      }
+      const [wanted, both] = [truthOf(R), truthOf(2 * R)]
+      const bits = []
+      for (const bucketBytes of [1, 700, 2 ** 30]) {
+        const model = made(n > 1 ? 5 : 5 + rank, share)
+        const parallel = dataParallel(model, group, { bucketBytes, reduction })
+        const what = `${name}, ${reduction}, ${bucketBytes}`
+        const whole = one.stateDict()
+        for (const [key, x] of Object.entries(model.stateDict()))
+          near(`${what}: first ${key}`, numbers(x), numbers(whole[key]), 0)
+        const gradients = () => Object.entries(model.gradDict()).map(([key, x]) => [key, numbers(x)])
+        model.lossOf(...inputs[rank]).backward()
+        for (const [key, x] of gradients()) near(`${what}: d ${key}`, x, wanted[key], 1e-6)
+        bits.push(JSON.stringify(gradients()))
+        model.zeroGrad()
+        parallel.noSync(() => model.lossOf(...inputs[R + rank]).backward())
+        model.lossOf(...inputs[rank]).backward()
+        for (const [key, x] of gradients()) near(`${what}: two batches, d ${key}`, x, both[key], 2e-6)
+        model.zeroGrad()
+        const nothing = () =>
+          void model
+            .lossOf(...inputs[rank])
+            .mul(0)
+            .backward()
+        await parallel.noSync(() => trainStepAsync(nothing))
+        await trainStepAsync(() => void model.lossOf(...inputs[rank]).backward())
+        bits.push(JSON.stringify(gradients()))
+        const captured = captureStep(() => {
+          model.zeroGrad()
+          const loss = model.lossOf(...inputs[rank])
+          loss.backward()
+          return loss
+        })
+        captured.replay()
+        captured.replay()
+        bits.push(JSON.stringify(gradients()))
+        captured.dispose()
+        parallel.dispose()
+        model.zeroGrad()
+        model.lossOf(...inputs[rank]).backward()
+        if (n === 1 && R > 1) expect(`${what}: disposed`, JSON.stringify(gradients()) === bits[0], false)
+      }
+      expect(`${name}, ${reduction}: the same bits`, new Set(bits).size, 1)
+    }
+  group.destroy()
+}
+
 async function failure(fn) {
   try {
     await fn()
@@ -355,6 +434,6 @@ function memoryOf() {
   group.destroy()
 }
 
-const jobs = { exact, steps, refusals, memory: memoryOf }
+const jobs = { exact, steps, data, refusals, memory: memoryOf }
 await jobs[what]()
 writeSync(1, `${JSON.stringify({ tried, wrong })}\n`)

@@ -3,8 +3,9 @@ import { runRanks } from '../support/jobs.js'
 
 /** Layers whose experts are spread over processes, against one process that has the batches of all. */
 
-const atLeast = { exact: 4900, steps: 150, refusals: 5, memory: 5 }
-const jobs: [keyof typeof atLeast, 'mpich' | 'impi', number, string][] = [
+const atLeast = { exact: 4900, steps: 150, data: 300, refusals: 5, memory: 5 }
+type Ranks = [keyof typeof atLeast, 'mpich' | 'impi', number, string]
+const jobs: Ranks[] = [
   ['exact', 'mpich', 1, 'all'],
   ['exact', 'mpich', 2, 'all'],
   ['exact', 'mpich', 3, 'all'],
@@ -13,6 +14,8 @@ const jobs: [keyof typeof atLeast, 'mpich' | 'impi', number, string][] = [
   ['steps', 'mpich', 2, 'all'],
   ['steps', 'mpich', 3, 'all'],
   ['steps', 'impi', 2, 'all'],
+  ...[1, 2, 3, 4].map((ranks): Ranks => ['data', 'mpich', ranks, 'all']),
+  ['data', 'impi', 2, 'all'],
   ['refusals', 'mpich', 2, 'all'],
   ['memory', 'mpich', 4, 'all'],
 ]
