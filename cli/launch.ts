@@ -46,7 +46,8 @@ that does not, or 128 plus the number of its signal.`,
   },
 })
 
-function passOn(job: Job): void {
+/** Passes signals on to a job; a second one ends it at once. */
+export function passOn(job: Job): void {
   let since: number | null = null
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'])
     process.on(name, () => {

@@ -1,9 +1,10 @@
 import { basename, extname, join, resolve } from 'node:path'
 import { maxTextBytes } from '../language-model/index.js'
+import type { ProcessGroup } from '../lib/index.js'
 import { type Command, command } from './command.js'
 import { UsageError } from './errors.js'
 import { readInput } from './files.js'
-import { portFlag, text, toggle } from './flags.js'
+import { number, portFlag, text, toggle } from './flags.js'
 import { Stop } from './stop.js'
 import { mayChange, type RunOptions, runFlags } from './trainer/options.js'
 import { jsonProgress, type Report, textProgress } from './trainer/progress.js'
@@ -18,6 +19,7 @@ const flags = {
   json: toggle('print a line of JSON per event instead of text'),
   ui: toggle('show the run in a browser while it trains: prints the URL'),
   'ui-port': portFlag('the same, at this port of the machine'),
+  processes: number({ help: 'train in so many processes of this machine, over MPI', default: 1, min: 1, max: 1024 }),
   tensorboard: text({ help: 'write files for TensorBoard to that folder', value: 'FOLDER', default: null }),
   ...runFlags,
 }
@@ -40,6 +42,8 @@ export const trainCommand = (usual?: Usual): Command =>
     notes: `With a folder for FILE, the text is all files in it, in the order of their paths, each with its last tenth
 held out; with -, it is standard input, also of a resumed run.
 Writes checkpoint.safetensors, report.html, its charts as SVG, and run.json to the folder.
+With --processes, each process trains on its part of every batch, which --batch must divide into equal ones; the
+losses are those of one process up to rounding. It needs an MPI library, such as @st-moe/mpich-linux-x64.
 Ctrl-C, SIGTERM and SIGHUP finish the step, save and exit with code 130, 143 or 129; a second one, half
 a second later or more, stops at once.`,
     examples: [
@@ -49,6 +53,7 @@ a second later or more, stops at once.`,
       ['st-moe train book.txt --out runs/small --steps 500 --dim 64 --experts 4', 'a smaller, faster model'],
       ['st-moe train --resume --out runs/small --steps 1000', 'continue, for more steps'],
       ['st-moe train book.txt --vocab-size 1024 --context 64', 'byte pairs for tokens instead of characters'],
+      ['st-moe train book.txt --processes 4', 'in four processes'],
       ['cat *.txt | st-moe train - --out runs/all', 'a text from standard input'],
       ['st-moe train book.txt --json | tee run.jsonl', 'for programs'],
     ],
@@ -60,20 +65,29 @@ a second later or more, stops at once.`,
       const out =
         values.out ?? (named ? join('runs', named === '-' ? 'input' : basename(named, extname(named))) : usual?.out)
       if (out === undefined) throw new UsageError(values.resume ? '--resume needs --out FOLDER' : 'missing FILE')
+      const { processes } = values
+      if (processes > 1 && named === '-') throw new UsageError('a text from standard input is for one process')
+      const { isInJob, joinJob, trainInJob } = await import('./trainer/job.js')
+      if (processes > 1 && !isInJob()) return trainInJob(processes)
+      const group = processes > 1 ? joinJob(processes) : null
+      const isFirst = group === null || group.rank === 0
       const print = values.json ? jsonProgress() : textProgress()
-      const page = await pageOf(values)
-      const report = together([print, ...(await tensorBoardOf(values)), ...(page ? [page.report] : [])])
+      const page = isFirst ? await pageOf(values) : null
+      const sinks = isFirst ? [print, ...(await tensorBoardOf(values)), ...(page ? [page.report] : [])] : []
+      const report = together(sinks)
       const train = async (): Promise<number> => {
-        if (values.resume) return resumeRun({ out, named, given: runOptionsOf(given), report, page })
+        if (values.resume) return resumeRun({ out, named, given: runOptionsOf(given), report, page, group })
         const text = named ? await textAt(named) : usual && { path: usual.text, name: usual.name }
         if (!text) throw new UsageError('missing FILE')
         const options = runOptionsOf(values)
         const { Run } = await import('./trainer/run.js')
-        using run = await Run.open({ options, text, out, report })
+        using run = await Run.open({ options, text, out, report, group })
         run.start(values.overwrite || usual !== undefined)
         return await untilStopped(run, { report, page })
       }
-      return page ? page.during(train) : train()
+      const exitCode = await (page ? page.during(train) : train())
+      group?.destroy() // not after an error: the others wait for this process elsewhere, and are told that it has ended
+      return exitCode
     },
   })
 
@@ -102,12 +116,13 @@ interface Sinks {
 }
 
 interface Resumed extends Sinks {
+  group: ProcessGroup | null
   out: string
   named: string | null
   given: Partial<RunOptions>
 }
 
-async function resumeRun({ out, named, given, report, page }: Resumed): Promise<number> {
+async function resumeRun({ out, named, given, report, page, group }: Resumed): Promise<number> {
   const { readRun } = await import('./trainer/saved-run.js')
   const saved = readRun(out)
   for (const [name, value] of Object.entries(given)) {
@@ -119,7 +134,14 @@ async function resumeRun({ out, named, given, report, page }: Resumed): Promise<
   }
   const text = { ...(await textAt(named ?? saved.text.path)), name: saved.text.name }
   const { Run } = await import('./trainer/run.js')
-  using run = await Run.open({ options: { ...saved.options, minutes: 0, ...given }, text, out, report, resumed: saved })
+  using run = await Run.open({
+    options: { ...saved.options, minutes: 0, ...given },
+    text,
+    out,
+    report,
+    group,
+    resumed: saved,
+  })
   await run.resume()
   return await untilStopped(run, { report, page })
 }
@@ -136,7 +158,7 @@ async function untilStopped(run: Run, { report, page }: Sinks): Promise<number> 
     page.show(run.shown)
     report({ event: 'ui', url: page.url })
   }
-  const stop = new Stop('finishing this step and saving')
+  const stop = new Stop(run.isFirst ? 'finishing this step and saving' : undefined)
   await run.train(stop.wanted)
   return stop.exitCode
 }

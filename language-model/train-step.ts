@@ -6,12 +6,15 @@ import {
   captureStep,
   clipGradNorm,
   crossEntropy,
+  type DataParallel,
   keep,
   MoeError,
   noGrad,
   ops,
+  type ProcessGroup,
   type ScheduledOptimizer,
   type Tensor,
+  utils,
   zeros,
 } from '../lib/index.js'
 import type { Batch } from './batches.js'
@@ -65,19 +68,33 @@ export const makeSchedule = (optimizer: ScheduledOptimizer, steps: number): Cosi
 export class TrainStep {
   readonly #model: LanguageModel
   readonly #optimizer: AdamW
+  readonly #parallel: DataParallel | null
   #inputs: Tensor<'i32'>[] = []
   #step: CapturedStep<Tensor<'f64'>> | null = null
 
-  /** Both stay the caller's, who disposes them. */
-  constructor(model: LanguageModel, optimizer: AdamW) {
+  /**
+   * All stay the caller's, who disposes them. With `parallel`, made of this model, the ranks of its group take a step together,
+   * each on its part of the batch.
+   */
+  constructor(model: LanguageModel, optimizer: AdamW, parallel: DataParallel | null = null) {
     this.#model = model
     this.#optimizer = optimizer
+    this.#parallel = parallel
   }
 
-  /** One step; returns its loss in nats per token. Errors: NON_FINITE if the gradients were not finite. */
-  run({ input, target }: Batch): number {
-    this.#step ??= this.#capture([input.length / this.#model.context, this.#model.context])
-    for (const [i, tokens] of [input, target].entries()) this.#inputs[i].copyFrom(tokens)
+  /**
+   * One step on a batch, of which ranks that train together all pass the whole; returns its loss in nats per token. Errors:
+   * OPTION for a batch that the ranks cannot divide; NON_FINITE if the gradients were not finite.
+   */
+  run(batch: Batch): number {
+    const { rank, size } = this.#parallel?.group ?? { rank: 0, size: 1 }
+    const { context } = this.#model
+    const sequences = batch.input.length / context / size
+    if (!Number.isInteger(sequences))
+      utils.fail('OPTION', 'TrainStep.run', `${size} ranks must divide the ${batch.input.length / context} sequences`)
+    this.#step ??= this.#capture([sequences, context])
+    const own = (tokens: Int32Array) => tokens.subarray(rank * sequences * context, (rank + 1) * sequences * context)
+    for (const [i, tokens] of [batch.input, batch.target].entries()) this.#inputs[i].copyFrom(own(tokens))
     const [loss, norm] = this.#step.replay().dataSync()
     if (!Number.isFinite(norm))
       throw new MoeError('NON_FINITE', 'clipGradNorm', `the gradient norm must be finite, got ${norm}`)
@@ -88,14 +105,16 @@ export class TrainStep {
   #capture(shape: readonly number[]): CapturedStep<Tensor<'f64'>> {
     this.#inputs = allOrNone(() => [0, 1].map(() => keep(zeros(shape, { dtype: 'i32' }))))
     const [input, target] = this.#inputs
+    const parallel = this.#parallel
+    const forward = () => this.#model.forward(input)
     return captureStep(() => {
-      const { logits, routed } = this.#model.forward(input)
+      const { logits, routed } = parallel ? parallel.asOneBatch(forward) : forward()
       const loss = crossEntropy(logits, target)
       routed.reduce((sum, { totalAuxLoss }) => sum.add(totalAuxLoss), loss).backward()
       const norm = clipGradNorm(this.#model.parameters(), 1, { wait: false })
       this.#optimizer.step()
       this.#optimizer.zeroGrad()
-      return noGrad(() => ops.stack([loss.to('f64'), norm]))
+      return noGrad(() => ops.stack([parallel ? meanOf(loss.to('f64'), parallel.group) : loss.to('f64'), norm]))
     })
   }
 
@@ -105,3 +124,6 @@ export class TrainStep {
     for (const input of this.#inputs) input.dispose()
   }
 }
+
+/** Over the ranks. */
+const meanOf = (x: Tensor<'f64'>, group: ProcessGroup): Tensor<'f64'> => ops.allReduce(x, group).mul(1 / group.size)

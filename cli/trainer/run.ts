@@ -20,6 +20,8 @@ import { hasHostMemory } from '../../lib/doctor/index.js'
 import {
   type AdamW,
   type CosineSchedule,
+  type DataParallel,
+  dataParallel,
   devices,
   type Generator,
   getDefaultDevice,
@@ -27,7 +29,10 @@ import {
   MoEMonitor,
   MoeError,
   manualSeed,
+  ops,
+  type ProcessGroup,
   setNumThreads,
+  tensor,
 } from '../../lib/index.js'
 import { asFailure, Failure, UsageError, useDevice } from '../errors.js'
 import { checkMemory } from '../memory.js'
@@ -50,6 +55,8 @@ interface RunSettings {
   /** Folder of checkpoint and report. */
   out: string
   report: Report
+  /** The processes that train together, each on its part of a batch; the first has the folder and decides. Null: one. */
+  group: ProcessGroup | null
   /** The description of a resumed run, from its folder. */
   resumed?: SavedRun
 }
@@ -83,7 +90,11 @@ export class Run {
   readonly #batches: Batches
   readonly #ngrams: number[]
   readonly #prompt: string
-  readonly #folder: TrainingFolder
+  readonly #out: string
+  /** Null on all ranks but the first. */
+  readonly #folder: TrainingFolder | null
+  readonly #group: ProcessGroup | null
+  readonly #parallel: DataParallel | null
   #history: History = emptyHistory()
   #step = 0
 
@@ -94,10 +105,16 @@ export class Run {
     if (conflict) throw resumed ? notThisVersion(out, conflict) : new UsageError(conflict)
     if (isIn(out, text.path))
       throw new UsageError(`the run folder ${out} is in the folder of the text: --out selects another`)
+    const { size = 1 } = settings.group ?? {}
+    if (options.batch % size !== 0)
+      throw new UsageError(`--batch must be a multiple of --processes ${size}, got ${options.batch}`)
     return new Run(settings, await readText(settings))
   }
 
-  private constructor({ options, text, out, report, resumed }: RunSettings, { corpus, ngrams, prompt }: RunText) {
+  private constructor(
+    { options, text, out, report, group, resumed }: RunSettings,
+    { corpus, ngrams, prompt }: RunText,
+  ) {
     this.#options = options
     this.#textPath = text.path
     this.#report = report
@@ -113,59 +130,70 @@ export class Run {
     if (hasHostMemory(getDefaultDevice()))
       checkMemory('training', trainingBytes(sizes, tokenizer.size, batch), { ...flagsOf(sizes), batch })
     if (options.threads !== null) setNumThreads(options.threads)
-    this.#folder = new TrainingFolder(out)
+    this.#out = out
+    this.#group = group
+    this.#folder = this.isFirst ? new TrainingFolder(out) : null
     this.#generator = manualSeed(options.seed)
     this.#model = new LanguageModel({ ...sizes, tokenizer })
     this.#monitor = new MoEMonitor(this.#model)
     this.#optimizer = makeOptimizer(this.#model, options.lr)
     this.#schedule = makeSchedule(this.#optimizer, options.steps)
-    this.#trainStep = new TrainStep(this.#model, this.#optimizer)
+    this.#parallel = group && dataParallel(this.#model, group)
+    this.#trainStep = new TrainStep(this.#model, this.#optimizer, this.#parallel)
     this.#batches = new Batches(training, batchesOptions(options))
   }
 
   [Symbol.dispose](): void {
     this.#monitor.dispose()
     this.#trainStep[Symbol.dispose]()
+    this.#parallel?.dispose()
     this.#optimizer.dispose()
     this.#model.dispose()
-    this.#folder[Symbol.dispose]()
+    this.#folder?.[Symbol.dispose]()
+  }
+
+  /** Whether this process has the folder, and decides when to stop. */
+  get isFirst(): boolean {
+    return !this.#group || this.#group.rank === 0
   }
 
   /** What a page shows of it; changes as it trains. */
   get shown(): ShownRun {
-    const { path } = this.#folder
-    return { about: aboutRun(path, this.#options, this.#corpus.name, this.#history), history: this.#history }
+    return { about: aboutRun(this.#out, this.#options, this.#corpus.name, this.#history), history: this.#history }
   }
 
   /** Starts a new run. Only with `overwrite`, its first save replaces files of the folder, such as an earlier run. */
   start(overwrite: boolean): void {
-    const { path, holdsRun, holdsSave, files } = this.#folder
+    if (this.#folder) this.#checkFolder(this.#folder, overwrite)
+    this.#recordConstants()
+  }
+
+  #checkFolder(folder: TrainingFolder, overwrite: boolean): void {
+    const { path, holdsRun, holdsSave, files } = folder
     if (files.length > 0 && !overwrite) {
       const found = holdsRun ? 'a run' : files[0]
       throw new Failure(
         `${path} contains ${found}: ${holdsSave ? '--resume continues it, ' : ''}--overwrite replaces it, --out selects another folder`,
       )
     }
-    this.#checkText()
-    this.#recordConstants()
+    this.#checkText(folder)
   }
 
   /** A run never replaces its text. */
-  #checkText(): void {
-    const { path, files } = this.#folder
+  #checkText({ path, files }: TrainingFolder): void {
     if (files.some((name) => isSame(join(path, name), this.#textPath)))
       throw new UsageError(`${this.#textPath} is the text, and the run would replace it: move it to another folder`)
   }
 
   /** Continues from the checkpoint. */
   async resume(): Promise<void> {
-    this.#checkText()
+    if (this.#folder) this.#checkText(this.#folder)
     const { steps } = this.#options
     const targets = { model: this.#model, optimizer: this.#optimizer, generator: this.#generator }
-    const progress = await this.#folder.restore(targets, this.#id).catch((error) => {
+    const progress = await new RunFolder(this.#out, 'st-moe train').restore(targets, this.#id).catch((error) => {
       throw asFailure(error)
     })
-    const history = historyIn(this.#folder.path, this.#options, progress)
+    const history = historyIn(this.#out, this.#options, progress)
     const { step } = progress
     if (step > steps)
       throw new UsageError(`this run has completed ${step} steps: --steps must be at least ${step}, got ${steps}`)
@@ -184,15 +212,23 @@ export class Run {
     for (;;) {
       const done = this.#step >= steps
       const due = (done || this.#step % every === 0) && this.#history.evaluations.at(-1)?.step !== this.#step
-      if (due) await this.#evaluate(stopped)
+      if (due && this.isFirst) await this.#evaluate(stopped)
       const late = performance.now() > deadline && this.#step > first
-      if (done || stopped() || late) break
+      if (this.#firstSays(done || stopped() || late)) break
       if (due) await this.#save()
       this.#advance()
       await setImmediate() // lets signals in
     }
     await this.#save()
     this.#conclude()
+  }
+
+  /** What the first process says, on all of them. */
+  #firstSays(value: boolean): boolean {
+    if (!this.#group) return value
+    using own = tensor(Int32Array.of(Number(value)))
+    using said = ops.broadcast(own, this.#group)
+    return said.item() === 1
   }
 
   /** What a page needs besides the history of the steps, and cannot know without the text and the model. */
@@ -268,6 +304,7 @@ export class Run {
   }
 
   async #save(): Promise<void> {
+    if (!this.#folder) return
     await this.#folder.save(this.#description, {
       model: this.#model,
       optimizer: this.#optimizer,
@@ -342,6 +379,6 @@ export class Run {
     const { steps } = this.#options
     const last = this.#history.evaluations.at(-1)
     const text = this.#step >= steps && last ? this.#prompt + last.sample : ''
-    this.#report({ event: 'end', step: this.#step, steps, out: this.#folder.path, text })
+    this.#report({ event: 'end', step: this.#step, steps, out: this.#out, text })
   }
 }

@@ -171,6 +171,28 @@ function samplingBy<T>(how: Sampling, fn: () => T): T {
   }
 }
 
+/** The sequences of a process: the part `part` of `parts` equal ones of a batch. */
+export interface BatchPart {
+  readonly part: number
+  readonly parts: number
+}
+
+let batchPart: BatchPart | null = null
+
+/** That of the running {@link inBatchPart}. */
+export const currentBatchPart = (): BatchPart | null => batchPart
+
+/** Calls `fn`, in which routing samples what it would for the whole batch, and uses its part. */
+export function inBatchPart<T>(part: BatchPart, fn: () => T): T {
+  const before = batchPart
+  batchPart = part
+  try {
+    return fn()
+  } finally {
+    batchPart = before
+  }
+}
+
 /** Runs `fn`; if it throws, restores the state of `generator`. */
 export function restoringOnError<T>(generator: Generator, fn: () => T): T {
   const { seed, step } = generator

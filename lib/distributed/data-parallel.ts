@@ -1,5 +1,6 @@
 import { registerAfterGrad } from '../autograd/backward.js'
 import type { HookHandle } from '../autograd/context.js'
+import { inBatchPart } from '../autograd/random.js'
 import { noGrad, scope } from '../autograd/scope.js'
 import { checkModule, type Module } from '../nn/module.js'
 import type { Parameter } from '../nn/parameter.js'
@@ -123,6 +124,27 @@ export class DataParallel {
     } finally {
       if (!isPromise) resume()
     }
+  }
+
+  /**
+   * Calls `fn`, in which routers sample what one process would for a batch of the sequences of all ranks, one rank after the
+   * other, and use the numbers of this rank. All ranks have as many sequences and the same state of the generator. Dropout,
+   * jitter and the groups of two levels sample for each rank alone.
+   *
+   * @example
+   * ```ts
+   * const group = initProcessGroup()
+   * const moe = new MoE({ dim: 16, numExperts: 4 })
+   * using parallel = dataParallel(moe, group)
+   * const { outputs } = parallel.asOneBatch(() => moe.forward(randn([2, 8, 16])))
+   * console.log(outputs.shape) // → [ 2, 8, 16 ]
+   * group.destroy()
+   * ```
+   */
+  asOneBatch<T>(fn: () => T): T {
+    checkFunction('DataParallel.asOneBatch', 'fn', fn)
+    const { rank: part, size: parts } = this.group
+    return parts === 1 ? fn() : inBatchPart({ part, parts }, fn)
   }
 
   /** Ends it: the gradients of a backward are those of its rank alone again. */

@@ -36,6 +36,8 @@ export interface ProcessBackendInfo {
   stage?: 'library'
   /** The reason, for people: the places that were tried, one a line. */
   reason?: string
+  /** The commands that install a library. */
+  install?: string
 }
 
 function checkLibrary(op: string, name: string, value: unknown): string {
@@ -121,6 +123,9 @@ function announcedSize(): number {
  */
 export function processBackends(): ProcessBackendInfo[] {
   const found = findLibrary()
-  if ('tried' in found) return [{ backend: 'mpi', available: false, stage: 'library', reason: found.tried.join('\n') }]
+  if ('tried' in found) {
+    const reason = found.tried.join('\n')
+    return [{ backend: 'mpi', available: false, stage: 'library', reason, install: installCommands }]
+  }
   return [{ backend: 'mpi', available: true, library: found.path, version: found.version }]
 }

@@ -1,12 +1,18 @@
 import { type Backward, newOrSum, record } from '../autograd/autograd.js'
-import { defaultGenerator, Generator, restoringOnError } from '../autograd/random.js'
+import {
+  currentBatchPart,
+  defaultGenerator,
+  Generator,
+  type GeneratorState,
+  restoringOnError,
+} from '../autograd/random.js'
 import { checkInteger, checkNumber, fail } from '../runtime/check.js'
 import { deviceIndex } from '../runtime/device.js'
 import { type DType, dtypeCode } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { type Handle, native } from '../runtime/native.js'
 import { pick } from '../runtime/options.js'
-import { releaseAll, share } from '../tensor/handles.js'
+import { consumed, releaseAll, share } from '../tensor/handles.js'
 import { checkTensor, handleOf, type Tensor } from '../tensor/tensor.js'
 import { keepSlots, wantsSlots } from './plan.js'
 import {
@@ -32,6 +38,7 @@ import {
   type RouteResult,
   routeResult,
 } from './routing.js'
+import { stridesOf } from './strided.js'
 
 /** A new handle. */
 function thresholds(op: string, value: unknown, K: number, like: Tensor): Handle {
@@ -106,17 +113,46 @@ function ownInputs(op: string, x: Tensor, o: RouteValues, sizes: Sizes, own: Han
   return { random: Object.fromEntries(entries) as RandomHandles, mask, tokens, threshold }
 }
 
-/** Seed and steps of the numbers that are sampled, not given. */
-function sampled(generator: Generator, o: RouteValues, given: RandomHandles) {
+/** The numbers that are given, or seed and steps of those that are sampled. */
+function sampled(generator: Generator, o: RouteValues, given: RandomHandles, partOf: PartOfSample | null) {
   const { seed } = generator
   const secondPlace = o.training && o.secondPlaceProb > 0
   const gumbel = o.noiseGates || o.sampleExperts || (secondPlace && o.secondPlaceTemperature !== undefined)
-  const step = (needed: boolean) => (needed ? generator.next().step : 0)
+  const random = { ...given }
+  const step = (name: keyof RandomHandles, needed: boolean) => {
+    if (!needed || given[name]) return 0
+    const { step } = generator.next()
+    if (partOf) random[name] = partOf(name, { seed, step })
+    return step
+  }
   return {
     seed,
-    gumbelStep: step(gumbel && !given.gumbelUniforms),
-    step: step(!given.uniforms),
-    secondPlaceStep: step(secondPlace && !given.secondPlaceUniforms),
+    gumbelStep: step('gumbelUniforms', gumbel),
+    step: step('uniforms', true),
+    secondPlaceStep: step('secondPlaceUniforms', secondPlace),
+    ...random,
+  }
+}
+
+/** Makes the numbers of a sample that are those of this part of the batch. */
+type PartOfSample = (name: keyof RandomHandles, sample: GeneratorState) => Handle
+
+/** For the sequences of x in a larger batch: the numbers that one process samples for all of them; null if these are all. */
+function partOfSample(op: string, { device, dtype }: Tensor, sizes: Sizes, own: Handle[]): PartOfSample | null {
+  const batch = currentBatchPart()
+  if (!batch) return null
+  return (name, sample) => {
+    const { dims } = randomOptions[name]
+    const shape = dims.map((dim) => sizes[dim])
+    const whole = dims.map((dim) => sizes[dim] * (dim === 'B' ? batch.parts : 1))
+    const numbers = { dtype: dtypeCode('f32'), device: deviceIndex(op, device), distribution: 0, a: 0, b: 1 }
+    const all = native.random({ shape: whole, ...numbers, ...sample, firstBlock: 0 })
+    const strides = stridesOf(whole)
+    const first = strides[dims.indexOf('B')] * sizes.B * batch.part
+    const part = consumed(all, () => native.stridedRead(all, shape, strides, first))
+    const made = consumed(part, () => native.convert(part, dtypeCode(dtype)))
+    own.push(made)
+    return made
   }
 }
 
@@ -206,8 +242,7 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
         assignment: slots,
         rowOf: slots,
         secondDensity: o.useSecondPlaceLoss,
-        ...random,
-        ...sampled(generator, o, random),
+        ...sampled(generator, o, random, partOfSample(op, x, sizes, own)),
         ...settings,
       }),
     )

@@ -354,6 +354,29 @@ async function data() {
       }
       expect(`${name}, ${reduction}: the same bits`, new Set(bits).size, 1)
     }
+  for (const [name, options] of [
+    ['random second experts', {}],
+    ['noise', { noiseGates: true, gatingTopN: 3 }],
+    ['sampled experts', { sampleExperts: true }],
+    ['second places', { secondPlaceProb: 0.5, secondPlaceTemperature: 1 }],
+    ['in float64', { dtype: 'f64' }],
+  ]) {
+    manualSeed(5)
+    const layer = new MoE({ dim: 16, numExperts: 4, ...options })
+    const parallel = dataParallel(layer, group)
+    const x = randn([2 * R, 12, 16], { dtype: options.dtype })
+    const after = (fn) => {
+      const generator = manualSeed(77)
+      return { y: fn(), step: generator.step }
+    }
+    const whole = after(() => layer.forward(x).routing)
+    const part = after(() => parallel.asOneBatch(() => layer.forward(x.slice(0, 2 * rank, 2 * rank + 2)).routing))
+    const wanted = whole.y.expertIndex.slice(0, 2 * rank, 2 * rank + 2)
+    expect(`one batch: ${name}`, numbers(part.y.expertIndex), numbers(wanted))
+    expect(`one batch: kept, ${name}`, numbers(part.y.kept), numbers(whole.y.kept.slice(0, 2 * rank, 2 * rank + 2)))
+    expect(`one batch: samples, ${name}`, part.step, whole.step)
+    parallel.dispose()
+  }
   group.destroy()
 }
 
