@@ -55,8 +55,8 @@ interface RunSettings {
   /** Folder of checkpoint and report. */
   out: string
   report: Report
-  /** The processes that train together, each on its part of a batch; the first has the folder and decides. Null: one. */
-  group: ProcessGroup | null
+  /** The processes that train together, each on its part of a batch; the first has the folder and decides. By default one. */
+  group?: ProcessGroup | null
   /** The description of a resumed run, from its folder. */
   resumed?: SavedRun
 }
@@ -112,7 +112,7 @@ export class Run {
   }
 
   private constructor(
-    { options, text, out, report, group, resumed }: RunSettings,
+    { options, text, out, report, group = null, resumed }: RunSettings,
     { corpus, ngrams, prompt }: RunText,
   ) {
     this.#options = options

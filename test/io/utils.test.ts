@@ -128,7 +128,7 @@ describe('the options of a layer as data', () => {
       expect.arrayContaining(['dim', 'numExperts', 'activation', 'sharedExperts']),
     )
     expect(() => MoE.checkOptions({ dim: 8, numExperts: 4, gatingTopN: 5 })).toThrow('[MoE] gatingTopN must be at most')
-    expect(() => MoE.checkOptions({ dim: 8, processGroup: {} })).toThrow(MoeError)
+    expect(() => MoE.checkOptions({ dim: 8, processGroup: {} as never })).toThrow(MoeError)
     MoE.checkOptions({ dim: 8 })
   })
 })

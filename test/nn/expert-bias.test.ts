@@ -79,7 +79,7 @@ describe('the load counts each token of a forward once', () => {
     const biases = () =>
       Object.entries(moe.stateDict()).flatMap(([name, bias]) => (name.endsWith('expert_bias') ? listOf(bias) : []))
     const { experts } = moe.experts as ExpertGroups
-    const hook = experts[1].registerForwardHook(() => {
+    const hook = experts[1]!.registerForwardHook(() => {
       throw new Error('mine')
     })
     const x = randn([1, 12, 4])
