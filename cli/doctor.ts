@@ -1,4 +1,4 @@
-import { type DeviceInfo, MoeError } from '../lib/index.js'
+import { type DeviceInfo, MoeError, type ProcessBackendInfo } from '../lib/index.js'
 import { command } from './command.js'
 import type { PackageFacts } from './doctor/package.js'
 import { type SystemFacts, systemFacts } from './doctor/system.js'
@@ -65,7 +65,7 @@ function reportOf(system: SystemFacts, found: Found, healthy: boolean): string {
 const tooOld = ({ supported }: SystemFacts['runtime']): string =>
   supported ? '' : ': Node.js 20.19 or newer is required'
 
-function deviceRows({ threads, plugin, cublas, bf16DotSpeed, devices }: PackageFacts): string[][] {
+function deviceRows({ threads, plugin, cublas, bf16DotSpeed, devices, processBackends }: PackageFacts): string[][] {
   return [
     ['threads', String(threads)],
     ['CUDA plugin', plugin ?? 'not installed'],
@@ -77,8 +77,12 @@ function deviceRows({ threads, plugin, cublas, bf16DotSpeed, devices }: PackageF
         : []),
       ...(selfTest ? [['', selfTestLine(selfTest)]] : []),
     ]),
+    ...processBackends.map((info) => [info.backend.toUpperCase(), backendLine(info)]),
   ]
 }
+
+const backendLine = ({ available, version, library, install }: ProcessBackendInfo): string =>
+  available ? `${version?.replace(/\s+/g, ' ')} (${library})` : `no library, for several processes: ${install}`
 
 function deviceLine({ available, variant, totalBytes, driver, stage, reason }: DeviceInfo): string {
   const memory = totalBytes === undefined ? null : `${(totalBytes / 1e9).toFixed(1)} GB of memory`

@@ -1,6 +1,6 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { addonFile, bf16DotSpeed, isCpu, pluginPath } from '../../lib/doctor/index.js'
-import { type DeviceInfo, devices, getNumThreads } from '../../lib/index.js'
+import { type DeviceInfo, devices, getNumThreads, type ProcessBackendInfo, processBackends } from '../../lib/index.js'
 import { type SelfTest, selfTest } from './self-test.js'
 
 /** Facts that need the addon. */
@@ -14,6 +14,8 @@ export interface PackageFacts {
   /** See bf16DotSpeed() of device.ts. */
   bf16DotSpeed: number
   devices: (DeviceInfo & { selfTest?: SelfTest })[]
+  /** What connects several processes. */
+  processBackends: ProcessBackendInfo[]
 }
 
 export function packageFacts(everyDevice: boolean): PackageFacts {
@@ -28,6 +30,7 @@ export function packageFacts(everyDevice: boolean): PackageFacts {
     cublas: loadedLibrary(/\S*\/libcublas\.so\S*/),
     bf16DotSpeed: bf16DotSpeed(),
     devices: tested,
+    processBackends: processBackends(),
   }
 }
 

@@ -100,3 +100,12 @@ test('a process that is killed ends the others; the last checkpoint stays', asyn
   await expectEnded(pids)
   await goesOn(context, 'killed')
 })
+
+test('doctor names the MPI library, or the command that installs one', async (context) => {
+  const doctor = async (env: NodeJS.ProcessEnv) => (await runProgram([bin, 'doctor'], { cwd: folder, env })).out
+  const { env } = settings(context)
+  expect(await doctor(env)).toMatch(/^MPI +MPICH Version: 5\.\S+ \(.*libmpi_abi\.so\.1\)$/m)
+  const none = await doctor({ ...env, ST_MOE_MPI_LIBRARY: '/nowhere.so' })
+  expect(none).toMatch(/^MPI +no library, for several processes: npm install @st-moe\/mpich-/m)
+  expect(none).toContain('All checks passed.')
+})

@@ -4,7 +4,7 @@ export default [
     name: 'every-rank-the-first-part',
     file: 'language-model/train-step.ts',
     from: 'tokens.subarray(rank * sequences * context, (rank + 1) * sequences * context)',
-    to: 'tokens.subarray(0, sequences * context)',
+    to: 'tokens.subarray(rank * 0, sequences * context)',
     breaks: 'all processes train on the same part of a batch',
     tests: ['test/distributed/train.test.ts'],
   },
