@@ -8,7 +8,17 @@ import { endOf, printed, runProgram } from '../support/program.js'
 
 /** `st-moe train --processes`. */
 
-const sizes = [...tiny.slice(0, -2), '--batch', '12', '--second-policy', 'random', '--evaluate-every', '10']
+const sizes = [
+  ...tiny.slice(0, -2),
+  '--batch',
+  '12',
+  '--second-policy',
+  'random',
+  '--top-n',
+  '4',
+  '--evaluate-every',
+  '10',
+]
 const settings = (context: object) => ({
   cwd: folder,
   env: {
