@@ -8,17 +8,20 @@ import { RoutedExperts } from '../nn/routed-experts.js'
 import { SoftExperts } from '../nn/soft-experts.js'
 import { allGather } from '../ops/all-gather.js'
 import { allReduce } from '../ops/all-reduce.js'
-import { mul } from '../ops/binary.js'
+import { add, mul } from '../ops/binary.js'
 import { broadcast } from '../ops/broadcast.js'
 import { overwrite } from '../ops/copy.js'
 import { reshape } from '../ops/reshape.js'
 import { concat, slice } from '../ops/strided.js'
-import { checkFunction } from '../runtime/check.js'
+import { sqrt, square } from '../ops/unary.js'
+import { checkFunction, checkNumber } from '../runtime/check.js'
 import { dtypeSize } from '../runtime/dtype.js'
+import { native } from '../runtime/native.js'
 import { integer, type OptionsOf, oneOf, reader, type ValuesOf } from '../runtime/options.js'
 import { groupHandle, type ProcessGroup } from '../runtime/process-group.js'
 import { tensor, zeros } from '../tensor/create.js'
-import type { Tensor } from '../tensor/tensor.js'
+import { handleList } from '../tensor/norm.js'
+import { handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 const declared = {
   /** Gradients travel together up to this size. It changes no bits. Default 25 MiB. */
@@ -71,6 +74,8 @@ export class DataParallel {
   /** All ranks. */
   readonly group: ProcessGroup
   readonly #buckets: readonly Together<Parameter>[]
+  /** The parameters of experts that ranks share out, by the number of ranks that hold the same. */
+  readonly #shared: ReadonlyMap<Parameter, number>
   readonly #scale: number
   readonly #hooks: readonly HookHandle[]
   #paused = 0
@@ -91,6 +96,8 @@ export class DataParallel {
       trained.map((tensor) => ({ group: parts.has(tensor) ? parts.get(tensor)! : group, tensors: [tensor] })),
       bucketBytes,
     )
+    const held = (parameter: Parameter) => parts.get(parameter)?.size ?? 1
+    this.#shared = new Map(trained.flatMap((parameter) => (parts.has(parameter) ? [[parameter, held(parameter)]] : [])))
     const sync = () => this.#sync()
     this.#hooks = trained.map((parameter) => registerAfterGrad(parameter, sync))
   }
@@ -145,6 +152,61 @@ export class DataParallel {
     checkFunction('DataParallel.asOneBatch', 'fn', fn)
     const { rank: part, size: parts } = this.group
     return parts === 1 ? fn() : inBatchPart({ part, parts }, fn)
+  }
+
+  /**
+   * {@link clipGradNorm} of the whole model, with the experts of all ranks, each once: scales the gradients in place so that
+   * their joint 2-norm is at most `maxNorm`, and returns the original norm, f64 [], the same on every rank, which all call it.
+   * It does not wait, so that a captured step can clip. If the norm is not finite, the gradients do not change. Errors: OPTION;
+   * those of the collectives.
+   *
+   * @example
+   * ```ts
+   * const group = initProcessGroup()
+   * const model = new Linear(4, 1)
+   * using parallel = dataParallel(model, group)
+   * model.forward(full([8, 4], 100)).sum().backward()
+   * parallel.clipGradNorm(1)
+   * console.log(parallel.clipGradNorm(1).item().toFixed(3)) // → 1.000
+   * group.destroy()
+   * ```
+   */
+  clipGradNorm(maxNorm: number): Tensor<'f64'> {
+    const op = 'DataParallel.clipGradNorm'
+    checkNumber(op, 'maxNorm', maxNorm, 0)
+    return noGrad(() =>
+      scope(() => {
+        const all = this.#buckets.flatMap(({ tensors }) => tensors).filter(({ grad }) => grad !== null)
+        const squareOf = (parameters: readonly Parameter[]): Tensor<'f64'> => {
+          if (parameters.length === 0) return zeros([], { dtype: 'f64' })
+          const grads = handleList(
+            op,
+            parameters.map(({ grad }) => handleOf(grad!)),
+          )
+          return square(wrap(native.norm(grads, 1), { shape: [], dtype: 'f64', device: parameters[0].device }))
+        }
+        let total = squareOf(all.filter((parameter) => !this.#shared.has(parameter)))
+        if (this.#shared.size > 0) {
+          const own = [...new Set(this.#shared.values())].map((ranks) =>
+            mul(squareOf(all.filter((parameter) => this.#shared.get(parameter) === ranks)), 1 / ranks),
+          )
+          total = add(
+            total,
+            allReduce(
+              own.reduce((a, b) => add(a, b)),
+              this.group,
+            ),
+          )
+        }
+        const norm = sqrt(total)
+        const grads = handleList(
+          op,
+          all.map(({ grad }) => handleOf(grad!)),
+        )
+        if (all.length > 0) native.clipNorm(grads, handleOf(norm), maxNorm)
+        return norm
+      }),
+    )
   }
 
   /** Ends it: the gradients of a backward are those of its rank alone again. */

@@ -5,6 +5,7 @@ import { writeSync } from 'node:fs'
 import {
   AdamW,
   captureStep,
+  clipGradNorm,
   dataParallel,
   FeedForward,
   initProcessGroup,
@@ -311,7 +312,10 @@ async function data() {
             .backward()
         return Object.fromEntries(Object.entries(one.gradDict()).map(([key, x]) => [key, numbers(x)]))
       }
-      const [wanted, both] = [truthOf(R), truthOf(2 * R)]
+      const both = truthOf(2 * R)
+      const wanted = truthOf(R)
+      const norm = clipGradNorm(one.parameters(), 0.01)
+      const clipped = Object.fromEntries(Object.entries(one.gradDict()).map(([key, x]) => [key, numbers(x)]))
       const bits = []
       for (const bucketBytes of [1, 700, 2 ** 30]) {
         const model = made(n > 1 ? 5 : 5 + rank, share)
@@ -324,6 +328,8 @@ async function data() {
         model.lossOf(...inputs[rank]).backward()
         for (const [key, x] of gradients()) near(`${what}: d ${key}`, x, wanted[key], 1e-6)
         bits.push(JSON.stringify(gradients()))
+        near(`${what}: norm`, numbers(parallel.clipGradNorm(0.01)), [norm], 1e-6)
+        for (const [key, x] of gradients()) near(`${what}: clipped d ${key}`, x, clipped[key], 2e-6)
         model.zeroGrad()
         parallel.noSync(() => model.lossOf(...inputs[R + rank]).backward())
         model.lossOf(...inputs[rank]).backward()
@@ -347,6 +353,14 @@ async function data() {
         captured.replay()
         bits.push(JSON.stringify(gradients()))
         captured.dispose()
+        const clips = captureStep(() => {
+          model.zeroGrad()
+          model.lossOf(...inputs[rank]).backward()
+          return parallel.clipGradNorm(0.01)
+        })
+        near(`${what}: norm of a captured step`, numbers(clips.replay()), [norm], 1e-6)
+        for (const [key, x] of gradients()) near(`${what}: clipped in a captured step, d ${key}`, x, clipped[key], 2e-6)
+        clips.dispose()
         parallel.dispose()
         model.zeroGrad()
         model.lossOf(...inputs[rank]).backward()

@@ -1,6 +1,22 @@
 // Mistakes of the launcher of jobs, of process groups and of their watch.
 export default [
   {
+    name: 'experts-counted-by-each-rank',
+    file: 'lib/distributed/data-parallel.ts',
+    from: '1 / ranks',
+    to: '1 / (0 * ranks + 1)',
+    breaks: 'the norm counts experts that several ranks have several times',
+    tests: ['test/distributed/expert-parallel.test.ts'],
+  },
+  {
+    name: 'norm-of-own-experts',
+    file: 'lib/distributed/data-parallel.ts',
+    from: 'total = add(total, allReduce(own.reduce((a, b) => add(a, b)), this.group))',
+    to: 'total = add(total, own.reduce((a, b) => add(a, b)))',
+    breaks: 'the norm lacks the experts of other ranks',
+    tests: ['test/distributed/expert-parallel.test.ts'],
+  },
+  {
     name: 'every-rank-the-first-part',
     file: 'language-model/train-step.ts',
     from: 'tokens.subarray(rank * sequences * context, (rank + 1) * sequences * context)',
