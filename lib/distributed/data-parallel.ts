@@ -69,7 +69,17 @@ export function dataParallel(model: Module, group: ProcessGroup, options: DataPa
   return new DataParallel(model, group, readOptions(op, options))
 }
 
-/** Made by {@link dataParallel}. It works until it is disposed. */
+/**
+ * Made by {@link dataParallel}. It works until it is disposed.
+ *
+ * @example
+ * ```ts
+ * const group = initProcessGroup()
+ * const parallel: DataParallel = dataParallel(new Linear(4, 1), group)
+ * parallel.dispose() // the gradients of a backward are those of its rank alone again
+ * group.destroy()
+ * ```
+ */
 export class DataParallel {
   /** All ranks. */
   readonly group: ProcessGroup
