@@ -31,12 +31,16 @@ export function reservedName(path: string): string | null {
   return path.split(/[\\/]/).find((name) => device.test(name)) ?? null
 }
 
-/** One at a time, because Node's recursive mkdir never returns under /proc. */
+/**
+ * One at a time, because Node's recursive mkdir never returns under /proc. Below a file, Windows says ENOENT and other
+ * systems ENOTDIR: the file itself then tells what is wrong.
+ */
 function makeAll(folder: string): void {
   try {
     makeOne(folder)
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || dirname(folder) === folder) throw error
+    const { code } = error as NodeJS.ErrnoException
+    if ((code !== 'ENOENT' && code !== 'ENOTDIR') || dirname(folder) === folder) throw error
     makeAll(dirname(folder))
     makeOne(folder)
   }
@@ -48,6 +52,6 @@ function makeOne(folder: string): void {
     mkdirSync(folder)
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
-    if (!statSync(folder).isDirectory()) throw new Error('not a folder')
+    if (!statSync(folder).isDirectory()) throw new Error(`${folder} is not a folder`)
   }
 }

@@ -209,8 +209,8 @@ describe('train', () => {
   test.each([
     ['/proc/nothing/here', /cannot be written to: ENOENT/],
     ['/proc/self', /cannot be written to/],
-    ['book.txt', /book\.txt cannot be written to: not a folder/],
-    ['book.txt/under', /cannot be written to: ENOTDIR/],
+    ['book.txt', /book\.txt cannot be written to: .*book\.txt is not a folder/],
+    ['book.txt/under', /cannot be written to: .*book\.txt is not a folder/],
     ['long'.repeat(100), /cannot be written to: ENAMETOOLONG/],
   ])('--out %s cannot be written to', async (out, message) => {
     expectRefused(await cli(['train', 'book.txt', '--out', out, ...tiny]), 1, message)

@@ -32,7 +32,7 @@ describe('files that belong together', () => {
       { path: at('a'), data: 'new' },
       { path: missing, data: 'new' },
     ]
-    expect(() => utils.writeFilesSync(files)).toThrow(/^\[writeFiles\] cannot write .*missing\/b: ENOENT/)
+    expect(() => utils.writeFilesSync(files)).toThrow(/^\[writeFiles\] cannot write .*missing[\\/]b: ENOENT/)
     await expect(utils.writeFiles(files)).rejects.toThrow(MoeError)
     expect(readFileSync(at('a'), 'utf8')).toBe('old')
     expect(readdirSync(folder)).toEqual(['a'])
@@ -67,8 +67,10 @@ test('a folder is created with those above it, but not in the place of a file', 
   utils.makeFolder(at('one/two'))
   utils.makeFolder(at('one/two'))
   writeFileSync(at('file'), '')
-  expect(() => utils.makeFolder(at('file'))).toThrow(/\[makeFolder\] .*file cannot be written to: not a folder/)
-  expect(() => utils.makeFolder(at('file/x'))).toThrow(/cannot be written to: ENOTDIR/)
+  for (const name of ['file', 'file/x', 'file/x/y'])
+    expect(() => utils.makeFolder(at(name))).toThrow(
+      `[makeFolder] ${at(name)} cannot be written to: ${at('file')} is not a folder`,
+    )
 })
 
 test('a lock is for one holder, and for a file', () => {
