@@ -230,8 +230,10 @@ describe('trainStepAsync', () => {
     const extra = zeros([2])
     for (const { model, step, x } of [failed, never]) {
       manualSeed(4)
-      scope(step)
-      scope(() => model.forward(x).outputs.sum().backward())
+      scope(() => {
+        step()
+        model.forward(x).outputs.sum().backward()
+      })
     }
     const grads = () => bits(failed.model.parameters().map(({ grad }) => grad!))
     const before = [failed.state(), grads()]
@@ -249,7 +251,7 @@ describe('trainStepAsync', () => {
       expect(values(extra)).toEqual(Float32Array.of(0, 0))
       const [a, b] = [failed, never].map(({ step, state }) => {
         manualSeed(6)
-        return [bits([scope(step)]), state()]
+        return [scope(() => bits([step()])), state()]
       })
       expect(a).toEqual(b)
     }
@@ -344,8 +346,10 @@ describe('abort', () => {
   test('interrupts a forward, and lets a step end', async () => {
     const layer = new Linear(700, 700)
     const x = randn([700, 700])
+    let begun = false
     const deep = Object.assign(layer, {
       forward: (input: Tensor) => {
+        begun = true
         count.copyFrom([1])
         return Array.from({ length: 200 }).reduce<Tensor>((y) => y.matmul(x), input)
       },
@@ -354,7 +358,7 @@ describe('abort', () => {
     const before = memory()
     const abort = new AbortController()
     const forward = deep.forwardAsync(x, { signal: abort.signal })
-    await turns(1)
+    while (!begun) await nextTurn()
     const queued = x.dataAsync({ signal: abort.signal })
     abort.abort(reason)
     for (const ended of await Promise.allSettled([forward, queued])) expect(ended).toMatchObject({ reason })
@@ -362,7 +366,7 @@ describe('abort', () => {
     expect(count.item()).toBe(0)
 
     const later = new AbortController()
-    let begun = false
+    begun = false
     const step = trainStepAsync(
       () => {
         begun = true
