@@ -13,6 +13,7 @@ import {
 } from '@vitest/expect'
 import { startTests } from '@vitest/runner'
 import * as chai from 'chai'
+import { patience } from '../support/patience.ts'
 
 export { afterAll, afterEach, beforeAll, beforeEach, describe, it, onTestFinished, test } from '@vitest/runner'
 
@@ -28,7 +29,7 @@ setState({ assertionCalls: 0, isExpectingAssertions: false, expectedAssertionsNu
 chai.expect.extend(expect, customMatchers)
 
 /** Asks for the value again until the matcher holds, for at most `timeout` ms. */
-expect.poll = (read, { timeout = 1000, interval = 50 } = {}) =>
+expect.poll = (read, { timeout = patience, interval = 50 } = {}) =>
   new Proxy(
     {},
     {
@@ -56,8 +57,8 @@ export async function run(files) {
       sequence: { hooks: 'stack', setupFiles: 'list', concurrent: false, shuffle: false, seed: 0 },
       chaiConfig: {},
       maxConcurrency: 1,
-      testTimeout: 600_000,
-      hookTimeout: 600_000,
+      testTimeout: patience + 60_000, // what a test polls is given up first
+      hookTimeout: patience + 60_000,
       retry: 0,
       includeTaskLocation: false,
       diffOptions: {},
