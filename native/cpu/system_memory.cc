@@ -27,7 +27,14 @@ int64_t least(int64_t a, int64_t b) {
 }
 #endif
 
-#if !defined(_WIN32)
+#if defined(_WIN32)
+MEMORYSTATUSEX memory_status() {
+  MEMORYSTATUSEX status{};
+  status.dwLength = sizeof status;
+  GlobalMemoryStatusEx(&status);
+  return status;  // zeros if it is unknown
+}
+#else
 // Large blocks are not from malloc: a program may have an allocator of its own in its place, and the one of Chromium,
 // which Electron has, ends the process where a block is aligned to 2 MB or larger than 2 GB. Under ASan all are, for
 // its checks.
@@ -55,10 +62,12 @@ void* map_huge_pages(size_t bytes) {
 
 }  // namespace
 
-// Linux overcommits, and kills the process that touches the memory; a request that cannot be met must be an error
-// instead.
+// Linux, also under Wine, overcommits and kills the process that touches the memory; a request that cannot be met must
+// be an error instead.
 size_t available_bytes() {
-#if defined(__linux__)
+#if defined(_WIN32)
+  if (const uint64_t bytes = memory_status().ullAvailPageFile) return bytes;
+#elif defined(__linux__)
   const int64_t free_kib = number_in("/proc/meminfo", "MemAvailable:"),
                 swap_kib = number_in("/proc/meminfo", "SwapFree:");
   int64_t available = free_kib < 0 ? -1 : (free_kib + (swap_kib > 0 ? swap_kib : 0)) * 1024;
@@ -73,9 +82,7 @@ size_t available_bytes() {
 #if defined(_WIN32)
 
 size_t physical_bytes() {
-  MEMORYSTATUSEX status{};
-  status.dwLength = sizeof status;
-  return GlobalMemoryStatusEx(&status) ? static_cast<size_t>(status.ullTotalPhys) : 0;
+  return static_cast<size_t>(memory_status().ullTotalPhys);
 }
 
 void* system_allocate(size_t bytes) {
