@@ -139,13 +139,19 @@ describe('trainStepAsync', () => {
 
   test('the event loop goes on meanwhile', async () => {
     let ticks = 0
-    let running = true
-    const done = trainStepAsync(large).finally(() => {
-      running = false
-    })
-    for (; running; ticks++) await nextTurn()
+    // until the work is enough for so many turns
+    for (let work = 1; ticks <= 10 && work < 1000; work *= 2) {
+      ticks = 0
+      let running = true
+      const done = trainStepAsync(() => {
+        for (let i = 0; i < work; i++) large()
+      }).finally(() => {
+        running = false
+      })
+      for (; running; ticks++) await nextTurn()
+      await done
+    }
     expect(ticks).toBeGreaterThan(10)
-    ;(await done).dispose()
   })
 
   test('calls run in their order, and what is synchronous waits for the one that runs', async () => {
