@@ -258,7 +258,13 @@ describe('a library that cannot be used', () => {
     delete process.env.VIRTUAL_ENV
     expect(fails()).toContain('\n  Python: no environment is active\n')
     expect(processBackends()).toEqual([
-      { backend: 'mpi', available: false, stage: 'library', reason: expect.stringMatching(/^@st-moe.*\n.*\nPython: /) },
+      {
+        backend: 'mpi',
+        available: false,
+        stage: 'library',
+        reason: expect.stringMatching(/^@st-moe.*\n.*\nPython: /),
+        install: expect.stringMatching(/^npm install @st-moe\/mpich-\S+, or .*: pip install mpich$/),
+      },
     ])
   })
 
