@@ -8,6 +8,7 @@ may call, with commas. SYSTEM_FUNCTIONS: a file that names every function of mac
 
 import pathlib
 import re
+import struct
 import sys
 
 import lief
@@ -28,6 +29,35 @@ LIBRARIES = {
 ENTRY_POINTS = {"napi_register_module_v1", "node_api_module_get_api_version_v1"}
 OF_LINKER = {"_mh_dylib_header", "__dso_handle"}
 OLDEST_MACOS = [11, 0, 0]  # of every Mac with an ARM processor
+
+
+FATBIN = bytes.fromhex("50ed55ba")  # then, little-endian: version (2 bytes), size of this header (2), size of the rest (8)
+
+
+def code_of(data):
+    """The code for GPUs in a plugin: one set for each of its fatbins, such as {"sm_90", "compute_120"} (PTX)."""
+    kinds = {1: "compute", 2: "sm"}
+    start = data.find(FATBIN)
+    while start >= 0:
+        _, header, rest = struct.unpack_from("<HHQ", data, start + 4)
+        at, end = start + header, start + header + rest
+        found = set()
+        while at < end:
+            kind, _, header, size = struct.unpack_from("<HHIQ", data, at)
+            (architecture,) = struct.unpack_from("<I", data, at + 28)
+            found.add(f"{kinds[kind]}_{architecture}")
+            at += header + size
+        yield found
+        start = data.find(FATBIN, end)
+
+
+def wanted_code(name):
+    """That of the architectures in native/cuda/CMakeLists.txt: first those of the plugin for CUDA 12."""
+    text = pathlib.Path("native/cuda/CMakeLists.txt").read_text()
+    lists = [found.split() for found in re.findall(r"set\(CMAKE_CUDA_ARCHITECTURES (\d+-real .*?)\)", text)]
+    wanted = lists[0] if "12" in name else lists[1]
+    ptx = {f"compute_{entry}" for entry in wanted if not entry.endswith("-real")}
+    return ptx | {f"sm_{entry.removesuffix('-real')}" for entry in wanted}
 
 
 def version(text):
@@ -90,8 +120,14 @@ def faults(path, platform, limits, functions, system_functions):
         for name in called:
             if name not in functions:
                 yield f"calls {name}, which is newer than the Node-API of package.json"
-    elif size > PLUGIN_LIMIT:
-        yield f"has {size} bytes, the limit is {PLUGIN_LIMIT:.0f}"
+    else:
+        codes = list(code_of(path.read_bytes()))
+        wanted = wanted_code(path.name)
+        print(f"  {len(codes)} times code for {', '.join(sorted(set().union(*codes)))}")
+        if not codes or any(code != wanted for code in codes):
+            yield f"has other code for GPUs than {', '.join(sorted(wanted))}"
+        if size > PLUGIN_LIMIT:
+            yield f"has {size} bytes, the limit is {PLUGIN_LIMIT:.0f}"
     if platform == "darwin":
         for name in taken:  # the linker was told to leave them to the loader
             if name not in functions and f"_{name}" not in system_functions and name != "dyld_stub_binder":
