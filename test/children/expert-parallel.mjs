@@ -179,6 +179,9 @@ function compare(name, make, optionsOf, shapeOf, group, limit = 1e-12) {
     if (gradients[key]) near(`${name}: d ${key}`, own, numbers(gradients[key]), limit)
   }
   const isExpert = (key) => /^experts\.(experts\.)?\d/.test(key)
+  const computes = Object.entries(layer.gradDict()).some(([key, x]) => isExpert(key) && numbers(x).some((n) => n !== 0))
+  if (shapeOf === shapes['other lengths'] && R % truth.numExperts === 0 && !name.startsWith('no slots'))
+    expect(`${name}: every replica computes`, computes, true)
   const held = Object.keys(given).filter(isExpert).length / Object.keys(state).filter(isExpert).length
   const E = truth.numExperts
   const most = R > E ? 1 : Math.ceil(E / R)
