@@ -54,6 +54,12 @@ test('a signal of many calls has no listeners of those that have ended', async (
 })
 
 describe('dataAsync', () => {
+  test('rejects after an abort, even if the values are there', async () => {
+    const x = tensor([1, 2])
+    await expect(x.dataAsync({ signal: AbortSignal.abort(new Error('enough')) })).rejects.toThrow('enough')
+    x.dispose()
+  })
+
   test('holds no tensor when it has ended', async () => {
     const before = memory().tensors
     const x = tensor([1, 2])

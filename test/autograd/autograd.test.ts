@@ -317,6 +317,9 @@ describe('forwardWithGrad', () => {
       expect(() => handle.backward(new Float64Array(8) as never)).toThrowError(
         expect.objectContaining({ code: 'DTYPE' }),
       )
+      expect(() => handle.backward(new Float32Array(8), Number.NaN)).toThrowError(
+        '[MoE.forwardWithGrad.backward] dTotalAux must be a finite number, got NaN',
+      )
       handle.dispose()
       expect(() => moe.forwardWithGrad(input, [1, 3, 4])).toThrow()
       expect(() => moe.forwardWithGrad(input, [2, 4])).toThrow()

@@ -42,6 +42,20 @@ describe('Tensor.registerHook', () => {
     )
   })
 
+  it('of one function that is registered twice, each is removed by its own handle', () => {
+    expectNoLeak(() =>
+      scope(() => {
+        const x = tensor([1, 2], [2], { requiresGrad: true })
+        const double = (grad: Tensor) => grad.mul(2)
+        const [first] = [x.registerHook(double), x.registerHook(double)]
+        first.remove()
+        first.remove()
+        x.sum().backward()
+        expect(values(x.grad)).toEqual([2, 2])
+      }),
+    )
+  })
+
   it('replaces the gradient; hooks run in order; a removed one does not run', () => {
     expectNoLeak(() =>
       scope(() => {

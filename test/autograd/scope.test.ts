@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, expect, it } from 'vitest'
 import {
+  allOrNone,
   keep,
   Linear,
   MoE,
@@ -24,6 +25,19 @@ const beside = <T>(value: T): T => {
 const disposeAll = (...tensors: Tensor[]): void => {
   for (const entry of tensors) entry.dispose()
 }
+
+describe('allOrNone', () => {
+  it('frees what an inner one has made, too', () => {
+    expectNoLeak(() => {
+      const fail = () =>
+        allOrNone(() => {
+          allOrNone(() => keep(ones([2])))
+          throw new Error('mine')
+        })
+      expect(fail).toThrow('mine')
+    })
+  })
+})
 
 describe('scope', () => {
   it('frees tensors created inside and returns what fn returns', () => {

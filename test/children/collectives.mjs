@@ -121,6 +121,8 @@ function allValues() {
       })
   const special = ops.allReduce(tensor([rank === 0 ? Number.NaN : 1, rank]), group, { op: 'max' })
   same('NaN is the largest', special.dataSync(), [Number.NaN, R - 1])
+  const least = ops.allReduce(tensor([rank === 0 ? Number.NaN : 1, rank]), group, { op: 'min' })
+  same('allReduce min of NaN', least.dataSync(), [Number.NaN, 0])
   const wraps = ops.allReduce(tensor(Int32Array.of(2 ** 31 - 1)), group)
   same('i32 wraps around', wraps.dataSync(), [Math.imul(R, 2 ** 31 - 1)])
   group.destroy()

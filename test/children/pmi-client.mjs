@@ -77,6 +77,7 @@ const actions = {
   exchange,
   'leave-memory': leaveMemory,
   abort: () => inOneRank('cmd=abort exitcode=7 error_msg=out of patience\n'),
+  'abort-0': () => inOneRank('cmd=abort exitcode=0 error_msg=\n'),
   garbage: () => inOneRank('cmd=make_coffee\n'),
   endless: () => inOneRank('x'.repeat(100_000)),
   'leave-early': async () => isHere || (await ask('barrier_in')),

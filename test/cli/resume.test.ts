@@ -1,6 +1,6 @@
 import { cpSync, readdirSync, readFileSync } from 'node:fs'
 import { expect, test } from 'vitest'
-import { at, cli, expectRefused, jsonLines, succeeded } from '../support/cli.js'
+import { at, cli, expectRefused, jsonLines, succeeded, tiny } from '../support/cli.js'
 
 /** What may change when a run of `st-moe train` is resumed. */
 
@@ -21,4 +21,10 @@ test('--lr changes the learning rate of a resumed run', async () => {
   expect(rates).toEqual(Array(10).fill(0))
   expect(JSON.parse(readFileSync(at('slow/run.json'), 'utf8')).options.lr).toBe(0)
   expect(readFileSync(at('slow/report.html'), 'utf8')).not.toContain('null')
+})
+
+test('a resumed run has no time limit unless it is given one', async () => {
+  const first = await succeeded(['train', 'book.txt', '--out', 'timed', '--steps', '3', '--minutes', '1e-9', ...tiny])
+  expect(first).toContain('step 1 of 3,')
+  expect(await succeeded(['train', '--resume', '--out', 'timed'])).toContain('step 3 of 3,')
 })

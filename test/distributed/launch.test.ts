@@ -70,6 +70,11 @@ describe('the process management interface', () => {
     expect(ranks).toEqual(Array(3).fill({ code: null, signal: 'SIGKILL' }))
   })
 
+  test('MPI_Abort with 0 is no success', async () => {
+    const { exitCode } = await pmi('abort-0', { processes: 2, grace: 1e9 }, 1)
+    expect(exitCode).toBe(1)
+  })
+
   test.each([
     ['garbage', 'rank 0 sent an unknown request: cmd=make_coffee'],
     ['endless', 'rank 0 sent a line of more than 65536 characters'],

@@ -111,6 +111,16 @@ test.each(Object.keys(families))('a layer of %s that is written back', (type) =>
     })
 })
 
+test('a file keeps its metadata when a layer is written back', () => {
+  const model = drawModel(new Draw(2), 'mixtral', sizes, 0)
+  const path = write(model)
+  const file = join(path, 'model.safetensors')
+  const { tensors } = loadSafetensorsSync(file)
+  saveSafetensorsSync(file, tensors, { metadata: { format: 'pt' } })
+  saveTransformersMoE(path, loadTransformersMoE(path, { layer: 0 }), { layer: 0 })
+  expect(loadSafetensorsSync(file).metadata).toEqual({ format: 'pt' })
+})
+
 test('a layer that is another than that of the model is not written', () => {
   const model = drawModel(new Draw(2), 'qwen2_moe', sizes, 0)
   const path = write(model)

@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
@@ -82,6 +82,12 @@ test('a lock is for one holder, and for a file', () => {
   lock.release()
   expect(readdirSync(folder)).toEqual([])
   utils.lockFile(at('lock')).release()
+  const moved = utils.lockFile(at('lock'))
+  renameSync(at('lock'), at('elsewhere'))
+  writeFileSync(at('lock'), 'of somebody else')
+  expect(moved.isHeld()).toBe(false)
+  moved.release()
+  expect(readdirSync(folder).sort()).toEqual(['elsewhere', 'lock'])
   mkdirSync(at('folder'))
   expect(() => utils.lockFile(at('folder'))).toThrow(MoeError)
 })

@@ -40,7 +40,7 @@ function expectCharacters({ characters, digest }: Corpus, plain: string): void {
 }
 
 describe('a border of pieces', () => {
-  test.each(['é', '漢', '😀', '\r\n', '\r', '\r\r', '\ufeff', ' ', '\ue000😀'])(
+  test.each(['é', '漢', '😀', '\r\n', '\r', '\r\r', '\r\r\n', '\ufeff', ' ', '\ue000😀'])(
     'in %j changes nothing',
     async (sign) => {
       for (let before = 0; before <= Buffer.byteLength(sign) + 1; before++) {

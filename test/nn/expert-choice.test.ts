@@ -137,6 +137,14 @@ describe.each(['tokens', 'experts'] as const)('expert choice over %s', (expertCh
   })
 })
 
+test('over experts the load-balancing loss is 0, and so is its gradient', () =>
+  scope(() => {
+    const [x, w] = [randn([2, 9, 6], { requiresGrad: true }), randn([4, 6], { requiresGrad: true })]
+    const { balanceLoss } = ops.expertChoice(x, w, { expertChoiceOver: 'experts' })
+    balanceLoss.backward()
+    expect([balanceLoss, x.grad!, w.grad!].flatMap(listOf).every((value) => value === 0)).toBe(true)
+  }))
+
 test('expert choice takes the first of equal tokens, and empty slots stay empty', () => {
   const equal = ops.expertChoice(tensor(new Float32Array(2 * 6 * 3), [2, 6, 3]), randn([4, 3]), { capacity: 2 })
   expect(nested(equal.position as never as Tensor)[1].map((row) => row[3])).toEqual([0, 1, -1, -1, -1, -1])

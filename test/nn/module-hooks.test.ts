@@ -96,6 +96,26 @@ describe('module hooks', () => {
     x.dispose()
   })
 
+  it('full backward hooks may return gradients that nobody needs', () => {
+    class Sum extends Module {
+      forward(x: Tensor, y: Tensor): Tensor {
+        return x.add(y)
+      }
+    }
+    const module = new Sum()
+    module.registerFullBackwardHook((_, [grad]) => [grad!.mul(3), grad!.mul(5)])
+    expectNoLeak(() =>
+      scope(() => {
+        const x = ones([2], { requiresGrad: true })
+        module
+          .forward(x, ones([2]))
+          .sum()
+          .backward()
+        expect(values(x.grad)).toEqual([3, 3])
+      }),
+    )
+  })
+
   it('full backward hooks get null for a result that is not used', () => {
     class Inner extends Module {
       hidden: Tensor | null = null

@@ -31,6 +31,14 @@ afterEach(() => {
   vi.restoreAllMocks()
 })
 
+test('of experts with equal gates the first is the top-1 expert', () =>
+  scope(() => {
+    const moe = new MoE({ dim: 4, numExperts: 3 })
+    moe.gate.toGates.weight.copyFrom(new Float32Array(12))
+    const { stats } = moe.forward(randn([1, 5, 4]), { stats: true })
+    expect(stats!.firstChoicePerExpert).toEqual([5, 0, 0])
+  }))
+
 const mean = (list: readonly number[]): number => list.reduce((a, b) => a + b, 0) / Math.max(1, list.length)
 
 /** One forward, by loops. */

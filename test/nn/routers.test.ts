@@ -332,6 +332,17 @@ test.each<[Partial<MoEOptions>, string]>([
   expect(() => new MoE({ dim: 8, numExperts: 4, ...options })).toThrow(`[MoE] ${message}`)
 })
 
+test.each([
+  ['jitterUniforms', 'routerJitter'],
+  ['dropoutUniforms', 'routerDropout'],
+])('%s without %s is an error', (name, option) =>
+  scope(() => {
+    using moe = new MoE({ dim: 8, numExperts: 4 })
+    const forward = () => moe.forward(randn([1, 5, 8]), { random: { [name]: zeros([1, 5, 8]) } })
+    expect(forward).toThrow(`[TopNGating.forward] ${name} needs ${option}`)
+  }),
+)
+
 test('errors of a routing name the operation that was called', () => {
   const x = randn([1, 40, 2])
   const made = ops.route(x, randn([3, 2]), { threshold: 0 })

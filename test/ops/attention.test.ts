@@ -53,6 +53,7 @@ test('padding has no influence, not even a NaN, and gets no gradient', () =>
     for (const causal of [true, false]) {
       const [y, dq, dk, dv] = run(Number.NaN, causal)
       expect([y, dq, dk, dv]).toEqual(run(7, causal))
+      expect([dq, dk, dv].flat().every(Number.isFinite)).toBe(true)
       for (const d of [dk, dv]) expect(d.slice(8, 20).map((x) => x + 0)).toEqual(Array(12).fill(0))
       // token 0 of the second sequence is padding: causally, it sees nothing
       expect(y.slice(32, 40).every((value) => value === 0)).toBe(causal)

@@ -100,9 +100,15 @@ test('what cannot be is an error, and leaves the cache as it is', () =>
       [call({}, randn([2, 5, 6])), /the cache has 4 rows per slot, too few for 5 tokens/],
       [call({ heads: 4 }), /the width 6 must be a multiple of 4 heads/],
       [call({ kvHead: 1 }), /unknown option "kvHead"; did you mean 'kvHeads'/],
-      [call({}, randn([2, 1, 6], { requiresGrad: true })), /it has no gradient: call it within noGrad/],
     ] as const)
       expect(wrong).toThrow(message)
+    for (const needs of [0, 1, 2]) {
+      const [q, k, v] = [0, 1, 2].map((i) => randn([2, 1, 6], { requiresGrad: i === needs }))
+      const place = { keys, values: cached, position: i32(0, 0) }
+      expect(() => ops.cachedAttention(q, k, v, { heads: 2, ...place })).toThrow(
+        /it has no gradient: call it within noGrad/,
+      )
+    }
     // A kernel on a GPU skips the sequence whose place is wrong, and not the others.
     if (keys.device === 'cpu') expect(listOf(keys).every((value) => value === 0)).toBe(true)
     const causal = new CausalSelfAttention(6, { heads: 2 })

@@ -57,9 +57,39 @@ test('a number may come first', () =>
       [1, 1, 0],
     ])
     expect(listOf(ops.where(ops.less(x, 3), 0, x))).toEqual([0, 0, 4])
+    expect(
+      ops
+        .sub(2, ones([40_000]))
+        .sum()
+        .item(),
+    ).toBe(40_000) // more than a thread takes at once
     ops.div(8, x).sum().backward()
     expect(listOf(x.grad!)).toEqual([-8, -2, -0.5])
     expect(listOf(ops.sub(10, tensor([1, 2], [2], { dtype: 'i32' })))).toEqual([9, 8])
+  }))
+
+test('a number first leaves nothing behind but the result', () => {
+  const x = ones([2])
+  const before = live().tensors
+  const results = [ops.sub(2, x), ops.less(2, x), ops.where(x, 2, x)]
+  expect(live().tensors).toBe(before + results.length)
+  for (const y of [x, ...results]) y.dispose()
+})
+
+test('equal limits of clamp', () => scope(() => expect(listOf(ops.clamp(tensor([-1, 2, 3]), 2, 2))).toEqual([2, 2, 2])))
+
+test('a slice may be empty', () =>
+  scope(() => {
+    const x = ones([3, 2], { requiresGrad: true })
+    const slices = [x.slice(0, 1, 1), x.slice(0, 3), x.slice(1, -1, 1)]
+    expect(slices.map(({ shape }) => shape)).toEqual([
+      [0, 2],
+      [0, 2],
+      [3, 0],
+    ])
+    ops.concat([slices[0], x], 0).sum().backward()
+    expect(listOf(x.grad!)).toEqual(Array(6).fill(1))
+    expect(() => x.slice(0, 2, 1)).toThrow(/^\[slice\] end must not be before start, got 2 to 1/)
   }))
 
 test('pow is that of JavaScript', () =>
@@ -124,6 +154,15 @@ test('stack, squeeze and unsqueeze', () =>
       [1, 2],
       [1, 1, 2, 1],
       [1, 2, 1, 1],
+    ])
+  }))
+
+test('matmul has the leading dimensions of the operand that has more', () =>
+  scope(() => {
+    const [matrix, batch] = [ones([2, 3]), ones([1, 1, 3, 2])]
+    expect([matrix.matmul(batch).shape, batch.matmul(matrix).shape]).toEqual([
+      [1, 1, 2, 2],
+      [1, 1, 3, 3],
     ])
   }))
 

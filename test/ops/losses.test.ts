@@ -54,6 +54,9 @@ test('a target of 0 has no divergence, and a finite gradient', () =>
     expect([...listOf(input.grad!), ...listOf(target.grad!)].every(Number.isFinite)).toBe(true)
   }))
 
+test('no rows have a divergence of 0', () =>
+  scope(() => expect(klDiv(zeros([0, 3]), zeros([0, 3]), { reduction: 'batchmean' }).item()).toBe(0)))
+
 describe('errors leave nothing behind', () => {
   const x = randn([2, 3])
   const targets = i32(0, 2)
@@ -98,6 +101,12 @@ describe('errors leave nothing behind', () => {
       () => binaryCrossEntropyWithLogits(x, x, { posWeight: ones([4, 2, 3]) }),
       'SHAPE',
       /^\[binaryCrossEntropyWithLogits\] posWeight must broadcast to \[2, 3\], got \[4, 2, 3\]/,
+    ],
+    [
+      'a weight that is too large, of as many axes',
+      () => binaryCrossEntropyWithLogits(ones([1, 3]), ones([1, 3]), { posWeight: ones([2, 3]) }),
+      'SHAPE',
+      /^\[binaryCrossEntropyWithLogits\] posWeight must broadcast to \[1, 3\], got \[2, 3\]/,
     ],
   ]
   test.each(wrong)('%s', (_what, call, code, message) => {

@@ -54,6 +54,8 @@ describe.each(['f32', 'f64'] as const)('extrema of %s', (dtype) => {
       ])
       expect(listOf(y.max(0))).toEqual([1, nan, 3, nan])
       expect(listOf(y.argmin(0))).toEqual([1, 0, 1, 0])
+      const two = tensor([nan, 1, nan, 2, nan, nan], [3, 2], { dtype })
+      expect([listOf(two.argmax(0)), listOf(two.argmin(0)), two.argmax().item()]).toEqual([[0, 2], [0, 2], 0])
     }))
 
   test('the gradient goes to the first of equal elements', () =>

@@ -8,12 +8,14 @@ import {
   MoE,
   MoEResult,
   type Optimizer,
+  ones,
   Parameter,
   randn,
   SGD,
   scope,
   tensor,
 } from '../../lib/index.js'
+import { live } from '../support/baseline.js'
 import type { Float } from '../support/golden-case.js'
 import { bitsOf, Draw, relativeError, values } from '../support/numbers.js'
 
@@ -228,6 +230,36 @@ test('without waiting, clipGradNorm does the same and returns a tensor', () =>
     expect(() => clipGradNorm(parameters, 1, { wait: false, onNonFinite: 'throw' })).toThrow(
       /onNonFinite 'throw' must wait for the norm, got wait: false$/,
     )
+  }))
+
+test('a state takes the place of the one before, even of parameters that it lacks', () => {
+  const parameters = [1, 2].map((n) => new Parameter(ones([n])))
+  const optimizer = new AdamW(parameters)
+  const step = (count: number) => {
+    for (const p of parameters.slice(0, count)) p.grad = ones(p.shape)
+    optimizer.step()
+    optimizer.zeroGrad()
+  }
+  scope(() => step(1))
+  const before = live()
+  scope(() => {
+    const state = optimizer.stateDict()
+    step(2)
+    optimizer.loadStateDict(state)
+    expect(Object.keys(optimizer.stateDict())).toEqual(Object.keys(state))
+  })
+  expect(live()).toEqual(before)
+  for (const owned of [optimizer, ...parameters]) owned.dispose()
+})
+
+test('parameters that share memory cannot be updated together', () =>
+  scope(() => {
+    const shared = ones([2])
+    const parameters = [0, 1].map(() => new Parameter(shared))
+    for (const p of parameters) p.grad = ones([2])
+    const message = /p must not share memory with a tensor that another item updates/
+    expect(() => new SGD(parameters, { lr: 1 }).step()).toThrow(message)
+    expect(Array.from(values(shared))).toEqual([1, 1])
   }))
 
 test('gradients that share memory are clipped once', () =>

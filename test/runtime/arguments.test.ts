@@ -60,6 +60,7 @@ describe('sizes', () => {
           ops.softmax,
           ops.transpose,
           (x: Tensor) => ops.rmsNorm(x, ones([0])),
+          (x: Tensor) => ops.layerNorm(x, ones([0]), ones([0])),
           (x: Tensor) => ops.matmul(x, ones([0, 0])),
         ]) {
           expect(f(empty).size).toBe(0)

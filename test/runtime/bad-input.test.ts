@@ -128,7 +128,19 @@ class Wrong extends st.Module {
   }
 }
 
+class Wide extends st.Module {
+  forward(x: Tensor) {
+    return x.to('f64')
+  }
+}
+
 const rowsOfType: Row[] = [
+  [
+    'the result of an expert',
+    () => new MoE({ dim: 6, experts: [new Wide(), new Wide()] }).forward(input),
+    'DTYPE',
+    '[MoE.forward] the result of expert 0 must be f32, got f64',
+  ],
   [
     'an f64 input',
     () => moe.forward(randn([2, 5, 6], { dtype: 'f64' })),

@@ -71,6 +71,10 @@ describe('formats', () => {
 
   test('integers above 2^32, and messages', () => {
     expect([...integerField(1, 300)]).toEqual([8, 0xac, 2])
+    expect([127, 128].map((n) => [...integerField(1, n)])).toEqual([
+      [8, 127],
+      [8, 128, 1],
+    ])
     expect([...integerField(2, 2 ** 40 + 1)]).toEqual([16, 129, 128, 128, 128, 128, 32])
     expect([...bytesField(3, [integerField(1, 1), bytesField(2, 'ä')])]).toEqual([26, 6, 8, 1, 18, 2, 0xc3, 0xa4])
   })
