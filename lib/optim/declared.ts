@@ -1,3 +1,4 @@
+import { within } from '../runtime/errors.js'
 import { type Handle, native } from '../runtime/native.js'
 import { type ReplayRow, replayRow } from '../runtime/native-ops.js'
 import { checkValues, type DeclaredOptions, type Needed, type OptionsOf, reader } from '../runtime/options.js'
@@ -114,7 +115,8 @@ export class DeclaredOptimizer<V extends object> extends Optimizer<V> {
     }
     const run = native[op] as unknown as (items: Iterable<object> & { length: number }) => void
     try {
-      run({ length: updates.length, [Symbol.iterator]: items }) // it reads an item before it takes the next
+      // it reads an item before it takes the next
+      within(`${this.constructor.name}.step`, () => run({ length: updates.length, [Symbol.iterator]: items }))
     } finally {
       releaseAll(views)
     }

@@ -257,7 +257,7 @@ test('parameters that share memory cannot be updated together', () =>
     const shared = ones([2])
     const parameters = [0, 1].map(() => new Parameter(shared))
     for (const p of parameters) p.grad = ones([2])
-    const message = /p must not share memory with a tensor that another item updates/
+    const message = /^\[SGD.step\] p must not share memory with a tensor that another item updates/
     expect(() => new SGD(parameters, { lr: 1 }).step()).toThrow(message)
     expect(Array.from(values(shared))).toEqual([1, 1])
   }))
@@ -319,7 +319,9 @@ test('a step that fails updates and counts nothing', () =>
     const optimizer = new SGD(parameters, { lr: 1 })
     for (const p of parameters) p.grad = tensor([1, 1])
     parameters[0].grad = parameters[1].detach() // which the same step updates
-    expect(() => optimizer.step()).toThrow(/\[sgd\] g must not share memory with a tensor that another item updates/)
+    expect(() => optimizer.step()).toThrow(
+      /^\[SGD.step\] g must not share memory with a tensor that another item updates/,
+    )
     expect(parameters.map((p) => Array.from(values(p)))).toEqual([
       [1, 2],
       [1, 2],
