@@ -60,7 +60,7 @@ export const uniformParameter = (
   bound: number,
   { dtype, device }: LayerOptions,
   first = 0,
-): Parameter => newParameter(() => uniformRows(shape, first, -bound, bound, { dtype, device }))
+): Parameter => newParameter(() => uniformRows(shape, first, bound, { dtype, device }))
 
 /**
  * x [..., in] · weightᵀ + bias → [..., out], by {@link linear}.

@@ -7,7 +7,7 @@ import type { ValuesOf } from '../runtime/options.js'
 import { ones, zeros } from '../tensor/create.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { Dropout } from './dropout.js'
-import type { ExpertShare, Sizes } from './expert-share.js'
+import type { ExpertShare } from './expert-share.js'
 import { type gemmOptions, type LayerOptions, type layerOptions, uniformParameter } from './linear.js'
 import { Module } from './module.js'
 import { newParameter, type Parameter } from './parameter.js'
@@ -87,7 +87,7 @@ export class SoftExperts extends Module {
   }
 
   /** Rows of each expert, x [E, B · S, D] → [E, B · S, D]; `sizes` are B, N and S. */
-  forward<D extends DType>(x: Tensor<D>, sizes: Sizes): Tensor<D> {
+  forward<D extends DType>(x: Tensor<D>, sizes: readonly [B: number, N: number, S: number]): Tensor<D> {
     const { w1, b1, w2, b2, computeDtype } = this
     const weights = { w1, b1, multBias: null, w2, b2 }
     const dropout = this.dropout.training ? this.dropout.p : 0

@@ -262,17 +262,14 @@ function sampled<D extends FloatDType>(
   const checked = checkOptions<RandomOptions>(op, options, [...names, 'generator'])
   const dtype = checked.dtype === undefined ? 'f32' : checkDType(op, checked.dtype, ['f32', 'f64'])
   const ofBlock = dtype === 'f32' && !normal ? 4 : 2 // elements of a Philox block
-  const skipped = first % ofBlock
-  const size = sizeOf(target)
-  const distribution = normal ? 1 : 0
-  const firstBlock = (first - skipped) / ofBlock
+  const [skipped, firstBlock, size] = [first % ofBlock, Math.floor(first / ofBlock), sizeOf(target)]
   return withSample(op, checked.generator, ({ seed, step }) =>
     make(
       op,
       target,
       checked,
       (to, device) => {
-        const numbers = { dtype: dtypeCode(to), device, distribution, a, b, seed, step, firstBlock }
+        const numbers = { dtype: dtypeCode(to), device, distribution: normal ? 1 : 0, a, b, seed, step, firstBlock }
         if (skipped === 0) return native.random({ shape: target, ...numbers })
         const block = native.random({ shape: [skipped + size], ...numbers })
         const wanted = consumed(block, () => native.stridedRead(block, [size], [1], skipped))
@@ -327,14 +324,13 @@ export function uniform<D extends FloatDType = 'f32'>(
   return sampled(op, target, false, checkNumber(op, 'low', low), checkNumber(op, 'high', high), options)
 }
 
-/** The rows of `shape` from `first` on, of what {@link uniform} would sample for a tensor that has them all. */
-export const uniformRows = <D extends FloatDType>(
+/** The rows of `shape` from `first` on, of what {@link uniform} would sample in ±bound for a tensor that has them all. */
+export const uniformRows = (
   shape: readonly number[],
   first: number,
-  low: number,
-  high: number,
-  options: TensorOptions<D>,
-): Tensor<D> => sampled('uniform', shape, false, low, high, options, first * sizeOf(shape.slice(1)))
+  bound: number,
+  options: TensorOptions<FloatDType>,
+) => sampled<FloatDType>('uniform', shape, false, -bound, bound, options, first * sizeOf(shape.slice(1)))
 
 /**
  * 0 … n − 1 in random order, every order as probable: i32 [n]. A seed gives the same order on every device. Errors: OPTION

@@ -21,7 +21,8 @@ const jobs: Ranks[] = [
 ]
 
 test.for(jobs)('%s: %s, %d ranks, %s', async ([what, library, ranks, which], context) => {
-  const { exitCode, answers, errors } = await runRanks(context, library, 'expert-parallel.mjs', ranks, what, which)
+  const child = what === 'steps' || what === 'data' ? 'data-parallel.mjs' : 'expert-parallel.mjs'
+  const { exitCode, answers, errors } = await runRanks(context, library, child, ranks, what, which)
   expect({ exitCode, errors }).toEqual({ exitCode: 0, errors: [] })
   for (const [end] of answers) {
     expect(end).toMatchObject({ wrong: [] })

@@ -14,7 +14,7 @@ export default [
     from: '    throwIfAborted(signal)\n    begun = true',
     to: '    begun = true',
     breaks: 'a call that was aborted before its turn runs',
-    tests: ['test/autograd/async.test.ts'],
+    tests: ['test/autograd/abort.test.ts'],
   },
   {
     name: 'calls-after-a-failure-reject',
@@ -30,7 +30,7 @@ export default [
     from: 'if (!begun) reject(signal.reason)',
     to: 'reject(signal.reason)',
     breaks: 'a step that has begun rejects at an abort, although it is taken',
-    tests: ['test/autograd/async.test.ts'],
+    tests: ['test/autograd/abort.test.ts'],
   },
   {
     name: 'abort-listeners-stay',
@@ -86,7 +86,7 @@ export default [
     from: 'if (!(await done)) throw interruptedBy?.reason',
     to: 'await done',
     breaks: 'a forward that was aborted resolves with half of its values',
-    tests: ['test/autograd/async.test.ts'],
+    tests: ['test/autograd/abort.test.ts'],
   },
   {
     name: 'generator-not-restored',
