@@ -118,6 +118,18 @@ class Pending {
     }
   }
 
+  /** Calls those that exchange gradients with other processes. */
+  callExchanges(): void {
+    const take = (leaf: Tensor): Tensor | null => {
+      const grad = this.leaves.get(leaf)
+      this.leaves.delete(leaf)
+      return grad === undefined ? null : wrap(grad, leaf)
+    }
+    const put = (leaf: Tensor, grad: Tensor): void => this.add({ leaf }, share(handleOf(grad)))
+    const callbacks = [...this.leaves.keys()].flatMap((leaf) => [...(exchanges.get(leaf) ?? [])])
+    for (const fn of new Set(callbacks)) fn({ take, put })
+  }
+
   /** Adds to the `grad` of all leaves or of none: allocations come first. */
   commit(): void {
     for (const [leaf, grad] of this.leaves) {
@@ -161,12 +173,24 @@ function applyHooks(hooks: readonly GradHook[], grad: Handle, meta: TensorMeta):
   return current
 }
 
-const afterGrad = new WeakMap<Tensor, Set<() => void>>()
+/** What a backward is about to add to the `grad` of its leaves. */
+export interface LeafGradients {
+  /** Takes that of a leaf, of its shape and dtype, which is not added then; null if it has none. */
+  take(leaf: Tensor): Tensor | null
+  /** Adds this one. */
+  put(leaf: Tensor, grad: Tensor): void
+}
+type LeafExchange = (gradients: LeafGradients) => void
 
-/** Calls `fn` at the end of each backward that adds to the `grad` of a leaf: once, if it is that of several. */
-export function registerAfterGrad(leaf: Tensor, fn: () => void): HookHandle {
-  const callbacks = afterGrad.get(leaf) ?? new Set()
-  afterGrad.set(leaf, callbacks.add(fn))
+const exchanges = new WeakMap<Tensor, Set<LeafExchange>>()
+
+/**
+ * Calls `fn` at the end of each backward that has a gradient for a leaf, after the hooks of leaves and before a `grad` changes:
+ * once, if it is that of several leaves.
+ */
+export function registerExchange(leaf: Tensor, fn: LeafExchange): HookHandle {
+  const callbacks = exchanges.get(leaf) ?? new Set()
+  exchanges.set(leaf, callbacks.add(fn))
   return { remove: () => void callbacks.delete(fn) }
 }
 
@@ -270,10 +294,9 @@ function runBackward(root: Tensor, gradient: Handle, retainGraph: boolean): void
       queue.done(node)
     }
     pending.callLeafHooks()
-    const leaves = [...pending.leaves.keys()]
+    pending.callExchanges()
     pending.commit()
     if (!retainGraph) for (const node of queue.lasting) node.free()
-    for (const fn of new Set(leaves.flatMap((leaf) => [...(afterGrad.get(leaf) ?? [])]))) fn()
   } finally {
     for (const end of endings.pop() ?? []) end()
     pending.release()

@@ -1,27 +1,23 @@
-import { registerAfterGrad } from '../autograd/backward.js'
+import { type LeafGradients, registerExchange } from '../autograd/backward.js'
 import type { HookHandle } from '../autograd/context.js'
 import { inBatchPart } from '../autograd/random.js'
 import { noGrad, scope } from '../autograd/scope.js'
 import { checkModule, type Module } from '../nn/module.js'
 import type { Parameter } from '../nn/parameter.js'
-import { RoutedExperts } from '../nn/routed-experts.js'
-import { SoftExperts } from '../nn/soft-experts.js'
-import { allGather } from '../ops/all-gather.js'
 import { allReduce } from '../ops/all-reduce.js'
 import { add, mul } from '../ops/binary.js'
 import { broadcast } from '../ops/broadcast.js'
 import { overwrite } from '../ops/copy.js'
-import { reshape } from '../ops/reshape.js'
-import { concat, slice } from '../ops/strided.js'
 import { sqrt, square } from '../ops/unary.js'
-import { checkFunction, checkNumber } from '../runtime/check.js'
-import { dtypeSize } from '../runtime/dtype.js'
+import { shareUpdates } from '../optim/shared-updates.js'
+import { checkFunction, checkNumber, fail } from '../runtime/check.js'
 import { native } from '../runtime/native.js'
-import { integer, type OptionsOf, oneOf, reader, type ValuesOf } from '../runtime/options.js'
+import { boolean, integer, type OptionsOf, oneOf, reader, type ValuesOf } from '../runtime/options.js'
 import { groupHandle, type ProcessGroup } from '../runtime/process-group.js'
-import { tensor, zeros } from '../tensor/create.js'
+import { zeros } from '../tensor/create.js'
 import { handleList } from '../tensor/norm.js'
 import { handleOf, type Tensor, wrap } from '../tensor/tensor.js'
+import { type Bucket, bucketsOf, partsOf } from './buckets.js'
 
 const declared = {
   /** Gradients travel together up to this size. It changes no bits. Default 25 MiB. */
@@ -31,17 +27,17 @@ const declared = {
    * of all. 'sum': of their sum. Default 'mean'.
    */
   reduction: oneOf(['mean', 'sum'], { default: 'mean' }),
+  /**
+   * Each parameter has one rank that updates it and holds its gradient and the state of its optimizer (ZeRO, stage 1 with
+   * gradients); after a step all ranks get it. A step with `onNonFinite` other than 'propagate' needs the norm of
+   * {@link DataParallel.clipGradNorm}. Default false: every rank updates all.
+   */
+  shardOptimizer: boolean({ default: false }),
 }
 const readOptions = reader(declared)
 
 /** Options of {@link dataParallel}. */
 export type DataParallelOptions = OptionsOf<typeof declared>
-
-/** Tensors that some ranks have together; null for one rank. */
-interface Together<T> {
-  readonly group: ProcessGroup | null
-  readonly tensors: readonly T[]
-}
 
 /**
  * Trains a model that every rank of a group has: after each backward the gradients are those of all ranks' losses, and the same
@@ -83,15 +79,21 @@ export function dataParallel(model: Module, group: ProcessGroup, options: DataPa
 export class DataParallel {
   /** All ranks. */
   readonly group: ProcessGroup
-  readonly #buckets: readonly Together<Parameter>[]
-  /** The parameters of experts that ranks share out, by the number of ranks that hold the same. */
-  readonly #shared: ReadonlyMap<Parameter, number>
+  readonly #buckets: readonly Bucket[]
+  /** By parameter whose gradient not all ranks have: how many do. */
+  readonly #held: ReadonlyMap<Parameter, number>
   readonly #scale: number
+  /** Parameters whose `grad` is of this rank alone. */
+  readonly #gathered = new Set<Parameter>()
   readonly #hooks: readonly HookHandle[]
   #paused = 0
 
   /** @internal */
-  constructor(model: Module, group: ProcessGroup, { bucketBytes, reduction }: ValuesOf<[typeof declared]>) {
+  constructor(
+    model: Module,
+    group: ProcessGroup,
+    { bucketBytes, reduction, shardOptimizer }: ValuesOf<[typeof declared]>,
+  ) {
     this.group = group
     this.#scale = reduction === 'mean' ? 1 / group.size : 1
     const parts = partsOf(model, group)
@@ -102,14 +104,16 @@ export class DataParallel {
       if (among && among.size > 1) noGrad(() => scope(() => overwrite(tensor, broadcast(tensor, among, { root: 0 }))))
     }
     const trained = parameters.filter(({ requiresGrad }) => requiresGrad)
-    this.#buckets = bucketsOf(
-      trained.map((tensor) => ({ group: parts.has(tensor) ? parts.get(tensor)! : group, tensors: [tensor] })),
-      bucketBytes,
-    )
-    const held = (parameter: Parameter) => parts.get(parameter)?.size ?? 1
-    this.#shared = new Map(trained.flatMap((parameter) => (parts.has(parameter) ? [[parameter, held(parameter)]] : [])))
-    const sync = () => this.#sync()
-    this.#hooks = trained.map((parameter) => registerAfterGrad(parameter, sync))
+    const groupOf = (parameter: Parameter) => (parts.has(parameter) ? parts.get(parameter)! : group)
+    const sharded = shardOptimizer && group.size > 1
+    this.#buckets = bucketsOf(trained, groupOf, { bucketBytes, sharded })
+    const split = sharded ? trained : trained.filter((parameter) => parts.has(parameter))
+    this.#held = new Map(split.map((parameter) => [parameter, sharded ? 1 : (groupOf(parameter)?.size ?? 1)]))
+    const exchange = (gradients: LeafGradients) => this.#exchange(gradients)
+    this.#hooks = [
+      ...trained.map((parameter) => registerExchange(parameter, exchange)),
+      ...(sharded ? this.#buckets.flatMap((bucket) => bucket.parameters.map((p) => shareUpdates(p, bucket))) : []),
+    ]
   }
 
   /**
@@ -186,7 +190,7 @@ export class DataParallel {
     checkNumber(op, 'maxNorm', maxNorm, 0)
     return noGrad(() =>
       scope(() => {
-        const all = this.#buckets.flatMap(({ tensors }) => tensors).filter(({ grad }) => grad !== null)
+        const all = this.#buckets.flatMap(({ parameters }) => parameters).filter(({ grad }) => grad !== null)
         const squareOf = (parameters: readonly Parameter[]): Tensor<'f64'> => {
           if (parameters.length === 0) return zeros([], { dtype: 'f64' })
           const grads = handleList(
@@ -195,10 +199,10 @@ export class DataParallel {
           )
           return square(wrap(native.norm(grads, 1), { shape: [], dtype: 'f64', device: parameters[0].device }))
         }
-        let total = squareOf(all.filter((parameter) => !this.#shared.has(parameter)))
-        if (this.#shared.size > 0) {
-          const own = [...new Set(this.#shared.values())].map((ranks) =>
-            mul(squareOf(all.filter((parameter) => this.#shared.get(parameter) === ranks)), 1 / ranks),
+        let total = squareOf(all.filter((parameter) => !this.#held.has(parameter)))
+        if (this.#held.size > 0) {
+          const own = [...new Set(this.#held.values())].map((ranks) =>
+            mul(squareOf(all.filter((parameter) => this.#held.get(parameter) === ranks)), 1 / ranks),
           )
           total = add(
             total,
@@ -229,78 +233,18 @@ export class DataParallel {
     this.dispose()
   }
 
-  #sync(): void {
-    if (this.#paused > 0) return
+  #exchange(gradients: LeafGradients): void {
+    const parameters = this.#buckets.flatMap(({ parameters }) => parameters)
+    if (this.#paused > 0) {
+      if (parameters.some((parameter) => parameter.grad && !this.#gathered.has(parameter)))
+        fail('UNSUPPORTED', 'DataParallel.noSync', 'there are gradients of all ranks: call zeroGrad before it')
+      for (const parameter of parameters) this.#gathered.add(parameter)
+      return
+    }
     noGrad(() => {
-      for (const { group, tensors } of this.#buckets) scope(() => this.#add(group, tensors))
+      for (const bucket of this.#buckets) bucket.addUp(gradients, this.#gathered, this.#scale)
+      for (const parameter of this.#gathered) parameter.grad = null
     })
+    this.#gathered.clear()
   }
-
-  #add(group: ProcessGroup | null, parameters: readonly Parameter[]): void {
-    const own = parameters.map(({ grad, shape, size, dtype, device }) =>
-      reshape(grad ?? zeros(shape, { dtype, device }), [size]),
-    )
-    const flat = own.length === 1 ? own[0] : concat(own, 0)
-    const sum = group && group.size > 1 ? allReduce(flat, group) : flat
-    const scaled = this.#scale === 1 ? sum : mul(sum, this.#scale)
-    let at = 0
-    for (const parameter of parameters) {
-      const part = reshape(slice(scaled, 0, at, at + parameter.size), parameter.shape)
-      at += parameter.size
-      if (parameter.grad) overwrite(parameter.grad, part)
-      else parameter.grad = part
-    }
-  }
-}
-
-/** By the tensors of experts that ranks share out: the ranks that hold the same, null for one. */
-function partsOf(model: Module, group: ProcessGroup): Map<Tensor, ProcessGroup | null> {
-  const shared = [...model.modules()].flatMap((module) => {
-    const share = module instanceof RoutedExperts || module instanceof SoftExperts ? module.share : null
-    return share ? [{ module, held: [share.first, share.count] }] : []
-  })
-  const parts = new Map<Tensor, ProcessGroup | null>()
-  if (shared.length === 0 || group.size === 1) return parts
-  const held = Int32Array.from(shared.flatMap(({ held }) => held))
-  using mine = tensor(held, [1, held.length])
-  using all = allGather(mine, group)
-  const numbers = all.dataSync()
-  const made = new Map<string, ProcessGroup | null>()
-  for (const [i, { module }] of shared.entries()) {
-    const keys = Array.from({ length: group.size }, (_, r) => {
-      const at = r * held.length + 2 * i
-      return `${numbers[at]} ${numbers[at + 1]}`
-    })
-    for (const key of new Set(keys)) {
-      const ranks = keys.flatMap((other, r) => (other === key ? [r] : []))
-      const list = ranks.join()
-      if (!made.has(list)) made.set(list, ranks.length === 1 ? null : group.newGroup(ranks))
-      if (!ranks.includes(group.rank)) continue
-      for (const { tensor } of module.stateEntries()) parts.set(tensor, made.get(list)!)
-      for (const parameter of module.parameters()) parts.set(parameter, made.get(list)!)
-    }
-  }
-  return parts
-}
-
-/** Neighbors of one group, dtype and device together, up to a size. */
-function bucketsOf(list: readonly Together<Parameter>[], bucketBytes: number): Together<Parameter>[] {
-  const buckets: { group: ProcessGroup | null; tensors: Parameter[]; bytes: number }[] = []
-  for (const { group, tensors } of list) {
-    const [parameter] = tensors
-    const { dtype, device, size } = parameter
-    const bytes = size * dtypeSize(dtype)
-    const fits = buckets.find(
-      (bucket) =>
-        bucket.group === group &&
-        bucket.tensors[0].dtype === dtype &&
-        bucket.tensors[0].device === device &&
-        bucket.bytes + bytes <= bucketBytes,
-    )
-    if (fits) {
-      fits.tensors.push(parameter)
-      fits.bytes += bytes
-    } else buckets.push({ group, tensors: [parameter], bytes })
-  }
-  return buckets
 }

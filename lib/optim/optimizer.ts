@@ -1,6 +1,6 @@
 import { currentRecorder, onFailure, refuseToWait } from '../autograd/context.js'
 import type { Recorder } from '../autograd/recorder.js'
-import { allOrNone, keep, scope } from '../autograd/scope.js'
+import { allOrNone, keep, noGrad, scope } from '../autograd/scope.js'
 import type { Parameter } from '../nn/parameter.js'
 import type { StateDict } from '../nn/state.js'
 import { copyLike } from '../ops/copy.js'
@@ -23,6 +23,7 @@ import {
   savedGroups,
   shareOptions,
 } from './groups.js'
+import { isOwn, sharedUpdatesOf } from './shared-updates.js'
 import { Skips } from './skips.js'
 import { problemOf, type StateTensors, shapeOf } from './state.js'
 import { normInStep, readStepOptions, type StepOptions } from './step-options.js'
@@ -130,13 +131,20 @@ export abstract class Optimizer<O extends object = object> {
 
   /**
    * Updates every parameter that has a gradient, in place; returns whether it did (see {@link StepOptions.onNonFinite}).
-   * Errors: OPTION if an option such as `lr` is invalid; NON_FINITE; SHAPE, DTYPE, DEVICE for `norm`; UNSUPPORTED for 'throw' in a captured step, and for
-   * 'skip' there beside another step of this optimizer.
+   * Errors: OPTION if an option such as `lr` is invalid; NON_FINITE; SHAPE, DTYPE, DEVICE for `norm`; UNSUPPORTED for 'throw' in a captured step, for
+   * 'skip' there beside another step of this optimizer, and for both with `shardOptimizer` unless there is a `norm`.
    */
   step(options?: StepOptions): boolean {
     const op = `${this.#op}.step`
     const due = this.#due(op)
     const { onNonFinite, norm } = readStepOptions(op, options, due[0]?.parameter.device)
+    const shared = sharedUpdatesOf(this.parameters)
+    if (shared.length > 0 && onNonFinite !== 'propagate' && norm === undefined)
+      fail(
+        'UNSUPPORTED',
+        op,
+        `onNonFinite: '${onNonFinite}' with shardOptimizer needs norm, of DataParallel.clipGradNorm`,
+      )
     const recorder = currentRecorder()
     const decides = onNonFinite === 'skip' && recorder !== null
     if (recorder) recorder.noteStep(op, this, decides)
@@ -153,6 +161,9 @@ export abstract class Optimizer<O extends object = object> {
       for (const parameter of fresh) if (this.#states.get(parameter)!.step === 0) this.#dropState(parameter)
       throw error
     }
+    noGrad(() => {
+      for (const updates of shared) updates.share()
+    })
     return true
   }
 
@@ -292,8 +303,8 @@ export abstract class Optimizer<O extends object = object> {
   }
 
   /**
-   * Copies the state. Checks everything first: all mismatches (an invalid step count, non-finite moments, another
-   * shape) are one STATE_DICT error, and nothing changes.
+   * Copies the state, that of parameters which this process updates. Checks everything first: all mismatches (an invalid step
+   * count, non-finite moments, another shape) are one STATE_DICT error, and nothing changes.
    */
   loadStateDict(dict: StateDict): void {
     scope(() => this.#stage(`${this.constructor.name}.loadStateDict`, 'the state', dict, undefined)())
@@ -320,7 +331,7 @@ export abstract class Optimizer<O extends object = object> {
     const problems = this.#mismatches(op, dict, tensors)
     if (problems.length > 0) misfit(problems)
     const staged = [...this.parameters.entries()].flatMap(([i, parameter]) => {
-      if (!Object.hasOwn(dict, `${i}.step`)) return []
+      if (!Object.hasOwn(dict, `${i}.step`) || !isOwn(parameter)) return []
       const copy = (name: string) => copyLike(dict[`${i}.${name}`], parameter)
       return [{ parameter, state: { step: dict[`${i}.step`].item(), tensors: mapped(tensors[i], copy) } }]
     })
