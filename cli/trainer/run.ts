@@ -253,7 +253,7 @@ export class Run {
     this.#schedule.moveTo(this.#step)
     const loss =
       this.#finite(() => this.#trainStep.run(this.#batches.at(this.#step))) / this.#charactersPerToken.training
-    const entry = entryOf(loss, this.#monitor.report())
+    const entry = entryOf(loss, this.#monitor.report(this.#group ?? undefined))
     this.#monitor.reset()
     this.#step++
     const learningRate = this.#optimizer.lr

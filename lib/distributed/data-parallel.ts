@@ -2,6 +2,7 @@ import { type LeafGradients, registerExchange } from '../autograd/backward.js'
 import type { HookHandle } from '../autograd/context.js'
 import { inBatchPart } from '../autograd/random.js'
 import { noGrad, scope } from '../autograd/scope.js'
+import { TopNGating } from '../nn/gating.js'
 import { checkModule, type Module } from '../nn/module.js'
 import type { Parameter } from '../nn/parameter.js'
 import { allReduce } from '../ops/all-reduce.js'
@@ -111,6 +112,7 @@ export class DataParallel {
     this.#held = new Map(split.map((parameter) => [parameter, sharded ? 1 : (groupOf(parameter)?.size ?? 1)]))
     const exchange = (gradients: LeafGradients) => this.#exchange(gradients)
     this.#hooks = [
+      ...shareLoads(model, (bias) => (parts.has(bias) ? parts.get(bias)! : group)),
       ...trained.map((parameter) => registerExchange(parameter, exchange)),
       ...(sharded ? this.#buckets.flatMap((bucket) => bucket.parameters.map((p) => shareUpdates(p, bucket))) : []),
     ]
@@ -247,4 +249,18 @@ export class DataParallel {
     })
     this.#gathered.clear()
   }
+}
+
+/** The routers of a model even out the loads of all ranks of a group, until the handles are removed. */
+function shareLoads(model: Module, groupOf: (bias: Tensor) => ProcessGroup | null): HookHandle[] {
+  return [...model.modules()].flatMap((gate) => {
+    if (!(gate instanceof TopNGating) || !gate.expertBias) return []
+    const before = gate.loadGroup
+    gate.loadGroup = groupOf(gate.expertBias)
+    return {
+      remove: () => {
+        gate.loadGroup = before
+      },
+    }
+  })
 }

@@ -1,5 +1,6 @@
 import { isComputingAgain } from '../autograd/context.js'
 import { allOrNone, keep, noGrad, scope } from '../autograd/scope.js'
+import { allReduce } from '../ops/all-reduce.js'
 import { mul } from '../ops/binary.js'
 import { overwrite } from '../ops/copy.js'
 import { reshape } from '../ops/reshape.js'
@@ -32,6 +33,7 @@ import {
   unchecked,
   type ValuesOf,
 } from '../runtime/options.js'
+import type { ProcessGroup } from '../runtime/process-group.js'
 import { ones, tensor, zeros } from '../tensor/create.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { type LayerOptions, Linear, layerOptions } from './linear.js'
@@ -246,6 +248,8 @@ export class TopNGating extends Module {
   readonly #ntlb: boolean
   /** f32 [E, 1], how many tokens chose each expert since the last update of the bias; null without one. */
   readonly #load: Tensor | null
+  /** @internal The ranks whose loads count; null for this process alone. */
+  loadGroup: ProcessGroup | null = null
 
   /** Errors: OPTION, DTYPE, DEVICE; they name `op`. */
   constructor(options: TopNGatingOptions, op = 'TopNGating') {
@@ -301,7 +305,8 @@ export class TopNGating extends Module {
    * often (loss-free balancing, arXiv 2408.15664). The load counts the tokens that chose an expert in training since the
    * last update, padding excluded and dropped ones included; what {@link recompute} runs again counts once, and a forward
    * of a layer that throws does not count. Call it after a step of the optimizer; it waits for the device. Nothing
-   * happens without a load. Errors: OPTION.
+   * happens without a load. In a model of {@link dataParallel}, and in a layer with a `processGroup`, the load is that of all
+   * ranks, which all call it. Errors: OPTION; those of `allReduce`.
    *
    * @example
    * ```ts
@@ -317,7 +322,8 @@ export class TopNGating extends Module {
     const [bias, load] = [this.expertBias, this.#load]
     if (!bias || !load) failWithoutBias(op)
     scope(() => {
-      const counts = Array.from(load.dataSync(), Number)
+      const loads = this.loadGroup ? noGrad(() => allReduce(load, this.loadGroup!)) : load
+      const counts = Array.from(loads.dataSync(), Number)
       const mean = counts.reduce((sum, count) => sum + count, 0) / counts.length
       const step = counts.map((count) => rate * Math.sign(mean - count))
       const { dtype, device } = bias

@@ -11,7 +11,7 @@ import { checkTensor, handleOf, type Tensor } from '../tensor/tensor.js'
 import type { ExpertChoiceGating } from './expert-choice-gating.js'
 import type { ExpertGroups } from './expert-groups.js'
 import type { Experts } from './experts.js'
-import { countingLoads, type TopNGating } from './gating.js'
+import { countingLoads, TopNGating } from './gating.js'
 import { Module } from './module.js'
 import { type MoEForwardOptions, type MoEOptions, readForwardOptions, readOptions } from './moe-options.js'
 import { makeParts } from './moe-parts.js'
@@ -88,6 +88,7 @@ export class MoE extends Module {
     }
     const parts = makeParts(op, o, (options) => new MoE(options))
     this.gate = parts.gate
+    if (this.gate instanceof TopNGating) this.gate.loadGroup = o.processGroup ?? null
     this.experts = parts.experts
     this.sharedExperts = parts.sharedExperts
   }

@@ -1,6 +1,7 @@
 import type { HookHandle } from '../autograd/context.js'
 import { isComputingAgain } from '../autograd/context.js'
-import { keep } from '../autograd/scope.js'
+import { keep, noGrad } from '../autograd/scope.js'
+import { allReduce } from '../ops/all-reduce.js'
 import { routerStatistics, statisticsSize } from '../ops/router-statistics.js'
 import type { Routing } from '../ops/routing.js'
 import { fail } from '../runtime/check.js'
@@ -8,12 +9,14 @@ import type { Device } from '../runtime/device.js'
 import { dtypeCode } from '../runtime/dtype.js'
 import { native } from '../runtime/native.js'
 import { boolean, type OptionsOf, reader } from '../runtime/options.js'
+import { groupHandle, type ProcessGroup } from '../runtime/process-group.js'
 import { zeros } from '../tensor/create.js'
 import { consumed } from '../tensor/handles.js'
 import { handleOf, type Tensor } from '../tensor/tensor.js'
 import { checkModule, type Module } from './module.js'
 import { MoE } from './moe.js'
 import { MoEResult } from './moe-result.js'
+import { RoutedExperts } from './routed-experts.js'
 import { type RoutingStats, statsFrom } from './routing-stats.js'
 
 const monitorOptions = {
@@ -45,7 +48,8 @@ class Watched {
   #sums: Tensor
   #K = 0
 
-  constructor(name: string, moe: MoE, evaluation: boolean) {
+  constructor(name: string, moe: MoE, { evaluation, isPart }: { evaluation: boolean; isPart: boolean }) {
+    this.isPart = isPart
     this.#name = name
     this.#moe = moe
     this.#sums = this.#zeros()
@@ -78,8 +82,12 @@ class Watched {
     this.#sums = sums
   }
 
-  report(): LayerStats {
-    const sums = this.#sums.dataSync()
+  /** Whether only some ranks have the layer: its tokens are those of all. */
+  readonly isPart: boolean
+
+  report(group: ProcessGroup | null): LayerStats {
+    using all = group && !this.isPart ? noGrad(() => allReduce(this.#sums, group)) : null
+    const sums = (all ?? this.#sums).dataSync()
     const [forwards, tokens] = sums
     return { name: this.#name, forwards, tokens, ...statsFrom(sums, this.#moe.numExperts, this.#K) }
   }
@@ -93,6 +101,14 @@ class Watched {
     this.#sums.dispose()
   }
 }
+
+/** The modules inside of experts that ranks share out. */
+const partsOf = (model: Module): ReadonlySet<Module> =>
+  new Set(
+    [...model.modules()].flatMap((module) =>
+      module instanceof RoutedExperts && module.share ? [...module.modules()] : [],
+    ),
+  )
 
 /**
  * Watches the routers of all {@link MoE} layers in a model, in training mode. A forward adds to sums on the device of the
@@ -121,17 +137,23 @@ export class MoEMonitor {
       if (module instanceof MoE && !found.has(module)) found.set(module, name)
     if (found.size === 0) fail('OPTION', op, 'model must contain a MoE')
     try {
-      for (const [moe, name] of found) this.#layers.push(new Watched(name, moe, evaluation))
+      const parts = partsOf(model)
+      for (const [moe, name] of found) this.#layers.push(new Watched(name, moe, { evaluation, isPart: parts.has(moe) }))
     } catch (error) {
       this.dispose()
       throw error
     }
   }
 
-  /** What each layer did since the last reset, in the order of the model. Waits for the device. Errors: DISPOSED. */
-  report(): LayerStats[] {
+  /**
+   * What each layer did since the last reset, in the order of the model. Waits for the device. With a `group`, whose ranks all
+   * call it, what it did on all of them together; a layer inside of experts that ranks share out has their tokens anyway.
+   * Errors: DISPOSED; those of `allReduce`.
+   */
+  report(group?: ProcessGroup): LayerStats[] {
     this.#checkLive('report')
-    return this.#layers.map((layer) => layer.report())
+    if (group !== undefined) groupHandle('MoEMonitor.report', group)
+    return this.#layers.map((layer) => layer.report(group ?? null))
   }
 
   /** Starts anew. Errors: DISPOSED. */

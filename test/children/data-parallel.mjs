@@ -4,10 +4,12 @@ import {
   captureStep,
   clipGradNorm,
   dataParallel,
+  Generator,
   initProcessGroup,
   Linear,
   Module,
   MoE,
+  MoEMonitor,
   manualSeed,
   ops,
   randn,
@@ -212,4 +214,52 @@ async function data() {
   group.destroy()
 }
 
-await runJob({ steps, data })
+/** Loads of all ranks: biases of routers and a monitor's report are those of one process. */
+async function loads() {
+  const group = initProcessGroup()
+  const { rank, size: R } = group
+  const bias = { scoreFunction: 'sigmoid', expertBias: true, numExperts: 4 }
+  const layers = [
+    ['on every rank', {}, {}],
+    ['shared out', { processGroup: group }, {}],
+    ['shared out, two levels', { processGroup: group }, { numExperts: [Math.max(2, R), 4] }],
+    ['replicas, two levels', { processGroup: group }, { numExperts: [2, 4] }],
+  ]
+  for (const [name, share, options] of layers)
+    for (const isParallel of name === 'shared out' ? [true, false] : [true]) {
+      const made = (share) => {
+        manualSeed(5)
+        return new MoE({ dim: 16, ...all, ...bias, ...options, ...share })
+      }
+      const [one, layer] = [made({}), made(share)]
+      const parallel = isParallel ? dataParallel(layer, group) : null
+      const [watchedOne, watched] = [new MoEMonitor(one), new MoEMonitor(layer)]
+      const generator = new Generator(77)
+      for (let step = 0; step < 3; step++) {
+        const inputs = range(R, () => randn([2, 12, 16], { generator }).add(step))
+        for (const x of inputs) one.forward(x)
+        layer.forward(inputs[rank])
+        one.updateExpertBias(0.01)
+        layer.updateExpertBias(0.01)
+      }
+      const whole = one.stateDict()
+      const what = `${name}, ${isParallel}`
+      for (const [key, x] of Object.entries(layer.stateDict()))
+        if (key.endsWith('expert_bias')) near(`${what}: ${key}`, numbers(x), numbers(whole[key]), 1e-6)
+      const [own, wanted] = [watched.report(group), watchedOne.report()]
+      for (const field of ['tokens', 'forwards', 'keptPerExpert', 'firstChoicePerExpert', 'routerEntropy'])
+        near(`${what}: ${field}`, [own[0][field]].flat(), [wanted[0][field]].flat(), 1e-5)
+      expect(`${what}: of this rank alone`, watched.report()[0].tokens, wanted[0].tokens / R)
+      for (const inner of R > 1 && name === 'shared out, two levels' ? own.slice(1) : [])
+        expect(`${what}: ${inner.name}`, inner.tokens, wanted.find((each) => each.name === inner.name).tokens)
+      parallel?.dispose()
+      if (name === 'on every rank') {
+        manualSeed(200 + rank)
+        layer.forward(randn([1, 12 + rank, 16]))
+        layer.updateExpertBias(0.01) // of this rank alone again: nobody waits
+      }
+    }
+  group.destroy()
+}
+
+await runJob({ steps, data, loads })

@@ -3,7 +3,7 @@ import { runRanks } from '../support/jobs.js'
 
 /** Layers whose experts are spread over processes, against one process that has the batches of all. */
 
-const atLeast = { exact: 4900, steps: 150, data: 300, refusals: 5, memory: 5 }
+const atLeast = { exact: 4900, steps: 150, data: 300, loads: 30, refusals: 5, memory: 5 }
 type Ranks = [keyof typeof atLeast, 'mpich' | 'impi', number, string]
 const jobs: Ranks[] = [
   ['exact', 'mpich', 1, 'all'],
@@ -16,12 +16,13 @@ const jobs: Ranks[] = [
   ['steps', 'impi', 2, 'all'],
   ...[1, 2, 3, 4].map((ranks): Ranks => ['data', 'mpich', ranks, 'all']),
   ['data', 'impi', 2, 'all'],
+  ...[1, 2, 3].map((ranks): Ranks => ['loads', 'mpich', ranks, 'all']),
   ['refusals', 'mpich', 2, 'all'],
   ['memory', 'mpich', 4, 'all'],
 ]
 
 test.for(jobs)('%s: %s, %d ranks, %s', async ([what, library, ranks, which], context) => {
-  const child = what === 'steps' || what === 'data' ? 'data-parallel.mjs' : 'expert-parallel.mjs'
+  const child = ['steps', 'data', 'loads'].includes(what) ? 'data-parallel.mjs' : 'expert-parallel.mjs'
   const { exitCode, answers, errors } = await runRanks(context, library, child, ranks, what, which)
   expect({ exitCode, errors }).toEqual({ exitCode: 0, errors: [] })
   for (const [end] of answers) {
