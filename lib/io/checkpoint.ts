@@ -3,15 +3,18 @@ import { scope } from '../autograd/scope.js'
 import { checkpointOfLoader, type DataLoader, isDataLoader, stageLoader } from '../data/loader.js'
 import { Module } from '../nn/module.js'
 import { type StateDict, stageState, stateOf } from '../nn/state.js'
-import { checkpointOfEMA, type EMA, isEMA, stageEMA } from '../optim/ema.js'
+import { checkpointOfEMA, type EMA, isEMA, parametersOfEMA, stageEMA } from '../optim/ema.js'
 import { checkpointOf, isOptimizer, type Optimizer, stageOptimizer } from '../optim/optimizer.js'
 import { checkpointOfSchedule, isSchedule, type Schedule, stageSchedule } from '../optim/schedule.js'
 import { checkInteger, checkOptions, checkPath, fail, isPlain } from '../runtime/check.js'
 import { MoeError, show } from '../runtime/errors.js'
+import { groupHandle, type ProcessGroup } from '../runtime/process-group.js'
 import { writeTogether } from './atomic.js'
 import { run } from './files.js'
+import { GlobalNames, type StateOf } from './global-names.js'
 import { fromJson, toJson } from './json.js'
 import { checkContents, type FileContent } from './plain-files.js'
+import { rankFilesIn, writeRanks } from './rank-files.js'
 import { checkMetadata, type SafetensorsOptions } from './safetensors.js'
 import { encode, headerIn, load } from './tensor-file.js'
 
@@ -59,6 +62,11 @@ export interface SaveCheckpointOptions extends SafetensorsOptions {
 export interface Checkpoint extends CheckpointTargets, CheckpointProgress {
   /** The generator whose state is saved. Default: {@link defaultGenerator}. */
   generator?: Generator
+  /**
+   * Its ranks save together, and all call it: `path` is a folder, in which each writes a file with a part of the tensors, and
+   * rank 0 an index at the end. Step, options, the random state and `extra` are those of rank 0.
+   */
+  group?: ProcessGroup
 }
 
 const aboutKey = 'st-moe.checkpoint'
@@ -68,17 +76,38 @@ interface Kind<T> {
   is(value: unknown): value is T
   save(target: T, op: string): { state: StateDict; options: unknown }
   stage(target: T, op: string, what: string, state: StateDict, options: unknown): () => void
+  /** The parameters that its state belongs to, if it does. */
+  stateOf?(target: T): StateOf
+  /** Options whose numbers are those of this process. */
+  optionsHere?(target: T, options: unknown): unknown
 }
 
 const kinds = {
-  optimizer: { is: isOptimizer, save: checkpointOf, stage: stageOptimizer } satisfies Kind<Optimizer>,
+  optimizer: {
+    is: isOptimizer,
+    save: checkpointOf,
+    stage: stageOptimizer,
+    stateOf: ({ parameters }) => ({ parameters: parameters.map((each, i) => [`${i}`, each]), hasKinds: true }),
+    optionsHere: (optimizer, options) => countedHere(optimizer.groups, options),
+  } satisfies Kind<Optimizer>,
   schedule: { is: isSchedule, save: checkpointOfSchedule, stage: stageSchedule } satisfies Kind<Schedule>,
-  ema: { is: isEMA, save: checkpointOfEMA, stage: stageEMA } satisfies Kind<EMA>,
+  ema: {
+    is: isEMA,
+    save: checkpointOfEMA,
+    stage: stageEMA,
+    stateOf: (ema) => ({ parameters: parametersOfEMA(ema), hasKinds: false }),
+  } satisfies Kind<EMA>,
   loader: { is: isDataLoader, save: checkpointOfLoader, stage: stageLoader } satisfies Kind<
     DataLoader<unknown, unknown>
   >,
 }
 type KindName = keyof typeof kinds
+
+/** With the numbers of parameters that groups have here: ranks that share out experts have others. */
+const countedHere = (groups: readonly { params: readonly unknown[] }[], options: unknown): unknown =>
+  Array.isArray(options)
+    ? options.map((each, i) => ({ ...each, parameters: groups[i]?.params.length ?? each?.parameters }))
+    : options
 
 const kindNames = Object.keys(kinds) as KindName[]
 const names = ['model', ...kindNames, 'generator'] as const
@@ -142,7 +171,8 @@ const unprefixed = (prefix: string, state: StateDict): StateDict =>
  * atomically. A run that resumes from it continues bit for bit. Throws, and does not touch the previous file, if
  * {@link loadCheckpoint} could not read the new one. `options` adds strings, and files that belong to it.
  *
- * Errors: OPTION, DISPOSED, FILE_SYSTEM; NON_FINITE if the state of an optimizer is not finite.
+ * Errors: OPTION, DISPOSED, FILE_SYSTEM; NON_FINITE if the state of an optimizer is not finite; with a `group` also those of
+ * collectives, and UNSUPPORTED for a state that cannot be divided by experts. An error of one rank is one of all, and names it.
  *
  * @example
  * ```ts
@@ -161,32 +191,49 @@ export async function saveCheckpoint(
   const op = 'saveCheckpoint'
   const { metadata, beside = [] } = checkOptions<SaveCheckpointOptions>(op, options, ['metadata', 'beside'])
   const files = checkContents(op, 'beside', beside)
-  const parts = encodeCheckpoint(op, checkpoint, checkMetadata(op, metadata))
-  await writeTogether([...files, { path: checkPath(op, path), parts }], op)
+  const own = checkMetadata(op, metadata)
+  const { group, ...content } = checkOptions<Checkpoint>(op, checkpoint, [...names, 'step', 'extra', 'group'])
+  checkPath(op, path)
+  if (group !== undefined) {
+    groupHandle(op, group)
+    await writeRanks(op, { folder: path, group, files }, () => collect(op, content, own, true))
+    return
+  }
+  const parts = scope(() => {
+    const { state, metadata } = collect(op, content, own, false)
+    return encode(op, state, metadata)
+  })
+  await writeTogether([...files, { path, parts }], op)
 }
 
-/** The parts of a file, with copies of the tensors. */
-function encodeCheckpoint(op: string, checkpoint: Checkpoint, metadata: Record<string, string>): Uint8Array[] {
-  const { step, extra, ...rest } = checkOptions<Checkpoint>(op, checkpoint, [...names, 'step', 'extra'])
+/** What a checkpoint holds, with copies of the tensors in the surrounding scope, under names of this process or global ones. */
+function collect(
+  op: string,
+  { step, extra, ...rest }: Partial<Checkpoint>,
+  metadata: Record<string, string>,
+  isGlobal: boolean,
+): { state: StateDict; metadata: Record<string, string> } {
   checkInteger(op, 'step', step, 0)
   const { model, kept, generator = defaultGenerator } = checkTargets(op, rest)
-  return scope(() => {
-    const parts = kept.map((named) => ({ named, ...kindOf(named).save(named.target, op) }))
-    const states = parts.map(({ named, state }) => prefixed(prefixOf(named), state))
-    const of = (kind: KindName) =>
-      parts.flatMap(({ named, options }) => (named.kind === kind ? [{ name: named.name, options }] : []))
-    const saved = Object.fromEntries(kindNames.map((kind) => [listOf(kind), of(kind)])) as Saved
-    const { seed, step: position } = generator
-    const about: About = { step: step as number, extra, ...saved, generator: { seed, step: position } }
-    const state: StateDict = Object.assign(prefixed(modelPrefix, stateOf(op, model)), ...states)
-    return encode(op, state, { ...metadata, [aboutKey]: toJson(op, about, 'extra') })
+  const globalNames = isGlobal ? new GlobalNames(op, model) : null
+  const parts = kept.map((named) => ({ named, ...kindOf(named).save(named.target, op) }))
+  const states = parts.map(({ named, state }) => {
+    const of = kindOf(named).stateOf?.(named.target)
+    return prefixed(prefixOf(named), globalNames && of ? globalNames.toGlobal(of, state) : state)
   })
+  const of = (kind: KindName) =>
+    parts.flatMap(({ named, options }) => (named.kind === kind ? [{ name: named.name, options }] : []))
+  const saved = Object.fromEntries(kindNames.map((kind) => [listOf(kind), of(kind)])) as Saved
+  const { seed, step: position } = generator
+  const about: About = { step: step as number, extra, ...saved, generator: { seed, step: position } }
+  const state: StateDict = Object.assign(prefixed(modelPrefix, stateOf(op, model)), ...states)
+  return { state, metadata: { ...metadata, [aboutKey]: toJson(op, about, 'extra') } }
 }
 
 /**
  * Restores the targets from a file of {@link saveCheckpoint}, all or none, and returns `step`, `extra` and the metadata. Optimizers
  * get their saved options: to use another `lr`, set it after the load. The random state is restored only if `generator`
- * is given.
+ * is given. A folder that ranks have saved loads in any number of processes, and a file in ranks: each takes what it holds.
  *
  * Errors: FILE_FORMAT if the file is not a checkpoint, STATE_DICT if it does not match the targets, OPTION,
  * FILE_SYSTEM.
@@ -204,15 +251,22 @@ export async function loadCheckpoint(path: string, targets: CheckpointTargets): 
   const op = 'loadCheckpoint'
   const { model, kept, generator } = checkTargets(op, checkOptions<CheckpointTargets>(op, targets, names))
   const prefixes = [modelPrefix, ...kept.map(prefixOf)]
-  const isWanted = (name: string): boolean => prefixes.some((prefix) => name.startsWith(prefix))
-  const { tensors, metadata } = await run(load(op, path, isWanted))
+  const globalNames = new GlobalNames(op, model)
+  const isWanted = (name: string): boolean =>
+    prefixes.some((prefix) => name.startsWith(prefix) && globalNames.isHere(name.slice(prefix.length)))
+  const ofRanks = await rankFilesIn(op, checkPath(op, path))
+  const { tensors, metadata } = await (ofRanks?.load(isWanted) ?? run(load(op, path, isWanted)))
   try {
     const about = parse(op, path, metadata)
     scope(() => {
       const stage = (named: Named): (() => void) => {
-        const options = savedOptions(op, path, about, named)
+        const { stateOf, optionsHere, stage } = kindOf(named)
+        const saved = savedOptions(op, path, about, named)
+        const options = ofRanks && optionsHere ? optionsHere(named.target, saved) : saved
         const state = unprefixed(prefixOf(named), tensors)
-        return kindOf(named).stage(named.target, op, `${path}: the state of ${shown(named)}`, state, options)
+        const of = stateOf?.(named.target)
+        const own = of ? (ofRanks ? globalNames.toLocal(of, state) : globalNames.ownSlices(of, state)) : state
+        return stage(named.target, op, `${path}: the state of ${shown(named)}`, own, options)
       }
       const ofKept = kept.map(stage)
       const ofModel = stageState(model, op, `${path}: the state of the model`, unprefixed(modelPrefix, tensors))
@@ -237,7 +291,7 @@ export async function loadCheckpoint(path: string, targets: CheckpointTargets): 
  */
 export async function checkpointProgress(path: string): Promise<LoadedProgress> {
   const op = 'checkpointProgress'
-  const { metadata } = await run(headerIn(op, checkPath(op, path)))
+  const { metadata } = (await rankFilesIn(op, checkPath(op, path))) ?? (await run(headerIn(op, path)))
   return progressOf(parse(op, path, metadata), metadata)
 }
 

@@ -52,6 +52,8 @@ const copyOf = (tensor: Tensor): Tensor => keep(tensor.detach().clone())
 export let isEMA: (value: unknown) => value is EMA
 /** Averages and options for a checkpoint. Errors: UNSUPPORTED while the model has the averages. */
 export let checkpointOfEMA: (ema: EMA, op: string) => { state: StateDict; options: object }
+/** The parameters by the names of their averages. */
+export let parametersOfEMA: (ema: EMA) => readonly (readonly [name: string, parameter: Parameter])[]
 /** Checks averages and options; the returned function, which needs no memory, sets them. */
 export let stageEMA: (ema: EMA, op: string, what: string, state: StateDict, options: unknown) => () => void
 
@@ -252,6 +254,7 @@ export class EMA {
       ema.#expectOwn(op)
       return { options: { decay: ema.#decay(op) }, state: ema.stateDict() }
     }
+    parametersOfEMA = (ema) => ema.#entries.map(({ name, parameter }) => [name, parameter])
     stageEMA = (ema, op, what, state, options) => {
       const read = checkFit(op, what, () => readOptions(op, options))
       const write = ema.#stage(op, what, state)

@@ -147,8 +147,8 @@ export default [
   {
     name: 'whole-checkpoint-read',
     file: 'lib/io/checkpoint.ts',
-    from: 'prefixes.some((prefix) => name.startsWith(prefix))',
-    to: "prefixes.some((prefix) => name.startsWith(prefix) || name !== '')",
+    from: 'name.startsWith(prefix) && globalNames',
+    to: "(name.startsWith(prefix) || name !== '') && globalNames",
     breaks: 'moments that are not restored are read',
     tests: ['test/io/file-pieces.own.test.ts'],
   },

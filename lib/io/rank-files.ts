@@ -1,0 +1,191 @@
+import { randomBytes } from 'node:crypto'
+import { join } from 'node:path'
+import { scope } from '../autograd/scope.js'
+import type { StateDict } from '../nn/state.js'
+import { allGather } from '../ops/all-gather.js'
+import { fail } from '../runtime/check.js'
+import { dtypeSize } from '../runtime/dtype.js'
+import { MoeError, type MoeErrorCode, show } from '../runtime/errors.js'
+import type { ProcessGroup } from '../runtime/process-group.js'
+import { tensor } from '../tensor/create.js'
+import type { Tensor } from '../tensor/tensor.js'
+import { type NewFile, writeTogether } from './atomic.js'
+import { call, quietly, type Routine, run, unless } from './files.js'
+import { readJson } from './json.js'
+import { makeFolder } from './make-folder.js'
+import type { LoadedTensors } from './safetensors.js'
+import { encode, load } from './tensor-file.js'
+
+/**
+ * A checkpoint that several ranks write: a file of each, and an index as that of Hugging Face's models, which rank 0 writes
+ * last. The names of the files are new each time, so the earlier checkpoint is whole until the index is replaced.
+ */
+
+const indexName = 'checkpoint.safetensors.index.json'
+const filePattern = /^checkpoint-[0-9a-f]{8}-\d{5}-of-\d{5}\.safetensors$/
+
+/** What one rank has to say to the others. */
+type Said = { error: string; code: MoeErrorCode } | { text: string }
+
+/** What each rank says. An error of one is an error of all, which names it. */
+function agree(op: string, group: ProcessGroup, own: () => string): string[] {
+  let failure: unknown
+  let said: Said
+  try {
+    said = { text: own() }
+  } catch (error) {
+    failure = error
+    said = { error: (error as Error).message, code: error instanceof MoeError ? error.code : 'FILE_SYSTEM' }
+  }
+  const all = textsOf(group, JSON.stringify(said)).map((text) => JSON.parse(text) as Said)
+  if (failure) throw failure
+  return all.map((each, rank) =>
+    'error' in each ? fail(each.code, op, `rank ${rank} failed: ${each.error}`) : each.text,
+  )
+}
+
+function textsOf(group: ProcessGroup, text: string): string[] {
+  if (group.size === 1) return [text]
+  const bytes = Buffer.from(text)
+  return scope(() => {
+    const splits = [...allGather(tensor(Int32Array.of(bytes.length)), group).dataSync()]
+    const all = Buffer.from(allGather(tensor(Int32Array.from(bytes)), group, { splits }).dataSync())
+    let at = 0
+    return splits.map((length) => {
+      at += length
+      return all.subarray(at - length, at).toString()
+    })
+  })
+}
+
+interface Collected {
+  state: StateDict
+  metadata: Record<string, string>
+}
+
+/** Each tensor to the rank with the fewest bytes of those that have it. */
+function writersOf(lists: readonly Record<string, number>[]): Map<string, number> {
+  const loads = lists.map(() => 0)
+  const writers = new Map<string, number>()
+  for (const name of [...new Set(lists.flatMap((list) => Object.keys(list)))].sort()) {
+    const ranks = lists.flatMap((list, rank) => (Object.hasOwn(list, name) ? [rank] : []))
+    const writer = ranks.reduce((best, rank) => (loads[rank] < loads[best] ? rank : best))
+    loads[writer] += lists[writer][name]
+    writers.set(name, writer)
+  }
+  return writers
+}
+
+const bytesOf = ({ size, dtype }: Tensor): number => size * dtypeSize(dtype)
+
+/** Writes what ranks collect, each tensor once, and `files` of rank 0 with the index. All ranks call it, and wait for it. */
+export async function writeRanks(
+  op: string,
+  { folder, group, files }: { folder: string; group: ProcessGroup; files: readonly NewFile[] },
+  collect: () => Collected,
+): Promise<void> {
+  const { rank, size } = group
+  const made = scope(() => {
+    let own: Collected = { state: {}, metadata: {} }
+    const lists = agree(op, group, () => {
+      own = collect()
+      const tensors = Object.fromEntries(Object.entries(own.state).map(([name, value]) => [name, bytesOf(value)]))
+      return JSON.stringify({ tensors, save: randomBytes(4).toString('hex') })
+    }).map((text) => JSON.parse(text) as { tensors: Record<string, number>; save: string })
+    const sizes = lists.map(({ tensors }) => tensors)
+    const writers = writersOf(sizes)
+    const number = (n: number): string => String(n).padStart(5, '0')
+    const fileOf = (r: number) => `checkpoint-${lists[0].save}-${number(r + 1)}-of-${number(size)}.safetensors`
+    const state = Object.fromEntries(Object.entries(own.state).filter(([name]) => writers.get(name) === rank))
+    const total = [...writers].reduce((sum, [name, writer]) => sum + sizes[writer][name], 0)
+    const map = Object.fromEntries([...writers].map(([name, writer]) => [name, fileOf(writer)]))
+    const index = { metadata: { ...own.metadata, total_size: total }, weight_map: map }
+    return {
+      file: fileOf(rank),
+      save: lists[0].save,
+      parts: encode(op, state, {}),
+      index: JSON.stringify(index, null, 1),
+    }
+  })
+  const path = join(folder, made.file)
+  const written = await failureOf(async () => {
+    makeFolder(folder)
+    await writeTogether([{ path, parts: made.parts }], op)
+  })
+  try {
+    agree(op, group, () => orThrow(written))
+  } catch (error) {
+    await run(quietly(call('unlink', path)))
+    throw error
+  }
+  const indexed = await failureOf(async () => {
+    if (rank !== 0) return
+    await writeTogether([...files, { path: join(folder, indexName), parts: [Buffer.from(made.index)] }], op)
+    await run(quietly(removeOthers(folder, made.save)))
+  })
+  agree(op, group, () => orThrow(indexed))
+}
+
+/** What a function fails with; undefined if it does not. */
+const failureOf = (fn: () => Promise<void>): Promise<unknown> =>
+  fn().then(
+    () => undefined,
+    (error: unknown) => error,
+  )
+
+function orThrow(failure: unknown): string {
+  if (failure) throw failure
+  return ''
+}
+
+/** Removes the files of earlier saves, also of those that did not come to their end, with their temporary files. */
+function* removeOthers(folder: string, save: string): Routine<void> {
+  for (const name of yield* call('readdir', folder))
+    if (filePattern.test(name.replace(/\.[0-9a-f]{16}\.tmp$/, '')) && !name.includes(`-${save}-`))
+      yield* quietly(call('unlink', join(folder, name)))
+}
+
+/** A checkpoint of several ranks: what is said with it, and its tensors. */
+export interface RankFiles {
+  metadata: Record<string, string>
+  /** Those whose names pass. Errors: FILE_FORMAT, FILE_SYSTEM, STATE_DICT. */
+  load(isWanted: (name: string) => boolean): Promise<LoadedTensors>
+}
+
+/** Null where the path is not a folder. Errors: FILE_FORMAT, FILE_SYSTEM. */
+export async function rankFilesIn(op: string, folder: string): Promise<RankFiles | null> {
+  const stats = await run(unless(['ENOENT', 'ENOTDIR'], call('stat', folder))).catch(() => null)
+  if (!stats?.isDirectory()) return null
+  const path = join(folder, indexName)
+  const wrong = (text: string): never => fail('FILE_FORMAT', op, `${path}: ${text}`)
+  const { metadata, weight_map: map } = (readJson(op, path) ?? {}) as { metadata?: unknown; weight_map?: unknown }
+  const isObject = (value: unknown): value is Record<string, unknown> => typeof value === 'object' && value !== null
+  if (!isObject(map) || !isObject(metadata)) return wrong('metadata and weight_map must be objects')
+  const texts = Object.entries(metadata).filter((entry): entry is [string, string] => typeof entry[1] === 'string')
+  const fileOf = (name: string): string => {
+    const file = map[name]
+    return typeof file === 'string' && filePattern.test(file)
+      ? file
+      : wrong(`the file of ${show(name)} must be one of this checkpoint, got ${show(file)}`)
+  }
+  const said = Object.fromEntries(texts)
+  return {
+    metadata: said,
+    async load(isWanted) {
+      const names = new Map<string, string[]>()
+      for (const name of Object.keys(map).filter(isWanted)) {
+        const file = fileOf(name)
+        names.set(file, [...(names.get(file) ?? []), name])
+      }
+      const tensors: LoadedTensors['tensors'] = {}
+      try {
+        for (const [file, wanted] of names)
+          Object.assign(tensors, (await run(load(op, join(folder, file), wanted))).tensors)
+        return { tensors, metadata: said }
+      } catch (error) {
+        for (const each of Object.values(tensors)) each.dispose()
+        throw error
+      }
+    },
+  }
+}
