@@ -11,6 +11,7 @@ import { main } from './main.js'
 import { memorySuite } from './memory-suite.js'
 import { modelSuite } from './model-suite.js'
 import { nativeSuite, opSuite } from './native-suite.js'
+import { processesSuite } from './processes-suite.js'
 import type { Report, Suite } from './report.js'
 import { serverSuite } from './server-suite.js'
 import { softSuite } from './soft-suite.js'
@@ -30,6 +31,7 @@ const suites: Record<string, Suite> = {
   server: serverSuite,
   generate: generateSuite,
   memory: memorySuite,
+  processes: processesSuite,
 }
 
 const help = `npm run bench -- [options]

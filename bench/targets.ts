@@ -176,6 +176,16 @@ export const targets: readonly Target[] = [
     "generation by the demo's model, 16 texts at once: characters per second vs. a forward of 128 for each",
     versus('st-moe/generate', 'whole-context/generate', { texts: 16 }),
   ),
+  atLeast(
+    0.9,
+    'layer, forward + backward, in two processes of one thread: times as fast as in one process of two threads',
+    versus('st-moe/processes/layer', 'st-moe/processes/layer', { processes: 2 }),
+  ),
+  atMost(
+    1,
+    "a step of the demo's model in two processes: its time, of that of its computation and 1.1 exchanges of its gradients",
+    versus('st-moe/processes/demo step', 'st-moe/processes/compute and 1.1 exchanges', {}, 'time'),
+  ),
   atMost(
     20,
     "ms that the event loop waits (99th percentile) while the demo's model trains and another one answers requests",

@@ -2,7 +2,7 @@ import { spawnSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, describe, expect, test } from 'vitest'
+import { afterAll, describe, expect, test, vi } from 'vitest'
 import { serverChart } from '../../bench/bar-charts.js'
 import { compare, describe as text } from '../../bench/compare.js'
 import { ExecutedCounter } from '../../bench/executed.js'
@@ -16,6 +16,7 @@ import { sectionsOf } from '../../bench/sections.js'
 import { isMet, missedList, targets } from '../../bench/targets.js'
 import { spreadOf } from '../../cli/bench/statistics.js'
 import { root } from '../support/blocks.js'
+import { mpiFor } from '../support/mpi.js'
 import { long } from '../support/numbers.js'
 import { pythonFor, pythonPatience, referencePython } from '../support/python.js'
 
@@ -24,6 +25,12 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }))
 
 function bench(...args: string[]) {
   return spawnSync(process.execPath, ['--import', 'tsx', 'bench/run.ts', ...args], { cwd: root, encoding: 'utf8' })
+}
+
+/** The arguments, and a report, of the suite of several processes. */
+const inProcesses = (name: string) => {
+  const json = join(folder, name)
+  return { json, args: ['--quick', '--no-peers', '--repetitions', '2', '--suite', 'processes', '--json', json] }
 }
 
 const around = (median: number, by = 0.02) => ({ median, low: median * (1 - by), high: median * (1 + by) })
@@ -328,9 +335,28 @@ describe('npm run bench', () => {
     pythonPatience,
   )
 
+  test.skipIf(!long)('two processes are measured beside one', (context) => {
+    const { json, args } = inProcesses('processes.json')
+    vi.stubEnv('ST_MOE_MPI_LIBRARY', mpiFor(context, 'mpich').library)
+    const { status, stderr } = bench(...args)
+    vi.unstubAllEnvs()
+    expect(status, stderr).toBe(0)
+    const asked = targets.filter(({ question }) => question.includes('two processes'))
+    expect(asked.map((target) => isMet(target, readReport(json)) === null)).toEqual([false, false])
+  })
+
+  test('without a library two processes are left out', () => {
+    const { json, args } = inProcesses('one-process.json')
+    vi.stubEnv('ST_MOE_MPI_LIBRARY', join(folder, 'nothing.so'))
+    const { status, stderr } = bench(...args)
+    vi.unstubAllEnvs()
+    expect([status, readReport(json).results]).toEqual([0, []])
+    expect(stderr).toContain('The suite processes is left out')
+  })
+
   test('a wrong option is named', () => {
     expect(bench('--suite', 'speed').stderr).toContain(
-      "--suite must be native, ops, layer, growth, bf16, routers, soft, model, capture, server, generate, memory, got 'speed'",
+      "--suite must be native, ops, layer, growth, bf16, routers, soft, model, capture, server, generate, memory, processes, got 'speed'",
     )
     const { stderr, status } = bench('--suite', 'layer', '--threads', '0')
     expect(stderr).toContain("--threads must be whole numbers of at least 1, got '0'")
