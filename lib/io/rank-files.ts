@@ -27,8 +27,13 @@ const filePattern = /^checkpoint-[0-9a-f]{8}-\d{5}-of-\d{5}\.safetensors$/
 /** What one rank has to say to the others. */
 type Said = { error: string; code: MoeErrorCode } | { text: string }
 
-/** What each rank says. An error of one is an error of all, which names it. */
-function agree(op: string, group: ProcessGroup, own: () => string): string[] {
+/** What each rank says, and what this one failed with. */
+interface Told {
+  said: readonly Said[]
+  failure?: unknown
+}
+
+function tell(group: ProcessGroup, own: () => string): Told {
   let failure: unknown
   let said: Said
   try {
@@ -37,9 +42,13 @@ function agree(op: string, group: ProcessGroup, own: () => string): string[] {
     failure = error
     said = { error: (error as Error).message, code: error instanceof MoeError ? error.code : 'FILE_SYSTEM' }
   }
-  const all = textsOf(group, JSON.stringify(said)).map((text) => JSON.parse(text) as Said)
+  return { said: textsOf(group, JSON.stringify(said)).map((text) => JSON.parse(text) as Said), failure }
+}
+
+/** The texts of all ranks. An error of one is an error of all, which names it. */
+function textsIn(op: string, { said, failure }: Told): string[] {
   if (failure) throw failure
-  return all.map((each, rank) =>
+  return said.map((each, rank) =>
     'error' in each ? fail(each.code, op, `rank ${rank} failed: ${each.error}`) : each.text,
   )
 }
@@ -87,11 +96,12 @@ export async function writeRanks(
   const { rank, size } = group
   const made = scope(() => {
     let own: Collected = { state: {}, metadata: {} }
-    const lists = agree(op, group, () => {
+    const told = tell(group, () => {
       own = collect()
       const tensors = Object.fromEntries(Object.entries(own.state).map(([name, value]) => [name, bytesOf(value)]))
       return JSON.stringify({ tensors, save: randomBytes(4).toString('hex') })
-    }).map((text) => JSON.parse(text) as { tensors: Record<string, number>; save: string })
+    })
+    const lists = textsIn(op, told).map((text) => JSON.parse(text) as { tensors: Record<string, number>; save: string })
     const sizes = lists.map(({ tensors }) => tensors)
     const writers = writersOf(sizes)
     const number = (n: number): string => String(n).padStart(5, '0')
@@ -103,27 +113,41 @@ export async function writeRanks(
     return {
       file: fileOf(rank),
       save: lists[0].save,
-      parts: encode(op, state, {}),
+      parts: tried(() => encode(op, state, {})),
       index: JSON.stringify(index, null, 1),
     }
   })
   const path = join(folder, made.file)
   const written = await failureOf(async () => {
+    const parts = made.parts()
     makeFolder(folder)
-    await writeTogether([{ path, parts: made.parts }], op)
+    await writeTogether([{ path, parts }], op)
   })
-  try {
-    agree(op, group, () => orThrow(written))
-  } catch (error) {
-    await run(quietly(call('unlink', path)))
-    throw error
-  }
+  const told = tell(group, () => orThrow(written))
+  // If a rank is lost instead, this one cannot know whether rank 0 goes on: the file stays.
+  if (told.said.some((each) => 'error' in each)) await run(quietly(call('unlink', path)))
+  textsIn(op, told)
   const indexed = await failureOf(async () => {
     if (rank !== 0) return
     await writeTogether([...files, { path: join(folder, indexName), parts: [Buffer.from(made.index)] }], op)
     await run(quietly(removeOthers(folder, made.save)))
   })
-  agree(op, group, () => orThrow(indexed))
+  textsIn(
+    op,
+    tell(group, () => orThrow(indexed)),
+  )
+}
+
+/** Calls a function now; the returned one returns what it did, or throws what it threw. */
+function tried<T>(fn: () => T): () => T {
+  try {
+    const value = fn()
+    return () => value
+  } catch (error) {
+    return () => {
+      throw error
+    }
+  }
 }
 
 /** What a function fails with; undefined if it does not. */

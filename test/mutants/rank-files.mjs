@@ -19,8 +19,8 @@ export default [
   {
     name: 'index-before-the-files',
     file: 'lib/io/rank-files.ts',
-    from: 'agree(op, group, () => orThrow(written))',
-    to: 'void written',
+    from: 'tell(group, () => orThrow(written))',
+    to: "tell(group, () => orThrow('') + typeof written)",
     breaks: 'a rank that cannot write leaves an index without its file',
     tests: ['test/distributed/rank-files.test.ts'],
   },
@@ -51,8 +51,8 @@ export default [
   {
     name: 'file-of-a-failure-stays',
     file: 'lib/io/rank-files.ts',
-    from: "await run(quietly(call('unlink', path)))",
-    to: 'void path',
+    from: "if (told.said.some((each) => 'error' in each))",
+    to: 'if (told.said.length > 99)',
     breaks: 'the files of a save that failed stay',
     tests: ['test/distributed/rank-files.test.ts'],
   },
