@@ -67,8 +67,8 @@ export default [
   {
     name: 'index-without-objects',
     file: 'lib/io/rank-files.ts',
-    from: '!isObject(map) || !isObject(metadata)',
-    to: 'isObject(map) && !isObject(metadata)',
+    from: '(readJson(op, path) ?? {}) as {',
+    to: 'readJson(op, path) as {',
     breaks: 'an index of null is a TypeError',
     tests: ['test/distributed/rank-files.test.ts'],
   },
