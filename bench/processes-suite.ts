@@ -1,9 +1,10 @@
 import { fileURLToPath } from 'node:url'
+import { spreadOf } from '../cli/index.js'
 import { launch, processBackends } from '../lib/index.js'
 import { type Case, evaluated } from './measured.js'
 import type { Bench, Found } from './report.js'
 
-/** What each way says, by the names of bench/ranks.ts. */
+/** The milliseconds of each turn, by the names of bench/ranks.ts. */
 async function samplesOf(processes: number, args: readonly (string | number)[]): Promise<Record<string, number[]>> {
   const file = fileURLToPath(new URL('ranks.ts', import.meta.url))
   const lines: string[] = []
@@ -15,8 +16,6 @@ async function samplesOf(processes: number, args: readonly (string | number)[]):
   if (exitCode !== 0) throw new Error(lines.join('\n'))
   return JSON.parse(lines.at(-1)!) as Record<string, number[]>
 }
-
-const median = (list: readonly number[]): number => [...list].sort((a, b) => a - b)[Math.floor(list.length / 2)]
 
 /**
  * Two processes with one thread each: the layer of the README vs. one process with two threads, forward and backward; and a
@@ -33,10 +32,10 @@ export async function processesSuite({ repetitions, quick }: Bench): Promise<Fou
   const apart: number[] = []
   const together: number[] = []
   for (let i = 0; i < repetitions; i++) {
-    apart.push(median((await samplesOf(2, ['layer', 1, turns, size])).layer))
-    together.push(median((await samplesOf(1, ['layer', 2, turns, size])).layer))
+    apart.push(spreadOf((await samplesOf(2, ['layer', 1, turns, size])).layer).median)
+    together.push(spreadOf((await samplesOf(1, ['layer', 2, turns, size])).layer).median)
   }
-  const { compute, 'all-reduce': exchange, step } = await samplesOf(2, ['demo', 1, 15 * repetitions, size])
+  const { compute, exchange, step } = await samplesOf(2, ['demo', 1, 15 * repetitions, size])
   const of = (name: string, wall: number[], params: Case['params'], against: Case['against']): Case => {
     return { name: `st-moe/processes/${name}`, params, iterations: 1, wall, against }
   }

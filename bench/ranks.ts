@@ -1,8 +1,6 @@
 import { batchesOptions, modelSizes } from '../cli/index.js'
-import { Batches, LanguageModel, loadCorpus, makeOptimizer } from '../language-model/index.js'
+import { Batches, LanguageModel, loadCorpus, makeOptimizer, TrainStep } from '../language-model/index.js'
 import {
-  captureStep,
-  crossEntropy,
   type DataParallel,
   dataParallel,
   initProcessGroup,
@@ -13,10 +11,9 @@ import {
   randn,
   scope,
   setNumThreads,
-  zeros,
 } from '../lib/index.js'
 import { mobyDick, usual } from './demo.js'
-import { clock } from './measured.js'
+import { clock, inTurns } from './measured.js'
 
 /**
  * A rank of the suite `processes`: what, threads of a rank, turns and whether it is small are its arguments. Rank 0 prints the
@@ -25,8 +22,10 @@ import { clock } from './measured.js'
 const [what, threads, turns, size] = process.argv.slice(2)
 const isQuick = size === 'quick'
 
+type Ways = Record<string, () => void>
+
 /** The layer of the README, whose experts and sequences the ranks share out. */
-function layer(group: ProcessGroup): Record<string, number[]> {
+function layer(group: ProcessGroup): Ways {
   const [dim, batch, tokens] = isQuick ? [32, 4, 64] : [512, 4, 1024]
   const moe = new MoE({ dim, numExperts: 16, ...(group.size > 1 && { processGroup: group }) })
   const x = randn([batch / group.size, tokens, dim], { requiresGrad: true })
@@ -36,63 +35,48 @@ function layer(group: ProcessGroup): Record<string, number[]> {
       x.grad = null
       const { outputs, totalAuxLoss } = moe.forward(x)
       outputs.square().mean().add(totalAuxLoss).backward()
-      group.barrier()
     })
-  step()
-  return { layer: Array.from({ length: Number(turns) }, () => clock(step)) }
+  return { layer: step }
 }
 
-/** A step of the demo with and without the exchange of gradients, and the exchange alone, in turns. */
-async function demo(group: ProcessGroup): Promise<Record<string, number[]>> {
+/** A step of the demo together, one on this rank's part of the batch alone, and the exchange of the gradients. */
+async function demo(group: ProcessGroup): Promise<Ways> {
   const sizes = isQuick ? { ...usual, layers: 1, dim: 24, context: 16, batch: 4, experts: 4 } : usual
   const corpus = await loadCorpus(mobyDick, { name: 'Moby-Dick', context: sizes.context })
-  const { input, target } = new Batches(corpus.training, batchesOptions(sizes)).at(0)
-  const shape = [sizes.batch / group.size, sizes.context]
-  const own = (tokens: Int32Array) => {
-    const half = zeros(shape, { dtype: 'i32' })
-    half.copyFrom(tokens.subarray(group.rank * half.size, (group.rank + 1) * half.size))
-    return half
-  }
-  const [x, y] = [own(input), own(target)]
-  const made = (parallel: boolean) => {
+  const batch = new Batches(corpus.training, batchesOptions(sizes)).at(0)
+  const tokens = batch.input.length / group.size
+  const own = (of: Int32Array) => of.subarray(group.rank * tokens, (group.rank + 1) * tokens)
+  const part = { input: own(batch.input), target: own(batch.target) }
+  const made = (join: (model: LanguageModel) => DataParallel | null) => {
     manualSeed(0)
     const model = new LanguageModel({ ...modelSizes(sizes), tokenizer: corpus.tokenizer })
-    const optimizer = makeOptimizer(model, 1e-4)
-    const together: DataParallel | null = parallel ? dataParallel(model, group) : null
-    const step = captureStep(() => {
-      const { logits, routed } = model.forward(x)
-      const loss = crossEntropy(logits, y)
-      routed.reduce((sum, { totalAuxLoss }) => sum.add(totalAuxLoss), loss).backward()
-      optimizer.step()
-      optimizer.zeroGrad()
-      return loss
-    })
-    return { model, together, run: () => void step.replay().item() }
+    return { model, step: new TrainStep(model, makeOptimizer(model, 1e-4), join(model)) }
   }
-  const [alone, parallel] = [made(false), made(true)]
-  const count = alone.model.parameters().reduce((sum, { size }) => sum + size, 0)
-  const gradients = randn([count])
-  const ways = {
-    compute: alone.run,
-    'all-reduce': () => scope(() => void ops.allReduce(gradients, group).dataSync()),
-    step: parallel.run,
+  const { model, step: alone } = made(() => null)
+  const { step: together } = made((model) => dataParallel(model, group))
+  const gradients = randn([model.parameters().reduce((sum, { size }) => sum + size, 0)])
+  return {
+    compute: () => void alone.run(part),
+    exchange: () => scope(() => void ops.allReduce(gradients, group).dataSync()),
+    step: () => void together.run(batch),
   }
-  const samples: Record<string, number[]> = {}
-  for (let turn = 0; turn <= Number(turns); turn++)
-    for (const [name, run] of Object.entries(ways)) {
-      group.barrier()
-      const time = clock(() => {
-        run()
-        group.barrier()
-      })
-      if (turn > 0) samples[name] = [...(samples[name] ?? []), time]
-    }
-  return samples
 }
 
 const group = initProcessGroup()
 setNumThreads(Number(threads))
 manualSeed(0)
-const samples = what === 'layer' ? layer(group) : await demo(group)
-if (group.rank === 0) console.log(JSON.stringify(samples))
+const ways = what === 'layer' ? layer(group) : await demo(group)
+const participants = Object.entries(ways).map(([name, run]) => {
+  const time = () => {
+    group.barrier()
+    return clock(() => {
+      run()
+      group.barrier()
+    })
+  }
+  return { name, params: {}, time }
+})
+const results = await inTurns(participants, Number(turns))
+if (group.rank === 0)
+  console.log(JSON.stringify(Object.fromEntries(results.map(({ name, samples }) => [name, samples]))))
 group.destroy()

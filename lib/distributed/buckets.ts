@@ -2,8 +2,7 @@ import type { LeafGradients } from '../autograd/backward.js'
 import { scope } from '../autograd/scope.js'
 import type { Module } from '../nn/module.js'
 import type { Parameter } from '../nn/parameter.js'
-import { RoutedExperts } from '../nn/routed-experts.js'
-import { SoftExperts } from '../nn/soft-experts.js'
+import { sharedOut } from '../nn/shared-out.js'
 import { allGather } from '../ops/all-gather.js'
 import { allReduce } from '../ops/all-reduce.js'
 import { add, mul } from '../ops/binary.js'
@@ -20,13 +19,10 @@ import type { Tensor } from '../tensor/tensor.js'
 export type Parts = ReadonlyMap<Tensor, ProcessGroup | null>
 
 export function partsOf(model: Module, group: ProcessGroup): Parts {
-  const shared = [...model.modules()].flatMap((module) => {
-    const share = module instanceof RoutedExperts || module instanceof SoftExperts ? module.share : null
-    return share ? [{ module, held: [share.first, share.count] }] : []
-  })
+  const shared = sharedOut(model)
   const parts = new Map<Tensor, ProcessGroup | null>()
   if (shared.length === 0 || group.size === 1) return parts
-  const held = Int32Array.from(shared.flatMap(({ held }) => held))
+  const held = Int32Array.from(shared.flatMap(({ share: { first, count } }) => [first, count]))
   using mine = tensor(held, [1, held.length])
   using all = allGather(mine, group)
   const numbers = all.dataSync()
@@ -48,22 +44,21 @@ export function partsOf(model: Module, group: ProcessGroup): Parts {
   return parts
 }
 
-/** Parameters that some ranks have together; a group of null is this rank alone. */
-export interface Together {
-  readonly group: ProcessGroup | null
-  readonly parameters: readonly Parameter[]
-}
-
 const bytesOf = ({ size, dtype }: Parameter): number => size * dtypeSize(dtype)
 
 /** Parameters of one group, dtype and device, whose gradients travel together, in the order of the ranks that update them. */
-export class Bucket implements Together {
+export class Bucket {
+  /** The ranks that have them; null for this one alone. */
   readonly group: ProcessGroup | null
   readonly parameters: readonly Parameter[]
   /** By parameter: the rank of the group that updates it; null if all do. */
   readonly #owners: ReadonlyMap<Parameter, number> | null
 
-  constructor({ group, parameters }: Together, owners: ReadonlyMap<Parameter, number> | null) {
+  constructor(
+    group: ProcessGroup | null,
+    parameters: readonly Parameter[],
+    owners: ReadonlyMap<Parameter, number> | null,
+  ) {
     this.group = group && group.size > 1 ? group : null
     this.#owners = this.group && owners
     const owner = (parameter: Parameter): number => this.#owners?.get(parameter) ?? 0
@@ -158,7 +153,7 @@ export function bucketsOf(
     } else buckets.push({ group, parameters: [parameter], bytes })
   }
   const owners = sharded ? ownersOf(parameters, groupOf) : null
-  return buckets.map((bucket) => new Bucket(bucket, owners))
+  return buckets.map(({ group, parameters }) => new Bucket(group, parameters, owners))
 }
 
 /** The largest parameter first, each to the rank of its group with the fewest bytes so far. */

@@ -98,21 +98,21 @@ export class DataParallel {
     this.group = group
     this.#scale = reduction === 'mean' ? 1 / group.size : 1
     const parts = partsOf(model, group)
+    const groupOf = (tensor: Tensor) => (parts.has(tensor) ? parts.get(tensor)! : group)
     const states = new Set(Array.from(model.stateEntries(), ({ tensor }) => tensor))
     const parameters = model.parameters()
     for (const tensor of new Set<Tensor>([...parameters, ...states])) {
-      const among = parts.has(tensor) ? parts.get(tensor)! : group
+      const among = groupOf(tensor)
       if (among && among.size > 1) noGrad(() => scope(() => overwrite(tensor, broadcast(tensor, among, { root: 0 }))))
     }
     const trained = parameters.filter(({ requiresGrad }) => requiresGrad)
-    const groupOf = (parameter: Parameter) => (parts.has(parameter) ? parts.get(parameter)! : group)
     const sharded = shardOptimizer && group.size > 1
     this.#buckets = bucketsOf(trained, groupOf, { bucketBytes, sharded })
     const split = sharded ? trained : trained.filter((parameter) => parts.has(parameter))
     this.#held = new Map(split.map((parameter) => [parameter, sharded ? 1 : (groupOf(parameter)?.size ?? 1)]))
     const exchange = (gradients: LeafGradients) => this.#exchange(gradients)
     this.#hooks = [
-      ...shareLoads(model, (bias) => (parts.has(bias) ? parts.get(bias)! : group)),
+      ...shareLoads(model, groupOf),
       ...trained.map((parameter) => registerExchange(parameter, exchange)),
       ...(sharded ? this.#buckets.flatMap((bucket) => bucket.parameters.map((p) => shareUpdates(p, bucket))) : []),
     ]
@@ -120,7 +120,8 @@ export class DataParallel {
 
   /**
    * Calls `fn`, whose backwards add to the gradients of this rank alone; the next backward outside adds up what has gathered.
-   * Returns what `fn` does; if that is a promise, until it is settled.
+   * Returns what `fn` does; if that is a promise, until it is settled. Errors: UNSUPPORTED in a backward if there are gradients
+   * of an exchange, with which those of one rank would mix.
    *
    * @example
    * ```ts

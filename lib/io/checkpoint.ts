@@ -250,10 +250,13 @@ function collect(
 export async function loadCheckpoint(path: string, targets: CheckpointTargets): Promise<LoadedProgress> {
   const op = 'loadCheckpoint'
   const { model, kept, generator } = checkTargets(op, checkOptions<CheckpointTargets>(op, targets, names))
-  const prefixes = [modelPrefix, ...kept.map(prefixOf)]
+  const wanted: { prefix: string; of?: StateOf }[] = [
+    { prefix: modelPrefix },
+    ...kept.map((named) => ({ prefix: prefixOf(named), of: kindOf(named).stateOf?.(named.target) })),
+  ]
   const globalNames = new GlobalNames(op, model)
   const isWanted = (name: string): boolean =>
-    prefixes.some((prefix) => name.startsWith(prefix) && globalNames.isHere(name.slice(prefix.length)))
+    wanted.some(({ prefix, of }) => name.startsWith(prefix) && globalNames.isHere(name.slice(prefix.length), of))
   const ofRanks = await rankFilesIn(op, checkPath(op, path))
   const { tensors, metadata } = await (ofRanks?.load(isWanted) ?? run(load(op, path, isWanted)))
   try {

@@ -1,7 +1,6 @@
 import type { Module } from '../nn/module.js'
 import type { Parameter } from '../nn/parameter.js'
-import { RoutedExperts } from '../nn/routed-experts.js'
-import { SoftExperts } from '../nn/soft-experts.js'
+import { sharedOut } from '../nn/shared-out.js'
 import { entriesOf, type StateDict } from '../nn/state.js'
 import { reshape } from '../ops/reshape.js'
 import { concat, slice } from '../ops/strided.js'
@@ -36,6 +35,8 @@ export class GlobalNames {
   readonly #places = new Map<Tensor, Place>()
   /** How the names of experts of other ranks begin. */
   readonly #elsewhere: readonly string[]
+  /** The names of parameters that other ranks update: the states of optimizers are there. */
+  readonly #updatedElsewhere: ReadonlySet<string>
   /** Of stacked experts that ranks share out: the number of the first one here. */
   readonly #first = new Map<Parameter, number>()
 
@@ -47,15 +48,16 @@ export class GlobalNames {
       place.names[index ?? place.names.length] = name
       this.#places.set(tensor, place)
     }
-    for (const module of model.modules()) {
-      const { share } = module instanceof RoutedExperts || module instanceof SoftExperts ? module : { share: null }
-      if (share) for (const parameter of module.parameters()) this.#first.set(parameter, share.first)
-    }
+    const notOwn = model.parameters().filter((parameter) => !isOwn(parameter))
+    this.#updatedElsewhere = new Set(notOwn.flatMap((parameter) => this.#places.get(parameter)?.names ?? []))
+    for (const { module, share } of sharedOut(model))
+      for (const parameter of module.parameters()) this.#first.set(parameter, share.first)
   }
 
-  /** Whether what has this name, or a name that begins with it, is of this rank. */
-  isHere(name: string): boolean {
-    return !this.#elsewhere.some((begin) => name.startsWith(begin))
+  /** Whether a name of a state, of the model or `of` what belongs to its parameters, is of this rank. */
+  isHere(name: string, of?: StateOf): boolean {
+    if (this.#elsewhere.some((begin) => name.startsWith(begin))) return false
+    return !of?.hasKinds || !this.#updatedElsewhere.has(divided(name)[0])
   }
 
   /** A state under global names. Errors: OPTION for a parameter that the model does not have. */
@@ -77,7 +79,7 @@ export class GlobalNames {
     return Object.fromEntries(entries)
   }
 
-  /** The opposite, of parameters that this process updates. Names that are not of it stay. */
+  /** The opposite. Names that are not of it stay. */
   toLocal({ parameters, hasKinds }: StateOf, state: StateDict): StateDict {
     const kinds = new Map<string, string[]>()
     for (const key of Object.keys(state)) {
@@ -92,7 +94,7 @@ export class GlobalNames {
         const ending = hasKinds ? `.${kind}` : ''
         const values = (isStacked ? names : names.slice(0, 1)).map((each) => state[each + ending])
         for (const each of names) known.add(each + ending)
-        if ((hasKinds && !isOwn(parameter)) || values.includes(undefined as never)) continue
+        if (values.includes(undefined as never)) continue
         local[name + ending] =
           isStacked && !isCount(kind)
             ? concat(

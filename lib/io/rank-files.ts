@@ -10,7 +10,7 @@ import type { ProcessGroup } from '../runtime/process-group.js'
 import { tensor } from '../tensor/create.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type NewFile, writeTogether } from './atomic.js'
-import { call, quietly, type Routine, run, unless } from './files.js'
+import { call, quietly, type Routine, run } from './files.js'
 import { readJson } from './json.js'
 import { makeFolder } from './make-folder.js'
 import type { LoadedTensors } from './safetensors.js'
@@ -178,7 +178,7 @@ export interface RankFiles {
 
 /** Null where the path is not a folder. Errors: FILE_FORMAT, FILE_SYSTEM. */
 export async function rankFilesIn(op: string, folder: string): Promise<RankFiles | null> {
-  const stats = await run(unless(['ENOENT', 'ENOTDIR'], call('stat', folder))).catch(() => null)
+  const stats = await run(call('stat', folder)).catch(() => null)
   if (!stats?.isDirectory()) return null
   const path = join(folder, indexName)
   const wrong = (text: string): never => fail('FILE_FORMAT', op, `${path}: ${text}`)

@@ -322,7 +322,8 @@ export class TopNGating extends Module {
     const [bias, load] = [this.expertBias, this.#load]
     if (!bias || !load) failWithoutBias(op)
     scope(() => {
-      const loads = this.loadGroup ? noGrad(() => allReduce(load, this.loadGroup!)) : load
+      const group = this.loadGroup
+      const loads = group && group.size > 1 ? noGrad(() => allReduce(load, group)) : load
       const counts = Array.from(loads.dataSync(), Number)
       const mean = counts.reduce((sum, count) => sum + count, 0) / counts.length
       const step = counts.map((count) => rate * Math.sign(mean - count))

@@ -16,8 +16,8 @@ import { handleOf, type Tensor } from '../tensor/tensor.js'
 import { checkModule, type Module } from './module.js'
 import { MoE } from './moe.js'
 import { MoEResult } from './moe-result.js'
-import { RoutedExperts } from './routed-experts.js'
 import { type RoutingStats, statsFrom } from './routing-stats.js'
+import { sharedOut } from './shared-out.js'
 
 const monitorOptions = {
   /** Also counts forwards of layers in evaluation mode. Default false. */
@@ -41,6 +41,8 @@ export interface LayerStats extends RoutingStats {
 
 /** The sums of one layer. */
 class Watched {
+  /** Whether only some ranks have the layer: its tokens are those of all. */
+  readonly #isPart: boolean
   readonly #name: string
   readonly #moe: MoE
   readonly #hook: HookHandle
@@ -49,7 +51,7 @@ class Watched {
   #K = 0
 
   constructor(name: string, moe: MoE, { evaluation, isPart }: { evaluation: boolean; isPart: boolean }) {
-    this.isPart = isPart
+    this.#isPart = isPart
     this.#name = name
     this.#moe = moe
     this.#sums = this.#zeros()
@@ -82,11 +84,8 @@ class Watched {
     this.#sums = sums
   }
 
-  /** Whether only some ranks have the layer: its tokens are those of all. */
-  readonly isPart: boolean
-
   report(group: ProcessGroup | null): LayerStats {
-    using all = group && !this.isPart ? noGrad(() => allReduce(this.#sums, group)) : null
+    using all = group && !this.#isPart ? noGrad(() => allReduce(this.#sums, group)) : null
     const sums = (all ?? this.#sums).dataSync()
     const [forwards, tokens] = sums
     return { name: this.#name, forwards, tokens, ...statsFrom(sums, this.#moe.numExperts, this.#K) }
@@ -101,14 +100,6 @@ class Watched {
     this.#sums.dispose()
   }
 }
-
-/** The modules inside of experts that ranks share out. */
-const partsOf = (model: Module): ReadonlySet<Module> =>
-  new Set(
-    [...model.modules()].flatMap((module) =>
-      module instanceof RoutedExperts && module.share ? [...module.modules()] : [],
-    ),
-  )
 
 /**
  * Watches the routers of all {@link MoE} layers in a model, in training mode. A forward adds to sums on the device of the
@@ -137,7 +128,7 @@ export class MoEMonitor {
       if (module instanceof MoE && !found.has(module)) found.set(module, name)
     if (found.size === 0) fail('OPTION', op, 'model must contain a MoE')
     try {
-      const parts = partsOf(model)
+      const parts = new Set(sharedOut(model).flatMap(({ module }) => [...module.modules()]))
       for (const [moe, name] of found) this.#layers.push(new Watched(name, moe, { evaluation, isPart: parts.has(moe) }))
     } catch (error) {
       this.dispose()

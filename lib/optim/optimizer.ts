@@ -131,8 +131,9 @@ export abstract class Optimizer<O extends object = object> {
 
   /**
    * Updates every parameter that has a gradient, in place; returns whether it did (see {@link StepOptions.onNonFinite}).
-   * Errors: OPTION if an option such as `lr` is invalid; NON_FINITE; SHAPE, DTYPE, DEVICE for `norm`; UNSUPPORTED for 'throw' in a captured step, for
-   * 'skip' there beside another step of this optimizer, and for both with `shardOptimizer` unless there is a `norm`.
+   * Errors: OPTION if an option such as `lr` is invalid; NON_FINITE; SHAPE, DTYPE, DEVICE for `norm`; UNSUPPORTED for 'throw'
+   * in a captured step, for 'skip' there beside another step of this optimizer, and for both with `shardOptimizer` unless there
+   * is a `norm`.
    */
   step(options?: StepOptions): boolean {
     const op = `${this.#op}.step`

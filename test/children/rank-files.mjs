@@ -18,6 +18,7 @@ import {
   MoE,
   manualSeed,
   randn,
+  Sequential,
   SGD,
   SoftMoE,
   saveCheckpoint,
@@ -269,6 +270,35 @@ async function refusals() {
   group.destroy()
 }
 
+/** A rank reads the model, and of a state that ranks share out its own part. */
+async function reads() {
+  const group = initProcessGroup()
+  const model = new Sequential(...range(6, () => new Linear(64, 64)))
+  dataParallel(model, group, { shardOptimizer: true })
+  const optimizer = new AdamW(model.parameters())
+  scope(() =>
+    model
+      .forward(randn([4, 64]))
+      .square()
+      .mean()
+      .backward(),
+  )
+  optimizer.step()
+  await saveCheckpoint(folder, { model, optimizer, step: 1, group })
+  let bytes = 0
+  const real = fs.read
+  fs.read = (...args) => {
+    bytes += args[3]
+    return real(...args)
+  }
+  syncBuiltinESMExports()
+  await loadCheckpoint(folder, { model, optimizer })
+  const weights = 6 * 65 * 64 * 4
+  const most = weights + (2 * weights) / group.size + 40_000 // headers, and the bytes of small tensors between
+  expect(`read ${bytes} bytes`, bytes > weights && bytes < most, true)
+  group.destroy()
+}
+
 /** Rank `process.argv[4]` is killed in the save of step 2, at a call of the file system of which it is number `argv[6]`. */
 async function killed() {
   const group = initProcessGroup()
@@ -288,4 +318,4 @@ async function killed() {
   expect('the save of the others', [/^\w+/.exec(code)[0], code.includes(`rank ${victim}`)], ['PEER_LOST', true])
 }
 
-await runJob({ save, load, refusals, killed })
+await runJob({ save, load, refusals, reads, killed })

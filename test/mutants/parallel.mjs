@@ -91,7 +91,7 @@ export default [
   {
     name: 'experts-added-up-over-all',
     file: 'lib/distributed/data-parallel.ts',
-    from: '(parts.has(parameter) ? parts.get(parameter)! : group)',
+    from: '(parts.has(tensor) ? parts.get(tensor)! : group)',
     to: 'group',
     breaks: 'gradients of different experts are added up',
     tests: ['test/distributed/expert-parallel.test.ts'],

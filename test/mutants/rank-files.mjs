@@ -115,8 +115,8 @@ export default [
   {
     name: 'tensors-of-other-ranks',
     file: 'lib/io/global-names.ts',
-    from: 'return !this.#elsewhere.some((begin) => name.startsWith(begin))',
-    to: 'return !this.#elsewhere.some((begin) => name === begin)',
+    from: 'if (this.#elsewhere.some((begin) => name.startsWith(begin)))',
+    to: 'if (this.#elsewhere.some((begin) => name === begin))',
     breaks: 'states of experts of other ranks are unexpected',
     tests: ['test/distributed/rank-files.test.ts'],
   },
@@ -134,6 +134,14 @@ export default [
     from: 'parameters: groups[i]?.params.length ?? each?.parameters',
     to: 'parameters: each?.parameters ?? groups[i]?.params.length',
     breaks: 'other ranks cannot load the options of groups',
+    tests: ['test/distributed/rank-files.test.ts'],
+  },
+  {
+    name: 'states-of-other-ranks-are-read',
+    file: 'lib/io/global-names.ts',
+    from: 'filter((parameter) => !isOwn(parameter))',
+    to: 'filter((parameter) => !isOwn(parameter) && parameter.size < 0)',
+    breaks: 'each rank reads the whole state of an optimizer whose state ranks share out',
     tests: ['test/distributed/rank-files.test.ts'],
   },
 ]
