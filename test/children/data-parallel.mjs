@@ -152,6 +152,13 @@ async function data() {
         for (const [key, x] of gradients()) near(`${what}: clipped d ${key}`, x, clipped[key], 2e-6)
         model.zeroGrad()
         parallel.noSync(() => model.lossOf(...inputs[R + rank]).backward())
+        if (n === 1) {
+          one.zeroGrad()
+          one.lossOf(...inputs[R + rank]).backward()
+          const alone = one.gradDict()
+          for (const [key, x] of gradients())
+            near(`${what}: of this rank alone, d ${key}`, x, numbers(alone[key]), 1e-6)
+        }
         model.lossOf(...inputs[rank]).backward()
         for (const [key, x] of gradients()) near(`${what}: two batches, d ${key}`, x, both[key], 2e-6)
         model.zeroGrad()

@@ -92,7 +92,7 @@ export default [
     name: 'experts-added-up-over-all',
     file: 'lib/distributed/data-parallel.ts',
     from: '(parts.has(tensor) ? parts.get(tensor)! : group)',
-    to: 'group',
+    to: '(parts.has(tensor) ? group : group)',
     breaks: 'gradients of different experts are added up',
     tests: ['test/distributed/expert-parallel.test.ts'],
   },

@@ -27,8 +27,8 @@ export default [
   {
     name: 'error-of-one-rank-alone',
     file: 'lib/io/rank-files.ts',
-    from: "'error' in each ? fail(",
-    to: "'error' in each && own.length > 9 ? fail(",
+    from: 'fail(each.code, op,',
+    to: "''.concat(each.code, op,",
     breaks: 'the others save without a rank that failed',
     tests: ['test/distributed/rank-files.test.ts'],
   },
