@@ -20,6 +20,12 @@ const flags = {
   ui: toggle('show the run in a browser while it trains: prints the URL'),
   'ui-port': portFlag('the same, at this port of the machine'),
   processes: number({ help: 'train in so many processes of this machine, over MPI', default: 1, min: 1, max: 1024 }),
+  'expert-parallel': number({
+    help: 'so many of the processes share out the experts',
+    default: 1,
+    min: 1,
+    max: 1024,
+  }),
   tensorboard: text({ help: 'write files for TensorBoard to that folder', value: 'FOLDER', default: null }),
   ...runFlags,
 }
@@ -44,6 +50,8 @@ held out; with -, it is standard input, also of a resumed run.
 Writes checkpoint.safetensors, report.html, its charts as SVG, and run.json to the folder.
 With --processes, each process trains on its part of every batch, which --batch must divide into equal ones; the
 losses are those of one process up to rounding. It needs an MPI library, such as @st-moe/mpich-linux-x64.
+With --expert-parallel too, which must divide --processes, each of so many processes has a part of the experts, and
+the checkpoint is a file of each process with an index.
 Ctrl-C, SIGTERM and SIGHUP finish the step, save and exit with code 130, 143 or 129; a second one, half
 a second later or more, stops at once.`,
     examples: [
@@ -54,6 +62,7 @@ a second later or more, stops at once.`,
       ['st-moe train --resume --out runs/small --steps 1000', 'continue, for more steps'],
       ['st-moe train book.txt --vocab-size 1024 --context 64', 'byte pairs for tokens instead of characters'],
       ['st-moe train book.txt --processes 4', 'in four processes'],
+      ['st-moe train book.txt --processes 4 --expert-parallel 4', 'each with a quarter of the experts'],
       ['cat *.txt | st-moe train - --out runs/all', 'a text from standard input'],
       ['st-moe train book.txt --json | tee run.jsonl', 'for programs'],
     ],
@@ -65,23 +74,24 @@ a second later or more, stops at once.`,
       const out =
         values.out ?? (named ? join('runs', named === '-' ? 'input' : basename(named, extname(named))) : usual?.out)
       if (out === undefined) throw new UsageError(values.resume ? '--resume needs --out FOLDER' : 'missing FILE')
-      const { processes } = values
+      const { processes, 'expert-parallel': expertParallel } = values
       if (processes > 1 && named === '-') throw new UsageError('a text from standard input is for one process')
       const { isInJob, joinJob, trainInJob } = await import('./trainer/job.js')
       if (processes > 1 && !isInJob()) return trainInJob(processes)
       const group = processes > 1 ? joinJob(processes) : null
+      const ranks = { group, expertParallel }
       const isFirst = group === null || group.rank === 0
       const print = values.json ? jsonProgress() : textProgress()
       const page = isFirst ? await pageOf(values) : null
       const sinks = isFirst ? [print, ...(await tensorBoardOf(values)), ...(page ? [page.report] : [])] : []
       const report = together(sinks)
       const train = async (): Promise<number> => {
-        if (values.resume) return resumeRun({ out, named, given: runOptionsOf(given), report, page, group })
+        if (values.resume) return resumeRun({ out, named, given: runOptionsOf(given), report, page, ranks })
         const text = named ? await textAt(named) : usual && { path: usual.text, name: usual.name }
         if (!text) throw new UsageError('missing FILE')
         const options = runOptionsOf(values)
         const { Run } = await import('./trainer/run.js')
-        using run = await Run.open({ options, text, out, report, group })
+        using run = await Run.open({ options, text, out, report, ...ranks })
         run.start(values.overwrite || usual !== undefined)
         return await untilStopped(run, { report, page })
       }
@@ -116,13 +126,13 @@ interface Sinks {
 }
 
 interface Resumed extends Sinks {
-  group: ProcessGroup | null
+  ranks: { group: ProcessGroup | null; expertParallel: number }
   out: string
   named: string | null
   given: Partial<RunOptions>
 }
 
-async function resumeRun({ out, named, given, report, page, group }: Resumed): Promise<number> {
+async function resumeRun({ out, named, given, report, page, ranks }: Resumed): Promise<number> {
   const { readRun } = await import('./trainer/saved-run.js')
   const saved = readRun(out)
   for (const [name, value] of Object.entries(given)) {
@@ -139,7 +149,7 @@ async function resumeRun({ out, named, given, report, page, group }: Resumed): P
     text,
     out,
     report,
-    group,
+    ...ranks,
     resumed: saved,
   })
   await run.resume()

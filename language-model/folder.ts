@@ -1,4 +1,4 @@
-import { type Device, MoeError, moeOptions, utils } from '../lib/index.js'
+import { type Device, MoeError, moeOptions, type ProcessGroup, utils } from '../lib/index.js'
 import { BytePairTokenizer } from './byte-pair.js'
 import { LanguageModel } from './model.js'
 import { kebabCase, type LanguageModelShape, languageModelOptions, readModelSizes } from './options.js'
@@ -60,9 +60,11 @@ function describedModel(op: string, folder: RunFolder): Described {
 export interface LoadLanguageModelOptions {
   /** Default: that of {@link setDefaultDevice}, at first 'cpu'. */
   device?: Device
+  /** Its ranks share out the experts, and all call it. By default one process has all. */
+  processGroup?: ProcessGroup
 }
 
-const readLoadOptions = utils.reader({ device: moeOptions.device })
+const readLoadOptions = utils.reader({ device: moeOptions.device, processGroup: moeOptions.processGroup })
 
 /**
  * The model of a run folder of `st-moe train`, or of {@link saveLanguageModel}, in evaluation mode. The folder alone
@@ -82,10 +84,10 @@ const readLoadOptions = utils.reader({ device: moeOptions.device })
 export async function loadLanguageModel(folder: string, options?: LoadLanguageModelOptions): Promise<LanguageModel> {
   const op = 'loadLanguageModel'
   const run = new RunFolder(folder, op)
-  const { device } = readLoadOptions(op, options)
+  const { device, processGroup } = readLoadOptions(op, options)
   const { sizes, tokenizer, id } = describedModel(op, run)
   run.checkHolds(sizes, tokenizer.size, id)
-  const model = new LanguageModel({ ...sizes, tokenizer })
+  const model = new LanguageModel({ ...sizes, tokenizer, processGroup })
   try {
     await run.restore({ model }, id)
     model.to(device)
@@ -100,15 +102,17 @@ export async function loadLanguageModel(folder: string, options?: LoadLanguageMo
 export interface SaveLanguageModelOptions {
   /** Replaces what the folder holds, once the new files are on disk. Default false. */
   overwrite?: boolean
+  /** All its ranks call it, and save together; needed for a model whose experts they share out. */
+  group?: ProcessGroup
 }
 
-const readSaveOptions = utils.reader({ overwrite: utils.boolean({ default: false }) })
+const readSaveOptions = utils.reader({ overwrite: utils.boolean({ default: false }), group: moeOptions.processGroup })
 
 /**
  * Writes a model to a folder, which it creates, for {@link loadLanguageModel} and `st-moe generate`: its options and
- * tokenizer to run.json, its weights to checkpoint.safetensors.
+ * tokenizer to run.json, its weights to checkpoint.safetensors, or with a `group` to a file of each rank.
  *
- * Errors: OPTION if the folder holds a model and `overwrite` is not true; FILE_SYSTEM.
+ * Errors: OPTION if the folder holds a model and `overwrite` is not true; FILE_SYSTEM; those of collectives.
  *
  * @example
  * ```ts
@@ -124,7 +128,7 @@ export async function saveLanguageModel(
 ): Promise<void> {
   const op = 'saveLanguageModel'
   const run = new RunFolder(folder, op)
-  const { overwrite } = readSaveOptions(op, options)
+  const { overwrite, group } = readSaveOptions(op, options)
   if (!(model instanceof LanguageModel))
     utils.fail('OPTION', op, `model must be a LanguageModel, got ${utils.show(model)}`)
   const { tokenizer, sizes } = model
@@ -139,5 +143,5 @@ export async function saveLanguageModel(
   const named = Object.entries(sizes).map(([name, value]) => [kebabCase(name), value ?? null])
   const description: ModelDescription = { options: Object.fromEntries(named), text }
   utils.within(op, () => utils.makeFolder(folder))
-  await run.save({ id: RunFolder.idOf(description), ...description }, { model, step: 0 })
+  await run.save({ id: RunFolder.idOf(description), ...description }, { model, step: 0, group })
 }

@@ -3,6 +3,7 @@ import {
   arange,
   CausalSelfAttention,
   Embedding,
+  type Experts,
   embedding,
   Linear,
   Module,
@@ -10,6 +11,7 @@ import {
   type MoEResult,
   type ops,
   Parameter,
+  type ProcessGroup,
   RMSNorm,
   randn,
   SparseMoEBlock,
@@ -68,7 +70,7 @@ export class LanguageModelLayer extends Module {
   /** The experts, and a dense feed-forward after them. */
   block: SparseMoEBlock
 
-  constructor(options: LanguageModelShape) {
+  constructor(options: LanguageModelShape, processGroup?: ProcessGroup) {
     super()
     const { dim, heads, layers, computeDtype } = options
     this.norm = new RMSNorm(dim)
@@ -76,7 +78,7 @@ export class LanguageModelLayer extends Module {
     // Small initial outputs, so that the residual stream does not grow with the number of layers.
     this.attention.out.weight.dispose()
     this.attention.out.weight = normal([dim, dim], 1 / Math.sqrt(2 * layers * dim))
-    this.block = new SparseMoEBlock(new MoE(layerOptions(options)))
+    this.block = new SparseMoEBlock(new MoE({ ...layerOptions(options), processGroup }))
   }
 
   /** x [B, N, D]; with a cache its next tokens. */
@@ -135,7 +137,7 @@ export class LanguageModel extends Module {
   /** Errors: OPTION, OUT_OF_MEMORY. */
   constructor(options: LanguageModelOptions) {
     super()
-    const { tokenizer, ...sizes } = readModelOptions('LanguageModel', options)
+    const { sizes, tokenizer, processGroup } = readModelOptions('LanguageModel', options)
     const { context, dim, layers, computeDtype } = sizes
     this.tokenizer = tokenizer
     this.sizes = Object.freeze(sizes)
@@ -147,7 +149,7 @@ export class LanguageModel extends Module {
       return [
         tokens,
         sinusoids(context, dim, 0.1),
-        Array.from({ length: layers }, () => new LanguageModelLayer(sizes)),
+        Array.from({ length: layers }, () => new LanguageModelLayer(sizes, processGroup)),
         new RMSNorm(dim),
         new Linear(dim, V, { computeDtype }),
       ]
@@ -157,6 +159,16 @@ export class LanguageModel extends Module {
   /** Tokens that the model sees at once. */
   get context(): number {
     return this.sizes.context
+  }
+
+  /** The numbers in all parameters, also of the experts that other ranks have. */
+  get parameterCount(): number {
+    const sizeOf = (module: Module): number => module.parameters().reduce((sum, { size }) => sum + size, 0)
+    const elsewhere = ({ block: { moe } }: LanguageModelLayer): number => {
+      const count = (moe.experts as Experts).w1.shape[0]
+      return sizeOf(moe.experts) * (moe.numExperts / count - 1)
+    }
+    return this.layers.reduce((sum, layer) => sum + elsewhere(layer), sizeOf(this))
   }
 
   /** Tokens i32 [B, N], N from 1 to `context`. Errors: SHAPE, DTYPE, DEVICE, OPTION for a token outside the vocabulary. */

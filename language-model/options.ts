@@ -1,4 +1,4 @@
-import { MoE, type MoEOptions, MoeError, moeOptions, utils } from '../lib/index.js'
+import { MoE, type MoEOptions, MoeError, moeOptions, type ProcessGroup, utils } from '../lib/index.js'
 import { checkTokenizer, type Tokenizer } from './tokenizer.js'
 
 const { boolean, integer, optional } = utils
@@ -53,6 +53,8 @@ export interface LanguageModelShape extends utils.ValuesOf<[typeof languageModel
 export interface LanguageModelOptions extends LanguageModelSizes {
   /** How text becomes tokens. */
   tokenizer: Tokenizer
+  /** Its ranks share out the experts of each layer, as of {@link MoE}, and all call the model together. By default one process has all. */
+  processGroup?: ProcessGroup
 }
 
 /**
@@ -66,7 +68,10 @@ export interface LanguageModelOptions extends LanguageModelSizes {
 export const kebabCase = (name: string): string => name.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
 
 const readSizes = utils.reader(languageModelOptions)
-const readAll = utils.reader(languageModelOptions, { tokenizer: utils.unchecked<Tokenizer>() })
+const readAll = utils.reader(languageModelOptions, {
+  tokenizer: utils.unchecked<Tokenizer>(),
+  processGroup: moeOptions.processGroup,
+})
 
 /** Checked, with defaults. Errors: OPTION. */
 export function readModelSizes(op: string, given: LanguageModelSizes): LanguageModelShape {
@@ -78,10 +83,10 @@ export function readModelSizes(op: string, given: LanguageModelSizes): LanguageM
 export function readModelOptions(
   op: string,
   given: LanguageModelOptions,
-): LanguageModelShape & { tokenizer: Tokenizer } {
-  const { tokenizer, ...sizes } = readAll(op, given)
+): { sizes: LanguageModelShape; tokenizer: Tokenizer; processGroup?: ProcessGroup } {
+  const { tokenizer, processGroup, ...sizes } = readAll(op, given)
   checkTogether(op, sizes)
-  return { ...sizes, tokenizer: checkTokenizer(op, tokenizer) }
+  return { sizes, tokenizer: checkTokenizer(op, tokenizer), processGroup }
 }
 
 function checkTogether(op: string, sizes: LanguageModelShape): void {

@@ -1,14 +1,14 @@
 import { createHash } from 'node:crypto'
-import { lstatSync } from 'node:fs'
+import { lstatSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import {
   type Checkpoint,
   type CheckpointTargets,
+  checkpointHeaderSync,
   checkpointProgress,
   type LoadedProgress,
   loadCheckpoint,
   MoeError,
-  readSafetensorsHeaderSync,
   saveCheckpoint,
   utils,
 } from '../lib/index.js'
@@ -63,8 +63,8 @@ const floats = new Set(['F32', 'F64', 'BF16', 'F16'])
 const maxBytes = 5e6
 
 /**
- * A folder with a model, or a whole training run: run.json describes it, checkpoint.safetensors has its weights and what
- * else a run continues from. Both are replaced together, and a number in both tells whether they belong to one save. The
+ * A folder with a model, or a whole training run: run.json describes it, checkpoint.safetensors, or a file of each rank, has
+ * its weights and what else a run continues from. Both are replaced together, and a number in both tells whether they belong to one save. The
  * folder may be untrusted.
  *
  * @example
@@ -80,16 +80,15 @@ const maxBytes = 5e6
 export class RunFolder {
   /** Its path. */
   readonly path: string
-  /** The file of the weights. */
-  readonly checkpoint: string
   /** The file of the description. */
   readonly description: string
+  readonly #file: string
   readonly #op: string
 
   /** Touches no file. `op` is the operation that errors name. Errors: OPTION. */
   constructor(path: string, op = 'RunFolder') {
     this.path = utils.checkPath(op, path)
-    this.checkpoint = join(path, 'checkpoint.safetensors')
+    this.#file = join(path, 'checkpoint.safetensors')
     this.description = join(path, 'run.json')
     this.#op = op
   }
@@ -99,11 +98,30 @@ export class RunFolder {
     return createHash('sha256').update(JSON.stringify(description)).digest('hex')
   }
 
-  /** Whether the folder has one of both files, or a link in its place. Errors: FILE_SYSTEM. */
+  /** The paths that a save replaces. */
+  get replaced(): readonly string[] {
+    return [this.#file, utils.rankIndexIn(this.path), this.description]
+  }
+
+  /**
+   * What holds the weights: a file, or the folder itself if several ranks have saved. A save removes that of the other kind; if
+   * it was killed before that, the newer one counts.
+   */
+  get checkpoint(): string {
+    const [file, index] = this.replaced.map((path) => {
+      try {
+        return statSync(path).mtimeMs
+      } catch {
+        return 0
+      }
+    })
+    return index > file ? this.path : this.#file
+  }
+
+  /** Whether the folder has one of its files, or a link in its place. Errors: FILE_SYSTEM. */
   get holdsRun(): boolean {
-    const isThere = (path: string): boolean => lstatSync(path, { throwIfNoEntry: false }) !== undefined
     try {
-      return isThere(this.checkpoint) || isThere(this.description)
+      return this.replaced.some((path) => lstatSync(path, { throwIfNoEntry: false }) !== undefined)
     } catch (cause) {
       const text = `cannot read ${this.path}: ${(cause as Error).message}`
       throw new MoeError('FILE_SYSTEM', this.#op, text, { cause })
@@ -113,7 +131,7 @@ export class RunFolder {
   /** Whether the folder holds a description and the checkpoint of the same save. Does not throw. */
   get holdsSave(): boolean {
     try {
-      this.#checkId((this.read() as Partial<ModelDescription>).id, readSafetensorsHeaderSync(this.checkpoint).metadata)
+      this.#checkId((this.read() as Partial<ModelDescription>).id, checkpointHeaderSync(this.checkpoint).metadata)
       return true
     } catch {
       return false
@@ -140,7 +158,7 @@ export class RunFolder {
    */
   checkHolds(sizes: LanguageModelShape, V: number, id: string | undefined): void {
     const needed = weightBytes(sizes, V)
-    const { tensors, metadata } = utils.within(this.#op, () => readSafetensorsHeaderSync(this.checkpoint))
+    const { tensors, metadata } = utils.within(this.#op, () => checkpointHeaderSync(this.checkpoint))
     this.#checkId(id, metadata)
     const size = Object.values(tensors).reduce((sum, { bytes }) => sum + bytes, 0)
     const shown = Object.entries(memoryOptions(sizes)).map(([name, value]) => `${kebabCase(name)} ${value}`)
@@ -183,16 +201,20 @@ export class RunFolder {
   }
 
   /**
-   * Writes a description and the checkpoint that belongs to it; the earlier ones stay until both new ones are on disk.
-   * `indent`: spaces in run.json. Errors: OPTION, FILE_SYSTEM, NON_FINITE.
+   * Writes a description and the checkpoint that belongs to it; the earlier ones stay until both new ones are on disk. With the
+   * `group` of a checkpoint its ranks save together ({@link saveCheckpoint}). `indent`: spaces in run.json. Errors: OPTION,
+   * FILE_SYSTEM, NON_FINITE; those of collectives.
    */
   async save(description: ModelDescription, checkpoint: Checkpoint, indent = 0): Promise<void> {
     const { id } = description
+    const { group } = checkpoint
     const data = `${JSON.stringify(description, null, indent)}\n`
-    await saveCheckpoint(this.checkpoint, checkpoint, {
+    await saveCheckpoint(group ? this.path : this.#file, checkpoint, {
       metadata: id === undefined ? {} : { [idKey]: id },
       beside: [{ path: this.description, data }],
     })
+    if (!group) utils.removeRankFilesSync(this.path)
+    else if (group.rank === 0) rmSync(this.#file, { force: true })
   }
 
   /** Creates the folder, and locks it for this process until the release. Errors: FILE_SYSTEM. */
@@ -206,6 +228,6 @@ export class RunFolder {
   /** Rejects a checkpoint that was not saved with the description of this id. */
   #checkId(id: unknown, metadata: Readonly<Record<string, string>> = {}): void {
     if (metadata[idKey] === id) return
-    utils.fail('STATE_DICT', this.#op, `run.json and checkpoint.safetensors in ${this.path} are of different saves`)
+    utils.fail('STATE_DICT', this.#op, `run.json and the checkpoint in ${this.path} are of different saves`)
   }
 }

@@ -111,7 +111,7 @@ export class TrainStep {
       const { logits, routed } = parallel ? parallel.asOneBatch(forward) : forward()
       const loss = crossEntropy(logits, target)
       routed.reduce((sum, { totalAuxLoss }) => sum.add(totalAuxLoss), loss).backward()
-      const norm = clipGradNorm(this.#model.parameters(), 1, { wait: false })
+      const norm = parallel ? parallel.clipGradNorm(1) : clipGradNorm(this.#model.parameters(), 1, { wait: false })
       this.#optimizer.step()
       this.#optimizer.zeroGrad()
       return noGrad(() => ops.stack([parallel ? meanOf(loss.to('f64'), parallel.group) : loss.to('f64'), norm]))

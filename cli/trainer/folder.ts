@@ -27,7 +27,7 @@ export class TrainingFolder extends RunFolder {
 
   /** The names of the files there that a run would replace. */
   get files(): string[] {
-    return [this.checkpoint, this.description]
+    return this.replaced
       .map((path) => basename(path))
       .concat(reportFiles)
       .filter((name) => lstatSync(join(this.path, name), { throwIfNoEntry: false }))

@@ -57,6 +57,8 @@ interface RunSettings {
   report: Report
   /** The processes that train together, each on its part of a batch; the first has the folder and decides. By default one. */
   group?: ProcessGroup | null
+  /** So many of them share out the experts. Default 1: each has all. */
+  expertParallel?: number
   /** The description of a resumed run, from its folder. */
   resumed?: SavedRun
 }
@@ -94,6 +96,8 @@ export class Run {
   /** Null on all ranks but the first. */
   readonly #folder: TrainingFolder | null
   readonly #group: ProcessGroup | null
+  /** That of all processes if they have to save together, because none has the whole model. */
+  readonly #saving: ProcessGroup | undefined
   readonly #parallel: DataParallel | null
   #history: History = emptyHistory()
   #step = 0
@@ -105,14 +109,17 @@ export class Run {
     if (conflict) throw resumed ? notThisVersion(out, conflict) : new UsageError(conflict)
     if (isIn(out, text.path))
       throw new UsageError(`the run folder ${out} is in the folder of the text: --out selects another`)
-    const { size = 1 } = settings.group ?? {}
+    const { group, expertParallel = 1 } = settings
+    const { size = 1 } = group ?? {}
     if (options.batch % size !== 0)
       throw new UsageError(`--batch must be a multiple of --processes ${size}, got ${options.batch}`)
+    if (size % expertParallel !== 0)
+      throw new UsageError(`--expert-parallel must divide --processes ${size}, got ${expertParallel}`)
     return new Run(settings, await readText(settings))
   }
 
   private constructor(
-    { options, text, out, report, group = null, resumed }: RunSettings,
+    { options, text, out, report, group = null, expertParallel = 1, resumed }: RunSettings,
     { corpus, ngrams, prompt }: RunText,
   ) {
     this.#options = options
@@ -127,14 +134,20 @@ export class Run {
     if (resumed) checkResumed(out, sizes, tokenizer.size, resumed.id)
     useDevice(options.device)
     const { batch } = options
-    if (hasHostMemory(getDefaultDevice()))
-      checkMemory('training', trainingBytes(sizes, tokenizer.size, batch), { ...flagsOf(sizes), batch })
+    if (hasHostMemory(getDefaultDevice())) {
+      const { size, localSize } = group ?? { size: 1, localSize: 1 }
+      const own = { ...sizes, experts: Math.ceil(sizes.experts / expertParallel) }
+      const bytes = localSize * trainingBytes(own, tokenizer.size, batch / size)
+      checkMemory('training', bytes, { ...flagsOf(sizes), batch, ...(group && { processes: size }) })
+    }
     if (options.threads !== null) setNumThreads(options.threads)
     this.#out = out
     this.#group = group
     this.#folder = this.isFirst ? new TrainingFolder(out) : null
     this.#generator = manualSeed(options.seed)
-    this.#model = new LanguageModel({ ...sizes, tokenizer })
+    this.#saving = group && expertParallel > 1 ? group : undefined
+    const processGroup = this.#saving?.split({ expertParallel }).expertParallel
+    this.#model = new LanguageModel({ ...sizes, tokenizer, processGroup })
     this.#monitor = new MoEMonitor(this.#model)
     this.#optimizer = makeOptimizer(this.#model, options.lr)
     this.#schedule = makeSchedule(this.#optimizer, options.steps)
@@ -212,7 +225,7 @@ export class Run {
     for (;;) {
       const done = this.#step >= steps
       const due = (done || this.#step % every === 0) && this.#history.evaluations.at(-1)?.step !== this.#step
-      if (due && this.isFirst) await this.#evaluate(stopped)
+      if (due) await this.#evaluate(stopped)
       const late = performance.now() > deadline && this.#step > first
       if (this.#firstSays(done || stopped() || late)) break
       if (due) await this.#save()
@@ -236,7 +249,7 @@ export class Run {
     Object.assign(this.#history, {
       ngrams: this.#ngrams,
       prompt: this.#prompt,
-      parameters: this.#parameterCount(),
+      parameters: this.#model.parameterCount,
       charactersPerStep: this.#charactersPerStep,
     } satisfies Partial<History>)
   }
@@ -275,7 +288,7 @@ export class Run {
     return new Failure(`step ${this.#step + 1}: ${what}; a lower --lr may help. The last checkpoint is intact.`)
   }
 
-  /** Measures the loss on held-out text (on all of it at the end) and generates a sample. */
+  /** Measures the loss on held-out text (on all of it at the end) and generates a sample. All processes take part. */
   async #evaluate(stopped: () => boolean): Promise<void> {
     const last = this.#step >= this.#options.steps
     const { heldOut } = this.#corpus
@@ -286,10 +299,13 @@ export class Run {
       const options = { maxTokens: longest, seed, temperature: 0.7 }
       for await (const piece of this.#model.generate(this.#prompt, options)) {
         sample += piece
-        if (stopped()) return null
-        if ([...sample].length >= longest) break
+        if (this.#firstSays(stopped() || [...sample].length >= longest)) break
       }
-      const loss = await heldOutLoss(this.#model, heldOut, { part: last ? 1 : 0.25, stopped })
+      const loss = await heldOutLoss(this.#model, heldOut, {
+        part: last ? 1 : 0.25,
+        stopped: () => this.#firstSays(stopped()),
+        group: this.#group,
+      })
       if (loss === null) return null
       return {
         step: this.#step,
@@ -304,15 +320,18 @@ export class Run {
   }
 
   async #save(): Promise<void> {
-    if (!this.#folder) return
-    await this.#folder.save(this.#description, {
+    const folder = this.#folder ?? (this.#saving && new RunFolder(this.#out, 'st-moe train'))
+    if (!folder) return
+    await folder.save(this.#description, {
       model: this.#model,
       optimizer: this.#optimizer,
       generator: this.#generator,
       step: this.#step,
       extra: { history: this.#history },
+      group: this.#saving,
     })
-    this.#folder.write(makeReport(await this.#summary()))
+    const summary = await this.#summary()
+    this.#folder?.write(makeReport(summary))
   }
 
   async #summary(): Promise<RunSummary> {
@@ -324,7 +343,7 @@ export class Run {
       textName: name,
       steps: options.steps,
       charactersPerStep: this.#charactersPerStep,
-      parameters: this.#parameterCount(),
+      parameters: this.#model.parameterCount,
       history: this.#history,
       ngrams: this.#ngrams,
       prompt: this.#prompt,
@@ -357,10 +376,6 @@ export class Run {
     return Math.round(batch * context * this.#charactersPerToken.training)
   }
 
-  #parameterCount(): number {
-    return this.#model.parameters().reduce((sum, { size }) => sum + size, 0)
-  }
-
   #introduce(): void {
     const { name, characters, tokenizer } = this.#corpus
     this.#report({
@@ -369,7 +384,7 @@ export class Run {
       training: characters.training.length,
       heldOut: characters.heldOut.length,
       vocabulary: tokenizer.size,
-      parameters: this.#parameterCount(),
+      parameters: this.#model.parameterCount,
       charactersPerStep: this.#charactersPerStep,
       counts: Object.fromEntries(this.#ngrams.map((loss, i) => [ngramNames[i], loss])),
     })

@@ -2,6 +2,7 @@ import { defaultGenerator, Generator, type GeneratorState } from '../autograd/ra
 import { scope } from '../autograd/scope.js'
 import { checkpointOfLoader, type DataLoader, isDataLoader, stageLoader } from '../data/loader.js'
 import { Module } from '../nn/module.js'
+import { sharedOut } from '../nn/shared-out.js'
 import { type StateDict, stageState, stateOf } from '../nn/state.js'
 import { checkpointOfEMA, type EMA, isEMA, parametersOfEMA, stageEMA } from '../optim/ema.js'
 import { checkpointOf, isOptimizer, type Optimizer, stageOptimizer } from '../optim/optimizer.js'
@@ -10,12 +11,12 @@ import { checkInteger, checkOptions, checkPath, fail, isPlain } from '../runtime
 import { MoeError, show } from '../runtime/errors.js'
 import { groupHandle, type ProcessGroup } from '../runtime/process-group.js'
 import { writeTogether } from './atomic.js'
-import { run } from './files.js'
+import { run, runSync } from './files.js'
 import { GlobalNames, type StateOf } from './global-names.js'
 import { fromJson, toJson } from './json.js'
 import { checkContents, type FileContent } from './plain-files.js'
 import { rankFilesIn, writeRanks } from './rank-files.js'
-import { checkMetadata, type SafetensorsOptions } from './safetensors.js'
+import { checkMetadata, contentsIn, type SafetensorsHeader, type SafetensorsOptions } from './safetensors.js'
 import { encode, headerIn, load } from './tensor-file.js'
 
 /** The objects that a checkpoint restores. */
@@ -199,6 +200,8 @@ export async function saveCheckpoint(
     await writeRanks(op, { folder: path, group, files }, () => collect(op, content, own, true))
     return
   }
+  if (content.model instanceof Module && sharedOut(content.model).length > 0)
+    fail('OPTION', op, 'ranks share out the experts of the model: with group all of them save together')
   const parts = scope(() => {
     const { state, metadata } = collect(op, content, own, false)
     return encode(op, state, metadata)
@@ -257,8 +260,8 @@ export async function loadCheckpoint(path: string, targets: CheckpointTargets): 
   const globalNames = new GlobalNames(op, model)
   const isWanted = (name: string): boolean =>
     wanted.some(({ prefix, of }) => name.startsWith(prefix) && globalNames.isHere(name.slice(prefix.length), of))
-  const ofRanks = await rankFilesIn(op, checkPath(op, path))
-  const { tensors, metadata } = await (ofRanks?.load(isWanted) ?? run(load(op, path, isWanted)))
+  const ofRanks = await run(rankFilesIn(op, checkPath(op, path)))
+  const { tensors, metadata } = await run(ofRanks?.load(isWanted) ?? load(op, path, isWanted))
   try {
     const about = parse(op, path, metadata)
     scope(() => {
@@ -294,8 +297,25 @@ export async function loadCheckpoint(path: string, targets: CheckpointTargets): 
  */
 export async function checkpointProgress(path: string): Promise<LoadedProgress> {
   const op = 'checkpointProgress'
-  const { metadata } = (await rankFilesIn(op, checkPath(op, path))) ?? (await run(headerIn(op, path)))
+  const { metadata } = (await run(rankFilesIn(op, checkPath(op, path)))) ?? (await run(headerIn(op, path)))
   return progressOf(parse(op, path, metadata), metadata)
+}
+
+/**
+ * The tensors and the metadata of a checkpoint, a file or a folder of ranks, without reading a tensor. Checks that each
+ * header accounts for its whole file. Errors: FILE_FORMAT, FILE_SYSTEM, OPTION.
+ *
+ * @example
+ * ```ts
+ * await saveCheckpoint('run.safetensors', { model: new Linear(8, 4), step: 100 })
+ * const { tensors } = checkpointHeaderSync('run.safetensors')
+ * console.log(tensors['model.weight']) // → { dtype: 'F32', shape: [ 4, 8 ], bytes: 128 }
+ * ```
+ */
+export function checkpointHeaderSync(path: string): SafetensorsHeader {
+  const op = 'checkpointHeader'
+  const ofRanks = runSync(rankFilesIn(op, checkPath(op, path)))
+  return runSync(ofRanks?.contents() ?? contentsIn(op, path))
 }
 
 function progressOf({ step, extra }: About, { [aboutKey]: _, ...metadata }: Record<string, string>): LoadedProgress {

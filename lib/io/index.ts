@@ -2,6 +2,7 @@ export {
   type Checkpoint,
   type CheckpointProgress,
   type CheckpointTargets,
+  checkpointHeaderSync,
   checkpointProgress,
   type LoadedProgress,
   loadCheckpoint,

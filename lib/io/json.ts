@@ -1,6 +1,6 @@
 import { fail, isPlain } from '../runtime/check.js'
 import { MoeError, show } from '../runtime/errors.js'
-import { readWhole, runSync } from './files.js'
+import { type Routine, readWhole, runSync } from './files.js'
 
 /**
  * JSON that restores exactly the value that was written, of any depth. Reads and writes share the same limits, which
@@ -150,8 +150,11 @@ export function fromJson(text: string): unknown {
 }
 
 /** The JSON in a file of at most `maxBytes`. Errors: FILE_FORMAT, FILE_SYSTEM. */
-export function readJson(op: string, path: string, maxBytes = maxLength): unknown {
-  const text = runSync(readWhole(op, path, maxBytes)).toString()
+export const readJson = (op: string, path: string, maxBytes?: number): unknown => runSync(jsonIn(op, path, maxBytes))
+
+/** The same on behalf of a routine. */
+export function* jsonIn(op: string, path: string, maxBytes = maxLength): Routine<unknown> {
+  const text = (yield* readWhole(op, path, maxBytes)).toString()
   try {
     return fromJson(text)
   } catch (cause) {

@@ -10,10 +10,10 @@ import type { ProcessGroup } from '../runtime/process-group.js'
 import { tensor } from '../tensor/create.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type NewFile, writeTogether } from './atomic.js'
-import { call, quietly, type Routine, run } from './files.js'
-import { readJson } from './json.js'
+import { call, quietly, type Routine, run, runSync } from './files.js'
+import { jsonIn } from './json.js'
 import { makeFolder } from './make-folder.js'
-import type { LoadedTensors } from './safetensors.js'
+import { contentsIn, type LoadedTensors, type SafetensorsHeader } from './safetensors.js'
 import { encode, load } from './tensor-file.js'
 
 /**
@@ -21,7 +21,16 @@ import { encode, load } from './tensor-file.js'
  * last. The names of the files are new each time, so the earlier checkpoint is whole until the index is replaced.
  */
 
-const indexName = 'checkpoint.safetensors.index.json'
+/**
+ * The index of the checkpoint that ranks write to a folder.
+ *
+ * @example
+ * ```ts
+ * console.log(utils.rankIndexIn('run')) // → run/checkpoint.safetensors.index.json
+ * ```
+ */
+export const rankIndexIn = (folder: string): string => join(folder, 'checkpoint.safetensors.index.json')
+
 const filePattern = /^checkpoint-[0-9a-f]{8}-\d{5}-of-\d{5}\.safetensors$/
 
 /** What one rank has to say to the others. */
@@ -129,7 +138,7 @@ export async function writeRanks(
   textsIn(op, told)
   const indexed = await failureOf(async () => {
     if (rank !== 0) return
-    await writeTogether([...files, { path: join(folder, indexName), parts: [Buffer.from(made.index)] }], op)
+    await writeTogether([...files, { path: rankIndexIn(folder), parts: [Buffer.from(made.index)] }], op)
     await run(quietly(removeOthers(folder, made.save)))
   })
   textsIn(
@@ -162,27 +171,53 @@ function orThrow(failure: unknown): string {
   return ''
 }
 
-/** Removes the files of earlier saves, also of those that did not come to their end, with their temporary files. */
-function* removeOthers(folder: string, save: string): Routine<void> {
+/**
+ * Removes the checkpoint that ranks have written to a folder, if there is one, with what saves left that did not come to
+ * their end. Files that cannot be removed stay.
+ *
+ * @example
+ * ```ts
+ * utils.removeRankFilesSync('run')
+ * ```
+ */
+export function removeRankFilesSync(folder: string): void {
+  runSync(quietly(call('unlink', rankIndexIn(folder))))
+  runSync(quietly(removeOthers(folder)))
+}
+
+/** Removes the files of other saves, also of those that did not come to their end, with their temporary files. */
+function* removeOthers(folder: string, save = 'no save'): Routine<void> {
   for (const name of yield* call('readdir', folder))
     if (filePattern.test(name.replace(/\.[0-9a-f]{16}\.tmp$/, '')) && !name.includes(`-${save}-`))
       yield* quietly(call('unlink', join(folder, name)))
 }
 
+function* isFolder(path: string): Routine<boolean> {
+  try {
+    return (yield* call('stat', path)).isDirectory()
+  } catch {
+    return false
+  }
+}
+
 /** A checkpoint of several ranks: what is said with it, and its tensors. */
 export interface RankFiles {
   metadata: Record<string, string>
+  /** What its files say of the tensors. Errors: FILE_FORMAT, FILE_SYSTEM. */
+  contents(): Routine<SafetensorsHeader>
   /** Those whose names pass. Errors: FILE_FORMAT, FILE_SYSTEM, STATE_DICT. */
-  load(isWanted: (name: string) => boolean): Promise<LoadedTensors>
+  load(isWanted: (name: string) => boolean): Routine<LoadedTensors>
 }
 
 /** Null where the path is not a folder. Errors: FILE_FORMAT, FILE_SYSTEM. */
-export async function rankFilesIn(op: string, folder: string): Promise<RankFiles | null> {
-  const stats = await run(call('stat', folder)).catch(() => null)
-  if (!stats?.isDirectory()) return null
-  const path = join(folder, indexName)
+export function* rankFilesIn(op: string, folder: string): Routine<RankFiles | null> {
+  if (!(yield* isFolder(folder))) return null
+  const path = rankIndexIn(folder)
   const wrong = (text: string): never => fail('FILE_FORMAT', op, `${path}: ${text}`)
-  const { metadata, weight_map: map } = (readJson(op, path) ?? {}) as { metadata?: unknown; weight_map?: unknown }
+  const { metadata, weight_map: map } = ((yield* jsonIn(op, path)) ?? {}) as {
+    metadata?: unknown
+    weight_map?: unknown
+  }
   const isObject = (value: unknown): value is Record<string, unknown> => typeof value === 'object' && value !== null
   if (!isObject(map) || !isObject(metadata)) return wrong('metadata and weight_map must be objects')
   const texts = Object.entries(metadata).filter((entry): entry is [string, string] => typeof entry[1] === 'string')
@@ -193,18 +228,31 @@ export async function rankFilesIn(op: string, folder: string): Promise<RankFiles
       : wrong(`the file of ${show(name)} must be one of this checkpoint, got ${show(file)}`)
   }
   const said = Object.fromEntries(texts)
+  const namesOf = (isWanted: (name: string) => boolean): Map<string, string[]> => {
+    const names = new Map<string, string[]>()
+    for (const name of Object.keys(map).filter(isWanted)) {
+      const file = fileOf(name)
+      const others = names.get(file)
+      if (others) others.push(name)
+      else names.set(file, [name])
+    }
+    return names
+  }
   return {
     metadata: said,
-    async load(isWanted) {
-      const names = new Map<string, string[]>()
-      for (const name of Object.keys(map).filter(isWanted)) {
-        const file = fileOf(name)
-        names.set(file, [...(names.get(file) ?? []), name])
+    *contents() {
+      const tensors: SafetensorsHeader['tensors'] = {}
+      for (const [file, names] of namesOf(() => true)) {
+        const found = (yield* contentsIn(op, join(folder, file))).tensors
+        for (const name of names) tensors[name] = found[name] ?? wrong(`${file} has no ${show(name)}`)
       }
+      return { tensors, metadata: said }
+    },
+    *load(isWanted) {
       const tensors: LoadedTensors['tensors'] = {}
       try {
-        for (const [file, wanted] of names)
-          Object.assign(tensors, (await run(load(op, join(folder, file), wanted))).tensors)
+        for (const [file, names] of namesOf(isWanted))
+          Object.assign(tensors, (yield* load(op, join(folder, file), names)).tensors)
         return { tensors, metadata: said }
       } catch (error) {
         for (const each of Object.values(tensors)) each.dispose()

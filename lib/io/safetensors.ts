@@ -4,7 +4,7 @@ import { checkOptions, checkPath, copyArray, fail } from '../runtime/check.js'
 import { allocated } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { writeAtomic, writeAtomicSync } from './atomic.js'
-import { run, runSync } from './files.js'
+import { type Routine, run, runSync } from './files.js'
 import { encode, headerIn, load, loadBytes, type Names } from './tensor-file.js'
 
 /** The content of a safetensors file. */
@@ -159,7 +159,12 @@ export interface SafetensorsHeader {
  */
 export function readSafetensorsHeaderSync(path: string): SafetensorsHeader {
   const op = 'readSafetensorsHeader'
-  const { entries, metadata } = runSync(headerIn(op, checkPath(op, path)))
+  return runSync(contentsIn(op, checkPath(op, path)))
+}
+
+/** The same on behalf of an operation. */
+export function* contentsIn(op: string, path: string): Routine<SafetensorsHeader> {
+  const { entries, metadata } = yield* headerIn(op, path)
   const tensors = entries.map(({ name, dtype, shape, begin, end }) => [name, { dtype, shape, bytes: end - begin }])
   return { tensors: Object.fromEntries(tensors), metadata }
 }

@@ -279,7 +279,7 @@ describe('a kill between the two files of a save', () => {
       ['train', '--resume', '--out', 'mixed'],
     ]
     for (const args of commands)
-      expectRefused(await cli(args), 1, /run\.json and checkpoint\.safetensors in \S*mixed are of different saves\n$/)
+      expectRefused(await cli(args), 1, /run\.json and the checkpoint in \S*mixed are of different saves\n$/)
     expectRefused(await cli(train('mixed')), 1, /mixed contains a run: --overwrite replaces it/)
   })
 
