@@ -7,7 +7,7 @@ import { Failure } from './errors.js'
 export function checkMemory(what: string, bytes: number, sizes: Record<string, number>): void {
   const present = availableMemory()
   if (bytes <= present) return
-  const gigabytes = (n: number): string => `${(n / 1e9).toPrecision(3)} GB`
+  const gigabytes = (n: number): string => `${Number((n / 1e9).toPrecision(3))} GB`
   throw new Failure(
     `${what} at this size needs at least ${gigabytes(bytes)} of memory, ${gigabytes(present)} are available: ${asFlags(sizes)}`,
   )

@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { expect, type TestContext, test } from 'vitest'
-import { at, bin, folder, jsonLines, tiny } from '../support/cli.js'
+import { at, bin, folder, jsonLines, succeeded, tiny } from '../support/cli.js'
 import { expectEnded } from '../support/jobs.js'
 import { mpiFor } from '../support/mpi.js'
 import { endOf, printed, runProgram } from '../support/program.js'
@@ -30,8 +30,9 @@ const settings = (context: object) => ({
 const train = (context: object, ...args: string[]) => runProgram([bin, 'train', ...args, '--json'], settings(context))
 
 /** A run in several processes that does not end by itself. */
-const endless = (context: object, out: string, processes: number) => {
-  const args = [bin, 'train', 'book.txt', '--out', out, '--processes', String(processes), '--steps', '100000', ...sizes]
+const endless = (context: object, out: string, processes: number, ...more: string[]) => {
+  const flags = ['--out', out, '--processes', String(processes), '--steps', '100000', ...more]
+  const args = [bin, 'train', 'book.txt', ...flags, ...sizes]
   const child = spawn(process.execPath, args, settings(context))
   return { child, ended: endOf(child) }
 }
@@ -42,28 +43,74 @@ const goesOn = async (context: object, out: string) =>
 const lossesOf = (out: string): number[] =>
   jsonLines(out).flatMap(({ event, loss }) => (event === 'step' || event === 'evaluation' ? [loss] : []))
 
+/** Of processes, the losses and what the run says of itself. */
+async function run(context: object, out: string, ...args: string[]) {
+  const ended = await train(context, '--out', out, ...args)
+  expect(ended).toMatchObject({ code: 0, err: '' })
+  return { losses: lossesOf(ended.out), about: jsonLines(ended.out)[0] }
+}
+const over = (processes: number, experts = 1) => [
+  ...['--processes', String(processes)],
+  ...['--expert-parallel', String(experts)],
+]
+const start = (context: object, out: string, ...args: string[]) =>
+  run(context, out, 'book.txt', '--steps', '20', ...args, ...sizes)
+const aStep = ['--minutes', '0.00001']
+
+function expectNear(losses: number[], from: number[]) {
+  expect(losses).toHaveLength(from.length)
+  for (const [i, loss] of losses.entries()) expect(Math.abs(loss / from[i] - 1)).toBeLessThan(1e-5)
+}
+
 test('losses are those of one process, also of a run that goes on with another number of processes', async (context) => {
-  const run = async (out: string, ...args: string[]) => {
-    const ended = await train(context, '--out', out, ...args)
-    expect(ended).toMatchObject({ code: 0, err: '' })
-    return lossesOf(ended.out)
-  }
-  const start = (out: string, steps: number, processes: number) =>
-    run(out, 'book.txt', '--steps', String(steps), '--processes', String(processes), ...sizes)
-  const wanted = await start('one', 20, 1)
+  const { losses: wanted } = await start(context, 'one', ...over(1))
   expect(wanted).toHaveLength(20 + 3)
-  const near = (losses: number[], from: number[]) => {
-    expect(losses).toHaveLength(from.length)
-    for (const [i, loss] of losses.entries()) expect(Math.abs(loss / from[i] - 1)).toBeLessThan(1e-5)
-  }
-  for (const processes of [2, 3]) near(await start(`on ${processes}`, 20, processes), wanted)
-  const minutes = ['--minutes', '0.00001'] // ends after a step
-  expect(await run('parts', 'book.txt', '--steps', '20', '--processes', '4', ...minutes, ...sizes)).toHaveLength(2)
-  near(await run('parts', '--resume', '--processes', '2'), wanted.slice(2))
+  for (const processes of [2, 3])
+    expectNear((await start(context, `on ${processes}`, ...over(processes))).losses, wanted)
+  expect((await start(context, 'parts', ...over(4), ...aStep)).losses).toHaveLength(2)
+  expectNear((await run(context, 'parts', '--resume', ...over(2))).losses, wanted.slice(2))
 })
 
-test('Ctrl-C finishes the step, saves, and ends all processes', async (context) => {
-  const { child, ended } = endless(context, 'stopped', 2)
+const files = (out: string): string[] => readdirSync(at(out)).filter((name) => name.startsWith('checkpoint'))
+
+test('so are those of processes that share out the experts; their checkpoint is one of any number', async (context) => {
+  const { losses: wanted, about } = await start(context, 'whole', ...over(1))
+  const shared = async (out: string, ...args: string[]) => {
+    const { losses, about: own } = await start(context, out, ...args)
+    expectNear(losses, wanted)
+    expect(own).toEqual(about)
+  }
+  await shared('shared on 3', ...over(3, 3)) // 4 experts
+  await shared('two copies', ...over(4, 2))
+  expect(files('two copies')).toHaveLength(4 + 1)
+  expect(await textOf('two copies')).toBe(await textOf('whole'))
+
+  expect((await start(context, 'in turns', ...over(2, 2), ...aStep)).losses).toHaveLength(2)
+  const next = async (...args: string[]) => (await run(context, 'in turns', '--resume', ...args)).losses
+  const second = await next(...over(4, 4), ...aStep)
+  const third = await next(...over(1), ...aStep)
+  expect(files('in turns')).toEqual(['checkpoint.safetensors'])
+  expectNear([...second, ...third, ...(await next('--minutes', '0', ...over(2, 2)))], wanted.slice(2))
+  expect(files('in turns')).toHaveLength(2 + 1)
+})
+
+const textOf = (out: string) => succeeded(['generate', out, '--seed', '3', '--length', '40'])
+
+test('processes need the memory of one for each, less experts that are elsewhere', async (context) => {
+  const needs = async (...args: string[]) => {
+    const large = ['--dim', '1024', '--expert-hidden-dim', '30000000', '--experts', '8', '--heads', '2']
+    const rest = ['--layers', '1', '--batch', '2', '--context', '16']
+    const { code, err } = await train(context, 'book.txt', '--out', 'large', ...args, ...large, ...rest)
+    expect({ code, err }).toEqual({ code: 1, err: expect.stringMatching(/ needs at least [\d.]+ \w+ of memory/) })
+    return Number(/at least ([\d.]+) GB/.exec(err)![1])
+  }
+  const alone = await needs(...over(1))
+  expect((await needs(...over(2))) / alone).toBeCloseTo(2, 1)
+  expect((await needs(...over(2, 2))) / alone).toBeCloseTo(1, 1)
+})
+
+test.for([1, 2])('Ctrl-C finishes the step, saves, and ends all processes; experts over %d', async (n, context) => {
+  const { child, ended } = endless(context, 'stopped', 2, '--overwrite', '--expert-parallel', String(n))
   await printed(child, 'step 10 ')
   child.kill('SIGINT')
   const { code, out, err } = await ended
@@ -78,6 +125,12 @@ test('Ctrl-C finishes the step, saves, and ends all processes', async (context) 
 
 test.for<[string[], number, string]>([
   [['book.txt', '--processes', '5'], 2, 'st-moe train: --batch must be a multiple of --processes 5, got 12\n'],
+  [
+    ['book.txt', '--processes', '4', '--expert-parallel', '3'],
+    2,
+    'st-moe train: --expert-parallel must divide --processes 4, got 3\n',
+  ],
+  [['book.txt', '--expert-parallel', '2'], 2, 'st-moe train: --expert-parallel must divide --processes 1, got 2\n'],
   [['-', '--processes', '2'], 2, 'st-moe train: a text from standard input is for one process\n'],
   [['nothing.txt', '--processes', '2'], 1, 'nothing.txt'],
   [['book.txt', '--processes', '0'], 2, '--processes must be a whole number from 1 to 1024'],
@@ -98,8 +151,8 @@ test('without a library the error has the command that installs one', async () =
   )
 })
 
-test('a process that is killed ends the others; the last checkpoint stays', async (context) => {
-  const { child, ended } = endless(context, 'killed', 3)
+test.for([1, 3])('a killed process ends the others, the last checkpoint stays; experts over %d', async (n, context) => {
+  const { child, ended } = endless(context, 'killed', 3, '--overwrite', '--expert-parallel', String(n))
   await printed(child, 'step 20 ')
   const pids = readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim().split(' ').map(Number)
   expect(pids).toHaveLength(3)
