@@ -1,6 +1,7 @@
 // Mutation testing: applies one mutant at a time to a copy of the source and checks that a test fails. The mutants are
 // in test/mutants/*.mjs, each with the tests that should catch it. Those run first; if they pass, the lanes release and
-// simt of .ci/run follow. A caught mutant is not run again until it, its file or its tests change.
+// simt of .ci/run follow. test/mutants/caught.json keeps which were caught, each with a hash of the mutant, its file and its
+// tests: it is not run again until one of them changes.
 //
 //   node scripts/mutants.mjs                      all of them
 //   node scripts/mutants.mjs --only cpu,NAME      lists or single ones
@@ -16,12 +17,15 @@ import { copyTree, hashOf, root, tree } from './mutants/tree.mjs'
 
 const lists = path.join(root, 'test/mutants')
 const resultFile = path.join(root, 'build/mutants/results.json')
+const caughtFile = path.join(lists, 'caught.json')
 const source = (name) => readFileSync(path.join(root, name), 'utf8')
 
 /** All mutants, each with the name of its list. Throws where one is not complete or its text is not there just once. */
 async function readMutants() {
   const mutants = []
-  for (const file of readdirSync(lists).sort()) {
+  for (const file of readdirSync(lists)
+    .filter((name) => name.endsWith('.mjs'))
+    .sort()) {
     const { default: entries } = await import(path.join(lists, file))
     for (const entry of entries) mutants.push({ ...entry, list: path.basename(file, '.mjs') })
   }
@@ -94,23 +98,34 @@ async function baseline(mutants, results) {
   }
 }
 
-const load = () =>
-  existsSync(resultFile) ? JSON.parse(readFileSync(resultFile, 'utf8')) : { baseline: {}, mutants: {} }
+const readIf = (file, none) => (existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : none)
+const load = () => readIf(resultFile, { baseline: {}, mutants: {} })
 function save(results) {
   mkdirSync(path.dirname(resultFile), { recursive: true })
   writeFileSync(resultFile, JSON.stringify(results, null, 1))
 }
 
-function summary(mutants, results) {
-  const count = (list, wanted) => list.filter(({ name }) => results.mutants[name]?.result === wanted).length
+/** The hash with which each mutant was caught, by name. */
+const caught = readIf(caughtFile, {})
+function record(mutant, isCaught) {
+  if (isCaught) caught[mutant.name] = keyOf(mutant)
+  else delete caught[mutant.name]
+  const names = known.map(({ name }) => name).filter((name) => caught[name])
+  const sorted = Object.fromEntries(names.sort().map((name) => [name, caught[name]]))
+  writeFileSync(caughtFile, `${JSON.stringify(sorted, null, 2)}\n`)
+}
+
+function summary(mutants) {
+  const count = (list) => list.filter(isCaught).length
   for (const list of [...new Set(mutants.map(({ list }) => list))]) {
     const own = mutants.filter((mutant) => mutant.list === list)
-    console.log(`${list}: ${count(own, 'caught')} of ${own.length} caught`)
+    console.log(`${list}: ${count(own)} of ${own.length} caught`)
   }
-  const caught = count(mutants, 'caught')
-  console.log(`${caught} of ${mutants.length} caught, ${count(mutants, 'survived')} survived`)
-  return caught === mutants.length
+  console.log(`${count(mutants)} of ${mutants.length} caught`)
+  return count(mutants) === mutants.length
 }
+
+const isCaught = (mutant) => caught[mutant.name] === keyOf(mutant)
 
 const { values } = parseArgs({
   options: { only: { type: 'string' }, list: { type: 'boolean' }, quick: { type: 'boolean' } },
@@ -123,25 +138,23 @@ const mutants = known.filter(({ name, list }) => !only || only.includes(name) ||
 
 if (values.list) {
   for (const { list, name, file, breaks } of mutants) console.log(`${list}/${name} (${file}): ${breaks}`)
+  const before = mutants.filter(({ name }) => caught[name])
+  const now = mutants.filter(isCaught)
+  console.log(`${before.length} were caught, ${now.length} of them with the files of today`)
   console.log(`${mutants.length} mutants can be applied`)
 } else {
   copyTree()
   const results = load()
-  const open = mutants.filter((mutant) => {
-    const { result, key } = results.mutants[mutant.name] ?? {}
-    return !(result === 'caught' && key === keyOf(mutant))
-  })
+  const open = mutants.filter((mutant) => !isCaught(mutant))
   if (open.length > 0) await baseline(open, results)
-  for (const mutant of mutants) {
-    if (open.includes(mutant)) {
-      const from = performance.now()
-      const found = await judge(mutant, values.quick)
-      const seconds = Math.round((performance.now() - from) / 1000)
-      results.mutants[mutant.name] = { ...found, output: found.output?.slice(-3000), seconds, key: keyOf(mutant) }
-      save(results)
-    }
-    const { result, by, seconds } = results.mutants[mutant.name]
+  for (const mutant of open) {
+    const from = performance.now()
+    const { result, by, output } = await judge(mutant, values.quick)
+    const seconds = Math.round((performance.now() - from) / 1000)
+    results.mutants[mutant.name] = { result, by, output: output?.slice(-3000), seconds }
+    save(results)
+    record(mutant, result === 'caught')
     console.log(`${result.padEnd(8)}  ${mutant.list}/${mutant.name}  ${by ?? ''}  ${seconds} s`)
   }
-  process.exitCode = summary(mutants, results) ? 0 : 1
+  process.exitCode = summary(mutants) ? 0 : 1
 }

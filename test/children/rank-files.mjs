@@ -247,6 +247,10 @@ async function refusals() {
   adafactor.step()
   const mixed = await codeOf(saveCheckpoint(folder, { model: moe, optimizer: adafactor, step: 9, group }))
   expect('a state that mixes experts', [shown(mixed), mixed.includes('exp_avg_sq_row')], ['UNSUPPORTED', true])
+  if (size > 1) {
+    const alone = await codeOf(saveCheckpoint(path.join(folder, 'alone'), { model: moe, step: 9 }))
+    expect('a rank alone', [shown(alone), existsSync(path.join(folder, 'alone'))], ['OPTION', false])
+  }
   group.barrier()
   if (rank === 0) {
     const index = path.join(folder, 'checkpoint.safetensors.index.json')

@@ -67,8 +67,8 @@ export default [
   {
     name: 'index-without-objects',
     file: 'lib/io/rank-files.ts',
-    from: '(readJson(op, path) ?? {}) as {',
-    to: 'readJson(op, path) as {',
+    from: '((yield* jsonIn(op, path)) ?? {}) as {',
+    to: '(yield* jsonIn(op, path)) as {',
     breaks: 'an index of null is a TypeError',
     tests: ['test/distributed/rank-files.test.ts'],
   },
