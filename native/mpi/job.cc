@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstdio>
 #include <cstring>
@@ -90,7 +91,7 @@ void Job::find_hosts() {
   const auto byte = handle<Datatype>(kByte);
   check(mpi.Iallgather_c(&*own, sizeof *own, byte, all->data(), sizeof *own, byte, handle<Comm>(kCommWorld), &request),
         "initProcessGroup");
-  wait(&request, "initProcessGroup");
+  wait(&request, {"initProcessGroup", {}, 0});
   hosts_.resize(size_);
   for (int r = 0; r < size_; ++r)
     for (hosts_[r] = 0; std::memcmp((*all)[hosts_[r]].text, (*all)[r].text, sizeof(HostName)) != 0;) ++hosts_[r];
@@ -105,7 +106,7 @@ void Job::start_watch() {
   Request request = handle<Request>(kRequestNull);
   check(mpi.Ibcast_c(&*invitation, sizeof *invitation, handle<Datatype>(kByte), 0, handle<Comm>(kCommWorld), &request),
         "initProcessGroup");
-  wait(&request, "initProcessGroup");
+  wait(&request, {"initProcessGroup", {}, 0});
   try {
     watch->connect(*invitation, hosts_[rank_] == 0, deadline());
   } catch (const Error& error) {
@@ -142,35 +143,64 @@ void Job::check(int code, const char* what) {
   fail_with(ErrorCode::process_group, std::string(what) + ": the MPI library says: " + mpi.text_of(code));
 }
 
-void Job::wait(Request* request, const char* what) {
+void Job::wait(Request* request, const Wait& wait) {
   try {
-    poll(request, what);
+    poll(request, wait);
   } catch (...) {
     holds_memory_ = true;
     throw;
   }
 }
 
-void Job::poll(Request* request, const char* what) {
-  const auto until = deadline();
+void Job::poll(Request* request, const Wait& wait) {
+  const char* what = wait.what;
+  const auto start = Clock::now(), until = deadline();
+  const auto told_after = std::min<std::chrono::duration<double>>(timeout_ / 4, kNotice);
+  const bool tells = watch_ && wait.place != 0;
+  bool told = false;
   Clock::time_point noticed{};  // when the watch has seen a loss
   for (int turn = 0;; ++turn) {
     int done = 0;
     check(mpi.Test(request, &done, nullptr), what);
-    if (done) return;
+    if (done) {
+      if (told) watch_->wait_at(0);
+      return;
+    }
     if (watch_ && watch_->lost() != Watch::kNobody) {
       if (noticed == Clock::time_point{}) noticed = Clock::now();
       if (Clock::now() - noticed > kDrain) check_watch(what);
     }
     if (turn < kSpins) continue;
-    if (Clock::now() > until)
-      fail_with(ErrorCode::timeout,
-                std::string(what) + ": not all ranks came within " + seconds_of(timeout_) + " s (timeout)");
+    const auto now = Clock::now();
+    if (tells && !told && now - start > told_after) {
+      told = true;
+      watch_->wait_at(wait.place);
+    }
+    if (now > until)
+      fail_with(ErrorCode::timeout, std::string(what) + ": not all ranks came within " + seconds_of(timeout_) +
+                                        " s (timeout)" + missing(wait));
     if (turn < kYields)
       sched_yield();
     else
       usleep(kSleep);
   }
+}
+
+// Which ranks have not come, as far as it can be known.
+std::string Job::missing(const Wait& wait) {
+  std::vector<bool> here(static_cast<size_t>(size_)), absent = here;
+  if (wait.place != 0) {
+    const auto patience = std::min<std::chrono::duration<double>>(timeout_ / 20, kNotice);
+    here = watch_->who_waits(wait.place, Clock::now() + std::chrono::duration_cast<Clock::duration>(patience));
+    if (here.empty()) return ": rank 0 does not answer";
+  }
+  for (const int rank : wait.ranks) absent[rank] = !here[rank];
+  std::string names;
+  int count = 0;
+  for (int rank = 0; rank < size_; ++rank)
+    if (absent[rank] && ++count) names += (count > 1 ? ", " : "") + std::to_string(rank);
+  if (count == 0) return "";
+  return count == 1 ? ": rank " + names + " is missing" : ": ranks " + names + " are missing";
 }
 
 void Job::call(const char* what, std::function<int()> function) {

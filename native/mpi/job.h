@@ -32,9 +32,16 @@ class Job {
   bool holds_memory() const { return holds_memory_; }
   std::unique_ptr<ProcessGroup> world();
 
+  // What is waited for: ranks of the job that have to come, and a number that they all have for it; 0 if they cannot
+  // tell.
+  struct Wait {
+    const char* what;
+    const std::vector<int>& ranks;
+    uint64_t place;
+  };
   // Waits for a request, with yields, because another rank may need this core. A request that does not end still owns
   // its buffers.
-  void wait(Request* request, const char* what);
+  void wait(Request* request, const Wait& wait);
   // A function that the library has only as a blocking one, on a thread, which is left behind if it does not return.
   void call(const char* what, std::function<int()> function);
   void check(int code, const char* what);
@@ -52,7 +59,8 @@ class Job {
   void find_hosts();
   void start_watch();
   void check_watch(const char* what);
-  void poll(Request* request, const char* what);
+  void poll(Request* request, const Wait& wait);
+  std::string missing(const Wait& wait);
   Clock::time_point deadline() const;
 
   const std::chrono::duration<double> timeout_;

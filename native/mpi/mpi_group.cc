@@ -43,9 +43,17 @@ const auto kBytes = handle<Datatype>(kByte);
 
 class MpiGroup : public ProcessGroup {
  public:
-  // `comparing`: another communicator of the same ranks, so that a comparison is never taken for what is compared.
-  MpiGroup(Job& job, Comm comm, Comm comparing)
-      : job_(job), mpi_(job.mpi), comm_(comm), comparing_(comparing), sent_(job, {}), received_(job, {}) {
+  // `ranks`: those of the job. `comparing`: another communicator of the same ones, so that a comparison is never taken
+  // for what is compared.
+  MpiGroup(Job& job, std::vector<int> ranks, Comm comm, Comm comparing)
+      : job_(job),
+        mpi_(job.mpi),
+        ranks_(std::move(ranks)),
+        first_place_(hash_of(std::string(reinterpret_cast<const char*>(ranks_.data()), ranks_.size() * sizeof(int)))),
+        comm_(comm),
+        comparing_(comparing),
+        sent_(job, {}),
+        received_(job, {}) {
     job.check(mpi_.Comm_rank(comm, &rank_), "MPI_Comm_rank");
     job.check(mpi_.Comm_size(comm, &size_), "MPI_Comm_size");
     for (Parts* parts : {&*sent_, &*received_}) {
@@ -74,7 +82,9 @@ class MpiGroup : public ProcessGroup {
   std::unique_ptr<ProcessGroup> subgroup(const std::vector<int>& ranks) override {
     job_.expect_sound("newGroup");
     const Comm comm = job_.make_comm(comm_, ranks, "newGroup");
-    auto group = std::make_unique<MpiGroup>(job_, comm, job_.make_comm(comm_, ranks, "newGroup"));
+    std::vector<int> of_job;
+    for (const int rank : ranks) of_job.push_back(ranks_[rank]);
+    auto group = std::make_unique<MpiGroup>(job_, of_job, comm, job_.make_comm(comm_, ranks, "newGroup"));
     group->barrier("newGroup");
     unlink_shared_memory();
     return group;
@@ -113,30 +123,43 @@ class MpiGroup : public ProcessGroup {
 
   void send(const char* what, const char* message, const void* data, int64_t bytes, int to) override {
     Buffer<CallText> text(job_, text_of(message));
-    run(what,
-        [&](Request* request) { return mpi_.Isend_c(text->data(), text->size(), kBytes, to, 0, comparing_, request); });
-    run(what, [&](Request* request) { return mpi_.Isend_c(data, bytes, kBytes, to, 0, comm_, request); });
+    meet(what, to, [&](Request* request) {
+      return mpi_.Isend_c(text->data(), text->size(), kBytes, to, 0, comparing_, request);
+    });
+    meet(what, to, [&](Request* request) { return mpi_.Isend_c(data, bytes, kBytes, to, 0, comm_, request); });
   }
 
   void recv(const char* what, const char* message, void* data, int64_t bytes, int from) override {
     Buffer<CallText> text(job_, {});
-    run(what, [&](Request* request) {
+    meet(what, from, [&](Request* request) {
       return mpi_.Irecv_c(text->data(), text->size(), kBytes, from, 0, comparing_, request);
     });
     if (*text != text_of(message))
       job_.fail_with(ErrorCode::process_group, "the ranks disagree: rank " + std::to_string(from) + " sends " +
                                                    text->data() + ", rank " + std::to_string(rank_) + " receives " +
                                                    message);
-    run(what, [&](Request* request) { return mpi_.Irecv_c(data, bytes, kBytes, from, 0, comm_, request); });
+    meet(what, from, [&](Request* request) { return mpi_.Irecv_c(data, bytes, kBytes, from, 0, comm_, request); });
   }
 
  private:
+  // A collective.
   template <class F>
   void run(const char* what, F&& start) {
+    wait(what, ranks_, first_place_ + ++collectives_, start);
+  }
+
+  // What one other rank has a part in.
+  template <class F>
+  void meet(const char* what, int with, F&& start) {
+    wait(what, {ranks_[with]}, 0, start);
+  }
+
+  template <class F>
+  void wait(const char* what, const std::vector<int>& ranks, uint64_t place, F&& start) {
     job_.expect_sound(what);
     Request request = handle<Request>(kRequestNull);
     job_.check(start(&request), what);
-    job_.wait(&request, what);
+    job_.wait(&request, {what, ranks, place});
   }
 
   std::vector<CallText> texts_of_all(const char* what, const CallText& text) {
@@ -169,16 +192,21 @@ class MpiGroup : public ProcessGroup {
 
   Job& job_;
   const Library& mpi_;
+  const std::vector<int> ranks_;
+  const uint64_t first_place_;
   const Comm comm_, comparing_;
   int rank_ = 0, size_ = 1;
   Buffer<Parts> sent_, received_;
   std::unordered_set<uint64_t> seen_;  // collectives that have been compared
+  uint64_t collectives_ = 0;
 };
 
 }  // namespace
 
 std::unique_ptr<ProcessGroup> Job::world() {
-  return std::make_unique<MpiGroup>(*this, handle<Comm>(kCommWorld), comparing_);
+  std::vector<int> ranks(static_cast<size_t>(size_));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return std::make_unique<MpiGroup>(*this, ranks, handle<Comm>(kCommWorld), comparing_);
 }
 
 }  // namespace st_moe::mpi

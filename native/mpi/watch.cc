@@ -23,7 +23,6 @@
 namespace st_moe::mpi {
 namespace {
 
-constexpr int32_t kFarewell = -1;
 constexpr int kConnectMs = 5000;
 
 // The first message of a rank to rank 0.
@@ -212,7 +211,11 @@ void Watch::accept_all(const Invitation& invitation, Clock::time_point deadline)
 
 void Watch::run() {
   std::vector<pollfd> fds{{wake_[0], POLLIN, 0}, {launcher_, 0, 0}};
-  for (const int peer : peers_) fds.push_back({peer, POLLIN, 0});
+  std::vector<Peer> peers;
+  for (const int fd : peers_) {
+    fds.push_back({fd, POLLIN, 0});
+    peers.push_back({fd, {}});
+  }
   while (true) {
     if (poll(fds.data(), fds.size(), -1) < 0) continue;
     if (fds[0].revents) return;
@@ -220,25 +223,89 @@ void Watch::run() {
       fds[1].fd = -1;
       note_lost(kLauncher);
     }
-    for (size_t i = 2; i < fds.size(); ++i) {
-      if (fds[i].fd < 0 || fds[i].revents == 0) continue;
-      int32_t message = 0;
-      const ssize_t n = recv(fds[i].fd, &message, sizeof message, 0);
-      if (n < 0 && (errno == EAGAIN || errno == EINTR)) continue;
-      if (n == sizeof message && message >= 0) {  // from rank 0
-        note_lost(message);
-        continue;
-      }
-      fds[i].fd = -1;
-      if (n == sizeof message) continue;  // a farewell
-      const int gone = rank_ == 0 ? static_cast<int>(i) - 1 : 0;
+    for (size_t i = 0; i < peers.size(); ++i) {
+      if (fds[i + 2].fd < 0 || fds[i + 2].revents == 0 || hear(peers[i])) continue;
+      fds[i + 2].fd = -1;
+      if (peers[i].fd < 0) continue;  // a farewell
+      const int gone = rank_ == 0 ? static_cast<int>(i) + 1 : 0;
       note_lost(gone);
-      if (rank_ != 0) continue;
-      const int32_t told = gone;
-      for (size_t other = 2; other < fds.size(); ++other)
-        if (fds[other].fd >= 0) tell(fds[other].fd, &told, sizeof told);
+      const Message told{Kind::lost, gone, 0};
+      for (size_t other = 0; rank_ == 0 && other < peers.size(); ++other)
+        if (fds[other + 2].fd >= 0) tell(fds[other + 2].fd, &told, sizeof told);
     }
   }
+}
+
+bool Watch::hear(Peer& peer) {
+  char bytes[512];
+  const ssize_t n = recv(peer.fd, bytes, sizeof bytes, 0);
+  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return true;
+  if (n <= 0) return false;
+  peer.bytes.insert(peer.bytes.end(), bytes, bytes + n);
+  Message message;
+  while (peer.bytes.size() >= sizeof message) {
+    std::memcpy(&message, peer.bytes.data(), sizeof message);
+    const size_t size = sizeof message + (message.kind == Kind::answer ? static_cast<size_t>(size_) : 0);
+    if (peer.bytes.size() < size) return true;
+    if (message.kind == Kind::farewell) {
+      peer.fd = -1;
+      return false;
+    }
+    take(peer, message);
+    peer.bytes.erase(peer.bytes.begin(), peer.bytes.begin() + static_cast<ptrdiff_t>(size));
+  }
+  return true;
+}
+
+void Watch::take(const Peer& peer, const Message& message) {
+  if (message.kind == Kind::lost) note_lost(message.rank);
+  if (message.kind == Kind::who_waits) {
+    const std::vector<char> here = waiting_at(message.place);
+    std::vector<char> answer(sizeof message);
+    const Message head{Kind::answer, 0, message.place};
+    std::memcpy(answer.data(), &head, sizeof head);
+    answer.insert(answer.end(), here.begin(), here.end());
+    tell(peer.fd, answer.data(), answer.size());
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (message.kind == Kind::waits && message.rank > 0 && message.rank < size_) places_[message.rank] = message.place;
+  if (message.kind == Kind::answer) {
+    const auto begin = peer.bytes.begin() + sizeof message;
+    answer_ = std::vector<char>(begin, begin + size_);
+    answered_.notify_one();
+  }
+}
+
+std::vector<char> Watch::waiting_at(uint64_t place) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<char> here(static_cast<size_t>(size_));
+  for (int rank = 0; rank < size_; ++rank) here[rank] = places_[rank] == place;
+  return here;
+}
+
+void Watch::wait_at(uint64_t place) {
+  if (rank_ == 0) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    places_[0] = place;
+    return;
+  }
+  const Message message{Kind::waits, rank_, place};
+  tell(peers_[0], &message, sizeof message);
+}
+
+std::vector<bool> Watch::who_waits(uint64_t place, Clock::time_point deadline) {
+  std::vector<char> here;
+  if (rank_ == 0) {
+    here = waiting_at(place);
+  } else {
+    std::unique_lock<std::mutex> lock(mutex_);
+    answer_.reset();
+    const Message question{Kind::who_waits, rank_, place};
+    tell(peers_[0], &question, sizeof question);
+    if (!answered_.wait_until(lock, deadline, [&] { return answer_.has_value(); })) return {};
+    here = *answer_;
+  }
+  return {here.begin(), here.end()};
 }
 
 void Watch::note_lost(int rank) {
@@ -247,7 +314,7 @@ void Watch::note_lost(int rank) {
 }
 
 void Watch::leave() {
-  const int32_t message = kFarewell;
+  const Message message{Kind::farewell, rank_, 0};
   for (const int peer : peers_)
     if (peer >= 0) tell(peer, &message, sizeof message);
   stop();

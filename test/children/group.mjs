@@ -68,6 +68,21 @@ function groups() {
   all.destroy()
 }
 
+/** Rank 1 waits for rank 2 in a group of a group, rank 3 for all, after the ranks have waited long for rank 0. */
+function missing() {
+  const group = initProcessGroup({ timeout: 4000 })
+  const { rank } = group
+  const all = group.newGroup([3, 2, 1, 0])
+  const pair = group.newGroup([3, 2, 1])?.newGroup([1, 2])
+  if (rank === 0) sleep(1500)
+  all.barrier()
+  if (rank % 2 === 0) {
+    say({ message: '' })
+    sleep(8000)
+  } else say(failure(() => (rank === 1 ? pair : all).barrier()))
+  process.exit(3)
+}
+
 /** A call that the ranks make differently; then another one. */
 function disagree() {
   const rank = Number(process.env.PMI_RANK)
@@ -148,4 +163,4 @@ async function workers() {
   }
 }
 
-await { facts, groups, disagree, lose, start, workers }[what]()
+await { facts, groups, missing, disagree, lose, start, workers }[what]()

@@ -108,17 +108,21 @@ describe.each(libraries)('%s', (name) => {
     const how = elements === 300 ? 'asynchronous' : 'at once'
     const { answers } = await run(context, name, 3, 'lose', op, signal, victim, elements, how)
     const isTimeout = signal === 'SIGSTOP'
-    const of = op === 'send' || op === 'recv' ? '(send|recv)' : op
+    const pairs = op === 'send' || op === 'recv'
+    const who = pairs ? 'rank \\d is missing' : victim === 0 ? 'rank 0 does not answer' : `rank ${victim} is missing`
+    const of = pairs ? '(send|recv)' : op
     for (const [rank, [answer]] of answers.entries()) {
       if (rank === victim) continue
       expect(answer).toMatchObject({
         code: isTimeout ? 'TIMEOUT' : 'PEER_LOST',
         message: expect.stringMatching(
-          isTimeout ? `${of}: not all ranks came within 2 s` : `${of}: rank ${victim} has ended$`,
+          isTimeout
+            ? `${of}: not all ranks came within 2 s \\(timeout\\): ${who}$`
+            : `${of}: rank ${victim} has ended$`,
         ),
         again: isTimeout ? 'TIMEOUT' : 'PEER_LOST',
       })
-      if (op !== 'send' && op !== 'recv') expect(answer.changed, 'the interrupted step').toEqual([1, 2])
+      if (!pairs) expect(answer.changed, 'the interrupted step').toEqual([1, 2])
       if (isTimeout) expect(answer.ms).toBeGreaterThanOrEqual(1900)
     }
   })

@@ -90,12 +90,10 @@ describe.each(libraries)('%s', (name) => {
     }
   })
 
+  const late = '[ProcessGroup.barrier] barrier: not all ranks came within 5 s (timeout)'
   test('a rank that comes too late is a TIMEOUT error', async (context) => {
     const { answers } = await run(context, name, 2, 'disagree', 'late')
-    expect(answers[0][0]).toEqual({
-      code: 'TIMEOUT',
-      message: '[ProcessGroup.barrier] barrier: not all ranks came within 5 s (timeout)',
-    })
+    expect(answers[0][0]).toEqual({ code: 'TIMEOUT', message: `${late}: rank 1 is missing` })
   })
 
   const lost = (rank: number | string) => `[ProcessGroup.barrier] barrier: ${rank} has ended`
@@ -103,7 +101,8 @@ describe.each(libraries)('%s', (name) => {
     ['SIGKILL:1', 'PEER_LOST', lost('rank 1')],
     ['SIGKILL:0', 'PEER_LOST', lost('rank 0')],
     ['exit:2', 'PEER_LOST', lost('rank 2')],
-    ['SIGSTOP:2', 'TIMEOUT', '[ProcessGroup.barrier] barrier: not all ranks came within 5 s (timeout)'],
+    ['SIGSTOP:2', 'TIMEOUT', `${late}: rank 2 is missing`],
+    ['SIGSTOP:0', 'TIMEOUT', `${late}: rank 0 does not answer`],
   ])('a rank that is lost in a barrier: %s', async ([what, code, message], context) => {
     const { answers, ranks } = await run(context, name, 3, 'lose', what)
     const victim = Number(what.split(':')[1])
@@ -115,6 +114,12 @@ describe.each(libraries)('%s', (name) => {
       expect(ranks[rank]).toEqual({ code: 5, signal: null })
     }
     expect(answers[victim]).toEqual([])
+  })
+
+  test('a TIMEOUT error names the ranks of the group that are missing, and no other', async (context) => {
+    const { answers } = await run(context, name, 4, 'missing')
+    const which = answers.map(([{ message }]) => /\(timeout\)(.*)$/.exec(message)?.[1])
+    expect(which).toEqual([undefined, ': rank 2 is missing', undefined, ': ranks 0, 1, 2 are missing'])
   })
 
   test('a rank that stops before it comes is a TIMEOUT error', async (context) => {

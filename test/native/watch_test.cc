@@ -108,8 +108,33 @@ static void test_missing() {
   }
 }
 
+// Rank 0 knows who waits where, and forgets it.
+static void test_waiting() {
+  Job job(3);
+  const auto expect_here = [&](int asked, uint64_t place, const std::vector<bool>& wanted) {
+    std::vector<bool> here;
+    for (const auto until = Clock::now() + kPatience; here != wanted && Clock::now() < until;)
+      here = job.ranks[asked]->who_waits(place, Clock::now() + kPatience);
+    check(here == wanted, "rank %d does not know who waits at %d", asked, static_cast<int>(place));
+  };
+  expect_here(1, 7, {false, false, false});
+  job.ranks[0]->wait_at(7);
+  job.ranks[2]->wait_at(7);
+  job.ranks[1]->wait_at(8);
+  for (int rank = 0; rank < 3; ++rank) {
+    expect_here(rank, 7, {true, false, true});
+    expect_here(rank, 8, {false, true, false});
+  }
+  job.ranks[2]->wait_at(0);
+  expect_here(1, 7, {true, false, false});
+  for (int rank = 0; rank < 3; ++rank) check(job.ranks[rank]->lost() == Watch::kNobody, "a question is a loss");
+  job.ranks[0]->stop();
+  check(job.ranks[1]->who_waits(7, Clock::now() + 50ms).empty(), "there is an answer without rank 0");
+}
+
 int main() {
   test_loss();
+  test_waiting();
   test_farewell();
   test_strangers();
   test_missing();
