@@ -162,7 +162,7 @@ class RunningJob implements Job {
       spawn(program, args, {
         cwd,
         detached: true, // leads a process group
-        stdio: [rank === 0 ? 'inherit' : 'ignore', 'pipe', 'pipe', 'pipe'],
+        stdio: [rank === 0 ? 'inherit' : 'ignore', 'pipe', 'pipe', 'pipe', 'pipe'],
         env: { ...common, ...variablesOf(rank, processes) },
       })
     this.#children = Array.from({ length: processes }, (_, rank) => start(rank))
@@ -203,6 +203,8 @@ class RunningJob implements Job {
     forEachLine(child.stdout!, (text) => this.#print({ rank, stream: 'stdout', text }))
     forEachLine(child.stderr!, (text) => this.#print({ rank, stream: 'stderr', text }))
     this.#pmi.connect(rank, child.stdio[3] as Duplex)
+    const notices = child.stdio[4] as Duplex
+    notices.on('error', () => {}).resume() // it has ended
     child.on('error', (cause) => {
       this.#signal('SIGKILL')
       const text = `cannot start ${show(program)}: ${cause.message}`
@@ -212,6 +214,7 @@ class RunningJob implements Job {
       signalGroup(child, 'SIGKILL') // what it has left
       this.#running.delete(rank)
       this.#ranks[rank] = { code, signal }
+      for (const other of this.#running) (this.#children[other].stdio[4] as Duplex).write(endOf(rank))
       if (code !== 0) {
         const how = signal ? `was ended by ${signal}` : `ended with code ${code}`
         this.#fail(signal ? 128 + constants.signals[signal] : code!, `rank ${rank} (process ${child.pid}) ${how}`)
@@ -264,14 +267,21 @@ class RunningJob implements Job {
   }
 }
 
-/** What the launcher tells a process; descriptor 3 is its socket. */
+/**
+ * What the launcher tells a process. Descriptor 3 is its socket; to 4 the launcher writes the rank of each process that ends,
+ * which nobody else can tell before the watch of the processes has begun.
+ */
 const variablesOf = (rank: number, size: number): Record<string, string> => ({
   PMI_FD: '3',
+  ST_MOE_ENDED_FD: '4',
   PMI_RANK: String(rank),
   PMI_SIZE: String(size),
   MPI_LOCALRANKID: String(rank),
   MPI_LOCALNRANKS: String(size),
 })
+
+/** A message to the others: an i32. */
+const endOf = (rank: number): Uint8Array => new Uint8Array(Int32Array.of(rank).buffer)
 
 function signalGroup({ pid }: ChildProcess, signal: string): void {
   try {

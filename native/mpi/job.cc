@@ -57,6 +57,7 @@ Job::Job(const Library& library, Options options) : mpi(library), timeout_(optio
   all->agree(options.call);
   all->barrier("initProcessGroup");
   unlink_shared_memory();
+  is_started_ = true;
 }
 
 void Job::initialize(int expected_size) {
@@ -130,7 +131,8 @@ void Job::fail_with(ErrorCode code, const std::string& text) {
 }
 
 void Job::check_watch(const char* what) {
-  const int lost = watch_ ? watch_->lost() : Watch::kNobody;
+  int lost = is_started_ ? Watch::kNobody : Watch::ended();
+  if (lost == Watch::kNobody && watch_) lost = watch_->lost();
   if (lost == Watch::kNobody) return;
   const std::string who = lost == Watch::kLauncher ? "the launcher" : "rank " + std::to_string(lost);
   fail_with(ErrorCode::peer_lost, std::string(what) + ": " + who + " has ended");
@@ -166,6 +168,7 @@ void Job::poll(Request* request, const Wait& wait) {
       if (told) watch_->wait_at(0);
       return;
     }
+    if (!is_started_) check_watch(what);
     if (watch_ && watch_->lost() != Watch::kNobody) {
       if (noticed == Clock::time_point{}) noticed = Clock::now();
       if (Clock::now() - noticed > kDrain) check_watch(what);

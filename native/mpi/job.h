@@ -65,6 +65,7 @@ class Job {
 
   const std::chrono::duration<double> timeout_;
   const bool debug_;
+  bool is_started_ = false;    // all ranks have come
   bool holds_memory_ = false;  // of a request that has not ended
   int rank_ = 0, size_ = 1;
   std::vector<int> hosts_;

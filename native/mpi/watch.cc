@@ -24,6 +24,7 @@ namespace st_moe::mpi {
 namespace {
 
 constexpr int kConnectMs = 5000;
+constexpr int kEndedMs = 50;  // after which to ask again whether a rank has ended
 
 // The first message of a rank to rank 0.
 struct Hello {
@@ -80,12 +81,18 @@ void close_fd(int& fd) {
   fd = -1;
 }
 
+// A descriptor that a launcher has named, or −1.
+int descriptor_in(const char* variable) {
+  const char* text = std::getenv(variable);
+  int fd = -1;  // not atoi: its C++20 form needs glibc 2.38
+  const bool is_one = text && std::from_chars(text, text + std::strlen(text), fd).ec == std::errc() && fd >= 0;
+  return is_one ? fd : -1;
+}
+
 // A copy of the launcher's socket, or −1.
 int copy_of_launcher() {
-  const char* text = std::getenv("PMI_FD");
-  int fd = -1;  // not atoi: its C++20 form needs glibc 2.38
-  if (!text || std::from_chars(text, text + std::strlen(text), fd).ec != std::errc() || fd < 0) return -1;
-  return fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  const int fd = descriptor_in("PMI_FD");
+  return fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
 }
 
 std::vector<uint32_t> own_addresses() {
@@ -120,6 +127,16 @@ int connect_to(uint32_t address, uint16_t port, Clock::time_point deadline) {
 }
 
 }  // namespace
+
+// Reads nothing away: a descriptor that is not the launcher's stays as it is.
+int Watch::ended() {
+  const int fd = descriptor_in("ST_MOE_ENDED_FD");
+  int32_t rank = 0;
+  if (fd < 0) return kNobody;
+  const ssize_t n = recv(fd, &rank, sizeof rank, MSG_PEEK | MSG_DONTWAIT);
+  if (n == 0) return kLauncher;
+  return n == sizeof rank && rank >= 0 ? rank : kNobody;
+}
 
 Watch::Invitation Watch::listen(bool one_host) {
   Invitation invitation{};
@@ -175,7 +192,8 @@ void Watch::accept_all(const Invitation& invitation, Clock::time_point deadline)
   while (missing() != peers_.end() && remaining_ms(deadline) > 0) {
     std::vector<pollfd> fds{{listener_, POLLIN, 0}};
     for (const Guest& guest : guests) fds.push_back({guest.fd, POLLIN, 0});
-    if (poll(fds.data(), fds.size(), remaining_ms(deadline)) < 0) continue;
+    if (const int rank = ended(); rank >= 0) fail(ErrorCode::peer_lost, "rank %d has ended", rank);
+    if (poll(fds.data(), fds.size(), std::min(remaining_ms(deadline), kEndedMs)) < 0) continue;
     for (size_t i = 0; i < guests.size(); ++i) {
       Guest& guest = guests[i];
       if (fds[i + 1].revents == 0) continue;

@@ -33,6 +33,9 @@ class Watch {
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;
 
+  // The rank of a process whose end st-moe's launcher has told, or kNobody, or kLauncher: what is known before
+  // `connect`.
+  static int ended();
   // Rank 0. `one_host`: all ranks run on this machine.
   Invitation listen(bool one_host);
   // All ranks, with the invitation of rank 0. Throws Error(timeout), which names ranks that have not come.

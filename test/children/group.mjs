@@ -1,4 +1,5 @@
 // A process of a job. The first argument says what it does, others where. Prints lines of JSON.
+import { spawn } from 'node:child_process'
 import { existsSync, readFileSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { Worker } from 'node:worker_threads'
@@ -129,10 +130,23 @@ async function lose() {
   process.exit(5)
 }
 
+/** Rank 2 is killed after so many milliseconds, in the start or after it. */
+function startKilled() {
+  if (process.env.PMI_RANK === '2')
+    spawn('sh', ['-c', `sleep ${where / 1000}; kill -KILL ${process.pid}`], { stdio: 'ignore' })
+  const error = failure(() => {
+    const group = initProcessGroup({ timeout: 60_000 })
+    for (;;) group.barrier()
+  })
+  say(error)
+  process.exit(5)
+}
+
 /** Rank 2 ends, or stops, before it comes. */
 function start() {
   if (process.env.PMI_RANK === '2') process.kill(process.pid, where)
   say(failure(() => initProcessGroup({ timeout: 3000 })))
+  sleep(1000) // the end of this process is no news for the others
   process.exit(5)
 }
 
@@ -163,4 +177,4 @@ async function workers() {
   }
 }
 
-await { facts, groups, missing, disagree, lose, start, workers }[what]()
+await { facts, groups, missing, disagree, lose, start, startKilled, workers }[what]()

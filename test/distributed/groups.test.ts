@@ -7,6 +7,7 @@ import { afterEach, beforeEach, describe, expect, type TestContext, test } from 
 import { initProcessGroup, ProcessGroup, processBackends } from '../../lib/index.js'
 import { codeOf, runRanks } from '../support/jobs.js'
 import { mpiFor } from '../support/mpi.js'
+import { long, some } from '../support/numbers.js'
 import { endOf } from '../support/program.js'
 import { temporary } from '../support/temporary.js'
 
@@ -60,7 +61,7 @@ describe.each(libraries)('%s', (name) => {
       temporary(),
     )
     expect({ exitCode, errors }).toEqual({ exitCode: 0, errors: [] })
-    const some = [[1, 3, 1, 3], [2, 3, 2, 3], null, [0, 3, 0, 3]]
+    const chosen = [[1, 3, 1, 3], [2, 3, 2, 3], null, [0, 3, 0, 3]]
     for (const [rank, [facts, after]] of answers.entries()) {
       const near = [rank % 2, 2, rank % 2, 2]
       const far = [Math.floor(rank / 2), 2, Math.floor(rank / 2), 2]
@@ -68,7 +69,7 @@ describe.each(libraries)('%s', (name) => {
         rank,
         near,
         far,
-        some: some[rank],
+        some: chosen[rank],
         ...(rank !== 2 && { alone: rank === 1 ? [0, 1, 0, 1] : null }),
       })
       expect(after.code).toBe(rank === 2 ? undefined : 'DISPOSED')
@@ -129,10 +130,21 @@ describe.each(libraries)('%s', (name) => {
     expect(ranks[2]).toEqual({ code: null, signal: 'SIGKILL' })
   })
 
-  test('if a rank is killed before it comes, the launcher ends the others', async (context) => {
-    const { exitCode, errors, job } = await run(context, name, 3, 'start', 'SIGKILL')
+  test('a rank that is killed before it comes is a PEER_LOST error', async (context) => {
+    const { exitCode, errors, answers, job } = await run(context, name, 3, 'start', 'SIGKILL')
     expect(exitCode).toBe(137)
     expect(errors).toEqual([`rank 2 (process ${job.pids[2]}) was ended by SIGKILL`])
+    const message = '[initProcessGroup] MPI_Init_thread: rank 2 has ended'
+    for (const rank of [0, 1]) expect(answers[rank]).toEqual([{ code: 'PEER_LOST', message }])
+  })
+
+  const times = some([60, 120, 0, 30, 90, 150, 180, 210, 240, 300], name === 'mpich' ? 2 : 1)
+  const turns = Array.from({ length: long ? 5 : 1 }, () => times).flat()
+  test.for(turns)('so is one that is killed in the start, after %d ms', async (after, context) => {
+    const { answers } = await run(context, name, 3, 'startKilled', after)
+    for (const [rank, [error]] of answers.entries())
+      if (rank !== 2)
+        expect(error).toMatchObject({ code: 'PEER_LOST', message: expect.stringContaining('rank 2 has ended') })
   })
 
   test('if the launcher is killed, the ranks notice', async (context) => {

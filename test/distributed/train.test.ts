@@ -1,10 +1,11 @@
 import { spawn } from 'node:child_process'
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
-import { expect, type TestContext, test } from 'vitest'
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { beforeAll, expect, type TestContext, test } from 'vitest'
 import { at, bin, folder, jsonLines, succeeded, tiny } from '../support/cli.js'
 import { expectEnded } from '../support/jobs.js'
 import { mpiFor } from '../support/mpi.js'
 import { endOf, printed, runProgram } from '../support/program.js'
+import { sentences } from '../support/sentences.js'
 
 /** `st-moe train --processes`. */
 
@@ -28,6 +29,9 @@ const settings = (context: object) => ({
   },
 })
 const train = (context: object, ...args: string[]) => runProgram([bin, 'train', ...args, '--json'], settings(context))
+
+/** Its held-out text takes several forwards of each of two processes. */
+beforeAll(() => writeFileSync(at('long.txt'), sentences(400)))
 
 /** A run in several processes that does not end by itself. */
 const endless = (context: object, out: string, processes: number, ...more: string[]) => {
@@ -54,7 +58,7 @@ const over = (processes: number, experts = 1) => [
   ...['--expert-parallel', String(experts)],
 ]
 const start = (context: object, out: string, ...args: string[]) =>
-  run(context, out, 'book.txt', '--steps', '20', ...args, ...sizes)
+  run(context, out, 'long.txt', '--steps', '20', ...args, ...sizes)
 const aStep = ['--minutes', '0.00001']
 
 function expectNear(losses: number[], from: number[]) {

@@ -448,4 +448,28 @@ export default [
     breaks: 'all ranks are called missing where rank 0 is',
     tests: ['watch_test'],
   },
+  {
+    name: 'ends-are-not-told',
+    file: 'lib/distributed/launch.ts',
+    from: 'for (const other of this.#running) (this',
+    to: 'for (const other of [] as number[]) (this',
+    breaks: 'a rank that is killed in the start is a TIMEOUT',
+    tests: ['test/distributed/groups.test.ts'],
+  },
+  {
+    name: 'ends-are-not-heard',
+    file: 'native/mpi/job.cc',
+    from: 'is_started_ ? Watch::kNobody : Watch::ended()',
+    to: 'Watch::kNobody',
+    breaks: 'a rank that is killed in the start is a TIMEOUT',
+    tests: ['test/distributed/groups.test.ts'],
+  },
+  {
+    name: 'ends-are-losses-for-ever',
+    file: 'native/mpi/job.cc',
+    from: 'is_started_ = true;',
+    to: '',
+    breaks: 'a rank that has left at the end of a job counts as lost',
+    tests: ['test/distributed/groups.test.ts'],
+  },
 ]
