@@ -127,6 +127,15 @@ test.for([1, 2])('Ctrl-C finishes the step, saves, and ends all processes; exper
   await goesOn(context, 'stopped')
 })
 
+test('a signal to the first process alone stops all, wherever they are in an evaluation', async (context) => {
+  const { child, ended } = endless(context, 'alone', 2, '--expert-parallel', '2')
+  await printed(child, 'step 10 ')
+  const [first] = readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').split(' ')
+  process.kill(Number(first), 'SIGINT')
+  expect(await ended).toMatchObject({ code: 130 })
+  await goesOn(context, 'alone')
+})
+
 test.for<[string[], number, string]>([
   [['book.txt', '--processes', '5'], 2, 'st-moe train: --batch must be a multiple of --processes 5, got 12\n'],
   [

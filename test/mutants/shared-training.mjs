@@ -142,8 +142,8 @@ export default [
   {
     name: 'each-decides-to-stop',
     file: 'cli/trainer/run.ts',
-    from: 'stopped: () => this.#firstSays(stopped()),',
-    to: 'stopped,',
+    from: 'if (this.#firstSays(stopped() || [...sample].length >= longest)) break',
+    to: 'if (stopped() || this.#firstSays([...sample].length >= longest)) break',
     breaks: 'processes end an evaluation at different places',
     tests: train,
   },
