@@ -16,8 +16,8 @@ import { GlobalNames, type StateOf } from './global-names.js'
 import { fromJson, toJson } from './json.js'
 import { checkContents, type FileContent } from './plain-files.js'
 import { rankFilesIn, writeRanks } from './rank-files.js'
-import { checkMetadata, contentsIn, type SafetensorsHeader, type SafetensorsOptions } from './safetensors.js'
-import { encode, headerIn, load } from './tensor-file.js'
+import { checkMetadata, type SafetensorsHeader, type SafetensorsOptions } from './safetensors.js'
+import { contentsIn, encode, headerIn, load } from './tensor-file.js'
 
 /** The objects that a checkpoint restores. */
 export interface CheckpointTargets {

@@ -10,28 +10,17 @@ import type { ProcessGroup } from '../runtime/process-group.js'
 import { tensor } from '../tensor/create.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type NewFile, writeTogether } from './atomic.js'
-import { call, quietly, type Routine, run, runSync } from './files.js'
+import { call, quietly, type Routine, run } from './files.js'
 import { jsonIn } from './json.js'
 import { makeFolder } from './make-folder.js'
-import { contentsIn, type LoadedTensors, type SafetensorsHeader } from './safetensors.js'
-import { encode, load } from './tensor-file.js'
+import { isLeft, isRankFile, rankIndexIn } from './rank-folder.js'
+import type { LoadedTensors, SafetensorsHeader } from './safetensors.js'
+import { contentsIn, encode, load } from './tensor-file.js'
 
 /**
  * A checkpoint that several ranks write: a file of each, and an index as that of Hugging Face's models, which rank 0 writes
  * last. The names of the files are new each time, so the earlier checkpoint is whole until the index is replaced.
  */
-
-/**
- * The index of the checkpoint that ranks write to a folder.
- *
- * @example
- * ```ts
- * console.log(utils.rankIndexIn('run')) // → run/checkpoint.safetensors.index.json
- * ```
- */
-export const rankIndexIn = (folder: string): string => join(folder, 'checkpoint.safetensors.index.json')
-
-const filePattern = /^checkpoint-[0-9a-f]{8}-\d{5}-of-\d{5}\.safetensors$/
 
 /** What one rank has to say to the others. */
 type Said = { error: string; code: MoeErrorCode } | { text: string }
@@ -171,25 +160,10 @@ function orThrow(failure: unknown): string {
   return ''
 }
 
-/**
- * Removes the checkpoint that ranks have written to a folder, if there is one, with what saves left that did not come to
- * their end. Files that cannot be removed stay.
- *
- * @example
- * ```ts
- * utils.removeRankFilesSync('run')
- * ```
- */
-export function removeRankFilesSync(folder: string): void {
-  runSync(quietly(call('unlink', rankIndexIn(folder))))
-  runSync(quietly(removeOthers(folder)))
-}
-
 /** Removes the files of other saves, also of those that did not come to their end, with their temporary files. */
-function* removeOthers(folder: string, save = 'no save'): Routine<void> {
+function* removeOthers(folder: string, save: string): Routine<void> {
   for (const name of yield* call('readdir', folder))
-    if (filePattern.test(name.replace(/\.[0-9a-f]{16}\.tmp$/, '')) && !name.includes(`-${save}-`))
-      yield* quietly(call('unlink', join(folder, name)))
+    if (isLeft(name) && !name.includes(`-${save}-`)) yield* quietly(call('unlink', join(folder, name)))
 }
 
 function* isFolder(path: string): Routine<boolean> {
@@ -223,7 +197,7 @@ export function* rankFilesIn(op: string, folder: string): Routine<RankFiles | nu
   const texts = Object.entries(metadata).filter((entry): entry is [string, string] => typeof entry[1] === 'string')
   const fileOf = (name: string): string => {
     const file = map[name]
-    return typeof file === 'string' && filePattern.test(file)
+    return typeof file === 'string' && isRankFile(file)
       ? file
       : wrong(`the file of ${show(name)} must be one of this checkpoint, got ${show(file)}`)
   }

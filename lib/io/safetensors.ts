@@ -4,8 +4,8 @@ import { checkOptions, checkPath, copyArray, fail } from '../runtime/check.js'
 import { allocated } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { writeAtomic, writeAtomicSync } from './atomic.js'
-import { type Routine, run, runSync } from './files.js'
-import { encode, headerIn, load, loadBytes, type Names } from './tensor-file.js'
+import { run, runSync } from './files.js'
+import { contentsIn, encode, load, loadBytes, type Names } from './tensor-file.js'
 
 /** The content of a safetensors file. */
 export interface LoadedTensors {
@@ -160,13 +160,6 @@ export interface SafetensorsHeader {
 export function readSafetensorsHeaderSync(path: string): SafetensorsHeader {
   const op = 'readSafetensorsHeader'
   return runSync(contentsIn(op, checkPath(op, path)))
-}
-
-/** The same on behalf of an operation. */
-export function* contentsIn(op: string, path: string): Routine<SafetensorsHeader> {
-  const { entries, metadata } = yield* headerIn(op, path)
-  const tensors = entries.map(({ name, dtype, shape, begin, end }) => [name, { dtype, shape, bytes: end - begin }])
-  return { tensors: Object.fromEntries(tensors), metadata }
 }
 
 /**

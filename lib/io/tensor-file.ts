@@ -6,7 +6,7 @@ import { native } from '../runtime/native.js'
 import { checkTensor, markLasting, type Tensor, wrap } from '../tensor/tensor.js'
 import { type Routine, readAll, reading } from './files.js'
 import { type Header, readHeader, readLength, type TensorEntry, writeHeader } from './header.js'
-import type { LoadedTensors } from './safetensors.js'
+import type { LoadedTensors, SafetensorsHeader } from './safetensors.js'
 
 /**
  * The safetensors format: the u64 length of the header, a JSON header, then the bytes of the tensors without gaps. I8,
@@ -68,6 +68,13 @@ export const loadBytes = (op: string, bytes: Uint8Array, names: Names): Routine<
 /** The header of a file: its metadata, and what it says of its tensors. */
 export const headerIn = (op: string, path: string): Routine<Header> =>
   reading(op, path, (file, size) => headerOf(op, onDisk(op, path, file, size)))
+
+/** The same by name, with the bytes of each tensor. */
+export function* contentsIn(op: string, path: string): Routine<SafetensorsHeader> {
+  const { entries, metadata } = yield* headerIn(op, path)
+  const tensors = entries.map(({ name, dtype, shape, begin, end }) => [name, { dtype, shape, bytes: end - begin }])
+  return { tensors: Object.fromEntries(tensors), metadata }
+}
 
 /** Whether tensors of this type of the format are written in the type in which they were read. */
 export const keepsType = (type: string): boolean => Object.hasOwn(ownTypes, type)

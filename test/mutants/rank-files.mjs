@@ -43,8 +43,8 @@ export default [
   {
     name: 'temporary-files-stay',
     file: 'lib/io/rank-files.ts',
-    from: 'filePattern.test(name.replace(',
-    to: 'filePattern.test(name) && filePattern.test(name.replace(',
+    from: 'if (isLeft(name) && ',
+    to: 'if (isRankFile(name) && isLeft(name) && ',
     breaks: 'what a killed rank leaves stays',
     tests: ['test/distributed/rank-files.test.ts'],
   },
@@ -59,7 +59,7 @@ export default [
   {
     name: 'files-outside-of-the-folder',
     file: 'lib/io/rank-files.ts',
-    from: "typeof file === 'string' && filePattern.test(file)",
+    from: "typeof file === 'string' && isRankFile(file)",
     to: "typeof file === 'string'",
     breaks: 'an index names files outside of its folder',
     tests: ['test/distributed/rank-files.test.ts'],

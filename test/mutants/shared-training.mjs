@@ -93,8 +93,8 @@ export default [
   },
   {
     name: 'index-stays',
-    file: 'lib/io/rank-files.ts',
-    from: "runSync(quietly(call('unlink', rankIndexIn(folder))))",
+    file: 'lib/io/rank-folder.ts',
+    from: 'rmSync(rankIndexIn(folder), { force: true })',
     to: 'rankIndexIn(folder)',
     breaks: 'an index stays without its files',
     tests: ranks,
