@@ -28,8 +28,8 @@ const sheets = {
   h800: { name: 'H800', node: 8, inside: 136e9, between: 45e9, peak: 989e12, memory: 3.35e12, bytes: 80e9 },
   h800fp8: { name: 'H800, FP8', node: 8, inside: 136e9, between: 45e9, peak: 1979e12, memory: 3.35e12, bytes: 80e9 },
   a100: { name: 'A100', node: 8, inside: 235e9, between: 22.5e9, peak: 312e12, memory: 2.04e12, bytes: 80e9 },
-  gb200: { name: 'GB200, FP8', node: 72, inside: 733e9, between: 45e9, peak: 5000e12, memory: 8e12, bytes: 186e9 },
-  gb300: { name: 'GB300, FP8', node: 72, inside: 733e9, between: 90e9, peak: 5000e12, memory: 8e12, bytes: 279e9 },
+  gb200: { name: 'GB200, FP8', node: 72, inside: 641e9, between: 45e9, peak: 5000e12, memory: 8e12, bytes: 186e9 },
+  gb300: { name: 'GB300, FP8', node: 72, inside: 641e9, between: 90e9, peak: 5000e12, memory: 8e12, bytes: 279e9 },
 } as const satisfies Record<string, Sheet>
 
 /** Where the figures of {@link sheets} are from. */
@@ -38,7 +38,8 @@ export const sources: Readonly<Record<keyof typeof sheets, string>> = {
   h800: 'DeepEP, docs/legacy.md: 153 and 158 GB/s inside a node, of which 1/8 stays on the rank; between nodes 45 of 50 GB/s',
   h800fp8: 'as H800, with the FP8 rate of the data sheet',
   a100: 'data sheet: NVLink 300 GB/s one way, HDR 25 GB/s; 0.78 and 0.9 of them, as on H100 and H800',
-  gb200: 'NVLink of 72 GPUs: DeepEP, README: 726 and 740 GB/s on 8; the rest from the data sheet',
+  gb200:
+    'NVLink of 72 GPUs: DeepEP, README: 726 and 740 GB/s on 8, of which 1/8 stays on the rank; the rest from the data sheet',
   gb300: 'as GB200, with the memory and the 800 Gb/s network of its data sheet',
 }
 

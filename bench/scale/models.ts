@@ -42,7 +42,7 @@ const latent = (dim: number): number => {
 }
 
 /** Characters of the text of the demo, each a token. */
-export const demoVocab = 79
+export const demoVocab = 83
 
 const demoSizes = usualModel as { layers: number; dim: number; experts: number; topN: number; context: number }
 
