@@ -1,0 +1,70 @@
+import { cpus } from 'node:os'
+import { fileURLToPath } from 'node:url'
+import { spreadOf } from '../../cli/index.js'
+import { launch } from '../../lib/index.js'
+
+/** A sample: milliseconds of a call by the clock and by the processor time of the rank that used most, and how many processors other programs used meanwhile. */
+export interface Sample {
+  wall: number
+  processor: number
+  others: number
+}
+
+/** Medians of the samples, in milliseconds, with the quartiles of processor time, and the median of what others used. */
+export interface Time {
+  wall: number
+  processor: number
+  low: number
+  high: number
+  count: number
+  others: number
+}
+
+/** What was measured, as measured.json keeps it: times by number of ranks, then by name. */
+export interface Measured {
+  date: string
+  processor: string
+  cores: number
+  times: Record<number, Record<string, Time>>
+}
+
+/** The time by some samples. */
+export function timeOf(samples: readonly Sample[]): Time {
+  const [wall, processor, others] = (['wall', 'processor', 'others'] as const).map((name) =>
+    spreadOf(samples.map((sample) => sample[name])),
+  )
+  const { median, low, high } = processor
+  return { wall: wall.median, processor: median, low, high, count: samples.length, others: others.median }
+}
+
+async function run(processes: number, turns: number): Promise<Record<string, Sample[]>> {
+  const file = fileURLToPath(new URL('rank.ts', import.meta.url))
+  const lines: string[] = []
+  const job = launch(process.execPath, ['--import', 'tsx', file, String(turns)], {
+    processes,
+    onLine: ({ text }) => lines.push(text),
+  })
+  const { exitCode } = await job.ended
+  if (exitCode !== 0) throw new Error(lines.join('\n'))
+  return JSON.parse(lines.at(-1)!) as Record<string, Sample[]>
+}
+
+/** Measures 1, 2 and 4 ranks of one thread, in turns, in `runs` runs of each with `turns` samples. */
+export async function measure(runs: number, turns: number, report: (text: string) => void): Promise<Measured> {
+  const [{ model }, { length }] = [cpus()[0], cpus()]
+  const found = new Map<number, Record<string, Sample[]>>()
+  for (let i = 0; i < runs; i++)
+    for (const ranks of [1, 2, 4]) {
+      const all = found.get(ranks) ?? {}
+      found.set(ranks, all)
+      for (const [name, samples] of Object.entries(await run(ranks, turns)))
+        all[name] = [...(all[name] ?? []), ...samples]
+      report(`run ${i + 1} of ${runs}, ${ranks} ranks`)
+    }
+  const timesOf = (all: Record<string, Sample[]>) =>
+    Object.fromEntries(Object.entries(all).map(([name, samples]) => [name, timeOf(samples)]))
+  return {
+    ...{ date: new Date().toISOString().slice(0, 10), processor: model, cores: length },
+    times: Object.fromEntries([...found].map(([ranks, all]) => [ranks, timesOf(all)])),
+  }
+}
