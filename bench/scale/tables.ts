@@ -169,7 +169,7 @@ const demoText = ({ here }: World): string => {
   const layout = { ranks: 1, expertParallel: 1, shardOptimizer: false, recompute: false, pipeline: 1 }
   const seconds = secondsOf(stepOf(here, demo, layout, ownNumbers(demo))) / 2
   const figure = 0.101
-  return `Half of the demo's step on one rank is ${time(seconds)} in the model; two threads of one process took ${time(figure)} ([figures](../bench/figures.md)): ${(seconds / figure).toFixed(2)} times as long.`
+  return `Half of the demo's step on one rank is ${time(seconds)} in the model; two threads of one process took ${time(figure)} (bench/figures.md): ${(seconds / figure).toFixed(2)} times as long.`
 }
 
 const measuredText = ({ measured, here }: World): string => {
