@@ -1,21 +1,12 @@
-import { fileURLToPath } from 'node:url'
 import { spreadOf } from '../cli/index.js'
-import { launch, processBackends } from '../lib/index.js'
+import { processBackends } from '../lib/index.js'
 import { type Case, evaluated } from './measured.js'
+import { answerOfRanks } from './ranks-answer.js'
 import type { Bench, Found } from './report.js'
 
 /** The milliseconds of each turn, by the names of bench/ranks.ts. */
-async function samplesOf(processes: number, args: readonly (string | number)[]): Promise<Record<string, number[]>> {
-  const file = fileURLToPath(new URL('ranks.ts', import.meta.url))
-  const lines: string[] = []
-  const job = launch(process.execPath, ['--import', 'tsx', file, ...args.map(String)], {
-    processes,
-    onLine: ({ text }) => lines.push(text),
-  })
-  const { exitCode } = await job.ended
-  if (exitCode !== 0) throw new Error(lines.join('\n'))
-  return JSON.parse(lines.at(-1)!) as Record<string, number[]>
-}
+const samplesOf = (processes: number, args: readonly (string | number)[]): Promise<Record<string, number[]>> =>
+  answerOfRanks(new URL('ranks.ts', import.meta.url), processes, args)
 
 /**
  * Two processes with one thread each: the layer of the README vs. one process with two threads, forward and backward; and a

@@ -53,7 +53,7 @@ export interface LanguageModelShape extends utils.ValuesOf<[typeof languageModel
 export interface LanguageModelOptions extends LanguageModelSizes {
   /** How text becomes tokens. */
   tokenizer: Tokenizer
-  /** Its ranks share out the experts of each layer, as of {@link MoE}, and all call the model together. By default one process has all. */
+  /** As of {@link MoE}: its ranks share out the experts of each layer, and all call the model. By default one process has all. */
   processGroup?: ProcessGroup
 }
 

@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
-import { lstatSync, rmSync, statSync } from 'node:fs'
+import { lstatSync, statSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import {
   type Checkpoint,
@@ -64,8 +65,8 @@ const maxBytes = 5e6
 
 /**
  * A folder with a model, or a whole training run: run.json describes it, checkpoint.safetensors, or a file of each rank, has
- * its weights and what else a run continues from. Both are replaced together, and a number in both tells whether they belong to one save. The
- * folder may be untrusted.
+ * its weights and what else a run continues from. Both are replaced together, and a number in both tells whether they
+ * belong to one save. The folder may be untrusted.
  *
  * @example
  * ```ts
@@ -108,14 +109,14 @@ export class RunFolder {
    * it was killed before that, the newer one counts.
    */
   get checkpoint(): string {
-    const [file, index] = this.replaced.map((path) => {
+    const saved = (path: string): number => {
       try {
         return statSync(path).mtimeMs
       } catch {
         return 0
       }
-    })
-    return index > file ? this.path : this.#file
+    }
+    return saved(utils.rankIndexIn(this.path)) > saved(this.#file) ? this.path : this.#file
   }
 
   /** Whether the folder has one of its files, or a link in its place. Errors: FILE_SYSTEM. */
@@ -213,8 +214,8 @@ export class RunFolder {
       metadata: id === undefined ? {} : { [idKey]: id },
       beside: [{ path: this.description, data }],
     })
-    if (!group) utils.removeRankFilesSync(this.path)
-    else if (group.rank === 0) rmSync(this.#file, { force: true })
+    if (!group) await utils.removeRankFiles(this.path)
+    else if (group.rank === 0) await rm(this.#file).catch(() => {}) // if it stays, the newer one counts
   }
 
   /** Creates the folder, and locks it for this process until the release. Errors: FILE_SYSTEM. */

@@ -107,8 +107,8 @@ function save(results) {
 
 /** The hash with which each mutant was caught, by name. */
 const caught = readIf(caughtFile, {})
-function record(mutant, isCaught) {
-  if (isCaught) caught[mutant.name] = keyOf(mutant)
+function record(mutant, result) {
+  if (result === 'caught') caught[mutant.name] = keyOf(mutant)
   else delete caught[mutant.name]
   const names = known.map(({ name }) => name).filter((name) => caught[name])
   const sorted = Object.fromEntries(names.sort().map((name) => [name, caught[name]]))
@@ -153,7 +153,7 @@ if (values.list) {
     const seconds = Math.round((performance.now() - from) / 1000)
     results.mutants[mutant.name] = { result, by, output: output?.slice(-3000), seconds }
     save(results)
-    record(mutant, result === 'caught')
+    record(mutant, result)
     console.log(`${result.padEnd(8)}  ${mutant.list}/${mutant.name}  ${by ?? ''}  ${seconds} s`)
   }
   process.exitCode = summary(mutants) ? 0 : 1

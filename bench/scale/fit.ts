@@ -1,13 +1,4 @@
-import {
-  allToAll,
-  computeSeconds,
-  exchangeSeconds,
-  groupOf,
-  type Link,
-  layerWork,
-  leaving,
-  type Machine,
-} from './model.js'
+import { computeSeconds, exchangeSeconds, type Link, layerWork, leaving, type Machine } from './model.js'
 import { exchangeBytes, fitted } from './shapes.js'
 
 /** Coefficients a, b ≥ 0 of a · u + b · v = y with the least sum of squared relative errors. */
@@ -52,6 +43,3 @@ export function fitMachine(base: Pick<Machine, 'name' | 'node' | 'capacity' | 'b
   )
   return { ...alone, together: Math.exp(factors.reduce((sum, factor) => sum + Math.log(factor), 0) / factors.length) }
 }
-
-/** Seconds of an all-to-all of two ranks by the fit. */
-export const fittedExchange = (machine: Machine, bytes: number): number => allToAll(machine, groupOf(machine, 2), bytes)

@@ -1,5 +1,5 @@
 import { allReduce, allToAll, groupOf, type Machine, nodesVisited, rowBytes } from './model.js'
-import { active, type Model, parametersOf, tokenFlops, total } from './models.js'
+import { type Model, parametersOf, tokenFlops } from './models.js'
 
 /** How ranks share out a model. Ranks = dataParallel × pipeline; expertParallel divides dataParallel. */
 export interface Layout {
@@ -189,6 +189,3 @@ export function best(
   )
   return { choice, least: Math.min(...all.map(({ memory }) => memory)) }
 }
-
-/** Billions of parameters: all, and those that a token meets. */
-export const billions = (model: Model): [all: number, met: number] => [total(model) / 1e9, active(model) / 1e9]

@@ -1,7 +1,6 @@
 import { cpus } from 'node:os'
-import { fileURLToPath } from 'node:url'
 import { spreadOf } from '../../cli/index.js'
-import { launch } from '../../lib/index.js'
+import { answerOfRanks } from '../ranks-answer.js'
 
 /** A sample: milliseconds of a call by the clock and by the processor time of the rank that used most, and how many processors other programs used meanwhile. */
 export interface Sample {
@@ -37,17 +36,8 @@ export function timeOf(samples: readonly Sample[]): Time {
   return { wall: wall.median, processor: median, low, high, count: samples.length, others: others.median }
 }
 
-async function run(processes: number, turns: number): Promise<Record<string, Sample[]>> {
-  const file = fileURLToPath(new URL('rank.ts', import.meta.url))
-  const lines: string[] = []
-  const job = launch(process.execPath, ['--import', 'tsx', file, String(turns)], {
-    processes,
-    onLine: ({ text }) => lines.push(text),
-  })
-  const { exitCode } = await job.ended
-  if (exitCode !== 0) throw new Error(lines.join('\n'))
-  return JSON.parse(lines.at(-1)!) as Record<string, Sample[]>
-}
+const run = (processes: number, turns: number): Promise<Record<string, Sample[]>> =>
+  answerOfRanks(new URL('rank.ts', import.meta.url), processes, [turns])
 
 /** Measures 1, 2 and 4 ranks of one thread, in turns, in `runs` runs of each with `turns` samples. */
 export async function measure(runs: number, turns: number, report: (text: string) => void): Promise<Measured> {

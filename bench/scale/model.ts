@@ -127,10 +127,6 @@ export const allReduceBytes = (bytes: number, ranks: number): number => 2 * leav
 /** Bytes of a routed row on its way there and back: D, O, and one more number for its expert or weight. */
 export const rowBytes = (dim: number, out: number, element: number): number => element * (dim + 1 + out)
 
-/** Bytes that leave a rank in a forward; a backward is the same. */
-export const rowsLeaving = (rows: number, dim: number, out: number, element: number, ranks: number): number =>
-  leaving(rows * rowBytes(dim, out, element), ranks)
-
 /** FLOP of a row in a gated expert: three GEMMs forward, twice as many backward, two FLOP per weight. */
 export const rowFlops = (dim: number, hidden: number): number => 18 * dim * hidden
 

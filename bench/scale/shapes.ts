@@ -1,3 +1,5 @@
+import { expertHiddenSize } from '../../lib/index.js'
+
 /** A layer that is measured: all experts and all tokens together, which the ranks share out. */
 export interface Shape {
   name: string
@@ -8,8 +10,8 @@ export interface Shape {
   tokens: number
 }
 
-/** The hidden size that MoE chooses: docs/semantics.md. */
-export const usualHidden = (dim: number): number => Math.trunc((dim * 4 * 2) / 3)
+/** The hidden size that MoE chooses. */
+export const usualHidden = (dim: number): number => expertHiddenSize(dim, 4, 'scale')
 
 /** Slots of all experts for all sequences: a capacity factor of 1.25, as MoE has by default. */
 export const slots = ({ experts, sequences, tokens }: Shape): number =>

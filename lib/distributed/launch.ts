@@ -203,8 +203,9 @@ class RunningJob implements Job {
     forEachLine(child.stdout!, (text) => this.#print({ rank, stream: 'stdout', text }))
     forEachLine(child.stderr!, (text) => this.#print({ rank, stream: 'stderr', text }))
     this.#pmi.connect(rank, child.stdio[3] as Duplex)
-    const notices = child.stdio[4] as Duplex
-    notices.on('error', () => {}).resume() // it has ended
+    endsTo(child)
+      .on('error', () => {})
+      .resume() // it has ended
     child.on('error', (cause) => {
       this.#signal('SIGKILL')
       const text = `cannot start ${show(program)}: ${cause.message}`
@@ -214,7 +215,7 @@ class RunningJob implements Job {
       signalGroup(child, 'SIGKILL') // what it has left
       this.#running.delete(rank)
       this.#ranks[rank] = { code, signal }
-      for (const other of this.#running) (this.#children[other].stdio[4] as Duplex).write(endOf(rank))
+      for (const other of this.#running) endsTo(this.#children[other]).write(endOf(rank))
       if (code !== 0) {
         const how = signal ? `was ended by ${signal}` : `ended with code ${code}`
         this.#fail(signal ? 128 + constants.signals[signal] : code!, `rank ${rank} (process ${child.pid}) ${how}`)
@@ -280,7 +281,8 @@ const variablesOf = (rank: number, size: number): Record<string, string> => ({
   MPI_LOCALNRANKS: String(size),
 })
 
-/** A message to the others: an i32. */
+/** Where a process reads of those that end, each an i32. */
+const endsTo = ({ stdio }: ChildProcess): Duplex => stdio[4] as Duplex
 const endOf = (rank: number): Uint8Array => new Uint8Array(Int32Array.of(rank).buffer)
 
 function signalGroup({ pid }: ChildProcess, signal: string): void {

@@ -13,8 +13,8 @@ import { type NewFile, writeTogether } from './atomic.js'
 import { call, quietly, type Routine, run } from './files.js'
 import { jsonIn } from './json.js'
 import { makeFolder } from './make-folder.js'
-import { isLeft, isRankFile, rankIndexIn } from './rank-folder.js'
-import type { LoadedTensors, SafetensorsHeader } from './safetensors.js'
+import { isRankFile, rankIndexIn, removeSaves } from './rank-folder.js'
+import type { LoadedTensors, SafetensorsHeader, TensorInfo } from './safetensors.js'
 import { contentsIn, encode, load } from './tensor-file.js'
 
 /**
@@ -128,7 +128,7 @@ export async function writeRanks(
   const indexed = await failureOf(async () => {
     if (rank !== 0) return
     await writeTogether([...files, { path: rankIndexIn(folder), parts: [Buffer.from(made.index)] }], op)
-    await run(quietly(removeOthers(folder, made.save)))
+    await removeSaves(folder, made.save)
   })
   textsIn(
     op,
@@ -158,12 +158,6 @@ const failureOf = (fn: () => Promise<void>): Promise<unknown> =>
 function orThrow(failure: unknown): string {
   if (failure) throw failure
   return ''
-}
-
-/** Removes the files of other saves, also of those that did not come to their end, with their temporary files. */
-function* removeOthers(folder: string, save: string): Routine<void> {
-  for (const name of yield* call('readdir', folder))
-    if (isLeft(name) && !name.includes(`-${save}-`)) yield* quietly(call('unlink', join(folder, name)))
 }
 
 function* isFolder(path: string): Routine<boolean> {
@@ -215,12 +209,13 @@ export function* rankFilesIn(op: string, folder: string): Routine<RankFiles | nu
   return {
     metadata: said,
     *contents() {
-      const tensors: SafetensorsHeader['tensors'] = {}
+      const tensors: [string, TensorInfo][] = []
       for (const [file, names] of namesOf(() => true)) {
         const found = (yield* contentsIn(op, join(folder, file))).tensors
-        for (const name of names) tensors[name] = found[name] ?? wrong(`${file} has no ${show(name)}`)
+        for (const name of names)
+          tensors.push([name, Object.hasOwn(found, name) ? found[name] : wrong(`${file} has no ${show(name)}`)])
       }
-      return { tensors, metadata: said }
+      return { tensors: Object.fromEntries(tensors), metadata: said }
     },
     *load(isWanted) {
       const tensors: LoadedTensors['tensors'] = {}

@@ -1,15 +1,12 @@
-import { readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
+import { call, quietly, type Routine, run } from './files.js'
 
-/** The names of files in a folder that ranks save. */
+/** The files of a folder that ranks save. */
 
 const pattern = /^checkpoint-[0-9a-f]{8}-\d{5}-of-\d{5}\.safetensors$/
 
 /** Whether a name is that of the file of a rank. */
 export const isRankFile = (name: string): boolean => pattern.test(name)
-
-/** Whether it is that, or of what a save leaves that did not come to its end. */
-export const isLeft = (name: string): boolean => isRankFile(name.replace(/\.[0-9a-f]{16}\.tmp$/, ''))
 
 /**
  * The index of the checkpoint that ranks write to a folder.
@@ -21,18 +18,25 @@ export const isLeft = (name: string): boolean => isRankFile(name.replace(/\.[0-9
  */
 export const rankIndexIn = (folder: string): string => join(folder, 'checkpoint.safetensors.index.json')
 
+/** Removes the files of ranks, also of saves that did not come to their end, but those of `save`. What cannot be removed stays. */
+export const removeSaves = (folder: string, save?: string): Promise<void> => run(quietly(removal(folder, save)))
+
+function* removal(folder: string, save: string | undefined): Routine<void> {
+  for (const name of yield* call('readdir', folder))
+    if (isRankFile(name.replace(/\.[0-9a-f]{16}\.tmp$/, '')) && !name.includes(`-${save}-`))
+      yield* quietly(call('unlink', join(folder, name)))
+}
+
 /**
  * Removes the checkpoint that ranks have written to a folder, if there is one, with what saves left that did not come to
  * their end. Files that cannot be removed stay.
  *
  * @example
  * ```ts
- * utils.removeRankFilesSync('run')
+ * await utils.removeRankFiles('run')
  * ```
  */
-export function removeRankFilesSync(folder: string): void {
-  try {
-    rmSync(rankIndexIn(folder), { force: true })
-    for (const name of readdirSync(folder)) if (isLeft(name)) rmSync(join(folder, name), { force: true })
-  } catch {}
+export async function removeRankFiles(folder: string): Promise<void> {
+  await run(quietly(call('unlink', rankIndexIn(folder))))
+  await removeSaves(folder)
 }

@@ -111,6 +111,7 @@ void Job::start_watch() {
   try {
     watch->connect(*invitation, hosts_[rank_] == 0, deadline());
   } catch (const Error& error) {
+    check_watch("initProcessGroup");  // the likely reason, with its name
     fail_with(error.code(), error.what());
   }
   watch_ = std::move(watch);

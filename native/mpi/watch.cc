@@ -192,7 +192,7 @@ void Watch::accept_all(const Invitation& invitation, Clock::time_point deadline)
   while (missing() != peers_.end() && remaining_ms(deadline) > 0) {
     std::vector<pollfd> fds{{listener_, POLLIN, 0}};
     for (const Guest& guest : guests) fds.push_back({guest.fd, POLLIN, 0});
-    if (const int rank = ended(); rank >= 0) fail(ErrorCode::peer_lost, "rank %d has ended", rank);
+    if (ended() != kNobody) fail(ErrorCode::peer_lost, "a process of the job has ended");
     if (poll(fds.data(), fds.size(), std::min(remaining_ms(deadline), kEndedMs)) < 0) continue;
     for (size_t i = 0; i < guests.size(); ++i) {
       Guest& guest = guests[i];

@@ -35,9 +35,10 @@ import {
   groupOf,
   layerSeconds,
   layerWork,
+  leaving,
   type Machine,
   nodesVisited,
-  rowsLeaving,
+  rowBytes,
 } from '../../bench/scale/model.js'
 import { active, deepSeek, demo, demoVocab, mixtral, models, tokenFlops, total } from '../../bench/scale/models.js'
 import { exchangeBytes, fitted, predicted, slots } from '../../bench/scale/shapes.js'
@@ -60,8 +61,8 @@ const box: Machine = {
 
 describe('exchanges', () => {
   test('of routed rows (R − 1) / R leave a rank; a row has D, O and one more number', () => {
-    expect(rowsLeaving(100, 512, 256, 4, 4)).toBe((100 * 4 * (512 + 1 + 256) * 3) / 4)
-    expect(rowsLeaving(100, 512, 512, 4, 1)).toBe(0)
+    expect(leaving(100 * rowBytes(512, 256, 4), 4)).toBe((100 * 4 * (512 + 1 + 256) * 3) / 4)
+    expect(leaving(100 * rowBytes(512, 512, 4), 1)).toBe(0)
     expect(allReduceBytes(8e6, 4)).toBe(12e6)
   })
 

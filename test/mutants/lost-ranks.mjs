@@ -131,8 +131,8 @@ export default [
   {
     name: 'ends-are-not-told',
     file: 'lib/distributed/launch.ts',
-    from: 'for (const other of this.#running) (this',
-    to: 'for (const other of [] as number[]) (this',
+    from: 'for (const other of this.#running) endsTo',
+    to: 'for (const other of [] as number[]) endsTo',
     breaks: 'a rank that is killed in the start is a TIMEOUT',
     tests: ['test/distributed/groups.test.ts'],
   },
