@@ -2,17 +2,15 @@ import { cpus } from 'node:os'
 import { spreadOf } from '../../cli/index.js'
 import { answerOfRanks } from '../ranks-answer.js'
 
-/** A sample: milliseconds of a call by the clock and by the processor time of the rank that used most, and how many processors other programs used meanwhile. */
+/** A sample: milliseconds of a call, and how many processors other programs used meanwhile. */
 export interface Sample {
-  wall: number
-  processor: number
+  time: number
   others: number
 }
 
-/** Medians of the samples, in milliseconds, with the quartiles of processor time, and the median of what others used. */
+/** The median of the samples in milliseconds with its quartiles, and the median of what others used. */
 export interface Time {
-  wall: number
-  processor: number
+  median: number
   low: number
   high: number
   count: number
@@ -29,11 +27,10 @@ export interface Measured {
 
 /** The time by some samples. */
 export function timeOf(samples: readonly Sample[]): Time {
-  const [wall, processor, others] = (['wall', 'processor', 'others'] as const).map((name) =>
+  const [{ median, low, high }, others] = (['time', 'others'] as const).map((name) =>
     spreadOf(samples.map((sample) => sample[name])),
   )
-  const { median, low, high } = processor
-  return { wall: wall.median, processor: median, low, high, count: samples.length, others: others.median }
+  return { median, low, high, count: samples.length, others: others.median }
 }
 
 const run = (processes: number, turns: number): Promise<Record<string, Sample[]>> =>

@@ -58,20 +58,19 @@ const group = initProcessGroup()
 setNumThreads(1)
 manualSeed(0)
 
-/** Of the numbers that the ranks have: the sum or the largest. */
-const over = (value: number, op: 'sum' | 'max'): number =>
-  scope(() => ops.allReduce(tensor([value]), group, { op }).dataSync()[0])
+/** Over the ranks. */
+const sumOf = (value: number): number => scope(() => ops.allReduce(tensor([value]), group).item())
 
 function sample(run: () => void, calls: number): Sample {
   group.barrier()
   const [busy, own] = [busySeconds(), ownSeconds()]
-  const wall = clock(() => {
+  const time = clock(() => {
     run()
     group.barrier()
   })
   const used = ownSeconds() - own
-  const [all, ours, most] = [busySeconds() - busy, over(used, 'sum'), over(used, 'max')]
-  return { wall: wall / calls, processor: (most * 1e3) / calls, others: Math.max(0, (all - ours) / (wall / 1e3)) }
+  const all = busySeconds() - busy
+  return { time: time / calls, others: Math.max(0, (all - sumOf(used)) / (time / 1e3)) }
 }
 
 const layers = [...fitted, predicted].map((shape) => ({ name: shape.name, run: layer(group, shape), calls: 1 }))

@@ -25,7 +25,7 @@ await main(import.meta.url, 'scale', async (args) => {
   console.log(fileURLToPath(page))
   for (const [name, picture] of Object.entries(picturesOf(world)))
     writeFileSync(new URL(`docs/images/${name}`, root), picture)
-  for (const { shape, ranks, found, model, isFitted } of layerErrors(world.measured, 'processor'))
+  for (const { shape, ranks, found, model, isFitted } of layerErrors(world))
     if (!isFitted && ranks < 4)
       console.log(`${shape.name}, ${ranks} ranks: model ÷ measured ${(model / found).toFixed(3)}`)
 })

@@ -4,7 +4,7 @@ import { type Line, lineChart } from './chart.js'
 import { fitMachine } from './fit.js'
 import { best, type Choice, layoutsOf, memoryOf, ownNumbers, secondsOf, stepOf, sumOf, tokensOf } from './layout.js'
 import { between, fitEfficiency, gpusOf, nodeMemory, sources } from './machines.js'
-import type { Measured, Time } from './measure.js'
+import type { Measured } from './measure.js'
 import { allReduce, allToAll, groupOf, layerSeconds, type Machine } from './model.js'
 import { active, demo, type Model, models, total } from './models.js'
 import { exchangeBytes, fitted, predicted } from './shapes.js'
@@ -20,58 +20,46 @@ export interface World {
   gpus: Gpus
 }
 
-/** Ranks that share a core take turns: of the processor time of one, each waits for the others'. */
-const shared = ({ cores }: Measured, ranks: number): number => Math.max(1, ranks / cores)
+const secondsBy =
+  ({ times }: Measured) =>
+  (ranks: number, name: string): number =>
+    times[ranks][name].median / 1e3
 
-const secondsBy = (measured: Measured, basis: 'processor' | 'wall') => (ranks: number, name: string) => {
-  const time: Time = measured.times[ranks][name]
-  return (time[basis] * (basis === 'processor' ? shared(measured, ranks) : 1)) / 1e3
-}
-
-const fitBy = (measured: Measured, basis: 'processor' | 'wall'): Machine =>
-  fitMachine(
-    { name: measured.processor, node: measured.cores, capacity: nodeMemory, between },
-    secondsBy(measured, basis),
-  )
+const fitTo = (measured: Measured): Machine =>
+  fitMachine({ name: measured.processor, node: measured.cores, capacity: nodeMemory, between }, secondsBy(measured))
 
 /** The machine that was measured, fitted, and the GPUs. */
 export function worldOf(measured: Measured): World {
   const efficiency = fitEfficiency()
-  return { measured, here: fitBy(measured, 'processor'), efficiency, gpus: gpusOf(efficiency) }
+  return { measured, here: fitTo(measured), efficiency, gpus: gpusOf(efficiency) }
 }
 
 const milliseconds = (seconds: number): string => digits(seconds * 1e3)
 const off = (model: number, found: number): string =>
   `${((model / found - 1) * 100 + 0).toFixed(1).replace('-0.0', '0.0')} %`
 
-/** Seconds of a layer by measurement and model, by the clock or by processor time. */
-export function layerErrors(measured: Measured, basis: 'processor' | 'wall') {
-  const [machine, seconds] = [fitBy(measured, basis), secondsBy(measured, basis)]
+/** Seconds of a layer by measurement and model. */
+export function layerErrors({ measured, here }: World) {
+  const seconds = secondsBy(measured)
   return [...fitted, predicted].flatMap((shape) =>
     [1, 2, 4].map((ranks) => ({
-      ...{ shape, ranks, found: seconds(ranks, shape.name), model: layerSeconds(machine, shape, ranks) },
+      ...{ shape, ranks, found: seconds(ranks, shape.name), model: layerSeconds(here, shape, ranks) },
       isFitted: shape !== predicted && ranks < 4,
     })),
   )
 }
 
-const layerTable = (measured: Measured): string => {
-  const walls = layerErrors(measured, 'wall')
-  return markdownTable(
-    ['layer', 'ranks', 'processor time, ms', 'model, ms', 'error', 'by the clock, ms', 'model, ms', 'error', 'use'],
-    layerErrors(measured, 'processor').map(({ shape, ranks, found, model, isFitted }, i) => {
-      const wall = walls[i]
+const layerTable = (world: World): string =>
+  markdownTable(
+    ['layer', 'ranks', 'measured, ms', 'model, ms', 'error', 'use'],
+    layerErrors(world).map(({ shape, ranks, found, model, isFitted }) => {
       const use = isFitted ? 'fitted' : ranks > 2 ? '4 ranks on 2 cores' : '**predicted**'
-      return [
-        ...[shape.name, String(ranks), milliseconds(found), milliseconds(model), off(model, found)],
-        ...[milliseconds(wall.found), milliseconds(wall.model), off(wall.model, wall.found), use],
-      ]
+      return [shape.name, String(ranks), milliseconds(found), milliseconds(model), off(model, found), use]
     }),
   )
-}
 
 const exchangeTable = ({ measured, here }: World): string => {
-  const seconds = secondsBy(measured, 'processor')
+  const seconds = secondsBy(measured)
   const pair = groupOf(here, 2)
   return markdownTable(
     ['KiB', 'all-to-all, ms', 'model, ms', 'all-reduce, ms', 'model, ms'],
@@ -186,7 +174,7 @@ const measuredText = ({ measured, here }: World): string => {
 /** The sections of docs/scaling.md. */
 export const sectionsOf = (world: World): Record<string, string> => ({
   'scale-measured': measuredText(world),
-  'scale-layers': layerTable(world.measured),
+  'scale-layers': layerTable(world),
   'scale-exchanges': exchangeTable(world),
   'scale-machines': machineTable(world),
   'scale-models': modelTable(),

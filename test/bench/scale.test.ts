@@ -149,12 +149,12 @@ describe('a layer', () => {
   })
 
   test('the samples of a case: medians', () => {
-    const samples = [3, 1, 2].map((n) => ({ wall: 10 * n, processor: n, others: n / 10 }))
-    expect(timeOf(samples)).toMatchObject({ wall: 20, processor: 2, others: 0.2, count: 3 })
+    const samples = [3, 1, 2].map((n) => ({ time: 10 * n, others: n / 10 }))
+    expect(timeOf(samples)).toMatchObject({ median: 20, others: 0.2, count: 3 })
   })
 
   test('the measurement that is kept has every case, and the prediction is printed', () => {
-    const errors = layerErrors(measured, 'processor')
+    const errors = layerErrors(worldOf(measured))
     expect(errors.map(({ ranks, shape }) => [shape.name, ranks])).toEqual(
       [...fitted, predicted].flatMap(({ name }) => [1, 2, 4].map((ranks) => [name, ranks])),
     )
