@@ -30,7 +30,7 @@ const ignored = -100
 
 /** Over the ranks. */
 const sumOf = (value: number, group: ProcessGroup | null): number =>
-  group ? scope(() => ops.allReduce(tensor(Float64Array.of(value)), group).item()) : value
+  group ? scope(() => ops.allReduce(tensor(Float64Array.of(value), [1], { device: 'cpu' }), group).item()) : value
 
 /** Options of {@link heldOutLoss}. */
 export interface HeldOutLossOptions {

@@ -239,7 +239,7 @@ export class Run {
   /** What the first process says, on all of them. */
   #firstSays(value: boolean): boolean {
     if (!this.#group) return value
-    using own = tensor(Int32Array.of(Number(value)))
+    using own = tensor(Int32Array.of(Number(value)), [1], { device: 'cpu' })
     using said = ops.broadcast(own, this.#group)
     return said.item() === 1
   }

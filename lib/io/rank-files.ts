@@ -55,8 +55,9 @@ function textsOf(group: ProcessGroup, text: string): string[] {
   if (group.size === 1) return [text]
   const bytes = Buffer.from(text)
   return scope(() => {
-    const splits = [...allGather(tensor(Int32Array.of(bytes.length)), group).dataSync()]
-    const all = Buffer.from(allGather(tensor(Int32Array.from(bytes)), group, { splits }).dataSync())
+    const numbers = (values: Int32Array) => tensor(values, [values.length], { device: 'cpu' })
+    const splits = [...allGather(numbers(Int32Array.of(bytes.length)), group).dataSync()]
+    const all = Buffer.from(allGather(numbers(Int32Array.from(bytes)), group, { splits }).dataSync())
     let at = 0
     return splits.map((length) => {
       at += length

@@ -277,26 +277,28 @@ bool Watch::hear(Peer& peer) {
 
 void Watch::take(const Peer& peer, const Message& message) {
   if (message.kind == Kind::lost) note_lost(message.rank);
-  if (message.kind == Kind::who_waits) {
-    const std::vector<char> here = waiting_at(message.place);
-    std::vector<char> answer(sizeof message);
-    const Message head{Kind::answer, 0, message.place};
-    std::memcpy(answer.data(), &head, sizeof head);
-    answer.insert(answer.end(), here.begin(), here.end());
-    tell(peer.fd, answer.data(), answer.size());
-  }
+  if (message.kind == Kind::who_waits) answer(peer.fd, message.place);
   const std::lock_guard<std::mutex> lock(mutex_);
   if (message.kind == Kind::waits && message.rank > 0 && message.rank < size_) places_[message.rank] = message.place;
   if (message.kind == Kind::answer) {
     const auto begin = peer.bytes.begin() + sizeof message;
-    answer_ = std::vector<char>(begin, begin + size_);
+    answer_ = {message.place, {begin, begin + size_}};
     answered_.notify_one();
   }
 }
 
-std::vector<char> Watch::waiting_at(uint64_t place) {
+void Watch::answer(int fd, uint64_t place) {
+  const std::vector<bool> here = waiting_at(place);
+  const Message head{Kind::answer, 0, place};
+  std::vector<char> bytes(sizeof head);
+  std::memcpy(bytes.data(), &head, sizeof head);
+  bytes.insert(bytes.end(), here.begin(), here.end());
+  tell(fd, bytes.data(), bytes.size());
+}
+
+std::vector<bool> Watch::waiting_at(uint64_t place) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  std::vector<char> here(static_cast<size_t>(size_));
+  std::vector<bool> here(static_cast<size_t>(size_));
   for (int rank = 0; rank < size_; ++rank) here[rank] = places_[rank] == place;
   return here;
 }
@@ -312,18 +314,20 @@ void Watch::wait_at(uint64_t place) {
 }
 
 std::vector<bool> Watch::who_waits(uint64_t place, Clock::time_point deadline) {
-  std::vector<char> here;
   if (rank_ == 0) {
-    here = waiting_at(place);
-  } else {
-    std::unique_lock<std::mutex> lock(mutex_);
-    answer_.reset();
+    for (const int peer : peers_) answer(peer, place);  // this process may end before they ask
+    return waiting_at(place);
+  }
+  std::unique_lock<std::mutex> lock(mutex_);
+  const auto is_known = [&] { return answer_ && answer_->first == place; };
+  if (!is_known()) {
     const Message question{Kind::who_waits, rank_, place};
     tell(peers_[0], &question, sizeof question);
-    if (!answered_.wait_until(lock, deadline, [&] { return answer_.has_value(); })) return {};
-    here = *answer_;
   }
-  return {here.begin(), here.end()};
+  if (!answered_.wait_until(lock, deadline, is_known)) return {};
+  const std::vector<bool> here = answer_->second;
+  answer_.reset();
+  return here;
 }
 
 void Watch::note_lost(int rank) {

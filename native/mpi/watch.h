@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace st_moe::mpi {
@@ -45,7 +46,8 @@ class Watch {
   int lost() const { return lost_; }
   // Tells rank 0 that this rank waits at a place, a number that is the same on all ranks that have to come there.
   void wait_at(uint64_t place);
-  // By rank, whether it has told so of that place; nothing if rank 0 does not answer in time.
+  // By rank, whether it has told so of that place; nothing if rank 0 does not answer in time. If rank 0 asks, all learn
+  // it.
   std::vector<bool> who_waits(uint64_t place, Clock::time_point deadline);
   // Says farewell and ends the thread: from now on the end of a process is no loss.
   void leave();
@@ -70,7 +72,8 @@ class Watch {
   void run();
   bool hear(Peer& peer);  // false after the last message
   void take(const Peer& peer, const Message& message);
-  std::vector<char> waiting_at(uint64_t place);
+  void answer(int fd, uint64_t place);
+  std::vector<bool> waiting_at(uint64_t place);
   void note_lost(int rank);
 
   const int rank_, size_;
@@ -81,8 +84,8 @@ class Watch {
   std::atomic<int> lost_{kNobody};
   std::mutex mutex_;  // of what follows
   std::condition_variable answered_;
-  std::vector<uint64_t> places_;             // of rank 0: where each rank waits
-  std::optional<std::vector<char>> answer_;  // of the others: who waits there
+  std::vector<uint64_t> places_;                                  // of rank 0: where each rank waits
+  std::optional<std::pair<uint64_t, std::vector<bool>>> answer_;  // of the others: the last place, and who waits there
   std::thread thread_;
 };
 

@@ -123,8 +123,8 @@ export default [
   {
     name: 'silence-of-rank-0',
     file: 'native/mpi/watch.cc',
-    from: '[&] { return answer_.has_value(); })) return {};',
-    to: '[&] { return answer_.has_value(); })) return std::vector<bool>(size_);',
+    from: 'if (!answered_.wait_until(lock, deadline, is_known)) return {};',
+    to: 'if (!answered_.wait_until(lock, deadline, is_known)) return std::vector<bool>(size_);',
     breaks: 'all ranks are called missing where rank 0 is',
     tests: ['watch_test'],
   },
@@ -151,5 +151,13 @@ export default [
     to: '',
     breaks: 'a rank that has left at the end of a job counts as lost',
     tests: ['test/distributed/groups.test.ts'],
+  },
+  {
+    name: 'answer-that-nobody-hears',
+    file: 'native/mpi/watch.cc',
+    from: 'for (const int peer : peers_) answer(peer, place);',
+    to: '',
+    breaks: 'where rank 0 ends first, the others do not learn who is missing',
+    tests: ['watch_test'],
   },
 ]

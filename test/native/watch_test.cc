@@ -128,7 +128,15 @@ static void test_waiting() {
   job.ranks[2]->wait_at(0);
   expect_here(1, 7, {true, false, false});
   for (int rank = 0; rank < 3; ++rank) check(job.ranks[rank]->lost() == Watch::kNobody, "a question is a loss");
+  job.ranks[0]->wait_at(9);
+  job.ranks[1]->wait_at(10);
+  expect_here(2, 10, {false, true, false});
+  check(job.ranks[0]->who_waits(9, Clock::now()) == std::vector<bool>{true, false, false},
+        "rank 0 does not know itself");
   job.ranks[0]->stop();
+  for (int rank = 1; rank < 3; ++rank) {
+    check(job.ranks[rank]->who_waits(9, Clock::now() + kPatience).size() == 3, "the answer of rank 0 is lost with it");
+  }
   check(job.ranks[1]->who_waits(7, Clock::now() + 50ms).empty(), "there is an answer without rank 0");
 }
 
