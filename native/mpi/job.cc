@@ -131,11 +131,15 @@ void Job::fail_with(ErrorCode code, const std::string& text) {
   throw Error(*broken_);
 }
 
+int Job::lost() const {
+  const int told = is_started_ ? Watch::kNobody : Watch::ended();
+  return told == Watch::kNobody && watch_ ? watch_->lost() : told;
+}
+
 void Job::check_watch(const char* what) {
-  int lost = is_started_ ? Watch::kNobody : Watch::ended();
-  if (lost == Watch::kNobody && watch_) lost = watch_->lost();
-  if (lost == Watch::kNobody) return;
-  const std::string who = lost == Watch::kLauncher ? "the launcher" : "rank " + std::to_string(lost);
+  const int gone = lost();
+  if (gone == Watch::kNobody) return;
+  const std::string who = gone == Watch::kLauncher ? "the launcher" : "rank " + std::to_string(gone);
   fail_with(ErrorCode::peer_lost, std::string(what) + ": " + who + " has ended");
 }
 
@@ -169,8 +173,7 @@ void Job::poll(Request* request, const Wait& wait) {
       if (told) watch_->wait_at(0);
       return;
     }
-    if (!is_started_) check_watch(what);
-    if (watch_ && watch_->lost() != Watch::kNobody) {
+    if (lost() != Watch::kNobody) {
       if (noticed == Clock::time_point{}) noticed = Clock::now();
       if (Clock::now() - noticed > kDrain) check_watch(what);
     }

@@ -58,6 +58,7 @@ class Job {
   void initialize(int expected_size);
   void find_hosts();
   void start_watch();
+  int lost() const;  // as of Watch
   void check_watch(const char* what);
   void poll(Request* request, const Wait& wait);
   std::string missing(const Wait& wait);
