@@ -42,7 +42,7 @@ export async function runRanks(
   const file = fileURLToPath(new URL(`../children/${child}`, import.meta.url))
   const job = launch(process.execPath, [file, ...args.map(String)], {
     processes,
-    grace: 500,
+    grace: 2000, // on a busy machine the others need a while to notice and tell
     env: { ST_MOE_MPI_LIBRARY: mpiFor(context as TestContext, library).library },
     onLine({ rank, stream, text }) {
       if (rank !== null && stream === 'stdout') answers[rank].push(JSON.parse(text))
