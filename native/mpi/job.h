@@ -58,7 +58,7 @@ class Job {
   void initialize(int expected_size);
   void find_hosts();
   void start_watch();
-  int lost() const;  // as of Watch
+  int lost() const;  // as Watch::lost, and in the start what the launcher has told
   void check_watch(const char* what);
   void poll(Request* request, const Wait& wait);
   std::string missing(const Wait& wait);
