@@ -89,6 +89,14 @@ export default [
     tests: ['test/package/publish.test.ts'],
   },
   {
+    name: 'mpich-without-repository',
+    file: 'scripts/manifests.mjs',
+    from: "      license: 'SEE LICENSE IN licenses/LICENSE',\n      repository,\n",
+    to: "      license: 'SEE LICENSE IN licenses/LICENSE',\n",
+    breaks: 'npm refuses the provenance of the packages of MPICH',
+    tests: ['test/package/publish.test.ts'],
+  },
+  {
     name: 'program-of-current-folder',
     file: 'scripts/install.cjs',
     from: "spawnSync(command, ['--version'], { cwd: root, stdio",

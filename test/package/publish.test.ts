@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { afterAll, afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { manifestsOf } from '../../scripts/manifests.mjs'
 import { distTag, faults, type Packed, readPackages } from '../../scripts/publish.mjs'
-import { plugins, targets } from '../../scripts/targets.mjs'
+import { mpichSystems, plugins, targets } from '../../scripts/targets.mjs'
 import { root } from '../support/blocks.js'
 import { type PackageServer, runBeside, startPackageServer } from '../support/package-server.js'
 
@@ -30,9 +30,10 @@ function pack(folder: string, version: string, text = ''): string {
 test('every manifest has the repository, and the system that it is for', () => {
   const project = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
   const repository = { type: 'git', url: 'git+ssh://example.invalid/st-moe.git' }
-  const { main, addons, cuda } = manifestsOf({ ...project, repository }, Object.keys(targets), Object.keys(plugins))
-  const all = [main, ...addons, cuda!]
-  expect(all).toHaveLength(10)
+  const names = [targets, plugins, mpichSystems].map(Object.keys)
+  const { main, addons, cuda, mpich } = manifestsOf({ ...project, repository }, names[0], names[1], names[2])
+  const all = [main, ...addons, cuda!, ...mpich]
+  expect(all).toHaveLength(13)
   for (const manifest of all) expect(manifest, manifest.name).toMatchObject({ repository, version: project.version })
   expect(cuda).toMatchObject({ os: ['linux'], cpu: ['x64', 'arm64'], libc: ['glibc'] })
   expect(addons.filter(({ libc }) => libc)).toHaveLength(4)
