@@ -37,8 +37,11 @@ export interface CapturedStep<T> {
  * or leave a gradient that it does not clear at its start (`zeroGrad`). Any error ends the capture and changes nothing.
  * `device` defaults to the default device.
  *
- * Errors: UNSUPPORTED for what cannot be captured; DISPOSED by `replay` if the step, a parameter or another tensor from
- * outside was disposed, and the errors of the ops.
+ * On the CPU `replay` may be called in {@link trainStepAsync} and `forwardAsync`, unless `fn` has `onNonFinite: 'skip'`.
+ *
+ * Errors: UNSUPPORTED for what cannot be captured, and by `replay` on a GPU in an asynchronous call; DISPOSED by `replay`
+ * if the step, a parameter or another tensor from outside was disposed, and the errors of the ops. `dispose` is UNSUPPORTED
+ * in an asynchronous call.
  *
  * @example
  * ```ts
@@ -126,17 +129,17 @@ class Step<T> implements CapturedStep<T> {
   replay(): T {
     if (this.#disposed) fail('DISPOSED', 'CapturedStep.replay', 'the step has been disposed')
     if (currentRecorder()) fail('UNSUPPORTED', 'CapturedStep.replay', 'a step is being captured')
-    this.#recorder.replay((numbers) => native.replay(this.#step, numbers))
+    this.#recorder.replay('CapturedStep.replay', (numbers) => native.replay(this.#step, numbers))
     return this.#result.value
   }
 
   dispose(): void {
     if (this.#disposed) return
+    native.releaseCapture(this.#step) // not in an asynchronous call: it waits
     this.#disposed = true
     finalizers.unregister(this)
     this.#recorder.dispose()
     for (const tensor of this.#result.made) tensor.dispose()
-    native.releaseCapture(this.#step)
   }
 
   [Symbol.dispose](): void {

@@ -106,6 +106,7 @@ export class Generator {
 
   #next(): GeneratorState {
     const index = currentRecorder()?.add(
+      'sample',
       () => this.#sample(),
       () => this.#save(),
     )

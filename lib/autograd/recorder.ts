@@ -1,8 +1,10 @@
 import { fail } from '../runtime/check.js'
 import type { ReplayRow } from '../runtime/native-ops.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { onFailure, refuseInAsync } from './context.js'
 
 interface Entry {
+  readonly kind: 'sample' | 'update'
   /** Advances the count, and returns the numbers of this replay. */
   advance: () => ReplayRow
   /** Saves the count; the returned function restores it. */
@@ -33,8 +35,8 @@ export class Recorder {
   readonly #stepped = new Map<object, boolean>()
 
   /** Returns the index of a sample or update in the step, which replaces its step count during capture. */
-  add(advance: () => ReplayRow, save: () => () => void): number {
-    return this.#entries.push({ advance, save })
+  add(kind: Entry['kind'], advance: () => ReplayRow, save: () => () => void): number {
+    return this.#entries.push({ kind, advance, save })
   }
 
   /** Of a step that ends with {@link Recorder.dispose}. */
@@ -50,16 +52,24 @@ export class Recorder {
     this.#stepped.set(optimizer, decides)
   }
 
-  /** Calls `run` with the numbers of the next replay; if it fails, restores all counts. */
-  replay(run: (numbers: Float64Array) => void): void {
+  /**
+   * Calls `run` with the numbers of the next replay; if it fails, restores all counts. If an asynchronous call fails
+   * later, it restores those of its updates; the call itself restores the default generator.
+   */
+  replay(op: string, run: (numbers: Float64Array) => void): void {
+    if (this.#decisions.length > 0)
+      refuseInAsync(op, "with onNonFinite: 'skip' it waits for values, which an asynchronous call cannot do")
     for (const decision of this.#decisions) decision.settle()
-    const undo = this.#entries.map(({ save }) => save())
+    const undo = this.#entries.map(({ kind, save }) => ({ kind, restore: save() }))
     try {
       run(Float64Array.from(this.#entries.flatMap(({ advance }) => advance())))
     } catch (error) {
-      for (const restore of undo) restore()
+      for (const { restore } of undo) restore()
       throw error
     }
+    onFailure(() => {
+      for (const { kind, restore } of undo) if (kind === 'update') restore()
+    })
     for (const decision of this.#decisions) decision.replayed()
   }
 

@@ -113,6 +113,7 @@ export class EMA {
     for (const { name, parameter } of entries) refuseAverage(op, name, parameter)
     const decay = this.#decay(op)
     const step = currentRecorder()?.add(
+      'update',
       () => replayRow.ema({ step: 1, decay: this.#decay(op) }),
       () => () => {},
     )

@@ -238,6 +238,7 @@ export abstract class Optimizer<O extends object = object> {
   #record(recorder: Recorder, state: ParameterState, group: ParameterGroup<O>): number {
     const prefix = prefixOf(this.groups.indexOf(group), this.groups.length)
     return recorder.add(
+      'update',
       () => this.replayRow(++state.step, this.#check(`${this.#op}.step`, group, prefix)),
       () => {
         const { step } = state

@@ -1,6 +1,7 @@
 #include "binding/async_calls.h"
 
 #include <algorithm>
+#include <bit>
 #include <new>
 #include <system_error>
 
@@ -75,6 +76,12 @@ void AsyncCalls::begin() {
 
 void AsyncCalls::record(RecordedOp op) {
   recording_->ops.push_back(std::move(op));
+}
+
+void AsyncCalls::record(std::vector<RecordedOp> ops) {
+  auto& recorded = recording_->ops;
+  recorded.reserve(std::bit_ceil(recorded.size() + ops.size()));  // all or none
+  for (RecordedOp& op : ops) recorded.push_back(std::move(op));
 }
 
 void AsyncCalls::drop() {

@@ -29,6 +29,7 @@ class AsyncCalls {
   bool is_recording() const { return recording_ != nullptr; }
   void begin();                // throws Error(unsupported)
   void record(RecordedOp op);  // throws std::bad_alloc
+  void record(std::vector<RecordedOp> ops);
   // The promise of a boolean: whether all of it has run. `can_abort`: cancel may be called.
   Napi::Value end(Napi::Env env, bool can_abort);
   void drop();    // instead of end: nothing more of it runs

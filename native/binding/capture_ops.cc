@@ -70,7 +70,12 @@ static Napi::Value replay(Call& c) {  // (step, arguments)
   const auto found = c.environment.captured.find(number_of(c));
   if (found == c.environment.captured.end()) fail(ErrorCode::disposed, "the captured step has been disposed");
   if (c.environment.recording) fail(ErrorCode::unsupported, "a step cannot be replayed while one is captured");
-  found->second->replay(step_rows(c, "arguments"));
+  const std::vector<StepRow> rows = step_rows(c, "arguments");
+  AsyncCalls& calls = c.environment.async;
+  if (calls.is_recording())
+    calls.record(found->second->replay_later(rows));
+  else
+    found->second->replay(rows);
   return c.env.Undefined();
 }
 
@@ -81,7 +86,7 @@ static Napi::Value release_capture(Call& c) {  // (step)
 
 const std::vector<Entry> kCaptureEntries = {
     {"captureBegin", capture_begin, Order::waiting},     {"captureOutside", capture_outside, Order::waiting},
-    {"captureEnd", capture_end, Order::waiting},         {"replay", replay, Order::waiting},
+    {"captureEnd", capture_end, Order::waiting},         {"replay", replay, Order::recorded},
     {"releaseCapture", release_capture, Order::waiting},
 };
 

@@ -76,27 +76,22 @@ class CapturedOps final : public Capture {
 
   void record(RecordedOp op) override {
     op.find_rows();
-    ops_.push_back({std::move(op), {}});
+    ops_.push_back(std::move(op));
   }
 
  private:
-  struct CapturedOp {
-    RecordedOp op;
-    std::vector<Storage*> last_used;  // made inside
-  };
-
   bool keeps_ops() const override { return true; }
   bool made(const Storage& storage) const override { return !storage.data(); }
 
   void finish(bool keep) override {
     device_.capture = nullptr;
-    for (CapturedOp& captured : ops_) captured.op.settle();
+    for (RecordedOp& op : ops_) op.settle();
     if (!keep) return ops_.clear();
     std::unordered_map<Storage*, size_t> last;
     for (size_t i = 0; i < ops_.size(); ++i)
-      for (const auto& operand : ops_[i].op.operands())
+      for (const auto& operand : ops_[i].operands())
         if (!operand.storage->data()) last[operand.storage.get()] = i;
-    for (const auto& [storage, i] : last) ops_[i].last_used.push_back(storage);
+    for (const auto& [storage, i] : last) ops_[i].is_last_use_of(*storage);
     for (const auto& [storage, i] : last) {
       if (storage->handles == 0) continue;
       changed_.insert(storage);
@@ -106,25 +101,32 @@ class CapturedOps final : public Capture {
   }
 
   void run(std::span<const StepRow> rows) override {
-    for (CapturedOp& captured : ops_) captured.op.take(rows);
-    for (Storage* storage : changed_) storage->note_change();
-    for (CapturedOp& captured : ops_) {
+    begin(ops_, rows);
+    for (RecordedOp& op : ops_) {
       try {
-        captured.op.run();
+        op.run();
       } catch (const Error& error) {
-        for (CapturedOp& any : ops_) release(any);
-        throw Error(error.code(), error.what(), captured.op.name());
+        for (RecordedOp& any : ops_) any.release_last_used();
+        throw Error(error.code(), error.what(), op.name());
       }
-      release(captured);
+      op.release_last_used();
     }
   }
 
-  static void release(const CapturedOp& captured) {
-    for (Storage* storage : captured.last_used)
-      if (storage->handles == 0) storage->release();
+  std::vector<RecordedOp> ops(std::span<const StepRow> rows) override {
+    std::vector<RecordedOp> copies;
+    copies.reserve(ops_.size());
+    for (const RecordedOp& op : ops_) copies.push_back(op.again());
+    begin(copies, rows);
+    return copies;
   }
 
-  std::vector<CapturedOp> ops_;
+  void begin(std::vector<RecordedOp>& ops, std::span<const StepRow> rows) const {
+    for (RecordedOp& op : ops) op.take(rows);
+    for (Storage* storage : changed_) storage->note_change();
+  }
+
+  std::vector<RecordedOp> ops_;
 };
 
 }  // namespace
@@ -156,6 +158,10 @@ void Capture::record(RecordedOp) {
   fail(ErrorCode::internal, "the backend captures what ops run");
 }
 
+std::vector<RecordedOp> Capture::ops(std::span<const StepRow>) {
+  fail(ErrorCode::internal, "the backend has captured what the ops ran");
+}
+
 void Capture::end(bool keep) {
   if (!std::exchange(is_open_, false)) return;
   try {
@@ -170,13 +176,25 @@ void Capture::end(bool keep) {
   changed_.clear();
 }
 
-void Capture::replay(std::span<const StepRow> rows) {
+void Capture::begin_replay() {
   for (const auto& storage : held_)
     if (storage->handles == 0)
       fail(ErrorCode::disposed,
            "a tensor that the step reads or writes has been disposed, replaced or moved; capture the step again");
   ++replays_;
+}
+
+void Capture::replay(std::span<const StepRow> rows) {
+  begin_replay();
   run(rows);
+}
+
+std::vector<RecordedOp> Capture::replay_later(std::span<const StepRow> rows) {
+  if (!keeps_ops())
+    fail(ErrorCode::unsupported, "on %s a replay does not wait: it belongs outside of asynchronous calls",
+         device_.backend->name);
+  begin_replay();
+  return ops(rows);
 }
 
 }  // namespace st_moe

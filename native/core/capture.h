@@ -29,7 +29,8 @@ class Capture : public std::enable_shared_from_this<Capture> {
 
   // After capture. Throws Error(disposed) if a tensor from outside was freed.
   void replay(std::span<const StepRow> rows);
-  uint32_t replays() const { return replays_; }  // each changes what the step has made
+  std::vector<RecordedOp> replay_later(std::span<const StepRow> rows);  // its ops; throws Error(unsupported), too
+  uint32_t replays() const { return replays_; }                         // each changes what the step has made
 
  protected:
   explicit Capture(Device& device) : device_(device) {}
@@ -39,12 +40,15 @@ class Capture : public std::enable_shared_from_this<Capture> {
   virtual void held(Storage&) {}
   virtual void finish(bool keep) = 0;                   // throws Error
   virtual void run(std::span<const StepRow> rows) = 0;  // throws Error
+  virtual std::vector<RecordedOp> ops(std::span<const StepRow> rows);
 
   Device& device_;
   std::vector<std::shared_ptr<Storage>> held_;
   std::unordered_set<Storage*> changed_;  // by each replay: some of held_, and results that are not home here
 
  private:
+  void begin_replay();
+
   std::unordered_set<const Storage*> known_;  // those of held_
   uint32_t replays_ = 0;
   bool is_open_ = true;

@@ -74,7 +74,22 @@ RecordedOp::RecordedOp(const char* name, const OpInfo& op, const void* args, siz
 void RecordedOp::settle() {
   if (!is_pending_) return;
   is_pending_ = false;
+  for (Storage* storage : last_used_) storage->release();
   for (const Bound& operand : operands_) --operand.storage->recorded;
+}
+
+RecordedOp RecordedOp::again() const {
+  RecordedOp copy(*this);
+  for (const Bound& operand : copy.operands_) ++operand.storage->recorded;
+  copy.is_pending_ = true;
+  // Until it runs, JavaScript may dispose what it holds now, and what it does not hold it can never get.
+  std::erase_if(copy.last_used_, [](const Storage* storage) { return storage->handles != 0; });
+  return copy;
+}
+
+void RecordedOp::release_last_used() {
+  for (Storage* storage : last_used_)
+    if (storage->handles == 0) storage->release();
 }
 
 bool RecordedOp::makes_tensors() const {

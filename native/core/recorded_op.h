@@ -87,19 +87,24 @@ class RecordedOp {
   ~RecordedOp() { settle(); }
   RecordedOp(RecordedOp&& other) noexcept = default;
   RecordedOp& operator=(RecordedOp&&) = delete;
+  RecordedOp again() const;  // of a captured step: as if it were called now
 
   bool can_fail() const;
   void back_up(Backups& backups) const;  // what it updates, unless it is there; throws Error(out_of_memory)
   void run();                            // throws Error
-  void settle();                         // it no longer counts as one that has not run
+  void settle();                         // it no longer counts as one that has not run, and frees what is used last
   const char* name() const { return name_; }
   std::span<const Bound> operands() const { return operands_; }
 
   // Of a captured step, in which `step` of a sample or update is the number of its row, from 1.
   void find_rows();
   void take(std::span<const StepRow> rows);  // throws Error(option)
+  void is_last_use_of(Storage& made) { last_used_.push_back(&made); }
+  void release_last_used();  // what JavaScript does not hold
 
  private:
+  RecordedOp(const RecordedOp&) = default;
+
   struct Row {
     size_t item, step;  // which of the arguments, and the offset of its `step`
     size_t number;
@@ -115,6 +120,7 @@ class RecordedOp {
   std::vector<char> args_;
   std::vector<Bound> operands_;
   std::vector<Row> rows_;
+  std::vector<Storage*> last_used_;  // made in the step
   Kept kept_;
   bool is_pending_ = true;
 };

@@ -24,6 +24,7 @@ import {
   scope,
   type Tensor,
   tensor,
+  trainStepAsync,
   zeros,
 } from '../../lib/index.js'
 import { useEmulator } from '../support/emulator.js'
@@ -384,4 +385,12 @@ describe.each(devices)('on %s', (device) => {
       expect(Array.from(own(ops.add(t.x, 0)).shape)).toEqual([2, 6, 8])
     })
   })
+})
+
+test.skipIf(!devices.includes('cuda'))('a replay on a GPU is refused in an asynchronous call', async () => {
+  const x = own(tensor([1, 2], null, { device: 'cuda' }))
+  const step = own(captureStep(() => x.square(), { device: 'cuda' }))
+  const refusal = { code: 'UNSUPPORTED', message: expect.stringContaining('a replay does not wait') }
+  await expect(trainStepAsync(() => step.replay())).rejects.toThrow(expect.objectContaining(refusal))
+  expect([...step.replay().dataSync()]).toEqual([1, 4])
 })

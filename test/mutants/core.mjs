@@ -106,7 +106,7 @@ export default [
   },
   {
     name: 'replay-holds-everything',
-    file: 'native/core/capture.cc',
+    file: 'native/core/recorded_op.cc',
     from: 'if (storage->handles == 0) storage->release();',
     to: '(void)storage;',
     breaks: 'a captured step holds all its tensors between replays',
@@ -115,7 +115,7 @@ export default [
   {
     name: 'replay-hides-the-op',
     file: 'native/core/capture.cc',
-    from: 'throw Error(error.code(), error.what(), captured.op.name());',
+    from: 'throw Error(error.code(), error.what(), op.name());',
     to: 'throw;',
     breaks: 'the error of an op in a replay names no op',
     tests: ['test/autograd/captured-ops.test.ts'],

@@ -262,7 +262,7 @@ export default [
   {
     name: 'failed-replay-keeps-its-memory',
     file: 'native/core/capture.cc',
-    from: 'for (CapturedOp& any : ops_) release(any);',
+    from: 'for (RecordedOp& any : ops_) any.release_last_used();',
     to: '',
     breaks: 'a step whose replay failed holds its tensors',
     tests: ['test/autograd/captured-ops.test.ts'],

@@ -11,8 +11,8 @@ export default [
   {
     name: 'failed-replay-counts',
     file: 'lib/autograd/recorder.ts',
-    from: 'for (const restore of undo) restore()',
-    to: 'for (const restore of undo.slice(1)) restore()',
+    from: 'for (const { restore } of undo) restore()',
+    to: 'for (const { restore } of undo.slice(1)) restore()',
     breaks: 'a replay that fails leaves generators and optimizers one step on',
     tests: ['test/autograd/capture.test.ts'],
   },
