@@ -1,6 +1,15 @@
 import { types } from 'node:util'
 import { checkFunction, fail } from '../runtime/check.js'
-import { checkTensor, disown, gradOwnerOf, isTensor, markLasting, moveToScope, type Tensor } from '../tensor/tensor.js'
+import {
+  checkTensor,
+  disown,
+  gradOwnerOf,
+  guard,
+  isTensor,
+  markLasting,
+  moveToScope,
+  type Tensor,
+} from '../tensor/tensor.js'
 import { currentLasting, currentScope, openScope, Scope, within } from './context.js'
 import { defaultGenerator, restoringOnError } from './random.js'
 
@@ -44,8 +53,13 @@ function close(scope: Scope, kept: ReadonlySet<Tensor>): void {
 export function scope<T>(fn: () => T): T {
   checkFunction('scope', 'fn', fn)
   const inner = new Scope(currentScope())
+  const goesOn = () => {
+    inner.isAsync = true
+    for (const tensor of inner.tensors) guard(tensor)
+  }
   return settle(
     () => within({ scope: inner }, fn),
+    goesOn,
     (value) => close(inner, tensorsIn(value)),
     () => close(inner, new Set()),
   )
@@ -150,7 +164,7 @@ export function keep<T extends Tensor>(tensor: T): T {
   return tensor
 }
 
-function settle<T>(run: () => T, done: (value: unknown) => void, failed: () => void): T {
+function settle<T>(run: () => T, pending: () => void, done: (value: unknown) => void, failed: () => void): T {
   const fail = (error: unknown): never => {
     failed()
     throw error
@@ -161,7 +175,9 @@ function settle<T>(run: () => T, done: (value: unknown) => void, failed: () => v
   }
   try {
     const value = run()
-    return types.isPromise(value) ? (value.then(finish, fail) as T) : finish(value)
+    if (!types.isPromise(value)) return finish(value)
+    pending()
+    return value.then(finish, fail) as T
   } catch (error) {
     return fail(error)
   }
@@ -172,15 +188,18 @@ const isObject = (value: unknown): boolean => typeof value === 'object' && value
 /** Not a subclass, whose objects may have other properties. */
 const isPlain = (array: object): boolean => Object.getPrototypeOf(array) === Array.prototype
 
-/** The objects directly in a value. Plain arrays are read by index, everything else without running getters. */
-function* contents(value: object): Iterable<unknown> {
+/** Adds the objects directly in a value. Plain arrays are read by index, everything else without running getters. */
+function addContents(value: object, found: unknown[]): void {
+  const add = (entry: unknown) => {
+    if (isObject(entry)) found.push(entry)
+  }
   if (ArrayBuffer.isView(value)) return
   if (Array.isArray(value) && !types.isProxy(value) && isPlain(value) && value.length <= 2 ** 27) {
-    for (let i = 0; i < value.length; i++) if (isObject(value[i])) yield value[i]
+    for (let i = 0; i < value.length; i++) add(value[i])
     return
   }
-  if (value instanceof Map || value instanceof Set) for (const entry of value.entries()) yield* entry
-  for (const key of Reflect.ownKeys(value)) yield Reflect.getOwnPropertyDescriptor(value, key)?.value
+  if (value instanceof Map || value instanceof Set) for (const entry of value.entries()) entry.forEach(add)
+  for (const key of Reflect.ownKeys(value)) add(Reflect.getOwnPropertyDescriptor(value, key)?.value)
 }
 
 /** Every tensor reachable from a value through arrays, maps, sets and own data properties. */
@@ -197,7 +216,7 @@ export function tensorsIn(value: unknown): Set<Tensor> {
       continue
     }
     try {
-      for (const value of contents(next as object)) if (isObject(value)) queue.push(value)
+      addContents(next as object, queue)
     } catch {
       // A hostile proxy has no visible contents.
     }

@@ -1,6 +1,6 @@
 import { allOrNone } from '../autograd/scope.js'
 import { type Activation, type ActivationOptions, activationOptions, isGated } from '../ops/activation.js'
-import { expertFfn } from '../ops/expert-ffn.js'
+import { expertFfnWith, readFfnOptions } from '../ops/expert-ffn.js'
 import type { RouteResult } from '../ops/routing.js'
 import { checkInteger } from '../runtime/check.js'
 import type { ComputeDType, DType } from '../runtime/dtype.js'
@@ -85,6 +85,7 @@ export class Experts extends RoutedExperts {
   w2: Parameter
   /** [E, O], uniform in ±1/√O; null without biases. */
   b2: Parameter | null
+  readonly #options: ReturnType<typeof readFfnOptions>
 
   /** E, D and H. Errors: OPTION, DTYPE, DEVICE. */
   constructor(numExperts: number, dim: number, hidden: number, options?: ExpertsOptions) {
@@ -97,6 +98,7 @@ export class Experts extends RoutedExperts {
     this.geluApproximate = layer.geluApproximate
     this.swigluLimit = layer.swigluLimit
     this.swigluAlpha = layer.swigluAlpha
+    this.#options = readFfnOptions('Experts', pick(layer, gemmOptions, activationOptions))
     checkInteger('Experts', 'dim', dim, 1)
     checkInteger('Experts', 'hidden', hidden, 1)
     const gated = isGated(layer.activation)
@@ -120,8 +122,10 @@ export class Experts extends RoutedExperts {
     const { share } = this
     const { dropout, dropless } = call
     return runExperts(x, choice, call, (x, routing, _inputs, straightThrough) => {
-      const options = { dropout, straightThrough, ...pick(this, gemmOptions, activationOptions) }
-      if (!share) return expertFfn(x, routing, this, options)
+      const options = { ...this.#options }
+      options.dropout = dropout
+      options.straightThrough = straightThrough
+      if (!share) return expertFfnWith(x, routing, this, options)
       const ragged = { ragged: dropless, straightThrough }
       return share.apply('MoE.forward', x, routing, ragged, (rows, traffic) => traffic.ffn(rows, this, options))
     })

@@ -4,13 +4,15 @@ import { allReduce } from '../ops/all-reduce.js'
 import { mul } from '../ops/binary.js'
 import { overwrite } from '../ops/copy.js'
 import { reshape } from '../ops/reshape.js'
-import { route } from '../ops/route.js'
+import { routeWith } from '../ops/route.js'
 import {
   checkChoice,
   lossOptions,
   perToken,
   type RoutingRandom,
+  randomNames,
   randomOptions,
+  readRouteOptions,
   secondPolicies,
   tokenRouters,
   topkOptions,
@@ -28,6 +30,7 @@ import {
   type OptionsOf,
   oneOf,
   onlyIf,
+  optional,
   pick,
   reader,
   unchecked,
@@ -145,9 +148,9 @@ export const gatingForwardOptions = {
   random: unchecked<RoutingRandom & RouterInputRandom>(),
   ...tokenInputOptions,
   /** Default: that of the layer. */
-  noiseGates: unchecked<boolean>(),
+  noiseGates: optional(topkOptions.noiseGates),
   /** Default: that of the layer. */
-  noiseMult: unchecked<number>(),
+  noiseMult: optional(topkOptions.noiseMult),
 }
 
 /** Options of one forward of a router. */
@@ -242,10 +245,8 @@ export class TopNGating extends Module {
   /** [E] of the option `expertBias`, or null. */
   readonly expertBias: Tensor | null
   readonly #capacity: ValuesOf<[typeof tokenChoiceOptions, typeof gatingOptions]>
-  readonly #router: ValuesOf<[typeof lossOptions, typeof topkOptions]>
+  readonly #routing: Record<'train' | 'eval', ReturnType<typeof readRouteOptions>>
   readonly #inputs: ValuesOf<[typeof routerInputOptions]>
-  readonly #secondPolicy: Record<'train' | 'eval', (typeof secondPolicies)[number]>
-  readonly #ntlb: boolean
   /** f32 [E, 1], how many tokens chose each expert since the last update of the bias; null without one. */
   readonly #load: Tensor | null
   /** @internal The ranks whose loads count; null for this process alone. */
@@ -258,10 +259,16 @@ export class TopNGating extends Module {
     this.numGates = o.numGates
     this.topN = o.topN
     this.#capacity = pick(o, tokenChoiceOptions, gatingOptions)
-    this.#router = pick(o, lossOptions, topkOptions)
     this.#inputs = pick(o, routerInputOptions)
-    this.#ntlb = o.ntlb
-    this.#secondPolicy = { train: o.secondPolicyTrain, eval: o.secondPolicyEval }
+    const routing = (training: boolean, secondPolicy: (typeof secondPolicies)[number]) =>
+      readRouteOptions(op, {
+        topN: o.topN,
+        ntlb: o.ntlb,
+        training,
+        secondPolicy,
+        ...pick(o, lossOptions, topkOptions),
+      })
+    this.#routing = { train: routing(true, o.secondPolicyTrain), eval: routing(false, o.secondPolicyEval) }
     checkChoice(op, o, o.numGates, o.topN)
     ;[this.toGates, this.thresholdTrain, this.thresholdEval, this.expertBias, this.#load] = allOrNone(() => [
       new Linear(o.routerDim ?? o.dim, o.numGates, { ...pick(o, layerOptions), bias: o.routerBias }),
@@ -277,25 +284,19 @@ export class TopNGating extends Module {
     const op = 'TopNGating.forward'
     const o = readForwardOptions(op, options)
     checkTensor(op, 'x', x)
-    const router = this.#router
     const N = x.shape[1] ?? 0
     const random = readRandom(op, o.random)
     const inputs = { ...this.#inputs, routerInput: o.routerInput, training: this.training }
-    const result = route(...routerInputs(op, x, this.toGates, inputs, random), {
-      topN: this.topN,
-      ntlb: this.#ntlb,
-      capacity: this.#capacity.dropless ? N : capacityOf(this, N, this.#capacity),
-      threshold: this.training ? this.thresholdTrain : this.thresholdEval,
-      secondPolicy: this.#secondPolicy[this.training ? 'train' : 'eval'],
-      training: this.training,
-      mask: o.mask,
-      importance: o.importance,
-      expertBias: this.expertBias ?? undefined,
-      ...pick(random, randomOptions),
-      ...router,
-      noiseGates: o.noiseGates ?? router.noiseGates,
-      noiseMult: o.noiseMult ?? router.noiseMult,
-    })
+    const routing = { ...this.#routing[this.training ? 'train' : 'eval'] }
+    routing.capacity = this.#capacity.dropless ? N : capacityOf(this, N, this.#capacity)
+    routing.threshold = this.training ? this.thresholdTrain : this.thresholdEval
+    routing.mask = o.mask
+    routing.importance = o.importance
+    routing.expertBias = this.expertBias ?? undefined
+    routing.noiseGates = o.noiseGates ?? routing.noiseGates
+    routing.noiseMult = o.noiseMult ?? routing.noiseMult
+    for (const name of randomNames) routing[name] = random[name]
+    const result = routeWith(...routerInputs(op, x, this.toGates, inputs, random), routing)
     countingLoads(() => this.#countLoad(result))
     return result
   }

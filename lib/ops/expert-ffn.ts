@@ -27,7 +27,11 @@ export interface ExpertWeights {
 
 const gradients = { w1: 'dw1', w2: 'dw2', b1: 'db1', b2: 'db2', multBias: 'dmultBias' } as const
 const parameterNames = Object.keys(gradients) as (keyof typeof gradients)[]
-const noBiases = { b1: null, b2: null, multBias: null }
+const tokenNames = ['x', 'weight', 'assignment', 'rowOf', 'ends'] as const
+type OperandName = (typeof parameterNames)[number] | (typeof tokenNames)[number]
+/** What the forward and the backward take alike. */
+type Operands = Record<OperandName, Handle | null> & { x: Handle; w1: Handle; w2: Handle }
+const noOperands = Object.fromEntries([...parameterNames, ...tokenNames].map((name) => [name, null]))
 
 const ffnOptions = {
   /** The combine weight also gets the gradient <x, dx> of a dispatch weight whose forward value is 1. Default true. */
@@ -43,7 +47,9 @@ const ffnOptions = {
 /** Options of {@link expertFfn}. */
 export interface ExpertFfnOptions extends OptionsOf<typeof ffnOptions>, ActivationOptions {}
 
-const readOptions = reader(ffnOptions, activationOptions)
+/** Of {@link expertFfnWith}. */
+export const readFfnOptions = reader(ffnOptions, activationOptions)
+type FfnValues = ReturnType<typeof readFfnOptions>
 
 /** An activation for the native code. */
 const nativeActivation = ({
@@ -115,8 +121,17 @@ export function expertFfn<D extends DType>(
   weights: ExpertWeights,
   options?: ExpertFfnOptions,
 ): Tensor<D> {
+  return expertFfnWith(x, routing, weights, readFfnOptions('expertFfn', options))
+}
+
+/** {@link expertFfn} with options that have been checked. */
+export function expertFfnWith<D extends DType>(
+  x: Tensor<D>,
+  routing: Routing | null,
+  weights: ExpertWeights,
+  o: FfnValues,
+): Tensor<D> {
   const op = 'expertFfn'
-  const o = readOptions(op, options)
   const apply = (sample: GeneratorState) => withDropout(op, x, routing, weights, o, sample)
   return o.dropout > 0 ? withSample(op, o.generator, apply) : apply({ seed: 0, step: 0 })
 }
@@ -126,10 +141,9 @@ function withDropout<D extends DType>(
   x: Tensor<D>,
   routing: Routing | null,
   weights: ExpertWeights,
-  o: ReturnType<typeof readOptions>,
+  o: FfnValues,
   { seed, step }: GeneratorState,
 ): Tensor<D> {
-  const numbers = { ...nativeActivation(o), dropout: o.dropout, seed, step }
   checkFloat(op, 'x', x)
   const compute = dtypeCode(checkComputeDType(op, o.computeDtype, x.dtype))
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
@@ -141,15 +155,15 @@ function withDropout<D extends DType>(
   const parameters = names.map((name) => weights[name]!)
   const inputs = [x, routing?.weight ?? null, ...parameters]
   const save = willRecord(...inputs)
-  const tokens = routing ? [x, routing.weight] : [x]
-  const call = (parameters: readonly Handle[], tokens: readonly Handle[]) => {
-    const [w1, w2] = parameters
-    const biases = Object.fromEntries(names.map((name, i) => [name, parameters[i]]))
-    const [x, weight = null, assignment = null, rowOf = null, ends = null] = tokens
-    return { x, assignment, ends, rowOf, weight, ...noBiases, ...biases, w1, w2, compute, ...numbers }
+  const tokens = routing ? [...parameters, x, routing.weight] : [...parameters, x]
+  const numbers = { compute, ...nativeActivation(o), dropout: o.dropout, seed, step }
+  const operands = (handles: readonly Handle[]): Operands => {
+    const named: Record<string, Handle | null> = { ...noOperands }
+    for (const [i, handle] of handles.entries()) named[names[i] ?? tokenNames[i - names.length]] = handle
+    return named as Operands
   }
   const made = guarded(plan, () =>
-    native.expertFfn({ a: save, ...call(parameters.map(handleOf), [...tokens.map(handleOf), ...plan]) }),
+    native.expertFfn({ a: save, ...numbers, ...operands([...tokens.map(handleOf), ...plan]) }),
   )
   const y = wrap(made.y, { shape: [...shape.slice(0, -1), weights.w2.shape[1]], dtype, device })
   if (!save) {
@@ -160,7 +174,7 @@ function withDropout<D extends DType>(
     op,
     inputs,
     outputs: [y],
-    saved: [made.a!, ...parameters, ...tokens, ...plan],
+    saved: [made.a!, ...tokens, ...plan],
     backward: ([dy], [a, ...saved], [needX, , ...needParameters]) => {
       const need = needParameters.includes(true)
       const made = native.expertFfnBackward({
@@ -174,7 +188,8 @@ function withDropout<D extends DType>(
         db1: need && names.includes('b1'),
         db2: need && names.includes('b2'),
         dmultBias: need && names.includes('multBias'),
-        ...call(saved.slice(0, parameters.length), saved.slice(parameters.length)),
+        ...numbers,
+        ...operands(saved),
       })
       return [made.dx, made.dweight, ...names.map((name) => made[gradients[name]])]
     },

@@ -168,6 +168,8 @@ export const randomOptions = {
   secondPlaceUniforms: perToken('B', 'N'),
 }
 
+export const randomNames = Object.keys(randomOptions) as (keyof typeof randomOptions)[]
+
 /** Random numbers of the caller, so that a routing can be repeated. */
 export interface RoutingRandom extends OptionsOf<typeof randomOptions> {}
 

@@ -1,4 +1,4 @@
-import { type Backward, newOrSum, record } from '../autograd/autograd.js'
+import { type Backward, newOrSum, record, willRecord } from '../autograd/autograd.js'
 import {
   currentBatchPart,
   defaultGenerator,
@@ -22,6 +22,7 @@ import {
   lossOptions,
   type PerToken,
   type RouteOptions,
+  randomNames,
   randomOptions,
   readRouteOptions,
   scoreFunctions,
@@ -91,6 +92,7 @@ function settingsOf(o: RouteValues) {
 }
 
 type RandomHandles = Record<keyof typeof randomOptions, Handle | null>
+const noRandom = Object.fromEntries(randomNames.map((name) => [name, null])) as RandomHandles
 
 /** The caller's tensors as new handles, which are added to `own`: on the device of x, random numbers in its dtype. */
 function ownInputs(op: string, x: Tensor, o: RouteValues, sizes: Sizes, own: Handle[]) {
@@ -101,16 +103,18 @@ function ownInputs(op: string, x: Tensor, o: RouteValues, sizes: Sizes, own: Han
     return handle
   }
   const inDtype = (handle: Handle) => native.convert(handle, dtypeCode(dtype))
-  const entries = Object.entries(randomOptions).map(([name, { dims }]) => {
-    const shape = dims.map((dim) => sizes[dim])
-    return [name, held(converted(op, name, o[name as keyof RandomHandles], shape, device, inDtype))]
-  })
+  const random: RandomHandles = { ...noRandom }
+  for (const name of randomNames) {
+    if (o[name] === undefined) continue
+    const shape = randomOptions[name].dims.map((dim) => sizes[dim])
+    random[name] = held(converted(op, name, o[name], shape, device, inDtype))
+  }
   const mask = held(
     o.importance ? importanceHandle(op, o.importance, B, N, device) : maskHandle(op, o.mask, B, N, device),
   )
   const tokens = o.importance && mask !== null ? held(native.tokenMask({ x: mask })) : mask
   const threshold = held(thresholds(op, o.threshold, K, x))
-  return { random: Object.fromEntries(entries) as RandomHandles, mask, tokens, threshold }
+  return { random, mask, tokens, threshold }
 }
 
 /** The numbers that are given, or seed and steps of those that are sampled. */
@@ -219,8 +223,12 @@ const forBackward = (
  * ```
  */
 export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: RouteOptions): RouteResult<D> {
+  return routeWith(x, weight, readRouteOptions('route', options))
+}
+
+/** {@link route} with options that {@link readRouteOptions} has checked. */
+export function routeWith<D extends DType>(x: Tensor<D>, weight: Tensor, o: RouteValues): RouteResult<D> {
   const op = 'route'
-  const o = readRouteOptions(op, options)
   const sizes = checkedSizes(op, x, weight, o)
   const { B, N, E, K, C } = sizes
   const settings = settingsOf(o)
@@ -248,12 +256,17 @@ export function route<D extends DType>(x: Tensor<D>, weight: Tensor, options?: R
     )
     const result = routeResult(x, made, { K, E, C, mask: tokens })
     if (made.assignment !== null && made.rowOf !== null) keepSlots(result, [made.assignment, made.rowOf])
-    record({
-      op,
-      inputs: [x, weight],
-      outputs: [result.weight, result.balanceLoss, result.routerZLoss, result.totalAuxLoss],
-      ...savedByName(forBackward(x, weight, result, made, mask), backwardOf(settings)),
-    })
+    if (willRecord(x, weight)) {
+      record({
+        op,
+        inputs: [x, weight],
+        outputs: [result.weight, result.balanceLoss, result.routerZLoss, result.totalAuxLoss],
+        ...savedByName(forBackward(x, weight, result, made, mask), backwardOf(settings)),
+      })
+    } else {
+      const { probs, logits, lse, density, secondDensity } = made
+      releaseAll([probs, logits, lse, density, secondDensity])
+    }
     return result
   } finally {
     releaseAll(own)

@@ -140,9 +140,10 @@ export function routeResult<D extends DType>(
 ): RouteResult<D> {
   const { dtype, device } = x
   const [B, N] = x.shape
-  const i32 = { shape: [B, N, K], dtype: 'i32', device } as const
-  const choices = { shape: [B, N, K], dtype, device }
-  const scalar = { shape: [], dtype, device }
+  const perChoice = Object.freeze([B, N, K]) // a frozen shape is not copied
+  const i32 = { shape: perChoice, dtype: 'i32', device } as const
+  const choices = { shape: perChoice, dtype, device }
+  const scalar = { shape: Object.freeze([]), dtype, device }
   return {
     expertIndex: wrap(made.expertIndex, i32),
     gate: wrap(made.gate, choices),

@@ -134,7 +134,11 @@ export function isPlain(value: object): boolean {
   return prototype === null || Object.getPrototypeOf(prototype) === null
 }
 
-export const sizeOf = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1)
+export function sizeOf(shape: readonly number[]): number {
+  let size = 1
+  for (const length of shape) size *= length
+  return size
+}
 
 /**
  * A shape as error messages show it.
@@ -146,8 +150,11 @@ export const sizeOf = (shape: readonly number[]): number => shape.reduce((a, b) 
  */
 export const showShape = (shape: readonly (number | string)[]): string => `[${shape.join(', ')}]`
 
-export const sameShape = (a: readonly number[], b: readonly number[]): boolean =>
-  a.length === b.length && a.every((n, i) => n === b[i])
+export function sameShape(a: readonly number[], b: readonly number[]): boolean {
+  if (a.length !== b.length) return false
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false
+  return true
+}
 
 /**
  * A plain copy of an options object. Unknown names throw, with the nearest known one; `undefined` counts as absent.

@@ -30,6 +30,7 @@ interface Held {
   beside: readonly Handle[]
   source: { node: Node; output: number } | null
   temporary: boolean // not a parameter, gradient, kept tensor or one of a file or state dict
+  guarded: boolean // by a finalizer
 }
 
 /** Those of files and state dicts, of which there may be more, do not count. */
@@ -38,6 +39,8 @@ const temporaries = new Alive(
   'more than 100,000 tensors are alive that are neither parameters, gradients nor kept. If a loop makes them, wrap its step ' +
     'in scope(() => …), which frees them; docs/memory.md says more.',
 )
+
+const noHandles: readonly Handle[] = Object.freeze([])
 
 function lasting(held: Held): void {
   if (!held.temporary) return
@@ -50,13 +53,16 @@ function letGo(held: Held): void {
   lasting(held)
   native.release(held.handle)
   for (const handle of held.beside) native.release(handle)
-  held.beside = []
+  held.beside = noHandles
   held.handle = 0
   held.source?.node.release()
   held.source = null
 }
 
-/** Only a safety net: in a synchronous loop finalizers do not run. */
+/**
+ * Only a safety net: in a synchronous loop finalizers do not run. A tensor in a scope that is sure to end needs none,
+ * and one costs as much as a small op.
+ */
 const finalizers = new FinalizationRegistry<Held>(letGo)
 /** Opens the constructor to this package. */
 export const adopt = Symbol('st-moe adopt')
@@ -100,6 +106,8 @@ export let putGrad: (leaf: Tensor, grad: Tensor | null) => void
 export let markLasting: (tensor: Tensor) => void
 /** null: the tensor lives until disposed. */
 export let moveToScope: (tensor: Tensor, scope: Scope | null) => void
+/** From now on a finalizer frees it once it is unreachable. */
+export let guard: (tensor: Tensor) => void
 
 /**
  * A contiguous array on a device, made by {@link tensor}, {@link zeros}, {@link randn} and their like. Operations return
@@ -133,13 +141,13 @@ export class Tensor<D extends DType = DType> {
       throw new MoeError('OPTION', 'Tensor', 'a Tensor is made by tensor(), zeros(), randn() …, not by its constructor')
     }
     const { shape, dtype, device } = meta
-    this.#meta = { shape: Object.freeze([...shape]), dtype, device }
+    this.#meta = { shape: Object.isFrozen(shape) ? shape : Object.freeze([...shape]), dtype, device }
     this.#size = sizeOf(shape)
-    this.#held = { handle, beside: [], source: null, temporary: true }
+    this.#held = { handle, beside: noHandles, source: null, temporary: true, guarded: false }
     temporaries.add()
-    finalizers.register(this, this.#held, this.#held)
     const scope = currentScope()
     if (scope) moveToScope(this, scope)
+    else guard(this)
   }
 
   /** Length of each axis, frozen; [] for a single value. */
@@ -172,7 +180,7 @@ export class Tensor<D extends DType = DType> {
     if (this.disposed) return
     this.#scope?.tensors.delete(this)
     this.#scope = null
-    finalizers.unregister(this.#held)
+    if (this.#held.guarded) finalizers.unregister(this.#held)
     letGo(this.#held)
     this.#disposeGrad()
     this.#grad = null
@@ -362,6 +370,12 @@ export class Tensor<D extends DType = DType> {
       tensor.#scope = scope
       tensor.#kept = scope === null
       scope?.tensors.add(tensor)
+      if (scope === null || scope.isAsync) guard(tensor)
+    }
+    guard = (tensor) => {
+      if (tensor.#held.guarded) return
+      tensor.#held.guarded = true
+      finalizers.register(tensor, tensor.#held, tensor.#held)
     }
   }
 }
