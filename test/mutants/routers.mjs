@@ -27,8 +27,8 @@ export default [
   {
     name: 'noise-of-a-forward-ignored',
     file: 'lib/nn/gating.ts',
-    from: 'noiseMult: o.noiseMult ?? router.noiseMult',
-    to: 'noiseMult: router.noiseMult',
+    from: 'routing.noiseMult = o.noiseMult ?? routing.noiseMult',
+    to: 'routing.noiseMult = routing.noiseMult',
     breaks: 'noiseMult of a forward is ignored',
     tests: ['test/nn/defaults.test.ts', 'test/nn/answers.test.ts', 'test/nn/property.test.ts'],
   },
