@@ -25,18 +25,19 @@ const temporaryPattern = /^[0-9a-f]{16}\.tmp$/
 const busy = system.errno.EAGAIN
 const { O_WRONLY, O_RDWR, O_CREAT, O_EXCL, O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants
 
-export function writeAtomicSync(path: string, parts: readonly Uint8Array[], op = 'writeAtomic'): void {
+export function writeAtomicSync(path: string, parts: Iterable<Uint8Array>, op = 'writeAtomic'): void {
   writeTogetherSync([{ path, parts }], op)
 }
 
-export async function writeAtomic(path: string, parts: readonly Uint8Array[], op = 'writeAtomic'): Promise<void> {
+export async function writeAtomic(path: string, parts: Iterable<Uint8Array>, op = 'writeAtomic'): Promise<void> {
   await writeTogether([{ path, parts }], op)
 }
 
 /** A file and its new content. */
 export interface NewFile {
   path: string
-  parts: readonly Uint8Array[]
+  /** Iterated while they are written, and again where a write begins anew. */
+  parts: Iterable<Uint8Array>
   /** Nothing outside of this folder, which has `path`, is replaced: a link that leads out of it becomes a file. */
   folder?: string
 }
@@ -116,7 +117,7 @@ function* stage(op: string, { path, parts, folder }: NewFile): Routine<Staged> {
 /** Null if another save removed the new temporary file as a leftover, before it was locked. */
 function* writeTemporary(
   target: string,
-  parts: readonly Uint8Array[],
+  parts: Iterable<Uint8Array>,
   before: Stats | null,
 ): Routine<Pick<Staged, 'temporary' | 'file'> | null> {
   const temporary = temporaryName(target)
@@ -149,7 +150,7 @@ function* rename(from: string, to: string): Routine<void> {
   yield* call('rename', from, to)
 }
 
-function* fill(file: number, parts: readonly Uint8Array[], before: Stats | null): Routine<void> {
+function* fill(file: number, parts: Iterable<Uint8Array>, before: Stats | null): Routine<void> {
   for (const part of parts) yield* writeAll(file, part)
   if (before) {
     const { uid, gid } = yield* call('fstat', file)

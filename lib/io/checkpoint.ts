@@ -202,11 +202,10 @@ export async function saveCheckpoint(
   }
   if (content.model instanceof Module && sharedOut(content.model).length > 0)
     fail('OPTION', op, 'ranks share out the experts of the model: with group all of them save together')
-  const parts = scope(() => {
+  await scope(async () => {
     const { state, metadata } = collect(op, content, own, false)
-    return encode(op, state, metadata)
+    await writeTogether([...files, { path, parts: encode(op, state, metadata).parts }], op)
   })
-  await writeTogether([...files, { path, parts }], op)
 }
 
 /** What a checkpoint holds, with copies of the tensors in the surrounding scope, under names of this process or global ones. */

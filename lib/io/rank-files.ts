@@ -112,7 +112,7 @@ export async function writeRanks(
     return {
       file: fileOf(rank),
       save: lists[0].save,
-      parts: tried(() => encode(op, state, {})),
+      parts: tried(() => [...encode(op, state, {}).parts]),
       index: JSON.stringify(index, null, 1),
     }
   })

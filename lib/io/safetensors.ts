@@ -73,7 +73,7 @@ export function checkMetadata(op: string, metadata: unknown = {}): Record<string
  */
 export function saveSafetensorsSync(path: string, state: StateDict, options?: SafetensorsOptions): void {
   const op = 'saveSafetensors'
-  writeAtomicSync(checkPath(op, path), encode(op, state, metadataOf(op, options)), op)
+  writeAtomicSync(checkPath(op, path), encode(op, state, metadataOf(op, options)).parts, op)
 }
 
 /**
@@ -87,7 +87,7 @@ export function saveSafetensorsSync(path: string, state: StateDict, options?: Sa
  */
 export async function saveSafetensors(path: string, state: StateDict, options?: SafetensorsOptions): Promise<void> {
   const op = 'saveSafetensors'
-  await writeAtomic(checkPath(op, path), encode(op, state, metadataOf(op, options)), op)
+  await writeAtomic(checkPath(op, path), [...encode(op, state, metadataOf(op, options)).parts], op)
 }
 
 /**
@@ -175,8 +175,7 @@ export function readSafetensorsHeaderSync(path: string): SafetensorsHeader {
  */
 export function encodeSafetensors(state: StateDict, options?: SafetensorsOptions): Uint8Array {
   const op = 'encodeSafetensors'
-  const parts = encode(op, state, metadataOf(op, options))
-  const size = parts.reduce((sum, part) => sum + part.length, 0)
+  const { size, parts } = encode(op, state, metadataOf(op, options))
   const bytes = allocated(op, `${size} bytes`, () => new Uint8Array(size))
   let at = 0
   for (const part of parts) {

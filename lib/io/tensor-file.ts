@@ -1,3 +1,4 @@
+import { types } from 'node:util'
 import type { StateDict } from '../nn/state.js'
 import { checkPath, fail, listed, showName, sizeOf } from '../runtime/check.js'
 import { allocateArray, allocated, type DType, dtypeCode, dtypeSize } from '../runtime/dtype.js'
@@ -26,8 +27,14 @@ const isInteger = (type: string): type is keyof typeof integers => Object.hasOwn
 
 // ---- writing
 
-/** The parts of a file: header and copies of the tensors. */
-export function encode(op: string, state: StateDict, metadata: Record<string, string>): Uint8Array[] {
+/** A file that is made as it is written: header, then a copy of each tensor in its turn, so that one is in memory at a time. */
+export interface Encoded {
+  size: number
+  parts: Iterable<Uint8Array>
+}
+
+/** Checks the tensors now. They must not change until their copies are made. */
+export function encode(op: string, state: StateDict, metadata: Record<string, string>): Encoded {
   if (typeof state !== 'object' || state === null)
     fail('OPTION', op, `state must be an object of tensors, got ${show(state)}`)
   const tensors = Object.entries(state).map(
@@ -44,7 +51,12 @@ export function encode(op: string, state: StateDict, metadata: Record<string, st
   const header = writeHeader(op, { entries, metadata })
   const length = Buffer.alloc(8)
   length.writeBigUInt64LE(BigInt(header.length))
-  return [length, header, ...tensors.map(([, tensor]) => new Uint8Array(tensor.dataSync().buffer))]
+  function* parts(): Iterable<Uint8Array> {
+    yield length
+    yield header
+    for (const [, tensor] of tensors) yield new Uint8Array(tensor.dataSync().buffer)
+  }
+  return { size: 8 + header.length + end, parts: { [Symbol.iterator]: () => parts()[Symbol.iterator]() } }
 }
 
 // ---- reading
@@ -105,7 +117,8 @@ function inMemory({ buffer, byteOffset, byteLength }: Uint8Array): Source {
     size: bytes.length,
     // biome-ignore lint/correctness/useYield: there is nothing to wait for
     *read(position, length) {
-      return bytes.subarray(position, position + length)
+      const part = bytes.subarray(position, position + length)
+      return types.isSharedArrayBuffer(buffer) ? Buffer.from(part) : part // other threads may write to it
     },
   }
 }
@@ -176,20 +189,27 @@ function* groups(entries: readonly TensorEntry[]): Iterable<TensorEntry[]> {
 
 function decode(op: string, path: string, entry: TensorEntry, bytes: Uint8Array): Tensor {
   const { shape } = entry
-  const own = ownTypes[entry.dtype]
-  const dtype = own ?? 'i32'
-  const data = allocateArray(op, dtype, sizeOf(shape))
-  if (own) new Uint8Array(data.buffer).set(bytes)
-  else if (isInteger(entry.dtype)) {
-    const Integers = integers[entry.dtype]
-    const aligned = bytes.byteOffset % Integers.BYTES_PER_ELEMENT === 0 ? bytes : new Uint8Array(bytes)
-    const values = new Integers(aligned.buffer as ArrayBuffer, aligned.byteOffset, sizeOf(shape))
-    if (values instanceof BigInt64Array) toInt32(op, path, entry.name, values, data)
-    else data.set(values)
-  }
+  const dtype = ownTypes[entry.dtype] ?? 'i32'
+  const data = isInteger(entry.dtype) ? asInt32(op, path, entry, entry.dtype, bytes) : bytes
   const tensor = wrap(native.fromData(data, dtypeCode(dtype), shape, 0), { shape, dtype, device: 'cpu' })
   markLasting(tensor)
   return tensor
+}
+
+function asInt32(
+  op: string,
+  path: string,
+  { name, shape }: TensorEntry,
+  type: keyof typeof integers,
+  bytes: Uint8Array,
+): Int32Array {
+  const data = allocateArray(op, 'i32', sizeOf(shape))
+  const Integers = integers[type]
+  const aligned = bytes.byteOffset % Integers.BYTES_PER_ELEMENT === 0 ? bytes : new Uint8Array(bytes)
+  const values = new Integers(aligned.buffer as ArrayBuffer, aligned.byteOffset, sizeOf(shape))
+  if (values instanceof BigInt64Array) toInt32(op, path, name, values, data)
+  else data.set(values)
+  return data
 }
 
 function toInt32(op: string, path: string, name: string, values: BigInt64Array, data: { [i: number]: number }): void {

@@ -253,7 +253,7 @@ function replace(op: string, folder: string, file: string, state: StateDict): vo
     name,
     Object.hasOwn(state, name) ? state[name].to(tensor.dtype) : tensor,
   ])
-  const parts = encode(op, Object.fromEntries(replaced), metadata)
+  const { parts } = encode(op, Object.fromEntries(replaced), metadata)
   writeTogetherSync([{ path: file, parts, folder }], op)
 }
 

@@ -1,5 +1,5 @@
 import { scope } from '../autograd/scope.js'
-import { copyLike } from '../ops/copy.js'
+import { valuesFor } from '../ops/copy.js'
 import { stridesOf } from '../ops/strided.js'
 import { fail, listed, sameShape, showName, showShape } from '../runtime/check.js'
 import { show } from '../runtime/errors.js'
@@ -100,12 +100,12 @@ export function stageState(
   ]
   if (lists.some(({ length }) => length > 0))
     fail('STATE_DICT', op, `${what} does not fit, nothing was changed:${lists.map(listed).join('')}`)
-  const staged = present.map((entry) => ({ entry, value: copyLike(values.get(entry.name) as Tensor, entry.tensor) }))
+  const staged = valuesFor(present.map(({ name, tensor }) => ({ source: values.get(name) as Tensor, target: tensor })))
   return () => {
-    for (const { entry, value } of staged) {
+    for (const [i, entry] of present.entries()) {
       const shape = entryShape(entry)
       if (!shape.includes(0))
-        native.stridedWrite(handleOf(entry.tensor), handleOf(value), stridesOf(shape), entryOffset(entry))
+        native.stridedWrite(handleOf(entry.tensor), handleOf(staged[i]), stridesOf(shape), entryOffset(entry))
     }
     return { missing, unexpected }
   }

@@ -30,6 +30,18 @@ export function overwrite(target: Tensor, values: Tensor): void {
   if (target.size > 0) native.stridedWrite(handleOf(target), handleOf(values), stridesOf(target.shape), 0)
 }
 
+/**
+ * What to write over each target, in its dtype and on its device: the source itself where it is so and no target shares its
+ * memory, else a copy.
+ */
+export function valuesFor(pairs: readonly { source: Tensor; target: Tensor }[]): Tensor[] {
+  const targets = new Set(pairs.map(({ target }) => target))
+  return pairs.map(({ source, target }) => {
+    const fits = source.dtype === target.dtype && source.device === target.device
+    return fits && !targets.has(source) && native.unique(handleOf(source)) ? source : copyLike(source, target)
+  })
+}
+
 /** A copy in the dtype and on the device of `like`, without history. */
 export function copyLike(source: Tensor, { dtype, device }: Tensor): Tensor {
   const converted = native.convert(handleOf(source), dtypeCode(dtype))

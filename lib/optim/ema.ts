@@ -4,7 +4,7 @@ import { allOrNone, keep, scope } from '../autograd/scope.js'
 import { checkModule, type Module } from '../nn/module.js'
 import type { Parameter } from '../nn/parameter.js'
 import type { StateDict } from '../nn/state.js'
-import { copyLike, overwrite } from '../ops/copy.js'
+import { overwrite, valuesFor } from '../ops/copy.js'
 import { checkFit, checkFunction, fail, listed, showName } from '../runtime/check.js'
 import type { Device } from '../runtime/device.js'
 import { markCopy, show } from '../runtime/errors.js'
@@ -211,9 +211,9 @@ export class EMA {
     })
     problems.push(...unexpected.map((name) => `unexpected: ${showName(name)}`))
     if (problems.length > 0) fail('STATE_DICT', op, `${what} does not fit, nothing was changed:${listed(problems)}`)
-    const staged = entries.map(({ name, average }) => ({ average, value: copyLike(state[name], average) }))
+    const staged = valuesFor(entries.map(({ name, average }) => ({ source: state[name], target: average })))
     return () => {
-      for (const { average, value } of staged) overwrite(average, value)
+      for (const [i, { average }] of entries.entries()) overwrite(average, staged[i])
     }
   }
 

@@ -75,8 +75,8 @@ export default [
   {
     name: 'metadata-of-a-model-lost',
     file: 'lib/io/transformers.ts',
-    from: '  const { tensors, metadata } = runSync(load(op, file))\n  const replaced = Object.entries(tensors).map(([name, tensor]) => [\n    name,\n    Object.hasOwn(state, name) ? state[name].to(tensor.dtype) : tensor,\n  ])\n  const parts = encode(op, Object.fromEntries(replaced), metadata)',
-    to: '  const { tensors } = runSync(load(op, file))\n  const replaced = Object.entries(tensors).map(([name, tensor]) => [\n    name,\n    Object.hasOwn(state, name) ? state[name].to(tensor.dtype) : tensor,\n  ])\n  const parts = encode(op, Object.fromEntries(replaced), {})',
+    from: '  const { tensors, metadata } = runSync(load(op, file))\n  const replaced = Object.entries(tensors).map(([name, tensor]) => [\n    name,\n    Object.hasOwn(state, name) ? state[name].to(tensor.dtype) : tensor,\n  ])\n  const { parts } = encode(op, Object.fromEntries(replaced), metadata)',
+    to: '  const { tensors } = runSync(load(op, file))\n  const replaced = Object.entries(tensors).map(([name, tensor]) => [\n    name,\n    Object.hasOwn(state, name) ? state[name].to(tensor.dtype) : tensor,\n  ])\n  const { parts } = encode(op, Object.fromEntries(replaced), {})',
     breaks: 'files of a model lose their metadata when a layer is written back',
     tests: ['test/io/transformers.test.ts'],
   },
