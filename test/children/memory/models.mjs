@@ -88,7 +88,9 @@ export const steps = {
   'gradDict without gradients': dictOf({ grads: false }, ({ model }) => model.gradDict()),
   'Module.loadStateDict': () => {
     const [world, other] = [trained(), new Model()]
-    const dict = { ...other.stateDict() }
+    const own = other.stateDict()
+    const dict = Object.fromEntries(Object.entries(own).map(([name, value]) => [name, value.to('f64')])) // which needs copies
+    freeDict(own)
     other.dispose()
     return {
       ...world,
