@@ -23,29 +23,28 @@ inline void* const kInPlace = handle<void*>(1);  // instead of the own part of w
 constexpr int kSuccess = 0, kThreadMultiple = 4096, kMaxErrorString = 512, kMaxVersionString = 8192;
 
 // The functions, each a pointer of this name that is looked up as MPI_<name>.
-#define ST_MOE_MPI_FUNCTIONS(FUNCTION)                                                                               \
-  FUNCTION(Abi_get_version, int*, int*)                                                                              \
-  FUNCTION(Get_library_version, char*, int*)                                                                         \
-  FUNCTION(Error_string, int, char*, int*)                                                                           \
-  FUNCTION(Initialized, int*)                                                                                        \
-  FUNCTION(Init_thread, int*, char***, int, int*)                                                                    \
-  FUNCTION(Finalize, )                                                                                               \
-  FUNCTION(Comm_set_errhandler, Comm, Errhandler)                                                                    \
-  FUNCTION(Comm_rank, Comm, int*)                                                                                    \
-  FUNCTION(Comm_size, Comm, int*)                                                                                    \
-  FUNCTION(Comm_group, Comm, Group*)                                                                                 \
-  FUNCTION(Comm_create_group, Comm, Group, int, Comm*)                                                               \
-  FUNCTION(Group_incl, Group, int, const int*, Group*)                                                               \
-  FUNCTION(Group_free, Group*)                                                                                       \
-  FUNCTION(Test, Request*, int*, Status*)                                                                            \
-  FUNCTION(Ibarrier, Comm, Request*)                                                                                 \
-  FUNCTION(Ibcast_c, void*, Count, Datatype, int, Comm, Request*)                                                    \
-  FUNCTION(Iallgather_c, const void*, Count, Datatype, void*, Count, Datatype, Comm, Request*)                       \
-  FUNCTION(Iallgatherv_c, const void*, Count, Datatype, void*, const Count*, const Count*, Datatype, Comm, Request*) \
-  FUNCTION(Ialltoall_c, const void*, Count, Datatype, void*, Count, Datatype, Comm, Request*)                        \
-  FUNCTION(Ialltoallv_c, const void*, const Count*, const Count*, Datatype, void*, const Count*, const Count*,       \
-           Datatype, Comm, Request*)                                                                                 \
-  FUNCTION(Isend_c, const void*, Count, Datatype, int, int, Comm, Request*)                                          \
+#define ST_MOE_MPI_FUNCTIONS(FUNCTION)                                                                         \
+  FUNCTION(Abi_get_version, int*, int*)                                                                        \
+  FUNCTION(Get_library_version, char*, int*)                                                                   \
+  FUNCTION(Error_string, int, char*, int*)                                                                     \
+  FUNCTION(Initialized, int*)                                                                                  \
+  FUNCTION(Init_thread, int*, char***, int, int*)                                                              \
+  FUNCTION(Finalize, )                                                                                         \
+  FUNCTION(Comm_set_errhandler, Comm, Errhandler)                                                              \
+  FUNCTION(Comm_rank, Comm, int*)                                                                              \
+  FUNCTION(Comm_size, Comm, int*)                                                                              \
+  FUNCTION(Comm_group, Comm, Group*)                                                                           \
+  FUNCTION(Comm_create_group, Comm, Group, int, Comm*)                                                         \
+  FUNCTION(Group_incl, Group, int, const int*, Group*)                                                         \
+  FUNCTION(Group_free, Group*)                                                                                 \
+  FUNCTION(Test, Request*, int*, Status*)                                                                      \
+  FUNCTION(Ibarrier, Comm, Request*)                                                                           \
+  FUNCTION(Ibcast_c, void*, Count, Datatype, int, Comm, Request*)                                              \
+  FUNCTION(Iallgather_c, const void*, Count, Datatype, void*, Count, Datatype, Comm, Request*)                 \
+  FUNCTION(Ialltoall_c, const void*, Count, Datatype, void*, Count, Datatype, Comm, Request*)                  \
+  FUNCTION(Ialltoallv_c, const void*, const Count*, const Count*, Datatype, void*, const Count*, const Count*, \
+           Datatype, Comm, Request*)                                                                           \
+  FUNCTION(Isend_c, const void*, Count, Datatype, int, int, Comm, Request*)                                    \
   FUNCTION(Irecv_c, void*, Count, Datatype, int, int, Comm, Request*)
 
 }  // namespace st_moe::mpi

@@ -320,4 +320,12 @@ export default [
     breaks: 'code of the C library is replaced while threads run it',
     tests: ['test/distributed/groups.test.ts'],
   },
+  {
+    name: 'uneven-parts-from-the-start',
+    file: 'native/mpi/mpi_group.cc',
+    from: 'sent_->at.assign(sent_->at.size(), own_at);',
+    to: 'sent_->at.assign(sent_->at.size(), 0);',
+    breaks: 'allGather of parts of different sizes gathers the first part of each rank',
+    tests: ['test/distributed/collectives.test.ts'],
+  },
 ]
