@@ -5,9 +5,9 @@ import type { Device } from '../runtime/device.js'
 import { allocateArray, type DType, type DTypeArrays, dtypeCode, isFloat } from '../runtime/dtype.js'
 import { MoeError, markCopy, show } from '../runtime/errors.js'
 import { type Handle, native } from '../runtime/native.js'
-import { Alive } from '../runtime/warn.js'
 import { refuseJson, uncloneable } from './copies.js'
 import { handlesOf } from './handles.js'
+import { guardHeld, type Held, lasting, letGo, newHeld, unguard } from './held.js'
 import { printValues, withSuffix } from './print.js'
 
 /** Nested arrays of numbers, of equal lengths at each depth. */
@@ -24,46 +24,6 @@ function nestedFrom(values: ArrayLike<number>, shape: readonly number[], offset 
   return Array.from({ length }, (_, i) => nestedFrom(values, rest, offset + i * each))
 }
 
-/** What a finalizer needs, apart from the Tensor itself. */
-interface Held {
-  handle: Handle // 0 when disposed
-  beside: readonly Handle[]
-  source: { node: Node; output: number } | null
-  temporary: boolean // not a parameter, gradient, kept tensor or one of a file or state dict
-  guarded: boolean // by a finalizer
-}
-
-/** Those of files and state dicts, of which there may be more, do not count. */
-const temporaries = new Alive(
-  100_000,
-  'more than 100,000 tensors are alive that are neither parameters, gradients nor kept. If a loop makes them, wrap its step ' +
-    'in scope(() => …), which frees them; docs/memory.md says more.',
-)
-
-const noHandles: readonly Handle[] = Object.freeze([])
-
-function lasting(held: Held): void {
-  if (!held.temporary) return
-  held.temporary = false
-  temporaries.remove()
-}
-
-function letGo(held: Held): void {
-  if (held.handle === 0) return
-  lasting(held)
-  native.release(held.handle)
-  for (const handle of held.beside) native.release(handle)
-  held.beside = noHandles
-  held.handle = 0
-  held.source?.node.release()
-  held.source = null
-}
-
-/**
- * Only a safety net: in a synchronous loop finalizers do not run. A tensor in a scope that is sure to end needs none,
- * and one costs as much as a small op.
- */
-const finalizers = new FinalizationRegistry<Held>(letGo)
 /** Opens the constructor to this package. */
 export const adopt = Symbol('st-moe adopt')
 
@@ -143,8 +103,7 @@ export class Tensor<D extends DType = DType> {
     const { shape, dtype, device } = meta
     this.#meta = { shape: Object.isFrozen(shape) ? shape : Object.freeze([...shape]), dtype, device }
     this.#size = sizeOf(shape)
-    this.#held = { handle, beside: noHandles, source: null, temporary: true, guarded: false }
-    temporaries.add()
+    this.#held = newHeld(handle)
     const scope = currentScope()
     if (scope) moveToScope(this, scope)
     else guard(this)
@@ -180,7 +139,7 @@ export class Tensor<D extends DType = DType> {
     if (this.disposed) return
     this.#scope?.tensors.delete(this)
     this.#scope = null
-    if (this.#held.guarded) finalizers.unregister(this.#held)
+    unguard(this.#held)
     letGo(this.#held)
     this.#disposeGrad()
     this.#grad = null
@@ -372,11 +331,7 @@ export class Tensor<D extends DType = DType> {
       scope?.tensors.add(tensor)
       if (scope === null || scope.isAsync) guard(tensor)
     }
-    guard = (tensor) => {
-      if (tensor.#held.guarded) return
-      tensor.#held.guarded = true
-      finalizers.register(tensor, tensor.#held, tensor.#held)
-    }
+    guard = (tensor) => guardHeld(tensor, tensor.#held)
   }
 }
 

@@ -246,7 +246,7 @@ export default [
   },
   {
     name: 'freed-tensors-warned-of',
-    file: 'lib/tensor/tensor.ts',
+    file: 'lib/tensor/held.ts',
     from: '  lasting(held)\n',
     to: '',
     breaks: 'a loop with scopes is warned of',
