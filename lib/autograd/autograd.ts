@@ -147,11 +147,16 @@ export function edgeTo(tensor: Tensor): Edge {
 export const willRecord = (...inputs: readonly (Tensor | null | undefined)[]): boolean =>
   isGradEnabled() && inputs.some((input) => input?.requiresGrad)
 
+/** Releases the handles among what a backward would have needed. */
+export function releaseSaved(saved: Iterable<Tensor | Handle | null>): void {
+  for (const entry of saved) if (typeof entry === 'number') native.release(entry)
+}
+
 /** Records an op on the tape. If no gradient goes on from it, releases the handles in `saved` instead. */
 export function record(recording: Recording): void {
   const { inputs, beside, always } = recording
   if (!willRecord(...inputs) && !((beside?.length || always) && isGradEnabled())) {
-    for (const entry of recording.saved ?? []) if (typeof entry === 'number') native.release(entry)
+    releaseSaved(recording.saved ?? [])
     return
   }
   const node = new Node(recording)

@@ -15,7 +15,7 @@ export class Scope {
   readonly parent: Scope | null
   /** A timer or the loser of `Promise.race` still runs in it, but it holds no tensors any more. */
   closed = false
-  /** It ends when a promise settles which may never be. */
+  /** It ends when a promise settles, which may never happen. */
   isAsync = false
 
   constructor(parent: Scope | null) {

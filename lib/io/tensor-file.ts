@@ -51,12 +51,12 @@ export function encode(op: string, state: StateDict, metadata: Record<string, st
   const header = writeHeader(op, { entries, metadata })
   const length = Buffer.alloc(8)
   length.writeBigUInt64LE(BigInt(header.length))
-  function* parts(): Iterable<Uint8Array> {
+  function* parts(): Generator<Uint8Array> {
     yield length
     yield header
     for (const [, tensor] of tensors) yield new Uint8Array(tensor.dataSync().buffer)
   }
-  return { size: 8 + header.length + end, parts: { [Symbol.iterator]: () => parts()[Symbol.iterator]() } }
+  return { size: 8 + header.length + end, parts: { [Symbol.iterator]: parts } }
 }
 
 // ---- reading

@@ -155,7 +155,7 @@ function withDropout<D extends DType>(
   const parameters = names.map((name) => weights[name]!)
   const inputs = [x, routing?.weight ?? null, ...parameters]
   const save = willRecord(...inputs)
-  const tokens = routing ? [...parameters, x, routing.weight] : [...parameters, x]
+  const tensors = routing ? [...parameters, x, routing.weight] : [...parameters, x]
   const numbers = { compute, ...nativeActivation(o), dropout: o.dropout, seed, step }
   const operands = (handles: readonly Handle[]): Operands => {
     const named: Record<string, Handle | null> = { ...noOperands }
@@ -163,7 +163,7 @@ function withDropout<D extends DType>(
     return named as Operands
   }
   const made = guarded(plan, () =>
-    native.expertFfn({ a: save, ...numbers, ...operands([...tokens.map(handleOf), ...plan]) }),
+    native.expertFfn({ a: save, ...numbers, ...operands([...tensors.map(handleOf), ...plan]) }),
   )
   const y = wrap(made.y, { shape: [...shape.slice(0, -1), weights.w2.shape[1]], dtype, device })
   if (!save) {
@@ -174,7 +174,7 @@ function withDropout<D extends DType>(
     op,
     inputs,
     outputs: [y],
-    saved: [made.a!, ...tokens, ...plan],
+    saved: [made.a!, ...tensors, ...plan],
     backward: ([dy], [a, ...saved], [needX, , ...needParameters]) => {
       const need = needParameters.includes(true)
       const made = native.expertFfnBackward({

@@ -1,4 +1,4 @@
-import { type Backward, newOrSum, record, willRecord } from '../autograd/autograd.js'
+import { type Backward, newOrSum, record, releaseSaved, willRecord } from '../autograd/autograd.js'
 import {
   currentBatchPart,
   defaultGenerator,
@@ -256,16 +256,16 @@ export function routeWith<D extends DType>(x: Tensor<D>, weight: Tensor, o: Rout
     )
     const result = routeResult(x, made, { K, E, C, mask: tokens })
     if (made.assignment !== null && made.rowOf !== null) keepSlots(result, [made.assignment, made.rowOf])
+    const saved = forBackward(x, weight, result, made, mask)
     if (willRecord(x, weight)) {
       record({
         op,
         inputs: [x, weight],
         outputs: [result.weight, result.balanceLoss, result.routerZLoss, result.totalAuxLoss],
-        ...savedByName(forBackward(x, weight, result, made, mask), backwardOf(settings)),
+        ...savedByName(saved, backwardOf(settings)),
       })
     } else {
-      const { probs, logits, lse, density, secondDensity } = made
-      releaseAll([probs, logits, lse, density, secondDensity])
+      releaseSaved(Object.values(saved)) // without the entries by name, which cost as much as an op
     }
     return result
   } finally {

@@ -110,11 +110,11 @@ class MpiGroup : public ProcessGroup {
   }
 
   void all_gather(const char* what, void* all, const int64_t* bytes) override {
-    received_->set(bytes);
     if (std::all_of(bytes, bytes + size_, [&](int64_t each) { return each == bytes[0]; }))
       return run(what, [&](Request* request) {
         return mpi_.Iallgather_c(kInPlace, 0, kBytes, all, bytes[0], kBytes, comm_, request);
       });
+    received_->set(bytes);
     // Intel MPI's Iallgatherv passes on parts in pieces of the smallest one: seconds for 1 row here and 40,000 there.
     const Count own = received_->bytes[rank_], own_at = received_->at[rank_];
     received_->bytes[rank_] = 0;  // it is there
