@@ -76,7 +76,7 @@ describe('the demo', () => {
     expect(html.replaceAll('http://www.w3.org/2000/svg', '')).not.toMatch(/https?:|src=|url\(|@import|NaN|undefined/)
   })
 
-  test('Ctrl-C saves, and --resume continues bit for bit', async () => {
+  test.runIf(long)('Ctrl-C saves, and --resume continues bit for bit', async () => {
     const out = join(folder, 'parts')
     const first = await demo([...options(out, steps), '--evaluate-every', `${every}`], `step ${every} `)
     expect(first.code).toBe(130)

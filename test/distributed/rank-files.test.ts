@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { expect, type TestContext, test } from 'vitest'
 import { initProcessGroup, Linear, loadCheckpoint, saveCheckpoint } from '../../lib/index.js'
 import { runRanks } from '../support/jobs.js'
+import { long, some } from '../support/numbers.js'
 
 /** Checkpoints that several ranks write, and that any number of them reads. */
 
@@ -26,17 +27,20 @@ async function run(
 
 const newFolder = () => mkdtempSync(join(tmpdir(), 'st-moe-ranks-'))
 
-test.for([
-  [1, [1, 3, 4]],
+const savedAndLoaded = [
   [2, [1, 3]],
+  [1, [3]],
+  // before a release
+  [1, [1, 4]],
   [4, [1, 2, 3]],
-] as const)('saved by %d ranks, loaded by %j', async ([ranks, others], context) => {
+] as const
+test.for(some(savedAndLoaded, 2))('saved by %d ranks, loaded by %j', async ([ranks, others], context) => {
   const folder = newFolder()
   await run(context, ranks, 'save', folder)
   for (const other of others) await run(context, other, 'load', folder)
 })
 
-test('with the other library', async (context) => {
+test.runIf(long)('with the other library', async (context) => {
   const folder = newFolder()
   await run(context, 2, 'save', folder, 'impi')
   await run(context, 3, 'load', folder, 'impi')
