@@ -130,7 +130,7 @@ const dataIn = (file) => {
   return bytes.length - 8 - Number(bytes.readBigUInt64LE(0))
 }
 
-/** Trains three steps and saves; trains one more and tells its state. */
+/** Trains three steps and saves; trains two more and tells its state. */
 async function save() {
   const group = initProcessGroup()
   for (const options of cases) {
@@ -154,7 +154,7 @@ async function save() {
     })
     if (group.size === 1)
       await saveCheckpoint(`${place}.safetensors`, { ...run.targets, step: 3, extra: { note: 'ü' } })
-    const losses = train(group, run, 3, 4)
+    const losses = train(group, run, 3, 5)
     const state = stateOf(run)
     writeFileSync(`${place}.${group.size}.${group.rank}.json`, JSON.stringify({ losses, state }))
     run.parallel.dispose()
@@ -182,7 +182,7 @@ async function load() {
       }
       expect(`${place}: loads`, isRefused || false, false)
       expect(`${place}: step`, progress.step, 3)
-      const losses = train(group, run, 3, 4)
+      const losses = train(group, run, 3, 5)
       const saved = readdirSync(folder).filter(
         (name) => name.startsWith(`${path.basename(placeOf(options))}.`) && name.endsWith('.json'),
       )

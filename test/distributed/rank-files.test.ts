@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { expect, type TestContext, test } from 'vitest'
 import { initProcessGroup, Linear, loadCheckpoint, saveCheckpoint } from '../../lib/index.js'
 import { runRanks } from '../support/jobs.js'
-import { long, some } from '../support/numbers.js'
+import { long } from '../support/numbers.js'
 
 /** Checkpoints that several ranks write, and that any number of them reads. */
 
@@ -27,14 +27,13 @@ async function run(
 
 const newFolder = () => mkdtempSync(join(tmpdir(), 'st-moe-ranks-'))
 
-const savedAndLoaded = [
-  [2, [1, 3]],
-  [1, [3]],
-  // before a release
-  [1, [1, 4]],
-  [4, [1, 2, 3]],
-] as const
-test.for(some(savedAndLoaded, 2))('saved by %d ranks, loaded by %j', async ([ranks, others], context) => {
+const rest: [saved: number, loaded: number[]][] = long
+  ? [
+      [1, [1, 3, 4]],
+      [4, [1, 2, 3]],
+    ]
+  : [[1, [3]]]
+test.for([[2, [1, 3]], ...rest] as const)('saved by %d ranks, loaded by %j', async ([ranks, others], context) => {
   const folder = newFolder()
   await run(context, ranks, 'save', folder)
   for (const other of others) await run(context, other, 'load', folder)
