@@ -5,6 +5,7 @@ import { parentPort, Worker } from 'node:worker_threads'
 import {
   captureStep,
   initProcessGroup,
+  memory,
   noGrad,
   ops,
   Parameter,
@@ -304,7 +305,10 @@ async function lose() {
   const ms = Math.round(performance.now() - began)
   // What is freed and taken now must not be what the library still writes to.
   scope(() => range(20, () => zeros([Number(elements)])))
-  say({ ...found, ms, changed: Array.from(w.dataSync()), again: failure(run).code })
+  const again = failure(run).code
+  const { bytes } = memory()
+  x.dispose()
+  say({ ...found, ms, changed: Array.from(w.dataSync()), again, isKept: memory().bytes === bytes })
   process.exit(7)
 }
 

@@ -22,7 +22,7 @@ export default [
     from: 'return a > b || a != a ? a : b;',
     to: 'return a > b ? a : b;',
     breaks: 'the largest of NaN and a number is the number',
-    tests: ['ops_test'],
+    tests: ['test/distributed/collectives.test.ts'],
   },
   {
     name: 'rounded-at-each-rank',
@@ -30,7 +30,7 @@ export default [
     from: 'sums[i] = Reduce::of(sums[i], Number::load(part[i]));',
     to: 'sums[i] = Number::load(static_cast<T>(Number::store(Reduce::of(sums[i], Number::load(part[i])))));',
     breaks: 'a sum of bf16 is rounded once for each rank',
-    tests: ['ops_test'],
+    tests: ['test/distributed/collectives.test.ts'],
   },
   {
     name: 'parts-of-one-size',

@@ -349,26 +349,30 @@ void test_scratch(const Gemm& gemm, DType compute) {
     }
 }
 
-// Subnormal operands and results are 0, and only while a GEMM runs.
+// Subnormal operands and results are 0, and only while a GEMM runs: of a subnormal number times one that makes it
+// normal, and of a normal one times one that makes it subnormal.
 template <class T>
 void test_subnormal(const Gemm& gemm, DType compute) {
 #if defined(__SSE__)
-  const T tiny = std::numeric_limits<T>::min() / 8;
-  for (const int64_t M : {1, 3, 40}) {
-    constexpr int64_t N = 33;
-    std::vector<T> a(static_cast<size_t>(2 * M)), b(2 * N, T(1)), c(static_cast<size_t>(M * N));
-    for (int64_t i = 0; i < M; ++i) a[static_cast<size_t>(2 * i)] = tiny, a[static_cast<size_t>(2 * i + 1)] = T(2);
-    GemmProblem<T> p{};
-    p.M = M, p.N = N, p.c = c.data(), p.c_stride = N;
-    p.a = {a.data(), 2, 1}, p.b = {b.data(), N, 1};
-    for (const int64_t K : {1, 2}) {
-      p.K = K;
-      run(gemm, 2, &p, 1, compute);
-      bool right = true;
-      for (const T value : c) right &= value == (K == 1 ? T(0) : T(2));
-      check(right, "%s M %lld K %lld: a subnormal operand", gemm.isa, (long long)M, (long long)K);
+  const T least = std::numeric_limits<T>::min(), tiny = least / 8;
+  for (const auto& [from, factor] : {std::pair(tiny, T(1024)), std::pair(least, T(0.125))})
+    for (const int64_t M : {1, 3, 40}) {
+      constexpr int64_t N = 33;
+      std::vector<T> a(static_cast<size_t>(2 * M)), b(2 * N, T(1)), c(static_cast<size_t>(M * N));
+      std::fill_n(b.begin(), N, factor);
+      for (int64_t i = 0; i < M; ++i) a[static_cast<size_t>(2 * i)] = from, a[static_cast<size_t>(2 * i + 1)] = T(2);
+      GemmProblem<T> p{};
+      p.M = M, p.N = N, p.c = c.data(), p.c_stride = N;
+      p.a = {a.data(), 2, 1}, p.b = {b.data(), N, 1};
+      for (const int64_t K : {1, 2}) {
+        p.K = K;
+        run(gemm, 2, &p, 1, compute);
+        bool right = true;
+        for (const T value : c) right &= value == (K == 1 ? T(0) : T(2));
+        check(right, "%s M %lld K %lld: %g · %g is not 0", gemm.isa, (long long)M, (long long)K, double(from),
+              double(factor));
+      }
     }
-  }
   const volatile T after = tiny;
   check(after * T(1) != T(0), "%s: the caller's arithmetic has subnormal numbers", gemm.isa);
 #endif

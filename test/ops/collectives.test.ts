@@ -11,6 +11,8 @@ import {
   trainStepAsync,
   zeros,
 } from '../../lib/index.js'
+import { exchange } from '../../lib/ops/all-to-all.js'
+import { groupHandle } from '../../lib/runtime/process-group.js'
 import { functionSubject, gradcheck } from '../support/gradcheck.js'
 
 /** The collectives in a process alone. Those between processes: test/distributed. */
@@ -73,11 +75,14 @@ test('the largest and smallest, without a gradient', () => {
 })
 
 test('an exchange whose result has no gradient gives zeros', () => {
-  const x = tensor([1, 2], null, { requiresGrad: true })
-  const y = ops.allReduce(x, group)
-  const z = ops.where(tensor(Int32Array.of(1, 1)), x, y.mul(0))
-  z.sum().backward()
-  expect(Array.from(x.grad!.dataSync())).toEqual([1, 1])
+  const [x, other] = [tensor([1, 2], null, { requiresGrad: true }), tensor([3, 4], null, { requiresGrad: true })]
+  const rows = Float64Array.of(2)
+  const y = exchange('allToAll', other, groupHandle('allToAll', group), rows, rows, [ops.allReduce(x, group)])
+  y.sum().backward()
+  expect([x, other].map(({ grad }) => Array.from(grad!.dataSync()))).toEqual([
+    [0, 0],
+    [1, 1],
+  ])
 })
 
 describe('bad input', () => {
