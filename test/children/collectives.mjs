@@ -326,7 +326,11 @@ function disagree() {
     ops: () => (odd ? ops.allGather(x(4), group) : ops.allToAll(x(4), group)),
     rows: () => ops.allGather(x(odd ? 5 : 4), group),
     splits: () => ops.allToAll(x(odd ? 3 : 4), group, { splits: odd ? [1, 2] : [2, 2], outputSplits: [2, 2] }),
-    messages: () => (odd ? ops.recv([3], group, { from: 0 }) : ops.send(x(4), group, { to: 1 })),
+    messages: () => {
+      if (odd) return ops.recv([3], group, { from: 0 })
+      ops.send(x(4), group, { to: 1 })
+      group.barrier() // stays until the other rank has received it
+    },
   }
   if (mode !== 'first') ops.allToAll(x(4), group, { splits: [2, 2], outputSplits: [2, 2] })
   const began = performance.now()

@@ -104,12 +104,11 @@ describe('a folder', () => {
 
 describe('a text that takes more than a second', () => {
   const large = (): string => {
-    if (!existsSync(at('large.txt')))
-      for (let i = 0; i < 40; i++)
-        appendFileSync(
-          at('large.txt'),
-          Array.from({ length: 30_000 }, (_, j) => `${(i * j * 7919) % 65_521} word`).join(' '),
-        )
+    if (!existsSync(at('large.txt'))) {
+      const part = (i: number) => Array.from({ length: 30_000 }, (_, j) => `${(i * j * 7919) % 65_521} word`).join(' ')
+      const parts = Array.from({ length: 40 }, (_, i) => part(i))
+      for (let copies = 0; copies < 5; copies++) for (const text of parts) appendFileSync(at('large.txt'), text)
+    }
     return 'large.txt'
   }
 

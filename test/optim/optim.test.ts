@@ -215,8 +215,9 @@ test.each([1e30, 1, 1e-22, 1e-38])('a norm of float32 numbers near %s', (size) =
 
 test('without waiting, clipGradNorm does the same and returns a tensor', () =>
   scope(() => {
-    const parameters = sizes.map((size, i) => new Parameter(randn([size], { dtype: i % 2 ? 'f64' : 'f32' })))
-    const given = parameters.map(({ shape, dtype }) => randn(shape, { dtype }))
+    const random = (size: number, i: number) => randn([size], { dtype: i % 2 ? 'f64' : 'f32' })
+    const parameters = sizes.map((size, i) => new Parameter(random(size, i)))
+    const given = sizes.map(random)
     const clipped = (wait: boolean, maxNorm: number) => {
       for (const [i, p] of parameters.entries()) p.grad = given[i].clone()
       const norm = clipGradNorm(parameters, maxNorm, { wait })
