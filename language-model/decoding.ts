@@ -129,17 +129,23 @@ class TokenSteps {
     if (!found) return null
     const values = inputsOf(texts)
     for (const name of inputNames) found.inputs[name].copyFrom(values[name])
-    return withRandomState(() => found.step.replay().dataSync() as Float32Array)
+    try {
+      return withRandomState(() => found.step.replay().dataSync() as Float32Array)
+    } catch (error) {
+      if (!(error instanceof MoeError) || error.code !== 'DISPOSED') throw error
+      this.#captured.delete(texts.length)
+      free(found) // a parameter is elsewhere now, in another format, or disposed
+      return null
+    }
   }
 
   #find(count: number): TokenStep | null {
-    const old = this.#captured.get(count)
-    this.#captured.delete(count)
-    if (old && old.step.device === this.#model.head.weight.device) {
-      this.#captured.set(count, old)
-      return old
+    const known = this.#captured.get(count)
+    if (known) {
+      this.#captured.delete(count)
+      this.#captured.set(count, known)
+      return known
     }
-    if (old) free(old)
     const calls = (this.#calls.get(count) ?? 0) + 1
     this.#calls.set(count, calls)
     if (calls <= callsBeforeCapture || !this.#capturable) return null

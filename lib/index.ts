@@ -57,6 +57,7 @@ export {
   softmax,
   tanh,
 } from './ops/index.js'
+export { type Quantized, quantize } from './ops/quantize.js'
 /** The optimizers, also exported directly. */
 export * as optim from './optim/index.js'
 export * from './optim/index.js'
@@ -69,7 +70,7 @@ export {
   setDefaultDevice,
   setNumThreads,
 } from './runtime/device.js'
-export type { ComputeDType, DType, DTypeArrays, FloatDType, TypedArray } from './runtime/dtype.js'
+export type { ComputeDType, DType, DTypeArrays, FloatDType, TypedArray, WeightFormat } from './runtime/dtype.js'
 export { MoeError, type MoeErrorCode } from './runtime/errors.js'
 export {
   emptyCache,

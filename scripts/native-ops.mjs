@@ -13,6 +13,7 @@ const unnamed = { COMPUTE: 'compute', GROUP: 'group' }
 /** Macros that stand for arguments of the call, and the TypeScript type of each. */
 const types = {
   INPUT: 'Handle',
+  WEIGHT: 'Handle',
   OPTIONAL_INPUT: 'Handle | null',
   UPDATED: 'Handle',
   OPTIONAL_UPDATED: 'Handle | null',
@@ -34,7 +35,9 @@ const created = [
 ]
 
 function field([, macro, inside]) {
-  const [name, element = 'real', shape = element] = inside.split(',').map((part) => part.trim().replaceAll('"', ''))
+  const parts = inside.split(',').map((part) => part.trim().replaceAll('"', ''))
+  if (macro === 'WEIGHT') parts.splice(1, 0, 'weight')
+  const [name, element = 'real', shape = element] = parts
   if (macro === 'CREATED') return created.map((argument) => ({ ...argument, macro, optional: false }))
   if (!(macro in types)) return []
   const optional = /, =/.test(inside)

@@ -48,7 +48,7 @@ Tensor Bench::integers(const Shape& shape, int64_t below) const {
 Tensor Bench::converted(const Tensor& x, DType dtype) const {
   Tensor y = make_tensor(device(), dtype, x.shape);
   call(&OpTable::convert, most_threads(),
-       {.in = x.data(), .out = y.data(), .in_dtype = x.dtype, .out_dtype = dtype, .size = x.size});
+       {.in = x.data(), .out = y.data(), .in_dtype = x.dtype, .out_dtype = dtype, .size = x.size, .columns = 1});
   return y;
 }
 

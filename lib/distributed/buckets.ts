@@ -10,7 +10,7 @@ import { overwrite } from '../ops/copy.js'
 import { reduceScatter } from '../ops/reduce-scatter.js'
 import { reshape } from '../ops/reshape.js'
 import { concat, slice } from '../ops/strided.js'
-import { dtypeSize } from '../runtime/dtype.js'
+import { bytesOf } from '../runtime/dtype.js'
 import type { ProcessGroup } from '../runtime/process-group.js'
 import { tensor, zeros } from '../tensor/create.js'
 import type { Tensor } from '../tensor/tensor.js'
@@ -43,8 +43,6 @@ export function partsOf(model: Module, group: ProcessGroup): Parts {
   }
   return parts
 }
-
-const bytesOf = ({ size, dtype }: Parameter): number => size * dtypeSize(dtype)
 
 /** Parameters of one group, dtype and device, whose gradients travel together, in the order of the ranks that update them. */
 export class Bucket {

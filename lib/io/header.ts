@@ -21,6 +21,8 @@ export interface TensorEntry {
   /** Byte range in the data. */
   begin: number
   end: number
+  /** The same of the scales of a tensor in blocks. */
+  scales?: { begin: number; end: number }
 }
 
 /** Bits per element of the types of the format. A type that later versions add is passed over, its size unchecked. */

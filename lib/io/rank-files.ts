@@ -4,11 +4,10 @@ import { scope } from '../autograd/scope.js'
 import type { StateDict } from '../nn/state.js'
 import { allGather } from '../ops/all-gather.js'
 import { fail } from '../runtime/check.js'
-import { dtypeSize } from '../runtime/dtype.js'
+import { bytesOf } from '../runtime/dtype.js'
 import { MoeError, type MoeErrorCode, show } from '../runtime/errors.js'
 import type { ProcessGroup } from '../runtime/process-group.js'
 import { tensor } from '../tensor/create.js'
-import type { Tensor } from '../tensor/tensor.js'
 import { type NewFile, writeTogether } from './atomic.js'
 import { call, quietly, type Routine, run } from './files.js'
 import { jsonIn } from './json.js'
@@ -83,8 +82,6 @@ function writersOf(lists: readonly Record<string, number>[]): Map<string, number
   }
   return writers
 }
-
-const bytesOf = ({ size, dtype }: Tensor): number => size * dtypeSize(dtype)
 
 /** Writes what ranks collect, each tensor once, and `files` of rank 0 with the index. All ranks call it, and wait for it. */
 export async function writeRanks(

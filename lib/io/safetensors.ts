@@ -130,7 +130,7 @@ export async function loadSafetensors(path: string, options?: LoadSafetensorsOpt
 
 /** What the header of a safetensors file says of a tensor. */
 export interface TensorInfo {
-  /** The type in the file, such as `F32` or `I64`. */
+  /** The type in the file, such as `F32` or `I64`; `int8` of one with scales. */
   dtype: string
   /** Its shape. */
   shape: readonly number[]

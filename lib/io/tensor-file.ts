@@ -1,20 +1,21 @@
 import { types } from 'node:util'
 import type { StateDict } from '../nn/state.js'
 import { checkPath, fail, listed, showName, sizeOf } from '../runtime/check.js'
-import { allocateArray, allocated, type DType, dtypeCode, dtypeSize } from '../runtime/dtype.js'
+import { allocateArray, allocated, type DType, dtypeCode, dtypeSize, isBlocked } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
 import { checkTensor, markLasting, type Tensor, wrap } from '../tensor/tensor.js'
+import { blockedFrom, joinBlocked, type Piece, piecesOf, withFormats } from './blocked.js'
 import { type Routine, readAll, reading } from './files.js'
 import { type Header, readHeader, readLength, type TensorEntry, writeHeader } from './header.js'
 import type { LoadedTensors, SafetensorsHeader } from './safetensors.js'
 
 /**
  * The safetensors format: the u64 length of the header, a JSON header, then the bytes of the tensors without gaps. I8,
- * U8, I16, U16, I64 and BOOL tensors become i32; an I64 value out of range is an error.
+ * U8, I16, U16, I64 and BOOL tensors become i32; an I64 value out of range is an error. Those of weights in int8: blocked.ts.
  */
 
-const fileTypes: Record<DType, string> = { f32: 'F32', f64: 'F64', bf16: 'BF16', f16: 'F16', i32: 'I32' }
+const fileTypes = { f32: 'F32', f64: 'F64', bf16: 'BF16', f16: 'F16', i32: 'I32' } as const
 const ownTypes = Object.fromEntries(Object.entries(fileTypes).map(([own, file]) => [file, own as DType])) as Partial<
   Record<string, DType>
 >
@@ -40,24 +41,40 @@ export function encode(op: string, state: StateDict, metadata: Record<string, st
   const tensors = Object.entries(state).map(
     ([name, value]) => [name, checkTensor(op, `state[${show(name)}]`, value)] as const,
   )
+  const pieces = tensors.flatMap(([name, tensor]) =>
+    isBlocked(tensor.dtype) ? piecesOf(op, name, tensor) : [pieceOf(name, tensor)],
+  )
   // Largest element size first, as in the reference implementation, which aligns every tensor.
-  tensors.sort(([a, x], [b, y]) => dtypeSize(y.dtype) - dtypeSize(x.dtype) || (a < b ? -1 : 1))
+  const sizeOfElement = ({ type }: Piece): number => dtypeSize(ownTypes[type] ?? 'int8')
+  pieces.sort((a, b) => sizeOfElement(b) - sizeOfElement(a) || (a.name < b.name ? -1 : 1))
   let end = 0
-  const entries = tensors.map(([name, { dtype, shape, size }]) => {
+  const entries = pieces.map(({ name, type, shape, bytes }) => {
     const begin = end
-    end += size * dtypeSize(dtype)
-    return { name, dtype: fileTypes[dtype], shape, begin, end }
+    end += bytes
+    return { name, dtype: type, shape, begin, end }
   })
-  const header = writeHeader(op, { entries, metadata })
+  const blocked = tensors.flatMap(([name, { dtype }]) => (isBlocked(dtype) ? [name] : []))
+  const header = writeHeader(op, {
+    entries,
+    metadata: withFormats(op, metadata, blocked, (name) => Object.hasOwn(state, name)),
+  })
   const length = Buffer.alloc(8)
   length.writeBigUInt64LE(BigInt(header.length))
   function* parts(): Generator<Uint8Array> {
     yield length
     yield header
-    for (const [, tensor] of tensors) yield new Uint8Array(tensor.dataSync().buffer)
+    for (const { read } of pieces) yield read()
   }
   return { size: 8 + header.length + end, parts: { [Symbol.iterator]: parts } }
 }
+
+const pieceOf = (name: string, tensor: Tensor): Piece => ({
+  name,
+  type: fileTypes[tensor.dtype as keyof typeof fileTypes],
+  shape: tensor.shape,
+  bytes: tensor.size * dtypeSize(tensor.dtype),
+  read: () => new Uint8Array(tensor.dataSync().buffer),
+})
 
 // ---- reading
 
@@ -84,7 +101,13 @@ export const headerIn = (op: string, path: string): Routine<Header> =>
 /** The same by name, with the bytes of each tensor. */
 export function* contentsIn(op: string, path: string): Routine<SafetensorsHeader> {
   const { entries, metadata } = yield* headerIn(op, path)
-  const tensors = entries.map(({ name, dtype, shape, begin, end }) => [name, { dtype, shape, bytes: end - begin }])
+  const bytesOf = ({ begin, end }: { begin: number; end: number }) => end - begin
+  const tensors = entries.map((entry) => {
+    const { name, dtype, shape, scales } = entry
+    return scales
+      ? [name, { dtype: 'int8', shape, bytes: bytesOf(entry) + bytesOf(scales) }]
+      : [name, { dtype, shape, bytes: bytesOf(entry) }]
+  })
   return { tensors: Object.fromEntries(tensors), metadata }
 }
 
@@ -128,7 +151,7 @@ function* headerOf(op: string, { path, size, read }: Source): Routine<Header & {
   if (size < 8) fail('FILE_FORMAT', op, `${path}: a safetensors file has at least 8 bytes, this has ${size}`)
   const length = readLength(op, path, yield* read(0, 8), size)
   const start = 8 + length
-  return { ...readHeader(op, path, yield* read(8, length), size - start), start }
+  return { ...joinBlocked(op, path, readHeader(op, path, yield* read(8, length), size - start)), start }
 }
 
 /** Checks the whole header before it reads the first tensor. */
@@ -140,13 +163,15 @@ function* readTensors(op: string, source: Source, names: Names): Routine<LoadedT
   let complete = false
   try {
     for (const group of groups(wanted)) {
-      const { begin } = group[0]
+      const { begin, scales } = group[0]
       const bytes = yield* source.read(start + begin, group[group.length - 1].end - begin)
-      for (const entry of group)
-        tensors.push([
-          entry.name,
-          decode(op, source.path, entry, bytes.subarray(entry.begin - begin, entry.end - begin)),
-        ])
+      const more = scales ? yield* source.read(start + scales.begin, scales.end - scales.begin) : null
+      for (const entry of group) {
+        const own = bytes.subarray(entry.begin - begin, entry.end - begin)
+        const tensor = more ? blockedFrom(op, entry, own, more) : decode(op, source.path, entry, own)
+        markLasting(tensor)
+        tensors.push([entry.name, tensor])
+      }
     }
     complete = true
     return { tensors: Object.fromEntries(tensors), metadata }
@@ -174,12 +199,14 @@ function checkType(op: string, path: string, name: string, dtype: string): void 
   )
 }
 
-/** Tensors that are read together: their bytes follow each other. */
+/** Tensors that are read together: their bytes follow each other. One with scales is read alone. */
 function* groups(entries: readonly TensorEntry[]): Iterable<TensorEntry[]> {
   for (let at = 0, end = 0; at < entries.length; at = end) {
     do end++
     while (
       end < entries.length &&
+      !entries[at].scales &&
+      !entries[end].scales &&
       entries[end].begin === entries[end - 1].end &&
       entries[end].end - entries[at].begin <= groupBytes
     )
@@ -191,9 +218,7 @@ function decode(op: string, path: string, entry: TensorEntry, bytes: Uint8Array)
   const { shape } = entry
   const dtype = ownTypes[entry.dtype] ?? 'i32'
   const data = isInteger(entry.dtype) ? asInt32(op, path, entry, entry.dtype, bytes) : bytes
-  const tensor = wrap(native.fromData(data, dtypeCode(dtype), shape, 0), { shape, dtype, device: 'cpu' })
-  markLasting(tensor)
-  return tensor
+  return wrap(native.fromData(data, dtypeCode(dtype), shape, 0), { shape, dtype, device: 'cpu' })
 }
 
 function asInt32(

@@ -131,7 +131,8 @@ export class Attention extends Module {
     checkInteger(op, 'slots', slots, 1)
     checkInteger(op, 'length', length, 1)
     const { weight } = this.key
-    const made = () => zeros([slots, length, weight.shape[0]], { dtype: weight.dtype, device: weight.device })
+    const dtype = weight.dtype === 'f64' ? 'f64' : 'f32' // of what a frozen weight gives
+    const made = () => zeros([slots, length, weight.shape[0]], { dtype, device: weight.device })
     const keys = made()
     try {
       return { keys, values: made() }

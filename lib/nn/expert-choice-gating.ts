@@ -13,7 +13,7 @@ import {
   readForwardOptions,
   readRandom,
 } from './gating.js'
-import { type LayerOptions, Linear, layerOptions } from './linear.js'
+import { type LayerOptions, type Linear, layerOptions, RouterLinear } from './linear.js'
 import { Module } from './module.js'
 import { routerInputOptions, routerInputs } from './router-input.js'
 
@@ -75,7 +75,7 @@ export class ExpertChoiceGating extends Module {
     const o = readOptions(op, options)
     this.numGates = o.numGates
     this.#options = pick(o, gatingOptions, routerInputOptions, choiceOptions, lossOptions)
-    this.toGates = new Linear(o.routerDim ?? o.dim, o.numGates, { ...pick(o, layerOptions), bias: o.routerBias })
+    this.toGates = new RouterLinear(o.routerDim ?? o.dim, o.numGates, { ...pick(o, layerOptions), bias: o.routerBias })
   }
 
   /** x [B, N, D] → where its tokens go, and the losses (0 in evaluation). Errors: SHAPE, DTYPE, DEVICE, OPTION. */

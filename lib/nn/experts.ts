@@ -117,6 +117,10 @@ export class Experts extends RoutedExperts {
     ])
   }
 
+  protected override gemmWeights(): readonly Parameter[] {
+    return [this.w1, this.w2]
+  }
+
   /** @internal */
   override run<D extends DType>(x: Tensor<D>, choice: RouteResult<D>, call: ExpertsCall): Routed<D> {
     const { share } = this

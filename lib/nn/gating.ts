@@ -39,7 +39,7 @@ import {
 import type { ProcessGroup } from '../runtime/process-group.js'
 import { ones, tensor, zeros } from '../tensor/create.js'
 import { checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
-import { type LayerOptions, Linear, layerOptions } from './linear.js'
+import { type LayerOptions, type Linear, layerOptions, RouterLinear } from './linear.js'
 import { Module } from './module.js'
 import { inputRandomOptions, type RouterInputRandom, routerInputOptions, routerInputs } from './router-input.js'
 import type { StateEntry } from './state.js'
@@ -271,7 +271,7 @@ export class TopNGating extends Module {
     this.#routing = { train: routing(true, o.secondPolicyTrain), eval: routing(false, o.secondPolicyEval) }
     checkChoice(op, o, o.numGates, o.topN)
     ;[this.toGates, this.thresholdTrain, this.thresholdEval, this.expertBias, this.#load] = allOrNone(() => [
-      new Linear(o.routerDim ?? o.dim, o.numGates, { ...pick(o, layerOptions), bias: o.routerBias }),
+      new RouterLinear(o.routerDim ?? o.dim, o.numGates, { ...pick(o, layerOptions), bias: o.routerBias }),
       thresholdBuffer(op, 'thresholdTrain', o.thresholdTrain, o.topN, o.eps, o.device),
       thresholdBuffer(op, 'thresholdEval', o.thresholdEval, o.topN, o.eps, o.device),
       o.expertBias ? keep(zeros([o.numGates], pick(o, layerOptions))) : null,

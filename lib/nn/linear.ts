@@ -94,8 +94,19 @@ export class Linear extends Module {
     ])
   }
 
+  protected override gemmWeights(): readonly Parameter[] {
+    return [this.weight]
+  }
+
   /** x [..., in] → [..., out]. Errors: SHAPE, DTYPE, DEVICE. */
   forward<D extends DType>(x: Tensor<D>): Tensor<D> {
     return linear(x, this.weight, this.bias, { computeDtype: this.computeDtype })
+  }
+}
+
+/** The logits of a router. {@link Module.freeze} leaves it as it is: rounded, it would choose other experts. */
+export class RouterLinear extends Linear {
+  protected override gemmWeights(): readonly Parameter[] {
+    return []
   }
 }

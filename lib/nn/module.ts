@@ -1,14 +1,15 @@
 import { types } from 'node:util'
 import { type AsyncOptions, callAsync, withoutSignal } from '../autograd/async.js'
 import type { HookHandle } from '../autograd/context.js'
-import { currentObserver } from '../autograd/context.js'
+import { currentObserver, refuseToWait } from '../autograd/context.js'
 import { scope } from '../autograd/scope.js'
 import { checkBoolean, checkFunction, fail, isPlain } from '../runtime/check.js'
 import { checkDevice, type Device, deviceIndex } from '../runtime/device.js'
+import { checkDType, type WeightFormat, weightFormats } from '../runtime/dtype.js'
 import { MoeError, markCopy, show } from '../runtime/errors.js'
 import { refuseJson } from '../tensor/copies.js'
 import { zeros } from '../tensor/create.js'
-import { moveToDevice, type Tensor } from '../tensor/tensor.js'
+import { checkTensor, moveToDevice, storeAs, type Tensor } from '../tensor/tensor.js'
 import { type BackwardHook, type ForwardHook, type ForwardPreHook, hooksOf } from './hooks.js'
 import { Parameter } from './parameter.js'
 import {
@@ -217,6 +218,61 @@ export abstract class Module {
       number,
     )
     return this
+  }
+
+  /**
+   * Parameters of this module, without those of modules below, that only {@link linear}, {@link ops.groupedGemm} and
+   * {@link ops.expertFfn} read: {@link Module.freeze} may store them in fewer bits.
+   */
+  protected gemmWeights(): readonly Parameter[] {
+    return []
+  }
+
+  /**
+   * Ends the training of all parameters: they have no gradients and get none. With a format, 'bf16', 'f16' or 'int8', the weights of linear layers and
+   * experts are stored in it as well, rounded to nearest, which is all that there is of them then; embeddings, routers,
+   * norms and biases stay as they are. State dicts have them in that format. 'f32' stores them wide again; a parameter in
+   * f32 trains again with `requiresGrad = true`.
+   * Errors: DTYPE for another format, or a layer in f64; DISPOSED; UNSUPPORTED in a captured step or an asynchronous call;
+   * OUT_OF_MEMORY. Nothing has changed then.
+   *
+   * @example
+   * ```ts
+   * const layer = new Linear(64, 32).freeze('bf16')
+   * console.log(layer.weight.dtype, layer.bias?.dtype, layer.forward(ones([2, 64])).dtype) // → bf16 f32 f32
+   * ```
+   */
+  freeze(format?: WeightFormat): this {
+    const op = `${this.constructor.name}.freeze`
+    refuseToWait(op, 'it replaces parameters')
+    const parameters = this.parameters()
+    for (const [name, parameter] of this.namedParameters()) checkTensor(op, name, parameter)
+    if (format !== undefined) {
+      checkDType(op, format, weightFormats)
+      const stored = this.#onlyWeights()
+      for (const { dtype } of stored)
+        if (dtype === 'f64') fail('DTYPE', op, `weights in f64 cannot be stored in ${format}`)
+      storeAs(
+        stored.filter(({ dtype }) => dtype !== format),
+        format,
+      )
+    }
+    for (const parameter of parameters) {
+      parameter.grad = null
+      parameter.requiresGrad = false
+    }
+    return this
+  }
+
+  /** What every module that has it as its own calls one of its weights. */
+  #onlyWeights(): Parameter[] {
+    const [weights, others] = [new Set<Parameter>(), new Set<Parameter>()]
+    for (const module of this.modules()) {
+      const own = new Set(module.gemmWeights())
+      for (const [, child] of module.children())
+        if (child instanceof Parameter) (own.has(child) ? weights : others).add(child)
+    }
+    return [...weights].filter((parameter) => !others.has(parameter))
   }
 
   /** Buffers that move and are freed with this module, but are no part of its state. */

@@ -1,6 +1,6 @@
 import { refuseInAsync } from '../autograd/context.js'
 import { allOrNone, outlive } from '../autograd/scope.js'
-import type { FloatDType } from '../runtime/dtype.js'
+import type { FloatDType, WeightFormat } from '../runtime/dtype.js'
 import { native } from '../runtime/native.js'
 import { adopt, checkFloat, handleOf, Tensor } from '../tensor/tensor.js'
 
@@ -8,7 +8,8 @@ import { adopt, checkFloat, handleOf, Tensor } from '../tensor/tensor.js'
 export const newParameter = (make: () => Tensor): Parameter => allOrNone(() => new Parameter(make()))
 
 /**
- * A tensor that a module trains: a leaf that requires a gradient and that no scope frees.
+ * A tensor that a module trains: a leaf that requires a gradient and that no scope frees. {@link Module.freeze} may store it
+ * in 16 bits.
  *
  * @example
  * ```ts
@@ -21,7 +22,7 @@ export const newParameter = (make: () => Tensor): Parameter => allOrNone(() => n
  * console.log([...new Scale().parameters()].length) // → 1
  * ```
  */
-export class Parameter extends Tensor<FloatDType> {
+export class Parameter extends Tensor<FloatDType | WeightFormat> {
   /** Shares the memory of `tensor`, f32 or f64 (else DTYPE), which is then free to be disposed. */
   constructor(tensor: Tensor) {
     checkFloat('Parameter', 'tensor', tensor)

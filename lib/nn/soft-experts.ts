@@ -81,6 +81,10 @@ export class SoftExperts extends Module {
     ])
   }
 
+  protected override gemmWeights(): readonly Parameter[] {
+    return [this.w1, this.w2]
+  }
+
   /** @internal */
   get share(): ExpertShare | null {
     return this.#share

@@ -2,7 +2,7 @@ import { record } from '../autograd/autograd.js'
 import { refuseToWait } from '../autograd/context.js'
 import { fail } from '../runtime/check.js'
 import { checkDevice, type Device, deviceIndex, isDeviceName } from '../runtime/device.js'
-import { checkDType, type DType, dtypeCode, isFloat } from '../runtime/dtype.js'
+import { checkDType, type DType, dtypeCode, dtypes, isBlocked, isFloat } from '../runtime/dtype.js'
 import { show } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
 import { share } from '../tensor/handles.js'
@@ -47,8 +47,8 @@ function move<D extends DType>(x: Tensor<D>, device: Device): Tensor<D> {
 
 /**
  * A tensor of another dtype, or on another device; itself if nothing changes. Rounds to nearest even; to i32 it
- * truncates and saturates, and NaN becomes 0. Differentiable between f32 and f64, and between devices. Errors: DTYPE, DEVICE,
- * BACKEND_UNAVAILABLE.
+ * truncates and saturates, and NaN becomes 0; to int8 it rounds as {@link quantize} does. Differentiable between f32 and
+ * f64, and between devices. Errors: DTYPE, DEVICE, BACKEND_UNAVAILABLE; SHAPE of [] to int8.
  *
  * @example
  * ```ts
@@ -65,7 +65,8 @@ export function to(x: Tensor, target: DType | Device): Tensor {
     const device = checkDevice('to', target)
     return device === x.device ? x : move(x, device)
   }
-  const dtype = checkDType('to', target)
+  const dtype = checkDType('to', target, dtypes)
+  if (isBlocked(dtype) && x.shape.length === 0) fail('SHAPE', 'to', `${dtype} needs rows, got shape []`)
   return dtype === x.dtype ? x : cast(x, dtype)
 }
 

@@ -6,7 +6,7 @@ import { type Handle, native } from '../runtime/native.js'
 import { activationKind } from '../runtime/native-ops.js'
 import { boolean, type OptionsOf, rate, reader, unchecked } from '../runtime/options.js'
 import { guarded, releaseAll } from '../tensor/handles.js'
-import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
+import { checkFloat, checkTensor, checkWeight, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import { type Activation, type ActivationOptions, activationOptions, isGated } from './activation.js'
 import { checkRouting, expertPlan } from './plan.js'
 import type { Routing } from './routing.js'
@@ -84,8 +84,8 @@ function checkWeights(
     fail('SHAPE', op, `w2 must have ${experts} experts, got ${showShape(weights.w2.shape)}`)
   if (experts === null && E !== 1 && (x.shape.length < 2 || x.shape[0] !== E))
     fail('SHAPE', op, `x must be [${E}, ..., ${D}] for ${E} experts without a routing, got ${showShape(x.shape)}`)
-  checkTensor(op, 'w2', weights.w2, like([E, O, H]))
-  checkTensor(op, 'w1', weights.w1, like([E, P, D]))
+  checkWeight(op, 'w2', weights.w2, [E, O, H], x)
+  checkWeight(op, 'w1', weights.w1, [E, P, D], x)
   if (weights.b1 !== null) checkTensor(op, 'b1', weights.b1, like([E, P]))
   if (gated && weights.multBias !== null) checkTensor(op, 'multBias', weights.multBias, like([E, H]))
   else if (weights.multBias) fail('OPTION', op, `multBias is for gated activations, got '${activation}'`)
@@ -98,7 +98,7 @@ function checkWeights(
  * The output of a token is Σ_k weight_k · y_k.
  * x [B, N, D] with a routing → [B, N, O]. With `null` instead, x [E, ..., D] holds the rows of each expert, or x
  * [..., D] those of the one expert (a dense feed-forward) → [..., O].
- * f32 or f64; only x w1ᵀ + b1 is saved for the backward. Errors: SHAPE, DTYPE, DEVICE, OPTION.
+ * f32 or f64; with x in f32, w1 and w2 may be bf16, f16 or int8. Only x w1ᵀ + b1 is saved for the backward. Errors: SHAPE, DTYPE, DEVICE, OPTION.
  *
  * @example
  * ```ts

@@ -2,12 +2,12 @@ import { record } from '../autograd/autograd.js'
 import { checkOptions, fail, showShape } from '../runtime/check.js'
 import { checkComputeDType, type DType, dtypeCode } from '../runtime/dtype.js'
 import { native } from '../runtime/native.js'
-import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
+import { checkFloat, checkTensor, checkWeight, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 import type { LinearOptions } from './linear.js'
 
 /**
  * One GEMM per group of rows: x [R, I], weight [G, O, I], groupSizes [G] (i32, not negative, sum R) → [R, O];
- * the rows of group g, which follow each other, are multiplied by weight[g]ᵀ. f32 or f64. On CUDA, sizes that came from
+ * the rows of group g, which follow each other, are multiplied by weight[g]ᵀ. f32 or f64; with x in f32 the weight may be bf16, f16 or int8. On CUDA, sizes that came from
  * the host use the grouped GEMM of cuBLAS; sizes computed on the GPU use a simpler kernel, without a wait.
  * Errors: SHAPE, DTYPE, DEVICE, OPTION.
  *
@@ -34,7 +34,7 @@ export function groupedGemm<D extends DType>(
   const [G, O] = weight.shape
   if (weight.shape.length !== 3 || weight.shape[2] !== I)
     fail('SHAPE', op, `weight must be [G, O, ${I}], got ${showShape(weight.shape)}`)
-  checkTensor(op, 'weight', weight, { shape: weight.shape, dtype: x.dtype, device: x.device })
+  checkWeight(op, 'weight', weight, weight.shape, x)
   checkTensor(op, 'groupSizes', groupSizes, { shape: [G], dtype: 'i32', device: x.device })
   const made = native.groupedGemm({ x: handleOf(x), w: handleOf(weight), groupSizes: handleOf(groupSizes), compute })
   const y = wrap(made, { shape: [R, O], dtype: x.dtype, device: x.device })

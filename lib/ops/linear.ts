@@ -2,7 +2,7 @@ import { newOrSum, record } from '../autograd/autograd.js'
 import { checkOptions, fail, showShape } from '../runtime/check.js'
 import { type ComputeDType, checkComputeDType, type DType, dtypeCode } from '../runtime/dtype.js'
 import { native } from '../runtime/native.js'
-import { checkFloat, checkTensor, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
+import { checkFloat, checkTensor, checkWeight, handleOf, type Tensor, wrap } from '../tensor/tensor.js'
 
 /** Options of {@link linear} and {@link groupedGemm}. */
 export interface LinearOptions {
@@ -11,7 +11,8 @@ export interface LinearOptions {
 }
 
 /**
- * x [..., I] · weightᵀ + bias → [..., O], weight [O, I], bias [O]. f32 or f64. Errors: SHAPE, DTYPE, DEVICE, OPTION.
+ * x [..., I] · weightᵀ + bias → [..., O], weight [O, I], bias [O]. f32 or f64; with x in f32 the weight may be bf16, f16 or int8.
+ * Errors: SHAPE, DTYPE, DEVICE, OPTION.
  *
  * @example
  * ```ts
@@ -27,8 +28,7 @@ export function linear<D extends DType>(
 ): Tensor<D> {
   const op = 'linear'
   checkFloat(op, 'x', x)
-  const like = checkTensor(op, 'weight', weight)
-  if (like.dtype !== x.dtype) fail('DTYPE', op, `x must be ${like.dtype} like the weight, got ${x.dtype}`)
+  checkTensor(op, 'weight', weight)
   const { computeDtype } = checkOptions<LinearOptions>(op, options, ['computeDtype'])
   const compute = dtypeCode(checkComputeDType(op, computeDtype, x.dtype))
   if (x.shape.length === 0) fail('SHAPE', op, 'x must have at least one dimension, got []')
@@ -41,7 +41,7 @@ export function linear<D extends DType>(
     )
   }
   const O = weight.shape[0]
-  checkTensor(op, 'weight', weight, { shape: [O, I], ...meta(x) })
+  checkWeight(op, 'weight', weight, [O, I], x)
   if (bias) checkTensor(op, 'bias', bias, { shape: [O], ...meta(x) })
   const shape = [...x.shape.slice(0, -1), O]
   const y = native.linear({ x: handleOf(x), w: handleOf(weight), bias: bias ? handleOf(bias) : null, compute })

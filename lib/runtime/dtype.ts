@@ -2,12 +2,15 @@ import { MoeError, show } from './errors.js'
 
 /**
  * Element types: `f32` and `f64` for arithmetic, `i32` for indices. `bf16` and `f16` are storage formats, passed as
- * bits in a Uint16Array.
+ * bits in a Uint16Array. `int8` is one of weights alone: each block of 32 elements of a row has a scale in f16.
  */
-export type DType = 'f32' | 'f64' | 'bf16' | 'f16' | 'i32'
+export type DType = 'f32' | 'f64' | 'bf16' | 'f16' | 'i32' | 'int8'
 
 /** The dtypes for arithmetic, parameters and gradients. */
 export type FloatDType = 'f32' | 'f64'
+
+/** What the weights of GEMMs may be stored in, beside an x in f32. */
+export type WeightFormat = 'f32' | 'bf16' | 'f16' | 'int8'
 
 /** The typed array of each dtype. */
 export interface DTypeArrays {
@@ -21,6 +24,8 @@ export interface DTypeArrays {
   f16: Uint16Array
   /** 32-bit integers. */
   i32: Int32Array
+  /** None: convert it with `to('f32')`. */
+  int8: never
 }
 
 /**
@@ -44,17 +49,38 @@ export type TypedArray =
   | Uint8ClampedArray
   | Uint32Array
 
-/** Order of the native enumeration. */
-const dtypes: readonly DType[] = ['f32', 'f64', 'bf16', 'f16', 'i32']
-const sizes: Record<DType, number> = { f32: 4, f64: 8, bf16: 2, f16: 2, i32: 4 }
+/** Order of the native enumeration, in which those in blocks come last. */
+const elementTypes = ['f32', 'f64', 'bf16', 'f16', 'i32'] as const satisfies readonly DType[]
+export const dtypes: readonly DType[] = [...elementTypes, 'int8']
+const sizes: Record<DType, number> = { f32: 4, f64: 8, bf16: 2, f16: 2, i32: 4, int8: 1 }
 
 const codes: readonly (DType | ComputeDType)[] = [...dtypes, 'bf16x3']
 
 export const dtypeCode = (dtype: DType | ComputeDType): number => codes.indexOf(dtype)
+/** Bytes of an element, without the scales of blocks. */
 export const dtypeSize = (dtype: DType): number => sizes[dtype]
 export const isFloat = (dtype: DType): boolean => dtype === 'f32' || dtype === 'f64'
 
-export function checkDType(op: string, value: unknown, allowed: readonly DType[] = dtypes): DType {
+/** Bytes of the elements of a tensor, with the scales of blocks. */
+export const bytesOf = ({ dtype, shape, size }: { dtype: DType; shape: readonly number[]; size: number }): number =>
+  size * dtypeSize(dtype) + (isBlocked(dtype) ? 2 * scalesShape(shape).reduce((product, n) => product * n, 1) : 0)
+
+/** Stored in blocks that share a scale (`native/core/blocks.h`). */
+export const isBlocked = (dtype: DType): boolean => !(elementTypes as readonly DType[]).includes(dtype)
+
+/** The shape of the scales of a blocked tensor: one for 32 elements of a row, or fewer. */
+export const scalesShape = (shape: readonly number[]): readonly number[] =>
+  shape.map((n, i) => (i === shape.length - 1 ? Math.ceil(n / 32) : n))
+
+/** The first byte of the scales in the memory of a blocked tensor with so many elements. */
+export const scalesAt = (size: number): number => Math.ceil(size / 64) * 64
+
+export const weightFormats = ['f32', 'bf16', 'f16', 'int8'] as const satisfies readonly WeightFormat[]
+
+/** The dtypes that weights may have beside an x of a dtype. */
+export const weightDTypes = (dtype: DType): readonly DType[] => (dtype === 'f32' ? weightFormats : [dtype])
+
+export function checkDType(op: string, value: unknown, allowed: readonly DType[] = elementTypes): DType {
   if (allowed.includes(value as DType)) return value as DType
   throw new MoeError('DTYPE', op, `dtype must be one of ${allowed.join(', ')}, got ${show(value)}`)
 }
@@ -86,6 +112,10 @@ export function allocated<T>(op: string, what: string, fn: () => T): T {
 
 const arrays = { f32: Float32Array, f64: Float64Array, bf16: Uint16Array, f16: Uint16Array, i32: Int32Array }
 
-/** A new typed array for a dtype. */
-export const allocateArray = <D extends DType>(op: string, dtype: D, size: number): DTypeArrays[D] =>
-  allocated(op, `an array of ${size} ${dtype}`, () => new arrays[dtype](size) as DTypeArrays[D])
+/** A new typed array for a dtype. Errors: DTYPE for one in blocks. */
+export function allocateArray<D extends DType>(op: string, dtype: D, size: number): DTypeArrays[D] {
+  const ArrayOf = arrays[dtype as keyof typeof arrays]
+  if (!ArrayOf)
+    throw new MoeError('DTYPE', op, `the elements of ${dtype} share scales; convert them with to('f32') first`)
+  return allocated(op, `an array of ${size} ${dtype}`, () => new ArrayOf(size) as DTypeArrays[D])
+}

@@ -1,5 +1,5 @@
 import { sizeOf } from '../runtime/check.js'
-import { type DType, dtypeCode } from '../runtime/dtype.js'
+import { type DType, dtypeCode, isBlocked } from '../runtime/dtype.js'
 import { type Handle, native } from '../runtime/native.js'
 
 /** Values as text, by the rules of PyTorch (torch/_tensor_str.py) with its default settings. */
@@ -109,6 +109,14 @@ function nested(texts: readonly string[], shape: readonly number[], isCut: boole
 export function printValues(x: Handle, shape: readonly number[], dtype: DType, indent: number): string {
   const size = sizeOf(shape)
   if (size === 0) return '[]'
+  if (isBlocked(dtype)) {
+    const wide = native.convert(x, dtypeCode('f32'))
+    try {
+      return printValues(wide, shape, 'f32', indent)
+    } finally {
+      native.release(wide)
+    }
+  }
   const isCut = size > mostWhole
   const strides = shape.map((_, i) => sizeOf(shape.slice(i + 1)))
   const values = isCut ? edgesOf(x, shape, strides) : numbersOf(x, size)

@@ -2,7 +2,7 @@ import type { GradHook, Node } from '../autograd/autograd.js'
 import { currentRecorder, currentScope, isAsync, onFailure, refuseToWait, type Scope } from '../autograd/context.js'
 import { checkBoolean, fail, sameShape, showShape, sizeOf } from '../runtime/check.js'
 import type { Device } from '../runtime/device.js'
-import { allocateArray, type DType, type DTypeArrays, dtypeCode, isFloat } from '../runtime/dtype.js'
+import { allocateArray, type DType, type DTypeArrays, dtypeCode, isFloat, weightDTypes } from '../runtime/dtype.js'
 import { MoeError, markCopy, show } from '../runtime/errors.js'
 import { type Handle, native } from '../runtime/native.js'
 import { refuseJson, uncloneable } from './copies.js'
@@ -60,6 +60,8 @@ export let disown: (grad: Tensor) => void
 export let isKept: (tensor: Tensor) => boolean
 /** Moves leaves and their gradients to another device, in place: all of them or none. */
 export let moveToDevice: (leaves: readonly Tensor[], device: Device, number: number) => void
+/** Stores leaves in another dtype, in place: all of them or none. */
+export let storeAs: (leaves: readonly Tensor[], dtype: DType) => void
 /** Sets the gradient of a leaf and disposes nothing. */
 export let putGrad: (leaf: Tensor, grad: Tensor | null) => void
 /** It is no longer one of those that a loop without a scope leaves behind. */
@@ -199,7 +201,7 @@ export class Tensor<D extends DType = DType> {
 
   /**
    * A copy of the values in row-major order: Float32Array, Float64Array or Int32Array; bf16 and f16 as their bits
-   * in a Uint16Array. Waits for a GPU. Errors: DISPOSED, OUT_OF_MEMORY.
+   * in a Uint16Array. Waits for a GPU. Errors: DISPOSED, OUT_OF_MEMORY; DTYPE for int8, which needs `to('f32')` first.
    */
   dataSync(): DTypeArrays[D] {
     checkTensor('Tensor.dataSync', 'this', this)
@@ -302,11 +304,25 @@ export class Tensor<D extends DType = DType> {
         for (let next: Tensor | null = leaf; next && !next.disposed && !tensors.has(next); next = next.#grad)
           tensors.add(next)
       }
-      const moved = handlesOf([...tensors], (tensor) => native.toDevice(tensor.#held.handle, number))
-      for (const [i, tensor] of [...tensors].entries()) {
+      replaceHandles([...tensors], { device }, (handle) => native.toDevice(handle, number))
+    }
+    storeAs = (leaves, dtype) => {
+      replaceHandles(leaves, { dtype }, (handle) => {
+        const stored = native.convert(handle, dtypeCode(dtype))
+        native.keepPacked(stored)
+        return stored
+      })
+    }
+    const replaceHandles = (
+      tensors: readonly Tensor[],
+      change: Partial<TensorMeta>,
+      make: (handle: Handle) => Handle,
+    ): void => {
+      const made = handlesOf(tensors, (tensor) => make(tensor.#held.handle))
+      for (const [i, tensor] of tensors.entries()) {
         native.release(tensor.#held.handle)
-        tensor.#held.handle = moved[i]
-        tensor.#meta = { ...tensor.#meta, device }
+        tensor.#held.handle = made[i]
+        tensor.#meta = { ...tensor.#meta, ...change }
       }
     }
     putGrad = (leaf, grad) => {
@@ -355,6 +371,15 @@ export function checkTensor(op: string, name: string, value: unknown, like?: Ten
     if (value.device !== like.device) fail('DEVICE', op, `${name} must be on ${like.device}, got ${value.device}`)
   }
   return value
+}
+
+/** A live weight of a shape for x, of its dtype and device; beside an x in f32 it may be one of {@link weightFormats}. */
+export function checkWeight(op: string, name: string, value: unknown, shape: readonly number[], x: Tensor): Tensor {
+  const { dtype } = checkTensor(op, name, value)
+  const allowed = weightDTypes(x.dtype)
+  if (!allowed.includes(dtype))
+    fail('DTYPE', op, `${name} must be ${allowed.join(' or ')} with x ${x.dtype}, got ${dtype}`)
+  return checkTensor(op, name, value, { shape, dtype, device: x.device })
 }
 
 /** A live f32 or f64 Tensor. */

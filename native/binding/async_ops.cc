@@ -24,7 +24,7 @@ static Napi::Value async_cancel(Call& c) {
 
 // (tensor): whether no asynchronous call that has begun uses it.
 static Napi::Value is_settled(Call& c) {
-  return Napi::Boolean::New(c.env, c.tensor("tensor").storage->recorded == 0);
+  return Napi::Boolean::New(c.env, c.stored("tensor").storage->recorded == 0);
 }
 
 const std::vector<Entry> kAsyncEntries = {

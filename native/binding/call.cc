@@ -42,7 +42,27 @@ double Call::handle(const char* name) {
   return value.As<Napi::Number>().DoubleValue();
 }
 
+static void expect_elements(const char* name, DType dtype) {
+  if (is_blocked(dtype))
+    fail(
+        ErrorCode::dtype,
+        "%s must not be %s, which only weights of linear, groupedGemm and expertFfn may be; convert it with .to('f32')",
+        name, dtype_name(dtype));
+}
+
 Tensor& Call::tensor(const char* name) {
+  Tensor& tensor = stored(name);
+  expect_elements(name, tensor.dtype);
+  return tensor;
+}
+
+DType Call::dtype(const char* name) {
+  const DType dtype = stored_dtype(name);
+  expect_elements(name, dtype);
+  return dtype;
+}
+
+Tensor& Call::stored(const char* name) {
   const double handle = this->handle(name);
   Tensor& tensor = live(name, handle);
   if (held_count_ == held_.size()) fail(ErrorCode::internal, "more than %zu tensors", held_.size());

@@ -45,6 +45,7 @@ class Call {
   // Arguments, in order.
   Napi::Value value() { return {env, arguments_->at(index_++)}; }
   Tensor& tensor(const char* name);  // all tensors of a call are on one device; retained until the call ends
+  Tensor& stored(const char* name);  // the same, also of a blocked dtype
   Tensor& live(const char* name, double handle);  // not retained: no JavaScript may run while it is used
   Tensor* optional(const char* name);             // null for null and undefined
   bool absent();                                  // skips an undefined argument
@@ -54,7 +55,8 @@ class Call {
   uint64_t seed(const char* name) { return static_cast<uint64_t>(integer(name, 0, (int64_t{1} << 53) - 1)); }
   bool boolean(const char* name);
   Napi::Float64Array numbers(const char* name);
-  DType dtype(const char* name) { return static_cast<DType>(integer(name, 0, kDTypeCount - 1)); }
+  DType dtype(const char* name);
+  DType stored_dtype(const char* name) { return static_cast<DType>(integer(name, 0, kDTypeCount - 1)); }
   DType compute(const char* name) { return static_cast<DType>(integer(name, 0, kDTypeCount)); }
   Shape shape(const char* name);
   Shape integers(const char* name, size_t count);

@@ -141,11 +141,11 @@ static Napi::Value unique(Call& c) {
 }
 
 static Napi::Value version(Call& c) {
-  return Napi::Number::New(c.env, c.tensor("tensor").storage->version());
+  return Napi::Number::New(c.env, c.stored("tensor").storage->version());
 }
 
 static Napi::Value keep_packed(Call& c) {  // (tensor): it is a parameter
-  c.tensor("tensor").storage->keep_packed();
+  c.stored("tensor").storage->keep_packed();
   return c.env.Undefined();
 }
 
@@ -168,12 +168,12 @@ static void expect_no_capture(const Device& device, const char* what) {
 
 static Napi::Value from_data(Call& c) {  // (data, dtype, shape, device)
   auto array = typed_array(c.value());
-  const DType dtype = c.dtype("dtype");
+  const DType dtype = c.stored_dtype("dtype");
   const Shape shape = c.shape("shape");
   Device& device = c.device();
   expect_no_capture(device, "values of the host cannot be copied to the device");
   Tensor tensor = make_tensor(device, dtype, shape);
-  const size_t bytes = static_cast<size_t>(tensor.size) * dtype_size(dtype);
+  const size_t bytes = tensor.bytes();
   if (array.ByteLength() != bytes)
     fail(ErrorCode::shape, "data has %zu bytes, the shape needs %zu", array.ByteLength(), bytes);
   if (device.plugin) c.environment.async.wait();  // its stream is not for two threads
@@ -183,9 +183,9 @@ static Napi::Value from_data(Call& c) {  // (data, dtype, shape, device)
 }
 
 static Napi::Value to_data(Call& c) {  // (tensor, data): fills data
-  Tensor& tensor = c.tensor("tensor");
+  Tensor& tensor = c.stored("tensor");
   auto array = typed_array(c.value());
-  const size_t bytes = static_cast<size_t>(tensor.size) * dtype_size(tensor.dtype);
+  const size_t bytes = tensor.bytes();
   if (array.ByteLength() != bytes)
     fail(ErrorCode::shape, "data has %zu bytes, the tensor %zu", array.ByteLength(), bytes);
   Device& device = *tensor.device;
@@ -197,12 +197,12 @@ static Napi::Value to_data(Call& c) {  // (tensor, data): fills data
 }
 
 static Napi::Value to_device(Call& c) {  // (x, device): a copy there
-  Tensor& x = c.tensor("x");
+  Tensor& x = c.stored("x");
   Device& device = c.device();
   for (const Device* end : {x.device, &device}) expect_no_capture(*end, "values cannot be copied");
   Tensor y = make_tensor(device, x.dtype, x.shape);
   if (x.storage->packed()) y.storage->keep_packed();
-  const size_t bytes = static_cast<size_t>(x.size) * dtype_size(x.dtype);
+  const size_t bytes = x.bytes();
   if (bytes == 0) return c.give(std::move(y));
   if (x.device->plugin && x.device->plugin == device.plugin && device.backend->copy_across) {
     check(device.backend->copy_across(device.context, y.data(), x.device->context, x.data(), bytes));
@@ -223,11 +223,13 @@ static Shape shape_for(Call& c, const Tensor& x) {
   const Shape shape = c.shape("shape");
   if (shape_size(shape) != x.size)
     fail(ErrorCode::shape, "the new shape must keep %lld elements", static_cast<long long>(x.size));
+  if (is_blocked(x.dtype) && (shape.empty() || shape[shape.size() - 1] != x.shape[x.shape.size() - 1]))
+    fail(ErrorCode::shape, "the new shape must keep the rows of %s", dtype_name(x.dtype));
   return shape;
 }
 
 static Napi::Value reshape(Call& c) {  // (x, shape): shares memory
-  Tensor y = c.tensor("x");
+  Tensor y = c.stored("x");
   y.shape = shape_for(c, y);
   return c.give(std::move(y));
 }

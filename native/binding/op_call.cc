@@ -59,7 +59,9 @@ class OpCall {
         case Role::updated: use(tensors_[i], Use::updated); break;
         case Role::output:
         case Role::created: use(given_[output++], field.on_host ? Use::made_on_host : Use::made); break;
-        case Role::packed: use(tensors_[field.of], Use::packed); break;
+        case Role::packed:
+          if (tensors_[field.of] && is_float(tensors_[field.of]->dtype)) use(tensors_[field.of], Use::packed);
+          break;
         case Role::host_copy: use(tensors_[field.of], Use::host_copy); break;
         default: break;
       }
@@ -85,7 +87,9 @@ class OpCall {
       switch (field.role) {
         case Role::input:
         case Role::updated:
-          tensors_[i] = field.optional ? call_.optional(name) : &call_.tensor(name);
+          tensors_[i] = field.optional                         ? call_.optional(name)
+                        : field.element == ElementType::weight ? &call_.stored(name)
+                                                               : &call_.tensor(name);
           if (tensors_[i]) device_ = tensors_[i]->device;
           break;
         case Role::output: at<void*>(field) = !field.optional || call_.boolean(name) ? this : nullptr; break;
@@ -148,8 +152,11 @@ class OpCall {
     if (field.element == ElementType::i32) return DType::i32;
     if (field.element == ElementType::f32) return DType::f32;
     if (field.element == ElementType::f64) return DType::f64;
+    if (field.element == ElementType::weight && typed_ && tensor && is_weight(tensor->dtype, dtype_))
+      return tensor->dtype;
     if (!typed_) {
-      if (field.element == ElementType::real) call_.expect_float(field.js_name.c_str(), *tensor);
+      if (field.element == ElementType::real || field.element == ElementType::weight)
+        call_.expect_float(field.js_name.c_str(), *tensor);
       dtype_ = tensor->dtype;
       typed_ = true;
     }
@@ -208,6 +215,7 @@ class OpCall {
   void finish_types() {
     for (const Field& field : op_.fields) {
       if (field.role == Role::dtype) at<DType>(field) = dtype_;
+      if (field.role == Role::stored) at<DType>(field) = tensors_[field.of]->dtype;
       if (field.role == Role::compute) {
         DType& compute = at<DType>(field);
         call_.expect_compute(field.js_name.c_str(), compute, dtype_);

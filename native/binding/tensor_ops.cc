@@ -2,15 +2,16 @@
 
 #include "binding/call.h"
 #include "core/binary.h"
+#include "core/blocks.h"
 
 // Ops whose call from JavaScript differs from their declaration: shapes that broadcast or are split, strides, numbers
 // instead of tensors.
 namespace st_moe {
 
 static Napi::Value convert(Call& c) {  // (x, dtype)
-  Tensor& x = c.tensor("x");
-  Tensor y = c.make(*x.device, c.dtype("dtype"), x.shape);
-  ConvertArgs args{nullptr, nullptr, x.dtype, y.dtype, x.size};
+  Tensor& x = c.stored("x");
+  Tensor y = c.make(*x.device, c.stored_dtype("dtype"), x.shape);
+  ConvertArgs args{nullptr, nullptr, x.dtype, y.dtype, x.size, x.shape.empty() ? 1 : x.shape[x.shape.size() - 1]};
   c.run<&OpTable::convert>(args, {{args.in, x}, {args.out, y, Use::made}});
   return c.give(std::move(y));
 }
@@ -47,13 +48,39 @@ static Shape contiguous_strides(const Shape& shape) {
   return strides;
 }
 
+// A blocked tensor is copied by whole rows that follow each other, from element `from` of x to element `to` of y: the
+// elements, then the scales.
+static void copy_rows(Call& c, const Tensor& x, int64_t from, const Tensor& y, int64_t to, const Shape& shape,
+                      const Shape& strides, Use use) {
+  const int64_t row = shape.size() > 0 ? shape[shape.size() - 1] : 0, size = shape_size(shape);
+  const auto has_rows = [row](const Tensor& tensor) {
+    return tensor.shape.size() > 0 && tensor.shape[tensor.shape.size() - 1] == row;
+  };
+  if (!has_rows(x) || !has_rows(y) || strides != contiguous_strides(shape) || (row > 0 && (from % row || to % row)))
+    fail(ErrorCode::shape, "%s is copied by whole rows only", dtype_name(x.dtype));
+  if (size == 0) return;
+  const auto copy = [&](DType dtype, int64_t count, int64_t in, int64_t out) {
+    StridedCopyArgs args = strided(dtype, {count}, {1}, {1}, in, out);
+    c.run<&OpTable::strided_copy>(args, {{args.in, x}, {args.out, y, use}});
+  };
+  copy(x.dtype, size, from, to);
+  const auto scale = [&](const Tensor& tensor, int64_t element) {
+    return scales_at(tensor.size) / 2 + element / row * blocks_of(row);
+  };
+  copy(DType::f16, size / row * blocks_of(row), scale(x, from), scale(y, to));
+}
+
 static Napi::Value strided_read(Call& c) {  // (x, shape, strides, offset): a contiguous copy of a strided view
-  Tensor& x = c.tensor("x");
+  Tensor& x = c.stored("x");
   const Shape shape = c.shape("shape");
   const Shape strides = c.integers("strides", shape.size());
   const int64_t offset = c.size("offset");
   expect_inside("x", x, shape, strides, offset);
   Tensor y = c.make(*x.device, x.dtype, shape);
+  if (is_blocked(x.dtype)) {
+    copy_rows(c, x, offset, y, 0, shape, strides, Use::made);
+    return c.give(std::move(y));
+  }
   StridedCopyArgs args = strided(x.dtype, shape, strides, contiguous_strides(shape), offset, 0);
   c.run<&OpTable::strided_copy>(args, {{args.in, x}, {args.out, y, Use::made}});
   return c.give(std::move(y));
@@ -61,14 +88,18 @@ static Napi::Value strided_read(Call& c) {  // (x, shape, strides, offset): a co
 
 static Napi::Value strided_write(
     Call& c) {  // (target, x, strides, offset): writes x into a strided view of target, in place
-  Tensor& target = c.tensor("target");
-  Tensor& x = c.tensor("x");
+  Tensor& target = c.stored("target");
+  Tensor& x = c.stored("x");
   const Shape strides = c.integers("strides", x.shape.size());
   const int64_t offset = c.size("offset");
   expect_inside("target", target, x.shape, strides, offset);
   if (x.dtype != target.dtype)
     fail(ErrorCode::dtype, "x must be %s, got %s", dtype_name(target.dtype), dtype_name(x.dtype));
   if (x.storage == target.storage) fail(ErrorCode::option, "x must not share memory with target");
+  if (is_blocked(x.dtype)) {
+    copy_rows(c, x, 0, target, offset, x.shape, strides, Use::updated);
+    return c.env.Undefined();
+  }
   StridedCopyArgs args = strided(x.dtype, x.shape, contiguous_strides(x.shape), strides, 0, offset);
   c.run<&OpTable::strided_copy>(args, {{args.in, x}, {args.out, target, Use::updated}});
   return c.env.Undefined();

@@ -35,6 +35,7 @@ class AbiHash {
 constexpr void add_ops(AbiHash& hash) {
 #define OP(...) hash.add("OP" #__VA_ARGS__);
 #define INPUT(...) hash.add("INPUT" #__VA_ARGS__);
+#define WEIGHT(...) hash.add("WEIGHT" #__VA_ARGS__);
 #define OPTIONAL_INPUT(...) hash.add("OPTIONAL_INPUT" #__VA_ARGS__);
 #define OUTPUT(...) hash.add("OUTPUT" #__VA_ARGS__);
 #define HOST_OUTPUT(...) hash.add("HOST_OUTPUT" #__VA_ARGS__);

@@ -85,6 +85,7 @@ static inline void dispatch_rounded(DType dtype, double value, F&& f) {
     case DType::bf16: return f(double_to_bf16(value));
     case DType::f16: return f(double_to_f16(value));
     case DType::i32: return f(saturate(value));
+    case DType::int8: return;  // no tensor of elements
   }
 }
 

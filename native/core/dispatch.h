@@ -16,6 +16,7 @@ static inline void dispatch_float(DType dtype, F&& f) {
 template <class F>
 static inline void dispatch_size(DType dtype, F&& f) {
   switch (dtype_size(dtype)) {
+    case 1: return f(uint8_t{});
     case 2: return f(uint16_t{});
     case 4: return f(uint32_t{});
     default: return f(uint64_t{});

@@ -45,6 +45,9 @@ constexpr bool given(const char* text) {
 #define TENSOR(role, name, type, optional, shape) \
   Declaration{Role::role, #name, offsetof(Args, name), ElementType::type, optional, shape},
 #define INPUT(name, type, shape) TENSOR(input, name, type, false, shape)
+#define WEIGHT(name, shape)                 \
+  TENSOR(input, name, weight, false, shape) \
+  Declaration{Role::stored, #name "_stored", offsetof(Args, name##_stored), ElementType::weight, false, #name},
 #define OPTIONAL_INPUT(name, type, shape) TENSOR(input, name, type, true, shape)
 #define OUTPUT(name, type, shape) TENSOR(output, name, type, false, shape)
 #define OPTIONAL_OUTPUT(name, type, shape) TENSOR(output, name, type, true, shape)
@@ -179,7 +182,8 @@ OpInfo derived(OpInfo info, const Declaration* begin, const Declaration* end) {
     field.is_size = field.role == Role::dim && std::strcmp(field.name, "size") == 0;
     if (field.is_tensor()) read_shape(field, info.fields);
     if (field.role == Role::group) info.group = &field;
-    if (field.role == Role::packed || field.role == Role::host_copy) field.of = tensor_named(info.fields, field.shape);
+    if (field.role == Role::packed || field.role == Role::stored || field.role == Role::host_copy)
+      field.of = tensor_named(info.fields, field.shape);
   }
   return info;
 }

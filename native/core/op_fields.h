@@ -14,6 +14,7 @@ enum class Role : uint8_t {
   updated,
   created,
   packed,
+  stored,
   host_copy,
   group,
   counts,
@@ -23,7 +24,7 @@ enum class Role : uint8_t {
   derived,
   attribute
 };
-enum class ElementType : uint8_t { real, any, i32, f32, f64 };
+enum class ElementType : uint8_t { real, weight, any, i32, f32, f64 };
 enum class AttributeType : uint8_t { size, seed, integer, number, flag, kind };
 
 // A dimension: 2*H is {2, {H}}, heads*d is {1, {heads, d}}.
@@ -38,7 +39,7 @@ struct Declaration {
   size_t offset;  // in the struct of arguments
   ElementType element = ElementType::real;
   bool optional = false;
-  const char* shape = "";  // of a tensor; or the tensor that a `packed` or `host_copy` belongs to
+  const char* shape = "";  // of a tensor; or the tensor that a `packed`, `stored` or `host_copy` belongs to
   AttributeType attribute = AttributeType::number;
   int64_t min = 0, max = 0;
   bool has_default = false;
@@ -55,7 +56,7 @@ struct Field : Declaration {
   bool has_derived = false;  // a letter of its shape is known only after the rules
   std::vector<Dim> dims;
   bool is_size = false;  // the letter of "...", its number of elements
-  size_t of = 0;         // index of the tensor that a `packed` or `host_copy` belongs to
+  size_t of = 0;         // index of the tensor that a `packed`, `stored` or `host_copy` belongs to
 
   bool is_tensor() const { return role <= Role::created; }
 };

@@ -3,6 +3,7 @@
 #include <new>
 #include <utility>
 
+#include "core/blocks.h"
 #include "core/capture.h"
 
 namespace st_moe {
@@ -123,13 +124,18 @@ int64_t shape_size(const Shape& shape) {
   return empty ? 0 : size;
 }
 
+size_t Tensor::bytes() const {
+  if (is_blocked(dtype) && shape.empty()) fail(ErrorCode::shape, "%s needs a dimension of blocks", dtype_name(dtype));
+  return static_cast<size_t>(bytes_of(dtype, size, shape.empty() ? 1 : shape[shape.size() - 1]));
+}
+
 Tensor plan_tensor(Device& device, DType dtype, const Shape& shape) {
   Tensor tensor;
   tensor.size = shape_size(shape);
   tensor.device = &device;
   tensor.dtype = dtype;
-  tensor.storage = std::make_shared<Storage>(device, static_cast<size_t>(tensor.size) * dtype_size(dtype));
   tensor.shape = shape;
+  tensor.storage = std::make_shared<Storage>(device, tensor.bytes());
   return tensor;
 }
 

@@ -121,6 +121,7 @@ struct Tensor {
   int64_t size = 0;
 
   void* data() const { return storage->data(); }
+  size_t bytes() const;  // of its elements; throws Error(shape) if the dtype is blocked and it has no dimension
 };
 
 // Elements of a shape. Throws Error(shape) if a dimension is negative or the size exceeds 2^46 elements.

@@ -17,6 +17,7 @@ class ActivationRows {
       : data_(static_cast<char*>(data)),
         columns_(columns),
         low_(low_precision(ctx, compute)),
+        type_(low_ ? compute : dtype_of<T>),
         bf16_(compute == DType::bf16),
         stride_(low_ ? 2 * stride : stride) {}
   ActivationRows(const Context& ctx, const Scratch<T>& memory, int64_t columns, DType compute)
@@ -37,8 +38,8 @@ class ActivationRows {
   }
 
   // Operands of a GEMM from row r on: the rows themselves, or their transpose; and its result.
-  MatrixView<T> rows(int64_t r) const { return {as<T>(at(r, 0)), stride_, 1, nullptr, low_ != nullptr}; }
-  MatrixView<T> transposed(int64_t r) const { return {as<T>(at(r, 0)), 1, stride_, nullptr, low_ != nullptr}; }
+  MatrixView<T> rows(int64_t r) const { return {as<T>(at(r, 0)), stride_, 1, nullptr, type_}; }
+  MatrixView<T> transposed(int64_t r) const { return {as<T>(at(r, 0)), 1, stride_, nullptr, type_}; }
   void take_result(GemmProblem<T>& p, int64_t r) const {
     p.c = as<T>(at(r, 0)), p.c_stride = stride_, p.low_c = low_ != nullptr;
   }
@@ -100,6 +101,7 @@ class ActivationRows {
   char* data_;
   int64_t columns_;
   const LowPrecision* low_;
+  DType type_;
   bool bf16_;
   int64_t stride_;  // elements as they are stored
 };

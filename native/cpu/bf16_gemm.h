@@ -13,7 +13,12 @@ struct MatrixView {
   const T* data;
   int64_t row_stride, col_stride;
   const int32_t* rows = nullptr;
-  bool low = false;  // the elements are rounded to `compute` already, in its 16 bits; in B with a col_stride of 1
+  // bf16 or f16: of elements that are in its 16 bits. In A it is `compute`. A blocked type: in B alone.
+  DType type = sizeof(T) == sizeof(float) ? DType::f32 : DType::f64;
+  const uint16_t* scales = nullptr;  // of blocks: those of the first element's row and on
+
+  bool low() const { return dtype_size(type) == 2; }
+  bool plain() const { return dtype_size(type) == sizeof(T); }
 };
 
 template <class T>

@@ -65,11 +65,11 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
   const auto numbers = ActivationNumbers<T>::of(args);
   const auto dropout = HiddenDropout<T>::of(args, assignments.assignment());
   const T* x = static_cast<const T*>(args.x);
-  const T *w1 = static_cast<const T*>(args.w1), *b1 = static_cast<const T*>(args.b1);
-  const T *w2 = static_cast<const T*>(args.w2), *b2 = static_cast<const T*>(args.b2);
-  const MatrixView<T> w1_view{w1, 1, D}, w2_view{w2, 1, H};
-  const PackedWeights<T> w1_packed(ctx, args.w1_packed, w1_view, E, P * D, D, P, args.compute);
-  const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2_view, E, O * H, H, O, args.compute);
+  const T *b1 = static_cast<const T*>(args.b1), *b2 = static_cast<const T*>(args.b2);
+  const auto w1 = [&](int64_t e) { return weights_of<T>(args.w1, args.w1_stored, 1, D, E * P * D, e * P * D); };
+  const auto w2 = [&](int64_t e) { return weights_of<T>(args.w2, args.w2_stored, 1, H, E * O * H, e * O * H); };
+  const PackedWeights<T> w1_packed(ctx, args.w1_packed, w1(0), E, P * D, D, P, args.compute);
+  const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2(0), E, O * H, H, O, args.compute);
 
   const auto compute = [&](const Context& ctx, const Span& span) {
     const int64_t begin = span.begin, end = span.end;
@@ -86,8 +86,7 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
       if (piece.begin >= piece.end) continue;
       const int32_t* token = assignments.token();
       const MatrixView<T> in{token ? x : x + piece.begin * D, D, 1, token ? token + piece.begin : nullptr};
-      const MatrixView<T> weights{w1 + e * P * D, 1, D};
-      problems[count] = {piece.rows(), P, D, in, weights, nullptr, P, b1 ? b1 + e * P : nullptr};
+      problems[count] = {piece.rows(), P, D, in, w1(e), nullptr, P, b1 ? b1 + e * P : nullptr};
       pre.take_result(problems[count], piece.begin - begin);
       problems[count].packed_b = w1_packed.at(e);
       pieces[count++] = piece;
@@ -107,9 +106,8 @@ static void expert_rows(const Context& ctx, const ExpertFfnArgs& args, const Ass
     });
     for (int64_t i = 0; i < count; ++i) {
       const Piece& piece = pieces[i];
-      const MatrixView<T> weights{w2 + piece.expert * O * H, 1, H};
       const T* bias = b2 ? b2 + piece.expert * O : nullptr;
-      problems[i] = {piece.rows(), O, H, h.rows(piece.begin - begin), weights, nullptr, O, bias};
+      problems[i] = {piece.rows(), O, H, h.rows(piece.begin - begin), w2(piece.expert), nullptr, O, bias};
       y.take_result(problems[i], piece.begin);
       problems[i].packed_b = w2_packed.at(piece.expert);
     }

@@ -197,15 +197,15 @@ template <class T>
 static void rows_backward(const Context& ctx, const Chunk<T>& chunk, int64_t first, int64_t last) {
   using Problem = GemmProblem<T>;
   const ExpertFfnBackwardArgs& args = chunk.args;
-  const int64_t D = args.D, O = args.O, H = args.H, P = chunk.pre(), columns = chunk.columns();
-  const T *w1 = static_cast<const T*>(args.w1), *w2 = static_cast<const T*>(args.w2);
+  const int64_t D = args.D, O = args.O, E = args.E, H = args.H, P = chunk.pre(), columns = chunk.columns();
   if (first == last) return;
   const Piece &head = chunk.blocks[first], &tail = chunk.blocks[last - 1];
   const Span span{head.expert, tail.expert + 1, head.begin, tail.end};
 
   load_gradient(ctx, chunk, first, last);
   expert_gemms(ctx, chunk, span, false, [&](int64_t e, int64_t r, int64_t rows) {
-    Problem p{rows, H, O, chunk.g.rows(r), {w2 + e * O * H, H, 1}, nullptr, H};
+    Problem p{rows,    H, O, chunk.g.rows(r), weights_of<T>(args.w2, args.w2_stored, H, 1, E * O * H, e * O * H),
+              nullptr, H};
     chunk.q.take_result(p, r);
     p.packed_b = chunk.w2_packed.at(e);
     return p;
@@ -223,7 +223,8 @@ static void rows_backward(const Context& ctx, const Chunk<T>& chunk, int64_t fir
   });
   if (chunk.dx_rows)
     expert_gemms(ctx, chunk, span, false, [&](int64_t e, int64_t r, int64_t rows) {
-      Problem p{rows, D, P, chunk.da.rows(r), {w1 + e * P * D, D, 1}, nullptr, D};
+      Problem p{rows,    D, P, chunk.da.rows(r), weights_of<T>(args.w1, args.w1_stored, D, 1, E * P * D, e * P * D),
+                nullptr, D};
       chunk.dx_rows->take_result(p, chunk.all.begin + r);
       p.packed_b = chunk.w1_packed.at(e);
       return p;
@@ -288,7 +289,8 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   const Scratch<T> q(chunk_rows * Rows::stride_of(H, compute)), da(chunk_rows * Rows::stride_of(P, compute));
   Scratch<T> dot_parts(dots ? chunk_rows * (ceil_div(H, kColumnBlock) + 1) : 0);
   Scratch<T> sum_parts(biases ? chunk_blocks * (hidden_biases(args.activation, H) + O) : 0);
-  const MatrixView<T> w1{static_cast<const T*>(args.w1), D, 1}, w2{static_cast<const T*>(args.w2), H, 1};
+  const auto w1 = weights_of<T>(args.w1, args.w1_stored, D, 1, E * P * D);
+  const auto w2 = weights_of<T>(args.w2, args.w2_stored, H, 1, E * O * H);
   const PackedWeights<T> w1_packed(ctx, dx_rows ? args.w1_packed : nullptr, w1, E, P * D, P, D, compute);
   const PackedWeights<T> w2_packed(ctx, args.w2_packed, w2, E, O * H, O, H, compute);
   const ExpertBias<T> b1(args.b1, P, T(0)), mult_bias(args.mult_bias, H, T(1)), b2(args.b2, O, T(0));

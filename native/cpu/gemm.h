@@ -1,4 +1,5 @@
 #pragma once
+#include "core/blocks.h"
 #include "cpu/bf16_gemm.h"
 #include "cpu/kernel.h"
 
@@ -20,6 +21,22 @@ int64_t packed_size(const Context& ctx, int64_t K, int64_t N, DType compute);
 template <class T>
 void pack_weights(const Context& ctx, const MatrixView<T>& b, int64_t batch, int64_t batch_stride, int64_t K, int64_t N,
                   DType compute, T* out);
+
+// The weights from element `first` on of the `size` that an op got, in the type that they are stored in.
+template <class T>
+static inline MatrixView<T> weights_of(const void* data, DType stored, int64_t row_stride, int64_t col_stride,
+                                       int64_t size, int64_t first = 0) {
+  if (is_blocked(stored)) {
+    const auto* q = static_cast<const int8_t*>(data);
+    const auto* scales = reinterpret_cast<const uint16_t*>(q + scales_at(size));
+    const int64_t row = max_of(row_stride, col_stride);
+    if (first > 0) q += first, scales += first / row * blocks_of(row);
+    return {reinterpret_cast<const T*>(q), row_stride, col_stride, nullptr, stored, scales};
+  }
+  const bool low = dtype_size(stored) == 2;
+  const char* from = static_cast<const char*>(data) + first * static_cast<int64_t>(low ? 2 : sizeof(T));
+  return {reinterpret_cast<const T*>(from), row_stride, col_stride, nullptr, low ? stored : dtype_of<T>};
+}
 
 // How operands of `compute` are converted; null if they are not in 16 bits.
 const LowPrecision* low_precision(const Context& ctx, DType compute);

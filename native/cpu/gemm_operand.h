@@ -12,8 +12,9 @@
 //   along_k(p)     a vector of packs of one row, from p[0 … lanes · k_pack)
 //   lane128(p)     16 bytes of the same
 //   across(p, q)   a vector of packs of one k, from rows k (p) and k + 1 (q; read if k_pack is 2)
-// and for a low-precision type along_k and across of elements that have its 16 bits already, and
+// and for a low-precision type along_k, lane128 and across of elements that have its 16 bits already, and
 //   widen, round   rows of those to float32 and back
+//   dtype          that type
 //   low_in_place   whether rows of those are packs as they are
 namespace st_moe::cpu::ST_MOE_ISA {
 
@@ -25,6 +26,21 @@ struct Lane128 {
 
   static inline V load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
 };
+
+// Integers as float32.
+static inline Simd<float>::V from_int8(const int8_t* p) {
+#if defined(__AVX512F__)
+  const __m128i levels = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return reinterpret_cast<Simd<float>::V>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(levels)));
+#elif defined(__AVX2__)
+  const __m128i levels = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return reinterpret_cast<Simd<float>::V>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(levels)));
+#else
+  float wide[Simd<float>::lanes];
+  for (int i = 0; i < Simd<float>::lanes; ++i) wide[i] = static_cast<float>(p[i]);
+  return Simd<float>::load(wide);
+#endif
+}
 
 // Unrounded elements.
 template <class T>
@@ -39,9 +55,10 @@ struct Exact {
 };
 
 // Elements rounded to a low-precision type, to nearest even, and stored as float32.
-template <DType dtype>
+template <DType low_dtype>
 struct Rounded {
   using Element = float;
+  static constexpr DType dtype = low_dtype;
   using Low = std::conditional_t<dtype == DType::bf16, Bf16, F16>;
   static constexpr int k_pack = 1;
   static constexpr bool exact = false, low_in_place = false;
@@ -80,9 +97,18 @@ struct Rounded {
       memcpy(&bits, p, sizeof bits);
       return reinterpret_cast<S::V>(__builtin_convertvector(bits, Wide) << 16);
     }
+#if defined(__AVX512F__)
+    return reinterpret_cast<S::V>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#else
     float lane[S::lanes];
     widen(p, lane, S::lanes);
     return S::load(lane);
+#endif
+  }
+  static inline Lane128<float>::V lane128(const uint16_t* p) {
+    float lane[Lane128<float>::size];
+    for (int i = 0; i < Lane128<float>::size; ++i) lane[i] = Low::load(p[i]);
+    return Lane128<float>::load(lane);
   }
   static inline Simd<float>::V across(const uint16_t* p, const uint16_t*) { return along_k(p); }
 };
@@ -124,6 +150,7 @@ struct Bf16Pairs {
   using Element = float;
   using V = Simd<float>::V;
   static constexpr int k_pack = 2;
+  static constexpr DType dtype = DType::bf16;
   static constexpr bool exact = false, low_in_place = true;
 
   static inline V along_k(const float* p) {
@@ -137,6 +164,9 @@ struct Bf16Pairs {
   }
 
   static inline V along_k(const uint16_t* p) { return reinterpret_cast<V>(_mm512_loadu_si512(p)); }
+  static inline Lane128<float>::V lane128(const uint16_t* p) {
+    return reinterpret_cast<Lane128<float>::V>(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   static inline V across(const uint16_t* p, const uint16_t* next) {
     const auto row = [](const uint16_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); };
     return interleaved(_mm512_inserti64x4(_mm512_castsi256_si512(row(p)), row(next), 1));
@@ -200,6 +230,7 @@ struct Bf16Pairs {
   using Element = float;
   using V = Simd<float>::V;
   static constexpr int k_pack = 2;
+  static constexpr DType dtype = DType::bf16;
   static constexpr bool exact = false, low_in_place = true;
 
   static inline V along_k(const float* p) { return rounded(p, p + 4); }
@@ -210,6 +241,7 @@ struct Bf16Pairs {
   }
 
   static inline V along_k(const uint16_t* p) { return reinterpret_cast<V>(vld1q_u16(p)); }
+  static inline V lane128(const uint16_t* p) { return along_k(p); }
   static inline V across(const uint16_t* p, const uint16_t* next) { return interleaved(vld1_u16(p), vld1_u16(next)); }
 
   static constexpr auto widen = Rounded<DType::bf16>::widen;

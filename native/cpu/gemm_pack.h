@@ -41,13 +41,72 @@ static inline void for_parts(F&& f) {
     f(Operand(), 0);
 }
 
+// Of elements that are stored as S.
+template <class S, class T>
+static inline PanelSource<S> source_of(const PanelSource<T>& source) {
+  return {reinterpret_cast<const S*>(source.data),
+          source.w_stride,
+          source.k_stride,
+          source.w_rows,
+          source.k_rows,
+          source.K};
+}
+
 // Calls f with the source, as one of 16-bit elements if it is.
 template <class Operand, class T, class F>
 static inline void with_elements(const PanelSource<T>& source, bool low, F&& f) {
   if constexpr (!Operand::exact)
-    if (low)
-      return f(PanelSource<uint16_t>{reinterpret_cast<const uint16_t*>(source.data), source.w_stride, source.k_stride,
-                                     source.w_rows, source.k_rows, source.K});
+    if (low) return f(source_of<uint16_t>(source));
+  f(source);
+}
+
+// Elements of another type than the operand's, which are widened to float32 first: widen(p, to, count), elements from p
+// on that follow each other.
+template <DType dtype>
+struct WidenedSource : PanelSource<uint16_t> {
+  static void widen(const uint16_t* p, float* to, int64_t count) { Rounded<dtype>::widen(p, to, count); }
+};
+// Blocks of int8 whose rows are along k or along w, without gaps.
+struct BlockedSource : PanelSource<int8_t> {
+  const uint16_t* scales;
+
+  void widen(const int8_t* p, float* __restrict to, int64_t count) const {
+    constexpr int lanes = Simd<float>::lanes;
+    const int64_t row = max_of(w_stride, k_stride), at = p - data;
+    const uint16_t* scale = scales + at / row * blocks_of(row) + at % row / kBlockElements;
+    // Rows of one element are along k and w, so they may follow each other.
+    for (int64_t column = at % row, i = 0; i < count; column = column < row ? column : 0) {
+      const float factor = f16_to_float(*scale++);
+      const int64_t end = min_of(row, (column / kBlockElements + 1) * kBlockElements);
+      const int64_t last = i + min_of(end - column, count - i);
+      column += last - i;
+      for (; i + lanes <= last; i += lanes) Simd<float>::store(to + i, from_int8(p + i) * factor);
+      for (; i < last; ++i) to[i] = static_cast<float>(p[i]) * factor;
+    }
+  }
+};
+template <class Source>
+constexpr bool is_widened = requires(const Source& source, float* to) { source.widen(source.data, to, int64_t{}); };
+
+template <class Operand>
+constexpr DType low_type = DType::f32;  // none
+template <class Operand>
+  requires(kParts<Operand> == 1 && requires { Operand::dtype; })
+constexpr DType low_type<Operand> = Operand::dtype;
+
+// The same for elements of B, which are of any type.
+template <class Operand, class T, class F>
+static inline void with_weights(const MatrixView<T>& b, int64_t K, F&& f) {
+  const PanelSource<T> source{b.data, b.col_stride, b.row_stride, nullptr, b.rows, K};
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (b.low()) {
+      if constexpr (dtype_size(low_type<Operand>) == 2)
+        if (b.type == low_type<Operand>) return f(source_of<uint16_t>(source));
+      if (b.type == DType::bf16) return f(WidenedSource<DType::bf16>{source_of<uint16_t>(source)});
+      return f(WidenedSource<DType::f16>{source_of<uint16_t>(source)});
+    }
+    if (is_blocked(b.type)) return f(BlockedSource{source_of<int8_t>(source), b.scales});
+  }
   f(source);
 }
 
@@ -195,11 +254,11 @@ static void pack_a_transposed(const PanelSource<S>& source, int64_t row0, int64_
 // ---- B --------------------------------------------------------------------------------------------------------
 
 // `lanes` columns of one panel from rows of elements: 128 bits of each, transposed.
-template <class Operand, class T>
-static inline void pack_columns(const T* const* column, int64_t elements, T* out) {
+template <class Operand, class S, class T>
+static inline void pack_columns(const S* const* column, int64_t elements, T* out) {
   constexpr int U = Lane128<T>::size, L = Simd<T>::lanes, P = Operand::k_pack;
   constexpr int64_t cols = TileShape<T>::cols;
-  const auto block = [&](const T* const* from, int64_t k, T* to) {
+  const auto block = [&](const S* const* from, int64_t k, T* to) {
     typename Simd<T>::V r[U];
 #pragma GCC unroll 4
     for (int i = 0; i < U; ++i) {
@@ -223,8 +282,9 @@ static inline void pack_columns(const T* const* column, int64_t elements, T* out
 #endif
   for (; k + U * P <= elements; k += U * P, out += U * cols) block(column, k, out);
   if (k == elements) return;
-  T rest[L][U * P] = {}, padded[U * cols];
-  const T* from[L];
+  S rest[L][U * P] = {};
+  T padded[U * cols];
+  const S* from[L];
   for (int i = 0; i < L; ++i) {
     for (int64_t j = 0; j < elements - k; ++j) rest[i][j] = column[i][k + j];
     from[i] = rest[i];
@@ -262,16 +322,16 @@ static void pack_b_along_w(const PanelSource<S>& source, int64_t col0, int64_t w
   }
 }
 
-template <class Operand, class T>
-static void pack_b_along_k(const PanelSource<T>& source, int64_t col0, int64_t width, int64_t k0, int64_t elements,
+template <class Operand, class S, class T>
+static void pack_b_along_k(const PanelSource<S>& source, int64_t col0, int64_t width, int64_t k0, int64_t elements,
                            T* out) {
   constexpr int64_t L = Simd<T>::lanes, cols = TileShape<T>::cols;
   constexpr int64_t longest = TileShape<T>::block_k * Operand::k_pack;
-  static const T zeros[longest] = {};
+  static const S zeros[longest] = {};
   const bool gathers = !source.along_k();
-  Scratch<T> buffer(gathers ? L * longest : 0);
+  Scratch<S> buffer(gathers ? L * longest : 0);
   for (int64_t g = 0; g < cols; g += L) {
-    const T* column[L];
+    const S* column[L];
     for (int64_t i = 0; i < L; ++i)
       column[i] = g + i < width
                       ? run_along_k(source, col0 + g + i, k0, elements, buffer.get() + (gathers ? i * longest : 0))
@@ -286,12 +346,38 @@ static void pack_b(const PanelSource<S>& source, int64_t col0, int64_t width, in
   for (int64_t k = ceil_div(elements, Operand::k_pack); k < packs_of<Operand>(elements); ++k)
     for (int64_t g = 0; g < cols; g += L) Simd<T>::store(out + k * cols + g, typename Simd<T>::V{});
   if (source.along_w()) return pack_b_along_w<Operand>(source, col0, width, k0, elements, out);
-  if constexpr (std::is_same_v<S, T>) pack_b_along_k<Operand>(source, col0, width, k0, elements, out);
+  pack_b_along_k<Operand>(source, col0, width, k0, elements, out);
 }
 
-template <class Operand, class S, class T>
-static void pack_b_parts(const PanelSource<S>& source, int64_t col0, int64_t width, int64_t k0, int64_t elements,
-                         T* out) {
+// A few rows or columns at a time in float32.
+template <class Operand, class Source>
+  requires is_widened<Source>
+static void pack_b(const Source& source, int64_t col0, int64_t width, int64_t k0, int64_t elements, float* out) {
+  constexpr int64_t cols = TileShape<float>::cols, longest = TileShape<float>::block_k * Operand::k_pack;
+  constexpr int64_t depth = 16 * Operand::k_pack;
+  if (!source.along_w()) {
+    const Scratch<float> wide(cols * longest);
+    for (int64_t w = 0; w < width; ++w) {
+      float* const to = wide.get() + w * longest;
+      if (source.along_k())
+        source.widen(source.at(col0 + w, k0), to, elements);
+      else
+        for (int64_t k = 0; k < elements; ++k) source.widen(source.at(col0 + w, k0 + k), to + k, 1);
+    }
+    return pack_b<Operand>(PanelSource<float>{wide.get(), longest, 1, nullptr, nullptr, elements}, 0, width, 0,
+                           elements, out);
+  }
+  float wide[depth * cols];
+  for (int64_t k = 0; k < elements; k += depth) {
+    const int64_t count = min_of(depth, elements - k);
+    for (int64_t i = 0; i < count; ++i) source.widen(source.at(col0, k0 + k + i), wide + i * cols, width);
+    pack_b<Operand>(PanelSource<float>{wide, 1, cols, nullptr, nullptr, count}, 0, width, 0, count,
+                    out + k / Operand::k_pack * cols);
+  }
+}
+
+template <class Operand, class Source, class T>
+static void pack_b_parts(const Source& source, int64_t col0, int64_t width, int64_t k0, int64_t elements, T* out) {
   for_parts<Operand>([&](auto part, int64_t index) {
     pack_b<decltype(part)>(source, col0, width, k0, elements,
                            out + index * packs_of<Operand>(elements) * TileShape<T>::cols);

@@ -2,8 +2,8 @@
 #include "cpu/gemm.h"
 #include "cpu/gemm_pack.h"
 
-// Skinny GEMM in float32, as in decoding: reads B once, in place, at memory bandwidth. Columns of B that are contiguous
-// in k (a weight [N, K]) use dot products; rows of B (the same weight in a backward) are summed, a few at a time.
+// Skinny GEMM, as in decoding: reads B once, in place, at memory bandwidth. Columns of B that are contiguous in k (a
+// weight [N, K]) use dot products; rows of a B in float32 (the same weight in a backward) are summed, a few at a time.
 namespace st_moe::cpu::ST_MOE_ISA {
 
 constexpr int kDotRows = 4;  // at a time
@@ -33,30 +33,111 @@ static inline typename Lane128<T>::V sum_lanes(typename Simd<T>::V* r) {
   return part[0];
 }
 
-template <class T>
+// Multiplies packs of the operand.
+template <class Operand>
+struct MathOf {
+  using Math = Multiply<typename Operand::Element>;
+};
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+template <>
+struct MathOf<Bf16Pairs> {
+  using Math = MultiplyPairs;
+};
+#endif
+
+// A column of B that is contiguous in k, as vectors of packs: at(k), of the elements from k on, and first(k, n), of the
+// first n of those, and zeros. Weights: the operand type whose along_k makes packs of what B stores, S.
+template <class Weights, class S>
+struct Column {
+  using Stored = S;
+  using T = typename Weights::Element;
+  using V = typename Simd<T>::V;
+  static constexpr int64_t step = Simd<T>::lanes * Weights::k_pack;
+
+  Column() = default;
+  Column(const MatrixView<T>& b, int64_t col) : p(reinterpret_cast<const S*>(b.data) + col * b.col_stride) {}
+
+  V at(int64_t k) const { return Weights::along_k(p + k); }
+  V first(int64_t k, int64_t n) const {
+    S some[max_of<int64_t>(step, 16)];
+    copy_first<step>(p + k, n, some);
+    return Weights::along_k(some);
+  }
+
+  const S* p;
+};
+
+// The same of blocks, from float32.
+template <class Operand>
+struct BlockedColumn {
+  using Stored = int8_t;
+  using V = Simd<float>::V;
+  static constexpr int64_t lanes = Simd<float>::lanes, step = lanes * Operand::k_pack;
+  static_assert(kBlockElements % step == 0, "a vector of packs has one scale");
+
+  BlockedColumn() = default;
+  BlockedColumn(const MatrixView<float>& b, int64_t col)
+      : p(reinterpret_cast<const int8_t*>(b.data) + col * b.col_stride),
+        scales(b.scales + col * blocks_of(b.col_stride)) {}
+
+  V at(int64_t k) const { return scaled(p + k, k); }
+  V first(int64_t k, int64_t n) const {
+    int8_t some[step] = {};
+    for (int64_t i = 0; i < n; ++i) some[i] = p[k + i];
+    return scaled(some, k);
+  }
+
+  const int8_t* p;
+  const uint16_t* scales;
+
+ private:
+  V scaled(const int8_t* from, int64_t k) const {
+    const uint16_t* scale = scales + static_cast<uint64_t>(k) / kBlockElements;
+#if defined(__AVX512F__)
+    const V factor = reinterpret_cast<V>(_mm512_cvtph_ps(_mm256_set1_epi16(static_cast<int16_t>(*scale))));
+#else
+    const V factor = Simd<float>::set(f16_to_float(*scale));
+#endif
+    float wide[step];
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < step; i += lanes) {
+      Simd<float>::store(wide + i, from_int8(from + i) * factor);
+    }
+    return Operand::along_k(wide);
+  }
+};
+
+template <class Operand, class BColumn>
 class SkinnyGemm {
+  using T = typename Operand::Element;
   using S = Simd<T>;
-  using Math = Multiply<T>;
+  using Stored = typename BColumn::Stored;
+  using Math = typename MathOf<Operand>::Math;
+  static constexpr int64_t step = S::lanes * Operand::k_pack;  // elements of k in a vector
+  static constexpr bool in_place = std::is_same_v<Stored, T>;
 
  public:
   static bool fits(const GemmProblem<T>& p) {
     if (p.M > kSkinnyRows || p.K == 0) return false;
-    return by_dots(p) || (p.b.col_stride == 1 && p.K * p.N * static_cast<int64_t>(sizeof(T)) >= kSkinnyLeastBytes);
+    if (by_dots(p)) return Operand::exact || p.a.col_stride == 1;
+    return in_place && p.b.col_stride == 1 && p.K * p.N * static_cast<int64_t>(sizeof(T)) >= kSkinnyLeastBytes;
   }
   // Elements of scratch memory.
-  static int64_t packed(const GemmProblem<T>& p) { return p.M * (padded_k(p.K) + (by_dots(p) ? 0 : kSumColumns)); }
+  static int64_t packed(const GemmProblem<T>& p) { return p.M * (row_packs(p.K) + (by_dots(p) ? 0 : kSumColumns)); }
 
   // Columns [begin, end) of C.
   static void run(const GemmProblem<T>& p, int64_t begin, int64_t end, T* packed) {
     const PanelSource<T> a{p.a.data, p.a.row_stride, p.a.col_stride, p.a.rows, nullptr, p.K};
-    const int64_t stride = padded_k(p.K);
-    for (int64_t row = 0; row < p.M; ++row) pack(a, row, packed + row * stride);
-    if (!by_dots(p)) {
+    const int64_t stride = row_packs(p.K);
+    with_elements<Operand>(a, p.a.low(), [&](const auto& from) {
+      for (int64_t row = 0; row < p.M; ++row) pack(from, row, packed + row * stride);
+    });
+    if (in_place && !by_dots(p)) {
       for (int64_t col = begin; col < end; col += kSumColumns)
         sum_rows(p, col, min_of(kSumColumns, end - col), packed, packed + p.M * stride);
       return;
     }
-    const int64_t fitting = kSkinnyBlockBytes / (p.K * static_cast<int64_t>(sizeof(T)));
+    const int64_t fitting = kSkinnyBlockBytes / (p.K * static_cast<int64_t>(sizeof(Stored)));
     const int64_t width = max_of<int64_t>(1, fitting / kManyColumns) * kManyColumns;
     for (int64_t col = begin; col < end; col += width)
       for (int64_t row = 0; row < p.M; row += kDotRows)
@@ -66,17 +147,27 @@ class SkinnyGemm {
  private:
   static constexpr int64_t kSumColumns = kSumBytes / static_cast<int64_t>(sizeof(T));
 
-  static bool by_dots(const GemmProblem<T>& p) { return p.b.row_stride == 1 && !p.b.rows; }
-  static int64_t padded_k(int64_t K) { return ceil_div(K, S::lanes) * S::lanes; }
+  // Of blocks, columns are whole rows of the weight, and not a row of B that has one column.
+  static bool by_dots(const GemmProblem<T>& p) {
+    return p.b.row_stride == 1 && !p.b.rows && (!is_blocked(p.b.type) || p.b.col_stride == p.K);
+  }
+  static int64_t row_packs(int64_t K) { return ceil_div(K, step) * S::lanes; }
 
-  static void pack(const PanelSource<T>& a, int64_t row, T* out) {
-    const T* p = a.at(row, 0);
-    for (int64_t k = 0; k < a.K; ++k) out[k] = p[k * a.k_stride];
-    for (int64_t k = a.K; k < padded_k(a.K); ++k) out[k] = 0;
+  template <class E>
+  static void pack(const PanelSource<E>& a, int64_t row, T* out) {
+    const E* p = a.at(row, 0);
+    if constexpr (Operand::exact) {
+      for (int64_t k = 0; k < a.K; ++k) out[k] = p[k * a.k_stride];
+      for (int64_t k = a.K; k < row_packs(a.K); ++k) out[k] = 0;
+    } else {
+      pack_row<Operand>(p, a.K, out);
+    }
   }
 
   static void write(const GemmProblem<T>& p, int64_t row, int64_t col, T value) {
     if (p.bias) value += p.bias[col];
+    if constexpr (!Operand::exact)
+      if (p.low_c) return Operand::round(&value, reinterpret_cast<uint16_t*>(p.c) + row * p.c_stride + col, 1);
     T& c = p.c[row * p.c_stride + col];
     c = p.accumulate ? c + value : value;
   }
@@ -85,7 +176,7 @@ class SkinnyGemm {
 
   // Columns [col, col + width) of C. sums [M, kSumColumns].
   static void sum_rows(const GemmProblem<T>& p, int64_t col, int64_t width, const T* a, T* sums) {
-    const int64_t stride = padded_k(p.K), block_k = kSkinnyBlockBytes / kSumBytes;
+    const int64_t stride = row_packs(p.K), block_k = kSkinnyBlockBytes / kSumBytes;
     for (int64_t i = 0; i < p.M * kSumColumns; ++i) sums[i] = 0;
     for (int64_t k0 = 0; k0 < p.K; k0 += block_k)
       for (int64_t row = 0; row < p.M; row += kDotRows)
@@ -109,7 +200,7 @@ class SkinnyGemm {
   template <int R, int Z>
   static void add_k(const GemmProblem<T>& p, int64_t k, int64_t col, int64_t width, const T* a, T* sums) {
     using V = typename S::V;
-    const int64_t stride = padded_k(p.K);
+    const int64_t stride = row_packs(p.K);
     const T *b[Z], *next[Z];
     V av[Z][R];
 #pragma GCC unroll 4
@@ -174,16 +265,16 @@ class SkinnyGemm {
     using V = typename S::V;
     constexpr int U = Lane128<T>::size, chains = C > 1 ? 1 : 4;  // enough sums to hide the latency
     // Prefetch distance of B, into the L2 cache. Both figures are measured.
-    constexpr int64_t ahead = (C > 1 ? kAheadBytes : 4 << 10) / static_cast<int64_t>(sizeof(T));
-    const int64_t stride = padded_k(p.K);
-    const T* b[C];
+    constexpr int64_t size = sizeof(Stored), ahead = (C > 1 ? kAheadBytes : 4 << 10) / size;
+    const int64_t stride = row_packs(p.K);
+    BColumn b[C];
 #pragma GCC unroll 4
-    for (int64_t j = 0; j < C; ++j) b[j] = p.b.data + (col + min_of(j, width - 1)) * p.b.col_stride;
+    for (int64_t j = 0; j < C; ++j) b[j] = BColumn(p.b, col + min_of(j, width - 1));
     V acc[chains][C][kDotRows] = {};
-    const auto multiply = [&](int chain, const T* const* from, int64_t at, const T* x) __attribute__((always_inline)) {
+    const auto multiply = [&](int chain, const T* x, auto&& column) __attribute__((always_inline)) {
       V bv[C];
 #pragma GCC unroll 4
-      for (int j = 0; j < C; ++j) bv[j] = S::load(from[j] + at);
+      for (int j = 0; j < C; ++j) bv[j] = column(b[j]);
 #pragma GCC unroll 4
       for (int i = 0; i < R; ++i) {
         const V av = S::load(x + i * stride);
@@ -192,22 +283,16 @@ class SkinnyGemm {
       }
     };
     int64_t k = 0;
-    for (; k + chains * S::lanes <= p.K; k += chains * S::lanes, a += chains * S::lanes) {
+    for (; k + chains * step <= p.K; k += chains * step, a += chains * S::lanes) {
 #pragma GCC unroll 16
-      for (int64_t i = 0; i < C * chains * S::lanes; i += S::lanes) __builtin_prefetch(b[0] + C * k + i + ahead, 0, 2);
+      for (int64_t i = 0; i < C * chains * step; i += kVectorBytes / size)
+        __builtin_prefetch(b[0].p + C * k + i + ahead, 0, 2);
 #pragma GCC unroll 8
-      for (int c = 0; c < chains; ++c) multiply(c, b, k + c * S::lanes, a + c * S::lanes);
+      for (int c = 0; c < chains; ++c)
+        multiply(c, a + c * S::lanes, [&](const BColumn& from) { return from.at(k + c * step); });
     }
-    for (; k + S::lanes <= p.K; k += S::lanes, a += S::lanes) multiply(0, b, k, a);
-    if (k < p.K) {
-      T rest[C][S::lanes];
-      const T* from[C];
-      for (int j = 0; j < C; ++j) {
-        from[j] = rest[j];
-        S::store(rest[j], S::load_first(b[j] + k, p.K - k));
-      }
-      multiply(0, from, 0, a);
-    }
+    for (; k + step <= p.K; k += step, a += S::lanes) multiply(0, a, [&](const BColumn& from) { return from.at(k); });
+    if (k < p.K) multiply(0, a, [&](const BColumn& from) { return from.first(k, p.K - k); });
 #pragma GCC unroll 4
     for (int j = 0; j < C; ++j) {
 #pragma GCC unroll 4

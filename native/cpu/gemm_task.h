@@ -98,17 +98,31 @@ template <class Operand, class Math>
 class Task {
   using T = typename Operand::Element;
   using Shape = TileShape<T>;
-  using Skinny = SkinnyGemm<T>;
   static constexpr int64_t panel_b(int64_t packs) { return Shape::cols * packs * kParts<Operand>; }
-  static constexpr bool skinny = std::is_same_v<Operand, Exact<float>>;  // for other operands it is not worth the code
+
+  // Calls f with the skinny GEMM that computes the problem, if there is one; whether there is. It is not worth the code
+  // for operands that are rounded.
+  template <class F>
+  static bool as_skinny(const GemmProblem<T>& p, F&& f) {
+    const auto try_one = [&](auto gemm) { return gemm.fits(p) && (f(gemm), true); };
+    if constexpr (std::is_same_v<T, float> && kParts<Operand> == 1)
+      if (is_blocked(p.b.type)) return try_one(SkinnyGemm<Operand, BlockedColumn<Operand>>());
+    if constexpr (std::is_same_v<Operand, Exact<float>>) {
+      if (p.b.type == DType::bf16) return try_one(SkinnyGemm<Operand, Column<Rounded<DType::bf16>, uint16_t>>());
+      if (p.b.type == DType::f16) return try_one(SkinnyGemm<Operand, Column<Rounded<DType::f16>, uint16_t>>());
+      return try_one(SkinnyGemm<Operand, Column<Operand, float>>());
+    } else if constexpr (dtype_size(low_type<Operand>) == 2) {
+      return p.b.type == low_type<Operand> && try_one(SkinnyGemm<Operand, Column<Operand, uint16_t>>());
+    }
+    return false;
+  }
 
  public:
   struct Size {  // elements that tasks need: packed ones of A and B, and sums of a C that is rounded
     int64_t a = 0, b = 0, c = 0;
 
     void fit(const GemmProblem<T>& p, const Split& split) {
-      if constexpr (skinny)
-        if (Skinny::fits(p)) return void(a = max_of(a, Skinny::packed(p)));
+      if (as_skinny(p, [&](auto gemm) { a = max_of(a, gemm.packed(p)); })) return;
       const int64_t packs = block_packs<Operand>(p.K), row_tiles = ceil_div(split.row_block, Shape::rows);
       a = max_of(a, row_tiles * max_of(Shape::a_panel(true, packs), Shape::a_panel(false, packs)));
       b = max_of(b, (keeps_b(split) ? ceil_div(split.col_block, Shape::cols) : 1) * panel_b(packs));
@@ -123,8 +137,7 @@ class Task {
     const int64_t row = index / split.col_tasks * split.rows, col = index % split.col_tasks * split.cols;
     const Block task{row, min_of(split.rows, p.M - row), col, min_of(split.cols, p.N - col)};
     if (p.K == 0) return fill_block<Operand>(p, task);
-    if constexpr (skinny)
-      if (Skinny::fits(p)) return Skinny::run(p, col, col + task.cols, a_);
+    if (as_skinny(p, [&](auto gemm) { gemm.run(p, col, col + task.cols, a_); })) return;
     const int64_t step = block_k<Operand>(p.K);
     for (int64_t col0 = 0; col0 < task.cols; col0 += split.col_block)
       for (int64_t k0 = 0; k0 < p.K; k0 += step) {
@@ -143,13 +156,13 @@ class Task {
     const PanelSource<T> a{p.a.data, p.a.row_stride, p.a.col_stride, p.a.rows, nullptr, p.K};
     const PanelSource<T> b{p.b.data, p.b.col_stride, p.b.row_stride, nullptr, p.b.rows, p.K};
     const auto pack = [&](int64_t col, int64_t width, T* out) {
-      with_elements<Operand>(b, p.b.low,
-                             [&](const auto& from) { pack_b_parts<Operand>(from, col, width, k0, elements, out); });
+      with_weights<Operand>(p.b, p.K,
+                            [&](const auto& from) { pack_b_parts<Operand>(from, col, width, k0, elements, out); });
     };
     const int64_t packs = packs_of<Operand>(elements), col_end = block.col + block.cols;
     const bool keeps = keeps_b(split) && !p.packed_b;
     // Reads a panel of B in place if it is used once or twice and has full rows.
-    const bool in_place = Operand::exact && b.along_w() && !b.k_rows && block.rows <= 2 * Shape::rows;
+    const bool in_place = Operand::exact && p.b.plain() && b.along_w() && !b.k_rows && block.rows <= 2 * Shape::rows;
     if (keeps)
       for (int64_t col = block.col; col < col_end; col += Shape::cols)
         pack(col, min_of<int64_t>(Shape::cols, col_end - col), b_ + (col - block.col) / Shape::cols * panel_b(packs));
@@ -157,7 +170,7 @@ class Task {
       const Block part{row, min_of(split.row_block, block.row + block.rows - row), block.col, block.cols};
       Tile<T> tile{};
       tile.packs = packs;
-      const RowPanels<T> rows = load_rows(a, p.a.low, part, k0, elements, packs);
+      const RowPanels<T> rows = load_rows(a, p.a.low(), part, k0, elements, packs);
       for (int64_t col = part.col; col < col_end; col += Shape::cols) {
         tile.cols = min_of<int64_t>(Shape::cols, col_end - col);
         tile.b_stride = Shape::cols;
@@ -178,8 +191,8 @@ class Task {
           const int64_t width = min_of<int64_t>(Shape::cols, col_end - next_col),
                         count = min_of(elements, p.K - next_k);
           if (!in_place && count > 0)
-            with_elements<Operand>(
-                b, p.b.low, [&](const auto& from) { prefetch = columns_of(from, next_col, width, next_k, count); });
+            with_weights<Operand>(
+                p.b, p.K, [&](const auto& from) { prefetch = columns_of(from, next_col, width, next_k, count); });
         }
         if ((p.packed_b || keeps) && next > 0) prefetch = Prefetch::of(tile.b + panel_b(packs), 1, panel_b(packs), 0);
         const bool last = k0 + elements == p.K;

@@ -13,7 +13,7 @@ static void grouped_forward(const Context& ctx, const GroupedGemmArgs& args) {
     GemmProblem<T> p{};
     p.M = args.group_sizes[g], p.N = O, p.K = I;
     p.a = {static_cast<const T*>(args.x) + row * I, I, 1};
-    p.b = {static_cast<const T*>(args.w) + g * O * I, 1, I};
+    p.b = weights_of<T>(args.w, args.w_stored, 1, I, args.G * O * I, g * O * I);
     p.c = static_cast<T*>(args.y) + row * O;
     p.c_stride = O;
     problems[g] = p;
@@ -32,7 +32,7 @@ static void grouped_gradients(const Context& ctx, const GroupedGemmBackwardArgs&
     GemmProblem<T> p{};
     p.M = args.group_sizes[g], p.N = I, p.K = O;
     p.a = {static_cast<const T*>(args.dy) + row * O, O, 1};
-    p.b = {static_cast<const T*>(args.w) + g * O * I, I, 1};
+    p.b = weights_of<T>(args.w, args.w_stored, I, 1, args.G * O * I, g * O * I);
     p.c = static_cast<T*>(args.dx) + row * I;
     p.c_stride = I;
     problems[count++] = p;

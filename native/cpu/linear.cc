@@ -31,7 +31,7 @@ static void linear_forward(const Context& ctx, const LinearArgs& args) {
   GemmProblem<T> p{};
   p.M = args.T, p.N = args.O, p.K = args.I;
   p.a = {static_cast<const T*>(args.x), args.I, 1};
-  p.b = {static_cast<const T*>(args.w), 1, args.I};
+  p.b = weights_of<T>(args.w, args.w_stored, 1, args.I, args.O * args.I);
   p.c = static_cast<T*>(args.y);
   p.c_stride = args.O;
   p.bias = static_cast<const T*>(args.bias);
@@ -46,7 +46,7 @@ static void linear_gradients(const Context& ctx, const LinearBackwardArgs& args)
     GemmProblem<T> p{};
     p.M = args.T, p.N = args.I, p.K = args.O;
     p.a = {dy, args.O, 1};
-    p.b = {static_cast<const T*>(args.w), args.I, 1};
+    p.b = weights_of<T>(args.w, args.w_stored, args.I, 1, args.O * args.I);
     p.c = static_cast<T*>(args.dx ? args.dx : args.dx_sum);
     p.accumulate = args.dx_sum != nullptr;
     p.c_stride = args.I;

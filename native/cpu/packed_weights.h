@@ -12,7 +12,7 @@ class PackedWeights {
   // weights [batch, K, N], batch_stride elements apart.
   PackedWeights(const Context& ctx, PackedCopies* copies, const MatrixView<T>& weights, int64_t batch,
                 int64_t batch_stride, int64_t K, int64_t N, DType compute)
-      : size_(copies ? packed_size<T>(ctx, K, N, compute) : 0) {
+      : size_(copies && weights.plain() ? packed_size<T>(ctx, K, N, compute) : 0) {
     if (size_ == 0 || batch == 0) return;
     const int32_t along_k = weights.row_stride == 1;
     const PackKey key{kPanels + along_k, compute, batch, K, N}, mark{kMark + along_k, compute, batch, K, N};

@@ -24,6 +24,7 @@ void token_mask(const Context&, const TokenMaskArgs& args) {
     case DType::bf16: return mask_from<Bf16>(args);
     case DType::f16: return mask_from<F16>(args);
     case DType::i32: return mask_from<I32>(args);
+    case DType::int8: return;  // no tensor of elements
   }
 }
 

@@ -92,7 +92,8 @@ static Types types_of(DType dtype) {
     case DType::f64: return {CUDA_R_64F, CUBLAS_COMPUTE_64F};
     case DType::bf16: return {CUDA_R_16BF, CUBLAS_COMPUTE_32F};
     case DType::f16: return {CUDA_R_16F, CUBLAS_COMPUTE_32F};
-    case DType::i32: break;
+    case DType::i32:
+    case DType::int8: break;
   }
   fail(ErrorCode::dtype, "a GEMM needs floating point, got %s", dtype_name(dtype));
 }

@@ -83,14 +83,17 @@ static void forward(const Context& ctx, const ExpertFfnArgs& args, const ExpertR
   const int64_t shared_width = is_low_precision<O> ? width : max_of(width, outputs);
   Scratch<Stored<O>> x_rows(ctx, copies ? count * shared_width : 0), h(ctx, count * columns.width);
   Scratch<Stored<O>> unsaved(ctx, args.a ? 0 : count * columns.a_width);
-  OperandWeight<T, O> w1(ctx, args.w1, args.compute, E, H, D, args.w1_packed, w1_rows(args.activation, 1));
-  OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, outputs, H, args.w2_packed);
+  OperandWeight<T, O> w1(ctx, args.w1, args.w1_stored, args.compute, E, H, D, args.w1_packed,
+                         w1_rows(args.activation, 1));
+  OperandWeight<T, O> w2(ctx, args.w2, args.w2_stored, args.compute, E, outputs, H, args.w2_packed);
   Stored<O>* a = args.a ? static_cast<Stored<O>*>(args.a) : unsaved.get();
 
   if (gathers) {
-    fill_operands(ctx, FillOperand<T, O, PlannedToken>{x, x_rows.get(), count, D, {rows.plan}}, w1.fill(), w2.fill());
-  } else if (copies) {
-    fill_operands(ctx, FillOperand<T, O, SameRow>{x, x_rows.get(), count, D, {}}, w1.fill(), w2.fill());
+    fill_operands(ctx, FillOperand<T, O, PlannedToken, Values<T>>{{x, D}, x_rows.get(), count, D, {rows.plan}},
+                  w1.fill(), w2.fill());
+  } else {
+    fill_operands(ctx, FillOperand<T, O, SameRow, Values<T>>{{x, D}, x_rows.get(), copies ? count : 0, D, {}},
+                  w1.fill(), w2.fill());
   }
   w1.filled(), w2.filled();
   if (count > 0) {

@@ -293,9 +293,9 @@ static void backward(const Context& ctx, const ExpertFfnBackwardArgs& args, cons
   Scratch<Stored<O>> wh(ctx, is_low_precision<O> ? count * hidden.width : 0), da(ctx, count * hidden.a_width);
   Scratch<T> q(ctx, count * hidden.width), dots(ctx, args.dweight ? count * (p.strips + 1) : 0);
   Scratch<T> sums(ctx, biases ? p.row_blocks.count() * p.sum_width : 0);
-  OperandWeight<T, O> w1(ctx, args.w1, args.compute, args.dx ? E : 0, H, D, args.dx ? args.w1_packed : nullptr,
-                         w1_rows(args.activation, 1));
-  OperandWeight<T, O> w2(ctx, args.w2, args.compute, E, p.out, H, args.w2_packed);
+  OperandWeight<T, O> w1(ctx, args.w1, args.w1_stored, args.compute, args.dx ? E : 0, H, D,
+                         args.dx ? args.w1_packed : nullptr, w1_rows(args.activation, 1));
+  OperandWeight<T, O> w2(ctx, args.w2, args.w2_stored, args.compute, E, p.out, H, args.w2_packed);
   p.g = g.get(), p.x_rows = x_rows.get(), p.q = q.get(), p.da = da.get();
   p.dots = dots.get(), p.sums = sums.get(), p.wh = wh.get();
   if constexpr (!is_low_precision<O>) p.wh = q.get();

@@ -50,7 +50,7 @@ class GivenGroups {
 template <class T, class O>
 static void forward(const Context& ctx, const GroupedGemmArgs& args) {
   const OperandRows<T, O> x(ctx, args.x, args.R, args.I);
-  OperandWeight<T, O> w(ctx, args.w, args.compute, args.G, args.O, args.I, args.w_packed);
+  OperandWeight<T, O> w(ctx, args.w, args.w_stored, args.compute, args.G, args.O, args.I, args.w_packed);
   fill_operands(ctx, x.fill(), w.fill());
   w.filled();
   const GivenGroups groups(ctx, args);
@@ -66,7 +66,7 @@ void grouped_gemm(const Context& ctx, const GroupedGemmArgs& args) {
 template <class T, class O>
 static void backward(const Context& ctx, const GroupedGemmBackwardArgs& args) {
   const OperandRows<T, O> dy(ctx, args.dy, args.R, args.O), x(ctx, args.x, args.dw ? args.R : 0, args.I);
-  OperandWeight<T, O> w(ctx, args.w, args.compute, args.dx ? args.G : 0, args.O, args.I,
+  OperandWeight<T, O> w(ctx, args.w, args.w_stored, args.compute, args.dx ? args.G : 0, args.O, args.I,
                         args.dx ? args.w_packed : nullptr);
   fill_operands(ctx, dy.fill(), x.fill(), w.fill());
   w.filled();

@@ -32,7 +32,7 @@ static void add_bias(const Context& ctx, int64_t rows, int64_t columns, const T*
 template <class T, class O>
 static void forward(const Context& ctx, const LinearArgs& args) {
   const OperandRows<T, O> x(ctx, args.x, args.T, args.I);
-  OperandWeight<T, O> w(ctx, args.w, args.compute, 1, args.O, args.I, args.w_packed);
+  OperandWeight<T, O> w(ctx, args.w, args.w_stored, args.compute, 1, args.O, args.I, args.w_packed);
   fill_operands(ctx, x.fill(), w.fill());
   w.filled();
   const int64_t K = x.get().columns;
@@ -68,7 +68,7 @@ static void backward(const Context& ctx, const LinearBackwardArgs& args) {
   const bool wants_dx = args.dx || args.dx_sum, products = wants_dx || args.dw;
   const OperandRows<T, O> dy(ctx, args.dy, products ? args.T : 0, args.O);
   const OperandRows<T, O> x(ctx, args.x, args.dw ? args.T : 0, args.I);
-  OperandWeight<T, O> w(ctx, args.w, args.compute, wants_dx ? 1 : 0, args.O, args.I,
+  OperandWeight<T, O> w(ctx, args.w, args.w_stored, args.compute, wants_dx ? 1 : 0, args.O, args.I,
                         wants_dx ? args.w_packed : nullptr);
   fill_operands(ctx, dy.fill(), x.fill(), w.fill());
   w.filled();

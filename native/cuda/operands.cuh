@@ -1,7 +1,7 @@
 #pragma once
 #include <type_traits>
 
-#include "core/convert.h"
+#include "core/blocks.h"
 #include "core/pack.h"
 #include "cuda/blas.h"
 #include "cuda/row_lanes.cuh"
@@ -58,23 +58,71 @@ __device__ static inline Vector<Stored<O>, N> rounded(const Vector<T, N>& values
   return out;
 }
 
+// What an operand is filled from, N values from column j of a row on: values in T, or a weight of any stored type.
+template <class T>
+struct Values {
+  const T* data;
+  int64_t columns;
+
+  const void* address() const { return data; }
+  template <int N>
+  __device__ Vector<T, N> at(int64_t row, int64_t j) const {
+    return load<N>(data + row * columns + j);
+  }
+};
+template <class T>
+struct WeightValues {
+  const void* data;
+  DType stored;
+  int64_t rows, columns;
+
+  const void* address() const { return data; }
+  template <int N>
+  __device__ Vector<T, N> at(int64_t row, int64_t j) const {
+    const int64_t i = row * columns + j;
+    if (stored == DType::bf16) return widened<Bf16, N>(i);
+    if (stored == DType::f16) return widened<F16, N>(i);
+    if (stored == DType::int8) return of_block<N>(row, j);
+    return load<N>(static_cast<const T*>(data) + i);
+  }
+
+ private:
+  template <class Low, int N>
+  __device__ Vector<T, N> widened(int64_t i) const {
+    const Vector<uint16_t, N> values = load<N>(static_cast<const uint16_t*>(data) + i);
+    Vector<T, N> out;
+    for (int c = 0; c < N; ++c) out[c] = Low::load(values[c]);
+    return out;
+  }
+  template <int N>
+  __device__ Vector<T, N> of_block(int64_t row, int64_t j) const {  // vectors are aligned, so they are in one block
+    const auto* q = static_cast<const int8_t*>(data);
+    const auto* scales = reinterpret_cast<const uint16_t*>(q + scales_at(rows * columns));
+    const float scale = f16_to_float(scales[row * blocks_of(columns) + j / kBlockElements]);
+    const Vector<int8_t, N> levels = load<N>(q + row * columns + j);
+    Vector<T, N> out;
+    for (int c = 0; c < N; ++c) out[c] = static_cast<float>(levels[c]) * scale;
+    return out;
+  }
+};
+
 // to [to_rows, padded columns] = rows of from [.., columns]
-template <class T, class O, class Rows>
+template <class T, class O, class Rows, class From>
 struct FillOperand {
   static constexpr int kWidth = vector_width<Stored<O>>;
 
-  const T* from;
+  From from;
   Stored<O>* to;
   int64_t to_rows, columns;
   Rows rows;
 
-  bool vectors() const { return columns % kWidth == 0 && aligned(from, to); }
+  bool vectors() const { return columns % kWidth == 0 && aligned(from.address(), to); }
   template <int N, class Lanes>
   __device__ void fill(int64_t to_row, Lanes lanes) const {
     const int64_t row = rows(to_row), width = padded<O>(columns);
     write_row<N>(to + to_row * width, width, lanes, [&](int64_t j) {
       Vector<T, N> values{};
-      if (row >= 0 && j < columns) values = load<N>(from + row * columns + j);
+      if (row >= 0 && j < columns) values = from.template at<N>(row, j);
       return rounded<O>(values);
     });
   }
@@ -120,11 +168,11 @@ void fill_operands(const Context& ctx, Fs... fills) {
 template <class T, class O>
 class OperandRows {
  public:
-  using Fill = FillOperand<T, O, SameRow>;
+  using Fill = FillOperand<T, O, SameRow, Values<T>>;
 
   OperandRows(const Context& ctx, const void* x, int64_t rows, int64_t columns)
       : copy_(ctx, is_low_precision<O> ? rows * padded<O>(columns) : 0),
-        fill_{static_cast<const T*>(x), copy_.get(), is_low_precision<O> ? rows : 0, columns, {}},
+        fill_{{static_cast<const T*>(x), columns}, copy_.get(), is_low_precision<O> ? rows : 0, columns, {}},
         matrix_{is_low_precision<O> ? copy_.get() : x, rows, padded<O>(columns)} {}
 
   const Fill& fill() const { return fill_; }
@@ -182,22 +230,25 @@ class KeptCopy {
   Divisor by_rows_, by_columns_;
 };
 
-// A weight [batch, parts · rows, columns] as an operand: itself, or a rounded copy of which each part has padded rows
-// and columns. A parameter keeps its copy until it changes.
+// A weight [batch, parts · rows, columns] as an operand: itself, or a copy in the operand's type, of which each part
+// has padded rows and columns. A parameter keeps its copy until it changes.
 template <class T, class O>
 class OperandWeight {
  public:
-  using Fill = FillOperand<T, O, PaddedBatch>;
+  using Fill = FillOperand<T, O, PaddedBatch, WeightValues<T>>;
 
-  OperandWeight(const Context& ctx, const void* w, DType compute, int64_t batch, int64_t rows, int64_t columns,
-                PackedCopies* copies, int64_t parts = 1)
+  OperandWeight(const Context& ctx, const void* w, DType stored, DType compute, int64_t batch, int64_t rows,
+                int64_t columns, PackedCopies* copies, int64_t parts = 1)
       : ctx_(ctx), copies_(copies), key_{0, compute, batch * parts, rows, columns} {
     const int64_t stored_columns = padded<O>(columns), stored_rows = padded<O>(rows);
     const int64_t all_rows = batch * parts * stored_rows;
-    fill_ = {static_cast<const T*>(w), nullptr, 0, columns, {rows, stored_rows}};
+    const bool is_operand = dtype_size(stored) == 2
+                                ? stored == compute && stored_rows == rows && stored_columns == columns
+                                : !is_low_precision<O> && !is_blocked(stored);
+    fill_ = {{w, stored, batch * parts * rows, columns}, nullptr, 0, columns, {rows, stored_rows}};
     if (all_rows > INT32_MAX) fail(ErrorCode::shape, "a weight has too many rows");
     const void* data = w;
-    if (is_low_precision<O> && !(data = copies ? copies->find(*copies, key_) : nullptr)) {
+    if (!is_operand && !(data = copies ? copies->find(*copies, key_) : nullptr)) {
       bytes_ = static_cast<size_t>(all_rows * stored_columns) * sizeof(Stored<O>);
       data = made_ = bytes_ > 0 ? stream_of(ctx).allocate(bytes_) : nullptr;
       fill_.to = static_cast<Stored<O>*>(made_);

@@ -41,6 +41,7 @@ void token_mask(const Context& ctx, const TokenMaskArgs& args) {
     case DType::bf16: return mask_from<Bf16>(ctx, args);
     case DType::f16: return mask_from<F16>(ctx, args);
     case DType::i32: return mask_from<I32>(ctx, args);
+    case DType::int8: return;  // no tensor of elements
   }
 }
 

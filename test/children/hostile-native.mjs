@@ -7,7 +7,7 @@ import { declaredOps } from '../../scripts/native-ops.mjs'
 const sizes = { B: 2, N: 4, T: 8, D: 8, E: 3, K: 2, H: 4, J: 8, C: 4, R: 16, V: 5, I: 8, A: 3, 1: 1 }
 
 // Arguments by function: x[BND] a float tensor of that shape, i[..] an i32 tensor, a ? after it makes it optional,
-// f one that no other argument is, s a shape, t a path, n a number, c a count, 0 zero, m the dtype of GEMM operands, v the rows of each rank, b a
+// w one that may be stored in fewer bits, f one that no other argument is, s a shape, t a path, n a number, c a count, 0 zero, m the dtype of GEMM operands, v the rows of each rank, b a
 // boolean, d a typed array, r:… a Float64Array with rows of such arguments. Those of the declared ops follow from their declarations.
 const signatures = {
   retain: 'x[D]',
@@ -87,10 +87,12 @@ const words = {
   saved: 'J',
 }
 
+const ofElement = { i32: 'i', weight: 'w' }
+
 function specOf({ name, macro, element, shape }) {
   if (macro === 'CREATED') return { shape: 's', dtype: 'c', device: '0' }[name]
   if (macro in kinds) return kinds[macro]
-  const kind = element === 'i32' ? 'i' : macro.endsWith('UPDATED') && name !== 'p' ? 'f' : 'x'
+  const kind = ofElement[element] ?? (macro.endsWith('UPDATED') && name !== 'p' ? 'f' : 'x')
   const anything = shape === '...' || macro.endsWith('UPDATED')
   const letters = anything
     ? ['BND']
@@ -122,8 +124,16 @@ export function nativeCaller(native, random, { any, number, pick, shapes }) {
     const size = shape.reduce((a, b) => a * b, 1)
     if (kind === 'i') return native.fromData(contents(size), 4, shape, 0)
     const value = pick([0, 1, 0.5, Number.NaN, Infinity, 1e30])
-    if (random() < 0.3) return native.full(shape, wide ? 1 : 0, 0, value)
-    return native.random(shape, wide ? 1 : 0, 0, 1, 0, 1, Math.floor(random() * 1000), 0, 0)
+    const made =
+      random() < 0.3
+        ? native.full(shape, wide ? 1 : 0, 0, value)
+        : native.random(shape, wide ? 1 : 0, 0, 1, 0, 1, Math.floor(random() * 1000), 0, 0)
+    if (kind !== 'w' || random() < 0.3) return made
+    try {
+      return native.convert(made, pick([2, 3, 5]))
+    } finally {
+      native.release(made)
+    }
   }
 
   const argument = (spec, wide, optional, replaced) => {

@@ -91,6 +91,19 @@ describe('between two tokens', () => {
       model.zeroGrad()
     }))
 
+  test('weights may be stored in another format', async () => {
+    const negated = (model: LanguageModel) => scope(() => model.head.weight.copyFrom(model.head.weight.mul(-1)))
+    await changed((model) => {
+      negated(model)
+      model.freeze('bf16')
+    })
+    const model = made()
+    const count = counted(model)
+    await textOf(model, greedy, (length) => void (length === 10 && model.freeze('bf16')))
+    expect(count.calls).toBe(8 + 1 + 1) // the next token, which is computed, and a capture
+    expect(await textOf(model)).toBe(await textOf(plain().freeze('bf16')))
+  })
+
   test('the mode may change, and parameters may be frozen', async () => {
     const model = made()
     const text = await textOf(model, greedy, (length) => {

@@ -137,14 +137,6 @@ export default [
     tests: ['test/language-model/decoding.test.ts'],
   },
   {
-    name: 'moved-model-replayed',
-    file: 'language-model/decoding.ts',
-    from: 'if (old && old.step.device === this.#model.head.weight.device) {',
-    to: 'if (old) {',
-    breaks: 'a model that was moved goes on with the weights that it had',
-    tests: ['simt/test/language-model/decoding.test.ts'],
-  },
-  {
     name: 'later-of-equal-tokens',
     file: 'language-model/descending.ts',
     from: '(x === y && a < b)',

@@ -91,7 +91,7 @@ export default [
   {
     name: 'gemm-rows-tail-not-cleared',
     file: 'native/cpu/gemm_rows.h',
-    from: '    for (int64_t k = a.K; k < padded_k(a.K); ++k) out[k] = 0;\n',
+    from: '      for (int64_t k = a.K; k < row_packs(a.K); ++k) out[k] = 0;\n',
     to: '',
     breaks: 'what was in scratch memory behind a row is multiplied by 0, and may be NaN',
     tests: ['gemm_test'],

@@ -58,6 +58,7 @@ const withoutOp = [
   'compare',
   'copy',
   'index',
+  'quantize',
   'losses',
   'plan',
   'reshape',

@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, test } from 'vitest'
-import { dtypeCode } from '../../lib/runtime/dtype.js'
+import { type DType, dtypeCode } from '../../lib/runtime/dtype.js'
 import { type Handle, native } from '../../lib/runtime/native.js'
 import { type DeclaredArgument, type DeclaredOp, declaredOps } from '../../scripts/native-ops.mjs'
 import { live } from '../support/baseline.js'
@@ -36,7 +36,7 @@ const held = (handle: Handle): Handle => {
 afterEach(() => {
   for (const handle of made.splice(0)) native.release(handle)
 })
-const zeros = (shape: readonly number[], dtype: 'f32' | 'f64' | 'i32' = 'f32') =>
+const zeros = (shape: readonly number[], dtype: DType = 'f32') =>
   held(native.full({ shape, dtype: dtypeCode(dtype), device: 0, value: 0 }))
 const code = (value: string) => expect.objectContaining({ name: 'MoeError', code: value })
 
@@ -151,7 +151,7 @@ function tensorOf(argument: DeclaredArgument): Argument {
   return { ...argument, names, dims }
 }
 
-const isTensor = ({ macro }: DeclaredArgument): boolean => /INPUT|UPDATED/.test(macro)
+const isTensor = ({ macro }: DeclaredArgument): boolean => /INPUT|WEIGHT|UPDATED/.test(macro)
 /** Not that of the op. */
 const fixedType = ({ element }: DeclaredArgument) => ['i32', 'f32', 'f64'].find((dtype) => dtype === element)
 const numbers: Record<string, unknown> = { FLAG: false, OPTIONAL_OUTPUT: true, NUMBER: 0.5, INTEGER: -100, SIZE: 1 }
@@ -203,19 +203,21 @@ describe('an argument that does not fit is an error, and nothing is left of the 
     const given = () => Object.fromEntries(args.map((argument) => [argument.name, value(argument)]))
     call(name, given())
     if (emptyPluginBuilt) expectRefused(name, given(), args)
-    const floats = tensors.filter(({ element }) => element === 'real').length
+    const isReal = ({ element }: DeclaredArgument) => element === 'real' || element === 'weight'
+    const floats = tensors.filter(isReal).length
     /** Whether a letter is told by something else too. */
     const tied = (argument: Argument, letter: string): boolean =>
       args.some((other) => other.name === letter) ||
       tensors.some((other) => other.name !== argument.name && other.names.flat().includes(letter))
     for (const argument of tensors) {
-      const { names, dims, element } = argument
+      const { names, dims } = argument
       const wrong: [string, number[], string?][] = []
       const fixed = fixedType(argument)
       if (fixed) wrong.push(['DTYPE', dims, fixed === 'i32' ? 'f32' : 'i32'])
-      if (element === 'real')
+      if (isReal(argument))
         wrong.push(
           ['DTYPE', dims, 'i32'],
+          ...(argument.element === 'real' ? [['DTYPE', dims, 'bf16'] as [string, number[], string]] : []),
           ...(floats > 1 ? [['DTYPE', dims, 'f64'] as [string, number[], string]] : []),
         )
       const anyRank = argument.shape.includes('...')
@@ -229,6 +231,18 @@ describe('an argument that does not fit is an error, and nothing is left of the 
         expect(() => call(name, all), `${argument.name}: ${dtype} [${shape}]`).toThrow(code(expected))
         expect(live()).toEqual(before)
       }
+    }
+    const weights = tensors.filter(({ element }) => element === 'weight')
+    for (const { name: weight, dims } of weights)
+      for (const stored of ['bf16', 'f16'] as const) call(name, { ...given(), [weight]: zeros(dims, stored) })
+    if (weights.length > 0) {
+      const wide = (argument: DeclaredArgument) =>
+        isTensor(argument) && argument.element === 'real' && value(argument) !== null
+          ? zeros(tensorOf(argument).dims, 'f64')
+          : value(argument)
+      const stored = Object.fromEntries(weights.map(({ name, dims }) => [name, zeros(dims, 'f16')]))
+      const all = { ...Object.fromEntries(args.map((argument) => [argument.name, wide(argument)])), ...stored }
+      expect(() => call(name, { ...all, compute: dtypeCode('f64') })).toThrow(code('DTYPE'))
     }
   })
 })

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import type { Tensor } from '../../lib/index.js'
+import { scope, type Tensor } from '../../lib/index.js'
 
 export type Numbers = ArrayLike<number>
 
@@ -22,6 +22,7 @@ export const listOf = (tensor: Tensor): number[] => Array.from(tensor.dataSync()
 
 /** A hash of the bytes of a tensor, which is far cheaper to compare than its numbers. */
 export function bitsOf(tensor: Tensor): string {
+  if (tensor.dtype === 'int8') return scope(() => bitsOf(tensor.to('f32')))
   const { buffer, byteOffset, byteLength } = tensor.dataSync()
   return createHash('sha256')
     .update(Buffer.from(buffer, byteOffset, byteLength))

@@ -103,7 +103,7 @@ is<Experts>()(new Experts(4, 16, 32))
 is<Experts>()(new Experts(4, 16, 32, { dtype: 'f64' }))
 for (const [name, parameter] of moe.namedParameters()) {
   is<string>()(name)
-  is<Float32Array | Float64Array>()(parameter.dataSync())
+  is<Float32Array | Float64Array | Uint16Array>()(parameter.dataSync()) // bits, if it is frozen in bf16 or f16
 }
 
 class Model extends Module {

@@ -53,7 +53,44 @@ T same(T value) {
   return value;
 }
 
+// Calls f(first element, elements, offset of the scale) for each block.
+template <class F>
+void for_blocks(const Tensor& t, F&& f) {
+  auto scale = static_cast<size_t>(scales_at(t.size));
+  for (int64_t row = 0; row < t.size; row += t.columns)
+    for (int64_t at = 0; at < t.columns; at += kBlockElements, scale += 2)
+      f(static_cast<size_t>(row + at), std::min(kBlockElements, t.columns - at), scale);
+}
+
+Bytes encoded_blocks(const Tensor& t) {
+  Bytes bytes(t.bytes_in_memory());
+  for_blocks(t, [&](size_t first, int64_t count, size_t at) {
+    const auto x = [&](int64_t i) { return static_cast<float>(t.numbers[first + static_cast<size_t>(i)]); };
+    const auto q = [&](int64_t i, int8_t level) { bytes[first + static_cast<size_t>(i)] = static_cast<char>(level); };
+    const uint16_t scale = quantize_block(count, x, q);
+    std::memcpy(&bytes[at], &scale, sizeof scale);
+  });
+  return bytes;
+}
+
+std::vector<double> decoded_blocks(const Tensor& t, const Bytes& bytes) {
+  std::vector<double> numbers(static_cast<size_t>(t.size));
+  for_blocks(t, [&](size_t first, int64_t count, size_t at) {
+    uint16_t scale;
+    std::memcpy(&scale, &bytes[at], sizeof scale);
+    for (size_t i = first; i < first + static_cast<size_t>(count); ++i)
+      numbers[i] = static_cast<double>(static_cast<signed char>(bytes[i])) * static_cast<double>(f16_to_float(scale));
+  });
+  return numbers;
+}
+
 }  // namespace
+
+void Tensor::round() {
+  if (is_blocked(dtype) && !numbers.empty()) numbers = decode(encode());
+  for (double& x : numbers)
+    if (!is_blocked(dtype)) x = rounded(dtype, x);
+}
 
 Bytes Tensor::encode() const {
   switch (dtype) {
@@ -61,6 +98,7 @@ Bytes Tensor::encode() const {
     case DType::f64: return encoded<double>(numbers, same<double>);
     case DType::bf16: return encoded<uint16_t>(numbers, float_to_bf16);
     case DType::f16: return encoded<uint16_t>(numbers, float_to_f16);
+    case DType::int8: return encoded_blocks(*this);
     default: return encoded<int32_t>(numbers, [](double x) { return rounded(DType::i32, x); });
   }
 }
@@ -71,6 +109,7 @@ std::vector<double> Tensor::decode(const Bytes& bytes) const {
     case DType::f64: return decoded<double>(bytes, same<double>);
     case DType::bf16: return decoded<uint16_t>(bytes, bf16_to_float);
     case DType::f16: return decoded<uint16_t>(bytes, f16_to_float);
+    case DType::int8: return decoded_blocks(*this, bytes);
     default: return decoded<int32_t>(bytes, same<int32_t>);
   }
 }
@@ -90,6 +129,19 @@ DType Problem::dtype() const {
   for (const Field& field : op->fields)
     if (field.role == Role::dtype) return member<DType>(const_cast<char*>(args), field.offset);
   return DType::f32;
+}
+
+static bool is_compact(DType type) {
+  return dtype_size(type) == 2 || is_blocked(type);
+}
+
+DType Problem::stored(const Field& weight) const {
+  for (const Field& field : op->fields)
+    if (field.role == Role::stored && weight.name == std::string(field.shape)) {
+      const DType type = member<DType>(const_cast<char*>(args), field.offset);
+      return is_compact(type) ? type : dtype();
+    }
+  return dtype();
 }
 
 void Problem::fit(const Backend& backend, const std::function<Result(const Problem&)>& run) {
@@ -129,6 +181,8 @@ std::string Case::name() const {
       text += " " + std::to_string(member<int32_t>(args, field.offset));
     else if (field.role == Role::compute)
       text += std::string(" in ") + dtype_name(member<DType>(args, field.offset));
+    else if (field.role == Role::stored && is_compact(member<DType>(args, field.offset)))
+      text += std::string(", ") + field.shape + " in " + dtype_name(member<DType>(args, field.offset));
   }
   for (const Tensor& t : empty.tensors) {
     if (!t.present) text += ", no " + t.name;
@@ -149,8 +203,7 @@ Problem Case::problem(int64_t most) const {
     if (t.role != Role::output) fill_normal(t, p.random);
   }
   for (const Fill& f : fills) f(p);
-  for (Tensor& t : p.tensors)
-    for (double& x : t.numbers) x = rounded(t.dtype, x);
+  for (Tensor& t : p.tensors) t.round();
   return p;
 }
 
@@ -160,12 +213,15 @@ std::string difference(const Case& c, const Problem& wanted, const std::vector<B
   for (size_t i = 0; i < c.empty.tensors.size(); ++i) {
     const Tensor& t = c.empty.tensors[i];  // of the dtype that was run
     if (t.role == Role::input || !t.present || t.opaque || c.only_runs) continue;
-    const std::vector<double>& want = wanted.tensors[i].numbers;
-    const std::vector<double> got = t.decode(bytes[i]);
     const bool exact = c.exact || t.dtype == DType::i32;
+    Tensor expected = t;
+    expected.numbers = wanted.tensors[i].numbers;
+    if (exact && !is_blocked(t.dtype)) expected.round();
+    const std::vector<double>& want = expected.numbers;
+    const std::vector<double> got = t.decode(bytes[i]);
     double squares = 0, norm = 0;
     for (size_t j = 0; j < want.size(); ++j) {
-      const double a = got[j], b = exact ? rounded(t.dtype, want[j]) : want[j];
+      const double a = got[j], b = want[j];
       if ((std::isnan(a) && std::isnan(b)) || (a == b && (!exact || std::signbit(a) == std::signbit(b)))) {
         norm += std::isfinite(b) ? b * b : 0;
       } else if (exact || !std::isfinite(a) || !std::isfinite(b)) {

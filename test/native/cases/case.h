@@ -8,6 +8,7 @@
 
 #include "../check.h"
 #include "../cuda/size.h"
+#include "core/blocks.h"
 #include "core/op_fields.h"
 
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"  // a case names the sizes and attributes alone
@@ -19,6 +20,11 @@ namespace st_moe::test {
 
 constexpr DType kReals[] = {DType::f32, DType::f64};
 constexpr DType kDTypes[] = {DType::f32, DType::f64, DType::bf16, DType::f16, DType::i32};
+
+// What a weight may be stored as.
+inline std::vector<DType> stored_as(DType real) {
+  return real == DType::f32 ? std::vector{DType::f32, DType::bf16, DType::f16, DType::int8} : std::vector{real};
+}
 
 inline std::vector<DType> reals() {
   return small() ? std::vector{DType::f32} : std::vector{DType::f32, DType::f64};
@@ -42,10 +48,13 @@ struct Tensor {
   int64_t size;
   std::string shares{};  // the tensor whose memory it has
   bool present = true;
+  int64_t columns = 1;             // of a row, where the dtype has blocks
   bool opaque = false;             // in a layout of the backend: an input comes from the forward of the same backend
   std::shared_ptr<Bytes> bytes{};  // of such an input
   std::vector<double> numbers{};
 
+  size_t bytes_in_memory() const { return static_cast<size_t>(bytes_of(dtype, size, columns)); }
+  void round();  // the numbers, to those of the dtype
   Bytes encode() const;
   std::vector<double> decode(const Bytes& bytes) const;
 };
@@ -69,6 +78,7 @@ struct Problem {
   Tensor* find(const std::string& name);
   bool has(const std::string& name);  // and it is not null
   DType dtype() const;
+  DType stored(const Field& weight) const;  // dtype() unless a more compact one is named
   template <class Args>
   const Args& as() const {
     return *reinterpret_cast<const Args*>(args);

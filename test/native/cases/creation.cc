@@ -59,6 +59,7 @@ void dropout(const DropoutArgs& a, Problem& p) {
 
 void convert(const ConvertArgs&, Problem& p) {
   p["out"] = p["in"];
+  p.find("out")->round();
 }
 
 // A number halfway between two of bf16 or f16, or next to it.
@@ -88,6 +89,49 @@ void fill_any(Problem& p) {
           in.decode(Bytes(reinterpret_cast<const char*>(&bits), reinterpret_cast<const char*>(&bits) + 8))[0];
     if (std::isnan(in.numbers[i]) && i >= std::size(special)) in.numbers[i] = 0;
   }
+}
+
+// Runs of numbers of one size: from those that a scale is too coarse for to those above the largest; zeros between
+// them; and what makes a block NaN.
+void fill_runs(Problem& p) {
+  std::vector<double>& in = p["in"];
+  const int least = p.find("in")->dtype == DType::int8 ? -3 : -22, sizes = 23 - least;
+  constexpr size_t run = 23;
+  for (size_t i = 0; i < in.size(); ++i) {
+    const auto of = static_cast<int>(i / run);
+    in[i] = of % 6 == 5 ? 0 : std::ldexp(in[i], of * 7 % sizes + least);
+  }
+  if (in.size() > 100) in[in.size() - 1] = NAN, in[in.size() - 101] = -INFINITY;
+}
+
+// To int8 and back, by rows of one block, of several, of a part of one; of no elements.
+void add_blocks(Table& table) {
+  const auto add = [&](DType from, DType to, int64_t rows, int64_t columns) {
+    const int64_t size = rows * columns;
+    return table
+        .add(ConvertArgs{.in_dtype = from, .out_dtype = to, .size = size, .columns = columns},
+             {{.name = "in",
+               .offset = offsetof(ConvertArgs, in),
+               .role = Role::input,
+               .dtype = from,
+               .size = size,
+               .columns = columns},
+              {.name = "out",
+               .offset = offsetof(ConvertArgs, out),
+               .role = Role::output,
+               .dtype = to,
+               .size = size,
+               .columns = columns}})
+        .called("rows of " + std::to_string(columns))
+        .fill(fill_runs)
+        .same_bits();
+  };
+  for (const int64_t columns : {1, 5, 32, 33, 64, 100}) {
+    for (const DType dtype : kDTypes) add(dtype, DType::int8, 41, columns), add(DType::int8, dtype, 41, columns);
+    add(DType::int8, DType::int8, 41, columns);
+  }
+  add(DType::f32, DType::int8, 0, 7), add(DType::int8, DType::f32, 5, 0);
+  add(DType::f32, DType::int8, 1, 50000), add(DType::int8, DType::f32, 700, 130);
 }
 
 void strided_copy(const StridedCopyArgs& a, Problem& p) {
@@ -193,6 +237,7 @@ void creation(Table& table) {
                       .same_bits();
         if (size > 4000) c.cpu_only();
       }
+  add_blocks(table);
   add_copies(table, DType::bf16, 0);
   add_copies(table, DType::i32, 3);
   add_copies(table, DType::f64, 5);

@@ -20,6 +20,7 @@ struct Experts {
   int64_t output = 0;  // O; 0: D
   bool biases = true, multiplicative = true, straight_through = true;
   double dropout = 0;
+  DType stored{};  // w1 and w2
 
   int64_t tokens() const { return B * N; }
   int64_t rows(Rows kind) const {
@@ -127,7 +128,9 @@ Case& within(Case& c, const Experts& s, double cpu_factor) {
 
 Case& add_forward(Table& table, const Experts& s, DType dtype, DType compute, Rows kind) {
   const bool planned = kind != Rows::dense;
-  Case& c = table.add(ExpertFfnArgs{.dtype = dtype,
+  Case& c = table.add(ExpertFfnArgs{.w1_stored = s.stored,
+                                    .w2_stored = s.stored,
+                                    .dtype = dtype,
                                     .compute = compute,
                                     .T = s.tokens(),
                                     .K = planned ? s.K : 1,
@@ -240,6 +243,17 @@ std::vector<Experts> device_shapes() {
   return all;
 }
 
+// w1 and w2 in fewer bits: of few and of many tokens per expert, in every `compute`.
+void add_stored(Table& table) {
+  Experts few{"stored weights", 1, 3, 70, 4, 2, 3, 37}, many{"stored weights", 2, 90, 24, 4, 2, 40, 130};
+  for (const DType stored : {DType::bf16, DType::f16, DType::int8})
+    for (Experts s : {few, many}) {
+      s.stored = stored;
+      for (const DType compute : {DType::f32, DType::bf16, DType::f16, kBf16x3})
+        if (!small() || compute == DType::f32 || compute == stored) add_planned(table, s, DType::f32, compute);
+    }
+}
+
 void add_low_precision(Table& table) {
   for (int32_t i = 0; i < kActivationCount; ++i)
     for (const DType compute : {DType::bf16, DType::f16, kBf16x3}) {
@@ -338,7 +352,7 @@ void experts(Table& table) {
   const Experts large{"large", 2, 700, 16, 2, 2, 600, 800};
   const Case forward = add_forward(table, large, DType::f32, DType::f32, Rows::sorted).cpu_only();
   if (!small()) add_gradient(table, large, forward);
-  add_low_precision(table), add_dense(table), add_wrong_plans(table), add_special_values(table);
+  add_low_precision(table), add_stored(table), add_dense(table), add_wrong_plans(table), add_special_values(table);
 }
 
 }  // namespace st_moe::test

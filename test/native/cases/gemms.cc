@@ -96,22 +96,22 @@ void add_matmul(Table& table, DType dtype, int64_t batch, int64_t M, int64_t N, 
       .tolerance(2 * sum_slack(K), sum_slack(K));
 }
 
-void add_linear(Table& table, DType dtype, DType compute, int64_t T, int64_t I, int64_t O) {
+void add_linear(Table& table, DType dtype, DType compute, DType stored, int64_t T, int64_t I, int64_t O) {
   for (const bool biased : {true, false}) {
-    Case& c = table.add(LinearArgs{.dtype = dtype, .compute = compute, .T = T, .I = I, .O = O});
+    Case& c = table.add(LinearArgs{.w_stored = stored, .dtype = dtype, .compute = compute, .T = T, .I = I, .O = O});
     c.tolerance(2 * sum_slack(I), sum_slack(I));
     if (!biased) c.without("bias");
   }
   const double slack = sum_slack(std::max(T, O));
   for (const char* no_dx : {"dx", "dx_sum"})
-    table.add(LinearBackwardArgs{.dtype = dtype, .compute = compute, .T = T, .I = I, .O = O})
+    table.add(LinearBackwardArgs{.w_stored = stored, .dtype = dtype, .compute = compute, .T = T, .I = I, .O = O})
         .without(no_dx)
         .tolerance(2 * slack, slack);
 }
 
 // With sizes that only the device knows, and with those that the host knows as well.
-void add_grouped(Table& table, DType dtype, DType compute, const Sizes& sizes, int64_t R, int64_t I, int64_t O,
-                 bool wrong) {
+void add_grouped(Table& table, DType dtype, DType compute, DType stored, const Sizes& sizes, int64_t R, int64_t I,
+                 int64_t O, bool wrong) {
   const int64_t G = static_cast<int64_t>(sizes.size());
   const double slack = sum_slack(std::max({I, O, R}));
   for (const bool host_copies : {false, true}) {
@@ -120,15 +120,17 @@ void add_grouped(Table& table, DType dtype, DType compute, const Sizes& sizes, i
       c.tolerance(2 * slack, 4 * slack).host_copies = host_copies;
       if (wrong) c.fails(ErrorCode::shape, "", true);
     };
-    filled(table.add(GroupedGemmArgs{.dtype = dtype, .compute = compute, .R = R, .G = G, .I = I, .O = O}));
-    filled(table.add(GroupedGemmBackwardArgs{.dtype = dtype, .compute = compute, .R = R, .G = G, .I = I, .O = O}));
+    filled(table.add(
+        GroupedGemmArgs{.w_stored = stored, .dtype = dtype, .compute = compute, .R = R, .G = G, .I = I, .O = O}));
+    filled(table.add(GroupedGemmBackwardArgs{
+        .w_stored = stored, .dtype = dtype, .compute = compute, .R = R, .G = G, .I = I, .O = O}));
   }
 }
 
-void add_all(Table& table, DType dtype, DType compute) {
+void add_all(Table& table, DType dtype, DType compute, DType stored) {
   const int64_t linears[][3] = {{0, 3, 4},   {3, 0, 4},    {3, 4, 0},    {1, 1, 1},     {0, 4, 6},
                                 {70, 9, 33}, {300, 5, 65}, {2500, 2, 3}, {150, 70, 33}, {1, 9, 130}};
-  for (const auto& [T, I, O] : linears) add_linear(table, dtype, compute, T, I, O);
+  for (const auto& [T, I, O] : linears) add_linear(table, dtype, compute, stored, T, I, O);
   const struct {
     Sizes sizes;
     int64_t I, O;
@@ -142,9 +144,10 @@ void add_all(Table& table, DType dtype, DType compute) {
                 {{1, 9, 2, 7}, 64, 128},
                 {Sizes(600, 1), 2, 3}};
   for (const auto& [sizes, I, O] : groups)
-    add_grouped(table, dtype, compute, sizes, std::accumulate(sizes.begin(), sizes.end(), int64_t{0}), I, O, false);
+    add_grouped(table, dtype, compute, stored, sizes, std::accumulate(sizes.begin(), sizes.end(), int64_t{0}), I, O,
+                false);
   for (const Sizes& sizes : {Sizes{-1, 6}, Sizes{2, 2}, Sizes{INT_MAX, INT_MAX, INT_MIN}, Sizes{9, 0, 1}})
-    add_grouped(table, dtype, compute, sizes, 5, 3, 4, true);
+    add_grouped(table, dtype, compute, stored, sizes, 5, 3, 4, true);
 }
 
 }  // namespace
@@ -158,10 +161,11 @@ void gemms(Table& table) {
     for (const auto& [batch, M, N, K] :
          {std::array<int64_t, 4>{0, 2, 2, 2}, {2, 0, 3, 2}, {2, 3, 0, 2}, {2, 3, 2, 0}, {1, 1, 1, 1}})
       for (int flags : {0, 3}) add_matmul(table, dtype, batch, M, N, K, flags);
-    add_all(table, dtype, dtype);
+    for (const DType stored : stored_as(dtype)) add_all(table, dtype, dtype, stored);
   }
-  add_all(table, DType::f32, DType::bf16);
-  if (!small()) add_all(table, DType::f32, DType::f16);
+  for (const DType stored : stored_as(DType::f32)) add_all(table, DType::f32, DType::bf16, stored);
+  if (!small())
+    for (const DType stored : stored_as(DType::f32)) add_all(table, DType::f32, DType::f16, stored);
 }
 
 }  // namespace st_moe::test

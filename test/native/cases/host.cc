@@ -27,7 +27,7 @@ Result run_on_host(const Problem& problem, const OpTable& ops, int threads, bool
   for (const Tensor& t : tensors) {
     inputs.push_back(t.bytes ? *t.bytes : t.role == Role::output ? Bytes{} : t.encode());
     result.bytes.push_back(inputs.back());
-    if (t.role == Role::output) result.bytes.back() = unwritten(t.size * dtype_size(t.dtype));
+    if (t.role == Role::output) result.bytes.back() = unwritten(t.bytes_in_memory());
   }
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& t = tensors[i];
@@ -51,8 +51,11 @@ static bool widen(Problem& p) {
     if (t.dtype == DType::f32) t.dtype = DType::f64;
     for (double x : t.numbers) finite = finite && std::isfinite(x);
   }
-  for (const Field& field : p.op->fields)
-    if (field.role == Role::dtype || field.role == Role::compute) member<DType>(p.args, field.offset) = DType::f64;
+  for (const Field& field : p.op->fields) {
+    if (field.role == Role::stored) p.find(field.shape)->dtype = DType::f64;
+    if (field.role == Role::dtype || field.role == Role::compute || field.role == Role::stored)
+      member<DType>(p.args, field.offset) = DType::f64;
+  }
   return finite;
 }
 

@@ -38,12 +38,14 @@ Case& Table::add(const char* op, const void* args, size_t size, std::vector<Tens
     int64_t elements = 1;
     const Shape shape = known_shape(field, args);
     for (size_t i = 0; i < shape.size(); ++i) elements *= shape[i];
-    const DType dtype = field.element == ElementType::i32   ? DType::i32
-                        : field.element == ElementType::f32 ? DType::f32
-                        : field.element == ElementType::f64 ? DType::f64
-                                                            : real;
+    const DType dtype = field.element == ElementType::i32      ? DType::i32
+                        : field.element == ElementType::f32    ? DType::f32
+                        : field.element == ElementType::f64    ? DType::f64
+                        : field.element == ElementType::weight ? c.empty.stored(field)
+                                                               : real;
     c.empty.tensors.push_back(
         {field.name, field.offset, field.role == Role::created ? Role::output : field.role, dtype, elements});
+    if (shape.size() > 0) c.empty.tensors.back().columns = shape[shape.size() - 1];
     c.empty.tensors.back().opaque = std::string(field.shape).ends_with(" saved");
     c.empty.fitted = c.empty.fitted && !c.empty.tensors.back().opaque;
   }
@@ -63,7 +65,7 @@ static void copy_args(const OpInfo& from_op, const void* from_args, const OpInfo
     for (const Field& from : from_op.fields) {
       if (to.is_tensor() || to.role == Role::packed || to.role == Role::host_copy) continue;
       if (std::strcmp(to.name, from.name) != 0) continue;
-      const bool narrow = to.role == Role::dtype || to.role == Role::compute ||
+      const bool narrow = to.role == Role::dtype || to.role == Role::compute || to.role == Role::stored ||
                           (to.role == Role::attribute && to.attribute >= AttributeType::integer &&
                            to.attribute != AttributeType::number);
       std::memcpy(to_args + to.offset, static_cast<const char*>(from_args) + from.offset, narrow ? 4 : 8);

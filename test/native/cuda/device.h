@@ -8,6 +8,11 @@ namespace st_moe::test {
 
 using Packed = std::map<std::string, PackedCopies*>;  // of the parameters, by the names of the arguments
 
+// Tensors in blocks begin where the memory does.
+inline size_t bytes_of_shift(const Tensor& t, int64_t shift) {
+  return is_blocked(t.dtype) ? 0 : static_cast<size_t>(shift) * dtype_size(t.dtype);
+}
+
 // Copies in, runs, copies out. The status is that of the op, or of the first copy. Tensors begin `shift` elements after
 // memory as it is allocated, which is aligned for 128-bit accesses.
 inline Result run_on_device(const Problem& problem, const std::string& name, bool host_copies, int64_t shift = 0,
@@ -21,7 +26,7 @@ inline Result run_on_device(const Problem& problem, const std::string& name, boo
   for (const Tensor& t : call.tensors) {
     Bytes bytes = t.bytes ? *t.bytes : t.encode();
     if (t.role == Role::output) bytes = unwritten(bytes.size());
-    const size_t skipped = static_cast<size_t>(shift) * dtype_size(t.dtype);
+    const size_t skipped = bytes_of_shift(t, shift);
     memory.push_back(static_cast<char*>(gpu.allocate(ctx, bytes.size() + skipped)) + skipped);
     check(gpu.copy_in(ctx, memory.back(), bytes.data(), bytes.size()).code == ErrorCode::none, "%s: copy in",
           name.c_str());
@@ -51,7 +56,7 @@ inline Result run_on_device(const Problem& problem, const std::string& name, boo
     if (i == 0 && copied.code != ErrorCode::none)  // reported once
       copied = gpu.copy_out(ctx, result.bytes[i].data(), memory[i], result.bytes[i].size());
     check(copied.code == ErrorCode::none, "%s: %s", name.c_str(), copied.text);
-    const size_t skipped = static_cast<size_t>(shift) * dtype_size(call.tensors[i].dtype);
+    const size_t skipped = bytes_of_shift(call.tensors[i], shift);
     gpu.release(ctx, static_cast<char*>(memory[i]) - skipped, result.bytes[i].size() + skipped);
   }
   if (!ran) result.bytes.clear();
