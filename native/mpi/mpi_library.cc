@@ -62,6 +62,7 @@ static LibraryProbe open(const std::string& path) {
   // UCX, which MPICH uses, would replace the code of munmap and its like while other threads run it. It needs that only
   // to keep memory registered with a network adapter.
   setenv("UCX_MEM_EVENTS", "n", 0);
+  setenv("UCX_LOG_FILE", "stderr", 0);  // by default it logs to standard output, which is the program's
   const SignalHandlers handlers;
   void* file = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!file) {

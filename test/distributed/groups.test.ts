@@ -3,7 +3,7 @@ import { once } from 'node:events'
 import { copyFileSync, existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { afterEach, beforeEach, describe, expect, type TestContext, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, onTestFinished, type TestContext, test, vi } from 'vitest'
 import { initProcessGroup, ProcessGroup, processBackends } from '../../lib/index.js'
 import { codeOf, runRanks } from '../support/jobs.js'
 import { mpiFor } from '../support/mpi.js'
@@ -42,6 +42,15 @@ describe.each(libraries)('%s', (name) => {
         message: '[initProcessGroup] MPI cannot be initialized a second time in a process',
       })
     }
+  })
+
+  test.runIf(name === 'mpich')('what UCX logs is not on standard output', async (context) => {
+    vi.stubEnv('UCX_LOG_LEVEL', 'info')
+    onTestFinished(() => void vi.unstubAllEnvs())
+    const { exitCode, answers, errors } = await run(context, name, 2, 'facts') // which reads standard output as JSON
+    expect(exitCode).toBe(0)
+    expect(answers.map(([{ rank }]) => rank)).toEqual([0, 1])
+    expect(errors.join('\n')).toMatch(/UCX +INFO/)
   })
 
   test('connects the processes of its own mpiexec', async (context) => {
