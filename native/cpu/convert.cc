@@ -29,6 +29,7 @@ static void to_blocks(const Context& ctx, const ConvertArgs& args) {
   auto* q = static_cast<int8_t*>(args.out);
   auto* scales = reinterpret_cast<uint16_t*>(q + scales_at(args.size));
   const int64_t columns = args.columns, blocks = blocks_of(columns);
+  if (args.size == 0) return;
   std::memset(q + args.size, 0, static_cast<size_t>(scales_at(args.size) - args.size));
   for_rows(ctx, args, [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)

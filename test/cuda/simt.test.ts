@@ -171,7 +171,9 @@ describe.skipIf(!emulatorBuilt)('device cuda on the emulator', () => {
       }
       const layer = new Linear(24, 40, { computeDtype: 'bf16', device: 'cpu' })
       const onCpu = kept(layer)
-      expect(onCpu).toBeGreaterThanOrEqual(2 * 24 * 40)
+      const hasBf16 = /bf16|amx/.test(devices().find(({ device }) => device === 'cpu')?.variant ?? '')
+      if (hasBf16) expect(onCpu).toBeGreaterThanOrEqual(2 * 24 * 40)
+      else expect(onCpu).toBe(0) // a processor without such instructions has no use for a copy
       expect(kept(layer.to('cuda'))).toBeGreaterThanOrEqual(2 * 24 * 40)
       expect(kept(layer.to('cpu'))).toBe(onCpu)
     }))
