@@ -1,3 +1,4 @@
+// Not under sanitizers: JavaScript reads the headers.
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'

@@ -1,3 +1,4 @@
+// Not under sanitizers: what it counts are tensors, and the texts of warnings.
 import { describe, expect, it } from 'vitest'
 import { runChild } from '../support/child.js'
 import { long } from '../support/numbers.js'

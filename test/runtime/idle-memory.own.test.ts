@@ -1,3 +1,4 @@
+// Not on the emulator: the cache is that of the CPU.
 import { setTimeout as delay } from 'node:timers/promises'
 import { describe, expect, test } from 'vitest'
 import { memory, ones, zeros } from '../../lib/index.js'
