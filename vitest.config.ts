@@ -52,6 +52,7 @@ export default defineConfig({
           name: 'processes',
           include: [...within(here), own],
           exclude: left,
+          globalSetup: ['test/support/built.ts'],
           setupFiles: ['test/support/device.ts'],
         },
       },

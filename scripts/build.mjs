@@ -8,6 +8,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { build } from 'esbuild'
 import { writeNativeOps } from './native-ops.mjs'
+import { marked } from './sources.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const at = (...names) => path.join(root, ...names)
@@ -48,6 +49,7 @@ await build({
 })
 for (const file of filesIn('dist').filter((name) => name.endsWith('.js')))
   writeFileSync(file, ownNames(readFileSync(file, 'utf8')))
+writeFileSync(at('dist/index.js'), marked(readFileSync(at('dist/index.js'), 'utf8')))
 chmodSync(at('dist/cli.js'), 0o755)
 
 const page = 'cli/ui/page'

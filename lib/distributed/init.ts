@@ -5,7 +5,7 @@ import { show, within } from '../runtime/errors.js'
 import { native } from '../runtime/native.js'
 import { boolean, number, type OptionsOf, oneOf, optional, reader } from '../runtime/options.js'
 import { groupOfAll, type ProcessGroup } from '../runtime/process-group.js'
-import { findLibrary, installCommands } from './libraries.js'
+import { findLibrary, installCommand } from './libraries.js'
 
 const declared = {
   /** What connects the processes: 'mpi', through the standard ABI of MPI 5.0. Default 'mpi'. */
@@ -99,7 +99,7 @@ const textOf = (tried: readonly string[]): string =>
     'no MPI library with the standard ABI of MPI 5.0 can be used.',
     'Tried:',
     ...tried.map((line) => `  ${line}`),
-    `To install one, run: ${installCommands}`,
+    `To install one, run: ${installCommand}`,
   ].join('\n')
 
 /** The number of processes that a launcher has started: 1 without one, 0 if it does not say. */
@@ -125,7 +125,7 @@ export function processBackends(): ProcessBackendInfo[] {
   const found = findLibrary()
   if ('tried' in found) {
     const reason = found.tried.join('\n')
-    return [{ backend: 'mpi', available: false, stage: 'library', reason, install: installCommands }]
+    return [{ backend: 'mpi', available: false, stage: 'library', reason, install: installCommand }]
   }
   return [{ backend: 'mpi', available: true, library: found.path, version: found.version }]
 }

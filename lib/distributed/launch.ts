@@ -75,7 +75,7 @@ export type LaunchOptions = OptionsOf<typeof declared>
  * ended with its leader, so that no child of a rank is left. If a process fails, the others have `grace` milliseconds to
  * notice. If this process exits, its jobs get SIGKILL.
  *
- * Errors: OPTION; UNSUPPORTED on Windows, where the MPI library's own mpiexec starts jobs.
+ * Errors: OPTION; UNSUPPORTED on Windows, where there are no process groups in this version.
  *
  * @example
  * ```ts
@@ -92,10 +92,8 @@ export function launch(program: string, args: readonly string[], options: Launch
   if (given === '') fail('OPTION', op, 'program must be the name of a program, got ""')
   const list = copyArray(op, 'args', args, 100_000).map((arg, i) => checkText(op, `args[${i}]`, arg))
   const values = readOptions(op, options)
-  if (process.platform === 'win32') {
-    const text = `the processes of a job on Windows are started by the mpiexec of the MPI library: mpiexec -n ${values.processes} ${given} …`
-    fail('UNSUPPORTED', op, text)
-  }
+  if (process.platform === 'win32')
+    fail('UNSUPPORTED', op, 'process groups are not available on Windows in this version')
   return new RunningJob(given, list, values)
 }
 

@@ -2,6 +2,7 @@ import { basename, join } from 'node:path'
 import { folderOf } from '../runtime/addon.js'
 import { damageOf, sonameOf } from '../runtime/library-file.js'
 import { native } from '../runtime/native.js'
+import { notPublished } from '../runtime/published.js'
 
 /** The environment variable that names the MPI library. */
 const variable = 'ST_MOE_MPI_LIBRARY'
@@ -72,5 +73,5 @@ function faultOf(file: string): string | null {
   return `${soname} has the ABI of its implementation; ${fileName} of the same implementation has the standard one of MPI 5.0`
 }
 
-/** The commands that install a library. */
-export const installCommands = `npm install ${packageName}, or in an active Python environment: pip install mpich`
+/** The command that installs a library. */
+export const installCommand = `pip install mpich, in an active Python environment; ${notPublished(packageName)}`

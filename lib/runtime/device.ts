@@ -5,6 +5,7 @@ import { checkInteger } from './check.js'
 import { MoeError, show, within } from './errors.js'
 import { damageOf } from './library-file.js'
 import { addonFile, native } from './native.js'
+import { notPublished } from './published.js'
 
 /**
  * The device of a tensor. 'cuda' is 'cuda:0'. Devices of a plugin that ST_MOE_PLUGINS names have the plugin's name in
@@ -73,7 +74,7 @@ function pluginFault(path: string): string | null {
     const fix = prebuilt ? `Install ${cuda.package} again, or in a clone run: ${cuda.build}` : none
     return `${path}: ${damage}. ${fix}`
   }
-  const source = prebuilt ? `Run: npm install ${cuda.package} (in a clone: ${cuda.build})` : none
+  const source = prebuilt ? `In a clone run: ${cuda.build}; ${notPublished(cuda.package)}` : none
   return `the CUDA plugin is not installed (${path}). ${source}`
 }
 

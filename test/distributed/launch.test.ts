@@ -280,12 +280,12 @@ test('an unknown signal is an OPTION error', async () => {
   expect((await job.ended).exitCode).toBe(137)
 })
 
-test('on Windows the error names the launcher of the MPI library', () => {
+test('on Windows the error says that there are no process groups', () => {
   const { platform } = process
   Object.defineProperty(process, 'platform', { value: 'win32' })
   try {
     const start = () => launch('node', ['a.js'], { processes: 4 })
-    expect(start).toThrow('the mpiexec of the MPI library: mpiexec -n 4 node …')
+    expect(start).toThrow('[launch] process groups are not available on Windows in this version')
     expect(start).toThrow(MoeError)
     expect(codeOf(start)).toBe('UNSUPPORTED')
   } finally {

@@ -1,0 +1,3 @@
+export function hashOfSources(): string
+export function marked(source: string): string
+export function faultOfBuild(): string | null
