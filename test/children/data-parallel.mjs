@@ -269,4 +269,67 @@ async function loads() {
   group.destroy()
 }
 
-await runJob({ steps, data, loads })
+/** A layer in float32 and one in float64, a router with a bias that is no parameter, and a frozen layer. */
+class Mixed extends Module {
+  constructor(share) {
+    super()
+    this.first = new Linear(16, 16)
+    this.exact = new Linear(16, 16, { dtype: 'f64' })
+    this.moe = new MoE({ dim: 16, numExperts: 2, ...all, scoreFunction: 'sigmoid', expertBias: true, ...share })
+    this.frozen = new Linear(16, 3)
+    for (const parameter of this.frozen.parameters()) parameter.requiresGrad = false
+  }
+  lossOf(x) {
+    const y = this.exact.forward(this.first.forward(x).to('f64')).to('f32')
+    return this.frozen.forward(this.moe.forward(y).outputs).square().mean()
+  }
+}
+
+/** Replicas of experts count once, dtypes do not mix in a bucket, and everything begins as on rank 0. */
+function mixed() {
+  const group = initProcessGroup()
+  const { rank, size: R } = group
+  const inputs = range(R, (r) => {
+    manualSeed(100 + r)
+    return randn([2, 12, 16])
+  })
+  const made = (seed, share) => {
+    manualSeed(seed)
+    const model = new Mixed(share)
+    model.moe.gate.expertBias.copyFrom(randn([2]).mul(0.01))
+    return model
+  }
+  const one = made(5, {})
+  for (const x of inputs)
+    one
+      .lossOf(x)
+      .mul(1 / R)
+      .backward()
+  const gradients = one.gradDict()
+  const norm = clipGradNorm(one.parameters(), 1e9)
+  for (const [name, seed, share] of [
+    ['on every rank', 5 + rank, {}],
+    ['shared out', 5, { processGroup: group }],
+  ])
+    for (const shardOptimizer of [false, true]) {
+      const what = `${name}, ${shardOptimizer}`
+      const model = made(seed, share)
+      const parallel = dataParallel(model, group, { shardOptimizer })
+      const whole = one.stateDict()
+      for (const [key, x] of Object.entries(model.stateDict())) {
+        expect(`${what}: dtype of ${key}`, x.dtype, whole[key].dtype)
+        expect(`${what}: first ${key}`, numbers(x), numbers(whole[key]))
+      }
+      model.lossOf(inputs[rank]).backward()
+      for (const [key, x] of Object.entries(model.gradDict())) {
+        expect(`${what}: dtype of d ${key}`, x.dtype, gradients[key].dtype)
+        const isElsewhere = shardOptimizer && numbers(x).every((value) => value === 0)
+        if (!isElsewhere) near(`${what}: d ${key}`, numbers(x), numbers(gradients[key]), 2e-6)
+      }
+      near(`${what}: norm`, numbers(parallel.clipGradNorm(1e9)), [norm], 1e-6)
+      parallel.dispose()
+    }
+  group.destroy()
+}
+
+await runJob({ steps, data, loads, mixed })
