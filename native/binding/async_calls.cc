@@ -52,7 +52,7 @@ void AsyncCalls::Recording::run() {
     });
   was_aborted = is_cancelled;
   if (!failed_op && !was_aborted) return;
-  for (auto& [storage, backup] : backups) attempt("asyncEnd", [&] { backup.restore(); });
+  for (auto& entry : backups) attempt("asyncEnd", [&] { entry.second.restore(); });
 }
 
 void AsyncCalls::stop() {

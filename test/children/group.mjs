@@ -1,9 +1,11 @@
 // A process of a job. The first argument says what it does, others where. Prints lines of JSON.
 import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { existsSync, readFileSync, writeFileSync, writeSync } from 'node:fs'
+import { connect, createServer } from 'node:net'
 import { join } from 'node:path'
 import { Worker } from 'node:worker_threads'
-import { getNumThreads, initProcessGroup, processBackends } from '../../dist/index.js'
+import { getNumThreads, initProcessGroup, ops, processBackends, tensor } from '../../dist/index.js'
 
 const [what, where, folder] = process.argv.slice(2)
 const say = (value) => writeSync(1, `${JSON.stringify(value)}\n`)
@@ -82,6 +84,37 @@ function missing() {
     sleep(8000)
   } else say(failure(() => (rank === 1 ? pair : all).barrier()))
   process.exit(3)
+}
+
+/**
+ * Rank 2 does not come to a broadcast that reaches rank 3 through it, so that the last two wait at different calls: 3 there,
+ * 0 and 1 in a barrier behind it.
+ */
+function between() {
+  const group = initProcessGroup({ timeout: 4000 })
+  const broadcast = () => ops.broadcast(tensor([1, 2]), group, { root: 0 })
+  broadcast() // the first is compared
+  group.barrier()
+  if (group.rank === 2) {
+    say({ message: '' })
+    sleep(8000)
+  } else say(failure(() => [broadcast(), group.barrier()][1]))
+  process.exit(3)
+}
+
+/** After the start nobody asks the launcher which processes have ended: its socket says here that it has itself. */
+async function told() {
+  const group = initProcessGroup()
+  const server = createServer({ allowHalfOpen: true }).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const socket = connect({ port: server.address().port, host: '127.0.0.1', allowHalfOpen: true }).pause()
+  const [other] = await once(server, 'connection')
+  await new Promise((resolve) => other.end(resolve))
+  process.env.ST_MOE_ENDED_FD = String(socket._handle.fd)
+  say(failure(() => group.barrier()))
+  group.destroy()
+  for (const each of [socket, other]) each.destroy()
+  server.close()
 }
 
 /** A call that the ranks make differently; then another one. */
@@ -177,4 +210,4 @@ async function workers() {
   }
 }
 
-await { facts, groups, missing, disagree, lose, start, startKilled, workers }[what]()
+await { facts, groups, missing, between, told, disagree, lose, start, startKilled, workers }[what]()

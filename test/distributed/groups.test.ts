@@ -139,6 +139,19 @@ describe.each(libraries)('%s', (name) => {
     expect(which).toEqual([undefined, ': rank 2 is missing', undefined, ': ranks 0, 1, 2 are missing'])
   })
 
+  test.runIf(waits)('a rank that waits at an earlier call of the group is missing at a later one', async (context) => {
+    const { answers } = await run(context, name, 4, 'between')
+    const which = answers.map(([{ message }]) => /\(timeout\)(.*)$/.exec(message)?.[1])
+    const behind = ': ranks 2, 3 are missing'
+    expect(which).toEqual([behind, behind, undefined, ': ranks 0, 1, 2 are missing'])
+  })
+
+  test('after the start the watch alone says who has ended', async (context) => {
+    const { exitCode, answers, errors } = await run(context, name, 2, 'told')
+    expect({ exitCode, errors }).toEqual({ exitCode: 0, errors: [] })
+    expect(answers).toEqual([[{ result: null }], [{ result: null }]])
+  })
+
   test.runIf(waits)('a rank that stops before it comes is a TIMEOUT error', async (context) => {
     const { answers, ranks } = await run(context, name, 3, 'start', 'SIGSTOP')
     const message = '[initProcessGroup] MPI_Init_thread did not return within 3 s (timeout)'

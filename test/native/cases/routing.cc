@@ -336,7 +336,7 @@ void add_expert_choice(Table& table) {
                                           {0, 4, 3, 2, 1},
                                           {2, 0, 3, 2, 4}})
         for (const bool masks : {false, true}) {
-          const auto options = [&](auto args) {
+          const auto options = [&, B = B, N = N, D = D, E = E, C = C](auto args) {
             args.dtype = dtype, args.B = B, args.N = N, args.D = D, args.E = E;
             args.balance_loss_coef = 0.5, args.router_z_loss_coef = 0.25, args.over_experts = over_experts,
             args.training = C != 80;

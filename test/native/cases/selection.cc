@@ -83,7 +83,7 @@ void add_gathers(Table& table, DType dtype, bool backward) {
     if (small() && T * K * I > 20'000) continue;
     const GatherArgs forward{.dtype = dtype, .T = T, .A = A, .K = K, .I = I};
     const GatherBackwardArgs gradient{.dtype = dtype, .T = T, .K = K, .I = I, .A = A};
-    const auto both = [&](Fill wrong, bool fails) {
+    const auto both = [&, A = A](Fill wrong, bool fails) {
       Case& c = table.add(forward).fill(below("index", A)).fill(wrong).same_bits();
       if (fails) c.fails(ErrorCode::option, "index must be in [0, ");
       if (!backward) return;

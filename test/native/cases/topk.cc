@@ -53,7 +53,7 @@ void topk(Table& table) {
       table.add(TopkArgs{.dtype = dtype, .T = T, .E = E, .K = K}).fill(many_ties).same_bits();
       table.add(TopkArgs{.dtype = dtype, .T = T, .E = E, .K = K}).same_bits();
       table.add(TopkBackwardArgs{.dtype = dtype, .T = T, .E = E, .K = K})
-          .fill([E, K](Problem& p) {
+          .fill([E = E, K = K](Problem& p) {
             for (size_t i = 0; i < p["index"].size(); ++i) p["index"][i] = double((i / K * 7 + i % K) % E);
           })
           .same_bits();
