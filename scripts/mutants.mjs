@@ -1,14 +1,16 @@
 // Mutation testing: applies one mutant at a time to a copy of the source and checks that a test fails. The mutants are
 // in test/mutants/*.mjs, each with the tests that should catch it. Those run first; if they pass, the lanes release and
 // simt of .ci/run follow. test/mutants/caught.json keeps which were caught, each with a hash of the mutant, its file and its
-// tests: it is not run again until one of them changes.
+// tests. One that was caught counts as caught until it is run again, and is run again once one of those has changed: first
+// those that never were caught, then those.
 //
 //   node scripts/mutants.mjs                      all of them
 //   node scripts/mutants.mjs --only cpu,NAME      lists or single ones
 //   node scripts/mutants.mjs --list               only checks that each can still be applied
 //   node scripts/mutants.mjs --quick              without the lanes
+//   node scripts/mutants.mjs --minutes 60         begins none after so many; the next run goes on
 //
-// Exit code 0: all are caught; 1: one survived, does not compile, or cannot be applied.
+// Exit code 0: all that were run are caught; 1: one survived, does not compile, or cannot be applied.
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
@@ -50,14 +52,17 @@ function complaints({ file, from, to, breaks, tests }) {
 }
 
 /** Changes when the mutant, its file or a test named does. */
-function keyOf({ file, from, to, tests }) {
+const keyOf = ({ file, from, to, tests }) => hashOf(file, from, to, ...sourcesOf(file, tests))
+
+/** The file and its tests. */
+function sourcesOf(file, tests) {
   const nativeTests = readdirSync(path.join(root, 'test/native'), { recursive: true }).map(String)
   const named = tests.flatMap((test) =>
     test.endsWith('.ts')
       ? [test.replace(/^simt\//, '')]
       : nativeTests.filter((name) => /\.(cc|h|cu)$/.test(name)).map((name) => path.join('test/native', name)),
   )
-  return hashOf(file, from, to, ...[file, ...named].map(source))
+  return [file, ...named].map(source)
 }
 
 async function judge({ file, from, to, tests }, quick) {
@@ -84,13 +89,18 @@ async function judge({ file, from, to, tests }, quick) {
   }
 }
 
-/** The tests named must pass where nothing is changed. */
-async function baseline(mutants, results) {
+async function buildBaseline() {
   const failed = await buildAll()
   if (failed) throw new Error(`the copy cannot be built:\n${failed.slice(-4000)}`)
-  for (const test of new Set(mutants.flatMap(({ tests }) => tests))) {
-    const key = hashOf(test, ...[...new Set(mutants.filter(({ tests }) => tests.includes(test)).map(keyOf))])
+}
+
+/** The tests that a mutant names must pass where nothing is changed: once for the files of its mutants as they are. */
+async function baseline({ file, tests }, results) {
+  for (const test of tests) {
+    const key = hashOf(test, ...new Set(known.filter((each) => each.tests.includes(test)).map(keyOf)))
     if (results.baseline[test] === key) continue
+    const refused = await build(file, tests) // of what a mutant before left in it
+    if (refused) throw new Error(`the copy cannot be built:\n${refused.slice(-4000)}`)
     const { passed, output } = await runTest(test)
     if (!passed) throw new Error(`${test} fails without a mutant:\n${output.slice(-4000)}`)
     results.baseline[test] = key
@@ -116,20 +126,28 @@ function record(mutant, result) {
 }
 
 function summary(mutants) {
-  const count = (list) => list.filter(isCaught).length
+  const count = (list) => list.filter(wasCaught).length
   for (const list of [...new Set(mutants.map(({ list }) => list))]) {
     const own = mutants.filter((mutant) => mutant.list === list)
     console.log(`${list}: ${count(own)} of ${own.length} caught`)
   }
-  console.log(`${count(mutants)} of ${mutants.length} caught`)
-  return count(mutants) === mutants.length
+  const now = mutants.filter(isCurrent).length
+  console.log(`${count(mutants)} of ${mutants.length} caught, ${now} of them with the files of today`)
 }
 
-const isCaught = (mutant) => caught[mutant.name] === keyOf(mutant)
+const wasCaught = ({ name }) => name in caught
+const isCurrent = (mutant) => caught[mutant.name] === keyOf(mutant)
 
 const { values } = parseArgs({
-  options: { only: { type: 'string' }, list: { type: 'boolean' }, quick: { type: 'boolean' } },
+  options: {
+    only: { type: 'string' },
+    list: { type: 'boolean' },
+    quick: { type: 'boolean' },
+    minutes: { type: 'string', default: 'Infinity' },
+  },
 })
+const minutes = Number(values.minutes)
+if (!(minutes > 0)) throw new Error(`--minutes must be a positive number, got ${values.minutes}`)
 const only = values.only?.split(',')
 const known = await readMutants()
 const stray = only?.filter((word) => !known.some(({ name, list }) => name === word || list === word)) ?? []
@@ -138,23 +156,27 @@ const mutants = known.filter(({ name, list }) => !only || only.includes(name) ||
 
 if (values.list) {
   for (const { list, name, file, breaks } of mutants) console.log(`${list}/${name} (${file}): ${breaks}`)
-  const before = mutants.filter(({ name }) => caught[name])
-  const now = mutants.filter(isCaught)
-  console.log(`${before.length} were caught, ${now.length} of them with the files of today`)
+  summary(mutants)
   console.log(`${mutants.length} mutants can be applied`)
 } else {
   copyTree()
   const results = load()
-  const open = mutants.filter((mutant) => !isCaught(mutant))
-  if (open.length > 0) await baseline(open, results)
-  for (const mutant of open) {
+  const never = mutants.filter((mutant) => !wasCaught(mutant))
+  const stale = mutants.filter((mutant) => wasCaught(mutant) && !isCurrent(mutant))
+  let escaped = 0
+  for (const [i, mutant] of [...never, ...stale].entries()) {
+    if (performance.now() > minutes * 60_000) break
+    if (i === 0) await buildBaseline()
+    await baseline(mutant, results)
     const from = performance.now()
     const { result, by, output } = await judge(mutant, values.quick)
     const seconds = Math.round((performance.now() - from) / 1000)
     results.mutants[mutant.name] = { result, by, output: output?.slice(-3000), seconds }
     save(results)
     record(mutant, result)
+    if (result !== 'caught') escaped++
     console.log(`${result.padEnd(8)}  ${mutant.list}/${mutant.name}  ${by ?? ''}  ${seconds} s`)
   }
-  process.exitCode = summary(mutants) ? 0 : 1
+  summary(mutants)
+  process.exitCode = escaped === 0 ? 0 : 1
 }
