@@ -1,5 +1,6 @@
 #include "mpi/watch.h"
 
+#include <cstdio>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -34,12 +35,13 @@ static int connect_to(uint16_t port) {
 // The watches of a job, each connected in a thread of its own.
 struct Job {
   std::vector<std::unique_ptr<Watch>> ranks;
-  explicit Job(int size, const std::function<void(const Watch::Invitation&)>& before = {}) {
+  explicit Job(int size, const std::function<void(const Watch::Invitation&)>& before = {}, bool one_host = true) {
     for (int rank = 0; rank < size; ++rank) ranks.push_back(std::make_unique<Watch>(rank, size));
-    const Watch::Invitation invitation = ranks[0]->listen(true);
+    const Watch::Invitation invitation = ranks[0]->listen(one_host);
     if (before) before(invitation);
     std::vector<std::thread> threads;
-    for (auto& watch : ranks) threads.emplace_back([&] { watch->connect(invitation, true, Clock::now() + kPatience); });
+    for (auto& watch : ranks)
+      threads.emplace_back([&] { watch->connect(invitation, one_host, Clock::now() + kPatience); });
     for (std::thread& thread : threads) thread.join();
   }
   void expect_lost(int rank, int lost) {
@@ -108,6 +110,46 @@ static void test_missing() {
   }
 }
 
+// Ranks of several machines come by the addresses of rank 0's.
+static void test_addresses() {
+  Watch alone(0, 1);
+  const Watch::Invitation invitation = alone.listen(false);
+  for (int i = 0; i < invitation.count; ++i)
+    check(invitation.addresses[i] != htonl(INADDR_LOOPBACK), "other machines are told of the loopback");
+  if (invitation.count == 0) {
+    std::printf("no network: ranks of several machines are not tried\n");
+    return;
+  }
+  Job job(3, {}, false);
+  job.ranks[1]->stop();
+  job.expect_lost(0, 1);
+  job.expect_lost(2, 1);
+}
+
+static void test_nobody_listens() {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);  // keeps its port, and does not listen
+  sockaddr_in at{};
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof at;
+  auto* address = reinterpret_cast<sockaddr*>(&at);
+  check(bind(fd, address, size) == 0 && getsockname(fd, address, &size) == 0, "no port");
+  for (const bool same_host : {true, false}) {
+    Watch::Invitation invitation{};
+    invitation.port = at.sin_port;
+    Watch watch(1, 2);
+    try {
+      watch.connect(invitation, same_host, Clock::now() + kPatience);
+      check(false, "a rank connects to nobody");
+    } catch (const Error& error) {
+      check(error.code() == ErrorCode::timeout &&
+                std::strcmp(error.what(), "rank 1 cannot connect to the watch of rank 0") == 0,
+            "the error is '%s'", error.what());
+    }
+  }
+  close(fd);
+}
+
 // Rank 0 knows who waits where, and forgets it.
 static void test_waiting() {
   Job job(3);
@@ -146,6 +188,8 @@ int main() {
   test_farewell();
   test_strangers();
   test_missing();
+  test_addresses();
+  test_nobody_listens();
   return check_result();
 }
 #else
