@@ -33,12 +33,6 @@ export default [
     '!a.assignment && a.row_of',
     'a null pointer is written to',
   ),
-  rule(
-    'slots-overflow',
-    'if (a.assignment) expect_slots(a);',
-    'if (a.K < 0) expect_slots(a);',
-    'rows of slots overflow',
-  ),
   rule('masked-sum-of-dx', 'if (a.dx_sum && a.mask)', 'if (a.dx_sum && !a.mask)', 'the gradient of padding is added'),
   rule('half-a-factored-moment', '!a.row != !a.col', '!a.row && a.col', 'a null pointer is updated'),
   rule('no-moment', '!a.row && !a.v', '!a.row && !a.v && a.m', 'a null pointer is updated'),

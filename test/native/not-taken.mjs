@@ -1,3 +1,232 @@
-// Branches of native/ that no test of scripts/coverage-native.mjs can take: a line, or a whole file; one `side` or both.
-// `lacks`: the entry is for processors without that instruction set. `sometimes`: a run may take it.
-export default []
+// Branches of native/ that no test of scripts/coverage-native.mjs takes: lines, or a whole file, with a reason. `lacks`: the
+// reason holds for processors without that instruction set. `sometimes`: a run on another machine, or with the emulator
+// built, may take it.
+const lines = (file, reason, texts) => texts.map((text) => ({ file, text, ...reason }))
+
+const plugin = { reason: 'devices of a plugin: the lane simt runs them', sometimes: true }
+const otherGemms = { reason: 'bf16 GEMMs of another processor', lacks: 'avx512_bf16' }
+const cpu = { reason: 'another processor or system', sometimes: true }
+const call = { reason: 'a call of the system or of MPI that does not fail here', sometimes: true }
+const host = { reason: 'needs ranks on several machines', sometimes: true }
+const end = {
+  reason: 'an end of a list of all cases, or of element types that no tensor of the op has',
+  sometimes: true,
+}
+
+export default [
+  { file: 'native/cpu/gemm_amx.h', ...otherGemms },
+  { file: 'native/cpu/amx.h', ...otherGemms },
+  ...lines('native/binding/async_calls.cc', plugin, ['for (Device* device : devices)']),
+  ...lines('native/binding/call.cc', plugin, ['if (device_ && device_ != tensor.device)']),
+  ...lines('native/binding/environment.cc', plugin, [
+    'case ErrorCode::device_fault: return "DEVICE_FAULT";',
+    'if (!library.plugin) fail(ErrorCode::backend_unavailable, "%s: %s", library.probe.stage, library.probe.reason);',
+    'if (!recording || &recording->device() == &device) return;',
+    'if (device->plugin) found.push_back(device.get());',
+  ]),
+  ...lines('native/binding/handles.cc', plugin, [
+    'if (library.plugin && index < library.probe.device_count) library.plugin->describe(index, &description);',
+    'if (!device.backend->set_memory_limit)',
+    'if (device.plugin) c.environment.async.wait();  // its stream is not for two threads',
+    'if (device.plugin) tensor.storage->remember(bytes_of(array), dtype);',
+    'if (x.device->plugin && x.device->plugin == device.plugin && device.backend->copy_across) {',
+    '} else if (x.device->plugin && device.plugin) {',
+    '} else if (x.device->plugin) {',
+    'if (device.plugin) y.storage->remember(x.data(), x.dtype);',
+  ]),
+  ...lines('native/binding/op_call.cc', plugin, [
+    'if (compute == kBf16x3 && !device_->backend->bf16x3) compute = dtype_;',
+    'if (device && device != &item.device()) fail(ErrorCode::device, "all tensors of a batch must be on one device");',
+  ]),
+  ...lines('native/core/backend.h', plugin, [
+    'const int64_t values = backend.saved_values ? backend.saved_values(activation, H, compute) : 0;',
+  ]),
+  ...lines('native/core/capture.cc', plugin, [
+    'if (step_) table_.release(device_.context, step_);',
+    'if (storage.packed()) storage.packed()->clear();',
+    'for (const auto& storage : held_) held(*storage);  // nothing has filled the copies',
+    'for (Storage* storage : changed_) storage->change();',
+    'for (const StepRow& row : rows) {',
+    'if (row.op) {',
+    'if (device.capture) fail(ErrorCode::unsupported, "a step is being captured on %s already", device.backend->name);',
+    'if (device.backend->capture)',
+    'else if (device.backend->host_memory)',
+    'if (!keeps_ops())',
+  ]),
+  ...lines('native/core/capture.h', plugin, [
+    'bool records_ops() const { return keeps_ops() && device_.capture == this; }',
+  ]),
+  ...lines('native/core/op_fields.cc', plugin, [
+    'if (!op.is_in(backend.ops)) fail(ErrorCode::unsupported, "%s has no op %s", backend.name, op.name);',
+  ]),
+  ...lines('native/core/plugin.cc', plugin, [
+    'return failed("plugin", reason ? reason : path + " cannot be opened");',
+    'const Plugin* plugin = entry ? entry() : nullptr;',
+    'if (!plugin) return failed("plugin", path + " is not an st-moe plugin: it has no " + kPluginSymbol);',
+    'if (plugin->abi != kBackendAbi) return failed("abi", other_abi(path, plugin->abi));',
+    'if (library.probe.device_count <= 0) library.plugin = nullptr;',
+  ]),
+  ...lines('native/core/tensor.cc', plugin, [
+    'if (!plugin) return;',
+    'if (!plugin) return {};',
+    'if (plugin && !lock.try_lock()) {',
+    'const Status error = backend.allocation_error ? backend.allocation_error(device_.context) : Status{};',
+    'if (error.code != ErrorCode::none) throw Error(error.code, error.text);',
+    'backend.name, bytes_, static_cast<long long>(device_.stats.bytes), error.text[0] ? "; " : "", error.text);',
+    'if (device_.capture) home_ = device_.capture->shared_from_this();',
+    'if (home_ && device_.capture != home_.get()) return;  // the captured step still uses it',
+    'if (!device_.plugin || device_.capture) return;',
+    'return version_ + (home_ ? home_->replays() : 0);',
+    'if (device_.capture) return drop_packed();',
+    'if (!packed_ && !home_ && data_) packed_ = std::make_unique<PackedStore>(device_);',
+  ]),
+  ...lines('native/core/tensor.h', plugin, [
+    'const int32_t* remembered() const { return remembered_.empty() || device_.capture ? nullptr : remembered_.data(); }',
+  ]),
+  ...lines('native/binding/async_calls.cc', call, [
+    'if (status != napi_ok) fail(ErrorCode::internal, "no thread-safe function (%d)", status);',
+    'if (napi_call_threadsafe_function(settle_, recording.get(), napi_tsfn_nonblocking) != napi_ok) return;',
+  ]),
+  ...lines('native/binding/lock.cc', call, ['while (result != 0 && errno == EINTR);']),
+  ...lines('native/core/wait.h', call, ['while (!changed.wait_for(lock, std::chrono::hours(1), is_done)) {']),
+  ...lines('native/cpu/pool.cc', call, ['if (dladdr(reinterpret_cast<const void*>(&keep_loaded), &own) != 0)']),
+  ...lines('native/mpi/job.cc', call, [
+    'if (FILE* file = std::fopen("/proc/sys/kernel/random/boot_id", "r")) {',
+    'if (initialized) fail(ErrorCode::unsupported, "other code of this process has initialized MPI");',
+    'if (*provided != kThreadMultiple)',
+    'for (const auto until = Clock::now() + kNotice; watch_ && Clock::now() < until; usleep(1000))',
+    'if (!file) return;',
+  ]),
+  ...lines('native/mpi/mpi_library.cc', call, [
+    'if (Get_library_version(text.data(), &length) != kSuccess) return "unknown version";',
+    'if (Error_string(code, text.data(), &length) != kSuccess) return "error " + std::to_string(code);',
+    'return {nullptr, reason ? reason : "cannot be opened"};',
+    'if (library->Abi_get_version(&major, &minor) != kSuccess || major != 1)',
+  ]),
+  ...lines('native/mpi/watch.cc', call, [
+    'if (fd < 0) fail(ErrorCode::process_group, "the watch of the processes has no socket: %s", std::strerror(errno));',
+    'while (send(fd, message, size, flags) < 0 && errno == EINTR) {',
+    'if (getifaddrs(&list) != 0) return found;',
+    'if (error == EINPROGRESS || error == EINTR) {',
+    'if (ready <= 0 || getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0) error = ETIMEDOUT;',
+    'if (bind(listener_, address, size) != 0 || ::listen(listener_, SOMAXCONN) != 0 ||',
+    'getsockname(listener_, address, &size) != 0)',
+    'if (pipe(wake_.data()) != 0) fail(ErrorCode::process_group, "the watch of the processes has no pipe");',
+    'if (n < 0 && (errno == EAGAIN || errno == EINTR)) continue;',
+    'if (n < 0 && (errno == EAGAIN || errno == EINTR)) return true;',
+    'while (write(wake_[1], &byte, 1) < 0 && errno == EINTR) {',
+  ]),
+  ...lines('native/binding/environment.cc', end, ['switch (code) {', 'case ErrorCode::none:']),
+  ...lines('native/core/binary.h', end, ['switch (kind) {']),
+  ...lines('native/core/convert.h', end, ['switch (dtype) {', 'case DType::int8: return;  // no tensor of elements']),
+  ...lines('native/core/dtype.h', end, ['switch (dtype) {']),
+  ...lines('native/core/op_fields.cc', end, ['default: return false;']),
+  ...lines('native/core/unary.h', end, ['switch (kind) {']),
+  ...lines('native/cpu/collective.h', end, [
+    'switch (dtype) {',
+    'case DType::int8: return;  // no tensor of elements',
+    'switch (reduction) {',
+  ]),
+  ...lines('native/cpu/convert.cc', end, [
+    'switch (args.out_dtype) {',
+    'case DType::int8: return;',
+    'switch (args.in_dtype) {',
+  ]),
+  ...lines('native/cpu/token_mask.cc', end, [
+    'switch (args.dtype) {',
+    'case DType::int8: return;  // no tensor of elements',
+  ]),
+  ...lines('native/cpu/control_groups.cc', cpu, [
+    'return folder == "/" || path == folder || path.rfind(folder + "/", 0) == 0;',
+    'for (std::string line; std::getline(lines, line);) {  // number:controllers:path',
+    'if (second == std::string::npos) continue;',
+    'if (limit < 0 || usage < 0) return -1;',
+    'if (dash == std::string::npos) continue;',
+    'add_up(groups, root + mount, lies_in(path, folder) ? below : "");',
+  ]),
+  ...lines('native/cpu/processor.cc', cpu, [
+    'if (has(basic.c, bit_OSXSAVE)) asm volatile("xgetbv" : "=a"(saved) : "c"(0) : "edx");',
+    'levels.v3 = has(saved, kYmm) && has(basic.c, bit_AVX | bit_FMA | bit_F16C | bit_MOVBE) &&',
+    'has(features.b, bit_AVX2 | bit_BMI | bit_BMI2) && has(extended.c, bit_LZCNT);',
+    'levels.v4 = levels.v3 && zmm && has(features.b, kAvx512);',
+    'for (const unsigned leaf : {kIntel, kAmd}) {',
+    'for (unsigned i = 0; __get_cpuid_count(leaf, i, &a, &b, &c, &d) && (a & 31) != 0; ++i) {',
+    'if (sched_getaffinity(0, sizeof mask, &mask) == 0) cpus = CPU_COUNT(&mask);',
+    'if (const int quota = group_cpus(control_groups("cpu"))) cpus = std::min(cpus, quota);',
+  ]),
+  ...lines('native/cpu/system_files.h', cpu, ['while (text.empty() && std::fgets(line, sizeof line, file))']),
+  ...lines('native/cpu/system_memory.cc', cpu, [
+    'return a < 0 ? b : b < 0 ? a : a < b ? a : b;',
+    'int64_t available = free_kib < 0 ? -1 : (free_kib + (swap_kib > 0 ? swap_kib : 0)) * 1024;',
+    'if (available >= 0) return static_cast<size_t>(available);',
+    'return pages > 0 && page > 0 ? static_cast<size_t>(pages) * static_cast<size_t>(page) : 0;',
+    'return posix_memalign(&data, kBlockAlignment, bytes) == 0 ? data : nullptr;',
+  ]),
+  ...lines('native/cpu/gemm.cc', otherGemms, [
+    'for (int64_t k0 = 0; k0 < source.K; k0 += step) {',
+    'return !gemm || compute == DType::bf16 ? gemm : compute == kBf16x3 ? gemm->sums : nullptr;',
+    'if (const Bf16Gemm* own = bf16_gemm_of(ctx, compute)) return own->rows;',
+    'return bf16 ? bf16->packed_size(K, N) : 0;  // float32 copies would double the memory for a few percent',
+    'if (const Bf16Gemm* bf16 = bf16_gemm_of(ctx, compute)) return bf16->run(ctx, problems, count);',
+  ]),
+  ...lines('native/cpu/gemm_operand.h', otherGemms, [
+    'for (; i + 16 <= count; i += 16)',
+    'for (; i + 32 <= count; i += 32) _mm512_storeu_si512(to + i, reinterpret_cast<__m512i>(along_k(from + i)));',
+    'for (; i < count; i += 16) {',
+    'for (int g = 0; g < 16; g += 4) transpose_lanes128<float>(r + g);',
+    'for (int i = 0; i < 4; ++i) {  // lane l of r[i], r[i + 4], r[i + 8], r[i + 12] → row 4·l + i',
+  ]),
+  ...lines('native/cpu/gemm_pack.h', otherGemms, [
+    'return {source.at(w, k), Operand::k_pack == 2 ? k + 1 < source.K ? source.at(w, k + 1) : zeros : nullptr};',
+    'for (int64_t k = 0; k < packs_of<Operand>(elements); k += L)',
+    'for (int64_t row = 0; row < rows; row += L) {',
+    'for (int64_t i = 0; i < L && (k + i) * Operand::k_pack < elements; ++i) {',
+    'if (rows - row >= L) {',
+    'for (int64_t i = 0; i < L; ++i) Simd<float>::store(out + (row + i) * Shape::k_stride + k, block[i]);',
+    'for (; k + L * P <= elements; k += L * P, out += L * cols) {  // whole vectors of packs',
+    'for (int i = 0; i < L; ++i) r[i] = Operand::along_k(column[i] + k);',
+    'for (int i = 0; i < L; ++i) Simd<T>::store(out + i * cols, r[i]);',
+    'for (int64_t k = ceil_div(elements, Operand::k_pack); k < packs_of<Operand>(elements); ++k)',
+    'for (int64_t g = 0; g < cols; g += L) Simd<T>::store(out + k * cols + g, typename Simd<T>::V{});',
+  ]),
+  ...lines('native/cpu/gemm_task.h', otherGemms, [
+    ': Operand::low_in_place && low && a.along_k() && stride % 2 == 0;',
+    'if (transposed) return pack_a_transposed<Part>(from, row, count, k0, elements, to);',
+    'static bool stores_rounded(const Tile<T>& tile) { return StoresRounded<Math> && tile.cols == Shape::cols; }',
+    'if (c.low && stores_rounded(tile)) tile.low = c.low + i * Shape::rows * p.c_stride;',
+  ]),
+  ...lines('native/cpu/gemm_tile.h', otherGemms, [
+    'if (tile.low) {',
+    'if (accumulate) value += S::load(c);',
+    'if (j == 0) return void(first = value);',
+  ]),
+  ...lines('native/cpu/packed_weights.h', otherGemms, [
+    'if (size_ == 0 || batch == 0) return;',
+    'if (data_) return;',
+    'Memory copy(again ? static_cast<size_t>(batch * size_) * sizeof(T) : 1);',
+    'if (!copy.data) return;  // the GEMM packs as it goes',
+    'if (again) pack_weights(ctx, weights, batch, batch_stride, K, N, compute, static_cast<T*>(copy.data));',
+    'if (!copies->keep(*copies, again ? key : mark, copy.data, copy.bytes)) return;',
+    'if (again) data_ = static_cast<const T*>(copy.data);',
+    'const T* at(int64_t index) const { return data_ ? data_ + index * size_ : nullptr; }',
+  ]),
+  ...lines('native/cpu/processor.cc', otherGemms, [
+    'levels.bf16 = levels.v4 && has(more.a, bit_AVX512BF16);',
+    'return __get_cpuid_count(kFeatures, 0, &a, &b, &c, &d) && (d & kBf16) && (d & kTile) &&',
+    'syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;',
+    'if (!has_bf16()) return 0;',
+    'for (int i = 1; i < 7; ++i) {  // the best of some, in turns: interruptions and a rising clock slow down the others',
+  ]),
+  ...lines('native/mpi/job.cc', host, [
+    'for (hosts_[r] = 0; std::memcmp((*all)[hosts_[r]].text, (*all)[r].text, sizeof(HostName)) != 0;) ++hosts_[r];',
+  ]),
+  ...lines('native/mpi/watch.cc', host, [
+    'for (const ifaddrs* each = list; each; each = each->ifa_next)',
+    'if (each->ifa_addr && each->ifa_addr->sa_family == AF_INET && (each->ifa_flags & IFF_UP) &&',
+    '!(each->ifa_flags & IFF_LOOPBACK))',
+    'if (!one_host)',
+    'for (const uint32_t own : own_addresses())',
+    'if (invitation.count < invitation.addresses.size()) invitation.addresses[invitation.count++] = own;',
+    'for (size_t i = 0; fd < 0 && i < addresses.size(); ++i) fd = connect_to(addresses[i], invitation.port, deadline);',
+  ]),
+]
